@@ -1,0 +1,73 @@
+package engine
+
+import "fmt"
+
+// Physical keys, part of the on-disk format; do not change:
+//
+//	'z' | CF byte | user key     users' data (seed 001: data keys begin with 'z')
+//	0x01 | ...                   the store's own records (package meta)
+//
+// So no user key can touch a local record, and no key begins with '!', which badger's iterators hide.
+const (
+	dataPrefix  = 'z'
+	LocalPrefix = 0x01
+)
+
+// CF is a column family. The same user key in two families is two items.
+type CF string
+
+// The column families, in the order in which snapshot files list them.
+const (
+	CFDefault CF = "default"
+	CFWrite   CF = "write"
+	CFLock    CF = "lock"
+)
+
+// CFs lists all column families in snapshot-file order.
+var CFs = []CF{CFDefault, CFWrite, CFLock}
+
+// ParseCF turns a request's column family into a CF; the empty name means default.
+func ParseCF(name string) (CF, error) {
+	switch name {
+	case "", string(CFDefault):
+		return CFDefault, nil
+	case string(CFWrite):
+		return CFWrite, nil
+	case string(CFLock):
+		return CFLock, nil
+	}
+	return "", fmt.Errorf("engine: unknown column family %q (default, write, lock)", name)
+}
+
+func (cf CF) tag() byte {
+	switch cf {
+	case CFDefault:
+		return 'd'
+	case CFWrite:
+		return 'w'
+	case CFLock:
+		return 'l'
+	}
+	panic(fmt.Sprintf("engine: unknown column family %q", string(cf)))
+}
+
+// DataKey is the physical key of a user key.
+func DataKey(cf CF, key []byte) []byte {
+	return AppendDataKey(make([]byte, 0, len(key)+2), cf, key)
+}
+
+// AppendDataKey appends the physical key to buf.
+func AppendDataKey(buf []byte, cf CF, key []byte) []byte {
+	return append(append(buf, dataPrefix, cf.tag()), key...)
+}
+
+// DataEndKey is the physical end of a range whose user end key is end; empty means unbounded.
+func DataEndKey(cf CF, end []byte) []byte {
+	if len(end) == 0 {
+		return []byte{dataPrefix, cf.tag() + 1}
+	}
+	return DataKey(cf, end)
+}
+
+// UserKey strips the prefix of a physical data key. The result aliases the argument.
+func UserKey(physical []byte) []byte { return physical[2:] }
