@@ -67,7 +67,9 @@ type StaleCommandError struct {
 	Definite bool
 }
 
-func (e *StaleCommandError) Error() string { return fmt.Sprintf("stale command, now in term %d", e.Term) }
+func (e *StaleCommandError) Error() string {
+	return fmt.Sprintf("stale command, now in term %d", e.Term)
+}
 
 // StoreNotMatchError: the request was meant for another store.
 type StoreNotMatchError struct{ Request, Actual uint64 }

@@ -210,3 +210,56 @@ func (m *storeMeta) all() []*metapb.Region {
 	}
 	return out
 }
+
+// finishSplit ends the reservation of a split: the peer is there.
+func (m *storeMeta) finishSplit(regionID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mu.splitting, regionID)
+}
+
+// releaseUnused gives back the range of a raft snapshot that raft has ignored.
+func (m *storeMeta) releaseUnused(p *peer) {
+	if p.offered {
+		p.offered = false
+		m.releaseSnapshot(p.regionID)
+	}
+}
+
+type keyRange struct{ start, end []byte }
+
+// freeRanges returns the parts of r's range that no other initialized region of this store has.
+func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []keyRange
+	start, done := r.StartKey, false
+	take := func(o *metapb.Region) {
+		if o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
+			return
+		}
+		if bytes.Compare(start, o.StartKey) < 0 {
+			out = append(out, keyRange{start, o.StartKey})
+		}
+		if len(o.EndKey) == 0 {
+			done = true
+		} else if bytes.Compare(start, o.EndKey) < 0 {
+			start = o.EndKey
+		}
+	}
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
+		take(o)
+		return o.Id == r.Id
+	})
+	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
+		if !beforeEnd(o.StartKey, r.EndKey) {
+			return false
+		}
+		take(o)
+		return true
+	})
+	if !done && beforeEnd(start, r.EndKey) {
+		out = append(out, keyRange{start, r.EndKey})
+	}
+	return out
+}

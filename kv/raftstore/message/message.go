@@ -154,6 +154,14 @@ type Operator struct {
 // it is known there, nil when it is not.
 type RegionTruth struct{ Region *metapb.Region }
 
+// BecomeSplit turns an uninitialized peer into the one that a split has created here: a raft message
+// had created it first. Campaign is set on the store of the parent's leader.
+type BecomeSplit struct {
+	Region   *metapb.Region
+	Peer     *metapb.Peer
+	Campaign bool
+}
+
 // HeartbeatNow makes a leader send its region heartbeat at once.
 type HeartbeatNow struct{}
 
@@ -176,6 +184,7 @@ func (*AskedSplit) msg()        {}
 func (*SplitAt) msg()           {}
 func (*Operator) msg()          {}
 func (*RegionTruth) msg()       {}
+func (*BecomeSplit) msg()       {}
 func (*HeartbeatNow) msg()      {}
 func (*Inspect) msg()           {}
 
