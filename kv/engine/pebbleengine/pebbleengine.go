@@ -1,0 +1,334 @@
+// Package pebbleengine is the engine over cockroachdb/pebble.
+//
+// Pebble does most of what the interface asks for by itself: batches, snapshots, bounds, range
+// deletions, checksums that are verified on every read, and write-ahead log records that tell a
+// torn tail from damage. What is added here is the treatment of failure. Where pebble meets an
+// error it cannot get over, it calls Logger.Fatalf, which by default ends the process; here it
+// makes the engine fail: the caller gets the error, and so does Options.OnFailure.
+package pebbleengine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/engine"
+)
+
+// Name is the backend's name.
+const Name = "pebble"
+
+type db struct {
+	p    *pebble.DB
+	opts engine.Options
+
+	failed atomic.Pointer[error]
+	// users counts calls that are inside pebble; Close waits for them.
+	closing sync.RWMutex
+	closed  bool
+}
+
+// Open opens or creates the engine in opts.Dir.
+func Open(opts engine.Options) (engine.Engine, error) {
+	return OpenFS(opts, vfs.Default)
+}
+
+// OpenFS is Open on another file system; for tests.
+func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
+	opts.EnsureDefaults()
+	d := &db{opts: opts}
+	cache := pebble.NewCache(opts.CacheBytes)
+	defer cache.Unref()
+	err = d.guard(func() error {
+		p, err := pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
+		if err == nil {
+			d.p = p
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", opts.Dir, err)
+	}
+	return d, nil
+}
+
+func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
+	o := &pebble.Options{
+		Cache: cache,
+		FS:    files,
+		// The newest format has log records that tell up to where the log was synced, so that
+		// damage in its middle is an error and not an early end.
+		FormatMajorVersion: pebble.FormatNewest,
+		MemTableSize:       uint64(d.opts.MemTableBytes),
+		// Two full memtables may wait while a third fills.
+		MemTableStopWritesThreshold: 3,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       16,
+		LBaseMaxBytes:               64 << 20,
+		MaxOpenFiles:                1000,
+		BytesPerSync:                1 << 20,
+		Logger:                      &logger{d},
+		EventListener:               d.events(),
+	}
+	for i := range o.Levels {
+		o.Levels[i].BlockSize = 16 << 10
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	return o
+}
+
+func (d *db) events() *pebble.EventListener {
+	return &pebble.EventListener{
+		BackgroundError: func(err error) {
+			d.opts.Logger.Warn("engine's background work failed", zap.Error(err))
+			if pebble.IsCorruptionError(err) {
+				d.fail(err)
+			}
+		},
+		DataCorruption: func(info pebble.DataCorruptionInfo) {
+			d.fail(fmt.Errorf("%w: %s", engine.ErrCorrupt, info))
+		},
+	}
+}
+
+// convert gives errors the types of package engine.
+func convert(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, engine.ErrCorrupt):
+		return err
+	case pebble.IsCorruptionError(err):
+		return fmt.Errorf("%w: %w", engine.ErrCorrupt, err)
+	case errors.Is(err, fs.ErrNotExist):
+		// A file that the manifest names is gone.
+		return fmt.Errorf("%w: %w", engine.ErrCorrupt, err)
+	}
+	return fmt.Errorf("engine: %w", err)
+}
+
+// fail makes err the answer of every later call and returns the first such error.
+func (d *db) fail(err error) error {
+	err = convert(err)
+	if d.failed.CompareAndSwap(nil, &err) && d.opts.OnFailure != nil {
+		d.opts.OnFailure(err)
+	}
+	return *d.failed.Load()
+}
+
+func (d *db) failure() error {
+	if p := d.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fatal is what Fatalf throws when guard is there to catch it.
+type fatal struct{ err error }
+
+// guard runs f, which calls pebble, and turns its panics and fatal errors into an error. Damage
+// that gets past a checksum makes the library panic rather than return.
+//
+//go:noinline
+func (d *db) guard(f func() error) (err error) {
+	defer func() {
+		switch v := recover().(type) {
+		case nil:
+		case fatal:
+			err = v.err
+		case runtime.Error:
+			err = d.fail(fmt.Errorf("%w: panic: %w", engine.ErrCorrupt, v))
+		default:
+			err = d.fail(fmt.Errorf("panic: %v", v))
+		}
+	}()
+	if err := d.failure(); err != nil {
+		return err
+	}
+	return convert(f())
+}
+
+// logger sends pebble's messages where ours go.
+type logger struct{ d *db }
+
+func (l *logger) Infof(format string, args ...any) {
+	l.d.opts.Logger.Debug(fmt.Sprintf(format, args...))
+}
+
+func (l *logger) Errorf(format string, args ...any) {
+	l.d.opts.Logger.Warn(fmt.Sprintf(format, args...))
+}
+
+// Fatalf must not return. If one of our callers is waiting up the stack, it gets the error. If not,
+// this is a goroutine of pebble's, which stops here for good, with whatever locks it holds: the
+// engine is of no use any more, and the store learns it from OnFailure.
+func (l *logger) Fatalf(format string, args ...any) {
+	err := fmt.Errorf(format, args...)
+	for _, a := range args {
+		if cause, ok := a.(error); ok {
+			err = fmt.Errorf("%s: %w", strings.TrimSuffix(fmt.Sprintf(format, args...), cause.Error()), cause)
+		}
+	}
+	err = l.d.fail(err)
+	if guarded() {
+		panic(fatal{err})
+	}
+	select {}
+}
+
+// guarded tells whether guard is on the stack of this goroutine.
+func guarded() bool {
+	pcs := make([]uintptr, 256)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, "pebbleengine.(*db).guard") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// enter keeps Close away until leave; false if the engine is closed.
+func (d *db) enter() bool {
+	d.closing.RLock()
+	if d.closed {
+		d.closing.RUnlock()
+		return false
+	}
+	return true
+}
+
+func (d *db) leave() { d.closing.RUnlock() }
+
+func (d *db) Name() string            { return Name }
+func (d *db) NativeRangeDelete() bool { return true }
+
+func (d *db) NewBatch() engine.Batch { return &batch{b: d.p.NewBatch()} }
+
+// Write commits the batch. Any number of callers may commit at once: pebble orders them, writes
+// them as a group and syncs once.
+func (d *db) Write(eb engine.Batch, sync bool) error {
+	b := eb.(*batch)
+	if !d.enter() {
+		return engine.ErrClosed
+	}
+	defer d.leave()
+	if check := d.opts.CheckSpace; check != nil {
+		if err := check(); err != nil {
+			return fmt.Errorf("%w: %w", engine.ErrDiskFull, err)
+		}
+	}
+	if b.err != nil {
+		return b.err
+	}
+	err := d.guard(func() error {
+		if b.b.Empty() {
+			if sync {
+				return d.p.LogData(nil, pebble.Sync)
+			}
+			return nil
+		}
+		return d.p.Apply(b.b, writeOptions(sync))
+	})
+	if err != nil {
+		return d.fail(err)
+	}
+	return nil
+}
+
+func writeOptions(sync bool) *pebble.WriteOptions {
+	if sync {
+		return pebble.Sync
+	}
+	return pebble.NoSync
+}
+
+// Sync syncs the write-ahead log, which is written in order: so everything before is durable.
+func (d *db) Sync() error {
+	if !d.enter() {
+		return engine.ErrClosed
+	}
+	defer d.leave()
+	if err := d.guard(func() error { return d.p.LogData(nil, pebble.Sync) }); err != nil {
+		return d.fail(err)
+	}
+	return nil
+}
+
+func (d *db) Get(key []byte) (value []byte, found bool, err error) {
+	if !d.enter() {
+		return nil, false, engine.ErrClosed
+	}
+	defer d.leave()
+	return d.get(d.p, key)
+}
+
+func (d *db) get(r pebble.Reader, key []byte) (value []byte, found bool, err error) {
+	err = d.guard(func() error {
+		v, closer, err := r.Get(key)
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		value, found = append(make([]byte, 0, len(v)), v...), true
+		return closer.Close()
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	return value, found, nil
+}
+
+func (d *db) ApproximateSize(start, end []byte) (n uint64, err error) {
+	if !d.enter() {
+		return 0, engine.ErrClosed
+	}
+	defer d.leave()
+	err = d.guard(func() error {
+		n, err = d.p.EstimateDiskUsage(start, end)
+		return err
+	})
+	return n, err
+}
+
+func (d *db) DiskUsage() (uint64, error) {
+	if !d.enter() {
+		return 0, engine.ErrClosed
+	}
+	defer d.leave()
+	if err := d.failure(); err != nil {
+		return 0, err
+	}
+	return d.p.Metrics().DiskSpaceUsage(), nil
+}
+
+func (d *db) Close() error {
+	d.closing.Lock()
+	defer d.closing.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	if err := d.failure(); err != nil {
+		// Pebble's Close waits for its background work, which may be stuck by now. The files stay
+		// as they are; the process is about to end.
+		return err
+	}
+	return d.guard(func() error {
+		return errors.Join(d.p.LogData(nil, pebble.Sync), d.p.Close())
+	})
+}

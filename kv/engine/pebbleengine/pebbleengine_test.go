@@ -1,0 +1,22 @@
+package pebbleengine_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/enginetest"
+	"github.com/tinykv/tinykv/kv/engine/pebbleengine"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var factory = enginetest.Factory{
+	Name: pebbleengine.Name,
+	Open: func(dir string) (engine.Engine, error) {
+		return pebbleengine.Open(engine.Options{Dir: dir, CacheBytes: 1 << 20, MemTableBytes: 1 << 20})
+	},
+}
+
+func TestConformance(t *testing.T) { enginetest.Run(t, factory) }
