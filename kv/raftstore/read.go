@@ -276,8 +276,8 @@ func (l *LocalRead) Valid() bool {
 	return l.box.handle.Load() == l.handle && l.handle.lease.valid(l.clock)
 }
 
-// LocalRead checks a request against the region's read handle on the caller's goroutine. It returns
-// nil without error when leadership must be proven through the worker first (see Store.Read).
+// LocalRead checks a request against the region's read handle on the caller's goroutine; a nil key is
+// not checked. It returns nil without error when leadership must be proven through the worker first (see Store.Read).
 func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 	box := s.router.get(h.RegionID)
 	if box == nil {
@@ -316,6 +316,9 @@ func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error 
 	if !epochMatches(hd.region, h.Epoch, true, false) {
 		return &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
 	}
+	if key == nil {
+		return nil
+	}
 	return checkKey(hd.region, key)
 }
 
@@ -331,6 +334,9 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 	}
 	if !epochMatches(st.Region, h.Epoch, true, false) {
 		return nil, &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
+	}
+	if key == nil {
+		return st.Region, nil
 	}
 	return st.Region, checkKey(st.Region, key)
 }
