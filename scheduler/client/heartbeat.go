@@ -93,6 +93,17 @@ func (h *heartbeats) next() *schedulerpb.RegionHeartbeatRequest {
 	return req
 }
 
+// requeue keeps an unsent heartbeat for the next stream unless a newer one has come meanwhile.
+func (h *heartbeats) requeue(req *schedulerpb.RegionHeartbeatRequest) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	id := req.GetRegion().GetId()
+	if _, newer := h.mu.pending[id]; !newer {
+		h.mu.pending[id] = req
+		h.mu.queue = append(h.mu.queue, id)
+	}
+}
+
 // run keeps a stream to the leader until the client is closed.
 func (h *heartbeats) run() {
 	defer h.c.wg.Done()
@@ -178,8 +189,8 @@ func (h *heartbeats) send(s schedulerpb.Scheduler_RegionHeartbeatClient, ended c
 		for req := h.next(); req != nil; req = h.next() {
 			req.Header = h.c.header()
 			if err := s.Send(req); err != nil {
-				h.c.RegionHeartbeat(req) // unsent: keep it for the next stream
-				return <-ended           // the reason is with the receiver
+				h.requeue(req)
+				return <-ended // the reason is with the receiver
 			}
 		}
 		select {

@@ -113,6 +113,9 @@ func (s *Schedule) Validate() error {
 
 // Enabled tells whether a scheduler is named and not disabled.
 func (s *Schedule) Enabled(name string) bool {
+	if name == "evict-leader" {
+		return true // it acts only on stores that were told to shed leaders
+	}
 	for _, sc := range s.Schedulers {
 		if sc.Type == name {
 			return !sc.Disable
