@@ -31,7 +31,7 @@ func (c *Config) LoadFile(path string) error {
 		if strings.HasPrefix(name, "labels.") {
 			continue
 		}
-		errs = append(errs, fmt.Errorf("config file %s: unknown key %q; did you mean %q?", path, name, nearest(name, Keys())))
+		errs = append(errs, fmt.Errorf("config file %s: unknown key %q; did you mean %q?", path, name, Nearest(name, Keys())))
 	}
 	return errors.Join(errs...)
 }
@@ -67,8 +67,8 @@ func Keys() []string {
 	return out
 }
 
-// nearest is the candidate with the smallest edit distance.
-func nearest(name string, candidates []string) string {
+// Nearest is the candidate with the smallest edit distance.
+func Nearest(name string, candidates []string) string {
 	best, bestDist := "", 1<<30
 	for _, c := range candidates {
 		if d := editDistance(name, c); d < bestDist {
