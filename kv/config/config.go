@@ -45,6 +45,9 @@ type Server struct {
 	SnapshotSendLimit    int      `toml:"snapshot-send-limit"`
 	SnapshotReceiveLimit int      `toml:"snapshot-receive-limit"`
 	SnapshotTimeout      Duration `toml:"snapshot-timeout"`
+	// MaxClockSkew is how far clients' clocks may be off: a write is still proposed that long after the
+	// deadline that its client has put into it.
+	MaxClockSkew Duration `toml:"max-clock-skew"`
 }
 
 // Storage chooses and sizes the embedded engine.
@@ -122,6 +125,7 @@ func Default() *Config {
 			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
+			MaxClockSkew: Dur(500 * time.Millisecond),
 		},
 		Storage: Storage{
 			Raft: true, Engine: "badger", Cache: 64 * MiB, MemTable: 16 * MiB, ReserveSpace: 1 * GiB,
@@ -202,6 +206,9 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")
+	}
+	if s.MaxClockSkew.Duration < 0 {
+		bad("server.max-clock-skew: %s is negative", s.MaxClockSkew)
 	}
 	if s.SnapshotSendLimit <= 0 || s.SnapshotReceiveLimit <= 0 {
 		bad("server: snapshot limits must be positive")

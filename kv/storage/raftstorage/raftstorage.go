@@ -19,13 +19,15 @@ type Storage struct {
 	store   *raftstore.Store
 	engine  engine.Engine
 	timeout time.Duration
+	skew    time.Duration
 }
 
 var _ storage.Storage = (*Storage)(nil)
 
-// New returns a storage; timeout bounds requests whose context has no deadline.
-func New(store *raftstore.Store, e engine.Engine, timeout time.Duration) *Storage {
-	return &Storage{store: store, engine: e, timeout: timeout}
+// New returns a storage; timeout bounds requests whose context has no deadline, skew is how far clients'
+// clocks may be off.
+func New(store *raftstore.Store, e engine.Engine, timeout, skew time.Duration) *Storage {
+	return &Storage{store: store, engine: e, timeout: timeout, skew: skew}
 }
 
 func header(c *kvrpcpb.Context) message.Header {
@@ -128,6 +130,13 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Callback: message.NewCallback(),
 	}
 	w.Deadline, _ = ctx.Deadline()
+	if ms := c.GetDeadlineUnixMs(); ms > 0 {
+		if d := time.UnixMilli(int64(ms)).Add(s.skew); d.Before(w.Deadline) {
+			// By the wall clock, but from here on by the monotonic one.
+			now := time.Now()
+			w.Deadline = now.Add(d.Sub(now.Round(0)))
+		}
+	}
 	size := 0
 	for i := range mods {
 		size += len(mods[i].Key) + len(mods[i].Value) + 40
