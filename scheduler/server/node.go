@@ -151,9 +151,37 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	return ec, nil
 }
 
-// quietEtcd names etcd's lines and drops its informational ones: a start would print a hundred.
+// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, and a closed
+// listener at the end is not an error.
+var etcdNoise = []string{
+	"Running http and grpc server on single port",
+	"simple token is not cryptographically signed",
+	"setting up serving from embedded etcd failed",
+	"stopping insecure grpc server due to error",
+	"stopped insecure grpc server due to error",
+	"stopping secure grpc server due to error",
+	"stopped secure grpc server due to error",
+}
+
+// quietEtcd names etcd's lines and keeps only warnings and errors: a start would print a hundred.
 func quietEtcd(logger *zap.Logger) *zap.Logger {
-	return logger.Named("etcd").WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
+	return logger.Named("etcd").WithOptions(zap.IncreaseLevel(zapcore.WarnLevel),
+		zap.WrapCore(func(c zapcore.Core) zapcore.Core { return noiseFilter{c} }))
+}
+
+type noiseFilter struct{ zapcore.Core }
+
+func (f noiseFilter) With(fields []zapcore.Field) zapcore.Core {
+	return noiseFilter{f.Core.With(fields)}
+}
+
+func (f noiseFilter) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	for _, n := range etcdNoise {
+		if strings.HasPrefix(e.Message, n) {
+			return ce
+		}
+	}
+	return f.Core.Check(e, ce)
 }
 
 // probeListen finds an address in use before etcd does, so that one line can name it.

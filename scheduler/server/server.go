@@ -33,18 +33,19 @@ const requestTimeout = 5 * time.Second
 // Life: New checks the configuration and starts nothing; Start returns when the member serves;
 // Stop is idempotent and returns when every goroutine has ended.
 type Server struct {
-	cfg     *config.Config
-	logger  *zap.Logger
-	node    *node // embedded etcd and its listener
-	storage storage.Storage
-	keys    storage.Keys
-	elector *member.Elector
-	cluster *RaftCluster
-	ids     *id.Allocator
-	tso     *tso.Oracle
-	streams *hbStreams
-	forward *forwarder
-	metrics *metrics
+	cfg      *config.Config
+	logger   *zap.Logger
+	node     *node // embedded etcd and its listener
+	storage  storage.Storage
+	keys     storage.Keys
+	elector  *member.Elector
+	cluster  *RaftCluster
+	ids      *id.Allocator
+	tso      *tso.Oracle
+	streams  *hbStreams
+	forward  *forwarder
+	metrics  *metrics
+	logLevel zap.AtomicLevel
 
 	clusterID uint64
 	self      *schedulerpb.Member
@@ -434,3 +435,6 @@ func firstURL(urls []string) string {
 	}
 	return u
 }
+
+// SetLogLevel lets the log level be changed while the server runs.
+func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = l }

@@ -120,6 +120,7 @@ func Default() *Config {
 		AutoCompactionRetention: "1h",
 		TickInterval:            Duration(100 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
+		EnableGRPCGateway:       true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
 		Replication:             Replication{MaxReplicas: 3},

@@ -193,7 +193,7 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 			v.Trace.Count("target", t.ID(), "isolation")
 			continue
 		}
-		if !worthwhile(v, r, source, t) {
+		if !worthwhile(v, r, source, t, mean) {
 			v.Trace.Count("target", t.ID(), "difference-too-small")
 			return nil, false
 		}
@@ -207,11 +207,14 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 }
 
 // worthwhile is the rule that ends balancing: the difference must exceed twice the region's size, or
-// the move would be taken back. Near-empty regions count as a quarter of the average, so that
-// clusters of mostly empty regions do not churn.
-func worthwhile(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo) bool {
+// the move would be taken back, and neither store may cross the mean by more than half the region,
+// or the last moves would polish what nobody can see. Near-empty regions count as a quarter of the
+// average, so that clusters of mostly empty regions do not churn.
+func worthwhile(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64) bool {
 	size := max(float64(r.Size()), float64(v.AverageRegionSize())/4)
-	return v.Load(source)-v.Load(target) > size/v.Weight(source)+size/v.Weight(target)
+	less, more := size/v.Weight(source), size/v.Weight(target)
+	from, to := v.Load(source), v.Load(target)
+	return from-to > less+more && from-mean >= less/2 && mean-to >= more/2
 }
 
 func swap(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo) []*core.StoreInfo {

@@ -26,7 +26,7 @@ func Config(t testing.TB) *config.Config {
 	cfg.TickInterval = config.Duration(10 * time.Millisecond)
 	cfg.ElectionInterval = config.Duration(100 * time.Millisecond)
 	cfg.LeaseTTL = config.Duration(time.Second)
-	cfg.UnsafeNoFsync = true
+	cfg.UnsafeNoFsync, cfg.EnableGRPCGateway = true, false
 	return cfg
 }
 
