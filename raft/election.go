@@ -52,7 +52,7 @@ func (r *Raft) hup() {
 // pre-vote, the leader knows that it can be won, and must not be refused by those who hear that
 // leader (trap A8).
 func (r *Raft) handleTimeoutNow(round uint64) {
-	if r.mayCampaign() && (round == 0 || r.heardRound <= round) {
+	if r.mayCampaign() && (round == 0 || r.heardTerm != r.Term || r.heardRound <= round) {
 		r.campaign(true, round)
 	}
 }
@@ -60,7 +60,7 @@ func (r *Raft) handleTimeoutNow(round uint64) {
 // isForced says whether a vote request may be granted by somebody who hears a leader: it comes from
 // a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
 func (r *Raft) isForced(m *eraftpb.Message) bool {
-	return m.Force && (m.Round == 0 || r.Term+1 != m.Term || r.heardRound <= m.Round)
+	return m.Force && (m.Round == 0 || r.heardTerm+1 != m.Term || r.heardRound <= m.Round)
 }
 
 func (r *Raft) campaignPreVote() {
@@ -110,7 +110,7 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		return
 	}
 	// One vote a term (thesis 3.4), given again to the same candidate: the first answer may be lost.
-	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (m.Force || !r.hearsLeader())
+	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.hearsLeader())
 	grant := free && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 	if grant {
 		r.electionElapsed = 0

@@ -75,8 +75,8 @@ type Raft struct {
 	transferElapsed int
 	// timeoutNowSent: the target may be campaigning already.
 	timeoutNowSent bool
-	// heardRound is the last heartbeat round heard in this term.
-	heardRound uint64
+	// heardRound is the last heartbeat round heard, from the leader of heardTerm.
+	heardTerm, heardRound uint64
 
 	// PendingConfIndex: the index of the last conf change in the log, or a bound above it. The next
 	// one may be proposed once it is applied.
@@ -229,7 +229,6 @@ func (r *Raft) reset(term uint64) {
 	if r.Term != term {
 		r.Term = term
 		r.Vote = None
-		r.heardRound = 0
 	}
 	r.Lead = None
 	r.heartbeatElapsed = 0

@@ -49,7 +49,7 @@ func (r *Raft) maybeFinishTransfer(id uint64) {
 func (r *Raft) sendTimeoutNow(to uint64) {
 	m := eraftpb.Message{MsgType: eraftpb.MessageType_MsgTimeoutNow, To: to}
 	if r.numberRounds {
-		if !r.timeoutNowSent {
+		if r.reads.round == 0 {
 			r.broadcastHeartbeat()
 		}
 		m.Round = r.reads.round
