@@ -45,44 +45,50 @@ func (r *Raft) hup() {
 		r.campaignPreVote()
 		return
 	}
-	r.campaign(false)
+	r.campaign(false, 0)
 }
 
 // handleTimeoutNow starts the election that a leader asked for when it handed over. It needs no
 // pre-vote, the leader knows that it can be won, and must not be refused by those who hear that
 // leader (trap A8).
-func (r *Raft) handleTimeoutNow() {
-	if r.mayCampaign() {
-		r.campaign(true)
+func (r *Raft) handleTimeoutNow(round uint64) {
+	if r.mayCampaign() && (round == 0 || r.heardTerm != r.Term || r.heardRound <= round) {
+		r.campaign(true, round)
 	}
+}
+
+// isForced says whether a vote request may be granted by somebody who hears a leader: it comes from
+// a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
+func (r *Raft) isForced(m *eraftpb.Message) bool {
+	return m.Force && (m.Round == 0 || r.heardTerm+1 != m.Term || r.heardRound <= m.Round)
 }
 
 func (r *Raft) campaignPreVote() {
 	r.becomePreCandidate()
 	if r.poll(r.id, true) == voteWon {
-		r.campaign(false)
+		r.campaign(false, 0)
 		return
 	}
-	r.requestVotes(eraftpb.MessageType_MsgPreVote, r.Term+1, false)
+	r.requestVotes(eraftpb.MessageType_MsgPreVote, r.Term+1, false, 0)
 }
 
-func (r *Raft) campaign(force bool) {
+func (r *Raft) campaign(force bool, round uint64) {
 	r.becomeCandidate()
 	if r.poll(r.id, true) == voteWon {
 		r.becomeLeader()
 		r.broadcastAppend()
 		return
 	}
-	r.requestVotes(eraftpb.MessageType_MsgRequestVote, r.Term, force)
+	r.requestVotes(eraftpb.MessageType_MsgRequestVote, r.Term, force, round)
 }
 
-func (r *Raft) requestVotes(t eraftpb.MessageType, term uint64, force bool) {
+func (r *Raft) requestVotes(t eraftpb.MessageType, term uint64, force bool, round uint64) {
 	for _, id := range r.sortedIDs() {
 		if id == r.id || !r.isVoter(id) {
 			continue
 		}
 		r.send(eraftpb.Message{
-			MsgType: t, To: id, Term: term, Force: force,
+			MsgType: t, To: id, Term: term, Force: force, Round: round,
 			Index: r.RaftLog.LastIndex(), LogTerm: r.RaftLog.lastTerm(),
 		})
 	}
@@ -104,7 +110,7 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		return
 	}
 	// One vote a term (thesis 3.4), given again to the same candidate: the first answer may be lost.
-	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (m.Force || !r.hearsLeader())
+	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.hearsLeader())
 	grant := free && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 	if grant {
 		r.electionElapsed = 0
@@ -126,7 +132,7 @@ func (r *Raft) handleVoteResponse(m eraftpb.Message) {
 	switch r.poll(m.From, !m.Reject) {
 	case voteWon:
 		if r.State == StatePreCandidate {
-			r.campaign(false)
+			r.campaign(false, 0)
 			return
 		}
 		r.becomeLeader()

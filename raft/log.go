@@ -191,11 +191,12 @@ func (l *RaftLog) nextEnts() (ents []eraftpb.Entry) {
 	}
 	lo, hi := max(l.nextIndex(), l.first), l.committed+1
 	ents, err := l.slice(lo, hi, l.maxReadyBytes)
-	if err != nil {
+	if errors.Is(err, ErrCompacted) || errors.Is(err, ErrUnavailable) {
 		// Committed and not applied means not truncated: the storage has lost entries, and to go on
 		// would be to forget them silently.
-		panic(fmt.Sprintf("raft: committed entries [%d,%d) cannot be read: %v", lo, hi, err))
+		panic(fmt.Sprintf("raft: committed entries [%d,%d) are lost: %v", lo, hi, err))
 	}
+	// Any other error is the storage's to report to its owner; the next Ready tries again.
 	return ents
 }
 

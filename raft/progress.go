@@ -67,11 +67,14 @@ func (pr *Progress) String() string {
 	if pr.PendingSnapshot != 0 {
 		s += fmt.Sprintf(" pending-snapshot=%d", pr.PendingSnapshot)
 	}
-	if n := pr.inflights.count(); n > 0 {
+	if n := pr.inflights.n; n > 0 {
 		s += fmt.Sprintf(" inflight=%d", n)
 	}
 	return s
 }
+
+// Inflight returns how many appends are on their way, unanswered, and their bytes.
+func (pr *Progress) Inflight() (msgs int, bytes uint64) { return pr.inflights.n, pr.inflights.bytes }
 
 func (pr *Progress) enter(state ProgressState) {
 	pr.State = state
@@ -167,21 +170,22 @@ func (pr *Progress) sent(last, bytes uint64, hasEntries bool) {
 // inflights is the window of appends sent and not answered, oldest first, by last index. A FIFO in
 // a slice whose front moves; the zero value is empty. The limits are the caller's, so that a
 // Progress made by hand works.
+//
+// Invariant: n == len(buf) - head, but for copies, which leave buf out.
 type inflights struct {
 	buf   []inflight
 	head  int
+	n     int
 	bytes uint64
 }
 
 type inflight struct{ index, bytes uint64 }
 
-func (in *inflights) count() int { return len(in.buf) - in.head }
-
 func (in *inflights) full(maxMsgs int, maxBytes uint64) bool {
-	return maxMsgs > 0 && in.count() >= maxMsgs || maxBytes > 0 && in.bytes >= maxBytes
+	return maxMsgs > 0 && in.n >= maxMsgs || maxBytes > 0 && in.bytes >= maxBytes
 }
 
-func (in *inflights) reset() { in.buf, in.head, in.bytes = in.buf[:0], 0, 0 }
+func (in *inflights) reset() { in.buf, in.head, in.n, in.bytes = in.buf[:0], 0, 0, 0 }
 
 func (in *inflights) add(index, bytes uint64) {
 	if in.head > 0 && len(in.buf) == cap(in.buf) {
@@ -190,6 +194,7 @@ func (in *inflights) add(index, bytes uint64) {
 	}
 	in.buf = append(in.buf, inflight{index, bytes})
 	in.bytes += bytes
+	in.n++
 }
 
 // freeTo drops the appends whose entries are all acknowledged.
@@ -197,6 +202,7 @@ func (in *inflights) freeTo(index uint64) {
 	for in.head < len(in.buf) && in.buf[in.head].index <= index {
 		in.bytes -= in.buf[in.head].bytes
 		in.head++
+		in.n--
 	}
 	if in.head == len(in.buf) {
 		in.reset()

@@ -73,6 +73,10 @@ type Raft struct {
 	// leadTransferee is who the leadership is being handed to, transferElapsed for how long.
 	leadTransferee  uint64
 	transferElapsed int
+	// timeoutNowSent: the target may be campaigning already.
+	timeoutNowSent bool
+	// heardRound is the last heartbeat round heard, from the leader of heardTerm.
+	heardTerm, heardRound uint64
 
 	// PendingConfIndex: the index of the last conf change in the log, or a bound above it. The next
 	// one may be proposed once it is applied.
@@ -400,7 +404,7 @@ func (r *Raft) passTermGate(m *eraftpb.Message) bool {
 func (r *Raft) passHigherTerm(m *eraftpb.Message) bool {
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgRequestVote:
-		if r.hearsLeader() && !m.Force {
+		if r.hearsLeader() && !r.isForced(m) {
 			// Somebody cannot hear the leader that we hear (thesis 4.2.3). The term stays.
 			return false
 		}
@@ -506,7 +510,7 @@ func (r *Raft) stepFollower(m eraftpb.Message) error {
 		r.hearLeader(m.From)
 		r.handleSnapshot(m)
 	case eraftpb.MessageType_MsgTimeoutNow:
-		r.handleTimeoutNow()
+		r.handleTimeoutNow(m.Round)
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func (rn *RawNode) HasReady() bool {
 		r.RaftLog.stabled < r.RaftLog.LastIndex() ||
 		r.RaftLog.pendingSnapshot != nil ||
 		r.RaftLog.hasNextEnts() ||
-		len(r.reads.done) > 0 || len(r.reads.unsent) > 0
+		len(r.reads.done) > 0 || r.hasReadsToFlush()
 }
 
 // Advance says that the last Ready is done: persisted, sent, and applied or handed to who applies.

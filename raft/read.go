@@ -63,14 +63,20 @@ func (r *Raft) releaseReads() {
 // flushReads broadcasts a round for the reads that have none. RawNode calls it when a Ready is made,
 // so all reads between two Readys cost one round.
 func (r *Raft) flushReads() {
-	if len(r.reads.unsent) > 0 {
+	if r.hasReadsToFlush() {
 		r.broadcastHeartbeat()
 	}
 }
 
+// hasReadsToFlush: while a transfer is under way no round may start, and reads wait for its end.
+func (r *Raft) hasReadsToFlush() bool { return len(r.reads.unsent) > 0 && !r.timeoutNowSent }
+
 // nextRound numbers a broadcast and puts the waiting reads on it. The number goes into the messages
 // only where something beyond the course asks for it.
 func (r *Raft) nextRound() {
+	if r.timeoutNowSent {
+		return
+	}
 	r.reads.round++
 	for _, p := range r.reads.unsent {
 		p.round = r.reads.round

@@ -309,6 +309,9 @@ func (r *Raft) sendHeartbeat(to uint64) {
 // handleHeartbeat is the follower's side.
 func (r *Raft) handleHeartbeat(m eraftpb.Message) {
 	r.RaftLog.commitTo(m.Commit)
+	if m.Term != r.heardTerm || m.Round > r.heardRound {
+		r.heardTerm, r.heardRound = m.Term, m.Round
+	}
 	r.send(eraftpb.Message{
 		MsgType: eraftpb.MessageType_MsgHeartbeatResponse, To: m.From, Round: m.Round,
 	})

@@ -52,11 +52,10 @@ func (rn *RawNode) VisitProgress(f func(id uint64, pr Progress)) {
 	}
 }
 
-// snapshotCopy is a copy that shares nothing that is written later: of the window, the room of the
-// array is cut off.
+// snapshotCopy is a copy that shares nothing: of the window only the sums are in it.
 func (pr *Progress) snapshotCopy() Progress {
 	c := *pr
-	c.inflights = inflights{buf: make([]inflight, 0), bytes: pr.inflights.bytes}
+	c.inflights = inflights{n: pr.inflights.n, bytes: pr.inflights.bytes}
 	return c
 }
 
@@ -85,4 +84,9 @@ func (rn *RawNode) LeadTransferee() uint64 { return rn.Raft.leadTransferee }
 // one, which may be one in the log of an earlier leader.
 func (rn *RawNode) HasPendingConfChange() bool {
 	return rn.Raft.PendingConfIndex > rn.Raft.RaftLog.applied
+}
+
+// LogInMemory returns how many entries are held in memory, and their bytes.
+func (rn *RawNode) LogInMemory() (entries int, bytes uint64) {
+	return len(rn.Raft.RaftLog.entries), rn.Raft.RaftLog.memBytes
 }

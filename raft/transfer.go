@@ -18,8 +18,9 @@ func (r *Raft) handleTransferLeader(m eraftpb.Message) {
 		// The same target again starts nothing over, the clock least of all (trap C13).
 		return
 	}
-	r.leadTransferee = target
-	r.transferElapsed = 0
+	sent := r.timeoutNowSent
+	r.abortTransfer()
+	r.leadTransferee, r.timeoutNowSent = target, sent
 	if r.Prs[target].Match == r.RaftLog.LastIndex() {
 		r.sendTimeoutNow(target)
 		return
@@ -40,11 +41,25 @@ func (r *Raft) maybeFinishTransfer(id uint64) {
 
 // sendTimeoutNow ends this leader's reign as far as it goes: proposals are refused, and a lease must
 // not be used from here on, the target's votes are forced.
+//
+// The message may arrive long after the transfer was given up and a new lease was taken. So it names
+// the heartbeat round it was sent in; the target passes it on with its vote requests, and who has
+// heard a later round, on which a later lease may rest, does not let itself be forced. Until the
+// transfer is given up no later round is started.
 func (r *Raft) sendTimeoutNow(to uint64) {
-	r.send(eraftpb.Message{MsgType: eraftpb.MessageType_MsgTimeoutNow, To: to})
+	m := eraftpb.Message{MsgType: eraftpb.MessageType_MsgTimeoutNow, To: to}
+	if r.numberRounds {
+		if r.reads.round == 0 {
+			r.broadcastHeartbeat()
+		}
+		m.Round = r.reads.round
+	}
+	r.timeoutNowSent = true
+	r.send(m)
 }
 
 func (r *Raft) abortTransfer() {
 	r.leadTransferee = None
 	r.transferElapsed = 0
+	r.timeoutNowSent = false
 }
