@@ -422,6 +422,7 @@ func (s *Store) runTicker() {
 func (s *Store) TransferLeaders(ctx context.Context) {
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
+	fewest, progress := -1, time.Now()
 	for {
 		left := 0
 		s.router.boxes.Range(func(_, v any) bool {
@@ -440,7 +441,11 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 			}})
 			return true
 		})
-		if left == 0 {
+		if fewest < 0 || left < fewest {
+			fewest, progress = left, time.Now()
+		}
+		// Without progress there is nobody to hand over to: the other stores stop as well, or are gone.
+		if left == 0 || time.Since(progress) > handOverPatience {
 			return
 		}
 		select {
@@ -452,6 +457,9 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 		}
 	}
 }
+
+// handOverPatience is how long TransferLeaders goes on without any region changing hands.
+const handOverPatience = 700 * time.Millisecond
 
 // SetDiskFull switches the refusal of writes that need space.
 func (s *Store) SetDiskFull(full bool) {

@@ -59,7 +59,9 @@ func (a *app) benchCmd() *cobra.Command {
 type benchOp func(ctx context.Context, c *client.Client, r *rand.Rand, key, value []byte) error
 
 func benchPhase(name string) benchOp {
-	put := func(ctx context.Context, c *client.Client, _ *rand.Rand, key, value []byte) error { return c.Put(ctx, key, value) }
+	put := func(ctx context.Context, c *client.Client, _ *rand.Rand, key, value []byte) error {
+		return c.Put(ctx, key, value)
+	}
 	get := func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error {
 		_, _, err := c.Get(ctx, key)
 		return err
@@ -82,7 +84,9 @@ func benchPhase(name string) benchOp {
 			return err
 		}
 	case "delete":
-		return func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error { return c.Delete(ctx, key) }
+		return func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error {
+			return c.Delete(ctx, key)
+		}
 	}
 	return nil
 }

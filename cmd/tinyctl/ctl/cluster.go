@@ -290,7 +290,9 @@ func (a *app) regionCmd() *cobra.Command {
 		if err != nil {
 			return usagef("%q is not a region id", argv[0])
 		}
-		return a.showRegion(cmd, func(ctx context.Context, p *placement.Client) (*placement.Region, error) { return p.GetRegionByID(ctx, id) })
+		return a.showRegion(cmd, func(ctx context.Context, p *placement.Client) (*placement.Region, error) {
+			return p.GetRegionByID(ctx, id)
+		})
 	}
 	cmd.AddCommand(list, key, show)
 	return cmd

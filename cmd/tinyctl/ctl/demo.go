@@ -173,7 +173,8 @@ func (d *demo) waitSpread() error {
 	}
 }
 
-// traffic reads and writes keys of its own until stopped, and checks every answer.
+// traffic reads and rewrites stored files, so in all regions, and reads and writes keys of its own,
+// until stopped; it checks every answer.
 type traffic struct {
 	stop          chan struct{}
 	wg            sync.WaitGroup
@@ -183,7 +184,7 @@ type traffic struct {
 	err           error
 }
 
-func (d *demo) startTraffic() *traffic {
+func (d *demo) startTraffic(source string, paths []string) *traffic {
 	t := &traffic{stop: make(chan struct{})}
 	for w := range 8 {
 		t.wg.Add(1)
@@ -196,25 +197,13 @@ func (d *demo) startTraffic() *traffic {
 					return
 				default:
 				}
-				key := fmt.Appendf(nil, "live/%d/%d", w, i%64)
-				want := fmt.Appendf(nil, "%d-%d", w, i)
 				begin := time.Now()
-				err := d.client.Put(d.ctx, key, want)
-				var got []byte
-				if err == nil {
-					t.writes.Add(1)
-					got, _, err = d.client.Get(d.ctx, key)
-				}
-				if err == nil && !bytes.Equal(got, want) {
-					err = fmt.Errorf("key %s: wrote %s, read %q", key, want, got)
-				}
-				if err != nil {
+				if err := d.oneTurn(t, source, paths[(i*8+w)*7919%len(paths)], w, i); err != nil {
 					t.mu.Lock()
 					t.err = err
 					t.mu.Unlock()
 					return
 				}
-				t.reads.Add(1)
 				if took := int64(time.Since(begin)); took > t.slowest.Load() {
 					t.slowest.Store(took)
 				}
@@ -222,6 +211,33 @@ func (d *demo) startTraffic() *traffic {
 		}()
 	}
 	return t
+}
+
+// oneTurn writes a fresh value and reads it back, and rewrites a stored file with what it holds.
+func (d *demo) oneTurn(t *traffic, source, path string, w, i int) error {
+	check := func(key, want []byte) error {
+		if err := d.client.Put(d.ctx, key, want); err != nil {
+			return fmt.Errorf("put %s: %w", key, err)
+		}
+		t.writes.Add(1)
+		got, _, err := d.client.Get(d.ctx, key)
+		if err != nil {
+			return fmt.Errorf("get %s: %w", key, err)
+		}
+		t.reads.Add(1)
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("key %s: wrote %d bytes, read %d others", key, len(want), len(got))
+		}
+		return nil
+	}
+	if err := check(fmt.Appendf(nil, "live/%d/%d", w, i%64), fmt.Appendf(nil, "%d-%d", w, i)); err != nil {
+		return err
+	}
+	content, err := os.ReadFile(filepath.Join(source, filepath.FromSlash(path)))
+	if err != nil {
+		return err
+	}
+	return check([]byte("src/"+path), content)
 }
 
 func (t *traffic) end() error {
@@ -232,12 +248,16 @@ func (t *traffic) end() error {
 
 // killAndCheck kills the store with the most leaders under traffic, exports everything, and compares.
 func (d *demo) killAndCheck(source, dir string) error {
-	traffic := d.startTraffic()
+	paths, _, err := listFiles(source)
+	if err != nil {
+		return err
+	}
+	traffic := d.startTraffic(source, paths)
 	victim, leaders, err := d.busiestStore()
 	if err != nil {
 		return errors.Join(err, traffic.end())
 	}
-	d.say("Killing %s (kill -9), which leads %d regions, while 8 clients read and write.", victim.Name, leaders)
+	d.say("Killing %s (kill -9), which leads %d regions, while 8 clients read and write in all regions.", victim.Name, leaders)
 	victim.Kill()
 	exported := filepath.Join(dir, "export")
 	d.say("Exporting everything from the 2 stores that are left.")
@@ -249,7 +269,7 @@ func (d *demo) killAndCheck(source, dir string) error {
 		return fmt.Errorf("export: %w", err)
 	}
 	d.say("Exported %s.", st)
-	d.say("Meanwhile %s reads and %s writes succeeded; the slowest pair took %s.", humanize.Comma(traffic.reads.Load()),
+	d.say("Meanwhile %s reads and %s writes succeeded; the slowest group of four took %s.", humanize.Comma(traffic.reads.Load()),
 		humanize.Comma(traffic.writes.Load()), time.Duration(traffic.slowest.Load()).Round(time.Millisecond))
 	n, size, err := compareTrees(source, exported)
 	if err != nil {

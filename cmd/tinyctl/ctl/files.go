@@ -64,14 +64,16 @@ func (a *app) importCmd() *cobra.Command {
 	a.keyFlags(file)
 	format := file.Flags().String("format", "", "jsonl or tsv (default: by the file's suffix, else jsonl)")
 	fileWorkers := file.Flags().IntP("workers", "w", 32, "concurrent writers")
-	file.RunE = func(cmd *cobra.Command, argv []string) error { return a.importFile(cmd.Context(), argv[0], *format, *fileWorkers) }
+	file.RunE = func(cmd *cobra.Command, argv []string) error {
+		return a.importFile(cmd.Context(), argv[0], *format, *fileWorkers)
+	}
 	cmd.AddCommand(dir, file)
 	return cmd
 }
 
 // bulkOptions gives single attempts more time: under full load they wait.
 func bulkOptions(timeout time.Duration) client.Options {
-	return client.Options{Timeout: max(timeout, time.Minute), AttemptTimeout: 5 * time.Second}
+	return client.Options{Timeout: max(timeout, time.Minute), AttemptTimeout: 2 * time.Second}
 }
 
 // listFiles lists the regular files below dir, as slash-separated paths relative to it, with sizes.
