@@ -97,9 +97,6 @@ func (l *Log) prepareSpare() error {
 // it rewrote or dropped: 0 means that there is nothing to do. The store calls it now and then; the
 // log itself after each rotation.
 func (l *Log) Reclaim(maxBytes int64) (int64, error) {
-	if err := l.dropMark(); err != nil {
-		return 0, err
-	}
 	dropped, err := l.dropDead()
 	if err != nil || dropped > 0 {
 		return dropped, err
@@ -121,9 +118,6 @@ func (l *Log) Reclaim(maxBytes int64) (int64, error) {
 	dropped, err = l.dropDead()
 	return moved + dropped, err
 }
-
-// dropMark is where the newest record gets its proof of having been synced on the disk as well.
-func (l *Log) dropMark() error { return l.failure() }
 
 // wasteful tells whether more bytes are garbage than alive, beyond some slack.
 func (l *Log) wasteful() bool {
@@ -174,7 +168,7 @@ func (l *Log) dropDeadSegments() (int64, error) {
 	if _, err := l.appendRecord(dir, nil); err != nil {
 		return 0, err
 	}
-	if err := errors.Join(l.flush(), l.syncActive()); err != nil {
+	if err := l.flushAndSync(); err != nil {
 		return 0, err
 	}
 	var freed int64
@@ -210,7 +204,7 @@ func (l *Log) rewriteOldest(maxBytes int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(l.flush(), l.syncActive()); err != nil {
+	if err := l.flushAndSync(); err != nil {
 		return 0, err
 	}
 	l.applyContents(&b.contents, at)
@@ -218,9 +212,9 @@ func (l *Log) rewriteOldest(maxBytes int64) (int64, error) {
 	return int64(b.Size()), nil
 }
 
+// rewriteRegion adds what lives of r in the oldest segment to the batch. It reads r without its
+// lock: only the commit leader changes regions, and that is the caller.
 func (l *Log) rewriteRegion(b *Batch, r *region, oldest uint32, maxBytes int64) error {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
 	if r.hsSeg == oldest || r.truncSeg == oldest {
 		ops := [...]uint64{r.id, r.hs.Term, r.hs.Vote, r.hs.Commit, r.truncIndex, r.truncTerm}
 		b.encode(opMeta, ops[:]...)
