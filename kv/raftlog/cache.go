@@ -89,7 +89,10 @@ func (c *cacheBudget) add(r *region, first uint64, ents []entMeta, body []byte) 
 		total += m.len()
 	}
 	if int64(total) > c.limit {
-		return // would push out everything else and itself
+		// It would push out everything else and itself. What precedes it goes too: the cache has
+		// no holes.
+		c.used.Add(-r.cache.dropFrom(0))
+		return
 	}
 	slab := append(make([]byte, 0, total), body[:total]...)
 	for i, m := range ents {
@@ -98,10 +101,6 @@ func (c *cacheBudget) add(r *region, first uint64, ents []entMeta, body []byte) 
 			e.Data, slab = slab[:n:n], slab[n:]
 		}
 		r.cache.ents = append(r.cache.ents, e)
-	}
-	if r.cache.dropped > 0 && cap(r.cache.ents) > 0 && len(ents) > 0 {
-		// append may have moved to a new array; counting the old front again only copies sooner.
-		r.cache.dropped = min(r.cache.dropped, len(r.cache.ents))
 	}
 	c.used.Add(int64(total) + int64(len(ents))*entMemory)
 	c.mu.Lock()

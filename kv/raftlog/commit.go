@@ -157,13 +157,12 @@ func (l *Log) commitGroup(group []*request) error {
 		}
 		c.pending = append(c.pending, at)
 	}
-	if err := l.flush(); err != nil {
-		return l.fail(err)
-	}
+	end := l.flush
 	if sync {
-		if err := l.syncActive(); err != nil {
-			return l.fail(err)
-		}
+		end = l.flushAndSync
+	}
+	if err := end(); err != nil {
+		return l.fail(err)
 	}
 	i := 0
 	for _, r := range group {
@@ -204,7 +203,7 @@ func (l *Log) flush() error {
 		return nil
 	}
 	if _, err := c.active.file.WriteAt(c.buf, c.bufOff); err != nil {
-		return fmt.Errorf("raftlog: append %d bytes: %w", len(c.buf), err)
+		return fmt.Errorf("raftlog: append %d bytes to %s: %w", len(c.buf), c.active.file.Name(), err)
 	}
 	l.stats.bytesWritten.Add(uint64(len(c.buf)))
 	c.buf = c.buf[:0]
@@ -221,11 +220,19 @@ func (l *Log) syncActive() error {
 		return nil
 	}
 	if err := c.active.file.Sync(); err != nil {
-		return fmt.Errorf("raftlog: sync: %w", err)
+		return fmt.Errorf("raftlog: sync %s: %w", c.active.file.Name(), err)
 	}
 	l.stats.syncs.Add(1)
 	c.synced = c.seq
 	return l.writeMark(false)
+}
+
+// flushAndSync never syncs after a write that failed: a record behind a hole must not count.
+func (l *Log) flushAndSync() error {
+	if err := l.flush(); err != nil {
+		return err
+	}
+	return l.syncActive()
 }
 
 // fail makes err the answer of every later call and returns it.

@@ -97,9 +97,6 @@ func (l *Log) prepareSpare() error {
 // it rewrote or dropped: 0 means that there is nothing to do. The store calls it now and then; the
 // log itself after each rotation.
 func (l *Log) Reclaim(maxBytes int64) (int64, error) {
-	if err := l.dropMark(); err != nil {
-		return 0, err
-	}
 	dropped, err := l.dropDead()
 	if err != nil || dropped > 0 {
 		return dropped, err
@@ -107,10 +104,12 @@ func (l *Log) Reclaim(maxBytes int64) (int64, error) {
 	if !l.wasteful() {
 		return 0, nil
 	}
+	oldest := l.segs.load().first
+	regions := l.holders(oldest, maxBytes)
 	var moved int64
 	err = l.submit(&request{exclusive: func() error {
 		var err error
-		if moved, err = l.rewriteOldest(maxBytes); err != nil {
+		if moved, err = l.rewrite(regions, oldest, maxBytes); err != nil {
 			return l.fail(err)
 		}
 		return nil
@@ -121,9 +120,6 @@ func (l *Log) Reclaim(maxBytes int64) (int64, error) {
 	dropped, err = l.dropDead()
 	return moved + dropped, err
 }
-
-// dropMark is where the newest record gets its proof of having been synced on the disk as well.
-func (l *Log) dropMark() error { return l.failure() }
 
 // wasteful tells whether more bytes are garbage than alive, beyond some slack.
 func (l *Log) wasteful() bool {
@@ -174,7 +170,7 @@ func (l *Log) dropDeadSegments() (int64, error) {
 	if _, err := l.appendRecord(dir, nil); err != nil {
 		return 0, err
 	}
-	if err := errors.Join(l.flush(), l.syncActive()); err != nil {
+	if err := l.flushAndSync(); err != nil {
 		return 0, err
 	}
 	var freed int64
@@ -186,20 +182,53 @@ func (l *Log) dropDeadSegments() (int64, error) {
 	return freed, nil
 }
 
-// rewriteOldest moves up to maxBytes of what lives in the oldest segment to the end of the log. It
+// holders returns regions with anything alive in a segment, enough of them to fill maxBytes. It
+// runs beside writers; what it finds is looked at again by rewrite.
+func (l *Log) holders(seg uint32, maxBytes int64) []*region {
+	var found []*region
+	size := int64(0)
+	for _, id := range l.Regions() {
+		r := l.region(id)
+		if r == nil {
+			continue
+		}
+		r.mu.RLock()
+		n := int64(0)
+		if r.hsSeg == seg || r.truncSeg == seg {
+			n = entCost
+		}
+		for i := range r.pos {
+			if r.pos[i].seg == seg {
+				n += int64(r.pos[i].len()) + entCost
+			}
+		}
+		r.mu.RUnlock()
+		if n > 0 {
+			found = append(found, r)
+		}
+		if size += n; size >= maxBytes {
+			break
+		}
+	}
+	return found
+}
+
+// rewrite moves up to maxBytes of what the regions have in segment seg to the end of the log. It
 // runs as the commit leader, so no position changes under it.
-func (l *Log) rewriteOldest(maxBytes int64) (int64, error) {
-	t := l.segs.load()
-	if len(t.segs) < 2 {
+func (l *Log) rewrite(regions []*region, seg uint32, maxBytes int64) (int64, error) {
+	s := l.segs.get(seg)
+	if s == nil || s == l.end.active {
 		return 0, nil
 	}
-	oldest := t.first
 	b := &Batch{}
-	for _, id := range l.Regions() {
+	for _, r := range regions {
 		if int64(b.Size()) >= maxBytes {
 			break
 		}
-		if err := l.rewriteRegion(b, l.region(id), oldest, maxBytes); err != nil {
+		if l.region(r.id) != r {
+			continue // deleted meanwhile
+		}
+		if err := rewriteRegion(b, r, s, maxBytes); err != nil {
 			return 0, err
 		}
 	}
@@ -210,7 +239,7 @@ func (l *Log) rewriteOldest(maxBytes int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(l.flush(), l.syncActive()); err != nil {
+	if err := l.flushAndSync(); err != nil {
 		return 0, err
 	}
 	l.applyContents(&b.contents, at)
@@ -218,10 +247,10 @@ func (l *Log) rewriteOldest(maxBytes int64) (int64, error) {
 	return int64(b.Size()), nil
 }
 
-func (l *Log) rewriteRegion(b *Batch, r *region, oldest uint32, maxBytes int64) error {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if r.hsSeg == oldest || r.truncSeg == oldest {
+// rewriteRegion adds what lives of r in s to the batch. It reads r without its lock: only the
+// commit leader changes regions, and that is the caller.
+func rewriteRegion(b *Batch, r *region, s *segment, maxBytes int64) error {
+	if r.hsSeg == s.number || r.truncSeg == s.number {
 		ops := [...]uint64{r.id, r.hs.Term, r.hs.Vote, r.hs.Commit, r.truncIndex, r.truncTerm}
 		b.encode(opMeta, ops[:]...)
 		b.ops = append(b.ops, op{
@@ -229,15 +258,17 @@ func (l *Log) rewriteRegion(b *Batch, r *region, oldest uint32, maxBytes int64) 
 		})
 	}
 	for i := 0; i < len(r.pos) && int64(b.Size()) < maxBytes; i++ {
-		if r.pos[i].seg != oldest {
+		if r.pos[i].seg != s.number {
 			continue
 		}
+		// A run that can be read at once.
+		d := diskRead{pos: r.pos}
 		j := i + 1
-		for size := int64(r.pos[i].len()); j < len(r.pos) && r.pos[j].seg == oldest &&
+		for size := int64(r.pos[i].len()); j < len(r.pos) && d.joins(i, j) &&
 			int64(b.Size())+size < maxBytes; j++ {
 			size += int64(r.pos[j].len())
 		}
-		if err := l.rewriteEntries(b, r, i, j); err != nil {
+		if err := rewriteEntries(b, r, s, i, j); err != nil {
 			return err
 		}
 		i = j - 1
@@ -247,15 +278,16 @@ func (l *Log) rewriteRegion(b *Batch, r *region, oldest uint32, maxBytes int64) 
 
 // rewriteEntries copies pos[i:j] of r, as they are on the disk, into the batch. A damaged payload
 // is carried along with its old CRC: it stays as damaged as it was.
-func (l *Log) rewriteEntries(b *Batch, r *region, i, j int) error {
-	s := l.segs.get(r.pos[i].seg)
+func rewriteEntries(b *Batch, r *region, s *segment, i, j int) error {
+	from, last := int64(r.pos[i].off), r.pos[j-1]
+	buf := make([]byte, int64(last.off)+int64(last.len())-from)
+	if _, err := s.file.ReadAt(buf, from); err != nil {
+		return fmt.Errorf("raftlog: read %s: %w", s.file.Name(), err)
+	}
 	o := b.beginEntries(opRewrite, r.id, r.first+uint64(i), j-i)
 	for _, p := range r.pos[i:j] {
-		data := make([]byte, p.len())
-		if _, err := s.file.ReadAt(data, int64(p.off)); err != nil {
-			return fmt.Errorf("raftlog: read %s: %w", s.file.Name(), err)
-		}
-		b.addEntry(entMeta{term: p.term, crc: p.crc, lenType: p.lenType}, data)
+		off := int64(p.off) - from
+		b.addEntry(entMeta{term: p.term, crc: p.crc, lenType: p.lenType}, buf[off:off+int64(p.len())])
 	}
 	b.endEntries(o)
 	return nil

@@ -103,13 +103,42 @@ func (r *recovery) applyRecord(w *segReader, off int64, h recordHeader, later []
 		}
 		r.damaged = append(r.damaged, lost...)
 	}
+	at := placed{seg: w.s.number, bodyOff: bodyOff}
 	for i := range r.c.ops {
-		if o := &r.c.ops[i]; o.kind == opFirst {
+		o := &r.c.ops[i]
+		if o.kind == opFirst {
 			r.first = max(r.first, uint32(o.a))
 		}
+		if gap := r.l.gapBefore(o); gap > maxHoles {
+			return false, &DamageError{File: w.s.file.Name(), Offset: off, RegionID: o.region, Index: o.a,
+				Detail: fmt.Sprintf("%d entries are missing beside it", gap)}
+		}
+		r.l.applyContents(&contents{ops: r.c.ops[i : i+1], ents: r.c.ents}, at)
 	}
-	r.l.applyContents(&r.c, placed{seg: w.s.number, bodyOff: bodyOff})
 	return false, nil
+}
+
+// maxHoles bounds the memory that replay spends on entries it has not met yet. No log that was ever
+// written comes near it.
+const maxHoles = 1 << 22
+
+// gapBefore is how many holes applying o would open between its entries and those already there.
+func (l *Log) gapBefore(o *op) uint64 {
+	if o.kind != opAppend && o.kind != opRewrite {
+		return 0
+	}
+	r := l.region(o.region)
+	if r == nil || len(r.pos) == 0 {
+		return 0
+	}
+	end := o.a + uint64(o.entHi-o.entLo)
+	switch {
+	case o.a > r.last():
+		return o.a - r.last()
+	case end < r.first && o.kind == opRewrite:
+		return r.first - end
+	}
+	return 0
 }
 
 func (r *recovery) checkBodies(w *segReader, bodyOff int64) (lost []lostEntry, err error) {

@@ -73,8 +73,9 @@ func listening() []*db {
 	return dbs
 }
 
-// harmless are messages at warning level or above that are not about lost work.
-var harmless = []string{"STALLED", "dump level status"}
+// lostWork is the one warning that is not about slowness: a commit that failed. What is logged as an
+// error always is about something that did not happen.
+const lostWork = "handle requests failed"
 
 type listenerCore struct{ fields []zapcore.Field }
 
@@ -95,10 +96,7 @@ func (c listenerCore) Sync() error { return nil }
 
 func (c listenerCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	all := append(append([]zapcore.Field(nil), c.fields...), fields...)
-	bad := e.Level >= zapcore.WarnLevel
-	for _, h := range harmless {
-		bad = bad && !strings.Contains(e.Message, h)
-	}
+	bad := e.Level >= zapcore.ErrorLevel || strings.Contains(e.Message, lostWork)
 	err := lineError(e.Message, all)
 	for _, d := range listening() {
 		if !bad {

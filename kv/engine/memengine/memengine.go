@@ -1,15 +1,17 @@
-// Package memengine is an engine in memory, for tests: a B-tree whose snapshots are its clones.
-// Sync does nothing and nothing survives Close.
+// Package memengine is an engine in memory, for tests: a B-tree whose snapshots are its clones. It
+// remembers what was synced; Crash gives back what a crash would leave. Nothing survives Close.
 package memengine
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"slices"
 	"sync"
 
 	"github.com/google/btree"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/faultfs"
 )
 
 // Name is the backend's name.
@@ -19,44 +21,98 @@ type item struct{ key, value []byte }
 
 func less(a, b item) bool { return bytes.Compare(a.key, b.key) < 0 }
 
-type db struct {
+// Engine is the engine; safe for concurrent use.
+type Engine struct {
 	mu struct {
 		sync.RWMutex
-		tree   *btree.BTreeG[item]
-		bytes  int64
-		closed bool
+		tree *btree.BTreeG[item]
+		// synced is what a power loss leaves for certain, unsynced the states after the writes
+		// since, of which it may leave any.
+		synced   *btree.BTreeG[item]
+		unsynced []*btree.BTreeG[item]
+		closed   bool
 	}
 }
 
-// Open returns an empty engine.
-func Open() engine.Engine {
-	d := &db{}
-	d.mu.tree = btree.NewG(32, less)
+// maxUnsynced bounds how many states since the last sync Crash chooses from.
+const maxUnsynced = 256
+
+// New returns an empty engine.
+func New() *Engine { return newOn(btree.NewG(32, less)) }
+
+// Open is New with the interface's type.
+func Open() engine.Engine { return New() }
+
+func newOn(tree *btree.BTreeG[item]) *Engine {
+	d := &Engine{}
+	d.mu.tree, d.mu.synced = tree, tree.Clone()
 	return d
 }
 
-func (d *db) Name() string               { return Name }
-func (d *db) NativeRangeDelete() bool    { return true }
-func (d *db) NewBatch() engine.Batch     { return &batch{} }
-func (d *db) DiskUsage() (uint64, error) { return 0, nil }
+// Crash returns an engine with what a crash leaves of this one; this one is not changed.
+func (d *Engine) Crash(loss faultfs.Loss, rng *rand.Rand) *Engine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch loss {
+	case faultfs.KeepAll:
+		return newOn(d.mu.tree.Clone())
+	case faultfs.Torn:
+		if n := rng.IntN(len(d.mu.unsynced) + 1); n > 0 {
+			return newOn(d.mu.unsynced[n-1].Clone())
+		}
+	}
+	return newOn(d.mu.synced.Clone())
+}
 
-func (d *db) Sync() error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
+// noteWrite files the state after a write. The caller holds mu.
+func (d *Engine) noteWrite(sync bool) {
+	if sync {
+		d.noteSync()
+		return
+	}
+	if len(d.mu.unsynced) == maxUnsynced {
+		// Thin them out rather than forget the oldest or the newest.
+		kept := d.mu.unsynced[:0]
+		for i, t := range d.mu.unsynced {
+			if i%2 == 1 {
+				kept = append(kept, t)
+			}
+		}
+		clear(d.mu.unsynced[len(kept):])
+		d.mu.unsynced = kept
+	}
+	d.mu.unsynced = append(d.mu.unsynced, d.mu.tree.Clone())
+}
+
+func (d *Engine) noteSync() {
+	d.mu.synced = d.mu.tree.Clone()
+	clear(d.mu.unsynced)
+	d.mu.unsynced = d.mu.unsynced[:0]
+}
+
+func (d *Engine) Name() string               { return Name }
+func (d *Engine) NativeRangeDelete() bool    { return true }
+func (d *Engine) NewBatch() engine.Batch     { return &batch{} }
+func (d *Engine) DiskUsage() (uint64, error) { return 0, nil }
+
+func (d *Engine) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.mu.closed {
 		return engine.ErrClosed
 	}
+	d.noteSync()
 	return nil
 }
 
-func (d *db) Close() error {
+func (d *Engine) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.closed = true
 	return nil
 }
 
-func (d *db) Write(eb engine.Batch, _ bool) error {
+func (d *Engine) Write(eb engine.Batch, sync bool) error {
 	b := eb.(*batch)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -80,10 +136,11 @@ func (d *db) Write(eb engine.Batch, _ bool) error {
 			}
 		}
 	}
+	d.noteWrite(sync)
 	return nil
 }
 
-func (d *db) Get(key []byte) ([]byte, bool, error) {
+func (d *Engine) Get(key []byte) ([]byte, bool, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.mu.closed {
@@ -100,7 +157,7 @@ func get(t *btree.BTreeG[item], key []byte) ([]byte, bool, error) {
 	return append([]byte{}, i.value...), true, nil
 }
 
-func (d *db) ApproximateSize(start, end []byte) (uint64, error) {
+func (d *Engine) ApproximateSize(start, end []byte) (uint64, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.mu.closed {
@@ -114,7 +171,7 @@ func (d *db) ApproximateSize(start, end []byte) (uint64, error) {
 	return n, nil
 }
 
-func (d *db) NewSnapshot() engine.Snapshot {
+func (d *Engine) NewSnapshot() engine.Snapshot {
 	// Clone marks both trees as sharing their nodes: a change, hence the write lock.
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -137,24 +137,26 @@ type fatal struct{ err error }
 
 // guard runs f, which calls pebble, and turns its panics and fatal errors into an error. Damage
 // that gets past a checksum makes the library panic rather than return.
-//
-//go:noinline
 func (d *db) guard(f func() error) (err error) {
-	defer func() {
-		switch v := recover().(type) {
-		case nil:
-		case fatal:
-			err = v.err
-		case runtime.Error:
-			err = d.fail(fmt.Errorf("%w: panic: %w", engine.ErrCorrupt, v))
-		default:
-			err = d.fail(fmt.Errorf("panic: %v", v))
-		}
-	}()
+	defer d.rescue(&err)
 	if err := d.failure(); err != nil {
 		return err
 	}
 	return convert(f())
+}
+
+// rescue is deferred by everything that calls pebble: guard, and the hot paths that would have to
+// allocate a closure for it. Fatalf looks for the name of one of them on the stack.
+func (d *db) rescue(err *error) {
+	switch v := recover().(type) {
+	case nil:
+	case fatal:
+		*err = v.err
+	case runtime.Error:
+		*err = d.fail(fmt.Errorf("%w: panic: %w", engine.ErrCorrupt, v))
+	default:
+		*err = d.fail(fmt.Errorf("panic: %v", v))
+	}
 }
 
 // logger sends pebble's messages where ours go.
@@ -185,14 +187,16 @@ func (l *logger) Fatalf(format string, args ...any) {
 	select {}
 }
 
-// guarded tells whether guard is on the stack of this goroutine.
+// guarded tells whether a function that defers rescue is on the stack of this goroutine.
 func guarded() bool {
 	pcs := make([]uintptr, 256)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 	for {
 		f, more := frames.Next()
-		if strings.HasSuffix(f.Function, "pebbleengine.(*db).guard") {
-			return true
+		for _, name := range []string{"(*db).guard", "(*db).get", "(*iterator).step"} {
+			if strings.HasSuffix(f.Function, "pebbleengine."+name) {
+				return true
+			}
 		}
 		if !more {
 			return false
@@ -275,22 +279,21 @@ func (d *db) Get(key []byte) (value []byte, found bool, err error) {
 	return d.get(d.p, key)
 }
 
+//go:noinline
 func (d *db) get(r pebble.Reader, key []byte) (value []byte, found bool, err error) {
-	err = d.guard(func() error {
-		v, closer, err := r.Get(key)
-		if errors.Is(err, pebble.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		value, found = append(make([]byte, 0, len(v)), v...), true
-		return closer.Close()
-	})
-	if err != nil {
+	defer d.rescue(&err)
+	if err := d.failure(); err != nil {
 		return nil, false, err
 	}
-	return value, found, nil
+	v, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, convert(err)
+	}
+	value = append(make([]byte, 0, len(v)), v...)
+	return value, true, convert(closer.Close())
 }
 
 func (d *db) ApproximateSize(start, end []byte) (n uint64, err error) {

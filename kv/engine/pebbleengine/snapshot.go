@@ -74,36 +74,66 @@ type iterator struct {
 	err   error
 }
 
-// move runs one positioning step and fetches the value, which may have to be read.
-func (it *iterator) move(step func() bool) {
+type move uint8
+
+const (
+	first move = iota
+	last
+	next
+	prev
+	seekGE
+	seekLT
+)
+
+// step makes one move and fetches the value, which may have to be read.
+//
+//go:noinline
+func (it *iterator) step(m move, key []byte) {
 	it.valid = false
 	if it.err != nil || it.it == nil {
 		return
 	}
-	it.err = it.d.guard(func() (err error) {
-		if !step() {
-			return it.it.Error()
-		}
-		it.value, err = it.it.ValueAndErr()
-		it.valid = err == nil
-		return err
-	})
+	defer it.d.rescue(&it.err)
+	if it.err = it.d.failure(); it.err != nil {
+		return
+	}
+	ok := false
+	switch m {
+	case first:
+		ok = it.it.First()
+	case last:
+		ok = it.it.Last()
+	case next:
+		ok = it.it.Next()
+	case prev:
+		ok = it.it.Prev()
+	case seekGE:
+		ok = it.it.SeekGE(key)
+	case seekLT:
+		ok = it.it.SeekLT(key)
+	}
+	if !ok {
+		it.err = convert(it.it.Error())
+		return
+	}
+	v, err := it.it.ValueAndErr()
+	it.value, it.err, it.valid = v, convert(err), err == nil
 }
 
-func (it *iterator) First()            { it.move(func() bool { return it.it.First() }) }
-func (it *iterator) Last()             { it.move(func() bool { return it.it.Last() }) }
-func (it *iterator) SeekGE(key []byte) { it.move(func() bool { return it.it.SeekGE(key) }) }
-func (it *iterator) SeekLT(key []byte) { it.move(func() bool { return it.it.SeekLT(key) }) }
+func (it *iterator) First()            { it.step(first, nil) }
+func (it *iterator) Last()             { it.step(last, nil) }
+func (it *iterator) SeekGE(key []byte) { it.step(seekGE, key) }
+func (it *iterator) SeekLT(key []byte) { it.step(seekLT, key) }
 
 func (it *iterator) Next() {
 	if it.valid {
-		it.move(it.it.Next)
+		it.step(next, nil)
 	}
 }
 
 func (it *iterator) Prev() {
 	if it.valid {
-		it.move(it.it.Prev)
+		it.step(prev, nil)
 	}
 }
 

@@ -1,0 +1,370 @@
+package faultfs
+
+import (
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"path/filepath"
+	"sort"
+	"sync"
+
+	"github.com/tinykv/tinykv/kv/vfs"
+)
+
+// pageSize is the unit in which unsynced data reaches the disk or does not.
+const pageSize = 4096
+
+// sectorSize is the unit that is written as a whole when a page is torn.
+const sectorSize = 512
+
+// MemFS is a file system in memory. It remembers for each file what was synced, and for each
+// directory which changes of names were: what a crash keeps is decided by Crash.
+//
+// Names in a directory change through a journal, as in every journalling file system: a crash keeps
+// a prefix of the changes that were not synced.
+type MemFS struct {
+	ctl *Controller
+
+	mu      sync.Mutex
+	names   map[string]*inode
+	durable map[string]*inode
+	journal []nameChange
+
+	disk struct {
+		sync.Mutex
+		space int64 // bytes left; negative: no limit
+	}
+}
+
+type nameChange struct {
+	dir, name string
+	to        *inode // nil: removed
+	from      string // of a rename: the name that goes
+}
+
+type inode struct {
+	mu     sync.Mutex
+	data   []byte
+	synced []byte
+	dirty  map[int64]bool // pages of data that differ from synced
+}
+
+var _ vfs.FS = (*MemFS)(nil)
+
+// NewMemFS returns an empty file system whose operations pass through ctl, which may be nil.
+func NewMemFS(ctl *Controller) *MemFS {
+	m := &MemFS{ctl: ctl, names: map[string]*inode{}, durable: map[string]*inode{}}
+	m.disk.space = -1
+	return m
+}
+
+// SetSpace limits how many bytes files may still grow; negative lifts the limit.
+func (m *MemFS) SetSpace(n int64) {
+	m.disk.Lock()
+	defer m.disk.Unlock()
+	m.disk.space = n
+}
+
+// takeSpace takes n bytes, or gives them back if n is negative.
+func (m *MemFS) takeSpace(n int64) error {
+	m.disk.Lock()
+	defer m.disk.Unlock()
+	if m.disk.space < 0 {
+		return nil
+	}
+	if n > m.disk.space {
+		return ErrNoSpace
+	}
+	m.disk.space -= n
+	return nil
+}
+
+func pathError(op, name string, err error) error {
+	return &fs.PathError{Op: op, Path: name, Err: err}
+}
+
+func (m *MemFS) Create(name string) (vfs.File, error) {
+	if err := m.ctl.Step("fs", "create", name); err != nil {
+		return nil, pathError("create", name, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := &inode{dirty: map[int64]bool{}}
+	m.names[name] = n
+	m.journal = append(m.journal, nameChange{dir: filepath.Dir(name), name: name, to: n})
+	return &memFile{m, n, name}, nil
+}
+
+func (m *MemFS) Open(name string) (vfs.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.names[name]
+	if !ok {
+		return nil, pathError("open", name, fs.ErrNotExist)
+	}
+	return &memFile{m, n, name}, nil
+}
+
+func (m *MemFS) Rename(oldName, newName string) error {
+	if err := m.ctl.Step("fs", "rename", newName); err != nil {
+		return pathError("rename", oldName, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.names[oldName]
+	if !ok {
+		return pathError("rename", oldName, fs.ErrNotExist)
+	}
+	delete(m.names, oldName)
+	m.names[newName] = n
+	m.journal = append(m.journal, nameChange{filepath.Dir(newName), newName, n, oldName})
+	return nil
+}
+
+func (m *MemFS) Remove(name string) error {
+	if err := m.ctl.Step("fs", "remove", name); err != nil {
+		return pathError("remove", name, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.names[name]; !ok {
+		return pathError("remove", name, fs.ErrNotExist)
+	}
+	n := m.names[name]
+	delete(m.names, name)
+	m.journal = append(m.journal, nameChange{dir: filepath.Dir(name), name: name})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return m.takeSpace(-int64(len(n.data)))
+}
+
+func (m *MemFS) List(dir string) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	for name := range m.names {
+		if filepath.Dir(name) == filepath.Clean(dir) {
+			names = append(names, filepath.Base(name))
+		}
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// MkdirAll does nothing: directories are there when files are in them.
+func (m *MemFS) MkdirAll(string) error { return nil }
+
+func (m *MemFS) SyncDir(dir string) error {
+	if err := m.ctl.Step("fs", "syncdir", dir); err != nil {
+		return pathError("sync", dir, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var rest []nameChange
+	for _, c := range m.journal {
+		if c.dir == filepath.Clean(dir) {
+			c.apply(m.durable)
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	m.journal = rest
+	return nil
+}
+
+func (c nameChange) apply(names map[string]*inode) {
+	if c.from != "" {
+		delete(names, c.from)
+	}
+	if c.to == nil {
+		delete(names, c.name)
+		return
+	}
+	names[c.name] = c.to
+}
+
+// Loss says what a crash does to data that was not synced.
+type Loss int
+
+const (
+	// KeepAll is the death of a process: the page cache survives.
+	KeepAll Loss = iota
+	// DropAll is a power loss that keeps nothing but what was synced.
+	DropAll
+	// Torn is a power loss that keeps each unsynced page with even chance, some of them torn, and
+	// a random part of the journal.
+	Torn
+)
+
+// Crash returns the file system as a crash leaves it, with a controller of its own. It does not
+// change m; so one run can be crashed in several ways.
+func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := m.names
+	if loss != KeepAll {
+		names = map[string]*inode{}
+		for name, n := range m.durable {
+			names[name] = n
+		}
+		if loss == Torn {
+			for _, c := range m.journal[:rng.IntN(len(m.journal)+1)] {
+				c.apply(names)
+			}
+		}
+	}
+	out := NewMemFS(ctl)
+	sorted := make([]string, 0, len(names))
+	for name := range names {
+		sorted = append(sorted, name)
+	}
+	sort.Strings(sorted) // the seed decides, not the map
+	for _, name := range sorted {
+		data := names[name].survive(loss, rng)
+		n := &inode{data: data, synced: append([]byte(nil), data...), dirty: map[int64]bool{}}
+		out.names[name], out.durable[name] = n, n
+	}
+	return out
+}
+
+// survive is what a crash keeps of a file.
+func (n *inode) survive(loss Loss, rng *rand.Rand) []byte {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch loss {
+	case KeepAll:
+		return append([]byte(nil), n.data...)
+	case DropAll:
+		return append([]byte(nil), n.synced...)
+	}
+	out := append([]byte(nil), n.synced...)
+	if len(n.data) > len(out) && rng.IntN(2) == 0 {
+		out = append(out, make([]byte, len(n.data)-len(out))...) // the size got there, the data perhaps
+	}
+	pages := make([]int64, 0, len(n.dirty))
+	for p := range n.dirty {
+		pages = append(pages, p)
+	}
+	sort.Slice(pages, func(i, j int) bool { return pages[i] < pages[j] })
+	for _, p := range pages {
+		from, to := p*pageSize, min((p+1)*pageSize, int64(len(n.data)))
+		switch rng.IntN(4) {
+		case 0, 1: // lost
+			continue
+		case 2: // torn: some sectors of it
+			to = min(to, from+int64(rng.IntN(pageSize/sectorSize))*sectorSize)
+		}
+		if from < to && to <= int64(len(out)) {
+			copy(out[from:to], n.data[from:to])
+		}
+	}
+	return out
+}
+
+// Corrupt changes the durable and the current content of a file, for damage tests.
+func (m *MemFS) Corrupt(name string, change func(data []byte) []byte) error {
+	m.mu.Lock()
+	n, ok := m.names[name]
+	m.mu.Unlock()
+	if !ok {
+		return pathError("corrupt", name, fs.ErrNotExist)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.data = change(n.data)
+	n.synced = append([]byte(nil), n.data...)
+	n.dirty = map[int64]bool{}
+	return nil
+}
+
+// Size of a file, for tests that damage it.
+func (m *MemFS) Size(name string) int64 {
+	f, err := m.Open(name)
+	if err != nil {
+		return 0
+	}
+	n, _ := f.Size()
+	return n
+}
+
+type memFile struct {
+	fs   *MemFS
+	n    *inode
+	name string
+}
+
+func (f *memFile) Name() string { return f.name }
+func (f *memFile) Close() error { return nil }
+
+func (f *memFile) Size() (int64, error) {
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	return int64(len(f.n.data)), nil
+}
+
+func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	if off >= int64(len(f.n.data)) {
+		return 0, io.EOF
+	}
+	n := copy(b, f.n.data[off:])
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.fs.ctl.Step("fs", "write", f.name); err != nil {
+		return 0, pathError("write", f.name, err)
+	}
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	end := off + int64(len(b))
+	if err := f.fs.takeSpace(max(0, end-int64(len(f.n.data)))); err != nil {
+		return 0, pathError("write", f.name, err)
+	}
+	f.n.grow(end)
+	copy(f.n.data[off:], b)
+	for p := off / pageSize; p*pageSize < end; p++ {
+		f.n.dirty[p] = true
+	}
+	return len(b), nil
+}
+
+func (n *inode) grow(size int64) {
+	if size > int64(len(n.data)) {
+		n.data = append(n.data, make([]byte, size-int64(len(n.data)))...)
+	}
+}
+
+func (f *memFile) Allocate(size int64) error {
+	if err := f.fs.ctl.Step("fs", "allocate", f.name); err != nil {
+		return pathError("allocate", f.name, err)
+	}
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	if err := f.fs.takeSpace(max(0, size-int64(len(f.n.data)))); err != nil {
+		return pathError("allocate", f.name, err)
+	}
+	f.n.grow(size)
+	return nil
+}
+
+func (f *memFile) Sync() error {
+	if err := f.fs.ctl.Step("fs", "sync", f.name); err != nil {
+		return pathError("sync", f.name, err)
+	}
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	n := f.n
+	if len(n.synced) < len(n.data) {
+		n.synced = append(n.synced, make([]byte, len(n.data)-len(n.synced))...)
+	}
+	for p := range n.dirty {
+		copy(n.synced[p*pageSize:], n.data[p*pageSize:min((p+1)*pageSize, int64(len(n.data)))])
+	}
+	clear(n.dirty)
+	return nil
+}
