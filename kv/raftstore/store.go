@@ -522,3 +522,6 @@ func wrapRecover(regionID uint64, err error) error {
 }
 
 var errDamaged = errors.New("raftstore: damaged replica")
+
+// Done is closed when the store stops or fails.
+func (s *Store) Done() <-chan struct{} { return s.ctx.Done() }
