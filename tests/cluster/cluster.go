@@ -497,3 +497,70 @@ func (c *Cluster) CompactLog(regionID uint64) error {
 	})
 	return err
 }
+
+// Transfer asks the region's leader once to hand over.
+func (c *Cluster) Transfer(regionID uint64, to *metapb.Peer) error {
+	return c.adminOnce(regionID, &raft_cmdpb.AdminRequest{
+		CmdType: raft_cmdpb.AdminCmdType_TransferLeader, TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: to},
+	})
+}
+
+func (c *Cluster) adminOnce(regionID uint64, req *raft_cmdpb.AdminRequest) error {
+	leader := c.Placement.Leader(regionID)
+	n := c.node(leader.GetStoreId())
+	if n == nil {
+		return errors.New("no leader is known")
+	}
+	s := n.Store()
+	if s == nil {
+		return errors.New("the leader's store is down")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	_, err := s.AdminCommand(ctx, regionID, req)
+	return err
+}
+
+// RandomConfChange adds a replica on a store without one, or removes one if more than least are left.
+func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
+	c.mu.Lock()
+	add := len(r.Peers) <= least || (len(r.Peers) < len(c.nodes) && c.rng.IntN(2) == 0)
+	pick := c.rng.IntN(1 << 20)
+	var free []uint64
+	for id := range c.nodes {
+		if raftstore.PeerOnStore(r, id) == nil {
+			free = append(free, id)
+		}
+	}
+	c.mu.Unlock()
+	if add && len(free) == 0 {
+		return false
+	}
+	req := &raft_cmdpb.ChangePeerRequest{ChangeType: eraftpb.ConfChangeType_RemoveNode}
+	if add {
+		req.ChangeType = eraftpb.ConfChangeType_AddNode
+		req.Peer = &metapb.Peer{Id: c.Placement.AllocID(), StoreId: free[pick%len(free)]}
+	} else {
+		req.Peer = r.Peers[pick%len(r.Peers)]
+	}
+	return c.adminOnce(r.Id, &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ChangePeer, ChangePeer: req}) == nil
+}
+
+// SplitOnce asks once for a split at key.
+func (c *Cluster) SplitOnce(key []byte) error {
+	r, err := c.Placement.GetRegion(context.Background(), key)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return errors.New("no region is known for the key")
+	}
+	n := c.node(r.Leader.GetStoreId())
+	if n == nil || n.Store() == nil {
+		return errors.New("the leader's store is down")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	_, err = n.Store().SplitAt(ctx, r.Meta.Id, key)
+	return err
+}
