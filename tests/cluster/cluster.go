@@ -138,7 +138,7 @@ func New(t testing.TB, o Options) *Cluster {
 	}
 	for id := uint64(1); id <= uint64(o.Stores); id++ {
 		n := c.newNode(id)
-		n.open()
+		require.NoError(t, n.open())
 		if id <= uint64(o.Replicas) {
 			st := node.FirstRegion(FirstRegionID, peers[id-1])
 			st.Region.Peers = peers
@@ -147,7 +147,7 @@ func New(t testing.TB, o Options) *Cluster {
 	}
 	t.Cleanup(c.stop)
 	for _, n := range c.Nodes() {
-		n.start()
+		require.NoError(t, n.start())
 	}
 	return c
 }
@@ -202,15 +202,17 @@ func (c *Cluster) handleRaft(to uint64, m *rspb.RaftMessage) error {
 }
 
 // open opens the disks.
-func (n *Node) open() {
+func (n *Node) open() error {
 	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger})
-	require.NoError(n.c.t, err)
-	snaps, err := snap.Open(n.dir, 8)
-	require.NoError(n.c.t, err)
-	n.log, n.snaps = log, snaps
+	if err != nil {
+		return fmt.Errorf("store %d: %w", n.ID, err)
+	}
+	n.log = log
+	n.snaps, err = snap.Open(n.dir, 8)
+	return err
 }
 
-func (n *Node) start() {
+func (n *Node) start() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	c := n.c
@@ -220,7 +222,9 @@ func (n *Node) start() {
 	})
 	st := raftstorage.New(n.store, n.engine, c.cfg.Server.RequestTimeout.Duration, 0)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
-	require.NoError(c.t, n.store.Start(context.Background()))
+	if err := n.store.Start(context.Background()); err != nil {
+		return fmt.Errorf("store %d: %w", n.ID, err)
+	}
 	n.running = true
 	failed, id := n.store.Failed(), n.ID
 	store := n.store
@@ -237,6 +241,7 @@ func (n *Node) start() {
 		case <-store.Done():
 		}
 	}()
+	return nil
 }
 
 // Store is the running store, nil while it is down.
@@ -285,7 +290,9 @@ func (n *Node) Stop() {
 	store := n.store
 	n.mu.Unlock()
 	store.Stop()
-	require.NoError(n.c.t, n.log.Close())
+	if err := n.log.Close(); err != nil {
+		n.c.t.Errorf("store %d: %v", n.ID, err)
+	}
 }
 
 // Crash ends the store at once: what was not synced may be lost, of the engine and of the raft log each
@@ -306,6 +313,7 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	// log relies on what the engine has synced before.
 	fs := n.fs.Crash(loss, engineRng, nil)
 	eng := n.engine.Crash(loss, engineRng)
+	n.c.t.Logf("crash of store %d, loss %d", n.ID, loss)
 	n.mu.Unlock()
 	store.Stop()
 	_ = n.log.Close()
@@ -314,20 +322,25 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	n.mu.Unlock()
 }
 
-// Restart starts a store that is down.
+// Restart starts a store that is down. A failure fails the test, but does not end it: it may be called
+// by any goroutine.
 func (n *Node) Restart() {
 	n.mu.Lock()
 	running := n.running
+	var err error
+	if !running {
+		err = n.open()
+	}
 	n.mu.Unlock()
 	if running {
 		return
 	}
-	if log := n.log; log != nil {
-		n.mu.Lock()
-		n.open()
-		n.mu.Unlock()
+	if err == nil {
+		err = n.start()
 	}
-	n.start()
+	if err != nil {
+		n.c.t.Errorf("restart: %v", err)
+	}
 }
 
 // Client returns a client of the cluster. Writes of unknown outcome are not tried again.
