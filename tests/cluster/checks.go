@@ -9,6 +9,9 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
@@ -102,7 +105,8 @@ func (c *Cluster) checkReplicas(id uint64, leader raftstore.PeerInfo, have map[u
 		info, ok := have[p.StoreId]
 		switch {
 		case !ok:
-			return fmt.Sprintf("region %d: no peer on store %d", id, p.StoreId)
+			st, _ := meta.LoadRegionState(c.node(p.StoreId).Engine(), id)
+			return fmt.Sprintf("region %d: no peer on store %d; leader %+v; the store has %v", id, p.StoreId, leader, st)
 		case info.Peer.Id != p.Id:
 			return fmt.Sprintf("region %d: store %d has peer %d, not %d", id, p.StoreId, info.Peer.Id, p.Id)
 		case info.Installing || info.AppliedIndex != leader.AppliedIndex || info.CommitIndex != leader.CommitIndex:
@@ -162,4 +166,33 @@ func checkForeign(n *Node) string {
 		}
 	}
 	return ""
+}
+
+// OnStore returns the region's peer on a store; nil if there is none or no region.
+func OnStore(r *metapb.Region, store uint64) *metapb.Peer { return raftstore.PeerOnStore(r, store) }
+
+// PeerOf returns a store's peer of a region, nil if it has none.
+func PeerOf(c *Cluster, store, region uint64) *raftstore.PeerInfo {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	info, err := c.node(store).Store().Peer(ctx, region)
+	if err != nil {
+		return nil
+	}
+	return &info
+}
+
+// RawPutWith sends a put made for a given version of a region to that region's leader.
+func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error {
+	c.t.Helper()
+	leader := c.WaitLeader(r.Id)
+	s := &stub{c: c, id: leader.ID}
+	resp, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{
+		Context: &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: raftstore.PeerOnStore(r, leader.ID)},
+		Key:     key, Value: value,
+	})
+	if err != nil {
+		c.t.Fatalf("put: %v", err)
+	}
+	return resp.RegionError
 }
