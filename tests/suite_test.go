@@ -108,6 +108,9 @@ func (r round) run(t *testing.T) {
 	require.GreaterOrEqual(t, h.OK, r.minOps, "too few operations for the round to mean anything")
 	require.GreaterOrEqual(t, int(counts.splits.Load()), r.minSplits, "too few splits")
 	require.GreaterOrEqual(t, int(c.Net.Snaps.Load()), r.minSnaps, "too few raft snapshots")
+	if !r.crash && !r.partitions && !r.unreliable {
+		t.Logf("unknown: %v", h.Notes())
+	}
 	t.Logf("%d operations, %d unknown; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
 		h.OK, h.Unknown, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
 		counts.splits.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
@@ -151,6 +154,7 @@ func runClient(cl *client.Client, h *cluster.History, seed int, stop <-chan stru
 				h.Put(id, string(key), value, n == 9, call, unknown)
 			}
 			if unknown {
+				h.Note(fmt.Sprintf("%s after %s: %v", key, time.Duration(h.Now()-call), err))
 				id = h.Client()
 			}
 		}

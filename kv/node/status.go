@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -43,6 +44,7 @@ func (s *statusServer) start() {
 	mux.HandleFunc("/status", s.status)
 	mux.HandleFunc("/config", s.config)
 	mux.HandleFunc("/regions", s.regions)
+	mux.HandleFunc("/hash", s.hash)
 	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -128,4 +130,20 @@ func (s *statusServer) regions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, infos)
+}
+
+// hash answers with a hash of a region's data and the applied index it stands for: replicas at the same
+// index must agree.
+func (s *statusServer) hash(w http.ResponseWriter, r *http.Request) {
+	id, err := strconv.ParseUint(r.URL.Query().Get("region"), 10, 64)
+	if err != nil || s.n.store == nil {
+		http.Error(w, "give the id of a region: /hash?region=2", http.StatusBadRequest)
+		return
+	}
+	h, err := s.n.store.HashRegion(id)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	writeJSON(w, h)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -436,6 +437,8 @@ func (c *Cluster) Eventually(timeout time.Duration, check func() string) {
 			return
 		}
 		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			c.t.Logf("goroutines:\n%s", buf[:runtime.Stack(buf, true)])
 			require.FailNow(c.t, "waited in vain", "%s", what)
 		}
 		time.Sleep(5 * time.Millisecond) // polls a condition

@@ -17,6 +17,7 @@ type History struct {
 	mu    sync.Mutex
 	ops   []porcupine.Operation
 	next  int
+	notes []string
 	// OK counts operations with a known outcome.
 	OK, Unknown int
 }
@@ -42,6 +43,22 @@ func (h *History) Client() int {
 	defer h.mu.Unlock()
 	h.next++
 	return h.next
+}
+
+// Note keeps a remark about an operation; only the first few count.
+func (h *History) Note(text string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.notes) < 8 {
+		h.notes = append(h.notes, text)
+	}
+}
+
+// Notes returns the remarks.
+func (h *History) Notes() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string{}, h.notes...)
 }
 
 // Now is the time for the history's clock.

@@ -187,10 +187,13 @@ func (c *Cluster) Processes() []*Process {
 	return append(append([]*Process{}, c.Schedulers...), c.Stores...)
 }
 
-// Start starts all processes and waits until each accepts connections.
+// Start starts all processes that do not run and waits until each accepts connections.
 func (c *Cluster) Start(ctx context.Context) error {
 	for _, group := range [][]*Process{c.Schedulers, c.Stores} {
 		for _, p := range group {
+			if p.Running() {
+				continue
+			}
 			if err := p.Start(); err != nil {
 				return err
 			}
@@ -311,6 +314,27 @@ func (p *Process) Stop(timeout time.Duration) {
 	case <-p.done:
 	case <-time.After(timeout):
 		p.Kill()
+	}
+}
+
+// End sends a signal, waits for the process to end, and returns its exit code.
+func (p *Process) End(sig syscall.Signal, timeout time.Duration) (int, error) {
+	p.mu.Lock()
+	cmd, done := p.cmd, p.done
+	p.asked = true
+	p.mu.Unlock()
+	if cmd == nil {
+		return 0, fmt.Errorf("%s does not run", p.Name)
+	}
+	if err := cmd.Process.Signal(sig); err != nil {
+		return 0, err
+	}
+	select {
+	case <-done:
+		return cmd.ProcessState.ExitCode(), nil
+	case <-time.After(timeout):
+		p.Kill()
+		return 0, fmt.Errorf("%s did not end within %s of %s", p.Name, timeout, sig)
 	}
 }
 
