@@ -325,9 +325,14 @@ func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	}
 }
 
-// onLogGC drops raft-log entries that the engine has made durable.
+// onLogGC drops raft-log entries that the engine has made durable. The request may come from an earlier
+// life of the region on this store, or from before a raft snapshot: only what this peer itself has
+// compacted counts.
 func (p *peer) onLogGC(t *turn, m *message.LogGC) {
-	if p.installing != 0 {
+	if p.installing != 0 || m.Index > p.ps.truncated.Index {
+		return
+	}
+	if st, ok := p.store.log.State(p.regionID); !ok || m.Index <= st.TruncatedIndex || m.Index > st.Last {
 		return
 	}
 	t.log.Truncate(p.regionID, m.Index, m.Term)

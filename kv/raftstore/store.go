@@ -226,12 +226,12 @@ func (s *Store) fail(err error) {
 	s.failOnce.Do(func() {
 		s.broken.Store(true)
 		s.logger.Error("store failed", zap.Error(err))
+		s.failed <- err // has room for the one error
 		s.cancel()
 		s.router.ready.close()
 		for _, w := range s.appliers {
 			w.close()
 		}
-		s.failed <- err
 	})
 }
 

@@ -231,6 +231,7 @@ func (n *Node) start() error {
 	store := n.store
 	// Ends with the store.
 	go func() {
+		<-store.Done()
 		select {
 		case err := <-failed:
 			n.mu.Lock()
@@ -239,7 +240,7 @@ func (n *Node) start() error {
 			if current {
 				c.t.Errorf("store %d failed: %v", id, err)
 			}
-		case <-store.Done():
+		default:
 		}
 	}()
 	return nil

@@ -312,6 +312,7 @@ func TestBadStarts(t *testing.T) {
 	require.NoError(t, os.MkdirAll(foreign, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(foreign, "photo.jpg"), nil, 0o600))
 	other := start(t, 1)
+	waitReplicas(t, other, 1)
 	other.Stores[0].Stop(10 * time.Second)
 	sched := c.Schedulers[0].Addr
 	for _, tc := range []struct {

@@ -70,7 +70,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	if !errors.Is(err, errSilent) {
-		fmt.Fprintf(stderr, "tinyctl: %v\n", err)
+		fmt.Fprintf(stderr, "tinyctl: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	var usage *usageError
 	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
