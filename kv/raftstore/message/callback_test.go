@@ -1,0 +1,49 @@
+package message
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCallbackAnswersOnce(t *testing.T) {
+	c := NewCallback()
+	first := errors.New("first")
+	c.Fail(first)
+	c.Done(Result{}) // ignored, and does not block
+	res, err := c.Wait(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, first, res.Err)
+	require.True(t, c.Answered())
+}
+
+func TestCallbackWaitHonoursContext(t *testing.T) {
+	c := NewCallback()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := c.Wait(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	require.False(t, c.Answered())
+}
+
+func TestNilCallbackWantsNoAnswer(t *testing.T) {
+	var c *Callback
+	c.Done(Result{})
+	c.Fail(errors.New("x"))
+	require.True(t, c.Answered())
+}
+
+func TestCallbackConcurrentAnswers(t *testing.T) {
+	c := NewCallback()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Add(1)
+		go func() { defer wg.Done(); c.Done(Result{}) }()
+	}
+	wg.Wait()
+	_, err := c.Wait(context.Background())
+	require.NoError(t, err)
+}
