@@ -5,7 +5,10 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
@@ -195,4 +198,36 @@ func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error 
 		c.t.Fatalf("put: %v", err)
 	}
 	return resp.RegionError
+}
+
+// Requests sends one request of each kind with a given context to a store and returns the region errors.
+// A message without a region error is returned as one.
+func Requests(ctx context.Context, t testing.TB, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte) (get, put, del, scan *errorpb.Error) {
+	t.Helper()
+	s := &stub{c: c, id: store}
+	fold := func(e *errorpb.Error, msg string, err error) *errorpb.Error {
+		require.NoError(t, err)
+		if e == nil && msg != "" {
+			e = &errorpb.Error{Message: msg}
+		}
+		return e
+	}
+	g, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key})
+	get = fold(g.GetRegionError(), g.GetError(), err)
+	p, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: []byte("wrong")})
+	put = fold(p.GetRegionError(), p.GetError(), err)
+	d, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: kctx, Key: key})
+	del = fold(d.GetRegionError(), d.GetError(), err)
+	sc, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{Context: kctx, StartKey: key, Limit: 1})
+	scan = fold(sc.GetRegionError(), sc.GetError(), err)
+	return get, put, del, scan
+}
+
+// GetFrom asks one store.
+func GetFrom(ctx context.Context, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte) ([]byte, *errorpb.Error, error) {
+	resp, err := (&stub{c: c, id: store}).RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key})
+	if err != nil {
+		return nil, nil, err
+	}
+	return resp.Value, resp.RegionError, nil
 }
