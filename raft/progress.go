@@ -119,7 +119,13 @@ func (pr *Progress) maybeUpdate(index uint64) bool {
 // maybeDecrTo takes the rejection of an append at index rejected; hint is where the logs may meet.
 // It says whether the rejection was news: late ones, of appends sent before the last move, must not
 // move Next again (trap B-9).
+//
+// A hint below Match was given before Match was acknowledged, so it is late. Without that check, each
+// of a window full of appends that were overtaken by one another starts the whole window over.
 func (pr *Progress) maybeDecrTo(rejected, hint uint64) bool {
+	if hint < pr.Match {
+		return false
+	}
 	switch pr.State {
 	case ProgressReplicate:
 		if rejected <= pr.Match {

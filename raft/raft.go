@@ -421,7 +421,14 @@ func (r *Raft) passHigherTerm(m *eraftpb.Message) bool {
 	if isFromLeader(m.MsgType) {
 		lead = m.From
 	}
+	elapsed := 0
+	if m.MsgType == eraftpb.MessageType_MsgRequestVote && r.State != StateLeader {
+		// Only a vote that is given delays the own election (thesis figure 3.1). Else a node with a
+		// fast clock and an old log, which cannot win, could keep everyone else from trying.
+		elapsed = r.electionElapsed
+	}
 	r.becomeFollower(m.Term, lead)
+	r.electionElapsed = elapsed
 	return true
 }
 

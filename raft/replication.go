@@ -224,7 +224,7 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 		// The follower's hint, and our own log's: both skip terms the other cannot have. Nothing
 		// below Match has to be looked for.
 		hint := m.RejectHint
-		if m.LogTerm > 0 {
+		if m.LogTerm > 0 && hint > pr.Match {
 			hint = r.RaftLog.findConflictByTerm(hint, m.LogTerm, min(pr.Match, hint))
 		}
 		if pr.maybeDecrTo(m.Index, hint) {
@@ -260,19 +260,18 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 	if r.maybeCommit() {
 		r.broadcastAppend()
 	}
-	if pr.Next <= r.RaftLog.LastIndex() {
-		r.sendAll(m.From)
-	}
+	r.sendMore(m.From)
 	if news {
 		r.maybeFinishTransfer(m.From)
 	}
 }
 
-// sendAll sends entries as long as the window is open.
-func (r *Raft) sendAll(to uint64) {
-	for r.maybeSendAppend(to, false) {
-		pr := r.Prs[to]
-		if pr.State != ProgressReplicate || pr.Next > r.RaftLog.LastIndex() {
+// sendMore follows an answer with up to two appends: the pipeline doubles with each round trip, and is
+// not filled in one go with what a single loss would make useless.
+func (r *Raft) sendMore(to uint64) {
+	pr := r.Prs[to]
+	for n := 0; n < 2 && pr.Next <= r.RaftLog.LastIndex(); n++ {
+		if !r.maybeSendAppend(to, false) || pr.State != ProgressReplicate {
 			return
 		}
 	}
