@@ -256,15 +256,10 @@ func (w *World) heal() {
 	w.healLinks()
 	w.trace("healing")
 	w.dropPlans()
-	latest := w.oracle.confs[len(w.oracle.confs)-1].conf
+	w.collect()
 	for _, n := range w.nodes[1:] {
-		member := slices.Contains(latest.Nodes, n.id) || slices.Contains(latest.Learners, n.id)
 		n.disk.failing, n.disk.unavailable = false, false
 		switch {
-		case n.alive && !member && !n.removed && n.disk.kvNow.applied > 0:
-			// Removed without knowing it: the store is told by the others and ends it.
-			n.alive, n.destroyed = false, true
-			n.epoch++
 		case n.alive:
 			n.paused = false
 			n.run()
@@ -278,9 +273,13 @@ func (w *World) heal() {
 	proposed := false
 	// Catching up may take long where the profile allows one entry a message: what may not be long is
 	// the time without progress.
-	moved, last := start, w.progress()
+	moved, last, confs := start, w.progress(), len(w.oracle.confs)
 	for w.now < moved+30*timeout && w.violation == nil && len(w.heap) > 0 {
 		w.dispatch()
+		if len(w.oracle.confs) != confs {
+			confs = len(w.oracle.confs)
+			w.collect()
+		}
 		if p := w.progress(); p != last {
 			moved, last = w.now, p
 		}
@@ -304,6 +303,18 @@ func (w *World) heal() {
 	}
 	if w.violation == nil {
 		w.failStuck()
+	}
+}
+
+// collect ends the nodes that were removed and do not know it, as a store does when others tell it.
+func (w *World) collect() {
+	latest := w.oracle.confs[len(w.oracle.confs)-1].conf
+	for _, n := range w.nodes[1:] {
+		member := slices.Contains(latest.Nodes, n.id) || slices.Contains(latest.Learners, n.id)
+		if !member && !n.removed && n.disk.kvNow.applied > 0 {
+			n.alive, n.destroyed = false, true
+			n.epoch++
+		}
 	}
 }
 
@@ -346,8 +357,11 @@ func (w *World) converged(lead *node) bool {
 	return ok
 }
 
-// idle watches the group do nothing for two election timeouts.
+// idle watches the group do nothing for two election timeouts, once what was on its way is through.
 func (w *World) idle(timeout int64) {
+	for end := w.now + timeout; w.now < end && w.violation == nil; {
+		w.dispatch()
+	}
 	lead := w.theLeader()
 	for _, n := range w.nodes[1:] {
 		n.sentThisTick, n.idleLimit = 0, true
