@@ -60,7 +60,11 @@ func (r *Raft) handleTimeoutNow(round uint64) {
 // isForced says whether a vote request may be granted by somebody who hears a leader: it comes from
 // a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
 func (r *Raft) isForced(m *eraftpb.Message) bool {
-	return m.Force && (m.Round == 0 || r.heardTerm+1 != m.Term || r.heardRound <= m.Round)
+	term, round := r.heardTerm, r.heardRound
+	if r.State == StateLeader {
+		term, round = r.Term, r.reads.round
+	}
+	return m.Force && (m.Round == 0 || term+1 != m.Term || round <= m.Round)
 }
 
 func (r *Raft) campaignPreVote() {

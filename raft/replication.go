@@ -145,6 +145,7 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 		}
 	}
 	r.send(m)
+	pr.toldCommit = m.Commit
 	pr.sent(prev+uint64(len(ents)), bytes, len(ents) > 0)
 	return true
 }
@@ -261,6 +262,10 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 		r.broadcastAppend()
 	}
 	r.sendMore(m.From)
+	if pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
+		// It could not be told when the commit index moved (trap B-7).
+		r.sendAppend(m.From)
+	}
 	if news {
 		r.maybeFinishTransfer(m.From)
 	}
