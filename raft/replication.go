@@ -1,6 +1,8 @@
 package raft
 
 import (
+	"slices"
+
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
@@ -157,6 +159,10 @@ func (r *Raft) sendSnapshot(to uint64, pr *Progress) bool {
 		return false
 	}
 	snap, err := r.RaftLog.snapshot()
+	if err == nil && !namesMember(&snap, to) {
+		// Of a time before it became a member: it would not take it (trap D3).
+		err = ErrSnapshotTemporarilyUnavailable
+	}
 	if err != nil {
 		// Whatever it is, it may pass (trap D7): the heartbeat response tries again.
 		r.infof("%d has no snapshot for %d: %v", r.id, to, err)
@@ -379,7 +385,7 @@ func (r *Raft) restore(snap *eraftpb.Snapshot) bool {
 		r.RaftLog.commitTo(meta.Index)
 		return false
 	}
-	if !containsID(meta.ConfState.Nodes, r.id) && !containsID(meta.ConfState.Learners, r.id) {
+	if !namesMember(snap, r.id) {
 		// Of a time when we were no member: we would not know that we are none (trap D3).
 		r.errorf("%d got a snapshot at %d without itself", r.id, meta.Index)
 		return false
@@ -420,13 +426,10 @@ func cloneSnapshot(s *eraftpb.Snapshot) *eraftpb.Snapshot {
 	return &eraftpb.Snapshot{Data: s.Data, Metadata: &meta}
 }
 
-func containsID(ids []uint64, id uint64) bool {
-	for _, have := range ids {
-		if have == id {
-			return true
-		}
-	}
-	return false
+// namesMember says whether a snapshot's members include id.
+func namesMember(s *eraftpb.Snapshot, id uint64) bool {
+	cs := s.Metadata.ConfState
+	return cs != nil && (slices.Contains(cs.Nodes, id) || slices.Contains(cs.Learners, id))
 }
 
 // uncommitted counts the payload that waits for a quorum, oldest first. Owner: the Raft.
