@@ -23,7 +23,7 @@ func (r *Raft) hearsLeader() bool {
 
 // mayCampaign says whether an election may be started now.
 func (r *Raft) mayCampaign() bool {
-	if r.State == StateLeader || !r.promotable() {
+	if r.State == StateLeader || !r.promotable() || r.Term+1 == lastTerm {
 		return false
 	}
 	// With a committed conf change unapplied this node counts the majority of a group that is

@@ -161,6 +161,7 @@ func isResponse(t eraftpb.MessageType) bool {
 // done when Advance says so.
 func (rn *RawNode) Ready() Ready {
 	r := rn.Raft
+	r.flushAppends()
 	r.flushReads()
 	rd := Ready{
 		Entries:          r.RaftLog.unstableEntries(),

@@ -37,8 +37,20 @@ func (r *Raft) propose(ents []*eraftpb.Entry) error {
 		}
 	}
 	r.appendEntries(own)
+	if r.batchAppends {
+		r.appendsDue = true
+		return nil
+	}
 	r.broadcastAppend()
 	return nil
+}
+
+// flushAppends sends what was proposed since the last Ready.
+func (r *Raft) flushAppends() {
+	if r.appendsDue && r.State == StateLeader {
+		r.broadcastAppend()
+	}
+	r.appendsDue = false
 }
 
 // appendEntries gives entries their place in the log. A group of one may commit at once.
