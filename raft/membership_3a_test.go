@@ -475,3 +475,38 @@ func TestUnreachableMemberIsProbed3A(t *testing.T) {
 	}
 	equal(t, "appends", len(take(r)), 1)
 }
+
+// A refused candidate learns what is committed. Of two voters the one that led removed itself and
+// crashed; the other lacks its votes and its commit index, and gets the second with a refusal of
+// the first (trap C3).
+func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
+	for _, opts := range [][]option{nil, {withPreVote, withCheckQuorum}} {
+		e := *confEntry(t, eraftpb.ConfChangeType_RemoveNode, 1)
+		e.Index, e.Term = 1, 1
+		other := mkRaw(t, storageWith([]eraftpb.Entry{e, {Index: 2, Term: 1}, {Index: 3, Term: 1}}), []uint64{2})
+		other.Raft.RaftLog.committed = 1
+		other.Raft.Term = 1
+		survivor := newRaft(courseConfig(2, []uint64{1, 2}, storageWith([]eraftpb.Entry{e}), opts...))
+		survivor.Term = 1
+		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
+		for range 3 {
+			for _, m := range take(survivor) {
+				mustStep(t, other.Raft, m)
+			}
+			for _, m := range take(other.Raft) {
+				mustStep(t, survivor, m)
+			}
+		}
+		equal(t, "state", survivor.State == StateLeader, false)
+		equal(t, "committed", survivor.RaftLog.committed, uint64(1))
+		survivor.applyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1})
+		survivor.RaftLog.applied = 1
+		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
+		equal(t, "state", survivor.State, StateLeader)
+	}
+	// An entry of another term at that index is not the committed one.
+	r := newRaft(courseConfig(1, []uint64{1, 2, 3}, storageWith(terms(1, 1))))
+	r.becomeCandidate()
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1, Reject: true, Commit: 2, LogTerm: 2})
+	equal(t, "committed", r.RaftLog.committed, uint64(0))
+}

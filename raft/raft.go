@@ -455,11 +455,11 @@ func (r *Raft) answerLowerTerm(m *eraftpb.Message) {
 			Index: m.Index, Reject: true, RejectHint: r.RaftLog.committed,
 		})
 	case eraftpb.MessageType_MsgRequestVote:
-		r.send(eraftpb.Message{
+		r.answerVote(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgRequestVoteResponse, To: m.From, Reject: true,
 		})
 	case eraftpb.MessageType_MsgPreVote:
-		r.send(eraftpb.Message{
+		r.answerVote(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgPreVoteResponse, To: m.From, Reject: true,
 		})
 	}

@@ -356,7 +356,7 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 	switch {
 	case pr.State == ProgressSnapshot:
 		r.askAboutSnapshot(m.From, pr)
-	case pr.Match < r.RaftLog.LastIndex():
+	case pr.Match < r.RaftLog.LastIndex() || pr.State == ProgressProbe:
 		r.sendAppend(m.From)
 	}
 	if m.Round > pr.ackedRound && m.Round <= r.reads.round {

@@ -66,6 +66,7 @@ type node struct {
 	// removedAt: the node has applied its own removal.
 	removed      bool
 	removedAt    int64
+	removedIndex uint64
 	removedRound uint64
 }
 
@@ -233,14 +234,19 @@ func (n *node) tick() {
 	}
 }
 
-// linger ends a removed node: a leader when a majority of the others has heard of the removal,
-// others after a while in which they still answer votes of nodes that have not (trap C3).
+// linger ends a removed node: a leader when a majority of the others has heard of the removal, others
+// when somebody else has applied it. Until then their answers to votes may be the only way to learn
+// of it (trap C3); a store's tombstone does the same for as long as it is asked.
 func (n *node) linger() {
-	if n.rn.State() == stateLeader && n.rn.QuorumRound() <= n.removedRound &&
-		n.w.now-n.removedAt < 40*10*tickUS {
-		return
+	known := false
+	for _, o := range n.w.nodes[1:] {
+		known = known || o != n && o.alive && o.disk.kvNow.applied >= n.removedIndex
 	}
-	if n.rn.State() == stateLeader || n.w.now-n.removedAt > 20*10*tickUS {
+	if n.rn.State() == stateLeader {
+		n.rn.BroadcastHeartbeat()
+		known = n.rn.QuorumRound() > n.removedRound
+	}
+	if known && n.w.now-n.removedAt > 10*tickUS {
 		n.w.trace("node %d ends, removed", n.id)
 		n.alive, n.destroyed = false, true
 		n.epoch++
@@ -566,7 +572,8 @@ func (n *node) applyConfChange(e *eraftpb.Entry, kv *kvState) {
 	n.w.sawConf(n, e.Index, &kv.conf)
 	out := !slices.Contains(kv.conf.Nodes, n.id) && !slices.Contains(kv.conf.Learners, n.id)
 	if out && !n.removed {
-		n.removed, n.removedAt, n.removedRound = true, n.w.now, n.rn.HeartbeatRound()
+		n.removed, n.removedAt, n.removedIndex = true, n.w.now, e.Index
+		n.removedRound = n.rn.HeartbeatRound()
 	}
 }
 
