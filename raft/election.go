@@ -23,7 +23,7 @@ func (r *Raft) hearsLeader() bool {
 
 // mayCampaign says whether an election may be started now.
 func (r *Raft) mayCampaign() bool {
-	if r.State == StateLeader || !r.promotable() {
+	if r.State == StateLeader || !r.promotable() || r.Term+1 == lastTerm {
 		return false
 	}
 	// With a committed conf change unapplied this node counts the majority of a group that is
@@ -60,7 +60,11 @@ func (r *Raft) handleTimeoutNow(round uint64) {
 // isForced says whether a vote request may be granted by somebody who hears a leader: it comes from
 // a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
 func (r *Raft) isForced(m *eraftpb.Message) bool {
-	return m.Force && (m.Round == 0 || r.heardTerm+1 != m.Term || r.heardRound <= m.Round)
+	term, round := r.heardTerm, r.heardRound
+	if r.State == StateLeader {
+		term, round = r.Term, r.reads.round
+	}
+	return m.Force && (m.Round == 0 || term+1 != m.Term || round <= m.Round)
 }
 
 func (r *Raft) campaignPreVote() {
@@ -104,7 +108,7 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		if grant {
 			term = m.Term
 		}
-		r.send(eraftpb.Message{
+		r.answerVote(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgPreVoteResponse, To: m.From, Term: term, Reject: !grant,
 		})
 		return
@@ -116,12 +120,27 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		r.electionElapsed = 0
 		r.Vote = m.From
 	}
-	r.send(eraftpb.Message{
+	r.answerVote(eraftpb.Message{
 		MsgType: eraftpb.MessageType_MsgRequestVoteResponse, To: m.From, Reject: !grant,
 	})
 }
 
+// answerVote sends an answer. A refusal tells what is committed: that is a fact in any term and group,
+// and a candidate that has that entry may take it for one. It is how the other one of two voters
+// learns that this one was removed, when this one led, committed that, and crashed (trap C3).
+func (r *Raft) answerVote(m eraftpb.Message) {
+	if m.Reject && r.RaftLog.committed > 0 {
+		if term, err := r.RaftLog.Term(r.RaftLog.committed); err == nil {
+			m.Commit, m.LogTerm = r.RaftLog.committed, term
+		}
+	}
+	r.send(m)
+}
+
 func (r *Raft) handleVoteResponse(m eraftpb.Message) {
+	if m.Reject && m.Commit > r.RaftLog.committed && r.RaftLog.matchTerm(m.Commit, m.LogTerm) {
+		r.RaftLog.commitTo(m.Commit)
+	}
 	if r.State == StatePreCandidate != (m.MsgType == eraftpb.MessageType_MsgPreVoteResponse) {
 		return
 	}

@@ -49,6 +49,8 @@ type Progress struct {
 	// answered: the node has spoken since it became a member or we became the leader. A snapshot is
 	// costly and a node that does not exist yet cannot take it, so none is sent before.
 	answered bool
+	// toldCommit is the last commit index sent to the node in an append.
+	toldCommit uint64
 	// ackedRound is the last heartbeat round of this term that the node answered.
 	ackedRound uint64
 	// snapshotTicks counts the ticks in ProgressSnapshot.
@@ -81,6 +83,7 @@ func (pr *Progress) enter(state ProgressState) {
 	pr.paused = false
 	pr.PendingSnapshot = 0
 	pr.snapshotTicks = 0
+	pr.toldCommit = 0
 	pr.inflights.reset()
 }
 
@@ -96,7 +99,9 @@ func (pr *Progress) becomeProbe() {
 }
 
 func (pr *Progress) becomeReplicate() {
+	told := pr.toldCommit
 	pr.enter(ProgressReplicate)
+	pr.toldCommit = told
 	pr.Next = pr.Match + 1
 }
 
@@ -119,7 +124,13 @@ func (pr *Progress) maybeUpdate(index uint64) bool {
 // maybeDecrTo takes the rejection of an append at index rejected; hint is where the logs may meet.
 // It says whether the rejection was news: late ones, of appends sent before the last move, must not
 // move Next again (trap B-9).
+//
+// A hint below Match was given before Match was acknowledged, so it is late. Without that check, each
+// of a window full of appends that were overtaken by one another starts the whole window over.
 func (pr *Progress) maybeDecrTo(rejected, hint uint64) bool {
+	if hint < pr.Match {
+		return false
+	}
 	switch pr.State {
 	case ProgressReplicate:
 		if rejected <= pr.Match {

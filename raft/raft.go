@@ -7,6 +7,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
+// lastTerm is never entered.
+const lastTerm = ^uint64(0)
+
 // StateType is the role of a node.
 type StateType uint64
 
@@ -88,12 +91,16 @@ type Raft struct {
 	ids     []uint64
 	scratch []uint64
 
-	rand                 RandSource
-	logger               Logger
-	preVote              bool
-	checkQuorum          bool
-	ackOnPersist         bool
-	numberRounds         bool
+	rand         RandSource
+	logger       Logger
+	preVote      bool
+	checkQuorum  bool
+	ackOnPersist bool
+	numberRounds bool
+	// batchAppends: proposals are sent when a Ready is made, all of them in as few messages as
+	// their size allows; appendsDue says that there are some.
+	batchAppends         bool
+	appendsDue           bool
 	maxSizePerMsg        uint64
 	maxInflightMsgs      int
 	maxInflightBytes     uint64
@@ -133,6 +140,7 @@ func openRaft(c *Config) (*Raft, error) {
 		preVote: c.PreVote, checkQuorum: c.CheckQuorum, ackOnPersist: c.AckOnPersist,
 		// Heartbeats of the course carry no round; see nextRound.
 		numberRounds:  c.PreVote || c.CheckQuorum || c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
+		batchAppends:  c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
 		maxSizePerMsg: c.MaxSizePerMsg, maxInflightMsgs: c.MaxInflightMsgs,
 		maxInflightBytes: c.MaxInflightBytes, snapshotTimeoutTicks: c.SnapshotTimeoutTicks,
 		uncommitted: uncommitted{limit: c.MaxUncommittedBytes},
@@ -237,6 +245,7 @@ func (r *Raft) reset(term uint64) {
 	r.abortTransfer()
 	r.abortReads()
 	r.uncommitted.reset()
+	r.appendsDue = false
 	r.votes = map[uint64]bool{}
 	r.PendingConfIndex = 0
 	last := r.RaftLog.LastIndex()
@@ -392,6 +401,9 @@ func (r *Raft) Step(m eraftpb.Message) error {
 // still has to be looked at.
 func (r *Raft) passTermGate(m *eraftpb.Message) bool {
 	switch {
+	case m.Term == lastTerm:
+		// No group gets there; a term above it would be 0.
+		return false
 	case m.Term > r.Term:
 		return r.passHigherTerm(m)
 	case m.Term < r.Term:
@@ -421,7 +433,14 @@ func (r *Raft) passHigherTerm(m *eraftpb.Message) bool {
 	if isFromLeader(m.MsgType) {
 		lead = m.From
 	}
+	elapsed := 0
+	if m.MsgType == eraftpb.MessageType_MsgRequestVote && r.State != StateLeader {
+		// Only a vote that is given delays the own election (thesis figure 3.1). Else a node with a
+		// fast clock and an old log, which cannot win, could keep everyone else from trying.
+		elapsed = r.electionElapsed
+	}
 	r.becomeFollower(m.Term, lead)
+	r.electionElapsed = elapsed
 	return true
 }
 
@@ -436,11 +455,11 @@ func (r *Raft) answerLowerTerm(m *eraftpb.Message) {
 			Index: m.Index, Reject: true, RejectHint: r.RaftLog.committed,
 		})
 	case eraftpb.MessageType_MsgRequestVote:
-		r.send(eraftpb.Message{
+		r.answerVote(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgRequestVoteResponse, To: m.From, Reject: true,
 		})
 	case eraftpb.MessageType_MsgPreVote:
-		r.send(eraftpb.Message{
+		r.answerVote(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgPreVoteResponse, To: m.From, Reject: true,
 		})
 	}

@@ -121,7 +121,7 @@ func (rn *RawNode) ApplyConfChange(cc eraftpb.ConfChange) *eraftpb.ConfState {
 // Step takes in a message from another node. Local messages are refused: a term gate cannot stop
 // what has no term.
 func (rn *RawNode) Step(m eraftpb.Message) error {
-	if isLocal(m.MsgType) || m.Term == 0 && m.MsgType != eraftpb.MessageType_MsgTransferLeader {
+	if isLocal(m.MsgType) || m.Term == 0 && !mayLackTerm(&m) {
 		return ErrStepLocalMsg
 	}
 	if isResponse(m.MsgType) && rn.Raft.Prs[m.From] == nil {
@@ -141,6 +141,13 @@ func isLocal(t eraftpb.MessageType) bool {
 	return false
 }
 
+// mayLackTerm: a request handed on belongs to no term, and a node that has never heard of one
+// refuses a pre-vote in term 0.
+func mayLackTerm(m *eraftpb.Message) bool {
+	return m.MsgType == eraftpb.MessageType_MsgTransferLeader ||
+		m.MsgType == eraftpb.MessageType_MsgPreVoteResponse && m.Reject
+}
+
 func isResponse(t eraftpb.MessageType) bool {
 	switch t {
 	case eraftpb.MessageType_MsgAppendResponse, eraftpb.MessageType_MsgRequestVoteResponse,
@@ -154,6 +161,7 @@ func isResponse(t eraftpb.MessageType) bool {
 // done when Advance says so.
 func (rn *RawNode) Ready() Ready {
 	r := rn.Raft
+	r.flushAppends()
 	r.flushReads()
 	rd := Ready{
 		Entries:          r.RaftLog.unstableEntries(),

@@ -1,6 +1,8 @@
 package raft
 
 import (
+	"slices"
+
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
@@ -35,8 +37,20 @@ func (r *Raft) propose(ents []*eraftpb.Entry) error {
 		}
 	}
 	r.appendEntries(own)
+	if r.batchAppends {
+		r.appendsDue = true
+		return nil
+	}
 	r.broadcastAppend()
 	return nil
+}
+
+// flushAppends sends what was proposed since the last Ready.
+func (r *Raft) flushAppends() {
+	if r.appendsDue && r.State == StateLeader {
+		r.broadcastAppend()
+	}
+	r.appendsDue = false
 }
 
 // appendEntries gives entries their place in the log. A group of one may commit at once.
@@ -145,6 +159,7 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 		}
 	}
 	r.send(m)
+	pr.toldCommit = m.Commit
 	pr.sent(prev+uint64(len(ents)), bytes, len(ents) > 0)
 	return true
 }
@@ -156,6 +171,10 @@ func (r *Raft) sendSnapshot(to uint64, pr *Progress) bool {
 		return false
 	}
 	snap, err := r.RaftLog.snapshot()
+	if err == nil && !namesMember(&snap, to) {
+		// Of a time before it became a member: it would not take it (trap D3).
+		err = ErrSnapshotTemporarilyUnavailable
+	}
 	if err != nil {
 		// Whatever it is, it may pass (trap D7): the heartbeat response tries again.
 		r.infof("%d has no snapshot for %d: %v", r.id, to, err)
@@ -224,7 +243,7 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 		// The follower's hint, and our own log's: both skip terms the other cannot have. Nothing
 		// below Match has to be looked for.
 		hint := m.RejectHint
-		if m.LogTerm > 0 {
+		if m.LogTerm > 0 && hint > pr.Match {
 			hint = r.RaftLog.findConflictByTerm(hint, m.LogTerm, min(pr.Match, hint))
 		}
 		if pr.maybeDecrTo(m.Index, hint) {
@@ -260,19 +279,22 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 	if r.maybeCommit() {
 		r.broadcastAppend()
 	}
-	if pr.Next <= r.RaftLog.LastIndex() {
-		r.sendAll(m.From)
+	r.sendMore(m.From)
+	if pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
+		// It could not be told when the commit index moved (trap B-7).
+		r.sendAppend(m.From)
 	}
 	if news {
 		r.maybeFinishTransfer(m.From)
 	}
 }
 
-// sendAll sends entries as long as the window is open.
-func (r *Raft) sendAll(to uint64) {
-	for r.maybeSendAppend(to, false) {
-		pr := r.Prs[to]
-		if pr.State != ProgressReplicate || pr.Next > r.RaftLog.LastIndex() {
+// sendMore follows an answer with up to two appends: the pipeline doubles with each round trip, and is
+// not filled in one go with what a single loss would make useless.
+func (r *Raft) sendMore(to uint64) {
+	pr := r.Prs[to]
+	for n := 0; n < 2 && pr.Next <= r.RaftLog.LastIndex(); n++ {
+		if !r.maybeSendAppend(to, false) || pr.State != ProgressReplicate {
 			return
 		}
 	}
@@ -334,7 +356,7 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 	switch {
 	case pr.State == ProgressSnapshot:
 		r.askAboutSnapshot(m.From, pr)
-	case pr.Match < r.RaftLog.LastIndex():
+	case pr.Match < r.RaftLog.LastIndex() || pr.State == ProgressProbe:
 		r.sendAppend(m.From)
 	}
 	if m.Round > pr.ackedRound && m.Round <= r.reads.round {
@@ -375,7 +397,7 @@ func (r *Raft) restore(snap *eraftpb.Snapshot) bool {
 		r.RaftLog.commitTo(meta.Index)
 		return false
 	}
-	if !containsID(meta.ConfState.Nodes, r.id) && !containsID(meta.ConfState.Learners, r.id) {
+	if !namesMember(snap, r.id) {
 		// Of a time when we were no member: we would not know that we are none (trap D3).
 		r.errorf("%d got a snapshot at %d without itself", r.id, meta.Index)
 		return false
@@ -416,13 +438,10 @@ func cloneSnapshot(s *eraftpb.Snapshot) *eraftpb.Snapshot {
 	return &eraftpb.Snapshot{Data: s.Data, Metadata: &meta}
 }
 
-func containsID(ids []uint64, id uint64) bool {
-	for _, have := range ids {
-		if have == id {
-			return true
-		}
-	}
-	return false
+// namesMember says whether a snapshot's members include id.
+func namesMember(s *eraftpb.Snapshot, id uint64) bool {
+	cs := s.Metadata.ConfState
+	return cs != nil && (slices.Contains(cs.Nodes, id) || slices.Contains(cs.Learners, id))
 }
 
 // uncommitted counts the payload that waits for a quorum, oldest first. Owner: the Raft.

@@ -1,0 +1,512 @@
+package raft
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+)
+
+func confEntry(t testing.TB, typ eraftpb.ConfChangeType, id uint64) *eraftpb.Entry {
+	t.Helper()
+	cc := eraftpb.ConfChange{ChangeType: typ, NodeId: id}
+	data, err := cc.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &eraftpb.Entry{EntryType: eraftpb.EntryType_EntryConfChange, Data: data}
+}
+
+// Members are added and removed, doubly too, down to nobody.
+func TestMembersComeAndGo3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1})
+	r.addNode(2)
+	r.addNode(2)
+	equal(t, "members", nodes(r), []uint64{1, 2})
+	r.removeNode(3)
+	r.removeNode(1)
+	equal(t, "members", nodes(r), []uint64{2})
+	r.removeNode(2)
+	equal(t, "members", nodes(r), []uint64{})
+	r.addNode(None)
+	r.applyConfChange(eraftpb.ConfChange{ChangeType: 9, NodeId: 3})
+	equal(t, "members", nodes(r), []uint64{})
+}
+
+// Learners get the log without a vote; adding one as a voter promotes it, and a voter is not made a
+// learner.
+func TestLearnersAreAddedAndPromoted3A(t *testing.T) {
+	rn := mkRaw(t, NewMemoryStorage(), []uint64{1, 2})
+	add := func(typ eraftpb.ConfChangeType, id uint64) *eraftpb.ConfState {
+		return rn.ApplyConfChange(eraftpb.ConfChange{ChangeType: typ, NodeId: id})
+	}
+	cs := add(eraftpb.ConfChangeType_AddLearnerNode, 3)
+	equal(t, "members", cs, &eraftpb.ConfState{Nodes: []uint64{1, 2}, Learners: []uint64{3}})
+	equal(t, "again", add(eraftpb.ConfChangeType_AddLearnerNode, 3), cs)
+	equal(t, "voter stays", add(eraftpb.ConfChangeType_AddLearnerNode, 2), cs)
+	equal(t, "nobody", add(eraftpb.ConfChangeType_AddNode, None), cs)
+	cs = add(eraftpb.ConfChangeType_AddNode, 3)
+	equal(t, "promoted", cs, &eraftpb.ConfState{Nodes: []uint64{1, 2, 3}})
+}
+
+// Learners are not counted: neither their acknowledgements nor their votes.
+func TestLearnersAreNotCounted3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3})
+	r.Prs[3].IsLearner = true
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	reqs := take(r)
+	equal(t, "asked", []any{len(reqs), reqs[0].To}, []any{1, uint64(2)})
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 3, Term: 1})
+	equal(t, "elected by a learner", r.State, StateCandidate)
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1})
+	equal(t, "state", r.State, StateLeader)
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 3, Term: 1, Index: 1})
+	equal(t, "committed by a learner", r.RaftLog.committed, uint64(0))
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 1})
+	equal(t, "committed", r.RaftLog.committed, uint64(1))
+}
+
+// One conf change at a time: the next when the last is applied, also straight after an election
+// (traps C1, C2).
+func TestOneConfChangeAtATime3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3})
+	r.becomeCandidate()
+	r.becomeLeader()
+	prop := eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 4)}}
+	equal(t, "straight after the election", r.Step(prop), nil)
+	equal(t, "second", r.Step(prop), ErrProposalDropped)
+	last := r.RaftLog.LastIndex()
+	equal(t, "nothing takes its place (trap C6)", last, uint64(2))
+	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+	r.RaftLog.committed = 2
+	equal(t, "committed is not enough", r.Step(prop), ErrProposalDropped)
+	r.RaftLog.applied = 2
+	equal(t, "applied", r.Step(prop), nil)
+	both := eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 4), confEntry(t, 0, 5)}}
+	r.RaftLog.committed, r.RaftLog.applied = 4, 4
+	equal(t, "two in one message", r.Step(both), ErrProposalDropped)
+}
+
+// A new leader does not know what conf changes its log has: it waits until all of it is applied.
+func TestNewLeaderWaitsForOldConfChanges3A(t *testing.T) {
+	st := storageWith(terms(1, 1, 1))
+	r := newRaft(courseConfig(1, []uint64{1, 2}, st))
+	r.Term = 1
+	r.becomeCandidate()
+	r.becomeLeader()
+	rn := &RawNode{Raft: r}
+	equal(t, "pending", rn.HasPendingConfChange(), true)
+	err := rn.ProposeConfChange(eraftpb.ConfChange{NodeId: 3})
+	if !errors.Is(err, ErrProposalDropped) {
+		t.Fatal(err)
+	}
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 2, Index: 4})
+	r.RaftLog.applied = 3
+	equal(t, "pending", rn.HasPendingConfChange(), false)
+	equal(t, "proposal", rn.ProposeConfChange(eraftpb.ConfChange{NodeId: 3}), nil)
+}
+
+// Through RawNode, in a group of one: twice the same and then another.
+func TestConfChangesThroughRawNode3A(t *testing.T) {
+	st := NewMemoryStorage()
+	rn := mkRaw(t, st, []uint64{1})
+	_ = rn.Campaign()
+	pump(t, rn, st)
+	for _, id := range []uint64{1, 1, 2} {
+		if err := rn.ProposeConfChange(eraftpb.ConfChange{NodeId: id}); err != nil {
+			t.Fatal(err)
+		}
+		pump(t, rn, st)
+	}
+	equal(t, "members", nodes(rn.Raft), []uint64{1, 2})
+}
+
+// Removing a voter can complete a majority: what waited is committed and told (trap C5).
+func TestRemovalCommitsWhatWaited3A(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2, 3, 4}))
+	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 2})
+	take(r)
+	equal(t, "committed with two of four", r.RaftLog.committed, uint64(1))
+	r.removeNode(4)
+	equal(t, "committed with two of three", r.RaftLog.committed, uint64(2))
+	msgs := ofType(take(r), tApp)
+	equal(t, "told", len(msgs), 2)
+	// Nobody left: nothing more may be committed.
+	for _, id := range []uint64{1, 2, 3} {
+		r.removeNode(id)
+	}
+	equal(t, "committed by nobody", r.maybeCommit(), false)
+}
+
+// Only the voters of now have a say in an election (trap A11).
+func TestRemovedVoterHasNoSay3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3, 4, 5})
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 4, Term: 1})
+	r.removeNode(4)
+	r.removeNode(5)
+	equal(t, "state", r.State, StateCandidate)
+	equal(t, "tally", r.tally(), votePending)
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1})
+	equal(t, "state", r.State, StateLeader)
+}
+
+// A member that comes back starts with nothing acknowledged (trap B-4).
+func TestReaddedMemberStartsOver3A(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+	equal(t, "match", r.Prs[3].Match, uint64(1))
+	r.removeNode(3)
+	r.addNode(3)
+	equal(t, "match", r.Prs[3].Match, uint64(0))
+}
+
+// While a committed conf change is unapplied nobody campaigns, not even on demand (trap A10).
+func TestNoCampaignWithUnappliedConfChange3A(t *testing.T) {
+	for _, opts := range [][]option{nil, {production}} {
+		st := NewMemoryStorage()
+		e := *confEntry(t, eraftpb.ConfChangeType_RemoveNode, 3)
+		e.Index, e.Term = 1, 1
+		_ = st.Append([]eraftpb.Entry{e, {Index: 2, Term: 1}})
+		_ = st.SetHardState(eraftpb.HardState{Term: 1, Commit: 1})
+		rn := mkRaw(t, st, []uint64{1, 2, 3}, opts...)
+		r := rn.Raft
+		_ = rn.Campaign()
+		_ = rn.Step(eraftpb.Message{MsgType: tNow, From: 2, Term: 1})
+		for range 40 {
+			rn.Tick()
+		}
+		equal(t, "state", r.State, StateFollower)
+		equal(t, "messages", len(r.msgs), 0)
+		rd := rn.Ready()
+		rn.ApplyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 3})
+		rn.Advance(rd)
+		if r.RaftLog.asyncApply {
+			equal(t, "handed out is not applied", r.mayCampaign(), false)
+			rn.AppliedTo(1)
+		}
+		equal(t, "may campaign", r.mayCampaign(), true)
+	}
+}
+
+// A removed leader takes no proposals but replicates on, so that its removal gets through.
+func TestRemovedLeaderReplicatesOn3A(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+	take(r)
+	r.removeNode(1)
+	equal(t, "state", r.State, StateLeader)
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 2})
+	equal(t, "committed by one of two", r.RaftLog.committed, uint64(1))
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 3, Term: 1, Index: 2})
+	equal(t, "committed by both", r.RaftLog.committed, uint64(2))
+	r.tick()
+	equal(t, "heartbeats", len(ofType(take(r), tHeartbeat)), 2)
+}
+
+// Transfers, by who shall lead and what they have.
+func TestTransferToWhoIsUpToDate3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.transfer(1, 2)
+	c.wantState(1, StateFollower, 2)
+	c.propose(2, "x")
+	c.transfer(2, 1)
+	c.wantState(1, StateLeader, 1)
+}
+
+// A follower that gets the request hands it on to its leader, and drops it if it knows none.
+func TestTransferThroughFollower3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.transfer(2, 2)
+	c.wantState(2, StateLeader, 2)
+	c.transfer(3, 1)
+	c.wantState(1, StateLeader, 1)
+	lost := mkRaft(2, []uint64{1, 2, 3})
+	mustStep(t, lost, eraftpb.Message{MsgType: tTransfer, From: 2})
+	equal(t, "messages", len(take(lost)), 0)
+}
+
+// Requests that make no sense change nothing.
+func TestTransferToNobody3A(t *testing.T) {
+	for name, target := range map[string]uint64{"self": 1, "stranger": 9, "nobody": None, "learner": 3} {
+		r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+		r.Prs[3].IsLearner = true
+		mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: target})
+		equal(t, name, r.leadTransferee, None)
+		equal(t, name, len(take(r)), 0)
+	}
+}
+
+// A laggard is brought up to date first.
+func TestTransferToLaggard3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.isolate(3)
+	c.propose(1, "x")
+	c.heal()
+	equal(t, "match", c.nodes[1].Prs[3].Match, uint64(1))
+	c.transfer(1, 3)
+	c.wantState(3, StateLeader, 3)
+	c.wantState(1, StateFollower, 3)
+}
+
+// The target needs a snapshot first; the transfer goes on by itself once that is there.
+func TestTransferAcrossSnapshot3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.isolate(3)
+	c.propose(1, "x")
+	c.persist(1)
+	lead := c.nodes[1]
+	_, _ = c.storage[1].CreateSnapshot(lead.RaftLog.applied, lead.confState(), nil)
+	_ = c.storage[1].Compact(lead.RaftLog.applied)
+	lead.RaftLog.maybeCompact()
+	c.heal()
+	var answer eraftpb.Message
+	c.hook = func(m eraftpb.Message) bool {
+		if m.MsgType == tAppResp && m.From == 3 && !m.Reject {
+			answer = m
+			return false
+		}
+		return true
+	}
+	c.beat(1)
+	c.transfer(1, 3)
+	c.wantState(1, StateLeader, 1)
+	equal(t, "answer to the snapshot", answer.Index, lead.RaftLog.LastIndex())
+	c.hook = nil
+	c.nodes[3].RaftLog.stableSnapTo(answer.Index)
+	c.send(answer)
+	c.wantState(3, StateLeader, 3)
+}
+
+// A transfer that gets nowhere is given up after an election timeout, the same request does not
+// lengthen it, and another target takes its place.
+func TestTransferIsGivenUp3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.isolate(3)
+	c.transfer(1, 3)
+	r := c.nodes[1]
+	equal(t, "transferee", r.leadTransferee, uint64(3))
+	if err := r.Step(eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{}}}); err == nil {
+		t.Fatal("proposal during a transfer")
+	}
+	c.tick(1, 5)
+	c.transfer(1, 3)
+	equal(t, "transferee", r.leadTransferee, uint64(3))
+	c.tick(1, 5)
+	equal(t, "given up", r.leadTransferee, None)
+	c.propose(1, "x")
+	equal(t, "proposals again", r.RaftLog.committed, uint64(2))
+	c.transfer(1, 3)
+	c.transfer(1, 2)
+	c.wantState(2, StateLeader, 2)
+}
+
+// Ends of a transfer: the target is removed, or the leader is no more.
+func TestTransferEndsWithTargetOrLeader3A(t *testing.T) {
+	for name, end := range map[string]func(r *Raft){
+		"removed":     func(r *Raft) { r.removeNode(3) },
+		"stepped out": func(r *Raft) { r.becomeFollower(2, 2) },
+		"timeout": func(r *Raft) {
+			for range 10 {
+				r.tick()
+			}
+		},
+	} {
+		r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+		mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: 3})
+		end(r)
+		equal(t, name, r.leadTransferee, None)
+	}
+}
+
+// A lost candidacy of the target, and a request that came too late, cost an election at most.
+func TestTransferTargetThatCannotWin3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.isolate(3)
+	c.propose(1, "x")
+	c.heal()
+	_ = c.nodes[3].Step(eraftpb.Message{MsgType: tNow, From: 1, To: 3, Term: 1})
+	c.send(take(c.nodes[3])...)
+	equal(t, "state", c.nodes[3].State == StateLeader, false)
+	c.campaign(1)
+	c.wantState(1, StateLeader, 1)
+}
+
+// With pre-vote and check-quorum the target is elected although everyone hears the leader
+// (trap A8).
+func TestTransferIsForced3A(t *testing.T) {
+	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
+	c.campaign(1)
+	c.tick(1, 3)
+	c.campaign(2)
+	c.wantState(1, StateLeader, 1)
+	c.transfer(1, 2)
+	c.wantState(2, StateLeader, 2)
+	c.wantState(1, StateFollower, 2)
+}
+
+// A request to campaign that arrives after its transfer was given up cannot force anybody: the
+// leader may hold a new lease (trap E5).
+func TestLateTimeoutNowForcesNobody3A(t *testing.T) {
+	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
+	c.campaign(1)
+	c.tick(1, 1)
+	var late eraftpb.Message
+	c.hook = func(m eraftpb.Message) bool {
+		if m.MsgType == tNow {
+			late = m
+			return false
+		}
+		return true
+	}
+	c.transfer(1, 2)
+	equal(t, "held back", late.MsgType, tNow)
+	round := c.nodes[1].reads.round
+	c.tick(1, 2)
+	equal(t, "rounds wait for the end of the transfer", c.nodes[1].reads.round, round)
+	c.isolate(2)
+	c.tick(1, 12)
+	equal(t, "given up", c.nodes[1].leadTransferee, None)
+	if c.nodes[1].reads.round <= round {
+		t.Fatal("rounds go on")
+	}
+	c.heal()
+	c.send(late)
+	c.wantState(1, StateLeader, 1)
+	equal(t, "3 hears its leader", c.nodes[3].Vote, uint64(1))
+}
+
+// Pre-vote: a node that comes back from nowhere does not depose a leader that is heard.
+func TestReturnDoesNotDisturb3A(t *testing.T) {
+	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
+	c.campaign(1)
+	c.isolate(3)
+	c.tick(3, 100)
+	equal(t, "term of the isolated", c.nodes[3].Term, uint64(1))
+	c.heal()
+	c.tick(1, 1)
+	c.tick(3, 5)
+	c.wantState(1, StateLeader, 1)
+	c.wantState(3, StateFollower, 1)
+}
+
+// Lower-term questions are answered (trap A5): a node that is behind learns the term, and a leader
+// that is behind steps down.
+func TestWhoIsBehindIsTold3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3}, withPreVote, withCheckQuorum)
+	r.becomeFollower(5, None)
+	for ask, answer := range map[eraftpb.MessageType]eraftpb.MessageType{
+		tPreVote: tPreResp, tVote: tVoteResp, tApp: tAppResp, tHeartbeat: tAppResp, tSnap: tAppResp,
+	} {
+		mustStep(t, r, eraftpb.Message{MsgType: ask, From: 2, Term: 3})
+		m := take(r)[0]
+		equal(t, ask.String(), []any{m.MsgType, m.Term, m.Reject}, []any{answer, uint64(5), true})
+	}
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 3})
+	equal(t, "answers are not answered", len(take(r)), 0)
+}
+
+// Check-quorum: a leader that a majority does not answer steps down after an election timeout, one
+// that is answered stays (trap A7).
+func TestSilentQuorumDeposes3A(t *testing.T) {
+	for _, heard := range []bool{false, true} {
+		r := lead(t, mkRaft(1, []uint64{1, 2, 3}, withCheckQuorum))
+		for i := range 25 {
+			r.tick()
+			if heard && i%5 == 0 {
+				_ = r.Step(eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1})
+			}
+		}
+		want := StateFollower
+		if heard {
+			want = StateLeader
+		}
+		equal(t, "state", r.State, want)
+		equal(t, "term", r.Term, uint64(1))
+	}
+}
+
+// Votes are refused while a leader is heard, whoever asks, and after a restart for the grace time.
+func TestVotesAreRefusedWhileALeaderIsHeard3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3}, withCheckQuorum)
+	mustStep(t, r, eraftpb.Message{MsgType: tHeartbeat, From: 2, Term: 1})
+	take(r)
+	ask := eraftpb.Message{MsgType: tVote, From: 3, Term: 2, Index: 9, LogTerm: 9}
+	mustStep(t, r, ask)
+	equal(t, "term", r.Term, uint64(1))
+	equal(t, "answers", len(take(r)), 0)
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	equal(t, "own campaign", r.State, StateFollower)
+	for range 10 {
+		r.contactElapsed++
+	}
+	mustStep(t, r, ask)
+	equal(t, "vote", r.Vote, uint64(3))
+
+	g := mkRaft(1, []uint64{1, 2, 3}, func(c *Config) { c.VoteGraceTicks = 10 })
+	mustStep(t, g, ask)
+	equal(t, "vote in the grace time", g.Vote, None)
+	forced := ask
+	forced.Force = true
+	mustStep(t, g, forced)
+	equal(t, "forced vote", g.Vote, uint64(3))
+	one := mkRaft(1, []uint64{1}, func(c *Config) { c.VoteGraceTicks = 10 })
+	mustStep(t, one, eraftpb.Message{MsgType: tHup})
+	equal(t, "a group of one waits for nobody", one.State, StateLeader)
+}
+
+// Unreachable members are probed instead of flooded.
+func TestUnreachableMemberIsProbed3A(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2}))
+	rn := &RawNode{Raft: r}
+	rn.ReportUnreachable(2)
+	rn.ReportUnreachable(9)
+	rn.ReportUnreachable(1)
+	equal(t, "state", r.Prs[2].State, ProgressProbe)
+	prop := eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}}
+	for range 5 {
+		mustStep(t, r, prop)
+	}
+	equal(t, "appends", len(take(r)), 1)
+}
+
+// A refused candidate learns what is committed. Of two voters the one that led removed itself and
+// crashed; the other lacks its votes and its commit index, and gets the second with a refusal of
+// the first (trap C3).
+func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
+	for _, opts := range [][]option{nil, {withPreVote, withCheckQuorum}} {
+		e := *confEntry(t, eraftpb.ConfChangeType_RemoveNode, 1)
+		e.Index, e.Term = 1, 1
+		other := mkRaw(t, storageWith([]eraftpb.Entry{e, {Index: 2, Term: 1}, {Index: 3, Term: 1}}), []uint64{2})
+		other.Raft.RaftLog.committed = 1
+		other.Raft.Term = 1
+		survivor := newRaft(courseConfig(2, []uint64{1, 2}, storageWith([]eraftpb.Entry{e}), opts...))
+		survivor.Term = 1
+		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
+		for range 3 {
+			for _, m := range take(survivor) {
+				mustStep(t, other.Raft, m)
+			}
+			for _, m := range take(other.Raft) {
+				mustStep(t, survivor, m)
+			}
+		}
+		equal(t, "state", survivor.State == StateLeader, false)
+		equal(t, "committed", survivor.RaftLog.committed, uint64(1))
+		survivor.applyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1})
+		survivor.RaftLog.applied = 1
+		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
+		equal(t, "state", survivor.State, StateLeader)
+	}
+	// An entry of another term at that index is not the committed one.
+	r := newRaft(courseConfig(1, []uint64{1, 2, 3}, storageWith(terms(1, 1))))
+	r.becomeCandidate()
+	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1, Reject: true, Commit: 2, LogTerm: 2})
+	equal(t, "committed", r.RaftLog.committed, uint64(0))
+}
