@@ -1,3 +1,4 @@
+// Package tests holds the course suites 2B, 2C and 3B and other tests on clusters in one process.
 package tests
 
 import (

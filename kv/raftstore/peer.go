@@ -103,6 +103,8 @@ type peerStats struct {
 type peerTimes struct {
 	heartbeat, logGC, splitCheck, stale time.Time
 	lastReport                          time.Time
+	// tick is when the last whole tick was complete.
+	tick time.Time
 }
 
 // newPeer makes a peer over what is durable. grace makes it refuse votes for one election timeout: it
@@ -145,7 +147,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	}
 	p.rn = rn
 	now := s.clock.Now()
-	p.lastLeaderSeen = now
+	p.heardLeader(now)
 	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
 	p.reads.init(s, region.Id)

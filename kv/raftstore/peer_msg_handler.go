@@ -124,8 +124,9 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	}
 	now := p.store.clock.Now()
 	p.lastHeard[m.From] = now
-	if m.MsgType == eraftpb.MessageType_MsgAppend || m.MsgType == eraftpb.MessageType_MsgHeartbeat {
-		p.lastLeaderSeen = now
+	switch m.MsgType {
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
+		p.heardLeader(now)
 	}
 	if err := p.rn.Step(*m); err != nil {
 		p.logger.Debug("raft refused message", zap.Stringer("type", m.MsgType), zap.Error(err))

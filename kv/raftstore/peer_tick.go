@@ -16,10 +16,10 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	if ticks == 0 || p.stopped {
 		return
 	}
-	for range ticks {
+	now := p.store.clock.Now()
+	for range p.elapsedTicks(now) {
 		p.rn.Tick()
 	}
-	now := p.store.clock.Now()
 	p.expireReads(now)
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None {
@@ -39,6 +39,28 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.checkSplit()
 	}
 	p.checkLinger(t)
+}
+
+// elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
+//
+// Invariant: raft never counts more ticks since it heard a leader than time has really passed. The
+// leader's lease relies on it: a follower must not vote within an election timeout of hearing the leader,
+// so ticks that were missed before that must not be made up for afterwards (heardLeader).
+func (p *peer) elapsedTicks(now time.Time) int {
+	interval := p.store.cfg.Raftstore.TickInterval.Duration
+	n := int(now.Sub(p.times.tick) / interval)
+	if limit := p.store.cfg.Raftstore.ElectionTicks; n > limit {
+		p.times.tick = now
+		return limit
+	}
+	p.times.tick = p.times.tick.Add(time.Duration(n) * interval)
+	return n
+}
+
+// heardLeader begins the next tick anew.
+func (p *peer) heardLeader(now time.Time) {
+	p.lastLeaderSeen = now
+	p.times.tick = now
 }
 
 func later(old, now time.Time, ok bool) time.Time {

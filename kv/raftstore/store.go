@@ -393,26 +393,17 @@ func (s *Store) askRegionTruth(regionID uint64) {
 	})
 }
 
-// runTicker drives raft's clock. Ticks are counted from elapsed time, so that a paused process catches
-// up, but never by more than one election timeout.
+// runTicker wakes every peer once in an interval; how many ticks have passed is each peer's own
+// reckoning (peer.elapsedTicks).
 func (s *Store) runTicker() {
-	interval := s.cfg.Raftstore.TickInterval.Duration
-	ticker := time.NewTicker(interval)
+	ticker := time.NewTicker(s.cfg.Raftstore.TickInterval.Duration)
 	defer ticker.Stop()
-	last := s.clock.Now()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-ticker.C:
-			now := s.clock.Now()
-			// Half an interval of slack: a ticker that fires a little early must not lose its tick.
-			n := int((now.Sub(last) + interval/2) / interval)
-			if n <= 0 {
-				continue
-			}
-			last = now
-			s.router.tick(min(n, s.cfg.Raftstore.ElectionTicks))
+			s.router.tick(1)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -104,8 +105,9 @@ type Node struct {
 	snaps   *snap.Manager
 	store   *raftstore.Store
 	server  *server.Server
-	paused  bool
 	running bool
+	// life counts starts: what a store that has crashed still says does not count.
+	life atomic.Int64
 }
 
 // New starts a cluster whose first region has its replicas in place already. Everything ends with the
@@ -219,7 +221,7 @@ func (n *Node) start() error {
 	c := n.c
 	n.store = raftstore.New(raftstore.Options{
 		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: n.engine, Log: n.log, Snapshots: n.snaps,
-		Transport: &endpoint{c.Net, n}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
+		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
 	})
 	st := raftstorage.New(n.store, n.engine, c.cfg.Server.RequestTimeout.Duration, 0)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
@@ -307,7 +309,9 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	}
 	n.running = false
 	store := n.store
-	// The disks as they are at this moment; what the dying store still writes does not count.
+	// From now on nothing that the dying store sends or answers gets out ...
+	n.life.Add(1)
+	// ... so nobody learns of what it still writes. The disks as they are at this moment:
 	n.c.mu.Lock()
 	engineRng := rand.New(rand.NewPCG(n.c.rng.Uint64(), 1))
 	n.c.mu.Unlock()
@@ -362,49 +366,41 @@ type stub struct {
 	id uint64
 }
 
-func (s *stub) service() (*server.Server, error) {
+// call runs a request against the store, unless it is down; an answer of a store that has crashed
+// meanwhile is lost.
+func call[Req, Resp any](ctx context.Context, s *stub, in Req, do func(*server.Server, context.Context, Req) (Resp, error)) (Resp, error) {
+	var none Resp
 	n := s.c.node(s.id)
 	if n == nil {
-		return nil, status.Error(codes.Unavailable, "connection refused")
+		return none, status.Error(codes.Unavailable, "connection refused")
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if !n.running {
-		return nil, status.Error(codes.Unavailable, "connection refused")
+	srv, running, life := n.server, n.running, n.life.Load()
+	n.mu.Unlock()
+	if !running {
+		return none, status.Error(codes.Unavailable, "connection refused")
 	}
-	return n.server, nil
+	resp, err := do(srv, ctx, in)
+	if n.life.Load() != life {
+		return none, status.Error(codes.Unavailable, "connection reset")
+	}
+	return resp, err
 }
 
 func (s *stub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
-	srv, err := s.service()
-	if err != nil {
-		return nil, err
-	}
-	return srv.RawGet(ctx, in)
+	return call(ctx, s, in, (*server.Server).RawGet)
 }
 
 func (s *stub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
-	srv, err := s.service()
-	if err != nil {
-		return nil, err
-	}
-	return srv.RawPut(ctx, in)
+	return call(ctx, s, in, (*server.Server).RawPut)
 }
 
 func (s *stub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ...grpc.CallOption) (*kvrpcpb.RawDeleteResponse, error) {
-	srv, err := s.service()
-	if err != nil {
-		return nil, err
-	}
-	return srv.RawDelete(ctx, in)
+	return call(ctx, s, in, (*server.Server).RawDelete)
 }
 
 func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
-	srv, err := s.service()
-	if err != nil {
-		return nil, err
-	}
-	return srv.RawScan(ctx, in)
+	return call(ctx, s, in, (*server.Server).RawScan)
 }
 
 // WaitLeader waits until a running store leads the region, and returns it.

@@ -108,6 +108,7 @@ func (n *Network) close() {
 type endpoint struct {
 	n    *Network
 	from *Node
+	life int64
 }
 
 var _ raftstore.Transport = (*endpoint)(nil)
@@ -115,6 +116,9 @@ var _ raftstore.Transport = (*endpoint)(nil)
 // Send implements raftstore.Transport.
 func (e *endpoint) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 	for _, m := range msgs {
+		if e.from.life.Load() != e.life {
+			return // the store has crashed
+		}
 		data, err := m.Marshal()
 		if err != nil {
 			e.n.c.t.Errorf("marshal raft message: %v", err)

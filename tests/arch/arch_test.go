@@ -1,0 +1,210 @@
+// Package arch checks the code itself: who imports whom, sizes, and a few things that must not appear.
+package arch
+
+import (
+	"bufio"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/tinykv/tinykv/"
+
+type source struct {
+	path, dir string
+	test      bool
+	file      *ast.File
+	fset      *token.FileSet
+}
+
+// sources parses every hand-written Go file of the main module.
+func sources(t *testing.T) []source {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	var out []source
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		rel = filepath.ToSlash(rel)
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "bin" || d.Name() == "testdata" || rel == "proto/gen" || rel == "proto/pkg") {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		out = append(out, source{rel, filepath.ToSlash(filepath.Dir(rel)), strings.HasSuffix(rel, "_test.go"), f, fset})
+		return nil
+	})
+	require.NoError(t, err)
+	return out
+}
+
+func imports(s source) []string {
+	var out []string
+	for _, i := range s.file.Imports {
+		path, _ := strconv.Unquote(i.Path.Value)
+		out = append(out, path)
+	}
+	return out
+}
+
+func under(dir, parent string) bool { return dir == parent || strings.HasPrefix(dir, parent+"/") }
+
+// TestImportsGoOneWay holds the allowed directions of DESIGN: leaves stay leaves, kv and scheduler meet
+// only in scheduler/client, LSM libraries stay inside the engine, raft stays pure.
+func TestImportsGoOneWay(t *testing.T) {
+	testOnly := []string{"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest", "kv/engine/enginefault", "scheduler/sim", "raft/rafttest", "scheduler/server/servertest"}
+	for _, s := range sources(t) {
+		for _, imp := range imports(s) {
+			own, isOwn := strings.CutPrefix(imp, module)
+			bad := ""
+			switch {
+			case s.dir == "raft" && !s.test && isOwn && own != "proto/pkg/eraftpb":
+				bad = "raft imports its messages only"
+			case s.dir == "raft" && !s.test && !isOwn && (strings.Contains(imp, ".") || slices.Contains([]string{"time", "log", "sync", "os", "math/rand", "math/rand/v2"}, imp)):
+				bad = "raft is pure"
+			case (under(s.dir, "proto") || s.dir == "log") && isOwn && !under(own, "proto"):
+				bad = "proto and log are leaves"
+			case under(s.dir, "kv") && isOwn && under(own, "scheduler") && own != "scheduler/client" && !s.test:
+				bad = "kv knows scheduler/client only"
+			case under(s.dir, "scheduler") && isOwn && under(own, "kv") && !s.test:
+				bad = "the scheduler does not know kv"
+			case (strings.Contains(imp, "pingcap/badger") || strings.Contains(imp, "cockroachdb/pebble")) && !under(s.dir, "kv/engine"):
+				bad = "only engine backends import an LSM library"
+			case slices.Contains([]string{"github.com/pkg/errors", "github.com/pingcap/errors", "github.com/golang/protobuf/proto", "math/rand", "io/ioutil"}, imp):
+				bad = "there is a better one"
+			}
+			if isOwn && !s.test && !slices.ContainsFunc(testOnly, func(d string) bool { return under(s.dir, d) }) &&
+				slices.ContainsFunc(testOnly, func(d string) bool { return under(own, d) }) {
+				bad = "servers are not linked with test packages"
+			}
+			if bad != "" {
+				t.Errorf("%s imports %s: %s", s.path, imp, bad)
+			}
+		}
+	}
+}
+
+// TestNoExits: only main ends the process, and errors are not panics. raft's newRaft and newLog panic on
+// what they cannot use because outside suites call them so; NewRawNode returns the error.
+func TestNoExits(t *testing.T) {
+	byContract := []string{"raft/log.go", "raft/raft.go"}
+	for _, s := range sources(t) {
+		if s.test || under(s.dir, "cmd") || strings.Contains(s.dir, "/cmd/") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			name := ""
+			switch f := call.Fun.(type) {
+			case *ast.SelectorExpr:
+				if x, ok := f.X.(*ast.Ident); ok {
+					name = x.Name + "." + f.Sel.Name
+				}
+			case *ast.Ident:
+				name = f.Name
+			}
+			at := s.fset.Position(call.Pos())
+			if name == "os.Exit" || name == "log.Fatal" || name == "log.Fatalf" {
+				t.Errorf("%s:%d: %s outside main", s.path, at.Line, name)
+			}
+			if name == "panic" && len(call.Args) == 1 {
+				if id, ok := call.Args[0].(*ast.Ident); ok && id.Name == "err" && !slices.Contains(byContract, s.path) {
+					t.Errorf("%s:%d: panic(err): return it", s.path, at.Line)
+				}
+			}
+			return true
+		})
+	}
+}
+
+// TestEveryPackageSaysWhatItIs: a package comment everywhere.
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	documented := map[string]bool{}
+	for _, s := range sources(t) {
+		if s.test && !strings.HasPrefix(s.dir, "tests") {
+			continue
+		}
+		documented[s.dir] = documented[s.dir] || s.file.Doc != nil
+	}
+	for dir, ok := range documented {
+		if !ok {
+			t.Errorf("package %s has no package comment", dir)
+		}
+	}
+}
+
+// TestSizes: functions of at most 70 lines and files of at most 800, comments not counted; what is
+// longer stands in size_allow.txt with its length, and may only shrink.
+func TestSizes(t *testing.T) {
+	allowed := map[string]int{}
+	f, err := os.Open("size_allow.txt")
+	require.NoError(t, err)
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		var name string
+		var n int
+		if _, err := fmt.Sscan(sc.Text(), &name, &n); err == nil {
+			allowed[name] = n
+		}
+	}
+	check := func(name string, lines, limit int) {
+		if lines <= limit {
+			return
+		}
+		if lines > allowed[name] {
+			t.Errorf("%s has %d lines of code, the limit is %d (allowed: %d)", name, lines, limit, allowed[name])
+		}
+	}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		comment := map[int]bool{}
+		for _, g := range s.file.Comments {
+			for _, c := range g.List {
+				for l := s.fset.Position(c.Pos()).Line; l <= s.fset.Position(c.End()).Line; l++ {
+					if s.fset.Position(c.Pos()).Column <= 20 || l > s.fset.Position(c.Pos()).Line {
+						comment[l] = true
+					}
+				}
+			}
+		}
+		count := func(from, to token.Pos) int {
+			n := 0
+			for l := s.fset.Position(from).Line; l <= s.fset.Position(to).Line; l++ {
+				if !comment[l] {
+					n++
+				}
+			}
+			return n
+		}
+		check(s.path, count(s.file.FileStart, s.file.FileEnd), 800)
+		for _, d := range s.file.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil {
+				check(s.path+":"+fn.Name.Name, count(fn.Pos(), fn.End()), 70)
+			}
+		}
+	}
+}
