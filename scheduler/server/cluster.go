@@ -196,7 +196,7 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 		c.controller.RegionGone(d.ID())
 	}
 	if r.Confirmed() && (res.Old == nil || !res.Old.Confirmed()) {
-		c.prepare.collect(r)
+		c.prepare.collect(r, c.opts.Now())
 	}
 	if needsCheck(r, res.Old, c.Settings().Replication.MaxReplicas) {
 		c.planner.MarkDirty(r.ID())
