@@ -52,6 +52,8 @@ type RaftCluster struct {
 	rng        *rand.Rand
 	onChange   func(*core.RegionInfo) // told of every changed record; must only queue
 
+	scatter scatterer
+
 	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
 	// nothing else waits for it but other changes of stores.
 	storeMu sync.Mutex

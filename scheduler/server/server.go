@@ -45,7 +45,7 @@ type Server struct {
 	streams  *hbStreams
 	forward  *forwarder
 	metrics  *metrics
-	logLevel zap.AtomicLevel
+	logLevel *zap.AtomicLevel
 
 	clusterID uint64
 	self      *schedulerpb.Member
@@ -131,7 +131,7 @@ func (s *Server) setUp(ctx context.Context) error {
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
 	s.elector = member.New(s.storage, member.Options{
-		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter,
+		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter, CampaignDelay: s.campaignDelay,
 	})
 	return nil
 }
@@ -263,6 +263,12 @@ func (s *Server) fence() (storage.Cond, uint64, bool) {
 	return l.Fence(), l.Term, true
 }
 
+// writeUnder carries out ops under a leadership that does not serve yet.
+func (s *Server) writeUnder(ctx context.Context, l *member.Leadership, ops ...storage.Op) error {
+	_, err := s.storage.Txn(ctx, []storage.Cond{l.Fence()}, ops)
+	return err
+}
+
 // write carries out ops under the leadership's fence.
 func (s *Server) write(ctx context.Context, ops ...storage.Op) error {
 	fence, _, ok := s.fence()
@@ -294,6 +300,9 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	defer s.tso.Stop()
 	if err := s.load(ctx); err != nil {
 		return fmt.Errorf("load cluster: %w", err)
+	}
+	if err := s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish())); err != nil {
+		return fmt.Errorf("drop the leader wish: %w", err)
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
@@ -335,6 +344,7 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 			}
 		case <-stores.C:
 			s.checkStores(ctx)
+			s.promoteLearners(ctx)
 		}
 	}
 }
@@ -437,4 +447,4 @@ func firstURL(urls []string) string {
 }
 
 // SetLogLevel lets the log level be changed while the server runs.
-func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = l }
+func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = &l }

@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 	)
 }
 
+const waitFor, tick = 10 * time.Second, 5 * time.Millisecond
+
 func newClient(t *testing.T, endpoints ...string) *client.Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
