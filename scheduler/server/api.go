@@ -100,6 +100,7 @@ func (s *Server) api() map[string]http.Handler {
 		apiPrefix + "/": s.whenReady(mux),
 		"/metrics":      s.metrics.handler(),
 		"/ui/":          s.page(),
+		syncPath:        s.whenReady(http.HandlerFunc(s.serveRegions)),
 	}
 }
 
@@ -171,6 +172,7 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 		}
 		proxy := httputil.ReverseProxy{
 			FlushInterval: -1, // events stream
+			Transport:     s.transport,
 			Rewrite: func(p *httputil.ProxyRequest) {
 				p.SetURL(target)
 				p.Out.Header.Set(forwardedHeader, "1")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -33,6 +34,19 @@ func call(t *testing.T, s *server.Server, method, path, body string, wantStatus 
 	require.NoError(t, json.Unmarshal(data, &out), "%s", data)
 	return out
 }
+
+func callStatus(t *testing.T, s *server.Server, method, path string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.ClientURL()+"/api/v1"+path, nil)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
+
+func writeFile(path, text string) error { return os.WriteFile(path, []byte(text), 0o600) }
 
 func TestHTTPAPI(t *testing.T) {
 	s := servertest.StartTest(t)

@@ -33,19 +33,22 @@ const requestTimeout = 5 * time.Second
 // Life: New checks the configuration and starts nothing; Start returns when the member serves;
 // Stop is idempotent and returns when every goroutine has ended.
 type Server struct {
-	cfg      *config.Config
-	logger   *zap.Logger
-	node     *node // embedded etcd and its listener
-	storage  storage.Storage
-	keys     storage.Keys
-	elector  *member.Elector
-	cluster  *RaftCluster
-	ids      *id.Allocator
-	tso      *tso.Oracle
-	streams  *hbStreams
-	forward  *forwarder
-	metrics  *metrics
-	logLevel *zap.AtomicLevel
+	cfg     *config.Config
+	logger  *zap.Logger
+	node    *node // embedded etcd and its listener
+	storage storage.Storage
+	keys    storage.Keys
+	elector *member.Elector
+	cluster *RaftCluster
+	ids     *id.Allocator
+	tso     *tso.Oracle
+	streams *hbStreams
+	forward *forwarder
+	metrics *metrics
+	feed    changeFeed
+	// transport carries requests to the leader on followers.
+	transport *http.Transport
+	logLevel  *zap.AtomicLevel
 
 	clusterID uint64
 	self      *schedulerpb.Member
@@ -80,11 +83,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s := &Server{cfg: cfg, logger: logger, ready: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
-	s.forward = newForwarder(s)
+	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
 	})
+	s.cluster.onChange = s.feed.changed
 	s.metrics = newMetrics(s)
 	return s, nil
 }
@@ -101,15 +105,18 @@ func (s *Server) Start(ctx context.Context) error {
 		s.Stop()
 		return err
 	}
-	s.wg.Add(2)
-	go func() { // ends with s.ctx
-		defer s.wg.Done()
-		s.elector.Run(s.ctx, s.lead)
-	}()
-	go func() { // ends with s.ctx
-		defer s.wg.Done()
-		s.watchNode()
-	}()
+	for _, run := range []func(){
+		func() { s.elector.Run(s.ctx, s.lead) },
+		s.watchNode,
+		func() { s.followRegions(s.ctx) },
+		func() { s.keepSnapshots(s.ctx) },
+	} {
+		s.wg.Add(1)
+		go func() { // all of them end with s.ctx; Stop waits
+			defer s.wg.Done()
+			run()
+		}()
+	}
 	close(s.ready)
 	s.logger.Info("serving", log.ClusterID(s.clusterID), zap.String("name", s.cfg.Name),
 		zap.String("client-address", s.ClientAddr()))
@@ -128,6 +135,7 @@ func (s *Server) setUp(ctx context.Context) error {
 	s.clusterID = clusterID
 	s.keys = storage.KeysOf(clusterID)
 	s.self = s.node.self()
+	s.loadSnapshot()
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
 	s.elector = member.New(s.storage, member.Options{

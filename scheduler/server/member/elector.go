@@ -21,7 +21,8 @@ type Options struct {
 	Keys   storage.Keys
 	TTL    time.Duration // 2 s by default
 	Logger *zap.Logger
-	// CampaignDelay holds this member back, so that a preferred one wins.
+	// CampaignDelay holds this member back when there is no leader, so that a preferred one wins. It
+	// is not asked when a leader fell silent: then every moment counts.
 	CampaignDelay func() time.Duration
 	// Eligible is false while this member must not lead, for example as an etcd learner.
 	Eligible func() bool
@@ -72,6 +73,10 @@ type Elector struct {
 	opts    Options
 	storage storage.Storage
 	resign  chan struct{}
+
+	// suspect is the revision of a leader record found silent. If it is still there after a campaign
+	// failed, its silence need not be waited for again. Owned by Run.
+	suspect int64
 
 	mu struct {
 		sync.Mutex
@@ -162,7 +167,7 @@ func (e *Elector) Run(ctx context.Context, lead Lead) {
 // observe follows the leader key and returns the revision to campaign against once the leader has
 // gone or been silent for 1.1 TTL.
 func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, error) {
-	getCtx, cancel := context.WithTimeout(ctx, e.opts.TTL)
+	getCtx, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
 	kv, err := e.storage.Get(getCtx, e.opts.Keys.Leader())
 	cancel()
 	if err != nil {
@@ -175,9 +180,11 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 	wait := silence
 	rev := kv.ModRevision
 	if rev == 0 || e.note(kv.Value) {
+		wait = e.delay()
+	} else if rev == e.suspect {
 		wait = 0
 	}
-	wait += holdBack + e.delay()
+	wait += holdBack
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -197,7 +204,7 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 				if e.note(ev.Value) {
 					wait = 0
 				}
-				timer.Reset(wait + e.delay())
+				timer.Reset(wait)
 			}
 			holdBack = 0
 		case <-timer.C:
@@ -206,6 +213,7 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 				continue
 			}
 			e.setLeader(nil, nil)
+			e.suspect = rev
 			return rev, nil
 		}
 	}
@@ -236,7 +244,8 @@ func (e *Elector) note(value []byte) (own bool) {
 
 // campaign tries to take the leadership against the key's last seen revision.
 func (e *Elector) campaign(ctx context.Context, rev int64) (*Leadership, int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.opts.TTL)
+	// A request that went to a dead etcd leader is never answered: better to ask again soon.
+	ctx, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
 	defer cancel()
 	keys := e.opts.Keys
 	cur, err := e.storage.Get(ctx, keys.LeaderTerm())
@@ -278,6 +287,10 @@ func (e *Elector) campaign(ctx context.Context, rev int64) (*Leadership, int64, 
 func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead) time.Duration {
 	logger := e.opts.Logger.With(log.Term(l.Term))
 	logger.Info("became placement leader")
+	select {
+	case <-e.resign: // a request that came before this term
+	default:
+	}
 	e.setLeader(e.opts.Self, l)
 	leadCtx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -298,10 +311,6 @@ func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead
 func (e *Elector) renewUntilLost(ctx context.Context, l *Leadership, mine *int64,
 	done chan error,
 ) (reason string, holdBack time.Duration) {
-	select {
-	case <-e.resign: // a request that came before this term
-	default:
-	}
 	value, err := e.opts.Self.Marshal()
 	if err != nil {
 		return err.Error(), e.opts.TTL
