@@ -378,3 +378,9 @@ func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) 
 func settingsOf(cfg *config.Config) *view.Settings {
 	return &view.Settings{Schedule: cfg.Schedule, Replication: cfg.Replication}
 }
+
+// Heartbeats counts region heartbeats that were taken in, whatever they said.
+func (c *RaftCluster) Heartbeats() uint64 {
+	s := &c.stats
+	return s.unchanged.Load() + s.updated.Load() + s.stale.Load() + s.invalid.Load()
+}

@@ -199,6 +199,9 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // Stop hands the leadership over and ends everything.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
+		if s.node != nil {
+			s.node.handOver() // first, so that the next placement leader finds a steady quorum
+		}
 		s.cancel()
 		s.wg.Wait() // the elector deletes its leader key on the way out
 		s.forward.close()
@@ -302,15 +305,20 @@ func (s *Server) allocPeerID() (uint64, error) {
 // then serving; then planning.
 func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	began := time.Now()
-	if err := s.tso.Start(ctx, l.Fence()); err != nil {
-		return fmt.Errorf("start timestamps: %w", err)
-	}
 	defer s.tso.Stop()
-	if err := s.load(ctx); err != nil {
-		return fmt.Errorf("load cluster: %w", err)
-	}
-	if err := s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish())); err != nil {
-		return fmt.Errorf("drop the leader wish: %w", err)
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
+		{"load cluster", s.load},
+		{"drop the leader wish", func(ctx context.Context) error {
+			return s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish()))
+		}},
+	} {
+		if err := s.persist(ctx, step.do); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
@@ -326,6 +334,24 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 		s.cluster.Run(ctx)
 	}()
 	return s.leaderLoop(ctx, l)
+}
+
+// persist repeats a step until it succeeds, with a short limit for each try: a request that was on
+// its way to an etcd leader that died is never answered.
+func (s *Server) persist(ctx context.Context, step func(context.Context) error) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, s.cfg.TTL()/3)
+		err := step(try)
+		cancel()
+		if err == nil || ctx.Err() != nil || errors.Is(err, tso.ErrNotLeader) || errors.Is(err, storage.ErrConflict) {
+			return err
+		}
+		s.logger.Warn("taking over: trying again", zap.Error(err))
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func (s *Server) setServing(ctx context.Context, l *member.Leadership) {
