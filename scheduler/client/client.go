@@ -26,7 +26,7 @@ const (
 	attemptTimeout  = 3 * time.Second
 	discoverTimeout = 2 * time.Second
 	firstBackoff    = 20 * time.Millisecond
-	maxBackoff      = time.Second
+	maxBackoff      = 250 * time.Millisecond
 	defaultDeadline = 30 * time.Second // of a call whose context has none
 )
 

@@ -52,6 +52,8 @@ type RaftCluster struct {
 	rng        *rand.Rand
 	onChange   func(*core.RegionInfo) // told of every changed record; must only queue
 
+	scatter scatterer
+
 	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
 	// nothing else waits for it but other changes of stores.
 	storeMu sync.Mutex
@@ -196,7 +198,7 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 		c.controller.RegionGone(d.ID())
 	}
 	if r.Confirmed() && (res.Old == nil || !res.Old.Confirmed()) {
-		c.prepare.collect(r)
+		c.prepare.collect(r, c.opts.Now())
 	}
 	if needsCheck(r, res.Old, c.Settings().Replication.MaxReplicas) {
 		c.planner.MarkDirty(r.ID())
@@ -375,4 +377,10 @@ func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) 
 // settingsOf builds the settings of a configuration.
 func settingsOf(cfg *config.Config) *view.Settings {
 	return &view.Settings{Schedule: cfg.Schedule, Replication: cfg.Replication}
+}
+
+// Heartbeats counts region heartbeats that were taken in, whatever they said.
+func (c *RaftCluster) Heartbeats() uint64 {
+	s := &c.stats
+	return s.unchanged.Load() + s.updated.Load() + s.stale.Load() + s.invalid.Load()
 }

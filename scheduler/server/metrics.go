@@ -1,11 +1,134 @@
 package server
 
-import "sync/atomic"
+import (
+	"net/http"
+	"sync/atomic"
 
-// metrics count what the service does.
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
+)
+
+// metrics count what the service does. They are read when somebody asks, so that the paths they
+// count pay one atomic addition. Names are PD's where PD has them.
 type metrics struct {
+	s               *Server
+	registry        *prometheus.Registry
 	tsoHandled      atomic.Uint64
 	storeHeartbeats atomic.Uint64
 }
 
-func newMetrics(*Server) *metrics { return &metrics{} }
+func newMetrics(s *Server) *metrics {
+	m := &metrics{s: s, registry: prometheus.NewRegistry()}
+	m.registry.MustRegister(m)
+	return m
+}
+
+// handler serves these and etcd's own metrics.
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(prometheus.Gatherers{prometheus.DefaultGatherer, m.registry}, promhttp.HandlerOpts{})
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descHeartbeat = desc("pd_scheduler_region_heartbeat", "Region heartbeats by outcome.", "status")
+	descStoreBeat = desc("pd_scheduler_store_heartbeat", "Store heartbeats.")
+	descPush      = desc("pd_hbstream_region_message", "Commands sent to stores.", "status")
+	descStore     = desc("pd_scheduler_store_status", "State of a store.", "address", "store", "type")
+	descCluster   = desc("pd_cluster_status", "State of the cluster.", "type")
+	descRegions   = desc("pd_regions_status", "Regions that are not as they should be.", "type")
+	descOps       = desc("pd_schedule_operators_count", "Operators that ended.", "type")
+	descRunning   = desc("pd_schedule_operators_running", "Operators under way.", "type")
+	descTSO       = desc("pd_tso_handled", "Timestamps handed out.")
+	descLeader    = desc("pd_server_is_leader", "1 on the placement leader.")
+	descLease     = desc("pd_lease_local_ttl_remaining_seconds", "How long the leadership is valid without renewal.")
+	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
+)
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
+		descLeader, descLease, descPrepared,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	st := &m.s.cluster.stats
+	counter(descHeartbeat, st.unchanged.Load(), "unchanged")
+	counter(descHeartbeat, st.updated.Load(), "updated")
+	counter(descHeartbeat, st.stale.Load(), "stale")
+	counter(descHeartbeat, st.invalid.Load(), "invalid")
+	counter(descStoreBeat, m.storeHeartbeats.Load())
+	counter(descPush, m.s.streams.sent.Load(), "sent")
+	counter(descPush, m.s.streams.dropped.Load(), "dropped")
+	counter(descTSO, m.tsoHandled.Load())
+	l := m.s.leadership()
+	if l == nil {
+		gauge(descLeader, 0)
+		return
+	}
+	gauge(descLeader, 1)
+	gauge(descLease, l.Remaining().Seconds())
+	m.collectLeader(gauge, counter)
+}
+
+func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string), counter func(*prometheus.Desc, uint64, ...string)) {
+	c := m.s.cluster
+	gauge(descPrepared, b2f(c.Prepared()))
+	for name, n := range c.Controller().Ended() {
+		counter(descOps, n, name)
+	}
+	running := map[string]int{}
+	for _, op := range c.Controller().Records() {
+		running[op.Desc]++
+	}
+	for name, n := range running {
+		gauge(descRunning, float64(n), name)
+	}
+	h := m.s.placement()
+	for name, n := range map[string]int{
+		"miss-peer-region-count": h.Missing, "extra-peer-region-count": h.Extra, "down-peer-region-count": h.Down,
+		"pending-peer-region-count": h.Pending, "offline-peer-region-count": h.Offline, "empty-region-count": h.Empty,
+		"leaderless-region-count": h.Leaderless,
+	} {
+		gauge(descRegions, float64(n), name)
+	}
+	v := c.newView()
+	gauge(descCluster, float64(h.Regions), "region_count")
+	states := map[string]int{"up": 0, "disconnected": 0, "down": 0, "offline": 0, "tombstone": 0}
+	for _, s := range v.Stores() {
+		states[m.s.stateName(s)]++
+	}
+	for state, n := range states {
+		gauge(descCluster, float64(n), "store_"+state+"_count")
+	}
+	m.collectStores(v, gauge)
+}
+
+func (m *metrics) collectStores(v *view.View, gauge func(*prometheus.Desc, float64, ...string)) {
+	for _, s := range v.Stores() {
+		id := utoa(s.ID())
+		for name, val := range map[string]float64{
+			"region_count": float64(s.RegionCount()), "leader_count": float64(s.LeaderCount()),
+			"region_size": float64(s.RegionSize()), "region_score": v.Load(s), "store_capacity": float64(s.Capacity()),
+			"store_available": float64(s.Available()), "store_used": float64(s.Stats().GetUsedSize()),
+			"moves_in": float64(v.Influence(s.ID()).InMoves), "moves_out": float64(v.Influence(s.ID()).OutMoves),
+		} {
+			gauge(descStore, val, s.Address(), id, name)
+		}
+	}
+}

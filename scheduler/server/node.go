@@ -86,6 +86,9 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	return n, nil
 }
 
+// handOver gives the etcd leadership to another member, if this one has it and there is another.
+func (n *node) handOver() { _ = n.etcd.Server.TryTransferLeadershipOnShutdown() }
+
 func (n *node) close() {
 	_ = n.client.Close()
 	n.etcd.Close()

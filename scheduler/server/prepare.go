@@ -8,8 +8,13 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
-// collectFactor is the share of a store's regions that must have been confirmed.
-const collectFactor = 0.9
+const (
+	// collectFactor is the share of a store's regions that must have been confirmed in any case.
+	collectFactor = 0.9
+	// collectPause: with less than all of them, nothing new must have been confirmed for so long.
+	// Balancing while reports still trickle in moves regions for differences that are not there.
+	collectPause = 15 * time.Second
+)
 
 // prepareChecker decides when enough is known after a start or a takeover. Acting on an empty map
 // would take every region for unreplicated and every leaving store for empty.
@@ -20,6 +25,7 @@ type prepareChecker struct {
 	confirmed map[uint64]int // by store
 	beats     map[uint64]int // region_count of the first store heartbeat since
 	sum       int            // confirmed regions
+	last      time.Time      // when one was last confirmed
 }
 
 func (p *prepareChecker) reset(now time.Time) {
@@ -30,10 +36,11 @@ func (p *prepareChecker) reset(now time.Time) {
 }
 
 // collect notes a region that was confirmed for the first time.
-func (p *prepareChecker) collect(r *core.RegionInfo) {
+func (p *prepareChecker) collect(r *core.RegionInfo, now time.Time) {
 	p.Lock()
 	defer p.Unlock()
 	p.sum++
+	p.last = now
 	for _, peer := range r.Peers() {
 		p.confirmed[peer.StoreID]++
 	}
@@ -58,6 +65,7 @@ func (p *prepareChecker) check(now time.Time, stores []*core.StoreInfo, s *view.
 	if p.sum == 0 {
 		return false
 	}
+	settled := now.Sub(p.last) > collectPause
 	for _, st := range stores {
 		if !st.IsUp() || st.DownTime(now) > s.Schedule.StoreDisconnect.D() {
 			continue
@@ -67,7 +75,8 @@ func (p *prepareChecker) check(now time.Time, stores []*core.StoreInfo, s *view.
 			return false
 		}
 		expected := max(beat, st.RegionCount())
-		if float64(p.confirmed[st.ID()]) < collectFactor*float64(expected) {
+		got := p.confirmed[st.ID()]
+		if got < expected && !settled || float64(got) < collectFactor*float64(expected) {
 			return false
 		}
 	}

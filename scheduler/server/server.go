@@ -33,19 +33,22 @@ const requestTimeout = 5 * time.Second
 // Life: New checks the configuration and starts nothing; Start returns when the member serves;
 // Stop is idempotent and returns when every goroutine has ended.
 type Server struct {
-	cfg      *config.Config
-	logger   *zap.Logger
-	node     *node // embedded etcd and its listener
-	storage  storage.Storage
-	keys     storage.Keys
-	elector  *member.Elector
-	cluster  *RaftCluster
-	ids      *id.Allocator
-	tso      *tso.Oracle
-	streams  *hbStreams
-	forward  *forwarder
-	metrics  *metrics
-	logLevel zap.AtomicLevel
+	cfg     *config.Config
+	logger  *zap.Logger
+	node    *node // embedded etcd and its listener
+	storage storage.Storage
+	keys    storage.Keys
+	elector *member.Elector
+	cluster *RaftCluster
+	ids     *id.Allocator
+	tso     *tso.Oracle
+	streams *hbStreams
+	forward *forwarder
+	metrics *metrics
+	feed    changeFeed
+	// transport carries requests to the leader on followers.
+	transport *http.Transport
+	logLevel  *zap.AtomicLevel
 
 	clusterID uint64
 	self      *schedulerpb.Member
@@ -80,11 +83,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s := &Server{cfg: cfg, logger: logger, ready: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
-	s.forward = newForwarder(s)
+	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
 	})
+	s.cluster.onChange = s.feed.changed
 	s.metrics = newMetrics(s)
 	return s, nil
 }
@@ -101,15 +105,18 @@ func (s *Server) Start(ctx context.Context) error {
 		s.Stop()
 		return err
 	}
-	s.wg.Add(2)
-	go func() { // ends with s.ctx
-		defer s.wg.Done()
-		s.elector.Run(s.ctx, s.lead)
-	}()
-	go func() { // ends with s.ctx
-		defer s.wg.Done()
-		s.watchNode()
-	}()
+	for _, run := range []func(){
+		func() { s.elector.Run(s.ctx, s.lead) },
+		s.watchNode,
+		func() { s.followRegions(s.ctx) },
+		func() { s.keepSnapshots(s.ctx) },
+	} {
+		s.wg.Add(1)
+		go func() { // all of them end with s.ctx; Stop waits
+			defer s.wg.Done()
+			run()
+		}()
+	}
 	close(s.ready)
 	s.logger.Info("serving", log.ClusterID(s.clusterID), zap.String("name", s.cfg.Name),
 		zap.String("client-address", s.ClientAddr()))
@@ -128,10 +135,11 @@ func (s *Server) setUp(ctx context.Context) error {
 	s.clusterID = clusterID
 	s.keys = storage.KeysOf(clusterID)
 	s.self = s.node.self()
+	s.loadSnapshot()
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
 	s.elector = member.New(s.storage, member.Options{
-		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter,
+		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter, CampaignDelay: s.campaignDelay,
 	})
 	return nil
 }
@@ -191,6 +199,9 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // Stop hands the leadership over and ends everything.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
+		if s.node != nil {
+			s.node.handOver() // first, so that the next placement leader finds a steady quorum
+		}
 		s.cancel()
 		s.wg.Wait() // the elector deletes its leader key on the way out
 		s.forward.close()
@@ -263,6 +274,12 @@ func (s *Server) fence() (storage.Cond, uint64, bool) {
 	return l.Fence(), l.Term, true
 }
 
+// writeUnder carries out ops under a leadership that does not serve yet.
+func (s *Server) writeUnder(ctx context.Context, l *member.Leadership, ops ...storage.Op) error {
+	_, err := s.storage.Txn(ctx, []storage.Cond{l.Fence()}, ops)
+	return err
+}
+
 // write carries out ops under the leadership's fence.
 func (s *Server) write(ctx context.Context, ops ...storage.Op) error {
 	fence, _, ok := s.fence()
@@ -288,12 +305,20 @@ func (s *Server) allocPeerID() (uint64, error) {
 // then serving; then planning.
 func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	began := time.Now()
-	if err := s.tso.Start(ctx, l.Fence()); err != nil {
-		return fmt.Errorf("start timestamps: %w", err)
-	}
 	defer s.tso.Stop()
-	if err := s.load(ctx); err != nil {
-		return fmt.Errorf("load cluster: %w", err)
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
+		{"load cluster", s.load},
+		{"drop the leader wish", func(ctx context.Context) error {
+			return s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish()))
+		}},
+	} {
+		if err := s.persist(ctx, step.do); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
@@ -309,6 +334,24 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 		s.cluster.Run(ctx)
 	}()
 	return s.leaderLoop(ctx, l)
+}
+
+// persist repeats a step until it succeeds, with a short limit for each try: a request that was on
+// its way to an etcd leader that died is never answered.
+func (s *Server) persist(ctx context.Context, step func(context.Context) error) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, s.cfg.TTL()/3)
+		err := step(try)
+		cancel()
+		if err == nil || ctx.Err() != nil || errors.Is(err, tso.ErrNotLeader) || errors.Is(err, storage.ErrConflict) {
+			return err
+		}
+		s.logger.Warn("taking over: trying again", zap.Error(err))
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func (s *Server) setServing(ctx context.Context, l *member.Leadership) {
@@ -335,6 +378,7 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 			}
 		case <-stores.C:
 			s.checkStores(ctx)
+			s.promoteLearners(ctx)
 		}
 	}
 }
@@ -437,4 +481,4 @@ func firstURL(urls []string) string {
 }
 
 // SetLogLevel lets the log level be changed while the server runs.
-func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = l }
+func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = &l }

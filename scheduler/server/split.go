@@ -34,11 +34,3 @@ func (c *RaftCluster) ReportSplit(left, right *metapb.Region) error {
 	}
 	return nil
 }
-
-// Scatter moves a region's replicas to the stores with the least load.
-func (c *RaftCluster) Scatter(regionID uint64) error {
-	if c.core.Region(regionID) == nil {
-		return fmt.Errorf("region %d is not known", regionID)
-	}
-	return nil
-}

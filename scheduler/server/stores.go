@@ -13,7 +13,6 @@ import (
 
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
-	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
@@ -195,17 +194,4 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	c.health.Store(nil)
 	c.planner.Wake()
 	return nil
-}
-
-// members lists the members as etcd knows them.
-func (s *Server) members() []*schedulerpb.Member {
-	var out []*schedulerpb.Member
-	for _, m := range s.node.etcd.Server.Cluster().Members() {
-		pm := &schedulerpb.Member{Name: m.Name, MemberId: uint64(m.ID), PeerUrls: m.PeerURLs, ClientUrls: m.ClientURLs}
-		if pm.MemberId == s.self.MemberId {
-			pm = s.self
-		}
-		out = append(out, pm)
-	}
-	return out
 }

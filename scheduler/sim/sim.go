@@ -55,6 +55,8 @@ type Store struct {
 	labels    []*metapb.StoreLabel
 	regions   map[*Region]struct{}
 	tombstone bool
+	used      uint64
+	counted   time.Time
 }
 
 // Region is the truth about a region.
@@ -287,10 +289,13 @@ func (s *Sim) storeBeat(st *Store) {
 	if !st.alive || st.tombstone {
 		return
 	}
-	var used uint64
-	for r := range st.regions {
-		used += uint64(r.size) << 20
+	if s.now.Sub(st.counted) >= 5*time.Minute || len(st.regions) < 1000 { // adding up is slow
+		st.counted, st.used = s.now, 0
+		for r := range st.regions {
+			st.used += uint64(r.size) << 20
+		}
 	}
+	used := st.used
 	_ = s.cluster.HandleStoreHeartbeat(&schedulerpb.StoreStats{
 		StoreId: st.id, Capacity: st.capacity, Available: st.capacity - min(used, st.capacity), UsedSize: used,
 		RegionCount: uint32(len(st.regions)), IsBusy: st.busy,

@@ -48,9 +48,10 @@ type Config struct {
 	Join                string `toml:"join"`
 	ForceNewCluster     bool   `toml:"force-new-cluster"`
 
-	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it.
+	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it. LeaseTTL
+	// is the same, finer, and wins unless it is 0.
 	Lease    int64    `toml:"lease"`
-	LeaseTTL Duration `toml:"lease-ttl"` // finer than lease; wins if set
+	LeaseTTL Duration `toml:"lease-ttl"`
 
 	TSOSaveInterval         Duration `toml:"tso-save-interval"`
 	QuotaBackendBytes       int64    `toml:"quota-backend-bytes"`
@@ -113,7 +114,8 @@ func Default() *Config {
 		PeerUrls:                "http://127.0.0.1:2380",
 		InitialClusterState:     "new",
 		InitialClusterToken:     "tinykv-cluster",
-		Lease:                   2,
+		Lease:                   3,
+		LeaseTTL:                Duration(1500 * time.Millisecond),
 		TSOSaveInterval:         Duration(3 * time.Second),
 		QuotaBackendBytes:       1 << 30,
 		AutoCompactionMode:      "periodic",

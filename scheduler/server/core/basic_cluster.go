@@ -226,25 +226,24 @@ func (rc RegionsContainer) Len() int { return len(rc.items) }
 // At returns the i-th region in no particular order.
 func (rc RegionsContainer) At(i int) *RegionInfo { return rc.items[i].cur.Load() }
 
-// RandomRegion tries a few random members whose range starts in [start, end) and that the filter
-// accepts; nil if none was found. A nil filter accepts all.
+// RandomRegion returns a random member whose range starts in [start, end) and that the filter
+// accepts; nil if none was found among those looked at. A nil filter accepts all.
 func (rc RegionsContainer) RandomRegion(rng *rand.Rand, start, end []byte, accept func(*RegionInfo) bool) *RegionInfo {
-	const tries = 10
+	const tries, look = 10, 256
 	n := len(rc.items)
 	if n == 0 {
 		return nil
 	}
-	for range min(tries, 2*n) {
+	for range min(tries, n) {
 		r := rc.items[rng.IntN(n)].cur.Load()
 		if inRange(r, start, end) && (accept == nil || accept(r)) {
 			return r
 		}
 	}
-	if n > tries {
-		return nil
-	}
-	for _, h := range rc.items { // a small set deserves a full look
-		if r := h.cur.Load(); inRange(r, start, end) && (accept == nil || accept(r)) {
+	// Few members are acceptable: look at a stretch of them before giving up.
+	from := rng.IntN(n)
+	for i := range min(look, n) {
+		if r := rc.items[(from+i)%n].cur.Load(); inRange(r, start, end) && (accept == nil || accept(r)) {
 			return r
 		}
 	}

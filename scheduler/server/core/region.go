@@ -78,10 +78,9 @@ func NewRegion(meta *metapb.Region, leader *metapb.Peer, opts ...RegionOption) *
 		id:      meta.GetId(),
 		version: meta.GetRegionEpoch().GetVersion(),
 		confVer: meta.GetRegionEpoch().GetConfVer(),
-		start:   meta.GetStartKey(),
-		end:     meta.GetEndKey(),
 		size:    1,
 	}
+	r.start, r.end = packKeys(meta.GetStartKey(), meta.GetEndKey())
 	r.peers = make([]Peer, 0, len(meta.GetPeers()))
 	for _, p := range meta.GetPeers() {
 		if p != nil {
@@ -93,6 +92,17 @@ func NewRegion(meta *metapb.Region, leader *metapb.Peer, opts ...RegionOption) *
 		o(r)
 	}
 	return r
+}
+
+// packKeys copies both keys into one array: they are always read together, and the message they came
+// in need not be kept.
+func packKeys(start, end []byte) (s, e []byte) {
+	if len(start)+len(end) == 0 {
+		return nil, nil
+	}
+	both := make([]byte, 0, len(start)+len(end))
+	both = append(append(both, start...), end...)
+	return both[:len(start):len(start)], both[len(start):]
 }
 
 // RegionFromHeartbeat converts a heartbeat. Sizes are kept in MiB, at least one, so that empty

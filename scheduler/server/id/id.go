@@ -10,12 +10,17 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
 // Window is how many ids are reserved by one write.
 const Window = 1000
+
+// reserveTimeout limits one try of a reservation: a request that was on its way to an etcd leader
+// that died is never answered. A reservation that did arrive only skips ids.
+const reserveTimeout = 700 * time.Millisecond
 
 // ErrNotLeader means that this member holds no leadership to allocate under.
 var ErrNotLeader = errors.New("id: not the placement leader")
@@ -57,8 +62,11 @@ func (a *Allocator) AllocN(ctx context.Context, n uint64) (uint64, error) {
 	if a.mu.term != term {
 		a.mu.next, a.mu.end, a.mu.term = 0, 0, term
 	}
-	if a.mu.next+n > a.mu.end {
-		if err := a.reserveLocked(ctx, fence, n); err != nil {
+	for try := 0; a.mu.next+n > a.mu.end; try++ {
+		tryCtx, cancel := context.WithTimeout(ctx, reserveTimeout)
+		err := a.reserveLocked(tryCtx, fence, n)
+		cancel()
+		if err != nil && (try == 2 || ctx.Err() != nil || errors.Is(err, ErrNotLeader)) {
 			return 0, err
 		}
 	}

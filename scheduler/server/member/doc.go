@@ -6,8 +6,8 @@
 //
 //	leader:   every TTL/4: sent := now; If(ModRevision(leader) == mine) Then(Put(leader))
 //	          on success mine = revision, validUntil = sent + TTL; past validUntil it steps down
-//	follower: seenAt = now on every revision of the key; after 1.1*TTL of silence, or when the key
-//	          is deleted: If(ModRevision(leader) == last seen) Then(Put(leader, me), Put(term+1))
+//	follower: seenAt = now on every revision of the key; after 1.1*TTL of silence, or when the
+//	          leader released it: If(ModRevision(leader) == last seen) Then(Put(leader, me), Put(term+1))
 //
 // Why it is safe: validUntil counts from before the write that succeeded, a follower counts from
 // after it saw it, and the compare fails if a renewal slipped in between. All it needs is that

@@ -21,7 +21,8 @@ type Options struct {
 	Keys   storage.Keys
 	TTL    time.Duration // 2 s by default
 	Logger *zap.Logger
-	// CampaignDelay holds this member back, so that a preferred one wins.
+	// CampaignDelay holds this member back when there is no leader, so that a preferred one wins. It
+	// is not asked when a leader fell silent: then every moment counts.
 	CampaignDelay func() time.Duration
 	// Eligible is false while this member must not lead, for example as an etcd learner.
 	Eligible func() bool
@@ -72,6 +73,10 @@ type Elector struct {
 	opts    Options
 	storage storage.Storage
 	resign  chan struct{}
+
+	// suspect is the revision of a leader record found silent. If it is still there after a campaign
+	// failed, its silence need not be waited for again. Owned by Run.
+	suspect int64
 
 	mu struct {
 		sync.Mutex
@@ -162,7 +167,7 @@ func (e *Elector) Run(ctx context.Context, lead Lead) {
 // observe follows the leader key and returns the revision to campaign against once the leader has
 // gone or been silent for 1.1 TTL.
 func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, error) {
-	getCtx, cancel := context.WithTimeout(ctx, e.opts.TTL)
+	getCtx, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
 	kv, err := e.storage.Get(getCtx, e.opts.Keys.Leader())
 	cancel()
 	if err != nil {
@@ -174,10 +179,24 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 	silence := e.opts.TTL + e.opts.TTL/10
 	wait := silence
 	rev := kv.ModRevision
-	if rev == 0 || e.note(kv.Value) {
+	switch {
+	case rev == 0:
+		// A key that was deleted by somebody else says nothing about the leader, which may be valid
+		// for a while yet. Only a service that never had a leader need not wait.
+		isNew, err := e.isNew(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if isNew {
+			wait = 0
+		}
+	case e.note(kv.Value):
+		wait = e.delay()
+	}
+	if rev != 0 && rev == e.suspect {
 		wait = 0
 	}
-	wait += holdBack + e.delay()
+	wait += holdBack
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -188,17 +207,15 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 			if !ok {
 				return 0, errors.New("watch of the leader key broke")
 			}
-			if ev.Deleted {
+			rev, wait = ev.ModRevision, silence
+			switch {
+			case ev.Deleted:
 				rev = 0
 				e.setLeader(nil, nil)
-				timer.Reset(holdBack + e.delay())
-			} else {
-				rev, wait = ev.ModRevision, silence
-				if e.note(ev.Value) {
-					wait = 0
-				}
-				timer.Reset(wait + e.delay())
+			case e.note(ev.Value):
+				wait = holdBack + e.delay()
 			}
+			timer.Reset(wait)
 			holdBack = 0
 		case <-timer.C:
 			if e.opts.Eligible != nil && !e.opts.Eligible() {
@@ -206,6 +223,7 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 				continue
 			}
 			e.setLeader(nil, nil)
+			e.suspect = rev
 			return rev, nil
 		}
 	}
@@ -218,25 +236,39 @@ func (e *Elector) delay() time.Duration {
 	return e.opts.CampaignDelay()
 }
 
-// note takes in a value of the leader key. It returns true if the key names this member although
-// it is not leading: a record of a former life, or of a campaign whose answer was lost. Nobody
-// leads then, and this member may campaign against that very record at once.
-func (e *Elector) note(value []byte) (own bool) {
+// note takes in a value of the leader key. It returns true if this member may campaign against that
+// very record at once, because nobody leads: the last leader released the title (an empty value), or
+// the key names this member although it is not leading (a record of a former life, or of a campaign
+// whose answer was lost).
+func (e *Elector) note(value []byte) (vacant bool) {
 	m := &schedulerpb.Member{}
 	if err := m.Unmarshal(value); err != nil {
 		e.opts.Logger.Error("leader key cannot be decoded", zap.Error(err))
 		return false
 	}
-	if m.MemberId == e.opts.Self.MemberId {
+	switch m.MemberId {
+	case 0:
+		e.setLeader(nil, nil)
+		return true
+	case e.opts.Self.MemberId:
 		return true
 	}
 	e.setLeader(m, nil)
 	return false
 }
 
+// isNew tells whether nobody has ever led.
+func (e *Elector) isNew(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
+	defer cancel()
+	kv, err := e.storage.Get(ctx, e.opts.Keys.LeaderTerm())
+	return kv.ModRevision == 0, err
+}
+
 // campaign tries to take the leadership against the key's last seen revision.
 func (e *Elector) campaign(ctx context.Context, rev int64) (*Leadership, int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.opts.TTL)
+	// A request that went to a dead etcd leader is never answered: better to ask again soon.
+	ctx, cancel := context.WithTimeout(ctx, e.opts.TTL/3)
 	defer cancel()
 	keys := e.opts.Keys
 	cur, err := e.storage.Get(ctx, keys.LeaderTerm())
@@ -278,6 +310,10 @@ func (e *Elector) campaign(ctx context.Context, rev int64) (*Leadership, int64, 
 func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead) time.Duration {
 	logger := e.opts.Logger.With(log.Term(l.Term))
 	logger.Info("became placement leader")
+	select {
+	case <-e.resign: // a request that came before this term
+	default:
+	}
 	e.setLeader(e.opts.Self, l)
 	leadCtx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -298,10 +334,6 @@ func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead
 func (e *Elector) renewUntilLost(ctx context.Context, l *Leadership, mine *int64,
 	done chan error,
 ) (reason string, holdBack time.Duration) {
-	select {
-	case <-e.resign: // a request that came before this term
-	default:
-	}
 	value, err := e.opts.Self.Marshal()
 	if err != nil {
 		return err.Error(), e.opts.TTL
@@ -353,13 +385,14 @@ func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value [
 	}
 }
 
-// release deletes the leader key so that others need not wait for the silence to grow.
+// release gives the title back by an empty value, so that others need not wait for silence. It is not
+// a deletion: anybody can delete the key, but only the leader knows that it stopped being valid.
 func (e *Elector) release(l *Leadership, mine int64) {
 	ctx, cancel := context.WithTimeout(context.Background(), e.opts.TTL/2)
 	defer cancel()
 	_, err := e.storage.Txn(ctx,
 		[]storage.Cond{storage.RevisionIs(e.opts.Keys.Leader(), mine), l.Fence()},
-		[]storage.Op{storage.Delete(e.opts.Keys.Leader())})
+		[]storage.Op{storage.Put(e.opts.Keys.Leader(), nil)})
 	if err != nil {
 		e.opts.Logger.Debug("leader key not released", zap.Error(err))
 	}

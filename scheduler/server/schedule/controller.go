@@ -258,7 +258,7 @@ func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.
 		c.endLocked(op, operator.Canceled, reason, now)
 		return
 	}
-	if op.ShouldSend(now, onHeartbeat) {
+	if op.ShouldSend(now, onHeartbeat, r.LeaderStore()) {
 		c.sendLocked(v, op, step, r, now)
 	}
 }
@@ -331,7 +331,7 @@ func (c *Controller) sendLocked(v *view.View, op *operator.Operator, step operat
 		}
 	}
 	if step.Command(r, resp) {
-		op.Sent(now)
+		op.Sent(now, leader.StoreID)
 		c.send.Send(leader.StoreID, resp)
 	}
 }

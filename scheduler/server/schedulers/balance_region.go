@@ -34,10 +34,33 @@ const regionRetries = 10
 //     more than one region and the number of moves is about the sum of the surpluses, which is the
 //     least possible. When the best target has no budget left the move waits: the next best target
 //     would have to give the region back later.
-type BalanceRegion struct{}
+//
+// A region does not go back to a store that balance took it from within the past hour.
+type BalanceRegion struct {
+	left     map[departure]time.Time // when a region left a store
+	lastTrim time.Time
+}
+
+type departure struct{ region, store uint64 }
+
+// returnPause is how long a store is no target for a region that balance took from it.
+const returnPause = time.Hour
 
 // NewBalanceRegion returns the scheduler.
-func NewBalanceRegion() *BalanceRegion { return &BalanceRegion{} }
+func NewBalanceRegion() *BalanceRegion { return &BalanceRegion{left: make(map[departure]time.Time)} }
+
+// trim forgets old departures, so that memory is bounded by the moves of two hours.
+func (b *BalanceRegion) trim(now time.Time) {
+	if now.Sub(b.lastTrim) < returnPause {
+		return
+	}
+	b.lastTrim = now
+	for d, at := range b.left {
+		if now.Sub(at) > returnPause {
+			delete(b.left, d)
+		}
+	}
+}
 
 // Name implements schedule.Scheduler.
 func (*BalanceRegion) Name() string { return "balance-region" }
@@ -55,14 +78,21 @@ func (*BalanceRegion) IsScheduleAllowed(v *view.View, running func(operator.Kind
 
 // Schedule implements schedule.Scheduler.
 func (b *BalanceRegion) Schedule(v *view.View) *operator.Operator {
+	b.trim(v.Now)
 	stores := suitable(v)
 	if len(stores) < 2 {
 		v.Trace.Addf("%d suitable stores", len(stores))
 		return nil
 	}
 	mean := meanLoad(v, stores)
-	slices.SortStableFunc(stores, func(a, c *core.StoreInfo) int { return cmp.Compare(v.Load(c), v.Load(a)) })
+	// Ties go to the smaller id, read from the end by rising load.
+	slices.SortFunc(stores, func(a, c *core.StoreInfo) int {
+		return cmp.Or(cmp.Compare(v.Load(c), v.Load(a)), cmp.Compare(c.ID(), a.ID()))
+	})
 	v.Trace.Addf("mean load %.0f MiB over %d stores", mean, len(stores))
+	if !anyTarget(v, stores, mean) {
+		return nil // do not look for regions that nobody may take now
+	}
 	for _, source := range stores {
 		if v.Load(source) <= mean {
 			break
@@ -76,6 +106,22 @@ func (b *BalanceRegion) Schedule(v *view.View) *operator.Operator {
 		}
 	}
 	return nil
+}
+
+// anyTarget tells whether some store below the mean may take a replica now.
+func anyTarget(v *view.View, stores []*core.StoreInfo, mean float64) bool {
+	found := false
+	for i := len(stores) - 1; i >= 0 && v.Load(stores[i]) < mean; i-- {
+		name, _ := filter.Refusal(stores[i], filter.RegionTarget, v.Env())
+		if name == "" && !v.HasBudget(stores[i].ID(), true, false) {
+			name = "budget"
+		}
+		if name != "" {
+			v.Trace.Count("target", stores[i].ID(), name)
+		}
+		found = found || name == ""
+	}
+	return found
 }
 
 // suitable are the stores that take part in balancing: up, and not silent for too long.
@@ -132,6 +178,7 @@ func (b *BalanceRegion) move(v *view.View, r *core.RegionInfo, source, target *c
 		v.Trace.Addf("%v", err)
 		return nil
 	}
+	b.left[departure{r.ID(), source.ID()}] = v.Now
 	return op.Because("load of store %d is %.0f MiB, of store %d %.0f MiB, mean %.0f MiB, region %d MiB",
 		source.ID(), v.Load(source), target.ID(), v.Load(target), mean, r.Size())
 }
@@ -187,6 +234,10 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 		}
 		if name, _ := filter.Refusal(t, filter.RegionTarget, v.Env()); name != "" {
 			v.Trace.Count("target", t.ID(), name)
+			continue
+		}
+		if at, ok := b.left[departure{r.ID(), t.ID()}]; ok && v.Now.Sub(at) < returnPause {
+			v.Trace.Count("target", t.ID(), "left-lately")
 			continue
 		}
 		if len(labels) > 0 && filter.Isolation(labels, swap(v, r, source, t)) < isolation {

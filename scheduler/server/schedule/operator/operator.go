@@ -96,6 +96,7 @@ type Operator struct {
 	stepStart time.Time
 	stepTimes []time.Duration
 	lastSent  time.Time
+	sentTo    uint64
 	finished  time.Time
 }
 
@@ -208,9 +209,9 @@ func (o *Operator) Finish(st Status, reason string, now time.Time) {
 
 // ShouldSend limits how often the command under way is sent again: membership changes every 5 s,
 // leader transfers every 2 s; a heartbeat may ask for it earlier.
-func (o *Operator) ShouldSend(now time.Time, onHeartbeat bool) bool {
-	if o.lastSent.IsZero() {
-		return true
+func (o *Operator) ShouldSend(now time.Time, onHeartbeat bool, leader uint64) bool {
+	if o.lastSent.IsZero() || leader != o.sentTo {
+		return true // a new leader has not heard of it
 	}
 	wait := 2 * time.Second
 	if s := o.Current(); s != nil && s.conf() {
@@ -222,8 +223,8 @@ func (o *Operator) ShouldSend(now time.Time, onHeartbeat bool) bool {
 	return now.Sub(o.lastSent) >= wait
 }
 
-// Sent notes that the command was sent.
-func (o *Operator) Sent(now time.Time) { o.lastSent = now }
+// Sent notes that the command was sent to the store that led then.
+func (o *Operator) Sent(now time.Time, leader uint64) { o.lastSent, o.sentTo = now, leader }
 
 // Record is a copy of an operator for history and for people.
 type Record struct {

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/client"
+	"github.com/tinykv/tinykv/scheduler/server/cli"
+)
+
+// asServer makes the test binary behave as tinyscheduler, so that members are real processes.
+const asServer = "TINYSCHEDULER_TEST_ARGS"
+
+func TestMain(m *testing.M) {
+	if args := os.Getenv(asServer); args != "" {
+		os.Exit(cli.Main(strings.Split(args, " "), os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+type process struct {
+	name, url string
+	args      []string
+	cmd       *exec.Cmd
+	log       string
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	require.NoError(t, err)
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func (p *process) start(t *testing.T) {
+	t.Helper()
+	p.cmd = exec.Command(os.Args[0]) //nolint:noctx // killed by the test
+	p.cmd.Env = append(os.Environ(), asServer+"="+strings.Join(p.args, " "))
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	require.NoError(t, p.cmd.Start())
+	_ = out.Close()
+}
+
+// stop sends a signal and waits for the end.
+func (p *process) stop(sig syscall.Signal) error {
+	_ = p.cmd.Process.Signal(sig)
+	return p.cmd.Wait()
+}
+
+func startMembers(t *testing.T, n int) []*process {
+	t.Helper()
+	var members []*process
+	var initial []string
+	for i := range n {
+		p := &process{name: fmt.Sprintf("m%d", i+1), url: "http://" + freeAddr(t)}
+		peer := "http://" + freeAddr(t)
+		dir := t.TempDir()
+		p.log = filepath.Join(dir, "log")
+		p.args = []string{
+			"--name", p.name, "--data-dir", filepath.Join(dir, "data"), "--client-urls", p.url, "--peer-urls", peer,
+		}
+		initial = append(initial, p.name+"="+peer)
+		members = append(members, p)
+	}
+	for _, p := range members {
+		p.args = append(p.args, "--initial-cluster", strings.Join(initial, ","))
+		p.start(t)
+	}
+	t.Cleanup(func() {
+		for _, p := range members {
+			if p.cmd.ProcessState == nil {
+				_ = p.stop(syscall.SIGKILL)
+			}
+		}
+	})
+	return members
+}
+
+func urls(members []*process) []string {
+	var out []string
+	for _, p := range members {
+		out = append(out, p.url)
+	}
+	return out
+}
+
+// waitAll waits until every member answers and all agree on a leader, and returns it.
+func waitAll(t *testing.T, members []*process) *process {
+	t.Helper()
+	var leader *process
+	require.Eventually(t, func() bool {
+		leader = nil
+		for _, p := range members {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			c, err := client.New(ctx, []string{p.url})
+			cancel()
+			if err != nil {
+				return false
+			}
+			addr := c.LeaderAddress()
+			c.Close()
+			for _, q := range members {
+				if q.url == "http://"+addr {
+					if leader != nil && leader != q {
+						return false
+					}
+					leader = q
+				}
+			}
+		}
+		return leader != nil
+	}, time.Minute, 50*time.Millisecond)
+	return leader
+}
+
+// waitOther waits until a member other than the given one leads.
+func waitOther(t *testing.T, members []*process, old *process) {
+	t.Helper()
+	i := slices.IndexFunc(members, func(p *process) bool { return p != old })
+	c, err := client.New(t.Context(), []string{members[i].url})
+	require.NoError(t, err)
+	defer c.Close()
+	require.Eventually(t, func() bool {
+		resp, err := c.GetMembers(t.Context())
+		return err == nil && resp.Leader != nil && resp.Leader.Name != old.name
+	}, 10*time.Second, 5*time.Millisecond)
+}
+
+// TestFailover3C kills the leader again and again and measures how long clients wait. Graceful
+// stops are measured too. Without -short it makes 20 trials of each.
+func TestFailover3C(t *testing.T) {
+	trials := 20
+	if testing.Short() {
+		trials = 3
+	}
+	members := startMembers(t, 3)
+	waitAll(t, members)
+	c, err := client.New(t.Context(), urls(members))
+	require.NoError(t, err)
+	defer c.Close()
+	region := &metapb.Region{
+		Id: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 3, StoreId: 1}},
+	}
+	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "s1"}, region))
+	heartbeat := func() {
+		c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: region, Leader: region.Peers[0], Term: 6})
+	}
+	c.SetReconnectHandler(heartbeat)
+	heartbeat()
+	require.Eventually(t, func() bool {
+		r, err := c.GetRegion(t.Context(), nil)
+		return err == nil && r != nil && r.Leader != nil
+	}, 10*time.Second, 10*time.Millisecond)
+
+	lastTS, lastID := uint64(0), uint64(0)
+	trial := func(sig syscall.Signal) time.Duration {
+		leader := waitAll(t, members)
+		// Followers take over what the leader knows within their pause; let them.
+		time.Sleep(300 * time.Millisecond)
+		began := time.Now()
+		exited := make(chan error, 1)
+		go func() { exited <- leader.stop(sig) }()
+		if sig == syscall.SIGTERM { // until it stops serving, asking would measure nothing
+			waitOther(t, members, leader)
+		} else {
+			<-exited
+		}
+		id, err := c.AllocID(t.Context())
+		require.NoError(t, err)
+		took := time.Since(began)
+		if sig == syscall.SIGTERM {
+			require.NoError(t, <-exited, "a graceful stop exits with 0")
+		}
+		require.Greater(t, id, lastID)
+		lastID = id
+		p, l, err := c.GetTS(t.Context())
+		require.NoError(t, err)
+		require.Greater(t, uint64(p)<<18|uint64(l), lastTS)
+		lastTS = uint64(p)<<18 | uint64(l)
+		r, err := c.GetRegion(t.Context(), []byte("k"))
+		require.NoError(t, err)
+		require.NotNil(t, r, "the new leader must know the regions at once")
+		require.NotNil(t, r.Leader)
+		leader.start(t)
+		return took
+	}
+	var killed, stopped []time.Duration
+	for range trials {
+		killed = append(killed, trial(syscall.SIGKILL))
+	}
+	for range trials {
+		stopped = append(stopped, trial(syscall.SIGTERM))
+	}
+	for name, d := range map[string][]time.Duration{"kill -9": killed, "SIGTERM": stopped} {
+		slices.Sort(d)
+		t.Logf("%s: %d trials, p50 %v, max %v", name, len(d), d[len(d)/2].Round(time.Millisecond), d[len(d)-1].Round(time.Millisecond))
+	}
+	require.Less(t, killed[len(killed)/2], 3*time.Second)
+}

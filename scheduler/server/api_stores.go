@@ -1,0 +1,198 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
+)
+
+type storeJSON struct {
+	ID            uint64            `json:"id"`
+	Address       string            `json:"address"`
+	StatusAddress string            `json:"status_address,omitempty"`
+	Version       string            `json:"version,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	// State is up, disconnected, down, offline or tombstone.
+	State         string     `json:"state"`
+	LastHeartbeat *time.Time `json:"last_heartbeat"`
+	StartTime     *time.Time `json:"start_time,omitempty"`
+	SilentSeconds float64    `json:"silent_seconds"`
+	Capacity      uint64     `json:"capacity"`
+	Available     uint64     `json:"available"`
+	UsedSize      uint64     `json:"used_size"`
+	LeaderCount   int        `json:"leader_count"`
+	RegionCount   int        `json:"region_count"`
+	PendingCount  int        `json:"pending_count"`
+	LeaderSizeMiB int64      `json:"leader_size_mib"`
+	RegionSizeMiB int64      `json:"region_size_mib"`
+	// ReportedRegions is what the store itself says it holds.
+	ReportedRegions uint32  `json:"reported_regions"`
+	Weight          float64 `json:"weight"`
+	EvictLeaders    bool    `json:"evict_leaders"`
+	Busy            bool    `json:"busy"`
+	// Load is the size by weight once running operators are done: what balancing makes equal.
+	LoadMiB     float64 `json:"load_mib"`
+	MeanLoadMiB float64 `json:"mean_load_mib"`
+	InMoves     int     `json:"moves_in"`
+	OutMoves    int     `json:"moves_out"`
+	InMiB       int64   `json:"in_flight_in_mib"`
+	OutMiB      int64   `json:"in_flight_out_mib"`
+	// NotTarget and NotSource name the rule that keeps balance from using the store.
+	NotTarget string `json:"not_target,omitempty"`
+	NotSource string `json:"not_source,omitempty"`
+}
+
+// stateName is the store's state for people.
+func (s *Server) stateName(st *core.StoreInfo) string {
+	env := filter.Env{Now: time.Now(), Schedule: &s.cluster.Settings().Schedule}
+	switch {
+	case st.IsTombstone():
+		return "tombstone"
+	case st.IsOffline():
+		return "offline"
+	case filter.Down(st, env):
+		return "down"
+	case !filter.Connected(st, env):
+		return "disconnected"
+	default:
+		return "up"
+	}
+}
+
+func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) storeJSON {
+	c, inf := st.Counts(), v.Influence(st.ID())
+	out := storeJSON{
+		ID: st.ID(), Address: st.Address(), StatusAddress: st.Meta().GetStatusAddress(),
+		Version: st.Meta().GetVersion(), Labels: st.Labels(), State: s.stateName(st),
+		SilentSeconds: st.DownTime(v.Now).Seconds(),
+		Capacity:      st.Capacity(), Available: st.Available(), UsedSize: st.Stats().GetUsedSize(),
+		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
+		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
+		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
+		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
+	}
+	if st.Stats() != nil {
+		t := st.LastHeartbeat().UTC()
+		out.LastHeartbeat = &t
+	}
+	if ts := st.Meta().GetStartTimestamp(); ts != 0 {
+		t := time.Unix(ts, 0).UTC()
+		out.StartTime = &t
+	}
+	out.NotTarget, _ = filter.Refusal(st, filter.RegionTarget, v.Env())
+	if out.NotTarget == "" && !v.HasBudget(st.ID(), true, false) {
+		out.NotTarget = "budget"
+	}
+	if out.NotTarget == "" && v.Load(st) >= mean {
+		out.NotTarget = "above-mean"
+	}
+	out.NotSource, _ = filter.Refusal(st, filter.RegionSource, v.Env())
+	if out.NotSource == "" && v.Load(st) <= mean {
+		out.NotSource = "below-mean"
+	}
+	return out
+}
+
+func meanLoad(v *view.View) float64 {
+	var size, weight float64
+	for _, st := range v.Stores() {
+		if filter.Allows(st, filter.RegionSource, v.Env()) {
+			size, weight = size+float64(v.Size(st)), weight+v.Weight(st)
+		}
+	}
+	if weight == 0 {
+		return 0
+	}
+	return size / weight
+}
+
+func (s *Server) getStores(r *http.Request) (any, error) {
+	v := s.cluster.newView()
+	mean := meanLoad(v)
+	out := []storeJSON{}
+	for _, st := range v.Stores() {
+		if st.IsTombstone() && r.URL.Query().Get("tombstone") == "" {
+			continue
+		}
+		out = append(out, s.storeJSON(v, st, mean))
+	}
+	return map[string]any{"count": len(out), "stores": out}, nil
+}
+
+func (s *Server) getStore(r *http.Request) (any, error) {
+	id, err := pathID(r, "id")
+	if err != nil {
+		return nil, err
+	}
+	v := s.cluster.newView()
+	st := v.Store(id)
+	if st == nil {
+		return nil, notFound("store %d is not registered", id)
+	}
+	return s.storeJSON(v, st, meanLoad(v)), nil
+}
+
+func (s *Server) postStore(r *http.Request) (any, error) {
+	id, err := pathID(r, "id")
+	if err != nil {
+		return nil, err
+	}
+	var body struct {
+		Weight *float64 `json:"weight"`
+		Force  bool     `json:"force"`
+	}
+	if err := decodeBody(r, &body); err != nil {
+		return nil, err
+	}
+	ctx, cancel := requestContext(r)
+	defer cancel()
+	switch action := r.PathValue("action"); action {
+	case "offline":
+		err = s.OfflineStore(ctx, id)
+	case "up":
+		err = s.UpStore(ctx, id)
+	case "bury":
+		err = s.BuryStore(ctx, id, body.Force)
+	case "evict":
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = true })
+	case "unevict":
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = false })
+	case "weight":
+		if body.Weight == nil || *body.Weight <= 0 || *body.Weight > 1000 {
+			return nil, badRequest("weight: a number above 0 and up to 1000 is needed")
+		}
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.Weight = *body.Weight })
+	default:
+		return nil, badRequest("unknown action %q: offline, up, bury, evict, unevict or weight", action)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.getStore(r)
+}
+
+// deleteStore drops the record of a tombstone.
+func (s *Server) deleteStore(r *http.Request) (any, error) {
+	id, err := pathID(r, "id")
+	if err != nil {
+		return nil, err
+	}
+	st := s.cluster.Core().Store(id)
+	if st == nil {
+		return nil, notFound("store %d is not registered", id)
+	}
+	if !st.IsTombstone() {
+		return nil, badRequest("store %d is %s: take it offline first", id, s.stateName(st))
+	}
+	ctx, cancel := requestContext(r)
+	defer cancel()
+	if err := s.write(ctx, storage.Delete(s.keys.Store(id)), storage.Delete(s.keys.StoreSetting(id))); err != nil {
+		return nil, err
+	}
+	s.cluster.Core().RemoveStore(id)
+	return map[string]any{"removed": id}, nil
+}

@@ -1,0 +1,106 @@
+package core_test
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+)
+
+// benchRegions is 1M without -short, as the figures in docs/scheduler.md.
+func benchRegions() int {
+	if testing.Short() {
+		return 100_000
+	}
+	return 1_000_000
+}
+
+func benchKey(i, n int) []byte {
+	if i == 0 || i == n {
+		return nil
+	}
+	key := make([]byte, 24)
+	binary.BigEndian.PutUint64(key, uint64(i))
+	return key
+}
+
+func benchHeartbeat(i, n int) *schedulerpb.RegionHeartbeatRequest {
+	m := &metapb.Region{
+		Id: uint64(i + 1), StartKey: benchKey(i, n), EndKey: benchKey(i+1, n),
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
+	for j := range 3 {
+		m.Peers = append(m.Peers, &metapb.Peer{Id: uint64(3*i + j + 1), StoreId: uint64((i+j*7)%100 + 1)})
+	}
+	return &schedulerpb.RegionHeartbeatRequest{Region: m, Leader: m.Peers[i%3], ApproximateSize: 96 << 20, Term: 6}
+}
+
+func filled(b *testing.B) (*core.BasicCluster, int) {
+	b.Helper()
+	n := benchRegions()
+	c := core.NewBasicCluster()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for _, i := range rand.New(rand.NewPCG(1, 1)).Perm(n) {
+		if _, err := c.PutRegion(core.RegionFromHeartbeat(benchHeartbeat(i, n))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	b.Logf("%d regions, %.0f B of heap each", n, float64(after.HeapAlloc-before.HeapAlloc)/float64(n))
+	return c, n
+}
+
+func BenchmarkMap(b *testing.B) {
+	c, n := filled(b)
+	bytes := func(b *testing.B) { b.Helper(); b.ReportAllocs() }
+	b.Run("unchanged", func(b *testing.B) {
+		bytes(b)
+		hbs := make([]*schedulerpb.RegionHeartbeatRequest, 1<<12)
+		rng := rand.New(rand.NewPCG(2, 2))
+		for i := range hbs {
+			hbs[i] = benchHeartbeat(rng.IntN(n), n)
+		}
+		b.ResetTimer()
+		for i := range b.N {
+			hb := hbs[i&(1<<12-1)]
+			if !c.Region(hb.Region.Id).Unchanged(hb) {
+				b.Fatal("changed")
+			}
+		}
+	})
+	rng := rand.New(rand.NewPCG(3, 3))
+	b.Run("size", func(b *testing.B) {
+		bytes(b)
+		for i := range b.N {
+			r := c.Region(uint64(rng.IntN(n) + 1)).Clone(core.WithSize(int64(i%200 + 1)))
+			if _, err := c.PutRegion(r); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("leader", func(b *testing.B) {
+		bytes(b)
+		for range b.N {
+			old := c.Region(uint64(rng.IntN(n) + 1))
+			r := old.Clone(core.WithLeaderStore(old.Peers()[rng.IntN(3)].StoreID))
+			if _, err := c.PutRegion(r); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("lookup", func(b *testing.B) {
+		bytes(b)
+		for range b.N {
+			if c.RegionByKey(benchKey(rng.IntN(n), n)) == nil {
+				b.Fatal("none")
+			}
+		}
+	})
+}
