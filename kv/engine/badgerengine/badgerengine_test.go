@@ -1,6 +1,7 @@
 package badgerengine_test
 
 import (
+	"flag"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -10,7 +11,10 @@ import (
 	"github.com/tinykv/tinykv/kv/engine/enginetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	enginetest.Main(factory)
+	goleak.VerifyTestMain(m)
+}
 
 var factory = enginetest.Factory{
 	Name: badgerengine.Name,
@@ -20,3 +24,35 @@ var factory = enginetest.Factory{
 }
 
 func TestConformance(t *testing.T) { enginetest.Run(t, factory) }
+
+func TestDifferential(t *testing.T) { enginetest.RunDifferential(t, factory) }
+
+var long = flag.Bool("long", false, "run the long form of the kill and damage tests")
+
+func TestKill(t *testing.T) {
+	rounds := 12
+	if *long {
+		rounds = 200
+	}
+	enginetest.RunKill(t, factory, rounds)
+}
+
+var damageClasses = []enginetest.DamageClass{
+	{Name: "table", Glob: "*.sst"},
+	{Name: "table index", Glob: "*.idx"},
+	{Name: "value log", Glob: "*.vlog", Used: enginetest.NonZero},
+	{Name: "manifest", Glob: "MANIFEST"},
+	{Name: "sync mark", Glob: "SYNCED"},
+}
+
+func TestDamage(t *testing.T) {
+	rounds := 60
+	if *long {
+		rounds = 1000
+	}
+	for class, counts := range enginetest.RunDamage(t, factory, damageClasses, rounds) {
+		if n := counts["FORBIDDEN"]; n > 0 {
+			t.Errorf("%s: %d forbidden outcomes", class, n)
+		}
+	}
+}

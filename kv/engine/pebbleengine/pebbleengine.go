@@ -2,12 +2,18 @@
 //
 // Pebble does most of what the interface asks for by itself: batches, snapshots, bounds, range
 // deletions, checksums that are verified on every read, and write-ahead log records that tell a
-// torn tail from damage. What is added here is the treatment of failure. Where pebble meets an
-// error it cannot get over, it calls Logger.Fatalf, which by default ends the process; here it
-// makes the engine fail: the caller gets the error, and so does Options.OnFailure.
+// torn tail from damage, as long as something valid lies behind it. Two things are added.
+//
+// Failure: where pebble meets an error it cannot get over, it calls Logger.Fatalf, which by default
+// ends the process; here it makes the engine fail: the caller gets the error, and so does
+// Options.OnFailure.
+//
+// The end of the log: each sync writes its number into the store (a sentinel key) and, when it is
+// done, into a mark file. A store that does not know the sync the mark tells of lost a synced tail.
 package pebbleengine
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +28,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
 )
 
 // Name is the backend's name.
@@ -30,6 +37,10 @@ const Name = "pebble"
 type db struct {
 	p    *pebble.DB
 	opts engine.Options
+
+	mark  *syncmark.Mark
+	syncs syncmark.Group
+	seq   uint64 // of the last sync; owner: the caller within syncs
 
 	failed atomic.Pointer[error]
 	// users counts calls that are inside pebble; Close waits for them.
@@ -49,16 +60,65 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	err = d.guard(func() error {
-		p, err := pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
-		if err == nil {
-			d.p = p
+		if err := files.MkdirAll(opts.Dir, 0o700); err != nil {
+			return err
 		}
-		return err
+		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name), vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return err
+		}
+		d.mark = syncmark.Open(f)
+		d.p, err = pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
+		if err != nil {
+			return errors.Join(err, d.mark.Close())
+		}
+		return d.checkMark()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", opts.Dir, err)
 	}
 	return d, nil
+}
+
+// sentinelKey holds the number of the last sync. It sorts before every key of ours; iterators begin
+// at lowest.
+var (
+	sentinelKey = []byte{0x00, 's'}
+	lowest      = []byte{engine.LocalPrefix}
+)
+
+// checkMark compares the last sync that is in the store with the last that was promised.
+func (d *db) checkMark() error {
+	v, ok, err := d.get(d.p, sentinelKey)
+	if err != nil {
+		return errors.Join(err, d.p.Close(), d.mark.Close())
+	}
+	if ok && len(v) == 8 {
+		d.seq = binary.LittleEndian.Uint64(v)
+	}
+	if want := d.mark.State().Commit; d.seq < want {
+		err := fmt.Errorf("%w: the write-ahead log ends before sync %d, the last one made", engine.ErrCorrupt, want)
+		return errors.Join(err, d.p.Close(), d.mark.Close())
+	}
+	return nil
+}
+
+// syncLog makes everything written so far durable: the write-ahead log is written in order.
+func (d *db) syncLog() error {
+	d.seq++
+	if err := d.p.Set(sentinelKey, binary.LittleEndian.AppendUint64(nil, d.seq), pebble.Sync); err != nil {
+		return err
+	}
+	return d.mark.Set(syncmark.State{Commit: d.seq}, false)
+}
+
+// sync lets callers share syncLog.
+func (d *db) sync() error {
+	err := d.syncs.Do(func() error { return d.guard(d.syncLog) })
+	if err != nil {
+		return d.fail(err)
+	}
+	return nil
 }
 
 func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
@@ -221,8 +281,7 @@ func (d *db) NativeRangeDelete() bool { return true }
 
 func (d *db) NewBatch() engine.Batch { return &batch{b: d.p.NewBatch()} }
 
-// Write commits the batch. Any number of callers may commit at once: pebble orders them, writes
-// them as a group and syncs once.
+// Write commits the batch. Any number of callers may commit at once; those who want a sync share it.
 func (d *db) Write(eb engine.Batch, sync bool) error {
 	b := eb.(*batch)
 	if !d.enter() {
@@ -237,38 +296,23 @@ func (d *db) Write(eb engine.Batch, sync bool) error {
 	if b.err != nil {
 		return b.err
 	}
-	err := d.guard(func() error {
-		if b.b.Empty() {
-			if sync {
-				return d.p.LogData(nil, pebble.Sync)
-			}
-			return nil
+	if !b.b.Empty() {
+		if err := d.guard(func() error { return d.p.Apply(b.b, pebble.NoSync) }); err != nil {
+			return d.fail(err)
 		}
-		return d.p.Apply(b.b, writeOptions(sync))
-	})
-	if err != nil {
-		return d.fail(err)
+	}
+	if sync {
+		return d.sync()
 	}
 	return nil
 }
 
-func writeOptions(sync bool) *pebble.WriteOptions {
-	if sync {
-		return pebble.Sync
-	}
-	return pebble.NoSync
-}
-
-// Sync syncs the write-ahead log, which is written in order: so everything before is durable.
 func (d *db) Sync() error {
 	if !d.enter() {
 		return engine.ErrClosed
 	}
 	defer d.leave()
-	if err := d.guard(func() error { return d.p.LogData(nil, pebble.Sync) }); err != nil {
-		return d.fail(err)
-	}
-	return nil
+	return d.sync()
 }
 
 func (d *db) Get(key []byte) (value []byte, found bool, err error) {
@@ -332,6 +376,6 @@ func (d *db) Close() error {
 		return err
 	}
 	return d.guard(func() error {
-		return errors.Join(d.p.LogData(nil, pebble.Sync), d.p.Close())
+		return errors.Join(d.syncLog(), d.p.Close(), d.mark.Close())
 	})
 }

@@ -1,6 +1,7 @@
 package pebbleengine
 
 import (
+	"bytes"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -40,6 +41,9 @@ func (s *snapshot) NewIterator(lower, upper []byte) engine.Iterator {
 		return &iterator{d: s.d, err: engine.ErrClosed}
 	}
 	defer s.d.leave()
+	if bytes.Compare(lower, lowest) < 0 {
+		lower = lowest
+	}
 	it := &iterator{d: s.d}
 	err := s.d.guard(func() (err error) {
 		it.it, err = s.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
