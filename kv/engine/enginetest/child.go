@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/tinykv/tinykv/kv/engine"
 )
 
@@ -23,11 +25,16 @@ const (
 	envSpec = "ENGINETEST_SPEC"
 )
 
-// Main is to be called first in TestMain. In a child it does not return.
-func Main(f Factory) {
+// Main is to be called in TestMain, in the place of m.Run's caller: it runs the tests and checks
+// that no goroutine is left, or does a child's work.
+func Main(m *testing.M, f Factory) {
 	mode := os.Getenv(envMode)
 	if mode == "" {
+		goleak.VerifyTestMain(m)
 		return
+	}
+	if mode == "test" {
+		os.Exit(m.Run()) // a test of its own process may leave goroutines of a failed engine
 	}
 	from, _ := strconv.Atoi(os.Getenv(envFrom))
 	out := os.NewFile(3, "pipe")
@@ -76,10 +83,32 @@ func (c *child) end() (output string, err error) {
 	return c.log.String(), err
 }
 
+// InChild runs the calling test again in a process of its own and returns false, or returns true if
+// this is that process. For tests after which an engine is left failed, with goroutines that no one
+// can end.
+func InChild(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(envMode) == "test" {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
+	cmd.Env = append(os.Environ(), envMode+"=test")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if strings.Contains(string(out), "--- SKIP") {
+		t.Skipf("%s", out)
+	}
+	t.Logf("%s", out)
+	return false
+}
+
 // killKeys is how many keys each batch of the writer has, beside the counter.
 const killKeys = 5
 
-func killBatch(b engine.Batch, i int) {
+// NumberedBatch fills b with the i-th batch of a sequence that CheckNumbered can verify.
+func NumberedBatch(b engine.Batch, i int) {
 	b.Reset()
 	for k := range killKeys {
 		b.Put(fmt.Appendf(nil, "zd%08d/%d", i, k), fmt.Appendf(make([]byte, 0, 900), "%d-%d-%0800d", i, k, i))
@@ -96,7 +125,7 @@ func writeUntilKilled(f Factory, dir string, from int, out io.Writer) error {
 	}
 	b := e.NewBatch()
 	for i := from; ; i++ {
-		killBatch(b, i)
+		NumberedBatch(b, i)
 		sync := i%5 == 0
 		if err := e.Write(b, sync); err != nil {
 			return err
@@ -135,7 +164,7 @@ func RunKill(t *testing.T, f Factory, rounds int) {
 		if err != nil {
 			t.Fatalf("round %d: open after kill: %v", round, err)
 		}
-		got := checkKilled(t, e)
+		got := CheckNumbered(t, e)
 		if got < synced {
 			t.Fatalf("round %d: %d batches, but %d was synced", round, got, synced)
 		}
@@ -146,8 +175,8 @@ func RunKill(t *testing.T, f Factory, rounds int) {
 	t.Logf("%s: %d kills, %d acknowledged batches, 0 synced ones lost, %d unsynced ones lost", f.Name, rounds, acked, lost)
 }
 
-// checkKilled verifies that whole batches 1 to n are there and returns n.
-func checkKilled(t testing.TB, e engine.Engine) int {
+// CheckNumbered verifies that whole batches 1 to n are there and returns n.
+func CheckNumbered(t testing.TB, e engine.Engine) int {
 	t.Helper()
 	n := 0
 	if v, ok, err := e.Get([]byte("zlast")); err != nil {

@@ -25,7 +25,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
@@ -42,7 +41,11 @@ type db struct {
 	syncs syncmark.Group
 	seq   uint64 // of the last sync; owner: the caller within syncs
 
-	failed atomic.Pointer[error]
+	failed   atomic.Pointer[error]
+	failedCh chan struct{} // closed when failed is set
+	// immutable counts full memtables that wait for their flush: with none, no write can stall.
+	immutable atomic.Int64
+
 	// users counts calls that are inside pebble; Close waits for them.
 	closing sync.RWMutex
 	closed  bool
@@ -56,7 +59,7 @@ func Open(opts engine.Options) (engine.Engine, error) {
 // OpenFS is Open on another file system; for tests.
 func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	opts.EnsureDefaults()
-	d := &db{opts: opts}
+	d := &db{opts: opts, failedCh: make(chan struct{})}
 	cache := pebble.NewCache(opts.CacheBytes)
 	defer cache.Unref()
 	err = d.guard(func() error {
@@ -72,6 +75,7 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 		if err != nil {
 			return errors.Join(err, d.mark.Close())
 		}
+		d.immutable.Store(0)
 		return d.checkMark()
 	})
 	if err != nil {
@@ -114,7 +118,7 @@ func (d *db) syncLog() error {
 
 // sync lets callers share syncLog.
 func (d *db) sync() error {
-	err := d.syncs.Do(func() error { return d.guard(d.syncLog) })
+	err := d.syncs.Do(func() error { return d.write(d.syncLog) })
 	if err != nil {
 		return d.fail(err)
 	}
@@ -148,15 +152,34 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 
 func (d *db) events() *pebble.EventListener {
 	return &pebble.EventListener{
-		BackgroundError: func(err error) {
-			d.opts.Logger.Warn("engine's background work failed", zap.Error(err))
-			if pebble.IsCorruptionError(err) {
-				d.fail(err)
-			}
-		},
+		// A flush or compaction that fails is tried again by pebble, for ever, while writes pile
+		// up and then stall. An engine that cannot write to its disk is better stopped.
+		BackgroundError: func(err error) { d.fail(err) },
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			d.fail(fmt.Errorf("%w: %s", engine.ErrCorrupt, info))
 		},
+		WALCreated: func(pebble.WALCreateInfo) { d.immutable.Add(1) },
+		FlushEnd: func(info pebble.FlushInfo) {
+			if info.Err == nil && !info.Ingest {
+				d.immutable.Add(-int64(info.Input))
+			}
+		},
+	}
+}
+
+// write runs f, which writes to pebble. While memtables wait for their flush the write may stall,
+// and if the flush keeps failing it never comes back: then it is left behind.
+func (d *db) write(f func() error) error {
+	if d.immutable.Load() <= 0 {
+		return d.guard(f)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.guard(f) }() // ends with the write, or with the process
+	select {
+	case err := <-done:
+		return err
+	case <-d.failedCh:
+		return d.failure()
 	}
 }
 
@@ -179,8 +202,11 @@ func convert(err error) error {
 // fail makes err the answer of every later call and returns the first such error.
 func (d *db) fail(err error) error {
 	err = convert(err)
-	if d.failed.CompareAndSwap(nil, &err) && d.opts.OnFailure != nil {
-		d.opts.OnFailure(err)
+	if d.failed.CompareAndSwap(nil, &err) {
+		close(d.failedCh)
+		if d.opts.OnFailure != nil {
+			d.opts.OnFailure(err)
+		}
 	}
 	return *d.failed.Load()
 }
@@ -297,7 +323,9 @@ func (d *db) Write(eb engine.Batch, sync bool) error {
 		return b.err
 	}
 	if !b.b.Empty() {
-		if err := d.guard(func() error { return d.p.Apply(b.b, pebble.NoSync) }); err != nil {
+		p := b.b
+		if err := d.write(func() error { return d.p.Apply(p, pebble.NoSync) }); err != nil {
+			b.b = d.p.NewBatch() // the old one may still be in use
 			return d.fail(err)
 		}
 	}

@@ -4,17 +4,12 @@ import (
 	"flag"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/enginetest"
 	"github.com/tinykv/tinykv/kv/engine/pebbleengine"
 )
 
-func TestMain(m *testing.M) {
-	enginetest.Main(factory)
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { enginetest.Main(m, factory) }
 
 var factory = enginetest.Factory{
 	Name: pebbleengine.Name,
@@ -56,3 +51,5 @@ func TestDamage(t *testing.T) {
 		}
 	}
 }
+
+func TestFullDisk(t *testing.T) { enginetest.RunFullDisk(t, factory) }
