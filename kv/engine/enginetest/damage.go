@@ -56,7 +56,7 @@ func buildDamageBase(f Factory, dir, copyTo string) error {
 	if err := e.Sync(); err != nil {
 		return err
 	}
-	return errors.Join(copyDir(dir, copyTo), e.Close())
+	return errors.Join(CopyDir(dir, copyTo), e.Close())
 }
 
 func putPairs(e engine.Engine, from, to int) error {
@@ -75,7 +75,8 @@ func putPairs(e engine.Engine, from, to int) error {
 	return e.Write(b, true)
 }
 
-func copyDir(from, to string) error {
+// CopyDir copies a directory of files; holes stay holes.
+func CopyDir(from, to string) error {
 	if err := os.MkdirAll(to, 0o700); err != nil {
 		return err
 	}
@@ -238,7 +239,7 @@ func damageChild(f Factory, dir string, from int, spec string, out io.Writer) er
 	}
 	for round := from; round < rounds; round++ {
 		work := filepath.Join(dir, fmt.Sprintf("work-%d", round))
-		if err := copyDir(filepath.Join(dir, "base"), work); err != nil {
+		if err := CopyDir(filepath.Join(dir, "base"), work); err != nil {
 			return err
 		}
 		if err := harm(c, work, round); err != nil {
@@ -318,7 +319,7 @@ func RunDamage(t *testing.T, f Factory, classes []DamageClass, rounds int) map[s
 
 func verifyCopy(f Factory, dir string) string {
 	work := filepath.Join(dir, "check")
-	if err := copyDir(filepath.Join(dir, "base"), work); err != nil {
+	if err := CopyDir(filepath.Join(dir, "base"), work); err != nil {
 		return err.Error()
 	}
 	defer func() { _ = os.RemoveAll(work) }()

@@ -37,7 +37,7 @@ func RunFullDisk(t *testing.T, f Factory) {
 		t.Fatal("a write after the failure succeeded")
 	}
 	saved := filepath.Join(t.TempDir(), "db")
-	must(t, copyDir(filepath.Join(mnt, "db"), saved))
+	must(t, CopyDir(filepath.Join(mnt, "db"), saved))
 	must(t, removeLocks(saved))
 	again, err := f.Open(saved)
 	if err != nil {
