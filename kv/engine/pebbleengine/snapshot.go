@@ -45,6 +45,9 @@ func (s *snapshot) NewIterator(lower, upper []byte) engine.Iterator {
 		lower = lowest
 	}
 	it := &iterator{d: s.d}
+	if upper != nil && bytes.Compare(lower, upper) >= 0 {
+		return it // pebble takes no inverted bounds; an iterator without one is always at its end
+	}
 	err := s.d.guard(func() (err error) {
 		it.it, err = s.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 		return err
