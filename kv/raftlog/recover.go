@@ -294,7 +294,9 @@ func (r *recovery) damageOf(reg *region) error {
 	}
 	for i, p := range reg.pos {
 		if r.l.segs.get(p.seg) == nil {
-			return &DamageError{File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i), Detail: "the entry is missing"}
+			return &DamageError{
+				File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i), Detail: "the entry is missing",
+			}
 		}
 	}
 	for _, d := range r.damaged {
