@@ -43,7 +43,7 @@ type db struct {
 
 	failed   atomic.Pointer[error]
 	failedCh chan struct{} // closed when failed is set
-	// immutable counts full memtables that wait for their flush: with none, no write can stall.
+	// immutable counts full memtables that wait for their flush.
 	immutable atomic.Int64
 
 	// users counts calls that are inside pebble; Close waits for them.
@@ -131,10 +131,9 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		FS:    files,
 		// The newest format has log records that tell up to where the log was synced, so that
 		// damage in its middle is an error and not an early end.
-		FormatMajorVersion: pebble.FormatNewest,
-		MemTableSize:       uint64(d.opts.MemTableBytes),
-		// Two full memtables may wait while a third fills.
-		MemTableStopWritesThreshold: 3,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                uint64(d.opts.MemTableBytes),
+		MemTableStopWritesThreshold: stallMemTables,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       16,
 		LBaseMaxBytes:               64 << 20,
@@ -167,10 +166,17 @@ func (d *db) events() *pebble.EventListener {
 	}
 }
 
-// write runs f, which writes to pebble. While memtables wait for their flush the write may stall,
-// and if the flush keeps failing it never comes back: then it is left behind.
+// Writes stall when this many memtables are full. A write that begins when fewer than nearStall are
+// waiting for their flush cannot be the one that stalls: two more would have to fill up meanwhile.
+const (
+	stallMemTables = 4
+	nearStall      = 2
+)
+
+// write runs f, which writes to pebble. Near a stall it does so in a goroutine: if the flush keeps
+// failing, a stalled write never comes back, and then it is left behind.
 func (d *db) write(f func() error) error {
-	if d.immutable.Load() <= 0 {
+	if d.immutable.Load() < nearStall {
 		return d.guard(f)
 	}
 	done := make(chan error, 1)
