@@ -219,6 +219,16 @@ func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
 		sorted = append(sorted, name)
 	}
 	sort.Strings(sorted) // the seed decides, not the map
+	// One moment for all files, also while someone writes to them: a file must not be kept from before
+	// the sync of which another one tells.
+	held := map[*inode]bool{}
+	for _, name := range sorted {
+		if n := names[name]; !held[n] {
+			held[n] = true
+			n.mu.Lock()
+			defer n.mu.Unlock()
+		}
+	}
 	for _, name := range sorted {
 		data := names[name].survive(loss, rng)
 		n := &inode{data: data, synced: append([]byte(nil), data...), dirty: map[int64]bool{}}
@@ -227,10 +237,8 @@ func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
 	return out
 }
 
-// survive is what a crash keeps of a file.
+// survive is what a crash keeps of a file. The caller holds mu.
 func (n *inode) survive(loss Loss, rng *rand.Rand) []byte {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	switch loss {
 	case KeepAll:
 		return append([]byte(nil), n.data...)

@@ -1,0 +1,91 @@
+# TinyKV. `make` builds; `make help` lists what else there is.
+
+GO ?= go
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS = -X github.com/tinykv/tinykv/kv/node/cli.Version=$(VERSION) -X github.com/tinykv/tinykv/scheduler/server/cli.Version=$(VERSION)
+PKGS = ./...
+N ?= 10
+SEED ?=
+SEEDS ?= 300
+
+.PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-sched ci clean help
+
+build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
+	@mkdir -p bin
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+kv: ## build bin/tinykv-server only
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/tinykv-server ./cmd/tinykv-server
+
+scheduler: ## build bin/tinyscheduler only
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/tinyscheduler ./cmd/tinyscheduler
+
+ctl: ## build bin/tinyctl only
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/tinyctl ./cmd/tinyctl
+
+demo: build ## store Go's source tree in a cluster, kill a store, compare every byte
+	bin/tinyctl demo
+
+test: build ## the tests that every change must pass
+	$(GO) test -timeout 20m $(PKGS)
+
+test-race: ## the short tests under the race detector
+	$(GO) test -race -short -timeout 30m $(PKGS)
+
+project2a: ## course suites 2AA, 2AB, 2AC
+	$(GO) test -count=1 -run '2A' ./raft/...
+
+project2b: ## course suite 2B
+	$(GO) test -count=1 -timeout 20m -run '2B' ./tests/...
+
+project2c: ## course suite 2C, raft and store
+	$(GO) test -count=1 -timeout 20m -run '2C' ./raft/... ./tests/...
+
+project2: project2a project2b project2c ## all of project 2
+
+project3a: ## course suite 3A
+	$(GO) test -count=1 -run '3A' ./raft/...
+
+project3b: ## course suite 3B
+	$(GO) test -count=1 -timeout 30m -run '3B' ./tests/...
+
+project3c: ## course suite 3C
+	$(GO) test -count=1 -run '3C' ./scheduler/...
+
+project3: project3a project3b project3c ## all of project 3
+
+stress-suites: ## project2 and project3, N times in a row
+	@for i in $$(seq 1 $(N)); do echo "round $$i of $(N)"; $(MAKE) project2 project3 || exit 1; done
+
+sim: ## raft simulation: SEED=n replays one seed, SEEDS=n runs many
+	$(GO) run ./raft/rafttest/cmd/raftsim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS))
+
+sim-sched: ## placement simulation
+	$(GO) test -count=1 -v -run Scenario ./scheduler/sim
+
+lint: fmt-check ## gofmt, vet, staticcheck
+	$(GO) vet $(PKGS)
+	$(GO) run $(STATICCHECK) $(PKGS)
+
+fmt-check: ## fail if gofmt would change a file
+	@out=$$(gofmt -s -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); if [ -n "$$out" ]; then echo "gofmt -s would change:"; echo "$$out"; exit 1; fi
+
+tidy-check: ## fail if go mod tidy would change a file
+	$(GO) mod tidy -diff
+	cd proto/gen && $(GO) mod tidy -diff
+
+proto: ## generate proto/pkg from proto/proto
+	cd proto/gen && $(GO) run .
+
+proto-check: ## fail if the generated code is out of date
+	cd proto/gen && $(GO) run . -check
+
+ci: lint tidy-check proto-check test ## everything that a change must pass
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18

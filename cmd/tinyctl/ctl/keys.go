@@ -1,0 +1,235 @@
+package ctl
+
+import (
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+)
+
+// Keys and values are given and shown in one of three forms:
+//
+//	text      as they are; what is not printable UTF-8 is shown as in escaped
+//	hex       two digits a byte
+//	escaped   Go's string escapes without the quotes: \x00 \n \\
+func decode(encoding, s string) ([]byte, error) {
+	switch encoding {
+	case "text":
+		return []byte(s), nil
+	case "hex":
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			return nil, usagef("%q is not hex", s)
+		}
+		return b, nil
+	case "escaped":
+		out, err := strconv.Unquote(`"` + strings.ReplaceAll(s, `"`, `\"`) + `"`)
+		if err != nil {
+			return nil, usagef("%q is not an escaped string", s)
+		}
+		return []byte(out), nil
+	}
+	return nil, usagef("--encoding %q is none of text, hex, escaped", encoding)
+}
+
+func encode(encoding string, b []byte) string {
+	switch encoding {
+	case "hex":
+		return hex.EncodeToString(b)
+	case "text":
+		if printable(b) {
+			return string(b)
+		}
+	}
+	q := strconv.Quote(string(b))
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}
+
+func printable(b []byte) bool {
+	if !utf8.Valid(b) {
+		return false
+	}
+	for _, r := range string(b) {
+		if !strconv.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *app) keyFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.cf, "cf", "", "column family: default, write or lock")
+	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys and values: text, hex or escaped")
+}
+
+type pairJSON struct {
+	Key   string `json:"key"`
+	Value string `json:"value,omitempty"`
+	Found *bool  `json:"found,omitempty"`
+}
+
+func (a *app) getCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "get KEY", Short: "Print the value of a key; exit code 1 if there is none", Args: args(cobra.ExactArgs(1))}
+	a.keyFlags(cmd)
+	raw := cmd.Flags().Bool("raw", false, "write the value's bytes and nothing else")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		key, err := decode(a.encoding, argv[0])
+		if err != nil {
+			return err
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		value, found, err := c.Get(cmd.Context(), key)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" {
+			if err := a.json(pairJSON{Key: argv[0], Value: encode(a.encoding, value), Found: &found}); err != nil {
+				return err
+			}
+			if !found {
+				return errSilent
+			}
+			return nil
+		}
+		if !found {
+			return fmt.Errorf("key %s does not exist", argv[0])
+		}
+		if *raw {
+			_, err = a.stdout.Write(value)
+			return err
+		}
+		fmt.Fprintln(a.stdout, encode(a.encoding, value))
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) putCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "put KEY VALUE", Short: "Set a key; VALUE - reads the value from standard input", Args: args(cobra.ExactArgs(2))}
+	a.keyFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		key, err := decode(a.encoding, argv[0])
+		if err != nil {
+			return err
+		}
+		var value []byte
+		if argv[1] == "-" {
+			value, err = io.ReadAll(a.stdin)
+		} else {
+			value, err = decode(a.encoding, argv[1])
+		}
+		if err != nil {
+			return err
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return c.Put(cmd.Context(), key, value)
+	}
+	return cmd
+}
+
+func (a *app) deleteCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "delete KEY...", Aliases: []string{"del"}, Short: "Remove keys", Args: args(cobra.MinimumNArgs(1))}
+	a.keyFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for _, arg := range argv {
+			key, err := decode(a.encoding, arg)
+			if err != nil {
+				return err
+			}
+			if err := c.Delete(cmd.Context(), key); err != nil {
+				return fmt.Errorf("delete %s: %w", arg, err)
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) scanCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order", Args: args(cobra.MaximumNArgs(2))}
+	a.keyFlags(cmd)
+	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many pairs; 0 for all")
+	keysOnly := cmd.Flags().Bool("keys-only", false, "print keys without values")
+	prefix := cmd.Flags().String("prefix", "", "only keys that begin with this")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		var start, end []byte
+		var err error
+		if len(argv) > 0 {
+			if start, err = decode(a.encoding, argv[0]); err != nil {
+				return err
+			}
+		}
+		if len(argv) > 1 {
+			if end, err = decode(a.encoding, argv[1]); err != nil {
+				return err
+			}
+		}
+		if *prefix != "" {
+			if len(argv) > 0 {
+				return usagef("--prefix and START exclude each other")
+			}
+			if start, err = decode(a.encoding, *prefix); err != nil {
+				return err
+			}
+			end = prefixEnd(start)
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		kvs, err := c.Scan(cmd.Context(), start, end, *limit)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" {
+			out := make([]pairJSON, 0, len(kvs))
+			for _, kv := range kvs {
+				p := pairJSON{Key: encode(a.encoding, kv.Key)}
+				if !*keysOnly {
+					p.Value = encode(a.encoding, kv.Value)
+				}
+				out = append(out, p)
+			}
+			return a.json(out)
+		}
+		for _, kv := range kvs {
+			if *keysOnly {
+				fmt.Fprintln(a.stdout, encode(a.encoding, kv.Key))
+			} else {
+				fmt.Fprintf(a.stdout, "%s\t%s\n", encode(a.encoding, kv.Key), encode(a.encoding, kv.Value))
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// prefixEnd is the end of the range of keys that begin with p; nil if that is unbounded.
+func prefixEnd(p []byte) []byte {
+	for i := len(p) - 1; i >= 0; i-- {
+		if p[i] != 0xff {
+			end := append([]byte{}, p[:i+1]...)
+			end[i]++
+			return end
+		}
+	}
+	return nil
+}

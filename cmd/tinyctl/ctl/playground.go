@@ -1,0 +1,172 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+func (a *app) playgroundCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "playground", Short: "Run a cluster on this machine until Ctrl-C", Args: args(cobra.NoArgs)}
+	f := cmd.Flags()
+	stores := f.Int("kv", 3, "number of stores")
+	schedulers := f.Int("scheduler-count", 1, "number of placement service members (also --scheduler N)")
+	dataDir := f.String("data-dir", "", "keep data and logs here (default tinykv-playground)")
+	tmp := f.Bool("tmp", false, "use a temporary directory and remove it at the end")
+	basePort := f.Int("base-port", 0, "first port (default: 2379 for the scheduler, 2479 and on for the stores)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		// On a playground --scheduler counts members: it does not connect to any.
+		if given := cmd.Flags().Lookup("scheduler"); given != nil && given.Changed {
+			n := 0
+			if _, err := fmt.Sscanf(given.Value.String(), "%d", &n); err != nil || fmt.Sprint(n) != given.Value.String() {
+				return usagef("--scheduler %s: a playground takes the number of members", given.Value)
+			}
+			*schedulers = n
+		}
+		if *stores < 1 || *schedulers < 1 {
+			return usagef("at least one store and one scheduler are needed")
+		}
+		if *tmp && *dataDir != "" {
+			return usagef("--tmp and --data-dir exclude each other")
+		}
+		return a.playground(cmd.Context(), *stores, *schedulers, *dataDir, *tmp, *basePort)
+	}
+	return cmd
+}
+
+func (a *app) playground(ctx context.Context, stores, schedulers int, dir string, tmp bool, basePort int) error {
+	switch {
+	case tmp:
+		var err error
+		if dir, err = os.MkdirTemp("", "tinykv-playground-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+	case dir == "":
+		dir = "tinykv-playground"
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if basePort == 0 {
+		basePort = 2379
+	}
+	ended := make(chan string, 16)
+	c, err := localcluster.New(localcluster.Options{
+		Dir: abs, Stores: stores, Schedulers: schedulers, BasePort: basePort,
+		OnExit: func(p *localcluster.Process, err error) {
+			ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		fmt.Fprintln(a.stdout, "Stopping ...")
+		c.Stop()
+		fmt.Fprintln(a.stdout, "Stopped.")
+	}()
+	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", schedulers, stores, abs)
+	start := time.Now()
+	sctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := c.Start(sctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if err := a.waitReplicas(sctx, c, min(3, stores)); err != nil && ctx.Err() == nil {
+		fmt.Fprintf(a.stdout, "! not all replicas are there yet: %v\n", err)
+	}
+	a.banner(c, abs, time.Since(start))
+	for {
+		select {
+		case <-ctx.Done():
+			fmt.Fprintln(a.stdout)
+			return nil
+		case what := <-ended:
+			fmt.Fprintf(a.stdout, "! %s\n", what)
+			if !anyRunning(c.Stores) || !anyRunning(c.Schedulers) {
+				return errors.New("nothing is left to serve")
+			}
+		}
+	}
+}
+
+func anyRunning(ps []*localcluster.Process) bool {
+	for _, p := range ps {
+		if p.Running() {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *app) banner(c *localcluster.Cluster, dir string, took time.Duration) {
+	w := a.stdout
+	sched := strings.Join(c.Endpoints(), ",")
+	fmt.Fprintf(w, "\nTinyKV is ready after %s.\n\n", took.Round(10*time.Millisecond))
+	for _, p := range c.Schedulers {
+		fmt.Fprintf(w, "  %-12s %s   http://%s/\n", p.Name, p.Addr, p.Addr)
+	}
+	for _, p := range c.Stores {
+		fmt.Fprintf(w, "  %-12s %s   http://%s/metrics\n", p.Name, p.Addr, p.Status)
+	}
+	fmt.Fprintf(w, "\n  logs and data: %s\n\nTry in another terminal:\n\n", dir)
+	if sched != "127.0.0.1:2379" {
+		fmt.Fprintf(w, "  export %s=%s\n", schedulerEnv, sched)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		exe = "tinyctl"
+	} else if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, exe); err == nil && !strings.HasPrefix(rel, "..") {
+			exe = rel
+		}
+	}
+	for _, s := range []string{"put hello world", "get hello", "status", "region list", "bench --duration 10s"} {
+		fmt.Fprintf(w, "  %s %s\n", exe, s)
+	}
+	fmt.Fprintf(w, "\nCtrl-C stops everything.\n")
+}
+
+// waitReplicas waits until every known region has n peers, none of them pending.
+func (a *app) waitReplicas(ctx context.Context, c *localcluster.Cluster, n int) error {
+	p, err := client.New(ctx, c.Endpoints())
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	for {
+		rows, err := a.regions(ctx, p)
+		ok := err == nil && len(rows) > 0
+		for _, r := range rows {
+			ok = ok && len(r.Peers) >= n && len(r.Pending) == 0 && r.Leader != 0
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("%d regions, not all with %d replicas", len(rows), n)
+			}
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,165 @@
+// Package ctl is the implementation of tinyctl: commands for keys, for importing and exporting trees of
+// files, for looking at a cluster, and for running one on this machine.
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/node/cli"
+	placement "github.com/tinykv/tinykv/scheduler/client"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitFail  = 1
+	exitUsage = 2
+)
+
+// schedulerEnv names the cluster when --scheduler is not given.
+const schedulerEnv = "TINYCTL_SCHEDULER"
+
+// usageError is a wrong command line.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// errSilent ends with exit code 1 without another line: the reason was printed already.
+var errSilent = errors.New("failed")
+
+// app is what all commands share.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	scheduler string
+	output    string
+	timeout   time.Duration
+	cf        string
+	encoding  string
+}
+
+// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if !errors.Is(err, errSilent) {
+		fmt.Fprintf(stderr, "tinyctl: %v\n", err)
+	}
+	var usage *usageError
+	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
+		return exitUsage
+	}
+	return exitFail
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use: "tinyctl", Short: "Command line of a TinyKV cluster",
+		SilenceUsage: true, SilenceErrors: true, Version: cli.Version,
+	}
+	root.SetVersionTemplate(cli.VersionText("tinyctl"))
+	env := os.Getenv(schedulerEnv)
+	if env == "" {
+		env = "127.0.0.1:2379"
+	}
+	f := root.PersistentFlags()
+	f.StringVarP(&a.scheduler, "scheduler", "s", env, "addresses of the placement service, host:port[,host:port]; environment "+schedulerEnv)
+	f.StringVarP(&a.output, "output", "o", "table", "table or json")
+	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "how long one operation may take")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if a.output != "table" && a.output != "json" {
+			return usagef("--output %q is neither table nor json", a.output)
+		}
+		return nil
+	}
+	root.AddCommand(a.getCmd(), a.putCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
+		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
+	return root
+}
+
+// args makes a wrong number of arguments a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := check(cmd, given); err != nil {
+			return usagef("%w; usage: %s", err, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+func (a *app) endpoints() []string { return strings.Split(a.scheduler, ",") }
+
+// connectTimeout bounds the wait for a placement service that does not answer.
+const connectTimeout = 5 * time.Second
+
+func (a *app) open(ctx context.Context) (*client.Client, error) {
+	return a.openWith(ctx, client.Options{Timeout: a.timeout})
+}
+
+func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := client.Open(ctx, a.endpoints(), opts)
+	if err != nil {
+		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
+	}
+	if a.cf != "" {
+		return c.CF(a.cf), nil
+	}
+	return c, nil
+}
+
+func (a *app) placement(ctx context.Context) (*placement.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	p, err := placement.New(ctx, a.endpoints())
+	if err != nil {
+		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
+	}
+	return p, nil
+}
+
+func (a *app) json(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// table prints aligned columns.
+func (a *app) table(head []string, rows [][]string) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, strings.Join(head, "\t"))
+	for _, r := range rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	return w.Flush()
+}

@@ -1,0 +1,380 @@
+// Package localcluster runs a whole TinyKV cluster as processes on this machine: for the playground, the
+// demo, benchmarks and end-to-end tests.
+package localcluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Options say what to run. Zero values mean defaults.
+type Options struct {
+	// BinDir holds tinykv-server and tinyscheduler; default: the directory of the running program.
+	BinDir string
+	// Dir keeps data, logs and configuration; it must exist.
+	Dir        string
+	Stores     int // default 3
+	Schedulers int // default 1
+	// BasePort begins the ports: clients of scheduler i at +2i, its peers at +2i+1, store j at +100+2j and
+	// its status at +101+2j. 0 picks free ports.
+	BasePort int
+	// StoreConfig and SchedulerConfig are TOML text for the servers.
+	StoreConfig     string
+	SchedulerConfig string
+	// OnExit hears of a process that ended without being asked to.
+	OnExit func(p *Process, err error)
+}
+
+// Cluster is a set of processes. Safe for concurrent use.
+type Cluster struct {
+	opts       Options
+	Schedulers []*Process
+	Stores     []*Process
+	mu         sync.Mutex
+}
+
+// Process is one server. Its log is in LogFile.
+type Process struct {
+	Name    string
+	Addr    string // where clients connect
+	Status  string // status address of a store
+	LogFile string
+	DataDir string
+	bin     string
+	args    []string
+	onExit  func(*Process, error)
+
+	mu      sync.Mutex
+	cmd     *exec.Cmd
+	done    chan struct{}
+	asked   bool
+	exitErr error
+}
+
+// New lays the cluster out: ports, directories, configuration files. It starts nothing.
+func New(o Options) (*Cluster, error) {
+	if o.Stores == 0 {
+		o.Stores = 3
+	}
+	if o.Schedulers == 0 {
+		o.Schedulers = 1
+	}
+	if o.BinDir == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		o.BinDir = filepath.Dir(exe)
+	}
+	for _, name := range []string{"tinykv-server", "tinyscheduler"} {
+		if _, err := os.Stat(filepath.Join(o.BinDir, name)); err != nil {
+			return nil, fmt.Errorf("%s is not beside tinyctl in %s; run make first", name, o.BinDir)
+		}
+	}
+	c := &Cluster{opts: o}
+	ports, err := choosePorts(o)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.layOut(ports)
+}
+
+type portPlan struct {
+	client, peer, store, status []int
+}
+
+func choosePorts(o Options) (portPlan, error) {
+	var p portPlan
+	if o.BasePort > 0 {
+		for i := range o.Schedulers {
+			p.client, p.peer = append(p.client, o.BasePort+2*i), append(p.peer, o.BasePort+2*i+1)
+		}
+		for j := range o.Stores {
+			p.store, p.status = append(p.store, o.BasePort+100+2*j), append(p.status, o.BasePort+101+2*j)
+		}
+		return p, nil
+	}
+	free, err := FreePorts(2*o.Schedulers + 2*o.Stores)
+	if err != nil {
+		return p, err
+	}
+	p.client, free = free[:o.Schedulers], free[o.Schedulers:]
+	p.peer, free = free[:o.Schedulers], free[o.Schedulers:]
+	p.store, p.status = free[:o.Stores], free[o.Stores:]
+	return p, nil
+}
+
+// FreePorts returns ports that nobody listens on right now.
+func FreePorts(n int) ([]int, error) {
+	var ports []int
+	var held []net.Listener
+	defer func() {
+		for _, l := range held {
+			_ = l.Close()
+		}
+	}()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		held = append(held, l)
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+func (c *Cluster) layOut(ports portPlan) error {
+	o := &c.opts
+	kvConf, schedConf := filepath.Join(o.Dir, "tinykv-server.toml"), filepath.Join(o.Dir, "tinyscheduler.toml")
+	if err := os.WriteFile(kvConf, []byte(o.StoreConfig), 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(schedConf, []byte(o.SchedulerConfig), 0o600); err != nil {
+		return err
+	}
+	var members, endpoints []string
+	for i := range ports.client {
+		members = append(members, fmt.Sprintf("scheduler-%d=http://%s", i+1, local(ports.peer[i])))
+		endpoints = append(endpoints, local(ports.client[i]))
+	}
+	for i := range ports.client {
+		name := fmt.Sprintf("scheduler-%d", i+1)
+		c.Schedulers = append(c.Schedulers, c.process(name, "tinyscheduler", endpoints[i], "",
+			"--name", name, "--config", schedConf, "--data-dir", filepath.Join(o.Dir, name),
+			"--client-urls", "http://"+endpoints[i], "--peer-urls", "http://"+local(ports.peer[i]),
+			"--initial-cluster", strings.Join(members, ",")))
+	}
+	for j := range ports.store {
+		name := fmt.Sprintf("store-%d", j+1)
+		c.Stores = append(c.Stores, c.process(name, "tinykv-server", local(ports.store[j]), local(ports.status[j]),
+			"--config", kvConf, "--data-dir", filepath.Join(o.Dir, name), "--addr", local(ports.store[j]),
+			"--status-addr", local(ports.status[j]), "--scheduler", strings.Join(endpoints, ",")))
+	}
+	return nil
+}
+
+func (c *Cluster) process(name, bin, addr, status string, args ...string) *Process {
+	return &Process{
+		Name: name, Addr: addr, Status: status, bin: filepath.Join(c.opts.BinDir, bin), args: args,
+		LogFile: filepath.Join(c.opts.Dir, name+".log"), DataDir: filepath.Join(c.opts.Dir, name), onExit: c.opts.OnExit,
+	}
+}
+
+// Endpoints is the address list of the placement service.
+func (c *Cluster) Endpoints() []string {
+	var out []string
+	for _, p := range c.Schedulers {
+		out = append(out, p.Addr)
+	}
+	return out
+}
+
+// Processes lists the schedulers, then the stores.
+func (c *Cluster) Processes() []*Process {
+	return append(append([]*Process{}, c.Schedulers...), c.Stores...)
+}
+
+// Start starts all processes that do not run and waits until each accepts connections.
+func (c *Cluster) Start(ctx context.Context) error {
+	for _, group := range [][]*Process{c.Schedulers, c.Stores} {
+		for _, p := range group {
+			if p.Running() {
+				continue
+			}
+			if err := p.Start(); err != nil {
+				return err
+			}
+		}
+		for _, p := range group {
+			if err := p.WaitReady(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Stop ends all processes, stores first; what does not end in time is killed.
+func (c *Cluster) Stop() {
+	for _, group := range [][]*Process{c.Stores, c.Schedulers} {
+		var wg sync.WaitGroup
+		for _, p := range group {
+			wg.Add(1)
+			// Ends when the process has.
+			go func() { defer wg.Done(); p.Stop(15 * time.Second) }()
+		}
+		wg.Wait()
+	}
+}
+
+// Start runs the process, appending to its log.
+func (p *Process) Start() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd != nil {
+		return fmt.Errorf("%s is running", p.Name)
+	}
+	out, err := os.OpenFile(p.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(p.bin, p.args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we
+	// die, they must not stay behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	p.done = make(chan struct{})
+	done := p.done
+	// Owned by the process. Pdeathsig is tied to the thread that starts the child, so this goroutine
+	// keeps its thread until the child has ended.
+	go func() {
+		defer close(done)
+		defer out.Close()
+		lockThread(func() {
+			err := cmd.Start()
+			started <- err
+			if err == nil {
+				p.ended(cmd, cmd.Wait())
+			}
+		})
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	p.cmd, p.asked, p.exitErr = cmd, false, nil
+	return nil
+}
+
+func (p *Process) ended(cmd *exec.Cmd, err error) {
+	p.mu.Lock()
+	asked := p.asked
+	p.exitErr = err
+	if p.cmd == cmd {
+		p.cmd = nil
+	}
+	p.mu.Unlock()
+	if !asked && p.onExit != nil {
+		p.onExit(p, err)
+	}
+}
+
+// PID is the process id, 0 if it does not run.
+func (p *Process) PID() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+// Running tells whether the process runs.
+func (p *Process) Running() bool { return p.PID() != 0 }
+
+// Signal sends a signal; SIGKILL counts as asked to end.
+func (p *Process) Signal(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return fmt.Errorf("%s does not run", p.Name)
+	}
+	if sig == syscall.SIGKILL || sig == syscall.SIGTERM {
+		p.asked = true
+	}
+	return p.cmd.Process.Signal(sig)
+}
+
+// Kill ends the process with SIGKILL and waits.
+func (p *Process) Kill() {
+	if p.Signal(syscall.SIGKILL) == nil {
+		<-p.done
+	}
+}
+
+// Stop ends the process with SIGTERM, and with SIGKILL after the timeout.
+func (p *Process) Stop(timeout time.Duration) {
+	if p.Signal(syscall.SIGTERM) != nil {
+		return
+	}
+	select {
+	case <-p.done:
+	case <-time.After(timeout):
+		p.Kill()
+	}
+}
+
+// End sends a signal, waits for the process to end, and returns its exit code.
+func (p *Process) End(sig syscall.Signal, timeout time.Duration) (int, error) {
+	p.mu.Lock()
+	cmd, done := p.cmd, p.done
+	p.asked = true
+	p.mu.Unlock()
+	if cmd == nil {
+		return 0, fmt.Errorf("%s does not run", p.Name)
+	}
+	if err := cmd.Process.Signal(sig); err != nil {
+		return 0, err
+	}
+	select {
+	case <-done:
+		return cmd.ProcessState.ExitCode(), nil
+	case <-time.After(timeout):
+		p.Kill()
+		return 0, fmt.Errorf("%s did not end within %s of %s", p.Name, timeout, sig)
+	}
+}
+
+// WaitReady returns once the process accepts connections, or with the reason why it ended.
+func (p *Process) WaitReady(ctx context.Context) error {
+	for {
+		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		if err == nil {
+			_ = conn.Close()
+			return nil
+		}
+		if !p.Running() {
+			return fmt.Errorf("%s ended: %s", p.Name, p.LastWords())
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not accept connections at %s: %w", p.Name, p.Addr, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// LastWords is the last line of the process's log.
+func (p *Process) LastWords() string {
+	data, err := os.ReadFile(p.LogFile)
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
+	return string(lines[len(lines)-1])
+}
+
+// ExitText says how the process ended.
+func ExitText(err error) string {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.String()
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "exit status 0"
+}

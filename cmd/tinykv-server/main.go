@@ -1,0 +1,10 @@
+// Command tinykv-server is a store of a TinyKV cluster.
+package main
+
+import (
+	"os"
+
+	"github.com/tinykv/tinykv/kv/node/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr)) }

@@ -1,0 +1,182 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/google/btree"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+// Placement is what routing needs of the placement service.
+type Placement interface {
+	GetRegion(ctx context.Context, key []byte) (*client.Region, error)
+	GetStore(ctx context.Context, id uint64) (*metapb.Store, error)
+	ScanRegions(ctx context.Context, start, end []byte, limit int) ([]*client.Region, error)
+}
+
+// cachedRegion is a region as last heard of, with the peer to try first. Immutable.
+type cachedRegion struct {
+	meta   *metapb.Region
+	leader *metapb.Peer
+}
+
+func (r *cachedRegion) contains(key []byte) bool {
+	return bytes.Compare(key, r.meta.StartKey) >= 0 &&
+		(len(r.meta.EndKey) == 0 || bytes.Compare(key, r.meta.EndKey) < 0)
+}
+
+// nextPeer is the voter after the current one, in the region's order.
+func (r *cachedRegion) nextPeer() *metapb.Peer {
+	n := len(r.meta.Peers)
+	at := 0
+	for i, p := range r.meta.Peers {
+		if r.leader != nil && p.Id == r.leader.Id {
+			at = i + 1
+		}
+	}
+	for i := range n {
+		if p := r.meta.Peers[(at+i)%n]; p.Role == metapb.PeerRole_Voter {
+			return p
+		}
+	}
+	return nil
+}
+
+// regionCache maps keys to regions. A newer epoch replaces what it overlaps; an older one never
+// replaces a newer (reliability.md N1). Safe for concurrent use.
+type regionCache struct {
+	placement Placement
+	mu        struct {
+		sync.RWMutex
+		tree *btree.BTreeG[*cachedRegion]
+	}
+}
+
+func newRegionCache(p Placement) *regionCache {
+	c := &regionCache{placement: p}
+	c.mu.tree = btree.NewG(32, func(a, b *cachedRegion) bool {
+		return bytes.Compare(a.meta.StartKey, b.meta.StartKey) < 0
+	})
+	return c
+}
+
+func (c *regionCache) lookup(key []byte) *cachedRegion {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.lookupLocked(key)
+}
+
+func (c *regionCache) lookupLocked(key []byte) (found *cachedRegion) {
+	c.mu.tree.DescendLessOrEqual(&cachedRegion{meta: &metapb.Region{StartKey: key}}, func(r *cachedRegion) bool {
+		if r.contains(key) {
+			found = r
+		}
+		return false
+	})
+	return found
+}
+
+// locate finds the region of a key, asking the placement service if it is not cached.
+func (c *regionCache) locate(ctx context.Context, key []byte) (*cachedRegion, error) {
+	if r := c.lookup(key); r != nil {
+		return r, nil
+	}
+	got, err := c.placement.GetRegion(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("find the region of a key: %w", err)
+	}
+	if got == nil || got.Meta == nil || len(got.Meta.Peers) == 0 {
+		return nil, ErrNoRegion
+	}
+	c.insert(got.Meta, got.Leader)
+	if r := c.lookup(key); r != nil {
+		return r, nil
+	}
+	return nil, ErrNoRegion
+}
+
+func older(a, b *metapb.RegionEpoch) bool {
+	if a.GetVersion() != b.GetVersion() {
+		return a.GetVersion() < b.GetVersion()
+	}
+	return a.GetConfVer() < b.GetConfVer()
+}
+
+// insert adds a region unless something newer covers a part of its range. Without a leader the known
+// one is kept if it is still a member, else the first voter is tried.
+func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var overlaps []*cachedRegion
+	stale := false
+	visit := func(r *cachedRegion) {
+		overlap := (len(r.meta.EndKey) == 0 || bytes.Compare(meta.StartKey, r.meta.EndKey) < 0) &&
+			(len(meta.EndKey) == 0 || bytes.Compare(r.meta.StartKey, meta.EndKey) < 0)
+		if !overlap {
+			return
+		}
+		overlaps = append(overlaps, r)
+		stale = stale || older(meta.RegionEpoch, r.meta.RegionEpoch)
+	}
+	c.mu.tree.DescendLessOrEqual(&cachedRegion{meta: meta}, func(r *cachedRegion) bool { visit(r); return false })
+	c.mu.tree.AscendGreaterOrEqual(&cachedRegion{meta: meta}, func(r *cachedRegion) bool {
+		if len(meta.EndKey) > 0 && bytes.Compare(r.meta.StartKey, meta.EndKey) >= 0 {
+			return false
+		}
+		if !bytes.Equal(r.meta.StartKey, meta.StartKey) {
+			visit(r)
+		}
+		return true
+	})
+	if stale {
+		return
+	}
+	entry := &cachedRegion{meta: meta, leader: leader}
+	for _, r := range overlaps {
+		c.mu.tree.Delete(r)
+		if leader == nil && r.meta.Id == meta.Id && r.leader != nil {
+			for _, p := range meta.Peers {
+				if p.Id == r.leader.Id {
+					entry.leader = p
+				}
+			}
+		}
+	}
+	if entry.leader.GetId() == 0 {
+		entry.leader = nil
+		entry.leader = entry.nextPeer()
+	}
+	c.mu.tree.ReplaceOrInsert(entry)
+}
+
+// setLeader changes whom to try first, if the cached region is still the one that was asked.
+func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
+	if leader == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cur, ok := c.mu.tree.Get(asked); ok && cur == asked {
+		for _, p := range asked.meta.Peers {
+			if p.Id == leader.Id {
+				c.mu.tree.ReplaceOrInsert(&cachedRegion{meta: asked.meta, leader: p})
+				return
+			}
+		}
+		c.mu.tree.Delete(asked) // a leader that this version of the region does not know
+	}
+}
+
+// drop forgets a region, if it is still the one that was asked.
+func (c *regionCache) drop(asked *cachedRegion) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cur, ok := c.mu.tree.Get(asked); ok && cur == asked {
+		c.mu.tree.Delete(asked)
+	}
+}

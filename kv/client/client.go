@@ -1,0 +1,465 @@
+// Package client is the routing client of a TinyKV cluster: it finds the region of a key, asks its
+// leader, follows the cluster through splits, moves and failures, and tells definite failures of writes
+// from unknown outcomes.
+//
+// A write is tried again after an attempt of unknown outcome only when that attempt can no longer be
+// carried out: each attempt carries a deadline after which no store proposes it (up to the stores'
+// max-clock-skew), and the client waits for it. So a retry can never be overtaken by its own earlier
+// attempt.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+// Options tune a client; the zero value of a field means its default.
+type Options struct {
+	// Timeout bounds an operation whose context has no deadline. Default 20 s.
+	Timeout time.Duration
+	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much.
+	AttemptTimeout time.Duration
+	// Skew is how far this machine's clock may be off from the stores': waited out before a write of
+	// unknown outcome is tried again. Default 500 ms, the stores' max-clock-skew.
+	Skew time.Duration
+	// NoRetryUnknown returns an UnknownError at once instead of waiting and trying again.
+	NoRetryUnknown bool
+	// Conns is the number of connections per store. Default 2.
+	Conns int
+	// MaxMessage bounds an answer. Default 64 MiB.
+	MaxMessage int
+	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
+	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
+}
+
+func (o *Options) ensureDefaults() {
+	if o.Timeout <= 0 {
+		o.Timeout = 20 * time.Second
+	}
+	if o.AttemptTimeout <= 0 {
+		o.AttemptTimeout = time.Second
+	}
+	if o.Skew <= 0 {
+		o.Skew = 500 * time.Millisecond
+	}
+	if o.Conns <= 0 {
+		o.Conns = 2
+	}
+	if o.MaxMessage <= 0 {
+		o.MaxMessage = 64 << 20
+	}
+}
+
+// KV is a pair.
+type KV struct{ Key, Value []byte }
+
+// Client serves one column family of a cluster. Safe for concurrent use.
+type Client struct {
+	opts  Options
+	cf    string
+	cache *regionCache
+	pool  *pool
+	own   *client.Client
+}
+
+// Open connects to the placement service at endpoints. The caller closes the client.
+func Open(ctx context.Context, endpoints []string, opts Options) (*Client, error) {
+	pd, err := client.New(ctx, endpoints)
+	if err != nil {
+		return nil, err
+	}
+	c := New(pd, opts)
+	c.own = pd
+	return c, nil
+}
+
+// New makes a client over a placement client that stays the caller's.
+func New(p Placement, opts Options) *Client {
+	opts.ensureDefaults()
+	return &Client{opts: opts, cache: newRegionCache(p), pool: &pool{placement: p, opts: opts, stores: map[uint64]*storeConn{}}}
+}
+
+// CF returns a client for another column family; it shares everything and is not closed.
+func (c *Client) CF(name string) *Client {
+	d := *c
+	d.cf, d.own = name, nil
+	return &d
+}
+
+// Placement is the client of the placement service, nil if New was given another one.
+func (c *Client) Placement() *client.Client { return c.own }
+
+// Close ends all connections.
+func (c *Client) Close() {
+	c.pool.close()
+	if c.own != nil {
+		c.own.Close()
+	}
+}
+
+// Get returns the value of a key; found is false when there is none.
+func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool, err error) {
+	err = c.retry(ctx, key, false, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+		resp, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key, Cf: c.cf})
+		if err != nil {
+			return nil, "", err
+		}
+		value, found = resp.Value, !resp.NotFound
+		return resp.RegionError, resp.Error, nil
+	})
+	if err != nil || !found {
+		return nil, false, err
+	}
+	if value == nil {
+		value = []byte{} // an empty value is a value
+	}
+	return value, true, nil
+}
+
+// Put sets a key. The value may be empty.
+func (c *Client) Put(ctx context.Context, key, value []byte) error {
+	return c.retry(ctx, key, true, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+		resp, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: value, Cf: c.cf})
+		if err != nil {
+			return nil, "", err
+		}
+		return resp.RegionError, resp.Error, nil
+	})
+}
+
+// Delete removes a key; removing what is not there succeeds.
+func (c *Client) Delete(ctx context.Context, key []byte) error {
+	return c.retry(ctx, key, true, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+		resp, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: kctx, Key: key, Cf: c.cf})
+		if err != nil {
+			return nil, "", err
+		}
+		return resp.RegionError, resp.Error, nil
+	})
+}
+
+// attempt is one RPC to the peer of kctx.
+type attempt func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error)
+
+// retry runs attempts against the region of key until one answers for good or ctx ends.
+func (c *Client) retry(ctx context.Context, key []byte, write bool, do attempt) error {
+	if len(key) == 0 {
+		return &RequestError{"the key must not be empty"}
+	}
+	return c.retryWith(ctx, key, write, c.opts.AttemptTimeout, do)
+}
+
+func (c *Client) retryWith(ctx context.Context, key []byte, write bool, timeout time.Duration, do attempt) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.opts.Timeout)
+		defer cancel()
+	}
+	var last, unknown error
+	wait := backoffState{}
+	for {
+		err := c.once(ctx, key, write, timeout, do, &wait)
+		var v *verdict
+		if err == nil {
+			return nil
+		}
+		if !errors.As(err, &v) {
+			last = err
+			v = &verdict{pause: true}
+		} else {
+			last = v.cause
+		}
+		if v.final {
+			return wrapUnknown(unknown, last)
+		}
+		if v.unknown && write {
+			unknown = last
+			if c.opts.NoRetryUnknown {
+				return &UnknownError{last}
+			}
+			if !sleep(ctx, time.Until(v.until)) {
+				return &UnknownError{last}
+			}
+		}
+		if v.pause && !sleep(ctx, wait.next()) || ctx.Err() != nil {
+			if last == nil {
+				last = ctx.Err()
+			}
+			return wrapUnknown(unknown, fmt.Errorf("gave up: %w", last))
+		}
+	}
+}
+
+func wrapUnknown(unknown, err error) error {
+	if unknown != nil {
+		return &UnknownError{err}
+	}
+	return err
+}
+
+// verdict says what follows from a failed attempt.
+type verdict struct {
+	cause   error
+	final   bool      // do not try again
+	pause   bool      // back off first
+	unknown bool      // it may have been carried out, at the latest at until
+	until   time.Time // see unknown
+}
+
+func (v *verdict) Error() string { return v.cause.Error() }
+
+// once is one attempt: route, call, learn from the answer.
+func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.Duration, do attempt, wait *backoffState) error {
+	r, err := c.cache.locate(ctx, key)
+	if err != nil {
+		return err
+	}
+	if r.leader == nil {
+		c.cache.drop(r)
+		return ErrNoRegion
+	}
+	stub, err := c.pool.stub(ctx, r.leader.StoreId)
+	if err != nil {
+		c.cache.drop(r)
+		return err
+	}
+	actx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	deadline, _ := actx.Deadline()
+	kctx := &kvrpcpb.Context{RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader}
+	if write {
+		kctx.DeadlineUnixMs = uint64(deadline.UnixMilli())
+	}
+	regionErr, msg, err := do(actx, stub, kctx, r)
+	switch {
+	case err != nil:
+		return c.onRPCError(r, err, deadline)
+	case regionErr != nil:
+		return c.onRegionError(r, regionErr, deadline)
+	case msg != "":
+		return &verdict{cause: &RequestError{msg}, final: true}
+	}
+	wait.reset()
+	return nil
+}
+
+// onRPCError: the store did not answer. Unless the request cannot have reached it, its outcome is
+// unknown.
+func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) error {
+	st := status.Convert(err)
+	v := &verdict{cause: fmt.Errorf("store %d: %w", r.leader.StoreId, err), pause: true}
+	switch st.Code() {
+	case codes.Unavailable:
+		// The next peer may lead now.
+		c.pool.suspect(r.leader.StoreId)
+		c.cache.setLeader(r, r.nextPeer())
+		v.unknown = !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
+	case codes.DeadlineExceeded, codes.Canceled:
+		c.cache.setLeader(r, r.nextPeer())
+		v.unknown, v.pause = true, false
+	case codes.Unimplemented, codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
+		v.final = true
+	default:
+		v.unknown = true
+	}
+	v.until = deadline.Add(c.opts.Skew)
+	return v
+}
+
+// onRegionError updates the cache from what the store has said.
+func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error, deadline time.Time) error {
+	v := &verdict{cause: regionError(e)}
+	switch {
+	case e.NotLeader != nil:
+		if e.NotLeader.Leader.GetId() != 0 && e.NotLeader.Leader.Id != r.leader.Id {
+			c.cache.setLeader(r, e.NotLeader.Leader)
+		} else {
+			c.cache.setLeader(r, r.nextPeer())
+			v.pause = true
+		}
+	case e.EpochNotMatch != nil:
+		newer := false
+		for _, m := range e.EpochNotMatch.CurrentRegions {
+			if m != nil && len(m.Peers) > 0 {
+				newer = newer || m.Id == r.meta.Id && older(r.meta.RegionEpoch, m.RegionEpoch)
+				leader := r.leader
+				var hint *metapb.Peer
+				for _, p := range m.Peers {
+					if leader != nil && p.StoreId == leader.StoreId {
+						hint = p // the store that answered leads most likely
+					}
+				}
+				c.cache.insert(m, hint)
+			}
+		}
+		v.pause = !newer // the store lags behind what we know
+	case e.StaleCommand != nil:
+		v.unknown, v.until = true, time.Time{}
+		v.pause = true
+	case e.ServerIsBusy != nil, e.DiskFull != nil:
+		v.pause = true
+	case e.RaftEntryTooLarge != nil:
+		v.final = true
+		v.cause = &RequestError{e.Message}
+	case e.RegionNotFound != nil, e.StoreNotMatch != nil, e.KeyNotInRegion != nil:
+		if e.StoreNotMatch != nil {
+			c.pool.suspect(r.leader.StoreId)
+		}
+		c.cache.drop(r)
+		v.pause = true
+	default:
+		v.final = true
+		v.cause = &RequestError{e.Message}
+	}
+	_ = deadline
+	return v
+}
+
+// backoffState doubles the pause between attempts, with jitter.
+type backoffState struct{ n int }
+
+func (b *backoffState) reset() { b.n = 0 }
+
+func (b *backoffState) next() time.Duration {
+	d := min(2*time.Millisecond<<min(b.n, 12), 300*time.Millisecond)
+	b.n++
+	return d/2 + rand.N(d)
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// pool keeps the connections to the stores.
+type pool struct {
+	placement Placement
+	opts      Options
+	mu        sync.Mutex
+	stores    map[uint64]*storeConn
+	closed    bool
+}
+
+type storeConn struct {
+	addr    string
+	conns   []*grpc.ClientConn
+	next    int
+	checked time.Time
+}
+
+// addressTTL is how long a store's address is used without asking again.
+const addressTTL = time.Minute
+
+var errClosed = errors.New("client: closed")
+
+func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+	if p.opts.Dial != nil {
+		return p.opts.Dial(ctx, storeID)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, errClosed
+	}
+	s := p.stores[storeID]
+	if s == nil || time.Since(s.checked) > addressTTL {
+		var err error
+		p.mu.Unlock()
+		st, err := p.placement.GetStore(ctx, storeID)
+		p.mu.Lock()
+		if p.closed {
+			return nil, errClosed
+		}
+		switch s = p.stores[storeID]; {
+		case err != nil && s == nil:
+			return nil, fmt.Errorf("find store %d: %w", storeID, err)
+		case err == nil && (s == nil || s.addr != st.Address):
+			if s != nil {
+				s.close()
+			}
+			if s, err = p.dial(st.Address); err != nil {
+				return nil, err
+			}
+			p.stores[storeID] = s
+		}
+		s.checked = time.Now()
+	}
+	s.next++
+	return tinykvpb.NewTinyKvClient(s.conns[s.next%len(s.conns)]), nil
+}
+
+func (p *pool) dial(addr string) (*storeConn, error) {
+	if addr == "" {
+		return nil, errors.New("client: store without an address")
+	}
+	s := &storeConn{addr: addr}
+	for range p.opts.Conns {
+		conn, err := grpc.NewClient("passthrough:///"+addr,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(p.opts.MaxMessage), grpc.MaxCallSendMsgSize(p.opts.MaxMessage)),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+				MinConnectTimeout: time.Second,
+			}),
+		)
+		if err != nil {
+			s.close()
+			return nil, fmt.Errorf("connect to %s: %w", addr, err)
+		}
+		s.conns = append(s.conns, conn)
+	}
+	return s, nil
+}
+
+// suspect makes the next use ask for the store's address again.
+func (p *pool) suspect(storeID uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.stores[storeID]; s != nil {
+		s.checked = time.Time{}
+	}
+}
+
+func (s *storeConn) close() {
+	for _, c := range s.conns {
+		_ = c.Close()
+	}
+}
+
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, s := range p.stores {
+		s.close()
+	}
+}

@@ -1,0 +1,115 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"sync"
+
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+const (
+	// scanPage and scanBytes bound one answer of a scan.
+	scanPage  = 1024
+	scanBytes = 4 << 20
+)
+
+// Scan returns the pairs of [start, end) in key order, at most limit; an empty end is unbounded. What
+// comes from one region is a linearizable snapshot of it; over several regions it is not one snapshot.
+func (c *Client) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, error) {
+	var out []KV
+	err := c.Visit(ctx, start, end, limit, func(kv KV) error {
+		out = append(out, kv)
+		return nil
+	})
+	return out, err
+}
+
+// Visit calls visit for the pairs of [start, end) in key order, at most limit (0: all), page by page.
+// It makes progress over splits and moves; each page is a linearizable snapshot of its region.
+func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit func(KV) error) error {
+	left := limit
+	for {
+		page := scanPage
+		if limit > 0 {
+			page = min(page, left)
+		}
+		pairs, next, done, err := c.scanPage(ctx, start, end, page)
+		if err != nil {
+			return err
+		}
+		for _, kv := range pairs {
+			if err := visit(kv); err != nil {
+				return err
+			}
+		}
+		if left -= len(pairs); done || (limit > 0 && left <= 0) {
+			return nil
+		}
+		start = next
+	}
+}
+
+// scanPage asks one region once; next is where to go on.
+func (c *Client) scanPage(ctx context.Context, start, end []byte, limit int) (pairs []KV, next []byte, done bool, err error) {
+	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		upper := end
+		if regionEnd := r.meta.EndKey; len(regionEnd) > 0 && (len(end) == 0 || bytes.Compare(regionEnd, end) < 0) {
+			upper = regionEnd
+		}
+		resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{
+			Context: kctx, StartKey: start, EndKey: upper, Limit: uint32(limit), Cf: c.cf, MaxBytes: scanBytes,
+		})
+		if err != nil || resp.RegionError != nil || resp.Error != "" {
+			if err != nil {
+				return nil, "", err
+			}
+			return resp.RegionError, resp.Error, nil
+		}
+		pairs = make([]KV, 0, len(resp.Kvs))
+		for _, kv := range resp.Kvs {
+			pairs = append(pairs, KV{kv.Key, kv.Value})
+		}
+		if n := len(pairs); n > 0 && (n == limit || resp.More) {
+			next, done = append(bytes.Clone(pairs[n-1].Key), 0), false
+			return nil, "", nil
+		}
+		// The region is exhausted up to upper.
+		next, done = upper, len(upper) == 0 || bytes.Equal(upper, end)
+		return nil, "", nil
+	}
+	err = c.retryWith(ctx, start, false, 5*c.opts.AttemptTimeout, do)
+	return pairs, next, done, err
+}
+
+// PutAll sets many keys with the given number of concurrent writers. It is not atomic: on an error some
+// pairs may be set and others not. The first error is returned.
+func (c *Client) PutAll(ctx context.Context, pairs []KV, writers int) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ch := make(chan KV)
+	var wg sync.WaitGroup
+	for range max(1, writers) {
+		wg.Add(1)
+		// Ends when ch is closed or ctx is done.
+		go func() {
+			defer wg.Done()
+			for kv := range ch {
+				if err := c.Put(ctx, kv.Key, kv.Value); err != nil {
+					cancel(err)
+				}
+			}
+		}()
+	}
+	for _, kv := range pairs {
+		if ctx.Err() != nil {
+			break
+		}
+		ch <- kv
+	}
+	close(ch)
+	wg.Wait()
+	return context.Cause(ctx)
+}

@@ -1,0 +1,299 @@
+// Package config holds the options of a tinykv-server: their defaults, their validation, and the
+// TOML file they are read from. It has no side effects besides reading that file.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/tinykv/tinykv/log"
+)
+
+// Config is everything a tinykv-server can be told. Flags override the environment, which overrides
+// the file, which overrides Default.
+type Config struct {
+	// Scheduler lists the placement service's client addresses, host:port.
+	Scheduler []string `toml:"scheduler"`
+	// Addr is bound exactly as given; AdvertiseAddr is what others are told (default: Addr).
+	Addr          string `toml:"addr"`
+	AdvertiseAddr string `toml:"advertise-addr"`
+	// StatusAddr serves /metrics, /status, /config and /debug/pprof; empty turns it off.
+	StatusAddr          string            `toml:"status-addr"`
+	AdvertiseStatusAddr string            `toml:"advertise-status-addr"`
+	DataDir             string            `toml:"data-dir"`
+	Labels              map[string]string `toml:"labels"`
+
+	Log       log.Config `toml:"log"`
+	Server    Server     `toml:"server"`
+	Storage   Storage    `toml:"storage"`
+	RaftLog   RaftLog    `toml:"raftlog"`
+	Raftstore Raftstore  `toml:"raftstore"`
+}
+
+// Server limits what clients may send.
+type Server struct {
+	// GRPCMaxMessage bounds one message; it must leave room above MaxEntry.
+	GRPCMaxMessage       Size     `toml:"grpc-max-message"`
+	GRPCMaxStreams       uint32   `toml:"grpc-max-streams"`
+	MaxKeySize           Size     `toml:"max-key-size"`
+	MaxScanLimit         uint32   `toml:"max-scan-limit"`
+	RequestTimeout       Duration `toml:"request-timeout"`
+	ShutdownTimeout      Duration `toml:"shutdown-timeout"`
+	SnapshotSendLimit    int      `toml:"snapshot-send-limit"`
+	SnapshotReceiveLimit int      `toml:"snapshot-receive-limit"`
+	SnapshotTimeout      Duration `toml:"snapshot-timeout"`
+	// MaxClockSkew is how far clients' clocks may be off: a write is still proposed that long after the
+	// deadline that its client has put into it.
+	MaxClockSkew Duration `toml:"max-clock-skew"`
+}
+
+// Storage chooses and sizes the embedded engine.
+type Storage struct {
+	// Raft false serves one unreplicated store, without a placement service.
+	Raft     bool   `toml:"raft"`
+	Engine   string `toml:"engine"`
+	Cache    Size   `toml:"cache-size"`
+	MemTable Size   `toml:"memtable-size"`
+	// ReserveSpace is kept free on the disk: below it writes are refused with DiskFull.
+	ReserveSpace Size `toml:"reserve-space"`
+	// Capacity caps what the store reports as its size; 0 means the whole disk.
+	Capacity Size `toml:"capacity"`
+}
+
+// RaftLog sizes the raft log.
+type RaftLog struct {
+	SegmentSize Size `toml:"segment-size"`
+	Cache       Size `toml:"cache-size"`
+}
+
+// Raftstore times and bounds the replicas of a store.
+type Raftstore struct {
+	TickInterval   Duration `toml:"tick-interval"`
+	HeartbeatTicks int      `toml:"heartbeat-ticks"`
+	ElectionTicks  int      `toml:"election-ticks"`
+	// ReadMode is "lease" or "read-index".
+	ReadMode string `toml:"read-mode"`
+	// LeaseDrift is the part of the election timeout, in percent, that a lease gives up for clocks
+	// that run at different speeds.
+	LeaseDrift int `toml:"lease-drift-percent"`
+
+	RaftWorkers  int `toml:"raft-workers"`
+	ApplyWorkers int `toml:"apply-workers"`
+	TurnRegions  int `toml:"turn-regions"`
+
+	MaxEntry              Size `toml:"max-entry-size"`
+	MaxBatchEntry         Size `toml:"max-batch-entry-size"`
+	MaxMessageEntries     Size `toml:"max-message-entries"`
+	MaxInflightMsgs       int  `toml:"max-inflight-messages"`
+	MaxInflightBytes      Size `toml:"max-inflight-bytes"`
+	MaxUncommitted        Size `toml:"max-uncommitted-bytes"`
+	MaxPendingPerRegion   int  `toml:"max-pending-proposals"`
+	MaxStoreInflight      Size `toml:"max-store-inflight-bytes"`
+	TransferMaxLagEntries int  `toml:"transfer-max-lag-entries"`
+
+	LogGCInterval   Duration `toml:"log-gc-interval"`
+	LogGCCountLimit uint64   `toml:"log-gc-count-limit"`
+	LogGCSizeLimit  Size     `toml:"log-gc-size-limit"`
+	LogGCThreshold  uint64   `toml:"log-gc-threshold"`
+
+	SplitCheckInterval Duration `toml:"split-check-interval"`
+	RegionMaxSize      Size     `toml:"region-max-size"`
+	RegionSplitSize    Size     `toml:"region-split-size"`
+
+	RegionHeartbeatInterval Duration `toml:"region-heartbeat-interval"`
+	StoreHeartbeatInterval  Duration `toml:"store-heartbeat-interval"`
+	SchedulerTimeout        Duration `toml:"scheduler-timeout"`
+	StalePeerCheck          Duration `toml:"stale-peer-check"`
+	PeerDownAfter           Duration `toml:"peer-down-after"`
+	SnapshotGCInterval      Duration `toml:"snapshot-gc-interval"`
+	SnapshotMaxAge          Duration `toml:"snapshot-max-age"`
+}
+
+// Default is what a tinykv-server does without any option.
+func Default() *Config {
+	return &Config{
+		Scheduler:  []string{"127.0.0.1:2379"},
+		Addr:       "127.0.0.1:20160",
+		StatusAddr: "127.0.0.1:20180",
+		DataDir:    "tinykv-data",
+		Labels:     map[string]string{},
+		Log:        log.DefaultConfig(),
+		Server: Server{
+			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
+			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
+			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
+			MaxClockSkew: Dur(500 * time.Millisecond),
+		},
+		Storage: Storage{
+			Raft: true, Engine: "pebble", Cache: 64 * MiB, MemTable: 16 * MiB, ReserveSpace: 1 * GiB,
+		},
+		RaftLog: RaftLog{SegmentSize: 32 * MiB, Cache: 16 * MiB},
+		Raftstore: Raftstore{
+			TickInterval: Dur(100 * time.Millisecond), HeartbeatTicks: 2, ElectionTicks: 10,
+			ReadMode: "lease", LeaseDrift: 10,
+			RaftWorkers: 2, ApplyWorkers: 2, TurnRegions: 256,
+			MaxEntry: 8 * MiB, MaxBatchEntry: 256 * KiB, MaxMessageEntries: 1 * MiB,
+			MaxInflightMsgs: 256, MaxInflightBytes: 32 * MiB, MaxUncommitted: 64 * MiB,
+			MaxPendingPerRegion: 8192, MaxStoreInflight: 256 * MiB, TransferMaxLagEntries: 128,
+			LogGCInterval: Dur(3 * time.Second), LogGCCountLimit: 128000, LogGCSizeLimit: 72 * MiB,
+			LogGCThreshold:     50,
+			SplitCheckInterval: Dur(2 * time.Second), RegionMaxSize: 144 * MiB, RegionSplitSize: 96 * MiB,
+			RegionHeartbeatInterval: Dur(10 * time.Second), StoreHeartbeatInterval: Dur(10 * time.Second),
+			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
+			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
+			SnapshotMaxAge: Dur(4 * time.Hour),
+		},
+	}
+}
+
+// EnsureDefaults fills what follows from other options.
+func (c *Config) EnsureDefaults() {
+	if c.AdvertiseAddr == "" {
+		c.AdvertiseAddr = c.Addr
+	}
+	if c.AdvertiseStatusAddr == "" {
+		c.AdvertiseStatusAddr = c.StatusAddr
+	}
+}
+
+// Validate reports every fault at once, each naming its option.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Storage.Raft && len(c.Scheduler) == 0 {
+		bad("scheduler: at least one address of the placement service is needed")
+	}
+	for _, a := range c.Scheduler {
+		checkAddr(bad, "scheduler", a)
+	}
+	checkAddr(bad, "addr", c.Addr)
+	if c.AdvertiseAddr != "" {
+		checkAddr(bad, "advertise-addr", c.AdvertiseAddr)
+	}
+	if host, _, err := net.SplitHostPort(orElse(c.AdvertiseAddr, c.Addr)); err == nil {
+		if host == "" || host == "0.0.0.0" || host == "::" {
+			bad("advertise-addr: other stores cannot reach %q; give the host they can", orElse(c.AdvertiseAddr, c.Addr))
+		}
+	}
+	if c.StatusAddr != "" {
+		checkAddr(bad, "status-addr", c.StatusAddr)
+	}
+	if c.DataDir == "" {
+		bad("data-dir: must not be empty")
+	}
+	if err := c.Log.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	c.Server.validate(bad, c.Raftstore.MaxEntry)
+	c.Storage.validate(bad)
+	if c.RaftLog.SegmentSize < 64*KiB || c.RaftLog.Cache < 0 {
+		bad("raftlog: segment-size must be at least 64KiB and cache-size not negative")
+	}
+	c.Raftstore.validate(bad)
+	return errors.Join(errs...)
+}
+
+func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
+	if s.GRPCMaxMessage < maxEntry+maxEntry/4 {
+		bad("server.grpc-max-message: %s is too small for raftstore.max-entry-size %s (a quarter more is needed)",
+			s.GRPCMaxMessage, maxEntry)
+	}
+	if s.GRPCMaxStreams == 0 || s.MaxKeySize <= 0 || s.MaxKeySize > 60*KiB || s.MaxScanLimit == 0 {
+		bad("server: grpc-max-streams and max-scan-limit must be positive, max-key-size within 1B and 60KiB")
+	}
+	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
+		bad("server: timeouts must be positive")
+	}
+	if s.MaxClockSkew.Duration < 0 {
+		bad("server.max-clock-skew: %s is negative", s.MaxClockSkew)
+	}
+	if s.SnapshotSendLimit <= 0 || s.SnapshotReceiveLimit <= 0 {
+		bad("server: snapshot limits must be positive")
+	}
+}
+
+func (s *Storage) validate(bad func(string, ...any)) {
+	if s.Engine != "badger" && s.Engine != "pebble" {
+		bad("storage.engine: %q is neither \"badger\" nor \"pebble\"", s.Engine)
+	}
+	if s.Cache < 0 || s.MemTable < 256*KiB || s.ReserveSpace < 0 || s.Capacity < 0 {
+		bad("storage: sizes must not be negative, memtable-size at least 256KiB")
+	}
+}
+
+func (r *Raftstore) validate(bad func(string, ...any)) {
+	if r.TickInterval.Duration < time.Millisecond {
+		bad("raftstore.tick-interval: %s is below 1ms", r.TickInterval)
+	}
+	if r.HeartbeatTicks <= 0 || r.ElectionTicks <= r.HeartbeatTicks+1 {
+		bad("raftstore: election-ticks (%d) must exceed heartbeat-ticks (%d) by more than one, and both be positive",
+			r.ElectionTicks, r.HeartbeatTicks)
+	}
+	if r.ReadMode != "lease" && r.ReadMode != "read-index" {
+		bad("raftstore.read-mode: %q is neither \"lease\" nor \"read-index\"", r.ReadMode)
+	}
+	if r.LeaseDrift < 0 || r.LeaseDrift > 90 {
+		bad("raftstore.lease-drift-percent: %d is not within 0 and 90", r.LeaseDrift)
+	}
+	if r.RaftWorkers <= 0 || r.ApplyWorkers <= 0 || r.TurnRegions <= 0 {
+		bad("raftstore: raft-workers, apply-workers and turn-regions must be positive")
+	}
+	if r.MaxEntry <= 0 || r.MaxBatchEntry <= 0 || r.MaxMessageEntries <= 0 || r.MaxInflightMsgs <= 0 ||
+		r.MaxInflightBytes <= 0 || r.MaxUncommitted < r.MaxEntry || r.MaxPendingPerRegion <= 0 || r.MaxStoreInflight <= 0 {
+		bad("raftstore: sizes and limits must be positive, max-uncommitted-bytes at least max-entry-size")
+	}
+	if r.RegionSplitSize <= 0 || r.RegionMaxSize < r.RegionSplitSize {
+		bad("raftstore: region-max-size (%s) must be at least region-split-size (%s), both positive",
+			r.RegionMaxSize, r.RegionSplitSize)
+	}
+	for _, d := range []struct {
+		name string
+		d    Duration
+	}{
+		{"log-gc-interval", r.LogGCInterval}, {"split-check-interval", r.SplitCheckInterval},
+		{"region-heartbeat-interval", r.RegionHeartbeatInterval}, {"store-heartbeat-interval", r.StoreHeartbeatInterval},
+		{"scheduler-timeout", r.SchedulerTimeout}, {"stale-peer-check", r.StalePeerCheck},
+		{"peer-down-after", r.PeerDownAfter}, {"snapshot-gc-interval", r.SnapshotGCInterval},
+		{"snapshot-max-age", r.SnapshotMaxAge},
+	} {
+		if d.d.Duration <= 0 {
+			bad("raftstore.%s: %s is not positive", d.name, d.d)
+		}
+	}
+	if r.LogGCCountLimit == 0 || r.LogGCSizeLimit <= 0 {
+		bad("raftstore: log-gc limits must be positive")
+	}
+}
+
+// ElectionTimeout is the smallest election timeout of this configuration.
+func (r *Raftstore) ElectionTimeout() time.Duration {
+	return time.Duration(r.ElectionTicks) * r.TickInterval.Duration
+}
+
+// LeaseDuration is how long a leader may serve reads after sending a heartbeat round that a quorum
+// answered. One tick is given up because a follower's first tick may come right after the heartbeat.
+func (r *Raftstore) LeaseDuration() time.Duration {
+	d := time.Duration(r.ElectionTicks-1) * r.TickInterval.Duration
+	return d * time.Duration(100-r.LeaseDrift) / 100
+}
+
+func checkAddr(bad func(string, ...any), name, addr string) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		bad("%s: %q is not host:port", name, addr)
+		return
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil || strings.ContainsAny(host, " /") {
+		bad("%s: %q is not host:port", name, addr)
+	}
+}
+
+func orElse(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,267 @@
+// Package cli turns the command line of tinykv-server into a configuration and runs the node.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/node"
+	"github.com/tinykv/tinykv/log"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitFail  = 1
+	exitUsage = 2
+)
+
+// Version is the release name; the build may set it.
+var Version = "dev"
+
+// envPrefix begins the environment variables that override the file: TINYKV_DATA_DIR is --data-dir.
+const envPrefix = "TINYKV_"
+
+type options struct {
+	set     *pflag.FlagSet
+	file    string
+	check   bool
+	sample  bool
+	version bool
+	apply   map[string]func(*config.Config, string) error
+}
+
+// newOptions defines the flags. "pd", "pd-endpoints", "path" and "loglevel" are what users of TiKV and
+// TinyKV type.
+func newOptions() *options {
+	o := &options{set: pflag.NewFlagSet("tinykv-server", pflag.ContinueOnError), apply: map[string]func(*config.Config, string) error{}}
+	o.set.SortFlags = false
+	o.set.SetOutput(io.Discard)
+	o.set.StringVarP(&o.file, "config", "C", "", "TOML configuration file")
+	text := func(name, short, usage string, set func(*config.Config, string)) {
+		o.set.StringP(name, short, "", usage)
+		o.apply[name] = func(c *config.Config, v string) error { set(c, v); return nil }
+	}
+	alias := func(name, of string) {
+		o.set.String(name, "", "same as --"+of)
+		_ = o.set.MarkHidden(name) // exists: defined in the line above
+		o.apply[name] = o.apply[of]
+	}
+	text("addr", "A", "address to listen on (default 127.0.0.1:20160)", func(c *config.Config, v string) { c.Addr = v })
+	text("advertise-addr", "", "address told to others (default: addr)", func(c *config.Config, v string) { c.AdvertiseAddr = v })
+	text("status-addr", "", "address of the status port, empty for none (default 127.0.0.1:20180)", func(c *config.Config, v string) { c.StatusAddr = v })
+	text("advertise-status-addr", "", "status address told to others (default: status-addr)", func(c *config.Config, v string) { c.AdvertiseStatusAddr = v })
+	text("scheduler", "", "addresses of the placement service, host:port[,host:port] (default 127.0.0.1:2379)", func(c *config.Config, v string) { c.Scheduler = splitList(v) })
+	alias("pd", "scheduler")
+	alias("pd-endpoints", "scheduler")
+	text("data-dir", "s", "data directory (default tinykv-data)", func(c *config.Config, v string) { c.DataDir = v })
+	alias("path", "data-dir")
+	alias("store", "data-dir")
+	text("engine", "", "storage engine of a new data directory: badger or pebble", func(c *config.Config, v string) { c.Storage.Engine = v })
+	text("log-level", "L", "debug, info, warn, error or fatal (default info)", func(c *config.Config, v string) { c.Log.Level = v })
+	alias("loglevel", "log-level")
+	text("log-file", "f", "log file (default standard error)", func(c *config.Config, v string) { c.Log.File.Filename = v })
+	text("log-format", "", "text or json (default text)", func(c *config.Config, v string) { c.Log.Format = v })
+	o.set.String("labels", "", "labels of this store: key=value[,key=value]")
+	o.apply["labels"] = setLabels
+	o.set.String("capacity", "", "size that the store reports, e.g. 100GiB (default: the disk's)")
+	o.apply["capacity"] = func(c *config.Config, v string) error { return c.Storage.Capacity.UnmarshalText([]byte(v)) }
+	o.set.BoolVar(&o.check, "config-check", false, "check the configuration and exit")
+	o.set.BoolVar(&o.sample, "print-sample-config", false, "print a configuration file with all defaults and exit")
+	o.set.BoolVarP(&o.version, "version", "V", false, "print the version and exit")
+	return o
+}
+
+func splitList(v string) []string {
+	var out []string
+	for _, p := range strings.Split(v, ",") {
+		p = strings.TrimSpace(p)
+		p = strings.TrimPrefix(strings.TrimPrefix(p, "http://"), "https://")
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func setLabels(c *config.Config, v string) error {
+	for _, pair := range strings.Split(v, ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok || key == "" {
+			return fmt.Errorf("%q is not key=value", pair)
+		}
+		c.Labels[key] = value
+	}
+	return nil
+}
+
+// doubleDash accepts the single-dash spelling of long flags ("-path").
+func (o *options) doubleDash(args []string) []string {
+	out := make([]string, 0, len(args))
+	for i, a := range args {
+		if a == "--" {
+			return append(out, args[i:]...)
+		}
+		if len(a) > 2 && a[0] == '-' && a[1] != '-' {
+			name, _, _ := strings.Cut(a[1:], "=")
+			if o.set.Lookup(name) != nil || o.set.ShorthandLookup(a[1:2]) == nil {
+				a = "-" + a
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (o *options) parse(args []string) error {
+	err := o.set.Parse(o.doubleDash(args))
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		var names []string
+		o.set.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		name := unknown.GetSpecifiedName()
+		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, config.Nearest(name, names))
+	}
+	if err == nil && o.set.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", o.set.Arg(0))
+	}
+	return err
+}
+
+// build makes the configuration: defaults, file, environment, flags.
+func (o *options) build(env func(string) (string, bool)) (*config.Config, error) {
+	cfg := config.Default()
+	if o.file != "" {
+		if err := cfg.LoadFile(o.file); err != nil {
+			return nil, err
+		}
+	}
+	var errs []error
+	o.set.VisitAll(func(f *pflag.Flag) {
+		set := o.apply[f.Name]
+		if set == nil {
+			return
+		}
+		if f.Changed {
+			if err := set(cfg, f.Value.String()); err != nil {
+				errs = append(errs, fmt.Errorf("--%s: %w", f.Name, err))
+			}
+			return
+		}
+		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := env(name); ok && !f.Hidden {
+			if err := set(cfg, v); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+		}
+	})
+	// Flags win over the environment, whatever the order of aliases: apply given ones again, last.
+	o.set.Visit(func(f *pflag.Flag) {
+		if set := o.apply[f.Name]; set != nil {
+			_ = set(cfg, f.Value.String()) // reported above
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	cfg.EnsureDefaults()
+	return cfg, cfg.Validate()
+}
+
+// Main runs the command and returns the exit code: 0 after SIGTERM or SIGINT, 1 on failure, 2 on a
+// wrong command line or configuration.
+func Main(args []string, stdout, stderr io.Writer) int {
+	o := newOptions()
+	fail := func(code int, err error) int {
+		fmt.Fprintf(stderr, "tinykv-server: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return code
+	}
+	if err := o.parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			fmt.Fprintf(stdout, "Usage: tinykv-server [flags]\n\n%s\nEvery flag can be given as an environment variable, e.g. %sDATA_DIR.\n",
+				o.set.FlagUsages(), envPrefix)
+			return exitOK
+		}
+		return fail(exitUsage, err)
+	}
+	switch {
+	case o.version:
+		fmt.Fprint(stdout, VersionText("tinykv-server"))
+		return exitOK
+	case o.sample:
+		fmt.Fprint(stdout, config.Sample())
+		return exitOK
+	}
+	cfg, err := o.build(os.LookupEnv)
+	if err != nil {
+		return fail(exitUsage, err)
+	}
+	if o.check {
+		fmt.Fprintln(stdout, "configuration is fine")
+		return exitOK
+	}
+	logger, _, closeLog, err := log.New(cfg.Log)
+	if err != nil {
+		return fail(exitUsage, err)
+	}
+	defer closeLog()
+	if err := run(cfg, logger); err != nil {
+		return fail(exitFail, err)
+	}
+	return exitOK
+}
+
+// run serves until a signal or a failure.
+func run(cfg *config.Config, logger *zap.Logger) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	n := node.New(cfg, Version, logger)
+	if err := n.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped by a signal while it waited
+		}
+		return err
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+	case err = <-n.Failed():
+		// What failed must not be asked to hand anything over: end at once, others take over.
+		logger.Error("stopping after a failure", zap.Error(err))
+		return err
+	}
+	stop() // a second signal ends the process at once
+	n.Stop()
+	logger.Info("stopped")
+	return err
+}
+
+// VersionText is what --version prints.
+func VersionText(name string) string {
+	rev, when := "unknown", "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				rev = s.Value
+			case "vcs.time":
+				when = s.Value
+			}
+		}
+	}
+	return fmt.Sprintf("%s %s\nGit commit: %s\nCommit time: %s\nGo: %s %s/%s\n",
+		name, Version, rev, when, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

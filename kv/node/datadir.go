@@ -1,0 +1,140 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/BurntSushi/toml"
+	"golang.org/x/sys/unix"
+)
+
+// formatVersion is the version of the data directory's layout. A newer one is refused.
+const formatVersion = 1
+
+const (
+	lockFile   = "LOCK"
+	markerFile = "tinykv.toml"
+)
+
+// Marker says whose data a directory holds. It is written once, before any data.
+type Marker struct {
+	Format    int    `toml:"format"`
+	Engine    string `toml:"engine"`
+	Mode      string `toml:"mode"` // "raft" or "standalone"
+	ClusterID uint64 `toml:"cluster-id"`
+	StoreID   uint64 `toml:"store-id"`
+}
+
+// DataDir is a locked data directory:
+//
+//	LOCK         held by the process that uses the directory
+//	tinykv.toml  the marker
+//	kv/ raft/ snap/
+type DataDir struct {
+	Path string
+	lock *os.File
+}
+
+// OpenDataDir creates the directory if needed and locks it. A second process gets an error.
+func OpenDataDir(path string) (*DataDir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("data-dir: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data-dir: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("data-dir %s is in use by another process; stop it or choose another directory", path)
+	}
+	return &DataDir{Path: path, lock: f}, nil
+}
+
+// Close unlocks the directory.
+func (d *DataDir) Close() error { return d.lock.Close() }
+
+// Sub is the path of a part of the directory.
+func (d *DataDir) Sub(name string) string { return filepath.Join(d.Path, name) }
+
+// ReadMarker returns nil if the directory is new. A directory that holds other things is refused.
+func (d *DataDir) ReadMarker() (*Marker, error) {
+	path := d.Sub(markerFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		entries, err := os.ReadDir(d.Path)
+		if err != nil {
+			return nil, fmt.Errorf("data-dir: %w", err)
+		}
+		for _, e := range entries {
+			if e.Name() != lockFile && e.Name() != markerFile+".tmp" {
+				return nil, fmt.Errorf("data-dir %s holds %q but no %s: it is not a tinykv-server's; choose an empty directory",
+					d.Path, e.Name(), markerFile)
+			}
+		}
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("data-dir: %w", err)
+	}
+	m := new(Marker)
+	if _, err := toml.Decode(string(data), m); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	if m.Format > formatVersion {
+		return nil, fmt.Errorf("data-dir %s has format %d, this version knows up to %d; use a newer tinykv-server",
+			d.Path, m.Format, formatVersion)
+	}
+	if m.Format < 1 {
+		return nil, fmt.Errorf("%s is damaged: format %d", path, m.Format)
+	}
+	return m, nil
+}
+
+// WriteMarker makes the marker durable.
+func (d *DataDir) WriteMarker(m Marker) error {
+	m.Format = formatVersion
+	var buf bytes.Buffer
+	if err := toml.NewEncoder(&buf).Encode(m); err != nil {
+		return err
+	}
+	path := d.Sub(markerFile)
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(buf.Bytes())
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(d.Path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// check refuses a directory that was made for something else.
+func (m *Marker) check(path, engine, mode string) error {
+	if m.Engine != engine {
+		return fmt.Errorf("data-dir %s was made with storage.engine = %q, not %q; set it back or choose another directory",
+			path, m.Engine, engine)
+	}
+	if m.Mode != mode {
+		return fmt.Errorf("data-dir %s was made in mode %q, not %q (storage.raft)", path, m.Mode, mode)
+	}
+	return nil
+}

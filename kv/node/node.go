@@ -1,0 +1,357 @@
+// Package node assembles a tinykv-server: data directory, engine, raft log, placement client,
+// raftstore, transport, gRPC and status servers, in an order in which each part finds what it needs,
+// and takes them down in the opposite one.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/engines"
+	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/storage/raftstorage"
+	"github.com/tinykv/tinykv/kv/storage/standalone"
+	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+// Node is a running tinykv-server. Start and Stop are called by one goroutine.
+type Node struct {
+	cfg     *config.Config
+	logger  *zap.Logger
+	version string
+	started time.Time
+
+	dir       *DataDir
+	engine    engine.Engine
+	raftLog   *raftlog.Log
+	placement *client.Client
+	snaps     *snap.Manager
+	trans     *transport.Transport
+	store     *raftstore.Store
+	ident     rspb.StoreIdent
+	grpc      *grpc.Server
+	health    *health.Server
+	listener  net.Listener
+	status    *statusServer
+	space     *spaceGuard
+
+	failed   chan error
+	stopOnce sync.Once
+	wg       sync.WaitGroup
+	cancel   context.CancelFunc
+}
+
+// New makes a node from a validated configuration. It does no IO.
+func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
+	return &Node{cfg: cfg, logger: logger, version: version, failed: make(chan error, 4)}
+}
+
+// Failed delivers the error after which the process must exit.
+func (n *Node) Failed() <-chan error { return n.failed }
+
+// Addr is the address that is listened on.
+func (n *Node) Addr() string { return n.listener.Addr().String() }
+
+// StoreID is the store's id once the node has started.
+func (n *Node) StoreID() uint64 { return n.ident.StoreId }
+
+// Store is the raftstore; nil in standalone mode.
+func (n *Node) Store() *raftstore.Store { return n.store }
+
+// Start brings the server up. While the placement service cannot be reached it waits, and says so in
+// the log. On an error everything that was started is taken down again.
+func (n *Node) Start(ctx context.Context) (err error) {
+	n.started = time.Now()
+	defer func() {
+		if err != nil {
+			n.Stop()
+		}
+	}()
+	// The address first: a wrong one must not leave a half-made data directory behind.
+	if n.listener, err = net.Listen("tcp", n.cfg.Addr); err != nil {
+		return fmt.Errorf("addr %s: %w", n.cfg.Addr, plainNetError(err))
+	}
+	if n.cfg.StatusAddr != "" {
+		if n.status, err = newStatusServer(n); err != nil {
+			return fmt.Errorf("status-addr %s: %w", n.cfg.StatusAddr, plainNetError(err))
+		}
+	}
+	if n.dir, err = OpenDataDir(n.cfg.DataDir); err != nil {
+		return err
+	}
+	mode := "raft"
+	if !n.cfg.Storage.Raft {
+		mode = "standalone"
+	}
+	marker, err := n.dir.ReadMarker()
+	if err != nil {
+		return err
+	}
+	if marker != nil {
+		if err = marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode); err != nil {
+			return err
+		}
+	} else if err = n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: mode}); err != nil {
+		return err
+	}
+	n.space = newSpaceGuard(n.cfg.DataDir, uint64(n.cfg.Storage.ReserveSpace))
+	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
+		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: int64(n.cfg.Storage.MemTable),
+		Logger: n.logger.Named("engine"), OnFailure: n.fail,
+	}); err != nil {
+		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
+	}
+	var run context.Context
+	run, n.cancel = context.WithCancel(context.Background())
+	var st storage.Storage
+	if n.cfg.Storage.Raft {
+		if err = n.startRaft(ctx, run, marker); err != nil {
+			return err
+		}
+		st = raftstorage.New(n.store, n.engine, n.cfg.Server.RequestTimeout.Duration, n.cfg.Server.MaxClockSkew.Duration)
+	} else {
+		st = standalone.New(n.engine)
+	}
+	n.serve(st)
+	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
+		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Duration("took", time.Since(n.started)))
+	return nil
+}
+
+func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
+	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
+		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
+	}); err != nil {
+		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
+	}
+	if n.snaps, err = snap.Open(n.dir.Sub("snap"), n.cfg.Server.SnapshotReceiveLimit); err != nil {
+		return fmt.Errorf("open snapshot directory: %w", err)
+	}
+	if n.placement, err = client.New(ctx, n.cfg.Scheduler, client.WithLogger(n.logger.Named("placement"))); err != nil {
+		return err
+	}
+	if marker != nil && marker.ClusterID != 0 && marker.ClusterID != n.placement.ClusterID() {
+		return fmt.Errorf("data-dir %s belongs to cluster %d, but the placement service at %v serves cluster %d",
+			n.cfg.DataDir, marker.ClusterID, n.cfg.Scheduler, n.placement.ClusterID())
+	}
+	jctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	ident, err := Join(jctx, n.placement, n.engine, n.raftLog, n.storeMeta(), n.logger)
+	if err != nil {
+		return err
+	}
+	n.ident = *ident
+	if marker == nil || marker.StoreID == 0 {
+		if err := n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: "raft", ClusterID: ident.ClusterId, StoreID: ident.StoreId}); err != nil {
+			return err
+		}
+	}
+	n.trans = transport.New(transport.Options{
+		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
+		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
+		Logger: n.logger.Named("transport"),
+	})
+	n.store = raftstore.New(raftstore.Options{
+		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
+		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement}, Logger: n.logger,
+		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats,
+	})
+	n.trans.SetFeedback(n.store)
+	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)
+	n.placement.SetReconnectHandler(n.store.HeartbeatAll)
+	if err := n.store.Start(ctx); err != nil {
+		return err
+	}
+	n.wg.Add(2)
+	// Both owned by the node; end in Stop.
+	go func() {
+		defer n.wg.Done()
+		select {
+		case err := <-n.store.Failed():
+			n.fail(err)
+		case <-run.Done():
+		}
+	}()
+	go func() {
+		defer n.wg.Done()
+		n.space.watch(run, n.store.SetDiskFull)
+	}()
+	return nil
+}
+
+func (n *Node) storeMeta() *metapb.Store {
+	st := &metapb.Store{
+		Address: n.cfg.AdvertiseAddr, StatusAddress: n.cfg.AdvertiseStatusAddr, Version: n.version,
+		StartTimestamp: n.started.Unix(),
+	}
+	// A port chosen by the system is known only now.
+	if _, port, err := net.SplitHostPort(st.Address); err == nil && port == "0" {
+		st.Address = n.Addr()
+	}
+	if n.status != nil {
+		if _, port, err := net.SplitHostPort(st.StatusAddress); err == nil && port == "0" {
+			st.StatusAddress = n.status.addr()
+		}
+	}
+	for k, v := range n.cfg.Labels {
+		st.Labels = append(st.Labels, &metapb.StoreLabel{Key: k, Value: v})
+	}
+	return st
+}
+
+func (n *Node) serve(st storage.Storage) {
+	n.grpc = grpc.NewServer(server.Options(n.cfg)...)
+	var raft server.RaftHandler
+	if n.store != nil {
+		raft = n.store
+	}
+	tinykvpb.RegisterTinyKvServer(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
+	n.health = health.NewServer()
+	healthpb.RegisterHealthServer(n.grpc, n.health)
+	server.RegisterReflection(n.grpc)
+	n.wg.Add(1)
+	// Owned by the node; ends when Stop stops the gRPC server.
+	go func() {
+		defer n.wg.Done()
+		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			n.fail(fmt.Errorf("serve %s: %w", n.cfg.Addr, err))
+		}
+	}()
+	if n.status != nil {
+		n.status.start()
+	}
+}
+
+func (n *Node) fail(err error) {
+	select {
+	case n.failed <- err:
+	default:
+	}
+}
+
+// Stop takes the server down: no new work, leaders handed over, requests drained, everything durable.
+// Idempotent.
+func (n *Node) Stop() { n.stopOnce.Do(n.stop) }
+
+func (n *Node) stop() {
+	timeout := n.cfg.Server.ShutdownTimeout.Duration
+	if n.health != nil {
+		n.health.Shutdown()
+	}
+	if n.store != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), timeout/2)
+		n.store.TransferLeaders(ctx)
+		cancel()
+	}
+	if n.grpc != nil {
+		drained := make(chan struct{})
+		// Ends when the server has stopped, at the latest by the hard stop below.
+		go func() { n.grpc.GracefulStop(); close(drained) }()
+		select {
+		case <-drained:
+		case <-time.After(min(timeout/2, time.Second)):
+			n.grpc.Stop() // streams of other stores never end by themselves
+			<-drained
+		}
+	} else if n.listener != nil {
+		_ = n.listener.Close()
+	}
+	if n.cancel != nil {
+		n.cancel()
+	}
+	if n.store != nil {
+		n.store.Stop()
+	}
+	if n.trans != nil {
+		n.trans.Stop()
+	}
+	if n.placement != nil {
+		n.placement.Close()
+	}
+	n.wg.Wait()
+	if n.raftLog != nil {
+		if err := n.raftLog.Close(); err != nil {
+			n.logger.Error("closing raft log failed", zap.Error(err))
+		}
+	}
+	if n.engine != nil {
+		if err := n.engine.Close(); err != nil {
+			n.logger.Error("closing engine failed", zap.Error(err))
+		}
+	}
+	if n.status != nil {
+		n.status.stop()
+	}
+	if n.dir != nil {
+		_ = n.dir.Close()
+	}
+}
+
+// resolve finds the address of a store.
+func (n *Node) resolve(ctx context.Context, storeID uint64) (string, error) {
+	st, err := n.placement.GetStore(ctx, storeID)
+	if err != nil {
+		if errors.Is(err, client.ErrStoreNotFound) {
+			return "", transport.ErrNoAddress
+		}
+		return "", err
+	}
+	if st.State == metapb.StoreState_Tombstone || st.Address == "" {
+		return "", transport.ErrNoAddress
+	}
+	return st.Address, nil
+}
+
+// placement adapts the client to what the raftstore needs.
+type placement struct{ *client.Client }
+
+func (p placement) RegionByID(ctx context.Context, id uint64) (*metapb.Region, error) {
+	r, err := p.GetRegionByID(ctx, id)
+	if err != nil || r == nil {
+		return nil, err
+	}
+	return r.Meta, nil
+}
+
+func (n *Node) fillStats(st *schedulerpb.StoreStats) {
+	capacity, free := n.space.disk()
+	used, err := n.engine.DiskUsage()
+	if err != nil {
+		n.logger.Warn("measuring the engine failed", zap.Error(err))
+	}
+	if n.cfg.Storage.Capacity > 0 {
+		capacity = min(capacity, uint64(n.cfg.Storage.Capacity))
+		free = min(free, capacity-min(capacity, used))
+	}
+	st.Capacity, st.Available, st.UsedSize = capacity, free, used
+}
+
+// plainNetError strips the repetition of the address from a listen error.
+func plainNetError(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%w; choose another address or stop what uses it", op.Err)
+	}
+	return err
+}

@@ -1,0 +1,149 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"strconv"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+)
+
+// statusServer serves metrics, status, configuration and profiles over HTTP.
+type statusServer struct {
+	n        *Node
+	listener net.Listener
+	http     *http.Server
+	done     chan struct{}
+}
+
+func newStatusServer(n *Node) (*statusServer, error) {
+	l, err := net.Listen("tcp", n.cfg.StatusAddr)
+	if err != nil {
+		return nil, err
+	}
+	return &statusServer{n: n, listener: l, done: make(chan struct{})}, nil
+}
+
+func (s *statusServer) addr() string { return s.listener.Addr().String() }
+
+func (s *statusServer) start() {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registerMetrics(reg, s.n)
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/status", s.status)
+	mux.HandleFunc("/config", s.config)
+	mux.HandleFunc("/regions", s.regions)
+	mux.HandleFunc("/hash", s.hash)
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	// Owned by the status server; ends in stop.
+	go func() {
+		defer close(s.done)
+		if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			s.n.logger.Error("status server failed", zap.Error(err))
+		}
+	}()
+}
+
+func (s *statusServer) stop() {
+	if s.http == nil {
+		_ = s.listener.Close()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+	<-s.done
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the client is gone if this fails
+}
+
+// Status is what /status answers.
+type Status struct {
+	Version     string            `json:"version"`
+	ClusterID   uint64            `json:"cluster_id"`
+	StoreID     uint64            `json:"store_id"`
+	Addr        string            `json:"addr"`
+	Engine      string            `json:"engine"`
+	UptimeSecs  int64             `json:"uptime_seconds"`
+	Regions     int               `json:"regions"`
+	Leaders     int               `json:"leaders"`
+	DiskTotal   uint64            `json:"disk_total"`
+	DiskFree    uint64            `json:"disk_free"`
+	DiskFull    bool              `json:"disk_full"`
+	Quarantined map[uint64]string `json:"quarantined,omitempty"`
+}
+
+func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
+	n := s.n
+	st := Status{
+		Version: n.version, ClusterID: n.ident.ClusterId, StoreID: n.ident.StoreId, Addr: n.cfg.AdvertiseAddr,
+		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()), DiskFull: n.space.full(),
+	}
+	st.DiskTotal, st.DiskFree = n.space.disk()
+	if n.store != nil {
+		c := n.store.Counts()
+		st.Regions, st.Leaders = c.Regions, c.Leaders
+		st.Quarantined = n.store.Quarantined()
+	}
+	writeJSON(w, st)
+}
+
+func (s *statusServer) config(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/toml")
+	_ = toml.NewEncoder(w).Encode(s.n.cfg) // the client is gone if this fails
+}
+
+func (s *statusServer) regions(w http.ResponseWriter, r *http.Request) {
+	if s.n.store == nil {
+		writeJSON(w, []struct{}{})
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+	defer cancel()
+	infos, err := s.n.store.Peers(ctx)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	writeJSON(w, infos)
+}
+
+// hash answers with a hash of a region's data and the applied index it stands for: replicas at the same
+// index must agree.
+func (s *statusServer) hash(w http.ResponseWriter, r *http.Request) {
+	id, err := strconv.ParseUint(r.URL.Query().Get("region"), 10, 64)
+	if err != nil || s.n.store == nil {
+		http.Error(w, "give the id of a region: /hash?region=2", http.StatusBadRequest)
+		return
+	}
+	h, err := s.n.store.HashRegion(id)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	writeJSON(w, h)
+}

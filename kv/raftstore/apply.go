@@ -1,0 +1,347 @@
+package raftstore
+
+import (
+	"fmt"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// applyFlushBytes is the size at which an apply worker writes its batch, also in mid-task.
+const applyFlushBytes = 1 << 20
+
+type applyKind uint8
+
+const (
+	applyEntries  applyKind = iota
+	applyRegister           // a peer begins: entries will follow
+	applyInstall            // a raft snapshot replaces the region's state
+	applyDestroy            // the peer ends
+)
+
+// applyTask is work for the apply worker of a region; tasks of a region are carried out in order.
+type applyTask struct {
+	kind      applyKind
+	regionID  uint64
+	entries   []eraftpb.Entry
+	proposals []proposal
+	register  *applier
+	install   *installTask
+	destroy   *destroyTask
+}
+
+// installTask replaces a region's state by a received raft snapshot.
+type installTask struct {
+	region, old *metapb.Region
+	peer        *metapb.Peer
+	meta        *rspb.SnapshotMeta
+	index, term uint64
+}
+
+// destroyTask removes what is left of a peer.
+type destroyTask struct {
+	box    *mailbox
+	region *metapb.Region // with the epoch for the tombstone
+	data   *metapb.Region // whose range holds data, if it is initialized
+	peer   *metapb.Peer
+	again  *rspb.RaftMessage
+}
+
+// applier is the state machine side of a region: it owns the applied state. Owned by the region's apply
+// worker.
+//
+// Invariant: in the engine, applied index, region state and data change in one batch.
+type applier struct {
+	regionID  uint64
+	peer      *metapb.Peer
+	region    *metapb.Region
+	applied   uint64
+	term      uint64
+	truncated rspb.RaftTruncatedState
+	// removed: the conf change that removes this peer is applied; nothing after it is.
+	removed bool
+	// report gathers what the peer must be told after the next write; dirty: there is something.
+	report message.Applied
+	dirty  bool
+}
+
+func registerTask(p *peer) applyTask {
+	a := &applier{
+		regionID: p.regionID, peer: p.meta, region: p.region(),
+		applied: p.appliedIndex, term: p.appliedTerm, truncated: p.ps.truncated,
+	}
+	return applyTask{kind: applyRegister, regionID: p.regionID, register: a}
+}
+
+// applyWorker carries out committed entries of the regions that are sticky to it. One engine batch
+// covers all regions of a round; it is not synced, because the synced raft log replays it, except where
+// the raft log or another region's existence will depend on it (conf change, split).
+type applyWorker struct {
+	store *Store
+	queue struct {
+		sync.Mutex
+		cond   *sync.Cond
+		tasks  []applyTask
+		closed bool
+	}
+	regions map[uint64]*applier
+	batch   engine.Batch
+	sync    bool
+	touched []*applier
+	answers []answer
+	freed   int64
+	keyBuf  []byte
+}
+
+type answer struct {
+	cb  *message.Callback
+	res message.Result
+}
+
+func newApplyWorker(s *Store) *applyWorker {
+	w := &applyWorker{store: s, regions: map[uint64]*applier{}, batch: s.engine.NewBatch()}
+	w.queue.cond = sync.NewCond(&w.queue)
+	return w
+}
+
+// push hands over tasks; the slice is copied. It never blocks: what may be queued is bounded by the
+// limits on proposals in flight.
+func (w *applyWorker) push(tasks []applyTask) {
+	w.queue.Lock()
+	w.queue.tasks = append(w.queue.tasks, tasks...)
+	w.queue.Unlock()
+	w.queue.cond.Signal()
+}
+
+func (w *applyWorker) close() {
+	w.queue.Lock()
+	w.queue.closed = true
+	w.queue.Unlock()
+	w.queue.cond.Broadcast()
+}
+
+func (w *applyWorker) run() {
+	var tasks []applyTask
+	for {
+		w.queue.Lock()
+		for len(w.queue.tasks) == 0 && !w.queue.closed {
+			w.queue.cond.Wait()
+		}
+		if w.queue.closed && len(w.queue.tasks) == 0 {
+			w.queue.Unlock()
+			return
+		}
+		tasks, w.queue.tasks = w.queue.tasks, tasks[:0]
+		w.queue.Unlock()
+		for i := range tasks {
+			if err := w.handle(&tasks[i]); err != nil {
+				w.abandon(tasks[i:])
+				w.store.fail(err)
+				return
+			}
+		}
+		if err := w.flush(); err != nil {
+			w.store.fail(err)
+			return
+		}
+		clear(tasks)
+	}
+}
+
+// abandon answers what can not be carried out any more.
+func (w *applyWorker) abandon(tasks []applyTask) {
+	for _, a := range w.answers {
+		a.cb.Fail(ErrStopping)
+	}
+	w.answers = nil
+	for i := range tasks {
+		failAll(tasks[i].proposals, w.store, ErrStopping)
+	}
+}
+
+func (w *applyWorker) handle(t *applyTask) error {
+	switch t.kind {
+	case applyRegister:
+		w.regions[t.regionID] = t.register
+	case applyEntries:
+		return w.applyEntries(t)
+	case applyInstall:
+		// Everything of the old state is written before the region runner replaces it.
+		if err := w.flush(); err != nil {
+			return err
+		}
+		delete(w.regions, t.regionID)
+		w.store.regionRunner.install(t.install)
+	case applyDestroy:
+		return w.destroy(t.destroy)
+	}
+	return nil
+}
+
+func (w *applyWorker) destroy(t *destroyTask) error {
+	delete(w.regions, t.region.Id)
+	meta.PutRegionState(w.batch, rspb.PeerState_Tombstone, t.region, t.peer)
+	w.sync = true
+	if err := w.flush(); err != nil {
+		return err
+	}
+	w.store.regionRunner.destroy(t)
+	return nil
+}
+
+func (w *applyWorker) applyEntries(t *applyTask) error {
+	a := w.regions[t.regionID]
+	if a == nil || a.removed {
+		failAll(t.proposals, w.store, &RegionNotFoundError{RegionID: t.regionID})
+		return nil
+	}
+	props := t.proposals
+	for i := range t.entries {
+		e := &t.entries[i]
+		if e.Index <= a.applied {
+			continue // covered by a raft snapshot (D5)
+		}
+		if e.Index != a.applied+1 {
+			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index, a.applied)
+		}
+		var prop *proposal
+		for len(props) > 0 && props[0].index <= e.Index {
+			if props[0].index == e.Index && props[0].term == e.Term {
+				prop = &props[0]
+			} else {
+				// Another leader's entry has this index, so the proposal is gone for good.
+				failAll(props[:1], w.store, &StaleCommandError{Term: e.Term, Definite: true})
+			}
+			props = props[1:]
+		}
+		res := w.applyEntry(a, e)
+		if prop != nil {
+			w.freed += int64(prop.bytes)
+			for _, cb := range prop.cbs {
+				w.answers = append(w.answers, answer{cb, res})
+			}
+		}
+		a.applied, a.term = e.Index, e.Term
+		w.touch(a)
+		if w.batch.Size() >= applyFlushBytes || w.sync {
+			if err := w.flush(); err != nil {
+				return err
+			}
+		}
+		if a.removed {
+			break // nothing is written for a region after the removal of its peer (C18)
+		}
+	}
+	failAll(props, w.store, &StaleCommandError{Term: a.term})
+	return nil
+}
+
+func (w *applyWorker) touch(a *applier) {
+	if !a.dirty {
+		a.dirty = true
+		w.touched = append(w.touched, a)
+	}
+}
+
+// applyEntry carries out one entry. It is total: whatever the entry holds, every replica comes to the
+// same state, and a refusal is an answer (F-13, H8).
+func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) message.Result {
+	if e.EntryType == eraftpb.EntryType_EntryConfChange {
+		return w.applyConfChange(a, e)
+	}
+	if len(e.Data) == 0 {
+		return message.Result{} // the no-op of a new leader
+	}
+	cmd, err := message.DecodeEntry(e.Data)
+	if err != nil {
+		w.store.logger.Error("ignoring entry that does not decode", log.RegionID(a.regionID), log.Index(e.Index), zap.Error(err))
+		return message.Result{Err: invalidf("entry %d does not decode: %v", e.Index, err)}
+	}
+	if cmd.Admin != nil {
+		return w.applyAdmin(a, e, &cmd)
+	}
+	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {
+		return message.Result{Err: w.epochNotMatch(a)}
+	}
+	return w.applyWrite(a, &cmd)
+}
+
+func (w *applyWorker) epochNotMatch(a *applier) error {
+	return &EpochNotMatchError{RegionID: a.regionID, Regions: w.store.meta.withNeighbours(a.region)}
+}
+
+// applyWrite carries out puts and deletes: all of them, or none if one is refused.
+func (w *applyWorker) applyWrite(a *applier, cmd *message.Entry) message.Result {
+	var refused error
+	cmd.VisitOps(func(op message.Op) bool {
+		if _, err := engine.ParseCF(string(op.CF)); err != nil {
+			refused = &InvalidError{Reason: err.Error()}
+		} else {
+			refused = checkKey(a.region, op.Key)
+		}
+		return refused == nil
+	})
+	if refused != nil {
+		return message.Result{Err: refused}
+	}
+	cmd.VisitOps(func(op message.Op) bool {
+		cf, _ := engine.ParseCF(string(op.CF))
+		w.keyBuf = engine.AppendDataKey(w.keyBuf[:0], cf, op.Key)
+		n := int64(len(op.Key) + len(op.Value))
+		a.report.WrittenKeys++
+		a.report.Written += n
+		if op.Delete {
+			w.batch.Delete(w.keyBuf)
+			a.report.KeysDelta--
+			a.report.SizeDelta -= n
+		} else {
+			w.batch.Put(w.keyBuf, op.Value)
+			a.report.KeysDelta++
+			a.report.SizeDelta += n
+		}
+		return true
+	})
+	return message.Result{}
+}
+
+// flush writes the batch and then answers: a callback never speaks of what is not in the engine, and a
+// peer learns of an applied index only when a read would see it.
+func (w *applyWorker) flush() error {
+	for _, a := range w.touched {
+		meta.Put(w.batch, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{
+			AppliedIndex: a.applied, TruncatedState: &a.truncated,
+		})
+	}
+	if w.batch.Len() > 0 {
+		if err := w.store.engine.Write(w.batch, w.sync); err != nil {
+			return fmt.Errorf("apply: %w", err)
+		}
+	}
+	w.batch.Reset()
+	w.sync = false
+	for _, a := range w.touched {
+		report := a.report
+		report.PeerID, report.Index, report.Term = a.peer.Id, a.applied, a.term
+		a.report, a.dirty = message.Applied{}, false
+		// A closed mailbox means that the peer is gone.
+		_ = w.store.router.send(a.regionID, &report)
+	}
+	clear(w.touched)
+	w.touched = w.touched[:0]
+	w.store.inflight.Add(-w.freed)
+	w.freed = 0
+	for _, ans := range w.answers {
+		ans.cb.Done(ans.res)
+	}
+	clear(w.answers)
+	w.answers = w.answers[:0]
+	return nil
+}

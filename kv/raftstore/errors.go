@@ -1,0 +1,163 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+)
+
+// ErrStopping answers commands that were waiting when the store stopped. Whether a write of these was
+// carried out is unknown.
+var ErrStopping = errors.New("raftstore: the store is stopping")
+
+// ErrDeadlineExceeded answers commands that were still waiting to be proposed at their deadline: they
+// were definitely not carried out.
+var ErrDeadlineExceeded = errors.New("raftstore: the deadline passed before the command was proposed")
+
+// ErrFailed is returned once the store has failed on an IO error.
+var ErrFailed = errors.New("raftstore: the store has failed")
+
+// NotLeaderError: this peer does not lead the region. Leader is a hint and may be nil.
+type NotLeaderError struct {
+	RegionID uint64
+	Leader   *metapb.Peer
+}
+
+func (e *NotLeaderError) Error() string {
+	if e.Leader == nil {
+		return fmt.Sprintf("region %d: not leader, leader unknown", e.RegionID)
+	}
+	return fmt.Sprintf("region %d: not leader, try peer %d on store %d", e.RegionID, e.Leader.Id, e.Leader.StoreId)
+}
+
+// RegionNotFoundError: this store has no such region.
+type RegionNotFoundError struct{ RegionID uint64 }
+
+func (e *RegionNotFoundError) Error() string {
+	return fmt.Sprintf("region %d is not on this store", e.RegionID)
+}
+
+// KeyNotInRegionError: the key lies outside the region's range.
+type KeyNotInRegionError struct {
+	Key    []byte
+	Region *metapb.Region
+}
+
+func (e *KeyNotInRegionError) Error() string {
+	return fmt.Sprintf("key %x is not in region %d [%x, %x)", e.Key, e.Region.GetId(), e.Region.GetStartKey(), e.Region.GetEndKey())
+}
+
+// EpochNotMatchError: the request was made for another version of the region. Regions holds the
+// current region and its neighbours that this store knows, in key order.
+type EpochNotMatchError struct {
+	RegionID uint64
+	Regions  []*metapb.Region
+}
+
+func (e *EpochNotMatchError) Error() string {
+	return fmt.Sprintf("region %d: epoch does not match", e.RegionID)
+}
+
+// StaleCommandError: another leader's entry may have taken the command's place. Whether the command
+// was carried out is unknown, unless Definite.
+type StaleCommandError struct {
+	Term     uint64
+	Definite bool
+}
+
+func (e *StaleCommandError) Error() string {
+	return fmt.Sprintf("stale command, now in term %d", e.Term)
+}
+
+// StoreNotMatchError: the request was meant for another store.
+type StoreNotMatchError struct{ Request, Actual uint64 }
+
+func (e *StoreNotMatchError) Error() string {
+	return fmt.Sprintf("request for store %d arrived at store %d", e.Request, e.Actual)
+}
+
+// PeerNotMatchError: the request was meant for another peer of the region.
+type PeerNotMatchError struct{ RegionID, Request, Actual uint64 }
+
+func (e *PeerNotMatchError) Error() string {
+	return fmt.Sprintf("region %d: request for peer %d arrived at peer %d", e.RegionID, e.Request, e.Actual)
+}
+
+// BusyError: a limit is reached; nothing was done. Try again after a pause.
+type BusyError struct{ Reason string }
+
+func (e *BusyError) Error() string { return "server is busy: " + e.Reason }
+
+// EntryTooLargeError: the command exceeds the limit of one raft entry.
+type EntryTooLargeError struct{ RegionID, Size, Limit uint64 }
+
+func (e *EntryTooLargeError) Error() string {
+	return fmt.Sprintf("region %d: command of %d bytes exceeds the limit of %d", e.RegionID, e.Size, e.Limit)
+}
+
+// DiskFullError: the store's free space is below its reserve; deletes and reads still work.
+type DiskFullError struct{ StoreID uint64 }
+
+func (e *DiskFullError) Error() string {
+	return fmt.Sprintf("store %d: free disk space is below the reserve", e.StoreID)
+}
+
+// InvalidError: the request itself is wrong, whoever gets it.
+type InvalidError struct{ Reason string }
+
+func (e *InvalidError) Error() string { return e.Reason }
+
+func invalidf(format string, args ...any) error {
+	return &InvalidError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// RegionError turns an error into its form on the wire; ok is false for errors that are no region
+// errors and become the status of the RPC.
+func RegionError(err error) (pb *errorpb.Error, ok bool) {
+	pb = &errorpb.Error{Message: err.Error()}
+	var (
+		notLeader  *NotLeaderError
+		notFound   *RegionNotFoundError
+		keyOut     *KeyNotInRegionError
+		epoch      *EpochNotMatchError
+		stale      *StaleCommandError
+		store      *StoreNotMatchError
+		peer       *PeerNotMatchError
+		busy       *BusyError
+		tooLarge   *EntryTooLargeError
+		diskFull   *DiskFullError
+		invalidReq *InvalidError
+	)
+	switch {
+	case errors.As(err, &notLeader):
+		pb.NotLeader = &errorpb.NotLeader{RegionId: notLeader.RegionID, Leader: notLeader.Leader}
+	case errors.As(err, &notFound):
+		pb.RegionNotFound = &errorpb.RegionNotFound{RegionId: notFound.RegionID}
+	case errors.As(err, &keyOut):
+		pb.KeyNotInRegion = &errorpb.KeyNotInRegion{
+			Key: keyOut.Key, RegionId: keyOut.Region.GetId(),
+			StartKey: keyOut.Region.GetStartKey(), EndKey: keyOut.Region.GetEndKey(),
+		}
+	case errors.As(err, &epoch):
+		pb.EpochNotMatch = &errorpb.EpochNotMatch{CurrentRegions: epoch.Regions}
+	case errors.As(err, &stale):
+		pb.StaleCommand = &errorpb.StaleCommand{}
+	case errors.As(err, &store):
+		pb.StoreNotMatch = &errorpb.StoreNotMatch{RequestStoreId: store.Request, ActualStoreId: store.Actual}
+	case errors.As(err, &peer):
+		// The client's picture of the region is old; it must reload it.
+		pb.RegionNotFound = &errorpb.RegionNotFound{RegionId: peer.RegionID}
+	case errors.As(err, &busy):
+		pb.ServerIsBusy = &errorpb.ServerIsBusy{Reason: busy.Reason, BackoffMs: 20}
+	case errors.As(err, &tooLarge):
+		pb.RaftEntryTooLarge = &errorpb.RaftEntryTooLarge{RegionId: tooLarge.RegionID, EntrySize: tooLarge.Size}
+	case errors.As(err, &diskFull):
+		pb.DiskFull = &errorpb.DiskFull{StoreId: []uint64{diskFull.StoreID}, Reason: diskFull.Error()}
+	case errors.As(err, &invalidReq):
+	default:
+		return nil, false
+	}
+	return pb, true
+}

@@ -1,0 +1,61 @@
+package message
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+)
+
+// Result is the answer to a command. Err is nil or one of the errors of package raftstore.
+type Result struct {
+	Err error
+	// Region is the region as of the answer, for reads and admin commands.
+	Region *metapb.Region
+	// Admin is the answer to an admin command.
+	Admin *raft_cmdpb.AdminResponse
+}
+
+// Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,
+// refused, overtaken by another term, peer destroyed, store stopping, deadline). A nil *Callback
+// wants no answer. Done and Wait are safe for concurrent use.
+type Callback struct {
+	answered atomic.Bool
+	done     chan struct{}
+	res      Result
+}
+
+// NewCallback returns a callback to wait on.
+func NewCallback() *Callback { return &Callback{done: make(chan struct{})} }
+
+// Done answers. The first answer counts, later ones are ignored, so that it never blocks a worker.
+func (c *Callback) Done(res Result) {
+	if c == nil || c.answered.Swap(true) {
+		return
+	}
+	c.res = res
+	close(c.done)
+}
+
+// Fail answers with an error.
+func (c *Callback) Fail(err error) { c.Done(Result{Err: err}) }
+
+// Wait returns the answer, or the context's error if that ends first: then the command may still be
+// carried out later.
+func (c *Callback) Wait(ctx context.Context) (Result, error) {
+	select {
+	case <-c.done:
+		return c.res, nil
+	default:
+	}
+	select {
+	case <-c.done:
+		return c.res, nil
+	case <-ctx.Done():
+		return Result{}, ctx.Err()
+	}
+}
+
+// Answered tells whether Done was called.
+func (c *Callback) Answered() bool { return c == nil || c.answered.Load() }

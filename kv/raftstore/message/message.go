@@ -1,0 +1,206 @@
+// Package message is the closed set of messages that a region's peer receives through its mailbox,
+// and the callback that answers commands.
+package message
+
+import (
+	"time"
+
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+)
+
+// Msg is a message to a peer.
+type Msg interface{ msg() }
+
+// Header says whom a command is for; a peer that is not (or no longer) that one refuses it.
+type Header struct {
+	RegionID uint64
+	Peer     *metapb.Peer
+	Epoch    *metapb.RegionEpoch
+	// Term is the term in which the client believes the leader to be; 0 means any.
+	Term uint64
+}
+
+// Write is a client's write: one or more puts and deletes within one region, carried out atomically.
+type Write struct {
+	Header Header
+	// MinKey and MaxKey are the smallest and the largest user key of the payload.
+	MinKey, MaxKey []byte
+	// Payload is made by AppendPut and AppendDelete.
+	Payload []byte
+	// Deletes only: allowed when the disk is full.
+	DeletesOnly bool
+	// Deadline after which the write must not be proposed any more; zero means none.
+	Deadline time.Time
+	Callback *Callback
+}
+
+// Read asks for proof of leadership: the callback succeeds once a local engine snapshot taken
+// afterwards shows everything that was committed when the message was sent.
+type Read struct {
+	Header   Header
+	Deadline time.Time
+	Callback *Callback
+}
+
+// Admin is an admin command: split, compact log, change peer, transfer leader.
+type Admin struct {
+	Header   Header
+	Request  *raft_cmdpb.AdminRequest
+	Deadline time.Time
+	Callback *Callback
+}
+
+// Raft is a message from another store.
+type Raft struct{ Message *rspb.RaftMessage }
+
+// Start is the first message of every peer.
+type Start struct{ Campaign bool }
+
+// Unreachable reports that messages to a peer were dropped.
+type Unreachable struct{ ToPeer uint64 }
+
+// SnapshotSent reports how sending a raft snapshot ended.
+type SnapshotSent struct {
+	ToPeer uint64
+	OK     bool
+}
+
+// SnapshotBuilt reports a raft snapshot built for this region; nil when building failed.
+type SnapshotBuilt struct{ Snapshot *eraftpb.Snapshot }
+
+// SnapshotInstalled reports the end of an installation.
+type SnapshotInstalled struct {
+	Index uint64
+	Err   error
+}
+
+// Applied reports what an apply worker did for this peer.
+type Applied struct {
+	PeerID  uint64
+	Index   uint64
+	Term    uint64
+	Results []ApplyResult
+	// SizeDelta and KeysDelta estimate how much the region grew; Written and WrittenKeys count.
+	SizeDelta, Written     int64
+	KeysDelta, WrittenKeys int64
+}
+
+// ApplyResult is the effect of one admin command on the peer.
+type ApplyResult interface{ applyResult() }
+
+// ChangedPeer is an applied conf change. Region is nil when it had no effect.
+type ChangedPeer struct {
+	Index  uint64
+	Change eraftpb.ConfChange
+	Peer   *metapb.Peer
+	Region *metapb.Region
+}
+
+// SplitDone is an applied split. Created is false when this store must not have the new region.
+type SplitDone struct {
+	Left, Right *metapb.Region
+	RightPeer   *metapb.Peer
+	Created     bool
+}
+
+// SplitRefused is a split that was refused when it was applied.
+type SplitRefused struct{ Index uint64 }
+
+// CompactedLog is an applied log compaction.
+type CompactedLog struct{ Index, Term uint64 }
+
+func (ChangedPeer) applyResult()  {}
+func (SplitDone) applyResult()    {}
+func (SplitRefused) applyResult() {}
+func (CompactedLog) applyResult() {}
+
+// LogGC says that the engine is durable up to Index, so that the raft log may drop entries up to it.
+type LogGC struct{ Index, Term uint64 }
+
+// SplitChecked is the split checker's finding: the region's size, and a split key if it is too big.
+type SplitChecked struct {
+	Epoch      *metapb.RegionEpoch
+	Size, Keys uint64
+	SplitKey   []byte
+	Err        error
+}
+
+// AskedSplit carries the placement service's ids for a split planned at Epoch.
+type AskedSplit struct {
+	Epoch    *metapb.RegionEpoch
+	SplitKey []byte
+	IDs      *schedulerpb.AskSplitResponse
+	Err      error
+	Callback *Callback
+}
+
+// SplitAt asks for a split at a key (tools and tests); empty means at the middle.
+type SplitAt struct {
+	Header   Header
+	Key      []byte
+	Callback *Callback
+}
+
+// Operator is an order of the placement service.
+type Operator struct {
+	Response *schedulerpb.RegionHeartbeatResponse
+}
+
+// RegionTruth is the placement service's answer to a peer that has long heard nothing: the region as
+// it is known there, nil when it is not.
+type RegionTruth struct{ Region *metapb.Region }
+
+// BecomeSplit turns an uninitialized peer into the one that a split has created here: a raft message
+// had created it first. Campaign is set on the store of the parent's leader.
+type BecomeSplit struct {
+	Region   *metapb.Region
+	Peer     *metapb.Peer
+	Campaign bool
+}
+
+// HeartbeatNow makes a leader send its region heartbeat at once.
+type HeartbeatNow struct{}
+
+// Inspect runs a function on the worker that holds the peer; the argument is *raftstore.PeerView.
+type Inspect struct{ Fn func(view any) }
+
+func (*Write) msg()             {}
+func (*Read) msg()              {}
+func (*Admin) msg()             {}
+func (*Raft) msg()              {}
+func (*Start) msg()             {}
+func (*Unreachable) msg()       {}
+func (*SnapshotSent) msg()      {}
+func (*SnapshotBuilt) msg()     {}
+func (*SnapshotInstalled) msg() {}
+func (*Applied) msg()           {}
+func (*LogGC) msg()             {}
+func (*SplitChecked) msg()      {}
+func (*AskedSplit) msg()        {}
+func (*SplitAt) msg()           {}
+func (*Operator) msg()          {}
+func (*RegionTruth) msg()       {}
+func (*BecomeSplit) msg()       {}
+func (*HeartbeatNow) msg()      {}
+func (*Inspect) msg()           {}
+
+// CallbackOf returns the callback of a command, nil for other messages.
+func CallbackOf(m Msg) *Callback {
+	switch m := m.(type) {
+	case *Write:
+		return m.Callback
+	case *Read:
+		return m.Callback
+	case *Admin:
+		return m.Callback
+	case *SplitAt:
+		return m.Callback
+	case *AskedSplit:
+		return m.Callback
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+package raftstore
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// peer is this store's replica of a region.
+//
+// It is owned by whichever raft worker holds its mailbox. Everyone else sends a message, or reads the
+// immutable read handle.
+//
+// Life: Absent -> uninitialized (created by a vote or a commit-0 heartbeat; no range) -> initialized
+// (by raft snapshot or split) -> destroyed, leaving a tombstone that keeps the region's epoch and the
+// peer id.
+type peer struct {
+	store    *Store
+	box      *mailbox
+	logger   *zap.Logger
+	regionID uint64
+	meta     *metapb.Peer
+	rn       *raft.RawNode
+	ps       *peerStorage
+	// cache holds peers learnt from messages, besides those of the region: answers to a peer that this
+	// replica does not know yet must find their store.
+	cache map[uint64]*metapb.Peer
+
+	// stopped: destroyed; every later message is answered with RegionNotFound.
+	stopped bool
+	// removed: the conf change that removes this peer is applied on disk. A leader lingers until the
+	// others know (reliability.md C3).
+	removed *lingering
+
+	// applied is what the apply worker has reported.
+	appliedIndex, appliedTerm uint64
+	// installing is the index of the raft snapshot being installed, 0 if none; entries committed
+	// meanwhile wait in heldApply.
+	installing uint64
+	heldApply  []applyTask
+	// offered: a raft snapshot was stepped in this turn and has its range reserved.
+	offered bool
+
+	proposals []proposal
+	writes    []*message.Write
+	writeSize int
+	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
+	splitIndex uint64
+
+	reads   readQueue
+	lease   leaseState
+	handled *readHandle
+
+	rd   raft.Ready
+	late []eraftpb.Message
+	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
+	lazyCommit *eraftpb.HardState
+
+	stats peerStats
+	times peerTimes
+	// heartbeats notes when each other peer was last heard, to report down peers.
+	lastHeard map[uint64]time.Time
+	// pendingReported is the set of peers last reported as pending.
+	pendingReported map[uint64]bool
+	leaderSince     time.Time
+	lastLeaderSeen  time.Time
+}
+
+// lingering is the state of a leader that was removed from its group.
+type lingering struct {
+	region *metapb.Region
+	round  uint64
+}
+
+// proposal remembers who waits for the entry at an index. Sorted by index.
+type proposal struct {
+	index, term uint64
+	bytes       int
+	cbs         []*message.Callback
+	admin       bool
+}
+
+type peerStats struct {
+	size, keys         uint64
+	sizeKnown          bool
+	sizeDelta          int64
+	writtenBytes       uint64
+	writtenKeys        uint64
+	logBytes           uint64
+	checkingSplit      bool
+	askingSplit        bool
+	lastCompactRequest uint64
+}
+
+type peerTimes struct {
+	heartbeat, logGC, splitCheck, stale time.Time
+	lastReport                          time.Time
+}
+
+// newPeer makes a peer over what is durable. grace makes it refuse votes for one election timeout: it
+// may have acknowledged a leader's lease before the restart.
+func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, grace bool) (*peer, error) {
+	p := &peer{
+		store: s, regionID: region.Id, meta: meta,
+		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(meta.Id)),
+		cache:     map[uint64]*metapb.Peer{},
+		lastHeard: map[uint64]time.Time{},
+	}
+	p.box = &mailbox{regionID: region.Id, peer: p}
+	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: truncated}
+	p.appliedIndex = applied
+	if applied > 0 {
+		t, err := p.ps.Term(applied)
+		if err != nil {
+			return nil, fmt.Errorf("region %d: term of applied entry %d: %w", region.Id, applied, err)
+		}
+		p.appliedTerm = t
+	}
+	cfg := &s.cfg.Raftstore
+	rc := &raft.Config{
+		ID: meta.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
+		Storage: p.ps, Applied: applied, Rand: s.newRand(region.Id, meta.Id),
+		PreVote: true, CheckQuorum: true,
+		MaxSizePerMsg:   uint64(cfg.MaxMessageEntries),
+		MaxInflightMsgs: cfg.MaxInflightMsgs, MaxInflightBytes: uint64(cfg.MaxInflightBytes),
+		MaxUncommittedBytes:       uint64(cfg.MaxUncommitted),
+		MaxCommittedBytesPerReady: uint64(4 * cfg.MaxMessageEntries),
+		AckOnPersist:              true, AsyncApply: true,
+		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true,
+	}
+	if grace && isInitialized(region) {
+		rc.VoteGraceTicks = cfg.ElectionTicks
+	}
+	rn, err := raft.NewRawNode(rc)
+	if err != nil {
+		return nil, fmt.Errorf("region %d: %w", region.Id, err)
+	}
+	p.rn = rn
+	now := s.clock.Now()
+	p.lastLeaderSeen = now
+	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
+	p.times.splitCheck = now
+	p.reads.init(s, region.Id)
+	p.publish()
+	return p, nil
+}
+
+func (p *peer) region() *metapb.Region { return p.ps.region }
+func (p *peer) isLeader() bool         { return p.rn.State() == raft.StateLeader }
+
+// initialized tells whether the peer knows its range.
+func (p *peer) initialized() bool { return isInitialized(p.region()) }
+
+// leaderPeer is the peer that this replica believes to lead, nil if unknown.
+func (p *peer) leaderPeer() *metapb.Peer {
+	if id := p.rn.Lead(); id != raft.None {
+		return p.peerOf(id)
+	}
+	return nil
+}
+
+// peerOf finds a peer by id among the region's and those learnt from messages.
+func (p *peer) peerOf(id uint64) *metapb.Peer {
+	if q := peerByID(p.region(), id); q != nil {
+		return q
+	}
+	return p.cache[id]
+}
+
+// setRegion makes a new region value the current one: the only place, so that the worker's view, raft's
+// storage, the store meta and the read handle change together.
+func (p *peer) setRegion(r *metapb.Region) {
+	p.ps.region = r
+	p.store.meta.setRegion(r, p.meta.Id)
+	if self := peerByID(r, p.meta.Id); self != nil {
+		p.meta = self
+	}
+	for id := range p.cache {
+		if peerByID(r, id) != nil {
+			delete(p.cache, id)
+		}
+	}
+	p.publish()
+}
+
+// sendRaft queues a raft message for the peer it is addressed to.
+func (p *peer) sendRaft(t *turn, m *eraftpb.Message) {
+	to := p.peerOf(m.To)
+	if to == nil {
+		p.logger.Debug("dropping message to unknown peer", zap.Uint64("to", m.To))
+		return
+	}
+	rm := &rspb.RaftMessage{
+		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, Message: m,
+		RegionEpoch: p.region().RegionEpoch, ClusterId: p.store.clusterID,
+	}
+	if p.initialized() && isInitialMessage(m) {
+		// The receiver may have to create the peer, and must see that the range is free.
+		rm.StartKey, rm.EndKey = p.region().StartKey, p.region().EndKey
+	}
+	t.send(to.StoreId, rm)
+}
+
+// isInitialMessage tells whether a message may create a peer: a vote, or the heartbeat with commit 0
+// that a leader sends to a peer it knows nothing of.
+func isInitialMessage(m *eraftpb.Message) bool {
+	switch m.MsgType {
+	case eraftpb.MessageType_MsgRequestVote, eraftpb.MessageType_MsgPreVote:
+		return true
+	case eraftpb.MessageType_MsgHeartbeat:
+		return m.Commit == 0
+	}
+	return false
+}
+
+// isVote tells whether a message asks for a vote.
+func isVote(m *eraftpb.Message) bool {
+	return m.GetMsgType() == eraftpb.MessageType_MsgRequestVote || m.GetMsgType() == eraftpb.MessageType_MsgPreVote
+}
+
+// wantsTurn tells whether the peer has more to do at once.
+func (p *peer) wantsTurn() bool {
+	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady())
+}

@@ -1,0 +1,196 @@
+package raftstore
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// collectReady takes the raft Ready of this turn and adds what it wants persisted to the turn. It
+// reports whether there was one.
+//
+// Order of a Ready, over all regions of a turn (see raftWorker): persist raft snapshot, entries and
+// hard state with one sync -> send -> apply -> Advance. A leader's appends leave before the sync: they
+// promise nothing, and its own vote for them is counted only by Advance.
+func (p *peer) collectReady(t *turn) bool {
+	if p.stopped {
+		return false
+	}
+	p.noteRounds()
+	p.renewLease()
+	if !p.rn.HasReady() {
+		p.store.meta.releaseUnused(p)
+		return false
+	}
+	p.rd = p.rn.Ready()
+	rd := &p.rd
+	early, late := rd.SplitMessages()
+	p.late = late
+	for i := range early {
+		p.sendRaft(t, &early[i])
+	}
+	if isEmptySnapshot(&rd.Snapshot) {
+		p.store.meta.releaseUnused(p)
+	} else {
+		p.offered = false // setRegion takes the reservation over
+		p.acceptInstall(t, &rd.Snapshot)
+	}
+	if len(rd.Entries) > 0 {
+		t.log.Append(p.regionID, rd.Entries)
+		for i := range rd.Entries {
+			p.stats.logBytes += uint64(len(rd.Entries[i].Data)) + 32
+		}
+	}
+	if !raft.IsEmptyHardState(rd.HardState) {
+		// A moved commit index alone is not worth a write: after a crash it is learnt again, and never
+		// falls behind what the engine has applied.
+		if rd.MustSync {
+			t.log.SetHardState(p.regionID, rd.HardState)
+			p.lazyCommit = nil
+		} else {
+			hs := rd.HardState
+			p.lazyCommit = &hs
+		}
+	} else if rd.MustSync && p.lazyCommit != nil {
+		t.log.SetHardState(p.regionID, *p.lazyCommit)
+		p.lazyCommit = nil
+	}
+	t.sync = t.sync || rd.MustSync
+	return true
+}
+
+func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex() == 0 }
+
+// acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable before
+// the raft log is reset, so that a crash anywhere leads back here (reliability.md I-3).
+func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
+	var data rspb.RaftSnapshotData
+	if err := data.Unmarshal(snap.Data); err != nil {
+		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
+	}
+	md := snap.Metadata
+	meta.Put(t.states, meta.RegionStateKey(p.regionID), &rspb.RegionLocalState{
+		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,
+	})
+	t.log.Reset(p.regionID, md.Index, md.Term)
+	p.lazyCommit = nil
+	if raft.IsEmptyHardState(p.rd.HardState) {
+		t.log.SetHardState(p.regionID, eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
+	}
+}
+
+// afterPersist does what had to wait for the sync.
+func (p *peer) afterPersist(t *turn) {
+	rd := &p.rd
+	for i := range p.late {
+		p.sendRaft(t, &p.late[i])
+	}
+	p.late = nil
+	if !isEmptySnapshot(&rd.Snapshot) {
+		p.startInstall(t, &rd.Snapshot)
+	}
+	if len(rd.ReadStates) > 0 {
+		p.onReadStates(rd.ReadStates)
+	}
+	if n := len(rd.CommittedEntries); n > 0 {
+		last := rd.CommittedEntries[n-1].Index
+		task := applyTask{kind: applyEntries, regionID: p.regionID, entries: rd.CommittedEntries, proposals: p.takeProposals(last)}
+		if p.installing != 0 {
+			p.heldApply = append(p.heldApply, task)
+		} else if p.removed == nil {
+			t.addApply(p.store.applierOf(p.regionID), task)
+		} else {
+			failAll(task.proposals, p.store, &RegionNotFoundError{RegionID: p.regionID})
+		}
+	}
+	soft := rd.SoftState
+	p.rn.Advance(*rd)
+	p.rd = raft.Ready{}
+	if soft != nil {
+		p.onRoleChange()
+	}
+	p.noteRounds()
+	p.renewLease()
+	p.publish()
+	p.checkLinger(t)
+}
+
+// startInstall hands the raft snapshot to the apply worker, behind all earlier entries of the region,
+// and from there to the region runner.
+func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
+	var data rspb.RaftSnapshotData
+	if err := data.Unmarshal(snap.Data); err != nil {
+		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
+	}
+	p.installing = snap.Metadata.Index
+	p.splitIndex = 0
+	old := p.region()
+	// What waited for entries that the snapshot covers may or may not have been carried out.
+	failAll(p.takeProposals(snap.Metadata.Index), p.store, &StaleCommandError{Term: p.rn.Term()})
+	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
+	p.setRegion(data.Region)
+	task := installTask{
+		region: data.Region, old: old, peer: p.meta, meta: data.Meta,
+		index: snap.Metadata.Index, term: snap.Metadata.Term,
+	}
+	t.addApply(p.store.applierOf(p.regionID), applyTask{kind: applyInstall, regionID: p.regionID, install: &task})
+}
+
+func failAll(props []proposal, s *Store, err error) {
+	for _, prop := range props {
+		s.inflight.Add(-int64(prop.bytes))
+		for _, cb := range prop.cbs {
+			cb.Fail(err)
+		}
+	}
+}
+
+// onRoleChange reacts to a new leader or a new role.
+func (p *peer) onRoleChange() {
+	now := p.store.clock.Now()
+	if !p.isLeader() {
+		if !p.leaderSince.IsZero() {
+			p.logger.Info("stepped down", zap.Uint64("term", p.rn.Term()))
+		}
+		p.leaderSince = time.Time{}
+		p.splitIndex = 0
+		p.stats.askingSplit = false
+		return
+	}
+	if p.leaderSince.IsZero() {
+		p.leaderSince = now
+		p.logger.Info("became leader", zap.Uint64("term", p.rn.Term()))
+		for _, q := range p.region().Peers {
+			p.lastHeard[q.Id] = now
+		}
+		// The first own heartbeat round comes with the next tick; do not make the first reads wait.
+		p.rn.BroadcastHeartbeat()
+		p.heartbeatRegion()
+	}
+}
+
+// checkLinger ends a removed leader once a majority, in the configuration before the removal, has
+// answered a heartbeat that carries the commit (reliability.md C3), or when it does not lead any more.
+func (p *peer) checkLinger(t *turn) {
+	if p.removed == nil || p.stopped {
+		return
+	}
+	if !p.isLeader() {
+		p.destroy(t, p.removed.region, nil)
+		return
+	}
+	if p.removed.round == 0 {
+		p.rn.BroadcastHeartbeat()
+		p.removed.round = p.rn.HeartbeatRound()
+		return
+	}
+	if p.rn.QuorumRound() >= p.removed.round {
+		p.destroy(t, p.removed.region, nil)
+	}
+}

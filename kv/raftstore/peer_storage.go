@@ -1,0 +1,140 @@
+package raftstore
+
+import (
+	"errors"
+	"math"
+
+	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// peerStorage is what raft reads of a region: its log, its membership, and raft snapshots, which are
+// built off the worker. Owned by the worker that holds the peer.
+type peerStorage struct {
+	store    *Store
+	regionID uint64
+	region   *metapb.Region
+	// truncated is the last entry that the replicated log compaction removed. The raft log may still
+	// hold it; raft must not depend on that.
+	truncated rspb.RaftTruncatedState
+
+	building bool
+	// built is a raft snapshot ready to be sent, once.
+	built *eraftpb.Snapshot
+}
+
+var _ raft.Storage = (*peerStorage)(nil)
+
+// InitialState implements raft.Storage.
+func (ps *peerStorage) InitialState() (eraftpb.HardState, eraftpb.ConfState, error) {
+	st, _ := ps.store.log.State(ps.regionID)
+	return st.HardState, confState(ps.region), nil
+}
+
+func confState(r *metapb.Region) eraftpb.ConfState {
+	var cs eraftpb.ConfState
+	for _, p := range r.GetPeers() {
+		if isLearner(p) {
+			cs.Learners = append(cs.Learners, p.Id)
+		} else {
+			cs.Nodes = append(cs.Nodes, p.Id)
+		}
+	}
+	return cs
+}
+
+func mapLogError(err error) error {
+	switch {
+	case errors.Is(err, raftlog.ErrCompacted):
+		return raft.ErrCompacted
+	case errors.Is(err, raftlog.ErrUnavailable):
+		return raft.ErrUnavailable
+	}
+	return err
+}
+
+// Entries implements raft.Storage.
+func (ps *peerStorage) Entries(lo, hi uint64) ([]eraftpb.Entry, error) {
+	return ps.EntriesLimited(lo, hi, math.MaxUint64)
+}
+
+// EntriesLimited returns entries of [lo, hi) up to about maxBytes, at least one.
+func (ps *peerStorage) EntriesLimited(lo, hi, maxBytes uint64) ([]eraftpb.Entry, error) {
+	ents, err := ps.store.log.Entries(ps.regionID, lo, hi, maxBytes)
+	if err != nil {
+		return nil, mapLogError(err)
+	}
+	return ents, nil
+}
+
+// Term implements raft.Storage.
+func (ps *peerStorage) Term(i uint64) (uint64, error) {
+	if i == 0 {
+		return 0, nil
+	}
+	t, err := ps.store.log.Term(ps.regionID, i)
+	return t, mapLogError(err)
+}
+
+// LastIndex implements raft.Storage.
+func (ps *peerStorage) LastIndex() (uint64, error) {
+	st, _ := ps.store.log.State(ps.regionID)
+	return st.Last, nil
+}
+
+// FirstIndex implements raft.Storage.
+func (ps *peerStorage) FirstIndex() (uint64, error) {
+	st, ok := ps.store.log.State(ps.regionID)
+	if !ok {
+		return 1, nil
+	}
+	return max(st.First, 1), nil
+}
+
+// Snapshot implements raft.Storage. The first call starts the build and answers "temporarily
+// unavailable"; raft asks again. A built snapshot that log compaction or a conf change has overtaken
+// would only make the follower ask for another one: it is dropped and built again.
+func (ps *peerStorage) Snapshot() (eraftpb.Snapshot, error) {
+	if snap := ps.built; snap != nil {
+		ps.built = nil
+		if ps.snapshotUsable(snap) {
+			return *snap, nil
+		}
+	}
+	if !ps.building {
+		ps.building = ps.store.regionRunner.build(ps.regionID)
+	}
+	return eraftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
+}
+
+func (ps *peerStorage) snapshotUsable(snap *eraftpb.Snapshot) bool {
+	if snap.Metadata.Index < ps.truncated.Index {
+		return false
+	}
+	var data rspb.RaftSnapshotData
+	if err := data.Unmarshal(snap.Data); err != nil {
+		return false
+	}
+	return data.GetRegion().GetRegionEpoch().GetConfVer() >= ps.region.GetRegionEpoch().GetConfVer()
+}
+
+// onBuilt takes the result of a build.
+func (ps *peerStorage) onBuilt(snap *eraftpb.Snapshot) {
+	ps.building = false
+	ps.built = snap
+}
+
+// initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that an
+// uninitialized peer of the same region gave before is adopted, never forgotten.
+func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
+	hs := meta.InitialHardState()
+	if st, ok := log.State(regionID); ok && st.HardState.Term >= hs.Term {
+		hs.Term, hs.Vote = st.HardState.Term, st.HardState.Vote
+	}
+	b.Reset(regionID, meta.InitLogIndex, meta.InitLogTerm)
+	b.SetHardState(regionID, hs)
+}

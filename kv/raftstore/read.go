@@ -1,0 +1,342 @@
+package raftstore
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// Reads never go through the log. Two ways prove that a local engine snapshot shows every write that
+// was acknowledged before the read began:
+//
+// Lease. The leader may serve reads until the send time of a heartbeat round that a quorum has
+// answered, plus less than the smallest election timeout: until then no quorum elects another leader,
+// because followers refuse votes within an election timeout of hearing one (a restarted follower counts
+// as having heard one). It needs an own-term entry applied, and is suspended
+//   - while a split that this leader proposed is not applied: another store may apply it first, and a
+//     new leader of the right half may accept writes there;
+//   - for the rest of the term once a leader transfer has begun: the transferee's vote is not refused,
+//     and its TimeoutNow may arrive arbitrarily late, also after the transfer was given up.
+//
+// The handler's goroutine checks the handle and the lease, reads, and checks both again: a pause of
+// the process in between cannot make a stale answer (reliability.md E5, E6).
+//
+// Read index. The leader confirms its leadership by a heartbeat round that begins after the read
+// arrived, waits until it has applied what was committed then, and the handler checks the region's
+// epoch on the very engine snapshot that it reads (E4).
+
+// readHandle is an immutable view of a peer for readers on other goroutines.
+type readHandle struct {
+	region *metapb.Region
+	peer   *metapb.Peer
+	term   uint64
+	leader *metapb.Peer
+	// lease is nil when local reads are not allowed.
+	lease *leaseCell
+}
+
+// leaseCell holds a lease's end by two clocks: the monotonic clock stands still while the machine is
+// suspended, the wall clock may be set back. Both must say that the lease holds.
+type leaseCell struct {
+	mono atomic.Int64
+	wall atomic.Int64
+}
+
+func (c *leaseCell) set(clock Clock, start time.Time, d time.Duration) {
+	c.mono.Store(int64(start.Sub(clock.Base()) + d))
+	c.wall.Store(start.UnixNano() + int64(d))
+}
+
+func (c *leaseCell) end() {
+	c.mono.Store(0)
+	c.wall.Store(0)
+}
+
+func (c *leaseCell) valid(clock Clock) bool {
+	now := clock.Now()
+	return int64(now.Sub(clock.Base())) < c.mono.Load() && now.UnixNano() < c.wall.Load()
+}
+
+// leaseState is the leader's bookkeeping of heartbeat rounds.
+type leaseState struct {
+	term   uint64
+	cell   *leaseCell
+	rounds []sentRound
+	last   uint64
+	// noLeaseTerm is the term in which a leader transfer was begun.
+	noLeaseTerm uint64
+}
+
+type sentRound struct {
+	round uint64
+	at    time.Time
+}
+
+// noteRounds records when heartbeat rounds were made. Called before their messages leave, so that the
+// recorded time is never later than the send time.
+func (p *peer) noteRounds() {
+	l := &p.lease
+	if !p.isLeader() {
+		if l.cell != nil {
+			l.cell.end()
+			l.cell, l.rounds = nil, nil
+		}
+		return
+	}
+	if term := p.rn.Term(); l.term != term || l.cell == nil {
+		if l.cell != nil {
+			l.cell.end()
+		}
+		*l = leaseState{term: term, cell: new(leaseCell), noLeaseTerm: l.noLeaseTerm}
+	}
+	if p.rn.LeadTransferee() != raft.None && l.noLeaseTerm != l.term {
+		l.noLeaseTerm = l.term
+		l.cell.end()
+	}
+	if r := p.rn.HeartbeatRound(); r > l.last {
+		l.rounds = append(l.rounds, sentRound{r, p.store.clock.Now()})
+		l.last = r
+	}
+}
+
+// renewLease extends the lease to what the answered rounds allow.
+func (p *peer) renewLease() {
+	l := &p.lease
+	if l.cell == nil || l.noLeaseTerm == l.term {
+		return
+	}
+	q := p.rn.QuorumRound()
+	n := 0
+	for n < len(l.rounds) && l.rounds[n].round <= q {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	l.cell.set(p.store.clock, l.rounds[n-1].at, p.store.leaseDuration)
+	l.rounds = append(l.rounds[:0], l.rounds[n:]...)
+}
+
+// publish makes the current state visible to readers, if it changed.
+func (p *peer) publish() {
+	if p.stopped {
+		p.handled = nil
+		p.box.handle.Store(nil)
+		return
+	}
+	h := readHandle{region: p.region(), peer: p.meta, term: p.rn.Term(), leader: p.leaderPeer()}
+	if p.isLeader() {
+		h.leader = p.meta
+		local := p.store.leaseReads && p.appliedTerm == h.term && p.splitIndex == 0 && p.installing == 0 &&
+			p.removed == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
+		if local {
+			h.lease = p.lease.cell
+		}
+	}
+	if p.handled != nil && *p.handled == h {
+		return
+	}
+	p.handled = &h
+	p.box.handle.Store(&h)
+}
+
+// readQueue holds the reads that wait for proof of leadership or for the apply worker.
+type readQueue struct {
+	arrived   []*message.Read
+	nextID    uint64
+	asked     map[uint64][]*message.Read
+	confirmed []confirmedReads
+}
+
+type confirmedReads struct {
+	index uint64
+	reads []*message.Read
+}
+
+// init gives the requests of this peer ids that no earlier life of it has used.
+func (q *readQueue) init(s *Store, regionID uint64) {
+	q.asked = map[uint64][]*message.Read{}
+	q.nextID = uint64(s.clock.Now().UnixNano())
+}
+
+// askReads starts one read-index request for all reads that have arrived. Each attempt has a fresh id.
+func (p *peer) askReads() {
+	q := &p.reads
+	if len(q.arrived) == 0 {
+		return
+	}
+	reads := q.arrived
+	q.arrived = nil
+	q.nextID++
+	if err := p.rn.ReadIndex(q.nextID); err != nil {
+		failReads(reads, p.notLeader())
+		return
+	}
+	q.asked[q.nextID] = reads
+}
+
+// onReadStates moves confirmed reads on.
+func (p *peer) onReadStates(states []raft.ReadState) {
+	for _, st := range states {
+		reads := p.reads.asked[st.ID]
+		delete(p.reads.asked, st.ID)
+		if len(reads) == 0 {
+			continue
+		}
+		if st.Aborted {
+			failReads(reads, p.notLeader())
+			continue
+		}
+		p.reads.confirmed = append(p.reads.confirmed, confirmedReads{st.Index, reads})
+	}
+	p.answerReads()
+}
+
+// answerReads answers confirmed reads whose index is applied.
+func (p *peer) answerReads() {
+	q := &p.reads
+	if len(q.confirmed) == 0 || p.installing != 0 {
+		return
+	}
+	kept := q.confirmed[:0]
+	for _, c := range q.confirmed {
+		if c.index > p.appliedIndex {
+			kept = append(kept, c)
+			continue
+		}
+		for _, r := range c.reads {
+			r.Callback.Done(message.Result{Region: p.region()})
+		}
+	}
+	clear(q.confirmed[len(kept):])
+	q.confirmed = kept
+}
+
+// expireReads answers reads whose deadline has passed, so that a leader without quorum keeps none.
+func (p *peer) expireReads(now time.Time) {
+	expire := func(reads []*message.Read) []*message.Read {
+		kept := reads[:0]
+		for _, r := range reads {
+			if !r.Deadline.IsZero() && now.After(r.Deadline) {
+				r.Callback.Fail(ErrDeadlineExceeded)
+			} else {
+				kept = append(kept, r)
+			}
+		}
+		return kept
+	}
+	for id, reads := range p.reads.asked {
+		if reads = expire(reads); len(reads) == 0 {
+			delete(p.reads.asked, id)
+		} else {
+			p.reads.asked[id] = reads
+		}
+	}
+	for i := range p.reads.confirmed {
+		p.reads.confirmed[i].reads = expire(p.reads.confirmed[i].reads)
+	}
+}
+
+func failReads(reads []*message.Read, err error) {
+	for _, r := range reads {
+		r.Callback.Fail(err)
+	}
+}
+
+// failAllReads answers every waiting read.
+func (p *peer) failAllReads(err error) {
+	failReads(p.reads.arrived, err)
+	p.reads.arrived = nil
+	for id, reads := range p.reads.asked {
+		failReads(reads, err)
+		delete(p.reads.asked, id)
+	}
+	for _, c := range p.reads.confirmed {
+		failReads(c.reads, err)
+	}
+	p.reads.confirmed = nil
+}
+
+// LocalRead is a permission to read without asking the peer's worker.
+type LocalRead struct {
+	// Region is the region to read within.
+	Region *metapb.Region
+	box    *mailbox
+	handle *readHandle
+	clock  Clock
+}
+
+// Valid must be called after reading: only if it still holds does the answer count.
+func (l *LocalRead) Valid() bool {
+	return l.box.handle.Load() == l.handle && l.handle.lease.valid(l.clock)
+}
+
+// LocalRead checks a request against the region's read handle on the caller's goroutine; a nil key is
+// not checked. It returns nil without error when leadership must be proven through the worker first (see Store.Read).
+func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
+	box := s.router.get(h.RegionID)
+	if box == nil {
+		return nil, &RegionNotFoundError{RegionID: h.RegionID}
+	}
+	hd := box.handle.Load()
+	if hd == nil {
+		return nil, &RegionNotFoundError{RegionID: h.RegionID}
+	}
+	if err := s.checkHandle(hd, h, key); err != nil {
+		return nil, err
+	}
+	if hd.lease == nil || !hd.lease.valid(s.clock) {
+		return nil, nil
+	}
+	return &LocalRead{Region: hd.region, box: box, handle: hd, clock: s.clock}, nil
+}
+
+// checkHandle is the check order of a request: store, peer, leader, term, epoch, key.
+func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error {
+	if h.Peer.GetStoreId() != s.storeID {
+		return &StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
+	}
+	if h.Peer.GetId() != hd.peer.Id {
+		return &PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
+	}
+	if hd.leader == nil || hd.leader.Id != hd.peer.Id {
+		return &NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
+	}
+	if h.Term != 0 && h.Term+1 < hd.term {
+		return &StaleCommandError{Term: hd.term, Definite: true}
+	}
+	if h.Epoch == nil {
+		return invalidf("request for region %d has no epoch", h.RegionID)
+	}
+	if !epochMatches(hd.region, h.Epoch, true, false) {
+		return &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
+	}
+	if key == nil {
+		return nil
+	}
+	return checkKey(hd.region, key)
+}
+
+// CheckSnapshot verifies, after a read index, that the region still has the epoch of the request on
+// the engine snapshot that is about to be read. It returns the region as of that snapshot.
+func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte) (*metapb.Region, error) {
+	st, err := meta.LoadRegionState(snap, h.RegionID)
+	if err != nil {
+		return nil, err
+	}
+	if st == nil || st.State != normalState || PeerOnStore(st.Region, s.storeID) == nil {
+		return nil, &RegionNotFoundError{RegionID: h.RegionID}
+	}
+	if !epochMatches(st.Region, h.Epoch, true, false) {
+		return nil, &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
+	}
+	if key == nil {
+		return st.Region, nil
+	}
+	return st.Region, checkKey(st.Region, key)
+}

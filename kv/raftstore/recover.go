@@ -1,0 +1,246 @@
+package raftstore
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// What a start finds is one of these, per region:
+//
+//	engine state   raft log                     then
+//	------------   --------------------------   ------------------------------------------------------
+//	Normal         reaches the applied index    run; entries after the applied index are applied again
+//	Normal, new    none, or only a vote         the crash came between a split and its log: begin the log
+//	Normal         shorter, or damaged          quarantine: the replica promised more than it has; it does
+//	                                            not vote, and is replaced through the placement service
+//	Normal, no peers  any                       uninitialized peer: run, it waits for a raft snapshot
+//	Applying       any                          reset the log to the snapshot, install it again
+//	Tombstone      any                          finish the clean-up
+//	none           some                         a region that the engine does not know yet: kept; its vote
+//	                                            and entries are adopted when a split or a message makes it
+//
+// Data in ranges that belong to no region is what an unfinished destruction left: it is cleared.
+
+// recover builds the peers. Called before any goroutine runs.
+func (s *Store) recover() error {
+	snap := s.engine.NewSnapshot()
+	defer snap.Close()
+	var ranges []*metapb.Region
+	var tombstones []uint64
+	count := 0
+	err := meta.VisitRegionStates(snap, func(st *rspb.RegionLocalState) error {
+		if st.State == rspb.PeerState_Tombstone {
+			tombstones = append(tombstones, st.Region.Id)
+			return nil
+		}
+		if isInitialized(st.Region) {
+			ranges = append(ranges, st.Region)
+		}
+		count++
+		return wrapRecover(st.Region.Id, s.recoverPeer(snap, st))
+	})
+	if err != nil {
+		return err
+	}
+	if err := checkDisjoint(ranges); err != nil {
+		return err
+	}
+	if err := s.finishTombstones(tombstones); err != nil {
+		return err
+	}
+	if err := s.clearOrphans(snap, ranges); err != nil {
+		return err
+	}
+	s.logger.Info("recovered peers", zap.Int("count", count), zap.Int("tombstones", len(tombstones)))
+	return nil
+}
+
+func checkDisjoint(regions []*metapb.Region) error {
+	slices.SortFunc(regions, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	for i := 1; i < len(regions); i++ {
+		if a, b := regions[i-1], regions[i]; rangesOverlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
+			return fmt.Errorf("%w: regions %d and %d overlap", engine.ErrCorrupt, a.Id, b.Id)
+		}
+	}
+	return nil
+}
+
+func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) error {
+	region, self := st.Region, st.Peer
+	if self == nil {
+		self = PeerOnStore(region, s.storeID)
+	}
+	if self == nil || self.StoreId != s.storeID {
+		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, s.storeID)
+	}
+	if st.State == rspb.PeerState_Applying {
+		return s.recoverApplying(st, self)
+	}
+	if !isInitialized(region) {
+		return s.addRecovered(region, self, 0, rspb.RaftTruncatedState{}, nil)
+	}
+	apply, err := meta.LoadApplyState(snap, region.Id)
+	if err != nil {
+		return err
+	}
+	if apply == nil {
+		return fmt.Errorf("%w: no apply state", engine.ErrCorrupt)
+	}
+	if err := s.checkLog(region.Id, apply); err != nil {
+		s.quarantineRegion(region, self, err)
+		return nil
+	}
+	return s.addRecovered(region, self, apply.AppliedIndex, *apply.TruncatedState, nil)
+}
+
+// checkLog verifies that the raft log has what the engine says was applied from it.
+func (s *Store) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
+	if err := s.log.Damaged(regionID); err != nil {
+		return err
+	}
+	st, ok := s.log.State(regionID)
+	if (!ok || st.Last == 0) && meta.IsInitialApplyState(apply) {
+		var b logBatch
+		initialLogState(&b, s.log, regionID)
+		return s.log.Write(&b, true)
+	}
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: applied index %d, but no raft log", errDamaged, apply.AppliedIndex)
+	case st.Last < apply.AppliedIndex:
+		return fmt.Errorf("%w: applied index %d, but the raft log ends at %d", errDamaged, apply.AppliedIndex, st.Last)
+	case st.TruncatedIndex > apply.AppliedIndex:
+		return fmt.Errorf("%w: applied index %d, but the raft log begins after %d", errDamaged, apply.AppliedIndex, st.TruncatedIndex)
+	}
+	return nil
+}
+
+// quarantineRegion keeps a damaged replica on disk, but does not run it.
+func (s *Store) quarantineRegion(region *metapb.Region, self *metapb.Peer, err error) {
+	s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
+		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
+	s.meta.setRegion(region, self.Id)
+	s.quarantine.Lock()
+	defer s.quarantine.Unlock()
+	s.quarantine.regions[region.Id] = err
+}
+
+// recoverApplying resumes the installation of a raft snapshot. The log may not have been reset yet.
+func (s *Store) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) error {
+	md := st.Applying
+	if md == nil || md.Index == 0 {
+		return fmt.Errorf("%w: state Applying without a snapshot", engine.ErrCorrupt)
+	}
+	ls, _ := s.log.State(st.Region.Id)
+	if ls.TruncatedIndex < md.Index {
+		var b logBatch
+		hs := ls.HardState
+		hs.Term, hs.Commit = max(hs.Term, md.Term), max(hs.Commit, md.Index)
+		if hs.Term != ls.HardState.Term {
+			hs.Vote = 0
+		}
+		b.Reset(st.Region.Id, md.Index, md.Term)
+		b.SetHardState(st.Region.Id, hs)
+		if err := s.log.Write(&b, true); err != nil {
+			return err
+		}
+	}
+	cf, err := s.snaps.ReceivedMeta(st.Region.Id, md.Term, md.Index)
+	if err != nil {
+		s.quarantineRegion(st.Region, self, fmt.Errorf("%w: raft snapshot to install: %w", errDamaged, err))
+		return nil
+	}
+	truncated := rspb.RaftTruncatedState{Index: md.Index, Term: md.Term}
+	return s.addRecovered(st.Region, self, md.Index, truncated, &installTask{
+		region: st.Region, old: st.Region, peer: self, meta: cf, index: md.Index, term: md.Term,
+	})
+}
+
+func (s *Store) addRecovered(region *metapb.Region, self *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, install *installTask) error {
+	p, err := newPeer(s, region, self, applied, truncated, true)
+	if err != nil {
+		return err
+	}
+	s.meta.setRegion(region, self.Id)
+	s.router.register(p)
+	if install != nil {
+		p.installing = install.index
+		s.regionRunner.install(install)
+	} else {
+		s.applierFor(region.Id).push([]applyTask{registerTask(p)})
+	}
+	return s.router.push(p.box, &message.Start{})
+}
+
+// finishTombstones removes what a crash in mid-destruction left of peers besides their tombstone.
+func (s *Store) finishTombstones(ids []uint64) error {
+	var lb logBatch
+	eb := s.engine.NewBatch()
+	for _, id := range ids {
+		if _, ok := s.log.State(id); ok {
+			lb.Delete(id)
+		}
+		if _, found, err := s.engine.Get(meta.ApplyStateKey(id)); err != nil {
+			return err
+		} else if found {
+			eb.Delete(meta.ApplyStateKey(id))
+		}
+	}
+	if !lb.Empty() {
+		if err := s.log.Write(&lb, true); err != nil {
+			return err
+		}
+	}
+	if eb.Len() > 0 {
+		return s.engine.Write(eb, false)
+	}
+	return nil
+}
+
+// clearOrphans clears data between the ranges of the regions, which are sorted and disjoint.
+func (s *Store) clearOrphans(snap engine.Snapshot, regions []*metapb.Region) error {
+	start := []byte{}
+	for _, r := range regions {
+		if bytes.Compare(start, r.StartKey) < 0 {
+			if err := s.clearUserRange(snap, start, r.StartKey); err != nil {
+				return err
+			}
+		}
+		if len(r.EndKey) == 0 {
+			return nil
+		}
+		start = r.EndKey
+	}
+	return s.clearUserRange(snap, start, nil)
+}
+
+// clearUserRange deletes the user keys in [start, end) of all column families.
+func (s *Store) clearUserRange(snap engine.Snapshot, start, end []byte) error {
+	for _, cf := range engine.CFs {
+		lo, hi := engine.DataKey(cf, start), engine.DataEndKey(cf, end)
+		it := snap.NewIterator(lo, hi)
+		it.First()
+		any, err := it.Valid(), it.Err()
+		it.Close()
+		if err != nil {
+			return err
+		}
+		if any {
+			s.logger.Info("clearing data that belongs to no region", log.Key("start-key", start), log.Key("end-key", end))
+			if err := engine.ClearRange(s.engine, lo, hi); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,195 @@
+package raftstore
+
+import (
+	"bytes"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+)
+
+// Pure functions over regions. A *metapb.Region is immutable once it is published anywhere: a change
+// makes a new one (a region that is mutated in place is how stale splits pass epoch checks).
+
+// CloneRegion copies a region deeply enough to change anything but the bytes of its keys.
+func CloneRegion(r *metapb.Region) *metapb.Region {
+	c := *r
+	if r.RegionEpoch != nil {
+		e := *r.RegionEpoch
+		c.RegionEpoch = &e
+	}
+	c.Peers = make([]*metapb.Peer, len(r.Peers))
+	for i, p := range r.Peers {
+		q := *p
+		c.Peers[i] = &q
+	}
+	return &c
+}
+
+// isInitialized tells whether the region knows its range: one that was created by a message has no
+// peers until its first raft snapshot.
+func isInitialized(r *metapb.Region) bool { return len(r.GetPeers()) > 0 }
+
+// ContainsKey tells whether key lies in [start, end); an empty end is +infinity.
+func ContainsKey(r *metapb.Region, key []byte) bool {
+	return bytes.Compare(key, r.GetStartKey()) >= 0 && beforeEnd(key, r.GetEndKey())
+}
+
+func beforeEnd(key, end []byte) bool { return len(end) == 0 || bytes.Compare(key, end) < 0 }
+
+// strictlyInside tells whether key can split the region: both halves are not empty.
+func strictlyInside(r *metapb.Region, key []byte) bool {
+	return bytes.Compare(key, r.GetStartKey()) > 0 && beforeEnd(key, r.GetEndKey())
+}
+
+// rangesOverlap tells whether [s1, e1) and [s2, e2) share a key; empty ends are +infinity.
+func rangesOverlap(s1, e1, s2, e2 []byte) bool { return beforeEnd(s1, e2) && beforeEnd(s2, e1) }
+
+func checkKey(r *metapb.Region, key []byte) error {
+	if !ContainsKey(r, key) {
+		return &KeyNotInRegionError{Key: key, Region: r}
+	}
+	return nil
+}
+
+// PeerOnStore returns the region's peer on a store, or nil.
+func PeerOnStore(r *metapb.Region, storeID uint64) *metapb.Peer {
+	for _, p := range r.GetPeers() {
+		if p.StoreId == storeID {
+			return p
+		}
+	}
+	return nil
+}
+
+func peerByID(r *metapb.Region, id uint64) *metapb.Peer {
+	for _, p := range r.GetPeers() {
+		if p.Id == id {
+			return p
+		}
+	}
+	return nil
+}
+
+func isLearner(p *metapb.Peer) bool { return p.GetRole() == metapb.PeerRole_Learner }
+
+// voterCount is the number of voting peers.
+func voterCount(r *metapb.Region) int {
+	n := 0
+	for _, p := range r.GetPeers() {
+		if !isLearner(p) {
+			n++
+		}
+	}
+	return n
+}
+
+// epochStale tells whether a is older than b in either part.
+func epochStale(a, b *metapb.RegionEpoch) bool {
+	return a.GetVersion() < b.GetVersion() || a.GetConfVer() < b.GetConfVer()
+}
+
+func epochEqual(a, b *metapb.RegionEpoch) bool {
+	return a.GetVersion() == b.GetVersion() && a.GetConfVer() == b.GetConfVer()
+}
+
+// epochParts tells which parts of the epoch a command depends on (reliability.md H2). Compared for
+// equality: a request from the future must be refused by a lagging replica as well.
+func epochParts(admin *raft_cmdpb.AdminRequest) (version, confVer bool) {
+	if admin == nil {
+		return true, false
+	}
+	switch admin.CmdType {
+	case raft_cmdpb.AdminCmdType_Split:
+		return true, true
+	case raft_cmdpb.AdminCmdType_ChangePeer:
+		return false, true
+	case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_TransferLeader, raft_cmdpb.AdminCmdType_InvalidAdmin:
+		return false, false
+	}
+	return true, true
+}
+
+func epochMatches(r *metapb.Region, epoch *metapb.RegionEpoch, version, confVer bool) bool {
+	cur := r.GetRegionEpoch()
+	return (!version || epoch.GetVersion() == cur.GetVersion()) &&
+		(!confVer || epoch.GetConfVer() == cur.GetConfVer())
+}
+
+// withPeerAdded returns the region after a conf change that adds or promotes a peer, or nil if that
+// changes nothing.
+func withPeerAdded(r *metapb.Region, p *metapb.Peer) *metapb.Region {
+	if old := PeerOnStore(r, p.StoreId); old != nil {
+		// The same peer again is a duplicate, unless a learner becomes a voter; another peer id on the
+		// same store is refused.
+		if old.Id != p.Id || !isLearner(old) || isLearner(p) {
+			return nil
+		}
+		c := CloneRegion(r)
+		peerByID(c, p.Id).Role = metapb.PeerRole_Voter
+		c.RegionEpoch.ConfVer++
+		return c
+	}
+	if peerByID(r, p.Id) != nil {
+		return nil
+	}
+	c := CloneRegion(r)
+	q := *p
+	c.Peers = append(c.Peers, &q)
+	c.RegionEpoch.ConfVer++
+	return c
+}
+
+// withPeerRemoved returns the region after a conf change that removes a peer, or nil if that changes
+// nothing: the peer is absent, or it is the last voter.
+func withPeerRemoved(r *metapb.Region, p *metapb.Peer) *metapb.Region {
+	old := peerByID(r, p.Id)
+	if old == nil || (p.StoreId != 0 && old.StoreId != p.StoreId) {
+		return nil
+	}
+	if !isLearner(old) && voterCount(r) == 1 {
+		return nil
+	}
+	c := CloneRegion(r)
+	c.Peers = c.Peers[:0]
+	for _, q := range r.Peers {
+		if q.Id != p.Id {
+			cp := *q
+			c.Peers = append(c.Peers, &cp)
+		}
+	}
+	c.RegionEpoch.ConfVer++
+	return c
+}
+
+// splitRegion returns both halves of a region: the left one keeps the id and the peers, the right one
+// takes the new ids, in the same order of stores. Both get version+1.
+func splitRegion(r *metapb.Region, req *raft_cmdpb.SplitRequest) (left, right *metapb.Region, err error) {
+	if !strictlyInside(r, req.GetSplitKey()) {
+		return nil, nil, invalidf("split key %x is not strictly inside region %d [%x, %x)",
+			req.GetSplitKey(), r.Id, r.StartKey, r.EndKey)
+	}
+	if len(req.NewPeerIds) != len(r.Peers) {
+		return nil, nil, invalidf("split of region %d: %d new peer ids for %d peers", r.Id, len(req.NewPeerIds), len(r.Peers))
+	}
+	if req.NewRegionId == 0 || req.NewRegionId == r.Id {
+		return nil, nil, invalidf("split of region %d: new region id %d", r.Id, req.NewRegionId)
+	}
+	seen := map[uint64]bool{0: true}
+	for _, id := range req.NewPeerIds {
+		if seen[id] {
+			return nil, nil, invalidf("split of region %d: new peer ids %v are not distinct", r.Id, req.NewPeerIds)
+		}
+		seen[id] = true
+	}
+	key := bytes.Clone(req.SplitKey)
+	left, right = CloneRegion(r), CloneRegion(r)
+	left.EndKey = key
+	left.RegionEpoch.Version++
+	right.Id = req.NewRegionId
+	right.StartKey = key
+	right.RegionEpoch.Version++
+	for i, p := range right.Peers {
+		p.Id = req.NewPeerIds[i]
+	}
+	return left, right, nil
+}

@@ -1,0 +1,265 @@
+package raftstore
+
+import (
+	"bytes"
+	"sync"
+
+	"github.com/google/btree"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// maxPendingVotes bounds the first votes that are parked for regions that a split will create.
+const maxPendingVotes = 1024
+
+// storeMeta is what a store knows about the ranges of its regions. It is shared by all workers.
+//
+// Invariants: ranges holds exactly the initialized regions of regions, and they do not overlap;
+// snapshots holds regions whose raft snapshot was accepted but whose new range is not in ranges yet.
+//
+// mu is a leaf lock: never held over IO, a channel send or another lock.
+type storeMeta struct {
+	mu struct {
+		sync.Mutex
+		regions map[uint64]*metapb.Region
+		// peers holds the peer ids of all regions, also uninitialized ones.
+		peers  map[uint64]uint64
+		ranges *btree.BTreeG[*metapb.Region]
+		// snapshots reserves ranges of accepted raft snapshots.
+		snapshots map[uint64]*metapb.Region
+		// splitting reserves region ids between the apply of a split and the creation of the peer.
+		splitting    map[uint64]uint64
+		pendingVotes []*rspb.RaftMessage
+	}
+}
+
+func lessByStart(a, b *metapb.Region) bool { return bytes.Compare(a.StartKey, b.StartKey) < 0 }
+
+func newStoreMeta() *storeMeta {
+	m := &storeMeta{}
+	m.mu.regions = map[uint64]*metapb.Region{}
+	m.mu.peers = map[uint64]uint64{}
+	m.mu.ranges = btree.NewG(32, lessByStart)
+	m.mu.snapshots = map[uint64]*metapb.Region{}
+	m.mu.splitting = map[uint64]uint64{}
+	return m
+}
+
+// setRegion replaces what is known of a region. The new range must be free or the region's own.
+func (m *storeMeta) setRegion(r *metapb.Region, peerID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.setRegionLocked(r, peerID)
+}
+
+func (m *storeMeta) setRegionLocked(r *metapb.Region, peerID uint64) {
+	if old := m.mu.regions[r.Id]; isInitialized(old) {
+		m.deleteRangeLocked(old)
+	}
+	m.mu.regions[r.Id] = r
+	m.mu.peers[r.Id] = peerID
+	delete(m.mu.snapshots, r.Id)
+	if isInitialized(r) {
+		m.mu.ranges.ReplaceOrInsert(r)
+	}
+}
+
+// deleteRangeLocked removes the region's own range, and never another region's that begins at the
+// same key.
+func (m *storeMeta) deleteRangeLocked(r *metapb.Region) {
+	if cur, ok := m.mu.ranges.Get(r); ok && cur.Id == r.Id {
+		m.mu.ranges.Delete(r)
+	}
+}
+
+// removeRegion forgets a region if it still belongs to that peer. Idempotent.
+func (m *storeMeta) removeRegion(regionID, peerID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.peers[regionID] != peerID {
+		return
+	}
+	if r := m.mu.regions[regionID]; isInitialized(r) {
+		m.deleteRangeLocked(r)
+	}
+	delete(m.mu.regions, regionID)
+	delete(m.mu.peers, regionID)
+	delete(m.mu.snapshots, regionID)
+}
+
+// overlapLocked returns a region other than id that shares a key with [start, end), counting ranges
+// reserved by accepted raft snapshots.
+func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
+	var found *metapb.Region
+	check := func(r *metapb.Region) {
+		if r.Id != id && rangesOverlap(start, end, r.StartKey, r.EndKey) {
+			found = r
+		}
+	}
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: start}, func(r *metapb.Region) bool {
+		check(r)
+		return r.Id == id && found == nil
+	})
+	if found == nil {
+		m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: start}, func(r *metapb.Region) bool {
+			if !beforeEnd(r.StartKey, end) {
+				return false
+			}
+			check(r)
+			return found == nil
+		})
+	}
+	if found == nil {
+		for _, r := range m.mu.snapshots {
+			check(r)
+		}
+	}
+	return found
+}
+
+// reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any.
+func (m *storeMeta) reserveSnapshot(r *metapb.Region) *metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {
+		return other
+	}
+	m.mu.snapshots[r.Id] = r
+	return nil
+}
+
+func (m *storeMeta) releaseSnapshot(regionID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mu.snapshots, regionID)
+}
+
+// reserveSplit decides whether a split that is being applied creates the new region on this store:
+// not if a newer peer of that region is already known here.
+func (m *storeMeta) reserveSplit(regionID, peerID uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if cur, ok := m.mu.peers[regionID]; ok && (cur > peerID || isInitialized(m.mu.regions[regionID])) {
+		return false
+	}
+	m.mu.splitting[regionID] = peerID
+	return true
+}
+
+// parkVoteLocked keeps a first vote for a region that a split is about to create.
+func (m *storeMeta) parkVoteLocked(msg *rspb.RaftMessage) {
+	if len(m.mu.pendingVotes) >= maxPendingVotes {
+		copy(m.mu.pendingVotes, m.mu.pendingVotes[1:])
+		m.mu.pendingVotes = m.mu.pendingVotes[:maxPendingVotes-1]
+	}
+	m.mu.pendingVotes = append(m.mu.pendingVotes, msg)
+}
+
+// takePendingVotes removes and returns the parked votes for a peer.
+func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessage {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*rspb.RaftMessage
+	kept := m.mu.pendingVotes[:0]
+	for _, v := range m.mu.pendingVotes {
+		switch {
+		case v.RegionId != regionID:
+			kept = append(kept, v)
+		case v.GetToPeer().GetId() == peerID:
+			out = append(out, v)
+		}
+	}
+	clear(m.mu.pendingVotes[len(kept):])
+	m.mu.pendingVotes = kept
+	return out
+}
+
+// withNeighbours returns the region together with its adjacent regions on this store, in key order.
+func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*metapb.Region
+	if len(r.StartKey) > 0 {
+		m.mu.ranges.DescendLessOrEqual(r, func(o *metapb.Region) bool {
+			if o.Id == r.Id {
+				return true
+			}
+			if bytes.Equal(o.EndKey, r.StartKey) {
+				out = append(out, o)
+			}
+			return false
+		})
+	}
+	out = append(out, r)
+	if len(r.EndKey) > 0 {
+		if next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey}); ok && next.Id != r.Id {
+			out = append(out, next)
+		}
+	}
+	return out
+}
+
+// Regions returns all regions of the store, initialized or not.
+func (m *storeMeta) all() []*metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*metapb.Region, 0, len(m.mu.regions))
+	for _, r := range m.mu.regions {
+		out = append(out, r)
+	}
+	return out
+}
+
+// finishSplit ends the reservation of a split: the peer is there.
+func (m *storeMeta) finishSplit(regionID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mu.splitting, regionID)
+}
+
+// releaseUnused gives back the range of a raft snapshot that raft has ignored.
+func (m *storeMeta) releaseUnused(p *peer) {
+	if p.offered {
+		p.offered = false
+		m.releaseSnapshot(p.regionID)
+	}
+}
+
+type keyRange struct{ start, end []byte }
+
+// freeRanges returns the parts of r's range that no other initialized region of this store has.
+func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []keyRange
+	start, done := r.StartKey, false
+	take := func(o *metapb.Region) {
+		if o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
+			return
+		}
+		if bytes.Compare(start, o.StartKey) < 0 {
+			out = append(out, keyRange{start, o.StartKey})
+		}
+		if len(o.EndKey) == 0 {
+			done = true
+		} else if bytes.Compare(start, o.EndKey) < 0 {
+			start = o.EndKey
+		}
+	}
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
+		take(o)
+		return o.Id == r.Id
+	})
+	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
+		if !beforeEnd(o.StartKey, r.EndKey) {
+			return false
+		}
+		take(o)
+		return true
+	})
+	if !done && beforeEnd(start, r.EndKey) {
+		out = append(out, keyRange{start, r.EndKey})
+	}
+	return out
+}

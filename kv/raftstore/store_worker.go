@@ -1,0 +1,250 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+)
+
+// storeMsg is a message to the store worker, which creates peers.
+type storeMsg interface{ storeMsg() }
+
+// storeRaft is a raft message for a region that was not here when it arrived.
+type storeRaft struct{ m *rspb.RaftMessage }
+
+// storeCreateSplit retries the creation of a split's peer once its predecessor is gone.
+type storeCreateSplit struct{ m message.BecomeSplit }
+
+func (storeRaft) storeMsg()        {}
+func (storeCreateSplit) storeMsg() {}
+
+// sendStore hands a message to the store worker; when its queue is full the message is dropped, and
+// raft sends it again.
+func (s *Store) sendStore(m storeMsg) error {
+	select {
+	case s.storeCh <- m:
+		return nil
+	default:
+	}
+	if c, ok := m.(storeCreateSplit); ok {
+		// Not repeated by anyone: wait for room, off the caller's goroutine.
+		go func() {
+			select {
+			case s.storeCh <- c:
+			case <-s.ctx.Done():
+			}
+		}()
+		return nil
+	}
+	return &BusyError{Reason: "the store worker's queue is full"}
+}
+
+func (s *Store) runStoreWorker() {
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	var splits []message.BecomeSplit
+	for {
+		var err error
+		select {
+		case <-s.ctx.Done():
+			return
+		case m := <-s.storeCh:
+			switch m := m.(type) {
+			case storeRaft:
+				err = s.onMissingRegion(m.m)
+			case storeCreateSplit:
+				splits = append(splits, m.m)
+			}
+		case <-retry.C:
+			waiting := splits
+			splits = nil
+			for i := range waiting {
+				if s.router.get(waiting[i].Region.Id) != nil {
+					splits = append(splits, waiting[i]) // the old peer is not gone yet
+				} else if err = s.createSplitPeer(&waiting[i]); err != nil {
+					break
+				}
+			}
+		}
+		if err != nil {
+			s.fail(fmt.Errorf("store worker: %w", err))
+			return
+		}
+	}
+}
+
+// onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are IO errors.
+func (s *Store) onMissingRegion(m *rspb.RaftMessage) error {
+	if s.router.get(m.RegionId) != nil {
+		_ = s.router.send(m.RegionId, &message.Raft{Message: m})
+		return nil
+	}
+	st, err := meta.LoadRegionState(s.engine, m.RegionId)
+	if err != nil {
+		return err
+	}
+	if st != nil {
+		switch {
+		case st.State != rspb.PeerState_Tombstone:
+			s.onQuarantined(st, m)
+			return nil
+		case !s.wakesTombstone(st, m):
+			return nil
+		}
+	}
+	if m.IsTombstone || !isInitialMessage(m.Message) {
+		return nil
+	}
+	if !s.mayCreatePeer(m) {
+		return nil
+	}
+	return s.createUninitialized(m)
+}
+
+// wakesTombstone tells whether a message may create a peer again after one was removed here: only a
+// larger peer id, of a region that is not older. A peer that asks for a vote from outside the region is
+// told that it was removed.
+func (s *Store) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage) bool {
+	old := st.Region.GetRegionEpoch()
+	if m.GetToPeer().GetId() > st.GetPeer().GetId() && m.RegionEpoch.GetConfVer() >= old.GetConfVer() {
+		return true
+	}
+	if !m.IsTombstone && epochStale(m.RegionEpoch, old) && isInitialized(st.Region) &&
+		PeerOnStore(st.Region, m.FromPeer.StoreId) == nil {
+		s.trans.Send(m.FromPeer.StoreId, []*rspb.RaftMessage{
+			gcMessage(s.clusterID, m.RegionId, old, m.ToPeer, m.FromPeer),
+		})
+	}
+	return false
+}
+
+// onQuarantined removes a damaged replica when the region says that it does not belong any more.
+func (s *Store) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
+	removed := m.IsTombstone && m.GetToPeer().GetId() == st.GetPeer().GetId() &&
+		m.RegionEpoch.GetConfVer() > st.Region.GetRegionEpoch().GetConfVer()
+	replaced := m.GetToPeer().GetId() > st.GetPeer().GetId()
+	if !removed && !replaced {
+		return
+	}
+	s.quarantine.Lock()
+	delete(s.quarantine.regions, m.RegionId)
+	s.quarantine.Unlock()
+	s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
+	region := CloneRegion(st.Region)
+	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
+		e := *m.RegionEpoch
+		region.RegionEpoch = &e
+	}
+	stub := &peer{store: s, regionID: m.RegionId, stopped: true}
+	stub.box = &mailbox{regionID: m.RegionId, peer: stub}
+	s.applierFor(m.RegionId).push([]applyTask{{kind: applyDestroy, regionID: m.RegionId, destroy: &destroyTask{
+		box: stub.box, region: region, data: st.Region, peer: st.Peer,
+	}}})
+}
+
+// mayCreatePeer refuses a peer whose range another region of this store still covers: that region has
+// a split to apply that will create it. A vote for it is parked until then.
+func (s *Store) mayCreatePeer(m *rspb.RaftMessage) bool {
+	s.meta.mu.Lock()
+	defer s.meta.mu.Unlock()
+	_, splitting := s.meta.mu.splitting[m.RegionId]
+	_, known := s.meta.mu.regions[m.RegionId]
+	overlap := s.meta.overlapLocked(m.RegionId, m.StartKey, m.EndKey)
+	if splitting || known || overlap != nil {
+		if isVote(m.Message) {
+			s.meta.parkVoteLocked(m)
+		}
+		return false
+	}
+	return true
+}
+
+// createUninitialized makes a peer that knows nothing but its id. The record on disk keeps that id, so
+// that a restart does not mistake its vote for one of an earlier peer.
+func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
+	self := *m.ToPeer
+	region := &metapb.Region{Id: m.RegionId, RegionEpoch: &metapb.RegionEpoch{}}
+	b := s.engine.NewBatch()
+	meta.PutRegionState(b, rspb.PeerState_Normal, region, &self)
+	if err := s.engine.Write(b, true); err != nil {
+		return err
+	}
+	p, err := newPeer(s, region, &self, 0, rspb.RaftTruncatedState{}, false)
+	if err != nil {
+		return err
+	}
+	s.logger.Info("created uninitialized peer", log.RegionID(m.RegionId), log.PeerID(self.Id),
+		zap.Uint64("from-store-id", m.FromPeer.StoreId))
+	p.cache[m.FromPeer.Id] = m.FromPeer
+	s.meta.setRegion(region, self.Id)
+	s.applierFor(m.RegionId).push([]applyTask{registerTask(p)})
+	s.router.register(p)
+	_ = s.router.push(p.box, &message.Start{})
+	return s.router.push(p.box, &message.Raft{Message: m})
+}
+
+// runStoreHeartbeat reports the store to the placement service. A report that fails is not repeated:
+// the next one says more.
+func (s *Store) runStoreHeartbeat() {
+	interval := s.cfg.Raftstore.StoreHeartbeatInterval.Duration
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	last := s.clock.Now()
+	for {
+		stats := s.storeStats(last)
+		last = s.clock.Now()
+		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Raftstore.SchedulerTimeout.Duration)
+		err := s.placement.StoreHeartbeat(ctx, stats)
+		cancel()
+		if err != nil && s.ctx.Err() == nil {
+			s.logger.Warn("store heartbeat failed", zap.Error(err))
+		}
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
+	now := s.clock.Now()
+	stats := &schedulerpb.StoreStats{
+		StoreId: s.storeID, RegionCount: uint32(s.router.count.Load()),
+		StartTime:  uint32(s.startTime.Unix()),
+		IsDiskFull: s.diskFull.Load(),
+		IsBusy:     s.inflight.Load() > int64(s.cfg.Raftstore.MaxStoreInflight)*9/10,
+		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
+	}
+	stats.SendingSnapCount, stats.ReceivingSnapCount = s.snaps.Counts()
+	stats.ApplyingSnapCount = uint32(s.regionRunner.installing.Load())
+	if s.stats != nil {
+		s.stats(stats)
+	}
+	return stats
+}
+
+// runSnapshotGC removes snapshot files that nobody needs any more.
+func (s *Store) runSnapshotGC() {
+	ticker := time.NewTicker(s.cfg.Raftstore.SnapshotGCInterval.Duration)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-ticker.C:
+			if err := s.snaps.GC(s.cfg.Raftstore.SnapshotMaxAge.Duration); err != nil {
+				s.logger.Warn("removing old snapshot files failed", zap.Error(err))
+			}
+		}
+	}
+}

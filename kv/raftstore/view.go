@@ -1,0 +1,208 @@
+package raftstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"sort"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// PeerView shows a peer to a function that runs on the worker holding it (message.Inspect). It must not
+// be kept beyond that call.
+type PeerView struct{ p *peer }
+
+// Status is raft's own view.
+func (v *PeerView) Status() raft.Status { return v.p.rn.Status() }
+
+// Info copies what tools and tests want to know.
+func (v *PeerView) Info() PeerInfo {
+	p := v.p
+	info := PeerInfo{
+		Region: p.region(), Peer: p.meta, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
+		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(),
+		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
+		Installing: p.installing != 0, Proposals: len(p.proposals),
+	}
+	for _, q := range p.pending() {
+		if p.isLeader() {
+			info.Pending = append(info.Pending, q.Id)
+		}
+	}
+	return info
+}
+
+// PeerInfo is a snapshot of a peer's state.
+type PeerInfo struct {
+	Region         *metapb.Region `json:"region"`
+	Peer           *metapb.Peer   `json:"peer"`
+	Leader         *metapb.Peer   `json:"leader"`
+	IsLeader       bool           `json:"is_leader"`
+	Term           uint64         `json:"term"`
+	CommitIndex    uint64         `json:"commit_index"`
+	AppliedIndex   uint64         `json:"applied_index"`
+	LastIndex      uint64         `json:"last_index"`
+	TruncatedIndex uint64         `json:"truncated_index"`
+	Size           uint64         `json:"size"`
+	Keys           uint64         `json:"keys"`
+	Pending        []uint64       `json:"pending,omitempty"`
+	Installing     bool           `json:"installing,omitempty"`
+	Proposals      int            `json:"proposals,omitempty"`
+}
+
+// Inspect runs fn on the worker that holds the region's peer; fn gets nil if the peer is being destroyed.
+func (s *Store) Inspect(ctx context.Context, regionID uint64, fn func(*PeerView)) error {
+	done := make(chan struct{})
+	err := s.router.send(regionID, &message.Inspect{Fn: func(v any) {
+		defer close(done)
+		view, _ := v.(*PeerView)
+		fn(view)
+	}})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.ctx.Done():
+		return ErrStopping
+	}
+}
+
+// Peer returns the state of a region's peer on this store.
+func (s *Store) Peer(ctx context.Context, regionID uint64) (info PeerInfo, err error) {
+	gone := true
+	err = s.Inspect(ctx, regionID, func(v *PeerView) {
+		if v != nil {
+			gone, info = false, v.Info()
+		}
+	})
+	if err == nil && gone {
+		err = &RegionNotFoundError{RegionID: regionID}
+	}
+	return info, err
+}
+
+// Peers returns the state of all peers, by region id. Peers that vanish meanwhile are left out.
+func (s *Store) Peers(ctx context.Context) ([]PeerInfo, error) {
+	var ids []uint64
+	s.router.boxes.Range(func(k, _ any) bool {
+		ids = append(ids, k.(uint64))
+		return true
+	})
+	sort.Slice(ids, func(i, j int) bool { return ids[i] < ids[j] })
+	var out []PeerInfo
+	for _, id := range ids {
+		info, err := s.Peer(ctx, id)
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("inspect region %d: %w", id, ctx.Err())
+		}
+		if err == nil {
+			out = append(out, info)
+		}
+	}
+	return out, nil
+}
+
+// Regions returns the regions of this store as its range tree has them, initialized ones only.
+func (s *Store) Regions() []*metapb.Region {
+	var out []*metapb.Region
+	for _, r := range s.meta.all() {
+		if isInitialized(r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// Counts are the store's gauges.
+type Counts struct {
+	Regions, Leaders int
+	InflightBytes    int64
+	DroppedMessages  uint64
+}
+
+// Counts reads the gauges.
+func (s *Store) Counts() Counts {
+	c := Counts{InflightBytes: s.inflight.Load(), DroppedMessages: s.router.dropped.Load()}
+	s.router.boxes.Range(func(_, v any) bool {
+		c.Regions++
+		if h := v.(*mailbox).handle.Load(); h != nil && h.leader != nil && h.leader.Id == h.peer.Id {
+			c.Leaders++
+		}
+		return true
+	})
+	return c
+}
+
+// Quarantined lists damaged replicas that are not served, with the reason.
+func (s *Store) Quarantined() map[uint64]string {
+	s.quarantine.Lock()
+	defer s.quarantine.Unlock()
+	if len(s.quarantine.regions) == 0 {
+		return nil
+	}
+	out := map[uint64]string{}
+	for id, err := range s.quarantine.regions {
+		out[id] = err.Error()
+	}
+	return out
+}
+
+// StoreID is the store's id.
+func (s *Store) StoreID() uint64 { return s.storeID }
+
+// RegionHash is a hash of a region's data on this store as of an applied index. Replicas at the same
+// index agree.
+type RegionHash struct {
+	Applied uint64 `json:"applied_index"`
+	Keys    uint64 `json:"keys"`
+	Hash    string `json:"hash"`
+}
+
+// HashRegion reads the region's data from one engine snapshot.
+func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
+	snap := s.engine.NewSnapshot()
+	defer snap.Close()
+	st, err := meta.LoadRegionState(snap, regionID)
+	if err != nil {
+		return RegionHash{}, err
+	}
+	apply, err := meta.LoadApplyState(snap, regionID)
+	if err != nil {
+		return RegionHash{}, err
+	}
+	if st == nil || apply == nil || st.State != normalState || !isInitialized(st.Region) {
+		return RegionHash{}, &RegionNotFoundError{RegionID: regionID}
+	}
+	out := RegionHash{Applied: apply.AppliedIndex}
+	h := sha256.New()
+	var length [8]byte
+	for _, cf := range engine.CFs {
+		it := snap.NewIterator(engine.DataKey(cf, st.Region.StartKey), engine.DataEndKey(cf, st.Region.EndKey))
+		for it.First(); it.Valid(); it.Next() {
+			for _, part := range [2][]byte{it.Key(), it.Value()} {
+				binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+				h.Write(length[:])
+				h.Write(part)
+			}
+			out.Keys++
+		}
+		err := it.Err()
+		it.Close()
+		if err != nil {
+			return RegionHash{}, err
+		}
+	}
+	out.Hash = hex.EncodeToString(h.Sum(nil)[:16])
+	return out, nil
+}

@@ -1,0 +1,144 @@
+package raftstore
+
+import (
+	"fmt"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// raftWorker is one goroutine that runs regions. In one turn it takes up to TurnRegions ready regions
+// and carries all of them through the same steps, so that they share one raft-log write with one
+// sync, one message batch per remote store, and one hand-off to each apply worker:
+//
+//  1. per region: messages, then ticks, then the raft Ready
+//  2. send what may leave before the sync: a leader's appends (thesis 10.2.1; its own vote for the
+//     entries counts only after step 3)
+//  3. engine batch (accepted raft snapshots only, synced), then the raft-log batch, synced if any
+//     Ready demands it
+//  4. send the rest: votes and answers promise what is on disk now
+//  5. hand committed entries to the apply workers, Advance
+//
+// It never waits for the network, the placement service, a raft snapshot or a full queue.
+type raftWorker struct {
+	store *Store
+	id    int
+	turn  turn
+}
+
+// turn gathers what the regions of one turn want done.
+type turn struct {
+	log    raftlog.Batch
+	sync   bool
+	states engine.Batch
+	out    map[uint64][]*rspb.RaftMessage
+	ready  []*peer
+	apply  [][]applyTask
+	// held remembers the messages of each mailbox, to give the slice back.
+	held [][]message.Msg
+}
+
+func newRaftWorker(s *Store, id int) *raftWorker {
+	w := &raftWorker{store: s, id: id}
+	w.turn.out = map[uint64][]*rspb.RaftMessage{}
+	w.turn.apply = make([][]applyTask, len(s.appliers))
+	w.turn.states = s.engine.NewBatch()
+	return w
+}
+
+func (w *raftWorker) run() {
+	cfg := &w.store.cfg.Raftstore
+	var boxes []*mailbox
+	for {
+		var ok bool
+		boxes, ok = w.store.router.ready.pop(boxes[:0], cfg.TurnRegions, cfg.RaftWorkers)
+		if !ok {
+			return
+		}
+		if err := w.runTurn(boxes); err != nil {
+			w.store.fail(err)
+			return
+		}
+		clear(boxes)
+	}
+}
+
+func (w *raftWorker) runTurn(boxes []*mailbox) error {
+	t := &w.turn
+	t.held = t.held[:0]
+	for _, b := range boxes {
+		msgs, ticks := b.take()
+		t.held = append(t.held, msgs)
+		p := b.peer
+		p.handleMessages(t, msgs)
+		p.handleTicks(t, ticks)
+		if p.collectReady(t) {
+			t.ready = append(t.ready, p)
+		}
+	}
+	w.flushMessages()
+	if err := w.persist(); err != nil {
+		return err
+	}
+	for _, p := range t.ready {
+		p.afterPersist(t)
+	}
+	w.flushMessages()
+	w.flushApply()
+	for i, b := range boxes {
+		w.store.router.rest(b, t.held[i], b.peer.wantsTurn())
+	}
+	clear(t.ready)
+	t.ready = t.ready[:0]
+	return nil
+}
+
+// persist makes the turn durable. The state Applying of an accepted raft snapshot comes first: a
+// crash in between is found at start and the log is reset then (see recoverPeer).
+func (w *raftWorker) persist() error {
+	t := &w.turn
+	if t.states.Len() > 0 {
+		if err := w.store.engine.Write(t.states, true); err != nil {
+			return fmt.Errorf("persist accepted raft snapshots: %w", err)
+		}
+		t.states.Reset()
+	}
+	if !t.log.Empty() {
+		if err := w.store.log.Write(&t.log, t.sync); err != nil {
+			return fmt.Errorf("persist raft log: %w", err)
+		}
+	}
+	t.log.Clear()
+	t.sync = false
+	return nil
+}
+
+func (w *raftWorker) flushMessages() {
+	for store, msgs := range w.turn.out {
+		if len(msgs) > 0 {
+			w.store.trans.Send(store, msgs)
+			// The transport owns the slice now.
+			w.turn.out[store] = nil
+		}
+	}
+}
+
+func (w *raftWorker) flushApply() {
+	for i, tasks := range w.turn.apply {
+		if len(tasks) > 0 {
+			w.store.appliers[i].push(tasks)
+			w.turn.apply[i] = tasks[:0]
+			clear(tasks)
+		}
+	}
+}
+
+func (t *turn) addApply(worker int, task applyTask) {
+	t.apply[worker] = append(t.apply[worker], task)
+}
+
+func (t *turn) send(storeID uint64, m *rspb.RaftMessage) {
+	t.out[storeID] = append(t.out[storeID], m)
+}

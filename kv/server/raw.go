@@ -1,0 +1,192 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// outcome sorts an error into the three places where a client finds it: a region error, a message, or
+// the status of the RPC.
+func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
+	var invalid *requestError
+	switch {
+	case err == nil:
+		return nil, "", nil
+	case errors.As(err, &invalid):
+		return nil, invalid.Error(), nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
+	case errors.Is(err, raftstore.ErrDeadlineExceeded):
+		return nil, "", status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, context.Canceled):
+		return nil, "", status.Error(codes.Canceled, err.Error())
+	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):
+		return nil, "", status.Error(codes.Unavailable, err.Error())
+	}
+	if pb, ok := raftstore.RegionError(err); ok {
+		return pb, "", nil
+	}
+	return nil, "", status.Error(codes.Internal, err.Error())
+}
+
+// requestError is a fault of the request itself.
+type requestError struct{ reason string }
+
+func (e *requestError) Error() string { return e.reason }
+
+func (s *Server) checkKey(key []byte) error {
+	switch limit := int(s.cfg.Server.MaxKeySize); {
+	case len(key) == 0:
+		return &requestError{"the key must not be empty"}
+	case len(key) > limit:
+		return &requestError{fmt.Sprintf("the key of %d bytes exceeds the limit of %d", len(key), limit)}
+	}
+	return nil
+}
+
+func (s *Server) checkCF(name string) (engine.CF, error) {
+	cf, err := engine.ParseCF(name)
+	if err != nil {
+		return "", &requestError{err.Error()}
+	}
+	return cf, nil
+}
+
+// RawGet implements tinykvpb.TinyKvServer.
+func (s *Server) RawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	resp := &kvrpcpb.RawGetResponse{}
+	value, found, err := s.rawGet(ctx, req)
+	var rpc error
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	resp.Value, resp.NotFound = value, err == nil && !found
+	return resp, rpc
+}
+
+func (s *Server) rawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) ([]byte, bool, error) {
+	cf, err := s.checkCF(req.Cf)
+	if err == nil {
+		err = s.checkKey(req.Key)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return s.storage.Get(ctx, req.Context, cf, req.Key)
+}
+
+// RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
+func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+	resp := &kvrpcpb.RawPutResponse{}
+	cf, err := s.checkCF(req.Cf)
+	if err == nil {
+		err = s.checkKey(req.Key)
+	}
+	if err == nil {
+		err = s.storage.Write(ctx, req.Context, []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}})
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	return resp, rpc
+}
+
+// RawDelete implements tinykvpb.TinyKvServer. Deleting what does not exist succeeds.
+func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (*kvrpcpb.RawDeleteResponse, error) {
+	resp := &kvrpcpb.RawDeleteResponse{}
+	cf, err := s.checkCF(req.Cf)
+	if err == nil {
+		err = s.checkKey(req.Key)
+	}
+	if err == nil {
+		err = s.storage.Write(ctx, req.Context, []storage.Modify{{Delete: true, CF: cf, Key: req.Key}})
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	return resp, rpc
+}
+
+// RawScan implements tinykvpb.TinyKvServer. It stays within the region that has the start key.
+func (s *Server) RawScan(ctx context.Context, req *kvrpcpb.RawScanRequest) (*kvrpcpb.RawScanResponse, error) {
+	resp := &kvrpcpb.RawScanResponse{}
+	var rpc error
+	err := s.rawScan(ctx, req, resp)
+	if err != nil {
+		resp.Kvs, resp.More = nil, false
+	}
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	return resp, rpc
+}
+
+func (s *Server) rawScan(ctx context.Context, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse) error {
+	cf, err := s.checkCF(req.Cf)
+	if err != nil {
+		return err
+	}
+	if limit := s.cfg.Server.MaxScanLimit; req.Limit > limit {
+		return &requestError{fmt.Sprintf("the limit of %d pairs exceeds the most allowed, %d", req.Limit, limit)}
+	}
+	if max := int(s.cfg.Server.MaxKeySize); len(req.StartKey) > max+1 || len(req.EndKey) > max+1 {
+		return &requestError{fmt.Sprintf("a bound of the scan exceeds the key limit of %d bytes", max)}
+	}
+	anchor := append([]byte{}, req.StartKey...)
+	if req.Reverse {
+		// The upper bound is exclusive and may equal the region's end; the lower one may lie below it. The
+		// epoch ensures that the client means this region.
+		anchor = nil
+	}
+	r, err := s.storage.Reader(ctx, req.Context, anchor)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if req.Limit == 0 {
+		return nil
+	}
+	lower, upper := req.StartKey, req.EndKey
+	if req.Reverse {
+		lower, upper = req.EndKey, req.StartKey
+	}
+	it := r.Iterate(cf, lower, upper)
+	defer it.Close()
+	return s.fillScan(req, resp, it)
+}
+
+// fillScan copies pairs until the limit, the end, or the size that one message can carry.
+func (s *Server) fillScan(req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse, it storage.Iterator) error {
+	next, first := it.Next, it.First
+	if req.Reverse {
+		next, first = it.Prev, it.Last
+	}
+	room := uint64(s.cfg.Server.GRPCMaxMessage) * 3 / 4
+	cut := req.MaxBytes > 0
+	if cut {
+		room = min(room, req.MaxBytes)
+	}
+	size := uint64(0)
+	for first(); it.Valid() && len(resp.Kvs) < int(req.Limit); next() {
+		pair := &kvrpcpb.KvPair{Key: slices.Clone(it.Key())}
+		if !req.KeyOnly {
+			pair.Value = bytes.Clone(it.Value())
+		}
+		size += uint64(len(pair.Key)+len(pair.Value)) + 16
+		if size > room && len(resp.Kvs) > 0 {
+			if !cut {
+				return &requestError{"the pairs do not fit into one answer; lower the limit or set max_bytes"}
+			}
+			resp.More = true
+			return nil
+		}
+		resp.Kvs = append(resp.Kvs, pair)
+	}
+	return it.Err()
+}

@@ -1,0 +1,258 @@
+// Package server is the gRPC face of a store: it decodes requests, checks their shape and size, calls
+// the storage, and sorts errors into region errors, messages and RPC statuses. One file per group of
+// RPCs.
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// RaftHandler takes raft messages from other stores; its methods never block.
+type RaftHandler interface {
+	HandleRaft(m *rspb.RaftMessage) error
+}
+
+// Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer Unimplemented.
+type Server struct {
+	tinykvpb.UnimplementedTinyKvServer
+	cfg     *config.Config
+	storage storage.Storage
+	raft    RaftHandler
+	snaps   *snap.Manager
+	logger  *zap.Logger
+}
+
+// New makes the service; raft and snaps are nil for an unreplicated store.
+func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.Manager, logger *zap.Logger) *Server {
+	return &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger}
+}
+
+// Options are the gRPC server options that the service relies on.
+func Options(cfg *config.Config) []grpc.ServerOption {
+	limit := int(cfg.Server.GRPCMaxMessage)
+	return []grpc.ServerOption{
+		codec.ServerOption(),
+		grpc.MaxRecvMsgSize(limit), grpc.MaxSendMsgSize(limit),
+		grpc.MaxConcurrentStreams(cfg.Server.GRPCMaxStreams),
+		grpc.InitialWindowSize(4 << 20), grpc.InitialConnWindowSize(8 << 20),
+		// Known clients ping every 10 s also without a stream; the default policy would cut them off.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	}
+}
+
+func (s *Server) noRaft() error {
+	if s.raft == nil {
+		return status.Error(codes.FailedPrecondition, "this store is not replicated")
+	}
+	return nil
+}
+
+// Raft implements tinykvpb.TinyKvServer.
+func (s *Server) Raft(stream tinykvpb.TinyKv_RaftServer) error {
+	if err := s.noRaft(); err != nil {
+		return err
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&rspb.Done{})
+		}
+		if err != nil {
+			return err
+		}
+		s.handleRaft(m)
+	}
+}
+
+// RaftBatch implements tinykvpb.TinyKvServer.
+func (s *Server) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
+	if err := s.noRaft(); err != nil {
+		return err
+	}
+	for {
+		batch, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&rspb.Done{})
+		}
+		if err != nil {
+			return err
+		}
+		for _, m := range batch.Msgs {
+			if m != nil {
+				s.handleRaft(m)
+			}
+		}
+	}
+}
+
+// handleRaft routes a message. A dropped one is no error: raft sends it again.
+func (s *Server) handleRaft(m *rspb.RaftMessage) {
+	if m.GetMessage().GetSnapshot() != nil {
+		return // comes by the Snapshot RPC only, after its files
+	}
+	if err := s.raft.HandleRaft(m); err != nil {
+		s.logger.Debug("dropped raft message", zap.Uint64("region-id", m.RegionId), zap.Error(err))
+	}
+}
+
+// Snapshot implements tinykvpb.TinyKvServer.
+func (s *Server) Snapshot(stream tinykvpb.TinyKv_SnapshotServer) error {
+	if err := s.noRaft(); err != nil {
+		return err
+	}
+	check := func(m *rspb.RaftMessage) error {
+		if m.GetToPeer() == nil || m.GetFromPeer() == nil || m.RegionEpoch == nil {
+			return errors.New("snapshot message without peers or epoch")
+		}
+		return nil
+	}
+	return transport.ReceiveSnapshot(stream, s.snaps, check, s.raft.HandleRaft)
+}
+
+// BatchCommands implements tinykvpb.TinyKvServer: many requests on one stream, answered in any order.
+// Replies that are ready together leave together.
+func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error {
+	b := &batchStream{server: s, stream: stream, wake: make(chan struct{}, 1), slots: make(chan struct{}, maxBatchInflight)}
+	ctx, cancel := context.WithCancel(stream.Context())
+	sent := make(chan struct{})
+	// Owned by this call: ends when the stream does.
+	go func() {
+		defer close(sent)
+		b.send(ctx)
+	}()
+	var err error
+	for {
+		var req *kvrpcpb.BatchCommandsRequest
+		if req, err = stream.Recv(); err != nil {
+			break
+		}
+		for _, c := range req.Commands {
+			if c == nil {
+				continue
+			}
+			b.slots <- struct{}{} // a client that sends more than it may waits
+			b.wg.Add(1)
+			// Bounded by slots; each ends with its request's deadline.
+			go b.handle(ctx, c)
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		b.wg.Wait()
+		b.flush()
+		err = nil
+	}
+	cancel()
+	<-sent
+	b.wg.Wait()
+	return err
+}
+
+// maxBatchInflight bounds the requests in flight on one stream.
+const maxBatchInflight = 4096
+
+type batchStream struct {
+	server *Server
+	stream tinykvpb.TinyKv_BatchCommandsServer
+	wg     sync.WaitGroup
+	wake   chan struct{}
+	slots  chan struct{}
+	mu     struct {
+		sync.Mutex
+		replies []*kvrpcpb.BatchReply
+		sending sync.Mutex
+	}
+}
+
+func (b *batchStream) handle(ctx context.Context, c *kvrpcpb.BatchCommand) {
+	defer b.wg.Done()
+	defer func() { <-b.slots }()
+	timeout := b.server.cfg.Server.RequestTimeout.Duration
+	if d := time.Duration(c.TimeoutMs) * time.Millisecond; d > 0 && d < timeout {
+		timeout = d
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	reply := &kvrpcpb.BatchReply{Id: c.Id}
+	var err error
+	switch {
+	case c.Get != nil:
+		reply.Get, err = b.server.RawGet(ctx, c.Get)
+	case c.Put != nil:
+		reply.Put, err = b.server.RawPut(ctx, c.Put)
+	case c.Delete != nil:
+		reply.Delete, err = b.server.RawDelete(ctx, c.Delete)
+	case c.Scan != nil:
+		reply.Scan, err = b.server.RawScan(ctx, c.Scan)
+	default:
+		err = status.Error(codes.InvalidArgument, "a batch command without a request")
+	}
+	if err != nil {
+		st := status.Convert(err)
+		reply.Code, reply.Message = uint32(st.Code()), st.Message()
+	}
+	b.mu.Lock()
+	b.mu.replies = append(b.mu.replies, reply)
+	b.mu.Unlock()
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *batchStream) send(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.wake:
+			if !b.flush() {
+				return
+			}
+		}
+	}
+}
+
+// flush sends the waiting replies, in messages well below the size limit.
+func (b *batchStream) flush() bool {
+	b.mu.sending.Lock()
+	defer b.mu.sending.Unlock()
+	b.mu.Lock()
+	replies := b.mu.replies
+	b.mu.replies = nil
+	b.mu.Unlock()
+	limit := int(b.server.cfg.Server.GRPCMaxMessage) / 2
+	for len(replies) > 0 {
+		n, size := 0, 0
+		for n < len(replies) {
+			if size += replies[n].Size(); n > 0 && size > limit {
+				break
+			}
+			n++
+		}
+		if err := b.stream.Send(&kvrpcpb.BatchCommandsResponse{Replies: replies[:n]}); err != nil {
+			return false
+		}
+		replies = replies[n:]
+	}
+	return true
+}

@@ -1,0 +1,166 @@
+// Package raftstorage is the replicated storage: it turns reads and writes into messages to the peers
+// of a raftstore.
+package raftstorage
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// Storage implements storage.Storage over a raftstore.
+type Storage struct {
+	store   *raftstore.Store
+	engine  engine.Engine
+	timeout time.Duration
+	skew    time.Duration
+}
+
+var _ storage.Storage = (*Storage)(nil)
+
+// New returns a storage; timeout bounds requests whose context has no deadline, skew is how far clients'
+// clocks may be off.
+func New(store *raftstore.Store, e engine.Engine, timeout, skew time.Duration) *Storage {
+	return &Storage{store: store, engine: e, timeout: timeout, skew: skew}
+}
+
+func header(c *kvrpcpb.Context) message.Header {
+	return message.Header{RegionID: c.GetRegionId(), Peer: c.GetPeer(), Epoch: c.GetRegionEpoch(), Term: c.GetTerm()}
+}
+
+func checkContext(c *kvrpcpb.Context) error {
+	if c == nil || c.RegionId == 0 || c.Peer == nil || c.RegionEpoch == nil {
+		return &raftstore.InvalidError{Reason: "the request's context needs region_id, region_epoch and peer"}
+	}
+	return nil
+}
+
+// Get implements storage.Storage: with a lease it reads on the caller's goroutine.
+func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
+	if err := checkContext(c); err != nil {
+		return nil, false, err
+	}
+	h := header(c)
+	local, err := s.store.LocalRead(h, key)
+	if err != nil {
+		return nil, false, err
+	}
+	if local != nil {
+		value, found, err := s.engine.Get(engine.DataKey(cf, key))
+		if err != nil || local.Valid() {
+			return value, found, err
+		}
+	}
+	r, err := s.confirmed(ctx, h, key)
+	if err != nil {
+		return nil, false, err
+	}
+	defer r.Close()
+	return r.Get(cf, key)
+}
+
+// Reader implements storage.Storage.
+func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
+	if err := checkContext(c); err != nil {
+		return nil, err
+	}
+	h := header(c)
+	local, err := s.store.LocalRead(h, key)
+	if err != nil {
+		return nil, err
+	}
+	if local != nil {
+		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for itself.
+		snap := s.engine.NewSnapshot()
+		if local.Valid() {
+			return storage.NewView(snap, local.Region.StartKey, local.Region.EndKey), nil
+		}
+		snap.Close()
+	}
+	return s.confirmed(ctx, h, key)
+}
+
+// confirmed proves leadership through the region's peer, then takes the view and checks the epoch on it.
+func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (storage.Reader, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	read := &message.Read{Header: h, Deadline: deadline, Callback: message.NewCallback()}
+	s.store.Read(read)
+	res, err := read.Callback.Wait(ctx)
+	if err == nil {
+		err = res.Err
+	}
+	if err != nil {
+		return nil, err
+	}
+	snap := s.engine.NewSnapshot()
+	region, err := s.store.CheckSnapshot(snap, h, key)
+	if err != nil {
+		snap.Close()
+		return nil, err
+	}
+	return storage.NewView(snap, region.StartKey, region.EndKey), nil
+}
+
+func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, s.timeout)
+}
+
+// Write implements storage.Storage. The requests are encoded here, on the caller's goroutine.
+func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify) error {
+	if err := checkContext(c); err != nil {
+		return err
+	}
+	if len(mods) == 0 {
+		return nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	w := &message.Write{
+		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Callback: message.NewCallback(),
+	}
+	w.Deadline, _ = ctx.Deadline()
+	if ms := c.GetDeadlineUnixMs(); ms > 0 {
+		if d := time.UnixMilli(int64(ms)).Add(s.skew); d.Before(w.Deadline) {
+			// By the wall clock, but from here on by the monotonic one.
+			now := time.Now()
+			w.Deadline = now.Add(d.Sub(now.Round(0)))
+		}
+	}
+	size := 0
+	for i := range mods {
+		size += len(mods[i].Key) + len(mods[i].Value) + 40
+	}
+	w.Payload = make([]byte, 0, size)
+	for i := range mods {
+		m := &mods[i]
+		if bytes.Compare(m.Key, w.MinKey) < 0 {
+			w.MinKey = m.Key
+		}
+		if bytes.Compare(m.Key, w.MaxKey) > 0 {
+			w.MaxKey = m.Key
+		}
+		if m.Delete {
+			w.Payload = message.AppendDelete(w.Payload, string(m.CF), m.Key)
+		} else {
+			w.DeletesOnly = false
+			w.Payload = message.AppendPut(w.Payload, string(m.CF), m.Key, m.Value)
+		}
+	}
+	s.store.Write(w)
+	res, err := w.Callback.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return res.Err
+}

@@ -1,0 +1,55 @@
+// Package storage is what the gRPC handlers know of a store: reads over one consistent view and atomic
+// writes, within one region in raft mode.
+package storage
+
+import (
+	"context"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// Modify is one change of a write.
+type Modify struct {
+	Delete     bool
+	CF         engine.CF
+	Key, Value []byte
+}
+
+// Storage serves reads and writes. Safe for concurrent use.
+//
+// Errors are the typed errors of package raftstore (region errors on the wire), context errors (a write
+// may then still be carried out), or IO errors.
+type Storage interface {
+	// Get reads one key. The value is a copy; an empty value is a value.
+	Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found bool, err error)
+	// Reader returns a linearizable view of the request's region, which must have key, unless that is
+	// nil; the caller closes it.
+	Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (Reader, error)
+	// Write carries out all changes atomically; the keys must lie in one region.
+	Write(ctx context.Context, c *kvrpcpb.Context, mods []Modify) error
+}
+
+// Reader is a consistent view of one region's range. Not safe for concurrent use.
+type Reader interface {
+	// Range is the user keys [start, end) that the view may show; an empty end is +infinity.
+	Range() (start, end []byte)
+	Get(cf engine.CF, key []byte) (value []byte, found bool, err error)
+	// Iterate walks user keys of [lower, upper) clipped to Range; nil upper means its end. The caller
+	// closes the iterator before the reader.
+	Iterate(cf engine.CF, lower, upper []byte) Iterator
+	Close()
+}
+
+// Iterator is an engine iterator that shows user keys.
+type Iterator interface {
+	First()
+	Last()
+	Next()
+	Prev()
+	Valid() bool
+	Key() []byte
+	Value() []byte
+	Err() error
+	Close()
+}

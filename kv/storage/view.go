@@ -1,0 +1,48 @@
+package storage
+
+import (
+	"bytes"
+
+	"github.com/tinykv/tinykv/kv/engine"
+)
+
+// View is a Reader over an engine snapshot, clipped to [start, end).
+type View struct {
+	snap       engine.Snapshot
+	start, end []byte
+}
+
+// NewView takes over the engine snapshot.
+func NewView(snap engine.Snapshot, start, end []byte) *View {
+	return &View{snap: snap, start: start, end: end}
+}
+
+// Range implements Reader.
+func (v *View) Range() (start, end []byte) { return v.start, v.end }
+
+// Get implements Reader.
+func (v *View) Get(cf engine.CF, key []byte) ([]byte, bool, error) {
+	return v.snap.Get(engine.DataKey(cf, key))
+}
+
+// Iterate implements Reader.
+func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
+	if bytes.Compare(lower, v.start) < 0 {
+		lower = v.start
+	}
+	if len(upper) == 0 || (len(v.end) > 0 && bytes.Compare(upper, v.end) > 0) {
+		upper = v.end
+	}
+	lo, hi := engine.DataKey(cf, lower), engine.DataEndKey(cf, upper)
+	if bytes.Compare(lo, hi) > 0 {
+		hi = lo
+	}
+	return userIterator{v.snap.NewIterator(lo, hi)}
+}
+
+// Close implements Reader.
+func (v *View) Close() { v.snap.Close() }
+
+type userIterator struct{ engine.Iterator }
+
+func (it userIterator) Key() []byte { return engine.UserKey(it.Iterator.Key()) }

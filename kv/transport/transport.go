@@ -1,0 +1,460 @@
+// Package transport carries raft messages between stores.
+//
+// Each remote store has two lanes, each a goroutine with a bounded queue and one RaftBatch stream: bulk
+// for messages with entries, control for everything else, so that a heartbeat or a vote is never behind
+// a megabyte of entries. Send never blocks: what does not fit is dropped, and the region is told that
+// its peer is unreachable; raft sends it again. Raft snapshots go on a stream and connection of their
+// own, a few at a time.
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/codec"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+const (
+	laneMessages  = 8192
+	laneBytes     = 64 << 20
+	batchMessages = 256
+	batchBytes    = 1 << 20
+	// resolveTTL is how long an address is used before it is asked for again; a failure asks at once.
+	resolveTTL    = time.Minute
+	retryPause    = 100 * time.Millisecond
+	snapshotChunk = 1 << 20
+)
+
+// ErrNoAddress is returned by a resolver for a store that does not exist any more.
+var ErrNoAddress = errors.New("transport: store has no address")
+
+// Resolver finds the address of a store.
+type Resolver func(ctx context.Context, storeID uint64) (addr string, err error)
+
+// Feedback hears what became of messages; its methods must not block.
+type Feedback interface {
+	ReportUnreachable(regionID, toPeer uint64)
+	ReportSnapshot(regionID, toPeer uint64, ok bool)
+}
+
+// Options configure a Transport.
+type Options struct {
+	Resolver        Resolver
+	Snapshots       *snap.Manager
+	SnapshotLimit   int
+	SnapshotTimeout time.Duration
+	MaxMessage      int
+	Logger          *zap.Logger
+}
+
+// Transport sends raft messages to other stores. Safe for concurrent use.
+type Transport struct {
+	opts     Options
+	logger   *zap.Logger
+	feedback atomic.Pointer[Feedback]
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	slots    chan struct{}
+	dropped  atomic.Uint64
+	sent     atomic.Uint64
+
+	mu struct {
+		sync.Mutex
+		remotes map[uint64]*remote
+		closed  bool
+	}
+}
+
+// New makes a transport; SetFeedback must be called before the first Send.
+func New(o Options) *Transport {
+	t := &Transport{opts: o, logger: o.Logger, slots: make(chan struct{}, o.SnapshotLimit)}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.mu.remotes = map[uint64]*remote{}
+	return t
+}
+
+// SetFeedback says who hears of dropped messages.
+func (t *Transport) SetFeedback(f Feedback) { t.feedback.Store(&f) }
+
+func (t *Transport) unreachable(m *rspb.RaftMessage) {
+	t.dropped.Add(1)
+	if f := t.feedback.Load(); f != nil {
+		(*f).ReportUnreachable(m.RegionId, m.GetToPeer().GetId())
+	}
+}
+
+func (t *Transport) reportSnapshot(m *rspb.RaftMessage, ok bool) {
+	if f := t.feedback.Load(); f != nil {
+		(*f).ReportSnapshot(m.RegionId, m.GetToPeer().GetId(), ok)
+	}
+}
+
+// Stats returns how many messages were sent and dropped since the start.
+func (t *Transport) Stats() (sent, dropped uint64) { return t.sent.Load(), t.dropped.Load() }
+
+// Send queues messages for a store. It takes over the slice and never blocks.
+func (t *Transport) Send(storeID uint64, msgs []*rspb.RaftMessage) {
+	r := t.remote(storeID)
+	if r == nil {
+		return
+	}
+	var bulk, control []*rspb.RaftMessage
+	for _, m := range msgs {
+		switch {
+		case m.GetMessage().GetSnapshot() != nil:
+			t.sendSnapshot(r, m)
+		case len(m.GetMessage().GetEntries()) > 0:
+			bulk = append(bulk, m)
+		default:
+			control = append(control, m)
+		}
+	}
+	r.control.push(control)
+	r.bulk.push(bulk)
+}
+
+func (t *Transport) remote(storeID uint64) *remote {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.closed {
+		return nil
+	}
+	r := t.mu.remotes[storeID]
+	if r == nil {
+		r = &remote{t: t, storeID: storeID, logger: t.logger.With(zap.Uint64("to-store-id", storeID))}
+		r.control, r.bulk = newLane(r), newLane(r)
+		t.mu.remotes[storeID] = r
+		for _, l := range []*lane{r.control, r.bulk} {
+			t.wg.Add(1)
+			// Owned by the transport; ends in Stop.
+			go func() {
+				defer t.wg.Done()
+				l.run(t.ctx)
+			}()
+		}
+	}
+	return r
+}
+
+// Stop ends all goroutines and closes the connections. Idempotent.
+func (t *Transport) Stop() {
+	t.mu.Lock()
+	t.mu.closed = true
+	t.mu.Unlock()
+	t.cancel()
+	t.wg.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.mu.remotes {
+		r.drop(nil)
+	}
+}
+
+// remote is one other store: its address and its connection.
+type remote struct {
+	t       *Transport
+	storeID uint64
+	logger  *zap.Logger
+	control *lane
+	bulk    *lane
+
+	mu struct {
+		sync.Mutex
+		conn     *grpc.ClientConn
+		addr     string
+		resolved time.Time
+		warned   time.Time
+	}
+}
+
+// connect returns the connection, resolving the address when it is unknown or old.
+func (r *remote) connect(ctx context.Context) (*grpc.ClientConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mu.conn != nil && time.Since(r.mu.resolved) < resolveTTL {
+		return r.mu.conn, nil
+	}
+	rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	addr, err := r.t.opts.Resolver(rctx, r.storeID)
+	if err != nil {
+		if r.mu.conn != nil && !errors.Is(err, ErrNoAddress) {
+			return r.mu.conn, nil // the placement service is away: the old address is the best there is
+		}
+		return nil, fmt.Errorf("resolve store %d: %w", r.storeID, err)
+	}
+	r.mu.resolved = time.Now()
+	if r.mu.conn != nil && addr == r.mu.addr {
+		return r.mu.conn, nil
+	}
+	if r.mu.conn != nil {
+		_ = r.mu.conn.Close()
+	}
+	conn, err := dial(addr, r.t.opts.MaxMessage)
+	if err != nil {
+		r.mu.conn = nil
+		return nil, err
+	}
+	r.mu.conn, r.mu.addr = conn, addr
+	return conn, nil
+}
+
+// drop forgets the address, so that the next attempt asks for it again. Only the connection that failed
+// is closed, never a newer one.
+func (r *remote) drop(failed *grpc.ClientConn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if failed == nil && r.mu.conn != nil {
+		_ = r.mu.conn.Close()
+		r.mu.conn = nil
+	}
+	if failed != nil && failed == r.mu.conn {
+		r.mu.resolved = time.Time{}
+	}
+}
+
+// warn logs at most once in five seconds per store.
+func (r *remote) warn(msg string, err error) {
+	r.mu.Lock()
+	quiet := time.Since(r.mu.warned) < 5*time.Second
+	if !quiet {
+		r.mu.warned = time.Now()
+	}
+	r.mu.Unlock()
+	if !quiet {
+		r.logger.Warn(msg, zap.Error(err))
+	}
+}
+
+func dial(addr string, maxMessage int) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: time.Second,
+		}),
+		grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
+	)
+}
+
+// lane is a bounded queue of messages with the goroutine that sends them.
+type lane struct {
+	r  *remote
+	mu struct {
+		sync.Mutex
+		msgs  []*rspb.RaftMessage
+		bytes int
+	}
+	wake chan struct{}
+}
+
+func newLane(r *remote) *lane { return &lane{r: r, wake: make(chan struct{}, 1)} }
+
+func messageBytes(m *rspb.RaftMessage) int {
+	n := 64
+	for _, e := range m.GetMessage().GetEntries() {
+		n += len(e.Data) + 16
+	}
+	return n
+}
+
+func (l *lane) push(msgs []*rspb.RaftMessage) {
+	if len(msgs) == 0 {
+		return
+	}
+	var refused []*rspb.RaftMessage
+	l.mu.Lock()
+	for _, m := range msgs {
+		n := messageBytes(m)
+		if len(l.mu.msgs) >= laneMessages || l.mu.bytes+n > laneBytes {
+			refused = append(refused, m)
+			continue
+		}
+		l.mu.msgs = append(l.mu.msgs, m)
+		l.mu.bytes += n
+	}
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+	for _, m := range refused {
+		l.r.t.unreachable(m)
+	}
+}
+
+// take removes the messages of one batch.
+func (l *lane) take() []*rspb.RaftMessage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, size := 0, 0
+	for n < len(l.mu.msgs) && n < batchMessages {
+		b := messageBytes(l.mu.msgs[n])
+		if n > 0 && size+b > batchBytes {
+			break
+		}
+		size += b
+		n++
+	}
+	batch := make([]*rspb.RaftMessage, n)
+	copy(batch, l.mu.msgs)
+	rest := copy(l.mu.msgs, l.mu.msgs[n:])
+	clear(l.mu.msgs[rest:])
+	l.mu.msgs = l.mu.msgs[:rest]
+	l.mu.bytes -= size
+	return batch
+}
+
+func (l *lane) refuseAll(batch []*rspb.RaftMessage) {
+	for len(batch) > 0 {
+		for _, m := range batch {
+			l.r.t.unreachable(m)
+		}
+		batch = l.take()
+	}
+}
+
+// laneStream is the stream a lane sends on; cancel ends it.
+type laneStream struct {
+	conn   *grpc.ClientConn
+	stream tinykvpb.TinyKv_RaftBatchClient
+	cancel context.CancelFunc
+}
+
+func (l *lane) open(ctx context.Context) (*laneStream, error) {
+	conn, err := l.r.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &laneStream{conn: conn}
+	ctx, s.cancel = context.WithCancel(ctx)
+	if s.stream, err = tinykvpb.NewTinyKvClient(conn).RaftBatch(ctx); err != nil {
+		s.cancel()
+		l.r.drop(conn)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (l *lane) run(ctx context.Context) {
+	var s *laneStream
+	defer func() {
+		if s != nil {
+			s.cancel()
+		}
+	}()
+	for {
+		batch := l.take()
+		if len(batch) == 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-l.wake:
+			}
+			continue
+		}
+		var err error
+		if s == nil {
+			s, err = l.open(ctx)
+		}
+		if err == nil {
+			err = s.stream.Send(&rspb.BatchRaftMessage{Msgs: batch})
+		}
+		if err == nil {
+			l.r.t.sent.Add(uint64(len(batch)))
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if s != nil {
+			s.cancel()
+			l.r.drop(s.conn)
+			s = nil
+		}
+		l.r.warn("sending raft messages failed", err)
+		l.refuseAll(batch)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryPause):
+		}
+		l.refuseAll(l.take())
+	}
+}
+
+// sendSnapshot sends a raft snapshot in the background and reports how it ended, in every case: else
+// raft would wait for ever (reliability.md D6).
+func (t *Transport) sendSnapshot(r *remote, m *rspb.RaftMessage) {
+	select {
+	case t.slots <- struct{}{}:
+	default:
+		t.reportSnapshot(m, false)
+		return
+	}
+	t.wg.Add(1)
+	// Owned by the transport; bounded by the snapshot timeout, ends in Stop.
+	go func() {
+		defer t.wg.Done()
+		defer func() { <-t.slots }()
+		start := time.Now()
+		size, err := t.streamSnapshot(r, m)
+		if err != nil {
+			r.logger.Warn("sending raft snapshot failed", log.RegionID(m.RegionId), zap.Error(err))
+		} else {
+			r.logger.Info("sent raft snapshot", log.RegionID(m.RegionId), zap.Uint64("bytes", size), zap.Duration("took", time.Since(start)))
+		}
+		t.reportSnapshot(m, err == nil)
+	}()
+}
+
+func (t *Transport) streamSnapshot(r *remote, m *rspb.RaftMessage) (uint64, error) {
+	var data rspb.RaftSnapshotData
+	if err := data.Unmarshal(m.Message.Snapshot.Data); err != nil {
+		return 0, err
+	}
+	md := m.Message.Snapshot.Metadata
+	key := snap.Key{RegionID: m.RegionId, Term: md.GetTerm(), Index: md.GetIndex()}
+	files, err := t.opts.Snapshots.OpenBuilt(key, data.Meta)
+	if err != nil {
+		return 0, err
+	}
+	defer files.Close()
+	ctx, cancel := context.WithTimeout(t.ctx, t.opts.SnapshotTimeout)
+	defer cancel()
+	addr, err := t.opts.Resolver(ctx, r.storeID)
+	if err != nil {
+		return 0, fmt.Errorf("resolve store %d: %w", r.storeID, err)
+	}
+	conn, err := dial(addr, t.opts.MaxMessage)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	stream, err := tinykvpb.NewTinyKvClient(conn).Snapshot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := sendChunks(stream, m, files); err != nil {
+		return 0, err
+	}
+	_, err = stream.CloseAndRecv()
+	return data.FileSize, err
+}

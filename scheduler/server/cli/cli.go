@@ -1,0 +1,242 @@
+// Package cli turns the command line of tinyscheduler into a configuration and runs the server.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/scheduler/server"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+)
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitFail  = 1
+	exitUsage = 2
+)
+
+// Version is the release name; the build may set it.
+var Version = "dev"
+
+type flags struct {
+	set        *pflag.FlagSet
+	configFile string
+	check      bool
+	sample     bool
+	version    bool
+	values     config.Config // only flags that were given are taken over
+}
+
+func newFlags() *flags {
+	f := &flags{set: pflag.NewFlagSet("tinyscheduler", pflag.ContinueOnError)}
+	s, v := f.set, &f.values
+	s.SortFlags = false
+	s.SetOutput(io.Discard)
+	s.StringVar(&v.Name, "name", "", "name of this member (default pd-<hostname>)")
+	s.StringVar(&v.DataDir, "data-dir", "", "data directory (default default.<name>)")
+	s.StringVar(&v.ClientUrls, "client-urls", "", "URLs to serve clients on (default http://127.0.0.1:2379)")
+	s.StringVar(&v.AdvertiseClientUrls, "advertise-client-urls", "", "URLs told to clients (default client-urls)")
+	s.StringVar(&v.PeerUrls, "peer-urls", "", "URLs to serve other members on (default http://127.0.0.1:2380)")
+	s.StringVar(&v.AdvertisePeerUrls, "advertise-peer-urls", "", "URLs told to other members (default peer-urls)")
+	s.StringVar(&v.InitialCluster, "initial-cluster", "", "all members of a new cluster: name=peer-url,...")
+	s.StringVar(&v.Join, "join", "", "client URLs of a running cluster to join")
+	s.StringVar(&f.configFile, "config", "", "TOML configuration file")
+	s.BoolVar(&f.check, "config-check", false, "check the configuration and exit")
+	s.BoolVar(&f.sample, "print-sample-config", false, "print a configuration file with all defaults and exit")
+	s.StringVarP(&v.LogLevel, "log-level", "L", "", "debug, info, warn, error or fatal (default info)")
+	s.StringVar(&v.LogFile, "log-file", "", "log file (default standard error)")
+	s.StringVar(&v.Log.Format, "log-format", "", "text or json (default text)")
+	s.StringVar(&v.Security.CACertPath, "cacert", "", "file of the CA certificates for TLS")
+	s.StringVar(&v.Security.CertPath, "cert", "", "file of the certificate for TLS")
+	s.StringVar(&v.Security.KeyPath, "key", "", "file of the private key for TLS")
+	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false, "start a new cluster of one member from this data directory")
+	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
+	return f
+}
+
+// doubleDash accepts the single-dash spelling of long flags ("-client-urls").
+func (f *flags) doubleDash(args []string) []string {
+	out := make([]string, 0, len(args))
+	for i, a := range args {
+		if a == "--" {
+			return append(out, args[i:]...)
+		}
+		if len(a) > 2 && a[0] == '-' && a[1] != '-' {
+			name, _, _ := strings.Cut(a[1:], "=")
+			// A bundled short flag such as -Ldebug stays what it is.
+			if f.set.Lookup(name) != nil || f.set.ShorthandLookup(a[1:2]) == nil {
+				a = "-" + a
+			}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (f *flags) names() []string {
+	var out []string
+	f.set.VisitAll(func(fl *pflag.Flag) { out = append(out, "--"+fl.Name) })
+	return out
+}
+
+func (f *flags) parse(args []string) error {
+	err := f.set.Parse(f.doubleDash(args))
+	if err != nil {
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) {
+			name := "--" + unknown.GetSpecifiedName()
+			if near := config.Nearest(name, f.names()); near != "" {
+				return fmt.Errorf("unknown flag %s, did you mean %s?", name, near)
+			}
+			return fmt.Errorf("unknown flag %s", name)
+		}
+		return err
+	}
+	if f.set.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", f.set.Arg(0))
+	}
+	return nil
+}
+
+// build makes the configuration: defaults, then the file, then flags.
+func (f *flags) build() (*config.Config, error) {
+	cfg := config.Default()
+	if f.configFile != "" {
+		if err := cfg.LoadFile(f.configFile); err != nil {
+			return nil, err
+		}
+	}
+	v := &f.values
+	for name, copyFlag := range map[string]func(){
+		"name":                  func() { cfg.Name = v.Name },
+		"data-dir":              func() { cfg.DataDir = v.DataDir },
+		"client-urls":           func() { cfg.ClientUrls = v.ClientUrls },
+		"advertise-client-urls": func() { cfg.AdvertiseClientUrls = v.AdvertiseClientUrls },
+		"peer-urls":             func() { cfg.PeerUrls = v.PeerUrls },
+		"advertise-peer-urls":   func() { cfg.AdvertisePeerUrls = v.AdvertisePeerUrls },
+		"initial-cluster":       func() { cfg.InitialCluster = v.InitialCluster },
+		"join":                  func() { cfg.Join = v.Join },
+		"log-level":             func() { cfg.LogLevel = v.LogLevel },
+		"log-file":              func() { cfg.LogFile = v.LogFile },
+		"log-format":            func() { cfg.Log.Format = v.Log.Format },
+		"cacert":                func() { cfg.Security.CACertPath = v.Security.CACertPath },
+		"cert":                  func() { cfg.Security.CertPath = v.Security.CertPath },
+		"key":                   func() { cfg.Security.KeyPath = v.Security.KeyPath },
+		"force-new-cluster":     func() { cfg.ForceNewCluster = v.ForceNewCluster },
+	} {
+		if f.set.Changed(name) {
+			copyFlag()
+		}
+	}
+	if err := cfg.Adjust(); err != nil {
+		return nil, err
+	}
+	return cfg, cfg.Validate()
+}
+
+// Main runs the command and returns the exit code: 0 after SIGTERM or SIGINT, 1 on failure, 2 on a
+// wrong command line or configuration.
+func Main(args []string, stdout, stderr io.Writer) int {
+	f := newFlags()
+	if err := f.parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			printf(stdout, "Usage: tinyscheduler [flags]\n\nThe placement service of TinyKV.\n\n%s", f.set.FlagUsages())
+			return exitOK
+		}
+		return complain(stderr, err, exitUsage)
+	}
+	if f.version {
+		printVersion(stdout)
+		return exitOK
+	}
+	if f.sample {
+		sample, err := config.Sample()
+		if err != nil {
+			return complain(stderr, err, exitFail)
+		}
+		printf(stdout, "%s", sample)
+		return exitOK
+	}
+	cfg, err := f.build()
+	if err != nil {
+		return complain(stderr, err, exitUsage)
+	}
+	if f.check {
+		printf(stdout, "configuration is fine\n")
+		return exitOK
+	}
+	return run(cfg, stderr)
+}
+
+func run(cfg *config.Config, stderr io.Writer) int {
+	logger, level, closeLog, err := log.New(cfg.Log)
+	if err != nil {
+		return complain(stderr, err, exitFail)
+	}
+	defer closeLog()
+	s, err := server.New(cfg, logger)
+	if err != nil {
+		return complain(stderr, err, exitFail)
+	}
+	s.SetLogLevel(level)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGQUIT)
+	defer stop()
+	if err := s.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return exitOK // told to stop while starting
+		}
+		return complain(stderr, err, exitFail)
+	}
+	defer s.Stop()
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+		s.Stop()
+		return exitOK
+	case err := <-s.Failed():
+		logger.Error("stopping after a failure", zap.Error(err))
+		s.Stop()
+		return complain(stderr, err, exitFail)
+	}
+}
+
+// complain prints one clear line.
+func complain(w io.Writer, err error, code int) int {
+	printf(w, "tinyscheduler: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	if code == exitUsage {
+		printf(w, "Run 'tinyscheduler --help' for the flags.\n")
+	}
+	return code
+}
+
+func printVersion(w io.Writer) {
+	commit, built := "unknown", "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				commit = s.Value
+			case "vcs.time":
+				built = s.Value
+			}
+		}
+	}
+	printf(w, "tinyscheduler %s\nGit Commit Hash: %s\nCommit Time: %s\nGo Version: %s %s/%s\n",
+		Version, commit, built, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// printf ignores errors: there is nowhere left to report them.
+func printf(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }

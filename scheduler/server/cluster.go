@@ -1,0 +1,378 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/schedule"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
+	"github.com/tinykv/tinykv/scheduler/server/schedulers"
+)
+
+// ErrUnknownStore means a report from a store that never registered.
+var ErrUnknownStore = errors.New("server: store is not registered")
+
+// ClusterOptions are what a RaftCluster is built from. The simulation passes its own clock, seed
+// and sender.
+type ClusterOptions struct {
+	Settings *view.Settings
+	Now      func() time.Time
+	Seed     uint64
+	Sender   schedule.Sender
+	AllocID  func() (uint64, error)
+	Logger   *zap.Logger
+}
+
+// RaftCluster is the soft state of the cluster and the code that acts on it.
+//
+// It exists on every member. On followers it only serves routing; on the leader Run plans.
+type RaftCluster struct {
+	core       *core.BasicCluster
+	controller *schedule.Controller
+	planner    *schedule.Planner
+	opts       ClusterOptions
+	settings   atomic.Pointer[view.Settings]
+	health     atomic.Pointer[view.View] // stores' health, refreshed every healthTTL
+	prepare    prepareChecker
+	events     *eventLog
+	stats      heartbeatStats
+	rng        *rand.Rand
+	onChange   func(*core.RegionInfo) // told of every changed record; must only queue
+
+	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
+	// nothing else waits for it but other changes of stores.
+	storeMu sync.Mutex
+}
+
+// heartbeatStats count region heartbeats by outcome.
+type heartbeatStats struct {
+	unchanged, updated, stale, invalid atomic.Uint64
+}
+
+const healthTTL = 100 * time.Millisecond
+
+// NewRaftCluster returns an empty cluster that does nothing by itself.
+func NewRaftCluster(opts ClusterOptions) *RaftCluster {
+	if opts.Logger == nil {
+		opts.Logger = zap.NewNop()
+	}
+	c := &RaftCluster{
+		core: core.NewBasicCluster(), opts: opts, events: newEventLog(opts.Now),
+		rng: rand.New(rand.NewPCG(opts.Seed, 0x5eed)), //nolint:gosec // placement needs no secrets
+	}
+	c.settings.Store(opts.Settings)
+	c.controller = schedule.NewController(c.core, opts.Sender, opts.Now, opts.Settings)
+	c.controller.OnStart(c.events.operatorStarted)
+	c.controller.OnEnd(c.events.operatorEnded)
+	c.planner = schedule.NewPlanner(c.core, c.controller, c.newView, c.Prepared, schedulers.Default()...)
+	c.prepare.reset(opts.Now())
+	return c
+}
+
+// Core returns the region map and the stores.
+func (c *RaftCluster) Core() *core.BasicCluster { return c.core }
+
+// Controller returns the owner of running operators.
+func (c *RaftCluster) Controller() *schedule.Controller { return c.controller }
+
+// Planner returns the planner.
+func (c *RaftCluster) Planner() *schedule.Planner { return c.planner }
+
+// Settings returns the options in force.
+func (c *RaftCluster) Settings() *view.Settings { return c.settings.Load() }
+
+// SetSettings changes the options.
+func (c *RaftCluster) SetSettings(s *view.Settings) {
+	c.settings.Store(s)
+	c.controller.SetSettings(s)
+	c.health.Store(nil)
+	c.planner.Wake()
+}
+
+// GetMaxStoreDownTime is the silence after which a store's replicas are rebuilt.
+func (c *RaftCluster) GetMaxStoreDownTime() time.Duration {
+	return c.Settings().Schedule.MaxStoreDownTime.D()
+}
+
+// newView takes a full picture for the planner.
+func (c *RaftCluster) newView() *view.View {
+	return view.New(c.viewBase(), c.controller.Running())
+}
+
+func (c *RaftCluster) viewBase() view.View {
+	return view.View{
+		Now: c.opts.Now(), Settings: c.Settings(), Regions: c.core, Rand: c.rng,
+		Busy: c.controller.Busy, AllocID: c.opts.AllocID,
+	}
+}
+
+// healthView is a picture of the stores' health that may be a little old. It is never written to,
+// so that all heartbeat goroutines may share it.
+func (c *RaftCluster) healthView() *view.View {
+	now := c.opts.Now()
+	if v := c.health.Load(); v != nil && now.Sub(v.Now) < healthTTL {
+		return v
+	}
+	v := view.New(c.viewBase(), nil)
+	c.health.Store(v)
+	return v
+}
+
+// HandleRegionHeartbeat takes in a heartbeat. Most of them say what is known: those cost a lookup
+// and a comparison.
+func (c *RaftCluster) HandleRegionHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) error {
+	if old := c.core.Region(hb.GetRegion().GetId()); old != nil && hb.Region != nil && old.Unchanged(hb) {
+		c.stats.unchanged.Add(1)
+		c.controller.Dispatch(c.healthView, old)
+		return nil
+	}
+	if err := validateHeartbeat(hb); err != nil {
+		c.stats.invalid.Add(1)
+		return err
+	}
+	r := core.RegionFromHeartbeat(hb)
+	if err := c.processRegionHeartbeat(r); err != nil {
+		return err
+	}
+	c.controller.Dispatch(c.healthView, r)
+	return nil
+}
+
+func validateHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) error {
+	m := hb.GetRegion()
+	switch {
+	case m.GetId() == 0:
+		return fmt.Errorf("%w: heartbeat without region id", core.ErrInvalidRegion)
+	case len(m.GetPeers()) == 0:
+		return fmt.Errorf("%w: region %d has no peers", core.ErrInvalidRegion, m.GetId())
+	case hb.GetLeader() == nil:
+		return fmt.Errorf("%w: region %d has no leader", core.ErrInvalidRegion, m.GetId())
+	}
+	for _, p := range m.GetPeers() {
+		if p.GetId() == hb.Leader.Id && p.GetStoreId() == hb.Leader.StoreId {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: leader %d is not a peer of region %d", core.ErrInvalidRegion, hb.Leader.Id, m.GetId())
+}
+
+// processRegionHeartbeat updates the record of a region, if the report is news:
+//
+//  1. a report whose epoch is behind what is known, of this region or of one that shares keys with
+//     it, is stale: an isolated former leader may go on reporting for long;
+//  2. a report that changes nothing visible is skipped;
+//  3. otherwise the record is replaced, overlapping older records leave, and the counters of every
+//     store that had or has a peer are published.
+func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
+	if old := c.core.Region(r.ID()); old != nil && old.SameAs(r) {
+		c.stats.unchanged.Add(1)
+		return nil
+	}
+	res, err := c.core.PutRegion(r)
+	if err != nil {
+		if errors.Is(err, core.ErrStale) {
+			c.stats.stale.Add(1)
+		} else {
+			c.stats.invalid.Add(1)
+		}
+		return err
+	}
+	c.stats.updated.Add(1)
+	c.core.UpdateStoreStatus(touchedStores(r, res)...)
+	for _, d := range res.Displaced {
+		c.controller.RegionGone(d.ID())
+	}
+	if r.Confirmed() && (res.Old == nil || !res.Old.Confirmed()) {
+		c.prepare.collect(r)
+	}
+	if needsCheck(r, res.Old, c.Settings().Replication.MaxReplicas) {
+		c.planner.MarkDirty(r.ID())
+	}
+	if c.onChange != nil {
+		c.onChange(r)
+	}
+	return nil
+}
+
+// needsCheck keeps updates of mere size from waking the planner.
+func needsCheck(r, old *core.RegionInfo, replicas int) bool {
+	return old == nil || len(r.Peers()) != replicas || r.HasPending() != old.HasPending() ||
+		len(r.DownPeers()) > 0 || r.ConfVer() != old.ConfVer() || r.LeaderStore() != old.LeaderStore()
+}
+
+func touchedStores(r *core.RegionInfo, res core.PutResult) []uint64 {
+	var ids []uint64
+	add := func(r *core.RegionInfo) {
+		for _, p := range r.Peers() {
+			ids = append(ids, p.StoreID)
+		}
+	}
+	add(r)
+	if res.Old != nil {
+		add(res.Old)
+	}
+	for _, d := range res.Displaced {
+		add(d)
+	}
+	return ids
+}
+
+// HandleStoreHeartbeat takes in a store's report.
+func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error {
+	s := c.core.Store(stats.GetStoreId())
+	if s == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, stats.GetStoreId())
+	}
+	now := c.opts.Now()
+	wasDown := s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D()
+	firstStats := s.Stats() == nil
+	c.core.UpdateStore(s.ID(), core.WithStats(stats, now))
+	c.prepare.storeBeat(s.ID(), int(stats.GetRegionCount()))
+	if wasDown {
+		c.events.add("store-connected", fmt.Sprintf("store %d is heard again", s.ID()))
+	}
+	if wasDown || firstStats {
+		c.health.Store(nil)
+		c.planner.Wake()
+	}
+	return nil
+}
+
+// Prepared tells whether enough has been heard to balance and to bury stores.
+func (c *RaftCluster) Prepared() bool {
+	return c.prepare.check(c.opts.Now(), c.core.Stores(), c.Settings())
+}
+
+// Tick takes one planning turn and returns when the next is due.
+func (c *RaftCluster) Tick() time.Time { return c.planner.Tick() }
+
+// Run plans until ctx ends.
+func (c *RaftCluster) Run(ctx context.Context) {
+	const shortest, longest = 2 * time.Millisecond, 100 * time.Millisecond
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-c.planner.Woken():
+			// Changes come in bursts: gather a little before the whole picture is taken.
+			if !timer.Stop() {
+				select {
+				case <-timer.C:
+				default:
+				}
+			}
+			timer.Reset(shortest)
+			select {
+			case <-ctx.Done():
+				return
+			case <-timer.C:
+			}
+		}
+		next := c.Tick()
+		timer.Reset(min(max(next.Sub(c.opts.Now()), shortest), longest))
+	}
+}
+
+// TakeOver prepares the cluster for leading: stores count as seen now, nothing is known to be
+// confirmed, no operator runs.
+func (c *RaftCluster) TakeOver() {
+	now := c.opts.Now()
+	c.controller.CancelAll("placement leader changed")
+	for _, s := range c.core.Stores() {
+		c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now))
+	}
+	for _, r := range c.core.ScanRegions(nil, nil, 0) {
+		if r.Source() == core.SourceHeartbeat {
+			_, _ = c.core.PutRegion(r.Clone(core.WithSource(core.SourceSync)))
+		}
+	}
+	c.health.Store(nil)
+	c.prepare.reset(now)
+}
+
+// AddOperator admits an operator that a person asked for.
+func (c *RaftCluster) AddOperator(op *operator.Operator) error {
+	return c.controller.Add(c.newView(), op)
+}
+
+// SetStores replaces what is known of all stores by what the storage holds.
+func (c *RaftCluster) SetStores(stores []*core.StoreInfo) {
+	keep := map[uint64]bool{}
+	for _, s := range stores {
+		keep[s.ID()] = true
+		c.core.PutStore(s)
+	}
+	for _, s := range c.core.Stores() {
+		if !keep[s.ID()] {
+			c.core.RemoveStore(s.ID())
+		}
+	}
+}
+
+// checkNewStore refuses what would send raft messages to the wrong place.
+func (c *RaftCluster) checkNewStore(m *metapb.Store) error {
+	if m.GetId() == 0 {
+		return errors.New("invalid put store: store id must not be 0")
+	}
+	if m.GetAddress() == "" {
+		return fmt.Errorf("invalid put store: store %d has no address", m.GetId())
+	}
+	for _, s := range c.core.Stores() {
+		if s.ID() != m.GetId() && !s.IsTombstone() && s.Address() == m.GetAddress() {
+			return fmt.Errorf("duplicated store address: %s already belongs to store %d", m.GetAddress(), s.ID())
+		}
+	}
+	return nil
+}
+
+// PutStore registers a store; save writes the description before it is published.
+func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) error {
+	c.storeMu.Lock()
+	defer c.storeMu.Unlock()
+	if err := c.checkNewStore(m); err != nil {
+		return err
+	}
+	stored := *m
+	old := c.core.Store(m.GetId())
+	if old != nil {
+		stored.State = old.State() // a leaving store stays leaving, whatever it says
+	} else {
+		stored.State = metapb.StoreState_Up
+	}
+	stored.LastHeartbeat = 0
+	if err := save(&stored); err != nil {
+		return err
+	}
+	now := c.opts.Now()
+	if old == nil {
+		c.core.PutStore(core.NewStore(&stored, now))
+		c.events.add("store-registered", fmt.Sprintf("store %d at %s", m.GetId(), m.GetAddress()))
+		c.opts.Logger.Info("registered store", log.StoreID(m.GetId()), zap.String("address", m.GetAddress()))
+	} else {
+		c.core.UpdateStore(m.GetId(), core.WithMeta(&stored), core.WithLastHeartbeat(now))
+	}
+	c.health.Store(nil)
+	c.planner.Wake()
+	return nil
+}
+
+// settingsOf builds the settings of a configuration.
+func settingsOf(cfg *config.Config) *view.Settings {
+	return &view.Settings{Schedule: cfg.Schedule, Replication: cfg.Replication}
+}

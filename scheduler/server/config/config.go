@@ -1,0 +1,316 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/tinykv/tinykv/log"
+)
+
+// Duration is a time.Duration written as text ("30s") in TOML and JSON.
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"500ms\", \"30s\" or \"1h\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// D returns the standard type.
+func (d Duration) D() time.Duration { return time.Duration(d) }
+
+// Config is everything a member is started with.
+type Config struct {
+	Name                string `toml:"name"`
+	DataDir             string `toml:"data-dir"`
+	ClientUrls          string `toml:"client-urls"`
+	AdvertiseClientUrls string `toml:"advertise-client-urls"`
+	PeerUrls            string `toml:"peer-urls"`
+	AdvertisePeerUrls   string `toml:"advertise-peer-urls"`
+	InitialCluster      string `toml:"initial-cluster"`
+	InitialClusterState string `toml:"initial-cluster-state"`
+	InitialClusterToken string `toml:"initial-cluster-token"`
+	Join                string `toml:"join"`
+	ForceNewCluster     bool   `toml:"force-new-cluster"`
+
+	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it.
+	Lease    int64    `toml:"lease"`
+	LeaseTTL Duration `toml:"lease-ttl"` // finer than lease; wins if set
+
+	TSOSaveInterval         Duration `toml:"tso-save-interval"`
+	QuotaBackendBytes       int64    `toml:"quota-backend-bytes"`
+	AutoCompactionMode      string   `toml:"auto-compaction-mode"`
+	AutoCompactionRetention string   `toml:"auto-compaction-retention"`
+	TickInterval            Duration `toml:"tick-interval"`
+	ElectionInterval        Duration `toml:"election-interval"`
+	EnableGRPCGateway       bool     `toml:"enable-grpc-gateway"`
+
+	LogLevel string `toml:"log-level"` // as in [log] level
+	LogFile  string `toml:"log-file"`  // as in [log.file] filename
+
+	Log         log.Config  `toml:"log"`
+	Schedule    Schedule    `toml:"schedule"`
+	Replication Replication `toml:"replication"`
+	PDServer    PDServer    `toml:"pd-server"`
+	Security    Security    `toml:"security"`
+	Storage     Storage     `toml:"storage"`
+	API         API         `toml:"api"`
+
+	// UnsafeNoFsync is for tests: losing power loses acknowledged writes.
+	UnsafeNoFsync bool `toml:"-"`
+}
+
+// Storage chooses where the hard state is kept.
+type Storage struct {
+	// Backend is "embedded" (etcd inside this process) or "etcd" (a cluster run by someone else).
+	Backend   string   `toml:"backend"`
+	Endpoints []string `toml:"endpoints"`
+}
+
+// API configures the HTTP interface.
+type API struct {
+	// Token, if set, must be sent as "Authorization: Bearer <token>" with every change.
+	Token string `toml:"token"`
+}
+
+// Replication is how many replicas a region gets and how they are spread.
+type Replication struct {
+	MaxReplicas    int      `toml:"max-replicas" json:"max-replicas"`
+	LocationLabels []string `toml:"location-labels" json:"location-labels"`
+}
+
+// PDServer keeps a section of TinyKV's file readable.
+type PDServer struct {
+	MaxResetTSGap Duration `toml:"max-reset-ts-gap"`
+}
+
+// Security names the TLS files.
+type Security struct {
+	CACertPath string `toml:"cacert-path"`
+	CertPath   string `toml:"cert-path"`
+	KeyPath    string `toml:"key-path"`
+}
+
+// Default returns a configuration that works with no flag at all.
+func Default() *Config {
+	return &Config{
+		ClientUrls:              "http://127.0.0.1:2379",
+		PeerUrls:                "http://127.0.0.1:2380",
+		InitialClusterState:     "new",
+		InitialClusterToken:     "tinykv-cluster",
+		Lease:                   2,
+		TSOSaveInterval:         Duration(3 * time.Second),
+		QuotaBackendBytes:       1 << 30,
+		AutoCompactionMode:      "periodic",
+		AutoCompactionRetention: "1h",
+		TickInterval:            Duration(100 * time.Millisecond),
+		ElectionInterval:        Duration(time.Second),
+		EnableGRPCGateway:       true,
+		Log:                     log.DefaultConfig(),
+		Schedule:                DefaultSchedule(),
+		Replication:             Replication{MaxReplicas: 3},
+		PDServer:                PDServer{MaxResetTSGap: Duration(24 * time.Hour)},
+		Storage:                 Storage{Backend: "embedded"},
+	}
+}
+
+// LoadFile reads a TOML file over what is already in c. Unknown keys are errors.
+func (c *Config) LoadFile(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("config file: %w", err)
+	}
+	if err := c.Load(string(data)); err != nil {
+		return fmt.Errorf("config file %s: %w", path, err)
+	}
+	return nil
+}
+
+// Load reads TOML over what is already in c.
+func (c *Config) Load(data string) error {
+	md, err := toml.Decode(data, c)
+	if err != nil {
+		return tomlError(err)
+	}
+	var errs []error
+	for _, key := range md.Undecoded() {
+		name := key.String()
+		if strings.HasPrefix(name, "schedule.schedulers.") {
+			continue // the table of scheduler arguments is free-form
+		}
+		errs = append(errs, unknownKey(name))
+	}
+	return errors.Join(errs...)
+}
+
+func tomlError(err error) error {
+	var pe toml.ParseError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("line %d: %s", pe.Position.Line, strings.TrimPrefix(pe.Message, "toml: "))
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+}
+
+// Adjust fills what depends on other values. Call it once after the file and the flags.
+func (c *Config) Adjust() error {
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("name: not given and the host name is unknown: %w", err)
+		}
+		c.Name = "pd-" + host
+	}
+	if c.DataDir == "" {
+		c.DataDir = "default." + c.Name
+	}
+	if c.AdvertiseClientUrls == "" {
+		c.AdvertiseClientUrls = c.ClientUrls
+	}
+	if c.AdvertisePeerUrls == "" {
+		c.AdvertisePeerUrls = c.PeerUrls
+	}
+	if c.InitialCluster == "" {
+		parts := strings.Split(c.AdvertisePeerUrls, ",")
+		for i := range parts {
+			parts[i] = c.Name + "=" + parts[i]
+		}
+		c.InitialCluster = strings.Join(parts, ",")
+	}
+	if c.LogLevel != "" {
+		c.Log.Level = c.LogLevel
+	}
+	if c.LogFile != "" {
+		c.Log.File.Filename = c.LogFile
+	}
+	return nil
+}
+
+// TTL returns how long a leadership is valid without renewal.
+func (c *Config) TTL() time.Duration {
+	if c.LeaseTTL > 0 {
+		return c.LeaseTTL.D()
+	}
+	return time.Duration(c.Lease) * time.Second
+}
+
+// Validate reports every fault at once. Call it after Adjust.
+func (c *Config) Validate() error {
+	errs := []error{c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster()}
+	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
+		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))
+	}
+	if c.TTL() < 100*time.Millisecond {
+		errs = append(errs, fmt.Errorf("lease: %v is shorter than 100ms", c.TTL()))
+	}
+	if c.TickInterval <= 0 || c.ElectionInterval < 5*c.TickInterval {
+		errs = append(errs, fmt.Errorf("election-interval: %v is less than 5 times tick-interval %v",
+			c.ElectionInterval.D(), c.TickInterval.D()))
+	}
+	switch c.Storage.Backend {
+	case "embedded", "memory":
+	case "etcd":
+		if len(c.Storage.Endpoints) == 0 {
+			errs = append(errs, errors.New("storage.endpoints: needed with backend \"etcd\""))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("storage.backend: %q is not \"embedded\" or \"etcd\"", c.Storage.Backend))
+	}
+	if c.InitialClusterState != "new" && c.InitialClusterState != "existing" {
+		errs = append(errs, fmt.Errorf("initial-cluster-state: %q is not \"new\" or \"existing\"", c.InitialClusterState))
+	}
+	if f := c.Log.File.Filename; f != "" && inside(f, c.DataDir) {
+		errs = append(errs, fmt.Errorf("log-file: %s lies inside the data directory %s", f, c.DataDir))
+	}
+	return errors.Join(errs...)
+}
+
+func inside(file, dir string) bool {
+	f, err1 := filepath.Abs(file)
+	d, err2 := filepath.Abs(dir)
+	return err1 == nil && err2 == nil && strings.HasPrefix(f, d+string(filepath.Separator))
+}
+
+func (c *Config) validateURLs() error {
+	var errs []error
+	for _, u := range []struct{ key, urls string }{
+		{"client-urls", c.ClientUrls},
+		{"advertise-client-urls", c.AdvertiseClientUrls},
+		{"peer-urls", c.PeerUrls},
+		{"advertise-peer-urls", c.AdvertisePeerUrls},
+	} {
+		if _, err := ParseURLs(u.urls); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", u.key, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) validateInitialCluster() error {
+	if c.Join != "" {
+		return nil
+	}
+	names := map[string]bool{}
+	var errs []error
+	seen := map[string]string{}
+	for part := range strings.SplitSeq(c.InitialCluster, ",") {
+		name, u, ok := strings.Cut(part, "=")
+		if !ok {
+			errs = append(errs, fmt.Errorf("initial-cluster: %q is not name=url", part))
+			continue
+		}
+		names[name] = true
+		if other, dup := seen[u]; dup {
+			errs = append(errs, fmt.Errorf("initial-cluster: %s is the address of both %q and %q", u, other, name))
+		}
+		seen[u] = name
+		if _, err := ParseURLs(u); err != nil {
+			errs = append(errs, fmt.Errorf("initial-cluster: %w", err))
+		}
+	}
+	if len(errs) == 0 && !names[c.Name] {
+		errs = append(errs, fmt.Errorf("initial-cluster: %q does not name this member %q", c.InitialCluster, c.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// EvenMembers tells whether the initial cluster has an even number of members, which tolerates no
+// more failures than one member less.
+func (c *Config) EvenMembers() bool {
+	names := map[string]bool{}
+	for part := range strings.SplitSeq(c.InitialCluster, ",") {
+		name, _, _ := strings.Cut(part, "=")
+		names[name] = true
+	}
+	return c.Join == "" && len(names)%2 == 0
+}
+
+// ParseURLs splits and checks comma-separated URLs.
+func ParseURLs(s string) ([]url.URL, error) {
+	var out []url.URL
+	for part := range strings.SplitSeq(s, ",") {
+		u, err := url.Parse(strings.TrimSpace(part))
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a URL", part)
+		}
+		if !slices.Contains([]string{"http", "https", "unix", "unixs"}, u.Scheme) || u.Host == "" {
+			return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:2379", part)
+		}
+		out = append(out, *u)
+	}
+	return out, nil
+}

@@ -1,0 +1,58 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/scheduler/server/config"
+)
+
+// joinCluster adds this member to a running cluster as a learner and fills the etcd configuration
+// with what the cluster says. The leader promotes it when it has caught up.
+func joinCluster(ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger) error {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: strings.Split(cfg.Join, ","), DialTimeout: 3 * time.Second, Logger: quietEtcd(logger),
+	})
+	if err != nil {
+		return fmt.Errorf("join %s: %w", cfg.Join, err)
+	}
+	defer func() { _ = client.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	list, err := client.MemberList(ctx)
+	if err != nil {
+		return fmt.Errorf("join %s: cannot list members: %w", cfg.Join, err)
+	}
+	for _, m := range list.Members {
+		if m.Name == cfg.Name {
+			return fmt.Errorf("join %s: a member named %q exists already; remove it first or choose another --name", cfg.Join, cfg.Name)
+		}
+	}
+	peerURLs := strings.Split(cfg.AdvertisePeerUrls, ",")
+	added, err := client.MemberAddAsLearner(ctx, peerURLs)
+	if err != nil {
+		return fmt.Errorf("join %s: %w", cfg.Join, err)
+	}
+	var parts []string
+	for _, m := range added.Members {
+		name := m.Name
+		if m.ID == added.Member.ID {
+			name = cfg.Name
+		}
+		if name == "" {
+			return errors.New("join: another member was added but has not started; start or remove it first")
+		}
+		for _, u := range m.PeerURLs {
+			parts = append(parts, name+"="+u)
+		}
+	}
+	ec.InitialCluster, ec.ClusterState = strings.Join(parts, ","), "existing"
+	return nil
+}

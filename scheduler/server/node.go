@@ -1,0 +1,233 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+)
+
+// node is the embedded etcd member: it keeps the hard state and owns the listener that gRPC, HTTP
+// and etcd's own API share.
+type node struct {
+	cfg        *config.Config
+	etcd       *embed.Etcd
+	client     *clientv3.Client
+	dir        *dataDir
+	clientAddr string
+}
+
+func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
+	register func(*grpc.Server), handlers map[string]http.Handler, opts []grpc.ServerOption,
+) (_ *node, err error) {
+	dir, err := openDataDir(cfg.DataDir, cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			dir.close()
+		}
+	}()
+	if err := probeListen(cfg); err != nil {
+		return nil, err
+	}
+	if cfg.EvenMembers() {
+		logger.Warn("an even number of members tolerates no more failures than one member less",
+			zap.String("initial-cluster", cfg.InitialCluster))
+	}
+	ec, err := etcdConfig(cfg, logger)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Join != "" && !dir.hasMember() {
+		if err := joinCluster(ctx, cfg, ec, logger); err != nil {
+			return nil, err
+		}
+	}
+	ec.ServiceRegister, ec.UserHandlers, ec.GRPCAdditionalServerOptions = register, handlers, opts
+	e, err := embed.StartEtcd(ec)
+	if err != nil {
+		return nil, explainStart(err, cfg)
+	}
+	n := &node{cfg: cfg, etcd: e, dir: dir}
+	select {
+	case <-e.Server.ReadyNotify():
+	case err = <-e.Err():
+		e.Close()
+		return nil, explainStart(err, cfg)
+	case <-e.Server.StopNotify():
+		e.Close()
+		return nil, errors.New("etcd stopped while starting: this member was removed from the cluster")
+	case <-ctx.Done():
+		e.Close()
+		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
+	}
+	n.client = v3client.New(e.Server)
+	n.clientAddr = e.Clients[0].Addr().String()
+	return n, nil
+}
+
+func (n *node) close() {
+	_ = n.client.Close()
+	n.etcd.Close()
+	n.dir.close()
+}
+
+// isVoter is false while this member only learns.
+func (n *node) isVoter() bool { return !n.etcd.Server.IsLearner() }
+
+// self describes this member. A port 0 in the configuration is replaced by the real one.
+func (n *node) self() *schedulerpb.Member {
+	m := &schedulerpb.Member{Name: n.cfg.Name, MemberId: uint64(n.etcd.Server.MemberID())}
+	m.ClientUrls = strings.Split(n.cfg.AdvertiseClientUrls, ",")
+	for i, u := range m.ClientUrls {
+		if strings.HasSuffix(u, ":0") {
+			m.ClientUrls[i] = "http://" + n.clientAddr
+		}
+	}
+	m.PeerUrls = strings.Split(n.cfg.AdvertisePeerUrls, ",")
+	return m
+}
+
+func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
+	ec := embed.NewConfig()
+	ec.Name, ec.Dir = cfg.Name, cfg.DataDir
+	ec.WalDir = ""
+	ec.TickMs = uint(cfg.TickInterval.D().Milliseconds())
+	ec.ElectionMs = uint(cfg.ElectionInterval.D().Milliseconds())
+	ec.QuotaBackendBytes = cfg.QuotaBackendBytes
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = cfg.AutoCompactionMode, cfg.AutoCompactionRetention
+	ec.InitialCluster, ec.ClusterState = cfg.InitialCluster, cfg.InitialClusterState
+	ec.InitialClusterToken = cfg.InitialClusterToken
+	ec.ForceNewCluster = cfg.ForceNewCluster
+	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
+	ec.EnableGRPCGateway = cfg.EnableGRPCGateway
+	ec.EnablePprof = true
+	ec.StrictReconfigCheck, ec.PreVote = true, true
+	ec.GRPCKeepAliveMinTime = 2 * time.Second
+	ec.LogLevel = "warn"
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quietEtcd(logger))
+	for _, u := range []struct {
+		dst  *[]url.URL
+		urls string
+	}{
+		{&ec.ListenClientUrls, cfg.ClientUrls},
+		{&ec.AdvertiseClientUrls, cfg.AdvertiseClientUrls},
+		{&ec.ListenPeerUrls, cfg.PeerUrls},
+		{&ec.AdvertisePeerUrls, cfg.AdvertisePeerUrls},
+	} {
+		parsed, err := config.ParseURLs(u.urls)
+		if err != nil {
+			return nil, err
+		}
+		*u.dst = parsed
+	}
+	if sec := cfg.Security; sec.CertPath != "" {
+		tls := transport.TLSInfo{
+			CertFile: sec.CertPath, KeyFile: sec.KeyPath, TrustedCAFile: sec.CACertPath,
+			ClientCertAuth: sec.CACertPath != "",
+		}
+		ec.ClientTLSInfo, ec.PeerTLSInfo = tls, tls
+	}
+	return ec, nil
+}
+
+// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, and a closed
+// listener at the end is not an error.
+var etcdNoise = []string{
+	"Running http and grpc server on single port",
+	"simple token is not cryptographically signed",
+	"setting up serving from embedded etcd failed",
+	"stopping insecure grpc server due to error",
+	"stopped insecure grpc server due to error",
+	"stopping secure grpc server due to error",
+	"stopped secure grpc server due to error",
+}
+
+// quietEtcd names etcd's lines and keeps only warnings and errors: a start would print a hundred.
+func quietEtcd(logger *zap.Logger) *zap.Logger {
+	return logger.Named("etcd").WithOptions(zap.IncreaseLevel(zapcore.WarnLevel),
+		zap.WrapCore(func(c zapcore.Core) zapcore.Core { return noiseFilter{c} }))
+}
+
+type noiseFilter struct{ zapcore.Core }
+
+func (f noiseFilter) With(fields []zapcore.Field) zapcore.Core {
+	return noiseFilter{f.Core.With(fields)}
+}
+
+func (f noiseFilter) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	for _, n := range etcdNoise {
+		if strings.HasPrefix(e.Message, n) {
+			return ce
+		}
+	}
+	return f.Core.Check(e, ce)
+}
+
+// probeListen finds an address in use before etcd does, so that one line can name it.
+func probeListen(cfg *config.Config) error {
+	for _, group := range []struct{ key, urls string }{
+		{"client-urls", cfg.ClientUrls}, {"peer-urls", cfg.PeerUrls},
+	} {
+		urls, err := config.ParseURLs(group.urls)
+		if err != nil {
+			return err
+		}
+		for _, u := range urls {
+			if strings.HasPrefix(u.Scheme, "unix") || u.Port() == "0" {
+				continue
+			}
+			l, err := net.Listen("tcp", u.Host) //nolint:noctx // closed at once
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return fmt.Errorf("%s: address %s is already in use; stop the other process or choose another with --%s",
+					group.key, u.Host, group.key)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: cannot listen on %s: %w", group.key, u.Host, err)
+			}
+			_ = l.Close()
+		}
+	}
+	return nil
+}
+
+func explainStart(err error, cfg *config.Config) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("address in use: %w", err)
+	}
+	return fmt.Errorf("start etcd member %s in %s: %w", cfg.Name, cfg.DataDir, err)
+}
+
+func (s *Server) grpcOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		// The codec serves gogo messages and leaves etcd's own to grpc's.
+		codec.ServerOption(),
+		grpc.ChainUnaryInterceptor(s.forward.unary),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+			MinTime: 2 * time.Second, PermitWithoutStream: true,
+		}),
+		grpc.InitialWindowSize(1 << 20),
+		grpc.InitialConnWindowSize(8 << 20),
+		grpc.MaxRecvMsgSize(16 << 20),
+	}
+}

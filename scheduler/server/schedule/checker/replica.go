@@ -1,0 +1,236 @@
+// Package checker looks at one region and plans at most one repair for it: a missing, superfluous,
+// down or misplaced replica. Checkers are pure functions of a view.
+package checker
+
+import (
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
+)
+
+// Defect is what is wrong with a region's placement.
+type Defect string
+
+// The defects, by falling priority.
+const (
+	None    Defect = ""
+	Down    Defect = "down-peer"
+	Missing Defect = "miss-peer"
+	Offline Defect = "offline-peer"
+	Extra   Defect = "extra-peer"
+	Learner Defect = "learner-peer"
+)
+
+// Result is what a check found. With a defect and no operator, the region waits: Blocked says for
+// what.
+type Result struct {
+	Defect  Defect
+	Op      *operator.Operator
+	Blocked string
+}
+
+// Check plans the repair of one region. Only confirmed regions are touched: on a record that no
+// leader told us, nothing is moved.
+func Check(v *view.View, r *core.RegionInfo) Result {
+	if !r.Confirmed() {
+		return Result{}
+	}
+	prio := operator.High
+	if critical(v, r) {
+		prio = operator.Urgent
+	}
+	for _, check := range []func(*view.View, *core.RegionInfo, operator.Priority) Result{
+		checkDown, checkMissing, checkOffline, checkExtra, checkLearner,
+	} {
+		if res := check(v, r, prio); res.Defect != None {
+			return res
+		}
+	}
+	return Result{}
+}
+
+// critical is true if the loss of one more healthy voter stops the region.
+func critical(v *view.View, r *core.RegionInfo) bool {
+	healthy := 0
+	for _, p := range r.Peers() {
+		if !p.Learner && v.Healthy(r, p) {
+			healthy++
+		}
+	}
+	return v.MaxReplicas() > 1 && healthy <= r.Voters()/2+1 && healthy < v.MaxReplicas()
+}
+
+// lost tells whether a peer's store will not come back in time.
+func lost(v *view.View, p core.Peer) bool {
+	s := v.Store(p.StoreID)
+	return s == nil || s.IsTombstone() || filter.Down(s, v.Env())
+}
+
+// checkDown replaces a peer on a store that has been silent for too long. The new replica comes
+// first; only when there are enough without it is the lost one removed (by checkExtra, which prefers
+// it).
+func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	for _, p := range r.Peers() {
+		if !lost(v, p) || p.StoreID == r.LeaderStore() {
+			continue
+		}
+		if len(r.Peers()) > v.MaxReplicas() {
+			return remove(v, r, Down, "remove-down-peer", prio, p.StoreID)
+		}
+		return replace(v, r, Down, "replace-down-peer", prio, p.StoreID)
+	}
+	return Result{}
+}
+
+func checkMissing(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	if len(r.Peers()) >= v.MaxReplicas() {
+		return Result{}
+	}
+	target, why := v.Target(r, 0, true)
+	if target == nil {
+		return Result{Defect: Missing, Blocked: why}
+	}
+	id, err := v.AllocID()
+	if err != nil {
+		return Result{Defect: Missing, Blocked: err.Error()}
+	}
+	op := operator.CreateAddPeerOperator("make-up-replica", r, operator.OpReplica, prio, target.ID(), id,
+		v.LearnerFirst())
+	return Result{Defect: Missing, Op: op.Because("%d of %d replicas", len(r.Peers()), v.MaxReplicas())}
+}
+
+// checkOffline empties stores that are leaving.
+func checkOffline(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	for _, p := range r.Peers() {
+		s := v.Store(p.StoreID)
+		if s == nil || s.State() != metapb.StoreState_Offline {
+			continue
+		}
+		if len(r.Peers()) > v.MaxReplicas() {
+			return remove(v, r, Offline, "remove-offline-peer", prio, p.StoreID)
+		}
+		return replace(v, r, Offline, "replace-offline-peer", prio, p.StoreID)
+	}
+	return Result{}
+}
+
+// checkExtra removes a superfluous replica: an unhealthy one first, then one that adds least
+// isolation, then the one on the fullest store. So a half-done move, left by a former placement
+// leader, is completed rather than undone.
+func checkExtra(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	if len(r.Peers()) <= v.MaxReplicas() {
+		return Result{}
+	}
+	var worst *core.StoreInfo
+	var worstRank [3]float64
+	for _, p := range r.Peers() {
+		s := v.Store(p.StoreID)
+		if s == nil {
+			return remove(v, r, Extra, "remove-extra-peer", prio, p.StoreID)
+		}
+		rank := [3]float64{0, -isolationWithout(v, r, p.StoreID), v.Load(s)}
+		if !v.Healthy(r, p) {
+			rank[0] = 1
+		}
+		rank[1] = -rank[1] // more isolation left is a better removal
+		if worst == nil || less(worstRank, rank) {
+			worst, worstRank = s, rank
+		}
+	}
+	return remove(v, r, Extra, "remove-extra-peer", prio, worst.ID())
+}
+
+func isolationWithout(v *view.View, r *core.RegionInfo, exclude uint64) float64 {
+	var rest []*core.StoreInfo
+	for _, s := range v.StoresOf(r) {
+		if s.ID() != exclude {
+			rest = append(rest, s)
+		}
+	}
+	return float64(filter.Isolation(v.Settings.Replication.LocationLabels, rest))
+}
+
+func less(a, b [3]float64) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return a[i] < b[i]
+		}
+	}
+	return false
+}
+
+// checkLearner promotes a learner that was left behind by an interrupted operator.
+func checkLearner(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	for _, p := range r.Peers() {
+		if !p.Learner || r.IsPending(p.ID) {
+			continue
+		}
+		op := operator.New("promote-learner", r, operator.OpReplica|operator.OpRegion, prio,
+			operator.PromoteLearner{ToStore: p.StoreID, PeerID: p.ID})
+		return Result{Defect: Learner, Op: op.Because("learner %d has caught up", p.ID)}
+	}
+	return Result{}
+}
+
+func replace(v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64) Result {
+	target, why := v.Target(r, source, true)
+	if target == nil {
+		return Result{Defect: d, Blocked: why}
+	}
+	id, err := v.AllocID()
+	if err != nil {
+		return Result{Defect: d, Blocked: err.Error()}
+	}
+	op, err := operator.CreateMovePeerOperator(desc, r, operator.OpReplica, prio, source, target.ID(), id,
+		v.LearnerFirst(), v.NewLeader)
+	if err != nil {
+		return Result{Defect: d, Blocked: err.Error()}
+	}
+	return Result{Defect: d, Op: op.Because("store %d is %s", source, d)}
+}
+
+func remove(v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64) Result {
+	if !SafeToRemove(v, r, source) {
+		return Result{Defect: d, Blocked: "quorum"}
+	}
+	op, err := operator.CreateRemovePeerOperator(desc, r, operator.OpReplica, prio, source, v.NewLeader)
+	if err != nil {
+		return Result{Defect: d, Blocked: err.Error()}
+	}
+	return Result{Defect: d, Op: op.Because("%d of %d replicas", len(r.Peers()), v.MaxReplicas())}
+}
+
+// SafeToRemove is the quorum guard of a removal: the healthy voters that remain must be a majority
+// of those that remain.
+func SafeToRemove(v *view.View, r *core.RegionInfo, source uint64) bool {
+	healthy, voters := 0, 0
+	for _, p := range r.Peers() {
+		if p.Learner || p.StoreID == source {
+			continue
+		}
+		voters++
+		if v.Healthy(r, p) {
+			healthy++
+		}
+	}
+	return voters > 0 && healthy >= voters/2+1
+}
+
+// SafeToAdd is the quorum guard of an addition: while the new voter has no data, the healthy ones
+// must be a majority of one voter more. With a single or a last healthy majority the only way out of
+// danger is to add, so there the old majority is enough.
+func SafeToAdd(v *view.View, r *core.RegionInfo) bool {
+	healthy, voters := 0, 0
+	for _, p := range r.Peers() {
+		if p.Learner {
+			continue
+		}
+		voters++
+		if v.Healthy(r, p) {
+			healthy++
+		}
+	}
+	return healthy >= (voters+1)/2+1 || healthy >= voters/2+1 && voters%2 == 1 && healthy == voters/2+1 || voters == 1 && healthy == 1
+}

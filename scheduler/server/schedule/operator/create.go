@@ -1,0 +1,77 @@
+package operator
+
+import (
+	"fmt"
+
+	"github.com/tinykv/tinykv/scheduler/server/core"
+)
+
+// Leaders picks the store that should lead a region once the leader has to go; ok is false if no
+// store can. Callers rank by health, leaders and influence.
+type Leaders func(r *core.RegionInfo, exclude uint64) (store uint64, ok bool)
+
+// AddSteps returns the steps that add a replica: a learner that is promoted once it has caught up,
+// if the stores can do that, else a voter at once.
+func AddSteps(store, peerID uint64, learnerFirst bool) []Step {
+	if learnerFirst {
+		return []Step{AddLearner{store, peerID}, PromoteLearner{store, peerID}}
+	}
+	return []Step{AddPeer{store, peerID}}
+}
+
+// CreateMovePeerOperator moves the replica on source to target: add first, so that there are never
+// fewer replicas than before, then move the leadership away if source leads, then remove.
+func CreateMovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
+	source, target, peerID uint64, learnerFirst bool, leaders Leaders,
+) (*Operator, error) {
+	old, ok := r.StorePeer(source)
+	if !ok {
+		return nil, fmt.Errorf("operator: region %d has no peer on store %d", r.ID(), source)
+	}
+	steps := AddSteps(target, peerID, learnerFirst)
+	if r.LeaderStore() == source {
+		to, ok := leaders(r, source)
+		if !ok {
+			to = target // the only healthy one by then
+		}
+		steps = append(steps, TransferLeader{FromStore: source, ToStore: to})
+		kind |= OpLeader
+	}
+	steps = append(steps, RemovePeer{FromStore: source, PeerID: old.ID})
+	return New(desc, r, kind|OpRegion, prio, steps...), nil
+}
+
+// CreateRemovePeerOperator removes the replica on a store, moving the leadership away first.
+func CreateRemovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
+	source uint64, leaders Leaders,
+) (*Operator, error) {
+	old, ok := r.StorePeer(source)
+	if !ok {
+		return nil, fmt.Errorf("operator: region %d has no peer on store %d", r.ID(), source)
+	}
+	var steps []Step
+	if r.LeaderStore() == source {
+		to, ok := leaders(r, source)
+		if !ok {
+			return nil, fmt.Errorf("operator: no store can take the leadership of region %d", r.ID())
+		}
+		steps = append(steps, TransferLeader{FromStore: source, ToStore: to})
+		kind |= OpLeader
+	}
+	steps = append(steps, RemovePeer{FromStore: source, PeerID: old.ID})
+	return New(desc, r, kind|OpRegion, prio, steps...), nil
+}
+
+// CreateAddPeerOperator adds a replica.
+func CreateAddPeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
+	target, peerID uint64, learnerFirst bool,
+) *Operator {
+	return New(desc, r, kind|OpRegion, prio, AddSteps(target, peerID, learnerFirst)...)
+}
+
+// CreateTransferLeaderOperator moves the leadership.
+func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
+	target uint64,
+) *Operator {
+	return New(desc, r, kind|OpLeader, prio, TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
+}

@@ -1,0 +1,241 @@
+package operator
+
+import (
+	"fmt"
+
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+)
+
+// Step is one indivisible part of an operator.
+type Step interface {
+	fmt.Stringer
+	// Done tells whether the region shows the step's result.
+	Done(r *core.RegionInfo) bool
+	// ConfChanges is how many membership changes of this step the region already shows.
+	ConfChanges(r *core.RegionInfo) int
+	// Command fills the command for the region's leader; false if there is nothing to send now.
+	Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool
+	// influence adds what the step will still change.
+	influence(r *core.RegionInfo, inf Influence)
+	// conf is true for membership changes, which may take a snapshot's time.
+	conf() bool
+}
+
+// TransferLeader moves the leadership. FromStore is for people.
+type TransferLeader struct{ FromStore, ToStore uint64 }
+
+// AddPeer adds a voter.
+type AddPeer struct{ ToStore, PeerID uint64 }
+
+// AddLearner adds a replica that does not vote yet.
+type AddLearner struct{ ToStore, PeerID uint64 }
+
+// PromoteLearner makes a learner a voter.
+type PromoteLearner struct{ ToStore, PeerID uint64 }
+
+// RemovePeer removes a replica. PeerID 0 means whatever peer is on the store.
+type RemovePeer struct{ FromStore, PeerID uint64 }
+
+// SplitRegion cuts a region at the given keys, or where its leader thinks best.
+type SplitRegion struct{ Keys [][]byte }
+
+func (s TransferLeader) String() string {
+	return fmt.Sprintf("transfer leader from store %d to store %d", s.FromStore, s.ToStore)
+}
+
+// Done implements Step.
+func (s TransferLeader) Done(r *core.RegionInfo) bool { return r.LeaderStore() == s.ToStore }
+
+// ConfChanges implements Step.
+func (s TransferLeader) ConfChanges(*core.RegionInfo) int { return 0 }
+
+// Command implements Step.
+func (s TransferLeader) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	p, ok := r.StorePeer(s.ToStore)
+	if !ok {
+		return false
+	}
+	resp.TransferLeader = &schedulerpb.TransferLeader{Peer: p.ToProto()}
+	return true
+}
+
+func (s TransferLeader) conf() bool { return false }
+
+func (s TransferLeader) influence(r *core.RegionInfo, inf Influence) {
+	if s.Done(r) {
+		return
+	}
+	if from := r.LeaderStore(); from != 0 {
+		inf.Of(from).Leaders--
+	}
+	inf.Of(s.ToStore).Leaders++
+}
+
+func (s AddPeer) String() string { return fmt.Sprintf("add peer %d on store %d", s.PeerID, s.ToStore) }
+
+// Done implements Step.
+func (s AddPeer) Done(r *core.RegionInfo) bool {
+	p, ok := r.StorePeer(s.ToStore)
+	return ok && p.ID == s.PeerID && !p.Learner && !r.IsPending(p.ID)
+}
+
+// ConfChanges implements Step.
+func (s AddPeer) ConfChanges(r *core.RegionInfo) int {
+	p, ok := r.StorePeer(s.ToStore)
+	return b2i(ok && p.ID == s.PeerID && !p.Learner)
+}
+
+// Command implements Step. A peer that is listed but pending is only waited for.
+func (s AddPeer) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	if _, ok := r.StorePeer(s.ToStore); ok {
+		return false
+	}
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode, core.Peer{ID: s.PeerID, StoreID: s.ToStore})
+	return true
+}
+
+func (s AddPeer) conf() bool { return true }
+
+func (s AddPeer) influence(r *core.RegionInfo, inf Influence) {
+	addInfluence(s.ToStore, s.Done(r), r, inf)
+}
+
+func (s AddLearner) String() string {
+	return fmt.Sprintf("add learner %d on store %d", s.PeerID, s.ToStore)
+}
+
+// Done implements Step.
+func (s AddLearner) Done(r *core.RegionInfo) bool {
+	p, ok := r.StorePeer(s.ToStore)
+	return ok && p.ID == s.PeerID && !r.IsPending(p.ID)
+}
+
+// ConfChanges implements Step.
+func (s AddLearner) ConfChanges(r *core.RegionInfo) int {
+	p, ok := r.StorePeer(s.ToStore)
+	return b2i(ok && p.ID == s.PeerID)
+}
+
+// Command implements Step.
+func (s AddLearner) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	if _, ok := r.StorePeer(s.ToStore); ok {
+		return false
+	}
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddLearnerNode,
+		core.Peer{ID: s.PeerID, StoreID: s.ToStore, Learner: true})
+	return true
+}
+
+func (s AddLearner) conf() bool { return true }
+
+func (s AddLearner) influence(r *core.RegionInfo, inf Influence) {
+	addInfluence(s.ToStore, s.Done(r), r, inf)
+}
+
+func (s PromoteLearner) String() string {
+	return fmt.Sprintf("promote learner %d on store %d", s.PeerID, s.ToStore)
+}
+
+// Done implements Step.
+func (s PromoteLearner) Done(r *core.RegionInfo) bool { return s.ConfChanges(r) == 1 }
+
+// ConfChanges implements Step.
+func (s PromoteLearner) ConfChanges(r *core.RegionInfo) int {
+	p, ok := r.StorePeer(s.ToStore)
+	return b2i(ok && p.ID == s.PeerID && !p.Learner)
+}
+
+// Command implements Step.
+func (s PromoteLearner) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	if p, ok := r.StorePeer(s.ToStore); !ok || p.ID != s.PeerID {
+		return false
+	}
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode, core.Peer{ID: s.PeerID, StoreID: s.ToStore})
+	return true
+}
+
+func (s PromoteLearner) conf() bool { return true }
+
+func (s PromoteLearner) influence(*core.RegionInfo, Influence) {}
+
+func (s RemovePeer) String() string { return fmt.Sprintf("remove peer on store %d", s.FromStore) }
+
+// Done implements Step.
+func (s RemovePeer) Done(r *core.RegionInfo) bool {
+	p, ok := r.StorePeer(s.FromStore)
+	return !ok || s.PeerID != 0 && p.ID != s.PeerID
+}
+
+// ConfChanges implements Step.
+func (s RemovePeer) ConfChanges(r *core.RegionInfo) int { return b2i(s.Done(r)) }
+
+// Command implements Step. The leader itself is never removed: the controller moves the
+// leadership away first.
+func (s RemovePeer) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	p, ok := r.StorePeer(s.FromStore)
+	if !ok || r.LeaderStore() == s.FromStore {
+		return false
+	}
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_RemoveNode, p)
+	return true
+}
+
+func (s RemovePeer) conf() bool { return true }
+
+func (s RemovePeer) influence(r *core.RegionInfo, inf Influence) {
+	if s.Done(r) {
+		return
+	}
+	si := inf.Of(s.FromStore)
+	si.Size -= r.Size()
+	si.Count--
+	si.OutBytes += r.Size()
+	si.OutMoves++
+}
+
+func (s SplitRegion) String() string {
+	if len(s.Keys) == 0 {
+		return "split region"
+	}
+	return fmt.Sprintf("split region at %d keys", len(s.Keys))
+}
+
+// Done implements Step: a split shows as a new version, which the controller looks for.
+func (s SplitRegion) Done(*core.RegionInfo) bool { return false }
+
+// ConfChanges implements Step.
+func (s SplitRegion) ConfChanges(*core.RegionInfo) int { return 0 }
+
+// Command implements Step.
+func (s SplitRegion) Command(_ *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	resp.SplitRegion = &schedulerpb.SplitRegion{Keys: s.Keys}
+	return true
+}
+
+func (s SplitRegion) conf() bool { return false }
+
+func (s SplitRegion) influence(*core.RegionInfo, Influence) {}
+
+func changePeer(t eraftpb.ConfChangeType, p core.Peer) *schedulerpb.ChangePeer {
+	return &schedulerpb.ChangePeer{ChangeType: t, Peer: p.ToProto()}
+}
+
+func addInfluence(store uint64, done bool, r *core.RegionInfo, inf Influence) {
+	if _, listed := r.StorePeer(store); !listed {
+		inf.Of(store).Size += r.Size()
+		inf.Of(store).Count++
+	}
+	if !done {
+		inf.Of(store).InBytes += r.Size()
+		inf.Of(store).InMoves++
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

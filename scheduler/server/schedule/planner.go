@@ -1,0 +1,308 @@
+package schedule
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/checker"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
+)
+
+const (
+	patrolBatch   = 256  // regions checked per patrol turn
+	dirtyBatch    = 4096 // changed regions checked per turn
+	planBatch     = 64   // operators one scheduler may plan per turn
+	waitingRetry  = time.Second
+	pruneInterval = time.Minute
+)
+
+// Planner makes all decisions. One goroutine calls Tick; MarkDirty may be called by anyone.
+type Planner struct {
+	regions    *core.BasicCluster
+	controller *Controller
+	newView    func() *view.View
+	schedulers []*entry
+	// Prepared is false while too little is known to balance. Repair of confirmed regions does not
+	// wait for it.
+	prepared func() bool
+
+	patrolKey   []byte
+	nextPatrol  time.Time
+	nextWaiting time.Time
+	nextPrune   time.Time
+	waiting     map[uint64]checker.Defect // regions with a defect that cannot be repaired now
+	rounds      int
+
+	dirty struct {
+		sync.Mutex
+		ids   map[uint64]struct{}
+		order []uint64
+	}
+	wake chan struct{}
+
+	explained struct {
+		sync.Mutex
+		decisions map[string]Decision
+		paused    map[string]time.Time
+	}
+}
+
+type entry struct {
+	s        Scheduler
+	interval time.Duration
+	next     time.Time
+}
+
+// Decision is the last one of a scheduler, for explain.
+type Decision struct {
+	Scheduler string         `json:"scheduler"`
+	At        time.Time      `json:"at"`
+	Result    string         `json:"result"`
+	Lines     []string       `json:"lines"`
+	Refusals  map[string]int `json:"refusals,omitempty"`
+}
+
+// NewPlanner returns a planner of the given schedulers.
+func NewPlanner(regions *core.BasicCluster, c *Controller, newView func() *view.View,
+	prepared func() bool, schedulers ...Scheduler,
+) *Planner {
+	p := &Planner{
+		regions: regions, controller: c, newView: newView, prepared: prepared,
+		waiting: make(map[uint64]checker.Defect), wake: make(chan struct{}, 1),
+	}
+	for _, s := range schedulers {
+		p.schedulers = append(p.schedulers, &entry{s: s, interval: s.GetMinInterval()})
+	}
+	p.dirty.ids = make(map[uint64]struct{})
+	p.explained.decisions = make(map[string]Decision)
+	p.explained.paused = make(map[string]time.Time)
+	return p
+}
+
+// MarkDirty has a region checked at the next turn. Beyond a limit the patrol will find it.
+func (p *Planner) MarkDirty(regionID uint64) {
+	p.dirty.Lock()
+	if _, ok := p.dirty.ids[regionID]; !ok && len(p.dirty.order) < 1<<20 {
+		p.dirty.ids[regionID] = struct{}{}
+		p.dirty.order = append(p.dirty.order, regionID)
+	}
+	p.dirty.Unlock()
+	p.Wake()
+}
+
+// Wake makes Woken fire.
+func (p *Planner) Wake() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Woken fires when there is something to check before the next regular turn.
+func (p *Planner) Woken() <-chan struct{} { return p.wake }
+
+func (p *Planner) takeDirty() []uint64 {
+	p.dirty.Lock()
+	defer p.dirty.Unlock()
+	n := min(len(p.dirty.order), dirtyBatch)
+	out := slices.Clone(p.dirty.order[:n])
+	p.dirty.order = p.dirty.order[n:]
+	if len(p.dirty.order) == 0 {
+		p.dirty.order = nil
+	}
+	for _, id := range out {
+		delete(p.dirty.ids, id)
+	}
+	return out
+}
+
+// RetryWaiting has the regions that wait for a target checked at the next turn, because a store
+// changed.
+func (p *Planner) RetryWaiting() { p.Wake() }
+
+// Tick takes one turn and returns when the next one is due.
+func (p *Planner) Tick() time.Time {
+	v := p.newView()
+	p.controller.Tick(v)
+	p.check(v)
+	if p.prepared() {
+		p.plan(v)
+	}
+	if v.Now.After(p.nextPrune) {
+		p.nextPrune = v.Now.Add(pruneInterval)
+		p.controller.Prune()
+	}
+	next := p.nextPatrol
+	for _, e := range p.schedulers {
+		if e.next.Before(next) {
+			next = e.next
+		}
+	}
+	return next
+}
+
+func (p *Planner) check(v *view.View) {
+	for _, id := range p.takeDirty() {
+		p.checkRegion(v, p.regions.Region(id), id)
+	}
+	if !v.Now.Before(p.nextWaiting) {
+		p.nextWaiting = v.Now.Add(waitingRetry)
+		ids := make([]uint64, 0, len(p.waiting))
+		for id := range p.waiting {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		for _, id := range ids {
+			p.checkRegion(v, p.regions.Region(id), id)
+		}
+	}
+	if !v.Now.Before(p.nextPatrol) {
+		p.nextPatrol = v.Now.Add(v.Settings.Schedule.PatrolRegionInterval.D())
+		p.patrol(v)
+	}
+}
+
+// patrol checks the next slice of regions in key order, so that nothing is missed for ever.
+func (p *Planner) patrol(v *view.View) {
+	batch := p.regions.ScanRegions(p.patrolKey, nil, patrolBatch)
+	for _, r := range batch {
+		p.checkRegion(v, r, r.ID())
+	}
+	p.patrolKey = nil
+	if len(batch) == patrolBatch {
+		p.patrolKey = batch[len(batch)-1].EndKey()
+	}
+	if len(p.patrolKey) == 0 {
+		p.rounds++
+	}
+}
+
+func (p *Planner) checkRegion(v *view.View, r *core.RegionInfo, id uint64) {
+	if r == nil {
+		delete(p.waiting, id)
+		return
+	}
+	res := checker.Result{}
+	if busy := v.Busy(id); !busy || p.mayReplace(id) {
+		res = checker.Check(v, r)
+		// A move has one replica too many on its way: that is no defect.
+		if busy && (res.Defect == checker.Extra || res.Defect == checker.Learner) {
+			res = checker.Result{}
+		}
+	}
+	if res.Defect == checker.None {
+		delete(p.waiting, id)
+		return
+	}
+	if res.Op == nil {
+		p.waiting[id] = res.Defect
+		return
+	}
+	if p.controller.Count(operator.OpReplica) >= v.Settings.Schedule.ReplicaScheduleLimit {
+		p.waiting[id] = res.Defect
+		return
+	}
+	if err := p.controller.Add(v, res.Op); err != nil {
+		p.waiting[id] = res.Defect
+		return
+	}
+	delete(p.waiting, id)
+}
+
+// mayReplace: repair pre-empts balance, but does not restart itself.
+func (p *Planner) mayReplace(id uint64) bool {
+	rec, ok := p.controller.Find(id)
+	return ok && !rec.Status.Final() && rec.Priority == operator.Low
+}
+
+func (p *Planner) plan(v *view.View) {
+	for _, e := range p.schedulers {
+		if v.Now.Before(e.next) {
+			continue
+		}
+		planned := 0
+		if v.Settings.Schedule.Enabled(e.s.Name()) && !p.isPaused(e.s.Name(), v.Now) {
+			planned = p.planOne(v, e.s)
+		}
+		if planned > 0 {
+			e.interval = e.s.GetMinInterval()
+		} else {
+			e.interval = e.s.GetNextInterval(e.interval)
+		}
+		e.next = v.Now.Add(e.interval)
+	}
+}
+
+func (p *Planner) planOne(v *view.View, s Scheduler) int {
+	planned := 0
+	v.Trace = &view.Trace{}
+	defer func() { v.Trace = nil }()
+	result := "nothing to do"
+	for planned < planBatch {
+		if !s.IsScheduleAllowed(v, p.controller.Count) {
+			result = "limit reached"
+			break
+		}
+		op := s.Schedule(v)
+		if op == nil {
+			break
+		}
+		if err := p.controller.Add(v, op); err != nil {
+			result = err.Error()
+			break
+		}
+		planned++
+		result = op.String()
+	}
+	p.explained.Lock()
+	p.explained.decisions[s.Name()] = Decision{
+		Scheduler: s.Name(), At: v.Now, Result: result, Lines: v.Trace.Lines, Refusals: v.Trace.Refusals,
+	}
+	p.explained.Unlock()
+	return planned
+}
+
+// Decisions returns the last decision of each scheduler.
+func (p *Planner) Decisions() []Decision {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	out := make([]Decision, 0, len(p.explained.decisions))
+	for _, e := range p.schedulers {
+		if d, ok := p.explained.decisions[e.s.Name()]; ok {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// Schedulers returns the names of all schedulers.
+func (p *Planner) Schedulers() []string {
+	var out []string
+	for _, e := range p.schedulers {
+		out = append(out, e.s.Name())
+	}
+	return out
+}
+
+// Pause stops a scheduler until the given time; a time in the past resumes it.
+func (p *Planner) Pause(name string, until time.Time) {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	p.explained.paused[name] = until
+}
+
+func (p *Planner) isPaused(name string, now time.Time) bool {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	return now.Before(p.explained.paused[name])
+}
+
+// PausedUntil returns until when a scheduler is paused.
+func (p *Planner) PausedUntil(name string) time.Time {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	return p.explained.paused[name]
+}

@@ -1,0 +1,440 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/id"
+	"github.com/tinykv/tinykv/scheduler/server/member"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
+	"github.com/tinykv/tinykv/scheduler/server/tso"
+)
+
+const requestTimeout = 5 * time.Second
+
+// Server is one member of the placement service.
+//
+// Life: New checks the configuration and starts nothing; Start returns when the member serves;
+// Stop is idempotent and returns when every goroutine has ended.
+type Server struct {
+	cfg      *config.Config
+	logger   *zap.Logger
+	node     *node // embedded etcd and its listener
+	storage  storage.Storage
+	keys     storage.Keys
+	elector  *member.Elector
+	cluster  *RaftCluster
+	ids      *id.Allocator
+	tso      *tso.Oracle
+	streams  *hbStreams
+	forward  *forwarder
+	metrics  *metrics
+	logLevel zap.AtomicLevel
+
+	clusterID uint64
+	self      *schedulerpb.Member
+	ready     chan struct{} // closed when Start has set everything up
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	failed    chan error
+
+	leaderMu struct {
+		sync.RWMutex
+		serving      *member.Leadership // set once a new leader is ready to answer
+		ctx          context.Context    // ends with the leadership
+		bootstrapped bool
+		bootstrapper uint64
+		meta         *metapb.Cluster
+	}
+	stopOnce sync.Once
+}
+
+// New returns a server that is not started.
+func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
+	if err := cfg.Adjust(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	s := &Server{cfg: cfg, logger: logger, ready: make(chan struct{}), failed: make(chan error, 1)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
+	s.forward = newForwarder(s)
+	s.cluster = NewRaftCluster(ClusterOptions{
+		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
+		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
+	})
+	s.metrics = newMetrics(s)
+	return s, nil
+}
+
+// Start brings the member up and returns when it serves requests. A single member, or a majority,
+// elects a leader right afterwards.
+func (s *Server) Start(ctx context.Context) error {
+	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+	if err != nil {
+		return err
+	}
+	s.node = n
+	if err := s.setUp(ctx); err != nil {
+		s.Stop()
+		return err
+	}
+	s.wg.Add(2)
+	go func() { // ends with s.ctx
+		defer s.wg.Done()
+		s.elector.Run(s.ctx, s.lead)
+	}()
+	go func() { // ends with s.ctx
+		defer s.wg.Done()
+		s.watchNode()
+	}()
+	close(s.ready)
+	s.logger.Info("serving", log.ClusterID(s.clusterID), zap.String("name", s.cfg.Name),
+		zap.String("client-address", s.ClientAddr()))
+	return nil
+}
+
+func (s *Server) setUp(ctx context.Context) error {
+	s.storage = storage.NewEtcd(s.node.client)
+	clusterID, err := initClusterID(ctx, s.storage)
+	if err != nil {
+		return err
+	}
+	if err := s.node.dir.claim(clusterID); err != nil {
+		return err
+	}
+	s.clusterID = clusterID
+	s.keys = storage.KeysOf(clusterID)
+	s.self = s.node.self()
+	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
+	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
+	s.elector = member.New(s.storage, member.Options{
+		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter,
+	})
+	return nil
+}
+
+// initClusterID reads the cluster's id or makes it; the first of several members wins.
+func initClusterID(ctx context.Context, st storage.Storage) (uint64, error) {
+	for {
+		kv, err := st.Get(ctx, storage.ClusterIDKey)
+		if err == nil && kv.ModRevision != 0 {
+			return storage.ParseUint64(kv.Value)
+		}
+		if err == nil {
+			var r [4]byte
+			_, _ = rand.Read(r[:])
+			clusterID := uint64(time.Now().Unix())<<32 + uint64(binary.BigEndian.Uint32(r[:]))
+			_, err = st.Txn(ctx, []storage.Cond{storage.RevisionIs(storage.ClusterIDKey, 0)},
+				[]storage.Op{storage.Put(storage.ClusterIDKey, storage.Uint64(clusterID))})
+			if err == nil {
+				return clusterID, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("read the cluster id: %w", err)
+		}
+		if !errors.Is(err, storage.ErrConflict) {
+			select { // no quorum yet
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// watchNode notices that etcd ended by itself, for example on a full or broken disk.
+func (s *Server) watchNode() {
+	select {
+	case <-s.ctx.Done():
+	case err := <-s.node.etcd.Err():
+		s.fail(fmt.Errorf("etcd failed: %w", err))
+	case <-s.node.etcd.Server.StopNotify():
+		if s.ctx.Err() == nil {
+			s.fail(errors.New("etcd stopped: this member was removed or its disk failed"))
+		}
+	}
+}
+
+func (s *Server) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
+	}
+}
+
+// Failed delivers the error that made this member unable to go on.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// Stop hands the leadership over and ends everything.
+func (s *Server) Stop() {
+	s.stopOnce.Do(func() {
+		s.cancel()
+		s.wg.Wait() // the elector deletes its leader key on the way out
+		s.forward.close()
+		if s.node != nil {
+			s.node.close()
+		}
+	})
+}
+
+// ClientAddr is host:port where this member serves.
+func (s *Server) ClientAddr() string { return s.node.clientAddr }
+
+// ClientURL is ClientAddr with a scheme.
+func (s *Server) ClientURL() string { return "http://" + s.node.clientAddr }
+
+// ClusterID returns the cluster's id.
+func (s *Server) ClusterID() uint64 { return s.clusterID }
+
+// Cluster returns the soft state.
+func (s *Server) Cluster() *RaftCluster { return s.cluster }
+
+// Etcd returns the in-process client of the embedded etcd.
+func (s *Server) Etcd() *clientv3.Client { return s.node.client }
+
+// IsLeader tells whether this member leads and serves.
+func (s *Server) IsLeader() bool { return s.leadership() != nil }
+
+// Resign gives the leadership up.
+func (s *Server) Resign() { s.elector.Resign() }
+
+// WaitLeader returns when some member leads, this one included.
+func (s *Server) WaitLeader(ctx context.Context) error {
+	for {
+		m, changed := s.elector.Leader()
+		if m != nil && (m.MemberId != s.self.MemberId || s.IsLeader()) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-time.After(20 * time.Millisecond): // becoming ready is not signaled
+		}
+	}
+}
+
+// leadership returns the valid leadership under which requests are answered, or nil.
+func (s *Server) leadership() *member.Leadership {
+	s.leaderMu.RLock()
+	l := s.leaderMu.serving
+	s.leaderMu.RUnlock()
+	if l == nil || !l.Valid() {
+		return nil
+	}
+	return l
+}
+
+// leaderContext ends when this member stops leading.
+func (s *Server) leaderContext() context.Context {
+	s.leaderMu.RLock()
+	defer s.leaderMu.RUnlock()
+	return s.leaderMu.ctx
+}
+
+func (s *Server) fence() (storage.Cond, uint64, bool) {
+	l := s.leadership()
+	if l == nil {
+		return storage.Cond{}, 0, false
+	}
+	return l.Fence(), l.Term, true
+}
+
+// write carries out ops under the leadership's fence.
+func (s *Server) write(ctx context.Context, ops ...storage.Op) error {
+	fence, _, ok := s.fence()
+	if !ok {
+		return errNotLeader
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	_, err := s.storage.Txn(ctx, []storage.Cond{fence}, ops)
+	if errors.Is(err, storage.ErrConflict) {
+		return errNotLeader
+	}
+	return err
+}
+
+func (s *Server) allocPeerID() (uint64, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
+	defer cancel()
+	return s.ids.Alloc(ctx)
+}
+
+// lead is one term as the leader: timestamps first, since clients wait for them; then the stores;
+// then serving; then planning.
+func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
+	began := time.Now()
+	if err := s.tso.Start(ctx, l.Fence()); err != nil {
+		return fmt.Errorf("start timestamps: %w", err)
+	}
+	defer s.tso.Stop()
+	if err := s.load(ctx); err != nil {
+		return fmt.Errorf("load cluster: %w", err)
+	}
+	s.cluster.TakeOver()
+	s.setServing(ctx, l)
+	defer s.setServing(nil, nil)
+	s.cluster.events.add("leader-changed", fmt.Sprintf("%s leads in term %d", s.cfg.Name, l.Term))
+	s.logger.Info("leading", log.Term(l.Term), zap.Duration("took", time.Since(began)))
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Add(1)
+	go func() { // ends with ctx
+		defer wg.Done()
+		s.cluster.Run(ctx)
+	}()
+	return s.leaderLoop(ctx, l)
+}
+
+func (s *Server) setServing(ctx context.Context, l *member.Leadership) {
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	s.leaderMu.serving, s.leaderMu.ctx = l, ctx
+}
+
+// leaderLoop does what a leader does every now and then.
+func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
+	extend := time.NewTicker(max(s.cfg.TSOSaveInterval.D()/6, 20*time.Millisecond))
+	defer extend.Stop()
+	stores := time.NewTicker(storeCheckInterval)
+	defer stores.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-extend.C:
+			if err := s.tso.Extend(ctx, l.Fence()); errors.Is(err, tso.ErrNotLeader) {
+				return err
+			} else if err != nil && ctx.Err() == nil {
+				s.logger.Warn("saving the timestamp bound failed", zap.Error(err))
+			}
+		case <-stores.C:
+			s.checkStores(ctx)
+		}
+	}
+}
+
+// load reads the hard state of the cluster.
+func (s *Server) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	kv, err := s.storage.Get(ctx, s.keys.Cluster())
+	if err != nil {
+		return err
+	}
+	if err := s.loadSettings(ctx); err != nil {
+		return err
+	}
+	var meta *metapb.Cluster
+	var bootstrapper uint64
+	if kv.ModRevision != 0 {
+		meta = &metapb.Cluster{}
+		if err := meta.Unmarshal(kv.Value); err != nil {
+			return fmt.Errorf("decode cluster: %w", err)
+		}
+		if b, err := s.storage.Get(ctx, s.keys.BootstrapStore()); err != nil {
+			return err
+		} else if b.ModRevision != 0 {
+			bootstrapper, _ = storage.ParseUint64(b.Value)
+		}
+		if meta.MaxPeerCount > 0 {
+			s.applyMaxReplicas(int(meta.MaxPeerCount))
+		}
+	}
+	stores, err := s.loadStores(ctx)
+	if err != nil {
+		return err
+	}
+	s.cluster.SetStores(stores)
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	s.leaderMu.meta, s.leaderMu.bootstrapped, s.leaderMu.bootstrapper = meta, meta != nil, bootstrapper
+	return nil
+}
+
+func (s *Server) loadStores(ctx context.Context) ([]*core.StoreInfo, error) {
+	kvs, err := s.storage.Range(ctx, s.keys.Stores())
+	if err != nil {
+		return nil, err
+	}
+	settings, err := s.loadStoreSettings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	var out []*core.StoreInfo
+	for _, kv := range kvs {
+		m := &metapb.Store{}
+		if err := m.Unmarshal(kv.Value); err != nil {
+			return nil, fmt.Errorf("decode store %s: %w", kv.Key, err)
+		}
+		st := core.NewStore(m, now)
+		if old := s.cluster.Core().Store(m.Id); old != nil {
+			st = old.Clone(core.WithMeta(m)) // keep what heartbeats told before
+		}
+		out = append(out, settings[m.Id].apply(st))
+	}
+	return out, nil
+}
+
+func (s *Server) applyMaxReplicas(n int) {
+	set := *s.cluster.Settings()
+	set.Replication.MaxReplicas = n
+	s.cluster.SetSettings(&set)
+}
+
+func (s *Server) bootstrapped() (bool, uint64) {
+	s.leaderMu.RLock()
+	defer s.leaderMu.RUnlock()
+	return s.leaderMu.bootstrapped, s.leaderMu.bootstrapper
+}
+
+func (s *Server) register(gs *grpc.Server) {
+	schedulerpb.RegisterSchedulerServer(gs, &service{s: s})
+}
+
+func (s *Server) httpHandlers() map[string]http.Handler {
+	return s.api()
+}
+
+// Name returns the member's name.
+func (s *Server) Name() string { return s.cfg.Name }
+
+func firstURL(urls []string) string {
+	if len(urls) == 0 {
+		return ""
+	}
+	u := urls[0]
+	if i := strings.Index(u, "://"); i >= 0 {
+		u = u[i+3:]
+	}
+	return u
+}
+
+// SetLogLevel lets the log level be changed while the server runs.
+func (s *Server) SetLogLevel(l zap.AtomicLevel) { s.logLevel = l }

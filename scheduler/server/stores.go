@@ -1,0 +1,211 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
+)
+
+const (
+	storeCheckInterval = time.Second
+	// buryBeats is how many empty store heartbeats in a row an offline store must send before it
+	// becomes a tombstone.
+	buryBeats = 2
+)
+
+// storeSettings are what an operator set about a store.
+type storeSettings struct {
+	Weight       float64 `json:"weight,omitempty"`
+	EvictLeaders bool    `json:"evict-leaders,omitempty"`
+}
+
+func (s *storeSettings) apply(st *core.StoreInfo) *core.StoreInfo {
+	if s == nil {
+		return st
+	}
+	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders)}
+	if s.Weight > 0 {
+		opts = append(opts, core.WithWeight(s.Weight))
+	}
+	return st.Clone(opts...)
+}
+
+func (s *Server) loadStoreSettings(ctx context.Context) (map[uint64]*storeSettings, error) {
+	kvs, err := s.storage.Range(ctx, s.keys.StoreSettings())
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[uint64]*storeSettings)
+	for _, kv := range kvs {
+		id, err := strconv.ParseUint(strings.TrimPrefix(kv.Key, s.keys.StoreSettings()), 10, 64)
+		if err != nil {
+			continue
+		}
+		set := &storeSettings{}
+		if err := json.Unmarshal(kv.Value, set); err != nil {
+			return nil, fmt.Errorf("decode settings of store %d: %w", id, err)
+		}
+		out[id] = set
+	}
+	return out, nil
+}
+
+// loadSettings takes over schedule settings that were changed at run time.
+func (s *Server) loadSettings(ctx context.Context) error {
+	kv, err := s.storage.Get(ctx, s.keys.ScheduleConfig())
+	if err != nil || kv.ModRevision == 0 {
+		return err
+	}
+	set := settingsOf(s.cfg)
+	if err := json.Unmarshal(kv.Value, set); err != nil {
+		return fmt.Errorf("decode schedule settings: %w", err)
+	}
+	s.cluster.SetSettings(set)
+	return nil
+}
+
+// checkStores buries offline stores that are empty, for certain: everything is known, no region has
+// a peer there, and the store itself said so twice. A store that merely has not been heard of yet is
+// never buried.
+func (s *Server) checkStores(ctx context.Context) {
+	if !s.cluster.Prepared() {
+		return
+	}
+	for _, st := range s.cluster.Core().Stores() {
+		if !st.IsOffline() || st.RegionCount() > 0 || st.EmptyBeats() < buryBeats {
+			continue
+		}
+		if err := s.setStoreState(ctx, st.ID(), metapb.StoreState_Tombstone); err != nil {
+			s.logger.Warn("burying a store failed", log.StoreID(st.ID()), zap.Error(err))
+			return
+		}
+	}
+}
+
+func (s *Server) setStoreState(ctx context.Context, id uint64, state metapb.StoreState) error {
+	c := s.cluster
+	c.storeMu.Lock()
+	defer c.storeMu.Unlock()
+	st := c.Core().Store(id)
+	if st == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
+	}
+	m := *st.Meta()
+	m.State = state
+	if err := s.saveStore(ctx, &m); err != nil {
+		return err
+	}
+	c.Core().UpdateStore(id, core.WithMeta(&m))
+	c.health.Store(nil)
+	c.events.add("store-"+strings.ToLower(state.String()), fmt.Sprintf("store %d", id))
+	s.logger.Info("store changed state", log.StoreID(id), zap.String("state", state.String()))
+	c.planner.Wake()
+	return nil
+}
+
+// ErrNoRoom means that the remaining stores cannot take what an offline store holds.
+var ErrNoRoom = errors.New("server: the remaining stores cannot take the data")
+
+// OfflineStore starts to empty a store, after checking that the others can take its replicas.
+func (s *Server) OfflineStore(ctx context.Context, id uint64) error {
+	c := s.cluster
+	st := c.Core().Store(id)
+	if st == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
+	}
+	if st.IsTombstone() {
+		return fmt.Errorf("store %d is tombstone", id)
+	}
+	rest, free := 0, uint64(0)
+	known := true
+	for _, o := range c.Core().Stores() {
+		if o.ID() == id || !o.IsUp() {
+			continue
+		}
+		rest++
+		free += o.Available()
+		known = known && o.Capacity() > 0
+	}
+	replicas := c.Settings().Replication.MaxReplicas
+	if rest < replicas && st.RegionCount() > 0 {
+		return fmt.Errorf("%w: %d stores would remain, %d replicas are needed", ErrNoRoom, rest, replicas)
+	}
+	if need := uint64(st.RegionSize()) << 20; known && need > free {
+		return fmt.Errorf("%w: store %d holds %d MiB, the others have %d MiB free", ErrNoRoom, id, need>>20, free>>20)
+	}
+	return s.setStoreState(ctx, id, metapb.StoreState_Offline)
+}
+
+// UpStore cancels an offline.
+func (s *Server) UpStore(ctx context.Context, id uint64) error {
+	if st := s.cluster.Core().Store(id); st != nil && st.IsTombstone() {
+		return fmt.Errorf("store %d is tombstone: it was removed for good", id)
+	}
+	return s.setStoreState(ctx, id, metapb.StoreState_Up)
+}
+
+// BuryStore declares a store gone for good. It must be silent beyond the down time, and every region
+// must have a healthy majority without it.
+func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
+	st := s.cluster.Core().Store(id)
+	if st == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
+	}
+	if st.DownTime(time.Now()) < s.cluster.Settings().Schedule.StoreDisconnect.D() {
+		return fmt.Errorf("store %d is alive (heard %v ago): take it offline instead", id,
+			st.DownTime(time.Now()).Round(time.Millisecond))
+	}
+	if !force && st.RegionCount() > 0 {
+		return fmt.Errorf("store %d still has %d regions", id, st.RegionCount())
+	}
+	return s.setStoreState(ctx, id, metapb.StoreState_Tombstone)
+}
+
+// SetStoreSettings changes weight and leader eviction of a store.
+func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*storeSettings)) error {
+	c := s.cluster
+	c.storeMu.Lock()
+	defer c.storeMu.Unlock()
+	st := c.Core().Store(id)
+	if st == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
+	}
+	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders()}
+	change(set)
+	value, err := json.Marshal(set)
+	if err != nil {
+		return err
+	}
+	if err := s.write(ctx, storage.Put(s.keys.StoreSetting(id), value)); err != nil {
+		return err
+	}
+	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders))
+	c.health.Store(nil)
+	c.planner.Wake()
+	return nil
+}
+
+// members lists the members as etcd knows them.
+func (s *Server) members() []*schedulerpb.Member {
+	var out []*schedulerpb.Member
+	for _, m := range s.node.etcd.Server.Cluster().Members() {
+		pm := &schedulerpb.Member{Name: m.Name, MemberId: uint64(m.ID), PeerUrls: m.PeerURLs, ClientUrls: m.ClientURLs}
+		if pm.MemberId == s.self.MemberId {
+			pm = s.self
+		}
+		out = append(out, pm)
+	}
+	return out
+}

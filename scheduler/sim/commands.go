@@ -1,0 +1,142 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+)
+
+// Send implements schedule.Sender: the command reaches the store a little later.
+func (s *Sim) Send(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse) {
+	s.Stats.Commands++
+	s.after(commandLatency, func() { s.execute(storeID, resp) })
+}
+
+// execute does what a region's leader does with a command.
+func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse) {
+	r := s.byID[resp.RegionId]
+	if r == nil || r.leader != storeID || !s.usable(storeID) || !s.hasQuorum(r) {
+		return
+	}
+	e := r.meta.RegionEpoch
+	if resp.RegionEpoch.GetVersion() != e.Version || resp.RegionEpoch.GetConfVer() != e.ConfVer {
+		return
+	}
+	switch {
+	case resp.TransferLeader != nil:
+		s.after(transferTime, func() { s.transfer(r, resp.TransferLeader.Peer) })
+	case resp.ChangePeer != nil:
+		s.after(confChangeTime, func() { s.changePeer(r, e, resp.ChangePeer) })
+	}
+}
+
+func (s *Sim) transfer(r *Region, to *metapb.Peer) {
+	i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.Id == to.Id })
+	if i < 0 || r.noData[to.Id] || !s.usable(to.StoreId) || !s.usable(r.leader) {
+		return
+	}
+	if r.leader != to.StoreId {
+		r.leader = to.StoreId
+		r.term++
+		s.Stats.Transfers++
+		s.changed(r)
+	}
+}
+
+func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.ChangePeer) {
+	if r.meta.RegionEpoch != e || !s.usable(r.leader) || !s.hasQuorum(r) {
+		return // another change came first: the epoch does not fit any more
+	}
+	next := *r.meta
+	next.RegionEpoch = &metapb.RegionEpoch{Version: e.Version, ConfVer: e.ConfVer + 1}
+	before := s.healthy(r, r.meta)
+	switch cp.ChangeType {
+	case eraftpb.ConfChangeType_AddNode:
+		if slices.ContainsFunc(next.Peers, func(p *metapb.Peer) bool { return p.StoreId == cp.Peer.StoreId }) {
+			return
+		}
+		next.Peers = append(slices.Clip(next.Peers), cp.Peer)
+		r.noData[cp.Peer.Id] = true
+		s.stores[cp.Peer.StoreId].regions[r] = struct{}{}
+		s.snapshot(r, cp.Peer)
+	case eraftpb.ConfChangeType_RemoveNode:
+		if cp.Peer.StoreId == r.leader {
+			s.faultf("region %d: the leader was told to remove itself", r.meta.Id)
+			return
+		}
+		next.Peers = slices.DeleteFunc(slices.Clone(next.Peers), func(p *metapb.Peer) bool { return p.Id == cp.Peer.Id })
+		if len(next.Peers) == len(r.meta.Peers) {
+			return
+		}
+		delete(r.noData, cp.Peer.Id)
+		delete(s.stores[cp.Peer.StoreId].regions, r)
+	default:
+		return
+	}
+	r.meta = &next
+	if after := s.healthy(r, r.meta); after <= len(next.Peers)/2 && before > (len(next.Peers)-1)/2+1 {
+		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after, len(next.Peers))
+	}
+	s.changed(r)
+}
+
+// snapshot gives a new replica its data after a while.
+func (s *Sim) snapshot(r *Region, p *metapb.Peer) {
+	sec := 0.2 + float64(r.size)/s.opts.RateMiB*(0.5+s.rng.Float64())
+	s.after(time.Duration(sec*float64(time.Second)), func() { s.snapshotDone(r, p) })
+}
+
+func (s *Sim) snapshotDone(r *Region, p *metapb.Peer) {
+	if !r.noData[p.Id] {
+		return // removed meanwhile
+	}
+	if !s.usable(p.StoreId) || r.leader == 0 || !s.usable(r.leader) {
+		s.after(electionTimeout, func() { s.snapshotDone(r, p) })
+		return
+	}
+	delete(r.noData, p.Id)
+	s.Stats.PeersAdded++
+	s.Stats.BytesMoved += r.size
+	if s.Stats.measuring {
+		r.moves++
+		if slices.Contains(r.trail, p.StoreId) {
+			s.Stats.PingPong++
+		}
+		r.trail = append(r.trail, p.StoreId)
+		s.Stats.lastMove = s.now
+	}
+	s.changed(r)
+}
+
+// Kill stops a store; its leaders are replaced after an election timeout.
+func (s *Sim) Kill(id uint64) { s.stores[id].alive = false }
+
+// Restart brings a store back.
+func (s *Sim) Restart(id uint64) {
+	s.stores[id].alive = true
+	s.storeBeat(s.stores[id])
+}
+
+// Cut separates a store from the others. What it leads it goes on reporting, as the leader it
+// believes to be.
+func (s *Sim) Cut(id uint64) {
+	st := s.stores[id]
+	for _, r := range s.regions {
+		if r.leader == id {
+			r.stale = s.heartbeat(r)
+		}
+	}
+	st.cut = true
+	s.elections()
+}
+
+// Heal ends a cut.
+func (s *Sim) Heal(id uint64) {
+	s.stores[id].cut = false
+	for _, r := range s.regions {
+		r.stale = nil
+	}
+}

@@ -1,0 +1,245 @@
+package sim
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/core"
+)
+
+// Scenario interprets the commands of scenario files, one line each:
+//
+//	cluster stores=6 regions=3000 size=uniform(48,144) [replicas=3] [seed=1] [capacity=1024]
+//	        [zones=3] [loss=0.1] [delay=30s] [heartbeat=60s] [moves-in-flight=8]
+//	add-stores n=1 [capacity=1024] [zone=1]
+//	run for=10m                  let time pass
+//	measure                      start counting moves against the lower bound
+//	kill|restart|cut|heal|offline|up|evict store=1
+//	flap store=1 down=25s up=35s times=10
+//	failover                     a new placement leader that knows nothing
+//	giant region=5 size=10240    make one region big
+//	expect NAME<=VALUE ...       ratio, max-min, leaders, ping-pong, twice, quiet (>=), missing, extra,
+//	                             running, settled, transfers, moves
+//	report                       print the result (for people; not stable)
+type Scenario struct {
+	Sim *Sim
+	// Log gets the results that expect looked at.
+	Log func(format string, args ...any)
+}
+
+// Do carries out one command and returns its output: "ok", or what an expectation found instead.
+func (sc *Scenario) Do(line string) (string, error) {
+	fields := strings.Fields(line)
+	if len(fields) == 0 {
+		return "", nil
+	}
+	cmd, args := fields[0], argsOf(fields[1:])
+	if cmd == "cluster" {
+		return "ok", sc.cluster(args)
+	}
+	if sc.Sim == nil {
+		return "", fmt.Errorf("%s before cluster", cmd)
+	}
+	s := sc.Sim
+	switch cmd {
+	case "add-stores":
+		for range args.num("n", 1) {
+			s.AddStore(uint64(args.num("capacity", 1<<20)), zone(args.num("zone", 0))...)
+		}
+	case "run":
+		s.Run(args.dur("for", time.Minute))
+	case "measure":
+		s.BeginMeasure()
+	case "kill":
+		s.Kill(uint64(args.num("store", 0)))
+	case "restart":
+		s.Restart(uint64(args.num("store", 0)))
+	case "cut":
+		s.Cut(uint64(args.num("store", 0)))
+	case "heal":
+		s.Heal(uint64(args.num("store", 0)))
+	case "offline":
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Offline))
+	case "up":
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Up))
+	case "evict":
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithEvictLeaders(true))
+	case "flap":
+		for range args.num("times", 1) {
+			s.Kill(uint64(args.num("store", 0)))
+			s.Run(args.dur("down", 25*time.Second))
+			s.Restart(uint64(args.num("store", 0)))
+			s.Run(args.dur("up", 35*time.Second))
+		}
+	case "failover":
+		s.Failover()
+	case "giant":
+		r := s.byID[uint64(args.num("region", 1))]
+		r.size = int64(args.num("size", 10240))
+		s.changed(r)
+	case "report":
+		sc.logf("%v", s.Result())
+	case "expect":
+		return sc.expect(fields[1:])
+	default:
+		return "", fmt.Errorf("unknown command %q", cmd)
+	}
+	return "ok", nil
+}
+
+func (sc *Scenario) logf(format string, args ...any) {
+	if sc.Log != nil {
+		sc.Log(format, args...)
+	}
+}
+
+func (sc *Scenario) cluster(a args) error {
+	opts := DefaultOptions()
+	opts.Seed = uint64(a.num("seed", 1))
+	opts.Replicas = a.num("replicas", 3)
+	opts.Loss = a.float("loss", 0)
+	opts.MaxDelay = a.dur("delay", 0)
+	opts.HeartbeatTime = a.dur("heartbeat", opts.HeartbeatTime)
+	opts.Schedule.StoreMovesInFlight = a.num("moves-in-flight", opts.Schedule.StoreMovesInFlight)
+	opts.Schedule.StoreBytesInFlightMiB = 1 << 30
+	opts.Schedule.MaxStoreDownTime = config.Duration(a.dur("max-down", 30*time.Minute))
+	zones := a.num("zones", 0)
+	if zones > 0 {
+		opts.Labels = []string{"zone"}
+	}
+	s := New(opts)
+	for i := range a.num("stores", 3) {
+		z := 0
+		if zones > 0 {
+			z = i%zones + 1
+		}
+		s.AddStore(uint64(a.num("capacity", 1<<20)), zone(z)...)
+	}
+	size, err := sizes(a["size"])
+	if err != nil {
+		return err
+	}
+	s.AddRegions(a.num("regions", 0), size)
+	sc.Sim = s
+	return nil
+}
+
+func zone(n int) []*metapb.StoreLabel {
+	if n == 0 {
+		return nil
+	}
+	return []*metapb.StoreLabel{{Key: "zone", Value: strconv.Itoa(n)}}
+}
+
+// sizes parses uniform(a,b), lognormal(median,sigma), sparse(share,size) or a number, in MiB.
+func sizes(spec string) (func(*rand.Rand) int64, error) {
+	if spec == "" {
+		spec = "96"
+	}
+	name, rest, ok := strings.Cut(spec, "(")
+	if !ok {
+		n, err := strconv.ParseInt(spec, 10, 64)
+		return func(*rand.Rand) int64 { return n }, err
+	}
+	a, b, _ := strings.Cut(strings.TrimSuffix(rest, ")"), ",")
+	x, err1 := strconv.ParseFloat(a, 64)
+	y, err2 := strconv.ParseFloat(b, 64)
+	if err1 != nil || err2 != nil {
+		return nil, fmt.Errorf("size: %q", spec)
+	}
+	switch name {
+	case "uniform":
+		return func(r *rand.Rand) int64 { return int64(x + r.Float64()*(y-x)) }, nil
+	case "lognormal":
+		return func(r *rand.Rand) int64 { return max(1, int64(x*math.Exp(y*r.NormFloat64()))) }, nil
+	case "sparse":
+		return func(r *rand.Rand) int64 {
+			if r.Float64() < x {
+				return int64(y)
+			}
+			return 1
+		}, nil
+	}
+	return nil, fmt.Errorf("size: %q", spec)
+}
+
+func (sc *Scenario) expect(conds []string) (string, error) {
+	res := sc.Sim.Result()
+	sc.logf("%v", res)
+	values := map[string]float64{
+		"ratio": res.Ratio, "max-min": res.MaxMin, "leaders": res.LeaderMax, "ping-pong": float64(res.PingPong),
+		"twice": float64(res.Twice), "quiet": res.Quiet.Seconds(), "missing": float64(res.Missing),
+		"extra": float64(res.Extra), "running": float64(res.Running), "settled": res.Settled.Seconds(),
+		"transfers": float64(sc.Sim.Stats.Transfers), "moves": float64(res.Moves),
+	}
+	for id, st := range sc.Sim.stores {
+		info := sc.Sim.cluster.Core().Store(id)
+		values[fmt.Sprintf("regions.%d", id)] = float64(len(st.regions))
+		values[fmt.Sprintf("leaders.%d", id)] = float64(info.LeaderCount())
+		values[fmt.Sprintf("state.%d", id)] = float64(info.State())
+	}
+	var bad []string
+	for _, c := range conds {
+		for _, op := range []string{"<=", ">=", "="} {
+			name, text, ok := strings.Cut(c, op)
+			if !ok {
+				continue
+			}
+			want, err := strconv.ParseFloat(text, 64)
+			if d, derr := time.ParseDuration(text); err != nil && derr == nil {
+				want, err = d.Seconds(), nil
+			}
+			got, known := values[name]
+			if err != nil || !known {
+				return "", fmt.Errorf("cannot check %q", c)
+			}
+			if op == "<=" && got > want || op == ">=" && got < want || op == "=" && got != want {
+				bad = append(bad, fmt.Sprintf("%s is %.3f", c, got))
+			}
+			break
+		}
+	}
+	bad = append(bad, sc.Sim.Faults...)
+	if len(bad) == 0 {
+		return "ok", nil
+	}
+	return strings.Join(bad, "\n"), nil
+}
+
+type args map[string]string
+
+func argsOf(fields []string) args {
+	a := args{}
+	for _, f := range fields {
+		k, v, _ := strings.Cut(f, "=")
+		a[k] = v
+	}
+	return a
+}
+
+func (a args) num(key string, def int) int {
+	if v, err := strconv.Atoi(a[key]); err == nil {
+		return v
+	}
+	return def
+}
+
+func (a args) float(key string, def float64) float64 {
+	if v, err := strconv.ParseFloat(a[key], 64); err == nil {
+		return v
+	}
+	return def
+}
+
+func (a args) dur(key string, def time.Duration) time.Duration {
+	if v, err := time.ParseDuration(a[key]); err == nil {
+		return v
+	}
+	return def
+}

@@ -1,0 +1,582 @@
+// Package cluster runs several stores in one process over engines and raft logs in memory that can lose
+// what was not synced, a network that can fail, and a placement service that follows the test's orders.
+// The stores themselves are the real ones. For tests only.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/kv/node"
+	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/storage/raftstorage"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// ClusterID is the id of every test cluster.
+const ClusterID = 4711
+
+// FirstRegionID is the region that a cluster begins with.
+const FirstRegionID = 1
+
+// Options shape a cluster.
+type Options struct {
+	Stores int // default 5
+	// Replicas is how many of the stores have the first region; default all.
+	Replicas int
+	Seed     uint64
+	// Tune changes the configuration, which begins as TestConfig.
+	Tune func(*config.Config)
+	// Verbose logs what the stores log.
+	Verbose bool
+}
+
+// TestConfig makes everything fast and small.
+func TestConfig() *config.Config {
+	c := config.Default()
+	r := &c.Raftstore
+	r.TickInterval = config.Dur(10 * time.Millisecond)
+	r.HeartbeatTicks, r.ElectionTicks = 2, 10
+	r.RaftWorkers, r.ApplyWorkers = 2, 2
+	r.LogGCInterval = config.Dur(50 * time.Millisecond)
+	r.SplitCheckInterval = config.Dur(50 * time.Millisecond)
+	r.RegionHeartbeatInterval = config.Dur(50 * time.Millisecond)
+	r.StoreHeartbeatInterval = config.Dur(200 * time.Millisecond)
+	r.StalePeerCheck = config.Dur(500 * time.Millisecond)
+	r.SnapshotGCInterval = config.Dur(time.Second)
+	c.Server.RequestTimeout = config.Dur(5 * time.Second)
+	c.Server.MaxClockSkew = config.Dur(0)
+	return c
+}
+
+// Cluster is a running set of stores.
+type Cluster struct {
+	t         testing.TB
+	cfg       *config.Config
+	opts      Options
+	Net       *Network
+	Placement *Placement
+	logger    *zap.Logger
+	dir       string
+
+	mu    sync.Mutex
+	rng   *rand.Rand
+	nodes map[uint64]*Node
+}
+
+// Node is one store; it survives Stop and Crash through its disks.
+type Node struct {
+	ID  uint64
+	c   *Cluster
+	dir string
+
+	mu      sync.Mutex
+	engine  *memengine.Engine
+	fs      *faultfs.MemFS
+	log     *raftlog.Log
+	snaps   *snap.Manager
+	store   *raftstore.Store
+	server  *server.Server
+	paused  bool
+	running bool
+}
+
+// New starts a cluster whose first region has its replicas in place already. Everything ends with the
+// test.
+func New(t testing.TB, o Options) *Cluster {
+	t.Helper()
+	if o.Stores == 0 {
+		o.Stores = 5
+	}
+	if o.Replicas == 0 {
+		o.Replicas = o.Stores
+	}
+	if o.Seed == 0 {
+		o.Seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("cluster seed %d", o.Seed)
+	c := &Cluster{t: t, cfg: TestConfig(), opts: o, dir: t.TempDir(), nodes: map[uint64]*Node{}, logger: zap.NewNop()}
+	if o.Verbose {
+		c.logger = zaptest.NewLogger(t)
+	}
+	if o.Tune != nil {
+		o.Tune(c.cfg)
+	}
+	require.NoError(t, c.cfg.Validate())
+	c.rng = rand.New(rand.NewPCG(o.Seed, 1))
+	c.Net = newNetwork(c, o.Seed)
+	c.Placement = newPlacement(c.node)
+	var peers []*metapb.Peer
+	for id := uint64(1); id <= uint64(o.Replicas); id++ {
+		peers = append(peers, &metapb.Peer{Id: id, StoreId: id})
+	}
+	for id := uint64(1); id <= uint64(o.Stores); id++ {
+		n := c.newNode(id)
+		require.NoError(t, n.open())
+		if id <= uint64(o.Replicas) {
+			st := node.FirstRegion(FirstRegionID, peers[id-1])
+			st.Region.Peers = peers
+			require.NoError(t, node.WriteFirstRegion(n.engine, n.log, st, false))
+		}
+	}
+	t.Cleanup(c.stop)
+	for _, n := range c.Nodes() {
+		require.NoError(t, n.start())
+	}
+	return c
+}
+
+func (c *Cluster) newNode(id uint64) *Node {
+	n := &Node{ID: id, c: c, dir: filepath.Join(c.dir, fmt.Sprint(id)), engine: memengine.New(), fs: faultfs.NewMemFS(nil)}
+	c.mu.Lock()
+	c.nodes[id] = n
+	c.mu.Unlock()
+	return n
+}
+
+func (c *Cluster) node(id uint64) *Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodes[id]
+}
+
+// Node returns a store by id.
+func (c *Cluster) Node(id uint64) *Node { return c.node(id) }
+
+// Nodes returns all stores by id.
+func (c *Cluster) Nodes() []*Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*Node
+	for id := uint64(1); len(out) < len(c.nodes); id++ {
+		if n := c.nodes[id]; n != nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func (c *Cluster) stop() {
+	for _, n := range c.Nodes() {
+		n.Stop()
+	}
+	c.Net.close()
+}
+
+func (c *Cluster) handleRaft(to uint64, m *rspb.RaftMessage) error {
+	n := c.node(to)
+	if n == nil {
+		return errors.New("no such store")
+	}
+	s := n.Store()
+	if s == nil {
+		return errors.New("store is down")
+	}
+	return s.HandleRaft(m)
+}
+
+// open opens the disks.
+func (n *Node) open() error {
+	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger})
+	if err != nil {
+		return fmt.Errorf("store %d: %w", n.ID, err)
+	}
+	n.log = log
+	n.snaps, err = snap.Open(n.dir, 8)
+	return err
+}
+
+func (n *Node) start() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.c
+	n.store = raftstore.New(raftstore.Options{
+		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: n.engine, Log: n.log, Snapshots: n.snaps,
+		Transport: &endpoint{c.Net, n}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
+	})
+	st := raftstorage.New(n.store, n.engine, c.cfg.Server.RequestTimeout.Duration, 0)
+	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
+	if err := n.store.Start(context.Background()); err != nil {
+		return fmt.Errorf("store %d: %w", n.ID, err)
+	}
+	n.running = true
+	failed, id := n.store.Failed(), n.ID
+	store := n.store
+	// Ends with the store.
+	go func() {
+		select {
+		case err := <-failed:
+			n.mu.Lock()
+			current := n.store == store && n.running
+			n.mu.Unlock()
+			if current {
+				c.t.Errorf("store %d failed: %v", id, err)
+			}
+		case <-store.Done():
+		}
+	}()
+	return nil
+}
+
+// Store is the running store, nil while it is down.
+func (n *Node) Store() *raftstore.Store {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.running {
+		return nil
+	}
+	return n.store
+}
+
+// Engine is the store's engine.
+func (n *Node) Engine() *memengine.Engine {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.engine
+}
+
+func (n *Node) snapshots() *snap.Manager {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.snaps
+}
+
+func (n *Node) reportSnapshot(region, peer uint64, ok bool) {
+	if s := n.Store(); s != nil {
+		s.ReportSnapshot(region, peer, ok)
+	}
+}
+
+func (n *Node) handleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
+	if s := n.Store(); s != nil {
+		s.HandleOperator(resp)
+	}
+}
+
+// Stop ends the store in good order.
+func (n *Node) Stop() {
+	n.mu.Lock()
+	if !n.running {
+		n.mu.Unlock()
+		return
+	}
+	n.running = false
+	store := n.store
+	n.mu.Unlock()
+	store.Stop()
+	if err := n.log.Close(); err != nil {
+		n.c.t.Errorf("store %d: %v", n.ID, err)
+	}
+}
+
+// Crash ends the store at once: what was not synced may be lost, of the engine and of the raft log each
+// for itself.
+func (n *Node) Crash(loss faultfs.Loss) {
+	n.mu.Lock()
+	if !n.running {
+		n.mu.Unlock()
+		return
+	}
+	n.running = false
+	store := n.store
+	// The disks as they are at this moment; what the dying store still writes does not count.
+	n.c.mu.Lock()
+	engineRng := rand.New(rand.NewPCG(n.c.rng.Uint64(), 1))
+	n.c.mu.Unlock()
+	// The raft log first: the engine never depends on log records that are newer than itself, but the
+	// log relies on what the engine has synced before.
+	fs := n.fs.Crash(loss, engineRng, nil)
+	eng := n.engine.Crash(loss, engineRng)
+	n.c.t.Logf("crash of store %d, loss %d", n.ID, loss)
+	n.mu.Unlock()
+	store.Stop()
+	_ = n.log.Close()
+	n.mu.Lock()
+	n.fs, n.engine = fs, eng
+	n.mu.Unlock()
+}
+
+// Restart starts a store that is down. A failure fails the test, but does not end it: it may be called
+// by any goroutine.
+func (n *Node) Restart() {
+	n.mu.Lock()
+	running := n.running
+	var err error
+	if !running {
+		err = n.open()
+	}
+	n.mu.Unlock()
+	if running {
+		return
+	}
+	if err == nil {
+		err = n.start()
+	}
+	if err != nil {
+		n.c.t.Errorf("restart: %v", err)
+	}
+}
+
+// Client returns a client of the cluster. Writes of unknown outcome are not tried again.
+func (c *Cluster) Client() *client.Client {
+	return client.New(c.Placement, client.Options{
+		Timeout: 10 * time.Second, AttemptTimeout: time.Second, Skew: time.Nanosecond, NoRetryUnknown: true,
+		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+			return &stub{c: c, id: storeID}, nil
+		},
+	})
+}
+
+// stub calls a store's service in process.
+type stub struct {
+	tinykvpb.TinyKvClient
+	c  *Cluster
+	id uint64
+}
+
+func (s *stub) service() (*server.Server, error) {
+	n := s.c.node(s.id)
+	if n == nil {
+		return nil, status.Error(codes.Unavailable, "connection refused")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.running {
+		return nil, status.Error(codes.Unavailable, "connection refused")
+	}
+	return n.server, nil
+}
+
+func (s *stub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+	srv, err := s.service()
+	if err != nil {
+		return nil, err
+	}
+	return srv.RawGet(ctx, in)
+}
+
+func (s *stub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+	srv, err := s.service()
+	if err != nil {
+		return nil, err
+	}
+	return srv.RawPut(ctx, in)
+}
+
+func (s *stub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ...grpc.CallOption) (*kvrpcpb.RawDeleteResponse, error) {
+	srv, err := s.service()
+	if err != nil {
+		return nil, err
+	}
+	return srv.RawDelete(ctx, in)
+}
+
+func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
+	srv, err := s.service()
+	if err != nil {
+		return nil, err
+	}
+	return srv.RawScan(ctx, in)
+}
+
+// WaitLeader waits until a running store leads the region, and returns it.
+func (c *Cluster) WaitLeader(regionID uint64) *Node {
+	c.t.Helper()
+	var found *Node
+	c.Eventually(20*time.Second, func() string {
+		for _, n := range c.Nodes() {
+			if s := n.Store(); s != nil {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				info, err := s.Peer(ctx, regionID)
+				cancel()
+				if err == nil && info.IsLeader && info.AppliedIndex >= info.CommitIndex {
+					found = n
+					return ""
+				}
+			}
+		}
+		return fmt.Sprintf("region %d has no leader", regionID)
+	})
+	return found
+}
+
+// Eventually waits until check returns "", and fails with what it says last.
+func (c *Cluster) Eventually(timeout time.Duration, check func() string) {
+	c.t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		what := check()
+		if what == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			c.t.Logf("goroutines:\n%s", buf[:runtime.Stack(buf, true)])
+			require.FailNow(c.t, "waited in vain", "%s", what)
+		}
+		time.Sleep(5 * time.Millisecond) // polls a condition
+	}
+}
+
+// AddPeer orders a replica on a store and waits for it.
+func (c *Cluster) AddPeer(regionID, storeID uint64) *metapb.Peer {
+	c.t.Helper()
+	p := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: storeID}
+	c.Placement.orderChange(regionID, eraftpb.ConfChangeType_AddNode, p)
+	c.waitOrder(regionID, "add peer")
+	return p
+}
+
+// RemovePeer orders a replica to be removed and waits until the region does without it.
+func (c *Cluster) RemovePeer(regionID uint64, p *metapb.Peer) {
+	c.t.Helper()
+	c.Placement.orderChange(regionID, eraftpb.ConfChangeType_RemoveNode, p)
+	c.waitOrder(regionID, "remove peer")
+}
+
+// TransferLeader orders a leader transfer and waits for it.
+func (c *Cluster) TransferLeader(regionID uint64, p *metapb.Peer) {
+	c.t.Helper()
+	c.Placement.orderTransfer(regionID, p)
+	c.waitOrder(regionID, "transfer leader")
+}
+
+func (c *Cluster) waitOrder(regionID uint64, what string) {
+	c.t.Helper()
+	c.Eventually(20*time.Second, func() string {
+		if c.Placement.pendingOrder(regionID) {
+			return fmt.Sprintf("%s of region %d is not done: %v", what, regionID, c.Placement.Region(regionID))
+		}
+		return ""
+	})
+}
+
+// Split splits the region that has key at it and waits until the placement service knows both halves.
+func (c *Cluster) Split(key []byte) {
+	c.t.Helper()
+	c.Eventually(20*time.Second, func() string {
+		r, err := c.Placement.GetRegion(context.Background(), key)
+		if err != nil || r == nil {
+			return fmt.Sprintf("no region for %q", key)
+		}
+		if string(r.Meta.StartKey) == string(key) {
+			return ""
+		}
+		if n := c.node(r.Leader.GetStoreId()); n != nil && n.Store() != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			_, err = n.Store().SplitAt(ctx, r.Meta.Id, key)
+			cancel()
+		}
+		return fmt.Sprintf("split at %q: %v", key, err)
+	})
+}
+
+// CompactLog makes the region's leader compact its log up to what it has applied.
+func (c *Cluster) CompactLog(regionID uint64) error {
+	n := c.WaitLeader(regionID)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	info, err := n.Store().Peer(ctx, regionID)
+	if err != nil {
+		return err
+	}
+	_, err = n.Store().AdminCommand(ctx, regionID, &raft_cmdpb.AdminRequest{
+		CmdType:    raft_cmdpb.AdminCmdType_CompactLog,
+		CompactLog: &raft_cmdpb.CompactLogRequest{CompactIndex: info.AppliedIndex, CompactTerm: info.Term},
+	})
+	return err
+}
+
+// Transfer asks the region's leader once to hand over.
+func (c *Cluster) Transfer(regionID uint64, to *metapb.Peer) error {
+	return c.adminOnce(regionID, &raft_cmdpb.AdminRequest{
+		CmdType: raft_cmdpb.AdminCmdType_TransferLeader, TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: to},
+	})
+}
+
+func (c *Cluster) adminOnce(regionID uint64, req *raft_cmdpb.AdminRequest) error {
+	leader := c.Placement.Leader(regionID)
+	n := c.node(leader.GetStoreId())
+	if n == nil {
+		return errors.New("no leader is known")
+	}
+	s := n.Store()
+	if s == nil {
+		return errors.New("the leader's store is down")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	_, err := s.AdminCommand(ctx, regionID, req)
+	return err
+}
+
+// RandomConfChange adds a replica on a store without one, or removes one if more than least are left.
+func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
+	c.mu.Lock()
+	add := len(r.Peers) <= least || (len(r.Peers) < len(c.nodes) && c.rng.IntN(2) == 0)
+	pick := c.rng.IntN(1 << 20)
+	var free []uint64
+	for id := range c.nodes {
+		if raftstore.PeerOnStore(r, id) == nil {
+			free = append(free, id)
+		}
+	}
+	c.mu.Unlock()
+	if add && len(free) == 0 {
+		return false
+	}
+	req := &raft_cmdpb.ChangePeerRequest{ChangeType: eraftpb.ConfChangeType_RemoveNode}
+	if add {
+		req.ChangeType = eraftpb.ConfChangeType_AddNode
+		req.Peer = &metapb.Peer{Id: c.Placement.AllocID(), StoreId: free[pick%len(free)]}
+	} else {
+		req.Peer = r.Peers[pick%len(r.Peers)]
+	}
+	return c.adminOnce(r.Id, &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ChangePeer, ChangePeer: req}) == nil
+}
+
+// SplitOnce asks once for a split at key.
+func (c *Cluster) SplitOnce(key []byte) error {
+	r, err := c.Placement.GetRegion(context.Background(), key)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return errors.New("no region is known for the key")
+	}
+	n := c.node(r.Leader.GetStoreId())
+	if n == nil || n.Store() == nil {
+		return errors.New("the leader's store is down")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	_, err = n.Store().SplitAt(ctx, r.Meta.Id, key)
+	return err
+}

@@ -1,0 +1,294 @@
+package tests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/tests/cluster"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// round is one run of the generic test of the course suites, hardened: clients share keys, their
+// history must be linearizable, crashes lose what was not synced, and after each round the cluster must
+// be consistent.
+type round struct {
+	clients     int
+	unreliable  bool // up to 30 % of raft messages are lost, doubled or late
+	crash       bool
+	partitions  bool
+	confChange  bool
+	transfer    bool
+	split       bool
+	maxRaftLog  uint64 // log entries kept: snapshots are needed when it is small
+	duration    time.Duration
+	minOps      int
+	minSplits   int
+	minSnaps    int
+	regionSplit config.Size
+}
+
+func (r round) run(t *testing.T) {
+	t.Helper()
+	if r.duration == 0 {
+		r.duration = 4 * time.Second
+	}
+	if testing.Short() {
+		r.duration /= 2
+	}
+	if r.minOps == 0 {
+		r.minOps = 200
+	}
+	c := cluster.New(t, cluster.Options{Stores: 5, Tune: func(cfg *config.Config) {
+		if r.maxRaftLog > 0 {
+			cfg.Raftstore.LogGCCountLimit, cfg.Raftstore.LogGCThreshold = r.maxRaftLog, 1
+		}
+		if r.regionSplit > 0 {
+			cfg.Raftstore.RegionSplitSize, cfg.Raftstore.RegionMaxSize = r.regionSplit, r.regionSplit*3/2
+		}
+	}})
+	c.WaitLeader(cluster.FirstRegionID)
+	h := cluster.NewHistory()
+	cl := c.Client()
+	defer cl.Close()
+
+	stop := make(chan struct{})
+	var clients, faults sync.WaitGroup
+	for i := range r.clients {
+		clients.Add(1)
+		go func() { defer clients.Done(); runClient(cl, h, i, stop) }()
+	}
+	var counts faultCounts
+	begin := func(f func(*cluster.Cluster, *faultCounts, <-chan struct{})) {
+		faults.Add(1)
+		go func() { defer faults.Done(); f(c, &counts, stop) }()
+	}
+	if r.unreliable {
+		c.Net.SetFaults(0.2, 0.1, 8*time.Millisecond)
+	}
+	if r.partitions {
+		begin(partitioner)
+	}
+	if r.confChange {
+		begin(confChanger)
+	}
+	if r.transfer {
+		begin(transferer)
+	}
+	if r.split {
+		begin(splitter)
+	}
+	if r.crash {
+		begin(crasher)
+	}
+	time.Sleep(r.duration) // how long the faults rage; not a synchronisation
+	close(stop)
+	faults.Wait()
+	c.Net.SetFaults(0, 0, 0)
+	c.Net.Heal()
+	for _, n := range c.Nodes() {
+		n.Restart()
+	}
+	clients.Wait()
+	probe(t, c, cl)
+	c.CheckConsistency()
+	h.Check(t)
+	require.GreaterOrEqual(t, h.OK, r.minOps, "too few operations for the round to mean anything")
+	require.GreaterOrEqual(t, int(counts.splits.Load()), r.minSplits, "too few splits")
+	require.GreaterOrEqual(t, int(c.Net.Snaps.Load()), r.minSnaps, "too few raft snapshots")
+	if !r.crash && !r.partitions && !r.unreliable {
+		t.Logf("unknown: %v", h.Notes())
+	}
+	t.Logf("%d operations, %d unknown; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
+		h.OK, h.Unknown, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
+		counts.splits.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
+}
+
+type faultCounts struct{ crashes, partitions, confChanges, transfers, splits atomic.Int64 }
+
+const suiteKeys = 40
+
+func suiteKey(i int) []byte { return fmt.Appendf(nil, "key-%03d", i*7%suiteKeys) }
+
+// runClient reads and writes shared keys with unique values until stopped.
+func runClient(cl *client.Client, h *cluster.History, seed int, stop <-chan struct{}) {
+	r := rand.New(rand.NewPCG(uint64(seed), uint64(time.Now().UnixNano())))
+	id := h.Client()
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		key := suiteKey(r.IntN(suiteKeys))
+		call := h.Now()
+		switch n := r.IntN(10); {
+		case n < 5:
+			value, found, err := cl.Get(ctx, key)
+			if err == nil {
+				h.Get(id, string(key), call, value, found)
+			}
+		default:
+			value := fmt.Appendf(nil, "%d-%d", seed, i)
+			var err error
+			if n == 9 {
+				err = cl.Delete(ctx, key)
+			} else {
+				err = cl.Put(ctx, key, value)
+			}
+			unknown := client.IsUnknown(err)
+			if err == nil || unknown {
+				h.Put(id, string(key), value, n == 9, call, unknown)
+			}
+			if unknown {
+				h.Note(fmt.Sprintf("%s after %s: %v", key, time.Duration(h.Now()-call), err))
+				id = h.Client()
+			}
+		}
+		cancel()
+	}
+}
+
+// probe verifies that the healed cluster serves.
+func probe(t *testing.T, c *cluster.Cluster, cl *client.Client) {
+	t.Helper()
+	c.Eventually(20*time.Second, func() string {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		for i := range suiteKeys {
+			key := append(suiteKey(i), "-probe"...)
+			if err := cl.Put(ctx, key, key); err != nil {
+				return fmt.Sprintf("put %s after healing: %v", key, err)
+			}
+			if v, found, err := cl.Get(ctx, key); err != nil || !found || string(v) != string(key) {
+				return fmt.Sprintf("get %s after healing: %q %v %v", key, v, found, err)
+			}
+		}
+		return ""
+	})
+}
+
+func pause(stop <-chan struct{}, lo, hi time.Duration) bool {
+	select {
+	case <-stop:
+		return false
+	case <-time.After(lo + rand.N(hi-lo)):
+		return true
+	}
+}
+
+// partitioner cuts the stores into random halves, or isolates one, or cuts one way.
+func partitioner(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 200*time.Millisecond, 500*time.Millisecond) {
+		var a, b []uint64
+		nodes := c.Nodes()
+		switch rand.IntN(3) {
+		case 0:
+			for _, s := range nodes {
+				if rand.IntN(2) == 0 {
+					a = append(a, s.ID)
+				} else {
+					b = append(b, s.ID)
+				}
+			}
+			c.Net.Partition(a, b)
+		case 1:
+			one := nodes[rand.IntN(len(nodes))].ID
+			for _, s := range nodes {
+				if s.ID != one {
+					b = append(b, s.ID)
+				}
+			}
+			c.Net.Partition([]uint64{one}, b)
+		default:
+			from := nodes[rand.IntN(len(nodes))].ID
+			for _, s := range nodes {
+				if s.ID != from {
+					c.Net.Cut(from, s.ID)
+				}
+			}
+		}
+		n.partitions.Add(1)
+		if !pause(stop, 150*time.Millisecond, 400*time.Millisecond) {
+			break
+		}
+		c.Net.Heal()
+	}
+	c.Net.Heal()
+}
+
+// crasher crashes one store, or all, and starts them again.
+func crasher(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 300*time.Millisecond, 700*time.Millisecond) {
+		victims := c.Nodes()
+		if rand.IntN(3) > 0 {
+			i := rand.IntN(len(victims))
+			victims = victims[i : i+1]
+		}
+		loss := []faultfs.Loss{faultfs.DropAll, faultfs.Torn, faultfs.KeepAll}[rand.IntN(3)]
+		var wg sync.WaitGroup
+		for _, v := range victims {
+			wg.Add(1)
+			go func() { defer wg.Done(); v.Crash(loss) }()
+		}
+		wg.Wait()
+		n.crashes.Add(1)
+		pause(stop, 50*time.Millisecond, 250*time.Millisecond)
+		for _, v := range victims {
+			v.Restart()
+		}
+	}
+}
+
+// transferer moves leaders around.
+func transferer(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 20*time.Millisecond, 60*time.Millisecond) {
+		regions := c.Placement.All()
+		if len(regions) == 0 {
+			continue
+		}
+		r := regions[rand.IntN(len(regions))]
+		to := r.Peers[rand.IntN(len(r.Peers))]
+		if c.Transfer(r.Id, to) == nil {
+			n.transfers.Add(1)
+		}
+	}
+}
+
+// confChanger removes and adds replicas, never below three.
+func confChanger(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 60*time.Millisecond, 200*time.Millisecond) {
+		regions := c.Placement.All()
+		if len(regions) == 0 {
+			continue
+		}
+		r := regions[rand.IntN(len(regions))]
+		if c.RandomConfChange(r, 3) {
+			n.confChanges.Add(1)
+		}
+	}
+}
+
+// splitter splits at random keys.
+func splitter(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 100*time.Millisecond, 400*time.Millisecond) {
+		if err := c.SplitOnce(suiteKey(rand.IntN(suiteKeys))); err == nil {
+			n.splits.Add(1)
+		} else if errors.Is(err, context.Canceled) {
+			return
+		}
+	}
+}
