@@ -60,7 +60,8 @@ func Open(opts engine.Options) (engine.Engine, error) {
 func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	opts.EnsureDefaults()
 	d := &db{opts: opts, failedCh: make(chan struct{})}
-	cache := pebble.NewCache(opts.CacheBytes)
+	// Pebble takes its memtables out of the block cache; CacheBytes is for blocks.
+	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
 	err = d.guard(func() error {
 		if err := files.MkdirAll(opts.Dir, 0o700); err != nil {
@@ -144,6 +145,7 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	}
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
+		o.Levels[i].IndexBlockSize = 256 << 10 // one level of index, not two
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
 	return o
