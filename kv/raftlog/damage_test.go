@@ -121,12 +121,17 @@ func TestDamage(t *testing.T) {
 		rounds = 3000
 	}
 	for _, clean := range []bool{true, false} {
+		var logs [10]*faultfs.MemFS
+		var wants [10]twin
+		for seed := range logs {
+			logs[seed], wants[seed] = damagedLog(t, uint64(seed), clean)
+		}
 		for _, class := range []string{"sealed segment", "last segment", "mark"} {
 			counts := map[string]int{}
 			for i := range rounds {
 				for _, c := range damageCases {
-					seed := uint64(i % 10)
-					fs, want := damagedLog(t, seed, clean)
+					seed := uint64(i % len(logs))
+					fs, want := logs[seed].Crash(faultfs.KeepAll, nil, nil), wants[seed]
 					rng := rand.New(rand.NewPCG(uint64(i), seed))
 					file := pickFile(fs, class, rng)
 					must(t, fs.Corrupt("log/"+file, func(data []byte) []byte { return c.do(rng, data) }))

@@ -93,7 +93,7 @@ func fuzzRecords(input []byte, cut int) []byte {
 		if body > 1<<10 {
 			continue
 		}
-		records, prev = appendRecord(records, saltCRC(1), prev, seq, 0, dir, make([]byte, body))
+		records, prev = appendRecord(records, saltCRC(1), recordHeader{prev: prev, seq: seq}, dir, make([]byte, body))
 		seq++
 	}
 	return records[:min(len(records), 48<<10)]

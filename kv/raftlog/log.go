@@ -101,14 +101,13 @@ type counters struct {
 
 // Stats are counters since Open and gauges of now.
 type Stats struct {
-	Segments, Spares         int
-	BytesOnDisk, LiveBytes   int64
-	CacheBytes               int64
-	Writes, Syncs            uint64
-	BytesWritten, DiskReads  uint64
-	ReclaimedBytes           uint64
-	Regions                  int
-	LastRecord, SyncedRecord uint64
+	Segments, Spares        int
+	BytesOnDisk, LiveBytes  int64
+	CacheBytes              int64
+	Writes, Syncs           uint64
+	BytesWritten, DiskReads uint64
+	ReclaimedBytes          uint64
+	Regions                 int
 }
 
 // Open opens or creates the log in dir. What was damaged after the last sync is cut; damage before

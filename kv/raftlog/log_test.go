@@ -6,13 +6,9 @@ import (
 	"fmt"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func mustOpen(t testing.TB, dir string, opts raftlog.Options) *raftlog.Log {
 	t.Helper()

@@ -82,7 +82,8 @@ func (l *Log) prepareSpare() error {
 	if have > 0 {
 		return nil
 	}
-	s, err := l.makeSpare(l.opts.SegmentSize)
+	t := l.segs.load()
+	s, err := l.makeSpare(l.nextCapacity(t.segs[len(t.segs)-1]))
 	if err != nil {
 		return err
 	}

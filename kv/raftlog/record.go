@@ -108,19 +108,20 @@ func decodeHeader(b []byte) recordHeader {
 	}
 }
 
-// appendRecord appends a whole record to buf and returns its CRC, the next record's prev.
-func appendRecord(buf []byte, salt uint32, prev uint32, seq, synced uint64, dir, body []byte) ([]byte, uint32) {
+// appendRecord appends a whole record to buf and returns its CRC, the next record's prev. Of h it
+// takes what is not computed: prev, seq, synced.
+func appendRecord(buf []byte, salt uint32, h recordHeader, dir, body []byte) ([]byte, uint32) {
 	start := len(buf)
 	buf = append(buf, make([]byte, recordHeaderLen)...)
 	buf = append(buf, dir...)
-	h := buf[start:]
-	binary.LittleEndian.PutUint32(h[4:], uint32(len(dir)))
-	binary.LittleEndian.PutUint32(h[8:], uint32(len(body)))
-	binary.LittleEndian.PutUint32(h[12:], prev)
-	binary.LittleEndian.PutUint64(h[16:], seq)
-	binary.LittleEndian.PutUint64(h[24:], synced)
-	crc := crc32.Update(salt, castagnoli, h[4:])
-	binary.LittleEndian.PutUint32(h, crc)
+	b := buf[start:]
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(dir)))
+	binary.LittleEndian.PutUint32(b[8:], uint32(len(body)))
+	binary.LittleEndian.PutUint32(b[12:], h.prev)
+	binary.LittleEndian.PutUint64(b[16:], h.seq)
+	binary.LittleEndian.PutUint64(b[24:], h.synced)
+	crc := crc32.Update(salt, castagnoli, b[4:])
+	binary.LittleEndian.PutUint32(b, crc)
 	buf = append(buf, body...)
 	for int64(len(buf)-start) < recordSize(len(dir), len(body)) {
 		buf = append(buf, 0)

@@ -23,7 +23,9 @@ type recovery struct {
 	// first is the oldest segment the log still needs, as far as it says.
 	first   uint32
 	damaged []lostEntry
-	c       contents
+	// leftover are segments before a gap in the numbers: dropped, but not removed any more.
+	leftover []uint32
+	c        contents
 }
 
 // lostEntry is an entry whose payload is damaged; it matters only if the entry is alive at the end.
@@ -142,17 +144,8 @@ func (r *recovery) openSegments(numbers []uint32) error {
 		r.l.segs.push(s)
 		r.l.stats.bytesOnDisk.Add(s.capacity)
 	}
-	for _, n := range numbers[:i] {
-		r.l.logger.Warn("removing a segment before a gap", zap.Uint32("segment", n))
-	}
-	r.leftovers(numbers[:i])
+	r.leftover = numbers[:i]
 	return nil
-}
-
-func (r *recovery) leftovers(numbers []uint32) {
-	for _, n := range numbers {
-		r.damaged = append(r.damaged, lostEntry{seg: n})
-	}
 }
 
 func (r *recovery) openSegment(number uint32) (*segment, error) {
@@ -263,6 +256,7 @@ func (r *recovery) finish() error {
 	return nil
 }
 
+// removeLeftovers drops segments that the log says it does not need any more.
 func (r *recovery) removeLeftovers() error {
 	l := r.l
 	for l.segs.load().first < r.first {
@@ -273,11 +267,10 @@ func (r *recovery) removeLeftovers() error {
 		l.segs.popFirst()
 		s.unref()
 	}
-	for _, d := range r.damaged {
-		if d.region == 0 {
-			if err := l.fs.Remove(l.path(segmentName(d.seg))); err != nil {
-				return fmt.Errorf("raftlog: %w", err)
-			}
+	for _, n := range r.leftover {
+		l.logger.Info("removing a dropped segment", zap.Uint32("segment", n))
+		if err := l.fs.Remove(l.path(segmentName(n))); err != nil {
+			return fmt.Errorf("raftlog: %w", err)
 		}
 	}
 	return nil
@@ -301,7 +294,9 @@ func (r *recovery) damageOf(reg *region) error {
 	}
 	for i, p := range reg.pos {
 		if r.l.segs.get(p.seg) == nil {
-			return &DamageError{File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i), Detail: "the entry is missing"}
+			return &DamageError{
+				File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i), Detail: "the entry is missing",
+			}
 		}
 	}
 	for _, d := range r.damaged {

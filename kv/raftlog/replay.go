@@ -87,7 +87,9 @@ func (r *recovery) replaySegment(s *segment, later []*segment) (sealed bool, off
 
 // applyRecord checks the payloads of the decoded record at off and applies it. end is true if the
 // record is a torn one, with which the log ends.
-func (r *recovery) applyRecord(w *segReader, off int64, h recordHeader, later []*segment) (end bool, err error) {
+func (r *recovery) applyRecord(
+	w *segReader, off int64, h recordHeader, later []*segment,
+) (end bool, err error) {
 	bodyOff := off + recordHeaderLen + int64(h.dirLen)
 	lost, err := r.checkBodies(w, bodyOff)
 	if err != nil {
@@ -193,7 +195,8 @@ func (r *recovery) proven(w *segReader, off int64, later []*segment) (bool, erro
 		}
 	}
 	scan := &segReader{s: w.s}
-	for off = (off + recordAlign - 1) &^ (recordAlign - 1); off < w.s.capacity && r.proof < r.next; off += recordAlign {
+	off = (off + recordAlign - 1) &^ (recordAlign - 1)
+	for ; off < w.s.capacity && r.proof < r.next; off += recordAlign {
 		b, err := scan.bytes(off, recordHeaderLen)
 		if err != nil {
 			return false, err

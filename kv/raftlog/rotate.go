@@ -26,9 +26,10 @@ func (l *Log) rotate(size int64) error {
 	}
 	number := c.active.number + 1
 	dir := binary.AppendUvarint([]byte{byte(opSeal)}, uint64(number))
-	seal, crc := appendRecord(nil, c.active.saltCRC, c.prev, c.seq+1, c.synced, dir, nil)
+	h := recordHeader{prev: c.prev, seq: c.seq + 1, synced: c.synced}
+	seal, crc := appendRecord(nil, c.active.saltCRC, h, dir, nil)
 	next, err := l.newSegment(segmentHeader{
-		number: number, capacity: max(l.opts.SegmentSize, segmentStart+size+sealRoom),
+		number: number, capacity: max(l.nextCapacity(c.active), segmentStart+size+sealRoom),
 		baseSeq: c.seq + 2, prev: crc,
 	})
 	if err != nil {
@@ -41,10 +42,16 @@ func (l *Log) rotate(size int64) error {
 	if err := l.syncActive(); err != nil {
 		return err
 	}
-	c.prev, c.active, c.off = crc, next, segmentStart
+	c.prev, c.active, c.off, c.askedSpare = crc, next, segmentStart, false
 	l.segs.push(next)
 	l.wakeKeeper()
 	return nil
+}
+
+// nextCapacity lets a small log begin small: each segment may be four times as large as the last,
+// up to the size that is configured.
+func (l *Log) nextCapacity(active *segment) int64 {
+	return min(l.opts.SegmentSize, 4*active.capacity)
 }
 
 // newSegment turns a spare file into the segment h describes, whose capacity is the least wanted.

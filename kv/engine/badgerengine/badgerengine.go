@@ -1,6 +1,7 @@
 package badgerengine
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,14 +13,16 @@ import (
 	"github.com/pingcap/badger"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
 )
 
 // Name is the backend's name.
 const Name = "badger"
 
 const (
-	valueLogFileSize = 64 << 20
-	valueLogMaxFiles = 4
+	// The value log, of four files of four memtables each, outlives every memtable it covers.
+	valueLogMemTables = 4
+	valueLogMaxFiles  = 4
 	// maxMergeBytes bounds what the committer merges into one transaction.
 	maxMergeBytes = 4 << 20
 )
@@ -41,8 +44,10 @@ type db struct {
 	stop    chan struct{}
 	done    chan struct{} // closed when the committer has ended
 
-	seq     uint64 // of the last commit; owner: the committer
-	mark    *mark
+	seq     uint64        // of the last commit; owner: the committer
+	seen    atomic.Uint64 // the last commit that was read back
+	mark    *syncmark.Mark
+	syncs   syncmark.Group
 	closing sync.RWMutex
 	closed  bool
 }
@@ -64,14 +69,15 @@ func Open(opts engine.Options) (_ engine.Engine, err error) {
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	m, err := openMark(opts.Dir)
+	f, err := os.OpenFile(filepath.Join(opts.Dir, syncmark.Name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("engine: %w", err)
 	}
+	m := syncmark.Open(f)
 	d.mark = m
-	if !m.clean {
+	if !m.State().Clean {
 		if err := verifyValueLog(opts.Dir); err != nil {
-			return nil, errors.Join(err, m.close())
+			return nil, errors.Join(err, m.Close())
 		}
 	}
 	listen(d)
@@ -88,7 +94,7 @@ func Open(opts engine.Options) (_ engine.Engine, err error) {
 	}
 	if err != nil {
 		unlisten(d)
-		return nil, fmt.Errorf("open %s: %w", opts.Dir, errors.Join(err, m.close()))
+		return nil, fmt.Errorf("open %s: %w", opts.Dir, errors.Join(err, m.Close()))
 	}
 	go d.runCommitter()
 	return d, nil
@@ -99,7 +105,7 @@ func (d *db) badgerOptions() badger.Options {
 	o.Dir, o.ValueDir = d.opts.Dir, d.opts.Dir
 	o.SyncWrites = false
 	o.ValueThreshold = 0
-	o.ValueLogFileSize = valueLogFileSize
+	o.ValueLogFileSize = min(max(valueLogMemTables*d.opts.MemTableBytes, 1<<20), 1<<30)
 	o.ValueLogMaxNumFiles = valueLogMaxFiles
 	o.MaxMemTableSize = d.opts.MemTableBytes
 	o.NumMemtables = 3
@@ -113,10 +119,10 @@ func (d *db) badgerOptions() badger.Options {
 
 // afterOpen compares what the library found with what the mark promises.
 func (d *db) afterOpen() error {
-	at := d.b.GetVLogOffset()
-	if at < d.mark.offset {
+	at, m := d.b.GetVLogOffset(), d.mark.State()
+	if at < m.Position {
 		err := fmt.Errorf("%w: the value log ends at file %d, offset %d, but was synced up to file %d, offset %d",
-			engine.ErrCorrupt, at>>32, uint32(at), d.mark.offset>>32, uint32(d.mark.offset))
+			engine.ErrCorrupt, at>>32, uint32(at), m.Position>>32, uint32(m.Position))
 		return errors.Join(err, d.b.Close())
 	}
 	if err := zeroTail(valueLogPath(d.opts.Dir, at>>32), int64(uint32(at))); err != nil {
@@ -129,11 +135,13 @@ func (d *db) afterOpen() error {
 	if ok && len(v) == 8 {
 		d.seq = binary.LittleEndian.Uint64(v)
 	}
-	if d.seq < d.mark.seq {
-		err := fmt.Errorf("%w: commit %d is the last one, but %d was synced", engine.ErrCorrupt, d.seq, d.mark.seq)
+	if d.seq < m.Commit {
+		err := fmt.Errorf("%w: commit %d is the last one, but %d was synced", engine.ErrCorrupt, d.seq, m.Commit)
 		return errors.Join(err, d.b.Close())
 	}
-	return d.mark.set(d.mark.offset, d.mark.seq, false, true)
+	d.seen.Store(d.seq)
+	m.Clean = false
+	return d.mark.Set(m, true)
 }
 
 func (d *db) Name() string           { return Name }
@@ -217,14 +225,12 @@ func (d *db) Sync() error {
 	return d.sync()
 }
 
-// sync makes everything committed before the call durable. The library writes a transaction to the
-// value log before Commit returns, so what has to be synced is in those files. Files that rotation
-// closed were synced by it.
+// sync makes everything committed before the call durable; callers share the work.
 func (d *db) sync() error {
 	if err := d.failure(); err != nil {
 		return err
 	}
-	if err := d.mark.sync(d.b.GetVLogOffset); err != nil {
+	if err := d.syncs.Do(d.syncLog); err != nil {
 		return d.fail(err)
 	}
 	return d.failure()
@@ -292,7 +298,8 @@ func (d *db) commitGroup(group []*commit) error {
 	}
 	d.seq++
 	want := binary.LittleEndian.AppendUint64(nil, d.seq)
-	if err := txn.Set(sentinelKey, want); err != nil {
+	sealed := binary.LittleEndian.AppendUint32(bytes.Clone(want), checksum(sentinelKey, want))
+	if err := txn.Set(sentinelKey, sealed); err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	if err := txn.Commit(); err != nil {
@@ -305,7 +312,7 @@ func (d *db) commitGroup(group []*commit) error {
 	if !ok || string(got) != string(want) {
 		return fmt.Errorf("engine: commit %d was acknowledged by badger but is not there", d.seq)
 	}
-	d.mark.seq2.Store(d.seq)
+	d.seen.Store(d.seq)
 	return nil
 }
 
@@ -387,6 +394,9 @@ func (d *db) get(txn *badger.Txn, key []byte) (value []byte, found bool, err err
 		if err != nil {
 			return fmt.Errorf("engine: get: %w", err)
 		}
+		if v, err = unseal(key, v); err != nil {
+			return err
+		}
 		value, found = append(make([]byte, 0, len(v)), v...), true
 		return nil
 	})
@@ -454,17 +464,19 @@ func (d *db) Close() error {
 	close(d.stop)
 	if err := d.failure(); err != nil {
 		// The library's Close waits for goroutines that may never end.
-		return errors.Join(err, d.mark.close())
+		return errors.Join(err, d.mark.Close())
 	}
 	<-d.done
 	err := d.guard(func() error {
-		if err := d.mark.sync(d.b.GetVLogOffset); err != nil {
+		if err := d.syncLog(); err != nil {
 			return err
 		}
 		return d.b.Close()
 	})
 	if err == nil {
-		err = d.mark.set(d.mark.offset, d.mark.seq, true, true)
+		m := d.mark.State()
+		m.Clean = true
+		err = d.mark.Set(m, true)
 	}
-	return errors.Join(err, d.mark.close())
+	return errors.Join(err, d.mark.Close())
 }

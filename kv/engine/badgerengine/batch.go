@@ -2,7 +2,11 @@ package badgerengine
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
+
+	"github.com/tinykv/tinykv/kv/engine"
 )
 
 type opKind uint8
@@ -16,6 +20,23 @@ const (
 type change struct {
 	kind       opKind
 	key, value []byte // of a range: start and end
+}
+
+// sumLen is the length of the checksum behind each stored value. The library's tables have none:
+// without it, damage to a table would be served as data.
+const sumLen = 4
+
+func checksum(key, value []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
+}
+
+// unseal takes the checksum off a stored value.
+func unseal(key, stored []byte) ([]byte, error) {
+	n := len(stored) - sumLen
+	if n < 0 || checksum(key, stored[:n]) != binary.LittleEndian.Uint32(stored[n:]) {
+		return nil, fmt.Errorf("%w: checksum of key %x does not match", engine.ErrCorrupt, key)
+	}
+	return stored[:n], nil
 }
 
 // batch keeps its changes in one growing buffer.
@@ -32,12 +53,16 @@ func (b *batch) add(kind opKind, key, value []byte) {
 	if len(key) == 0 || key[0] == 0x00 || key[0] == '!' {
 		b.err = fmt.Errorf("engine: key %x begins with a byte that badger cannot hold", key)
 	}
-	if cap(b.buf)-len(b.buf) < len(key)+len(value) {
-		b.buf = make([]byte, 0, max(2*cap(b.buf), len(key)+len(value), 512))
+	need := len(key) + len(value) + sumLen
+	if cap(b.buf)-len(b.buf) < need {
+		b.buf = make([]byte, 0, max(2*cap(b.buf), need, 512))
 	}
 	n := len(b.buf)
 	b.buf = append(append(b.buf, key...), value...)
-	k, v := n+len(key), n+len(key)+len(value)
+	if kind == opPut {
+		b.buf = binary.LittleEndian.AppendUint32(b.buf, checksum(key, value))
+	}
+	k, v := n+len(key), len(b.buf)
 	b.ops = append(b.ops, change{kind, b.buf[n:k:k], b.buf[k:v:v]})
 	b.size += len(key) + len(value) + 32
 }

@@ -101,6 +101,9 @@ func (it *iterator) move(step func()) {
 		if err != nil {
 			return fmt.Errorf("engine: iterate: %w", err)
 		}
+		if v, err = unseal(key, v); err != nil {
+			return err
+		}
 		it.key, it.value, it.valid = append(it.key[:0], key...), v, true
 		return nil
 	})

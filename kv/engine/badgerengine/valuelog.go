@@ -9,13 +9,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -32,65 +31,17 @@ func allocated(info os.FileInfo) uint64 {
 	return uint64(info.Size())
 }
 
-// mark is the file that says up to where the value log was synced. It is written after each sync
-// and not synced itself: after a power loss it may say too little, never too much.
-//
-//	| magic "BMRK" | crc u32 | value log offset u64 (file<<32|offset) | commit u64 | clean u64 |
-//
-// Part of the on-disk format; do not change.
-type mark struct {
-	mu     sync.Mutex
-	f      *os.File
-	dir    string
-	offset uint64
-	seq    uint64
-	clean  bool
-	slot   int64
-	seq2   atomic.Uint64 // the last commit that was seen to be there
-}
-
-const (
-	markName    = "SYNCED"
-	markMagic   = "BMRK"
-	markLen     = 32
-	markSpacing = 4096
-)
-
-func openMark(dir string) (*mark, error) {
-	f, err := os.OpenFile(filepath.Join(dir, markName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("engine: %w", err)
-	}
-	m := &mark{f: f, dir: dir}
-	for slot := range int64(2) {
-		var b [markLen]byte
-		if _, err := f.ReadAt(b[:], slot*markSpacing); err != nil {
-			continue
-		}
-		if string(b[:4]) != markMagic || crc32.Checksum(b[8:], castagnoli) != binary.LittleEndian.Uint32(b[4:]) {
-			continue
-		}
-		offset, seq := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
-		if offset > m.offset || offset == m.offset && seq >= m.seq {
-			m.offset, m.seq, m.clean, m.slot = offset, seq, b[24] == 1, slot
-		}
-	}
-	m.seq2.Store(m.seq)
-	return m, nil
-}
-
-// sync makes the value log durable and notes how far.
-func (m *mark) sync(position func() uint64) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	seq := m.seq2.Load()
-	offset := position()
-	for fid := m.offset >> 32; fid <= offset>>32; fid++ {
-		if err := fdatasync(valueLogPath(m.dir, fid)); err != nil && !errors.Is(err, os.ErrNotExist) {
+// syncLog makes the value log durable and notes how far. The library writes a transaction to the
+// value log before Commit returns, so what has to be synced is in those files. Files that rotation
+// closed were synced by it.
+func (d *db) syncLog() error {
+	commit, position := d.seen.Load(), d.b.GetVLogOffset()
+	for fid := d.mark.State().Position >> 32; fid <= position>>32; fid++ {
+		if err := fdatasync(valueLogPath(d.opts.Dir, fid)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("engine: sync: %w", err)
 		}
 	}
-	return m.setLocked(offset, seq, false, false)
+	return d.mark.Set(syncmark.State{Commit: commit, Position: position}, false)
 }
 
 func fdatasync(name string) error {
@@ -101,42 +52,6 @@ func fdatasync(name string) error {
 	err = unix.Fdatasync(int(f.Fd()))
 	return errors.Join(err, f.Close())
 }
-
-func (m *mark) set(offset, seq uint64, clean, durable bool) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.setLocked(offset, seq, clean, durable)
-}
-
-func (m *mark) setLocked(offset, seq uint64, clean, durable bool) error {
-	m.offset, m.seq, m.clean = offset, seq, clean
-	b := make([]byte, markLen)
-	copy(b, markMagic)
-	binary.LittleEndian.PutUint64(b[8:], offset)
-	binary.LittleEndian.PutUint64(b[16:], seq)
-	if clean {
-		b[24] = 1
-	}
-	binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(b[8:], castagnoli))
-	slots := 1
-	if durable {
-		slots = 2 // a state that matters must not stand beside an older one
-	}
-	for range slots {
-		m.slot ^= 1
-		if _, err := m.f.WriteAt(b, m.slot*markSpacing); err != nil {
-			return fmt.Errorf("engine: %w", err)
-		}
-	}
-	if durable {
-		if err := m.f.Sync(); err != nil {
-			return fmt.Errorf("engine: %w", err)
-		}
-	}
-	return nil
-}
-
-func (m *mark) close() error { return m.f.Close() }
 
 // verifyValueLog reads the value-log files before the library does: all but the last must be whole
 // records to their very end, or the library would skip what follows the damage.

@@ -19,3 +19,5 @@ var factory = enginetest.Factory{
 }
 
 func TestConformance(t *testing.T) { enginetest.Run(t, factory) }
+
+func TestDifferential(t *testing.T) { enginetest.RunDifferential(t, factory) }

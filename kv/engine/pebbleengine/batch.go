@@ -17,6 +17,9 @@ func (b *batch) Put(key, value []byte) { b.note(b.b.Set(key, value, nil)) }
 func (b *batch) Delete(key []byte)     { b.note(b.b.Delete(key, nil)) }
 
 func (b *batch) DeleteRange(start, end []byte) {
+	if string(start) < string(lowest) {
+		start = lowest // the sentinel is not the caller's
+	}
 	if string(start) < string(end) {
 		b.note(b.b.DeleteRange(start, end, nil))
 	}

@@ -2,12 +2,18 @@
 //
 // Pebble does most of what the interface asks for by itself: batches, snapshots, bounds, range
 // deletions, checksums that are verified on every read, and write-ahead log records that tell a
-// torn tail from damage. What is added here is the treatment of failure. Where pebble meets an
-// error it cannot get over, it calls Logger.Fatalf, which by default ends the process; here it
-// makes the engine fail: the caller gets the error, and so does Options.OnFailure.
+// torn tail from damage, as long as something valid lies behind it. Two things are added.
+//
+// Failure: where pebble meets an error it cannot get over, it calls Logger.Fatalf, which by default
+// ends the process; here it makes the engine fail: the caller gets the error, and so does
+// Options.OnFailure.
+//
+// The end of the log: each sync writes its number into the store (a sentinel key) and, when it is
+// done, into a mark file. A store that does not know the sync the mark tells of lost a synced tail.
 package pebbleengine
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,9 +25,9 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
 )
 
 // Name is the backend's name.
@@ -31,7 +37,15 @@ type db struct {
 	p    *pebble.DB
 	opts engine.Options
 
-	failed atomic.Pointer[error]
+	mark  *syncmark.Mark
+	syncs syncmark.Group
+	seq   uint64 // of the last sync; owner: the caller within syncs
+
+	failed   atomic.Pointer[error]
+	failedCh chan struct{} // closed when failed is set
+	// immutable counts full memtables that wait for their flush.
+	immutable atomic.Int64
+
 	// users counts calls that are inside pebble; Close waits for them.
 	closing sync.RWMutex
 	closed  bool
@@ -45,20 +59,71 @@ func Open(opts engine.Options) (engine.Engine, error) {
 // OpenFS is Open on another file system; for tests.
 func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	opts.EnsureDefaults()
-	d := &db{opts: opts}
-	cache := pebble.NewCache(opts.CacheBytes)
+	d := &db{opts: opts, failedCh: make(chan struct{})}
+	// Pebble takes its memtables out of the block cache; CacheBytes is for blocks.
+	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
 	err = d.guard(func() error {
-		p, err := pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
-		if err == nil {
-			d.p = p
+		if err := files.MkdirAll(opts.Dir, 0o700); err != nil {
+			return err
 		}
-		return err
+		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name), vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return err
+		}
+		d.mark = syncmark.Open(f)
+		d.p, err = pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
+		if err != nil {
+			return errors.Join(err, d.mark.Close())
+		}
+		d.immutable.Store(0)
+		return d.checkMark()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", opts.Dir, err)
 	}
 	return d, nil
+}
+
+// sentinelKey holds the number of the last sync. It sorts before every key of ours; iterators begin
+// at lowest.
+var (
+	sentinelKey = []byte{0x00, 's'}
+	lowest      = []byte{engine.LocalPrefix}
+)
+
+// checkMark compares the last sync that is in the store with the last that was promised.
+func (d *db) checkMark() error {
+	v, ok, err := d.get(d.p, sentinelKey)
+	if err != nil {
+		return errors.Join(err, d.p.Close(), d.mark.Close())
+	}
+	if ok && len(v) == 8 {
+		d.seq = binary.LittleEndian.Uint64(v)
+	}
+	if want := d.mark.State().Commit; d.seq < want {
+		err := fmt.Errorf("%w: the write-ahead log ends before sync %d, the last one made", engine.ErrCorrupt, want)
+		return errors.Join(err, d.p.Close(), d.mark.Close())
+	}
+	return nil
+}
+
+// syncLog makes everything written so far durable: the write-ahead log is written in order.
+func (d *db) syncLog() error {
+	d.seq++
+	if err := d.p.Set(sentinelKey, binary.LittleEndian.AppendUint64(nil, d.seq), pebble.Sync); err != nil {
+		return err
+	}
+	return d.mark.Set(syncmark.State{Commit: d.seq}, false)
+}
+
+// sync lets callers share syncLog.
+func (d *db) sync() error {
+	err := d.syncs.Do(func() error { return d.write(d.syncLog) })
+	if err != nil {
+		return d.fail(err)
+	}
+	return nil
 }
 
 func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
@@ -67,10 +132,9 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		FS:    files,
 		// The newest format has log records that tell up to where the log was synced, so that
 		// damage in its middle is an error and not an early end.
-		FormatMajorVersion: pebble.FormatNewest,
-		MemTableSize:       uint64(d.opts.MemTableBytes),
-		// Two full memtables may wait while a third fills.
-		MemTableStopWritesThreshold: 3,
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                uint64(d.opts.MemTableBytes),
+		MemTableStopWritesThreshold: stallMemTables,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       16,
 		LBaseMaxBytes:               64 << 20,
@@ -81,6 +145,7 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	}
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
+		o.Levels[i].IndexBlockSize = 256 << 10 // one level of index, not two
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
 	return o
@@ -88,15 +153,41 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 
 func (d *db) events() *pebble.EventListener {
 	return &pebble.EventListener{
-		BackgroundError: func(err error) {
-			d.opts.Logger.Warn("engine's background work failed", zap.Error(err))
-			if pebble.IsCorruptionError(err) {
-				d.fail(err)
-			}
-		},
+		// A flush or compaction that fails is tried again by pebble, for ever, while writes pile
+		// up and then stall. An engine that cannot write to its disk is better stopped.
+		BackgroundError: func(err error) { d.fail(err) },
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			d.fail(fmt.Errorf("%w: %s", engine.ErrCorrupt, info))
 		},
+		WALCreated: func(pebble.WALCreateInfo) { d.immutable.Add(1) },
+		FlushEnd: func(info pebble.FlushInfo) {
+			if info.Err == nil && !info.Ingest {
+				d.immutable.Add(-int64(info.Input))
+			}
+		},
+	}
+}
+
+// Writes stall when this many memtables are full. A write that begins when fewer than nearStall are
+// waiting for their flush cannot be the one that stalls: two more would have to fill up meanwhile.
+const (
+	stallMemTables = 4
+	nearStall      = 2
+)
+
+// write runs f, which writes to pebble. Near a stall it does so in a goroutine: if the flush keeps
+// failing, a stalled write never comes back, and then it is left behind.
+func (d *db) write(f func() error) error {
+	if d.immutable.Load() < nearStall {
+		return d.guard(f)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.guard(f) }() // ends with the write, or with the process
+	select {
+	case err := <-done:
+		return err
+	case <-d.failedCh:
+		return d.failure()
 	}
 }
 
@@ -119,8 +210,11 @@ func convert(err error) error {
 // fail makes err the answer of every later call and returns the first such error.
 func (d *db) fail(err error) error {
 	err = convert(err)
-	if d.failed.CompareAndSwap(nil, &err) && d.opts.OnFailure != nil {
-		d.opts.OnFailure(err)
+	if d.failed.CompareAndSwap(nil, &err) {
+		close(d.failedCh)
+		if d.opts.OnFailure != nil {
+			d.opts.OnFailure(err)
+		}
 	}
 	return *d.failed.Load()
 }
@@ -221,8 +315,7 @@ func (d *db) NativeRangeDelete() bool { return true }
 
 func (d *db) NewBatch() engine.Batch { return &batch{b: d.p.NewBatch()} }
 
-// Write commits the batch. Any number of callers may commit at once: pebble orders them, writes
-// them as a group and syncs once.
+// Write commits the batch. Any number of callers may commit at once; those who want a sync share it.
 func (d *db) Write(eb engine.Batch, sync bool) error {
 	b := eb.(*batch)
 	if !d.enter() {
@@ -237,38 +330,25 @@ func (d *db) Write(eb engine.Batch, sync bool) error {
 	if b.err != nil {
 		return b.err
 	}
-	err := d.guard(func() error {
-		if b.b.Empty() {
-			if sync {
-				return d.p.LogData(nil, pebble.Sync)
-			}
-			return nil
+	if !b.b.Empty() {
+		p := b.b
+		if err := d.write(func() error { return d.p.Apply(p, pebble.NoSync) }); err != nil {
+			b.b = d.p.NewBatch() // the old one may still be in use
+			return d.fail(err)
 		}
-		return d.p.Apply(b.b, writeOptions(sync))
-	})
-	if err != nil {
-		return d.fail(err)
+	}
+	if sync {
+		return d.sync()
 	}
 	return nil
 }
 
-func writeOptions(sync bool) *pebble.WriteOptions {
-	if sync {
-		return pebble.Sync
-	}
-	return pebble.NoSync
-}
-
-// Sync syncs the write-ahead log, which is written in order: so everything before is durable.
 func (d *db) Sync() error {
 	if !d.enter() {
 		return engine.ErrClosed
 	}
 	defer d.leave()
-	if err := d.guard(func() error { return d.p.LogData(nil, pebble.Sync) }); err != nil {
-		return d.fail(err)
-	}
-	return nil
+	return d.sync()
 }
 
 func (d *db) Get(key []byte) (value []byte, found bool, err error) {
@@ -332,6 +412,6 @@ func (d *db) Close() error {
 		return err
 	}
 	return d.guard(func() error {
-		return errors.Join(d.p.LogData(nil, pebble.Sync), d.p.Close())
+		return errors.Join(d.syncLog(), d.p.Close(), d.mark.Close())
 	})
 }

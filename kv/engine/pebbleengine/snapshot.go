@@ -1,6 +1,7 @@
 package pebbleengine
 
 import (
+	"bytes"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -40,7 +41,13 @@ func (s *snapshot) NewIterator(lower, upper []byte) engine.Iterator {
 		return &iterator{d: s.d, err: engine.ErrClosed}
 	}
 	defer s.d.leave()
+	if bytes.Compare(lower, lowest) < 0 {
+		lower = lowest
+	}
 	it := &iterator{d: s.d}
+	if upper != nil && bytes.Compare(lower, upper) >= 0 {
+		return it // pebble takes no inverted bounds; an iterator without one is always at its end
+	}
 	err := s.d.guard(func() (err error) {
 		it.it, err = s.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 		return err
