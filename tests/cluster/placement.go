@@ -231,12 +231,6 @@ func (p *Placement) pendingOrder(regionID uint64) bool {
 	return p.orders[regionID] != nil
 }
 
-func (p *Placement) cancelOrder(regionID uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.orders, regionID)
-}
-
 func hasPeer(r *metapb.Region, id uint64) bool {
 	for _, q := range r.Peers {
 		if q.Id == id {

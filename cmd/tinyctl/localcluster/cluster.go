@@ -35,12 +35,11 @@ type Options struct {
 	OnExit func(p *Process, err error)
 }
 
-// Cluster is a set of processes. Safe for concurrent use.
+// Cluster is a set of processes; each of them may be used by any goroutine.
 type Cluster struct {
 	opts       Options
 	Schedulers []*Process
 	Stores     []*Process
-	mu         sync.Mutex
 }
 
 // Process is one server. Its log is in LogFile.
