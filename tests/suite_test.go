@@ -94,7 +94,10 @@ func (r round) run(t *testing.T) {
 	if r.crash {
 		begin(crasher)
 	}
-	time.Sleep(r.duration) // how long the faults rage; not a synchronisation
+	// The faults rage for the duration, and on until the round has seen what it is about.
+	for begun := time.Now(); time.Since(begun) < r.duration || (!r.saw(c, h, &counts) && time.Since(begun) < 5*r.duration); {
+		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
+	}
 	close(stop)
 	faults.Wait()
 	c.Net.SetFaults(0, 0, 0)
@@ -115,6 +118,11 @@ func (r round) run(t *testing.T) {
 	t.Logf("%d operations, %d unknown; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
 		h.OK, h.Unknown, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
 		counts.splits.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
+}
+
+// saw tells whether the round has had enough of what it is about to mean anything.
+func (r round) saw(c *cluster.Cluster, h *cluster.History, n *faultCounts) bool {
+	return h.Known() >= r.minOps && int(n.splits.Load()) >= r.minSplits && int(c.Net.Snaps.Load()) >= r.minSnaps
 }
 
 type faultCounts struct{ crashes, partitions, confChanges, transfers, splits atomic.Int64 }

@@ -61,6 +61,13 @@ func (h *History) Notes() []string {
 	return append([]string{}, h.notes...)
 }
 
+// Known is the number of operations with a known outcome so far.
+func (h *History) Known() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.OK
+}
+
 // Now is the time for the history's clock.
 func (h *History) Now() int64 { return int64(time.Since(h.start)) }
 
