@@ -229,7 +229,9 @@ func (n *Node) serve(st storage.Storage) {
 	tinykvpb.RegisterTinyKvServer(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
 	n.health = health.NewServer()
 	healthpb.RegisterHealthServer(n.grpc, n.health)
-	server.RegisterReflection(n.grpc)
+	if err := server.RegisterReflection(n.grpc); err != nil {
+		n.logger.Warn("no gRPC reflection", zap.Error(err))
+	}
 	n.wg.Add(1)
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {

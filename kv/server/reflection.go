@@ -3,74 +3,80 @@ package server
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/gogo/protobuf/proto"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
+	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	googleproto "google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
-
-	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 )
 
-// RegisterReflection offers gRPC reflection. The project's messages live in gogo's registry, so its
-// descriptors are looked up there first.
-func RegisterReflection(s *grpc.Server) {
-	svr := reflection.NewServerV1(reflection.ServerOptions{Services: s, DescriptorResolver: &gogoResolver{}})
+// RegisterReflection offers gRPC reflection. The project's messages live in gogo's registry, which grpc
+// does not know: their descriptors are copied into one that it does.
+func RegisterReflection(s *grpc.Server) error {
+	own, err := ownDescriptors()
+	if err != nil {
+		return err
+	}
+	svr := reflection.NewServerV1(reflection.ServerOptions{Services: s, DescriptorResolver: resolver{own}})
 	rpb.RegisterServerReflectionServer(s, svr)
+	return nil
 }
 
-// gogoResolver finds descriptors in gogo's registry, else in the global one. Built anew per call: it is
-// a debugging aid.
-type gogoResolver struct{}
+// ownFiles lists the project's files, dependencies first.
+var ownFiles = []string{
+	"metapb.proto", "errorpb.proto", "eraftpb.proto", "kvrpcpb.proto", "raft_cmdpb.proto", "raft_serverpb.proto",
+	"coprocessor.proto", "tinykvpb.proto",
+}
 
-func (r *gogoResolver) FindFileByPath(path string) (protoreflect.FileDescriptor, error) {
-	gz := proto.FileDescriptor(path)
-	if gz == nil {
+func ownDescriptors() (*protoregistry.Files, error) {
+	files := new(protoregistry.Files)
+	for _, path := range ownFiles {
+		zr, err := gzip.NewReader(bytes.NewReader(proto.FileDescriptor(path)))
+		if err != nil {
+			return nil, fmt.Errorf("descriptor of %s: %w", path, err)
+		}
+		raw, err := io.ReadAll(zr)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor of %s: %w", path, err)
+		}
+		pb := new(descriptorpb.FileDescriptorProto)
+		if err := googleproto.Unmarshal(raw, pb); err != nil {
+			return nil, fmt.Errorf("descriptor of %s: %w", path, err)
+		}
+		fd, err := protodesc.NewFile(pb, files)
+		if err == nil {
+			err = files.RegisterFile(fd)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("descriptor of %s: %w", path, err)
+		}
+	}
+	return files, nil
+}
+
+// resolver looks into the project's files first, then into the global registry.
+type resolver struct{ own *protoregistry.Files }
+
+func (r resolver) FindFileByPath(path string) (protoreflect.FileDescriptor, error) {
+	fd, err := r.own.FindFileByPath(path)
+	if errors.Is(err, protoregistry.NotFound) {
 		return protoregistry.GlobalFiles.FindFileByPath(path)
 	}
-	zr, err := gzip.NewReader(bytes.NewReader(gz))
-	if err != nil {
-		return nil, fmt.Errorf("descriptor of %s: %w", path, err)
-	}
-	raw, err := io.ReadAll(zr)
-	if err != nil {
-		return nil, fmt.Errorf("descriptor of %s: %w", path, err)
-	}
-	fd := new(descriptorpb.FileDescriptorProto)
-	if err := googleproto.Unmarshal(raw, fd); err != nil {
-		return nil, fmt.Errorf("descriptor of %s: %w", path, err)
-	}
-	return protodesc.NewFile(fd, r)
+	return fd, err
 }
 
-// own lists the files whose services and messages may be asked for by name.
-var own = []string{
-	"tinykvpb.proto", "kvrpcpb.proto", "metapb.proto", "errorpb.proto", "eraftpb.proto",
-	"raft_cmdpb.proto", "raft_serverpb.proto", "coprocessor.proto",
-}
-
-func (r *gogoResolver) FindDescriptorByName(name protoreflect.FullName) (protoreflect.Descriptor, error) {
-	for _, path := range own {
-		fd, err := r.FindFileByPath(path)
-		if err != nil || fd.Package() != name.Parent() {
-			continue
-		}
-		local := name.Name()
-		if d := fd.Services().ByName(local); d != nil {
-			return d, nil
-		}
-		if d := fd.Messages().ByName(local); d != nil {
-			return d, nil
-		}
-		if d := fd.Enums().ByName(local); d != nil {
-			return d, nil
-		}
+func (r resolver) FindDescriptorByName(name protoreflect.FullName) (protoreflect.Descriptor, error) {
+	d, err := r.own.FindDescriptorByName(name)
+	if errors.Is(err, protoregistry.NotFound) {
+		return protoregistry.GlobalFiles.FindDescriptorByName(name)
 	}
-	return protoregistry.GlobalFiles.FindDescriptorByName(name)
+	return d, err
 }
