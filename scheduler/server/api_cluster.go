@@ -27,17 +27,13 @@ type memberJSON struct {
 
 func (s *Server) memberList() []memberJSON {
 	leader, _ := s.elector.Leader()
-	etcdLeader := uint64(s.node.etcd.Server.Leader())
-	learners := map[uint64]bool{}
-	for _, m := range s.node.etcd.Server.Cluster().Members() {
-		learners[uint64(m.ID)] = m.IsLearner
-	}
+	etcdLeader := s.node.quorumLeader()
 	var out []memberJSON
 	for _, m := range s.members() {
 		out = append(out, memberJSON{
 			Name: m.Name, ID: m.MemberId, PeerURLs: m.PeerUrls, ClientURLs: m.ClientUrls,
 			Leader: m.MemberId == leader.GetMemberId(), EtcdLeader: m.MemberId == etcdLeader,
-			Learner: learners[m.MemberId], Self: m.MemberId == s.self.MemberId,
+			Learner: m.learner, Self: m.MemberId == s.self.MemberId,
 		})
 	}
 	return out
@@ -288,7 +284,7 @@ func (s *Server) postLeader(r *http.Request) (any, error) {
 		name := r.URL.Query().Get("to")
 		for _, m := range s.members() {
 			if m.Name == name {
-				return s.transferLeader(r, m)
+				return s.transferLeader(r, m.Member)
 			}
 		}
 		return nil, notFound("no member %q", name)

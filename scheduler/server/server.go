@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
@@ -35,7 +34,7 @@ const requestTimeout = 5 * time.Second
 type Server struct {
 	cfg     *config.Config
 	logger  *zap.Logger
-	node    *node // embedded etcd and its listener
+	node    backend
 	storage storage.Storage
 	keys    storage.Keys
 	elector *member.Elector
@@ -96,11 +95,9 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 // Start brings the member up and returns when it serves requests. A single member, or a majority,
 // elects a leader right afterwards.
 func (s *Server) Start(ctx context.Context) error {
-	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
-	if err != nil {
+	if err := s.startBackend(ctx); err != nil {
 		return err
 	}
-	s.node = n
 	if err := s.setUp(ctx); err != nil {
 		s.Stop()
 		return err
@@ -123,18 +120,38 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
+func (s *Server) startBackend(ctx context.Context) error {
+	if s.cfg.Storage.Backend != "embedded" {
+		e, err := startExternal(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+		if err != nil {
+			return err
+		}
+		s.node = e
+		return nil
+	}
+	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+	if err != nil {
+		return err
+	}
+	s.node = n
+	return nil
+}
+
 func (s *Server) setUp(ctx context.Context) error {
-	s.storage = storage.NewEtcd(s.node.client)
+	s.storage = s.node.store()
 	clusterID, err := initClusterID(ctx, s.storage)
 	if err != nil {
 		return err
 	}
-	if err := s.node.dir.claim(clusterID); err != nil {
+	if err := s.node.directory().claim(clusterID); err != nil {
 		return err
 	}
 	s.clusterID = clusterID
 	s.keys = storage.KeysOf(clusterID)
 	s.self = s.node.self()
+	if err := s.node.ready(ctx, s.keys); err != nil {
+		return fmt.Errorf("register member: %w", err)
+	}
 	s.loadSnapshot()
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
@@ -173,16 +190,12 @@ func initClusterID(ctx context.Context, st storage.Storage) (uint64, error) {
 	}
 }
 
-// watchNode notices that etcd ended by itself, for example on a full or broken disk.
+// watchNode notices that the backend ended by itself.
 func (s *Server) watchNode() {
 	select {
 	case <-s.ctx.Done():
-	case err := <-s.node.etcd.Err():
-		s.fail(fmt.Errorf("etcd failed: %w", err))
-	case <-s.node.etcd.Server.StopNotify():
-		if s.ctx.Err() == nil {
-			s.fail(errors.New("etcd stopped: this member was removed or its disk failed"))
-		}
+	case err := <-s.node.failed():
+		s.fail(err)
 	}
 }
 
@@ -212,19 +225,16 @@ func (s *Server) Stop() {
 }
 
 // ClientAddr is host:port where this member serves.
-func (s *Server) ClientAddr() string { return s.node.clientAddr }
+func (s *Server) ClientAddr() string { return s.node.addr() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return "http://" + s.node.clientAddr }
+func (s *Server) ClientURL() string { return "http://" + s.node.addr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }
 
 // Cluster returns the soft state.
 func (s *Server) Cluster() *RaftCluster { return s.cluster }
-
-// Etcd returns the in-process client of the embedded etcd.
-func (s *Server) Etcd() *clientv3.Client { return s.node.client }
 
 // IsLeader tells whether this member leads and serves.
 func (s *Server) IsLeader() bool { return s.leadership() != nil }

@@ -62,6 +62,13 @@ func (k Keys) ScheduleConfig() string { return k.root + "/schedule/config" }
 // GCSafePoint holds the safe point in hexadecimal.
 func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 
+// Members is the prefix of what is kept about members.
+func (k Keys) Members() string { return k.root + "/member/" }
+
+// MemberInfo holds the marshalled schedulerpb.Member of a member, where etcd itself does not know
+// the members.
+func (k Keys) MemberInfo(id uint64) string { return fmt.Sprintf("%s/member/%d/info", k.root, id) }
+
 // MemberPriority holds one member's leader priority as a decimal number.
 func (k Keys) MemberPriority(id uint64) string {
 	return fmt.Sprintf("%s/member/%d/leader_priority", k.root, id)
