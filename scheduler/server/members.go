@@ -4,11 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
 // members lists all members.
@@ -67,18 +64,4 @@ func (s *Server) promoteLearners(ctx context.Context) {
 		s.logger.Info("promoted learner", zap.String("name", m.Name))
 		s.cluster.events.add("member-promoted", m.Name)
 	}
-}
-
-// campaignDelay holds this member back while another one is wished for as the leader.
-func (s *Server) campaignDelay() time.Duration {
-	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.TTL()/4)
-	defer cancel()
-	kv, err := s.storage.Get(ctx, s.keys.LeaderWish())
-	if err != nil || kv.ModRevision == 0 {
-		return 0
-	}
-	if id, err := storage.ParseUint64(kv.Value); err != nil || id == s.self.MemberId {
-		return 0
-	}
-	return s.cfg.TTL() / 2
 }

@@ -156,7 +156,7 @@ func (s *Server) setUp(ctx context.Context) error {
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
 	s.elector = member.New(s.storage, member.Options{
-		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter, CampaignDelay: s.campaignDelay,
+		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter,
 	})
 	return nil
 }
@@ -240,7 +240,7 @@ func (s *Server) Cluster() *RaftCluster { return s.cluster }
 func (s *Server) IsLeader() bool { return s.leadership() != nil }
 
 // Resign gives the leadership up.
-func (s *Server) Resign() { s.elector.Resign() }
+func (s *Server) Resign() { s.elector.Resign("") }
 
 // WaitLeader returns when some member leads, this one included.
 func (s *Server) WaitLeader(ctx context.Context) error {
@@ -284,12 +284,6 @@ func (s *Server) fence() (storage.Cond, uint64, bool) {
 	return l.Fence(), l.Term, true
 }
 
-// writeUnder carries out ops under a leadership that does not serve yet.
-func (s *Server) writeUnder(ctx context.Context, l *member.Leadership, ops ...storage.Op) error {
-	_, err := s.storage.Txn(ctx, []storage.Cond{l.Fence()}, ops)
-	return err
-}
-
 // write carries out ops under the leadership's fence.
 func (s *Server) write(ctx context.Context, ops ...storage.Op) error {
 	fence, _, ok := s.fence()
@@ -322,9 +316,6 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	}{
 		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
 		{"load cluster", s.load},
-		{"drop the leader wish", func(ctx context.Context) error {
-			return s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish()))
-		}},
 	} {
 		if err := s.persist(ctx, step.do); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -332,7 +323,7 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
-	defer s.setServing(nil, nil)
+	defer s.endServing()
 	s.cluster.events.add("leader-changed", fmt.Sprintf("%s leads in term %d", s.cfg.Name, l.Term))
 	s.logger.Info("leading", log.Term(l.Term), zap.Duration("took", time.Since(began)))
 
@@ -368,6 +359,12 @@ func (s *Server) setServing(ctx context.Context, l *member.Leadership) {
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
 	s.leaderMu.serving, s.leaderMu.ctx = l, ctx
+}
+
+func (s *Server) endServing() {
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	s.leaderMu.serving, s.leaderMu.ctx = nil, nil
 }
 
 // leaderLoop does what a leader does every now and then.

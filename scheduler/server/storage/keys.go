@@ -24,10 +24,6 @@ func (k Keys) Leader() string { return k.root + "/leader" }
 // LeaderTerm holds the leadership term (8 bytes, big-endian): the fence of every write.
 func (k Keys) LeaderTerm() string { return k.root + "/leader_term" }
 
-// LeaderWish holds the id of the member that should lead next (8 bytes, big-endian). The others hold
-// back for it, for a short while.
-func (k Keys) LeaderWish() string { return k.root + "/leader_wish" }
-
 // Timestamp holds the upper bound of timestamps handed out (unix nanoseconds, 8 bytes, big-endian).
 func (k Keys) Timestamp() string { return k.root + "/timestamp" }
 
