@@ -213,3 +213,64 @@ func TestFailover3C(t *testing.T) {
 	}
 	require.Less(t, killed[len(killed)/2], 3*time.Second)
 }
+
+// TestPausedLeader3C stops a leader's process for longer than its leadership lasts. While it sleeps
+// another one leads; when it wakes up it must not go on where it was, also not for requests that
+// waited in its sockets.
+func TestPausedLeader3C(t *testing.T) {
+	members := startMembers(t, 3)
+	old := waitAll(t, members)
+	var others []*process
+	for _, p := range members {
+		if p != old {
+			others = append(others, p)
+		}
+	}
+	ids := map[uint64]bool{}
+	take := func(c *client.Client) {
+		id, err := c.AllocID(t.Context())
+		require.NoError(t, err)
+		require.False(t, ids[id], "id %d was given twice", id)
+		ids[id] = true
+	}
+	pinned, err := client.New(t.Context(), []string{old.url}) // knows where the old leader is
+	require.NoError(t, err)
+	defer pinned.Close()
+	take(pinned)
+	p0, l0, err := pinned.GetTS(t.Context())
+	require.NoError(t, err)
+
+	require.NoError(t, old.cmd.Process.Signal(syscall.SIGSTOP))
+	waiting := make(chan uint64, 8)
+	for range cap(waiting) {
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			id, _ := pinned.AllocID(ctx)
+			waiting <- id
+		}()
+	}
+	began := time.Now()
+	waitOther(t, others, old)
+	t.Logf("another member leads %v after the pause began", time.Since(began).Round(time.Millisecond))
+	c, err := client.New(t.Context(), urls(others))
+	require.NoError(t, err)
+	defer c.Close()
+	for range 100 {
+		take(c)
+	}
+	require.NoError(t, old.cmd.Process.Signal(syscall.SIGCONT))
+	for range cap(waiting) {
+		id := <-waiting
+		require.NotZero(t, id)
+		require.False(t, ids[id], "id %d was given twice", id)
+		ids[id] = true
+	}
+	for range 100 {
+		take(pinned)
+		take(c)
+	}
+	p1, l1, err := pinned.GetTS(t.Context())
+	require.NoError(t, err)
+	require.Greater(t, uint64(p1)<<18|uint64(l1), uint64(p0)<<18|uint64(l0))
+}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
@@ -27,17 +26,13 @@ type memberJSON struct {
 
 func (s *Server) memberList() []memberJSON {
 	leader, _ := s.elector.Leader()
-	etcdLeader := uint64(s.node.etcd.Server.Leader())
-	learners := map[uint64]bool{}
-	for _, m := range s.node.etcd.Server.Cluster().Members() {
-		learners[uint64(m.ID)] = m.IsLearner
-	}
+	etcdLeader := s.node.quorumLeader()
 	var out []memberJSON
 	for _, m := range s.members() {
 		out = append(out, memberJSON{
 			Name: m.Name, ID: m.MemberId, PeerURLs: m.PeerUrls, ClientURLs: m.ClientUrls,
 			Leader: m.MemberId == leader.GetMemberId(), EtcdLeader: m.MemberId == etcdLeader,
-			Learner: learners[m.MemberId], Self: m.MemberId == s.self.MemberId,
+			Learner: m.learner, Self: m.MemberId == s.self.MemberId,
 		})
 	}
 	return out
@@ -288,26 +283,14 @@ func (s *Server) postLeader(r *http.Request) (any, error) {
 		name := r.URL.Query().Get("to")
 		for _, m := range s.members() {
 			if m.Name == name {
-				return s.transferLeader(r, m)
+				if m.MemberId != s.self.MemberId {
+					s.elector.Resign(name)
+				}
+				return map[string]any{"resigned": s.cfg.Name, "successor": name}, nil
 			}
 		}
 		return nil, notFound("no member %q", name)
 	default:
 		return nil, badRequest("unknown action %q: resign or transfer", r.PathValue("action"))
 	}
-}
-
-// transferLeader resigns with a wish: for a few seconds the others hold back for the one named.
-func (s *Server) transferLeader(r *http.Request, m *schedulerpb.Member) (any, error) {
-	if m.MemberId == s.self.MemberId {
-		return map[string]any{"leader": m.Name}, nil
-	}
-	ctx, cancel := requestContext(r)
-	defer cancel()
-	wish := storage.Uint64(m.MemberId)
-	if err := s.write(ctx, storage.Put(s.keys.LeaderWish(), wish)); err != nil {
-		return nil, err
-	}
-	s.Resign()
-	return map[string]any{"resigned": s.cfg.Name, "wish": m.Name}, nil
 }

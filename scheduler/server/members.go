@@ -4,26 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
-	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// members lists the members as etcd knows them.
-func (s *Server) members() []*schedulerpb.Member {
-	var out []*schedulerpb.Member
-	for _, m := range s.node.etcd.Server.Cluster().Members() {
-		pm := &schedulerpb.Member{Name: m.Name, MemberId: uint64(m.ID), PeerUrls: m.PeerURLs, ClientUrls: m.ClientURLs}
-		if pm.MemberId == s.self.MemberId {
-			pm = s.self
-		}
-		out = append(out, pm)
-	}
-	return out
-}
+// members lists all members.
+func (s *Server) members() []memberInfo { return s.node.members() }
 
 // deleteMember removes a member. etcd itself refuses when the quorum would be lost.
 func (s *Server) deleteMember(r *http.Request) (any, error) {
@@ -37,7 +23,7 @@ func (s *Server) deleteMember(r *http.Request) (any, error) {
 		if m.MemberId == s.self.MemberId {
 			return nil, badRequest("%s leads: transfer the leadership first", m.Name)
 		}
-		if _, err := s.node.client.MemberRemove(ctx, m.MemberId); err != nil {
+		if err := s.node.remove(ctx, m.MemberId); err != nil {
 			return nil, fmt.Errorf("remove member %s: %w", m.Name, err)
 		}
 		s.cluster.events.add("member-removed", m.Name)
@@ -52,7 +38,7 @@ func (s *Server) promoteMember(r *http.Request) (any, error) {
 		if m.Name == name {
 			ctx, cancel := requestContext(r)
 			defer cancel()
-			if _, err := s.node.client.MemberPromote(ctx, m.MemberId); err != nil {
+			if err := s.node.promote(ctx, m.MemberId); err != nil {
 				return nil, fmt.Errorf("promote member %s: %w", name, err)
 			}
 			return map[string]any{"promoted": name}, nil
@@ -64,12 +50,12 @@ func (s *Server) promoteMember(r *http.Request) (any, error) {
 // promoteLearners makes members that joined and caught up voters. etcd refuses while one is behind,
 // so trying is all there is to do.
 func (s *Server) promoteLearners(ctx context.Context) {
-	for _, m := range s.node.etcd.Server.Cluster().Members() {
-		if !m.IsLearner || m.Name == "" {
+	for _, m := range s.members() {
+		if !m.learner || m.Name == "" {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		_, err := s.node.client.MemberPromote(ctx, uint64(m.ID))
+		err := s.node.promote(ctx, m.MemberId)
 		cancel()
 		if err != nil {
 			s.logger.Debug("learner not promoted yet", zap.String("name", m.Name), zap.Error(err))
@@ -78,18 +64,4 @@ func (s *Server) promoteLearners(ctx context.Context) {
 		s.logger.Info("promoted learner", zap.String("name", m.Name))
 		s.cluster.events.add("member-promoted", m.Name)
 	}
-}
-
-// campaignDelay holds this member back while another one is wished for as the leader.
-func (s *Server) campaignDelay() time.Duration {
-	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.TTL()/4)
-	defer cancel()
-	kv, err := s.storage.Get(ctx, s.keys.LeaderWish())
-	if err != nil || kv.ModRevision == 0 {
-		return 0
-	}
-	if id, err := storage.ParseUint64(kv.Value); err != nil || id == s.self.MemberId {
-		return 0
-	}
-	return s.cfg.TTL() / 2
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
 // node is the embedded etcd member: it keeps the hard state and owns the listener that gRPC, HTTP
@@ -33,6 +34,8 @@ type node struct {
 	client     *clientv3.Client
 	dir        *dataDir
 	clientAddr string
+	fail       chan error
+	done       chan struct{} // closed by close
 }
 
 func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
@@ -68,7 +71,7 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	if err != nil {
 		return nil, explainStart(err, cfg)
 	}
-	n := &node{cfg: cfg, etcd: e, dir: dir}
+	n := &node{cfg: cfg, etcd: e, dir: dir, fail: make(chan error, 1), done: make(chan struct{})}
 	select {
 	case <-e.Server.ReadyNotify():
 	case err = <-e.Err():
@@ -83,13 +86,61 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	}
 	n.client = v3client.New(e.Server)
 	n.clientAddr = e.Clients[0].Addr().String()
+	go n.watch() // ends with close
 	return n, nil
+}
+
+// watch notices that etcd ended by itself, for example on a full or broken disk.
+func (n *node) watch() {
+	select {
+	case <-n.done:
+	case err := <-n.etcd.Err():
+		n.fail <- fmt.Errorf("etcd failed: %w", err)
+	case <-n.etcd.Server.StopNotify():
+		select {
+		case <-n.done:
+		default:
+			n.fail <- errors.New("etcd stopped: this member was removed or its disk failed")
+		}
+	}
+}
+
+func (n *node) store() storage.Storage                    { return storage.NewEtcd(n.client) }
+func (n *node) addr() string                              { return n.clientAddr }
+func (n *node) ready(context.Context, storage.Keys) error { return nil }
+func (n *node) quorumLeader() uint64                      { return uint64(n.etcd.Server.Leader()) }
+func (n *node) failed() <-chan error                      { return n.fail }
+func (n *node) directory() *dataDir                       { return n.dir }
+
+func (n *node) remove(ctx context.Context, id uint64) error {
+	_, err := n.client.MemberRemove(ctx, id)
+	return err
+}
+
+func (n *node) promote(ctx context.Context, id uint64) error {
+	_, err := n.client.MemberPromote(ctx, id)
+	return err
+}
+
+// members lists the members as etcd knows them.
+func (n *node) members() []memberInfo {
+	var out []memberInfo
+	me := n.self()
+	for _, m := range n.etcd.Server.Cluster().Members() {
+		pm := &schedulerpb.Member{Name: m.Name, MemberId: uint64(m.ID), PeerUrls: m.PeerURLs, ClientUrls: m.ClientURLs}
+		if pm.MemberId == me.MemberId {
+			pm = me
+		}
+		out = append(out, memberInfo{pm, m.IsLearner})
+	}
+	return out
 }
 
 // handOver gives the etcd leadership to another member, if this one has it and there is another.
 func (n *node) handOver() { _ = n.etcd.Server.TryTransferLeadershipOnShutdown() }
 
 func (n *node) close() {
+	close(n.done)
 	_ = n.client.Close()
 	n.etcd.Close()
 	n.dir.close()

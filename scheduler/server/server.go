@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
@@ -35,7 +34,7 @@ const requestTimeout = 5 * time.Second
 type Server struct {
 	cfg     *config.Config
 	logger  *zap.Logger
-	node    *node // embedded etcd and its listener
+	node    backend
 	storage storage.Storage
 	keys    storage.Keys
 	elector *member.Elector
@@ -96,11 +95,9 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 // Start brings the member up and returns when it serves requests. A single member, or a majority,
 // elects a leader right afterwards.
 func (s *Server) Start(ctx context.Context) error {
-	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
-	if err != nil {
+	if err := s.startBackend(ctx); err != nil {
 		return err
 	}
-	s.node = n
 	if err := s.setUp(ctx); err != nil {
 		s.Stop()
 		return err
@@ -123,23 +120,43 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
+func (s *Server) startBackend(ctx context.Context) error {
+	if s.cfg.Storage.Backend != "embedded" {
+		e, err := startExternal(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+		if err != nil {
+			return err
+		}
+		s.node = e
+		return nil
+	}
+	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+	if err != nil {
+		return err
+	}
+	s.node = n
+	return nil
+}
+
 func (s *Server) setUp(ctx context.Context) error {
-	s.storage = storage.NewEtcd(s.node.client)
+	s.storage = s.node.store()
 	clusterID, err := initClusterID(ctx, s.storage)
 	if err != nil {
 		return err
 	}
-	if err := s.node.dir.claim(clusterID); err != nil {
+	if err := s.node.directory().claim(clusterID); err != nil {
 		return err
 	}
 	s.clusterID = clusterID
 	s.keys = storage.KeysOf(clusterID)
 	s.self = s.node.self()
+	if err := s.node.ready(ctx, s.keys); err != nil {
+		return fmt.Errorf("register member: %w", err)
+	}
 	s.loadSnapshot()
 	s.ids = id.New(s.storage, s.keys.AllocID(), s.fence)
 	s.tso = tso.New(s.storage, s.keys.Timestamp(), s.cfg.TSOSaveInterval.D(), time.Now)
 	s.elector = member.New(s.storage, member.Options{
-		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter, CampaignDelay: s.campaignDelay,
+		Self: s.self, Keys: s.keys, TTL: s.cfg.TTL(), Logger: s.logger, Eligible: s.node.isVoter,
 	})
 	return nil
 }
@@ -173,16 +190,12 @@ func initClusterID(ctx context.Context, st storage.Storage) (uint64, error) {
 	}
 }
 
-// watchNode notices that etcd ended by itself, for example on a full or broken disk.
+// watchNode notices that the backend ended by itself.
 func (s *Server) watchNode() {
 	select {
 	case <-s.ctx.Done():
-	case err := <-s.node.etcd.Err():
-		s.fail(fmt.Errorf("etcd failed: %w", err))
-	case <-s.node.etcd.Server.StopNotify():
-		if s.ctx.Err() == nil {
-			s.fail(errors.New("etcd stopped: this member was removed or its disk failed"))
-		}
+	case err := <-s.node.failed():
+		s.fail(err)
 	}
 }
 
@@ -212,10 +225,10 @@ func (s *Server) Stop() {
 }
 
 // ClientAddr is host:port where this member serves.
-func (s *Server) ClientAddr() string { return s.node.clientAddr }
+func (s *Server) ClientAddr() string { return s.node.addr() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return "http://" + s.node.clientAddr }
+func (s *Server) ClientURL() string { return "http://" + s.node.addr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }
@@ -223,14 +236,11 @@ func (s *Server) ClusterID() uint64 { return s.clusterID }
 // Cluster returns the soft state.
 func (s *Server) Cluster() *RaftCluster { return s.cluster }
 
-// Etcd returns the in-process client of the embedded etcd.
-func (s *Server) Etcd() *clientv3.Client { return s.node.client }
-
 // IsLeader tells whether this member leads and serves.
 func (s *Server) IsLeader() bool { return s.leadership() != nil }
 
 // Resign gives the leadership up.
-func (s *Server) Resign() { s.elector.Resign() }
+func (s *Server) Resign() { s.elector.Resign("") }
 
 // WaitLeader returns when some member leads, this one included.
 func (s *Server) WaitLeader(ctx context.Context) error {
@@ -274,12 +284,6 @@ func (s *Server) fence() (storage.Cond, uint64, bool) {
 	return l.Fence(), l.Term, true
 }
 
-// writeUnder carries out ops under a leadership that does not serve yet.
-func (s *Server) writeUnder(ctx context.Context, l *member.Leadership, ops ...storage.Op) error {
-	_, err := s.storage.Txn(ctx, []storage.Cond{l.Fence()}, ops)
-	return err
-}
-
 // write carries out ops under the leadership's fence.
 func (s *Server) write(ctx context.Context, ops ...storage.Op) error {
 	fence, _, ok := s.fence()
@@ -312,9 +316,6 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	}{
 		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
 		{"load cluster", s.load},
-		{"drop the leader wish", func(ctx context.Context) error {
-			return s.writeUnder(ctx, l, storage.Delete(s.keys.LeaderWish()))
-		}},
 	} {
 		if err := s.persist(ctx, step.do); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -322,7 +323,7 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
-	defer s.setServing(nil, nil)
+	defer s.endServing()
 	s.cluster.events.add("leader-changed", fmt.Sprintf("%s leads in term %d", s.cfg.Name, l.Term))
 	s.logger.Info("leading", log.Term(l.Term), zap.Duration("took", time.Since(began)))
 
@@ -358,6 +359,12 @@ func (s *Server) setServing(ctx context.Context, l *member.Leadership) {
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
 	s.leaderMu.serving, s.leaderMu.ctx = l, ctx
+}
+
+func (s *Server) endServing() {
+	s.leaderMu.Lock()
+	defer s.leaderMu.Unlock()
+	s.leaderMu.serving, s.leaderMu.ctx = nil, nil
 }
 
 // leaderLoop does what a leader does every now and then.

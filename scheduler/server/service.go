@@ -95,11 +95,11 @@ func (v *service) GetMembers(ctx context.Context, _ *pb.GetMembersRequest) (*pb.
 		return nil, status.Error(codes.Unavailable, "server not started")
 	}
 	resp := &pb.GetMembersResponse{Header: v.header()}
-	etcdLeader := uint64(v.s.node.etcd.Server.Leader())
+	etcdLeader := v.s.node.quorumLeader()
 	for _, m := range v.s.members() {
-		resp.Members = append(resp.Members, m)
+		resp.Members = append(resp.Members, m.Member)
 		if m.MemberId == etcdLeader {
-			resp.EtcdLeader = m
+			resp.EtcdLeader = m.Member
 		}
 	}
 	leader, _ := v.s.elector.Leader()

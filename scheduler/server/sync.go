@@ -233,11 +233,9 @@ func (s *Server) followRegions(ctx context.Context) {
 				s.logger.Debug("region stream ended", zap.Error(err))
 			}
 			cancel()
-			changed = nil
 		}
 		select {
 		case <-ctx.Done():
-		case <-changed:
 		case <-time.After(syncPause):
 		}
 	}

@@ -21,9 +21,6 @@ type Options struct {
 	Keys   storage.Keys
 	TTL    time.Duration // 2 s by default
 	Logger *zap.Logger
-	// CampaignDelay holds this member back when there is no leader, so that a preferred one wins. It
-	// is not asked when a leader fell silent: then every moment counts.
-	CampaignDelay func() time.Duration
 	// Eligible is false while this member must not lead, for example as an etcd learner.
 	Eligible func() bool
 }
@@ -34,7 +31,6 @@ type Leadership struct {
 	termKey    string
 	validUntil atomic.Int64 // nanoseconds of the monotonic clock since base
 	base       time.Time
-	baseWall   int64
 	wallUntil  atomic.Int64 // unix nanoseconds
 }
 
@@ -72,7 +68,7 @@ type Lead func(ctx context.Context, l *Leadership) error
 type Elector struct {
 	opts    Options
 	storage storage.Storage
-	resign  chan struct{}
+	resign  chan string // the name of the member that should lead next, "" for any
 
 	// suspect is the revision of a leader record found silent. If it is still there after a campaign
 	// failed, its silence need not be waited for again. Owned by Run.
@@ -94,7 +90,7 @@ func New(s storage.Storage, opts Options) *Elector {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
 	}
-	e := &Elector{opts: opts, storage: s, resign: make(chan struct{}, 1)}
+	e := &Elector{opts: opts, storage: s, resign: make(chan string, 1)}
 	e.mu.changed = make(chan struct{})
 	return e
 }
@@ -117,10 +113,11 @@ func (e *Elector) Leadership() *Leadership {
 	return l
 }
 
-// Resign gives the leadership up; this member then holds back for a while.
-func (e *Elector) Resign() {
+// Resign gives the leadership up; this member then holds back for a while. The others hold back for
+// the member of the given name, if there is one.
+func (e *Elector) Resign(successor string) {
 	select {
-	case e.resign <- struct{}{}:
+	case e.resign <- successor:
 	default:
 	}
 }
@@ -190,8 +187,13 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 		if isNew {
 			wait = 0
 		}
-	case e.note(kv.Value):
-		wait = e.delay()
+	default:
+		if vacant, delay, named := e.note(kv.Value); vacant {
+			wait = delay
+			if named {
+				holdBack = 0
+			}
+		}
 	}
 	if rev != 0 && rev == e.suspect {
 		wait = 0
@@ -208,12 +210,14 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 				return 0, errors.New("watch of the leader key broke")
 			}
 			rev, wait = ev.ModRevision, silence
-			switch {
-			case ev.Deleted:
+			if ev.Deleted {
 				rev = 0
 				e.setLeader(nil, nil)
-			case e.note(ev.Value):
-				wait = holdBack + e.delay()
+			} else if vacant, delay, named := e.note(ev.Value); vacant {
+				wait = delay
+				if !named {
+					wait += holdBack
+				}
 			}
 			timer.Reset(wait)
 			holdBack = 0
@@ -229,32 +233,31 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 	}
 }
 
-func (e *Elector) delay() time.Duration {
-	if e.opts.CampaignDelay == nil {
-		return 0
-	}
-	return e.opts.CampaignDelay()
-}
-
 // note takes in a value of the leader key. It returns true if this member may campaign against that
-// very record at once, because nobody leads: the last leader released the title (an empty value), or
-// the key names this member although it is not leading (a record of a former life, or of a campaign
-// whose answer was lost).
-func (e *Elector) note(value []byte) (vacant bool) {
+// very record, after the given delay, because nobody leads: the last leader released the title (a
+// value without a member id, perhaps with the name of the one that should lead next), or the key names
+// this member although it is not leading (a record of a former life, or of a campaign whose answer was
+// lost).
+//
+// named is true if this member was asked to lead next, however lately it resigned itself.
+func (e *Elector) note(value []byte) (vacant bool, delay time.Duration, named bool) {
 	m := &schedulerpb.Member{}
 	if err := m.Unmarshal(value); err != nil {
 		e.opts.Logger.Error("leader key cannot be decoded", zap.Error(err))
-		return false
+		return false, 0, false
 	}
 	switch m.MemberId {
 	case 0:
 		e.setLeader(nil, nil)
-		return true
+		if m.Name != "" && m.Name != e.opts.Self.Name {
+			delay = e.opts.TTL
+		}
+		return true, delay, m.Name != "" && m.Name == e.opts.Self.Name
 	case e.opts.Self.MemberId:
-		return true
+		return true, 0, false
 	}
 	e.setLeader(m, nil)
-	return false
+	return false, 0, false
 }
 
 // isNew tells whether nobody has ever led.
@@ -319,42 +322,42 @@ func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead
 	done := make(chan error, 1)
 	go func() { done <- lead(leadCtx, l) }() // owned by this function, which waits for it below
 
-	reason, holdBack := e.renewUntilLost(ctx, l, &mine, done)
+	reason, successor, holdBack := e.renewUntilLost(ctx, l, &mine, done)
 	l.revoke()
 	e.setLeader(nil, nil)
 	cancel()
 	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 		logger.Warn("leading failed", zap.Error(err))
 	}
-	e.release(l, mine)
+	e.release(l, mine, successor)
 	logger.Info("stopped being placement leader", log.Reason(reason))
 	return holdBack
 }
 
 func (e *Elector) renewUntilLost(ctx context.Context, l *Leadership, mine *int64,
 	done chan error,
-) (reason string, holdBack time.Duration) {
+) (reason, successor string, holdBack time.Duration) {
 	value, err := e.opts.Self.Marshal()
 	if err != nil {
-		return err.Error(), e.opts.TTL
+		return err.Error(), "", e.opts.TTL
 	}
 	tick := time.NewTicker(e.opts.TTL / 4)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return "stopping", 0
-		case <-e.resign:
-			return "resigned", 2 * e.opts.TTL
+			return "stopping", "", 0
+		case successor := <-e.resign:
+			return "resigned", successor, 2 * e.opts.TTL
 		case err := <-done:
 			done <- err
-			return "leading ended", e.opts.TTL / 2
+			return "leading ended", "", e.opts.TTL / 2
 		case <-tick.C:
 			if !l.Valid() {
-				return "not renewed in time", 0
+				return "not renewed in time", "", 0
 			}
 			if reason, lost := e.renew(ctx, l, mine, value); lost {
-				return reason, 0
+				return reason, "", 0
 			}
 		}
 	}
@@ -385,14 +388,18 @@ func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value [
 	}
 }
 
-// release gives the title back by an empty value, so that others need not wait for silence. It is not
+// release gives the title back by a value without a member id, so that others need not wait for silence. It is not
 // a deletion: anybody can delete the key, but only the leader knows that it stopped being valid.
-func (e *Elector) release(l *Leadership, mine int64) {
+func (e *Elector) release(l *Leadership, mine int64, successor string) {
 	ctx, cancel := context.WithTimeout(context.Background(), e.opts.TTL/2)
 	defer cancel()
-	_, err := e.storage.Txn(ctx,
+	value, err := (&schedulerpb.Member{Name: successor}).Marshal()
+	if err != nil {
+		return
+	}
+	_, err = e.storage.Txn(ctx,
 		[]storage.Cond{storage.RevisionIs(e.opts.Keys.Leader(), mine), l.Fence()},
-		[]storage.Op{storage.Put(e.opts.Keys.Leader(), nil)})
+		[]storage.Op{storage.Put(e.opts.Keys.Leader(), value)})
 	if err != nil {
 		e.opts.Logger.Debug("leader key not released", zap.Error(err))
 	}

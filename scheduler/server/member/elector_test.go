@@ -140,7 +140,7 @@ func TestDeposedLeaderWritesNothing(t *testing.T) {
 		return err
 	}
 	require.NoError(t, put())
-	old.elector.Resign()
+	old.elector.Resign("")
 	leader(t, nodes, old)
 	require.ErrorIs(t, put(), storage.ErrConflict)
 }

@@ -24,10 +24,6 @@ func (k Keys) Leader() string { return k.root + "/leader" }
 // LeaderTerm holds the leadership term (8 bytes, big-endian): the fence of every write.
 func (k Keys) LeaderTerm() string { return k.root + "/leader_term" }
 
-// LeaderWish holds the id of the member that should lead next (8 bytes, big-endian). The others hold
-// back for it, for a short while.
-func (k Keys) LeaderWish() string { return k.root + "/leader_wish" }
-
 // Timestamp holds the upper bound of timestamps handed out (unix nanoseconds, 8 bytes, big-endian).
 func (k Keys) Timestamp() string { return k.root + "/timestamp" }
 
@@ -61,6 +57,13 @@ func (k Keys) ScheduleConfig() string { return k.root + "/schedule/config" }
 
 // GCSafePoint holds the safe point in hexadecimal.
 func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
+
+// Members is the prefix of what is kept about members.
+func (k Keys) Members() string { return k.root + "/member/" }
+
+// MemberInfo holds the marshalled schedulerpb.Member of a member, where etcd itself does not know
+// the members.
+func (k Keys) MemberInfo(id uint64) string { return fmt.Sprintf("%s/member/%d/info", k.root, id) }
 
 // MemberPriority holds one member's leader priority as a decimal number.
 func (k Keys) MemberPriority(id uint64) string {

@@ -1,0 +1,239 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
+)
+
+// backend is where the hard state lives and how this member is reached: embedded etcd (node), or an
+// etcd cluster run by someone else, or memory (external).
+type backend interface {
+	store() storage.Storage
+	// addr is host:port where clients are served.
+	addr() string
+	// ready is called once the cluster id is known.
+	ready(ctx context.Context, keys storage.Keys) error
+	self() *schedulerpb.Member
+	members() []memberInfo
+	// quorumLeader is the id of the etcd leader, 0 if that is somebody else's business.
+	quorumLeader() uint64
+	// isVoter is false while this member only learns.
+	isVoter() bool
+	// handOver gives the quorum leadership away before a stop.
+	handOver()
+	remove(ctx context.Context, id uint64) error
+	promote(ctx context.Context, id uint64) error
+	// failed delivers why the backend cannot go on.
+	failed() <-chan error
+	directory() *dataDir
+	close()
+}
+
+type memberInfo struct {
+	*schedulerpb.Member
+	learner bool
+}
+
+// errMembership means that members of this backend come and go by themselves.
+var errMembership = errors.New("server: with this storage backend members come and go by themselves")
+
+// external serves gRPC and HTTP on a listener of its own and keeps the hard state elsewhere.
+//
+// Members register under a key of their own when they start and take it away when they stop; which
+// of them leads is decided by the elector, as always.
+type external struct {
+	cfg     *config.Config
+	dir     *dataDir
+	storage storage.Storage
+	client  *clientv3.Client // nil with memory
+	grpc    *grpc.Server
+	http    *http.Server
+	listen  net.Listener
+	fail    chan error
+	me      *schedulerpb.Member
+	keys    storage.Keys
+	wg      sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		known []memberInfo
+		at    time.Time
+	}
+}
+
+func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, register func(*grpc.Server),
+	handlers map[string]http.Handler, opts []grpc.ServerOption,
+) (_ *external, err error) {
+	e := &external{cfg: cfg, fail: make(chan error, 1)}
+	if e.dir, err = openDataDir(cfg.DataDir, cfg.Name); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	if err := e.openStorage(ctx, logger); err != nil {
+		return nil, err
+	}
+	urls, err := config.ParseURLs(cfg.ClientUrls)
+	if err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	if e.listen, err = lc.Listen(ctx, "tcp", urls[0].Host); err != nil {
+		return nil, fmt.Errorf("client-urls: cannot listen on %s: %w", urls[0].Host, err)
+	}
+	e.serve(register, handlers, opts)
+	id := fnv.New64a()
+	_, _ = id.Write([]byte(cfg.Name))
+	e.me = &schedulerpb.Member{Name: cfg.Name, MemberId: id.Sum64(), ClientUrls: strings.Split(cfg.AdvertiseClientUrls, ",")}
+	for i, u := range e.me.ClientUrls {
+		if strings.HasSuffix(u, ":0") {
+			e.me.ClientUrls[i] = "http://" + e.addr()
+		}
+	}
+	return e, nil
+}
+
+func (e *external) openStorage(ctx context.Context, logger *zap.Logger) (err error) {
+	if e.cfg.Storage.Backend == "memory" {
+		e.storage = storage.NewMemory()
+		return nil
+	}
+	e.client, err = clientv3.New(clientv3.Config{
+		Endpoints: e.cfg.Storage.Endpoints, DialTimeout: 3 * time.Second, Logger: quietEtcd(logger),
+		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+	})
+	if err != nil {
+		return fmt.Errorf("storage.endpoints: %w", err)
+	}
+	e.storage = storage.NewEtcd(e.client)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, err := e.storage.Get(ctx, storage.ClusterIDKey); err != nil {
+		return fmt.Errorf("storage.endpoints: etcd at %s does not answer: %w", strings.Join(e.cfg.Storage.Endpoints, ","), err)
+	}
+	return nil
+}
+
+// serve shares one port between gRPC and HTTP by the content type, as etcd's listener does.
+func (e *external) serve(register func(*grpc.Server), handlers map[string]http.Handler, opts []grpc.ServerOption) {
+	e.grpc = grpc.NewServer(opts...)
+	register(e.grpc)
+	healthpb.RegisterHealthServer(e.grpc, health.NewServer())
+	mux := http.NewServeMux()
+	for path, h := range handlers {
+		mux.Handle(path, h)
+	}
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"health": "true"})
+	})
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	e.http = &http.Server{
+		Protocols: protocols, ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+				e.grpc.ServeHTTP(w, r)
+				return
+			}
+			mux.ServeHTTP(w, r)
+		}),
+	}
+	e.wg.Add(1)
+	go func() { // ends with close
+		defer e.wg.Done()
+		if err := e.http.Serve(e.listen); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			e.fail <- fmt.Errorf("serve %s: %w", e.addr(), err)
+		}
+	}()
+}
+
+func (e *external) store() storage.Storage    { return e.storage }
+func (e *external) addr() string              { return e.listen.Addr().String() }
+func (e *external) self() *schedulerpb.Member { return e.me }
+func (e *external) quorumLeader() uint64      { return 0 }
+func (e *external) isVoter() bool             { return true }
+func (e *external) handOver()                 {}
+func (e *external) failed() <-chan error      { return e.fail }
+func (e *external) directory() *dataDir       { return e.dir }
+
+func (e *external) ready(ctx context.Context, keys storage.Keys) error {
+	e.keys = keys
+	value, err := e.me.Marshal()
+	if err != nil {
+		return err
+	}
+	key := keys.MemberInfo(e.me.MemberId)
+	old, err := e.storage.Get(ctx, key)
+	if err != nil {
+		return err
+	}
+	_, err = e.storage.Txn(ctx, []storage.Cond{storage.RevisionIs(key, old.ModRevision)}, []storage.Op{storage.Put(key, value)})
+	return err
+}
+
+// members reads the register, at most once a second.
+func (e *external) members() []memberInfo {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if time.Since(e.mu.at) < time.Second {
+		return e.mu.known
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	kvs, err := e.storage.Range(ctx, e.keys.Members())
+	if err != nil {
+		return e.mu.known // as last seen
+	}
+	var list []memberInfo
+	for _, kv := range kvs {
+		m := &schedulerpb.Member{}
+		if strings.HasSuffix(kv.Key, "/info") && m.Unmarshal(kv.Value) == nil {
+			list = append(list, memberInfo{Member: m})
+		}
+	}
+	e.mu.known, e.mu.at = list, time.Now()
+	return list
+}
+
+func (e *external) remove(context.Context, uint64) error  { return errMembership }
+func (e *external) promote(context.Context, uint64) error { return errMembership }
+
+func (e *external) close() {
+	if e.me != nil && e.keys != (storage.Keys{}) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_, _ = e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(e.me.MemberId))})
+		cancel()
+	}
+	if e.http != nil {
+		_ = e.http.Close()
+		e.grpc.Stop()
+		e.wg.Wait()
+	} else if e.listen != nil {
+		_ = e.listen.Close()
+	}
+	if e.client != nil {
+		_ = e.client.Close()
+	}
+	e.dir.close()
+}
