@@ -479,7 +479,7 @@ func (r *Raft) stepLeader(m eraftpb.Message) error {
 	case eraftpb.MessageType_MsgBeat:
 		r.broadcastHeartbeat()
 	case eraftpb.MessageType_MsgPropose:
-		return r.propose(m.Entries)
+		return r.proposeMessage(m.Entries)
 	case eraftpb.MessageType_MsgAppendResponse:
 		r.handleAppendResponse(m)
 	case eraftpb.MessageType_MsgHeartbeatResponse:

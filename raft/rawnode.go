@@ -90,9 +90,10 @@ func (rn *RawNode) Campaign() error {
 	return rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgHup, From: rn.Raft.id})
 }
 
-// Propose appends data to the leader's log. Nil does not mean that it will be committed.
+// Propose appends data to the leader's log, and keeps it: it must not be written to any more. Nil does
+// not mean that it will be committed.
 func (rn *RawNode) Propose(data []byte) error {
-	return rn.proposeEntry(&eraftpb.Entry{Data: data})
+	return rn.proposeEntry(eraftpb.Entry{Data: data})
 }
 
 // ProposeConfChange appends a conf change; ErrProposalDropped as long as another one waits.
@@ -101,13 +102,15 @@ func (rn *RawNode) ProposeConfChange(cc eraftpb.ConfChange) error {
 	if err != nil {
 		return fmt.Errorf("raft: conf change: %w", err)
 	}
-	return rn.proposeEntry(&eraftpb.Entry{EntryType: eraftpb.EntryType_EntryConfChange, Data: data})
+	return rn.proposeEntry(eraftpb.Entry{EntryType: eraftpb.EntryType_EntryConfChange, Data: data})
 }
 
-func (rn *RawNode) proposeEntry(e *eraftpb.Entry) error {
-	return rn.Raft.Step(eraftpb.Message{
-		MsgType: eraftpb.MessageType_MsgPropose, From: rn.Raft.id, Entries: []*eraftpb.Entry{e},
-	})
+func (rn *RawNode) proposeEntry(e eraftpb.Entry) error {
+	if rn.Raft.State != StateLeader {
+		return ErrProposalDropped
+	}
+	ents := [1]eraftpb.Entry{e}
+	return rn.Raft.propose(ents[:])
 }
 
 // ApplyConfChange puts a committed conf change into effect, when the owner applies it, and returns

@@ -6,37 +6,43 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
-// propose appends a client's entries to the leader's log.
-func (r *Raft) propose(ents []*eraftpb.Entry) error {
+// proposeMessage is propose for a message.
+func (r *Raft) proposeMessage(ents []*eraftpb.Entry) error {
+	own := make([]eraftpb.Entry, 0, len(ents))
+	for _, e := range ents {
+		if e != nil {
+			own = append(own, eraftpb.Entry{EntryType: e.EntryType, Data: e.Data})
+		}
+	}
+	return r.propose(own)
+}
+
+// propose appends a client's entries to the leader's log. They are copied, their data is not.
+func (r *Raft) propose(ents []eraftpb.Entry) error {
 	if len(ents) == 0 || r.leadTransferee != None || r.Prs[r.id] == nil {
 		return ErrProposalDropped
 	}
-	confChange := false
-	var size uint64
-	for _, e := range ents {
-		size += uint64(len(e.Data))
-		if e.EntryType != eraftpb.EntryType_EntryConfChange {
+	var confChange, size uint64
+	for i := range ents {
+		size += uint64(len(ents[i].Data))
+		if ents[i].EntryType != eraftpb.EntryType_EntryConfChange {
 			continue
 		}
 		// One conf change at a time, and the next only when it is applied here: then the majorities
 		// of the old and the new group overlap (thesis 4.1, traps C1, C2). A refused one is not
 		// turned into something else: the caller would take it for done (trap C6).
-		if confChange || r.PendingConfIndex > r.RaftLog.applied && !plantB8() {
+		if confChange != 0 || r.PendingConfIndex > r.RaftLog.applied && !plantB8() {
 			return ErrProposalDropped
 		}
-		confChange = true
+		confChange = r.RaftLog.LastIndex() + 1 + uint64(i)
 	}
 	if !r.uncommitted.take(r.RaftLog.LastIndex()+uint64(len(ents)), size) {
 		return ErrUncommittedFull
 	}
-	own := make([]eraftpb.Entry, len(ents))
-	for i, e := range ents {
-		own[i] = eraftpb.Entry{EntryType: e.EntryType, Data: e.Data}
-		if e.EntryType == eraftpb.EntryType_EntryConfChange {
-			r.PendingConfIndex = r.RaftLog.LastIndex() + 1 + uint64(i)
-		}
+	if confChange != 0 {
+		r.PendingConfIndex = confChange
 	}
-	r.appendEntries(own)
+	r.appendEntries(ents)
 	if r.batchAppends {
 		r.appendsDue = true
 		return nil

@@ -39,6 +39,8 @@ type node struct {
 	disk   *disk
 	rn     *raft.RawNode
 	period int64
+	// applyUS is how long the node takes to apply a batch.
+	applyUS int
 
 	alive, destroyed, paused, busy bool
 	epoch                          uint32
@@ -503,10 +505,18 @@ func (n *node) checkLimits() {
 	}
 }
 
+// applyTime: when the mishaps are over nobody is slow any more.
+func (n *node) applyTime() int {
+	if n.w.healing {
+		return 0
+	}
+	return n.applyUS
+}
+
 func (n *node) planApply() {
 	if !n.applying && len(n.applyQ) > 0 {
 		n.applying = true
-		at := n.w.now + n.w.after(n.w.prof.ApplyUS)
+		at := n.w.now + n.w.after(n.applyTime())
 		n.w.plan(event{at: at, kind: evApply, node: n.id, epoch: n.epoch})
 	}
 }

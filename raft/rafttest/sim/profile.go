@@ -33,6 +33,9 @@ type Profile struct {
 	SplitBatch bool
 	SyncUS     int
 	ApplyUS    int
+	// SlowApply is the chance that a node applies slowly: each batch takes about SlowApplyUS.
+	SlowApply   float64
+	SlowApplyUS int
 	// KVSync is the chance that an applied batch is synced at once.
 	KVSync float64
 
@@ -99,8 +102,11 @@ func drawProfile(seed uint64, r *rng) Profile {
 	}
 	drawLimits(&p, r)
 	drawClocks(&p, r)
-	if seed%4 == 0 {
+	switch {
+	case seed%4 == 0:
 		storm(&p, r)
+	case seed%8 == 3:
+		exodus(&p, r)
 	}
 	return p
 }
@@ -154,10 +160,22 @@ func storm(p *Profile, r *rng) {
 	p.RateLo, p.RateHi = 1, 1
 }
 
+// exodus is the weather for what depends on the members: they change all the time, some nodes learn of
+// it late, and the network falls apart along the line between the old ones and the new ones.
+func exodus(p *Profile, r *rng) {
+	p.Name, p.Voters, p.Learners, p.Production = "exodus", r.between(2, 4), 0, true
+	p.PreVote, p.CheckQuorum, p.Lease = false, false, false
+	p.Loss, p.Dup, p.CrashPerReady, p.SyncUS = 0.02, 0, 0, 0
+	p.DelayUS, p.TailUS, p.RateLo, p.RateHi = 300, 5000, 1, 1
+	p.SlowApply, p.SlowApplyUS, p.ApplyUS = 0.5, pick(r, 100_000, 400_000, 1_500_000), 0
+	p.ConfChange, p.Transfer, p.FaultUS, p.ClientUS = pick(r, 0.1, 0.3), 0.02, 200_000, 4000
+	p.MaxCommittedPerReady = uint64(pick(r, 100, 1000))
+}
+
 func (p Profile) String() string {
 	return fmt.Sprintf("%s voters=%d learners=%d production=%v prevote=%v checkquorum=%v loss=%.2f "+
 		"dup=%.2f delay=%d/%dus crash=%.3f sync=%dus apply=%dus confchange=%.2f transfer=%.3f "+
-		"compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v", p.Name, p.Voters, p.Learners, p.Production,
+		"slow-apply=%.1f/%dus compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v", p.Name, p.Voters, p.Learners, p.Production,
 		p.PreVote, p.CheckQuorum, p.Loss, p.Dup, p.DelayUS, p.TailUS, p.CrashPerReady, p.SyncUS,
-		p.ApplyUS, p.ConfChange, p.Transfer, p.Compact, p.Read, p.RateLo, p.RateHi, p.Lease)
+		p.ApplyUS, p.ConfChange, p.Transfer, p.SlowApply, p.SlowApplyUS, p.Compact, p.Read, p.RateLo, p.RateHi, p.Lease)
 }

@@ -134,6 +134,10 @@ func (w *World) start() {
 func (w *World) addNode(d *disk) *node {
 	n := &node{id: uint64(len(w.nodes)), w: w, disk: d}
 	n.period = int64(tickUS / w.rng.float(w.prof.RateLo, w.prof.RateHi))
+	n.applyUS = w.prof.ApplyUS
+	if w.rng.chance(w.prof.SlowApply) {
+		n.applyUS = w.prof.SlowApplyUS
+	}
 	w.nodes = append(w.nodes, n)
 	n.boot()
 	return n
