@@ -47,6 +47,8 @@ type Options struct {
 	Conns int
 	// MaxMessage bounds an answer. Default 64 MiB.
 	MaxMessage int
+	// Unary sends every request as an RPC of its own, instead of sharing a stream per connection.
+	Unary bool
 	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
 	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
 }
@@ -371,6 +373,7 @@ type pool struct {
 type storeConn struct {
 	addr    string
 	conns   []*grpc.ClientConn
+	batches []*batcher
 	next    int
 	checked time.Time
 }
@@ -413,7 +416,12 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient,
 		s.checked = time.Now()
 	}
 	s.next++
-	return tinykvpb.NewTinyKvClient(s.conns[s.next%len(s.conns)]), nil
+	i := s.next % len(s.conns)
+	stub := tinykvpb.NewTinyKvClient(s.conns[i])
+	if p.opts.Unary {
+		return stub, nil
+	}
+	return batchStub{TinyKvClient: stub, b: s.batches[i]}, nil
 }
 
 func (p *pool) dial(addr string) (*storeConn, error) {
@@ -436,6 +444,7 @@ func (p *pool) dial(addr string) (*storeConn, error) {
 			return nil, fmt.Errorf("connect to %s: %w", addr, err)
 		}
 		s.conns = append(s.conns, conn)
+		s.batches = append(s.batches, newBatcher(conn))
 	}
 	return s, nil
 }
@@ -450,6 +459,9 @@ func (p *pool) suspect(storeID uint64) {
 }
 
 func (s *storeConn) close() {
+	for _, b := range s.batches {
+		b.close()
+	}
 	for _, c := range s.conns {
 		_ = c.Close()
 	}

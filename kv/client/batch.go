@@ -1,0 +1,293 @@
+package client
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// maxBatchCommands and maxBatchBytes bound one message on a batch stream.
+const (
+	maxBatchCommands = 128
+	maxBatchBytes    = 1 << 20
+)
+
+// batchStub sends gets, puts and deletes of concurrent callers over one BatchCommands stream: while one
+// message is being written the next one gathers, so a lone caller waits for nobody, and many callers
+// share the cost of a message. A store that does not know the RPC is asked call by call.
+type batchStub struct {
+	tinykvpb.TinyKvClient // unary, for everything else
+	b                     *batcher
+}
+
+func (s batchStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, opts ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Get: in}, in.Size())
+	if status.Code(err) == codes.Unimplemented {
+		return s.TinyKvClient.RawGet(ctx, in, opts...)
+	}
+	return reply.GetGet(), err
+}
+
+func (s batchStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, opts ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Put: in}, in.Size())
+	if status.Code(err) == codes.Unimplemented {
+		return s.TinyKvClient.RawPut(ctx, in, opts...)
+	}
+	return reply.GetPut(), err
+}
+
+func (s batchStub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, opts ...grpc.CallOption) (*kvrpcpb.RawDeleteResponse, error) {
+	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Delete: in}, in.Size())
+	if status.Code(err) == codes.Unimplemented {
+		return s.TinyKvClient.RawDelete(ctx, in, opts...)
+	}
+	return reply.GetDelete(), err
+}
+
+// batcher is the stream to one store over one connection. Safe for concurrent use.
+type batcher struct {
+	conn *grpc.ClientConn
+	mu   struct {
+		sync.Mutex
+		queue   []*batchCall
+		stream  *batchStream // nil: none is open
+		sending bool
+		unary   bool // the store does not know BatchCommands
+		closed  bool
+		nextID  uint64
+	}
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+type batchCall struct {
+	cmd  *kvrpcpb.BatchCommand
+	size int
+	done chan batchAnswer
+}
+
+type batchAnswer struct {
+	reply *kvrpcpb.BatchReply
+	err   error
+}
+
+// batchStream is one life of the stream; waiting holds the calls sent on it, guarded by batcher.mu.
+type batchStream struct {
+	tinykvpb.TinyKv_BatchCommandsClient
+	cancel  context.CancelFunc
+	waiting map[uint64]*batchCall
+}
+
+func newBatcher(conn *grpc.ClientConn) *batcher {
+	b := &batcher{conn: conn}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b
+}
+
+// errUnary makes the caller use a unary call.
+var errUnary = status.Error(codes.Unimplemented, "the store does not know BatchCommands")
+
+// do sends a command and waits for its reply or the end of ctx; then the command may still be carried
+// out.
+func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (*kvrpcpb.BatchReply, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline).Milliseconds()
+		if left <= 0 {
+			return nil, status.FromContextError(context.DeadlineExceeded).Err()
+		}
+		cmd.TimeoutMs = uint64(left)
+	}
+	call := &batchCall{cmd: cmd, size: size, done: make(chan batchAnswer, 1)}
+	b.mu.Lock()
+	if b.mu.unary || b.mu.closed {
+		b.mu.Unlock()
+		return nil, errUnary
+	}
+	b.mu.nextID++
+	cmd.Id = b.mu.nextID
+	b.mu.queue = append(b.mu.queue, call)
+	lead := !b.mu.sending
+	b.mu.sending = true
+	b.mu.Unlock()
+	if lead {
+		b.flush()
+	}
+	select {
+	case a := <-call.done:
+		if a.err == nil && a.reply.Code != 0 {
+			a.err = status.Error(codes.Code(a.reply.Code), a.reply.Message)
+		}
+		return a.reply, a.err
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// flush sends one message of what is queued. If more has gathered meanwhile, a goroutine goes on, so that
+// no caller works for the others for long. sending stays true until the queue is empty.
+func (b *batcher) flush() {
+	for first := true; ; first = false {
+		b.mu.Lock()
+		if len(b.mu.queue) == 0 || b.mu.closed {
+			b.failQueueLocked()
+			b.mu.sending = false
+			b.mu.Unlock()
+			return
+		}
+		if !first {
+			b.wg.Add(1) // not closed, so nobody waits yet
+			b.mu.Unlock()
+			// Ends when the queue is empty; close waits.
+			go func() { defer b.wg.Done(); b.flushAll() }()
+			return
+		}
+		b.mu.Unlock()
+		b.sendOne()
+	}
+}
+
+func (b *batcher) flushAll() {
+	for {
+		b.mu.Lock()
+		if len(b.mu.queue) == 0 || b.mu.closed {
+			b.failQueueLocked()
+			b.mu.sending = false
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		b.sendOne()
+	}
+}
+
+// failQueueLocked answers what was never sent.
+func (b *batcher) failQueueLocked() {
+	for _, c := range b.mu.queue {
+		c.done <- batchAnswer{err: errUnary}
+	}
+	b.mu.queue = nil
+}
+
+// sendOne sends one message.
+func (b *batcher) sendOne() {
+	b.mu.Lock()
+	calls := b.takeLocked()
+	stream := b.mu.stream
+	if stream != nil {
+		for _, c := range calls {
+			stream.waiting[c.cmd.Id] = c
+		}
+	}
+	b.mu.Unlock()
+	if stream == nil {
+		var err error
+		if stream, err = b.open(calls); err != nil {
+			for _, c := range calls {
+				c.done <- batchAnswer{err: err}
+			}
+			return
+		}
+	}
+	req := &kvrpcpb.BatchCommandsRequest{Commands: make([]*kvrpcpb.BatchCommand, len(calls))}
+	for i, c := range calls {
+		req.Commands[i] = c.cmd
+	}
+	if stream.Send(req) != nil {
+		stream.cancel() // the receiver finds out why, and answers all calls
+	}
+}
+
+func (b *batcher) takeLocked() []*batchCall {
+	n, size := 0, 0
+	for n < len(b.mu.queue) && n < maxBatchCommands {
+		if size += b.mu.queue[n].size; n > 0 && size > maxBatchBytes {
+			break
+		}
+		n++
+	}
+	calls := make([]*batchCall, n)
+	copy(calls, b.mu.queue)
+	rest := copy(b.mu.queue, b.mu.queue[n:])
+	clear(b.mu.queue[rest:])
+	b.mu.queue = b.mu.queue[:rest]
+	return calls
+}
+
+// open begins a stream for the calls that are about to be sent on it.
+func (b *batcher) open(calls []*batchCall) (*batchStream, error) {
+	ctx, cancel := context.WithCancel(b.ctx)
+	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s := &batchStream{TinyKv_BatchCommandsClient: stub, cancel: cancel, waiting: map[uint64]*batchCall{}}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mu.closed {
+		cancel()
+		return nil, errUnary // nothing was sent
+	}
+	b.mu.stream = s
+	for _, c := range calls {
+		s.waiting[c.cmd.Id] = c
+	}
+	b.wg.Add(1)
+	// Ends with the stream; close waits.
+	go func() { defer b.wg.Done(); b.receive(s) }()
+	return s, nil
+}
+
+func (b *batcher) receive(s *batchStream) {
+	defer s.cancel()
+	for {
+		resp, err := s.Recv()
+		if err != nil {
+			b.broken(s, err)
+			return
+		}
+		b.mu.Lock()
+		for _, r := range resp.Replies {
+			if c := s.waiting[r.GetId()]; c != nil {
+				delete(s.waiting, r.Id)
+				c.done <- batchAnswer{reply: r} // has room for the one answer
+			}
+		}
+		b.mu.Unlock()
+	}
+}
+
+// broken answers everything that was sent on the stream: whether it was carried out is not known, unless
+// the store does not know the RPC.
+func (b *batcher) broken(s *batchStream, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mu.stream == s {
+		b.mu.stream = nil
+	}
+	if code := status.Code(err); code == codes.Unimplemented {
+		b.mu.unary = true
+	} else if code == codes.OK || code == codes.Canceled || code == codes.Unknown {
+		err = status.Error(codes.Unavailable, "batch stream ended: "+err.Error())
+	}
+	for _, c := range s.waiting {
+		c.done <- batchAnswer{err: err}
+	}
+	s.waiting = nil
+}
+
+func (b *batcher) close() {
+	b.mu.Lock()
+	b.mu.closed = true
+	b.mu.Unlock()
+	b.cancel()
+	b.wg.Wait()
+}

@@ -1,0 +1,267 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeStore answers from a map; batch says how it treats BatchCommands.
+type fakeStore struct {
+	tinykvpb.UnimplementedTinyKvServer
+	mu       sync.Mutex
+	data     map[string]string
+	batch    string // "serve", "unknown", "break"
+	streams  atomic.Int64
+	messages atomic.Int64
+	unary    atomic.Int64
+	// regionErr, if set, is asked before each request.
+	regionErr func(*kvrpcpb.Context) *errorpb.Error
+}
+
+func (f *fakeStore) RawGet(_ context.Context, in *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	f.unary.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.regionErr != nil {
+		if e := f.regionErr(in.Context); e != nil {
+			return &kvrpcpb.RawGetResponse{RegionError: e}, nil
+		}
+	}
+	v, ok := f.data[string(in.Key)]
+	return &kvrpcpb.RawGetResponse{Value: []byte(v), NotFound: !ok}, nil
+}
+
+func (f *fakeStore) RawPut(_ context.Context, in *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+	f.unary.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.data[string(in.Key)] = string(in.Value)
+	return &kvrpcpb.RawPutResponse{}, nil
+}
+
+func (f *fakeStore) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error {
+	f.streams.Add(1)
+	if f.batch == "unknown" {
+		return status.Error(codes.Unimplemented, "unknown method BatchCommands")
+	}
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return nil
+		}
+		f.messages.Add(1)
+		f.mu.Lock()
+		breaks := f.batch == "break"
+		f.mu.Unlock()
+		if breaks {
+			return status.Error(codes.Internal, "broken on purpose")
+		}
+		// Answered in reverse order: the ids must bring each reply to its caller.
+		resp := &kvrpcpb.BatchCommandsResponse{}
+		for i := len(req.Commands) - 1; i >= 0; i-- {
+			c := req.Commands[i]
+			r := &kvrpcpb.BatchReply{Id: c.Id}
+			switch {
+			case c.Get != nil:
+				r.Get, _ = f.RawGet(stream.Context(), c.Get)
+			case c.Put != nil:
+				r.Put, _ = f.RawPut(stream.Context(), c.Put)
+			default:
+				r.Code, r.Message = uint32(codes.InvalidArgument), "not in this test"
+			}
+			resp.Replies = append(resp.Replies, r)
+		}
+		if err := stream.Send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+// fakePlacement knows one region on one store.
+type fakePlacement struct {
+	addr  string
+	asked atomic.Int64
+}
+
+var onlyRegion = &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 1, StoreId: 1}}}
+
+func (p *fakePlacement) GetRegion(context.Context, []byte) (*client.Region, error) {
+	p.asked.Add(1)
+	return &client.Region{Meta: onlyRegion, Leader: onlyRegion.Peers[0]}, nil
+}
+
+func (p *fakePlacement) GetStore(context.Context, uint64) (*metapb.Store, error) {
+	return &metapb.Store{Id: 1, Address: p.addr}, nil
+}
+
+func (p *fakePlacement) ScanRegions(context.Context, []byte, []byte, int) ([]*client.Region, error) {
+	return nil, errors.New("not needed")
+}
+
+func serve(t *testing.T, f *fakeStore) *fakePlacement {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := grpc.NewServer(codec.ServerOption())
+	tinykvpb.RegisterTinyKvServer(s, f)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Stop(); <-done })
+	return &fakePlacement{addr: l.Addr().String()}
+}
+
+func open(t *testing.T, p Placement, o Options) *Client {
+	c := New(p, o)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestManyCallersShareAStream(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "serve"}
+	c := open(t, serve(t, f), Options{Conns: 1})
+	var wg sync.WaitGroup
+	for w := range 64 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := range 50 {
+				key, value := fmt.Appendf(nil, "%d/%d", w, i), fmt.Appendf(nil, "v%d/%d", w, i)
+				if err := c.Put(context.Background(), key, value); err != nil {
+					t.Error(err)
+					return
+				}
+				got, found, err := c.Get(context.Background(), key)
+				if err != nil || !found || string(got) != string(value) {
+					t.Errorf("get %s: %q %v %v", key, got, found, err)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, f.streams.Load())
+	require.Less(t, f.messages.Load(), int64(64*50*2), "nothing was batched")
+	t.Logf("%d requests in %d messages", 64*50*2, f.messages.Load())
+}
+
+func TestOldStoresAreAskedCallByCall(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "unknown"}
+	c := open(t, serve(t, f), Options{Conns: 1})
+	for i := range 20 {
+		require.NoError(t, c.Put(context.Background(), fmt.Appendf(nil, "k%d", i), nil))
+	}
+	require.EqualValues(t, 20, f.unary.Load())
+	require.EqualValues(t, 1, f.streams.Load(), "asked once")
+}
+
+// TestBrokenStream: a write that was sent on a stream that broke has an unknown outcome; the next one
+// opens a new stream.
+func TestBrokenStream(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	c := open(t, serve(t, f), Options{Conns: 1, NoRetryUnknown: true})
+	err := c.Put(context.Background(), []byte("k"), []byte("v"))
+	require.True(t, IsUnknown(err), "%v", err)
+	f.mu.Lock()
+	f.batch = "serve"
+	f.mu.Unlock()
+	require.Eventually(t, func() bool { return c.Put(context.Background(), []byte("k"), []byte("v")) == nil }, 5*time.Second, 10*time.Millisecond)
+}
+
+func TestNobodyListens(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := l.Addr().String()
+	require.NoError(t, l.Close())
+	c := open(t, &fakePlacement{addr: addr}, Options{Conns: 1})
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	err = c.Put(ctx, []byte("k"), []byte("v"))
+	require.Error(t, err)
+	require.False(t, IsUnknown(err), "nothing can have been carried out: %v", err)
+}
+
+// TestRegionErrorsAreFollowed: each kind leads where it should.
+func TestRegionErrorsAreFollowed(t *testing.T) {
+	for name, e := range map[string]*errorpb.Error{
+		"not leader, no hint": {NotLeader: &errorpb.NotLeader{RegionId: 1}},
+		"region not found":    {RegionNotFound: &errorpb.RegionNotFound{RegionId: 1}},
+		"busy":                {ServerIsBusy: &errorpb.ServerIsBusy{Reason: "x"}},
+		"stale command":       {StaleCommand: &errorpb.StaleCommand{}},
+		"older epoch":         {EpochNotMatch: &errorpb.EpochNotMatch{CurrentRegions: []*metapb.Region{{Id: 1, RegionEpoch: &metapb.RegionEpoch{}, Peers: onlyRegion.Peers}}}},
+		"no regions":          {EpochNotMatch: &errorpb.EpochNotMatch{}},
+		"key not in region":   {KeyNotInRegion: &errorpb.KeyNotInRegion{RegionId: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			left := 3
+			f := &fakeStore{data: map[string]string{"k": "v"}, batch: "serve"}
+			f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
+				if left--; left >= 0 {
+					return e
+				}
+				return nil
+			}
+			c := open(t, serve(t, f), Options{})
+			v, found, err := c.Get(context.Background(), []byte("k"))
+			require.NoError(t, err)
+			require.True(t, found)
+			require.Equal(t, "v", string(v))
+			require.Less(t, left, 0)
+		})
+	}
+}
+
+func TestFinalErrorsAreNotRetried(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "serve"}
+	calls := 0
+	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
+		calls++
+		return &errorpb.Error{Message: "too large", RaftEntryTooLarge: &errorpb.RaftEntryTooLarge{}}
+	}
+	c := open(t, serve(t, f), Options{})
+	_, _, err := c.Get(context.Background(), []byte("k"))
+	var req *RequestError
+	require.ErrorAs(t, err, &req)
+	require.Equal(t, 1, calls)
+	_, _, err = c.Get(context.Background(), nil)
+	require.ErrorAs(t, err, &req)
+}
+
+// TestCacheNeverGoesBack: an older version of a region never replaces what is known, a newer one
+// replaces everything it overlaps (N1).
+func TestCacheNeverGoesBack(t *testing.T) {
+	region := func(id, version uint64, start, end string) *metapb.Region {
+		return &metapb.Region{Id: id, StartKey: []byte(start), EndKey: []byte(end), RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1}, Peers: onlyRegion.Peers}
+	}
+	c := newRegionCache(nil)
+	c.insert(region(1, 1, "", ""), nil)
+	c.insert(region(1, 2, "", "m"), nil)
+	require.Nil(t, c.lookup([]byte("z")), "what the new version does not cover is unknown")
+	c.insert(region(2, 2, "m", ""), nil)
+	require.EqualValues(t, 2, c.lookup([]byte("z")).meta.Id)
+	c.insert(region(1, 1, "", ""), nil)
+	require.EqualValues(t, 2, c.lookup([]byte("a")).meta.RegionEpoch.Version)
+	require.EqualValues(t, 2, c.lookup([]byte("z")).meta.Id)
+	c.insert(region(3, 3, "f", "p"), nil)
+	require.Nil(t, c.lookup([]byte("a")))
+	require.EqualValues(t, 3, c.lookup([]byte("m")).meta.Id)
+}
