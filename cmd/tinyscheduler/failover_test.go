@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -143,11 +144,11 @@ func waitOther(t *testing.T, members []*process, old *process) {
 }
 
 // TestFailover3C kills the leader again and again and measures how long clients wait. Graceful
-// stops are measured too. Without -short it makes 20 trials of each.
+// stops are measured too. FAILOVER_TRIALS sets how many trials of each there are; 3 by default.
 func TestFailover3C(t *testing.T) {
-	trials := 20
-	if testing.Short() {
-		trials = 3
+	trials := 3
+	if n, err := strconv.Atoi(os.Getenv("FAILOVER_TRIALS")); err == nil {
+		trials = n
 	}
 	members := startMembers(t, 3)
 	waitAll(t, members)

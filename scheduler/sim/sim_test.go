@@ -1,6 +1,7 @@
 package sim_test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestScenarios3C runs every file under testdata. Files whose name begins with "long" run only
-// without -short.
+// TestScenarios3C runs every file under testdata. Files whose name begins with "long" take minutes and
+// run only with SIM_LONG=1 in the environment.
 func TestScenarios3C(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -24,8 +25,8 @@ func TestScenarios3C(t *testing.T) {
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".txt")
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && strings.HasPrefix(name, "long") {
-				t.Skip("long scenario")
+			if strings.HasPrefix(name, "long") && os.Getenv("SIM_LONG") == "" {
+				t.Skip("set SIM_LONG=1 to run it")
 			}
 			began := time.Now()
 			sc := &sim.Scenario{Log: t.Logf}

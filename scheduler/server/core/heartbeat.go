@@ -27,7 +27,7 @@ func (r *RegionInfo) Unchanged(hb *schedulerpb.RegionHeartbeatRequest) bool {
 		return false
 	}
 	// Pending and down peers change at every turn; such regions are few and always looked at.
-	if r.pending != 0 || len(hb.PendingPeers) != 0 || len(r.down) != 0 || len(hb.DownPeers) != 0 {
+	if r.pending != 0 || len(hb.PendingPeers) != 0 || len(r.down()) != 0 || len(hb.DownPeers) != 0 {
 		return false
 	}
 	if r.peers[r.leader].ID != hb.Leader.Id || r.size != sizeMiB(hb.ApproximateSize) {
@@ -39,10 +39,7 @@ func (r *RegionInfo) Unchanged(hb *schedulerpb.RegionHeartbeatRequest) bool {
 // sameFlow ignores small changes: flow is a hint for people and hot-spot lists, and exact equality
 // would make every heartbeat of a busy region take the slow path.
 func (r *RegionInfo) sameFlow(hb *schedulerpb.RegionHeartbeatRequest) bool {
-	var f Flow
-	if r.flow != nil {
-		f = *r.flow
-	}
+	f := r.Flow()
 	return near(f.BytesWritten, hb.BytesWritten) && near(f.BytesRead, hb.BytesRead)
 }
 
@@ -75,7 +72,7 @@ func (r *RegionInfo) SameAs(n *RegionInfo) bool {
 		r.leader != n.leader || r.size != n.size || r.source != n.source {
 		return false
 	}
-	if r.leader < 0 || r.pending != 0 || n.pending != 0 || len(r.down) != 0 || len(n.down) != 0 {
+	if r.leader < 0 || r.pending != 0 || n.pending != 0 || len(r.down()) != 0 || len(n.down()) != 0 {
 		return false
 	}
 	if len(r.peers) != len(n.peers) || !bytes.Equal(r.start, n.start) || !bytes.Equal(r.end, n.end) {
@@ -113,7 +110,7 @@ func (r *RegionInfo) Validate() error {
 }
 
 // maxPeers bounds the peers of a region: the pending set is a bit mask.
-const maxPeers = 64
+const maxPeers = 32
 
 // staleAgainstSelf: for the same id, either part of the epoch being smaller is enough, because
 // both only grow along one region's life. With equal epochs the raft term decides between two

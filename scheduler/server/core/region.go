@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -59,14 +60,35 @@ type RegionInfo struct {
 	id, version, confVer uint64
 	start, end           []byte
 	peers                []Peer
-	pending              uint64
 	term                 uint64
-	keys                 int64
-	down                 []DownPeer
-	flow                 *Flow
-	size                 int32 // MiB, at least 1
+	extra                *extra // nil for most regions
+	pending              uint32
+	keys                 uint32 // saturates
+	size                 int32  // MiB, at least 1
 	leader               int8
 	source               Source
+}
+
+// extra is what few regions have. Kept apart, it costs the others nothing: a record is 128 bytes.
+type extra struct {
+	down []DownPeer
+	flow Flow
+}
+
+// down returns the peers that do not answer.
+func (r *RegionInfo) down() []DownPeer {
+	if r.extra == nil {
+		return nil
+	}
+	return r.extra.down
+}
+
+// setExtra replaces the rare part.
+func (r *RegionInfo) setExtra(down []DownPeer, flow Flow) {
+	r.extra = nil
+	if len(down) > 0 || flow != (Flow{}) {
+		r.extra = &extra{down, flow}
+	}
 }
 
 // RegionOption changes a copy of a region.
@@ -110,26 +132,26 @@ func packKeys(start, end []byte) (s, e []byte) {
 func RegionFromHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) *RegionInfo {
 	r := NewRegion(hb.GetRegion(), hb.GetLeader())
 	r.size = sizeMiB(hb.GetApproximateSize())
-	r.keys = int64(hb.GetApproximateKeys())
+	r.keys = saturate(hb.GetApproximateKeys())
 	r.term = hb.GetTerm()
 	for _, p := range hb.GetPendingPeers() {
 		if i := r.indexOf(p); i >= 0 {
 			r.pending |= 1 << uint(i)
 		}
 	}
+	var down []DownPeer
 	for _, d := range hb.GetDownPeers() {
 		if r.indexOf(d.GetPeer()) >= 0 {
-			r.down = append(r.down, DownPeer{PeerID: d.GetPeer().GetId(), Seconds: d.GetDownSeconds()})
+			down = append(down, DownPeer{PeerID: d.GetPeer().GetId(), Seconds: d.GetDownSeconds()})
 		}
 	}
-	if hb.BytesWritten|hb.BytesRead|hb.KeysWritten|hb.KeysRead != 0 {
-		r.flow = &Flow{
-			BytesWritten: hb.BytesWritten, BytesRead: hb.BytesRead,
-			KeysWritten: hb.KeysWritten, KeysRead: hb.KeysRead,
-		}
-	}
+	r.setExtra(down, Flow{
+		BytesWritten: hb.BytesWritten, BytesRead: hb.BytesRead, KeysWritten: hb.KeysWritten, KeysRead: hb.KeysRead,
+	})
 	return r
 }
+
+func saturate(n uint64) uint32 { return uint32(min(n, math.MaxUint32)) }
 
 func sizeMiB(bytes uint64) int32 {
 	return int32(max(1, min(bytes>>20, 1<<30)))
@@ -151,7 +173,9 @@ func WithSource(s Source) RegionOption { return func(r *RegionInfo) { r.source =
 func WithSize(mib int64) RegionOption { return func(r *RegionInfo) { r.size = int32(max(1, mib)) } }
 
 // WithKeys sets the approximate number of keys.
-func WithKeys(n int64) RegionOption { return func(r *RegionInfo) { r.keys = n } }
+func WithKeys(n int64) RegionOption {
+	return func(r *RegionInfo) { r.keys = saturate(uint64(max(0, n))) }
+}
 
 // WithTerm sets the raft term of the report.
 func WithTerm(t uint64) RegionOption { return func(r *RegionInfo) { r.term = t } }
@@ -171,7 +195,9 @@ func WithPending(peerIDs ...uint64) RegionOption {
 }
 
 // WithDown sets the peers that do not answer.
-func WithDown(down ...DownPeer) RegionOption { return func(r *RegionInfo) { r.down = down } }
+func WithDown(down ...DownPeer) RegionOption {
+	return func(r *RegionInfo) { r.setExtra(down, r.Flow()) }
+}
 
 // WithLeaderStore makes the peer on that store the leader; 0 means none is known.
 func WithLeaderStore(storeID uint64) RegionOption {
@@ -244,17 +270,17 @@ func (r *RegionInfo) Peers() []Peer { return r.peers }
 func (r *RegionInfo) Size() int64 { return int64(r.size) }
 
 // Keys is the approximate number of keys.
-func (r *RegionInfo) Keys() int64 { return r.keys }
+func (r *RegionInfo) Keys() int64 { return int64(r.keys) }
 
 // DownPeers returns the peers that do not answer their leader.
-func (r *RegionInfo) DownPeers() []DownPeer { return r.down }
+func (r *RegionInfo) DownPeers() []DownPeer { return r.down() }
 
 // Flow returns reads and writes of the last interval.
 func (r *RegionInfo) Flow() Flow {
-	if r.flow == nil {
+	if r.extra == nil {
 		return Flow{}
 	}
-	return *r.flow
+	return r.extra.flow
 }
 
 // Source says who reported this record.
@@ -314,7 +340,7 @@ func (r *RegionInfo) HasPending() bool { return r.pending != 0 }
 
 // IsDown tells whether the leader reports the peer as not answering.
 func (r *RegionInfo) IsDown(peerID uint64) bool {
-	for _, d := range r.down {
+	for _, d := range r.down() {
 		if d.PeerID == peerID {
 			return true
 		}
@@ -388,7 +414,7 @@ func (r *RegionInfo) PendingProto() []*metapb.Peer {
 // DownProto returns the down peers in wire form.
 func (r *RegionInfo) DownProto() []*schedulerpb.PeerStats {
 	var out []*schedulerpb.PeerStats
-	for _, d := range r.down {
+	for _, d := range r.down() {
 		if p, ok := r.PeerByID(d.PeerID); ok {
 			out = append(out, &schedulerpb.PeerStats{Peer: p.ToProto(), DownSeconds: d.Seconds})
 		}

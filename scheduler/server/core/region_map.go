@@ -22,7 +22,7 @@ const (
 type handle struct {
 	cur  atomic.Pointer[RegionInfo]
 	pos  [inlinePos]int32
-	more []int32 // positions of peers beyond inlinePos
+	more *[]int32 // positions of peers beyond inlinePos
 }
 
 // posOf is where this region stands in the role set of its i-th peer's store.
@@ -30,10 +30,13 @@ func (h *handle) posOf(i int) *int32 {
 	if i < inlinePos {
 		return &h.pos[i]
 	}
-	for len(h.more) <= i-inlinePos {
-		h.more = append(h.more, 0)
+	if h.more == nil {
+		h.more = new([]int32)
 	}
-	return &h.more[i-inlinePos]
+	for len(*h.more) <= i-inlinePos {
+		*h.more = append(*h.more, 0)
+	}
+	return &(*h.more)[i-inlinePos]
 }
 
 type role uint8

@@ -329,7 +329,7 @@ func (e *Elector) term(ctx context.Context, l *Leadership, mine int64, lead Lead
 	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 		logger.Warn("leading failed", zap.Error(err))
 	}
-	e.release(l, mine, successor)
+	e.release(l, successor)
 	logger.Info("stopped being placement leader", log.Reason(reason))
 	return holdBack
 }
@@ -390,18 +390,26 @@ func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value [
 
 // release gives the title back by a value without a member id, so that others need not wait for silence. It is not
 // a deletion: anybody can delete the key, but only the leader knows that it stopped being valid.
-func (e *Elector) release(l *Leadership, mine int64, successor string) {
-	ctx, cancel := context.WithTimeout(context.Background(), e.opts.TTL/2)
-	defer cancel()
+//
+// The fence alone is the condition: a renewal whose answer was lost may have changed the revision.
+// (One that is still on its way fails, because this write changes the revision for it.)
+func (e *Elector) release(l *Leadership, successor string) {
 	value, err := (&schedulerpb.Member{Name: successor}).Marshal()
 	if err != nil {
 		return
 	}
-	_, err = e.storage.Txn(ctx,
-		[]storage.Cond{storage.RevisionIs(e.opts.Keys.Leader(), mine), l.Fence()},
-		[]storage.Op{storage.Put(e.opts.Keys.Leader(), value)})
+	for end := time.Now().Add(e.opts.TTL); time.Now().Before(end); {
+		ctx, cancel := context.WithTimeout(context.Background(), e.opts.TTL/6)
+		_, err = e.storage.Txn(ctx, []storage.Cond{l.Fence()},
+			[]storage.Op{storage.Put(e.opts.Keys.Leader(), value)})
+		cancel()
+		if err == nil || errors.Is(err, storage.ErrConflict) {
+			break
+		}
+		time.Sleep(e.opts.TTL / 100) // the quorum may be choosing its leader
+	}
 	if err != nil {
-		e.opts.Logger.Debug("leader key not released", zap.Error(err))
+		e.opts.Logger.Debug("leadership not released", zap.Error(err))
 	}
 }
 
