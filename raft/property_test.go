@@ -153,7 +153,7 @@ func checkLog(t *rapid.T, unstableOnly bool) {
 			n.handed = n.committed
 		},
 		"compact": func(t *rapid.T) { compactBoth(t, st, l, n) },
-		"": func(t *rapid.T) { compareLogs(t, l, n, unstableOnly) },
+		"":        func(t *rapid.T) { compareLogs(t, l, n, unstableOnly) },
 	})
 }
 
