@@ -97,7 +97,7 @@ func drawProfile(seed uint64, r *rng) Profile {
 	if r.chance(0.6) {
 		p.Compact = pick(r, 0.01, 0.1)
 	}
-	if r.chance(0.7) {
+	if r.chance(0.9) {
 		p.Read = pick(r, 0.1, 0.5)
 	}
 	drawLimits(&p, r)
@@ -169,7 +169,7 @@ func exodus(p *Profile, r *rng) {
 	p.DelayUS, p.TailUS, p.RateLo, p.RateHi = 300, 5000, 1, 1
 	p.SlowApply, p.SlowApplyUS, p.ApplyUS = 0.5, pick(r, 100_000, 400_000, 1_500_000), 0
 	p.ConfChange, p.Transfer, p.FaultUS, p.ClientUS = pick(r, 0.1, 0.3), 0.02, 200_000, 4000
-	p.MaxCommittedPerReady = uint64(pick(r, 100, 1000))
+	p.MaxCommittedPerReady, p.Read = uint64(pick(r, 100, 1000)), 0.3
 }
 
 func (p Profile) String() string {
