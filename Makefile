@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-sched ci clean help
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched fuzz ci clean help
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
 	@mkdir -p bin
@@ -52,7 +52,7 @@ project3b: ## course suite 3B
 	$(GO) test -count=1 -timeout 30m -run '3B' ./tests/...
 
 project3c: ## course suite 3C
-	$(GO) test -count=1 -run '3C' ./scheduler/...
+	$(GO) test -count=1 -run '3C' ./scheduler/... ./cmd/tinyscheduler
 
 project3: project3a project3b project3c ## all of project 3
 
@@ -62,8 +62,19 @@ stress-suites: ## project2 and project3, N times in a row
 sim: ## raft simulation: SEED=n replays one seed, SEEDS=n runs many
 	$(GO) run ./raft/rafttest/cmd/raftsim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS))
 
-sim-sched: ## placement simulation
-	$(GO) test -count=1 -v -run Scenario ./scheduler/sim
+sim-planted: ## how many seeds find each planted bug of raft, medians of 10 tries
+	$(GO) run -tags planted ./raft/rafttest/cmd/raftsim -planted all
+
+sim-sched: ## placement simulation; SIM_LONG=1 adds the scenario of 110 stores
+	$(GO) test -count=1 -timeout 30m -v ./scheduler/sim
+
+T ?= 20s
+fuzz: ## every fuzz target for T (20s)
+	@for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$f in $$pkg"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(T) $$pkg || exit 1; \
+		done; \
+	done
 
 lint: fmt-check ## gofmt, vet, staticcheck
 	$(GO) vet $(PKGS)
