@@ -1,0 +1,252 @@
+package transport_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// store is the receiving side: the real service over a recorder.
+type store struct {
+	addr  string
+	snaps *snap.Manager
+	mu    sync.Mutex
+	got   []*rspb.RaftMessage
+	stop  func()
+}
+
+func (s *store) HandleRaft(m *rspb.RaftMessage) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.got = append(s.got, m)
+	return nil
+}
+
+func (s *store) messages() []*rspb.RaftMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*rspb.RaftMessage{}, s.got...)
+}
+
+func startStore(t *testing.T, addr string) *store {
+	t.Helper()
+	snaps, err := snap.Open(t.TempDir(), 4)
+	require.NoError(t, err)
+	s := &store{snaps: snaps}
+	l, err := net.Listen("tcp", addr)
+	require.NoError(t, err)
+	s.addr = l.Addr().String()
+	g := grpc.NewServer(server.Options(config.Default())...)
+	tinykvpb.RegisterTinyKvServer(g, server.New(config.Default(), nil, s, snaps, zap.NewNop()))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = g.Serve(l) }()
+	var once sync.Once
+	s.stop = func() { once.Do(func() { g.Stop(); <-done }) }
+	t.Cleanup(s.stop)
+	return s
+}
+
+// sender is the sending side with its feedback.
+type sender struct {
+	*transport.Transport
+	snaps *snap.Manager
+	mu    sync.Mutex
+	lost  []uint64
+	snap  []bool
+	addr  string
+	err   error
+}
+
+func (s *sender) ReportUnreachable(_, toPeer uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost = append(s.lost, toPeer)
+}
+
+func (s *sender) ReportSnapshot(_, _ uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.snap = append(s.snap, ok)
+}
+
+func (s *sender) resolve(context.Context, uint64) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addr, s.err
+}
+
+func (s *sender) set(addr string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addr, s.err = addr, err
+}
+
+func (s *sender) lostCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.lost)
+}
+
+func (s *sender) snapshots() []bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]bool{}, s.snap...)
+}
+
+func newSender(t *testing.T, addr string) *sender {
+	t.Helper()
+	snaps, err := snap.Open(t.TempDir(), 4)
+	require.NoError(t, err)
+	s := &sender{snaps: snaps, addr: addr}
+	s.Transport = transport.New(transport.Options{
+		Resolver: s.resolve, Snapshots: snaps, SnapshotLimit: 1, SnapshotTimeout: 10 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
+	})
+	s.SetFeedback(s)
+	t.Cleanup(s.Stop)
+	return s
+}
+
+func message(i uint64, entries int) *rspb.RaftMessage {
+	m := &rspb.RaftMessage{
+		RegionId: 1, FromPeer: &metapb.Peer{Id: 1, StoreId: 1}, ToPeer: &metapb.Peer{Id: 2, StoreId: 2},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Message:     &eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, From: 1, To: 2, Term: 6, Index: i},
+	}
+	for range entries {
+		m.Message.MsgType = eraftpb.MessageType_MsgAppend
+		m.Message.Entries = append(m.Message.Entries, &eraftpb.Entry{Term: 6, Index: i, Data: make([]byte, 100)})
+	}
+	return m
+}
+
+// TestMessagesArriveInOrder: all of them, each lane in its order.
+func TestMessagesArriveInOrder(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	src := newSender(t, dst.addr)
+	const n = 2000
+	for i := range uint64(n) {
+		src.Send(2, []*rspb.RaftMessage{message(i, int(i%2))})
+	}
+	require.Eventually(t, func() bool { return len(dst.messages()) == n }, 10*time.Second, 5*time.Millisecond)
+	last := map[eraftpb.MessageType]uint64{}
+	for _, m := range dst.messages() {
+		kind := m.Message.MsgType
+		require.GreaterOrEqual(t, m.Message.Index, last[kind])
+		last[kind] = m.Message.Index
+	}
+	require.Zero(t, src.lostCount())
+}
+
+// TestStoreComesBack: messages to a store that is down are reported, Send never blocks, and the lanes
+// find the store again, also at another address.
+func TestStoreComesBack(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	src := newSender(t, dst.addr)
+	src.Send(2, []*rspb.RaftMessage{message(1, 0)})
+	require.Eventually(t, func() bool { return len(dst.messages()) == 1 }, 10*time.Second, 5*time.Millisecond)
+	dst.stop()
+	require.Eventually(t, func() bool {
+		src.Send(2, []*rspb.RaftMessage{message(2, 0), message(2, 1)})
+		return src.lostCount() > 2
+	}, 10*time.Second, 20*time.Millisecond)
+	again := startStore(t, "127.0.0.1:0")
+	src.set(again.addr, nil)
+	require.Eventually(t, func() bool {
+		src.Send(2, []*rspb.RaftMessage{message(3, 1)})
+		return len(again.messages()) > 0
+	}, 10*time.Second, 20*time.Millisecond)
+}
+
+func TestUnknownStore(t *testing.T) {
+	src := newSender(t, "")
+	src.set("", transport.ErrNoAddress)
+	src.Send(9, []*rspb.RaftMessage{message(1, 0)})
+	require.Eventually(t, func() bool { return src.lostCount() == 1 }, 10*time.Second, 5*time.Millisecond)
+}
+
+// TestQueuesAreBounded: what does not fit is reported at once.
+func TestQueuesAreBounded(t *testing.T) {
+	src := newSender(t, "")
+	src.set("", errors.New("placement service is away"))
+	for range 30 {
+		msgs := make([]*rspb.RaftMessage, 1000)
+		for i := range msgs {
+			msgs[i] = message(uint64(i), 0)
+		}
+		src.Send(2, msgs)
+	}
+	require.Greater(t, src.lostCount(), 10_000)
+}
+
+func buildSnapshot(t *testing.T, src *sender, index uint64) *rspb.RaftMessage {
+	t.Helper()
+	e := memengine.New()
+	b := e.NewBatch()
+	for i := range 20_000 {
+		b.Put(engine.DataKey(engine.CFDefault, fmt.Appendf(nil, "key-%06d", i)), make([]byte, 200))
+	}
+	require.NoError(t, e.Write(b, true))
+	view := e.NewSnapshot()
+	defer view.Close()
+	files, size, err := src.snaps.Build(view, snap.Key{RegionID: 1, Term: 6, Index: index}, nil, nil)
+	require.NoError(t, err)
+	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: files}).Marshal()
+	require.NoError(t, err)
+	m := message(index, 0)
+	m.Message.MsgType = eraftpb.MessageType_MsgSnapshot
+	m.Message.Snapshot = &eraftpb.Snapshot{Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: index, Term: 6}}
+	return m
+}
+
+// TestSnapshot: the files arrive whole before the message does, and the sender hears of it.
+func TestSnapshot(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	src := newSender(t, dst.addr)
+	m := buildSnapshot(t, src, 42)
+	src.Send(2, []*rspb.RaftMessage{m})
+	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	require.Equal(t, []bool{true}, src.snapshots())
+	require.Len(t, dst.messages(), 1)
+	var data rspb.RaftSnapshotData
+	require.NoError(t, data.Unmarshal(m.Message.Snapshot.Data))
+	require.Greater(t, data.FileSize, uint64(3<<20), "several chunks")
+	require.NoError(t, dst.snaps.CheckReceived(1, 6, 42, data.Meta))
+	require.NoError(t, dst.snaps.Verify(snap.Key{RegionID: 1, Term: 6, Index: 42}, data.Meta))
+}
+
+// TestSnapshotFailureIsReported: in every case, else raft would wait for ever.
+func TestSnapshotFailureIsReported(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	src := newSender(t, dst.addr)
+	m := buildSnapshot(t, src, 42)
+	src.snaps.DeleteBuilt(snap.Key{RegionID: 1, Term: 6, Index: 42})
+	src.Send(2, []*rspb.RaftMessage{m}) // its files are gone
+	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 10*time.Second, 5*time.Millisecond)
+	dst.stop()
+	src.Send(2, []*rspb.RaftMessage{buildSnapshot(t, src, 43)}) // nobody listens
+	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
+	require.Equal(t, []bool{false, false}, src.snapshots())
+	require.Empty(t, dst.messages())
+}
