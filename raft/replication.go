@@ -266,7 +266,7 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 			r.id, m.Index, m.From, r.RaftLog.LastIndex())
 		return
 	}
-	news := pr.maybeUpdate(m.Index)
+	news, was := pr.maybeUpdate(m.Index), pr.State
 	switch pr.State {
 	case ProgressProbe:
 		if news || pr.Match == m.Index {
@@ -285,7 +285,10 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 	if r.maybeCommit() {
 		r.broadcastAppend()
 	}
-	r.sendMore(m.From)
+	if news || pr.State != was {
+		// An answer that says nothing new lets out nothing new, or every duplicate would breed.
+		r.sendMore(m.From)
+	}
 	if pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
 		// It could not be told when the commit index moved (trap B-7).
 		r.sendAppend(m.From)
