@@ -72,6 +72,9 @@ type batchCall struct {
 	cmd  *kvrpcpb.BatchCommand
 	size int
 	done chan batchAnswer
+	// sent and abandoned are guarded by batcher.mu: a caller that gives up before its command was sent
+	// takes it back, and knows that nothing was done.
+	sent, abandoned bool
 }
 
 type batchAnswer struct {
@@ -91,6 +94,9 @@ func newBatcher(conn *grpc.ClientConn) *batcher {
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
+
+// errNotSent is definite: the connection did not come up in time. Its text is that of a refused one.
+var errNotSent = status.Error(codes.Unavailable, "error while dialing: no connection before the deadline")
 
 // errUnary makes the caller use a unary call.
 var errUnary = status.Error(codes.Unimplemented, "the store does not know BatchCommands")
@@ -127,6 +133,12 @@ func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (
 		}
 		return a.reply, a.err
 	case <-ctx.Done():
+		b.mu.Lock()
+		call.abandoned = !call.sent
+		b.mu.Unlock()
+		if call.abandoned {
+			return nil, errNotSent
+		}
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 }
@@ -179,28 +191,32 @@ func (b *batcher) failQueueLocked() {
 // sendOne sends one message.
 func (b *batcher) sendOne() {
 	b.mu.Lock()
-	calls := b.takeLocked()
-	stream := b.mu.stream
-	if stream != nil {
-		for _, c := range calls {
-			stream.waiting[c.cmd.Id] = c
-		}
-	}
+	calls, stream := b.takeLocked(), b.mu.stream
 	b.mu.Unlock()
 	if stream == nil {
 		var err error
-		if stream, err = b.open(calls); err != nil {
+		if stream, err = b.open(); err != nil {
 			for _, c := range calls {
 				c.done <- batchAnswer{err: err}
 			}
 			return
 		}
 	}
-	req := &kvrpcpb.BatchCommandsRequest{Commands: make([]*kvrpcpb.BatchCommand, len(calls))}
-	for i, c := range calls {
-		req.Commands[i] = c.cmd
+	req := &kvrpcpb.BatchCommandsRequest{Commands: make([]*kvrpcpb.BatchCommand, 0, len(calls))}
+	b.mu.Lock()
+	for _, c := range calls {
+		switch {
+		case c.abandoned:
+		case stream.waiting == nil: // broken meanwhile, before anything of this was sent
+			c.done <- batchAnswer{err: errNotSent}
+		default:
+			c.sent = true
+			stream.waiting[c.cmd.Id] = c
+			req.Commands = append(req.Commands, c.cmd)
+		}
 	}
-	if stream.Send(req) != nil {
+	b.mu.Unlock()
+	if len(req.Commands) > 0 && stream.Send(req) != nil {
 		stream.cancel() // the receiver finds out why, and answers all calls
 	}
 }
@@ -221,8 +237,8 @@ func (b *batcher) takeLocked() []*batchCall {
 	return calls
 }
 
-// open begins a stream for the calls that are about to be sent on it.
-func (b *batcher) open(calls []*batchCall) (*batchStream, error) {
+// open begins a stream.
+func (b *batcher) open() (*batchStream, error) {
 	ctx, cancel := context.WithCancel(b.ctx)
 	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx)
 	if err != nil {
@@ -237,9 +253,6 @@ func (b *batcher) open(calls []*batchCall) (*batchStream, error) {
 		return nil, errUnary // nothing was sent
 	}
 	b.mu.stream = s
-	for _, c := range calls {
-		s.waiting[c.cmd.Id] = c
-	}
 	b.wg.Add(1)
 	// Ends with the stream; close waits.
 	go func() { defer b.wg.Done(); b.receive(s) }()
