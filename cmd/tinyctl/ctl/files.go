@@ -73,7 +73,7 @@ func (a *app) importCmd() *cobra.Command {
 
 // bulkOptions gives single attempts more time: under full load they wait.
 func bulkOptions(timeout time.Duration) client.Options {
-	return client.Options{Timeout: max(timeout, time.Minute), AttemptTimeout: 2 * time.Second}
+	return client.Options{Timeout: max(timeout, time.Minute), AttemptTimeout: 1500 * time.Millisecond}
 }
 
 // listFiles lists the regular files below dir, as slash-separated paths relative to it, with sizes.
