@@ -25,6 +25,7 @@ var (
 	flagK       = flag.Int64("k", 0, "only this crash point of each scenario")
 	flagLoss    = flag.String("loss", "", "only this loss, as printed")
 	flagAll     = flag.Bool("all", false, "every combination of losses at every point")
+	flagMaxFail = flag.Int64("maxfail", 5, "give a scenario up after so many failures")
 	flagWorkers = flag.Int("workers", 10, "how many crash points are checked at the same time")
 )
 
@@ -228,7 +229,7 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 		n := 0
 		for i := range points {
 			for j, l := range chosenLosses() {
-				if failed.Load() < 5 {
+				if failed.Load() < *flagMaxFail {
 					n++
 					jobs <- job{&points[i], j, l}
 				}
