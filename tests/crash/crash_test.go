@@ -1,10 +1,14 @@
 package crash
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +20,8 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -75,6 +81,7 @@ type point struct {
 	values   values
 	promises promises
 	lastID   uint64
+	files    string // which state of the snapshot files this is, if not the one that was found
 }
 
 // recorder takes the points of a run.
@@ -184,7 +191,7 @@ func (s *scenario) verify(t *testing.T, p *point, crash uint64, i int, l loss, s
 	for key := range p.values {
 		require.NoError(t, w.putCtx(ctx, key, "after"), "put %s", key)
 	}
-	c.CheckConsistency()
+	c.Eventually(20*time.Second, c.Fault)
 }
 
 // quick is the configuration of restarted clusters.
@@ -197,6 +204,45 @@ func quick(cfg *config.Config) {
 	r.StalePeerCheck = config.Dur(100 * time.Millisecond)
 }
 
+// withFileStates derives more points from those at which the crashed store holds the files of a received
+// raft snapshot that nothing refers to yet or any more: each file may be half written, there, or removed
+// already. The files live in a real directory, whose operations are not counted.
+func withFileStates(t *testing.T, points []point) []point {
+	t.Helper()
+	var out []point
+	for _, p := range points {
+		im := p.images[0]
+		st, err := meta.LoadRegionState(im.Engine, cluster.FirstRegionID)
+		require.NoError(t, err)
+		if len(im.Snapshots) == 0 || st.GetState() == rspb.PeerState_Applying || chosenLosses()[0].name != "keep-keep" {
+			continue
+		}
+		// In the order in which they are written: the meta file last; they are removed in any.
+		names := slices.SortedFunc(maps.Keys(im.Snapshots), func(a, b string) int {
+			return cmp.Or(strings.Count(a, ".meta")-strings.Count(b, ".meta"), cmp.Compare(a, b))
+		})
+		add := func(what string, files map[string][]byte) {
+			q := p
+			again := im.Again()
+			again.Snapshots = files
+			q.images, q.files = []cluster.Image{again}, what
+			out = append(out, q)
+		}
+		written := map[string][]byte{}
+		for i, name := range names {
+			half := maps.Clone(written)
+			half[name+".tmp"] = im.Snapshots[name][:len(im.Snapshots[name])/2]
+			add(fmt.Sprintf(",file-%d-half", i), half)
+			add(fmt.Sprintf(",files-before-%d", i), maps.Clone(written))
+			left := maps.Clone(im.Snapshots)
+			delete(left, name)
+			add(fmt.Sprintf(",without-file-%d", i), left)
+			written[name] = im.Snapshots[name]
+		}
+	}
+	return out
+}
+
 type job struct {
 	p *point
 	i int
@@ -207,6 +253,8 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 	for round := range *flagScale {
 		seed := *flagSeed + uint64(round)
 		points := s.record(t, seed)
+		operations := len(points)
+		points = append(points, withFileStates(t, points)...)
 		jobs := make(chan job)
 		var wg sync.WaitGroup
 		var failed atomic.Int64
@@ -215,11 +263,11 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 			go func() {
 				defer wg.Done()
 				for j := range jobs {
-					name := fmt.Sprintf("k=%d/loss=%s/seed=%d", j.p.op.N, j.l.name, seed)
+					name := fmt.Sprintf("k=%d/loss=%s%s/seed=%d", j.p.op.N, j.l.name, j.p.files, seed)
 					ok := t.Run(name, func(t *testing.T) { s.verify(t, j.p, s.crash, j.i, j.l, seed) })
 					if !ok {
 						failed.Add(1)
-						t.Logf("crash before %s: go test ./tests/crash -run 'TestCrash/%s$' -args -k %d -loss %s -seed %d",
+						t.Logf("crash before %s: go test ./tests/crash -run '^TestCrash$/^%s$' -args -k %d -loss %s -seed %d",
 							j.p.op, s.name, j.p.op.N, j.l.name, seed)
 					}
 					total.Add(1)
@@ -229,7 +277,7 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 		n := 0
 		for i := range points {
 			for j, l := range chosenLosses() {
-				if failed.Load() < *flagMaxFail {
+				if failed.Load() < *flagMaxFail && j < len(points[i].images) {
 					n++
 					jobs <- job{&points[i], j, l}
 				}
@@ -237,7 +285,7 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 		}
 		close(jobs)
 		wg.Wait()
-		t.Logf("%s: %d operations, %d crash points", s.name, len(points), n)
+		t.Logf("%s: %d operations, %d crash points", s.name, operations, n)
 		require.NotEmpty(t, points, "the crashed store did nothing")
 	}
 }

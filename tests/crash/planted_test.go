@@ -20,7 +20,7 @@ var planted = []struct {
 	{"B5-send-before-persist", "kv/raftstore/worker.go", "append-follower", [][2]string{
 		{"	w.flushMessages()\n	if err := w.persist(); err != nil {", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	w.flushMessages()\n	if err := w.persist(); err != nil {"},
 	}},
-	{"B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive|replace", [][2]string{
+	{"B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [][2]string{
 		{"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,"},
 	}},
 	{"B19-no-sync-of-the-turn", "kv/raftstore/worker.go", "append", [][2]string{
@@ -29,10 +29,10 @@ var planted = []struct {
 	{"log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [][2]string{
 		{"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },"},
 	}},
-	{"vote-not-persisted", "kv/raftstore/peer_ready.go", "append|remove", [][2]string{
+	{"vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [][2]string{
 		{"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n"},
 	}},
-	{"orphans-kept", "kv/raftstore/recover.go", "destroy|replace|remove-self", [][2]string{
+	{"orphans-kept", "kv/raftstore/recover.go", "destroy", [][2]string{
 		{"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", ""},
 	}},
 	{"applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [][2]string{
@@ -64,7 +64,7 @@ func TestPlanted(t *testing.T) {
 			require.NoError(t, err)
 			path := filepath.Join(dir, "overlay.json")
 			require.NoError(t, os.WriteFile(path, overlay, 0o600))
-			cmd := exec.Command("go", "test", "-count=1", "-overlay", path, "-run", "TestCrash/("+bug.run+")", "-timeout", "3m", "./tests/crash", "-args", "-maxfail", "1", "-workers", "4")
+			cmd := exec.Command("go", "test", "-count=1", "-overlay", path, "-failfast", "-run", "^TestCrash$/^("+bug.run+")", "-timeout", "3m", "./tests/crash", "-args", "-maxfail", "1", "-workers", "4")
 			cmd.Dir = root
 			out, err := cmd.CombinedOutput()
 			require.Error(t, err, "not found")
