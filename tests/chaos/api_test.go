@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -175,6 +176,7 @@ func (h *history) move() error {
 
 // check verifies the history and that the replicas agree.
 func (h *history) check() {
+	h.finalScan()
 	h.rec.Check(h.t)
 	var replicas int
 	h.eventually(30*time.Second, func() (err error) {
@@ -182,6 +184,29 @@ func (h *history) check() {
 		return err
 	})
 	h.t.Logf("%d replicas compared", replicas)
+}
+
+// finalScan reads everything: as the last reads of the history, and nothing else may be there.
+func (h *history) finalScan() {
+	h.eventually(20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(h.t.Context(), 5*time.Second)
+		defer cancel()
+		return h.scan(ctx, h.rec.Client(), 0, keyCount, h.rec.Now())
+	})
+	h.eventually(20*time.Second, func() error {
+		ctx, cancel := context.WithTimeout(h.t.Context(), 5*time.Second)
+		defer cancel()
+		kvs, err := h.cl.Scan(ctx, nil, nil, 10_000)
+		if err != nil {
+			return err
+		}
+		for _, kv := range kvs {
+			if known := strings.TrimSuffix(string(kv.Key), "-pad"); len(known) != len(key(0)) || !strings.HasPrefix(known, "key-") {
+				h.t.Errorf("nobody has written the key %q", kv.Key)
+			}
+		}
+		return nil
+	})
 }
 
 // compareReplicas compares the hashes of every region on the stores that the placement service names,

@@ -183,7 +183,9 @@ func (h *history) rage() {
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
 	before := float64(h.ops.Load()) / calm.Seconds()
+	calmOps := h.ops.Load()
 	h.runFaults()
+	during := h.ops.Load() - calmOps
 	h.heal()
 	healed := h.ops.Load()
 	h.eventually(20*time.Second, func() error {
@@ -194,9 +196,11 @@ func (h *history) rage() {
 	})
 	close(h.stop)
 	wg.Wait()
-	h.t.Logf("%d stores, %.0f ops/s before the faults; %d operations, %d unknown; faults %v",
-		len(h.c.Stores), before, h.rec.OK, h.rec.Unknown, h.bitten)
+	h.t.Logf("%d stores, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown; faults %v",
+		len(h.c.Stores), before, during, h.rec.OK, h.rec.Unknown, h.bitten)
 	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
+	require.Positive(h.t, during, "nothing was done during the faults")
+	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
 }
 
 // fill writes so much beside the keys that regions split by size as well.
