@@ -24,6 +24,8 @@ import (
 
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/engine/enginefault"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/node"
@@ -57,6 +59,16 @@ type Options struct {
 	Tune func(*config.Config)
 	// Verbose logs what the stores log.
 	Verbose bool
+	// LogSegment is the size of the raft log's segments, default 1 MiB.
+	LogSegment int64
+	// Controllers see the operations of a store's raft log and engine.
+	Controllers map[uint64]*faultfs.Controller
+	// Images are the disks to begin with, instead of a first region; FirstID is the last id that was
+	// given out before they were taken.
+	Images  map[uint64]Image
+	FirstID uint64
+	// Inspect sees the disks of each store before it starts.
+	Inspect func(n *Node, log *raftlog.Log)
 }
 
 // TestConfig makes everything fast and small.
@@ -97,6 +109,7 @@ type Node struct {
 	ID  uint64
 	c   *Cluster
 	dir string
+	ctl *faultfs.Controller // nil: nobody watches
 
 	mu      sync.Mutex
 	engine  *memengine.Engine
@@ -120,6 +133,9 @@ func New(t testing.TB, o Options) *Cluster {
 	if o.Replicas == 0 {
 		o.Replicas = o.Stores
 	}
+	if o.LogSegment == 0 {
+		o.LogSegment = 1 << 20
+	}
 	if o.Seed == 0 {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
@@ -135,6 +151,7 @@ func New(t testing.TB, o Options) *Cluster {
 	c.rng = rand.New(rand.NewPCG(o.Seed, 1))
 	c.Net = newNetwork(c, o.Seed)
 	c.Placement = newPlacement(c.node)
+	c.Placement.nextID = max(c.Placement.nextID, o.FirstID)
 	var peers []*metapb.Peer
 	for id := uint64(1); id <= uint64(o.Replicas); id++ {
 		peers = append(peers, &metapb.Peer{Id: id, StoreId: id})
@@ -142,7 +159,10 @@ func New(t testing.TB, o Options) *Cluster {
 	for id := uint64(1); id <= uint64(o.Stores); id++ {
 		n := c.newNode(id)
 		require.NoError(t, n.open())
-		if id <= uint64(o.Replicas) {
+		if o.Inspect != nil {
+			o.Inspect(n, n.log)
+		}
+		if id <= uint64(o.Replicas) && o.Images == nil {
 			st := node.FirstRegion(FirstRegionID, peers[id-1])
 			st.Region.Peers = peers
 			require.NoError(t, node.WriteFirstRegion(n.engine, n.log, st, false))
@@ -156,7 +176,13 @@ func New(t testing.TB, o Options) *Cluster {
 }
 
 func (c *Cluster) newNode(id uint64) *Node {
-	n := &Node{ID: id, c: c, dir: filepath.Join(c.dir, fmt.Sprint(id)), engine: memengine.New(), fs: faultfs.NewMemFS(nil)}
+	n := &Node{ID: id, c: c, dir: filepath.Join(c.dir, fmt.Sprint(id)), ctl: c.opts.Controllers[id]}
+	if im, ok := c.opts.Images[id]; ok {
+		n.engine, n.fs = im.Engine, im.FS
+		require.NoError(c.t, im.writeSnapshots(n.dir))
+	} else {
+		n.engine, n.fs = memengine.New(), faultfs.NewMemFS(n.ctl)
+	}
 	c.mu.Lock()
 	c.nodes[id] = n
 	c.mu.Unlock()
@@ -206,7 +232,7 @@ func (c *Cluster) handleRaft(to uint64, m *rspb.RaftMessage) error {
 
 // open opens the disks.
 func (n *Node) open() error {
-	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger})
+	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: n.c.opts.LogSegment, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger})
 	if err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)
 	}
@@ -219,11 +245,15 @@ func (n *Node) start() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	c := n.c
+	var eng engine.Engine = n.engine
+	if n.ctl != nil {
+		eng = enginefault.Wrap(eng, n.ctl)
+	}
 	n.store = raftstore.New(raftstore.Options{
-		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: n.engine, Log: n.log, Snapshots: n.snaps,
+		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
 		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
 	})
-	st := raftstorage.New(n.store, n.engine, c.cfg.Server.RequestTimeout.Duration, 0)
+	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration, 0)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)

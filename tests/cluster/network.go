@@ -34,6 +34,24 @@ type Network struct {
 		closed bool
 	}
 	wg sync.WaitGroup
+
+	// gate is held, shared, while messages leave a store.
+	gate sync.RWMutex
+	tap  func(from uint64, m *rspb.RaftMessage)
+}
+
+// Freeze stops all sending until thaw is called: what the stores have promised to each other does not
+// grow meanwhile.
+func (n *Network) Freeze() (thaw func()) {
+	n.gate.Lock()
+	return n.gate.Unlock
+}
+
+// Tap shows every message that is sent to f. f is called while sending is not frozen.
+func (n *Network) Tap(f func(from uint64, m *rspb.RaftMessage)) {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	n.tap = f
 }
 
 func newNetwork(c *Cluster, seed uint64) *Network {
@@ -115,9 +133,14 @@ var _ raftstore.Transport = (*endpoint)(nil)
 
 // Send implements raftstore.Transport.
 func (e *endpoint) Send(storeID uint64, msgs []*rspb.RaftMessage) {
+	e.n.gate.RLock()
+	defer e.n.gate.RUnlock()
 	for _, m := range msgs {
 		if e.from.life.Load() != e.life {
 			return // the store has crashed
+		}
+		if e.n.tap != nil {
+			e.n.tap(e.from.ID, m)
 		}
 		data, err := m.Marshal()
 		if err != nil {

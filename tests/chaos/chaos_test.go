@@ -1,0 +1,313 @@
+package chaos
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/tests/cluster"
+)
+
+var (
+	flagSeed      = flag.Uint64("seed", 1, "seed of the first history; the next ones follow")
+	flagHistories = flag.Int("histories", 2, "how many histories")
+	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
+	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
+	flagFaults    = flag.String("faults", "", "comma-separated faults instead of drawn ones")
+	flagKeep      = flag.String("keep", "", "keep logs and data of failed histories in this directory")
+)
+
+var binDir string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "tinykv-chaos-")
+	if err != nil {
+		panic(err)
+	}
+	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
+	code := 1
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+	} else {
+		binDir = dir
+		code = m.Run()
+	}
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// Timeouts are small, so that much happens in a short history: elections take half a second, the raft
+// log is cut after 100 entries, a split check comes every second.
+const storeConfig = `
+[server]
+request-timeout = "3s"
+shutdown-timeout = "3s"
+[storage]
+cache-size = "8MiB"
+memtable-size = "1MiB"
+reserve-space = "16MiB"
+[raftlog]
+segment-size = "1MiB"
+cache-size = "4MiB"
+[raftstore]
+tick-interval = "50ms"
+log-gc-count-limit = 100
+log-gc-interval = "200ms"
+split-check-interval = "500ms"
+region-split-size = "64KiB"
+region-max-size = "96KiB"
+region-heartbeat-interval = "300ms"
+store-heartbeat-interval = "500ms"
+stale-peer-check = "2s"
+peer-down-after = "5s"
+scheduler-timeout = "1s"
+`
+
+const schedulerConfig = `
+lease = 2
+[schedule]
+patrol-region-interval = "200ms"
+store-disconnect = "2s"
+leader-cooldown = "1s"
+peer-step-timeout = "10s"
+`
+
+const (
+	keyCount = 48
+	clients  = 10
+)
+
+func key(i int) []byte { return fmt.Appendf(nil, "key-%03d", i) }
+
+// history is one cluster with its clients and faults.
+type history struct {
+	t      *testing.T
+	seed   uint64
+	rng    *rand.Rand // of the faults; used by one goroutine at a time
+	c      *localcluster.Cluster
+	cl     *client.Client
+	rec    *cluster.History
+	stop   chan struct{}
+	ops    atomic.Int64
+	bitten map[string]int
+	wiped  bool // a store was replaced; used by the track of process faults alone
+}
+
+func TestChaos(t *testing.T) {
+	for i := range *flagHistories {
+		seed := *flagSeed + uint64(i)
+		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed) })
+		if !ok {
+			t.Logf("again: go test ./tests/chaos -run TestChaos -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
+		}
+	}
+}
+
+func runHistory(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 5))
+	stores := 3 + rng.IntN(3)
+	if *flagStores > 0 {
+		stores = *flagStores
+	}
+	dir := t.TempDir()
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: dir, Stores: stores, StoreConfig: storeConfig, SchedulerConfig: schedulerConfig,
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { keepFiles(t, dir, seed) })
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	h := &history{
+		t: t, seed: seed, rng: rng, c: c, rec: cluster.NewHistory(), stop: make(chan struct{}),
+		bitten: map[string]int{},
+	}
+	h.cl, err = client.Open(ctx, c.Endpoints(), client.Options{Timeout: 5 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: true})
+	require.NoError(t, err)
+	t.Cleanup(h.cl.Close)
+	h.prepare()
+	h.rage()
+	h.check()
+}
+
+// prepare waits for three replicas and at least eight regions.
+func (h *history) prepare() {
+	h.eventually(20*time.Second, func() error {
+		for i := range keyCount / 6 {
+			if err := h.splitAt(key(i * 6)); err != nil {
+				return err
+			}
+		}
+		regs, err := h.regions()
+		if err != nil {
+			return err
+		}
+		if len(regs) < 8 {
+			return fmt.Errorf("%d regions", len(regs))
+		}
+		for _, r := range regs {
+			if len(r.Peers) < 3 {
+				return fmt.Errorf("region %d has %d peers", r.ID, len(r.Peers))
+			}
+		}
+		return nil
+	})
+}
+
+// rage runs clients alone for a second, then with the faults, then alone again.
+func (h *history) rage() {
+	h.fill()
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Add(1)
+		go func() { defer wg.Done(); h.client(i) }()
+	}
+	calm := time.Second
+	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
+	before := float64(h.ops.Load()) / calm.Seconds()
+	calmOps := h.ops.Load()
+	h.runFaults()
+	during := h.ops.Load() - calmOps
+	h.heal()
+	healed := h.ops.Load()
+	h.eventually(20*time.Second, func() error {
+		if n := h.ops.Load() - healed; n < 50 {
+			return fmt.Errorf("%d operations since healing", n)
+		}
+		return nil
+	})
+	close(h.stop)
+	wg.Wait()
+	h.t.Logf("%d stores, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown; faults %v",
+		len(h.c.Stores), before, during, h.rec.OK, h.rec.Unknown, h.bitten)
+	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
+	require.Positive(h.t, during, "nothing was done during the faults")
+	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
+}
+
+// fill writes so much beside the keys that regions split by size as well.
+func (h *history) fill() {
+	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
+	defer cancel()
+	pad := []byte(strings.Repeat("p", 4<<10))
+	for i := range keyCount {
+		_ = h.cl.Put(ctx, append(key(i), "-pad"...), pad) // only ballast
+	}
+}
+
+// client reads, writes, deletes and scans until stopped, with unique values.
+func (h *history) client(n int) {
+	rng := rand.New(rand.NewPCG(h.seed, uint64(1000+n)))
+	id := h.rec.Client()
+	for i := 0; ; i++ {
+		select {
+		case <-h.stop:
+			return
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		k := rng.IntN(keyCount)
+		call := h.rec.Now()
+		var err error
+		switch p := rng.IntN(100); {
+		case p < 40:
+			var v []byte
+			var found bool
+			if v, found, err = h.cl.Get(ctx, key(k)); err == nil {
+				h.rec.Get(id, string(key(k)), call, v, found)
+			}
+		case p < 90:
+			del := p >= 80
+			value := fmt.Appendf(nil, "%d-%d", n, i)
+			if p%7 == 0 {
+				value = append(value, strings.Repeat(".", rng.IntN(2000))...)
+			}
+			if del {
+				err = h.cl.Delete(ctx, key(k))
+			} else {
+				err = h.cl.Put(ctx, key(k), value)
+			}
+			unknown := client.IsUnknown(err)
+			if err == nil || unknown {
+				h.rec.Put(id, string(key(k)), value, del, call, unknown)
+			}
+			if unknown {
+				id = h.rec.Client()
+			}
+		default:
+			err = h.scan(ctx, id, k, min(k+1+rng.IntN(12), keyCount), call)
+		}
+		cancel()
+		if err == nil {
+			h.ops.Add(1)
+		} else {
+			time.Sleep(5 * time.Millisecond) // do not spin while a region has no leader
+		}
+	}
+}
+
+// scan reads [from, to) and counts as a read of each key in it, present or not.
+func (h *history) scan(ctx context.Context, id, from, to int, call int64) error {
+	kvs, err := h.cl.Scan(ctx, key(from), key(to), 10_000)
+	if err != nil {
+		return err
+	}
+	got := map[string][]byte{}
+	for i, kv := range kvs {
+		if i > 0 && string(kvs[i-1].Key) >= string(kv.Key) {
+			h.t.Errorf("scan is not in order: %q then %q", kvs[i-1].Key, kv.Key)
+		}
+		got[string(kv.Key)] = kv.Value
+	}
+	for i := from; i < to; i++ {
+		v, found := got[string(key(i))]
+		h.rec.Get(id, string(key(i)), call, v, found)
+	}
+	return nil
+}
+
+func (h *history) eventually(timeout time.Duration, check func() error) {
+	h.t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			require.NoError(h.t, err, "waited in vain")
+		}
+		time.Sleep(50 * time.Millisecond) // polls a condition
+	}
+}
+
+// keepFiles saves the logs of a failed history.
+func keepFiles(t *testing.T, dir string, seed uint64) {
+	if !t.Failed() || *flagKeep == "" {
+		return
+	}
+	to := filepath.Join(*flagKeep, fmt.Sprintf("seed-%d", seed))
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Logf("keep: %v", err)
+		return
+	}
+	t.Logf("logs and data are in %s", to)
+}

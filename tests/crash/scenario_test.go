@@ -1,0 +1,139 @@
+package crash
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/tests/cluster"
+)
+
+// scenario is a piece of a store's life.
+type scenario struct {
+	name             string
+	stores, replicas int
+	tune             func(*config.Config)
+	// crash is the store that will crash.
+	crash uint64
+	// before brings the cluster to where the piece begins; crash points are taken during run.
+	before func(c *cluster.Cluster, w *writer)
+	run    func(c *cluster.Cluster, w *writer)
+}
+
+const region = cluster.FirstRegionID
+
+// keys lie in all parts that the scenarios split off.
+var keys = []string{"a", "b1", "b2", "c", "d1", "e"}
+
+// prepare makes the crashing store the leader or a follower.
+func (s *scenario) prepare(c *cluster.Cluster, w *writer) uint64 {
+	w.put(keys...)
+	if s.before != nil {
+		s.before(c, w)
+	}
+	return s.crash
+}
+
+// lead makes a store lead the first region.
+func lead(store uint64) func(*cluster.Cluster, *writer) {
+	return func(c *cluster.Cluster, _ *writer) {
+		c.Eventually(10*time.Second, func() string {
+			if c.Placement.Region(region) == nil {
+				return "no region heartbeat yet"
+			}
+			return ""
+		})
+		c.TransferLeader(region, cluster.OnStore(c.Placement.Region(region), store))
+	}
+}
+
+func peerOn(c *cluster.Cluster, store uint64) uint64 {
+	if p := cluster.PeerOf(c, store, region); p != nil {
+		return p.Peer.Id
+	}
+	return 0
+}
+
+func waitPeer(c *cluster.Cluster, store uint64, there bool) {
+	c.Eventually(10*time.Second, func() string {
+		if (peerOn(c, store) != 0) != there {
+			return fmt.Sprintf("store %d has peer %d", store, peerOn(c, store))
+		}
+		return ""
+	})
+}
+
+func writes(c *cluster.Cluster, w *writer) {
+	for range 3 {
+		w.put(keys...)
+	}
+}
+
+func splits(c *cluster.Cluster, w *writer) {
+	for _, key := range []string{"c", "b"} {
+		c.Split([]byte(key))
+		w.put(keys...)
+	}
+	c.CheckConsistency()
+}
+
+func addPeer(c *cluster.Cluster, w *writer) {
+	c.AddPeer(region, 3)
+	w.put(keys...)
+	c.CheckConsistency()
+}
+
+func removePeer(store uint64) func(*cluster.Cluster, *writer) {
+	return func(c *cluster.Cluster, w *writer) {
+		c.RemovePeer(region, cluster.OnStore(c.Placement.Region(region), store))
+		waitPeer(c, store, false)
+		w.put(keys...)
+		c.CheckConsistency()
+	}
+}
+
+// snapshotAfter makes the peer to be added need a raft snapshot.
+func compact(c *cluster.Cluster, w *writer) {
+	lead(1)(c, w)
+	if err := c.CompactLog(region); err != nil {
+		panic(err)
+	}
+	w.put(keys...)
+}
+
+// moveAround removes the peer of store 3 and adds a new one there.
+func replace(c *cluster.Cluster, w *writer) {
+	removePeer(3)(c, w)
+	addPeer(c, w)
+}
+
+func logGC(c *cluster.Cluster, w *writer) {
+	for range 2 {
+		for range 3 {
+			w.put(keys...)
+		}
+		time.Sleep(700 * time.Millisecond) // the log GC's own pace; nothing to wait for
+	}
+	c.CheckConsistency()
+}
+
+func smallLog(cfg *config.Config) {
+	cfg.Raftstore.LogGCCountLimit, cfg.Raftstore.LogGCThreshold = 6, 1
+}
+
+var scenarios = []*scenario{
+	{name: "append-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: writes},
+	{name: "append-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: writes},
+	{name: "append-alone", stores: 1, replicas: 1, crash: 1, run: writes},
+	{name: "add-peer-leader", stores: 3, replicas: 2, crash: 1, before: lead(1), run: addPeer},
+	{name: "remove-peer-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(3)},
+	{name: "remove-self", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(1)},
+	{name: "destroy", stores: 3, replicas: 3, crash: 3, before: lead(1), run: removePeer(3)},
+	{name: "replace", stores: 3, replicas: 3, crash: 3, before: lead(1), run: replace},
+	{name: "split-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: splits},
+	{name: "split-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: splits},
+	{name: "snapshot-receive", stores: 3, replicas: 2, crash: 3, before: compact, run: addPeer},
+	{name: "snapshot-send", stores: 3, replicas: 2, crash: 1, before: compact, run: addPeer},
+	{name: "log-gc-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: logGC, tune: smallLog},
+	{name: "log-gc-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: logGC, tune: smallLog},
+}
