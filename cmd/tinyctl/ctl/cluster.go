@@ -233,7 +233,6 @@ func findFaults(stores []storeRow, regions []regionRow, replicas int) []string {
 }
 
 func (a *app) storeCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "store", Short: "Look at stores", Args: args(cobra.NoArgs)}
 	list := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List all stores", Args: args(cobra.NoArgs)}
 	list.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
@@ -256,12 +255,10 @@ func (a *app) storeCmd() *cobra.Command {
 		}
 		return a.printStores(rows)
 	}
-	cmd.AddCommand(list)
-	return cmd
+	return group("store", "Look at stores and change them", append(a.storeCmds(), list)...)
 }
 
 func (a *app) regionCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "region", Short: "Look at regions", Args: args(cobra.NoArgs)}
 	list := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List all regions in key order", Args: args(cobra.NoArgs)}
 	list.RunE = func(cmd *cobra.Command, _ []string) error {
 		return a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
@@ -284,18 +281,7 @@ func (a *app) regionCmd() *cobra.Command {
 		}
 		return a.showRegion(cmd, func(ctx context.Context, p *placement.Client) (*placement.Region, error) { return p.GetRegion(ctx, k) })
 	}
-	show := &cobra.Command{Use: "show ID", Short: "Show a region", Args: args(cobra.ExactArgs(1))}
-	show.RunE = func(cmd *cobra.Command, argv []string) error {
-		id, err := strconv.ParseUint(argv[0], 10, 64)
-		if err != nil {
-			return usagef("%q is not a region id", argv[0])
-		}
-		return a.showRegion(cmd, func(ctx context.Context, p *placement.Client) (*placement.Region, error) {
-			return p.GetRegionByID(ctx, id)
-		})
-	}
-	cmd.AddCommand(list, key, show)
-	return cmd
+	return group("region", "Look at regions and change them", append(a.regionCmds(), list, key)...)
 }
 
 func (a *app) withPlacement(cmd *cobra.Command, do func(context.Context, *placement.Client) error) error {

@@ -53,6 +53,7 @@ type app struct {
 	timeout   time.Duration
 	cf        string
 	encoding  string
+	token     string
 }
 
 // Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage.
@@ -93,6 +94,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.scheduler, "scheduler", "s", env, "addresses of the placement service, host:port[,host:port]; environment "+schedulerEnv)
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "how long one operation may take")
+	f.StringVar(&a.token, "token", "", "token that changes need, if the placement service has one; environment "+tokenEnv)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
@@ -102,6 +104,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.AddCommand(a.getCmd(), a.putCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
+	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd())
 	return root
 }
 

@@ -1,0 +1,177 @@
+package ctl
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+// eventWidth bounds the text of an event in tables: changed settings come whole.
+const eventWidth = 160
+
+type event struct {
+	Seq  uint64    `json:"seq"`
+	Time time.Time `json:"time"`
+	Kind string    `json:"kind"`
+	Text string    `json:"text"`
+}
+
+func (a *app) eventsCmd() *cobra.Command {
+	cmd := command("events", "List what happened in the cluster; -f goes on with what happens", nil)
+	follow := cmd.Flags().BoolP("follow", "f", false, "print new events until interrupted; with -o json one object a line")
+	limit := cmd.Flags().IntP("limit", "n", 50, "begin with at most so many past events")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *limit < 0 {
+			return usagef("--limit %d is negative", *limit)
+		}
+		var out struct {
+			Events []event `json:"events"`
+		}
+		data, err := a.ask(cmd.Context(), http.MethodGet, fmt.Sprintf("/events?limit=%d", *limit), nil, &out)
+		if err != nil {
+			return err
+		}
+		if a.output == "json" && !*follow {
+			return a.raw(data)
+		}
+		var last event
+		for _, e := range out.Events {
+			if err := a.printEvent(e); err != nil {
+				return err
+			}
+			last = e
+		}
+		if !*follow {
+			return nil
+		}
+		return a.followEvents(cmd.Context(), last)
+	}
+	return cmd
+}
+
+func (a *app) printEvent(e event) error {
+	if a.output == "json" {
+		return json.NewEncoder(a.stdout).Encode(e)
+	}
+	text := e.Text
+	if r := []rune(text); len(r) > eventWidth {
+		text = string(r[:eventWidth-1]) + "…"
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s  %-18s %s\n", e.Time.Local().Format(time.DateTime), e.Kind, text)
+	return err
+}
+
+// followEvents prints events later than last until it is interrupted. Each leader counts its own events, so
+// that after a change of leaders only the time tells which ones are new.
+func (a *app) followEvents(ctx context.Context, last event) error {
+	for ctx.Err() == nil {
+		resp, err := a.reach(ctx, http.MethodGet, "/events?stream=1", nil)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = a.copyEvents(resp.Body, &last)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
+		}
+	}
+	return nil
+}
+
+// copyEvents prints the stream's events that are newer than last; the end of the stream is no error.
+func (a *app) copyEvents(stream io.Reader, last *event) error {
+	lines := bufio.NewScanner(stream)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		var e event
+		if err := json.Unmarshal([]byte(data), &e); err != nil {
+			return fmt.Errorf("event %q: %w", data, err)
+		}
+		if !e.Time.After(last.Time) {
+			continue
+		}
+		*last = e
+		if err := a.printEvent(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) explainCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "explain [POLICY]", Short: "Say what each policy decided last, and what refused whom", Args: args(cobra.MaximumNArgs(1)),
+	}
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		path := "/explain"
+		if len(argv) == 1 {
+			path += "?scheduler=" + url.QueryEscape(argv[0])
+		}
+		var out struct {
+			Prepared  bool       `json:"prepared"`
+			Decisions []decision `json:"decisions"`
+		}
+		data, err := a.ask(cmd.Context(), http.MethodGet, path, nil, &out)
+		if err != nil {
+			return err
+		}
+		if len(argv) == 1 && len(out.Decisions) == 0 {
+			return fmt.Errorf("no decision of a policy %q; `tinyctl explain` shows all there are", argv[0])
+		}
+		if a.output == "json" {
+			return a.raw(data)
+		}
+		if !out.Prepared {
+			fmt.Fprintln(a.stdout, "Not prepared: nothing is balanced until the stores have reported their regions.")
+		}
+		for _, d := range out.Decisions {
+			d.print(a.stdout)
+		}
+		return nil
+	}
+	return cmd
+}
+
+type decision struct {
+	Scheduler string         `json:"scheduler"`
+	At        time.Time      `json:"at"`
+	Result    string         `json:"result"`
+	Lines     []string       `json:"lines"`
+	Refusals  map[string]int `json:"refusals"`
+}
+
+func (d decision) print(w io.Writer) {
+	fmt.Fprintf(w, "%s (%s): %s\n", d.Scheduler, humanize.Time(d.At), d.Result)
+	for _, l := range d.Lines {
+		fmt.Fprintf(w, "  %s\n", l)
+	}
+	names := make([]string, 0, len(d.Refusals))
+	for name := range d.Refusals {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		fmt.Fprintf(w, "  refused by %s: %d\n", name, d.Refusals[name])
+	}
+}

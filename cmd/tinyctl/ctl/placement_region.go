@@ -1,0 +1,211 @@
+package ctl
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+// defects are what `region check` can look for, in the API's words.
+var defects = []string{"miss-peer", "extra-peer", "down-peer", "pending-peer", "offline-peer", "no-leader", "empty"}
+
+// regionInfo is a region as the API describes it; keys are hexadecimal.
+type regionInfo struct {
+	ID      uint64 `json:"id"`
+	Start   string `json:"start_key"`
+	End     string `json:"end_key"`
+	Version uint64 `json:"version"`
+	ConfVer uint64 `json:"conf_ver"`
+	Term    uint64 `json:"term"`
+	Peers   []struct {
+		ID      uint64 `json:"id"`
+		Store   uint64 `json:"store_id"`
+		Learner bool   `json:"learner"`
+		Leader  bool   `json:"leader"`
+		Pending bool   `json:"pending"`
+		Down    bool   `json:"down"`
+	} `json:"peers"`
+	SizeMiB   int64    `json:"size_mib"`
+	Keys      int64    `json:"keys"`
+	Written   uint64   `json:"bytes_written"`
+	Read      uint64   `json:"bytes_read"`
+	Confirmed bool     `json:"confirmed"`
+	Defects   []string `json:"defects"`
+}
+
+// regionCmds are the commands of `region` that go to the placement service's API.
+func (a *app) regionCmds() []*cobra.Command {
+	return []*cobra.Command{
+		command("show ID", "Show a region, its peers and what is wrong with it", a.regionShow),
+		a.regionCheckCmd(), a.regionSplitCmd(), a.regionScatterCmd(),
+		a.regionMoveCmd("transfer-leader ID STORE", "Have the replica on a store lead", "to"),
+		a.regionMoveCmd("move-peer ID FROM TO", "Move a replica from one store to another", "from", "to"),
+		a.regionMoveCmd("add-peer ID STORE", "Add a replica on a store", "to"),
+		a.regionMoveCmd("remove-peer ID STORE", "Remove the replica on a store", "from"),
+	}
+}
+
+func (a *app) regionShow(cmd *cobra.Command, argv []string) error {
+	n, err := number(argv[0], "region")
+	if err != nil {
+		return err
+	}
+	var r regionInfo
+	return a.show(cmd, http.MethodGet, "/regions/"+id(n), nil, &r, func() error {
+		rows := [][]string{
+			{"keys", fmt.Sprintf("%s to %s", shownKey(r.Start, "-inf"), shownKey(r.End, "+inf"))},
+			{"epoch", fmt.Sprintf("version %d, conf version %d, term %d", r.Version, r.ConfVer, r.Term)},
+			{"size", fmt.Sprintf("%s, %s keys", mib(r.SizeMiB), humanize.Comma(r.Keys))},
+			{"traffic", fmt.Sprintf("%s written, %s read", humanize.IBytes(r.Written), humanize.IBytes(r.Read))},
+		}
+		for _, p := range r.Peers {
+			rows = append(rows, []string{"peer " + id(p.ID), "store " + id(p.Store) + marks(map[string]bool{
+				"leader": p.Leader, "learner": p.Learner, "pending": p.Pending, "down": p.Down,
+			})})
+		}
+		if len(r.Defects) > 0 {
+			rows = append(rows, []string{"defects", strings.Join(r.Defects, ", ")})
+		}
+		state := "confirmed by its leader"
+		if !r.Confirmed {
+			state = "not yet confirmed by its leader"
+		}
+		return a.table([]string{"REGION " + id(r.ID), state}, rows)
+	})
+}
+
+// marks lists what is true, each after a comma.
+func marks(is map[string]bool) string {
+	out := ""
+	for _, name := range []string{"leader", "learner", "pending", "down"} {
+		if is[name] {
+			out += ", " + name
+		}
+	}
+	return out
+}
+
+func (a *app) regionCheckCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "check [DEFECT]", Short: "List regions with a defect: " + strings.Join(defects, ", "), Args: args(cobra.MaximumNArgs(1)),
+	}
+	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many regions")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if len(argv) == 0 {
+			return a.countDefects(cmd)
+		}
+		if !slices.Contains(defects, argv[0]) {
+			return usagef("%q is none of %s", argv[0], strings.Join(defects, ", "))
+		}
+		var out struct {
+			Regions []regionInfo `json:"regions"`
+			Cursor  string       `json:"cursor"`
+		}
+		return a.show(cmd, http.MethodGet, fmt.Sprintf("/regions?check=%s&limit=%d", argv[0], *limit), nil, &out, func() error {
+			var rows [][]string
+			for _, r := range out.Regions {
+				var stores []string
+				for _, p := range r.Peers {
+					store := id(p.Store)
+					if p.Leader {
+						store += "*"
+					}
+					stores = append(stores, store)
+				}
+				rows = append(rows, []string{
+					id(r.ID), shownKey(r.Start, "-inf"), shownKey(r.End, "+inf"), mib(r.SizeMiB),
+					strings.Join(stores, " "), strings.Join(r.Defects, " "),
+				})
+			}
+			return a.table([]string{"REGION", "START", "END", "SIZE", "STORES (*LEADER)", "DEFECTS"}, rows)
+		})
+	}
+	return cmd
+}
+
+// countDefects says how many regions have which defect.
+func (a *app) countDefects(cmd *cobra.Command) error {
+	var out struct {
+		Placement struct {
+			Regions    int `json:"regions"`
+			Missing    int `json:"missing_replicas"`
+			Extra      int `json:"extra_replicas"`
+			Down       int `json:"down_replicas"`
+			Pending    int `json:"pending_replicas"`
+			Leaderless int `json:"leaderless"`
+			Offline    int `json:"on_offline_stores"`
+			Empty      int `json:"empty"`
+		} `json:"placement"`
+	}
+	return a.show(cmd, http.MethodGet, "/cluster", nil, &out, func() error {
+		p := out.Placement
+		var rows [][]string
+		for i, n := range []int{p.Missing, p.Extra, p.Down, p.Pending, p.Offline, p.Leaderless, p.Empty} {
+			rows = append(rows, []string{defects[i], fmt.Sprint(n)})
+		}
+		return a.table([]string{"DEFECT", fmt.Sprintf("REGIONS OF %d", p.Regions)}, rows)
+	})
+}
+
+func (a *app) regionSplitCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "split ID [KEY...]", Short: "Split a region at keys, or where its leader thinks best", Args: args(cobra.MinimumNArgs(1)),
+	}
+	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of the keys: text, hex or escaped")
+	wait := cmd.Flags().Bool("wait", false, "wait until the region is split")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		n, err := number(argv[0], "region")
+		if err != nil {
+			return err
+		}
+		keys := []string{}
+		for _, arg := range argv[1:] {
+			key, err := decode(a.encoding, arg)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, hex.EncodeToString(key))
+		}
+		return a.operate(cmd, n, "split", map[string]any{"keys": keys}, *wait)
+	}
+	return cmd
+}
+
+// regionMoveCmd is an action on one region whose further arguments are stores, the fields of the request.
+func (a *app) regionMoveCmd(use, short string, fields ...string) *cobra.Command {
+	action, _, _ := strings.Cut(use, " ")
+	cmd := command(use, short, nil)
+	wait := cmd.Flags().Bool("wait", false, "wait until it is done")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		n, err := number(argv[0], "region")
+		if err != nil {
+			return err
+		}
+		body := map[string]uint64{}
+		for i, field := range fields {
+			if body[field], err = number(argv[i+1], "store"); err != nil {
+				return err
+			}
+		}
+		return a.operate(cmd, n, action, body, *wait)
+	}
+	return cmd
+}
+
+func (a *app) regionScatterCmd() *cobra.Command {
+	return command("scatter ID", "Spread a region away from those scattered before it", func(cmd *cobra.Command, argv []string) error {
+		n, err := number(argv[0], "region")
+		if err != nil {
+			return err
+		}
+		return a.show(cmd, http.MethodPost, "/regions/"+id(n)+"/scatter", nil, nil, func() error {
+			_, err := fmt.Fprintf(a.stdout, "scattered region %d\n", n)
+			return err
+		})
+	})
+}

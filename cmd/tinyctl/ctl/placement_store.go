@@ -1,0 +1,198 @@
+package ctl
+
+import (
+	"fmt"
+	"net/http"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+// storeInfo is a store as the API describes it.
+type storeInfo struct {
+	ID            uint64            `json:"id"`
+	Address       string            `json:"address"`
+	Version       string            `json:"version"`
+	Labels        map[string]string `json:"labels"`
+	State         string            `json:"state"`
+	LastHeartbeat *time.Time        `json:"last_heartbeat"`
+	StartTime     *time.Time        `json:"start_time"`
+	Silent        float64           `json:"silent_seconds"`
+	Capacity      uint64            `json:"capacity"`
+	Available     uint64            `json:"available"`
+	Used          uint64            `json:"used_size"`
+	Leaders       int               `json:"leader_count"`
+	Regions       int               `json:"region_count"`
+	Pending       int               `json:"pending_count"`
+	RegionMiB     int64             `json:"region_size_mib"`
+	Weight        float64           `json:"weight"`
+	EvictLeaders  bool              `json:"evict_leaders"`
+	LoadMiB       float64           `json:"load_mib"`
+	MeanMiB       float64           `json:"mean_load_mib"`
+	MovesIn       int               `json:"moves_in"`
+	MovesOut      int               `json:"moves_out"`
+	InMiB         int64             `json:"in_flight_in_mib"`
+	OutMiB        int64             `json:"in_flight_out_mib"`
+	NotTarget     string            `json:"not_target"`
+	NotSource     string            `json:"not_source"`
+}
+
+// storeCmds are the commands of `store` that go to the placement service's API.
+func (a *app) storeCmds() []*cobra.Command {
+	action := func(name, short string) *cobra.Command {
+		return command(name+" ID", short, func(cmd *cobra.Command, argv []string) error {
+			return a.changeStore(cmd, argv[0], name, nil)
+		})
+	}
+	bury := action("bury", "Declare a store that is silent gone for good")
+	force := bury.Flags().Bool("force", false, "even if regions still count a replica there")
+	bury.RunE = func(cmd *cobra.Command, argv []string) error {
+		return a.changeStore(cmd, argv[0], "bury", map[string]any{"force": *force})
+	}
+	return []*cobra.Command{
+		command("show ID", "Show a store and why balance does not use it", func(cmd *cobra.Command, argv []string) error {
+			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
+		}),
+		action("offline", "Empty a store, then retire it for good; up cancels"),
+		action("up", "Cancel offline"),
+		action("evict", "Move all leaders off a store and keep them off"),
+		action("unevict", "Let a store have leaders again"),
+		bury,
+		command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", func(cmd *cobra.Command, argv []string) error {
+			w, err := strconv.ParseFloat(argv[1], 64)
+			if err != nil {
+				return usagef("%q is not a weight", argv[1])
+			}
+			return a.changeStore(cmd, argv[0], "weight", map[string]any{"weight": w})
+		}),
+		a.storeRemoveCmd(), a.storeLimitCmd(), a.storeLabelCmd(),
+	}
+}
+
+func (a *app) changeStore(cmd *cobra.Command, store, action string, body any) error {
+	return a.oneStore(cmd, http.MethodPost, store, "/"+action, body)
+}
+
+func (a *app) oneStore(cmd *cobra.Command, method, arg, action string, body any) error {
+	n, err := number(arg, "store")
+	if err != nil {
+		return err
+	}
+	var st storeInfo
+	return a.show(cmd, method, "/stores/"+id(n)+action, body, &st, func() error { return a.printStore(st) })
+}
+
+func (a *app) printStore(st storeInfo) error {
+	rows := [][]string{
+		{"address", st.Address},
+		{"labels", labelText(st.Labels)},
+		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
+		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
+		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(int64(st.LoadMiB)), st.Weight, mib(int64(st.MeanMiB)))},
+		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
+	}
+	if st.LastHeartbeat != nil {
+		rows = append(rows, []string{"heartbeat", seconds(st.Silent) + " ago"})
+	}
+	if st.StartTime != nil {
+		rows = append(rows, []string{"started", humanize.Time(*st.StartTime)})
+	}
+	if st.EvictLeaders {
+		rows = append(rows, []string{"leaders", "kept off (evict)"})
+	}
+	if st.NotTarget != "" {
+		rows = append(rows, []string{"no target", "because of " + st.NotTarget})
+	}
+	if st.NotSource != "" {
+		rows = append(rows, []string{"no source", "because of " + st.NotSource})
+	}
+	return a.table([]string{"STORE " + id(st.ID), strings.TrimSpace(st.State + " " + st.Version)}, rows)
+}
+
+func labelText(labels map[string]string) string {
+	out := make([]string, 0, len(labels))
+	for k, v := range labels {
+		out = append(out, k+"="+v)
+	}
+	sort.Strings(out)
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, " ")
+}
+
+func (a *app) storeRemoveCmd() *cobra.Command {
+	return command("remove ID", "Drop the record of a tombstone", func(cmd *cobra.Command, argv []string) error {
+		n, err := number(argv[0], "store")
+		if err != nil {
+			return err
+		}
+		return a.show(cmd, http.MethodDelete, "/stores/"+id(n), nil, nil, func() error {
+			_, err := fmt.Fprintf(a.stdout, "removed store %d\n", n)
+			return err
+		})
+	})
+}
+
+type storesInfo struct {
+	Stores []storeInfo `json:"stores"`
+}
+
+// storeLimitCmd shows what the stores have in flight beside the budget, which is one for all of them.
+func (a *app) storeLimitCmd() *cobra.Command {
+	cmd := command("limit", "Show or set the budget of moves in flight, the same for every store", nil)
+	moves := cmd.Flags().Int("moves", 0, "allow so many moves at once, each way")
+	size := cmd.Flags().Int("mib", 0, "allow so many MiB in flight, each way")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		change := map[string]int{}
+		if cmd.Flags().Changed("moves") {
+			change["store-moves-in-flight"] = *moves
+		}
+		if cmd.Flags().Changed("mib") {
+			change["store-bytes-in-flight-mib"] = *size
+		}
+		var cfg struct {
+			Schedule struct {
+				Moves int   `json:"store-moves-in-flight"`
+				MiB   int64 `json:"store-bytes-in-flight-mib"`
+			} `json:"schedule"`
+		}
+		method, body := http.MethodGet, any(nil)
+		if len(change) > 0 {
+			method, body = http.MethodPatch, map[string]any{"schedule": change}
+		}
+		if _, err := a.ask(cmd.Context(), method, "/config", body, &cfg); err != nil {
+			return err
+		}
+		var out storesInfo
+		return a.show(cmd, http.MethodGet, "/stores", nil, &out, func() error {
+			var rows [][]string
+			use := func(moves int, size int64) string {
+				return fmt.Sprintf("%d of %d, %s of %s", moves, cfg.Schedule.Moves, mib(size), mib(cfg.Schedule.MiB))
+			}
+			for _, st := range out.Stores {
+				rows = append(rows, []string{id(st.ID), st.Address, use(st.MovesIn, st.InMiB), use(st.MovesOut, st.OutMiB)})
+			}
+			return a.table([]string{"STORE", "ADDRESS", "IN FLIGHT TO IT", "FROM IT"}, rows)
+		})
+	}
+	return cmd
+}
+
+// storeLabelCmd only shows labels: a store brings its own from its configuration.
+func (a *app) storeLabelCmd() *cobra.Command {
+	return command("label", "Show the stores' labels (set in their configuration)", func(cmd *cobra.Command, _ []string) error {
+		var out storesInfo
+		return a.show(cmd, http.MethodGet, "/stores", nil, &out, func() error {
+			var rows [][]string
+			for _, st := range out.Stores {
+				rows = append(rows, []string{id(st.ID), st.Address, labelText(st.Labels)})
+			}
+			return a.table([]string{"STORE", "ADDRESS", "LABELS"}, rows)
+		})
+	})
+}

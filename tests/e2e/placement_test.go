@@ -1,0 +1,241 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+)
+
+// console runs tinyctl against one cluster.
+type console struct {
+	t *testing.T
+	c *localcluster.Cluster
+}
+
+// run checks the exit code and returns what was printed.
+func (k console) run(code int, line string) string {
+	k.t.Helper()
+	argv := append([]string{"-s", strings.Join(k.c.Endpoints(), ",")}, strings.Fields(line)...)
+	out, err := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"), argv...).CombinedOutput()
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		require.NoError(k.t, err)
+	}
+	require.Equal(k.t, code, got, "tinyctl %s: %s", line, out)
+	return string(out)
+}
+
+func (k console) has(line string, want ...string) {
+	k.t.Helper()
+	out := k.run(0, line)
+	for _, w := range want {
+		require.Contains(k.t, out, w, "tinyctl %s", line)
+	}
+}
+
+func (k console) fails(line, want string) {
+	k.t.Helper()
+	out := k.run(1, line)
+	require.Contains(k.t, out, want)
+	require.Equal(k.t, 1, strings.Count(out, "\n"), "one line: %s", out)
+}
+
+func (k console) json(line string, into any) {
+	k.t.Helper()
+	out := k.run(0, "-o json "+line)
+	require.NoError(k.t, json.Unmarshal([]byte(out), into), "tinyctl %s: %s", line, out)
+}
+
+type regionView struct {
+	ID     uint64 `json:"id"`
+	Leader uint64 `json:"leader_store"`
+	Peers  []struct {
+		Store uint64 `json:"store_id"`
+	} `json:"peers"`
+}
+
+// where is the region's first replica that does not lead, and a store without one.
+func (k console) where(region uint64) (r regionView, follower, free uint64) {
+	k.t.Helper()
+	k.json(fmt.Sprintf("region show %d", region), &r)
+	has := map[uint64]bool{}
+	for _, p := range r.Peers {
+		if has[p.Store] = true; p.Store != r.Leader {
+			follower = p.Store
+		}
+	}
+	var stores []struct {
+		ID uint64 `json:"id"`
+	}
+	k.json("store list", &stores)
+	for _, s := range stores {
+		if !has[s.ID] {
+			free = s.ID
+		}
+	}
+	return r, follower, free
+}
+
+// TestPlacementCommands runs the commands that go to the placement service, on three replicas and a fourth
+// store: with only three, none could be taken offline.
+func TestPlacementCommands(t *testing.T) {
+	c := start(t, 4)
+	cl := open(t, c)
+	require.NoError(t, cl.Put(t.Context(), []byte("a"), []byte("1")))
+	require.NoError(t, cl.Put(t.Context(), []byte("z"), []byte("2")))
+	waitReplicas(t, c, 3)
+	k := console{t, c}
+	var rs []regionView
+	eventually(t, 20*time.Second, func() error {
+		k.json("region list", &rs)
+		if out := k.run(0, "operator list"); len(rs) != 1 || len(rs[0].Peers) != 3 || strings.Count(out, "\n") != 1 {
+			return fmt.Errorf("not at rest: %v %s", rs, out)
+		}
+		return nil
+	})
+	region := rs[0].ID
+	k.regions(region)
+	k.operators(region)
+	k.stores(region)
+	k.policies()
+	k.events()
+	k.members()
+}
+
+func (k console) regions(region uint64) {
+	r, follower, free := k.where(region)
+	k.has(fmt.Sprintf("region show %d", region), fmt.Sprintf("REGION %d", region), "-inf to +inf", fmt.Sprintf("store %d, leader", r.Leader))
+	k.has("region check", "DEFECT", "REGIONS OF 1", "miss-peer")
+	require.Equal(k.t, 1, strings.Count(k.run(0, "region check down-peer"), "\n"))
+	k.fails("region show 987654", "region 987654 is not known")
+
+	k.has(fmt.Sprintf("region transfer-leader %d %d --wait", region, follower), "success",
+		fmt.Sprintf("[x] transfer leader from store %d to store %d", r.Leader, follower))
+	after, _, _ := k.where(region)
+	require.Equal(k.t, follower, after.Leader)
+	k.fails(fmt.Sprintf("region transfer-leader %d %d", region, free), "has no peer on store")
+
+	k.has(fmt.Sprintf("region move-peer %d %d %d --wait", region, r.Leader, free), "success", "[x]")
+	_, _, vacated := k.where(region)
+	require.Equal(k.t, r.Leader, vacated)
+
+	k.has(fmt.Sprintf("region split %d m --wait", region), "success")
+	eventually(k.t, 10*time.Second, func() error {
+		if out := k.run(0, "region list"); strings.Count(out, "\n") != 3 {
+			return fmt.Errorf("not split: %s", out)
+		}
+		return nil
+	})
+	k.has("region key a", " m ")
+	k.has(fmt.Sprintf("region scatter %d", region), fmt.Sprintf("scattered region %d", region))
+}
+
+// operators looks at what regions left behind, and cancels an operator that runs.
+func (k console) operators(region uint64) {
+	k.has("operator history", "admin-transfer-leader", "admin-move-peer", "admin-split", "success")
+	k.has(fmt.Sprintf("operator show %d", region), fmt.Sprintf("of region %d: ", region))
+	k.has("operator list", "REGION", "STATUS")
+	k.fails("operator cancel 987654", "has no running operator")
+	k.fails("operator show 987654", "has had no operator")
+	// The store that gets a replica is stopped, so that the operator cannot end by itself.
+	_, _, free := k.where(region)
+	p := k.c.Stores[0]
+	var st struct {
+		Address string `json:"address"`
+	}
+	k.json(fmt.Sprintf("store show %d", free), &st)
+	for _, s := range k.c.Stores {
+		if s.Addr == st.Address {
+			p = s
+		}
+	}
+	require.NoError(k.t, p.Signal(syscall.SIGSTOP))
+	defer func() { _ = p.Signal(syscall.SIGCONT) }()
+	k.has(fmt.Sprintf("region add-peer %d %d", region, free), "admin-add-peer", "running")
+	k.has("operator list --kind admin", fmt.Sprint(region), "admin-add-peer", "running")
+	k.has(fmt.Sprintf("operator cancel %d", region), "canceled")
+}
+
+func (k console) stores(region uint64) {
+	_, follower, _ := k.where(region)
+	k.has(fmt.Sprintf("store show %d", follower), fmt.Sprintf("STORE %d", follower), "up", "free of", "heartbeat")
+	k.fails("store show 987654", "store 987654 is not registered")
+	k.has(fmt.Sprintf("store weight %d 1.5", follower), "at weight 1.5")
+	k.has(fmt.Sprintf("store weight %d 1", follower), "at weight 1;")
+	k.has(fmt.Sprintf("store evict %d", follower), "kept off (evict)")
+	require.NotContains(k.t, k.run(0, fmt.Sprintf("store unevict %d", follower)), "evict")
+	k.has("store limit --moves 5", "0 of 5")
+	k.has("store limit --moves 8", "0 of 8")
+	k.has("store label", "none")
+	k.fails(fmt.Sprintf("store bury %d", follower), "is alive")
+	k.fails(fmt.Sprintf("store remove %d", follower), "take it offline first")
+
+	k.has(fmt.Sprintf("store offline %d", follower), "offline")
+	r, _, _ := k.where(region)
+	k.fails(fmt.Sprintf("store offline %d", r.Leader), "2 stores would remain")
+	k.has(fmt.Sprintf("store up %d", follower), fmt.Sprintf("STORE %d", follower), "up")
+	k.has("store list", "Up")
+}
+
+func (k console) policies() {
+	k.has("scheduler list", "balance-region", "balance-leader", "running")
+	k.has("scheduler pause balance-region --for 10m", "paused for 10m0s")
+	require.NotContains(k.t, k.run(0, "scheduler resume balance-region"), "paused")
+	k.fails("scheduler pause nobody", "no scheduler")
+	k.has("explain", "balance-region", "balance-leader")
+	k.has("explain balance-region", "balance-region (")
+	k.fails("explain nobody", `no decision of a policy "nobody"`)
+
+	k.has("config get", "schedule.leader-tolerance", "replication.max-replicas", "3")
+	before := strings.TrimSpace(k.run(0, "config get leader-tolerance"))
+	k.has("config set leader-tolerance 7", "schedule.leader-tolerance = 7")
+	require.Equal(k.t, "7\n", k.run(0, "config get schedule.leader-tolerance"))
+	k.has("config set leader-tolerance "+before, "= "+before)
+	k.has("config set store-disconnect 21s", "= 21s")
+	k.fails("config get nonsense", `no setting "nonsense"`)
+	k.fails("config set max-replicas 99", "not between 1 and 15")
+}
+
+func (k console) events() {
+	k.has("events -n 1000", "config-changed", "store-offline", "operator-ended", "admin-split")
+	require.Equal(k.t, 2, strings.Count(k.run(0, "events -n 2"), "\n"))
+	cmd := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"), "-s", k.c.Endpoints()[0], "events", "-f", "-n", "1")
+	out := new(output)
+	cmd.Stdout, cmd.Stderr = out, out
+	require.NoError(k.t, cmd.Start())
+	out.waitFor(k.t, "\n")
+	k.run(0, "config set leader-tolerance 9")
+	out.waitFor(k.t, "PATCH /api/v1/config")
+	require.NoError(k.t, cmd.Process.Signal(syscall.SIGINT))
+	require.NoError(k.t, cmd.Wait(), "interrupted is not failed: %s", out)
+}
+
+func (k console) members() {
+	var out struct {
+		Members []struct {
+			Name string `json:"name"`
+		} `json:"members"`
+	}
+	k.json("member list", &out)
+	require.Len(k.t, out.Members, 1)
+	name := out.Members[0].Name
+	k.has("member list", name, "leader", k.c.Endpoints()[0])
+	k.has("member transfer "+name, name+" gets the leadership")
+	k.fails("member remove "+name, "transfer the leadership first")
+	k.fails("member promote nobody", `no member "nobody"`)
+	k.has("member resign", name+" gave the leadership up")
+	k.has("store limit", "0 of 8") // waits for the next term
+}
