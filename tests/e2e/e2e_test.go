@@ -398,4 +398,15 @@ func TestCommandLine(t *testing.T) {
 	got, err = os.ReadFile(filepath.Join(dst, "a/b/empty"))
 	require.NoError(t, err)
 	require.Empty(t, got)
+
+	jsonl, tsv := filepath.Join(t.TempDir(), "pairs.jsonl"), filepath.Join(t.TempDir(), "pairs.tsv")
+	require.NoError(t, os.WriteFile(jsonl, []byte("{\"key\":\"j1\",\"value\":\"a\"}\n\n{\"key\":\"j2\"}\n"), 0o600))
+	require.NoError(t, os.WriteFile(tsv, []byte("t1\tx\ty\nt2\t\n"), 0o600))
+	must("", "import", "file", jsonl)
+	must("", "import", "file", tsv)
+	must("j1\ta\nj2\t\n", "scan", "--prefix", "j")
+	must("t1\tx\\ty\nt2\t\n", "scan", "t1", "t3", "-e", "text")
+	require.NoError(t, os.WriteFile(jsonl, []byte("{\"key\":\"ok\"}\n{\"kee\":1}\n"), 0o600))
+	_, code = run("import", "file", jsonl)
+	require.Equal(t, 1, code, "a line without a key")
 }
