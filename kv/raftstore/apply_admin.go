@@ -57,7 +57,7 @@ func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.S
 	self := PeerOnStore(right, w.store.storeID)
 	done := message.SplitDone{Left: left, Right: right, RightPeer: self}
 	if self != nil {
-		done.Created, err = w.mayCreate(right.Id, self)
+		done.Created, err = w.mayCreate(right, self)
 		if err != nil {
 			w.store.logger.Error("reading the state of a new region failed", log.RegionID(right.Id), zap.Error(err))
 			w.store.fail(err)
@@ -81,15 +81,15 @@ func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.S
 // mayCreate decides whether a split creates the new region's peer here. Not if this store already had a
 // newer peer of that region: one that is there, or that has been removed again (G1). What then lies in
 // the right half is cleared.
-func (w *applyWorker) mayCreate(regionID uint64, self *metapb.Peer) (bool, error) {
-	st, err := meta.LoadRegionState(w.store.engine, regionID)
+func (w *applyWorker) mayCreate(right *metapb.Region, self *metapb.Peer) (bool, error) {
+	st, err := meta.LoadRegionState(w.store.engine, right.Id)
 	if err != nil {
 		return false, err
 	}
 	if st != nil && (st.State != rspb.PeerState_Tombstone || st.GetPeer().GetId() >= self.Id) {
 		return false, nil
 	}
-	return w.store.meta.reserveSplit(regionID, self.Id), nil
+	return w.store.meta.reserveSplit(right, self.Id), nil
 }
 
 // applyConfChange changes the members of a region. A duplicate or a change that was planned for

@@ -93,6 +93,8 @@ func (p *peer) refuse(m message.Msg) {
 		_ = p.store.sendStore(storeCreateSplit{*m})
 	case *message.Inspect:
 		m.Fn(nil)
+	case *message.Applied:
+		p.createRightHalves(m)
 	default:
 		message.CallbackOf(m).Fail(&RegionNotFoundError{RegionID: p.regionID})
 	}
@@ -215,6 +217,11 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	if m.PeerID != p.meta.Id || m.Index <= p.appliedIndex {
 		return
 	}
+	if p.installing != 0 {
+		// The report is older than the raft snapshot, whose region and members raft has taken over.
+		p.createRightHalves(m)
+		return
+	}
 	st := &p.stats
 	st.sizeDelta += m.SizeDelta
 	st.writtenBytes += uint64(m.Written)
@@ -299,6 +306,25 @@ func (p *peer) onSplitDone(res message.SplitDone) {
 	if p.isLeader() {
 		p.heartbeatRegion()
 		p.store.reportSplit(left, right)
+	}
+}
+
+// createRightHalves lets the right halves of applied splits begin although the left one does not go on
+// as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own their data.
+func (p *peer) createRightHalves(m *message.Applied) {
+	if m.PeerID != p.meta.Id {
+		return
+	}
+	for _, res := range m.Results {
+		split, ok := res.(message.SplitDone)
+		if !ok || !split.Created {
+			continue
+		}
+		right := split.Right
+		p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
+		if err := p.store.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
+			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
+		}
 	}
 }
 

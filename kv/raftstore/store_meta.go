@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 
 	"github.com/google/btree"
@@ -28,8 +29,9 @@ type storeMeta struct {
 		ranges *btree.BTreeG[*metapb.Region]
 		// snapshots reserves ranges of accepted raft snapshots.
 		snapshots map[uint64]*metapb.Region
-		// splitting reserves region ids between the apply of a split and the creation of the peer.
-		splitting    map[uint64]uint64
+		// splitting reserves regions between the apply of a split and the creation of the peer: nothing
+		// else may take their id, and nobody may clear their data.
+		splitting    map[uint64]*metapb.Region
 		pendingVotes []*rspb.RaftMessage
 	}
 }
@@ -42,7 +44,7 @@ func newStoreMeta() *storeMeta {
 	m.mu.peers = map[uint64]uint64{}
 	m.mu.ranges = btree.NewG(32, lessByStart)
 	m.mu.snapshots = map[uint64]*metapb.Region{}
-	m.mu.splitting = map[uint64]uint64{}
+	m.mu.splitting = map[uint64]*metapb.Region{}
 	return m
 }
 
@@ -137,13 +139,13 @@ func (m *storeMeta) releaseSnapshot(regionID uint64) {
 
 // reserveSplit decides whether a split that is being applied creates the new region on this store:
 // not if a newer peer of that region is already known here.
-func (m *storeMeta) reserveSplit(regionID, peerID uint64) bool {
+func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if cur, ok := m.mu.peers[regionID]; ok && (cur > peerID || isInitialized(m.mu.regions[regionID])) {
+	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || isInitialized(m.mu.regions[right.Id])) {
 		return false
 	}
-	m.mu.splitting[regionID] = peerID
+	m.mu.splitting[right.Id] = right
 	return true
 }
 
@@ -228,14 +230,15 @@ func (m *storeMeta) releaseUnused(p *peer) {
 
 type keyRange struct{ start, end []byte }
 
-// freeRanges returns the parts of r's range that no other initialized region of this store has.
+// freeRanges returns the parts of r's range that no other initialized region of this store has, nor the
+// right half of a split whose peer does not run yet: its data is there, and durable.
 func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []keyRange
 	start, done := r.StartKey, false
 	take := func(o *metapb.Region) {
-		if o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
+		if done || o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
 			return
 		}
 		if bytes.Compare(start, o.StartKey) < 0 {
@@ -247,17 +250,25 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 			start = o.EndKey
 		}
 	}
+	var others []*metapb.Region
 	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
-		take(o)
+		others = append(others, o)
 		return o.Id == r.Id
 	})
 	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
 		if !beforeEnd(o.StartKey, r.EndKey) {
 			return false
 		}
-		take(o)
+		others = append(others, o)
 		return true
 	})
+	for _, o := range m.mu.splitting {
+		others = append(others, o)
+	}
+	slices.SortFunc(others, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	for _, o := range others {
+		take(o)
+	}
 	if !done && beforeEnd(start, r.EndKey) {
 		out = append(out, keyRange{start, r.EndKey})
 	}

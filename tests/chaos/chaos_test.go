@@ -108,6 +108,9 @@ type history struct {
 }
 
 func TestChaos(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs many seconds and both cores")
+	}
 	for i := range *flagHistories {
 		seed := *flagSeed + uint64(i)
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed) })
