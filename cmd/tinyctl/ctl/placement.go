@@ -210,7 +210,9 @@ func (a *app) request(ctx context.Context, client *http.Client, method, addr, pa
 
 func id(n uint64) string { return strconv.FormatUint(n, 10) }
 
-func mib(n int64) string { return humanize.IBytes(uint64(max(n, 0)) << 20) }
+func mib[T int64 | float64](n T) string {
+	return humanize.IBytes(uint64(max(float64(n), 0) * (1 << 20)))
+}
 
 func seconds(s float64) string {
 	d := time.Duration(s * float64(time.Second))

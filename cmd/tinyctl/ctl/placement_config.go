@@ -82,8 +82,11 @@ func like(now json.RawMessage, text string) (json.RawMessage, error) {
 
 // plain is a value without quotes and on one line.
 func plain(v json.RawMessage) string {
+	if string(v) == "null" {
+		return "[]"
+	}
 	var text string
-	if json.Unmarshal(v, &text) == nil && string(v) != "null" {
+	if json.Unmarshal(v, &text) == nil {
 		return text
 	}
 	var out bytes.Buffer

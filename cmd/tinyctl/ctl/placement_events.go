@@ -37,7 +37,11 @@ func (a *app) eventsCmd() *cobra.Command {
 		var out struct {
 			Events []event `json:"events"`
 		}
-		data, err := a.ask(cmd.Context(), http.MethodGet, fmt.Sprintf("/events?limit=%d", *limit), nil, &out)
+		n := *limit
+		if *follow {
+			n = max(n, 1) // what comes after it is new
+		}
+		data, err := a.ask(cmd.Context(), http.MethodGet, fmt.Sprintf("/events?limit=%d", n), nil, &out)
 		if err != nil {
 			return err
 		}
@@ -45,11 +49,13 @@ func (a *app) eventsCmd() *cobra.Command {
 			return a.raw(data)
 		}
 		var last event
-		for _, e := range out.Events {
+		if len(out.Events) > 0 {
+			last = out.Events[len(out.Events)-1]
+		}
+		for _, e := range out.Events[:min(len(out.Events), *limit)] {
 			if err := a.printEvent(e); err != nil {
 				return err
 			}
-			last = e
 		}
 		if !*follow {
 			return nil
@@ -108,7 +114,7 @@ func (a *app) copyEvents(stream io.Reader, last *event) error {
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			return fmt.Errorf("event %q: %w", data, err)
 		}
-		if !e.Time.After(last.Time) {
+		if e.Time.Before(last.Time) || e.Time.Equal(last.Time) && e.Seq <= last.Seq {
 			continue
 		}
 		*last = e

@@ -92,7 +92,7 @@ func (a *app) printStore(st storeInfo) error {
 		{"labels", labelText(st.Labels)},
 		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
-		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(int64(st.LoadMiB)), st.Weight, mib(int64(st.MeanMiB)))},
+		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(st.LoadMiB), st.Weight, mib(st.MeanMiB))},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
 	}
 	if st.LastHeartbeat != nil {
