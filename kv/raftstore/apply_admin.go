@@ -86,8 +86,13 @@ func (w *applyWorker) mayCreate(right *metapb.Region, self *metapb.Peer) (bool, 
 	if err != nil {
 		return false, err
 	}
-	if st != nil && (st.State != rspb.PeerState_Tombstone || st.GetPeer().GetId() >= self.Id) {
-		return false, nil
+	if st != nil {
+		switch removed := st.State == rspb.PeerState_Tombstone; {
+		case removed && st.GetPeer().GetId() >= self.Id:
+			return false, nil
+		case !removed && (isInitialized(st.Region) || st.GetPeer().GetId() > self.Id):
+			return false, nil // an uninitialized peer of the same id becomes the right half
+		}
 	}
 	return w.store.meta.reserveSplit(right, self.Id), nil
 }
