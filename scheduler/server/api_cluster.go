@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -188,6 +189,10 @@ func (s *Server) getConfig(*http.Request) (any, error) {
 func (s *Server) patchConfig(r *http.Request) (any, error) {
 	set := *s.cluster.Settings()
 	next := configJSON{set.Schedule, set.Replication}
+	// The body is decoded over the settings: slices must not be those of the live ones, which others read
+	// and which stay if the change is refused.
+	next.Schedule.Schedulers = slices.Clone(next.Schedule.Schedulers)
+	next.Replication.LocationLabels = slices.Clone(next.Replication.LocationLabels)
 	if err := decodeBody(r, &next); err != nil {
 		return nil, err
 	}

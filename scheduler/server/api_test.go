@@ -96,6 +96,11 @@ func TestHTTPAPI(t *testing.T) {
 	require.Equal(t, 8, config.Default().Schedule.StoreMovesInFlight)
 	call(t, s, "PATCH", "/config", `{"schedule":{"store-moves-in-flight":0}}`, 400)
 	call(t, s, "PATCH", "/config", `{"shcedule":{}}`, 400)
+	// A refused change leaves nothing behind, not in slices either.
+	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":["zone","rack"]}}`, 200)
+	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":["BAD","BAD"],"max-replicas":99}}`, 400)
+	require.Equal(t, []string{"zone", "rack"}, s.Cluster().Settings().Replication.LocationLabels)
+	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":[]}}`, 200)
 
 	require.Equal(t, true, call(t, s, "POST", "/schedulers/balance-region/pause?for=1h", "", 200)["schedulers"].([]any)[0].(map[string]any)["paused"])
 	call(t, s, "POST", "/schedulers/balance-region/resume", "", 200)
