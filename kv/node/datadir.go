@@ -138,3 +138,12 @@ func (m *Marker) check(path, engine, mode string) error {
 	}
 	return nil
 }
+
+// checkIdent refuses parts of another store's directory: the marker and the engine must tell the same.
+func (m *Marker) checkIdent(path string, clusterID, storeID uint64) error {
+	if m.ClusterID != clusterID || m.StoreID != storeID {
+		return fmt.Errorf("data-dir %s is marked as store %d of cluster %d, but holds the data of store %d of cluster %d; "+
+			"put back what belongs together", path, m.StoreID, m.ClusterID, storeID, clusterID)
+	}
+	return nil
+}

@@ -162,7 +162,11 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		return err
 	}
 	n.ident = *ident
-	if marker == nil || marker.StoreID == 0 {
+	if marker != nil && marker.StoreID != 0 {
+		if err := marker.checkIdent(n.cfg.DataDir, ident.ClusterId, ident.StoreId); err != nil {
+			return err
+		}
+	} else {
 		if err := n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: "raft", ClusterID: ident.ClusterId, StoreID: ident.StoreId}); err != nil {
 			return err
 		}
