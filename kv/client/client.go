@@ -256,7 +256,7 @@ func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.
 	case err != nil:
 		return c.onRPCError(r, err, deadline)
 	case regionErr != nil:
-		return c.onRegionError(r, regionErr, deadline)
+		return c.onRegionError(r, regionErr)
 	case msg != "":
 		return &verdict{cause: &RequestError{msg}, final: true}
 	}
@@ -288,7 +288,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 }
 
 // onRegionError updates the cache from what the store has said.
-func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error, deadline time.Time) error {
+func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
 	v := &verdict{cause: regionError(e)}
 	switch {
 	case e.NotLeader != nil:
@@ -332,7 +332,6 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error, deadline time.
 		v.final = true
 		v.cause = &RequestError{e.Message}
 	}
-	_ = deadline
 	return v
 }
 

@@ -366,7 +366,8 @@ func (p *peer) onLogGC(t *turn, m *message.LogGC) {
 	p.rn.CompactTo(m.Index)
 }
 
-// onOperator carries out an order of the placement service, planned for the epoch it names.
+// onOperator carries out an order of the placement service, planned for the epoch it names. Nobody waits
+// for the answer: the service learns the outcome from heartbeats, and repeats what is still needed.
 func (p *peer) onOperator(resp *schedulerResponse) {
 	header := message.Header{RegionID: p.regionID, Peer: p.meta, Epoch: resp.RegionEpoch}
 	if resp.GetTargetPeer().GetId() != p.meta.Id || !p.isLeader() {
@@ -374,12 +375,12 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 	}
 	switch {
 	case resp.ChangePeer != nil:
-		p.onAdmin(&message.Admin{Header: header, Callback: p.logRefusal("conf change"), Request: &raft_cmdpb.AdminRequest{
+		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
 			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
 			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: resp.ChangePeer.ChangeType, Peer: resp.ChangePeer.Peer},
 		}})
 	case resp.TransferLeader != nil:
-		p.onAdmin(&message.Admin{Header: header, Callback: p.logRefusal("leader transfer"), Request: &raft_cmdpb.AdminRequest{
+		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
 			CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 			TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: resp.TransferLeader.Peer},
 		}})
@@ -391,10 +392,6 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 		p.onSplitAt(&message.SplitAt{Header: header, Key: key})
 	}
 }
-
-// logRefusal is a callback for commands that nobody waits for. The placement service learns of the
-// outcome from heartbeats and repeats what is still needed.
-func (p *peer) logRefusal(string) *message.Callback { return nil }
 
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {

@@ -176,8 +176,7 @@ func (s *Store) Start(context.Context) error {
 	if err := s.recover(); err != nil {
 		return err
 	}
-	for i, w := range s.appliers {
-		_ = i
+	for _, w := range s.appliers {
 		s.goIn(&s.applyWG, w.run)
 	}
 	s.goIn(&s.wg, func() { s.regionRunner.run(s.ctx) })
