@@ -110,6 +110,9 @@ type Raftstore struct {
 	PeerDownAfter           Duration `toml:"peer-down-after"`
 	SnapshotGCInterval      Duration `toml:"snapshot-gc-interval"`
 	SnapshotMaxAge          Duration `toml:"snapshot-max-age"`
+	// SlowSync is how long a sync of the raft log may take before it counts as slow; 0 never. A store
+	// whose syncs are slow says so in its heartbeats and is given no more replicas and leaders.
+	SlowSync Duration `toml:"slow-sync"`
 }
 
 // Default is what a tinykv-server does without any option.
@@ -144,7 +147,7 @@ func Default() *Config {
 			RegionHeartbeatInterval: Dur(10 * time.Second), StoreHeartbeatInterval: Dur(10 * time.Second),
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
 			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
-			SnapshotMaxAge: Dur(4 * time.Hour),
+			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
 		},
 	}
 }
