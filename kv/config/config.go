@@ -266,6 +266,9 @@ func (r *Raftstore) validate(bad func(string, ...any)) {
 			bad("raftstore.%s: %s is not positive", d.name, d.d)
 		}
 	}
+	if r.SlowSync.Duration < 0 {
+		bad("raftstore.slow-sync: %s is negative; 0 means never", r.SlowSync)
+	}
 	if r.LogGCCountLimit == 0 || r.LogGCSizeLimit <= 0 {
 		bad("raftstore: log-gc limits must be positive")
 	}

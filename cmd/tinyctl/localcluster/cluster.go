@@ -53,6 +53,7 @@ type Process struct {
 	Status  string // status address of a store
 	LogFile string
 	DataDir string
+	Env     []string // added to the environment
 	bin     string
 	args    []string
 	onExit  func(*Process, error)
@@ -259,6 +260,7 @@ func (p *Process) Start() error {
 	}
 	cmd := exec.Command(p.bin, p.args...)
 	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(cmd.Environ(), p.Env...)
 	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we
 	// die, they must not stay behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
