@@ -332,6 +332,8 @@ func (p *peer) createRightHalves(m *message.Applied) {
 // term and vote and becomes the right half in place, so that no two objects ever stand for one region.
 func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	if p.initialized() || m.Peer.Id < p.meta.Id {
+		// A raft snapshot was faster: it has the right half, and more.
+		p.store.meta.finishSplit(m.Region.Id)
 		return
 	}
 	p.failAllReads(&RegionNotFoundError{RegionID: p.regionID})
