@@ -108,6 +108,7 @@ type history struct {
 	rec    *cluster.History
 	stop   chan struct{}
 	ops    atomic.Int64
+	pairs  atomic.Int64 // pairs seen within one page
 	bitten map[string]int
 	wiped  bool     // a store was replaced; used by the track of process faults alone
 	broken sync.Map // names of stores that must end because their disk fails
@@ -217,6 +218,11 @@ func (h *history) rage() {
 		wg.Add(1)
 		go func() { defer wg.Done(); h.client(i) }()
 	}
+	for i := range pairWriters {
+		wg.Add(2)
+		go func() { defer wg.Done(); h.writePairs(i) }()
+		go func() { defer wg.Done(); h.readPairs() }()
+	}
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
 	before := float64(h.ops.Load()) / calm.Seconds()
@@ -235,11 +241,12 @@ func (h *history) rage() {
 	wg.Wait()
 	held, delayed, reset := h.net.Met()
 	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
-	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown; faults %v",
-		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.bitten)
+	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; faults %v",
+		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.bitten)
 	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
+	require.Positive(h.t, h.pairs.Load(), "no page showed a pair")
 }
 
 // fill writes so much beside the keys that regions split by size as well.

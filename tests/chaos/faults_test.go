@@ -56,6 +56,7 @@ var networkFaults = map[string]fault{
 	"no-clients":        (*history).noClients,
 	"delay":             (*history).delay,
 	"resets":            (*history).resets,
+	"snapshots":         (*history).snapshots,
 }
 
 var diskFaults = map[string]fault{
@@ -94,21 +95,39 @@ func (h *history) draw(t track) []string {
 	return names[:min(n[t.name], len(names))]
 }
 
-// runFaults runs the drawn faults for the flag's duration.
+// enough is how often what a fault is about must have happened for the history to count.
+var enough = map[string]func(events) bool{
+	"split-storm":    func(e events) bool { return e.Splits >= 20 },
+	"transfer-storm": func(e events) bool { return e.Leaders >= 20 },
+	"snapshots":      func(e events) bool { return e.Snapshots >= 5 },
+}
+
+// runFaults runs the drawn faults for the flag's duration, and on, up to three times as long, until all
+// have happened often enough.
 func (h *history) runFaults() {
-	end := time.Now().Add(*flagDuration)
+	begun := time.Now()
+	var names []string
+	going := func() bool {
+		passed := time.Since(begun)
+		return passed < *flagDuration || passed < 3**flagDuration && len(h.lacking(names)) > 0
+	}
+	drawn := make([][]string, len(tracks))
+	for i, t := range tracks {
+		drawn[i] = h.draw(t)
+		names = append(names, drawn[i]...)
+	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
+	for _, name := range names {
+		h.bitten[name] = 0
+	}
 	for i, t := range tracks {
-		names := h.draw(t)
-		for _, name := range names {
-			h.bitten[name] = 0
-		}
+		names := drawn[i]
 		wg.Add(1)
-		go func() { // ends soon after end
+		go func() { // ends soon after going is false
 			defer wg.Done()
 			rng := rand.New(rand.NewPCG(h.seed, uint64(100+i)))
-			for k := 0; len(names) > 0 && (time.Now().Before(end) || t.each && k < len(names)); k++ {
+			for k := 0; len(names) > 0 && (going() || t.each && k < len(names)); k++ {
 				name := names[k%len(names)]
 				if err := t.faults[name](h, rng); err == nil {
 					mu.Lock()
@@ -120,11 +139,51 @@ func (h *history) runFaults() {
 		}()
 	}
 	wg.Wait()
+	h.makeUp(names)
 	for name, n := range h.bitten {
 		if n == 0 {
 			h.t.Errorf("fault %s did not bite", name)
 		}
 	}
+	if lack := h.lacking(names); len(lack) > 0 {
+		h.t.Errorf("too little of %v happened for the history to count: %+v", lack, h.happened())
+	}
+}
+
+// makeUp repeats, with nothing else broken, the faults that others have kept from biting.
+func (h *history) makeUp(names []string) {
+	h.heal()
+	rng := rand.New(rand.NewPCG(h.seed, 99))
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // a pace
+		again := h.lacking(names)
+		for name, n := range h.bitten {
+			if n == 0 {
+				again = append(again, name)
+			}
+		}
+		if len(again) == 0 {
+			return
+		}
+		for _, name := range again {
+			for _, t := range tracks {
+				if f := t.faults[name]; f != nil && f(h, rng) == nil {
+					h.bitten[name]++
+				}
+			}
+		}
+	}
+}
+
+// lacking lists the faults that have not shown enough effect.
+func (h *history) lacking(names []string) []string {
+	var out []string
+	e := h.happened()
+	for _, name := range names {
+		if f := enough[name]; f != nil && !f(e) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // heal brings every connection and process back.

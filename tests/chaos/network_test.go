@@ -81,6 +81,12 @@ func (h *history) oneWay(rng *rand.Rand) error {
 	return h.last(between(rng, 1000, 4000))
 }
 
+// snapshots keeps a store away for so long that the others have dropped what it lacks from their logs.
+func (h *history) snapshots(rng *rand.Rand) error {
+	h.apart([]string{h.anyStore(rng).Name}, h.storeNames(), netproxy.Rule{Cut: true})
+	return h.last(between(rng, 3000, 5000))
+}
+
 // ring lets each store see its two neighbours only, so that majorities overlap but differ.
 func (h *history) ring(rng *rand.Rand) error {
 	all := h.storeNames()
