@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -169,4 +172,73 @@ func TestOverlappingSnapshotIsRefused3B(t *testing.T) {
 	mustPut(t, c, cl, "a", "new")
 	c.CheckConsistency()
 	mustGet(t, c, cl, "m", "new")
+}
+
+// TestWriteBehindASplitIsRefused3B: a write that is proposed under the old epoch after a split, but before
+// the split is applied, must not take effect: its key belongs to another region by then (H1).
+func TestWriteBehindASplitIsRefused3B(t *testing.T) {
+	ctls := map[uint64]*faultfs.Controller{1: {}, 2: {}, 3: {}}
+	c := cluster.New(t, cluster.Options{Stores: 3, Controllers: ctls})
+	leader := c.WaitLeader(cluster.FirstRegionID)
+	cl := c.Client()
+	defer cl.Close()
+	mustPut(t, c, cl, "a", "v")
+	mustPut(t, c, cl, "m", "old")
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	store := leader.Store()
+	before, err := store.Peer(ctx, cluster.FirstRegionID)
+	require.NoError(t, err)
+	proposed := func(n uint64) {
+		t.Helper()
+		c.Eventually(10*time.Second, func() string {
+			if info, err := store.Peer(ctx, cluster.FirstRegionID); err != nil || info.LastIndex < before.LastIndex+n {
+				return fmt.Sprintf("%d entries are not proposed yet: %v", n, err)
+			}
+			return ""
+		})
+	}
+	// The leader's apply worker stops with the next batch.
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	ctls[leader.ID].Set(func(op faultfs.Op) error {
+		if strings.HasPrefix(op.Kind, "commit") {
+			once.Do(func() { close(reached); <-release })
+		}
+		return nil
+	})
+	write := func(key, value string) *message.Callback {
+		w := &message.Write{
+			Header: message.Header{RegionID: cluster.FirstRegionID, Peer: before.Peer, Epoch: before.Region.RegionEpoch},
+			MinKey: []byte(key), MaxKey: []byte(key), Callback: message.NewCallback(),
+			Payload: message.AppendPut(nil, "default", []byte(key), []byte(value)),
+		}
+		store.Write(w)
+		return w.Callback
+	}
+	first := write("a", "w")
+	<-reached
+	split := make(chan error, 1)
+	go func() {
+		_, err := store.SplitAt(ctx, cluster.FirstRegionID, []byte("k"))
+		split <- err
+	}()
+	proposed(2)
+	late, stays := write("m", "late"), write("b", "late")
+	proposed(3)
+	close(release)
+	res, err := first.Wait(ctx)
+	require.NoError(t, err)
+	require.NoError(t, res.Err)
+	require.NoError(t, <-split)
+	for _, cb := range []*message.Callback{late, stays} {
+		res, err = cb.Wait(ctx)
+		require.NoError(t, err)
+		var mismatch *raftstore.EpochNotMatchError
+		require.ErrorAs(t, res.Err, &mismatch)
+		require.Len(t, mismatch.Regions, 2, "both halves are told")
+	}
+	mustGet(t, c, cl, "m", "old")
+	mustGet(t, c, cl, "a", "w")
+	c.CheckConsistency()
 }

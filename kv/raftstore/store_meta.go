@@ -199,7 +199,8 @@ func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessag
 	return out
 }
 
-// withNeighbours returns the region together with its adjacent regions on this store, in key order.
+// withNeighbours returns the region together with its adjacent regions on this store, in key order, also
+// one that a split has made and whose peer does not run yet.
 func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -217,7 +218,13 @@ func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 	}
 	out = append(out, r)
 	if len(r.EndKey) > 0 {
-		if next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey}); ok && next.Id != r.Id {
+		next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey})
+		for _, o := range m.mu.splitting {
+			if !ok && bytes.Equal(o.StartKey, r.EndKey) {
+				next, ok = o, true // split off, and about to run
+			}
+		}
+		if ok && next.Id != r.Id {
 			out = append(out, next)
 		}
 	}

@@ -57,7 +57,7 @@ var bugs = []bug{
 		change: [][2]string{{"props[0].index == e.Index && props[0].term == e.Term", "props[0].index == e.Index"}},
 	},
 	{
-		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "Split.*3B", tries: 5,
+		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
 			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}\n	}\n	return w.applyWrite", "	return w.applyWrite"},
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
