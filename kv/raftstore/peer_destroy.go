@@ -21,6 +21,7 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	if p.stopped || (!p.initialized() && !p.store.meta.beginDying(p.regionID)) {
 		return // of a peer that a split takes over, whoever wants it gone will say so again
 	}
+	p.wake() // ends its share in the store's accounts
 	p.stopped = true
 	p.logger.Info("destroying peer", zap.Uint64("conf-ver", region.GetRegionEpoch().GetConfVer()))
 	gone := &RegionNotFoundError{RegionID: p.regionID}

@@ -31,6 +31,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 }
 
 func (p *peer) handleMessage(t *turn, m message.Msg) {
+	p.stir(m)
 	switch m := m.(type) {
 	case *message.Raft:
 		p.onRaft(t, m.Message)
@@ -52,6 +53,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		p.onStart(m)
 	case *message.BecomeSplit:
 		p.onBecomeSplit(t, m)
+	case *message.StoreLost:
+		p.onStoreLost(m)
 	case *message.Unreachable:
 		p.rn.ReportUnreachable(m.ToPeer)
 	case *message.SnapshotSent:
@@ -126,6 +129,9 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	}
 	now := p.store.clock.Now()
 	p.lastHeard[m.From] = now
+	if rm.Hibernate && p.onHibernate(m) {
+		return
+	}
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
 		p.heardLeader(now)

@@ -24,6 +24,11 @@ type mailbox struct {
 	peer *peer
 	// handle is what readers on other goroutines may know.
 	handle atomic.Pointer[readHandle]
+	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
+	asleep atomic.Bool
+	duty   atomic.Int64
+	// read is set by local reads, so that a region that is only read stays awake.
+	read atomic.Bool
 
 	mu struct {
 		sync.Mutex
@@ -123,10 +128,15 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 	return nil
 }
 
-// tick adds ticks to every mailbox.
-func (r *router) tick(n int) {
+// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base.
+func (r *router) tick(n int, now int64) {
 	r.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
+		if b.asleep.Load() {
+			if duty := b.duty.Load(); duty == 0 || now < duty {
+				return true
+			}
+		}
 		b.mu.Lock()
 		wake := !b.mu.closed && !b.mu.queued
 		b.mu.ticks += n

@@ -36,7 +36,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	require.Equal(t, maxQueuedRaftMessages, rafts)
 	require.EqualValues(t, 1, r.dropped.Load())
 	for range 100 {
-		r.tick(1)
+		r.tick(1, 0)
 	}
 	require.NoError(t, r.send(1, &message.Applied{}))
 	boxes, ok := r.ready.pop(nil, 10, 1)

@@ -78,6 +78,7 @@ region-heartbeat-interval = "300ms"
 store-heartbeat-interval = "500ms"
 stale-peer-check = "2s"
 peer-down-after = "5s"
+hibernate-after = "200ms"
 scheduler-timeout = "1s"
 `
 

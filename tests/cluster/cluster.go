@@ -77,6 +77,7 @@ func TestConfig() *config.Config {
 	r := &c.Raftstore
 	r.TickInterval = config.Dur(10 * time.Millisecond)
 	r.HeartbeatTicks, r.ElectionTicks = 2, 10
+	r.HibernateAfter = config.Dur(50 * time.Millisecond) // regions sleep and wake all the time
 	r.RaftWorkers, r.ApplyWorkers = 2, 2
 	r.LogGCInterval = config.Dur(50 * time.Millisecond)
 	r.SplitCheckInterval = config.Dur(50 * time.Millisecond)
