@@ -100,6 +100,7 @@ func (p *peer) fallAsleep() {
 	p.store.live.sleep(p.sleep.stores)
 	p.setDuty()
 	p.box.asleep.Store(true)
+	p.store.router.noteAwake(p.box, false)
 }
 
 // wake starts the clock again, as if the leader had been heard just now.
@@ -110,6 +111,9 @@ func (p *peer) wake() {
 	now := p.store.clock.Now()
 	p.sleep.asleep, p.sleep.active = false, now
 	p.box.asleep.Store(false)
+	if !p.stopped {
+		p.store.router.noteAwake(p.box, true)
+	}
 	p.store.live.wake(p.sleep.stores)
 	p.heardLeader(now)
 	for _, q := range p.region().Peers {

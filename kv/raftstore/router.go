@@ -25,8 +25,9 @@ type mailbox struct {
 	// handle is what readers on other goroutines may know.
 	handle atomic.Pointer[readHandle]
 	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
-	asleep atomic.Bool
-	duty   atomic.Int64
+	asleep  atomic.Bool
+	duty    atomic.Int64
+	counted atomic.Bool // in router.awake
 	// read is set by local reads, so that a region that is only read stays awake.
 	read atomic.Bool
 
@@ -50,10 +51,13 @@ type router struct {
 	maxCommands int
 	dropped     atomic.Uint64
 	ready       readyQueue
+	// awake counts peers that want ticks; stirred has a signal when the first of them has woken.
+	awake   atomic.Int64
+	stirred chan struct{}
 }
 
 func newRouter(maxCommands int) *router {
-	r := &router{maxCommands: maxCommands}
+	r := &router{maxCommands: maxCommands, stirred: make(chan struct{}, 1)}
 	r.ready.mu.cond = sync.NewCond(&r.ready.mu)
 	return r
 }
@@ -70,6 +74,7 @@ func (r *router) register(p *peer) bool {
 	_, loaded := r.boxes.LoadOrStore(p.regionID, p.box)
 	if !loaded {
 		r.count.Add(1)
+		r.noteAwake(p.box, true)
 	}
 	return !loaded
 }
@@ -78,6 +83,7 @@ func (r *router) register(p *peer) bool {
 func (r *router) close(b *mailbox) []message.Msg {
 	if r.boxes.CompareAndDelete(b.regionID, b) {
 		r.count.Add(-1)
+		r.noteAwake(b, false)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -126,6 +132,24 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 		r.ready.push(b)
 	}
 	return nil
+}
+
+// noteAwake counts a mailbox among those that want ticks, or not any more. Called by whoever holds the
+// mailbox, or registers or closes it; a mailbox that is not registered does not count.
+func (r *router) noteAwake(b *mailbox, awake bool) {
+	if b.counted.Swap(awake) == awake {
+		return
+	}
+	if !awake {
+		r.awake.Add(-1)
+		return
+	}
+	if r.awake.Add(1) == 1 {
+		select {
+		case r.stirred <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base.

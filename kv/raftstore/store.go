@@ -401,20 +401,30 @@ func (s *Store) askRegionTruth(regionID uint64) {
 	})
 }
 
-// runTicker wakes every peer once in an interval; how many ticks have passed is each peer's own
-// reckoning (peer.elapsedTicks).
+// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only looks for duties.
 func (s *Store) runTicker() {
-	ticker := time.NewTicker(s.cfg.Raftstore.TickInterval.Duration)
-	defer ticker.Stop()
+	interval := s.cfg.Raftstore.TickInterval.Duration
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-ticker.C:
+		case <-s.router.stirred:
+		case <-timer.C:
 			s.router.tick(1, s.live.now())
+		}
+		if s.router.awake.Load() > 0 {
+			timer.Reset(interval)
+		} else {
+			timer.Reset(max(interval, dutyInterval))
 		}
 	}
 }
+
+// dutyInterval is how late the duty of a sleeping peer may be.
+const dutyInterval = time.Second
 
 // TransferLeaders hands the leadership of every region to another peer, as far as one is fit, and
 // returns when none is left or ctx ends. Part of a graceful stop.

@@ -60,8 +60,7 @@ type Raft struct{ Message *rspb.RaftMessage }
 // Start is the first message of every peer.
 type Start struct{ Campaign bool }
 
-// StoreLost reports that the connection to a store broke, or that it has been silent for an election
-// timeout. Heard is when the store was last heard.
+// StoreLost reports that the connection to a store broke, or that it has long been silent. Heard is when the store was last heard.
 type StoreLost struct {
 	StoreID uint64
 	Heard   time.Time
