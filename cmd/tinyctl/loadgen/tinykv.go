@@ -19,7 +19,9 @@ func NewTinyKV(c *client.Client, name string) Driver { return tinykvDriver{c, na
 
 func (d tinykvDriver) Name() string { return d.name }
 
-func (d tinykvDriver) Put(ctx context.Context, key, value []byte) error { return d.c.Put(ctx, key, value) }
+func (d tinykvDriver) Put(ctx context.Context, key, value []byte) error {
+	return d.c.Put(ctx, key, value)
+}
 
 func (d tinykvDriver) Get(ctx context.Context, key []byte) (int, error) {
 	v, found, err := d.c.Get(ctx, key)
