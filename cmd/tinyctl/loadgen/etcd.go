@@ -31,7 +31,7 @@ type EtcdOptions struct {
 func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 	endpoints := o.Endpoints
 	if o.LeaderOnly {
-		leader, err := etcdLeader(ctx, o.Endpoints)
+		leader, err := EtcdLeader(ctx, o.Endpoints)
 		if err != nil {
 			return nil, err
 		}
@@ -57,8 +57,8 @@ func newEtcdClient(endpoints []string) (*clientv3.Client, error) {
 	return c, nil
 }
 
-// etcdLeader finds the endpoint whose member leads.
-func etcdLeader(ctx context.Context, endpoints []string) (string, error) {
+// EtcdLeader finds the endpoint whose member leads.
+func EtcdLeader(ctx context.Context, endpoints []string) (string, error) {
 	c, err := newEtcdClient(endpoints)
 	if err != nil {
 		return "", err
