@@ -99,6 +99,10 @@ func choose(list string, known []string) ([]string, error) {
 }
 
 func (o options) wants(cell string) bool { return len(o.cells) == 0 || slices.Contains(o.cells, cell) }
+
+// only tells whether a cell is all that is to be measured.
+func (o options) only(cell string) bool { return len(o.cells) == 1 && o.cells[0] == cell }
+
 func (o options) measures(system string) bool {
 	return len(o.systems) == 0 || slices.Contains(o.systems, system)
 }

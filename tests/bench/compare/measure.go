@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
+	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -31,12 +32,13 @@ func (b *bench) oneRound(ctx context.Context) error {
 	steps := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"ideal", b.ideal}, {"echo", b.echo}}
+	}{{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"ideal", b.ideal}, {"echo", b.echo}, {"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover}}
 	if b.round%2 == 1 {
 		steps[0], steps[1] = steps[1], steps[0]
 	}
-	for _, s := range steps {
-		if !b.o.measures(s.name) {
+	const lastLoad = 3 // failovers follow
+	for i, s := range steps {
+		if !b.o.measures(s.name) || i > lastLoad && !b.o.wants(extraFailover) || i <= lastLoad && b.o.only(extraFailover) {
 			continue
 		}
 		fmt.Fprintf(b.progress, "round %d of %d: %s\n", b.round+1, b.o.rounds, s.name)
@@ -200,11 +202,22 @@ func (b *bench) profile(ctx context.Context, t *rig.TinyKV, series string, c cel
 	return func() { done <- rig.Profile(ctx, store, b.o.duration, file) }, func() error { return <-done }, nil
 }
 
-// failover kills the leader's process under four writers and measures how soon a write succeeds that
-// began after it.
-func (b *bench) failover(ctx context.Context, s rig.System, restart bool) error {
-	if !b.o.wants(extraFailover) {
-		return nil
+// failover starts a system without data, kills the leader's process under four writers, and measures how
+// soon a write succeeds that began after it.
+func (b *bench) failover(ctx context.Context, s rig.System) error {
+	defer s.Stop()
+	sctx, cancelStart := context.WithTimeout(ctx, startLimit)
+	defer cancelStart()
+	if err := s.Start(sctx); err != nil {
+		return err
+	}
+	if err := rig.FirstPut(sctx, s, rig.Mode{}); err != nil {
+		return err
+	}
+	if t, ok := s.(*rig.TinyKV); ok {
+		if err := t.WaitReplicas(sctx, 3); err != nil {
+			return err
+		}
 	}
 	d, err := s.Open(ctx, rig.Mode{Failover: true})
 	if err != nil {
@@ -215,7 +228,16 @@ func (b *bench) failover(ctx context.Context, s rig.System, restart bool) error 
 	if err != nil {
 		return err
 	}
-	wctx, cancel := context.WithTimeout(ctx, startLimit)
+	took, err := killLeader(sctx, d, leader)
+	if err == nil {
+		b.figures.add(b.round, took.Seconds(), s.Name(), extraFailover, "seconds")
+	}
+	return err
+}
+
+// killLeader measures under four writers the time from the kill to the first success.
+func killLeader(ctx context.Context, d loadgen.Driver, leader *localcluster.Process) (time.Duration, error) {
+	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var killed atomic.Int64 // nanoseconds since began; 0: not yet
 	began := time.Now()
@@ -251,24 +273,17 @@ func (b *bench) failover(ctx context.Context, s rig.System, restart bool) error 
 	select {
 	case <-warm:
 	case <-wctx.Done():
-		return fmt.Errorf("writes before the kill: %w", wctx.Err())
+		return 0, fmt.Errorf("writes before the kill: %w", wctx.Err())
 	}
 	if !pause(wctx, rand.N(100*time.Millisecond)) { // not always at the same point of a heartbeat
-		return wctx.Err()
+		return 0, wctx.Err()
 	}
 	killed.Store(int64(time.Since(began)))
 	leader.Kill()
 	select {
 	case took := <-first:
-		b.figures.add(b.round, took.Seconds(), s.Name(), extraFailover, "seconds")
+		return took, nil
 	case <-wctx.Done():
-		return fmt.Errorf("no write after the kill: %w", wctx.Err())
+		return 0, fmt.Errorf("no write after the kill: %w", wctx.Err())
 	}
-	if !restart {
-		return nil
-	}
-	if err := leader.Start(); err != nil {
-		return err
-	}
-	return leader.WaitReady(wctx)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/tests/bench/rig"
@@ -19,10 +20,7 @@ func (b *bench) etcd(ctx context.Context) error {
 	if err := b.cells(ctx, s, "etcd", "", rig.Mode{}, matrix); err != nil {
 		return err
 	}
-	if err := b.memory("etcd", s.PIDs()); err != nil {
-		return err
-	}
-	return b.failover(ctx, s, false)
+	return b.memory("etcd", s.PIDs())
 }
 
 // begin starts a system, looks at it idle, and loads it.
@@ -68,10 +66,31 @@ func (b *bench) tinykv(ctx context.Context) error {
 	if err := b.cells(ctx, s, "stream", streamPrefix, rig.Mode{}, streamCells); err != nil {
 		return err
 	}
-	if err := b.failover(ctx, s, true); err != nil {
+	return b.regions(ctx, s)
+}
+
+// After a split leaders move to other stores: until nothing has moved for settleQuiet, at most for
+// settleLimit.
+const (
+	settleQuiet = 1500 * time.Millisecond
+	settleLimit = 8 * time.Second
+)
+
+// etcdFailover and tinykvFailover have clusters of their own.
+func (b *bench) etcdFailover(ctx context.Context) error {
+	s, err := rig.NewEtcd(b.o.bins)
+	if err != nil {
 		return err
 	}
-	return b.regions(ctx, s)
+	return b.failover(ctx, s)
+}
+
+func (b *bench) tinykvFailover(ctx context.Context) error {
+	s, err := rig.NewTinyKV(b.o.bins, 3, "")
+	if err != nil {
+		return err
+	}
+	return b.failover(ctx, s)
 }
 
 // regions compares one region with 32 in the same cluster.
@@ -86,6 +105,9 @@ func (b *bench) regions(ctx context.Context, s *rig.TinyKV) error {
 	sctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	if err := s.Split(sctx, loadgen.SplitKeys(32, 16)); err != nil {
+		return err
+	}
+	if err := s.WaitSettled(sctx, settleQuiet, settleLimit); err != nil {
 		return err
 	}
 	return b.cell(ctx, s, "32regions", unary, c)

@@ -156,6 +156,34 @@ func (t *TinyKV) WaitReplicas(ctx context.Context, n int) error {
 	})
 }
 
+// WaitSettled returns when no region has changed its leader or its peers for the time quiet, or when limit
+// is over.
+func (t *TinyKV) WaitSettled(ctx context.Context, quiet, limit time.Duration) error {
+	return t.withPlacement(ctx, func(p *placement.Client) error {
+		end := time.Now().Add(limit)
+		before, since := "", time.Now()
+		for time.Now().Before(end) && time.Since(since) < quiet {
+			regions, err := allRegions(ctx, p)
+			if err != nil {
+				return err
+			}
+			now := ""
+			for _, r := range regions {
+				now += fmt.Sprint(r.Meta.Id, r.Meta.Peers, r.Leader.GetId(), len(r.PendingPeers))
+			}
+			if now != before {
+				before, since = now, time.Now()
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		return nil
+	})
+}
+
 // splitBatch is how many keys one request to split names.
 const splitBatch = 64
 
