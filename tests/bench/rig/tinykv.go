@@ -184,10 +184,8 @@ func (t *TinyKV) WaitSettled(ctx context.Context, quiet, limit time.Duration) er
 	})
 }
 
-// splitBatch is how many keys one request to split names.
-const splitBatch = 64
-
-// Split splits regions at keys, which are in order, and returns when all of them are borders.
+// Split splits regions at keys, which are in order, and returns when all of them are borders. A store cuts
+// a region in two at a time, so that each region is cut at the middle one of its keys.
 func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
 	return t.withPlacement(ctx, func(p *placement.Client) error {
 		return poll(ctx, 50*time.Millisecond, func() error {
@@ -201,7 +199,7 @@ func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
 				inside, after := keysInside(rest, r.Meta.StartKey, r.Meta.EndKey)
 				rest = after
 				if left += len(inside); len(inside) > 0 {
-					err = errors.Join(err, t.askSplit(ctx, r.Meta.Id, inside[:min(splitBatch, len(inside))]))
+					err = errors.Join(err, t.askSplit(ctx, r.Meta.Id, inside[len(inside)/2]))
 				}
 			}
 			if left > 0 || len(regions) <= len(keys) {
@@ -226,12 +224,8 @@ func keysInside(keys [][]byte, start, end []byte) (inside, after [][]byte) {
 }
 
 // askSplit plans a split. A region that is busy with another plan is asked again by the caller.
-func (t *TinyKV) askSplit(ctx context.Context, region uint64, keys [][]byte) error {
-	body := map[string][]string{}
-	for _, k := range keys {
-		body["keys"] = append(body["keys"], hex.EncodeToString(k))
-	}
-	return t.Post(ctx, fmt.Sprintf("/regions/%d/split", region), body)
+func (t *TinyKV) askSplit(ctx context.Context, region uint64, key []byte) error {
+	return t.Post(ctx, fmt.Sprintf("/regions/%d/split", region), map[string][]string{"keys": {hex.EncodeToString(key)}})
 }
 
 // TransferLeader plans a change of a region's leader.
