@@ -66,6 +66,7 @@ CPU and memory of the servers are shown when they are processes of this machine.
 		c.PIDs = t.pids
 		return a.bench(cmd.Context(), d, c, names, t.format)
 	}
+	cmd.AddCommand(a.ycsbCmd())
 	return cmd
 }
 

@@ -10,8 +10,8 @@ type Driver interface {
 	// Name tells the driver's kind in results.
 	Name() string
 	Put(ctx context.Context, key, value []byte) error
-	// Get returns the value's length, or -1 if there is no such key.
-	Get(ctx context.Context, key []byte) (int, error)
+	// Read returns the value, nil if there is no such key; the caller may change it.
+	Read(ctx context.Context, key []byte) ([]byte, error)
 	// Scan returns how many pairs it got, at most limit, from start on in key order.
 	Scan(ctx context.Context, start []byte, limit int) (int, error)
 	Delete(ctx context.Context, key []byte) error
@@ -39,7 +39,7 @@ func do(ctx context.Context, d Driver, op Op, key, value []byte, scanLimit int) 
 	case OpPut:
 		err = d.Put(ctx, key, value)
 	case OpGet:
-		_, err = d.Get(ctx, key)
+		_, err = d.Read(ctx, key)
 	case OpScan:
 		_, err = d.Scan(ctx, key, scanLimit)
 	case OpDelete:

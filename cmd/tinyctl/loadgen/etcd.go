@@ -88,12 +88,12 @@ func (d *etcdDriver) Put(ctx context.Context, key, value []byte) error {
 	return err
 }
 
-func (d *etcdDriver) Get(ctx context.Context, key []byte) (int, error) {
+func (d *etcdDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
 	resp, err := d.client().Get(ctx, string(key))
 	if err != nil || len(resp.Kvs) == 0 {
-		return -1, err
+		return nil, err
 	}
-	return len(resp.Kvs[0].Value), nil
+	return resp.Kvs[0].Value, nil
 }
 
 func (d *etcdDriver) Scan(ctx context.Context, start []byte, limit int) (int, error) {

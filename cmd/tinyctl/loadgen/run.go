@@ -23,7 +23,7 @@ type phase struct {
 	firstErr atomic.Pointer[error]
 	// measured time; of load the end is not known before
 	from, to time.Time
-	pace     *pacer
+	pace     *Pacer
 }
 
 // Run carries out one phase. It fails if no operation succeeded, or when ctx ends.
@@ -52,7 +52,7 @@ func picker(name string) func(*source) Op {
 func (p *phase) run(ctx context.Context) (Result, error) {
 	began := time.Now()
 	p.from, p.to = began.Add(p.c.Warmup), began.Add(p.c.Warmup+p.c.Duration)
-	p.pace = newPacer(p.c.Rate, began)
+	p.pace = NewPacer(p.c.Rate)
 	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if p.c.Phase != "load" {
@@ -98,7 +98,7 @@ func (p *phase) work(ctx context.Context, worker int, hist *hdrhistogram.Histogr
 			value = s.nextValue()
 		}
 		key := Key(i, s.keySize)
-		begin, ok := p.pace.wait(ctx)
+		begin, ok := p.pace.Wait(ctx)
 		if !ok {
 			return
 		}
@@ -166,39 +166,3 @@ func (p *phase) result(ctx context.Context, hists []*hdrhistogram.Histogram, usa
 
 // ErrNothingDone tells that not one operation ended within the measured time.
 var ErrNothingDone = errors.New("no operation ended in time")
-
-// pacer lets a limited number of operations begin per second. A nil pacer does not limit.
-type pacer struct {
-	began time.Time
-	gap   time.Duration
-	next  atomic.Int64
-}
-
-func newPacer(rate float64, began time.Time) *pacer {
-	if rate <= 0 {
-		return nil
-	}
-	return &pacer{began: began, gap: time.Duration(float64(time.Second) / rate)}
-}
-
-// wait returns when the caller may begin, false if ctx ends before. The time is the one that was planned:
-// latencies count from there, so that a stall is felt by all the operations that it delays. Turns that
-// were missed are taken at once.
-func (p *pacer) wait(ctx context.Context) (begin time.Time, ok bool) {
-	if p == nil {
-		return time.Now(), true
-	}
-	at := p.began.Add(time.Duration(p.next.Add(1)) * p.gap)
-	d := time.Until(at)
-	if d <= 0 {
-		return at, true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return at, true
-	case <-ctx.Done():
-		return at, false
-	}
-}

@@ -23,12 +23,9 @@ func (d tinykvDriver) Put(ctx context.Context, key, value []byte) error {
 	return d.c.Put(ctx, key, value)
 }
 
-func (d tinykvDriver) Get(ctx context.Context, key []byte) (int, error) {
-	v, found, err := d.c.Get(ctx, key)
-	if err != nil || !found {
-		return -1, err
-	}
-	return len(v), nil
+func (d tinykvDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
+	v, _, err := d.c.Get(ctx, key)
+	return v, err
 }
 
 func (d tinykvDriver) Scan(ctx context.Context, start []byte, limit int) (int, error) {

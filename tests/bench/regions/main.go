@@ -181,7 +181,7 @@ func (f *figures) restarted(ctx context.Context, s *rig.TinyKV, regions int, pro
 // serves reads a key until it can be read.
 func serves(ctx context.Context, d loadgen.Driver, key []byte) error {
 	for {
-		_, err := d.Get(ctx, key)
+		_, err := d.Read(ctx, key)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}

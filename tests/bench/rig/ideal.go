@@ -100,12 +100,12 @@ func (d *rawDriver) Put(ctx context.Context, key, value []byte) error {
 	return err
 }
 
-func (d *rawDriver) Get(ctx context.Context, key []byte) (int, error) {
+func (d *rawDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
 	resp, err := d.stub().RawGet(ctx, &kvrpcpb.RawGetRequest{Key: key})
 	if err != nil || resp.NotFound {
-		return -1, err
+		return nil, err
 	}
-	return len(resp.Value), nil
+	return resp.Value, nil
 }
 
 func (d *rawDriver) Scan(ctx context.Context, start []byte, limit int) (int, error) {
