@@ -11,7 +11,7 @@ SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help \
-	bench-build bench-compare bench-regions bench-plots
+	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
 	@mkdir -p bin
@@ -94,6 +94,9 @@ bench-regions: bench-build ## what REGIONS=n idle regions cost, and a restart wi
 
 bench-plots: bench-build ## draw throughput by regions and by value size into docs/
 	bin/bench/plots -out docs
+
+bench-trouble: bench-build ## p99 of puts at half load during snapshots, restarts, transfers, compactions
+	bin/bench/trouble
 
 T ?= 20s
 fuzz: ## every fuzz target for T (20s)

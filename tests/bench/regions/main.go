@@ -38,8 +38,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	f, err := run(ctx, o, os.Stderr)
-	if f != nil {
-		err = errors.Join(err, f.report(os.Stdout, o))
+	if err == nil {
+		err = f.report(os.Stdout, o)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "regions:", err)

@@ -112,9 +112,11 @@ func byAddr(procs []*localcluster.Process, addr string) (*localcluster.Process, 
 	return nil, fmt.Errorf("no process serves %s", addr)
 }
 
-// poll repeats f until it succeeds or ctx ends; then the last error is returned.
+// poll repeats f until it succeeds or ctx ends; then the last error is returned. If f takes long, it is
+// asked less often, so that looking does not become a load of its own.
 func poll(ctx context.Context, every time.Duration, f func() error) error {
 	for {
+		began := time.Now()
 		err := f()
 		if err == nil {
 			return nil
@@ -122,7 +124,7 @@ func poll(ctx context.Context, every time.Duration, f func() error) error {
 		select {
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
-		case <-time.After(every):
+		case <-time.After(max(every, 5*time.Since(began))):
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
@@ -162,33 +163,39 @@ func (t *TinyKV) WaitSettled(ctx context.Context, quiet, limit time.Duration) er
 	return t.withPlacement(ctx, func(p *placement.Client) error {
 		end := time.Now().Add(limit)
 		before, since := "", time.Now()
-		for time.Now().Before(end) && time.Since(since) < quiet {
+		return poll(ctx, 50*time.Millisecond, func() error {
 			regions, err := allRegions(ctx, p)
 			if err != nil {
 				return err
 			}
-			now := ""
+			var b strings.Builder
 			for _, r := range regions {
-				now += fmt.Sprint(r.Meta.Id, r.Meta.Peers, r.Leader.GetId(), len(r.PendingPeers))
+				fmt.Fprintln(&b, r.Meta.Id, r.Meta.Peers, r.Leader.GetId(), len(r.PendingPeers))
 			}
-			if now != before {
+			if now := b.String(); now != before {
 				before, since = now, time.Now()
 			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(50 * time.Millisecond):
+			if time.Now().Before(end) && time.Since(since) < quiet {
+				return errors.New("regions still move")
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 }
+
+// askAgain is how long a split may take before it is asked for again.
+const askAgain = 3 * time.Second
 
 // Split splits regions at keys, which are in order, and returns when all of them are borders. A store cuts
 // a region in two at a time, so that each region is cut at the middle one of its keys.
 func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
+	type ask struct {
+		version uint64
+		at      time.Time
+	}
+	asked := map[uint64]ask{} // by region: it is asked once per version, and again if nothing comes of it
 	return t.withPlacement(ctx, func(p *placement.Client) error {
-		return poll(ctx, 50*time.Millisecond, func() error {
+		return poll(ctx, 100*time.Millisecond, func() error {
 			regions, err := allRegions(ctx, p)
 			if err != nil {
 				return err
@@ -198,8 +205,11 @@ func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
 			for _, r := range regions {
 				inside, after := keysInside(rest, r.Meta.StartKey, r.Meta.EndKey)
 				rest = after
-				if left += len(inside); len(inside) > 0 {
-					err = errors.Join(err, t.askSplit(ctx, r.Meta.Id, inside[len(inside)/2]))
+				left += len(inside)
+				id, version := r.Meta.Id, r.Meta.GetRegionEpoch().GetVersion()
+				if last := asked[id]; len(inside) > 0 && (last.version != version || time.Since(last.at) > askAgain) {
+					asked[id] = ask{version, time.Now()}
+					err = errors.Join(err, t.askSplit(ctx, id, inside[len(inside)/2]))
 				}
 			}
 			if left > 0 || len(regions) <= len(keys) {
