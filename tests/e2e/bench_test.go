@@ -18,6 +18,7 @@ import (
 // addresses; then the same cluster takes a workload of YCSB.
 func TestBench(t *testing.T) {
 	c := start(t, 3)
+	require.NoError(t, open(t, c).Put(t.Context(), []byte("first"), nil)) // waits until the cluster serves
 	tinyctl := func(args ...string) string {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), append([]string{"-s", c.Endpoints()[0]}, args...)...)
 		var errs bytes.Buffer

@@ -23,6 +23,7 @@ type benchTarget struct {
 	unary      bool
 	pids       []int
 	format     string
+	keys       int // see loadgen.EtcdOptions
 }
 
 func (a *app) benchCmd() *cobra.Command {
@@ -58,6 +59,7 @@ CPU and memory of the servers are shown when they are processes of this machine.
 				return &usageError{err}
 			}
 		}
+		t.keys = c.Keys
 		d, done, err := a.openTarget(cmd.Context(), &t)
 		if err != nil {
 			return err
@@ -142,7 +144,7 @@ func openEtcd(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, fu
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	d, err := loadgen.NewEtcd(ctx, loadgen.EtcdOptions{Endpoints: t.endpoints, Conns: t.conns, LeaderOnly: t.leaderOnly})
+	d, err := loadgen.NewEtcd(ctx, loadgen.EtcdOptions{Endpoints: t.endpoints, Conns: t.conns, LeaderOnly: t.leaderOnly, Keys: t.keys})
 	if err != nil {
 		return nil, nil, nil, err
 	}

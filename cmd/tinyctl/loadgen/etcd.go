@@ -1,9 +1,12 @@
 package loadgen
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 type etcdDriver struct {
 	clients []*clientv3.Client // requests go over them in turn
 	next    atomic.Uint64
+	keys    int
 }
 
 // EtcdOptions tune the driver of etcd.
@@ -25,6 +29,10 @@ type EtcdOptions struct {
 	// LeaderOnly sends everything to the member that leads when the driver is made, which saves etcd the
 	// way from a follower to the leader: its best case, as long as the leader stays.
 	LeaderOnly bool
+	// Keys is the size of the key space of Key, if that is what is loaded. Then a scan's range ends where
+	// it holds about twice as many keys as the limit: etcd counts all keys of a range, and without an end
+	// it would count half of the data for each scan. 0: scans have no end.
+	Keys int
 }
 
 // NewEtcd connects to a cluster; the caller closes the driver.
@@ -37,7 +45,7 @@ func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 		}
 		endpoints = []string{leader}
 	}
-	d := &etcdDriver{}
+	d := &etcdDriver{keys: o.Keys}
 	for range max(1, o.Conns) {
 		c, err := newEtcdClient(endpoints)
 		if err != nil {
@@ -97,11 +105,31 @@ func (d *etcdDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
 }
 
 func (d *etcdDriver) Scan(ctx context.Context, start []byte, limit int) (int, error) {
-	resp, err := d.client().Get(ctx, string(start), clientv3.WithFromKey(), clientv3.WithLimit(int64(limit)))
+	end := clientv3.WithFromKey()
+	if key := scanEnd(start, limit, d.keys); key != nil {
+		end = clientv3.WithRange(string(key))
+	}
+	resp, err := d.client().Get(ctx, string(start), end, clientv3.WithLimit(int64(limit)))
 	if err != nil {
 		return 0, err
 	}
 	return len(resp.Kvs), nil
+}
+
+// scanEnd is a key that about twice limit keys of the key space lie before, from start on; nil if there is
+// no such key.
+func scanEnd(start []byte, limit, keys int) []byte {
+	if keys == 0 || len(start) < MinKeySize {
+		return nil
+	}
+	at := len(start) - MinKeySize
+	from := binary.BigEndian.Uint64(start[at:])
+	gap := math.MaxUint64 / uint64(keys)
+	room := (math.MaxUint64 - from) / gap // keys up to the end of the key space
+	if uint64(2*limit) > room {
+		return nil
+	}
+	return binary.BigEndian.AppendUint64(bytes.Clone(start[:at]), from+uint64(2*limit)*gap)
 }
 
 func (d *etcdDriver) Delete(ctx context.Context, key []byte) error {

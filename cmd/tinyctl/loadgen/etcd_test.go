@@ -1,10 +1,12 @@
 package loadgen
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,6 +75,25 @@ func TestEtcd(t *testing.T) {
 	leader, err := EtcdLeader(ctx, []string{addr})
 	require.NoError(t, err)
 	require.Equal(t, addr, leader)
+}
+
+// TestScanEnd: a bounded scan still finds all that its limit allows.
+func TestScanEnd(t *testing.T) {
+	const keys, limit = 10_000, 100
+	var all [][]byte
+	for i := range uint64(keys) {
+		all = append(all, Key(i, 16))
+	}
+	slices.SortFunc(all, bytes.Compare)
+	for _, at := range []int{0, 1, 77, 5000, keys - 3*limit} {
+		end := scanEnd(all[at], limit, keys)
+		require.NotNil(t, end)
+		n, _ := slices.BinarySearchFunc(all, end, bytes.Compare)
+		require.InDelta(t, 2*limit, n-at, limit/2, "from key %d", at)
+	}
+	require.Nil(t, scanEnd(all[keys-limit], limit, keys), "near the end of the key space")
+	require.Nil(t, scanEnd(all[0], limit, 0))
+	require.Nil(t, scanEnd([]byte("short"), limit, keys))
 }
 
 func TestHostPorts(t *testing.T) {

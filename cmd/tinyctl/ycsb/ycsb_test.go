@@ -228,12 +228,12 @@ func TestUpdateChangesOneField(t *testing.T) {
 		c := configure(t, "recordcount=1", "operationcount=1", "threadcount=1", "readproportion=0", "updateproportion=1",
 			"fieldcount=4", "fieldlength=16", "writeallfields="+strconv.FormatBool(all))
 		require.NoError(t, Load(t.Context(), m, c, &strings.Builder{}))
-		key := string(newWorkload(c).key(0))
-		before := m.data[key]
+		key := newWorkload(c).key(0)
+		before := m.data[string(key)]
 		require.NoError(t, Run(t.Context(), m, c, &strings.Builder{}))
 		changed := 0
 		for at := 0; at < 64; at += 16 {
-			if !bytes.Equal(before[at:at+16], m.data[key][at:at+16]) {
+			if !bytes.Equal(before[at:at+16], m.data[string(key)][at:at+16]) {
 				changed++
 			}
 		}

@@ -17,7 +17,7 @@ func (b *bench) etcd(ctx context.Context) error {
 	if err := b.begin(ctx, s, rig.Mode{}); err != nil {
 		return err
 	}
-	if err := b.cells(ctx, s, "etcd", "", rig.Mode{}, matrix); err != nil {
+	if err := b.cells(ctx, s, "etcd", "", rig.Mode{Keys: b.o.keys}, matrix); err != nil {
 		return err
 	}
 	return b.memory("etcd", s.PIDs())
