@@ -130,8 +130,9 @@ func poll(ctx context.Context, every time.Duration, f func() error) error {
 	}
 }
 
-// FirstPut tries one put until it succeeds.
+// FirstPut tries one put until it succeeds, at any member.
 func FirstPut(ctx context.Context, s System, m Mode) error {
+	m.Failover = true
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return poll(ctx, time.Millisecond, func() error {
