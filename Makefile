@@ -10,7 +10,8 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help \
+	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
 	@mkdir -p bin
@@ -78,6 +79,24 @@ chaos: ## N histories with real processes and faults, from SEED on
 planted: ## build known bugs in and see that the tests find them
 	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./tests/crash
 	! $(GO) test -count=1 -tags planted_b19 ./kv/raftlog -run CrashAtEvery
+
+bench-build: build
+	@mkdir -p bin/bench
+	cd tests/bench/etcd && $(GO) build -o $(CURDIR)/bin/bench/etcd .
+	$(GO) build -o bin/bench/ $$($(GO) list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./tests/bench/...)
+
+bench-compare: bench-build ## TinyKV beside etcd; ROUNDS=n, QUICK=1, CELLS=put@128,get@32, SYSTEMS=tinykv, PROFILE=dir, JSON=file
+	bin/bench/compare -rounds '$(ROUNDS)' -quick '$(QUICK)' -cells '$(CELLS)' -systems '$(SYSTEMS)' -profile '$(PROFILE)' -json '$(JSON)'
+
+REGIONS ?= 1000
+bench-regions: bench-build ## what REGIONS=n idle regions cost, and a restart with them
+	bin/bench/regions -regions $(REGIONS)
+
+bench-plots: bench-build ## draw throughput by regions and by value size into docs/
+	bin/bench/plots -out docs
+
+bench-trouble: bench-build ## p99 of puts at half load during snapshots, restarts, transfers, compactions
+	bin/bench/trouble
 
 T ?= 20s
 fuzz: ## every fuzz target for T (20s)

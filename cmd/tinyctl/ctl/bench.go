@@ -2,198 +2,183 @@ package ctl
 
 import (
 	"context"
-	"encoding/binary"
+	"encoding/json"
 	"fmt"
-	"math/rand/v2"
+	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// benchOptions describe a closed-loop load.
-type benchOptions struct {
-	phases    []string
-	workers   int
-	keys      int
-	valueSize int
-	duration  time.Duration
-	zipf      bool
+// benchTarget says what is loaded, and how it is reached.
+type benchTarget struct {
+	driver     string
+	endpoints  []string
+	leaderOnly bool
+	conns      int
+	unary      bool
+	pids       []int
+	format     string
+	keys       int // see loadgen.EtcdOptions
 }
 
 func (a *app) benchCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "bench", Short: "Measure throughput and latency with a closed-loop load", Args: args(cobra.NoArgs)}
-	var o benchOptions
+	cmd := &cobra.Command{
+		Use: "bench", Short: "Measure throughput and latency with a closed-loop load", Args: args(cobra.NoArgs),
+		Long: `Every worker has one request under way and sends the next when it is answered. Phases: load writes every
+key once; put, get, mixed (half puts, half gets), scan and delete run for --duration after --warmup.
+CPU and memory of the servers are shown when they are processes of this machine.`,
+	}
+	var c loadgen.Config
+	var t benchTarget
 	f := cmd.Flags()
-	phases := f.String("phases", "load,put,get,mixed,scan", "what to run, in order: load put get mixed scan delete")
-	f.IntVarP(&o.workers, "workers", "w", 32, "concurrent clients")
-	f.IntVar(&o.keys, "keys", 100_000, "number of keys")
-	f.IntVar(&o.valueSize, "value-size", 256, "bytes per value")
-	f.DurationVar(&o.duration, "duration", 5*time.Second, "how long each phase runs; load writes every key once")
-	f.BoolVar(&o.zipf, "zipf", false, "zipfian instead of uniform choice of keys")
+	phases := f.String("phases", "load,put,get,mixed,scan", "what to run, in order: "+strings.Join(loadgen.Phases, " "))
+	f.IntVarP(&c.Workers, "workers", "w", 32, "concurrent clients")
+	f.IntVar(&c.Keys, "keys", 100_000, "number of keys")
+	f.IntVar(&c.KeySize, "key-size", 16, "bytes per key, at least 8")
+	f.IntVar(&c.ValueSize, "value-size", 256, "bytes per value; they do not compress")
+	f.IntVar(&c.ScanLimit, "scan-limit", 100, "pairs per scan")
+	f.DurationVar(&c.Duration, "duration", 5*time.Second, "how long each phase is measured; load ends with its last key")
+	f.DurationVar(&c.Warmup, "warmup", time.Second, "how long each phase but load runs before it is measured")
+	f.Float64Var(&c.Rate, "rate", 0, "limit to so many operations a second; latencies then count from the planned time")
+	zipf := f.Bool("zipf", false, "zipfian instead of uniform choice of keys")
+	f.Float64Var(&c.Zipf, "zipf-theta", 0.99, "exponent of --zipf, below 1")
+	a.benchTargetFlags(cmd, &t)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o.phases = strings.Split(*phases, ",")
-		if o.workers < 1 || o.keys < 1 || o.valueSize < 0 || o.duration <= 0 {
-			return usagef("workers, keys and duration must be positive")
+		if !*zipf {
+			c.Zipf = 0
 		}
-		for _, p := range o.phases {
-			if benchPhase(p) == nil {
-				return usagef("unknown phase %q", p)
+		names := strings.Split(*phases, ",")
+		for _, p := range names {
+			c.Phase = p
+			if err := c.Validate(); err != nil {
+				return &usageError{err}
 			}
 		}
-		c, err := a.openWith(cmd.Context(), client.Options{Timeout: a.timeout, AttemptTimeout: 5 * time.Second, Conns: 4})
+		t.keys = c.Keys
+		d, done, err := a.openTarget(cmd.Context(), &t)
 		if err != nil {
 			return err
 		}
-		defer c.Close()
-		return a.bench(cmd.Context(), c, o)
+		defer done()
+		c.PIDs = t.pids
+		return a.bench(cmd.Context(), d, c, names, t.format)
 	}
+	cmd.AddCommand(a.ycsbCmd())
 	return cmd
 }
 
-type benchOp func(ctx context.Context, c *client.Client, r *rand.Rand, key, value []byte) error
+// benchTargetFlags are the flags that say what is loaded.
+func (a *app) benchTargetFlags(cmd *cobra.Command, t *benchTarget) {
+	f := cmd.Flags()
+	f.StringVar(&t.driver, "driver", "tinykv", "what is loaded: tinykv, or etcd to compare with")
+	f.StringSliceVar(&t.endpoints, "endpoints", nil, "addresses of etcd's members (default: those of --scheduler)")
+	f.BoolVar(&t.leaderOnly, "leader-only", false, "etcd: send everything to the member that leads, its best case")
+	f.IntVar(&t.conns, "conns", 0, "connections per server (default 4; 1 for the stream)")
+	f.BoolVar(&t.unary, "unary", false, "tinykv: one RPC per request instead of the batched stream")
+	f.IntSliceVar(&t.pids, "pids", nil, "the servers' processes (default: those that listen on the addresses)")
+	f.StringVar(&t.format, "format", "", "table, or json for one line per phase (default: --output)")
+}
 
-func benchPhase(name string) benchOp {
-	put := func(ctx context.Context, c *client.Client, _ *rand.Rand, key, value []byte) error {
-		return c.Put(ctx, key, value)
+// openTarget connects to what is loaded, and finds its processes.
+func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver, done func(), err error) {
+	if !slices.Contains([]string{"", "table", "json"}, t.format) {
+		return nil, nil, usagef("--format %q is neither table nor json", t.format)
 	}
-	get := func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error {
-		_, _, err := c.Get(ctx, key)
-		return err
+	if t.conns < 0 {
+		return nil, nil, usagef("--conns must be positive")
 	}
-	switch name {
-	case "load", "put":
-		return put
-	case "get":
-		return get
-	case "mixed":
-		return func(ctx context.Context, c *client.Client, r *rand.Rand, key, value []byte) error {
-			if r.IntN(2) == 0 {
-				return put(ctx, c, r, key, value)
-			}
-			return get(ctx, c, r, key, value)
+	if t.endpoints == nil {
+		t.endpoints = a.endpoints()
+	}
+	var servers []string
+	switch t.driver {
+	case "tinykv":
+		d, servers, done, err = a.openTinyKV(ctx, t)
+	case "etcd":
+		if t.unary {
+			return nil, nil, usagef("--unary is for the driver tinykv")
 		}
-	case "scan":
-		return func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error {
-			_, err := c.Scan(ctx, key, nil, 100)
+		d, servers, done, err = openEtcd(ctx, t)
+	default:
+		return nil, nil, usagef("--driver %q is neither tinykv nor etcd", t.driver)
+	}
+	if err == nil && t.pids == nil {
+		t.pids = loadgen.ListenerPIDs(servers)
+	}
+	return d, done, err
+}
+
+func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {
+	if t.leaderOnly {
+		return nil, nil, nil, usagef("--leader-only is for the driver etcd: a client of tinykv finds leaders by itself")
+	}
+	if t.conns == 0 {
+		t.conns = loadgen.DefaultConns(t.unary)
+	}
+	name := "tinykv"
+	if t.unary {
+		name = "tinykv-unary"
+	}
+	c, err := a.openWith(ctx, client.Options{Timeout: a.timeout, AttemptTimeout: 5 * time.Second, Conns: t.conns, Unary: t.unary})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	servers, err := loadgen.TinyKVServers(ctx, c, a.endpoints())
+	if err != nil {
+		c.Close()
+		return nil, nil, nil, err
+	}
+	return loadgen.NewTinyKV(c, name), servers, c.Close, nil
+}
+
+func openEtcd(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {
+	if t.conns == 0 {
+		t.conns = 4
+	}
+	servers, err := loadgen.EtcdServers(ctx, t.endpoints)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	d, err := loadgen.NewEtcd(ctx, loadgen.EtcdOptions{Endpoints: t.endpoints, Conns: t.conns, LeaderOnly: t.leaderOnly, Keys: t.keys})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return d, servers, d.Close, nil
+}
+
+// bench runs phases in order and prints their results: lines as they come, or a table at the end.
+func (a *app) bench(ctx context.Context, d loadgen.Driver, c loadgen.Config, phases []string, format string) error {
+	var results []loadgen.Result
+	for _, c.Phase = range phases {
+		res, err := loadgen.Run(ctx, d, c)
+		if err != nil {
 			return err
 		}
-	case "delete":
-		return func(ctx context.Context, c *client.Client, _ *rand.Rand, key, _ []byte) error {
-			return c.Delete(ctx, key)
+		results = append(results, res)
+		if format == "json" {
+			if err := json.NewEncoder(a.stdout).Encode(res); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case format == "json":
+		return nil
+	case format == "" && a.output == "json":
+		return a.json(results)
+	}
+	if err := loadgen.WriteTable(a.stdout, results); err != nil {
+		return err
+	}
+	for _, r := range results {
+		if r.FirstError != "" {
+			fmt.Fprintf(a.stderr, "%s: the first error: %s\n", r.Phase, r.FirstError)
 		}
 	}
 	return nil
-}
-
-// benchResult is one phase's outcome. Latencies are microseconds.
-type benchResult struct {
-	Phase   string  `json:"phase"`
-	Workers int     `json:"workers"`
-	Ops     int64   `json:"ops"`
-	Errors  int64   `json:"errors"`
-	OpsPerS float64 `json:"ops_per_s"`
-	MeanUs  float64 `json:"mean_us"`
-	P50Us   int64   `json:"p50_us"`
-	P95Us   int64   `json:"p95_us"`
-	P99Us   int64   `json:"p99_us"`
-	P999Us  int64   `json:"p999_us"`
-	MaxUs   int64   `json:"max_us"`
-}
-
-func (a *app) bench(ctx context.Context, c *client.Client, o benchOptions) error {
-	var rows [][]string
-	var results []benchResult
-	for _, phase := range o.phases {
-		res, err := runPhase(ctx, c, phase, o)
-		if err != nil {
-			return fmt.Errorf("%s: %w", phase, err)
-		}
-		results = append(results, res)
-		rows = append(rows, []string{
-			res.Phase, fmt.Sprint(res.Workers), fmt.Sprint(res.Ops), fmt.Sprint(res.Errors), fmt.Sprintf("%.0f", res.OpsPerS),
-			fmt.Sprintf("%.2f", res.MeanUs/1000), ms(res.P50Us), ms(res.P95Us), ms(res.P99Us), ms(res.P999Us), ms(res.MaxUs),
-		})
-	}
-	if a.output == "json" {
-		return a.json(results)
-	}
-	return a.table([]string{"PHASE", "WORKERS", "OPS", "ERRORS", "OPS/S", "MEAN MS", "P50", "P95", "P99", "P99.9", "MAX"}, rows)
-}
-
-func ms(us int64) string { return fmt.Sprintf("%.2f", float64(us)/1000) }
-
-func benchKey(i int) []byte {
-	key := []byte("bench___")
-	return binary.BigEndian.AppendUint64(key, uint64(i)*0x9e3779b97f4a7c15)
-}
-
-func runPhase(ctx context.Context, c *client.Client, phase string, o benchOptions) (benchResult, error) {
-	op := benchPhase(phase)
-	var next, errs atomic.Int64
-	var firstErr atomic.Pointer[error]
-	hists := make([]*hdrhistogram.Histogram, o.workers)
-	pctx := ctx
-	start := time.Now()
-	deadline := start.Add(o.duration)
-	var wg sync.WaitGroup
-	for w := range o.workers {
-		hists[w] = hdrhistogram.New(1, 60_000_000, 3)
-		wg.Add(1)
-		// Ends at the deadline, or when every key is loaded.
-		go func() {
-			defer wg.Done()
-			r := rand.New(rand.NewPCG(uint64(w)+1, uint64(start.UnixNano())))
-			zipf := rand.NewZipf(r, 1.1, 8, uint64(o.keys-1))
-			value := make([]byte, o.valueSize)
-			for i := range value {
-				value[i] = byte(r.Uint32())
-			}
-			for pctx.Err() == nil {
-				i := r.IntN(o.keys)
-				if o.zipf {
-					i = int(zipf.Uint64())
-				}
-				if phase == "load" {
-					if i = int(next.Add(1)) - 1; i >= o.keys {
-						return
-					}
-				} else if time.Now().After(deadline) {
-					return
-				}
-				if len(value) >= 8 {
-					binary.BigEndian.PutUint64(value, r.Uint64())
-				}
-				begin := time.Now()
-				if err := op(pctx, c, r, benchKey(i), value); err != nil {
-					errs.Add(1)
-					firstErr.CompareAndSwap(nil, &err)
-					continue
-				}
-				_ = hists[w].RecordValue(time.Since(begin).Microseconds()) // over a minute: not counted
-			}
-		}()
-	}
-	wg.Wait()
-	took := time.Since(start)
-	all := hdrhistogram.New(1, 60_000_000, 3)
-	for _, h := range hists {
-		all.Merge(h)
-	}
-	res := benchResult{
-		Phase: phase, Workers: o.workers, Ops: all.TotalCount(), Errors: errs.Load(),
-		OpsPerS: float64(all.TotalCount()) / took.Seconds(), MeanUs: all.Mean(), P50Us: all.ValueAtQuantile(50),
-		P95Us: all.ValueAtQuantile(95), P99Us: all.ValueAtQuantile(99), P999Us: all.ValueAtQuantile(99.9), MaxUs: all.Max(),
-	}
-	if res.Ops == 0 {
-		if e := firstErr.Load(); e != nil {
-			return res, *e
-		}
-	}
-	return res, ctx.Err()
 }

@@ -200,6 +200,14 @@ func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Pr
 	}, nil
 }
 
+// Command describes a server of another kind to run like those of a cluster: its log and its data are
+// name.log and name in dir, and clients connect to addr. It starts nothing.
+func Command(dir, name, bin, addr string, args ...string) *Process {
+	return &Process{
+		Name: name, Addr: addr, bin: bin, args: args, LogFile: filepath.Join(dir, name+".log"), DataDir: filepath.Join(dir, name),
+	}
+}
+
 // Endpoints is the address list of the placement service.
 func (c *Cluster) Endpoints() []string {
 	var out []string
