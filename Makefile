@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -73,11 +73,14 @@ SCALE ?= 5
 crash: ## stop a store at every operation of every scenario, SCALE times over
 	$(GO) test -count=1 -timeout 60m -v -run TestCrash ./tests/crash -args -scale $(SCALE)
 
+corrupt: ## damage every kind of file, and count what becomes of it
+	$(GO) test -count=1 -timeout 20m -v -run Damage ./kv/raftlog ./kv/raftstore/snap ./kv/engine/... ./kv/node
+
 chaos: ## N histories with real processes and faults, from SEED on
 	$(GO) test -count=1 -timeout 24h -v -run TestChaos ./tests/chaos -args -histories $(N) -duration 20s -seed $(if $(SEED),$(SEED),1)
 
 planted: ## build known bugs in and see that the tests find them
-	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./tests/crash
+	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant
 	! $(GO) test -count=1 -tags planted_b19 ./kv/raftlog -run CrashAtEvery
 
 bench-build: build

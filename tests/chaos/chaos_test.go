@@ -24,7 +24,7 @@ import (
 
 var (
 	flagSeed      = flag.Uint64("seed", 1, "seed of the first history; the next ones follow")
-	flagHistories = flag.Int("histories", 0, "how many histories")
+	flagHistories = flag.Int("histories", 10, "how many histories; at most 2 with -short")
 	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
 	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
 	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
@@ -118,10 +118,11 @@ type history struct {
 }
 
 func TestChaos(t *testing.T) {
-	if *flagHistories == 0 {
-		t.Skip("minutes of work for all cores: make chaos N=2, or -args -histories 2")
+	n := *flagHistories
+	if testing.Short() {
+		n = min(n, 2)
 	}
-	for i := range *flagHistories {
+	for i := range n {
 		seed := *flagSeed + uint64(i)
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed) })
 		if !ok {
