@@ -10,6 +10,7 @@ import (
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
+	"github.com/tinykv/tinykv/raft/rafttest/contract"
 )
 
 // firstIndex is the index of the snapshot that all groups of the transcripts start from, in term 1.
@@ -30,6 +31,7 @@ type member struct {
 	rn      *raft.RawNode
 	storage *raft.MemoryStorage
 	config  raft.Config
+	watch   *contract.Checker
 	applied uint64
 	async   bool
 }
@@ -191,7 +193,10 @@ func (e *Env) add(id uint64, c raft.Config, st *raft.MemoryStorage, applied uint
 	if err != nil {
 		return err
 	}
-	e.nodes[id] = &member{rn: rn, storage: st, config: c, applied: applied, async: c.AsyncApply}
+	e.nodes[id] = &member{
+		rn: rn, storage: st, config: c, applied: applied, async: c.AsyncApply,
+		watch: contract.New(contract.ViewOf(id, rn), applied, st),
+	}
 	return nil
 }
 
@@ -218,6 +223,9 @@ func (e *Env) process(id uint64) {
 	n := e.nodes[id]
 	rd := n.rn.Ready()
 	fmt.Fprintf(&e.out, "ready %d\n%s", id, describeReady(&rd))
+	if err := n.watch.Ready(contract.ViewOf(id, n.rn), &rd); err != nil {
+		fmt.Fprintf(&e.out, "BROKEN %v\n", err)
+	}
 	if !raft.IsEmptySnap(&rd.Snapshot) {
 		_ = n.storage.ApplySnapshot(rd.Snapshot)
 		n.applied = rd.Snapshot.Metadata.Index
@@ -238,6 +246,9 @@ func (e *Env) process(id uint64) {
 		if !n.async {
 			n.applied = ent.Index
 		}
+	}
+	if err := n.watch.Advance(&rd); err != nil {
+		fmt.Fprintf(&e.out, "BROKEN %v\n", err)
 	}
 	n.rn.Advance(rd)
 }

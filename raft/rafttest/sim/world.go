@@ -43,6 +43,8 @@ const (
 	evHeal
 	evReport
 	evUnpause
+	evClog
+	evUnclog
 )
 
 // event is something that happens at a time. Events of the same time happen in the order in which
@@ -53,6 +55,7 @@ type event struct {
 	kind  eventKind
 	epoch uint32
 	node  uint64
+	from  uint64
 	msg   *eraftpb.Message
 	hash  uint64
 }
@@ -69,12 +72,20 @@ type World struct {
 	nodes  []*node // by ID; nodes[0] is nobody
 	oracle *oracle
 	// cut[from][to]: nothing gets through.
-	cut       [maxNodes][maxNodes]bool
-	cuts      bool
+	cut  [maxNodes][maxNodes]bool
+	cuts bool
+	// clogged nodes are cut off by a swizzle, held is what waits for their return.
+	clogged  [maxNodes]bool
+	held     []event
+	holdBack bool
+	// missing counts members that lost their disk and were not replaced, replacement is the ID of who
+	// is to come for one.
+	missing     int
+	replacement uint64
+
 	events    int
 	healing   bool
 	nextRead  uint64
-	nextData  uint64
 	violation *Violation
 }
 
@@ -104,8 +115,15 @@ func Run(seed uint64, opt Options) (res Result) {
 	for w.violation == nil && w.events < opt.Events && len(w.heap) > 0 {
 		w.dispatch()
 	}
+	if w.violation == nil && w.beyondRepair() {
+		w.oracle.counts.BeyondRepair++
+		return res
+	}
 	if w.violation == nil {
 		w.heal()
+	}
+	if w.violation == nil {
+		w.checkOutcomes()
 	}
 	return res
 }
@@ -222,6 +240,13 @@ func (w *World) dispatch() {
 	case evHeal:
 		w.healLinks()
 		return
+	case evClog:
+		w.clogged[e.node] = true
+		w.trace("node %d is cut off", e.node)
+		return
+	case evUnclog:
+		w.unclog(e.node)
+		return
 	}
 	n := w.nodes[e.node]
 	switch {
@@ -261,18 +286,27 @@ func (w *World) send(from *node, m *eraftpb.Message) {
 	from.sentThisTick++
 	w.checkMessage(from, m)
 	snap := m.MsgType == eraftpb.MessageType_MsgSnapshot
-	lost := w.cuts && w.cut[from.id][m.To] || !w.healing && w.rng.chance(w.prof.Loss)
+	through := w.passes(from.id, m.To)
+	lost := !w.healing && w.rng.chance(w.prof.Loss)
 	if snap {
 		lost = lost || !w.healing && w.rng.chance(w.prof.SnapFail)
-		w.reportSnapshot(from, m.To, !lost)
+		w.reportSnapshot(from, m.To, through && !lost)
 	}
 	if lost {
 		return
 	}
-	hash := hashMessage(m)
-	w.plan(event{at: w.now + w.delay(snap), kind: evDeliver, node: m.To, msg: m, hash: hash})
+	e := event{kind: evDeliver, from: from.id, node: m.To, msg: m, hash: hashMessage(m)}
+	if !through {
+		if w.clogged[from.id] || w.clogged[m.To] {
+			w.hold(e)
+		}
+		return
+	}
+	e.at = w.now + w.delay(snap)
+	w.plan(e)
 	if !w.healing && w.rng.chance(w.prof.Dup) {
-		w.plan(event{at: w.now + w.delay(snap), kind: evDeliver, node: m.To, msg: m, hash: hash})
+		e.at = w.now + w.delay(snap)
+		w.plan(e)
 	}
 }
 
