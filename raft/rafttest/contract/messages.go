@@ -8,9 +8,19 @@ import (
 // messages checks what is sent; last is the end of the log once the Ready is persisted.
 func (c *Checker) messages(v View, rd *raft.Ready, last uint64) error {
 	early, late := rd.SplitMessages()
-	if len(early)+len(late) != len(rd.Messages) {
-		return broken("split", "%d and %d of %d", len(early), len(late), len(rd.Messages))
+	if err := c.Split(v, rd.Messages, early, late); err != nil {
+		return err
 	}
+	for i := range rd.Messages {
+		if err := c.message(v, &rd.Messages[i], last); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Split checks the parting of a Ready's messages into early and late ones, of a node in state v.
+func (c *Checker) Split(v View, all, early, late []eraftpb.Message) error {
 	for i := range early {
 		m := &early[i]
 		if v.Hard.Term != c.hard.Term || v.Hard.Vote != c.hard.Vote || m.Term != c.hard.Term {
@@ -20,18 +30,17 @@ func (c *Checker) messages(v View, rd *raft.Ready, last uint64) error {
 			return broken("early", "%v of a %v", m.MsgType, v.Soft.RaftState)
 		}
 	}
-	for i := range rd.Messages {
-		m := &rd.Messages[i]
+	if len(early)+len(late) != len(all) {
+		return broken("split", "%d and %d of %d", len(early), len(late), len(all))
+	}
+	for i := range all {
 		switch {
-		case len(early) > 0 && same(&early[0], m):
+		case len(early) > 0 && same(&early[0], &all[i]):
 			early = early[1:]
-		case len(late) > 0 && same(&late[0], m):
+		case len(late) > 0 && same(&late[0], &all[i]):
 			late = late[1:]
 		default:
-			return broken("split", "%v to %d is neither early nor late", m.MsgType, m.To)
-		}
-		if err := c.message(v, m, last); err != nil {
-			return err
+			return broken("split", "%v to %d is neither early nor late", all[i].MsgType, all[i].To)
 		}
 	}
 	return nil
