@@ -28,7 +28,7 @@ func TestSimSeeds(t *testing.T) {
 					res := sim.Run(seed, sim.Options{Events: events})
 					if res.Violation != nil {
 						t.Fatalf("seed %d: %v\n%v\nreplay: %s", seed, res.Violation, res.Profile,
-							sim.ReplayCommand(seed, events))
+							sim.ReplayCommand(seed, sim.Options{Events: events}))
 					}
 					results[shard].Add(res.Counts)
 				}

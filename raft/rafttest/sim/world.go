@@ -18,6 +18,8 @@ type Options struct {
 	Trace io.Writer
 	// Profile, if set, may change the profile the seed has drawn.
 	Profile func(*Profile)
+	// Cut leaves out a part of the run.
+	Cut Cut
 }
 
 // Result of a run.
@@ -26,8 +28,10 @@ type Result struct {
 	Profile   Profile
 	Events    int
 	VirtualUS int64
-	Counts    Counts
-	Violation *Violation
+	// Commands and Faults are how many there were, those left out not counted.
+	Commands, Faults int
+	Counts           Counts
+	Violation        *Violation
 }
 
 type eventKind uint8
@@ -83,6 +87,11 @@ type World struct {
 	missing     int
 	replacement uint64
 
+	seed uint64
+	// commands and faults number what clients and mishaps do, dropped counts what was left out.
+	commands, faults int
+	dropped          [2]int
+
 	events    int
 	healing   bool
 	nextRead  uint64
@@ -99,9 +108,12 @@ func Run(seed uint64, opt Options) (res Result) {
 	if opt.Profile != nil {
 		opt.Profile(&w.prof)
 	}
+	opt.Cut.calm(&w.prof)
+	w.seed = seed
 	defer func() {
 		res = Result{
 			Seed: seed, Profile: w.prof, Events: w.events, VirtualUS: w.now,
+			Commands: w.commands - w.dropped[0], Faults: w.faults - w.dropped[1],
 			Counts: w.oracle.counts, Violation: w.violation,
 		}
 		if p := recover(); p != nil {
@@ -230,11 +242,11 @@ func (w *World) dispatch() {
 	w.events++
 	switch e.kind {
 	case evClient:
-		w.client()
+		w.act(false, &w.commands, w.client)
 		w.plan(event{at: w.now + w.after(w.prof.ClientUS), kind: evClient})
 		return
 	case evFault:
-		w.fault()
+		w.act(true, &w.faults, w.fault)
 		w.plan(event{at: w.now + w.after(w.prof.FaultUS), kind: evFault})
 		return
 	case evHeal:
@@ -273,6 +285,24 @@ func (w *World) dispatch() {
 		n.paused = false
 		n.run()
 	}
+}
+
+// act does something that has a number, and draws from a source of its own: what one does, or that it
+// is left out, does not change what the others want to do.
+func (w *World) act(fault bool, number *int, do func()) {
+	n, kind := *number, 0
+	*number++
+	if fault {
+		kind = 1
+	}
+	if w.opt.Cut.drops(fault, n) {
+		w.dropped[kind]++
+		return
+	}
+	usual := w.rng
+	w.rng = rng{state: mix(w.seed) ^ mix(uint64(2*n+kind)<<1|1)}
+	do()
+	w.rng = usual
 }
 
 // after draws a time around mean.
