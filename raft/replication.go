@@ -367,6 +367,9 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 		r.askAboutSnapshot(m.From, pr)
 	case pr.Match < r.RaftLog.LastIndex() || pr.State == ProgressProbe:
 		r.sendAppend(m.From)
+	default:
+		// The request to campaign got lost, or was refused for what passes (trap C15).
+		r.maybeFinishTransfer(m.From)
 	}
 	if m.Round > pr.ackedRound && m.Round <= r.reads.round {
 		pr.ackedRound = m.Round

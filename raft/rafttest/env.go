@@ -123,10 +123,11 @@ func numbers(d *datadriven.TestData) ([]uint64, error) {
 	return ids, nil
 }
 
-// group makes nodes: group voters=(1,2,3) learners=(4) empty=(5) [options].
+// group makes nodes: group voters=(1,2,3) learners=(4) empty=(5) [options]. prevote=(3) and
+// checkquorum=(3) are for some nodes only.
 func (e *Env) group(d *datadriven.TestData) error {
 	cs := &eraftpb.ConfState{}
-	var empty []uint64
+	var empty, preVote, checkQuorum []uint64
 	c := raft.Config{ElectionTick: 5, HeartbeatTick: 1, Rand: fixed{}}
 	for _, arg := range d.CmdArgs {
 		var v uint64
@@ -141,9 +142,11 @@ func (e *Env) group(d *datadriven.TestData) error {
 		case "empty":
 			empty = parseIDs(arg.Vals)
 		case "prevote":
-			c.PreVote = true
+			c.PreVote = len(arg.Vals) == 0
+			preVote = parseIDs(arg.Vals)
 		case "checkquorum":
-			c.CheckQuorum = true
+			c.CheckQuorum = len(arg.Vals) == 0
+			checkQuorum = parseIDs(arg.Vals)
 		case "ack-on-persist":
 			c.AckOnPersist = true
 		case "async-apply":
@@ -175,6 +178,9 @@ func (e *Env) group(d *datadriven.TestData) error {
 		if err := st.SetHardState(eraftpb.HardState{Term: 1, Commit: firstIndex}); err != nil {
 			return err
 		}
+		c := c
+		c.PreVote = c.PreVote || slices.Contains(preVote, id)
+		c.CheckQuorum = c.CheckQuorum || slices.Contains(checkQuorum, id)
 		if err := e.add(id, c, st, firstIndex); err != nil {
 			return err
 		}

@@ -18,8 +18,12 @@ func TestTranscripts(t *testing.T) {
 	for _, path := range paths {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
 			env := rafttest.New()
-			datadriven.RunTest(t, path, func(_ *testing.T, d *datadriven.TestData) string {
-				return env.Handle(d)
+			datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+				out := env.Handle(d)
+				if strings.Contains(out, "BROKEN") {
+					t.Errorf("%s: a Ready breaks its contract: %s", d.Pos, out)
+				}
+				return out
 			})
 		})
 	}

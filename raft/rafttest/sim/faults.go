@@ -69,7 +69,7 @@ func (w *World) client() {
 		// To anybody: itself, a learner, somebody who was removed or never existed.
 		target.rn.TransferLeader(uint64(w.rng.between(0, len(w.nodes))))
 	case w.rng.chance(p.Read):
-		w.read(target)
+		w.readEverywhere()
 	case w.rng.Intn(50) == 0:
 		target.rn.ReportUnreachable(uint64(w.rng.between(0, len(w.nodes))))
 	default:
@@ -86,6 +86,16 @@ func (w *World) propose(n *node) {
 	data := putUint64(make([]byte, 0, 8+w.prof.Payload), id)
 	if n.rn.Propose(data[:8+w.rng.Intn(w.prof.Payload)]) == nil {
 		n.track(id)
+	}
+}
+
+// readEverywhere reads at everyone who thinks it leads: the ones who are mistaken must not answer.
+func (w *World) readEverywhere() {
+	for _, n := range w.free() {
+		if n.rn.State() == stateLeader {
+			w.read(n)
+			n.run()
+		}
 	}
 }
 
