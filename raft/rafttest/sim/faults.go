@@ -56,6 +56,9 @@ func (w *World) client() {
 	p := &w.prof
 	target.disk.failing = w.rng.chance(p.StorageError)
 	target.disk.unavailable = w.rng.chance(p.SnapUnavailable)
+	if planted("B6") {
+		w.readWithoutProof()
+	}
 	switch {
 	case w.rng.chance(0.2) && w.repair(target):
 	case w.rng.chance(p.Compact):
@@ -89,6 +92,16 @@ func (w *World) propose(n *node) {
 	}
 }
 
+// readWithoutProof is planted bug B6: who thinks it leads answers reads from what it has, which costs
+// nothing, so that every client does it.
+func (w *World) readWithoutProof() {
+	for _, n := range w.free() {
+		if n.rn.State() == stateLeader && n.rn.Committed() < w.oracle.committed {
+			w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(), w.oracle.committed)
+		}
+	}
+}
+
 // readEverywhere reads at everyone who thinks it leads: the ones who are mistaken must not answer.
 func (w *World) readEverywhere() {
 	for _, n := range w.free() {
@@ -102,9 +115,6 @@ func (w *World) readEverywhere() {
 func (w *World) read(n *node) {
 	if n.rn.State() != stateLeader {
 		return
-	}
-	if planted("B6") && n.rn.Committed() < w.oracle.committed {
-		w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(), w.oracle.committed)
 	}
 	if w.prof.Lease && n.holdsLease() {
 		w.oracle.counts.LeaseReads++
