@@ -122,9 +122,12 @@ func (rn *RawNode) ApplyConfChange(cc eraftpb.ConfChange) *eraftpb.ConfState {
 }
 
 // Step takes in a message from another node. Local messages are refused: a term gate cannot stop
-// what has no term.
+// what has no term; and so are those of nobody and of this node itself.
 func (rn *RawNode) Step(m eraftpb.Message) error {
 	if isLocal(m.MsgType) || m.Term == 0 && !mayLackTerm(&m) {
+		return ErrStepLocalMsg
+	}
+	if (m.From == None || m.From == rn.Raft.id) && m.MsgType != eraftpb.MessageType_MsgTransferLeader {
 		return ErrStepLocalMsg
 	}
 	if isResponse(m.MsgType) && rn.Raft.Prs[m.From] == nil {
