@@ -175,9 +175,10 @@ func (rn *RawNode) Ready() Ready {
 		Messages:         r.msgs,
 		ReadStates:       r.reads.done,
 	}
+	r.outbox = min(len(r.msgs), maxOutbox)
 	r.msgs, r.reads.done = nil, nil
-	if soft := (SoftState{Lead: r.Lead, RaftState: r.State}); !rn.prevSoft.equal(soft) {
-		rd.SoftState = &soft
+	if !rn.prevSoft.equal(SoftState{Lead: r.Lead, RaftState: r.State}) {
+		rd.SoftState = &SoftState{Lead: r.Lead, RaftState: r.State}
 	}
 	hard := r.hardState()
 	if hard != rn.prevHard {
