@@ -60,6 +60,8 @@ type Raft struct {
 	msgs []eraftpb.Message
 	// outbox is how many messages the last Ready had: room for as many is made at once.
 	outbox int
+	// shared are the entries of the last append since the last Ready, as messages have them.
+	shared []*eraftpb.Entry
 	// Lead is the leader of Term as far as known.
 	Lead uint64
 

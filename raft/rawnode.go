@@ -176,7 +176,7 @@ func (rn *RawNode) Ready() Ready {
 		ReadStates:       r.reads.done,
 	}
 	r.outbox = min(len(r.msgs), maxOutbox)
-	r.msgs, r.reads.done = nil, nil
+	r.msgs, r.shared, r.reads.done = nil, nil, nil
 	if !rn.prevSoft.equal(SoftState{Lead: r.Lead, RaftState: r.State}) {
 		rd.SoftState = &SoftState{Lead: r.Lead, RaftState: r.State}
 	}
