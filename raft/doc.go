@@ -54,9 +54,9 @@
 //  6. The log may be truncated up to what is durably applied, never further; CompactTo follows.
 //  7. A node's ID is never used again after its removal, nor after it lost its disk.
 //  8. A leader that has applied its own removal keeps running until a round that it broadcast
-//     afterwards is confirmed (QuorumRound), a removed follower answers votes for a few election
-//     timeouts: the others may need them to learn of the removal. With two voters the leader hands
-//     over before it is removed.
+//     afterwards is confirmed (QuorumRound), and a removed node answers votes, or whoever keeps its
+//     tombstone tells of the removal, until a voter that stays has it on disk: the others may need
+//     that to learn of it. With two voters the leader hands over before it is removed.
 //  9. Each ReadIndex has a fresh ID. The state machine is read once it has applied the answer's index.
 //  10. A lease starts when a round was sent that is confirmed now, is measured by a monotonic clock,
 //     and ends well before ElectionTick ticks. It needs CheckQuorum everywhere, VoteGraceTicks after a

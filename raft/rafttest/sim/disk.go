@@ -170,6 +170,9 @@ func (d *disk) syncRaft() {
 	d.raftPending = d.raftPending[:0]
 }
 
+// durableCommit is the commit index that a restart finds.
+func (d *disk) durableCommit() uint64 { return max(d.raftSynced.hs.Commit, d.kvSynced.applied) }
+
 func (d *disk) writeKV(s kvState) {
 	d.kvNow = s
 	d.kvPending = append(d.kvPending, s)

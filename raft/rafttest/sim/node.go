@@ -238,11 +238,17 @@ func (n *node) step(in input) {
 	n.noteRound()
 }
 
+// flushTicks is about how long something stays unsynced that nobody asked to be synced.
+const flushTicks = 16
+
 func (n *node) tick() {
 	if n.idleLimit && n.sentThisTick > 50 {
 		n.w.fail("I14", "node %d sends %d messages a tick when nothing happens", n.id, n.sentThisTick)
 	}
 	n.sentThisTick = 0
+	if n.w.rng.Intn(flushTicks) == 0 {
+		n.disk.syncRaft()
+	}
 	n.rn.Tick()
 	n.checkTransfer()
 	n.expireProposals()
@@ -251,17 +257,18 @@ func (n *node) tick() {
 	}
 }
 
-// linger ends a removed node: a leader when a majority of the others has heard of the removal, others
-// when somebody else has applied it. Until then their answers to votes may be the only way to learn
-// of it (trap C3); a store's tombstone does the same for as long as it is asked.
+// linger ends a removed node when a voter that stays knows of the removal for good, and a leader not
+// before a majority of them has heard of it. Until then its answers to votes may be the only way to
+// learn of it (trap C3): a learner cannot tell, and a commit index that was heard and not synced is
+// forgotten in a crash.
 func (n *node) linger() {
 	known := false
-	for _, o := range n.w.nodes[1:] {
-		known = known || o != n && o.alive && o.disk.kvNow.applied >= n.removedIndex
+	for _, id := range n.w.confAt(n.removedIndex).Nodes {
+		known = known || n.w.nodes[id].disk.durableCommit() >= n.removedIndex
 	}
 	if n.rn.State() == stateLeader {
 		n.rn.BroadcastHeartbeat()
-		known = n.rn.QuorumRound() > n.removedRound
+		known = known && n.rn.QuorumRound() > n.removedRound
 	}
 	if known && n.w.now-n.removedAt > 10*tickUS {
 		n.w.trace("node %d ends, removed", n.id)

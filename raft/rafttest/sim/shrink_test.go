@@ -18,7 +18,7 @@ func TestSimShrinks(t *testing.T) {
 		whole = sim.Run(seed, opt)
 	}
 	require.NotNil(t, whole.Violation)
-	small, cut := sim.Shrink(whole.Seed, opt, 300)
+	small, cut := sim.Shrink(whole.Seed, opt, 150)
 	require.NotNil(t, small.Violation)
 	require.Equal(t, whole.Violation.Invariant, small.Violation.Invariant)
 	require.Less(t, 2*small.Size(), whole.Size(), "from %d events to %d", whole.Events, small.Events)

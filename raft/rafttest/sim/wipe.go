@@ -24,8 +24,8 @@ func (w *World) wipe(n *node) {
 	n.wiped, n.destroyed = true, true
 }
 
-// mayWipe: no other member is lost, enough voters are left, and no conf change is under way that
-// would change what is enough.
+// mayWipe: no other member is lost, enough voters are left, and they all know how many are enough: no
+// conf change is under way, and none is news to anybody who stays.
 func (w *World) mayWipe(n *node) bool {
 	last := w.oracle.confs[len(w.oracle.confs)-1]
 	member := slices.Contains(last.conf.Nodes, n.id) || slices.Contains(last.conf.Learners, n.id)
@@ -36,7 +36,13 @@ func (w *World) mayWipe(n *node) bool {
 		if o.alive && o.busy {
 			return false
 		}
-		if !o.destroyed && o.disk.raftNow.changesMembers(last.index) {
+		if o.destroyed {
+			continue
+		}
+		// Who has not heard of the last conf change would still count by the members before it.
+		known := o.disk.durableCommit() >= last.index
+		stays := o != n && slices.Contains(last.conf.Nodes, o.id)
+		if o.disk.raftNow.changesMembers(last.index) || stays && !known {
 			return false
 		}
 	}
