@@ -64,6 +64,15 @@
 //     sent after that is over starts another.
 //  11. ReportSnapshot and ReportUnreachable are hints. Lost ones cost time only.
 //
+// # A Ready
+//
+// Ready and Advance take turns. What a Ready promises: Entries are contiguous, leave no gap behind the
+// log or the snapshot, and never replace what is committed; CommittedEntries are contiguous from one
+// Ready to the next, each once, committed, and persisted by then or with this Ready; none come with a
+// snapshot. SoftState and HardState are there when they changed. MustSync is set for entries, term, vote
+// and snapshot. No message tells of a term, vote or entry that is not persisted by this Ready or before
+// it. Package rafttest/contract checks all of it.
+//
 // # Messages
 //
 //	MsgHup, MsgBeat, MsgCheckQuorum, MsgUnreachable, MsgSnapStatus, MsgPropose
