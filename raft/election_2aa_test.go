@@ -404,3 +404,47 @@ func TestBadConfigIsRefused2AA(t *testing.T) {
 		}()
 	}
 }
+
+// Leaders do not campaign and followers do not lead: whoever calls that has a bug.
+func TestForbiddenChangesOfRolePanic2AA(t *testing.T) {
+	leader := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+	mustPanic(t, "leader", "became candidate", leader.becomeCandidate)
+	mustPanic(t, "leader", "became pre-candidate", leader.becomePreCandidate)
+	mustPanic(t, "follower", "became leader", mkRaft(2, []uint64{1, 2, 3}).becomeLeader)
+}
+
+// The highest term there is is never entered: the next candidacy would start over at 0.
+func TestHighestTermIsNotEntered2AA(t *testing.T) {
+	for _, typ := range []eraftpb.MessageType{tApp, tHeartbeat, tVote, tPreVote, tAppResp} {
+		r := mkRaft(1, []uint64{1, 2, 3})
+		mustStep(t, r, eraftpb.Message{MsgType: typ, From: 2, Term: lastTerm})
+		equal(t, typ.String(), r.Term, uint64(0))
+		equal(t, "messages", len(take(r)), 0)
+	}
+}
+
+// After a restart a node gives no vote for as long as it may have promised a leader (VoteGraceTicks).
+func TestVotesAreRefusedInTheGraceTime2AA(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3}, withPreVote, withCheckQuorum, func(c *Config) { c.VoteGraceTicks = 3 })
+	ask := func() bool {
+		mustStep(t, r, eraftpb.Message{MsgType: tVote, From: 2, Term: r.Term + 1})
+		return r.Vote == 2
+	}
+	for range 3 {
+		equal(t, "vote", ask(), false)
+		r.tick()
+	}
+	equal(t, "vote afterwards", ask(), true)
+}
+
+// Roles and progress states have names, those that do not exist too.
+func TestStatesHaveNames2AA(t *testing.T) {
+	for want, got := range map[string]fmt.Stringer{
+		"follower": StateFollower, "pre-candidate": StatePreCandidate, "candidate": StateCandidate,
+		"leader": StateLeader, "StateType(9)": StateType(9),
+		"probe": ProgressProbe, "replicate": ProgressReplicate, "snapshot": ProgressSnapshot,
+		"ProgressState(9)": ProgressState(9),
+	} {
+		equal(t, "name", got.String(), want)
+	}
+}

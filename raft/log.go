@@ -3,6 +3,7 @@ package raft
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
@@ -47,6 +48,9 @@ type RaftLog struct {
 	cacheBytes   uint64
 	memBytes     uint64
 	dead         int
+	// batch is how many entries left memory together when it became empty: room for as many is made
+	// at once.
+	batch int
 	// maxReadyBytes bounds what nextEnts returns; 0 is no bound.
 	maxReadyBytes uint64
 }
@@ -297,7 +301,19 @@ func (l *RaftLog) append(ents ...eraftpb.Entry) {
 	for i := range ents {
 		l.memBytes += entrySize(&ents[i])
 	}
+	l.reserve(len(ents))
 	l.entries = append(l.entries, ents...)
+}
+
+// maxBatch bounds the room that is made in advance.
+const maxBatch = 256
+
+// reserve makes room for n entries: one allocation for a batch, not one each time it doubles.
+func (l *RaftLog) reserve(n int) {
+	if n > 0 && len(l.entries) == 0 {
+		n = max(n, min(l.batch, maxBatch))
+	}
+	l.entries = slices.Grow(l.entries, n)
 }
 
 // truncateAndAppend replaces the log from ents[0].Index on. Everything that is cut off was never
@@ -313,6 +329,7 @@ func (l *RaftLog) truncateAndAppend(ents []*eraftpb.Entry) {
 	if at <= l.LastIndex() {
 		l.truncateFrom(at)
 	}
+	l.reserve(len(ents))
 	for _, e := range ents {
 		l.entries = append(l.entries, *e)
 		l.memBytes += entrySize(e)
@@ -398,6 +415,7 @@ func (l *RaftLog) dropFront(n int) {
 	l.entries = l.entries[n:]
 	l.dead += n
 	if len(l.entries) == 0 {
+		l.batch = n
 		l.entries, l.dead = nil, 0
 	} else if l.dead > len(l.entries)+32 {
 		l.entries = append(make([]eraftpb.Entry, 0, 2*len(l.entries)), l.entries...)

@@ -204,184 +204,6 @@ func TestRemovedLeaderReplicatesOn3A(t *testing.T) {
 	equal(t, "heartbeats", len(ofType(take(r), tHeartbeat)), 2)
 }
 
-// Transfers, by who shall lead and what they have.
-func TestTransferToWhoIsUpToDate3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.transfer(1, 2)
-	c.wantState(1, StateFollower, 2)
-	c.propose(2, "x")
-	c.transfer(2, 1)
-	c.wantState(1, StateLeader, 1)
-}
-
-// A follower that gets the request hands it on to its leader, and drops it if it knows none.
-func TestTransferThroughFollower3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.transfer(2, 2)
-	c.wantState(2, StateLeader, 2)
-	c.transfer(3, 1)
-	c.wantState(1, StateLeader, 1)
-	lost := mkRaft(2, []uint64{1, 2, 3})
-	mustStep(t, lost, eraftpb.Message{MsgType: tTransfer, From: 2})
-	equal(t, "messages", len(take(lost)), 0)
-}
-
-// Requests that make no sense change nothing.
-func TestTransferToNobody3A(t *testing.T) {
-	for name, target := range map[string]uint64{"self": 1, "stranger": 9, "nobody": None, "learner": 3} {
-		r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
-		r.Prs[3].IsLearner = true
-		mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: target})
-		equal(t, name, r.leadTransferee, None)
-		equal(t, name, len(take(r)), 0)
-	}
-}
-
-// A laggard is brought up to date first.
-func TestTransferToLaggard3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.isolate(3)
-	c.propose(1, "x")
-	c.heal()
-	equal(t, "match", c.nodes[1].Prs[3].Match, uint64(1))
-	c.transfer(1, 3)
-	c.wantState(3, StateLeader, 3)
-	c.wantState(1, StateFollower, 3)
-}
-
-// The target needs a snapshot first; the transfer goes on by itself once that is there.
-func TestTransferAcrossSnapshot3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.isolate(3)
-	c.propose(1, "x")
-	c.persist(1)
-	lead := c.nodes[1]
-	_, _ = c.storage[1].CreateSnapshot(lead.RaftLog.applied, lead.confState(), nil)
-	_ = c.storage[1].Compact(lead.RaftLog.applied)
-	lead.RaftLog.maybeCompact()
-	c.heal()
-	var answer eraftpb.Message
-	c.hook = func(m eraftpb.Message) bool {
-		if m.MsgType == tAppResp && m.From == 3 && !m.Reject {
-			answer = m
-			return false
-		}
-		return true
-	}
-	c.beat(1)
-	c.transfer(1, 3)
-	c.wantState(1, StateLeader, 1)
-	equal(t, "answer to the snapshot", answer.Index, lead.RaftLog.LastIndex())
-	c.hook = nil
-	c.nodes[3].RaftLog.stableSnapTo(answer.Index)
-	c.send(answer)
-	c.wantState(3, StateLeader, 3)
-}
-
-// A transfer that gets nowhere is given up after an election timeout, the same request does not
-// lengthen it, and another target takes its place.
-func TestTransferIsGivenUp3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.isolate(3)
-	c.transfer(1, 3)
-	r := c.nodes[1]
-	equal(t, "transferee", r.leadTransferee, uint64(3))
-	if err := r.Step(eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{}}}); err == nil {
-		t.Fatal("proposal during a transfer")
-	}
-	c.tick(1, 5)
-	c.transfer(1, 3)
-	equal(t, "transferee", r.leadTransferee, uint64(3))
-	c.tick(1, 5)
-	equal(t, "given up", r.leadTransferee, None)
-	c.propose(1, "x")
-	equal(t, "proposals again", r.RaftLog.committed, uint64(2))
-	c.transfer(1, 3)
-	c.transfer(1, 2)
-	c.wantState(2, StateLeader, 2)
-}
-
-// Ends of a transfer: the target is removed, or the leader is no more.
-func TestTransferEndsWithTargetOrLeader3A(t *testing.T) {
-	for name, end := range map[string]func(r *Raft){
-		"removed":     func(r *Raft) { r.removeNode(3) },
-		"stepped out": func(r *Raft) { r.becomeFollower(2, 2) },
-		"timeout": func(r *Raft) {
-			for range 10 {
-				r.tick()
-			}
-		},
-	} {
-		r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
-		mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: 3})
-		end(r)
-		equal(t, name, r.leadTransferee, None)
-	}
-}
-
-// A lost candidacy of the target, and a request that came too late, cost an election at most.
-func TestTransferTargetThatCannotWin3A(t *testing.T) {
-	c := mkCluster(t, 3)
-	c.campaign(1)
-	c.isolate(3)
-	c.propose(1, "x")
-	c.heal()
-	_ = c.nodes[3].Step(eraftpb.Message{MsgType: tNow, From: 1, To: 3, Term: 1})
-	c.send(take(c.nodes[3])...)
-	equal(t, "state", c.nodes[3].State == StateLeader, false)
-	c.campaign(1)
-	c.wantState(1, StateLeader, 1)
-}
-
-// With pre-vote and check-quorum the target is elected although everyone hears the leader
-// (trap A8).
-func TestTransferIsForced3A(t *testing.T) {
-	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
-	c.campaign(1)
-	c.tick(1, 3)
-	c.campaign(2)
-	c.wantState(1, StateLeader, 1)
-	c.transfer(1, 2)
-	c.wantState(2, StateLeader, 2)
-	c.wantState(1, StateFollower, 2)
-}
-
-// A request to campaign that arrives after its transfer was given up cannot force anybody: the
-// leader may hold a new lease (trap E5).
-func TestLateTimeoutNowForcesNobody3A(t *testing.T) {
-	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
-	c.campaign(1)
-	c.tick(1, 1)
-	var late eraftpb.Message
-	c.hook = func(m eraftpb.Message) bool {
-		if m.MsgType == tNow {
-			late = m
-			return false
-		}
-		return true
-	}
-	c.transfer(1, 2)
-	equal(t, "held back", late.MsgType, tNow)
-	round := c.nodes[1].reads.round
-	c.tick(1, 2)
-	equal(t, "rounds wait for the end of the transfer", c.nodes[1].reads.round, round)
-	c.isolate(2)
-	c.tick(1, 12)
-	equal(t, "given up", c.nodes[1].leadTransferee, None)
-	if c.nodes[1].reads.round <= round {
-		t.Fatal("rounds go on")
-	}
-	c.heal()
-	c.send(late)
-	c.wantState(1, StateLeader, 1)
-	equal(t, "3 hears its leader", c.nodes[3].Vote, uint64(1))
-}
-
 // Pre-vote: a node that comes back from nowhere does not depose a leader that is heard.
 func TestReturnDoesNotDisturb3A(t *testing.T) {
 	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
@@ -509,4 +331,85 @@ func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
 	r.becomeCandidate()
 	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1, Reject: true, Commit: 2, LogTerm: 2})
 	equal(t, "committed", r.RaftLog.committed, uint64(0))
+}
+
+// Through RawNode: a group grows and shrinks with proposals between the conf changes, which wait for none
+// of them; the new member gets all of it, and the removed one nothing more.
+func TestProposalsDuringConfChange3A(t *testing.T) {
+	c := mkCluster(t, 3)
+	c.campaign(1)
+	c.persist(1)
+	r := c.nodes[1]
+	c.isolate(3)
+	c.send(eraftpb.Message{MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{
+		{Data: []byte("a")}, confEntry(t, eraftpb.ConfChangeType_RemoveNode, 3), {Data: []byte("b")},
+	}})
+	c.propose(1, "c")
+	equal(t, "committed", r.RaftLog.committed, uint64(5))
+	equal(t, "another one is refused", r.Step(eraftpb.Message{
+		MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, eraftpb.ConfChangeType_AddNode, 4)},
+	}), ErrProposalDropped)
+	c.persist(1)
+	r.removeNode(3)
+	take(r)
+	c.propose(1, "d")
+	equal(t, "committed by the two", r.RaftLog.committed, uint64(6))
+	for _, m := range take(r) {
+		equal(t, "a message to the removed node", m.To == 3, false)
+	}
+}
+
+// A group of one that adds a member needs that one's word from then on.
+func TestSecondMemberIsCountedAtOnce3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1})
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	equal(t, "committed alone", r.RaftLog.committed, uint64(1))
+	r.addNode(2)
+	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+	equal(t, "committed by one of two", r.RaftLog.committed, uint64(1))
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 2})
+	equal(t, "committed by both", r.RaftLog.committed, uint64(2))
+}
+
+// Adding a member that is there keeps what is known of it.
+func TestAddingTwiceChangesNothing3A(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+	before := *r.Prs[2]
+	r.addNode(2)
+	equal(t, "progress", *r.Prs[2], before)
+	r.addNode(1)
+	equal(t, "members", nodes(r), []uint64{1, 2, 3})
+	equal(t, "own match", r.Prs[1].Match, r.RaftLog.LastIndex())
+}
+
+// Who is removed while it leads a candidacy or leads nobody does not campaign again (trap A9).
+func TestRemovedNodeDoesNotCampaign3A(t *testing.T) {
+	r := mkRaft(1, []uint64{1, 2, 3})
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	take(r)
+	r.removeNode(1)
+	for range 100 {
+		r.tick()
+	}
+	mustStep(t, r, eraftpb.Message{MsgType: tHup})
+	equal(t, "messages", len(take(r)), 0)
+	equal(t, "term", r.Term, uint64(1))
+}
+
+// The last member can go; nothing is committed or campaigned for by nobody, and nothing panics (trap C8).
+func TestLastMemberGoes3A(t *testing.T) {
+	st := NewMemoryStorage()
+	rn := mkRaw(t, st, []uint64{1})
+	_ = rn.Campaign()
+	pump(t, rn, st)
+	if err := rn.ProposeConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1}); err != nil {
+		t.Fatal(err)
+	}
+	pump(t, rn, st)
+	equal(t, "members", nodes(rn.Raft), []uint64{})
+	equal(t, "proposal", rn.Propose([]byte("x")), ErrProposalDropped)
+	for range 50 {
+		rn.Tick()
+	}
+	equal(t, "has ready", rn.HasReady(), false)
 }

@@ -58,6 +58,10 @@ type Raft struct {
 	votes map[uint64]bool
 	// msgs wait for the next Ready.
 	msgs []eraftpb.Message
+	// outbox is how many messages the last Ready had: room for as many is made at once.
+	outbox int
+	// shared are the entries of the last append since the last Ready, as messages have them.
+	shared []*eraftpb.Entry
 	// Lead is the leader of Term as far as known.
 	Lead uint64
 
@@ -223,11 +227,17 @@ func (r *Raft) hardState() eraftpb.HardState {
 	return eraftpb.HardState{Term: r.Term, Vote: r.Vote, Commit: r.RaftLog.committed}
 }
 
+// maxOutbox bounds the room that is made for messages in advance.
+const maxOutbox = 64
+
 // send queues a message of this term.
 func (r *Raft) send(m eraftpb.Message) {
 	m.From = r.id
 	if m.Term == 0 {
 		m.Term = r.Term
+	}
+	if r.msgs == nil && r.outbox > 0 {
+		r.msgs = make([]eraftpb.Message, 0, r.outbox)
 	}
 	r.msgs = append(r.msgs, m)
 }

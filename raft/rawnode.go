@@ -127,9 +127,12 @@ func (rn *RawNode) ApplyConfChange(cc eraftpb.ConfChange) *eraftpb.ConfState {
 }
 
 // Step takes in a message from another node. Local messages are refused: a term gate cannot stop
-// what has no term.
+// what has no term; and so are those of nobody and of this node itself.
 func (rn *RawNode) Step(m eraftpb.Message) error {
 	if isLocal(m.MsgType) || m.Term == 0 && !mayLackTerm(&m) {
+		return ErrStepLocalMsg
+	}
+	if (m.From == None || m.From == rn.Raft.id) && m.MsgType != eraftpb.MessageType_MsgTransferLeader {
 		return ErrStepLocalMsg
 	}
 	if isResponse(m.MsgType) && rn.Raft.Prs[m.From] == nil {
@@ -177,9 +180,10 @@ func (rn *RawNode) Ready() Ready {
 		Messages:         r.msgs,
 		ReadStates:       r.reads.done,
 	}
-	r.msgs, r.reads.done = nil, nil
-	if soft := (SoftState{Lead: r.Lead, RaftState: r.State}); !rn.prevSoft.equal(soft) {
-		rd.SoftState = &soft
+	r.outbox = min(len(r.msgs), maxOutbox)
+	r.msgs, r.shared, r.reads.done = nil, nil, nil
+	if !rn.prevSoft.equal(SoftState{Lead: r.Lead, RaftState: r.State}) {
+		rd.SoftState = &SoftState{Lead: r.Lead, RaftState: r.State}
 	}
 	hard := r.hardState()
 	if hard != rn.prevHard {

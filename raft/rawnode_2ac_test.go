@@ -346,6 +346,13 @@ func TestNetworkMessagesAreChecked2AC(t *testing.T) {
 			t.Errorf("%v: %v", typ, err)
 		}
 	}
+	for _, from := range []uint64{None, 1} {
+		for _, typ := range []eraftpb.MessageType{tApp, tVote, tHeartbeat, tSnap, tPreVote, tNow} {
+			if err := rn.Step(eraftpb.Message{MsgType: typ, From: from, Term: 5}); !errors.Is(err, ErrStepLocalMsg) {
+				t.Errorf("%v from %d: %v", typ, from, err)
+			}
+		}
+	}
 	equal(t, "term", rn.Term(), uint64(0))
 }
 

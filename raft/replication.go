@@ -157,10 +157,8 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 		Index: prev, LogTerm: prevTerm, Commit: r.RaftLog.committed,
 	}
 	if len(ents) > 0 {
-		// The slots behind ents are never written again, so the message may look at them.
-		m.Entries = make([]*eraftpb.Entry, len(ents))
+		m.Entries = r.pointersTo(ents)
 		for i := range ents {
-			m.Entries[i] = &ents[i]
 			bytes += entrySize(&ents[i])
 		}
 	}
@@ -168,6 +166,19 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 	pr.toldCommit = m.Commit
 	pr.sent(prev+uint64(len(ents)), bytes, len(ents) > 0)
 	return true
+}
+
+// pointersTo returns ents as a message wants them. The slots behind ents are never written again, so
+// messages may look at them, and those of one broadcast share one slice, which nobody writes to either.
+func (r *Raft) pointersTo(ents []eraftpb.Entry) []*eraftpb.Entry {
+	if len(r.shared) == len(ents) && r.shared[0] == &ents[0] {
+		return r.shared
+	}
+	r.shared = make([]*eraftpb.Entry, len(ents))
+	for i := range ents {
+		r.shared[i] = &ents[i]
+	}
+	return r.shared
 }
 
 // sendSnapshot sends a snapshot to a follower that needs entries which are truncated away.
@@ -367,6 +378,9 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 		r.askAboutSnapshot(m.From, pr)
 	case pr.Match < r.RaftLog.LastIndex() || pr.State == ProgressProbe:
 		r.sendAppend(m.From)
+	default:
+		// The request to campaign got lost, or was refused for what passes (trap C15).
+		r.maybeFinishTransfer(m.From)
 	}
 	if m.Round > pr.ackedRound && m.Round <= r.reads.round {
 		pr.ackedRound = m.Round

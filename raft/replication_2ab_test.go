@@ -525,3 +525,18 @@ func TestLogPanicsOnBrokenInvariants2AB(t *testing.T) {
 		}()
 	}
 }
+
+// The appends of one broadcast share their entries, and those of the next one do not.
+func TestBroadcastSharesEntries2AB(t *testing.T) {
+	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
+	prop := func(data string) []eraftpb.Message {
+		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte(data)}}})
+		return ofType(take(r), tApp)
+	}
+	first, second := prop("a"), prop("b")
+	equal(t, "appends", []int{len(first), len(second)}, []int{2, 2})
+	equal(t, "one slice", &first[0].Entries[0] == &first[1].Entries[0], true)
+	equal(t, "another one", &first[0].Entries[0] == &second[0].Entries[0], false)
+	equal(t, "first", string(first[1].Entries[0].Data), "a")
+	equal(t, "second", string(second[1].Entries[0].Data), "b")
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
+	"github.com/tinykv/tinykv/raft/rafttest/contract"
 )
 
 // firstIndex is the index of the snapshot that all groups of the transcripts start from, in term 1.
@@ -30,6 +31,7 @@ type member struct {
 	rn      *raft.RawNode
 	storage *raft.MemoryStorage
 	config  raft.Config
+	watch   *contract.Checker
 	applied uint64
 	async   bool
 }
@@ -121,10 +123,11 @@ func numbers(d *datadriven.TestData) ([]uint64, error) {
 	return ids, nil
 }
 
-// group makes nodes: group voters=(1,2,3) learners=(4) empty=(5) [options].
+// group makes nodes: group voters=(1,2,3) learners=(4) empty=(5) [options]. prevote=(3) and
+// checkquorum=(3) are for some nodes only.
 func (e *Env) group(d *datadriven.TestData) error {
 	cs := &eraftpb.ConfState{}
-	var empty []uint64
+	var empty, preVote, checkQuorum []uint64
 	c := raft.Config{ElectionTick: 5, HeartbeatTick: 1, Rand: fixed{}}
 	for _, arg := range d.CmdArgs {
 		var v uint64
@@ -139,9 +142,11 @@ func (e *Env) group(d *datadriven.TestData) error {
 		case "empty":
 			empty = parseIDs(arg.Vals)
 		case "prevote":
-			c.PreVote = true
+			c.PreVote = len(arg.Vals) == 0
+			preVote = parseIDs(arg.Vals)
 		case "checkquorum":
-			c.CheckQuorum = true
+			c.CheckQuorum = len(arg.Vals) == 0
+			checkQuorum = parseIDs(arg.Vals)
 		case "ack-on-persist":
 			c.AckOnPersist = true
 		case "async-apply":
@@ -173,6 +178,9 @@ func (e *Env) group(d *datadriven.TestData) error {
 		if err := st.SetHardState(eraftpb.HardState{Term: 1, Commit: firstIndex}); err != nil {
 			return err
 		}
+		c := c
+		c.PreVote = c.PreVote || slices.Contains(preVote, id)
+		c.CheckQuorum = c.CheckQuorum || slices.Contains(checkQuorum, id)
 		if err := e.add(id, c, st, firstIndex); err != nil {
 			return err
 		}
@@ -191,7 +199,10 @@ func (e *Env) add(id uint64, c raft.Config, st *raft.MemoryStorage, applied uint
 	if err != nil {
 		return err
 	}
-	e.nodes[id] = &member{rn: rn, storage: st, config: c, applied: applied, async: c.AsyncApply}
+	e.nodes[id] = &member{
+		rn: rn, storage: st, config: c, applied: applied, async: c.AsyncApply,
+		watch: contract.New(contract.ViewOf(id, rn), applied, st),
+	}
 	return nil
 }
 
@@ -218,6 +229,9 @@ func (e *Env) process(id uint64) {
 	n := e.nodes[id]
 	rd := n.rn.Ready()
 	fmt.Fprintf(&e.out, "ready %d\n%s", id, describeReady(&rd))
+	if err := n.watch.Ready(contract.ViewOf(id, n.rn), &rd); err != nil {
+		fmt.Fprintf(&e.out, "BROKEN %v\n", err)
+	}
 	if !raft.IsEmptySnap(&rd.Snapshot) {
 		_ = n.storage.ApplySnapshot(rd.Snapshot)
 		n.applied = rd.Snapshot.Metadata.Index
@@ -238,6 +252,9 @@ func (e *Env) process(id uint64) {
 		if !n.async {
 			n.applied = ent.Index
 		}
+	}
+	if err := n.watch.Advance(&rd); err != nil {
+		fmt.Fprintf(&e.out, "BROKEN %v\n", err)
 	}
 	n.rn.Advance(rd)
 }

@@ -76,6 +76,25 @@ func (s *raftState) reset(index, term, hash uint64) {
 	*s = raftState{trunc: index, truncTerm: term, truncHash: hash, hs: s.hs}
 }
 
+// changesMembers says whether there is a conf change above index.
+func (s *raftState) changesMembers(index uint64) bool {
+	for i := range s.ents {
+		if s.ents[i].Index > index && s.ents[i].EntryType == eraftpb.EntryType_EntryConfChange {
+			return true
+		}
+	}
+	return false
+}
+
+// loseTail takes entries from the end, which were synced, and what the hard state says of them; not
+// below what is applied.
+func (s *raftState) loseTail(n int, applied uint64) {
+	n = min(n, int(s.last()-max(s.trunc, min(applied, s.last()))))
+	keep := len(s.ents) - n
+	s.ents, s.hashes = s.ents[:keep:keep], s.hashes[:keep:keep]
+	s.hs.Commit = min(s.hs.Commit, s.last())
+}
+
 // raftRecord is one write to the raft log: atomic, in order with the others.
 type raftRecord struct {
 	hs      *eraftpb.HardState
@@ -151,6 +170,9 @@ func (d *disk) syncRaft() {
 	d.raftPending = d.raftPending[:0]
 }
 
+// durableCommit is the commit index that a restart finds.
+func (d *disk) durableCommit() uint64 { return max(d.raftSynced.hs.Commit, d.kvSynced.applied) }
+
 func (d *disk) writeKV(s kvState) {
 	d.kvNow = s
 	d.kvPending = append(d.kvPending, s)
@@ -172,6 +194,11 @@ func (d *disk) crash(r *rng) {
 		}
 		d.kvPending = d.kvPending[:0]
 	}
+	d.reopen()
+}
+
+// reopen forgets what is not synced.
+func (d *disk) reopen() {
 	d.kvNow = d.kvSynced
 	d.raftNow = d.raftSynced
 	d.raftNow.ents, d.raftNow.hashes = slices.Clone(d.raftSynced.ents), slices.Clone(d.raftSynced.hashes)

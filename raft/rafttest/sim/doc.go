@@ -12,7 +12,11 @@ package sim
 
 import "fmt"
 
-// ReplayCommand is what to type to see a seed again.
-func ReplayCommand(seed uint64, events int) string {
-	return fmt.Sprintf("go run ./raft/rafttest/cmd/raftsim -seed %d -events %d -v", seed, events)
+// ReplayCommand is what to type to see a run again.
+func ReplayCommand(seed uint64, opt Options) string {
+	cut := opt.Cut.String()
+	if cut != "" {
+		cut = " -cut " + cut
+	}
+	return fmt.Sprintf("go run ./raft/rafttest/cmd/raftsim -seed %d -events %d%s -v", seed, opt.Events, cut)
 }

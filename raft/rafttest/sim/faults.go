@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
-	"github.com/tinykv/tinykv/raft"
 )
 
 func describe(m *eraftpb.Message) string {
@@ -57,7 +56,11 @@ func (w *World) client() {
 	p := &w.prof
 	target.disk.failing = w.rng.chance(p.StorageError)
 	target.disk.unavailable = w.rng.chance(p.SnapUnavailable)
+	if planted("B6") {
+		w.readWithoutProof()
+	}
 	switch {
+	case w.rng.chance(0.2) && w.repair(target):
 	case w.rng.chance(p.Compact):
 		w.compact()
 	case w.rng.chance(p.ConfChange):
@@ -69,7 +72,7 @@ func (w *World) client() {
 		// To anybody: itself, a learner, somebody who was removed or never existed.
 		target.rn.TransferLeader(uint64(w.rng.between(0, len(w.nodes))))
 	case w.rng.chance(p.Read):
-		w.read(target)
+		w.readEverywhere()
 	case w.rng.Intn(50) == 0:
 		target.rn.ReportUnreachable(uint64(w.rng.between(0, len(w.nodes))))
 	default:
@@ -82,20 +85,36 @@ func (w *World) client() {
 }
 
 func (w *World) propose(n *node) {
-	w.nextData++
-	data := putUint64(make([]byte, 0, 8+w.prof.Payload), w.nextData)
+	id := w.newID()
+	data := putUint64(make([]byte, 0, 8+w.prof.Payload), id)
 	if n.rn.Propose(data[:8+w.rng.Intn(w.prof.Payload)]) == nil {
-		w.oracle.counts.Proposals++
-		n.props = append(n.props, proposal{n.rn.LastIndex(), n.rn.Term()})
+		n.track(id)
+	}
+}
+
+// readWithoutProof is planted bug B6: who thinks it leads answers reads from what it has, which costs
+// nothing, so that every client does it.
+func (w *World) readWithoutProof() {
+	for _, n := range w.free() {
+		if n.rn.State() == stateLeader && n.rn.Committed() < w.oracle.committed {
+			w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(), w.oracle.committed)
+		}
+	}
+}
+
+// readEverywhere reads at everyone who thinks it leads: the ones who are mistaken must not answer.
+func (w *World) readEverywhere() {
+	for _, n := range w.free() {
+		if n.rn.State() == stateLeader {
+			w.read(n)
+			n.run()
+		}
 	}
 }
 
 func (w *World) read(n *node) {
 	if n.rn.State() != stateLeader {
 		return
-	}
-	if planted("B6") && n.rn.Committed() < w.oracle.committed {
-		w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(), w.oracle.committed)
 	}
 	if w.prof.Lease && n.holdsLease() {
 		w.oracle.counts.LeaseReads++
@@ -107,7 +126,7 @@ func (w *World) read(n *node) {
 	for range w.rng.between(1, 3) {
 		w.nextRead++
 		if n.rn.ReadIndex(w.nextRead) == nil {
-			n.reads = append(n.reads, read{w.nextRead, w.oracle.committed})
+			n.reads = append(n.reads, read{w.nextRead, w.oracle.committed, n.rn.Term()})
 		}
 	}
 }
@@ -133,7 +152,8 @@ func (w *World) compact() {
 
 // changeMembers proposes a conf change to a leader.
 func (w *World) changeMembers(n *node) {
-	if n.rn.State() != stateLeader {
+	if n.rn.State() != stateLeader || w.missing > 0 {
+		// One thing at a time: who lost its disk is replaced first.
 		return
 	}
 	cs := n.members()
@@ -163,8 +183,20 @@ func (w *World) changeMembers(n *node) {
 	default:
 		return
 	}
+	w.proposeChange(n, cc.ChangeType, cc.NodeId)
+}
+
+// Short names of the conf changes.
+const (
+	remove   = eraftpb.ConfChangeType_RemoveNode
+	addVoter = eraftpb.ConfChangeType_AddNode
+)
+
+func (w *World) proposeChange(n *node, change eraftpb.ConfChangeType, member uint64) {
+	id := w.newID()
+	cc := eraftpb.ConfChange{ChangeType: change, NodeId: member, Context: putUint64(nil, id)}
 	if n.rn.ProposeConfChange(cc) == nil {
-		n.props = append(n.props, proposal{n.rn.LastIndex(), n.rn.Term()})
+		n.track(id)
 	}
 }
 
@@ -198,7 +230,7 @@ func (w *World) fault() {
 	}
 	n := w.nodes[id]
 	last := uint64(len(w.nodes) - 1)
-	switch w.rng.Intn(9) {
+	switch w.rng.Intn(11) {
 	case 0, 1: // isolate one
 		for other := uint64(1); other <= last; other++ {
 			w.cut[id][other], w.cut[other][id] = true, true
@@ -239,6 +271,14 @@ func (w *World) fault() {
 			}
 		}
 		return
+	case 9:
+		w.swizzle()
+		return
+	case 10:
+		if w.rng.chance(w.prof.Wipe) {
+			w.wipe(n)
+		}
+		return
 	}
 	w.cuts = true
 	w.trace("fault: links cut around %d", id)
@@ -247,161 +287,4 @@ func (w *World) fault() {
 
 func (w *World) healLinks() {
 	w.cut, w.cuts = [maxNodes][maxNodes]bool{}, false
-}
-
-// heal ends all mishaps and wants the group to recover (I13, I14): a leader, every member up to date
-// with it, every proposal of the leader answered, and then silence but for heartbeats.
-func (w *World) heal() {
-	w.healing = true
-	w.healLinks()
-	w.trace("healing")
-	w.dropPlans()
-	w.collect()
-	for _, n := range w.nodes[1:] {
-		n.disk.failing, n.disk.unavailable = false, false
-		switch {
-		case n.alive:
-			n.paused = false
-			n.run()
-		case !n.destroyed:
-			n.boot()
-		}
-	}
-	start := w.now
-	slowest := int64(tickUS / min(w.prof.RateLo, 1))
-	timeout := 2 * int64(w.prof.ElectionTick) * slowest
-	proposed := false
-	// Catching up may take long where the profile allows one entry a message: what may not be long is
-	// the time without progress.
-	moved, last, confs := start, w.progress(), len(w.oracle.confs)
-	for w.now < moved+30*timeout && w.violation == nil && len(w.heap) > 0 {
-		w.dispatch()
-		if len(w.oracle.confs) != confs {
-			confs = len(w.oracle.confs)
-			w.collect()
-		}
-		if p := w.progress(); p != last {
-			moved, last = w.now, p
-		}
-		lead := w.theLeader()
-		if lead == nil {
-			if w.now > moved+15*timeout {
-				w.fail("I14", "no leader for 15 election timeouts: %s", w.state())
-			}
-			continue
-		}
-		if !proposed && !lead.busy && lead.rn.Committed() == lead.rn.LastIndex() {
-			w.propose(lead)
-			lead.run()
-			proposed = true
-		}
-		if proposed && w.converged(lead) {
-			w.oracle.counts.MaxHealUS = w.now - start
-			w.idle(timeout)
-			return
-		}
-	}
-	if w.violation == nil {
-		w.failStuck()
-	}
-}
-
-// collect ends the nodes that were removed and do not know it, as a store does when others tell it.
-func (w *World) collect() {
-	latest := w.oracle.confs[len(w.oracle.confs)-1].conf
-	for _, n := range w.nodes[1:] {
-		member := slices.Contains(latest.Nodes, n.id) || slices.Contains(latest.Learners, n.id)
-		if !member && !n.removed && n.disk.kvNow.applied > 0 {
-			n.alive, n.destroyed = false, true
-			n.epoch++
-		}
-	}
-}
-
-// dropPlans takes clients and faults out of the plans.
-func (w *World) dropPlans() {
-	old := w.heap
-	w.heap = nil
-	for _, e := range old {
-		switch e.kind {
-		case evClient, evFault, evHeal, evUnpause:
-		default:
-			w.plan(e)
-		}
-	}
-}
-
-// theLeader returns the leader of the latest term, if it is one that can take proposals.
-func (w *World) theLeader() *node {
-	var lead *node
-	for _, n := range w.nodes[1:] {
-		if n.alive && n.rn.State() == stateLeader && (lead == nil || n.rn.Term() > lead.rn.Term()) {
-			lead = n
-		}
-	}
-	return lead
-}
-
-func (w *World) converged(lead *node) bool {
-	if lead.removed || lead.rn.Applied() != lead.rn.LastIndex() || lead.waiting() {
-		return false
-	}
-	ok := true
-	lead.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-		n := w.nodes[id]
-		same := n.alive && n.rn.Term() == lead.rn.Term() && n.rn.Applied() == lead.rn.Applied()
-		if !same || id != lead.id && (pr.State != raft.ProgressReplicate || pr.Match != lead.rn.LastIndex()) {
-			ok = false
-		}
-	})
-	return ok
-}
-
-// idle watches the group do nothing for two election timeouts, once what was on its way is through.
-func (w *World) idle(timeout int64) {
-	for end := w.now + timeout; w.now < end && w.violation == nil; {
-		w.dispatch()
-	}
-	lead := w.theLeader()
-	for _, n := range w.nodes[1:] {
-		n.sentThisTick, n.idleLimit = 0, true
-	}
-	for end := w.now + 2*timeout; w.now < end && w.violation == nil; {
-		w.dispatch()
-	}
-	// Without check-quorum a removed node that does not know it may depose a leader (thesis 4.2.3).
-	calm := w.prof.RateHi < 2 && w.prof.Transfer == 0 && (w.prof.CheckQuorum || w.prof.ConfChange == 0)
-	if w.violation == nil && w.theLeader() != lead && calm {
-		w.fail("I14", "the leader changed when nothing happened")
-	}
-}
-
-// progress is a number that grows as the group catches up.
-func (w *World) progress() (sum uint64) {
-	for _, n := range w.nodes[1:] {
-		if n.alive {
-			sum += n.rn.Applied() + n.rn.Committed() + n.disk.raftSynced.last()
-		}
-	}
-	return sum
-}
-
-func (w *World) failStuck() {
-	w.fail("I14", "not recovered 30 election timeouts after the last progress: %s", w.state())
-}
-
-func (w *World) state() (detail string) {
-	for _, n := range w.nodes[1:] {
-		if n.alive {
-			st := n.rn.Status()
-			detail += fmt.Sprintf("\n  node %d %v term=%d lead=%d applied=%d commit=%d log=[%d,%d] props=%d",
-				n.id, st.State, st.Term, st.Lead, st.Applied, st.Commit, st.FirstIndex, st.LastIndex, len(n.props))
-			if st.State == stateLeader {
-				n.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-					detail += fmt.Sprintf("\n    %d: %v", id, &pr)
-				})
-			}
-		}
-	}
-	return detail
 }

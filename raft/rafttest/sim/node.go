@@ -6,6 +6,7 @@ import (
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
+	"github.com/tinykv/tinykv/raft/rafttest/contract"
 )
 
 // crashPoint is where in the handling of a Ready a node dies.
@@ -49,6 +50,7 @@ type node struct {
 	// The Ready in flight.
 	rd       raft.Ready
 	rdHash   uint64
+	watch    *contract.Checker
 	late     []eraftpb.Message
 	crashAt  crashPoint
 	applyQ   []applyBatch
@@ -65,6 +67,14 @@ type node struct {
 	reads []read
 	lease lease
 
+	// The transfer that is under way, and for how many ticks.
+	transferTo, transferTerm uint64
+	transferTicks            int
+
+	// wiped: the disk was lost; hadSynced is the log that was on it.
+	wiped     bool
+	hadSynced raftState
+
 	// removedAt: the node has applied its own removal.
 	removed      bool
 	removedAt    int64
@@ -76,10 +86,6 @@ type applyBatch struct {
 	ents []eraftpb.Entry
 	hash uint64
 }
-
-type proposal struct{ index, term uint64 }
-
-type read struct{ id, need uint64 }
 
 // lease is what a store keeps to read without a round trip: when each round was sent.
 type lease struct {
@@ -110,8 +116,9 @@ func (n *node) boot() {
 	}
 	n.rn, n.alive, n.paused, n.busy, n.applying = rn, true, false, false, false
 	n.epoch++
+	n.watch = contract.New(contract.ViewOf(n.id, rn), n.disk.kvNow.applied, n.disk)
 	n.inbox, n.applyQ, n.props, n.reads = nil, nil, nil, nil
-	n.lease, n.crashAt, n.leaderTerm = lease{}, noCrash, 0
+	n.lease, n.crashAt, n.leaderTerm, n.transferTo = lease{}, noCrash, 0, 0
 	n.seenCommit = rn.Committed()
 	n.maxTerm, n.maxCommit, n.maxApplied = rn.Term(), rn.Committed(), rn.Applied()
 	if synced := n.disk.raftSynced.hs; rn.Committed() < synced.Commit || rn.Term() < synced.Term {
@@ -161,8 +168,14 @@ func (n *node) crash() {
 	n.alive, n.busy = false, false
 	n.epoch++
 	n.rd, n.late = raft.Ready{}, nil
+	n.loseProposals(^uint64(0))
+	n.reads = nil
 	n.disk.failing, n.disk.unavailable = false, false
 	n.disk.crash(&n.w.rng)
+	if n.w.rng.chance(n.w.prof.LostTail) {
+		n.disk.raftSynced.loseTail(n.w.rng.between(1, 10), n.disk.kvSynced.applied)
+		n.disk.reopen()
+	}
 	n.disk.recover()
 	if n.w.violation == nil && !n.destroyed {
 		n.w.plan(event{at: n.w.now + n.w.after(n.w.prof.RestartUS), kind: evRestart, node: n.id})
@@ -225,38 +238,55 @@ func (n *node) step(in input) {
 	n.noteRound()
 }
 
+// flushTicks is about how long something stays unsynced that nobody asked to be synced.
+const flushTicks = 16
+
 func (n *node) tick() {
 	if n.idleLimit && n.sentThisTick > 50 {
 		n.w.fail("I14", "node %d sends %d messages a tick when nothing happens", n.id, n.sentThisTick)
 	}
 	n.sentThisTick = 0
+	if n.w.rng.Intn(flushTicks) == 0 {
+		n.disk.syncRaft()
+	}
 	n.rn.Tick()
+	n.checkTransfer()
+	n.expireProposals()
 	if n.removed {
 		n.linger()
 	}
 }
 
-// linger ends a removed node: a leader when a majority of the others has heard of the removal, others
-// when somebody else has applied it. Until then their answers to votes may be the only way to learn
-// of it (trap C3); a store's tombstone does the same for as long as it is asked.
+// linger ends a removed node when a voter that stays knows of the removal for good, and a leader not
+// before a majority of them has heard of it. Until then its answers to votes may be the only way to
+// learn of it (trap C3): a learner cannot tell, and a commit index that was heard and not synced is
+// forgotten in a crash.
 func (n *node) linger() {
 	known := false
-	for _, o := range n.w.nodes[1:] {
-		known = known || o != n && o.alive && o.disk.kvNow.applied >= n.removedIndex
+	for _, id := range n.w.confAt(n.removedIndex).Nodes {
+		known = known || n.w.nodes[id].disk.durableCommit() >= n.removedIndex
 	}
 	if n.rn.State() == stateLeader {
 		n.rn.BroadcastHeartbeat()
-		known = n.rn.QuorumRound() > n.removedRound
+		known = known && n.rn.QuorumRound() > n.removedRound
 	}
 	if known && n.w.now-n.removedAt > 10*tickUS {
 		n.w.trace("node %d ends, removed", n.id)
-		n.alive, n.destroyed = false, true
-		n.epoch++
+		n.end()
 	}
+}
+
+// end stops a node for good; what it was asked for has an unknown outcome.
+func (n *node) end() {
+	n.alive, n.destroyed = false, true
+	n.epoch++
+	n.loseProposals(^uint64(0))
+	n.reads = nil
 }
 
 // noteRound notes when a heartbeat round was sent, before it is: a lease starts there.
 func (n *node) noteRound() {
+	n.noteTransfer()
 	if n.rn.State() != stateLeader {
 		return
 	}
@@ -303,6 +333,10 @@ func (n *node) startReady() bool {
 	rd := &n.rd
 	n.noteRound()
 	if n.w.prof.StorageError > 0 && isEmpty(rd) {
+		return false
+	}
+	if err := n.watch.Ready(contract.ViewOf(n.id, n.rn), rd); err != nil {
+		n.w.fail("contract", "node %d: %v", n.id, err)
 		return false
 	}
 	n.crashAt = noCrash
@@ -423,10 +457,10 @@ func (n *node) writeSnapshot(s *eraftpb.Snapshot) bool {
 		return false
 	}
 	n.w.trace("node %d installs snapshot %d", n.id, kv.applied)
-	n.w.sawApply(n, kv.applied, kv.hash)
+	n.w.sawApply(n, kv.applied, kv.hash, nil)
 	n.w.checkConf(n, kv.applied, &kv.conf)
 	n.applyQ = nil
-	n.props = slices.DeleteFunc(n.props, func(p proposal) bool { return p.index <= kv.applied })
+	n.loseProposals(kv.applied)
 	n.disk.writeKV(kv)
 	n.disk.syncKV()
 	n.disk.snapConf = kv.conf
@@ -446,7 +480,7 @@ func (n *node) persisted() {
 		n.w.fail("I12", "node %d: the entries of a Ready changed while they were written", n.id)
 		return
 	}
-	if rd.MustSync {
+	if rd.MustSync && !n.w.rng.chance(n.w.prof.LyingSync) {
 		n.disk.syncRaft()
 	}
 	if !n.w.prof.Production {
@@ -463,6 +497,7 @@ func (n *node) persisted() {
 	}
 	n.sendAll(n.late)
 	n.readStates(rd.ReadStates)
+	n.checkReads()
 	if len(rd.CommittedEntries) > 0 {
 		if n.w.prof.Production {
 			n.applyQ = append(n.applyQ, applyBatch{rd.CommittedEntries, hashEntries(rd.CommittedEntries)})
@@ -474,6 +509,10 @@ func (n *node) persisted() {
 				return
 			}
 		}
+	}
+	if err := n.watch.Advance(rd); err != nil {
+		n.w.fail("contract", "node %d: %v", n.id, err)
+		return
 	}
 	n.rn.Advance(*rd)
 	n.rd, n.late = raft.Ready{}, nil
@@ -559,7 +598,7 @@ func (n *node) apply(ents []eraftpb.Entry) {
 		if h, ok := n.disk.raftNow.hashAt(e.Index); ok && h != kv.hash {
 			n.w.fail("I12", "node %d applies another entry %d than its log has", n.id, e.Index)
 		}
-		n.w.sawApply(n, e.Index, kv.hash)
+		n.w.sawApply(n, e.Index, kv.hash, e)
 		if e.EntryType == eraftpb.EntryType_EntryConfChange {
 			n.applyConfChange(e, &kv)
 		}
@@ -585,28 +624,6 @@ func (n *node) applyConfChange(e *eraftpb.Entry, kv *kvState) {
 		n.removed, n.removedAt, n.removedIndex = true, n.w.now, e.Index
 		n.removedRound = n.rn.HeartbeatRound()
 	}
-}
-
-// answer finds the proposal that waits for an index. Another term at that index means another
-// entry (I13).
-func (n *node) answer(e *eraftpb.Entry) {
-	if len(n.props) == 0 {
-		return
-	}
-	n.props = slices.DeleteFunc(n.props, func(p proposal) bool {
-		if p.index == e.Index && p.term != e.Term {
-			n.w.oracle.counts.Stale++
-		}
-		return p.index == e.Index
-	})
-}
-
-// waiting says whether a proposal has no outcome. Those of an earlier term of this node were
-// answered with "unknown" when it stepped down, and are only kept to be told apart (I13).
-func (n *node) waiting() bool {
-	return slices.ContainsFunc(n.props, func(p proposal) bool {
-		return p.term == n.rn.Term() || p.index <= n.rn.Applied()
-	})
 }
 
 // readStates checks the answers to reads (I10).

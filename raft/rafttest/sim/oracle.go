@@ -33,6 +33,8 @@ type oracle struct {
 	votes map[[2]uint64]uint64
 	// committed is the highest index known to be committed anywhere, by a leader of commitTerm.
 	committed, commitTerm, commitHash uint64
+	// fates is what became of the proposals, by their numbers (I13).
+	fates []fate
 	// counts of what happened, so that a run that tests nothing is noticed.
 	counts Counts
 }
@@ -49,8 +51,10 @@ type Counts struct {
 	Leaders, Commits, Applied, Crashes, Restarts int
 	Snapshots, ConfChanges, Transfers            int
 	Reads, LeaseReads, ReadsAborted              int
-	Proposals, Stale, Truncations, Delivered     int
-	MaxHealUS                                    int64
+	Proposals, Truncations, Delivered            int
+	OutcomeApplied, OutcomeNever, OutcomeUnknown int
+	Swizzles, Wipes, BeyondRepair                int
+	MaxHealUS, MaxHangUS                         int64
 }
 
 // Add adds up counts.
@@ -67,15 +71,22 @@ func (c *Counts) Add(o Counts) {
 	c.LeaseReads += o.LeaseReads
 	c.ReadsAborted += o.ReadsAborted
 	c.Proposals += o.Proposals
-	c.Stale += o.Stale
+	c.OutcomeApplied += o.OutcomeApplied
+	c.OutcomeNever += o.OutcomeNever
+	c.OutcomeUnknown += o.OutcomeUnknown
+	c.Swizzles += o.Swizzles
+	c.Wipes += o.Wipes
+	c.BeyondRepair += o.BeyondRepair
 	c.Truncations += o.Truncations
 	c.Delivered += o.Delivered
+	c.MaxHangUS = max(c.MaxHangUS, o.MaxHangUS)
 	c.MaxHealUS = max(c.MaxHealUS, o.MaxHealUS)
 }
 
 func newOracle(conf eraftpb.ConfState) *oracle {
 	return &oracle{
 		leaders: map[uint64]uint64{}, votes: map[[2]uint64]uint64{},
+		fates:     make([]fate, 1),
 		confs:     []confAt{{initIndex, cloneConf(conf)}},
 		committed: initIndex, commitTerm: 0, commitHash: initIndex,
 	}
@@ -171,7 +182,9 @@ func (w *World) checkDurable(n *node, commit, hash uint64) {
 	voters, have := 0, 0
 	n.visitVoters(func(id uint64) {
 		voters++
-		if w.nodes[id].disk.raftSynced.contains(commit, hash) {
+		// What a node acknowledged before it lost its disk counts: without it there is no quorum that
+		// knows nothing of the entry.
+		if o := w.nodes[id]; o.disk.raftSynced.contains(commit, hash) || o.wiped && o.hadSynced.contains(commit, hash) {
 			have++
 		}
 	})
@@ -181,8 +194,8 @@ func (w *World) checkDurable(n *node, commit, hash uint64) {
 	}
 }
 
-// sawApply takes the state of a node after an index (I4).
-func (w *World) sawApply(n *node, index, hash uint64) {
+// sawApply takes the state of a node after an index (I4), and the entry at it, nil with a snapshot.
+func (w *World) sawApply(n *node, index, hash uint64, e *eraftpb.Entry) {
 	w.oracle.counts.Applied++
 	for uint64(len(w.oracle.applied)) <= index {
 		w.oracle.applied = append(w.oracle.applied, 0)
@@ -190,6 +203,9 @@ func (w *World) sawApply(n *node, index, hash uint64) {
 	switch known := w.oracle.applied[index]; {
 	case known == 0:
 		w.oracle.applied[index] = hash
+		if e != nil {
+			w.sawEntry(e)
+		}
 	case known != hash:
 		w.fail("I4", "node %d: state after %d differs from another node's", n.id, index)
 	}

@@ -50,6 +50,14 @@ type Profile struct {
 	SnapReportLost    float64
 	SnapUnavailable   float64
 	StorageError      float64
+	// Wipe is the chance that a node for which it is time loses its whole disk, and is replaced.
+	Wipe float64
+
+	// These break what raft rests on. No seed draws them: they are for tests which show that the
+	// invariants notice. LyingSync is the chance that a sync does nothing, LostTail that a crash takes
+	// entries that were synced. WipedRejoin lets a wiped node come back under its ID.
+	LyingSync, LostTail float64
+	WipedRejoin         bool
 
 	// Rates are drawn from [RateLo, RateHi]: how fast a node's clock runs.
 	RateLo, RateHi float64
@@ -107,6 +115,9 @@ func drawProfile(seed uint64, r *rng) Profile {
 		storm(&p, r)
 	case seed%8 == 3:
 		exodus(&p, r)
+	}
+	if r.chance(0.4) {
+		p.Wipe = pick(r, 0.1, 0.5, 1)
 	}
 	return p
 }
@@ -175,7 +186,7 @@ func exodus(p *Profile, r *rng) {
 func (p Profile) String() string {
 	return fmt.Sprintf("%s voters=%d learners=%d production=%v prevote=%v checkquorum=%v loss=%.2f "+
 		"dup=%.2f delay=%d/%dus crash=%.3f sync=%dus apply=%dus confchange=%.2f transfer=%.3f "+
-		"slow-apply=%.1f/%dus compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v", p.Name, p.Voters, p.Learners, p.Production,
+		"slow-apply=%.1f/%dus compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v wipe=%.1f", p.Name, p.Voters, p.Learners, p.Production,
 		p.PreVote, p.CheckQuorum, p.Loss, p.Dup, p.DelayUS, p.TailUS, p.CrashPerReady, p.SyncUS,
-		p.ApplyUS, p.ConfChange, p.Transfer, p.SlowApply, p.SlowApplyUS, p.Compact, p.Read, p.RateLo, p.RateHi, p.Lease)
+		p.ApplyUS, p.ConfChange, p.Transfer, p.SlowApply, p.SlowApplyUS, p.Compact, p.Read, p.RateLo, p.RateHi, p.Lease, p.Wipe)
 }

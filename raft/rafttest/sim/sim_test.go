@@ -28,7 +28,7 @@ func TestSimSeeds(t *testing.T) {
 					res := sim.Run(seed, sim.Options{Events: events})
 					if res.Violation != nil {
 						t.Fatalf("seed %d: %v\n%v\nreplay: %s", seed, res.Violation, res.Profile,
-							sim.ReplayCommand(seed, events))
+							sim.ReplayCommand(seed, sim.Options{Events: events}))
 					}
 					results[shard].Add(res.Counts)
 				}
@@ -51,6 +51,10 @@ func TestSimSeeds(t *testing.T) {
 	require.Greater(t, sum.ReadsAborted, per)
 	require.Greater(t, sum.Truncations, per/2)
 	require.Greater(t, sum.Transfers, per/2)
+	require.Greater(t, sum.Swizzles, per)
+	require.Greater(t, sum.Wipes, per/20)
+	require.Greater(t, sum.OutcomeNever, per)
+	require.Zero(t, sum.BeyondRepair)
 }
 
 // TestSimSameSeedSameRun: the whole trace of a seed is the same each time it is played.
@@ -120,6 +124,8 @@ func TestSimRegressions(t *testing.T) {
 		{269, "the same, with learners"},
 		{307, "every rejection of a window of overtaken appends started the window over"},
 		{327, "the same, at four million messages"},
+		{3272, "a removed voter ended when a learner knew of it, and the other voter forgot the commit in a crash"},
+		{600036, "a disk was lost while those who stay did not know of the last conf change"},
 		{529, "a new node's pre-vote refusal has term 0 and was refused itself"},
 	} {
 		res := sim.Run(tc.seed, sim.Options{Events: events})

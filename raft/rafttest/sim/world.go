@@ -18,6 +18,8 @@ type Options struct {
 	Trace io.Writer
 	// Profile, if set, may change the profile the seed has drawn.
 	Profile func(*Profile)
+	// Cut leaves out a part of the run.
+	Cut Cut
 }
 
 // Result of a run.
@@ -26,8 +28,10 @@ type Result struct {
 	Profile   Profile
 	Events    int
 	VirtualUS int64
-	Counts    Counts
-	Violation *Violation
+	// Commands and Faults are how many there were, those left out not counted.
+	Commands, Faults int
+	Counts           Counts
+	Violation        *Violation
 }
 
 type eventKind uint8
@@ -43,6 +47,8 @@ const (
 	evHeal
 	evReport
 	evUnpause
+	evClog
+	evUnclog
 )
 
 // event is something that happens at a time. Events of the same time happen in the order in which
@@ -53,6 +59,7 @@ type event struct {
 	kind  eventKind
 	epoch uint32
 	node  uint64
+	from  uint64
 	msg   *eraftpb.Message
 	hash  uint64
 }
@@ -69,12 +76,25 @@ type World struct {
 	nodes  []*node // by ID; nodes[0] is nobody
 	oracle *oracle
 	// cut[from][to]: nothing gets through.
-	cut       [maxNodes][maxNodes]bool
-	cuts      bool
+	cut  [maxNodes][maxNodes]bool
+	cuts bool
+	// clogged nodes are cut off by a swizzle, held is what waits for their return.
+	clogged  [maxNodes]bool
+	held     []event
+	holdBack bool
+	// missing counts members that lost their disk and were not replaced, replacement is the ID of who
+	// is to come for one.
+	missing     int
+	replacement uint64
+
+	seed uint64
+	// commands and faults number what clients and mishaps do, dropped counts what was left out.
+	commands, faults int
+	dropped          [2]int
+
 	events    int
 	healing   bool
 	nextRead  uint64
-	nextData  uint64
 	violation *Violation
 }
 
@@ -88,9 +108,12 @@ func Run(seed uint64, opt Options) (res Result) {
 	if opt.Profile != nil {
 		opt.Profile(&w.prof)
 	}
+	opt.Cut.calm(&w.prof)
+	w.seed = seed
 	defer func() {
 		res = Result{
 			Seed: seed, Profile: w.prof, Events: w.events, VirtualUS: w.now,
+			Commands: w.commands - w.dropped[0], Faults: w.faults - w.dropped[1],
 			Counts: w.oracle.counts, Violation: w.violation,
 		}
 		if p := recover(); p != nil {
@@ -104,8 +127,15 @@ func Run(seed uint64, opt Options) (res Result) {
 	for w.violation == nil && w.events < opt.Events && len(w.heap) > 0 {
 		w.dispatch()
 	}
+	if w.violation == nil && w.beyondRepair() {
+		w.oracle.counts.BeyondRepair++
+		return res
+	}
 	if w.violation == nil {
 		w.heal()
+	}
+	if w.violation == nil {
+		w.checkOutcomes()
 	}
 	return res
 }
@@ -212,15 +242,22 @@ func (w *World) dispatch() {
 	w.events++
 	switch e.kind {
 	case evClient:
-		w.client()
+		w.act(false, &w.commands, w.client)
 		w.plan(event{at: w.now + w.after(w.prof.ClientUS), kind: evClient})
 		return
 	case evFault:
-		w.fault()
+		w.act(true, &w.faults, w.fault)
 		w.plan(event{at: w.now + w.after(w.prof.FaultUS), kind: evFault})
 		return
 	case evHeal:
 		w.healLinks()
+		return
+	case evClog:
+		w.clogged[e.node] = true
+		w.trace("node %d is cut off", e.node)
+		return
+	case evUnclog:
+		w.unclog(e.node)
 		return
 	}
 	n := w.nodes[e.node]
@@ -250,6 +287,24 @@ func (w *World) dispatch() {
 	}
 }
 
+// act does something that has a number, and draws from a source of its own: what one does, or that it
+// is left out, does not change what the others want to do.
+func (w *World) act(fault bool, number *int, do func()) {
+	n, kind := *number, 0
+	*number++
+	if fault {
+		kind = 1
+	}
+	if w.opt.Cut.drops(fault, n) {
+		w.dropped[kind]++
+		return
+	}
+	usual := w.rng
+	w.rng = rng{state: mix(w.seed) ^ mix(uint64(2*n+kind)<<1|1)}
+	do()
+	w.rng = usual
+}
+
 // after draws a time around mean.
 func (w *World) after(mean int) int64 { return int64(1 + w.rng.Intn(2*mean+1)) }
 
@@ -261,18 +316,27 @@ func (w *World) send(from *node, m *eraftpb.Message) {
 	from.sentThisTick++
 	w.checkMessage(from, m)
 	snap := m.MsgType == eraftpb.MessageType_MsgSnapshot
-	lost := w.cuts && w.cut[from.id][m.To] || !w.healing && w.rng.chance(w.prof.Loss)
+	through := w.passes(from.id, m.To)
+	lost := !w.healing && w.rng.chance(w.prof.Loss)
 	if snap {
 		lost = lost || !w.healing && w.rng.chance(w.prof.SnapFail)
-		w.reportSnapshot(from, m.To, !lost)
+		w.reportSnapshot(from, m.To, through && !lost)
 	}
 	if lost {
 		return
 	}
-	hash := hashMessage(m)
-	w.plan(event{at: w.now + w.delay(snap), kind: evDeliver, node: m.To, msg: m, hash: hash})
+	e := event{kind: evDeliver, from: from.id, node: m.To, msg: m, hash: hashMessage(m)}
+	if !through {
+		if w.clogged[from.id] || w.clogged[m.To] {
+			w.hold(e)
+		}
+		return
+	}
+	e.at = w.now + w.delay(snap)
+	w.plan(e)
 	if !w.healing && w.rng.chance(w.prof.Dup) {
-		w.plan(event{at: w.now + w.delay(snap), kind: evDeliver, node: m.To, msg: m, hash: hash})
+		e.at = w.now + w.delay(snap)
+		w.plan(e)
 	}
 }
 

@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/raft/rafttest/sim"
 )
+
+// shrinkTries bounds how many runs -shrink plays.
+const shrinkTries = 1000
 
 func main() {
 	seeds := flag.Int("seeds", 100, "how many seeds")
@@ -20,18 +24,54 @@ func main() {
 	planted := flag.String("planted", "", "measure a planted bug (B1..B9, B18, all); needs -tags planted")
 	tries := flag.Int("tries", 10, "tries for -planted")
 	keep := flag.Bool("k", false, "go on after a violation")
+	shrink := flag.Bool("shrink", false, "with -seed: look for the smallest run that fails")
+	cutText := flag.String("cut", "", "with -seed: what to leave out, as -shrink prints it")
+	plant := flag.String("plant", "", "with -seed: a planted bug to switch on; needs -tags planted")
 	flag.Parse()
+	cut, err := sim.ParseCut(*cutText)
+	if err == nil && *plant != "" {
+		err = switchOn(*plant)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	opt := sim.Options{Events: *events, Cut: cut}
 	switch {
 	case *planted != "":
 		os.Exit(runPlanted(os.Stdout, *planted, *tries, *seeds, *events))
+	case *one >= 0 && *shrink:
+		os.Exit(runShrink(os.Stdout, uint64(*one), opt, *plant))
 	case *one >= 0:
-		os.Exit(runOne(os.Stdout, uint64(*one), *events, *verbose))
+		os.Exit(runOne(os.Stdout, uint64(*one), opt, *verbose))
 	}
 	os.Exit(runMany(os.Stdout, *start, *seeds, *events, *verbose, *keep))
 }
 
-func runOne(out io.Writer, seed uint64, events int, verbose bool) int {
-	opt := sim.Options{Events: events}
+// runShrink prints the smallest failing run of a seed, and how to play it.
+func runShrink(out io.Writer, seed uint64, opt sim.Options, plant string) int {
+	whole := sim.Run(seed, opt)
+	res, opt := sim.Shrink(seed, opt, shrinkTries)
+	if res.Violation == nil {
+		fmt.Fprintf(out, "seed %d: nothing fails\n", seed)
+		return 0
+	}
+	fmt.Fprintf(out, "seed %d: %v\n", seed, res.Violation)
+	for _, r := range []struct {
+		what string
+		res  sim.Result
+	}{{"whole run", whole}, {"smallest found", res}} {
+		fmt.Fprintf(out, "%-14s %6d events %5d commands %3d faults\n", r.what, r.res.Events, r.res.Commands, r.res.Faults)
+	}
+	replay := sim.ReplayCommand(seed, opt)
+	if plant != "" {
+		replay = strings.Replace(replay, "go run ", "go run -tags planted ", 1) + " -plant " + plant
+	}
+	fmt.Fprintf(out, "replay: %s\n", replay)
+	return 1
+}
+
+func runOne(out io.Writer, seed uint64, opt sim.Options, verbose bool) int {
 	if verbose {
 		opt.Trace = out
 	}
@@ -62,7 +102,7 @@ func runMany(out io.Writer, start uint64, seeds, events int, verbose, keep bool)
 		}
 		bad++
 		fmt.Fprintf(out, "seed %d: %v\n  %v\n  replay: %s\n", res.Seed, res.Violation, res.Profile,
-			sim.ReplayCommand(res.Seed, events))
+			sim.ReplayCommand(res.Seed, sim.Options{Events: events}))
 		if !keep {
 			break
 		}

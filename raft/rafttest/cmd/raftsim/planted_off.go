@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 )
@@ -11,3 +12,5 @@ func runPlanted(out io.Writer, _ string, _, _, _ int) int {
 	fmt.Fprintln(out, "build with -tags planted")
 	return 2
 }
+
+func switchOn(string) error { return errors.New("build with -tags planted") }

@@ -50,6 +50,12 @@ func runPlanted(out io.Writer, which string, tries, limit, events int) int {
 	return 0
 }
 
+// switchOn plants a bug for the rest of the process.
+func switchOn(id string) error {
+	sim.Plant(id)
+	return nil
+}
+
 func detect(start uint64, limit, events int) (int, string) {
 	for i := range uint64(limit) {
 		if res := sim.Run(start+i, sim.Options{Events: events}); res.Violation != nil {
