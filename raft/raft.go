@@ -327,6 +327,14 @@ func (r *Raft) becomeLeader() {
 	r.infof("%d became leader at term %d", r.id, r.Term)
 }
 
+// commitsConfChange tells whether the leader has committed a conf change since the commit index was
+// known. It must have that on disk before it tells anyone: a peer that hears of its own removal may be
+// gone at once, and its vote with it, and a leader that then crashed and forgot would still count by
+// the old members. With two voters it would never lead again (trap C3).
+func (r *Raft) commitsConfChange(known uint64) bool {
+	return r.State == StateLeader && known < r.PendingConfIndex && r.PendingConfIndex <= r.RaftLog.committed
+}
+
 // tick is one step of the clock.
 func (r *Raft) tick() {
 	r.contactElapsed++

@@ -33,7 +33,7 @@ type Ready struct {
 	// ReadStates answer ReadIndex.
 	ReadStates []ReadState
 	// MustSync says that what is persisted has to be synced before Advance. A commit index alone
-	// need not be: it is learned again.
+	// need not be: it is learned again; except a leader's that covers a conf change.
 	MustSync bool
 
 	// earlyTerm is the term whose appends may leave before this Ready is persisted, 0 for none.
@@ -193,8 +193,9 @@ func (rn *RawNode) Ready() Ready {
 		rd.Snapshot = *cloneSnapshot(r.RaftLog.pendingSnapshot)
 	}
 	votes := hard.Term != rn.prevHard.Term || hard.Vote != rn.prevHard.Vote
-	rd.MustSync = len(rd.Entries) > 0 || votes || rd.Snapshot.Metadata != nil
-	if r.State == StateLeader && r.ackOnPersist && !votes {
+	confs := r.commitsConfChange(rn.prevHard.Commit)
+	rd.MustSync = len(rd.Entries) > 0 || votes || rd.Snapshot.Metadata != nil || confs
+	if r.State == StateLeader && r.ackOnPersist && !votes && !confs {
 		rd.earlyTerm = r.Term
 	}
 	return rd

@@ -24,7 +24,7 @@ var Clauses = map[string]string{
 	"snapshot":  "a snapshot is ahead of all that was applied, names the node, and goes before the rest",
 	"apply":     "CommittedEntries follow one another and the last ones, each once",
 	"durable":   "CommittedEntries are at most the commit index, and persisted or in this Ready",
-	"sync":      "MustSync is set if, and only if, entries, term, vote or a snapshot are to be persisted",
+	"sync":      "MustSync is set if, and only if, entries, term, vote, a snapshot or a leader's commit of a conf change are to be persisted",
 	"early":     "only a leader's messages leave early, in a term and with a vote that are persisted",
 	"split":     "early and late messages are the messages, each once and in their order",
 	"sender":    "messages are from this node, to another one, of a term it has entered",
@@ -39,6 +39,8 @@ type View struct {
 	ID   uint64
 	Soft raft.SoftState
 	Hard eraftpb.HardState
+	// PendingConf is a leader's PendingConfIndex.
+	PendingConf uint64
 }
 
 // ViewOf returns the present state of the node with that ID.
@@ -47,6 +49,7 @@ func ViewOf(id uint64, rn *raft.RawNode) View {
 	return View{
 		ID: id, Soft: raft.SoftState{Lead: r.Lead, RaftState: r.State},
 		Hard: eraftpb.HardState{Term: r.Term, Vote: r.Vote, Commit: rn.Committed()},
+		PendingConf: r.PendingConfIndex,
 	}
 }
 
@@ -165,7 +168,8 @@ func (c *Checker) states(v View, rd *raft.Ready) error {
 func (c *Checker) persists(v View, rd *raft.Ready, last uint64) (uint64, error) {
 	votes := v.Hard.Term != c.hard.Term || v.Hard.Vote != c.hard.Vote
 	snap := rd.Snapshot.Metadata
-	if want := votes || len(rd.Entries) > 0 || snap != nil; rd.MustSync != want {
+	confs := v.Soft.RaftState == raft.StateLeader && c.hard.Commit < v.PendingConf && v.PendingConf <= v.Hard.Commit
+	if want := votes || len(rd.Entries) > 0 || snap != nil || confs; rd.MustSync != want {
 		return 0, broken("sync", "MustSync is %v", rd.MustSync)
 	}
 	floor := c.hard.Commit

@@ -196,6 +196,10 @@ func forgedStates() []forgery {
 		}, nil},
 		{"durable", "another entry than is persisted", func(f *fixture) { f.rd.CommittedEntries[0].Term = 2 }, nil},
 		{"sync", "not asked for", func(f *fixture) { f.rd.MustSync = false }, nil},
+		{"sync", "not asked for a commit of a conf change", func(f *fixture) {
+			f.rd.Entries, f.rd.MustSync, f.view.PendingConf = []eraftpb.Entry{}, false, f.view.Hard.Commit
+			f.view.Soft.RaftState = raft.StateLeader
+		}, nil},
 		{"sync", "asked for needlessly", func(f *fixture) { f.rd.Entries = []eraftpb.Entry{} }, nil},
 		{"read", "beyond the commit index", func(f *fixture) { f.rd.ReadStates[0].Index = 7 }, nil},
 	}

@@ -80,6 +80,8 @@ type node struct {
 	removedAt    int64
 	removedIndex uint64
 	removedRound uint64
+	// removedBySelf: it may have been the leader that committed that.
+	removedBySelf bool
 }
 
 type applyBatch struct {
@@ -257,14 +259,16 @@ func (n *node) tick() {
 	}
 }
 
-// linger ends a removed node when a voter that stays knows of the removal for good, and a leader not
-// before a majority of them has heard of it. Until then its answers to votes may be the only way to
-// learn of it (trap C3): a learner cannot tell, and a commit index that was heard and not synced is
-// forgotten in a crash.
+// linger ends a removed node soon: the leader that told it has the removal on disk. A leader that removed
+// itself stays until a voter that stays has, and a majority of them has heard of it: until then its
+// answers to votes may be the only way to learn of it (trap C3).
 func (n *node) linger() {
-	known := false
-	for _, id := range n.w.confAt(n.removedIndex).Nodes {
-		known = known || n.w.nodes[id].disk.durableCommit() >= n.removedIndex
+	known := true
+	if n.removedBySelf {
+		known = false
+		for _, id := range n.w.confAt(n.removedIndex).Nodes {
+			known = known || n.w.nodes[id].disk.durableCommit() >= n.removedIndex
+		}
 	}
 	if n.rn.State() == stateLeader {
 		n.rn.BroadcastHeartbeat()
@@ -623,6 +627,8 @@ func (n *node) applyConfChange(e *eraftpb.Entry, kv *kvState) {
 	if out && !n.removed {
 		n.removed, n.removedAt, n.removedIndex = true, n.w.now, e.Index
 		n.removedRound = n.rn.HeartbeatRound()
+		leaders := n.w.oracle.leaders
+		n.removedBySelf = leaders[e.Term] == n.id || leaders[n.rn.Term()] == n.id
 	}
 }
 
