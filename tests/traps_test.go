@@ -101,7 +101,7 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	gone := message(first)
 	gone.IsTombstone = true
 	require.NoError(t, store.HandleRaft(gone))
-	become(0)
+	waitGone(t, c, 4, region.Id)
 	// The queue of the store worker is in order: once the newer peer is there, the first vote was judged.
 	require.NoError(t, store.HandleRaft(vote(first)))
 	other := vote(&metapb.Peer{Id: newer.Id + 1, StoreId: 4})
@@ -119,6 +119,69 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	require.NoError(t, store.HandleRaft(vote(newer)))
 	become(newer.Id)
 	mustGet(t, c, cl, "k", "v")
+}
+
+// waitGone waits until nothing of a region's peer is left on a store but its tombstone.
+func waitGone(t *testing.T, c *cluster.Cluster, store, region uint64) {
+	t.Helper()
+	c.Eventually(10*time.Second, func() string {
+		err := c.Node(store).Store().Inspect(context.Background(), region, func(*raftstore.PeerView) {})
+		var absent *raftstore.RegionNotFoundError
+		if !errors.As(err, &absent) {
+			return fmt.Sprintf("store %d still has a peer of region %d", store, region)
+		}
+		return ""
+	})
+}
+
+// TestDestroyedEmptyPeerClearsNothing3B: a peer that was removed before it knew its range has no data, and
+// its empty range is not the whole key space (I-2).
+func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 3})
+	c.WaitLeader(cluster.FirstRegionID)
+	cl := c.Client()
+	defer cl.Close()
+	mustPut(t, c, cl, "a", "v")
+	mustPut(t, c, cl, "m", "v")
+	c.Split([]byte("k"))
+	var right *metapb.Region
+	for _, r := range c.Placement.All() {
+		if r.Id != cluster.FirstRegionID {
+			right = r
+		}
+	}
+	require.NotNil(t, right)
+	if l := c.Placement.Leader(right.Id); l.StoreId == 3 {
+		c.TransferLeader(right.Id, cluster.OnStore(right, 1))
+	}
+	c.RemovePeer(right.Id, cluster.OnStore(right, 3))
+	waitGone(t, c, 3, right.Id)
+	right = c.Placement.Region(right.Id)
+	empty := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 3}
+	epoch := &metapb.RegionEpoch{Version: right.RegionEpoch.Version, ConfVer: right.RegionEpoch.ConfVer + 5}
+	m := func() *rspb.RaftMessage {
+		return &rspb.RaftMessage{
+			RegionId: right.Id, FromPeer: right.Peers[0], ToPeer: empty, RegionEpoch: epoch, ClusterId: cluster.ClusterID,
+			StartKey: right.StartKey, EndKey: right.EndKey,
+		}
+	}
+	vote := m()
+	vote.Message = &eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, From: vote.FromPeer.Id, To: empty.Id, Term: 1}
+	store := c.Node(3).Store()
+	require.NoError(t, store.HandleRaft(vote))
+	c.Eventually(10*time.Second, func() string {
+		if p := cluster.PeerOf(c, 3, right.Id); p == nil || p.Peer.Id != empty.Id {
+			return "the empty peer is not there yet"
+		}
+		return ""
+	})
+	gone := m()
+	gone.IsTombstone = true
+	require.NoError(t, store.HandleRaft(gone))
+	waitGone(t, c, 3, right.Id)
+	mustGet(t, c, cl, "a", "v")
+	mustGet(t, c, cl, "m", "v")
+	c.CheckConsistency()
 }
 
 // TestOverlappingSnapshotIsRefused3B: a raft snapshot from before a split arrives after the store has got
