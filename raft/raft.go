@@ -334,6 +334,13 @@ func (r *Raft) tick() {
 	}
 }
 
+// expectElection never lowers the timeout below the smallest one, on which leases rely.
+func (r *Raft) expectElection(delay int) {
+	if r.State == StateFollower {
+		r.randomizedElectionTimeout = min(r.randomizedElectionTimeout, r.electionTimeout+max(delay, 0))
+	}
+}
+
 func (r *Raft) tickLeader() {
 	r.electionElapsed++
 	r.heartbeatElapsed++

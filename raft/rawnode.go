@@ -85,6 +85,11 @@ func NewRawNode(config *Config) (*RawNode, error) {
 // Tick is one step of the clock.
 func (rn *RawNode) Tick() { rn.Raft.tick() }
 
+// ExpectElection tells a follower that its leader is probably gone: it campaigns delay ticks after the
+// smallest election timeout instead of at a random time after it. The delays of a group's members
+// should differ. Safety and the leader's lease do not depend on the guess being right.
+func (rn *RawNode) ExpectElection(delay int) { rn.Raft.expectElection(delay) }
+
 // Campaign starts an election now, unless this node may not or hears a leader.
 func (rn *RawNode) Campaign() error {
 	return rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgHup, From: rn.Raft.id})

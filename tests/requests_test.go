@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -156,12 +157,21 @@ func TestIsolatedLeaderServesNothingStale(t *testing.T) {
 			rest = append(rest, n.ID)
 		}
 	}
+	// Its worker stands still, so it goes on to believe that it leads: only the clock tells readers that
+	// the lease is over.
+	stopped, release, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- old.Store().Inspect(context.Background(), cluster.FirstRegionID, func(*raftstore.PeerView) { close(stopped); <-release })
+	}()
+	<-stopped
 	c.Net.Partition([]uint64{old.ID}, rest)
 	mustPut(t, c, cl, "k", "new")
 	// The cut-off store is asked directly, with everything right but the world around it.
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	value, e, err := cluster.GetFrom(ctx, c, old.ID, &kvrpcpb.Context{RegionId: cluster.FirstRegionID, RegionEpoch: info.Region.RegionEpoch, Peer: info.Peer}, []byte("k"))
+	close(release)
+	require.NoError(t, <-done)
 	require.True(t, err != nil || e != nil, "served %q", value)
 	c.Net.Heal()
 	mustGet(t, c, cl, "k", "new")

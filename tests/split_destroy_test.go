@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,12 +40,10 @@ func TestSplitThenDestroyedBeforeReport(t *testing.T) {
 
 	// The apply worker of store 3 stops in the middle of the split, and nothing else reaches the store.
 	reached, release := make(chan struct{}), make(chan struct{})
-	once := false
+	var once sync.Once
 	ctl.Set(func(op faultfs.Op) error {
-		if op.Kind == "commit-sync" && !once {
-			once = true
-			close(reached)
-			<-release
+		if op.Kind == "commit-sync" {
+			once.Do(func() { close(reached); <-release })
 		}
 		return nil
 	})

@@ -77,7 +77,7 @@ func (r round) run(t *testing.T) {
 		go func() { defer faults.Done(); f(c, &counts, stop) }()
 	}
 	if r.unreliable {
-		c.Net.SetFaults(0.2, 0.1, 8*time.Millisecond)
+		begin(loser)
 	}
 	if r.partitions {
 		begin(partitioner)
@@ -196,6 +196,17 @@ func pause(stop <-chan struct{}, lo, hi time.Duration) bool {
 		return false
 	case <-time.After(lo + rand.N(hi-lo)):
 		return true
+	}
+}
+
+// loser makes the network lose up to 30 % of the messages, double and delay others, worse at some times
+// than at others.
+func loser(c *cluster.Cluster, _ *faultCounts, stop <-chan struct{}) {
+	for worse := 0; ; worse++ {
+		c.Net.SetFaults([]float64{0.3, 0.1, 0.2}[worse%3], 0.1, 8*time.Millisecond)
+		if !pause(stop, 200*time.Millisecond, 600*time.Millisecond) {
+			return
+		}
 	}
 }
 

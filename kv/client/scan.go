@@ -27,9 +27,22 @@ func (c *Client) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, 
 	return out, err
 }
 
-// Visit calls visit for the pairs of [start, end) in key order, at most limit (0: all), page by page.
-// It makes progress over splits and moves; each page is a linearizable snapshot of its region.
+// Visit calls visit for the pairs of [start, end) in key order, at most limit (0: all). It makes progress
+// over splits and moves.
 func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit func(KV) error) error {
+	return c.Pages(ctx, start, end, limit, func(page []KV) error {
+		for _, kv := range page {
+			if err := visit(kv); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Pages calls visit for the pairs of [start, end) page by page, at most limit pairs in all (0: no limit).
+// Each page is a linearizable snapshot of a part of one region; it may be empty.
+func (c *Client) Pages(ctx context.Context, start, end []byte, limit int, visit func(page []KV) error) error {
 	left := limit
 	for {
 		page := scanPage
@@ -40,10 +53,8 @@ func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit 
 		if err != nil {
 			return err
 		}
-		for _, kv := range pairs {
-			if err := visit(kv); err != nil {
-				return err
-			}
+		if err := visit(pairs); err != nil {
+			return err
 		}
 		if left -= len(pairs); done || (limit > 0 && left <= 0) {
 			return nil

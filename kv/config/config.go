@@ -110,6 +110,12 @@ type Raftstore struct {
 	PeerDownAfter           Duration `toml:"peer-down-after"`
 	SnapshotGCInterval      Duration `toml:"snapshot-gc-interval"`
 	SnapshotMaxAge          Duration `toml:"snapshot-max-age"`
+	// HibernateAfter is how long nothing must have happened in a region before it sleeps: no clocks and no
+	// heartbeats until something comes; 0 never.
+	HibernateAfter Duration `toml:"hibernate-after"`
+	// SlowSync is how long a sync of the raft log may take before it counts as slow; 0 never. A store
+	// whose syncs are slow says so in its heartbeats and is given no more replicas and leaders.
+	SlowSync Duration `toml:"slow-sync"`
 }
 
 // Default is what a tinykv-server does without any option.
@@ -132,7 +138,7 @@ func Default() *Config {
 		},
 		RaftLog: RaftLog{SegmentSize: 32 * MiB, Cache: 16 * MiB},
 		Raftstore: Raftstore{
-			TickInterval: Dur(100 * time.Millisecond), HeartbeatTicks: 2, ElectionTicks: 10,
+			TickInterval: Dur(50 * time.Millisecond), HeartbeatTicks: 2, ElectionTicks: 10,
 			ReadMode: "lease", LeaseDrift: 10,
 			RaftWorkers: 2, ApplyWorkers: 2, TurnRegions: 256,
 			MaxEntry: 8 * MiB, MaxBatchEntry: 256 * KiB, MaxMessageEntries: 1 * MiB,
@@ -144,7 +150,8 @@ func Default() *Config {
 			RegionHeartbeatInterval: Dur(10 * time.Second), StoreHeartbeatInterval: Dur(10 * time.Second),
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
 			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
-			SnapshotMaxAge: Dur(4 * time.Hour),
+			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
+			HibernateAfter: Dur(5 * time.Second),
 		},
 	}
 }
@@ -262,6 +269,12 @@ func (r *Raftstore) validate(bad func(string, ...any)) {
 		if d.d.Duration <= 0 {
 			bad("raftstore.%s: %s is not positive", d.name, d.d)
 		}
+	}
+	if r.HibernateAfter.Duration < 0 {
+		bad("raftstore.hibernate-after: %s is negative; 0 means never", r.HibernateAfter)
+	}
+	if r.SlowSync.Duration < 0 {
+		bad("raftstore.slow-sync: %s is negative; 0 means never", r.SlowSync)
 	}
 	if r.LogGCCountLimit == 0 || r.LogGCSizeLimit <= 0 {
 		bad("raftstore: log-gc limits must be positive")

@@ -15,7 +15,7 @@ func TestDefaultIsValid(t *testing.T) {
 	c.EnsureDefaults()
 	require.NoError(t, c.Validate())
 	require.Equal(t, c.Addr, c.AdvertiseAddr)
-	require.Equal(t, time.Second, c.Raftstore.ElectionTimeout())
+	require.Equal(t, 500*time.Millisecond, c.Raftstore.ElectionTimeout())
 	require.Less(t, c.Raftstore.LeaseDuration(), c.Raftstore.ElectionTimeout())
 }
 

@@ -45,7 +45,8 @@ type Controller struct {
 }
 
 // Set installs the decision for each operation from now on; nil lets all pass. An error is the
-// operation's answer, and the operation has no effect.
+// operation's answer, and the operation has no effect. check may be called by several goroutines at the
+// same time; while it blocks, only its own operation waits.
 func (c *Controller) Set(check func(Op) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -65,16 +66,17 @@ func (c *Controller) Step(layer, kind, name string) error {
 		return nil
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.n++
 	op := Op{c.n, layer, kind, name}
 	if c.trace != nil {
 		c.trace(op)
 	}
-	if c.check == nil {
+	check := c.check
+	c.mu.Unlock()
+	if check == nil {
 		return nil
 	}
-	return c.check(op)
+	return check(op)
 }
 
 // Count is the number of operations so far.

@@ -32,4 +32,11 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	gauge("tikv_raft_engine_segments", "Segment files of the raft log.", func() float64 { return float64(n.raftLog.Stats().Segments) })
 	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.", func() float64 { return float64(n.raftLog.Stats().Syncs) })
 	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.", func() float64 { return float64(n.raftLog.Stats().Writes) })
+	reg.MustRegister(n.disk.seconds)
+	gauge("tikv_raftstore_slow_disk", "1 while the raft log's disk counts as slow.", func() float64 {
+		if n.disk.slow() {
+			return 1
+		}
+		return 0
+	})
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
 	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -55,6 +56,7 @@ type Node struct {
 	listener  net.Listener
 	status    *statusServer
 	space     *spaceGuard
+	disk      *diskWatch
 
 	failed   chan error
 	stopOnce sync.Once
@@ -115,7 +117,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	} else if err = n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: mode}); err != nil {
 		return err
 	}
-	n.space = newSpaceGuard(n.cfg.DataDir, uint64(n.cfg.Storage.ReserveSpace))
+	n.space = newSpaceGuard(n.cfg.DataDir, uint64(n.cfg.Storage.ReserveSpace), uint64(n.cfg.Storage.Capacity))
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
 		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: int64(n.cfg.Storage.MemTable),
 		Logger: n.logger.Named("engine"), OnFailure: n.fail,
@@ -140,7 +142,9 @@ func (n *Node) Start(ctx context.Context) (err error) {
 }
 
 func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
+	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
 	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
+		FS:          vfs.AroundSync(vfs.OS, n.disk.around),
 		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
 	}); err != nil {
 		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
@@ -346,11 +350,8 @@ func (n *Node) fillStats(st *schedulerpb.StoreStats) {
 	if err != nil {
 		n.logger.Warn("measuring the engine failed", zap.Error(err))
 	}
-	if n.cfg.Storage.Capacity > 0 {
-		capacity = min(capacity, uint64(n.cfg.Storage.Capacity))
-		free = min(free, capacity-min(capacity, used))
-	}
 	st.Capacity, st.Available, st.UsedSize = capacity, free, used
+	st.IsSlow = n.disk.slow()
 }
 
 // plainNetError strips the repetition of the address from a listen error.

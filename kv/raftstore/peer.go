@@ -72,6 +72,7 @@ type peer struct {
 	pendingReported map[uint64]bool
 	leaderSince     time.Time
 	lastLeaderSeen  time.Time
+	sleep           sleepState
 }
 
 // lingering is the state of a leader that was removed from its group.
@@ -148,6 +149,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	p.rn = rn
 	now := s.clock.Now()
 	p.heardLeader(now)
+	p.sleep.active = now
 	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
 	p.reads.init(s, region.Id)

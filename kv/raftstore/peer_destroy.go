@@ -18,9 +18,10 @@ import (
 // region carries the epoch that the tombstone keeps. again is a raft message to route once the region
 // is gone (it is for the newer peer).
 func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) {
-	if p.stopped {
-		return
+	if p.stopped || (!p.initialized() && !p.store.meta.beginDying(p.regionID)) {
+		return // of a peer that a split takes over, whoever wants it gone will say so again
 	}
+	p.wake() // ends its share in the store's accounts
 	p.stopped = true
 	p.logger.Info("destroying peer", zap.Uint64("conf-ver", region.GetRegionEpoch().GetConfVer()))
 	gone := &RegionNotFoundError{RegionID: p.regionID}

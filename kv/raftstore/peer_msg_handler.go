@@ -31,6 +31,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 }
 
 func (p *peer) handleMessage(t *turn, m message.Msg) {
+	p.stir(m)
 	switch m := m.(type) {
 	case *message.Raft:
 		p.onRaft(t, m.Message)
@@ -52,6 +53,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		p.onStart(m)
 	case *message.BecomeSplit:
 		p.onBecomeSplit(t, m)
+	case *message.StoreLost:
+		p.onStoreLost(m)
 	case *message.Unreachable:
 		p.rn.ReportUnreachable(m.ToPeer)
 	case *message.SnapshotSent:
@@ -126,6 +129,9 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	}
 	now := p.store.clock.Now()
 	p.lastHeard[m.From] = now
+	if rm.Hibernate && p.onHibernate(m) {
+		return
+	}
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
 		p.heardLeader(now)
@@ -332,6 +338,8 @@ func (p *peer) createRightHalves(m *message.Applied) {
 // term and vote and becomes the right half in place, so that no two objects ever stand for one region.
 func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	if p.initialized() || m.Peer.Id < p.meta.Id {
+		// A raft snapshot was faster: it has the right half, and more.
+		p.store.meta.finishSplit(m.Region.Id)
 		return
 	}
 	p.failAllReads(&RegionNotFoundError{RegionID: p.regionID})

@@ -218,6 +218,7 @@ func (p *peer) checkTransferee(q *metapb.Peer) error {
 
 // startTransfer ends the lease before anything of the transfer can leave this store (E5).
 func (p *peer) startTransfer(to uint64) {
+	p.wake()
 	p.flushWrites()
 	p.lease.noLeaseTerm = p.rn.Term()
 	if p.lease.cell != nil {

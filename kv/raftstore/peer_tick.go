@@ -17,6 +17,13 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		return
 	}
 	now := p.store.clock.Now()
+	if p.sleep.asleep {
+		if p.isLeader() && !now.Before(p.times.heartbeat) {
+			p.heartbeatRegion()
+		}
+		p.setDuty()
+		return
+	}
 	for range p.elapsedTicks(now) {
 		p.rn.Tick()
 	}
@@ -39,6 +46,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.checkSplit()
 	}
 	p.checkLinger(t)
+	p.trySleep(t, now)
 }
 
 // elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
@@ -140,7 +148,7 @@ func (p *peer) heartbeatRegion() {
 		if q.Id == p.meta.Id {
 			continue
 		}
-		if silent := now.Sub(p.lastHeard[q.Id]); silent >= cfg.PeerDownAfter.Duration && !p.lastHeard[q.Id].IsZero() {
+		if silent := now.Sub(p.lastHeard[q.Id]); !p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !p.lastHeard[q.Id].IsZero() {
 			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
 		}
 	}

@@ -293,6 +293,9 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 	if hd.lease == nil || !hd.lease.valid(s.clock) {
 		return nil, nil
 	}
+	if !box.read.Load() {
+		box.read.Store(true)
+	}
 	return &LocalRead{Region: hd.region, box: box, handle: hd, clock: s.clock}, nil
 }
 

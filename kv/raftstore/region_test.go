@@ -232,6 +232,28 @@ func TestStoreMetaAgainstTwin(t *testing.T) {
 	})
 }
 
+// TestSplitAndDestructionGiveWayToEachOther: the state of a region is written by the split that creates it
+// and by the destruction of an uninitialized peer, from two workers; only one of them may begin.
+func TestSplitAndDestructionGiveWayToEachOther(t *testing.T) {
+	right := region(2, "k", "", 2, 1, voter(12, 1))
+	empty := &metapb.Region{Id: 2}
+	for _, old := range []uint64{11, 12} {
+		m := newStoreMeta()
+		m.setRegion(empty, old)
+		require.True(t, m.beginDying(2))
+		require.False(t, m.reserveSplit(right, 12), "the tombstone of peer %d is on its way", old)
+		m.removeRegion(2, old)
+		require.True(t, m.reserveSplit(right, 12))
+
+		m = newStoreMeta()
+		m.setRegion(empty, old)
+		require.True(t, m.reserveSplit(right, 12))
+		require.False(t, m.beginDying(2), "the split has taken peer %d over", old)
+		m.finishSplit(2)
+		require.True(t, m.beginDying(2))
+	}
+}
+
 func TestRemoveRegionOfAnotherPeerIsIgnored(t *testing.T) {
 	m := newStoreMeta()
 	m.setRegion(region(1, "", "", 1, 1, voter(5, 1)), 5)

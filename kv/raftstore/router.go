@@ -24,6 +24,12 @@ type mailbox struct {
 	peer *peer
 	// handle is what readers on other goroutines may know.
 	handle atomic.Pointer[readHandle]
+	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
+	asleep  atomic.Bool
+	duty    atomic.Int64
+	counted atomic.Bool // in router.awake
+	// read is set by local reads, so that a region that is only read stays awake.
+	read atomic.Bool
 
 	mu struct {
 		sync.Mutex
@@ -45,10 +51,13 @@ type router struct {
 	maxCommands int
 	dropped     atomic.Uint64
 	ready       readyQueue
+	// awake counts peers that want ticks; stirred has a signal when the first of them has woken.
+	awake   atomic.Int64
+	stirred chan struct{}
 }
 
 func newRouter(maxCommands int) *router {
-	r := &router{maxCommands: maxCommands}
+	r := &router{maxCommands: maxCommands, stirred: make(chan struct{}, 1)}
 	r.ready.mu.cond = sync.NewCond(&r.ready.mu)
 	return r
 }
@@ -65,6 +74,7 @@ func (r *router) register(p *peer) bool {
 	_, loaded := r.boxes.LoadOrStore(p.regionID, p.box)
 	if !loaded {
 		r.count.Add(1)
+		r.noteAwake(p.box, true)
 	}
 	return !loaded
 }
@@ -73,6 +83,7 @@ func (r *router) register(p *peer) bool {
 func (r *router) close(b *mailbox) []message.Msg {
 	if r.boxes.CompareAndDelete(b.regionID, b) {
 		r.count.Add(-1)
+		r.noteAwake(b, false)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -123,10 +134,33 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 	return nil
 }
 
-// tick adds ticks to every mailbox.
-func (r *router) tick(n int) {
+// noteAwake counts a mailbox among those that want ticks, or not any more. Called by whoever holds the
+// mailbox, or registers or closes it; a mailbox that is not registered does not count.
+func (r *router) noteAwake(b *mailbox, awake bool) {
+	if b.counted.Swap(awake) == awake {
+		return
+	}
+	if !awake {
+		r.awake.Add(-1)
+		return
+	}
+	if r.awake.Add(1) == 1 {
+		select {
+		case r.stirred <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base.
+func (r *router) tick(n int, now int64) {
 	r.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
+		if b.asleep.Load() {
+			if duty := b.duty.Load(); duty == 0 || now < duty {
+				return true
+			}
+		}
 		b.mu.Lock()
 		wake := !b.mu.closed && !b.mu.queued
 		b.mu.ticks += n

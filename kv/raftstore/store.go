@@ -113,6 +113,7 @@ type Store struct {
 	stats     func(*schedulerpb.StoreStats)
 
 	meta         *storeMeta
+	live         *liveness
 	router       *router
 	appliers     []*applyWorker
 	regionRunner *regionRunner
@@ -154,6 +155,7 @@ func New(o Options) *Store {
 	if s.clock == nil {
 		s.clock = SystemClock()
 	}
+	s.live = newLiveness(s.clock)
 	rc := &o.Config.Raftstore
 	s.router = newRouter(rc.MaxPendingPerRegion)
 	s.leaseReads = rc.ReadMode == "lease"
@@ -188,6 +190,9 @@ func (s *Store) Start(context.Context) error {
 	}
 	s.goIn(&s.wg, s.runStoreWorker)
 	s.goIn(&s.wg, s.runTicker)
+	if s.cfg.Raftstore.HibernateAfter.Duration > 0 {
+		s.goIn(&s.wg, s.runLiveness)
+	}
 	s.goIn(&s.wg, s.runStoreHeartbeat)
 	s.goIn(&s.wg, s.runSnapshotGC)
 	return nil
@@ -314,11 +319,15 @@ func (s *Store) HandleRaft(m *rspb.RaftMessage) error {
 		return invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
 	case m.GetToPeer().GetStoreId() != s.storeID:
 		return &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
+	case isGreeting(m):
+		s.live.hear(m.FromPeer.StoreId)
+		return nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
 		return invalidf("raft message without region, sender or epoch")
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
 	}
+	s.live.hear(m.FromPeer.StoreId)
 	return s.sendRaft(m)
 }
 
@@ -392,20 +401,30 @@ func (s *Store) askRegionTruth(regionID uint64) {
 	})
 }
 
-// runTicker wakes every peer once in an interval; how many ticks have passed is each peer's own
-// reckoning (peer.elapsedTicks).
+// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only looks for duties.
 func (s *Store) runTicker() {
-	ticker := time.NewTicker(s.cfg.Raftstore.TickInterval.Duration)
-	defer ticker.Stop()
+	interval := s.cfg.Raftstore.TickInterval.Duration
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-ticker.C:
-			s.router.tick(1)
+		case <-s.router.stirred:
+		case <-timer.C:
+			s.router.tick(1, s.live.now())
+		}
+		if s.router.awake.Load() > 0 {
+			timer.Reset(interval)
+		} else {
+			timer.Reset(max(interval, dutyInterval))
 		}
 	}
 }
+
+// dutyInterval is how late the duty of a sleeping peer may be.
+const dutyInterval = time.Second
 
 // TransferLeaders hands the leadership of every region to another peer, as far as one is fit, and
 // returns when none is left or ctx ends. Part of a graceful stop.

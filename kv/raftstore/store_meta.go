@@ -31,7 +31,11 @@ type storeMeta struct {
 		snapshots map[uint64]*metapb.Region
 		// splitting reserves regions between the apply of a split and the creation of the peer: nothing
 		// else may take their id, and nobody may clear their data.
-		splitting    map[uint64]*metapb.Region
+		splitting map[uint64]*metapb.Region
+		// dying holds the regions whose uninitialized peer is being destroyed. Of destruction and split
+		// of such a region, the second to begin gives way: each writes the region's state from another
+		// worker, so nothing else orders the two.
+		dying        map[uint64]bool
 		pendingVotes []*rspb.RaftMessage
 	}
 }
@@ -45,6 +49,7 @@ func newStoreMeta() *storeMeta {
 	m.mu.ranges = btree.NewG(32, lessByStart)
 	m.mu.snapshots = map[uint64]*metapb.Region{}
 	m.mu.splitting = map[uint64]*metapb.Region{}
+	m.mu.dying = map[uint64]bool{}
 	return m
 }
 
@@ -88,6 +93,7 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 	delete(m.mu.regions, regionID)
 	delete(m.mu.peers, regionID)
 	delete(m.mu.snapshots, regionID)
+	delete(m.mu.dying, regionID)
 }
 
 // overlapLocked returns a region other than id that shares a key with [start, end), counting ranges
@@ -137,11 +143,27 @@ func (m *storeMeta) releaseSnapshot(regionID uint64) {
 	delete(m.mu.snapshots, regionID)
 }
 
+// beginDying is called before an uninitialized peer is destroyed. False: a split that is being applied
+// takes it over, and the peer must stay for that.
+func (m *storeMeta) beginDying(regionID uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.splitting[regionID] != nil {
+		return false
+	}
+	m.mu.dying[regionID] = true
+	return true
+}
+
 // reserveSplit decides whether a split that is being applied creates the new region on this store:
-// not if a newer peer of that region is already known here.
+// not if a newer peer of that region is already known here, nor while an older one is being destroyed
+// (the region's leader then sends a raft snapshot).
 func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.mu.dying[right.Id] {
+		return false
+	}
 	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || isInitialized(m.mu.regions[right.Id])) {
 		return false
 	}
@@ -177,7 +199,8 @@ func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessag
 	return out
 }
 
-// withNeighbours returns the region together with its adjacent regions on this store, in key order.
+// withNeighbours returns the region together with its adjacent regions on this store, in key order, also
+// one that a split has made and whose peer does not run yet.
 func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -195,7 +218,13 @@ func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 	}
 	out = append(out, r)
 	if len(r.EndKey) > 0 {
-		if next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey}); ok && next.Id != r.Id {
+		next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey})
+		for _, o := range m.mu.splitting {
+			if !ok && bytes.Equal(o.StartKey, r.EndKey) {
+				next, ok = o, true // split off, and about to run
+			}
+		}
+		if ok && next.Id != r.Id {
 			out = append(out, next)
 		}
 	}

@@ -48,8 +48,11 @@ func (s *Store) sendStore(m storeMsg) error {
 	return &BusyError{Reason: "the store worker's queue is full"}
 }
 
+// splitRetry is how soon the creation of a split's peer is tried again while its predecessor is there.
+const splitRetry = 20 * time.Millisecond
+
 func (s *Store) runStoreWorker() {
-	retry := time.NewTicker(20 * time.Millisecond)
+	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	var splits []message.BecomeSplit
 	for {
@@ -63,6 +66,7 @@ func (s *Store) runStoreWorker() {
 				err = s.onMissingRegion(m.m)
 			case storeCreateSplit:
 				splits = append(splits, m.m)
+				retry.Reset(splitRetry)
 			}
 		case <-retry.C:
 			waiting := splits
@@ -73,6 +77,9 @@ func (s *Store) runStoreWorker() {
 				} else if err = s.createSplitPeer(&waiting[i]); err != nil {
 					break
 				}
+			}
+			if len(splits) > 0 {
+				retry.Reset(splitRetry)
 			}
 		}
 		if err != nil {

@@ -49,6 +49,8 @@ type Resolver func(ctx context.Context, storeID uint64) (addr string, err error)
 type Feedback interface {
 	ReportUnreachable(regionID, toPeer uint64)
 	ReportSnapshot(regionID, toPeer uint64, ok bool)
+	// ReportStoreLost says that a stream to a store has broken: its process may have died.
+	ReportStoreLost(storeID uint64)
 }
 
 // Options configure a Transport.
@@ -350,7 +352,24 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 		l.r.drop(conn)
 		return nil, err
 	}
+	if l == l.r.control {
+		l.r.t.watch(ctx, s.stream, l.r.storeID)
+	}
 	return s, nil
+}
+
+// watch reports the end of a stream that was not ended from here. Nothing need be sent for that: a
+// follower learns at once that its leader's process is gone.
+func (t *Transport) watch(ctx context.Context, stream grpc.ClientStream, storeID uint64) {
+	t.wg.Add(1)
+	// Owned by the transport; ends with the stream, at the latest in Stop.
+	go func() {
+		defer t.wg.Done()
+		_ = stream.RecvMsg(new(rspb.Done)) // the receiver answers only when the stream ends
+		if f := t.feedback.Load(); f != nil && ctx.Err() == nil {
+			(*f).ReportStoreLost(storeID)
+		}
+	}()
 }
 
 func (l *lane) run(ctx context.Context) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -74,6 +75,7 @@ type sender struct {
 	snaps *snap.Manager
 	mu    sync.Mutex
 	lost  []uint64
+	gone  []uint64
 	snap  []bool
 	addr  string
 	err   error
@@ -113,6 +115,18 @@ func (s *sender) snapshots() []bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]bool{}, s.snap...)
+}
+
+func (s *sender) ReportStoreLost(storeID uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = append(s.gone, storeID)
+}
+
+func (s *sender) lostStores() []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]uint64{}, s.gone...)
 }
 
 func newSender(t *testing.T, addr string) *sender {
@@ -166,7 +180,10 @@ func TestStoreComesBack(t *testing.T) {
 	src := newSender(t, dst.addr)
 	src.Send(2, []*rspb.RaftMessage{message(1, 0)})
 	require.Eventually(t, func() bool { return len(dst.messages()) == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Empty(t, src.lostStores())
 	dst.stop()
+	// Noticed although nothing is sent.
+	require.Eventually(t, func() bool { return slices.Equal(src.lostStores(), []uint64{2}) }, 10*time.Second, 5*time.Millisecond)
 	require.Eventually(t, func() bool {
 		src.Send(2, []*rspb.RaftMessage{message(2, 0), message(2, 1)})
 		return src.lostCount() > 2

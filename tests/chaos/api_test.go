@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 
@@ -43,37 +44,55 @@ func fetch(url string, into any) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
+	data, err := content(resp)
 	if err != nil {
 		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, data)
 	}
 	return json.Unmarshal(data, into)
 }
 
-func (h *history) api(path string) string { return "http://" + h.c.Endpoints()[0] + "/api/v1" + path }
-
-func (h *history) post(path, body string) (string, error) {
-	resp, err := httpClient.Post(h.api(path), "application/json", strings.NewReader(body))
-	if err != nil {
-		return "", err
-	}
+func content(resp *http.Response) ([]byte, error) {
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %s", path, resp.Status, data)
+		err = fmt.Errorf("%s: %s: %s", resp.Request.URL, resp.Status, data)
 	}
-	return string(data), err
+	return data, err
+}
+
+// each calls the API of one member after the other, past the proxies, until one answers.
+func (h *history) each(path string, call func(url string) error) error {
+	var errs []error
+	for _, p := range h.c.Schedulers {
+		err := call("http://" + p.Listen + "/api/v1" + path)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (h *history) get(path string, into any) error {
+	return h.each(path, func(url string) error { return fetch(url, into) })
+}
+
+func (h *history) post(path, body string) error {
+	return h.each(path, func(url string) error {
+		resp, err := httpClient.Post(url, "application/json", strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		_, err = content(resp)
+		return err
+	})
 }
 
 func (h *history) regions() ([]apiRegion, error) {
 	var out struct {
 		Regions []apiRegion `json:"regions"`
 	}
-	err := fetch(h.api("/regions?limit=10000"), &out)
+	err := h.get("/regions?limit=10000", &out)
 	return out.Regions, err
 }
 
@@ -86,7 +105,7 @@ func (h *history) stores() (map[uint64]string, error) {
 			State   string `json:"state"`
 		} `json:"stores"`
 	}
-	if err := fetch(h.api("/stores"), &out); err != nil {
+	if err := h.get("/stores", &out); err != nil {
 		return nil, err
 	}
 	m := map[uint64]string{}
@@ -102,7 +121,7 @@ func (h *history) regionOf(key []byte) (*apiRegion, error) {
 	var out struct {
 		Regions []apiRegion `json:"regions"`
 	}
-	if err := fetch(h.api("/regions?hexkey="+hex.EncodeToString(key)), &out); err != nil {
+	if err := h.get("/regions?hexkey="+hex.EncodeToString(key), &out); err != nil {
 		return nil, err
 	}
 	if len(out.Regions) != 1 {
@@ -117,8 +136,7 @@ func (h *history) splitAt(key []byte) error {
 	if err != nil || r.StartKey == hex.EncodeToString(key) {
 		return err
 	}
-	_, err = h.post(fmt.Sprintf("/regions/%d/split", r.ID), fmt.Sprintf(`{"keys": [%q]}`, hex.EncodeToString(key)))
-	return err
+	return h.post(fmt.Sprintf("/regions/%d/split", r.ID), fmt.Sprintf(`{"keys": [%q]}`, hex.EncodeToString(key)))
 }
 
 // anyRegion is used by the track of orders; its choice need not follow the seed, as timing does not.
@@ -133,27 +151,26 @@ func (h *history) anyRegion() (*apiRegion, error) {
 	return &regs[rand.IntN(len(regs))], nil
 }
 
-func (h *history) transferStorm() error {
+func (h *history) transferStorm(*rand.Rand) error {
 	r, err := h.anyRegion()
 	if err != nil || len(r.Peers) == 0 {
 		return errors.Join(err, errors.New("no peers"))
 	}
 	for _, p := range r.Peers {
 		if p.StoreID != r.Leader {
-			_, err = h.post(fmt.Sprintf("/regions/%d/transfer-leader", r.ID), fmt.Sprintf(`{"to": %d}`, p.StoreID))
-			return err
+			return h.post(fmt.Sprintf("/regions/%d/transfer-leader", r.ID), fmt.Sprintf(`{"to": %d}`, p.StoreID))
 		}
 	}
 	return errors.New("no follower")
 }
 
-func (h *history) splitStorm() error {
+func (h *history) splitStorm(*rand.Rand) error {
 	k := append(key(rand.IntN(keyCount)), byte('0'+rand.IntN(4)))
 	return h.splitAt(k)
 }
 
 // move moves a replica to a store that has none, or away from a random one for a while.
-func (h *history) move() error {
+func (h *history) move(*rand.Rand) error {
 	r, err := h.anyRegion()
 	if err != nil {
 		return err
@@ -165,14 +182,14 @@ func (h *history) move() error {
 	from := r.Peers[rand.IntN(len(r.Peers))].StoreID
 	for to := range addrs {
 		if !r.on(to) {
-			_, err = h.post(fmt.Sprintf("/regions/%d/move-peer", r.ID), fmt.Sprintf(`{"from": %d, "to": %d}`, from, to))
-			return err
+			return h.post(fmt.Sprintf("/regions/%d/move-peer", r.ID), fmt.Sprintf(`{"from": %d, "to": %d}`, from, to))
 		}
 	}
 	// All stores have one: the replica checker puts it back.
-	_, err = h.post(fmt.Sprintf("/regions/%d/remove-peer", r.ID), fmt.Sprintf(`{"from": %d}`, from))
-	return err
+	return h.post(fmt.Sprintf("/regions/%d/remove-peer", r.ID), fmt.Sprintf(`{"from": %d}`, from))
 }
+
+var knownKey = regexp.MustCompile(`^key-\d{3}(-pad|~\d-\d{4}-[ab])?$`)
 
 // check verifies the history and that the replicas agree.
 func (h *history) check() {
@@ -201,7 +218,7 @@ func (h *history) finalScan() {
 			return err
 		}
 		for _, kv := range kvs {
-			if known := strings.TrimSuffix(string(kv.Key), "-pad"); len(known) != len(key(0)) || !strings.HasPrefix(known, "key-") {
+			if !knownKey.Match(kv.Key) {
 				h.t.Errorf("nobody has written the key %q", kv.Key)
 			}
 		}

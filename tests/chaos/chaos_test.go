@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/tests/cluster"
+	"github.com/tinykv/tinykv/tests/netproxy"
 )
 
 var (
@@ -26,6 +27,7 @@ var (
 	flagHistories = flag.Int("histories", 0, "how many histories")
 	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
 	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
+	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
 	flagFaults    = flag.String("faults", "", "comma-separated faults instead of drawn ones")
 	flagKeep      = flag.String("keep", "", "keep logs and data of failed histories in this directory")
 )
@@ -38,7 +40,8 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
+	// The tag lets the tests make disks slow or broken, and changes nothing else.
+	out, err := exec.Command("go", "build", "-tags", "chaos", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
 	code := 1
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -60,6 +63,7 @@ shutdown-timeout = "3s"
 cache-size = "8MiB"
 memtable-size = "1MiB"
 reserve-space = "16MiB"
+capacity = "512MiB"
 [raftlog]
 segment-size = "1MiB"
 cache-size = "4MiB"
@@ -74,6 +78,7 @@ region-heartbeat-interval = "300ms"
 store-heartbeat-interval = "500ms"
 stale-peer-check = "2s"
 peer-down-after = "5s"
+hibernate-after = "200ms"
 scheduler-timeout = "1s"
 `
 
@@ -97,14 +102,19 @@ func key(i int) []byte { return fmt.Appendf(nil, "key-%03d", i) }
 type history struct {
 	t      *testing.T
 	seed   uint64
-	rng    *rand.Rand // of the faults; used by one goroutine at a time
+	rng    *rand.Rand // draws the faults
 	c      *localcluster.Cluster
+	net    *netproxy.Network
 	cl     *client.Client
 	rec    *cluster.History
 	stop   chan struct{}
 	ops    atomic.Int64
+	pairs  atomic.Int64 // pairs seen within one page
 	bitten map[string]int
-	wiped  bool // a store was replaced; used by the track of process faults alone
+	wiped  bool     // a store was replaced; used by the track of process faults alone
+	broken sync.Map // names of stores that must end because their disk fails
+	// busy is held while a process is down or stopped by one track, so that no other starts it.
+	busy sync.Mutex
 }
 
 func TestChaos(t *testing.T) {
@@ -126,29 +136,55 @@ func runHistory(t *testing.T, seed uint64) {
 	if *flagStores > 0 {
 		stores = *flagStores
 	}
+	schedulers := 1 + 2*rng.IntN(2)
+	if *flagScheds > 0 {
+		schedulers = *flagScheds
+	}
 	dir := t.TempDir()
+	h := &history{t: t, seed: seed, rng: rng, rec: cluster.NewHistory(), stop: make(chan struct{}), bitten: map[string]int{}}
+	h.net = netproxy.New(h.pid)
+	t.Cleanup(h.net.Close)
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: dir, Stores: stores, StoreConfig: storeConfig, SchedulerConfig: schedulerConfig,
-		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
-		},
+		BinDir: binDir, Dir: dir, Stores: stores, Schedulers: schedulers,
+		StoreConfig: storeConfig, SchedulerConfig: schedulerConfig, OnExit: h.ended, Advertise: h.net.Listen,
 	})
 	require.NoError(t, err)
+	h.c = c
+	for _, p := range c.Stores {
+		p.Env = append(p.Env, "TINYKV_CHAOS_DISK="+diskFile(p))
+	}
 	t.Cleanup(func() { keepFiles(t, dir, seed) })
 	t.Cleanup(c.Stop)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	require.NoError(t, c.Start(ctx))
-	h := &history{
-		t: t, seed: seed, rng: rng, c: c, rec: cluster.NewHistory(), stop: make(chan struct{}),
-		bitten: map[string]int{},
-	}
 	h.cl, err = client.Open(ctx, c.Endpoints(), client.Options{Timeout: 5 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: true})
 	require.NoError(t, err)
 	t.Cleanup(h.cl.Close)
 	h.prepare()
 	h.rage()
 	h.check()
+}
+
+// pid is for the network: it is asked before the cluster is laid out as well.
+func (h *history) pid(name string) int {
+	if h.c == nil {
+		return 0
+	}
+	for _, p := range h.c.Processes() {
+		if p.Name == name {
+			return p.PID()
+		}
+	}
+	return 0
+}
+
+// ended hears of processes that nobody has killed. Only a broken disk may be a reason.
+func (h *history) ended(p *localcluster.Process, err error) {
+	if _, broken := h.broken.LoadAndDelete(p.Name); broken {
+		return
+	}
+	h.t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 }
 
 // prepare waits for three replicas and at least eight regions.
@@ -183,6 +219,11 @@ func (h *history) rage() {
 		wg.Add(1)
 		go func() { defer wg.Done(); h.client(i) }()
 	}
+	for i := range pairWriters {
+		wg.Add(2)
+		go func() { defer wg.Done(); h.writePairs(i) }()
+		go func() { defer wg.Done(); h.readPairs() }()
+	}
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
 	before := float64(h.ops.Load()) / calm.Seconds()
@@ -199,11 +240,14 @@ func (h *history) rage() {
 	})
 	close(h.stop)
 	wg.Wait()
-	h.t.Logf("%d stores, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown; faults %v",
-		len(h.c.Stores), before, during, h.rec.OK, h.rec.Unknown, h.bitten)
+	held, delayed, reset := h.net.Met()
+	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
+	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; faults %v",
+		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.bitten)
 	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
+	require.Positive(h.t, h.pairs.Load(), "no page showed a pair")
 }
 
 // fill writes so much beside the keys that regions split by size as well.

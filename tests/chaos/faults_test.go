@@ -1,8 +1,7 @@
 package chaos
 
 import (
-	"fmt"
-	"os"
+	"math/rand/v2"
 	"sort"
 	"strings"
 	"sync"
@@ -12,87 +11,187 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 )
 
-// faults by name. Those of one track are one after the other, tracks run at the same time: processes
-// that die or stop, and orders of the placement service.
-var processFaults = map[string]func(*history) error{
+// A fault does its harm, and undoes it unless the end of the history does. An error means that it could
+// not bite this time.
+type fault func(*history, *rand.Rand) error
+
+// Faults come in tracks: those of one track are one after the other, tracks run at the same time.
+type track struct {
+	name   string
+	faults map[string]fault
+	pause  time.Duration // between two faults
+	// each makes sure that every drawn fault happens, however long the ones before took.
+	each bool
+}
+
+var tracks = []track{
+	{"processes", processFaults, 300 * time.Millisecond, true},
+	{"network", networkFaults, 300 * time.Millisecond, true},
+	{"disks", diskFaults, 500 * time.Millisecond, true},
+	{"orders", orderFaults, 50 * time.Millisecond, false},
+}
+
+var processFaults = map[string]fault{
 	"kill-one":        (*history).killOne,
 	"kill-two":        (*history).killTwo,
 	"kill-all":        (*history).killAll,
 	"stop-store":      (*history).stopStore,
+	"strobe-store":    (*history).strobeStore,
 	"stop-leader":     (*history).stopLeader,
 	"stop-scheduler":  (*history).stopScheduler,
 	"kill-scheduler":  (*history).killScheduler,
+	"kill-schedulers": (*history).killSchedulers,
 	"wipe-store":      (*history).wipeStore,
 	"restart-orderly": (*history).restartOrderly,
 }
 
-var orderFaults = map[string]func(*history) error{
+var networkFaults = map[string]fault{
+	"isolate-store":     (*history).isolateStore,
+	"halves":            (*history).halves,
+	"one-way":           (*history).oneWay,
+	"ring":              (*history).ring,
+	"swizzle":           (*history).swizzle,
+	"isolate-scheduler": (*history).isolateScheduler,
+	"no-scheduler":      (*history).noScheduler,
+	"no-clients":        (*history).noClients,
+	"delay":             (*history).delay,
+	"resets":            (*history).resets,
+	"snapshots":         (*history).snapshots,
+}
+
+var diskFaults = map[string]fault{
+	"disk-full": (*history).diskFull,
+	"disk-slow": (*history).diskSlow,
+	"disk-fail": (*history).diskFail,
+}
+
+var orderFaults = map[string]fault{
 	"transfer-storm": (*history).transferStorm,
 	"split-storm":    (*history).splitStorm,
 	"move":           (*history).move,
 }
 
-// draw picks the faults of this history.
-func (h *history) draw(from map[string]func(*history) error, n int) []string {
-	var names, only []string
-	for name := range from {
+// draw picks the faults that one track of this history uses.
+func (h *history) draw(t track) []string {
+	want := map[string]bool{}
+	for _, name := range strings.Split(*flagFaults, ",") {
+		want[name] = true
+	}
+	var names []string
+	for name := range t.faults {
 		if name == "wipe-store" && len(h.c.Stores) < 4 {
 			continue // nowhere to put the replicas
 		}
-		names = append(names, name)
-		for _, want := range strings.Split(*flagFaults, ",") {
-			if want == name {
-				only = append(only, name)
-			}
+		if *flagFaults == "" || want[name] {
+			names = append(names, name)
 		}
 	}
 	sort.Strings(names)
-	if *flagFaults != "" {
-		sort.Strings(only)
-		return only
-	}
 	h.rng.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-	out := names[:min(n, len(names))]
-	return out
+	if *flagFaults != "" {
+		return names
+	}
+	n := map[string]int{"processes": 2 + h.rng.IntN(2), "network": 1 + h.rng.IntN(3), "disks": h.rng.IntN(2), "orders": 1 + h.rng.IntN(3)}
+	return names[:min(n[t.name], len(names))]
 }
 
-// runFaults runs the drawn faults for the flag's duration.
+// enough is how often what a fault is about must have happened for the history to count.
+var enough = map[string]func(events) bool{
+	"split-storm":    func(e events) bool { return e.Splits >= 20 },
+	"transfer-storm": func(e events) bool { return e.Leaders >= 20 },
+	"snapshots":      func(e events) bool { return e.Snapshots >= 5 },
+}
+
+// runFaults runs the drawn faults for the flag's duration, and on, up to three times as long, until all
+// have happened often enough.
 func (h *history) runFaults() {
-	process := h.draw(processFaults, 3+h.rng.IntN(2))
-	orders := h.draw(orderFaults, 1+h.rng.IntN(3))
-	end := time.Now().Add(*flagDuration)
+	begun := time.Now()
+	var names []string
+	going := func() bool {
+		passed := time.Since(begun)
+		return passed < *flagDuration || passed < 3**flagDuration && len(h.lacking(names)) > 0
+	}
+	drawn := make([][]string, len(tracks))
+	for i, t := range tracks {
+		drawn[i] = h.draw(t)
+		names = append(names, drawn[i]...)
+	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	track := func(names []string, from map[string]func(*history) error, pause time.Duration) {
-		defer wg.Done()
-		for i := 0; len(names) > 0 && (time.Now().Before(end) || i < len(names) && pause > 100*time.Millisecond); i++ {
-			name := names[i%len(names)]
-			err := from[name](h)
-			mu.Lock()
-			if err == nil {
-				h.bitten[name]++
-			} else {
-				h.bitten[name] += 0
-			}
-			mu.Unlock()
-			time.Sleep(pause) // the pace of the faults
-		}
+	for _, name := range names {
+		h.bitten[name] = 0
 	}
-	wg.Add(2)
-	go track(process, processFaults, 300*time.Millisecond)
-	go track(orders, orderFaults, 50*time.Millisecond)
+	for i, t := range tracks {
+		names := drawn[i]
+		wg.Add(1)
+		go func() { // ends soon after going is false
+			defer wg.Done()
+			rng := rand.New(rand.NewPCG(h.seed, uint64(100+i)))
+			for k := 0; len(names) > 0 && (going() || t.each && k < len(names)); k++ {
+				name := names[k%len(names)]
+				if err := t.faults[name](h, rng); err == nil {
+					mu.Lock()
+					h.bitten[name]++
+					mu.Unlock()
+				}
+				time.Sleep(t.pause) // the pace of the faults
+			}
+		}()
+	}
 	wg.Wait()
-	for _, name := range append(process, orders...) {
-		if h.bitten[name] == 0 {
+	h.makeUp(names)
+	for name, n := range h.bitten {
+		if n == 0 {
 			h.t.Errorf("fault %s did not bite", name)
 		}
 	}
+	if lack := h.lacking(names); len(lack) > 0 {
+		h.t.Errorf("too little of %v happened for the history to count: %+v", lack, h.happened())
+	}
 }
 
-// heal brings every process back.
+// makeUp repeats, with nothing else broken, the faults that others have kept from biting.
+func (h *history) makeUp(names []string) {
+	h.heal()
+	rng := rand.New(rand.NewPCG(h.seed, 99))
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // a pace
+		again := h.lacking(names)
+		for name, n := range h.bitten {
+			if n == 0 {
+				again = append(again, name)
+			}
+		}
+		if len(again) == 0 {
+			return
+		}
+		for _, name := range again {
+			for _, t := range tracks {
+				if f := t.faults[name]; f != nil && f(h, rng) == nil {
+					h.bitten[name]++
+				}
+			}
+		}
+	}
+}
+
+// lacking lists the faults that have not shown enough effect.
+func (h *history) lacking(names []string) []string {
+	var out []string
+	e := h.happened()
+	for _, name := range names {
+		if f := enough[name]; f != nil && !f(e) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// heal brings every connection and process back.
 func (h *history) heal() {
+	h.net.Heal()
 	for _, p := range h.c.Processes() {
 		_ = p.Signal(syscall.SIGCONT) // may not be stopped
+		h.healDisk(p)
 		if !p.Running() {
 			h.start(p)
 		}
@@ -100,128 +199,23 @@ func (h *history) heal() {
 }
 
 func (h *history) start(p *localcluster.Process) {
+	if p.Running() {
+		return
+	}
 	if err := p.Start(); err != nil {
 		h.t.Errorf("start: %v", err)
 	}
 }
 
-// random is a number of milliseconds from the seed. The process track alone uses it.
-func (h *history) random(lo, hi int) time.Duration {
-	return time.Duration(lo+h.rng.IntN(hi-lo)) * time.Millisecond
+// between draws a length of time in milliseconds.
+func between(rng *rand.Rand, lo, hi int) time.Duration {
+	return time.Duration(lo+rng.IntN(hi-lo)) * time.Millisecond
 }
 
-func (h *history) anyStore() *localcluster.Process {
-	return h.c.Stores[h.rng.IntN(len(h.c.Stores))]
+func (h *history) anyStore(rng *rand.Rand) *localcluster.Process {
+	return h.c.Stores[rng.IntN(len(h.c.Stores))]
 }
 
-func (h *history) bounce(p *localcluster.Process, down time.Duration) {
-	p.Kill()
-	time.Sleep(down)
-	h.start(p)
-}
-
-func (h *history) killOne() error {
-	h.bounce(h.anyStore(), h.random(100, 2000))
-	return nil
-}
-
-func (h *history) killTwo() error {
-	a := h.anyStore()
-	h.bounce(a, h.random(100, 700))
-	time.Sleep(h.random(0, 300))
-	h.bounce(h.anyStore(), h.random(100, 700))
-	return nil
-}
-
-func (h *history) killAll() error {
-	var wg sync.WaitGroup
-	for _, p := range h.c.Stores {
-		wg.Add(1)
-		go func() { defer wg.Done(); p.Kill() }()
-	}
-	wg.Wait()
-	time.Sleep(h.random(0, 300))
-	for _, p := range h.c.Stores {
-		h.start(p)
-	}
-	return nil
-}
-
-// pauseProcess stops a process and lets it go on as if nothing had happened.
-func (h *history) pauseProcess(p *localcluster.Process, d time.Duration) error {
-	if err := p.Signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	time.Sleep(d)
-	return p.Signal(syscall.SIGCONT)
-}
-
-func (h *history) stopStore() error { return h.pauseProcess(h.anyStore(), h.random(200, 3000)) }
-
-// stopLeader stops the store that leads most regions.
-func (h *history) stopLeader() error {
-	// A scheduler that has just been started may not know yet: then any store.
-	regs, _ := h.regions()
-	addrs, _ := h.stores()
-	leads, best := map[string]int{}, h.anyStore()
-	for _, r := range regs {
-		leads[addrs[r.Leader]]++
-	}
-	for _, p := range h.c.Stores {
-		if leads[p.Addr] > leads[best.Addr] {
-			best = p
-		}
-	}
-	return h.pauseProcess(best, h.random(600, 3000))
-}
-
-func (h *history) stopScheduler() error {
-	return h.pauseProcess(h.c.Schedulers[0], h.random(200, 3000))
-}
-
-func (h *history) killScheduler() error {
-	h.bounce(h.c.Schedulers[0], h.random(100, 1000))
-	return nil
-}
-
-func (h *history) restartOrderly() error {
-	p := h.anyStore()
-	p.Stop(10 * time.Second)
-	h.start(p)
-	return nil
-}
-
-// wipeStore kills a store, deletes what it had, and starts it as a new store at the same address, which
-// the placement service allows once the old one is buried. Once in a history: replacing all replicas of
-// a store takes a while.
-func (h *history) wipeStore() error {
-	if h.wiped {
-		return h.killOne()
-	}
-	p := h.anyStore()
-	addrs, err := h.stores()
-	if err != nil {
-		return err
-	}
-	var old uint64
-	for id, addr := range addrs {
-		if addr == p.Addr {
-			old = id
-		}
-	}
-	if old == 0 {
-		return fmt.Errorf("no store at %s", p.Addr)
-	}
-	h.wiped = true
-	p.Kill()
-	if err := os.RemoveAll(p.DataDir); err != nil {
-		return err
-	}
-	h.eventually(40*time.Second, func() error {
-		_, _ = h.post(fmt.Sprintf("/stores/%d/offline", old), "{}") // may be offline already
-		_, err := h.post(fmt.Sprintf("/stores/%d/bury", old), "{}")
-		return err
-	})
-	h.start(p)
-	return nil
+func (h *history) anyScheduler(rng *rand.Rand) *localcluster.Process {
+	return h.c.Schedulers[rng.IntN(len(h.c.Schedulers))]
 }

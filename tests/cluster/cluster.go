@@ -77,6 +77,7 @@ func TestConfig() *config.Config {
 	r := &c.Raftstore
 	r.TickInterval = config.Dur(10 * time.Millisecond)
 	r.HeartbeatTicks, r.ElectionTicks = 2, 10
+	r.HibernateAfter = config.Dur(50 * time.Millisecond) // regions sleep and wake all the time
 	r.RaftWorkers, r.ApplyWorkers = 2, 2
 	r.LogGCInterval = config.Dur(50 * time.Millisecond)
 	r.SplitCheckInterval = config.Dur(50 * time.Millisecond)
@@ -475,9 +476,15 @@ func (c *Cluster) Eventually(timeout time.Duration, check func() string) {
 // AddPeer orders a replica on a store and waits for it.
 func (c *Cluster) AddPeer(regionID, storeID uint64) *metapb.Peer {
 	c.t.Helper()
+	p := c.OrderPeer(regionID, storeID)
+	c.waitOrder(regionID, "add peer")
+	return p
+}
+
+// OrderPeer orders a replica on a store and does not wait for it.
+func (c *Cluster) OrderPeer(regionID, storeID uint64) *metapb.Peer {
 	p := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: storeID}
 	c.Placement.orderChange(regionID, eraftpb.ConfChangeType_AddNode, p)
-	c.waitOrder(regionID, "add peer")
 	return p
 }
 

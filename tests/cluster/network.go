@@ -31,6 +31,8 @@ type Network struct {
 		side map[uint64]int
 		// cut lists one-way cuts from -> to.
 		cut    map[[2]uint64]bool
+		hold   func(to uint64, m *rspb.RaftMessage) bool
+		held   []heldMessage
 		closed bool
 	}
 	wg sync.WaitGroup
@@ -45,6 +47,54 @@ type Network struct {
 func (n *Network) Freeze() (thaw func()) {
 	n.gate.Lock()
 	return n.gate.Unlock
+}
+
+// heldMessage waits for Release.
+type heldMessage struct {
+	to     uint64
+	m      *rspb.RaftMessage
+	arrive func()
+}
+
+// Hold keeps back the messages for which f is true when they are sent, until they are released. Nil ends
+// the holding back of further messages.
+func (n *Network) Hold(f func(to uint64, m *rspb.RaftMessage) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mu.hold = f
+}
+
+// Release delivers the held messages for which f is true, in the order in which they were sent, and
+// tells how many.
+func (n *Network) Release(f func(to uint64, m *rspb.RaftMessage) bool) int {
+	n.mu.Lock()
+	var now, kept []heldMessage
+	for _, h := range n.mu.held {
+		if f(h.to, h.m) {
+			now = append(now, h)
+		} else {
+			kept = append(kept, h)
+		}
+	}
+	n.mu.held = kept
+	n.mu.Unlock()
+	for _, h := range now {
+		h.arrive()
+	}
+	return len(now)
+}
+
+// Held tells how many messages are kept back for which f is true.
+func (n *Network) Held(f func(to uint64, m *rspb.RaftMessage) bool) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	count := 0
+	for _, h := range n.mu.held {
+		if f(h.to, h.m) {
+			count++
+		}
+	}
+	return count
 }
 
 // Tap shows every message that is sent to f. f is called while sending is not frozen.
@@ -158,20 +208,35 @@ func (e *endpoint) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 		}
 		e.n.Sent.Add(1)
 		for range copies {
-			e.n.deliver(e.from, storeID, data, snapshot, delay)
+			e.n.deliver(e.from, storeID, m, data, snapshot, delay)
 		}
 	}
 }
 
-func (n *Network) deliver(from *Node, to uint64, data []byte, snapshot bool, delay time.Duration) {
+func (n *Network) deliver(from *Node, to uint64, sent *rspb.RaftMessage, data []byte, snapshot bool, delay time.Duration) {
 	n.mu.Lock()
 	if n.mu.closed {
 		n.mu.Unlock()
 		return
 	}
+	arrive := n.arrival(from, to, data, snapshot)
+	if n.mu.hold != nil && n.mu.hold(to, sent) {
+		n.mu.held = append(n.mu.held, heldMessage{to, sent, func() { n.wg.Add(1); arrive() }})
+		n.mu.Unlock()
+		return
+	}
 	n.wg.Add(1)
 	n.mu.Unlock()
-	arrive := func() {
+	if delay == 0 && !snapshot {
+		arrive()
+		return
+	}
+	time.AfterFunc(delay, arrive)
+}
+
+// arrival hands a message to its store.
+func (n *Network) arrival(from *Node, to uint64, data []byte, snapshot bool) func() {
+	return func() {
 		defer n.wg.Done()
 		m := new(rspb.RaftMessage)
 		if err := m.Unmarshal(data); err != nil {
@@ -192,11 +257,6 @@ func (n *Network) deliver(from *Node, to uint64, data []byte, snapshot bool, del
 			from.reportSnapshot(m.RegionId, m.ToPeer.Id, err == nil)
 		}
 	}
-	if delay == 0 && !snapshot {
-		arrive()
-		return
-	}
-	time.AfterFunc(delay, arrive)
 }
 
 // copySnapshot moves the files of a raft snapshot as the Snapshot RPC would.

@@ -33,6 +33,9 @@ type Options struct {
 	SchedulerConfig string
 	// OnExit hears of a process that ended without being asked to.
 	OnExit func(p *Process, err error)
+	// Advertise may put something between the processes: given a process and one of the addresses it
+	// listens on, it returns the address that all others are told. Nil tells them the address itself.
+	Advertise func(process, listen string) (string, error)
 }
 
 // Cluster is a set of processes; each of them may be used by any goroutine.
@@ -45,10 +48,12 @@ type Cluster struct {
 // Process is one server. Its log is in LogFile.
 type Process struct {
 	Name    string
-	Addr    string // where clients connect
+	Addr    string // where clients connect, as told to them
+	Listen  string // where the process listens for them; the same unless Options.Advertise is set
 	Status  string // status address of a store
 	LogFile string
 	DataDir string
+	Env     []string // added to the environment
 	bin     string
 	args    []string
 	onExit  func(*Process, error)
@@ -144,32 +149,55 @@ func (c *Cluster) layOut(ports portPlan) error {
 	if err := os.WriteFile(schedConf, []byte(o.SchedulerConfig), 0o600); err != nil {
 		return err
 	}
-	var members, endpoints []string
-	for i := range ports.client {
-		members = append(members, fmt.Sprintf("scheduler-%d=http://%s", i+1, local(ports.peer[i])))
-		endpoints = append(endpoints, local(ports.client[i]))
-	}
-	for i := range ports.client {
+	var members []string
+	for i, port := range ports.client {
 		name := fmt.Sprintf("scheduler-%d", i+1)
-		c.Schedulers = append(c.Schedulers, c.process(name, "tinyscheduler", endpoints[i], "",
-			"--name", name, "--config", schedConf, "--data-dir", filepath.Join(o.Dir, name),
-			"--client-urls", "http://"+endpoints[i], "--peer-urls", "http://"+local(ports.peer[i]),
-			"--initial-cluster", strings.Join(members, ",")))
+		p, err := c.process(name, "tinyscheduler", local(port), "", "--name", name, "--config", schedConf)
+		if err != nil {
+			return err
+		}
+		peer, err := c.advertise(name, local(ports.peer[i]))
+		if err != nil {
+			return err
+		}
+		members = append(members, fmt.Sprintf("%s=http://%s", name, peer))
+		p.args = append(p.args, "--client-urls", "http://"+p.Listen, "--advertise-client-urls", "http://"+p.Addr,
+			"--peer-urls", "http://"+local(ports.peer[i]), "--advertise-peer-urls", "http://"+peer)
+		c.Schedulers = append(c.Schedulers, p)
 	}
-	for j := range ports.store {
-		name := fmt.Sprintf("store-%d", j+1)
-		c.Stores = append(c.Stores, c.process(name, "tinykv-server", local(ports.store[j]), local(ports.status[j]),
-			"--config", kvConf, "--data-dir", filepath.Join(o.Dir, name), "--addr", local(ports.store[j]),
-			"--status-addr", local(ports.status[j]), "--scheduler", strings.Join(endpoints, ",")))
+	for _, p := range c.Schedulers {
+		p.args = append(p.args, "--initial-cluster", strings.Join(members, ","))
+	}
+	for j, port := range ports.store {
+		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", local(port), local(ports.status[j]),
+			"--config", kvConf, "--addr", local(port), "--status-addr", local(ports.status[j]),
+			"--scheduler", strings.Join(c.Endpoints(), ","))
+		if err != nil {
+			return err
+		}
+		p.args = append(p.args, "--advertise-addr", p.Addr)
+		c.Stores = append(c.Stores, p)
 	}
 	return nil
 }
 
-func (c *Cluster) process(name, bin, addr, status string, args ...string) *Process {
-	return &Process{
-		Name: name, Addr: addr, Status: status, bin: filepath.Join(c.opts.BinDir, bin), args: args,
-		LogFile: filepath.Join(c.opts.Dir, name+".log"), DataDir: filepath.Join(c.opts.Dir, name), onExit: c.opts.OnExit,
+func (c *Cluster) advertise(process, listen string) (string, error) {
+	if c.opts.Advertise == nil {
+		return listen, nil
 	}
+	return c.opts.Advertise(process, listen)
+}
+
+func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Process, error) {
+	addr, err := c.advertise(name, listen)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(c.opts.Dir, name)
+	return &Process{
+		Name: name, Addr: addr, Listen: listen, Status: status, bin: filepath.Join(c.opts.BinDir, bin),
+		args: append(args, "--data-dir", dir), LogFile: dir + ".log", DataDir: dir, onExit: c.opts.OnExit,
+	}, nil
 }
 
 // Command describes a server of another kind to run like those of a cluster: its log and its data are
@@ -240,6 +268,7 @@ func (p *Process) Start() error {
 	}
 	cmd := exec.Command(p.bin, p.args...)
 	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(cmd.Environ(), p.Env...)
 	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we
 	// die, they must not stay behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -348,7 +377,7 @@ func (p *Process) End(sig syscall.Signal, timeout time.Duration) (int, error) {
 // WaitReady returns once the process accepts connections, or with the reason why it ended.
 func (p *Process) WaitReady(ctx context.Context) error {
 	for {
-		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		conn, err := net.DialTimeout("tcp", p.Listen, time.Second)
 		if err == nil {
 			_ = conn.Close()
 			return nil
@@ -358,7 +387,7 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not accept connections at %s: %w", p.Name, p.Addr, ctx.Err())
+			return fmt.Errorf("%s does not accept connections at %s: %w", p.Name, p.Listen, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -60,6 +60,12 @@ type Raft struct{ Message *rspb.RaftMessage }
 // Start is the first message of every peer.
 type Start struct{ Campaign bool }
 
+// StoreLost reports that the connection to a store broke, or that it has long been silent. Heard is when the store was last heard.
+type StoreLost struct {
+	StoreID uint64
+	Heard   time.Time
+}
+
 // Unreachable reports that messages to a peer were dropped.
 type Unreachable struct{ ToPeer uint64 }
 
@@ -174,6 +180,7 @@ func (*Admin) msg()             {}
 func (*Raft) msg()              {}
 func (*Start) msg()             {}
 func (*Unreachable) msg()       {}
+func (*StoreLost) msg()         {}
 func (*SnapshotSent) msg()      {}
 func (*SnapshotBuilt) msg()     {}
 func (*SnapshotInstalled) msg() {}

@@ -128,7 +128,8 @@ func (p *Planner) Tick() time.Time {
 	v := p.newView()
 	p.controller.Tick(v)
 	p.check(v)
-	if p.prepared() {
+	prepared := p.prepared()
+	if prepared {
 		p.plan(v)
 	}
 	if v.Now.After(p.nextPrune) {
@@ -137,7 +138,7 @@ func (p *Planner) Tick() time.Time {
 	}
 	next := p.nextPatrol
 	for _, e := range p.schedulers {
-		if e.next.Before(next) {
+		if prepared && e.next.Before(next) {
 			next = e.next
 		}
 	}

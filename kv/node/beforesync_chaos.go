@@ -1,0 +1,28 @@
+//go:build chaos
+
+package node
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// beforeSync makes the disk under the raft log slow or broken, as the file named by TINYKV_CHAOS_DISK
+// says at the moment: a duration such as "200ms" that each sync takes longer, or "fail".
+func beforeSync() error {
+	data, err := os.ReadFile(os.Getenv("TINYKV_CHAOS_DISK"))
+	if err != nil {
+		return nil // no such file: the disk is well
+	}
+	text := strings.TrimSpace(string(data))
+	if text == "fail" {
+		return fmt.Errorf("injected: %w", syscall.EIO)
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		time.Sleep(d)
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package planted
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var flagRun = flag.Bool("plant", false, "compile and run the tests once for each bug")
+
+// bug is source text and what takes its place. It is compiled by way of an overlay, so that the servers'
+// own code knows nothing of it.
+type bug struct {
+	name, file string
+	change     [][2]string
+	// pkg and run name the tests that must find it within tries runs.
+	pkg, run string
+	args     []string
+	tries    int
+}
+
+const (
+	crashPkg = "./tests/crash"
+	suitePkg = "./tests"
+)
+
+// enumerated is a bug that the crash enumeration finds always.
+func enumerated(name, file, scenario string, change ...[2]string) bug {
+	return bug{
+		name: name, file: file, change: change, pkg: crashPkg, run: "^TestCrash$/^(" + scenario + ")", tries: 1,
+		args: []string{"-maxfail", "1", "-workers", "4"},
+	}
+}
+
+var bugs = []bug{
+	enumerated("B5-send-before-persist", "kv/raftstore/worker.go", "append-follower", [2]string{
+		"	w.flushMessages()\n	if err := w.persist(); err != nil {", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	w.flushMessages()\n	if err := w.persist(); err != nil {",
+	}),
+	{
+		name: "B6-local-read-without-check", file: "kv/raftstore/read.go", pkg: suitePkg, run: "TestIsolatedLeaderServesNothingStale|Partition.*2B", tries: 3,
+		change: [][2]string{
+			{"	if hd.lease == nil || !hd.lease.valid(s.clock) {\n		return nil, nil\n	}\n", ""},
+			{"	return l.box.handle.Load() == l.handle && l.handle.lease.valid(l.clock)\n", "	return true\n"},
+		},
+	},
+	{
+		name: "B10-callback-by-index-only", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "Partition.*2B", tries: 5,
+		change: [][2]string{{"props[0].index == e.Index && props[0].term == e.Term", "props[0].index == e.Index"}},
+	},
+	{
+		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
+		change: [][2]string{
+			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}\n	}\n	return w.applyWrite", "	return w.applyWrite"},
+			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
+		},
+	},
+	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
+		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
+	}),
+	{
+		name: "B13-no-deadline-at-propose", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
+		change: [][2]string{{"	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {", "	if false {"}},
+	},
+	{
+		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/region_runner.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B|ConfChange.*3B", tries: 5,
+		change: [][2]string{
+			{"	if !isInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
+		},
+	},
+	{
+		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
+		change: [][2]string{{"rspb.PeerState_Tombstone, t.region, t.peer)", "rspb.PeerState_Tombstone, t.region, nil)"}},
+	},
+	enumerated("B19-no-sync-of-the-turn", "kv/raftstore/worker.go", "append", [2]string{
+		"w.store.log.Write(&t.log, t.sync)", "w.store.log.Write(&t.log, false)",
+	}),
+	{
+		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
+		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
+	},
+	enumerated("log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [2]string{
+		"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },",
+	}),
+	enumerated("vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [2]string{
+		"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n",
+	}),
+	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
+		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
+	}),
+	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
+		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
+	}),
+}
+
+// plant writes the file with the bug and returns the overlay that puts it in place.
+func plant(t *testing.T, root string, b bug) string {
+	file := filepath.Join(root, b.file)
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	text := string(data)
+	for _, c := range b.change {
+		require.Equal(t, 1, strings.Count(text, c[0]), "the place of the bug is gone: %s", c[0])
+		text = strings.Replace(text, c[0], c[1], 1)
+	}
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.go")
+	require.NoError(t, os.WriteFile(bad, []byte(text), 0o600))
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: bad}})
+	require.NoError(t, err)
+	path := filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(path, overlay, 0o600))
+	return path
+}
+
+var (
+	failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
+	reason = regexp.MustCompile(`(?m)^.*(Error:|crash before|not linearizable|panic:).*$`)
+)
+
+// TestPlanted builds each bug in and wants the named tests to fail.
+func TestPlanted(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	for _, b := range bugs {
+		t.Run(b.name, func(t *testing.T) {
+			overlay := plant(t, root, b) // also without -plant: the place of the bug must exist
+			if !*flagRun {
+				t.Skip("minutes for each bug: make planted, or -args -plant")
+			}
+			begun := time.Now()
+			for try := 1; try <= b.tries; try++ {
+				args := []string{"test", "-count=1", "-overlay", overlay, "-failfast", "-run", b.run, "-timeout", "10m", b.pkg}
+				if len(b.args) > 0 {
+					args = append(append(args, "-args"), b.args...)
+				}
+				cmd := exec.Command("go", args...)
+				cmd.Dir = root
+				out, err := cmd.CombinedOutput()
+				if err == nil {
+					continue
+				}
+				found := failed.FindSubmatch(out)
+				require.True(t, found != nil || reason.Match(out), "neither found nor passed: %s", out)
+				name := "the process"
+				if found != nil {
+					name = string(found[1])
+				}
+				t.Logf("found in try %d of %d, after %.0f s, by %s: %s", try, b.tries, time.Since(begun).Seconds(), name,
+					strings.TrimSpace(string(reason.Find(out))))
+				return
+			}
+			t.Error(fmt.Sprintf("not found in %d tries", b.tries))
+		})
+	}
+}
