@@ -204,7 +204,7 @@ func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Pr
 // name.log and name in dir, and clients connect to addr. It starts nothing.
 func Command(dir, name, bin, addr string, args ...string) *Process {
 	return &Process{
-		Name: name, Addr: addr, bin: bin, args: args, LogFile: filepath.Join(dir, name+".log"), DataDir: filepath.Join(dir, name),
+		Name: name, Addr: addr, Listen: addr, bin: bin, args: args, LogFile: filepath.Join(dir, name+".log"), DataDir: filepath.Join(dir, name),
 	}
 }
 

@@ -21,8 +21,11 @@ var matrix = []cell{
 	{"scan", 1}, {"scan", 32}, {"scan", 128},
 }
 
-// yardCells are enough of the matrix for the yardsticks.
-var yardCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 128}, {"scan", 128}}
+// idealCells and echoCells are enough of the matrix for the yardsticks.
+var (
+	idealCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 128}}
+	echoCells  = []cell{{"put", 128}, {"get", 1}, {"get", 128}}
+)
 
 // streamCells go over the batched stream.
 var streamCells = []cell{{"put", 128}, {"get", 128}}

@@ -68,8 +68,10 @@ func TestGoalsNameFigures(t *testing.T) {
 			cells = streamCells
 		case "1region", "32regions":
 			cells = []cell{{"put", 128}}
-		case "ideal", "echo":
-			cells = yardCells
+		case "ideal":
+			cells = idealCells
+		case "echo":
+			cells = echoCells
 		}
 		for _, c := range cells {
 			for _, what := range []string{"ops", "p50", "p99", "p99/p50", "cpu"} {

@@ -125,10 +125,11 @@ func (b *bench) yardstick(ctx context.Context, name string) error {
 	if err := b.start(ctx, s, rig.Mode{}); err != nil {
 		return err
 	}
-	if name != "echo" {
-		if err := b.load(ctx, s); err != nil {
-			return err
-		}
+	if name == "echo" {
+		return b.cells(ctx, s, name, "", rig.Mode{}, echoCells)
 	}
-	return b.cells(ctx, s, name, "", rig.Mode{}, yardCells)
+	if err := b.load(ctx, s); err != nil {
+		return err
+	}
+	return b.cells(ctx, s, name, "", rig.Mode{}, idealCells)
 }

@@ -47,6 +47,9 @@ func main() {
 	}
 }
 
+// settleLimit bounds the wait for regions to come to rest after the splits.
+const settleLimit = time.Minute
+
 // figures of one run. Times are seconds, shares are percent of one core, sizes MiB.
 type figures struct {
 	split, settled       float64
@@ -54,6 +57,7 @@ type figures struct {
 	rssFresh, rssAll     float64
 	rssStores            float64
 	restart, firstServed float64
+	behind               int // regions without leader or with a replica missing or pending
 }
 
 func run(ctx context.Context, o options, progress io.Writer) (*figures, error) {
@@ -83,13 +87,19 @@ func run(ctx context.Context, o options, progress io.Writer) (*figures, error) {
 		return nil, err
 	}
 	f.split = time.Since(began).Seconds()
-	if err := s.WaitReplicas(ctx, 3); err != nil {
-		return f, err
-	}
-	if err := s.WaitSettled(ctx, 5*time.Second, 2*time.Minute); err != nil {
+	if err := s.WaitSettled(ctx, 5*time.Second, settleLimit); err != nil {
 		return f, err
 	}
 	f.settled = time.Since(began).Seconds()
+	regions, err := s.Regions(ctx)
+	if err != nil {
+		return f, err
+	}
+	for _, r := range regions {
+		if len(r.PendingPeers) > 0 || len(r.Meta.Peers) < 3 || r.Leader.GetId() == 0 {
+			f.behind++
+		}
+	}
 	fmt.Fprintf(progress, "idle for %s\n", o.idle)
 	if err := f.idle(ctx, s, o.idle); err != nil {
 		return f, err
@@ -200,6 +210,7 @@ func (f *figures) report(w io.Writer, o options) error {
 	}
 	row("split into them", "%.1f s", f.split, "-")
 	row("split and settled", "%.1f s", f.settled, "-")
+	row("regions not whole by then", "%.0f", float64(f.behind), "0")
 	row("idle CPU, all processes", "%.1f %%", f.cpuAll, cpu)
 	row("idle CPU, one store", "%.1f %%", f.cpuStores/3, "<= 3 % at 1,000, <= 10 % at 10,000")
 	row("RSS, 3 stores", "%.0f MiB", f.rssStores, mem)

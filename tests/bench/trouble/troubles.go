@@ -103,7 +103,10 @@ func restart(ctx context.Context, s *rig.TinyKV) (string, error) {
 	if !pause(ctx, rest) {
 		return "", errors.New("the load ended before the restart")
 	}
-	p := s.Stores[1]
+	p, err := s.Leader(ctx) // of one of the regions at least
+	if err != nil {
+		return "", err
+	}
 	began := time.Now()
 	p.Stop(10 * time.Second)
 	stopped := time.Since(began)
@@ -121,7 +124,10 @@ func kill(ctx context.Context, s *rig.TinyKV) (string, error) {
 	if !pause(ctx, rest) {
 		return "", errors.New("the load ended before the kill")
 	}
-	p := s.Stores[2]
+	p, err := s.Leader(ctx) // of one of the regions at least
+	if err != nil {
+		return "", err
+	}
 	began := time.Now()
 	p.Kill()
 	pause(ctx, 2*time.Second)
