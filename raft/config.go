@@ -107,7 +107,11 @@ type Config struct {
 	// UnstableOnly keeps in memory the entries that are not persisted yet, and of the others the
 	// most recent ones up to LogCacheBytes; the rest is read from the Storage. Off: every entry of
 	// the storage is kept in memory.
-	UnstableOnly  bool
+	UnstableOnly bool
+	// LazyCommit lets a moved commit index wait for the next append, or the next tick, instead of sending
+	// it in messages of its own: half the messages under load, and followers apply up to a tick later.
+	// What commits a conf change is told at once.
+	LazyCommit    bool
 	LogCacheBytes uint64
 
 	// SnapshotTimeoutTicks is how long a follower may stay silent about a snapshot before another

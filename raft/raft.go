@@ -105,6 +105,7 @@ type Raft struct {
 	// their size allows; appendsDue says that there are some.
 	batchAppends         bool
 	appendsDue           bool
+	lazyCommit           bool
 	maxSizePerMsg        uint64
 	maxInflightMsgs      int
 	maxInflightBytes     uint64
@@ -145,6 +146,7 @@ func openRaft(c *Config) (*Raft, error) {
 		// Heartbeats of the course carry no round; see nextRound.
 		numberRounds:  c.PreVote || c.CheckQuorum || c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
 		batchAppends:  c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
+		lazyCommit:    c.LazyCommit,
 		maxSizePerMsg: c.MaxSizePerMsg, maxInflightMsgs: c.MaxInflightMsgs,
 		maxInflightBytes: c.MaxInflightBytes, snapshotTimeoutTicks: c.SnapshotTimeoutTicks,
 		uncommitted: uncommitted{limit: c.MaxUncommittedBytes},
@@ -236,10 +238,20 @@ func (r *Raft) send(m eraftpb.Message) {
 	if m.Term == 0 {
 		m.Term = r.Term
 	}
+	if n := len(r.msgs); r.batchAppends && n > 0 && supersedes(&m, &r.msgs[n-1]) {
+		r.msgs[n-1] = m
+		return
+	}
 	if r.msgs == nil && r.outbox > 0 {
 		r.msgs = make([]eraftpb.Message, 0, r.outbox)
 	}
 	r.msgs = append(r.msgs, m)
+}
+
+// supersedes tells whether the acknowledgement m says all that the one before it does.
+func supersedes(m, before *eraftpb.Message) bool {
+	return m.MsgType == eraftpb.MessageType_MsgAppendResponse && before.MsgType == m.MsgType && !m.Reject && !before.Reject &&
+		m.To == before.To && m.Term == before.Term && m.Index >= before.Index
 }
 
 // reset starts a term, or a role in it.
@@ -370,6 +382,9 @@ func (r *Raft) tickLeader() {
 	}
 	for _, id := range r.sortedIDs() {
 		pr := r.Prs[id]
+		if r.lazyCommit && id != r.id && pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
+			r.sendAppend(id)
+		}
 		if pr.State != ProgressSnapshot {
 			continue
 		}

@@ -85,7 +85,14 @@ func (r *Raft) persisted() {
 		return
 	}
 	r.ackSelf()
-	if r.maybeCommit() {
+	r.commitAndTell()
+}
+
+// commitAndTell moves the commit index if it can, and tells the others: at once, or with LazyCommit when
+// something is sent anyway (tickLeader sees to the rest).
+func (r *Raft) commitAndTell() {
+	known := r.RaftLog.committed
+	if r.maybeCommit() && (!r.lazyCommit || r.commitsConfChange(known)) {
 		r.broadcastAppend()
 	}
 }
@@ -293,14 +300,12 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 	case ProgressReplicate:
 		pr.inflights.freeTo(m.Index)
 	}
-	if r.maybeCommit() {
-		r.broadcastAppend()
-	}
+	r.commitAndTell()
 	if news || pr.State != was {
 		// An answer that says nothing new lets out nothing new, or every duplicate would breed.
 		r.sendMore(m.From)
 	}
-	if pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
+	if !r.lazyCommit && pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
 		// It could not be told when the commit index moved (trap B-7).
 		r.sendAppend(m.From)
 	}

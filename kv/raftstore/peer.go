@@ -137,7 +137,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 		MaxUncommittedBytes:       uint64(cfg.MaxUncommitted),
 		MaxCommittedBytesPerReady: uint64(4 * cfg.MaxMessageEntries),
 		AckOnPersist:              true, AsyncApply: true,
-		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true,
+		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true, LazyCommit: true,
 	}
 	if grace && isInitialized(region) {
 		rc.VoteGraceTicks = cfg.ElectionTicks

@@ -310,6 +310,7 @@ func (p *peer) onSplitDone(res message.SplitDone) {
 		p.store.regionRunner.clear(right)
 	}
 	if p.isLeader() {
+		p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
 		p.heartbeatRegion()
 		p.store.reportSplit(left, right)
 	}

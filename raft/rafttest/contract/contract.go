@@ -48,7 +48,7 @@ func ViewOf(id uint64, rn *raft.RawNode) View {
 	r := rn.Raft
 	return View{
 		ID: id, Soft: raft.SoftState{Lead: r.Lead, RaftState: r.State},
-		Hard: eraftpb.HardState{Term: r.Term, Vote: r.Vote, Commit: rn.Committed()},
+		Hard:        eraftpb.HardState{Term: r.Term, Vote: r.Vote, Commit: rn.Committed()},
 		PendingConf: r.PendingConfIndex,
 	}
 }

@@ -10,7 +10,7 @@ import (
 // recovery is the second phase of a run: what must come back when the mishaps are over (I13, I14).
 type recovery struct {
 	w *World
-	// timeout is the longest election timeout when all clocks run alike.
+	// timeout is the longest election timeout by the slowest clock that there was.
 	timeout int64
 	start   int64
 	// moved is when the group made progress last, sum what it had then, confs how many conf changes.
@@ -45,8 +45,9 @@ func (w *World) heal() {
 			n.boot()
 		}
 	}
+	slowest := int64(tickUS / min(w.prof.RateLo, 1))
 	r := &recovery{
-		w: w, timeout: 2 * int64(w.prof.ElectionTick) * tickUS, start: w.now, moved: w.now,
+		w: w, timeout: 2 * int64(w.prof.ElectionTick) * slowest, start: w.now, moved: w.now,
 		sum: w.progress(), confs: len(w.oracle.confs),
 	}
 	// Catching up may take long where the profile allows one entry a message: what may not be long is

@@ -106,6 +106,7 @@ func (n *node) boot() {
 		MaxInflightBytes: p.MaxInflightBytes, MaxUncommittedBytes: p.MaxUncommitted,
 		MaxCommittedBytesPerReady: p.MaxCommittedPerReady,
 		AckOnPersist:              p.Production, AsyncApply: p.Production, UnstableOnly: p.Production,
+		LazyCommit:    p.Production,
 		LogCacheBytes: p.LogCacheBytes,
 	}
 	if p.Lease && n.epoch > 0 {

@@ -9,7 +9,7 @@ type Profile struct {
 	Voters   int
 	Learners int
 
-	// Production: AckOnPersist, AsyncApply, UnstableOnly as the raftstore sets them. Else the
+	// Production: AckOnPersist, AsyncApply, UnstableOnly, LazyCommit as the raftstore sets them. Else the
 	// course's contract.
 	Production           bool
 	PreVote, CheckQuorum bool
