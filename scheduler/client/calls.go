@@ -110,15 +110,6 @@ func toRegion(resp *pb.GetRegionResponse) *Region {
 	}
 }
 
-// GetRegion returns the region that contains the key, nil if none is known.
-func (c *Client) GetRegion(ctx context.Context, key []byte) (*Region, error) {
-	resp, err := unary(ctx, c, "get region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-			return s.GetRegion(ctx, r)
-		})
-	return toRegion(resp), err
-}
-
 // GetPrevRegion returns the left neighbour of the region that contains the key.
 func (c *Client) GetPrevRegion(ctx context.Context, key []byte) (*Region, error) {
 	resp, err := unary(ctx, c, "get previous region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key},

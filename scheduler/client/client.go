@@ -52,6 +52,7 @@ type Client struct {
 	wg        sync.WaitGroup
 	hb        *heartbeats
 	ts        *timestamps
+	lookups   *lookups
 
 	mu struct {
 		sync.Mutex
@@ -82,7 +83,7 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 	c.mu.conns = make(map[string]*grpc.ClientConn)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.hb = newHeartbeats(c)
-	c.ts = newTimestamps(c)
+	c.ts, c.lookups = newTimestamps(c), newLookups(c)
 
 	lastLog := time.Time{}
 	for wait := firstBackoff; ; wait = min(2*wait, maxBackoff) {
@@ -99,9 +100,12 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 			return nil, fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","), err)
 		}
 	}
-	c.wg.Add(2)
-	go c.hb.run() // both loops end with c.ctx; Close waits
+	c.wg.Add(2 + lookupConcurrency)
+	go c.hb.run() // all loops end with c.ctx; Close waits
 	go c.ts.run()
+	for range lookupConcurrency {
+		go c.lookups.run()
+	}
 	return c, nil
 }
 

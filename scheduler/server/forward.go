@@ -125,6 +125,8 @@ func newReply(method string) any {
 		return &pb.StoreHeartbeatResponse{}
 	case "GetRegion", "GetPrevRegion", "GetRegionByID":
 		return &pb.GetRegionResponse{}
+	case "GetRegions":
+		return &pb.GetRegionsResponse{}
 	case "ScanRegions":
 		return &pb.ScanRegionsResponse{}
 	case "AskSplit":
