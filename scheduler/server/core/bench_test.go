@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -59,9 +60,18 @@ func filled(b *testing.B) (*core.BasicCluster, int) {
 
 func BenchmarkMap(b *testing.B) {
 	c, n := filled(b)
-	bytes := func(b *testing.B) { b.Helper(); b.ReportAllocs() }
-	b.Run("unchanged", func(b *testing.B) {
-		bytes(b)
+	run := func(name string, do func(b *testing.B)) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var before, after syscall.Rusage
+			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+			do(b)
+			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+			b.ReportMetric(float64(b.N)/(float64(cpu)/1e9), "op/core-s")
+		})
+	}
+	run("unchanged", func(b *testing.B) {
 		// The request is at hand, as one just received is; the record is any of all.
 		hb, rng := benchHeartbeat(1, n), rand.New(rand.NewPCG(2, 2))
 		b.ResetTimer()
@@ -81,8 +91,7 @@ func BenchmarkMap(b *testing.B) {
 		}
 	})
 	rng := rand.New(rand.NewPCG(3, 3))
-	b.Run("size", func(b *testing.B) {
-		bytes(b)
+	run("size", func(b *testing.B) {
 		for i := range b.N {
 			r := c.Region(uint64(rng.IntN(n) + 1)).Clone(core.WithSize(int64(i%200 + 1)))
 			if _, err := c.PutRegion(r); err != nil {
@@ -90,8 +99,7 @@ func BenchmarkMap(b *testing.B) {
 			}
 		}
 	})
-	b.Run("leader", func(b *testing.B) {
-		bytes(b)
+	run("leader", func(b *testing.B) {
 		for range b.N {
 			old := c.Region(uint64(rng.IntN(n) + 1))
 			r := old.Clone(core.WithLeaderStore(old.Peers()[rng.IntN(3)].StoreID))
@@ -100,8 +108,7 @@ func BenchmarkMap(b *testing.B) {
 			}
 		}
 	})
-	b.Run("lookup", func(b *testing.B) {
-		bytes(b)
+	run("lookup", func(b *testing.B) {
 		for range b.N {
 			if c.RegionByKey(benchKey(rng.IntN(n), n)) == nil {
 				b.Fatal("none")
