@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,6 +37,7 @@ type node struct {
 	clientAddr string
 	fail       chan error
 	done       chan struct{} // closed by close
+	wg         sync.WaitGroup
 }
 
 func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
@@ -136,11 +138,36 @@ func (n *node) members() []memberInfo {
 	return out
 }
 
-// handOver gives the etcd leadership to another member, if this one has it and there is another.
-func (n *node) handOver() { _ = n.etcd.Server.TryTransferLeadershipOnShutdown() }
+// handOver gives the etcd leadership to another member, if this one has it and there is another. etcd's
+// own waiting looks for the success once a tick only; clients wait as long, so it is looked for often.
+func (n *node) handOver() {
+	if n.etcd.Server.Leader() != n.etcd.Server.MemberID() {
+		return
+	}
+	ended := make(chan struct{})
+	n.wg.Add(1)
+	go func() { // ends after a request timeout of etcd's at most; close waits
+		defer n.wg.Done()
+		defer close(ended)
+		_ = n.etcd.Server.TryTransferLeadershipOnShutdown()
+	}()
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-poll.C:
+			if l := n.etcd.Server.Leader(); l != 0 && l != n.etcd.Server.MemberID() {
+				return
+			}
+		}
+	}
+}
 
 func (n *node) close() {
 	close(n.done)
+	n.wg.Wait()
 	_ = n.client.Close()
 	n.etcd.Close()
 	n.dir.close()

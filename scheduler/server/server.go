@@ -305,21 +305,23 @@ func (s *Server) allocPeerID() (uint64, error) {
 	return s.ids.Alloc(ctx)
 }
 
-// lead is one term as the leader: timestamps first, since clients wait for them; then the stores;
-// then serving; then planning.
+// lead is one term as the leader: timestamps and stores, then serving, then planning.
 func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	began := time.Now()
 	defer s.tso.Stop()
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
-		{"load cluster", s.load},
-	} {
-		if err := s.persist(ctx, step.do); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
+	oracle := make(chan error, 1)
+	go func() { // waited for below
+		oracle <- s.persist(ctx, func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) })
+	}()
+	err := s.persist(ctx, s.load)
+	if err != nil {
+		err = fmt.Errorf("load cluster: %w", err)
+	}
+	if started := <-oracle; started != nil {
+		err = errors.Join(err, fmt.Errorf("start timestamps: %w", started))
+	}
+	if err != nil {
+		return err
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
@@ -390,34 +392,40 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 	}
 }
 
+// hardState is everything in the storage, by key. It is a few KB, so that a new leader reads it at once:
+// key after key would be as many round trips, for which clients wait.
+type hardState map[string][]byte
+
 // load reads the hard state of the cluster.
 func (s *Server) load(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	kv, err := s.storage.Get(ctx, s.keys.Cluster())
+	kvs, err := s.storage.Range(ctx, s.keys.All())
 	if err != nil {
 		return err
 	}
-	if err := s.loadSettings(ctx); err != nil {
+	d := make(hardState, len(kvs))
+	for _, kv := range kvs {
+		d[kv.Key] = kv.Value
+	}
+	if err := s.loadSettings(d); err != nil {
 		return err
 	}
 	var meta *metapb.Cluster
 	var bootstrapper uint64
-	if kv.ModRevision != 0 {
+	if value, ok := d[s.keys.Cluster()]; ok {
 		meta = &metapb.Cluster{}
-		if err := meta.Unmarshal(kv.Value); err != nil {
+		if err := meta.Unmarshal(value); err != nil {
 			return fmt.Errorf("decode cluster: %w", err)
 		}
-		if b, err := s.storage.Get(ctx, s.keys.BootstrapStore()); err != nil {
-			return err
-		} else if b.ModRevision != 0 {
-			bootstrapper, _ = storage.ParseUint64(b.Value)
+		if value, ok := d[s.keys.BootstrapStore()]; ok {
+			bootstrapper, _ = storage.ParseUint64(value)
 		}
 		if meta.MaxPeerCount > 0 {
 			s.applyMaxReplicas(int(meta.MaxPeerCount))
 		}
 	}
-	stores, err := s.loadStores(ctx)
+	stores, err := s.loadStores(d)
 	if err != nil {
 		return err
 	}
@@ -428,21 +436,20 @@ func (s *Server) load(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) loadStores(ctx context.Context) ([]*core.StoreInfo, error) {
-	kvs, err := s.storage.Range(ctx, s.keys.Stores())
-	if err != nil {
-		return nil, err
-	}
-	settings, err := s.loadStoreSettings(ctx)
+func (s *Server) loadStores(d hardState) ([]*core.StoreInfo, error) {
+	settings, err := d.storeSettings(s.keys)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
 	var out []*core.StoreInfo
-	for _, kv := range kvs {
+	for key, value := range d {
+		if !strings.HasPrefix(key, s.keys.Stores()) {
+			continue
+		}
 		m := &metapb.Store{}
-		if err := m.Unmarshal(kv.Value); err != nil {
-			return nil, fmt.Errorf("decode store %s: %w", kv.Key, err)
+		if err := m.Unmarshal(value); err != nil {
+			return nil, fmt.Errorf("decode store %s: %w", key, err)
 		}
 		st := core.NewStore(m, now)
 		if old := s.cluster.Core().Store(m.Id); old != nil {

@@ -41,19 +41,20 @@ func (s *storeSettings) apply(st *core.StoreInfo) *core.StoreInfo {
 	return st.Clone(opts...)
 }
 
-func (s *Server) loadStoreSettings(ctx context.Context) (map[uint64]*storeSettings, error) {
-	kvs, err := s.storage.Range(ctx, s.keys.StoreSettings())
-	if err != nil {
-		return nil, err
-	}
+// storeSettings finds what operators set about stores.
+func (d hardState) storeSettings(k storage.Keys) (map[uint64]*storeSettings, error) {
 	out := make(map[uint64]*storeSettings)
-	for _, kv := range kvs {
-		id, err := strconv.ParseUint(strings.TrimPrefix(kv.Key, s.keys.StoreSettings()), 10, 64)
+	for key, value := range d {
+		n, ok := strings.CutPrefix(key, k.StoreSettings())
+		if !ok {
+			continue
+		}
+		id, err := strconv.ParseUint(n, 10, 64)
 		if err != nil {
 			continue
 		}
 		set := &storeSettings{}
-		if err := json.Unmarshal(kv.Value, set); err != nil {
+		if err := json.Unmarshal(value, set); err != nil {
 			return nil, fmt.Errorf("decode settings of store %d: %w", id, err)
 		}
 		out[id] = set
@@ -62,13 +63,13 @@ func (s *Server) loadStoreSettings(ctx context.Context) (map[uint64]*storeSettin
 }
 
 // loadSettings takes over schedule settings that were changed at run time.
-func (s *Server) loadSettings(ctx context.Context) error {
-	kv, err := s.storage.Get(ctx, s.keys.ScheduleConfig())
-	if err != nil || kv.ModRevision == 0 {
-		return err
+func (s *Server) loadSettings(d hardState) error {
+	value, ok := d[s.keys.ScheduleConfig()]
+	if !ok {
+		return nil
 	}
 	set := settingsOf(s.cfg)
-	if err := json.Unmarshal(kv.Value, set); err != nil {
+	if err := json.Unmarshal(value, set); err != nil {
 		return fmt.Errorf("decode schedule settings: %w", err)
 	}
 	s.cluster.SetSettings(set)
