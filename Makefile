@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash chaos planted fuzz ci clean help
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
 	@mkdir -p bin
@@ -67,6 +67,10 @@ sim-planted: ## how many seeds find each planted bug of raft, medians of 10 trie
 
 sim-sched: ## placement simulation; SIM_LONG=1 adds the scenario of 110 stores
 	$(GO) test -count=1 -timeout 30m -v ./scheduler/sim
+
+KILLS ?= 200
+sched-kills: ## kill and pause placement members KILLS times under clients, SEED chooses
+	SCHED_KILLS=$(KILLS) SCHED_SEED=$(SEED) $(GO) test -count=1 -timeout 120m -v -run TestKills3C ./cmd/tinyscheduler
 
 SCALE ?= 5
 crash: ## stop a store at every operation of every scenario, SCALE times over

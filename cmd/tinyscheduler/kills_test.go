@@ -179,7 +179,7 @@ func TestKills3C(t *testing.T) {
 	w.served(t)
 	cancel()
 	w.wg.Wait()
-	t.Logf("seed %d: %d kills, %d pauses, %d of them of the leader: %d ids and %d timestamps, none twice, all increasing",
+	t.Logf("seed %d: %d kills, %d pauses, at least %d of them of the leader: %d ids and %d timestamps, none twice, all increasing",
 		seed, killed, paused, leaders, len(w.ids.seen), len(w.timestamps.seen))
 	t.Logf("until all callers were served again: %s; longest call %v", percentiles(gaps),
 		time.Duration(w.longest.Load()).Round(time.Millisecond))

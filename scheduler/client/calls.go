@@ -232,13 +232,10 @@ func (c *Client) UpdateGCSafePoint(ctx context.Context, safePoint uint64) (uint6
 
 // GetMembers returns the members and the leader. Any member answers.
 func (c *Client) GetMembers(ctx context.Context) (*pb.GetMembersResponse, error) {
-	c.mu.Lock()
-	endpoints := append([]string(nil), c.mu.endpoints...)
-	c.mu.Unlock()
 	var errs []error
-	for _, addr := range endpoints {
+	for _, addr := range c.known() {
 		attempt, cancel := context.WithTimeout(ctx, discoverTimeout)
-		resp, err := c.askMembers(attempt, addr)
+		resp, err := c.ask(attempt, addr)
 		cancel()
 		if err == nil {
 			return resp, nil

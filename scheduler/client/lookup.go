@@ -32,18 +32,19 @@ func (l *lookups) run() {
 	defer l.c.wg.Done()
 	var version uint64
 	l.batcher.run(l.c.ctx, func(keys [][]byte) ([]*pb.GetRegionResponse, error) {
-		stub, v, err := l.c.leader()
-		if version = v; err != nil {
+		leader, err := l.c.leader()
+		if version = leader.version; err != nil {
 			return nil, err
 		}
-		return l.exchange(stub, keys)
+		return l.exchange(leader, keys)
 	}, func(error) error { return l.c.rediscover(version) })
 }
 
-func (l *lookups) exchange(stub pb.SchedulerClient, keys [][]byte) ([]*pb.GetRegionResponse, error) {
-	ctx, cancel := context.WithTimeout(l.c.ctx, attemptTimeout)
+func (l *lookups) exchange(leader target, keys [][]byte) ([]*pb.GetRegionResponse, error) {
+	ctx, cancel := context.WithCancel(l.c.ctx)
 	defer cancel()
-	resp, err := stub.GetRegions(ctx, &pb.GetRegionsRequest{Header: l.c.header(), RegionKeys: keys})
+	defer l.c.try(leader, cancel)()
+	resp, err := leader.GetRegions(ctx, &pb.GetRegionsRequest{Header: l.c.header(), RegionKeys: keys})
 	switch {
 	case status.Code(err) == codes.Unimplemented:
 		l.alone.Store(true)

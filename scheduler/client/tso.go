@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -19,10 +18,10 @@ type tsRange struct{ physical, first int64 }
 // timestamps owns the timestamp stream.
 type timestamps struct {
 	*batcher[struct{}, tsRange]
-	c       *Client
-	stream  schedulerpb.Scheduler_TsoClient // nil if there is none; owned by run
-	cancel  func()
-	version uint64 // of the knowledge which member leads
+	c      *Client
+	stream schedulerpb.Scheduler_TsoClient // nil if there is none; owned by run
+	cancel func()
+	leader target // of the stream
 }
 
 func newTimestamps(c *Client) *timestamps {
@@ -42,26 +41,17 @@ func (t *timestamps) run() {
 		t.cancel()
 		t.stream = nil
 		t.c.logger.Debug("timestamp stream ended", zap.Error(err))
-		return t.c.rediscover(t.version)
+		return t.c.rediscover(t.leader.version)
 	})
 }
 
-// rediscover looks for the leader after a failure. An error means that the client was closed.
-func (c *Client) rediscover(version uint64) error {
-	if c.discover(c.ctx, version) != nil {
-		return pause(c.ctx, firstBackoff)
-	}
-	return nil
-}
-
 func (t *timestamps) open() error {
-	stub, version, err := t.c.leader()
-	t.version = version
-	if err != nil {
+	var err error
+	if t.leader, err = t.c.leader(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(t.c.ctx)
-	if t.stream, err = stub.Tso(ctx); err != nil {
+	ctx, cancel := context.WithCancel(t.leader.reign)
+	if t.stream, err = t.leader.Tso(ctx); err != nil {
 		t.stream = nil
 		cancel()
 		return err
@@ -77,8 +67,7 @@ func (t *timestamps) exchange(asked []struct{}) (tsRange, error) {
 		}
 	}
 	// A member that hangs must not hold the callers for ever.
-	guard := time.AfterFunc(attemptTimeout, t.cancel)
-	defer guard.Stop()
+	defer t.c.try(t.leader, t.cancel)()
 	n := int64(len(asked))
 	if err := t.stream.Send(&schedulerpb.TsoRequest{Header: t.c.header(), Count: uint32(n)}); err != nil {
 		_, err = t.stream.Recv() // the reason is with the receiver
