@@ -81,6 +81,7 @@ chaos: ## N histories with real processes and faults, from SEED on
 
 planted: ## build known bugs in and see that the tests find them
 	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./tests/crash
+	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./cmd/tinyscheduler
 	! $(GO) test -count=1 -tags planted_b19 ./kv/raftlog -run CrashAtEvery
 
 T ?= 20s
