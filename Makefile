@@ -66,7 +66,7 @@ sim-planted: ## how many seeds find each planted bug of raft, medians of 10 trie
 	$(GO) run -tags planted ./raft/rafttest/cmd/raftsim -planted all
 
 sim-sched: ## placement simulation; SIM_LONG=1 adds the scenario of 110 stores
-	$(GO) test -count=1 -timeout 30m -v ./scheduler/sim
+	SIM_SLOW=1 $(GO) test -count=1 -timeout 30m -v ./scheduler/sim
 
 KILLS ?= 200
 sched-kills: ## kill and pause placement members KILLS times under clients, SEED chooses
