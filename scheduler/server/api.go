@@ -67,6 +67,7 @@ func (s *Server) api() map[string]http.Handler {
 	s.route(mux, "GET /version", false, s.getVersion)
 	s.route(mux, "GET /ts/decode", false, decodeTS)
 	s.route(mux, "PUT /log/level", false, s.putLogLevel)
+	s.route(mux, "POST /reclaim", false, s.postReclaim)
 	// Answered by the leader; followers pass them on.
 	s.route(mux, "GET /cluster", true, s.getCluster)
 	s.route(mux, "GET /stores", true, s.getStores)
@@ -100,7 +101,7 @@ func (s *Server) api() map[string]http.Handler {
 		apiPrefix + "/": s.whenReady(mux),
 		"/metrics":      s.metrics.handler(),
 		"/ui/":          s.page(),
-		syncPath:        s.whenReady(http.HandlerFunc(s.serveRegions)),
+		syncPath:        s.whenReady(s.internal(s.serveRegions)),
 	}
 }
 
@@ -134,18 +135,23 @@ func (s *Server) whenReady(next http.Handler) http.Handler {
 	})
 }
 
+var errNoToken = &apiError{
+	Code: "unauthorized", Message: "this needs the API token",
+	Detail: "send it as: Authorization: Bearer <token>", status: http.StatusUnauthorized,
+}
+
+// hasToken is true if the request carries the token, or none is set.
+func (s *Server) hasToken(r *http.Request) bool {
+	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return s.cfg.API.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(s.cfg.API.Token)) == 1
+}
+
 // authorized demands the token for changes, if one is set, and notes every change as an event.
 func (s *Server) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if want := s.cfg.API.Token; want != "" {
-			got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-			if subtle.ConstantTimeCompare([]byte(got), []byte(want)) != 1 {
-				writeError(w, &apiError{
-					Code: "unauthorized", Message: "this change needs the API token",
-					Detail: "send it as: Authorization: Bearer <token>", status: http.StatusUnauthorized,
-				})
-				return
-			}
+		if !s.hasToken(r) {
+			writeError(w, errNoToken)
+			return
 		}
 		s.cluster.events.add("request", fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
 		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
@@ -162,7 +168,7 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 		}
 		m, _ := s.elector.Leader()
 		if len(m.GetClientUrls()) == 0 || m.MemberId == s.self.MemberId || r.Header.Get(forwardedHeader) != "" {
-			writeError(w, errNotLeader)
+			writeError(w, s.noLeaderAPI())
 			return
 		}
 		target, err := url.Parse(m.ClientUrls[0])

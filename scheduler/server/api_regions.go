@@ -199,12 +199,20 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 			}
 			keys = append(keys, key)
 		}
+		if len(keys) == 0 && reg.Keys() == 0 {
+			return nil, badRequest("region %d has no keys by its last report, so its store finds none to split at: name a key", reg.ID())
+		}
 		op = operator.New("admin-split", reg, operator.OpAdmin|operator.OpSplit, operator.Medium, operator.SplitRegion{Keys: keys})
 	case "scatter":
-		if err := s.cluster.Scatter(reg.ID()); err != nil {
+		op, err := s.cluster.Scatter(reg.ID(), "asked for by "+r.RemoteAddr)
+		if err != nil {
 			return nil, err
 		}
-		return map[string]any{"scattered": reg.ID()}, nil
+		if op == nil {
+			return map[string]any{"region_id": reg.ID(), "desc": "scatter", "status": "success", "reason": "the region is well where it is", "steps": []string{}}, nil
+		}
+		rec, _ := s.cluster.Controller().Find(reg.ID())
+		return toOperatorJSON(rec), nil
 	default:
 		return nil, badRequest("unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split or scatter", action)
 	}

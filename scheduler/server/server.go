@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,7 +26,10 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
 
-const requestTimeout = 5 * time.Second
+const (
+	requestTimeout = 5 * time.Second
+	reclaimTimeout = 5 * time.Minute // defragmenting reads and writes all there is
+)
 
 // Server is one member of the placement service.
 //
@@ -47,6 +51,7 @@ type Server struct {
 	feed    changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
+	tls       *tls.Config // between members; nil without TLS
 	logLevel  *zap.AtomicLevel
 
 	clusterID uint64
@@ -82,7 +87,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s := &Server{cfg: cfg, logger: logger, ready: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
-	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true}
+	var err error
+	if s.tls, err = memberTLS(cfg.Security); err != nil {
+		return nil, err
+	}
+	// Without keep-alives a connection that was still being made when its request ended is closed too.
+	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
@@ -228,7 +238,7 @@ func (s *Server) Stop() {
 func (s *Server) ClientAddr() string { return s.node.addr() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return "http://" + s.node.addr() }
+func (s *Server) ClientURL() string { return s.scheme() + s.node.addr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }

@@ -58,7 +58,7 @@ func (v *service) validate(h *pb.RequestHeader) error {
 		return errNotLeader
 	}
 	if v.s.leadership() == nil {
-		return errNotLeader
+		return v.s.noLeader()
 	}
 	return v.validateCluster(h)
 }
@@ -78,6 +78,8 @@ func rpcErr(err error) error {
 		return nil
 	case errors.Is(err, id.ErrNotLeader), errors.Is(err, tso.ErrNotLeader), errors.Is(err, errNotLeader):
 		return errNotLeader
+	case hasCode(err, codes.ResourceExhausted):
+		return status.Errorf(codes.Unavailable, "%v: %s", err, reclaimHint)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, tso.ErrWindow):
 		return status.Error(codes.Unavailable, err.Error())
 	}
@@ -523,7 +525,7 @@ func (v *service) ScatterRegion(_ context.Context, req *pb.ScatterRegionRequest)
 		return nil, err
 	}
 	// Best effort by contract: old clients expect success whatever happens.
-	if err := v.s.cluster.Scatter(req.GetRegionId()); err != nil {
+	if _, err := v.s.cluster.Scatter(req.GetRegionId(), "asked for by a client"); err != nil {
 		v.s.logger.Debug("scatter refused", log.RegionID(req.GetRegionId()), zap.Error(err))
 	}
 	return &pb.ScatterRegionResponse{Header: v.header()}, nil

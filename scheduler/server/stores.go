@@ -28,13 +28,16 @@ const (
 type storeSettings struct {
 	Weight       float64 `json:"weight,omitempty"`
 	EvictLeaders bool    `json:"evict-leaders,omitempty"`
+	// Labels go over those that the store brings; an empty value hides one of them.
+	Labels map[string]string `json:"labels,omitempty"`
+	Limit  core.StoreLimit   `json:"limit,omitzero"`
 }
 
 func (s *storeSettings) apply(st *core.StoreInfo) *core.StoreInfo {
 	if s == nil {
 		return st
 	}
-	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders)}
+	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders), core.WithLabels(s.Labels), core.WithLimit(s.Limit)}
 	if s.Weight > 0 {
 		opts = append(opts, core.WithWeight(s.Weight))
 	}
@@ -173,7 +176,7 @@ func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
 	return s.setStoreState(ctx, id, metapb.StoreState_Tombstone)
 }
 
-// SetStoreSettings changes weight and leader eviction of a store.
+// SetStoreSettings changes weight, labels, limit and leader eviction of a store.
 func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*storeSettings)) error {
 	c := s.cluster
 	c.storeMu.Lock()
@@ -182,7 +185,7 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	if st == nil {
 		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
 	}
-	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders()}
+	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Labels: st.SetLabels(), Limit: st.Limit()}
 	change(set)
 	value, err := json.Marshal(set)
 	if err != nil {
@@ -191,7 +194,8 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	if err := s.write(ctx, storage.Put(s.keys.StoreSetting(id), value)); err != nil {
 		return err
 	}
-	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders))
+	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders),
+		core.WithLabels(set.Labels), core.WithLimit(set.Limit))
 	c.health.Store(nil)
 	c.planner.Wake()
 	return nil
