@@ -141,7 +141,7 @@ func (n *node) reclaim(ctx context.Context) error {
 	if err != nil && !hasCode(err, codes.OutOfRange) { // which says that it was done before
 		return fmt.Errorf("compact etcd: %w", err)
 	}
-	if _, err := n.client.Defragment(ctx, n.clientAddr); err != nil {
+	if err := n.etcd.Server.Backend().Defrag(); err != nil {
 		return fmt.Errorf("defragment etcd: %w", err)
 	}
 	if size := n.etcd.Server.Backend().Size(); n.cfg.QuotaBackendBytes > 0 && size >= n.cfg.QuotaBackendBytes {
