@@ -148,6 +148,29 @@ func TestHTTPAPI(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// A split without a key of a region without keys is refused at once: its store would find no place, and
+// the operator would wait for its deadline. Scatter answers with the operator it made.
+func TestSplitAndScatterAnswer(t *testing.T) {
+	s := servertest.StartTest(t)
+	c, first := bootstrapped(t, s, 4)
+	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", "", 400)["message"], "name a key")
+	require.EqualValues(t, 0, call(t, s, "GET", "/operators", "", 200)["count"])
+
+	require.Equal(t, "success", call(t, s, "POST", "/regions/1000/scatter", "", 200)["status"], "nothing to spread yet")
+	op := call(t, s, "POST", "/regions/1000/scatter", "", 200)
+	require.Equal(t, "scatter-peer", op["desc"], "store 4 has nothing of this group")
+	require.Equal(t, "running", op["status"])
+	require.Equal(t, "scatter-peer", call(t, s, "GET", "/operators/1000", "", 200)["desc"])
+	require.NoError(t, c.ScatterRegion(t.Context(), 1000), "by contract")
+	require.NotEmpty(t, call(t, s, "DELETE", "/operators/1000", "", 200))
+	got, err := c.GetOperator(t.Context(), 1000)
+	require.NoError(t, err)
+	require.Equal(t, "scatter-peer", string(got.Desc))
+}
+
 func TestHTTPToken(t *testing.T) {
 	s := servertest.StartTest(t, func(c *config.Config) { c.API.Token = "secret" })
 	call(t, s, "GET", "/stores", "", 200)
