@@ -71,9 +71,6 @@ func (c *Client) GetRegion(ctx context.Context, key []byte) (*Region, error) {
 			return nil, fmt.Errorf("get region: %w", err)
 		}
 	}
-	resp, err := unary(ctx, c, "get region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-			return s.GetRegion(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetRegion)
 	return toRegion(resp), err
 }

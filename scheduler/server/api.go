@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
+	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
 
 const apiPrefix = "/api/v1"
@@ -236,9 +237,8 @@ func decodeTS(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, badRequest("ts: %q is not a timestamp", r.URL.Query().Get("ts"))
 	}
-	return map[string]any{
-		"physical": time.UnixMilli(int64(ts >> 18)).UTC(), "physical_ms": ts >> 18, "logical": ts & (1<<18 - 1),
-	}, nil
+	physical, logical := tso.Parse(ts)
+	return map[string]any{"physical": physical.UTC(), "physical_ms": physical.UnixMilli(), "logical": logical}, nil
 }
 
 func (s *Server) putLogLevel(r *http.Request) (any, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -105,48 +106,14 @@ func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	return reply, nil
 }
 
-// newReply makes the empty answer of a method.
+// newReply makes the empty answer of a unary method, as the service's interface has it; nil if there is no
+// such method.
 func newReply(method string) any {
-	switch strings.TrimPrefix(method, servicePrefix) {
-	case "Bootstrap":
-		return &pb.BootstrapResponse{}
-	case "IsBootstrapped":
-		return &pb.IsBootstrappedResponse{}
-	case "AllocID":
-		return &pb.AllocIDResponse{}
-	case "GetStore":
-		return &pb.GetStoreResponse{}
-	case "PutStore":
-		return &pb.PutStoreResponse{}
-	case "GetAllStores":
-		return &pb.GetAllStoresResponse{}
-	case "StoreHeartbeat":
-		return &pb.StoreHeartbeatResponse{}
-	case "GetRegion", "GetPrevRegion", "GetRegionByID":
-		return &pb.GetRegionResponse{}
-	case "GetRegions":
-		return &pb.GetRegionsResponse{}
-	case "ScanRegions":
-		return &pb.ScanRegionsResponse{}
-	case "AskSplit":
-		return &pb.AskSplitResponse{}
-	case "ReportSplit":
-		return &pb.ReportSplitResponse{}
-	case "GetClusterConfig":
-		return &pb.GetClusterConfigResponse{}
-	case "PutClusterConfig":
-		return &pb.PutClusterConfigResponse{}
-	case "ScatterRegion":
-		return &pb.ScatterRegionResponse{}
-	case "GetGCSafePoint":
-		return &pb.GetGCSafePointResponse{}
-	case "UpdateGCSafePoint":
-		return &pb.UpdateGCSafePointResponse{}
-	case "GetOperator":
-		return &pb.GetOperatorResponse{}
-	default:
+	m, ok := reflect.TypeFor[pb.SchedulerServer]().MethodByName(strings.TrimPrefix(method, servicePrefix))
+	if !ok || m.Type.NumOut() != 2 {
 		return nil
 	}
+	return reflect.New(m.Type.Out(0).Elem()).Interface()
 }
 
 func (f *forwarder) tso(down pb.Scheduler_TsoServer) error {
