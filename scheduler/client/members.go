@@ -287,6 +287,10 @@ func (m *members) learn(resp *schedulerpb.GetMembersResponse) error {
 		m.mu.leader = addr
 		m.mu.endReign()
 		m.mu.reign, m.mu.endReign = context.WithCancel(m.c.ctx)
+		// It may have been away until a moment ago, and its connection pause between tries.
+		if conn := m.mu.conns[addr]; conn != nil {
+			conn.ResetConnectBackoff()
+		}
 	}
 	m.mu.version++
 	known := map[string]bool{}

@@ -222,16 +222,48 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // Stop hands the leadership over and ends everything.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
+		led := s.IsLeader()
 		if s.node != nil {
 			s.node.handOver() // first, so that the next placement leader finds a steady quorum
 		}
 		s.cancel()
-		s.wg.Wait() // the elector deletes its leader key on the way out
+		s.wg.Wait() // the elector releases the title on the way out
+		if led && len(s.members()) > 1 {
+			s.linger()
+		}
 		s.forward.close()
 		if s.node != nil {
 			s.node.close()
 		}
 	})
+}
+
+// linger keeps this member's vote in the quorum until another one has taken over and had time to read
+// what it needs, or until that takes too long: yet another member may be down or behind.
+func (s *Server) linger() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.TTL()/2)
+	defer cancel()
+	for {
+		kv, err := s.storage.Get(ctx, s.keys.Leader())
+		next := &schedulerpb.Member{}
+		if err == nil && next.Unmarshal(kv.Value) == nil && next.MemberId != 0 && next.MemberId != s.self.MemberId {
+			break
+		}
+		if !sleep(ctx, 5*time.Millisecond) {
+			return
+		}
+	}
+	sleep(ctx, s.cfg.TTL()/10)
+}
+
+// sleep returns false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // ClientAddr is host:port where this member serves.
