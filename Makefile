@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash corrupt chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -67,7 +67,11 @@ sim-planted: ## how many seeds find each planted bug of raft, medians of 10 trie
 	$(GO) run -tags planted ./raft/rafttest/cmd/raftsim -planted all
 
 sim-sched: ## placement simulation; SIM_LONG=1 adds the scenario of 110 stores
-	$(GO) test -count=1 -timeout 30m -v ./scheduler/sim
+	SIM_SLOW=1 $(GO) test -count=1 -timeout 30m -v ./scheduler/sim
+
+KILLS ?= 200
+sched-kills: ## kill and pause placement members KILLS times under clients, SEED chooses
+	SCHED_KILLS=$(KILLS) SCHED_SEED=$(SEED) $(GO) test -count=1 -timeout 120m -v -run TestKills3C ./cmd/tinyscheduler
 
 SCALE ?= 5
 crash: ## stop a store at every operation of every scenario, SCALE times over
@@ -81,6 +85,7 @@ chaos: ## N histories with real processes and faults, from SEED on
 
 planted: ## build known bugs in and see that the tests find them
 	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant
+	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./cmd/tinyscheduler
 	! $(GO) test -count=1 -tags planted_b19 ./kv/raftlog -run CrashAtEvery
 
 bench-build: build

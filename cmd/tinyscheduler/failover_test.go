@@ -209,10 +209,20 @@ func TestFailover3C(t *testing.T) {
 		stopped = append(stopped, trial(syscall.SIGTERM))
 	}
 	for name, d := range map[string][]time.Duration{"kill -9": killed, "SIGTERM": stopped} {
-		slices.Sort(d)
-		t.Logf("%s: %d trials, p50 %v, max %v", name, len(d), d[len(d)/2].Round(time.Millisecond), d[len(d)-1].Round(time.Millisecond))
+		t.Logf("%s: %d trials, %s", name, len(d), percentiles(d))
 	}
-	require.Less(t, killed[len(killed)/2], 3*time.Second)
+}
+
+// percentiles are by the nearest rank: of 20 trials the 99th is the largest.
+func percentiles(d []time.Duration) string {
+	slices.Sort(d)
+	var b strings.Builder
+	for _, p := range []int{50, 90, 99} {
+		rank := (len(d)*p + 99) / 100
+		fmt.Fprintf(&b, "p%d %v, ", p, d[rank-1].Round(time.Millisecond))
+	}
+	fmt.Fprintf(&b, "max %v", d[len(d)-1].Round(time.Millisecond))
+	return b.String()
 }
 
 // TestPausedLeader3C stops a leader's process for longer than its leadership lasts. While it sleeps

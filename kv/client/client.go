@@ -364,8 +364,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 type pool struct {
 	placement Placement
 	opts      Options
+	refreshes sync.WaitGroup // grows under mu and only while not closed
 	mu        sync.Mutex
 	stores    map[uint64]*storeConn
+	stop      context.CancelFunc // ends the refreshes; nil before the first
+	ctx       context.Context
 	closed    bool
 }
 
@@ -392,27 +395,19 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient,
 		return nil, errClosed
 	}
 	s := p.stores[storeID]
-	if s == nil || time.Since(s.checked) > addressTTL {
-		var err error
+	if s == nil {
 		p.mu.Unlock()
 		st, err := p.placement.GetStore(ctx, storeID)
 		p.mu.Lock()
-		if p.closed {
-			return nil, errClosed
-		}
-		switch s = p.stores[storeID]; {
-		case err != nil && s == nil:
+		if err != nil {
 			return nil, fmt.Errorf("find store %d: %w", storeID, err)
-		case err == nil && (s == nil || s.addr != st.Address):
-			if s != nil {
-				s.close()
-			}
-			if s, err = p.dial(st.Address); err != nil {
-				return nil, err
-			}
-			p.stores[storeID] = s
 		}
+		if s, err = p.setLocked(storeID, st.Address); err != nil {
+			return nil, err
+		}
+	} else if time.Since(s.checked) > addressTTL {
 		s.checked = time.Now()
+		p.refreshLocked(storeID)
 	}
 	s.next++
 	i := s.next % len(s.conns)
@@ -421,6 +416,46 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient,
 		return stub, nil
 	}
 	return batchStub{TinyKvClient: stub, b: s.batches[i]}, nil
+}
+
+// setLocked takes in a store's address.
+func (p *pool) setLocked(storeID uint64, addr string) (*storeConn, error) {
+	if p.closed {
+		return nil, errClosed
+	}
+	s := p.stores[storeID]
+	if s == nil || s.addr != addr {
+		n, err := p.dial(addr)
+		if err != nil {
+			return nil, err
+		}
+		if s != nil {
+			s.close()
+		}
+		s = n
+		p.stores[storeID] = s
+	}
+	s.checked = time.Now()
+	return s, nil
+}
+
+// refreshLocked asks for a known store's address on the side: reads and writes must not wait for the
+// placement service when they know where to go.
+func (p *pool) refreshLocked(storeID uint64) {
+	if p.stop == nil {
+		p.ctx, p.stop = context.WithCancel(context.Background())
+	}
+	p.refreshes.Add(1)
+	go func() { // ends with close or after the timeout
+		defer p.refreshes.Done()
+		ctx, cancel := context.WithTimeout(p.ctx, p.opts.Timeout)
+		defer cancel()
+		if st, err := p.placement.GetStore(ctx, storeID); err == nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			_, _ = p.setLocked(storeID, st.Address) // without an address the old one stays
+		}
+	}()
 }
 
 func (p *pool) dial(addr string) (*storeConn, error) {
@@ -468,9 +503,13 @@ func (s *storeConn) close() {
 
 func (p *pool) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
 	for _, s := range p.stores {
 		s.close()
 	}
+	if p.stop != nil {
+		p.stop()
+	}
+	p.mu.Unlock()
+	p.refreshes.Wait()
 }

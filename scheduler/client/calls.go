@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"google.golang.org/grpc"
+
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	pb "github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
@@ -21,7 +23,7 @@ type response interface{ GetHeader() *pb.ResponseHeader }
 
 // unary is one call with its header check.
 func unary[Req any, Resp response](ctx context.Context, c *Client, name string, req Req,
-	method func(pb.SchedulerClient, context.Context, Req) (Resp, error),
+	method func(pb.SchedulerClient, context.Context, Req, ...grpc.CallOption) (Resp, error),
 ) (Resp, error) {
 	var resp Resp
 	err := c.call(ctx, name, func(ctx context.Context, stub pb.SchedulerClient) error {
@@ -37,38 +39,26 @@ func unary[Req any, Resp response](ctx context.Context, c *Client, name string, 
 
 // AllocID returns an id that is never given out again.
 func (c *Client) AllocID(ctx context.Context) (uint64, error) {
-	resp, err := unary(ctx, c, "alloc id", &pb.AllocIDRequest{Header: c.header()},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.AllocIDRequest) (*pb.AllocIDResponse, error) {
-			return s.AllocID(ctx, r)
-		})
+	resp, err := unary(ctx, c, "alloc id", &pb.AllocIDRequest{Header: c.header()}, pb.SchedulerClient.AllocID)
 	return resp.GetId(), err
 }
 
 // Bootstrap makes the store the first of the cluster. The same store may repeat it;
 // ErrAlreadyBootstrapped means that another store was first.
 func (c *Client) Bootstrap(ctx context.Context, store *metapb.Store, region *metapb.Region) error {
-	_, err := unary(ctx, c, "bootstrap", &pb.BootstrapRequest{Header: c.header(), Store: store, Region: region},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.BootstrapRequest) (*pb.BootstrapResponse, error) {
-			return s.Bootstrap(ctx, r)
-		})
+	_, err := unary(ctx, c, "bootstrap", &pb.BootstrapRequest{Header: c.header(), Store: store, Region: region}, pb.SchedulerClient.Bootstrap)
 	return err
 }
 
 // IsBootstrapped tells whether a store has bootstrapped the cluster.
 func (c *Client) IsBootstrapped(ctx context.Context) (bool, error) {
-	resp, err := unary(ctx, c, "is bootstrapped", &pb.IsBootstrappedRequest{Header: c.header()},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.IsBootstrappedRequest) (*pb.IsBootstrappedResponse, error) {
-			return s.IsBootstrapped(ctx, r)
-		})
+	resp, err := unary(ctx, c, "is bootstrapped", &pb.IsBootstrappedRequest{Header: c.header()}, pb.SchedulerClient.IsBootstrapped)
 	return resp.GetBootstrapped(), err
 }
 
 // PutStore registers a store or updates its address.
 func (c *Client) PutStore(ctx context.Context, store *metapb.Store) error {
-	_, err := unary(ctx, c, "put store", &pb.PutStoreRequest{Header: c.header(), Store: store},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.PutStoreRequest) (*pb.PutStoreResponse, error) {
-			return s.PutStore(ctx, r)
-		})
+	_, err := unary(ctx, c, "put store", &pb.PutStoreRequest{Header: c.header(), Store: store}, pb.SchedulerClient.PutStore)
 	return err
 }
 
@@ -80,10 +70,7 @@ func (c *Client) GetStore(ctx context.Context, id uint64) (*metapb.Store, error)
 
 // GetStoreStats returns a store and its last heartbeat (nil if there was none).
 func (c *Client) GetStoreStats(ctx context.Context, id uint64) (*metapb.Store, *pb.StoreStats, error) {
-	resp, err := unary(ctx, c, "get store", &pb.GetStoreRequest{Header: c.header(), StoreId: id},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetStoreRequest) (*pb.GetStoreResponse, error) {
-			return s.GetStore(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get store", &pb.GetStoreRequest{Header: c.header(), StoreId: id}, pb.SchedulerClient.GetStore)
 	if err == nil && resp.GetStore() == nil {
 		err = ErrStoreNotFound
 	}
@@ -93,10 +80,7 @@ func (c *Client) GetStoreStats(ctx context.Context, id uint64) (*metapb.Store, *
 // GetAllStores returns all stores, without tombstones if asked so.
 func (c *Client) GetAllStores(ctx context.Context, excludeTombstone bool) ([]*metapb.Store, error) {
 	resp, err := unary(ctx, c, "get all stores",
-		&pb.GetAllStoresRequest{Header: c.header(), ExcludeTombstoneStores: excludeTombstone},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetAllStoresRequest) (*pb.GetAllStoresResponse, error) {
-			return s.GetAllStores(ctx, r)
-		})
+		&pb.GetAllStoresRequest{Header: c.header(), ExcludeTombstoneStores: excludeTombstone}, pb.SchedulerClient.GetAllStores)
 	return resp.GetStores(), err
 }
 
@@ -110,30 +94,15 @@ func toRegion(resp *pb.GetRegionResponse) *Region {
 	}
 }
 
-// GetRegion returns the region that contains the key, nil if none is known.
-func (c *Client) GetRegion(ctx context.Context, key []byte) (*Region, error) {
-	resp, err := unary(ctx, c, "get region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-			return s.GetRegion(ctx, r)
-		})
-	return toRegion(resp), err
-}
-
 // GetPrevRegion returns the left neighbour of the region that contains the key.
 func (c *Client) GetPrevRegion(ctx context.Context, key []byte) (*Region, error) {
-	resp, err := unary(ctx, c, "get previous region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-			return s.GetPrevRegion(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get previous region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetPrevRegion)
 	return toRegion(resp), err
 }
 
 // GetRegionByID returns a region, nil if it is not known.
 func (c *Client) GetRegionByID(ctx context.Context, id uint64) (*Region, error) {
-	resp, err := unary(ctx, c, "get region by id", &pb.GetRegionByIDRequest{Header: c.header(), RegionId: id},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetRegionByIDRequest) (*pb.GetRegionResponse, error) {
-			return s.GetRegionByID(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get region by id", &pb.GetRegionByIDRequest{Header: c.header(), RegionId: id}, pb.SchedulerClient.GetRegionByID)
 	return toRegion(resp), err
 }
 
@@ -141,10 +110,7 @@ func (c *Client) GetRegionByID(ctx context.Context, id uint64) (*Region, error) 
 // empty is +inf), at most limit of them; limit <= 0 is no limit.
 func (c *Client) ScanRegions(ctx context.Context, start, end []byte, limit int) ([]*Region, error) {
 	resp, err := unary(ctx, c, "scan regions",
-		&pb.ScanRegionsRequest{Header: c.header(), StartKey: start, EndKey: end, Limit: int32(limit)},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.ScanRegionsRequest) (*pb.ScanRegionsResponse, error) {
-			return s.ScanRegions(ctx, r)
-		})
+		&pb.ScanRegionsRequest{Header: c.header(), StartKey: start, EndKey: end, Limit: int32(limit)}, pb.SchedulerClient.ScanRegions)
 	if err != nil {
 		return nil, err
 	}
@@ -160,94 +126,64 @@ func (c *Client) ScanRegions(ctx context.Context, start, end []byte, limit int) 
 
 // AskSplit returns ids for the region that a split will make and for its peers.
 func (c *Client) AskSplit(ctx context.Context, region *metapb.Region) (*pb.AskSplitResponse, error) {
-	return unary(ctx, c, "ask split", &pb.AskSplitRequest{Header: c.header(), Region: region},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.AskSplitRequest) (*pb.AskSplitResponse, error) {
-			return s.AskSplit(ctx, r)
-		})
+	return unary(ctx, c, "ask split", &pb.AskSplitRequest{Header: c.header(), Region: region}, pb.SchedulerClient.AskSplit)
 }
 
 // ReportSplit tells both halves of a split at once, so that routing has no hole until their first
 // heartbeats.
 func (c *Client) ReportSplit(ctx context.Context, left, right *metapb.Region) error {
-	_, err := unary(ctx, c, "report split", &pb.ReportSplitRequest{Header: c.header(), Left: left, Right: right},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.ReportSplitRequest) (*pb.ReportSplitResponse, error) {
-			return s.ReportSplit(ctx, r)
-		})
+	_, err := unary(ctx, c, "report split", &pb.ReportSplitRequest{Header: c.header(), Left: left, Right: right}, pb.SchedulerClient.ReportSplit)
 	return err
 }
 
 // StoreHeartbeat reports a store's state.
 func (c *Client) StoreHeartbeat(ctx context.Context, stats *pb.StoreStats) error {
-	_, err := unary(ctx, c, "store heartbeat", &pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.StoreHeartbeatRequest) (*pb.StoreHeartbeatResponse, error) {
-			return s.StoreHeartbeat(ctx, r)
-		})
+	_, err := unary(ctx, c, "store heartbeat", &pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats}, pb.SchedulerClient.StoreHeartbeat)
 	return err
 }
 
 // GetClusterConfig returns the cluster's description.
 func (c *Client) GetClusterConfig(ctx context.Context) (*metapb.Cluster, error) {
-	resp, err := unary(ctx, c, "get cluster config", &pb.GetClusterConfigRequest{Header: c.header()},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetClusterConfigRequest) (*pb.GetClusterConfigResponse, error) {
-			return s.GetClusterConfig(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get cluster config", &pb.GetClusterConfigRequest{Header: c.header()}, pb.SchedulerClient.GetClusterConfig)
 	return resp.GetCluster(), err
 }
 
 // PutClusterConfig changes the number of replicas.
 func (c *Client) PutClusterConfig(ctx context.Context, cluster *metapb.Cluster) error {
-	_, err := unary(ctx, c, "put cluster config", &pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.PutClusterConfigRequest) (*pb.PutClusterConfigResponse, error) {
-			return s.PutClusterConfig(ctx, r)
-		})
+	_, err := unary(ctx, c, "put cluster config", &pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster}, pb.SchedulerClient.PutClusterConfig)
 	return err
 }
 
 // GetOperator returns the running operator of a region, or the last one of the past ten minutes.
 func (c *Client) GetOperator(ctx context.Context, regionID uint64) (*pb.GetOperatorResponse, error) {
-	return unary(ctx, c, "get operator", &pb.GetOperatorRequest{Header: c.header(), RegionId: regionID},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetOperatorRequest) (*pb.GetOperatorResponse, error) {
-			return s.GetOperator(ctx, r)
-		})
+	return unary(ctx, c, "get operator", &pb.GetOperatorRequest{Header: c.header(), RegionId: regionID}, pb.SchedulerClient.GetOperator)
 }
 
 // ScatterRegion asks for a region's replicas to be spread over the stores.
 func (c *Client) ScatterRegion(ctx context.Context, regionID uint64) error {
-	_, err := unary(ctx, c, "scatter region", &pb.ScatterRegionRequest{Header: c.header(), RegionId: regionID},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.ScatterRegionRequest) (*pb.ScatterRegionResponse, error) {
-			return s.ScatterRegion(ctx, r)
-		})
+	_, err := unary(ctx, c, "scatter region", &pb.ScatterRegionRequest{Header: c.header(), RegionId: regionID}, pb.SchedulerClient.ScatterRegion)
 	return err
 }
 
 // GetGCSafePoint returns the timestamp below which old versions may be dropped.
 func (c *Client) GetGCSafePoint(ctx context.Context) (uint64, error) {
-	resp, err := unary(ctx, c, "get gc safe point", &pb.GetGCSafePointRequest{Header: c.header()},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.GetGCSafePointRequest) (*pb.GetGCSafePointResponse, error) {
-			return s.GetGCSafePoint(ctx, r)
-		})
+	resp, err := unary(ctx, c, "get gc safe point", &pb.GetGCSafePointRequest{Header: c.header()}, pb.SchedulerClient.GetGCSafePoint)
 	return resp.GetSafePoint(), err
 }
 
 // UpdateGCSafePoint raises the safe point and returns the one in force: it never goes back.
 func (c *Client) UpdateGCSafePoint(ctx context.Context, safePoint uint64) (uint64, error) {
 	resp, err := unary(ctx, c, "update gc safe point",
-		&pb.UpdateGCSafePointRequest{Header: c.header(), SafePoint: safePoint},
-		func(s pb.SchedulerClient, ctx context.Context, r *pb.UpdateGCSafePointRequest) (*pb.UpdateGCSafePointResponse, error) {
-			return s.UpdateGCSafePoint(ctx, r)
-		})
+		&pb.UpdateGCSafePointRequest{Header: c.header(), SafePoint: safePoint}, pb.SchedulerClient.UpdateGCSafePoint)
 	return resp.GetNewSafePoint(), err
 }
 
 // GetMembers returns the members and the leader. Any member answers.
 func (c *Client) GetMembers(ctx context.Context) (*pb.GetMembersResponse, error) {
-	c.mu.Lock()
-	endpoints := append([]string(nil), c.mu.endpoints...)
-	c.mu.Unlock()
 	var errs []error
-	for _, addr := range endpoints {
+	for _, addr := range c.known() {
 		attempt, cancel := context.WithTimeout(ctx, discoverTimeout)
-		resp, err := c.askMembers(attempt, addr)
+		resp, err := c.ask(attempt, addr)
 		cancel()
 		if err == nil {
 			return resp, nil

@@ -2,9 +2,11 @@ package client_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,7 +14,9 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/grpc"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/client"
@@ -185,6 +189,96 @@ func TestTimestampsAreBatched(t *testing.T) {
 	}
 	wg.Wait()
 	require.Len(t, seen, 4000)
+}
+
+// Lookups that wait at the same time share requests; each caller gets the region of its own key, also
+// where none is known, and also from a service that knows no shared requests.
+func TestLookupsAreShared(t *testing.T) {
+	const regions = 100
+	s := start(t, "")
+	bootstrap(t, dial(t, s.ClientURL()))
+	for i := range regions {
+		r := &metapb.Region{
+			Id: uint64(i + 10), StartKey: fmt.Appendf(nil, "k%03d", i), EndKey: fmt.Appendf(nil, "k%03d", i+1),
+			RegionEpoch: &metapb.RegionEpoch{Version: 2, ConfVer: 1}, Peers: []*metapb.Peer{{Id: uint64(i + 1000), StoreId: 1}},
+		}
+		require.NoError(t, s.Cluster().HandleRegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+			Region: r, Leader: r.Peers[0], Term: 6,
+		}))
+	}
+	proxy := &counter{to: servertest.DirectClient(t, s.ClientAddr())}
+	proxy.serve(t)
+	look := func() {
+		c := dial(t, proxy.addr)
+		var wg sync.WaitGroup
+		for g := range 64 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for i := range 50 {
+					n := (g*7 + i) % (regions + 1)
+					r, err := c.GetRegion(t.Context(), fmt.Appendf(nil, "k%03dx", n))
+					switch {
+					case err != nil:
+						t.Errorf("key %d: %v", n, err)
+					case n == regions && r != nil:
+						t.Errorf("got region %d where there is none", r.Meta.Id)
+					case n < regions && (r == nil || r.Meta.Id != uint64(n+10) || r.Leader.GetStoreId() != 1):
+						t.Errorf("key %d: got %v", n, r)
+					}
+				}
+			}()
+		}
+		wg.Wait()
+	}
+	look()
+	require.Zero(t, proxy.single.Load())
+	require.Less(t, proxy.shared.Load(), int64(64*50/4), "requests are shared")
+	proxy.old.Store(true)
+	look()
+	require.EqualValues(t, 64*50, proxy.single.Load())
+}
+
+// counter is a service that passes lookups on and counts them; old is one of before requests were
+// shared.
+type counter struct {
+	schedulerpb.UnimplementedSchedulerServer
+	to             schedulerpb.SchedulerClient
+	addr           string
+	old            atomic.Bool
+	single, shared atomic.Int64
+}
+
+func (p *counter) serve(t *testing.T) {
+	t.Helper()
+	gs := grpc.NewServer(codec.ServerOption())
+	schedulerpb.RegisterSchedulerServer(gs, p)
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed with the test
+	require.NoError(t, err)
+	p.addr = l.Addr().String()
+	go func() { _ = gs.Serve(l) }() // ends with Stop
+	t.Cleanup(gs.Stop)
+}
+
+func (p *counter) GetMembers(ctx context.Context, req *schedulerpb.GetMembersRequest) (*schedulerpb.GetMembersResponse, error) {
+	resp, err := p.to.GetMembers(ctx, req)
+	if err == nil {
+		resp.Leader.ClientUrls, resp.Members = []string{p.addr}, nil
+	}
+	return resp, err
+}
+
+func (p *counter) GetRegion(ctx context.Context, req *schedulerpb.GetRegionRequest) (*schedulerpb.GetRegionResponse, error) {
+	p.single.Add(1)
+	return p.to.GetRegion(ctx, req)
+}
+
+func (p *counter) GetRegions(ctx context.Context, req *schedulerpb.GetRegionsRequest) (*schedulerpb.GetRegionsResponse, error) {
+	if p.old.Load() {
+		return p.UnimplementedSchedulerServer.GetRegions(ctx, req)
+	}
+	p.shared.Add(1)
+	return p.to.GetRegions(ctx, req)
 }
 
 func TestRegionsAndConfig(t *testing.T) {

@@ -109,10 +109,10 @@ func (h *heartbeats) run() {
 	defer h.c.wg.Done()
 	first := true
 	for wait := firstBackoff; h.c.ctx.Err() == nil; wait = min(2*wait, maxBackoff) {
-		stub, version, err := h.c.leader()
+		leader, err := h.c.leader()
 		if err == nil {
 			started := time.Now()
-			err = h.stream(stub, first)
+			err = h.stream(leader, first)
 			first = false
 			if time.Since(started) > maxBackoff {
 				wait = firstBackoff
@@ -125,17 +125,17 @@ func (h *heartbeats) run() {
 		if pause(h.c.ctx, jitter(wait)) != nil {
 			return
 		}
-		if err := h.c.discover(h.c.ctx, version); err != nil {
+		if err := h.c.discover(h.c.ctx, leader.version); err != nil {
 			h.c.logger.Debug("no placement leader found", zap.Error(err))
 		}
 	}
 }
 
-// stream sends and receives on one stream until either side ends.
-func (h *heartbeats) stream(stub schedulerpb.SchedulerClient, first bool) error {
-	ctx, cancel := context.WithCancel(h.c.ctx)
+// stream sends and receives on one stream until either side ends or another member leads.
+func (h *heartbeats) stream(leader target, first bool) error {
+	ctx, cancel := context.WithCancel(leader.reign)
 	defer cancel()
-	s, err := stub.RegionHeartbeat(ctx)
+	s, err := leader.RegionHeartbeat(ctx)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
+	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
 
 const apiPrefix = "/api/v1"
@@ -67,6 +68,7 @@ func (s *Server) api() map[string]http.Handler {
 	s.route(mux, "GET /version", false, s.getVersion)
 	s.route(mux, "GET /ts/decode", false, decodeTS)
 	s.route(mux, "PUT /log/level", false, s.putLogLevel)
+	s.route(mux, "POST /reclaim", false, s.postReclaim)
 	// Answered by the leader; followers pass them on.
 	s.route(mux, "GET /cluster", true, s.getCluster)
 	s.route(mux, "GET /stores", true, s.getStores)
@@ -100,7 +102,7 @@ func (s *Server) api() map[string]http.Handler {
 		apiPrefix + "/": s.whenReady(mux),
 		"/metrics":      s.metrics.handler(),
 		"/ui/":          s.page(),
-		syncPath:        s.whenReady(http.HandlerFunc(s.serveRegions)),
+		syncPath:        s.whenReady(s.internal(s.serveRegions)),
 	}
 }
 
@@ -134,18 +136,23 @@ func (s *Server) whenReady(next http.Handler) http.Handler {
 	})
 }
 
+var errNoToken = &apiError{
+	Code: "unauthorized", Message: "this needs the API token",
+	Detail: "send it as: Authorization: Bearer <token>", status: http.StatusUnauthorized,
+}
+
+// hasToken is true if the request carries the token, or none is set.
+func (s *Server) hasToken(r *http.Request) bool {
+	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return s.cfg.API.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(s.cfg.API.Token)) == 1
+}
+
 // authorized demands the token for changes, if one is set, and notes every change as an event.
 func (s *Server) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if want := s.cfg.API.Token; want != "" {
-			got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-			if subtle.ConstantTimeCompare([]byte(got), []byte(want)) != 1 {
-				writeError(w, &apiError{
-					Code: "unauthorized", Message: "this change needs the API token",
-					Detail: "send it as: Authorization: Bearer <token>", status: http.StatusUnauthorized,
-				})
-				return
-			}
+		if !s.hasToken(r) {
+			writeError(w, errNoToken)
+			return
 		}
 		s.cluster.events.add("request", fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
 		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
@@ -162,7 +169,7 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 		}
 		m, _ := s.elector.Leader()
 		if len(m.GetClientUrls()) == 0 || m.MemberId == s.self.MemberId || r.Header.Get(forwardedHeader) != "" {
-			writeError(w, errNotLeader)
+			writeError(w, s.noLeaderAPI())
 			return
 		}
 		target, err := url.Parse(m.ClientUrls[0])
@@ -230,9 +237,8 @@ func decodeTS(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, badRequest("ts: %q is not a timestamp", r.URL.Query().Get("ts"))
 	}
-	return map[string]any{
-		"physical": time.UnixMilli(int64(ts >> 18)).UTC(), "physical_ms": ts >> 18, "logical": ts & (1<<18 - 1),
-	}, nil
+	physical, logical := tso.Parse(ts)
+	return map[string]any{"physical": physical.UTC(), "physical_ms": physical.UnixMilli(), "logical": logical}, nil
 }
 
 func (s *Server) putLogLevel(r *http.Request) (any, error) {

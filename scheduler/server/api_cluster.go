@@ -23,6 +23,7 @@ type memberJSON struct {
 	EtcdLeader bool     `json:"etcd_leader"`
 	Learner    bool     `json:"learner"`
 	Self       bool     `json:"self"`
+	Alarm      string   `json:"alarm,omitempty"` // what keeps its etcd from writing
 }
 
 func (s *Server) memberList() []memberJSON {
@@ -36,11 +37,18 @@ func (s *Server) memberList() []memberJSON {
 			Learner: m.learner, Self: m.MemberId == s.self.MemberId,
 		})
 	}
+	for _, a := range s.node.alarms() {
+		for i := range out {
+			if out[i].ID == a.Member {
+				out[i].Alarm = a.Kind
+			}
+		}
+	}
 	return out
 }
 
 func (s *Server) getMembers(*http.Request) (any, error) {
-	return map[string]any{"cluster_id": s.clusterID, "members": s.memberList()}, nil
+	return map[string]any{"cluster_id": s.clusterID, "members": s.memberList(), "alarms": nonNil(s.node.alarms())}, nil
 }
 
 // getHealth is fine if a leader is known and, on the leader, regions are in order. The status code
@@ -48,9 +56,12 @@ func (s *Server) getMembers(*http.Request) (any, error) {
 func (s *Server) getHealth(*http.Request) (any, error) {
 	leader, _ := s.elector.Leader()
 	if leader == nil || leader.MemberId == s.self.MemberId && !s.IsLeader() {
-		return nil, errNotLeader
+		return nil, s.noLeaderAPI()
 	}
 	out := map[string]any{"health": "ok", "leader": leader.Name, "name": s.cfg.Name}
+	if a := s.node.alarms(); len(a) > 0 {
+		out["health"], out["alarms"] = "degraded", a
+	}
 	if s.IsLeader() {
 		h := s.placement()
 		out["regions"] = h

@@ -191,20 +191,13 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 	case "remove-peer":
 		op, err = operator.CreateRemovePeerOperator("admin-remove-peer", reg, operator.OpAdmin, operator.Medium, body.From, v.NewLeader)
 	case "split":
-		var keys [][]byte
-		for _, k := range body.Keys {
-			key, herr := hex.DecodeString(k)
-			if herr != nil || !reg.Contains(key) || string(key) == string(reg.StartKey()) {
-				return nil, badRequest("key %q is not hexadecimal or not inside region %d", k, reg.ID())
-			}
-			keys = append(keys, key)
+		keys, kerr := splitKeys(reg, body.Keys)
+		if kerr != nil {
+			return nil, kerr
 		}
 		op = operator.New("admin-split", reg, operator.OpAdmin|operator.OpSplit, operator.Medium, operator.SplitRegion{Keys: keys})
 	case "scatter":
-		if err := s.cluster.Scatter(reg.ID()); err != nil {
-			return nil, err
-		}
-		return map[string]any{"scattered": reg.ID()}, nil
+		return s.scatter(reg.ID(), "asked for by "+r.RemoteAddr)
 	default:
 		return nil, badRequest("unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split or scatter", action)
 	}
@@ -215,6 +208,38 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		return nil, err
 	}
 	rec, _ := s.cluster.Controller().Find(reg.ID())
+	return toOperatorJSON(rec), nil
+}
+
+// splitKeys decodes the keys of a split; without any, the store looks for one.
+func splitKeys(r *core.RegionInfo, texts []string) ([][]byte, error) {
+	var keys [][]byte
+	for _, text := range texts {
+		key, err := hex.DecodeString(text)
+		if err != nil || !r.Contains(key) || string(key) == string(r.StartKey()) {
+			return nil, badRequest("key %q is not hexadecimal or not inside region %d", text, r.ID())
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 && r.Keys() == 0 {
+		return nil, badRequest("region %d has no keys by its last report, so its store finds none to split at: name a key", r.ID())
+	}
+	return keys, nil
+}
+
+// scatter answers with the operator, or with one that is done if there is nothing to do.
+func (s *Server) scatter(regionID uint64, why string) (any, error) {
+	op, err := s.cluster.Scatter(regionID, why)
+	if err != nil {
+		return nil, err
+	}
+	if op == nil {
+		return operatorJSON{
+			RegionID: regionID, Desc: "scatter", Status: operator.Success.String(), Why: why,
+			Reason: "the region is well where it is", Steps: []string{},
+		}, nil
+	}
+	rec, _ := s.cluster.Controller().Find(regionID)
 	return toOperatorJSON(rec), nil
 }
 

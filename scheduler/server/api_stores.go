@@ -1,7 +1,9 @@
 package server
 
 import (
+	"maps"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/scheduler/server/core"
@@ -33,7 +35,12 @@ type storeJSON struct {
 	ReportedRegions uint32  `json:"reported_regions"`
 	Weight          float64 `json:"weight"`
 	EvictLeaders    bool    `json:"evict_leaders"`
-	Busy            bool    `json:"busy"`
+	// LimitMoves and LimitMiB bound what is in flight each way: the store's own limit or the general one.
+	LimitMoves int   `json:"limit_moves"`
+	LimitMiB   int64 `json:"limit_mib"`
+	// OwnLimit is true if the store has a limit of its own.
+	OwnLimit bool `json:"own_limit"`
+	Busy     bool `json:"busy"`
 	// Load is the size by weight once running operators are done: what balancing makes equal.
 	LoadMiB     float64 `json:"load_mib"`
 	MeanLoadMiB float64 `json:"mean_load_mib"`
@@ -75,6 +82,9 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}
+	l := st.Limit()
+	out.OwnLimit = l != core.StoreLimit{}
+	out.LimitMoves, out.LimitMiB = v.Limit(st.ID())
 	if st.Stats() != nil {
 		t := st.LastHeartbeat().UTC()
 		out.LastHeartbeat = &t
@@ -142,8 +152,10 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 		return nil, err
 	}
 	var body struct {
-		Weight *float64 `json:"weight"`
-		Force  bool     `json:"force"`
+		Weight *float64          `json:"weight"`
+		Force  bool              `json:"force"`
+		Labels map[string]string `json:"labels"`
+		core.StoreLimit
 	}
 	if err := decodeBody(r, &body); err != nil {
 		return nil, err
@@ -166,13 +178,48 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 			return nil, badRequest("weight: a number above 0 and up to 1000 is needed")
 		}
 		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.Weight = *body.Weight })
+	case "labels":
+		if err := checkLabels(body.Labels); err != nil {
+			return nil, err
+		}
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) {
+			set.Labels = mergeLabels(set.Labels, body.Labels)
+		})
+	case "limit":
+		if body.Moves < 0 || body.MiB < 0 {
+			return nil, badRequest("limit: moves and mib must not be negative; 0 is the general limit")
+		}
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.Limit = body.StoreLimit })
 	default:
-		return nil, badRequest("unknown action %q: offline, up, bury, evict, unevict or weight", action)
+		return nil, badRequest("unknown action %q: offline, up, bury, evict, unevict, weight, labels or limit", action)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return s.getStore(r)
+}
+
+// checkLabels refuses names and values that filters and tables could not show.
+func checkLabels(labels map[string]string) error {
+	if len(labels) == 0 {
+		return badRequest("labels: at least one is needed, as {\"labels\": {\"zone\": \"z1\"}}")
+	}
+	for k, v := range labels {
+		if k == "" || len(k) > 63 || len(v) > 63 || strings.ContainsAny(k+v, " =\n\t") {
+			return badRequest("labels: %q=%q: names and values of up to 63 characters without space and '=' are needed", k, v)
+		}
+	}
+	return nil
+}
+
+// mergeLabels applies a change; an empty value hides what the store itself brings.
+func mergeLabels(old, change map[string]string) map[string]string {
+	out := maps.Clone(old)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, change)
+	return out
 }
 
 // deleteStore drops the record of a tombstone.

@@ -112,6 +112,24 @@ func TestHTTPAPI(t *testing.T) {
 	require.Equal(t, true, call(t, s, "POST", "/stores/4/evict", "", 200)["evict_leaders"])
 	require.Equal(t, "offline", call(t, s, "POST", "/stores/4/offline", "", 200)["state"])
 	require.Equal(t, "up", call(t, s, "POST", "/stores/4/up", "", 200)["state"])
+	set := call(t, s, "POST", "/stores/4/labels", `{"labels":{"zone":"z4","disk":"ssd"}}`, 200)
+	require.Equal(t, map[string]any{"zone": "z4", "disk": "ssd"}, set["labels"])
+	require.Equal(t, map[string]any{"zone": "z4"}, call(t, s, "POST", "/stores/4/labels", `{"labels":{"disk":""}}`, 200)["labels"])
+	require.Equal(t, "z4", s.Cluster().Core().Store(4).Label("zone"))
+	call(t, s, "POST", "/stores/4/labels", `{"labels":{"a b":"c"}}`, 400)
+	call(t, s, "POST", "/stores/4/labels", `{}`, 400)
+	set = call(t, s, "POST", "/stores/4/limit", `{"moves":1,"mib":64}`, 200)
+	require.EqualValues(t, 1, set["limit_moves"])
+	require.EqualValues(t, 64, set["limit_mib"])
+	require.EqualValues(t, 3, call(t, s, "GET", "/stores/3", "", 200)["limit_moves"], "the general one")
+	call(t, s, "POST", "/stores/4/limit", `{"moves":-1}`, 400)
+	// What was set is kept through another leadership and through the store's own registration.
+	require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: 4, Address: "s4", Labels: []*metapb.StoreLabel{{Key: "zone", Value: "own"}, {Key: "rack", Value: "r"}}}))
+	call(t, s, "POST", "/leader/resign", "", 200)
+	require.Eventually(t, func() bool { return callStatus(t, s, "GET", "/stores/4") == 200 }, waitFor, tick)
+	set = call(t, s, "GET", "/stores/4", "", 200)
+	require.Equal(t, map[string]any{"zone": "z4", "rack": "r"}, set["labels"])
+	require.EqualValues(t, 1, set["limit_moves"])
 	call(t, s, "POST", "/stores/4/bury", "", 409) // it is alive
 	call(t, s, "DELETE", "/stores/4", "", 400)
 	call(t, s, "POST", "/stores/4/explode", "", 400)
@@ -128,6 +146,29 @@ func TestHTTPAPI(t *testing.T) {
 	require.Contains(t, string(data), "pd_scheduler_region_heartbeat")
 	require.Contains(t, string(data), "etcd_disk_wal_fsync_duration_seconds")
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A split without a key of a region without keys is refused at once: its store would find no place, and
+// the operator would wait for its deadline. Scatter answers with the operator it made.
+func TestSplitAndScatterAnswer(t *testing.T) {
+	s := servertest.StartTest(t)
+	c, first := bootstrapped(t, s, 4)
+	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", "", 400)["message"], "name a key")
+	require.EqualValues(t, 0, call(t, s, "GET", "/operators", "", 200)["count"])
+
+	require.Equal(t, "success", call(t, s, "POST", "/regions/1000/scatter", "", 200)["status"], "nothing to spread yet")
+	op := call(t, s, "POST", "/regions/1000/scatter", "", 200)
+	require.Equal(t, "scatter-peer", op["desc"], "store 4 has nothing of this group")
+	require.Equal(t, "running", op["status"])
+	require.Equal(t, "scatter-peer", call(t, s, "GET", "/operators/1000", "", 200)["desc"])
+	require.NoError(t, c.ScatterRegion(t.Context(), 1000), "by contract")
+	require.NotEmpty(t, call(t, s, "DELETE", "/operators/1000", "", 200))
+	got, err := c.GetOperator(t.Context(), 1000)
+	require.NoError(t, err)
+	require.Equal(t, "scatter-peer", string(got.Desc))
 }
 
 func TestHTTPToken(t *testing.T) {

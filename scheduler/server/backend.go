@@ -43,6 +43,10 @@ type backend interface {
 	// failed delivers why the backend cannot go on.
 	failed() <-chan error
 	directory() *dataDir
+	// alarms say what keeps the backend from writing, by member.
+	alarms() []alarm
+	// reclaim compacts and defragments this member's storage and ends its alarms if there is room again.
+	reclaim(ctx context.Context) error
 	close()
 }
 
@@ -175,7 +179,12 @@ func (e *external) quorumLeader() uint64      { return 0 }
 func (e *external) isVoter() bool             { return true }
 func (e *external) handOver()                 {}
 func (e *external) failed() <-chan error      { return e.fail }
-func (e *external) directory() *dataDir       { return e.dir }
+func (e *external) alarms() []alarm           { return nil }
+
+func (e *external) reclaim(context.Context) error {
+	return errors.New("server: this storage is kept by somebody else, who has to make room in it")
+}
+func (e *external) directory() *dataDir { return e.dir }
 
 func (e *external) ready(ctx context.Context, keys storage.Keys) error {
 	e.keys = keys

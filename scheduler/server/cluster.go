@@ -51,6 +51,7 @@ type RaftCluster struct {
 	stats      heartbeatStats
 	rng        *rand.Rand
 	onChange   func(*core.RegionInfo) // told of every changed record; must only queue
+	confirmed  atomic.Bool            // some record may come from a heartbeat
 
 	scatter scatterer
 
@@ -183,6 +184,9 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 		c.stats.unchanged.Add(1)
 		return nil
 	}
+	if r.Source() == core.SourceHeartbeat && !c.confirmed.Load() {
+		c.confirmed.Store(true)
+	}
 	res, err := c.core.PutRegion(r)
 	if err != nil {
 		if errors.Is(err, core.ErrStale) {
@@ -299,9 +303,12 @@ func (c *RaftCluster) TakeOver() {
 	for _, s := range c.core.Stores() {
 		c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now))
 	}
-	for _, r := range c.core.ScanRegions(nil, nil, 0) {
-		if r.Source() == core.SourceHeartbeat {
-			_, _ = c.core.PutRegion(r.Clone(core.WithSource(core.SourceSync)))
+	// A follower's records are copies. Only who led before has others, and a million take a while.
+	if c.confirmed.Swap(false) {
+		for _, r := range c.core.ScanRegions(nil, nil, 0) {
+			if r.Source() == core.SourceHeartbeat {
+				_, _ = c.core.PutRegion(r.Clone(core.WithSource(core.SourceSync)))
+			}
 		}
 	}
 	c.health.Store(nil)

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -67,7 +67,7 @@ func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
 		return f.mu.conn, nil
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(transportCredentials(f.s.tls)),
 		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true,
@@ -106,46 +106,14 @@ func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	return reply, nil
 }
 
-// newReply makes the empty answer of a method.
+// newReply makes the empty answer of a unary method, as the service's interface has it; nil if there is no
+// such method.
 func newReply(method string) any {
-	switch strings.TrimPrefix(method, servicePrefix) {
-	case "Bootstrap":
-		return &pb.BootstrapResponse{}
-	case "IsBootstrapped":
-		return &pb.IsBootstrappedResponse{}
-	case "AllocID":
-		return &pb.AllocIDResponse{}
-	case "GetStore":
-		return &pb.GetStoreResponse{}
-	case "PutStore":
-		return &pb.PutStoreResponse{}
-	case "GetAllStores":
-		return &pb.GetAllStoresResponse{}
-	case "StoreHeartbeat":
-		return &pb.StoreHeartbeatResponse{}
-	case "GetRegion", "GetPrevRegion", "GetRegionByID":
-		return &pb.GetRegionResponse{}
-	case "ScanRegions":
-		return &pb.ScanRegionsResponse{}
-	case "AskSplit":
-		return &pb.AskSplitResponse{}
-	case "ReportSplit":
-		return &pb.ReportSplitResponse{}
-	case "GetClusterConfig":
-		return &pb.GetClusterConfigResponse{}
-	case "PutClusterConfig":
-		return &pb.PutClusterConfigResponse{}
-	case "ScatterRegion":
-		return &pb.ScatterRegionResponse{}
-	case "GetGCSafePoint":
-		return &pb.GetGCSafePointResponse{}
-	case "UpdateGCSafePoint":
-		return &pb.UpdateGCSafePointResponse{}
-	case "GetOperator":
-		return &pb.GetOperatorResponse{}
-	default:
+	m, ok := reflect.TypeFor[pb.SchedulerServer]().MethodByName(strings.TrimPrefix(method, servicePrefix))
+	if !ok || m.Type.NumOut() != 2 {
 		return nil
 	}
+	return reflect.New(m.Type.Out(0).Elem()).Interface()
 }
 
 func (f *forwarder) tso(down pb.Scheduler_TsoServer) error {

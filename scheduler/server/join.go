@@ -17,8 +17,12 @@ import (
 // joinCluster adds this member to a running cluster as a learner and fills the etcd configuration
 // with what the cluster says. The leader promotes it when it has caught up.
 func joinCluster(ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger) error {
+	secure, err := memberTLS(cfg.Security)
+	if err != nil {
+		return err
+	}
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints: strings.Split(cfg.Join, ","), DialTimeout: 3 * time.Second, Logger: quietEtcd(logger),
+		Endpoints: strings.Split(cfg.Join, ","), DialTimeout: 3 * time.Second, Logger: quietEtcd(logger), TLS: secure,
 	})
 	if err != nil {
 		return fmt.Errorf("join %s: %w", cfg.Join, err)

@@ -57,6 +57,13 @@ func TestFollowersForward(t *testing.T) {
 	require.EqualValues(t, 3, ts.Count)
 	require.NoError(t, tso.CloseSend())
 
+	regions, err := f.GetRegions(t.Context(), &schedulerpb.GetRegionsRequest{Header: h, RegionKeys: [][]byte{nil, []byte("k")}})
+	require.NoError(t, err)
+	require.Len(t, regions.Regions, 2)
+	require.EqualValues(t, 1000, regions.Regions[1].Region.Id)
+	_, err = f.GetRegions(t.Context(), &schedulerpb.GetRegionsRequest{Header: h, RegionKeys: make([][]byte, 2000)})
+	require.ErrorContains(t, err, "at most 1024")
+
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	hb, err := f.RegionHeartbeat(ctx)

@@ -46,6 +46,7 @@ var (
 	descTSO       = desc("pd_tso_handled", "Timestamps handed out.")
 	descLeader    = desc("pd_server_is_leader", "1 on the placement leader.")
 	descLease     = desc("pd_lease_local_ttl_remaining_seconds", "How long the leadership is valid without renewal.")
+	descAlarm     = desc("tinykv_etcd_alarm", "1 for each alarm of etcd, which refuses writes then.", "member", "type")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -53,7 +54,7 @@ var (
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
-		descLeader, descLease, descPrepared,
+		descLeader, descLease, descPrepared, descAlarm,
 	} {
 		ch <- d
 	}
@@ -76,6 +77,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(descPush, m.s.streams.sent.Load(), "sent")
 	counter(descPush, m.s.streams.dropped.Load(), "dropped")
 	counter(descTSO, m.tsoHandled.Load())
+	if m.s.node != nil {
+		for _, a := range m.s.node.alarms() {
+			gauge(descAlarm, 1, utoa(a.Member), a.Kind)
+		}
+	}
 	l := m.s.leadership()
 	if l == nil {
 		gauge(descLeader, 0)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/tinykv/tinykv/proto/codec"
@@ -36,6 +38,7 @@ type node struct {
 	clientAddr string
 	fail       chan error
 	done       chan struct{} // closed by close
+	wg         sync.WaitGroup
 }
 
 func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
@@ -122,6 +125,40 @@ func (n *node) promote(ctx context.Context, id uint64) error {
 	return err
 }
 
+// alarms lists the alarms of all members: every member knows them.
+func (n *node) alarms() []alarm {
+	var out []alarm
+	for _, a := range n.etcd.Server.Alarms() {
+		out = append(out, alarm{Member: a.MemberID, Kind: a.Alarm.String()})
+	}
+	return out
+}
+
+// reclaim gives up all old revisions, returns the room to the disk and, if less than the quota is in
+// use then, ends this member's alarm of NOSPACE.
+func (n *node) reclaim(ctx context.Context) error {
+	_, err := n.client.Compact(ctx, n.etcd.Server.KV().Rev(), clientv3.WithCompactPhysical())
+	if err != nil && !hasCode(err, codes.OutOfRange) { // which says that it was done before
+		return fmt.Errorf("compact etcd: %w", err)
+	}
+	if err := n.etcd.Server.Backend().Defrag(); err != nil {
+		return fmt.Errorf("defragment etcd: %w", err)
+	}
+	if size := n.etcd.Server.Backend().Size(); n.cfg.QuotaBackendBytes > 0 && size >= n.cfg.QuotaBackendBytes {
+		return fmt.Errorf("etcd's data of member %s still takes %d bytes of %d: raise quota-backend-bytes and start it again",
+			n.cfg.Name, size, n.cfg.QuotaBackendBytes)
+	}
+	for _, a := range n.etcd.Server.Alarms() {
+		if a.MemberID != uint64(n.etcd.Server.MemberID()) || a.Alarm.String() != "NOSPACE" {
+			continue
+		}
+		if _, err := n.client.AlarmDisarm(ctx, (*clientv3.AlarmMember)(a)); err != nil {
+			return fmt.Errorf("end the alarm: %w", err)
+		}
+	}
+	return nil
+}
+
 // members lists the members as etcd knows them.
 func (n *node) members() []memberInfo {
 	var out []memberInfo
@@ -136,11 +173,36 @@ func (n *node) members() []memberInfo {
 	return out
 }
 
-// handOver gives the etcd leadership to another member, if this one has it and there is another.
-func (n *node) handOver() { _ = n.etcd.Server.TryTransferLeadershipOnShutdown() }
+// handOver gives the etcd leadership to another member, if this one has it and there is another. etcd's
+// own waiting looks for the success once a tick only; clients wait as long, so it is looked for often.
+func (n *node) handOver() {
+	if n.etcd.Server.Leader() != n.etcd.Server.MemberID() {
+		return
+	}
+	ended := make(chan struct{})
+	n.wg.Add(1)
+	go func() { // ends after a request timeout of etcd's at most; close waits
+		defer n.wg.Done()
+		defer close(ended)
+		_ = n.etcd.Server.TryTransferLeadershipOnShutdown()
+	}()
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-poll.C:
+			if l := n.etcd.Server.Leader(); l != 0 && l != n.etcd.Server.MemberID() {
+				return
+			}
+		}
+	}
+}
 
 func (n *node) close() {
 	close(n.done)
+	n.wg.Wait()
 	_ = n.client.Close()
 	n.etcd.Close()
 	n.dir.close()
@@ -155,7 +217,8 @@ func (n *node) self() *schedulerpb.Member {
 	m.ClientUrls = strings.Split(n.cfg.AdvertiseClientUrls, ",")
 	for i, u := range m.ClientUrls {
 		if strings.HasSuffix(u, ":0") {
-			m.ClientUrls[i] = "http://" + n.clientAddr
+			scheme, _, _ := strings.Cut(u, "://")
+			m.ClientUrls[i] = scheme + "://" + n.clientAddr
 		}
 	}
 	m.PeerUrls = strings.Split(n.cfg.AdvertisePeerUrls, ",")

@@ -24,15 +24,16 @@ type scatterer struct {
 }
 
 // Scatter spreads regions: of those scattered together, every store gets about the same number of
-// replicas and leaders. One call makes at most one move of a region; calling it again goes on.
-func (c *RaftCluster) Scatter(regionID uint64) error {
+// replicas and leaders. One call makes at most one operator, which it returns, nil if the region is well
+// where it is; calling it again goes on.
+func (c *RaftCluster) Scatter(regionID uint64, why string) (*operator.Operator, error) {
 	r := c.core.Region(regionID)
 	if r == nil {
-		return notFound("region %d is not known", regionID)
+		return nil, notFound("region %d is not known", regionID)
 	}
 	v := c.newView()
 	if len(r.Peers()) != v.MaxReplicas() || !r.Confirmed() {
-		return fmt.Errorf("region %d is not fully replicated yet", regionID)
+		return nil, fmt.Errorf("region %d is not fully replicated yet", regionID)
 	}
 	s := &c.scatter
 	s.Lock()
@@ -43,15 +44,15 @@ func (c *RaftCluster) Scatter(regionID uint64) error {
 	s.last = v.Now
 	op, final := s.plan(v, r)
 	if op != nil {
-		if err := c.controller.Add(v, op.Because("scatter")); err != nil {
-			return err
+		if err := c.controller.Add(v, op.Because("%s", why)); err != nil {
+			return nil, err
 		}
 	}
 	s.leaders[final.leader]++
 	for _, id := range final.stores {
 		s.peers[id]++
 	}
-	return nil
+	return op, nil
 }
 
 // placement is where a region will be.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,7 +26,10 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
 
-const requestTimeout = 5 * time.Second
+const (
+	requestTimeout = 5 * time.Second
+	reclaimTimeout = 5 * time.Minute // defragmenting reads and writes all there is
+)
 
 // Server is one member of the placement service.
 //
@@ -47,6 +51,7 @@ type Server struct {
 	feed    changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
+	tls       *tls.Config // between members; nil without TLS
 	logLevel  *zap.AtomicLevel
 
 	clusterID uint64
@@ -82,7 +87,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s := &Server{cfg: cfg, logger: logger, ready: make(chan struct{}), failed: make(chan error, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
-	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true}
+	var err error
+	if s.tls, err = memberTLS(cfg.Security); err != nil {
+		return nil, err
+	}
+	// Without keep-alives a connection that was still being made when its request ended is closed too.
+	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
@@ -212,11 +222,15 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // Stop hands the leadership over and ends everything.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
+		led := s.IsLeader()
 		if s.node != nil {
 			s.node.handOver() // first, so that the next placement leader finds a steady quorum
 		}
 		s.cancel()
-		s.wg.Wait() // the elector deletes its leader key on the way out
+		s.wg.Wait() // the elector releases the title on the way out
+		if led && len(s.members()) > 1 {
+			s.linger()
+		}
 		s.forward.close()
 		if s.node != nil {
 			s.node.close()
@@ -224,11 +238,39 @@ func (s *Server) Stop() {
 	})
 }
 
+// linger keeps this member's vote in the quorum until another one has taken over and had time to read
+// what it needs, or until that takes too long: yet another member may be down or behind.
+func (s *Server) linger() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.TTL()/2)
+	defer cancel()
+	for {
+		kv, err := s.storage.Get(ctx, s.keys.Leader())
+		next := &schedulerpb.Member{}
+		if err == nil && next.Unmarshal(kv.Value) == nil && next.MemberId != 0 && next.MemberId != s.self.MemberId {
+			break
+		}
+		if !sleep(ctx, 5*time.Millisecond) {
+			return
+		}
+	}
+	sleep(ctx, s.cfg.TTL()/10)
+}
+
+// sleep returns false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
 // ClientAddr is host:port where this member serves.
 func (s *Server) ClientAddr() string { return s.node.addr() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return "http://" + s.node.addr() }
+func (s *Server) ClientURL() string { return s.scheme() + s.node.addr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }
@@ -305,21 +347,23 @@ func (s *Server) allocPeerID() (uint64, error) {
 	return s.ids.Alloc(ctx)
 }
 
-// lead is one term as the leader: timestamps first, since clients wait for them; then the stores;
-// then serving; then planning.
+// lead is one term as the leader: timestamps and stores, then serving, then planning.
 func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	began := time.Now()
 	defer s.tso.Stop()
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"start timestamps", func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) }},
-		{"load cluster", s.load},
-	} {
-		if err := s.persist(ctx, step.do); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
+	oracle := make(chan error, 1)
+	go func() { // waited for below
+		oracle <- s.persist(ctx, func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) })
+	}()
+	err := s.persist(ctx, s.load)
+	if err != nil {
+		err = fmt.Errorf("load cluster: %w", err)
+	}
+	if started := <-oracle; started != nil {
+		err = errors.Join(err, fmt.Errorf("start timestamps: %w", started))
+	}
+	if err != nil {
+		return err
 	}
 	s.cluster.TakeOver()
 	s.setServing(ctx, l)
@@ -390,34 +434,40 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 	}
 }
 
+// hardState is everything in the storage, by key. It is a few KB, so that a new leader reads it at once:
+// key after key would be as many round trips, for which clients wait.
+type hardState map[string][]byte
+
 // load reads the hard state of the cluster.
 func (s *Server) load(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	kv, err := s.storage.Get(ctx, s.keys.Cluster())
+	kvs, err := s.storage.Range(ctx, s.keys.All())
 	if err != nil {
 		return err
 	}
-	if err := s.loadSettings(ctx); err != nil {
+	d := make(hardState, len(kvs))
+	for _, kv := range kvs {
+		d[kv.Key] = kv.Value
+	}
+	if err := s.loadSettings(d); err != nil {
 		return err
 	}
 	var meta *metapb.Cluster
 	var bootstrapper uint64
-	if kv.ModRevision != 0 {
+	if value, ok := d[s.keys.Cluster()]; ok {
 		meta = &metapb.Cluster{}
-		if err := meta.Unmarshal(kv.Value); err != nil {
+		if err := meta.Unmarshal(value); err != nil {
 			return fmt.Errorf("decode cluster: %w", err)
 		}
-		if b, err := s.storage.Get(ctx, s.keys.BootstrapStore()); err != nil {
-			return err
-		} else if b.ModRevision != 0 {
-			bootstrapper, _ = storage.ParseUint64(b.Value)
+		if value, ok := d[s.keys.BootstrapStore()]; ok {
+			bootstrapper, _ = storage.ParseUint64(value)
 		}
 		if meta.MaxPeerCount > 0 {
 			s.applyMaxReplicas(int(meta.MaxPeerCount))
 		}
 	}
-	stores, err := s.loadStores(ctx)
+	stores, err := s.loadStores(d)
 	if err != nil {
 		return err
 	}
@@ -428,21 +478,20 @@ func (s *Server) load(ctx context.Context) error {
 	return nil
 }
 
-func (s *Server) loadStores(ctx context.Context) ([]*core.StoreInfo, error) {
-	kvs, err := s.storage.Range(ctx, s.keys.Stores())
-	if err != nil {
-		return nil, err
-	}
-	settings, err := s.loadStoreSettings(ctx)
+func (s *Server) loadStores(d hardState) ([]*core.StoreInfo, error) {
+	settings, err := d.storeSettings(s.keys)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
 	var out []*core.StoreInfo
-	for _, kv := range kvs {
+	for key, value := range d {
+		if !strings.HasPrefix(key, s.keys.Stores()) {
+			continue
+		}
 		m := &metapb.Store{}
-		if err := m.Unmarshal(kv.Value); err != nil {
-			return nil, fmt.Errorf("decode store %s: %w", kv.Key, err)
+		if err := m.Unmarshal(value); err != nil {
+			return nil, fmt.Errorf("decode store %s: %w", key, err)
 		}
 		st := core.NewStore(m, now)
 		if old := s.cluster.Core().Store(m.Id); old != nil {

@@ -58,7 +58,7 @@ func (v *service) validate(h *pb.RequestHeader) error {
 		return errNotLeader
 	}
 	if v.s.leadership() == nil {
-		return errNotLeader
+		return v.s.noLeader()
 	}
 	return v.validateCluster(h)
 }
@@ -78,7 +78,9 @@ func rpcErr(err error) error {
 		return nil
 	case errors.Is(err, id.ErrNotLeader), errors.Is(err, tso.ErrNotLeader), errors.Is(err, errNotLeader):
 		return errNotLeader
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case hasCode(err, codes.ResourceExhausted):
+		return status.Errorf(codes.Unavailable, "%v: %s", err, reclaimHint)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, tso.ErrWindow):
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	if _, ok := status.FromError(err); ok {
@@ -373,11 +375,15 @@ func (v *service) refuse(stream *lockedStream, req *pb.RegionHeartbeatRequest, t
 
 func (v *service) regionResponse(r *core.RegionInfo) *pb.GetRegionResponse {
 	resp := &pb.GetRegionResponse{Header: v.header()}
+	fillRegion(resp, r)
+	return resp
+}
+
+func fillRegion(resp *pb.GetRegionResponse, r *core.RegionInfo) {
 	if r != nil {
 		resp.Region, resp.Leader = r.Meta(), r.LeaderProto()
 		resp.PendingPeers, resp.DownPeers = r.PendingProto(), r.DownProto()
 	}
-	return resp
 }
 
 func (v *service) lookup(h *pb.RequestHeader, find func() *core.RegionInfo) (*pb.GetRegionResponse, error) {
@@ -392,6 +398,28 @@ func (v *service) lookup(h *pb.RequestHeader, find func() *core.RegionInfo) (*pb
 
 func (v *service) GetRegion(_ context.Context, req *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
 	return v.lookup(req.GetHeader(), func() *core.RegionInfo { return v.s.cluster.Core().RegionByKey(req.GetRegionKey()) })
+}
+
+// maxLookups bounds the keys of one GetRegions request.
+const maxLookups = 1024
+
+func (v *service) GetRegions(_ context.Context, req *pb.GetRegionsRequest) (*pb.GetRegionsResponse, error) {
+	if err := v.validate(req.GetHeader()); err != nil {
+		return nil, err
+	}
+	if len(req.GetRegionKeys()) > maxLookups {
+		return nil, status.Errorf(codes.InvalidArgument, "invalid get regions: %d keys, at most %d", len(req.RegionKeys), maxLookups)
+	}
+	if h := v.notBootstrapped(); h != nil {
+		return &pb.GetRegionsResponse{Header: h}, nil
+	}
+	resp := &pb.GetRegionsResponse{Header: v.header(), Regions: make([]*pb.GetRegionResponse, len(req.RegionKeys))}
+	answers := make([]pb.GetRegionResponse, len(req.RegionKeys))
+	for i, key := range req.RegionKeys {
+		resp.Regions[i] = &answers[i]
+		fillRegion(&answers[i], v.s.cluster.Core().RegionByKey(key))
+	}
+	return resp, nil
 }
 
 func (v *service) GetPrevRegion(_ context.Context, req *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
@@ -497,7 +525,7 @@ func (v *service) ScatterRegion(_ context.Context, req *pb.ScatterRegionRequest)
 		return nil, err
 	}
 	// Best effort by contract: old clients expect success whatever happens.
-	if err := v.s.cluster.Scatter(req.GetRegionId()); err != nil {
+	if _, err := v.s.cluster.Scatter(req.GetRegionId(), "asked for by a client"); err != nil {
 		v.s.logger.Debug("scatter refused", log.RegionID(req.GetRegionId()), zap.Error(err))
 	}
 	return &pb.ScatterRegionResponse{Header: v.header()}, nil

@@ -28,32 +28,36 @@ const (
 type storeSettings struct {
 	Weight       float64 `json:"weight,omitempty"`
 	EvictLeaders bool    `json:"evict-leaders,omitempty"`
+	// Labels go over those that the store brings; an empty value hides one of them.
+	Labels map[string]string `json:"labels,omitempty"`
+	Limit  core.StoreLimit   `json:"limit,omitzero"`
 }
 
 func (s *storeSettings) apply(st *core.StoreInfo) *core.StoreInfo {
 	if s == nil {
 		return st
 	}
-	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders)}
+	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders), core.WithLabels(s.Labels), core.WithLimit(s.Limit)}
 	if s.Weight > 0 {
 		opts = append(opts, core.WithWeight(s.Weight))
 	}
 	return st.Clone(opts...)
 }
 
-func (s *Server) loadStoreSettings(ctx context.Context) (map[uint64]*storeSettings, error) {
-	kvs, err := s.storage.Range(ctx, s.keys.StoreSettings())
-	if err != nil {
-		return nil, err
-	}
+// storeSettings finds what operators set about stores.
+func (d hardState) storeSettings(k storage.Keys) (map[uint64]*storeSettings, error) {
 	out := make(map[uint64]*storeSettings)
-	for _, kv := range kvs {
-		id, err := strconv.ParseUint(strings.TrimPrefix(kv.Key, s.keys.StoreSettings()), 10, 64)
+	for key, value := range d {
+		n, ok := strings.CutPrefix(key, k.StoreSettings())
+		if !ok {
+			continue
+		}
+		id, err := strconv.ParseUint(n, 10, 64)
 		if err != nil {
 			continue
 		}
 		set := &storeSettings{}
-		if err := json.Unmarshal(kv.Value, set); err != nil {
+		if err := json.Unmarshal(value, set); err != nil {
 			return nil, fmt.Errorf("decode settings of store %d: %w", id, err)
 		}
 		out[id] = set
@@ -62,13 +66,13 @@ func (s *Server) loadStoreSettings(ctx context.Context) (map[uint64]*storeSettin
 }
 
 // loadSettings takes over schedule settings that were changed at run time.
-func (s *Server) loadSettings(ctx context.Context) error {
-	kv, err := s.storage.Get(ctx, s.keys.ScheduleConfig())
-	if err != nil || kv.ModRevision == 0 {
-		return err
+func (s *Server) loadSettings(d hardState) error {
+	value, ok := d[s.keys.ScheduleConfig()]
+	if !ok {
+		return nil
 	}
 	set := settingsOf(s.cfg)
-	if err := json.Unmarshal(kv.Value, set); err != nil {
+	if err := json.Unmarshal(value, set); err != nil {
 		return fmt.Errorf("decode schedule settings: %w", err)
 	}
 	s.cluster.SetSettings(set)
@@ -172,7 +176,7 @@ func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
 	return s.setStoreState(ctx, id, metapb.StoreState_Tombstone)
 }
 
-// SetStoreSettings changes weight and leader eviction of a store.
+// SetStoreSettings changes weight, labels, limit and leader eviction of a store.
 func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*storeSettings)) error {
 	c := s.cluster
 	c.storeMu.Lock()
@@ -181,7 +185,7 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	if st == nil {
 		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
 	}
-	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders()}
+	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Labels: st.SetLabels(), Limit: st.Limit()}
 	change(set)
 	value, err := json.Marshal(set)
 	if err != nil {
@@ -190,7 +194,8 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	if err := s.write(ctx, storage.Put(s.keys.StoreSetting(id), value)); err != nil {
 		return err
 	}
-	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders))
+	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders),
+		core.WithLabels(set.Labels), core.WithLimit(set.Limit))
 	c.health.Store(nil)
 	c.planner.Wake()
 	return nil

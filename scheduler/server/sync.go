@@ -141,6 +141,31 @@ func (f *changeFeed) take(s *subscriber) map[uint64]struct{} {
 	return dirty
 }
 
+// clusterHeader carries the cluster id of a request between members.
+const clusterHeader = "Tinykv-Cluster-Id"
+
+// signInternal marks a request between members: it names the cluster and has the token, if one is set.
+func (s *Server) signInternal(r *http.Request) {
+	r.Header.Set(clusterHeader, utoa(s.clusterID))
+	if s.cfg.API.Token != "" {
+		r.Header.Set("Authorization", "Bearer "+s.cfg.API.Token)
+	}
+}
+
+// internal serves requests of members of this cluster only.
+func (s *Server) internal(next http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Header.Get(clusterHeader) != utoa(s.clusterID):
+			writeError(w, &apiError{Code: "wrong-cluster", Message: "this is for members of the cluster", status: http.StatusForbidden})
+		case !s.hasToken(r):
+			writeError(w, errNoToken)
+		default:
+			next(w, r)
+		}
+	})
+}
+
 // serveRegions is the leader's side: all regions in batches, then changes until either side ends.
 func (s *Server) serveRegions(w http.ResponseWriter, r *http.Request) {
 	ctx := s.leaderContext()
@@ -215,9 +240,7 @@ func (s *Server) dumpRegions(w io.Writer) error {
 
 // followRegions is a follower's side: it stays connected to whoever leads until ctx ends.
 func (s *Server) followRegions(ctx context.Context) {
-	// Without keep-alives a connection that was still being made when the stream ended is closed too.
-	transport := &http.Transport{DisableKeepAlives: true}
-	client := &http.Client{Transport: transport}
+	client := &http.Client{Transport: s.transport}
 	for ctx.Err() == nil {
 		leader, changed := s.elector.Leader()
 		if leader != nil && leader.MemberId != s.self.MemberId && len(leader.ClientUrls) > 0 {
@@ -248,6 +271,7 @@ func (s *Server) readRegions(ctx context.Context, client *http.Client, url strin
 	if err != nil {
 		return err
 	}
+	s.signInternal(req)
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

@@ -58,6 +58,7 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 		if slices.ContainsFunc(next.Peers, func(p *metapb.Peer) bool { return p.StoreId == cp.Peer.StoreId }) {
 			return
 		}
+		s.beforeAdd(r)
 		next.Peers = append(slices.Clip(next.Peers), cp.Peer)
 		r.noData[cp.Peer.Id] = true
 		s.stores[cp.Peer.StoreId].regions[r] = struct{}{}
@@ -79,6 +80,9 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 	r.meta = &next
 	if after := s.healthy(r, r.meta); after <= len(next.Peers)/2 && before > (len(next.Peers)-1)/2+1 {
 		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after, len(next.Peers))
+	}
+	if cp.ChangeType == eraftpb.ConfChangeType_RemoveNode {
+		s.afterRemove(r, cp.Peer.StoreId)
 	}
 	s.changed(r)
 }

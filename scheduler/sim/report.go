@@ -12,6 +12,7 @@ import (
 // Stats are what a run has done.
 type Stats struct {
 	Heartbeats, Commands, Ticks, Transfers, PeersAdded int
+	Splits, Audits                                     int
 	BytesMoved                                         int64
 	PingPong                                           int // peers that came back to a store the region had been given before
 
@@ -163,39 +164,6 @@ func (r Result) String() string {
 		"quiet for %v, moved twice %d, ping-pong %d, running %d, missing %d, extra %d", r.Moves, r.LowerBound, r.Ratio,
 		r.MaxMin, r.LeaderMax, r.Settled.Round(time.Second), r.Quiet.Round(time.Second), r.Twice, r.PingPong, r.Running,
 		r.Missing, r.Extra)
-}
-
-// audit compares the placement service's counters with a recount and looks for what must never be.
-func (s *Sim) audit() {
-	want := map[uint64]core.StoreCounts{}
-	var prev *core.RegionInfo
-	for _, r := range s.cluster.Core().ScanRegions(nil, nil, 0) {
-		if s.cluster.Core().Region(r.ID()) != r {
-			s.faultf("index by id and tree differ at region %d", r.ID())
-		}
-		if prev != nil && (len(prev.EndKey()) == 0 || string(prev.EndKey()) > string(r.StartKey())) {
-			s.faultf("regions %d and %d overlap", prev.ID(), r.ID())
-		}
-		prev = r
-		for _, p := range r.Peers() {
-			n := want[p.StoreID]
-			n.RegionCount++
-			n.RegionSize += r.Size()
-			if r.LeaderStore() == p.StoreID {
-				n.LeaderCount++
-				n.LeaderSize += r.Size()
-			}
-			if r.IsPending(p.ID) {
-				n.PendingCount++
-			}
-			want[p.StoreID] = n
-		}
-	}
-	for _, st := range s.cluster.Core().Stores() {
-		if st.Counts() != want[st.ID()] {
-			s.faultf("store %d: counters %+v, recount %+v", st.ID(), st.Counts(), want[st.ID()])
-		}
-	}
 }
 
 // History returns how many operators ended with each outcome.

@@ -16,16 +16,19 @@ import (
 // Scenario interprets the commands of scenario files, one line each:
 //
 //	cluster stores=6 regions=3000 size=uniform(48,144) [replicas=3] [seed=1] [capacity=1024]
-//	        [zones=3] [loss=0.1] [delay=30s] [heartbeat=60s] [moves-in-flight=8]
+//	        [zones=3] [loss=0.1] [delay=30s] [duplicates=0.1] [heartbeat=60s] [moves-in-flight=8]
+//	        [audit=each]         check all invariants after every event instead of once a minute
 //	add-stores n=1 [capacity=1024] [zone=1]
 //	run for=10m                  let time pass
 //	measure                      start counting moves against the lower bound
 //	kill|restart|cut|heal|offline|up|evict store=1
 //	flap store=1 down=25s up=35s times=10
 //	failover                     a new placement leader that knows nothing
+//	load rate=20 [zipf=1.2] [split=144]
+//	                             clients write so many MiB/s; regions beyond a size are split
 //	giant region=5 size=10240    make one region big
 //	expect NAME<=VALUE ...       ratio, max-min, leaders, ping-pong, twice, quiet (>=), missing, extra,
-//	                             running, settled, transfers, moves
+//	                             running, settled, transfers, moves, splits, audits
 //	report                       print the result (for people; not stable)
 type Scenario struct {
 	Sim *Sim
@@ -83,6 +86,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 		r := s.byID[uint64(args.num("region", 1))]
 		r.size = int64(args.num("size", 10240))
 		s.changed(r)
+	case "load":
+		s.SetLoad(Load{RateMiB: args.float("rate", 0), Zipf: args.float("zipf", 0), SplitMiB: int64(args.num("split", 144))})
 	case "report":
 		sc.logf("%v", s.Result())
 	case "expect":
@@ -105,6 +110,8 @@ func (sc *Scenario) cluster(a args) error {
 	opts.Replicas = a.num("replicas", 3)
 	opts.Loss = a.float("loss", 0)
 	opts.MaxDelay = a.dur("delay", 0)
+	opts.Duplicates = a.float("duplicates", 0)
+	opts.AuditEach = a["audit"] == "each"
 	opts.HeartbeatTime = a.dur("heartbeat", opts.HeartbeatTime)
 	opts.Schedule.StoreMovesInFlight = a.num("moves-in-flight", opts.Schedule.StoreMovesInFlight)
 	opts.Schedule.StoreBytesInFlightMiB = 1 << 30
@@ -177,6 +184,7 @@ func (sc *Scenario) expect(conds []string) (string, error) {
 		"twice": float64(res.Twice), "quiet": res.Quiet.Seconds(), "missing": float64(res.Missing),
 		"extra": float64(res.Extra), "running": float64(res.Running), "settled": res.Settled.Seconds(),
 		"transfers": float64(sc.Sim.Stats.Transfers), "moves": float64(res.Moves),
+		"splits": float64(sc.Sim.Stats.Splits), "audits": float64(sc.Sim.Stats.Audits),
 	}
 	for id, st := range sc.Sim.stores {
 		info := sc.Sim.cluster.Core().Store(id)

@@ -32,6 +32,8 @@ type Options struct {
 	RateMiB       float64       // MiB/s of one snapshot
 	Loss          float64       // share of region heartbeats lost
 	MaxDelay      time.Duration // region heartbeats arrive up to this much later
+	Duplicates    float64       // share of region heartbeats that arrive twice, the second time late
+	AuditEach     bool          // check all invariants after every event, not once a minute
 	Schedule      config.Schedule
 	Labels        []string
 }
@@ -70,6 +72,9 @@ type Region struct {
 	stale  *schedulerpb.RegionHeartbeatRequest // what a cut former leader still reports
 	moves  int
 	trail  []uint64 // stores that peers of this region came to
+	spread int      // zones before the move under way
+	// written counts bytes since the last report.
+	written uint64
 }
 
 // Sim is one run.
@@ -89,6 +94,8 @@ type Sim struct {
 	tickAt                                 time.Time
 	beatPos                                int
 	nextBeatSlot, nextStoreBeat, nextAudit time.Time
+	load                                   Load
+	epochs                                 map[uint64][2]uint64 // what the placement leader last knew
 
 	// Faults lists violated invariants; a run that has any failed.
 	Faults []string
@@ -138,6 +145,7 @@ func New(opts Options) *Sim {
 
 // newScheduler makes a placement leader that knows nothing.
 func (s *Sim) newScheduler() {
+	s.epochs = map[uint64][2]uint64{}
 	s.cluster = server.NewRaftCluster(server.ClusterOptions{
 		Settings: &view.Settings{
 			Schedule:    s.opts.Schedule,
@@ -243,8 +251,9 @@ func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
 		return r.hb
 	}
 	hb := &schedulerpb.RegionHeartbeatRequest{
-		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20,
+		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20, BytesWritten: r.written,
 	}
+	r.written = 0
 	for _, p := range r.meta.Peers {
 		if p.StoreId == r.leader {
 			hb.Leader = p
@@ -269,6 +278,9 @@ func (s *Sim) heartbeatNow(r *Region) {
 		return
 	}
 	hb := s.heartbeat(r)
+	if s.opts.Duplicates > 0 && s.rng.Float64() < s.opts.Duplicates {
+		s.after(rand2(s.rng, time.Minute), func() { s.deliver(hb) })
+	}
 	if s.opts.MaxDelay > 0 {
 		s.after(rand2(s.rng, s.opts.MaxDelay), func() { s.deliver(hb) })
 		return
@@ -282,7 +294,9 @@ func rand2(rng *rand.Rand, d time.Duration) time.Duration {
 
 func (s *Sim) deliver(hb *schedulerpb.RegionHeartbeatRequest) {
 	s.Stats.Heartbeats++
-	_ = s.cluster.HandleRegionHeartbeat(hb) // stale ones are refused, that is the point
+	s.checked(hb.Region.Id, func() {
+		_ = s.cluster.HandleRegionHeartbeat(hb) // stale ones are refused, that is the point
+	})
 }
 
 func (s *Sim) storeBeat(st *Store) {
@@ -334,7 +348,7 @@ func (s *Sim) Run(d time.Duration) {
 
 func (s *Sim) step() {
 	for len(s.queue) > 0 && !s.queue[0].at.After(s.now) {
-		heap.Pop(&s.queue).(event).fn()
+		s.checked(0, heap.Pop(&s.queue).(event).fn)
 	}
 	if !s.nextStoreBeat.After(s.now) {
 		s.nextStoreBeat = s.now.Add(s.opts.StoreBeat)
@@ -358,7 +372,8 @@ func (s *Sim) step() {
 		s.tickAt = s.now.Add(2 * time.Millisecond)
 	}
 	if !s.tickAt.After(s.now) {
-		next := s.cluster.Tick()
+		var next time.Time
+		s.checked(0, func() { next = s.cluster.Tick() })
 		s.tickAt = next
 		if least := s.now.Add(2 * time.Millisecond); next.Before(least) {
 			s.tickAt = least

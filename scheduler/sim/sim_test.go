@@ -17,7 +17,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestScenarios3C runs every file under testdata. Files whose name begins with "long" take minutes and
-// run only with SIM_LONG=1 in the environment.
+// run only with SIM_LONG=1 in the environment, those with "slow" only with SIM_SLOW=1.
 func TestScenarios3C(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -27,6 +27,9 @@ func TestScenarios3C(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if strings.HasPrefix(name, "long") && os.Getenv("SIM_LONG") == "" {
 				t.Skip("set SIM_LONG=1 to run it")
+			}
+			if strings.HasPrefix(name, "slow") && os.Getenv("SIM_SLOW") == "" {
+				t.Skip("set SIM_SLOW=1 to run it")
 			}
 			began := time.Now()
 			sc := &sim.Scenario{Log: t.Logf}

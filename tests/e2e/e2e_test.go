@@ -51,8 +51,13 @@ memtable-size = "4MiB"
 
 func start(t *testing.T, stores int) *localcluster.Cluster {
 	t.Helper()
+	return startWith(t, stores, 1)
+}
+
+func startWith(t *testing.T, stores, schedulers int) *localcluster.Cluster {
+	t.Helper()
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: stores, StoreConfig: fastStores,
+		BinDir: binDir, Dir: t.TempDir(), Stores: stores, Schedulers: schedulers, StoreConfig: fastStores,
 		OnExit: func(p *localcluster.Process, err error) {
 			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 		},

@@ -140,7 +140,7 @@ func (k console) regions(region uint64) {
 		return nil
 	})
 	k.has("region key a", " m ")
-	k.has(fmt.Sprintf("region scatter %d", region), fmt.Sprintf("scattered region %d", region))
+	k.has(fmt.Sprintf("region scatter %d --wait", region), "scatter", "success")
 }
 
 // operators looks at what regions left behind, and cancels an operator that runs.
@@ -179,7 +179,14 @@ func (k console) stores(region uint64) {
 	require.NotContains(k.t, k.run(0, fmt.Sprintf("store unevict %d", follower)), "evict")
 	k.has("store limit --moves 5", "0 of 5")
 	k.has("store limit --moves 8", "0 of 8")
+	k.has(fmt.Sprintf("store limit %d --moves 2", follower), "2 moves", "its own")
+	k.has("store limit", "0 of 2", "0 of 8")
+	require.NotContains(k.t, k.run(0, fmt.Sprintf("store limit %d --moves 0", follower)), "its own")
 	k.has("store label", "none")
+	k.has(fmt.Sprintf("store label %d zone=z1 disk=ssd", follower), "disk=ssd zone=z1")
+	k.has(fmt.Sprintf("store label %d disk=", follower), "zone=z1")
+	k.has("store label", "zone=z1", "none")
+	k.has(fmt.Sprintf("store label %d zone=", follower), "none")
 	k.fails(fmt.Sprintf("store bury %d", follower), "is alive")
 	k.fails(fmt.Sprintf("store remove %d", follower), "take it offline first")
 

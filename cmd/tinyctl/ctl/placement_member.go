@@ -5,9 +5,13 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
+
+// reclaimTimeout bounds a member's defragmentation.
+const reclaimTimeout = 5 * time.Minute
 
 func (a *app) memberCmd() *cobra.Command {
 	return group("member", "Members of the placement service",
@@ -24,11 +28,33 @@ func (a *app) memberCmd() *cobra.Command {
 		command("promote NAME", "Make a member that joined a voter now", func(cmd *cobra.Command, argv []string) error {
 			return a.changeMember(cmd, http.MethodPost, "/members/"+url.PathEscape(argv[0])+"/promote", "promoted %s\n", "promoted")
 		}),
+		command("reclaim", "Make room in the members' etcd and end the alarm NOSPACE", a.memberReclaim),
 	)
 }
 
+// memberReclaim goes to every member: each has to make room in its own data.
+func (a *app) memberReclaim(cmd *cobra.Command, _ []string) error {
+	var out struct {
+		Members []struct {
+			Name       string   `json:"name"`
+			ClientURLs []string `json:"client_urls"`
+		} `json:"members"`
+	}
+	if _, err := a.ask(cmd.Context(), http.MethodGet, "/members", nil, &out); err != nil {
+		return err
+	}
+	for _, m := range out.Members {
+		one := *a
+		one.scheduler, one.timeout = strings.Join(m.ClientURLs, ","), max(a.timeout, reclaimTimeout)
+		if err := one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n", "reclaimed"); err != nil {
+			return fmt.Errorf("member %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
 func (a *app) changeMember(cmd *cobra.Command, method, path, format, field string) error {
-	var out map[string]string
+	var out map[string]any
 	return a.show(cmd, method, path, nil, &out, func() error {
 		_, err := fmt.Fprintf(a.stdout, format, out[field])
 		return err
@@ -46,6 +72,7 @@ func (a *app) memberListCmd() *cobra.Command {
 				Leader     bool     `json:"leader"`
 				EtcdLeader bool     `json:"etcd_leader"`
 				Learner    bool     `json:"learner"`
+				Alarm      string   `json:"alarm"`
 			} `json:"members"`
 		}
 		return a.show(cmd, http.MethodGet, "/members", nil, &out, func() error {
@@ -60,6 +87,9 @@ func (a *app) memberListCmd() *cobra.Command {
 				}
 				if m.EtcdLeader {
 					roles = append(roles, "etcd leader")
+				}
+				if m.Alarm != "" {
+					roles = append(roles, "ALARM "+m.Alarm)
 				}
 				rows = append(rows, []string{
 					m.Name, id(m.ID), strings.Join(roles, ", "), strings.Join(m.ClientURLs, " "), strings.Join(m.PeerURLs, " "),

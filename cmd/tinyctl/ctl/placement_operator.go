@@ -108,7 +108,7 @@ func (a *app) operate(cmd *cobra.Command, region uint64, action string, body any
 	if err != nil {
 		return err
 	}
-	if wait {
+	if wait && op.Status != "success" { // it may have had nothing to do
 		if data, err = a.waitOperator(cmd.Context(), &op); err != nil {
 			return err
 		}

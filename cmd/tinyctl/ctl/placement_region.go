@@ -198,14 +198,14 @@ func (a *app) regionMoveCmd(use, short string, fields ...string) *cobra.Command 
 }
 
 func (a *app) regionScatterCmd() *cobra.Command {
-	return command("scatter ID", "Spread a region away from those scattered before it", func(cmd *cobra.Command, argv []string) error {
+	cmd := command("scatter ID", "Spread a region away from those scattered before it", nil)
+	wait := cmd.Flags().Bool("wait", false, "wait until it is done")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		n, err := number(argv[0], "region")
 		if err != nil {
 			return err
 		}
-		return a.show(cmd, http.MethodPost, "/regions/"+id(n)+"/scatter", nil, nil, func() error {
-			_, err := fmt.Fprintf(a.stdout, "scattered region %d\n", n)
-			return err
-		})
-	})
+		return a.operate(cmd, n, "scatter", nil, *wait)
+	}
+	return cmd
 }

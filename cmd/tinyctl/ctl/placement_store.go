@@ -31,6 +31,9 @@ type storeInfo struct {
 	RegionMiB     int64             `json:"region_size_mib"`
 	Weight        float64           `json:"weight"`
 	EvictLeaders  bool              `json:"evict_leaders"`
+	LimitMoves    int               `json:"limit_moves"`
+	LimitMiB      int64             `json:"limit_mib"`
+	OwnLimit      bool              `json:"own_limit"`
 	LoadMiB       float64           `json:"load_mib"`
 	MeanMiB       float64           `json:"mean_load_mib"`
 	MovesIn       int               `json:"moves_in"`
@@ -94,6 +97,7 @@ func (a *app) printStore(st storeInfo) error {
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
 		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(st.LoadMiB), st.Weight, mib(st.MeanMiB))},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
+		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
 	}
 	if st.LastHeartbeat != nil {
 		rows = append(rows, []string{"heartbeat", seconds(st.Silent) + " ago"})
@@ -142,39 +146,41 @@ type storesInfo struct {
 	Stores []storeInfo `json:"stores"`
 }
 
-// storeLimitCmd shows what the stores have in flight beside the budget, which is one for all of them.
+// storeLimitCmd shows what the stores have in flight beside their budgets, and sets the budget of one
+// store or of all that have none of their own.
 func (a *app) storeLimitCmd() *cobra.Command {
-	cmd := command("limit", "Show or set the budget of moves in flight, the same for every store", nil)
-	moves := cmd.Flags().Int("moves", 0, "allow so many moves at once, each way")
-	size := cmd.Flags().Int("mib", 0, "allow so many MiB in flight, each way")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		change := map[string]int{}
+	cmd := &cobra.Command{
+		Use: "limit [ID]", Short: "Show or set what may be in flight to and from stores, or one store", Args: args(cobra.MaximumNArgs(1)),
+	}
+	moves := cmd.Flags().Int("moves", 0, "allow so many moves at once, each way; of one store 0 means as the others")
+	size := cmd.Flags().Int64("mib", 0, "allow so many MiB in flight, each way; of one store 0 means as the others")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		set := cmd.Flags().Changed("moves") || cmd.Flags().Changed("mib")
+		if len(argv) == 1 && set {
+			return a.changeStore(cmd, argv[0], "limit", map[string]any{"moves": *moves, "mib": *size})
+		}
+		if len(argv) == 1 {
+			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
+		}
+		change := map[string]any{}
 		if cmd.Flags().Changed("moves") {
 			change["store-moves-in-flight"] = *moves
 		}
 		if cmd.Flags().Changed("mib") {
 			change["store-bytes-in-flight-mib"] = *size
 		}
-		var cfg struct {
-			Schedule struct {
-				Moves int   `json:"store-moves-in-flight"`
-				MiB   int64 `json:"store-bytes-in-flight-mib"`
-			} `json:"schedule"`
-		}
-		method, body := http.MethodGet, any(nil)
-		if len(change) > 0 {
-			method, body = http.MethodPatch, map[string]any{"schedule": change}
-		}
-		if _, err := a.ask(cmd.Context(), method, "/config", body, &cfg); err != nil {
-			return err
+		if set {
+			if _, err := a.ask(cmd.Context(), http.MethodPatch, "/config", map[string]any{"schedule": change}, nil); err != nil {
+				return err
+			}
 		}
 		var out storesInfo
 		return a.show(cmd, http.MethodGet, "/stores", nil, &out, func() error {
 			var rows [][]string
-			use := func(moves int, size int64) string {
-				return fmt.Sprintf("%d of %d, %s of %s", moves, cfg.Schedule.Moves, mib(size), mib(cfg.Schedule.MiB))
-			}
 			for _, st := range out.Stores {
+				use := func(moves int, size int64) string {
+					return fmt.Sprintf("%d of %d, %s of %s", moves, st.LimitMoves, mib(size), mib(st.LimitMiB))
+				}
 				rows = append(rows, []string{id(st.ID), st.Address, use(st.MovesIn, st.InMiB), use(st.MovesOut, st.OutMiB)})
 			}
 			return a.table([]string{"STORE", "ADDRESS", "IN FLIGHT TO IT", "FROM IT"}, rows)
@@ -183,9 +189,24 @@ func (a *app) storeLimitCmd() *cobra.Command {
 	return cmd
 }
 
-// storeLabelCmd only shows labels: a store brings its own from its configuration.
+// storeLabelCmd shows labels, or sets some over those that a store brings from its configuration.
 func (a *app) storeLabelCmd() *cobra.Command {
-	return command("label", "Show the stores' labels (set in their configuration)", func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: "label [ID NAME=VALUE...]", Short: "Show the stores' labels, or set some of one store; NAME= takes one away"}
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if len(argv) == 1 {
+			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
+		}
+		if len(argv) > 1 {
+			labels := map[string]string{}
+			for _, l := range argv[1:] {
+				name, value, ok := strings.Cut(l, "=")
+				if !ok || name == "" {
+					return usagef("%q is not NAME=VALUE", l)
+				}
+				labels[name] = value
+			}
+			return a.changeStore(cmd, argv[0], "labels", map[string]any{"labels": labels})
+		}
 		var out storesInfo
 		return a.show(cmd, http.MethodGet, "/stores", nil, &out, func() error {
 			var rows [][]string
@@ -194,5 +215,6 @@ func (a *app) storeLabelCmd() *cobra.Command {
 			}
 			return a.table([]string{"STORE", "ADDRESS", "LABELS"}, rows)
 		})
-	})
+	}
+	return cmd
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -19,8 +20,10 @@ const (
 // so that a heartbeat that does not change the range never touches the tree.
 //
 // Owned by RegionMap. cur may be loaded by anyone; everything else needs the map's lock.
+// Invariant: head is headOf the start key of cur while the handle is in the tree.
 type handle struct {
 	cur  atomic.Pointer[RegionInfo]
+	head uint64
 	pos  [inlinePos]int32
 	more *[]int32 // positions of peers beyond inlinePos
 }
@@ -77,13 +80,29 @@ type RegionMap struct {
 
 func newRegionMap() *RegionMap {
 	m := &RegionMap{sets: make(map[uint64]*storeSets)}
-	m.tree = btree.NewG(treeDegree, func(a, b *handle) bool {
-		return bytes.Compare(a.cur.Load().start, b.cur.Load().start) < 0
-	})
+	m.tree = btree.NewG(treeDegree, before)
 	for i := range m.shards {
 		m.shards[i].m = make(map[uint64]*handle)
 	}
 	return m
+}
+
+// headOf is the first eight bytes of a key as a number: it orders most keys without a look at the
+// record, which is rarely in the processor's cache. The comparison of equal heads is left to the keys.
+func headOf(key []byte) uint64 {
+	if len(key) >= 8 {
+		return binary.BigEndian.Uint64(key)
+	}
+	var b [8]byte
+	copy(b[:], key)
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func before(a, b *handle) bool {
+	if a.head != b.head {
+		return a.head < b.head
+	}
+	return bytes.Compare(a.cur.Load().start, b.cur.Load().start) < 0
 }
 
 // byID is safe for concurrent use.
@@ -106,19 +125,37 @@ func (m *RegionMap) setID(id uint64, h *handle) {
 	s.Unlock()
 }
 
-func probe(key []byte) *handle {
-	h := &handle{}
-	h.cur.Store(&RegionInfo{start: key})
-	return h
+// probe is a handle that stands for a key in searches. Probes are reused: they would be all that a
+// lookup allocates.
+type probe struct {
+	handle handle
+	info   RegionInfo
+	found  *handle
+}
+
+var probes = sync.Pool{New: func() any { return &probe{} }}
+
+func newProbe(key []byte) *probe {
+	p := probes.Get().(*probe)
+	p.info.start, p.handle.head = key, headOf(key)
+	p.handle.cur.Store(&p.info)
+	return p
+}
+
+func (p *probe) free() {
+	p.info.start, p.found = nil, nil
+	probes.Put(p)
 }
 
 // search returns the region whose range contains the key.
 func (m *RegionMap) search(key []byte) *handle {
-	var found *handle
-	m.tree.DescendLessOrEqual(probe(key), func(h *handle) bool {
-		found = h
+	p := newProbe(key)
+	m.tree.DescendLessOrEqual(&p.handle, func(h *handle) bool {
+		p.found = h
 		return false
 	})
+	found := p.found
+	p.free()
 	if found == nil || !found.cur.Load().Contains(key) {
 		return nil
 	}
@@ -151,7 +188,9 @@ func (m *RegionMap) searchPrev(key []byte) *handle {
 
 // scan visits regions from the one that contains start (or the next), in key order.
 func (m *RegionMap) scan(start []byte, visit func(*RegionInfo) bool) {
-	from := probe(start)
+	p := newProbe(start)
+	defer p.free()
+	from := &p.handle
 	if at := m.search(start); at != nil {
 		from = at
 	}
@@ -203,7 +242,7 @@ func (m *RegionMap) put(r *RegionInfo, displaced []*handle) {
 	}
 	h := m.byID(r.id)
 	if h == nil {
-		h = &handle{}
+		h = &handle{head: headOf(r.start)}
 		h.cur.Store(r)
 		m.setID(r.id, h)
 		m.tree.ReplaceOrInsert(h)
@@ -225,6 +264,7 @@ func (m *RegionMap) put(r *RegionInfo, displaced []*handle) {
 	} else {
 		m.tree.Delete(h)
 		h.cur.Store(r)
+		h.head = headOf(r.start)
 		m.tree.ReplaceOrInsert(h)
 	}
 	m.link(h, r)

@@ -14,6 +14,12 @@ type StoreCounts struct {
 	LeaderSize, RegionSize                 int64
 }
 
+// StoreLimit bounds what may be in flight to and from a store, each way; 0 means the general setting.
+type StoreLimit struct {
+	Moves int   `json:"moves,omitempty"`
+	MiB   int64 `json:"mib,omitempty"`
+}
+
 // StoreInfo is what is known about one store. Immutable once published.
 type StoreInfo struct {
 	meta          *metapb.Store
@@ -23,7 +29,9 @@ type StoreInfo struct {
 	counts        StoreCounts
 	weight        float64
 	evictLeaders  bool
-	emptyBeats    int // consecutive heartbeats with region_count == 0
+	limit         StoreLimit
+	labels        map[string]string // set by an operator, over those the store brings; never changed
+	emptyBeats    int               // consecutive heartbeats with region_count == 0
 }
 
 // StoreOption changes a copy of a store.
@@ -79,6 +87,20 @@ func WithWeight(w float64) StoreOption { return func(s *StoreInfo) { s.weight = 
 
 // WithEvictLeaders makes leaders leave the store.
 func WithEvictLeaders(on bool) StoreOption { return func(s *StoreInfo) { s.evictLeaders = on } }
+
+// WithLimit sets the store's own limit.
+func WithLimit(l StoreLimit) StoreOption { return func(s *StoreInfo) { s.limit = l } }
+
+// WithLabels sets labels over those that the store brings; an empty value hides one of them.
+func WithLabels(labels map[string]string) StoreOption {
+	return func(s *StoreInfo) { s.labels = maps.Clone(labels) }
+}
+
+// Limit returns the store's own limit.
+func (s *StoreInfo) Limit() StoreLimit { return s.limit }
+
+// SetLabels returns the labels that an operator set.
+func (s *StoreInfo) SetLabels() map[string]string { return maps.Clone(s.labels) }
 
 // ID returns the store's id.
 func (s *StoreInfo) ID() uint64 { return s.meta.GetId() }
@@ -159,6 +181,9 @@ func (s *StoreInfo) LowSpace(minFreeRatio float64) bool {
 
 // Label returns the value of a label, "" if the store has none of that name.
 func (s *StoreInfo) Label(key string) string {
+	if v, ok := s.labels[key]; ok {
+		return v
+	}
 	for _, l := range s.meta.GetLabels() {
 		if l.GetKey() == key {
 			return l.GetValue()
@@ -173,5 +198,7 @@ func (s *StoreInfo) Labels() map[string]string {
 	for _, l := range s.meta.GetLabels() {
 		out[l.GetKey()] = l.GetValue()
 	}
-	return maps.Clone(out)
+	maps.Copy(out, s.labels)
+	maps.DeleteFunc(out, func(_, v string) bool { return v == "" })
+	return out
 }

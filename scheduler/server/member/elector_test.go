@@ -139,10 +139,20 @@ func TestDeposedLeaderWritesNothing(t *testing.T) {
 		_, err := mem.Txn(t.Context(), []storage.Cond{fence}, []storage.Op{storage.Put("/x", []byte("1"))})
 		return err
 	}
+	ids := id.New(mem, keys.AllocID(), func() (storage.Cond, uint64, bool) { return fence, 1, true }) // it has not noticed
+	clock := time.Now()
+	oracle := tso.New(mem, keys.Timestamp(), time.Second, func() time.Time { return clock })
+	require.NoError(t, oracle.Start(t.Context(), fence))
+	_, err := ids.Alloc(t.Context())
+	require.NoError(t, err)
 	require.NoError(t, put())
 	old.elector.Resign("")
 	leader(t, nodes, old)
 	require.ErrorIs(t, put(), storage.ErrConflict)
+	_, err = ids.AllocN(t.Context(), id.Window)
+	require.ErrorIs(t, err, id.ErrNotLeader, "no new window")
+	clock = clock.Add(time.Minute)
+	require.ErrorIs(t, oracle.Extend(t.Context(), fence), tso.ErrNotLeader, "no new bound")
 }
 
 // Deleting the leader key from outside makes the leader step down and somebody lead again.

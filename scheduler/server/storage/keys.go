@@ -18,6 +18,9 @@ type Keys struct{ root string }
 // KeysOf returns the keys of a cluster id.
 func KeysOf(clusterID uint64) Keys { return Keys{root: fmt.Sprintf("%s/%d", Root, clusterID)} }
 
+// All is the prefix of everything but the cluster id.
+func (k Keys) All() string { return k.root + "/" }
+
 // Leader holds the marshalled schedulerpb.Member of the placement leader.
 func (k Keys) Leader() string { return k.root + "/leader" }
 

@@ -28,6 +28,8 @@ var (
 	ErrNotLeader = errors.New("tso: not the placement leader")
 	// ErrCount means a request for no timestamp or for too many.
 	ErrCount = fmt.Errorf("tso: count must be between 1 and %d", MaxCount)
+	// ErrWindow means that timestamps go faster than their bound can be saved; another try may succeed.
+	ErrWindow = errors.New("tso: window used up faster than it can be saved")
 )
 
 // Oracle hands out timestamps while this member leads. Safe for concurrent use.
@@ -165,7 +167,7 @@ func (o *Oracle) Generate(ctx context.Context, fence storage.Cond, count uint32)
 			return 0, 0, err
 		}
 	}
-	return 0, 0, errors.New("tso: window used up faster than it can be saved")
+	return 0, 0, ErrWindow
 }
 
 // Compose packs a timestamp into one number.

@@ -127,8 +127,7 @@ func (v *View) Load(s *core.StoreInfo) float64 { return float64(v.Size(s)) / v.w
 // HasBudget tells whether the store may take part in one more move. Repair may use twice the
 // budget: it pre-empts balance.
 func (v *View) HasBudget(id uint64, incoming, repair bool) bool {
-	sc := &v.Settings.Schedule
-	moves, bytes := sc.StoreMovesInFlight, sc.StoreBytesInFlightMiB
+	moves, bytes := v.Limit(id)
 	if repair {
 		moves, bytes = 2*moves, 2*bytes
 	}
@@ -137,6 +136,16 @@ func (v *View) HasBudget(id uint64, incoming, repair bool) bool {
 		return inf.InMoves < moves && inf.InBytes < bytes
 	}
 	return inf.OutMoves < moves && inf.OutBytes < bytes
+}
+
+// Limit is how many moves and MiB may be in flight to and from a store, each way.
+func (v *View) Limit(id uint64) (moves int, mib int64) {
+	moves, mib = v.Settings.Schedule.StoreMovesInFlight, v.Settings.Schedule.StoreBytesInFlightMiB
+	if s := v.byID[id]; s != nil {
+		l := s.Limit()
+		moves, mib = cmp.Or(l.Moves, moves), cmp.Or(l.MiB, mib)
+	}
+	return moves, mib
 }
 
 // StoresOf returns the known stores of a region's peers.

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// planted are bugs that the tests must find: source text and what takes its place, the test that
+// finds it, and in how many tries or how much time. They are compiled by way of an overlay, so that
+// the service's own code knows nothing of them.
+var planted = []struct {
+	name, file string
+	change     [2]string
+	pkg, run   string
+	env        string        // %d is the number of the try
+	tries      int           // 1 if not given
+	limit      time.Duration // for one try without compiling; none if not given
+}{
+	{
+		name: "B16-stale-heartbeat-accepted", file: "scheduler/server/core/heartbeat.go",
+		change: [2]string{"	if n.version < old.version || n.confVer < old.confVer {\n		return true\n	}\n", ""},
+		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+	},
+	{
+		name: "B16-stale-term-accepted", file: "scheduler/server/core/heartbeat.go",
+		change: [2]string{" && n.term != 0 && n.term < old.term", " && false"},
+		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+	},
+	{
+		name: "B16-stale-overlap-accepted", file: "scheduler/server/core/heartbeat.go",
+		change: [2]string{"	return n.version < old.version || (n.version == old.version && n.confVer < old.confVer)\n", "	return false\n"},
+		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+	},
+	{
+		name: "B17-window-not-rebased", file: "scheduler/server/id/id.go",
+		change: [2]string{"	next := end + 1\n", "	next := end + 1\n	if a.mu.end == 0 && end >= Window {\n		next = end + 1 - Window\n	}\n"},
+		pkg:    "./cmd/tinyscheduler", run: "TestKills3C", env: "SCHED_KILLS=2 SCHED_SEED=%d", tries: 5,
+	},
+	{
+		name: "B17-window-of-a-former-term-kept", file: "scheduler/server/id/id.go",
+		change: [2]string{"	if a.mu.term != term {\n", "	if a.mu.term == 0 {\n"},
+		pkg:    "./scheduler/server/member", run: "TestIDsAndTimestampsOver200Leaders3C", tries: 5,
+	},
+	{
+		name: "ids-reserved-without-fence", file: "scheduler/server/id/id.go",
+		change: [2]string{"storage.RevisionIs(a.key, kv.ModRevision), fence}", "storage.RevisionIs(a.key, kv.ModRevision)}"},
+		pkg:    "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
+	},
+	{
+		name: "bound-saved-without-fence", file: "scheduler/server/tso/tso.go",
+		change: [2]string{"[]storage.Cond{fence}, []storage.Op{storage.Put(o.key, value)}", "nil, []storage.Op{storage.Put(o.key, value)}"},
+		pkg:    "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
+	},
+	{
+		name: "timestamp-bound-not-respected", file: "scheduler/server/tso/tso.go",
+		change: [2]string{"	start := max(o.now().UnixMilli(), bound)\n", "	start := o.now().UnixMilli()\n	_ = bound\n"},
+		pkg:    "./scheduler/server/member", run: "TestIDsAndTimestampsOver200Leaders3C", tries: 5,
+	},
+}
+
+var took = regexp.MustCompile(`--- FAIL: \S+ \(([0-9.]+s)\)`)
+
+// TestPlanted builds each bug in and wants its finder to fail.
+func TestPlanted(t *testing.T) {
+	if os.Getenv("PLANTED") == "" {
+		t.Skip("PLANTED=1 runs it; it compiles the service and runs a test once for each bug")
+	}
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	for _, bug := range planted {
+		t.Run(bug.name, func(t *testing.T) {
+			overlay := plant(t, filepath.Join(root, bug.file), bug.change)
+			for try := 1; ; try++ {
+				require.LessOrEqual(t, try, max(1, bug.tries), "not found")
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+				cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-overlay", overlay, "-run", "^"+bug.run+"$", bug.pkg)
+				cmd.Dir = root
+				cmd.Env = os.Environ()
+				if bug.env != "" {
+					env := strings.Replace(bug.env, "%d", fmt.Sprint(try), 1)
+					cmd.Env = append(cmd.Env, strings.Fields(env)...)
+				}
+				out, err := cmd.CombinedOutput()
+				cancel()
+				if err == nil {
+					continue
+				}
+				found := took.FindSubmatch(out)
+				require.NotNil(t, found, "%s", out)
+				d, err := time.ParseDuration(string(found[1]))
+				require.NoError(t, err)
+				t.Logf("found by %s in try %d, in %v", bug.run, try, d)
+				if bug.limit > 0 {
+					require.LessOrEqual(t, d, bug.limit)
+				}
+				return
+			}
+		})
+	}
+}
+
+// plant writes an overlay in which the file has the change.
+func plant(t *testing.T, file string, change [2]string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(data), change[0]), "the place of the bug is gone: %s", change[0])
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.go")
+	require.NoError(t, os.WriteFile(bad, []byte(strings.Replace(string(data), change[0], change[1], 1)), 0o600))
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: bad}})
+	require.NoError(t, err)
+	path := filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(path, overlay, 0o600))
+	return path
+}
