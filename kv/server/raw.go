@@ -85,6 +85,29 @@ func (s *Server) rawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) ([]byte
 	return s.storage.Get(ctx, req.Context, cf, req.Key)
 }
 
+// rawGetLocal answers like RawGet if that needs nobody else; else ok is false.
+func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetResponse, ok bool, rpc error) {
+	local, can := s.storage.(storage.LocalGetter)
+	if !can {
+		return nil, false, nil
+	}
+	cf, err := s.checkCF(req.Cf)
+	if err == nil {
+		err = s.checkKey(req.Key)
+	}
+	var value []byte
+	var found bool
+	if err == nil {
+		if value, found, ok, err = local.GetLocal(req.Context, cf, req.Key); !ok {
+			return nil, false, nil
+		}
+	}
+	resp = &kvrpcpb.RawGetResponse{}
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	resp.Value, resp.NotFound = value, err == nil && !found
+	return resp, true, rpc
+}
+
 // RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
 func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
 	resp := &kvrpcpb.RawPutResponse{}

@@ -30,6 +30,12 @@ type Storage interface {
 	Write(ctx context.Context, c *kvrpcpb.Context, mods []Modify) error
 }
 
+// LocalGetter is a Storage that can often answer a Get without waiting for anyone.
+type LocalGetter interface {
+	// GetLocal is Get if ok; else nothing is known yet and Get must be asked. It never waits.
+	GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error)
+}
+
 // Reader is a consistent view of one region's range. Not safe for concurrent use.
 type Reader interface {
 	// Range is the user keys [start, end) that the view may show; an empty end is +infinity.

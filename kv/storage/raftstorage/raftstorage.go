@@ -22,7 +22,10 @@ type Storage struct {
 	skew    time.Duration
 }
 
-var _ storage.Storage = (*Storage)(nil)
+var (
+	_ storage.Storage     = (*Storage)(nil)
+	_ storage.LocalGetter = (*Storage)(nil)
+)
 
 // New returns a storage; timeout bounds requests whose context has no deadline, skew is how far clients'
 // clocks may be off.
@@ -43,26 +46,29 @@ func checkContext(c *kvrpcpb.Context) error {
 
 // Get implements storage.Storage: with a lease it reads on the caller's goroutine.
 func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
-	if err := checkContext(c); err != nil {
-		return nil, false, err
+	if value, found, ok, err := s.GetLocal(c, cf, key); ok {
+		return value, found, err
 	}
-	h := header(c)
-	local, err := s.store.LocalRead(h, key)
-	if err != nil {
-		return nil, false, err
-	}
-	if local != nil {
-		value, found, err := s.engine.Get(engine.DataKey(cf, key))
-		if err != nil || local.Valid() {
-			return value, found, err
-		}
-	}
-	r, err := s.confirmed(ctx, h, key)
+	r, err := s.confirmed(ctx, header(c), key)
 	if err != nil {
 		return nil, false, err
 	}
 	defer r.Close()
 	return r.Get(cf, key)
+}
+
+// GetLocal implements storage.LocalGetter: it answers while the lease holds, and refuses what is not for
+// this store.
+func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error) {
+	if err := checkContext(c); err != nil {
+		return nil, false, true, err
+	}
+	local, err := s.store.LocalRead(header(c), key)
+	if err != nil || local == nil {
+		return nil, false, err != nil, err
+	}
+	value, found, err = s.engine.Get(engine.DataKey(cf, key))
+	return value, found, err != nil || local.Valid(), err
 }
 
 // Reader implements storage.Storage.
