@@ -100,9 +100,12 @@ func peerID(t testing.TB, s *Store, regionID uint64) uint64 {
 	return info.Peer.Id
 }
 
+// waitPeerID waits for a peer to be there, or with 0 for the last one to be gone and cleared away.
 func waitPeerID(t testing.TB, s *Store, regionID, want uint64) {
 	t.Helper()
-	require.Eventually(t, func() bool { return peerID(t, s, regionID) == want }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return peerID(t, s, regionID) == want && (want != 0 || s.router.get(regionID) == nil)
+	}, 10*time.Second, time.Millisecond)
 }
 
 // handleInOrder hands messages to the store worker and waits until it has judged all of them: it creates
