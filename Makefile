@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched crash chaos planted corrupt fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -97,6 +97,12 @@ bench-plots: bench-build ## draw throughput by regions and by value size into do
 
 bench-trouble: bench-build ## p99 of puts at half load during snapshots, restarts, transfers, compactions
 	bin/bench/trouble
+
+DAMAGE ?= 100
+corrupt: ## flip bits, cut and zero parts of every class of a store's files; DAMAGE=n rounds each of a whole store
+	$(GO) test -count=1 -timeout 60m -v -run 'TestDamage|TestDamagedMarker|TestEveryByteOfARecord|TestMissingFiles|TestSyncedTailMissing' \
+		./kv/raftlog ./kv/engine/... ./kv/raftstore/snap ./kv/node
+	$(GO) test -count=1 -timeout 60m -v -run TestDamagedStore ./tests/damage -args -rounds $(DAMAGE)
 
 T ?= 20s
 fuzz: ## every fuzz target for T (20s)
