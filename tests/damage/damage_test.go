@@ -21,7 +21,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 )
 
-var rounds = flag.Int("rounds", 30, "damages for each class of file")
+var rounds = flag.Int("rounds", 20, "damages for each class of file")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
