@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -130,4 +131,39 @@ func TestWhichSnapshotsAreRefused(t *testing.T) {
 		require.Len(t, refused, 1, want)
 		require.Equal(t, want, refused[0].ContextMap()["reason"])
 	}
+}
+
+// TestReadsCheckTheRegionOfTheirView: a reader holds an engine snapshot, and what counts is the region as it
+// is in there: whole before an installation or a split, refused in the middle of one and after it (I-13).
+func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
+	s, e := newTestStore(t, trio())
+	b := e.NewBatch()
+	b.Put(engine.DataKey(engine.CFDefault, []byte("a")), []byte("v"))
+	require.NoError(t, e.Write(b, true))
+	h := message.Header{RegionID: 1, Peer: voter(1, 1), Epoch: trio().RegionEpoch}
+	before := e.NewSnapshot()
+	defer before.Close()
+	check := func(state rspb.PeerState, r *metapb.Region) error {
+		b := e.NewBatch()
+		meta.PutRegionState(b, state, r, voter(1, 1))
+		require.NoError(t, e.Write(b, true))
+		view := e.NewSnapshot()
+		defer view.Close()
+		_, err := s.CheckSnapshot(view, h, []byte("a"))
+		return err
+	}
+	var gone *RegionNotFoundError
+	require.ErrorAs(t, check(rspb.PeerState_Applying, trio()), &gone)
+	require.NoError(t, engine.ClearRange(e, engine.DataKey(engine.CFDefault, nil), engine.DataEndKey(engine.CFDefault, nil)))
+	require.ErrorAs(t, check(rspb.PeerState_Tombstone, trio()), &gone)
+	var mismatch *EpochNotMatchError
+	require.ErrorAs(t, check(rspb.PeerState_Normal, region(1, "", "f", 3, 2, trio().Peers...)), &mismatch)
+	require.NoError(t, check(rspb.PeerState_Normal, trio()))
+
+	r, err := s.CheckSnapshot(before, h, []byte("a"))
+	require.NoError(t, err)
+	require.Equal(t, "m", string(r.EndKey))
+	_, found, err := before.Get(engine.DataKey(engine.CFDefault, []byte("a")))
+	require.NoError(t, err)
+	require.True(t, found, "a reader does not see what is cleared behind it")
 }
