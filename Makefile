@@ -106,6 +106,12 @@ bench-plots: bench-build ## draw throughput by regions and by value size into do
 bench-trouble: bench-build ## p99 of puts at half load during snapshots, restarts, transfers, compactions
 	bin/bench/trouble
 
+DAMAGE ?= 100
+corrupt: ## flip bits, cut and zero parts of every class of a store's files; DAMAGE=n rounds each of a whole store
+	$(GO) test -count=1 -timeout 60m -v -run 'TestDamage|TestDamagedMarker|TestEveryByteOfARecord|TestMissingFiles|TestSyncedTailMissing' \
+		./kv/raftlog ./kv/engine/... ./kv/raftstore/snap ./kv/node
+	$(GO) test -count=1 -timeout 60m -v -run TestDamagedStore ./tests/damage -args -rounds $(DAMAGE)
+
 T ?= 20s
 fuzz: ## every fuzz target for T (20s)
 	@for pkg in $$($(GO) list ./...); do \

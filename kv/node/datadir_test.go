@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"os"
 	"testing"
 
@@ -46,4 +47,85 @@ func TestDataDirectory(t *testing.T) {
 	d, err = OpenDataDir(dir)
 	require.NoError(t, err, "unlocked")
 	require.NoError(t, d.Close())
+}
+
+// TestDamagedMarker flips every bit of the marker, cuts it at every byte and zeroes every part of it: a
+// start refuses and names the directory, or the store is the same as before. The lock file's content means
+// nothing. What the marker says of the identity is compared with the engine's record; a marker that has lost
+// its ids says nothing, and the record counts.
+func TestDamagedMarker(t *testing.T) {
+	dir := t.TempDir()
+	d, err := OpenDataDir(dir)
+	require.NoError(t, err)
+	const cluster, store = 7412356789, 42
+	require.NoError(t, d.WriteMarker(Marker{Engine: "pebble", Mode: "raft", ClusterID: cluster, StoreID: store}))
+	good, err := os.ReadFile(d.Sub(markerFile))
+	require.NoError(t, err)
+	counts := map[string]int{}
+	try := func(data []byte) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(d.Sub(markerFile), data, 0o600))
+		m, err := d.ReadMarker()
+		if err == nil {
+			require.NotNil(t, m, "taken for a new directory: %q", data)
+			err = m.check(dir, "pebble", "raft")
+		}
+		if err == nil && m.ClusterID != 0 && m.ClusterID != cluster {
+			counts["refused beside the placement service"]++
+			return
+		}
+		if err == nil && m.StoreID != 0 {
+			err = m.checkIdent(dir, cluster, store)
+		}
+		if err != nil {
+			require.ErrorContains(t, err, dir)
+			counts["refused"]++
+			return
+		}
+		counts["the same store"]++
+	}
+	for i := range good {
+		for bit := range 8 {
+			bad := bytes.Clone(good)
+			bad[i] ^= 1 << bit
+			try(bad)
+		}
+		try(good[:i])
+		bad := bytes.Clone(good)
+		clear(bad[i:])
+		try(bad)
+	}
+	try(make([]byte, 4096))
+	t.Logf("marker: %d damages: %v", counts["refused"]+counts["the same store"]+counts["refused beside the placement service"], counts)
+	require.NoError(t, os.WriteFile(d.Sub(markerFile), good, 0o600))
+	require.NoError(t, d.Close())
+	for _, lock := range [][]byte{nil, {0}, bytes.Repeat([]byte{0xff}, 5000)} {
+		require.NoError(t, os.WriteFile(d.Sub(lockFile), lock, 0o600))
+		d, err = OpenDataDir(dir)
+		require.NoError(t, err)
+		_, err = OpenDataDir(dir)
+		require.ErrorContains(t, err, "in use by another process")
+		require.NoError(t, d.Close())
+	}
+}
+
+// FuzzMarker: a marker of any bytes is read or refused.
+func FuzzMarker(f *testing.F) {
+	f.Add([]byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 7\nstore-id = 3\n"))
+	f.Add([]byte("format = 99999999999999999999"))
+	f.Add([]byte("[format]\n"))
+	f.Add([]byte("store-id = -1"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d := &DataDir{Path: t.TempDir()}
+		if err := os.WriteFile(d.Sub(markerFile), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := d.ReadMarker()
+		if (m == nil) != (err != nil) {
+			t.Fatalf("%v, %v", m, err)
+		}
+		if m != nil && m.Format != formatVersion {
+			t.Fatalf("format %d", m.Format)
+		}
+	})
 }

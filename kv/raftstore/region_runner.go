@@ -266,6 +266,9 @@ func (r *regionRunner) clear(region *metapb.Region) {
 func (r *regionRunner) destroy(t *destroyTask) {
 	r.add(func() error {
 		s := r.store
+		if err := r.keepTombstone(t); err != nil {
+			return err
+		}
 		var lb logBatch
 		lb.Delete(t.region.Id)
 		if err := s.log.Write(&lb, true); err != nil {
@@ -284,4 +287,17 @@ func (r *regionRunner) destroy(t *destroyTask) {
 		s.logger.Info("destroyed peer", log.RegionID(t.region.Id), log.PeerID(t.peer.Id))
 		return nil
 	})
+}
+
+// keepTombstone makes the tombstone durable again if an installation that could not be canceled in time
+// has put the state Normal over it. Without that a later start would find a region without an apply
+// state (G8).
+func (r *regionRunner) keepTombstone(t *destroyTask) error {
+	st, err := meta.LoadRegionState(r.store.engine, t.region.Id)
+	if err != nil || st.GetState() == rspb.PeerState_Tombstone {
+		return err
+	}
+	b := r.store.engine.NewBatch()
+	meta.PutRegionState(b, rspb.PeerState_Tombstone, t.region, t.peer)
+	return r.store.engine.Write(b, true)
 }

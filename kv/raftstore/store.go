@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -326,9 +327,22 @@ func (s *Store) HandleRaft(m *rspb.RaftMessage) error {
 		return invalidf("raft message without region, sender or epoch")
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
+	case !knownEntries(m.Message):
+		return invalidf("raft message of region %d has an entry of no known type", m.RegionId)
 	}
 	s.live.hear(m.FromPeer.StoreId)
 	return s.sendRaft(m)
+}
+
+// knownEntries tells whether all entries are of types that the raft log can hold: it refuses a batch with
+// another one, and that would stop the store for a message it need not have taken.
+func knownEntries(m *eraftpb.Message) bool {
+	for _, e := range m.GetEntries() {
+		if t := e.GetEntryType(); t != eraftpb.EntryType_EntryNormal && t != eraftpb.EntryType_EntryConfChange {
+			return false
+		}
+	}
+	return true
 }
 
 // HandleOperator takes an order of the placement service.

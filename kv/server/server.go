@@ -50,6 +50,9 @@ func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.M
 // stack again, which cost a tenth of a put. Those beyond get a goroutine of their own.
 const streamWorkers = 128
 
+// MinKeepAlive is how long a client must leave between two pings of an idle connection.
+const MinKeepAlive = 2 * time.Second
+
 // Options are the gRPC server options that the service relies on.
 func Options(cfg *config.Config) []grpc.ServerOption {
 	limit := int(cfg.Server.GRPCMaxMessage)
@@ -60,7 +63,7 @@ func Options(cfg *config.Config) []grpc.ServerOption {
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.InitialWindowSize(4 << 20), grpc.InitialConnWindowSize(8 << 20),
 		// Known clients ping every 10 s also without a stream; the default policy would cut them off.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepAlive, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
 }

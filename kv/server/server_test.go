@@ -160,22 +160,3 @@ func TestScanThatDoesNotFitIsAnErrorUnlessCut(t *testing.T) {
 	require.Len(t, resp.Kvs, 1)
 	require.True(t, resp.More)
 }
-
-// FuzzRequests: any field values are answered.
-func FuzzRequests(f *testing.F) {
-	f.Add([]byte("k"), []byte("v"), "default", uint32(3), uint64(0), true)
-	f.Add([]byte{}, []byte{}, "x", uint32(1<<31), uint64(1), false)
-	s := newServer()
-	f.Fuzz(func(t *testing.T, key, value []byte, cf string, limit uint32, maxBytes uint64, flag bool) {
-		ctx := context.Background()
-		_, err1 := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Key: key, Value: value, Cf: cf})
-		_, err2 := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: key, Cf: cf})
-		_, err3 := s.RawScan(ctx, &kvrpcpb.RawScanRequest{StartKey: key, EndKey: value, Cf: cf, Limit: limit, MaxBytes: maxBytes, Reverse: flag, KeyOnly: flag})
-		_, err4 := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Key: key, Cf: cf})
-		for _, err := range []error{err1, err2, err3, err4} {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-}

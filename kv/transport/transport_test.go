@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -266,4 +268,134 @@ func TestSnapshotFailureIsReported(t *testing.T) {
 	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, []bool{false, false}, src.snapshots())
 	require.Empty(t, dst.messages())
+}
+
+// TestSnapshotsCross: two stores that send each other raft snapshots through one slot each, and receive
+// them with the same managers, do not wait for each other (M2).
+func TestSnapshotsCross(t *testing.T) {
+	a, b := startStore(t, "127.0.0.1:0"), startStore(t, "127.0.0.1:0")
+	const n = 4
+	start := func(from, to *store) *sender {
+		s := &sender{snaps: from.snaps, addr: to.addr}
+		s.Transport = transport.New(transport.Options{
+			Resolver: s.resolve, Snapshots: from.snaps, SnapshotLimit: 1, SnapshotTimeout: 20 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
+		})
+		s.SetFeedback(s)
+		t.Cleanup(s.Stop)
+		return s
+	}
+	senders := []*sender{start(a, b), start(b, a)}
+	for i, s := range senders {
+		for j := range uint64(n) {
+			s.Send(2, []*rspb.RaftMessage{buildSnapshot(t, s, 100*uint64(i)+j+1)})
+		}
+	}
+	for _, s := range senders {
+		require.Eventually(t, func() bool { return len(s.snapshots()) == n }, 30*time.Second, 5*time.Millisecond)
+		require.Equal(t, []bool{true, true, true, true}, s.snapshots())
+	}
+	require.Len(t, a.messages(), n)
+	require.Len(t, b.messages(), n)
+}
+
+// TestKeepAliveIsAllowed: a server ends connections that try more often than it allows (M5).
+func TestKeepAliveIsAllowed(t *testing.T) {
+	require.Greater(t, transport.KeepAlive, 2*server.MinKeepAlive)
+}
+
+// chunkStream plays back a stream of snapshot chunks.
+type chunkStream struct {
+	tinykvpb.TinyKv_SnapshotServer
+	chunks []*rspb.SnapshotChunk
+	done   bool
+}
+
+func (s *chunkStream) Recv() (*rspb.SnapshotChunk, error) {
+	if len(s.chunks) == 0 {
+		return nil, io.EOF
+	}
+	c := s.chunks[0]
+	s.chunks = s.chunks[1:]
+	return c, nil
+}
+
+func (s *chunkStream) SendAndClose(*rspb.Done) error { s.done = true; return nil }
+
+// FuzzReceiveSnapshot: a stream of any chunks is stored whole or refused. What is routed can be verified,
+// and what is refused leaves nothing behind.
+func FuzzReceiveSnapshot(f *testing.F) {
+	snaps, err := snap.Open(f.TempDir(), 4)
+	if err != nil {
+		f.Fatal(err)
+	}
+	m, files := smallSnapshot(f, snaps)
+	head, err := (&rspb.SnapshotChunk{Message: m}).Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(head, files, uint8(7))
+	f.Add(head, files, uint8(255))
+	f.Add(head, files[:len(files)-1], uint8(7))
+	f.Add(head, append(files[:len(files):len(files)], 0), uint8(7))
+	f.Add(head, []byte{}, uint8(1))
+	f.Add([]byte{}, files, uint8(1))
+	f.Add([]byte{10, 0}, files, uint8(1))
+	f.Fuzz(func(t *testing.T, head, data []byte, size uint8) {
+		first := new(rspb.SnapshotChunk)
+		if first.Unmarshal(head) != nil {
+			return
+		}
+		dir := t.TempDir()
+		dst, err := snap.Open(dir, 1)
+		require.NoError(t, err)
+		s := &chunkStream{chunks: []*rspb.SnapshotChunk{first}}
+		for size := int(size) + 1; len(data) > 0; data = data[min(size, len(data)):] {
+			s.chunks = append(s.chunks, &rspb.SnapshotChunk{Data: data[:min(size, len(data))]})
+		}
+		var routed *rspb.RaftMessage
+		pass := func(*rspb.RaftMessage) error { return nil }
+		err = transport.ReceiveSnapshot(s, dst, pass, func(m *rspb.RaftMessage) error { routed = m; return nil })
+		_, receiving := dst.Counts()
+		require.Zero(t, receiving)
+		require.Equal(t, err == nil, s.done)
+		if err != nil {
+			require.Nil(t, routed)
+			left, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Empty(t, left)
+			return
+		}
+		var d rspb.RaftSnapshotData
+		require.NoError(t, d.Unmarshal(routed.Message.Snapshot.Data))
+		md := routed.Message.Snapshot.Metadata
+		require.NoError(t, dst.CheckReceived(routed.RegionId, md.Term, md.Index, d.Meta))
+		require.NoError(t, dst.Verify(snap.Key{RegionID: routed.RegionId, Term: md.Term, Index: md.Index}, d.Meta))
+	})
+}
+
+// smallSnapshot is a raft snapshot of a few keys: its message, and its files as they are sent.
+func smallSnapshot(t testing.TB, snaps *snap.Manager) (*rspb.RaftMessage, []byte) {
+	e := memengine.New()
+	b := e.NewBatch()
+	for _, k := range []string{"a", "b", "c"} {
+		b.Put(engine.DataKey(engine.CFDefault, []byte(k)), []byte("value "+k))
+		b.Put(engine.DataKey(engine.CFLock, []byte(k)), nil)
+	}
+	require.NoError(t, e.Write(b, false))
+	view := e.NewSnapshot()
+	defer view.Close()
+	key := snap.Key{RegionID: 1, Term: 6, Index: 42}
+	meta, size, err := snaps.Build(view, key, nil, nil)
+	require.NoError(t, err)
+	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: meta}).Marshal()
+	require.NoError(t, err)
+	r, err := snaps.OpenBuilt(key, meta)
+	require.NoError(t, err)
+	defer r.Close()
+	files, err := io.ReadAll(r)
+	require.NoError(t, err)
+	m := message(42, 0)
+	m.Message.MsgType = eraftpb.MessageType_MsgSnapshot
+	m.Message.Snapshot = &eraftpb.Snapshot{Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: 42, Term: 6}}
+	return m, files
 }

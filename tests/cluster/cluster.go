@@ -296,6 +296,13 @@ func (n *Node) Engine() *memengine.Engine {
 	return n.engine
 }
 
+// Log is the store's raft log, for a look at it while the store runs.
+func (n *Node) Log() *raftlog.Log {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.log
+}
+
 func (n *Node) snapshots() *snap.Manager {
 	n.mu.Lock()
 	defer n.mu.Unlock()

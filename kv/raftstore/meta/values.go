@@ -110,7 +110,10 @@ func VisitRegionStates(snap engine.Snapshot, visit func(*rspb.RegionLocalState) 
 		if err := st.Unmarshal(it.Value()); err != nil {
 			return fmt.Errorf("%w: state of region %d: %w", engine.ErrCorrupt, id, err)
 		}
-		if st.GetRegion().GetId() != id {
+		if st.Region == nil || st.Region.RegionEpoch == nil {
+			return fmt.Errorf("%w: state of region %d has no region or no epoch", engine.ErrCorrupt, id)
+		}
+		if st.Region.Id != id {
 			return fmt.Errorf("%w: state of region %d names region %d", engine.ErrCorrupt, id, st.GetRegion().GetId())
 		}
 		if err := visit(st); err != nil {

@@ -1,0 +1,57 @@
+package arch
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	storeTrap = regexp.MustCompile(`(?m)^\| ([F-O]-?[0-9]+) [^|]*\|[^|]*\|([^|]*)\|$`)
+	namedTest = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`")
+	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+)
+
+// testNames are the tests of all packages under dir.
+func testNames(t *testing.T, dir string) map[string]bool {
+	names := map[string]bool{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range testFunc.FindAllStringSubmatch(string(text), -1) {
+			names[m[1]] = true
+		}
+		return err
+	}))
+	return names
+}
+
+// TestStoreTrapsAreShown: the table of docs/raftstore.md has each trap of the store once, and the tests
+// that it names exist.
+func TestStoreTrapsAreShown(t *testing.T) {
+	exists := testNames(t, "../..")
+	doc, err := os.ReadFile("../../docs/raftstore.md")
+	require.NoError(t, err)
+	rows := map[string]int{}
+	for _, row := range storeTrap.FindAllStringSubmatch(string(doc), -1) {
+		rows[row[1]]++
+		named := namedTest.FindAllStringSubmatch(row[2], -1)
+		require.NotEmpty(t, named, "nothing shows %s", row[1])
+		for _, name := range named {
+			require.True(t, exists[name[1]], "%s: there is no %s", row[1], name[1])
+		}
+	}
+	for prefix, last := range map[string]int{"F-": 13, "G": 16, "H": 14, "I-": 13, "M": 11, "O": 11} {
+		for i := 1; i <= last; i++ {
+			require.Equal(t, 1, rows[fmt.Sprint(prefix, i)], "rows of %s%d", prefix, i)
+		}
+	}
+}
