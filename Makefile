@@ -77,9 +77,6 @@ SCALE ?= 5
 crash: ## stop a store at every operation of every scenario, SCALE times over
 	$(GO) test -count=1 -timeout 60m -v -run TestCrash ./tests/crash -args -scale $(SCALE)
 
-corrupt: ## damage every kind of file, and count what becomes of it
-	$(GO) test -count=1 -timeout 20m -v -run Damage ./kv/raftlog ./kv/raftstore/snap ./kv/engine/... ./kv/node
-
 chaos: ## N histories with real processes and faults, from SEED on
 	$(GO) test -count=1 -timeout 24h -v -run TestChaos ./tests/chaos -args -histories $(N) -duration 20s -seed $(if $(SEED),$(SEED),1)
 
