@@ -3,7 +3,6 @@ package planted
 import (
 	"encoding/json"
 	"flag"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,7 +157,7 @@ func TestPlanted(t *testing.T) {
 					strings.TrimSpace(string(reason.Find(out))))
 				return
 			}
-			t.Error(fmt.Sprintf("not found in %d tries", b.tries))
+			t.Errorf("not found in %d tries", b.tries)
 		})
 	}
 }
