@@ -152,25 +152,37 @@ func (k console) operators(region uint64) {
 	k.fails("operator show 987654", "has had no operator")
 	// The store that gets a replica is stopped, so that the operator cannot end by itself.
 	_, _, free := k.where(region)
-	p := k.c.Stores[0]
-	var st struct {
-		Address string `json:"address"`
-	}
-	k.json(fmt.Sprintf("store show %d", free), &st)
-	for _, s := range k.c.Stores {
-		if s.Addr == st.Address {
-			p = s
-		}
-	}
-	require.NoError(k.t, p.Signal(syscall.SIGSTOP))
-	defer func() { _ = p.Signal(syscall.SIGCONT) }()
+	defer k.pause(free)()
 	k.has(fmt.Sprintf("region add-peer %d %d", region, free), "admin-add-peer", "running")
 	k.has("operator list --kind admin", fmt.Sprint(region), "admin-add-peer", "running")
 	k.has(fmt.Sprintf("operator cancel %d", region), "canceled")
 }
 
+// pause stops a store's process; the function it returns lets it go on.
+func (k console) pause(store uint64) (resume func()) {
+	k.t.Helper()
+	var st struct {
+		Address string `json:"address"`
+	}
+	k.json(fmt.Sprintf("store show %d", store), &st)
+	for _, p := range k.c.Stores {
+		if p.Addr == st.Address {
+			require.NoError(k.t, p.Signal(syscall.SIGSTOP))
+			return func() { _ = p.Signal(syscall.SIGCONT) } // has been running, and does again
+		}
+	}
+	k.t.Fatalf("no process at %s", st.Address)
+	return nil
+}
+
 func (k console) stores(region uint64) {
-	_, follower, _ := k.where(region)
+	eventually(k.t, 20*time.Second, func() error {
+		if _, _, free := k.where(region); free == 0 {
+			return errors.New("the replica that was canceled is not removed yet")
+		}
+		return nil
+	})
+	_, follower, free := k.where(region)
 	k.has(fmt.Sprintf("store show %d", follower), fmt.Sprintf("STORE %d", follower), "up", "free of", "heartbeat")
 	k.fails("store show 987654", "store 987654 is not registered")
 	k.has(fmt.Sprintf("store weight %d 1.5", follower), "at weight 1.5")
@@ -190,6 +202,9 @@ func (k console) stores(region uint64) {
 	k.fails(fmt.Sprintf("store bury %d", follower), "is alive")
 	k.fails(fmt.Sprintf("store remove %d", follower), "take it offline first")
 
+	// The only store that could take the replica stands still: else the move might be over, and the store
+	// buried, before it is taken back.
+	defer k.pause(free)()
 	k.has(fmt.Sprintf("store offline %d", follower), "offline")
 	r, _, _ := k.where(region)
 	k.fails(fmt.Sprintf("store offline %d", r.Leader), "2 stores would remain")
@@ -202,7 +217,18 @@ func (k console) policies() {
 	k.has("scheduler pause balance-region --for 10m", "paused for 10m0s")
 	require.NotContains(k.t, k.run(0, "scheduler resume balance-region"), "paused")
 	k.fails("scheduler pause nobody", "no scheduler")
-	k.has("explain", "balance-region", "balance-leader")
+	eventually(k.t, 40*time.Second, func() error { // stores report every ten seconds
+		if out := k.run(0, "explain"); strings.Contains(out, "Not prepared") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	eventually(k.t, 10*time.Second, func() error {
+		if out := k.run(0, "explain"); !strings.Contains(out, "balance-region") || !strings.Contains(out, "balance-leader") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	k.has("explain balance-region", "balance-region (")
 	k.fails("explain nobody", `no decision of a policy "nobody"`)
 
