@@ -54,9 +54,9 @@
 //  6. The log may be truncated up to what is durably applied, never further; CompactTo follows.
 //  7. A node's ID is never used again after its removal, nor after it lost its disk.
 //  8. A leader that has applied its own removal keeps running until a round that it broadcast
-//     afterwards is confirmed (QuorumRound), and a removed node answers votes, or whoever keeps its
-//     tombstone tells of the removal, until a voter that stays has it on disk: the others may need
-//     that to learn of it. With two voters the leader hands over before it is removed.
+//     afterwards is confirmed (QuorumRound): the others may need its vote to learn of it. With two
+//     voters the leader hands over before it is removed. Any other node may end as soon as it has
+//     applied its removal: the leader that told it of the commit has that on disk (MustSync).
 //  9. Each ReadIndex has a fresh ID. The state machine is read once it has applied the answer's index.
 //  10. A lease starts when a round was sent that is confirmed now, is measured by a monotonic clock,
 //     and ends well before ElectionTick ticks. It needs CheckQuorum everywhere, VoteGraceTicks after a
@@ -69,8 +69,8 @@
 // Ready and Advance take turns. What a Ready promises: Entries are contiguous, leave no gap behind the
 // log or the snapshot, and never replace what is committed; CommittedEntries are contiguous from one
 // Ready to the next, each once, committed, and persisted by then or with this Ready; none come with a
-// snapshot. SoftState and HardState are there when they changed. MustSync is set for entries, term, vote
-// and snapshot. No message tells of a term, vote or entry that is not persisted by this Ready or before
+// snapshot. SoftState and HardState are there when they changed. MustSync is set for entries, term, vote,
+// snapshot, and a leader's commit of a conf change. No message tells of a term, vote or entry that is not persisted by this Ready or before
 // it. Package rafttest/contract checks all of it.
 //
 // # Messages
