@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -285,15 +286,31 @@ func TestSnapshotsCross(t *testing.T) {
 		return s
 	}
 	senders := []*sender{start(a, b), start(b, a)}
+	sent := make([][]*rspb.RaftMessage, len(senders))
 	for i, s := range senders {
 		for j := range uint64(n) {
-			s.Send(2, []*rspb.RaftMessage{buildSnapshot(t, s, 100*uint64(i)+j+1)})
+			sent[i] = append(sent[i], buildSnapshot(t, s, 100*uint64(i)+j+1))
 		}
 	}
-	for _, s := range senders {
-		require.Eventually(t, func() bool { return len(s.snapshots()) == n }, 30*time.Second, 5*time.Millisecond)
-		require.Equal(t, []bool{true, true, true, true}, s.snapshots())
+	// Both send at the same time. One that finds the slot taken is refused, and raft sends it again.
+	var both sync.WaitGroup
+	for i, s := range senders {
+		both.Add(1)
+		go func() {
+			defer both.Done()
+			for _, m := range sent[i] {
+				for ok := false; !ok; {
+					before := len(s.snapshots())
+					s.Send(2, []*rspb.RaftMessage{m})
+					if !assert.Eventually(t, func() bool { return len(s.snapshots()) > before }, 30*time.Second, time.Millisecond) {
+						return
+					}
+					ok = s.snapshots()[before]
+				}
+			}
+		}()
 	}
+	both.Wait()
 	require.Len(t, a.messages(), n)
 	require.Len(t, b.messages(), n)
 }

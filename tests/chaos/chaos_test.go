@@ -24,7 +24,7 @@ import (
 
 var (
 	flagSeed      = flag.Uint64("seed", 1, "seed of the first history; the next ones follow")
-	flagHistories = flag.Int("histories", 10, "how many histories; at most 2 with -short")
+	flagHistories = flag.Int("histories", 3, "how many histories; at most 2 with -short")
 	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
 	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
 	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")

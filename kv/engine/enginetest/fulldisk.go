@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -36,8 +37,7 @@ func RunFullDisk(t *testing.T, f Factory) {
 	if err := within(t, func() error { return e.Write(b, false) }); err == nil {
 		t.Fatal("a write after the failure succeeded")
 	}
-	saved := filepath.Join(t.TempDir(), "db")
-	must(t, CopyDir(filepath.Join(mnt, "db"), saved))
+	saved := copyAtRest(t, filepath.Join(mnt, "db"))
 	must(t, removeLocks(saved))
 	again, err := f.Open(saved)
 	if err != nil {
@@ -47,6 +47,29 @@ func RunFullDisk(t *testing.T, f Factory) {
 		t.Fatalf("%d batches, but %d were synced", got, synced)
 	}
 	must(t, again.Close())
+}
+
+// copyAtRest copies a directory from which a failed engine may still be removing files: again, until none
+// came or went meanwhile.
+func copyAtRest(t *testing.T, dir string) string {
+	t.Helper()
+	var err error
+	for range 100 {
+		before, berr := os.ReadDir(dir)
+		must(t, berr)
+		saved := filepath.Join(t.TempDir(), "db")
+		if err = CopyDir(dir, saved); err != nil && !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		after, aerr := os.ReadDir(dir)
+		must(t, aerr)
+		if err == nil && slices.EqualFunc(before, after, func(a, b os.DirEntry) bool { return a.Name() == b.Name() }) {
+			return saved
+		}
+		time.Sleep(10 * time.Millisecond) // the engine's own goroutines are still at it
+	}
+	t.Fatalf("copy of %s: %v", dir, err)
+	return ""
 }
 
 // fillUp writes until something goes wrong.
