@@ -200,10 +200,9 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 	c.core.UpdateStoreStatus(touchedStores(r, res)...)
 	for _, d := range res.Displaced {
 		c.controller.RegionGone(d.ID())
+		c.prepare.gone(d)
 	}
-	if r.Confirmed() && (res.Old == nil || !res.Old.Confirmed()) {
-		c.prepare.collect(r, c.opts.Now())
-	}
+	c.prepare.collect(res.Old, r, c.opts.Now())
 	if needsCheck(r, res.Old, c.Settings().Replication.MaxReplicas) {
 		c.planner.MarkDirty(r.ID())
 	}

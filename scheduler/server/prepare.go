@@ -35,14 +35,35 @@ func (p *prepareChecker) reset(now time.Time) {
 	p.confirmed, p.beats = make(map[uint64]int), make(map[uint64]int)
 }
 
-// collect notes a region that was confirmed for the first time.
-func (p *prepareChecker) collect(r *core.RegionInfo, now time.Time) {
+// collect notes a heartbeat: old is what was known of the region before, nil if nothing. A region that is
+// confirmed counts for the stores that it is on now: replicas are added before all is prepared.
+func (p *prepareChecker) collect(old, r *core.RegionInfo, now time.Time) {
 	p.Lock()
 	defer p.Unlock()
-	p.sum++
-	p.last = now
+	if p.prepared || !r.Confirmed() {
+		return
+	}
+	if old != nil && old.Confirmed() {
+		p.count(old, -1)
+	} else {
+		p.last = now
+	}
+	p.count(r, 1)
+}
+
+// gone notes that a region is not there any more.
+func (p *prepareChecker) gone(r *core.RegionInfo) {
+	p.Lock()
+	defer p.Unlock()
+	if !p.prepared && r.Confirmed() {
+		p.count(r, -1)
+	}
+}
+
+func (p *prepareChecker) count(r *core.RegionInfo, by int) {
+	p.sum += by
 	for _, peer := range r.Peers() {
-		p.confirmed[peer.StoreID]++
+		p.confirmed[peer.StoreID] += by
 	}
 }
 
