@@ -413,3 +413,34 @@ func TestLastMemberGoes3A(t *testing.T) {
 	}
 	equal(t, "has ready", rn.HasReady(), false)
 }
+
+// A leader of two removes the other voter. What it tells of the commit leaves only when the commit index
+// is on disk: the other one is gone when it hears of it, and could not vote for a leader that forgot.
+func TestCommitOfRemovalIsSyncedBeforeItIsTold3A(t *testing.T) {
+	st := NewMemoryStorage()
+	rn := mkRaw(t, st, []uint64{1, 2}, func(c *Config) { c.AckOnPersist = true })
+	step := func() (rd Ready, early int) {
+		rd = rn.Ready()
+		first, _ := rd.SplitMessages()
+		_ = st.Append(rd.Entries)
+		rn.Advance(rd)
+		return rd, len(first)
+	}
+	_ = rn.Campaign()
+	step()
+	_ = rn.Step(eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1})
+	step()
+	_ = rn.Step(eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: rn.LastIndex()})
+	step()
+	if err := rn.ProposeConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 2}); err != nil {
+		t.Fatal(err)
+	}
+	_, early := step()
+	equal(t, "appends of the entry, early", early, 1)
+	_ = rn.Step(eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: rn.LastIndex()})
+	rd, early := step()
+	equal(t, "commit index to persist", rd.HardState.Commit, rn.LastIndex())
+	equal(t, "asks for a sync", rd.MustSync, true)
+	equal(t, "messages", len(rd.Messages), 1)
+	equal(t, "of these early", early, 0)
+}
