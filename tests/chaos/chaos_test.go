@@ -24,7 +24,7 @@ import (
 
 var (
 	flagSeed      = flag.Uint64("seed", 1, "seed of the first history; the next ones follow")
-	flagHistories = flag.Int("histories", 3, "how many histories; at most 2 with -short")
+	flagHistories = flag.Int("histories", 0, "how many histories")
 	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
 	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
 	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
@@ -118,11 +118,10 @@ type history struct {
 }
 
 func TestChaos(t *testing.T) {
-	n := *flagHistories
-	if testing.Short() {
-		n = min(n, 2)
+	if *flagHistories == 0 {
+		t.Skip("minutes of work for all cores: make chaos N=10, or -args -histories 10")
 	}
-	for i := range n {
+	for i := range *flagHistories {
 		seed := *flagSeed + uint64(i)
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed) })
 		if !ok {

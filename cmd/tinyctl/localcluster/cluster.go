@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -118,7 +119,8 @@ func choosePorts(o Options) (portPlan, error) {
 	return p, nil
 }
 
-// FreePorts returns ports that nobody listens on right now.
+// FreePorts returns ports that nobody listens on right now. They lie below those that the system gives to
+// outgoing connections: else one of these could take the port of a process that is down for a while.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
 	var held []net.Listener
@@ -127,13 +129,17 @@ func FreePorts(n int) ([]int, error) {
 			_ = l.Close()
 		}
 	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for try := 0; len(ports) < n; try++ {
+		port := 10_000 + rand.IntN(22_000)
+		l, err := net.Listen("tcp", local(port))
+		if err != nil && try < 100*n {
+			continue // somebody else's
+		}
 		if err != nil {
 			return nil, err
 		}
 		held = append(held, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, port)
 	}
 	return ports, nil
 }
