@@ -109,7 +109,7 @@ type Config struct {
 	// the storage is kept in memory.
 	UnstableOnly bool
 	// LazyCommit lets a moved commit index wait for the next append, or the next tick, instead of sending
-	// it in messages of its own: half the messages under load, and followers apply up to a tick later.
+	// it in messages of its own: fewer messages under load, and followers apply up to a tick later.
 	// What commits a conf change is told at once.
 	LazyCommit    bool
 	LogCacheBytes uint64

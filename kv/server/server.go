@@ -47,7 +47,7 @@ func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.M
 }
 
 // streamWorkers is how many goroutines stay to serve RPCs: a new one for each RPC would have to grow its
-// stack again, which cost a tenth of a put. Those beyond get a goroutine of their own.
+// stack again, about a tenth of the CPU samples of a put. Those beyond get a goroutine of their own.
 const streamWorkers = 128
 
 // MinKeepAlive is how long a client must leave between two pings of an idle connection.
