@@ -143,8 +143,12 @@ func (n *Node) Start(ctx context.Context) (err error) {
 
 func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
+	files, err := raftLogFiles()
+	if err != nil {
+		return err
+	}
 	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
-		FS:          vfs.AroundSync(vfs.OS, n.disk.around),
+		FS:          vfs.AroundSync(files, n.disk.around),
 		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
 	}); err != nil {
 		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)

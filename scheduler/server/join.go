@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,14 +41,23 @@ func joinCluster(ctx context.Context, cfg *config.Config, ec *embed.Config, logg
 		}
 	}
 	peerURLs := strings.Split(cfg.AdvertisePeerUrls, ",")
-	added, err := client.MemberAddAsLearner(ctx, peerURLs)
-	if err != nil {
-		return fmt.Errorf("join %s: %w", cfg.Join, err)
+	members, self := list.Members, uint64(0)
+	for _, m := range members {
+		if m.Name == "" && samePeers(m.PeerURLs, peerURLs) {
+			self = m.ID // added by an earlier attempt that ended before etcd was started
+		}
+	}
+	if self == 0 {
+		added, err := client.MemberAddAsLearner(ctx, peerURLs)
+		if err != nil {
+			return fmt.Errorf("join %s: %w", cfg.Join, err)
+		}
+		members, self = added.Members, added.Member.ID
 	}
 	var parts []string
-	for _, m := range added.Members {
+	for _, m := range members {
 		name := m.Name
-		if m.ID == added.Member.ID {
+		if m.ID == self {
 			name = cfg.Name
 		}
 		if name == "" {
@@ -59,4 +69,12 @@ func joinCluster(ctx context.Context, cfg *config.Config, ec *embed.Config, logg
 	}
 	ec.InitialCluster, ec.ClusterState = strings.Join(parts, ","), "existing"
 	return nil
+}
+
+// samePeers compares lists of URLs without regard to their order.
+func samePeers(a, b []string) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.Sort(a)
+	slices.Sort(b)
+	return slices.Equal(a, b)
 }

@@ -77,9 +77,16 @@ func (h *history) get(path string, into any) error {
 	return h.each(path, func(url string) error { return fetch(url, into) })
 }
 
-func (h *history) post(path, body string) error {
+func (h *history) post(path, body string) error { return h.request(http.MethodPost, path, body) }
+
+func (h *history) request(method, path, body string) error {
 	return h.each(path, func(url string) error {
-		resp, err := httpClient.Post(url, "application/json", strings.NewReader(body))
+		req, err := http.NewRequest(method, url, strings.NewReader(body))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := httpClient.Do(req)
 		if err != nil {
 			return err
 		}
@@ -94,6 +101,19 @@ func (h *history) regions() ([]apiRegion, error) {
 	}
 	err := h.get("/regions?limit=10000", &out)
 	return out.Regions, err
+}
+
+type apiMember struct {
+	Name    string `json:"name"`
+	Learner bool   `json:"learner"`
+}
+
+func (h *history) members() ([]apiMember, error) {
+	var out struct {
+		Members []apiMember `json:"members"`
+	}
+	err := h.get("/members", &out)
+	return out.Members, err
 }
 
 // stores maps the ids of stores that are not tombstones to their addresses.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/vfs/undo"
 	"github.com/tinykv/tinykv/tests/cluster"
 	"github.com/tinykv/tinykv/tests/netproxy"
 )
@@ -111,8 +112,10 @@ type history struct {
 	ops    atomic.Int64
 	pairs  atomic.Int64 // pairs seen within one page
 	bitten map[string]int
-	wiped  bool     // a store was replaced; used by the track of process faults alone
-	broken sync.Map // names of stores that must end because their disk fails
+	// Used by the track of process faults alone: what has been replaced already.
+	wiped, wipedMember bool
+	broken sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
+	lost   undo.Lost
 	// busy is held while a process is down or stopped by one track, so that no other starts it.
 	busy sync.Mutex
 }
@@ -151,7 +154,7 @@ func runHistory(t *testing.T, seed uint64) {
 	require.NoError(t, err)
 	h.c = c
 	for _, p := range c.Stores {
-		p.Env = append(p.Env, "TINYKV_CHAOS_DISK="+diskFile(p))
+		p.Env = append(p.Env, "TINYKV_CHAOS_DISK="+diskFile(p), undo.Variable+"="+undoDir(p))
 	}
 	t.Cleanup(func() { keepFiles(t, dir, seed) })
 	t.Cleanup(c.Stop)
@@ -181,7 +184,7 @@ func (h *history) pid(name string) int {
 
 // ended hears of processes that nobody has killed. Only a broken disk may be a reason.
 func (h *history) ended(p *localcluster.Process, err error) {
-	if _, broken := h.broken.LoadAndDelete(p.Name); broken {
+	if _, broken := h.broken.Load(p.Name); broken {
 		return
 	}
 	h.t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
@@ -242,8 +245,8 @@ func (h *history) rage() {
 	wg.Wait()
 	held, delayed, reset := h.net.Met()
 	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
-	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; faults %v",
-		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.bitten)
+	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; without power lost: %s; faults %v",
+		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.lost, h.bitten)
 	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")

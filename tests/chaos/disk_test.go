@@ -16,6 +16,9 @@ import (
 // diskFile says how the disk of a store behaves; see TINYKV_CHAOS_DISK in package node.
 func diskFile(p *localcluster.Process) string { return p.DataDir + ".disk" }
 
+// undoDir keeps what it takes to lose what a store has not synced.
+func undoDir(p *localcluster.Process) string { return p.DataDir + ".undo" }
+
 func ballast(p *localcluster.Process) string { return filepath.Join(p.DataDir, "ballast") }
 
 func (h *history) healDisk(p *localcluster.Process) {
@@ -78,9 +81,9 @@ func (h *history) diskFail(rng *rand.Rand) error {
 	}
 	bitten := !p.Running()
 	h.healDisk(p)
+	h.broken.Delete(p.Name)
 	h.start(p)
 	if !bitten {
-		h.broken.Delete(p.Name)
 		return fmt.Errorf("%s goes on although its disk fails", p.Name)
 	}
 	return nil

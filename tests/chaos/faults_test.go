@@ -41,7 +41,9 @@ var processFaults = map[string]fault{
 	"stop-scheduler":  (*history).stopScheduler,
 	"kill-scheduler":  (*history).killScheduler,
 	"kill-schedulers": (*history).killSchedulers,
+	"power-loss":      (*history).powerLoss,
 	"wipe-store":      (*history).wipeStore,
+	"wipe-scheduler":  (*history).wipeScheduler,
 	"restart-orderly": (*history).restartOrderly,
 }
 
@@ -81,6 +83,9 @@ func (h *history) draw(t track) []string {
 	for name := range t.faults {
 		if name == "wipe-store" && len(h.c.Stores) < 4 {
 			continue // nowhere to put the replicas
+		}
+		if name == "wipe-scheduler" && len(h.c.Schedulers) < 3 {
+			continue // nobody to join
 		}
 		if *flagFaults == "" || want[name] {
 			names = append(names, name)

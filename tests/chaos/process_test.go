@@ -1,14 +1,17 @@
 package chaos
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/kv/vfs/undo"
 )
 
 func (h *history) bounce(p *localcluster.Process, down time.Duration) {
@@ -40,15 +43,47 @@ func (h *history) killSchedulers(rng *rand.Rand) error {
 	return h.bounceAll(h.c.Schedulers, between(rng, 100, 2000))
 }
 
-func (h *history) bounceAll(procs []*localcluster.Process, down time.Duration) error {
-	h.busy.Lock()
-	defer h.busy.Unlock()
+func killTogether(procs []*localcluster.Process) {
 	var wg sync.WaitGroup
 	for _, p := range procs {
 		wg.Add(1)
 		go func() { defer wg.Done(); p.Kill() }()
 	}
 	wg.Wait()
+}
+
+// powerLoss kills a store, two, or all of them, and takes away what they had not synced.
+func (h *history) powerLoss(rng *rand.Rand) error {
+	h.busy.Lock()
+	defer h.busy.Unlock()
+	procs := append([]*localcluster.Process{}, h.c.Stores...)
+	rng.Shuffle(len(procs), func(i, j int) { procs[i], procs[j] = procs[j], procs[i] })
+	procs = procs[:[]int{1, 2, len(procs)}[rng.IntN(3)]]
+	killTogether(procs)
+	before := h.lost.Bytes
+	for _, p := range procs {
+		lost, err := undo.Lose(undoDir(p), p.DataDir, rng)
+		if err != nil {
+			h.t.Errorf("%s without power: %v", p.Name, err)
+		}
+		h.lost.Names += lost.Names
+		h.lost.Bytes += lost.Bytes
+		h.lost.Files += lost.Files
+	}
+	time.Sleep(between(rng, 0, 700)) // how long the power is off
+	for _, p := range procs {
+		h.start(p)
+	}
+	if h.lost.Bytes == before {
+		return errors.New("everything was synced")
+	}
+	return nil
+}
+
+func (h *history) bounceAll(procs []*localcluster.Process, down time.Duration) error {
+	h.busy.Lock()
+	defer h.busy.Unlock()
+	killTogether(procs)
 	time.Sleep(down)
 	for _, p := range procs {
 		h.start(p)
@@ -143,7 +178,7 @@ func (h *history) wipeStore(rng *rand.Rand) error {
 	defer h.busy.Unlock()
 	h.wiped = true
 	p.Kill()
-	if err := os.RemoveAll(p.DataDir); err != nil {
+	if err := errors.Join(os.RemoveAll(p.DataDir), os.RemoveAll(undoDir(p))); err != nil {
 		return err
 	}
 	h.eventually(40*time.Second, func() error {
@@ -151,5 +186,50 @@ func (h *history) wipeStore(rng *rand.Rand) error {
 		return h.post(fmt.Sprintf("/stores/%d/bury", old), "{}")
 	})
 	h.start(p)
+	return nil
+}
+
+// wipeScheduler replaces a member of the placement service by one of the same name without data: killed, removed, joined
+// again, promoted. Once in a history, for it can take long when the network is broken at the same time.
+func (h *history) wipeScheduler(rng *rand.Rand) error {
+	if h.wipedMember {
+		return h.killScheduler(rng)
+	}
+	h.busy.Lock()
+	defer h.busy.Unlock()
+	h.wipedMember = true
+	p := h.anyScheduler(rng)
+	p.Kill()
+	if err := os.RemoveAll(p.DataDir); err != nil {
+		return err
+	}
+	h.eventually(40*time.Second, func() error {
+		members, err := h.members()
+		if err != nil {
+			return err
+		}
+		for _, m := range members {
+			if m.Name == p.Name {
+				return h.request(http.MethodDelete, "/members/"+p.Name, "")
+			}
+		}
+		return nil
+	})
+	h.c.Rejoin(p)
+	h.broken.Store(p.Name, true) // it gives up while it reaches no majority, and is started again
+	defer h.broken.Delete(p.Name)
+	h.eventually(40*time.Second, func() error {
+		h.start(p)
+		members, err := h.members()
+		if err != nil {
+			return err
+		}
+		for _, m := range members {
+			if m.Name == p.Name && !m.Learner {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is not a voter: %+v", p.Name, members)
+	})
 	return nil
 }

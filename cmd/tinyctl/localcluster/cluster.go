@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,6 +58,7 @@ type Process struct {
 	Env     []string // added to the environment
 	bin     string
 	args    []string
+	first   []string // further arguments: how a scheduler finds the other members
 	onExit  func(*Process, error)
 
 	mu      sync.Mutex
@@ -172,7 +174,7 @@ func (c *Cluster) layOut(ports portPlan) error {
 		c.Schedulers = append(c.Schedulers, p)
 	}
 	for _, p := range c.Schedulers {
-		p.args = append(p.args, "--initial-cluster", strings.Join(members, ","))
+		p.first = []string{"--initial-cluster", strings.Join(members, ",")}
 	}
 	for j, port := range ports.store {
 		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", local(port), local(ports.status[j]),
@@ -221,6 +223,20 @@ func (c *Cluster) Endpoints() []string {
 		out = append(out, p.Addr)
 	}
 	return out
+}
+
+// Rejoin makes the next start of a scheduler that does not run join the others as a new member, which its data must not
+// be in the way of.
+func (c *Cluster) Rejoin(p *Process) {
+	var others []string
+	for _, other := range c.Schedulers {
+		if other != p {
+			others = append(others, "http://"+other.Addr)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.first = []string{"--join", strings.Join(others, ",")}
 }
 
 // Processes lists the schedulers, then the stores.
@@ -272,7 +288,7 @@ func (p *Process) Start() error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(p.bin, p.args...)
+	cmd := exec.Command(p.bin, append(slices.Clone(p.args), p.first...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(cmd.Environ(), p.Env...)
 	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we

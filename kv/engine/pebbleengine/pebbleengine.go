@@ -53,7 +53,11 @@ type db struct {
 
 // Open opens or creates the engine in opts.Dir.
 func Open(opts engine.Options) (engine.Engine, error) {
-	return OpenFS(opts, vfs.Default)
+	fs, err := files()
+	if err != nil {
+		return nil, err
+	}
+	return OpenFS(opts, fs)
 }
 
 // OpenFS is Open on another file system; for tests.
