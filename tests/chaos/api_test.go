@@ -209,7 +209,7 @@ func (h *history) move(*rand.Rand) error {
 	return h.post(fmt.Sprintf("/regions/%d/remove-peer", r.ID), fmt.Sprintf(`{"from": %d}`, from))
 }
 
-var knownKey = regexp.MustCompile(`^key-\d{3}(-pad|~\d-\d{4}-[ab])?$`)
+var knownKey = regexp.MustCompile(`^key-\d{3}(-pad|~\d-\d{4,}-[ab])?$`)
 
 // check verifies the history and that the replicas agree.
 func (h *history) check() {
