@@ -31,6 +31,7 @@ demo: build ## store Go's source tree in a cluster, kill a store, compare every 
 
 test: build ## the tests that every change must pass
 	$(GO) test -timeout 20m $(PKGS)
+	$(GO) test -count=1 -timeout 20m ./tests/chaos -args -histories 10 -duration 5s
 
 test-race: ## the short tests under the race detector
 	$(GO) test -race -short -timeout 30m $(PKGS)
@@ -77,8 +78,9 @@ SCALE ?= 5
 crash: ## stop a store at every operation of every scenario, SCALE times over
 	$(GO) test -count=1 -timeout 60m -v -run TestCrash ./tests/crash -args -scale $(SCALE)
 
-chaos: ## N histories with real processes and faults, from SEED on
-	$(GO) test -count=1 -timeout 24h -v -run TestChaos ./tests/chaos -args -histories $(N) -duration 20s -seed $(if $(SEED),$(SEED),1)
+DURATION ?= 8s
+chaos: ## N histories with real processes and faults that rage for DURATION or as long as they need, from SEED on
+	$(GO) test -count=1 -timeout 24h -v -run TestChaos ./tests/chaos -args -histories $(N) -duration $(DURATION) -seed $(if $(SEED),$(SEED),1) -keep '$(KEEP)'
 
 planted: ## build known bugs in and see that the tests find them
 	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant
