@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -240,7 +241,7 @@ func (b *batcher) takeLocked() []*batchCall {
 // open begins a stream.
 func (b *batcher) open() (*batchStream, error) {
 	ctx, cancel := context.WithCancel(b.ctx)
-	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx)
+	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx, codec.StreamOption())
 	if err != nil {
 		cancel()
 		return nil, err

@@ -351,7 +351,7 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 	}
 	s := &laneStream{conn: conn}
 	ctx, s.cancel = context.WithCancel(ctx)
-	if s.stream, err = tinykvpb.NewTinyKvClient(conn).RaftBatch(ctx); err != nil {
+	if s.stream, err = tinykvpb.NewTinyKvClient(conn).RaftBatch(ctx, codec.StreamOption()); err != nil {
 		s.cancel()
 		l.r.drop(conn)
 		return nil, err
@@ -471,7 +471,7 @@ func (t *Transport) streamSnapshot(r *remote, m *rspb.RaftMessage) (uint64, erro
 		return 0, err
 	}
 	defer conn.Close()
-	stream, err := tinykvpb.NewTinyKvClient(conn).Snapshot(ctx)
+	stream, err := tinykvpb.NewTinyKvClient(conn).Snapshot(ctx, codec.StreamOption())
 	if err != nil {
 		return 0, err
 	}

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,6 +180,25 @@ func TestMessagesArriveInOrder(t *testing.T) {
 
 // TestStoreComesBack: messages to a store that is down are reported, Send never blocks, and the lanes
 // find the store again, also at another address.
+// TestSentMessagesAreLetGo: a message that has arrived is not kept, nor what it shares an array with. Messages of one
+// Ready do, so that a heartbeat used to hold the entries of its neighbours.
+func TestSentMessagesAreLetGo(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	s := newSender(t, dst.addr)
+	const n = 50
+	var freed atomic.Int64
+	for range n {
+		big, small := message(1, 1), message(1, 0)
+		ready := []eraftpb.Message{*big.Message, *small.Message}
+		runtime.AddCleanup(ready[0].Entries[0], func(struct{}) { freed.Add(1) }, struct{}{})
+		big.Message, small.Message = &ready[0], &ready[1]
+		s.Send(2, []*rspb.RaftMessage{big, small})
+	}
+	require.Eventually(t, func() bool { return len(dst.messages()) == 2*n }, 10*time.Second, 10*time.Millisecond)
+	// The last batches may still be in the hands of the lanes.
+	require.Eventually(t, func() bool { runtime.GC(); return freed.Load() >= n*9/10 }, 10*time.Second, 10*time.Millisecond)
+}
+
 func TestStoreComesBack(t *testing.T) {
 	dst := startStore(t, "127.0.0.1:0")
 	src := newSender(t, dst.addr)

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
@@ -135,7 +136,7 @@ func (h *heartbeats) run() {
 func (h *heartbeats) stream(leader target, first bool) error {
 	ctx, cancel := context.WithCancel(leader.reign)
 	defer cancel()
-	s, err := leader.RegionHeartbeat(ctx)
+	s, err := leader.RegionHeartbeat(ctx, codec.StreamOption())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
@@ -51,7 +52,7 @@ func (t *timestamps) open() error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(t.leader.reign)
-	if t.stream, err = t.leader.Tso(ctx); err != nil {
+	if t.stream, err = t.leader.Tso(ctx, codec.StreamOption()); err != nil {
 		t.stream = nil
 		cancel()
 		return err
