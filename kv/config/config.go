@@ -134,7 +134,7 @@ func Default() *Config {
 			MaxClockSkew: Dur(500 * time.Millisecond),
 		},
 		Storage: Storage{
-			Raft: true, Engine: "pebble", Cache: 64 * MiB, MemTable: 16 * MiB, ReserveSpace: 1 * GiB,
+			Raft: true, Engine: "pebble", Cache: 32 * MiB, MemTable: 8 * MiB, ReserveSpace: 1 * GiB,
 		},
 		RaftLog: RaftLog{SegmentSize: 32 * MiB, Cache: 16 * MiB},
 		Raftstore: Raftstore{
