@@ -103,6 +103,7 @@ func (s *Server) api() map[string]http.Handler {
 		"/metrics":      s.metrics.handler(),
 		"/ui/":          s.page(),
 		syncPath:        s.whenReady(s.internal(s.serveRegions)),
+		eventsPath:      s.whenReady(s.internal(s.serveEvents)),
 	}
 }
 

@@ -1,7 +1,11 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,12 +22,20 @@ type Event struct {
 	Text string    `json:"text"`
 }
 
-// eventLog is a ring of events with a way to wait for the next. Adding never blocks.
+// copiedEvent is an event on its way to a follower, with the operator that ended by it, for the follower's history.
+type copiedEvent struct {
+	Event
+	Operator *operator.Record `json:"operator,omitempty"`
+}
+
+// eventLog keeps the last events, with a way to wait for the next. Adding never blocks.
+//
+// Invariant: sequence numbers in list follow each other, up to seq.
 type eventLog struct {
 	now func() time.Time
 	mu  struct {
 		sync.Mutex
-		ring []Event
+		list []copiedEvent // oldest first; at least the last eventCapacity, if there were as many
 		seq  uint64
 		more chan struct{} // closed at the next event
 	}
@@ -35,16 +47,33 @@ func newEventLog(now func() time.Time) *eventLog {
 	return l
 }
 
-func (l *eventLog) add(kind, text string) {
+func (l *eventLog) add(kind, text string) { l.addWith(kind, text, nil) }
+
+func (l *eventLog) addWith(kind, text string, op *operator.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mu.seq++
-	e := Event{Seq: l.mu.seq, Time: l.now(), Kind: kind, Text: text}
-	if len(l.mu.ring) < eventCapacity {
-		l.mu.ring = append(l.mu.ring, e)
-	} else {
-		l.mu.ring[(l.mu.seq-1)%eventCapacity] = e
+	l.putLocked(copiedEvent{Event{Seq: l.mu.seq + 1, Time: l.now(), Kind: kind, Text: text}, op})
+}
+
+// copyOf continues the log with an event of the leader. The first of a stream, and one behind a gap, begin it anew.
+func (l *eventLog) copyOf(e copiedEvent, first bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !first && e.Seq <= l.mu.seq {
+		return // this member has just begun to lead
 	}
+	if first || e.Seq > l.mu.seq+1 {
+		l.mu.list = nil
+	}
+	l.putLocked(e)
+}
+
+func (l *eventLog) putLocked(e copiedEvent) {
+	l.mu.seq = e.Seq
+	if len(l.mu.list) >= 2*eventCapacity {
+		l.mu.list = append(l.mu.list[:0], l.mu.list[len(l.mu.list)-eventCapacity:]...)
+	}
+	l.mu.list = append(l.mu.list, e)
 	close(l.mu.more)
 	l.mu.more = make(chan struct{})
 }
@@ -58,19 +87,89 @@ func (l *eventLog) operatorEnded(r operator.Record) {
 	if r.Reason != "" {
 		text += " (" + r.Reason + ")"
 	}
-	l.add("operator-ended", text)
+	l.addWith("operator-ended", text, &r)
 }
 
-// after returns the events with a larger sequence number, oldest first, and a channel that is closed
-// when there are more.
+// after returns the last eventCapacity events at most with a larger sequence number, oldest first, and a channel that is
+// closed when there are more.
 func (l *eventLog) after(seq uint64) ([]Event, <-chan struct{}) {
+	list, more := l.copiesAfter(seq)
+	out := make([]Event, len(list))
+	for i, e := range list {
+		out[i] = e.Event
+	}
+	return out, more
+}
+
+func (l *eventLog) copiesAfter(seq uint64) ([]copiedEvent, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := uint64(len(l.mu.ring))
-	first := max(seq+1, l.mu.seq-n+1)
-	var out []Event
-	for s := first; s <= l.mu.seq; s++ {
-		out = append(out, l.mu.ring[(s-1)%eventCapacity])
+	n := min(len(l.mu.list), eventCapacity)
+	if seq < l.mu.seq {
+		n = int(min(uint64(n), l.mu.seq-seq))
+	} else {
+		n = 0
 	}
-	return out, l.mu.more
+	return slices.Clone(l.mu.list[len(l.mu.list)-n:]), l.mu.more
+}
+
+// eventsPath is where followers get the leader's events, so that these and the history of operators outlive it. A
+// line is a copiedEvent; an empty object is a sign of life.
+const eventsPath = "/internal/events"
+
+// serveEvents is the leader's side: all that it still has, then what happens, until either side ends.
+func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
+	ctx := s.leaderContext()
+	if ctx == nil || !s.IsLeader() {
+		writeError(w, errNotLeader)
+		return
+	}
+	out, flush := json.NewEncoder(w), http.NewResponseController(w)
+	last := uint64(0)
+	for {
+		events, more := s.cluster.events.copiesAfter(last)
+		if len(events) == 0 {
+			events = []copiedEvent{{}}
+		}
+		for _, e := range events {
+			if out.Encode(e) != nil {
+				return
+			}
+			last = max(last, e.Seq)
+		}
+		if flush.Flush() != nil {
+			return
+		}
+		select {
+		case <-more:
+		case <-time.After(syncAlive):
+		case <-r.Context().Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// readEvents is a follower's side. What it had is replaced: another leader may have told it other things.
+func (s *Server) readEvents(body io.Reader, alive func()) error {
+	in := json.NewDecoder(body)
+	for first := true; ; {
+		var e copiedEvent
+		if err := in.Decode(&e); err != nil {
+			return err
+		}
+		alive()
+		if e.Seq == 0 || s.IsLeader() {
+			continue
+		}
+		if first {
+			s.cluster.controller.ForgetHistory()
+		}
+		s.cluster.events.copyOf(e, first)
+		first = false
+		if e.Operator != nil {
+			s.cluster.controller.Remember(*e.Operator)
+		}
+	}
 }

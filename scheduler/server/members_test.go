@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
@@ -102,6 +103,42 @@ func TestFollowersAreWarm(t *testing.T) {
 	require.NotNil(t, r)
 	require.EqualValues(t, 1, r.Leader.StoreId)
 	require.Empty(t, next.Cluster().Controller().Records(), "nothing is moved on an unconfirmed record")
+}
+
+// What happened stays known: a new leader has the events and the ended operators of the one before.
+func TestEventsOutliveTheLeader(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, followers := leaderOf(t, members)
+	c, first := bootstrapped(t, leader, 3)
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	var ended []operator.Record
+	require.Eventually(t, func() bool { // a replica is to be added, since the region has one
+		leader.Cluster().Controller().CancelAll("by the test")
+		ended = leader.Cluster().Controller().History(10)
+		return len(ended) > 0
+	}, waitFor, tick)
+	kinds := func(s *server.Server) (out []string) {
+		for _, e := range call(t, s, "GET", "/events", "", 200)["events"].([]any) {
+			out = append(out, e.(map[string]any)["kind"].(string))
+		}
+		return out
+	}
+	before := kinds(leader)
+	require.Contains(t, before, "operator-ended")
+	for _, f := range followers {
+		require.Eventually(t, func() bool { return len(f.Cluster().Controller().History(10)) >= len(ended) }, waitFor, tick)
+	}
+	leader.Resign()
+	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+	next, _ := leaderOf(t, members)
+	history := next.Cluster().Controller().History(100)
+	require.Equal(t, ended[0].Why, history[len(history)-len(ended)].Why)
+	require.Equal(t, ended[0].Steps, history[len(history)-len(ended)].Steps)
+	after := kinds(next)
+	require.Equal(t, before, after[:len(before)])
+	require.Contains(t, after[len(before):], "leader-changed")
+	// Who led before follows, and has it too.
+	require.Eventually(t, func() bool { return len(leader.Cluster().Controller().History(100)) >= len(history) }, waitFor, tick)
 }
 
 // Ids and timestamps are unique and only grow, over many changes of leader.

@@ -115,7 +115,8 @@ func (s *Server) Start(ctx context.Context) error {
 	for _, run := range []func(){
 		func() { s.elector.Run(s.ctx, s.lead) },
 		s.watchNode,
-		func() { s.followRegions(s.ctx) },
+		func() { s.follow(s.ctx, syncPath, s.readRegions) },
+		func() { s.follow(s.ctx, eventsPath, s.readEvents) },
 		func() { s.keepSnapshots(s.ctx) },
 	} {
 		s.wg.Add(1)

@@ -238,8 +238,9 @@ func (s *Server) dumpRegions(w io.Writer) error {
 	}
 }
 
-// followRegions is a follower's side: it stays connected to whoever leads until ctx ends.
-func (s *Server) followRegions(ctx context.Context) {
+// follow is a follower's side: it stays connected to whoever leads until ctx ends, and lets read have what it says at
+// path. read calls alive with each frame.
+func (s *Server) follow(ctx context.Context, path string, read func(body io.Reader, alive func()) error) {
 	client := &http.Client{Transport: s.transport}
 	for ctx.Err() == nil {
 		leader, changed := s.elector.Leader()
@@ -252,8 +253,8 @@ func (s *Server) followRegions(ctx context.Context) {
 				case <-streamCtx.Done():
 				}
 			}()
-			if err := s.readRegions(streamCtx, client, leader.ClientUrls[0]+syncPath); err != nil && ctx.Err() == nil {
-				s.logger.Debug("region stream ended", zap.Error(err))
+			if err := s.readFrom(streamCtx, client, leader.ClientUrls[0]+path, read); err != nil && ctx.Err() == nil {
+				s.logger.Debug("stream of the leader ended", zap.String("path", path), zap.Error(err))
 			}
 			cancel()
 		}
@@ -264,7 +265,7 @@ func (s *Server) followRegions(ctx context.Context) {
 	}
 }
 
-func (s *Server) readRegions(ctx context.Context, client *http.Client, url string) error {
+func (s *Server) readFrom(ctx context.Context, client *http.Client, url string, read func(io.Reader, func()) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -282,13 +283,17 @@ func (s *Server) readRegions(ctx context.Context, client *http.Client, url strin
 	}
 	silence := time.AfterFunc(5*syncAlive, cancel)
 	defer silence.Stop()
-	in := bufio.NewReaderSize(resp.Body, 64<<10)
+	return read(resp.Body, func() { silence.Reset(5 * syncAlive) })
+}
+
+func (s *Server) readRegions(body io.Reader, alive func()) error {
+	in := bufio.NewReaderSize(body, 64<<10)
 	for {
 		payload, err := readFrame(in)
 		if err != nil {
 			return err
 		}
-		silence.Reset(5 * syncAlive)
+		alive()
 		if len(payload) == 0 || s.IsLeader() {
 			continue
 		}

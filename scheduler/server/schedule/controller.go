@@ -346,15 +346,33 @@ func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason
 	rec := op.Record()
 	c.mu.records[op.RegionID()] = rec
 	c.mu.ended[op.Desc()+"/"+st.String()]++
+	c.rememberLocked(rec)
+	if c.onEnd != nil {
+		c.onEnd(rec)
+	}
+}
+
+func (c *Controller) rememberLocked(rec operator.Record) {
 	if len(c.mu.history) < historySize {
 		c.mu.history = append(c.mu.history, rec)
 	} else {
 		c.mu.history[c.mu.next] = rec
 		c.mu.next = (c.mu.next + 1) % historySize
 	}
-	if c.onEnd != nil {
-		c.onEnd(rec)
-	}
+}
+
+// Remember adds an operator that another member has ended to the history.
+func (c *Controller) Remember(rec operator.Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rememberLocked(rec)
+}
+
+// ForgetHistory makes the history empty.
+func (c *Controller) ForgetHistory() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.history, c.mu.next = nil, 0
 }
 
 // noteTimeoutLocked backs off from a region and target that fail again and again.
