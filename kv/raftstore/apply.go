@@ -71,6 +71,8 @@ type applier struct {
 	// report gathers what the peer must be told after the next write; dirty: there is something.
 	report message.Applied
 	dirty  bool
+	// reportedTerm is the term of the last report.
+	reportedTerm uint64
 }
 
 func registerTask(p *peer) applyTask {
@@ -96,7 +98,9 @@ type applyWorker struct {
 	batch   engine.Batch
 	sync    bool
 	touched []*applier
+	woken   []*mailbox // by the reports of a flush
 	answers []answer
+	entries uint64 // in batch
 	freed   int64
 	keyBuf  []byte
 }
@@ -230,6 +234,7 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			}
 		}
 		a.applied, a.term = e.Index, e.Term
+		w.entries++
 		w.touch(a)
 		if w.batch.Size() >= applyFlushBytes || w.sync {
 			if err := w.flush(); err != nil {
@@ -324,16 +329,23 @@ func (w *applyWorker) flush() error {
 		if err := w.store.engine.Write(w.batch, w.sync); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
+		w.store.work.applyBatches.Add(1)
+		w.store.work.appliedEntries.Add(w.entries)
+		w.entries = 0
 	}
 	w.batch.Reset()
 	w.sync = false
 	for _, a := range w.touched {
 		report := a.report
 		report.PeerID, report.Index, report.Term = a.peer.Id, a.applied, a.term
-		a.report, a.dirty = message.Applied{}, false
-		// A closed mailbox means that the peer is gone.
-		_ = w.store.router.send(a.regionID, &report)
+		// The first entry of a term lets the leader serve reads by its lease.
+		report.Quiet = len(report.Results) == 0 && a.term == a.reportedTerm
+		a.report, a.dirty, a.reportedTerm = message.Applied{}, false, a.term
+		w.report(a.regionID, &report)
 	}
+	w.store.router.ready.push(w.woken...)
+	clear(w.woken)
+	w.woken = w.woken[:0]
 	clear(w.touched)
 	w.touched = w.touched[:0]
 	w.store.inflight.Add(-w.freed)
@@ -344,4 +356,15 @@ func (w *applyWorker) flush() error {
 	clear(w.answers)
 	w.answers = w.answers[:0]
 	return nil
+}
+
+// report lays a report into the peer's mailbox.
+func (w *applyWorker) report(regionID uint64, m *message.Applied) {
+	b := w.store.router.get(regionID)
+	if b == nil {
+		return // the peer is gone
+	}
+	if wake, _ := w.store.router.put(b, m); wake { // refused only when the peer is going
+		w.woken = append(w.woken, b)
+	}
 }

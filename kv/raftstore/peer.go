@@ -234,3 +234,10 @@ func isVote(m *eraftpb.Message) bool {
 func (p *peer) wantsTurn() bool {
 	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady())
 }
+
+// awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
+// off at once even if it only says how far the worker has come.
+func (p *peer) awaitsApplied() bool {
+	return len(p.reads.confirmed) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
+		p.rn.LeadTransferee() != raft.None
+}

@@ -21,7 +21,8 @@ import (
 //  4. send the rest: votes and answers promise what is on disk now
 //  5. hand committed entries to the apply workers, Advance
 //
-// It never waits for the network, the placement service, a raft snapshot or a full queue.
+// It never waits for the network, the placement service, a raft snapshot or a full queue. Which worker takes
+// what is up to the readyQueue.
 type raftWorker struct {
 	store *Store
 	id    int
@@ -38,6 +39,8 @@ type turn struct {
 	apply  [][]applyTask
 	// held remembers the messages of each mailbox, to give the slice back.
 	held [][]message.Msg
+	// again are the mailboxes that want another turn.
+	again []*mailbox
 }
 
 func newRaftWorker(s *Store, id int) *raftWorker {
@@ -53,7 +56,7 @@ func (w *raftWorker) run() {
 	var boxes []*mailbox
 	for {
 		var ok bool
-		boxes, ok = w.store.router.ready.pop(boxes[:0], cfg.TurnRegions, cfg.RaftWorkers)
+		boxes, ok = w.store.router.ready.pop(boxes[:0], cfg.TurnRegions, w.id > 0)
 		if !ok {
 			return
 		}
@@ -88,10 +91,17 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	w.flushMessages()
 	w.flushApply()
 	for i, b := range boxes {
-		w.store.router.rest(b, t.held[i], b.peer.wantsTurn())
+		if b.rest(t.held[i], b.peer.wantsTurn(), b.peer.awaitsApplied()) {
+			t.again = append(t.again, b)
+		}
 	}
+	w.store.router.ready.push(t.again...)
+	clear(t.again)
+	t.again = t.again[:0]
 	clear(t.ready)
 	t.ready = t.ready[:0]
+	w.store.work.turns.Add(1)
+	w.store.work.turnRegions.Add(uint64(len(boxes)))
 	return nil
 }
 
