@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -265,15 +266,20 @@ func (q *readyQueue) push(boxes ...*mailbox) {
 func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mailbox, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for !q.mu.closed {
-		if n := len(q.mu.boxes); n > goodTurn || n > 0 && (!helper || q.mu.stuck) {
+	wake := q.mu.first
+	if helper {
+		wake = q.mu.help
+	}
+	for !q.wanted(helper) {
+		wake.Wait()
+		if q.mu.closed {
 			break
 		}
-		if helper {
-			q.mu.help.Wait()
-		} else {
-			q.mu.first.Wait()
-		}
+		// Whoever woke this worker did so with its first message. Goroutines that can run beside it, of other
+		// requests, get to queue theirs first and share the turn; a lone one loses nothing.
+		q.mu.Unlock()
+		runtime.Gosched()
+		q.mu.Lock()
 	}
 	if q.mu.closed {
 		return into, false
@@ -290,6 +296,12 @@ func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mail
 		q.mu.help.Signal()
 	}
 	return into, true
+}
+
+// wanted tells whether there is something to do for the first worker, or for a helper. The lock must be held.
+func (q *readyQueue) wanted(helper bool) bool {
+	n := len(q.mu.boxes)
+	return q.mu.closed || n > goodTurn || n > 0 && (!helper || q.mu.stuck)
 }
 
 // unstick lets a helper take what has been waiting since the last call.
