@@ -103,6 +103,7 @@ type applyWorker struct {
 	entries uint64 // in batch
 	freed   int64
 	keyBuf  []byte
+	state   rspb.RaftApplyState // scratch of flush
 }
 
 type answer struct {
@@ -145,19 +146,23 @@ func (w *applyWorker) run() {
 		}
 		tasks, w.queue.tasks = w.queue.tasks, tasks[:0]
 		w.queue.Unlock()
-		for i := range tasks {
-			if err := w.handle(&tasks[i]); err != nil {
-				w.abandon(tasks[i:])
-				w.store.fail(err)
-				return
-			}
-		}
-		if err := w.flush(); err != nil {
+		if err := w.round(tasks); err != nil {
 			w.store.fail(err)
 			return
 		}
 		clear(tasks)
 	}
+}
+
+// round carries out tasks and writes what they came to.
+func (w *applyWorker) round(tasks []applyTask) error {
+	for i := range tasks {
+		if err := w.handle(&tasks[i]); err != nil {
+			w.abandon(tasks[i:])
+			return err
+		}
+	}
+	return w.flush()
 }
 
 // abandon answers what can not be carried out any more.
@@ -321,9 +326,8 @@ func (w *applyWorker) applyWrite(a *applier, cmd *message.Entry) message.Result 
 // peer learns of an applied index only when a read would see it.
 func (w *applyWorker) flush() error {
 	for _, a := range w.touched {
-		meta.Put(w.batch, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{
-			AppliedIndex: a.applied, TruncatedState: &a.truncated,
-		})
+		w.state.AppliedIndex, w.state.TruncatedState = a.applied, &a.truncated
+		w.keyBuf = meta.PutApplyState(w.batch, a.regionID, &w.state, w.keyBuf)
 	}
 	if w.batch.Len() > 0 {
 		if err := w.store.engine.Write(w.batch, w.sync); err != nil {

@@ -62,7 +62,8 @@ type peer struct {
 	rd   raft.Ready
 	late []eraftpb.Message
 	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
-	lazyCommit *eraftpb.HardState
+	// Empty if there is none.
+	lazyCommit eraftpb.HardState
 
 	stats peerStats
 	times peerTimes
