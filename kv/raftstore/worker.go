@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"fmt"
+	"runtime"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
@@ -81,7 +82,10 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 			t.ready = append(t.ready, p)
 		}
 	}
-	w.flushMessages()
+	if w.flushMessages() && !t.log.Empty() {
+		// The goroutines that send would else wait until the sync has given its processor away.
+		runtime.Gosched()
+	}
 	if err := w.persist(); err != nil {
 		return err
 	}
@@ -125,14 +129,17 @@ func (w *raftWorker) persist() error {
 	return nil
 }
 
-func (w *raftWorker) flushMessages() {
+// flushMessages hands the turn's messages over and tells whether there were any.
+func (w *raftWorker) flushMessages() (sent bool) {
 	for store, msgs := range w.turn.out {
 		if len(msgs) > 0 {
+			sent = true
 			w.store.trans.Send(store, msgs)
 			// The transport owns the slice now.
 			w.turn.out[store] = nil
 		}
 	}
+	return sent
 }
 
 func (w *raftWorker) flushApply() {
