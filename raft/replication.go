@@ -498,7 +498,10 @@ func (u *uncommitted) freeTo(index uint64) {
 		u.bytes -= u.marks[n].bytes
 		n++
 	}
-	u.marks = u.marks[n:]
+	if n > 0 {
+		// Moved to the front, so that the room is used again: there are few.
+		u.marks = append(u.marks[:0], u.marks[n:]...)
+	}
 }
 
 func (u *uncommitted) reset() { u.bytes, u.marks = 0, nil }

@@ -53,15 +53,21 @@ type regionCache struct {
 	placement Placement
 	mu        struct {
 		sync.RWMutex
-		tree *btree.BTreeG[*cachedRegion]
+		tree *btree.BTreeG[cacheItem]
 	}
 }
 
+// cacheItem is a value, so that a lookup need not make a region to search with.
+type cacheItem struct {
+	start  []byte
+	region *cachedRegion
+}
+
+func itemOf(r *cachedRegion) cacheItem { return cacheItem{r.meta.StartKey, r} }
+
 func newRegionCache(p Placement) *regionCache {
 	c := &regionCache{placement: p}
-	c.mu.tree = btree.NewG(32, func(a, b *cachedRegion) bool {
-		return bytes.Compare(a.meta.StartKey, b.meta.StartKey) < 0
-	})
+	c.mu.tree = btree.NewG(32, func(a, b cacheItem) bool { return bytes.Compare(a.start, b.start) < 0 })
 	return c
 }
 
@@ -72,9 +78,9 @@ func (c *regionCache) lookup(key []byte) *cachedRegion {
 }
 
 func (c *regionCache) lookupLocked(key []byte) (found *cachedRegion) {
-	c.mu.tree.DescendLessOrEqual(&cachedRegion{meta: &metapb.Region{StartKey: key}}, func(r *cachedRegion) bool {
-		if r.contains(key) {
-			found = r
+	c.mu.tree.DescendLessOrEqual(cacheItem{start: key}, func(i cacheItem) bool {
+		if i.region.contains(key) {
+			found = i.region
 		}
 		return false
 	})
@@ -123,13 +129,13 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 		overlaps = append(overlaps, r)
 		stale = stale || older(meta.RegionEpoch, r.meta.RegionEpoch)
 	}
-	c.mu.tree.DescendLessOrEqual(&cachedRegion{meta: meta}, func(r *cachedRegion) bool { visit(r); return false })
-	c.mu.tree.AscendGreaterOrEqual(&cachedRegion{meta: meta}, func(r *cachedRegion) bool {
-		if len(meta.EndKey) > 0 && bytes.Compare(r.meta.StartKey, meta.EndKey) >= 0 {
+	c.mu.tree.DescendLessOrEqual(cacheItem{start: meta.StartKey}, func(i cacheItem) bool { visit(i.region); return false })
+	c.mu.tree.AscendGreaterOrEqual(cacheItem{start: meta.StartKey}, func(i cacheItem) bool {
+		if len(meta.EndKey) > 0 && bytes.Compare(i.start, meta.EndKey) >= 0 {
 			return false
 		}
-		if !bytes.Equal(r.meta.StartKey, meta.StartKey) {
-			visit(r)
+		if !bytes.Equal(i.start, meta.StartKey) {
+			visit(i.region)
 		}
 		return true
 	})
@@ -138,7 +144,7 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 	}
 	entry := &cachedRegion{meta: meta, leader: leader}
 	for _, r := range overlaps {
-		c.mu.tree.Delete(r)
+		c.mu.tree.Delete(itemOf(r))
 		if leader == nil && r.meta.Id == meta.Id && r.leader != nil {
 			for _, p := range meta.Peers {
 				if p.Id == r.leader.Id {
@@ -151,7 +157,7 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 		entry.leader = nil
 		entry.leader = entry.nextPeer()
 	}
-	c.mu.tree.ReplaceOrInsert(entry)
+	c.mu.tree.ReplaceOrInsert(itemOf(entry))
 }
 
 // setLeader changes whom to try first, if the cached region is still the one that was asked.
@@ -161,14 +167,14 @@ func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if cur, ok := c.mu.tree.Get(asked); ok && cur == asked {
+	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
 		for _, p := range asked.meta.Peers {
 			if p.Id == leader.Id {
-				c.mu.tree.ReplaceOrInsert(&cachedRegion{meta: asked.meta, leader: p})
+				c.mu.tree.ReplaceOrInsert(itemOf(&cachedRegion{meta: asked.meta, leader: p}))
 				return
 			}
 		}
-		c.mu.tree.Delete(asked) // a leader that this version of the region does not know
+		c.mu.tree.Delete(itemOf(asked)) // a leader that this version of the region does not know
 	}
 }
 
@@ -176,7 +182,7 @@ func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
 func (c *regionCache) drop(asked *cachedRegion) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if cur, ok := c.mu.tree.Get(asked); ok && cur == asked {
-		c.mu.tree.Delete(asked)
+	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
+		c.mu.tree.Delete(itemOf(asked))
 	}
 }

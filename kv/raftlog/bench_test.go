@@ -166,3 +166,29 @@ func BenchmarkEntries(b *testing.B) {
 		})
 	}
 }
+
+// TestAllocationsOfAWrite: a batch of one entry for each of 32 regions, as a turn of a raft worker writes it,
+// takes little more than the copies of the payloads for the cache of entries, one for each region.
+func TestAllocationsOfAWrite(t *testing.T) {
+	l := mustOpen(t, t.TempDir(), raftlog.Options{})
+	var batch raftlog.Batch
+	ents := []eraftpb.Entry{{Term: 1, Data: make([]byte, benchPayload)}}
+	i := uint64(1)
+	got := testing.AllocsPerRun(500, func() {
+		batch.Clear()
+		ents[0].Index = i
+		for region := range uint64(32) {
+			batch.Append(region+1, ents)
+			if i%100 == 0 {
+				batch.Truncate(region+1, i-50, 1)
+			}
+		}
+		if err := l.Write(&batch, false); err != nil {
+			t.Error(err)
+		}
+		i++
+	})
+	if got > 34 {
+		t.Errorf("%v allocations", got)
+	}
+}

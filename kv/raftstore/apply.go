@@ -71,6 +71,8 @@ type applier struct {
 	// report gathers what the peer must be told after the next write; dirty: there is something.
 	report message.Applied
 	dirty  bool
+	// reportedTerm is the term of the last report.
+	reportedTerm uint64
 }
 
 func registerTask(p *peer) applyTask {
@@ -96,9 +98,12 @@ type applyWorker struct {
 	batch   engine.Batch
 	sync    bool
 	touched []*applier
+	woken   []*mailbox // by the reports of a flush
 	answers []answer
+	entries uint64 // in batch
 	freed   int64
 	keyBuf  []byte
+	state   rspb.RaftApplyState // scratch of flush
 }
 
 type answer struct {
@@ -141,19 +146,23 @@ func (w *applyWorker) run() {
 		}
 		tasks, w.queue.tasks = w.queue.tasks, tasks[:0]
 		w.queue.Unlock()
-		for i := range tasks {
-			if err := w.handle(&tasks[i]); err != nil {
-				w.abandon(tasks[i:])
-				w.store.fail(err)
-				return
-			}
-		}
-		if err := w.flush(); err != nil {
+		if err := w.round(tasks); err != nil {
 			w.store.fail(err)
 			return
 		}
 		clear(tasks)
 	}
+}
+
+// round carries out tasks and writes what they came to.
+func (w *applyWorker) round(tasks []applyTask) error {
+	for i := range tasks {
+		if err := w.handle(&tasks[i]); err != nil {
+			w.abandon(tasks[i:])
+			return err
+		}
+	}
+	return w.flush()
 }
 
 // abandon answers what can not be carried out any more.
@@ -230,6 +239,7 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			}
 		}
 		a.applied, a.term = e.Index, e.Term
+		w.entries++
 		w.touch(a)
 		if w.batch.Size() >= applyFlushBytes || w.sync {
 			if err := w.flush(); err != nil {
@@ -316,24 +326,30 @@ func (w *applyWorker) applyWrite(a *applier, cmd *message.Entry) message.Result 
 // peer learns of an applied index only when a read would see it.
 func (w *applyWorker) flush() error {
 	for _, a := range w.touched {
-		meta.Put(w.batch, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{
-			AppliedIndex: a.applied, TruncatedState: &a.truncated,
-		})
+		w.state.AppliedIndex, w.state.TruncatedState = a.applied, &a.truncated
+		w.keyBuf = meta.PutApplyState(w.batch, a.regionID, &w.state, w.keyBuf)
 	}
 	if w.batch.Len() > 0 {
 		if err := w.store.engine.Write(w.batch, w.sync); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
+		w.store.work.applyBatches.Add(1)
+		w.store.work.appliedEntries.Add(w.entries)
+		w.entries = 0
 	}
 	w.batch.Reset()
 	w.sync = false
 	for _, a := range w.touched {
 		report := a.report
 		report.PeerID, report.Index, report.Term = a.peer.Id, a.applied, a.term
-		a.report, a.dirty = message.Applied{}, false
-		// A closed mailbox means that the peer is gone.
-		_ = w.store.router.send(a.regionID, &report)
+		// The first entry of a term lets the leader serve reads by its lease.
+		report.Quiet = len(report.Results) == 0 && a.term == a.reportedTerm
+		a.report, a.dirty, a.reportedTerm = message.Applied{}, false, a.term
+		w.report(a.regionID, &report)
 	}
+	w.store.router.ready.push(w.woken...)
+	clear(w.woken)
+	w.woken = w.woken[:0]
 	clear(w.touched)
 	w.touched = w.touched[:0]
 	w.store.inflight.Add(-w.freed)
@@ -344,4 +360,15 @@ func (w *applyWorker) flush() error {
 	clear(w.answers)
 	w.answers = w.answers[:0]
 	return nil
+}
+
+// report lays a report into the peer's mailbox.
+func (w *applyWorker) report(regionID uint64, m *message.Applied) {
+	b := w.store.router.get(regionID)
+	if b == nil {
+		return // the peer is gone
+	}
+	if wake, _ := w.store.router.put(b, m); wake { // refused only when the peer is going
+		w.woken = append(w.woken, b)
+	}
 }

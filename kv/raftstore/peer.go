@@ -62,7 +62,8 @@ type peer struct {
 	rd   raft.Ready
 	late []eraftpb.Message
 	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
-	lazyCommit *eraftpb.HardState
+	// Empty if there is none.
+	lazyCommit eraftpb.HardState
 
 	stats peerStats
 	times peerTimes
@@ -233,4 +234,11 @@ func isVote(m *eraftpb.Message) bool {
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
 	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady())
+}
+
+// awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
+// off at once even if it only says how far the worker has come.
+func (p *peer) awaitsApplied() bool {
+	return len(p.reads.confirmed) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
+		p.rn.LeadTransferee() != raft.None
 }

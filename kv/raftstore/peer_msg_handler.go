@@ -351,7 +351,7 @@ func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	}
 	p.meta, p.rn, p.ps, p.logger = np.meta, np.rn, np.ps, np.logger
 	p.appliedIndex, p.appliedTerm = np.appliedIndex, np.appliedTerm
-	p.rd, p.late, p.lazyCommit = raft.Ready{}, nil, nil
+	p.rd, p.late, p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
 	p.setRegion(m.Region)
 	p.store.meta.finishSplit(m.Region.Id)
 	t.addApply(p.store.applierOf(p.regionID), registerTask(p))

@@ -52,14 +52,13 @@ func (p *peer) collectReady(t *turn) bool {
 		// falls behind what the engine has applied.
 		if rd.MustSync {
 			t.log.SetHardState(p.regionID, rd.HardState)
-			p.lazyCommit = nil
+			p.lazyCommit = eraftpb.HardState{}
 		} else {
-			hs := rd.HardState
-			p.lazyCommit = &hs
+			p.lazyCommit = rd.HardState
 		}
-	} else if rd.MustSync && p.lazyCommit != nil {
-		t.log.SetHardState(p.regionID, *p.lazyCommit)
-		p.lazyCommit = nil
+	} else if rd.MustSync && !raft.IsEmptyHardState(p.lazyCommit) {
+		t.log.SetHardState(p.regionID, p.lazyCommit)
+		p.lazyCommit = eraftpb.HardState{}
 	}
 	t.sync = t.sync || rd.MustSync
 	return true
@@ -79,7 +78,7 @@ func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
 		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,
 	})
 	t.log.Reset(p.regionID, md.Index, md.Term)
-	p.lazyCommit = nil
+	p.lazyCommit = eraftpb.HardState{}
 	if raft.IsEmptyHardState(p.rd.HardState) {
 		t.log.SetHardState(p.regionID, eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
 	}

@@ -141,8 +141,10 @@ func (p *peer) publish() {
 	if p.handled != nil && *p.handled == h {
 		return
 	}
-	p.handled = &h
-	p.box.handle.Store(&h)
+	published := new(readHandle) // h itself stays off the heap: most calls change nothing
+	*published = h
+	p.handled = published
+	p.box.handle.Store(published)
 }
 
 // readQueue holds the reads that wait for proof of leadership or for the apply worker.

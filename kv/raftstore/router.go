@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +19,10 @@ const maxQueuedRaftMessages = 4096
 //
 // Client commands and raft messages are bounded; what the store itself sends (apply results, reports)
 // is not dropped, its number is bounded by the work that causes it. Ticks are a counter.
+//
+// A report that nobody waits for (message.Applied.Quiet) is laid into the mailbox without waking a worker:
+// it is worked off with what comes next, at the latest the next tick. So it gets a turn at once if the peer
+// sleeps, which has no ticks, or has said in its last turn that it waits for reports.
 type mailbox struct {
 	regionID uint64
 	// peer is touched only by the worker that holds the mailbox.
@@ -40,6 +45,8 @@ type mailbox struct {
 		ticks    int
 		queued   bool
 		closed   bool
+		urgent   bool // some of msgs are not quiet
+		awaited  bool // the peer waits for quiet reports
 	}
 }
 
@@ -56,9 +63,11 @@ type router struct {
 	stirred chan struct{}
 }
 
-func newRouter(maxCommands int) *router {
+// newRouter makes a router whose regions are run by the given number of workers.
+func newRouter(maxCommands, workers int) *router {
 	r := &router{maxCommands: maxCommands, stirred: make(chan struct{}, 1)}
-	r.ready.mu.cond = sync.NewCond(&r.ready.mu)
+	r.ready.helpers = workers - 1
+	r.ready.mu.first, r.ready.mu.help = sync.NewCond(&r.ready.mu), sync.NewCond(&r.ready.mu)
 	return r
 }
 
@@ -104,34 +113,47 @@ func (r *router) send(regionID uint64, m message.Msg) error {
 }
 
 func (r *router) push(b *mailbox, m message.Msg) error {
-	b.mu.Lock()
-	if b.mu.closed {
-		b.mu.Unlock()
-		return &RegionNotFoundError{RegionID: b.regionID}
+	wake, err := r.put(b, m)
+	if wake {
+		r.ready.push(b)
 	}
-	switch m.(type) {
+	return err
+}
+
+// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue:
+// whoever has messages for many regions does so with all of them at once, so that they share a turn.
+func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mu.closed {
+		return false, &RegionNotFoundError{RegionID: b.regionID}
+	}
+	quiet := false
+	switch m := m.(type) {
 	case *message.Write, *message.Read, *message.Admin:
 		if b.mu.commands >= r.maxCommands {
-			b.mu.Unlock()
-			return &BusyError{Reason: "too many requests wait for this region"}
+			return false, &BusyError{Reason: "too many requests wait for this region"}
 		}
 		b.mu.commands++
 	case *message.Raft:
 		if b.mu.rafts >= maxQueuedRaftMessages {
-			b.mu.Unlock()
 			r.dropped.Add(1)
-			return &BusyError{Reason: "too many raft messages wait for this region"}
+			return false, &BusyError{Reason: "too many raft messages wait for this region"}
 		}
 		b.mu.rafts++
+	case *message.Applied:
+		quiet = m.Quiet
 	}
 	b.mu.msgs = append(b.mu.msgs, m)
-	wake := !b.mu.queued
-	b.mu.queued = true
-	b.mu.Unlock()
-	if wake {
-		r.ready.push(b)
-	}
-	return nil
+	b.mu.urgent = b.mu.urgent || !quiet
+	wake = !b.mu.queued && b.due()
+	b.mu.queued = b.mu.queued || wake
+	return wake, nil
+}
+
+// due tells whether what is in the mailbox asks for a turn. The lock must be held.
+func (b *mailbox) due() bool {
+	return b.mu.urgent || b.mu.ticks > 0 || len(b.mu.msgs) > 0 && (b.mu.awaited || b.asleep.Load())
 }
 
 // noteAwake counts a mailbox among those that want ticks, or not any more. Called by whoever holds the
@@ -154,6 +176,7 @@ func (r *router) noteAwake(b *mailbox, awake bool) {
 
 // tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base.
 func (r *router) tick(n int, now int64) {
+	var woken []*mailbox
 	r.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
 		if b.asleep.Load() {
@@ -169,10 +192,12 @@ func (r *router) tick(n int, now int64) {
 		}
 		b.mu.Unlock()
 		if wake {
-			r.ready.push(b)
+			woken = append(woken, b)
 		}
 		return true
 	})
+	r.ready.push(woken...)
+	r.ready.unstick()
 }
 
 // take empties the mailbox for the worker that holds it.
@@ -181,80 +206,136 @@ func (b *mailbox) take() (msgs []message.Msg, ticks int) {
 	defer b.mu.Unlock()
 	msgs, ticks = b.mu.msgs, b.mu.ticks
 	b.mu.msgs, b.mu.spare = b.mu.spare[:0], nil
-	b.mu.commands, b.mu.rafts, b.mu.ticks = 0, 0, 0
+	b.mu.commands, b.mu.rafts, b.mu.ticks, b.mu.urgent = 0, 0, 0, false
 	return msgs, ticks
 }
 
-// rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn.
-func (r *router) rest(b *mailbox, msgs []message.Msg, again bool) {
+// rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn, awaited for
+// one as soon as there is a report.
+func (b *mailbox) rest(msgs []message.Msg, again, awaited bool) (wake bool) {
 	clear(msgs)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.mu.spare == nil && cap(msgs) <= 1024 {
 		b.mu.spare = msgs[:0]
 	}
-	again = !b.mu.closed && (again || len(b.mu.msgs) > 0 || b.mu.ticks > 0)
-	if !again {
-		b.mu.queued = false
-	}
-	b.mu.Unlock()
-	if again {
-		r.ready.push(b)
-	}
+	b.mu.awaited = awaited
+	b.mu.queued = !b.mu.closed && (again || b.due())
+	return b.mu.queued
 }
 
 // readyQueue is an unbounded FIFO of mailboxes; each is in it at most once, so its length is bounded
 // by the number of regions.
+//
+// The first worker takes all that waits: what comes while it syncs shares the next sync. The others help
+// only when more waits than makes a good turn, because each turn of theirs costs a sync of its own, or when
+// the first has been in one turn since the last tick: a sync that hangs must not hold up regions that have
+// nothing to write.
 type readyQueue struct {
-	mu struct {
+	helpers int // workers besides the first
+	mu      struct {
 		sync.Mutex
-		cond   *sync.Cond
-		boxes  []*mailbox
-		closed bool
+		first, help *sync.Cond
+		boxes       []*mailbox
+		// turns counts what pop gave out; seen is the count of the last tick, stuck that nothing was since.
+		turns, seen uint64
+		stuck       bool
+		closed      bool
 	}
 }
 
-func (q *readyQueue) push(b *mailbox) {
+// goodTurn is the number of regions beyond which sharing a sync saves little.
+const goodTurn = 64
+
+func (q *readyQueue) push(boxes ...*mailbox) {
+	if len(boxes) == 0 {
+		return
+	}
 	q.mu.Lock()
-	q.mu.boxes = append(q.mu.boxes, b)
+	q.mu.boxes = append(q.mu.boxes, boxes...)
+	help := len(q.mu.boxes) > goodTurn
 	q.mu.Unlock()
-	q.mu.cond.Signal()
+	q.mu.first.Signal()
+	if help {
+		q.mu.help.Signal()
+	}
 }
 
 // pop waits for work and appends up to limit mailboxes to into; ok is false once the queue is closed.
-// With several workers a share is left for the others.
-func (q *readyQueue) pop(into []*mailbox, limit, workers int) (boxes []*mailbox, ok bool) {
+// A share of a long queue is left for the others.
+func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mailbox, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.mu.boxes) == 0 && !q.mu.closed {
-		q.mu.cond.Wait()
+	wake := q.mu.first
+	if helper {
+		wake = q.mu.help
+	}
+	for !q.wanted(helper) {
+		wake.Wait()
+		if q.mu.closed {
+			break
+		}
+		// Whoever woke this worker did so with its first message. Goroutines that can run beside it, of other
+		// requests, get to queue theirs first and share the turn; a lone one loses nothing.
+		q.mu.Unlock()
+		runtime.Gosched()
+		q.mu.Lock()
 	}
 	if q.mu.closed {
 		return into, false
 	}
-	n := min(limit, (len(q.mu.boxes)+workers-1)/workers)
+	share := (len(q.mu.boxes) + q.helpers) / (q.helpers + 1)
+	n := min(limit, len(q.mu.boxes), max(goodTurn, share))
 	into = append(into, q.mu.boxes[:n]...)
 	rest := copy(q.mu.boxes, q.mu.boxes[n:])
 	clear(q.mu.boxes[rest:])
 	q.mu.boxes = q.mu.boxes[:rest]
-	if rest > 0 {
-		q.mu.cond.Signal()
+	q.mu.turns++
+	q.mu.stuck = false
+	if rest > goodTurn {
+		q.mu.help.Signal()
 	}
 	return into, true
+}
+
+// wanted tells whether there is something to do for the first worker, or for a helper. The lock must be held.
+func (q *readyQueue) wanted(helper bool) bool {
+	n := len(q.mu.boxes)
+	return q.mu.closed || n > goodTurn || n > 0 && (!helper || q.mu.stuck)
+}
+
+// unstick lets a helper take what has been waiting since the last call.
+func (q *readyQueue) unstick() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.mu.stuck = q.mu.turns == q.mu.seen && len(q.mu.boxes) > 0
+	q.mu.seen = q.mu.turns
+	if q.mu.stuck {
+		q.mu.help.Signal()
+	}
 }
 
 func (q *readyQueue) close() {
 	q.mu.Lock()
 	q.mu.closed = true
 	q.mu.Unlock()
-	q.mu.cond.Broadcast()
+	q.mu.first.Broadcast()
+	q.mu.help.Broadcast()
 }
 
-// sendRaft routes a message from another store: to its region, or to the store worker if the region
-// is not here.
-func (s *Store) sendRaft(m *rspb.RaftMessage) error {
-	err := s.router.send(m.RegionId, &message.Raft{Message: m})
-	if _, missing := err.(*RegionNotFoundError); missing {
-		return s.sendStore(storeRaft{m})
+// routeRaft lays a message from another store into its region's mailbox, and returns that if it has to be put
+// into the ready queue; or gives it to the store worker if the region is not here.
+func (s *Store) routeRaft(m *rspb.RaftMessage) (*mailbox, error) {
+	b := s.router.get(m.RegionId)
+	if b == nil {
+		return nil, s.sendStore(storeRaft{m})
 	}
-	return err
+	wake, err := s.router.put(b, &message.Raft{Message: m})
+	if _, missing := err.(*RegionNotFoundError); missing {
+		return nil, s.sendStore(storeRaft{m})
+	}
+	if !wake {
+		b = nil
+	}
+	return b, err
 }

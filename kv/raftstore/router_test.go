@@ -13,7 +13,7 @@ import (
 // TestTicksPassAFullMailbox: clients and other stores can fill a mailbox, but ticks are a counter beside
 // it and reports of the store itself are always taken (M4).
 func TestTicksPassAFullMailbox(t *testing.T) {
-	r := newRouter(10)
+	r := newRouter(10, 1)
 	p := &peer{regionID: 1}
 	p.box = &mailbox{regionID: 1, peer: p}
 	require.True(t, r.register(p))
@@ -39,17 +39,116 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 		r.tick(1, 0)
 	}
 	require.NoError(t, r.send(1, &message.Applied{}))
-	boxes, ok := r.ready.pop(nil, 10, 1)
+	boxes, ok := r.ready.pop(nil, 10, false)
 	require.True(t, ok)
 	require.Len(t, boxes, 1, "a mailbox waits in the queue once")
 	msgs, ticks := boxes[0].take()
 	require.Equal(t, 100, ticks)
 	require.Len(t, msgs, commands+rafts+1)
 	require.NoError(t, r.send(1, &message.Write{Callback: message.NewCallback()}), "an emptied mailbox takes commands again")
-	r.rest(boxes[0], msgs, false)
-	boxes, _ = r.ready.pop(nil, 10, 1)
+	require.True(t, boxes[0].rest(msgs, false, false))
+	r.ready.push(boxes[0])
+	boxes, _ = r.ready.pop(nil, 10, false)
 	require.Len(t, boxes, 1, "what came meanwhile gets another turn")
 	msgs, ticks = boxes[0].take()
 	require.Len(t, msgs, 1)
 	require.Zero(t, ticks)
+}
+
+func boxOf(t *testing.T, r *router, id uint64) *mailbox {
+	t.Helper()
+	p := &peer{regionID: id}
+	p.box = &mailbox{regionID: id, peer: p}
+	require.True(t, r.register(p))
+	return p.box
+}
+
+// TestQuietReportsWaitForATurn: a report that nobody waits for gets no turn of its own, but is never left
+// lying: the next message, the next tick, a peer that sleeps or one that waits for it sees to that.
+func TestQuietReportsWaitForATurn(t *testing.T) {
+	cases := map[string]struct {
+		before, after func(r *router, b *mailbox)
+		wakes         bool
+	}{
+		"nobody waits":   {},
+		"a message":      {after: func(r *router, b *mailbox) { _ = r.push(b, &message.Write{}) }, wakes: true},
+		"a tick":         {after: func(r *router, _ *mailbox) { r.tick(1, 0) }, wakes: true},
+		"a sleeper":      {before: func(_ *router, b *mailbox) { b.asleep.Store(true) }, wakes: true},
+		"a waiting peer": {before: func(_ *router, b *mailbox) { b.rest(nil, false, true) }, wakes: true},
+		"a peer that does not wait any more": {before: func(_ *router, b *mailbox) {
+			b.rest(nil, false, true)
+			b.rest(nil, false, false)
+		}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := newRouter(10, 1)
+			b := boxOf(t, r, 1)
+			if c.before != nil {
+				c.before(r, b)
+			}
+			require.NoError(t, r.push(b, &message.Applied{Quiet: true}))
+			if c.after != nil {
+				c.after(r, b)
+			}
+			require.Equal(t, c.wakes, len(r.ready.mu.boxes) == 1)
+			msgs, _ := b.take()
+			require.IsType(t, &message.Applied{}, msgs[0], "in its place")
+		})
+	}
+	t.Run("what came during a turn", func(t *testing.T) {
+		r := newRouter(10, 1)
+		b := boxOf(t, r, 1)
+		require.NoError(t, r.push(b, &message.Start{}))
+		msgs, _ := b.take()
+		require.NoError(t, r.push(b, &message.Applied{Quiet: true}))
+		require.False(t, b.rest(msgs, false, false), "quiet")
+		require.NoError(t, r.push(b, &message.Start{}))
+		msgs, _ = b.take()
+		require.Len(t, msgs, 2)
+		require.NoError(t, r.push(b, &message.Applied{Quiet: true}))
+		require.True(t, b.rest(msgs, false, true), "the turn began to wait for it")
+	})
+}
+
+// TestHelpersLeaveAGoodTurnToTheFirst: the first raft worker takes what waits, so that it shares a sync;
+// others help with long queues, and when the first has not come back since the last tick.
+func TestHelpersLeaveAGoodTurnToTheFirst(t *testing.T) {
+	r := newRouter(10, 2)
+	var boxes []*mailbox
+	for id := range uint64(3*goodTurn + 1) {
+		boxes = append(boxes, boxOf(t, r, id+1))
+	}
+	help := func() <-chan []*mailbox {
+		got := make(chan []*mailbox, 1)
+		go func() {
+			taken, _ := r.ready.pop(nil, 256, true)
+			got <- taken
+		}()
+		return got
+	}
+	first := func() []*mailbox {
+		taken, ok := r.ready.pop(nil, 256, false)
+		require.True(t, ok)
+		return taken
+	}
+
+	r.ready.push(boxes[:goodTurn]...)
+	require.Len(t, first(), goodTurn, "all of a good turn")
+
+	r.ready.push(boxes...)
+	require.Len(t, <-help(), goodTurn+goodTurn/2+1, "its share of a long queue")
+	require.Len(t, first(), goodTurn)
+	require.Len(t, first(), goodTurn/2)
+
+	r.ready.push(boxes[0])
+	r.ready.unstick()
+	require.False(t, r.ready.mu.stuck, "the first worker may still come")
+	helper := help()
+	r.ready.unstick()
+	require.Len(t, <-helper, 1, "the first worker has hung for a whole tick")
+
+	helper = help()
+	r.ready.close()
+	require.Empty(t, <-helper)
 }

@@ -124,6 +124,7 @@ type Store struct {
 
 	storeCh       chan storeMsg
 	inflight      atomic.Int64
+	work          workCounters
 	diskFull      atomic.Bool
 	leaseReads    bool
 	leaseDuration time.Duration
@@ -158,7 +159,7 @@ func New(o Options) *Store {
 	}
 	s.live = newLiveness(s.clock)
 	rc := &o.Config.Raftstore
-	s.router = newRouter(rc.MaxPendingPerRegion)
+	s.router = newRouter(rc.MaxPendingPerRegion, rc.RaftWorkers)
 	s.leaseReads = rc.ReadMode == "lease"
 	s.leaseDuration = rc.LeaseDuration()
 	s.quarantine.regions = map[uint64]error{}
@@ -314,24 +315,46 @@ func (s *Store) ready() error {
 }
 
 // HandleRaft takes a message from another store. It never blocks; the error says why it was dropped.
-func (s *Store) HandleRaft(m *rspb.RaftMessage) error {
+func (s *Store) HandleRaft(m *rspb.RaftMessage) (err error) {
+	s.HandleRaftBatch([]*rspb.RaftMessage{m}, func(_ *rspb.RaftMessage, why error) { err = why })
+	return err
+}
+
+// HandleRaftBatch takes messages that came together, so that their regions share a turn. It never blocks;
+// dropped hears of each message that was not taken, and why.
+func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error)) {
+	woken := make([]*mailbox, 0, len(msgs))
+	for _, m := range msgs {
+		box, err := s.takeRaft(m)
+		if err != nil {
+			dropped(m, err)
+		} else if box != nil {
+			woken = append(woken, box)
+		}
+	}
+	s.router.ready.push(woken...)
+}
+
+// takeRaft checks a message's envelope and routes it. It returns the mailbox that has to be put into the
+// ready queue, if there is one.
+func (s *Store) takeRaft(m *rspb.RaftMessage) (*mailbox, error) {
 	switch {
 	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
-		return invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
+		return nil, invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
 	case m.GetToPeer().GetStoreId() != s.storeID:
-		return &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
+		return nil, &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
 	case isGreeting(m):
 		s.live.hear(m.FromPeer.StoreId)
-		return nil
+		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
-		return invalidf("raft message without region, sender or epoch")
+		return nil, invalidf("raft message without region, sender or epoch")
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
-		return invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
+		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
 	case !knownEntries(m.Message):
-		return invalidf("raft message of region %d has an entry of no known type", m.RegionId)
+		return nil, invalidf("raft message of region %d has an entry of no known type", m.RegionId)
 	}
 	s.live.hear(m.FromPeer.StoreId)
-	return s.sendRaft(m)
+	return s.routeRaft(m)
 }
 
 // knownEntries tells whether all entries are of types that the raft log can hold: it refuses a batch with

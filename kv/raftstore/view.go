@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"sort"
+	"sync/atomic"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -143,6 +144,30 @@ func (s *Store) Counts() Counts {
 		return true
 	})
 	return c
+}
+
+// workCounters say how well the work of many regions is gathered. Each is counted once a turn or an apply
+// batch, by the goroutine that ran it.
+type workCounters struct {
+	turns, turnRegions, applyBatches, appliedEntries atomic.Uint64
+}
+
+// Work counts what the store's workers have done since the start. The ratios tell how much of it is shared:
+// regions per turn, entries per apply batch.
+type Work struct {
+	// Turns of the raft workers, and the regions that they ran.
+	Turns, TurnRegions uint64
+	// ApplyBatches are the engine batches of the apply workers, AppliedEntries the raft entries in them.
+	ApplyBatches, AppliedEntries uint64
+}
+
+// Work reads the counters.
+func (s *Store) Work() Work {
+	w := &s.work
+	return Work{
+		Turns: w.turns.Load(), TurnRegions: w.turnRegions.Load(),
+		ApplyBatches: w.applyBatches.Load(), AppliedEntries: w.appliedEntries.Load(),
+	}
 }
 
 // Quarantined lists damaged replicas that are not served, with the reason.

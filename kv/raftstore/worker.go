@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"fmt"
+	"runtime"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
@@ -21,7 +22,8 @@ import (
 //  4. send the rest: votes and answers promise what is on disk now
 //  5. hand committed entries to the apply workers, Advance
 //
-// It never waits for the network, the placement service, a raft snapshot or a full queue.
+// It never waits for the network, the placement service, a raft snapshot or a full queue. Which worker takes
+// what is up to the readyQueue.
 type raftWorker struct {
 	store *Store
 	id    int
@@ -38,6 +40,8 @@ type turn struct {
 	apply  [][]applyTask
 	// held remembers the messages of each mailbox, to give the slice back.
 	held [][]message.Msg
+	// again are the mailboxes that want another turn.
+	again []*mailbox
 }
 
 func newRaftWorker(s *Store, id int) *raftWorker {
@@ -53,7 +57,7 @@ func (w *raftWorker) run() {
 	var boxes []*mailbox
 	for {
 		var ok bool
-		boxes, ok = w.store.router.ready.pop(boxes[:0], cfg.TurnRegions, cfg.RaftWorkers)
+		boxes, ok = w.store.router.ready.pop(boxes[:0], cfg.TurnRegions, w.id > 0)
 		if !ok {
 			return
 		}
@@ -78,7 +82,10 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 			t.ready = append(t.ready, p)
 		}
 	}
-	w.flushMessages()
+	if w.flushMessages() && !t.log.Empty() {
+		// The goroutines that send would else wait until the sync has given its processor away.
+		runtime.Gosched()
+	}
 	if err := w.persist(); err != nil {
 		return err
 	}
@@ -88,10 +95,17 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	w.flushMessages()
 	w.flushApply()
 	for i, b := range boxes {
-		w.store.router.rest(b, t.held[i], b.peer.wantsTurn())
+		if b.rest(t.held[i], b.peer.wantsTurn(), b.peer.awaitsApplied()) {
+			t.again = append(t.again, b)
+		}
 	}
+	w.store.router.ready.push(t.again...)
+	clear(t.again)
+	t.again = t.again[:0]
 	clear(t.ready)
 	t.ready = t.ready[:0]
+	w.store.work.turns.Add(1)
+	w.store.work.turnRegions.Add(uint64(len(boxes)))
 	return nil
 }
 
@@ -115,14 +129,17 @@ func (w *raftWorker) persist() error {
 	return nil
 }
 
-func (w *raftWorker) flushMessages() {
+// flushMessages hands the turn's messages over and tells whether there were any.
+func (w *raftWorker) flushMessages() (sent bool) {
 	for store, msgs := range w.turn.out {
 		if len(msgs) > 0 {
+			sent = true
 			w.store.trans.Send(store, msgs)
 			// The transport owns the slice now.
 			w.turn.out[store] = nil
 		}
 	}
+	return sent
 }
 
 func (w *raftWorker) flushApply() {

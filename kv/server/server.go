@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,8 @@ import (
 // RaftHandler takes raft messages from other stores; its methods never block.
 type RaftHandler interface {
 	HandleRaft(m *rspb.RaftMessage) error
+	// HandleRaftBatch takes messages that came together; dropped hears of those not taken.
+	HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error))
 }
 
 // Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer Unimplemented.
@@ -105,22 +108,19 @@ func (s *Server) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
 		if err != nil {
 			return err
 		}
-		for _, m := range batch.Msgs {
-			if m != nil {
-				s.handleRaft(m)
-			}
-		}
+		s.handleRaft(batch.Msgs...)
 	}
 }
 
-// handleRaft routes a message. A dropped one is no error: raft sends it again.
-func (s *Server) handleRaft(m *rspb.RaftMessage) {
-	if m.GetMessage().GetSnapshot() != nil {
-		return // comes by the Snapshot RPC only, after its files
-	}
-	if err := s.raft.HandleRaft(m); err != nil {
-		s.logger.Debug("dropped raft message", zap.Uint64("region-id", m.RegionId), zap.Error(err))
-	}
+// handleRaft routes messages. A dropped one is no error: raft sends it again.
+func (s *Server) handleRaft(msgs ...*rspb.RaftMessage) {
+	msgs = slices.DeleteFunc(msgs, func(m *rspb.RaftMessage) bool {
+		// A raft snapshot comes by the Snapshot RPC only, after its files.
+		return m == nil || m.GetMessage().GetSnapshot() != nil
+	})
+	s.raft.HandleRaftBatch(msgs, func(m *rspb.RaftMessage, why error) {
+		s.logger.Debug("dropped raft message", zap.Uint64("region-id", m.RegionId), zap.Error(why))
+	})
 }
 
 // Snapshot implements tinykvpb.TinyKvServer.

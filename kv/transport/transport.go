@@ -74,6 +74,7 @@ type Transport struct {
 	slots    chan struct{}
 	dropped  atomic.Uint64
 	sent     atomic.Uint64
+	batches  atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -106,8 +107,16 @@ func (t *Transport) reportSnapshot(m *rspb.RaftMessage, ok bool) {
 	}
 }
 
-// Stats returns how many messages were sent and dropped since the start.
-func (t *Transport) Stats() (sent, dropped uint64) { return t.sent.Load(), t.dropped.Load() }
+// Stats are counters since the start.
+type Stats struct {
+	// Sent counts messages, Batches the stream messages that they shared.
+	Sent, Batches, Dropped uint64
+}
+
+// Stats reads the counters.
+func (t *Transport) Stats() Stats {
+	return Stats{Sent: t.sent.Load(), Batches: t.batches.Load(), Dropped: t.dropped.Load()}
+}
 
 // Send queues messages for a store. It takes over the slice and never blocks.
 func (t *Transport) Send(storeID uint64, msgs []*rspb.RaftMessage) {
@@ -402,6 +411,7 @@ func (l *lane) run(ctx context.Context) {
 		}
 		if err == nil {
 			l.r.t.sent.Add(uint64(len(batch)))
+			l.r.t.batches.Add(1)
 			continue
 		}
 		if ctx.Err() != nil {

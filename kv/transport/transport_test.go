@@ -50,6 +50,12 @@ func (s *store) HandleRaft(m *rspb.RaftMessage) error {
 	return nil
 }
 
+func (s *store) HandleRaftBatch(msgs []*rspb.RaftMessage, _ func(*rspb.RaftMessage, error)) {
+	for _, m := range msgs {
+		_ = s.HandleRaft(m)
+	}
+}
+
 func (s *store) messages() []*rspb.RaftMessage {
 	s.mu.Lock()
 	defer s.mu.Unlock()

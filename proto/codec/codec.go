@@ -52,6 +52,9 @@ func (g gogo) Marshal(v any) (mem.BufferSlice, error) {
 		return g.fallback.Marshal(v)
 	}
 	size := m.Size()
+	if size == 0 { // the answer to every put
+		return nil, nil
+	}
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		buf := make([]byte, size)
 		if _, err := m.MarshalToSizedBuffer(buf); err != nil {

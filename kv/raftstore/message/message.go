@@ -90,6 +90,8 @@ type Applied struct {
 	Index   uint64
 	Term    uint64
 	Results []ApplyResult
+	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off at once.
+	Quiet bool
 	// SizeDelta and KeysDelta estimate how much the region grew; Written and WrittenKeys count.
 	SizeDelta, Written     int64
 	KeysDelta, WrittenKeys int64

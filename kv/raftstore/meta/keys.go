@@ -39,7 +39,10 @@ var (
 )
 
 func regionKey(prefix byte, regionID uint64, suffix byte) []byte {
-	key := make([]byte, 0, regionKeyLen)
+	return appendRegionKey(make([]byte, 0, regionKeyLen), prefix, regionID, suffix)
+}
+
+func appendRegionKey(key []byte, prefix byte, regionID uint64, suffix byte) []byte {
 	key = append(key, engine.LocalPrefix, prefix)
 	key = binary.BigEndian.AppendUint64(key, regionID)
 	return append(key, suffix)

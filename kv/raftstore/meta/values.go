@@ -2,6 +2,7 @@ package meta
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -48,6 +49,19 @@ func Put(b engine.Batch, key []byte, value message) {
 		panic(fmt.Sprintf("meta: marshal record %x: %v", key, err))
 	}
 	b.Put(key, data)
+}
+
+// PutApplyState adds a region's apply state to a batch, which every batch of an apply worker needs for each of
+// its regions. buf is room for the record; it returns it, to be used again.
+func PutApplyState(b engine.Batch, regionID uint64, state *rspb.RaftApplyState, buf []byte) []byte {
+	size := state.Size()
+	buf = slices.Grow(appendRegionKey(buf[:0], regionRaftPrefix, regionID, applyStateSuffix), size)
+	record := buf[len(buf) : len(buf)+size]
+	if _, err := state.MarshalToSizedBuffer(record); err != nil {
+		panic(fmt.Sprintf("meta: marshal apply state of region %d: %v", regionID, err)) // as in Put
+	}
+	b.Put(buf, record)
+	return buf
 }
 
 // InitialApplyState is that of a region created by bootstrap or by a split.

@@ -115,9 +115,11 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	return storage.NewView(snap, region.StartKey, region.EndKey), nil
 }
 
+// bound gives a request a deadline. One that has its own is waited for under it as it is: another context on
+// top would only be made, linked to the first and unlinked again, for every put.
 func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
-		return context.WithCancel(ctx)
+		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, s.timeout)
 }

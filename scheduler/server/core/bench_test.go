@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
@@ -115,4 +117,28 @@ func BenchmarkMap(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestAllocationsOfTheMap: what every heartbeat and every question for a region asks of the map.
+func TestAllocationsOfTheMap(t *testing.T) {
+	const n = 1000
+	c := core.NewBasicCluster()
+	var hbs []*schedulerpb.RegionHeartbeatRequest
+	var keys [][]byte
+	for i := range n {
+		hbs = append(hbs, benchHeartbeat(i, n))
+		keys = append(keys, append(binary.BigEndian.AppendUint64(nil, uint64(i)), make([]byte, 17)...))
+		_, err := c.PutRegion(core.RegionFromHeartbeat(hbs[i]))
+		require.NoError(t, err)
+	}
+	i := 0
+	next := func() int { i++; return i % n }
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() {
+		i := next()
+		require.True(t, c.Region(uint64(i+1)).Unchanged(hbs[i]))
+	}), 0.0, "an unchanged heartbeat")
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() {
+		i := next()
+		require.True(t, c.RegionByKey(keys[i]) != nil)
+	}), 0.0, "a lookup by key")
 }
