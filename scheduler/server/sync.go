@@ -256,10 +256,12 @@ func (s *Server) followRegions(ctx context.Context) {
 				s.logger.Debug("region stream ended", zap.Error(err))
 			}
 			cancel()
+			sleep(ctx, syncPause)
+			continue
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(syncPause):
+		case <-changed:
 		}
 	}
 }
