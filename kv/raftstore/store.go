@@ -191,9 +191,6 @@ func (s *Store) Start(context.Context) error {
 	}
 	s.goIn(&s.wg, s.runStoreWorker)
 	s.goIn(&s.wg, s.runTicker)
-	if s.cfg.Raftstore.HibernateAfter.Duration > 0 {
-		s.goIn(&s.wg, s.runLiveness)
-	}
 	s.goIn(&s.wg, s.runStoreHeartbeat)
 	s.goIn(&s.wg, s.runSnapshotGC)
 	return nil
@@ -416,9 +413,11 @@ func (s *Store) askRegionTruth(regionID uint64) {
 }
 
 // runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
-// peer's own reckoning (peer.elapsedTicks). While all sleep it only looks for duties.
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
 func (s *Store) runTicker() {
 	interval := s.cfg.Raftstore.TickInterval.Duration
+	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
+	greetings := greetings{next: s.clock.Now()}
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
 	for {
@@ -428,11 +427,12 @@ func (s *Store) runTicker() {
 		case <-s.router.stirred:
 		case <-timer.C:
 			s.router.tick(1, s.live.now())
+			s.greet(&greetings)
 		}
 		if s.router.awake.Load() > 0 {
 			timer.Reset(interval)
 		} else {
-			timer.Reset(max(interval, dutyInterval))
+			timer.Reset(asleep)
 		}
 	}
 }
