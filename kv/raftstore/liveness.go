@@ -137,7 +137,7 @@ func (s *Store) ReportStoreLost(storeID uint64) {
 	lost := &message.StoreLost{StoreID: storeID, Heard: s.live.heardAt(storeID)}
 	s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
-		if h := b.handle.Load(); h != nil && PeerOnStore(h.region, storeID) != nil &&
+		if h := b.handle.Load(); h != nil && !b.dormant.Load() && PeerOnStore(h.region, storeID) != nil &&
 			(b.asleep.Load() || h.leader.GetStoreId() == storeID) {
 			_ = s.router.push(b, lost) // destroyed meanwhile
 		}

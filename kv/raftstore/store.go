@@ -115,6 +115,7 @@ type Store struct {
 
 	meta         *storeMeta
 	live         *liveness
+	dormant      dormantRegions
 	router       *router
 	appliers     []*applyWorker
 	regionRunner *regionRunner
@@ -428,8 +429,9 @@ func (s *Store) runTicker() {
 		case <-timer.C:
 			s.router.tick(1, s.live.now())
 			s.greet(&greetings)
+			s.rouse()
 		}
-		if s.router.awake.Load() > 0 {
+		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
 			timer.Reset(interval)
 		} else {
 			timer.Reset(asleep)
