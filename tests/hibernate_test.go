@@ -127,3 +127,30 @@ func TestFollowerRestartsWhileItsRegionSleeps(t *testing.T) {
 	mustGet(t, c, cl, "k", "v")
 	c.CheckConsistency()
 }
+
+// TestAllStoresRestart: regions are dormant then. Each gets a leader again without being asked for anything,
+// and one that is asked for something before its turn serves as well.
+func TestAllStoresRestart(t *testing.T) {
+	c, cl, _ := sleeping(t)
+	for _, key := range []string{"a", "c", "e", "g", "i", "m", "q", "u"} {
+		c.Split([]byte(key))
+	}
+	mustPut(t, c, cl, "b", "1")
+	mustPut(t, c, cl, "p", "2")
+	for round := range 2 {
+		for _, n := range c.Nodes() {
+			n.Crash(faultfs.DropAll)
+		}
+		for _, n := range c.Nodes() {
+			n.Restart()
+		}
+		if round == 0 {
+			mustGet(t, c, cl, "b", "1")
+			mustGet(t, c, cl, "p", "2")
+		}
+		waitAsleep(c) // leader and followers agreed on it
+	}
+	mustGet(t, c, cl, "b", "1")
+	mustGet(t, c, cl, "p", "2")
+	c.CheckConsistency()
+}

@@ -151,7 +151,7 @@ func Default() *Config {
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
 			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
 			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
-			HibernateAfter: Dur(5 * time.Second),
+			HibernateAfter: Dur(time.Second),
 		},
 	}
 }

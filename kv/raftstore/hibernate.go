@@ -109,13 +109,17 @@ func (p *peer) wake() {
 		return
 	}
 	now := p.store.clock.Now()
+	if p.box.dormant.Swap(false) {
+		p.countDormantTime(now)
+	} else {
+		p.heardLeader(now)
+	}
 	p.sleep.asleep, p.sleep.active = false, now
 	p.box.asleep.Store(false)
 	if !p.stopped {
 		p.store.router.noteAwake(p.box, true)
 	}
 	p.store.live.wake(p.sleep.stores)
-	p.heardLeader(now)
 	for _, q := range p.region().Peers {
 		p.lastHeard[q.Id] = now
 	}
@@ -124,15 +128,19 @@ func (p *peer) wake() {
 // stir wakes the peer if the message asks for it, and notes that something was asked of the region. What the
 // store sends itself, and questions that change nothing, do not wake.
 func (p *peer) stir(m message.Msg) {
+	dormant := p.box.dormant.Load()
 	switch m := m.(type) {
 	case *message.Raft:
-		if !m.Message.Hibernate {
+		if !m.Message.Hibernate || dormant {
 			p.wake()
 		}
 	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
-		*message.Start, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled:
+		*message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled:
 		p.wake()
 		p.sleep.active = p.store.clock.Now()
+		if dormant {
+			p.campaignFirst()
+		}
 	}
 }
 
@@ -149,6 +157,9 @@ func (p *peer) setDuty() {
 // onStoreLost wakes a peer, and lets a follower whose leader was on the lost store campaign soon. Of a sleep,
 // the time for which the store was silent counts: the leader was not heard for at least as long.
 func (p *peer) onStoreLost(m *message.StoreLost) {
+	if p.box.dormant.Load() {
+		return // it relies on no other store
+	}
 	asleep := p.sleep.asleep
 	p.wake()
 	leader := p.leaderPeer()

@@ -94,25 +94,29 @@ func (l *liveness) shared(timeout time.Duration) (all, silent []uint64) {
 	return all, silent
 }
 
-// runLiveness greets and watches until the store stops. A process that dies is noticed sooner, by its
-// connections; silence is the sign of a network that is gone.
-func (s *Store) runLiveness() {
-	interval := s.cfg.Raftstore.ElectionTimeout()
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		all, silent := s.live.shared(3 * interval)
-		for _, id := range all {
-			s.trans.Send(id, []*rspb.RaftMessage{s.greeting(id)})
-		}
-		for _, id := range silent {
-			s.ReportStoreLost(id)
-		}
+// greetings says when the other stores are greeted next. Owner: the ticker.
+type greetings struct{ next time.Time }
+
+// Greetings go out every greetTimeouts election timeouts; a store that was not heard for silenceTimeouts is
+// taken for lost. A process that dies is noticed sooner, by its connections, and a request wakes the peer that
+// it reaches; silence is the sign of a network that is gone.
+const (
+	greetTimeouts   = 2
+	silenceTimeouts = 5
+)
+
+// greet greets and watches, if it is time. The ticker calls it, so that an idle store need not wake twice.
+func (s *Store) greet(g *greetings) {
+	timeout := s.cfg.Raftstore.ElectionTimeout()
+	if !due(s.clock.Now(), &g.next, greetTimeouts*timeout) {
+		return
+	}
+	all, silent := s.live.shared(silenceTimeouts * timeout)
+	for _, id := range all {
+		s.trans.Send(id, []*rspb.RaftMessage{s.greeting(id)})
+	}
+	for _, id := range silent {
+		s.ReportStoreLost(id)
 	}
 }
 
@@ -133,7 +137,7 @@ func (s *Store) ReportStoreLost(storeID uint64) {
 	lost := &message.StoreLost{StoreID: storeID, Heard: s.live.heardAt(storeID)}
 	s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
-		if h := b.handle.Load(); h != nil && PeerOnStore(h.region, storeID) != nil &&
+		if h := b.handle.Load(); h != nil && !b.dormant.Load() && PeerOnStore(h.region, storeID) != nil &&
 			(b.asleep.Load() || h.leader.GetStoreId() == storeID) {
 			_ = s.router.push(b, lost) // destroyed meanwhile
 		}

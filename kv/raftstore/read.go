@@ -290,6 +290,10 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 		return nil, &RegionNotFoundError{RegionID: h.RegionID}
 	}
 	if err := s.checkHandle(hd, h, key); err != nil {
+		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
+			// Whoever asks here may not have reached the leader. If it is there, it answers the pre-vote.
+			_ = s.router.push(box, &message.Wake{}) // or the region is gone
+		}
 		return nil, err
 	}
 	if hd.lease == nil || !hd.lease.valid(s.clock) {

@@ -178,6 +178,7 @@ func (s *Store) addRecovered(region *metapb.Region, self *metapb.Peer, applied u
 		s.regionRunner.install(install)
 	} else {
 		s.applierFor(region.Id).push([]applyTask{registerTask(p)})
+		s.layDormant(p)
 	}
 	return s.router.push(p.box, &message.Start{})
 }

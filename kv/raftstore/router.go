@@ -31,6 +31,7 @@ type mailbox struct {
 	handle atomic.Pointer[readHandle]
 	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
 	asleep  atomic.Bool
+	dormant atomic.Bool // asleep since the start of the store (dormant.go)
 	duty    atomic.Int64
 	counted atomic.Bool // in router.awake
 	// read is set by local reads, so that a region that is only read stays awake.

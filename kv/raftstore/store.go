@@ -115,6 +115,7 @@ type Store struct {
 
 	meta         *storeMeta
 	live         *liveness
+	dormant      dormantRegions
 	router       *router
 	appliers     []*applyWorker
 	regionRunner *regionRunner
@@ -192,9 +193,6 @@ func (s *Store) Start(context.Context) error {
 	}
 	s.goIn(&s.wg, s.runStoreWorker)
 	s.goIn(&s.wg, s.runTicker)
-	if s.cfg.Raftstore.HibernateAfter.Duration > 0 {
-		s.goIn(&s.wg, s.runLiveness)
-	}
 	s.goIn(&s.wg, s.runStoreHeartbeat)
 	s.goIn(&s.wg, s.runSnapshotGC)
 	return nil
@@ -439,9 +437,11 @@ func (s *Store) askRegionTruth(regionID uint64) {
 }
 
 // runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
-// peer's own reckoning (peer.elapsedTicks). While all sleep it only looks for duties.
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
 func (s *Store) runTicker() {
 	interval := s.cfg.Raftstore.TickInterval.Duration
+	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
+	greetings := greetings{next: s.clock.Now()}
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
 	for {
@@ -451,11 +451,13 @@ func (s *Store) runTicker() {
 		case <-s.router.stirred:
 		case <-timer.C:
 			s.router.tick(1, s.live.now())
+			s.greet(&greetings)
+			s.rouse()
 		}
-		if s.router.awake.Load() > 0 {
+		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
 			timer.Reset(interval)
 		} else {
-			timer.Reset(max(interval, dutyInterval))
+			timer.Reset(asleep)
 		}
 	}
 }

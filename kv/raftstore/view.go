@@ -30,7 +30,7 @@ func (v *PeerView) Info() PeerInfo {
 		Region: p.region(), Peer: p.meta, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
 		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
-		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep,
+		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
 	for _, q := range p.pending() {
 		if p.isLeader() {
@@ -56,7 +56,8 @@ type PeerInfo struct {
 	Pending        []uint64       `json:"pending,omitempty"`
 	Installing     bool           `json:"installing,omitempty"`
 	Proposals      int            `json:"proposals,omitempty"`
-	Asleep         bool           `json:"asleep,omitempty"`
+	// Asleep is a sleep that leader and followers agreed on, not that since the store's start.
+	Asleep bool `json:"asleep,omitempty"`
 }
 
 // Inspect runs fn on the worker that holds the region's peer; fn gets nil if the peer is being destroyed.

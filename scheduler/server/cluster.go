@@ -266,7 +266,11 @@ func (c *RaftCluster) Tick() time.Time { return c.planner.Tick() }
 
 // Run plans until ctx ends.
 func (c *RaftCluster) Run(ctx context.Context) {
-	const shortest, longest = 2 * time.Millisecond, 100 * time.Millisecond
+	const (
+		shortest = 2 * time.Millisecond
+		busy     = 100 * time.Millisecond // operators have deadlines, and being prepared comes with time
+		longest  = time.Second
+	)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -290,7 +294,11 @@ func (c *RaftCluster) Run(ctx context.Context) {
 			}
 		}
 		next := c.Tick()
-		timer.Reset(min(max(next.Sub(c.opts.Now()), shortest), longest))
+		limit := longest
+		if !c.controller.Idle() || !c.Prepared() {
+			limit = busy
+		}
+		timer.Reset(min(max(next.Sub(c.opts.Now()), shortest), limit))
 	}
 }
 
@@ -316,6 +324,7 @@ func (c *RaftCluster) TakeOver() {
 
 // AddOperator admits an operator that a person asked for.
 func (c *RaftCluster) AddOperator(op *operator.Operator) error {
+	defer c.planner.Wake() // turns come often while operators run
 	return c.controller.Add(c.newView(), op)
 }
 

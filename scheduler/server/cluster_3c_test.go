@@ -360,3 +360,17 @@ func TestShouldRun3C(t *testing.T) {
 	clock.t = clock.t.Add(6 * time.Minute)
 	require.True(t, c.Prepared(), "after the time limit")
 }
+
+// A patrol that has seen all regions rests for a while, unless something changes that concerns many.
+func TestPatrolRests3C(t *testing.T) {
+	c, clock := newTestCluster(t, 3)
+	putAll(t, c, testRegions(3, 3))
+	began := clock.t
+	require.Equal(t, time.Second, c.Tick().Sub(began))
+	clock.t = clock.t.Add(400 * time.Millisecond)
+	require.Equal(t, time.Second, c.Tick().Sub(began), "nothing has changed")
+	c.SetSettings(c.Settings())
+	require.Equal(t, 1400*time.Millisecond, c.Tick().Sub(began), "it began at once")
+	clock.t = clock.t.Add(time.Second)
+	require.Equal(t, 2400*time.Millisecond, c.Tick().Sub(began))
+}

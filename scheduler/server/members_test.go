@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -324,4 +325,16 @@ func TestRefusedStarts(t *testing.T) {
 	require.ErrorContains(t, config.Default().Load("nmae = \"x\""), `unknown key "nmae", did you mean "name"?`)
 	require.ErrorContains(t, config.Default().Load("[schedule]\nstore-disconect = \"1s\""), `did you mean "schedule.store-disconnect"?`)
 	require.ErrorContains(t, config.Default().Load("lease = \"x\""), "line 1")
+}
+
+// The only member of a cluster leads at once, however long an election may take: it has nobody to wait for.
+func TestLoneMemberWaitsForNoElection(t *testing.T) {
+	cfg := servertest.Config(t)
+	cfg.TickInterval, cfg.ElectionInterval = config.Duration(9*time.Second), config.Duration(45*time.Second)
+	for range 2 { // new, and with a past
+		began := time.Now()
+		s := servertest.Start(t, cfg, zap.NewNop())
+		require.Less(t, time.Since(began), cfg.TickInterval.D())
+		s.Stop()
+	}
 }

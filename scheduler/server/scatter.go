@@ -47,6 +47,7 @@ func (c *RaftCluster) Scatter(regionID uint64, why string) (*operator.Operator, 
 		if err := c.controller.Add(v, op.Because("%s", why)); err != nil {
 			return nil, err
 		}
+		c.planner.Wake() // turns come often while operators run
 	}
 	s.leaders[final.leader]++
 	for _, id := range final.stores {

@@ -257,10 +257,12 @@ func (s *Server) follow(ctx context.Context, path string, read func(body io.Read
 				s.logger.Debug("stream of the leader ended", zap.String("path", path), zap.Error(err))
 			}
 			cancel()
+			sleep(ctx, syncPause)
+			continue
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(syncPause):
+		case <-changed:
 		}
 	}
 }

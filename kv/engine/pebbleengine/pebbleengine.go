@@ -147,6 +147,10 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		Logger:                      &logger{d},
 		EventListener:               d.events(),
 	}
+	// One compaction runs at a time, and its end lets the next one begin. The usual scheduler also looks ten times
+	// a second whether more of them may run, which never changes here, and wakes an idle process for it.
+	o.CompactionConcurrencyRange = func() (lower, upper int) { return 1, 1 }
+	o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
 		o.Levels[i].IndexBlockSize = 256 << 10 // one level of index, not two

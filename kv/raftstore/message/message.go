@@ -60,6 +60,9 @@ type Raft struct{ Message *rspb.RaftMessage }
 // Start is the first message of every peer.
 type Start struct{ Campaign bool }
 
+// Wake wakes a sleeping peer; one that sleeps since the start of its store campaigns.
+type Wake struct{}
+
 // StoreLost reports that the connection to a store broke, or that it has long been silent. Heard is when the store was last heard.
 type StoreLost struct {
 	StoreID uint64
@@ -181,6 +184,7 @@ func (*Read) msg()              {}
 func (*Admin) msg()             {}
 func (*Raft) msg()              {}
 func (*Start) msg()             {}
+func (*Wake) msg()              {}
 func (*Unreachable) msg()       {}
 func (*StoreLost) msg()         {}
 func (*SnapshotSent) msg()      {}

@@ -120,7 +120,7 @@ func Default() *Config {
 		QuotaBackendBytes:       1 << 30,
 		AutoCompactionMode:      "periodic",
 		AutoCompactionRetention: "1h",
-		TickInterval:            Duration(100 * time.Millisecond),
+		TickInterval:            Duration(200 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
 		EnableGRPCGateway:       true,
 		Log:                     log.DefaultConfig(),

@@ -341,7 +341,7 @@ func (e *Elector) renewUntilLost(ctx context.Context, l *Leadership, mine *int64
 	if err != nil {
 		return err.Error(), "", e.opts.TTL
 	}
-	tick := time.NewTicker(e.opts.TTL / 4)
+	tick := time.NewTicker(e.opts.TTL / 3)
 	defer tick.Stop()
 	for {
 		select {

@@ -93,6 +93,9 @@ func (c *Controller) Busy(regionID uint64) bool {
 	return c.mu.ops[regionID] != nil
 }
 
+// Idle tells whether no operator is under way.
+func (c *Controller) Idle() bool { return c.running.Load() == 0 }
+
 // Running returns the operators under way. They may be read only by the goroutine that plans, and
 // only their immutable parts (region, steps, kind).
 func (c *Controller) Running() []*operator.Operator {

@@ -3,6 +3,7 @@ package schedule
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tinykv/tinykv/scheduler/server/core"
@@ -16,6 +17,7 @@ const (
 	dirtyBatch    = 4096 // changed regions checked per turn
 	planBatch     = 64   // operators one scheduler may plan per turn
 	waitingRetry  = time.Second
+	patrolRest    = time.Second // between two rounds of the patrol: what changes is checked at once anyway
 	pruneInterval = time.Minute
 )
 
@@ -30,6 +32,8 @@ type Planner struct {
 	prepared func() bool
 
 	patrolKey   []byte
+	resting     bool        // the patrol has seen all regions
+	restless    atomic.Bool // Wake was called
 	nextPatrol  time.Time
 	nextWaiting time.Time
 	nextPrune   time.Time
@@ -90,11 +94,16 @@ func (p *Planner) MarkDirty(regionID uint64) {
 		p.dirty.order = append(p.dirty.order, regionID)
 	}
 	p.dirty.Unlock()
-	p.Wake()
+	p.stir()
 }
 
-// Wake makes Woken fire.
+// Wake makes Woken fire, and the patrol begin at once if it rests: something changed that may concern any region.
 func (p *Planner) Wake() {
+	p.restless.Store(true)
+	p.stir()
+}
+
+func (p *Planner) stir() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -160,9 +169,14 @@ func (p *Planner) check(v *view.View) {
 			p.checkRegion(v, p.regions.Region(id), id)
 		}
 	}
-	if !v.Now.Before(p.nextPatrol) {
-		p.nextPatrol = v.Now.Add(v.Settings.Schedule.PatrolRegionInterval.D())
+	woken := p.restless.Swap(false) && p.resting
+	if woken || !v.Now.Before(p.nextPatrol) {
+		pause := v.Settings.Schedule.PatrolRegionInterval.D()
 		p.patrol(v)
+		if p.resting = len(p.patrolKey) == 0; p.resting {
+			pause = max(pause, patrolRest)
+		}
+		p.nextPatrol = v.Now.Add(pause)
 	}
 }
 

@@ -47,6 +47,7 @@ type Oracle struct {
 		physical int64 // ms
 		logical  int64 // the next one to hand out
 		saved    int64 // ms; persisted upper bound, exclusive
+		used     bool  // timestamps were asked for since that bound was saved
 	}
 	saveMu sync.Mutex // one save at a time; taken before mu
 }
@@ -82,7 +83,7 @@ func (o *Oracle) Start(ctx context.Context, fence storage.Cond) error {
 	if start > o.mu.physical {
 		o.mu.physical, o.mu.logical = start, 0
 	}
-	o.mu.saved, o.mu.active = saved, true
+	o.mu.saved, o.mu.active, o.mu.used = saved, true, true
 	return nil
 }
 
@@ -105,8 +106,15 @@ func (o *Oracle) save(ctx context.Context, fence storage.Cond, boundMs int64) er
 	return nil
 }
 
-// Extend saves a new bound when a third of the window is used up. The leader calls it regularly.
+// Extend saves a new bound when a third of the window is used up. The leader calls it regularly. While nobody
+// asks for timestamps the bound is left behind: each save is a synced write, and the next caller makes one.
 func (o *Oracle) Extend(ctx context.Context, fence storage.Cond) error {
+	o.mu.Lock()
+	used := o.mu.used
+	o.mu.Unlock()
+	if !used {
+		return nil
+	}
 	return o.extend(ctx, fence, o.window/3*2)
 }
 
@@ -126,7 +134,7 @@ func (o *Oracle) extend(ctx context.Context, fence storage.Cond, low time.Durati
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.mu.saved = max(o.mu.saved, bound)
+	o.mu.saved, o.mu.used = max(o.mu.saved, bound), false
 	return nil
 }
 
@@ -142,7 +150,12 @@ func (o *Oracle) Get(count uint32) (physical, logical int64, ok bool, err error)
 		return 0, 0, false, ErrNotLeader
 	}
 	// Physical follows the clock on demand; there is no update loop and no waiting for one.
-	if now := o.now().UnixMilli(); now > o.mu.physical && now < o.mu.saved {
+	now := o.now().UnixMilli()
+	if now >= o.mu.saved && !o.mu.used {
+		return 0, 0, false, nil // left behind by Extend: what is below the bound is long past
+	}
+	o.mu.used = true
+	if now > o.mu.physical && now < o.mu.saved {
 		o.mu.physical, o.mu.logical = now, 0
 	}
 	if o.mu.logical+int64(count) > maxLogical {
