@@ -65,7 +65,7 @@ func (s *sentKinds) count(kind eraftpb.MessageType) int {
 	return s.kinds[kind]
 }
 
-// dormantStore starts a store with n dormant regions of three peers, of which it has the first.
+// dormantStore recovers n regions of three peers, of which it has the first, and runs them. Nothing ticks.
 func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	var regions []*metapb.Region
 	for i := range n {
@@ -76,8 +76,10 @@ func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	}
 	s, _ := newTestStore(t, regions...)
 	clock, sent := newHandClock(), &sentKinds{kinds: map[eraftpb.MessageType]int{}}
-	s.clock, s.live.clock, s.trans = clock, clock, sent
-	startTestStore(t, s)
+	s.clock, s.live.clock, s.trans, s.startTime = clock, clock, sent, clock.now
+	require.NoError(t, s.recover())
+	s.goIn(&s.workers, newRaftWorker(s, 0).run)
+	t.Cleanup(s.Stop)
 	return s, clock, sent
 }
 
@@ -138,7 +140,7 @@ func TestRegionsAreRousedByAndBy(t *testing.T) {
 	s, clock, _ := dormantStore(t, regions)
 	turn := func() int {
 		before := s.router.awake.Load()
-		s.rouse() // the ticker does not come within the test
+		s.rouse()
 		for id := range uint64(regions) {
 			isDormant(t, s, id+1) // after what was sent
 		}
