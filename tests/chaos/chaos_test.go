@@ -114,8 +114,8 @@ type history struct {
 	bitten map[string]int
 	// Used by the track of process faults alone: what has been replaced already.
 	wiped, wipedMember bool
-	broken sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
-	lost   undo.Lost
+	broken             sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
+	lost               undo.Lost
 	// busy is held while a process is down or stopped by one track, so that no other starts it.
 	busy sync.Mutex
 }
