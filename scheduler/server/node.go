@@ -16,7 +16,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
-	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
@@ -76,7 +75,6 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 		return nil, explainStart(err, cfg)
 	}
 	n := &node{cfg: cfg, etcd: e, dir: dir, fail: make(chan error, 1), done: make(chan struct{})}
-	go n.electAlone() // ends with an election, or with the server
 	select {
 	case <-e.Server.ReadyNotify():
 	case err = <-e.Err():
@@ -93,25 +91,6 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	n.clientAddr = e.Clients[0].Addr().String()
 	go n.watch() // ends with close
 	return n, nil
-}
-
-// electAlone lets the only member of a cluster lead at once: etcd would first wait out an election timeout for a
-// leader that there cannot be. What was committed must have been applied, else raft refuses.
-func (n *node) electAlone() {
-	s := n.etcd.Server
-	self := uint64(s.MemberID())
-	poll := time.NewTicker(2 * time.Millisecond)
-	defer poll.Stop()
-	for s.Leader() == 0 && len(s.Cluster().Members()) == 1 {
-		if applied := s.AppliedIndex(); applied > 0 && applied >= s.CommittedIndex() {
-			_ = s.Process(context.Background(), &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: &self, To: &self})
-		}
-		select {
-		case <-s.StopNotify():
-			return
-		case <-poll.C:
-		}
-	}
 }
 
 // watch notices that etcd ended by itself, for example on a full or broken disk.
@@ -252,6 +231,11 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	ec.WalDir = ""
 	ec.TickMs = uint(cfg.TickInterval.D().Milliseconds())
 	ec.ElectionMs = uint(cfg.ElectionInterval.D().Milliseconds())
+	if cfg.Alone() {
+		// etcd waits out a random part of an election timeout even when there is nobody to wait for. (Making it
+		// campaign at once by a message is no way: that meets a log which it has not worked off yet, and panics.)
+		ec.TickMs, ec.ElectionMs = min(ec.TickMs, 100), min(ec.ElectionMs, 500)
+	}
 	// etcd's log is synced before anything is answered, so its tables may follow later than after 100 ms: that
 	// would be a transaction with syncs of its own for every renewal of the leadership. The limit of changes
 	// keeps the quota exact, which goes by the size of the tables.

@@ -292,13 +292,19 @@ func (c *Config) validateInitialCluster() error {
 
 // EvenMembers tells whether the initial cluster has an even number of members, which tolerates no
 // more failures than one member less.
-func (c *Config) EvenMembers() bool {
+func (c *Config) EvenMembers() bool { return c.Join == "" && c.members()%2 == 0 }
+
+// Alone tells whether a new cluster begins with one member.
+func (c *Config) Alone() bool { return c.Join == "" && c.members() == 1 }
+
+// members counts the names in initial-cluster, each of which may have several URLs.
+func (c *Config) members() int {
 	names := map[string]bool{}
 	for part := range strings.SplitSeq(c.InitialCluster, ",") {
 		name, _, _ := strings.Cut(part, "=")
 		names[name] = true
 	}
-	return c.Join == "" && len(names)%2 == 0
+	return len(names)
 }
 
 // ParseURLs splits and checks comma-separated URLs.
