@@ -40,6 +40,10 @@ type peer struct {
 	// others know (reliability.md C3).
 	removed *lingering
 
+	// bornAt is the conf version of the message that created this peer, if one did: it belonged to the region
+	// then, also while it knows nothing else of it.
+	bornAt uint64
+
 	// applied is what the apply worker has reported.
 	appliedIndex, appliedTerm uint64
 	// installing is the index of the raft snapshot being installed, 0 if none; entries committed
@@ -225,6 +229,11 @@ func isInitialMessage(m *eraftpb.Message) bool {
 	}
 	return false
 }
+
+// confVer is the newest conf version at which this peer is known to have been a member. Whoever says that it
+// is none must know a newer one. An uninitialized peer that believed an older one, of a placement service which has not
+// heard of it yet, would leave a tombstone behind, and the region would miss a voter for ever.
+func (p *peer) confVer() uint64 { return max(p.region().GetRegionEpoch().GetConfVer(), p.bornAt) }
 
 // isVote tells whether a message asks for a vote.
 func isVote(m *eraftpb.Message) bool {

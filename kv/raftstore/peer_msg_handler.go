@@ -173,7 +173,7 @@ func gcMessage(cluster, regionID uint64, epoch *metapb.RegionEpoch, from, to *me
 // onGCMessage destroys this peer if the sender's region is newer: it has checked that this store is not
 // in it.
 func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
-	if rm.ToPeer.GetId() != p.meta.Id || rm.RegionEpoch.GetConfVer() <= p.region().GetRegionEpoch().GetConfVer() {
+	if rm.ToPeer.GetId() != p.meta.Id || rm.RegionEpoch.GetConfVer() <= p.confVer() {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by another store"))
@@ -404,13 +404,7 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
-	if truth == nil || truth.GetRegionEpoch().GetConfVer() < p.region().GetRegionEpoch().GetConfVer() {
-		return
-	}
-	if q := peerByID(truth, p.meta.Id); q != nil {
-		return
-	}
-	if truth.RegionEpoch.GetConfVer() == p.region().GetRegionEpoch().GetConfVer() && p.initialized() {
+	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || peerByID(truth, p.meta.Id) != nil {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))

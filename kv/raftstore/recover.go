@@ -87,7 +87,12 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 		return s.recoverApplying(st, self)
 	}
 	if !isInitialized(region) {
-		return s.addRecovered(region, self, 0, rspb.RaftTruncatedState{}, nil)
+		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
+		err := s.addRecovered(blank, self, 0, rspb.RaftTruncatedState{}, nil)
+		if box := s.router.get(region.Id); box != nil {
+			box.peer.bornAt = region.GetRegionEpoch().GetConfVer()
+		}
+		return err
 	}
 	apply, err := meta.LoadApplyState(snap, region.Id)
 	if err != nil {

@@ -175,13 +175,13 @@ func (s *Store) mayCreatePeer(m *rspb.RaftMessage) bool {
 	return true
 }
 
-// createUninitialized makes a peer that knows nothing but its id. The record on disk keeps that id, so
-// that a restart does not mistake its vote for one of an earlier peer.
+// createUninitialized makes a peer that knows nothing but its id and at which epoch it belonged to the region. The record
+// on disk keeps both, so that a restart does not mistake its vote for one of an earlier peer.
 func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	self := *m.ToPeer
 	region := &metapb.Region{Id: m.RegionId, RegionEpoch: &metapb.RegionEpoch{}}
 	b := s.engine.NewBatch()
-	meta.PutRegionState(b, rspb.PeerState_Normal, region, &self)
+	meta.PutRegionState(b, rspb.PeerState_Normal, &metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self)
 	if err := s.engine.Write(b, true); err != nil {
 		return err
 	}
@@ -191,6 +191,7 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	}
 	s.logger.Info("created uninitialized peer", log.RegionID(m.RegionId), log.PeerID(self.Id),
 		zap.Uint64("from-store-id", m.FromPeer.StoreId))
+	p.bornAt = m.RegionEpoch.GetConfVer()
 	p.cache[m.FromPeer.Id] = m.FromPeer
 	s.meta.setRegion(region, self.Id)
 	s.applierFor(m.RegionId).push([]applyTask{registerTask(p)})

@@ -305,6 +305,28 @@ func TestRemovedPeerBelievesTheTruth(t *testing.T) {
 	waitPeerID(t, s, 1, 0)
 }
 
+// TestEmptyPeerDoesNotBelieveOlderTruth: a peer that knows nothing yet was a member when the message that created it was
+// sent. The placement service, or another store, that has not heard of that yet must not make it go, because no later
+// message could bring a peer of that id back: a group of four with one dead store would be lost. Found by chaos. (G6, G7)
+func TestEmptyPeerDoesNotBelieveOlderTruth(t *testing.T) {
+	s, _ := newTestStore(t)
+	startTestStore(t, s)
+	born := region(1, "", "m", 2, 4)
+	require.NoError(t, s.HandleRaft(vote(born, voter(2, 2), voter(1, 1))))
+	waitPeerID(t, s, 1, 1)
+	others := []*metapb.Peer{voter(2, 2), voter(3, 3)}
+	for range 2 {
+		for _, confVer := range []uint64{1, 3, 4} {
+			require.NoError(t, s.Send(1, &message.RegionTruth{Region: region(1, "", "m", 2, confVer, others...)}))
+			require.NoError(t, s.HandleRaft(tombstone(born, confVer, voter(1, 1))))
+			require.EqualValues(t, 1, peerID(t, s, 1), "conf version %d", confVer)
+		}
+		s = again(t, s) // it is known after a restart, too
+	}
+	require.NoError(t, s.Send(1, &message.RegionTruth{Region: region(1, "", "m", 2, 5, others...)}))
+	waitPeerID(t, s, 1, 0)
+}
+
 // TestDestroyedPeerAnswersItsQueue: commands that wait behind the end of a peer are answered (G16).
 func TestDestroyedPeerAnswersItsQueue(t *testing.T) {
 	r := trio()

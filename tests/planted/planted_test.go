@@ -42,7 +42,7 @@ func enumerated(name, file, scenario string, change ...[2]string) bug {
 
 var bugs = []bug{
 	enumerated("B5-send-before-persist", "kv/raftstore/worker.go", "append-follower", [2]string{
-		"	w.flushMessages()\n	if err := w.persist(); err != nil {", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	w.flushMessages()\n	if err := w.persist(); err != nil {",
+		"	if w.flushMessages() && !t.log.Empty() {", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	if w.flushMessages() && !t.log.Empty() {",
 	}),
 	{
 		name: "B6-local-read-without-check", file: "kv/raftstore/read.go", pkg: suitePkg, run: "TestIsolatedLeaderServesNothingStale|Partition.*2B", tries: 3,
@@ -85,6 +85,10 @@ var bugs = []bug{
 	{
 		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
+	},
+	{
+		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,
+		change: [][2]string{{"return max(p.region().GetRegionEpoch().GetConfVer(), p.bornAt)", "return p.region().GetRegionEpoch().GetConfVer()"}},
 	},
 	enumerated("log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [2]string{
 		"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },",
