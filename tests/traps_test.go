@@ -98,6 +98,7 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	store := c.Node(4).Store()
 	require.NoError(t, store.HandleRaft(vote(first)))
 	become(first.Id)
+	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1} // that of its removal
 	gone := message(first)
 	gone.IsTombstone = true
 	require.NoError(t, store.HandleRaft(gone))
@@ -175,6 +176,7 @@ func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
 		}
 		return ""
 	})
+	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1} // that of its removal
 	gone := m()
 	gone.IsTombstone = true
 	require.NoError(t, store.HandleRaft(gone))
