@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"sync"
 
@@ -41,7 +42,11 @@ type disks struct {
 
 func newGroup(dir string) *group {
 	g := &group{cfg: cluster.TestConfig(), dir: dir, on: map[uint64]*disks{}}
-	g.cfg.Raftstore.HibernateAfter = config.Dur(0)
+	r := &g.cfg.Raftstore
+	r.HibernateAfter = config.Dur(0)
+	// Nothing is written but by the test: store 3 is put back to what it had, and must not have promised more.
+	r.LogGCThreshold = math.MaxUint64
+	r.ElectionTicks = 100
 	return g
 }
 
@@ -139,6 +144,12 @@ func (g *group) stop(id uint64) {
 	g.mu.Unlock()
 	if d != nil {
 		d.close()
+	}
+}
+
+func (g *group) close() {
+	for id := range uint64(3) {
+		g.stop(id + 1)
 	}
 }
 
