@@ -66,6 +66,7 @@ func waitPeer(c *cluster.Cluster, store uint64, there bool) {
 func writes(c *cluster.Cluster, w *writer) {
 	for range 3 {
 		w.put(keys...)
+		c.CheckConsistency() // also waits for a follower that the quorum did without
 	}
 }
 
