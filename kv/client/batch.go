@@ -96,7 +96,7 @@ func newBatcher(conn *grpc.ClientConn) *batcher {
 	return b
 }
 
-// errNotSent is definite: the connection did not come up in time. Its text is that of a refused one.
+// errNotSent is definite: the deadline came before the connection or before the call. Its text is that of a refused one.
 var errNotSent = status.Error(codes.Unavailable, "error while dialing: no connection before the deadline")
 
 // errUnary makes the caller use a unary call.
@@ -108,7 +108,7 @@ func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline).Milliseconds()
 		if left <= 0 {
-			return nil, status.FromContextError(context.DeadlineExceeded).Err()
+			return nil, errNotSent
 		}
 		cmd.TimeoutMs = uint64(left)
 	}

@@ -200,6 +200,19 @@ func TestNobodyListens(t *testing.T) {
 	require.False(t, IsUnknown(err), "nothing can have been carried out: %v", err)
 }
 
+// TestTooLate: what is not even sent is not unknown.
+func TestTooLate(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "serve"}
+	c := open(t, serve(t, f), Options{})
+	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
+	ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
+	defer cancel()
+	err := c.Put(ctx, []byte("k"), []byte("w"))
+	require.Error(t, err)
+	require.False(t, IsUnknown(err), "nothing was sent: %v", err)
+	require.Equal(t, "v", f.data["k"])
+}
+
 // TestRegionErrorsAreFollowed: each kind leads where it should.
 func TestRegionErrorsAreFollowed(t *testing.T) {
 	for name, e := range map[string]*errorpb.Error{
