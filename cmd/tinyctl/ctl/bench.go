@@ -12,6 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/gcfloor"
 )
 
 // benchTarget says what is loaded, and how it is reached.
@@ -107,10 +108,14 @@ func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver,
 	default:
 		return nil, nil, usagef("--driver %q is neither tinykv nor etcd", t.driver)
 	}
-	if err == nil && t.pids == nil {
+	if err != nil {
+		return nil, nil, err
+	}
+	if t.pids == nil {
 		t.pids = loadgen.ListenerPIDs(servers)
 	}
-	return d, done, err
+	floor := gcfloor.Set(gcfloor.LoadGenerator)
+	return d, func() { done(); floor.Stop() }, nil
 }
 
 func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/log"
 )
@@ -227,6 +228,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 func run(cfg *config.Config, logger *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	defer gcfloor.Set(gcfloor.Server).Stop()
 	n := node.New(cfg, Version, logger)
 	if err := n.Start(ctx); err != nil {
 		if ctx.Err() != nil {

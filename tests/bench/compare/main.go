@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -41,6 +42,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
 	if err := run(ctx, o, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
+	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/tests/bench/plot"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
@@ -38,6 +39,7 @@ func main() {
 	o.bins = rig.DefaultBins(*bin)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
 	for _, draw := range []func(context.Context, options) error{byRegions, bySize} {
 		if err := draw(ctx, o); err != nil {
 			fmt.Fprintln(os.Stderr, "plots:", err)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
+	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -39,6 +40,7 @@ func main() {
 	o.bins = rig.DefaultBins(*bin)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
 	rows, err := run(ctx, o, os.Stderr)
 	if err == nil {
 		err = report(os.Stdout, rows)

@@ -1,0 +1,103 @@
+// Package gcfloor keeps Go's garbage collector from running too often in a process whose heap is small.
+//
+// The collector begins a cycle when the heap has doubled since the last one. Block caches and memtables lie
+// outside of Go's heap, so a store that serves gets has 3 MiB alive and throws away 4 KiB for each: it would
+// collect dozens of times a second, and each time the stacks of idle goroutines shrink, to grow again with the
+// next request. With a floor, a cycle begins when the heap reaches the floor or has doubled, whichever is later.
+package gcfloor
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync"
+)
+
+// Server and LoadGenerator are floors that were measured (docs/benchmarks.md). A server's costs as much resident
+// memory at most; a load generator only has to leave the CPU to the servers.
+const (
+	Server        = 16 << 20
+	LoadGenerator = 64 << 20
+)
+
+// normal is Go's own setting: a cycle begins when the heap has doubled.
+const normal = 100
+
+// most limits what a heap that grows suddenly may overshoot before the next adjustment.
+const most = 1600
+
+// Floor is a setting that follows the heap. Make it with Set.
+type Floor struct {
+	bytes uint64
+
+	mu      sync.Mutex
+	percent int
+	stopped bool
+	before  int
+	samples []metrics.Sample
+}
+
+// Set makes collections begin no earlier than at a heap of so many bytes, until Stop. A process has one floor at
+// most. It does nothing if the environment variable GOGC is set: somebody has chosen. Safe for concurrent use.
+func Set(bytes uint64) *Floor {
+	f := &Floor{bytes: bytes, percent: normal, samples: []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
+	}}
+	if os.Getenv("GOGC") != "" {
+		f.stopped = true
+		return f
+	}
+	f.before = debug.SetGCPercent(normal)
+	f.adjust()
+	f.watch()
+	return f
+}
+
+// Stop puts the setting back to what it was.
+func (f *Floor) Stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.stopped {
+		f.stopped = true
+		debug.SetGCPercent(f.before)
+	}
+}
+
+// sentinel dies in every cycle.
+type sentinel struct{ _ *sentinel }
+
+// watch adjusts the setting after each cycle.
+func (f *Floor) watch() {
+	runtime.AddCleanup(new(sentinel), func(f *Floor) {
+		if f.adjust() {
+			f.watch()
+		}
+	}, f)
+}
+
+// adjust sets the percentage at which the heap of the last cycle grows to the floor. False: stopped.
+func (f *Floor) adjust() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	metrics.Read(f.samples)
+	live := f.samples[0].Value.Uint64()
+	want := percent(f.bytes, live, live+f.samples[1].Value.Uint64()+f.samples[2].Value.Uint64())
+	// Each change stops the world for a moment.
+	if d := want - f.percent; d > f.percent/8 || d < -f.percent/8 || want == normal && d != 0 {
+		f.percent = want
+		debug.SetGCPercent(want)
+	}
+	return true
+}
+
+// percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons growth from.
+func percent(floor, live, scanned uint64) int {
+	if live >= floor || scanned == 0 {
+		return normal
+	}
+	return int(min(max((floor-live)*100/scanned, normal), most))
+}
