@@ -24,8 +24,8 @@ const (
 // normal is Go's own setting: a cycle begins when the heap has doubled.
 const normal = 100
 
-// most limits what a heap that grows suddenly may overshoot before the next adjustment.
-const most = 1600
+// leastHeap is where the first cycle begins at the normal setting, whatever is alive; at others it is in proportion.
+const leastHeap = 4 << 20
 
 // Floor is a setting that follows the heap. Make it with Set.
 type Floor struct {
@@ -94,10 +94,12 @@ func (f *Floor) adjust() bool {
 	return true
 }
 
-// percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons growth from.
+// percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons growth from. It
+// stays below what would put the beginning of the first cycle beyond the floor.
 func percent(floor, live, scanned uint64) int {
-	if live >= floor || scanned == 0 {
+	most := floor * normal / leastHeap
+	if live >= floor || scanned == 0 || most < normal {
 		return normal
 	}
-	return int(min(max((floor-live)*100/scanned, normal), most))
+	return int(min(max((floor-live)*normal/scanned, normal), most))
 }

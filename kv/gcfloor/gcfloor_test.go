@@ -10,12 +10,14 @@ import (
 )
 
 func TestPercent(t *testing.T) {
+	const mib = 1 << 20
 	for _, c := range []struct {
 		floor, live, scanned uint64
 		want                 int
 	}{
-		{24, 3, 3, 700}, {24, 3, 6, 350}, {24, 8, 8, 200}, {24, 12, 12, 100}, {24, 20, 20, 100}, {24, 40, 40, 100},
-		{1 << 40, 1, 1, most}, {24, 0, 0, normal},
+		{24 * mib, 6 * mib, 6 * mib, 300}, {24 * mib, 4 * mib, 8 * mib, 250}, {24 * mib, 8 * mib, 8 * mib, 200},
+		{24 * mib, 12 * mib, 12 * mib, 100}, {24 * mib, 20 * mib, 20 * mib, 100}, {24 * mib, 40 * mib, 40 * mib, 100},
+		{24 * mib, 1, 1, 600}, {24 * mib, 0, 0, 100}, {2 * mib, 1, 1, 100},
 	} {
 		require.Equal(t, c.want, percent(c.floor, c.live, c.scanned), "%+v", c)
 	}

@@ -114,8 +114,8 @@ func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver,
 	if t.pids == nil {
 		t.pids = loadgen.ListenerPIDs(servers)
 	}
-	floor := gcfloor.Set(gcfloor.LoadGenerator)
-	return d, func() { done(); floor.Stop() }, nil
+	floor, closeTarget := gcfloor.Set(gcfloor.LoadGenerator), done
+	return d, func() { closeTarget(); floor.Stop() }, nil
 }
 
 func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {
