@@ -14,8 +14,10 @@ import (
 	"sync"
 )
 
-// Server and LoadGenerator are floors that were measured (docs/benchmarks.md). A server's costs as much resident
-// memory at most; a load generator only has to leave the CPU to the servers.
+// Server is a floor that was measured (docs/benchmarks.md); a load generator only has to leave the CPU to the servers.
+//
+// What is alive may grow between two adjustments. The cycle in which it does leaves the old percentage in force for
+// some milliseconds, so the heap may pass twice its live size then, by the floor's ratio at most.
 const (
 	Server        = 16 << 20
 	LoadGenerator = 64 << 20
