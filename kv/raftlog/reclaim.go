@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -83,7 +84,7 @@ func (l *Log) prepareSpare() error {
 		return nil
 	}
 	t := l.segs.load()
-	s, err := l.makeSpare(l.nextCapacity(t.segs[len(t.segs)-1]))
+	s, err := l.makeSpare(l.nextCapacity(t.segs[len(t.segs)-1]), l.restKeeper)
 	if err != nil {
 		return err
 	}
@@ -91,6 +92,16 @@ func (l *Log) prepareSpare() error {
 	l.spares.mu.files = append(l.spares.mu.files, s)
 	l.spares.mu.Unlock()
 	return nil
+}
+
+// restKeeper takes a pause twice as long as the piece of work before it, less if the log is being closed.
+func (l *Log) restKeeper(took time.Duration) {
+	t := time.NewTimer(2 * took)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.keeper.stop:
+	}
 }
 
 // Reclaim drops old segments in which nothing lives and, if garbage outweighs live data, rewrites

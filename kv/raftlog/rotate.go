@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"math/rand/v2"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -111,7 +112,7 @@ func (l *Log) takeSpare(size int64) (vfs.File, int64, error) {
 		f, err := l.fs.Open(found.name)
 		return f, found.size, err
 	}
-	s, err := l.makeSpare(size)
+	s, err := l.makeSpare(size, func(time.Duration) {}) // a writer waits for it
 	if err != nil {
 		return nil, 0, err
 	}
@@ -119,16 +120,26 @@ func (l *Log) takeSpare(size int64) (vfs.File, int64, error) {
 	return f, s.size, err
 }
 
-// makeSpare writes a file of zeros. It is not in the list of spares yet.
-func (l *Log) makeSpare(size int64) (spareFile, error) {
+// sparePiece is how much of a spare is written at a time.
+const sparePiece = 4 << 20
+
+// makeSpare writes a file of zeros. It is not in the list of spares yet. Between two pieces it calls rest with
+// what the last one took, so that it can leave disk and processor to the log's own syncs.
+func (l *Log) makeSpare(size int64, rest func(took time.Duration)) (spareFile, error) {
 	name := l.path(fmt.Sprintf("%010d%s", l.spares.next.Add(1), spareSuffix))
 	f, err := l.fs.Create(name)
 	if err != nil {
 		return spareFile{}, err
 	}
-	err = f.Allocate(size)
-	if err == nil {
-		err = f.Sync()
+	for done := int64(0); done < size && err == nil; {
+		done = min(size, done+sparePiece)
+		began := time.Now()
+		if err = f.Allocate(done); err == nil {
+			err = f.Sync()
+		}
+		if err == nil && done < size {
+			rest(time.Since(began))
+		}
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		// Half a spare is of no use, and on a full disk in the way.

@@ -46,6 +46,8 @@ type db struct {
 	// immutable counts full memtables that wait for their flush.
 	immutable atomic.Int64
 
+	pacer *pacer // of compactions
+
 	// users counts calls that are inside pebble; Close waits for them.
 	closing sync.RWMutex
 	closed  bool
@@ -63,7 +65,7 @@ func Open(opts engine.Options) (engine.Engine, error) {
 // OpenFS is Open on another file system; for tests.
 func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	opts.EnsureDefaults()
-	d := &db{opts: opts, failedCh: make(chan struct{})}
+	d := &db{opts: opts, failedCh: make(chan struct{}), pacer: newPacer()}
 	// Pebble takes its memtables out of the block cache; CacheBytes is for blocks.
 	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
@@ -81,7 +83,11 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 			return errors.Join(err, d.mark.Close())
 		}
 		d.immutable.Store(0)
-		return d.checkMark()
+		if err := d.checkMark(); err != nil {
+			return err
+		}
+		d.pacer.db.Store(d.p)
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", opts.Dir, err)
@@ -133,14 +139,14 @@ func (d *db) sync() error {
 func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	o := &pebble.Options{
 		Cache: cache,
-		FS:    files,
+		FS:    pacedFS{files, d.pacer},
 		// The newest format has log records that tell up to where the log was synced, so that
 		// damage in its middle is an error and not an early end.
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                uint64(d.opts.MemTableBytes),
 		MemTableStopWritesThreshold: stallMemTables,
-		L0CompactionThreshold:       4,
-		L0StopWritesThreshold:       16,
+		L0CompactionThreshold:       compactDepth,
+		L0StopWritesThreshold:       stopDepth,
 		LBaseMaxBytes:               64 << 20,
 		MaxOpenFiles:                1000,
 		BytesPerSync:                1 << 20,
@@ -414,6 +420,7 @@ func (d *db) Close() error {
 		return nil
 	}
 	d.closed = true
+	d.pacer.release()
 	if err := d.failure(); err != nil {
 		// Pebble's Close waits for its background work, which may be stuck by now. The files stay
 		// as they are; the process is about to end.
