@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/kv/client/fill"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -239,11 +240,12 @@ func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.
 		c.cache.drop(r)
 		return ErrNoRegion
 	}
-	stub, err := c.pool.stub(ctx, r.leader.StoreId)
+	store, err := c.pool.stub(ctx, r.leader.StoreId)
 	if err != nil {
 		c.cache.drop(r)
 		return err
 	}
+	defer store.done()
 	actx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	deadline, _ := actx.Deadline()
@@ -251,9 +253,10 @@ func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.
 	if write {
 		kctx.DeadlineUnixMs = uint64(deadline.UnixMilli())
 	}
-	regionErr, msg, err := do(actx, stub, kctx, r)
+	regionErr, msg, err := do(actx, store.TinyKvClient, kctx, r)
 	switch {
 	case err != nil:
+		store.avoid()
 		return c.onRPCError(r, err, deadline)
 	case regionErr != nil:
 		return c.onRegionError(r, regionErr)
@@ -375,8 +378,9 @@ type pool struct {
 type storeConn struct {
 	addr    string
 	conns   []*grpc.ClientConn
+	stubs   []tinykvpb.TinyKvClient // of conns
 	batches []*batcher
-	next    int
+	loads   *fill.Loads // of conns
 	checked time.Time
 }
 
@@ -385,14 +389,36 @@ const addressTTL = time.Minute
 
 var errClosed = errors.New("client: closed")
 
-func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+// stub is the service of a store over one of the connections, for one request.
+type stub struct {
+	tinykvpb.TinyKvClient
+	loads *fill.Loads // nil without connections of our own
+	conn  int
+}
+
+// done must be called when the request has ended.
+func (s stub) done() {
+	if s.loads != nil {
+		s.loads.Done(s.conn)
+	}
+}
+
+// avoid says that the request failed without an answer.
+func (s stub) avoid() {
+	if s.loads != nil {
+		s.loads.Avoid(s.conn)
+	}
+}
+
+func (p *pool) stub(ctx context.Context, storeID uint64) (stub, error) {
 	if p.opts.Dial != nil {
-		return p.opts.Dial(ctx, storeID)
+		c, err := p.opts.Dial(ctx, storeID)
+		return stub{TinyKvClient: c}, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, errClosed
+		return stub{}, errClosed
 	}
 	s := p.stores[storeID]
 	if s == nil {
@@ -400,22 +426,21 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient,
 		st, err := p.placement.GetStore(ctx, storeID)
 		p.mu.Lock()
 		if err != nil {
-			return nil, fmt.Errorf("find store %d: %w", storeID, err)
+			return stub{}, fmt.Errorf("find store %d: %w", storeID, err)
 		}
 		if s, err = p.setLocked(storeID, st.Address); err != nil {
-			return nil, err
+			return stub{}, err
 		}
 	} else if time.Since(s.checked) > addressTTL {
 		s.checked = time.Now()
 		p.refreshLocked(storeID)
 	}
-	s.next++
-	i := s.next % len(s.conns)
-	stub := tinykvpb.NewTinyKvClient(s.conns[i])
-	if p.opts.Unary {
-		return stub, nil
+	i := s.loads.Take()
+	out := stub{TinyKvClient: s.stubs[i], loads: s.loads, conn: i}
+	if !p.opts.Unary {
+		out.TinyKvClient = batchStub{TinyKvClient: s.stubs[i], b: s.batches[i]}
 	}
-	return batchStub{TinyKvClient: stub, b: s.batches[i]}, nil
+	return out, nil
 }
 
 // setLocked takes in a store's address.
@@ -462,7 +487,7 @@ func (p *pool) dial(addr string) (*storeConn, error) {
 	if addr == "" {
 		return nil, errors.New("client: store without an address")
 	}
-	s := &storeConn{addr: addr}
+	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
 		conn, err := grpc.NewClient("passthrough:///"+addr,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -478,6 +503,7 @@ func (p *pool) dial(addr string) (*storeConn, error) {
 			return nil, fmt.Errorf("connect to %s: %w", addr, err)
 		}
 		s.conns = append(s.conns, conn)
+		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))
 		s.batches = append(s.batches, newBatcher(conn))
 	}
 	return s, nil

@@ -7,17 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/client/fill"
 )
 
 // etcdDriver loads an etcd cluster. Reads are linearizable, which is the client's default.
 type etcdDriver struct {
-	clients []*clientv3.Client // requests go over them in turn
-	next    atomic.Uint64
+	clients []*clientv3.Client
+	loads   *fill.Loads // of clients: filled as kv/client does
 	keys    int
 }
 
@@ -45,7 +46,7 @@ func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 		}
 		endpoints = []string{leader}
 	}
-	d := &etcdDriver{keys: o.Keys}
+	d := &etcdDriver{keys: o.Keys, loads: fill.New(o.Conns)}
 	for range max(1, o.Conns) {
 		c, err := newEtcdClient(endpoints)
 		if err != nil {
@@ -85,19 +86,25 @@ func EtcdLeader(ctx context.Context, endpoints []string) (string, error) {
 	return "", errors.Join(append(errs, errors.New("no endpoint of etcd leads"))...)
 }
 
-func (d *etcdDriver) client() *clientv3.Client {
-	return d.clients[d.next.Add(1)%uint64(len(d.clients))]
+// client chooses a client; done must be called when the request has ended.
+func (d *etcdDriver) client() (c *clientv3.Client, done func()) {
+	i := d.loads.Take()
+	return d.clients[i], func() { d.loads.Done(i) }
 }
 
 func (d *etcdDriver) Name() string { return "etcd" }
 
 func (d *etcdDriver) Put(ctx context.Context, key, value []byte) error {
-	_, err := d.client().Put(ctx, string(key), string(value))
+	c, done := d.client()
+	defer done()
+	_, err := c.Put(ctx, string(key), string(value))
 	return err
 }
 
 func (d *etcdDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
-	resp, err := d.client().Get(ctx, string(key))
+	c, done := d.client()
+	defer done()
+	resp, err := c.Get(ctx, string(key))
 	if err != nil || len(resp.Kvs) == 0 {
 		return nil, err
 	}
@@ -109,7 +116,9 @@ func (d *etcdDriver) Scan(ctx context.Context, start []byte, limit int) (int, er
 	if key := scanEnd(start, limit, d.keys); key != nil {
 		end = clientv3.WithRange(string(key))
 	}
-	resp, err := d.client().Get(ctx, string(start), end, clientv3.WithLimit(int64(limit)))
+	c, done := d.client()
+	defer done()
+	resp, err := c.Get(ctx, string(start), end, clientv3.WithLimit(int64(limit)))
 	if err != nil {
 		return 0, err
 	}
@@ -133,7 +142,9 @@ func scanEnd(start []byte, limit, keys int) []byte {
 }
 
 func (d *etcdDriver) Delete(ctx context.Context, key []byte) error {
-	_, err := d.client().Delete(ctx, string(key))
+	c, done := d.client()
+	defer done()
+	_, err := c.Delete(ctx, string(key))
 	return err
 }
 

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/kv/client/fill"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
@@ -66,6 +66,7 @@ func (s *Ideal) Open(_ context.Context, m Mode) (loadgen.Driver, error) {
 	if m.Conns == 0 {
 		m.Conns = 4
 	}
+	d.loads = fill.New(m.Conns)
 	for range m.Conns {
 		conn, err := grpc.NewClient("passthrough:///"+s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
@@ -84,24 +85,30 @@ type rawDriver struct {
 	name  string
 	conns []*grpc.ClientConn
 	stubs []tinykvpb.TinyKvClient
-	next  atomic.Uint64
+	loads *fill.Loads // of conns: filled as kv/client does
 }
 
 var errNoDelete = errors.New("the yardstick knows no deletes")
 
-func (d *rawDriver) stub() tinykvpb.TinyKvClient {
-	return d.stubs[d.next.Add(1)%uint64(len(d.stubs))]
+// stub chooses a connection; done must be called when the request has ended.
+func (d *rawDriver) stub() (s tinykvpb.TinyKvClient, done func()) {
+	i := d.loads.Take()
+	return d.stubs[i], func() { d.loads.Done(i) }
 }
 
 func (d *rawDriver) Name() string { return d.name }
 
 func (d *rawDriver) Put(ctx context.Context, key, value []byte) error {
-	_, err := d.stub().RawPut(ctx, &kvrpcpb.RawPutRequest{Key: key, Value: value})
+	s, done := d.stub()
+	defer done()
+	_, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Key: key, Value: value})
 	return err
 }
 
 func (d *rawDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
-	resp, err := d.stub().RawGet(ctx, &kvrpcpb.RawGetRequest{Key: key})
+	s, done := d.stub()
+	defer done()
+	resp, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: key})
 	if err != nil || resp.NotFound {
 		return nil, err
 	}
@@ -109,7 +116,9 @@ func (d *rawDriver) Read(ctx context.Context, key []byte) ([]byte, error) {
 }
 
 func (d *rawDriver) Scan(ctx context.Context, start []byte, limit int) (int, error) {
-	resp, err := d.stub().RawScan(ctx, &kvrpcpb.RawScanRequest{StartKey: start, Limit: uint32(limit)})
+	s, done := d.stub()
+	defer done()
+	resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{StartKey: start, Limit: uint32(limit)})
 	if err != nil {
 		return 0, err
 	}
