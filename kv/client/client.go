@@ -382,6 +382,7 @@ type storeConn struct {
 	batches []*batcher
 	loads   *fill.Loads // of conns
 	checked time.Time
+	asking  bool // a refresh of the address is under way
 }
 
 // addressTTL is how long a store's address is used without asking again.
@@ -431,9 +432,9 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (stub, error) {
 		if s, err = p.setLocked(storeID, st.Address); err != nil {
 			return stub{}, err
 		}
-	} else if time.Since(s.checked) > addressTTL {
-		s.checked = time.Now()
-		p.refreshLocked(storeID)
+	} else if time.Since(s.checked) > addressTTL && !s.asking {
+		s.asking, s.checked = true, time.Now()
+		p.refreshLocked(storeID, s)
 	}
 	i := s.loads.Take()
 	out := stub{TinyKvClient: s.stubs[i], loads: s.loads, conn: i}
@@ -465,8 +466,9 @@ func (p *pool) setLocked(storeID uint64, addr string) (*storeConn, error) {
 }
 
 // refreshLocked asks for a known store's address on the side: reads and writes must not wait for the
-// placement service when they know where to go.
-func (p *pool) refreshLocked(storeID uint64) {
+// placement service when they know where to go. s is asked for once at a time: while nobody answers, each failed
+// request would add another question.
+func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 	if p.stop == nil {
 		p.ctx, p.stop = context.WithCancel(context.Background())
 	}
@@ -475,9 +477,11 @@ func (p *pool) refreshLocked(storeID uint64) {
 		defer p.refreshes.Done()
 		ctx, cancel := context.WithTimeout(p.ctx, p.opts.Timeout)
 		defer cancel()
-		if st, err := p.placement.GetStore(ctx, storeID); err == nil {
-			p.mu.Lock()
-			defer p.mu.Unlock()
+		st, err := p.placement.GetStore(ctx, storeID)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		s.asking = false
+		if err == nil {
 			_, _ = p.setLocked(storeID, st.Address) // without an address the old one stays
 		}
 	}()

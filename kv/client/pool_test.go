@@ -34,8 +34,8 @@ func TestOldAddressIsUsedMeanwhile(t *testing.T) {
 	p := &pool{placement: placement, opts: Options{Conns: 1, Timeout: time.Minute, MaxMessage: 1 << 20}, stores: map[uint64]*storeConn{}}
 	_, err := p.stub(t.Context(), 1)
 	require.NoError(t, err)
-	p.suspect(1)
 	for range 3 {
+		p.suspect(1)
 		_, err = p.stub(t.Context(), 1)
 		require.NoError(t, err)
 	}

@@ -24,9 +24,11 @@ type phase struct {
 	// measured time; of load the end is not known before
 	from, to time.Time
 	pace     *Pacer
+	// giveUp ends a load that cannot write a key: what follows would read keys that are not there.
+	giveUp context.CancelFunc
 }
 
-// Run carries out one phase. It fails if no operation succeeded, or when ctx ends.
+// Run carries out one phase. It fails if no operation succeeded, if a load could not write a key, or when ctx ends.
 func Run(ctx context.Context, d Driver, c Config) (Result, error) {
 	if c.Phase == "load" {
 		c.Warmup = 0
@@ -55,6 +57,7 @@ func (p *phase) run(ctx context.Context) (Result, error) {
 	p.pace = NewPacer(p.c.Rate)
 	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	p.giveUp = cancel
 	if p.c.Phase != "load" {
 		// A request that hangs must not hold up the end.
 		pctx, cancel = context.WithDeadline(ctx, p.to)
@@ -109,7 +112,9 @@ func (p *phase) work(ctx context.Context, worker int, hist *hdrhistogram.Histogr
 		}
 		if err != nil {
 			p.errs.Add(1)
-			p.firstErr.CompareAndSwap(nil, &err)
+			if p.firstErr.CompareAndSwap(nil, &err) && p.c.Phase == "load" {
+				p.giveUp()
+			}
 			continue
 		}
 		_ = hist.RecordValue(min(end.Sub(begin).Microseconds(), maxLatencyUs)) // in range by min
@@ -151,7 +156,7 @@ func (p *phase) result(ctx context.Context, hists []*hdrhistogram.Histogram, usa
 	res.setUsage(usage[0], usage[1])
 	if e := p.firstErr.Load(); e != nil {
 		res.FirstError = (*e).Error()
-		if res.Ops == 0 {
+		if res.Ops == 0 || p.c.Phase == "load" {
 			return res, fmt.Errorf("%s: %w", p.c.Phase, *e)
 		}
 	}

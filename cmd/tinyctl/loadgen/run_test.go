@@ -103,6 +103,24 @@ func TestLoadWritesEveryKeyOnce(t *testing.T) {
 	})
 }
 
+// TestLoadGivesUp: a load that cannot write a key ends there, and does not go on to try all the others.
+func TestLoadGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(0)
+		f.takes = func(_ Op, n int) (time.Duration, error) {
+			if n >= 100 {
+				return 20 * time.Second, errors.New("nobody answers")
+			}
+			return time.Millisecond, nil
+		}
+		begin := time.Now()
+		res, err := Run(t.Context(), f, config("load"))
+		require.ErrorContains(t, err, "load: nobody answers")
+		require.EqualValues(t, 100, res.Ops)
+		require.Less(t, time.Since(begin), 21*time.Second)
+	})
+}
+
 // TestMeasuredTime: the warm-up counts for nothing, and what the end cuts off is no operation and no error.
 func TestMeasuredTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
