@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,6 +145,24 @@ func waitOther(t *testing.T, members []*process, old *process) {
 	}, 10*time.Second, 5*time.Millisecond)
 }
 
+// waitWarm waits until every member knows the region and its leader, so that whoever leads next can tell.
+func waitWarm(t *testing.T, members []*process) {
+	t.Helper()
+	for _, p := range members {
+		require.Eventually(t, func() bool {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+"/metrics", nil)
+			require.NoError(t, err)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return false
+			}
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			return err == nil && strings.Contains(string(text), "tinykv_known_regions{type=\"with_leader\"} 1\n")
+		}, 10*time.Second, 10*time.Millisecond, p.name)
+	}
+}
+
 // TestFailover3C kills the leader again and again and measures how long clients wait. Graceful
 // stops are measured too. FAILOVER_TRIALS sets how many trials of each there are; 3 by default.
 func TestFailover3C(t *testing.T) {
@@ -172,8 +192,7 @@ func TestFailover3C(t *testing.T) {
 	lastTS, lastID := uint64(0), uint64(0)
 	trial := func(sig syscall.Signal) time.Duration {
 		leader := waitAll(t, members)
-		// Followers take over what the leader knows within their pause; let them.
-		time.Sleep(300 * time.Millisecond)
+		waitWarm(t, members)
 		began := time.Now()
 		exited := make(chan error, 1)
 		go func() { exited <- leader.stop(sig) }()

@@ -47,6 +47,7 @@ var (
 	descLeader    = desc("pd_server_is_leader", "1 on the placement leader.")
 	descLease     = desc("pd_lease_local_ttl_remaining_seconds", "How long the leadership is valid without renewal.")
 	descAlarm     = desc("tinykv_etcd_alarm", "1 for each alarm of etcd, which refuses writes then.", "member", "type")
+	descKnown     = desc("tinykv_known_regions", "Regions that this member knows: a follower, those that it has taken over from the leader.", "type")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -54,7 +55,7 @@ var (
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
-		descLeader, descLease, descPrepared, descAlarm,
+		descLeader, descLease, descPrepared, descAlarm, descKnown,
 	} {
 		ch <- d
 	}
@@ -82,6 +83,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			gauge(descAlarm, 1, utoa(a.Member), a.Kind)
 		}
 	}
+	regions, led := 0, 0
+	for _, r := range m.s.cluster.Core().ScanRegions(nil, nil, 0) {
+		regions++
+		if r.LeaderStore() != 0 {
+			led++
+		}
+	}
+	gauge(descKnown, float64(regions), "all")
+	gauge(descKnown, float64(led), "with_leader")
 	l := m.s.leadership()
 	if l == nil {
 		gauge(descLeader, 0)
