@@ -56,6 +56,7 @@ type peer struct {
 	proposals []proposal
 	writes    []*message.Write
 	writeSize int
+	handover  handover
 	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
 	splitIndex uint64
 
@@ -242,7 +243,7 @@ func isVote(m *eraftpb.Message) bool {
 
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
-	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady())
+	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady() || p.handoverEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked

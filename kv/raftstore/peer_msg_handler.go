@@ -26,6 +26,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 	if p.stopped {
 		return
 	}
+	p.endHandover()
 	p.flushWrites()
 	p.askReads()
 }

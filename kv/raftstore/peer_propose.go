@@ -56,6 +56,9 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 // onWrite checks a write and puts it into the group that becomes one entry.
 func (p *peer) onWrite(w *message.Write) {
 	err := p.checkHeader(w.Header, true, false, w.Deadline)
+	if p.holdWrite(w, err) {
+		return
+	}
 	if err == nil {
 		err = p.checkWrite(w)
 	}
@@ -220,6 +223,7 @@ func (p *peer) checkTransferee(q *metapb.Peer) error {
 func (p *peer) startTransfer(to uint64) {
 	p.wake()
 	p.flushWrites()
+	p.beginHandover()
 	p.lease.noLeaseTerm = p.rn.Term()
 	if p.lease.cell != nil {
 		p.lease.cell.end()
@@ -354,11 +358,11 @@ func (p *peer) takeProposals(upTo uint64) []proposal {
 
 // failProposals answers every waiting proposal.
 func (p *peer) failProposals(err error) {
-	for _, w := range p.writes {
+	for _, w := range append(p.writes, p.handover.writes...) {
 		p.store.inflight.Add(-int64(len(w.Payload)))
 		w.Callback.Fail(err)
 	}
-	p.writes, p.writeSize = nil, 0
+	p.writes, p.writeSize, p.handover.writes = nil, 0, nil
 	for _, prop := range p.proposals {
 		p.store.inflight.Add(-int64(prop.bytes))
 		for _, cb := range prop.cbs {

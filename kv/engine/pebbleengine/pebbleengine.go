@@ -150,8 +150,11 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		LBaseMaxBytes:               64 << 20,
 		MaxOpenFiles:                1000,
 		BytesPerSync:                1 << 20,
-		Logger:                      &logger{d},
-		EventListener:               d.events(),
+		// Most writes are not synced, but some of any region are, and then everything before them is: let the
+		// disk begin earlier.
+		WALBytesPerSync: 512 << 10,
+		Logger:          &logger{d},
+		EventListener:   d.events(),
 	}
 	// One compaction runs at a time, and its end lets the next one begin. The usual scheduler also looks ten times
 	// a second whether more of them may run, which never changes here, and wakes an idle process for it.

@@ -1,0 +1,184 @@
+package raftstore
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// obliging answers for the other stores: they vote for whoever asks and take what they are sent.
+type obliging struct {
+	listening
+	s *Store
+}
+
+func (o *obliging) Send(store uint64, msgs []*rspb.RaftMessage) {
+	o.listening.Send(store, msgs)
+	for _, m := range msgs {
+		in := m.Message
+		out := eraftpb.Message{Term: in.Term}
+		switch in.MsgType {
+		case eraftpb.MessageType_MsgPreVote:
+			out.MsgType = eraftpb.MessageType_MsgPreVoteResponse
+		case eraftpb.MessageType_MsgRequestVote:
+			out.MsgType = eraftpb.MessageType_MsgRequestVoteResponse
+		case eraftpb.MessageType_MsgAppend:
+			out.MsgType, out.Index = eraftpb.MessageType_MsgAppendResponse, in.Index+uint64(len(in.Entries))
+		case eraftpb.MessageType_MsgHeartbeat:
+			out.MsgType, out.Round = eraftpb.MessageType_MsgHeartbeatResponse, in.Round
+		default:
+			continue
+		}
+		_ = o.s.HandleRaft(envelope(trio(), m.ToPeer, m.FromPeer, out)) // never blocks
+	}
+}
+
+// handingOver is a store that leads region 1 and has told peer 2 to campaign.
+func handingOver(t *testing.T) (s *Store, o *obliging, term uint64) {
+	t.Helper()
+	r := trio()
+	s, _ = newTestStore(t, r)
+	o = &obliging{s: s}
+	s.trans, s.placement = o, o
+	startTestStore(t, s)
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
+		for range 2 * s.cfg.Raftstore.ElectionTicks { // beyond any random timeout
+			v.p.rn.Tick()
+		}
+	}))
+	require.Eventually(t, func() bool {
+		info, err := s.Peer(t.Context(), 1)
+		term = info.Term
+		return err == nil && info.IsLeader && info.CommitIndex == info.LastIndex
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, put(s, r, "before").wait(t))
+	cb := message.NewCallback()
+	s.Admin(&message.Admin{
+		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+		Request: &raft_cmdpb.AdminRequest{
+			CmdType: raft_cmdpb.AdminCmdType_TransferLeader, TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: r.Peers[1]},
+		},
+		Callback: cb,
+	})
+	require.NoError(t, pending{cb}.wait(t))
+	require.Eventually(t, func() bool {
+		return len(o.messages(func(m *rspb.RaftMessage) bool { return m.Message.GetMsgType() == eraftpb.MessageType_MsgTimeoutNow })) == 1
+	}, 10*time.Second, time.Millisecond)
+	return s, o, term
+}
+
+type pending struct{ cb *message.Callback }
+
+func (p pending) wait(t *testing.T) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	res, err := p.cb.Wait(ctx)
+	require.NoError(t, err, "no answer")
+	return res.Err
+}
+
+func put(s *Store, r *metapb.Region, key string) pending {
+	p := pending{message.NewCallback()}
+	s.Write(&message.Write{
+		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte(key), MaxKey: []byte(key),
+		Payload: message.AppendPut(nil, "default", []byte(key), []byte("v")), Callback: p.cb,
+	})
+	return p
+}
+
+// requireHeld fails if a write is answered that should wait. The peer has worked it off by then.
+func requireHeld(t *testing.T, s *Store, writes ...pending) {
+	t.Helper()
+	held := 0
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { held = len(v.p.handover.writes) }))
+	require.Equal(t, len(writes), held)
+	for _, w := range writes {
+		require.False(t, w.cb.Answered())
+	}
+}
+
+// TestWritesWaitForTheNextLeader: a write that comes during a transfer is told who leads as soon as that is known,
+// and not before.
+func TestWritesWaitForTheNextLeader(t *testing.T) {
+	s, _, term := handingOver(t)
+	r := trio()
+	first := put(s, r, "a")
+	requireHeld(t, s, first)
+
+	// Faults of the request are answered at once.
+	stale := trio()
+	stale.RegionEpoch.Version--
+	var epoch *EpochNotMatchError
+	require.ErrorAs(t, put(s, stale, "a").wait(t), &epoch)
+
+	last := uint64(0)
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { last = v.p.rn.LastIndex() }))
+	require.NoError(t, s.HandleRaft(envelope(r, r.Peers[1], r.Peers[0], eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgRequestVote, Term: term + 1, Index: last, LogTerm: term, Force: true, Round: 1 << 40,
+	})))
+	require.Eventually(t, func() bool {
+		info, err := s.Peer(t.Context(), 1)
+		return err == nil && info.Term == term+1
+	}, 10*time.Second, time.Millisecond)
+	second := put(s, r, "b") // nobody is known to lead
+	requireHeld(t, s, first, second)
+
+	require.NoError(t, s.HandleRaft(envelope(r, r.Peers[1], r.Peers[0], eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgAppend, Term: term + 1, Index: last, LogTerm: term,
+	})))
+	for _, w := range []pending{first, second} {
+		var elsewhere *NotLeaderError
+		require.ErrorAs(t, w.wait(t), &elsewhere)
+		require.EqualValues(t, 2, elsewhere.Leader.GetId())
+	}
+	require.Zero(t, s.Counts().InflightBytes)
+}
+
+// TestWritesGoOnAfterATransferThatFailed: a write that waited is proposed when the transfer is given up, unless its
+// client has given up meanwhile.
+func TestWritesGoOnAfterATransferThatFailed(t *testing.T) {
+	s, _, _ := handingOver(t)
+	r := trio()
+	first := put(s, r, "a")
+	late := pending{message.NewCallback()}
+	s.Write(&message.Write{
+		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("l"), MaxKey: []byte("l"),
+		Payload: message.AppendPut(nil, "default", []byte("l"), []byte("v")), Callback: late.cb, Deadline: time.Now().Add(time.Minute),
+	})
+	requireHeld(t, s, first, late)
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
+		v.p.handover.writes[1].Deadline = time.Now().Add(-time.Second)
+		for range s.cfg.Raftstore.ElectionTicks {
+			v.p.rn.Tick()
+		}
+	}))
+	require.NoError(t, first.wait(t))
+	require.ErrorIs(t, late.wait(t), ErrDeadlineExceeded)
+	require.Zero(t, s.Counts().InflightBytes)
+}
+
+// TestWritesThatWaitAreAnsweredAtTheEnd: of the store, or of the peer.
+func TestWritesThatWaitAreAnsweredAtTheEnd(t *testing.T) {
+	s, _, _ := handingOver(t)
+	w := put(s, trio(), "a")
+	requireHeld(t, s, w)
+	require.NoError(t, s.HandleRaft(tombstone(trio(), 3, trio().Peers[0])))
+	var gone *RegionNotFoundError
+	require.ErrorAs(t, w.wait(t), &gone)
+
+	s, _, _ = handingOver(t)
+	w = put(s, trio(), "a")
+	requireHeld(t, s, w)
+	s.Stop()
+	require.ErrorIs(t, w.wait(t), ErrStopping)
+	require.Zero(t, s.Counts().InflightBytes)
+}
