@@ -8,10 +8,9 @@ import (
 )
 
 // handover keeps the writes that reach a leader while it hands its leadership over. Raft takes no proposals then,
-// and refusing them would send clients into their pauses, and to peers that know no leader either: with a transfer
-// now and then, the slowest of a hundred writes took ten times as long as the others. So they wait for the few
-// milliseconds until either the next leader is known, to whom their clients are sent, or the transfer is given up,
-// and they are proposed here.
+// and refusing them would send clients into their pauses, and to peers that know no leader either. So they wait for
+// the few milliseconds until either the next leader is known, to whom their clients are sent, or the transfer is
+// given up, and they are proposed here.
 //
 // Invariant: what waits here has not been proposed; it is checked anew, its deadline too, when the wait ends.
 type handover struct {
@@ -28,7 +27,7 @@ func (p *peer) handingOver() bool {
 	if p.isLeader() {
 		return p.rn.LeadTransferee() != raft.None
 	}
-	return p.rn.Lead() == raft.None && !p.handover.until.IsZero() && p.store.clock.Now().Before(p.handover.until)
+	return p.rn.Lead() == raft.None && p.store.clock.Now().Before(p.handover.until)
 }
 
 // beginHandover is called when a transfer begins.

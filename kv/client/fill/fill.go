@@ -5,8 +5,8 @@ package fill
 
 import "sync/atomic"
 
-// PerConn is how many requests a connection is filled up to. With 32 under way at once, one connection takes a
-// tenth to a fifth less CPU time than four (docs/benchmarks.md); with 128, four are as good as any.
+// PerConn is how many requests a connection is filled up to. With 32 puts under way at once, one connection takes
+// a fifth less CPU time than four, with 32 gets a little (docs/benchmarks.md); with 128, four are as good as any.
 const PerConn = 32
 
 // Loads counts the requests under way per connection. Safe for concurrent use.
