@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -37,6 +38,25 @@ type fakeStore struct {
 	unary    atomic.Int64
 	// regionErr, if set, is asked before each request.
 	regionErr func(*kvrpcpb.Context) *errorpb.Error
+	// puts are the attempts of writes that came, in order, before they were treated in any way.
+	puts []seenPut
+}
+
+// seenPut is when an attempt came, and how long the client gave it from then on.
+type seenPut struct {
+	at              time.Time
+	propose, answer time.Duration
+}
+
+func (f *fakeStore) sawPut(ctx context.Context, in *kvrpcpb.RawPutRequest) {
+	p := seenPut{at: time.Now()}
+	p.propose = time.UnixMilli(int64(in.Context.DeadlineUnixMs)).Sub(p.at)
+	if d, ok := ctx.Deadline(); ok {
+		p.answer = d.Sub(p.at)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.puts = append(f.puts, p)
 }
 
 func (f *fakeStore) RawGet(_ context.Context, in *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
@@ -52,10 +72,16 @@ func (f *fakeStore) RawGet(_ context.Context, in *kvrpcpb.RawGetRequest) (*kvrpc
 	return &kvrpcpb.RawGetResponse{Value: []byte(v), NotFound: !ok}, nil
 }
 
-func (f *fakeStore) RawPut(_ context.Context, in *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+func (f *fakeStore) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
 	f.unary.Add(1)
+	f.sawPut(ctx, in)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.regionErr != nil {
+		if e := f.regionErr(in.Context); e != nil {
+			return &kvrpcpb.RawPutResponse{RegionError: e}, nil
+		}
+	}
 	f.data[string(in.Key)] = string(in.Value)
 	return &kvrpcpb.RawPutResponse{}, nil
 }
@@ -75,6 +101,11 @@ func (f *fakeStore) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) er
 		breaks := f.batch == "break"
 		f.mu.Unlock()
 		if breaks {
+			for _, c := range req.Commands {
+				if c.Put != nil {
+					f.sawPut(stream.Context(), c.Put)
+				}
+			}
 			return status.Error(codes.Internal, "broken on purpose")
 		}
 		// Answered in reverse order: the ids must bring each reply to its caller.
@@ -211,6 +242,65 @@ func TestTooLate(t *testing.T) {
 	require.Error(t, err)
 	require.False(t, IsUnknown(err), "nothing was sent: %v", err)
 	require.Equal(t, "v", f.data["k"])
+}
+
+// TestPatience: what is large gets more time for the answer, what was late more time for everything, but a
+// store never has long to propose a write.
+func TestPatience(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}}
+	late := 0
+	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
+		if late--; late >= 0 {
+			return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: raftstore.ErrDeadlineExceeded.Error()}}
+		}
+		return nil
+	}
+	c := open(t, serve(t, f), Options{Unary: true, AttemptTimeout: 20 * time.Second, Timeout: 10 * time.Minute})
+	for _, put := range []struct {
+		size, late int
+		want       []seenPut // in seconds; the machine may take some of them
+	}{
+		{size: 0, want: []seenPut{{propose: 10, answer: 20}}},
+		{size: slowBytes - 1, want: []seenPut{{propose: 10, answer: 20}}},
+		{size: 1 << 20, want: []seenPut{{propose: 10, answer: 100}}},
+		{late: 5, want: []seenPut{
+			{propose: 10, answer: 20}, {propose: 20, answer: 40}, {propose: 40, answer: 80},
+			{propose: 80, answer: 160}, {propose: 80, answer: 160}, {propose: 80, answer: 160},
+		}},
+	} {
+		f.puts, late = nil, put.late
+		require.NoError(t, c.Put(context.Background(), []byte("k"), make([]byte, put.size)))
+		require.Len(t, f.puts, len(put.want))
+		for i, want := range put.want {
+			require.InDelta(t, (want.propose*time.Second - 2*time.Second).Seconds(), f.puts[i].propose.Seconds(), 2.1, "%+v, attempt %d", put, i)
+			require.InDelta(t, (want.answer*time.Second - 2*time.Second).Seconds(), f.puts[i].answer.Seconds(), 2.1, "%+v, attempt %d", put, i)
+		}
+	}
+}
+
+// TestLostStoreIsNotWaitedForLong: when the connection breaks, a write is tried again once no store may propose the
+// earlier attempt any more, and not before (N3); how long an answer might have taken does not matter.
+func TestLostStoreIsNotWaitedForLong(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	const skew = 300 * time.Millisecond
+	c := open(t, serve(t, f), Options{Conns: 1, AttemptTimeout: time.Second, Skew: skew, Timeout: time.Minute})
+	done := make(chan error, 1)
+	go func() { done <- c.Put(context.Background(), []byte("k"), make([]byte, 3<<20)) }()
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.puts) > 0 {
+			f.batch = "serve"
+		}
+		return len(f.puts) > 0
+	}, 20*time.Second, time.Millisecond)
+	require.NoError(t, <-done)
+	require.GreaterOrEqual(t, len(f.puts), 2)
+	for i := range f.puts[1:] {
+		fence := f.puts[i].at.Add(f.puts[i].propose + skew)
+		require.False(t, f.puts[i+1].at.Before(fence), "attempt %d came %s too early", i+1, fence.Sub(f.puts[i+1].at))
+	}
+	require.Less(t, f.puts[1].at.Sub(f.puts[0].at), 6*time.Second, "an answer would have been waited for for 13 s")
 }
 
 // TestRegionErrorsAreFollowed: each kind leads where it should.

@@ -3,9 +3,11 @@
 // from unknown outcomes.
 //
 // A write is tried again after an attempt of unknown outcome only when that attempt can no longer be
-// carried out: each attempt carries a deadline after which no store proposes it (up to the stores'
-// max-clock-skew), and the client waits for it. So a retry can never be overtaken by its own earlier
-// attempt.
+// proposed: each carries a deadline after which no store does so (up to the stores' max-clock-skew), and
+// the client waits for it. So a retry can never be overtaken by its own earlier attempt: what was proposed
+// before lies before it in the log, or never will. That deadline comes sooner than the client stops to wait
+// for the answer: a store that has proposed a large value may take its time, and a store that was killed
+// holds nobody up for longer than the deadline and the skew.
 package client
 
 import (
@@ -37,7 +39,9 @@ import (
 type Options struct {
 	// Timeout bounds an operation whose context has no deadline. Default 20 s.
 	Timeout time.Duration
-	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much.
+	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much, a
+	// write as much again for each 256 KiB of its value. After each attempt that ran out of time the next
+	// gets twice as much, up to eight times. Half of it is how long a store may take to propose a write.
 	AttemptTimeout time.Duration
 	// Skew is how far this machine's clock may be off from the stores': waited out before a write of
 	// unknown outcome is tried again. Default 500 ms, the stores' max-clock-skew.
@@ -121,7 +125,7 @@ func (c *Client) Close() {
 
 // Get returns the value of a key; found is false when there is none.
 func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool, err error) {
-	err = c.retry(ctx, key, false, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+	err = c.retry(ctx, key, patience{answer: c.opts.AttemptTimeout}, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
 		resp, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key, Cf: c.cf})
 		if err != nil {
 			return nil, "", err
@@ -140,7 +144,7 @@ func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool,
 
 // Put sets a key. The value may be empty.
 func (c *Client) Put(ctx context.Context, key, value []byte) error {
-	return c.retry(ctx, key, true, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+	return c.retry(ctx, key, c.writing(len(value)), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
 		resp, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: value, Cf: c.cf})
 		if err != nil {
 			return nil, "", err
@@ -151,7 +155,7 @@ func (c *Client) Put(ctx context.Context, key, value []byte) error {
 
 // Delete removes a key; removing what is not there succeeds.
 func (c *Client) Delete(ctx context.Context, key []byte) error {
-	return c.retry(ctx, key, true, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+	return c.retry(ctx, key, c.writing(0), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
 		resp, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: kctx, Key: key, Cf: c.cf})
 		if err != nil {
 			return nil, "", err
@@ -163,15 +167,41 @@ func (c *Client) Delete(ctx context.Context, key []byte) error {
 // attempt is one RPC to the peer of kctx.
 type attempt func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error)
 
+// patience is how long one attempt may take.
+type patience struct {
+	answer  time.Duration // until the client has the answer
+	propose time.Duration // until the store has proposed it; zero if it is no write
+	doubled int
+}
+
+func (p patience) write() bool { return p.propose > 0 }
+
+// longer is the patience of the attempt after one that ran out of time: what is only slow gets through at
+// last, instead of being begun anew again and again.
+func (p patience) longer() patience {
+	if p.doubled++; p.doubled <= 3 {
+		p.answer, p.propose = 2*p.answer, 2*p.propose
+	}
+	return p
+}
+
+// slowBytes are expected to be written in one AttemptTimeout by each of many writers.
+const slowBytes = 256 << 10
+
+func (c *Client) writing(size int) patience {
+	return patience{answer: c.opts.AttemptTimeout * time.Duration(1+size/slowBytes), propose: c.opts.AttemptTimeout / 2}
+}
+
 // retry runs attempts against the region of key until one answers for good or ctx ends.
-func (c *Client) retry(ctx context.Context, key []byte, write bool, do attempt) error {
+func (c *Client) retry(ctx context.Context, key []byte, p patience, do attempt) error {
 	if len(key) == 0 {
 		return &RequestError{"the key must not be empty"}
 	}
-	return c.retryWith(ctx, key, write, c.opts.AttemptTimeout, do)
+	return c.retryWith(ctx, key, p, do)
 }
 
-func (c *Client) retryWith(ctx context.Context, key []byte, write bool, timeout time.Duration, do attempt) error {
+// retryWith is retry for a key that may be empty.
+func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attempt) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.opts.Timeout)
@@ -180,7 +210,7 @@ func (c *Client) retryWith(ctx context.Context, key []byte, write bool, timeout 
 	var last, unknown error
 	wait := backoffState{}
 	for {
-		err := c.once(ctx, key, write, timeout, do, &wait)
+		err := c.once(ctx, key, p, do, &wait)
 		var v *verdict
 		if err == nil {
 			return nil
@@ -194,7 +224,10 @@ func (c *Client) retryWith(ctx context.Context, key []byte, write bool, timeout 
 		if v.final {
 			return wrapUnknown(unknown, last)
 		}
-		if v.unknown && write {
+		if v.late {
+			p = p.longer()
+		}
+		if v.unknown && p.write() {
 			unknown = last
 			if c.opts.NoRetryUnknown {
 				return &UnknownError{last}
@@ -224,6 +257,7 @@ type verdict struct {
 	cause   error
 	final   bool      // do not try again
 	pause   bool      // back off first
+	late    bool      // the time of the attempt was too short
 	unknown bool      // it may have been carried out, at the latest at until
 	until   time.Time // see unknown
 }
@@ -231,7 +265,7 @@ type verdict struct {
 func (v *verdict) Error() string { return v.cause.Error() }
 
 // once is one attempt: route, call, learn from the answer.
-func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.Duration, do attempt, wait *backoffState) error {
+func (c *Client) once(ctx context.Context, key []byte, p patience, do attempt, wait *backoffState) error {
 	r, err := c.cache.locate(ctx, key)
 	if err != nil {
 		return err
@@ -246,11 +280,14 @@ func (c *Client) once(ctx context.Context, key []byte, write bool, timeout time.
 		return err
 	}
 	defer store.done()
-	actx, cancel := context.WithTimeout(ctx, timeout)
+	actx, cancel := context.WithTimeout(ctx, p.answer)
 	defer cancel()
 	deadline, _ := actx.Deadline()
 	kctx := &kvrpcpb.Context{RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader}
-	if write {
+	if p.write() {
+		if d := time.Now().Add(p.propose); d.Before(deadline) {
+			deadline = d
+		}
 		kctx.DeadlineUnixMs = uint64(deadline.UnixMilli())
 	}
 	regionErr, msg, err := do(actx, store.TinyKvClient, kctx, r)
@@ -280,7 +317,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 		v.unknown = !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
 	case codes.DeadlineExceeded, codes.Canceled:
 		c.cache.setLeader(r, r.nextPeer())
-		v.unknown, v.pause = true, false
+		v.unknown, v.pause, v.late = true, false, true
 	case codes.Unimplemented, codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
 		v.final = true
 	default:
@@ -320,7 +357,9 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
 	case e.StaleCommand != nil:
 		v.unknown, v.until = true, time.Time{}
 		v.pause = true
-	case e.ServerIsBusy != nil, e.DiskFull != nil:
+	case e.ServerIsBusy != nil:
+		v.pause, v.late = true, strings.HasPrefix(e.ServerIsBusy.Reason, deadlineExceeded)
+	case e.DiskFull != nil:
 		v.pause = true
 	case e.RaftEntryTooLarge != nil:
 		v.final = true
@@ -337,6 +376,9 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
 	}
 	return v
 }
+
+// deadlineExceeded begins the reason of a store that is busy because a request waited until its deadline.
+const deadlineExceeded = "deadline is exceeded"
 
 // backoffState doubles the pause between attempts, with jitter.
 type backoffState struct{ n int }
@@ -495,6 +537,8 @@ func (p *pool) dial(addr string) (*storeConn, error) {
 	for range p.opts.Conns {
 		conn, err := grpc.NewClient("passthrough:///"+addr,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			// Of a fixed size: gRPC would send a ping for each answer to a lone caller, to find out a better one.
+			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
 			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(p.opts.MaxMessage), grpc.MaxCallSendMsgSize(p.opts.MaxMessage)),
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 			grpc.WithConnectParams(grpc.ConnectParams{

@@ -91,7 +91,7 @@ func (c *Client) scanPage(ctx context.Context, start, end []byte, limit int) (pa
 		next, done = upper, len(upper) == 0 || bytes.Equal(upper, end)
 		return nil, "", nil
 	}
-	err = c.retryWith(ctx, start, false, 5*c.opts.AttemptTimeout, do)
+	err = c.retryWith(ctx, start, patience{answer: 5 * c.opts.AttemptTimeout}, do)
 	return pairs, next, done, err
 }
 

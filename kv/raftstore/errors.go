@@ -13,8 +13,9 @@ import (
 var ErrStopping = errors.New("raftstore: the store is stopping")
 
 // ErrDeadlineExceeded answers commands that were still waiting to be proposed at their deadline: they
-// were definitely not carried out.
-var ErrDeadlineExceeded = errors.New("raftstore: the deadline passed before the command was proposed")
+// were definitely not carried out. On the wire it is ServerIsBusy; clients of TiKV know the text by its
+// beginning.
+var ErrDeadlineExceeded = errors.New("deadline is exceeded: the command was not proposed in time")
 
 // ErrFailed is returned once the store has failed on an IO error.
 var ErrFailed = errors.New("raftstore: the store has failed")
@@ -151,6 +152,8 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		pb.RegionNotFound = &errorpb.RegionNotFound{RegionId: peer.RegionID}
 	case errors.As(err, &busy):
 		pb.ServerIsBusy = &errorpb.ServerIsBusy{Reason: busy.Reason, BackoffMs: 20}
+	case errors.Is(err, ErrDeadlineExceeded):
+		pb.ServerIsBusy = &errorpb.ServerIsBusy{Reason: ErrDeadlineExceeded.Error()}
 	case errors.As(err, &tooLarge):
 		pb.RaftEntryTooLarge = &errorpb.RaftEntryTooLarge{RegionId: tooLarge.RegionID, EntrySize: tooLarge.Size}
 	case errors.As(err, &diskFull):

@@ -28,8 +28,6 @@ func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 		return nil, invalid.Error(), nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
-	case errors.Is(err, raftstore.ErrDeadlineExceeded):
-		return nil, "", status.Error(codes.DeadlineExceeded, err.Error())
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
 	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):

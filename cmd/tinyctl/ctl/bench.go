@@ -129,7 +129,7 @@ func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, [
 	if t.unary {
 		name = "tinykv-unary"
 	}
-	c, err := a.openWith(ctx, client.Options{Timeout: a.timeout, AttemptTimeout: 5 * time.Second, Conns: t.conns, Unary: t.unary})
+	c, err := a.openWith(ctx, client.Options{Timeout: a.timeout, Conns: t.conns, Unary: t.unary})
 	if err != nil {
 		return nil, nil, nil, err
 	}

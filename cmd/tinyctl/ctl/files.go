@@ -71,9 +71,9 @@ func (a *app) importCmd() *cobra.Command {
 	return cmd
 }
 
-// bulkOptions gives single attempts more time: under full load they wait.
+// bulkOptions gives operations more time: under full load they wait.
 func bulkOptions(timeout time.Duration) client.Options {
-	return client.Options{Timeout: max(timeout, time.Minute), AttemptTimeout: 1500 * time.Millisecond}
+	return client.Options{Timeout: max(timeout, time.Minute)}
 }
 
 // listFiles lists the regular files below dir, as slash-separated paths relative to it, with sizes.

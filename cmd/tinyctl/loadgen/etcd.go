@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/kv/client/fill"
 )
@@ -58,8 +59,12 @@ func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 	return d, nil
 }
 
+// dialOptions are those of TinyKV's client: windows of a fixed size, so that no connection sends pings to measure what
+// it should be.
+var dialOptions = []grpc.DialOption{grpc.WithInitialWindowSize(4 << 20), grpc.WithInitialConnWindowSize(8 << 20)}
+
 func newEtcdClient(endpoints []string) (*clientv3.Client, error) {
-	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: dialOptions})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}

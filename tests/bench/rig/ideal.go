@@ -69,6 +69,7 @@ func (s *Ideal) Open(_ context.Context, m Mode) (loadgen.Driver, error) {
 	d.loads = fill.New(m.Conns)
 	for range m.Conns {
 		conn, err := grpc.NewClient("passthrough:///"+s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20), // as kv/client
 			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
 		if err != nil {
 			d.Close()

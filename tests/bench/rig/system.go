@@ -43,9 +43,6 @@ type Mode struct {
 	// Failover makes the driver find another leader soon: requests go to all members, attempts are
 	// short, and an unknown outcome is an error at once.
 	Failover bool
-	// Attempt bounds one try of TinyKV's client; 0: 5 s, so that big values at full load are not tried again while
-	// they are still under way.
-	Attempt time.Duration
 }
 
 // System is a running cluster of one kind. Not safe for concurrent use, but its drivers are.

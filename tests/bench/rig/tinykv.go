@@ -65,10 +65,7 @@ func (d tinykvDriver) Close() { d.c.Close() }
 
 // Open implements System.
 func (t *TinyKV) Open(ctx context.Context, m Mode) (loadgen.Driver, error) {
-	o := client.Options{Conns: m.Conns, Unary: m.Unary, AttemptTimeout: m.Attempt}
-	if o.AttemptTimeout == 0 {
-		o.AttemptTimeout = 5 * time.Second
-	}
+	o := client.Options{Conns: m.Conns, Unary: m.Unary}
 	if o.Conns == 0 {
 		o.Conns = loadgen.DefaultConns(m.Unary)
 	}

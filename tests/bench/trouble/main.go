@@ -95,7 +95,7 @@ func cluster(ctx context.Context, o options, config string, troubles []trouble, 
 	if err := prepare(sctx, o, s); err != nil {
 		return nil, err
 	}
-	d, err := s.Open(ctx, rig.Mode{Unary: true, Attempt: time.Second})
+	d, err := s.Open(ctx, rig.Mode{Unary: true})
 	if err != nil {
 		return nil, err
 	}
