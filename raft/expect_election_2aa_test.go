@@ -26,14 +26,19 @@ func TestExpectedElectionKeepsSmallestTimeout2AA(t *testing.T) {
 	}
 }
 
-// The hint hurries, it never puts off; and leaders and candidates do not follow anyone.
-func TestExpectedElectionOnlyHurriesFollowers2AA(t *testing.T) {
-	r := mkRaft(1, []uint64{1, 2, 3})
-	r.randomizedElectionTimeout = r.electionTimeout + 1
-	r.expectElection(5)
-	equal(t, "timeout", r.randomizedElectionTimeout, r.electionTimeout+1)
-	r.becomeCandidate()
-	before := r.randomizedElectionTimeout
-	r.expectElection(0)
-	equal(t, "timeout of a candidate", r.randomizedElectionTimeout, before)
+// Of two that expect an election, the one with the longer delay comes second whatever timeout it had drawn; none
+// comes later than without the hint at worst, and leaders and candidates do not follow anyone.
+func TestExpectedElectionOrdersFollowers2AA(t *testing.T) {
+	for _, drawn := range []int{0, 1, 9} {
+		r := mkRaft(1, []uint64{1, 2, 3})
+		r.randomizedElectionTimeout = r.electionTimeout + drawn
+		r.expectElection(5)
+		equal(t, "timeout", r.randomizedElectionTimeout, r.electionTimeout+5)
+		r.expectElection(100)
+		equal(t, "timeout at most", r.randomizedElectionTimeout, 2*r.electionTimeout-1)
+		r.becomeCandidate()
+		before := r.randomizedElectionTimeout
+		r.expectElection(0)
+		equal(t, "timeout of a candidate", r.randomizedElectionTimeout, before)
+	}
 }

@@ -364,10 +364,12 @@ func (r *Raft) tick() {
 	}
 }
 
-// expectElection never lowers the timeout below the smallest one, on which leases rely.
+// expectElection never lowers the timeout below the smallest one, on which leases rely, and never raises it beyond
+// the largest random one. It does raise it: a member that is to come second but had drawn a short timeout
+// would split the vote of the first.
 func (r *Raft) expectElection(delay int) {
 	if r.State == StateFollower {
-		r.randomizedElectionTimeout = min(r.randomizedElectionTimeout, r.electionTimeout+max(delay, 0))
+		r.randomizedElectionTimeout = r.electionTimeout + min(max(delay, 0), r.electionTimeout-1)
 	}
 }
 

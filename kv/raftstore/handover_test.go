@@ -182,3 +182,77 @@ func TestWritesThatWaitAreAnsweredAtTheEnd(t *testing.T) {
 	require.ErrorIs(t, w.wait(t), ErrStopping)
 	require.Zero(t, s.Counts().InflightBytes)
 }
+
+// leaderLost is a store whose region 1 is led by peer 2, whose store was just lost.
+func leaderLost(t *testing.T) (s *Store, heard func(from uint64, term uint64)) {
+	t.Helper()
+	r := trio()
+	s, _ = newTestStore(t, r)
+	o := &obliging{s: s}
+	s.trans, s.placement = o, o
+	startTestStore(t, s)
+	info, err := s.Peer(t.Context(), 1)
+	require.NoError(t, err)
+	heard = func(from, term uint64) {
+		t.Helper()
+		require.NoError(t, s.HandleRaft(envelope(r, r.Peers[from-1], r.Peers[0], eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgAppend, Term: term, Index: info.LastIndex, LogTerm: info.Term,
+		})))
+	}
+	heard(2, info.Term+1)
+	var elsewhere *NotLeaderError
+	require.ErrorAs(t, put(s, r, "a").wait(t), &elsewhere)
+	require.EqualValues(t, 2, elsewhere.Leader.GetId())
+	s.ReportStoreLost(2)
+	return s, heard
+}
+
+// TestWritesWaitForAnElection: a write that comes to a follower whose leader's store was lost waits for the next
+// leader, unless the old one is heard again or nobody is elected in time.
+func TestWritesWaitForAnElection(t *testing.T) {
+	requireElsewhere := func(t *testing.T, w pending, leader uint64) {
+		t.Helper()
+		var elsewhere *NotLeaderError
+		require.ErrorAs(t, w.wait(t), &elsewhere)
+		require.Equal(t, leader, elsewhere.Leader.GetId())
+	}
+	t.Run("another leads", func(t *testing.T) {
+		s, heard := leaderLost(t)
+		w := put(s, trio(), "a")
+		requireHeld(t, s, w)
+		info, err := s.Peer(t.Context(), 1)
+		require.NoError(t, err)
+		heard(3, info.Term+1)
+		requireElsewhere(t, w, 3)
+		requireElsewhere(t, put(s, trio(), "a"), 3)
+	})
+	t.Run("it leads itself", func(t *testing.T) {
+		s, _ := leaderLost(t)
+		w := put(s, trio(), "a")
+		requireHeld(t, s, w)
+		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
+			for range 2 * s.cfg.Raftstore.ElectionTicks {
+				v.p.rn.Tick()
+			}
+		}))
+		require.NoError(t, w.wait(t))
+	})
+	t.Run("the old one was only cut off", func(t *testing.T) {
+		s, heard := leaderLost(t)
+		w := put(s, trio(), "a")
+		requireHeld(t, s, w)
+		info, err := s.Peer(t.Context(), 1)
+		require.NoError(t, err)
+		heard(2, info.Term)
+		requireElsewhere(t, w, 2)
+		requireElsewhere(t, put(s, trio(), "a"), 2)
+	})
+	t.Run("nobody is elected", func(t *testing.T) {
+		s, _ := leaderLost(t)
+		w := put(s, trio(), "a")
+		requireHeld(t, s, w)
+		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.handover.until = time.Now() }))
+		requireElsewhere(t, w, 2)
+		require.Zero(t, s.Counts().InflightBytes)
+	})
+}

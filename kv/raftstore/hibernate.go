@@ -178,4 +178,5 @@ func (p *peer) onStoreLost(m *message.StoreLost) {
 	// One tick more than the smallest timeout, so that the others' leases are over as well when they are
 	// asked; and two between candidates, so that one is elected before the next one begins.
 	p.rn.ExpectElection(1 + 2*rank)
+	p.loseLeader(leader.Id)
 }
