@@ -1,6 +1,9 @@
 package engine
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // ErrCorrupt is wrapped by every error that means damaged data on disk. The caller stops using the
 // engine: what it holds is not to be trusted.
@@ -37,6 +40,29 @@ type Engine interface {
 	Name() string
 	// Close releases the files. Everything written is durable afterwards. Idempotent.
 	Close() error
+}
+
+// Reporter is what an engine may also be: one that tells how it fares. Safe for concurrent use.
+type Reporter interface {
+	Stats() Stats
+}
+
+// Stats are counters since the engine was opened, and gauges of the moment.
+type Stats struct {
+	// WriteStalls counts the times writes had to wait for flushes or compactions, StallTime adds them up.
+	WriteStalls uint64
+	StallTime   time.Duration
+	// MemTables wait in memory or are being filled; they take MemTableBytes.
+	MemTables     uint64
+	MemTableBytes uint64
+	// Level0Depth is in how many layers of level 0 a key may lie.
+	Level0Depth int
+	// LogBytes, FlushedBytes and CompactedBytes were written to the write-ahead log, by flushes, by compactions.
+	LogBytes, FlushedBytes, CompactedBytes uint64
+	// CompactionDebt is how many bytes compactions still have to write.
+	CompactionDebt uint64
+	// CacheHits and CacheMisses are of the block cache.
+	CacheHits, CacheMisses uint64
 }
 
 // Batch gathers changes in order; a later change of a key wins over an earlier one. Keys and values

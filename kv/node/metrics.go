@@ -1,6 +1,10 @@
 package node
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tinykv/tinykv/kv/engine"
+)
 
 // registerMetrics exposes the store's counters under TiKV-like names. They are read when scraped, so
 // that the hot paths keep nothing but plain counters.
@@ -20,6 +24,9 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return float64(used)
 	})
+	if r, ok := n.engine.(engine.Reporter); ok {
+		reg.MustRegister(newEngineMetrics(r))
+	}
 	if n.store == nil {
 		return
 	}
@@ -44,4 +51,51 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return 0
 	})
+}
+
+// engineMetrics asks the engine once per scrape.
+type engineMetrics struct {
+	engine engine.Reporter
+	descs  []*prometheus.Desc // of engineValues, in order
+}
+
+var engineValues = []struct {
+	name, help string
+	kind       prometheus.ValueType
+	value      func(s *engine.Stats) float64
+}{
+	{"write_stalls_total", "Times that writes had to wait for flushes or compactions.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.WriteStalls) }},
+	{"write_stall_seconds_total", "How long they waited.", prometheus.CounterValue, func(s *engine.Stats) float64 { return s.StallTime.Seconds() }},
+	{"num_memtables", "Tables in memory, the one being filled among them.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.MemTables) }},
+	{"memtable_bytes", "Memory of those.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.MemTableBytes) }},
+	{"level0_depth", "Layers of level 0, in each of which a key may lie.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.Level0Depth) }},
+	{"wal_bytes_total", "Bytes written to the write-ahead log.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.LogBytes) }},
+	{"flush_bytes_total", "Bytes written by flushes.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.FlushedBytes) }},
+	{"compaction_bytes_total", "Bytes written by compactions.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CompactedBytes) }},
+	{"pending_compaction_bytes", "Bytes that compactions still have to write.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.CompactionDebt) }},
+	{"block_cache_hits_total", "Blocks found in the cache.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CacheHits) }},
+	{"block_cache_misses_total", "Blocks read from files.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CacheMisses) }},
+}
+
+func newEngineMetrics(r engine.Reporter) *engineMetrics {
+	m := &engineMetrics{engine: r}
+	for _, v := range engineValues {
+		m.descs = append(m.descs, prometheus.NewDesc("tikv_engine_"+v.name, v.help, nil, nil))
+	}
+	return m
+}
+
+// Describe implements prometheus.Collector.
+func (m *engineMetrics) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range m.descs {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *engineMetrics) Collect(out chan<- prometheus.Metric) {
+	s := m.engine.Stats()
+	for i, v := range engineValues {
+		out <- prometheus.MustNewConstMetric(m.descs[i], v.kind, v.value(&s))
+	}
 }

@@ -171,7 +171,7 @@ func TestTinyKVSpellings(t *testing.T) {
 	require.NoError(t, stream.CloseSend())
 
 	for path, want := range map[string]string{
-		"/status": `"store_id"`, "/metrics": "tikv_raftstore_region_count", "/config": "[raftstore]", "/health": "ok",
+		"/status": `"store_id"`, "/metrics": "tikv_engine_write_stalls_total", "/config": "[raftstore]", "/health": "ok",
 		"/regions": "[", "/debug/pprof/cmdline": "tinykv-server",
 	} {
 		resp, err := http.Get("http://" + status + path)

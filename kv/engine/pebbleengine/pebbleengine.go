@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -47,6 +48,10 @@ type db struct {
 	immutable atomic.Int64
 
 	pacer *pacer // of compactions
+
+	stalls struct {
+		count, nanos, since atomic.Int64
+	}
 
 	// users counts calls that are inside pebble; Close waits for them.
 	closing sync.RWMutex
@@ -175,6 +180,15 @@ func (d *db) events() *pebble.EventListener {
 		BackgroundError: func(err error) { d.fail(err) },
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			d.fail(fmt.Errorf("%w: %s", engine.ErrCorrupt, info))
+		},
+		WriteStallBegin: func(pebble.WriteStallBeginInfo) {
+			d.stalls.count.Add(1)
+			d.stalls.since.Store(time.Now().UnixNano())
+		},
+		WriteStallEnd: func() {
+			if since := d.stalls.since.Swap(0); since > 0 {
+				d.stalls.nanos.Add(time.Now().UnixNano() - since)
+			}
 		},
 		WALCreated: func(pebble.WALCreateInfo) { d.immutable.Add(1) },
 		FlushEnd: func(info pebble.FlushInfo) {
@@ -403,6 +417,29 @@ func (d *db) ApproximateSize(start, end []byte) (n uint64, err error) {
 		return err
 	})
 	return n, err
+}
+
+// Stats implements engine.Reporter. A closed or failed engine has none.
+func (d *db) Stats() (s engine.Stats) {
+	if !d.enter() {
+		return s
+	}
+	defer d.leave()
+	if d.failure() != nil {
+		return s
+	}
+	m := d.p.Metrics()
+	s = engine.Stats{
+		WriteStalls: uint64(d.stalls.count.Load()), StallTime: time.Duration(d.stalls.nanos.Load()),
+		MemTables: uint64(m.MemTable.Count), MemTableBytes: m.MemTable.Size, Level0Depth: int(m.Levels[0].Sublevels),
+		LogBytes: m.WAL.BytesWritten, CompactionDebt: m.Compact.EstimatedDebt,
+		CacheHits: uint64(m.BlockCache.Hits), CacheMisses: uint64(m.BlockCache.Misses),
+	}
+	for i := range m.Levels {
+		s.FlushedBytes += m.Levels[i].TableBytesFlushed
+		s.CompactedBytes += m.Levels[i].TableBytesCompacted
+	}
+	return s
 }
 
 func (d *db) DiskUsage() (uint64, error) {
