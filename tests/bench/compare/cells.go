@@ -28,7 +28,7 @@ var (
 )
 
 // streamCells go over the batched stream.
-var streamCells = []cell{{"put", 128}, {"get", 128}}
+var streamCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 32}, {"get", 128}}
 
 // extras are measurements that are no load of the matrix.
 const (

@@ -42,6 +42,10 @@ var goals = []goal{
 	{name: "start to 3 replicas", key: "tinykv/start/replicas", goal: 3, stretch: 1.5, lower: true, unit: " s"},
 	{name: "leader killed to writes", key: "tinykv/failover/seconds", goal: 1, stretch: 0.6, lower: true, unit: " s"},
 	{name: "leader killed to writes / etcd", key: "tinykv/failover/seconds", by: "etcd/failover/seconds", goal: 1, lower: true, unit: "x"},
+	// What users of kv/client get, which speaks the stream unless told otherwise.
+	{name: "stream put @1 / etcd", key: "stream/put@1/ops", by: "etcd/put@1/ops", unit: "x"},
+	{name: "stream get @1 / etcd", key: "stream/get@1/ops", by: "etcd/get@1/ops", unit: "x"},
+	{name: "stream get @32 / etcd", key: "stream/get@32/ops", by: "etcd/get@32/ops", unit: "x"},
 	// What the yardsticks reach, to tell what is possible on this machine.
 	{name: "ideal: put @1 / etcd", key: "ideal/put@1/ops", by: "etcd/put@1/ops", unit: "x"},
 	{name: "ideal: put @128 / etcd", key: "ideal/put@128/ops", by: "etcd/put@128/ops", unit: "x"},
