@@ -168,7 +168,11 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
 		o.Levels[i].IndexBlockSize = 256 << 10 // one level of index, not two
-		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		if i < len(o.Levels)-1 {
+			o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		} else {
+			o.Levels[i].FilterPolicy = pebble.NoFilterPolicy // pebble asks none of the last level
+		}
 	}
 	return o
 }
