@@ -45,6 +45,8 @@ type Server struct {
 	SnapshotSendLimit    int      `toml:"snapshot-send-limit"`
 	SnapshotReceiveLimit int      `toml:"snapshot-receive-limit"`
 	SnapshotTimeout      Duration `toml:"snapshot-timeout"`
+	// SnapshotRate bounds the bytes a second of raft snapshots that are built, and of those installed; 0 does not.
+	SnapshotRate Size `toml:"snap-io-max-bytes-per-sec"`
 	// MaxClockSkew is how far clients' clocks may be off: a write is still proposed that long after the
 	// deadline that its client has put into it.
 	MaxClockSkew Duration `toml:"max-clock-skew"`
@@ -131,6 +133,7 @@ func Default() *Config {
 			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
+			SnapshotRate: 32 * MiB,
 			MaxClockSkew: Dur(500 * time.Millisecond),
 		},
 		Storage: Storage{
@@ -216,6 +219,9 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.MaxClockSkew.Duration < 0 {
 		bad("server.max-clock-skew: %s is negative", s.MaxClockSkew)
+	}
+	if s.SnapshotRate < 0 {
+		bad("server.snap-io-max-bytes-per-sec: %s is negative", s.SnapshotRate)
 	}
 	if s.SnapshotSendLimit <= 0 || s.SnapshotReceiveLimit <= 0 {
 		bad("server: snapshot limits must be positive")

@@ -157,6 +157,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	if n.snaps, err = snap.Open(n.dir.Sub("snap"), n.cfg.Server.SnapshotReceiveLimit); err != nil {
 		return fmt.Errorf("open snapshot directory: %w", err)
 	}
+	n.snaps.Pace(int64(n.cfg.Server.SnapshotRate))
 	if n.placement, err = client.New(ctx, n.cfg.Scheduler, client.WithLogger(n.logger.Named("placement"))); err != nil {
 		return err
 	}

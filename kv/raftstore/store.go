@@ -211,6 +211,7 @@ func (s *Store) goIn(wg *sync.WaitGroup, f func()) {
 func (s *Store) Stop() {
 	s.stopOnce.Do(func() {
 		s.cancel()
+		s.snaps.Pace(0)
 		s.router.ready.close()
 		s.workers.Wait()
 		for _, w := range s.appliers {

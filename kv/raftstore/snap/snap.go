@@ -28,6 +28,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/tinykv/tinykv/kv/engine"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -58,6 +60,8 @@ type Manager struct {
 	sending      atomic.Int32
 	receiving    atomic.Int32
 
+	builds, installs *rate.Limiter // see Pace
+
 	mu struct {
 		sync.Mutex
 		// inUse counts who builds, sends, receives or installs a snapshot: its files are not removed.
@@ -70,7 +74,10 @@ func Open(dir string, receiveLimit int) (*Manager, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	m := &Manager{dir: dir, receiveLimit: int32(receiveLimit)}
+	m := &Manager{
+		dir: dir, receiveLimit: int32(receiveLimit),
+		builds: rate.NewLimiter(rate.Inf, paceBytes), installs: rate.NewLimiter(rate.Inf, paceBytes),
+	}
 	m.mu.inUse = map[string]int{}
 	names, err := filepath.Glob(filepath.Join(dir, "*"+tmpSuffix))
 	if err != nil {
@@ -160,7 +167,9 @@ func (m *Manager) buildCF(view engine.Snapshot, k Key, cf engine.CF, start, end 
 	}
 	defer w.abort()
 	var head []byte
+	p := pace{limit: m.builds}
 	for ; it.Valid(); it.Next() {
+		p.spend(len(it.Key()) + len(it.Value()))
 		for _, part := range [2][]byte{it.Key(), it.Value()} {
 			head = binary.AppendUvarint(head[:0], uint64(len(part)))
 			if _, err := w.Write(head); err != nil {
@@ -497,14 +506,19 @@ func (m *Manager) Verify(k Key, meta *rspb.SnapshotMeta) error {
 }
 
 // Read calls visit for every record of a received snapshot, with physical keys in order per column
-// family. The slices are valid during the call only.
+// family, no faster than Pace allows. The slices are valid during the call only.
 func (m *Manager) Read(k Key, meta *rspb.SnapshotMeta, visit func(key, value []byte) error) error {
 	defer m.use(prefixReceived + "_" + k.String())()
+	p := pace{limit: m.installs}
+	paced := func(key, value []byte) error {
+		p.spend(len(key) + len(value))
+		return visit(key, value)
+	}
 	for i, f := range meta.CfFiles {
 		if f.Size_ == 0 {
 			continue
 		}
-		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.CFs[i], visit); err != nil {
+		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.CFs[i], paced); err != nil {
 			return err
 		}
 	}
