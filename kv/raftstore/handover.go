@@ -67,7 +67,7 @@ func (p *peer) holdWrite(w *message.Write, err error) bool {
 	return true
 }
 
-// endHandover carries on with the writes that waited, once it has changed, or will not.
+// endHandover carries on with the writes that waited, once leadership has changed, or will not.
 func (p *peer) endHandover() {
 	if !p.handoverEnded() {
 		return

@@ -136,9 +136,7 @@ func TestWritesWaitForTheNextLeader(t *testing.T) {
 		MsgType: eraftpb.MessageType_MsgAppend, Term: term + 1, Index: last, LogTerm: term,
 	})))
 	for _, w := range []pending{first, second} {
-		var elsewhere *NotLeaderError
-		require.ErrorAs(t, w.wait(t), &elsewhere)
-		require.EqualValues(t, 2, elsewhere.Leader.GetId())
+		requireElsewhere(t, w, 2)
 	}
 	require.Zero(t, s.Counts().InflightBytes)
 }
@@ -183,8 +181,9 @@ func TestWritesThatWaitAreAnsweredAtTheEnd(t *testing.T) {
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
-// leaderLost is a store whose region 1 is led by peer 2, whose store was just lost.
-func leaderLost(t *testing.T) (s *Store, heard func(from uint64, term uint64)) {
+// leaderLost is a store whose region 1 is led by peer 2 in the given term, and to which a write has come since
+// the store of peer 2 was lost. heard makes it hear an append.
+func leaderLost(t *testing.T) (s *Store, w pending, term uint64, heard func(from, term uint64)) {
 	t.Helper()
 	r := trio()
 	s, _ = newTestStore(t, r)
@@ -199,37 +198,40 @@ func leaderLost(t *testing.T) (s *Store, heard func(from uint64, term uint64)) {
 			MsgType: eraftpb.MessageType_MsgAppend, Term: term, Index: info.LastIndex, LogTerm: info.Term,
 		})))
 	}
-	heard(2, info.Term+1)
-	var elsewhere *NotLeaderError
-	require.ErrorAs(t, put(s, r, "a").wait(t), &elsewhere)
-	require.EqualValues(t, 2, elsewhere.Leader.GetId())
+	term = info.Term + 1
+	heard(2, term)
+	requireElsewhere(t, put(s, r, "a"), 2)
 	s.ReportStoreLost(2)
-	return s, heard
+	w = put(s, r, "a")
+	requireHeld(t, s, w)
+	return s, w, term, heard
+}
+
+// requireElsewhere fails unless a write is sent to the given leader.
+func requireElsewhere(t *testing.T, w pending, leader uint64) {
+	t.Helper()
+	var elsewhere *NotLeaderError
+	require.ErrorAs(t, w.wait(t), &elsewhere)
+	require.Equal(t, leader, elsewhere.Leader.GetId())
 }
 
 // TestWritesWaitForAnElection: a write that comes to a follower whose leader's store was lost waits for the next
 // leader, unless the old one is heard again or nobody is elected in time.
 func TestWritesWaitForAnElection(t *testing.T) {
-	requireElsewhere := func(t *testing.T, w pending, leader uint64) {
-		t.Helper()
-		var elsewhere *NotLeaderError
-		require.ErrorAs(t, w.wait(t), &elsewhere)
-		require.Equal(t, leader, elsewhere.Leader.GetId())
-	}
 	t.Run("another leads", func(t *testing.T) {
-		s, heard := leaderLost(t)
-		w := put(s, trio(), "a")
-		requireHeld(t, s, w)
-		info, err := s.Peer(t.Context(), 1)
-		require.NoError(t, err)
-		heard(3, info.Term+1)
+		s, w, term, heard := leaderLost(t)
+		heard(3, term+1)
 		requireElsewhere(t, w, 3)
 		requireElsewhere(t, put(s, trio(), "a"), 3)
 	})
+	t.Run("the old one was only cut off", func(t *testing.T) {
+		s, w, term, heard := leaderLost(t)
+		heard(2, term)
+		requireElsewhere(t, w, 2)
+		requireElsewhere(t, put(s, trio(), "a"), 2)
+	})
 	t.Run("it leads itself", func(t *testing.T) {
-		s, _ := leaderLost(t)
-		w := put(s, trio(), "a")
-		requireHeld(t, s, w)
+		s, w, _, _ := leaderLost(t)
 		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
 			for range 2 * s.cfg.Raftstore.ElectionTicks {
 				v.p.rn.Tick()
@@ -237,20 +239,8 @@ func TestWritesWaitForAnElection(t *testing.T) {
 		}))
 		require.NoError(t, w.wait(t))
 	})
-	t.Run("the old one was only cut off", func(t *testing.T) {
-		s, heard := leaderLost(t)
-		w := put(s, trio(), "a")
-		requireHeld(t, s, w)
-		info, err := s.Peer(t.Context(), 1)
-		require.NoError(t, err)
-		heard(2, info.Term)
-		requireElsewhere(t, w, 2)
-		requireElsewhere(t, put(s, trio(), "a"), 2)
-	})
 	t.Run("nobody is elected", func(t *testing.T) {
-		s, _ := leaderLost(t)
-		w := put(s, trio(), "a")
-		requireHeld(t, s, w)
+		s, w, _, _ := leaderLost(t)
 		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.handover.until = time.Now() }))
 		requireElsewhere(t, w, 2)
 		require.Zero(t, s.Counts().InflightBytes)
