@@ -278,6 +278,12 @@ func TestPatience(t *testing.T) {
 	}
 }
 
+// TestShortestAttemptIsStillAWrite: an unknown outcome is one however short the attempts are.
+func TestShortestAttemptIsStillAWrite(t *testing.T) {
+	c := open(t, &fakePlacement{}, Options{AttemptTimeout: 1})
+	require.True(t, c.writing(0).write())
+}
+
 // TestLostStoreIsNotWaitedForLong: when the connection breaks, a write is tried again once no store may propose the
 // earlier attempt any more, and not before (N3); how long an answer might have taken does not matter.
 func TestLostStoreIsNotWaitedForLong(t *testing.T) {

@@ -188,8 +188,13 @@ func (p patience) longer() patience {
 // slowBytes are expected to be written in one AttemptTimeout by each of many writers.
 const slowBytes = 256 << 10
 
+// writing is the patience of a write. Its time to propose is never zero, however small AttemptTimeout is: what is
+// no write is tried again without waiting for a fence.
 func (c *Client) writing(size int) patience {
-	return patience{answer: c.opts.AttemptTimeout * time.Duration(1+size/slowBytes), propose: c.opts.AttemptTimeout / 2}
+	return patience{
+		answer:  c.opts.AttemptTimeout * time.Duration(1+size/slowBytes),
+		propose: max(c.opts.AttemptTimeout/2, time.Millisecond),
+	}
 }
 
 // retry runs attempts against the region of key until one answers for good or ctx ends.
