@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
+
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -23,6 +23,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/rpcserver"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
@@ -33,7 +34,6 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
-	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -52,7 +52,7 @@ type Node struct {
 	trans     *transport.Transport
 	store     *raftstore.Store
 	ident     rspb.StoreIdent
-	grpc      *grpc.Server
+	grpc      *rpcserver.Server
 	health    *health.Server
 	listener  net.Listener
 	status    *statusServer
@@ -235,12 +235,12 @@ func (n *Node) storeMeta() *metapb.Store {
 }
 
 func (n *Node) serve(st storage.Storage) {
-	n.grpc = grpc.NewServer(server.Options(n.cfg)...)
+	n.grpc = rpcserver.New(server.Options(n.cfg))
 	var raft server.RaftHandler
 	if n.store != nil {
 		raft = n.store
 	}
-	tinykvpb.RegisterTinyKvServer(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
+	server.Register(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
 	n.health = health.NewServer()
 	healthpb.RegisterHealthServer(n.grpc, n.health)
 	if err := server.RegisterReflection(n.grpc); err != nil {
@@ -250,7 +250,7 @@ func (n *Node) serve(st storage.Storage) {
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {
 		defer n.wg.Done()
-		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, rpcserver.ErrStopped) {
 			n.fail(fmt.Errorf("serve %s: %w", n.cfg.Addr, err))
 		}
 	}()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -85,10 +86,10 @@ func (s *Server) rawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) ([]byte
 
 // rawGetLocal answers like RawGet if that needs nobody else; else ok is false.
 func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetResponse, ok bool, rpc error) {
-	local, can := s.storage.(storage.LocalGetter)
-	if !can {
+	if s.local == nil || !s.gate.open() {
 		return nil, false, nil
 	}
+	defer s.gate.note(time.Now())
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)
@@ -96,7 +97,7 @@ func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetRe
 	var value []byte
 	var found bool
 	if err == nil {
-		if value, found, ok, err = local.GetLocal(req.Context, cf, req.Key); !ok {
+		if value, found, ok, err = s.local.GetLocal(req.Context, cf, req.Key); !ok {
 			return nil, false, nil
 		}
 	}
@@ -106,34 +107,52 @@ func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetRe
 	return resp, true, rpc
 }
 
-// RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
-func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
-	resp := &kvrpcpb.RawPutResponse{}
+// put checks a put and says what it changes.
+func (s *Server) put(req *kvrpcpb.RawPutRequest) ([]storage.Modify, error) {
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)
 	}
+	return []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}}, err
+}
+
+// del checks a delete and says what it changes.
+func (s *Server) del(req *kvrpcpb.RawDeleteRequest) ([]storage.Modify, error) {
+	cf, err := s.checkCF(req.Cf)
 	if err == nil {
-		err = s.storage.Write(ctx, req.Context, []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}})
+		err = s.checkKey(req.Key)
 	}
-	var rpc error
+	return []storage.Modify{{Delete: true, CF: cf, Key: req.Key}}, err
+}
+
+func putAnswer(err error) (resp *kvrpcpb.RawPutResponse, rpc error) {
+	resp = &kvrpcpb.RawPutResponse{}
 	resp.RegionError, resp.Error, rpc = outcome(err)
 	return resp, rpc
 }
 
-// RawDelete implements tinykvpb.TinyKvServer. Deleting what does not exist succeeds.
-func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (*kvrpcpb.RawDeleteResponse, error) {
-	resp := &kvrpcpb.RawDeleteResponse{}
-	cf, err := s.checkCF(req.Cf)
-	if err == nil {
-		err = s.checkKey(req.Key)
-	}
-	if err == nil {
-		err = s.storage.Write(ctx, req.Context, []storage.Modify{{Delete: true, CF: cf, Key: req.Key}})
-	}
-	var rpc error
+func deleteAnswer(err error) (resp *kvrpcpb.RawDeleteResponse, rpc error) {
+	resp = &kvrpcpb.RawDeleteResponse{}
 	resp.RegionError, resp.Error, rpc = outcome(err)
 	return resp, rpc
+}
+
+// RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
+func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+	mods, err := s.put(req)
+	if err == nil {
+		err = s.storage.Write(ctx, req.Context, mods)
+	}
+	return putAnswer(err)
+}
+
+// RawDelete implements tinykvpb.TinyKvServer. Deleting what does not exist succeeds.
+func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (*kvrpcpb.RawDeleteResponse, error) {
+	mods, err := s.del(req)
+	if err == nil {
+		err = s.storage.Write(ctx, req.Context, mods)
+	}
+	return deleteAnswer(err)
 }
 
 // RawScan implements tinykvpb.TinyKvServer. It stays within the region that has the start key.

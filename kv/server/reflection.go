@@ -8,7 +8,6 @@ import (
 	"io"
 
 	"github.com/gogo/protobuf/proto"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
 	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	googleproto "google.golang.org/protobuf/proto"
@@ -20,7 +19,7 @@ import (
 
 // RegisterReflection offers gRPC reflection. The project's messages live in gogo's registry, which grpc
 // does not know: their descriptors are copied into one that it does.
-func RegisterReflection(s *grpc.Server) error {
+func RegisterReflection(s reflection.GRPCServer) error {
 	own, err := ownDescriptors()
 	if err != nil {
 		return err

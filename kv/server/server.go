@@ -12,13 +12,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/rpcserver"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/codec"
@@ -42,33 +41,36 @@ type Server struct {
 	raft    RaftHandler
 	snaps   *snap.Manager
 	logger  *zap.Logger
+	// local and async are the storage, if it can do that.
+	local storage.LocalGetter
+	async storage.AsyncWriter
+	gate  gate
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
 func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.Manager, logger *zap.Logger) *Server {
-	return &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger}
+	s := &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger}
+	s.local, _ = st.(storage.LocalGetter)
+	s.async, _ = st.(storage.AsyncWriter)
+	return s
 }
 
-// streamWorkers is how many goroutines stay to serve RPCs: a new one for each RPC would have to grow its
-// stack again, about a tenth of the CPU samples of a put. Those beyond get a goroutine of their own.
-const streamWorkers = 128
-
-// MinKeepAlive is how long a client must leave between two pings of an idle connection.
+// MinKeepAlive is how long a client must leave between two pings of an idle connection. Known clients ping every 10 s,
+// also without a call.
 const MinKeepAlive = 2 * time.Second
 
-// Options are the gRPC server options that the service relies on.
-func Options(cfg *config.Config) []grpc.ServerOption {
+// Options are the limits of the gRPC server that the service relies on.
+func Options(cfg *config.Config) rpcserver.Options {
 	limit := int(cfg.Server.GRPCMaxMessage)
-	return []grpc.ServerOption{
-		codec.ServerOption(),
-		grpc.MaxRecvMsgSize(limit), grpc.MaxSendMsgSize(limit),
-		grpc.MaxConcurrentStreams(cfg.Server.GRPCMaxStreams),
-		grpc.NumStreamWorkers(streamWorkers),
-		grpc.InitialWindowSize(4 << 20), grpc.InitialConnWindowSize(8 << 20),
-		// Known clients ping every 10 s also without a stream; the default policy would cut them off.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: MinKeepAlive, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	return rpcserver.Options{
+		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
 	}
+}
+
+// Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
+func Register(g *rpcserver.Server, svc *Server) {
+	tinykvpb.RegisterTinyKvServer(g, svc)
+	svc.registerInline(g)
 }
 
 func (s *Server) noRaft() error {
@@ -163,8 +165,10 @@ func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error
 			}
 			b.slots <- struct{}{} // a client that sends more than it may waits
 			b.wg.Add(1)
-			// Bounded by slots; each ends with its request's deadline.
-			go b.handle(ctx, c)
+			if !b.startWrite(c) {
+				// Bounded by slots; each ends with its request's deadline.
+				go b.handle(ctx, c)
+			}
 		}
 	}
 	if errors.Is(err, io.EOF) {
@@ -194,14 +198,24 @@ type batchStream struct {
 	}
 }
 
-func (b *batchStream) handle(ctx context.Context, c *kvrpcpb.BatchCommand) {
-	defer b.wg.Done()
-	defer func() { <-b.slots }()
+// timeout is how long a request may take.
+func (b *batchStream) timeout(c *kvrpcpb.BatchCommand) time.Duration {
 	timeout := b.server.cfg.Server.RequestTimeout.Duration
 	if d := time.Duration(c.TimeoutMs) * time.Millisecond; d > 0 && d < timeout {
 		timeout = d
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	return timeout
+}
+
+// handled gives back what a request held.
+func (b *batchStream) handled() {
+	<-b.slots
+	b.wg.Done()
+}
+
+func (b *batchStream) handle(ctx context.Context, c *kvrpcpb.BatchCommand) {
+	defer b.handled()
+	ctx, cancel := context.WithTimeout(ctx, b.timeout(c))
 	defer cancel()
 	reply := &kvrpcpb.BatchReply{Id: c.Id}
 	var err error
@@ -230,6 +244,31 @@ func (b *batchStream) answerNow(c *kvrpcpb.BatchCommand) bool {
 		b.reply(&kvrpcpb.BatchReply{Id: c.Id, Get: resp}, err)
 	}
 	return ok
+}
+
+// startWrite begins a write whose answer needs no goroutine; false if it is none.
+func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand) bool {
+	if b.server.async == nil {
+		return false
+	}
+	deadline := time.Now().Add(b.timeout(c))
+	switch {
+	case c.Get != nil: // as in handle, which looks at them in this order
+		return false
+	case c.Put != nil:
+		b.server.rawPutAsync(c.Put, deadline, func(resp *kvrpcpb.RawPutResponse, err error) {
+			b.reply(&kvrpcpb.BatchReply{Id: c.Id, Put: resp}, err)
+			b.handled()
+		})
+	case c.Delete != nil:
+		b.server.rawDeleteAsync(c.Delete, deadline, func(resp *kvrpcpb.RawDeleteResponse, err error) {
+			b.reply(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err)
+			b.handled()
+		})
+	default:
+		return false
+	}
+	return true
 }
 
 func (b *batchStream) reply(reply *kvrpcpb.BatchReply, err error) {

@@ -4,6 +4,7 @@ package storage
 
 import (
 	"context"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -34,6 +35,14 @@ type Storage interface {
 type LocalGetter interface {
 	// GetLocal is Get if ok; else nothing is known yet and Get must be asked. It never waits.
 	GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error)
+}
+
+// AsyncWriter is a Storage that writes without holding up the caller.
+type AsyncWriter interface {
+	// WriteAsync is Write, except that done gets the outcome: exactly once, perhaps before WriteAsync returns, on a
+	// goroutine that it must not hold up. A write that could not be proposed by deadline fails; one that was
+	// proposed may be answered later than that, or not before the store stops.
+	WriteAsync(c *kvrpcpb.Context, mods []Modify, deadline time.Time, done func(error))
 }
 
 // Reader is a consistent view of one region's range. Not safe for concurrent use.

@@ -18,12 +18,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/rpcserver"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -70,8 +70,8 @@ func startStore(t *testing.T, addr string) *store {
 	l, err := net.Listen("tcp", addr)
 	require.NoError(t, err)
 	s.addr = l.Addr().String()
-	g := grpc.NewServer(server.Options(config.Default())...)
-	tinykvpb.RegisterTinyKvServer(g, server.New(config.Default(), nil, s, snaps, zap.NewNop()))
+	g := rpcserver.New(server.Options(config.Default()))
+	server.Register(g, server.New(config.Default(), nil, s, snaps, zap.NewNop()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()
 	var once sync.Once

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// message is what generated gogo code offers.
-type message interface {
+// Message is what generated gogo code offers.
+type Message interface {
 	Size() int
 	MarshalToSizedBuffer([]byte) (int, error)
 	Unmarshal([]byte) error
@@ -47,7 +47,7 @@ func (gogo) Name() string { return "proto" }
 
 // Marshal implements encoding.CodecV2. The buffer belongs to grpc, which returns it to the pool.
 func (g gogo) Marshal(v any) (mem.BufferSlice, error) {
-	m, ok := v.(message)
+	m, ok := v.(Message)
 	if !ok {
 		return g.fallback.Marshal(v)
 	}
@@ -74,7 +74,7 @@ func (g gogo) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal implements encoding.CodecV2. Generated gogo code copies every bytes field, so the
 // pooled buffer may be released as soon as it returns.
 func (g gogo) Unmarshal(data mem.BufferSlice, v any) error {
-	m, ok := v.(message)
+	m, ok := v.(Message)
 	if !ok {
 		return g.fallback.Unmarshal(data, v)
 	}

@@ -141,5 +141,9 @@ func generate(name string, files []*descriptorpb.FileDescriptorProto) ([]byte, e
 	if len(resp.File) != 1 {
 		return nil, fmt.Errorf("protoc-gen-gogofaster on %s: %d files, want 1", name, len(resp.File))
 	}
-	return []byte(resp.File[0].GetContent()), nil
+	return []byte(registrar.Replace(resp.File[0].GetContent())), nil
 }
+
+// registrar lets services register with any grpc.ServiceRegistrar, as grpc's own generator does since 2020; gogo's
+// insists on *grpc.Server.
+var registrar = strings.NewReplacer("(s *grpc.Server, srv ", "(s grpc.ServiceRegistrar, srv ")

@@ -23,15 +23,24 @@ type Result struct {
 type Callback struct {
 	answered atomic.Bool
 	done     chan struct{}
+	call     func(Result)
 	res      Result
 }
 
 // NewCallback returns a callback to wait on.
 func NewCallback() *Callback { return &Callback{done: make(chan struct{})} }
 
+// NewCallbackFunc returns a callback that calls f with the answer, instead of one to wait on. f runs on the worker that
+// answers, which it must not hold up.
+func NewCallbackFunc(f func(Result)) *Callback { return &Callback{call: f} }
+
 // Done answers. The first answer counts, later ones are ignored, so that it never blocks a worker.
 func (c *Callback) Done(res Result) {
 	if c == nil || c.answered.Swap(true) {
+		return
+	}
+	if c.call != nil {
+		c.call(res)
 		return
 	}
 	c.res = res
@@ -41,7 +50,7 @@ func (c *Callback) Done(res Result) {
 // Fail answers with an error.
 func (c *Callback) Fail(err error) { c.Done(Result{Err: err}) }
 
-// Wait returns the answer, or the context's error if that ends first: then the command may still be
+// Wait returns the answer to a callback made by NewCallback, or the context's error if that ends first: then the command may still be
 // carried out later.
 func (c *Callback) Wait(ctx context.Context) (Result, error) {
 	select {

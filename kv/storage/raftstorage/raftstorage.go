@@ -25,6 +25,7 @@ type Storage struct {
 var (
 	_ storage.Storage     = (*Storage)(nil)
 	_ storage.LocalGetter = (*Storage)(nil)
+	_ storage.AsyncWriter = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline, skew is how far clients'
@@ -124,20 +125,34 @@ func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, s.timeout)
 }
 
-// Write implements storage.Storage. The requests are encoded here, on the caller's goroutine.
+// Write implements storage.Storage.
 func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify) error {
-	if err := checkContext(c); err != nil {
-		return err
-	}
-	if len(mods) == 0 {
-		return nil
-	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	w := &message.Write{
-		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Callback: message.NewCallback(),
+	deadline, _ := ctx.Deadline()
+	cb := message.NewCallback()
+	s.write(c, mods, deadline, cb)
+	res, err := cb.Wait(ctx)
+	if err != nil {
+		return err
 	}
-	w.Deadline, _ = ctx.Deadline()
+	return res.Err
+}
+
+// WriteAsync implements storage.AsyncWriter.
+func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(error)) {
+	s.write(c, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Err) }))
+}
+
+// write sends a write to its region. The requests are encoded here, on the caller's goroutine.
+func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, cb *message.Callback) {
+	if err := checkContext(c); err != nil || len(mods) == 0 {
+		cb.Fail(err)
+		return
+	}
+	w := &message.Write{
+		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: deadline, Callback: cb,
+	}
 	if ms := c.GetDeadlineUnixMs(); ms > 0 {
 		if d := time.UnixMilli(int64(ms)).Add(s.skew); d.Before(w.Deadline) {
 			// By the wall clock, but from here on by the monotonic one.
@@ -166,9 +181,4 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 		}
 	}
 	s.store.Write(w)
-	res, err := w.Callback.Wait(ctx)
-	if err != nil {
-		return err
-	}
-	return res.Err
 }

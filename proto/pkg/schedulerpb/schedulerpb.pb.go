@@ -3994,7 +3994,7 @@ func (*UnimplementedSchedulerServer) ReportSplit(ctx context.Context, req *Repor
 	return nil, status.Errorf(codes.Unimplemented, "method ReportSplit not implemented")
 }
 
-func RegisterSchedulerServer(s *grpc.Server, srv SchedulerServer) {
+func RegisterSchedulerServer(s grpc.ServiceRegistrar, srv SchedulerServer) {
 	s.RegisterService(&_Scheduler_serviceDesc, srv)
 }
 

@@ -424,7 +424,7 @@ func (*UnimplementedTinyKvServer) RaftBatch(srv TinyKv_RaftBatchServer) error {
 	return status.Errorf(codes.Unimplemented, "method RaftBatch not implemented")
 }
 
-func RegisterTinyKvServer(s *grpc.Server, srv TinyKvServer) {
+func RegisterTinyKvServer(s grpc.ServiceRegistrar, srv TinyKvServer) {
 	s.RegisterService(&_TinyKv_serviceDesc, srv)
 }
 

@@ -1,0 +1,608 @@
+package rpcserver
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
+)
+
+// prefixSize is what stands before every message: one byte that says whether it is compressed, four of length.
+const prefixSize = 5
+
+// Call is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in mu.
+type Call struct {
+	c        *conn
+	id       uint32
+	m        *method
+	deadline time.Time
+	encoding string
+
+	// ended: the client has sent all it wants to. Written under the lock.
+	ended bool
+	in    inflow
+	parts assembler
+	// request is the message of a unary call, once it is complete.
+	request    []byte
+	hasRequest bool
+	dispatched bool
+	// discard: the messages broke a rule, or were too many; the rest is not looked at.
+	discard bool
+
+	answered atomic.Bool
+	// stream is set for calls of stream methods.
+	stream *serverStream
+
+	mu struct {
+		// window is how much the client takes on this stream.
+		window      int64
+		headersSent bool
+		// pending is what was answered and waits for a window; finish, if set, ends the call after it.
+		pending []byte
+		finish  *status.Status
+		blocked bool
+		// gone: cancelled by the client, or ended from here. Nothing is sent any more.
+		gone   bool
+		cancel context.CancelFunc
+	}
+}
+
+// onHeaders begins a call, or ends a client's messages.
+func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
+	id := f.StreamID
+	if id%2 == 0 {
+		return &connError{http2.ErrCodeProtocol, "a client's streams have odd numbers"}
+	}
+	if id <= c.lastID {
+		call := c.call(id)
+		if call == nil || call.ended {
+			return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed}
+		}
+		if !f.StreamEnded() {
+			return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
+		}
+		return call.onEnd()
+	}
+	c.lastID = id
+	req, httpStatus, bad := parseRequest(f)
+	call := &Call{c: c, id: id, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
+	if req.timeout >= 0 {
+		call.deadline = time.Now().Add(req.timeout)
+	}
+	c.mu.Lock()
+	c.mu.reading = true
+	switch {
+	case c.mu.closed != nil:
+		err := c.mu.closed
+		c.mu.Unlock()
+		return err
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams:
+		c.mu.Unlock()
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
+	}
+	c.mu.active++
+	c.mu.streams[id] = call
+	call.mu.window = c.mu.outflow.initial
+	c.mu.Unlock()
+	c.last = call
+	if bad != nil {
+		call.end(status.Convert(bad), httpStatus)
+		return nil
+	}
+	if call.m = c.s.methods[req.path]; call.m == nil {
+		call.Fail(c.s.unknown(req.path))
+		return nil
+	}
+	if call.m.stream != nil {
+		call.startStream()
+	}
+	if f.StreamEnded() {
+		return call.onEnd()
+	}
+	return nil
+}
+
+// unknown says what is not there: the service or only the method.
+func (s *Server) unknown(path string) error {
+	service, name, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if !ok {
+		return status.Errorf(codes.Unimplemented, "malformed method name %q", path)
+	}
+	if _, ok := s.services[service]; !ok {
+		return status.Errorf(codes.Unimplemented, "unknown service %s", service)
+	}
+	return status.Errorf(codes.Unimplemented, "unknown method %s for service %s", name, service)
+}
+
+// onData takes a part of the client's messages.
+func (call *Call) onData(f *http2.DataFrame) error {
+	n := int64(f.Length)
+	if call.stream != nil {
+		call.in.left += call.stream.returned.Swap(0)
+	}
+	if !call.in.take(n) {
+		return http2.StreamError{StreamID: call.id, Code: http2.ErrCodeFlowControl}
+	}
+	if call.discard || call.answered.Load() {
+		if f.StreamEnded() {
+			return call.onEnd()
+		}
+		return nil
+	}
+	data := f.Data()
+	padding := n - int64(len(data))
+	for len(data) > 0 {
+		msg, kept, rest, err := call.parts.add(data, call.c.s.opts.MaxRecv)
+		if err == nil && msg != nil {
+			err = call.deliver(msg, kept, f.StreamEnded() && len(rest) == 0)
+		}
+		if err != nil {
+			call.refuse(err)
+			break
+		}
+		data = rest
+	}
+	if f.StreamEnded() {
+		return call.onEnd()
+	}
+	call.giveBack(padding)
+	return nil
+}
+
+// giveBack lets the client send more: what is needed for the message that has begun to come.
+func (call *Call) giveBack(padding int64) {
+	due := padding
+	if p := &call.parts; p.need > 0 {
+		// The parts of a message that is not complete cannot be taken by the handler yet.
+		part := int64(len(p.msg)) - p.early
+		if call.in.left < call.in.size/2 {
+			p.early += part
+			due += part
+		}
+	}
+	if due == 0 {
+		return
+	}
+	call.in.left += due
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	call.windowUpdateLocked(due)
+}
+
+func (call *Call) windowUpdateLocked(n int64) {
+	if !call.mu.gone && !call.ended && n > 0 {
+		_ = call.c.mu.fw.WriteWindowUpdate(call.id, uint32(n))
+		call.c.kickLocked()
+	}
+}
+
+// deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
+func (call *Call) deliver(msg []byte, kept, last bool) error {
+	compressed := msg[0]
+	early := call.parts.early
+	call.parts = assembler{}
+	body := msg[prefixSize:]
+	if compressed != 0 {
+		var err error
+		if body, err = decompress(compressed, call.encoding, body, call.c.s.opts.MaxRecv); err != nil {
+			return err
+		}
+		kept = true
+	}
+	if call.stream == nil {
+		if call.hasRequest {
+			return status.Error(codes.Internal, "more than one request for a unary call")
+		}
+		call.hasRequest = true
+		if !kept && !(last && call.m.inline != nil) {
+			body = append([]byte(nil), body...)
+			kept = true
+		}
+		call.request = body
+		return nil
+	}
+	if !kept {
+		body = append([]byte(nil), body...)
+	}
+	call.stream.push(message{body, int64(len(msg)) - early})
+	return nil
+}
+
+// onEnd: the client has sent everything.
+func (call *Call) onEnd() error {
+	call.c.mu.Lock()
+	call.ended = true
+	call.c.mu.Unlock()
+	switch {
+	case call.discard || call.answered.Load():
+	case call.parts.started():
+		call.refuse(status.Error(codes.Internal, "the call ended within a message"))
+	case call.stream != nil:
+		call.stream.endRecv(io.EOF)
+	case !call.hasRequest:
+		call.Fail(status.Error(codes.Internal, "a unary call without a request"))
+	default:
+		call.dispatch()
+	}
+	return nil
+}
+
+// refuse ends a call whose messages break a rule; the handler of a stream does it, when it has seen those before.
+func (call *Call) refuse(err error) {
+	call.discard = true
+	call.parts = assembler{}
+	if call.stream != nil {
+		call.stream.endRecv(err)
+	} else {
+		call.Fail(err)
+	}
+}
+
+// dispatch has a complete unary call carried out.
+func (call *Call) dispatch() {
+	call.dispatched = true
+	if f := call.m.inline; f != nil {
+		if f(call, call.request) {
+			return
+		}
+		// The request lies in the reader's buffer, perhaps.
+		call.request = append([]byte(nil), call.request...)
+	}
+	call.c.s.run(call)
+}
+
+// runUnary calls the handler and answers with its result.
+func (call *Call) runUnary() {
+	ctx := call.c.ctx
+	cancel := context.CancelFunc(func() {})
+	if !call.deadline.IsZero() {
+		ctx, cancel = context.WithDeadline(ctx, call.deadline)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
+	}
+	defer cancel()
+	if !call.onCancel(cancel) {
+		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
+		return
+	}
+	reply, err := call.m.unary(call.m.impl, ctx, call.decode, nil)
+	if err != nil {
+		call.Fail(err)
+	} else {
+		call.Reply(reply)
+	}
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	call.c.pushLocked()
+}
+
+// onCancel registers what ends the handler's context; false if the client has cancelled already.
+func (call *Call) onCancel(cancel context.CancelFunc) bool {
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	call.mu.cancel = cancel
+	return !call.mu.gone
+}
+
+func (call *Call) decode(v any) error {
+	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(call.request)}, v); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+// Deadline is when the client stops waiting; ok is false if it never does.
+func (call *Call) Deadline() (t time.Time, ok bool) { return call.deadline, !call.deadline.IsZero() }
+
+// Reply answers with a message and success. Of all answers the first counts. It does not block.
+func (call *Call) Reply(m any) {
+	if call.answered.Swap(true) {
+		return
+	}
+	c := call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := okStatus
+	if !call.mu.gone {
+		if err := call.sendLocked(m); err != nil {
+			st = status.Convert(err)
+		}
+	}
+	call.finishLocked(st, 0)
+}
+
+var okStatus = status.New(codes.OK, "")
+
+// Fail answers with an error: a status, or one of a context; anything else is Unknown. It does not block.
+func (call *Call) Fail(err error) {
+	st, ok := status.FromError(err)
+	if !ok {
+		st = status.FromContextError(err)
+	}
+	call.end(st, 0)
+}
+
+func (call *Call) end(st *status.Status, httpStatus int) {
+	if call.answered.Swap(true) {
+		return
+	}
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	call.finishLocked(st, httpStatus)
+}
+
+// finishLocked ends the call after what it has sent. Called once per call.
+func (call *Call) finishLocked(st *status.Status, httpStatus int) {
+	c := call.c
+	c.mu.active--
+	if call.mu.gone || c.mu.closed != nil {
+		c.endIfDrainedLocked()
+		return
+	}
+	call.mu.finish = st
+	if len(call.mu.pending) == 0 {
+		call.sendTrailersLocked(httpStatus)
+	}
+	c.kickLocked()
+}
+
+// sendTrailersLocked writes the last frame.
+func (call *Call) sendTrailersLocked(httpStatus int) {
+	c := call.c
+	var block []byte
+	if st := call.mu.finish; st.Code() == codes.OK {
+		call.sendHeadersLocked()
+		block = c.mu.enc.block(blockOK)
+	} else {
+		block = c.mu.enc.failure(st, !call.mu.headersSent, httpStatus)
+	}
+	c.headersFrameLocked(call.id, block, true)
+	if !call.ended {
+		_ = c.mu.fw.WriteRSTStream(call.id, http2.ErrCodeNo)
+	}
+	call.mu.gone = true
+	delete(c.mu.streams, call.id)
+	c.endIfDrainedLocked()
+}
+
+func (call *Call) sendHeadersLocked() {
+	if !call.mu.headersSent {
+		call.mu.headersSent = true
+		call.c.headersFrameLocked(call.id, call.c.mu.enc.block(blockHeaders), false)
+	}
+}
+
+func (c *conn) headersFrameLocked(id uint32, block []byte, end bool) {
+	c.mu.pings.forgive()
+	for first := true; first || len(block) > 0; first = false {
+		n := min(len(block), c.mu.outflow.maxFrame)
+		if first {
+			_ = c.mu.fw.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: block[:n], EndStream: end, EndHeaders: n == len(block),
+			})
+		} else {
+			_ = c.mu.fw.WriteContinuation(id, n == len(block), block[:n])
+		}
+		block = block[n:]
+	}
+}
+
+// sendLocked encodes a message and sends it as far as the client's windows allow.
+func (call *Call) sendLocked(m any) error {
+	c := call.c
+	call.sendHeadersLocked()
+	g, ok := m.(codec.Message)
+	if !ok {
+		return call.sendForeignLocked(m)
+	}
+	size := g.Size()
+	if size > c.s.opts.MaxSend {
+		return tooLarge("send", size, c.s.opts.MaxSend)
+	}
+	total := prefixSize + size
+	o := &c.mu.outflow
+	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
+		buf := make([]byte, total)
+		if err := putMessage(buf, g); err != nil {
+			return err
+		}
+		call.queueLocked(buf)
+		return nil
+	}
+	// The usual case: straight into the output.
+	framed := total + frameHeader*frameCount(total, o.maxFrame)
+	buf := c.mu.out.grow(framed)
+	if err := putMessage(buf[framed-total:], g); err != nil {
+		c.mu.out.shrink(framed)
+		return err
+	}
+	frames(buf, total, o.maxFrame, call.id)
+	o.window -= int64(total)
+	call.mu.window -= int64(total)
+	return nil
+}
+
+// putMessage fills buf with a message and its prefix.
+func putMessage(buf []byte, m codec.Message) error {
+	buf[0] = 0
+	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-prefixSize))
+	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:]); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+// sendForeignLocked sends a message that only the codec can encode.
+func (call *Call) sendForeignLocked(m any) error {
+	bufs, err := call.c.s.opts.Codec.Marshal(m)
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	defer bufs.Free()
+	size := bufs.Len()
+	if size > call.c.s.opts.MaxSend {
+		return tooLarge("send", size, call.c.s.opts.MaxSend)
+	}
+	buf := make([]byte, prefixSize+size)
+	binary.BigEndian.PutUint32(buf[1:], uint32(size))
+	bufs.CopyTo(buf[prefixSize:])
+	call.queueLocked(buf)
+	return nil
+}
+
+func tooLarge(what string, size, limit int) error {
+	return status.Errorf(codes.ResourceExhausted, "trying to %s message larger than max (%d vs. %d)", what, size, limit)
+}
+
+// queueLocked takes over bytes to send.
+func (call *Call) queueLocked(buf []byte) {
+	if len(call.mu.pending) == 0 {
+		call.mu.pending = buf
+	} else {
+		call.mu.pending = append(call.mu.pending, buf...)
+	}
+	call.sendPendingLocked()
+}
+
+// sendPendingLocked sends what the windows allow and joins the queue for windows with the rest.
+func (call *Call) sendPendingLocked() {
+	c := call.c
+	o := &c.mu.outflow
+	for len(call.mu.pending) > 0 && !call.mu.gone {
+		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
+		if n <= 0 {
+			if !call.mu.blocked {
+				call.mu.blocked = true
+				o.blocked = append(o.blocked, call)
+			}
+			return
+		}
+		c.mu.pings.forgive()
+		buf := c.mu.out.grow(frameHeader + int(n))
+		putFrameHeader(buf, int(n), call.id)
+		copy(buf[frameHeader:], call.mu.pending)
+		call.mu.pending = call.mu.pending[n:]
+		o.window -= n
+		call.mu.window -= n
+	}
+	call.mu.pending = nil
+	if call.stream != nil {
+		call.stream.wakeSender()
+	}
+	if call.mu.finish != nil && !call.mu.gone {
+		call.sendTrailersLocked(0)
+	}
+}
+
+// onReset: the client does not want the answer any more.
+func (c *conn) onReset(f *http2.RSTStreamFrame) error {
+	if f.StreamID > c.lastID {
+		return &connError{http2.ErrCodeProtocol, "reset of a stream that was never opened"}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropLocked(f.StreamID)
+	return nil
+}
+
+// resetStream ends a call that broke the protocol, or refuses one.
+func (c *conn) resetStream(id uint32, code http2.ErrCode) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.mu.fw.WriteRSTStream(id, code)
+	c.dropLocked(id)
+}
+
+func (c *conn) dropLocked(id uint32) {
+	call := c.mu.streams[id]
+	if call == nil {
+		return
+	}
+	delete(c.mu.streams, id)
+	call.dropLocked()
+	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
+		call.finishLocked(okStatus, 0) // its request will never be complete
+	}
+	c.endIfDrainedLocked()
+}
+
+// dropLocked: nothing is sent or received any more; the handler, if there is one, hears of it by its context.
+func (call *Call) dropLocked() {
+	call.mu.gone = true
+	call.mu.pending = nil
+	if call.mu.blocked {
+		o := &call.c.mu.outflow
+		o.blocked = slices.DeleteFunc(o.blocked, func(b *Call) bool { return b == call })
+	}
+	if call.mu.cancel != nil {
+		call.mu.cancel()
+	}
+	if call.stream != nil {
+		call.stream.wakeSender()
+	}
+}
+
+// assembler puts a message together from the frames it comes in.
+type assembler struct {
+	msg []byte
+	// need is the size of the message with its prefix, once that is known.
+	need int
+	// early is how many bytes of it were given back to the client's window already.
+	early int64
+}
+
+func (a *assembler) started() bool { return len(a.msg) > 0 }
+
+// add takes bytes from data. When a message is complete it is returned with its prefix: within data, or kept, in
+// memory of its own.
+func (a *assembler) add(data []byte, limit int) (msg []byte, kept bool, rest []byte, err error) {
+	if len(a.msg) < prefixSize {
+		if len(a.msg) == 0 && len(data) >= prefixSize {
+			if a.need, err = messageSize(data, limit); err != nil {
+				return nil, false, nil, err
+			}
+			if len(data) >= a.need { // the usual case: nothing to put together
+				return data[:a.need:a.need], false, data[a.need:], nil
+			}
+		}
+		n := min(prefixSize-len(a.msg), len(data))
+		a.msg = append(a.msg, data[:n]...)
+		data = data[n:]
+		if len(a.msg) < prefixSize {
+			return nil, false, nil, nil
+		}
+		if a.need, err = messageSize(a.msg, limit); err != nil {
+			return nil, false, nil, err
+		}
+		// Room for all of it, unless that is much: a size costs its sender nothing.
+		a.msg = append(make([]byte, 0, min(a.need, 64<<10)), a.msg...)
+	}
+	n := min(a.need-len(a.msg), len(data))
+	a.msg = append(a.msg, data[:n]...)
+	if len(a.msg) < a.need {
+		return nil, false, nil, nil
+	}
+	return a.msg, true, data[n:], nil
+}
+
+// messageSize reads a message's prefix.
+func messageSize(prefix []byte, limit int) (int, error) {
+	if prefix[0] > 1 {
+		return 0, status.Errorf(codes.Internal, "unknown message flag %d", prefix[0])
+	}
+	n := binary.BigEndian.Uint32(prefix[1:])
+	if uint64(n) > uint64(limit) {
+		return 0, status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, limit)
+	}
+	return prefixSize + int(n), nil
+}

@@ -1,0 +1,187 @@
+package rpcserver
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// request is what the headers of a call say.
+type request struct {
+	path string
+	// timeout is negative if there is none.
+	timeout  time.Duration
+	encoding string
+}
+
+// parseRequest reads a call's headers. httpStatus is what to answer a client that does not speak gRPC.
+func parseRequest(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
+	r.timeout = -1
+	isGRPC, isPost := false, false
+	for i := range f.Fields {
+		h := &f.Fields[i]
+		switch h.Name {
+		case ":path":
+			r.path = h.Value
+		case ":method":
+			isPost = h.Value == "POST"
+		case "content-type":
+			isGRPC = isGRPCType(h.Value)
+		case "grpc-encoding":
+			r.encoding = h.Value
+		case "grpc-timeout":
+			if r.timeout, err = parseTimeout(h.Value); err != nil {
+				return r, 0, status.Error(codes.Internal, err.Error())
+			}
+		}
+	}
+	switch {
+	case !isPost:
+		return r, 405, status.Error(codes.Internal, "a call is a POST")
+	case !isGRPC:
+		return r, 415, status.Error(codes.InvalidArgument, "content-type is not application/grpc")
+	case f.Truncated:
+		return r, 0, status.Error(codes.ResourceExhausted, "headers larger than the limit")
+	}
+	return r, 0, nil
+}
+
+// isGRPCType accepts application/grpc, application/grpc+proto and parameters.
+func isGRPCType(v string) bool {
+	rest, ok := strings.CutPrefix(v, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// parseTimeout reads a grpc-timeout header: up to 8 digits and a unit.
+func parseTimeout(v string) (time.Duration, error) {
+	bad := func() (time.Duration, error) { return 0, fmt.Errorf("malformed grpc-timeout %q", v) }
+	if len(v) < 2 || len(v) > 9 {
+		return bad()
+	}
+	n := int64(0)
+	for _, d := range []byte(v[:len(v)-1]) {
+		if d < '0' || d > '9' {
+			return bad()
+		}
+		n = n*10 + int64(d-'0')
+	}
+	var unit time.Duration
+	switch v[len(v)-1] {
+	case 'H':
+		unit = time.Hour
+	case 'M':
+		unit = time.Minute
+	case 'S':
+		unit = time.Second
+	case 'm':
+		unit = time.Millisecond
+	case 'u':
+		unit = time.Microsecond
+	case 'n':
+		unit = time.Nanosecond
+	default:
+		return bad()
+	}
+	const longest = 1<<63 - 1
+	if n > longest/int64(unit) {
+		return longest, nil
+	}
+	return time.Duration(n) * unit, nil
+}
+
+// headerEncoder makes the header blocks of answers. Those of a successful answer are always the same: once their
+// fields are in the client's table they are a few bytes, which are kept.
+type headerEncoder struct {
+	buf  bytes.Buffer
+	enc  *hpack.Encoder
+	size uint32
+	// seen: the fields of this block are in the table. Invariant: blocks are kept only when those of both are, since
+	// then nothing enters the table any more, and nothing in it moves.
+	seen   [2]bool
+	blocks [2][]byte
+}
+
+const (
+	blockHeaders = iota
+	blockOK
+)
+
+func (e *headerEncoder) init() {
+	e.enc = hpack.NewEncoder(&e.buf)
+	e.size = tableSize
+}
+
+// setTableSize follows the client's SETTINGS_HEADER_TABLE_SIZE.
+func (e *headerEncoder) setTableSize(n uint32) {
+	e.size = min(n, tableSize)
+	e.enc.SetMaxDynamicTableSize(e.size)
+	e.seen, e.blocks = [2]bool{}, [2][]byte{}
+}
+
+// stableTable is a table that has room for the fields of both blocks: then they stay in it.
+const stableTable = 256
+
+func (e *headerEncoder) block(which int) []byte {
+	if b := e.blocks[which]; b != nil {
+		return b
+	}
+	stable := e.seen[blockHeaders] && e.seen[blockOK] && e.size >= stableTable
+	e.seen[which] = true
+	e.buf.Reset()
+	if which == blockHeaders {
+		e.field(":status", "200", false)
+		e.field("content-type", "application/grpc", false)
+	} else {
+		e.field("grpc-status", "0", false)
+	}
+	if stable {
+		e.blocks[which] = bytes.Clone(e.buf.Bytes())
+	}
+	return e.buf.Bytes()
+}
+
+// field never fails: it writes to memory. Fields that are once kept out of the table do not push out the others.
+func (e *headerEncoder) field(name, value string, once bool) {
+	_ = e.enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: once})
+}
+
+// failure is the block of a call that ends with an error; only, if nothing was sent before.
+func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []byte {
+	e.buf.Reset()
+	if only {
+		if httpStatus == 0 {
+			httpStatus = 200
+		}
+		e.field(":status", strconv.Itoa(httpStatus), true)
+		e.field("content-type", "application/grpc", false)
+	}
+	e.field("grpc-status", strconv.Itoa(int(st.Code())), true)
+	if m := st.Message(); m != "" {
+		e.field("grpc-message", encodeMessage(m), true)
+	}
+	return e.buf.Bytes()
+}
+
+// maxMessageHeader bounds a status message: clients bound their headers too.
+const maxMessageHeader = 4 << 10
+
+// encodeMessage is the percent-encoding of grpc-message.
+func encodeMessage(m string) string {
+	m = strings.ToValidUTF8(m, "\uFFFD")
+	var b strings.Builder
+	for i := 0; i < len(m) && b.Len() < maxMessageHeader; i++ {
+		if ch := m[i]; ch >= ' ' && ch <= '~' && ch != '%' {
+			b.WriteByte(ch)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", ch)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,95 @@
+package rpcserver
+
+import (
+	"net"
+	"sync"
+
+	"golang.org/x/net/http2"
+)
+
+// chunkSize is the memory that output takes at a time. A frame of the usual size fits.
+const chunkSize = 64 << 10
+
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// output is bytes that wait to be written, in chunks that go back to a pool afterwards: an idle connection holds none.
+type output struct {
+	size int
+	// full are chunks that had no room for the next piece; last is the one that is being filled.
+	full [][]byte
+	last []byte
+}
+
+// grow adds n bytes, in one piece, and returns them to be filled in.
+func (o *output) grow(n int) []byte {
+	o.size += n
+	if cap(o.last)-len(o.last) < n {
+		if len(o.last) > 0 {
+			o.full = append(o.full, o.last)
+		}
+		if n > chunkSize {
+			o.last = make([]byte, 0, n)
+		} else {
+			o.last = chunks.Get().(*[chunkSize]byte)[:0]
+		}
+	}
+	at := len(o.last)
+	o.last = o.last[:at+n]
+	return o.last[at:]
+}
+
+// shrink takes back the n bytes that were added last.
+func (o *output) shrink(n int) {
+	o.size -= n
+	o.last = o.last[:len(o.last)-n]
+}
+
+// writeTo writes everything. The output must not be used any more.
+func (o *output) writeTo(nc net.Conn) error {
+	var err error
+	if len(o.full) == 0 {
+		_, err = nc.Write(o.last)
+	} else {
+		o.full = append(o.full, o.last)
+		left := net.Buffers(append([][]byte(nil), o.full...))
+		_, err = left.WriteTo(nc)
+	}
+	for _, b := range o.full {
+		recycle(b)
+	}
+	if len(o.full) == 0 {
+		recycle(o.last)
+	}
+	*o = output{}
+	return err
+}
+
+func recycle(b []byte) {
+	if cap(b) == chunkSize {
+		chunks.Put((*[chunkSize]byte)(b[:chunkSize]))
+	}
+}
+
+const frameHeader = 9
+
+// putFrameHeader writes the header of a DATA frame.
+func putFrameHeader(b []byte, length int, id uint32) {
+	_ = b[frameHeader-1]
+	b[0], b[1], b[2], b[3], b[4] = byte(length>>16), byte(length>>8), byte(length), byte(http2.FrameData), 0
+	b[5], b[6], b[7], b[8] = byte(id>>24), byte(id>>16), byte(id>>8), byte(id)
+}
+
+// frames lays n bytes that stand at the end of b out as DATA frames that fill b: the bytes move to the front as far as
+// there are headers before them.
+func frames(b []byte, n, maxFrame int, id uint32) {
+	from := b[len(b)-n:]
+	for len(from) > 0 {
+		part := min(maxFrame, len(from))
+		copy(b[frameHeader:], from[:part])
+		putFrameHeader(b, part, id)
+		b, from = b[frameHeader+part:], from[part:]
+	}
+}
+
+// frameCount is how many frames n bytes take.
+func frameCount(n, maxFrame int) int { return (n + maxFrame - 1) / maxFrame }

@@ -1,0 +1,296 @@
+// Package rpcserver is a gRPC server that answers on the goroutine that reads.
+//
+// grpc's own server hands every call from the goroutine that reads the connection to one that handles it and from
+// there to one that writes. For a store, whose reads take a few microseconds, those hand-overs and what they
+// allocate are four fifths of the work (docs/benchmarks.md). Here one goroutine owns the reading side of a
+// connection: it parses a frame, and if the call's handler can answer at once, or promises to answer later without
+// a goroutine of its own, it is called right there; the answer goes into the connection's output, which is written when
+// nothing more has arrived. All other handlers run on goroutines as usual.
+//
+// The protocol is gRPC over HTTP/2 (RFC 9113 and grpc's PROTOCOL-HTTP2.md) without TLS: unary calls and streams,
+// deadlines, cancellation, compressed requests, flow control both ways, keep-alive, GOAWAY. Frames and header
+// compression are golang.org/x/net/http2's. Headers that gRPC does not define are dropped, handlers see no metadata.
+//
+// Services register with their generated code (grpc.ServiceRegistrar), so that whatever was written for
+// grpc.Server runs here. What is different is HandleInline.
+package rpcserver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+
+	"github.com/tinykv/tinykv/proto/codec"
+)
+
+// ErrStopped is returned by Serve once Stop or GracefulStop was called.
+var ErrStopped = errors.New("rpcserver: stopped")
+
+// Options are the limits of a Server. A zero value means the default in parentheses.
+type Options struct {
+	// MaxRecv and MaxSend bound one message, in bytes (4 MiB each).
+	MaxRecv, MaxSend int
+	// MaxStreams bounds the calls of one connection whose handlers have not returned (1,024). A call that its client
+	// has cancelled counts until then: a client cannot start more work by cancelling (CVE-2023-44487).
+	MaxStreams uint32
+	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
+	MaxHeaderBytes uint32
+	// StreamWindow and ConnWindow are how much a client may send ahead of a stream's handler, and ahead of this
+	// server (4 and 8 MiB).
+	StreamWindow, ConnWindow uint32
+	// Handshake is how long a new connection may take to say that it speaks HTTP/2 (10 s).
+	Handshake time.Duration
+	// KeepAlive is how long a connection may be silent before it is asked for a sign of life, and KeepAliveTimeout
+	// how long that may take (30 s, 10 s).
+	KeepAlive, KeepAliveTimeout time.Duration
+	// MinPing is how far apart a client's pings must be while nothing is sent to it (2 s).
+	MinPing time.Duration
+	// Codec encodes messages (proto/codec).
+	Codec encoding.CodecV2
+}
+
+func (o *Options) setDefaults() {
+	setDefault(&o.MaxRecv, 4<<20)
+	setDefault(&o.MaxSend, 4<<20)
+	setDefault(&o.MaxStreams, 1024)
+	setDefault(&o.MaxHeaderBytes, 16<<10)
+	setDefault(&o.StreamWindow, 4<<20)
+	setDefault(&o.ConnWindow, 8<<20)
+	setDefault(&o.Handshake, 10*time.Second)
+	setDefault(&o.KeepAlive, 30*time.Second)
+	setDefault(&o.KeepAliveTimeout, 10*time.Second)
+	setDefault(&o.MinPing, 2*time.Second)
+	if o.Codec == nil {
+		o.Codec = codec.New()
+	}
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// InlineFunc handles a unary call on the goroutine that reads its connection: it must not wait for anything, and
+// must not keep request, an encoded message, after it returns. If it returns true it has answered the call, or will
+// answer it, exactly once, from whatever goroutine. If it returns false the registered handler is called.
+type InlineFunc func(call *Call, request []byte) bool
+
+// method is one RPC.
+type method struct {
+	inline InlineFunc
+	unary  grpc.MethodHandler
+	stream grpc.StreamHandler
+	impl   any
+}
+
+// Server accepts connections and serves the registered services. Safe for concurrent use once it serves.
+type Server struct {
+	opts Options
+	// methods by path, "/package.Service/Method"; services by name. Neither changes once Serve was called.
+	methods  map[string]*method
+	services map[string]grpc.ServiceInfo
+	// work hands unary calls to the workers that wait for one; idle counts those, quit ends them.
+	work chan *Call
+	idle atomic.Int32
+	quit chan struct{}
+
+	mu struct {
+		sync.Mutex
+		serving   bool
+		stopped   bool
+		listeners map[net.Listener]struct{}
+		conns     map[*conn]struct{}
+	}
+	// wg counts connections, workers and handlers of streams.
+	wg sync.WaitGroup
+}
+
+// New makes a server; nothing is started before Serve.
+func New(o Options) *Server {
+	o.setDefaults()
+	s := &Server{opts: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, work: make(chan *Call), quit: make(chan struct{})}
+	s.mu.listeners = map[net.Listener]struct{}{}
+	s.mu.conns = map[*conn]struct{}{}
+	return s
+}
+
+// RegisterService implements grpc.ServiceRegistrar. It panics, as grpc.Server does, if impl does not implement the
+// service, if the service is there already, or if the server serves already.
+func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
+	s.mustNotServe("RegisterService")
+	if want := reflect.TypeOf(sd.HandlerType).Elem(); impl != nil && !reflect.TypeOf(impl).Implements(want) {
+		panic(fmt.Sprintf("rpcserver: %T does not implement %v", impl, want))
+	}
+	if _, ok := s.services[sd.ServiceName]; ok {
+		panic(fmt.Sprintf("rpcserver: service %s is registered twice", sd.ServiceName))
+	}
+	info := grpc.ServiceInfo{Metadata: sd.Metadata}
+	for _, m := range sd.Methods {
+		s.methods["/"+sd.ServiceName+"/"+m.MethodName] = &method{unary: m.Handler, impl: impl}
+		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
+	}
+	for _, m := range sd.Streams {
+		s.methods["/"+sd.ServiceName+"/"+m.StreamName] = &method{stream: m.Handler, impl: impl}
+		info.Methods = append(info.Methods,
+			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
+	}
+	s.services[sd.ServiceName] = info
+}
+
+// HandleInline has f see the calls of a registered unary method first. It panics if there is no such method.
+func (s *Server) HandleInline(path string, f InlineFunc) {
+	s.mustNotServe("HandleInline")
+	m := s.methods[path]
+	if m == nil || m.unary == nil {
+		panic(fmt.Sprintf("rpcserver: no unary method %s", path))
+	}
+	m.inline = f
+}
+
+func (s *Server) mustNotServe(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.serving {
+		panic("rpcserver: " + what + " after Serve")
+	}
+}
+
+// GetServiceInfo tells what is registered, for reflection.
+func (s *Server) GetServiceInfo() map[string]grpc.ServiceInfo { return s.services }
+
+// Serve accepts connections until the server is stopped, then returns ErrStopped, or until the listener fails. It
+// closes the listener.
+func (s *Server) Serve(l net.Listener) error {
+	defer l.Close()
+	s.mu.Lock()
+	s.mu.serving = true
+	if s.mu.stopped {
+		s.mu.Unlock()
+		return ErrStopped
+	}
+	s.mu.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	pause := time.Duration(0)
+	for {
+		nc, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			s.start(nc)
+		case s.isStopped():
+			return ErrStopped
+		case isTemporary(err): // out of file descriptors, most likely
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			time.Sleep(pause)
+		default:
+			return err
+		}
+	}
+}
+
+// isTemporary tells errors of Accept that pass, such as too many open files.
+func isTemporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary()
+}
+
+func (s *Server) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.stopped
+}
+
+func (s *Server) start(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.stopped {
+		_ = nc.Close()
+		return
+	}
+	c := newConn(s, nc)
+	s.mu.conns[c] = struct{}{}
+	s.wg.Add(1)
+	// Owned by the server; ends with the connection, at the latest in Stop.
+	go func() {
+		defer s.wg.Done()
+		c.serve()
+		s.mu.Lock()
+		delete(s.mu.conns, c)
+		s.mu.Unlock()
+	}()
+}
+
+// closeListeners refuses new connections and returns those that exist.
+func (s *Server) closeListeners() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.mu.stopped {
+		close(s.quit)
+	}
+	s.mu.stopped = true
+	for l := range s.mu.listeners {
+		_ = l.Close()
+	}
+	conns := make([]*conn, 0, len(s.mu.conns))
+	for c := range s.mu.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+// GracefulStop refuses new connections and calls, and returns when those under way have ended.
+func (s *Server) GracefulStop() {
+	for _, c := range s.closeListeners() {
+		c.drain()
+	}
+	s.wg.Wait()
+}
+
+// Stop closes all connections, cancels the contexts of all handlers and returns when they have returned.
+func (s *Server) Stop() {
+	for _, c := range s.closeListeners() {
+		c.close(ErrStopped)
+	}
+	s.wg.Wait()
+}
+
+// maxIdle is how many workers stay for the next unary call that cannot be answered inline: a new goroutine for each
+// would have to grow its stack again.
+const maxIdle = 128
+
+// run carries out a unary call on a goroutine.
+func (s *Server) run(call *Call) {
+	select {
+	case s.work <- call:
+		return
+	default:
+	}
+	s.wg.Add(1)
+	// Owned by the server, which waits for it. It stays for further calls unless enough others do.
+	go func() {
+		defer s.wg.Done()
+		for {
+			call.runUnary()
+			if s.idle.Add(1) > maxIdle {
+				s.idle.Add(-1)
+				return
+			}
+			select {
+			case call = <-s.work:
+				s.idle.Add(-1)
+			case <-s.quit:
+				s.idle.Add(-1)
+				return
+			}
+		}
+	}()
+}

@@ -1,0 +1,231 @@
+package rpcserver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/gzip" // clients may compress with it
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// serverStream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while another
+// sends.
+type serverStream struct {
+	call *Call
+	ctx  context.Context
+	// ready and sendable wake the handler: something has come, something has left.
+	ready, sendable chan struct{}
+	// returned is what was given back to the client's window and the reading goroutine has not counted yet.
+	returned atomic.Int64
+	mu       struct {
+		sync.Mutex
+		queue []message
+		head  int
+		// end is what RecvMsg returns after the last message.
+		end error
+		// owed is what the handler has taken and was not given back to the client's window yet.
+		owed int64
+	}
+}
+
+// message is one that the client has sent; owed counts against its window until the handler takes it.
+type message struct {
+	body []byte
+	owed int64
+}
+
+// startStream calls the handler on a goroutine.
+func (call *Call) startStream() {
+	st := &serverStream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
+	call.stream = st
+	var cancel context.CancelFunc
+	if call.deadline.IsZero() {
+		st.ctx, cancel = context.WithCancel(call.c.ctx)
+	} else {
+		st.ctx, cancel = context.WithDeadline(call.c.ctx, call.deadline)
+	}
+	call.onCancel(cancel)
+	call.c.s.wg.Add(1)
+	// Owned by the server, which waits for it; its context ends with the call.
+	go func() {
+		defer call.c.s.wg.Done()
+		defer cancel()
+		if err := call.m.stream(call.m.impl, st); err != nil {
+			call.Fail(err)
+		} else {
+			call.end(okStatus, 0)
+		}
+	}()
+}
+
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (st *serverStream) wakeSender() { wake(st.sendable) }
+
+// push hands a message to the handler. Its client's window bounds the queue.
+func (st *serverStream) push(m message) {
+	st.mu.Lock()
+	st.mu.queue = append(st.mu.queue, m)
+	st.mu.Unlock()
+	wake(st.ready)
+}
+
+// endRecv says what comes after the last message: io.EOF or an error.
+func (st *serverStream) endRecv(err error) {
+	st.mu.Lock()
+	if st.mu.end == nil {
+		st.mu.end = err
+	}
+	st.mu.Unlock()
+	wake(st.ready)
+}
+
+// pop takes the next message; give is how much the client may now send more.
+func (st *serverStream) pop() (m message, give int64, ok bool, end error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.mu.head == len(st.mu.queue) {
+		return m, 0, false, st.mu.end
+	}
+	m = st.mu.queue[st.mu.head]
+	st.mu.queue[st.mu.head] = message{}
+	if st.mu.head++; st.mu.head == len(st.mu.queue) {
+		st.mu.queue, st.mu.head = st.mu.queue[:0], 0
+	}
+	if st.mu.owed += m.owed; st.mu.owed >= st.call.in.size/4 {
+		give, st.mu.owed = st.mu.owed, 0
+	}
+	return m, give, true, nil
+}
+
+// RecvMsg implements grpc.ServerStream. After the client's last message it returns io.EOF.
+func (st *serverStream) RecvMsg(v any) error {
+	for {
+		m, give, ok, end := st.pop()
+		if ok {
+			if give > 0 {
+				st.giveBack(give)
+			}
+			if err := st.call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(m.body)}, v); err != nil {
+				return status.Error(codes.Internal, err.Error())
+			}
+			return nil
+		}
+		if end != nil {
+			return end
+		}
+		select {
+		case <-st.ready:
+		case <-st.ctx.Done():
+			return status.FromContextError(st.ctx.Err()).Err()
+		}
+	}
+}
+
+func (st *serverStream) giveBack(n int64) {
+	c := st.call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st.returned.Add(n) // before the client can know
+	st.call.windowUpdateLocked(n)
+}
+
+// SendMsg implements grpc.ServerStream. It returns when the client's window has taken the message.
+func (st *serverStream) SendMsg(m any) error {
+	c := st.call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !st.call.mu.gone {
+		if err := st.call.sendLocked(m); err != nil {
+			return err
+		}
+		c.pushLocked()
+	}
+	for !st.call.mu.gone && len(st.call.mu.pending) > 0 {
+		c.kickLocked()
+		c.mu.Unlock()
+		select {
+		case <-st.sendable:
+		case <-st.ctx.Done():
+		}
+		c.mu.Lock()
+		if err := st.ctx.Err(); err != nil {
+			return status.FromContextError(err).Err()
+		}
+	}
+	for c.mu.out.size > maxOut && c.mu.closed == nil {
+		c.wakeWriter()
+		c.mu.space.Wait()
+	}
+	if st.call.mu.gone {
+		if err := st.ctx.Err(); err != nil {
+			return status.FromContextError(err).Err()
+		}
+		return io.EOF
+	}
+	return nil
+}
+
+// Context implements grpc.ServerStream: it ends with the call, its deadline or its connection.
+func (st *serverStream) Context() context.Context { return st.ctx }
+
+// SendHeader implements grpc.ServerStream; there is no metadata.
+func (st *serverStream) SendHeader(md metadata.MD) error {
+	if err := st.SetHeader(md); err != nil {
+		return err
+	}
+	st.call.c.mu.Lock()
+	defer st.call.c.mu.Unlock()
+	if !st.call.mu.gone {
+		st.call.sendHeadersLocked()
+		st.call.c.pushLocked()
+	}
+	return nil
+}
+
+// SetHeader implements grpc.ServerStream; there is no metadata.
+func (st *serverStream) SetHeader(md metadata.MD) error {
+	if len(md) > 0 {
+		return status.Error(codes.Unimplemented, "this server sends no metadata")
+	}
+	return nil
+}
+
+// SetTrailer implements grpc.ServerStream; there is no metadata, and no way to say so.
+func (st *serverStream) SetTrailer(metadata.MD) {}
+
+// decompress undoes what grpc-encoding names.
+func decompress(flag byte, name string, body []byte, limit int) ([]byte, error) {
+	if flag != 1 || name == "" || name == "identity" {
+		return nil, status.Error(codes.Internal, "compressed message without grpc-encoding")
+	}
+	comp := encoding.GetCompressor(name)
+	if comp == nil {
+		return nil, status.Errorf(codes.Unimplemented, "no decompressor for grpc-encoding %q", name)
+	}
+	r, err := comp.Decompress(bytes.NewReader(body))
+	if err != nil {
+		return nil, status.Error(codes.Internal, fmt.Sprintf("decompress: %v", err))
+	}
+	out, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err != nil {
+		return nil, status.Error(codes.Internal, fmt.Sprintf("decompress: %v", err))
+	}
+	if len(out) > limit {
+		return nil, tooLarge("receive", len(out), limit)
+	}
+	return out, nil
+}

@@ -1,0 +1,162 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// registerInline has gets, puts and deletes answered without goroutines of their own, as far as the storage can.
+func (s *Server) registerInline(g *rpcserver.Server) {
+	if s.local != nil {
+		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
+	}
+	if s.async != nil {
+		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
+		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
+	}
+}
+
+// inlineGet answers a get under a lease. A request that cannot be decoded is left to the usual handler, which says so.
+func (s *Server) inlineGet(call *rpcserver.Call, request []byte) bool {
+	req := new(kvrpcpb.RawGetRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	resp, ok, err := s.rawGetLocal(req)
+	if ok {
+		answer(call, resp, err)
+	}
+	return ok
+}
+
+func (s *Server) inlinePut(call *rpcserver.Call, request []byte) bool {
+	req := new(kvrpcpb.RawPutRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	s.rawPutAsync(req, s.deadline(call), func(resp *kvrpcpb.RawPutResponse, err error) { answer(call, resp, err) })
+	return true
+}
+
+func (s *Server) inlineDelete(call *rpcserver.Call, request []byte) bool {
+	req := new(kvrpcpb.RawDeleteRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	s.rawDeleteAsync(req, s.deadline(call), func(resp *kvrpcpb.RawDeleteResponse, err error) { answer(call, resp, err) })
+	return true
+}
+
+func answer(call *rpcserver.Call, resp any, err error) {
+	if err != nil {
+		call.Fail(err)
+		return
+	}
+	call.Reply(resp)
+}
+
+// deadline is the client's, or what the configuration gives to those who have none.
+func (s *Server) deadline(call *rpcserver.Call) time.Time {
+	if t, ok := call.Deadline(); ok {
+		return t
+	}
+	return time.Now().Add(s.cfg.Server.RequestTimeout.Duration)
+}
+
+// rawPutAsync is RawPut for a storage that writes asynchronously: done hears the answer, exactly once, by deadline.
+func (s *Server) rawPutAsync(req *kvrpcpb.RawPutRequest, deadline time.Time, done func(*kvrpcpb.RawPutResponse, error)) {
+	mods, err := s.put(req)
+	s.writeAsync(req.Context, mods, err, deadline, func(err error) { done(putAnswer(err)) })
+}
+
+// rawDeleteAsync is RawDelete as rawPutAsync is RawPut.
+func (s *Server) rawDeleteAsync(req *kvrpcpb.RawDeleteRequest, deadline time.Time, done func(*kvrpcpb.RawDeleteResponse, error)) {
+	mods, err := s.del(req)
+	s.writeAsync(req.Context, mods, err, deadline, func(err error) { done(deleteAnswer(err)) })
+}
+
+// writeAsync begins a write, unless the request is invalid.
+func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid error, deadline time.Time, done func(error)) {
+	if invalid != nil {
+		done(invalid)
+		return
+	}
+	w := &asyncWrite{done: done}
+	s.async.WriteAsync(c, mods, deadline, w.finish)
+	w.limit(deadline)
+}
+
+// asyncWrite is a write whose outcome is not waited for: whatever comes first, outcome or deadline, is the answer.
+type asyncWrite struct {
+	done func(error)
+	mu   struct {
+		sync.Mutex
+		answered bool
+		timer    *time.Timer
+	}
+}
+
+func (w *asyncWrite) finish(err error) {
+	w.mu.Lock()
+	first := !w.mu.answered
+	w.mu.answered = true
+	if w.mu.timer != nil {
+		w.mu.timer.Stop()
+	}
+	w.mu.Unlock()
+	if first {
+		w.done(err)
+	}
+}
+
+// limit has the write answered at the deadline; it may still be carried out.
+func (w *asyncWrite) limit(deadline time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.mu.answered {
+		w.mu.timer = time.AfterFunc(time.Until(deadline), func() { w.finish(context.DeadlineExceeded) })
+	}
+}
+
+// gate decides whether gets are answered on the goroutine that reads their connection. That is the fastest way as long
+// as what they read is in memory; but a get that waits for the disk holds up all others of its connection. When a
+// good part of them is slow, the next ones go to goroutines, which wait for the disk side by side.
+type gate struct {
+	score  atomic.Int32
+	detour atomic.Int32
+}
+
+const (
+	// slowGet is longer than a get from memory takes, and shorter than one from most disks.
+	slowGet = 300 * time.Microsecond
+	// A slow get weighs as much as slowWeight fast ones: the gate closes when more than one in 32 is slow.
+	slowWeight = 32
+	gateLimit  = 4 * slowWeight
+	// detourGets is how many gets go round the gate before it is tried again.
+	detourGets = 512
+)
+
+// open tells whether the next get may be answered at once.
+func (g *gate) open() bool {
+	return g.detour.Load() <= 0 || g.detour.Add(-1) < 0
+}
+
+// note counts a get that was begun at start.
+func (g *gate) note(start time.Time) {
+	if time.Since(start) < slowGet {
+		if g.score.Load() > 0 {
+			g.score.Add(-1)
+		}
+		return
+	}
+	if g.score.Add(slowWeight) >= gateLimit {
+		g.score.Store(0)
+		g.detour.Store(detourGets)
+	}
+}
