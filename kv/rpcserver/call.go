@@ -63,10 +63,13 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 	if id%2 == 0 {
 		return &connError{http2.ErrCodeProtocol, "a client's streams have odd numbers"}
 	}
+	if f.HasPriority() && f.Priority.StreamDep == id {
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
+	}
 	if id <= c.lastID {
 		call := c.call(id)
-		if call == nil || call.ended {
-			return http2.StreamError{StreamID: id, Code: http2.ErrCodeStreamClosed}
+		if call == nil || call.ended { // no gRPC client sends headers twice
+			return &connError{http2.ErrCodeStreamClosed, "headers on a stream that has ended"}
 		}
 		if !f.StreamEnded() {
 			return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
@@ -75,6 +78,9 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 	}
 	c.lastID = id
 	req, httpStatus, bad := parseRequest(f)
+	if bad == errMalformed {
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
+	}
 	call := &Call{c: c, id: id, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
@@ -96,10 +102,12 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 	c.mu.Unlock()
 	c.last = call
 	if bad != nil {
+		call.ended = f.StreamEnded()
 		call.end(status.Convert(bad), httpStatus)
 		return nil
 	}
 	if call.m = c.s.methods[req.path]; call.m == nil {
+		call.ended = f.StreamEnded()
 		call.Fail(c.s.unknown(req.path))
 		return nil
 	}
@@ -263,13 +271,7 @@ func (call *Call) dispatch() {
 
 // runUnary calls the handler and answers with its result.
 func (call *Call) runUnary() {
-	ctx := call.c.ctx
-	cancel := context.CancelFunc(func() {})
-	if !call.deadline.IsZero() {
-		ctx, cancel = context.WithDeadline(ctx, call.deadline)
-	} else {
-		ctx, cancel = context.WithCancel(ctx)
-	}
+	ctx, cancel := call.context()
 	defer cancel()
 	if !call.onCancel(cancel) {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
@@ -284,6 +286,14 @@ func (call *Call) runUnary() {
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.c.pushLocked()
+}
+
+// context makes the handler's context, which ends with the connection or at the client's deadline.
+func (call *Call) context() (context.Context, context.CancelFunc) {
+	if call.deadline.IsZero() {
+		return context.WithCancel(call.c.ctx)
+	}
+	return context.WithDeadline(call.c.ctx, call.deadline)
 }
 
 // onCancel registers what ends the handler's context; false if the client has cancelled already.

@@ -18,6 +18,8 @@ import (
 
 const (
 	readBuffer = 32 << 10
+	// maxFrameIn is the largest frame that a client may send; HTTP/2 asks for no less.
+	maxFrameIn = 16 << 10
 	// maxOut is how much output may wait before whoever can wait does: the reading goroutine, which makes the client
 	// wait in turn, and handlers of streams.
 	maxOut = 1 << 20
@@ -82,6 +84,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.fr = http2.NewFramer(io.Discard, c.br)
 	c.fr.SetReuseFrames()
+	c.fr.SetMaxReadFrameSize(maxFrameIn)
 	c.fr.ReadMetaHeaders = hpack.NewDecoder(tableSize, nil)
 	c.fr.MaxHeaderListSize = s.opts.MaxHeaderBytes
 	c.in = inflow{size: int64(s.opts.ConnWindow), left: int64(s.opts.ConnWindow)}
@@ -126,7 +129,7 @@ func (c *conn) handshake() error {
 			return err
 		}
 		if got[n-1] != preface[n-1] {
-			return c.refuseProtocol()
+			return c.refuseProtocol(string(got))
 		}
 	}
 	_, _ = c.br.Discard(len(preface))
@@ -144,12 +147,18 @@ func (c *conn) handshake() error {
 }
 
 // refuseProtocol answers somebody who came with a browser or curl.
-func (c *conn) refuseProtocol() error {
+func (c *conn) refuseProtocol(begin string) error {
+	if begin != "G" && begin != "H" && begin != "PO" && begin != "PU" { // GET, HEAD, POST, PUT
+		return errProtocol
+	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = io.WriteString(c.nc, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"+
 		"This port speaks gRPC (HTTP/2 without TLS) only.\n")
-	return errors.New("client does not speak HTTP/2")
+	c.linger()
+	return errProtocol
 }
+
+var errProtocol = errors.New("client does not speak HTTP/2")
 
 // readLoop handles frames until the connection fails or is closed.
 func (c *conn) readLoop() error {
@@ -253,10 +262,15 @@ func (c *conn) handle(f http2.Frame) error {
 	case *http2.GoAwayFrame:
 		// The client takes no new streams from here, and there are none. It ends the connection when it likes.
 		return nil
+	case *http2.PriorityFrame:
+		if f.StreamDep == f.StreamID {
+			return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
+		}
+		return nil
 	case *http2.PushPromiseFrame:
 		return &connError{http2.ErrCodeProtocol, "a client must not push"}
 	}
-	return nil // PRIORITY and what is unknown
+	return nil // what is unknown
 }
 
 func (c *conn) onPing(f *http2.PingFrame) error {

@@ -2,6 +2,7 @@ package rpcserver
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -21,17 +22,30 @@ type request struct {
 	encoding string
 }
 
+// errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
+var errMalformed = errors.New("malformed request")
+
+const (
+	hasPath = 1 << iota
+	hasMethod
+	hasScheme
+)
+
 // parseRequest reads a call's headers. httpStatus is what to answer a client that does not speak gRPC.
 func parseRequest(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
 	r.timeout = -1
-	isGRPC, isPost := false, false
+	isGRPC, isPost, pseudo := false, false, 0
 	for i := range f.Fields {
 		h := &f.Fields[i]
 		switch h.Name {
 		case ":path":
+			pseudo |= hasPath
 			r.path = h.Value
 		case ":method":
+			pseudo |= hasMethod
 			isPost = h.Value == "POST"
+		case ":scheme":
+			pseudo |= hasScheme
 		case "content-type":
 			isGRPC = isGRPCType(h.Value)
 		case "grpc-encoding":
@@ -40,9 +54,17 @@ func parseRequest(f *http2.MetaHeadersFrame) (r request, httpStatus int, err err
 			if r.timeout, err = parseTimeout(h.Value); err != nil {
 				return r, 0, status.Error(codes.Internal, err.Error())
 			}
+		case "te":
+			if h.Value != "trailers" {
+				return r, 0, errMalformed
+			}
+		case "connection", "proxy-connection", "keep-alive", "upgrade", "transfer-encoding":
+			return r, 0, errMalformed
 		}
 	}
 	switch {
+	case pseudo != hasPath|hasMethod|hasScheme || r.path == "":
+		return r, 0, errMalformed
 	case !isPost:
 		return r, 405, status.Error(codes.Internal, "a call is a POST")
 	case !isGRPC:

@@ -47,11 +47,7 @@ func (call *Call) startStream() {
 	st := &serverStream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
 	call.stream = st
 	var cancel context.CancelFunc
-	if call.deadline.IsZero() {
-		st.ctx, cancel = context.WithCancel(call.c.ctx)
-	} else {
-		st.ctx, cancel = context.WithDeadline(call.c.ctx, call.deadline)
-	}
+	st.ctx, cancel = call.context()
 	call.onCancel(cancel)
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
