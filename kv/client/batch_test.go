@@ -88,7 +88,10 @@ func (f *fakeStore) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest) (*kvr
 
 func (f *fakeStore) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error {
 	f.streams.Add(1)
-	if f.batch == "unknown" {
+	f.mu.Lock()
+	unknown := f.batch == "unknown"
+	f.mu.Unlock()
+	if unknown {
 		return status.Error(codes.Unimplemented, "unknown method BatchCommands")
 	}
 	for {

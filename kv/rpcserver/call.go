@@ -41,7 +41,7 @@ type Call struct {
 
 	answered atomic.Bool
 	// stream is set for calls of stream methods.
-	stream *serverStream
+	stream *Stream
 
 	mu struct {
 		// window is how much the client takes on this stream.
@@ -219,10 +219,15 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
+	owed := int64(len(msg)) - early
+	if call.stream.offerInline(body) {
+		call.stream.took(owed)
+		return nil
+	}
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, int64(len(msg)) - early})
+	call.stream.push(message{body, owed})
 	return nil
 }
 

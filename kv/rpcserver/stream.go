@@ -16,9 +16,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// serverStream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while another
-// sends.
-type serverStream struct {
+// Stream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while another sends.
+//
+// A handler may have the reading goroutine work its messages off, see OnMessage.
+type Stream struct {
 	call *Call
 	ctx  context.Context
 	// ready and sendable wake the handler: something has come, something has left.
@@ -31,6 +32,9 @@ type serverStream struct {
 		head  int
 		// end is what RecvMsg returns after the last message.
 		end error
+		// inline sees messages first; waiting: the handler is in RecvMsg and has taken everything.
+		inline  func(msg []byte) bool
+		waiting bool
 		// owed is what the handler has taken and was not given back to the client's window yet.
 		owed int64
 	}
@@ -44,10 +48,11 @@ type message struct {
 
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
-	st := &serverStream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
+	st := &Stream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
 	call.stream = st
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
+	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
 	call.onCancel(cancel)
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
@@ -69,18 +74,71 @@ func wake(ch chan struct{}) {
 	}
 }
 
-func (st *serverStream) wakeSender() { wake(st.sendable) }
+func (st *Stream) wakeSender() { wake(st.sendable) }
+
+type streamKey struct{}
+
+// StreamOf returns the stream that a handler's context belongs to, or nil if it comes from another server. Generated
+// code hides it from the handler.
+func StreamOf(ctx context.Context) *Stream {
+	st, _ := ctx.Value(streamKey{}).(*Stream)
+	return st
+}
+
+// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while the handler waits in
+// RecvMsg. f must not wait for anything and must not keep msg. If it returns false the handler receives the message.
+// Messages are seen in order, by one of the two at a time.
+func (st *Stream) OnMessage(f func(msg []byte) bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.mu.inline = f
+}
+
+// Offer is SendMsg for those who must not wait: what the client's window does not take yet is kept. Backlog says how
+// much that is.
+func (st *Stream) Offer(m any) error {
+	c := st.call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if st.call.mu.gone {
+		return io.EOF
+	}
+	if err := st.call.sendLocked(m); err != nil {
+		return err
+	}
+	c.kickLocked()
+	return nil
+}
+
+// Backlog is how many bytes were sent but not taken by the client's window yet.
+func (st *Stream) Backlog() int {
+	st.call.c.mu.Lock()
+	defer st.call.c.mu.Unlock()
+	return len(st.call.mu.pending)
+}
+
+// offerInline has the handler's OnMessage see a message, if it may.
+func (st *Stream) offerInline(msg []byte) bool {
+	st.mu.Lock()
+	f := st.mu.inline
+	if !st.mu.waiting {
+		f = nil
+	}
+	st.mu.Unlock()
+	return f != nil && f(msg)
+}
 
 // push hands a message to the handler. Its client's window bounds the queue.
-func (st *serverStream) push(m message) {
+func (st *Stream) push(m message) {
 	st.mu.Lock()
 	st.mu.queue = append(st.mu.queue, m)
+	st.mu.waiting = false
 	st.mu.Unlock()
 	wake(st.ready)
 }
 
 // endRecv says what comes after the last message: io.EOF or an error.
-func (st *serverStream) endRecv(err error) {
+func (st *Stream) endRecv(err error) {
 	st.mu.Lock()
 	if st.mu.end == nil {
 		st.mu.end = err
@@ -90,10 +148,10 @@ func (st *serverStream) endRecv(err error) {
 }
 
 // pop takes the next message; give is how much the client may now send more.
-func (st *serverStream) pop() (m message, give int64, ok bool, end error) {
+func (st *Stream) pop() (m message, give int64, ok bool, end error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.mu.head == len(st.mu.queue) {
+	if st.mu.waiting = st.mu.head == len(st.mu.queue); st.mu.waiting {
 		return m, 0, false, st.mu.end
 	}
 	m = st.mu.queue[st.mu.head]
@@ -101,14 +159,29 @@ func (st *serverStream) pop() (m message, give int64, ok bool, end error) {
 	if st.mu.head++; st.mu.head == len(st.mu.queue) {
 		st.mu.queue, st.mu.head = st.mu.queue[:0], 0
 	}
-	if st.mu.owed += m.owed; st.mu.owed >= st.call.in.size/4 {
+	return m, st.oweLocked(m.owed), true, nil
+}
+
+// oweLocked counts what was taken, and says how much to give back to the client's window now.
+func (st *Stream) oweLocked(n int64) (give int64) {
+	if st.mu.owed += n; st.mu.owed >= st.call.in.size/4 {
 		give, st.mu.owed = st.mu.owed, 0
 	}
-	return m, give, true, nil
+	return give
+}
+
+// took counts a message that was worked off inline.
+func (st *Stream) took(owed int64) {
+	st.mu.Lock()
+	give := st.oweLocked(owed)
+	st.mu.Unlock()
+	if give > 0 {
+		st.giveBack(give)
+	}
 }
 
 // RecvMsg implements grpc.ServerStream. After the client's last message it returns io.EOF.
-func (st *serverStream) RecvMsg(v any) error {
+func (st *Stream) RecvMsg(v any) error {
 	for {
 		m, give, ok, end := st.pop()
 		if ok {
@@ -131,7 +204,7 @@ func (st *serverStream) RecvMsg(v any) error {
 	}
 }
 
-func (st *serverStream) giveBack(n int64) {
+func (st *Stream) giveBack(n int64) {
 	c := st.call.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,7 +213,7 @@ func (st *serverStream) giveBack(n int64) {
 }
 
 // SendMsg implements grpc.ServerStream. It returns when the client's window has taken the message.
-func (st *serverStream) SendMsg(m any) error {
+func (st *Stream) SendMsg(m any) error {
 	c := st.call.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,10 +249,10 @@ func (st *serverStream) SendMsg(m any) error {
 }
 
 // Context implements grpc.ServerStream: it ends with the call, its deadline or its connection.
-func (st *serverStream) Context() context.Context { return st.ctx }
+func (st *Stream) Context() context.Context { return st.ctx }
 
 // SendHeader implements grpc.ServerStream; there is no metadata.
-func (st *serverStream) SendHeader(md metadata.MD) error {
+func (st *Stream) SendHeader(md metadata.MD) error {
 	if err := st.SetHeader(md); err != nil {
 		return err
 	}
@@ -193,7 +266,7 @@ func (st *serverStream) SendHeader(md metadata.MD) error {
 }
 
 // SetHeader implements grpc.ServerStream; there is no metadata.
-func (st *serverStream) SetHeader(md metadata.MD) error {
+func (st *Stream) SetHeader(md metadata.MD) error {
 	if len(md) > 0 {
 		return status.Error(codes.Unimplemented, "this server sends no metadata")
 	}
@@ -201,7 +274,7 @@ func (st *serverStream) SetHeader(md metadata.MD) error {
 }
 
 // SetTrailer implements grpc.ServerStream; there is no metadata, and no way to say so.
-func (st *serverStream) SetTrailer(metadata.MD) {}
+func (st *Stream) SetTrailer(metadata.MD) {}
 
 // decompress undoes what grpc-encoding names.
 func decompress(flag byte, name string, body []byte, limit int) ([]byte, error) {
