@@ -5,6 +5,10 @@ import (
 	"os"
 
 	"github.com/tinykv/tinykv/kv/node/cli"
+	"github.com/tinykv/tinykv/kv/timerslack"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	timerslack.CalmMonitor()
+	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
+}

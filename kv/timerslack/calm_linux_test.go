@@ -1,0 +1,108 @@
+//go:build linux && !cgo
+
+package timerslack
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// report is what the child process found out about itself.
+type report struct {
+	Args []string
+	PID  int
+	// Slacks are those of all threads that this process may ask for, in ns, after a while of work.
+	Slacks []int
+}
+
+const child = "TIMERSLACK_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(child) != "" {
+		CalmMonitor()
+		busy(16)
+		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Slacks: slacks()})
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// busy has the runtime make n threads.
+func busy(n int) {
+	ready, release := make(chan struct{}, n), make(chan struct{})
+	for range n {
+		// Ends with busy.
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			ready <- struct{}{}
+			<-release
+		}()
+	}
+	for range n {
+		<-ready
+	}
+	close(release)
+}
+
+// slacks asks for the slack of each thread; only the superuser may.
+func slacks() []int {
+	var all []int
+	for _, tid := range threads() {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", tid))
+		if err != nil {
+			continue
+		}
+		ns, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err == nil {
+			all = append(all, ns)
+		}
+	}
+	return all
+}
+
+func start(t *testing.T, env ...string) (pid int, r report) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "one", "two words", "")
+	cmd.Env = append(append(os.Environ(), child+"=1"), env...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(out, &r))
+	return cmd.Process.Pid, r
+}
+
+// TestOnlyTheMonitorIsCalmed: the process executes itself once, keeps its id and arguments, and one thread has the
+// long slack afterwards, no matter how many there are.
+func TestOnlyTheMonitorIsCalmed(t *testing.T) {
+	pid, r := start(t)
+	require.Equal(t, pid, r.PID)
+	require.Equal(t, []string{"one", "two words", ""}, r.Args[1:])
+	if len(r.Slacks) == 0 {
+		t.Skip("not allowed to ask for the slack of threads")
+	}
+	count := map[time.Duration]int{}
+	for _, ns := range r.Slacks {
+		count[time.Duration(ns)]++
+	}
+	require.Equal(t, 1, count[Monitor], "%v", count)
+	require.Equal(t, len(r.Slacks)-1, count[Others], "%v", count)
+	require.Greater(t, len(r.Slacks), 10)
+}
+
+// TestOff: the variable leaves everything as it is.
+func TestOff(t *testing.T) {
+	_, r := start(t, Env+"=off")
+	for _, ns := range r.Slacks {
+		require.NotEqual(t, int(Monitor), ns)
+	}
+}
