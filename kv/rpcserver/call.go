@@ -92,7 +92,8 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		err := c.mu.closed
 		c.mu.Unlock()
 		return err
-	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams:
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
+		// Too many handlers run, or too many answers wait for the client's windows.
 		c.mu.Unlock()
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}

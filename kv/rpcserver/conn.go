@@ -23,6 +23,8 @@ const (
 	// maxOut is how much output may wait before whoever can wait does: the reading goroutine, which makes the client
 	// wait in turn, and handlers of streams.
 	maxOut = 1 << 20
+	// maxSettings bounds one frame of settings: each may cost a walk over all calls.
+	maxSettings = 100
 	// forever is the last stream of a GOAWAY that refuses nothing yet.
 	forever = 1<<31 - 1
 	// preface is what HTTP/2 begins with, before its first frame.
@@ -174,29 +176,45 @@ func (c *conn) readLoop() error {
 			c.frames.Add(1)
 			err = c.handle(f)
 		}
-		var se http2.StreamError
-		switch {
-		case err == nil:
-		case errors.As(err, &se):
-			c.resetStream(se.StreamID, se.Code)
-		default:
-			c.sayWhy(err)
-			return err
+		if err != nil {
+			err = c.onError(err)
 		}
-		if err := c.waitForSpace(); err != nil {
+		if err == nil {
+			err = c.waitForSpace()
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
-// moreBuffered tells whether another whole frame has arrived, so that reading it will not block.
+// onError resets the stream that an error is about, or says why the connection ends and returns the error.
+func (c *conn) onError(err error) error {
+	var se http2.StreamError
+	if !errors.As(err, &se) {
+		c.sayWhy(err)
+		return err
+	}
+	// The Framer says so of headers that make no sense. They open a stream all the same: more may be on its way.
+	if se.Cause != nil && se.StreamID%2 == 1 {
+		c.lastID = max(c.lastID, se.StreamID)
+	}
+	c.resetStream(se.StreamID, se.Code)
+	return nil
+}
+
+// moreBuffered tells whether another whole frame has arrived, so that reading it will not block. It would read on if
+// headers go on in another frame.
 func (c *conn) moreBuffered() bool {
 	n := c.br.Buffered()
 	if n < frameHeader {
 		return false
 	}
-	h, err := c.br.Peek(3)
-	return err == nil && n >= frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2]))
+	h, err := c.br.Peek(5)
+	if err != nil || n < frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2])) {
+		return false
+	}
+	return http2.FrameType(h[3]) != http2.FrameHeaders || http2.Flags(h[4]).Has(http2.FlagHeadersEndHeaders)
 }
 
 // sayWhy tells the client what it did wrong before the connection is closed.
@@ -292,6 +310,9 @@ func (c *conn) onPing(f *http2.PingFrame) error {
 func (c *conn) onSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
 		return nil
+	}
+	if f.NumSettings() > maxSettings {
+		return &connError{http2.ErrCodeEnhanceYourCalm, "too many settings"}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -358,3 +358,12 @@ func (r *raw) sync() {
 		return ok && p.IsAck() && p.Data == data
 	})
 }
+
+// bufferConn takes what is written.
+type bufferConn struct{ b []byte }
+
+func (w *bufferConn) Write(p []byte) (int, error) { w.b = append(w.b, p...); return len(p), nil }
+
+func newDecoder() *hpack.Decoder { return hpack.NewDecoder(tableSize, nil) }
+
+func newEncoder(w io.Writer) *hpack.Encoder { return hpack.NewEncoder(w) }

@@ -32,7 +32,9 @@ type testService struct {
 	cancelled chan error
 }
 
-func newTestService() *testService { return &testService{began: make(chan struct{}, 16), cancelled: make(chan error, 16)} }
+func newTestService() *testService {
+	return &testService{began: make(chan struct{}, 16), cancelled: make(chan error, 16)}
+}
 
 func payload(n int32) *grpc_testing.Payload { return &grpc_testing.Payload{Body: make([]byte, n)} }
 
