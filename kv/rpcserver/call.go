@@ -171,12 +171,10 @@ func (call *Call) onData(f *http2.DataFrame) error {
 // giveBack lets the client send more: what is needed for the message that has begun to come.
 func (call *Call) giveBack(padding int64) {
 	due := padding
-	if p := &call.parts; p.need > 0 {
+	if call.parts.need > 0 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
-		part := int64(len(p.msg)) - p.early
 		if call.in.left < call.in.size/2 {
-			p.early += part
-			due += part
+			due += call.early(int64(len(call.parts.msg)))
 		}
 	}
 	if due == 0 {
@@ -186,6 +184,16 @@ func (call *Call) giveBack(padding int64) {
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.windowUpdateLocked(due)
+}
+
+// early tells how much of a message, of which size bytes have come, is to be given back before it is complete.
+func (call *Call) early(size int64) int64 {
+	if call.stream != nil {
+		return call.stream.early(size)
+	}
+	part := size - call.parts.early
+	call.parts.early = size
+	return part
 }
 
 func (call *Call) windowUpdateLocked(n int64) {
@@ -198,7 +206,6 @@ func (call *Call) windowUpdateLocked(n int64) {
 // deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
-	early := call.parts.early
 	call.parts = assembler{}
 	body := msg[prefixSize:]
 	if compressed != 0 {
@@ -223,7 +230,7 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, int64(len(msg)) - early})
+	call.stream.push(message{body, int64(len(msg))})
 	return nil
 }
 
@@ -568,7 +575,7 @@ type assembler struct {
 	msg []byte
 	// need is the size of the message with its prefix, once that is known.
 	need int
-	// early is how many bytes of it were given back to the client's window already.
+	// early is how many bytes of a unary call's request were given back to the client's window already.
 	early int64
 }
 

@@ -3,8 +3,11 @@ package rpcserver
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -308,7 +311,7 @@ func (r *raw) answer(id uint32) (a reply) {
 		}
 		return false
 	})
-	if len(body) >= prefixSize {
+	if len(body) >= prefixSize && len(body) == prefixSize+int(binary.BigEndian.Uint32(body[1:])) { // all of it
 		resp := new(kvrpcpb.RawGetResponse)
 		require.NoError(r.t, resp.Unmarshal(body[prefixSize:]))
 		a.value = resp.Value
@@ -357,6 +360,28 @@ func (r *raw) sync() {
 		p, ok := f.(*http2.PingFrame)
 		return ok && p.IsAck() && p.Data == data
 	})
+}
+
+// group waits for goroutines, of whose errors it returns one.
+type group struct {
+	wg  sync.WaitGroup
+	err atomic.Pointer[error]
+}
+
+func (g *group) Go(f func() error) {
+	g.wg.Go(func() {
+		if err := f(); err != nil {
+			g.err.CompareAndSwap(nil, &err)
+		}
+	})
+}
+
+func (g *group) Wait() error {
+	g.wg.Wait()
+	if err := g.err.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // bufferConn takes what is written.

@@ -33,6 +33,9 @@ type serverStream struct {
 		end error
 		// owed is what the handler has taken and was not given back to the client's window yet.
 		owed int64
+		// Of the message that is coming, given is what was given back to the window already; held is more of it, which
+		// will be when the queue is empty.
+		held, given int64
 	}
 }
 
@@ -74,9 +77,26 @@ func (st *serverStream) wakeSender() { wake(st.sendable) }
 // push hands a message to the handler. Its client's window bounds the queue.
 func (st *serverStream) push(m message) {
 	st.mu.Lock()
+	m.owed -= st.mu.given
+	st.mu.held, st.mu.given = 0, 0
 	st.mu.queue = append(st.mu.queue, m)
 	st.mu.Unlock()
 	wake(st.ready)
+}
+
+// early tells how much of an incomplete message, of which part has come and not been given back by the reading
+// goroutine, is to be given back now, so that the rest can come. While others are queued it is nothing: a client could
+// make the queue as long as it likes. Then it is due when the handler has taken them.
+func (st *serverStream) early(part int64) int64 {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	part -= st.mu.given
+	if st.mu.head < len(st.mu.queue) {
+		st.mu.held = part
+		return 0
+	}
+	st.mu.held, st.mu.given = 0, st.mu.given+part
+	return part
 }
 
 // endRecv says what comes after the last message: io.EOF or an error.
@@ -100,6 +120,8 @@ func (st *serverStream) pop() (m message, give int64, ok bool, end error) {
 	st.mu.queue[st.mu.head] = message{}
 	if st.mu.head++; st.mu.head == len(st.mu.queue) {
 		st.mu.queue, st.mu.head = st.mu.queue[:0], 0
+		st.mu.owed += st.mu.held
+		st.mu.held, st.mu.given = 0, st.mu.given+st.mu.held
 	}
 	if st.mu.owed += m.owed; st.mu.owed >= st.call.in.size/4 {
 		give, st.mu.owed = st.mu.owed, 0
