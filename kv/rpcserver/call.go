@@ -40,7 +40,7 @@ type Call struct {
 	discard bool
 
 	answered atomic.Bool
-	// stream is set for calls of stream methods.
+	// stream is set for calls of stream methods. Written under the lock.
 	stream *serverStream
 
 	mu struct {
@@ -76,9 +76,9 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		}
 		return call.onEnd()
 	}
-	c.lastID = id
 	req, httpStatus, bad := parseRequest(f)
 	if bad == errMalformed {
+		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
 	call := &Call{c: c, id: id, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
@@ -86,6 +86,7 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		call.deadline = time.Now().Add(req.timeout)
 	}
 	c.mu.Lock()
+	c.lastID = id
 	c.mu.reading = true
 	switch {
 	case c.mu.closed != nil:

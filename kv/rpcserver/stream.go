@@ -48,10 +48,11 @@ type message struct {
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
 	st := &serverStream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
-	call.stream = st
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
-	call.onCancel(cancel)
+	call.c.mu.Lock()
+	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
+	call.c.mu.Unlock()
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
 	go func() {
@@ -166,6 +167,9 @@ func (st *serverStream) SendMsg(m any) error {
 	c := st.call.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := st.ctx.Err(); err != nil {
+		return status.FromContextError(err).Err() // what does not wait must not be queued
+	}
 	if !st.call.mu.gone {
 		if err := st.call.sendLocked(m); err != nil {
 			return err
