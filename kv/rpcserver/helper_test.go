@@ -392,3 +392,11 @@ func (w *bufferConn) Write(p []byte) (int, error) { w.b = append(w.b, p...); ret
 func newDecoder() *hpack.Decoder { return hpack.NewDecoder(tableSize, nil) }
 
 func newEncoder(w io.Writer) *hpack.Encoder { return hpack.NewEncoder(w) }
+
+// writeConn is a connection that keeps what is written.
+type writeConn struct {
+	net.Conn
+	bufferConn
+}
+
+func (w *writeConn) Write(p []byte) (int, error) { return w.bufferConn.Write(p) }
