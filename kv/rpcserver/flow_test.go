@@ -2,11 +2,14 @@ package rpcserver
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
@@ -406,4 +409,86 @@ func TestManyCalls(t *testing.T) {
 	}
 	require.NoError(t, g.Wait())
 	idle(t, s)
+}
+
+// TestSmallWindows: a client sends 65,535 bytes before it knows what the server allows, and more afterwards.
+func TestSmallWindows(t *testing.T) {
+	s, addr := start(t, Options{StreamWindow: 1000, ConnWindow: 1000}, &kv{}, nil)
+	r := greet(t, addr)
+	r.works(1, strings.Repeat("k", initialWindow-100))
+	_, err := dialKv(t, addr).RawGet(within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
+	require.NoError(t, err)
+	require.EqualValues(t, maxWindow, New(Options{StreamWindow: 1 << 31}).opts.StreamWindow)
+	idle(t, s)
+}
+
+// TestSendAfterTheDeadline queues nothing, however often a handler tries.
+func TestSendAfterTheDeadline(t *testing.T) {
+	ended, look := make(chan struct{}), make(chan struct{})
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		for range 100 {
+			if st.SendMsg(&kvrpcpb.RawGetResponse{Value: make([]byte, 1000)}) == nil {
+				return errors.New("sent without a window")
+			}
+		}
+		close(ended)
+		<-look
+		return st.Context().Err()
+	}}, nil)
+	r := greet(t, addr, initial(0))
+	r.open(1, streamPath, false, "grpc-timeout", "1m")
+	wait(t, ended, "the handler")
+	c := only(t, s)
+	c.mu.Lock()
+	pending := len(c.mu.streams[1].mu.pending)
+	c.mu.Unlock()
+	close(look)
+	require.Less(t, pending, 1100)
+	require.NoError(t, r.fr.WriteWindowUpdate(1, 10_000))
+	require.Equal(t, "4", r.answer(1).status)
+	idle(t, s)
+}
+
+// TestCancelOfEndlessAnswers: however much is sent, the server reads what the client says.
+func TestCancelOfEndlessAnswers(t *testing.T) {
+	value := make([]byte, 50_000)
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		for {
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: value}); err != nil {
+				return err
+			}
+		}
+	}}, nil)
+	r := greet(t, addr, initial(maxWindow))
+	require.NoError(t, r.fr.WriteWindowUpdate(0, maxWindow-initialWindow))
+	var total atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<20)
+		for {
+			n, err := r.nc.Read(buf)
+			if err != nil {
+				return
+			}
+			total.Add(int64(n))
+		}
+	}()
+	const streams = 8
+	for i := range uint32(streams) {
+		r.open(2*i+1, streamPath, false)
+	}
+	more := func(n int64) {
+		from := total.Load()
+		require.Eventually(t, func() bool { return total.Load()-from > n }, patience, time.Millisecond)
+	}
+	more(10 << 20)
+	from := total.Load()
+	for i := range uint32(streams) {
+		require.NoError(t, r.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel))
+	}
+	idle(t, s)
+	require.Less(t, total.Load()-from, int64(512<<20), "sent after the client had enough")
+	_ = r.nc.Close()
+	wait(t, done, "the client")
 }

@@ -340,3 +340,67 @@ func TestRegistration(t *testing.T) {
 	require.ErrorIs(t, s.Serve(l), ErrStopped)
 	require.Panics(t, func() { s.HandleInline(getPath, nil) }, "too late")
 }
+
+// TestGracefulStopWithASlowReader: what the client still says while the last answers are on their way does not cut
+// them off.
+func TestGracefulStopWithASlowReader(t *testing.T) {
+	const size = 200_000
+	s, addr := start(t, Options{}, &kv{}, func(call *Call, _ []byte) bool {
+		call.Reply(&kvrpcpb.RawGetResponse{Value: make([]byte, size)})
+		return true
+	})
+	r := greet(t, addr, initial(maxWindow))
+	require.NoError(t, r.nc.(*net.TCPConn).SetReadBuffer(32<<10))
+	require.NoError(t, r.fr.WriteWindowUpdate(0, maxWindow-initialWindow))
+	r.sync()
+	c := only(t, s)
+	require.NoError(t, c.nc.(*net.TCPConn).SetWriteBuffer(1<<20))
+	r.call(1, nil)
+	require.Eventually(t, func() bool { return c.frames.Load() >= 5 }, patience, time.Millisecond)
+	done := stopping(t, s)
+	require.NoError(t, r.fr.WritePing(true, drainPing))
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !c.mu.endBy.IsZero()
+	}, patience, time.Millisecond)
+	for range 10 {
+		n := c.frames.Load()
+		require.NoError(t, r.fr.WriteSettings()) // wants an answer, but there is none any more
+		require.Eventually(t, func() bool { return c.frames.Load() > n }, patience, time.Millisecond)
+	}
+	a := r.answer(1)
+	require.Len(t, a.value, size)
+	require.Equal(t, "0", a.status)
+	r.closed()
+	_ = r.nc.Close()
+	wait(t, done, "GracefulStop")
+}
+
+// TestGoAwayBehindAnotherWrite: the reason comes after what somebody else is just writing.
+func TestGoAwayBehindAnotherWrite(t *testing.T) {
+	later := make(chan *Call, 1)
+	s, _ := start(t, Options{}, &kv{}, func(call *Call, _ []byte) bool { later <- call; return true })
+	client, server := net.Pipe() // nothing is written before it is read
+	s.start(server)
+	r := newRaw(t, client)
+	r.write([]byte(preface))
+	var g group
+	g.Go(func() error { return r.fr.WriteSettings() })
+	r.until("SETTINGS", func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && s.IsAck() })
+	require.NoError(t, g.Wait())
+	r.call(1, []byte("k"))
+	call := wait(t, later, "a call")
+	c := only(t, s)
+	locked := func(f func() bool) func() bool {
+		return func() bool { c.mu.Lock(); defer c.mu.Unlock(); return f() }
+	}
+	// Only when the reader waits for more does the writer write.
+	require.Eventually(t, locked(func() bool { return !c.mu.reading }), patience, time.Millisecond)
+	call.Reply(value("k"))
+	require.Eventually(t, locked(func() bool { return c.mu.writing }), patience, time.Millisecond)
+	r.open(2, getPath, true)
+	require.Eventually(t, locked(func() bool { return c.mu.out.size > 0 || c.mu.closed != nil }), patience, time.Millisecond)
+	require.Equal(t, "k", string(r.answer(1).value))
+	require.Equal(t, http2.ErrCodeProtocol, r.goAway().ErrCode)
+}
