@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -491,4 +492,40 @@ func TestCancelOfEndlessAnswers(t *testing.T) {
 	require.Less(t, total.Load()-from, int64(512<<20), "sent after the client had enough")
 	_ = r.nc.Close()
 	wait(t, done, "the client")
+}
+
+// fedConn is a connection on which something more is to be written whenever something was.
+type fedConn struct {
+	net.Conn
+	c      *conn
+	writes int
+}
+
+func (f *fedConn) Write(b []byte) (int, error) {
+	if f.writes++; f.writes < 100 {
+		f.c.mu.Lock()
+		defer f.c.mu.Unlock()
+		_ = f.c.mu.fw.WritePing(true, [8]byte{})
+	}
+	return len(b), nil
+}
+
+func (f *fedConn) Close() error { return nil }
+
+// TestFlushEnds though others go on: who reads must not write for ever, but what is left must be.
+func TestFlushEnds(t *testing.T) {
+	f := &fedConn{}
+	c := newConn(New(Options{}), f)
+	f.c = c
+	defer c.close(nil)
+	c.mu.Lock()
+	_ = c.mu.fw.WritePing(true, [8]byte{})
+	c.flushLocked()
+	c.mu.Unlock()
+	require.Less(t, f.writes, 10)
+	require.Len(t, c.wake, 1, "the writer is told")
+	c.mu.Lock()
+	c.writeLocked(1 << 30)
+	c.mu.Unlock()
+	require.Equal(t, 100, f.writes)
 }

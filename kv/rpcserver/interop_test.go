@@ -3,17 +3,14 @@ package rpcserver
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding/gzip"
@@ -333,7 +330,8 @@ func echoInline(call *Call, request []byte) bool {
 // TestOtherClient calls through net/http's HTTP/2, which has nothing in common with grpc's.
 func TestOtherClient(t *testing.T) {
 	s, _, _, cc := interop(t, Options{})
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: dialPlain}
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	defer tr.CloseIdleConnections()
 	msg, err := proto.Marshal(&grpc_testing.SimpleRequest{ResponseSize: 100_000, Payload: payload(70_000)})
 	require.NoError(t, err)
@@ -361,9 +359,4 @@ func TestOtherClient(t *testing.T) {
 	_ = resp.Body.Close()
 	require.Equal(t, 405, resp.StatusCode)
 	idle(t, s)
-}
-
-func dialPlain(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, addr)
 }
