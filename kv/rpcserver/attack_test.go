@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -173,10 +174,16 @@ func TestHeaderListTooLarge(t *testing.T) {
 func TestMalformedHeaders(t *testing.T) {
 	s, addr := start(t, Options{}, &kv{}, nil)
 	r := greet(t, addr)
+	// A stream that depends on itself.
+	require.NoError(t, r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 101, BlockFragment: r.block(getPath), EndHeaders: true,
+		Priority: http2.PriorityParam{StreamDep: 101, Weight: 1}}))
+	r.data(101, []byte("abc"), false)
+	require.Equal(t, http2.ErrCodeProtocol, r.answer(101).code)
+	r.works(103, "after")
 	for i, extra := range [][]string{
 		{"Upper-Case", "x"}, {":path", "/twice/twice"}, {":unknown", "x"}, {"connection", "close"}, {"te", "gzip"}, {"x", "a\nb"},
 	} {
-		id := uint32(4*i + 1)
+		id := uint32(4*i + 201)
 		r.open(id, getPath, false, extra...)
 		r.data(id, []byte("abc"), false)
 		require.NoError(t, r.fr.WriteWindowUpdate(id, 1))
@@ -414,4 +421,37 @@ func TestClientThatReadsNothing(t *testing.T) {
 	}
 	returns(t, "Stop", s.Stop)
 	wait(t, done, "the client")
+}
+
+// TestMemoryOfAnIdleConnection: the last call's messages are not kept.
+func TestMemoryOfAnIdleConnection(t *testing.T) {
+	for name, inline := range map[string]InlineFunc{"handler": nil, "inline": echoInline} {
+		t.Run(name, func(t *testing.T) {
+			s, addr := start(t, Options{}, &kv{}, inline)
+			r := greet(t, addr, initial(1<<20))
+			require.NoError(t, r.fr.WriteWindowUpdate(0, 1<<20))
+			c := only(t, s)
+			r.works(1, strings.Repeat("k", 100_000))
+			returns(t, "Stop", s.Stop) // now everything may be looked at
+			require.Nil(t, c.last.request)
+			require.Nil(t, c.last.parts.msg)
+			require.Nil(t, c.last.mu.pending)
+		})
+	}
+	for name, path := range map[string]string{"half a request": getPath, "half a message": streamPath} {
+		t.Run(name, func(t *testing.T) {
+			s, addr := start(t, Options{}, &kv{}, nil)
+			r := greet(t, addr)
+			c := only(t, s)
+			half := message5(make([]byte, 50_000))[:40_000]
+			r.open(1, path, false)
+			r.data(1, half, false)
+			require.NoError(t, r.fr.WriteRSTStream(1, http2.ErrCodeCancel))
+			r.data(1, half, false) // on its way when the client cancelled
+			r.sync()
+			returns(t, "Stop", s.Stop)
+			require.Nil(t, c.last.parts.msg)
+			require.True(t, c.last.discard)
+		})
+	}
 }

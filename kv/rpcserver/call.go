@@ -64,6 +64,7 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		return &connError{http2.ErrCodeProtocol, "a client's streams have odd numbers"}
 	}
 	if f.HasPriority() && f.Priority.StreamDep == id {
+		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
 	if id <= c.lastID {
@@ -270,6 +271,7 @@ func (call *Call) dispatch() {
 	call.dispatched = true
 	if f := call.m.inline; f != nil {
 		if f(call, call.request) {
+			call.request = nil // the connection keeps its last call
 			return
 		}
 		// The request lies in the reader's buffer, perhaps.
@@ -313,8 +315,11 @@ func (call *Call) onCancel(cancel context.CancelFunc) bool {
 	return !call.mu.gone
 }
 
+// decode is called once: the request is not kept while the handler runs.
 func (call *Call) decode(v any) error {
-	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(call.request)}, v); err != nil {
+	request := call.request
+	call.request = nil
+	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(request)}, v); err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
 	return nil
@@ -549,6 +554,7 @@ func (c *conn) dropLocked(id uint32) {
 	}
 	delete(c.mu.streams, id)
 	call.dropLocked()
+	call.discard, call.parts = true, assembler{}
 	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
 		call.finishLocked(okStatus, 0) // its request will never be complete
 	}

@@ -278,7 +278,7 @@ func (s *Server) run(call *Call) {
 	}
 	s.wg.Add(1)
 	// Owned by the server, which waits for it. It stays for further calls unless enough others do.
-	go func() {
+	go func(call *Call) {
 		defer s.wg.Done()
 		for {
 			call.runUnary()
@@ -294,5 +294,5 @@ func (s *Server) run(call *Call) {
 				return
 			}
 		}
-	}()
+	}(call)
 }
