@@ -40,7 +40,7 @@ type Call struct {
 	discard bool
 
 	answered atomic.Bool
-	// stream is set for calls of stream methods.
+	// stream is set for calls of stream methods. Written under the lock.
 	stream *Stream
 
 	mu struct {
@@ -64,6 +64,7 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		return &connError{http2.ErrCodeProtocol, "a client's streams have odd numbers"}
 	}
 	if f.HasPriority() && f.Priority.StreamDep == id {
+		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
 	if id <= c.lastID {
@@ -76,9 +77,9 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		}
 		return call.onEnd()
 	}
-	c.lastID = id
 	req, httpStatus, bad := parseRequest(f)
 	if bad == errMalformed {
+		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
 	call := &Call{c: c, id: id, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
@@ -86,13 +87,15 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		call.deadline = time.Now().Add(req.timeout)
 	}
 	c.mu.Lock()
+	c.lastID = id
 	c.mu.reading = true
 	switch {
 	case c.mu.closed != nil:
 		err := c.mu.closed
 		c.mu.Unlock()
 		return err
-	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams:
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
+		// Too many handlers run, or too many answers wait for the client's windows.
 		c.mu.Unlock()
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}
@@ -170,12 +173,10 @@ func (call *Call) onData(f *http2.DataFrame) error {
 // giveBack lets the client send more: what is needed for the message that has begun to come.
 func (call *Call) giveBack(padding int64) {
 	due := padding
-	if p := &call.parts; p.need > 0 {
+	if call.parts.need > 0 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
-		part := int64(len(p.msg)) - p.early
 		if call.in.left < call.in.size/2 {
-			p.early += part
-			due += part
+			due += call.early(int64(len(call.parts.msg)))
 		}
 	}
 	if due == 0 {
@@ -185,6 +186,16 @@ func (call *Call) giveBack(padding int64) {
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.windowUpdateLocked(due)
+}
+
+// early tells how much of a message, of which size bytes have come, is to be given back before it is complete.
+func (call *Call) early(size int64) int64 {
+	if call.stream != nil {
+		return call.stream.early(size)
+	}
+	part := size - call.parts.early
+	call.parts.early = size
+	return part
 }
 
 func (call *Call) windowUpdateLocked(n int64) {
@@ -197,7 +208,6 @@ func (call *Call) windowUpdateLocked(n int64) {
 // deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
-	early := call.parts.early
 	call.parts = assembler{}
 	body := msg[prefixSize:]
 	if compressed != 0 {
@@ -219,15 +229,15 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
-	owed := int64(len(msg)) - early
+	size := int64(len(msg))
 	if call.stream.offerInline(body) {
-		call.stream.took(owed)
+		call.stream.took(size)
 		return nil
 	}
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, owed})
+	call.stream.push(message{body, size})
 	return nil
 }
 
@@ -266,6 +276,7 @@ func (call *Call) dispatch() {
 	call.dispatched = true
 	if f := call.m.inline; f != nil {
 		if f(call, call.request) {
+			call.request = nil // the connection keeps its last call
 			return
 		}
 		// The request lies in the reader's buffer, perhaps.
@@ -309,8 +320,11 @@ func (call *Call) onCancel(cancel context.CancelFunc) bool {
 	return !call.mu.gone
 }
 
+// decode is called once: the request is not kept while the handler runs.
 func (call *Call) decode(v any) error {
-	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(call.request)}, v); err != nil {
+	request := call.request
+	call.request = nil
+	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(request)}, v); err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
 	return nil
@@ -442,6 +456,7 @@ func (call *Call) sendLocked(m any) error {
 		return err
 	}
 	frames(buf, total, o.maxFrame, call.id)
+	c.mu.pings.forgive()
 	o.window -= int64(total)
 	call.mu.window -= int64(total)
 	return nil
@@ -545,6 +560,7 @@ func (c *conn) dropLocked(id uint32) {
 	}
 	delete(c.mu.streams, id)
 	call.dropLocked()
+	call.discard, call.parts = true, assembler{}
 	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
 		call.finishLocked(okStatus, 0) // its request will never be complete
 	}
@@ -572,7 +588,7 @@ type assembler struct {
 	msg []byte
 	// need is the size of the message with its prefix, once that is known.
 	need int
-	// early is how many bytes of it were given back to the client's window already.
+	// early is how many bytes of a unary call's request were given back to the client's window already.
 	early int64
 }
 

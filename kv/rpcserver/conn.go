@@ -23,6 +23,8 @@ const (
 	// maxOut is how much output may wait before whoever can wait does: the reading goroutine, which makes the client
 	// wait in turn, and handlers of streams.
 	maxOut = 1 << 20
+	// maxSettings bounds one frame of settings: each may cost a walk over all calls.
+	maxSettings = 100
 	// forever is the last stream of a GOAWAY that refuses nothing yet.
 	forever = 1<<31 - 1
 	// preface is what HTTP/2 begins with, before its first frame.
@@ -44,7 +46,8 @@ type conn struct {
 	// ctx ends with the connection.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// in is the flow control of what comes, owed what it has not given back yet; lastID is the newest call.
+	// in is the flow control of what comes, owed what it has not given back yet; lastID is the newest call, written
+	// under the lock.
 	in     inflow
 	owed   int64
 	lastID uint32
@@ -66,8 +69,13 @@ type conn struct {
 		// goingAway: no further calls are taken; the connection ends with the last one.
 		goingAway bool
 		drained   bool
-		// ending: the output is the last.
+		// greeted: the client has its SETTINGS, which come before anything else.
+		greeted bool
+		// drainTimer ends the wait for a client that does not answer drain's ping.
+		drainTimer *time.Timer
+		// ending: the output is the last. When it is written endBy is set: then the client has until then to close.
 		ending bool
+		endBy  time.Time
 		// reading: the reading goroutine is at work and will flush before it waits for more.
 		reading bool
 		streams map[uint32]*Call
@@ -118,6 +126,16 @@ func (c *conn) serve() {
 	}
 	c.close(err)
 	<-done
+	c.forget()
+}
+
+// forget drops the calls that are left when nobody reads the connection any more.
+func (c *conn) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.mu.streams {
+		c.dropLocked(id)
+	}
 }
 
 // handshake checks that the client speaks HTTP/2 and says what this server allows.
@@ -142,6 +160,10 @@ func (c *conn) handshake() error {
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes})
 	if c.s.opts.ConnWindow > initialWindow {
 		_ = c.mu.fw.WriteWindowUpdate(0, c.s.opts.ConnWindow-initialWindow)
+	}
+	c.mu.greeted = true
+	if c.mu.drained {
+		c.drainLocked()
 	}
 	return nil
 }
@@ -174,29 +196,45 @@ func (c *conn) readLoop() error {
 			c.frames.Add(1)
 			err = c.handle(f)
 		}
-		var se http2.StreamError
-		switch {
-		case err == nil:
-		case errors.As(err, &se):
-			c.resetStream(se.StreamID, se.Code)
-		default:
-			c.sayWhy(err)
-			return err
+		if err != nil {
+			err = c.onError(err)
 		}
-		if err := c.waitForSpace(); err != nil {
+		if err == nil {
+			err = c.waitForSpace()
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
-// moreBuffered tells whether another whole frame has arrived, so that reading it will not block.
+// onError resets the stream that an error is about, or says why the connection ends and returns the error.
+func (c *conn) onError(err error) error {
+	var se http2.StreamError
+	if !errors.As(err, &se) {
+		c.sayWhy(err)
+		return err
+	}
+	// The Framer says so of headers that make no sense. They open a stream all the same: more may be on its way.
+	if se.Cause != nil && se.StreamID%2 == 1 {
+		c.sawStream(se.StreamID)
+	}
+	c.resetStream(se.StreamID, se.Code)
+	return nil
+}
+
+// moreBuffered tells whether another whole frame has arrived, so that reading it will not block. It would read on if
+// headers go on in another frame.
 func (c *conn) moreBuffered() bool {
 	n := c.br.Buffered()
 	if n < frameHeader {
 		return false
 	}
-	h, err := c.br.Peek(3)
-	return err == nil && n >= frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2]))
+	h, err := c.br.Peek(5)
+	if err != nil || n < frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2])) {
+		return false
+	}
+	return http2.FrameType(h[3]) != http2.FrameHeaders || http2.Flags(h[4]).Has(http2.FlagHeadersEndHeaders)
 }
 
 // sayWhy tells the client what it did wrong before the connection is closed.
@@ -221,6 +259,10 @@ func (c *conn) sayWhy(err error) {
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 	c.flushLocked()
+	for (c.mu.writing || c.mu.out.size > 0) && c.mu.closed == nil { // by others; linger would cut them off
+		c.wakeWriter()
+		c.mu.space.Wait()
+	}
 	c.mu.Unlock()
 	c.linger()
 }
@@ -234,6 +276,13 @@ func (c *conn) linger() {
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(time.Second))
 	_, _ = io.CopyN(io.Discard, c.br, 1<<20)
+}
+
+// sawStream notes a stream for which there is no call.
+func (c *conn) sawStream(id uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastID = max(c.lastID, id)
 }
 
 // connError ends a connection.
@@ -293,6 +342,9 @@ func (c *conn) onSettings(f *http2.SettingsFrame) error {
 	if f.IsAck() {
 		return nil
 	}
+	if f.NumSettings() > maxSettings {
+		return &connError{http2.ErrCodeEnhanceYourCalm, "too many settings"}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := f.ForeachSetting(func(st http2.Setting) error {
@@ -339,7 +391,7 @@ func (c *conn) writeLoop() {
 		<-c.wake
 		runtime.Gosched() // answers that come together leave together
 		c.mu.Lock()
-		c.flushLocked()
+		c.writeLocked(1 << 30)
 		end := c.mu.closed != nil
 		c.mu.Unlock()
 		if end {
@@ -348,13 +400,21 @@ func (c *conn) writeLoop() {
 	}
 }
 
-// flushLocked writes the output without the lock, unless somebody does so already: then that one goes on with it.
-func (c *conn) flushLocked() {
+// flushLocked writes the output without the lock, unless somebody does so already: then that one goes on with it. What
+// others add all the time is left to the writer: the reading goroutine would not read any more.
+func (c *conn) flushLocked() { c.writeLocked(4) }
+
+// writeLocked is flushLocked for at most so many writes.
+func (c *conn) writeLocked(rounds int) {
 	if c.mu.writing {
 		return
 	}
+	if !c.mu.endBy.IsZero() {
+		c.mu.out = output{} // too late
+		c.mu.space.Broadcast()
+	}
 	c.mu.writing = true
-	for c.mu.out.size > 0 && c.mu.closed == nil {
+	for ; rounds > 0 && c.mu.out.size > 0 && c.mu.closed == nil; rounds-- {
 		out := c.mu.out
 		c.mu.out = output{}
 		c.mu.Unlock()
@@ -366,7 +426,11 @@ func (c *conn) flushLocked() {
 		c.mu.space.Broadcast()
 	}
 	c.mu.writing = false
-	if c.mu.ending && c.mu.closed == nil {
+	switch {
+	case c.mu.closed != nil:
+	case c.mu.out.size > 0:
+		c.wakeWriter()
+	case c.mu.ending:
 		c.endLocked()
 	}
 }
@@ -389,6 +453,9 @@ func (c *conn) closeLocked(err error) {
 	c.mu.out = output{}
 	_ = c.nc.Close()
 	c.cancel()
+	if c.mu.drainTimer != nil {
+		c.mu.drainTimer.Stop()
+	}
 	c.mu.outflow.blocked = nil
 	for _, call := range c.mu.streams {
 		call.mu.blocked = false
@@ -402,13 +469,20 @@ func (c *conn) closeLocked(err error) {
 // GOAWAY that refuses nothing, and when the client's answer shows that it has seen it, one that does.
 func (c *conn) drain() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.mu.closed == nil && !c.mu.drained {
 		c.mu.drained = true
-		_ = c.mu.fw.WriteGoAway(forever, http2.ErrCodeNo, []byte("graceful_stop"))
-		_ = c.mu.fw.WritePing(false, drainPing)
-		c.wakeWriter()
+		if c.mu.greeted {
+			c.drainLocked()
+		}
 	}
-	c.mu.Unlock()
+}
+
+func (c *conn) drainLocked() {
+	_ = c.mu.fw.WriteGoAway(forever, http2.ErrCodeNo, []byte("graceful_stop"))
+	_ = c.mu.fw.WritePing(false, drainPing)
+	c.mu.drainTimer = time.AfterFunc(c.s.opts.KeepAliveTimeout, c.refuseNew)
+	c.wakeWriter()
 }
 
 // drainPing marks the ping of drain.
@@ -423,6 +497,7 @@ func (c *conn) refuseNew() {
 	}
 	c.mu.goingAway = true
 	_ = c.mu.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("graceful_stop"))
+	c.wakeWriter()
 	c.endIfDrainedLocked()
 }
 
@@ -435,12 +510,21 @@ func (c *conn) endIfDrainedLocked() {
 }
 
 // endLocked says that nothing more comes. The client closes, and the reader notices; a close from here could
-// overtake the last answers, if the client had just sent something.
+// overtake the last answers, if the client had just sent something. A client that is still reading them sends window
+// updates, and has longer.
 func (c *conn) endLocked() {
-	tc, ok := c.nc.(interface{ CloseWrite() error })
-	if !ok || tc.CloseWrite() != nil {
-		c.closeLocked(ErrStopped)
-		return
+	now := time.Now()
+	if c.mu.endBy.IsZero() {
+		c.mu.endBy = now.Add(c.s.opts.KeepAliveTimeout)
+		tc, ok := c.nc.(interface{ CloseWrite() error })
+		if !ok || tc.CloseWrite() != nil {
+			c.closeLocked(ErrStopped)
+			return
+		}
 	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(time.Second))
+	until := now.Add(time.Second)
+	if until.After(c.mu.endBy) {
+		until = c.mu.endBy
+	}
+	_ = c.nc.SetReadDeadline(until)
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -124,6 +125,8 @@ type headerEncoder struct {
 	buf  bytes.Buffer
 	enc  *hpack.Encoder
 	size uint32
+	// resized: no block has told the client of size yet.
+	resized bool
 	// seen: the fields of this block are in the table. Invariant: blocks are kept only when those of both are, since
 	// then nothing enters the table any more, and nothing in it moves.
 	seen   [2]bool
@@ -140,8 +143,13 @@ func (e *headerEncoder) init() {
 	e.size = tableSize
 }
 
-// setTableSize follows the client's SETTINGS_HEADER_TABLE_SIZE.
+// setTableSize follows the client's SETTINGS_HEADER_TABLE_SIZE. Of several between two blocks the smallest counts:
+// hpack's decoder rejects a block that begins with two sizes, which the way down and up again would need.
 func (e *headerEncoder) setTableSize(n uint32) {
+	if e.resized {
+		n = min(n, e.size)
+	}
+	e.resized = true
 	e.size = min(n, tableSize)
 	e.enc.SetMaxDynamicTableSize(e.size)
 	e.seen, e.blocks = [2]bool{}, [2][]byte{}
@@ -156,6 +164,7 @@ func (e *headerEncoder) block(which int) []byte {
 	}
 	stable := e.seen[blockHeaders] && e.seen[blockOK] && e.size >= stableTable
 	e.seen[which] = true
+	e.resized = false
 	e.buf.Reset()
 	if which == blockHeaders {
 		e.field(":status", "200", false)
@@ -176,6 +185,7 @@ func (e *headerEncoder) field(name, value string, once bool) {
 
 // failure is the block of a call that ends with an error; only, if nothing was sent before.
 func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []byte {
+	e.resized = false
 	e.buf.Reset()
 	if only {
 		if httpStatus == 0 {
@@ -194,11 +204,11 @@ func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []
 // maxMessageHeader bounds a status message: clients bound their headers too.
 const maxMessageHeader = 4 << 10
 
-// encodeMessage is the percent-encoding of grpc-message.
+// encodeMessage is the percent-encoding of grpc-message. What is too long ends between two characters.
 func encodeMessage(m string) string {
 	m = strings.ToValidUTF8(m, "\uFFFD")
 	var b strings.Builder
-	for i := 0; i < len(m) && b.Len() < maxMessageHeader; i++ {
+	for i := 0; i < len(m) && (b.Len() < maxMessageHeader || !utf8.RuneStart(m[i])); i++ {
 		if ch := m[i]; ch >= ' ' && ch <= '~' && ch != '%' {
 			b.WriteByte(ch)
 		} else {

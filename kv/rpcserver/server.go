@@ -43,7 +43,7 @@ type Options struct {
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
 	// StreamWindow and ConnWindow are how much a client may send ahead of a stream's handler, and ahead of this
-	// server (4 and 8 MiB).
+	// server (4 and 8 MiB). Less than 65,535 is not possible: clients begin with that.
 	StreamWindow, ConnWindow uint32
 	// Handshake is how long a new connection may take to say that it speaks HTTP/2 (10 s).
 	Handshake time.Duration
@@ -63,6 +63,8 @@ func (o *Options) setDefaults() {
 	setDefault(&o.MaxHeaderBytes, 16<<10)
 	setDefault(&o.StreamWindow, 4<<20)
 	setDefault(&o.ConnWindow, 8<<20)
+	o.StreamWindow = min(max(o.StreamWindow, initialWindow), maxWindow)
+	o.ConnWindow = min(max(o.ConnWindow, initialWindow), maxWindow)
 	setDefault(&o.Handshake, 10*time.Second)
 	setDefault(&o.KeepAlive, 30*time.Second)
 	setDefault(&o.KeepAliveTimeout, 10*time.Second)
@@ -276,7 +278,7 @@ func (s *Server) run(call *Call) {
 	}
 	s.wg.Add(1)
 	// Owned by the server, which waits for it. It stays for further calls unless enough others do.
-	go func() {
+	go func(call *Call) {
 		defer s.wg.Done()
 		for {
 			call.runUnary()
@@ -292,5 +294,5 @@ func (s *Server) run(call *Call) {
 				return
 			}
 		}
-	}()
+	}(call)
 }

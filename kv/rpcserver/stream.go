@@ -37,6 +37,9 @@ type Stream struct {
 		waiting bool
 		// owed is what the handler has taken and was not given back to the client's window yet.
 		owed int64
+		// Of the message that is coming, given is what was given back to the window already; held is more of it, which
+		// will be when the queue is empty.
+		held, given int64
 	}
 }
 
@@ -49,11 +52,12 @@ type message struct {
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
 	st := &Stream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
-	call.stream = st
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
-	call.onCancel(cancel)
+	call.c.mu.Lock()
+	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
+	call.c.mu.Unlock()
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
 	go func() {
@@ -131,10 +135,27 @@ func (st *Stream) offerInline(msg []byte) bool {
 // push hands a message to the handler. Its client's window bounds the queue.
 func (st *Stream) push(m message) {
 	st.mu.Lock()
+	m.owed -= st.mu.given
+	st.mu.held, st.mu.given = 0, 0
 	st.mu.queue = append(st.mu.queue, m)
 	st.mu.waiting = false
 	st.mu.Unlock()
 	wake(st.ready)
+}
+
+// early tells how much of an incomplete message, of which part has come and not been given back by the reading
+// goroutine, is to be given back now, so that the rest can come. While others are queued it is nothing: a client could
+// make the queue as long as it likes. Then it is due when the handler has taken them.
+func (st *Stream) early(part int64) int64 {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	part -= st.mu.given
+	if st.mu.head < len(st.mu.queue) {
+		st.mu.held = part
+		return 0
+	}
+	st.mu.held, st.mu.given = 0, st.mu.given+part
+	return part
 }
 
 // endRecv says what comes after the last message: io.EOF or an error.
@@ -158,6 +179,8 @@ func (st *Stream) pop() (m message, give int64, ok bool, end error) {
 	st.mu.queue[st.mu.head] = message{}
 	if st.mu.head++; st.mu.head == len(st.mu.queue) {
 		st.mu.queue, st.mu.head = st.mu.queue[:0], 0
+		st.mu.owed += st.mu.held
+		st.mu.held, st.mu.given = 0, st.mu.given+st.mu.held
 	}
 	return m, st.oweLocked(m.owed), true, nil
 }
@@ -170,10 +193,11 @@ func (st *Stream) oweLocked(n int64) (give int64) {
 	return give
 }
 
-// took counts a message that was worked off inline.
-func (st *Stream) took(owed int64) {
+// took counts a message of so many bytes that was worked off inline.
+func (st *Stream) took(size int64) {
 	st.mu.Lock()
-	give := st.oweLocked(owed)
+	give := st.oweLocked(size - st.mu.given)
+	st.mu.held, st.mu.given = 0, 0
 	st.mu.Unlock()
 	if give > 0 {
 		st.giveBack(give)
@@ -217,6 +241,9 @@ func (st *Stream) SendMsg(m any) error {
 	c := st.call.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := st.ctx.Err(); err != nil {
+		return status.FromContextError(err).Err() // what does not wait must not be queued
+	}
 	if !st.call.mu.gone {
 		if err := st.call.sendLocked(m); err != nil {
 			return err

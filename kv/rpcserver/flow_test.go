@@ -1,0 +1,531 @@
+package rpcserver
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+func initial(n uint32) http2.Setting {
+	return http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}
+}
+
+// TestInflow: the window of a connection is given back as it is used; beyond it is an error.
+func TestInflow(t *testing.T) {
+	w := inflow{size: 1000, left: 1000}
+	require.True(t, w.take(1000))
+	require.Zero(t, w.due(249))
+	require.EqualValues(t, 250, w.due(250))
+	require.True(t, w.take(250))
+	require.False(t, w.take(1))
+}
+
+// TestTinyWindows: answers come in as many pieces as the client's window asks for.
+func TestTinyWindows(t *testing.T) {
+	for name, inline := range map[string]InlineFunc{"handler": nil, "inline": echoInline} {
+		for _, window := range []uint32{1, 10} {
+			t.Run(fmt.Sprint(name, window), func(t *testing.T) {
+				s, addr := start(t, Options{}, &kv{}, inline)
+				r := greet(t, addr, initial(window))
+				const key = "0123456789abcdefghijklmnopqrstuvwxyz"
+				r.call(1, []byte(key))
+				total := len(message5([]byte(key))) // the answer has the same size
+				got := 0
+				for got < total {
+					f := r.until("data", func(f http2.Frame) bool { _, ok := f.(*http2.DataFrame); return ok }).(*http2.DataFrame)
+					require.LessOrEqual(t, len(f.Data()), int(window))
+					got += len(f.Data())
+					require.NoError(t, r.fr.WriteWindowUpdate(1, uint32(len(f.Data()))))
+				}
+				require.Equal(t, total, got)
+				require.Equal(t, "0", r.answer(1).status)
+				idle(t, s)
+			})
+		}
+	}
+}
+
+// dataOf reads until n bytes have come for a call, and that nothing more comes until the server has seen all.
+func (r *raw) dataOf(id uint32, n int) {
+	r.t.Helper()
+	got := 0
+	for got < n {
+		f, err := r.next()
+		require.NoError(r.t, err)
+		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
+			got += len(d.Data())
+		}
+	}
+	require.NoError(r.t, r.fr.WritePing(false, [8]byte{9}))
+	for {
+		f, err := r.next()
+		require.NoError(r.t, err)
+		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
+			got += len(d.Data())
+		}
+		if p, ok := f.(*http2.PingFrame); ok && p.IsAck() && p.Data == [8]byte{9} {
+			break
+		}
+	}
+	require.Equal(r.t, n, got)
+}
+
+// TestWindowsChangeDuringACall also to below zero.
+func TestWindowsChangeDuringACall(t *testing.T) {
+	s, addr := start(t, Options{MinPing: 1}, &kv{}, nil)
+	r := greet(t, addr, initial(100))
+	r.call(1, bytes.Repeat([]byte{'k'}, 1000))
+	r.dataOf(1, 100)
+	require.NoError(t, r.fr.WriteSettings(initial(150)))
+	r.dataOf(1, 50)
+	require.NoError(t, r.fr.WriteSettings(initial(50))) // 100 below zero
+	require.NoError(t, r.fr.WriteWindowUpdate(1, 100))  // zero
+	r.dataOf(1, 0)
+	require.NoError(t, r.fr.WriteWindowUpdate(1, 7))
+	r.dataOf(1, 7)
+	require.NoError(t, r.fr.WriteSettings(initial(60)))
+	r.dataOf(1, 10)
+	require.NoError(t, r.fr.WriteSettings(initial(10000)))
+	require.Equal(t, "0", r.answer(1).status)
+	idle(t, s)
+}
+
+// TestConnectionWindow: all calls share it, and none is forgotten.
+func TestConnectionWindow(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, echoInline)
+	r := greet(t, addr, initial(1<<20))
+	const calls, size = 8, 20_000
+	for i := range uint32(calls) {
+		r.call(2*i+1, bytes.Repeat([]byte{'a' + byte(i)}, size))
+	}
+	got := map[uint32]*strings.Builder{}
+	ended := 0
+	for ended < calls {
+		f, err := r.next()
+		require.NoError(t, err)
+		switch f := f.(type) {
+		case *http2.DataFrame:
+			if got[f.StreamID] == nil {
+				got[f.StreamID] = new(strings.Builder)
+			}
+			got[f.StreamID].Write(f.Data())
+			require.NoError(t, r.fr.WriteWindowUpdate(0, f.Length))
+		case *http2.MetaHeadersFrame:
+			if f.StreamEnded() {
+				ended++
+			}
+		}
+	}
+	for i := range uint32(calls) {
+		require.Contains(t, got[2*i+1].String(), strings.Repeat(string(rune('a'+i)), size))
+	}
+	idle(t, s)
+}
+
+func TestMaxFrameSize(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, echoInline)
+	r := greet(t, addr, initial(1<<20), http2.Setting{ID: http2.SettingMaxFrameSize, Val: 50_000})
+	r.fr.SetMaxReadFrameSize(50_000)
+	require.NoError(t, r.fr.WriteWindowUpdate(0, 1<<20))
+	for i, n := range []int{20_000, 45_000, 60_000} {
+		id := uint32(2*i + 1)
+		key := bytes.Repeat([]byte{'k'}, n)
+		r.call(id, key)
+		a := r.answer(id)
+		require.True(t, bytes.Equal(key, a.value))
+		require.Equal(t, min(len(message5(key)), 50_000), a.largestDataIn)
+	}
+	idle(t, s)
+}
+
+func TestHeaderTableSizeChanges(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, echoInline)
+	r := greet(t, addr)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range uint32(60) {
+		if n := []uint32{0, 60, 104, 200, 256, 4096, 1 << 20}[rnd.IntN(7)]; rnd.IntN(3) == 0 {
+			// The server may use the new size as soon as it has it.
+			require.NoError(t, r.fr.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: n}))
+			r.fr.ReadMetaHeaders.SetAllowedMaxDynamicTableSize(max(n, tableSize))
+		}
+		if rnd.IntN(4) == 0 {
+			r.open(2*i+1, "/tinykvpb.TinyKv/"+strings.Repeat("x", rnd.IntN(50)), true)
+			require.Equal(t, "12", r.answer(2*i+1).status)
+		} else {
+			r.works(2*i+1, "k")
+		}
+	}
+	idle(t, s)
+}
+
+// TestStreamWindow: a client can send StreamWindow bytes ahead of a handler, and more when that takes them.
+func TestStreamWindow(t *testing.T) {
+	const window, size = 65535, 1000
+	take := make(chan int)
+	s, addr := start(t, Options{StreamWindow: window}, &kv{stream: func(st grpc.ServerStream) error {
+		for n := range take {
+			for range n {
+				if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}}, nil)
+	t.Cleanup(func() { close(take) })
+	r := greet(t, addr)
+	r.open(1, streamPath, false)
+	msg := message5(make([]byte, size-prefixSize-3))
+	require.Len(t, msg, size)
+	r.sync()
+	for range window / size {
+		r.data(1, msg, false)
+	}
+	take <- 20 // more than a quarter
+	u := r.until("a window", func(f http2.Frame) bool {
+		w, ok := f.(*http2.WindowUpdateFrame)
+		return ok && w.StreamID == 1
+	}).(*http2.WindowUpdateFrame)
+	require.GreaterOrEqual(t, int(u.Increment), window/4)
+	more := (int(u.Increment) + window%size) / size
+	for range more {
+		r.data(1, msg, false)
+	}
+	r.sync()
+	r.data(1, msg, false)
+	require.Equal(t, http2.ErrCodeFlowControl, r.answer(1).code)
+	active, _ := only(t, s).counts()
+	require.Equal(t, 1, active, "the handler does not know yet")
+}
+
+// TestQueueOfAStreamIsBounded: messages larger than the window may come, but not one after the other.
+func TestQueueOfAStreamIsBounded(t *testing.T) {
+	const window, limit = 65535, 1 << 20
+	open := make(chan struct{})
+	s, addr := start(t, Options{StreamWindow: window, MaxRecv: limit, MinPing: 1}, &kv{stream: func(grpc.ServerStream) error {
+		<-open
+		return nil
+	}}, nil)
+	t.Cleanup(func() { close(open) })
+	r := greet(t, addr)
+	r.open(1, streamPath, false)
+	r.sync()
+	c := only(t, s)
+	c.mu.Lock()
+	st := c.mu.streams[1].stream
+	c.mu.Unlock()
+	small, large := message5(make([]byte, 32_000)), message5(make([]byte, limit-10))
+	r.data(1, small, false)
+	r.data(1, small[:1000], false)
+	r.data(1, small[1000:], false)
+	for range 8 { // the last frame of each takes one byte of the window
+		r.data(1, large[:len(large)-1], false)
+		r.data(1, large[len(large)-1:], false)
+	}
+	r.sync()
+	queued := 0
+	st.mu.Lock()
+	for _, m := range st.mu.queue {
+		queued += len(m.body)
+	}
+	st.mu.Unlock()
+	require.LessOrEqual(t, queued, limit+window)
+}
+
+// TestMessageLargerThanTheWindow: also several, while the handler takes its time.
+func TestMessageLargerThanTheWindow(t *testing.T) {
+	s, addr := start(t, Options{StreamWindow: 65535, ConnWindow: 65535}, &kv{}, nil)
+	c := dialKv(t, addr)
+	big := bytes.Repeat([]byte{'b'}, 1<<20)
+	resp, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: big})
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(big, resp.Value))
+
+	st, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	sizes := []int{10, 1 << 20, 40_000, 70_000, 1, 1 << 20, 1 << 20, 60_000, 60_000}
+	var g group
+	g.Go(func() error {
+		for _, n := range sizes {
+			if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: big[:n]}); err != nil {
+				return err
+			}
+		}
+		return st.CloseSend()
+	})
+	for _, n := range sizes {
+		resp := new(kvrpcpb.RawGetResponse)
+		require.NoError(t, st.RecvMsg(resp))
+		require.True(t, bytes.Equal(big[:n], resp.Value))
+	}
+	require.Equal(t, io.EOF, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
+	require.NoError(t, g.Wait())
+	idle(t, s)
+}
+
+// TestMessagesBehindAMessageThatWaits: what follows a message that nobody takes yet stops at the window, and goes on
+// once it was taken.
+func TestMessagesBehindAMessageThatWaits(t *testing.T) {
+	take := make(chan struct{})
+	s, addr := start(t, Options{StreamWindow: 65535}, &kv{stream: func(st grpc.ServerStream) error {
+		select {
+		case <-take:
+		case <-st.Context().Done():
+		}
+		for {
+			req := new(kvrpcpb.RawGetRequest)
+			if err := st.RecvMsg(req); err == io.EOF {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: []byte(fmt.Sprint(len(req.Key)))}); err != nil {
+				return err
+			}
+		}
+	}}, nil)
+	c := dialKv(t, addr)
+	st, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	sizes := []int{200_000, 300_000, 1, 400_000}
+	var g group
+	g.Go(func() error {
+		for _, n := range sizes {
+			if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, n)}); err != nil {
+				return err
+			}
+		}
+		return st.CloseSend()
+	})
+	// The first message has come whole; the second fills the window.
+	stuck := func() bool {
+		conn := only(t, s)
+		conn.mu.Lock()
+		defer conn.mu.Unlock()
+		for _, call := range conn.mu.streams {
+			call.stream.mu.Lock()
+			defer call.stream.mu.Unlock()
+			return len(call.stream.mu.queue) == 1 && call.stream.mu.held > 0
+		}
+		return false
+	}
+	require.Eventually(t, stuck, patience, 1e6)
+	close(take)
+	for _, n := range sizes {
+		resp := new(kvrpcpb.RawGetResponse)
+		require.NoError(t, st.RecvMsg(resp))
+		require.Equal(t, fmt.Sprint(n), string(resp.Value))
+	}
+	require.NoError(t, g.Wait())
+	idle(t, s)
+}
+
+// TestPaddingIsGivenBack: it takes part of the windows, though nobody ever takes it.
+func TestPaddingIsGivenBack(t *testing.T) {
+	s, addr := start(t, Options{StreamWindow: 65535, ConnWindow: 65535}, &kv{}, nil)
+	r := greet(t, addr)
+	r.open(1, getPath, false)
+	windows := map[uint32]int{}
+	for range 2000 { // half a MiB
+		require.NoError(t, r.fr.WriteDataPadded(1, false, nil, make([]byte, 255)))
+	}
+	r.until("the window", func(f http2.Frame) bool {
+		if w, ok := f.(*http2.WindowUpdateFrame); ok {
+			windows[w.StreamID] += int(w.Increment)
+		}
+		return windows[1] == 2000*256
+	})
+	require.GreaterOrEqual(t, windows[0], 2000*256-65535/4)
+	r.data(1, message5([]byte("k")), true)
+	require.Equal(t, "k", string(r.answer(1).value))
+	idle(t, s)
+}
+
+// TestLargeMessages: 16 MiB both ways against the windows of 64 KiB that a client starts with.
+func TestLargeMessages(t *testing.T) {
+	const size = 16 << 20
+	limits := grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(size+1000), grpc.MaxCallSendMsgSize(size+1000))
+	s, _, c, _ := interop(t, Options{MaxRecv: size + 1000, MaxSend: size + 1000}, limits, grpc.WithInitialWindowSize(65535), grpc.WithInitialConnWindowSize(65535))
+	resp, err := c.UnaryCall(within(t), &grpc_testing.SimpleRequest{ResponseSize: size, Payload: payload(size)})
+	require.NoError(t, err)
+	require.Len(t, resp.Payload.Body, size)
+	st, err := c.FullDuplexCall(within(t))
+	require.NoError(t, err)
+	require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: outputs(size), Payload: payload(size)}))
+	out, err := st.Recv()
+	require.NoError(t, err)
+	require.Len(t, out.Payload.Body, size)
+	require.NoError(t, st.CloseSend())
+	_, err = st.Recv()
+	require.Equal(t, io.EOF, err)
+	idle(t, s)
+}
+
+// TestManyCalls: random sizes, several connections, inline or not; everybody gets what is theirs.
+func TestManyCalls(t *testing.T) {
+	half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+	s, addr := start(t, Options{StreamWindow: 100_000, ConnWindow: 200_000}, &kv{}, half)
+	var g group
+	for conn := range uint64(3) {
+		c := dialKv(t, addr)
+		for worker := range uint64(8) {
+			g.Go(func() error {
+				rnd := rand.New(rand.NewPCG(conn, worker))
+				st, err := c.BatchCommands(within(t))
+				if err != nil {
+					return err
+				}
+				for range 40 {
+					key := bytes.Repeat([]byte{byte(rnd.Uint32())}, 1<<rnd.IntN(18)+rnd.IntN(100))
+					resp := new(kvrpcpb.RawGetResponse)
+					if rnd.IntN(2) == 0 {
+						resp, err = c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: key})
+					} else if err = st.SendMsg(&kvrpcpb.RawGetRequest{Key: key}); err == nil {
+						err = st.RecvMsg(resp)
+					}
+					if err != nil {
+						return err
+					}
+					if !bytes.Equal(key, resp.Value) {
+						return fmt.Errorf("wrong answer for %d bytes", len(key))
+					}
+				}
+				return st.CloseSend()
+			})
+		}
+	}
+	require.NoError(t, g.Wait())
+	idle(t, s)
+}
+
+// TestSmallWindows: a client sends 65,535 bytes before it knows what the server allows, and more afterwards.
+func TestSmallWindows(t *testing.T) {
+	s, addr := start(t, Options{StreamWindow: 1000, ConnWindow: 1000}, &kv{}, nil)
+	r := greet(t, addr)
+	r.works(1, strings.Repeat("k", initialWindow-100))
+	_, err := dialKv(t, addr).RawGet(within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
+	require.NoError(t, err)
+	require.EqualValues(t, maxWindow, New(Options{StreamWindow: 1 << 31}).opts.StreamWindow)
+	idle(t, s)
+}
+
+// TestSendAfterTheDeadline queues nothing, however often a handler tries.
+func TestSendAfterTheDeadline(t *testing.T) {
+	ended, look := make(chan struct{}), make(chan struct{})
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		for range 100 {
+			if st.SendMsg(&kvrpcpb.RawGetResponse{Value: make([]byte, 1000)}) == nil {
+				return errors.New("sent without a window")
+			}
+		}
+		close(ended)
+		<-look
+		return st.Context().Err()
+	}}, nil)
+	r := greet(t, addr, initial(0))
+	r.open(1, streamPath, false, "grpc-timeout", "1m")
+	wait(t, ended, "the handler")
+	c := only(t, s)
+	c.mu.Lock()
+	pending := len(c.mu.streams[1].mu.pending)
+	c.mu.Unlock()
+	close(look)
+	require.Less(t, pending, 1100)
+	require.NoError(t, r.fr.WriteWindowUpdate(1, 10_000))
+	require.Equal(t, "4", r.answer(1).status)
+	idle(t, s)
+}
+
+// TestCancelOfEndlessAnswers: however much is sent, the server reads what the client says.
+func TestCancelOfEndlessAnswers(t *testing.T) {
+	value := make([]byte, 50_000)
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		for {
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: value}); err != nil {
+				return err
+			}
+		}
+	}}, nil)
+	r := greet(t, addr, initial(maxWindow))
+	require.NoError(t, r.fr.WriteWindowUpdate(0, maxWindow-initialWindow))
+	var total atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<20)
+		for {
+			n, err := r.nc.Read(buf)
+			if err != nil {
+				return
+			}
+			total.Add(int64(n))
+		}
+	}()
+	const streams = 8
+	for i := range uint32(streams) {
+		r.open(2*i+1, streamPath, false)
+	}
+	more := func(n int64) {
+		from := total.Load()
+		require.Eventually(t, func() bool { return total.Load()-from > n }, patience, time.Millisecond)
+	}
+	more(10 << 20)
+	from := total.Load()
+	for i := range uint32(streams) {
+		require.NoError(t, r.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel))
+	}
+	idle(t, s)
+	require.Less(t, total.Load()-from, int64(512<<20), "sent after the client had enough")
+	_ = r.nc.Close()
+	wait(t, done, "the client")
+}
+
+// fedConn is a connection on which something more is to be written whenever something was.
+type fedConn struct {
+	net.Conn
+	c      *conn
+	writes int
+}
+
+func (f *fedConn) Write(b []byte) (int, error) {
+	if f.writes++; f.writes < 100 {
+		f.c.mu.Lock()
+		defer f.c.mu.Unlock()
+		_ = f.c.mu.fw.WritePing(true, [8]byte{})
+	}
+	return len(b), nil
+}
+
+func (f *fedConn) Close() error { return nil }
+
+// TestFlushEnds though others go on: who reads must not write for ever, but what is left must be.
+func TestFlushEnds(t *testing.T) {
+	f := &fedConn{}
+	c := newConn(New(Options{}), f)
+	f.c = c
+	defer c.close(nil)
+	c.mu.Lock()
+	_ = c.mu.fw.WritePing(true, [8]byte{})
+	c.flushLocked()
+	c.mu.Unlock()
+	require.Less(t, f.writes, 10)
+	require.Len(t, c.wake, 1, "the writer is told")
+	c.mu.Lock()
+	c.writeLocked(1 << 30)
+	c.mu.Unlock()
+	require.Equal(t, 100, f.writes)
+}

@@ -1,0 +1,406 @@
+package rpcserver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// stopping starts GracefulStop and returns when all connections know; the channel is closed when it has returned.
+func stopping(t *testing.T, s *Server) <-chan struct{} {
+	conns := s.allConns()
+	done := make(chan struct{})
+	go func() { defer close(done); s.GracefulStop() }()
+	require.Eventually(t, func() bool {
+		for _, c := range conns {
+			c.mu.Lock()
+			ok := c.mu.drained
+			c.mu.Unlock()
+			if !ok {
+				return false
+			}
+		}
+		return s.isStopped()
+	}, patience, time.Millisecond)
+	return done
+}
+
+// TestGracefulStop: calls under way end as they would have, new ones are refused.
+func TestGracefulStop(t *testing.T) {
+	g := newGate()
+	began := make(chan *Call, 1)
+	s, addr := start(t, Options{}, &kv{get: g.get}, func(call *Call, request []byte) bool {
+		if string(request) != string(message5([]byte("later"))[prefixSize:]) {
+			return false
+		}
+		began <- call
+		return true
+	})
+	c := dialKv(t, addr)
+	st, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: []byte("1")}))
+	require.NoError(t, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
+	var calls group
+	for _, key := range []string{"wait", "later"} {
+		calls.Go(func() error {
+			_, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: []byte(key)})
+			return err
+		})
+	}
+	late := wait(t, began, "the inline call")
+	require.Eventually(t, func() bool { return g.running.Load() == 1 }, patience, time.Millisecond)
+	done := stopping(t, s)
+	_, err = net.Dial("tcp", addr)
+	require.Error(t, err)
+	require.Eventually(t, func() bool {
+		_, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: []byte("new")})
+		return status.Code(err) == codes.Unavailable
+	}, patience, time.Millisecond, "new calls are refused")
+
+	require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: []byte("2")}))
+	resp := new(kvrpcpb.RawGetResponse)
+	require.NoError(t, st.RecvMsg(resp))
+	require.Equal(t, "2", string(resp.Value))
+	select {
+	case <-done:
+		require.FailNow(t, "GracefulStop did not wait")
+	default:
+	}
+	close(g.open)
+	late.Reply(&kvrpcpb.RawGetResponse{})
+	require.NoError(t, calls.Wait())
+	require.NoError(t, st.CloseSend())
+	require.Equal(t, io.EOF, st.RecvMsg(resp))
+	wait(t, done, "GracefulStop")
+}
+
+// TestGracefulStopLosesNoAnswer: whatever a server took, it answers; what it refuses may be sent elsewhere.
+func TestGracefulStopLosesNoAnswer(t *testing.T) {
+	for range 20 {
+		half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+		s, addr := start(t, Options{}, &kv{}, half)
+		var g group
+		var begun sync.WaitGroup
+		for range 2 {
+			c := dialKv(t, addr)
+			for worker := range 4 {
+				begun.Add(1)
+				g.Go(func() error {
+					for i := 0; ; i++ {
+						_, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, i*worker*100%5000)})
+						if i == 5 {
+							begun.Done()
+						}
+						switch {
+						case err == nil:
+						case status.Code(err) != codes.Unavailable:
+							return err
+						case !refused(err):
+							return err
+						default:
+							return nil
+						}
+					}
+				})
+			}
+		}
+		begun.Wait()
+		returns(t, "GracefulStop", s.GracefulStop)
+		require.NoError(t, g.Wait())
+	}
+}
+
+// refused tells that a call was not begun: there was no connection to begin it on.
+func refused(err error) bool {
+	m := status.Convert(err).Message()
+	for _, part := range []string{"connection refused", "the connection is draining", "connection error", "closing"} {
+		if strings.Contains(m, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestGracefulStopTakesWhatIsOnItsWay: between the two GOAWAYs calls are served.
+func TestGracefulStopTakesWhatIsOnItsWay(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, nil)
+	r := greet(t, addr)
+	r.works(1, "before")
+	done := stopping(t, s)
+	isGoAway := func(f http2.Frame) bool { _, ok := f.(*http2.GoAwayFrame); return ok }
+	require.EqualValues(t, forever, r.until("GOAWAY", isGoAway).(*http2.GoAwayFrame).LastStreamID)
+	ping := r.until("a ping", func(f http2.Frame) bool { _, ok := f.(*http2.PingFrame); return ok }).(*http2.PingFrame)
+	require.Equal(t, drainPing, ping.Data)
+	r.open(5, getPath, false)
+	r.works(3+4, "on its way")
+	require.NoError(t, r.fr.WritePing(true, drainPing))
+	require.EqualValues(t, 7, r.until("GOAWAY", isGoAway).(*http2.GoAwayFrame).LastStreamID)
+	r.open(9, getPath, false)
+	require.Equal(t, http2.ErrCodeRefusedStream, r.answer(9).code)
+	r.data(5, message5([]byte("late")), true)
+	require.Equal(t, "late", string(r.answer(5).value))
+	r.closed()
+	_ = r.nc.Close()
+	wait(t, done, "GracefulStop")
+}
+
+// TestGracefulStopDuringTheHandshake: a client gets its SETTINGS before it is sent away.
+func TestGracefulStopDuringTheHandshake(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, nil)
+	r := dialRaw(t, addr)
+	only(t, s)
+	done := stopping(t, s)
+	r.write([]byte(preface))
+	require.NoError(t, r.fr.WriteSettings())
+	r.call(1, []byte("k"))
+	f, err := r.next()
+	require.NoError(t, err)
+	require.IsType(t, new(http2.SettingsFrame), f)
+	require.NoError(t, r.fr.WritePing(true, drainPing))
+	require.Equal(t, "k", string(r.answer(1).value))
+	r.closed()
+	_ = r.nc.Close()
+	wait(t, done, "GracefulStop")
+}
+
+// TestGracefulStopOfStubbornClients: those who do not answer its ping, or do not go but keep talking.
+func TestGracefulStopOfStubbornClients(t *testing.T) {
+	for name, ack := range map[string]bool{"no answer to the ping": false, "does not close": true} {
+		t.Run(name, func(t *testing.T) {
+			s, addr := start(t, Options{KeepAliveTimeout: 50 * time.Millisecond}, &kv{}, nil)
+			r := greet(t, addr)
+			r.works(1, "k")
+			done := stopping(t, s)
+			if ack {
+				require.NoError(t, r.fr.WritePing(true, drainPing))
+			}
+			talk := make(chan struct{})
+			go func() {
+				defer close(talk)
+				tick := time.NewTicker(time.Millisecond) // endless talk, but not a flood
+				defer tick.Stop()
+				for range tick.C {
+					if r.fr.WritePriority(1, http2.PriorityParam{Weight: 1}) != nil {
+						return
+					}
+				}
+			}()
+			wait(t, done, "GracefulStop")
+			wait(t, talk, "the client")
+		})
+	}
+}
+
+// TestStop cancels the handlers, waits for them, and leaves nothing.
+func TestStop(t *testing.T) {
+	began, ended := make(chan struct{}, 8), make(chan error, 8)
+	until := func(ctx context.Context) {
+		began <- struct{}{}
+		<-ctx.Done()
+		ended <- ctx.Err()
+	}
+	s, addr := start(t, Options{}, &kv{
+		get: func(ctx context.Context, _ *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+			until(ctx)
+			return nil, ctx.Err()
+		},
+		stream: func(st grpc.ServerStream) error { until(st.Context()); return st.Context().Err() },
+	}, nil)
+	c := dialKv(t, addr)
+	_, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	var g group
+	g.Go(func() error {
+		_, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{})
+		if status.Code(err) != codes.Unavailable {
+			return err
+		}
+		return nil
+	})
+	wait(t, began, "a handler")
+	wait(t, began, "a handler")
+	conn := only(t, s)
+	returns(t, "Stop", s.Stop)
+	require.Len(t, ended, 2)
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.NoError(t, g.Wait())
+	active, streams := conn.counts()
+	require.Zero(t, active)
+	require.Zero(t, streams)
+}
+
+// TestStopOfHalfCalls: calls whose requests never came leave no trace either.
+func TestStopOfHalfCalls(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{}, nil)
+	r := greet(t, addr)
+	r.open(1, getPath, false)
+	r.sync()
+	conn := only(t, s)
+	returns(t, "Stop", s.Stop)
+	active, streams := conn.counts()
+	require.Zero(t, active)
+	require.Zero(t, streams)
+}
+
+// TestStopWhileCallsBegin is for the race detector.
+func TestStopWhileCallsBegin(t *testing.T) {
+	for range 30 {
+		later := make(chan *Call, 1000)
+		s, addr := start(t, Options{}, &kv{}, func(call *Call, request []byte) bool {
+			select {
+			case later <- call:
+				return true
+			default:
+				return false
+			}
+		})
+		r := greet(t, addr)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for id := uint32(1); id < 1000; id += 4 {
+				if r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(streamPath), EndHeaders: true}) != nil {
+					return
+				}
+				_ = r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id + 2, BlockFragment: r.block(getPath), EndHeaders: true})
+				_ = r.fr.WriteData(id+2, true, []byte{0, 0, 0, 0, 0})
+			}
+		}()
+		first := wait(t, later, "a call")
+		conn := only(t, s)
+		var g sync.WaitGroup
+		g.Go(s.Stop)
+		g.Go(func() { first.Reply(&kvrpcpb.RawGetResponse{}) })
+		g.Wait()
+		wait(t, done, "the client")
+		close(later)
+		for call := range later {
+			call.Fail(errors.New("late"))
+		}
+		active, streams := conn.counts()
+		require.Zero(t, active)
+		require.Zero(t, streams)
+	}
+}
+
+// TestStopsTogether: Stop and GracefulStop, several times and at once, before and after Serve.
+func TestStopsTogether(t *testing.T) {
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		<-st.Context().Done()
+		return st.Context().Err()
+	}}, nil)
+	c := dialKv(t, addr)
+	st, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{}))
+	only(t, s)
+	var g sync.WaitGroup
+	for range 3 {
+		g.Go(s.GracefulStop)
+		g.Go(s.Stop)
+	}
+	returns(t, "the stops", g.Wait)
+	s.Stop()
+	s.GracefulStop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.ErrorIs(t, s.Serve(l), ErrStopped)
+	_, err = net.Dial("tcp", l.Addr().String())
+	require.Error(t, err, "Serve closes the listener")
+}
+
+func TestRegistration(t *testing.T) {
+	s := New(Options{})
+	require.Panics(t, func() {
+		tinykvpb.RegisterTinyKvServer(s, nil)
+		s.RegisterService(&grpc.ServiceDesc{ServiceName: "tinykvpb.TinyKv", HandlerType: (*any)(nil)}, nil)
+	})
+	require.Panics(t, func() { s.HandleInline("/nothing", nil) })
+	require.Panics(t, func() { s.HandleInline(streamPath, nil) }, "a stream")
+	require.Panics(t, func() { s.RegisterService(&grpc.ServiceDesc{ServiceName: "x", HandlerType: (*error)(nil)}, 1) })
+	require.Len(t, s.GetServiceInfo()["tinykvpb.TinyKv"].Methods, 16)
+	s.Stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.ErrorIs(t, s.Serve(l), ErrStopped)
+	require.Panics(t, func() { s.HandleInline(getPath, nil) }, "too late")
+}
+
+// TestGracefulStopWithASlowReader: what the client still says while the last answers are on their way does not cut
+// them off.
+func TestGracefulStopWithASlowReader(t *testing.T) {
+	const size = 200_000
+	s, addr := start(t, Options{}, &kv{}, func(call *Call, _ []byte) bool {
+		call.Reply(&kvrpcpb.RawGetResponse{Value: make([]byte, size)})
+		return true
+	})
+	r := greet(t, addr, initial(maxWindow))
+	require.NoError(t, r.nc.(*net.TCPConn).SetReadBuffer(32<<10))
+	require.NoError(t, r.fr.WriteWindowUpdate(0, maxWindow-initialWindow))
+	r.sync()
+	c := only(t, s)
+	require.NoError(t, c.nc.(*net.TCPConn).SetWriteBuffer(1<<20))
+	r.call(1, nil)
+	require.Eventually(t, func() bool { return c.frames.Load() >= 5 }, patience, time.Millisecond)
+	done := stopping(t, s)
+	require.NoError(t, r.fr.WritePing(true, drainPing))
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !c.mu.endBy.IsZero()
+	}, patience, time.Millisecond)
+	for range 10 {
+		n := c.frames.Load()
+		require.NoError(t, r.fr.WriteSettings()) // wants an answer, but there is none any more
+		require.Eventually(t, func() bool { return c.frames.Load() > n }, patience, time.Millisecond)
+	}
+	a := r.answer(1)
+	require.Len(t, a.value, size)
+	require.Equal(t, "0", a.status)
+	r.closed()
+	_ = r.nc.Close()
+	wait(t, done, "GracefulStop")
+}
+
+// TestGoAwayBehindAnotherWrite: the reason comes after what somebody else is just writing.
+func TestGoAwayBehindAnotherWrite(t *testing.T) {
+	later := make(chan *Call, 1)
+	s, _ := start(t, Options{}, &kv{}, func(call *Call, _ []byte) bool { later <- call; return true })
+	client, server := net.Pipe() // nothing is written before it is read
+	s.start(server)
+	r := newRaw(t, client)
+	r.write([]byte(preface))
+	var g group
+	g.Go(func() error { return r.fr.WriteSettings() })
+	r.until("SETTINGS", func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && s.IsAck() })
+	require.NoError(t, g.Wait())
+	r.call(1, []byte("k"))
+	call := wait(t, later, "a call")
+	c := only(t, s)
+	locked := func(f func() bool) func() bool {
+		return func() bool { c.mu.Lock(); defer c.mu.Unlock(); return f() }
+	}
+	// Only when the reader waits for more does the writer write.
+	require.Eventually(t, locked(func() bool { return !c.mu.reading }), patience, time.Millisecond)
+	call.Reply(value("k"))
+	require.Eventually(t, locked(func() bool { return c.mu.writing }), patience, time.Millisecond)
+	r.open(2, getPath, true)
+	require.Eventually(t, locked(func() bool { return c.mu.out.size > 0 || c.mu.closed != nil }), patience, time.Millisecond)
+	require.Equal(t, "k", string(r.answer(1).value))
+	require.Equal(t, http2.ErrCodeProtocol, r.goAway().ErrCode)
+}
