@@ -36,8 +36,21 @@ func (g *gate) get(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawG
 	return &kvrpcpb.RawGetResponse{Value: req.Key}, nil
 }
 
-// TestRapidReset: calls that are cancelled count until their handlers return (CVE-2023-44487).
+// TestRapidReset: calls that are cancelled count until their handlers return (CVE-2023-44487), also if the client has
+// made the server cancel them (CVE-2025-8671).
 func TestRapidReset(t *testing.T) {
+	for name, reset := range map[string]func(r *raw, id uint32){
+		"by the client":      func(r *raw, id uint32) { _ = r.fr.WriteRSTStream(id, http2.ErrCodeCancel) },
+		"window of nothing":  func(r *raw, id uint32) { _ = r.fr.WriteWindowUpdate(id, 0) },
+		"window overflow":    func(r *raw, id uint32) { _ = r.fr.WriteWindowUpdate(id, maxWindow) },
+		"data after the end": func(r *raw, id uint32) { _ = r.fr.WriteData(id, false, nil) },
+		"depends on itself":  func(r *raw, id uint32) { _ = r.fr.WritePriority(id, http2.PriorityParam{StreamDep: id}) },
+	} {
+		t.Run(name, func(t *testing.T) { rapidReset(t, reset) })
+	}
+}
+
+func rapidReset(t *testing.T, reset func(r *raw, id uint32)) {
 	g := newGate()
 	s, addr := start(t, Options{MaxStreams: 10}, &kv{get: g.get}, nil)
 	r := greet(t, addr)
@@ -59,10 +72,10 @@ func TestRapidReset(t *testing.T) {
 			}
 		}
 	}()
-	const calls = 3000
+	const calls = 1500
 	for i := range uint32(calls) {
 		r.call(2*i+1, []byte("wait"))
-		require.NoError(t, r.fr.WriteRSTStream(2*i+1, http2.ErrCodeCancel))
+		reset(r, 2*i+1)
 	}
 	require.NoError(t, r.fr.WritePing(false, [8]byte{}))
 	// A call that was cancelled before its handler began leaves room for another one.
