@@ -272,6 +272,21 @@ func TestPings(t *testing.T) {
 	})
 }
 
+// TestPingsBetweenMessages: grpc's client pings when data comes, to measure the connection.
+func TestPingsBetweenMessages(t *testing.T) {
+	s, addr := start(t, Options{MinPing: time.Hour}, &kv{}, nil)
+	r := greet(t, addr)
+	r.open(1, streamPath, false)
+	for range 20 {
+		r.data(1, message5([]byte("k")), false)
+		r.until("an answer", func(f http2.Frame) bool { _, ok := f.(*http2.DataFrame); return ok })
+		r.sync()
+	}
+	r.data(1, nil, true)
+	require.Equal(t, "0", r.answer(1).status)
+	idle(t, s)
+}
+
 func TestPingPolicy(t *testing.T) {
 	p := pingPolicy{min: time.Second}
 	now := time.Unix(1000, 0)

@@ -444,6 +444,7 @@ func (call *Call) sendLocked(m any) error {
 		return nil
 	}
 	// The usual case: straight into the output.
+	c.mu.pings.forgive()
 	framed := total + frameHeader*frameCount(total, o.maxFrame)
 	buf := c.mu.out.grow(framed)
 	if err := putMessage(buf[framed-total:], g); err != nil {
