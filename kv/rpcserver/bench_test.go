@@ -2,6 +2,7 @@ package rpcserver
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"testing"
@@ -16,7 +17,7 @@ import (
 func BenchmarkInline(b *testing.B) {
 	_, addr := start(b, Options{}, &kv{}, echoInline)
 	c := dialKv(b, addr)
-	ctx := within(b)
+	ctx := context.Background()
 	req := &kvrpcpb.RawGetRequest{Key: make([]byte, 16)}
 	b.ReportAllocs()
 	for b.Loop() {

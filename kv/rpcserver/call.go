@@ -210,18 +210,18 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
 	call.parts = assembler{}
 	body := msg[prefixSize:]
-	if compressed != 0 {
-		var err error
-		if body, err = decompress(compressed, call.encoding, body, call.c.s.opts.MaxRecv); err != nil {
-			return err
-		}
-		kept = true
-	}
 	if call.stream == nil {
 		if call.hasRequest {
 			return status.Error(codes.Internal, "more than one request for a unary call")
 		}
 		call.hasRequest = true
+		if compressed != 0 {
+			var err error
+			if body, err = decompress(compressed, call.encoding, body, call.c.s.opts.MaxRecv); err != nil {
+				return err
+			}
+			kept = true
+		}
 		if !kept && !(last && call.m.inline != nil) {
 			body = append([]byte(nil), body...)
 			kept = true
@@ -230,14 +230,14 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		return nil
 	}
 	size := int64(len(msg))
-	if call.stream.offerInline(body) {
+	if compressed == 0 && call.stream.offerInline(body) {
 		call.stream.took(size)
 		return nil
 	}
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, size})
+	call.stream.push(message{body, compressed, size})
 	return nil
 }
 

@@ -2,6 +2,8 @@ package rpcserver
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +17,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -528,4 +532,54 @@ func TestFlushEnds(t *testing.T) {
 	c.writeLocked(1 << 30)
 	c.mu.Unlock()
 	require.Equal(t, 100, f.writes)
+}
+
+// TestCompressedMessagesInTheQueue are as large as they came until the handler takes them.
+func TestCompressedMessagesInTheQueue(t *testing.T) {
+	const messages, size = 40, 500_000
+	open := make(chan struct{})
+	s, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+		select {
+		case <-open:
+		case <-st.Context().Done():
+		}
+		for range messages {
+			req := new(kvrpcpb.RawGetRequest)
+			if err := st.RecvMsg(req); err != nil {
+				return err
+			}
+			if len(req.Key) != size {
+				return fmt.Errorf("%d bytes", len(req.Key))
+			}
+		}
+		if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); status.Code(err) != codes.Internal {
+			return fmt.Errorf("nonsense was taken: %w", err)
+		}
+		return nil
+	}}, nil)
+	var zip bytes.Buffer
+	w := gzip.NewWriter(&zip)
+	_, _ = w.Write(message5(make([]byte, size))[prefixSize:])
+	require.NoError(t, w.Close())
+	msg := append(binary.BigEndian.AppendUint32([]byte{1}, uint32(zip.Len())), zip.Bytes()...)
+	r := greet(t, addr)
+	r.open(1, streamPath, false, "grpc-encoding", "gzip")
+	r.data(1, bytes.Repeat(msg, messages), false)
+	r.data(1, []byte{1, 0, 0, 0, 3, 1, 2, 3}, true)
+	r.sync()
+	c := only(t, s)
+	c.mu.Lock()
+	st := c.mu.streams[1].stream
+	c.mu.Unlock()
+	queued := 0
+	st.mu.Lock()
+	for _, m := range st.mu.queue {
+		queued += len(m.body)
+	}
+	st.mu.Unlock()
+	require.Less(t, queued, 2*messages*len(msg))
+	close(open)
+	a := r.answer(1)
+	require.Equal(t, "0", a.status, a.message)
+	idle(t, s)
 }

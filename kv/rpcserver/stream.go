@@ -43,10 +43,12 @@ type Stream struct {
 	}
 }
 
-// message is one that the client has sent; owed counts against its window until the handler takes it.
+// message is one that the client has sent; owed counts against its window until the handler takes it. It stays
+// compressed until then, or the window would not bound the queue's memory.
 type message struct {
-	body []byte
-	owed int64
+	body       []byte
+	compressed byte
+	owed       int64
 }
 
 // startStream calls the handler on a goroutine.
@@ -212,10 +214,7 @@ func (st *Stream) RecvMsg(v any) error {
 			if give > 0 {
 				st.giveBack(give)
 			}
-			if err := st.call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(m.body)}, v); err != nil {
-				return status.Error(codes.Internal, err.Error())
-			}
-			return nil
+			return st.decode(m, v)
 		}
 		if end != nil {
 			return end
@@ -226,6 +225,20 @@ func (st *Stream) RecvMsg(v any) error {
 			return status.FromContextError(st.ctx.Err()).Err()
 		}
 	}
+}
+
+func (st *Stream) decode(m message, v any) error {
+	o := &st.call.c.s.opts
+	if m.compressed != 0 {
+		var err error
+		if m.body, err = decompress(m.compressed, st.call.encoding, m.body, o.MaxRecv); err != nil {
+			return err
+		}
+	}
+	if err := o.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(m.body)}, v); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
 }
 
 func (st *Stream) giveBack(n int64) {

@@ -44,15 +44,27 @@ func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error
 	b.inlining.Lock()
 	b.ended = true
 	b.inlining.Unlock()
-	if errors.Is(err, io.EOF) {
-		b.wg.Wait()
+	if errors.Is(err, io.EOF) && b.finishAll() {
 		b.flush()
 		err = nil
 	}
 	cancel()
 	<-sent
-	b.wg.Wait()
+	b.handlers.Wait()
 	return err
+}
+
+// finishAll waits until every request is answered; false if the stream ends first. Writes may then still be under way,
+// nobody hears of them.
+func (b *batchStream) finishAll() bool {
+	for range cap(b.slots) {
+		select {
+		case b.slots <- struct{}{}:
+		case <-b.ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // batchStream is one BatchCommands call.
@@ -62,10 +74,10 @@ type batchStream struct {
 	// rpc is the same stream; nil if another gRPC server runs it.
 	rpc *rpcserver.Stream
 	ctx context.Context
-	// wg counts what holds a slot.
-	wg    sync.WaitGroup
-	slots chan struct{}
-	wake  chan struct{}
+	// slots are held by requests that are not answered yet, handlers counts those on goroutines.
+	slots    chan struct{}
+	handlers sync.WaitGroup
+	wake     chan struct{}
 	// inlining is held while inline runs; once ended, it begins nothing any more.
 	inlining sync.Mutex
 	ended    bool
@@ -124,10 +136,14 @@ func (b *batchStream) begin(c *kvrpcpb.BatchCommand) {
 	if b.answerNow(c) {
 		return
 	}
-	b.slots <- struct{}{} // a client that sends more than it may waits
-	b.wg.Add(1)
+	select {
+	case b.slots <- struct{}{}: // a client that sends more than it may waits
+	case <-b.ctx.Done():
+		return
+	}
 	if !b.startWrite(c) {
-		// Bounded by slots; each ends with its request's deadline.
+		b.handlers.Add(1)
+		// Bounded by slots; each ends with its request's deadline, or the stream.
 		go b.handle(c)
 	}
 }
@@ -143,6 +159,7 @@ func (b *batchStream) timeout(c *kvrpcpb.BatchCommand) time.Duration {
 
 // handle carries a request out on a goroutine of its own.
 func (b *batchStream) handle(c *kvrpcpb.BatchCommand) {
+	defer b.handlers.Done()
 	ctx, cancel := context.WithTimeout(b.ctx, b.timeout(c))
 	defer cancel()
 	reply := &kvrpcpb.BatchReply{Id: c.Id}
@@ -215,7 +232,6 @@ func (b *batchStream) finish(reply *kvrpcpb.BatchReply, err error) {
 	b.reply(reply, err)
 	b.wakeSender()
 	<-b.slots
-	b.wg.Done()
 }
 
 func (b *batchStream) wakeSender() {
