@@ -5,8 +5,6 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS = -X github.com/tinykv/tinykv/kv/node/cli.Version=$(VERSION) -X github.com/tinykv/tinykv/scheduler/server/cli.Version=$(VERSION)
 PKGS = ./...
-# Nothing here needs C. Programs without it run anywhere, and can calm Go's monitor thread (kv/timerslack).
-export CGO_ENABLED ?= 0
 N ?= 10
 SEED ?=
 SEEDS ?= 300
@@ -36,7 +34,7 @@ test: build ## the tests that every change must pass
 	$(GO) test -count=1 -timeout 20m ./tests/chaos -args -histories 10 -duration 5s
 
 test-race: ## the short tests under the race detector
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 30m $(PKGS)
+	$(GO) test -race -short -timeout 30m $(PKGS)
 
 project2a: ## course suites 2AA, 2AB, 2AC
 	$(GO) test -count=1 -run '2A' ./raft/...

@@ -1,44 +1,29 @@
-//go:build linux && !cgo
-
 package timerslack
 
 import (
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// executed: the process has executed itself, and so begun with the monitor's slack.
-var executed bool
-
-// init runs on the thread that the program began with. The first time that a goroutine is locked to its thread, the
-// runtime makes a thread that only makes others, when a locked one needs some: it has to begin with the usual slack, and
-// later nobody can be sure on which thread he is. (Programs that are linked with C have that thread before init.)
-func init() {
-	if slack, err := getSlack(); err == nil && slack == int(Monitor) {
-		executed = true
-		_ = setSlack(int(Others))
-		runtime.LockOSThread()
-		runtime.UnlockOSThread()
-	}
-}
-
 func calmMonitor() {
-	if executed {
-		resetOthers()
-		return
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	slack, err := getSlack()
-	if err == nil && len(threads()) > 0 && setSlack(int(Monitor)) == nil {
-		_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
-		_ = setSlack(slack) // it could not be executed
+	switch {
+	case err != nil:
+	case slack == int(Monitor): // the process has executed itself
+		resetOthers()
+	default:
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if setSlack(int(Monitor)) == nil {
+			_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+			_ = setSlack(slack) // it could not be executed
+		}
 	}
 }
 
@@ -46,63 +31,38 @@ func getSlack() (int, error) { return unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0
 
 func setSlack(ns int) error { return unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(ns), 0, 0, 0) }
 
-// resetOthers gives all threads that run goroutines the usual slack, and so those that they will make. There are a few
-// when main begins; of as many goroutines as there are threads, each locked to its own, every thread gets one.
+// workers is how many threads there are afterwards to run goroutines, most of them asleep until they are needed. The
+// monitor, too, makes one when a system call holds up others and none is there: that one would have the monitor's slack.
+const workers = 16
+
+// resetOthers gives the threads that run goroutines the usual slack, and so those that they will make. Several times,
+// because one may be asleep for as long as its slack when the others get theirs.
 func resetOthers() {
-	const special = 2 // the monitor and the one that makes others
-	done := map[int]bool{}
-	resetSome(len(threads())-special, done)
-	// Whoever came meanwhile may come from one that was not done yet; who comes later does not.
-	all := threads()
-	for range 20 {
-		left := 0
-		for _, tid := range all {
-			if !done[tid] {
-				left++
-			}
-		}
-		if left <= special {
-			return
-		}
-		time.Sleep(Monitor) // one may have slept too long to take part
-		resetSome(len(threads())-special, done)
+	before := runtime.GOMAXPROCS(workers)
+	for range 4 {
+		resetWorkers()
+		time.Sleep(Monitor)
 	}
+	runtime.GOMAXPROCS(before)
 }
 
-// resetSome does it on n threads, and notes which.
-func resetSome(n int, done map[int]bool) {
-	var mu sync.Mutex
-	var all, end sync.WaitGroup
-	all.Add(n)
-	for range n {
-		end.Add(1)
-		// Ends when each of them has a thread.
+// resetWorkers has as many goroutines as may run at once set the slack of their threads. None of them lets go of its
+// thread before all have one. They are not locked to it: then, if the program is linked with C, a thread that nobody can reach
+// would make those that are missing.
+func resetWorkers() {
+	var there atomic.Int32
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Add(1)
+		// Ends when each has a thread, or after a while.
 		go func() {
-			defer end.Done()
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
+			defer wg.Done()
 			_ = setSlack(int(Others))
-			mu.Lock()
-			done[unix.Gettid()] = true
-			mu.Unlock()
-			all.Done()
-			all.Wait()
+			there.Add(1)
+			for start := time.Now(); there.Load() < workers && time.Since(start) < 100*time.Millisecond; {
+				_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+			}
 		}()
 	}
-	end.Wait()
-}
-
-// threads are the process's threads.
-func threads() []int {
-	entries, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return nil
-	}
-	var tids []int
-	for _, e := range entries {
-		if tid, err := strconv.Atoi(e.Name()); err == nil {
-			tids = append(tids, tid)
-		}
-	}
-	return tids
+	wg.Wait()
 }

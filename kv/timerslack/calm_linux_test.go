@@ -1,5 +1,3 @@
-//go:build linux && !cgo
-
 package timerslack
 
 import (
@@ -10,6 +8,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,29 +29,27 @@ const child = "TIMERSLACK_TEST_CHILD"
 func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
 		CalmMonitor()
-		busy(16)
+		busy(workers + 8)
 		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Slacks: slacks()})
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// busy has the runtime make n threads.
+// busy has the runtime make more threads.
 func busy(n int) {
-	ready, release := make(chan struct{}, n), make(chan struct{})
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(n))
+	var there atomic.Int32
+	var wg sync.WaitGroup
 	for range n {
-		// Ends with busy.
+		wg.Add(1)
 		go func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			ready <- struct{}{}
-			<-release
+			defer wg.Done()
+			for there.Add(1); int(there.Load()) < n; {
+			}
 		}()
 	}
-	for range n {
-		<-ready
-	}
-	close(release)
+	wg.Wait()
 }
 
 // slacks asks for the slack of each thread; only the superuser may.
@@ -94,9 +92,10 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	for _, ns := range r.Slacks {
 		count[time.Duration(ns)]++
 	}
-	require.Equal(t, 1, count[Monitor], "%v", count)
-	require.Equal(t, len(r.Slacks)-1, count[Others], "%v", count)
-	require.Greater(t, len(r.Slacks), 10)
+	// The monitor, and if the test is linked with C a thread that runs no goroutines.
+	require.Contains(t, []int{1, 2}, count[Monitor], "%v", count)
+	require.Equal(t, len(r.Slacks)-count[Monitor], count[Others], "%v", count)
+	require.Greater(t, len(r.Slacks), workers)
 }
 
 // TestOff: the variable leaves everything as it is.
@@ -105,4 +104,18 @@ func TestOff(t *testing.T) {
 	for _, ns := range r.Slacks {
 		require.NotEqual(t, int(Monitor), ns)
 	}
+}
+
+func threads() []int {
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	var tids []int
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	return tids
 }

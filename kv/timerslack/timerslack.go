@@ -10,7 +10,7 @@
 // A thread can set its own slack only; the monitor is the runtime's, and runs no code of the program. But a thread
 // begins with the slack of the one that made it, and keeps it when the process executes another program. So
 // CalmMonitor sets the slack of its own thread and executes the program again; then the runtime's first threads have
-// it, and all but the monitor set it back. Programs that are linked with C (CGO_ENABLED=1) are left alone.
+// it, and all but the monitor set it back.
 package timerslack
 
 import (
