@@ -16,16 +16,21 @@ func calmMonitor() {
 	switch {
 	case err != nil:
 	case slack == int(Monitor): // the process has executed itself
+		_ = os.Unsetenv(Env)
 		resetOthers()
+	case os.Getenv(Env) == executed: // in vain: something between Linux and us forgets the slack
 	default:
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if setSlack(int(Monitor)) == nil {
-			_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+			_ = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), Env+"="+executed))
 			_ = setSlack(slack) // it could not be executed
 		}
 	}
 }
+
+// executed in Env tells the process that it has executed itself, so that it does not do it for ever.
+const executed = "executed"
 
 func getSlack() (int, error) { return unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0) }
 

@@ -20,6 +20,8 @@ import (
 type report struct {
 	Args []string
 	PID  int
+	// Env is the value of the package's variable.
+	Env string
 	// Slacks are those of all threads that this process may ask for, in ns, after a while of work.
 	Slacks []int
 }
@@ -30,7 +32,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
 		CalmMonitor()
 		busy(workers + 8)
-		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Slacks: slacks()})
+		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Env: os.Getenv(Env), Slacks: slacks()})
 		return
 	}
 	os.Exit(m.Run())
@@ -84,6 +86,7 @@ func start(t *testing.T, env ...string) (pid int, r report) {
 func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	pid, r := start(t)
 	require.Equal(t, pid, r.PID)
+	require.Empty(t, r.Env)
 	require.Equal(t, []string{"one", "two words", ""}, r.Args[1:])
 	if len(r.Slacks) == 0 {
 		t.Skip("not allowed to ask for the slack of threads")
@@ -96,6 +99,14 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	require.Contains(t, []int{1, 2}, count[Monitor], "%v", count)
 	require.Equal(t, len(r.Slacks)-count[Monitor], count[Others], "%v", count)
 	require.Greater(t, len(r.Slacks), workers)
+}
+
+// TestNotForEver: where the slack does not outlive the execution, there is no second one.
+func TestNotForEver(t *testing.T) {
+	_, r := start(t, Env+"="+executed)
+	for _, ns := range r.Slacks {
+		require.NotEqual(t, int(Monitor), ns)
+	}
 }
 
 // TestOff: the variable leaves everything as it is.
