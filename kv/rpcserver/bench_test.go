@@ -9,8 +9,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
 // BenchmarkInline is one call after the other through grpc's client.
@@ -100,19 +103,42 @@ func (e *encoded) end() error {
 	}
 }
 
-// BenchmarkInlineServer is the server's part alone, and what the kernel takes for the connection.
-func BenchmarkInlineServer(b *testing.B) {
-	_, addr := start(b, Options{}, &kv{}, fixedInline)
-	nc, err := net.Dial("tcp", addr)
-	require.NoError(b, err)
-	b.Cleanup(func() { _ = nc.Close() })
-	e := newEncoded(b, nc)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := e.once(); err != nil {
-			b.Fatal(err)
-		}
+// BenchmarkServer is the server's part alone, and what the kernel takes for the connection, beside grpc-go's server with
+// the options that stores gave it.
+func BenchmarkServer(b *testing.B) {
+	for name, serve := range map[string]func() string{
+		"inline": func() string { _, addr := start(b, Options{}, &kv{}, fixedInline); return addr },
+		"goroutine": func() string {
+			_, addr := start(b, Options{}, &kv{get: fixedGet}, nil)
+			return addr
+		},
+		"grpc-go": func() string {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(b, err)
+			s := grpc.NewServer(codec.ServerOption(), grpc.NumStreamWorkers(128), grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20))
+			tinykvpb.RegisterTinyKvServer(s, &kv{get: fixedGet})
+			go func() { _ = s.Serve(l) }() // ends with Stop
+			b.Cleanup(s.Stop)
+			return l.Addr().String()
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			nc, err := net.Dial("tcp", serve())
+			require.NoError(b, err)
+			b.Cleanup(func() { _ = nc.Close() })
+			e := newEncoded(b, nc)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := e.once(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
+}
+
+func fixedGet(context.Context, *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	return fixed, nil
 }
 
 var fixed = &kvrpcpb.RawGetResponse{Value: make([]byte, 256)}
