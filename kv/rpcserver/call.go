@@ -224,7 +224,6 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		}
 		if !kept && !(last && call.m.inline != nil) {
 			body = append([]byte(nil), body...)
-			kept = true
 		}
 		call.request = body
 		return nil

@@ -36,8 +36,8 @@ const (
 // conn is one connection. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu and to
 // whoever has set writing.
 //
-// Invariant (mu): active counts the calls whose handlers have not finished; streams has those whose answer is not yet
-// all in out, unless they were cancelled, so it holds no call that is not counted or waits for the client's window.
+// Invariant (mu): active counts the calls whose handlers have not finished. streams has the calls that were not
+// cancelled and whose last frame is not in out yet: each of them is counted in active, or is in outflow.blocked.
 type conn struct {
 	s  *Server
 	nc net.Conn
@@ -378,12 +378,7 @@ func (c *conn) waitForSpace() error {
 	return c.mu.closed
 }
 
-func (c *conn) wakeWriter() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
+func (c *conn) wakeWriter() { wake(c.wake) }
 
 // writeLoop writes what others leave in the output, until the connection ends.
 func (c *conn) writeLoop() {

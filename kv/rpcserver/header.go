@@ -82,6 +82,10 @@ func isGRPCType(v string) bool {
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
+var timeoutUnits = [256]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+}
+
 // parseTimeout reads a grpc-timeout header: up to 8 digits and a unit.
 func parseTimeout(v string) (time.Duration, error) {
 	bad := func() (time.Duration, error) { return 0, fmt.Errorf("malformed grpc-timeout %q", v) }
@@ -95,21 +99,8 @@ func parseTimeout(v string) (time.Duration, error) {
 		}
 		n = n*10 + int64(d-'0')
 	}
-	var unit time.Duration
-	switch v[len(v)-1] {
-	case 'H':
-		unit = time.Hour
-	case 'M':
-		unit = time.Minute
-	case 'S':
-		unit = time.Second
-	case 'm':
-		unit = time.Millisecond
-	case 'u':
-		unit = time.Microsecond
-	case 'n':
-		unit = time.Nanosecond
-	default:
+	unit := timeoutUnits[v[len(v)-1]]
+	if unit == 0 {
 		return bad()
 	}
 	const longest = 1<<63 - 1

@@ -131,7 +131,14 @@ func (st *Stream) offerInline(msg []byte) bool {
 		f = nil
 	}
 	st.mu.Unlock()
-	return f != nil && f(msg)
+	if f == nil {
+		return false
+	}
+	c := st.call.c
+	c.mu.Lock()
+	c.mu.reading = true // what f offers leaves with the reader's next flush
+	c.mu.Unlock()
+	return f(msg)
 }
 
 // push hands a message to the handler. Its client's window bounds the queue.
