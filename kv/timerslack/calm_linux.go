@@ -20,10 +20,15 @@ func calmMonitor() {
 		resetOthers()
 	case os.Getenv(Env) == executed: // in vain: something between Linux and us forgets the slack
 	default:
+		// By its path: under the name /proc/self/exe it would be called exe by ps and pkill.
+		path, err := os.Executable()
+		if err != nil {
+			return
+		}
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if setSlack(int(Monitor)) == nil {
-			_ = syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), Env+"="+executed))
+			_ = syscall.Exec(path, os.Args, append(os.Environ(), Env+"="+executed))
 			_ = setSlack(slack) // it could not be executed
 		}
 	}

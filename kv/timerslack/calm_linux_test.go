@@ -20,6 +20,8 @@ import (
 type report struct {
 	Args []string
 	PID  int
+	// Name is what ps and pkill call it.
+	Name string
 	// Env is the value of the package's variable.
 	Env string
 	// Slacks are those of all threads that this process may ask for, in ns, after a while of work.
@@ -32,7 +34,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
 		CalmMonitor()
 		busy(workers + 8)
-		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Env: os.Getenv(Env), Slacks: slacks()})
+		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(Env), Slacks: slacks()})
 		return
 	}
 	os.Exit(m.Run())
@@ -52,6 +54,11 @@ func busy(n int) {
 		}()
 	}
 	wg.Wait()
+}
+
+func name() string {
+	b, _ := os.ReadFile("/proc/self/comm")
+	return strings.TrimSpace(string(b))
 }
 
 // slacks asks for the slack of each thread; only the superuser may.
@@ -87,6 +94,9 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	pid, r := start(t)
 	require.Equal(t, pid, r.PID)
 	require.Empty(t, r.Env)
+	_, plain := start(t, Env+"=off")
+	require.Equal(t, plain.Name, r.Name)
+	require.NotEmpty(t, r.Name)
 	require.Equal(t, []string{"one", "two words", ""}, r.Args[1:])
 	if len(r.Slacks) == 0 {
 		t.Skip("not allowed to ask for the slack of threads")
