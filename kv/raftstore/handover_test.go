@@ -201,6 +201,8 @@ func leaderLost(t *testing.T) (s *Store, w pending, term uint64, heard func(from
 	term = info.Term + 1
 	heard(2, term)
 	requireElsewhere(t, put(s, r, "a"), 2)
+	// A write is answered before the end of the turn, where the leader is published for ReportStoreLost.
+	require.Eventually(t, func() bool { return s.router.get(1).handle.Load().leader.GetStoreId() == 2 }, 10*time.Second, time.Millisecond)
 	s.ReportStoreLost(2)
 	w = put(s, r, "a")
 	requireHeld(t, s, w)
