@@ -54,7 +54,7 @@ func (s batchStub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, 
 
 // batcher is the stream to one store over one connection. Safe for concurrent use.
 type batcher struct {
-	conn *grpc.ClientConn
+	conn grpc.ClientConnInterface
 	mu   struct {
 		sync.Mutex
 		queue   []*batchCall
@@ -90,7 +90,7 @@ type batchStream struct {
 	waiting map[uint64]*batchCall
 }
 
-func newBatcher(conn *grpc.ClientConn) *batcher {
+func newBatcher(conn grpc.ClientConnInterface) *batcher {
 	b := &batcher{conn: conn}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b

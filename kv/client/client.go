@@ -19,15 +19,11 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/client/fill"
-	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -319,7 +315,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)
 		c.cache.setLeader(r, r.nextPeer())
-		v.unknown = !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
+		v.unknown = !rpc.NotSent(err) && !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
 	case codes.DeadlineExceeded, codes.Canceled:
 		c.cache.setLeader(r, r.nextPeer())
 		v.unknown, v.pause, v.late = true, false, true
@@ -424,7 +420,7 @@ type pool struct {
 
 type storeConn struct {
 	addr    string
-	conns   []*grpc.ClientConn
+	conns   []*rpc.Client
 	stubs   []tinykvpb.TinyKvClient // of conns
 	batches []*batcher
 	loads   *fill.Loads // of conns
@@ -498,10 +494,10 @@ func (p *pool) setLocked(storeID uint64, addr string) (*storeConn, error) {
 	}
 	s := p.stores[storeID]
 	if s == nil || s.addr != addr {
-		n, err := p.dial(addr)
-		if err != nil {
-			return nil, err
+		if addr == "" {
+			return nil, errors.New("client: store without an address")
 		}
+		n := p.dial(addr)
 		if s != nil {
 			s.close()
 		}
@@ -534,32 +530,15 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 	}()
 }
 
-func (p *pool) dial(addr string) (*storeConn, error) {
-	if addr == "" {
-		return nil, errors.New("client: store without an address")
-	}
+func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
-		conn, err := grpc.NewClient("passthrough:///"+addr,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			// Of a fixed size: gRPC would send a ping for each answer to a lone caller, to find out a better one.
-			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
-			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(p.opts.MaxMessage), grpc.MaxCallSendMsgSize(p.opts.MaxMessage)),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-				MinConnectTimeout: time.Second,
-			}),
-		)
-		if err != nil {
-			s.close()
-			return nil, fmt.Errorf("connect to %s: %w", addr, err)
-		}
+		conn := rpc.NewClient(addr, rpc.ClientOptions{MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage})
 		s.conns = append(s.conns, conn)
 		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))
 		s.batches = append(s.batches, newBatcher(conn))
 	}
-	return s, nil
+	return s
 }
 
 // suspect makes the next use ask for the store's address again.

@@ -23,7 +23,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
@@ -52,7 +52,7 @@ type Node struct {
 	trans     *transport.Transport
 	store     *raftstore.Store
 	ident     rspb.StoreIdent
-	grpc      *rpcserver.Server
+	grpc      *rpc.Server
 	health    *health.Server
 	listener  net.Listener
 	status    *statusServer
@@ -235,7 +235,7 @@ func (n *Node) storeMeta() *metapb.Store {
 }
 
 func (n *Node) serve(st storage.Storage) {
-	n.grpc = rpcserver.New(server.Options(n.cfg))
+	n.grpc = rpc.New(server.Options(n.cfg))
 	var raft server.RaftHandler
 	if n.store != nil {
 		raft = n.store
@@ -250,7 +250,7 @@ func (n *Node) serve(st storage.Storage) {
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {
 		defer n.wg.Done()
-		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, rpcserver.ErrStopped) {
+		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, rpc.ErrStopped) {
 			n.fail(fmt.Errorf("serve %s: %w", n.cfg.Addr, err))
 		}
 	}()

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -26,7 +26,7 @@ const (
 // Replies that are ready together leave together. A client that does not take its replies is not served further.
 func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error {
 	b := &batchStream{
-		server: s, stream: stream, rpc: rpcserver.StreamOf(stream.Context()),
+		server: s, stream: stream, rpc: rpc.StreamOf(stream.Context()),
 		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxBatchInflight),
 	}
 	var cancel context.CancelFunc
@@ -72,7 +72,7 @@ type batchStream struct {
 	server *Server
 	stream tinykvpb.TinyKv_BatchCommandsServer
 	// rpc is the same stream; nil if another gRPC server runs it.
-	rpc *rpcserver.Stream
+	rpc *rpc.Stream
 	ctx context.Context
 	// slots are held by requests that are not answered yet, handlers counts those on goroutines.
 	slots    chan struct{}

@@ -76,21 +76,21 @@ type request interface {
 	Unmarshal([]byte) error
 }
 
-// rpc calls one RPC with a request of any bytes; unary ones return the answer's error.
-type rpc struct {
+// procedure calls one RPC with a request of any bytes; unary ones return the answer's error.
+type procedure struct {
 	req  func() request
 	call func(ctx context.Context, s *Server, req request) error
 }
 
-func unary[Req request, Resp any](fresh func() Req, call func(*Server, context.Context, Req) (Resp, error)) rpc {
-	return rpc{func() request { return fresh() }, func(ctx context.Context, s *Server, req request) error {
+func unary[Req request, Resp any](fresh func() Req, call func(*Server, context.Context, Req) (Resp, error)) procedure {
+	return procedure{func() request { return fresh() }, func(ctx context.Context, s *Server, req request) error {
 		_, err := call(s, ctx, req.(Req))
 		return err
 	}}
 }
 
 // rpcs are all RPCs of a client, and those of stores that take one message.
-var rpcs = []rpc{
+var rpcs = []procedure{
 	unary(func() *kvrpcpb.RawGetRequest { return new(kvrpcpb.RawGetRequest) }, (*Server).RawGet),
 	unary(func() *kvrpcpb.RawPutRequest { return new(kvrpcpb.RawPutRequest) }, (*Server).RawPut),
 	unary(func() *kvrpcpb.RawDeleteRequest { return new(kvrpcpb.RawDeleteRequest) }, (*Server).RawDelete),

@@ -6,13 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 // registerInline has gets, puts and deletes answered without goroutines of their own, as far as the storage can.
-func (s *Server) registerInline(g *rpcserver.Server) {
+func (s *Server) registerInline(g *rpc.Server) {
 	if s.local != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
@@ -23,7 +23,7 @@ func (s *Server) registerInline(g *rpcserver.Server) {
 }
 
 // inlineGet answers a get under a lease. A request that cannot be decoded is left to the usual handler, which says so.
-func (s *Server) inlineGet(call *rpcserver.Call, request []byte) bool {
+func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawGetRequest)
 	if req.Unmarshal(request) != nil {
 		return false
@@ -35,7 +35,7 @@ func (s *Server) inlineGet(call *rpcserver.Call, request []byte) bool {
 	return ok
 }
 
-func (s *Server) inlinePut(call *rpcserver.Call, request []byte) bool {
+func (s *Server) inlinePut(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawPutRequest)
 	if req.Unmarshal(request) != nil {
 		return false
@@ -44,7 +44,7 @@ func (s *Server) inlinePut(call *rpcserver.Call, request []byte) bool {
 	return true
 }
 
-func (s *Server) inlineDelete(call *rpcserver.Call, request []byte) bool {
+func (s *Server) inlineDelete(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawDeleteRequest)
 	if req.Unmarshal(request) != nil {
 		return false
@@ -53,7 +53,7 @@ func (s *Server) inlineDelete(call *rpcserver.Call, request []byte) bool {
 	return true
 }
 
-func answer(call *rpcserver.Call, resp any, err error) {
+func answer(call *rpc.Call, resp any, err error) {
 	if err != nil {
 		call.Fail(err)
 		return
@@ -62,7 +62,7 @@ func answer(call *rpcserver.Call, resp any, err error) {
 }
 
 // deadline is the client's, or what the configuration gives to those who have none.
-func (s *Server) deadline(call *rpcserver.Call) time.Time {
+func (s *Server) deadline(call *rpc.Call) time.Time {
 	if t, ok := call.Deadline(); ok {
 		return t
 	}

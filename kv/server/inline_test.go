@@ -21,7 +21,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -35,7 +35,7 @@ func overTheWire(t testing.TB, svc *Server) tinykvpb.TinyKvClient {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	g := rpcserver.New(Options(svc.cfg))
+	g := rpc.New(Options(svc.cfg))
 	Register(g, svc)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
@@ -45,7 +45,7 @@ func overTheWire(t testing.TB, svc *Server) tinykvpb.TinyKvClient {
 	t.Cleanup(func() {
 		require.NoError(t, conn.Close())
 		g.Stop()
-		require.ErrorIs(t, <-served, rpcserver.ErrStopped)
+		require.ErrorIs(t, <-served, rpc.ErrStopped)
 	})
 	return tinykvpb.NewTinyKvClient(conn)
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/codec"
@@ -57,15 +57,15 @@ func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.M
 const MinKeepAlive = 2 * time.Second
 
 // Options are the limits of the gRPC server that the service relies on.
-func Options(cfg *config.Config) rpcserver.Options {
+func Options(cfg *config.Config) rpc.Options {
 	limit := int(cfg.Server.GRPCMaxMessage)
-	return rpcserver.Options{
+	return rpc.Options{
 		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
 	}
 }
 
 // Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
-func Register(g *rpcserver.Server, svc *Server) {
+func Register(g *rpc.Server, svc *Server) {
 	tinykvpb.RegisterTinyKvServer(g, svc)
 	svc.registerInline(g)
 }
@@ -100,7 +100,7 @@ func (s *Server) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
 	if err := s.noRaft(); err != nil {
 		return err
 	}
-	if st := rpcserver.StreamOf(stream.Context()); st != nil {
+	if st := rpc.StreamOf(stream.Context()); st != nil {
 		st.OnMessage(func(msg []byte) bool {
 			batch := new(rspb.BatchRaftMessage)
 			if batch.Unmarshal(msg) != nil {

@@ -23,7 +23,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
-	"github.com/tinykv/tinykv/kv/rpcserver"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -70,7 +70,7 @@ func startStore(t *testing.T, addr string) *store {
 	l, err := net.Listen("tcp", addr)
 	require.NoError(t, err)
 	s.addr = l.Addr().String()
-	g := rpcserver.New(server.Options(config.Default()))
+	g := rpc.New(server.Options(config.Default()))
 	server.Register(g, server.New(config.Default(), nil, s, snaps, zap.NewNop()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()

@@ -3634,10 +3634,10 @@ type SchedulerClient interface {
 }
 
 type schedulerClient struct {
-	cc *grpc.ClientConn
+	cc grpc.ClientConnInterface
 }
 
-func NewSchedulerClient(cc *grpc.ClientConn) SchedulerClient {
+func NewSchedulerClient(cc grpc.ClientConnInterface) SchedulerClient {
 	return &schedulerClient{cc}
 }
 

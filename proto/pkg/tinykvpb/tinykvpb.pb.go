@@ -101,10 +101,10 @@ type TinyKvClient interface {
 }
 
 type tinyKvClient struct {
-	cc *grpc.ClientConn
+	cc grpc.ClientConnInterface
 }
 
-func NewTinyKvClient(cc *grpc.ClientConn) TinyKvClient {
+func NewTinyKvClient(cc grpc.ClientConnInterface) TinyKvClient {
 	return &tinyKvClient{cc}
 }
 

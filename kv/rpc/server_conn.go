@@ -1,4 +1,4 @@
-package rpcserver
+package rpc
 
 import (
 	"bufio"
@@ -185,7 +185,7 @@ var errProtocol = errors.New("client does not speak HTTP/2")
 // readLoop handles frames until the connection fails or is closed.
 func (c *conn) readLoop() error {
 	for {
-		if !c.moreBuffered() {
+		if !frameBuffered(c.br) {
 			c.mu.Lock()
 			c.mu.reading = false
 			c.flushLocked()
@@ -223,14 +223,14 @@ func (c *conn) onError(err error) error {
 	return nil
 }
 
-// moreBuffered tells whether another whole frame has arrived, so that reading it will not block. It would read on if
+// frameBuffered tells whether another whole frame has arrived, so that reading it will not block. It would read on if
 // headers go on in another frame.
-func (c *conn) moreBuffered() bool {
-	n := c.br.Buffered()
+func frameBuffered(br *bufio.Reader) bool {
+	n := br.Buffered()
 	if n < frameHeader {
 		return false
 	}
-	h, err := c.br.Peek(5)
+	h, err := br.Peek(5)
 	if err != nil || n < frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2])) {
 		return false
 	}

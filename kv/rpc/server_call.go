@@ -1,4 +1,4 @@
-package rpcserver
+package rpc
 
 import (
 	"context"
@@ -230,7 +230,9 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	}
 	size := int64(len(msg))
 	if compressed == 0 && call.stream.offerInline(body) {
-		call.stream.took(size)
+		if give := call.stream.took(size); give > 0 {
+			call.stream.giveBack(give)
+		}
 		return nil
 	}
 	if !kept {

@@ -1,4 +1,4 @@
-package rpcserver
+package rpc
 
 import (
 	"net"
@@ -42,6 +42,19 @@ func (o *output) grow(n int) []byte {
 func (o *output) shrink(n int) {
 	o.size -= n
 	o.last = o.last[:len(o.last)-n]
+}
+
+// append adds what is in p, which must not be used any more.
+func (o *output) append(p *output) {
+	if p.size == 0 {
+		return
+	}
+	if len(o.last) > 0 {
+		o.full = append(o.full, o.last)
+	}
+	o.full = append(o.full, p.full...)
+	o.last = p.last
+	o.size += p.size
 }
 
 // writeTo writes everything. The output must not be used any more.

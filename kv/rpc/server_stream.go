@@ -1,11 +1,10 @@
-package rpcserver
+package rpc
 
 import (
 	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
@@ -22,38 +21,17 @@ import (
 type Stream struct {
 	call *Call
 	ctx  context.Context
-	// ready and sendable wake the handler: something has come, something has left.
-	ready, sendable chan struct{}
+	// sendable wakes the handler: something has left.
+	sendable chan struct{}
 	// returned is what was given back to the client's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
-	mu       struct {
-		sync.Mutex
-		queue []message
-		head  int
-		// end is what RecvMsg returns after the last message.
-		end error
-		// inline sees messages first; waiting: the handler is in RecvMsg and has taken everything.
-		inline  func(msg []byte) bool
-		waiting bool
-		// owed is what the handler has taken and was not given back to the client's window yet.
-		owed int64
-		// Of the message that is coming, given is what was given back to the window already; held is more of it, which
-		// will be when the queue is empty.
-		held, given int64
-	}
-}
-
-// message is one that the client has sent; owed counts against its window until the handler takes it. It stays
-// compressed until then, or the window would not bound the queue's memory.
-type message struct {
-	body       []byte
-	compressed byte
-	owed       int64
+	inbox
 }
 
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
-	st := &Stream{call: call, ready: make(chan struct{}, 1), sendable: make(chan struct{}, 1)}
+	st := &Stream{call: call, sendable: make(chan struct{}, 1)}
+	st.inbox.init(call.in.size)
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
@@ -73,13 +51,6 @@ func (call *Call) startStream() {
 	}()
 }
 
-func wake(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
-}
-
 func (st *Stream) wakeSender() { wake(st.sendable) }
 
 type streamKey struct{}
@@ -94,11 +65,7 @@ func StreamOf(ctx context.Context) *Stream {
 // OnMessage has f see each message, encoded, on the goroutine that reads the connection, while the handler waits in
 // RecvMsg. f must not wait for anything and must not keep msg. If it returns false the handler receives the message.
 // Messages are seen in order, by one of the two at a time.
-func (st *Stream) OnMessage(f func(msg []byte) bool) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.mu.inline = f
-}
+func (st *Stream) OnMessage(f func(msg []byte) bool) { st.onMessage(f) }
 
 // Offer is SendMsg for those who must not wait: what the client's window does not take yet is kept. Backlog says how
 // much that is.
@@ -125,12 +92,7 @@ func (st *Stream) Backlog() int {
 
 // offerInline has the handler's OnMessage see a message, if it may.
 func (st *Stream) offerInline(msg []byte) bool {
-	st.mu.Lock()
-	f := st.mu.inline
-	if !st.mu.waiting {
-		f = nil
-	}
-	st.mu.Unlock()
+	f := st.inline()
 	if f == nil {
 		return false
 	}
@@ -139,78 +101,6 @@ func (st *Stream) offerInline(msg []byte) bool {
 	c.mu.reading = true // what f offers leaves with the reader's next flush
 	c.mu.Unlock()
 	return f(msg)
-}
-
-// push hands a message to the handler. Its client's window bounds the queue.
-func (st *Stream) push(m message) {
-	st.mu.Lock()
-	m.owed -= st.mu.given
-	st.mu.held, st.mu.given = 0, 0
-	st.mu.queue = append(st.mu.queue, m)
-	st.mu.waiting = false
-	st.mu.Unlock()
-	wake(st.ready)
-}
-
-// early tells how much of an incomplete message, of which part has come and not been given back by the reading
-// goroutine, is to be given back now, so that the rest can come. While others are queued it is nothing: a client could
-// make the queue as long as it likes. Then it is due when the handler has taken them.
-func (st *Stream) early(part int64) int64 {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	part -= st.mu.given
-	if st.mu.head < len(st.mu.queue) {
-		st.mu.held = part
-		return 0
-	}
-	st.mu.held, st.mu.given = 0, st.mu.given+part
-	return part
-}
-
-// endRecv says what comes after the last message: io.EOF or an error.
-func (st *Stream) endRecv(err error) {
-	st.mu.Lock()
-	if st.mu.end == nil {
-		st.mu.end = err
-	}
-	st.mu.Unlock()
-	wake(st.ready)
-}
-
-// pop takes the next message; give is how much the client may now send more.
-func (st *Stream) pop() (m message, give int64, ok bool, end error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.mu.waiting = st.mu.head == len(st.mu.queue); st.mu.waiting {
-		return m, 0, false, st.mu.end
-	}
-	m = st.mu.queue[st.mu.head]
-	st.mu.queue[st.mu.head] = message{}
-	if st.mu.head++; st.mu.head == len(st.mu.queue) {
-		st.mu.queue, st.mu.head = st.mu.queue[:0], 0
-		st.mu.owed += st.mu.held
-		st.mu.held, st.mu.given = 0, st.mu.given+st.mu.held
-	}
-	return m, st.oweLocked(m.owed), true, nil
-}
-
-// oweLocked counts what was taken, and says how much to give back to the client's window now.
-func (st *Stream) oweLocked(n int64) (give int64) {
-	if st.mu.owed += n; st.mu.owed >= st.call.in.size/4 {
-		give, st.mu.owed = st.mu.owed, 0
-	}
-	return give
-}
-
-// took counts a message of so many bytes that was worked off inline.
-func (st *Stream) took(size int64) {
-	st.mu.Lock()
-	give := st.oweLocked(size - st.mu.given)
-	st.mu.held, st.mu.given = 0, 0
-	st.mu.Unlock()
-	if give > 0 {
-		st.giveBack(give)
-	}
 }
 
 // RecvMsg implements grpc.ServerStream. After the client's last message it returns io.EOF.

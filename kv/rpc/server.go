@@ -13,7 +13,7 @@
 //
 // Services register with their generated code (grpc.ServiceRegistrar), so that whatever was written for
 // grpc.Server runs here. What is different is HandleInline.
-package rpcserver
+package rpc
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ import (
 )
 
 // ErrStopped is returned by Serve once Stop or GracefulStop was called.
-var ErrStopped = errors.New("rpcserver: stopped")
+var ErrStopped = errors.New("rpc: stopped")
 
 // Options are the limits of a Server. A zero value means the default in parentheses.
 type Options struct {
@@ -130,10 +130,10 @@ func New(o Options) *Server {
 func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	s.mustNotServe("RegisterService")
 	if want := reflect.TypeOf(sd.HandlerType).Elem(); impl != nil && !reflect.TypeOf(impl).Implements(want) {
-		panic(fmt.Sprintf("rpcserver: %T does not implement %v", impl, want))
+		panic(fmt.Sprintf("rpc: %T does not implement %v", impl, want))
 	}
 	if _, ok := s.services[sd.ServiceName]; ok {
-		panic(fmt.Sprintf("rpcserver: service %s is registered twice", sd.ServiceName))
+		panic(fmt.Sprintf("rpc: service %s is registered twice", sd.ServiceName))
 	}
 	info := grpc.ServiceInfo{Metadata: sd.Metadata}
 	for _, m := range sd.Methods {
@@ -153,7 +153,7 @@ func (s *Server) HandleInline(path string, f InlineFunc) {
 	s.mustNotServe("HandleInline")
 	m := s.methods[path]
 	if m == nil || m.unary == nil {
-		panic(fmt.Sprintf("rpcserver: no unary method %s", path))
+		panic(fmt.Sprintf("rpc: no unary method %s", path))
 	}
 	m.inline = f
 }
@@ -162,7 +162,7 @@ func (s *Server) mustNotServe(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.serving {
-		panic("rpcserver: " + what + " after Serve")
+		panic("rpc: " + what + " after Serve")
 	}
 }
 

@@ -1,0 +1,503 @@
+package rpc
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
+)
+
+// clientCall is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in
+// mu.
+type clientCall struct {
+	l  *link
+	id uint32
+
+	headed   bool
+	encoding string
+	in       inflow
+	parts    assembler
+	// answer is the message of a unary call, in memory of its own; hasAnswer: it has come.
+	answer     []byte
+	compressed byte
+	hasAnswer  bool
+	// stream is set for streams; it does not change.
+	stream *ClientStream
+
+	// done says that a unary call has ended; then err belongs to the caller.
+	done chan struct{}
+	err  error
+
+	mu struct {
+		// ended: it is not among the connection's calls any more.
+		ended bool
+		// window is how much the server takes on this stream.
+		window int64
+		// pending waits for a window; last: nothing is sent after it.
+		pending []byte
+		last    bool
+		blocked bool
+	}
+}
+
+// calls are unary calls that have ended well, to be used again.
+var calls = sync.Pool{New: func() any { return &clientCall{done: make(chan struct{}, 1)} }}
+
+// maxKept is the largest answer whose memory is kept for the next call.
+const maxKept = 8 << 10
+
+func (call *clientCall) recycle() {
+	answer := call.answer[:0]
+	if cap(answer) > maxKept {
+		answer = nil
+	}
+	*call = clientCall{done: call.done, answer: answer}
+	calls.Put(call)
+}
+
+// timeout is what is left until the context's deadline, negative if there is none.
+func timeout(ctx context.Context) time.Duration {
+	d, ok := ctx.Deadline()
+	if !ok {
+		return -1
+	}
+	return max(time.Until(d), 0)
+}
+
+// beginLocked opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
+func (l *link) beginLocked(ctx context.Context, call *clientCall, method string) error {
+	for {
+		switch {
+		case ctx.Err() != nil:
+			return &notSent{status.FromContextError(ctx.Err())}
+		case l.shut.Load():
+			return notSentf("connection to %s: no call is taken any more", l.c.addr)
+		case len(l.mu.calls) >= int(l.mu.max) || l.mu.out.size > maxOut:
+			l.waitLocked(ctx.Done())
+			continue
+		}
+		break
+	}
+	if l.mu.nextID >= 1<<31-2 {
+		l.shut.Store(true)
+		l.c.up.CompareAndSwap(l, nil)
+		l.endIfDrainedLocked()
+		return notSentf("connection to %s: %v", l.c.addr, errOutOfIDs)
+	}
+	call.l, call.id = l, l.mu.nextID
+	call.in = inflow{size: int64(l.c.opts.StreamWindow), left: int64(l.c.opts.StreamWindow)}
+	call.mu.window = l.mu.outflow.initial
+	l.mu.nextID += 2
+	l.mu.calls[call.id] = call
+	block := l.mu.enc.block(method, timeout(ctx))
+	for first := true; first || len(block) > 0; first = false {
+		n := min(len(block), l.mu.outflow.maxFrame)
+		if first {
+			_ = l.mu.fw.WriteHeaders(http2.HeadersFrameParam{StreamID: call.id, BlockFragment: block[:n], EndHeaders: n == len(block)})
+		} else {
+			_ = l.mu.fw.WriteContinuation(call.id, n == len(block), block[:n])
+		}
+		block = block[n:]
+	}
+	return nil
+}
+
+// invoke makes a unary call.
+func (l *link) invoke(ctx context.Context, method string, args, reply any) error {
+	call := calls.Get().(*clientCall)
+	l.mu.Lock()
+	err := l.beginLocked(ctx, call, method)
+	if err == nil {
+		if err = call.sendLocked(args, true); err != nil {
+			l.dropLocked(call)
+		}
+		l.pushLocked()
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-call.done:
+	case <-ctx.Done():
+		if l.cancel(call) {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		<-call.done // it has ended at the same moment
+	}
+	if call.err != nil {
+		return call.err // it may have been ended by others; then the reading goroutine may be at it still
+	}
+	err = call.decode(reply)
+	call.recycle()
+	return err
+}
+
+// pushLocked writes the output. Calls of goroutines that can run now are put beside it, unless this is the only one.
+func (l *link) pushLocked() {
+	if l.mu.writing || l.mu.reading {
+		return
+	}
+	if len(l.mu.calls) > 1 {
+		l.mu.writing = true // the others leave it to this one
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+		l.mu.writing = false
+	}
+	l.flushLocked()
+}
+
+// decode reads the answer of a unary call.
+func (call *clientCall) decode(reply any) error {
+	o := &call.l.c.opts
+	body := call.answer
+	if call.compressed != 0 {
+		var err error
+		if body, err = decompress(call.compressed, call.encoding, body, o.MaxRecv); err != nil {
+			return err
+		}
+	}
+	return decode(o, body, reply)
+}
+
+func decode(o *ClientOptions, body []byte, v any) error {
+	if m, ok := v.(codec.Message); ok {
+		m.Reset()
+		if err := m.Unmarshal(body); err != nil {
+			return status.Errorf(codes.Internal, "unmarshal %T: %v", v, err)
+		}
+		return nil
+	}
+	if err := o.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(body)}, v); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+// cancel tells the server that nobody waits any more. False: the call has ended already.
+func (l *link) cancel(call *clientCall) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if call.mu.ended {
+		return false
+	}
+	l.dropLocked(call)
+	l.pushLocked()
+	return true
+}
+
+// dropLocked ends a call that its caller does not wait for.
+func (l *link) dropLocked(call *clientCall) {
+	if l.removeLocked(call) {
+		_ = l.mu.fw.WriteRSTStream(call.id, http2.ErrCodeCancel)
+	}
+}
+
+// removeLocked takes a call out; false if it was.
+func (l *link) removeLocked(call *clientCall) bool {
+	if call.mu.ended {
+		return false
+	}
+	call.mu.ended = true
+	call.mu.pending = nil
+	if call.mu.blocked {
+		o := &l.mu.outflow
+		o.blocked = slices.DeleteFunc(o.blocked, func(b *clientCall) bool { return b == call })
+	}
+	delete(l.mu.calls, call.id)
+	l.wakeWaitersLocked()
+	return true
+}
+
+// endLocked ends a call and tells its caller; err is nil, io.EOF for a stream, if it went well.
+func (l *link) endLocked(call *clientCall, err error) {
+	if !l.removeLocked(call) {
+		return
+	}
+	if call.stream != nil {
+		if err == nil {
+			err = io.EOF
+		}
+		call.stream.stop()
+		call.stream.endRecv(err)
+		return
+	}
+	call.err = err
+	call.done <- struct{}{} // has room
+}
+
+// finish ends a call from the reading goroutine.
+func (l *link) finish(call *clientCall, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endLocked(call, err)
+	l.endIfDrainedLocked()
+}
+
+// reset ends a call that broke the protocol.
+func (l *link) reset(id uint32, code http2.ErrCode, st *status.Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.mu.fw.WriteRSTStream(id, code)
+	if call := l.mu.calls[id]; call != nil {
+		l.endLocked(call, st.Err())
+	}
+	l.endIfDrainedLocked()
+}
+
+// call finds an open call for the reading goroutine.
+func (l *link) call(id uint32) *clientCall {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.reading = true
+	return l.mu.calls[id]
+}
+
+func (l *link) onReset(f *http2.RSTStreamFrame) {
+	call := l.call(f.StreamID)
+	if call == nil {
+		return
+	}
+	var err error
+	if f.ErrCode == http2.ErrCodeRefusedStream {
+		err = notSentf("the server refused the call before it looked at it")
+	} else {
+		err = status.Errorf(codeOfReset(f.ErrCode), "the server reset the call: %v", f.ErrCode)
+	}
+	l.finish(call, err)
+}
+
+// onData takes a part of the server's messages.
+func (l *link) onData(f *http2.DataFrame) error {
+	n := int64(f.Length)
+	if !l.in.take(n) {
+		return http2.ConnectionError(http2.ErrCodeFlowControl)
+	}
+	l.owed += n
+	if give := l.in.due(l.owed); give > 0 {
+		l.owed = 0
+		l.mu.Lock()
+		_ = l.mu.fw.WriteWindowUpdate(0, uint32(give))
+		l.mu.Unlock()
+	}
+	call := l.call(f.StreamID)
+	if call == nil {
+		return nil // it was cancelled
+	}
+	if st := call.stream; st != nil {
+		call.in.left += st.returned.Swap(0)
+	}
+	if !call.in.take(n) {
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
+	}
+	if !call.headed {
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
+	}
+	data := f.Data()
+	padding := n - int64(len(data))
+	for len(data) > 0 {
+		msg, kept, rest, err := call.parts.add(data, l.c.opts.MaxRecv)
+		if err == nil && msg != nil {
+			err = call.deliver(msg, kept)
+		}
+		if err != nil {
+			l.reset(call.id, http2.ErrCodeCancel, status.Convert(err))
+			return nil
+		}
+		data = rest
+	}
+	if f.StreamEnded() { // an answer ends with headers
+		l.finish(call, status.Error(codes.Internal, "the server ended the call without a status"))
+		return nil
+	}
+	call.giveBack(padding)
+	return nil
+}
+
+// giveBack lets the server send more: what is needed for the message that has begun to come.
+func (call *clientCall) giveBack(padding int64) {
+	due := padding
+	if call.parts.need > 0 && call.in.left < call.in.size/2 {
+		if size := int64(len(call.parts.msg)); call.stream != nil {
+			due += call.stream.early(size)
+		} else {
+			due += size - call.parts.early
+			call.parts.early = size
+		}
+	}
+	if due == 0 {
+		return
+	}
+	call.in.left += due
+	call.l.mu.Lock()
+	defer call.l.mu.Unlock()
+	call.windowUpdateLocked(due)
+}
+
+func (call *clientCall) windowUpdateLocked(n int64) {
+	if !call.mu.ended && n > 0 {
+		_ = call.l.mu.fw.WriteWindowUpdate(call.id, uint32(n))
+		call.l.kickLocked()
+	}
+}
+
+// deliver takes a complete message. kept: it is the call's own memory.
+func (call *clientCall) deliver(msg []byte, kept bool) error {
+	compressed := msg[0]
+	call.parts = assembler{}
+	body := msg[prefixSize:]
+	if st := call.stream; st != nil {
+		size := int64(len(msg))
+		if compressed == 0 && st.offerInline(body) {
+			if give := st.took(size); give > 0 {
+				st.giveBack(give)
+			}
+			return nil
+		}
+		if !kept {
+			body = append([]byte(nil), body...)
+		}
+		st.push(message{body, compressed, size})
+		return nil
+	}
+	if call.hasAnswer {
+		return status.Error(codes.Internal, "more than one answer to a unary call")
+	}
+	call.hasAnswer, call.compressed = true, compressed
+	if kept {
+		call.answer = body
+	} else {
+		call.answer = append(call.answer[:0], body...)
+	}
+	return nil
+}
+
+// onEnd: the server has said all and how it went.
+func (call *clientCall) onEnd(st *status.Status) {
+	err := st.Err()
+	switch {
+	case err != nil:
+	case call.parts.started():
+		err = status.Error(codes.Internal, "the call ended within a message")
+	case call.stream == nil && !call.hasAnswer:
+		err = status.Error(codes.Internal, "the server ended a unary call without an answer")
+	}
+	l := call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !call.mu.ended && (!call.mu.last || len(call.mu.pending) > 0) { // it wants no more of what is being sent
+		_ = l.mu.fw.WriteRSTStream(call.id, http2.ErrCodeNo)
+	}
+	l.endLocked(call, err)
+	l.endIfDrainedLocked()
+}
+
+// sendLocked encodes a message and sends it as far as the server's windows allow. last: it is all that is sent.
+func (call *clientCall) sendLocked(m any, last bool) error {
+	l := call.l
+	g, ok := m.(codec.Message)
+	if !ok {
+		return call.sendForeignLocked(m, last)
+	}
+	size := g.Size()
+	if size > l.c.opts.MaxSend {
+		return tooLarge("send", size, l.c.opts.MaxSend)
+	}
+	total := prefixSize + size
+	o := &l.mu.outflow
+	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
+		buf := make([]byte, total)
+		if err := putMessage(buf, g); err != nil {
+			return err
+		}
+		call.queueLocked(buf, last)
+		return nil
+	}
+	// The usual case: straight into the output.
+	n := frameCount(total, o.maxFrame)
+	framed := total + frameHeader*n
+	buf := l.mu.out.grow(framed)
+	if err := putMessage(buf[framed-total:], g); err != nil {
+		l.mu.out.shrink(framed)
+		return err
+	}
+	frames(buf, total, o.maxFrame, call.id)
+	if last {
+		call.mu.last = true
+		endStream(buf[(n-1)*(frameHeader+o.maxFrame):])
+	}
+	o.window -= int64(total)
+	call.mu.window -= int64(total)
+	return nil
+}
+
+// endStream marks the frame at the beginning of b as the last of its stream.
+func endStream(b []byte) { b[4] |= byte(http2.FlagDataEndStream) }
+
+// sendForeignLocked sends a message that only the codec can encode.
+func (call *clientCall) sendForeignLocked(m any, last bool) error {
+	o := &call.l.c.opts
+	bufs, err := o.Codec.Marshal(m)
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	defer bufs.Free()
+	size := bufs.Len()
+	if size > o.MaxSend {
+		return tooLarge("send", size, o.MaxSend)
+	}
+	buf := make([]byte, prefixSize+size)
+	binary.BigEndian.PutUint32(buf[1:], uint32(size))
+	bufs.CopyTo(buf[prefixSize:])
+	call.queueLocked(buf, last)
+	return nil
+}
+
+// queueLocked takes over bytes to send.
+func (call *clientCall) queueLocked(buf []byte, last bool) {
+	if len(call.mu.pending) == 0 {
+		call.mu.pending = buf
+	} else {
+		call.mu.pending = append(call.mu.pending, buf...)
+	}
+	call.mu.last = call.mu.last || last
+	call.sendPendingLocked()
+}
+
+// sendPendingLocked sends what the windows allow and joins the queue for windows with the rest.
+func (call *clientCall) sendPendingLocked() {
+	l := call.l
+	o := &l.mu.outflow
+	for len(call.mu.pending) > 0 && !call.mu.ended {
+		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
+		if n <= 0 {
+			if !call.mu.blocked {
+				call.mu.blocked = true
+				o.blocked = append(o.blocked, call)
+			}
+			return
+		}
+		buf := l.mu.out.grow(frameHeader + int(n))
+		putFrameHeader(buf, int(n), call.id)
+		copy(buf[frameHeader:], call.mu.pending)
+		call.mu.pending = call.mu.pending[n:]
+		if call.mu.last && len(call.mu.pending) == 0 {
+			endStream(buf)
+		}
+		o.window -= n
+		call.mu.window -= n
+	}
+	call.mu.pending = nil
+	l.wakeWaitersLocked()
+}

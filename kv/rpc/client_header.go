@@ -1,0 +1,264 @@
+package rpc
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// requestEncoder makes the header blocks of calls. Those of a method are always the same but for the timeout: once
+// their fields are in the server's table they are a few bytes, which are kept.
+type requestEncoder struct {
+	addr string
+	buf  bytes.Buffer
+	enc  *hpack.Encoder
+	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
+	// as long as nothing enters the table, so that nothing in it moves.
+	seen map[string][]byte
+	// small: the server's table has no room for all that.
+	small bool
+}
+
+// maxSeen bounds the methods whose paths are put into the table: all must have room.
+const maxSeen = 16
+
+func (e *requestEncoder) init(addr string) {
+	e.addr = addr
+	e.enc = hpack.NewEncoder(&e.buf)
+	e.seen = map[string][]byte{}
+}
+
+// setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE.
+func (e *requestEncoder) setTableSize(n uint32) {
+	e.enc.SetMaxDynamicTableSizeLimit(min(n, tableSize))
+	e.small = n < tableSize
+	clear(e.seen)
+}
+
+// block is the header block of a call; it is valid until the next one. A timeout below zero means none.
+func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
+	kept, known := e.seen[method]
+	if kept == nil {
+		e.buf.Reset()
+		index := !e.small && (known || len(e.seen) < maxSeen)
+		e.field(":method", "POST", index)
+		e.field(":scheme", "http", index)
+		e.field(":path", method, index)
+		e.field(":authority", e.addr, index)
+		e.field("content-type", "application/grpc", index)
+		e.field("user-agent", "tinykv-go", index)
+		e.field("te", "trailers", index)
+		switch {
+		case !index:
+		case known: // every field came from the table
+			e.seen[method] = bytes.Clone(e.buf.Bytes())
+		default:
+			for m := range e.seen {
+				e.seen[m] = nil
+			}
+			e.seen[method] = nil
+		}
+	} else {
+		e.buf.Reset()
+		e.buf.Write(kept)
+	}
+	if timeout >= 0 {
+		e.literal("grpc-timeout", formatTimeout(timeout))
+	}
+	return e.buf.Bytes()
+}
+
+// field never fails: it writes to memory.
+func (e *requestEncoder) field(name, value string, index bool) {
+	_ = e.enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: !index})
+}
+
+// literal adds a field of less than 127 bytes each that stays out of the table (RFC 7541, 6.2.2).
+func (e *requestEncoder) literal(name, value string) {
+	e.buf.WriteByte(0)
+	e.buf.WriteByte(byte(len(name)))
+	e.buf.WriteString(name)
+	e.buf.WriteByte(byte(len(value)))
+	e.buf.WriteString(value)
+}
+
+// formatTimeout is the grpc-timeout header for d: at most 8 digits and a unit, rounded up.
+func formatTimeout(d time.Duration) string {
+	const most = 99_999_999
+	var buf [16]byte
+	for _, u := range []struct {
+		unit time.Duration
+		name byte
+	}{{time.Nanosecond, 'n'}, {time.Microsecond, 'u'}, {time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}} {
+		if n := (d + u.unit - 1) / u.unit; n <= most && d <= most*u.unit {
+			return string(append(strconv.AppendInt(buf[:0], int64(n), 10), u.name))
+		}
+	}
+	return strconv.FormatInt(int64(d/time.Hour)+1, 10) + "H"
+}
+
+// responseHead is what the header block says that is being read.
+type responseHead struct {
+	dec *hpack.Decoder
+	// stream is the call whose block is being read, zero between blocks; end, that nothing comes after it.
+	stream uint32
+	end    bool
+	size   int
+	// The fields.
+	httpStatus, contentType, grpcStatus, message, encoding string
+}
+
+func (h *responseHead) init() { h.dec = newHeaderDecoder(h.take) }
+
+func (h *responseHead) begin(stream uint32, end bool) {
+	*h = responseHead{dec: h.dec, stream: stream, end: end}
+}
+
+func (h *responseHead) take(f hpack.HeaderField) {
+	if h.size += len(f.Name) + len(f.Value) + 32; h.size > maxHeaderBytes {
+		return
+	}
+	switch f.Name {
+	case ":status":
+		h.httpStatus = f.Value
+	case "content-type":
+		h.contentType = f.Value
+	case "grpc-status":
+		h.grpcStatus = f.Value
+	case "grpc-message":
+		h.message = f.Value
+	case "grpc-encoding":
+		h.encoding = f.Value
+	}
+}
+
+// check says what is wrong with the first headers of an answer.
+func (h *responseHead) check() *status.Status {
+	switch {
+	case h.size > maxHeaderBytes:
+		return status.New(codes.ResourceExhausted, "the server's headers are larger than the limit")
+	case h.httpStatus != "200":
+		return status.Newf(codeOfHTTP(h.httpStatus), "the server answered with HTTP status %q", h.httpStatus)
+	case !isGRPCType(h.contentType):
+		return status.Newf(codes.Unknown, "the server answered with content-type %q", h.contentType)
+	}
+	return nil
+}
+
+// status is what the last headers of an answer say.
+func (h *responseHead) status() *status.Status {
+	if h.size > maxHeaderBytes {
+		return status.New(codes.ResourceExhausted, "the server's headers are larger than the limit")
+	}
+	if h.grpcStatus == "0" {
+		return okStatus
+	}
+	n, err := strconv.ParseUint(h.grpcStatus, 10, 31)
+	if err != nil {
+		return status.Newf(codes.Unknown, "the server ended the call with grpc-status %q", h.grpcStatus)
+	}
+	return status.New(codes.Code(n), decodeMessage(h.message))
+}
+
+// codeOfHTTP is gRPC's code for an HTTP status (http-grpc-status-mapping.md).
+func codeOfHTTP(st string) codes.Code {
+	switch st {
+	case "400":
+		return codes.Internal
+	case "401":
+		return codes.Unauthenticated
+	case "403":
+		return codes.PermissionDenied
+	case "404":
+		return codes.Unimplemented
+	case "429", "502", "503", "504":
+		return codes.Unavailable
+	}
+	return codes.Unknown
+}
+
+// codeOfReset is gRPC's code for a stream that the server has reset (PROTOCOL-HTTP2.md).
+func codeOfReset(code http2.ErrCode) codes.Code {
+	switch code {
+	case http2.ErrCodeCancel:
+		return codes.Canceled
+	case http2.ErrCodeRefusedStream:
+		return codes.Unavailable
+	case http2.ErrCodeEnhanceYourCalm:
+		return codes.ResourceExhausted
+	case http2.ErrCodeInadequateSecurity:
+		return codes.PermissionDenied
+	}
+	return codes.Internal
+}
+
+// decodeMessage undoes the percent-encoding of grpc-message. What is no encoding stays.
+func decodeMessage(m string) string {
+	if !strings.Contains(m, "%") {
+		return m
+	}
+	var b strings.Builder
+	for i := 0; i < len(m); i++ {
+		if m[i] == '%' && i+2 < len(m) {
+			var ch [1]byte
+			if _, err := hex.Decode(ch[:], []byte(m[i+1:i+3])); err == nil {
+				b.WriteByte(ch[0])
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(m[i])
+	}
+	return b.String()
+}
+
+// onHeaderBlock reads a header block, or a part of it. Blocks of calls that have ended are read too: the table must be the
+// server's.
+func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
+	if l.head.stream != id {
+		l.head.begin(id, end)
+	}
+	_, err := l.head.dec.Write(fragment)
+	if err == nil && last {
+		err = l.head.dec.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("header block: %w", http2.ConnectionError(http2.ErrCodeCompression))
+	}
+	if !last {
+		return nil
+	}
+	l.head.stream = 0
+	call := l.call(id)
+	if call == nil {
+		return nil
+	}
+	if !call.headed {
+		call.headed = true
+		st := l.head.check()
+		if st == nil && !end {
+			call.encoding = l.head.encoding
+			return nil
+		}
+		if st != nil && !end {
+			l.reset(id, http2.ErrCodeCancel, st)
+			return nil
+		}
+		if st != nil {
+			l.finish(call, st.Err())
+			return nil
+		}
+	} else if !end {
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
+	}
+	call.onEnd(l.head.status())
+	return nil
+}

@@ -1,0 +1,482 @@
+package rpc
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// maxHeaderBytes bounds the headers of an answer.
+const maxHeaderBytes = 64 << 10
+
+// link is one connection of a Client. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu
+// and to whoever has set writing: a caller writes its request itself as far as that does not block, the writing
+// goroutine does the rest.
+//
+// Invariant (mu): calls has the calls that have begun and not ended. Whoever removes one from it tells its caller.
+type link struct {
+	c     *Client
+	nc    net.Conn
+	try   tryWriter
+	since time.Time
+	br    *bufio.Reader
+	fr    *http2.Framer
+	// in is the flow control of what comes, owed what it has not given back yet.
+	in   inflow
+	owed int64
+	// head takes in the header block that is being read.
+	head responseHead
+	// frames counts what was read, for keep-alive.
+	frames atomic.Uint64
+	// shut: no further calls are taken.
+	shut atomic.Bool
+	// wake has the writer look for output; gone is closed when the connection has ended.
+	wake, gone chan struct{}
+
+	mu struct {
+		sync.Mutex
+		out     output
+		writing bool
+		// reading: the reading goroutine is at work and will flush before it waits for more.
+		reading bool
+		closed  error
+		calls   map[uint32]*clientCall
+		nextID  uint32
+		max     uint32
+		// waiters wait for something to end or to be written.
+		waiters []chan struct{}
+		fw      *http2.Framer
+		enc     requestEncoder
+		outflow struct {
+			window, initial int64
+			maxFrame        int
+			// blocked are the calls that wait for a window, in the order in which they began to.
+			blocked []*clientCall
+		}
+		keep struct {
+			timer *time.Timer
+			// seen is how many frames had come when the timer was set; asked, that a ping has been sent since.
+			seen  uint64
+			asked bool
+		}
+	}
+}
+
+func newLink(c *Client, nc net.Conn) *link {
+	l := &link{c: c, nc: nc, try: newTryWriter(nc), since: time.Now(), br: bufio.NewReaderSize(nc, readBuffer), wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	l.fr = http2.NewFramer(io.Discard, l.br)
+	l.fr.SetReuseFrames()
+	l.fr.SetMaxReadFrameSize(maxFrameIn)
+	l.head.init()
+	l.in = inflow{size: int64(c.opts.ConnWindow), left: int64(c.opts.ConnWindow)}
+	l.mu.calls = map[uint32]*clientCall{}
+	l.mu.nextID = 1
+	l.mu.max = 1 << 30 // until the server says otherwise
+	l.mu.fw = http2.NewFramer((*linkWriter)(l), nil)
+	l.mu.enc.init(c.addr)
+	l.mu.outflow.window, l.mu.outflow.initial, l.mu.outflow.maxFrame = initialWindow, initialWindow, 16<<10
+	return l
+}
+
+// linkWriter takes what a Framer writes into the output. The lock must be held.
+type linkWriter link
+
+func (w *linkWriter) Write(p []byte) (int, error) {
+	copy(w.mu.out.grow(len(p)), p)
+	return len(p), nil
+}
+
+// usable tells whether it takes further calls.
+func (l *link) usable() bool { return !l.shut.Load() }
+
+// reason is why the connection has ended.
+func (l *link) reason() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.closed
+}
+
+// serve runs until the connection ends; greeted is closed once the server has sent its settings.
+func (l *link) serve(greeted chan<- struct{}) {
+	done := make(chan struct{})
+	// Owned by the connection; ends when it was closed.
+	go func() { defer close(done); l.writeLoop() }()
+	err := l.greet()
+	if err == nil {
+		close(greeted)
+		err = l.readLoop()
+	}
+	l.close(err)
+	<-done
+	l.c.lost(l, l.reason())
+	l.c.forget(l)
+	close(l.gone)
+}
+
+// greet sends the preface and waits for the server's.
+func (l *link) greet() error {
+	o := &l.c.opts
+	l.mu.Lock()
+	copy(l.mu.out.grow(len(preface)), preface)
+	_ = l.mu.fw.WriteSettings(
+		http2.Setting{ID: http2.SettingEnablePush, Val: 0},
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: o.StreamWindow},
+		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaderBytes})
+	if o.ConnWindow > initialWindow {
+		_ = l.mu.fw.WriteWindowUpdate(0, o.ConnWindow-initialWindow)
+	}
+	l.flushLocked()
+	l.mu.Unlock()
+	f, err := l.fr.ReadFrame()
+	if err != nil {
+		return err
+	}
+	st, ok := f.(*http2.SettingsFrame)
+	if !ok || st.IsAck() {
+		return errors.New("the server does not speak HTTP/2")
+	}
+	if err := l.onSettings(st); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.keep.timer = time.AfterFunc(o.KeepAlive, l.checkAlive)
+	return nil
+}
+
+func (l *link) readLoop() error {
+	for {
+		if !frameBuffered(l.br) {
+			l.mu.Lock()
+			l.mu.reading = false
+			l.flushLocked()
+			l.mu.Unlock()
+		}
+		f, err := l.fr.ReadFrame()
+		if err == nil {
+			l.frames.Add(1)
+			err = l.handle(f)
+		}
+		var se http2.StreamError
+		if errors.As(err, &se) {
+			l.reset(se.StreamID, se.Code, status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
+			err = nil
+		}
+		if err != nil {
+			var ce http2.ConnectionError
+			if errors.As(err, &ce) {
+				l.sayWhy(http2.ErrCode(ce))
+			}
+			return err
+		}
+	}
+}
+
+// sayWhy tells the server, if it can be done at once, why the connection ends.
+func (l *link) sayWhy(code http2.ErrCode) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.closed == nil {
+		_ = l.mu.fw.WriteGoAway(0, code, nil)
+		l.flushLocked()
+	}
+}
+
+func (l *link) handle(f http2.Frame) error {
+	switch f := f.(type) {
+	case *http2.HeadersFrame:
+		return l.onHeaderBlock(f.StreamID, f.HeaderBlockFragment(), f.StreamEnded(), f.HeadersEnded())
+	case *http2.ContinuationFrame:
+		return l.onHeaderBlock(f.StreamID, f.HeaderBlockFragment(), l.head.end, f.HeadersEnded())
+	case *http2.DataFrame:
+		return l.onData(f)
+	case *http2.WindowUpdateFrame:
+		return l.onWindowUpdate(f)
+	case *http2.RSTStreamFrame:
+		l.onReset(f)
+	case *http2.SettingsFrame:
+		return l.onSettings(f)
+	case *http2.PingFrame:
+		if !f.IsAck() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			_ = l.mu.fw.WritePing(true, f.Data)
+		}
+	case *http2.GoAwayFrame:
+		return l.onGoAway(f)
+	case *http2.PushPromiseFrame:
+		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	return nil // what is unknown
+}
+
+func (l *link) onSettings(f *http2.SettingsFrame) error {
+	if f.IsAck() {
+		return nil
+	}
+	if f.NumSettings() > maxSettings {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := f.ForeachSetting(func(st http2.Setting) error {
+		if err := st.Valid(); err != nil {
+			return err
+		}
+		switch st.ID {
+		case http2.SettingInitialWindowSize:
+			return l.setInitialWindowLocked(int64(st.Val))
+		case http2.SettingMaxFrameSize:
+			l.mu.outflow.maxFrame = int(st.Val)
+		case http2.SettingHeaderTableSize:
+			l.mu.enc.setTableSize(st.Val)
+		case http2.SettingMaxConcurrentStreams:
+			l.mu.max = st.Val
+			l.wakeWaitersLocked()
+		}
+		return nil
+	})
+	_ = l.mu.fw.WriteSettingsAck()
+	return err
+}
+
+func (l *link) setInitialWindowLocked(size int64) error {
+	delta := size - l.mu.outflow.initial
+	l.mu.outflow.initial = size
+	for _, call := range l.mu.calls {
+		if call.mu.window += delta; call.mu.window > maxWindow {
+			return http2.ConnectionError(http2.ErrCodeFlowControl)
+		}
+	}
+	l.pumpLocked()
+	return nil
+}
+
+func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := int64(f.Increment)
+	if f.StreamID == 0 {
+		if l.mu.outflow.window += n; l.mu.outflow.window > maxWindow {
+			return http2.ConnectionError(http2.ErrCodeFlowControl)
+		}
+	} else if call := l.mu.calls[f.StreamID]; call != nil {
+		if call.mu.window += n; call.mu.window > maxWindow {
+			return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
+		}
+	}
+	l.pumpLocked()
+	return nil
+}
+
+// pumpLocked sends what waited for a window.
+func (l *link) pumpLocked() {
+	blocked := l.mu.outflow.blocked
+	if len(blocked) == 0 {
+		return
+	}
+	l.mu.outflow.blocked = nil
+	for _, call := range blocked {
+		call.mu.blocked = false
+		call.sendPendingLocked() // may wait again
+	}
+	l.kickLocked()
+}
+
+// onGoAway: the server takes no further calls. Those that it has not seen can be made elsewhere.
+func (l *link) onGoAway(f *http2.GoAwayFrame) error {
+	l.shut.Store(true)
+	l.c.up.CompareAndSwap(l, nil)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeWaitersLocked()
+	for id, call := range l.mu.calls {
+		if id > f.LastStreamID {
+			l.endLocked(call, notSentf("connection to %s: the server is going away and has not looked at the call", l.c.addr))
+		}
+	}
+	if f.ErrCode != http2.ErrCodeNo {
+		return fmt.Errorf("the server ended it: %v %s", f.ErrCode, f.DebugData())
+	}
+	l.endIfDrainedLocked()
+	return nil
+}
+
+// endIfDrainedLocked closes a connection that takes no calls and has none.
+func (l *link) endIfDrainedLocked() {
+	if l.shut.Load() && len(l.mu.calls) == 0 {
+		l.closeLocked(errDrained)
+	}
+}
+
+var errDrained = errors.New("the server is going away")
+
+// errOutOfIDs: HTTP/2 numbers calls with 31 bits.
+var errOutOfIDs = errors.New("the connection has no numbers for calls left")
+
+// checkAlive runs when the keep-alive timer fires.
+func (l *link) checkAlive() {
+	n := l.frames.Load()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := &l.mu.keep
+	switch {
+	case l.mu.closed != nil:
+	case n != k.seen:
+		k.seen, k.asked = n, false
+		k.timer.Reset(l.c.opts.KeepAlive)
+	case k.asked:
+		l.closeLocked(errors.New("the server gave no sign of life"))
+	default:
+		k.asked = true
+		_ = l.mu.fw.WritePing(false, [8]byte{})
+		l.kickLocked()
+		k.timer.Reset(l.c.opts.KeepAliveTimeout)
+	}
+}
+
+// kickLocked sees to it that the output is written soon.
+func (l *link) kickLocked() {
+	if !l.mu.reading {
+		wake(l.wake)
+	}
+}
+
+// writeLoop writes what others could not, until the connection ends.
+func (l *link) writeLoop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.mu.closed == nil {
+		if l.mu.writing || l.mu.out.size == 0 {
+			l.mu.Unlock()
+			<-l.wake
+			l.mu.Lock()
+			continue
+		}
+		out := l.takeLocked()
+		l.mu.Unlock()
+		err := out.writeTo(l.nc)
+		l.mu.Lock()
+		l.wroteLocked(err)
+	}
+}
+
+// takeLocked takes the output to write it.
+func (l *link) takeLocked() output {
+	out := l.mu.out
+	l.mu.out = output{}
+	l.mu.writing = true
+	return out
+}
+
+func (l *link) wroteLocked(err error) {
+	l.mu.writing = false
+	if err != nil {
+		l.closeLocked(err)
+	}
+	l.wakeWaitersLocked()
+}
+
+// flushLocked writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
+// writer, and everything to whoever writes already.
+func (l *link) flushLocked() {
+	for rounds := 0; l.mu.out.size > 0 && l.mu.closed == nil; rounds++ {
+		if l.mu.writing {
+			return
+		}
+		if l.try == nil || rounds == 4 || len(l.mu.out.full) > 0 {
+			wake(l.wake)
+			return
+		}
+		out := l.takeLocked()
+		l.mu.Unlock()
+		n, err := l.try(out.last)
+		l.mu.Lock()
+		if err == nil && n < len(out.last) {
+			out.last = out.last[n:] // its chunk is not used again
+			out.size -= n
+			out.append(&l.mu.out)
+			l.mu.out = out
+			l.mu.writing = false
+			wake(l.wake)
+			return
+		}
+		recycle(out.last)
+		l.wroteLocked(err)
+	}
+}
+
+// waitLocked waits, without the lock, until something has changed or done is closed.
+func (l *link) waitLocked(done <-chan struct{}) {
+	ch := make(chan struct{})
+	l.mu.waiters = append(l.mu.waiters, ch)
+	l.mu.Unlock()
+	select {
+	case <-ch:
+	case <-done:
+	}
+	l.mu.Lock()
+}
+
+func (l *link) wakeWaitersLocked() {
+	for _, ch := range l.mu.waiters {
+		close(ch)
+	}
+	l.mu.waiters = nil
+}
+
+func (l *link) close(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closeLocked(err)
+}
+
+// closeLocked ends the connection and all its calls. The first reason counts.
+func (l *link) closeLocked(err error) {
+	if l.mu.closed != nil {
+		return
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	l.shut.Store(true)
+	l.mu.closed = err
+	l.mu.out = output{}
+	_ = l.nc.Close()
+	if l.mu.keep.timer != nil {
+		l.mu.keep.timer.Stop()
+	}
+	l.mu.outflow.blocked = nil
+	for _, call := range l.mu.calls {
+		call.mu.blocked = false
+		l.endLocked(call, l.lostLocked())
+	}
+	l.wakeWaitersLocked()
+	wake(l.wake)
+}
+
+// lostLocked is the error of calls that were under way when the connection ended.
+func (l *link) lostLocked() error {
+	code := codes.Unavailable
+	if errors.Is(l.mu.closed, errClientClosed) {
+		code = codes.Canceled
+	}
+	return status.Errorf(code, "connection to %s lost: %v", l.c.addr, l.mu.closed)
+}
+
+// newHeaderDecoder is a header decoder as RFC 7541 has it at the beginning.
+func newHeaderDecoder(emit func(hpack.HeaderField)) *hpack.Decoder {
+	d := hpack.NewDecoder(tableSize, emit)
+	d.SetMaxStringLength(maxHeaderBytes)
+	return d
+}

@@ -1,0 +1,166 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or
+// with its context: whoever does not receive until an error comes must cancel that.
+type ClientStream struct {
+	call *clientCall
+	ctx  context.Context
+	// stop ends the watch for the context's end.
+	stop func() bool
+	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
+	returned atomic.Int64
+	inbox
+}
+
+var _ grpc.ClientStream = (*ClientStream)(nil)
+
+// newStream begins a stream.
+func (l *link) newStream(ctx context.Context, method string) (*ClientStream, error) {
+	st := &ClientStream{}
+	st.ctx = context.WithValue(ctx, clientStreamKey{}, st)
+	st.inbox.init(int64(l.c.opts.StreamWindow))
+	st.call = &clientCall{l: l, stream: st}
+	st.stop = context.AfterFunc(ctx, func() {
+		st.endRecv(status.FromContextError(ctx.Err()).Err())
+		l.cancel(st.call)
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.beginLocked(ctx, st.call, method); err != nil {
+		st.stop()
+		return nil, err
+	}
+	l.pushLocked()
+	return st, nil
+}
+
+type clientStreamKey struct{}
+
+// ClientStreamOf returns the stream that a stream's context belongs to, or nil if it is another client's. Generated
+// code hides it.
+func ClientStreamOf(ctx context.Context) *ClientStream {
+	st, _ := ctx.Value(clientStreamKey{}).(*ClientStream)
+	return st
+}
+
+// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while somebody waits in
+// RecvMsg. f must not wait for anything and must not keep msg. If it returns false RecvMsg returns the message.
+// Messages are seen in order, by one of the two at a time.
+func (st *ClientStream) OnMessage(f func(msg []byte) bool) { st.onMessage(f) }
+
+// offerInline has OnMessage see a message, if it may.
+func (st *ClientStream) offerInline(msg []byte) bool {
+	f := st.inline()
+	return f != nil && f(msg)
+}
+
+func (st *ClientStream) giveBack(n int64) {
+	l := st.call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st.returned.Add(n) // before the server can know
+	st.call.windowUpdateLocked(n)
+}
+
+// RecvMsg implements grpc.ClientStream. After the server's last message it returns io.EOF, or the error with which the
+// server ended the stream.
+func (st *ClientStream) RecvMsg(v any) error {
+	for {
+		m, give, ok, end := st.pop()
+		if ok {
+			if give > 0 {
+				st.giveBack(give)
+			}
+			return st.decode(m, v)
+		}
+		if end != nil {
+			return end
+		}
+		<-st.ready // the end comes, at the latest, with the context's
+	}
+}
+
+func (st *ClientStream) decode(m message, v any) error {
+	o := &st.call.l.c.opts
+	if m.compressed != 0 {
+		var err error
+		if m.body, err = decompress(m.compressed, st.call.encoding, m.body, o.MaxRecv); err != nil {
+			return err
+		}
+	}
+	return decode(o, m.body, v)
+}
+
+// SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message, and io.EOF if the
+// stream has ended: RecvMsg says why.
+func (st *ClientStream) SendMsg(m any) error { return st.send(m, false) }
+
+func (st *ClientStream) send(m any, last bool) error {
+	call := st.call
+	l := call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case call.mu.ended:
+		return io.EOF
+	case call.mu.last:
+		return errSentAll
+	case m == nil:
+		call.closeSendLocked()
+	default:
+		if err := call.sendLocked(m, last); err != nil {
+			return err
+		}
+	}
+	l.pushLocked()
+	for !call.mu.ended && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
+		l.waitLocked(st.ctx.Done())
+		if err := st.ctx.Err(); err != nil {
+			return io.EOF
+		}
+	}
+	if call.mu.ended && len(call.mu.pending) > 0 {
+		return io.EOF
+	}
+	return nil
+}
+
+var errSentAll = errors.New("rpc: SendMsg after CloseSend")
+
+// CloseSend implements grpc.ClientStream.
+func (st *ClientStream) CloseSend() error {
+	if err := st.send(nil, true); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errSentAll) {
+		return err
+	}
+	return nil
+}
+
+// closeSendLocked says that nothing more is sent.
+func (call *clientCall) closeSendLocked() {
+	call.mu.last = true
+	if len(call.mu.pending) == 0 {
+		buf := call.l.mu.out.grow(frameHeader)
+		putFrameHeader(buf, 0, call.id)
+		endStream(buf)
+	}
+}
+
+// Context implements grpc.ClientStream.
+func (st *ClientStream) Context() context.Context { return st.ctx }
+
+// Header implements grpc.ClientStream; there is no metadata. It does not wait.
+func (st *ClientStream) Header() (metadata.MD, error) { return nil, nil }
+
+// Trailer implements grpc.ClientStream; there is no metadata.
+func (st *ClientStream) Trailer() metadata.MD { return nil }
