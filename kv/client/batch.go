@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -241,7 +241,7 @@ func (b *batcher) takeLocked() []*batchCall {
 // open begins a stream.
 func (b *batcher) open() (*batchStream, error) {
 	ctx, cancel := context.WithCancel(b.ctx)
-	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx, codec.StreamOption())
+	stub, err := tinykvpb.NewTinyKvClient(b.conn).BatchCommands(ctx)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -262,20 +262,36 @@ func (b *batcher) open() (*batchStream, error) {
 
 func (b *batcher) receive(s *batchStream) {
 	defer s.cancel()
+	if st := rpc.ClientStreamOf(s.Context()); st != nil {
+		// Callers are told from the goroutine that reads the connection, not by way of this one.
+		st.OnMessage(func(msg []byte) bool {
+			resp := new(kvrpcpb.BatchCommandsResponse)
+			if resp.Unmarshal(msg) != nil {
+				return false // Recv says what is wrong
+			}
+			b.answer(s, resp)
+			return true
+		})
+	}
 	for {
 		resp, err := s.Recv()
 		if err != nil {
 			b.broken(s, err)
 			return
 		}
-		b.mu.Lock()
-		for _, r := range resp.Replies {
-			if c := s.waiting[r.GetId()]; c != nil {
-				delete(s.waiting, r.Id)
-				c.done <- batchAnswer{reply: r} // has room for the one answer
-			}
+		b.answer(s, resp)
+	}
+}
+
+// answer tells the callers.
+func (b *batcher) answer(s *batchStream, resp *kvrpcpb.BatchCommandsResponse) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range resp.Replies {
+		if c := s.waiting[r.GetId()]; c != nil {
+			delete(s.waiting, r.Id)
+			c.done <- batchAnswer{reply: r} // has room for the one answer
 		}
-		b.mu.Unlock()
 	}
 }
 

@@ -16,9 +16,8 @@ import (
 // sendChunks sends the message that carries the snapshot, then the files' bytes in chunks.
 func sendChunks(stream tinykvpb.TinyKv_SnapshotClient, m *rspb.RaftMessage, files io.Reader) error {
 	err := stream.Send(&rspb.SnapshotChunk{Message: m})
+	buf := make([]byte, snapshotChunk)
 	for err == nil {
-		// gRPC may still be reading the last chunk: each gets a buffer of its own.
-		buf := make([]byte, snapshotChunk)
 		n, rerr := io.ReadFull(files, buf)
 		if n > 0 {
 			err = stream.Send(&rspb.SnapshotChunk{Data: buf[:n]})

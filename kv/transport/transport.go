@@ -17,13 +17,10 @@ import (
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/log"
-	"github.com/tinykv/tinykv/proto/codec"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -186,7 +183,7 @@ type remote struct {
 
 	mu struct {
 		sync.Mutex
-		conn     *grpc.ClientConn
+		conn     *rpc.Client
 		addr     string
 		resolved time.Time
 		warned   time.Time
@@ -194,7 +191,7 @@ type remote struct {
 }
 
 // connect returns the connection, resolving the address when it is unknown or old.
-func (r *remote) connect(ctx context.Context) (*grpc.ClientConn, error) {
+func (r *remote) connect(ctx context.Context) (*rpc.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mu.conn != nil && time.Since(r.mu.resolved) < resolveTTL {
@@ -216,18 +213,13 @@ func (r *remote) connect(ctx context.Context) (*grpc.ClientConn, error) {
 	if r.mu.conn != nil {
 		_ = r.mu.conn.Close()
 	}
-	conn, err := dial(addr, r.t.opts.MaxMessage)
-	if err != nil {
-		r.mu.conn = nil
-		return nil, err
-	}
-	r.mu.conn, r.mu.addr = conn, addr
-	return conn, nil
+	r.mu.conn, r.mu.addr = r.t.dial(addr), addr
+	return r.mu.conn, nil
 }
 
 // drop forgets the address, so that the next attempt asks for it again. Only the connection that failed
 // is closed, never a newer one.
-func (r *remote) drop(failed *grpc.ClientConn) {
+func (r *remote) drop(failed *rpc.Client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if failed == nil && r.mu.conn != nil {
@@ -256,17 +248,10 @@ func (r *remote) warn(msg string, err error) {
 // (server.MinKeepAlive), or it would cut its peers off every few minutes.
 const KeepAlive = 10 * time.Second
 
-func dial(addr string, maxMessage int) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: KeepAlive, Timeout: 3 * time.Second, PermitWithoutStream: true}),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: time.Second,
-		}),
-		grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
-	)
+func (t *Transport) dial(addr string) *rpc.Client {
+	return rpc.NewClient(addr, rpc.ClientOptions{
+		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive, MinBackoff: 50 * time.Millisecond,
+	})
 }
 
 // lane is a bounded queue of messages with the goroutine that sends them.
@@ -348,7 +333,7 @@ func (l *lane) refuseAll(batch []*rspb.RaftMessage) {
 
 // laneStream is the stream a lane sends on; cancel ends it.
 type laneStream struct {
-	conn   *grpc.ClientConn
+	conn   *rpc.Client
 	stream tinykvpb.TinyKv_RaftBatchClient
 	cancel context.CancelFunc
 }
@@ -360,7 +345,7 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 	}
 	s := &laneStream{conn: conn}
 	ctx, s.cancel = context.WithCancel(ctx)
-	if s.stream, err = tinykvpb.NewTinyKvClient(conn).RaftBatch(ctx, codec.StreamOption()); err != nil {
+	if s.stream, err = tinykvpb.NewTinyKvClient(conn).RaftBatch(ctx); err != nil {
 		s.cancel()
 		l.r.drop(conn)
 		return nil, err
@@ -476,12 +461,9 @@ func (t *Transport) streamSnapshot(r *remote, m *rspb.RaftMessage) (uint64, erro
 	if err != nil {
 		return 0, fmt.Errorf("resolve store %d: %w", r.storeID, err)
 	}
-	conn, err := dial(addr, t.opts.MaxMessage)
-	if err != nil {
-		return 0, err
-	}
+	conn := t.dial(addr)
 	defer conn.Close()
-	stream, err := tinykvpb.NewTinyKvClient(conn).Snapshot(ctx, codec.StreamOption())
+	stream, err := tinykvpb.NewTinyKvClient(conn).Snapshot(ctx)
 	if err != nil {
 		return 0, err
 	}
