@@ -108,6 +108,18 @@ func (c *cacheBudget) add(r *region, first uint64, ents []entMeta, body []byte) 
 	c.mu.Unlock()
 }
 
+// TrimCache forgets a region's cached entries up to and including index. They can still be read, from the disk: for
+// those that nobody is expected to need again.
+func (l *Log) TrimCache(regionID, index uint64) {
+	r := l.region(regionID)
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l.cache.used.Add(-r.cache.dropTo(index))
+}
+
 // evict brings the cache back within its limit. The caller holds no region's lock.
 func (c *cacheBudget) evict() {
 	for range 1 << 20 {

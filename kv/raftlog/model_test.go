@@ -189,6 +189,10 @@ func TestAgainstTwin(t *testing.T) {
 			case i%10 == 0:
 				_, err := l.Reclaim(8 << 10)
 				must(t, err)
+			case i%6 == 0:
+				for id, r := range g.m {
+					l.TrimCache(id, r.index+uint64(i)%(uint64(len(r.ents))+1))
+				}
 			}
 			got, err := dumpLog(l)
 			must(t, err)

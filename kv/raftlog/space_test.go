@@ -126,6 +126,33 @@ func TestLaggingRegions(t *testing.T) {
 	}
 }
 
+// TestTrimCache: what was trimmed takes no memory, and is read from the disk.
+func TestTrimCache(t *testing.T) {
+	l := mustOpen(t, t.TempDir(), small())
+	write(t, l, func(b *raftlog.Batch) { b.Append(1, entries(1, 1, 1, 11)) })
+	whole := l.Stats().CacheBytes
+	l.TrimCache(1, 6)
+	if got := l.Stats().CacheBytes; got <= 0 || got >= whole {
+		t.Fatalf("%d of %d bytes are cached", got, whole)
+	}
+	l.TrimCache(1, 3) // no way back
+	l.TrimCache(1, 1000)
+	l.TrimCache(2, 1) // not here
+	if got := l.Stats().CacheBytes; got != 0 {
+		t.Fatalf("%d bytes are cached", got)
+	}
+	got, err := l.Entries(1, 1, 11, 1<<20)
+	must(t, err)
+	if want := entries(1, 1, 1, 11); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Fatalf("%v", got)
+	}
+	write(t, l, func(b *raftlog.Batch) { b.Append(1, entries(1, 1, 11, 12)) })
+	if got := l.Stats().CacheBytes; got <= 0 || got >= whole {
+		t.Fatalf("%d bytes are cached", got)
+	}
+	must(t, l.Close())
+}
+
 // TestConcurrent has owners of regions write, readers read and the keeper reclaim, all at once.
 func TestConcurrent(t *testing.T) {
 	opts := raftlog.Options{SegmentSize: 64 << 10, CacheBytes: 8 << 10}
@@ -172,6 +199,7 @@ func ownerLoop(l *raftlog.Log, ids []uint64, rounds uint64) error {
 		if err := l.Write(&b, i%3 == 0); err != nil {
 			return err
 		}
+		l.TrimCache(ids[0], 2*i)
 		for _, id := range ids {
 			if s, ok := l.State(id); !ok || s.Last != 2*i+2 || s.HardState.Term != i {
 				return fmt.Errorf("region %d after write %d: %+v", id, i, s)

@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,10 +19,15 @@ import (
 type obliging struct {
 	listening
 	s *Store
+	// mute is a store that answers no more.
+	mute atomic.Uint64
 }
 
 func (o *obliging) Send(store uint64, msgs []*rspb.RaftMessage) {
 	o.listening.Send(store, msgs)
+	if store == o.mute.Load() {
+		return
+	}
 	for _, m := range msgs {
 		in := m.Message
 		out := eraftpb.Message{Term: in.Term}

@@ -105,6 +105,8 @@ type peerStats struct {
 	checkingSplit      bool
 	askingSplit        bool
 	lastCompactRequest uint64
+	// trimmed is up to where the cache of the log was emptied.
+	trimmed uint64
 }
 
 type peerTimes struct {

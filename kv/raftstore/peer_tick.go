@@ -28,6 +28,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.rn.Tick()
 	}
 	p.expireReads(now)
+	p.trimCache()
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None {
 			p.lastLeaderSeen = later(p.lastLeaderSeen, now, p.initialized())
@@ -47,6 +48,23 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	p.checkLinger(t)
 	p.trySleep(t, now)
+}
+
+// trimCache keeps in memory what is still needed of the log: what is not applied here, and what a leader has to send. A
+// follower that is behind by more is read to from the disk, and is bounded by the cache's size until then.
+func (p *peer) trimCache() {
+	keep := p.appliedIndex
+	if p.isLeader() {
+		p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
+			if id != p.meta.Id && pr.RecentActive {
+				keep = min(keep, pr.Match)
+			}
+		})
+	}
+	if keep > p.stats.trimmed {
+		p.stats.trimmed = keep
+		p.store.log.TrimCache(p.regionID, keep)
+	}
 }
 
 // elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
