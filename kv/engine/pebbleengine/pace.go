@@ -13,7 +13,8 @@ import (
 // write the same data, all stores compact at about the same time: requests wait for tens of milliseconds.
 // Most of that work is not urgent. So a compaction writes at most calmRate while level 0 is no deeper
 // than what starts one, twice as much for each sublevel more, and as fast as it can from hurryDepth on,
-// half-way to where writes would have to stop. Flushes are never paced: memory waits for them.
+// half-way to where writes would have to stop. A flush writes as much while no other memtable waits for its flush:
+// memory does, so it goes as fast as it can as soon as one does.
 const (
 	calmRate     = 32 << 20 // bytes per second
 	compactDepth = 4        // sublevels of level 0 that start a compaction
@@ -25,10 +26,12 @@ const (
 	lookEvery = 50 * time.Millisecond
 )
 
-// pacer is shared by the files that compactions write. Safe for concurrent use.
+// pacer is shared by the files that compactions and flushes write. Safe for concurrent use.
 type pacer struct {
 	db     atomic.Pointer[pebble.DB] // nil until the engine is open
 	closed chan struct{}
+	// immutable counts full memtables that wait for their flush, the one being flushed too.
+	immutable atomic.Int64
 
 	mu     sync.Mutex
 	looked time.Time
@@ -37,7 +40,7 @@ type pacer struct {
 
 func newPacer() *pacer { return &pacer{closed: make(chan struct{})} }
 
-// release lets compactions run at full speed from now on: Close waits for those under way.
+// release lets both run at full speed from now on: Close waits for those under way.
 func (p *pacer) release() { close(p.closed) }
 
 // sublevels is the depth of level 0, at most lookEvery old.
@@ -52,6 +55,16 @@ func (p *pacer) sublevels(now time.Time) int {
 		p.looked, p.depth = now, int(db.Metrics().Levels[0].Sublevels)
 	}
 	return p.depth
+}
+
+func (p *pacer) compactionRate(now time.Time) float64 { return paceRate(p.sublevels(now)) }
+
+// flushRate is how many bytes a second a flush may write.
+func (p *pacer) flushRate(time.Time) float64 {
+	if p.db.Load() == nil || p.immutable.Load() > 1 {
+		return 0 // the opening waits, or memory does
+	}
+	return calmRate
 }
 
 // paceRate is how many bytes a second a compaction may write; 0 is without limit.
@@ -72,7 +85,7 @@ func (p *pacer) wait(d time.Duration) {
 	}
 }
 
-// pacedFS paces what compactions write.
+// pacedFS paces what compactions and flushes write.
 type pacedFS struct {
 	vfs.FS
 	p *pacer
@@ -81,12 +94,20 @@ type pacedFS struct {
 // compactionCategory is how pebble marks the files that compactions write.
 const compactionCategory vfs.DiskWriteCategory = "pebble-compaction"
 
+// flushCategory marks those that flushes write.
+const flushCategory vfs.DiskWriteCategory = "pebble-memtable-flush"
+
 func (fs pacedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := fs.FS.Create(name, category)
-	if err != nil || category != compactionCategory {
-		return f, err
+	if err == nil {
+		switch category {
+		case compactionCategory:
+			f = &pacedFile{File: f, p: fs.p, rate: fs.p.compactionRate, since: time.Now()}
+		case flushCategory:
+			f = &pacedFile{File: f, p: fs.p, rate: fs.p.flushRate, since: time.Now()}
+		}
 	}
-	return &pacedFile{File: f, p: fs.p, since: time.Now()}, nil
+	return f, err
 }
 
 func (fs pacedFS) Unwrap() vfs.FS { return fs.FS }
@@ -95,8 +116,9 @@ func (fs pacedFS) Unwrap() vfs.FS { return fs.FS }
 type pacedFile struct {
 	vfs.File
 	p     *pacer
-	since time.Time     // of the last write; what the work in between took counts as pause
-	owed  time.Duration // pause not taken yet
+	rate  func(now time.Time) float64 // bytes a second; 0 is without limit
+	since time.Time                   // of the last write; what the work in between took counts as pause
+	owed  time.Duration               // pause not taken yet
 }
 
 func (f *pacedFile) Write(b []byte) (int, error) {
@@ -107,7 +129,7 @@ func (f *pacedFile) Write(b []byte) (int, error) {
 
 func (f *pacedFile) pause(n int) {
 	now := time.Now()
-	rate := paceRate(f.p.sublevels(now))
+	rate := f.rate(now)
 	if rate == 0 {
 		f.since, f.owed = now, 0
 		return

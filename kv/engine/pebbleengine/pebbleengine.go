@@ -44,10 +44,8 @@ type db struct {
 
 	failed   atomic.Pointer[error]
 	failedCh chan struct{} // closed when failed is set
-	// immutable counts full memtables that wait for their flush.
-	immutable atomic.Int64
 
-	pacer *pacer // of compactions
+	pacer *pacer // of compactions and flushes
 
 	stalls struct {
 		count, nanos, since atomic.Int64
@@ -87,7 +85,7 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 		if err != nil {
 			return errors.Join(err, d.mark.Close())
 		}
-		d.immutable.Store(0)
+		d.pacer.immutable.Store(0)
 		if err := d.checkMark(); err != nil {
 			return err
 		}
@@ -194,10 +192,10 @@ func (d *db) events() *pebble.EventListener {
 				d.stalls.nanos.Add(time.Now().UnixNano() - since)
 			}
 		},
-		WALCreated: func(pebble.WALCreateInfo) { d.immutable.Add(1) },
+		WALCreated: func(pebble.WALCreateInfo) { d.pacer.immutable.Add(1) },
 		FlushEnd: func(info pebble.FlushInfo) {
 			if info.Err == nil && !info.Ingest {
-				d.immutable.Add(-int64(info.Input))
+				d.pacer.immutable.Add(-int64(info.Input))
 			}
 		},
 	}
@@ -213,7 +211,7 @@ const (
 // write runs f, which writes to pebble. Near a stall it does so in a goroutine: if the flush keeps
 // failing, a stalled write never comes back, and then it is left behind.
 func (d *db) write(f func() error) error {
-	if d.immutable.Load() < nearStall {
+	if d.pacer.immutable.Load() < nearStall {
 		return d.guard(f)
 	}
 	done := make(chan error, 1)
