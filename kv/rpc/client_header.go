@@ -130,6 +130,8 @@ type responseHead struct {
 	stream uint32
 	end    bool
 	size   int
+	// sent is what the block takes on the wire.
+	sent int
 	// The fields.
 	httpStatus, contentType, grpcStatus, message, encoding string
 }
@@ -243,6 +245,9 @@ func decodeMessage(m string) string {
 func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	if l.head.stream != id {
 		l.head.begin(id, end)
+	}
+	if l.head.sent += frameHeader + len(fragment); l.head.sent > 4*maxHeaderBytes { // it might go on for ever
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	_, err := l.head.dec.Write(fragment)
 	if err == nil && last {
