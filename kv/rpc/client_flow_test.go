@@ -101,6 +101,7 @@ func TestClientConnectionWindow(t *testing.T) {
 	require.Equal(t, "b", string(wait(t, big, "the big call").value))
 
 	require.NoError(t, p.fr.WriteSettings(initial(10)))
+	p.sync()
 	stuck := get(within(t), c, make([]byte, 1000))
 	stuckID := p.opened().StreamID
 	p.dataOf(stuckID, 10)

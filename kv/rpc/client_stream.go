@@ -157,15 +157,17 @@ func (st *ClientStream) send(m any, last bool) error {
 			return err
 		}
 	}
+	waits := len(call.mu.pending) > 0
 	l.pushLocked()
 	for !call.mu.ended && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
+		waits = true
 		l.waitLocked(st.ctx.Done())
 		if err := st.ctx.Err(); err != nil {
 			return io.EOF
 		}
-		if call.mu.ended { // what was left is dropped
-			return io.EOF
-		}
+	}
+	if call.mu.ended && waits { // what was left is dropped
+		return io.EOF
 	}
 	return nil
 }
