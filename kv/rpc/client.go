@@ -31,7 +31,7 @@ type ClientOptions struct {
 	// (20 ms, 1 s).
 	MinBackoff, MaxBackoff time.Duration
 	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and KeepAliveTimeout how
-	// long that may take (10 s, 3 s).
+	// long that may take (10 s, 3 s). The silence is looked at once in KeepAlive, so that it may last up to twice that.
 	KeepAlive, KeepAliveTimeout time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
@@ -211,7 +211,7 @@ func (c *Client) failedLocked(err error) {
 		}
 	}
 	c.mu.failures++
-	c.mu.err, c.mu.retry = err, time.Now().Add(pause*4/5+rand.N(pause*2/5))
+	c.mu.err, c.mu.retry = err, time.Now().Add(pause*4/5+rand.N(pause*2/5+1))
 }
 
 // dial connects and waits for the server's greeting. The link's goroutines run afterwards, unless there is an error.
