@@ -422,6 +422,75 @@ func TestClientEarlyAnswer(t *testing.T) {
 	p.works(c, "next")
 }
 
+// TestClientOneAnswerToAStream: as with a unary call it counts only if the call has ended well.
+func TestClientOneAnswerToAStream(t *testing.T) {
+	answer := answer5([]byte("v"))
+	for name, say := range map[string]struct {
+		code codes.Code
+		do   func(p *peer, id uint32)
+	}{
+		"well": {codes.OK, func(p *peer, id uint32) { p.reply(id, "v") }},
+		"badly": {codes.Aborted, func(p *peer, id uint32) {
+			p.begin(id)
+			p.data(id, answer, false)
+			p.headers(id, true, "grpc-status", "10")
+		}},
+		"two answers": {codes.Internal, func(p *peer, id uint32) { p.begin(id); p.data(id, append(bytes.Clone(answer), answer...), false) }},
+		"no answer":   {codes.Internal, func(p *peer, id uint32) { p.begin(id); p.end(id) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := listen(t)
+			c := client(t, l.addr(), ClientOptions{})
+			ended := make(chan error, 1)
+			go func() {
+				st, err := c.NewStream(within(t), &grpc.StreamDesc{ClientStreams: true}, "/s/collect")
+				if err == nil {
+					err = st.SendMsg(&kvrpcpb.RawGetRequest{})
+				}
+				if err == nil {
+					err = st.CloseSend()
+				}
+				if err == nil {
+					err = st.RecvMsg(new(kvrpcpb.RawGetResponse))
+				}
+				ended <- err
+			}()
+			p := l.greeted()
+			id, _ := p.asked()
+			say.do(p, id)
+			err := wait(t, ended, "the call")
+			require.Equal(t, say.code, status.Code(err), err)
+			p.works(c, "next")
+		})
+	}
+}
+
+// lateContext is one whose timer has not fired though its deadline has passed.
+type lateContext struct{ context.Context }
+
+func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
+
+// TestClientCancelledAtTheDeadline: a server that cancels calls at their deadlines may be quicker than the client's timer.
+func TestClientCancelledAtTheDeadline(t *testing.T) {
+	l := listen(t)
+	c := client(t, l.addr(), ClientOptions{})
+	late := lateContext{within(t)}
+	unary, stream := get(late, c, nil), make(chan error, 1)
+	p := l.greeted()
+	id, _ := p.asked()
+	require.NoError(t, p.fr.WriteRSTStream(id, http2.ErrCodeCancel))
+	require.Equal(t, codes.DeadlineExceeded, status.Code(wait(t, unary, "the call").err))
+	go func() {
+		st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(late)
+		if err == nil {
+			err = st.RecvMsg(new(kvrpcpb.RawGetResponse))
+		}
+		stream <- err
+	}()
+	require.NoError(t, p.fr.WriteRSTStream(p.opened().StreamID, http2.ErrCodeCancel))
+	require.Equal(t, codes.DeadlineExceeded, status.Code(wait(t, stream, "the stream")))
+}
+
 // TestClientStreamWindow: a server that sends more than a stream's receiver allows ends the stream.
 func TestClientStreamWindow(t *testing.T) {
 	l := listen(t)

@@ -91,6 +91,41 @@ func TestClientBackoff(t *testing.T) {
 	}
 }
 
+// TestClientShortBackoff: any pause will do.
+func TestClientShortBackoff(t *testing.T) {
+	c := client(t, "127.0.0.1:1", ClientOptions{MinBackoff: 1, MaxBackoff: 1})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range 3 {
+		c.failedLocked(io.EOF)
+		require.LessOrEqual(t, time.Until(c.mu.retry), time.Microsecond)
+	}
+}
+
+// TestClientOutOfIDs: a connection whose numbers are used up ends with its last call; others get another one.
+func TestClientOutOfIDs(t *testing.T) {
+	l := listen(t)
+	c := client(t, l.addr(), ClientOptions{})
+	first := get(within(t), c, []byte("first"))
+	p := l.greeted()
+	id, _ := p.asked()
+	link := onlyLink(t, c)
+	link.mu.Lock()
+	link.mu.nextID = 1<<31 - 3
+	link.mu.Unlock()
+	p.works(c, "last")
+	next := get(within(t), c, []byte("next"))
+	q := l.greeted()
+	id2, key := q.asked()
+	require.Equal(t, "next", key)
+	q.reply(id2, "")
+	require.NoError(t, wait(t, next, "the next call").err)
+	p.reply(id, "late")
+	require.Equal(t, "late", string(wait(t, first, "the first call").value))
+	p.closed()
+	q.works(c, "after")
+}
+
 // TestClientAttempts: callers share an attempt, and one that fails is followed by a pause.
 func TestClientAttempts(t *testing.T) {
 	l := listen(t)
