@@ -286,7 +286,7 @@ func TestClientGoAway(t *testing.T) {
 // TestClientGoAwayOfACallThatIsCancelled: the connection ends with its last call, however that ends.
 func TestClientGoAwayOfACallThatIsCancelled(t *testing.T) {
 	l := listen(t)
-	c := client(t, l.addr(), ClientOptions{})
+	c := client(t, l.addr(), ClientOptions{KeepAlive: time.Hour}) // which would end it too
 	ctx, cancel := context.WithCancel(within(t))
 	res := get(ctx, c, nil)
 	p := l.greeted()
