@@ -31,7 +31,7 @@ type ClientOptions struct {
 	// (20 ms, 1 s).
 	MinBackoff, MaxBackoff time.Duration
 	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and KeepAliveTimeout how
-	// long that may take (10 s, 3 s).
+	// long that may take (10 s, 3 s). The silence is looked at once in KeepAlive, so that it may last up to twice that.
 	KeepAlive, KeepAliveTimeout time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
@@ -141,7 +141,7 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 	}
 	if c.mu.closed {
 		c.mu.Unlock()
-		return nil, &notSent{status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed)}
+		return nil, c.closedError()
 	}
 	a := c.mu.attempt
 	if a == nil {
@@ -169,6 +169,10 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 	}
 }
 
+func (c *Client) closedError() error {
+	return &notSent{status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed)}
+}
+
 // connect makes one attempt.
 func (c *Client) connect(a *attempt) {
 	l, err := c.dial()
@@ -176,20 +180,26 @@ func (c *Client) connect(a *attempt) {
 	defer c.mu.Unlock()
 	defer close(a.done)
 	c.mu.attempt = nil
-	if err == nil && c.mu.closed {
-		l.close(errClientClosed)
-		err = errClientClosed
+	if c.mu.closed {
+		a.err = c.closedError() // Close has closed the link
+		return
+	}
+	if err == nil && !l.usable() {
+		err = errNoCalls
 	}
 	if err != nil {
 		a.err = notSentf("connection to %s: error while dialing: %v", c.addr, err)
 		c.failedLocked(a.err)
 		return
 	}
-	a.link = l
-	if l.usable() {
-		c.up.Store(l)
+	a.link, l.taken = l, true
+	c.up.Store(l)
+	if !l.usable() { // since then; whoever shut it may have looked at up before
+		c.up.CompareAndSwap(l, nil)
 	}
 }
+
+var errNoCalls = errors.New("the server takes no calls")
 
 // failedLocked notes that an attempt came to nothing.
 func (c *Client) failedLocked(err error) {
@@ -201,7 +211,7 @@ func (c *Client) failedLocked(err error) {
 		}
 	}
 	c.mu.failures++
-	c.mu.err, c.mu.retry = err, time.Now().Add(pause*4/5+rand.N(pause*2/5))
+	c.mu.err, c.mu.retry = err, time.Now().Add(pause*4/5+rand.N(pause*2/5+1))
 }
 
 // dial connects and waits for the server's greeting. The link's goroutines run afterwards, unless there is an error.
@@ -227,7 +237,7 @@ func (c *Client) dial() (*link, error) {
 	case <-l.gone:
 	}
 	if !stop() || !l.usable() {
-		l.close(errors.New("the server takes no calls"))
+		l.close(errNoCalls)
 		<-l.gone
 		return nil, l.reason()
 	}
@@ -240,9 +250,11 @@ func (c *Client) lost(l *link, err error) {
 	c.up.CompareAndSwap(l, nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(l.since) < c.opts.MaxBackoff {
+	switch {
+	case !l.taken: // the attempt counts as a failure itself
+	case time.Since(l.since) < c.opts.MaxBackoff:
 		c.failedLocked(notSentf("connection to %s: error while dialing: lost a moment ago: %v", c.addr, err))
-	} else {
+	default:
 		c.mu.failures = 0
 	}
 }
@@ -272,13 +284,13 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, _ .
 }
 
 // NewStream implements grpc.ClientConnInterface: it begins a stream. See ClientStreamOf.
-func (c *Client) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+func (c *Client) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	for replays := 0; ; replays++ {
 		l, err := c.connected(ctx)
 		if err != nil {
 			return nil, err
 		}
-		st, err := l.newStream(ctx, method)
+		st, err := l.newStream(ctx, desc, method)
 		if err == nil {
 			return st, nil
 		}

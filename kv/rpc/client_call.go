@@ -122,6 +122,9 @@ func (l *link) invoke(ctx context.Context, method string, args, reply any) error
 			l.dropLocked(call)
 		}
 		l.pushLocked()
+		if err != nil {
+			l.endIfDrainedLocked()
+		}
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -136,10 +139,21 @@ func (l *link) invoke(ctx context.Context, method string, args, reply any) error
 		<-call.done // it has ended at the same moment
 	}
 	if call.err != nil {
-		return call.err // it may have been ended by others; then the reading goroutine may be at it still
+		return orDeadline(ctx, call.err) // it may have been ended by others; then the reading goroutine may be at it still
 	}
 	err = call.decode(reply)
 	call.recycle()
+	return err
+}
+
+// orDeadline is the error of a call that ended with err. A server that ends calls at their deadlines cancels them, which
+// may be known before the client's own timer has fired.
+func orDeadline(ctx context.Context, err error) error {
+	if status.Code(err) == codes.Canceled {
+		if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+			return status.FromContextError(context.DeadlineExceeded).Err()
+		}
+	}
 	return err
 }
 
@@ -194,6 +208,7 @@ func (l *link) cancel(call *clientCall) bool {
 	}
 	l.dropLocked(call)
 	l.pushLocked()
+	l.endIfDrainedLocked()
 	return true
 }
 
@@ -230,7 +245,7 @@ func (l *link) endLocked(call *clientCall, err error) {
 			err = io.EOF
 		}
 		call.stream.stop()
-		call.stream.endRecv(err)
+		call.stream.endRecv(orDeadline(call.stream.ctx, err))
 		return
 	}
 	call.err = err

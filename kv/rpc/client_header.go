@@ -23,23 +23,39 @@ type requestEncoder struct {
 	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
 	// as long as nothing enters the table, so that nothing in it moves.
 	seen map[string][]byte
+	// room is what is left in the table for paths. Nothing that is in it may be pushed out: a kept block names its fields
+	// by their places.
+	room int
 	// small: the server's table has no room for all that.
 	small bool
 }
-
-// maxSeen bounds the methods whose paths are put into the table: all must have room.
-const maxSeen = 16
 
 func (e *requestEncoder) init(addr string) {
 	e.addr = addr
 	e.enc = hpack.NewEncoder(&e.buf)
 	e.seen = map[string][]byte{}
+	e.room = tableSize
+	for _, f := range e.common() {
+		e.room -= int(f.Size())
+	}
 }
 
-// setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE.
+// common are the fields after the path.
+func (e *requestEncoder) common() [4]hpack.HeaderField {
+	return [4]hpack.HeaderField{
+		{Name: ":authority", Value: e.addr}, {Name: "content-type", Value: "application/grpc"},
+		{Name: "user-agent", Value: "tinykv-go"}, {Name: "te", Value: "trailers"},
+	}
+}
+
+// setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE. A table that was made smaller stays so: hpack's encoder
+// does not go back up by itself, and what was pushed out would come in again while blocks are kept.
 func (e *requestEncoder) setTableSize(n uint32) {
-	e.enc.SetMaxDynamicTableSizeLimit(min(n, tableSize))
-	e.small = n < tableSize
+	if n >= tableSize {
+		return
+	}
+	e.enc.SetMaxDynamicTableSizeLimit(n)
+	e.small = true
 	clear(e.seen)
 }
 
@@ -48,14 +64,14 @@ func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
 	kept, known := e.seen[method]
 	if kept == nil {
 		e.buf.Reset()
-		index := !e.small && (known || len(e.seen) < maxSeen)
-		e.field(":method", "POST", index)
-		e.field(":scheme", "http", index)
-		e.field(":path", method, index)
-		e.field(":authority", e.addr, index)
-		e.field("content-type", "application/grpc", index)
-		e.field("user-agent", "tinykv-go", index)
-		e.field("te", "trailers", index)
+		path := hpack.HeaderField{Name: ":path", Value: method}
+		index := !e.small && (known || int(path.Size()) <= e.room)
+		e.field(hpack.HeaderField{Name: ":method", Value: "POST"}, index)
+		e.field(hpack.HeaderField{Name: ":scheme", Value: "http"}, index)
+		e.field(path, index)
+		for _, f := range e.common() {
+			e.field(f, index)
+		}
 		switch {
 		case !index:
 		case known: // every field came from the table
@@ -65,6 +81,7 @@ func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
 				e.seen[m] = nil
 			}
 			e.seen[method] = nil
+			e.room -= int(path.Size())
 		}
 	} else {
 		e.buf.Reset()
@@ -77,8 +94,9 @@ func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
 }
 
 // field never fails: it writes to memory.
-func (e *requestEncoder) field(name, value string, index bool) {
-	_ = e.enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: !index})
+func (e *requestEncoder) field(f hpack.HeaderField, index bool) {
+	f.Sensitive = !index
+	_ = e.enc.WriteField(f)
 }
 
 // literal adds a field of less than 127 bytes each that stays out of the table (RFC 7541, 6.2.2).
@@ -112,6 +130,8 @@ type responseHead struct {
 	stream uint32
 	end    bool
 	size   int
+	// sent is what the block takes on the wire.
+	sent int
 	// The fields.
 	httpStatus, contentType, grpcStatus, message, encoding string
 }
@@ -225,6 +245,9 @@ func decodeMessage(m string) string {
 func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	if l.head.stream != id {
 		l.head.begin(id, end)
+	}
+	if l.head.sent += frameHeader + len(fragment); l.head.sent > 4*maxHeaderBytes { // it might go on for ever
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	_, err := l.head.dec.Write(fragment)
 	if err == nil && last {

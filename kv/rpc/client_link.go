@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,8 @@ type link struct {
 	nc    net.Conn
 	try   tryWriter
 	since time.Time
+	// taken: calls were given it. Guarded by the client's lock.
+	taken bool
 	br    *bufio.Reader
 	fr    *http2.Framer
 	// in is the flow control of what comes, owed what it has not given back yet.
@@ -53,6 +56,8 @@ type link struct {
 		calls   map[uint32]*clientCall
 		nextID  uint32
 		max     uint32
+		// acks are the answers to settings and pings in the output.
+		acks int
 		// waiters wait for something to end or to be written.
 		waiters []chan struct{}
 		fw      *http2.Framer
@@ -150,7 +155,9 @@ func (l *link) greet() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mu.keep.timer = time.AfterFunc(o.KeepAlive, l.checkAlive)
+	if l.mu.closed == nil {
+		l.mu.keep.timer = time.AfterFunc(o.KeepAlive, l.checkAlive)
+	}
 	return nil
 }
 
@@ -166,20 +173,31 @@ func (l *link) readLoop() error {
 		if err == nil {
 			l.frames.Add(1)
 			err = l.handle(f)
-		}
-		var se http2.StreamError
-		if errors.As(err, &se) {
-			l.reset(se.StreamID, se.Code, status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
-			err = nil
+		} else if se := (http2.StreamError{}); errors.As(err, &se) {
+			// The Framer has dropped the frame: if it had headers, the table is not the server's any more.
+			err = http2.ConnectionError(se.Code)
 		}
 		if err != nil {
-			var ce http2.ConnectionError
-			if errors.As(err, &ce) {
-				l.sayWhy(http2.ErrCode(ce))
-			}
+			err = l.onError(err)
+		}
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// onError resets the stream that an error is about, or says why the connection ends and returns the error.
+func (l *link) onError(err error) error {
+	var se http2.StreamError
+	if errors.As(err, &se) {
+		l.reset(se.StreamID, se.Code, status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
+		return nil
+	}
+	var ce http2.ConnectionError
+	if errors.As(err, &ce) {
+		l.sayWhy(http2.ErrCode(ce))
+	}
+	return err
 }
 
 // sayWhy tells the server, if it can be done at once, why the connection ends.
@@ -211,6 +229,7 @@ func (l *link) handle(f http2.Frame) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			_ = l.mu.fw.WritePing(true, f.Data)
+			return l.ackedLocked()
 		}
 	case *http2.GoAwayFrame:
 		return l.onGoAway(f)
@@ -247,7 +266,21 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 		return nil
 	})
 	_ = l.mu.fw.WriteSettingsAck()
+	if err == nil {
+		err = l.ackedLocked()
+	}
 	return err
+}
+
+// maxAcks bounds the answers to settings and pings that wait to be written: a server that does not read must not fill
+// the memory with them. The reading goroutine cannot wait, as the server's might do the same.
+const maxAcks = 10_000
+
+func (l *link) ackedLocked() error {
+	if l.mu.acks++; l.mu.acks > maxAcks {
+		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	return nil
 }
 
 func (l *link) setInitialWindowLocked(size int64) error {
@@ -374,7 +407,7 @@ func (l *link) writeLoop() {
 // takeLocked takes the output to write it.
 func (l *link) takeLocked() output {
 	out := l.mu.out
-	l.mu.out = output{}
+	l.mu.out, l.mu.acks = output{}, 0
 	l.mu.writing = true
 	return out
 }
@@ -423,9 +456,11 @@ func (l *link) waitLocked(done <-chan struct{}) {
 	l.mu.Unlock()
 	select {
 	case <-ch:
+		l.mu.Lock()
 	case <-done:
+		l.mu.Lock()
+		l.mu.waiters = slices.DeleteFunc(l.mu.waiters, func(w chan struct{}) bool { return w == ch })
 	}
-	l.mu.Lock()
 }
 
 func (l *link) wakeWaitersLocked() {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -16,6 +17,8 @@ import (
 type ClientStream struct {
 	call *clientCall
 	ctx  context.Context
+	// desc says on which sides there is one message only.
+	desc *grpc.StreamDesc
 	// stop ends the watch for the context's end.
 	stop func() bool
 	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
@@ -26,8 +29,8 @@ type ClientStream struct {
 var _ grpc.ClientStream = (*ClientStream)(nil)
 
 // newStream begins a stream.
-func (l *link) newStream(ctx context.Context, method string) (*ClientStream, error) {
-	st := &ClientStream{}
+func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method string) (*ClientStream, error) {
+	st := &ClientStream{desc: desc}
 	st.ctx = context.WithValue(ctx, clientStreamKey{}, st)
 	st.inbox.init(int64(l.c.opts.StreamWindow))
 	st.call = &clientCall{l: l, stream: st}
@@ -56,7 +59,8 @@ func ClientStreamOf(ctx context.Context) *ClientStream {
 
 // OnMessage has f see each message, encoded, on the goroutine that reads the connection, while somebody waits in
 // RecvMsg. f must not wait for anything and must not keep msg. If it returns false RecvMsg returns the message.
-// Messages are seen in order, by one of the two at a time.
+// Messages are seen in order, by one of the two at a time. When the stream is cancelled f may be about to return as
+// RecvMsg does.
 func (st *ClientStream) OnMessage(f func(msg []byte) bool) { st.onMessage(f) }
 
 // offerInline has OnMessage see a message, if it may.
@@ -74,18 +78,41 @@ func (st *ClientStream) giveBack(n int64) {
 }
 
 // RecvMsg implements grpc.ClientStream. After the server's last message it returns io.EOF, or the error with which the
-// server ended the stream.
+// server ended the stream. If there is one message only, as the answer to a stream of requests, it returns that when it
+// is known how the call ended.
 func (st *ClientStream) RecvMsg(v any) error {
-	for {
-		m, give, ok, end := st.pop()
-		if ok {
-			if give > 0 {
-				st.giveBack(give)
-			}
-			return st.decode(m, v)
-		}
+	m, end := st.next()
+	if st.desc.ServerStreams {
 		if end != nil {
 			return end
+		}
+		return st.decode(m, v)
+	}
+	switch {
+	case end == io.EOF:
+		return status.Error(codes.Internal, "the server ended the call without an answer")
+	case end != nil:
+		return end
+	}
+	if _, end = st.next(); end == nil {
+		st.endRecv(status.Error(codes.Internal, "more than one answer"))
+		st.call.l.cancel(st.call)
+		return status.Error(codes.Internal, "more than one answer")
+	} else if end != io.EOF {
+		return end
+	}
+	return st.decode(m, v)
+}
+
+// next waits for the next message or the end.
+func (st *ClientStream) next() (m message, end error) {
+	for {
+		m, give, ok, end := st.pop()
+		if give > 0 {
+			st.giveBack(give)
+		}
+		if ok || end != nil {
+			return m, end
 		}
 		<-st.ready // the end comes, at the latest, with the context's
 	}
@@ -103,8 +130,15 @@ func (st *ClientStream) decode(m message, v any) error {
 }
 
 // SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message, and io.EOF if the
-// stream has ended: RecvMsg says why.
-func (st *ClientStream) SendMsg(m any) error { return st.send(m, false) }
+// stream has ended: RecvMsg says why. For a stream of one request it returns nil then: generated code would else take
+// io.EOF for the call's error and not ask.
+func (st *ClientStream) SendMsg(m any) error {
+	err := st.send(m, false)
+	if err == io.EOF && !st.desc.ClientStreams {
+		return nil
+	}
+	return err
+}
 
 func (st *ClientStream) send(m any, last bool) error {
 	call := st.call
@@ -123,14 +157,16 @@ func (st *ClientStream) send(m any, last bool) error {
 			return err
 		}
 	}
+	waits := len(call.mu.pending) > 0
 	l.pushLocked()
 	for !call.mu.ended && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
+		waits = true
 		l.waitLocked(st.ctx.Done())
 		if err := st.ctx.Err(); err != nil {
 			return io.EOF
 		}
 	}
-	if call.mu.ended && len(call.mu.pending) > 0 {
+	if call.mu.ended && waits { // what was left is dropped
 		return io.EOF
 	}
 	return nil

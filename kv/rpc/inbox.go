@@ -103,9 +103,11 @@ func (q *inbox) endRecv(err error) {
 func (q *inbox) pop() (m message, give int64, ok bool, end error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.mu.waiting = q.mu.head == len(q.mu.queue); q.mu.waiting {
+	if q.mu.head == len(q.mu.queue) {
+		q.mu.waiting = q.mu.end == nil
 		return m, 0, false, q.mu.end
 	}
+	q.mu.waiting = false
 	m = q.mu.queue[q.mu.head]
 	q.mu.queue[q.mu.head] = message{}
 	if q.mu.head++; q.mu.head == len(q.mu.queue) {

@@ -1,0 +1,334 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// startGo serves with grpc's own server until the test ends.
+func startGo(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := grpc.NewServer(append([]grpc.ServerOption{grpc.MaxRecvMsgSize(16 << 20)}, opts...)...)
+	register(s)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	t.Cleanup(func() { s.Stop(); <-done })
+	return l.Addr().String()
+}
+
+// servers runs a test against each server that a client may meet.
+func servers(t *testing.T, register func(grpc.ServiceRegistrar), f func(t *testing.T, addr string)) {
+	t.Run("ours", func(t *testing.T) {
+		s, addr := startWith(t, Options{MaxRecv: 16 << 20, MaxSend: 16 << 20}, func(s *Server) { register(s) })
+		f(t, addr)
+		idle(t, s)
+	})
+	t.Run("grpc-go", func(t *testing.T) { f(t, startGo(t, register)) })
+	t.Run("grpc-go with our codec", func(t *testing.T) { f(t, startGo(t, register, codec.ServerOption())) })
+}
+
+func kvServers(t *testing.T, k *kv, f func(t *testing.T, addr string)) {
+	servers(t, func(s grpc.ServiceRegistrar) { tinykvpb.RegisterTinyKvServer(s, k) }, f)
+}
+
+// ofSize is a key with which a request, or an answer, has so many bytes.
+func ofSize(n int) []byte {
+	for m := max(n-6, 0); m <= n; m++ {
+		if key := make([]byte, m); (&kvrpcpb.RawGetRequest{Key: key}).Size() == n {
+			return key
+		}
+	}
+	panic("no key makes a request of this size")
+}
+
+func TestClientSizes(t *testing.T) {
+	kvServers(t, &kv{}, func(t *testing.T, addr string) {
+		c := client(t, addr, ClientOptions{})
+		for _, n := range []int{0, 1, 16<<10 - 1, 16 << 10, chunkSize / 2, 64 << 10, 1 << 20} {
+			key := bytes.Repeat([]byte{'k'}, n)
+			r := wait(t, get(within(t), c, key), "the answer")
+			require.NoError(t, r.err, n)
+			require.True(t, bytes.Equal(key, r.value), n)
+		}
+	})
+}
+
+// TestClientLimits: a message of exactly the limit passes, one of a byte more does not, and the connection stays.
+func TestClientLimits(t *testing.T) {
+	const limit = 100_000
+	kvServers(t, &kv{}, func(t *testing.T, addr string) {
+		for what, o := range map[string]ClientOptions{"receive": {MaxRecv: limit}, "send": {MaxSend: limit}} {
+			t.Run(what, func(t *testing.T) {
+				c := client(t, addr, o)
+				for range 2 {
+					r := wait(t, get(within(t), c, ofSize(limit)), "the answer")
+					require.NoError(t, r.err)
+					require.Len(t, r.value, len(ofSize(limit)))
+					r = wait(t, get(within(t), c, ofSize(limit+1)), "the answer")
+					require.Equal(t, codes.ResourceExhausted, status.Code(r.err), r.err)
+				}
+				l := onlyLink(t, c)
+				require.True(t, l.usable())
+				require.Zero(t, l.open())
+			})
+		}
+	})
+}
+
+func TestClientManyCallers(t *testing.T) {
+	kvServers(t, &kv{}, func(t *testing.T, addr string) {
+		c := tinykvpb.NewTinyKvClient(client(t, addr, ClientOptions{}))
+		var g group
+		for worker := range 24 {
+			g.Go(func() error {
+				for i := range 40 {
+					key := bytes.Repeat([]byte{byte(worker), byte(i)}, worker*i)
+					resp, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: key})
+					if err != nil {
+						return err
+					}
+					if !bytes.Equal(key, resp.Value) {
+						return fmt.Errorf("wrong answer to %d/%d", worker, i)
+					}
+				}
+				return nil
+			})
+		}
+		require.NoError(t, g.Wait())
+	})
+}
+
+func TestClientStreamEcho(t *testing.T) {
+	kvServers(t, &kv{}, func(t *testing.T, addr string) {
+		st, err := tinykvpb.NewTinyKvClient(client(t, addr, ClientOptions{})).BatchCommands(within(t))
+		require.NoError(t, err)
+		sizes := []int{0, 1, 16 << 10, 70_000, 5, 1 << 20, 3}
+		var g group
+		g.Go(func() error {
+			for i, n := range sizes {
+				if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: bytes.Repeat([]byte{byte(i)}, n)}); err != nil {
+					return err
+				}
+			}
+			return st.CloseSend()
+		})
+		for i, n := range sizes {
+			resp := new(kvrpcpb.RawGetResponse)
+			require.NoError(t, st.RecvMsg(resp))
+			require.True(t, bytes.Equal(bytes.Repeat([]byte{byte(i)}, n), resp.Value))
+		}
+		for range 2 {
+			require.Equal(t, io.EOF, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
+		}
+		require.NoError(t, g.Wait())
+		require.NoError(t, st.CloseSend(), "twice")
+	})
+}
+
+// testServers runs a test against the service of gRPC's interoperability tests.
+func testServers(t *testing.T, f func(t *testing.T, c grpc_testing.TestServiceClient, cc *Client)) {
+	servers(t, func(s grpc.ServiceRegistrar) { grpc_testing.RegisterTestServiceServer(s, newTestService()) },
+		func(t *testing.T, addr string) {
+			cc := client(t, addr, ClientOptions{})
+			f(t, grpc_testing.NewTestServiceClient(cc), cc)
+		})
+}
+
+func TestClientKindsOfCalls(t *testing.T) {
+	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, _ *Client) {
+		_, err := c.EmptyCall(within(t), new(grpc_testing.Empty))
+		require.NoError(t, err)
+		resp, err := c.UnaryCall(within(t), &grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: payload(271828)})
+		require.NoError(t, err)
+		require.Len(t, resp.Payload.Body, 314159)
+		in, err := c.StreamingInputCall(within(t))
+		require.NoError(t, err)
+		for _, n := range []int32{27182, 8, 1828, 45904} {
+			require.NoError(t, in.Send(&grpc_testing.StreamingInputCallRequest{Payload: payload(n)}))
+		}
+		sum, err := in.CloseAndRecv()
+		require.NoError(t, err)
+		require.EqualValues(t, 74922, sum.AggregatedPayloadSize)
+		sizes := []int32{31415, 9, 2653, 58979}
+		out, err := c.StreamingOutputCall(within(t), &grpc_testing.StreamingOutputCallRequest{ResponseParameters: outputs(sizes...)})
+		require.NoError(t, err)
+		for _, n := range sizes {
+			resp, err := out.Recv()
+			require.NoError(t, err)
+			require.Len(t, resp.Payload.Body, int(n))
+		}
+		_, err = out.Recv()
+		require.Equal(t, io.EOF, err)
+	})
+}
+
+func TestClientStatus(t *testing.T) {
+	long := strings.Repeat("é%", 300)
+	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, _ *Client) {
+		for _, msg := range []string{"plain", "", "\t\nwhitespace\r\nand ☺ and 😈\n", "100% sure, %41 is no A", "%", "%2", long} {
+			want := &grpc_testing.EchoStatus{Code: int32(codes.DataLoss), Message: msg}
+			_, err := c.UnaryCall(within(t), &grpc_testing.SimpleRequest{ResponseStatus: want})
+			require.Equal(t, codes.DataLoss, status.Code(err))
+			require.Equal(t, msg, status.Convert(err).Message())
+			require.False(t, NotSent(err))
+			out, err := c.StreamingOutputCall(within(t), &grpc_testing.StreamingOutputCallRequest{ResponseStatus: want})
+			require.NoError(t, err)
+			_, err = out.Recv()
+			require.Equal(t, msg, status.Convert(err).Message())
+		}
+		// Longer than a server sends: it may be cut, not more.
+		_, err := c.UnaryCall(within(t), &grpc_testing.SimpleRequest{ResponseStatus: &grpc_testing.EchoStatus{Code: 5, Message: strings.Repeat("x", 20_000)}})
+		require.Equal(t, codes.NotFound, status.Code(err))
+		require.GreaterOrEqual(t, len(status.Convert(err).Message()), maxMessageHeader)
+	})
+}
+
+func TestClientUnimplemented(t *testing.T) {
+	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, cc *Client) {
+		_, err := c.UnimplementedCall(within(t), new(grpc_testing.Empty))
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+		err = cc.Invoke(within(t), "/no/such", new(grpc_testing.Empty), new(grpc_testing.Empty))
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+		require.False(t, NotSent(err))
+		// A stream of one request ends before that is sent: RecvMsg says so, not SendMsg.
+		st, err := cc.NewStream(within(t), &grpc.StreamDesc{ServerStreams: true}, "/no/such")
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return onlyLink(t, cc).open() == 0 }, patience, time.Millisecond)
+		require.NoError(t, st.SendMsg(new(grpc_testing.Empty)))
+		require.NoError(t, st.CloseSend())
+		require.Equal(t, codes.Unimplemented, status.Code(st.RecvMsg(new(grpc_testing.Empty))))
+		// One of many says that it has ended.
+		st, err = cc.NewStream(within(t), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no/such")
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return onlyLink(t, cc).open() == 0 }, patience, time.Millisecond)
+		require.Equal(t, io.EOF, st.SendMsg(new(grpc_testing.Empty)))
+		require.Equal(t, codes.Unimplemented, status.Code(st.RecvMsg(new(grpc_testing.Empty))))
+	})
+}
+
+// hanging is a service whose handlers wait until their context ends.
+type hanging struct {
+	kv
+	left  chan time.Duration
+	ended chan error
+}
+
+func newHanging() *hanging {
+	h := &hanging{left: make(chan time.Duration, 64), ended: make(chan error, 64)}
+	hang := func(ctx context.Context) error {
+		d, _ := ctx.Deadline()
+		h.left <- time.Until(d)
+		<-ctx.Done()
+		h.ended <- ctx.Err()
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	h.get = func(ctx context.Context, _ *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+		return nil, hang(ctx)
+	}
+	h.kv.stream = func(st grpc.ServerStream) error { return hang(st.Context()) }
+	return h
+}
+
+func TestClientDeadline(t *testing.T) {
+	h := newHanging()
+	kvServers(t, &h.kv, func(t *testing.T, addr string) {
+		cc := client(t, addr, ClientOptions{})
+		c := tinykvpb.NewTinyKvClient(cc)
+		for name, call := range map[string]func(ctx context.Context) error{
+			"unary": func(ctx context.Context) error { _, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{}); return err },
+			"stream": func(ctx context.Context) error {
+				st, err := c.BatchCommands(ctx)
+				if err != nil {
+					return err
+				}
+				return st.RecvMsg(new(kvrpcpb.RawGetResponse))
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(within(t), 60*time.Millisecond)
+				defer cancel()
+				err := call(ctx)
+				require.Equal(t, codes.DeadlineExceeded, status.Code(err), err)
+				deadline, _ := ctx.Deadline()
+				require.False(t, time.Now().Before(deadline), "the call ended too early")
+				left := wait(t, h.left, "the handler")
+				require.LessOrEqual(t, left, 60*time.Millisecond+time.Millisecond)
+				wait(t, h.ended, "the handler's context")
+				ctx, cancel = context.WithTimeout(context.Background(), time.Hour)
+				defer cancel()
+				returned := make(chan error, 1)
+				go func() { returned <- call(ctx) }()
+				require.InDelta(t, time.Hour, wait(t, h.left, "the handler"), float64(patience))
+				cancel()
+				require.Equal(t, codes.Canceled, status.Code(wait(t, returned, "the call")))
+				require.ErrorIs(t, wait(t, h.ended, "the handler's context"), context.Canceled)
+			})
+		}
+	})
+}
+
+// TestClientCompressedAnswers: a server may compress whatever the client says.
+func TestClientCompressedAnswers(t *testing.T) {
+	register := func(s grpc.ServiceRegistrar) { tinykvpb.RegisterTinyKvServer(s, &kv{}) }
+	zip := grpc.RPCCompressor(grpc.NewGZIPCompressor()) //nolint:staticcheck // the other way asks the client first
+	addr := startGo(t, register, codec.ServerOption(), zip)
+	c := client(t, addr, ClientOptions{MaxRecv: 1 << 20})
+	for _, n := range []int{0, 1, 100_000, 1<<20 - 10} {
+		key := bytes.Repeat([]byte{'z'}, n)
+		r := wait(t, get(within(t), c, key), "the answer")
+		require.NoError(t, r.err)
+		require.True(t, bytes.Equal(key, r.value))
+	}
+	r := wait(t, get(within(t), c, make([]byte, 2<<20)), "the answer")
+	require.Equal(t, codes.ResourceExhausted, status.Code(r.err), "small on its way, large here")
+	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(within(t))
+	require.NoError(t, err)
+	for _, n := range []int{3, 100_000} {
+		require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, n)}))
+		resp := new(kvrpcpb.RawGetResponse)
+		require.NoError(t, st.RecvMsg(resp))
+		require.Len(t, resp.Value, n)
+	}
+	require.NoError(t, st.CloseSend())
+	require.Equal(t, io.EOF, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
+}
+
+// TestClientAnswerBeforeTheEnd: a server that has heard enough ends a stream whose client still sends.
+func TestClientAnswerBeforeTheEnd(t *testing.T) {
+	enough := errors.New("enough")
+	kvServers(t, &kv{stream: func(st grpc.ServerStream) error {
+		if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); err != nil {
+			return err
+		}
+		return enough
+	}}, func(t *testing.T, addr string) {
+		cc := client(t, addr, ClientOptions{})
+		st, err := tinykvpb.NewTinyKvClient(cc).BatchCommands(within(t))
+		require.NoError(t, err)
+		for err == nil { // into the windows, then it waits for them
+			err = st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
+		}
+		require.Equal(t, io.EOF, err)
+		require.Equal(t, enough.Error(), status.Convert(st.RecvMsg(new(kvrpcpb.RawGetResponse))).Message())
+		require.Zero(t, onlyLink(t, cc).open())
+	})
+}
