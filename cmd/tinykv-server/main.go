@@ -9,6 +9,8 @@ import (
 )
 
 func main() {
-	timerslack.CalmMonitor()
+	// The block cache's memory is C's. Its usual eight heaps for each processor keep what they were given: under reads
+	// and writes, a store took 145 MiB instead of 103.
+	timerslack.CalmMonitor("MALLOC_ARENA_MAX=1")
 	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
 }

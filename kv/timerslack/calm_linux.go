@@ -3,6 +3,7 @@ package timerslack
 import (
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -11,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func calmMonitor() {
+func calmMonitor(defaults []string) {
 	slack, err := getSlack()
 	switch {
 	case err != nil:
@@ -28,10 +29,21 @@ func calmMonitor() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if setSlack(int(Monitor)) == nil {
-			_ = syscall.Exec(path, os.Args, append(os.Environ(), Env+"="+executed))
+			_ = syscall.Exec(path, os.Args, append(environ(defaults), Env+"="+executed))
 			_ = setSlack(slack) // it could not be executed
 		}
 	}
+}
+
+func environ(defaults []string) []string {
+	env := os.Environ()
+	for _, d := range defaults {
+		name, _, _ := strings.Cut(d, "=")
+		if _, set := os.LookupEnv(name); !set {
+			env = append(env, d)
+		}
+	}
+	return env
 }
 
 // executed in Env tells the process that it has executed itself, so that it does not do it for ever.

@@ -24,17 +24,23 @@ type report struct {
 	Name string
 	// Env is the value of the package's variable.
 	Env string
+	// Given and Kept are the values of the variables with defaults.
+	Given, Kept string
 	// Slacks are those of all threads that this process may ask for, in ns, after a while of work.
 	Slacks []int
 }
 
-const child = "TIMERSLACK_TEST_CHILD"
+const (
+	child = "TIMERSLACK_TEST_CHILD"
+	given = "TIMERSLACK_TEST_GIVEN"
+	kept  = "TIMERSLACK_TEST_KEPT"
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
-		CalmMonitor()
+		CalmMonitor(given+"=default", kept+"=default")
 		busy(workers + 8)
-		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(Env), Slacks: slacks()})
+		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(Env), Given: os.Getenv(given), Kept: os.Getenv(kept), Slacks: slacks()})
 		return
 	}
 	os.Exit(m.Run())
@@ -91,9 +97,11 @@ func start(t *testing.T, env ...string) (pid int, r report) {
 // TestOnlyTheMonitorIsCalmed: the process executes itself once, keeps its id and arguments, and one thread has the
 // long slack afterwards, no matter how many there are.
 func TestOnlyTheMonitorIsCalmed(t *testing.T) {
-	pid, r := start(t)
+	pid, r := start(t, kept+"=own")
 	require.Equal(t, pid, r.PID)
 	require.Empty(t, r.Env)
+	require.Equal(t, "default", r.Given)
+	require.Equal(t, "own", r.Kept)
 	_, plain := start(t, Env+"=off")
 	require.Equal(t, plain.Name, r.Name)
 	require.NotEmpty(t, r.Name)

@@ -28,9 +28,10 @@ const (
 )
 
 // CalmMonitor is to be called first in main. It may execute the program again, with the same process id, arguments and
-// environment, and does not return then. Where it cannot help it does nothing.
-func CalmMonitor() {
+// environment, and does not return then. Where it cannot help it does nothing. defaults are variables, NAME=value, that
+// the environment is given on this occasion, unless they are set.
+func CalmMonitor(defaults ...string) {
 	if os.Getenv(Env) != "off" {
-		calmMonitor()
+		calmMonitor(defaults)
 	}
 }
