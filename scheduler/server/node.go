@@ -234,7 +234,7 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	if cfg.Alone() {
 		// etcd waits out a random part of an election timeout even when there is nobody to wait for. (Making it
 		// campaign at once by a message is no way: that meets a log which it has not worked off yet, and panics.)
-		ec.TickMs, ec.ElectionMs = min(ec.TickMs, 100), min(ec.ElectionMs, 500)
+		ec.TickMs, ec.ElectionMs = min(ec.TickMs, 70), min(ec.ElectionMs, 350)
 	}
 	// etcd's log is synced before anything is answered, so its tables may follow later than after 100 ms: that
 	// would be a transaction with syncs of its own for every renewal of the leadership. The limit of changes
