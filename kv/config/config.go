@@ -137,7 +137,7 @@ func Default() *Config {
 			MaxClockSkew: Dur(500 * time.Millisecond),
 		},
 		Storage: Storage{
-			Raft: true, Engine: "pebble", Cache: 32 * MiB, MemTable: 8 * MiB, ReserveSpace: 1 * GiB,
+			Raft: true, Engine: "pebble", Cache: 32 * MiB, MemTable: 12 * MiB, ReserveSpace: 1 * GiB,
 		},
 		RaftLog: RaftLog{SegmentSize: 32 * MiB, Cache: 16 * MiB},
 		Raftstore: Raftstore{
