@@ -315,7 +315,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)
 		c.cache.setLeader(r, r.nextPeer())
-		v.unknown = !rpc.NotSent(err) && !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
+		v.unknown = !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
 	case codes.DeadlineExceeded, codes.Canceled:
 		c.cache.setLeader(r, r.nextPeer())
 		v.unknown, v.pause, v.late = true, false, true
@@ -324,6 +324,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 	default:
 		v.unknown = true
 	}
+	v.unknown = v.unknown && !rpc.NotSent(err)
 	v.until = deadline.Add(c.opts.Skew)
 	return v
 }

@@ -1,18 +1,3 @@
-// Package rpcserver is a gRPC server that answers on the goroutine that reads.
-//
-// grpc's own server hands every call from the goroutine that reads the connection to one that handles it and from
-// there to one that writes. For a store, whose reads take a few microseconds, those hand-overs and what they
-// allocate are four fifths of the work (docs/benchmarks.md). Here one goroutine owns the reading side of a
-// connection: it parses a frame, and if the call's handler can answer at once, or promises to answer later without
-// a goroutine of its own, it is called right there; the answer goes into the connection's output, which is written when
-// nothing more has arrived. All other handlers run on goroutines as usual.
-//
-// The protocol is gRPC over HTTP/2 (RFC 9113 and grpc's PROTOCOL-HTTP2.md) without TLS: unary calls and streams,
-// deadlines, cancellation, compressed requests, flow control both ways, keep-alive, GOAWAY. Frames and header
-// compression are golang.org/x/net/http2's. Headers that gRPC does not define are dropped, handlers see no metadata.
-//
-// Services register with their generated code (grpc.ServiceRegistrar), so that whatever was written for
-// grpc.Server runs here. What is different is HandleInline.
 package rpc
 
 import (
