@@ -289,7 +289,8 @@ func TestClientDeadline(t *testing.T) {
 // TestClientCompressedAnswers: a server may compress whatever the client says.
 func TestClientCompressedAnswers(t *testing.T) {
 	register := func(s grpc.ServiceRegistrar) { tinykvpb.RegisterTinyKvServer(s, &kv{}) }
-	zip := grpc.RPCCompressor(grpc.NewGZIPCompressor()) //nolint:staticcheck // the other way asks the client first
+	//lint:ignore SA1019 the other way asks the client first
+	zip := grpc.RPCCompressor(grpc.NewGZIPCompressor())
 	addr := startGo(t, register, codec.ServerOption(), zip)
 	c := client(t, addr, ClientOptions{MaxRecv: 1 << 20})
 	for _, n := range []int{0, 1, 100_000, 1<<20 - 10} {
