@@ -98,6 +98,9 @@ func (p *peer) fallAsleep() {
 		}
 	}
 	p.store.live.sleep(p.sleep.stores)
+	if !p.isLeader() {
+		p.times.stale = p.sleep.began.Add(p.sleepingCheck())
+	}
 	p.setDuty()
 	p.box.asleep.Store(true)
 	p.store.router.noteAwake(p.box, false)
@@ -115,6 +118,9 @@ func (p *peer) wake() {
 		p.heardLeader(now)
 	}
 	p.sleep.asleep, p.sleep.active = false, now
+	if soon := now.Add(p.store.jitter(p.store.cfg.Raftstore.StalePeerCheck.Duration)); p.times.stale.After(soon) {
+		p.times.stale = soon
+	}
 	p.box.asleep.Store(false)
 	if !p.stopped {
 		p.store.router.noteAwake(p.box, true)
@@ -144,12 +150,38 @@ func (p *peer) stir(m message.Msg) {
 	}
 }
 
-// setDuty tells the ticker when a sleeping leader must report to the placement service again. A sleeping
-// follower has no duty.
+// sleepingChecks is how many times longer than one that hears no leader a sleeping follower goes on before it asks
+// the placement service whether it still belongs to its region.
+const sleepingChecks = 4
+
+// doDuty is what a sleeping peer has to do all the same, and sets when it is due again: a leader reports to the
+// placement service; a follower asks it whether it still belongs, since the entry that removes it may have been lost on
+// its way, and nobody speaks to it afterwards (G6).
+func (p *peer) doDuty(now time.Time) {
+	switch {
+	case p.isLeader():
+		if !now.Before(p.times.heartbeat) {
+			p.heartbeatRegion()
+		}
+	case !now.Before(p.times.stale) && !p.box.dormant.Load():
+		p.times.stale = now.Add(p.sleepingCheck())
+		p.store.askRegionTruth(p.regionID)
+	}
+	p.setDuty()
+}
+
+func (p *peer) sleepingCheck() time.Duration {
+	return p.store.jitter(sleepingChecks * p.store.cfg.Raftstore.StalePeerCheck.Duration)
+}
+
+// setDuty tells the ticker when doDuty is due. A dormant follower is roused by others.
 func (p *peer) setDuty() {
 	duty := int64(0)
-	if p.isLeader() {
+	switch {
+	case p.isLeader():
 		duty = int64(p.times.heartbeat.Sub(p.store.clock.Base()))
+	case !p.box.dormant.Load():
+		duty = int64(p.times.stale.Sub(p.store.clock.Base()))
 	}
 	p.box.duty.Store(duty)
 }

@@ -18,10 +18,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	now := p.store.clock.Now()
 	if p.sleep.asleep {
-		if p.isLeader() && !now.Before(p.times.heartbeat) {
-			p.heartbeatRegion()
-		}
-		p.setDuty()
+		p.doDuty(now)
 		return
 	}
 	for range p.elapsedTicks(now) {

@@ -31,7 +31,7 @@ type ClientOptions struct {
 	// (20 ms, 1 s).
 	MinBackoff, MaxBackoff time.Duration
 	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and KeepAliveTimeout how
-	// long that may take (10 s, 3 s). The silence is looked at once in KeepAlive, so that it may last up to twice that.
+	// long that may take (10 s, 3 s).
 	KeepAlive, KeepAliveTimeout time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2

@@ -39,8 +39,10 @@ type link struct {
 	owed int64
 	// head takes in the header block that is being read.
 	head responseHead
-	// frames counts what was read, for keep-alive.
+	// frames counts what was read, and quiet is when the reading goroutine last began to wait, since the connection
+	// began: for keep-alive.
 	frames atomic.Uint64
+	quiet  atomic.Int64
 	// shut: no further calls are taken.
 	shut atomic.Bool
 	// wake has the writer look for output; gone is closed when the connection has ended.
@@ -164,6 +166,7 @@ func (l *link) greet() error {
 func (l *link) readLoop() error {
 	for {
 		if !frameBuffered(l.br) {
+			l.quiet.Store(int64(time.Since(l.since)))
 			l.mu.Lock()
 			l.mu.reading = false
 			l.flushLocked()
@@ -363,13 +366,18 @@ func (l *link) checkAlive() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := &l.mu.keep
+	silent := time.Since(l.since) - time.Duration(l.quiet.Load())
+	keepAlive := l.c.opts.KeepAlive
 	switch {
 	case l.mu.closed != nil:
-	case n != k.seen:
-		k.seen, k.asked = n, false
-		k.timer.Reset(l.c.opts.KeepAlive)
-	case k.asked:
+	case k.asked && n == k.seen:
 		l.closeLocked(errors.New("the server gave no sign of life"))
+	case silent < keepAlive:
+		k.seen, k.asked = n, false
+		k.timer.Reset(keepAlive - silent)
+	case n != k.seen: // the reading goroutine does not come to wait
+		k.seen, k.asked = n, false
+		k.timer.Reset(keepAlive/4 + 1)
 	default:
 		k.asked = true
 		_ = l.mu.fw.WritePing(false, [8]byte{})
