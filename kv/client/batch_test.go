@@ -271,12 +271,17 @@ func TestPatience(t *testing.T) {
 			{propose: 80, answer: 160}, {propose: 80, answer: 160}, {propose: 80, answer: 160},
 		}},
 	} {
+		f.mu.Lock()
 		f.puts, late = nil, put.late
+		f.mu.Unlock()
 		require.NoError(t, c.Put(context.Background(), []byte("k"), make([]byte, put.size)))
-		require.Len(t, f.puts, len(put.want))
+		f.mu.Lock()
+		puts := f.puts
+		f.mu.Unlock()
+		require.Len(t, puts, len(put.want))
 		for i, want := range put.want {
-			require.InDelta(t, (want.propose*time.Second - 2*time.Second).Seconds(), f.puts[i].propose.Seconds(), 2.1, "%+v, attempt %d", put, i)
-			require.InDelta(t, (want.answer*time.Second - 2*time.Second).Seconds(), f.puts[i].answer.Seconds(), 2.1, "%+v, attempt %d", put, i)
+			require.InDelta(t, (want.propose*time.Second - 2*time.Second).Seconds(), puts[i].propose.Seconds(), 2.1, "%+v, attempt %d", put, i)
+			require.InDelta(t, (want.answer*time.Second - 2*time.Second).Seconds(), puts[i].answer.Seconds(), 2.1, "%+v, attempt %d", put, i)
 		}
 	}
 }
@@ -304,12 +309,15 @@ func TestLostStoreIsNotWaitedForLong(t *testing.T) {
 		return len(f.puts) > 0
 	}, 20*time.Second, time.Millisecond)
 	require.NoError(t, <-done)
-	require.GreaterOrEqual(t, len(f.puts), 2)
-	for i := range f.puts[1:] {
-		fence := f.puts[i].at.Add(f.puts[i].propose + skew)
-		require.False(t, f.puts[i+1].at.Before(fence), "attempt %d came %s too early", i+1, fence.Sub(f.puts[i+1].at))
+	f.mu.Lock()
+	puts := f.puts
+	f.mu.Unlock()
+	require.GreaterOrEqual(t, len(puts), 2)
+	for i := range puts[1:] {
+		fence := puts[i].at.Add(puts[i].propose + skew)
+		require.False(t, puts[i+1].at.Before(fence), "attempt %d came %s too early", i+1, fence.Sub(puts[i+1].at))
 	}
-	require.Less(t, f.puts[1].at.Sub(f.puts[0].at), 6*time.Second, "an answer would have been waited for for 13 s")
+	require.Less(t, puts[1].at.Sub(puts[0].at), 6*time.Second, "an answer would have been waited for for 13 s")
 }
 
 // TestRegionErrorsAreFollowed: each kind leads where it should.
