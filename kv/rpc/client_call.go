@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"encoding/binary"
 	"io"
 	"runtime"
 	"slices"
@@ -100,15 +99,7 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 	l.mu.nextID += 2
 	l.mu.calls[call.id] = call
 	block := l.mu.enc.block(method, timeout(ctx))
-	for first := true; first || len(block) > 0; first = false {
-		n := min(len(block), l.mu.outflow.maxFrame)
-		if first {
-			_ = l.mu.fw.WriteHeaders(http2.HeadersFrameParam{StreamID: call.id, BlockFragment: block[:n], EndHeaders: n == len(block)})
-		} else {
-			_ = l.mu.fw.WriteContinuation(call.id, n == len(block), block[:n])
-		}
-		block = block[n:]
-	}
+	writeHeaders(l.mu.fw, call.id, block, l.mu.outflow.maxFrame, false)
 	return nil
 }
 
@@ -423,7 +414,11 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 	l := call.l
 	g, ok := m.(codec.Message)
 	if !ok {
-		return call.sendForeignLocked(m, last)
+		buf, err := encodeForeign(l.c.opts.Codec, m, l.c.opts.MaxSend)
+		if err == nil {
+			call.queueLocked(buf, last)
+		}
+		return err
 	}
 	size := g.Size()
 	if size > l.c.opts.MaxSend {
@@ -459,25 +454,6 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 
 // endStream marks the frame at the beginning of b as the last of its stream.
 func endStream(b []byte) { b[4] |= byte(http2.FlagDataEndStream) }
-
-// sendForeignLocked sends a message that only the codec can encode.
-func (call *clientCall) sendForeignLocked(m any, last bool) error {
-	o := &call.l.c.opts
-	bufs, err := o.Codec.Marshal(m)
-	if err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	defer bufs.Free()
-	size := bufs.Len()
-	if size > o.MaxSend {
-		return tooLarge("send", size, o.MaxSend)
-	}
-	buf := make([]byte, prefixSize+size)
-	binary.BigEndian.PutUint32(buf[1:], uint32(size))
-	bufs.CopyTo(buf[prefixSize:])
-	call.queueLocked(buf, last)
-	return nil
-}
 
 // queueLocked takes over bytes to send.
 func (call *clientCall) queueLocked(buf []byte, last bool) {

@@ -1,10 +1,16 @@
 package rpc
 
 import (
+	"encoding/binary"
 	"net"
 	"sync"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // chunkSize is the memory that output takes at a time. A frame of the usual size fits.
@@ -106,3 +112,49 @@ func frames(b []byte, n, maxFrame int, id uint32) {
 
 // frameCount is how many frames n bytes take.
 func frameCount(n, maxFrame int) int { return (n + maxFrame - 1) / maxFrame }
+
+// writeHeaders writes a header block in as many frames as it takes. It never fails: fw writes to memory.
+func writeHeaders(fw *http2.Framer, id uint32, block []byte, maxFrame int, end bool) {
+	for first := true; first || len(block) > 0; first = false {
+		n := min(len(block), maxFrame)
+		if first {
+			_ = fw.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: block[:n], EndStream: end, EndHeaders: n == len(block),
+			})
+		} else {
+			_ = fw.WriteContinuation(id, n == len(block), block[:n])
+		}
+		block = block[n:]
+	}
+}
+
+// putMessage fills buf with a message and its prefix.
+func putMessage(buf []byte, m codec.Message) error {
+	buf[0] = 0
+	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-prefixSize))
+	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:]); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+// encodeForeign is a message with its prefix that only the codec can encode.
+func encodeForeign(c encoding.CodecV2, m any, limit int) ([]byte, error) {
+	bufs, err := c.Marshal(m)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	defer bufs.Free()
+	size := bufs.Len()
+	if size > limit {
+		return nil, tooLarge("send", size, limit)
+	}
+	buf := make([]byte, prefixSize+size)
+	binary.BigEndian.PutUint32(buf[1:], uint32(size))
+	bufs.CopyTo(buf[prefixSize:])
+	return buf, nil
+}
+
+func tooLarge(what string, size, limit int) error {
+	return status.Errorf(codes.ResourceExhausted, "trying to %s message larger than max (%d vs. %d)", what, size, limit)
+}

@@ -414,17 +414,7 @@ func (call *Call) sendHeadersLocked() {
 
 func (c *conn) headersFrameLocked(id uint32, block []byte, end bool) {
 	c.mu.pings.forgive()
-	for first := true; first || len(block) > 0; first = false {
-		n := min(len(block), c.mu.outflow.maxFrame)
-		if first {
-			_ = c.mu.fw.WriteHeaders(http2.HeadersFrameParam{
-				StreamID: id, BlockFragment: block[:n], EndStream: end, EndHeaders: n == len(block),
-			})
-		} else {
-			_ = c.mu.fw.WriteContinuation(id, n == len(block), block[:n])
-		}
-		block = block[n:]
-	}
+	writeHeaders(c.mu.fw, id, block, c.mu.outflow.maxFrame, end)
 }
 
 // sendLocked encodes a message and sends it as far as the client's windows allow.
@@ -433,7 +423,11 @@ func (call *Call) sendLocked(m any) error {
 	call.sendHeadersLocked()
 	g, ok := m.(codec.Message)
 	if !ok {
-		return call.sendForeignLocked(m)
+		buf, err := encodeForeign(c.s.opts.Codec, m, c.s.opts.MaxSend)
+		if err == nil {
+			call.queueLocked(buf)
+		}
+		return err
 	}
 	size := g.Size()
 	if size > c.s.opts.MaxSend {
@@ -461,38 +455,6 @@ func (call *Call) sendLocked(m any) error {
 	o.window -= int64(total)
 	call.mu.window -= int64(total)
 	return nil
-}
-
-// putMessage fills buf with a message and its prefix.
-func putMessage(buf []byte, m codec.Message) error {
-	buf[0] = 0
-	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-prefixSize))
-	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:]); err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	return nil
-}
-
-// sendForeignLocked sends a message that only the codec can encode.
-func (call *Call) sendForeignLocked(m any) error {
-	bufs, err := call.c.s.opts.Codec.Marshal(m)
-	if err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	defer bufs.Free()
-	size := bufs.Len()
-	if size > call.c.s.opts.MaxSend {
-		return tooLarge("send", size, call.c.s.opts.MaxSend)
-	}
-	buf := make([]byte, prefixSize+size)
-	binary.BigEndian.PutUint32(buf[1:], uint32(size))
-	bufs.CopyTo(buf[prefixSize:])
-	call.queueLocked(buf)
-	return nil
-}
-
-func tooLarge(what string, size, limit int) error {
-	return status.Errorf(codes.ResourceExhausted, "trying to %s message larger than max (%d vs. %d)", what, size, limit)
 }
 
 // queueLocked takes over bytes to send.
