@@ -8,8 +8,8 @@ import (
 
 // Batch gathers changes of any number of regions that become durable together: after a crash either
 // all of them are there or none. Changes take effect in the order in which they were added. The
-// zero value is an empty batch; Clear makes it ready for use again and keeps its buffers. Payloads
-// are copied when they are added. Not safe for concurrent use, and not to be touched during Write.
+// zero value is an empty batch; Clear makes it ready for use again and keeps its buffers. Not safe for
+// concurrent use, and not to be touched during Write.
 type Batch struct {
 	contents
 	// dir and body are the record's two parts, encoded as the batch grows.
@@ -44,6 +44,9 @@ func (b *Batch) Size() int { return len(b.dir) + len(b.body) }
 // Append stores entries, which are consecutive, after discarding any stored entry with an index of
 // entries[0].Index or more: that is how a follower replaces an uncommitted tail. They must be
 // contiguous with what is left.
+//
+// The slice must stay as it is until the batch is written; the payloads for ever, since the log's cache keeps
+// them. So a payload should not be a part of something larger that its cached entry would keep alive.
 func (b *Batch) Append(regionID uint64, entries []eraftpb.Entry) {
 	if len(entries) == 0 {
 		return
@@ -65,6 +68,7 @@ func (b *Batch) Append(regionID uint64, entries []eraftpb.Entry) {
 		}
 		b.addEntry(m, e.Data)
 	}
+	o.appended = entries
 	b.endEntries(o)
 }
 

@@ -81,30 +81,22 @@ type cacheItem struct {
 // maxCacheItems bounds the queue itself, in case the payloads are tiny or gone already.
 const maxCacheItems = 1 << 15
 
-// add caches entries whose payloads lie at the beginning of body, in one allocation for all of
-// them. The caller holds r.mu and has dropped what the entries replace.
-func (c *cacheBudget) add(r *region, first uint64, ents []entMeta, body []byte) {
-	total := 0
-	for _, m := range ents {
-		total += m.len()
+// add caches entries, whose payloads it shares. The caller holds r.mu and has dropped what they replace.
+func (c *cacheBudget) add(r *region, ents []eraftpb.Entry) {
+	total := int64(0)
+	for i := range ents {
+		total += cacheCost(&ents[i])
 	}
-	if int64(total) > c.limit {
-		// It would push out everything else and itself. What precedes it goes too: the cache has
-		// no holes.
+	if total > c.limit {
+		// They would push out everything else and themselves. What precedes them goes too: the cache
+		// has no holes.
 		c.used.Add(-r.cache.dropFrom(0))
 		return
 	}
-	slab := append(make([]byte, 0, total), body[:total]...)
-	for i, m := range ents {
-		e := eraftpb.Entry{EntryType: eraftpb.EntryType(m.lenType & 15), Term: m.term, Index: first + uint64(i)}
-		if n := m.len(); n > 0 {
-			e.Data, slab = slab[:n:n], slab[n:]
-		}
-		r.cache.ents = append(r.cache.ents, e)
-	}
-	c.used.Add(int64(total) + int64(len(ents))*entMemory)
+	r.cache.ents = append(r.cache.ents, ents...)
+	c.used.Add(total)
 	c.mu.Lock()
-	c.mu.fifo = append(c.mu.fifo, cacheItem{r, first + uint64(len(ents)) - 1})
+	c.mu.fifo = append(c.mu.fifo, cacheItem{r, ents[len(ents)-1].Index})
 	c.mu.Unlock()
 }
 

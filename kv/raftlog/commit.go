@@ -170,9 +170,7 @@ func (l *Log) commitGroup(group []*request) error {
 	i := 0
 	for _, r := range group {
 		if r.batch != nil {
-			at := c.pending[i]
-			at.body = r.batch.body
-			l.applyContents(&r.batch.contents, at)
+			l.applyContents(&r.batch.contents, c.pending[i])
 			i++
 		}
 	}

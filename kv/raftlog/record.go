@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
 // Part of the on-disk format; do not change (docs/storage-format.md).
@@ -48,6 +50,8 @@ type op struct {
 	// Entries: op.a is the first index, ents[entLo:entHi] of the record, the first body at bodyOff.
 	entLo, entHi int
 	bodyOff      int
+	// appended are the entries of an opAppend that is being written, for the cache; nil while replaying.
+	appended []eraftpb.Entry
 }
 
 // entMeta describes an entry's payload as the directory does.
@@ -66,6 +70,7 @@ type contents struct {
 }
 
 func (c *contents) clear() {
+	clear(c.ops) // of entries
 	c.ops, c.ents = c.ops[:0], c.ents[:0]
 }
 

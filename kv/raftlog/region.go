@@ -72,8 +72,7 @@ func (r *region) term(index uint64) (uint64, error) {
 // placed is where the contents being applied lie.
 type placed struct {
 	seg     uint32
-	bodyOff int64  // of the record's body in the segment
-	body    []byte // the body, to feed the cache; nil while replaying
+	bodyOff int64 // of the record's body in the segment
 }
 
 // applyContents carries the changes of one record out on the in-memory state.
@@ -158,8 +157,8 @@ func (l *Log) applyAppend(r *region, o *op, ents []entMeta, at placed) {
 		bytes += int64(m.len())
 	}
 	l.segs.charge(at.seg, int64(len(ents)), bytes+int64(len(ents))*entCost)
-	if at.body != nil {
-		l.cache.add(r, first, ents, at.body[o.bodyOff:])
+	if len(o.appended) > 0 {
+		l.cache.add(r, o.appended)
 	}
 }
 
