@@ -11,15 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// formatVersion is the version of the data directory's layout. A newer one is refused.
-const formatVersion = 1
+// formatVersion is the version of the data directory's layout. A newer one is refused, an older one is marked as
+// this one before anything is written.
+//
+//	1  the first
+//	2  applied tables (kv/raftstore/meta): an older program would begin where the regions' own records stand
+const formatVersion = 2
 
 const (
 	lockFile   = "LOCK"
 	markerFile = "tinykv.toml"
 )
 
-// Marker says whose data a directory holds. It is written once, before any data.
+// Marker says whose data a directory holds. It is written before any data.
 type Marker struct {
 	Format    int    `toml:"format"`
 	Engine    string `toml:"engine"`
@@ -92,6 +96,18 @@ func (d *DataDir) ReadMarker() (*Marker, error) {
 		return nil, fmt.Errorf("%s is damaged: format %d", path, m.Format)
 	}
 	return m, nil
+}
+
+// Upgrade marks a directory of an older format as one of this, so that older programs refuse it from now on.
+func (d *DataDir) Upgrade(m *Marker) error {
+	if m.Format == formatVersion {
+		return nil
+	}
+	if err := d.WriteMarker(*m); err != nil {
+		return fmt.Errorf("data-dir %s has format %d, and it was not possible to make it %d: %w", d.Path, m.Format, formatVersion, err)
+	}
+	m.Format = formatVersion
+	return nil
 }
 
 // WriteMarker makes the marker durable.

@@ -30,7 +30,7 @@ func TestDataDirectory(t *testing.T) {
 	require.ErrorContains(t, m.checkIdent(dir, 1<<63-1, 4), "store 4")
 
 	for text, want := range map[string]string{
-		"format = 2\n":            "format 2",
+		"format = 3\n":            "format 3",
 		"format = \"one\"\n":      "damaged",
 		"":                        "damaged",
 		"format = 1\nstore-id = ": "damaged",
@@ -39,6 +39,13 @@ func TestDataDirectory(t *testing.T) {
 		_, err = d.ReadMarker()
 		require.ErrorContains(t, err, want, "%q", text)
 	}
+	require.NoError(t, os.WriteFile(d.Sub(markerFile), []byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 8\nstore-id = 3\n"), 0o600))
+	m, err = d.ReadMarker()
+	require.NoError(t, err)
+	require.NoError(t, d.Upgrade(m))
+	m, err = d.ReadMarker()
+	require.NoError(t, err)
+	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3}, m)
 	require.NoError(t, os.Remove(d.Sub(markerFile)))
 	require.NoError(t, os.WriteFile(d.Sub("holiday.jpg"), nil, 0o600))
 	_, err = d.ReadMarker()
@@ -124,7 +131,7 @@ func FuzzMarker(f *testing.F) {
 		if (m == nil) != (err != nil) {
 			t.Fatalf("%v, %v", m, err)
 		}
-		if m != nil && m.Format != formatVersion {
+		if m != nil && (m.Format < 1 || m.Format > formatVersion) {
 			t.Fatalf("format %d", m.Format)
 		}
 	})

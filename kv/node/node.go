@@ -115,6 +115,9 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		if err = marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode); err != nil {
 			return err
 		}
+		if err = n.dir.Upgrade(marker); err != nil {
+			return err
+		}
 	} else if err = n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: mode}); err != nil {
 		return err
 	}

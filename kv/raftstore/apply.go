@@ -66,6 +66,10 @@ type applier struct {
 	applied   uint64
 	term      uint64
 	truncated rspb.RaftTruncatedState
+	// recorded is what the apply state in the engine says of truncated.
+	recorded rspb.RaftTruncatedState
+	// place in the worker's table, from 1; 0: not in it; noPlace: nor will it be.
+	place int
 	// removed: the conf change that removes this peer is applied; nothing after it is.
 	removed bool
 	// report gathers what the peer must be told after the next write; dirty: there is something.
@@ -78,7 +82,7 @@ type applier struct {
 func registerTask(p *peer) applyTask {
 	a := &applier{
 		regionID: p.regionID, peer: p.meta, region: p.region(),
-		applied: p.appliedIndex, term: p.appliedTerm, truncated: p.ps.truncated,
+		applied: p.appliedIndex, term: p.appliedTerm, truncated: p.ps.truncated, recorded: p.ps.truncated,
 	}
 	return applyTask{kind: applyRegister, regionID: p.regionID, register: a}
 }
@@ -95,6 +99,7 @@ type applyWorker struct {
 		closed bool
 	}
 	regions map[uint64]*applier
+	table   appliedTable
 	batch   engine.Batch
 	sync    bool
 	touched []*applier
@@ -111,8 +116,8 @@ type answer struct {
 	res message.Result
 }
 
-func newApplyWorker(s *Store) *applyWorker {
-	w := &applyWorker{store: s, regions: map[uint64]*applier{}, batch: s.engine.NewBatch()}
+func newApplyWorker(s *Store, id int) *applyWorker {
+	w := &applyWorker{store: s, table: appliedTable{worker: id}, regions: map[uint64]*applier{}, batch: s.engine.NewBatch()}
 	w.queue.cond = sync.NewCond(&w.queue)
 	return w
 }
@@ -179,15 +184,16 @@ func (w *applyWorker) abandon(tasks []applyTask) {
 func (w *applyWorker) handle(t *applyTask) error {
 	switch t.kind {
 	case applyRegister:
+		w.forget(t.regionID)
 		w.regions[t.regionID] = t.register
 	case applyEntries:
 		return w.applyEntries(t)
 	case applyInstall:
 		// Everything of the old state is written before the region runner replaces it.
+		w.forget(t.regionID)
 		if err := w.flush(); err != nil {
 			return err
 		}
-		delete(w.regions, t.regionID)
 		w.store.regionRunner.install(t.install)
 	case applyDestroy:
 		return w.destroy(t.destroy)
@@ -196,7 +202,7 @@ func (w *applyWorker) handle(t *applyTask) error {
 }
 
 func (w *applyWorker) destroy(t *destroyTask) error {
-	delete(w.regions, t.region.Id)
+	w.forget(t.region.Id)
 	meta.PutRegionState(w.batch, rspb.PeerState_Tombstone, t.region, t.peer)
 	w.sync = true
 	if err := w.flush(); err != nil {
@@ -326,9 +332,14 @@ func (w *applyWorker) applyWrite(a *applier, cmd *message.Entry) message.Result 
 // peer learns of an applied index only when a read would see it.
 func (w *applyWorker) flush() error {
 	for _, a := range w.touched {
-		w.state.AppliedIndex, w.state.TruncatedState = a.applied, &a.truncated
-		w.keyBuf = meta.PutApplyState(w.batch, a.regionID, &w.state, w.keyBuf)
+		if a.truncated != a.recorded || !w.table.admit(a) {
+			w.record(a)
+		}
 	}
+	for _, a := range w.table.turn() {
+		w.record(a)
+	}
+	w.table.put(w.batch)
 	if w.batch.Len() > 0 {
 		if err := w.store.engine.Write(w.batch, w.sync); err != nil {
 			return fmt.Errorf("apply: %w", err)
@@ -360,6 +371,26 @@ func (w *applyWorker) flush() error {
 	clear(w.answers)
 	w.answers = w.answers[:0]
 	return nil
+}
+
+// record writes a region's own apply state.
+func (w *applyWorker) record(a *applier) {
+	w.state.AppliedIndex, w.state.TruncatedState = a.applied, &a.truncated
+	w.keyBuf = meta.PutApplyState(w.batch, a.regionID, &w.state, w.keyBuf)
+	a.recorded = a.truncated
+}
+
+// forget ends the worker's part in a region, whose apply state says from the next flush on what the table said.
+func (w *applyWorker) forget(regionID uint64) {
+	a := w.regions[regionID]
+	if a == nil {
+		return
+	}
+	if w.table.remove(a) {
+		w.record(a)
+	}
+	a.place = noPlace
+	delete(w.regions, regionID)
 }
 
 // report lays a report into the peer's mailbox.

@@ -224,7 +224,7 @@ func FuzzApply(f *testing.F) {
 			require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: 1, entries: []eraftpb.Entry{entry}}))
 			require.NoError(t, w.flush())
 			require.EqualValues(t, 6, a.applied)
-			st, err := meta.LoadApplyState(e, 1)
+			st, err := meta.LoadApplyState(e, 1, 0)
 			require.NoError(t, err)
 			require.EqualValues(t, 6, st.AppliedIndex)
 			require.LessOrEqual(t, st.TruncatedState.Index, st.AppliedIndex)

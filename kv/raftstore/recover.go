@@ -33,6 +33,9 @@ import (
 
 // recover builds the peers. Called before any goroutine runs.
 func (s *Store) recover() error {
+	if err := s.settleApplied(); err != nil {
+		return err
+	}
 	snap := s.engine.NewSnapshot()
 	defer snap.Close()
 	var ranges []*metapb.Region
@@ -65,6 +68,21 @@ func (s *Store) recover() error {
 	return nil
 }
 
+// settleApplied moves what the apply workers' tables say into the regions' apply states, so that those alone
+// count from here on.
+func (s *Store) settleApplied() error {
+	snap := s.engine.NewSnapshot()
+	defer snap.Close()
+	b := s.engine.NewBatch()
+	if err := meta.SettleApplied(snap, b); err != nil {
+		return fmt.Errorf("recover applied indexes: %w", err)
+	}
+	if b.Len() == 0 {
+		return nil
+	}
+	return s.engine.Write(b, false)
+}
+
 func checkDisjoint(regions []*metapb.Region) error {
 	slices.SortFunc(regions, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
 	for i := 1; i < len(regions); i++ {
@@ -94,7 +112,7 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 		}
 		return err
 	}
-	apply, err := meta.LoadApplyState(snap, region.Id)
+	apply, err := meta.LoadApplyRecord(snap, region.Id)
 	if err != nil {
 		return err
 	}

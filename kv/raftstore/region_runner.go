@@ -128,7 +128,7 @@ func (s *Store) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	apply, err := meta.LoadApplyState(view, regionID)
+	apply, err := meta.LoadApplyState(view, regionID, s.applierOf(regionID))
 	if err != nil {
 		return nil, err
 	}

@@ -165,8 +165,8 @@ func New(o Options) *Store {
 	s.leaseDuration = rc.LeaseDuration()
 	s.quarantine.regions = map[uint64]error{}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	for range rc.ApplyWorkers {
-		s.appliers = append(s.appliers, newApplyWorker(s))
+	for i := range rc.ApplyWorkers {
+		s.appliers = append(s.appliers, newApplyWorker(s, i))
 	}
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)

@@ -178,7 +178,7 @@ func TestTombstoneOutlivesRestart(t *testing.T) {
 	require.Equal(t, rspb.PeerState_Tombstone, st.State)
 	require.EqualValues(t, 3, st.Region.RegionEpoch.ConfVer)
 	require.EqualValues(t, 1, st.Peer.Id)
-	apply, err := meta.LoadApplyState(e, 1)
+	apply, err := meta.LoadApplyRecord(e, 1)
 	require.NoError(t, err)
 	require.Nil(t, apply)
 	_, ok := s.log.State(1)
@@ -220,7 +220,7 @@ func TestStartFinishesDestruction(t *testing.T) {
 	startTestStore(t, s)
 	_, ok := s.log.State(1)
 	require.False(t, ok)
-	apply, err := meta.LoadApplyState(e, 1)
+	apply, err := meta.LoadApplyRecord(e, 1)
 	require.NoError(t, err)
 	require.Nil(t, apply)
 	for key, want := range map[string]bool{"a": false, "n": false, "q": true} {

@@ -204,7 +204,7 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	if err != nil {
 		return RegionHash{}, err
 	}
-	apply, err := meta.LoadApplyState(snap, regionID)
+	apply, err := meta.LoadApplyState(snap, regionID, s.applierOf(regionID))
 	if err != nil {
 		return RegionHash{}, err
 	}

@@ -9,6 +9,7 @@
 //	01 02                     StoreIdentKey        StoreIdent
 //	01 02 region(8) 03        ApplyStateKey        RaftApplyState
 //	01 03 region(8) 01        RegionStateKey       RegionLocalState
+//	01 04 worker(8)           AppliedTableKey      (region uvarint, applied index uvarint)*
 package meta
 
 import (
@@ -19,11 +20,12 @@ import (
 )
 
 const (
-	regionRaftPrefix  = 0x02
-	regionMetaPrefix  = 0x03
-	applyStateSuffix  = 0x03
-	regionStateSuffix = 0x01
-	regionKeyLen      = 11
+	regionRaftPrefix   = 0x02
+	regionMetaPrefix   = 0x03
+	appliedTablePrefix = 0x04
+	applyStateSuffix   = 0x03
+	regionStateSuffix  = 0x01
+	regionKeyLen       = 11
 )
 
 // Keys of the records that exist once in a store.

@@ -53,7 +53,7 @@ func FuzzRecords(f *testing.F) {
 		if err := e.Write(b, false); err != nil {
 			t.Fatal(err)
 		}
-		if st, err := LoadApplyState(e, id); err == nil && st.TruncatedState == nil || err != nil && !errors.Is(err, engine.ErrCorrupt) {
+		if st, err := LoadApplyRecord(e, id); err == nil && st.TruncatedState == nil || err != nil && !errors.Is(err, engine.ErrCorrupt) {
 			t.Fatalf("%v, %v", st, err)
 		}
 		snap := e.NewSnapshot()

@@ -51,8 +51,8 @@ func Put(b engine.Batch, key []byte, value message) {
 	b.Put(key, data)
 }
 
-// PutApplyState adds a region's apply state to a batch, which every batch of an apply worker needs for each of
-// its regions. buf is room for the record; it returns it, to be used again.
+// PutApplyState adds a region's apply state to a batch. buf is room for the record; it returns it, to be used
+// again.
 func PutApplyState(b engine.Batch, regionID uint64, state *rspb.RaftApplyState, buf []byte) []byte {
 	size := state.Size()
 	buf = slices.Grow(appendRegionKey(buf[:0], regionRaftPrefix, regionID, applyStateSuffix), size)
@@ -98,8 +98,9 @@ func LoadRegionState(from getter, regionID uint64) (*rspb.RegionLocalState, erro
 	return st, nil
 }
 
-// LoadApplyState reads a region's apply state; nil when there is none.
-func LoadApplyState(from getter, regionID uint64) (*rspb.RaftApplyState, error) {
+// LoadApplyRecord reads a region's own apply state; nil when there is none. A table may know of a higher applied
+// index (LoadApplyState).
+func LoadApplyRecord(from getter, regionID uint64) (*rspb.RaftApplyState, error) {
 	st := new(rspb.RaftApplyState)
 	found, err := Load(from, ApplyStateKey(regionID), st)
 	if err != nil || !found {
