@@ -48,9 +48,19 @@ func (rd *Ready) SplitMessages() (early, late []eraftpb.Message) {
 	if rd.earlyTerm == 0 {
 		return nil, rd.Messages
 	}
+	isEarly := func(m *eraftpb.Message) bool { return isFromLeader(m.MsgType) && m.Term == rd.earlyTerm }
+	n := 0
+	for i := range rd.Messages {
+		if isEarly(&rd.Messages[i]) {
+			n++
+		}
+	}
+	if n == len(rd.Messages) {
+		return rd.Messages, nil
+	}
 	for i := range rd.Messages {
 		m := &rd.Messages[i]
-		if isFromLeader(m.MsgType) && m.Term == rd.earlyTerm {
+		if isEarly(m) {
 			early = append(early, *m)
 		} else {
 			late = append(late, *m)

@@ -210,7 +210,8 @@ func (p *peer) sendRaft(t *turn, m *eraftpb.Message) {
 		p.logger.Debug("dropping message to unknown peer", zap.Uint64("to", m.To))
 		return
 	}
-	rm := &rspb.RaftMessage{
+	rm := t.newMessage()
+	*rm = rspb.RaftMessage{
 		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, Message: m,
 		RegionEpoch: p.region().RegionEpoch, ClusterId: p.store.clusterID,
 	}

@@ -126,7 +126,8 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 		return
 	}
 	if peerByID(p.region(), m.From) == nil {
-		p.cache[m.From] = rm.FromPeer
+		from := *rm.FromPeer
+		p.cache[m.From] = &from
 	}
 	now := p.store.clock.Now()
 	p.lastHeard[m.From] = now

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
-	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
 // maxQueuedRaftMessages bounds the messages from other stores that wait in one mailbox: beyond it
@@ -326,12 +325,13 @@ func (q *readyQueue) close() {
 
 // routeRaft lays a message from another store into its region's mailbox, and returns that if it has to be put
 // into the ready queue; or gives it to the store worker if the region is not here.
-func (s *Store) routeRaft(m *rspb.RaftMessage) (*mailbox, error) {
+func (s *Store) routeRaft(letter *message.Raft) (*mailbox, error) {
+	m := letter.Message
 	b := s.router.get(m.RegionId)
 	if b == nil {
 		return nil, s.sendStore(storeRaft{m})
 	}
-	wake, err := s.router.put(b, &message.Raft{Message: m})
+	wake, err := s.router.put(b, letter)
 	if _, missing := err.(*RegionNotFoundError); missing {
 		return nil, s.sendStore(storeRaft{m})
 	}

@@ -323,8 +323,10 @@ func (s *Store) HandleRaft(m *rspb.RaftMessage) (err error) {
 // dropped hears of each message that was not taken, and why.
 func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error)) {
 	woken := make([]*mailbox, 0, len(msgs))
-	for _, m := range msgs {
-		box, err := s.takeRaft(m)
+	letters := make([]message.Raft, len(msgs))
+	for i, m := range msgs {
+		letters[i].Message = m
+		box, err := s.takeRaft(&letters[i])
 		if err != nil {
 			dropped(m, err)
 		} else if box != nil {
@@ -336,7 +338,8 @@ func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.R
 
 // takeRaft checks a message's envelope and routes it. It returns the mailbox that has to be put into the
 // ready queue, if there is one.
-func (s *Store) takeRaft(m *rspb.RaftMessage) (*mailbox, error) {
+func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
+	m := letter.Message
 	switch {
 	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
 		return nil, invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
@@ -353,7 +356,7 @@ func (s *Store) takeRaft(m *rspb.RaftMessage) (*mailbox, error) {
 		return nil, invalidf("raft message of region %d has an entry of no known type", m.RegionId)
 	}
 	s.live.hear(m.FromPeer.StoreId)
-	return s.routeRaft(m)
+	return s.routeRaft(letter)
 }
 
 // knownEntries tells whether all entries are of types that the raft log can hold: it refuses a batch with

@@ -192,7 +192,8 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	s.logger.Info("created uninitialized peer", log.RegionID(m.RegionId), log.PeerID(self.Id),
 		zap.Uint64("from-store-id", m.FromPeer.StoreId))
 	p.bornAt = m.RegionEpoch.GetConfVer()
-	p.cache[m.FromPeer.Id] = m.FromPeer
+	from := *m.FromPeer
+	p.cache[from.Id] = &from
 	s.meta.setRegion(region, self.Id)
 	s.applierFor(m.RegionId).push([]applyTask{registerTask(p)})
 	s.router.register(p)

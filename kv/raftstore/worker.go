@@ -36,6 +36,7 @@ type turn struct {
 	sync   bool
 	states engine.Batch
 	out    map[uint64][]*rspb.RaftMessage
+	room   []rspb.RaftMessage // for messages
 	ready  []*peer
 	apply  [][]applyTask
 	// held remembers the messages of each mailbox, to give the slice back.
@@ -43,6 +44,9 @@ type turn struct {
 	// again are the mailboxes that want another turn.
 	again []*mailbox
 }
+
+// messageChunk is how many messages are allocated at once. A chunk lives as long as one of its messages.
+const messageChunk = 16
 
 func newRaftWorker(s *Store, id int) *raftWorker {
 	w := &raftWorker{store: s, id: id}
@@ -154,6 +158,16 @@ func (w *raftWorker) flushApply() {
 
 func (t *turn) addApply(worker int, task applyTask) {
 	t.apply[worker] = append(t.apply[worker], task)
+}
+
+// newMessage returns room for a message. Messages lie in chunks, to be allocated together.
+func (t *turn) newMessage() *rspb.RaftMessage {
+	if len(t.room) == 0 {
+		t.room = make([]rspb.RaftMessage, messageChunk)
+	}
+	m := &t.room[0]
+	t.room = t.room[1:]
+	return m
 }
 
 func (t *turn) send(storeID uint64, m *rspb.RaftMessage) {

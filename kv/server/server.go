@@ -102,11 +102,11 @@ func (s *Server) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
 	}
 	if st := rpc.StreamOf(stream.Context()); st != nil {
 		st.OnMessage(func(msg []byte) bool {
-			batch := new(rspb.BatchRaftMessage)
-			if batch.Unmarshal(msg) != nil {
+			msgs, err := transport.DecodeBatch(msg)
+			if err != nil {
 				return false // Recv reports it
 			}
-			s.handleRaft(batch.Msgs...)
+			s.handleRaft(msgs...)
 			return true
 		})
 	}
