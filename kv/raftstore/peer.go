@@ -66,6 +66,8 @@ type peer struct {
 
 	rd   raft.Ready
 	late []eraftpb.Message
+	// handedEarly is how many of rd's committed entries are with the apply worker already.
+	handedEarly int
 	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
 	// Empty if there is none.
 	lazyCommit eraftpb.HardState

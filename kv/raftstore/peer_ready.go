@@ -17,7 +17,8 @@ import (
 //
 // Order of a Ready, over all regions of a turn (see raftWorker): persist raft snapshot, entries and
 // hard state with one sync -> send -> apply -> Advance. A leader's appends leave before the sync: they
-// promise nothing, and its own vote for them is counted only by Advance.
+// promise nothing, and its own vote for them is counted only by Advance. What is committed and has been
+// synced by an earlier turn is applied without waiting for this one's sync (applyStable).
 func (p *peer) collectReady(t *turn) bool {
 	if p.stopped {
 		return false
@@ -61,7 +62,49 @@ func (p *peer) collectReady(t *turn) bool {
 		p.lazyCommit = eraftpb.HardState{}
 	}
 	t.sync = t.sync || rd.MustSync
+	p.applyStable(t)
 	return true
+}
+
+// applyStable hands over the committed entries that do not depend on what this turn persists: others of a quorum
+// have them, and an earlier turn has synced them here. Their answers need not wait for a sync that serves other
+// entries.
+//
+// Invariant: what is applied is in the synced raft log (F-6). So nothing of an accepted raft snapshot, nothing
+// from the first entry of this Ready on, and nothing from a conf change on, since the commit index that covers
+// it has to be durable as well (raft.Ready.MustSync).
+func (p *peer) applyStable(t *turn) {
+	rd := &p.rd
+	if !isEmptySnapshot(&rd.Snapshot) || p.installing != 0 || p.removed != nil {
+		return
+	}
+	n := 0
+	for n < len(rd.CommittedEntries) {
+		e := &rd.CommittedEntries[n]
+		if e.EntryType != eraftpb.EntryType_EntryNormal || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {
+			break
+		}
+		n++
+	}
+	p.handedEarly = n
+	if n > 0 {
+		p.handOver(t, rd.CommittedEntries[:n])
+	}
+}
+
+// handOver gives committed entries to the apply worker.
+func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
+	task := applyTask{
+		kind: applyEntries, regionID: p.regionID, entries: entries, proposals: p.takeProposals(entries[len(entries)-1].Index),
+	}
+	switch {
+	case p.installing != 0:
+		p.heldApply = append(p.heldApply, task)
+	case p.removed == nil:
+		t.addApply(p.store.applierOf(p.regionID), task)
+	default:
+		failAll(task.proposals, p.store, &RegionNotFoundError{RegionID: p.regionID})
+	}
 }
 
 func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex() == 0 }
@@ -97,17 +140,10 @@ func (p *peer) afterPersist(t *turn) {
 	if len(rd.ReadStates) > 0 {
 		p.onReadStates(rd.ReadStates)
 	}
-	if n := len(rd.CommittedEntries); n > 0 {
-		last := rd.CommittedEntries[n-1].Index
-		task := applyTask{kind: applyEntries, regionID: p.regionID, entries: rd.CommittedEntries, proposals: p.takeProposals(last)}
-		if p.installing != 0 {
-			p.heldApply = append(p.heldApply, task)
-		} else if p.removed == nil {
-			t.addApply(p.store.applierOf(p.regionID), task)
-		} else {
-			failAll(task.proposals, p.store, &RegionNotFoundError{RegionID: p.regionID})
-		}
+	if rest := rd.CommittedEntries[p.handedEarly:]; len(rest) > 0 {
+		p.handOver(t, rest)
 	}
+	p.handedEarly = 0
 	soft := rd.SoftState
 	p.rn.Advance(*rd)
 	p.rd = raft.Ready{}

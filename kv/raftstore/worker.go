@@ -16,11 +16,12 @@ import (
 //
 //  1. per region: messages, then ticks, then the raft Ready
 //  2. send what may leave before the sync: a leader's appends (thesis 10.2.1; its own vote for the
-//     entries counts only after step 3)
+//     entries counts only after step 3); hand committed entries that earlier turns have synced to the
+//     apply workers
 //  3. engine batch (accepted raft snapshots only, synced), then the raft-log batch, synced if any
 //     Ready demands it
 //  4. send the rest: votes and answers promise what is on disk now
-//  5. hand committed entries to the apply workers, Advance
+//  5. hand the other committed entries to the apply workers, Advance
 //
 // It never waits for the network, the placement service, a raft snapshot or a full queue. Which worker takes
 // what is up to the readyQueue.
@@ -86,7 +87,9 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 			t.ready = append(t.ready, p)
 		}
 	}
-	if w.flushMessages() && !t.log.Empty() {
+	sent := w.flushMessages()
+	w.flushApply()
+	if sent && !t.log.Empty() {
 		// The goroutines that send would else wait until the sync has given its processor away.
 		runtime.Gosched()
 	}
