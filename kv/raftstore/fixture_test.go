@@ -38,16 +38,22 @@ func (lonely) RegionByID(context.Context, uint64) (*metapb.Region, error)       
 // not started. Its clock ticks so rarely that nothing happens by itself.
 func newTestStore(t testing.TB, regions ...*metapb.Region) (*Store, *memengine.Engine) {
 	t.Helper()
+	return newFaultyStore(t, nil, regions...)
+}
+
+// newFaultyStore is newTestStore with somebody who decides about the raft log's operations.
+func newFaultyStore(t testing.TB, log *faultfs.Controller, regions ...*metapb.Region) (*Store, *memengine.Engine) {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Raftstore.TickInterval = config.Dur(time.Minute)
 	cfg.Raftstore.RaftWorkers, cfg.Raftstore.ApplyWorkers = 1, 1
 	require.NoError(t, cfg.Validate())
 	e := memengine.New()
-	log, err := raftlog.Open("raft", raftlog.Options{
-		SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: faultfs.NewMemFS(nil), Manual: true, Logger: zap.NewNop(),
+	raftLog, err := raftlog.Open("raft", raftlog.Options{
+		SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: faultfs.NewMemFS(log), Manual: true, Logger: zap.NewNop(),
 	})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, log.Close()) })
+	t.Cleanup(func() { require.NoError(t, raftLog.Close()) })
 	snaps, err := snap.Open(t.TempDir(), 4)
 	require.NoError(t, err)
 	b := e.NewBatch()
@@ -57,7 +63,7 @@ func newTestStore(t testing.TB, regions ...*metapb.Region) (*Store, *memengine.E
 	}
 	require.NoError(t, e.Write(b, true))
 	s := New(Options{
-		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps,
+		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: raftLog, Snapshots: snaps,
 		Transport: lonely{}, Placement: lonely{}, Logger: zap.NewNop(), Seed: 1,
 	})
 	return s, e

@@ -70,6 +70,32 @@ func writes(c *cluster.Cluster, w *writer) {
 	}
 }
 
+// leaveBehind cuts a follower off while the others write.
+func leaveBehind(store uint64) func(*cluster.Cluster, *writer) {
+	return func(c *cluster.Cluster, w *writer) {
+		lead(1)(c, w)
+		var others []uint64
+		for _, n := range c.Nodes() {
+			if n.ID != store {
+				others = append(others, n.ID)
+			}
+		}
+		c.Net.Partition(others)
+		for range 3 {
+			w.put(keys...)
+		}
+	}
+}
+
+// catchUp lets it get what the others have committed meanwhile: entries, and in the same messages that they are
+// committed.
+func catchUp(c *cluster.Cluster, w *writer) {
+	c.Net.Heal()
+	c.CheckConsistency()
+	w.put(keys...)
+	c.CheckConsistency()
+}
+
 func splits(c *cluster.Cluster, w *writer) {
 	for _, key := range []string{"c", "b"} {
 		c.Split([]byte(key))
@@ -125,6 +151,7 @@ func smallLog(cfg *config.Config) {
 var scenarios = []*scenario{
 	{name: "append-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: writes},
 	{name: "append-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: writes},
+	{name: "catch-up-follower", stores: 3, replicas: 3, crash: 2, before: leaveBehind(2), run: catchUp},
 	{name: "append-alone", stores: 1, replicas: 1, crash: 1, run: writes},
 	{name: "add-peer-leader", stores: 3, replicas: 2, crash: 1, before: lead(1), run: addPeer},
 	{name: "remove-peer-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(3)},

@@ -42,7 +42,7 @@ func enumerated(name, file, scenario string, change ...[2]string) bug {
 
 var bugs = []bug{
 	enumerated("B5-send-before-persist", "kv/raftstore/worker.go", "append-follower", [2]string{
-		"	if w.flushMessages() && !t.log.Empty() {", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	if w.flushMessages() && !t.log.Empty() {",
+		"	sent := w.flushMessages()\n", "	for _, p := range t.ready {\n		for i := range p.late {\n			p.sendRaft(t, &p.late[i])\n		}\n		p.late = nil\n	}\n	sent := w.flushMessages()\n",
 	}),
 	{
 		name: "B6-local-read-without-check", file: "kv/raftstore/read.go", pkg: suitePkg, run: "TestIsolatedLeaderServesNothingStale|Partition.*2B", tries: 3,
@@ -96,6 +96,10 @@ var bugs = []bug{
 	enumerated("vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [2]string{
 		"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n",
 	}),
+	{
+		name: "applied-before-synced", file: "kv/raftstore/peer_ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
+		change: [][2]string{{" || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {", " {"}},
+	},
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
 		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
 	}),
