@@ -90,7 +90,8 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	sent := w.flushMessages()
 	w.flushApply()
 	if sent && !t.log.Empty() {
-		// The goroutines that send would else wait until the sync has given its processor away.
+		// Whoever could run beside it, requests and what the transport has left to others to send, would else wait
+		// until the sync has given its processor away.
 		runtime.Gosched()
 	}
 	if err := w.persist(); err != nil {

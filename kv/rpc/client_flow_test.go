@@ -319,6 +319,63 @@ func TestClientMaxStreams(t *testing.T) {
 	require.NoError(t, wait(t, fourth, "the fourth").err)
 }
 
+// TestClientTrySend sends only what needs no waiting, in order with what SendMsg sends, and nothing of the rest.
+func TestClientTrySend(t *testing.T) {
+	l := listen(t)
+	c := client(t, l.addr(), ClientOptions{MaxSend: 40_000})
+	type opened struct {
+		st  *ClientStream
+		err error
+	}
+	res := make(chan opened, 1)
+	go func() {
+		s, err := tinykvpb.NewTinyKvClient(c).RaftBatch(within(t))
+		if err != nil {
+			res <- opened{nil, err}
+			return
+		}
+		res <- opened{ClientStreamOf(s.Context()), nil}
+	}()
+	p := l.greeted(initial(100))
+	id := p.opened().StreamID
+	o := wait(t, res, "the stream")
+	require.NoError(t, o.err)
+	st := o.st
+	p.sync()
+
+	key := func(n int) *kvrpcpb.RawGetRequest { return &kvrpcpb.RawGetRequest{Key: make([]byte, n)} }
+	size := func(n int) int { return prefixSize + key(n).Size() }
+	require.True(t, st.TrySend(key(40)))
+	p.dataOf(id, size(40))
+	left := 100 - size(40)
+	require.False(t, st.TrySend(key(left)), "larger than the window")
+	require.True(t, st.TrySend(key(left-prefixSize-2)), "it fits exactly")
+	p.dataOf(id, left)
+	require.False(t, st.TrySend(key(0)), "no window")
+	p.dataOf(id, 0)
+
+	sent := make(chan error, 1)
+	go func() { sent <- st.SendMsg(key(200)) }()
+	require.NoError(t, p.fr.WriteWindowUpdate(id, 50))
+	p.dataOf(id, 50)
+	require.NoError(t, p.fr.WriteWindowUpdate(id, 10))
+	p.dataOf(id, 10)
+	require.False(t, st.TrySend(key(1)), "not before the rest of what is being sent")
+	require.NoError(t, p.fr.WriteWindowUpdate(id, 1<<20))
+	p.dataOf(id, size(200)-60)
+	require.NoError(t, wait(t, sent, "the message"))
+	require.True(t, st.TrySend(key(1)))
+	p.dataOf(id, size(1))
+	require.False(t, st.TrySend(key(chunkSize)), "too large for either")
+	require.False(t, st.TrySend(key(40_000)), "larger than the limit")
+
+	require.NoError(t, st.CloseSend())
+	require.False(t, st.TrySend(key(1)), "all was sent")
+	p.end(id)
+	require.Error(t, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
+	require.False(t, st.TrySend(key(1)), "it has ended")
+}
+
 // TestClientPaddingIsGivenBack: it takes part of the windows, though nobody ever takes it.
 func TestClientPaddingIsGivenBack(t *testing.T) {
 	l := listen(t)

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or
@@ -170,6 +172,27 @@ func (st *ClientStream) send(m any, last bool) error {
 		return io.EOF
 	}
 	return nil
+}
+
+// TrySend sends a message on the caller's time if that needs no waiting, neither for the server's windows nor for what is
+// to be written before it. If it returns false nothing was sent, and SendMsg will wait, or say why not. It may be called by
+// whoever may call SendMsg.
+func (st *ClientStream) TrySend(m codec.Message) bool {
+	call := st.call
+	l := call.l
+	size := m.Size()
+	total := int64(prefixSize + size)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if call.mu.ended || call.mu.last || len(call.mu.pending) > 0 || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||
+		size > l.c.opts.MaxSend || total > chunkSize/2 || total > min(l.mu.outflow.window, call.mu.window) {
+		return false
+	}
+	if call.sendLocked(m, false) != nil {
+		return false
+	}
+	l.flushLocked()
+	return true
 }
 
 var errSentAll = errors.New("rpc: SendMsg after CloseSend")

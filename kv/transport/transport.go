@@ -115,25 +115,55 @@ func (t *Transport) Stats() Stats {
 	return Stats{Sent: t.sent.Load(), Batches: t.batches.Load(), Dropped: t.dropped.Load()}
 }
 
-// Send queues messages for a store. It takes over the slice and never blocks.
+// Send queues messages for a store, or sends them. It takes over the slice and the messages, and never blocks.
 func (t *Transport) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 	r := t.remote(storeID)
 	if r == nil {
 		return
 	}
-	var bulk, control []*rspb.RaftMessage
+	// Usually all are of one kind.
+	var of [3]int
 	for _, m := range msgs {
-		switch {
-		case m.GetMessage().GetSnapshot() != nil:
-			t.sendSnapshot(r, m)
-		case len(m.GetMessage().GetEntries()) > 0:
-			bulk = append(bulk, m)
-		default:
+		of[kindOf(m)]++
+	}
+	switch len(msgs) {
+	case of[kindControl]:
+		r.control.push(msgs)
+		return
+	case of[kindBulk]:
+		r.bulk.push(msgs)
+		return
+	}
+	control, bulk := make([]*rspb.RaftMessage, 0, of[kindControl]), make([]*rspb.RaftMessage, 0, of[kindBulk])
+	for _, m := range msgs {
+		switch kindOf(m) {
+		case kindControl:
 			control = append(control, m)
+		case kindBulk:
+			bulk = append(bulk, m)
+		case kindSnapshot:
+			t.sendSnapshot(r, m)
 		}
 	}
 	r.control.push(control)
 	r.bulk.push(bulk)
+}
+
+// What a message is sent by: the lanes, or a stream of its own.
+const (
+	kindControl = iota
+	kindBulk
+	kindSnapshot
+)
+
+func kindOf(m *rspb.RaftMessage) int {
+	switch {
+	case m.GetMessage().GetSnapshot() != nil:
+		return kindSnapshot
+	case len(m.GetMessage().GetEntries()) > 0:
+		return kindBulk
+	}
+	return kindControl
 }
 
 func (t *Transport) remote(storeID uint64) *remote {
@@ -254,16 +284,22 @@ func (t *Transport) dial(addr string) *rpc.Client {
 	})
 }
 
-// lane is a bounded queue of messages with the goroutine that sends them.
+// lane is a bounded queue of messages with the goroutine that sends them. What comes while that has nothing to do is
+// sent by whoever brings it, if the stream takes it without waiting: a goroutine less to wake for each batch.
 type lane struct {
 	r  *remote
 	mu struct {
 		sync.Mutex
 		msgs  []*rspb.RaftMessage
 		bytes int
+		// idle is the stream while the goroutine waits for messages. Invariant: none are queued, or being sent.
+		idle *laneStream
 	}
 	wake chan struct{}
 }
+
+// directBytes bounds what is sent by whoever brings it.
+const directBytes = 64 << 10
 
 func newLane(r *remote) *lane { return &lane{r: r, wake: make(chan struct{}, 1)} }
 
@@ -281,6 +317,10 @@ func (l *lane) push(msgs []*rspb.RaftMessage) {
 	}
 	var refused []*rspb.RaftMessage
 	l.mu.Lock()
+	if l.sendNowLocked(msgs) {
+		l.mu.Unlock()
+		return
+	}
 	for _, m := range msgs {
 		n := messageBytes(m)
 		if len(l.mu.msgs) >= laneMessages || l.mu.bytes+n > laneBytes {
@@ -300,10 +340,40 @@ func (l *lane) push(msgs []*rspb.RaftMessage) {
 	}
 }
 
-// take removes the messages of one batch.
-func (l *lane) take() []*rspb.RaftMessage {
+// sendNowLocked sends messages if nothing is before them and it can be done without waiting.
+func (l *lane) sendNowLocked(msgs []*rspb.RaftMessage) bool {
+	if l.mu.idle == nil || len(l.mu.msgs) > 0 || len(msgs) > batchMessages {
+		return false
+	}
+	bytes := 0
+	for _, m := range msgs {
+		bytes += messageBytes(m)
+	}
+	if bytes > directBytes || !l.mu.idle.direct.TrySend(&rspb.BatchRaftMessage{Msgs: msgs}) {
+		return false
+	}
+	l.sent(msgs)
+	return true
+}
+
+// sent counts a batch that was sent and lets go of what is in it: its messages may lie in memory that lives longer.
+func (l *lane) sent(batch []*rspb.RaftMessage) {
+	l.r.t.sent.Add(uint64(len(batch)))
+	l.r.t.batches.Add(1)
+	for _, m := range batch {
+		*m = rspb.RaftMessage{}
+	}
+}
+
+// take removes the messages of one batch. If there are none, s is used by those who bring some.
+func (l *lane) take(s *laneStream) []*rspb.RaftMessage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.mu.idle = nil
+	if len(l.mu.msgs) == 0 {
+		l.mu.idle = s
+		return nil
+	}
 	n, size := 0, 0
 	for n < len(l.mu.msgs) && n < batchMessages {
 		b := messageBytes(l.mu.msgs[n])
@@ -327,7 +397,7 @@ func (l *lane) refuseAll(batch []*rspb.RaftMessage) {
 		for _, m := range batch {
 			l.r.t.unreachable(m)
 		}
-		batch = l.take()
+		batch = l.take(nil)
 	}
 }
 
@@ -335,6 +405,7 @@ func (l *lane) refuseAll(batch []*rspb.RaftMessage) {
 type laneStream struct {
 	conn   *rpc.Client
 	stream tinykvpb.TinyKv_RaftBatchClient
+	direct *rpc.ClientStream // the same stream
 	cancel context.CancelFunc
 }
 
@@ -350,6 +421,7 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 		l.r.drop(conn)
 		return nil, err
 	}
+	s.direct = rpc.ClientStreamOf(s.stream.Context())
 	if l == l.r.control {
 		l.r.t.watch(ctx, s.stream, l.r.storeID)
 	}
@@ -378,7 +450,7 @@ func (l *lane) run(ctx context.Context) {
 		}
 	}()
 	for {
-		batch := l.take()
+		batch := l.take(s)
 		if len(batch) == 0 {
 			select {
 			case <-ctx.Done():
@@ -395,8 +467,7 @@ func (l *lane) run(ctx context.Context) {
 			err = s.stream.Send(&rspb.BatchRaftMessage{Msgs: batch})
 		}
 		if err == nil {
-			l.r.t.sent.Add(uint64(len(batch)))
-			l.r.t.batches.Add(1)
+			l.sent(batch)
 			continue
 		}
 		if ctx.Err() != nil {
@@ -414,7 +485,7 @@ func (l *lane) run(ctx context.Context) {
 			return
 		case <-time.After(retryPause):
 		}
-		l.refuseAll(l.take())
+		l.refuseAll(l.take(nil))
 	}
 }
 

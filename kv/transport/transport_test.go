@@ -193,8 +193,11 @@ func TestSentMessagesAreLetGo(t *testing.T) {
 	s := newSender(t, dst.addr)
 	const n = 50
 	var freed atomic.Int64
-	for range n {
-		big, small := message(1, 1), message(1, 0)
+	var room [2 * n]rspb.RaftMessage // what the sender allocates messages from
+	defer runtime.KeepAlive(&room)
+	for i := range n {
+		big, small := &room[2*i], &room[2*i+1]
+		*big, *small = *message(1, 1), *message(1, 0)
 		ready := []eraftpb.Message{*big.Message, *small.Message}
 		runtime.AddCleanup(ready[0].Entries[0], func(struct{}) { freed.Add(1) }, struct{}{})
 		big.Message, small.Message = &ready[0], &ready[1]
