@@ -83,10 +83,12 @@ func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	return s, clock, sent
 }
 
-// look inspects a peer, after everything that was sent to it before.
+// look inspects a peer, after everything that was sent to it before. What came of that has been sent on when it returns:
+// the second look has a turn of its own, after the one of the first.
 func look(t *testing.T, s *Store, regionID uint64, f func(p *peer)) {
 	t.Helper()
 	require.NoError(t, s.Inspect(context.Background(), regionID, func(v *PeerView) { f(v.p) }))
+	require.NoError(t, s.Inspect(context.Background(), regionID, func(*PeerView) {}))
 }
 
 func isDormant(t *testing.T, s *Store, regionID uint64) (out bool) {
