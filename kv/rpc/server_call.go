@@ -58,7 +58,7 @@ type Call struct {
 }
 
 // onHeaders begins a call, or ends a client's messages.
-func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
+func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	id := f.StreamID
 	if id%2 == 0 {
 		return &connError{http2.ErrCodeProtocol, "a client's streams have odd numbers"}
@@ -77,7 +77,7 @@ func (c *conn) onHeaders(f *http2.MetaHeadersFrame) error {
 		}
 		return call.onEnd()
 	}
-	req, httpStatus, bad := parseRequest(f)
+	req, httpStatus, bad := c.head.request()
 	if bad == errMalformed {
 		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 const (
@@ -53,6 +52,8 @@ type conn struct {
 	lastID uint32
 	// last spares a look into streams: the frames of a call usually come one after the other.
 	last *Call
+	// head is the header block that is being read. Owned by the reading goroutine.
+	head requestHead
 	// frames counts what was read, for keep-alive.
 	frames atomic.Uint64
 	keep   keepAlive
@@ -93,8 +94,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.fr = http2.NewFramer(io.Discard, c.br)
 	c.fr.SetReuseFrames()
 	c.fr.SetMaxReadFrameSize(maxFrameIn)
-	c.fr.ReadMetaHeaders = hpack.NewDecoder(tableSize, nil)
-	c.fr.MaxHeaderListSize = s.opts.MaxHeaderBytes
+	c.head.init(s.opts.MaxHeaderBytes)
 	c.in = inflow{size: int64(s.opts.ConnWindow), left: int64(s.opts.ConnWindow)}
 	c.mu.pings.min = s.opts.MinPing
 	c.mu.space.L = &c.mu.Mutex
@@ -215,26 +215,18 @@ func (c *conn) onError(err error) error {
 		c.sayWhy(err)
 		return err
 	}
-	// The Framer says so of headers that make no sense. They open a stream all the same: more may be on its way.
-	if se.Cause != nil && se.StreamID%2 == 1 {
-		c.sawStream(se.StreamID)
-	}
 	c.resetStream(se.StreamID, se.Code)
 	return nil
 }
 
-// frameBuffered tells whether another whole frame has arrived, so that reading it will not block. It would read on if
-// headers go on in another frame.
+// frameBuffered tells whether another whole frame has arrived, so that reading it will not block.
 func frameBuffered(br *bufio.Reader) bool {
 	n := br.Buffered()
 	if n < frameHeader {
 		return false
 	}
-	h, err := br.Peek(5)
-	if err != nil || n < frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2])) {
-		return false
-	}
-	return http2.FrameType(h[3]) != http2.FrameHeaders || http2.Flags(h[4]).Has(http2.FlagHeadersEndHeaders)
+	h, err := br.Peek(3)
+	return err == nil && n >= frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2]))
 }
 
 // sayWhy tells the client what it did wrong before the connection is closed.
@@ -296,8 +288,10 @@ func (e *connError) Error() string { return fmt.Sprintf("%v: %s", e.code, e.why)
 // handle works one frame off.
 func (c *conn) handle(f http2.Frame) error {
 	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
-		return c.onHeaders(f)
+	case *http2.HeadersFrame:
+		return c.onHeadersFrame(f)
+	case *http2.ContinuationFrame:
+		return c.onContinuation(f)
 	case *http2.DataFrame:
 		return c.onData(f)
 	case *http2.WindowUpdateFrame:

@@ -9,9 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -25,56 +23,6 @@ type request struct {
 
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
 var errMalformed = errors.New("malformed request")
-
-const (
-	hasPath = 1 << iota
-	hasMethod
-	hasScheme
-)
-
-// parseRequest reads a call's headers. httpStatus is what to answer a client that does not speak gRPC.
-func parseRequest(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
-	r.timeout = -1
-	isGRPC, isPost, pseudo := false, false, 0
-	for i := range f.Fields {
-		h := &f.Fields[i]
-		switch h.Name {
-		case ":path":
-			pseudo |= hasPath
-			r.path = h.Value
-		case ":method":
-			pseudo |= hasMethod
-			isPost = h.Value == "POST"
-		case ":scheme":
-			pseudo |= hasScheme
-		case "content-type":
-			isGRPC = isGRPCType(h.Value)
-		case "grpc-encoding":
-			r.encoding = h.Value
-		case "grpc-timeout":
-			if r.timeout, err = parseTimeout(h.Value); err != nil {
-				return r, 0, status.Error(codes.Internal, err.Error())
-			}
-		case "te":
-			if h.Value != "trailers" {
-				return r, 0, errMalformed
-			}
-		case "connection", "proxy-connection", "keep-alive", "upgrade", "transfer-encoding":
-			return r, 0, errMalformed
-		}
-	}
-	switch {
-	case pseudo != hasPath|hasMethod|hasScheme || r.path == "":
-		return r, 0, errMalformed
-	case !isPost:
-		return r, 405, status.Error(codes.Internal, "a call is a POST")
-	case !isGRPC:
-		return r, 415, status.Error(codes.InvalidArgument, "content-type is not application/grpc")
-	case f.Truncated:
-		return r, 0, status.Error(codes.ResourceExhausted, "headers larger than the limit")
-	}
-	return r, 0, nil
-}
 
 // isGRPCType accepts application/grpc, application/grpc+proto and parameters.
 func isGRPCType(v string) bool {
