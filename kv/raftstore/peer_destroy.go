@@ -34,7 +34,7 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	p.noteEnd()
 	p.publish()
 	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.meta, again: again}
-	t.addApply(p.store.applierOf(p.regionID), applyTask{kind: applyDestroy, regionID: p.regionID, destroy: task})
+	t.ends = append(t.ends, applyTask{kind: applyDestroy, regionID: p.regionID, destroy: task})
 	p.store.regionRunner.cancel(p.regionID)
 }
 

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -70,4 +71,43 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 	letGo()
 	require.Eventually(t, func() bool { return applied() == "i" }, 10*time.Second, time.Millisecond)
 	requireAlive(t, s, r.Id)
+}
+
+// TestDestructionFollowsTheTurn: while a turn's changes of the raft log are written, one of them about a region that is
+// destroyed in the same turn, nobody can be deleting that region's log yet: a change behind the deletion would bring it
+// back.
+func TestDestructionFollowsTheTurn(t *testing.T) {
+	r := trio()
+	var ctl faultfs.Controller
+	s, _ := newFaultyStore(t, &ctl, r)
+	var lb logBatch
+	initialLogState(&lb, s.log, r.Id)
+	require.NoError(t, s.log.Write(&lb, true))
+	lb.Clear()
+	lb.Append(r.Id, []eraftpb.Entry{{Term: 6, Index: 6}, {Term: 6, Index: 7}})
+	require.NoError(t, s.log.Write(&lb, true))
+	require.NoError(t, s.recover())
+	box := s.router.get(r.Id)
+	box.peer.ps.truncated = rspb.RaftTruncatedState{Index: 6, Term: 6}
+
+	destroying := func() bool {
+		return slices.ContainsFunc(s.appliers[0].queue.tasks, func(task applyTask) bool { return task.kind == applyDestroy })
+	}
+	writes, early := 0, false
+	ctl.Set(func(op faultfs.Op) error {
+		if op.Kind == "write" {
+			writes++
+			early = early || destroying()
+		}
+		return nil
+	})
+	for _, m := range []message.Msg{&message.LogGC{Index: 6, Term: 6}, &message.Raft{Message: tombstone(r, 3, r.Peers[0])}} {
+		_, err := s.router.put(box, m)
+		require.NoError(t, err)
+	}
+	require.NoError(t, newRaftWorker(s, 0).runTurn([]*mailbox{box}))
+	ctl.Set(nil)
+	require.NotZero(t, writes)
+	require.False(t, early, "the destruction may begin before the turn is written")
+	require.True(t, destroying())
 }

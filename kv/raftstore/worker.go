@@ -40,6 +40,9 @@ type turn struct {
 	room   []rspb.RaftMessage // for messages
 	ready  []*peer
 	apply  [][]applyTask
+	// ends are destructions. They begin after the turn's writes: one of those may be about the same region, whose raft
+	// log a destruction deletes.
+	ends []applyTask
 	// held remembers the messages of each mailbox, to give the slice back.
 	held [][]message.Msg
 	// again are the mailboxes that want another turn.
@@ -101,6 +104,11 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 		p.afterPersist(t)
 	}
 	w.flushMessages()
+	for _, task := range t.ends {
+		t.addApply(w.store.applierOf(task.regionID), task)
+	}
+	clear(t.ends)
+	t.ends = t.ends[:0]
 	w.flushApply()
 	for i, b := range boxes {
 		if b.rest(t.held[i], b.peer.wantsTurn(), b.peer.awaitsApplied()) {

@@ -82,7 +82,8 @@ func (h *requestHead) read(fragment []byte, last bool) error {
 		return &connError{http2.ErrCodeProtocol, "more of headers that are refused already"}
 	}
 	indexed, timeout, simple := simpleBlock(fragment)
-	if simple = simple && whole; simple && h.recall(indexed, timeout) {
+	simple = simple && whole
+	if simple && h.recall(indexed, timeout) {
 		return nil
 	}
 	_, err := h.dec.Write(fragment)
@@ -95,10 +96,10 @@ func (h *requestHead) read(fragment []byte, last bool) error {
 	if last {
 		h.malformed = h.malformed || h.pseudo&badPseudo != 0
 	}
-	if !simple {
-		h.known, h.next = h.known[:0], 0 // the table may have changed
-	} else {
+	if simple {
 		h.remember(indexed, timeout)
+	} else {
+		h.known, h.next = h.known[:0], 0 // the table may have changed
 	}
 	return nil
 }

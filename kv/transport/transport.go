@@ -298,9 +298,6 @@ type lane struct {
 	wake chan struct{}
 }
 
-// directBytes bounds what is sent by whoever brings it.
-const directBytes = 64 << 10
-
 func newLane(r *remote) *lane { return &lane{r: r, wake: make(chan struct{}, 1)} }
 
 func messageBytes(m *rspb.RaftMessage) int {
@@ -321,6 +318,7 @@ func (l *lane) push(msgs []*rspb.RaftMessage) {
 		l.mu.Unlock()
 		return
 	}
+	l.mu.idle = nil
 	for _, m := range msgs {
 		n := messageBytes(m)
 		if len(l.mu.msgs) >= laneMessages || l.mu.bytes+n > laneBytes {
@@ -342,14 +340,7 @@ func (l *lane) push(msgs []*rspb.RaftMessage) {
 
 // sendNowLocked sends messages if nothing is before them and it can be done without waiting.
 func (l *lane) sendNowLocked(msgs []*rspb.RaftMessage) bool {
-	if l.mu.idle == nil || len(l.mu.msgs) > 0 || len(msgs) > batchMessages {
-		return false
-	}
-	bytes := 0
-	for _, m := range msgs {
-		bytes += messageBytes(m)
-	}
-	if bytes > directBytes || !l.mu.idle.direct.TrySend(&rspb.BatchRaftMessage{Msgs: msgs}) {
+	if l.mu.idle == nil || len(msgs) > batchMessages || !l.mu.idle.direct.TrySend(&rspb.BatchRaftMessage{Msgs: msgs}) {
 		return false
 	}
 	l.sent(msgs)
