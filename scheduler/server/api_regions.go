@@ -195,7 +195,7 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		if kerr != nil {
 			return nil, kerr
 		}
-		op = operator.New("admin-split", reg, operator.OpAdmin|operator.OpSplit, operator.Medium, operator.SplitRegion{Keys: keys})
+		op = operator.CreateSplitOperator("admin-split", reg, operator.OpAdmin, operator.Medium, keys)
 	case "scatter":
 		return s.scatter(reg.ID(), "asked for by "+r.RemoteAddr)
 	default:
@@ -216,7 +216,7 @@ func splitKeys(r *core.RegionInfo, texts []string) ([][]byte, error) {
 	var keys [][]byte
 	for _, text := range texts {
 		key, err := hex.DecodeString(text)
-		if err != nil || !r.Contains(key) || string(key) == string(r.StartKey()) {
+		if err != nil || !r.CutBy(key) {
 			return nil, badRequest("key %q is not hexadecimal or not inside region %d", text, r.ID())
 		}
 		keys = append(keys, key)

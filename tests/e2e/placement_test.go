@@ -132,14 +132,12 @@ func (k console) regions(region uint64) {
 	_, _, vacated := k.where(region)
 	require.Equal(k.t, r.Leader, vacated)
 
-	k.has(fmt.Sprintf("region split %d m --wait", region), "success")
-	eventually(k.t, 10*time.Second, func() error {
-		if out := k.run(0, "region list"); strings.Count(out, "\n") != 3 {
-			return fmt.Errorf("not split: %s", out)
-		}
-		return nil
-	})
+	k.has(fmt.Sprintf("region split %d m t --wait", region), "success", "[x] split region at 74", "[x] split region at 6d")
+	parts := k.run(0, "region list")
+	require.Equal(k.t, 4, strings.Count(parts, "\n"), parts)
+	require.Equal(k.t, 1+3, strings.Count(parts, "*"), "the header's, and each has a leader: %s", parts)
 	k.has("region key a", " m ")
+	k.has("region key m", " t ")
 	k.has(fmt.Sprintf("region scatter %d --wait", region), "scatter", "success")
 }
 

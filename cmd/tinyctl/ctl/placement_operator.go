@@ -112,6 +112,11 @@ func (a *app) operate(cmd *cobra.Command, region uint64, action string, body any
 		if data, err = a.waitOperator(cmd.Context(), &op); err != nil {
 			return err
 		}
+		if action == "split" && op.Status == "success" {
+			if err = a.waitSplit(cmd.Context(), region, len(op.Steps)); err != nil {
+				return err
+			}
+		}
 	}
 	if a.output == "json" {
 		err = a.raw(data)
@@ -122,6 +127,45 @@ func (a *app) operate(cmd *cobra.Command, region uint64, action string, body any
 		err = errSilent
 	}
 	return err
+}
+
+// waitSplit waits until the parts right of a region that was just split have leaders known to the placement
+// service, which then admits operators for them.
+func (a *app) waitSplit(ctx context.Context, region uint64, parts int) error {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	var r regionInfo
+	if _, err := a.ask(ctx, http.MethodGet, "/regions/"+id(region), nil, &r); err != nil {
+		return err
+	}
+	for range parts {
+		for end := r.End; ; {
+			var next struct {
+				Regions []regionInfo `json:"regions"`
+			}
+			_, err := a.ask(ctx, http.MethodGet, "/regions?limit=1&start="+end, nil, &next)
+			if err == nil && len(next.Regions) > 0 && next.Regions[0].Start == end && next.Regions[0].Confirmed {
+				r = next.Regions[0]
+				break
+			}
+			switch {
+			case errors.Is(ctx.Err(), context.DeadlineExceeded):
+				return fmt.Errorf("region %d is split, but after %s the part from %s on has no leader yet", region, a.timeout, shownKey(end, "-inf"))
+			case err != nil:
+				return err
+			}
+			pause(ctx)
+		}
+	}
+	return nil
+}
+
+// pause waits a little before the next question, or until ctx ends.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(retryPause):
+	}
 }
 
 // waitOperator follows an operator until it ends.
@@ -138,10 +182,7 @@ func (a *app) waitOperator(ctx context.Context, op *operatorInfo) ([]byte, error
 		case !op.running():
 			return data, nil
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryPause):
-		}
+		pause(ctx)
 	}
 }
 

@@ -157,7 +157,7 @@ func (a *app) regionSplitCmd() *cobra.Command {
 		Use: "split ID [KEY...]", Short: "Split a region at keys, or where its leader thinks best", Args: args(cobra.MinimumNArgs(1)),
 	}
 	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of the keys: text, hex or escaped")
-	wait := cmd.Flags().Bool("wait", false, "wait until the region is split")
+	wait := cmd.Flags().Bool("wait", false, "wait until the region is split and all parts have leaders")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		n, err := number(argv[0], "region")
 		if err != nil {

@@ -388,6 +388,9 @@ func (r *RegionInfo) Contains(key []byte) bool {
 	return bytes.Compare(r.start, key) <= 0 && (len(r.end) == 0 || bytes.Compare(key, r.end) < 0)
 }
 
+// CutBy tells whether a split at the key would leave two parts: it lies inside, and not at the start.
+func (r *RegionInfo) CutBy(key []byte) bool { return r.Contains(key) && !bytes.Equal(r.start, key) }
+
 // Epoch returns the wire form of the epoch.
 func (r *RegionInfo) Epoch() *metapb.RegionEpoch {
 	return &metapb.RegionEpoch{Version: r.version, ConfVer: r.confVer}

@@ -307,6 +307,10 @@ func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.S
 		if p.Learner {
 			return fmt.Sprintf("peer on store %d is a learner", s.ToStore)
 		}
+	case operator.SplitRegion:
+		if len(s.Key) > 0 && !r.CutBy(s.Key) {
+			return fmt.Sprintf("key %x is not inside the region any more: it was split elsewhere", s.Key)
+		}
 	}
 	return ""
 }

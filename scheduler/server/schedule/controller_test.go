@@ -50,7 +50,7 @@ func (w *world) Send(store uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 	case resp.TransferLeader != nil:
 		text = fmt.Sprintf("transfer leader to %d@s%d", resp.TransferLeader.Peer.Id, resp.TransferLeader.Peer.StoreId)
 	case resp.SplitRegion != nil:
-		text = "split"
+		text = strings.TrimSpace(fmt.Sprintf("split %q", resp.SplitRegion.Keys))
 	default:
 		cp := resp.ChangePeer
 		text = fmt.Sprintf("%s %d@s%d", eraftpb.ConfChangeType_name[int32(cp.ChangeType)], cp.Peer.Id, cp.Peer.StoreId)
@@ -65,7 +65,7 @@ func (w *world) view() *view.View {
 	}, w.ctl.Running())
 }
 
-// region parses "1* 2 3~ 4L c=2 v=1 size=96 down=2": peers 11, 12, ... on stores 1, 2, ...; the star
+// region parses "1* 2 3~ 4L c=2 v=1 size=96 end=k": peers 11, 12, ... on stores 1, 2, ...; the star
 // leads, the tilde is pending, L is a learner. A peer may be given as ID@STORE.
 func (w *world) region(line string) *core.RegionInfo {
 	m := &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
@@ -80,6 +80,10 @@ func (w *world) region(line string) *core.RegionInfo {
 		}
 		if _, err := fmt.Sscanf(f, "v=%d", &n); err == nil {
 			m.RegionEpoch.Version = n
+			continue
+		}
+		if key, ok := strings.CutPrefix(f, "end="); ok {
+			m.EndKey = []byte(key)
 			continue
 		}
 		if _, err := fmt.Sscanf(f, "size=%d", &n); err == nil {
@@ -146,6 +150,12 @@ func (w *world) do(line string) {
 		w.add(operator.CreateRemovePeerOperator("remove", r, operator.OpReplica, operator.High, a, leaders))
 	case "transfer":
 		w.add(operator.CreateTransferLeaderOperator("transfer", r, operator.OpBalance, operator.Low, a), nil)
+	case "split":
+		var keys [][]byte
+		for key := range strings.FieldsSeq(rest) {
+			keys = append(keys, []byte(key))
+		}
+		w.add(operator.CreateSplitOperator("split", r, operator.OpAdmin, operator.Medium, keys), nil)
 	case "check":
 		res := checker.Check(w.view(), r)
 		w.lines = append(w.lines, fmt.Sprintf("defect %q blocked %q", res.Defect, res.Blocked))

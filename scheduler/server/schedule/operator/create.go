@@ -1,7 +1,9 @@
 package operator
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
@@ -74,4 +76,19 @@ func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, pr
 	target uint64,
 ) *Operator {
 	return New(desc, r, kind|OpLeader, prio, TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
+}
+
+// CreateSplitOperator cuts a region at keys inside it (in any order, doubles count once), or without any where
+// its leader thinks best.
+func CreateSplitOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority, keys [][]byte) *Operator {
+	if len(keys) == 0 {
+		return New(desc, r, kind|OpSplit, prio, SplitRegion{})
+	}
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b []byte) int { return bytes.Compare(b, a) })
+	var steps []Step
+	for _, key := range slices.CompactFunc(keys, bytes.Equal) {
+		steps = append(steps, SplitRegion{Key: key})
+	}
+	return New(desc, r, kind|OpSplit, prio, steps...)
 }

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -38,8 +39,9 @@ type PromoteLearner struct{ ToStore, PeerID uint64 }
 // RemovePeer removes a replica. PeerID 0 means whatever peer is on the store.
 type RemovePeer struct{ FromStore, PeerID uint64 }
 
-// SplitRegion cuts a region at the given keys, or where its leader thinks best.
-type SplitRegion struct{ Keys [][]byte }
+// SplitRegion cuts a region at a key that lies inside it, or without one where its leader thinks best. The
+// region keeps what is left of the key, so an operator with several keys has a step for each, the greatest first.
+type SplitRegion struct{ Key []byte }
 
 func (s TransferLeader) String() string {
 	return fmt.Sprintf("transfer leader from store %d to store %d", s.FromStore, s.ToStore)
@@ -196,21 +198,27 @@ func (s RemovePeer) influence(r *core.RegionInfo, inf Influence) {
 }
 
 func (s SplitRegion) String() string {
-	if len(s.Keys) == 0 {
+	if len(s.Key) == 0 {
 		return "split region"
 	}
-	return fmt.Sprintf("split region at %d keys", len(s.Keys))
+	return fmt.Sprintf("split region at %x", s.Key)
 }
 
-// Done implements Step: a split shows as a new version, which the controller looks for.
-func (s SplitRegion) Done(*core.RegionInfo) bool { return false }
+// Done implements Step: the region ends at the key. Without one a split shows as a new version, which
+// Operator.Advance looks for.
+func (s SplitRegion) Done(r *core.RegionInfo) bool {
+	return len(s.Key) > 0 && bytes.Equal(r.EndKey(), s.Key)
+}
 
 // ConfChanges implements Step.
 func (s SplitRegion) ConfChanges(*core.RegionInfo) int { return 0 }
 
 // Command implements Step.
 func (s SplitRegion) Command(_ *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
-	resp.SplitRegion = &schedulerpb.SplitRegion{Keys: s.Keys}
+	resp.SplitRegion = &schedulerpb.SplitRegion{}
+	if len(s.Key) > 0 {
+		resp.SplitRegion.Keys = [][]byte{s.Key}
+	}
 	return true
 }
 
