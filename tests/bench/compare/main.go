@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/gcfloor"
+	"github.com/tinykv/tinykv/kv/timerslack"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -35,6 +36,7 @@ type options struct {
 var allSystems = []string{"etcd", "tinykv", "ideal", "echo"}
 
 func main() {
+	timerslack.CalmMonitor()
 	o, err := parseOptions(os.Args[1:], os.Stderr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)

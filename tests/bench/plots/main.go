@@ -15,6 +15,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/gcfloor"
+	"github.com/tinykv/tinykv/kv/timerslack"
 	"github.com/tinykv/tinykv/tests/bench/plot"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
@@ -29,6 +30,7 @@ type options struct {
 }
 
 func main() {
+	timerslack.CalmMonitor()
 	o := options{progress: os.Stderr}
 	bin := flag.String("bin", "bin", "directory with the programs, as the Makefile builds them")
 	flag.StringVar(&o.out, "out", "docs", "directory for the pictures")

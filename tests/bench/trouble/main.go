@@ -16,6 +16,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/gcfloor"
+	"github.com/tinykv/tinykv/kv/timerslack"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -29,6 +30,7 @@ type options struct {
 }
 
 func main() {
+	timerslack.CalmMonitor()
 	var o options
 	bin := flag.String("bin", "bin", "directory with the programs, as the Makefile builds them")
 	flag.IntVar(&o.regions, "regions", 8, "number of regions")
