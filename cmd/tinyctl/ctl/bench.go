@@ -156,34 +156,40 @@ func openEtcd(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, fu
 	return d, servers, d.Close, nil
 }
 
-// bench runs phases in order and prints their results: lines as they come, or a table at the end.
+// bench runs phases in order and prints each result as soon as it is there. The phase that an interrupt ends is
+// printed as far as it was measured.
 func (a *app) bench(ctx context.Context, d loadgen.Driver, c loadgen.Config, phases []string, format string) error {
-	var results []loadgen.Result
-	for _, c.Phase = range phases {
-		res, err := loadgen.Run(ctx, d, c)
-		if err != nil {
-			return err
+	table, results := loadgen.NewTable(a.stdout), []loadgen.Result{}
+	add := func(r loadgen.Result) error {
+		switch {
+		case format == "json":
+			return json.NewEncoder(a.stdout).Encode(r)
+		case format == "" && a.output == "json":
+			results = append(results, r)
+			return nil
 		}
-		results = append(results, res)
-		if format == "json" {
-			if err := json.NewEncoder(a.stdout).Encode(res); err != nil {
-				return err
-			}
-		}
-	}
-	switch {
-	case format == "json":
-		return nil
-	case format == "" && a.output == "json":
-		return a.json(results)
-	}
-	if err := loadgen.WriteTable(a.stdout, results); err != nil {
-		return err
-	}
-	for _, r := range results {
 		if r.FirstError != "" {
 			fmt.Fprintf(a.stderr, "%s: the first error: %s\n", r.Phase, r.FirstError)
 		}
+		return table.Add(r)
 	}
-	return nil
+	var failed error
+	for _, c.Phase = range phases {
+		var res loadgen.Result
+		res, failed = loadgen.Run(ctx, d, c)
+		if res.Ops > 0 && (failed == nil || ctx.Err() != nil) {
+			if err := add(res); err != nil {
+				return err
+			}
+		}
+		if failed != nil {
+			break
+		}
+	}
+	if len(results) > 0 {
+		if err := a.json(results); err != nil {
+			return err
+		}
+	}
+	return failed
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
@@ -58,22 +57,47 @@ var tableHead = []string{
 	"PHASE", "WORKERS", "OPS", "ERRORS", "OPS/S", "MEAN MS", "P50", "P95", "P99", "P99.9", "MAX", "SERVER CPU S/1K", "SERVER MIB", "CLIENT CPU S/1K",
 }
 
-// WriteTable prints results as aligned columns.
-func WriteTable(w io.Writer, results []Result) error {
-	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(tw, strings.Join(tableHead, "\t"))
-	for _, r := range results {
-		row := []string{
-			r.Phase, fmt.Sprint(r.Workers), fmt.Sprint(r.Ops), fmt.Sprint(r.Errors), fmt.Sprintf("%.0f", r.OpsPerS),
-			fmt.Sprintf("%.2f", r.MeanUs/1000), ms(r.P50Us), ms(r.P95Us), ms(r.P99Us), ms(r.P999Us), ms(r.MaxUs),
-			orNA(r.ServerCPUPerKop, 1, "%.4f"), "n/a", orNA(r.ClientCPUPerKop, 1, "%.4f"),
-		}
-		if r.ServerRSS != nil {
-			row[12] = fmt.Sprintf("%.0f", float64(*r.ServerRSS)/(1<<20))
-		}
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
+// Table prints results as aligned columns, each row as soon as it is there. Not safe for concurrent use.
+type Table struct {
+	w      io.Writer
+	headed bool
+}
+
+// NewTable returns an empty table; its head is printed with the first row.
+func NewTable(w io.Writer) *Table { return &Table{w: w} }
+
+// leastWidth has room for a million operations a second.
+const leastWidth = 7
+
+// Add prints a row.
+func (t *Table) Add(r Result) error {
+	row := []string{
+		r.Phase, fmt.Sprint(r.Workers), fmt.Sprint(r.Ops), fmt.Sprint(r.Errors), fmt.Sprintf("%.0f", r.OpsPerS),
+		fmt.Sprintf("%.2f", r.MeanUs/1000), ms(r.P50Us), ms(r.P95Us), ms(r.P99Us), ms(r.P999Us), ms(r.MaxUs),
+		orNA(r.ServerCPUPerKop, 1, "%.4f"), "n/a", orNA(r.ClientCPUPerKop, 1, "%.4f"),
 	}
-	return tw.Flush()
+	if r.ServerRSS != nil {
+		row[12] = fmt.Sprintf("%.0f", float64(*r.ServerRSS)/(1<<20))
+	}
+	var out strings.Builder
+	if !t.headed {
+		t.headed = true
+		line(&out, tableHead)
+	}
+	line(&out, row)
+	_, err := io.WriteString(t.w, out.String())
+	return err
+}
+
+// line pads fields to the width of their column, but for the last.
+func line(out *strings.Builder, fields []string) {
+	for i, f := range fields {
+		if i == len(fields)-1 {
+			fmt.Fprintln(out, f)
+			break
+		}
+		fmt.Fprintf(out, "%-*s  ", max(leastWidth, len(tableHead[i])), f)
+	}
 }
 
 func ms(us int64) string { return fmt.Sprintf("%.2f", float64(us)/1000) }

@@ -28,7 +28,8 @@ type phase struct {
 	giveUp context.CancelFunc
 }
 
-// Run carries out one phase. It fails if no operation succeeded, if a load could not write a key, or when ctx ends.
+// Run carries out one phase. It fails if no operation succeeded, if a load could not write a key, or when ctx ends;
+// then the result is of what was measured until then.
 func Run(ctx context.Context, d Driver, c Config) (Result, error) {
 	if c.Phase == "load" {
 		c.Warmup = 0
@@ -78,7 +79,7 @@ func (p *phase) run(ctx context.Context) (Result, error) {
 	wg.Wait()
 	end := time.Now()
 	close(ended)
-	if p.c.Phase == "load" {
+	if p.c.Phase == "load" || ctx.Err() != nil && end.After(p.from) && end.Before(p.to) {
 		p.to = end
 	}
 	return p.result(ctx, hists, <-usage)
@@ -107,7 +108,7 @@ func (p *phase) work(ctx context.Context, worker int, hist *hdrhistogram.Histogr
 		}
 		err := do(ctx, p.d, op, key, value, p.c.ScanLimit)
 		end := time.Now()
-		if p.c.Phase != "load" && (end.Before(p.from) || end.After(p.to) || ctx.Err() != nil) {
+		if ctx.Err() != nil || p.c.Phase != "load" && (end.Before(p.from) || end.After(p.to)) {
 			continue
 		}
 		if err != nil {

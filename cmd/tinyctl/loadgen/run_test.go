@@ -239,8 +239,10 @@ func TestErrors(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		_, err = Run(ctx, newFake(time.Millisecond), config("put"))
+		res, err = Run(ctx, newFake(time.Millisecond), config("put"))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.InDelta(t, 2-config("put").Warmup.Seconds(), res.Seconds, 0.1, "what was measured until then")
+		require.InDelta(t, 1000*float64(config("put").Workers), res.OpsPerS, 50)
 	})
 }
 
@@ -279,10 +281,13 @@ func TestResultSchema(t *testing.T) {
 	require.Equal(t, slices.Sorted(slices.Values(append(sometimes, always...))), names(full))
 }
 
-func TestWriteTable(t *testing.T) {
+func TestTable(t *testing.T) {
 	cpu, rss := 0.1234, int64(100<<20)
 	var b strings.Builder
-	require.NoError(t, WriteTable(&b, []Result{{Phase: "put", OpsPerS: 1234.4, P99Us: 1500}, {Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss}}))
+	table := NewTable(&b)
+	require.NoError(t, table.Add(Result{Phase: "put", OpsPerS: 1234.4, P99Us: 1500}))
+	require.Equal(t, 2, strings.Count(b.String(), "\n"), "a row is printed at once")
+	require.NoError(t, table.Add(Result{Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss}))
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	require.Len(t, lines, 3)
 	require.Equal(t, len(tableHead), len(strings.Fields(lines[1])))
@@ -290,4 +295,5 @@ func TestWriteTable(t *testing.T) {
 	require.Contains(t, lines[1], "1.50")
 	require.Equal(t, 3, strings.Count(lines[1], "n/a"))
 	require.Equal(t, []string{"0.1234", "100", "n/a"}, strings.Fields(lines[2])[11:])
+	require.Equal(t, strings.Index(lines[0], "P99"), strings.Index(lines[1], "1.50"), "columns are aligned")
 }
