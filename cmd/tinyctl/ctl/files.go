@@ -19,6 +19,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/tinykv/tinykv/kv/client"
 )
@@ -102,8 +103,8 @@ func listFiles(dir string) (paths []string, total int64, err error) {
 
 func (a *app) bar(total int64, what string, quiet bool) *progressbar.ProgressBar {
 	out := a.stderr
-	if quiet {
-		out = io.Discard
+	if f, ok := out.(*os.File); quiet || !ok || !term.IsTerminal(int(f.Fd())) {
+		out = io.Discard // in a file it would be one endless line
 	}
 	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what),
 		progressbar.OptionShowBytes(true), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionClearOnFinish())
