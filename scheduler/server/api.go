@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -148,6 +150,9 @@ func (s *Server) hasToken(r *http.Request) bool {
 	return s.cfg.API.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(s.cfg.API.Token)) == 1
 }
 
+// maxBody bounds what a request that changes something may carry.
+const maxBody = 1 << 20
+
 // authorized demands the token for changes, if one is set, and notes every change as an event.
 func (s *Server) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -156,7 +161,13 @@ func (s *Server) authorized(next http.Handler) http.Handler {
 			return
 		}
 		s.cluster.events.add("request", fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
-		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
+		// All of it is read before anything is answered: a client that is still sending would see its connection break.
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			writeError(w, badRequest("body: %v (at most %d bytes)", err, maxBody))
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(w, r)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -88,6 +89,9 @@ func TestHTTPAPI(t *testing.T) {
 	require.EqualValues(t, 2, call(t, s, "GET", "/operators/history", "", 200)["count"])
 	call(t, s, "POST", "/regions/1000/split", `{"keys":["zz"]}`, 400)
 	call(t, s, "POST", "/regions/1000/split", `{"nonsense":1}`, 400)
+	long := `{"keys":["` + strings.Repeat("6b", 400_000) + `"]}`
+	call(t, s, "POST", "/regions/987654/split", long, 404)
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", strings.Repeat(" ", 1+1<<20), 400)["message"], "at most")
 	call(t, s, "POST", "/regions/1000/split", `{"keys":["6b"]}`, 200)
 
 	cfg := call(t, s, "PATCH", "/config", `{"schedule":{"store-moves-in-flight":3}}`, 200)
