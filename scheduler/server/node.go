@@ -277,8 +277,9 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	return ec, nil
 }
 
-// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, and a closed
-// listener at the end is not an error.
+// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, a closed listener at the end is
+// not an error, and a new member's tables are written seconds after etcd first looks for their version, which only
+// matters to a downgrade of etcd.
 var etcdNoise = []string{
 	"Running http and grpc server on single port",
 	"simple token is not cryptographically signed",
@@ -287,6 +288,8 @@ var etcdNoise = []string{
 	"stopped insecure grpc server due to error",
 	"stopping secure grpc server due to error",
 	"stopped secure grpc server due to error",
+	"Failed to detect schema version",
+	"failed to update storage version",
 }
 
 // quietEtcd names etcd's lines and keeps only warnings and errors: a start would print a hundred.
