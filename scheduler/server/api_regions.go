@@ -179,8 +179,11 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		if aerr != nil {
 			return nil, aerr
 		}
-		if _, has := reg.StorePeer(body.To); has || v.Store(body.To) == nil {
-			return nil, badRequest("store %d is unknown or has a peer of region %d already", body.To, reg.ID())
+		if v.Store(body.To) == nil {
+			return nil, badRequest("store %d is not known", body.To)
+		}
+		if _, has := reg.StorePeer(body.To); has {
+			return nil, badRequest("store %d has a peer of region %d already", body.To, reg.ID())
 		}
 		if action == "add-peer" {
 			op = operator.CreateAddPeerOperator("admin-add-peer", reg, operator.OpAdmin, operator.Medium, body.To, id, v.LearnerFirst())
@@ -216,8 +219,13 @@ func splitKeys(r *core.RegionInfo, texts []string) ([][]byte, error) {
 	var keys [][]byte
 	for _, text := range texts {
 		key, err := hex.DecodeString(text)
-		if err != nil || !r.CutBy(key) {
-			return nil, badRequest("key %q is not hexadecimal or not inside region %d", text, r.ID())
+		switch {
+		case err != nil:
+			return nil, badRequest("key %q is not hexadecimal", text)
+		case !r.Contains(key):
+			return nil, badRequest("key %s is not in region %d", text, r.ID())
+		case !r.CutBy(key):
+			return nil, badRequest("region %d begins at key %q already", r.ID(), text)
 		}
 		keys = append(keys, key)
 	}

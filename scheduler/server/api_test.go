@@ -87,7 +87,8 @@ func TestHTTPAPI(t *testing.T) {
 		call(t, s, "POST", "/regions/1000/transfer-leader", `{"to":2}`, 200)["steps"].([]any)[0])
 	call(t, s, "DELETE", "/operators/1000", "", 200)
 	require.EqualValues(t, 2, call(t, s, "GET", "/operators/history", "", 200)["count"])
-	call(t, s, "POST", "/regions/1000/split", `{"keys":["zz"]}`, 400)
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", `{"keys":["zz"]}`, 400)["message"], "not hexadecimal")
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", `{"keys":[""]}`, 400)["message"], "begins at key")
 	call(t, s, "POST", "/regions/1000/split", `{"nonsense":1}`, 400)
 	long := `{"keys":["` + strings.Repeat("6b", 400_000) + `"]}`
 	call(t, s, "POST", "/regions/987654/split", long, 404)

@@ -38,7 +38,6 @@ func (s importStats) String() string {
 }
 
 func (a *app) importCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "import", Short: "Load files into the cluster", Args: args(cobra.NoArgs)}
 	dir := &cobra.Command{
 		Use: "dir DIR", Short: "Load a tree of files: key = prefix + path below DIR, value = content", Args: args(cobra.ExactArgs(1)),
 	}
@@ -68,8 +67,7 @@ func (a *app) importCmd() *cobra.Command {
 	file.RunE = func(cmd *cobra.Command, argv []string) error {
 		return a.importFile(cmd.Context(), argv[0], *format, *fileWorkers)
 	}
-	cmd.AddCommand(dir, file)
-	return cmd
+	return group("import", "Load files into the cluster", dir, file)
 }
 
 // bulkOptions gives operations more time: under full load they wait.
@@ -254,7 +252,6 @@ func (a *app) parseLine(format string, text []byte) (client.KV, error) {
 }
 
 func (a *app) exportCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "export", Short: "Write the cluster's pairs to files", Args: args(cobra.NoArgs)}
 	dir := &cobra.Command{
 		Use: "dir DIR", Short: "Write each pair whose key begins with the prefix to the file DIR/<rest of the key>", Args: args(cobra.ExactArgs(1)),
 	}
@@ -273,8 +270,7 @@ func (a *app) exportCmd() *cobra.Command {
 		fmt.Fprintf(a.stderr, "exported %s\n", st)
 		return nil
 	}
-	cmd.AddCommand(dir)
-	return cmd
+	return group("export", "Write the cluster's pairs to files", dir)
 }
 
 func (a *app) exportDir(ctx context.Context, c *client.Client, dir, prefix string, quiet bool) (importStats, error) {

@@ -45,6 +45,8 @@ func TestPlacementErrors(t *testing.T) {
 		{exitUsage, "accepts 3 arg(s)", "region move-peer 1 2"},
 		{exitUsage, `"bad" is none of miss-peer`, "region check bad"},
 		{exitUsage, `unknown command "lst" for "tinyctl operator"`, "operator lst"},
+		{exitUsage, `unknown command "/tmp" for "tinyctl import"`, "import /tmp"},
+		{exitUsage, `unknown command "/tmp" for "tinyctl export"`, "export /tmp"},
 		{exitUsage, "not above zero", "scheduler pause x --for -1s"},
 	} {
 		code, out, errs := run(strings.Fields(c.argv)...)
