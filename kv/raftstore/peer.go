@@ -98,15 +98,20 @@ type proposal struct {
 }
 
 type peerStats struct {
-	size, keys         uint64
-	sizeKnown          bool
-	sizeDelta          int64
-	writtenBytes       uint64
-	writtenKeys        uint64
-	logBytes           uint64
-	checkingSplit      bool
-	askingSplit        bool
-	lastCompactRequest uint64
+	size, keys uint64
+	sizeKnown  bool
+	sizeDelta  int64
+	// counted is the last count of the size, sinceCount the bytes written since, estimates how often the size was
+	// estimated since. The next count waits for countAfter bytes.
+	counted                message.Counted
+	sinceCount, countAfter uint64
+	estimates              int
+	writtenBytes           uint64
+	writtenKeys            uint64
+	logBytes               uint64
+	checkingSplit          bool
+	askingSplit            bool
+	lastCompactRequest     uint64
 	// trimmed is up to where the cache of the log was emptied.
 	trimmed uint64
 }

@@ -233,6 +233,7 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	st := &p.stats
 	st.sizeDelta += m.SizeDelta
 	st.writtenBytes += uint64(m.Written)
+	st.sinceCount += uint64(m.Written)
 	st.writtenKeys += uint64(m.WrittenKeys)
 	st.size = uint64(max(0, int64(st.size)+m.SizeDelta))
 	st.keys = uint64(max(0, int64(st.keys)+m.KeysDelta))

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -227,16 +228,26 @@ func (p *peer) proposeLogGC() {
 	}
 }
 
+// estimatesInARow is how often a region's size may be estimated before it is counted again.
+const estimatesInARow = 16
+
 // checkSplit starts a check of the region's size, if it is unknown or has grown enough since the last.
 func (p *peer) checkSplit() {
-	st := &p.stats
+	st, cfg := &p.stats, &p.store.cfg.Raftstore
 	if st.checkingSplit || st.askingSplit {
 		return
 	}
-	if st.sizeKnown && st.sizeDelta < int64(p.store.cfg.Raftstore.RegionSplitSize)/8 {
+	if st.sizeKnown && st.sizeDelta < int64(cfg.RegionSplitSize)/8 {
 		return
 	}
-	if p.store.splitChecker.Check(p.region(), p.regionID) {
+	check := runner.Check{
+		Region: p.region(), RegionID: p.regionID, Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
+		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) || st.sinceCount < st.countAfter,
+	}
+	if st.estimates >= estimatesInARow {
+		check.Last = message.Counted{}
+	}
+	if p.store.splitChecker.Check(check) {
 		st.checkingSplit = true
 	}
 }

@@ -27,6 +27,9 @@ func (p *peer) onSplitChecked(m *message.SplitChecked) {
 	}
 	changed := !st.sizeKnown || st.size != m.Size
 	st.size, st.keys, st.sizeKnown, st.sizeDelta = m.Size, m.Keys, true, 0
+	if st.estimates++; m.Counted != (message.Counted{}) {
+		p.noteCount(m.Counted)
+	}
 	if !p.isLeader() {
 		return
 	}
@@ -37,6 +40,18 @@ func (p *peer) onSplitChecked(m *message.SplitChecked) {
 		return
 	}
 	p.askSplit(m.SplitKey, nil)
+}
+
+// noteCount keeps a count of the region's size. One that finds little of what was written, because values were
+// overwritten, makes the next one wait for more.
+func (p *peer) noteCount(m message.Counted) {
+	st, cfg := &p.stats, &p.store.cfg.Raftstore
+	if found := m.Size - min(m.Size, st.counted.Size); found < st.sinceCount/4 {
+		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8), uint64(cfg.RegionMaxSize))
+	} else {
+		st.countAfter = 0
+	}
+	st.counted, st.sinceCount, st.estimates = m, 0, 0
 }
 
 // onSplitAt begins a split that a person, a test or the placement service asked for.

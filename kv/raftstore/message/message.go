@@ -132,12 +132,24 @@ func (CompactedLog) applyResult() {}
 // LogGC says that the engine is durable up to Index, so that the raft log may drop entries up to it.
 type LogGC struct{ Index, Term uint64 }
 
-// SplitChecked is the split checker's finding: the region's size, and a split key if it is too big.
+// RegionSize is the bytes of a region's keys and values, and the number of its keys, over all column families.
+type RegionSize struct{ Size, Keys uint64 }
+
+// Counted is what a region had when it was counted, and with that how many bytes it took on disk, and how many the
+// engine had in memory only, of all regions; 0 and 0 from engines that do not tell.
+type Counted struct {
+	RegionSize
+	Disk, Memory uint64
+}
+
+// SplitChecked is the split checker's finding: the region's size, and a split key if it is too big. Counted is zero if
+// the size is an estimate, or of an empty region.
 type SplitChecked struct {
-	Epoch      *metapb.RegionEpoch
-	Size, Keys uint64
-	SplitKey   []byte
-	Err        error
+	Epoch *metapb.RegionEpoch
+	RegionSize
+	Counted  Counted
+	SplitKey []byte
+	Err      error
 }
 
 // AskedSplit carries the placement service's ids for a split planned at Epoch.

@@ -11,6 +11,10 @@ import (
 
 // SplitChecker measures regions and finds keys to split them at. It counts keys and values of all column
 // families, also of the last region, and reports the size in every case.
+//
+// To count, it has to read the region. If values are overwritten, which looks like growth, it would do so again and
+// again. So it leaves it at an estimate if there cannot be enough to split, by what was written since the last count or
+// by what the region has on disk.
 type SplitChecker struct {
 	engine    engine.Engine
 	splitSize uint64
@@ -20,9 +24,20 @@ type SplitChecker struct {
 }
 
 type splitTask struct {
-	region   *metapb.Region
-	regionID uint64
-	middle   func(key []byte)
+	Check
+	middle func(key []byte)
+}
+
+// Check asks for the size of a region.
+type Check struct {
+	Region   *metapb.Region
+	RegionID uint64
+	// Guess is what the region should have by what was written to it: too much, if values were overwritten.
+	Guess message.RegionSize
+	// Last is what it had when it was counted last; zero to have it counted in any case.
+	Last message.Counted
+	// Fits: there is no need to count, whatever is on disk.
+	Fits bool
 }
 
 // NewSplitChecker makes the runner: a region of more than maxSize bytes is split after splitSize bytes.
@@ -31,9 +46,9 @@ func NewSplitChecker(e engine.Engine, splitSize, maxSize uint64, send Sender) *S
 }
 
 // Check queues a measurement, answered by message.SplitChecked; false if too many wait.
-func (c *SplitChecker) Check(region *metapb.Region, regionID uint64) bool {
+func (c *SplitChecker) Check(check Check) bool {
 	select {
-	case c.queue <- splitTask{region: region, regionID: regionID}:
+	case c.queue <- splitTask{Check: check}:
 		return true
 	default:
 		return false
@@ -43,7 +58,7 @@ func (c *SplitChecker) Check(region *metapb.Region, regionID uint64) bool {
 // Middle finds a key that splits the region's data in half and passes it to done, nil if there is none.
 func (c *SplitChecker) Middle(region *metapb.Region, done func(key []byte)) {
 	select {
-	case c.queue <- splitTask{region: region, middle: done}:
+	case c.queue <- splitTask{Check: Check{Region: region}, middle: done}:
 	default:
 		done(nil)
 	}
@@ -76,31 +91,76 @@ func (c *SplitChecker) drain() {
 }
 
 func (c *SplitChecker) handle(t splitTask) {
+	if size, ok := c.estimate(t); ok && t.middle == nil {
+		_ = c.send(t.RegionID, &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: size})
+		return
+	}
 	snap := c.engine.NewSnapshot()
 	defer snap.Close()
-	m, err := Measure(snap, t.region, c.splitSize)
+	m, err := Measure(snap, t.Region, c.splitSize)
 	if t.middle != nil {
 		var key []byte
 		if err == nil && m.Size > 1 {
-			if half, err := Measure(snap, t.region, m.Size/2); err == nil {
+			if half, err := Measure(snap, t.Region, m.Size/2); err == nil {
 				key = half.SplitKey
 			}
 		}
 		t.middle(key)
 		return
 	}
-	res := &message.SplitChecked{Epoch: t.region.RegionEpoch, Size: m.Size, Keys: m.Keys, Err: err}
+	res := &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: m.RegionSize, Err: err}
 	if m.Size > c.maxSize {
 		res.SplitKey = m.SplitKey
 	}
-	_ = c.send(t.regionID, res)
+	disk, memory, _ := c.stored(t.Region)
+	res.Counted = message.Counted{RegionSize: m.RegionSize, Disk: disk, Memory: memory}
+	_ = c.send(t.RegionID, res)
+}
+
+// stored is how many bytes the region has on disk, and how many of all regions the engine has in memory only; ok is
+// false if the engine does not tell.
+func (c *SplitChecker) stored(region *metapb.Region) (disk, memory uint64, ok bool) {
+	r, ok := c.engine.(engine.Reporter)
+	if !ok {
+		return 0, 0, false
+	}
+	for _, cf := range engine.CFs {
+		n, err := c.engine.ApproximateSize(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
+		if err != nil {
+			return 0, 0, false
+		}
+		disk += n
+	}
+	return disk, r.Stats().MemTableBytes, true
+}
+
+// estimate tells what a region about has; ok is false if it has to be counted. The most there can be is what is on disk
+// and in memory, by the rate at which the last count's bytes were compressed.
+func (c *SplitChecker) estimate(t splitTask) (size message.RegionSize, ok bool) {
+	last := t.Last
+	if last == (message.Counted{}) {
+		return size, false
+	}
+	disk, memory, known := c.stored(t.Region)
+	if !known || last.Disk == 0 {
+		return t.Guess, t.Fits
+	}
+	most := float64(disk+memory) * max(1, float64(last.Size)/float64(last.Disk))
+	if !t.Fits && most > float64(c.maxSize) {
+		return size, false
+	}
+	grown := max(1, float64(disk+memory)/float64(last.Disk+last.Memory))
+	return message.RegionSize{
+		Size: min(t.Guess.Size, uint64(float64(last.Size)*grown)),
+		Keys: min(t.Guess.Keys, uint64(float64(last.Keys)*grown)),
+	}, true
 }
 
 // Measurement is the size of a region, and the first user key strictly inside it at which at least
 // splitSize bytes lie before; nil if there is none.
 type Measurement struct {
-	Size, Keys uint64
-	SplitKey   []byte
+	message.RegionSize
+	SplitKey []byte
 }
 
 // Measure walks the region's data in the order of user keys, merging the column families.
