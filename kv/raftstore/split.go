@@ -43,10 +43,11 @@ func (p *peer) onSplitChecked(m *message.SplitChecked) {
 }
 
 // noteCount keeps a count of the region's size. One that finds little of what was written, because values were
-// overwritten, makes the next one wait for more.
+// overwritten, makes the next one wait for more; not if the region is too big, whose split may fail and is tried again then.
 func (p *peer) noteCount(m message.Counted) {
 	st, cfg := &p.stats, &p.store.cfg.Raftstore
-	if found := m.Size - min(m.Size, st.counted.Size); found < st.sinceCount/4 {
+	found := m.Size - min(m.Size, st.counted.Size)
+	if found < st.sinceCount/4 && m.Size <= uint64(cfg.RegionMaxSize) {
 		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8), uint64(cfg.RegionMaxSize))
 	} else {
 		st.countAfter = 0

@@ -68,3 +68,19 @@ func TestGrownRegionIsCountedInTime(t *testing.T) {
 	})
 	require.NotNil(t, key)
 }
+
+// TestTooBigRegionIsCountedSoon: whatever is written to it, since its split may have failed.
+func TestTooBigRegionIsCountedSoon(t *testing.T) {
+	const splitSize = 160 << 10
+	tooBig := 0
+	checks(t, splitSize, 200<<10, 60, func(p *peer, m *message.SplitChecked) {
+		if m.SplitKey != nil {
+			tooBig++
+		} else if tooBig > 0 {
+			require.Fail(t, "it was not counted", "%d bytes after the last count", p.stats.sinceCount)
+		}
+		m.SplitKey = nil // the split fails
+		p.onSplitChecked(m)
+	})
+	require.Greater(t, tooBig, 10)
+}
