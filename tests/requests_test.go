@@ -107,7 +107,7 @@ func TestFullDiskRefusesPutsOnly(t *testing.T) {
 	for _, n := range c.Nodes() {
 		n.Store().SetDiskFull(true)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	require.ErrorContains(t, cl.Put(ctx, []byte("a"), []byte("b")), "disk space")
 	cancel()
 	mustGet(t, c, cl, "k", "v")

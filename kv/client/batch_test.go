@@ -286,6 +286,24 @@ func TestPatience(t *testing.T) {
 	}
 }
 
+// TestGivingUpTellsWhy: the last attempt has no time left in the end, so that its failure alone would tell nothing.
+func TestGivingUpTellsWhy(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}}
+	attempts := 0
+	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
+		reason := "the disk is full"
+		if attempts++; attempts > 1 {
+			reason = raftstore.ErrDeadlineExceeded.Error()
+		}
+		return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}}
+	}
+	c := open(t, serve(t, f), Options{Unary: true})
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	require.ErrorContains(t, c.Put(ctx, []byte("k"), []byte("v")), "the disk is full")
+	require.Greater(t, attempts, 1)
+}
+
 // TestShortestAttemptIsStillAWrite: an unknown outcome is one however short the attempts are.
 func TestShortestAttemptIsStillAWrite(t *testing.T) {
 	c := open(t, &fakePlacement{}, Options{AttemptTimeout: 1})

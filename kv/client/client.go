@@ -208,7 +208,7 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 		ctx, cancel = context.WithTimeout(ctx, c.opts.Timeout)
 		defer cancel()
 	}
-	var last, unknown error
+	var last, unknown, reason error
 	wait := backoffState{}
 	for {
 		err := c.once(ctx, key, p, do, &wait)
@@ -241,7 +241,14 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 			if last == nil {
 				last = ctx.Err()
 			}
+			if v.late && reason != nil {
+				// The last attempt had no time left, which tells nothing.
+				return wrapUnknown(unknown, fmt.Errorf("gave up: %w; an attempt before: %v", last, reason))
+			}
 			return wrapUnknown(unknown, fmt.Errorf("gave up: %w", last))
+		}
+		if !v.late && last != nil {
+			reason = last
 		}
 	}
 }
