@@ -108,8 +108,13 @@ func (c *Cluster) checkReplicas(id uint64, leader raftstore.PeerInfo, have map[u
 		info, ok := have[p.StoreId]
 		switch {
 		case !ok:
-			st, _ := meta.LoadRegionState(c.node(p.StoreId).Engine(), id)
-			return fmt.Sprintf("region %d: no peer on store %d; leader %+v; the store has %v", id, p.StoreId, leader, st)
+			n := c.node(p.StoreId)
+			st, _ := meta.LoadRegionState(n.Engine(), id)
+			damage := ""
+			if s := n.Store(); s != nil {
+				damage = s.Quarantined()[id]
+			}
+			return fmt.Sprintf("region %d: no peer on store %d (damage: %q); leader %+v; the store has %v", id, p.StoreId, damage, leader, st)
 		case info.Peer.Id != p.Id:
 			return fmt.Sprintf("region %d: store %d has peer %d, not %d", id, p.StoreId, info.Peer.Id, p.Id)
 		case info.Installing || info.AppliedIndex != leader.AppliedIndex || info.CommitIndex != leader.CommitIndex:

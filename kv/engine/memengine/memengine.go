@@ -51,8 +51,15 @@ func newOn(tree *btree.BTreeG[item]) *Engine {
 
 // Crash returns an engine with what a crash leaves of this one; this one is not changed.
 func (d *Engine) Crash(loss faultfs.Loss, rng *rand.Rand) *Engine {
+	return d.CrashWith(loss, rng, func() {})
+}
+
+// CrashWith is Crash for a process that has other disks besides and goes on: others captures them, while nothing is
+// written to the engine.
+func (d *Engine) CrashWith(loss faultfs.Loss, rng *rand.Rand, others func()) *Engine {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	others()
 	switch loss {
 	case faultfs.KeepAll:
 		return newOn(d.mu.tree.Clone())
