@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -168,22 +169,52 @@ func pause(ctx context.Context) {
 	}
 }
 
-// waitOperator follows an operator until it ends.
+// waitOperator follows an operator until it ends. Others may follow for the same region before it is looked at again;
+// then it is in the history.
 func (a *app) waitOperator(ctx context.Context, op *operatorInfo) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	for {
-		data, err := a.ask(ctx, http.MethodGet, "/operators/"+id(op.Region), nil, op)
+		var now operatorInfo
+		data, err := a.ask(ctx, http.MethodGet, "/operators/"+id(op.Region), nil, &now)
+		if err == nil && !now.is(op) {
+			data, err = a.findEnded(ctx, op)
+			now = *op
+		}
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
 			return nil, fmt.Errorf("%s of region %d is not done after %s; it goes on", op.Desc, op.Region, a.timeout)
 		case err != nil:
 			return nil, err
-		case !op.running():
+		case !now.running():
+			*op = now
 			return data, nil
 		}
 		pause(ctx)
 	}
+}
+
+// is tells whether both describe the same operator.
+func (o operatorInfo) is(other *operatorInfo) bool {
+	return o.Region == other.Region && o.Desc == other.Desc && o.Started.Equal(other.Started)
+}
+
+// findEnded looks for an operator in the history, and takes over what is told of it.
+func (a *app) findEnded(ctx context.Context, op *operatorInfo) ([]byte, error) {
+	var history struct {
+		Operators []json.RawMessage `json:"operators"`
+	}
+	if _, err := a.ask(ctx, http.MethodGet, "/operators/history?limit=1000", nil, &history); err != nil {
+		return nil, err
+	}
+	for _, data := range history.Operators {
+		var old operatorInfo
+		if err := json.Unmarshal(data, &old); err == nil && old.is(op) {
+			*op = old
+			return data, nil
+		}
+	}
+	return nil, fmt.Errorf("what became of %s of region %d is not known: others followed", op.Desc, op.Region)
 }
 
 func (a *app) schedulerCmd() *cobra.Command {

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -90,4 +91,34 @@ func TestSettingLike(t *testing.T) {
 	}
 	_, err := like([]byte(`4`), "many")
 	require.Error(t, err)
+}
+
+// TestWaitFindsItsOwnOperator: another one may have ended for the same region before it is looked at again.
+func TestWaitFindsItsOwnOperator(t *testing.T) {
+	const own = `{"region_id":7,"desc":"admin-transfer-leader","status":%q,"steps":["transfer leader from store 1 to store 2"],"started":"2026-01-02T03:04:05.000000001Z"}`
+	const other = `{"region_id":7,"desc":"balance-region","status":"success","steps":["add peer 20 on store 1"],"started":"2026-01-02T03:04:06Z"}`
+	history := fmt.Sprintf(`{"count":2,"operators":[%s,%s]}`, other, fmt.Sprintf(own, "canceled"))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method + " " + r.URL.Path {
+		case "POST /api/v1/regions/7/transfer-leader":
+			_, _ = fmt.Fprintf(w, own, "running")
+		case "GET /api/v1/operators/7":
+			_, _ = w.Write([]byte(other))
+		case "GET /api/v1/operators/history":
+			_, _ = w.Write([]byte(history))
+		default:
+			http.Error(w, "what?", http.StatusNotFound)
+		}
+	}))
+	defer s.Close()
+	here := s.Listener.Addr().String()
+	code, out, errs := run("-s", here, "region", "transfer-leader", "7", "2", "--wait")
+	require.Equal(t, exitFail, code, errs)
+	require.Contains(t, out, "admin-transfer-leader of region 7: canceled")
+	require.NotContains(t, out, "balance-region")
+
+	history = `{"count":0,"operators":[]}`
+	code, out, errs = run("-s", here, "region", "transfer-leader", "7", "2", "--wait")
+	require.Equal(t, exitFail, code, out)
+	require.Contains(t, errs, "is not known: others followed")
 }
