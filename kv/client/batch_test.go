@@ -289,10 +289,10 @@ func TestPatience(t *testing.T) {
 // TestGivingUpTellsWhy: the last attempt has no time left in the end, so that its failure alone would tell nothing.
 func TestGivingUpTellsWhy(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}}
-	attempts := 0
+	var attempts atomic.Int64
 	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
 		reason := "the disk is full"
-		if attempts++; attempts > 1 {
+		if attempts.Add(1) > 1 {
 			reason = raftstore.ErrDeadlineExceeded.Error()
 		}
 		return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}}
@@ -301,7 +301,7 @@ func TestGivingUpTellsWhy(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	require.ErrorContains(t, c.Put(ctx, []byte("k"), []byte("v")), "the disk is full")
-	require.Greater(t, attempts, 1)
+	require.Greater(t, attempts.Load(), int64(1))
 }
 
 // TestShortestAttemptIsStillAWrite: an unknown outcome is one however short the attempts are.

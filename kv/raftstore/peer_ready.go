@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -165,6 +166,7 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	}
 	p.installing = snap.Metadata.Index
 	p.splitIndex = 0
+	p.stats.counted = message.Counted{} // the data is another, and came by no write
 	old := p.region()
 	// What waited for entries that the snapshot covers may or may not have been carried out.
 	failAll(p.takeProposals(snap.Metadata.Index), p.store, &StaleCommandError{Term: p.rn.Term()})

@@ -44,6 +44,8 @@ func (p *peer) onSplitChecked(m *message.SplitChecked) {
 
 // noteCount keeps a count of the region's size. One that finds little of what was written, because values were
 // overwritten, makes the next one wait for more; not if the region is too big, whose split may fail and is tried again then.
+// No count waits for more than RegionMaxSize, so a region whose values were overwritten and that begins to grow may be
+// twice as big as it should before it is split.
 func (p *peer) noteCount(m message.Counted) {
 	st, cfg := &p.stats, &p.store.cfg.Raftstore
 	found := m.Size - min(m.Size, st.counted.Size)

@@ -93,10 +93,7 @@ func (a *app) followEvents(ctx context.Context, last event) error {
 		if err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryPause):
-		}
+		pause(ctx)
 	}
 	return nil
 }

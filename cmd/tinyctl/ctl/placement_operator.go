@@ -178,8 +178,7 @@ func (a *app) waitOperator(ctx context.Context, op *operatorInfo) ([]byte, error
 		var now operatorInfo
 		data, err := a.ask(ctx, http.MethodGet, "/operators/"+id(op.Region), nil, &now)
 		if err == nil && !now.is(op) {
-			data, err = a.findEnded(ctx, op)
-			now = *op
+			now, data, err = a.findEnded(ctx, op)
 		}
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -199,22 +198,21 @@ func (o operatorInfo) is(other *operatorInfo) bool {
 	return o.Region == other.Region && o.Desc == other.Desc && o.Started.Equal(other.Started)
 }
 
-// findEnded looks for an operator in the history, and takes over what is told of it.
-func (a *app) findEnded(ctx context.Context, op *operatorInfo) ([]byte, error) {
+// findEnded looks for an operator in the history.
+func (a *app) findEnded(ctx context.Context, op *operatorInfo) (ended operatorInfo, data []byte, err error) {
 	var history struct {
 		Operators []json.RawMessage `json:"operators"`
 	}
 	if _, err := a.ask(ctx, http.MethodGet, "/operators/history?limit=1000", nil, &history); err != nil {
-		return nil, err
+		return ended, nil, err
 	}
 	for _, data := range history.Operators {
 		var old operatorInfo
 		if err := json.Unmarshal(data, &old); err == nil && old.is(op) {
-			*op = old
-			return data, nil
+			return old, data, nil
 		}
 	}
-	return nil, fmt.Errorf("what became of %s of region %d is not known: others followed", op.Desc, op.Region)
+	return ended, nil, fmt.Errorf("what became of %s of region %d is not known: others followed", op.Desc, op.Region)
 }
 
 func (a *app) schedulerCmd() *cobra.Command {

@@ -70,7 +70,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if err == context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
 		err = errors.New("interrupted")
 	}
 	if !errors.Is(err, errSilent) {

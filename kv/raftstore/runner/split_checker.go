@@ -91,9 +91,11 @@ func (c *SplitChecker) drain() {
 }
 
 func (c *SplitChecker) handle(t splitTask) {
-	if size, ok := c.estimate(t); ok && t.middle == nil {
-		_ = c.send(t.RegionID, &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: size})
-		return
+	if t.middle == nil {
+		if size, ok := c.estimate(t); ok {
+			_ = c.send(t.RegionID, &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: size})
+			return
+		}
 	}
 	snap := c.engine.NewSnapshot()
 	defer snap.Close()

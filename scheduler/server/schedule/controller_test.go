@@ -50,7 +50,7 @@ func (w *world) Send(store uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 	case resp.TransferLeader != nil:
 		text = fmt.Sprintf("transfer leader to %d@s%d", resp.TransferLeader.Peer.Id, resp.TransferLeader.Peer.StoreId)
 	case resp.SplitRegion != nil:
-		text = strings.TrimSpace(fmt.Sprintf("split %q", resp.SplitRegion.Keys))
+		text = fmt.Sprintf("split %q", resp.SplitRegion.Keys)
 	default:
 		cp := resp.ChangePeer
 		text = fmt.Sprintf("%s %d@s%d", eraftpb.ConfChangeType_name[int32(cp.ChangeType)], cp.Peer.Id, cp.Peer.StoreId)

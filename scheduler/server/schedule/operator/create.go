@@ -82,13 +82,13 @@ func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, pr
 // its leader thinks best.
 func CreateSplitOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority, keys [][]byte) *Operator {
 	if len(keys) == 0 {
-		return New(desc, r, kind|OpSplit, prio, SplitRegion{})
+		return New(desc, r, kind|OpSplit, prio, SplitRegion{Version: r.Version()})
 	}
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b []byte) int { return bytes.Compare(b, a) })
 	var steps []Step
 	for _, key := range slices.CompactFunc(keys, bytes.Equal) {
-		steps = append(steps, SplitRegion{Key: key})
+		steps = append(steps, SplitRegion{Key: key, Version: r.Version()})
 	}
 	return New(desc, r, kind|OpSplit, prio, steps...)
 }

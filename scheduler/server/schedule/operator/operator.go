@@ -163,7 +163,7 @@ func (o *Operator) CurrentIndex() int { return o.current }
 func (o *Operator) Advance(r *core.RegionInfo, now time.Time) Step {
 	for o.current < len(o.steps) {
 		s := o.steps[o.current]
-		if split, ok := s.(SplitRegion); !s.Done(r) && !(ok && len(split.Key) == 0 && r.Version() > o.version) {
+		if !s.Done(r) {
 			return s
 		}
 		o.stepTimes = append(o.stepTimes, now.Sub(o.stepStart))

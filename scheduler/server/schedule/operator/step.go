@@ -41,7 +41,11 @@ type RemovePeer struct{ FromStore, PeerID uint64 }
 
 // SplitRegion cuts a region at a key that lies inside it, or without one where its leader thinks best. The
 // region keeps what is left of the key, so an operator with several keys has a step for each, the greatest first.
-type SplitRegion struct{ Key []byte }
+type SplitRegion struct {
+	Key []byte
+	// Version is that of the region when the step was planned.
+	Version uint64
+}
 
 func (s TransferLeader) String() string {
 	return fmt.Sprintf("transfer leader from store %d to store %d", s.FromStore, s.ToStore)
@@ -204,10 +208,12 @@ func (s SplitRegion) String() string {
 	return fmt.Sprintf("split region at %x", s.Key)
 }
 
-// Done implements Step: the region ends at the key. Without one a split shows as a new version, which
-// Operator.Advance looks for.
+// Done implements Step: the region ends at the key. Without one a split shows as a new version.
 func (s SplitRegion) Done(r *core.RegionInfo) bool {
-	return len(s.Key) > 0 && bytes.Equal(r.EndKey(), s.Key)
+	if len(s.Key) == 0 {
+		return r.Version() > s.Version
+	}
+	return bytes.Equal(r.EndKey(), s.Key)
 }
 
 // ConfChanges implements Step.
