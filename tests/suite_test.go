@@ -62,14 +62,19 @@ func (r round) run(t *testing.T) {
 	}})
 	c.WaitLeader(cluster.FirstRegionID)
 	h := cluster.NewHistory()
-	cl := c.Client()
+	cl, once := c.Client(), c.ClientOnce()
 	defer cl.Close()
+	defer once.Close()
 
 	stop := make(chan struct{})
 	var clients, faults sync.WaitGroup
 	for i := range r.clients {
 		clients.Add(1)
-		go func() { defer clients.Done(); runClient(cl, h, i, stop) }()
+		kind := cl
+		if i%2 == 1 {
+			kind = once
+		}
+		go func() { defer clients.Done(); runClient(kind, h, i, stop) }()
 	}
 	var counts faultCounts
 	begin := func(f func(*cluster.Cluster, *faultCounts, <-chan struct{})) {

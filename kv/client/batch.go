@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -96,8 +97,21 @@ func newBatcher(conn grpc.ClientConnInterface) *batcher {
 	return b
 }
 
-// errNotSent is definite: the deadline came before the connection or before the call. Its text is that of a refused one.
-var errNotSent = status.Error(codes.Unavailable, "error while dialing: no connection before the deadline")
+// notSentError is definite: the deadline came before the connection or before the call.
+type notSentError struct{}
+
+func (notSentError) Error() string { return "the request did not leave before its deadline" }
+
+// GRPCStatus makes it the status that callers know.
+func (e notSentError) GRPCStatus() *status.Status { return status.New(codes.Unavailable, e.Error()) }
+
+var errNotSent error = notSentError{}
+
+// notSent tells whether a request has certainly not left this process.
+func notSent(err error) bool {
+	var e notSentError
+	return errors.As(err, &e) || rpc.NotSent(err)
+}
 
 // errUnary makes the caller use a unary call.
 var errUnary = status.Error(codes.Unimplemented, "the store does not know BatchCommands")

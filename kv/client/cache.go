@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/google/btree"
 
@@ -19,10 +21,16 @@ type Placement interface {
 	ScanRegions(ctx context.Context, start, end []byte, limit int) ([]*client.Region, error)
 }
 
-// cachedRegion is a region as last heard of, with the peer to try first. Immutable.
+// cachedRegion is a region as it was last seen, with the peer to try first. Immutable but for position.
 type cachedRegion struct {
 	meta   *metapb.Region
 	leader *metapb.Peer
+	// doubted: the peer that was asked does not have the region. The placement service is asked for a better
+	// route first; while it does not answer, the other peers are tried.
+	doubted bool
+	// position is the largest index of the region's log that is known to be committed. It belongs to the region's id
+	// and is shared by all its versions.
+	position *atomic.Uint64
 }
 
 func (r *cachedRegion) contains(key []byte) bool {
@@ -51,6 +59,7 @@ func (r *cachedRegion) nextPeer() *metapb.Peer {
 // replaces a newer (reliability.md N1). Safe for concurrent use.
 type regionCache struct {
 	placement Placement
+	learn     func([]*metapb.Peer)
 	mu        struct {
 		sync.RWMutex
 		tree *btree.BTreeG[cacheItem]
@@ -65,8 +74,9 @@ type cacheItem struct {
 
 func itemOf(r *cachedRegion) cacheItem { return cacheItem{r.meta.StartKey, r} }
 
-func newRegionCache(p Placement) *regionCache {
-	c := &regionCache{placement: p}
+// newRegionCache makes a cache; learn is called with the peers of each region that is added.
+func newRegionCache(p Placement, learn func([]*metapb.Peer)) *regionCache {
+	c := &regionCache{placement: p, learn: learn}
 	c.mu.tree = btree.NewG(32, func(a, b cacheItem) bool { return bytes.Compare(a.start, b.start) < 0 })
 	return c
 }
@@ -89,10 +99,19 @@ func (c *regionCache) lookupLocked(key []byte) (found *cachedRegion) {
 
 // locate finds the region of a key, asking the placement service if it is not cached.
 func (c *regionCache) locate(ctx context.Context, key []byte) (*cachedRegion, error) {
-	if r := c.lookup(key); r != nil {
-		return r, nil
+	known := c.lookup(key)
+	if known != nil && !known.doubted {
+		return known, nil
 	}
-	got, err := c.placement.GetRegion(ctx, key)
+	ask, cancel := ctx, context.CancelFunc(func() {})
+	if known != nil {
+		ask, cancel = context.WithTimeout(ctx, doubtTimeout)
+	}
+	got, err := c.placement.GetRegion(ask, key)
+	cancel()
+	if known != nil && (err != nil || got == nil || got.Meta == nil) {
+		return known, ctx.Err()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find the region of a key: %w", err)
 	}
@@ -106,6 +125,9 @@ func (c *regionCache) locate(ctx context.Context, key []byte) (*cachedRegion, er
 	return nil, ErrNoRegion
 }
 
+// doubtTimeout bounds the question for a better route than one that is known.
+const doubtTimeout = 500 * time.Millisecond
+
 func older(a, b *metapb.RegionEpoch) bool {
 	if a.GetVersion() != b.GetVersion() {
 		return a.GetVersion() < b.GetVersion()
@@ -116,6 +138,7 @@ func older(a, b *metapb.RegionEpoch) bool {
 // insert adds a region unless something newer covers a part of its range. Without a leader the known
 // one is kept if it is still a member, else the first voter is tried.
 func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
+	c.learn(meta.Peers)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var overlaps []*cachedRegion
@@ -145,6 +168,9 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 	entry := &cachedRegion{meta: meta, leader: leader}
 	for _, r := range overlaps {
 		c.mu.tree.Delete(itemOf(r))
+		if r.meta.Id == meta.Id {
+			entry.position = r.position
+		}
 		if leader == nil && r.meta.Id == meta.Id && r.leader != nil {
 			for _, p := range meta.Peers {
 				if p.Id == r.leader.Id {
@@ -152,6 +178,9 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 				}
 			}
 		}
+	}
+	if entry.position == nil {
+		entry.position = new(atomic.Uint64)
 	}
 	if entry.leader.GetId() == 0 {
 		entry.leader = nil
@@ -170,7 +199,9 @@ func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
 	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
 		for _, p := range asked.meta.Peers {
 			if p.Id == leader.Id {
-				c.mu.tree.ReplaceOrInsert(itemOf(&cachedRegion{meta: asked.meta, leader: p}))
+				next := *asked
+				next.leader = p
+				c.mu.tree.ReplaceOrInsert(itemOf(&next))
 				return
 			}
 		}
@@ -178,11 +209,14 @@ func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
 	}
 }
 
-// drop forgets a region, if it is still the one that was asked.
-func (c *regionCache) drop(asked *cachedRegion) {
+// doubt makes the next use of a region ask the placement service for it, and try another peer while there is no
+// answer, if it is still the one that was asked.
+func (c *regionCache) doubt(asked *cachedRegion) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
-		c.mu.tree.Delete(itemOf(asked))
+		next := *asked
+		next.doubted, next.leader = true, asked.nextPeer()
+		c.mu.tree.ReplaceOrInsert(itemOf(&next))
 	}
 }

@@ -18,7 +18,7 @@ func cacheKey(i, n uint64) []byte {
 
 // filledCache knows n regions, with a key in the middle of each.
 func filledCache(n uint64) (c *regionCache, keys [][]byte) {
-	c = newRegionCache(nil)
+	c = newRegionCache(nil, func([]*metapb.Peer) {})
 	for i := range n {
 		peer := &metapb.Peer{Id: i + 1, StoreId: 1}
 		c.insert(&metapb.Region{

@@ -2,12 +2,10 @@
 // leader, follows the cluster through splits, moves and failures, and tells definite failures of writes
 // from unknown outcomes.
 //
-// A write is tried again after an attempt of unknown outcome only when that attempt can no longer be
-// proposed: each carries a deadline after which no store does so (up to the stores' max-clock-skew), and
-// the client waits for it. So a retry can never be overtaken by its own earlier attempt: what was proposed
-// before lies before it in the log, or never will. That deadline comes sooner than the client stops to wait
-// for the answer: a store that has proposed a large value may take its time, and a store that was killed
-// holds nobody up for longer than the deadline and the skew.
+// A write carries an identity. After an attempt of unknown outcome the client sends it again at once, and the
+// region's leader finds out from its log what became of the attempts before: the write happens once, and the
+// client gets its outcome (docs/exactly-once.md). Where the log does not reach back far enough, or a store does
+// not know identities, the client returns an UnknownError instead of a second write.
 package client
 
 import (
@@ -15,8 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -37,12 +37,9 @@ type Options struct {
 	Timeout time.Duration
 	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much, a
 	// write as much again for each 256 KiB of its value. After each attempt that ran out of time the next
-	// gets twice as much, up to eight times. Half of it is how long a store may take to propose a write.
+	// gets twice as much, up to eight times.
 	AttemptTimeout time.Duration
-	// Skew is how far this machine's clock may be off from the stores': waited out before a write of
-	// unknown outcome is tried again. Default 500 ms, the stores' max-clock-skew.
-	Skew time.Duration
-	// NoRetryUnknown returns an UnknownError at once instead of waiting and trying again.
+	// NoRetryUnknown returns an UnknownError after the first attempt of unknown outcome instead of trying again.
 	NoRetryUnknown bool
 	// Conns is the number of connections per store. Default 2.
 	Conns int
@@ -60,9 +57,6 @@ func (o *Options) ensureDefaults() {
 	}
 	if o.AttemptTimeout <= 0 {
 		o.AttemptTimeout = time.Second
-	}
-	if o.Skew <= 0 {
-		o.Skew = 500 * time.Millisecond
 	}
 	if o.Conns <= 0 {
 		o.Conns = 2
@@ -82,6 +76,15 @@ type Client struct {
 	cache *regionCache
 	pool  *pool
 	own   *client.Client
+	ids   *identities
+}
+
+// identities numbers the writes of a client. Shared by its column families.
+type identities struct {
+	client uint64 // random, never zero
+	writes atomic.Uint64
+	// exact is set once a store has answered with a log position: the cluster knows identities.
+	exact atomic.Bool
 }
 
 // Open connects to the placement service at endpoints. The caller closes the client.
@@ -98,7 +101,12 @@ func Open(ctx context.Context, endpoints []string, opts Options) (*Client, error
 // New makes a client over a placement client that stays the caller's.
 func New(p Placement, opts Options) *Client {
 	opts.ensureDefaults()
-	return &Client{opts: opts, cache: newRegionCache(p), pool: &pool{placement: p, opts: opts, stores: map[uint64]*storeConn{}}}
+	c := &Client{
+		opts: opts, ids: &identities{client: rand.Uint64() | 1},
+		pool: &pool{placement: p, opts: opts, stores: map[uint64]*storeConn{}},
+	}
+	c.cache = newRegionCache(p, c.pool.learn)
+	return c
 }
 
 // CF returns a client for another column family; it shares everything and is not closed.
@@ -140,43 +148,55 @@ func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool,
 
 // Put sets a key. The value may be empty.
 func (c *Client) Put(ctx context.Context, key, value []byte) error {
-	return c.retry(ctx, key, c.writing(len(value)), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+	return c.retry(ctx, key, c.writing(len(value)), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
 		resp, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: value, Cf: c.cf})
 		if err != nil {
 			return nil, "", err
 		}
+		c.advance(r, resp.LogIndex)
 		return resp.RegionError, resp.Error, nil
 	})
 }
 
 // Delete removes a key; removing what is not there succeeds.
 func (c *Client) Delete(ctx context.Context, key []byte) error {
-	return c.retry(ctx, key, c.writing(0), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
+	return c.retry(ctx, key, c.writing(0), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
 		resp, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: kctx, Key: key, Cf: c.cf})
 		if err != nil {
 			return nil, "", err
 		}
+		c.advance(r, resp.LogIndex)
 		return resp.RegionError, resp.Error, nil
 	})
+}
+
+// advance takes note of a committed index of a region's log.
+func (c *Client) advance(r *cachedRegion, index uint64) {
+	if index == 0 {
+		return
+	}
+	if !c.ids.exact.Load() {
+		c.ids.exact.Store(true)
+	}
+	for old := r.position.Load(); index > old && !r.position.CompareAndSwap(old, index); old = r.position.Load() {
+	}
 }
 
 // attempt is one RPC to the peer of kctx.
 type attempt func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error)
 
-// patience is how long one attempt may take.
+// patience is how long one attempt may take until the client has the answer.
 type patience struct {
-	answer  time.Duration // until the client has the answer
-	propose time.Duration // until the store has proposed it; zero if it is no write
+	answer  time.Duration
+	write   bool
 	doubled int
 }
-
-func (p patience) write() bool { return p.propose > 0 }
 
 // longer is the patience of the attempt after one that ran out of time: what is only slow gets through at
 // last, instead of being begun anew again and again.
 func (p patience) longer() patience {
 	if p.doubled++; p.doubled <= 3 {
-		p.answer, p.propose = 2*p.answer, 2*p.propose
+		p.answer *= 2
 	}
 	return p
 }
@@ -184,13 +204,34 @@ func (p patience) longer() patience {
 // slowBytes are expected to be written in one AttemptTimeout by each of many writers.
 const slowBytes = 256 << 10
 
-// writing is the patience of a write. Its time to propose is never zero, however small AttemptTimeout is: what is
-// no write is tried again without waiting for a fence.
+// writing is the patience of a write.
 func (c *Client) writing(size int) patience {
-	return patience{
-		answer:  c.opts.AttemptTimeout * time.Duration(1+size/slowBytes),
-		propose: max(c.opts.AttemptTimeout/2, time.Millisecond),
+	return patience{answer: c.opts.AttemptTimeout * time.Duration(1+size/slowBytes), write: true}
+}
+
+// writeOp is what all attempts at one write share.
+type writeOp struct {
+	number  uint64
+	attempt uint32
+	origins []*kvrpcpb.WriteOrigin
+}
+
+// identify makes a context one of the next attempt at the write.
+func (w *writeOp) identify(c *Client, r *cachedRegion, kctx *kvrpcpb.Context) {
+	w.attempt++
+	kctx.WriteClient, kctx.WriteNumber, kctx.WriteAttempt = c.ids.client, w.number, w.attempt
+	kctx.LogPosition, kctx.WriteOrigins = r.position.Load(), w.origins
+}
+
+// unknown records that an attempt may have been carried out. The first position in a region is the one to search from.
+func (w *writeOp) unknown(kctx *kvrpcpb.Context) {
+	for _, o := range w.origins {
+		if o.RegionId == kctx.RegionId {
+			return
+		}
 	}
+	// The context of the attempt may still be read by those who send it: its slice stays as it is.
+	w.origins = append(slices.Clone(w.origins), &kvrpcpb.WriteOrigin{RegionId: kctx.RegionId, LogPosition: kctx.LogPosition})
 }
 
 // retry runs attempts against the region of key until one answers for good or ctx ends.
@@ -210,8 +251,12 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 	}
 	var last, unknown, reason error
 	wait := backoffState{}
+	var op *writeOp
+	if p.write {
+		op = &writeOp{number: c.ids.writes.Add(1)}
+	}
 	for {
-		err := c.once(ctx, key, p, do, &wait)
+		err := c.once(ctx, key, p, op, do, &wait)
 		var v *verdict
 		if err == nil {
 			return nil
@@ -222,20 +267,17 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 		} else {
 			last = v.cause
 		}
+		if v.unknown && p.write {
+			unknown = last
+			if c.opts.NoRetryUnknown || v.inexact {
+				return &UnknownError{last}
+			}
+		}
 		if v.final {
 			return wrapUnknown(unknown, last)
 		}
 		if v.late {
 			p = p.longer()
-		}
-		if v.unknown && p.write() {
-			unknown = last
-			if c.opts.NoRetryUnknown {
-				return &UnknownError{last}
-			}
-			if !sleep(ctx, time.Until(v.until)) {
-				return &UnknownError{last}
-			}
 		}
 		if v.pause && !sleep(ctx, wait.next()) || ctx.Err() != nil {
 			if last == nil {
@@ -263,48 +305,47 @@ func wrapUnknown(unknown, err error) error {
 // verdict says what follows from a failed attempt.
 type verdict struct {
 	cause   error
-	final   bool      // do not try again
-	pause   bool      // back off first
-	late    bool      // the time of the attempt was too short
-	unknown bool      // it may have been carried out, at the latest at until
-	until   time.Time // see unknown
+	final   bool // do not try again
+	pause   bool // back off first
+	late    bool // the time of the attempt was too short
+	unknown bool // it may have been carried out
+	inexact bool // no store can tell whether it was
 }
 
 func (v *verdict) Error() string { return v.cause.Error() }
 
 // once is one attempt: route, call, learn from the answer.
-func (c *Client) once(ctx context.Context, key []byte, p patience, do attempt, wait *backoffState) error {
+func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, do attempt, wait *backoffState) error {
 	r, err := c.cache.locate(ctx, key)
 	if err != nil {
 		return err
 	}
 	if r.leader == nil {
-		c.cache.drop(r)
+		c.cache.doubt(r)
 		return ErrNoRegion
 	}
 	store, err := c.pool.stub(ctx, r.leader.StoreId)
 	if err != nil {
-		c.cache.drop(r)
+		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
+		c.cache.setLeader(r, r.nextPeer())
 		return err
 	}
 	defer store.done()
 	actx, cancel := context.WithTimeout(ctx, p.answer)
 	defer cancel()
-	deadline, _ := actx.Deadline()
-	kctx := &kvrpcpb.Context{RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader}
-	if p.write() {
-		if d := time.Now().Add(p.propose); d.Before(deadline) {
-			deadline = d
-		}
-		kctx.DeadlineUnixMs = uint64(deadline.UnixMilli())
+	kctx := &kvrpcpb.Context{
+		RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader, ClusterId: c.clusterID(),
+	}
+	if op != nil {
+		op.identify(c, r, kctx)
 	}
 	regionErr, msg, err := do(actx, store.TinyKvClient, kctx, r)
 	switch {
 	case err != nil:
 		store.avoid()
-		return c.onRPCError(r, err, deadline)
+		return c.outcome(op, kctx, c.onRPCError(r, err))
 	case regionErr != nil:
-		return c.onRegionError(r, regionErr)
+		return c.outcome(op, kctx, c.onRegionError(r, regionErr))
 	case msg != "":
 		return &verdict{cause: &RequestError{msg}, final: true}
 	}
@@ -312,9 +353,34 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, do attempt, w
 	return nil
 }
 
+// outcome records an attempt of unknown outcome. A store that knows identities refuses a write without a position,
+// so such an attempt was not carried out. Whether a store knows them is not known before one has answered.
+func (c *Client) outcome(op *writeOp, kctx *kvrpcpb.Context, v *verdict) error {
+	if op == nil || !v.unknown || v.inexact {
+		return v
+	}
+	switch {
+	case kctx.LogPosition > 0:
+		op.unknown(kctx)
+	case c.ids.exact.Load():
+		v.unknown = false
+	default:
+		v.inexact = true
+	}
+	return v
+}
+
+// clusterID is the cluster that the stores must belong to; 0 if the placement service has no name for it.
+func (c *Client) clusterID() uint64 {
+	if c.own != nil {
+		return c.own.ClusterID()
+	}
+	return 0
+}
+
 // onRPCError: the store did not answer. Unless the request cannot have reached it, its outcome is
 // unknown.
-func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) error {
+func (c *Client) onRPCError(r *cachedRegion, err error) *verdict {
 	st := status.Convert(err)
 	v := &verdict{cause: fmt.Errorf("store %d: %w", r.leader.StoreId, err), pause: true}
 	switch st.Code() {
@@ -322,7 +388,7 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)
 		c.cache.setLeader(r, r.nextPeer())
-		v.unknown = !strings.Contains(st.Message(), "error while dialing") && !strings.Contains(st.Message(), "connection refused")
+		v.unknown = true
 	case codes.DeadlineExceeded, codes.Canceled:
 		c.cache.setLeader(r, r.nextPeer())
 		v.unknown, v.pause, v.late = true, false, true
@@ -331,13 +397,12 @@ func (c *Client) onRPCError(r *cachedRegion, err error, deadline time.Time) erro
 	default:
 		v.unknown = true
 	}
-	v.unknown = v.unknown && !rpc.NotSent(err)
-	v.until = deadline.Add(c.opts.Skew)
+	v.unknown = v.unknown && !notSent(err)
 	return v
 }
 
 // onRegionError updates the cache from what the store has said.
-func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
+func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 	v := &verdict{cause: regionError(e)}
 	switch {
 	case e.NotLeader != nil:
@@ -364,7 +429,15 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
 		}
 		v.pause = !newer // the store lags behind what we know
 	case e.StaleCommand != nil:
-		v.unknown, v.until = true, time.Time{}
+		v.unknown, v.pause = true, true
+	case e.StalePosition != nil:
+		v.pause = e.StalePosition.LogPosition <= r.position.Load()
+		c.advance(r, e.StalePosition.LogPosition)
+	case e.UndeterminedResult != nil:
+		v.unknown, v.inexact = true, true
+	case e.ClusterNotMatch != nil:
+		c.pool.forget(r.leader.StoreId)
+		c.cache.doubt(r)
 		v.pause = true
 	case e.ServerIsBusy != nil:
 		v.pause, v.late = true, strings.HasPrefix(e.ServerIsBusy.Reason, deadlineExceeded)
@@ -377,7 +450,7 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) error {
 		if e.StoreNotMatch != nil {
 			c.pool.suspect(r.leader.StoreId)
 		}
-		c.cache.drop(r)
+		c.cache.doubt(r)
 		v.pause = true
 	default:
 		v.final = true
@@ -423,6 +496,7 @@ type pool struct {
 	stores    map[uint64]*storeConn
 	stop      context.CancelFunc // ends the refreshes; nil before the first
 	ctx       context.Context
+	asked     map[uint64]bool // unknown stores that are being asked for
 	closed    bool
 }
 
@@ -516,9 +590,39 @@ func (p *pool) setLocked(storeID uint64, addr string) (*storeConn, error) {
 	return s, nil
 }
 
-// refreshLocked asks for a known store's address on the side: reads and writes must not wait for the
-// placement service when they know where to go. s is asked for once at a time: while nobody answers, each failed
-// request would add another question.
+// learn asks for the addresses of stores that are not known yet, on the side: when the placement service cannot be
+// asked any more, a region's other peers can still be found.
+func (p *pool) learn(peers []*metapb.Peer) {
+	if p.opts.Dial != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range peers {
+		if !p.closed && p.stores[q.StoreId] == nil && !p.asked[q.StoreId] {
+			if p.asked == nil {
+				p.asked = map[uint64]bool{}
+			}
+			p.asked[q.StoreId] = true
+			p.refreshLocked(q.StoreId, nil)
+		}
+	}
+}
+
+// forget drops a store whose address belongs to another cluster: the next use asks for the address again.
+func (p *pool) forget(storeID uint64) {
+	p.mu.Lock()
+	s := p.stores[storeID]
+	delete(p.stores, storeID)
+	p.mu.Unlock()
+	if s != nil {
+		s.close()
+	}
+}
+
+// refreshLocked asks for a store's address on the side: reads and writes must not wait for the placement service when
+// they know where to go. A store is asked for once at a time: while nobody answers, each failed request would add
+// another question. s is nil if the store is not known yet.
 func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 	if p.stop == nil {
 		p.ctx, p.stop = context.WithCancel(context.Background())
@@ -531,7 +635,9 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 		st, err := p.placement.GetStore(ctx, storeID)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		s.asking = false
+		if delete(p.asked, storeID); s != nil {
+			s.asking = false
+		}
 		if err == nil {
 			_, _ = p.setLocked(storeID, st.Address) // without an address the old one stays
 		}

@@ -7,8 +7,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 )
 
-// Errors come in two classes. An *UnknownError says that a write may have been carried out, at most
-// until its deadline plus the servers' max-clock-skew. Every other error is definite: nothing was done.
+// Errors come in two classes. An *UnknownError says that a write may have been carried out, or may still be while
+// the log of its region reaches back to where it was sent. Every other error is definite: nothing was done.
 
 // UnknownError: the outcome of a write is unknown.
 type UnknownError struct{ Cause error }

@@ -47,9 +47,6 @@ type Server struct {
 	SnapshotTimeout      Duration `toml:"snapshot-timeout"`
 	// SnapshotRate bounds the bytes a second of raft snapshots that are built, and of those installed; 0 does not.
 	SnapshotRate Size `toml:"snap-io-max-bytes-per-sec"`
-	// MaxClockSkew is how far clients' clocks may be off: a write is still proposed that long after the
-	// deadline that its client has put into it.
-	MaxClockSkew Duration `toml:"max-clock-skew"`
 }
 
 // Storage chooses and sizes the embedded engine.
@@ -100,6 +97,9 @@ type Raftstore struct {
 	LogGCCountLimit uint64   `toml:"log-gc-count-limit"`
 	LogGCSizeLimit  Size     `toml:"log-gc-size-limit"`
 	LogGCThreshold  uint64   `toml:"log-gc-threshold"`
+	// LogGCKeep is how long entries stay that every replica has: writes that clients send again are looked for in
+	// them. The limits on count and size come first.
+	LogGCKeep Duration `toml:"log-gc-keep"`
 
 	SplitCheckInterval Duration `toml:"split-check-interval"`
 	RegionMaxSize      Size     `toml:"region-max-size"`
@@ -134,7 +134,6 @@ func Default() *Config {
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
 			SnapshotRate: 32 * MiB,
-			MaxClockSkew: Dur(500 * time.Millisecond),
 		},
 		Storage: Storage{
 			Raft: true, Engine: "pebble", Cache: 32 * MiB, MemTable: 12 * MiB, ReserveSpace: 1 * GiB,
@@ -148,7 +147,7 @@ func Default() *Config {
 			MaxInflightMsgs: 256, MaxInflightBytes: 32 * MiB, MaxUncommitted: 64 * MiB,
 			MaxPendingPerRegion: 8192, MaxStoreInflight: 256 * MiB, TransferMaxLagEntries: 128,
 			LogGCInterval: Dur(3 * time.Second), LogGCCountLimit: 128000, LogGCSizeLimit: 72 * MiB,
-			LogGCThreshold:     50,
+			LogGCThreshold: 50, LogGCKeep: Dur(10 * time.Second),
 			SplitCheckInterval: Dur(2 * time.Second), RegionMaxSize: 144 * MiB, RegionSplitSize: 96 * MiB,
 			RegionHeartbeatInterval: Dur(10 * time.Second), StoreHeartbeatInterval: Dur(10 * time.Second),
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
@@ -217,9 +216,6 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")
 	}
-	if s.MaxClockSkew.Duration < 0 {
-		bad("server.max-clock-skew: %s is negative", s.MaxClockSkew)
-	}
 	if s.SnapshotRate < 0 {
 		bad("server.snap-io-max-bytes-per-sec: %s is negative", s.SnapshotRate)
 	}
@@ -266,7 +262,7 @@ func (r *Raftstore) validate(bad func(string, ...any)) {
 		name string
 		d    Duration
 	}{
-		{"log-gc-interval", r.LogGCInterval}, {"split-check-interval", r.SplitCheckInterval},
+		{"log-gc-interval", r.LogGCInterval}, {"log-gc-keep", r.LogGCKeep}, {"split-check-interval", r.SplitCheckInterval},
 		{"region-heartbeat-interval", r.RegionHeartbeatInterval}, {"store-heartbeat-interval", r.StoreHeartbeatInterval},
 		{"scheduler-timeout", r.SchedulerTimeout}, {"stale-peer-check", r.StalePeerCheck},
 		{"peer-down-after", r.PeerDownAfter}, {"snapshot-gc-interval", r.SnapshotGCInterval},

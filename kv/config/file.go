@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 
@@ -28,13 +29,16 @@ func (c *Config) LoadFile(path string) error {
 	var errs []error
 	for _, key := range md.Undecoded() {
 		name := key.String()
-		if strings.HasPrefix(name, "labels.") {
+		if strings.HasPrefix(name, "labels.") || slices.Contains(retired, name) {
 			continue
 		}
 		errs = append(errs, fmt.Errorf("config file %s: unknown key %q; did you mean %q?", path, name, Nearest(name, Keys())))
 	}
 	return errors.Join(errs...)
 }
+
+// retired are keys of earlier versions without effect; a file that has them is still read.
+var retired = []string{"server.max-clock-skew"}
 
 // Sample is a configuration file with every key and its default.
 func Sample() string {

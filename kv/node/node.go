@@ -135,7 +135,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		if err = n.startRaft(ctx, run, marker); err != nil {
 			return err
 		}
-		st = raftstorage.New(n.store, n.engine, n.cfg.Server.RequestTimeout.Duration, n.cfg.Server.MaxClockSkew.Duration)
+		st = raftstorage.New(n.store, n.engine, n.cfg.Server.RequestTimeout.Duration)
 	} else {
 		st = standalone.New(n.engine)
 	}

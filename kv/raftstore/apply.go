@@ -238,6 +238,7 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			props = props[1:]
 		}
 		res := w.applyEntry(a, e)
+		res.Index = e.Index
 		if prop != nil {
 			w.freed += int64(prop.bytes)
 			for _, cb := range prop.cbs {

@@ -55,7 +55,7 @@ func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.S
 		return message.Result{Err: err}
 	}
 	self := PeerOnStore(right, w.store.storeID)
-	done := message.SplitDone{Left: left, Right: right, RightPeer: self}
+	done := message.SplitDone{Index: e.Index, Left: left, Right: right, RightPeer: self}
 	if self != nil {
 		done.Created, err = w.mayCreate(right, self)
 		if err != nil {

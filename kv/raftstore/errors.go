@@ -72,6 +72,32 @@ func (e *StaleCommandError) Error() string {
 	return fmt.Sprintf("stale command, now in term %d", e.Term)
 }
 
+// StalePositionError: a write's log position is too old to tell it from an attempt that comes late. Nothing was
+// done; it may be sent again with Position, which is committed.
+type StalePositionError struct{ RegionID, Position uint64 }
+
+func (e *StalePositionError) Error() string {
+	return fmt.Sprintf("region %d: the write's log position is too old, it is at %d now", e.RegionID, e.Position)
+}
+
+// UndeterminedError: the log does not reach back far enough to tell whether an earlier attempt at a write was
+// carried out. This attempt was not.
+type UndeterminedError struct {
+	RegionID uint64
+	Reason   string
+}
+
+func (e *UndeterminedError) Error() string {
+	return fmt.Sprintf("region %d: the outcome of an earlier attempt is not known any more: %s", e.RegionID, e.Reason)
+}
+
+// ClusterNotMatchError: the request was meant for another cluster.
+type ClusterNotMatchError struct{ Request, Actual uint64 }
+
+func (e *ClusterNotMatchError) Error() string {
+	return fmt.Sprintf("request for cluster %d arrived at cluster %d", e.Request, e.Actual)
+}
+
 // StoreNotMatchError: the request was meant for another store.
 type StoreNotMatchError struct{ Request, Actual uint64 }
 
@@ -130,6 +156,9 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		tooLarge   *EntryTooLargeError
 		diskFull   *DiskFullError
 		invalidReq *InvalidError
+		position   *StalePositionError
+		undecided  *UndeterminedError
+		cluster    *ClusterNotMatchError
 	)
 	switch {
 	case errors.As(err, &notLeader):
@@ -158,6 +187,12 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		pb.RaftEntryTooLarge = &errorpb.RaftEntryTooLarge{RegionId: tooLarge.RegionID, EntrySize: tooLarge.Size}
 	case errors.As(err, &diskFull):
 		pb.DiskFull = &errorpb.DiskFull{StoreId: []uint64{diskFull.StoreID}, Reason: diskFull.Error()}
+	case errors.As(err, &position):
+		pb.StalePosition = &errorpb.StalePosition{RegionId: position.RegionID, LogPosition: position.Position}
+	case errors.As(err, &undecided):
+		pb.UndeterminedResult = &errorpb.UndeterminedResult{Message: undecided.Reason}
+	case errors.As(err, &cluster):
+		pb.ClusterNotMatch = &errorpb.ClusterNotMatch{RequestClusterId: cluster.Request, ActualClusterId: cluster.Actual}
 	case errors.As(err, &invalidReq):
 	default:
 		return nil, false

@@ -68,6 +68,7 @@ func (p *peer) trySleep(t *turn, now time.Time) {
 func (p *peer) quiet() bool {
 	st := &p.stats
 	return p.removed == nil && p.installing == 0 && p.splitIndex == 0 && len(p.proposals) == 0 && len(p.writes) == 0 && len(p.handover.writes) == 0 &&
+		len(p.once.held) == 0 &&
 		len(p.reads.arrived) == 0 && len(p.reads.asked) == 0 && len(p.reads.confirmed) == 0 &&
 		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(p.pendingReported) == 0 &&
 		p.rn.LeadTransferee() == raft.None && !p.rn.HasPendingConfChange() && !p.rn.HasReady() &&

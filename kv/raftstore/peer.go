@@ -57,6 +57,7 @@ type peer struct {
 	writes    []*message.Write
 	writeSize int
 	handover  handover
+	once      onceState
 	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
 	splitIndex uint64
 
@@ -168,6 +169,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
 	p.reads.init(s, region.Id)
+	p.initOnce()
 	p.publish()
 	return p, nil
 }
@@ -259,6 +261,6 @@ func (p *peer) wantsTurn() bool {
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
 // off at once even if it only says how far the worker has come.
 func (p *peer) awaitsApplied() bool {
-	return len(p.reads.confirmed) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
+	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
 }

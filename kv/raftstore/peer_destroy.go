@@ -77,6 +77,8 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	}
 	p.rn.AppliedTo(m.Index)
 	p.stats = peerStats{}
+	p.initOnce()
+	p.once.ancestors = nil
 	t.addApply(p.store.applierOf(p.regionID), registerTask(p))
 	for _, task := range p.heldApply {
 		t.addApply(p.store.applierOf(p.regionID), task)

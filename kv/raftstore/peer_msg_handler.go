@@ -27,6 +27,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 		return
 	}
 	p.endHandover()
+	p.resumeHeld()
 	p.flushWrites()
 	p.askReads()
 }
@@ -298,13 +299,15 @@ func (p *peer) onChangedPeer(res message.ChangedPeer) {
 // onSplitDone takes over the left half and lets the right one begin.
 func (p *peer) onSplitDone(res message.SplitDone) {
 	p.setRegion(res.Left)
+	heirs := p.once.heirs(p.regionID, res.Index)
+	p.once.noteVersion(res.Index, res.Left.RegionEpoch.Version)
 	left, right := res.Left, res.Right
 	p.logger.Info("split region", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey),
 		zap.Uint64("version", left.RegionEpoch.Version), zap.Bool("created", res.Created))
 	p.stats = peerStats{size: p.stats.size / 2, keys: p.stats.keys / 2}
 	p.times.splitCheck = p.store.clock.Now()
 	if res.Created {
-		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: p.isLeader()}
+		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: p.isLeader(), Ancestors: heirs}
 		if err := p.store.createSplitPeer(&msg); err != nil {
 			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 			return
@@ -356,6 +359,8 @@ func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	p.appliedIndex, p.appliedTerm = np.appliedIndex, np.appliedTerm
 	p.rd, p.late, p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
 	p.setRegion(m.Region)
+	p.initOnce()
+	p.once.ancestors = m.Ancestors
 	p.store.meta.finishSplit(m.Region.Id)
 	t.addApply(p.store.applierOf(p.regionID), registerTask(p))
 	p.onStart(&message.Start{Campaign: m.Campaign})

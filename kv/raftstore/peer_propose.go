@@ -63,8 +63,10 @@ func (p *peer) onWrite(w *message.Write) {
 		err = p.checkWrite(w)
 	}
 	if err != nil {
-		p.store.inflight.Add(-int64(len(w.Payload)))
-		w.Callback.Fail(err)
+		p.refuseWrite(w, err)
+		return
+	}
+	if !p.admit(w) {
 		return
 	}
 	if p.writeSize > 0 && p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry) {
@@ -363,6 +365,7 @@ func (p *peer) failProposals(err error) {
 		w.Callback.Fail(err)
 	}
 	p.writes, p.writeSize, p.handover.writes = nil, 0, nil
+	p.dropHeld(err)
 	for _, prop := range p.proposals {
 		p.store.inflight.Add(-int64(prop.bytes))
 		for _, cb := range prop.cbs {

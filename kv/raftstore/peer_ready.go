@@ -47,6 +47,7 @@ func (p *peer) collectReady(t *turn) bool {
 		t.log.Append(p.regionID, rd.Entries)
 		for i := range rd.Entries {
 			p.stats.logBytes += uint64(len(rd.Entries[i].Data)) + 32
+			p.once.appended += uint64(len(rd.Entries[i].Data)) + 32
 		}
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {

@@ -35,6 +35,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		return
 	}
 	cfg := &p.store.cfg.Raftstore
+	p.tickOnce(now)
 	if due(now, &p.times.heartbeat, cfg.RegionHeartbeatInterval.Duration) || p.pendingCaughtUp() {
 		p.heartbeatRegion()
 	}
@@ -204,6 +205,7 @@ func (p *peer) proposeLogGC() {
 	if tooLong {
 		compact = max(compact, p.appliedIndex)
 	}
+	compact = min(compact, p.recentLog())
 	if compact < first || (!tooLong && compact-first+1 < cfg.LogGCThreshold) {
 		return
 	}
@@ -226,6 +228,14 @@ func (p *peer) proposeLogGC() {
 		p.stats.lastCompactRequest = compact
 		p.stats.logBytes = 0
 	}
+}
+
+// recentLog is the index behind which the log stays for a while although all have it: retried writes are looked for
+// there. Half of the limits on its length is for that.
+func (p *peer) recentLog() uint64 {
+	cfg := &p.store.cfg.Raftstore
+	index := p.once.marks.recent(p.store.clock.Now(), p.once.appended, cfg.LogGCKeep.Duration, uint64(cfg.LogGCSizeLimit)/2)
+	return max(index, p.appliedIndex-min(p.appliedIndex, cfg.LogGCCountLimit/2))
 }
 
 // estimatesInARow is how often a region's size may be estimated before it is counted again.

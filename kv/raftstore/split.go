@@ -145,6 +145,7 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 	if err != nil {
 		return err
 	}
+	p.once.ancestors = m.Ancestors
 	s.meta.setRegion(m.Region, m.Peer.Id)
 	s.applierFor(m.Region.Id).push([]applyTask{registerTask(p)})
 	if !s.router.register(p) {

@@ -260,6 +260,9 @@ func (s *Store) answerAll(err error) {
 	}
 }
 
+// ClusterID is the cluster that the store belongs to.
+func (s *Store) ClusterID() uint64 { return s.clusterID }
+
 // Send routes a message to a region's peer. It never blocks.
 func (s *Store) Send(regionID uint64, m message.Msg) error { return s.router.send(regionID, m) }
 

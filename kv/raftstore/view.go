@@ -150,7 +150,8 @@ func (s *Store) Counts() Counts {
 // workCounters say how well the work of many regions is gathered. Each is counted once a turn or an apply
 // batch, by the goroutine that ran it.
 type workCounters struct {
-	turns, turnRegions, applyBatches, appliedEntries atomic.Uint64
+	turns, turnRegions, applyBatches, appliedEntries   atomic.Uint64
+	retriesFound, retriesProposed, retriesUndetermined atomic.Uint64
 }
 
 // Work counts what the store's workers have done since the start. The ratios tell how much of it is shared:
@@ -160,6 +161,9 @@ type Work struct {
 	Turns, TurnRegions uint64
 	// ApplyBatches are the engine batches of the apply workers, AppliedEntries the raft entries in them.
 	ApplyBatches, AppliedEntries uint64
+	// Writes that clients sent again: whose earlier attempt was found in the log, which were proposed because none
+	// was, and of which the log could not tell.
+	RetriesFound, RetriesProposed, RetriesUndetermined uint64
 }
 
 // Work reads the counters.
@@ -168,6 +172,8 @@ func (s *Store) Work() Work {
 	return Work{
 		Turns: w.turns.Load(), TurnRegions: w.turnRegions.Load(),
 		ApplyBatches: w.applyBatches.Load(), AppliedEntries: w.appliedEntries.Load(),
+		RetriesFound: w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
+		RetriesUndetermined: w.retriesUndetermined.Load(),
 	}
 }
 

@@ -67,7 +67,7 @@ func newReplicated(t testing.TB) *Server {
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
 	require.Eventually(t, func() bool { p, err := store.Peer(context.Background(), 1); return err == nil && p.IsLeader },
 		10*time.Second, time.Millisecond)
-	return New(cfg, raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration, 0), store, snaps, zap.NewNop())
+	return New(cfg, raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration), store, snaps, zap.NewNop())
 }
 
 // request is what every request message can do.
@@ -162,8 +162,13 @@ func requestSeeds() (seeds []request, kinds []byte) {
 		func(c *kvrpcpb.Context) { c.RegionEpoch = &metapb.RegionEpoch{Version: 9} },
 		func(c *kvrpcpb.Context) { c.Term = 1 << 63 },
 		func(c *kvrpcpb.Context) { c.Term = 1 },
-		func(c *kvrpcpb.Context) { c.DeadlineUnixMs = 1 },
-		func(c *kvrpcpb.Context) { c.DeadlineUnixMs = 1<<64 - 1 },
+		func(c *kvrpcpb.Context) { c.ClusterId = 8 },
+		func(c *kvrpcpb.Context) { c.WriteClient, c.WriteNumber, c.WriteAttempt = 1, 1, 1 },
+		func(c *kvrpcpb.Context) { c.WriteClient, c.WriteNumber, c.LogPosition = 2, 1, 1<<64-1 },
+		func(c *kvrpcpb.Context) {
+			c.WriteClient, c.WriteNumber, c.WriteAttempt = 3, 1, 2
+			c.WriteOrigins = []*kvrpcpb.WriteOrigin{{}, {RegionId: 1, LogPosition: 5}, {RegionId: 9}}
+		},
 	} {
 		c := *good
 		change(&c)

@@ -72,19 +72,19 @@ func (s *Server) deadline(call *rpc.Call) time.Time {
 // rawPutAsync is RawPut for a storage that writes asynchronously: done hears the answer, exactly once, by deadline.
 func (s *Server) rawPutAsync(req *kvrpcpb.RawPutRequest, deadline time.Time, done func(*kvrpcpb.RawPutResponse, error)) {
 	mods, err := s.put(req)
-	s.writeAsync(req.Context, mods, err, deadline, func(err error) { done(putAnswer(err)) })
+	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) { done(putAnswer(index, err)) })
 }
 
 // rawDeleteAsync is RawDelete as rawPutAsync is RawPut.
 func (s *Server) rawDeleteAsync(req *kvrpcpb.RawDeleteRequest, deadline time.Time, done func(*kvrpcpb.RawDeleteResponse, error)) {
 	mods, err := s.del(req)
-	s.writeAsync(req.Context, mods, err, deadline, func(err error) { done(deleteAnswer(err)) })
+	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) { done(deleteAnswer(index, err)) })
 }
 
 // writeAsync begins a write, unless the request is invalid.
-func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid error, deadline time.Time, done func(error)) {
+func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid error, deadline time.Time, done func(uint64, error)) {
 	if invalid != nil {
-		done(invalid)
+		done(0, invalid)
 		return
 	}
 	w := &asyncWrite{done: done}
@@ -94,7 +94,7 @@ func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid e
 
 // asyncWrite is a write whose outcome is not waited for: whatever comes first, outcome or deadline, is the answer.
 type asyncWrite struct {
-	done func(error)
+	done func(uint64, error)
 	mu   struct {
 		sync.Mutex
 		answered bool
@@ -102,7 +102,7 @@ type asyncWrite struct {
 	}
 }
 
-func (w *asyncWrite) finish(err error) {
+func (w *asyncWrite) finish(index uint64, err error) {
 	w.mu.Lock()
 	first := !w.mu.answered
 	w.mu.answered = true
@@ -111,7 +111,7 @@ func (w *asyncWrite) finish(err error) {
 	}
 	w.mu.Unlock()
 	if first {
-		w.done(err)
+		w.done(index, err)
 	}
 }
 
@@ -120,7 +120,7 @@ func (w *asyncWrite) limit(deadline time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.mu.answered {
-		w.mu.timer = time.AfterFunc(time.Until(deadline), func() { w.finish(context.DeadlineExceeded) })
+		w.mu.timer = time.AfterFunc(time.Until(deadline), func() { w.finish(0, context.DeadlineExceeded) })
 	}
 }
 

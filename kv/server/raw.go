@@ -125,14 +125,14 @@ func (s *Server) del(req *kvrpcpb.RawDeleteRequest) ([]storage.Modify, error) {
 	return []storage.Modify{{Delete: true, CF: cf, Key: req.Key}}, err
 }
 
-func putAnswer(err error) (resp *kvrpcpb.RawPutResponse, rpc error) {
-	resp = &kvrpcpb.RawPutResponse{}
+func putAnswer(index uint64, err error) (resp *kvrpcpb.RawPutResponse, rpc error) {
+	resp = &kvrpcpb.RawPutResponse{LogIndex: index}
 	resp.RegionError, resp.Error, rpc = outcome(err)
 	return resp, rpc
 }
 
-func deleteAnswer(err error) (resp *kvrpcpb.RawDeleteResponse, rpc error) {
-	resp = &kvrpcpb.RawDeleteResponse{}
+func deleteAnswer(index uint64, err error) (resp *kvrpcpb.RawDeleteResponse, rpc error) {
+	resp = &kvrpcpb.RawDeleteResponse{LogIndex: index}
 	resp.RegionError, resp.Error, rpc = outcome(err)
 	return resp, rpc
 }
@@ -140,19 +140,21 @@ func deleteAnswer(err error) (resp *kvrpcpb.RawDeleteResponse, rpc error) {
 // RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
 func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
 	mods, err := s.put(req)
+	var index uint64
 	if err == nil {
-		err = s.storage.Write(ctx, req.Context, mods)
+		index, err = s.storage.Write(ctx, req.Context, mods)
 	}
-	return putAnswer(err)
+	return putAnswer(index, err)
 }
 
 // RawDelete implements tinykvpb.TinyKvServer. Deleting what does not exist succeeds.
 func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (*kvrpcpb.RawDeleteResponse, error) {
 	mods, err := s.del(req)
+	var index uint64
 	if err == nil {
-		err = s.storage.Write(ctx, req.Context, mods)
+		index, err = s.storage.Write(ctx, req.Context, mods)
 	}
-	return deleteAnswer(err)
+	return deleteAnswer(index, err)
 }
 
 // RawScan implements tinykvpb.TinyKvServer. It stays within the region that has the start key.

@@ -27,8 +27,9 @@ type Storage interface {
 	// Reader returns a linearizable view of the request's region, which must have key, unless that is
 	// nil; the caller closes it.
 	Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (Reader, error)
-	// Write carries out all changes atomically; the keys must lie in one region.
-	Write(ctx context.Context, c *kvrpcpb.Context, mods []Modify) error
+	// Write carries out all changes atomically; the keys must lie in one region. A write with an identity happens
+	// once, although it is sent again. index is applied in the region's log; 0 without a log.
+	Write(ctx context.Context, c *kvrpcpb.Context, mods []Modify) (index uint64, err error)
 }
 
 // LocalGetter is a Storage that can often answer a Get without waiting for anyone.
@@ -42,7 +43,7 @@ type AsyncWriter interface {
 	// WriteAsync is Write, except that done gets the outcome: exactly once, perhaps before WriteAsync returns, on a
 	// goroutine that it must not hold up. A write that could not be proposed by deadline fails; one that was
 	// proposed may be answered later than that, or not before the store stops.
-	WriteAsync(c *kvrpcpb.Context, mods []Modify, deadline time.Time, done func(error))
+	WriteAsync(c *kvrpcpb.Context, mods []Modify, deadline time.Time, done func(index uint64, err error))
 }
 
 // Reader is a consistent view of one region's range. Not safe for concurrent use.

@@ -101,17 +101,18 @@ func key(i int) []byte { return fmt.Appendf(nil, "key-%03d", i) }
 
 // history is one cluster with its clients and faults.
 type history struct {
-	t      *testing.T
-	seed   uint64
-	rng    *rand.Rand // draws the faults
-	c      *localcluster.Cluster
-	net    *netproxy.Network
-	cl     *client.Client
-	rec    *cluster.History
-	stop   chan struct{}
-	ops    atomic.Int64
-	pairs  atomic.Int64 // pairs seen within one page
-	bitten map[string]int
+	t    *testing.T
+	seed uint64
+	rng  *rand.Rand // draws the faults
+	c    *localcluster.Cluster
+	net  *netproxy.Network
+	// cl has the options of users; once does not send writes of unknown outcome again.
+	cl, once *client.Client
+	rec      *cluster.History
+	stop     chan struct{}
+	ops      atomic.Int64
+	pairs    atomic.Int64 // pairs seen within one page
+	bitten   map[string]int
 	// Used by the track of process faults alone: what has been replaced already.
 	wiped, wipedMember bool
 	broken             sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
@@ -161,9 +162,12 @@ func runHistory(t *testing.T, seed uint64) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	require.NoError(t, c.Start(ctx))
-	h.cl, err = client.Open(ctx, c.Endpoints(), client.Options{Timeout: 5 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: true})
+	h.cl, err = client.Open(ctx, c.Endpoints(), client.Options{})
 	require.NoError(t, err)
 	t.Cleanup(h.cl.Close)
+	h.once, err = client.Open(ctx, c.Endpoints(), client.Options{NoRetryUnknown: true})
+	require.NoError(t, err)
+	t.Cleanup(h.once.Close)
 	h.prepare()
 	h.rage()
 	h.check()
@@ -267,6 +271,10 @@ func (h *history) fill() {
 func (h *history) client(n int) {
 	rng := rand.New(rand.NewPCG(h.seed, uint64(1000+n)))
 	id := h.rec.Client()
+	cl := h.cl
+	if n%4 == 3 {
+		cl = h.once
+	}
 	for i := 0; ; i++ {
 		select {
 		case <-h.stop:
@@ -281,7 +289,7 @@ func (h *history) client(n int) {
 		case p < 40:
 			var v []byte
 			var found bool
-			if v, found, err = h.cl.Get(ctx, key(k)); err == nil {
+			if v, found, err = cl.Get(ctx, key(k)); err == nil {
 				h.rec.Get(id, string(key(k)), call, v, found)
 			}
 		case p < 90:
@@ -291,9 +299,9 @@ func (h *history) client(n int) {
 				value = append(value, strings.Repeat(".", rng.IntN(2000))...)
 			}
 			if del {
-				err = h.cl.Delete(ctx, key(k))
+				err = cl.Delete(ctx, key(k))
 			} else {
-				err = h.cl.Put(ctx, key(k), value)
+				err = cl.Put(ctx, key(k), value)
 			}
 			unknown := client.IsUnknown(err)
 			if err == nil || unknown {
@@ -349,12 +357,16 @@ func (h *history) eventually(timeout time.Duration, check func() error) {
 	}
 }
 
-// keepFiles saves the logs of a failed history.
+// keepFiles saves the logs and data of a failed history: of each one, also when several run in a row.
 func keepFiles(t *testing.T, dir string, seed uint64) {
-	if !t.Failed() || *flagKeep == "" {
+	if !t.Failed() {
 		return
 	}
-	to := filepath.Join(*flagKeep, fmt.Sprintf("seed-%d", seed))
+	parent := *flagKeep
+	if parent == "" {
+		parent = filepath.Join(os.TempDir(), "tinykv-chaos")
+	}
+	to := filepath.Join(parent, fmt.Sprintf("seed-%d-%s", seed, time.Now().UTC().Format("20060102T150405")))
 	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
 		t.Logf("keep: %v", err)
 		return

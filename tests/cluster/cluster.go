@@ -79,14 +79,13 @@ func TestConfig() *config.Config {
 	r.HeartbeatTicks, r.ElectionTicks = 2, 10
 	r.HibernateAfter = config.Dur(50 * time.Millisecond) // regions sleep and wake all the time
 	r.RaftWorkers, r.ApplyWorkers = 2, 2
-	r.LogGCInterval = config.Dur(50 * time.Millisecond)
+	r.LogGCInterval, r.LogGCKeep = config.Dur(50*time.Millisecond), config.Dur(time.Second)
 	r.SplitCheckInterval = config.Dur(50 * time.Millisecond)
 	r.RegionHeartbeatInterval = config.Dur(50 * time.Millisecond)
 	r.StoreHeartbeatInterval = config.Dur(200 * time.Millisecond)
 	r.StalePeerCheck = config.Dur(500 * time.Millisecond)
 	r.SnapshotGCInterval = config.Dur(time.Second)
 	c.Server.RequestTimeout = config.Dur(5 * time.Second)
-	c.Server.MaxClockSkew = config.Dur(0)
 	return c
 }
 
@@ -254,7 +253,7 @@ func (n *Node) start() error {
 		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
 		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
 	})
-	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration, 0)
+	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)
@@ -389,10 +388,15 @@ func (n *Node) Restart() {
 	}
 }
 
-// Client returns a client of the cluster. Writes of unknown outcome are not tried again.
-func (c *Cluster) Client() *client.Client {
+// Client returns a client of the cluster with the default options, but for how long it waits.
+func (c *Cluster) Client() *client.Client { return c.client(false) }
+
+// ClientOnce returns a client that does not send writes of unknown outcome again.
+func (c *Cluster) ClientOnce() *client.Client { return c.client(true) }
+
+func (c *Cluster) client(once bool) *client.Client {
 	return client.New(c.Placement, client.Options{
-		Timeout: 10 * time.Second, AttemptTimeout: time.Second, Skew: time.Nanosecond, NoRetryUnknown: true,
+		Timeout: 10 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: once,
 		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
 			return &stub{c: c, id: storeID}, nil
 		},

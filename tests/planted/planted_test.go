@@ -62,6 +62,26 @@ var bugs = []bug{
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
 		},
 	},
+	{
+		name: "retry-is-a-second-write", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryDoesNotOverwrite", tries: 1,
+		change: [][2]string{{"	found, err := p.searchWrite(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
+	},
+	{
+		name: "late-attempt-is-proposed", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestLateAttemptIsRefused", tries: 1,
+		change: [][2]string{{"	case id.Position >= o.floor:\n", "	case id.Position >= 0:\n"}},
+	},
+	{
+		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions), origin.Position, nil\n"}},
+	},
+	{
+		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,
+		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
+	},
+	{
+		name: "client-writes-twice", file: "kv/client/client.go", pkg: "./kv/client", run: "TestUnknownWithoutIdentities", tries: 1,
+		change: [][2]string{{"		v.inexact = true\n	}\n	return v\n", "	}\n	return v\n"}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),

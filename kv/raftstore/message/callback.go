@@ -15,6 +15,8 @@ type Result struct {
 	Region *metapb.Region
 	// Admin is the answer to an admin command.
 	Admin *raft_cmdpb.AdminResponse
+	// Index is an index of the region's log that is applied: of a write's own entry, or of a later one.
+	Index uint64
 }
 
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,

@@ -24,13 +24,47 @@ type Header struct {
 	Term uint64
 }
 
+// WriteID names a write of a client, over all attempts at it. The zero value names none.
+type WriteID struct{ Client, Number uint64 }
+
+// Identity is what makes a write happen once although it is sent again.
+type Identity struct {
+	ID WriteID
+	// Attempt counts the attempts at the write, from 1.
+	Attempt uint32
+	// Position is an index of the region's log that was committed before this attempt was made.
+	Position uint64
+	// Origins are where earlier attempts of unknown outcome went; empty if there was none.
+	Origins []Origin
+}
+
+// Origin is a region to which an attempt was addressed, and an index of its log that was committed by then.
+type Origin struct{ RegionID, Position uint64 }
+
+// Ancestor is a region from which another one was split, directly or through others.
+type Ancestor struct {
+	RegionID uint64
+	// SplitIndex is the entry of the ancestor's log that ended its part in the range.
+	SplitIndex uint64
+	// Versions are those of the ancestor up to there.
+	Versions []VersionMark
+}
+
+// VersionMark says which version a region has for the entries after an index.
+type VersionMark struct{ Index, Version uint64 }
+
 // Write is a client's write: one or more puts and deletes within one region, carried out atomically.
 type Write struct {
 	Header Header
 	// MinKey and MaxKey are the smallest and the largest user key of the payload.
 	MinKey, MaxKey []byte
-	// Payload is made by AppendPut and AppendDelete.
+	// Payload is made by AppendWriteID, AppendPut and AppendDelete.
 	Payload []byte
+	// Identity is zero for a write that may happen again when it is sent again.
+	Identity Identity
+	// NotedTerm and HeldUntil belong to the peer that has the write: the term in which it took note of this attempt,
+	// and the index that has to be applied before it goes on.
+	NotedTerm, HeldUntil uint64
 	// Deletes only: allowed when the disk is full.
 	DeletesOnly bool
 	// Deadline after which the write must not be proposed any more; zero means none.
@@ -113,6 +147,7 @@ type ChangedPeer struct {
 
 // SplitDone is an applied split. Created is false when this store must not have the new region.
 type SplitDone struct {
+	Index       uint64
 	Left, Right *metapb.Region
 	RightPeer   *metapb.Peer
 	Created     bool
@@ -183,6 +218,8 @@ type BecomeSplit struct {
 	Region   *metapb.Region
 	Peer     *metapb.Peer
 	Campaign bool
+	// Ancestors are where the new region's data was written before, the direct one last.
+	Ancestors []Ancestor
 }
 
 // HeartbeatNow makes a leader send its region heartbeat at once.

@@ -15,9 +15,10 @@ import (
 // them without allocating. The bytes are exactly what generated code would write and read.
 
 const (
-	tagHeader   = 1<<3 | 2 // RaftCmdRequest.header
-	tagRequests = 2<<3 | 2 // RaftCmdRequest.requests
-	tagAdmin    = 3<<3 | 2 // RaftCmdRequest.admin_request
+	tagHeader   = 1<<3 | 2  // RaftCmdRequest.header
+	tagRequests = 2<<3 | 2  // RaftCmdRequest.requests
+	tagAdmin    = 3<<3 | 2  // RaftCmdRequest.admin_request
+	tagWriteID  = 14<<3 | 2 // RaftCmdRequest.write_ids
 
 	tagCmdType = 1 << 3   // Request.cmd_type
 	tagPut     = 4<<3 | 2 // Request.put
@@ -86,6 +87,30 @@ func appendRequest(buf []byte, cmd raft_cmdpb.CmdType, tag byte, body int) []byt
 	return binary.AppendUvarint(buf, uint64(body))
 }
 
+// WriteIDMax is the most bytes that AppendWriteID takes.
+const WriteIDMax = 2 + 8 + binary.MaxVarintLen64
+
+// AppendWriteID appends the identity of the write whose requests follow; nothing if it has none.
+func AppendWriteID(buf []byte, id WriteID) []byte {
+	if id == (WriteID{}) {
+		return buf
+	}
+	buf = append(buf, tagWriteID, byte(8+uvarintLen(id.Number)))
+	buf = binary.LittleEndian.AppendUint64(buf, id.Client)
+	return binary.AppendUvarint(buf, id.Number)
+}
+
+func decodeWriteID(data []byte) (WriteID, error) {
+	if len(data) < 9 {
+		return WriteID{}, fmt.Errorf("%w: write id of %d bytes", errPayload, len(data))
+	}
+	number, n := binary.Uvarint(data[8:])
+	if n != len(data)-8 {
+		return WriteID{}, fmt.Errorf("%w: write id", errPayload)
+	}
+	return WriteID{Client: binary.LittleEndian.Uint64(data), Number: number}, nil
+}
+
 // AppendHeader appends the header of an entry: the region and the epoch it was planned for.
 func AppendHeader(buf []byte, regionID uint64, epoch *metapb.RegionEpoch) []byte {
 	h := raft_cmdpb.RaftRequestHeader{RegionId: regionID, RegionEpoch: epoch}
@@ -140,10 +165,30 @@ func DecodeEntry(data []byte) (Entry, error) {
 			if _, err := decodeOp(field); err != nil {
 				return Entry{}, err
 			}
+		case tagWriteID:
+			if _, err := decodeWriteID(field); err != nil {
+				return Entry{}, err
+			}
 		}
 		data = rest
 	}
 	return e, nil
+}
+
+// VisitIDs calls visit for the identity of each write that has one, in order.
+func (e *Entry) VisitIDs(visit func(WriteID)) {
+	for data := e.data; len(data) > 0; {
+		tag, field, rest, err := nextField(data)
+		if err != nil {
+			return // DecodeEntry has checked
+		}
+		if tag == tagWriteID {
+			if id, err := decodeWriteID(field); err == nil {
+				visit(id)
+			}
+		}
+		data = rest
+	}
 }
 
 // VisitOps calls visit for each change in order, until it returns false.

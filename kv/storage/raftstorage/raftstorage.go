@@ -19,7 +19,6 @@ type Storage struct {
 	store   *raftstore.Store
 	engine  engine.Engine
 	timeout time.Duration
-	skew    time.Duration
 }
 
 var (
@@ -28,17 +27,19 @@ var (
 	_ storage.AsyncWriter = (*Storage)(nil)
 )
 
-// New returns a storage; timeout bounds requests whose context has no deadline, skew is how far clients'
-// clocks may be off.
-func New(store *raftstore.Store, e engine.Engine, timeout, skew time.Duration) *Storage {
-	return &Storage{store: store, engine: e, timeout: timeout, skew: skew}
+// New returns a storage; timeout bounds requests whose context has no deadline.
+func New(store *raftstore.Store, e engine.Engine, timeout time.Duration) *Storage {
+	return &Storage{store: store, engine: e, timeout: timeout}
 }
 
 func header(c *kvrpcpb.Context) message.Header {
 	return message.Header{RegionID: c.GetRegionId(), Peer: c.GetPeer(), Epoch: c.GetRegionEpoch(), Term: c.GetTerm()}
 }
 
-func checkContext(c *kvrpcpb.Context) error {
+func (s *Storage) checkContext(c *kvrpcpb.Context) error {
+	if id := c.GetClusterId(); id != 0 && id != s.store.ClusterID() {
+		return &raftstore.ClusterNotMatchError{Request: id, Actual: s.store.ClusterID()}
+	}
 	if c == nil || c.RegionId == 0 || c.Peer == nil || c.RegionEpoch == nil {
 		return &raftstore.InvalidError{Reason: "the request's context needs region_id, region_epoch and peer"}
 	}
@@ -61,7 +62,7 @@ func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key
 // GetLocal implements storage.LocalGetter: it answers while the lease holds, and refuses what is not for
 // this store.
 func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error) {
-	if err := checkContext(c); err != nil {
+	if err := s.checkContext(c); err != nil {
 		return nil, false, true, err
 	}
 	local, err := s.store.LocalRead(header(c), key)
@@ -74,7 +75,7 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 
 // Reader implements storage.Storage.
 func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
-	if err := checkContext(c); err != nil {
+	if err := s.checkContext(c); err != nil {
 		return nil, err
 	}
 	h := header(c)
@@ -126,7 +127,7 @@ func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // Write implements storage.Storage.
-func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify) error {
+func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify) (uint64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -134,37 +135,31 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 	s.write(c, mods, deadline, cb)
 	res, err := cb.Wait(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return res.Err
+	return res.Index, res.Err
 }
 
 // WriteAsync implements storage.AsyncWriter.
-func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(error)) {
-	s.write(c, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Err) }))
+func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(uint64, error)) {
+	s.write(c, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
 }
 
 // write sends a write to its region. The requests are encoded here, on the caller's goroutine.
 func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, cb *message.Callback) {
-	if err := checkContext(c); err != nil || len(mods) == 0 {
+	if err := s.checkContext(c); err != nil || len(mods) == 0 {
 		cb.Fail(err)
 		return
 	}
 	w := &message.Write{
 		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: deadline, Callback: cb,
 	}
-	if ms := c.GetDeadlineUnixMs(); ms > 0 {
-		if d := time.UnixMilli(int64(ms)).Add(s.skew); d.Before(w.Deadline) {
-			// By the wall clock, but from here on by the monotonic one.
-			now := time.Now()
-			w.Deadline = now.Add(d.Sub(now.Round(0)))
-		}
-	}
-	size := 0
+	w.Identity = identity(c)
+	size := message.WriteIDMax
 	for i := range mods {
 		size += len(mods[i].Key) + len(mods[i].Value) + 40
 	}
-	w.Payload = make([]byte, 0, size)
+	w.Payload = message.AppendWriteID(make([]byte, 0, size), w.Identity.ID)
 	for i := range mods {
 		m := &mods[i]
 		if bytes.Compare(m.Key, w.MinKey) < 0 {
@@ -181,4 +176,21 @@ func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time
 		}
 	}
 	s.store.Write(w)
+}
+
+// identity is that of the write which a context belongs to.
+func identity(c *kvrpcpb.Context) message.Identity {
+	if c.WriteClient == 0 {
+		return message.Identity{}
+	}
+	id := message.Identity{
+		ID:      message.WriteID{Client: c.WriteClient, Number: c.WriteNumber},
+		Attempt: c.WriteAttempt, Position: c.LogPosition,
+	}
+	for _, o := range c.WriteOrigins {
+		if o != nil {
+			id.Origins = append(id.Origins, message.Origin{RegionID: o.RegionId, Position: o.LogPosition})
+		}
+	}
+	return id
 }

@@ -29,7 +29,7 @@ func (s *Storage) Reader(context.Context, *kvrpcpb.Context, []byte) (storage.Rea
 }
 
 // Write implements storage.Storage.
-func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Modify) error {
+func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Modify) (uint64, error) {
 	b := s.engine.NewBatch()
 	for _, m := range mods {
 		if m.Delete {
@@ -38,5 +38,5 @@ func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Mo
 			b.Put(engine.DataKey(m.CF, m.Key), m.Value)
 		}
 	}
-	return s.engine.Write(b, true)
+	return 0, s.engine.Write(b, true)
 }

@@ -322,16 +322,19 @@ func (m *StaleCommand) XXX_DiscardUnknown() {
 var xxx_messageInfo_StaleCommand proto.InternalMessageInfo
 
 type Error struct {
-	Message           string             `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	NotLeader         *NotLeader         `protobuf:"bytes,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
-	RegionNotFound    *RegionNotFound    `protobuf:"bytes,3,opt,name=region_not_found,json=regionNotFound,proto3" json:"region_not_found,omitempty"`
-	KeyNotInRegion    *KeyNotInRegion    `protobuf:"bytes,4,opt,name=key_not_in_region,json=keyNotInRegion,proto3" json:"key_not_in_region,omitempty"`
-	EpochNotMatch     *EpochNotMatch     `protobuf:"bytes,5,opt,name=epoch_not_match,json=epochNotMatch,proto3" json:"epoch_not_match,omitempty"`
-	ServerIsBusy      *ServerIsBusy      `protobuf:"bytes,6,opt,name=server_is_busy,json=serverIsBusy,proto3" json:"server_is_busy,omitempty"`
-	StaleCommand      *StaleCommand      `protobuf:"bytes,7,opt,name=stale_command,json=staleCommand,proto3" json:"stale_command,omitempty"`
-	StoreNotMatch     *StoreNotMatch     `protobuf:"bytes,8,opt,name=store_not_match,json=storeNotMatch,proto3" json:"store_not_match,omitempty"`
-	RaftEntryTooLarge *RaftEntryTooLarge `protobuf:"bytes,9,opt,name=raft_entry_too_large,json=raftEntryTooLarge,proto3" json:"raft_entry_too_large,omitempty"`
-	DiskFull          *DiskFull          `protobuf:"bytes,15,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	Message            string              `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	NotLeader          *NotLeader          `protobuf:"bytes,2,opt,name=not_leader,json=notLeader,proto3" json:"not_leader,omitempty"`
+	RegionNotFound     *RegionNotFound     `protobuf:"bytes,3,opt,name=region_not_found,json=regionNotFound,proto3" json:"region_not_found,omitempty"`
+	KeyNotInRegion     *KeyNotInRegion     `protobuf:"bytes,4,opt,name=key_not_in_region,json=keyNotInRegion,proto3" json:"key_not_in_region,omitempty"`
+	EpochNotMatch      *EpochNotMatch      `protobuf:"bytes,5,opt,name=epoch_not_match,json=epochNotMatch,proto3" json:"epoch_not_match,omitempty"`
+	ServerIsBusy       *ServerIsBusy       `protobuf:"bytes,6,opt,name=server_is_busy,json=serverIsBusy,proto3" json:"server_is_busy,omitempty"`
+	StaleCommand       *StaleCommand       `protobuf:"bytes,7,opt,name=stale_command,json=staleCommand,proto3" json:"stale_command,omitempty"`
+	StoreNotMatch      *StoreNotMatch      `protobuf:"bytes,8,opt,name=store_not_match,json=storeNotMatch,proto3" json:"store_not_match,omitempty"`
+	RaftEntryTooLarge  *RaftEntryTooLarge  `protobuf:"bytes,9,opt,name=raft_entry_too_large,json=raftEntryTooLarge,proto3" json:"raft_entry_too_large,omitempty"`
+	DiskFull           *DiskFull           `protobuf:"bytes,15,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	UndeterminedResult *UndeterminedResult `protobuf:"bytes,22,opt,name=undetermined_result,json=undeterminedResult,proto3" json:"undetermined_result,omitempty"`
+	StalePosition      *StalePosition      `protobuf:"bytes,100,opt,name=stale_position,json=stalePosition,proto3" json:"stale_position,omitempty"`
+	ClusterNotMatch    *ClusterNotMatch    `protobuf:"bytes,101,opt,name=cluster_not_match,json=clusterNotMatch,proto3" json:"cluster_not_match,omitempty"`
 }
 
 func (m *Error) Reset()         { *m = Error{} }
@@ -437,6 +440,180 @@ func (m *Error) GetDiskFull() *DiskFull {
 	return nil
 }
 
+func (m *Error) GetUndeterminedResult() *UndeterminedResult {
+	if m != nil {
+		return m.UndeterminedResult
+	}
+	return nil
+}
+
+func (m *Error) GetStalePosition() *StalePosition {
+	if m != nil {
+		return m.StalePosition
+	}
+	return nil
+}
+
+func (m *Error) GetClusterNotMatch() *ClusterNotMatch {
+	if m != nil {
+		return m.ClusterNotMatch
+	}
+	return nil
+}
+
+// UndeterminedResult: the log does not reach back far enough to tell whether an earlier attempt at this write was
+// carried out. This attempt was not.
+type UndeterminedResult struct {
+	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+}
+
+func (m *UndeterminedResult) Reset()         { *m = UndeterminedResult{} }
+func (m *UndeterminedResult) String() string { return proto.CompactTextString(m) }
+func (*UndeterminedResult) ProtoMessage()    {}
+func (*UndeterminedResult) Descriptor() ([]byte, []int) {
+	return fileDescriptor_390aa86757fd1154, []int{7}
+}
+func (m *UndeterminedResult) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *UndeterminedResult) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_UndeterminedResult.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *UndeterminedResult) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_UndeterminedResult.Merge(m, src)
+}
+func (m *UndeterminedResult) XXX_Size() int {
+	return m.Size()
+}
+func (m *UndeterminedResult) XXX_DiscardUnknown() {
+	xxx_messageInfo_UndeterminedResult.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_UndeterminedResult proto.InternalMessageInfo
+
+func (m *UndeterminedResult) GetMessage() string {
+	if m != nil {
+		return m.Message
+	}
+	return ""
+}
+
+// StalePosition: the write's log position is too old to tell it from an attempt that comes late. Nothing was done; it
+// may be sent again with the position given here.
+type StalePosition struct {
+	RegionId    uint64 `protobuf:"varint,1,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"`
+	LogPosition uint64 `protobuf:"varint,2,opt,name=log_position,json=logPosition,proto3" json:"log_position,omitempty"`
+}
+
+func (m *StalePosition) Reset()         { *m = StalePosition{} }
+func (m *StalePosition) String() string { return proto.CompactTextString(m) }
+func (*StalePosition) ProtoMessage()    {}
+func (*StalePosition) Descriptor() ([]byte, []int) {
+	return fileDescriptor_390aa86757fd1154, []int{8}
+}
+func (m *StalePosition) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *StalePosition) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_StalePosition.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *StalePosition) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_StalePosition.Merge(m, src)
+}
+func (m *StalePosition) XXX_Size() int {
+	return m.Size()
+}
+func (m *StalePosition) XXX_DiscardUnknown() {
+	xxx_messageInfo_StalePosition.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_StalePosition proto.InternalMessageInfo
+
+func (m *StalePosition) GetRegionId() uint64 {
+	if m != nil {
+		return m.RegionId
+	}
+	return 0
+}
+
+func (m *StalePosition) GetLogPosition() uint64 {
+	if m != nil {
+		return m.LogPosition
+	}
+	return 0
+}
+
+// ClusterNotMatch: the request was meant for another cluster.
+type ClusterNotMatch struct {
+	RequestClusterId uint64 `protobuf:"varint,1,opt,name=request_cluster_id,json=requestClusterId,proto3" json:"request_cluster_id,omitempty"`
+	ActualClusterId  uint64 `protobuf:"varint,2,opt,name=actual_cluster_id,json=actualClusterId,proto3" json:"actual_cluster_id,omitempty"`
+}
+
+func (m *ClusterNotMatch) Reset()         { *m = ClusterNotMatch{} }
+func (m *ClusterNotMatch) String() string { return proto.CompactTextString(m) }
+func (*ClusterNotMatch) ProtoMessage()    {}
+func (*ClusterNotMatch) Descriptor() ([]byte, []int) {
+	return fileDescriptor_390aa86757fd1154, []int{9}
+}
+func (m *ClusterNotMatch) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ClusterNotMatch) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ClusterNotMatch.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ClusterNotMatch) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ClusterNotMatch.Merge(m, src)
+}
+func (m *ClusterNotMatch) XXX_Size() int {
+	return m.Size()
+}
+func (m *ClusterNotMatch) XXX_DiscardUnknown() {
+	xxx_messageInfo_ClusterNotMatch.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ClusterNotMatch proto.InternalMessageInfo
+
+func (m *ClusterNotMatch) GetRequestClusterId() uint64 {
+	if m != nil {
+		return m.RequestClusterId
+	}
+	return 0
+}
+
+func (m *ClusterNotMatch) GetActualClusterId() uint64 {
+	if m != nil {
+		return m.ActualClusterId
+	}
+	return 0
+}
+
 type ServerIsBusy struct {
 	Reason    string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	BackoffMs uint64 `protobuf:"varint,2,opt,name=backoff_ms,json=backoffMs,proto3" json:"backoff_ms,omitempty"`
@@ -446,7 +623,7 @@ func (m *ServerIsBusy) Reset()         { *m = ServerIsBusy{} }
 func (m *ServerIsBusy) String() string { return proto.CompactTextString(m) }
 func (*ServerIsBusy) ProtoMessage()    {}
 func (*ServerIsBusy) Descriptor() ([]byte, []int) {
-	return fileDescriptor_390aa86757fd1154, []int{7}
+	return fileDescriptor_390aa86757fd1154, []int{10}
 }
 func (m *ServerIsBusy) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -498,7 +675,7 @@ func (m *RaftEntryTooLarge) Reset()         { *m = RaftEntryTooLarge{} }
 func (m *RaftEntryTooLarge) String() string { return proto.CompactTextString(m) }
 func (*RaftEntryTooLarge) ProtoMessage()    {}
 func (*RaftEntryTooLarge) Descriptor() ([]byte, []int) {
-	return fileDescriptor_390aa86757fd1154, []int{8}
+	return fileDescriptor_390aa86757fd1154, []int{11}
 }
 func (m *RaftEntryTooLarge) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -550,7 +727,7 @@ func (m *DiskFull) Reset()         { *m = DiskFull{} }
 func (m *DiskFull) String() string { return proto.CompactTextString(m) }
 func (*DiskFull) ProtoMessage()    {}
 func (*DiskFull) Descriptor() ([]byte, []int) {
-	return fileDescriptor_390aa86757fd1154, []int{9}
+	return fileDescriptor_390aa86757fd1154, []int{12}
 }
 func (m *DiskFull) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -601,6 +778,9 @@ func init() {
 	proto.RegisterType((*EpochNotMatch)(nil), "errorpb.EpochNotMatch")
 	proto.RegisterType((*StaleCommand)(nil), "errorpb.StaleCommand")
 	proto.RegisterType((*Error)(nil), "errorpb.Error")
+	proto.RegisterType((*UndeterminedResult)(nil), "errorpb.UndeterminedResult")
+	proto.RegisterType((*StalePosition)(nil), "errorpb.StalePosition")
+	proto.RegisterType((*ClusterNotMatch)(nil), "errorpb.ClusterNotMatch")
 	proto.RegisterType((*ServerIsBusy)(nil), "errorpb.ServerIsBusy")
 	proto.RegisterType((*RaftEntryTooLarge)(nil), "errorpb.RaftEntryTooLarge")
 	proto.RegisterType((*DiskFull)(nil), "errorpb.DiskFull")
@@ -609,51 +789,60 @@ func init() {
 func init() { proto.RegisterFile("errorpb.proto", fileDescriptor_390aa86757fd1154) }
 
 var fileDescriptor_390aa86757fd1154 = []byte{
-	// 696 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x54, 0x5d, 0x6b, 0xdb, 0x48,
-	0x14, 0x8d, 0x3f, 0x62, 0x5b, 0x37, 0xb6, 0x1c, 0x0f, 0xbb, 0x89, 0x36, 0x21, 0x26, 0x88, 0x65,
-	0x31, 0x0b, 0xeb, 0xb0, 0xd9, 0x87, 0x85, 0x96, 0x16, 0x9a, 0xc6, 0xa1, 0xc6, 0x89, 0x5b, 0xc6,
-	0x7d, 0xea, 0x8b, 0x18, 0x5b, 0xd7, 0x8e, 0x90, 0xac, 0x71, 0x67, 0x46, 0x01, 0xe5, 0x57, 0xf4,
-	0x67, 0xf5, 0x31, 0x7d, 0xeb, 0x63, 0x49, 0xfe, 0x48, 0xd1, 0x48, 0xfe, 0x90, 0x0b, 0x79, 0x92,
-	0xee, 0xd7, 0xe1, 0xdc, 0x73, 0x66, 0x06, 0x1a, 0x28, 0x04, 0x17, 0x8b, 0x71, 0x77, 0x21, 0xb8,
-	0xe2, 0xa4, 0x9a, 0x85, 0x47, 0xf5, 0x39, 0x2a, 0xb6, 0x4c, 0xdb, 0x43, 0x30, 0x86, 0x5c, 0x5d,
-	0x23, 0x73, 0x51, 0x90, 0x63, 0x30, 0x04, 0xce, 0x3c, 0x1e, 0x3a, 0x9e, 0x6b, 0x15, 0x4e, 0x0b,
-	0x9d, 0x32, 0xad, 0xa5, 0x89, 0xbe, 0x4b, 0xfe, 0x84, 0x4a, 0xa0, 0xdb, 0xac, 0xe2, 0x69, 0xa1,
-	0xb3, 0x77, 0x5e, 0xef, 0x66, 0x40, 0x1f, 0x10, 0x05, 0xcd, 0x6a, 0x36, 0x83, 0xc6, 0x48, 0x71,
-	0x81, 0x43, 0xae, 0x6e, 0x98, 0x9a, 0xdc, 0x92, 0x0e, 0xec, 0x0b, 0xfc, 0x1c, 0xa1, 0x54, 0x8e,
-	0x4c, 0x0a, 0x6b, 0x68, 0x33, 0xcb, 0xeb, 0xfe, 0xbe, 0x4b, 0xfe, 0x82, 0x26, 0x9b, 0xa8, 0x88,
-	0x05, 0xeb, 0xc6, 0xa2, 0x6e, 0x6c, 0xa4, 0xe9, 0xac, 0xcf, 0xfe, 0x07, 0x4c, 0xaa, 0x49, 0x0d,
-	0xb9, 0xba, 0xe2, 0x51, 0xe8, 0x3e, 0xcb, 0xdb, 0x8e, 0xc0, 0x1c, 0x60, 0x3c, 0xe4, 0xaa, 0x1f,
-	0xa6, 0x63, 0x64, 0x1f, 0x4a, 0x3e, 0xc6, 0xba, 0xb1, 0x4e, 0x93, 0xdf, 0x3c, 0x40, 0x71, 0x6b,
-	0xf1, 0x63, 0x30, 0xa4, 0x62, 0x42, 0x39, 0xc9, 0x50, 0x49, 0x0f, 0xd5, 0x74, 0x62, 0x80, 0x31,
-	0x39, 0x84, 0x2a, 0x86, 0xae, 0x2e, 0x95, 0x75, 0xa9, 0x82, 0xa1, 0x3b, 0xc0, 0xd8, 0x7e, 0x07,
-	0x8d, 0xde, 0x82, 0x4f, 0x6e, 0x57, 0x42, 0xfc, 0x0f, 0xcd, 0x49, 0x24, 0x04, 0x86, 0xca, 0x49,
-	0xa1, 0xa5, 0x55, 0x38, 0x2d, 0x75, 0xf6, 0xce, 0xcd, 0xa5, 0x90, 0x29, 0x3d, 0x6a, 0x66, 0x6d,
-	0x69, 0x28, 0x6d, 0x13, 0xea, 0x23, 0xc5, 0x02, 0x7c, 0xcb, 0xe7, 0x73, 0x16, 0xba, 0xf6, 0xb7,
-	0x32, 0xec, 0xf6, 0x12, 0x33, 0x89, 0x05, 0xd5, 0x39, 0x4a, 0xc9, 0x66, 0xa8, 0x97, 0x31, 0xe8,
-	0x32, 0x24, 0xff, 0x02, 0x84, 0x5c, 0x39, 0x39, 0xc3, 0x48, 0x77, 0x79, 0x22, 0x56, 0x8e, 0x53,
-	0x23, 0x5c, 0x99, 0xff, 0x26, 0x31, 0x4a, 0x6b, 0x90, 0x4c, 0x4e, 0x13, 0x61, 0xf5, 0xb6, 0x7b,
-	0xe7, 0x87, 0xab, 0xc1, 0xbc, 0xee, 0x89, 0x83, 0x39, 0x1f, 0x2e, 0xa0, 0xe5, 0x63, 0xac, 0xe7,
-	0xbd, 0x30, 0xdb, 0x52, 0xcb, 0xb2, 0x89, 0x91, 0x37, 0x83, 0x9a, 0x7e, 0xde, 0x9c, 0xd7, 0xd0,
-	0xc4, 0x44, 0x37, 0x8d, 0x32, 0x4f, 0x94, 0xb3, 0x76, 0x35, 0xc2, 0xc1, 0x0a, 0x21, 0xa7, 0x2b,
-	0x6d, 0x60, 0x4e, 0xe6, 0x97, 0x60, 0x4a, 0x14, 0x77, 0x28, 0x1c, 0x4f, 0x3a, 0xe3, 0x48, 0xc6,
-	0x56, 0x45, 0x8f, 0xff, 0xbe, 0x1a, 0x1f, 0xe9, 0x72, 0x5f, 0x5e, 0x44, 0x32, 0xa6, 0x75, 0xb9,
-	0x11, 0x91, 0x17, 0xd0, 0x90, 0x89, 0xd4, 0xce, 0x24, 0xd5, 0xda, 0xaa, 0x6e, 0xcf, 0x6e, 0x18,
-	0x41, 0xeb, 0x72, 0x23, 0x4a, 0x88, 0xa7, 0xe7, 0x76, 0x4d, 0xbc, 0xb6, 0x45, 0x3c, 0x77, 0x33,
-	0x68, 0x43, 0xe6, 0x2e, 0xca, 0x00, 0x7e, 0x13, 0x6c, 0xaa, 0x1c, 0x0c, 0x95, 0x88, 0x1d, 0xc5,
-	0xb9, 0x13, 0x30, 0x31, 0x43, 0xcb, 0xd0, 0x20, 0x47, 0x6b, 0x0f, 0xd8, 0x54, 0xf5, 0x92, 0x9e,
-	0x8f, 0x9c, 0x5f, 0x27, 0x1d, 0xb4, 0x25, 0xb6, 0x53, 0xa4, 0x0b, 0x86, 0xeb, 0x49, 0xdf, 0x99,
-	0x46, 0x41, 0x60, 0x35, 0x35, 0x42, 0x6b, 0x85, 0x70, 0xe9, 0x49, 0xff, 0x2a, 0x0a, 0x02, 0x5a,
-	0x73, 0xb3, 0x3f, 0xbb, 0x07, 0xf5, 0x4d, 0x59, 0xc8, 0x01, 0x54, 0x04, 0x32, 0xc9, 0xc3, 0xec,
-	0x60, 0x65, 0x11, 0x39, 0x01, 0x18, 0xb3, 0x89, 0xcf, 0xa7, 0x53, 0x67, 0x2e, 0xb3, 0x9b, 0x62,
-	0x64, 0x99, 0x1b, 0x69, 0xbf, 0x87, 0xd6, 0x2f, 0xf4, 0x9e, 0x7f, 0x55, 0x4e, 0x00, 0xd2, 0x85,
-	0xa5, 0x77, 0x8f, 0x4b, 0x40, 0x9d, 0x19, 0x79, 0xf7, 0x68, 0xbf, 0x82, 0xda, 0x92, 0x2d, 0xf9,
-	0x03, 0x6a, 0x1b, 0x2f, 0x48, 0xa9, 0x53, 0xa6, 0x55, 0x99, 0x3d, 0x1d, 0x6b, 0xba, 0xc5, 0x4d,
-	0xba, 0x17, 0x97, 0x5f, 0x1f, 0xdb, 0x85, 0x87, 0xc7, 0x76, 0xe1, 0xc7, 0x63, 0xbb, 0xf0, 0xe5,
-	0xa9, 0xbd, 0xf3, 0xf0, 0xd4, 0xde, 0xf9, 0xfe, 0xd4, 0xde, 0xf9, 0xf4, 0xf7, 0xcc, 0x53, 0xb7,
-	0xd1, 0xb8, 0x3b, 0xe1, 0xf3, 0x33, 0xe5, 0x85, 0xb1, 0x7f, 0xb7, 0xfc, 0xe8, 0x77, 0xf1, 0x6c,
-	0xe1, 0xcf, 0xce, 0x32, 0xbd, 0xc6, 0x15, 0x9d, 0xfa, 0xef, 0x67, 0x00, 0x00, 0x00, 0xff, 0xff,
-	0xac, 0xc2, 0xa5, 0x09, 0x52, 0x05, 0x00, 0x00,
+	// 844 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x55, 0xcd, 0x6e, 0xdb, 0x46,
+	0x10, 0xb6, 0x6c, 0x47, 0x3f, 0x63, 0x89, 0x8a, 0xb6, 0xad, 0xc3, 0xc6, 0x88, 0xe0, 0x12, 0x45,
+	0x21, 0x04, 0xad, 0x8c, 0xba, 0x87, 0x02, 0x2d, 0x52, 0xa0, 0x8e, 0x1d, 0x54, 0xb0, 0xa3, 0x04,
+	0xeb, 0xf6, 0xd2, 0x0b, 0x41, 0x91, 0x23, 0x99, 0xe0, 0xcf, 0xaa, 0xbb, 0xcb, 0x00, 0xcc, 0x53,
+	0xf4, 0x21, 0xfa, 0x30, 0x3d, 0xfa, 0xd8, 0x63, 0x61, 0xbf, 0x48, 0xb1, 0xcb, 0x25, 0x45, 0xca,
+	0xa8, 0x4f, 0xe2, 0xce, 0x7e, 0xdf, 0xa7, 0x99, 0x6f, 0x86, 0x43, 0x18, 0x20, 0xe7, 0x8c, 0xaf,
+	0x17, 0xd3, 0x35, 0x67, 0x92, 0x91, 0x8e, 0x39, 0x3e, 0xef, 0x27, 0x28, 0xbd, 0x32, 0xec, 0xcc,
+	0xa1, 0x37, 0x67, 0xf2, 0x0a, 0xbd, 0x00, 0x39, 0x39, 0x82, 0x1e, 0xc7, 0x55, 0xc8, 0x52, 0x37,
+	0x0c, 0xec, 0xd6, 0x71, 0x6b, 0xb2, 0x4f, 0xbb, 0x45, 0x60, 0x16, 0x90, 0x2f, 0xa1, 0x1d, 0x6b,
+	0x98, 0xbd, 0x7b, 0xdc, 0x9a, 0x1c, 0x9c, 0xf6, 0xa7, 0x46, 0xe8, 0x3d, 0x22, 0xa7, 0xe6, 0xce,
+	0xf1, 0x60, 0x70, 0x2d, 0x19, 0xc7, 0x39, 0x93, 0x6f, 0x3d, 0xe9, 0xdf, 0x90, 0x09, 0x3c, 0xe5,
+	0xf8, 0x47, 0x86, 0x42, 0xba, 0x42, 0x5d, 0x6c, 0xa4, 0x2d, 0x13, 0xd7, 0xf8, 0x59, 0x40, 0xbe,
+	0x82, 0xa1, 0xe7, 0xcb, 0xcc, 0x8b, 0x37, 0xc0, 0x5d, 0x0d, 0x1c, 0x14, 0x61, 0x83, 0x73, 0xbe,
+	0x01, 0x8b, 0xea, 0xa4, 0xe6, 0x4c, 0xbe, 0x61, 0x59, 0x1a, 0x3c, 0x9a, 0xb7, 0x93, 0x81, 0x75,
+	0x89, 0xf9, 0x9c, 0xc9, 0x59, 0x5a, 0xd0, 0xc8, 0x53, 0xd8, 0x8b, 0x30, 0xd7, 0xc0, 0x3e, 0x55,
+	0x8f, 0x4d, 0x81, 0xdd, 0xad, 0xc2, 0x8f, 0xa0, 0x27, 0xa4, 0xc7, 0xa5, 0xab, 0x48, 0x7b, 0x9a,
+	0xd4, 0xd5, 0x81, 0x4b, 0xcc, 0xc9, 0x33, 0xe8, 0x60, 0x1a, 0xe8, 0xab, 0x7d, 0x7d, 0xd5, 0xc6,
+	0x34, 0xb8, 0xc4, 0xdc, 0xf9, 0x05, 0x06, 0x17, 0x6b, 0xe6, 0xdf, 0x54, 0x46, 0x7c, 0x0f, 0x43,
+	0x3f, 0xe3, 0x1c, 0x53, 0xe9, 0x16, 0xd2, 0xc2, 0x6e, 0x1d, 0xef, 0x4d, 0x0e, 0x4e, 0xad, 0xd2,
+	0xc8, 0x22, 0x3d, 0x6a, 0x19, 0x58, 0x71, 0x14, 0x8e, 0x05, 0xfd, 0x6b, 0xe9, 0xc5, 0xf8, 0x9a,
+	0x25, 0x89, 0x97, 0x06, 0xce, 0x5f, 0x6d, 0x78, 0x72, 0xa1, 0x9a, 0x49, 0x6c, 0xe8, 0x24, 0x28,
+	0x84, 0xb7, 0x42, 0x5d, 0x4c, 0x8f, 0x96, 0x47, 0xf2, 0x2d, 0x40, 0xca, 0xa4, 0xdb, 0x68, 0x18,
+	0x99, 0x96, 0x13, 0x51, 0x75, 0x9c, 0xf6, 0xd2, 0xaa, 0xf9, 0x3f, 0xab, 0x46, 0x69, 0x0f, 0x14,
+	0x73, 0xa9, 0x8c, 0xd5, 0xd5, 0x1e, 0x9c, 0x3e, 0xab, 0x88, 0x4d, 0xdf, 0x55, 0x07, 0x1b, 0x7d,
+	0x38, 0x83, 0x51, 0x84, 0xb9, 0xe6, 0x87, 0xa9, 0xa9, 0x52, 0xdb, 0x52, 0xd7, 0x68, 0x36, 0x83,
+	0x5a, 0x51, 0xb3, 0x39, 0x3f, 0xc1, 0x10, 0x95, 0x6f, 0x5a, 0x25, 0x51, 0xce, 0xd9, 0x4f, 0xb4,
+	0xc2, 0x61, 0xa5, 0xd0, 0xf0, 0x95, 0x0e, 0xb0, 0x61, 0xf3, 0x8f, 0x60, 0x09, 0xe4, 0x1f, 0x90,
+	0xbb, 0xa1, 0x70, 0x17, 0x99, 0xc8, 0xed, 0xb6, 0xa6, 0x7f, 0x56, 0xd1, 0xaf, 0xf5, 0xf5, 0x4c,
+	0x9c, 0x65, 0x22, 0xa7, 0x7d, 0x51, 0x3b, 0x91, 0x1f, 0x60, 0x20, 0x94, 0xd5, 0xae, 0x5f, 0x78,
+	0x6d, 0x77, 0xb6, 0xb9, 0xb5, 0x46, 0xd0, 0xbe, 0xa8, 0x9d, 0x54, 0xe2, 0xc5, 0xdc, 0x6e, 0x12,
+	0xef, 0x6e, 0x25, 0xde, 0x78, 0x33, 0xe8, 0x40, 0x34, 0x5e, 0x94, 0x4b, 0xf8, 0x94, 0x7b, 0x4b,
+	0xe9, 0x62, 0x2a, 0x79, 0xee, 0x4a, 0xc6, 0xdc, 0xd8, 0xe3, 0x2b, 0xb4, 0x7b, 0x5a, 0xe4, 0xf9,
+	0xa6, 0x07, 0xde, 0x52, 0x5e, 0x28, 0xcc, 0xaf, 0x8c, 0x5d, 0x29, 0x04, 0x1d, 0xf1, 0xed, 0x10,
+	0x99, 0x42, 0x2f, 0x08, 0x45, 0xe4, 0x2e, 0xb3, 0x38, 0xb6, 0x87, 0x5a, 0x61, 0x54, 0x29, 0x9c,
+	0x87, 0x22, 0x7a, 0x93, 0xc5, 0x31, 0xed, 0x06, 0xe6, 0x89, 0x5c, 0xc1, 0x27, 0x59, 0x1a, 0xa0,
+	0x44, 0x9e, 0x84, 0x29, 0x06, 0x2e, 0x47, 0x91, 0xc5, 0xd2, 0x3e, 0xd4, 0xcc, 0xa3, 0x8a, 0xf9,
+	0x5b, 0x0d, 0x43, 0x35, 0x84, 0x92, 0xec, 0x41, 0x8c, 0xbc, 0x02, 0xab, 0xb0, 0x71, 0xcd, 0x44,
+	0x28, 0xd5, 0x10, 0x04, 0x0f, 0x9c, 0xf0, 0x62, 0x7c, 0x6f, 0x6e, 0x69, 0x61, 0x7a, 0x79, 0x24,
+	0xe7, 0x30, 0xf2, 0xe3, 0x4c, 0x48, 0xe4, 0x35, 0x2f, 0x51, 0x2b, 0xd8, 0x95, 0xc2, 0xeb, 0x02,
+	0x51, 0xb9, 0x39, 0xf4, 0x9b, 0x01, 0x67, 0x0a, 0xe4, 0x61, 0xba, 0xff, 0xff, 0xca, 0x38, 0xef,
+	0xd4, 0xe6, 0xaa, 0xa7, 0xf1, 0xe8, 0x36, 0xfc, 0x02, 0xfa, 0x31, 0x5b, 0x6d, 0x0a, 0x2c, 0x96,
+	0xc6, 0x41, 0xcc, 0x56, 0x25, 0xdf, 0x89, 0x60, 0xb8, 0x95, 0x24, 0xf9, 0x1a, 0x48, 0xb9, 0x0c,
+	0xcb, 0x0a, 0x2b, 0xed, 0x72, 0x4d, 0x1a, 0xce, 0x2c, 0x20, 0x2f, 0x61, 0x64, 0x16, 0x62, 0x0d,
+	0x5c, 0xfc, 0x91, 0xd9, 0x94, 0x15, 0xd6, 0xb9, 0x80, 0x7e, 0x7d, 0xae, 0xc9, 0x21, 0xb4, 0x39,
+	0x7a, 0x82, 0xa5, 0xa6, 0x4c, 0x73, 0x22, 0x2f, 0x00, 0x16, 0x9e, 0x1f, 0xb1, 0xe5, 0xd2, 0x4d,
+	0x84, 0x11, 0xeb, 0x99, 0xc8, 0x5b, 0xe1, 0xbc, 0x83, 0xd1, 0x83, 0xf9, 0x7a, 0xdc, 0x88, 0x17,
+	0x00, 0xc5, 0xc4, 0x8a, 0xf0, 0x23, 0x96, 0x82, 0x3a, 0x72, 0x1d, 0x7e, 0x44, 0xe7, 0x15, 0x74,
+	0xcb, 0x71, 0x23, 0x9f, 0x43, 0xb7, 0xf6, 0x09, 0xd8, 0x9b, 0xec, 0xd3, 0x8e, 0x30, 0xbb, 0x7f,
+	0x93, 0xee, 0x6e, 0x3d, 0xdd, 0xb3, 0xf3, 0xbf, 0xef, 0xc6, 0xad, 0xdb, 0xbb, 0x71, 0xeb, 0xdf,
+	0xbb, 0x71, 0xeb, 0xcf, 0xfb, 0xf1, 0xce, 0xed, 0xfd, 0x78, 0xe7, 0x9f, 0xfb, 0xf1, 0xce, 0xef,
+	0x2f, 0x57, 0xa1, 0xbc, 0xc9, 0x16, 0x53, 0x9f, 0x25, 0x27, 0x32, 0x4c, 0xf3, 0xe8, 0x43, 0xf9,
+	0xa3, 0x3f, 0x6c, 0x27, 0xeb, 0x68, 0x75, 0x62, 0x66, 0x65, 0xd1, 0xd6, 0xa1, 0xef, 0xfe, 0x0b,
+	0x00, 0x00, 0xff, 0xff, 0x1a, 0xef, 0x5c, 0x42, 0x13, 0x07, 0x00, 0x00,
 }
 
 func (m *NotLeader) Marshal() (dAtA []byte, err error) {
@@ -886,6 +1075,48 @@ func (m *Error) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.ClusterNotMatch != nil {
+		{
+			size, err := m.ClusterNotMatch.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintErrorpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xaa
+	}
+	if m.StalePosition != nil {
+		{
+			size, err := m.StalePosition.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintErrorpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa2
+	}
+	if m.UndeterminedResult != nil {
+		{
+			size, err := m.UndeterminedResult.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintErrorpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xb2
+	}
 	if m.DiskFull != nil {
 		{
 			size, err := m.DiskFull.MarshalToSizedBuffer(dAtA[:i])
@@ -1004,6 +1235,102 @@ func (m *Error) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *UndeterminedResult) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *UndeterminedResult) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *UndeterminedResult) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Message) > 0 {
+		i -= len(m.Message)
+		copy(dAtA[i:], m.Message)
+		i = encodeVarintErrorpb(dAtA, i, uint64(len(m.Message)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *StalePosition) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *StalePosition) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *StalePosition) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LogPosition != 0 {
+		i = encodeVarintErrorpb(dAtA, i, uint64(m.LogPosition))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.RegionId != 0 {
+		i = encodeVarintErrorpb(dAtA, i, uint64(m.RegionId))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ClusterNotMatch) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ClusterNotMatch) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ClusterNotMatch) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.ActualClusterId != 0 {
+		i = encodeVarintErrorpb(dAtA, i, uint64(m.ActualClusterId))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.RequestClusterId != 0 {
+		i = encodeVarintErrorpb(dAtA, i, uint64(m.RequestClusterId))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
 func (m *ServerIsBusy) Marshal() (dAtA []byte, err error) {
 	size := m.Size()
 	dAtA = make([]byte, size)
@@ -1100,20 +1427,20 @@ func (m *DiskFull) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		dAtA[i] = 0x12
 	}
 	if len(m.StoreId) > 0 {
-		dAtA12 := make([]byte, len(m.StoreId)*10)
-		var j11 int
+		dAtA15 := make([]byte, len(m.StoreId)*10)
+		var j14 int
 		for _, num := range m.StoreId {
 			for num >= 1<<7 {
-				dAtA12[j11] = uint8(uint64(num)&0x7f | 0x80)
+				dAtA15[j14] = uint8(uint64(num)&0x7f | 0x80)
 				num >>= 7
-				j11++
+				j14++
 			}
-			dAtA12[j11] = uint8(num)
-			j11++
+			dAtA15[j14] = uint8(num)
+			j14++
 		}
-		i -= j11
-		copy(dAtA[i:], dAtA12[:j11])
-		i = encodeVarintErrorpb(dAtA, i, uint64(j11))
+		i -= j14
+		copy(dAtA[i:], dAtA15[:j14])
+		i = encodeVarintErrorpb(dAtA, i, uint64(j14))
 		i--
 		dAtA[i] = 0xa
 	}
@@ -1267,6 +1594,61 @@ func (m *Error) Size() (n int) {
 	if m.DiskFull != nil {
 		l = m.DiskFull.Size()
 		n += 1 + l + sovErrorpb(uint64(l))
+	}
+	if m.UndeterminedResult != nil {
+		l = m.UndeterminedResult.Size()
+		n += 2 + l + sovErrorpb(uint64(l))
+	}
+	if m.StalePosition != nil {
+		l = m.StalePosition.Size()
+		n += 2 + l + sovErrorpb(uint64(l))
+	}
+	if m.ClusterNotMatch != nil {
+		l = m.ClusterNotMatch.Size()
+		n += 2 + l + sovErrorpb(uint64(l))
+	}
+	return n
+}
+
+func (m *UndeterminedResult) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Message)
+	if l > 0 {
+		n += 1 + l + sovErrorpb(uint64(l))
+	}
+	return n
+}
+
+func (m *StalePosition) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionId != 0 {
+		n += 1 + sovErrorpb(uint64(m.RegionId))
+	}
+	if m.LogPosition != 0 {
+		n += 1 + sovErrorpb(uint64(m.LogPosition))
+	}
+	return n
+}
+
+func (m *ClusterNotMatch) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RequestClusterId != 0 {
+		n += 1 + sovErrorpb(uint64(m.RequestClusterId))
+	}
+	if m.ActualClusterId != 0 {
+		n += 1 + sovErrorpb(uint64(m.ActualClusterId))
 	}
 	return n
 }
@@ -2280,6 +2662,372 @@ func (m *Error) Unmarshal(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 22:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field UndeterminedResult", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.UndeterminedResult == nil {
+				m.UndeterminedResult = &UndeterminedResult{}
+			}
+			if err := m.UndeterminedResult.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 100:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StalePosition", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.StalePosition == nil {
+				m.StalePosition = &StalePosition{}
+			}
+			if err := m.StalePosition.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 101:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ClusterNotMatch", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.ClusterNotMatch == nil {
+				m.ClusterNotMatch = &ClusterNotMatch{}
+			}
+			if err := m.ClusterNotMatch.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipErrorpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *UndeterminedResult) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowErrorpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: UndeterminedResult: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: UndeterminedResult: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Message", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Message = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipErrorpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *StalePosition) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowErrorpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: StalePosition: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: StalePosition: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionId", wireType)
+			}
+			m.RegionId = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.RegionId |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LogPosition", wireType)
+			}
+			m.LogPosition = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LogPosition |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipErrorpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthErrorpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ClusterNotMatch) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowErrorpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ClusterNotMatch: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ClusterNotMatch: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RequestClusterId", wireType)
+			}
+			m.RequestClusterId = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.RequestClusterId |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ActualClusterId", wireType)
+			}
+			m.ActualClusterId = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowErrorpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ActualClusterId |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := skipErrorpb(dAtA[iNdEx:])

@@ -1,0 +1,398 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+)
+
+// A client sends a write again when it does not know what became of the attempt before. The write must still happen
+// at most once, and the client must learn what became of it. The entry of a write holds its identity, so the region's
+// log is the record of what was done; no state is replicated for it (docs/exactly-once.md).
+//
+// Every attempt carries a position: an index of the region's log that was committed before the attempt was made. An
+// entry of an attempt therefore has a larger index than the positions of that attempt and of those before it.
+//
+//   - A retry names the regions and positions of all attempts of unknown outcome (its origins). The leader notes it,
+//     waits until everything in its log is applied, its own term's first entry included, and looks for the identity in
+//     the log behind the origin. Found: the answer is success. Not found: no attempt before can commit any more, and
+//     the retry is proposed. The log does not reach back to the origin: the answer is "undetermined".
+//   - An attempt that comes after a newer one of the same write is refused. The leader knows the newer one from its
+//     note, if that came in its own term. Else the attempt's position lies below the floor and it is refused for that.
+//
+// Why "not found" is final: an entry that can still commit is in the log of a leader, or is proposed by it later, or
+// by a leader of a later term. In this leader's log it would have been found. This leader refuses the attempt from the
+// note on. A later leader either has the retry's entry in its log, and the attempt's position lies below its floor; or
+// the retry's entry is lost and can not commit, and then one of the two entries commits at most.
+//
+// Invariant: while peer leads in onceState.term, every retry of the term whose entry has an index above floor is in
+// newest. So an attempt whose position is at floor or above is late exactly if newest says so.
+
+// onceState is a peer's part in it. Only leaders use more than versions and ancestors.
+type onceState struct {
+	// term is the term of leadership that floor and newest belong to.
+	term  uint64
+	floor uint64
+	// newest is the newest attempt at each write of which a retry has come, order the same by age.
+	newest map[message.WriteID]uint32
+	order  []message.WriteID
+	held   []heldWrite
+	own    *writeIndex
+	// versions are the region's since this peer knows it, with the index behind which each holds; never empty.
+	versions  []message.VersionMark
+	ancestors []message.Ancestor
+	marks     logMarks
+	// appended are the bytes of entries since this peer began.
+	appended uint64
+}
+
+// heldWrite waits until an index is applied.
+type heldWrite struct {
+	write *message.Write
+	term  uint64
+}
+
+const (
+	// maxNewest bounds the retried writes that a leader keeps in mind. Forgetting one raises the floor.
+	maxNewest = 4096
+	// maxAncestors bounds the regions whose logs are searched besides the own one.
+	maxAncestors = 8
+	// maxSearchEntries and maxSearchBytes bound what is read of a log for retries. Beyond, they are undetermined.
+	maxSearchEntries = 1 << 17
+	maxSearchBytes   = 64 << 20
+)
+
+// initOnce begins the history of versions at what is applied.
+func (p *peer) initOnce() {
+	p.once.versions = []message.VersionMark{{Index: p.appliedIndex, Version: p.region().GetRegionEpoch().GetVersion()}}
+	p.once.own = nil
+}
+
+// noteVersion records a split of this region.
+func (o *onceState) noteVersion(index, version uint64) {
+	if n := len(o.versions); n >= 64 {
+		o.versions = slices.Delete(o.versions, 0, n/2) // entries before the first mark are judged with less certainty
+	}
+	o.versions = append(o.versions, message.VersionMark{Index: index, Version: version})
+}
+
+// heirs are the ancestors of a region that the split at index creates.
+func (o *onceState) heirs(regionID, index uint64) []message.Ancestor {
+	all := append(slices.Clone(o.ancestors), message.Ancestor{
+		RegionID: regionID, SplitIndex: index, Versions: slices.Clone(o.versions),
+	})
+	return all[max(0, len(all)-maxAncestors):]
+}
+
+// beginOnce starts a term of leadership. Retries of earlier terms are in the log up to the floor, not in newest.
+func (p *peer) beginOnce() {
+	o := &p.once
+	if o.term == p.rn.Term() {
+		return
+	}
+	o.term, o.floor = p.rn.Term(), p.rn.LastIndex()
+	clear(o.newest)
+	o.order, o.own = nil, nil
+}
+
+// admit decides whether a write that its leader could propose now may be proposed with regard to its identity. False:
+// it is held or answered.
+func (p *peer) admit(w *message.Write) bool {
+	id := &w.Identity
+	if id.ID == (message.WriteID{}) {
+		return true
+	}
+	p.beginOnce()
+	o := &p.once
+	noted := w.NotedTerm == o.term
+	if newest, known := o.newest[id.ID]; known && (id.Attempt < newest || id.Attempt == newest && !noted) {
+		p.refuseWrite(w, &BusyError{Reason: "a later attempt at this write has come"})
+		return false
+	}
+	switch {
+	case len(id.Origins) > 0:
+		if !noted {
+			p.flushWrites() // what has come before is in the log
+			p.noteRetry(w)
+			w.HeldUntil = p.rn.LastIndex()
+		}
+		return p.holdRetry(w)
+	case id.Position >= o.floor:
+		return true
+	case p.appliedIndex >= o.floor:
+		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+		return false
+	}
+	w.HeldUntil = o.floor // no position that is new enough is committed yet
+	return p.holdRetry(w)
+}
+
+func (p *peer) refuseWrite(w *message.Write, err error) {
+	p.store.inflight.Add(-int64(len(w.Payload)))
+	w.Callback.Fail(err)
+}
+
+// noteRetry remembers that earlier attempts at a write come too late from now on.
+func (p *peer) noteRetry(w *message.Write) {
+	o, id := &p.once, &w.Identity
+	if o.newest == nil {
+		o.newest = map[message.WriteID]uint32{}
+	}
+	if _, known := o.newest[id.ID]; !known {
+		o.order = append(o.order, id.ID)
+	}
+	o.newest[id.ID], w.NotedTerm = id.Attempt, o.term
+	if len(o.order) > maxNewest {
+		// An attempt at a forgotten write was made at a position below what is in the log now.
+		n := len(o.order) / 4
+		for _, old := range o.order[:n] {
+			delete(o.newest, old)
+		}
+		o.order = slices.Delete(o.order, 0, n)
+		o.floor = p.rn.LastIndex()
+	}
+}
+
+// holdRetry keeps a write until HeldUntil is applied. True: it is, and the write may be proposed.
+func (p *peer) holdRetry(w *message.Write) bool {
+	if p.appliedIndex >= w.HeldUntil {
+		return p.settle(w)
+	}
+	if len(p.once.held) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
+		p.refuseWrite(w, &BusyError{Reason: "too many retried writes wait for this region"})
+		return false
+	}
+	p.once.held = append(p.once.held, heldWrite{write: w, term: p.once.term})
+	return false
+}
+
+// resumeHeld goes on with the writes whose wait has ended: because what they wait for is applied, because this peer
+// does not lead any more, or because their time is up.
+func (p *peer) resumeHeld() {
+	if len(p.once.held) == 0 {
+		return
+	}
+	held := p.once.held
+	p.once.held = nil
+	now := p.store.clock.Now()
+	for _, h := range held {
+		late := !h.write.Deadline.IsZero() && now.After(h.write.Deadline)
+		if !late && p.isLeader() && h.term == p.rn.Term() && p.appliedIndex < h.write.HeldUntil {
+			p.once.held = append(p.once.held, h)
+			continue
+		}
+		p.onWrite(h.write)
+	}
+}
+
+// settle answers a retry whose earlier attempt is in the log. True: there is none, and the retry may be proposed.
+func (p *peer) settle(w *message.Write) bool {
+	if len(w.Identity.Origins) == 0 {
+		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+		return false
+	}
+	found, err := p.searchWrite(&w.Identity)
+	switch {
+	case err != nil:
+		p.store.work.retriesUndetermined.Add(1)
+		p.refuseWrite(w, &UndeterminedError{RegionID: p.regionID, Reason: err.Error()})
+		return false
+	case found:
+		p.store.work.retriesFound.Add(1)
+		p.store.inflight.Add(-int64(len(w.Payload)))
+		w.Callback.Done(message.Result{Index: p.appliedIndex})
+		return false
+	}
+	p.store.work.retriesProposed.Add(1)
+	return true
+}
+
+// searchWrite tells whether an attempt at a write was carried out. An error says that it can not be known.
+func (p *peer) searchWrite(id *message.Identity) (bool, error) {
+	for _, origin := range id.Origins {
+		x, upTo, err := p.indexFor(origin)
+		if err != nil {
+			return false, err
+		}
+		if err := x.extend(p.store.log, upTo); err != nil {
+			p.logger.Warn("cannot search the log for a write", log.RegionID(x.regionID), zap.Error(err))
+			return false, err
+		}
+		x.used = p.store.clock.Now()
+		switch x.fates[id.ID] {
+		case fateDone:
+			return true, nil
+		case fateUncertain:
+			return false, errors.New("it was made under an earlier version of the region, and the store has restarted since")
+		case fateNone:
+		}
+	}
+	return false, nil
+}
+
+// indexFor finds the index of the writes behind an origin, and up to where it has to reach.
+func (p *peer) indexFor(origin message.Origin) (x *writeIndex, upTo uint64, err error) {
+	if origin.RegionID == p.regionID {
+		if p.once.own == nil || origin.Position < p.once.own.from {
+			p.once.own = newWriteIndex(p.regionID, origin.Position, nil)
+		}
+		p.once.own.versions = p.once.versions
+		return p.once.own, p.appliedIndex, nil
+	}
+	for _, a := range p.once.ancestors {
+		if a.RegionID == origin.RegionID {
+			return newWriteIndex(a.RegionID, origin.Position, a.Versions), a.SplitIndex, nil
+		}
+	}
+	return nil, 0, fmt.Errorf("it went to region %d, of which this replica has no log", origin.RegionID)
+}
+
+// dropHeld gives up the writes that are held: they are not proposed.
+func (p *peer) dropHeld(err error) {
+	for _, h := range p.once.held {
+		p.refuseWrite(h.write, err)
+	}
+	p.once.held = nil
+}
+
+// tickOnce marks the growth of the log and lets an index that nobody asks for go.
+func (p *peer) tickOnce(now time.Time) {
+	o, cfg := &p.once, &p.store.cfg.Raftstore
+	o.marks.note(now, p.appliedIndex, o.appended)
+	o.floor = max(o.floor, o.marks.recent(now, o.appended, cfg.LogGCKeep.Duration/2, uint64(cfg.LogGCSizeLimit)/4))
+	if o.own != nil && now.Sub(o.own.used) > 2*time.Second {
+		o.own = nil
+	}
+}
+
+// fate is what became of a write whose identity is in a log.
+type fate uint8
+
+const (
+	fateNone      fate = iota
+	fateUncertain      // whether it was refused when it was applied is not known
+	fateDone
+)
+
+// writeIndex holds the identities of the writes in (from, to] of a region's log that were carried out.
+type writeIndex struct {
+	regionID uint64
+	from, to uint64
+	bytes    uint64
+	fates    map[message.WriteID]fate
+	versions []message.VersionMark
+	used     time.Time
+}
+
+func newWriteIndex(regionID, from uint64, versions []message.VersionMark) *writeIndex {
+	return &writeIndex{regionID: regionID, from: from, to: from, fates: map[message.WriteID]fate{}, versions: versions}
+}
+
+// extend reads the log up to an index, all of which is applied.
+func (x *writeIndex) extend(l *raftlog.Log, upTo uint64) error {
+	st, ok := l.State(x.regionID)
+	switch damage := l.Damaged(x.regionID); {
+	case !ok:
+		return fmt.Errorf("there is no log of region %d", x.regionID)
+	case damage != nil:
+		return fmt.Errorf("the log of region %d is damaged: %w", x.regionID, damage)
+	case x.to < st.TruncatedIndex:
+		return fmt.Errorf("the log of region %d begins at %d, the write was sent at %d", x.regionID, st.First, x.from)
+	case upTo > x.from+maxSearchEntries:
+		return fmt.Errorf("%d entries came since then", upTo-x.from)
+	}
+	for x.to < upTo {
+		ents, err := l.Entries(x.regionID, x.to+1, upTo+1, 1<<20)
+		if err != nil {
+			return fmt.Errorf("read the log of region %d: %w", x.regionID, err)
+		}
+		for i := range ents {
+			x.bytes += uint64(len(ents[i].Data))
+			if err := x.add(&ents[i]); err != nil {
+				return err
+			}
+		}
+		if x.bytes > maxSearchBytes {
+			return fmt.Errorf("%d bytes came since then", x.bytes)
+		}
+	}
+	return nil
+}
+
+func (x *writeIndex) add(e *eraftpb.Entry) error {
+	x.to = e.Index
+	if e.EntryType != eraftpb.EntryType_EntryNormal || len(e.Data) == 0 {
+		return nil
+	}
+	cmd, err := message.DecodeEntry(e.Data)
+	if err != nil {
+		return fmt.Errorf("entry %d of region %d: %w", e.Index, x.regionID, err)
+	}
+	fate := x.fateOf(e.Index, cmd.Header.GetRegionEpoch().GetVersion())
+	if cmd.Admin == nil && fate != fateNone {
+		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], fate) })
+	}
+	return nil
+}
+
+// fateOf tells whether an entry that was proposed under a version was carried out. A region's version only grows, and
+// the leader that proposed the entry had applied that version. So an entry from before the first mark was carried out
+// if its version is the one of the mark.
+func (x *writeIndex) fateOf(index, version uint64) fate {
+	at := len(x.versions) - 1
+	for at > 0 && x.versions[at].Index >= index {
+		at--
+	}
+	switch mark := x.versions[at]; {
+	case version == mark.Version:
+		return fateDone
+	case mark.Index >= index && version < mark.Version:
+		return fateUncertain
+	}
+	return fateNone
+}
+
+// logMarks remember how a region's log has grown, for about the time that log GC leaves.
+type logMarks struct{ marks []logMark }
+
+type logMark struct {
+	at       time.Time
+	index    uint64
+	appended uint64
+}
+
+const (
+	maxLogMarks     = 64
+	logMarkInterval = 250 * time.Millisecond
+)
+
+// note adds a mark if the last one is old enough.
+func (m *logMarks) note(now time.Time, index, appended uint64) {
+	if n := len(m.marks); n > 0 && (now.Sub(m.marks[n-1].at) < logMarkInterval || m.marks[n-1].index >= index) {
+		return
+	}
+	if len(m.marks) >= maxLogMarks {
+		m.marks = slices.Delete(m.marks, 0, maxLogMarks/4)
+	}
+	m.marks = append(m.marks, logMark{now, index, appended})
+}
+
+// recent is the index behind which the log is younger than age and smaller than size; 0 if all that is known is.
+func (m *logMarks) recent(now time.Time, appended uint64, age time.Duration, size uint64) uint64 {
+	index := uint64(0)
+	for _, k := range m.marks {
+		if now.Sub(k.at) < age && appended-k.appended <= size {
+			break
+		}
+		index = k.index
+	}
+	return index
+}
