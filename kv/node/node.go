@@ -50,6 +50,7 @@ type Node struct {
 	placement *client.Client
 	snaps     *snap.Manager
 	trans     *transport.Transport
+	addresses *addressBook
 	store     *raftstore.Store
 	ident     rspb.StoreIdent
 	grpc      *rpc.Server
@@ -161,16 +162,10 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		return fmt.Errorf("open snapshot directory: %w", err)
 	}
 	n.snaps.Pace(int64(n.cfg.Server.SnapshotRate))
-	if n.placement, err = client.New(ctx, n.cfg.Scheduler, client.WithLogger(n.logger.Named("placement"))); err != nil {
+	if err := n.connect(ctx, marker); err != nil {
 		return err
 	}
-	if marker != nil && marker.ClusterID != 0 && marker.ClusterID != n.placement.ClusterID() {
-		return fmt.Errorf("data-dir %s belongs to cluster %d, but the placement service at %v serves cluster %d",
-			n.cfg.DataDir, marker.ClusterID, n.cfg.Scheduler, n.placement.ClusterID())
-	}
-	jctx, cancel := context.WithTimeout(ctx, joinTimeout)
-	defer cancel()
-	ident, err := Join(jctx, n.placement, n.engine, n.raftLog, n.storeMeta(), n.logger)
+	ident, joined, err := n.join(ctx)
 	if err != nil {
 		return err
 	}
@@ -199,6 +194,11 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.placement.SetReconnectHandler(n.store.HeartbeatAll)
 	if err := n.store.Start(ctx); err != nil {
 		return err
+	}
+	if !joined {
+		n.wg.Add(1)
+		// Owned by the node; ends in Stop.
+		go func() { defer n.wg.Done(); n.joinLater(run) }()
 	}
 	n.wg.Add(2)
 	// Both owned by the node; end in Stop.
@@ -328,20 +328,6 @@ func (n *Node) stop() {
 }
 
 // resolve finds the address of a store.
-func (n *Node) resolve(ctx context.Context, storeID uint64) (string, error) {
-	st, err := n.placement.GetStore(ctx, storeID)
-	if err != nil {
-		if errors.Is(err, client.ErrStoreNotFound) {
-			return "", transport.ErrNoAddress
-		}
-		return "", err
-	}
-	if st.State == metapb.StoreState_Tombstone || st.Address == "" {
-		return "", transport.ErrNoAddress
-	}
-	return st.Address, nil
-}
-
 // placement adapts the client to what the raftstore needs.
 type placement struct{ *client.Client }
 

@@ -33,6 +33,10 @@ func WithLogger(l *zap.Logger) Option { return func(c *Client) { c.logger = l } 
 // WithTLS makes connections use TLS.
 func WithTLS(cfg *tls.Config) Option { return func(c *Client) { c.tls = cfg } }
 
+// WithoutService lets New return a client of the given cluster although no leader answers before its context is done.
+// The client goes on looking for one, and Connected tells whether it has found it.
+func WithoutService(clusterID uint64) Option { return func(c *Client) { c.alone = clusterID } }
+
 // Client talks to the placement service. Safe for concurrent use.
 //
 // Ownership: the heartbeat and timestamp loops own their streams. All goroutines end with Close.
@@ -41,6 +45,7 @@ type Client struct {
 	logger    *zap.Logger
 	tls       *tls.Config
 	clusterID atomic.Uint64
+	alone     uint64          // the cluster's id if New may return without a leader
 	ctx       context.Context // ends with Close; parent of all streams
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
@@ -76,6 +81,10 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 			c.logger.Warn("waiting for the scheduler", zap.Strings("endpoints", endpoints), zap.Error(err))
 		}
 		if pause(ctx, wait) != nil {
+			if c.alone != 0 {
+				c.clusterID.CompareAndSwap(0, c.alone)
+				break
+			}
 			c.Close()
 			return nil, fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","), err)
 		}
@@ -94,6 +103,12 @@ func (c *Client) Close() {
 	c.cancel()
 	c.wg.Wait()
 	c.members.close()
+}
+
+// Connected tells whether a leader of the service was ever found.
+func (c *Client) Connected() bool {
+	_, err := c.leader()
+	return err == nil
 }
 
 // ClusterID returns the id of the cluster.

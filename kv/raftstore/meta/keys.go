@@ -32,6 +32,8 @@ const (
 var (
 	PrepareBootstrapKey = []byte{engine.LocalPrefix, 0x01}
 	StoreIdentKey       = []byte{engine.LocalPrefix, 0x02}
+	// AddressBookKey holds the addresses of other stores as a metapb.Store each, in a schedulerpb.GetAllStoresResponse.
+	AddressBookKey = []byte{engine.LocalPrefix, 0x05}
 )
 
 // Bounds of all region states, half-open.

@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/scheduler/client"
+)
+
+// registry is a placement service that may be away.
+type registry struct {
+	away   bool
+	stores map[uint64]*metapb.Store
+}
+
+func (r *registry) GetStore(ctx context.Context, id uint64) (*metapb.Store, error) {
+	if r.away {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if st := r.stores[id]; st != nil {
+		return st, nil
+	}
+	return nil, client.ErrStoreNotFound
+}
+
+// TestAddressBook: addresses are known while the placement service is away, also after a restart, and what the service
+// says comes first.
+func TestAddressBook(t *testing.T) {
+	e := memengine.New()
+	r := &registry{stores: map[uint64]*metapb.Store{2: {Id: 2, Address: "a:1"}, 3: {Id: 3, Address: "b:1"}}}
+	b, err := newAddressBook(e, r)
+	require.NoError(t, err)
+	is := func(id uint64, want string) {
+		t.Helper()
+		got, err := b.resolve(t.Context(), id)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	is(2, "a:1")
+	is(3, "b:1")
+	r.stores[3].Address = "c:1"
+	is(3, "c:1")
+	r.away = true
+	is(3, "c:1")
+	b, err = newAddressBook(e, r)
+	require.NoError(t, err)
+	is(2, "a:1")
+	is(3, "c:1")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = b.resolve(ctx, 4)
+	require.ErrorIs(t, err, context.Canceled, "never known")
+	r.away = false
+	r.stores[2].State = metapb.StoreState_Tombstone
+	_, err = b.resolve(t.Context(), 2)
+	require.ErrorIs(t, err, transport.ErrNoAddress)
+}
