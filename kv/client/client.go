@@ -647,7 +647,7 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
-		conn := rpc.NewClient(addr, rpc.ClientOptions{MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage})
+		conn := rpc.NewClient(addr, rpc.ClientOptions{MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true})
 		s.conns = append(s.conns, conn)
 		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))
 		s.batches = append(s.batches, newBatcher(conn))

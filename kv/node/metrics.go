@@ -40,6 +40,8 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tikv_raftstore_turns_total", "Turns of the raft workers.", func() float64 { return float64(n.store.Work().Turns) })
 	counter("tikv_raftstore_turn_regions_total", "Regions that the turns of the raft workers ran.", func() float64 { return float64(n.store.Work().TurnRegions) })
 	counter("tikv_raftstore_apply_batches_total", "Engine batches written by the apply workers.", func() float64 { return float64(n.store.Work().ApplyBatches) })
+	counter("tinykv_corrupt_entries_total", "Entries in raft messages that were not the ones that were proposed.", func() float64 { return float64(n.store.Work().CorruptEntries) })
+	counter("tinykv_corrupt_messages_total", "Messages that were damaged on their way to this store.", func() float64 { return float64(n.corrupt.Load()) })
 	counter("tinykv_retries_found_total", "Writes sent again whose earlier attempt was found in the log.", func() float64 { return float64(n.store.Work().RetriesFound) })
 	counter("tinykv_retries_proposed_total", "Writes sent again of which no earlier attempt was in the log.", func() float64 { return float64(n.store.Work().RetriesProposed) })
 	counter("tinykv_retries_undetermined_total", "Writes sent again of which the log could not tell whether they were carried out.", func() float64 { return float64(n.store.Work().RetriesUndetermined) })

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -59,6 +60,9 @@ type Node struct {
 	status    *statusServer
 	space     *spaceGuard
 	disk      *diskWatch
+
+	// corrupt counts messages that were damaged on their way here.
+	corrupt atomic.Uint64
 
 	failed   chan error
 	stopOnce sync.Once
@@ -182,7 +186,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.trans = transport.New(transport.Options{
 		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
 		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
-		Logger: n.logger.Named("transport"),
+		OnCorrupt: n.noteCorrupt, Logger: n.logger.Named("transport"),
 	})
 	n.store = raftstore.New(raftstore.Options{
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
@@ -238,7 +242,9 @@ func (n *Node) storeMeta() *metapb.Store {
 }
 
 func (n *Node) serve(st storage.Storage) {
-	n.grpc = rpc.New(server.Options(n.cfg))
+	opts := server.Options(n.cfg)
+	opts.OnCorrupt = n.noteCorrupt
+	n.grpc = rpc.New(opts)
 	var raft server.RaftHandler
 	if n.store != nil {
 		raft = n.store
@@ -347,6 +353,14 @@ func (n *Node) fillStats(st *schedulerpb.StoreStats) {
 	}
 	st.Capacity, st.Available, st.UsedSize = capacity, free, used
 	st.IsSlow = n.disk.slow()
+}
+
+// noteCorrupt reports a message that was damaged on its way. Its connection ends, and what was under way on it is sent
+// again, so there is at most one line for each connection.
+func (n *Node) noteCorrupt(remote net.Addr, method string) {
+	n.corrupt.Add(1)
+	n.logger.Error("dropped message that was damaged on its way, closing its connection",
+		zap.Stringer("from", remote), zap.String("method", method))
 }
 
 // plainNetError strips the repetition of the address from a listen error.

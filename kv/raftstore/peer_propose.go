@@ -100,13 +100,14 @@ func (p *peer) flushWrites() {
 	if len(p.writes) == 0 {
 		return
 	}
-	buf := make([]byte, 0, p.writeSize+48)
+	buf := make([]byte, 0, p.writeSize+48+message.ChecksumSize)
 	buf = message.AppendHeader(buf, p.regionID, p.region().RegionEpoch)
 	cbs := make([]*message.Callback, len(p.writes))
 	for i, w := range p.writes {
 		buf = append(buf, w.Payload...)
 		cbs[i] = w.Callback
 	}
+	buf = message.AppendChecksum(buf)
 	prop := proposal{bytes: p.writeSize, cbs: cbs}
 	clear(p.writes)
 	p.writes, p.writeSize = p.writes[:0], 0
@@ -181,6 +182,7 @@ func (p *peer) proposeAdmin(a *message.Admin) bool {
 		a.Callback.Fail(invalidf("marshal admin command: %v", err))
 		return false
 	}
+	data = message.AppendChecksum(data)
 	prop := proposal{cbs: []*message.Callback{a.Callback}, admin: true}
 	return p.propose(prop, func() error { return p.rn.Propose(data) })
 }
@@ -258,7 +260,7 @@ func (p *peer) proposeChangePeer(a *message.Admin) error {
 	if err != nil {
 		return invalidf("marshal conf change: %v", err)
 	}
-	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: ctx}
+	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx)}
 	prop := proposal{cbs: []*message.Callback{a.Callback}, admin: true}
 	p.propose(prop, func() error { return p.rn.ProposeConfChange(cc) })
 	return nil

@@ -358,6 +358,9 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	case !knownEntries(m.Message):
 		return nil, invalidf("raft message of region %d has an entry of no known type", m.RegionId)
 	}
+	if err := s.verifyEntries(m); err != nil {
+		return nil, err
+	}
 	s.live.hear(m.FromPeer.StoreId)
 	return s.routeRaft(letter)
 }
@@ -371,6 +374,20 @@ func knownEntries(m *eraftpb.Message) bool {
 		}
 	}
 	return true
+}
+
+// verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again.
+func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
+	for _, e := range m.GetMessage().GetEntries() {
+		if err := message.Verify(e); err != nil {
+			s.work.corruptEntries.Add(1)
+			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
+				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),
+				log.Index(e.Index), zap.Error(err))
+			return invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
+		}
+	}
+	return nil
 }
 
 // HandleOperator takes an order of the placement service.

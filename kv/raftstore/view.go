@@ -152,6 +152,7 @@ func (s *Store) Counts() Counts {
 type workCounters struct {
 	turns, turnRegions, applyBatches, appliedEntries   atomic.Uint64
 	retriesFound, retriesProposed, retriesUndetermined atomic.Uint64
+	corruptEntries                                     atomic.Uint64
 }
 
 // Work counts what the store's workers have done since the start. The ratios tell how much of it is shared:
@@ -164,6 +165,8 @@ type Work struct {
 	// Writes that clients sent again: whose earlier attempt was found in the log, which were proposed because none
 	// was, and of which the log could not tell.
 	RetriesFound, RetriesProposed, RetriesUndetermined uint64
+	// CorruptEntries are entries in raft messages that were not the ones that were proposed.
+	CorruptEntries uint64
 }
 
 // Work reads the counters.
@@ -173,7 +176,7 @@ func (s *Store) Work() Work {
 		Turns: w.turns.Load(), TurnRegions: w.turnRegions.Load(),
 		ApplyBatches: w.applyBatches.Load(), AppliedEntries: w.appliedEntries.Load(),
 		RetriesFound: w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
-		RetriesUndetermined: w.retriesUndetermined.Load(),
+		RetriesUndetermined: w.retriesUndetermined.Load(), CorruptEntries: w.corruptEntries.Load(),
 	}
 }
 

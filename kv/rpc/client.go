@@ -35,6 +35,10 @@ type ClientOptions struct {
 	KeepAlive, KeepAliveTimeout time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
+	// Checksum has messages carry checksums in both directions, if the server knows them.
+	Checksum bool
+	// OnCorrupt is told of messages that were damaged on their way; may be nil.
+	OnCorrupt OnCorrupt
 }
 
 func (o *ClientOptions) setDefaults() {

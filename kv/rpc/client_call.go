@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"io"
 	"runtime"
 	"slices"
@@ -26,6 +27,8 @@ type clientCall struct {
 	encoding string
 	in       inflow
 	parts    assembler
+	check    checksum
+	method   string
 	// answer is the message of a unary call, in memory of its own; hasAnswer: it has come.
 	answer     []byte
 	compressed byte
@@ -93,7 +96,10 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 		l.endIfDrainedLocked()
 		return notSentf("connection to %s: %v", l.c.addr, errOutOfIDs)
 	}
-	call.l, call.id = l, l.mu.nextID
+	call.l, call.id, call.method = l, l.mu.nextID, method
+	if l.c.opts.Checksum {
+		call.check = checksum{sends: true, seed: checksumSeed(method, call.id)}
+	}
 	call.in = inflow{size: int64(l.c.opts.StreamWindow), left: int64(l.c.opts.StreamWindow)}
 	call.mu.window = l.mu.outflow.initial
 	l.mu.nextID += 2
@@ -243,6 +249,15 @@ func (l *link) endLocked(call *clientCall, err error) {
 	call.done <- struct{}{} // has room
 }
 
+// corrupt reports a message that was damaged on its way, and returns what ends the connection.
+func (l *link) corrupt(call *clientCall) error {
+	if f := l.c.opts.OnCorrupt; f != nil {
+		f(l.nc.RemoteAddr(), call.method)
+	}
+	l.sayWhy(http2.ErrCodeProtocol)
+	return ErrCorrupt
+}
+
 // finish ends a call from the reading goroutine.
 func (l *link) finish(call *clientCall, err error) {
 	l.mu.Lock()
@@ -313,9 +328,12 @@ func (l *link) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.add(data, l.c.opts.MaxRecv)
+		msg, kept, rest, err := call.parts.add(data, l.c.opts.MaxRecv+call.check.slack())
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept)
+		}
+		if errors.Is(err, ErrCorrupt) {
+			return l.corrupt(call)
 		}
 		if err != nil {
 			l.reset(call.id, http2.ErrCodeCancel, status.Convert(err))
@@ -362,7 +380,10 @@ func (call *clientCall) windowUpdateLocked(n int64) {
 func (call *clientCall) deliver(msg []byte, kept bool) error {
 	compressed := msg[0]
 	call.parts = assembler{}
-	body := msg[prefixSize:]
+	body, err := call.check.open(toClient, msg[prefixSize:])
+	if err != nil {
+		return err
+	}
 	if st := call.stream; st != nil {
 		size := int64(len(msg))
 		if compressed == 0 && st.offerInline(body) {
@@ -414,8 +435,9 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 	l := call.l
 	g, ok := m.(codec.Message)
 	if !ok {
-		buf, err := encodeForeign(l.c.opts.Codec, m, l.c.opts.MaxSend)
+		buf, err := encodeForeign(l.c.opts.Codec, m, l.c.opts.MaxSend, call.check.size())
 		if err == nil {
+			call.check.seal(toServer, buf[prefixSize:])
 			call.queueLocked(buf, last)
 		}
 		return err
@@ -424,11 +446,11 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 	if size > l.c.opts.MaxSend {
 		return tooLarge("send", size, l.c.opts.MaxSend)
 	}
-	total := prefixSize + size
+	total := prefixSize + size + call.check.size()
 	o := &l.mu.outflow
 	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
 		buf := make([]byte, total)
-		if err := putMessage(buf, g); err != nil {
+		if err := call.check.put(toServer, buf, g); err != nil {
 			return err
 		}
 		call.queueLocked(buf, last)
@@ -438,7 +460,7 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 	n := frameCount(total, o.maxFrame)
 	framed := total + frameHeader*n
 	buf := l.mu.out.grow(framed)
-	if err := putMessage(buf[framed-total:], g); err != nil {
+	if err := call.check.put(toServer, buf[framed-total:], g); err != nil {
 		l.mu.out.shrink(framed)
 		return err
 	}

@@ -17,9 +17,10 @@ import (
 // requestEncoder makes the header blocks of calls. Those of a method are always the same but for the timeout: once
 // their fields are in the server's table they are a few bytes, which are kept.
 type requestEncoder struct {
-	addr string
-	buf  bytes.Buffer
-	enc  *hpack.Encoder
+	addr     string
+	checksum bool
+	buf      bytes.Buffer
+	enc      *hpack.Encoder
 	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
 	// as long as nothing enters the table, so that nothing in it moves.
 	seen map[string][]byte
@@ -30,8 +31,8 @@ type requestEncoder struct {
 	small bool
 }
 
-func (e *requestEncoder) init(addr string) {
-	e.addr = addr
+func (e *requestEncoder) init(addr string, checksum bool) {
+	e.addr, e.checksum = addr, checksum
 	e.enc = hpack.NewEncoder(&e.buf)
 	e.seen = map[string][]byte{}
 	e.room = tableSize
@@ -41,11 +42,16 @@ func (e *requestEncoder) init(addr string) {
 }
 
 // common are the fields after the path.
-func (e *requestEncoder) common() [4]hpack.HeaderField {
-	return [4]hpack.HeaderField{
+func (e *requestEncoder) common() []hpack.HeaderField {
+	all := [...]hpack.HeaderField{
 		{Name: ":authority", Value: e.addr}, {Name: "content-type", Value: "application/grpc"},
 		{Name: "user-agent", Value: "tinykv-go"}, {Name: "te", Value: "trailers"},
+		{Name: checksumHeader, Value: checksumKind},
 	}
+	if !e.checksum {
+		return all[:len(all)-1]
+	}
+	return all[:]
 }
 
 // setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE. A table that was made smaller stays so: hpack's encoder
@@ -134,6 +140,7 @@ type responseHead struct {
 	sent int
 	// The fields.
 	httpStatus, contentType, grpcStatus, message, encoding string
+	checksum                                               bool
 }
 
 func (h *responseHead) init() { h.dec = newHeaderDecoder(h.take) }
@@ -157,6 +164,8 @@ func (h *responseHead) take(f hpack.HeaderField) {
 		h.message = f.Value
 	case "grpc-encoding":
 		h.encoding = f.Value
+	case checksumHeader:
+		h.checksum = f.Value == checksumKind
 	}
 }
 
@@ -269,6 +278,7 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 		st := l.head.check()
 		if st == nil && !end {
 			call.encoding = l.head.encoding
+			call.check.checks = call.check.sends && l.head.checksum
 			return nil
 		}
 		if st != nil && !end {

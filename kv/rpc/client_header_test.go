@@ -70,7 +70,7 @@ func TestRequestHeaders(t *testing.T) {
 			methods[i] = fmt.Sprintf("/s/%d%s", i, strings.Repeat("m", rnd.IntN(longest)))
 		}
 		var e requestEncoder
-		e.init(addr)
+		e.init(addr, false)
 		dec := hpack.NewDecoder(tableSize, nil)
 		for range 400 {
 			if rnd.IntN(40) == 0 {
@@ -97,7 +97,7 @@ func TestRequestHeaders(t *testing.T) {
 // TestRequestHeadersAreSmall: a method's block is a few bytes once the server knows it.
 func TestRequestHeadersAreSmall(t *testing.T) {
 	var e requestEncoder
-	e.init("127.0.0.1:20160")
+	e.init("127.0.0.1:20160", false)
 	for range 3 {
 		for i := range 30 {
 			e.block(fmt.Sprint("/tinykvpb.TinyKv/Method", i), -1)

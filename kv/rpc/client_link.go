@@ -90,7 +90,7 @@ func newLink(c *Client, nc net.Conn) *link {
 	l.mu.nextID = 1
 	l.mu.max = 1 << 30 // until the server says otherwise
 	l.mu.fw = http2.NewFramer((*linkWriter)(l), nil)
-	l.mu.enc.init(c.addr)
+	l.mu.enc.init(c.addr, c.opts.Checksum)
 	l.mu.outflow.window, l.mu.outflow.initial, l.mu.outflow.maxFrame = initialWindow, initialWindow, 16<<10
 	return l
 }

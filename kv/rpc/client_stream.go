@@ -181,7 +181,7 @@ func (st *ClientStream) TrySend(m codec.Message) bool {
 	call := st.call
 	l := call.l
 	size := m.Size()
-	total := int64(prefixSize + size)
+	total := int64(prefixSize + size + call.check.size())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if call.mu.ended || call.mu.last || len(call.mu.pending) > 0 || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||

@@ -128,18 +128,18 @@ func writeHeaders(fw *http2.Framer, id uint32, block []byte, maxFrame int, end b
 	}
 }
 
-// putMessage fills buf with a message and its prefix.
-func putMessage(buf []byte, m codec.Message) error {
+// putMessage fills buf with a message, up to end, and its prefix, which counts what stands behind end as well.
+func putMessage(buf []byte, end int, m codec.Message) error {
 	buf[0] = 0
 	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-prefixSize))
-	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:]); err != nil {
+	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:end]); err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
 	return nil
 }
 
-// encodeForeign is a message with its prefix that only the codec can encode.
-func encodeForeign(c encoding.CodecV2, m any, limit int) ([]byte, error) {
+// encodeForeign is a message that only the codec can encode, with its prefix and room for extra bytes behind it.
+func encodeForeign(c encoding.CodecV2, m any, limit, extra int) ([]byte, error) {
 	bufs, err := c.Marshal(m)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -149,8 +149,8 @@ func encodeForeign(c encoding.CodecV2, m any, limit int) ([]byte, error) {
 	if size > limit {
 		return nil, tooLarge("send", size, limit)
 	}
-	buf := make([]byte, prefixSize+size)
-	binary.BigEndian.PutUint32(buf[1:], uint32(size))
+	buf := make([]byte, prefixSize+size+extra)
+	binary.BigEndian.PutUint32(buf[1:], uint32(size+extra))
 	bufs.CopyTo(buf[prefixSize:])
 	return buf, nil
 }

@@ -39,6 +39,8 @@ type Options struct {
 	MinPing time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
+	// OnCorrupt is told of messages that were damaged on their way; may be nil.
+	OnCorrupt OnCorrupt
 }
 
 func (o *Options) setDefaults() {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ type Call struct {
 	c        *conn
 	id       uint32
 	m        *method
+	path     string
 	deadline time.Time
 	encoding string
 
@@ -32,6 +34,7 @@ type Call struct {
 	ended bool
 	in    inflow
 	parts assembler
+	check checksum
 	// request is the message of a unary call, once it is complete.
 	request    []byte
 	hasRequest bool
@@ -82,7 +85,10 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
-	call := &Call{c: c, id: id, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
+	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
+	if req.checksum {
+		call.check = checksum{sends: true, checks: true, seed: checksumSeed(req.path, id)}
+	}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
 	}
@@ -153,9 +159,12 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.add(data, call.c.s.opts.MaxRecv)
+		msg, kept, rest, err := call.parts.add(data, call.c.s.opts.MaxRecv+call.check.slack())
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept, f.StreamEnded() && len(rest) == 0)
+		}
+		if errors.Is(err, ErrCorrupt) {
+			return call.c.corrupt(call)
 		}
 		if err != nil {
 			call.refuse(err)
@@ -209,14 +218,16 @@ func (call *Call) windowUpdateLocked(n int64) {
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
 	call.parts = assembler{}
-	body := msg[prefixSize:]
+	body, err := call.check.open(toServer, msg[prefixSize:])
+	if err != nil {
+		return err
+	}
 	if call.stream == nil {
 		if call.hasRequest {
 			return status.Error(codes.Internal, "more than one request for a unary call")
 		}
 		call.hasRequest = true
 		if compressed != 0 {
-			var err error
 			if body, err = decompress(compressed, call.encoding, body, call.c.s.opts.MaxRecv); err != nil {
 				return err
 			}
@@ -423,8 +434,9 @@ func (call *Call) sendLocked(m any) error {
 	call.sendHeadersLocked()
 	g, ok := m.(codec.Message)
 	if !ok {
-		buf, err := encodeForeign(c.s.opts.Codec, m, c.s.opts.MaxSend)
+		buf, err := encodeForeign(c.s.opts.Codec, m, c.s.opts.MaxSend, call.check.size())
 		if err == nil {
+			call.check.seal(toClient, buf[prefixSize:])
 			call.queueLocked(buf)
 		}
 		return err
@@ -433,11 +445,11 @@ func (call *Call) sendLocked(m any) error {
 	if size > c.s.opts.MaxSend {
 		return tooLarge("send", size, c.s.opts.MaxSend)
 	}
-	total := prefixSize + size
+	total := prefixSize + size + call.check.size()
 	o := &c.mu.outflow
 	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
 		buf := make([]byte, total)
-		if err := putMessage(buf, g); err != nil {
+		if err := call.check.put(toClient, buf, g); err != nil {
 			return err
 		}
 		call.queueLocked(buf)
@@ -446,7 +458,7 @@ func (call *Call) sendLocked(m any) error {
 	// The usual case: straight into the output.
 	framed := total + frameHeader*frameCount(total, o.maxFrame)
 	buf := c.mu.out.grow(framed)
-	if err := putMessage(buf[framed-total:], g); err != nil {
+	if err := call.check.put(toClient, buf[framed-total:], g); err != nil {
 		c.mu.out.shrink(framed)
 		return err
 	}

@@ -270,6 +270,14 @@ func (c *conn) linger() {
 	_, _ = io.CopyN(io.Discard, c.br, 1<<20)
 }
 
+// corrupt reports a message that was damaged on its way, and returns what ends the connection.
+func (c *conn) corrupt(call *Call) error {
+	if f := c.s.opts.OnCorrupt; f != nil {
+		f(c.nc.RemoteAddr(), call.path)
+	}
+	return &connError{http2.ErrCodeProtocol, ErrCorrupt.Error()}
+}
+
 // sawStream notes a stream for which there is no call.
 func (c *conn) sawStream(id uint32) {
 	c.mu.Lock()

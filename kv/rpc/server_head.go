@@ -161,6 +161,8 @@ func (h *requestHead) takeRegular(f hpack.HeaderField) {
 		h.isGRPC = isGRPCType(f.Value)
 	case "grpc-encoding":
 		h.req.encoding = f.Value
+	case checksumHeader:
+		h.req.checksum = f.Value == checksumKind
 	case "grpc-timeout":
 		h.takeTimeout(f.Value)
 	case "te":

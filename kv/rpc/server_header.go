@@ -19,6 +19,8 @@ type request struct {
 	// timeout is negative if there is none.
 	timeout  time.Duration
 	encoding string
+	// checksum: messages carry checksums, in both directions.
+	checksum bool
 }
 
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
@@ -108,6 +110,7 @@ func (e *headerEncoder) block(which int) []byte {
 	if which == blockHeaders {
 		e.field(":status", "200", false)
 		e.field("content-type", "application/grpc", false)
+		e.field(checksumHeader, checksumKind, false) // for clients that have asked; others do not mind
 	} else {
 		e.field("grpc-status", "0", false)
 	}

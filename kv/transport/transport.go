@@ -57,7 +57,9 @@ type Options struct {
 	SnapshotLimit   int
 	SnapshotTimeout time.Duration
 	MaxMessage      int
-	Logger          *zap.Logger
+	// OnCorrupt is told of answers that were damaged on their way; may be nil.
+	OnCorrupt rpc.OnCorrupt
+	Logger    *zap.Logger
 }
 
 // Transport sends raft messages to other stores. Safe for concurrent use.
@@ -281,6 +283,7 @@ const KeepAlive = 10 * time.Second
 func (t *Transport) dial(addr string) *rpc.Client {
 	return rpc.NewClient(addr, rpc.ClientOptions{
 		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive, MinBackoff: 50 * time.Millisecond,
+		Checksum: true, OnCorrupt: t.opts.OnCorrupt,
 	})
 }
 

@@ -19,6 +19,7 @@ type Network struct {
 	c       *Cluster
 	Sent    atomic.Int64
 	Dropped atomic.Int64
+	Flipped atomic.Int64
 	Snaps   atomic.Int64
 
 	mu struct {
@@ -26,6 +27,7 @@ type Network struct {
 		rng *rand.Rand
 		// loss, duplicate are probabilities; delay is the longest.
 		loss, duplicate float64
+		flip            float64
 		delay           time.Duration
 		// side numbers the parts of a partition; messages between different parts are lost. nil: none.
 		side map[uint64]int
@@ -118,6 +120,13 @@ func (n *Network) SetFaults(loss, duplicate float64, delay time.Duration) {
 	n.mu.loss, n.mu.duplicate, n.mu.delay = loss, duplicate, delay
 }
 
+// SetFlips sets the probability with which a bit of an entry flips on its way.
+func (n *Network) SetFlips(p float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mu.flip = p
+}
+
 // Partition separates the stores into parts; stores that are in none are in a part of their own.
 func (n *Network) Partition(parts ...[]uint64) {
 	n.mu.Lock()
@@ -193,6 +202,9 @@ func (e *endpoint) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 			e.n.tap(e.from.ID, m)
 		}
 		data, err := m.Marshal()
+		if err == nil && e.n.damages() {
+			data, err = e.n.damage(m, data)
+		}
 		if err != nil {
 			e.n.c.t.Errorf("marshal raft message: %v", err)
 			continue
@@ -211,6 +223,32 @@ func (e *endpoint) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 			e.n.deliver(e.from, storeID, m, data, snapshot, delay)
 		}
 	}
+}
+
+// damages decides whether a message is to be damaged.
+func (n *Network) damages() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mu.flip > 0 && n.mu.rng.Float64() < n.mu.flip
+}
+
+// damage is the message with one bit flipped in the data of one of its entries, if it has any.
+func (n *Network) damage(m *rspb.RaftMessage, data []byte) ([]byte, error) {
+	bad := new(rspb.RaftMessage)
+	if err := bad.Unmarshal(data); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	entries := m.GetMessage().GetEntries()
+	for i := range entries {
+		if size := len(entries[i].Data); size > 0 {
+			bad.Message.Entries[i].Data[n.mu.rng.IntN(size)] ^= 1 << n.mu.rng.IntN(8)
+			n.Flipped.Add(1)
+			break
+		}
+	}
+	return bad.Marshal()
 }
 
 func (n *Network) deliver(from *Node, to uint64, sent *rspb.RaftMessage, data []byte, snapshot bool, delay time.Duration) {

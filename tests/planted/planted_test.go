@@ -82,6 +82,10 @@ var bugs = []bug{
 		name: "client-writes-twice", file: "kv/client/client.go", pkg: "./kv/client", run: "TestUnknownWithoutIdentities", tries: 1,
 		change: [][2]string{{"		v.inexact = true\n	}\n	return v\n", "	}\n	return v\n"}},
 	},
+	{
+		name: "damaged-entries-are-taken", file: "kv/raftstore/message/checksum.go", pkg: suitePkg, run: "TestFlippedBitsBetweenStores", tries: 1,
+		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),

@@ -19,6 +19,7 @@ const (
 	tagRequests = 2<<3 | 2  // RaftCmdRequest.requests
 	tagAdmin    = 3<<3 | 2  // RaftCmdRequest.admin_request
 	tagWriteID  = 14<<3 | 2 // RaftCmdRequest.write_ids
+	tagChecksum = 15<<3 | 2 // RaftCmdRequest.checksum
 
 	tagCmdType = 1 << 3   // Request.cmd_type
 	tagPut     = 4<<3 | 2 // Request.put
@@ -145,8 +146,8 @@ type Entry struct {
 
 var errPayload = errors.New("message: malformed command")
 
-// DecodeEntry parses the frame of an entry and checks every request of it, so that VisitOps cannot
-// fail. Any bytes are safe to pass.
+// DecodeEntry parses the frame of an entry and checks its checksum, if it has one, and every request of it, so that
+// VisitOps cannot fail. Any bytes are safe to pass. ErrCorrupt, or what is wrong with the frame.
 func DecodeEntry(data []byte) (Entry, error) {
 	e := Entry{data: data}
 	for len(data) > 0 {
@@ -167,6 +168,10 @@ func DecodeEntry(data []byte) (Entry, error) {
 			}
 		case tagWriteID:
 			if _, err := decodeWriteID(field); err != nil {
+				return Entry{}, err
+			}
+		case tagChecksum:
+			if err := checkSum(e.data, len(e.data)-len(data), field); err != nil {
 				return Entry{}, err
 			}
 		}
