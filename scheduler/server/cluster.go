@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -244,12 +245,16 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	now := c.opts.Now()
 	wasDown := s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D()
 	firstStats := s.Stats() == nil
+	damaged := !slices.Equal(s.Stats().GetDamagedPeerIds(), stats.DamagedPeerIds)
 	c.core.UpdateStore(s.ID(), core.WithStats(stats, now))
 	c.prepare.storeBeat(s.ID(), int(stats.GetRegionCount()))
 	if wasDown {
 		c.events.add("store-connected", fmt.Sprintf("store %d is heard again", s.ID()))
 	}
-	if wasDown || firstStats {
+	if damaged {
+		c.events.add("store-damaged", fmt.Sprintf("store %d reports %d damaged replicas", s.ID(), len(stats.DamagedPeerIds)))
+	}
+	if wasDown || firstStats || damaged {
 		c.health.Store(nil)
 		c.planner.Wake()
 	}

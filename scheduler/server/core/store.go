@@ -2,6 +2,7 @@ package core
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -137,6 +138,12 @@ func (s *StoreInfo) DownTime(now time.Time) time.Duration { return now.Sub(s.las
 
 // IsBusy is true if the store asked for mercy.
 func (s *StoreInfo) IsBusy() bool { return s.stats.GetIsBusy() || s.stats.GetIsSlow() }
+
+// IsDamaged tells whether the store has reported a peer's replica as damaged.
+func (s *StoreInfo) IsDamaged(peerID uint64) bool {
+	_, found := slices.BinarySearch(s.stats.GetDamagedPeerIds(), peerID)
+	return found
+}
 
 // Counts returns the store's shares of the region map.
 func (s *StoreInfo) Counts() StoreCounts { return s.counts }

@@ -176,6 +176,12 @@ func (w *world) do(line string) {
 		d, err := time.ParseDuration(strings.Fields(rest)[1])
 		require.NoError(w.t, err)
 		w.core.UpdateStore(a, core.WithLastHeartbeat(w.now.Add(-d)))
+	case "damaged": // the store reports the peers
+		st := &schedulerpb.StoreStats{StoreId: a, RegionCount: 1}
+		if b != 0 {
+			st.DamagedPeerIds = []uint64{b}
+		}
+		w.core.UpdateStore(a, core.WithStats(st, w.now))
 	case "offline":
 		w.core.UpdateStore(a, core.WithState(metapb.StoreState_Offline))
 	case "cancel":

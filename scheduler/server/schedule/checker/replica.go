@@ -17,6 +17,7 @@ type Defect string
 const (
 	None    Defect = ""
 	Down    Defect = "down-peer"
+	Damaged Defect = "damaged-peer"
 	Missing Defect = "miss-peer"
 	Offline Defect = "offline-peer"
 	Extra   Defect = "extra-peer"
@@ -42,7 +43,7 @@ func Check(v *view.View, r *core.RegionInfo) Result {
 		prio = operator.Urgent
 	}
 	for _, check := range []func(*view.View, *core.RegionInfo, operator.Priority) Result{
-		checkDown, checkMissing, checkOffline, checkExtra, checkLearner,
+		checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner,
 	} {
 		if res := check(v, r, prio); res.Defect != None {
 			return res
@@ -80,6 +81,26 @@ func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result 
 			return remove(v, r, Down, "remove-down-peer", prio, p.StoreID)
 		}
 		return replace(v, r, Down, "replace-down-peer", prio, p.StoreID)
+	}
+	return Result{}
+}
+
+// checkDamaged replaces a peer whose store does not serve it because its replica is damaged. If no other store may have
+// the new replica, the damaged one is removed first, as far as the others are a healthy majority; then its store takes the
+// new one.
+func checkDamaged(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	for _, p := range r.Peers() {
+		s := v.Store(p.StoreID)
+		if s == nil || !s.IsDamaged(p.ID) || p.StoreID == r.LeaderStore() {
+			continue
+		}
+		if len(r.Peers()) > v.MaxReplicas() {
+			return remove(v, r, Damaged, "remove-damaged-peer", prio, p.StoreID)
+		}
+		if res := replace(v, r, Damaged, "replace-damaged-peer", prio, p.StoreID); res.Op != nil {
+			return res
+		}
+		return remove(v, r, Damaged, "remove-damaged-peer", prio, p.StoreID)
 	}
 	return Result{}
 }

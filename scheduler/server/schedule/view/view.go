@@ -173,11 +173,12 @@ func (v *View) LearnerFirst() bool {
 	return true
 }
 
-// Healthy tells whether a peer counts for a quorum: it is not catching up, its leader hears it, and
-// its store was heard of lately.
+// Healthy tells whether a peer counts for a quorum: it is not catching up, its leader has answers from it, and its
+// store has reported lately, without calling the replica damaged.
 func (v *View) Healthy(r *core.RegionInfo, p core.Peer) bool {
 	s := v.byID[p.StoreID]
-	return !r.IsPending(p.ID) && !r.IsDown(p.ID) && s != nil && filter.Connected(s, v.Env())
+	return !r.IsPending(p.ID) && !r.IsDown(p.ID) && s != nil && filter.Connected(s, v.Env()) &&
+		!s.IsDamaged(p.ID)
 }
 
 // Target picks the store for a new replica of a region, without the replica on exclude (0: none).
