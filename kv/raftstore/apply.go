@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -32,7 +33,7 @@ type applyTask struct {
 	kind      applyKind
 	regionID  uint64
 	entries   []eraftpb.Entry
-	proposals []proposal
+	proposals []message.Proposal
 	register  *applier
 	install   *installTask
 	destroy   *destroyTask
@@ -111,9 +112,10 @@ type applyWorker struct {
 	state   rspb.RaftApplyState // scratch of flush
 }
 
+// answer is what to tell of a proposal once its effect is in the engine.
 type answer struct {
-	cb  *message.Callback
-	res message.Result
+	prop message.Proposal
+	res  message.Result
 }
 
 func newApplyWorker(s *Store, id int) *applyWorker {
@@ -170,14 +172,18 @@ func (w *applyWorker) round(tasks []applyTask) error {
 	return w.flush()
 }
 
-// abandon answers what can not be carried out any more.
+// abandon answers what can not be carried out any more. The entries are committed: a restart, or the other stores,
+// apply them.
 func (w *applyWorker) abandon(tasks []applyTask) {
-	for _, a := range w.answers {
-		a.cb.Fail(ErrStopping)
+	w.store.inflight.Add(-w.freed)
+	w.freed = 0
+	for i := range w.answers {
+		w.answers[i].prop.Unknown(ErrStopping)
 	}
 	w.answers = nil
 	for i := range tasks {
-		failAll(tasks[i].proposals, w.store, ErrStopping)
+		w.store.endUnknown(tasks[i].proposals, ErrStopping)
+		tasks[i].proposals = nil
 	}
 }
 
@@ -215,10 +221,9 @@ func (w *applyWorker) destroy(t *destroyTask) error {
 func (w *applyWorker) applyEntries(t *applyTask) error {
 	a := w.regions[t.regionID]
 	if a == nil || a.removed {
-		failAll(t.proposals, w.store, &RegionNotFoundError{RegionID: t.regionID})
+		w.store.endUnknown(t.proposals, &RegionNotFoundError{RegionID: t.regionID})
 		return nil
 	}
-	props := t.proposals
 	for i := range t.entries {
 		e := &t.entries[i]
 		if e.Index <= a.applied {
@@ -227,22 +232,12 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 		if e.Index != a.applied+1 {
 			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index, a.applied)
 		}
-		var prop *proposal
-		for len(props) > 0 && props[0].index <= e.Index {
-			if props[0].index == e.Index && props[0].term == e.Term {
-				prop = &props[0]
-			} else {
-				// Another leader's entry has this index, so the proposal is gone for good.
-				failAll(props[:1], w.store, &StaleCommandError{Term: e.Term, Definite: true})
-			}
-			props = props[1:]
-		}
+		w.endOverwritten(t, e)
 		res := w.applyEntry(a, e)
-		if prop != nil {
-			w.freed += int64(prop.bytes)
-			for _, cb := range prop.cbs {
-				w.answers = append(w.answers, answer{cb, res})
-			}
+		if props := t.proposals; len(props) > 0 && props[0].Is(e.Index, e.Term) {
+			w.freed += int64(props[0].Size())
+			w.answers = append(w.answers, answer{props[0], res})
+			t.proposals = props[1:]
 		}
 		a.applied, a.term = e.Index, e.Term
 		w.entries++
@@ -256,8 +251,25 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			break // nothing is written for a region after the removal of its peer (C18)
 		}
 	}
-	failAll(props, w.store, &StaleCommandError{Term: a.term})
+	w.store.endUnknown(t.proposals, errBehind)
+	t.proposals = nil
 	return nil
+}
+
+// errBehind is why the outcome of a proposal is not known: what this replica has applied does not reach it.
+var errBehind = errors.New("raftstore: the command was not reached")
+
+// endOverwritten ends the proposals up to an entry that are not the entry.
+func (w *applyWorker) endOverwritten(t *applyTask, e *eraftpb.Entry) {
+	for len(t.proposals) > 0 {
+		prop := &t.proposals[0]
+		if prop.Index() > e.Index || prop.Is(e.Index, e.Term) {
+			return
+		}
+		w.store.inflight.Add(-int64(prop.Size()))
+		prop.Overwritten(e.Index, e.Term)
+		t.proposals = t.proposals[1:]
+	}
 }
 
 func (w *applyWorker) touch(a *applier) {
@@ -365,8 +377,8 @@ func (w *applyWorker) flush() error {
 	w.touched = w.touched[:0]
 	w.store.inflight.Add(-w.freed)
 	w.freed = 0
-	for _, ans := range w.answers {
-		ans.cb.Done(ans.res)
+	for i := range w.answers {
+		w.answers[i].prop.Applied(w.answers[i].res)
 	}
 	clear(w.answers)
 	w.answers = w.answers[:0]

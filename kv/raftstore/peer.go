@@ -53,7 +53,7 @@ type peer struct {
 	// offered: a raft snapshot was stepped in this turn and has its range reserved.
 	offered bool
 
-	proposals []proposal
+	proposals []message.Proposal // sorted by index
 	writes    []*message.Write
 	writeSize int
 	handover  handover
@@ -87,14 +87,6 @@ type peer struct {
 type lingering struct {
 	region *metapb.Region
 	round  uint64
-}
-
-// proposal remembers who waits for the entry at an index. Sorted by index.
-type proposal struct {
-	index, term uint64
-	bytes       int
-	cbs         []*message.Callback
-	admin       bool
 }
 
 type peerStats struct {

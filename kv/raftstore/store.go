@@ -247,11 +247,7 @@ func (s *Store) answerAll(err error) {
 		for _, m := range s.router.close(b) {
 			message.CallbackOf(m).Fail(err)
 		}
-		b.peer.failProposals(err)
-		b.peer.failAllReads(err)
-		for _, t := range b.peer.heldApply {
-			failAll(t.proposals, s, err)
-		}
+		b.peer.endCommands(err)
 		return true
 	})
 	for _, w := range s.appliers {

@@ -87,6 +87,10 @@ var bugs = []bug{
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
 	},
 	{
+		name: "definite-error-after-the-proposal", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "TestPutOfARemovedLeaderIsUnknown", tries: 1,
+		change: [][2]string{{"{ p.end(Result{Err: &UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
+	},
+	{
 		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,
 		change: [][2]string{{"return max(p.region().GetRegionEpoch().GetConfVer(), p.bornAt)", "return p.region().GetRegionEpoch().GetConfVer()"}},
 	},
