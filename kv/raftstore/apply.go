@@ -5,12 +5,9 @@ import (
 	"fmt"
 	"sync"
 
-	"go.uber.org/zap"
-
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
-	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -233,7 +230,10 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index, a.applied)
 		}
 		w.endOverwritten(t, e)
-		res := w.applyEntry(a, e)
+		res, err := w.applyEntry(a, e)
+		if err != nil {
+			return fmt.Errorf("apply entry %d of region %d: %w", e.Index, a.regionID, err)
+		}
 		if props := t.proposals; len(props) > 0 && props[0].Is(e.Index, e.Term) {
 			w.freed += int64(props[0].Size())
 			w.answers = append(w.answers, answer{props[0], res})
@@ -279,27 +279,34 @@ func (w *applyWorker) touch(a *applier) {
 	}
 }
 
-// applyEntry carries out one entry. It is total: whatever the entry holds, every replica comes to the
-// same state, and a refusal is an answer (F-13, H8).
-func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) message.Result {
+// errUndecodable: a committed entry does not decode. Leaders propose no such entries, so this replica's copy is damaged.
+var errUndecodable = errors.New("raftstore: damaged entry")
+
+// applyEntry carries out one entry. A refusal is a result: whatever a sound entry holds, every replica comes to the
+// same state (F-13, H8). An error is for this replica alone, from its disk: the store must stop before the applied
+// index passes the entry, or this replica would go on without its effect.
+func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) (message.Result, error) {
 	if e.EntryType == eraftpb.EntryType_EntryConfChange {
-		return w.applyConfChange(a, e)
+		cc, req, err := decodeConfChange(e.Data)
+		if err != nil {
+			return message.Result{}, err
+		}
+		return w.applyConfChange(a, e.Index, cc, req), nil
 	}
 	if len(e.Data) == 0 {
-		return message.Result{} // the no-op of a new leader
+		return message.Result{}, nil // the no-op of a new leader
 	}
 	cmd, err := message.DecodeEntry(e.Data)
 	if err != nil {
-		w.store.logger.Error("ignoring entry that does not decode", log.RegionID(a.regionID), log.Index(e.Index), zap.Error(err))
-		return message.Result{Err: invalidf("entry %d does not decode: %v", e.Index, err)}
+		return message.Result{}, fmt.Errorf("%w: %w", errUndecodable, err)
 	}
 	if cmd.Admin != nil {
 		return w.applyAdmin(a, e, &cmd)
 	}
 	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {
-		return message.Result{Err: w.epochNotMatch(a)}
+		return message.Result{Err: w.epochNotMatch(a)}, nil
 	}
-	return w.applyWrite(a, &cmd)
+	return w.applyWrite(a, &cmd), nil
 }
 
 func (w *applyWorker) epochNotMatch(a *applier) error {

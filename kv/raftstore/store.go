@@ -348,18 +348,19 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 		return nil, invalidf("raft message without region, sender or epoch")
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
-	case !knownEntries(m.Message):
-		return nil, invalidf("raft message of region %d has an entry of no known type", m.RegionId)
+	case !soundEntries(m.Message):
+		return nil, invalidf("raft message of region %d has an entry that no leader proposes", m.RegionId)
 	}
 	s.live.hear(m.FromPeer.StoreId)
 	return s.routeRaft(letter)
 }
 
-// knownEntries tells whether all entries are of types that the raft log can hold: it refuses a batch with
-// another one, and that would stop the store for a message it need not have taken.
-func knownEntries(m *eraftpb.Message) bool {
+// soundEntries tells whether all entries are of types that the raft log can hold, and decode: the log refuses a batch with
+// another type, and what does not decode is damage when it is applied. Either would stop the store for a message that it
+// need not have taken, and that comes again.
+func soundEntries(m *eraftpb.Message) bool {
 	for _, e := range m.GetEntries() {
-		if t := e.GetEntryType(); t != eraftpb.EntryType_EntryNormal && t != eraftpb.EntryType_EntryConfChange {
+		if e == nil || checkEntry(e) != nil {
 			return false
 		}
 	}
