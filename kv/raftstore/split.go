@@ -141,6 +141,12 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 		}
 		return nil
 	}
+	if err := s.log.Damaged(m.Region.Id); err != nil {
+		// A message had created a peer of the region here before, and its vote may be among what is lost.
+		s.quarantineRegion(m.Region, m.Peer, err)
+		s.meta.finishSplit(m.Region.Id)
+		return nil
+	}
 	p, err := s.newSplitPeer(m.Region, m.Peer)
 	if err != nil {
 		return err

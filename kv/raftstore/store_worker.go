@@ -185,6 +185,10 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	if err := s.engine.Write(b, true); err != nil {
 		return err
 	}
+	if err := s.log.Damaged(m.RegionId); err != nil {
+		s.quarantineRegion(&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self, err)
+		return nil
+	}
 	p, err := newPeer(s, region, &self, 0, rspb.RaftTruncatedState{}, false)
 	if err != nil {
 		return err
