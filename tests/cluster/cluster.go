@@ -67,6 +67,8 @@ type Options struct {
 	// given out before they were taken.
 	Images  map[uint64]Image
 	FirstID uint64
+	// Failed is called, on a goroutine of its own, when a store has failed; without it the test fails.
+	Failed func(n *Node, err error)
 	// Inspect sees the disks of each store before it starts.
 	Inspect func(n *Node, log *raftlog.Log)
 }
@@ -270,7 +272,11 @@ func (n *Node) start() error {
 			n.mu.Lock()
 			current := n.store == store && n.running
 			n.mu.Unlock()
-			if current {
+			switch {
+			case !current:
+			case c.opts.Failed != nil:
+				c.opts.Failed(n, err)
+			default:
 				c.t.Errorf("store %d failed: %v", id, err)
 			}
 		default:
@@ -357,7 +363,7 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	// in the engine. While the engine stands still the raft log may run ahead, which is as good as an engine that is late.
 	var fs *faultfs.MemFS
 	eng := n.engine.CrashWith(loss, engineRng, func() {
-		fs = n.fs.Crash(loss, engineRng, nil)
+		fs = n.fs.Crash(loss, engineRng, n.ctl)
 	})
 	n.c.t.Logf("crash of store %d, loss %d", n.ID, loss)
 	n.mu.Unlock()
@@ -371,6 +377,13 @@ func (n *Node) Crash(loss faultfs.Loss) {
 // Restart starts a store that is down. A failure fails the test, but does not end it: it may be called
 // by any goroutine.
 func (n *Node) Restart() {
+	if err := n.TryRestart(); err != nil {
+		n.c.t.Errorf("restart: %v", err)
+	}
+}
+
+// TryRestart starts a store that is down, if its disks allow it.
+func (n *Node) TryRestart() error {
 	n.mu.Lock()
 	running := n.running
 	var err error
@@ -378,15 +391,13 @@ func (n *Node) Restart() {
 		err = n.open()
 	}
 	n.mu.Unlock()
-	if running {
-		return
+	if running || err != nil {
+		return err
 	}
-	if err == nil {
-		err = n.start()
+	if err = n.start(); err != nil {
+		return errors.Join(err, n.log.Close())
 	}
-	if err != nil {
-		n.c.t.Errorf("restart: %v", err)
-	}
+	return nil
 }
 
 // Client returns a client of the cluster. Writes of unknown outcome are not tried again.

@@ -62,6 +62,14 @@ var bugs = []bug{
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
 		},
 	},
+	{
+		name: "io-error-as-an-answer", file: "kv/raftstore/apply_admin.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
+		args: []string{"-maxfail", "1", "-errors", "300"},
+		change: [][2]string{{
+			"			return message.Result{}, fmt.Errorf(\"state of new region %d: %w\", right.Id, err)\n",
+			"			w.store.fail(err)\n			return message.Result{Err: ErrFailed}, nil\n",
+		}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),
