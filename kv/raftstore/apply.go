@@ -23,6 +23,7 @@ const (
 	applyRegister           // a peer begins: entries will follow
 	applyInstall            // a raft snapshot replaces the region's state
 	applyDestroy            // the peer ends
+	applyRetire             // the peer ends, and everything stays where it is
 )
 
 // applyTask is work for the apply worker of a region; tasks of a region are carried out in order.
@@ -34,6 +35,7 @@ type applyTask struct {
 	register  *applier
 	install   *installTask
 	destroy   *destroyTask
+	retire    *mailbox
 }
 
 // installTask replaces a region's state by a received raft snapshot.
@@ -200,6 +202,12 @@ func (w *applyWorker) handle(t *applyTask) error {
 		w.store.regionRunner.install(t.install)
 	case applyDestroy:
 		return w.destroy(t.destroy)
+	case applyRetire:
+		w.forget(t.regionID)
+		if err := w.flush(); err != nil {
+			return err
+		}
+		w.store.peerRetired(t.retire)
 	}
 	return nil
 }

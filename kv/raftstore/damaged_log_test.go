@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bytes"
+	"context"
 	"math"
 	"path/filepath"
 	"testing"
@@ -10,10 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -21,6 +24,16 @@ import (
 
 // damagedLog is a raft log that has met damage in region 1, in whose hard state there is a vote.
 func damagedLog(t *testing.T) *raftlog.Log {
+	t.Helper()
+	l := decayedLog(t)
+	_, err := l.Entries(1, meta.InitLogIndex+1, meta.InitLogIndex+2, math.MaxUint64)
+	require.Error(t, err)
+	require.Error(t, l.Damaged(1))
+	return l
+}
+
+// decayedLog is a raft log that does not know yet that an entry of region 1 is damaged.
+func decayedLog(t *testing.T) *raftlog.Log {
 	t.Helper()
 	fs := faultfs.NewMemFS(nil)
 	l, err := raftlog.Open("raft", raftlog.Options{
@@ -36,9 +49,6 @@ func damagedLog(t *testing.T) *raftlog.Log {
 	require.NoError(t, l.Write(&b, true))
 	l.TrimCache(1, meta.InitLogIndex+1)
 	damageFile(t, fs, mark)
-	_, err = l.Entries(1, meta.InitLogIndex+1, meta.InitLogIndex+2, math.MaxUint64)
-	require.Error(t, err)
-	require.Error(t, l.Damaged(1))
 	return l
 }
 
@@ -68,7 +78,7 @@ func damageFile(t *testing.T, fs *faultfs.MemFS, what []byte) {
 func requireSilent(t *testing.T, s *Store) {
 	t.Helper()
 	require.Eventually(t, func() bool { return s.Quarantined()[1] != "" }, 10*time.Second, time.Millisecond)
-	require.Nil(t, s.router.get(1))
+	require.Eventually(t, func() bool { return s.router.get(1) == nil }, 10*time.Second, time.Millisecond)
 	require.Error(t, s.log.Damaged(1), "the damage is forgotten")
 	st, ok := s.log.State(1)
 	require.True(t, ok)
@@ -113,4 +123,43 @@ func TestDamagedLogIsNeverReset(t *testing.T) {
 		require.NoError(t, s.createSplitPeer(&message.BecomeSplit{Region: trio(), Peer: voter(1, 1)}))
 		requireSilent(t, s)
 	})
+}
+
+// TestDamageThatIsFoundLaterEndsTheReplica: it has promised entries that are not what they were, so it does not vote any
+// more from the moment on in which it knows.
+func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
+	r := trio()
+	s, e := newTestStore(t, r)
+	s.log = decayedLog(t)
+	startTestStore(t, s)
+	require.EqualValues(t, 1, peerID(t, s, 1))
+	require.NoError(t, s.HandleRaft(envelope(r, voter(2, 2), voter(1, 1), eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgAppend, Term: 8, Index: meta.InitLogIndex + 1, LogTerm: 8, Commit: meta.InitLogIndex + 1,
+	})))
+	// What is read in a turn is dealt with in the next.
+	require.Eventually(t, func() bool {
+		_ = s.HandleRaft(envelope(r, voter(2, 2), voter(1, 1), eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 8}))
+		return s.Quarantined()[1] != ""
+	}, 10*time.Second, time.Millisecond)
+	requireSilent(t, s)
+	st, err := meta.LoadApplyState(e, 1, 0)
+	require.NoError(t, err)
+	require.EqualValues(t, meta.InitLogIndex, st.AppliedIndex)
+	require.Positive(t, s.Counts().ReadErrors)
+}
+
+// TestReadErrorsAreReported: the first one of a store may pass; with the second the store is not to get more to do. What
+// says nothing about the disk does not count.
+func TestReadErrorsAreReported(t *testing.T) {
+	s, _ := newTestStore(t, trio())
+	for _, err := range []error{nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy} {
+		s.ReadFailed(1, err)
+	}
+	require.Zero(t, s.Counts().ReadErrors)
+	s.ReadFailed(1, errIO)
+	s.ReadFailed(1, errIO)
+	require.EqualValues(t, 2, s.Counts().ReadErrors)
+	require.False(t, s.storeStats(time.Now()).IsSlow)
+	s.ReadFailed(2, errIO)
+	require.True(t, s.storeStats(time.Now()).IsSlow)
 }

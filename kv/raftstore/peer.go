@@ -81,6 +81,7 @@ type peer struct {
 	leaderSince     time.Time
 	lastLeaderSeen  time.Time
 	sleep           sleepState
+	sick            sickness
 }
 
 // lingering is the state of a leader that was removed from its group.
@@ -245,7 +246,8 @@ func isVote(m *eraftpb.Message) bool {
 
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
-	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady() || p.handoverEnded())
+	// A read that fails is tried again with the next message or tick.
+	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.handoverEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked

@@ -29,6 +29,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 	p.endHandover()
 	p.flushWrites()
 	p.askReads()
+	p.tendSick(t)
 }
 
 func (p *peer) handleMessage(t *turn, m message.Msg) {
@@ -81,6 +82,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		if p.isLeader() {
 			p.heartbeatRegion()
 		}
+	case *message.ReadFailed:
+		p.fallSick(m.Err)
 	case *message.Inspect:
 		m.Fn(&PeerView{p})
 	}

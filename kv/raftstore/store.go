@@ -136,6 +136,8 @@ type Store struct {
 		regions map[uint64]error
 	}
 
+	readErrors readErrors
+
 	failOnce sync.Once
 	failed   chan error
 	broken   atomic.Bool

@@ -128,6 +128,23 @@ func (f *failure) restart() {
 	f.c.Node(f.s.crash).Restart()
 }
 
+// watch restarts the store when it has quarantined a replica over the failed operation, which else waits for the
+// placement service to replace it. It returns when stop is closed.
+func (f *failure) watch(stop <-chan struct{}) {
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-ticker.C:
+		}
+		if s := f.c.Node(f.s.crash).Store(); s != nil && len(s.Quarantined()) > 0 {
+			f.restart()
+		}
+	}
+}
+
 // verify checks the cluster after a restart of the store whose operation failed.
 func (f *failure) verify(t *testing.T) {
 	f.mu.Lock()
@@ -153,6 +170,15 @@ func (s *scenario) fail(t *testing.T, seed uint64, k int64) bool {
 	f.w.check = func(key, got string, allowed []string) {
 		require.Contains(t, allowed, got, "key %s: an answer is wrong", key)
 	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		f.watch(stop)
+	}()
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
 	s.run(f.c, f.w)
 	f.ctl.Set(nil)
 	op := f.op.Load()
