@@ -103,9 +103,11 @@ type Raft struct {
 	numberRounds bool
 	// batchAppends: proposals are sent when a Ready is made, all of them in as few messages as
 	// their size allows; appendsDue says that there are some.
-	batchAppends         bool
-	appendsDue           bool
-	lazyCommit           bool
+	batchAppends bool
+	appendsDue   bool
+	lazyCommit   bool
+	// lost is the largest index that was acknowledged and is beyond the log; 0 if there is none.
+	lost                 uint64
 	maxSizePerMsg        uint64
 	maxInflightMsgs      int
 	maxInflightBytes     uint64

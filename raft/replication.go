@@ -347,14 +347,21 @@ func (r *Raft) sendHeartbeat(to uint64) {
 	if plantB3() {
 		m.Commit = r.RaftLog.committed
 	}
+	if match := r.Prs[to].Match; match > r.RaftLog.committed && to != r.id {
+		m.Index = match
+	}
 	if r.numberRounds {
 		m.Round = r.reads.round
 	}
 	r.send(m)
 }
 
-// handleHeartbeat is the follower's side.
+// handleHeartbeat is the follower's side. The leader names what this member has acknowledged to it in this term. A log
+// that ends before that has lost what it promised: an old copy of its disk was put in its place.
 func (r *Raft) handleHeartbeat(m eraftpb.Message) {
+	if promised := max(m.Commit, m.Index); promised > r.RaftLog.LastIndex() {
+		r.lost = max(r.lost, promised)
+	}
 	r.RaftLog.commitTo(m.Commit)
 	if m.Term != r.heardTerm || m.Round > r.heardRound {
 		r.heardTerm, r.heardRound = m.Term, m.Round

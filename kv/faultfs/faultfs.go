@@ -21,13 +21,14 @@ var ErrCrashed = errors.New("faultfs: the machine is off")
 // ErrNoSpace is what a full disk answers.
 var ErrNoSpace error = syscall.ENOSPC
 
-// Op is an operation that changes what is stored, about to be carried out.
+// Op is an operation about to be carried out: one that changes what is stored, or with SetReads any.
 type Op struct {
 	// N counts the operations of all layers that share the controller, from 1.
 	N int64
 	// Layer tells who asks: "fs", "engine" or the name given by the test.
 	Layer string
-	// Kind is create, write, sync, allocate, rename, remove, syncdir, commit, ...
+	// Kind is create, write, sync, allocate, rename, remove, syncdir, commit, ...; with SetReads also open, list, read, get,
+	// seek, next.
 	Kind string
 	// Name is the file, if any.
 	Name string
@@ -40,6 +41,7 @@ func (o Op) String() string { return fmt.Sprintf("%d %s %s %s", o.N, o.Layer, o.
 type Controller struct {
 	mu    sync.Mutex
 	n     int64
+	reads bool
 	check func(Op) error
 	trace func(Op)
 }
@@ -77,6 +79,27 @@ func (c *Controller) Step(layer, kind, name string) error {
 		return nil
 	}
 	return check(op)
+}
+
+// SetReads makes the controller see reads as well, and decide about them.
+func (c *Controller) SetReads(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reads = on
+}
+
+// StepRead is Step for an operation that changes nothing.
+func (c *Controller) StepRead(layer, kind, name string) error {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	reads := c.reads
+	c.mu.Unlock()
+	if !reads {
+		return nil
+	}
+	return c.Step(layer, kind, name)
 }
 
 // Count is the number of operations so far.

@@ -96,6 +96,9 @@ func (m *MemFS) Create(name string) (vfs.File, error) {
 }
 
 func (m *MemFS) Open(name string) (vfs.File, error) {
+	if err := m.ctl.StepRead("fs", "open", name); err != nil {
+		return nil, pathError("open", name, err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, ok := m.names[name]
@@ -139,6 +142,9 @@ func (m *MemFS) Remove(name string) error {
 }
 
 func (m *MemFS) List(dir string) ([]string, error) {
+	if err := m.ctl.StepRead("fs", "list", dir); err != nil {
+		return nil, pathError("list", dir, err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var names []string
@@ -311,6 +317,9 @@ func (f *memFile) Size() (int64, error) {
 }
 
 func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
+	if err := f.fs.ctl.StepRead("fs", "read", f.name); err != nil {
+		return 0, pathError("read", f.name, err)
+	}
 	f.n.mu.Lock()
 	defer f.n.mu.Unlock()
 	if off >= int64(len(f.n.data)) {

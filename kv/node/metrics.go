@@ -34,6 +34,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	gauge("tikv_raftstore_leader_count", "Regions led by this store.", func() float64 { return float64(n.store.Counts().Leaders) })
 	gauge("tikv_raftstore_inflight_bytes", "Bytes of writes that are not applied yet.", func() float64 { return float64(n.store.Counts().InflightBytes) })
 	counter("tikv_raftstore_dropped_messages_total", "Raft messages dropped because a mailbox was full.", func() float64 { return float64(n.store.Counts().DroppedMessages) })
+	counter("tikv_raftstore_read_errors_total", "Reads of regions' data and logs that failed.", func() float64 { return float64(n.store.Counts().ReadErrors) })
 	counter("tikv_raftstore_raft_sent_messages_total", "Raft messages sent to other stores.", func() float64 { return float64(n.trans.Stats().Sent) })
 	counter("tikv_raftstore_raft_sent_batches_total", "Stream messages that carried raft messages to other stores.", func() float64 { return float64(n.trans.Stats().Batches) })
 	counter("tikv_raftstore_raft_unreachable_messages_total", "Raft messages that could not be sent.", func() float64 { return float64(n.trans.Stats().Dropped) })

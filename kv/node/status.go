@@ -94,6 +94,7 @@ type Status struct {
 	DiskTotal   uint64            `json:"disk_total"`
 	DiskFree    uint64            `json:"disk_free"`
 	DiskFull    bool              `json:"disk_full"`
+	ReadErrors  uint64            `json:"read_errors,omitempty"`
 	Quarantined map[uint64]string `json:"quarantined,omitempty"`
 }
 
@@ -106,7 +107,7 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 	st.DiskTotal, st.DiskFree = n.space.disk()
 	if n.store != nil {
 		c := n.store.Counts()
-		st.Regions, st.Leaders = c.Regions, c.Leaders
+		st.Regions, st.Leaders, st.ReadErrors = c.Regions, c.Leaders, c.ReadErrors
 		st.Quarantined = n.store.Quarantined()
 	}
 	writeJSON(w, st)

@@ -1,15 +1,13 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"sync"
-
-	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
-	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -25,6 +23,7 @@ const (
 	applyRegister           // a peer begins: entries will follow
 	applyInstall            // a raft snapshot replaces the region's state
 	applyDestroy            // the peer ends
+	applyRetire             // the peer ends, and everything stays where it is
 )
 
 // applyTask is work for the apply worker of a region; tasks of a region are carried out in order.
@@ -32,10 +31,11 @@ type applyTask struct {
 	kind      applyKind
 	regionID  uint64
 	entries   []eraftpb.Entry
-	proposals []proposal
+	proposals []message.Proposal
 	register  *applier
 	install   *installTask
 	destroy   *destroyTask
+	retire    *mailbox
 }
 
 // installTask replaces a region's state by a received raft snapshot.
@@ -111,9 +111,10 @@ type applyWorker struct {
 	state   rspb.RaftApplyState // scratch of flush
 }
 
+// answer is what to tell of a proposal once its effect is in the engine.
 type answer struct {
-	cb  *message.Callback
-	res message.Result
+	prop message.Proposal
+	res  message.Result
 }
 
 func newApplyWorker(s *Store, id int) *applyWorker {
@@ -170,14 +171,18 @@ func (w *applyWorker) round(tasks []applyTask) error {
 	return w.flush()
 }
 
-// abandon answers what can not be carried out any more.
+// abandon answers what can not be carried out any more. The entries are committed: a restart, or the other stores,
+// apply them.
 func (w *applyWorker) abandon(tasks []applyTask) {
-	for _, a := range w.answers {
-		a.cb.Fail(ErrStopping)
+	w.store.inflight.Add(-w.freed)
+	w.freed = 0
+	for i := range w.answers {
+		w.answers[i].prop.Unknown(ErrStopping)
 	}
 	w.answers = nil
 	for i := range tasks {
-		failAll(tasks[i].proposals, w.store, ErrStopping)
+		w.store.endUnknown(tasks[i].proposals, ErrStopping)
+		tasks[i].proposals = nil
 	}
 }
 
@@ -197,6 +202,12 @@ func (w *applyWorker) handle(t *applyTask) error {
 		w.store.regionRunner.install(t.install)
 	case applyDestroy:
 		return w.destroy(t.destroy)
+	case applyRetire:
+		w.forget(t.regionID)
+		if err := w.flush(); err != nil {
+			return err
+		}
+		w.store.peerRetired(t.retire)
 	}
 	return nil
 }
@@ -215,10 +226,9 @@ func (w *applyWorker) destroy(t *destroyTask) error {
 func (w *applyWorker) applyEntries(t *applyTask) error {
 	a := w.regions[t.regionID]
 	if a == nil || a.removed {
-		failAll(t.proposals, w.store, &RegionNotFoundError{RegionID: t.regionID})
+		w.store.endUnknown(t.proposals, &RegionNotFoundError{RegionID: t.regionID})
 		return nil
 	}
-	props := t.proposals
 	for i := range t.entries {
 		e := &t.entries[i]
 		if e.Index <= a.applied {
@@ -227,23 +237,20 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 		if e.Index != a.applied+1 {
 			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index, a.applied)
 		}
-		var prop *proposal
-		for len(props) > 0 && props[0].index <= e.Index {
-			if props[0].index == e.Index && props[0].term == e.Term {
-				prop = &props[0]
-			} else {
-				// Another leader's entry has this index, so the proposal is gone for good.
-				failAll(props[:1], w.store, &StaleCommandError{Term: e.Term, Definite: true})
-			}
-			props = props[1:]
+		w.endOverwritten(t, e)
+		res, err := w.applyEntry(a, e)
+		if errors.Is(err, errUndecodable) {
+			w.giveUp(a, e, err)
+			break
 		}
-		res := w.applyEntry(a, e)
+		if err != nil {
+			return fmt.Errorf("apply entry %d of region %d: %w", e.Index, a.regionID, err)
+		}
 		res.Index = e.Index
-		if prop != nil {
-			w.freed += int64(prop.bytes)
-			for _, cb := range prop.cbs {
-				w.answers = append(w.answers, answer{cb, res})
-			}
+		if props := t.proposals; len(props) > 0 && props[0].Is(e.Index, e.Term) {
+			w.freed += int64(props[0].Size())
+			w.answers = append(w.answers, answer{props[0], res})
+			t.proposals = props[1:]
 		}
 		a.applied, a.term = e.Index, e.Term
 		w.entries++
@@ -257,8 +264,34 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 			break // nothing is written for a region after the removal of its peer (C18)
 		}
 	}
-	failAll(props, w.store, &StaleCommandError{Term: a.term})
+	w.store.endUnknown(t.proposals, errBehind)
+	t.proposals = nil
 	return nil
+}
+
+// giveUp ends a region's part in the worker at an entry that is not the one that was committed: nothing is applied from it
+// on. The peer hands over what it leads and is quarantined. Stopping the store instead would stop it at each start, for
+// one replica of which others have the truth.
+func (w *applyWorker) giveUp(a *applier, e *eraftpb.Entry, err error) {
+	a.removed = true
+	w.store.work.corruptEntries.Add(1)
+	w.store.ReadFailed(a.regionID, fmt.Errorf("entry %d: %w", e.Index, err))
+}
+
+// errBehind is why the outcome of a proposal is not known: what this replica has applied does not reach it.
+var errBehind = errors.New("raftstore: the command was not reached")
+
+// endOverwritten ends the proposals up to an entry that are not the entry.
+func (w *applyWorker) endOverwritten(t *applyTask, e *eraftpb.Entry) {
+	for len(t.proposals) > 0 {
+		prop := &t.proposals[0]
+		if prop.Index() > e.Index || prop.Is(e.Index, e.Term) {
+			return
+		}
+		w.store.inflight.Add(-int64(prop.Size()))
+		prop.Overwritten(e.Index, e.Term)
+		t.proposals = t.proposals[1:]
+	}
 }
 
 func (w *applyWorker) touch(a *applier) {
@@ -268,27 +301,34 @@ func (w *applyWorker) touch(a *applier) {
 	}
 }
 
-// applyEntry carries out one entry. It is total: whatever the entry holds, every replica comes to the
-// same state, and a refusal is an answer (F-13, H8).
-func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) message.Result {
+// errUndecodable: a committed entry does not decode. Leaders propose no such entries, so this replica's copy is damaged.
+var errUndecodable = errors.New("raftstore: damaged entry")
+
+// applyEntry carries out one entry. A refusal is a result: whatever a sound entry holds, every replica comes to the
+// same state (F-13, H8). An error is for this replica alone, from its disk: the store must stop before the applied
+// index passes the entry, or this replica would go on without its effect.
+func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) (message.Result, error) {
 	if e.EntryType == eraftpb.EntryType_EntryConfChange {
-		return w.applyConfChange(a, e)
+		cc, req, err := decodeConfChange(e.Data)
+		if err != nil {
+			return message.Result{}, err
+		}
+		return w.applyConfChange(a, e.Index, cc, req), nil
 	}
 	if len(e.Data) == 0 {
-		return message.Result{} // the no-op of a new leader
+		return message.Result{}, nil // the no-op of a new leader
 	}
 	cmd, err := message.DecodeEntry(e.Data)
 	if err != nil {
-		w.store.logger.Error("ignoring entry that does not decode", log.RegionID(a.regionID), log.Index(e.Index), zap.Error(err))
-		return message.Result{Err: invalidf("entry %d does not decode: %v", e.Index, err)}
+		return message.Result{}, fmt.Errorf("%w: %w", errUndecodable, err)
 	}
 	if cmd.Admin != nil {
 		return w.applyAdmin(a, e, &cmd)
 	}
 	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {
-		return message.Result{Err: w.epochNotMatch(a)}
+		return message.Result{Err: w.epochNotMatch(a)}, nil
 	}
-	return w.applyWrite(a, &cmd)
+	return w.applyWrite(a, &cmd), nil
 }
 
 func (w *applyWorker) epochNotMatch(a *applier) error {
@@ -366,8 +406,8 @@ func (w *applyWorker) flush() error {
 	w.touched = w.touched[:0]
 	w.store.inflight.Add(-w.freed)
 	w.freed = 0
-	for _, ans := range w.answers {
-		ans.cb.Done(ans.res)
+	for i := range w.answers {
+		w.answers[i].prop.Applied(w.answers[i].res)
 	}
 	clear(w.answers)
 	w.answers = w.answers[:0]

@@ -1,11 +1,10 @@
 package raftstore
 
 import (
-	"go.uber.org/zap"
+	"fmt"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
-	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -13,25 +12,25 @@ import (
 )
 
 // applyAdmin carries out a replicated admin command that is not a conf change.
-func (w *applyWorker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) message.Result {
+func (w *applyWorker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) (message.Result, error) {
 	var req raft_cmdpb.AdminRequest
 	if err := req.Unmarshal(cmd.Admin); err != nil {
-		return message.Result{Err: invalidf("admin command %d does not decode: %v", e.Index, err)}
+		return message.Result{}, fmt.Errorf("%w: admin command: %w", errUndecodable, err)
 	}
 	version, confVer := epochParts(&req)
 	if !epochMatches(a.region, cmd.Header.RegionEpoch, version, confVer) {
 		if req.CmdType == raft_cmdpb.AdminCmdType_Split {
 			a.report.Results = append(a.report.Results, message.SplitRefused{Index: e.Index})
 		}
-		return message.Result{Err: w.epochNotMatch(a)}
+		return message.Result{Err: w.epochNotMatch(a)}, nil
 	}
 	switch req.CmdType {
 	case raft_cmdpb.AdminCmdType_Split:
 		return w.applySplit(a, e, req.GetSplit())
 	case raft_cmdpb.AdminCmdType_CompactLog:
-		return w.applyCompactLog(a, req.GetCompactLog())
+		return w.applyCompactLog(a, req.GetCompactLog()), nil
 	}
-	return message.Result{Err: invalidf("admin command %v is not replicated", req.CmdType)}
+	return message.Result{Err: invalidf("admin command %v is not replicated", req.CmdType)}, nil
 }
 
 // applyCompactLog moves the truncated state forward, never back and never beyond what is applied. The
@@ -48,20 +47,18 @@ func (w *applyWorker) applyCompactLog(a *applier, req *raft_cmdpb.CompactLogRequ
 }
 
 // applySplit writes both halves, the right one's beginning and the applied index in one synced batch.
-func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitRequest) message.Result {
+func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitRequest) (message.Result, error) {
 	left, right, err := splitRegion(a.region, req)
 	if err != nil {
 		a.report.Results = append(a.report.Results, message.SplitRefused{Index: e.Index})
-		return message.Result{Err: err}
+		return message.Result{Err: err}, nil
 	}
 	self := PeerOnStore(right, w.store.storeID)
 	done := message.SplitDone{Index: e.Index, Left: left, Right: right, RightPeer: self}
 	if self != nil {
 		done.Created, err = w.mayCreate(right, self)
 		if err != nil {
-			w.store.logger.Error("reading the state of a new region failed", log.RegionID(right.Id), zap.Error(err))
-			w.store.fail(err)
-			return message.Result{Err: ErrFailed}
+			return message.Result{}, fmt.Errorf("state of new region %d: %w", right.Id, err)
 		}
 	}
 	meta.PutRegionState(w.batch, rspb.PeerState_Normal, left, a.peer)
@@ -75,7 +72,7 @@ func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.S
 	return message.Result{Region: left, Admin: &raft_cmdpb.AdminResponse{
 		CmdType: raft_cmdpb.AdminCmdType_Split,
 		Split:   &raft_cmdpb.SplitResponse{Regions: []*metapb.Region{left, right}},
-	}}
+	}}, nil
 }
 
 // mayCreate decides whether a split creates the new region's peer here. Not if this store already had a
@@ -99,23 +96,17 @@ func (w *applyWorker) mayCreate(right *metapb.Region, self *metapb.Peer) (bool, 
 
 // applyConfChange changes the members of a region. A duplicate or a change that was planned for
 // another configuration has no effect, but raft still learns that the entry is done.
-func (w *applyWorker) applyConfChange(a *applier, e *eraftpb.Entry) message.Result {
-	var cc eraftpb.ConfChange
+func (w *applyWorker) applyConfChange(
+	a *applier, index uint64, cc eraftpb.ConfChange, cmd *raft_cmdpb.RaftCmdRequest,
+) message.Result {
 	none := func(err error) message.Result {
-		a.report.Results = append(a.report.Results, message.ChangedPeer{Index: e.Index})
+		a.report.Results = append(a.report.Results, message.ChangedPeer{Index: index})
 		return message.Result{Err: err}
-	}
-	if err := cc.Unmarshal(e.Data); err != nil {
-		return none(invalidf("conf change %d does not decode: %v", e.Index, err))
-	}
-	var cmd raft_cmdpb.RaftCmdRequest
-	if err := cmd.Unmarshal(cc.Context); err != nil {
-		return none(invalidf("conf change %d does not decode: %v", e.Index, err))
 	}
 	req := cmd.GetAdminRequest().GetChangePeer()
 	peer := req.GetPeer()
 	if peer == nil || peer.Id != cc.NodeId || req.ChangeType != cc.ChangeType || peer.Id == 0 || peer.StoreId == 0 {
-		return none(invalidf("conf change %d is malformed", e.Index))
+		return none(invalidf("conf change %d is malformed", index))
 	}
 	if !epochMatches(a.region, cmd.GetHeader().GetRegionEpoch(), false, true) {
 		return none(w.epochNotMatch(a))
@@ -138,8 +129,36 @@ func (w *applyWorker) applyConfChange(a *applier, e *eraftpb.Entry) message.Resu
 	}
 	meta.PutRegionState(w.batch, state, region, a.peer)
 	w.sync = true
-	a.report.Results = append(a.report.Results, message.ChangedPeer{Index: e.Index, Change: cc, Peer: peer, Region: region})
+	a.report.Results = append(a.report.Results, message.ChangedPeer{Index: index, Change: cc, Peer: peer, Region: region})
 	return message.Result{Region: region, Admin: changePeerResponse(region)}
+}
+
+func decodeConfChange(data []byte) (cc eraftpb.ConfChange, cmd *raft_cmdpb.RaftCmdRequest, err error) {
+	cc, command, err := message.DecodeConfChange(data)
+	if err != nil {
+		return cc, nil, fmt.Errorf("%w: %w", errUndecodable, err)
+	}
+	return cc, &command, nil
+}
+
+// checkEntry tells whether an entry decodes when it is applied.
+func checkEntry(e *eraftpb.Entry) error {
+	switch e.GetEntryType() {
+	case eraftpb.EntryType_EntryConfChange:
+		_, _, err := decodeConfChange(e.Data)
+		return err
+	case eraftpb.EntryType_EntryNormal:
+	default:
+		return fmt.Errorf("%w: entry type %d", errUndecodable, e.EntryType)
+	}
+	cmd, err := message.DecodeEntry(e.Data)
+	if err == nil && cmd.Admin != nil {
+		err = new(raft_cmdpb.AdminRequest).Unmarshal(cmd.Admin)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUndecodable, err)
+	}
+	return nil
 }
 
 func changePeerResponse(r *metapb.Region) *raft_cmdpb.AdminResponse {

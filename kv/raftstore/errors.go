@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// ErrStopping answers commands that were waiting when the store stopped. Whether a write of these was
-// carried out is unknown.
+// ErrStopping answers commands that were waiting when the store stopped, and were not proposed.
 var ErrStopping = errors.New("raftstore: the store is stopping")
 
 // ErrDeadlineExceeded answers commands that were still waiting to be proposed at their deadline: they
@@ -61,12 +61,8 @@ func (e *EpochNotMatchError) Error() string {
 	return fmt.Sprintf("region %d: epoch does not match", e.RegionID)
 }
 
-// StaleCommandError: another leader's entry may have taken the command's place. Whether the command
-// was carried out is unknown, unless Definite.
-type StaleCommandError struct {
-	Term     uint64
-	Definite bool
-}
+// StaleCommandError: the command was made for a leader of an older term, and was not proposed.
+type StaleCommandError struct{ Term uint64 }
 
 func (e *StaleCommandError) Error() string {
 	return fmt.Sprintf("stale command, now in term %d", e.Term)
@@ -150,6 +146,8 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		keyOut     *KeyNotInRegionError
 		epoch      *EpochNotMatchError
 		stale      *StaleCommandError
+		unknown    *message.UnknownError
+		overwrite  *message.OverwrittenError
 		store      *StoreNotMatchError
 		peer       *PeerNotMatchError
 		busy       *BusyError
@@ -172,7 +170,8 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		}
 	case errors.As(err, &epoch):
 		pb.EpochNotMatch = &errorpb.EpochNotMatch{CurrentRegions: epoch.Regions}
-	case errors.As(err, &stale):
+	case errors.As(err, &stale), errors.As(err, &unknown), errors.As(err, &overwrite):
+		// One code for all: clients must take it for an unknown outcome.
 		pb.StaleCommand = &errorpb.StaleCommand{}
 	case errors.As(err, &store):
 		pb.StoreNotMatch = &errorpb.StoreNotMatch{RequestStoreId: store.Request, ActualStoreId: store.Actual}

@@ -19,13 +19,14 @@ import (
 type obliging struct {
 	listening
 	s *Store
-	// mute is a store that answers no more.
-	mute atomic.Uint64
+	// mute is a store that answers no more; silent is true if none does.
+	mute   atomic.Uint64
+	silent atomic.Bool
 }
 
 func (o *obliging) Send(store uint64, msgs []*rspb.RaftMessage) {
 	o.listening.Send(store, msgs)
-	if store == o.mute.Load() {
+	if store == o.mute.Load() || o.silent.Load() {
 		return
 	}
 	for _, m := range msgs {
@@ -47,11 +48,14 @@ func (o *obliging) Send(store uint64, msgs []*rspb.RaftMessage) {
 	}
 }
 
-// handingOver is a store that leads region 1 and has told peer 2 to campaign.
-func handingOver(t *testing.T) (s *Store, o *obliging, term uint64) {
+// leading is a store that leads region 1.
+func leading(t *testing.T, change func(*Store)) (s *Store, o *obliging, term uint64) {
 	t.Helper()
 	r := trio()
 	s, _ = newTestStore(t, r)
+	if change != nil {
+		change(s)
+	}
 	o = &obliging{s: s}
 	s.trans, s.placement = o, o
 	startTestStore(t, s)
@@ -66,6 +70,14 @@ func handingOver(t *testing.T) (s *Store, o *obliging, term uint64) {
 		return err == nil && info.IsLeader && info.CommitIndex == info.LastIndex
 	}, 10*time.Second, time.Millisecond)
 	require.NoError(t, put(s, r, "before").wait(t))
+	return s, o, term
+}
+
+// handingOver is a store that leads region 1 and has told peer 2 to campaign.
+func handingOver(t *testing.T) (s *Store, o *obliging, term uint64) {
+	t.Helper()
+	r := trio()
+	s, o, term = leading(t, nil)
 	cb := message.NewCallback()
 	s.Admin(&message.Admin{
 		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},

@@ -67,7 +67,7 @@ func (p *peer) trySleep(t *turn, now time.Time) {
 // quiet tells whether nothing is under way at a leader.
 func (p *peer) quiet() bool {
 	st := &p.stats
-	return p.removed == nil && p.installing == 0 && p.splitIndex == 0 && len(p.proposals) == 0 && len(p.writes) == 0 && len(p.handover.writes) == 0 &&
+	return p.sick.err == nil && p.removed == nil && p.installing == 0 && p.splitIndex == 0 && len(p.proposals) == 0 && len(p.writes) == 0 && len(p.handover.writes) == 0 &&
 		len(p.once.held) == 0 &&
 		len(p.reads.arrived) == 0 && len(p.reads.asked) == 0 && len(p.reads.confirmed) == 0 &&
 		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(p.pendingReported) == 0 &&
@@ -142,7 +142,7 @@ func (p *peer) stir(m message.Msg) {
 			p.wake()
 		}
 	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
-		*message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled:
+		*message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
 		p.wake()
 		p.sleep.active = p.store.clock.Now()
 		if dormant {

@@ -53,7 +53,7 @@ type peer struct {
 	// offered: a raft snapshot was stepped in this turn and has its range reserved.
 	offered bool
 
-	proposals []proposal
+	proposals []message.Proposal // sorted by index
 	writes    []*message.Write
 	writeSize int
 	handover  handover
@@ -82,20 +82,13 @@ type peer struct {
 	leaderSince     time.Time
 	lastLeaderSeen  time.Time
 	sleep           sleepState
+	sick            sickness
 }
 
 // lingering is the state of a leader that was removed from its group.
 type lingering struct {
 	region *metapb.Region
 	round  uint64
-}
-
-// proposal remembers who waits for the entry at an index. Sorted by index.
-type proposal struct {
-	index, term uint64
-	bytes       int
-	cbs         []*message.Callback
-	admin       bool
 }
 
 type peerStats struct {
@@ -255,7 +248,8 @@ func isVote(m *eraftpb.Message) bool {
 
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
-	return !p.stopped && (len(p.writes) > 0 || p.rn.HasReady() || p.handoverEnded())
+	// A read that fails is tried again with the next message or tick.
+	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.handoverEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked

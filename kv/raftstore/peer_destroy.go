@@ -24,13 +24,7 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	p.wake() // ends its share in the store's accounts
 	p.stopped = true
 	p.logger.Info("destroying peer", zap.Uint64("conf-ver", region.GetRegionEpoch().GetConfVer()))
-	gone := &RegionNotFoundError{RegionID: p.regionID}
-	p.failProposals(gone)
-	for _, task := range p.heldApply {
-		failAll(task.proposals, p.store, gone)
-	}
-	p.heldApply = nil
-	p.failAllReads(gone)
+	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()
 	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.meta, again: again}

@@ -30,6 +30,7 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 	p.resumeHeld()
 	p.flushWrites()
 	p.askReads()
+	p.tendSick(t)
 }
 
 func (p *peer) handleMessage(t *turn, m message.Msg) {
@@ -82,6 +83,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		if p.isLeader() {
 			p.heartbeatRegion()
 		}
+	case *message.ReadFailed:
+		p.fallSick(m.Err)
 	case *message.Inspect:
 		m.Fn(&PeerView{p})
 	}
@@ -139,8 +142,15 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
 		p.heardLeader(now)
 	}
+	if p.sick.damaged {
+		return // it must not vote, nor count as having what it has promised
+	}
 	if err := p.rn.Step(*m); err != nil {
 		p.logger.Debug("raft refused message", zap.Stringer("type", m.MsgType), zap.Error(err))
+	}
+	if lost := p.rn.Lost(); lost > 0 {
+		p.fallSick(fmt.Errorf("%w: entry %d was acknowledged, but the raft log ends at %d; an older copy of the data was put in its place",
+			errDamaged, lost, p.rn.LastIndex()))
 	}
 }
 

@@ -38,7 +38,7 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 		return p.notLeader()
 	}
 	if h.Term != 0 && h.Term+1 < p.rn.Term() {
-		return &StaleCommandError{Term: p.rn.Term(), Definite: true}
+		return &StaleCommandError{Term: p.rn.Term()}
 	}
 	if (version || confVer) && h.Epoch == nil {
 		return invalidf("request for region %d has no epoch", p.regionID)
@@ -108,30 +108,31 @@ func (p *peer) flushWrites() {
 		cbs[i] = w.Callback
 	}
 	buf = message.AppendChecksum(buf)
-	prop := proposal{bytes: p.writeSize, cbs: cbs}
+	size := p.writeSize
 	clear(p.writes)
 	p.writes, p.writeSize = p.writes[:0], 0
-	p.propose(prop, func() error { return p.rn.Propose(buf) })
+	p.propose(size, cbs, func() error { return p.rn.Propose(buf) })
 }
 
-// propose runs a raft proposal and remembers who waits for it, or answers at once when raft drops it.
-func (p *peer) propose(prop proposal, do func() error) bool {
+// propose has raft append an entry and remembers who waits for it, or refuses their commands when raft drops it. Whether
+// the entry is in the log decides which: it may be on its way to the followers from then on.
+func (p *peer) propose(size int, cbs []*message.Callback, do func() error) bool {
 	before := p.rn.LastIndex()
 	err := do()
-	if err == nil && p.rn.LastIndex() != before+1 {
-		err = raft.ErrProposalDropped
-	}
-	if err != nil {
-		p.store.inflight.Add(-int64(prop.bytes))
-		p.failProposal(prop, err)
+	if p.rn.LastIndex() == before {
+		p.store.inflight.Add(-int64(size))
+		p.refuseDropped(cbs, err)
 		return false
 	}
-	prop.index, prop.term = before+1, p.rn.Term()
-	p.proposals = append(p.proposals, prop)
+	p.proposals = append(p.proposals, message.NewProposal(before+1, p.rn.Term(), size, cbs...))
 	return true
 }
 
-func (p *peer) failProposal(prop proposal, err error) {
+// refuseDropped answers commands that raft has not taken into its log.
+func (p *peer) refuseDropped(cbs []*message.Callback, err error) {
+	if err == nil {
+		err = raft.ErrProposalDropped
+	}
 	var answer error
 	switch {
 	case errors.Is(err, raft.ErrUncommittedFull):
@@ -143,7 +144,7 @@ func (p *peer) failProposal(prop proposal, err error) {
 	default:
 		answer = &BusyError{Reason: err.Error()}
 	}
-	for _, cb := range prop.cbs {
+	for _, cb := range cbs {
 		cb.Fail(answer)
 	}
 }
@@ -183,8 +184,7 @@ func (p *peer) proposeAdmin(a *message.Admin) bool {
 		return false
 	}
 	data = message.AppendChecksum(data)
-	prop := proposal{cbs: []*message.Callback{a.Callback}, admin: true}
-	return p.propose(prop, func() error { return p.rn.Propose(data) })
+	return p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.Propose(data) })
 }
 
 // transferLeader is carried out by the leader, not replicated; it is answered as soon as it has begun.
@@ -261,8 +261,7 @@ func (p *peer) proposeChangePeer(a *message.Admin) error {
 		return invalidf("marshal conf change: %v", err)
 	}
 	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx)}
-	prop := proposal{cbs: []*message.Callback{a.Callback}, admin: true}
-	p.propose(prop, func() error { return p.rn.ProposeConfChange(cc) })
+	p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.ProposeConfChange(cc) })
 	return nil
 }
 
@@ -344,15 +343,15 @@ func (p *peer) proposeSplit(a *message.Admin) error {
 }
 
 // takeProposals removes the proposals up to an index: the apply worker answers them.
-func (p *peer) takeProposals(upTo uint64) []proposal {
+func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	n := 0
-	for n < len(p.proposals) && p.proposals[n].index <= upTo {
+	for n < len(p.proposals) && p.proposals[n].Index() <= upTo {
 		n++
 	}
 	if n == 0 {
 		return nil
 	}
-	out := make([]proposal, n)
+	out := make([]message.Proposal, n)
 	copy(out, p.proposals)
 	rest := copy(p.proposals, p.proposals[n:])
 	clear(p.proposals[rest:])
@@ -360,19 +359,28 @@ func (p *peer) takeProposals(upTo uint64) []proposal {
 	return out
 }
 
-// failProposals answers every waiting proposal.
-func (p *peer) failProposals(err error) {
+// endCommands answers every command of a peer that ends: those that were not proposed are refused, the outcome of the
+// others is unknown.
+func (p *peer) endCommands(cause error) {
 	for _, w := range append(p.writes, p.handover.writes...) {
 		p.store.inflight.Add(-int64(len(w.Payload)))
-		w.Callback.Fail(err)
+		w.Callback.Fail(cause)
 	}
 	p.writes, p.writeSize, p.handover.writes = nil, 0, nil
-	p.dropHeld(err)
-	for _, prop := range p.proposals {
-		p.store.inflight.Add(-int64(prop.bytes))
-		for _, cb := range prop.cbs {
-			cb.Fail(err)
-		}
-	}
+	p.dropHeld(cause)
+	p.store.endUnknown(p.proposals, cause)
 	p.proposals = nil
+	for _, t := range p.heldApply {
+		p.store.endUnknown(t.proposals, cause)
+	}
+	p.heldApply = nil
+	p.failAllReads(cause)
+}
+
+// endUnknown ends proposals whose outcome this store will not learn.
+func (s *Store) endUnknown(props []message.Proposal, cause error) {
+	for i := range props {
+		s.inflight.Add(-int64(props[i].Size()))
+		props[i].Unknown(cause)
+	}
 }

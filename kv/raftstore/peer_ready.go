@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -105,7 +106,8 @@ func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
 	case p.removed == nil:
 		t.addApply(p.store.applierOf(p.regionID), task)
 	default:
-		failAll(task.proposals, p.store, &RegionNotFoundError{RegionID: p.regionID})
+		// Committed, and applied by those who stay.
+		p.store.endUnknown(task.proposals, &RegionNotFoundError{RegionID: p.regionID})
 	}
 }
 
@@ -170,7 +172,7 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	p.stats.counted = message.Counted{} // the data is another, and came by no write
 	old := p.region()
 	// What waited for entries that the snapshot covers may or may not have been carried out.
-	failAll(p.takeProposals(snap.Metadata.Index), p.store, &StaleCommandError{Term: p.rn.Term()})
+	p.store.endUnknown(p.takeProposals(snap.Metadata.Index), errCovered)
 	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
 	p.setRegion(data.Region)
 	task := installTask{
@@ -180,14 +182,8 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	t.addApply(p.store.applierOf(p.regionID), applyTask{kind: applyInstall, regionID: p.regionID, install: &task})
 }
 
-func failAll(props []proposal, s *Store, err error) {
-	for _, prop := range props {
-		s.inflight.Add(-int64(prop.bytes))
-		for _, cb := range prop.cbs {
-			cb.Fail(err)
-		}
-	}
-}
+// errCovered is why the outcome of a proposal is not known: a raft snapshot has its index.
+var errCovered = errors.New("raftstore: a raft snapshot covers the command")
 
 // onRoleChange reacts to a new leader or a new role.
 func (p *peer) onRoleChange() {

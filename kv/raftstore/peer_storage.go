@@ -22,6 +22,9 @@ type peerStorage struct {
 	// hold it; raft must not depend on that.
 	truncated rspb.RaftTruncatedState
 
+	// readErr is an error that raft met here, which tries again; the peer takes it (tendSick).
+	readErr error
+
 	building bool
 	// built is a raft snapshot ready to be sent, once.
 	built *eraftpb.Snapshot
@@ -65,10 +68,13 @@ func (ps *peerStorage) Entries(lo, hi uint64) ([]eraftpb.Entry, error) {
 // EntriesLimited returns entries of [lo, hi) up to about maxBytes, at least one.
 func (ps *peerStorage) EntriesLimited(lo, hi, maxBytes uint64) ([]eraftpb.Entry, error) {
 	ents, err := ps.store.log.Entries(ps.regionID, lo, hi, maxBytes)
-	if err != nil {
-		return nil, mapLogError(err)
+	if err == nil {
+		return ents, nil
 	}
-	return ents, nil
+	if err = mapLogError(err); !errors.Is(err, raft.ErrCompacted) && !errors.Is(err, raft.ErrUnavailable) {
+		ps.readErr = err
+	}
+	return nil, err
 }
 
 // Term implements raft.Storage.

@@ -26,6 +26,9 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.rn.Tick()
 	}
 	p.expireReads(now)
+	if p.tendSick(t); p.stopped {
+		return
+	}
 	p.trimCache()
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None {

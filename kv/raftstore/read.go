@@ -317,7 +317,7 @@ func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error 
 		return &NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
 	}
 	if h.Term != 0 && h.Term+1 < hd.term {
-		return &StaleCommandError{Term: hd.term, Definite: true}
+		return &StaleCommandError{Term: hd.term}
 	}
 	if h.Epoch == nil {
 		return invalidf("request for region %d has no epoch", h.RegionID)

@@ -65,7 +65,7 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 	// The apply worker has done all that was handed to it.
 	idle := make(chan struct{})
 	last := message.NewCallbackFunc(func(message.Result) { close(idle) })
-	s.appliers[0].push([]applyTask{{kind: applyEntries, regionID: 999, proposals: []proposal{{cbs: []*message.Callback{last}}}}})
+	s.appliers[0].push([]applyTask{{kind: applyEntries, regionID: 999, proposals: []message.Proposal{message.NewProposal(9, 6, 0, last)}}})
 	<-idle
 	require.Equal(t, "h", applied(), "8 is applied, but not synced")
 	letGo()

@@ -23,11 +23,13 @@ import (
 //	Normal, new    none, or only a vote         the crash came between a split and its log: begin the log
 //	Normal         shorter, or damaged          quarantine: the replica promised more than it has; it does
 //	                                            not vote, and is replaced through the placement service
-//	Normal, no peers  any                       uninitialized peer: run, it waits for a raft snapshot
-//	Applying       any                          reset the log to the snapshot, install it again
+//	Normal, no peers  any but damaged           uninitialized peer: run, it waits for a raft snapshot
+//	any but Tombstone  damaged                  quarantine: a vote may be among what is lost
+//	Applying       any but damaged              reset the log to the snapshot, install it again
 //	Tombstone      any                          finish the clean-up
 //	none           some                         a region that the engine does not know yet: kept; its vote
-//	                                            and entries are adopted when a split or a message makes it
+//	                                            and entries are adopted when a split or a message makes it; if it is
+//	                                            damaged, the replica is then quarantined instead
 //
 // Data in ranges that belong to no region is what an unfinished destruction left: it is cleared.
 
@@ -101,6 +103,11 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	if self == nil || self.StoreId != s.storeID {
 		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, s.storeID)
 	}
+	if err := s.log.Damaged(region.Id); err != nil {
+		// Whatever the state is: a reset would forget the damage, and with it perhaps a vote.
+		s.quarantineRegion(region, self, err)
+		return nil
+	}
 	if st.State == rspb.PeerState_Applying {
 		return s.recoverApplying(st, self)
 	}
@@ -119,6 +126,9 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	if apply == nil {
 		return fmt.Errorf("%w: no apply state", engine.ErrCorrupt)
 	}
+	if err := s.beginLog(region.Id, apply); err != nil {
+		return err
+	}
 	if err := s.checkLog(region.Id, apply); err != nil {
 		s.quarantineRegion(region, self, err)
 		return nil
@@ -126,17 +136,19 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	return s.addRecovered(region, self, apply.AppliedIndex, *apply.TruncatedState, nil)
 }
 
-// checkLog verifies that the raft log has what the engine says was applied from it.
+// beginLog makes the log of a region that a split has created, if a crash came in between. Errors are IO errors.
+func (s *Store) beginLog(regionID uint64, apply *rspb.RaftApplyState) error {
+	if st, ok := s.log.State(regionID); ok && st.Last != 0 || !meta.IsInitialApplyState(apply) {
+		return nil
+	}
+	var b logBatch
+	initialLogState(&b, s.log, regionID)
+	return s.log.Write(&b, true)
+}
+
+// checkLog verifies that the raft log has what the engine says was applied from it. Errors are damage.
 func (s *Store) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
-	if err := s.log.Damaged(regionID); err != nil {
-		return err
-	}
 	st, ok := s.log.State(regionID)
-	if (!ok || st.Last == 0) && meta.IsInitialApplyState(apply) {
-		var b logBatch
-		initialLogState(&b, s.log, regionID)
-		return s.log.Write(&b, true)
-	}
 	switch {
 	case !ok:
 		return fmt.Errorf("%w: applied index %d, but no raft log", errDamaged, apply.AppliedIndex)

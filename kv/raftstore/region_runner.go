@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
@@ -113,12 +115,20 @@ func (r *regionRunner) build(regionID uint64) bool {
 
 func (r *regionRunner) doBuild(regionID uint64) {
 	built, err := r.store.buildSnapshot(regionID)
-	if err != nil {
-		// Retryable whatever it was (D7): raft asks again.
+	switch {
+	case err == nil:
+	case errors.Is(err, errNotNow), errors.Is(err, raftlog.ErrCompacted), errors.Is(err, raftlog.ErrUnavailable), errors.Is(err, syscall.ENOSPC):
+		// It passes (D7): raft asks again.
 		r.store.logger.Warn("building raft snapshot failed", log.RegionID(regionID), zap.Error(err))
+	default:
+		// Another replica can build it.
+		r.store.ReadFailed(regionID, fmt.Errorf("build raft snapshot: %w", err))
 	}
 	_ = r.store.Send(regionID, &message.SnapshotBuilt{Snapshot: built})
 }
+
+// errNotNow: the region is being replaced or destroyed.
+var errNotNow = errors.New("raftstore: region is not in a state to be copied")
 
 // buildSnapshot takes region, applied index and data from one engine snapshot (D1).
 func (s *Store) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
@@ -133,7 +143,7 @@ func (s *Store) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
 		return nil, err
 	}
 	if st == nil || apply == nil || st.State != rspb.PeerState_Normal || !isInitialized(st.Region) {
-		return nil, fmt.Errorf("region %d is not in a state to be copied", regionID)
+		return nil, errNotNow
 	}
 	term, err := s.log.Term(regionID, apply.AppliedIndex)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -172,6 +173,9 @@ func TestEveryErrorHasItsForm(t *testing.T) {
 	require.Equal(t, "key_not_in_region", check(&KeyNotInRegionError{Key: []byte("x"), Region: r}))
 	require.Equal(t, "epoch_not_match", check(&EpochNotMatchError{RegionID: 1, Regions: []*metapb.Region{r}}))
 	require.Equal(t, "stale_command", check(&StaleCommandError{Term: 3}))
+	require.Equal(t, "stale_command", check(&message.OverwrittenError{Term: 3}))
+	require.Equal(t, "stale_command", check(&message.UnknownError{Cause: &RegionNotFoundError{RegionID: 1}}),
+		"the cause would say that nothing was done")
 	require.Equal(t, "store_not_match", check(&StoreNotMatchError{1, 2}))
 	require.Equal(t, "server_is_busy", check(&BusyError{"x"}))
 	require.Equal(t, "server_is_busy", check(ErrDeadlineExceeded))

@@ -22,7 +22,12 @@ type schedulerResponse = schedulerpb.RegionHeartbeatResponse
 func (p *peer) onSplitChecked(m *message.SplitChecked) {
 	st := &p.stats
 	st.checkingSplit = false
-	if m.Err != nil || m.Epoch.GetVersion() != p.region().RegionEpoch.Version {
+	if m.Err != nil {
+		p.store.noteReadError(p.regionID, m.Err)
+		p.fallSick(m.Err)
+		return
+	}
+	if m.Epoch.GetVersion() != p.region().RegionEpoch.Version {
 		return
 	}
 	changed := !st.sizeKnown || st.size != m.Size
@@ -64,9 +69,12 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 		return
 	}
 	if len(m.Key) == 0 {
-		p.store.splitChecker.Middle(p.region(), func(key []byte) {
+		p.store.splitChecker.Middle(p.region(), func(key []byte, err error) {
 			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
-			if len(key) == 0 {
+			if err != nil {
+				p.store.ReadFailed(p.regionID, err)
+				m.Callback.Fail(&BusyError{Reason: "measuring the region failed: " + err.Error()})
+			} else if len(key) == 0 {
 				m.Callback.Fail(invalidf("region %d has no key to split at", p.regionID))
 			} else if err := p.store.router.push(p.box, again); err != nil {
 				m.Callback.Fail(err)
@@ -139,6 +147,12 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 		if err := s.router.push(box, m); err != nil {
 			return s.sendStore(storeCreateSplit{*m})
 		}
+		return nil
+	}
+	if err := s.log.Damaged(m.Region.Id); err != nil {
+		// A message had created a peer of the region here before, and its vote may be among what is lost.
+		s.quarantineRegion(m.Region, m.Peer, err)
+		s.meta.finishSplit(m.Region.Id)
 		return nil
 	}
 	p, err := s.newSplitPeer(m.Region, m.Peer)

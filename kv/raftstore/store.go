@@ -19,7 +19,6 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
-	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -136,6 +135,8 @@ type Store struct {
 		regions map[uint64]error
 	}
 
+	readErrors readErrors
+
 	failOnce sync.Once
 	failed   chan error
 	broken   atomic.Bool
@@ -247,11 +248,7 @@ func (s *Store) answerAll(err error) {
 		for _, m := range s.router.close(b) {
 			message.CallbackOf(m).Fail(err)
 		}
-		b.peer.failProposals(err)
-		b.peer.failAllReads(err)
-		for _, t := range b.peer.heldApply {
-			failAll(t.proposals, s, err)
-		}
+		b.peer.endCommands(err)
 		return true
 	})
 	for _, w := range s.appliers {
@@ -355,8 +352,6 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 		return nil, invalidf("raft message without region, sender or epoch")
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
-	case !knownEntries(m.Message):
-		return nil, invalidf("raft message of region %d has an entry of no known type", m.RegionId)
 	}
 	if err := s.verifyEntries(m); err != nil {
 		return nil, err
@@ -365,21 +360,12 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	return s.routeRaft(letter)
 }
 
-// knownEntries tells whether all entries are of types that the raft log can hold: it refuses a batch with
-// another one, and that would stop the store for a message it need not have taken.
-func knownEntries(m *eraftpb.Message) bool {
-	for _, e := range m.GetEntries() {
-		if t := e.GetEntryType(); t != eraftpb.EntryType_EntryNormal && t != eraftpb.EntryType_EntryConfChange {
-			return false
-		}
-	}
-	return true
-}
-
-// verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again.
+// verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again. The log
+// refuses a batch with an entry of another type, and what does not decode is damage when it is applied. Either would
+// cost more than a message that comes again.
 func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
 	for _, e := range m.GetMessage().GetEntries() {
-		if err := message.Verify(e); err != nil {
+		if err := checkEntry(e); err != nil {
 			s.work.corruptEntries.Add(1)
 			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
 				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),

@@ -89,7 +89,7 @@ func (s *Store) runStoreWorker() {
 	}
 }
 
-// onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are IO errors.
+// onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are those of writes.
 func (s *Store) onMissingRegion(m *rspb.RaftMessage) error {
 	if s.router.get(m.RegionId) != nil {
 		_ = s.router.send(m.RegionId, &message.Raft{Message: m})
@@ -97,7 +97,8 @@ func (s *Store) onMissingRegion(m *rspb.RaftMessage) error {
 	}
 	st, err := meta.LoadRegionState(s.engine, m.RegionId)
 	if err != nil {
-		return err
+		s.noteReadError(m.RegionId, err) // the message comes again
+		return nil
 	}
 	if st != nil {
 		switch {
@@ -185,6 +186,10 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	if err := s.engine.Write(b, true); err != nil {
 		return err
 	}
+	if err := s.log.Damaged(m.RegionId); err != nil {
+		s.quarantineRegion(&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self, err)
+		return nil
+	}
 	p, err := newPeer(s, region, &self, 0, rspb.RaftTruncatedState{}, false)
 	if err != nil {
 		return err
@@ -238,6 +243,9 @@ func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
 	stats.ApplyingSnapCount = uint32(s.regionRunner.installing.Load())
 	if s.stats != nil {
 		s.stats(stats)
+	}
+	if s.readErrors.again.Load() {
+		stats.IsSlow = true // nothing new is to be placed here
 	}
 	return stats
 }

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func applyOne(t testing.TB, s *Store, a *applier, data []byte, kind eraftpb.Entr
 	cb := message.NewCallback()
 	e := eraftpb.Entry{Index: a.applied + 1, Term: 6, Data: data, EntryType: kind}
 	require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: a.regionID, entries: []eraftpb.Entry{e},
-		proposals: []proposal{{index: e.Index, term: 6, cbs: []*message.Callback{cb}}}}))
+		proposals: []message.Proposal{message.NewProposal(e.Index, 6, 0, cb)}}))
 	require.NoError(t, w.flush())
 	res, err := cb.Wait(context.Background())
 	require.NoError(t, err)
@@ -234,25 +235,29 @@ func TestAnswersGoByIndexAndTerm(t *testing.T) {
 	w := s.appliers[0]
 	w.regions[1] = &applier{regionID: 1, peer: r.Peers[0], region: r, applied: 5, term: 5, truncated: initTruncated}
 	put := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), []byte("v"))
-	var props []proposal
+	var props []message.Proposal
+	var cbs [][2]*message.Callback
 	for i := range uint64(4) {
-		props = append(props, proposal{index: 6 + i, term: 6, cbs: []*message.Callback{message.NewCallback(), message.NewCallback()}})
+		cbs = append(cbs, [2]*message.Callback{message.NewCallback(), message.NewCallback()})
+		props = append(props, message.NewProposal(6+i, 6, 0, cbs[i][:]...))
 	}
 	require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: 1, proposals: props, entries: []eraftpb.Entry{
 		{Index: 6, Term: 6, Data: put}, {Index: 7, Term: 7}, {Index: 8, Term: 7, Data: put},
 	}}))
 	require.NoError(t, w.flush())
-	for i, prop := range props {
-		for _, cb := range prop.cbs {
+	for i := range cbs {
+		for _, cb := range cbs[i] {
 			res, err := cb.Wait(context.Background())
 			require.NoError(t, err)
 			if i == 0 {
 				require.NoError(t, res.Err)
 				continue
 			}
-			var stale *StaleCommandError
-			require.ErrorAs(t, res.Err, &stale)
-			require.Equal(t, i < 3, stale.Definite, "only an entry of another term at its index says that it is lost")
+			var lost *message.OverwrittenError
+			require.Equal(t, i < 3, errors.As(res.Err, &lost), "only an entry of another term at its index says that it is lost")
+			if i == 3 {
+				requireUnknown(t, res.Err)
+			}
 		}
 	}
 }

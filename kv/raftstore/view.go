@@ -132,11 +132,13 @@ type Counts struct {
 	Regions, Leaders int
 	InflightBytes    int64
 	DroppedMessages  uint64
+	// ReadErrors are reads of regions' data and logs that failed.
+	ReadErrors uint64
 }
 
 // Counts reads the gauges.
 func (s *Store) Counts() Counts {
-	c := Counts{InflightBytes: s.inflight.Load(), DroppedMessages: s.router.dropped.Load()}
+	c := Counts{InflightBytes: s.inflight.Load(), DroppedMessages: s.router.dropped.Load(), ReadErrors: s.readErrors.total.Load()}
 	s.router.boxes.Range(func(_, v any) bool {
 		c.Regions++
 		if h := v.(*mailbox).handle.Load(); h != nil && h.leader != nil && h.leader.Id == h.peer.Id {

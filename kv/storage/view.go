@@ -10,6 +10,7 @@ import (
 type View struct {
 	snap       engine.Snapshot
 	start, end []byte
+	failed     func(error)
 }
 
 // NewView takes over the engine snapshot.
@@ -17,12 +18,26 @@ func NewView(snap engine.Snapshot, start, end []byte) *View {
 	return &View{snap: snap, start: start, end: end}
 }
 
+// Report has f called with the errors of reads.
+func (v *View) Report(f func(error)) *View {
+	v.failed = f
+	return v
+}
+
+func (v *View) note(err error) {
+	if err != nil && v.failed != nil {
+		v.failed(err)
+	}
+}
+
 // Range implements Reader.
 func (v *View) Range() (start, end []byte) { return v.start, v.end }
 
 // Get implements Reader.
 func (v *View) Get(cf engine.CF, key []byte) ([]byte, bool, error) {
-	return v.snap.Get(engine.DataKey(cf, key))
+	value, found, err := v.snap.Get(engine.DataKey(cf, key))
+	v.note(err)
+	return value, found, err
 }
 
 // Iterate implements Reader.
@@ -37,12 +52,21 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 	if bytes.Compare(lo, hi) > 0 {
 		hi = lo
 	}
-	return userIterator{v.snap.NewIterator(lo, hi)}
+	return userIterator{v.snap.NewIterator(lo, hi), v}
 }
 
 // Close implements Reader.
 func (v *View) Close() { v.snap.Close() }
 
-type userIterator struct{ engine.Iterator }
+type userIterator struct {
+	engine.Iterator
+	view *View
+}
+
+func (it userIterator) Err() error {
+	err := it.Iterator.Err()
+	it.view.note(err)
+	return err
+}
 
 func (it userIterator) Key() []byte { return engine.UserKey(it.Iterator.Key()) }

@@ -183,7 +183,11 @@ func OnStore(r *metapb.Region, store uint64) *metapb.Peer { return raftstore.Pee
 func PeerOf(c *Cluster, store, region uint64) *raftstore.PeerInfo {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	info, err := c.node(store).Store().Peer(ctx, region)
+	s := c.node(store).Store()
+	if s == nil {
+		return nil
+	}
+	info, err := s.Peer(ctx, region)
 	if err != nil {
 		return nil
 	}

@@ -67,6 +67,8 @@ type Options struct {
 	// given out before they were taken.
 	Images  map[uint64]Image
 	FirstID uint64
+	// Failed is called, on a goroutine of its own, when a store has failed; without it the test fails.
+	Failed func(n *Node, err error)
 	// Inspect sees the disks of each store before it starts.
 	Inspect func(n *Node, log *raftlog.Log)
 }
@@ -195,6 +197,9 @@ func (c *Cluster) node(id uint64) *Node {
 	return c.nodes[id]
 }
 
+// ElectionTimeout is the smallest election timeout of the stores.
+func (c *Cluster) ElectionTimeout() time.Duration { return c.cfg.Raftstore.ElectionTimeout() }
+
 // Node returns a store by id.
 func (c *Cluster) Node(id uint64) *Node { return c.node(id) }
 
@@ -269,7 +274,11 @@ func (n *Node) start() error {
 			n.mu.Lock()
 			current := n.store == store && n.running
 			n.mu.Unlock()
-			if current {
+			switch {
+			case !current:
+			case c.opts.Failed != nil:
+				c.opts.Failed(n, err)
+			default:
 				c.t.Errorf("store %d failed: %v", id, err)
 			}
 		default:
@@ -356,7 +365,7 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	// in the engine. While the engine stands still the raft log may run ahead, which is as good as an engine that is late.
 	var fs *faultfs.MemFS
 	eng := n.engine.CrashWith(loss, engineRng, func() {
-		fs = n.fs.Crash(loss, engineRng, nil)
+		fs = n.fs.Crash(loss, engineRng, n.ctl)
 	})
 	n.c.t.Logf("crash of store %d, loss %d", n.ID, loss)
 	n.mu.Unlock()
@@ -370,6 +379,13 @@ func (n *Node) Crash(loss faultfs.Loss) {
 // Restart starts a store that is down. A failure fails the test, but does not end it: it may be called
 // by any goroutine.
 func (n *Node) Restart() {
+	if err := n.TryRestart(); err != nil {
+		n.c.t.Errorf("restart: %v", err)
+	}
+}
+
+// TryRestart starts a store that is down, if its disks allow it.
+func (n *Node) TryRestart() error {
 	n.mu.Lock()
 	running := n.running
 	var err error
@@ -377,15 +393,13 @@ func (n *Node) Restart() {
 		err = n.open()
 	}
 	n.mu.Unlock()
-	if running {
-		return
+	if running || err != nil {
+		return err
 	}
-	if err == nil {
-		err = n.start()
+	if err = n.start(); err != nil {
+		return errors.Join(err, n.log.Close())
 	}
-	if err != nil {
-		n.c.t.Errorf("restart: %v", err)
-	}
+	return nil
 }
 
 // Client returns a client of the cluster with the default options, but for how long it waits.

@@ -24,6 +24,16 @@ func (im Image) Again() Image {
 	return Image{im.FS.Crash(faultfs.KeepAll, nil, nil), im.Engine.Crash(faultfs.KeepAll, nil), im.Snapshots}
 }
 
+// Replace puts an image in the place of the disks of a store that is down.
+func (n *Node) Replace(im Image) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running {
+		n.c.t.Fatalf("store %d is running", n.ID)
+	}
+	n.engine, n.fs = im.Engine, im.FS
+}
+
 // Loss is what a crash does to what was not synced, for the raft log and the engine each for itself.
 type Loss struct{ Log, Engine faultfs.Loss }
 

@@ -6,4 +6,7 @@
 //
 // Copies instead of one run for each k: a crash is what is on the disks at a moment, and taking them
 // does not disturb the run, so one run gives all points of its schedule, with every kind of loss.
+//
+// TestErrors enumerates errors in the same scenarios: one operation fails, reads too, and the run goes on. Its points
+// need a run each, because an error changes what follows.
 package crash

@@ -122,9 +122,12 @@ func removePeer(store uint64) func(*cluster.Cluster, *writer) {
 // snapshotAfter makes the peer to be added need a raft snapshot.
 func compact(c *cluster.Cluster, w *writer) {
 	lead(1)(c, w)
-	if err := c.CompactLog(region); err != nil {
-		panic(err)
-	}
+	c.Eventually(10*time.Second, func() string {
+		if err := c.CompactLog(region); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	w.put(keys...)
 }
 

@@ -27,6 +27,8 @@ type writer struct {
 	mu   sync.Mutex
 	next int
 	may  values
+	// check, if set, sees what is read right after a write, and what that may be.
+	check func(key, got string, allowed []string)
 }
 
 func newWriter(c *cluster.Cluster) *writer {
@@ -67,6 +69,18 @@ func (w *writer) put(keys ...string) {
 			w.may[key] = []string{value}
 			w.mu.Unlock()
 		}
+		if w.check != nil {
+			w.readBack(key)
+		}
+	}
+}
+
+// readBack reads a key that was just written; only this writer writes it.
+func (w *writer) readBack(key string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if got, err := w.get(ctx, key); err == nil {
+		w.check(key, got, w.values()[key])
 	}
 }
 

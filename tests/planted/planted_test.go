@@ -86,6 +86,18 @@ var bugs = []bug{
 		name: "damaged-entries-are-taken", file: "kv/raftstore/message/checksum.go", pkg: suitePkg, run: "TestFlippedBitsBetweenStores", tries: 1,
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
+	{
+		name: "io-error-as-an-answer", file: "kv/raftstore/apply_admin.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
+		args: []string{"-maxfail", "1", "-errors", "300"},
+		change: [][2]string{{
+			"			return message.Result{}, fmt.Errorf(\"state of new region %d: %w\", right.Id, err)\n",
+			"			w.store.fail(err)\n			return message.Result{Err: ErrFailed}, nil\n",
+		}},
+	},
+	{
+		name: "rolled-back-store-votes", file: "raft/replication.go", pkg: suitePkg, run: "TestRolledBackStore", tries: 1,
+		change: [][2]string{{"		r.lost = max(r.lost, promised)\n", ""}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),
@@ -109,6 +121,10 @@ var bugs = []bug{
 	{
 		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
+	},
+	{
+		name: "definite-error-after-the-proposal", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "TestPutOfARemovedLeaderIsUnknown", tries: 1,
+		change: [][2]string{{"{ p.end(Result{Err: &UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
 	},
 	{
 		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,

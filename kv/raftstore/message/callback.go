@@ -22,8 +22,11 @@ type Result struct {
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,
 // refused, overtaken by another term, peer destroyed, store stopping, deadline). A nil *Callback
 // wants no answer. Done and Wait are safe for concurrent use.
+//
+// Once the command is proposed, the answer is up to the Proposal.
 type Callback struct {
 	answered atomic.Bool
+	proposed atomic.Bool
 	done     chan struct{}
 	call     func(Result)
 	res      Result
@@ -36,8 +39,16 @@ func NewCallback() *Callback { return &Callback{done: make(chan struct{})} }
 // answers, which it must not hold up.
 func NewCallbackFunc(f func(Result)) *Callback { return &Callback{call: f} }
 
-// Done answers. The first answer counts, later ones are ignored, so that it never blocks a worker.
+// Done answers a command that was not proposed. The first answer counts, later ones are ignored, so that it never blocks
+// a worker.
 func (c *Callback) Done(res Result) {
+	if c != nil && c.proposed.Load() {
+		res = Result{Err: &UnknownError{Cause: res.Err}}
+	}
+	c.answer(res)
+}
+
+func (c *Callback) answer(res Result) {
 	if c == nil || c.answered.Swap(true) {
 		return
 	}
@@ -49,7 +60,7 @@ func (c *Callback) Done(res Result) {
 	close(c.done)
 }
 
-// Fail answers with an error.
+// Fail refuses a command that was not proposed: an error here may be taken for "nothing was done".
 func (c *Callback) Fail(err error) { c.Done(Result{Err: err}) }
 
 // Wait returns the answer to a callback made by NewCallback, or the context's error if that ends first: then the command may still be

@@ -36,51 +36,24 @@ func checkSum(data []byte, n int, field []byte) error {
 	return nil
 }
 
-// Verify checks a raft entry's checksum, if it has one: entries of earlier versions have none. ErrCorrupt, or what is
-// wrong with the frame.
-func Verify(e *eraftpb.Entry) error {
-	if len(e.Data) == 0 {
-		return nil
-	}
-	if e.EntryType == eraftpb.EntryType_EntryConfChange {
-		return verifyConfChange(e.Data)
-	}
-	return verifyCommand(e.Data)
-}
-
-func verifyCommand(all []byte) error {
-	for data := all; len(data) > 0; {
-		tag, field, rest, err := nextField(data)
-		if err != nil {
-			return err
-		}
-		if tag == tagChecksum {
-			return checkSum(all, len(all)-len(data), field)
-		}
-		data = rest
-	}
-	_, err := DecodeEntry(all) // a bit of the checksum's own tag may have flipped
-	return err
-}
-
-// verifyConfChange checks the command in a conf change, and that the change is what the command says.
-func verifyConfChange(data []byte) error {
-	var cc eraftpb.ConfChange
+// DecodeConfChange reads the data of a conf change and the command in it, and checks the command's checksum, if it has
+// one, and that the change is what the command says. ErrCorrupt, or what is wrong with the frame.
+func DecodeConfChange(data []byte) (cc eraftpb.ConfChange, cmd raft_cmdpb.RaftCmdRequest, err error) {
 	if err := cc.Unmarshal(data); err != nil {
-		return fmt.Errorf("%w: conf change: %w", errPayload, err)
+		return cc, cmd, fmt.Errorf("%w: conf change: %w", errPayload, err)
 	}
 	if len(cc.Context) == 0 {
-		return nil
+		return cc, cmd, nil
 	}
-	if err := verifyCommand(cc.Context); err != nil {
-		return err
+	if _, err := DecodeEntry(cc.Context); err != nil {
+		return cc, cmd, err
 	}
-	var cmd raft_cmdpb.RaftCmdRequest
 	if err := cmd.Unmarshal(cc.Context); err != nil {
-		return fmt.Errorf("%w: conf change: %w", errPayload, err)
+		return cc, cmd, fmt.Errorf("%w: conf change: %w", errPayload, err)
 	}
-	if req := cmd.GetAdminRequest().GetChangePeer(); req.GetPeer().GetId() != cc.NodeId || req.GetChangeType() != cc.ChangeType {
-		return fmt.Errorf("conf change of peer %d carries one of peer %d: %w", cc.NodeId, req.GetPeer().GetId(), ErrCorrupt)
+	req := cmd.GetAdminRequest().GetChangePeer()
+	if len(cmd.Checksum) > 0 && (req.GetPeer().GetId() != cc.NodeId || req.GetChangeType() != cc.ChangeType) {
+		return cc, cmd, fmt.Errorf("conf change of peer %d carries one of peer %d: %w", cc.NodeId, req.GetPeer().GetId(), ErrCorrupt)
 	}
-	return nil
+	return cc, cmd, nil
 }

@@ -164,6 +164,9 @@ func (SplitDone) applyResult()    {}
 func (SplitRefused) applyResult() {}
 func (CompactedLog) applyResult() {}
 
+// ReadFailed says that reading the region's data failed.
+type ReadFailed struct{ Err error }
+
 // LogGC says that the engine is durable up to Index, so that the raft log may drop entries up to it.
 type LogGC struct{ Index, Term uint64 }
 
@@ -249,6 +252,7 @@ func (*RegionTruth) msg()       {}
 func (*BecomeSplit) msg()       {}
 func (*HeartbeatNow) msg()      {}
 func (*Inspect) msg()           {}
+func (*ReadFailed) msg()        {}
 
 // CallbackOf returns the callback of a command, nil for other messages.
 func CallbackOf(m Msg) *Callback {

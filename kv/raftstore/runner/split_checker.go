@@ -3,6 +3,7 @@ package runner
 import (
 	"bytes"
 	"context"
+	"errors"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -25,7 +26,7 @@ type SplitChecker struct {
 
 type splitTask struct {
 	Check
-	middle func(key []byte)
+	middle func(key []byte, err error)
 }
 
 // Check asks for the size of a region.
@@ -55,12 +56,15 @@ func (c *SplitChecker) Check(check Check) bool {
 	}
 }
 
+// ErrBusy is passed by Middle: too many measurements wait, or the store is stopping.
+var ErrBusy = errors.New("runner: no time to measure")
+
 // Middle finds a key that splits the region's data in half and passes it to done, nil if there is none.
-func (c *SplitChecker) Middle(region *metapb.Region, done func(key []byte)) {
+func (c *SplitChecker) Middle(region *metapb.Region, done func(key []byte, err error)) {
 	select {
 	case c.queue <- splitTask{Check: Check{Region: region}, middle: done}:
 	default:
-		done(nil)
+		done(nil, ErrBusy)
 	}
 }
 
@@ -82,7 +86,7 @@ func (c *SplitChecker) drain() {
 		select {
 		case t := <-c.queue:
 			if t.middle != nil {
-				t.middle(nil)
+				t.middle(nil, ErrBusy)
 			}
 		default:
 			return
@@ -101,13 +105,11 @@ func (c *SplitChecker) handle(t splitTask) {
 	defer snap.Close()
 	m, err := Measure(snap, t.Region, c.splitSize)
 	if t.middle != nil {
-		var key []byte
+		var half Measurement
 		if err == nil && m.Size > 1 {
-			if half, err := Measure(snap, t.Region, m.Size/2); err == nil {
-				key = half.SplitKey
-			}
+			half, err = Measure(snap, t.Region, m.Size/2)
 		}
-		t.middle(key)
+		t.middle(half.SplitKey, err)
 		return
 	}
 	res := &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: m.RegionSize, Err: err}

@@ -150,7 +150,7 @@ func TestTooBigIsCountedAndSplit(t *testing.T) {
 func TestCheckEnds(t *testing.T) {
 	c := NewSplitChecker(newGauged(t), splitSize, maxSize, func(uint64, message.Msg) error { return nil })
 	answered := false
-	c.Middle(&metapb.Region{Id: 7, StartKey: []byte("z")}, func(key []byte) { answered = key == nil })
+	c.Middle(&metapb.Region{Id: 7, StartKey: []byte("z")}, func(key []byte, err error) { answered = key == nil })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c.Run(ctx)

@@ -12,6 +12,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // Storage implements storage.Storage over a raftstore.
@@ -69,7 +70,9 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 	if err != nil || local == nil {
 		return nil, false, err != nil, err
 	}
-	value, found, err = s.engine.Get(engine.DataKey(cf, key))
+	if value, found, err = s.engine.Get(engine.DataKey(cf, key)); err != nil {
+		s.store.ReadFailed(c.RegionId, err)
+	}
 	return value, found, err != nil || local.Valid(), err
 }
 
@@ -87,7 +90,7 @@ func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (s
 		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for itself.
 		snap := s.engine.NewSnapshot()
 		if local.Valid() {
-			return storage.NewView(snap, local.Region.StartKey, local.Region.EndKey), nil
+			return s.view(snap, local.Region), nil
 		}
 		snap.Close()
 	}
@@ -112,9 +115,16 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	region, err := s.store.CheckSnapshot(snap, h, key)
 	if err != nil {
 		snap.Close()
+		s.store.ReadFailed(h.RegionID, err)
 		return nil, err
 	}
-	return storage.NewView(snap, region.StartKey, region.EndKey), nil
+	return s.view(snap, region), nil
+}
+
+// view shows a region and reports reads that fail.
+func (s *Storage) view(snap engine.Snapshot, region *metapb.Region) storage.Reader {
+	id := region.Id
+	return storage.NewView(snap, region.StartKey, region.EndKey).Report(func(err error) { s.store.ReadFailed(id, err) })
 }
 
 // bound gives a request a deadline. One that has its own is waited for under it as it is: another context on

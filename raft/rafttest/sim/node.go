@@ -237,6 +237,9 @@ func (n *node) step(in input) {
 		if err := n.rn.Step(*in.msg); err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) {
 			n.w.fail("step", "node %d refuses a %v: %v", n.id, in.msg.MsgType, err)
 		}
+		if lost := n.rn.Lost(); lost > 0 {
+			n.w.fail("lost", "node %d is said to have acknowledged %d, its log ends at %d", n.id, lost, n.rn.LastIndex())
+		}
 	}
 	n.noteRound()
 }

@@ -66,11 +66,12 @@ func (w *world) view() *view.View {
 }
 
 // region parses "1* 2 3~ 4L c=2 v=1 size=96 end=k": peers 11, 12, ... on stores 1, 2, ...; the star
-// leads, the tilde is pending, L is a learner. A peer may be given as ID@STORE.
+// leads, the tilde is pending, L is a learner; down=6 says that the peer before has not answered for 6 minutes. A peer may be given as ID@STORE.
 func (w *world) region(line string) *core.RegionInfo {
 	m := &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
 	var leader uint64
 	var pending []uint64
+	var down []core.DownPeer
 	opts := []core.RegionOption{core.WithTerm(6)}
 	for f := range strings.FieldsSeq(line) {
 		var n uint64
@@ -91,6 +92,10 @@ func (w *world) region(line string) *core.RegionInfo {
 			continue
 		}
 		p := &metapb.Peer{}
+		if _, err := fmt.Sscanf(f, "down=%d", &n); err == nil { // minutes, of the peer before
+			down = append(down, core.DownPeer{PeerID: m.Peers[len(m.Peers)-1].Id, Seconds: 60 * n})
+			continue
+		}
 		bare := strings.TrimRight(f, "*~L")
 		if _, err := fmt.Sscanf(bare, "%d@%d", &p.Id, &p.StoreId); err != nil {
 			_, err := fmt.Sscanf(bare, "%d", &p.StoreId)
@@ -108,7 +113,7 @@ func (w *world) region(line string) *core.RegionInfo {
 		}
 		m.Peers = append(m.Peers, p)
 	}
-	opts = append(opts, core.WithLeaderStore(leader), core.WithPending(pending...))
+	opts = append(opts, core.WithLeaderStore(leader), core.WithPending(pending...), core.WithDown(down...))
 	return core.NewRegion(m, nil, opts...)
 }
 

@@ -3,6 +3,8 @@
 package checker
 
 import (
+	"time"
+
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
@@ -69,18 +71,35 @@ func lost(v *view.View, p core.Peer) bool {
 	return s == nil || s.IsTombstone() || filter.Down(s, v.Env())
 }
 
-// checkDown replaces a peer on a store that has been silent for too long. The new replica comes
+// silent tells whether a peer has not answered its leader for as long, whatever its store does: its replica may be
+// quarantined there.
+func silent(v *view.View, r *core.RegionInfo, p core.Peer) bool {
+	for _, d := range r.DownPeers() {
+		if d.PeerID == p.ID && time.Duration(d.Seconds)*time.Second > v.Env().Schedule.MaxStoreDownTime.D() {
+			return true
+		}
+	}
+	return false
+}
+
+// checkDown replaces a peer that has been silent for too long, or whose store has. The new replica comes
 // first; only when there are enough without it is the lost one removed (by checkExtra, which prefers
-// it).
+// it). If its store lives and no other is left, the peer goes first, which counts for nothing as it is, so that a new
+// one can come there.
 func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
 	for _, p := range r.Peers() {
-		if !lost(v, p) || p.StoreID == r.LeaderStore() {
+		gone := lost(v, p)
+		if !gone && !silent(v, r, p) || p.StoreID == r.LeaderStore() {
 			continue
 		}
 		if len(r.Peers()) > v.MaxReplicas() {
 			return remove(v, r, Down, "remove-down-peer", prio, p.StoreID)
 		}
-		return replace(v, r, Down, "replace-down-peer", prio, p.StoreID)
+		res := replace(v, r, Down, "replace-down-peer", prio, p.StoreID)
+		if !gone && res.Blocked == view.NoStore {
+			return remove(v, r, Down, "remove-down-peer", prio, p.StoreID)
+		}
+		return res
 	}
 	return Result{}
 }
@@ -97,10 +116,11 @@ func checkDamaged(v *view.View, r *core.RegionInfo, prio operator.Priority) Resu
 		if len(r.Peers()) > v.MaxReplicas() {
 			return remove(v, r, Damaged, "remove-damaged-peer", prio, p.StoreID)
 		}
-		if res := replace(v, r, Damaged, "replace-damaged-peer", prio, p.StoreID); res.Op != nil {
-			return res
+		res := replace(v, r, Damaged, "replace-damaged-peer", prio, p.StoreID)
+		if res.Blocked == view.NoStore {
+			return remove(v, r, Damaged, "remove-damaged-peer", prio, p.StoreID)
 		}
-		return remove(v, r, Damaged, "remove-damaged-peer", prio, p.StoreID)
+		return res
 	}
 	return Result{}
 }

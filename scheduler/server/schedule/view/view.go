@@ -181,6 +181,9 @@ func (v *View) Healthy(r *core.RegionInfo, p core.Peer) bool {
 		!s.IsDamaged(p.ID)
 }
 
+// NoStore is Target's reason when every store has a replica already.
+const NoStore = "no-store"
+
 // Target picks the store for a new replica of a region, without the replica on exclude (0: none).
 // Stores are ranked by isolation, then by load. If the best store is refused only for the moment, no
 // store is returned: waiting is better than placing badly.
@@ -198,7 +201,7 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		refusal   string
 	}
 	var list []candidate
-	reason := "no-store"
+	reason := NoStore
 	for _, s := range v.stores {
 		if _, has := r.StorePeer(s.ID()); has {
 			continue
