@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -39,6 +40,8 @@ type Server struct {
 	cfg     *config.Config
 	logger  *zap.Logger
 	node    backend
+	front   *front
+	guard   *security.Guard
 	storage storage.Storage
 	keys    storage.Keys
 	elector *member.Elector
@@ -91,6 +94,7 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	if s.tls, err = memberTLS(cfg.Security); err != nil {
 		return nil, err
 	}
+	s.guard = newGuard(cfg)
 	// Without keep-alives a connection that was still being made when its request ended is closed too.
 	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
 	s.cluster = NewRaftCluster(ClusterOptions{
@@ -105,9 +109,17 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 // Start brings the member up and returns when it serves requests. A single member, or a majority,
 // elects a leader right afterwards.
 func (s *Server) Start(ctx context.Context) error {
+	if open := s.cfg.InTheClear(); len(open) > 0 {
+		s.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+			"and change the cluster", zap.Strings("addresses", open))
+	}
+	if s.cfg.EnableGRPCGateway {
+		s.logger.Warn("enable-grpc-gateway has no effect: etcd's gateway is not served")
+	}
 	if err := s.startBackend(ctx); err != nil {
 		return err
 	}
+	s.front.serve(s.api(), s.register, s.grpcOptions())
 	if err := s.setUp(ctx); err != nil {
 		s.Stop()
 		return err
@@ -131,20 +143,30 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
+// startBackend takes the client port, so that a wrong address is found before anything is done, and
+// starts what keeps the hard state.
 func (s *Server) startBackend(ctx context.Context) error {
-	if s.cfg.Storage.Backend != "embedded" {
-		e, err := startExternal(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
-		if err != nil {
-			return err
-		}
-		s.node = e
-		return nil
-	}
-	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+	f, err := listenFront(ctx, s.cfg)
 	if err != nil {
 		return err
 	}
-	s.node = n
+	addr := f.addr().String()
+	if s.cfg.Storage.Backend == "embedded" {
+		var n *node
+		if n, err = startNode(ctx, s.cfg, s.logger, addr); err == nil {
+			s.node = n
+		}
+	} else {
+		var e *external
+		if e, err = startExternal(ctx, s.cfg, s.logger, addr); err == nil {
+			s.node = e
+		}
+	}
+	if err != nil {
+		f.stop()
+		return err
+	}
+	s.front = f
 	return nil
 }
 
@@ -207,6 +229,8 @@ func (s *Server) watchNode() {
 	case <-s.ctx.Done():
 	case err := <-s.node.failed():
 		s.fail(err)
+	case err := <-s.front.failed:
+		s.fail(err)
 	}
 }
 
@@ -233,6 +257,9 @@ func (s *Server) Stop() {
 			s.linger()
 		}
 		s.forward.close()
+		if s.front != nil {
+			s.front.stop()
+		}
 		if s.node != nil {
 			s.node.close()
 		}
@@ -268,10 +295,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // ClientAddr is host:port where this member serves.
-func (s *Server) ClientAddr() string { return s.node.addr() }
+func (s *Server) ClientAddr() string { return s.front.addr().String() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return s.scheme() + s.node.addr() }
+func (s *Server) ClientURL() string { return s.scheme() + s.ClientAddr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }
@@ -518,10 +545,7 @@ func (s *Server) bootstrapped() (bool, uint64) {
 
 func (s *Server) register(gs *grpc.Server) {
 	schedulerpb.RegisterSchedulerServer(gs, &service{s: s})
-}
-
-func (s *Server) httpHandlers() map[string]http.Handler {
-	return s.api()
+	s.registerEtcd(gs)
 }
 
 // Name returns the member's name.

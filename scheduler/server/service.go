@@ -25,6 +25,7 @@ import (
 
 var (
 	errNotLeader = status.Error(codes.Unavailable, "not leader")
+	errNotReady  = status.Error(codes.Unavailable, "server is starting")
 	errStopped   = status.Error(codes.Unavailable, "server is stopping")
 )
 

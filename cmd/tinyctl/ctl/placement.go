@@ -19,6 +19,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // tokenEnv holds the token that changes need, when --token is not given. It is no default of the flag: the
@@ -182,6 +184,9 @@ func (a *app) request(ctx context.Context, client *http.Client, method, addr, pa
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(strings.TrimSpace(addr), "/")+"/api/v1"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, usagef("--scheduler: %q is not an address", addr)
+	}
+	if method != http.MethodGet {
+		req.Header.Set(security.ProofHeader, "1")
 	}
 	if token := cmp.Or(a.token, os.Getenv(tokenEnv)); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)

@@ -62,6 +62,7 @@ func newFlags() *flags {
 	s.StringVar(&v.Security.CACertPath, "cacert", "", "file of the CA certificates for TLS")
 	s.StringVar(&v.Security.CertPath, "cert", "", "file of the certificate for TLS")
 	s.StringVar(&v.Security.KeyPath, "key", "", "file of the private key for TLS")
+	s.BoolVar(&v.Security.Insecure, "insecure", false, "accept that other machines are served without TLS")
 	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false, "start a new cluster of one member from this data directory")
 	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
 	return f
@@ -135,6 +136,7 @@ func (f *flags) build() (*config.Config, error) {
 		"cacert":                func() { cfg.Security.CACertPath = v.Security.CACertPath },
 		"cert":                  func() { cfg.Security.CertPath = v.Security.CertPath },
 		"key":                   func() { cfg.Security.KeyPath = v.Security.KeyPath },
+		"insecure":              func() { cfg.Security.Insecure = v.Security.Insecure },
 		"force-new-cluster":     func() { cfg.ForceNewCluster = v.ForceNewCluster },
 	} {
 		if f.set.Changed(name) {
