@@ -31,6 +31,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -91,6 +92,10 @@ func (n *Node) Start(ctx context.Context) (err error) {
 			n.Stop()
 		}
 	}()
+	if open := n.cfg.InTheClear(); len(open) > 0 {
+		n.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+			"and change all data", zap.Strings("addresses", open))
+	}
 	// The address first: a wrong one must not leave a half-made data directory behind.
 	if n.listener, err = net.Listen("tcp", n.cfg.Addr); err != nil {
 		return fmt.Errorf("addr %s: %w", n.cfg.Addr, plainNetError(err))
@@ -161,7 +166,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		return fmt.Errorf("open snapshot directory: %w", err)
 	}
 	n.snaps.Pace(int64(n.cfg.Server.SnapshotRate))
-	if n.placement, err = client.New(ctx, n.cfg.Scheduler, client.WithLogger(n.logger.Named("placement"))); err != nil {
+	if err = n.reachPlacement(ctx); err != nil {
 		return err
 	}
 	if marker != nil && marker.ClusterID != 0 && marker.ClusterID != n.placement.ClusterID() {
@@ -215,6 +220,19 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		n.space.watch(run, n.store.SetDiskFull)
 	}()
 	return nil
+}
+
+func (n *Node) reachPlacement(ctx context.Context) error {
+	secure, err := security.ClientTLS(n.cfg.Scheduler, n.cfg.Security.Files())
+	if err != nil {
+		return fmt.Errorf("scheduler: %w", err)
+	}
+	with := []client.Option{client.WithLogger(n.logger.Named("placement"))}
+	if secure != nil {
+		with = append(with, client.WithTLS(secure))
+	}
+	n.placement, err = client.New(ctx, n.cfg.Scheduler, with...)
+	return err
 }
 
 func (n *Node) storeMeta() *metapb.Store {

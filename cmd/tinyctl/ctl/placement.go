@@ -130,7 +130,17 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 			return nil, err
 		}
 	}
-	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true}
+	secure, err := a.secure()
+	if err != nil {
+		return nil, err
+	}
+	scheme := "http://"
+	if secure != nil {
+		scheme = "https://"
+	}
+	transport := &http.Transport{
+		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true, TLSClientConfig: secure,
+	}
 	if method == http.MethodGet {
 		transport.ResponseHeaderTimeout = connectTimeout // a member that hangs; another one may not
 	}
@@ -139,7 +149,7 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 		var failure error
 		waits := false
 		for _, addr := range a.endpoints() {
-			resp, err := a.request(ctx, client, method, addr, path, data)
+			resp, err := a.request(ctx, client, scheme, method, addr, path, data)
 			if err == nil {
 				return resp, nil
 			}
@@ -177,9 +187,9 @@ func mayRetry(method string, err error) bool {
 	}
 }
 
-func (a *app) request(ctx context.Context, client *http.Client, method, addr, path string, body []byte) (*http.Response, error) {
-	if !strings.Contains(addr, "://") {
-		addr = "http://" + addr
+func (a *app) request(ctx context.Context, client *http.Client, scheme, method, addr, path string, body []byte) (*http.Response, error) {
+	if addr = strings.TrimSpace(addr); !strings.Contains(addr, "://") {
+		addr = scheme + addr
 	}
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(strings.TrimSpace(addr), "/")+"/api/v1"+path, bytes.NewReader(body))
 	if err != nil {
