@@ -18,6 +18,8 @@ import (
 type Config struct {
 	// Scheduler lists the placement service's client addresses, host:port.
 	Scheduler []string `toml:"scheduler"`
+	// ClusterID is the only cluster that a store joins; 0 joins the one that the placement service serves.
+	ClusterID uint64 `toml:"cluster-id"`
 	// Addr is bound exactly as given; AdvertiseAddr is what others are told (default: Addr).
 	Addr          string `toml:"addr"`
 	AdvertiseAddr string `toml:"advertise-addr"`

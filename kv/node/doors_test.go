@@ -94,6 +94,9 @@ func TestPlacementWithTLS(t *testing.T) {
 	require.NoError(t, err)
 	require.NotZero(t, n.StoreID())
 
+	_, err = started(t, func(c *config.Config) { with(c); c.Scheduler, c.ClusterID = []string{s.ClientURL()}, 1 })
+	require.ErrorContains(t, err, "is to join cluster 1", "the wrong cluster")
+
 	cfg := config.Default()
 	cfg.Scheduler = []string{s.ClientAddr()}
 	n = New(cfg, "test", zap.NewNop())

@@ -231,8 +231,13 @@ func (n *Node) reachPlacement(ctx context.Context) error {
 	if secure != nil {
 		with = append(with, client.WithTLS(secure))
 	}
-	n.placement, err = client.New(ctx, n.cfg.Scheduler, with...)
-	return err
+	if n.placement, err = client.New(ctx, n.cfg.Scheduler, with...); err != nil {
+		return err
+	}
+	if want, have := n.cfg.ClusterID, n.placement.ClusterID(); want != 0 && want != have {
+		return fmt.Errorf("this store is to join cluster %d, but the placement service at %v serves cluster %d", want, n.cfg.Scheduler, have)
+	}
+	return nil
 }
 
 func (n *Node) storeMeta() *metapb.Store {

@@ -115,7 +115,20 @@ func (s *Server) api() http.Handler {
 	} {
 		top.Handle("GET /debug/pprof/"+path, s.guard.Private(h))
 	}
-	return s.guard.Wrap(top)
+	return s.named(s.guard.Wrap(top))
+}
+
+// instanceHeader carries Config.Instance.
+const instanceHeader = "Tinykv-Instance"
+
+func (s *Server) named(next http.Handler) http.Handler {
+	if s.cfg.Instance == "" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(instanceHeader, s.cfg.Instance)
+		next.ServeHTTP(w, r)
+	})
 }
 
 // newGuard checks the requests of the client port as the configuration says.

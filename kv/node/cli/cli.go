@@ -68,6 +68,11 @@ func newOptions() *options {
 	text("scheduler", "", "addresses of the placement service, [https://]host:port[,...] (default 127.0.0.1:2379)", func(c *config.Config, v string) { c.Scheduler = splitList(v) })
 	alias("pd", "scheduler")
 	alias("pd-endpoints", "scheduler")
+	o.set.Uint64("cluster-id", 0, "refuse a placement service of any other cluster (default: any, until the store has joined one)")
+	o.apply["cluster-id"] = func(c *config.Config, v string) (err error) {
+		c.ClusterID, err = strconv.ParseUint(v, 10, 64)
+		return err
+	}
 	text("data-dir", "s", "data directory (default tinykv-data)", func(c *config.Config, v string) { c.DataDir = v })
 	alias("path", "data-dir")
 	alias("store", "data-dir")

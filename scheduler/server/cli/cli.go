@@ -28,6 +28,9 @@ const (
 	exitUsage = 2
 )
 
+// instanceEnv is how a program that starts tinyscheduler gives it the name that it shows in its answers.
+const instanceEnv = "TINYKV_INSTANCE"
+
 // Version is the release name; the build may set it.
 var Version = "dev"
 
@@ -176,6 +179,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return complain(stderr, err, exitUsage)
 	}
+	cfg.Instance = os.Getenv(instanceEnv)
 	if f.check {
 		printf(stdout, "configuration is fine\n")
 		return exitOK

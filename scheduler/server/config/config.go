@@ -74,6 +74,10 @@ type Config struct {
 	Storage     Storage     `toml:"storage"`
 	API         API         `toml:"api"`
 
+	// Instance, if set, is sent with every HTTP answer: it tells the starter of this process that it
+	// is this one that answers.
+	Instance string `toml:"-"`
+
 	// UnsafeNoFsync is for tests: losing power loses acknowledged writes.
 	UnsafeNoFsync bool `toml:"-"`
 }
