@@ -268,6 +268,9 @@ func (n *Node) serve(st storage.Storage) {
 	}
 	server.Register(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
 	n.health = health.NewServer()
+	// By this name the placement service recognises the store when it calls back.
+	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),
+		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
 	if err := server.RegisterReflection(n.grpc); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))

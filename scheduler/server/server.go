@@ -37,21 +37,23 @@ const (
 // Life: New checks the configuration and starts nothing; Start returns when the member serves;
 // Stop is idempotent and returns when every goroutine has ended.
 type Server struct {
-	cfg     *config.Config
-	logger  *zap.Logger
-	node    backend
-	front   *front
-	guard   *security.Guard
-	storage storage.Storage
-	keys    storage.Keys
-	elector *member.Elector
-	cluster *RaftCluster
-	ids     *id.Allocator
-	tso     *tso.Oracle
-	streams *hbStreams
-	forward *forwarder
-	metrics *metrics
-	feed    changeFeed
+	cfg    *config.Config
+	logger *zap.Logger
+	node   backend
+	front  *front
+	guard  *security.Guard
+	// callbacks find out whether stores are where they say.
+	callbacks *callbacks
+	storage   storage.Storage
+	keys      storage.Keys
+	elector   *member.Elector
+	cluster   *RaftCluster
+	ids       *id.Allocator
+	tso       *tso.Oracle
+	streams   *hbStreams
+	forward   *forwarder
+	metrics   *metrics
+	feed      changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
 	tls       *tls.Config // between members; nil without TLS
@@ -94,12 +96,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	if s.tls, err = memberTLS(cfg.Security); err != nil {
 		return nil, err
 	}
-	s.guard = newGuard(cfg)
+	s.guard, s.callbacks = newGuard(cfg), newCallbacks(s)
 	// Without keep-alives a connection that was still being made when its request ended is closed too.
 	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
-		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
+		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,
 	})
 	s.cluster.onChange = s.feed.changed
 	s.metrics = newMetrics(s)
@@ -394,6 +396,8 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 		return err
 	}
 	s.cluster.TakeOver()
+	s.callbacks.begin(ctx)
+	defer s.callbacks.end()
 	s.setServing(ctx, l)
 	defer s.endServing()
 	s.cluster.events.add("leader-changed", fmt.Sprintf("%s leads in term %d", s.cfg.Name, l.Term))

@@ -63,6 +63,9 @@ type Config struct {
 	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no checks.
 	EnableGRPCGateway bool `toml:"enable-grpc-gateway"`
 
+	// VerifyStores calls new stores back at the address that they tell before they get regions.
+	VerifyStores bool `toml:"verify-stores"`
+
 	LogLevel string `toml:"log-level"` // as in [log] level
 	LogFile  string `toml:"log-file"`  // as in [log.file] filename
 
@@ -135,6 +138,7 @@ func Default() *Config {
 		AutoCompactionRetention: "1h",
 		TickInterval:            Duration(200 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
+		VerifyStores:            true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
 		Replication:             Replication{MaxReplicas: 3},

@@ -35,6 +35,7 @@ func Config(t testing.TB) *config.Config {
 	cfg.ElectionInterval = config.Duration(100 * time.Millisecond)
 	cfg.LeaseTTL = config.Duration(time.Second)
 	cfg.UnsafeNoFsync = true
+	cfg.VerifyStores = false // most tests have no stores that answer
 	return cfg
 }
 
