@@ -238,6 +238,16 @@ func touchedStores(r *core.RegionInfo, res core.PutResult) []uint64 {
 	return ids
 }
 
+// heard notes a sign of life of a store beside its own reports: it has opened a stream.
+func (c *RaftCluster) heard(s *core.StoreInfo) {
+	now := c.opts.Now()
+	if s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D() {
+		c.health.Store(nil)
+		defer c.planner.Wake()
+	}
+	c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now))
+}
+
 // HandleStoreHeartbeat takes in a store's report.
 func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error {
 	s := c.core.Store(stats.GetStoreId())

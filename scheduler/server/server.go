@@ -75,6 +75,11 @@ type Server struct {
 		bootstrapper uint64
 		meta         *metapb.Cluster
 	}
+	// recalled is what the leader before knew: set by load, used when this member takes over.
+	recalled memory
+	// memoryMu holds back a save while another one is written; saved is the last one.
+	memoryMu sync.Mutex
+	saved    memory
 	stopOnce sync.Once
 }
 
@@ -396,6 +401,7 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 		return err
 	}
 	s.cluster.TakeOver()
+	s.recallMemory()
 	s.callbacks.begin(ctx)
 	defer s.callbacks.end()
 	s.setServing(ctx, l)
@@ -405,11 +411,13 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Add(1)
-	go func() { // ends with ctx
-		defer wg.Done()
-		s.cluster.Run(ctx)
-	}()
+	for _, run := range []func(context.Context){s.cluster.Run, s.keepMemory} {
+		wg.Add(1)
+		go func() { // ends with ctx
+			defer wg.Done()
+			run(ctx)
+		}()
+	}
 	return s.leaderLoop(ctx, l)
 }
 
@@ -504,6 +512,7 @@ func (s *Server) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.recalled = s.loadMemory(d)
 	s.cluster.SetStores(stores)
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()

@@ -355,6 +355,7 @@ func (v *service) heartbeat(ctx context.Context, stream *lockedStream, req *pb.R
 			return v.refuse(stream, req, pb.ErrorType_STORE_TOMBSTONE, fmt.Sprintf("store %d is tombstone", store))
 		}
 		v.s.streams.bind(ctx, store, stream)
+		v.s.cluster.heard(s)
 		*bound = store
 	}
 	err := v.s.cluster.HandleRegionHeartbeat(req)
