@@ -10,6 +10,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -47,6 +48,8 @@ type Options struct {
 	MaxMessage int
 	// Unary sends every request as an RPC of its own, instead of sharing a stream per connection.
 	Unary bool
+	// TLS is how Open connects to the placement service, if its endpoints are https; the stores have none.
+	TLS *tls.Config
 	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
 	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
 }
@@ -89,7 +92,11 @@ type identities struct {
 
 // Open connects to the placement service at endpoints. The caller closes the client.
 func Open(ctx context.Context, endpoints []string, opts Options) (*Client, error) {
-	pd, err := client.New(ctx, endpoints)
+	var with []client.Option
+	if opts.TLS != nil {
+		with = append(with, client.WithTLS(opts.TLS))
+	}
+	pd, err := client.New(ctx, endpoints, with...)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // Config is everything a tinykv-server can be told. Flags override the environment, which overrides
@@ -17,6 +18,8 @@ import (
 type Config struct {
 	// Scheduler lists the placement service's client addresses, host:port.
 	Scheduler []string `toml:"scheduler"`
+	// ClusterID is the only cluster that a store joins; 0 joins the one that the placement service serves.
+	ClusterID uint64 `toml:"cluster-id"`
 	// Addr is bound exactly as given; AdvertiseAddr is what others are told (default: Addr).
 	Addr          string `toml:"addr"`
 	AdvertiseAddr string `toml:"advertise-addr"`
@@ -27,10 +30,29 @@ type Config struct {
 	Labels              map[string]string `toml:"labels"`
 
 	Log       log.Config `toml:"log"`
+	Security  Security   `toml:"security"`
 	Server    Server     `toml:"server"`
 	Storage   Storage    `toml:"storage"`
 	RaftLog   RaftLog    `toml:"raftlog"`
 	Raftstore Raftstore  `toml:"raftstore"`
+}
+
+// Security says how the placement service is reached, and who reaches this store.
+type Security struct {
+	// CAPath, CertPath and KeyPath are for connections to a placement service with https addresses. Stores
+	// do not serve TLS.
+	CAPath   string `toml:"ca-path"`
+	CertPath string `toml:"cert-path"`
+	KeyPath  string `toml:"key-path"`
+	// Insecure accepts that other machines are served without TLS.
+	Insecure bool `toml:"insecure"`
+	// AllowedHosts are further names of this store that may stand in the Host header at the status port.
+	AllowedHosts []string `toml:"allowed-hosts"`
+}
+
+// Files are what the placement service's client needs.
+func (s *Security) Files() security.Files {
+	return security.Files{CA: s.CAPath, Cert: s.CertPath, Key: s.KeyPath}
 }
 
 // Server limits what clients may send.
@@ -176,20 +198,22 @@ func (c *Config) Validate() error {
 		bad("scheduler: at least one address of the placement service is needed")
 	}
 	for _, a := range c.Scheduler {
+		if _, host, ok := strings.Cut(a, "://"); ok {
+			a = strings.TrimSuffix(host, "/")
+		}
 		checkAddr(bad, "scheduler", a)
+	}
+	if _, err := security.ClientTLS(c.Scheduler, c.Security.Files()); err != nil {
+		bad("scheduler: %v", err)
 	}
 	checkAddr(bad, "addr", c.Addr)
 	if c.AdvertiseAddr != "" {
 		checkAddr(bad, "advertise-addr", c.AdvertiseAddr)
 	}
-	if host, _, err := net.SplitHostPort(orElse(c.AdvertiseAddr, c.Addr)); err == nil {
-		if host == "" || host == "0.0.0.0" || host == "::" {
-			bad("advertise-addr: other stores cannot reach %q; give the host they can", orElse(c.AdvertiseAddr, c.Addr))
-		}
-	}
 	if c.StatusAddr != "" {
 		checkAddr(bad, "status-addr", c.StatusAddr)
 	}
+	c.validateDoors(bad)
 	if c.DataDir == "" {
 		bad("data-dir: must not be empty")
 	}
@@ -203,6 +227,35 @@ func (c *Config) Validate() error {
 	}
 	c.Raftstore.validate(bad)
 	return errors.Join(errs...)
+}
+
+// validateDoors checks who can reach this store, and what it tells others about where it is.
+func (c *Config) validateDoors(bad func(string, ...any)) {
+	for _, a := range []struct{ option, listen, told string }{
+		{"addr", c.Addr, orElse(c.AdvertiseAddr, c.Addr)},
+		{"status-addr", c.StatusAddr, orElse(c.AdvertiseStatusAddr, c.StatusAddr)},
+	} {
+		if a.listen == "" {
+			continue // no status port
+		}
+		if err := security.CheckListen(a.option, a.listen, false, c.Security.Insecure); err != nil {
+			bad("%v", err)
+		}
+		if security.AnyHost(a.told) {
+			bad("advertise-%s: other machines cannot reach %q; give the host they can", a.option, a.told)
+		}
+	}
+}
+
+// InTheClear lists the addresses that other machines reach without TLS.
+func (c *Config) InTheClear() []string {
+	var out []string
+	for _, a := range []string{c.Addr, c.StatusAddr} {
+		if a != "" && !security.LoopbackHost(a) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func (s *Server) validate(bad func(string, ...any), maxEntry Size) {

@@ -38,6 +38,14 @@ func TestFaultsAreNamed(t *testing.T) {
 		"addr":               {func(c *Config) { c.Addr = "x" }, "addr"},
 		"advertise nowhere":  {func(c *Config) { c.Addr = "0.0.0.0:1" }, "advertise-addr"},
 		"status":             {func(c *Config) { c.StatusAddr = "x" }, "status-addr"},
+		"addr in the clear":  {func(c *Config) { c.Addr = "10.0.0.1:1" }, "--insecure"},
+		"status in clear":    {func(c *Config) { c.StatusAddr = "0.0.0.0:1"; c.AdvertiseStatusAddr = "10.0.0.1:1" }, "--insecure"},
+		"advertise any":      {func(c *Config) { c.AdvertiseAddr = "[::]:1" }, "advertise-addr"},
+		"status nowhere":     {func(c *Config) { c.StatusAddr = ":1" }, "advertise-status-addr"},
+		"https and http":     {func(c *Config) { c.Scheduler = []string{"https://a:1", "http://b:1"} }, "in the same way"},
+		"no such CA":         {func(c *Config) { c.Security.CAPath = "/does/not/exist" }, "no such file"},
+		"CA without TLS":     {func(c *Config) { c.Scheduler = []string{"http://a:1"}; c.Security.CAPath = "x" }, "https://"},
+		"other scheme":       {func(c *Config) { c.Scheduler = []string{"ftp://a:1"} }, "neither http nor https"},
 		"data dir":           {func(c *Config) { c.DataDir = "" }, "data-dir"},
 		"level":              {func(c *Config) { c.Log.Level = "loud" }, "log.level"},
 		"format":             {func(c *Config) { c.Log.Format = "xml" }, "log.format"},
@@ -60,6 +68,10 @@ func TestFaultsAreNamed(t *testing.T) {
 			require.ErrorContains(t, c.Validate(), tc.want)
 		})
 	}
+	open := Default()
+	open.Addr, open.AdvertiseAddr, open.Security.Insecure = "0.0.0.0:1", "10.0.0.1:1", true
+	require.NoError(t, open.Validate())
+	require.Equal(t, []string{"0.0.0.0:1"}, open.InTheClear())
 	// All faults are reported at once.
 	c := Default()
 	c.DataDir, c.Storage.Engine = "", "paper"

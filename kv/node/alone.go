@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -54,14 +55,14 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 	if err != nil {
 		return err
 	}
-	opts := []client.Option{client.WithLogger(n.logger.Named("placement"))}
+	alone := uint64(0)
 	if known != nil && marker != nil && marker.StoreID != 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, aloneAfter)
 		defer cancel()
-		opts = append(opts, client.WithoutService(known.ClusterId))
+		alone = known.ClusterId
 	}
-	if n.placement, err = client.New(ctx, n.cfg.Scheduler, opts...); err != nil {
+	if err := n.reachPlacement(ctx, alone); err != nil {
 		return err
 	}
 	if marker != nil && marker.ClusterID != 0 && marker.ClusterID != n.placement.ClusterID() {
@@ -70,6 +71,28 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 	}
 	n.addresses, err = newAddressBook(n.engine, n.placement)
 	return err
+}
+
+// reachPlacement makes the client. With the cluster that the store goes on in alone, it succeeds without an answer too.
+func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
+	secure, err := security.ClientTLS(n.cfg.Scheduler, n.cfg.Security.Files())
+	if err != nil {
+		return fmt.Errorf("scheduler: %w", err)
+	}
+	opts := []client.Option{client.WithLogger(n.logger.Named("placement"))}
+	if secure != nil {
+		opts = append(opts, client.WithTLS(secure))
+	}
+	if alone != 0 {
+		opts = append(opts, client.WithoutService(alone))
+	}
+	if n.placement, err = client.New(ctx, n.cfg.Scheduler, opts...); err != nil {
+		return err
+	}
+	if want, have := n.cfg.ClusterID, n.placement.ClusterID(); want != 0 && want != have {
+		return fmt.Errorf("this store is to join cluster %d, but the placement service at %v serves cluster %d", want, n.cfg.Scheduler, have)
+	}
+	return nil
 }
 
 // join registers the store; joined is false if it goes on without and has to register later.

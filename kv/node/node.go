@@ -32,6 +32,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -96,6 +97,10 @@ func (n *Node) Start(ctx context.Context) (err error) {
 			n.Stop()
 		}
 	}()
+	if open := n.cfg.InTheClear(); len(open) > 0 {
+		n.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+			"and change all data", zap.Strings("addresses", open))
+	}
 	// The address first: a wrong one must not leave a half-made data directory behind.
 	if n.listener, err = net.Listen("tcp", n.cfg.Addr); err != nil {
 		return fmt.Errorf("addr %s: %w", n.cfg.Addr, plainNetError(err))
@@ -251,6 +256,9 @@ func (n *Node) serve(st storage.Storage) {
 	}
 	server.Register(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
 	n.health = health.NewServer()
+	// By this name the placement service recognises the store when it calls back.
+	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),
+		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
 	if err := server.RegisterReflection(n.grpc); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))

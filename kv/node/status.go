@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // statusServer serves metrics, status, configuration and profiles over HTTP.
@@ -39,19 +41,10 @@ func (s *statusServer) start() {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registerMetrics(reg, s.n)
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/status", s.status)
-	mux.HandleFunc("/config", s.config)
-	mux.HandleFunc("/regions", s.regions)
-	mux.HandleFunc("/hash", s.hash)
-	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	s.http = &http.Server{
+		Handler: s.handler(promhttp.HandlerFor(reg, promhttp.HandlerOpts{})), ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+	}
 	// Owned by the status server; ends in stop.
 	go func() {
 		defer close(s.done)
@@ -59,6 +52,27 @@ func (s *statusServer) start() {
 			s.n.logger.Error("status server failed", zap.Error(err))
 		}
 	}()
+}
+
+// handler serves reads only: other methods are answered with 405.
+func (s *statusServer) handler(metrics http.Handler) http.Handler {
+	cfg := s.n.cfg
+	guard := &security.Guard{Hosts: append([]string{cfg.StatusAddr, cfg.AdvertiseStatusAddr, cfg.Addr, cfg.AdvertiseAddr},
+		cfg.Security.AllowedHosts...)}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	for path, h := range map[string]http.HandlerFunc{
+		"status": s.status, "config": s.config, "regions": s.regions, "hash": s.hash,
+		"health": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) },
+	} {
+		mux.Handle("GET /"+path, h)
+	}
+	for path, h := range map[string]http.HandlerFunc{
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+	} {
+		mux.Handle("GET /debug/pprof/"+path, guard.Private(h))
+	}
+	return guard.Wrap(mux)
 }
 
 func (s *statusServer) stop() {

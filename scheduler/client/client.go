@@ -67,6 +67,10 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 		c.cancel()
 		return nil, errors.New("scheduler client: no endpoint given")
 	}
+	if err := c.checkSchemes(endpoints); err != nil {
+		c.cancel()
+		return nil, err
+	}
 	c.hb = newHeartbeats(c)
 	c.ts, c.lookups = newTimestamps(c), newLookups(c)
 
@@ -78,7 +82,7 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 		}
 		if time.Since(lastLog) > 5*time.Second {
 			lastLog = time.Now()
-			c.logger.Warn("waiting for the scheduler", zap.Strings("endpoints", endpoints), zap.Error(err))
+			c.logger.Warn("waiting for the scheduler", zap.Strings("endpoints", endpoints), zap.Error(c.explain(err)))
 		}
 		if pause(ctx, wait) != nil {
 			if c.alone != 0 {
@@ -86,7 +90,7 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 				break
 			}
 			c.Close()
-			return nil, fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","), err)
+			return nil, fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","), c.explain(err))
 		}
 	}
 	c.wg.Add(2 + lookupConcurrency)
@@ -96,6 +100,31 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 		go c.lookups.run()
 	}
 	return c, nil
+}
+
+// checkSchemes refuses endpoints that can never answer: https without TLS is met by a server that waits
+// for a handshake, http with TLS by one that does not understand it.
+func (c *Client) checkSchemes(endpoints []string) error {
+	for _, e := range endpoints {
+		switch e = strings.TrimSpace(e); {
+		case c.tls == nil && strings.HasPrefix(e, "https://"):
+			return fmt.Errorf("scheduler client: %s uses TLS, but none is configured (WithTLS)", e)
+		case c.tls != nil && strings.HasPrefix(e, "http://"):
+			return fmt.Errorf("scheduler client: %s does not use TLS, but this client does", e)
+		}
+	}
+	return nil
+}
+
+// explain adds to the words of a connection that broke at once what they mostly mean.
+func (c *Client) explain(err error) error {
+	switch text := err.Error(); {
+	case c.tls == nil && strings.Contains(text, "server preface"):
+		return fmt.Errorf("%w (if it serves TLS, give its address as https://)", err)
+	case c.tls != nil && strings.Contains(text, "does not look like a TLS handshake"):
+		return fmt.Errorf("%w (it does not serve TLS: give its address as http://)", err)
+	}
+	return err
 }
 
 // Close ends all streams and connections. It may be called more than once.

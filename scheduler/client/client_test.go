@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -336,4 +337,12 @@ func TestRegionsAndConfig(t *testing.T) {
 	members, err := c.GetMembers(ctx)
 	require.NoError(t, err)
 	require.Len(t, members.Members, 1)
+}
+
+// TestEndpointsThatCannotAnswer: what can never work is refused at once, not waited for.
+func TestEndpointsThatCannotAnswer(t *testing.T) {
+	_, err := client.New(t.Context(), []string{"https://127.0.0.1:1"})
+	require.ErrorContains(t, err, "uses TLS")
+	_, err = client.New(t.Context(), []string{"http://127.0.0.1:1"}, client.WithTLS(&tls.Config{MinVersion: tls.VersionTLS12}))
+	require.ErrorContains(t, err, "does not use TLS")
 }

@@ -9,9 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
@@ -24,9 +23,7 @@ func TestNoSpaceIsSaidAndReclaimed(t *testing.T) {
 	c, _ := bootstrapped(t, s, 1)
 	before, err := c.AllocID(t.Context())
 	require.NoError(t, err)
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{s.ClientAddr()}, Logger: zap.NewNop(), DialTimeout: waitFor})
-	require.NoError(t, err)
-	defer func() { _ = etcd.Close() }()
+	etcd := server.EtcdOf(s)
 	value := string(make([]byte, 256<<10))
 	for i := 0; ; i++ {
 		require.Less(t, i, 10*quota/len(value), "etcd accepts more than its quota")

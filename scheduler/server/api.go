@@ -3,19 +3,21 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httputil"
+	"net/http/pprof"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
 	"github.com/tinykv/tinykv/scheduler/server/tso"
@@ -61,8 +63,8 @@ func toAPIError(err error) *apiError {
 // handler answers a request with something that becomes JSON.
 type handler func(r *http.Request) (any, error)
 
-// api returns the HTTP handlers that share etcd's client port.
-func (s *Server) api() map[string]http.Handler {
+// api serves HTTP on the client port.
+func (s *Server) api() http.Handler {
 	mux := http.NewServeMux()
 	// Answered by every member.
 	s.route(mux, "GET /members", false, s.getMembers)
@@ -94,19 +96,67 @@ func (s *Server) api() map[string]http.Handler {
 	s.route(mux, "GET /keymap", true, s.getKeymap)
 	s.route(mux, "GET /hot", true, s.getHot)
 	s.route(mux, "POST /leader/{action}", true, s.postLeader)
+	s.route(mux, "POST /members", true, s.postMember)
 	s.route(mux, "DELETE /members/{name}", true, s.deleteMember)
 	s.route(mux, "POST /members/{name}/promote", true, s.promoteMember)
 	mux.Handle("GET "+apiPrefix+"/events", s.onLeader(http.HandlerFunc(s.getEvents)))
 	mux.HandleFunc(apiPrefix+"/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, notFound("no such route: %s %s", r.Method, r.URL.Path))
 	})
-	return map[string]http.Handler{
-		apiPrefix + "/": s.whenReady(mux),
-		"/metrics":      s.metrics.handler(),
-		"/ui/":          s.page(),
-		syncPath:        s.whenReady(s.internal(s.serveRegions)),
-		eventsPath:      s.whenReady(s.internal(s.serveEvents)),
+	top := http.NewServeMux()
+	top.Handle(apiPrefix+"/", s.whenReady(mux))
+	top.Handle("GET /metrics", s.metrics.handler())
+	top.Handle("GET /ui/", s.page())
+	top.Handle("GET /health", s.whenReady(http.HandlerFunc(s.plainHealth)))
+	top.Handle("GET "+syncPath, s.whenReady(s.internal(s.serveRegions)))
+	top.Handle("GET "+eventsPath, s.whenReady(s.internal(s.serveEvents)))
+	for path, h := range map[string]http.HandlerFunc{
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+	} {
+		top.Handle("GET /debug/pprof/"+path, s.guard.Private(h))
 	}
+	return s.named(s.guard.Wrap(top))
+}
+
+// instanceHeader carries Config.Instance.
+const instanceHeader = "Tinykv-Instance"
+
+func (s *Server) named(next http.Handler) http.Handler {
+	if s.cfg.Instance == "" {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(instanceHeader, s.cfg.Instance)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// newGuard checks the requests of the client port as the configuration says.
+func newGuard(cfg *config.Config) *security.Guard {
+	g := &security.Guard{
+		Token: cfg.API.Token, Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
+		Refuse: func(w http.ResponseWriter, f *security.Refusal) {
+			writeError(w, &apiError{Code: f.Code, Message: f.Message, Detail: f.Detail, status: f.Status})
+		},
+	}
+	for _, urls := range []string{cfg.ClientUrls, cfg.AdvertiseClientUrls} {
+		parsed, _ := config.ParseURLs(urls) // Validate has checked them
+		for _, u := range parsed {
+			g.Hosts = append(g.Hosts, u.Host)
+			// What is advertised to other machines comes in from them, through a proxy at least.
+			g.Loopback = g.Loopback && (security.LoopbackHost(u.Host) || strings.HasPrefix(u.Scheme, "unix"))
+		}
+	}
+	return g
+}
+
+// plainHealth is for probes that know etcd's.
+func (s *Server) plainHealth(w http.ResponseWriter, r *http.Request) {
+	if _, err := s.getHealth(r); err != nil {
+		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"health": "false", "reason": err.Error()})
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"health": "true"})
 }
 
 func (s *Server) route(mux *http.ServeMux, pattern string, leader bool, h handler) {
@@ -120,10 +170,13 @@ func (s *Server) route(mux *http.ServeMux, pattern string, leader bool, h handle
 		writeJSON(w, http.StatusOK, out)
 	})
 	if method != http.MethodGet {
-		hh = s.authorized(hh)
+		hh = s.noted(hh)
 	}
 	if leader {
 		hh = s.onLeader(hh)
+	}
+	if method != http.MethodGet {
+		hh = s.guard.Admin(hh) // before anything is passed on: the leader cannot tell who asked a follower
 	}
 	mux.Handle(method+" "+apiPrefix+path, hh)
 }
@@ -139,27 +192,12 @@ func (s *Server) whenReady(next http.Handler) http.Handler {
 	})
 }
 
-var errNoToken = &apiError{
-	Code: "unauthorized", Message: "this needs the API token",
-	Detail: "send it as: Authorization: Bearer <token>", status: http.StatusUnauthorized,
-}
-
-// hasToken is true if the request carries the token, or none is set.
-func (s *Server) hasToken(r *http.Request) bool {
-	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return s.cfg.API.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(s.cfg.API.Token)) == 1
-}
-
 // maxBody bounds what a request that changes something may carry.
 const maxBody = 1 << 20
 
-// authorized demands the token for changes, if one is set, and notes every change as an event.
-func (s *Server) authorized(next http.Handler) http.Handler {
+// noted makes every change an event.
+func (s *Server) noted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.hasToken(r) {
-			writeError(w, errNoToken)
-			return
-		}
 		s.cluster.events.add("request", fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
 		// All of it is read before anything is answered: a client that is still sending would see its connection break.
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -195,6 +233,11 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 			Rewrite: func(p *httputil.ProxyRequest) {
 				p.SetURL(target)
 				p.Out.Header.Set(forwardedHeader, "1")
+				// The origin was checked here; for the leader it is this member that asks.
+				for _, h := range []string{"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"} {
+					p.Out.Header.Del(h)
+				}
+				p.Out.Header.Set(security.ProofHeader, "1")
 			},
 			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 				writeError(w, &apiError{

@@ -270,9 +270,13 @@ func (s *Server) postScheduler(r *http.Request) (any, error) {
 				return nil, badRequest("for: %q is not a duration", text)
 			}
 		}
-		p.Pause(name, time.Now().Add(d))
+		if err := s.pause(r.Context(), p, name, time.Now().Add(d)); err != nil {
+			return nil, err
+		}
 	case "resume":
-		p.Pause(name, time.Time{})
+		if err := s.pause(r.Context(), p, name, time.Time{}); err != nil {
+			return nil, err
+		}
 	default:
 		return nil, badRequest("unknown action %q: pause or resume", r.PathValue("action"))
 	}

@@ -51,6 +51,8 @@ type storeJSON struct {
 	// NotTarget and NotSource name the rule that keeps balance from using the store.
 	NotTarget string `json:"not_target,omitempty"`
 	NotSource string `json:"not_source,omitempty"`
+	// Unproven says why the store is not known to be at its address.
+	Unproven string `json:"unproven,omitempty"`
 }
 
 // stateName is the store's state for people.
@@ -80,7 +82,8 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
 		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
-		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
+		Unproven: st.Unproven(),
+		InMoves:  inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}
 	l := st.Limit()
 	out.OwnLimit = l != core.StoreLimit{}

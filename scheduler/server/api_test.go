@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server"
@@ -24,6 +25,7 @@ func call(t *testing.T, s *server.Server, method, path, body string, wantStatus 
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.ClientURL()+"/api/v1"+path, bytes.NewBufferString(body))
 	require.NoError(t, err)
+	req.Header.Set(security.ProofHeader, "1")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	require.NoError(t, err)
@@ -40,6 +42,7 @@ func callStatus(t *testing.T, s *server.Server, method, path string) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.ClientURL()+"/api/v1"+path, nil)
 	require.NoError(t, err)
+	req.Header.Set(security.ProofHeader, "1")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	require.NoError(t, err)

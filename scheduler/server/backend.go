@@ -5,17 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -26,8 +21,6 @@ import (
 // etcd cluster run by someone else, or memory (external).
 type backend interface {
 	store() storage.Storage
-	// addr is host:port where clients are served.
-	addr() string
 	// ready is called once the cluster id is known.
 	ready(ctx context.Context, keys storage.Keys) error
 	self() *schedulerpb.Member
@@ -38,6 +31,8 @@ type backend interface {
 	isVoter() bool
 	// handOver gives the quorum leadership away before a stop.
 	handOver()
+	// add makes room for a member with these peer URLs and returns its id and all members.
+	add(ctx context.Context, name string, peerURLs []string) (uint64, []memberInfo, error)
 	remove(ctx context.Context, id uint64) error
 	promote(ctx context.Context, id uint64) error
 	// failed delivers why the backend cannot go on.
@@ -58,7 +53,7 @@ type memberInfo struct {
 // errMembership means that members of this backend come and go by themselves.
 var errMembership = errors.New("server: with this storage backend members come and go by themselves")
 
-// external serves gRPC and HTTP on a listener of its own and keeps the hard state elsewhere.
+// external keeps the hard state elsewhere.
 //
 // Members register under a key of their own when they start and take it away when they stop; which
 // of them leads is decided by the elector, as always.
@@ -67,13 +62,9 @@ type external struct {
 	dir     *dataDir
 	storage storage.Storage
 	client  *clientv3.Client // nil with memory
-	grpc    *grpc.Server
-	http    *http.Server
-	listen  net.Listener
 	fail    chan error
 	me      *schedulerpb.Member
 	keys    storage.Keys
-	wg      sync.WaitGroup
 
 	mu struct {
 		sync.Mutex
@@ -82,9 +73,7 @@ type external struct {
 	}
 }
 
-func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, register func(*grpc.Server),
-	handlers map[string]http.Handler, opts []grpc.ServerOption,
-) (_ *external, err error) {
+func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, addr string) (_ *external, err error) {
 	e := &external{cfg: cfg, fail: make(chan error, 1)}
 	if e.dir, err = openDataDir(cfg.DataDir, cfg.Name); err != nil {
 		return nil, err
@@ -97,23 +86,9 @@ func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, 
 	if err := e.openStorage(ctx, logger); err != nil {
 		return nil, err
 	}
-	urls, err := config.ParseURLs(cfg.ClientUrls)
-	if err != nil {
-		return nil, err
-	}
-	var lc net.ListenConfig
-	if e.listen, err = lc.Listen(ctx, "tcp", urls[0].Host); err != nil {
-		return nil, fmt.Errorf("client-urls: cannot listen on %s: %w", urls[0].Host, err)
-	}
-	e.serve(register, handlers, opts)
 	id := fnv.New64a()
 	_, _ = id.Write([]byte(cfg.Name))
-	e.me = &schedulerpb.Member{Name: cfg.Name, MemberId: id.Sum64(), ClientUrls: strings.Split(cfg.AdvertiseClientUrls, ",")}
-	for i, u := range e.me.ClientUrls {
-		if strings.HasSuffix(u, ":0") {
-			e.me.ClientUrls[i] = "http://" + e.addr()
-		}
-	}
+	e.me = &schedulerpb.Member{Name: cfg.Name, MemberId: id.Sum64(), ClientUrls: advertised(cfg, addr)}
 	return e, nil
 }
 
@@ -138,42 +113,7 @@ func (e *external) openStorage(ctx context.Context, logger *zap.Logger) (err err
 	return nil
 }
 
-// serve shares one port between gRPC and HTTP by the content type, as etcd's listener does.
-func (e *external) serve(register func(*grpc.Server), handlers map[string]http.Handler, opts []grpc.ServerOption) {
-	e.grpc = grpc.NewServer(opts...)
-	register(e.grpc)
-	healthpb.RegisterHealthServer(e.grpc, health.NewServer())
-	mux := http.NewServeMux()
-	for path, h := range handlers {
-		mux.Handle(path, h)
-	}
-	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, map[string]string{"health": "true"})
-	})
-	protocols := &http.Protocols{}
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	e.http = &http.Server{
-		Protocols: protocols, ReadHeaderTimeout: time.Minute,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-				e.grpc.ServeHTTP(w, r)
-				return
-			}
-			mux.ServeHTTP(w, r)
-		}),
-	}
-	e.wg.Add(1)
-	go func() { // ends with close
-		defer e.wg.Done()
-		if err := e.http.Serve(e.listen); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			e.fail <- fmt.Errorf("serve %s: %w", e.addr(), err)
-		}
-	}()
-}
-
 func (e *external) store() storage.Storage    { return e.storage }
-func (e *external) addr() string              { return e.listen.Addr().String() }
 func (e *external) self() *schedulerpb.Member { return e.me }
 func (e *external) quorumLeader() uint64      { return 0 }
 func (e *external) isVoter() bool             { return true }
@@ -225,6 +165,9 @@ func (e *external) members() []memberInfo {
 	return list
 }
 
+func (e *external) add(context.Context, string, []string) (uint64, []memberInfo, error) {
+	return 0, nil, errMembership
+}
 func (e *external) remove(context.Context, uint64) error  { return errMembership }
 func (e *external) promote(context.Context, uint64) error { return errMembership }
 
@@ -233,13 +176,6 @@ func (e *external) close() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_, _ = e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(e.me.MemberId))})
 		cancel()
-	}
-	if e.http != nil {
-		_ = e.http.Close()
-		e.grpc.Stop()
-		e.wg.Wait()
-	} else if e.listen != nil {
-		_ = e.listen.Close()
 	}
 	if e.client != nil {
 		_ = e.client.Close()

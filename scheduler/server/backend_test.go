@@ -36,7 +36,7 @@ func TestMemoryBackend(t *testing.T) {
 // over as members with embedded etcd do.
 func TestExternalEtcdBackend(t *testing.T) {
 	ec := embed.NewConfig()
-	ec.Dir, ec.UnsafeNoFsync, ec.TickMs, ec.ElectionMs, ec.EnableGRPCGateway = t.TempDir(), true, 10, 100, false
+	ec.Dir, ec.UnsafeNoFsync, ec.TickMs, ec.ElectionMs = t.TempDir(), true, 10, 100
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	any, err := url.Parse("http://127.0.0.1:0")
 	require.NoError(t, err)

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -35,6 +36,8 @@ type ClusterOptions struct {
 	Sender   schedule.Sender
 	AllocID  func() (uint64, error)
 	Logger   *zap.Logger
+	// VerifyStores keeps new stores from getting regions until somebody says that they were reached.
+	VerifyStores bool
 }
 
 // RaftCluster is the soft state of the cluster and the code that acts on it.
@@ -236,6 +239,16 @@ func touchedStores(r *core.RegionInfo, res core.PutResult) []uint64 {
 	return ids
 }
 
+// heard notes a sign of life of a store beside its own reports: it has opened a stream.
+func (c *RaftCluster) heard(s *core.StoreInfo) {
+	now := c.opts.Now()
+	if s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D() {
+		c.health.Store(nil)
+		defer c.planner.Wake()
+	}
+	c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now))
+}
+
 // HandleStoreHeartbeat takes in a store's report.
 func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error {
 	s := c.core.Store(stats.GetStoreId())
@@ -352,8 +365,9 @@ func (c *RaftCluster) checkNewStore(m *metapb.Store) error {
 	if m.GetId() == 0 {
 		return errors.New("invalid put store: store id must not be 0")
 	}
-	if m.GetAddress() == "" {
-		return fmt.Errorf("invalid put store: store %d has no address", m.GetId())
+	if security.AnyHost(m.GetAddress()) {
+		return fmt.Errorf("invalid put store: nobody can reach store %d at %q; give the host that others reach with "+
+			"--advertise-addr", m.GetId(), m.GetAddress())
 	}
 	for _, s := range c.core.Stores() {
 		if s.ID() != m.GetId() && !s.IsTombstone() && s.Address() == m.GetAddress() {
@@ -383,11 +397,19 @@ func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) 
 	}
 	now := c.opts.Now()
 	if old == nil {
-		c.core.PutStore(core.NewStore(&stored, now))
+		st := core.NewStore(&stored, now)
+		if c.opts.VerifyStores {
+			st = st.Clone(core.WithUnproven(notCalledYet))
+		}
+		c.core.PutStore(st)
 		c.events.add("store-registered", fmt.Sprintf("store %d at %s", m.GetId(), m.GetAddress()))
 		c.opts.Logger.Info("registered store", log.StoreID(m.GetId()), zap.String("address", m.GetAddress()))
 	} else {
-		c.core.UpdateStore(m.GetId(), core.WithMeta(&stored), core.WithLastHeartbeat(now))
+		unproven := old.Unproven()
+		if c.opts.VerifyStores && old.Address() != m.GetAddress() {
+			unproven = notCalledYet
+		}
+		c.core.UpdateStore(m.GetId(), core.WithMeta(&stored), core.WithLastHeartbeat(now), core.WithUnproven(unproven))
 	}
 	c.health.Store(nil)
 	c.planner.Wake()

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 const (
@@ -20,6 +22,9 @@ type marker struct {
 	Format    int    `json:"format"`
 	Name      string `json:"name"`
 	ClusterID uint64 `json:"cluster-id,omitempty"`
+	// Joins is set before a cluster is asked for membership, for ever. Such a member never begins a
+	// cluster of its own.
+	Joins bool `json:"joins,omitempty"`
 }
 
 // dataDir is a member's directory, locked against a second process.
@@ -114,11 +119,18 @@ func (d *dataDir) claim(clusterID uint64) error {
 	return d.writeMarker()
 }
 
-// hasMember tells whether etcd has been started in the directory before.
-func (d *dataDir) hasMember() bool {
-	_, err := os.Stat(filepath.Join(d.path, "member"))
-	return err == nil
+// joins makes it known for ever that this member was told to join a cluster.
+func (d *dataDir) joins() error {
+	if d.mark.Joins {
+		return nil
+	}
+	d.mark.Joins = true
+	return d.writeMarker()
 }
+
+// hasMember tells whether etcd has something in the directory to go on from. Without a log etcd begins anew,
+// whatever else a start that failed has left there.
+func (d *dataDir) hasMember() bool { return wal.Exist(filepath.Join(d.path, "member", "wal")) }
 
 func (d *dataDir) close() { _ = d.lock.Close() }
 

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -249,6 +250,57 @@ func TestJoinAndRemove(t *testing.T) {
 	case <-time.After(waitFor):
 		t.Fatal("the removed member goes on")
 	}
+}
+
+// Members that join at the same time all get in: the cluster takes one after the other, and they wait.
+func TestJoinsAtTheSameTime(t *testing.T) {
+	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
+	ended := make(chan error, 3)
+	for _, name := range []string{"m2", "m3", "m4"} {
+		cfg := fixedPorts(t, name)
+		cfg.Join = first.ClientURL()
+		s, err := server.New(cfg, nil)
+		require.NoError(t, err)
+		t.Cleanup(s.Stop)
+		go func() { ended <- s.Start(t.Context()) }()
+	}
+	for range 3 {
+		require.NoError(t, <-ended)
+	}
+	require.Len(t, call(t, first, "GET", "/members", "", 200)["members"], 4)
+}
+
+// A member that was told to join never begins a cluster of its own, whatever the first attempt came to.
+func TestToldToJoinNeverBeginsAlone(t *testing.T) {
+	cfg := fixedPorts(t, "m2")
+	cfg.Join = "http://" + servertest.FreeAddr(t)
+	start := func(ctx context.Context) error {
+		again := *cfg
+		s, err := server.New(&again, nil)
+		require.NoError(t, err)
+		defer s.Stop()
+		return s.Start(ctx)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorContains(t, start(ctx), "join")
+	cfg.Join, cfg.InitialCluster = "", ""
+	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+	cfg.ForceNewCluster = true
+	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+	// What a start leaves that ended before etcd had its log is no membership.
+	require.NoError(t, os.MkdirAll(cfg.DataDir+"/member/snap", 0o700))
+	cfg.ForceNewCluster = false
+	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+
+	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
+	cfg.Join = first.ClientURL()
+	second := servertest.Start(t, cfg, nil)
+	require.Equal(t, first.ClusterID(), second.ClusterID())
+	second.Stop()
+	cfg.Join, cfg.InitialCluster = "", ""
+	second = servertest.Start(t, cfg, nil)
+	require.Equal(t, first.ClusterID(), second.ClusterID(), "a member needs no flag to come back")
 }
 
 func fixedPorts(t *testing.T, name string) *config.Config {

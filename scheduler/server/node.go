@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -28,8 +27,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// node is the embedded etcd member: it keeps the hard state and owns the listener that gRPC, HTTP
-// and etcd's own API share.
+// node is the embedded etcd member: it keeps the hard state. etcd listens on the peer port only; this
+// process reaches it by calls.
 type node struct {
 	cfg        *config.Config
 	etcd       *embed.Etcd
@@ -42,7 +41,7 @@ type node struct {
 }
 
 func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
-	register func(*grpc.Server), handlers map[string]http.Handler, opts []grpc.ServerOption,
+	clientAddr string,
 ) (_ *node, err error) {
 	dir, err := openDataDir(cfg.DataDir, cfg.Name)
 	if err != nil {
@@ -64,17 +63,16 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Join != "" && !dir.hasMember() {
-		if err := joinCluster(ctx, cfg, ec, logger); err != nil {
-			return nil, err
-		}
+	if err := join(ctx, cfg, dir, ec, logger); err != nil {
+		return nil, err
 	}
-	ec.ServiceRegister, ec.UserHandlers, ec.GRPCAdditionalServerOptions = register, handlers, opts
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, explainStart(err, cfg)
 	}
-	n := &node{cfg: cfg, etcd: e, dir: dir, fail: make(chan error, 1), done: make(chan struct{})}
+	n := &node{
+		cfg: cfg, etcd: e, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{}),
+	}
 	select {
 	case <-e.Server.ReadyNotify():
 	case err = <-e.Err():
@@ -88,7 +86,6 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
 	}
 	n.client = v3client.New(e.Server)
-	n.clientAddr = e.Clients[0].Addr().String()
 	go n.watch() // ends with close
 	return n, nil
 }
@@ -109,7 +106,6 @@ func (n *node) watch() {
 }
 
 func (n *node) store() storage.Storage                    { return storage.NewEtcd(n.client) }
-func (n *node) addr() string                              { return n.clientAddr }
 func (n *node) ready(context.Context, storage.Keys) error { return nil }
 func (n *node) quorumLeader() uint64                      { return uint64(n.etcd.Server.Leader()) }
 func (n *node) failed() <-chan error                      { return n.fail }
@@ -164,7 +160,7 @@ func (n *node) members() []memberInfo {
 	var out []memberInfo
 	me := n.self()
 	for _, m := range n.etcd.Server.Cluster().Members() {
-		pm := &schedulerpb.Member{Name: m.Name, MemberId: uint64(m.ID), PeerUrls: m.PeerURLs, ClientUrls: m.ClientURLs}
+		pm := memberOf(uint64(m.ID), m.Name, m.PeerURLs, m.ClientURLs)
 		if pm.MemberId == me.MemberId {
 			pm = me
 		}
@@ -214,15 +210,21 @@ func (n *node) isVoter() bool { return !n.etcd.Server.IsLearner() }
 // self describes this member. A port 0 in the configuration is replaced by the real one.
 func (n *node) self() *schedulerpb.Member {
 	m := &schedulerpb.Member{Name: n.cfg.Name, MemberId: uint64(n.etcd.Server.MemberID())}
-	m.ClientUrls = strings.Split(n.cfg.AdvertiseClientUrls, ",")
-	for i, u := range m.ClientUrls {
-		if strings.HasSuffix(u, ":0") {
-			scheme, _, _ := strings.Cut(u, "://")
-			m.ClientUrls[i] = scheme + "://" + n.clientAddr
-		}
-	}
+	m.ClientUrls = advertised(n.cfg, n.clientAddr)
 	m.PeerUrls = strings.Split(n.cfg.AdvertisePeerUrls, ",")
 	return m
+}
+
+// advertised are the URLs told to clients. A port 0 is replaced by the real one.
+func advertised(cfg *config.Config, addr string) []string {
+	urls := strings.Split(cfg.AdvertiseClientUrls, ",")
+	for i, u := range urls {
+		if strings.HasSuffix(u, ":0") {
+			scheme, _, _ := strings.Cut(u, "://")
+			urls[i] = scheme + "://" + addr
+		}
+	}
+	return urls
 }
 
 func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
@@ -246,17 +248,15 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	ec.InitialClusterToken = cfg.InitialClusterToken
 	ec.ForceNewCluster = cfg.ForceNewCluster
 	ec.UnsafeNoFsync = cfg.UnsafeNoFsync
-	ec.EnableGRPCGateway = cfg.EnableGRPCGateway
-	ec.EnablePprof = true
+	ec.EnableGRPCGateway = false
 	ec.StrictReconfigCheck, ec.PreVote = true, true
-	ec.GRPCKeepAliveMinTime = 2 * time.Second
 	ec.LogLevel = "warn"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quietEtcd(logger))
+	ec.ListenClientUrls, ec.ListenClientHttpUrls = nil, nil // see front
 	for _, u := range []struct {
 		dst  *[]url.URL
 		urls string
 	}{
-		{&ec.ListenClientUrls, cfg.ClientUrls},
 		{&ec.AdvertiseClientUrls, cfg.AdvertiseClientUrls},
 		{&ec.ListenPeerUrls, cfg.PeerUrls},
 		{&ec.AdvertisePeerUrls, cfg.AdvertisePeerUrls},
@@ -272,7 +272,7 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 			CertFile: sec.CertPath, KeyFile: sec.KeyPath, TrustedCAFile: sec.CACertPath,
 			ClientCertAuth: sec.CACertPath != "",
 		}
-		ec.ClientTLSInfo, ec.PeerTLSInfo = tls, tls
+		ec.PeerTLSInfo = tls
 	}
 	return ec, nil
 }
@@ -283,11 +283,6 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 var etcdNoise = []string{
 	"Running http and grpc server on single port",
 	"simple token is not cryptographically signed",
-	"setting up serving from embedded etcd failed",
-	"stopping insecure grpc server due to error",
-	"stopped insecure grpc server due to error",
-	"stopping secure grpc server due to error",
-	"stopped secure grpc server due to error",
 	"Failed to detect schema version",
 	"failed to update storage version",
 }
@@ -316,7 +311,7 @@ func (f noiseFilter) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.C
 // probeListen finds an address in use before etcd does, so that one line can name it.
 func probeListen(cfg *config.Config) error {
 	for _, group := range []struct{ key, urls string }{
-		{"client-urls", cfg.ClientUrls}, {"peer-urls", cfg.PeerUrls},
+		{"peer-urls", cfg.PeerUrls},
 	} {
 		urls, err := config.ParseURLs(group.urls)
 		if err != nil {
@@ -351,6 +346,7 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		// The codec serves gogo messages and leaves etcd's own to grpc's.
 		codec.ServerOption(),
+		grpc.UnknownServiceHandler(refuseUnknown),
 		grpc.ChainUnaryInterceptor(s.forward.unary),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
@@ -359,4 +355,8 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.InitialConnWindowSize(8 << 20),
 		grpc.MaxRecvMsgSize(16 << 20),
 	}
+}
+
+func memberOf(id uint64, name string, peerURLs, clientURLs []string) *schedulerpb.Member {
+	return &schedulerpb.Member{Name: name, MemberId: id, PeerUrls: peerURLs, ClientUrls: clientURLs}
 }

@@ -1,21 +1,10 @@
 package server_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -29,41 +18,10 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// certificate writes a certificate for 127.0.0.1 that is its own authority.
-func certificate(t *testing.T) (config.Security, *tls.Config) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	require.NoError(t, err)
-	private, err := x509.MarshalECPrivateKey(key)
-	require.NoError(t, err)
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private})
-	dir := t.TempDir()
-	sec := config.Security{
-		CACertPath: filepath.Join(dir, "ca.pem"), CertPath: filepath.Join(dir, "cert.pem"), KeyPath: filepath.Join(dir, "key.pem"),
-	}
-	require.NoError(t, writeFile(sec.CACertPath, string(certPEM)))
-	require.NoError(t, writeFile(sec.CertPath, string(certPEM)))
-	require.NoError(t, writeFile(sec.KeyPath, string(keyPEM)))
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	require.NoError(t, err)
-	roots := x509.NewCertPool()
-	require.True(t, roots.AppendCertsFromPEM(certPEM))
-	return sec, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12}
-}
-
 // With TLS and a token everything between members is secured too: what a follower passes on, by gRPC
 // and by HTTP, and the copy of the regions, which only members of the cluster get.
 func TestMembersWithTLS(t *testing.T) {
-	sec, secure := certificate(t)
+	sec, secure := servertest.Certificate(t)
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
 		c.Security, c.API.Token = sec, "secret"
 		for _, urls := range []*string{&c.ClientUrls, &c.PeerUrls, &c.InitialCluster} {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -36,19 +37,23 @@ const (
 // Life: New checks the configuration and starts nothing; Start returns when the member serves;
 // Stop is idempotent and returns when every goroutine has ended.
 type Server struct {
-	cfg     *config.Config
-	logger  *zap.Logger
-	node    backend
-	storage storage.Storage
-	keys    storage.Keys
-	elector *member.Elector
-	cluster *RaftCluster
-	ids     *id.Allocator
-	tso     *tso.Oracle
-	streams *hbStreams
-	forward *forwarder
-	metrics *metrics
-	feed    changeFeed
+	cfg    *config.Config
+	logger *zap.Logger
+	node   backend
+	front  *front
+	guard  *security.Guard
+	// callbacks find out whether stores are where they say.
+	callbacks *callbacks
+	storage   storage.Storage
+	keys      storage.Keys
+	elector   *member.Elector
+	cluster   *RaftCluster
+	ids       *id.Allocator
+	tso       *tso.Oracle
+	streams   *hbStreams
+	forward   *forwarder
+	metrics   *metrics
+	feed      changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
 	tls       *tls.Config // between members; nil without TLS
@@ -70,6 +75,11 @@ type Server struct {
 		bootstrapper uint64
 		meta         *metapb.Cluster
 	}
+	// recalled is what the leader before knew: set by load, used when this member takes over.
+	recalled memory
+	// memoryMu holds back a save while another one is written; saved is the last one.
+	memoryMu sync.Mutex
+	saved    memory
 	stopOnce sync.Once
 }
 
@@ -91,11 +101,12 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	if s.tls, err = memberTLS(cfg.Security); err != nil {
 		return nil, err
 	}
+	s.guard, s.callbacks = newGuard(cfg), newCallbacks(s)
 	// Without keep-alives a connection that was still being made when its request ended is closed too.
 	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
-		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger,
+		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,
 	})
 	s.cluster.onChange = s.feed.changed
 	s.metrics = newMetrics(s)
@@ -105,9 +116,17 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 // Start brings the member up and returns when it serves requests. A single member, or a majority,
 // elects a leader right afterwards.
 func (s *Server) Start(ctx context.Context) error {
+	if open := s.cfg.InTheClear(); len(open) > 0 {
+		s.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+			"and change the cluster", zap.Strings("addresses", open))
+	}
+	if s.cfg.EnableGRPCGateway {
+		s.logger.Warn("enable-grpc-gateway has no effect: etcd's gateway is not served")
+	}
 	if err := s.startBackend(ctx); err != nil {
 		return err
 	}
+	s.front.serve(s.api(), s.register, s.grpcOptions())
 	if err := s.setUp(ctx); err != nil {
 		s.Stop()
 		return err
@@ -131,20 +150,30 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
+// startBackend takes the client port, so that a wrong address is found before anything is done, and
+// starts what keeps the hard state.
 func (s *Server) startBackend(ctx context.Context) error {
-	if s.cfg.Storage.Backend != "embedded" {
-		e, err := startExternal(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
-		if err != nil {
-			return err
-		}
-		s.node = e
-		return nil
-	}
-	n, err := startNode(ctx, s.cfg, s.logger, s.register, s.httpHandlers(), s.grpcOptions())
+	f, err := listenFront(ctx, s.cfg)
 	if err != nil {
 		return err
 	}
-	s.node = n
+	addr := f.addr().String()
+	if s.cfg.Storage.Backend == "embedded" {
+		var n *node
+		if n, err = startNode(ctx, s.cfg, s.logger, addr); err == nil {
+			s.node = n
+		}
+	} else {
+		var e *external
+		if e, err = startExternal(ctx, s.cfg, s.logger, addr); err == nil {
+			s.node = e
+		}
+	}
+	if err != nil {
+		f.stop()
+		return err
+	}
+	s.front = f
 	return nil
 }
 
@@ -207,6 +236,8 @@ func (s *Server) watchNode() {
 	case <-s.ctx.Done():
 	case err := <-s.node.failed():
 		s.fail(err)
+	case err := <-s.front.failed:
+		s.fail(err)
 	}
 }
 
@@ -233,6 +264,9 @@ func (s *Server) Stop() {
 			s.linger()
 		}
 		s.forward.close()
+		if s.front != nil {
+			s.front.stop()
+		}
 		if s.node != nil {
 			s.node.close()
 		}
@@ -268,10 +302,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // ClientAddr is host:port where this member serves.
-func (s *Server) ClientAddr() string { return s.node.addr() }
+func (s *Server) ClientAddr() string { return s.front.addr().String() }
 
 // ClientURL is ClientAddr with a scheme.
-func (s *Server) ClientURL() string { return s.scheme() + s.node.addr() }
+func (s *Server) ClientURL() string { return s.scheme() + s.ClientAddr() }
 
 // ClusterID returns the cluster's id.
 func (s *Server) ClusterID() uint64 { return s.clusterID }
@@ -367,6 +401,9 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 		return err
 	}
 	s.cluster.TakeOver()
+	s.recallMemory()
+	s.callbacks.begin(ctx)
+	defer s.callbacks.end()
 	s.setServing(ctx, l)
 	defer s.endServing()
 	s.cluster.events.add("leader-changed", fmt.Sprintf("%s leads in term %d", s.cfg.Name, l.Term))
@@ -374,11 +411,13 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Add(1)
-	go func() { // ends with ctx
-		defer wg.Done()
-		s.cluster.Run(ctx)
-	}()
+	for _, run := range []func(context.Context){s.cluster.Run, s.keepMemory} {
+		wg.Add(1)
+		go func() { // ends with ctx
+			defer wg.Done()
+			run(ctx)
+		}()
+	}
 	return s.leaderLoop(ctx, l)
 }
 
@@ -473,6 +512,7 @@ func (s *Server) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.recalled = s.loadMemory(d)
 	s.cluster.SetStores(stores)
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
@@ -518,10 +558,7 @@ func (s *Server) bootstrapped() (bool, uint64) {
 
 func (s *Server) register(gs *grpc.Server) {
 	schedulerpb.RegisterSchedulerServer(gs, &service{s: s})
-}
-
-func (s *Server) httpHandlers() map[string]http.Handler {
-	return s.api()
+	s.registerEtcd(gs)
 }
 
 // Name returns the member's name.

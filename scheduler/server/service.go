@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	pb "github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
@@ -25,6 +26,7 @@ import (
 
 var (
 	errNotLeader = status.Error(codes.Unavailable, "not leader")
+	errNotReady  = status.Error(codes.Unavailable, "server is starting")
 	errStopped   = status.Error(codes.Unavailable, "server is stopping")
 )
 
@@ -243,6 +245,7 @@ func (v *service) PutStore(ctx context.Context, req *pb.PutStoreRequest) (*pb.Pu
 	if err := v.s.cluster.PutStore(req.Store, func(m *metapb.Store) error { return v.s.saveStore(ctx, m) }); err != nil {
 		return nil, rpcErr(err)
 	}
+	v.s.callbacks.start(req.Store)
 	return &pb.PutStoreResponse{Header: v.header()}, nil
 }
 
@@ -352,6 +355,7 @@ func (v *service) heartbeat(ctx context.Context, stream *lockedStream, req *pb.R
 			return v.refuse(stream, req, pb.ErrorType_STORE_TOMBSTONE, fmt.Sprintf("store %d is tombstone", store))
 		}
 		v.s.streams.bind(ctx, store, stream)
+		v.s.cluster.heard(s)
 		*bound = store
 	}
 	err := v.s.cluster.HandleRegionHeartbeat(req)
@@ -605,6 +609,10 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 			return nil, nil // its first answer was lost
 		}
 		return refuse, nil
+	}
+	if security.AnyHost(store.GetAddress()) {
+		return nil, status.Errorf(codes.Unknown, "invalid bootstrap: nobody can reach store %d at %q; give the host that others "+
+			"reach with --advertise-addr", store.Id, store.GetAddress())
 	}
 	if err := validateFirstRegion(req); err != nil {
 		return nil, status.Error(codes.Unknown, err.Error())

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
@@ -158,8 +159,8 @@ func (s *Server) internal(next http.HandlerFunc) http.Handler {
 		switch {
 		case r.Header.Get(clusterHeader) != utoa(s.clusterID):
 			writeError(w, &apiError{Code: "wrong-cluster", Message: "this is for members of the cluster", status: http.StatusForbidden})
-		case !s.hasToken(r):
-			writeError(w, errNoToken)
+		case !s.guard.HasToken(r):
+			s.guard.Refuse(w, security.ErrNoToken)
 		default:
 			next(w, r)
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 var httpClient = &http.Client{Timeout: time.Second}
@@ -86,6 +87,7 @@ func (h *history) request(method, path, body string) error {
 			return err
 		}
 		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set(security.ProofHeader, "1")
 		resp, err := httpClient.Do(req)
 		if err != nil {
 			return err

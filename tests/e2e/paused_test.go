@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // While all members of the placement service are paused, clients that know their regions read and write
@@ -98,7 +100,12 @@ func (k console) splitAt(key string) func() error {
 			return fmt.Errorf("no leader known of %s: %v", key, out.Regions)
 		}
 		url := fmt.Sprintf("http://%s/api/v1/regions/%d/split", k.c.Endpoints()[0], out.Regions[0].ID)
-		resp, err = http.Post(url, "application/json", strings.NewReader(fmt.Sprintf(`{"keys": ["%x"]}`, key)))
+		req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(fmt.Sprintf(`{"keys": ["%x"]}`, key)))
+		if err != nil {
+			return err
+		}
+		req.Header.Set(security.ProofHeader, "1")
+		resp, err = http.DefaultClient.Do(req)
 		if err != nil {
 			return err
 		}

@@ -90,6 +90,14 @@ func TestPlayground(t *testing.T) {
 	require.Equal(t, "world\n", tinyctl("get", "hello"))
 	require.Contains(t, tinyctl("store", "list"), "Up")
 
+	// Another playground and a demo-like cluster on the same ports are refused, and this one does not notice.
+	again, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp", "--kv", "3",
+		"--base-port", strconv.Itoa(base)).CombinedOutput()
+	require.Error(t, err, "%s", again)
+	require.Contains(t, string(again), sched+", where scheduler-1 should listen, is in use by another process")
+	require.NotContains(t, tinyctl("store", "list"), "127.0.0.1:"+strconv.Itoa(base+104), "a third store")
+	require.Equal(t, "world\n", tinyctl("get", "hello"))
+
 	// Its data lies where the banner says; a store's lock file tells nothing of its process, /proc does.
 	victim := childNamed(t, cmd.Process.Pid, "store-2")
 	require.NoError(t, syscall.Kill(victim, syscall.SIGKILL))

@@ -117,6 +117,9 @@ func (d *demo) run(source, dir string) error {
 	}
 	defer d.client.Close()
 	d.placement = d.client.Placement()
+	if d.placement.ClusterID() != d.cluster.ID() {
+		return fmt.Errorf("the placement service at %v is of another cluster", d.cluster.Endpoints())
+	}
 
 	d.say("Importing %s.", source)
 	st, err := d.importDir(d.ctx, d.client, source, "src/", 32, false)

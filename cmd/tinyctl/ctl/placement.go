@@ -19,6 +19,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // tokenEnv holds the token that changes need, when --token is not given. It is no default of the flag: the
@@ -128,7 +130,17 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 			return nil, err
 		}
 	}
-	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true}
+	secure, err := a.secure()
+	if err != nil {
+		return nil, err
+	}
+	scheme := "http://"
+	if secure != nil {
+		scheme = "https://"
+	}
+	transport := &http.Transport{
+		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true, TLSClientConfig: secure,
+	}
 	if method == http.MethodGet {
 		transport.ResponseHeaderTimeout = connectTimeout // a member that hangs; another one may not
 	}
@@ -137,7 +149,7 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 		var failure error
 		waits := false
 		for _, addr := range a.endpoints() {
-			resp, err := a.request(ctx, client, method, addr, path, data)
+			resp, err := a.request(ctx, client, scheme, method, addr, path, data)
 			if err == nil {
 				return resp, nil
 			}
@@ -175,13 +187,16 @@ func mayRetry(method string, err error) bool {
 	}
 }
 
-func (a *app) request(ctx context.Context, client *http.Client, method, addr, path string, body []byte) (*http.Response, error) {
-	if !strings.Contains(addr, "://") {
-		addr = "http://" + addr
+func (a *app) request(ctx context.Context, client *http.Client, scheme, method, addr, path string, body []byte) (*http.Response, error) {
+	if addr = strings.TrimSpace(addr); !strings.Contains(addr, "://") {
+		addr = scheme + addr
 	}
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(strings.TrimSpace(addr), "/")+"/api/v1"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, usagef("--scheduler: %q is not an address", addr)
+	}
+	if method != http.MethodGet {
+		req.Header.Set(security.ProofHeader, "1")
 	}
 	if token := cmp.Or(a.token, os.Getenv(tokenEnv)); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)

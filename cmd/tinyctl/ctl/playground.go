@@ -151,6 +151,9 @@ func (a *app) waitReplicas(ctx context.Context, c *localcluster.Cluster, n int) 
 		return err
 	}
 	defer p.Close()
+	if p.ClusterID() != c.ID() {
+		return fmt.Errorf("the placement service at %v is of another cluster", c.Endpoints())
+	}
 	for {
 		rows, err := a.regions(ctx, p)
 		ok := err == nil && len(rows) > 0

@@ -4,6 +4,7 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/node/cli"
+	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -54,6 +56,7 @@ type app struct {
 	cf        string
 	encoding  string
 	token     string
+	tls       security.Files
 }
 
 // Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage.
@@ -94,14 +97,20 @@ func (a *app) root() *cobra.Command {
 		env = "127.0.0.1:2379"
 	}
 	f := root.PersistentFlags()
-	f.StringVarP(&a.scheduler, "scheduler", "s", env, "addresses of the placement service, host:port[,host:port]; environment "+schedulerEnv)
+	f.StringVarP(&a.scheduler, "scheduler", "s", env, "addresses of the placement service, [https://]host:port[,...]; environment "+schedulerEnv)
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "how long one operation may take")
 	f.StringVar(&a.token, "token", "", "token that changes need, if the placement service has one; environment "+tokenEnv)
+	f.StringVar(&a.tls.CA, "ca", "", "file of the CA certificates for a placement service with https")
+	f.StringVar(&a.tls.Cert, "cert", "", "file of the certificate shown to it")
+	f.StringVar(&a.tls.Key, "key", "", "file of the certificate's private key")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
 			return usagef("--output %q is neither table nor json", a.output)
+		}
+		if _, err := a.secure(); err != nil {
+			return usagef("--scheduler: %w", err)
 		}
 		return nil
 	}
@@ -123,6 +132,9 @@ func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 
 func (a *app) endpoints() []string { return strings.Split(a.scheduler, ",") }
 
+// secure is how the placement service is reached, nil for without TLS.
+func (a *app) secure() (*tls.Config, error) { return security.ClientTLS(a.endpoints(), a.tls) }
+
 // connectTimeout bounds the wait for a placement service that does not answer.
 const connectTimeout = 5 * time.Second
 
@@ -133,6 +145,10 @@ func (a *app) open(ctx context.Context) (*client.Client, error) {
 func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	var err error
+	if opts.TLS, err = a.secure(); err != nil {
+		return nil, err
+	}
 	c, err := client.Open(ctx, a.endpoints(), opts)
 	if err != nil {
 		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
@@ -146,7 +162,15 @@ func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client
 func (a *app) placement(ctx context.Context) (*placement.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	p, err := placement.New(ctx, a.endpoints())
+	secure, err := a.secure()
+	if err != nil {
+		return nil, err
+	}
+	var with []placement.Option
+	if secure != nil {
+		with = append(with, placement.WithTLS(secure))
+	}
+	p, err := placement.New(ctx, a.endpoints(), with...)
 	if err != nil {
 		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
 	}

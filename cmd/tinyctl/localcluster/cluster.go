@@ -5,9 +5,10 @@ package localcluster
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -43,6 +44,8 @@ type Options struct {
 // Cluster is a set of processes; each of them may be used by any goroutine.
 type Cluster struct {
 	opts       Options
+	token      string
+	id         uint64 // of the cluster, once a scheduler of this Cluster has told it
 	Schedulers []*Process
 	Stores     []*Process
 }
@@ -58,7 +61,9 @@ type Process struct {
 	Env     []string // added to the environment
 	bin     string
 	args    []string
-	first   []string // further arguments: how a scheduler finds the other members
+	first   []string // further arguments: how a scheduler finds the others, which cluster a store is of
+	ports   []string // all that it listens on
+	token   string   // by which it is recognised; see identity.go
 	onExit  func(*Process, error)
 
 	mu      sync.Mutex
@@ -88,7 +93,7 @@ func New(o Options) (*Cluster, error) {
 			return nil, fmt.Errorf("%s is not beside tinyctl in %s; run make first", name, o.BinDir)
 		}
 	}
-	c := &Cluster{opts: o}
+	c := &Cluster{opts: o, token: rand.Text()}
 	ports, err := choosePorts(o)
 	if err != nil {
 		return nil, err
@@ -132,7 +137,7 @@ func FreePorts(n int) ([]int, error) {
 		}
 	}()
 	for try := 0; len(ports) < n; try++ {
-		port := 10_000 + rand.IntN(22_000)
+		port := 10_000 + mrand.IntN(22_000)
 		l, err := net.Listen("tcp", local(port))
 		if err != nil && try < 100*n {
 			continue // somebody else's
@@ -171,6 +176,7 @@ func (c *Cluster) layOut(ports portPlan) error {
 		members = append(members, fmt.Sprintf("%s=http://%s", name, peer))
 		p.args = append(p.args, "--client-urls", "http://"+p.Listen, "--advertise-client-urls", "http://"+p.Addr,
 			"--peer-urls", "http://"+local(ports.peer[i]), "--advertise-peer-urls", "http://"+peer)
+		p.ports = append(p.ports, local(ports.peer[i]))
 		c.Schedulers = append(c.Schedulers, p)
 	}
 	for _, p := range c.Schedulers {
@@ -202,10 +208,15 @@ func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Pr
 		return nil, err
 	}
 	dir := filepath.Join(c.opts.Dir, name)
-	return &Process{
+	p := &Process{
 		Name: name, Addr: addr, Listen: listen, Status: status, bin: filepath.Join(c.opts.BinDir, bin),
 		args: append(args, "--data-dir", dir), LogFile: dir + ".log", DataDir: dir, onExit: c.opts.OnExit,
-	}, nil
+		ports: []string{listen}, token: c.token,
+	}
+	if status != "" {
+		p.ports = append(p.ports, status)
+	}
+	return p, nil
 }
 
 // Command describes a server of another kind to run like those of a cluster: its log and its data are
@@ -244,9 +255,13 @@ func (c *Cluster) Processes() []*Process {
 	return append(append([]*Process{}, c.Schedulers...), c.Stores...)
 }
 
-// Start starts all processes that do not run and waits until each accepts connections.
+// Start starts all processes that do not run and waits until each accepts connections. Ports that somebody else
+// has are refused before anything is started, schedulers of somebody else before a store is.
 func (c *Cluster) Start(ctx context.Context) error {
-	for _, group := range [][]*Process{c.Schedulers, c.Stores} {
+	if err := c.checkPorts(); err != nil {
+		return err
+	}
+	for i, group := range [][]*Process{c.Schedulers, c.Stores} {
 		for _, p := range group {
 			if p.Running() {
 				continue
@@ -257,6 +272,11 @@ func (c *Cluster) Start(ctx context.Context) error {
 		}
 		for _, p := range group {
 			if err := p.WaitReady(ctx); err != nil {
+				return err
+			}
+		}
+		if i == 0 {
+			if err := c.identify(ctx); err != nil {
 				return err
 			}
 		}
@@ -291,6 +311,9 @@ func (p *Process) Start() error {
 	cmd := exec.Command(p.bin, append(slices.Clone(p.args), p.first...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(cmd.Environ(), p.Env...)
+	if p.token != "" {
+		cmd.Env = append(cmd.Env, instanceEnv+"="+p.token)
+	}
 	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we
 	// die, they must not stay behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

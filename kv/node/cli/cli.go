@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -64,13 +65,27 @@ func newOptions() *options {
 	text("advertise-addr", "", "address told to others (default: addr)", func(c *config.Config, v string) { c.AdvertiseAddr = v })
 	text("status-addr", "", "address of the status port, empty for none (default 127.0.0.1:20180)", func(c *config.Config, v string) { c.StatusAddr = v })
 	text("advertise-status-addr", "", "status address told to others (default: status-addr)", func(c *config.Config, v string) { c.AdvertiseStatusAddr = v })
-	text("scheduler", "", "addresses of the placement service, host:port[,host:port] (default 127.0.0.1:2379)", func(c *config.Config, v string) { c.Scheduler = splitList(v) })
+	text("scheduler", "", "addresses of the placement service, [https://]host:port[,...] (default 127.0.0.1:2379)", func(c *config.Config, v string) { c.Scheduler = splitList(v) })
 	alias("pd", "scheduler")
 	alias("pd-endpoints", "scheduler")
+	o.set.Uint64("cluster-id", 0, "refuse a placement service of any other cluster (default: any, until the store has joined one)")
+	o.apply["cluster-id"] = func(c *config.Config, v string) (err error) {
+		c.ClusterID, err = strconv.ParseUint(v, 10, 64)
+		return err
+	}
 	text("data-dir", "s", "data directory (default tinykv-data)", func(c *config.Config, v string) { c.DataDir = v })
 	alias("path", "data-dir")
 	alias("store", "data-dir")
 	text("engine", "", "storage engine of a new data directory: badger or pebble", func(c *config.Config, v string) { c.Storage.Engine = v })
+	text("ca", "", "file of the CA certificates for a placement service with https", func(c *config.Config, v string) { c.Security.CAPath = v })
+	alias("cacert", "ca")
+	text("cert", "", "file of the certificate shown to it", func(c *config.Config, v string) { c.Security.CertPath = v })
+	text("key", "", "file of the certificate's private key", func(c *config.Config, v string) { c.Security.KeyPath = v })
+	o.set.Bool("insecure", false, "accept that other machines are served without TLS")
+	o.apply["insecure"] = func(c *config.Config, v string) (err error) {
+		c.Security.Insecure, err = strconv.ParseBool(v)
+		return err
+	}
 	text("log-level", "L", "debug, info, warn, error or fatal (default info)", func(c *config.Config, v string) { c.Log.Level = v })
 	alias("loglevel", "log-level")
 	text("log-file", "f", "log file (default standard error)", func(c *config.Config, v string) { c.Log.File.Filename = v })
@@ -88,9 +103,7 @@ func newOptions() *options {
 func splitList(v string) []string {
 	var out []string
 	for _, p := range strings.Split(v, ",") {
-		p = strings.TrimSpace(p)
-		p = strings.TrimPrefix(strings.TrimPrefix(p, "http://"), "https://")
-		if p != "" {
+		if p = strings.TrimSpace(p); p != "" {
 			out = append(out, p)
 		}
 	}

@@ -28,6 +28,9 @@ const (
 	exitUsage = 2
 )
 
+// instanceEnv is how a program that starts tinyscheduler gives it the name that it shows in its answers.
+const instanceEnv = "TINYKV_INSTANCE"
+
 // Version is the release name; the build may set it.
 var Version = "dev"
 
@@ -62,6 +65,7 @@ func newFlags() *flags {
 	s.StringVar(&v.Security.CACertPath, "cacert", "", "file of the CA certificates for TLS")
 	s.StringVar(&v.Security.CertPath, "cert", "", "file of the certificate for TLS")
 	s.StringVar(&v.Security.KeyPath, "key", "", "file of the private key for TLS")
+	s.BoolVar(&v.Security.Insecure, "insecure", false, "accept that other machines are served without TLS")
 	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false, "start a new cluster of one member from this data directory")
 	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
 	return f
@@ -135,6 +139,7 @@ func (f *flags) build() (*config.Config, error) {
 		"cacert":                func() { cfg.Security.CACertPath = v.Security.CACertPath },
 		"cert":                  func() { cfg.Security.CertPath = v.Security.CertPath },
 		"key":                   func() { cfg.Security.KeyPath = v.Security.KeyPath },
+		"insecure":              func() { cfg.Security.Insecure = v.Security.Insecure },
 		"force-new-cluster":     func() { cfg.ForceNewCluster = v.ForceNewCluster },
 	} {
 		if f.set.Changed(name) {
@@ -174,6 +179,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return complain(stderr, err, exitUsage)
 	}
+	cfg.Instance = os.Getenv(instanceEnv)
 	if f.check {
 		printf(stdout, "configuration is fine\n")
 		return exitOK

@@ -13,6 +13,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // Duration is a time.Duration written as text ("30s") in TOML and JSON.
@@ -59,7 +60,11 @@ type Config struct {
 	AutoCompactionRetention string   `toml:"auto-compaction-retention"`
 	TickInterval            Duration `toml:"tick-interval"`
 	ElectionInterval        Duration `toml:"election-interval"`
-	EnableGRPCGateway       bool     `toml:"enable-grpc-gateway"`
+	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no checks.
+	EnableGRPCGateway bool `toml:"enable-grpc-gateway"`
+
+	// VerifyStores calls new stores back at the address that they tell before they get regions.
+	VerifyStores bool `toml:"verify-stores"`
 
 	LogLevel string `toml:"log-level"` // as in [log] level
 	LogFile  string `toml:"log-file"`  // as in [log.file] filename
@@ -71,6 +76,10 @@ type Config struct {
 	Security    Security    `toml:"security"`
 	Storage     Storage     `toml:"storage"`
 	API         API         `toml:"api"`
+
+	// Instance, if set, is sent with every HTTP answer: it tells the starter of this process that it
+	// is this one that answers.
+	Instance string `toml:"-"`
 
 	// UnsafeNoFsync is for tests: losing power loses acknowledged writes.
 	UnsafeNoFsync bool `toml:"-"`
@@ -87,6 +96,10 @@ type Storage struct {
 type API struct {
 	// Token, if set, must be sent as "Authorization: Bearer <token>" with every change.
 	Token string `toml:"token"`
+	// AllowedHosts are further names of this server that may stand in a request's Host header.
+	AllowedHosts []string `toml:"allowed-hosts"`
+	// AllowedOrigins are the origins of web pages, beside this server's own, that may use the API.
+	AllowedOrigins []string `toml:"allowed-origins"`
 }
 
 // Replication is how many replicas a region gets and how they are spread.
@@ -102,6 +115,9 @@ type PDServer struct {
 
 // Security names the TLS files.
 type Security struct {
+	// Insecure accepts that other machines are served without TLS.
+	Insecure bool `toml:"insecure"`
+
 	CACertPath string `toml:"cacert-path"`
 	CertPath   string `toml:"cert-path"`
 	KeyPath    string `toml:"key-path"`
@@ -122,7 +138,7 @@ func Default() *Config {
 		AutoCompactionRetention: "1h",
 		TickInterval:            Duration(200 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
-		EnableGRPCGateway:       true,
+		VerifyStores:            true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
 		Replication:             Replication{MaxReplicas: 3},
@@ -212,7 +228,9 @@ func (c *Config) TTL() time.Duration {
 
 // Validate reports every fault at once. Call it after Adjust.
 func (c *Config) Validate() error {
-	errs := []error{c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster()}
+	errs := []error{
+		c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster(), c.validateDoors(),
+	}
 	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
 		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))
 	}
@@ -260,6 +278,59 @@ func (c *Config) validateURLs() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// validateDoors checks who can reach this member, and what it tells others about where it is.
+func (c *Config) validateDoors() error {
+	var errs []error
+	for _, u := range []struct {
+		key, urls string
+		listen    bool
+	}{
+		{"client-urls", c.ClientUrls, true},
+		{"peer-urls", c.PeerUrls, true},
+		{"advertise-client-urls", c.AdvertiseClientUrls, false},
+		{"advertise-peer-urls", c.AdvertisePeerUrls, false},
+	} {
+		parsed, err := ParseURLs(u.urls)
+		if err != nil {
+			continue // validateURLs says so
+		}
+		for _, p := range parsed {
+			secure := p.Scheme == "https"
+			switch {
+			case strings.HasPrefix(p.Scheme, "unix"):
+			case u.listen:
+				errs = append(errs, security.CheckListen(u.key, p.Host, secure, c.Security.Insecure))
+			case security.AnyHost(p.Host):
+				errs = append(errs, fmt.Errorf("%s: nobody can connect to %s: give an address of this machine that the others "+
+					"reach with --%s", u.key, p.Host, u.key))
+			}
+			if secure && (c.Security.CertPath == "" || c.Security.KeyPath == "") {
+				errs = append(errs, fmt.Errorf("%s: %s needs a certificate: give --cert and --key", u.key, p.String()))
+			}
+		}
+	}
+	for _, o := range c.API.AllowedOrigins {
+		if err := security.ValidOrigin(o); err != nil {
+			errs = append(errs, fmt.Errorf("api.allowed-origins: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// InTheClear lists the addresses that other machines reach without TLS.
+func (c *Config) InTheClear() []string {
+	var out []string
+	for _, urls := range []string{c.ClientUrls, c.PeerUrls} {
+		parsed, _ := ParseURLs(urls) // Validate has checked them
+		for _, u := range parsed {
+			if u.Scheme == "http" && !security.LoopbackHost(u.Host) {
+				out = append(out, u.Host)
+			}
+		}
+	}
+	return out
 }
 
 func (c *Config) validateInitialCluster() error {

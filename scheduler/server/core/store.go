@@ -33,6 +33,7 @@ type StoreInfo struct {
 	limit         StoreLimit
 	labels        map[string]string // set by an operator, over those the store brings; never changed
 	emptyBeats    int               // consecutive heartbeats with region_count == 0
+	unproven      string            // why it is not known that the store is where it says; "" if it is
 }
 
 // StoreOption changes a copy of a store.
@@ -96,6 +97,12 @@ func WithLimit(l StoreLimit) StoreOption { return func(s *StoreInfo) { s.limit =
 func WithLabels(labels map[string]string) StoreOption {
 	return func(s *StoreInfo) { s.labels = maps.Clone(labels) }
 }
+
+// WithUnproven sets why it is not known that the store is reached at its address; "" if it is.
+func WithUnproven(why string) StoreOption { return func(s *StoreInfo) { s.unproven = why } }
+
+// Unproven says why it is not known that the store is reached at its address; "" if it is.
+func (s *StoreInfo) Unproven() string { return s.unproven }
 
 // Limit returns the store's own limit.
 func (s *StoreInfo) Limit() StoreLimit { return s.limit }

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -313,6 +314,20 @@ func (p *Planner) isPaused(name string, now time.Time) bool {
 	p.explained.Lock()
 	defer p.explained.Unlock()
 	return now.Before(p.explained.paused[name])
+}
+
+// Paused returns until when schedulers are paused.
+func (p *Planner) Paused() map[string]time.Time {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	return maps.Clone(p.explained.paused)
+}
+
+// SetPaused replaces all pauses.
+func (p *Planner) SetPaused(until map[string]time.Time) {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	p.explained.paused = maps.Clone(until)
 }
 
 // PausedUntil returns until when a scheduler is paused.

@@ -34,7 +34,8 @@ func Config(t testing.TB) *config.Config {
 	cfg.TickInterval = config.Duration(10 * time.Millisecond)
 	cfg.ElectionInterval = config.Duration(100 * time.Millisecond)
 	cfg.LeaseTTL = config.Duration(time.Second)
-	cfg.UnsafeNoFsync, cfg.EnableGRPCGateway = true, false
+	cfg.UnsafeNoFsync = true
+	cfg.VerifyStores = false // most tests have no stores that answer
 	return cfg
 }
 
@@ -116,15 +117,23 @@ func StartCluster(t testing.TB, n int, opts ...Option) []*server.Server {
 	return out
 }
 
-// FreeAddr returns a host:port that nobody listens on right now.
+// given are the addresses that FreeAddr has returned: the system may offer a port again at once.
+var given sync.Map
+
+// FreeAddr returns a host:port that nobody listens on right now, and another one with each call.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-	if err != nil {
-		t.Fatal(err)
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := l.Addr().String()
+		_ = l.Close()
+		if _, before := given.LoadOrStore(addr, true); !before {
+			return addr
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // DirectClient returns a stub for one member, without leader discovery.

@@ -58,6 +58,9 @@ func (k Keys) StoreSetting(id uint64) string { return fmt.Sprintf("%s%020d", k.S
 // ScheduleConfig holds the schedule settings changed at run time, as JSON.
 func (k Keys) ScheduleConfig() string { return k.root + "/schedule/config" }
 
+// Memory holds what the next leader should know of silent stores and pauses, as JSON.
+func (k Keys) Memory() string { return k.root + "/schedule/memory" }
+
 // GCSafePoint holds the safe point in hexadecimal.
 func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 

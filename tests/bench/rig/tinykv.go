@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -253,6 +254,7 @@ func (t *TinyKV) Post(ctx context.Context, path string, body any) error {
 	if err != nil {
 		return err
 	}
+	req.Header.Set(security.ProofHeader, "1")
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err

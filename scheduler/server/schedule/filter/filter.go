@@ -50,6 +50,8 @@ var (
 	lowSpace = Rule{"low-space", false, func(s *core.StoreInfo, e Env) bool {
 		return s.LowSpace(e.Schedule.LowSpaceRatio)
 	}}
+	// A store of which nobody knows whether it is where it says would keep its new peers pending for ever.
+	unproven = Rule{"address-unproven", false, func(s *core.StoreInfo, _ Env) bool { return s.Unproven() != "" }}
 	evicting = Rule{"evict-leader", false, func(s *core.StoreInfo, _ Env) bool { return s.EvictLeaders() }}
 )
 
@@ -57,7 +59,7 @@ var (
 var Rules = [...][]Rule{
 	// Offline and down stores are the replica checker's business, not balance's.
 	RegionSource: {notUp, down},
-	RegionTarget: {notUp, down, disconnected, busy, lowSpace},
+	RegionTarget: {notUp, down, disconnected, busy, lowSpace, unproven},
 	LeaderSource: {tombstone, down, disconnected},
 	LeaderTarget: {notUp, down, disconnected, busy, evicting},
 }

@@ -1,0 +1,240 @@
+package security
+
+import (
+	"crypto/subtle"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// ProofHeader is a header that every client of the project sends with a change. A page of a foreign
+// origin cannot set it: the browser first asks the server whether it may, and is refused.
+const ProofHeader = "Tinykv-Request"
+
+// Guard checks the requests of one HTTP port before any handler sees them. Its fields do not change
+// after the first request.
+type Guard struct {
+	// Token, if set, makes a request one of the admin: "Authorization: Bearer <token>".
+	Token string
+	// Loopback says that the port is reached from this machine only. Then, and only then, changes are
+	// served without a token.
+	Loopback bool
+	// Hosts are names that may stand in a request's Host header, beside localhost and any literal IP.
+	// A page reaches this port under a name of its own by DNS rebinding, but never under an IP: then
+	// the page would have to come from here.
+	Hosts []string
+	// Origins are the web origins (scheme://host[:port]) whose pages may read and change, beside those
+	// that come from this port.
+	Origins []string
+	// Refuse answers a request that is not served. Nil answers with a line of text.
+	Refuse func(http.ResponseWriter, *Refusal)
+}
+
+// Refusal says why a request is not served and what to do about it.
+type Refusal struct {
+	Status                int
+	Code, Message, Detail string
+}
+
+func (f *Refusal) Error() string {
+	if f.Detail == "" {
+		return f.Message
+	}
+	return f.Message + ": " + f.Detail
+}
+
+// Wrap serves what has a Host of this port and, if it may change something, no foreign origin. It
+// answers the browsers' questions before a cross-site request by itself.
+func (g *Guard) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := g.checkHost(r); f != nil {
+			g.refuse(w, f)
+			return
+		}
+		origin := r.Header.Get("Origin")
+		w.Header().Add("Vary", "Origin")
+		if origin != "" && g.knownOrigin(origin) {
+			allow := w.Header()
+			allow.Set("Access-Control-Allow-Origin", origin)
+			allow.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
+			allow.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, "+ProofHeader)
+		}
+		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+			if f := g.checkOrigin(r); f != nil {
+				g.refuse(w, f)
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		if !safe(r.Method) {
+			if f := g.checkOrigin(r); f != nil {
+				g.refuse(w, f)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Admin serves only what may change something: requests with the token or, if none is set and the port
+// is on loopback, those that no foreign page can have made.
+func (g *Guard) Admin(next http.Handler) http.Handler {
+	return g.demand(next, func(r *http.Request) *Refusal {
+		if f := g.checkAdmin(r); f != nil || g.Token != "" {
+			return f
+		}
+		if r.Header.Get(ProofHeader) == "" && !g.fromPage(r) {
+			return &Refusal{
+				http.StatusForbidden, "no-proof", "a change needs the header " + ProofHeader + ": 1",
+				"it shows that no page of another site made the request; tinyctl sends it by itself",
+			}
+		}
+		return nil
+	})
+}
+
+// Private serves what changes nothing but costs much or shows the inside, such as profiles: requests with
+// the token or from this machine, and none that a page of another site made.
+func (g *Guard) Private(next http.Handler) http.Handler {
+	return g.demand(next, func(r *http.Request) *Refusal {
+		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+			return foreign(r.Header.Get("Origin"))
+		}
+		if f := g.checkOrigin(r); f != nil {
+			return f
+		}
+		if g.HasToken(r) && g.Token != "" {
+			return nil
+		}
+		if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil && LoopbackHost(host) {
+			return nil
+		}
+		return &Refusal{
+			http.StatusForbidden, "not-local", "this is served to requests from the same machine only",
+			"ask from there, or with the API token where one is configured",
+		}
+	})
+}
+
+// HasToken is true if the request carries the token, or none is set.
+func (g *Guard) HasToken(r *http.Request) bool {
+	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return g.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(g.Token)) == 1
+}
+
+// ErrNoToken refuses what came without the token.
+var ErrNoToken = &Refusal{
+	http.StatusUnauthorized, "unauthorized", "this needs the API token",
+	"send it as: Authorization: Bearer <token>",
+}
+
+func (g *Guard) checkAdmin(r *http.Request) *Refusal {
+	switch {
+	case g.Token != "" && !g.HasToken(r):
+		return ErrNoToken
+	case g.Token == "" && !g.Loopback:
+		return &Refusal{
+			http.StatusForbidden, "no-admin",
+			"this port is reached from other machines and no API token is set, so nothing may be changed here",
+			"set [api] token on every member and send it as: Authorization: Bearer <token>",
+		}
+	}
+	return nil
+}
+
+func (g *Guard) demand(next http.Handler, check func(*http.Request) *Refusal) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if f := check(r); f != nil {
+			g.refuse(w, f)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (g *Guard) refuse(w http.ResponseWriter, f *Refusal) {
+	if g.Refuse != nil {
+		g.Refuse(w, f)
+		return
+	}
+	http.Error(w, f.Error(), f.Status)
+}
+
+// checkHost refuses names that are not this port's. Without a name (HTTP/1.0) there is no browser.
+func (g *Guard) checkHost(r *http.Request) *Refusal {
+	host := hostOf(r.Host)
+	if host == "" || host == "localhost" || net.ParseIP(host) != nil || g.knownHost(host) {
+		return nil
+	}
+	return &Refusal{
+		http.StatusMisdirectedRequest, "unknown-host", fmt.Sprintf("%q is no name of this server", host),
+		"use its address, a name that it advertises, or one of [api] allowed-hosts",
+	}
+}
+
+func (g *Guard) knownHost(host string) bool {
+	return slices.ContainsFunc(g.Hosts, func(h string) bool { return hostOf(h) == host })
+}
+
+// checkOrigin refuses pages of other origins. Requests that no browser made have no origin.
+func (g *Guard) checkOrigin(r *http.Request) *Refusal {
+	origin := r.Header.Get("Origin")
+	switch {
+	case origin != "" && (g.knownOrigin(origin) || sameOrigin(origin, r)):
+		return nil
+	case origin != "":
+		return foreign(origin)
+	case r.Header.Get("Sec-Fetch-Site") == "cross-site", r.Header.Get("Sec-Fetch-Site") == "same-site":
+		return foreign("")
+	}
+	return nil
+}
+
+func foreign(origin string) *Refusal {
+	return &Refusal{
+		http.StatusForbidden, "foreign-origin", fmt.Sprintf("pages of the origin %q are not served", origin),
+		"add it to [api] allowed-origins if they should be",
+	}
+}
+
+// fromPage tells whether a page of this port, or of an allowed origin, made the request.
+func (g *Guard) fromPage(r *http.Request) bool {
+	return r.Header.Get("Origin") != "" && g.checkOrigin(r) == nil
+}
+
+func (g *Guard) knownOrigin(origin string) bool {
+	return slices.ContainsFunc(g.Origins, func(o string) bool { return strings.EqualFold(strings.TrimRight(o, "/"), origin) })
+}
+
+// sameOrigin compares hosts with ports. The scheme is not compared: a proxy in front may end the TLS.
+func sameOrigin(origin string, r *http.Request) bool {
+	u, err := url.Parse(origin)
+	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
+}
+
+func safe(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
+}
+
+// hostOf takes the port, brackets and the final dot away.
+func hostOf(hostport string) string {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+}
+
+// ValidOrigin checks one entry of a list of allowed origins. A wildcard is none.
+func ValidOrigin(origin string) error {
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" ||
+		strings.Contains(u.Host, "*") || u.RawQuery != "" || u.User != nil {
+		return fmt.Errorf("%q is not an origin such as https://tools.example.com", origin)
+	}
+	return nil
+}

@@ -1,0 +1,319 @@
+package server_test
+
+import (
+	"context"
+	"encoding/base64"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/scheduler/server"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/servertest"
+)
+
+// ask makes a request with headers "name: value" and returns status, header and body.
+func ask(t *testing.T, s *server.Server, method, path, body string, headers ...string) (int, http.Header, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path, strings.NewReader(body))
+	require.NoError(t, err)
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		if name == "Host" {
+			req.Host = value
+		}
+		req.Header.Set(name, value)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp.StatusCode, resp.Header, string(data)
+}
+
+// TestEtcdIsClosed: nothing of etcd's API on the client port writes, watches or reads more than the safe point
+// and the members, over its gateway or gRPC, at the leader or a follower.
+func TestEtcdIsClosed(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, followers := leaderOf(t, members)
+	_, _ = bootstrapped(t, leader, 1)
+	before, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())
+	require.NoError(t, err)
+	require.Greater(t, before.Count, int64(3))
+	for _, s := range []*server.Server{leader, followers[0]} {
+		all := base64.StdEncoding.EncodeToString([]byte{0})
+		for _, path := range []string{
+			"kv/range", "kv/put", "kv/deleterange", "kv/txn", "kv/compaction", "lease/grant", "watch", "cluster/member/list",
+			"cluster/member/add", "maintenance/snapshot", "maintenance/status", "auth/enable", "lock/lock", "election/campaign",
+		} {
+			for _, version := range []string{"/v3/", "/v3beta/", "/v3alpha/", "/v2/"} {
+				code, _, body := ask(t, s, "POST", version+path, `{"key":"`+all+`","range_end":"`+all+`"}`, "Tinykv-Request: 1")
+				require.Equal(t, 404, code, "%s%s: %s", version, path, body)
+			}
+		}
+		refusedByGRPC(t, s.ClientAddr())
+	}
+	after, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, after.Count, before.Count)
+}
+
+func refusedByGRPC(t *testing.T, addr string) {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	every := []byte{0}
+	kv, cluster := etcdserverpb.NewKVClient(conn), etcdserverpb.NewClusterClient(conn)
+	for name, call := range map[string]func(context.Context) error{
+		"delete": func(ctx context.Context) error {
+			_, err := kv.DeleteRange(ctx, &etcdserverpb.DeleteRangeRequest{Key: every, RangeEnd: every})
+			return err
+		},
+		"put": func(ctx context.Context) error {
+			_, err := kv.Put(ctx, &etcdserverpb.PutRequest{Key: []byte(safePoint), Value: []byte("1")})
+			return err
+		},
+		"txn": func(ctx context.Context) error { _, err := kv.Txn(ctx, &etcdserverpb.TxnRequest{}); return err },
+		"compact": func(ctx context.Context) error {
+			_, err := kv.Compact(ctx, &etcdserverpb.CompactionRequest{})
+			return err
+		},
+		"range of everything": func(ctx context.Context) error {
+			_, err := kv.Range(ctx, &etcdserverpb.RangeRequest{Key: every, RangeEnd: every})
+			return err
+		},
+		"range from the safe point": func(ctx context.Context) error {
+			_, err := kv.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(safePoint), RangeEnd: every})
+			return err
+		},
+		"range stream": func(ctx context.Context) error {
+			stream, err := kv.RangeStream(ctx, &etcdserverpb.RangeRequest{Key: []byte(safePoint)})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		},
+		"add": func(ctx context.Context) error {
+			_, err := cluster.MemberAdd(ctx, &etcdserverpb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}})
+			return err
+		},
+		"remove": func(ctx context.Context) error {
+			_, err := cluster.MemberRemove(ctx, &etcdserverpb.MemberRemoveRequest{ID: 1})
+			return err
+		},
+		"lease": func(ctx context.Context) error {
+			_, err := etcdserverpb.NewLeaseClient(conn).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{TTL: 1})
+			return err
+		},
+		"watch": func(ctx context.Context) error {
+			stream, err := etcdserverpb.NewWatchClient(conn).Watch(ctx)
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		},
+		"status": func(ctx context.Context) error {
+			_, err := etcdserverpb.NewMaintenanceClient(conn).Status(ctx, &etcdserverpb.StatusRequest{})
+			return err
+		},
+		"snapshot": func(ctx context.Context) error {
+			stream, err := etcdserverpb.NewMaintenanceClient(conn).Snapshot(ctx, &etcdserverpb.SnapshotRequest{})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		},
+		"auth": func(ctx context.Context) error {
+			_, err := etcdserverpb.NewAuthClient(conn).AuthEnable(ctx, &etcdserverpb.AuthEnableRequest{})
+			return err
+		},
+		"lock": func(ctx context.Context) error {
+			_, err := v3lockpb.NewLockClient(conn).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("x")})
+			return err
+		},
+		"campaign": func(ctx context.Context) error {
+			_, err := v3electionpb.NewElectionClient(conn).Campaign(ctx, &v3electionpb.CampaignRequest{Name: []byte("x")})
+			return err
+		},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), waitFor)
+		err := call(ctx)
+		cancel()
+		require.Equal(t, codes.PermissionDenied, status.Code(err), "%s: %v", name, err)
+		require.ErrorContains(t, err, "members only", name)
+	}
+}
+
+const safePoint = "/tidb/store/gcworker/saved_safe_point"
+
+// TestWhatTiKVClientsReadOfEtcd: the safe point and the members, by etcd's own client.
+func TestWhatTiKVClientsReadOfEtcd(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, followers := leaderOf(t, members)
+	for _, s := range []*server.Server{leader, followers[0]} {
+		etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{s.ClientURL()}, Logger: zap.NewNop(), DialTimeout: waitFor})
+		require.NoError(t, err)
+		require.NoError(t, etcd.Sync(t.Context()))
+		require.Len(t, etcd.Endpoints(), 3)
+		none, err := etcd.Get(t.Context(), safePoint)
+		require.NoError(t, err)
+		require.Empty(t, none.Kvs)
+		_, err = server.EtcdOf(leader).Put(t.Context(), safePoint, "77")
+		require.NoError(t, err)
+		got, err := etcd.Get(t.Context(), safePoint)
+		require.NoError(t, err)
+		require.Equal(t, "77", string(got.Kvs[0].Value))
+		require.Equal(t, leader.ClusterID(), got.Header.ClusterId)
+		_, err = server.EtcdOf(leader).Delete(t.Context(), safePoint)
+		require.NoError(t, err)
+		_, err = etcd.Put(t.Context(), safePoint, "78")
+		require.ErrorContains(t, err, "is not served")
+		require.NoError(t, etcd.Close())
+	}
+}
+
+// TestForeignPages: what a page of another site can have a browser do is refused by every member, before
+// a follower passes it on.
+func TestForeignPages(t *testing.T) {
+	members := servertest.StartCluster(t, 3, func(c *config.Config) {
+		c.API.AllowedOrigins, c.API.AllowedHosts = []string{"https://tools.example"}, []string{"placement.example"}
+	})
+	leader, followers := leaderOf(t, members)
+	const path, body = "/api/v1/config", `{"schedule":{"max-store-down-time":"11m"}}`
+	for _, s := range []*server.Server{leader, followers[0]} {
+		for name, headers := range map[string][]string{
+			"foreign page":            {"Origin: https://evil.example"},
+			"sandboxed page":          {"Origin: null"},
+			"page of another port":    {"Origin: http://127.0.0.1:1"},
+			"foreign page, with ours": {"Origin: https://evil.example", "Tinykv-Request: 1"},
+			"no browser, no proof":    {},
+			"rebound name":            {"Host: evil.example", "Origin: http://evil.example"},
+		} {
+			for _, method := range []string{"POST", "PATCH"} {
+				code, head, said := ask(t, s, method, path, body, headers...)
+				require.Contains(t, []int{403, 421}, code, "%s: %s", name, said)
+				require.Empty(t, head.Get("Access-Control-Allow-Origin"))
+			}
+		}
+		code, _, said := ask(t, s, "GET", "/api/v1/stores", "", "Host: evil.example")
+		require.Equal(t, 421, code, said)
+		require.Contains(t, said, "allowed-hosts")
+		for _, host := range []string{"placement.example", "localhost", "10.1.2.3:2379", "[::1]"} {
+			code, head, _ := ask(t, s, "GET", "/metrics", "", "Host: "+host)
+			require.Equal(t, 200, code, host)
+			require.Empty(t, head.Get("Access-Control-Allow-Origin"))
+		}
+		code, _, _ = ask(t, s, "OPTIONS", path, "", "Origin: https://evil.example", "Access-Control-Request-Method: PATCH")
+		require.Equal(t, 403, code)
+
+		// Who may: a client with the header, this port's own page, the page of an allowed origin.
+		for _, headers := range [][]string{
+			{"Tinykv-Request: 1"}, {"Origin: http://" + s.ClientAddr()}, {"Origin: https://tools.example"},
+		} {
+			code, _, said := ask(t, s, "PATCH", path, body, headers...)
+			require.Equal(t, 200, code, "%v: %s", headers, said)
+		}
+		code, head, _ := ask(t, s, "OPTIONS", path, "", "Origin: https://tools.example", "Access-Control-Request-Method: PATCH")
+		require.Equal(t, 204, code)
+		require.Equal(t, "https://tools.example", head.Get("Access-Control-Allow-Origin"))
+	}
+}
+
+// TestChangesNeedTheAdmin: with a token only its bearers change anything; without one nobody does on a port
+// that other machines reach.
+func TestChangesNeedTheAdmin(t *testing.T) {
+	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
+	leader, followers := leaderOf(t, members)
+	open := servertest.StartTest(t, func(c *config.Config) {
+		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0", "http://127.0.0.1:0", true
+	})
+	for method, path := range map[string]string{
+		"PATCH": "/config", "POST": "/leader/resign", "DELETE": "/members/m1", "PUT": "/log/level?level=debug",
+	} {
+		for _, s := range []*server.Server{leader, followers[0]} {
+			code, _, said := ask(t, s, method, "/api/v1"+path, "", "Tinykv-Request: 1")
+			require.Equal(t, 401, code, "%s %s: %s", method, path, said)
+			code, _, _ = ask(t, s, method, "/api/v1"+path, "", "Tinykv-Request: 1", "Authorization: Bearer wrong")
+			require.Equal(t, 401, code)
+		}
+		_, port, err := net.SplitHostPort(open.ClientAddr())
+		require.NoError(t, err)
+		code, _, said := ask(t, open, method, "/api/v1"+path, "", "Tinykv-Request: 1", "Host: 127.0.0.1:"+port)
+		require.Equal(t, 403, code)
+		require.Contains(t, said, "set [api] token")
+	}
+	code, _, said := ask(t, followers[0], "PATCH", "/api/v1/config", "{}", "Authorization: Bearer secret")
+	require.Equal(t, 200, code, said)
+	code, _, _ = ask(t, open, "GET", "/debug/pprof/cmdline", "")
+	require.Equal(t, 200, code, "from this machine")
+	code, head, _ := ask(t, open, "POST", "/metrics", "", "Tinykv-Request: 1")
+	require.Equal(t, 405, code)
+	require.Contains(t, head.Get("Allow"), "GET")
+}
+
+// TestListeningInTheClear: addresses that other machines reach need TLS or a word, and what is advertised must be
+// an address.
+func TestListeningInTheClear(t *testing.T) {
+	try := func(change func(*config.Config)) error {
+		cfg := servertest.Config(t)
+		change(cfg)
+		_, err := server.New(cfg, nil)
+		return err
+	}
+	for key, change := range map[string]func(*config.Config){
+		"client-urls":           func(c *config.Config) { c.ClientUrls = "http://0.0.0.0:0"; c.AdvertiseClientUrls = "http://10.0.0.1:1" },
+		"peer-urls":             func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" },
+		"advertise-client-urls": func(c *config.Config) { c.AdvertiseClientUrls = "http://0.0.0.0:2379" },
+		"advertise-peer-urls":   func(c *config.Config) { c.AdvertisePeerUrls = "http://:2380" },
+		"--cert and --key":      func(c *config.Config) { c.ClientUrls = "https://127.0.0.1:1" },
+	} {
+		require.ErrorContains(t, try(change), key)
+	}
+	require.ErrorContains(t, try(func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" }), "--insecure")
+	require.NoError(t, try(func(c *config.Config) { c.PeerUrls, c.Security.Insecure = "http://10.0.0.1:1", true }))
+	require.ErrorContains(t, try(func(c *config.Config) {
+		c.ClientUrls, c.Security.Insecure = "http://0.0.0.0:1", true
+	}), "advertise-client-urls", "the default of what is told to others is where one listens")
+}
+
+// TestFrontSharesAPort: one port for gRPC and HTTP; connections that say nothing hold up neither others nor the end.
+func TestFrontSharesAPort(t *testing.T) {
+	s := servertest.StartTest(t)
+	for range 20 {
+		var d net.Dialer
+		silent, err := d.DialContext(t.Context(), "tcp", s.ClientAddr())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = silent.Close() })
+		_, err = silent.Write([]byte("PRI")) // the beginning of HTTP/2's preface, and of a method
+		require.NoError(t, err)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	_, err = healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	require.NoError(t, err)
+	code, _, body := ask(t, s, "GET", "/health", "")
+	require.Equal(t, 200, code)
+	require.JSONEq(t, `{"health":"true"}`, body)
+	began := time.Now()
+	s.Stop()
+	require.Less(t, time.Since(began), 8*time.Second)
+}

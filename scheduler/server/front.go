@@ -1,0 +1,281 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/tinykv/tinykv/scheduler/server/config"
+)
+
+const (
+	sniffTimeout = 10 * time.Second // for a handshake and the first bytes of a connection
+	frontStop    = time.Second      // for answers under way when the member stops
+)
+
+// front is a member's client port. gRPC and HTTP share it: what begins with the preface of HTTP/2 is
+// gRPC, as is what chose h2 in the TLS handshake, which prefers HTTP/1.1 so that browsers get that.
+//
+// Embedded etcd could listen here too, with our handlers added to its own, as it was before. But then its own
+// ones are there for everybody: its gateway, its key-value and member services, headers that let any
+// web page read. So etcd gets no client port at all.
+type front struct {
+	listeners []net.Listener
+	tls       *tls.Config // nil without TLS
+	grpc      *grpc.Server
+	http      *http.Server
+	h1, h2    *handed
+	failed    chan error
+	wg        sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		sniffed map[net.Conn]struct{} // connections of which it is not known yet what they speak
+		stopped bool
+	}
+}
+
+// listenFront takes the addresses; nothing is served before serve.
+func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
+	f := &front{failed: make(chan error, 1)}
+	f.mu.sniffed = map[net.Conn]struct{}{}
+	defer func() {
+		if err != nil {
+			f.closeListeners()
+		}
+	}()
+	if sec := cfg.Security; sec.CertPath != "" {
+		f.tls, err = transport.TLSInfo{
+			CertFile: sec.CertPath, KeyFile: sec.KeyPath, TrustedCAFile: sec.CACertPath, ClientCertAuth: sec.CACertPath != "",
+		}.ServerConfig()
+		if err != nil {
+			return nil, fmt.Errorf("security: %w", err)
+		}
+		f.tls.NextProtos = []string{"http/1.1", "h2"}
+	}
+	urls, err := config.ParseURLs(cfg.ClientUrls)
+	if err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	for _, u := range urls {
+		network, addr := "tcp", u.Host
+		if strings.HasPrefix(u.Scheme, "unix") {
+			network, addr = "unix", u.Host+u.Path
+		}
+		l, err := lc.Listen(ctx, network, addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("client-urls: address %s is already in use; stop the other process or choose another with "+
+				"--client-urls", addr)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("client-urls: cannot listen on %s: %w", addr, err)
+		}
+		f.listeners = append(f.listeners, l)
+	}
+	f.h1, f.h2 = newHanded(f.addr()), newHanded(f.addr())
+	return f, nil
+}
+
+// addr is host:port of the first listener.
+func (f *front) addr() net.Addr { return f.listeners[0].Addr() }
+
+// serve begins to answer. register adds the gRPC services.
+func (f *front) serve(handler http.Handler, register func(*grpc.Server), opts []grpc.ServerOption) {
+	f.grpc = grpc.NewServer(opts...)
+	register(f.grpc)
+	healthpb.RegisterHealthServer(f.grpc, health.NewServer())
+	f.http = &http.Server{
+		Handler: handler, ReadHeaderTimeout: sniffTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		// h2 goes to the gRPC server before net/http sees it.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+	f.run(func() error { return f.http.Serve(f.h1) })
+	f.run(func() error { return f.grpc.Serve(f.h2) })
+	for _, l := range f.listeners {
+		f.run(func() error { return f.accept(l) })
+	}
+}
+
+// run has f serve until stop; ending earlier is a failure.
+func (f *front) run(serve func() error) {
+	f.wg.Add(1)
+	go func() { // ends with stop
+		defer f.wg.Done()
+		err := serve()
+		f.mu.Lock()
+		stopped := f.mu.stopped
+		f.mu.Unlock()
+		if stopped {
+			return
+		}
+		select {
+		case f.failed <- fmt.Errorf("serve %s: %w", f.addr(), err):
+		default:
+		}
+	}()
+}
+
+func (f *front) accept(l net.Listener) error {
+	for pause := time.Millisecond; ; {
+		conn, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			// No file descriptors, or a client that is gone again: neither is a reason to stop serving.
+			time.Sleep(pause)
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = time.Millisecond
+		f.mu.Lock()
+		if f.mu.stopped {
+			f.mu.Unlock()
+			_ = conn.Close()
+			return net.ErrClosed
+		}
+		f.mu.sniffed[conn] = struct{}{}
+		f.mu.Unlock()
+		f.wg.Add(1)
+		go func() { // ends after sniffTimeout at the latest, or with stop, which closes conn
+			defer f.wg.Done()
+			f.sniff(conn)
+		}()
+	}
+}
+
+// sniff finds out what a connection speaks and hands it on.
+func (f *front) sniff(raw net.Conn) {
+	_ = raw.SetDeadline(time.Now().Add(sniffTimeout))
+	conn, h2, err := f.protocol(raw)
+	f.mu.Lock()
+	delete(f.mu.sniffed, raw)
+	f.mu.Unlock()
+	if err != nil || raw.SetDeadline(time.Time{}) != nil {
+		_ = raw.Close()
+		return
+	}
+	if h2 {
+		f.h2.hand(conn)
+	} else {
+		f.h1.hand(conn)
+	}
+}
+
+func (f *front) protocol(raw net.Conn) (conn net.Conn, h2 bool, err error) {
+	if f.tls != nil {
+		secure := tls.Server(raw, f.tls)
+		err := secure.HandshakeContext(context.Background()) // the deadline of raw ends it
+		return secure, secure.ConnectionState().NegotiatedProtocol == "h2", err
+	}
+	seen := make([]byte, 0, len(http2.ClientPreface))
+	for len(seen) < cap(seen) && strings.HasPrefix(http2.ClientPreface, string(seen)) {
+		n, err := raw.Read(seen[len(seen):cap(seen)])
+		if err != nil {
+			return nil, false, err
+		}
+		seen = seen[:len(seen)+n]
+	}
+	return &begun{Conn: raw, seen: seen}, string(seen) == http2.ClientPreface, nil
+}
+
+// stop ends all connections, after the answers under way if they do not take long.
+func (f *front) stop() {
+	f.mu.Lock()
+	f.mu.stopped = true
+	for conn := range f.mu.sniffed {
+		_ = conn.Close()
+	}
+	f.mu.Unlock()
+	f.closeListeners()
+	if f.grpc != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), frontStop)
+		defer cancel()
+		graceful := make(chan struct{})
+		go func() { // ends with Stop below at the latest
+			defer close(graceful)
+			f.grpc.GracefulStop()
+		}()
+		_ = f.http.Shutdown(ctx) // what is left is closed in the next line
+		_ = f.http.Close()
+		select {
+		case <-graceful:
+		case <-ctx.Done():
+		}
+		f.grpc.Stop()
+		<-graceful
+	}
+	f.wg.Wait()
+}
+
+func (f *front) closeListeners() {
+	for _, l := range f.listeners {
+		_ = l.Close()
+	}
+}
+
+// begun is a connection of which the first bytes were read.
+type begun struct {
+	net.Conn
+	seen []byte
+}
+
+func (b *begun) Read(p []byte) (int, error) {
+	if len(b.seen) > 0 {
+		n := copy(p, b.seen)
+		b.seen = b.seen[n:]
+		return n, nil
+	}
+	return b.Conn.Read(p)
+}
+
+// handed is a listener for connections that front has accepted.
+type handed struct {
+	at    net.Addr
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHanded(at net.Addr) *handed {
+	return &handed{at: at, conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (h *handed) hand(conn net.Conn) {
+	select {
+	case h.conns <- conn:
+	case <-h.done:
+		_ = conn.Close()
+	}
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case conn := <-h.conns:
+		return conn, nil
+	case <-h.done:
+		return nil, io.EOF
+	}
+}
+
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handed) Addr() net.Addr { return h.at }

@@ -1,0 +1,87 @@
+package server_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/client"
+	"github.com/tinykv/tinykv/scheduler/server"
+	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/servertest"
+)
+
+// TestSilenceOutlivesTheLeader: leaders that follow each other faster than max-store-down-time take a dead store
+// for dead all the same, and never one that lives.
+func TestSilenceOutlivesTheLeader(t *testing.T) {
+	const down = 4 * time.Second
+	members := servertest.StartCluster(t, 3, func(c *config.Config) {
+		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(down), config.Duration(time.Second)
+	})
+	leader, _ := leaderOf(t, members)
+	_, _ = bootstrapped(t, leader, 3)
+	beat, err := client.New(t.Context(), []string{members[0].ClientURL(), members[1].ClientURL(), members[2].ClientURL()})
+	require.NoError(t, err)
+	stop, wg := make(chan struct{}), sync.WaitGroup{}
+	wg.Add(1)
+	go func() { // ends with the test
+		defer wg.Done()
+		every := time.NewTicker(200 * time.Millisecond)
+		defer every.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-every.C:
+			}
+			for id := range uint64(2) {
+				_ = beat.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: id + 1}) // a leader is being changed
+			}
+		}
+	}()
+	defer func() { close(stop); wg.Wait(); beat.Close() }()
+
+	silent := func(s *server.Server, id uint64) time.Duration {
+		return s.Cluster().Core().Store(id).DownTime(time.Now())
+	}
+	began, ledBy := time.Now(), map[string]bool{}
+	look := time.NewTicker(tick)
+	defer look.Stop()
+	for dead := false; !dead; {
+		require.Less(t, time.Since(began), 10*down, "the dead store is never taken for dead")
+		leader, _ := leaderOf(t, members)
+		ledBy[leader.Name()] = true
+		for until := time.Now().Add(down / 2); time.Now().Before(until) && !dead; {
+			leader, _ = leaderOf(t, members)
+			require.Less(t, silent(leader, 1), down)
+			require.Less(t, silent(leader, 2), down)
+			dead = silent(leader, 3) > down
+			<-look.C
+		}
+		if !dead {
+			leader.Resign()
+			require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+		}
+	}
+	require.Greater(t, len(ledBy), 1)
+	require.Greater(t, time.Since(began), down)
+}
+
+// TestPausesOutliveTheLeader: what a person has paused stays so.
+func TestPausesOutliveTheLeader(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, _ := leaderOf(t, members)
+	_, _ = bootstrapped(t, leader, 1)
+	call(t, leader, "POST", "/schedulers/balance-region/pause?for=1h", "", 200)
+	call(t, leader, "POST", "/schedulers/balance-leader/pause?for=1h", "", 200)
+	call(t, leader, "POST", "/schedulers/balance-leader/resume", "", 200)
+	leader.Resign()
+	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+	next, _ := leaderOf(t, members)
+	require.NotSame(t, leader, next)
+	require.WithinDuration(t, time.Now().Add(time.Hour), next.Cluster().Planner().PausedUntil("balance-region"), time.Minute)
+	require.True(t, next.Cluster().Planner().PausedUntil("balance-leader").Before(time.Now()))
+}
