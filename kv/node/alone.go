@@ -62,6 +62,11 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 		defer cancel()
 		alone = known.ClusterId
 	}
+	if known == nil && marker != nil && marker.StoreID != 0 {
+		if err := n.requireIdent(marker); err != nil {
+			return err
+		}
+	}
 	if err := n.reachPlacement(ctx, alone); err != nil {
 		return err
 	}
@@ -70,6 +75,17 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 			n.cfg.DataDir, marker.ClusterID, n.cfg.Scheduler, n.placement.ClusterID())
 	}
 	n.addresses, err = newAddressBook(n.engine, n.placement)
+	return err
+}
+
+// requireIdent refuses a directory whose marker names a store that its engine knows nothing of.
+func (n *Node) requireIdent(marker *Marker) error {
+	found, err := meta.Load(n.engine, meta.StoreIdentKey, new(rspb.StoreIdent))
+	if err == nil && !found {
+		err = fmt.Errorf("data-dir %s is marked as store %d of cluster %d, but %s holds no store: its data is gone. "+
+			"Put it back, or start with an empty data-dir to join as a new store; the regions of store %d are replaced elsewhere",
+			n.cfg.DataDir, marker.StoreID, marker.ClusterID, n.dir.Sub("kv"), marker.StoreID)
+	}
 	return err
 }
 
@@ -95,11 +111,17 @@ func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
 	return nil
 }
 
-// join registers the store; joined is false if it goes on without and has to register later.
+// join registers the run of the store; joined is false if it goes on without and has to register later.
 func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, err error) {
 	known, err := mayGoAlone(n.engine)
 	if err != nil {
 		return nil, false, err
+	}
+	if known != nil {
+		if err := beginRun(n.engine, known); err != nil {
+			return nil, false, err
+		}
+		n.run = known.PendingRun
 	}
 	timeout := joinTimeout
 	if known != nil {
@@ -107,7 +129,9 @@ func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, e
 	}
 	if n.placement.Connected() {
 		jctx, cancel := context.WithTimeout(ctx, timeout)
-		ident, err = Join(jctx, n.placement, n.engine, n.raftLog, n.storeMeta(), n.logger)
+		store := n.storeMeta()
+		ident, err = Join(jctx, n.placement, n.engine, n.raftLog, store, n.logger)
+		n.run = store.Run
 		cancel()
 		if err == nil || known == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 			return ident, err == nil, err
@@ -122,9 +146,13 @@ func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, e
 func (n *Node) joinLater(ctx context.Context) {
 	for ctx.Err() == nil {
 		jctx, cancel := context.WithTimeout(ctx, joinTimeout)
-		_, err := Join(jctx, n.placement, n.engine, n.raftLog, n.storeMeta(), n.logger)
+		ident, err := Join(jctx, n.placement, n.engine, n.raftLog, n.storeMeta(), n.logger)
 		cancel()
 		switch {
+		case err == nil && ident.QuarantineThrough != n.ident.QuarantineThrough:
+			n.fail(errors.New("this data directory is an older copy than what the store had promised, and was served before the " +
+				"placement service could say so; start the store again: its replicas are replaced one by one"))
+			return
 		case err == nil:
 			n.logger.Info("registered with the placement service", log.StoreID(n.ident.StoreId))
 			n.store.HeartbeatAll()

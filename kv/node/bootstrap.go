@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,14 +24,17 @@ type Bootstrapper interface {
 	AllocID(ctx context.Context) (uint64, error)
 	IsBootstrapped(ctx context.Context) (bool, error)
 	Bootstrap(ctx context.Context, store *metapb.Store, region *metapb.Region) error
-	PutStore(ctx context.Context, store *metapb.Store) error
+	RegisterRun(ctx context.Context, store *metapb.Store, rebuild bool) (incarnation uint64, err error)
 }
 
 // Join gives the store its identity and makes the cluster's first region if there is none yet.
 //
-// It can be interrupted after every step and run again: the identity is kept first; a prepared first
-// region is kept before the placement service is told, and dropped if another store was faster
-// (reliability.md K15).
+// It can be interrupted after every step and run again: the identity is kept first, and the run's number before the
+// placement service counts it; a prepared first region is kept before the placement service is told, and dropped if
+// another store was faster (K15).
+//
+// If the placement service knows that the data is an older copy than what the store had promised, the identity says so
+// from then on: no peer that is here now is served again, and the store is rebuilt.
 func Join(ctx context.Context, b Bootstrapper, e engine.Engine, raftLog *raftlog.Log, store *metapb.Store, logger *zap.Logger) (*rspb.StoreIdent, error) {
 	ident := new(rspb.StoreIdent)
 	found, err := meta.Load(e, meta.StoreIdentKey, ident)
@@ -47,23 +51,59 @@ func Join(ctx context.Context, b Bootstrapper, e engine.Engine, raftLog *raftlog
 			return nil, fmt.Errorf("allocate a store id: %w", err)
 		}
 		ident.ClusterId, ident.StoreId = b.ClusterID(), id
-		batch := e.NewBatch()
-		meta.Put(batch, meta.StoreIdentKey, ident)
-		if err := e.Write(batch, true); err != nil {
-			return nil, err
-		}
+	}
+	if err := beginRun(e, ident); err != nil {
+		return nil, err
 	}
 	store.Id = ident.StoreId
+	store.Incarnation, store.Run, store.LogSequence = ident.Incarnation, ident.PendingRun, raftLog.SyncedSequence()
 	if err := bootstrap(ctx, b, e, raftLog, store, logger); err != nil {
 		return nil, err
 	}
-	if err := b.PutStore(ctx, store); err != nil {
+	incarnation, err := b.RegisterRun(ctx, store, false)
+	if errors.Is(err, client.ErrOldCopy) {
+		incarnation, err = rebuild(ctx, b, e, ident, store, err, logger)
+	}
+	if err != nil {
 		if errors.Is(err, client.ErrStoreTombstone) {
 			return nil, fmt.Errorf("store %d was removed from the cluster; start with an empty data directory to join as a new store", ident.StoreId)
 		}
 		return nil, fmt.Errorf("register store %d: %w", ident.StoreId, err)
 	}
-	return ident, nil
+	ident.Incarnation, ident.PendingRun = incarnation, 0
+	return ident, keepIdent(e, ident)
+}
+
+// keepIdent makes the identity durable.
+func keepIdent(e engine.Engine, ident *rspb.StoreIdent) error {
+	batch := e.NewBatch()
+	meta.Put(batch, meta.StoreIdentKey, ident)
+	return e.Write(batch, true)
+}
+
+// beginRun gives the run a number, unless a start that was interrupted has one already.
+func beginRun(e engine.Engine, ident *rspb.StoreIdent) error {
+	if ident.PendingRun != 0 {
+		return nil
+	}
+	ident.PendingRun = rand.Uint64() | 1
+	return keepIdent(e, ident)
+}
+
+// rebuild registers a store that runs on an older copy of its data. No peer up to the newest id that was ever given out
+// is served; the placement service replaces them one by one.
+func rebuild(ctx context.Context, b Bootstrapper, e engine.Engine, ident *rspb.StoreIdent, store *metapb.Store, why error, logger *zap.Logger) (uint64, error) {
+	through, err := b.AllocID(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w; allocate an id: %w", why, err)
+	}
+	ident.QuarantineThrough = through
+	if err := keepIdent(e, ident); err != nil {
+		return 0, err
+	}
+	logger.Error("this data directory is an older copy than what the store had promised: none of its replicas is served, they are replaced one by one",
+		log.StoreID(ident.StoreId), zap.Error(why))
+	return b.RegisterRun(ctx, store, true)
 }
 
 func bootstrap(ctx context.Context, b Bootstrapper, e engine.Engine, raftLog *raftlog.Log, store *metapb.Store, logger *zap.Logger) error {

@@ -64,6 +64,8 @@ type Node struct {
 
 	// corrupt counts messages that were damaged on their way here.
 	corrupt atomic.Uint64
+	// run is the number of this run of the store; 0 without placement service.
+	run uint64
 
 	failed   chan error
 	stopOnce sync.Once
@@ -195,7 +197,8 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	})
 	n.store = raftstore.New(raftstore.Options{
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
-		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement}, Logger: n.logger,
+		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement, n.fail}, Logger: n.logger,
+		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats,
 	})
 	n.trans.SetFeedback(n.store)
@@ -343,7 +346,19 @@ func (n *Node) stop() {
 
 // resolve finds the address of a store.
 // placement adapts the client to what the raftstore needs.
-type placement struct{ *client.Client }
+type placement struct {
+	*client.Client
+	fail func(error)
+}
+
+// StoreHeartbeat ends the store if another run of it has taken its place.
+func (p placement) StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error {
+	err := p.Client.StoreHeartbeat(ctx, stats)
+	if errors.Is(err, client.ErrDuplicateStore) {
+		p.fail(fmt.Errorf("this run of the store has been replaced: %w", err))
+	}
+	return err
+}
 
 func (p placement) RegionByID(ctx context.Context, id uint64) (*metapb.Region, error) {
 	r, err := p.GetRegionByID(ctx, id)

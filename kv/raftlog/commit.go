@@ -234,6 +234,7 @@ func (l *Log) syncActive() error {
 	}
 	l.stats.syncs.Add(1)
 	c.synced = c.seq
+	l.stats.synced.Store(c.seq)
 	return l.writeMark(false)
 }
 

@@ -95,8 +95,8 @@ type Log struct {
 }
 
 type counters struct {
-	writes, syncs, bytesWritten, diskReads, reclaimed atomic.Uint64
-	bytesOnDisk                                       atomic.Int64
+	writes, syncs, bytesWritten, diskReads, reclaimed, synced atomic.Uint64
+	bytesOnDisk                                               atomic.Int64
 }
 
 // Stats are counters since Open and gauges of now.
@@ -179,6 +179,10 @@ func (l *Log) Stats() Stats {
 	l.spares.mu.Unlock()
 	return s
 }
+
+// SyncedSequence is the number of the last record that is durable. Records are numbered from 1, never anew, so a copy
+// of the log that was taken before has a smaller one.
+func (l *Log) SyncedSequence() uint64 { return l.stats.synced.Load() }
 
 // Close syncs, notes that the log ends here and closes the files. Idempotent.
 func (l *Log) Close() error {

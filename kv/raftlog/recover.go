@@ -242,6 +242,7 @@ func (r *recovery) finish() error {
 		}
 	}
 	l.end.synced = l.end.seq
+	l.stats.synced.Store(l.end.seq)
 	if err := r.removeLeftovers(); err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ type applyTask struct {
 	install   *installTask
 	destroy   *destroyTask
 	retire    *mailbox
+	reason    error // why it is retired
 }
 
 // installTask replaces a region's state by a received raft snapshot.
@@ -204,11 +205,29 @@ func (w *applyWorker) handle(t *applyTask) error {
 		return w.destroy(t.destroy)
 	case applyRetire:
 		w.forget(t.regionID)
+		if err := w.markDamaged(t.regionID, t.reason); err != nil {
+			return err
+		}
 		if err := w.flush(); err != nil {
 			return err
 		}
 		w.store.peerRetired(t.retire)
 	}
+	return nil
+}
+
+// markDamaged writes that a replica must not be served again, also after a restart.
+func (w *applyWorker) markDamaged(regionID uint64, reason error) error {
+	st, err := meta.LoadRegionState(w.store.engine, regionID)
+	if err != nil {
+		return fmt.Errorf("mark region %d as damaged: %w", regionID, err)
+	}
+	if st == nil || st.State == rspb.PeerState_Tombstone {
+		return nil
+	}
+	st.Damaged = reason.Error()
+	meta.Put(w.batch, meta.RegionStateKey(regionID), st)
+	w.sync = true
 	return nil
 }
 

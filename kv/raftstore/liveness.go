@@ -26,6 +26,8 @@ type liveness struct {
 type storeLife struct {
 	heard  atomic.Int64 // since the clock's base
 	asleep atomic.Int64 // sleeping regions of this store with a peer there
+	// incarnation is the newest of which a message has come.
+	incarnation atomic.Uint64
 }
 
 func newLiveness(clock Clock) *liveness {
@@ -52,8 +54,22 @@ func (l *liveness) store(id uint64) *storeLife {
 	return s
 }
 
-// hear notes that a store has sent something.
-func (l *liveness) hear(storeID uint64) { l.store(storeID).heard.Store(l.now()) }
+// hear notes that a store has sent something. False: a later run of that store was heard before, so this message is of one
+// that has ended, or runs on a copy of its data.
+func (l *liveness) hear(storeID, incarnation uint64) bool {
+	s := l.store(storeID)
+	for incarnation > 0 {
+		newest := s.incarnation.Load()
+		if incarnation < newest {
+			return false
+		}
+		if incarnation == newest || s.incarnation.CompareAndSwap(newest, incarnation) {
+			break
+		}
+	}
+	s.heard.Store(l.now())
+	return true
+}
 
 // sleep and wake count the sleeping regions of a store pair. A pair that begins counts as just heard:
 // nothing need have been sent between two followers before.
@@ -123,6 +139,7 @@ func (s *Store) greet(g *greetings) {
 func (s *Store) greeting(to uint64) *rspb.RaftMessage {
 	return &rspb.RaftMessage{
 		FromPeer: &metapb.Peer{StoreId: s.storeID}, ToPeer: &metapb.Peer{StoreId: to}, ClusterId: s.clusterID, Hibernate: true,
+		Incarnation: s.incarnation,
 	}
 }
 

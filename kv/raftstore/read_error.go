@@ -169,10 +169,8 @@ func (p *peer) retire(t *turn) {
 	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()
-	p.store.quarantine.Lock()
-	p.store.quarantine.regions[p.regionID] = p.sick.err
-	p.store.quarantine.Unlock()
-	t.ends = append(t.ends, applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box})
+	p.store.quarantine.add(p.region(), p.meta, p.sick.err)
+	t.ends = append(t.ends, applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box, reason: p.sick.err})
 }
 
 // peerRetired is called by the apply worker when it has nothing of a retired peer any more.

@@ -108,6 +108,14 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 		s.quarantineRegion(region, self, err)
 		return nil
 	}
+	if self.Id <= s.quarantineThrough {
+		s.quarantineRegion(region, self, errOldCopy)
+		return nil
+	}
+	if st.Damaged != "" {
+		s.quarantineRegion(region, self, fmt.Errorf("%w: %s", errDamaged, st.Damaged))
+		return nil
+	}
 	if st.State == rspb.PeerState_Applying {
 		return s.recoverApplying(st, self)
 	}
@@ -165,9 +173,7 @@ func (s *Store) quarantineRegion(region *metapb.Region, self *metapb.Peer, err e
 	s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
 		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
 	s.meta.setRegion(region, self.Id)
-	s.quarantine.Lock()
-	defer s.quarantine.Unlock()
-	s.quarantine.regions[region.Id] = err
+	s.quarantine.add(region, self, err)
 }
 
 // recoverApplying resumes the installation of a raft snapshot. The log may not have been reset yet.

@@ -80,6 +80,10 @@ type Options struct {
 	Placement Placement
 	Clock     Clock
 	Logger    *zap.Logger
+	// Incarnation and Run name this run of the store; 0 if runs are not counted.
+	Incarnation, Run uint64
+	// QuarantineThrough is the largest peer id whose data must not be used; 0 if there is none.
+	QuarantineThrough uint64
 	// Seed feeds election timeouts and jitter.
 	Seed uint64
 	// Stats fills capacity, available and used size of a store heartbeat; nil leaves them 0.
@@ -130,10 +134,9 @@ type Store struct {
 	leaseDuration time.Duration
 	startTime     time.Time
 
-	quarantine struct {
-		sync.Mutex
-		regions map[uint64]error
-	}
+	quarantine        quarantine
+	quarantineThrough uint64
+	incarnation, run  uint64
 
 	readErrors readErrors
 
@@ -164,7 +167,7 @@ func New(o Options) *Store {
 	s.router = newRouter(rc.MaxPendingPerRegion, rc.RaftWorkers)
 	s.leaseReads = rc.ReadMode == "lease"
 	s.leaseDuration = rc.LeaseDuration()
-	s.quarantine.regions = map[uint64]error{}
+	s.quarantineThrough, s.incarnation, s.run = o.QuarantineThrough, o.Incarnation, o.Run
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for i := range rc.ApplyWorkers {
 		s.appliers = append(s.appliers, newApplyWorker(s, i))
@@ -346,7 +349,7 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	case m.GetToPeer().GetStoreId() != s.storeID:
 		return nil, &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
 	case isGreeting(m):
-		s.live.hear(m.FromPeer.StoreId)
+		s.live.hear(m.FromPeer.StoreId, m.Incarnation)
 		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
 		return nil, invalidf("raft message without region, sender or epoch")
@@ -356,7 +359,9 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	if err := s.verifyEntries(m); err != nil {
 		return nil, err
 	}
-	s.live.hear(m.FromPeer.StoreId)
+	if !s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
+		return nil, invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
+	}
 	return s.routeRaft(letter)
 }
 

@@ -143,9 +143,7 @@ func (s *Store) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
 	if !removed && !replaced {
 		return
 	}
-	s.quarantine.Lock()
-	delete(s.quarantine.regions, m.RegionId)
-	s.quarantine.Unlock()
+	s.quarantine.remove(m.RegionId)
 	s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
 	region := CloneRegion(st.Region)
 	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
@@ -222,6 +220,9 @@ func (s *Store) runStoreHeartbeat() {
 		if err != nil && s.ctx.Err() == nil {
 			s.logger.Warn("store heartbeat failed", zap.Error(err))
 		}
+		if err == nil {
+			s.releaseQuarantine(s.ctx)
+		}
 		select {
 		case <-s.ctx.Done():
 			return
@@ -244,6 +245,8 @@ func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
 	if s.stats != nil {
 		s.stats(stats)
 	}
+	stats.Run, stats.LogSequence = s.run, s.log.SyncedSequence()
+	s.reportQuarantine(stats)
 	if s.readErrors.again.Load() {
 		stats.IsSlow = true // nothing new is to be placed here
 	}

@@ -182,20 +182,6 @@ func (s *Store) Work() Work {
 	}
 }
 
-// Quarantined lists damaged replicas that are not served, with the reason.
-func (s *Store) Quarantined() map[uint64]string {
-	s.quarantine.Lock()
-	defer s.quarantine.Unlock()
-	if len(s.quarantine.regions) == 0 {
-		return nil
-	}
-	out := map[uint64]string{}
-	for id, err := range s.quarantine.regions {
-		out[id] = err.Error()
-	}
-	return out
-}
-
 // StoreID is the store's id.
 func (s *Store) StoreID() uint64 { return s.storeID }
 

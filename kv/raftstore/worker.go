@@ -150,6 +150,9 @@ func (w *raftWorker) flushMessages() (sent bool) {
 	for store, msgs := range w.turn.out {
 		if len(msgs) > 0 {
 			sent = true
+			for _, m := range msgs {
+				m.Incarnation = w.store.incarnation
+			}
 			w.store.trans.Send(store, msgs)
 			// The transport owns the slice now.
 			w.turn.out[store] = nil

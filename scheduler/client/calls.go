@@ -58,8 +58,15 @@ func (c *Client) IsBootstrapped(ctx context.Context) (bool, error) {
 
 // PutStore registers a store or updates its address.
 func (c *Client) PutStore(ctx context.Context, store *metapb.Store) error {
-	_, err := unary(ctx, c, "put store", &pb.PutStoreRequest{Header: c.header(), Store: store}, pb.SchedulerClient.PutStore)
+	_, err := c.RegisterRun(ctx, store, false)
 	return err
+}
+
+// RegisterRun registers a run of a store and returns its incarnation. rebuild says that the store serves nothing of the data
+// it has. ErrOldCopy, ErrDuplicateStore, ErrStoreTombstone.
+func (c *Client) RegisterRun(ctx context.Context, store *metapb.Store, rebuild bool) (incarnation uint64, err error) {
+	resp, err := unary(ctx, c, "put store", &pb.PutStoreRequest{Header: c.header(), Store: store, Rebuild: rebuild}, pb.SchedulerClient.PutStore)
+	return resp.GetIncarnation(), err
 }
 
 // GetStore returns a store.

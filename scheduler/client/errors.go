@@ -19,6 +19,10 @@ var (
 	ErrNotBootstrapped = errors.New("scheduler client: cluster is not bootstrapped")
 	// ErrStoreTombstone means that the store was removed for good and must not come back.
 	ErrStoreTombstone = errors.New("scheduler client: store is tombstone")
+	// ErrOldCopy means that the store's data is older than what it had promised.
+	ErrOldCopy = errors.New("scheduler client: the data directory is an older copy")
+	// ErrDuplicateStore means that there is another run of the same store.
+	ErrDuplicateStore = errors.New("scheduler client: another run of the same store")
 	// ErrStoreNotFound means that no store of that id is registered.
 	ErrStoreNotFound = errors.New("scheduler client: store not found")
 	// ErrRegionNotFound means that the placement service knows nothing of that region.
@@ -43,6 +47,10 @@ func headerError(h *schedulerpb.ResponseHeader) error {
 		return ErrAlreadyBootstrapped
 	case schedulerpb.ErrorType_STORE_TOMBSTONE:
 		return ErrStoreTombstone
+	case schedulerpb.ErrorType_OLD_COPY:
+		return fmt.Errorf("%w: %s", ErrOldCopy, e.GetMessage())
+	case schedulerpb.ErrorType_DUPLICATE_STORE:
+		return fmt.Errorf("%w: %s", ErrDuplicateStore, e.GetMessage())
 	case schedulerpb.ErrorType_REGION_NOT_FOUND:
 		return ErrRegionNotFound
 	default:

@@ -62,6 +62,8 @@ type RaftCluster struct {
 	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
 	// nothing else waits for it but other changes of stores.
 	storeMu sync.Mutex
+	// sequences are what the stores have promised about their raft logs.
+	sequences sequences
 }
 
 // heartbeatStats count region heartbeats by outcome.
@@ -255,6 +257,13 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	if s == nil {
 		return fmt.Errorf("%w: %d", ErrUnknownStore, stats.GetStoreId())
 	}
+	if run := s.Meta().GetRun(); run != 0 && stats.Run != 0 && run != stats.Run {
+		return fmt.Errorf("%w: store %d was started again as incarnation %d at %s", ErrDuplicateStore, s.ID(),
+			s.Meta().GetIncarnation(), s.Address())
+	}
+	if stats.LogSequence > 0 {
+		c.sequences.set(s.ID(), stats.LogSequence)
+	}
 	now := c.opts.Now()
 	wasDown := s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D()
 	firstStats := s.Stats() == nil
@@ -377,15 +386,20 @@ func (c *RaftCluster) checkNewStore(m *metapb.Store) error {
 	return nil
 }
 
-// PutStore registers a store; save writes the description before it is published.
-func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) error {
+// PutStore registers a store and returns the incarnation of its run; save writes the description before it is published.
+// ErrOldCopy unless rebuild says that the store knows.
+func (c *RaftCluster) PutStore(m *metapb.Store, rebuild bool, save func(*metapb.Store) error) (uint64, error) {
 	c.storeMu.Lock()
 	defer c.storeMu.Unlock()
 	if err := c.checkNewStore(m); err != nil {
-		return err
+		return 0, err
 	}
 	stored := *m
 	old := c.core.Store(m.GetId())
+	var err error
+	if stored.Incarnation, err = c.countRun(old, m, rebuild); err != nil {
+		return 0, err
+	}
 	if old != nil {
 		stored.State = old.State() // a leaving store stays leaving, whatever it says
 	} else {
@@ -393,7 +407,10 @@ func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) 
 	}
 	stored.LastHeartbeat = 0
 	if err := save(&stored); err != nil {
-		return err
+		return 0, err
+	}
+	if stored.Run != 0 {
+		c.sequences.set(stored.Id, stored.LogSequence)
 	}
 	now := c.opts.Now()
 	if old == nil {
@@ -413,7 +430,7 @@ func (c *RaftCluster) PutStore(m *metapb.Store, save func(*metapb.Store) error) 
 	}
 	c.health.Store(nil)
 	c.planner.Wake()
-	return nil
+	return stored.Incarnation, nil
 }
 
 // settingsOf builds the settings of a configuration.

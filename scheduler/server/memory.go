@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,6 +24,8 @@ import (
 type memory struct {
 	SilentMS map[uint64]int64 `json:"silent-ms,omitempty"` // by store
 	PausedMS map[string]int64 `json:"paused-ms,omitempty"` // what is left, by scheduler
+	// LogSequences are how far the stores have reported their raft logs as synced.
+	LogSequences map[uint64]uint64 `json:"log-sequences,omitempty"`
 }
 
 func (m memory) empty() bool { return len(m.SilentMS)+len(m.PausedMS) == 0 }
@@ -43,7 +46,7 @@ func (c *RaftCluster) memoryPauses() (save, listen time.Duration) {
 // remember is what the next leader should know.
 func (c *RaftCluster) remember() memory {
 	now := c.opts.Now()
-	m := memory{SilentMS: map[uint64]int64{}, PausedMS: map[string]int64{}}
+	m := memory{SilentMS: map[uint64]int64{}, PausedMS: map[string]int64{}, LogSequences: c.sequences.all()}
 	for _, s := range c.core.Stores() {
 		if silent := s.DownTime(now); !s.IsTombstone() && silent >= time.Second/10 {
 			m.SilentMS[s.ID()] = silent.Milliseconds()
@@ -79,6 +82,7 @@ func (c *RaftCluster) recall(m memory) {
 		pauses[name] = now.Add(time.Duration(ms) * time.Millisecond)
 	}
 	c.planner.SetPaused(pauses)
+	c.sequences.replace(m.LogSequences)
 	c.health.Store(nil)
 }
 
@@ -100,7 +104,7 @@ func (s *Server) saveMemory(ctx context.Context) error {
 	s.memoryMu.Lock() // the later of two saves must not hold the earlier state
 	defer s.memoryMu.Unlock()
 	m := s.cluster.remember()
-	if m.empty() && s.saved.empty() {
+	if m.empty() && s.saved.empty() && maps.Equal(m.LogSequences, s.saved.LogSequences) {
 		return nil
 	}
 	value, err := json.Marshal(m)

@@ -242,11 +242,18 @@ func (v *service) PutStore(ctx context.Context, req *pb.PutStoreRequest) (*pb.Pu
 	if h := v.tombstone(req.Store.GetId()); h != nil {
 		return &pb.PutStoreResponse{Header: h}, nil
 	}
-	if err := v.s.cluster.PutStore(req.Store, func(m *metapb.Store) error { return v.s.saveStore(ctx, m) }); err != nil {
+	if err := v.s.refuseDuplicate(ctx, req.Store); err != nil {
+		return &pb.PutStoreResponse{Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err)}, nil
+	}
+	incarnation, err := v.s.cluster.PutStore(req.Store, req.Rebuild, func(m *metapb.Store) error { return v.s.saveStore(ctx, m) })
+	switch {
+	case errors.Is(err, ErrOldCopy):
+		return &pb.PutStoreResponse{Header: v.errorHeader(pb.ErrorType_OLD_COPY, "%v", err)}, nil
+	case err != nil:
 		return nil, rpcErr(err)
 	}
 	v.s.callbacks.start(req.Store)
-	return &pb.PutStoreResponse{Header: v.header()}, nil
+	return &pb.PutStoreResponse{Header: v.header(), Incarnation: incarnation}, nil
 }
 
 func (v *service) tombstone(storeID uint64) *pb.ResponseHeader {
@@ -285,7 +292,11 @@ func (v *service) StoreHeartbeat(_ context.Context, req *pb.StoreHeartbeatReques
 	if h := v.tombstone(req.Stats.StoreId); h != nil {
 		return &pb.StoreHeartbeatResponse{Header: h}, nil
 	}
-	if err := v.s.cluster.HandleStoreHeartbeat(req.Stats); err != nil {
+	err := v.s.cluster.HandleStoreHeartbeat(req.Stats)
+	if errors.Is(err, ErrDuplicateStore) {
+		return &pb.StoreHeartbeatResponse{Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err)}, nil
+	}
+	if err != nil {
 		return nil, status.Errorf(codes.Unknown, "invalid store ID %d, not found", req.Stats.StoreId)
 	}
 	v.s.metrics.storeHeartbeats.Add(1)
@@ -624,6 +635,9 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 	meta := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: uint32(s.cluster.Settings().Replication.MaxReplicas)}
 	first := *store
 	first.State, first.LastHeartbeat = metapb.StoreState_Up, 0
+	if first.Run != 0 {
+		first.Incarnation++
+	}
 	metaValue, err := meta.Marshal()
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -28,6 +29,7 @@ type placement struct {
 	first  *metapb.Region
 	rival  bool
 	stores map[uint64]bool
+	runs   map[uint64]metapb.Store
 }
 
 func (p *placement) ClusterID() uint64 { return cluster.ClusterID }
@@ -52,9 +54,26 @@ func (p *placement) Bootstrap(_ context.Context, _ *metapb.Store, region *metapb
 	return nil
 }
 
-func (p *placement) PutStore(_ context.Context, s *metapb.Store) error {
+// RegisterRun counts as the placement service does: a crash at any point must not make a store look like an older copy of
+// itself.
+func (p *placement) RegisterRun(_ context.Context, s *metapb.Store, rebuild bool) (uint64, error) {
 	p.stores[s.Id] = true
-	return nil
+	if p.runs == nil {
+		p.runs = map[uint64]metapb.Store{}
+	}
+	known := p.runs[s.Id]
+	switch {
+	case s.Run == 0 || rebuild:
+		return 0, errors.New("a store that was never copied calls itself an older copy, or does not count")
+	case s.Run == known.Run:
+		return known.Incarnation, nil
+	case s.Incarnation < known.Incarnation || s.LogSequence < known.LogSequence:
+		return 0, client.ErrOldCopy
+	}
+	known = *s
+	known.Incarnation++
+	p.runs[s.Id] = known
+	return known.Incarnation, nil
 }
 
 // disks are a store's, before it is part of a cluster.
