@@ -157,14 +157,22 @@ func (p *fakePlacement) ScanRegions(context.Context, []byte, []byte, int) ([]*cl
 
 func serve(t *testing.T, f *fakeStore) *fakePlacement {
 	t.Helper()
+	addr, _ := serveStoppable(t, f)
+	return &fakePlacement{addr: addr}
+}
+
+// serveStoppable serves f until stop is called or the test ends.
+func serveStoppable(t *testing.T, f *fakeStore) (addr string, stop func()) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	s := grpc.NewServer(codec.ServerOption())
 	tinykvpb.RegisterTinyKvServer(s, f)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
-	t.Cleanup(func() { s.Stop(); <-done })
-	return &fakePlacement{addr: l.Addr().String()}
+	stop = func() { s.Stop(); <-done }
+	t.Cleanup(stop)
+	return l.Addr().String(), stop
 }
 
 func open(t *testing.T, p Placement, o Options) *Client {

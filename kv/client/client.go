@@ -377,10 +377,10 @@ func (c *Client) outcome(op *writeOp, kctx *kvrpcpb.Context, v *verdict) error {
 	return v
 }
 
-// clusterID is the cluster that the stores must belong to; 0 if the placement service has no name for it.
+// clusterID is the cluster that the stores must belong to; 0 if the placement client does not tell.
 func (c *Client) clusterID() uint64 {
-	if c.own != nil {
-		return c.own.ClusterID()
+	if p, ok := c.pool.placement.(interface{ ClusterID() uint64 }); ok {
+		return p.ClusterID()
 	}
 	return 0
 }

@@ -98,6 +98,10 @@ var bugs = []bug{
 		name: "rolled-back-store-votes", file: "raft/replication.go", pkg: suitePkg, run: "TestRolledBackStore", tries: 1,
 		change: [][2]string{{"		r.lost = max(r.lost, promised)\n", ""}},
 	},
+	{
+		name: "addresses-are-fetched-when-needed", file: "kv/client/cache.go", pkg: "./kv/client", run: "TestRoutesOutliveThePlacementService", tries: 1,
+		change: [][2]string{{"	c.learn(meta.Peers)\n", ""}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),

@@ -71,7 +71,7 @@ func (t *TinyKV) Open(ctx context.Context, m Mode) (loadgen.Driver, error) {
 		o.Conns = loadgen.DefaultConns(m.Unary)
 	}
 	if m.Failover {
-		o.AttemptTimeout, o.NoRetryUnknown = 300*time.Millisecond, true
+		o.AttemptTimeout = 300 * time.Millisecond
 	}
 	c, err := client.Open(ctx, t.Endpoints(), o)
 	if err != nil {
