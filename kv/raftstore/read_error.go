@@ -135,7 +135,7 @@ func (p *peer) stepAside() {
 	}
 	to := p.bestTransferee()
 	if to == nil {
-		if voterCount(p.region()) == 1 {
+		if voterCount(p.region()) == 1 && !p.sick.damaged {
 			p.sick = sickness{}
 			p.box.sick.Store(false)
 		}
