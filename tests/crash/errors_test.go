@@ -21,7 +21,7 @@ import (
 
 var (
 	flagErrors       = flag.Int("errors", 5000, "at least so many runs, over all scenarios; each operation fails at least once")
-	flagErrorWorkers = flag.Int("error-workers", 48, "how many of them at the same time: they wait most of the time")
+	flagErrorWorkers = flag.Int("error-workers", 32, "how many of them at the same time: they wait most of the time")
 )
 
 // errorScenarios are those that a crash does not need.
