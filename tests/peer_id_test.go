@@ -14,9 +14,9 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestPeerIDIsNotUsedAgain: a peer id that was a member before, or an older one, is refused where it would be proposed:
-// the store with its tombstone would never create it, and a region of one voter would be without a leader for good. The
-// region remembers also over a restart.
+// TestPeerIDIsNotUsedAgain: a peer id that was a member before, or an older one, is refused where
+// it would be proposed: the store with its tombstone would never create it, and a region of one
+// voter would be without a leader for good. The region remembers also over a restart.
 func TestPeerIDIsNotUsedAgain(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, Replicas: 2})
 	c.WaitLeader(cluster.FirstRegionID)

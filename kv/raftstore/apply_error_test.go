@@ -33,8 +33,8 @@ func requireFailed(t testing.TB, s *Store, why error) {
 	}
 }
 
-// TestReadErrorStopsApply: a read that fails while a split is applied stops the store before the applied index passes the
-// entry; else this replica would never split. The restart applies it.
+// TestReadErrorStopsApply: a read that fails while a split is applied stops the store before the
+// applied index passes the entry; else this replica would never split. The restart applies it.
 func TestReadErrorStopsApply(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	s, e := newTestStore(t, r)
@@ -64,7 +64,8 @@ func TestReadErrorStopsApply(t *testing.T) {
 	require.NoError(t, put(s, region(1, "", "c", 2, 1, voter(1, 1)), "a").wait(t))
 }
 
-// TestBrokenRoundWritesNothing: neither what was applied before the error in the same round, nor of other regions.
+// TestBrokenRoundWritesNothing: neither what was applied before the error in the same round, nor of
+// other regions.
 func TestBrokenRoundWritesNothing(t *testing.T) {
 	r, other := region(1, "", "m", 1, 1, voter(1, 1)), region(2, "m", "", 1, 1, voter(2, 1))
 	s, e := newTestStore(t, r, other)
@@ -103,7 +104,8 @@ func TestBrokenRoundWritesNothing(t *testing.T) {
 	}
 }
 
-// TestDamagedEntryStopsTheStore: a committed entry that does not decode is damage of this replica; it is not skipped.
+// TestDamagedEntryStopsTheStore: a committed entry that does not decode is damage of this replica;
+// it is not skipped.
 func TestDamagedEntryStopsTheStore(t *testing.T) {
 	r := trio()
 	for _, e := range []eraftpb.Entry{
