@@ -13,9 +13,10 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestPutOfARemovedLeaderIsUnknown: a put reaches the followers, whose answers are lost; the next leader commits it, and
-// it is read. The old leader's peer is removed and learns of that before it learns of the put's fate. If it said "not
-// here", the client would take that for "nothing was done".
+// TestPutOfARemovedLeaderIsUnknown: a put reaches the followers, whose answers are lost; the next
+// leader commits it, and it is read. The old leader's peer is removed and learns of that before it
+// learns of the put's fate. If it said "not here", the client would take that for "nothing was
+// done".
 func TestPutOfARemovedLeaderIsUnknown(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	old := c.WaitLeader(cluster.FirstRegionID)

@@ -51,8 +51,8 @@ func waitOtherLeader(t *testing.T, c *cluster.Cluster, old *cluster.Node) *clust
 	return found
 }
 
-// TestLeaderThatCannotReadStepsAside: clients are served by another replica at once, and the leader's is quarantined and
-// can be replaced on the same store.
+// TestLeaderThatCannotReadStepsAside: clients are served by another replica at once, and the
+// leader's is quarantined and can be replaced on the same store.
 func TestLeaderThatCannotReadStepsAside(t *testing.T) {
 	c, ctls := watched(t, 3, nil)
 	old := c.WaitLeader(cluster.FirstRegionID)

@@ -85,8 +85,9 @@ func requireSilent(t *testing.T, s *Store) {
 	require.Equal(t, eraftpb.HardState{Term: 8, Vote: 3, Commit: meta.InitLogIndex}, st.HardState)
 }
 
-// TestDamagedLogIsNeverReset: whatever state a start, a message or a split finds a region in, a damaged log is not set to
-// something new, which would forget the damage, and with it perhaps a vote.
+// TestDamagedLogIsNeverReset: whatever state a start, a message or a split finds a region in, a
+// damaged log is not set to something new, which would forget the damage, and with it perhaps a
+// vote.
 func TestDamagedLogIsNeverReset(t *testing.T) {
 	for name, state := range map[string]*rspb.RegionLocalState{
 		"normal": {State: rspb.PeerState_Normal, Region: trio(), Peer: voter(1, 1)},
@@ -125,8 +126,8 @@ func TestDamagedLogIsNeverReset(t *testing.T) {
 	})
 }
 
-// TestDamageThatIsFoundLaterEndsTheReplica: it has promised entries that are not what they were, so it does not vote any
-// more from the moment on in which it knows.
+// TestDamageThatIsFoundLaterEndsTheReplica: it has promised entries that are not what they were, so
+// it does not vote any more from the moment on in which it knows.
 func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 	r := trio()
 	s, e := newTestStore(t, r)
@@ -148,8 +149,8 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 	require.Positive(t, s.Counts().ReadErrors)
 }
 
-// TestReadErrorsAreReported: the first one of a store may pass; with the second the store is not to get more to do. What
-// says nothing about the disk does not count.
+// TestReadErrorsAreReported: the first one of a store may pass; with the second the store is not to
+// get more to do. What says nothing about the disk does not count.
 func TestReadErrorsAreReported(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	for _, err := range []error{nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy} {

@@ -15,8 +15,9 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// What a client is told of a command that was proposed (message.Proposal), path by path: whatever ends the wait
-// besides the entry's fate leaves the outcome unknown; what was not proposed is refused for certain.
+// What a client is told of a command that was proposed (message.Proposal), path by path: whatever
+// ends the wait besides the entry's fate leaves the outcome unknown; what was not proposed is
+// refused for certain.
 
 // requireUnknown fails unless an answer says that the outcome is unknown, also on the wire.
 func requireUnknown(t testing.TB, err error) {
@@ -66,7 +67,8 @@ func TestOutcomeWhenTheStoreStops(t *testing.T) {
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
-// TestOutcomeWhenTheEngineFails: the entry is committed, and applied at the next start or by the others.
+// TestOutcomeWhenTheEngineFails: the entry is committed, and applied at the next start or by the
+// others.
 func TestOutcomeWhenTheEngineFails(t *testing.T) {
 	var ctl faultfs.Controller
 	s, _, _ := leading(t, func(s *Store) { s.engine = enginefault.Wrap(s.engine, &ctl) })
@@ -90,7 +92,8 @@ func TestOutcomeWhenTheEngineFails(t *testing.T) {
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
-// TestOutcomeAtALeaderThatWasRemoved: what is committed behind its removal is applied by those who stay.
+// TestOutcomeAtALeaderThatWasRemoved: what is committed behind its removal is applied by those who
+// stay.
 func TestOutcomeAtALeaderThatWasRemoved(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	require.NoError(t, s.recover())
@@ -102,7 +105,8 @@ func TestOutcomeAtALeaderThatWasRemoved(t *testing.T) {
 	requireUnknown(t, w.wait(t))
 }
 
-// TestOutcomeBehindARemoval: the apply worker stops at the entry that removes its peer, or has none any more.
+// TestOutcomeBehindARemoval: the apply worker stops at the entry that removes its peer, or has none
+// any more.
 func TestOutcomeBehindARemoval(t *testing.T) {
 	r := trio()
 	s, _ := newTestStore(t, r)
@@ -165,7 +169,8 @@ func TestOutcomeOfWhatASnapshotCovers(t *testing.T) {
 	requireUnknown(t, w.wait(t))
 }
 
-// TestRefusedForCertain: what raft does not take, and what does not get as far, has definitely not happened.
+// TestRefusedForCertain: what raft does not take, and what does not get as far, has definitely not
+// happened.
 func TestRefusedForCertain(t *testing.T) {
 	s, o, _ := leading(t, nil)
 	var busy *BusyError

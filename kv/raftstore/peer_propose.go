@@ -271,6 +271,9 @@ func (p *peer) checkAddition(q *metapb.Peer) error {
 	}
 	if old := peerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
 		return invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
+	} else if newest := maxPeerID(p.region()); old == nil && q.Id <= newest {
+		// A store where it has been would not create it again, and the region could lose its quorum for good.
+		return invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
 	}
 	return nil
 }

@@ -26,6 +26,10 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.rn.Tick()
 	}
 	p.expireReads(now)
+	if err := p.store.log.Damaged(p.regionID); err != nil && !p.sick.damaged {
+		p.store.noteReadError(p.regionID, err) // found by whoever read it
+		p.fallSick(err)
+	}
 	if p.tendSick(t); p.stopped {
 		return
 	}

@@ -17,15 +17,16 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A read that fails says that this replica's disk is not what it was, while others have the same data. The error is
-// the answer of whoever asked; besides, ReadFailed:
+// A read that fails says that this replica's disk is not what it was, while others have the same
+// data. The error is the answer of whoever asked; besides, ReadFailed:
 //
-//   - counts it and logs a line, at most one in readErrorPause; Counts has it, and with it metrics and status;
-//   - has the region's leader hand its leadership over, at once and until it succeeds, to a follower that is fit;
-//   - has the replica quarantined afterwards, if the others suffice without it: it takes no part any more, and the
-//     placement service replaces it. It is as it was after a restart, since all that it has promised is on disk;
-//   - has the store reported as slow from the second such region on, or when it happens again later: nothing is placed
-//     there any more.
+//   - counts it (Counts, and with it metrics and status) and logs at most one line in readErrorPause;
+//   - has the region's leader hand its leadership over, at once, to a follower that is fit;
+//   - has the replica quarantined afterwards, if the others suffice without it: it takes no part any
+//     more, and the placement service replaces it. It is as it was after a restart, since all that
+//     it has promised is on disk;
+//   - has the store reported as slow from the second such region on, or when it happens again later:
+//     nothing is placed there any more.
 //
 // A write that fails stops the store, and so does a read without which an entry cannot be applied.
 
@@ -43,7 +44,8 @@ type readErrors struct {
 	}
 }
 
-// ReadFailed takes the error of a read of a region's data. What says nothing about the disk is ignored. It never blocks.
+// ReadFailed takes the error of a read of a region's data. What says nothing about the disk is
+// ignored. It never blocks.
 func (s *Store) ReadFailed(regionID uint64, err error) {
 	if !isDiskError(err) {
 		return
@@ -54,11 +56,18 @@ func (s *Store) ReadFailed(regionID uint64, err error) {
 	}
 }
 
-// isDiskError tells whether an error comes from a disk: not from the request, the region, or the end of the store.
+// isDiskError tells whether an error comes from a disk: not from the request, the region, or the
+// end of the store.
 func isDiskError(err error) bool {
-	if err == nil || errors.Is(err, engine.ErrClosed) || errors.Is(err, ErrStopping) || errors.Is(err, ErrFailed) || errors.Is(err, runner.ErrBusy) ||
-		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil {
 		return false
+	}
+	for _, other := range []error{
+		engine.ErrClosed, ErrStopping, ErrFailed, runner.ErrBusy, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, other) {
+			return false
+		}
 	}
 	_, about := RegionError(err)
 	return !about
@@ -80,7 +89,8 @@ func (s *Store) noteReadError(regionID uint64, err error) {
 	}
 	r.mu.Unlock()
 	if say {
-		s.logger.Error("reading failed", log.RegionID(regionID), zap.Uint64("read-errors", total), zap.Error(err))
+		s.logger.Error("reading failed",
+			log.RegionID(regionID), zap.Uint64("read-errors", total), zap.Error(err))
 	}
 }
 
@@ -127,15 +137,15 @@ func (p *peer) tendSick(t *turn) {
 	p.box.sick.Store(false)
 }
 
-// stepAside hands leadership over. Without anyone to lead instead, the peer goes on: it may be the last one, and what it
-// can read is better than nothing.
+// stepAside hands leadership over. Without anyone to lead instead, the peer goes on: it may be the
+// last one, and what it can read is better than nothing.
 func (p *peer) stepAside() {
 	if p.rn.LeadTransferee() != raft.None {
 		return
 	}
 	to := p.bestTransferee()
 	if to == nil {
-		if voterCount(p.region()) == 1 {
+		if voterCount(p.region()) == 1 && !p.sick.damaged {
 			p.sick = sickness{}
 			p.box.sick.Store(false)
 		}
@@ -160,12 +170,13 @@ func (p *peer) othersSuffice() bool {
 	return healthy >= voterCount(p.region())/2+1
 }
 
-// retire quarantines a running replica. Its apply worker comes to the end of what is committed first; then the mailbox
-// closes.
+// retire quarantines a running replica. Its apply worker comes to the end of what is committed
+// first; then the mailbox closes.
 func (p *peer) retire(t *turn) {
 	p.wake()
 	p.stopped = true
-	p.logger.Error("replica is not served any more; the region gets a new one", log.Reason("reading failed"), zap.Error(p.sick.err))
+	p.logger.Error("replica is not served any more; the region gets a new one",
+		log.Reason("reading failed"), zap.Error(p.sick.err))
 	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()

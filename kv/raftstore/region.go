@@ -70,6 +70,16 @@ func peerByID(r *metapb.Region, id uint64) *metapb.Peer {
 	return nil
 }
 
+// maxPeerID is the largest id that a peer of the region is known to have had. A peer that was removed leaves a tombstone
+// on its store, which keeps its id, and any smaller one, from living there again.
+func maxPeerID(r *metapb.Region) uint64 {
+	id := r.GetMaxPeerId()
+	for _, p := range r.GetPeers() {
+		id = max(id, p.Id)
+	}
+	return id
+}
+
 func isLearner(p *metapb.Peer) bool { return p.GetRole() == metapb.PeerRole_Learner }
 
 // voterCount is the number of voting peers.
@@ -132,6 +142,7 @@ func withPeerAdded(r *metapb.Region, p *metapb.Peer) *metapb.Region {
 	q := *p
 	c.Peers = append(c.Peers, &q)
 	c.RegionEpoch.ConfVer++
+	c.MaxPeerId = maxPeerID(c)
 	return c
 }
 
@@ -154,6 +165,7 @@ func withPeerRemoved(r *metapb.Region, p *metapb.Peer) *metapb.Region {
 		}
 	}
 	c.RegionEpoch.ConfVer++
+	c.MaxPeerId = maxPeerID(r)
 	return c
 }
 
@@ -187,5 +199,7 @@ func splitRegion(r *metapb.Region, req *raft_cmdpb.SplitRequest) (left, right *m
 	for i, p := range right.Peers {
 		p.Id = req.NewPeerIds[i]
 	}
+	right.MaxPeerId = 0
+	right.MaxPeerId = maxPeerID(right)
 	return left, right, nil
 }

@@ -89,7 +89,10 @@ func TestConfChangesOfARegion(t *testing.T) {
 	require.Equal(t, region(1, "", "", 1, 5, voter(1, 1), voter(2, 2), learner(3, 3)), base)
 	single := region(1, "", "", 1, 5, voter(1, 1), learner(2, 2))
 	require.Nil(t, changedRegion(single, eraftpb.ConfChangeType_RemoveNode, voter(1, 1)))
-	require.NotNil(t, changedRegion(single, eraftpb.ConfChangeType_RemoveNode, voter(2, 2)))
+	rest := changedRegion(single, eraftpb.ConfChangeType_RemoveNode, voter(2, 2))
+	require.NotNil(t, rest)
+	require.EqualValues(t, 2, maxPeerID(rest), "the id of a removed peer is remembered")
+	require.EqualValues(t, 7, maxPeerID(changedRegion(rest, eraftpb.ConfChangeType_AddNode, voter(7, 3))))
 }
 
 func TestSplitRegion(t *testing.T) {
@@ -97,7 +100,9 @@ func TestSplitRegion(t *testing.T) {
 	left, right, err := splitRegion(base, &raft_cmdpb.SplitRequest{SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}})
 	require.NoError(t, err)
 	require.Equal(t, region(1, "b", "d", 4, 7, voter(1, 1), voter(2, 2)), left)
-	require.Equal(t, region(9, "d", "f", 4, 7, voter(10, 1), voter(11, 2)), right)
+	want := region(9, "d", "f", 4, 7, voter(10, 1), voter(11, 2))
+	want.MaxPeerId = 11
+	require.Equal(t, want, right)
 	require.Equal(t, region(1, "b", "f", 3, 7, voter(1, 1), voter(2, 2)), base)
 	for name, req := range map[string]*raft_cmdpb.SplitRequest{
 		"nil":                nil,

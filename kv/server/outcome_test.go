@@ -13,7 +13,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// TestUnknownOutcomeOnTheWire: a write of unknown outcome is told as such on each way to the client, whatever the reason.
+// TestUnknownOutcomeOnTheWire: a write of unknown outcome is told as such on each way to the
+// client, whatever the reason.
 func TestUnknownOutcomeOnTheWire(t *testing.T) {
 	check := func(e *errorpb.Error) {
 		t.Helper()

@@ -501,11 +501,26 @@ func (t *Transport) sendSnapshot(r *remote, m *rspb.RaftMessage) {
 		size, err := t.streamSnapshot(r, m)
 		if err != nil {
 			r.logger.Warn("sending raft snapshot failed", log.RegionID(m.RegionId), zap.Error(err))
+			t.checkSnapshot(r, m)
 		} else {
 			r.logger.Info("sent raft snapshot", log.RegionID(m.RegionId), zap.Uint64("bytes", size), zap.Duration("took", time.Since(start)))
 		}
 		t.reportSnapshot(m, err == nil)
 	}()
+}
+
+// checkSnapshot looks whether a snapshot that was not taken is still what was built. Else raft would have the same
+// files sent again and again.
+func (t *Transport) checkSnapshot(r *remote, m *rspb.RaftMessage) {
+	var data rspb.RaftSnapshotData
+	if t.ctx.Err() != nil || data.Unmarshal(m.Message.Snapshot.Data) != nil {
+		return
+	}
+	md := m.Message.Snapshot.Metadata
+	key := snap.Key{RegionID: m.RegionId, Term: md.GetTerm(), Index: md.GetIndex()}
+	if err := t.opts.Snapshots.CheckBuilt(key, data.Meta); err != nil {
+		r.logger.Error("built raft snapshot is damaged; it is built anew", log.RegionID(m.RegionId), zap.Error(err))
+	}
 }
 
 func (t *Transport) streamSnapshot(r *remote, m *rspb.RaftMessage) (uint64, error) {

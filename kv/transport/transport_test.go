@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -84,6 +85,7 @@ func startStore(t *testing.T, addr string) *store {
 type sender struct {
 	*transport.Transport
 	snaps *snap.Manager
+	dir   string
 	mu    sync.Mutex
 	lost  []uint64
 	gone  []uint64
@@ -142,9 +144,10 @@ func (s *sender) lostStores() []uint64 {
 
 func newSender(t *testing.T, addr string) *sender {
 	t.Helper()
-	snaps, err := snap.Open(t.TempDir(), 4)
+	dir := t.TempDir()
+	snaps, err := snap.Open(dir, 4)
 	require.NoError(t, err)
-	s := &sender{snaps: snaps, addr: addr}
+	s := &sender{snaps: snaps, dir: dir, addr: addr}
 	s.Transport = transport.New(transport.Options{
 		Resolver: s.resolve, Snapshots: snaps, SnapshotLimit: 1, SnapshotTimeout: 10 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
 	})
@@ -299,6 +302,25 @@ func TestSnapshotFailureIsReported(t *testing.T) {
 	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, []bool{false, false}, src.snapshots())
 	require.Empty(t, dst.messages())
+}
+
+// TestDamagedSnapshotIsBuiltAnew: files that are not what was built are not sent again and again.
+func TestDamagedSnapshotIsBuiltAnew(t *testing.T) {
+	dst := startStore(t, "127.0.0.1:0")
+	src := newSender(t, dst.addr)
+	m := buildSnapshot(t, src, 42)
+	files, err := filepath.Glob(filepath.Join(src.dir, "gen_*_default.sst"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	data, err := os.ReadFile(files[0])
+	require.NoError(t, err)
+	data[len(data)/2] ^= 1
+	require.NoError(t, os.WriteFile(files[0], data, 0o600))
+	src.Send(2, []*rspb.RaftMessage{m})
+	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	src.Send(2, []*rspb.RaftMessage{buildSnapshot(t, src, 42)})
+	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
+	require.Equal(t, []bool{false, true}, src.snapshots())
 }
 
 // TestSnapshotsCross: two stores that send each other raft snapshots through one slot each, and receive

@@ -502,7 +502,9 @@ func (s *Server) load(ctx context.Context) error {
 			return fmt.Errorf("decode cluster: %w", err)
 		}
 		if value, ok := d[s.keys.BootstrapStore()]; ok {
-			bootstrapper, _ = storage.ParseUint64(value)
+			if bootstrapper, err = storage.ParseUint64(value); err != nil {
+				return fmt.Errorf("decode bootstrap store: %w", err)
+			}
 		}
 		if meta.MaxPeerCount > 0 {
 			s.applyMaxReplicas(int(meta.MaxPeerCount))

@@ -49,7 +49,7 @@ func TestStoreTrapsAreShown(t *testing.T) {
 			require.True(t, exists[name[1]], "%s: there is no %s", row[1], name[1])
 		}
 	}
-	for prefix, last := range map[string]int{"F-": 15, "G": 16, "H": 14, "I-": 13, "M": 11, "O": 11} {
+	for prefix, last := range map[string]int{"F-": 15, "G": 17, "H": 14, "I-": 13, "M": 11, "O": 11} {
 		for i := 1; i <= last; i++ {
 			require.Equal(t, 1, rows[fmt.Sprint(prefix, i)], "rows of %s%d", prefix, i)
 		}

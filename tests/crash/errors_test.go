@@ -21,7 +21,7 @@ import (
 
 var (
 	flagErrors       = flag.Int("errors", 5000, "at least so many runs, over all scenarios; each operation fails at least once")
-	flagErrorWorkers = flag.Int("error-workers", 48, "how many of them at the same time: they wait most of the time")
+	flagErrorWorkers = flag.Int("error-workers", 32, "how many of them at the same time: they wait most of the time")
 )
 
 // errorScenarios are those that a crash does not need.
@@ -30,7 +30,8 @@ var errorScenarios = []*scenario{
 	{name: "restart", stores: 3, replicas: 3, crash: 1, before: logOf, run: restart},
 }
 
-// leaveFarBehind leaves a follower behind for so long that the leader has to read for it from the disk.
+// leaveFarBehind leaves a follower behind for so long that the leader has to read for it from the
+// disk.
 func leaveFarBehind(store uint64) func(*cluster.Cluster, *writer) {
 	return func(c *cluster.Cluster, w *writer) {
 		leaveBehind(store)(c, w)
@@ -66,8 +67,9 @@ func restart(c *cluster.Cluster, w *writer) {
 	c.CheckConsistency()
 }
 
-// failure is one run of a scenario in which the k-th operation of one store's raft log or engine, reads too, fails with
-// an IO error. A store that fails over that is killed and started again at once, as whoever runs the process would do.
+// failure is one run of a scenario in which the k-th operation of one store's raft log or engine,
+// reads too, fails with an IO error. A store that fails over that is killed and started again at
+// once, as whoever runs the process would do.
 type failure struct {
 	t    testing.TB
 	s    *scenario
@@ -83,7 +85,8 @@ type failure struct {
 
 var lossNames = map[faultfs.Loss]string{faultfs.KeepAll: "keep", faultfs.DropAll: "drop", faultfs.Torn: "torn"}
 
-// start brings a cluster to where the scenario begins, and has the k-th operation from there on fail; 0: none.
+// start brings a cluster to where the scenario begins, and has the k-th operation from there on
+// fail; 0: none.
 func (s *scenario) start(t testing.TB, seed uint64, k int64) (f *failure, count func() int64) {
 	ctl := &faultfs.Controller{}
 	f = &failure{t: t, s: s, ctl: ctl, loss: []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn}[k%3]}
@@ -128,8 +131,8 @@ func (f *failure) restart() {
 	f.c.Node(f.s.crash).Restart()
 }
 
-// watch restarts the store when it has quarantined a replica over the failed operation, which else waits for the
-// placement service to replace it. It returns when stop is closed.
+// watch restarts the store when it has quarantined a replica over the failed operation, which else
+// waits for the placement service to replace it. It returns when stop is closed.
 func (f *failure) watch(stop <-chan struct{}) {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
@@ -163,7 +166,8 @@ func (f *failure) verify(t *testing.T) {
 	f.c.Eventually(20*time.Second, f.c.Fault)
 }
 
-// fail runs the scenario once with an operation that fails; false: there are not so many operations in this run.
+// fail runs the scenario once with an operation that fails; false: there are not so many operations
+// in this run.
 func (s *scenario) fail(t *testing.T, seed uint64, k int64) bool {
 	f, _ := s.start(t, seed, k)
 	defer f.w.close()
@@ -187,7 +191,8 @@ func (s *scenario) fail(t *testing.T, seed uint64, k int64) bool {
 	}
 	defer func() {
 		if t.Failed() {
-			t.Logf("failed operation: %s, loss %s: go test ./tests/crash -run '^TestErrors$/^%s$' -args -k %d -seed %d",
+			t.Logf("failed operation: %s, loss %s: go test ./tests/crash "+
+				"-run '^TestErrors$/^%s$' -args -errors 1 -k %d -seed %d",
 				op, lossNames[f.loss], s.name, k, seed)
 		}
 	}()
@@ -210,7 +215,8 @@ type errorJob struct {
 	k    int64
 }
 
-// TestErrors: whichever operation of a store's disk fails, nothing wrong is acknowledged, read or kept.
+// TestErrors: whichever operation of a store's disk fails, nothing wrong is acknowledged, read or
+// kept.
 func TestErrors(t *testing.T) {
 	start := time.Now()
 	all := append(slices.Clone(scenarios), errorScenarios...)

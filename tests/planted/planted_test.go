@@ -52,13 +52,13 @@ var bugs = []bug{
 		},
 	},
 	{
-		name: "B10-callback-by-index-only", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "Partition.*2B", tries: 5,
-		change: [][2]string{{"props[0].index == e.Index && props[0].term == e.Term", "props[0].index == e.Index"}},
+		name: "B10-callback-by-index-only", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "Partition.*2B", tries: 5,
+		change: [][2]string{{"return p.index == index && p.term == term }", "return p.index == index }"}},
 	},
 	{
 		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}\n	}\n	return w.applyWrite", "	return w.applyWrite"},
+			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	return w.applyWrite", "	return w.applyWrite"},
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
 		},
 	},

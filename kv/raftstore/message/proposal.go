@@ -2,17 +2,18 @@ package message
 
 import "fmt"
 
-// UnknownError answers a command that was proposed and whose fate this store will not learn: the entry may take effect
-// on other stores, may have done so, or may never. It hides its cause from errors.As on purpose: most causes say "nothing
-// was done" when they answer a command that was not proposed.
+// UnknownError answers a command that was proposed and whose fate this store will not learn: the
+// entry may take effect on other stores, may have done so, or may never. It hides its cause from
+// errors.As on purpose: most causes say "nothing was done" when they answer a command that was not
+// proposed.
 type UnknownError struct{ Cause error }
 
 func (e *UnknownError) Error() string {
 	return fmt.Sprintf("the outcome of the command is unknown: %v", e.Cause)
 }
 
-// OverwrittenError answers a command whose place in the log another leader's entry has, committed: it will never take
-// effect.
+// OverwrittenError answers a command whose place in the log another leader's entry has, committed:
+// it will never take effect.
 type OverwrittenError struct {
 	// Term is the term of the entry that has its place.
 	Term uint64
@@ -22,14 +23,17 @@ func (e *OverwrittenError) Error() string {
 	return fmt.Sprintf("another leader's entry of term %d has the command's place", e.Term)
 }
 
-// Proposal is one entry that raft has taken into the log, and the commands in it that wait for an answer.
+// Proposal is one entry that raft has taken into the log, and the commands in it that wait for an
+// answer.
 //
-// Before the proposal an error may be definite: a command that never was in a log is refused by Callback.Fail. From the
-// proposal on, only the entry's fate decides, and this type has no other endings: it was applied, refused when it was
-// applied, or overwritten by another leader's entry. All else leaves the outcome unknown, whatever happened to the peer
-// or the store: the followers may have the entry, and the next leader may commit it.
+// Before the proposal an error may be definite: a command that never was in a log is refused by
+// Callback.Fail. From the proposal on, only the entry's fate decides, and this type has no other
+// endings: it was applied, refused when it was applied, or overwritten by another leader's entry.
+// All else leaves the outcome unknown, whatever happened to the peer or the store: the followers
+// may have the entry, and the next leader may commit it.
 //
-// Invariant: a callback in a Proposal is answered by the Proposal. Callback.Done and Fail, called by mistake, say unknown.
+// Invariant: a callback in a Proposal is answered by the Proposal. Callback.Done and Fail, called
+// by mistake, say unknown.
 //
 // Not safe for concurrent use; whoever holds it ends it, once.
 type Proposal struct {
@@ -38,7 +42,8 @@ type Proposal struct {
 	cbs         []*Callback
 }
 
-// NewProposal takes over the callbacks of the commands in the entry at index. size is how many bytes they count for.
+// NewProposal takes over the callbacks of the commands in the entry at index. size is how many
+// bytes they count for.
 func NewProposal(index, term uint64, size int, cbs ...*Callback) Proposal {
 	for _, cb := range cbs {
 		if cb != nil {
@@ -69,8 +74,8 @@ func (p *Proposal) Applied(res Result) {
 // RefusedAtApply answers that the entry was applied without effect, as it was on every replica.
 func (p *Proposal) RefusedAtApply(err error) { p.end(Result{Err: err}) }
 
-// Overwritten answers that the committed entry at index is another leader's. An entry elsewhere, or of the same term,
-// proves nothing.
+// Overwritten answers that the committed entry at index is another leader's. An entry elsewhere, or
+// of the same term, proves nothing.
 func (p *Proposal) Overwritten(index, term uint64) {
 	err := &OverwrittenError{Term: term}
 	if index != p.index || term == p.term {

@@ -20,8 +20,10 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -441,7 +443,7 @@ func (r *Receiver) Close() {
 	r.release = nil
 	r.m.receiving.Add(-1)
 	if !r.done {
-		r.m.remove(prefixReceived, r.key)
+		_ = r.m.remove(prefixReceived, r.key)
 	}
 }
 
@@ -479,6 +481,20 @@ func (m *Manager) ReceivedMeta(regionID, term, index uint64) (*rspb.SnapshotMeta
 
 // Verify reads the received files and compares size and checksum.
 func (m *Manager) Verify(k Key, meta *rspb.SnapshotMeta) error {
+	return m.verify(prefixReceived, k, meta)
+}
+
+// CheckBuilt is called after a built snapshot could not be sent: if that is because its files are not readable or not what
+// they were, they are removed, so that the next attempt builds them anew instead of failing in the same way.
+func (m *Manager) CheckBuilt(k Key, meta *rspb.SnapshotMeta) error {
+	err := m.verify(prefixBuilt, k, meta)
+	if err != nil {
+		m.DeleteBuilt(k)
+	}
+	return err
+}
+
+func (m *Manager) verify(prefix string, k Key, meta *rspb.SnapshotMeta) error {
 	if err := checkMeta(meta); err != nil {
 		return err
 	}
@@ -486,7 +502,7 @@ func (m *Manager) Verify(k Key, meta *rspb.SnapshotMeta) error {
 		if f.Size_ == 0 {
 			continue
 		}
-		path := m.cfPath(prefixReceived, k, f.Cf)
+		path := m.cfPath(prefix, k, f.Cf)
 		file, err := os.Open(path)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnusable, err)
@@ -575,30 +591,33 @@ func readPart(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-func (m *Manager) remove(prefix string, k Key) {
+// remove deletes the files of a snapshot. What cannot be deleted costs space until GC can.
+func (m *Manager) remove(prefix string, k Key) error {
 	// The meta file first: without it the others do not count.
-	_ = os.Remove(m.path(prefix, k, ".meta"))
+	errs := []error{os.Remove(m.path(prefix, k, ".meta"))}
 	for _, cf := range engine.CFs {
-		_ = os.Remove(m.cfPath(prefix, k, string(cf)))
+		errs = append(errs, os.Remove(m.cfPath(prefix, k, string(cf))))
 	}
+	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })...)
 }
 
 // DeleteReceived removes an installed snapshot's files.
-func (m *Manager) DeleteReceived(k Key) { m.remove(prefixReceived, k) }
+func (m *Manager) DeleteReceived(k Key) { _ = m.remove(prefixReceived, k) }
 
 // DeleteRegion removes all received files of a region whose peer is gone.
 func (m *Manager) DeleteRegion(regionID uint64) {
-	for _, e := range m.list() {
+	list, _ := m.list() // what cannot be listed now is left to GC
+	for _, e := range list {
 		if e.key.RegionID == regionID && e.prefix == prefixReceived && !m.isUsed(e.prefix, e.key) {
-			m.remove(e.prefix, e.key)
+			_ = m.remove(e.prefix, e.key)
 		}
 	}
 }
 
-// DeleteBuilt removes a built snapshot once it has been sent.
+// DeleteBuilt removes a built snapshot that nobody is sending.
 func (m *Manager) DeleteBuilt(k Key) {
 	if !m.isUsed(prefixBuilt, k) {
-		m.remove(prefixBuilt, k)
+		_ = m.remove(prefixBuilt, k)
 	}
 }
 
@@ -614,10 +633,10 @@ type entry struct {
 	age    time.Duration
 }
 
-func (m *Manager) list() []entry {
+func (m *Manager) list() ([]entry, error) {
 	files, err := os.ReadDir(m.dir)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var out []entry
 	for _, f := range files {
@@ -637,15 +656,16 @@ func (m *Manager) list() []entry {
 		}
 		out = append(out, entry{parts[0], Key{nums[0], nums[1], nums[2]}, time.Since(info.ModTime())})
 	}
-	return out
+	return out, nil
 }
 
 // GC removes snapshots that nobody uses and that are older than maxAge.
 func (m *Manager) GC(maxAge time.Duration) error {
-	for _, e := range m.list() {
+	list, err := m.list()
+	for _, e := range list {
 		if e.age >= maxAge && !m.isUsed(e.prefix, e.key) {
-			m.remove(e.prefix, e.key)
+			err = errors.Join(err, m.remove(e.prefix, e.key))
 		}
 	}
-	return nil
+	return err
 }
