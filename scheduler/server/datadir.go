@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 const (
@@ -32,7 +34,7 @@ type dataDir struct {
 // openDataDir makes or opens the directory. A foreign, newer, or already used one is refused with
 // the reason.
 func openDataDir(path, name string) (*dataDir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, path); err != nil {
 		return nil, fmt.Errorf("data-dir: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR, 0o600)
@@ -96,7 +98,7 @@ func (d *dataDir) writeMarker() error {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	path := filepath.Join(d.path, markerName)
-	if err := writeFileSync(path, append(data, '\n')); err != nil {
+	if err := durable.WriteFile(path, append(data, '\n')); err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	return nil
@@ -114,38 +116,11 @@ func (d *dataDir) claim(clusterID uint64) error {
 	return d.writeMarker()
 }
 
-// hasMember tells whether etcd has been started in the directory before.
+// hasMember tells whether etcd has been started in the directory before. Like etcd it goes by the log:
+// the directories around it are made first, and a crash may leave them alone.
 func (d *dataDir) hasMember() bool {
-	_, err := os.Stat(filepath.Join(d.path, "member"))
+	_, err := os.Stat(filepath.Join(d.path, "member", "wal"))
 	return err == nil
 }
 
 func (d *dataDir) close() { _ = d.lock.Close() }
-
-// writeFileSync replaces a file so that after a crash there is the old or the new one.
-func writeFileSync(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	return dir.Sync()
-}

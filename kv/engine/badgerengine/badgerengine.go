@@ -14,6 +14,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // Name is the backend's name.
@@ -66,7 +67,7 @@ func Open(opts engine.Options) (_ engine.Engine, err error) {
 		opts: opts, failedCh: make(chan struct{}),
 		commits: make(chan *commit, 1024), stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, opts.Dir); err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(opts.Dir, syncmark.Name), os.O_RDWR|os.O_CREATE, 0o600)
@@ -75,6 +76,9 @@ func Open(opts engine.Options) (_ engine.Engine, err error) {
 	}
 	m := syncmark.Open(f)
 	d.mark = m
+	if err := durable.SyncDir(opts.Dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("engine: %w", err), m.Close())
+	}
 	if !m.State().Clean {
 		if err := verifyValueLog(opts.Dir); err != nil {
 			return nil, errors.Join(err, m.Close())

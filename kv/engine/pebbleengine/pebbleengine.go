@@ -29,6 +29,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // Name is the backend's name.
@@ -73,7 +74,7 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
 	err = d.guard(func() error {
-		if err := files.MkdirAll(opts.Dir, 0o700); err != nil {
+		if err := durable.MkdirAll(dirs{files}, opts.Dir); err != nil {
 			return err
 		}
 		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name), vfs.WriteCategoryUnspecified)
@@ -81,6 +82,9 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 			return err
 		}
 		d.mark = syncmark.Open(f)
+		if err := (dirs{files}).SyncDir(opts.Dir); err != nil {
+			return errors.Join(err, d.mark.Close())
+		}
 		d.p, err = pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
 		if err != nil {
 			return errors.Join(err, d.mark.Close())

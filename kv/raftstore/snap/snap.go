@@ -31,6 +31,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/pkg/durable"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -71,7 +72,7 @@ type Manager struct {
 
 // Open makes the directory and removes what an earlier process left half done.
 func Open(dir string, receiveLimit int) (*Manager, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, dir); err != nil {
 		return nil, err
 	}
 	m := &Manager{
@@ -258,16 +259,7 @@ func (m *Manager) writeMeta(prefix string, k Key, meta *rspb.SnapshotMeta) error
 	if err := w.commit(); err != nil {
 		return err
 	}
-	return syncDir(m.dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(m.dir)
 }
 
 func (m *Manager) readMeta(prefix string, k Key) (*rspb.SnapshotMeta, error) {
@@ -575,6 +567,8 @@ func readPart(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
+// remove leaves the directory unsynced: nothing relies on the files' absence. What a power loss brings
+// back is verified before it is used, and counts as old.
 func (m *Manager) remove(prefix string, k Key) {
 	// The meta file first: without it the others do not count.
 	_ = os.Remove(m.path(prefix, k, ".meta"))
