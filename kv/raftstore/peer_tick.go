@@ -204,7 +204,9 @@ func (p *peer) proposeLogGC() {
 	if tooLong {
 		compact = max(compact, p.appliedIndex)
 	}
-	if compact < first || (!tooLong && compact-first+1 < cfg.LogGCThreshold) {
+	// On a full disk each entry counts; a follower that needs a raft snapshot would cost more than it brings.
+	worth := tooLong || p.store.diskFull.Load() || compact-first+1 >= cfg.LogGCThreshold
+	if compact < first || !worth {
 		return
 	}
 	if compact <= p.stats.lastCompactRequest {

@@ -2,7 +2,11 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"golang.org/x/sys/unix"
+	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,9 +67,11 @@ func fill(ctx context.Context, cl *client.Client, prefix string, size int) (acke
 	counts := make(chan int)
 	for w := range 4 {
 		go func() { // ends with ctx
-			n := 0
+			n, value := 0, make([]byte, size)
+			rng := rand.NewChaCha8([32]byte{byte(w)})
 			for i := 0; ctx.Err() == nil; i++ {
-				err := cl.Put(ctx, fmt.Appendf(nil, "%s/%d/%08d", prefix, w, i), []byte(strings.Repeat("v", size)))
+				_, _ = rng.Read(value) // never fails; does not compress
+				err := cl.Put(ctx, fmt.Appendf(nil, "%s/%d/%08d", prefix, w, i), value)
 				if err == nil {
 					n++
 				}
@@ -77,4 +83,117 @@ func fill(ctx context.Context, cl *client.Client, prefix string, size int) (acke
 		acked += <-counts
 	}
 	return acked
+}
+
+// smallDisk mounts a file system of its own in place of a store's data directory.
+func smallDisk(t *testing.T, dir, options string) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Skipf("a small disk needs a mount: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+func diskFull(c *localcluster.Cluster) (full int) {
+	for _, p := range c.Stores {
+		var st struct {
+			DiskFull bool `json:"disk_full"`
+		}
+		if resp, err := http.Get("http://" + p.Status + "/status"); err == nil {
+			if json.NewDecoder(resp.Body).Decode(&st) == nil && st.DiskFull {
+				full++
+			}
+			resp.Body.Close()
+		}
+	}
+	return full
+}
+
+// TestSmallDisks: three stores with the default configuration on disks of their own are filled. No store
+// dies, writes are refused; all can be started again and serve reads; deletes bring back the space, and
+// writes go on. Once with few bytes and once with few inodes.
+func TestSmallDisks(t *testing.T) {
+	for name, options := range map[string]string{"bytes": "size=400m", "inodes": "size=1g,nr_inodes=560"} {
+		t.Run(name, func(t *testing.T) { testSmallDisks(t, options, name == "bytes") })
+	}
+}
+
+func testSmallDisks(t *testing.T, options string, deletes bool) {
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: t.TempDir(), StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	for _, p := range c.Stores {
+		smallDisk(t, p.DataDir, options)
+	}
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := open(t, c)
+	waitReplicas(t, c, 3)
+	load, stop := context.WithCancel(ctx)
+	acked := make(chan int, 1)
+	go func() { acked <- fill(load, cl, "load", 64<<10) }() // ends with load
+	if !deletes {
+		for i, p := range c.Stores { // use up the inodes
+			for j := range 400 {
+				require.NoError(t, os.WriteFile(filepath.Join(p.DataDir, "snap", fmt.Sprintf("ballast-%d-%d", i, j)), nil, 0o600))
+			}
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		if n := diskFull(c); n == 0 {
+			return fmt.Errorf("%d disks are full", n)
+		}
+		return nil
+	})
+	time.Sleep(3 * time.Second) // under load on the full disk
+	stop()
+	n := <-acked
+	for _, p := range c.Stores {
+		var st unix.Statfs_t
+		require.NoError(t, unix.Statfs(p.DataDir, &st))
+		t.Logf("%s: %d MiB and %d inodes are free", p.Name, st.Bavail*uint64(st.Bsize)>>20, st.Ffree)
+	}
+	t.Logf("%d MiB were acknowledged", n*64>>10)
+	eventually(t, 20*time.Second, func() error {
+		short, done := context.WithTimeout(ctx, 2*time.Second)
+		defer done()
+		if err := cl.Put(short, []byte("more"), make([]byte, 1<<10)); err == nil || !strings.Contains(err.Error(), "disk") {
+			return fmt.Errorf("a put on full disks: %v", err)
+		}
+		return nil
+	})
+
+	for _, p := range c.Stores {
+		p.Kill()
+	}
+	require.NoError(t, c.Start(ctx))
+	v, found, err := cl.Get(ctx, []byte("load/0/00000000"))
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Len(t, v, 64<<10)
+	if !deletes {
+		for i, p := range c.Stores {
+			for j := range 400 {
+				require.NoError(t, os.Remove(filepath.Join(p.DataDir, "snap", fmt.Sprintf("ballast-%d-%d", i, j))))
+			}
+		}
+	} else {
+		for w := range 4 {
+			for i := 0; i < n; i++ {
+				require.NoError(t, cl.Delete(ctx, fmt.Appendf(nil, "load/%d/%08d", w, i)))
+			}
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		short, done := context.WithTimeout(ctx, time.Second)
+		defer done()
+		return cl.Put(short, []byte("more"), make([]byte, 1<<10))
+	})
 }

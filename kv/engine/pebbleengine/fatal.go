@@ -96,6 +96,9 @@ func (r *room) take(b *pebble.Batch) bool {
 	return r.used.Add(int64(b.Len())+overhead)+overhead < size-size/8
 }
 
+// empty tells whether nothing to speak of was written since the memtable was begun.
+func (r *room) empty() bool { return r.used.Load() < 4096 }
+
 // renew is called when a new log has begun, and with it a new memtable. One that was not filled tells
 // that pebble did not make it as large as that.
 func (r *room) renew() {

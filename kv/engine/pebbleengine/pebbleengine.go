@@ -390,6 +390,21 @@ func (d *db) Stats() (s engine.Stats) {
 	return s
 }
 
+// Flush implements engine.Flusher.
+func (d *db) Flush() error {
+	if !d.enter() {
+		return engine.ErrClosed
+	}
+	defer d.leave()
+	if d.room.empty() {
+		return nil
+	}
+	return d.detached(func() error {
+		_, err := d.p.AsyncFlush()
+		return err
+	})
+}
+
 func (d *db) DiskUsage() (uint64, error) {
 	if !d.enter() {
 		return 0, engine.ErrClosed
