@@ -148,16 +148,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 }
 
 func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
-	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
-	files, err := raftLogFiles()
-	if err != nil {
+	if err = n.openRaftLog(); err != nil {
 		return err
-	}
-	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
-		FS:          vfs.AroundSync(counting{files, n.space}, n.disk.around),
-		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
-	}); err != nil {
-		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
 	}
 	if n.snaps, err = snap.Open(n.dir.Sub("snap"), n.cfg.Server.SnapshotReceiveLimit); err != nil {
 		return fmt.Errorf("open snapshot directory: %w", err)
@@ -218,6 +210,21 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 			n.fail(err)
 		}
 	}()
+	return nil
+}
+
+func (n *Node) openRaftLog() error {
+	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
+	files, err := raftLogFiles()
+	if err != nil {
+		return err
+	}
+	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
+		FS:          vfs.AroundSync(counting{files, n.space}, n.disk.around),
+		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
+	}); err != nil {
+		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
+	}
 	return nil
 }
 
