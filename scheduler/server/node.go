@@ -40,6 +40,7 @@ type node struct {
 	clientAddr string
 	fail       chan error
 	done       chan struct{} // closed by close
+	unwatch    context.CancelFunc
 	wg         sync.WaitGroup
 }
 
@@ -96,7 +97,10 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	}
 	n.client = v3client.New(e.Server)
 	n.clientAddr = e.Clients[0].Addr().String()
-	go n.watch() // ends with close
+	var watching context.Context
+	watching, n.unwatch = context.WithCancel(context.Background())
+	n.wg.Add(1)
+	go n.watch(watching, logger) // ends with close
 	return n, nil
 }
 
@@ -117,9 +121,12 @@ const snapSyncInterval = 10 * time.Second
 
 // watch notices that etcd ended by itself, for example on a full or broken disk. Etcd does not sync the
 // directory in which it makes a snapshot file, so watch does.
-func (n *node) watch() {
+func (n *node) watch(ctx context.Context, logger *zap.Logger) {
+	defer n.wg.Done()
 	ticker := time.NewTicker(snapSyncInterval)
 	defer ticker.Stop()
+	space := time.NewTicker(spaceInterval)
+	defer space.Stop()
 	snap := filepath.Join(n.cfg.DataDir, "member", "snap")
 	for {
 		select {
@@ -135,6 +142,11 @@ func (n *node) watch() {
 				n.fail <- errors.New("etcd stopped: this member was removed or its disk failed")
 			}
 			return
+		case <-space.C:
+			if err := n.checkSpace(ctx, logger); err != nil {
+				n.fail <- err
+				return
+			}
 		case <-ticker.C:
 			if err := durable.SyncDir(snap); err != nil {
 				n.fail <- fmt.Errorf("data-dir: %w", err)
@@ -238,6 +250,7 @@ func (n *node) handOver() {
 
 func (n *node) close() {
 	close(n.done)
+	n.unwatch()
 	n.wg.Wait()
 	_ = n.client.Close()
 	n.etcd.Close()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"golang.org/x/sys/unix"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -196,4 +197,55 @@ func testSmallDisks(t *testing.T, options string, deletes bool) {
 		defer done()
 		return cl.Put(short, []byte("more"), make([]byte, 1<<10))
 	})
+}
+
+// TestFullDiskUnderTheScheduler: the disk of a lone placement member gets full. It says so, stays up, also
+// over a restart, and leads again when there is room; with its alarm nothing is lost or ends.
+func TestFullDiskUnderTheScheduler(t *testing.T) {
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: t.TempDir(), Stores: 1, StoreConfig: fastStores,
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	s := c.Schedulers[0]
+	smallDisk(t, s.DataDir, "size=240m,mode=700")
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := open(t, c)
+	require.NoError(t, cl.Put(ctx, []byte("k"), []byte("v")))
+	health := func(want int) error {
+		resp, err := http.Get("http://" + s.Addr + "/api/v1/health")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != want || want == 503 && !strings.Contains(string(text), "NOSPACE") {
+			return fmt.Errorf("health: %s %s %v", resp.Status, text, err)
+		}
+		return nil
+	}
+	eventually(t, 10*time.Second, func() error { return health(200) })
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(s.DataDir, &st))
+	ballast := filepath.Join(s.DataDir, "ballast")
+	free := int64(st.Bavail) * st.Bsize
+	require.NoError(t, os.WriteFile(ballast, make([]byte, free-(20<<20)), 0o600))
+	eventually(t, 20*time.Second, func() error { return health(503) })
+	// The stores serve on; the member can be started on the full disk, and says the same.
+	require.NoError(t, cl.Put(ctx, []byte("k"), []byte("w")))
+	s.Kill()
+	require.NoError(t, c.Start(ctx))
+	eventually(t, 20*time.Second, func() error { return health(503) })
+	require.NoError(t, os.Remove(ballast))
+	eventually(t, 20*time.Second, func() error { return health(200) })
+	require.NoError(t, cl.Put(ctx, []byte("k"), []byte("x")))
+	text, err := os.ReadFile(s.LogFile)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "the disk is full")
+	require.NotContains(t, string(text), "goroutine ")
 }
