@@ -155,6 +155,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		return fmt.Errorf("open snapshot directory: %w", err)
 	}
 	n.snaps.Pace(int64(n.cfg.Server.SnapshotRate))
+	n.snaps.SetFull(n.space.full)
 	if n.placement, err = client.New(ctx, n.cfg.Scheduler, client.WithLogger(n.logger.Named("placement"))); err != nil {
 		return err
 	}
@@ -186,7 +187,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.store = raftstore.New(raftstore.Options{
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
 		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement}, Logger: n.logger,
-		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats,
+		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
 	})
 	n.trans.SetFeedback(n.store)
 	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)

@@ -39,6 +39,7 @@ type spaceGuard struct {
 	// Of the capacity, if there is one; diskTotal is of the disk.
 	total, free, diskTotal atomic.Uint64
 	onChange               func(full bool)
+	isLow                  atomic.Bool // see critical
 }
 
 // spaceOptions are what the reserve is made of.
@@ -101,6 +102,7 @@ func (g *spaceGuard) measure() error {
 	g.diskTotal.Store(s.total)
 	g.total.Store(s.capTotal)
 	g.free.Store(s.capFree)
+	g.isLow.Store(s.free < min(g.opts.need, s.total/2)/2)
 	full := g.opts.full(s, g.isFull.Load())
 	if g.isFull.Swap(full) != full {
 		g.onChange(full)
@@ -159,6 +161,10 @@ func allocated(dir string) (uint64, error) {
 
 func (g *spaceGuard) disk() (total, free uint64) { return g.total.Load(), g.free.Load() }
 func (g *spaceGuard) full() bool                 { return g.isFull.Load() }
+
+// critical tells that half of what the store needs to go on is used up, though it refuses writes: others
+// fill the disk, or leaders on larger disks send what they accept.
+func (g *spaceGuard) critical() bool { return g.isLow.Load() }
 
 // tooSmall tells whether the disk is so small that the store's needs were cut.
 func (g *spaceGuard) tooSmall() bool {

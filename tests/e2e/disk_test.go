@@ -249,3 +249,69 @@ func TestFullDiskUnderTheScheduler(t *testing.T) {
 	require.Contains(t, string(text), "the disk is full")
 	require.NotContains(t, string(text), "goroutine ")
 }
+
+// TestFullFollower: a follower's disk is full, the leader's is not. The follower takes nothing more and
+// lives, the others go on, and it catches up when there is room.
+func TestFullFollower(t *testing.T) {
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: t.TempDir(), StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	for _, p := range c.Stores {
+		smallDisk(t, p.DataDir, "size=4g")
+	}
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := open(t, c)
+	waitReplicas(t, c, 3)
+	require.NoError(t, cl.Put(ctx, []byte("k"), []byte("v")))
+	all, err := peers(c)
+	require.NoError(t, err)
+	var victim *localcluster.Process
+	for _, p := range c.Stores {
+		if infos := all[p.Name]; len(infos) > 0 && !infos[0].IsLeader {
+			victim = p
+		}
+	}
+	require.NotNil(t, victim)
+	ballast := filepath.Join(victim.DataDir, "ballast")
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(victim.DataDir, &st))
+	f, err := os.Create(ballast)
+	require.NoError(t, err)
+	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-(160<<20)))
+	require.NoError(t, f.Close())
+	load, stop := context.WithTimeout(ctx, 12*time.Second)
+	acked := fill(load, cl, "load", 64<<10)
+	stop()
+	require.NoError(t, unix.Statfs(victim.DataDir, &st))
+	t.Logf("%d MiB were acknowledged, %d are free on the full disk", acked*64>>10, int64(st.Bavail)*st.Bsize>>20)
+	require.Greater(t, acked*64>>10, 200, "the full follower stopped the others")
+	require.NoError(t, os.Remove(ballast))
+	eventually(t, 20*time.Second, func() error { return cl.Put(ctx, []byte("k"), []byte("w")) })
+	eventually(t, 60*time.Second, func() error {
+		all, err := peers(c)
+		if err != nil {
+			return err
+		}
+		behind := uint64(0)
+		for _, infos := range all {
+			for _, info := range infos {
+				for _, mine := range all[victim.Name] {
+					if mine.Region.GetId() == info.Region.GetId() && mine.AppliedIndex < info.AppliedIndex {
+						behind++
+					}
+				}
+			}
+		}
+		if behind > 0 || len(all[victim.Name]) == 0 {
+			return fmt.Errorf("%d regions are behind on the full follower", behind)
+		}
+		return nil
+	})
+}

@@ -72,24 +72,24 @@ func TestEveryWriteFails(t *testing.T) {
 		return
 	}
 	const batches = 260 // about a MiB: several logs
-	run := func(f *failAt) (mem *vfs.MemFS, synced int, err error, reported chan error) {
+	run := func(f *failAt) (mem *vfs.MemFS, synced int, reported chan error, err error) {
 		mem = vfs.NewCrashableMem()
 		opts := options()
 		reported = make(chan error, 1)
 		opts.OnFailure = func(err error) { reported <- err }
 		e, err := pebbleengine.OpenFS(opts, errorfs.Wrap(mem, f))
 		if err != nil {
-			return mem, 0, err, reported
+			return mem, 0, reported, err
 		}
 		synced, err = writeOn(t, e, batches)
 		if err != nil {
 			_ = e.Close()
-			return mem, synced, err, reported
+			return mem, synced, reported, err
 		}
-		return mem, synced, e.Close(), reported
+		return mem, synced, reported, e.Close()
 	}
 	count := &failAt{}
-	if _, _, err, _ := run(count); err != nil {
+	if _, _, _, err := run(count); err != nil {
 		t.Fatal(err)
 	}
 	step := int64(7)
@@ -104,7 +104,7 @@ func TestEveryWriteFails(t *testing.T) {
 				f.err = syscall.ENOSPC
 			}
 			f.k.Store(k)
-			mem, synced, err, reported := run(f)
+			mem, synced, reported, err := run(f)
 			points++
 			op, _ := f.last.Load().(string)
 			if err != nil {

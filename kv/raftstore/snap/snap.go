@@ -62,6 +62,7 @@ type Manager struct {
 	receiving    atomic.Int32
 
 	builds, installs *rate.Limiter // see Pace
+	full             func() bool   // see SetFull
 
 	mu struct {
 		sync.Mutex
@@ -97,6 +98,10 @@ func Open(dir string, receiveLimit int) (*Manager, error) {
 	return m, nil
 }
 
+// SetFull lets snapshots be neither built nor received as long as full says that the disk is: they may be
+// larger than its reserve. Before the first use.
+func (m *Manager) SetFull(full func() bool) { m.full = full }
+
 // Counts returns how many snapshots are being sent and received.
 func (m *Manager) Counts() (sending, receiving uint32) {
 	return uint32(m.sending.Load()), uint32(m.receiving.Load())
@@ -129,6 +134,9 @@ func (m *Manager) cfPath(prefix string, k Key, cf string) string {
 // Build writes the files of a raft snapshot of the user keys [start, end). It returns their list and
 // total size. Files that are there already are used again.
 func (m *Manager) Build(view engine.Snapshot, k Key, start, end []byte) (*rspb.SnapshotMeta, uint64, error) {
+	if m.full != nil && m.full() {
+		return nil, 0, fmt.Errorf("%w: the disk is full", ErrBusy)
+	}
 	defer m.use(prefixBuilt + "_" + k.String())()
 	if meta, err := m.readMeta(prefixBuilt, k); err == nil {
 		return meta, totalSize(meta), nil
@@ -356,6 +364,9 @@ func (m *Manager) Receive(k Key, meta *rspb.SnapshotMeta) (*Receiver, error) {
 	}
 	if m.CheckReceived(k.RegionID, k.Term, k.Index, meta) == nil {
 		return nil, nil
+	}
+	if m.full != nil && m.full() {
+		return nil, fmt.Errorf("%w: the disk is full", ErrBusy)
 	}
 	if m.receiving.Add(1) > m.receiveLimit {
 		m.receiving.Add(-1)
