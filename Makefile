@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash errors corrupt chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -81,6 +81,10 @@ crash: ## stop a store at every operation of every scenario, SCALE times over
 ERRORS ?= 50000
 errors: ## fail the operations of a store's disk one at a time, in ERRORS runs of all scenarios
 	$(GO) test -count=1 -timeout 120m -v -run TestErrors ./tests/crash -args -errors $(ERRORS)
+
+LOSSES ?= 25
+power: ## take the power from a whole cluster LOSSES times, on a file system that forgets what was not synced
+	$(GO) test -count=1 -timeout 60m -v ./tests/power -args -rounds $(LOSSES) -seed $(if $(SEED),$(SEED),1)
 
 DURATION ?= 8s
 chaos: ## N histories with real processes and faults that rage for DURATION or as long as they need, from SEED on

@@ -47,6 +47,12 @@ type Reporter interface {
 	Stats() Stats
 }
 
+// Flusher is what an engine may also be: one that can be asked to write its memtable into files, with the
+// deletes in it. Flush does not wait for that. An empty memtable is left alone. Safe for concurrent use.
+type Flusher interface {
+	Flush() error
+}
+
 // Stats are counters since the engine was opened, and gauges of the moment.
 type Stats struct {
 	// WriteStalls counts the times writes had to wait for flushes or compactions, StallTime adds them up.

@@ -22,9 +22,10 @@ type Options struct {
 	// disk is really full: a full disk is something no LSM library survives well. It must be
 	// cheap; the store measures free space now and then and keeps the answer.
 	CheckSpace func() error
-	// OnFailure, if set, is told of the error with which the engine became unusable when that was
-	// met by a goroutine of the library: no caller might see it soon. Called at most once; it
-	// must not call the engine.
+	// OnFailure, if set, gets the error with which the engine became unusable. No caller might see it
+	// soon: a goroutine of the library may have met it, and a goroutine that met it inside the
+	// library may never return. Called at most once, with locks of the library held: it must
+	// neither wait nor call the engine.
 	OnFailure func(error)
 }
 

@@ -3,8 +3,10 @@ package faultfs
 import (
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sort"
 	"sync"
 
@@ -21,7 +23,8 @@ const sectorSize = 512
 // directory which changes of names were: what a crash keeps is decided by Crash.
 //
 // Names in a directory change through a journal, as in every journalling file system: a crash keeps
-// a prefix of the changes that were not synced.
+// a prefix of the changes that were not synced. Directories are names too: what lies below one whose
+// own name was not durable is gone, whatever was synced. The directories "." and "/" always exist.
 type MemFS struct {
 	ctl *Controller
 
@@ -38,8 +41,24 @@ type MemFS struct {
 
 type nameChange struct {
 	dir, name string
-	to        *inode // nil: removed
+	to        *inode // nil: removed; directory: a directory
 	from      string // of a rename: the name that goes
+}
+
+// directory is the inode of every directory: it has no content, its names are in the maps.
+var directory = &inode{}
+
+// parentExists tells whether something can be made under name. The caller holds mu.
+func (m *MemFS) parentExists(name string) bool { return reachable(m.names, name) }
+
+// reachable tells whether all directories above name are in names.
+func reachable(names map[string]*inode, name string) bool {
+	for dir := filepath.Dir(name); dir != "." && dir != "/"; dir = filepath.Dir(dir) {
+		if names[dir] != directory {
+			return false
+		}
+	}
+	return true
 }
 
 type inode struct {
@@ -89,6 +108,9 @@ func (m *MemFS) Create(name string) (vfs.File, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.parentExists(name) {
+		return nil, pathError("create", name, fs.ErrNotExist)
+	}
 	n := &inode{dirty: map[int64]bool{}}
 	m.names[name] = n
 	m.journal = append(m.journal, nameChange{dir: filepath.Dir(name), name: name, to: n})
@@ -102,7 +124,7 @@ func (m *MemFS) Open(name string) (vfs.File, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, ok := m.names[name]
-	if !ok {
+	if !ok || n == directory {
 		return nil, pathError("open", name, fs.ErrNotExist)
 	}
 	return &memFile{m, n, name}, nil
@@ -115,7 +137,7 @@ func (m *MemFS) Rename(oldName, newName string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, ok := m.names[oldName]
-	if !ok {
+	if !ok || n == directory || !m.parentExists(newName) { // directories are not renamed here
 		return pathError("rename", oldName, fs.ErrNotExist)
 	}
 	delete(m.names, oldName)
@@ -130,10 +152,10 @@ func (m *MemFS) Remove(name string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.names[name]; !ok {
+	n, ok := m.names[name]
+	if !ok || n == directory { // directories are not removed here
 		return pathError("remove", name, fs.ErrNotExist)
 	}
-	n := m.names[name]
 	delete(m.names, name)
 	m.journal = append(m.journal, nameChange{dir: filepath.Dir(name), name: name})
 	n.mu.Lock()
@@ -157,8 +179,30 @@ func (m *MemFS) List(dir string) ([]string, error) {
 	return names, nil
 }
 
-// MkdirAll does nothing: directories are there when files are in them.
-func (m *MemFS) MkdirAll(string) error { return nil }
+func (m *MemFS) Exists(dir string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	dir = filepath.Clean(dir)
+	return dir == "." || dir == "/" || m.names[dir] == directory, nil
+}
+
+func (m *MemFS) Mkdir(dir string) error {
+	dir = filepath.Clean(dir)
+	if err := m.ctl.Step("fs", "mkdir", dir); err != nil {
+		return pathError("mkdir", dir, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.names[dir]; ok {
+		return pathError("mkdir", dir, fs.ErrExist)
+	}
+	if !m.parentExists(dir) {
+		return pathError("mkdir", dir, fs.ErrNotExist)
+	}
+	m.names[dir] = directory
+	m.journal = append(m.journal, nameChange{dir: filepath.Dir(dir), name: dir, to: directory})
+	return nil
+}
 
 func (m *MemFS) SyncDir(dir string) error {
 	if err := m.ctl.Step("fs", "syncdir", dir); err != nil {
@@ -193,7 +237,7 @@ func (c nameChange) apply(names map[string]*inode) {
 type Loss int
 
 const (
-	// KeepAll is the death of a process: the page cache survives.
+	// KeepAll is the death of a process: the page cache survives, and with it that it is not durable.
 	KeepAll Loss = iota
 	// DropAll is a power loss that keeps nothing but what was synced.
 	DropAll
@@ -207,22 +251,25 @@ const (
 func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	names := m.names
-	if loss != KeepAll {
-		names = map[string]*inode{}
-		for name, n := range m.durable {
-			names[name] = n
-		}
-		if loss == Torn {
-			for _, c := range m.journal[:rng.IntN(len(m.journal)+1)] {
-				c.apply(names)
-			}
+	if loss == KeepAll {
+		return m.cloneLocked(ctl)
+	}
+	names := maps.Clone(m.durable)
+	if loss == Torn {
+		for _, c := range m.journal[:rng.IntN(len(m.journal)+1)] {
+			c.apply(names)
 		}
 	}
 	out := NewMemFS(ctl)
 	sorted := make([]string, 0, len(names))
-	for name := range names {
-		sorted = append(sorted, name)
+	for name, n := range names {
+		switch {
+		case !reachable(names, name): // its directory is gone
+		case n == directory:
+			out.names[name], out.durable[name] = directory, directory
+		default:
+			sorted = append(sorted, name)
+		}
 	}
 	sort.Strings(sorted) // the seed decides, not the map
 	// One moment for all files, also while someone writes to them: a file must not be kept from before
@@ -243,12 +290,48 @@ func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
 	return out
 }
 
+// cloneLocked copies everything, and what of it is not durable yet.
+func (m *MemFS) cloneLocked(ctl *Controller) *MemFS {
+	all := map[*inode]*inode{directory: directory}
+	collect := func(n *inode) {
+		if n != nil && all[n] == nil {
+			n.mu.Lock() // all at once: one moment for all files
+			all[n] = &inode{data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: maps.Clone(n.dirty)}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.names)) {
+		collect(m.names[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.durable)) {
+		collect(m.durable[name])
+	}
+	for _, c := range m.journal {
+		collect(c.to)
+	}
+	out := NewMemFS(ctl)
+	for name, n := range m.names {
+		out.names[name] = all[n]
+	}
+	for name, n := range m.durable {
+		out.durable[name] = all[n]
+	}
+	for _, c := range m.journal {
+		if c.to != nil {
+			c.to = all[c.to]
+		}
+		out.journal = append(out.journal, c)
+	}
+	for n := range all {
+		if n != directory {
+			n.mu.Unlock()
+		}
+	}
+	return out
+}
+
 // survive is what a crash keeps of a file. The caller holds mu.
 func (n *inode) survive(loss Loss, rng *rand.Rand) []byte {
-	switch loss {
-	case KeepAll:
-		return append([]byte(nil), n.data...)
-	case DropAll:
+	if loss == DropAll {
 		return append([]byte(nil), n.synced...)
 	}
 	out := append([]byte(nil), n.synced...)
@@ -280,7 +363,7 @@ func (m *MemFS) Corrupt(name string, change func(data []byte) []byte) error {
 	m.mu.Lock()
 	n, ok := m.names[name]
 	m.mu.Unlock()
-	if !ok {
+	if !ok || n == directory {
 		return pathError("corrupt", name, fs.ErrNotExist)
 	}
 	n.mu.Lock()

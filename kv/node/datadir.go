@@ -9,6 +9,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
+
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // formatVersion is the version of the data directory's layout. A newer one is refused, an older one is marked as
@@ -42,9 +44,9 @@ type DataDir struct {
 	lock *os.File
 }
 
-// OpenDataDir creates the directory if needed and locks it. A second process gets an error.
+// OpenDataDir creates the directory durably if needed and locks it. A second process gets an error.
 func OpenDataDir(path string) (*DataDir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, path); err != nil {
 		return nil, fmt.Errorf("data-dir: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
@@ -117,30 +119,7 @@ func (d *DataDir) WriteMarker(m Marker) error {
 	if err := toml.NewEncoder(&buf).Encode(m); err != nil {
 		return err
 	}
-	path := d.Sub(markerFile)
-	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(buf.Bytes())
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(path+".tmp", path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(d.Path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return durable.WriteFile(d.Sub(markerFile), buf.Bytes())
 }
 
 // check refuses a directory that was made for something else.

@@ -51,7 +51,8 @@ func TestHangingSyncIsSlowBeforeItReturns(t *testing.T) {
 
 func TestCapacityCountsWhatIsInTheDirectory(t *testing.T) {
 	dir := t.TempDir()
-	g := newSpaceGuard(dir, 1<<20, 8<<20)
+	g, err := newSpaceGuard(dir, spaceOptions{reserve: 1 << 20, capacity: 8 << 20})
+	require.NoError(t, err)
 	total, free := g.disk()
 	require.Equal(t, uint64(8<<20), total)
 	require.Greater(t, free, uint64(7<<20))
@@ -59,9 +60,9 @@ func TestCapacityCountsWhatIsInTheDirectory(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "sub"), 0o700))
 	ballast := filepath.Join(dir, "sub", "ballast")
 	require.NoError(t, os.WriteFile(ballast, make([]byte, 8<<20), 0o600))
-	g.measure()
+	require.NoError(t, g.measure())
 	require.True(t, g.full())
 	require.NoError(t, os.Remove(ballast))
-	g.measure()
+	require.NoError(t, g.measure())
 	require.False(t, g.full())
 }

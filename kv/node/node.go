@@ -133,7 +133,9 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	} else if err = n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: mode}); err != nil {
 		return err
 	}
-	n.space = newSpaceGuard(n.cfg.DataDir, uint64(n.cfg.Storage.ReserveSpace), uint64(n.cfg.Storage.Capacity))
+	if err = n.watchSpace(); err != nil {
+		return err
+	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
 		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: unlike(int64(n.cfg.Storage.MemTable)),
 		Logger: n.logger.Named("engine"), OnFailure: n.fail,
@@ -158,21 +160,14 @@ func (n *Node) Start(ctx context.Context) (err error) {
 }
 
 func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
-	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
-	files, err := raftLogFiles()
-	if err != nil {
+	if err = n.openRaftLog(); err != nil {
 		return err
-	}
-	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
-		FS:          vfs.AroundSync(files, n.disk.around),
-		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
-	}); err != nil {
-		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
 	}
 	if n.snaps, err = snap.Open(n.dir.Sub("snap"), n.cfg.Server.SnapshotReceiveLimit); err != nil {
 		return fmt.Errorf("open snapshot directory: %w", err)
 	}
 	n.snaps.Pace(int64(n.cfg.Server.SnapshotRate))
+	n.snaps.SetFull(n.space.full)
 	if err := n.connect(ctx, marker); err != nil {
 		return err
 	}
@@ -199,7 +194,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
 		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement, n.fail}, Logger: n.logger,
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
-		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats,
+		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
 	})
 	n.trans.SetFeedback(n.store)
 	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)
@@ -224,9 +219,55 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	}()
 	go func() {
 		defer n.wg.Done()
-		n.space.watch(run, n.store.SetDiskFull)
+		if err := n.space.watch(run, n.store.SetDiskFull, n.relieve); err != nil {
+			n.fail(err)
+		}
 	}()
 	return nil
+}
+
+func (n *Node) openRaftLog() error {
+	n.disk = newDiskWatch(n.cfg.Raftstore.SlowSync.Duration)
+	files, err := raftLogFiles()
+	if err != nil {
+		return err
+	}
+	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
+		FS:          vfs.AroundSync(counting{files, n.space}, n.disk.around),
+		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
+	}); err != nil {
+		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
+	}
+	return nil
+}
+
+// watchSpace makes the guard of the disk's space.
+func (n *Node) watchSpace() (err error) {
+	o := spaceOptions{
+		reserve: uint64(n.cfg.Storage.ReserveSpace), capacity: uint64(n.cfg.Storage.Capacity), need: spaceNeed(n.cfg),
+	}
+	if n.space, err = newSpaceGuard(n.cfg.DataDir, o); err != nil {
+		return err
+	}
+	if n.space.tooSmall() {
+		total, _ := n.space.disk()
+		n.logger.Warn("the disk is small for this configuration: writes stop when half of it is used; "+
+			"smaller storage.memtable-size and raftlog.segment-size help",
+			zap.Uint64("disk-bytes", total), zap.Uint64("reserve-bytes", o.need))
+	}
+	return nil
+}
+
+// relieve is called now and then as long as the disk is full. Deletes bring back space only once they are
+// in the engine's files, and there may be too few of them to fill a memtable.
+func (n *Node) relieve() {
+	f, ok := n.engine.(engine.Flusher)
+	if !ok {
+		return
+	}
+	if err := f.Flush(); err != nil {
+		n.fail(fmt.Errorf("flush on a full disk: %w", err))
+	}
 }
 
 func (n *Node) storeMeta() *metapb.Store {

@@ -66,6 +66,9 @@ func FuzzReplay(f *testing.F) {
 		copy(data, h.encode())
 		copy(data[segmentStart:], fuzzRecords(input[:min(len(input), 4<<10)], int(cut)))
 		fs := faultfs.NewMemFS(nil)
+		if err := fs.Mkdir("log"); err != nil {
+			t.Fatal(err)
+		}
 		file, err := fs.Create("log/0000000001.rlog")
 		if err != nil {
 			t.Fatal(err)

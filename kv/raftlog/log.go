@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/vfs"
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // Options configure a log. The zero value means the defaults.
@@ -119,7 +120,7 @@ func Open(dir string, opts Options) (*Log, error) {
 	l := &Log{dir: dir, opts: opts, fs: opts.FS, logger: opts.Logger}
 	l.regions.m = make(map[uint64]*region)
 	l.cache.limit = opts.CacheBytes
-	if err := l.fs.MkdirAll(dir); err != nil {
+	if err := durable.MkdirAll(l.fs, dir); err != nil {
 		return nil, fmt.Errorf("raftlog: %w", err)
 	}
 	if err := l.recover(); err != nil {

@@ -145,6 +145,10 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	if p.sick.damaged {
 		return // it must not vote, nor count as having what it has promised
 	}
+	if m.MsgType == eraftpb.MessageType_MsgAppend && len(m.Entries) > 0 && p.store.diskCritical != nil && p.store.diskCritical() {
+		// As if it was lost: the leader's disk has room, this one has none, and the leader sends it again.
+		return
+	}
 	if err := p.rn.Step(*m); err != nil {
 		p.logger.Debug("raft refused message", zap.Stringer("type", m.MsgType), zap.Error(err))
 	}

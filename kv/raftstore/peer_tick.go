@@ -212,8 +212,13 @@ func (p *peer) proposeLogGC() {
 	if tooLong {
 		compact = max(compact, p.appliedIndex)
 	}
-	compact = min(compact, p.recentLog())
-	if compact < first || (!tooLong && compact-first+1 < cfg.LogGCThreshold) {
+	full := p.store.diskFull.Load()
+	if !full {
+		compact = min(compact, p.recentLog())
+	}
+	// On a full disk each entry counts; a follower that needs a raft snapshot would cost more than it brings.
+	worth := tooLong || full || compact-first+1 >= cfg.LogGCThreshold
+	if compact < first || !worth {
 		return
 	}
 	if compact <= p.stats.lastCompactRequest {

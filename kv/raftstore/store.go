@@ -88,6 +88,8 @@ type Options struct {
 	Seed uint64
 	// Stats fills capacity, available and used size of a store heartbeat; nil leaves them 0.
 	Stats func(*schedulerpb.StoreStats)
+	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
+	DiskCritical func() bool
 }
 
 // Store is one tinykv-server's set of region peers.
@@ -103,18 +105,19 @@ type Options struct {
 // path turns the store to failed: every waiting command is answered, Failed reports it, and the process
 // is expected to exit. A failed fsync is never retried.
 type Store struct {
-	cfg       *config.Config
-	storeID   uint64
-	clusterID uint64
-	engine    engine.Engine
-	log       *raftlog.Log
-	snaps     *snap.Manager
-	trans     Transport
-	placement Placement
-	clock     Clock
-	logger    *zap.Logger
-	seed      uint64
-	stats     func(*schedulerpb.StoreStats)
+	cfg          *config.Config
+	storeID      uint64
+	clusterID    uint64
+	engine       engine.Engine
+	log          *raftlog.Log
+	snaps        *snap.Manager
+	trans        Transport
+	placement    Placement
+	clock        Clock
+	logger       *zap.Logger
+	seed         uint64
+	stats        func(*schedulerpb.StoreStats)
+	diskCritical func() bool
 
 	meta         *storeMeta
 	live         *liveness
@@ -155,7 +158,7 @@ type Store struct {
 func New(o Options) *Store {
 	s := &Store{
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
-		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats,
+		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats, diskCritical: o.DiskCritical,
 		logger: o.Logger.With(log.StoreID(o.StoreID)),
 		meta:   newStoreMeta(), storeCh: make(chan storeMsg, 4096), failed: make(chan error, 1),
 	}

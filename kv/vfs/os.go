@@ -7,6 +7,8 @@ import (
 	"sort"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // OS is the real file system.
@@ -32,7 +34,9 @@ func (osFS) Open(name string) (File, error) {
 
 func (osFS) Rename(oldName, newName string) error { return os.Rename(oldName, newName) }
 func (osFS) Remove(name string) error             { return os.Remove(name) }
-func (osFS) MkdirAll(dir string) error            { return os.MkdirAll(dir, 0o700) }
+func (osFS) Exists(dir string) (bool, error)      { return durable.OS.Exists(dir) }
+func (osFS) Mkdir(dir string) error               { return durable.OS.Mkdir(dir) }
+func (osFS) SyncDir(dir string) error             { return durable.SyncDir(dir) }
 
 func (osFS) List(dir string) ([]string, error) {
 	d, err := os.Open(dir)
@@ -45,15 +49,6 @@ func (osFS) List(dir string) ([]string, error) {
 	}
 	sort.Strings(names)
 	return names, err
-}
-
-func (osFS) SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
 }
 
 type osFile struct{ *os.File }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/tinykv/tinykv/kv/vfs"
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 func must(t *testing.T, err error) {
@@ -20,7 +21,7 @@ func must(t *testing.T, err error) {
 
 func TestOS(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
-	must(t, vfs.OS.MkdirAll(dir))
+	must(t, durable.MkdirAll(vfs.OS, dir))
 	name := filepath.Join(dir, "f")
 	if _, err := vfs.OS.Open(name); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("open of nothing: %v", err)

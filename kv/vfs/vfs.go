@@ -16,8 +16,12 @@ type FS interface {
 	Remove(name string) error
 	// List returns the names (not paths) in a directory, sorted.
 	List(dir string) ([]string, error)
-	MkdirAll(dir string) error
-	// SyncDir makes creations, renames and removals in dir durable.
+	// Exists tells whether a directory is there.
+	Exists(dir string) (bool, error)
+	// Mkdir makes one directory; durable.MkdirAll is how to use it. An existing one satisfies
+	// fs.ErrExist.
+	Mkdir(dir string) error
+	// SyncDir makes creations, renames and removals in dir durable, those of directories too.
 	SyncDir(dir string) error
 }
 

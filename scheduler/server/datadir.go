@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"go.etcd.io/etcd/server/v3/storage/wal"
+
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 const (
@@ -37,7 +39,7 @@ type dataDir struct {
 // openDataDir makes or opens the directory. A foreign, newer, or already used one is refused with
 // the reason.
 func openDataDir(path, name string) (*dataDir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, path); err != nil {
 		return nil, fmt.Errorf("data-dir: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR, 0o600)
@@ -101,7 +103,7 @@ func (d *dataDir) writeMarker() error {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	path := filepath.Join(d.path, markerName)
-	if err := writeFileSync(path, append(data, '\n')); err != nil {
+	if err := durable.WriteFile(path, append(data, '\n')); err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	return nil
@@ -133,31 +135,3 @@ func (d *dataDir) joins() error {
 func (d *dataDir) hasMember() bool { return wal.Exist(filepath.Join(d.path, "member", "wal")) }
 
 func (d *dataDir) close() { _ = d.lock.Close() }
-
-// writeFileSync replaces a file so that after a crash there is the old or the new one.
-func writeFileSync(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	return dir.Sync()
-}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/tinykv/tinykv/pkg/durable"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -37,6 +39,7 @@ type node struct {
 	clientAddr string
 	fail       chan error
 	done       chan struct{} // closed by close
+	unwatch    context.CancelFunc
 	wg         sync.WaitGroup
 }
 
@@ -70,9 +73,12 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	if err != nil {
 		return nil, explainStart(err, cfg)
 	}
-	n := &node{
-		cfg: cfg, etcd: e, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{}),
+	// Before the first answer: etcd syncs its files, and of its directories only some.
+	if err := syncEtcdDirs(cfg.DataDir); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("data-dir: %w", err)
 	}
+	n := &node{cfg: cfg, etcd: e, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{})}
 	select {
 	case <-e.Server.ReadyNotify():
 	case err = <-e.Err():
@@ -86,21 +92,61 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
 	}
 	n.client = v3client.New(e.Server)
-	go n.watch() // ends with close
+	var watching context.Context
+	watching, n.unwatch = context.WithCancel(context.Background())
+	n.wg.Add(1)
+	go n.watch(watching, logger) // ends with close
 	return n, nil
 }
 
-// watch notices that etcd ended by itself, for example on a full or broken disk.
-func (n *node) watch() {
-	select {
-	case <-n.done:
-	case err := <-n.etcd.Err():
-		n.fail <- fmt.Errorf("etcd failed: %w", err)
-	case <-n.etcd.Server.StopNotify():
+// syncEtcdDirs makes the names of etcd's files durable. Etcd leaves out the directories of its data, of
+// the log's first file and of the tables.
+func syncEtcdDirs(dataDir string) error {
+	for _, dir := range []string{"member/snap", "member/wal", "member", "."} {
+		if err := durable.SyncDir(filepath.Join(dataDir, dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapSyncInterval is how often the directory of etcd's snapshot files is synced. Etcd removes a file of
+// its log at the earliest when five more are full, which takes longer.
+const snapSyncInterval = 10 * time.Second
+
+// watch notices that etcd ended by itself, for example on a full or broken disk. Etcd does not sync the
+// directory in which it makes a snapshot file, so watch does.
+func (n *node) watch(ctx context.Context, logger *zap.Logger) {
+	defer n.wg.Done()
+	ticker := time.NewTicker(snapSyncInterval)
+	defer ticker.Stop()
+	space := time.NewTicker(spaceInterval)
+	defer space.Stop()
+	snap := filepath.Join(n.cfg.DataDir, "member", "snap")
+	for {
 		select {
 		case <-n.done:
-		default:
-			n.fail <- errors.New("etcd stopped: this member was removed or its disk failed")
+			return
+		case err := <-n.etcd.Err():
+			n.fail <- fmt.Errorf("etcd failed: %w", err)
+			return
+		case <-n.etcd.Server.StopNotify():
+			select {
+			case <-n.done:
+			default:
+				n.fail <- errors.New("etcd stopped: this member was removed or its disk failed")
+			}
+			return
+		case <-space.C:
+			if err := n.checkSpace(ctx, logger); err != nil {
+				n.fail <- err
+				return
+			}
+		case <-ticker.C:
+			if err := durable.SyncDir(snap); err != nil {
+				n.fail <- fmt.Errorf("data-dir: %w", err)
+				return
+			}
 		}
 	}
 }
@@ -198,6 +244,7 @@ func (n *node) handOver() {
 
 func (n *node) close() {
 	close(n.done)
+	n.unwatch()
 	n.wg.Wait()
 	_ = n.client.Close()
 	n.etcd.Close()

@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/pkg/durable"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
@@ -331,7 +332,7 @@ func (s *Server) saveSnapshot() error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(tmp, path)
+		err = durable.Rename(tmp, path)
 	}
 	if err != nil {
 		return fmt.Errorf("region snapshot: %w", err)

@@ -147,6 +147,22 @@ var bugs = []bug{
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
 		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
 	}),
+	{
+		name: "directories-not-synced", file: "pkg/durable/durable.go", pkg: "./tests/power", run: "TestPowerLoss", tries: 1,
+		change: [][2]string{{"	err = d.SyncDir(parent)\n", "	err = nil\n"}},
+	},
+	{
+		name: "etcd-directories-not-synced", file: "scheduler/server/node.go", pkg: "./tests/power", run: "TestPowerLoss", tries: 1,
+		change: [][2]string{{"{\"member/snap\", \"member/wal\", \"member\", \".\"}", "{}"}},
+	},
+	{
+		name: "log-errors-reach-the-engine", file: "kv/engine/pebbleengine/fatal.go", pkg: "./kv/engine/pebbleengine", run: "TestEveryWriteFails", tries: 1,
+		change: [][2]string{{"if err != nil && fs.d.armed.Load() {", "if false {"}},
+	},
+	{
+		name: "reserve-less-than-a-start-needs", file: "kv/node/space.go", pkg: "./tests/e2e", run: "TestSmallDisks/bytes", tries: 1,
+		change: [][2]string{{"		s.free < more(min(o.need, s.total/2)) ||\n", ""}},
+	},
 	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
 		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
 	}),
@@ -195,6 +211,7 @@ func TestPlanted(t *testing.T) {
 				}
 				cmd := exec.Command("go", args...)
 				cmd.Dir = root
+				cmd.Env = append(cmd.Environ(), "GOFLAGS=-overlay="+overlay) // also for binaries that the test builds
 				out, err := cmd.CombinedOutput()
 				if err == nil {
 					continue

@@ -4,6 +4,9 @@ import (
 	"flag"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/badgerengine"
 	"github.com/tinykv/tinykv/kv/engine/enginetest"
@@ -48,6 +51,7 @@ func TestDamage(t *testing.T) {
 	if *long {
 		rounds = 1000
 	}
+	silent := 0
 	for class, counts := range enginetest.RunDamage(t, factory, damageClasses, rounds) {
 		if n := counts["WRONG"]; n > 0 {
 			t.Errorf("%s: %d wrong values", class, n)
@@ -55,6 +59,26 @@ func TestDamage(t *testing.T) {
 		if n := counts["LOSS"]; n > 0 && class != "table" && class != "table index" {
 			t.Errorf("%s: %d silent losses", class, n)
 		}
+		silent += counts["LOSS"]
+	}
+	if silent == 0 {
+		t.Error("no silent loss in a damaged table: the warning at start and docs/engine.md say there are")
+	}
+}
+
+// TestWarning: each start with badger warns once of what it cannot do.
+func TestWarning(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	e, err := badgerengine.Open(engine.Options{Dir: t.TempDir(), CacheBytes: 1 << 20, MemTableBytes: 1 << 20, Logger: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	warned := logs.FilterMessageSnippet("no checksums").FilterMessageSnippet("not found")
+	if warned.Len() != 1 || logs.Len() != 1 {
+		t.Errorf("%d warnings, %d of all: %v", warned.Len(), logs.Len(), logs.All())
 	}
 }
 

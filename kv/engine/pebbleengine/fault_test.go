@@ -16,7 +16,7 @@ import (
 )
 
 func options() engine.Options {
-	return engine.Options{Dir: "db", CacheBytes: 1 << 20, MemTableBytes: 256 << 10}
+	return engine.Options{Dir: "a/b/db", CacheBytes: 1 << 20, MemTableBytes: 256 << 10}
 }
 
 // TestPowerLoss drops what was not synced, in whole or in part: what remains is whole batches, a

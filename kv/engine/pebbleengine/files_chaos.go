@@ -77,6 +77,14 @@ func (fsys journaled) Remove(name string) error {
 	return fsys.j.Remove(name, func() error { return fsys.FS.Remove(name) })
 }
 
+// MkdirAll is called for one directory whose parent exists.
+func (fsys journaled) MkdirAll(dir string, perm os.FileMode) error {
+	if _, err := os.Lstat(dir); err == nil {
+		return nil // nothing to record
+	}
+	return fsys.j.Mkdir(dir, func() error { return fsys.FS.MkdirAll(dir, perm) })
+}
+
 func (fsys journaled) OpenDir(name string) (vfs.File, error) {
 	f, err := fsys.FS.OpenDir(name)
 	if err != nil {

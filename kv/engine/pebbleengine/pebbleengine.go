@@ -5,8 +5,8 @@
 // torn tail from damage, as long as something valid lies behind it. Two things are added.
 //
 // Failure: where pebble meets an error it cannot get over, it calls Logger.Fatalf, which by default
-// ends the process; here it makes the engine fail: the caller gets the error, and so does
-// Options.OnFailure.
+// ends the process, or panics. Here the engine fails before either: the callers get the error, and so
+// does Options.OnFailure (fatal.go).
 //
 // The end of the log: each sync writes its number into the store (a sentinel key) and, when it is
 // done, into a mark file. A store that does not know the sync the mark tells of lost a synced tail.
@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +28,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
+	"github.com/tinykv/tinykv/pkg/durable"
 )
 
 // Name is the backend's name.
@@ -45,7 +45,9 @@ type db struct {
 	failed   atomic.Pointer[error]
 	failedCh chan struct{} // closed when failed is set
 
-	pacer *pacer // of compactions and flushes
+	pacer *pacer      // of compactions and flushes
+	room  room        // of the memtable
+	armed atomic.Bool // the engine is open: see rimFS
 
 	stalls struct {
 		count, nanos, since atomic.Int64
@@ -72,8 +74,9 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	// Pebble takes its memtables out of the block cache; CacheBytes is for blocks.
 	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
-	err = d.guard(func() error {
-		if err := files.MkdirAll(opts.Dir, 0o700); err != nil {
+	d.room.limit = opts.MemTableBytes
+	err = d.detached(func() error {
+		if err := durable.MkdirAll(dirs{files}, opts.Dir); err != nil {
 			return err
 		}
 		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name), vfs.WriteCategoryUnspecified)
@@ -81,10 +84,14 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 			return err
 		}
 		d.mark = syncmark.Open(f)
+		if err := (dirs{files}).SyncDir(opts.Dir); err != nil {
+			return errors.Join(err, d.mark.Close())
+		}
 		d.p, err = pebble.Open(opts.Dir, d.pebbleOptions(cache, files))
 		if err != nil {
 			return errors.Join(err, d.mark.Close())
 		}
+		d.armed.Store(true)
 		d.pacer.immutable.Store(0)
 		if err := d.checkMark(); err != nil {
 			return err
@@ -132,7 +139,7 @@ func (d *db) syncLog() error {
 
 // sync lets callers share syncLog.
 func (d *db) sync() error {
-	err := d.syncs.Do(func() error { return d.write(d.syncLog) })
+	err := d.syncs.Do(func() error { return d.detached(d.syncLog) })
 	if err != nil {
 		return d.fail(err)
 	}
@@ -142,7 +149,7 @@ func (d *db) sync() error {
 func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	o := &pebble.Options{
 		Cache: cache,
-		FS:    pacedFS{files, d.pacer},
+		FS:    pacedFS{rimFS{files, d}, d.pacer},
 		// The newest format has log records that tell up to where the log was synced, so that
 		// damage in its middle is an error and not an early end.
 		FormatMajorVersion:          pebble.FormatNewest,
@@ -192,7 +199,10 @@ func (d *db) events() *pebble.EventListener {
 				d.stalls.nanos.Add(time.Now().UnixNano() - since)
 			}
 		},
-		WALCreated: func(pebble.WALCreateInfo) { d.pacer.immutable.Add(1) },
+		WALCreated: func(pebble.WALCreateInfo) {
+			d.pacer.immutable.Add(1)
+			d.room.renew()
+		},
 		FlushEnd: func(info pebble.FlushInfo) {
 			if info.Err == nil && !info.Ingest {
 				d.pacer.immutable.Add(-int64(info.Input))
@@ -207,22 +217,6 @@ const (
 	stallMemTables = 4
 	nearStall      = 2
 )
-
-// write runs f, which writes to pebble. Near a stall it does so in a goroutine: if the flush keeps
-// failing, a stalled write never comes back, and then it is left behind.
-func (d *db) write(f func() error) error {
-	if d.pacer.immutable.Load() < nearStall {
-		return d.guard(f)
-	}
-	done := make(chan error, 1)
-	go func() { done <- d.guard(f) }() // ends with the write, or with the process
-	select {
-	case err := <-done:
-		return err
-	case <-d.failedCh:
-		return d.failure()
-	}
-}
 
 // convert gives errors the types of package engine.
 func convert(err error) error {
@@ -259,11 +253,8 @@ func (d *db) failure() error {
 	return nil
 }
 
-// fatal is what Fatalf throws when guard is there to catch it.
-type fatal struct{ err error }
-
-// guard runs f, which calls pebble, and turns its panics and fatal errors into an error. Damage
-// that gets past a checksum makes the library panic rather than return.
+// guard runs f, which calls pebble, and turns its panics into an error. Damage that gets past a checksum
+// makes the library panic rather than return.
 func (d *db) guard(f func() error) (err error) {
 	defer d.rescue(&err)
 	if err := d.failure(); err != nil {
@@ -273,61 +264,16 @@ func (d *db) guard(f func() error) (err error) {
 }
 
 // rescue is deferred by everything that calls pebble: guard, and the hot paths that would have to
-// allocate a closure for it. Fatalf looks for the name of one of them on the stack.
+// allocate a closure for it.
 func (d *db) rescue(err *error) {
 	switch v := recover().(type) {
 	case nil:
-	case fatal:
-		*err = v.err
 	case runtime.Error:
 		*err = d.fail(fmt.Errorf("%w: panic: %w", engine.ErrCorrupt, v))
+	case error:
+		*err = d.fail(fmt.Errorf("panic: %w", v))
 	default:
 		*err = d.fail(fmt.Errorf("panic: %v", v))
-	}
-}
-
-// logger sends pebble's messages where ours go.
-type logger struct{ d *db }
-
-func (l *logger) Infof(format string, args ...any) {
-	l.d.opts.Logger.Debug(fmt.Sprintf(format, args...))
-}
-
-func (l *logger) Errorf(format string, args ...any) {
-	l.d.opts.Logger.Warn(fmt.Sprintf(format, args...))
-}
-
-// Fatalf must not return. If one of our callers is waiting up the stack, it gets the error. If not,
-// this is a goroutine of pebble's, which stops here for good, with whatever locks it holds: the
-// engine is of no use any more, and the store learns it from OnFailure.
-func (l *logger) Fatalf(format string, args ...any) {
-	err := fmt.Errorf(format, args...)
-	for _, a := range args {
-		if cause, ok := a.(error); ok {
-			err = fmt.Errorf("%s: %w", strings.TrimSuffix(fmt.Sprintf(format, args...), cause.Error()), cause)
-		}
-	}
-	err = l.d.fail(err)
-	if guarded() {
-		panic(fatal{err})
-	}
-	select {}
-}
-
-// guarded tells whether a function that defers rescue is on the stack of this goroutine.
-func guarded() bool {
-	pcs := make([]uintptr, 256)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
-	for {
-		f, more := frames.Next()
-		for _, name := range []string{"(*db).guard", "(*db).get", "(*iterator).step"} {
-			if strings.HasSuffix(f.Function, "pebbleengine."+name) {
-				return true
-			}
-		}
-		if !more {
-			return false
-		}
 	}
 }
 
@@ -365,7 +311,7 @@ func (d *db) Write(eb engine.Batch, sync bool) error {
 	}
 	if !b.b.Empty() {
 		p := b.b
-		if err := d.write(func() error { return d.p.Apply(p, pebble.NoSync) }); err != nil {
+		if err := d.write(p); err != nil {
 			b.b = d.p.NewBatch() // the old one may still be in use
 			return d.fail(err)
 		}
@@ -444,6 +390,21 @@ func (d *db) Stats() (s engine.Stats) {
 	return s
 }
 
+// Flush implements engine.Flusher.
+func (d *db) Flush() error {
+	if !d.enter() {
+		return engine.ErrClosed
+	}
+	defer d.leave()
+	if d.room.empty() {
+		return nil
+	}
+	return d.detached(func() error {
+		_, err := d.p.AsyncFlush()
+		return err
+	})
+}
+
 func (d *db) DiskUsage() (uint64, error) {
 	if !d.enter() {
 		return 0, engine.ErrClosed
@@ -468,7 +429,7 @@ func (d *db) Close() error {
 		// as they are; the process is about to end.
 		return err
 	}
-	return d.guard(func() error {
+	return d.detached(func() error {
 		return errors.Join(d.syncLog(), d.p.Close(), d.mark.Close())
 	})
 }

@@ -243,13 +243,22 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	defer stop()
 	defer gcfloor.Set(gcfloor.Server).Stop()
 	n := node.New(cfg, Version, logger)
-	if err := n.Start(ctx); err != nil {
-		if ctx.Err() != nil {
+	started := make(chan error, 1)
+	// Ends with Start, or with the process: what failed meanwhile may keep Start from returning.
+	go func() { started <- n.Start(ctx) }()
+	var err error
+	select {
+	case err = <-started:
+		if err != nil && ctx.Err() != nil {
 			return nil // stopped by a signal while it waited
 		}
+		if err != nil {
+			return err
+		}
+	case err = <-n.Failed():
+		logger.Error("stopping after a failure", zap.Error(err))
 		return err
 	}
-	var err error
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")

@@ -33,6 +33,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/pkg/durable"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -63,6 +64,7 @@ type Manager struct {
 	receiving    atomic.Int32
 
 	builds, installs *rate.Limiter // see Pace
+	full             func() bool   // see SetFull
 
 	mu struct {
 		sync.Mutex
@@ -73,7 +75,7 @@ type Manager struct {
 
 // Open makes the directory and removes what an earlier process left half done.
 func Open(dir string, receiveLimit int) (*Manager, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, dir); err != nil {
 		return nil, err
 	}
 	m := &Manager{
@@ -97,6 +99,10 @@ func Open(dir string, receiveLimit int) (*Manager, error) {
 	}
 	return m, nil
 }
+
+// SetFull lets snapshots be neither built nor received as long as full says that the disk is: they may be
+// larger than its reserve. Before the first use.
+func (m *Manager) SetFull(full func() bool) { m.full = full }
 
 // Counts returns how many snapshots are being sent and received.
 func (m *Manager) Counts() (sending, receiving uint32) {
@@ -130,6 +136,9 @@ func (m *Manager) cfPath(prefix string, k Key, cf string) string {
 // Build writes the files of a raft snapshot of the user keys [start, end). It returns their list and
 // total size. Files that are there already are used again.
 func (m *Manager) Build(view engine.Snapshot, k Key, start, end []byte) (*rspb.SnapshotMeta, uint64, error) {
+	if m.full != nil && m.full() {
+		return nil, 0, fmt.Errorf("%w: the disk is full", ErrBusy)
+	}
 	defer m.use(prefixBuilt + "_" + k.String())()
 	if meta, err := m.readMeta(prefixBuilt, k); err == nil {
 		return meta, totalSize(meta), nil
@@ -260,16 +269,7 @@ func (m *Manager) writeMeta(prefix string, k Key, meta *rspb.SnapshotMeta) error
 	if err := w.commit(); err != nil {
 		return err
 	}
-	return syncDir(m.dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.SyncDir(m.dir)
 }
 
 func (m *Manager) readMeta(prefix string, k Key) (*rspb.SnapshotMeta, error) {
@@ -366,6 +366,9 @@ func (m *Manager) Receive(k Key, meta *rspb.SnapshotMeta) (*Receiver, error) {
 	}
 	if m.CheckReceived(k.RegionID, k.Term, k.Index, meta) == nil {
 		return nil, nil
+	}
+	if m.full != nil && m.full() {
+		return nil, fmt.Errorf("%w: the disk is full", ErrBusy)
 	}
 	if m.receiving.Add(1) > m.receiveLimit {
 		m.receiving.Add(-1)
@@ -591,7 +594,8 @@ func readPart(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// remove deletes the files of a snapshot. What cannot be deleted costs space until GC can.
+// remove deletes the files of a snapshot. What cannot be deleted costs space until GC can. The directory is left unsynced:
+// nothing relies on the files' absence. What a power loss brings back is verified before it is used, and counts as old.
 func (m *Manager) remove(prefix string, k Key) error {
 	// The meta file first: without it the others do not count.
 	errs := []error{os.Remove(m.path(prefix, k, ".meta"))}

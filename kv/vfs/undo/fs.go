@@ -60,6 +60,10 @@ func (fsys journaled) Remove(name string) error {
 	return fsys.j.Remove(name, func() error { return fsys.FS.Remove(name) })
 }
 
+func (fsys journaled) Mkdir(dir string) error {
+	return fsys.j.Mkdir(dir, func() error { return fsys.FS.Mkdir(dir) })
+}
+
 func (fsys journaled) SyncDir(dir string) error {
 	return fsys.j.SyncDir(dir, func() error { return fsys.FS.SyncDir(dir) })
 }

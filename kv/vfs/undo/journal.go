@@ -22,6 +22,7 @@ const (
 	kindWrite   = "write"
 	kindSync    = "sync"
 	kindCreate  = "create"
+	kindMkdir   = "mkdir"
 	kindRename  = "rename"
 	kindRemove  = "remove"
 	kindSyncDir = "sync-dir"
@@ -205,6 +206,11 @@ func (j *Journal) SyncDir(dir string, do func() error) error {
 // Create lets do create path. What exists there must have been removed before.
 func (j *Journal) Create(path string, do func() error) error {
 	return j.name(record{Kind: kindCreate, Path: filepath.Clean(path)}, "", do)
+}
+
+// Mkdir lets do make the directory path, which must not exist.
+func (j *Journal) Mkdir(path string, do func() error) error {
+	return j.name(record{Kind: kindMkdir, Path: filepath.Clean(path)}, "", do)
 }
 
 // Remove lets do remove path.

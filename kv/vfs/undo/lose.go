@@ -115,6 +115,8 @@ func undoName(dir string, rec record) error {
 	switch rec.Kind {
 	case kindCreate:
 		return missing(os.Remove(rec.Path))
+	case kindMkdir:
+		return os.RemoveAll(rec.Path) // and what is in it, synced or not
 	case kindRemove:
 		return back(rec.Path)
 	case kindRename:

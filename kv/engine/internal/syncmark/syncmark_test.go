@@ -13,8 +13,11 @@ import (
 
 func TestMark(t *testing.T) {
 	fs := faultfs.NewMemFS(nil)
-	f, err := fs.Create("dir/" + syncmark.Name)
+	f, err := fs.Create(syncmark.Name)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.SyncDir("."); err != nil {
 		t.Fatal(err)
 	}
 	m := syncmark.Open(f)
@@ -29,7 +32,7 @@ func TestMark(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, loss := range []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn} {
-			left, err := fs.Crash(loss, rand.New(rand.NewPCG(i, 1)), nil).Open("dir/" + syncmark.Name)
+			left, err := fs.Crash(loss, rand.New(rand.NewPCG(i, 1)), nil).Open(syncmark.Name)
 			if err != nil {
 				t.Fatal(err)
 			}
