@@ -97,11 +97,16 @@ func writeJSON(w http.ResponseWriter, v any) {
 
 // Status is what /status answers.
 type Status struct {
-	Version     string            `json:"version"`
-	ClusterID   uint64            `json:"cluster_id"`
-	StoreID     uint64            `json:"store_id"`
-	Addr        string            `json:"addr"`
-	Engine      string            `json:"engine"`
+	Version    string            `json:"version"`
+	ClusterID  uint64            `json:"cluster_id"`
+	StoreID    uint64            `json:"store_id"`
+	Addr       string            `json:"addr"`
+	Engine     string            `json:"engine"`
+	StatusAddr string            `json:"status_addr"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall clock.
+	MaxID       uint64            `json:"max_id"`
+	UnixMS      int64             `json:"unix_ms"`
 	UptimeSecs  int64             `json:"uptime_seconds"`
 	Regions     int               `json:"regions"`
 	Leaders     int               `json:"leaders"`
@@ -118,11 +123,13 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 		Version: n.version, ClusterID: n.ident.ClusterId, StoreID: n.ident.StoreId, Addr: n.cfg.AdvertiseAddr,
 		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()), DiskFull: n.space.full(),
 	}
+	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels, time.Now().UnixMilli()
 	st.DiskTotal, st.DiskFree = n.space.disk()
 	if n.store != nil {
 		c := n.store.Counts()
 		st.Regions, st.Leaders, st.ReadErrors = c.Regions, c.Leaders, c.ReadErrors
 		st.Quarantined = n.store.Quarantined()
+		st.MaxID = n.store.MaxKnownID()
 	}
 	writeJSON(w, st)
 }

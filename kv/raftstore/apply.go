@@ -36,7 +36,7 @@ type applyTask struct {
 	install   *installTask
 	destroy   *destroyTask
 	retire    *mailbox
-	reason    error // why it is retired
+	why       string // it is retired
 }
 
 // installTask replaces a region's state by a received raft snapshot.
@@ -73,6 +73,8 @@ type applier struct {
 	place int
 	// removed: the conf change that removes this peer is applied; nothing after it is.
 	removed bool
+	// broken: nothing is applied any more because the next entry is damaged here. removed is set as well.
+	broken bool
 	// report gathers what the peer must be told after the next write; dirty: there is something.
 	report message.Applied
 	dirty  bool
@@ -204,10 +206,8 @@ func (w *applyWorker) handle(t *applyTask) error {
 	case applyDestroy:
 		return w.destroy(t.destroy)
 	case applyRetire:
+		w.markDamaged(t)
 		w.forget(t.regionID)
-		if err := w.markDamaged(t.regionID, t.reason); err != nil {
-			return err
-		}
 		if err := w.flush(); err != nil {
 			return err
 		}
@@ -216,19 +216,17 @@ func (w *applyWorker) handle(t *applyTask) error {
 	return nil
 }
 
-// markDamaged writes that a replica must not be served again, also after a restart.
-func (w *applyWorker) markDamaged(regionID uint64, reason error) error {
-	st, err := meta.LoadRegionState(w.store.engine, regionID)
-	if err != nil {
-		return fmt.Errorf("mark region %d as damaged: %w", regionID, err)
+// markDamaged writes that a retired replica must not be served after a restart either. The region is the one that this
+// worker has come to; it is not read, because reading may be what fails.
+func (w *applyWorker) markDamaged(t *applyTask) {
+	a := w.regions[t.regionID]
+	if a == nil || a.removed && !a.broken {
+		return // it is being destroyed, has been removed, or never had data
 	}
-	if st == nil || st.State == rspb.PeerState_Tombstone {
-		return nil
-	}
-	st.Damaged = reason.Error()
-	meta.Put(w.batch, meta.RegionStateKey(regionID), st)
+	meta.Put(w.batch, meta.RegionStateKey(t.regionID), &rspb.RegionLocalState{
+		State: rspb.PeerState_Normal, Region: a.region, Peer: a.peer, Damaged: t.why,
+	})
 	w.sync = true
-	return nil
 }
 
 func (w *applyWorker) destroy(t *destroyTask) error {
@@ -292,7 +290,7 @@ func (w *applyWorker) applyEntries(t *applyTask) error {
 // on. The peer hands over what it leads and is quarantined. Stopping the store instead would stop it at each start, for
 // one replica of which others have the truth.
 func (w *applyWorker) giveUp(a *applier, e *eraftpb.Entry, err error) {
-	a.removed = true
+	a.removed, a.broken = true, true
 	w.store.work.corruptEntries.Add(1)
 	w.store.ReadFailed(a.regionID, fmt.Errorf("entry %d: %w", e.Index, err))
 }

@@ -28,7 +28,7 @@ func (v *PeerView) Info() PeerInfo {
 	p := v.p
 	info := PeerInfo{
 		Region: p.region(), Peer: p.meta, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
-		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(),
+		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(), LastTerm: p.lastTerm(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
@@ -50,6 +50,7 @@ type PeerInfo struct {
 	CommitIndex    uint64         `json:"commit_index"`
 	AppliedIndex   uint64         `json:"applied_index"`
 	LastIndex      uint64         `json:"last_index"`
+	LastTerm       uint64         `json:"last_term"`
 	TruncatedIndex uint64         `json:"truncated_index"`
 	Size           uint64         `json:"size"`
 	Keys           uint64         `json:"keys"`
@@ -79,6 +80,27 @@ func (s *Store) Inspect(ctx context.Context, regionID uint64, fn func(*PeerView)
 	case <-s.ctx.Done():
 		return ErrStopping
 	}
+}
+
+// lastTerm is the term of the last entry of the log; 0 if that can not be read.
+func (p *peer) lastTerm() uint64 {
+	term, err := p.rn.Raft.RaftLog.Term(p.rn.LastIndex())
+	if err != nil {
+		return 0
+	}
+	return term
+}
+
+// MaxKnownID is the largest id of a region, peer or store that this store knows.
+func (s *Store) MaxKnownID() uint64 {
+	most := s.storeID
+	for _, r := range s.meta.all() {
+		most = max(most, r.Id, r.MaxPeerId)
+		for _, p := range r.Peers {
+			most = max(most, p.Id, p.StoreId)
+		}
+	}
+	return most
 }
 
 // Peer returns the state of a region's peer on this store.

@@ -82,6 +82,7 @@ func (s *Server) api() http.Handler {
 	s.route(mux, "GET /regions", true, s.getRegions)
 	s.route(mux, "GET /regions/{id}", true, s.getRegion)
 	s.route(mux, "POST /regions/{id}/{action}", true, s.postRegion)
+	s.route(mux, "DELETE /regions/{id}", true, s.deleteRegion)
 	s.route(mux, "GET /operators", true, s.getOperators)
 	s.route(mux, "GET /operators/history", true, s.getHistory)
 	s.route(mux, "GET /operators/{region}", true, s.getOperator)

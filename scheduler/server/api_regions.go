@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -377,4 +378,21 @@ func (s *Server) getHot(r *http.Request) (any, error) {
 		}
 	}
 	return map[string]any{"kind": kind, "regions": out}, nil
+}
+
+// deleteRegion forgets what is known of a region. If it is there, its leader tells it anew with its next heartbeat; this is
+// for regions that went on under an older version after more was lost than a majority.
+func (s *Server) deleteRegion(r *http.Request) (any, error) {
+	id, err := pathID(r, "id")
+	if err != nil {
+		return nil, err
+	}
+	if s.cluster.Core().RemoveRegion(id) == nil {
+		return nil, notFound("region %d is not known", id)
+	}
+	s.cluster.controller.RegionGone(id)
+	s.cluster.events.add("region-forgotten", fmt.Sprintf("region %d, by an operator", id))
+	s.cluster.health.Store(nil)
+	s.cluster.planner.Wake()
+	return map[string]any{"forgotten": id}, nil
 }

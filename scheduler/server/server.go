@@ -179,6 +179,11 @@ func (s *Server) startBackend(ctx context.Context) error {
 
 func (s *Server) setUp(ctx context.Context) error {
 	s.storage = s.node.store()
+	if s.cfg.Recover != "" {
+		if err := s.takeOverCluster(ctx); err != nil {
+			return fmt.Errorf("--recover %s: %w", s.cfg.Recover, err)
+		}
+	}
 	clusterID, err := initClusterID(ctx, s.storage)
 	if err != nil {
 		return err

@@ -102,6 +102,10 @@ var bugs = []bug{
 		name: "addresses-are-fetched-when-needed", file: "kv/client/cache.go", pkg: "./kv/client", run: "TestRoutesOutliveThePlacementService", tries: 1,
 		change: [][2]string{{"	c.learn(meta.Peers)\n", ""}},
 	},
+	{
+		name: "recovery-picks-the-shorter-log", file: "pkg/recovery/regions.go", pkg: "./pkg/recovery", run: "TestNewestReplicaGoesOn", tries: 1,
+		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
+	},
 	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),

@@ -250,6 +250,10 @@ func (c *Cluster) Rejoin(p *Process) {
 	p.first = []string{"--join", strings.Join(others, ",")}
 }
 
+// Recover makes the next start of a scheduler that does not run take over the cluster of a recovery file. Its data
+// directory must be empty then.
+func (p *Process) Recover(file string) { p.first = []string{"--recover", file} }
+
 // Processes lists the schedulers, then the stores.
 func (c *Cluster) Processes() []*Process {
 	return append(append([]*Process{}, c.Schedulers...), c.Stores...)

@@ -67,6 +67,7 @@ func newFlags() *flags {
 	s.StringVar(&v.Security.KeyPath, "key", "", "file of the private key for TLS")
 	s.BoolVar(&v.Security.Insecure, "insecure", false, "accept that other machines are served without TLS")
 	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false, "start a new cluster of one member from this data directory")
+	s.StringVar(&v.Recover, "recover", "", "file of tinyctl recover scheduler: take over a cluster whose placement service is lost")
 	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
 	return f
 }
@@ -141,6 +142,7 @@ func (f *flags) build() (*config.Config, error) {
 		"key":                   func() { cfg.Security.KeyPath = v.Security.KeyPath },
 		"insecure":              func() { cfg.Security.Insecure = v.Security.Insecure },
 		"force-new-cluster":     func() { cfg.ForceNewCluster = v.ForceNewCluster },
+		"recover":               func() { cfg.Recover = v.Recover },
 	} {
 		if f.set.Changed(name) {
 			copyFlag()

@@ -48,6 +48,9 @@ type Config struct {
 	InitialClusterToken string `toml:"initial-cluster-token"`
 	Join                string `toml:"join"`
 	ForceNewCluster     bool   `toml:"force-new-cluster"`
+	// Recover is a file of tinyctl recover scheduler: an empty data directory takes over the cluster that it describes
+	// instead of beginning a new one.
+	Recover string `toml:"recover"`
 
 	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it. LeaseTTL
 	// is the same, finer, and wins unless it is 0.
