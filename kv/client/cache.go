@@ -56,7 +56,7 @@ func (r *cachedRegion) nextPeer() *metapb.Peer {
 }
 
 // regionCache maps keys to regions. A newer epoch replaces what it overlaps; an older one never
-// replaces a newer (reliability.md N1). Safe for concurrent use.
+// replaces a newer (N1). Safe for concurrent use.
 type regionCache struct {
 	placement Placement
 	learn     func([]*metapb.Peer)

@@ -37,7 +37,7 @@ type peer struct {
 	// stopped: destroyed; every later message is answered with RegionNotFound.
 	stopped bool
 	// removed: the conf change that removes this peer is applied on disk. A leader lingers until the
-	// others know (reliability.md C3).
+	// others know (C3).
 	removed *lingering
 
 	// bornAt is the conf version of the message that created this peer, if one did: it belonged to the region

@@ -9,7 +9,7 @@ import (
 )
 
 // destroy begins the end of a peer. From now on it answers everything with RegionNotFound; the rest
-// happens in an order in which a crash anywhere is finished at the next start (reliability.md G10):
+// happens in an order in which a crash anywhere is finished at the next start (G10):
 //
 //	apply worker: behind all earlier entries, forget the region; Tombstone{region, peer id}, synced
 //	region runner: raft log deleted, synced -> data of the range cleared -> apply state gone
@@ -58,7 +58,7 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	}
 	if m.Err != nil {
 		// The files are gone or damaged, and this peer has promised to have them: it must not take part
-		// any more. The placement service replaces it under a new peer id (reliability.md B-3, I-4).
+		// any more. The placement service replaces it under a new peer id (B-3, I-4).
 		p.logger.Error("raft snapshot cannot be installed, giving this replica up", zap.Error(m.Err))
 		p.destroy(t, p.region(), nil)
 		return

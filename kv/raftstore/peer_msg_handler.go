@@ -173,7 +173,7 @@ func (p *peer) checkRaft(t *turn, rm *rspb.RaftMessage) bool {
 	from := rm.FromPeer
 	if epochStale(rm.RegionEpoch, p.region().RegionEpoch) && PeerOnStore(p.region(), from.StoreId) == nil &&
 		rm.RegionEpoch.GetVersion() != 0 && p.initialized() {
-		// The sender was removed and does not know it: tell it (reliability.md G6).
+		// The sender was removed and does not know it: tell it (G6).
 		t.send(from.StoreId, gcMessage(p.store.clusterID, p.regionID, p.region().RegionEpoch, p.meta, from))
 		return false
 	}

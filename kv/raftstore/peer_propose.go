@@ -47,7 +47,7 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 		return p.epochNotMatch()
 	}
 	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {
-		// Proposing it now would let a write land after its client has given up (reliability.md N3).
+		// Proposing it now would let a write land after its client has given up (N3).
 		return ErrDeadlineExceeded
 	}
 	return nil
@@ -280,7 +280,7 @@ func (p *peer) checkAddition(q *metapb.Peer) error {
 
 // checkRemoval refuses what would stop the region: removing the last voter, removing the leader (a
 // transfer is begun instead; with two voters the other one might never learn of its own majority,
-// reliability.md C3), or leaving no healthy majority.
+// C3), or leaving no healthy majority.
 func (p *peer) checkRemoval(q *metapb.Peer) error {
 	old := peerByID(p.region(), q.Id)
 	if old == nil {

@@ -114,7 +114,7 @@ func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
 func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex() == 0 }
 
 // acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable before
-// the raft log is reset, so that a crash anywhere leads back here (reliability.md I-3).
+// the raft log is reset, so that a crash anywhere leads back here (I-3).
 func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
 	var data rspb.RaftSnapshotData
 	if err := data.Unmarshal(snap.Data); err != nil {
@@ -210,7 +210,7 @@ func (p *peer) onRoleChange() {
 }
 
 // checkLinger ends a removed leader once a majority, in the configuration before the removal, has
-// answered a heartbeat that carries the commit (reliability.md C3), or when it does not lead any more.
+// answered a heartbeat that carries the commit (C3), or when it does not lead any more.
 func (p *peer) checkLinger(t *turn) {
 	if p.removed == nil || p.stopped {
 		return

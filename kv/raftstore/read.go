@@ -24,7 +24,7 @@ import (
 //     and its TimeoutNow may arrive arbitrarily late, also after the transfer was given up.
 //
 // The handler's goroutine checks the handle and the lease, reads, and checks both again: a pause of
-// the process in between cannot make a stale answer (reliability.md E5, E6).
+// the process in between cannot make a stale answer (E5, E6).
 //
 // Read index. The leader confirms its leadership by a heartbeat round that begins after the read
 // arrived, waits until it has applied what was committed then, and the handler checks the region's

@@ -98,7 +98,7 @@ func epochStale(a, b *metapb.RegionEpoch) bool {
 	return a.GetVersion() < b.GetVersion() || a.GetConfVer() < b.GetConfVer()
 }
 
-// epochParts tells which parts of the epoch a command depends on (reliability.md H2). Compared for
+// epochParts tells which parts of the epoch a command depends on (H2). Compared for
 // equality: a request from the future must be refused by a lagging replica as well.
 func epochParts(admin *raft_cmdpb.AdminRequest) (version, confVer bool) {
 	if admin == nil {

@@ -29,7 +29,7 @@ const maxBuilds = 2
 
 // regionRunner does what is too slow for the workers. Installations, destructions and the clearing of
 // ranges are carried out one after the other by one goroutine, in the order in which they were given,
-// so that a late deletion can never hit data of a newer peer (reliability.md G9). Builds run beside.
+// so that a late deletion can never hit data of a newer peer (G9). Builds run beside.
 type regionRunner struct {
 	store      *Store
 	installing atomic.Int32

@@ -122,7 +122,7 @@ func TestSplitRegion(t *testing.T) {
 	}
 }
 
-// TestEpochPartsOfCommands is the table of reliability.md H2.
+// TestEpochPartsOfCommands is the table of trap H2.
 func TestEpochPartsOfCommands(t *testing.T) {
 	for cmd, want := range map[raft_cmdpb.AdminCmdType][2]bool{
 		raft_cmdpb.AdminCmdType_Split:          {true, true},

@@ -484,7 +484,7 @@ func (l *lane) run(ctx context.Context) {
 }
 
 // sendSnapshot sends a raft snapshot in the background and reports how it ended, in every case: else
-// raft would wait for ever (reliability.md D6).
+// raft would wait for ever (D6).
 func (t *Transport) sendSnapshot(r *remote, m *rspb.RaftMessage) {
 	select {
 	case t.slots <- struct{}{}:

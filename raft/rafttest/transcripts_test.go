@@ -39,7 +39,7 @@ var (
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 )
 
-// TestTrapsAreShown: the table of the traps in docs/testing-raft.md names transcripts and tests that
+// TestTrapsAreShown: the table of the traps in docs/traps.md names transcripts and tests that
 // exist, for each trap that is raft's.
 func TestTrapsAreShown(t *testing.T) {
 	exists := map[string]bool{}
@@ -59,7 +59,7 @@ func TestTrapsAreShown(t *testing.T) {
 	for _, path := range transcripts {
 		exists[strings.TrimSuffix(filepath.Base(path), ".txt")] = true
 	}
-	doc, err := os.ReadFile("../../docs/testing-raft.md")
+	doc, err := os.ReadFile("../../docs/traps.md")
 	require.NoError(t, err)
 	rows := map[string]bool{}
 	for _, row := range trapRow.FindAllStringSubmatch(string(doc), -1) {

@@ -34,11 +34,51 @@ func testNames(t *testing.T, dir string) map[string]bool {
 	return names
 }
 
-// TestStoreTrapsAreShown: the table of docs/raftstore.md has each trap of the store once, and the tests
+var (
+	anyTrap    = regexp.MustCompile(`(?m)^\| ([A-Q]-?[0-9]+)[ |]`)
+	comment    = regexp.MustCompile(`//(.*)`)
+	inBrackets = regexp.MustCompile(`\(([^()]*)\)`)
+	afterWord  = regexp.MustCompile(`\btraps? ([A-Q]-?[0-9]{1,2})\b`)
+	code       = regexp.MustCompile(`\b[A-Q]-?[0-9]{1,2}\b`)
+)
+
+// TestTrapsHaveRows: each code of a trap that a comment names, in brackets or behind the word trap, has its row in
+// docs/traps.md; so have invariants (I1 to I15) and planted bugs in docs/testing-raft.md.
+func TestTrapsHaveRows(t *testing.T) {
+	rows := map[string]bool{}
+	for _, page := range []string{"traps.md", "testing-raft.md"} {
+		doc, err := os.ReadFile("../../docs/" + page)
+		require.NoError(t, err)
+		for _, m := range anyTrap.FindAllStringSubmatch(string(doc), -1) {
+			rows[m[1]] = true
+		}
+	}
+	require.Greater(t, len(rows), 100)
+	for _, s := range sources(t) {
+		text, err := os.ReadFile(filepath.Join("../..", s.path))
+		require.NoError(t, err)
+		for _, c := range comment.FindAllStringSubmatch(string(text), -1) {
+			var named []string
+			for _, in := range inBrackets.FindAllStringSubmatch(c[1], -1) {
+				named = append(named, code.FindAllString(in[1], -1)...)
+			}
+			for _, m := range afterWord.FindAllStringSubmatch(c[1], -1) {
+				named = append(named, m[1])
+			}
+			for _, name := range named {
+				if !rows[name] {
+					t.Errorf("%s names %s, which has no row in docs/traps.md", s.path, name)
+				}
+			}
+		}
+	}
+}
+
+// TestStoreTrapsAreShown: the table of docs/traps.md has each trap of the store once, and the tests
 // that it names exist.
 func TestStoreTrapsAreShown(t *testing.T) {
 	exists := testNames(t, "../..")
-	doc, err := os.ReadFile("../../docs/raftstore.md")
+	doc, err := os.ReadFile("../../docs/traps.md")
 	require.NoError(t, err)
 	rows := map[string]int{}
 	for _, row := range storeTrap.FindAllStringSubmatch(string(doc), -1) {
