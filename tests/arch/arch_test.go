@@ -68,7 +68,7 @@ func imports(s source) []string {
 
 func under(dir, parent string) bool { return dir == parent || strings.HasPrefix(dir, parent+"/") }
 
-// TestImportsGoOneWay holds the allowed directions of DESIGN: leaves stay leaves, kv and scheduler meet
+// TestImportsGoOneWay holds the allowed directions: leaves stay leaves, kv and scheduler meet
 // only in scheduler/client, LSM libraries stay inside the engine, raft stays pure.
 func TestImportsGoOneWay(t *testing.T) {
 	testOnly := []string{"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest", "kv/engine/enginefault", "scheduler/sim", "raft/rafttest", "scheduler/server/servertest"}
