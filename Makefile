@@ -65,7 +65,8 @@ sim: ## raft simulation: SEED=n replays one seed, SEEDS=n runs many
 	$(GO) run ./raft/rafttest/cmd/raftsim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS))
 
 sim-planted: ## how many seeds find each planted bug of raft, medians of 10 tries
-	$(GO) run -tags planted ./raft/rafttest/cmd/raftsim -planted all
+	@mkdir -p bin/planted
+	$(GO) run -overlay "$$($(GO) run ./raft/rafttest/cmd/plantraft raft bin/planted)" -tags planted ./raft/rafttest/cmd/raftsim -planted all
 
 sim-sched: ## placement simulation; SIM_LONG=1 adds the scenario of 110 stores
 	SIM_SLOW=1 $(GO) test -count=1 -timeout 30m -v ./scheduler/sim
@@ -93,7 +94,6 @@ chaos: ## N histories with real processes and faults that rage for DURATION or a
 planted: ## build known bugs in and see that the tests find them
 	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant
 	PLANTED=1 $(GO) test -count=1 -timeout 30m -v -run TestPlanted ./cmd/tinyscheduler
-	! $(GO) test -count=1 -tags planted_b19 ./kv/raftlog -run CrashAtEvery
 
 bench-build: build
 	@mkdir -p bin/bench

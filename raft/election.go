@@ -28,7 +28,7 @@ func (r *Raft) mayCampaign() bool {
 	}
 	// With a committed conf change unapplied this node counts the majority of a group that is
 	// history, and another one may count the new group's: two leaders in one term (trap A10).
-	if !plantB9() && r.RaftLog.hasUnappliedConfChange() {
+	if r.RaftLog.hasUnappliedConfChange() {
 		r.infof("%d does not campaign: a conf change is unapplied", r.id)
 		return false
 	}

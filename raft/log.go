@@ -347,10 +347,8 @@ func (l *RaftLog) truncateFrom(at uint64) {
 	keep := l.entries[:0:0]
 	if at > mem {
 		keep = l.entries[:at-mem]
-		if !plantB18() {
-			keep = append(make([]eraftpb.Entry, 0, len(keep)+4), keep...)
-			l.dead = 0
-		}
+		keep = append(make([]eraftpb.Entry, 0, len(keep)+4), keep...)
+		l.dead = 0
 	} else {
 		l.base, l.baseTerm, l.dead = at-1, prevTerm, 0
 	}

@@ -37,7 +37,7 @@ func (r *Raft) readIndex(id uint64) error {
 		return ErrNotLeader
 	}
 	r.numberRounds = true
-	if !r.committedOwnTerm() && !plantB7() {
+	if !r.committedOwnTerm() {
 		r.reads.waiting = append(r.reads.waiting, id)
 		return nil
 	}

@@ -31,7 +31,7 @@ func (r *Raft) propose(ents []eraftpb.Entry) error {
 		// One conf change at a time, and the next only when it is applied here: then the majorities
 		// of the old and the new group overlap (thesis 4.1, traps C1, C2). A refused one is not
 		// turned into something else: the caller would take it for done (trap C6).
-		if confChange != 0 || r.PendingConfIndex > r.RaftLog.applied && !plantB8() {
+		if confChange != 0 || r.PendingConfIndex > r.RaftLog.applied {
 			return ErrProposalDropped
 		}
 		confChange = r.RaftLog.LastIndex() + 1 + uint64(i)
@@ -111,7 +111,7 @@ func (r *Raft) maybeCommit() bool {
 	if index <= r.RaftLog.committed {
 		return false
 	}
-	if !r.RaftLog.matchTerm(index, r.Term) && !plantB2() {
+	if !r.RaftLog.matchTerm(index, r.Term) {
 		return false
 	}
 	if !r.RaftLog.commitTo(index) {
@@ -343,9 +343,6 @@ func (r *Raft) sendHeartbeat(to uint64) {
 	m := eraftpb.Message{
 		MsgType: eraftpb.MessageType_MsgHeartbeat, To: to,
 		Commit: min(r.Prs[to].Match, r.RaftLog.committed),
-	}
-	if plantB3() {
-		m.Commit = r.RaftLog.committed
 	}
 	if match := r.Prs[to].Match; match > r.RaftLog.committed && to != r.id {
 		m.Index = match

@@ -225,10 +225,6 @@ func (l *Log) syncActive() error {
 	if c.synced == c.seq {
 		return nil
 	}
-	if plantedNoSync {
-		c.synced = c.seq
-		return nil
-	}
 	if err := c.active.file.Sync(); err != nil {
 		return fmt.Errorf("raftlog: sync %s: %w", c.active.file.Name(), err)
 	}

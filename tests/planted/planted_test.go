@@ -123,6 +123,10 @@ var bugs = []bug{
 		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
 		change: [][2]string{{"rspb.PeerState_Tombstone, t.region, t.peer)", "rspb.PeerState_Tombstone, t.region, nil)"}},
 	},
+	{
+		name: "B19-log-that-forgets-to-sync", file: "kv/raftlog/commit.go", pkg: "./kv/raftlog", run: "CrashAtEvery", tries: 1,
+		change: [][2]string{{"	if err := c.active.file.Sync(); err != nil {\n", "	if err := error(nil); err != nil {\n"}},
+	},
 	enumerated("B19-no-sync-of-the-turn", "kv/raftstore/worker.go", "append", [2]string{
 		"w.store.log.Write(&t.log, t.sync)", "w.store.log.Write(&t.log, false)",
 	}),

@@ -21,7 +21,7 @@ func main() {
 	one := flag.Int64("seed", -1, "play this seed only")
 	events := flag.Int("events", 20000, "events a seed, before healing")
 	verbose := flag.Bool("v", false, "print every event (with -seed) or every seed")
-	planted := flag.String("planted", "", "measure a planted bug (B1..B9, B18, all); needs -tags planted")
+	planted := flag.String("planted", "", "measure a planted bug (B1..B9, B18, all); needs make sim-planted's overlay")
 	tries := flag.Int("tries", 10, "tries for -planted")
 	keep := flag.Bool("k", false, "go on after a violation")
 	shrink := flag.Bool("shrink", false, "with -seed: look for the smallest run that fails")
