@@ -111,11 +111,6 @@ func (c *RaftCluster) SetSettings(s *view.Settings) {
 	c.planner.Wake()
 }
 
-// GetMaxStoreDownTime is the silence after which a store's replicas are rebuilt.
-func (c *RaftCluster) GetMaxStoreDownTime() time.Duration {
-	return c.Settings().Schedule.MaxStoreDownTime.D()
-}
-
 // newView takes a full picture for the planner.
 func (c *RaftCluster) newView() *view.View {
 	return view.New(c.viewBase(), c.controller.Running())

@@ -66,20 +66,6 @@ func (c *BasicCluster) RemoveRegion(id uint64) *RegionInfo {
 	return h.cur.Load()
 }
 
-// ResetRegions forgets all regions.
-func (c *BasicCluster) ResetRegions() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m := newRegionMap()
-	c.regions.tree, c.regions.sets, c.regions.count, c.regions.total = m.tree, m.sets, 0, 0
-	for i := range c.regions.shards {
-		s := &c.regions.shards[i]
-		s.Lock()
-		s.m = make(map[uint64]*handle)
-		s.Unlock()
-	}
-}
-
 // Region returns the record of an id, nil if there is none. It takes no cluster-wide lock.
 func (c *BasicCluster) Region(id uint64) *RegionInfo {
 	if h := c.regions.byID(id); h != nil {
@@ -122,17 +108,6 @@ func (c *BasicCluster) ScanRegions(start, end []byte, limit int) []*RegionInfo {
 		out = append(out, r)
 		return limit <= 0 || len(out) < limit
 	})
-	return out
-}
-
-// Overlaps returns the regions that share keys with r, apart from r's own record.
-func (c *BasicCluster) Overlaps(r *RegionInfo) []*RegionInfo {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	var out []*RegionInfo
-	for _, h := range c.regions.overlapping(r) {
-		out = append(out, h.cur.Load())
-	}
 	return out
 }
 
@@ -330,11 +305,4 @@ func (c *BasicCluster) RemoveStore(id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.mu.stores, id)
-}
-
-// ResetStores forgets all stores.
-func (c *BasicCluster) ResetStores() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	clear(c.mu.stores)
 }

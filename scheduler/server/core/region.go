@@ -185,11 +185,6 @@ func WithSource(s Source) RegionOption { return func(r *RegionInfo) { r.source =
 // WithSize sets the approximate size in MiB.
 func WithSize(mib int64) RegionOption { return func(r *RegionInfo) { r.size = int32(max(1, mib)) } }
 
-// WithKeys sets the approximate number of keys.
-func WithKeys(n int64) RegionOption {
-	return func(r *RegionInfo) { r.keys = saturate(uint64(max(0, n))) }
-}
-
 // WithTerm sets the raft term of the report.
 func WithTerm(t uint64) RegionOption { return func(r *RegionInfo) { r.term = t } }
 

@@ -26,7 +26,6 @@ type StoreInfo struct {
 	meta          *metapb.Store
 	stats         *schedulerpb.StoreStats // nil until the first store heartbeat
 	lastHeartbeat time.Time
-	registered    time.Time
 	counts        StoreCounts
 	weight        float64
 	evictLeaders  bool
@@ -42,7 +41,7 @@ type StoreOption func(*StoreInfo)
 // NewStore makes a store that is treated as seen at the given time: a placement leader that just
 // took over must not take every store for dead.
 func NewStore(meta *metapb.Store, now time.Time) *StoreInfo {
-	return &StoreInfo{meta: meta, lastHeartbeat: now, registered: now, weight: 1}
+	return &StoreInfo{meta: meta, lastHeartbeat: now, weight: 1}
 }
 
 // Clone returns a changed copy.
@@ -136,9 +135,6 @@ func (s *StoreInfo) IsTombstone() bool { return s.State() == metapb.StoreState_T
 
 // LastHeartbeat is when the store was last heard of.
 func (s *StoreInfo) LastHeartbeat() time.Time { return s.lastHeartbeat }
-
-// Registered is when this process first saw the store.
-func (s *StoreInfo) Registered() time.Time { return s.registered }
 
 // DownTime is how long the store has been silent.
 func (s *StoreInfo) DownTime(now time.Time) time.Duration { return now.Sub(s.lastHeartbeat) }

@@ -129,10 +129,6 @@ func (p *Planner) takeDirty() []uint64 {
 	return out
 }
 
-// RetryWaiting has the regions that wait for a target checked at the next turn, because a store
-// changed.
-func (p *Planner) RetryWaiting() { p.Wake() }
-
 // Tick takes one turn and returns when the next one is due.
 func (p *Planner) Tick() time.Time {
 	v := p.newView()

@@ -71,11 +71,6 @@ func (k Keys) Members() string { return k.root + "/member/" }
 // the members.
 func (k Keys) MemberInfo(id uint64) string { return fmt.Sprintf("%s/member/%d/info", k.root, id) }
 
-// MemberPriority holds one member's leader priority as a decimal number.
-func (k Keys) MemberPriority(id uint64) string {
-	return fmt.Sprintf("%s/member/%d/leader_priority", k.root, id)
-}
-
 // Uint64 encodes a number the way all fixed-size values are stored.
 func Uint64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 

@@ -156,9 +156,6 @@ func (o *Operator) Current() Step {
 	return o.steps[o.current]
 }
 
-// CurrentIndex returns the number of steps done.
-func (o *Operator) CurrentIndex() int { return o.current }
-
 // Advance passes over steps that the region shows as done and returns the one under way.
 func (o *Operator) Advance(r *core.RegionInfo, now time.Time) Step {
 	for o.current < len(o.steps) {
