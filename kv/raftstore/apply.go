@@ -216,11 +216,12 @@ func (w *applyWorker) handle(t *applyTask) error {
 	return nil
 }
 
-// markDamaged writes that a retired replica must not be served after a restart either. The region is the one that this
+// markDamaged writes that a retired replica must not be served after a restart either, if its damage is one that a restart
+// does not mend: what it has promised is not what it has. After a read that failed it is. The region is the one that this
 // worker has come to; it is not read, because reading may be what fails.
 func (w *applyWorker) markDamaged(t *applyTask) {
 	a := w.regions[t.regionID]
-	if a == nil || a.removed && !a.broken {
+	if t.why == "" || a == nil || a.removed && !a.broken {
 		return // it is being destroyed, has been removed, or never had data
 	}
 	meta.Put(w.batch, meta.RegionStateKey(t.regionID), &rspb.RegionLocalState{

@@ -181,7 +181,11 @@ func (p *peer) retire(t *turn) {
 	p.noteEnd()
 	p.publish()
 	p.store.quarantine.add(p.region(), p.meta, p.sick.err)
-	t.ends = append(t.ends, applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box, why: p.sick.err.Error()})
+	end := applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box}
+	if p.sick.damaged {
+		end.why = p.sick.err.Error() // a restart does not mend it
+	}
+	t.ends = append(t.ends, end)
 }
 
 // peerRetired is called by the apply worker when it has nothing of a retired peer any more.

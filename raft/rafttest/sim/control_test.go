@@ -39,7 +39,7 @@ func TestSimNoticesLyingSync(t *testing.T) {
 // gone after a crash (trap B-3), and what comes of it is seen. A leader lacks what was committed, or a
 // state machine has something else; a restarted node is behind its own commit index.
 func TestSimNoticesLostTail(t *testing.T) {
-	expectFound(t, 30, func(p *sim.Profile) { rough(p); p.LostTail = 0.3 }, "I2", "I3", "I4", "I7")
+	expectFound(t, 30, func(p *sim.Profile) { rough(p); p.LostTail = 0.3 }, "lost", "I2", "I3", "I4", "I7")
 }
 
 // TestSimNoticesWipedRejoin: a node without its disk must not come back under its ID (trap B-4). It
@@ -48,7 +48,7 @@ func TestSimNoticesWipedRejoin(t *testing.T) {
 	expectFound(t, 30, func(p *sim.Profile) {
 		rough(p)
 		p.Wipe, p.WipedRejoin, p.FaultUS = 1, true, 50_000
-	}, "I2", "I3", "I4", "I6", "I7")
+	}, "lost", "I2", "I3", "I4", "I6", "I7")
 }
 
 // TestSimReplacesWipedNodes: under a new ID it does no harm, and the group is whole again.
