@@ -137,6 +137,10 @@ fmt-check: ## fail if gofmt would change a file
 tidy-check: ## fail if go mod tidy would change a file
 	$(GO) mod tidy -diff
 	cd proto/gen && $(GO) mod tidy -diff
+	cd tests/tikv && $(GO) mod tidy -diff
+
+tikv: ## TiKV's Go client against real processes
+	cd tests/tikv && $(GO) vet ./... && $(GO) test -count=1 ./...
 
 proto: ## generate proto/pkg from proto/proto
 	cd proto/gen && $(GO) run .
@@ -144,7 +148,7 @@ proto: ## generate proto/pkg from proto/proto
 proto-check: ## fail if the generated code is out of date
 	cd proto/gen && $(GO) run . -check
 
-ci: lint tidy-check proto-check test ## everything that a change must pass
+ci: lint tidy-check proto-check test tikv ## everything that a change must pass
 
 clean: ## remove what was built
 	rm -rf bin

@@ -13,6 +13,7 @@ require (
 	github.com/google/btree v1.1.3
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/pingcap/badger v1.5.1-0.20241015064302-38533b6cbf8d
+	github.com/pingcap/kvproto v0.0.0-20260820092717-b6cdca197b3c
 	github.com/pingcap/log v1.1.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/schollz/progressbar/v3 v3.19.1

@@ -26,6 +26,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/server/tikv"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
@@ -298,7 +299,9 @@ func (n *Node) serve(st storage.Storage) {
 	if n.store != nil {
 		raft = n.store
 	}
-	server.Register(n.grpc, server.New(n.cfg, st, raft, n.snaps, n.logger))
+	svc := server.New(n.cfg, st, raft, n.snaps, n.logger)
+	server.Register(n.grpc, svc)
+	tikv.Register(n.grpc, tikv.New(n.cfg, n.ident.StoreId, st, svc.Gate()))
 	n.health = health.NewServer()
 	// By this name the placement service recognises the store when it calls back.
 	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),

@@ -2,6 +2,8 @@ package raftstore
 
 import (
 	"bytes"
+	"context"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -87,6 +89,40 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 		return
 	}
 	p.askSplit(m.Key, m.Callback)
+}
+
+// Split has each key begin a region, and returns the regions that the one of the header became, in
+// key order. It cuts off the last part first, so that the rest keeps its id. An error may leave a
+// part of the splits done.
+func (s *Store) Split(
+	ctx context.Context, h message.Header, keys [][]byte,
+) ([]*metapb.Region, error) {
+	local, err := s.LocalRead(h, keys[0])
+	if err != nil {
+		return nil, err
+	}
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b []byte) int { return bytes.Compare(b, a) })
+	var parts []*metapb.Region
+	if local != nil {
+		parts = []*metapb.Region{local.Region}
+	}
+	for _, key := range slices.CompactFunc(keys, bytes.Equal) {
+		if local != nil && bytes.Equal(key, local.Region.StartKey) {
+			continue // it begins there
+		}
+		res, err := s.splitAt(ctx, h, key)
+		if err != nil {
+			return nil, err
+		}
+		halves := res.Admin.GetSplit().GetRegions()
+		if len(halves) != 2 {
+			return nil, invalidf("split of region %d at %x made %d regions", h.RegionID, key, len(halves))
+		}
+		h.Epoch = halves[0].RegionEpoch
+		parts = append(halves, parts[min(len(parts), 1):]...)
+	}
+	return parts, nil
 }
 
 // askSplit asks the placement service for the ids of the new region. Only one request at a time.

@@ -566,11 +566,12 @@ func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (messa
 	if h == nil {
 		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
 	}
-	m := &message.SplitAt{
-		Header: message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch},
-		Key:    key, Callback: message.NewCallback(),
-	}
-	if err := s.router.push(box, m); err != nil {
+	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
+}
+
+func (s *Store) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
+	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
+	if err := s.router.send(h.RegionID, m); err != nil {
 		return message.Result{}, err
 	}
 	res, err := m.Callback.Wait(ctx)

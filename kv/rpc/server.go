@@ -79,6 +79,8 @@ type method struct {
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
 	impl   any
+	// maxRecv and maxSend are those of the server, if the method has none of its own.
+	maxRecv, maxSend int
 }
 
 // Server accepts connections and serves the registered services. Safe for concurrent use once it serves.
@@ -124,11 +126,15 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	}
 	info := grpc.ServiceInfo{Metadata: sd.Metadata}
 	for _, m := range sd.Methods {
-		s.methods["/"+sd.ServiceName+"/"+m.MethodName] = &method{unary: m.Handler, impl: impl}
+		s.methods["/"+sd.ServiceName+"/"+m.MethodName] = &method{
+			unary: m.Handler, impl: impl, maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
 	}
 	for _, m := range sd.Streams {
-		s.methods["/"+sd.ServiceName+"/"+m.StreamName] = &method{stream: m.Handler, impl: impl}
+		s.methods["/"+sd.ServiceName+"/"+m.StreamName] = &method{
+			stream: m.Handler, impl: impl, maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+		}
 		info.Methods = append(info.Methods,
 			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
 	}
@@ -143,6 +149,16 @@ func (s *Server) HandleInline(path string, f InlineFunc) {
 		panic(fmt.Sprintf("rpc: no unary method %s", path))
 	}
 	m.inline = f
+}
+
+// Limit gives a registered method its own bounds of one message. It panics if there is no such method.
+func (s *Server) Limit(path string, maxRecv, maxSend int) {
+	s.mustNotServe("Limit")
+	m := s.methods[path]
+	if m == nil {
+		panic(fmt.Sprintf("rpc: no method %s", path))
+	}
+	m.maxRecv, m.maxSend = maxRecv, maxSend
 }
 
 func (s *Server) mustNotServe(what string) {

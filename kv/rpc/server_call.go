@@ -159,7 +159,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.add(data, call.c.s.opts.MaxRecv+call.check.slack())
+		msg, kept, rest, err := call.parts.add(data, call.m.maxRecv+call.check.slack())
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept, f.StreamEnded() && len(rest) == 0)
 		}
@@ -434,7 +434,7 @@ func (call *Call) sendLocked(m any) error {
 	call.sendHeadersLocked()
 	g, ok := m.(codec.Message)
 	if !ok {
-		buf, err := encodeForeign(c.s.opts.Codec, m, c.s.opts.MaxSend, call.check.size())
+		buf, err := encodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.size())
 		if err == nil {
 			call.check.seal(toClient, buf[prefixSize:])
 			call.queueLocked(buf)
@@ -442,8 +442,8 @@ func (call *Call) sendLocked(m any) error {
 		return err
 	}
 	size := g.Size()
-	if size > c.s.opts.MaxSend {
-		return tooLarge("send", size, c.s.opts.MaxSend)
+	if size > call.m.maxSend {
+		return tooLarge("send", size, call.m.maxSend)
 	}
 	total := prefixSize + size + call.check.size()
 	o := &c.mu.outflow

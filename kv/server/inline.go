@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/rpc"
@@ -121,42 +120,5 @@ func (w *asyncWrite) limit(deadline time.Time) {
 	defer w.mu.Unlock()
 	if !w.mu.answered {
 		w.mu.timer = time.AfterFunc(time.Until(deadline), func() { w.finish(0, context.DeadlineExceeded) })
-	}
-}
-
-// gate decides whether gets are answered on the goroutine that reads their connection. That is the fastest way as long
-// as what they read is in memory; but a get that waits for the disk holds up all others of its connection. When a
-// good part of them is slow, the next ones go to goroutines, which wait for the disk side by side.
-type gate struct {
-	score  atomic.Int32
-	detour atomic.Int32
-}
-
-const (
-	// slowGet is longer than a get from memory takes, and shorter than one from most disks.
-	slowGet = 300 * time.Microsecond
-	// A slow get weighs as much as slowWeight fast ones: the gate closes when more than one in 32 is slow.
-	slowWeight = 32
-	gateLimit  = 4 * slowWeight
-	// detourGets is how many gets go round the gate before it is tried again.
-	detourGets = 512
-)
-
-// open tells whether the next get may be answered at once.
-func (g *gate) open() bool {
-	return g.detour.Load() <= 0 || g.detour.Add(-1) < 0
-}
-
-// note counts a get that was begun at start.
-func (g *gate) note(start time.Time) {
-	if time.Since(start) < slowGet {
-		if g.score.Load() > 0 {
-			g.score.Add(-1)
-		}
-		return
-	}
-	if g.score.Add(slowWeight) >= gateLimit {
-		g.score.Store(0)
-		g.detour.Store(detourGets)
 	}
 }

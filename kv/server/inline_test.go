@@ -22,6 +22,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/rpc"
+	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -349,40 +350,16 @@ func endAnyhow(t *testing.T, c tinykvpb.TinyKvClient, rng *rand.Rand) {
 	}
 }
 
-// TestGate: while a good part of the gets is slow, most of them go to goroutines of their own; later they do not.
-func TestGate(t *testing.T) {
-	var g gate
-	inline := func(n int, slowEvery int) (passed int) {
-		for i := range n {
-			if !g.open() {
-				continue
-			}
-			passed++
-			start := time.Now()
-			if slowEvery > 0 && i%slowEvery == 0 {
-				start = start.Add(-2 * slowGet)
-			}
-			g.note(start)
-		}
-		return passed
-	}
-	require.Greater(t, inline(10_000, 0), 9_900, "all from memory")
-	require.Greater(t, inline(10_000, 1000), 9_000, "one in a thousand from the disk")
-	require.Less(t, inline(10_000, 1), 200, "all from the disk")
-	inline(detourGets, 0)
-	require.Greater(t, inline(10_000, 0), 9_900, "the disk is out of the way again")
-}
-
 // TestSlowGetsGoAround: over the wire, too.
 func TestSlowGetsGoAround(t *testing.T) {
-	f := &fakeStorage{delay: 2 * slowGet}
+	f := &fakeStorage{delay: 2 * gate.SlowGet}
 	svc := newFake(f)
 	c := overTheWire(t, svc)
-	for range 2 * gateLimit / slowWeight {
+	for range 2 * gate.Limit / gate.SlowWeight {
 		_, err := c.RawGet(context.Background(), &kvrpcpb.RawGetRequest{Key: []byte("k")})
 		require.NoError(t, err)
 	}
-	require.Positive(t, svc.gate.detour.Load())
+	require.True(t, svc.Gate().Closed())
 }
 
 // noteMessages is a RaftHandler that counts.

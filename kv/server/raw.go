@@ -86,10 +86,10 @@ func (s *Server) rawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) ([]byte
 
 // rawGetLocal answers like RawGet if that needs nobody else; else ok is false.
 func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetResponse, ok bool, rpc error) {
-	if s.local == nil || !s.gate.open() {
+	if s.local == nil || !s.gate.Open() {
 		return nil, false, nil
 	}
-	defer s.gate.note(time.Now())
+	defer s.gate.Note(time.Now())
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)

@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/rpc"
+	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/codec"
@@ -41,16 +42,19 @@ type Server struct {
 	// local and async are the storage, if it can do that.
 	local storage.LocalGetter
 	async storage.AsyncWriter
-	gate  gate
+	gate  *gate.Gate
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
 func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.Manager, logger *zap.Logger) *Server {
-	s := &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger}
+	s := &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger, gate: new(gate.Gate)}
 	s.local, _ = st.(storage.LocalGetter)
 	s.async, _ = st.(storage.AsyncWriter)
 	return s
 }
+
+// Gate is what decides which gets are answered at once; the store's other face shares it.
+func (s *Server) Gate() *gate.Gate { return s.gate }
 
 // MinKeepAlive is how long a client must leave between two pings of an idle connection. Known clients ping every 10 s,
 // also without a call.

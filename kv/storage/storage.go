@@ -8,6 +8,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // Modify is one change of a write.
@@ -44,6 +45,12 @@ type AsyncWriter interface {
 	// goroutine that it must not hold up. A write that could not be proposed by deadline fails; one that was
 	// proposed may be answered later than that, or not before the store stops.
 	WriteAsync(c *kvrpcpb.Context, mods []Modify, deadline time.Time, done func(index uint64, err error))
+}
+
+// Splitter is a Storage that has regions to split.
+type Splitter interface {
+	// Split has each key begin a region, and returns the regions that the request's region became, in key order.
+	Split(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) ([]*metapb.Region, error)
 }
 
 // Reader is a consistent view of one region's range. Not safe for concurrent use.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/pdpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -17,12 +18,25 @@ import (
 
 	"github.com/tinykv/tinykv/proto/codec"
 	pb "github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/pdface"
 )
 
 const (
 	servicePrefix   = "/schedulerpb.Scheduler/"
+	pdPrefix        = "/pdpb.PD/"
 	forwardedHeader = "tinykv-forwarded" // a forwarded call is not forwarded again
 )
+
+// forEveryMember tells which calls are not the leader's: those of other services, and those by which clients find it.
+func forEveryMember(method string) bool {
+	switch {
+	case strings.HasPrefix(method, servicePrefix):
+		return method == servicePrefix+"GetMembers"
+	case strings.HasPrefix(method, pdPrefix):
+		return pdface.ForEveryMember(method)
+	}
+	return true
+}
 
 // forwarder passes what only the leader may answer on to it, so that a client that knows only one
 // member is served by any.
@@ -86,10 +100,9 @@ func outgoing(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, forwardedHeader, "1")
 }
 
-// unary is an interceptor: on a follower it sends the scheduler's unary calls to the leader.
+// unary is an interceptor: on a follower it sends the unary calls that the leader must answer there.
 func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if !strings.HasPrefix(info.FullMethod, servicePrefix) || info.FullMethod == servicePrefix+"GetMembers" ||
-		f.s.leadership() != nil {
+	if forEveryMember(info.FullMethod) || f.s.leadership() != nil {
 		return next(ctx, req)
 	}
 	conn, err := f.leader(ctx)
@@ -109,7 +122,11 @@ func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 // newReply makes the empty answer of a unary method, as the service's interface has it; nil if there is no
 // such method.
 func newReply(method string) any {
-	m, ok := reflect.TypeFor[pb.SchedulerServer]().MethodByName(strings.TrimPrefix(method, servicePrefix))
+	service := reflect.TypeFor[pb.SchedulerServer]()
+	if strings.HasPrefix(method, pdPrefix) {
+		service = reflect.TypeFor[pdpb.PDServer]()
+	}
+	m, ok := service.MethodByName(method[strings.LastIndexByte(method, '/')+1:])
 	if !ok || m.Type.NumOut() != 2 {
 		return nil
 	}
@@ -139,6 +156,20 @@ func (f *forwarder) regionHeartbeat(down pb.Scheduler_RegionHeartbeatServer) err
 	}
 	return f.pipe(down, up, func() any { return &pb.RegionHeartbeatRequest{} },
 		func() any { return &pb.RegionHeartbeatResponse{} })
+}
+
+// stream forwards a stream of any service that has both directions.
+func (f *forwarder) stream(down grpc.ServerStream, method string, newReq, newResp func() any) error {
+	conn, err := f.leader(down.Context())
+	if err != nil {
+		return err
+	}
+	desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}
+	up, err := conn.NewStream(outgoing(down.Context()), desc, method)
+	if err != nil {
+		return err
+	}
+	return f.pipe(down, up, newReq, newResp)
 }
 
 // pipe copies both directions until either side ends or another member leads.

@@ -23,6 +23,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/id"
 	"github.com/tinykv/tinykv/scheduler/server/member"
+	"github.com/tinykv/tinykv/scheduler/server/pdface"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
@@ -564,7 +565,9 @@ func (s *Server) bootstrapped() (bool, uint64) {
 }
 
 func (s *Server) register(gs *grpc.Server) {
-	schedulerpb.RegisterSchedulerServer(gs, &service{s: s})
+	v := &service{s: s}
+	schedulerpb.RegisterSchedulerServer(gs, v)
+	pdface.Register(gs, pdface.New(v, pdBackend{v}))
 	s.registerEtcd(gs)
 }
 

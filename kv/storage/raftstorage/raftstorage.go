@@ -26,6 +26,7 @@ var (
 	_ storage.Storage     = (*Storage)(nil)
 	_ storage.LocalGetter = (*Storage)(nil)
 	_ storage.AsyncWriter = (*Storage)(nil)
+	_ storage.Splitter    = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.
@@ -186,6 +187,18 @@ func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time
 		}
 	}
 	s.store.Write(w)
+}
+
+// Split implements storage.Splitter.
+func (s *Storage) Split(
+	ctx context.Context, c *kvrpcpb.Context, keys [][]byte,
+) ([]*metapb.Region, error) {
+	if err := s.checkContext(c); err != nil {
+		return nil, err
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.store.Split(ctx, header(c), keys)
 }
 
 // identity is that of the write which a context belongs to.

@@ -64,6 +64,9 @@ func (k Keys) Memory() string { return k.root + "/schedule/memory" }
 // GCSafePoint holds the safe point in hexadecimal.
 func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 
+// GCBarriers holds what keeps the safe points back.
+func (k Keys) GCBarriers() string { return k.root + "/gc/barriers" }
+
 // Members is the prefix of what is kept about members.
 func (k Keys) Members() string { return k.root + "/member/" }
 

@@ -1,0 +1,396 @@
+package tikv
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/pingcap/kvproto/pkg/kvrpcpb"
+	"github.com/pingcap/kvproto/pkg/tikvpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/rpc"
+)
+
+const (
+	// maxInflight bounds the requests in flight on one stream.
+	maxInflight = 4096
+	// maxBacklog bounds the bytes of answers that a client lets wait before its next requests do.
+	maxBacklog = 4 << 20
+	// maxTogether is how many bytes of answers leave in one message, if not one alone is larger.
+	maxTogether = 8 << 20
+)
+
+type (
+	request  = tikvpb.BatchCommandsRequest_Request
+	response = tikvpb.BatchCommandsResponse_Response
+)
+
+// batchCommands serves many requests on one stream, answered in any order. Answers that are ready
+// together leave together. A client that does not take its answers is not served further.
+func (s *Service) batchCommands(stream grpc.ServerStream) error {
+	b := &batchStream{
+		service: s, stream: stream, rpc: rpc.StreamOf(stream.Context()),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxInflight),
+	}
+	var cancel context.CancelFunc
+	b.ctx, cancel = context.WithCancel(stream.Context())
+	sent := make(chan struct{})
+	// Owned by this call: ends when the stream does.
+	go func() {
+		defer close(sent)
+		b.send()
+	}()
+	if b.rpc != nil {
+		b.rpc.OnMessage(b.inline)
+	}
+	err := b.receive()
+	b.inlining.Lock()
+	b.ended = true
+	b.inlining.Unlock()
+	if errors.Is(err, io.EOF) && b.finishAll() {
+		b.flush()
+		err = nil
+	}
+	cancel()
+	<-sent
+	b.handlers.Wait()
+	return err
+}
+
+// finishAll waits until every request is answered; false if the stream ends first.
+func (b *batchStream) finishAll() bool {
+	for range cap(b.slots) {
+		select {
+		case b.slots <- struct{}{}:
+		case <-b.ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// batchStream is one BatchCommands call.
+type batchStream struct {
+	service *Service
+	stream  grpc.ServerStream
+	// rpc is the same stream; nil if another gRPC server runs it.
+	rpc *rpc.Stream
+	ctx context.Context
+	// slots are held by requests that are not answered yet, handlers counts those on goroutines.
+	slots    chan struct{}
+	handlers sync.WaitGroup
+	wake     chan struct{}
+	// inlining is held while inline runs; once ended, it begins nothing any more.
+	inlining sync.Mutex
+	ended    bool
+	// sending is held while answers are sent. Lock order: sending < mu.
+	sending sync.Mutex
+	mu      struct {
+		sync.Mutex
+		answers []batchAnswer
+		// size is how many bytes the answers take, about.
+		size int
+	}
+}
+
+type batchAnswer struct {
+	id   uint64
+	resp *response
+	size int
+}
+
+// receive takes messages until the client ends the stream.
+func (b *batchStream) receive() error {
+	for {
+		m := new(tikvpb.BatchCommandsRequest)
+		if err := b.stream.RecvMsg(m); err != nil {
+			return err
+		}
+		if err := b.beginAll(m); err != nil {
+			return err
+		}
+		b.flush() // waits while the client does not take what there is
+	}
+}
+
+func (b *batchStream) beginAll(m *tikvpb.BatchCommandsRequest) error {
+	if len(m.Requests) != len(m.RequestIds) {
+		return status.Errorf(
+			codes.InvalidArgument,
+			"a batch of %d requests with %d ids",
+			len(m.Requests),
+			len(m.RequestIds),
+		)
+	}
+	for i, req := range m.Requests {
+		b.begin(m.RequestIds[i], req)
+	}
+	return nil
+}
+
+// inline works a message off on the goroutine that reads it. It leaves it to receive, which may
+// wait, if the client has too many requests or answers under way.
+func (b *batchStream) inline(msg []byte) bool {
+	b.inlining.Lock()
+	defer b.inlining.Unlock()
+	if b.ended {
+		return true // nobody waits for an answer
+	}
+	if b.rpc.Backlog()+b.backlog() > maxBacklog {
+		return false
+	}
+	m := new(tikvpb.BatchCommandsRequest)
+	if m.Unmarshal(msg) != nil || len(m.Requests) != len(m.RequestIds) ||
+		len(m.Requests) > cap(b.slots)-len(b.slots) {
+		return false
+	}
+	for i, req := range m.Requests {
+		b.begin(m.RequestIds[i], req)
+	}
+	b.offer()
+	return true
+}
+
+// begin answers a request, or has it answered later. It waits for a slot if it needs one.
+func (b *batchStream) begin(id uint64, req *request) {
+	if req == nil || b.answerNow(id, req) {
+		return
+	}
+	select {
+	case b.slots <- struct{}{}: // a client that sends more than it may waits
+	case <-b.ctx.Done():
+		return
+	}
+	if b.service.async == nil || !b.startWrite(id, req) {
+		b.handlers.Add(1)
+		// Bounded by slots; each ends with its request's deadline, or the stream.
+		go b.handle(id, req)
+	}
+}
+
+// answerNow answers a get that need not wait for anyone, and what no store can answer.
+func (b *batchStream) answerNow(id uint64, req *request) bool {
+	switch cmd := req.Cmd.(type) {
+	case *tikvpb.BatchCommandsRequest_Request_RawGet:
+		resp, ok, err := b.service.getNow(cmd.RawGet)
+		if ok {
+			b.reply(id, req, wrapGet(resp), err)
+		}
+		return ok
+	case *tikvpb.BatchCommandsRequest_Request_Empty:
+		b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Empty{
+			Empty: &tikvpb.BatchCommandsEmptyResponse{TestId: cmd.Empty.GetTestId()},
+		}}, nil)
+		return true
+	case nil:
+		return true // of a kind not known here: its client would understand no answer
+	}
+	return false
+}
+
+func wrapGet(r *kvrpcpb.RawGetResponse) *response {
+	return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_RawGet{RawGet: r}}
+}
+
+// startWrite begins a write whose answer needs no goroutine; false if it is none.
+func (b *batchStream) startWrite(id uint64, req *request) bool {
+	s := b.service
+	begin := func(c *kvrpcpb.Context, ch change, wrap func(error) (*response, error)) bool {
+		s.writeAsync(ch, time.Now().Add(s.timeout(c)), func(err error) {
+			resp, err := wrap(err)
+			b.finish(id, req, resp, err)
+		})
+		return true
+	}
+	switch cmd := req.Cmd.(type) {
+	case *tikvpb.BatchCommandsRequest_Request_RawPut:
+		return begin(cmd.RawPut.GetContext(), s.put(cmd.RawPut), wrapPut)
+	case *tikvpb.BatchCommandsRequest_Request_RawDelete:
+		return begin(cmd.RawDelete.GetContext(), s.del(cmd.RawDelete), wrapDelete)
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
+		return begin(cmd.RawBatchPut.GetContext(), s.batchPut(cmd.RawBatchPut), wrapBatchPut)
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
+		return begin(cmd.RawBatchDelete.GetContext(), s.batchDelete(cmd.RawBatchDelete), wrapBatchDelete)
+	}
+	return false
+}
+
+func wrapPut(err error) (*response, error) {
+	r, err := putAnswer(err)
+	return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_RawPut{RawPut: r}}, err
+}
+
+func wrapDelete(err error) (*response, error) {
+	r, err := deleteAnswer(err)
+	return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_RawDelete{RawDelete: r}}, err
+}
+
+func wrapBatchPut(err error) (*response, error) {
+	r, err := batchPutAnswer(err)
+	return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchPut{RawBatchPut: r}}, err
+}
+
+func wrapBatchDelete(err error) (resp *response, rpc error) {
+	r, rpc := batchDeleteAnswer(err)
+	resp = &response{}
+	resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchDelete{RawBatchDelete: r}
+	return resp, rpc
+}
+
+// handle carries a request out on a goroutine of its own.
+func (b *batchStream) handle(id uint64, req *request) {
+	defer b.handlers.Done()
+	resp, err := b.call(req)
+	b.finish(id, req, resp, err)
+}
+
+// bounded gives a request its time.
+func bounded[Req interface{ GetContext() *kvrpcpb.Context }, Resp any](
+	b *batchStream, call func(context.Context, Req) (Resp, error), req Req,
+) (Resp, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, b.service.timeout(req.GetContext()))
+	defer cancel()
+	return call(ctx, req)
+}
+
+// call waits for a request's outcome.
+func (b *batchStream) call(req *request) (*response, error) {
+	s, resp := b.service, &response{}
+	switch cmd := req.Cmd.(type) {
+	case *tikvpb.BatchCommandsRequest_Request_RawGet:
+		r, err := bounded(b, s.RawGet, cmd.RawGet)
+		return wrapGet(r), err
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchGet:
+		r, err := bounded(b, s.RawBatchGet, cmd.RawBatchGet)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchGet{RawBatchGet: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawScan:
+		r, err := bounded(b, s.RawScan, cmd.RawScan)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawScan{RawScan: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchScan:
+		r, err := bounded(b, s.RawBatchScan, cmd.RawBatchScan)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchScan{RawBatchScan: r}
+		return resp, err
+	// These four come here if the storage cannot do without a goroutine.
+	case *tikvpb.BatchCommandsRequest_Request_RawPut:
+		r, err := bounded(b, s.RawPut, cmd.RawPut)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawPut{RawPut: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawDelete:
+		r, err := bounded(b, s.RawDelete, cmd.RawDelete)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawDelete{RawDelete: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
+		r, err := bounded(b, s.RawBatchPut, cmd.RawBatchPut)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchPut{RawBatchPut: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
+		r, err := bounded(b, s.RawBatchDelete, cmd.RawBatchDelete)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchDelete{RawBatchDelete: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawCoprocessor:
+		r, err := bounded(b, s.RawCoprocessor, cmd.RawCoprocessor)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawCoprocessor{RawCoprocessor: r}
+		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_GetHealthFeedback:
+		r, err := bounded(b, s.GetHealthFeedback, cmd.GetHealthFeedback)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_GetHealthFeedback{GetHealthFeedback: r}
+		return resp, err
+	}
+	return nil, errNotServed
+}
+
+var errNotServed = status.Error(codes.Unimplemented,
+	"this command is not served: this cluster speaks the raw part of TiKV's protocol")
+
+// reply keeps an answer until the next flush or offer.
+func (b *batchStream) reply(id uint64, req *request, resp *response, err error) {
+	if err != nil {
+		if resp = refuse(req, err); resp == nil {
+			return
+		}
+	}
+	size := resp.Size() + 16
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.answers = append(b.mu.answers, batchAnswer{id, resp, size})
+	b.mu.size += size
+}
+
+// finish answers a request that held a slot.
+func (b *batchStream) finish(id uint64, req *request, resp *response, err error) {
+	b.reply(id, req, resp, err)
+	b.wakeSender()
+	<-b.slots
+}
+
+func (b *batchStream) wakeSender() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *batchStream) backlog() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mu.size
+}
+
+func (b *batchStream) send() {
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-b.wake:
+			if !b.flush() {
+				return
+			}
+		}
+	}
+}
+
+// flush sends the waiting answers, and waits until the client's window has taken them.
+func (b *batchStream) flush() bool {
+	b.sending.Lock()
+	defer b.sending.Unlock()
+	return b.sendAll(func(m *tikvpb.BatchCommandsResponse) error { return b.stream.SendMsg(m) })
+}
+
+// offer sends the waiting answers without waiting for anything.
+func (b *batchStream) offer() {
+	if !b.sending.TryLock() {
+		b.wakeSender() // it is sending others, and goes on with these
+		return
+	}
+	defer b.sending.Unlock()
+	b.sendAll(func(m *tikvpb.BatchCommandsResponse) error { return b.rpc.Offer(m) })
+}
+
+// sendAll sends the waiting answers in messages of a moderate size. sending must be held.
+func (b *batchStream) sendAll(send func(*tikvpb.BatchCommandsResponse) error) bool {
+	b.mu.Lock()
+	answers := b.mu.answers
+	b.mu.answers, b.mu.size = nil, 0
+	b.mu.Unlock()
+	for len(answers) > 0 {
+		m, size := &tikvpb.BatchCommandsResponse{}, 0
+		for _, a := range answers {
+			if size += a.size; size > maxTogether && len(m.Responses) > 0 {
+				break
+			}
+			m.Responses, m.RequestIds = append(m.Responses, a.resp), append(m.RequestIds, a.id)
+		}
+		if err := send(m); err != nil {
+			return false
+		}
+		answers = answers[len(m.Responses):]
+	}
+	return true
+}

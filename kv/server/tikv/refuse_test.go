@@ -1,0 +1,47 @@
+package tikv
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/pingcap/kvproto/pkg/tikvpb"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Each kind of request within a batch has an answer of its kind that carries an error: one without
+// would crash its client.
+func TestRefuseEveryKind(t *testing.T) {
+	for _, err := range []error{errNotServed, status.Error(codes.Unavailable, "stopping, not served")} {
+		for _, w := range (*tikvpb.BatchCommandsRequest_Request)(nil).XXX_OneofWrappers() {
+			name := strings.TrimPrefix(
+				reflect.TypeOf(w).Elem().Name(),
+				"BatchCommandsRequest_Request_",
+			)
+			if name == "Empty" {
+				continue
+			}
+			req := &request{}
+			reflect.ValueOf(req).
+				Elem().
+				FieldByName("Cmd").
+				Set(reflect.New(reflect.TypeOf(w).Elem()))
+			resp := refuse(req, err)
+			require.NotNil(t, resp, name)
+			require.True(
+				t,
+				strings.HasSuffix(reflect.TypeOf(resp.Cmd).Elem().Name(), "_"+name),
+				name,
+			)
+			if name != "BroadcastTxnStatus" { // whose answer has no fields
+				require.Contains(t, resp.String(), "not served", name)
+			}
+			data, err := resp.Marshal()
+			require.NoError(t, err, name)
+			require.NoError(t, new(response).Unmarshal(data), name)
+		}
+	}
+	require.Nil(t, refuse(&request{}, errNotServed))
+}

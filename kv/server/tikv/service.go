@@ -1,0 +1,148 @@
+package tikv
+
+import (
+	"context"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/pingcap/kvproto/pkg/kvrpcpb"
+	"google.golang.org/grpc"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/rpc"
+	"github.com/tinykv/tinykv/kv/server/gate"
+	"github.com/tinykv/tinykv/kv/storage"
+)
+
+// Service answers TiKV's raw calls over a storage. Safe for concurrent use.
+type Service struct {
+	cfg     *config.Config
+	storeID uint64
+	storage storage.Storage
+	gate    *gate.Gate
+	// local, async and split are the storage, if it can do that.
+	local storage.LocalGetter
+	async storage.AsyncWriter
+	split storage.Splitter
+	// feedback numbers the answers to GetHealthFeedback.
+	feedback atomic.Uint64
+}
+
+// New makes the service of a store.
+func New(cfg *config.Config, storeID uint64, st storage.Storage, g *gate.Gate) *Service {
+	s := &Service{cfg: cfg, storeID: storeID, storage: st, gate: g}
+	s.local, _ = st.(storage.LocalGetter)
+	s.async, _ = st.(storage.AsyncWriter)
+	s.split, _ = st.(storage.Splitter)
+	s.feedback.Store(uint64(time.Now().UnixMilli()))
+	return s
+}
+
+const (
+	serviceName = "tikvpb.Tikv"
+	// MaxMessage bounds one message of a client and one answer. Clients of TiKV put up to 128
+	// requests into one message without a look at its size, and rely on scans that are not cut.
+	MaxMessage = 256 << 20
+	// maxScanBytes bounds what one scan reads, with room for the rest of the message.
+	maxScanBytes = MaxMessage / 2
+)
+
+// unary is the description of a call that is no stream.
+func unary[Req, Resp any](
+	name string,
+	call func(*Service, context.Context, *Req) (*Resp, error),
+) grpc.MethodDesc {
+	handler := func(
+		srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor,
+	) (any, error) {
+		req := new(Req)
+		if err := decode(req); err != nil {
+			return nil, err
+		}
+		return call(srv.(*Service), ctx, req)
+	}
+	return grpc.MethodDesc{MethodName: name, Handler: handler}
+}
+
+// serviceDesc stands for the generated one, which its package keeps for itself.
+func serviceDesc() *grpc.ServiceDesc {
+	return &grpc.ServiceDesc{
+		ServiceName: serviceName, HandlerType: (*any)(nil), Metadata: "tikvpb.proto",
+		Methods: []grpc.MethodDesc{
+			unary("RawGet", (*Service).RawGet),
+			unary("RawBatchGet", (*Service).RawBatchGet),
+			unary("RawPut", (*Service).RawPut),
+			unary("RawBatchPut", (*Service).RawBatchPut),
+			unary("RawDelete", (*Service).RawDelete),
+			unary("RawBatchDelete", (*Service).RawBatchDelete),
+			unary("RawScan", (*Service).RawScan),
+			unary("RawBatchScan", (*Service).RawBatchScan),
+			unary("RawGetKeyTTL", (*Service).RawGetKeyTTL),
+			unary("RawChecksum", (*Service).RawChecksum),
+			unary("RawCoprocessor", (*Service).RawCoprocessor),
+			unary("SplitRegion", (*Service).SplitRegion),
+			unary("GetStoreSafeTS", (*Service).GetStoreSafeTS),
+			unary("GetHealthFeedback", (*Service).GetHealthFeedback),
+		},
+		Streams: []grpc.StreamDesc{{
+			StreamName: "BatchCommands", ServerStreams: true, ClientStreams: true,
+			Handler: func(srv any, stream grpc.ServerStream) error {
+				return srv.(*Service).batchCommands(stream)
+			},
+		}},
+	}
+}
+
+// Register makes a gRPC server serve the service.
+func Register(g *rpc.Server, s *Service) {
+	desc := serviceDesc()
+	g.RegisterService(desc, s)
+	for _, m := range desc.Methods {
+		g.Limit("/"+serviceName+"/"+m.MethodName, MaxMessage, MaxMessage)
+	}
+	g.Limit("/"+serviceName+"/BatchCommands", MaxMessage, MaxMessage)
+	if s.local != nil {
+		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
+	}
+	if s.async != nil {
+		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
+		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)
+	}
+}
+
+// GetStoreSafeTS says that no timestamp is safe to read at without asking a leader.
+func (s *Service) GetStoreSafeTS(
+	context.Context,
+	*kvrpcpb.StoreSafeTSRequest,
+) (*kvrpcpb.StoreSafeTSResponse, error) {
+	return &kvrpcpb.StoreSafeTSResponse{}, nil
+}
+
+// GetHealthFeedback says that the store is as quick as ever: a slow one loses its leaders to the
+// placement service's orders, and clients need not find out.
+func (s *Service) GetHealthFeedback(
+	context.Context,
+	*kvrpcpb.GetHealthFeedbackRequest,
+) (*kvrpcpb.GetHealthFeedbackResponse, error) {
+	return &kvrpcpb.GetHealthFeedbackResponse{HealthFeedback: &kvrpcpb.HealthFeedback{
+		StoreId: s.storeID, FeedbackSeqNo: s.feedback.Add(1), SlowScore: 1,
+	}}, nil
+}
+
+// RawCoprocessor is not there.
+func (s *Service) RawCoprocessor(
+	context.Context,
+	*kvrpcpb.RawCoprocessorRequest,
+) (*kvrpcpb.RawCoprocessorResponse, error) {
+	return &kvrpcpb.RawCoprocessorResponse{Error: "this store has no coprocessors"}, nil
+}
+
+// timeout is how long a request may take.
+func (s *Service) timeout(c *kvrpcpb.Context) time.Duration {
+	limit := s.cfg.Server.RequestTimeout.Duration
+	if ms := c.GetMaxExecutionDurationMs(); ms > 0 && ms < math.MaxInt32 {
+		limit = min(limit, time.Duration(ms)*time.Millisecond)
+	}
+	return limit
+}

@@ -1,0 +1,183 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/scheduler/server/pdface"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
+)
+
+// maxBarriers bounds the barriers, which are one value of the storage.
+const maxBarriers = 1024
+
+// safePoints keeps the state of garbage collection in the storage. Each change compares the
+// revisions that it was decided on, so that two at once cannot break the order GC <= Txn <= every
+// barrier.
+//
+// The safe point of transactions lies where TiKV's clients read it through etcd's API, in decimal
+// as they expect it. The barriers are one JSON array. Part of the on-disk format; do not change.
+type safePoints struct{ s *Server }
+
+// gcRead is the state with the revisions that it was read at.
+type gcRead struct {
+	pdface.GCState
+	gcRev, txnRev, barrierRev int64
+}
+
+func (p safePoints) read(ctx context.Context) (st gcRead, err error) {
+	if st.GC, st.gcRev, err = p.s.gcSafePoint(ctx); err != nil {
+		return st, rpcErr(err)
+	}
+	txn, err := p.s.storage.Get(ctx, safePointKey)
+	if err != nil {
+		return st, rpcErr(err)
+	}
+	if st.txnRev = txn.ModRevision; st.txnRev != 0 {
+		if st.Txn, err = strconv.ParseUint(string(txn.Value), 10, 64); err != nil {
+			return st, fmt.Errorf("safe point of transactions: %w", err)
+		}
+	}
+	st.Txn = max(st.Txn, st.GC) // clients without barriers raise only GC
+	kv, err := p.s.storage.Get(ctx, p.s.keys.GCBarriers())
+	if err != nil {
+		return st, rpcErr(err)
+	}
+	if st.barrierRev = kv.ModRevision; st.barrierRev != 0 {
+		if err := json.Unmarshal(kv.Value, &st.Barriers); err != nil {
+			return st, fmt.Errorf("barriers of garbage collection: %w", err)
+		}
+	}
+	now := time.Now()
+	st.Barriers = slices.DeleteFunc(
+		st.Barriers,
+		func(b pdface.Barrier) bool { return b.TTL(now) == 0 },
+	)
+	return st, nil
+}
+
+// State implements pdface.SafePoints.
+func (p safePoints) State(ctx context.Context) (pdface.GCState, error) {
+	st, err := p.read(ctx)
+	return st.GCState, err
+}
+
+// change reads the state, lets decide say what to write, and writes it if nothing has changed
+// meanwhile.
+func (p safePoints) change(ctx context.Context, decide func(*gcRead) ([]storage.Op, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	for {
+		st, err := p.read(ctx)
+		if err != nil {
+			return err
+		}
+		ops, err := decide(&st)
+		if err != nil || len(ops) == 0 {
+			return err
+		}
+		fence, _, ok := p.s.fence()
+		if !ok {
+			return errNotLeader
+		}
+		_, err = p.s.storage.Txn(ctx, []storage.Cond{
+			fence, storage.RevisionIs(p.s.keys.GCSafePoint(), st.gcRev),
+			storage.RevisionIs(safePointKey, st.txnRev),
+			storage.RevisionIs(p.s.keys.GCBarriers(), st.barrierRev),
+		}, ops)
+		if !errors.Is(err, storage.ErrConflict) {
+			return rpcErr(err)
+		}
+	}
+}
+
+// AdvanceTxn implements pdface.SafePoints.
+func (p safePoints) AdvanceTxn(
+	ctx context.Context,
+	target uint64,
+) (before, after uint64, blocker *pdface.Barrier, err error) {
+	err = p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
+		before, after, blocker = st.Txn, target, nil
+		if target < before {
+			return nil, status.Errorf(
+				codes.FailedPrecondition,
+				"trying to update txn safe point to a smaller value, current: %d, target: %d",
+				before,
+				target,
+			)
+		}
+		for i := range st.Barriers {
+			if b := &st.Barriers[i]; b.TS < after {
+				after, blocker = max(b.TS, before), b
+			}
+		}
+		if after == before {
+			return nil, nil
+		}
+		return []storage.Op{storage.Put(safePointKey, []byte(strconv.FormatUint(after, 10)))}, nil
+	})
+	return before, after, blocker, err
+}
+
+// AdvanceGC implements pdface.SafePoints.
+func (p safePoints) AdvanceGC(ctx context.Context, target uint64) (uint64, error) {
+	now, err := p.s.updateGCSafePoint(ctx, target)
+	return now, rpcErr(err)
+}
+
+// SetBarrier implements pdface.SafePoints.
+func (p safePoints) SetBarrier(ctx context.Context, b pdface.Barrier) error {
+	return p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
+		if b.TS < st.Txn {
+			return nil, status.Errorf(
+				codes.FailedPrecondition,
+				"trying to set a GC barrier on ts %d, which is already behind the txn safe point %d",
+				b.TS,
+				st.Txn,
+			)
+		}
+		list := slices.DeleteFunc(st.Barriers, func(o pdface.Barrier) bool { return o.ID == b.ID })
+		if len(list) >= maxBarriers {
+			return nil, status.Errorf(
+				codes.ResourceExhausted,
+				"there are %d GC barriers already",
+				len(list),
+			)
+		}
+		return p.putBarriers(append(list, b))
+	})
+}
+
+// DeleteBarrier implements pdface.SafePoints.
+func (p safePoints) DeleteBarrier(
+	ctx context.Context,
+	id string,
+) (deleted *pdface.Barrier, err error) {
+	err = p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
+		deleted = nil
+		for i, b := range st.Barriers {
+			if b.ID == id {
+				deleted = &b
+				return p.putBarriers(slices.Delete(st.Barriers, i, i+1))
+			}
+		}
+		return nil, nil
+	})
+	return deleted, err
+}
+
+func (p safePoints) putBarriers(list []pdface.Barrier) ([]storage.Op, error) {
+	data, err := json.Marshal(list)
+	if err != nil {
+		return nil, err
+	}
+	return []storage.Op{storage.Put(p.s.keys.GCBarriers(), data)}, nil
+}

@@ -1,0 +1,175 @@
+package tikv
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tikv/client-go/v2/config"
+	"github.com/tikv/client-go/v2/rawkv"
+)
+
+// binDir has the servers, built once for all tests.
+var binDir string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "tikv-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	build := exec.Command(
+		"go",
+		"build",
+		"-o",
+		dir+"/",
+		"./cmd/tinykv-server",
+		"./cmd/tinyscheduler",
+	)
+	build.Dir = filepath.Join("..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the servers: %v\n%s", err, out)
+		return 1
+	}
+	binDir = dir
+	return m.Run()
+}
+
+// process is one server; its log is kept with a failed test.
+type process struct {
+	name, addr, log string
+	args            []string
+	cmd             *exec.Cmd
+	ended           chan struct{}
+}
+
+func (p *process) start(t *testing.T) {
+	t.Helper()
+	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	p.cmd = exec.Command(p.args[0], p.args[1:]...)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	// The server must not outlive the test. Pdeathsig is tied to the thread that starts it, which
+	// the goroutine keeps.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	ended, cmd, started := make(chan struct{}), p.cmd, make(chan error, 1)
+	p.ended = ended
+	go func() { // ends with the process
+		defer close(ended)
+		defer out.Close()
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	require.NoError(t, <-started)
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.ended
+}
+
+// cluster is one scheduler and several stores.
+type cluster struct {
+	scheduler *process
+	stores    []*process
+}
+
+// freeAddrs returns addresses that nobody listens on right now.
+func freeAddrs(t *testing.T, n int) []string {
+	t.Helper()
+	var out []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		out = append(out, l.Addr().String())
+	}
+	return out
+}
+
+func startCluster(t *testing.T, stores int) *cluster {
+	t.Helper()
+	dir := t.TempDir()
+	addrs := freeAddrs(t, 2+2*stores)
+	c := &cluster{}
+	make := func(name, bin, addr string, args ...string) *process {
+		p := &process{name: name, addr: addr, log: filepath.Join(dir, name+".log")}
+		p.args = append(
+			[]string{filepath.Join(binDir, bin), "--data-dir", filepath.Join(dir, name)},
+			args...)
+		p.start(t)
+		t.Cleanup(func() {
+			p.kill()
+			if log, err := os.ReadFile(p.log); err == nil && t.Failed() {
+				t.Logf("%s:\n%s", name, log[max(0, len(log)-4000):])
+			}
+		})
+		return p
+	}
+	c.scheduler = make("scheduler", "tinyscheduler", addrs[0], "--name", "scheduler",
+		"--client-urls", "http://"+addrs[0], "--advertise-client-urls", "http://"+addrs[0],
+		"--peer-urls", "http://"+addrs[1], "--advertise-peer-urls", "http://"+addrs[1],
+		"--initial-cluster", "scheduler=http://"+addrs[1])
+	for i := range stores {
+		at := addrs[2+2*i:]
+		c.stores = append(
+			c.stores,
+			make(fmt.Sprintf("store-%d", i+1), "tinykv-server", at[0], "--addr", at[0],
+				"--advertise-addr", at[0], "--status-addr", at[1], "--scheduler", addrs[0]),
+		)
+	}
+	for _, p := range append(c.stores, c.scheduler) {
+		require.Eventually(t, func() bool {
+			conn, err := net.DialTimeout("tcp", p.addr, time.Second)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err == nil
+		}, 30*time.Second, 20*time.Millisecond, p.name)
+	}
+	return c
+}
+
+// client is a client of TiKV that knows nothing but the scheduler's address.
+func (c *cluster) client(t *testing.T) *rawkv.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cl, err := rawkv.NewClient(ctx, []string{c.scheduler.addr}, config.DefaultConfig().Security)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = cl.Close() })
+	return cl
+}
+
+func bytesOf(list ...string) [][]byte {
+	var out [][]byte
+	for _, s := range list {
+		out = append(out, []byte(s))
+	}
+	return out
+}
+
+func joined(list [][]byte) string {
+	var out []string
+	for _, b := range list {
+		out = append(out, string(b))
+	}
+	return strings.Join(out, " ")
+}
