@@ -59,6 +59,7 @@ var networkFaults = map[string]fault{
 	"delay":             (*history).delay,
 	"resets":            (*history).resets,
 	"snapshots":         (*history).snapshots,
+	"flips":             (*history).flips,
 }
 
 var diskFaults = map[string]fault{

@@ -160,3 +160,10 @@ func (h *history) resets(rng *rand.Rand) error {
 	}
 	return nil
 }
+
+// flips has bits flip between stores, and between the clients and the stores, as a bad network card or proxy would.
+func (h *history) flips(rng *rand.Rand) error {
+	r := netproxy.Rule{Flip: 0.02 + 0.1*rng.Float64()}
+	h.apart(h.storeNames(), append(h.storeNames(), netproxy.Outside), r)
+	return h.last(between(rng, 1500, 4000))
+}

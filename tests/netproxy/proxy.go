@@ -7,6 +7,7 @@ package netproxy
 
 import (
 	"io"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -19,6 +20,8 @@ type Rule struct {
 	Hold bool
 	// Cut resets connections between the two, whoever has dialed, and refuses new ones.
 	Cut bool
+	// Flip is the probability with which one bit of a piece of data flips.
+	Flip float64
 	// Delay is added to each piece of data; the throughput stays.
 	Delay time.Duration
 }
@@ -41,6 +44,7 @@ type Network struct {
 	closed  bool
 	wg      sync.WaitGroup
 
+	flipped              int64
 	held, reset, delayed int64 // pieces and connections that a rule has met
 }
 
@@ -182,7 +186,13 @@ func (n *Network) pump(k *link, src, dst net.Conn, d direction) {
 	for {
 		c, err := src.Read(buf)
 		if c > 0 {
-			pieces <- piece{data: append([]byte{}, buf[:c]...), at: time.Now().Add(n.rule(d.from, d.to).Delay)}
+			rule := n.rule(d.from, d.to)
+			data := append([]byte{}, buf[:c]...)
+			if rule.Flip > 0 && rand.Float64() < rule.Flip {
+				data[rand.IntN(c)] ^= 1 << rand.IntN(8)
+				n.count(&n.flipped)
+			}
+			pieces <- piece{data: data, at: time.Now().Add(rule.Delay)}
 		}
 		if err != nil {
 			break
@@ -279,6 +289,13 @@ func (n *Network) Met() (held, delayed, reset int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.held, n.delayed, n.reset
+}
+
+// Flipped counts the bits that rules have flipped.
+func (n *Network) Flipped() int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.flipped
 }
 
 // Close ends all proxies and connections and waits for them.
