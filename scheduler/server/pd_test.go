@@ -105,6 +105,7 @@ func testPDRegions(t *testing.T, pd pdpb.PDClient, h *pdpb.RequestHeader) {
 	require.Nil(t, unknown.Region)
 	require.Nil(t, unknown.Header.Error)
 
+	//lint:ignore SA1019 clients of this age call it
 	scan, err := pd.ScanRegions(t.Context(), &pdpb.ScanRegionsRequest{Header: h})
 	require.NoError(t, err)
 	require.Len(t, scan.Regions, 2)

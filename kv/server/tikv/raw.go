@@ -218,7 +218,8 @@ func (s *Service) batchPut(req *kvrpcpb.RawBatchPutRequest) (c change) {
 
 // batchTTLs finds out the life of each pair: none, one for all, or one for each.
 func batchTTLs(req *kvrpcpb.RawBatchPutRequest) (func(i int) uint64, error) {
-	all := req.GetTtl() //nolint:staticcheck // old clients set nothing else
+	//lint:ignore SA1019 old clients set nothing else
+	all := req.GetTtl()
 	switch n := len(req.Ttls); {
 	case n == 0:
 		return func(int) uint64 { return all }, nil

@@ -251,8 +251,9 @@ func (s *Service) SplitRegion(
 ) (*kvrpcpb.SplitRegionResponse, error) {
 	resp := &kvrpcpb.SplitRegionResponse{}
 	keys := req.SplitKeys
+	//lint:ignore SA1019 old clients set nothing else
 	if key := req.GetSplitKey(); len(key) > 0 &&
-		len(keys) == 0 { //nolint:staticcheck // old clients set nothing else
+		len(keys) == 0 {
 		keys = [][]byte{key}
 	}
 	to, _, err := s.target(req.Context, "", keys...)
@@ -268,7 +269,6 @@ func (s *Service) SplitRegion(
 		resp.Regions = regions(parts)
 	}
 	if n := len(resp.Regions); n == 2 {
-		//nolint:staticcheck // old clients read nothing else
 		resp.Left, resp.Right = resp.Regions[0], resp.Regions[1]
 	}
 	var rpc error

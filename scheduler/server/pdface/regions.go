@@ -253,7 +253,8 @@ func (f *Face) ScatterRegion(
 	}
 	ids := req.GetRegionsId()
 	if len(ids) == 0 {
-		id := req.GetRegionId() //nolint:staticcheck // old clients set nothing else
+		//lint:ignore SA1019 old clients set nothing else
+		id := req.GetRegionId()
 		if id == 0 {
 			id = req.GetRegion().GetId()
 		}
