@@ -154,6 +154,7 @@ func (n *Node) joinLater(ctx context.Context) {
 				"placement service could say so; start the store again: its replicas are replaced one by one"))
 			return
 		case err == nil:
+			n.registered.Store(true)
 			n.logger.Info("registered with the placement service", log.StoreID(n.ident.StoreId))
 			n.store.HeartbeatAll()
 			return

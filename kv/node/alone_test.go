@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -9,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -60,4 +63,27 @@ func TestAddressBook(t *testing.T) {
 	r.stores[2].State = metapb.StoreState_Tombstone
 	_, err = b.resolve(t.Context(), 2)
 	require.ErrorIs(t, err, transport.ErrNoAddress)
+}
+
+// beats answers store heartbeats as a placement service does that knows another run of the store.
+type beats struct {
+	placementService
+	during func()
+}
+
+func (b beats) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error {
+	b.during()
+	return fmt.Errorf("%w: store 1 was started again", client.ErrDuplicateStore)
+}
+
+// TestHeartbeatsBeforeRegistering: a store that has started alone reports before the placement service has counted its
+// run, and is not ended by what the service says of the run before. Once it is registered, the same answer ends it.
+func TestHeartbeatsBeforeRegistering(t *testing.T) {
+	var registered atomic.Bool
+	var ended error
+	p := placement{beats{during: func() { registered.Store(true) }}, &registered, func(err error) { ended = err }}
+	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)
+	require.NoError(t, ended, "the answer is about the run before")
+	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)
+	require.ErrorIs(t, ended, client.ErrDuplicateStore)
 }

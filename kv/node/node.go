@@ -65,8 +65,9 @@ type Node struct {
 
 	// corrupt counts messages that were damaged on their way here.
 	corrupt atomic.Uint64
-	// run is the number of this run of the store; 0 without placement service.
-	run uint64
+	// run is the number of this run of the store; 0 without placement service. registered: that service knows it.
+	run        uint64
+	registered atomic.Bool
 
 	failed   chan error
 	stopOnce sync.Once
@@ -191,9 +192,10 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
 		OnCorrupt: n.noteCorrupt, Logger: n.logger.Named("transport"),
 	})
+	n.registered.Store(joined)
 	n.store = raftstore.New(raftstore.Options{
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
-		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement, n.fail}, Logger: n.logger,
+		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement, &n.registered, n.fail}, Logger: n.logger,
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
 	})
@@ -388,17 +390,29 @@ func (n *Node) stop() {
 	}
 }
 
-// resolve finds the address of a store.
-// placement adapts the client to what the raftstore needs.
-type placement struct {
-	*client.Client
-	fail func(error)
+// placementService is what of the client is adapted.
+type placementService interface {
+	AskSplit(ctx context.Context, region *metapb.Region) (*schedulerpb.AskSplitResponse, error)
+	ReportSplit(ctx context.Context, left, right *metapb.Region) error
+	RegionHeartbeat(req *schedulerpb.RegionHeartbeatRequest)
+	StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error
+	GetRegionByID(ctx context.Context, id uint64) (*client.Region, error)
 }
 
-// StoreHeartbeat ends the store if another run of it has taken its place.
+// placement adapts the client to what the raftstore needs.
+type placement struct {
+	placementService
+	// registered is true once the placement service knows this run.
+	registered *atomic.Bool
+	fail       func(error)
+}
+
+// StoreHeartbeat ends the store if another run of it has taken its place. Before this run is registered, which a start
+// without the placement service puts off, the run that the service knows is the one before: registering decides then.
 func (p placement) StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error {
-	err := p.Client.StoreHeartbeat(ctx, stats)
-	if errors.Is(err, client.ErrDuplicateStore) {
+	registered := p.registered.Load() // before the call: an answer may be older than the registration
+	err := p.placementService.StoreHeartbeat(ctx, stats)
+	if registered && errors.Is(err, client.ErrDuplicateStore) {
 		p.fail(fmt.Errorf("this run of the store has been replaced: %w", err))
 	}
 	return err
