@@ -69,7 +69,7 @@ func restart(c *cluster.Cluster, w *writer) {
 
 // failure is one run of a scenario in which the k-th operation of one store's raft log or engine,
 // reads too, fails with an IO error. A store that fails over that is killed and started again at
-// once, as whoever runs the process would do.
+// once, as a supervisor of the process would do.
 type failure struct {
 	t    testing.TB
 	s    *scenario

@@ -53,22 +53,39 @@ func TestOlderCopiesAreRebuilt(t *testing.T) {
 			require.NoError(t, cl.Put(t.Context(), []byte("k"), fmt.Append(nil, n)))
 		}
 	}
+	// replica is the id of the victim's only replica.
+	replica := func() (uint64, error) {
+		all, err := peers(c)
+		if err != nil {
+			return 0, err
+		}
+		if len(all[victim.Name]) != 1 {
+			return 0, fmt.Errorf("%d replicas", len(all[victim.Name]))
+		}
+		return all[victim.Name][0].Peer.GetId(), nil
+	}
+	before, err := replica()
+	require.NoError(t, err)
 	rebuilt := func(what string) {
 		t.Helper()
 		require.NoError(t, victim.Start(), what)
 		require.NoError(t, victim.WaitReady(t.Context()), what)
-		seen := false
 		eventually(t, 60*time.Second, func() error {
 			q, err := quarantined(victim)
 			if err != nil {
 				return err
 			}
-			if seen = seen || len(q) > 0; !seen {
-				return fmt.Errorf("%s: nothing is quarantined", what)
-			}
 			if len(q) > 0 {
 				return fmt.Errorf("%s: still quarantined: %v", what, q)
 			}
+			id, err := replica()
+			if err == nil && id == before {
+				err = fmt.Errorf("%s: replica %d is served", what, id)
+			}
+			if err != nil {
+				return err
+			}
+			before = id
 			return nil
 		})
 		waitReplicas(t, c, 3)
