@@ -237,3 +237,61 @@ func TestLargestMessageWithChecksum(t *testing.T) {
 	require.Equal(t, codes.ResourceExhausted, status.Code(res.err))
 	require.False(t, errors.Is(res.err, io.EOF))
 }
+
+// TestFlippedBitsPassOver flips one bit of each byte that passes, of both directions. Whatever it hits, above all the
+// headers, whose tables remember it, the same client is served again soon.
+func TestFlippedBitsPassOver(t *testing.T) {
+	k := &kv{get: func(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+		if string(req.Key) == "no" {
+			return nil, status.Error(codes.NotFound, "no")
+		}
+		return &kvrpcpb.RawGetResponse{Value: req.Key}, nil
+	}}
+	_, addr := start(t, Options{Handshake: time.Second}, k, nil)
+	// calls makes the same calls as ever; good is how many rounds in a row have been right.
+	calls := func(c *Client) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		cl := tinykvpb.NewTinyKvClient(c)
+		resp, err := cl.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte("key")})
+		if err != nil || string(resp.Value) != "key" {
+			return false
+		}
+		_, err = cl.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte("no")})
+		return status.Code(err) == codes.NotFound
+	}
+	rounds := func(f *flipper) bool {
+		c := NewClient(f.Addr().String(), ClientOptions{
+			Checksum: true, ConnectTimeout: 300 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
+			KeepAlive: 200 * time.Millisecond, KeepAliveTimeout: 200 * time.Millisecond,
+		})
+		defer c.Close()
+		good := 0
+		for deadline := time.Now().Add(patience); good < 4 && time.Now().Before(deadline); {
+			if good++; !calls(c) {
+				good = 0
+			}
+		}
+		return good == 4
+	}
+	through := newFlipper(t, addr, toServer, -1)
+	require.True(t, rounds(through))
+	lanes := make(chan struct{}, 32)
+	var wg sync.WaitGroup
+	for _, d := range []direction{toServer, toClient} {
+		for at := range through.passed[d].Load() {
+			lanes <- struct{}{}
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				f := newFlipperUnowned(t, addr, d, at)
+				if !rounds(f) {
+					t.Errorf("direction %d, byte %d: no call is served any more", d, at)
+				}
+				f.stop()
+				<-lanes
+			}()
+		}
+	}
+	wg.Wait()
+}

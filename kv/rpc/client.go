@@ -83,6 +83,8 @@ func NotSent(err error) bool {
 type Client struct {
 	addr string
 	opts ClientOptions
+	// confirmed: the server is one that sends checksums.
+	confirmed atomic.Bool
 	// up is the connection that new calls take.
 	up  atomic.Pointer[link]
 	ctx context.Context

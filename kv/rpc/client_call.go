@@ -296,6 +296,9 @@ func (l *link) onReset(f *http2.RSTStreamFrame) {
 	} else {
 		err = status.Errorf(codeOfReset(f.ErrCode), "the server reset the call: %v", f.ErrCode)
 	}
+	if call.check.sends && (f.ErrCode == http2.ErrCodeProtocol || f.ErrCode == http2.ErrCodeInternal) {
+		l.retire() // what the server does not understand may be in its header table
+	}
 	l.finish(call, err)
 }
 

@@ -273,6 +273,9 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	if call == nil {
 		return nil
 	}
+	if damaged, err := l.noteHead(call, end); damaged {
+		return err
+	}
 	if !call.headed {
 		call.headed = true
 		st := l.head.check()
@@ -295,3 +298,24 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	call.onEnd(l.head.status())
 	return nil
 }
+
+// noteHead looks at the headers of an answer for damage that would stay in the header tables of this connection; true if
+// the connection is to end.
+func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
+	if !call.check.sends {
+		return false, nil
+	}
+	failed := end && l.head.grpcStatus != "0"
+	switch {
+	case l.head.checksum:
+		l.c.confirmed.Store(true)
+	case l.c.confirmed.Load() && (!call.headed || failed):
+		return true, l.corrupt(call)
+	}
+	if !call.headed && l.head.check() != nil || failed && l.head.grpcStatus == unimplemented {
+		l.retire()
+	}
+	return false, nil
+}
+
+var unimplemented = strconv.Itoa(int(codes.Unimplemented))

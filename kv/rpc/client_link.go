@@ -330,9 +330,14 @@ func (l *link) pumpLocked() {
 }
 
 // onGoAway: the server takes no further calls. Those that it has not seen can be made elsewhere.
-func (l *link) onGoAway(f *http2.GoAwayFrame) error {
+// retire has new calls take another connection; this one ends with its last call.
+func (l *link) retire() {
 	l.shut.Store(true)
 	l.c.up.CompareAndSwap(l, nil)
+}
+
+func (l *link) onGoAway(f *http2.GoAwayFrame) error {
+	l.retire()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wakeWaitersLocked()

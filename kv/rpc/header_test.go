@@ -83,7 +83,7 @@ func TestHeaderEncoder(t *testing.T) {
 				if only {
 					want = append(want, ":status", strconv.Itoa(max(httpStatus, 200)), "content-type", "application/grpc")
 				}
-				want = append(want, "grpc-status", strconv.Itoa(int(code)))
+				want = append(want, checksumHeader, checksumKind, "grpc-status", strconv.Itoa(int(code)))
 				if m != "" {
 					want = append(want, "grpc-message", m)
 				}

@@ -86,9 +86,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
 	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
-	if req.checksum {
-		call.check = checksum{sends: true, checks: true, seed: checksumSeed(req.path, id)}
-	}
+	call.check = checksum{sends: req.checksum, checks: req.checksum, seed: checksumSeed(req.path, id)}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
 	}

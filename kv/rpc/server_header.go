@@ -136,6 +136,7 @@ func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []
 		e.field(":status", strconv.Itoa(httpStatus), true)
 		e.field("content-type", "application/grpc", false)
 	}
+	e.field(checksumHeader, checksumKind, true)
 	e.field("grpc-status", strconv.Itoa(int(st.Code())), true)
 	if m := st.Message(); m != "" {
 		e.field("grpc-message", encodeMessage(m), true)
