@@ -76,6 +76,9 @@ func position(t *testing.T, c *cluster.Cluster, key string) uint64 {
 		if err != nil {
 			return err.Error()
 		}
+		if r == nil {
+			return "the region is not known yet"
+		}
 		n := c.WaitLeader(r.Meta.Id)
 		res := newWriter(t, c, key, 1<<40).send(n, "x", message.Identity{ID: message.WriteID{Client: 1, Number: 1}, Attempt: 1})
 		if !errors.As(res.Err, &stale) {

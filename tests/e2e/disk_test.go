@@ -286,11 +286,16 @@ func TestFullFollower(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-(160<<20)))
 	require.NoError(t, f.Close())
-	load, stop := context.WithTimeout(ctx, 12*time.Second)
-	acked := fill(load, cl, "load", 64<<10)
-	stop()
+	load, stop := context.WithTimeout(ctx, 60*time.Second)
+	defer stop()
+	began, acked := time.Now(), 0
+	for acked*64>>10 <= 200 && load.Err() == nil {
+		part, end := context.WithTimeout(load, 2*time.Second)
+		acked += fill(part, cl, fmt.Sprint("load", acked), 64<<10)
+		end()
+	}
 	require.NoError(t, unix.Statfs(victim.DataDir, &st))
-	t.Logf("%d MiB were acknowledged, %d are free on the full disk", acked*64>>10, int64(st.Bavail)*st.Bsize>>20)
+	t.Logf("%d MiB were acknowledged within %v, %d are free on the full disk", acked*64>>10, time.Since(began).Round(time.Second), int64(st.Bavail)*st.Bsize>>20)
 	require.Greater(t, acked*64>>10, 200, "the full follower stopped the others")
 	require.NoError(t, os.Remove(ballast))
 	eventually(t, 20*time.Second, func() error { return cl.Put(ctx, []byte("k"), []byte("w")) })
