@@ -140,6 +140,10 @@ type Raftstore struct {
 	// SlowSync is how long a sync of the raft log may take before it counts as slow; 0 never. A store
 	// whose syncs are slow says so in its heartbeats and is given no more replicas and leaders.
 	SlowSync Duration `toml:"slow-sync"`
+	// CompareInterval is how often the data of a region's replicas are compared with each other; 0 never.
+	CompareInterval Duration `toml:"compare-interval"`
+	// CompareRate bounds the bytes a second that a store reads for that; 0 does not.
+	CompareRate Size `toml:"compare-max-bytes-per-sec"`
 }
 
 // Default is what a tinykv-server does without any option.
@@ -175,7 +179,8 @@ func Default() *Config {
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
 			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
 			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
-			HibernateAfter: Dur(time.Second),
+			HibernateAfter:  Dur(time.Second),
+			CompareInterval: Dur(24 * time.Hour), CompareRate: 16 * MiB,
 		},
 	}
 }
@@ -330,6 +335,10 @@ func (r *Raftstore) validate(bad func(string, ...any)) {
 	}
 	if r.SlowSync.Duration < 0 {
 		bad("raftstore.slow-sync: %s is negative; 0 means never", r.SlowSync)
+	}
+	if c := r.CompareInterval.Duration; c < 0 || c > 0 && c < time.Second || r.CompareRate < 0 {
+		bad("raftstore: compare-interval (%s) must be at least 1s, or 0 for never, and compare-max-bytes-per-sec not negative",
+			r.CompareInterval)
 	}
 	if r.LogGCCountLimit == 0 || r.LogGCSizeLimit <= 0 {
 		bad("raftstore: log-gc limits must be positive")

@@ -29,6 +29,8 @@ func (w *applyWorker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entr
 		return w.applySplit(a, e, req.GetSplit())
 	case raft_cmdpb.AdminCmdType_CompactLog:
 		return w.applyCompactLog(a, req.GetCompactLog()), nil
+	case raft_cmdpb.AdminCmdType_ComputeHash:
+		return w.applyComputeHash(a, e)
 	}
 	return message.Result{Err: invalidf("admin command %v is not replicated", req.CmdType)}, nil
 }

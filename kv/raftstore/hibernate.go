@@ -142,7 +142,7 @@ func (p *peer) stir(m message.Msg) {
 			p.wake()
 		}
 	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
-		*message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
+		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
 		p.wake()
 		p.sleep.active = p.store.clock.Now()
 		if dormant {

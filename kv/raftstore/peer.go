@@ -83,6 +83,10 @@ type peer struct {
 	lastLeaderSeen  time.Time
 	sleep           sleepState
 	sick            sickness
+	// compare is the comparison of replicas that this leader carries out, nil if none; hashed is the last hash of this
+	// replica's own data.
+	compare *comparison
+	hashed  rspb.ReplicaHash
 }
 
 // lingering is the state of a leader that was removed from its group.
@@ -161,6 +165,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	p.sleep.active = now
 	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
+	p.box.compared.Store(s.compareSlot(region.Id))
 	p.reads.init(s, region.Id)
 	p.initOnce()
 	p.publish()

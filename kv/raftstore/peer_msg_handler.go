@@ -85,6 +85,14 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		}
 	case *message.ReadFailed:
 		p.fallSick(m.Err)
+	case *message.CompareReplicas:
+		p.onCompareReplicas(m)
+	case *message.EndComparison:
+		if p.compare != nil && p.compare.asked == m.Comparison {
+			p.endComparison(t)
+		}
+	case *message.Hashed:
+		p.onHashed(t, m)
 	case *message.Inspect:
 		m.Fn(&PeerView{p})
 	}
@@ -103,6 +111,8 @@ func (p *peer) refuse(m message.Msg) {
 		m.Fn(nil)
 	case *message.Applied:
 		p.createRightHalves(m)
+	case *message.CompareReplicas:
+		m.Done(message.Comparison{}, &RegionNotFoundError{RegionID: p.regionID})
 	default:
 		message.CallbackOf(m).Fail(&RegionNotFoundError{RegionID: p.regionID})
 	}
@@ -123,6 +133,10 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 		return
 	}
 	if !p.checkRaft(t, rm) {
+		return
+	}
+	if rm.Hash != nil {
+		p.onReplicaHash(t, rm)
 		return
 	}
 	m := rm.Message

@@ -162,7 +162,7 @@ func (p *peer) onAdmin(a *message.Admin) {
 			err = p.proposeChangePeer(a)
 		case raft_cmdpb.AdminCmdType_Split:
 			err = p.proposeSplit(a)
-		case raft_cmdpb.AdminCmdType_CompactLog:
+		case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_ComputeHash:
 			p.proposeAdmin(a)
 		default:
 			err = invalidf("unknown admin command %v", a.Request.GetCmdType())
@@ -377,6 +377,7 @@ func (p *peer) endCommands(cause error) {
 		p.store.endUnknown(t.proposals, cause)
 	}
 	p.heldApply = nil
+	p.dropComparison(cause)
 	p.failAllReads(cause)
 }
 

@@ -99,16 +99,27 @@ type sickness struct {
 	err error
 	// damaged: entries that it has promised are not what they were. It must not vote.
 	damaged bool
+	// diverged: its data are not those of the other replicas. It may vote, but must not be served, nor after a restart.
+	diverged bool
 	// leave: when it stepped aside the others sufficed without it.
 	leave bool
 }
 
-// fallSick takes an error of a read.
+// reason is the reason for log lines.
+func (s *sickness) reason() string {
+	if s.diverged {
+		return "its data differ from the other replicas'"
+	}
+	return "reading failed"
+}
+
+// fallSick takes an error of a read, or what else says that this replica's data are not what they should be.
 func (p *peer) fallSick(err error) {
 	if p.sick.err == nil {
 		p.sick.err = err
 	}
 	var d *raftlog.DamageError
+	p.sick.diverged = p.sick.diverged || errors.Is(err, errDiverged)
 	p.sick.damaged = p.sick.damaged || errors.As(err, &d) || errors.Is(err, errUndecodable) || errors.Is(err, errDamaged)
 }
 
@@ -129,7 +140,7 @@ func (p *peer) tendSick(t *turn) {
 	if p.rn.Lead() == raft.None {
 		return
 	}
-	if p.sick.leave || p.sick.damaged && p.initialized() {
+	if p.sick.leave || (p.sick.damaged || p.sick.diverged) && p.initialized() {
 		p.retire(t)
 		return
 	}
@@ -145,14 +156,14 @@ func (p *peer) stepAside() {
 	}
 	to := p.bestTransferee()
 	if to == nil {
-		if voterCount(p.region()) == 1 && !p.sick.damaged {
+		if voterCount(p.region()) == 1 && !p.sick.damaged && !p.sick.diverged {
 			p.sick = sickness{}
 			p.box.sick.Store(false)
 		}
 		return
 	}
 	p.sick.leave = p.othersSuffice()
-	p.logger.Warn("stepping aside", log.Reason("reading failed"), zap.Error(p.sick.err))
+	p.logger.Warn("stepping aside", log.Reason(p.sick.reason()), zap.Error(p.sick.err))
 	p.startTransfer(to.Id)
 }
 
@@ -176,13 +187,13 @@ func (p *peer) retire(t *turn) {
 	p.wake()
 	p.stopped = true
 	p.logger.Error("replica is not served any more; the region gets a new one",
-		log.Reason("reading failed"), zap.Error(p.sick.err))
+		log.Reason(p.sick.reason()), zap.Error(p.sick.err))
 	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()
 	p.store.quarantine.add(p.region(), p.meta, p.sick.err)
 	end := applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box}
-	if p.sick.damaged {
+	if p.sick.damaged || p.sick.diverged {
 		end.why = p.sick.err.Error() // a restart does not mend it
 	}
 	t.ends = append(t.ends, end)

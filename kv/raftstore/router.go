@@ -33,6 +33,8 @@ type mailbox struct {
 	dormant atomic.Bool // asleep since the start of the store (dormant.go)
 	duty    atomic.Int64
 	counted atomic.Bool // in router.awake
+	// compared is the slot of time in which the region's replicas were last found equal (compare.go).
+	compared atomic.Int64
 	// sick: a failed read was reported to the peer.
 	sick atomic.Bool
 	// read is set by local reads, so that a region that is only read stays awake.

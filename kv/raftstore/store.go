@@ -127,6 +127,7 @@ type Store struct {
 	regionRunner *regionRunner
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
+	hasher       *runner.Hasher
 	tasks        *runner.SchedulerTasks
 
 	storeCh       chan storeMsg
@@ -142,6 +143,7 @@ type Store struct {
 	incarnation, run  uint64
 
 	readErrors readErrors
+	diverged   diverged
 
 	failOnce sync.Once
 	failed   chan error
@@ -178,6 +180,7 @@ func New(o Options) *Store {
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)
 	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize), uint64(rc.RegionMaxSize), s.Send)
+	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
 	s.tasks = runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)
 	return s
 }
@@ -195,6 +198,8 @@ func (s *Store) Start(context.Context) error {
 	s.goIn(&s.wg, func() { s.logGC.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.splitChecker.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.tasks.Run(s.ctx) })
+	s.goIn(&s.wg, func() { s.hasher.Run(s.ctx) })
+	s.goIn(&s.wg, s.runComparisons)
 	for i := range s.cfg.Raftstore.RaftWorkers {
 		s.goIn(&s.workers, newRaftWorker(s, i).run)
 	}
@@ -356,6 +361,8 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
 		return nil, invalidf("raft message without region, sender or epoch")
+	case m.Hash != nil:
+		// It has no raft message.
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
 	}

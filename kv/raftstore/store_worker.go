@@ -109,7 +109,7 @@ func (s *Store) onMissingRegion(m *rspb.RaftMessage) error {
 			return nil
 		}
 	}
-	if m.IsTombstone || !isInitialMessage(m.Message) {
+	if m.IsTombstone || m.Hash != nil || !isInitialMessage(m.Message) {
 		return nil
 	}
 	if !s.mayCreatePeer(m) {

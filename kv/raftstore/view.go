@@ -177,6 +177,7 @@ type workCounters struct {
 	turns, turnRegions, applyBatches, appliedEntries   atomic.Uint64
 	retriesFound, retriesProposed, retriesUndetermined atomic.Uint64
 	corruptEntries                                     atomic.Uint64
+	comparisons, divergences                           atomic.Uint64
 }
 
 // Work counts what the store's workers have done since the start. The ratios tell how much of it is shared:
@@ -191,6 +192,8 @@ type Work struct {
 	RetriesFound, RetriesProposed, RetriesUndetermined uint64
 	// CorruptEntries are entries in raft messages that were not the ones that were proposed.
 	CorruptEntries uint64
+	// Comparisons of a region's replicas that were judged, and those of them that found a difference.
+	Comparisons, Divergences uint64
 }
 
 // Work reads the counters.
@@ -201,6 +204,7 @@ func (s *Store) Work() Work {
 		ApplyBatches: w.applyBatches.Load(), AppliedEntries: w.appliedEntries.Load(),
 		RetriesFound: w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
 		RetriesUndetermined: w.retriesUndetermined.Load(), CorruptEntries: w.corruptEntries.Load(),
+		Comparisons: w.comparisons.Load(), Divergences: w.divergences.Load(),
 	}
 }
 

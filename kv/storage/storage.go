@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
@@ -51,6 +52,13 @@ type AsyncWriter interface {
 type Splitter interface {
 	// Split has each key begin a region, and returns the regions that the request's region became, in key order.
 	Split(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) ([]*metapb.Region, error)
+}
+
+// Comparer is a Storage whose regions have replicas to compare with each other.
+type Comparer interface {
+	// Compare has the replicas of the request's region compared by their leader, and judged when ctx ends if not all
+	// have answered by then.
+	Compare(ctx context.Context, c *kvrpcpb.Context) (message.Comparison, error)
 }
 
 // Reader is a consistent view of one region's range. Not safe for concurrent use.

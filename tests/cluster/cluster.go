@@ -461,6 +461,12 @@ func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grp
 	return call(ctx, s, in, (*server.Server).RawScan)
 }
 
+func (s *stub) CheckConsistency(
+	ctx context.Context, in *kvrpcpb.CheckConsistencyRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckConsistencyResponse, error) {
+	return call(ctx, s, in, (*server.Server).CheckConsistency)
+}
+
 // WaitLeader waits until a running store leads the region, and returns it.
 func (c *Cluster) WaitLeader(regionID uint64) *Node {
 	c.t.Helper()

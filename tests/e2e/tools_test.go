@@ -89,6 +89,12 @@ func TestPlayground(t *testing.T) {
 	tinyctl("put", "hello", "world")
 	require.Equal(t, "world\n", tinyctl("get", "hello"))
 	require.Contains(t, tinyctl("store", "list"), "Up")
+	// A replica that is added meanwhile has a raft snapshot of after the comparison, and does not answer.
+	require.Eventually(t, func() bool {
+		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched, "check", "consistency", "--wait", "5s")
+		text, err := c.CombinedOutput()
+		return err == nil && strings.Contains(string(text), "1 of 1 regions have equal replicas.")
+	}, time.Minute, time.Millisecond)
 
 	// Another playground and a demo-like cluster on the same ports are refused, and this one does not notice.
 	again, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp", "--kv", "3",

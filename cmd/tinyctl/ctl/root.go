@@ -29,6 +29,8 @@ const (
 	exitOK    = 0
 	exitFail  = 1
 	exitUsage = 2
+	// exitCannotTell: what was asked for could not be found out.
+	exitCannotTell = 3
 )
 
 // schedulerEnv names the cluster when --scheduler is not given.
@@ -59,7 +61,7 @@ type app struct {
 	tls       security.Files
 }
 
-// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage.
+// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 cannot tell.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -75,6 +77,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	if err == context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
 		err = errors.New("interrupted")
+	}
+	if errors.Is(err, errCannotTell) {
+		return exitCannotTell
 	}
 	if !errors.Is(err, errSilent) {
 		fmt.Fprintf(stderr, "tinyctl: %s\n", strings.Join(strings.Fields(err.Error()), " "))
@@ -117,7 +122,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.getCmd(), a.putCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
 	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
-		a.recoverCmd(), a.debugCmd())
+		a.recoverCmd(), a.debugCmd(), a.checkCmd())
 	return root
 }
 

@@ -228,6 +228,40 @@ type BecomeSplit struct {
 // HeartbeatNow makes a leader send its region heartbeat at once.
 type HeartbeatNow struct{}
 
+// CompareReplicas makes a leader compare the data of its replicas. Done gets the outcome exactly once, on a goroutine that it
+// must not hold up.
+type CompareReplicas struct {
+	Header Header
+	Done   func(Comparison, error)
+}
+
+// EndComparison makes a leader judge by the answers that have come, if the comparison is still under way.
+type EndComparison struct{ Comparison *CompareReplicas }
+
+// Hashed is the hash of this replica's data as of an entry, or why there is none.
+type Hashed struct {
+	PeerID, Index, Term, Hash uint64
+	Err                       error
+}
+
+// Comparison is what came of CompareReplicas: by peer id, the hash as of the entry at Index of each replica that has
+// answered.
+type Comparison struct {
+	Index  uint64
+	Region *metapb.Region
+	Hashes map[uint64]uint64
+	// Diverged are the peers whose hash is not that of most voters, in rising order.
+	Diverged []uint64
+	// Undecided: replicas differ, and no hash is that of most voters.
+	Undecided bool
+}
+
+// Complete tells whether every replica has answered.
+func (c Comparison) Complete() bool { return len(c.Hashes) == len(c.Region.GetPeers()) }
+
+// Equal tells whether every replica has answered, and all have the same hash.
+func (c Comparison) Equal() bool { return c.Complete() && len(c.Diverged) == 0 && !c.Undecided }
+
 // Inspect runs a function on the worker that holds the peer; the argument is *raftstore.PeerView.
 type Inspect struct{ Fn func(view any) }
 
@@ -253,6 +287,9 @@ func (*BecomeSplit) msg()       {}
 func (*HeartbeatNow) msg()      {}
 func (*Inspect) msg()           {}
 func (*ReadFailed) msg()        {}
+func (*CompareReplicas) msg()   {}
+func (*EndComparison) msg()     {}
+func (*Hashed) msg()            {}
 
 // CallbackOf returns the callback of a command, nil for other messages.
 func CallbackOf(m Msg) *Callback {

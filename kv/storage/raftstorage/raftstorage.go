@@ -27,6 +27,7 @@ var (
 	_ storage.LocalGetter = (*Storage)(nil)
 	_ storage.AsyncWriter = (*Storage)(nil)
 	_ storage.Splitter    = (*Storage)(nil)
+	_ storage.Comparer    = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.
@@ -199,6 +200,14 @@ func (s *Storage) Split(
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	return s.store.Split(ctx, header(c), keys)
+}
+
+// Compare implements storage.Comparer.
+func (s *Storage) Compare(ctx context.Context, c *kvrpcpb.Context) (message.Comparison, error) {
+	if err := s.checkContext(c); err != nil {
+		return message.Comparison{}, err
+	}
+	return s.store.CompareReplicas(ctx, header(c))
 }
 
 // identity is that of the write which a context belongs to.

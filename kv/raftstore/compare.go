@@ -1,0 +1,382 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+)
+
+// Replicas are compared with each other, so that bytes that changed below or above the checksums of one store do not
+// stay unnoticed until that replica leads:
+//
+//  1. The leader proposes ComputeHash. The entry changes nothing.
+//  2. Each replica that applies it takes an engine snapshot, which shows the data as of that entry, and its runner.Hasher
+//     hashes it. A follower sends the hash to its leader (ReplicaHash in a RaftMessage).
+//  3. Once all have answered, or the time is over, the leader judges. A replica whose hash is not that of most voters is
+//     told so: it is quarantined, also after a restart, and the placement service replaces it. A leader steps aside
+//     first. If no hash is that of most voters nobody knows which one is right: the region is reported and nothing is
+//     touched.
+//
+// A hash that does not come (a slow replica, an older version, a message that got lost) says nothing. Reading all data
+// also finds damaged blocks: they are failed reads, see read_error.go.
+//
+// Time is divided into slots of Raftstore.CompareInterval, which begin at another time for each region. Each replica
+// notes in which slot its region was last found equal, and the leader compares when that is not the current one. So a
+// change of the leader neither repeats nor drops a comparison. A peer begins with the slot it is created in.
+
+// errDiverged: a replica's data are not those of most replicas.
+var errDiverged = errors.New("raftstore: the data of this replica differ from those of most replicas")
+
+const (
+	// compareWait is how long a leader waits for hashes.
+	compareWait = 5 * time.Minute
+	// compareRetry is how soon a region is compared again of which not all replicas have answered, or which differ.
+	compareRetry = 10 * time.Minute
+	// compareLook is how often a store looks for regions that are due.
+	compareLook = time.Minute
+)
+
+// comparison is a leader's comparison that is under way.
+type comparison struct {
+	asked       *message.CompareReplicas
+	index, term uint64
+	hashes      map[uint64]uint64
+}
+
+// onCompareReplicas begins a comparison.
+func (p *peer) onCompareReplicas(m *message.CompareReplicas) {
+	refuse := func(err error) { m.Done(message.Comparison{}, err) }
+	if err := p.checkHeader(m.Header, false, false, zeroTime); err != nil {
+		refuse(err)
+		return
+	}
+	if c := p.compare; c != nil {
+		if c.term == p.rn.Term() {
+			refuse(&BusyError{Reason: "the replicas of this region are being compared already"})
+			return
+		}
+		p.dropComparison(p.notLeader()) // of an earlier leadership
+	}
+	p.flushWrites()
+	admin := &message.Admin{Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash}}
+	if !p.proposeAdmin(admin) {
+		refuse(&BusyError{Reason: "the region takes no commands at the moment"})
+		return
+	}
+	p.compare = &comparison{asked: m, index: p.rn.LastIndex(), term: p.rn.Term(), hashes: map[uint64]uint64{}}
+}
+
+// dropComparison ends a comparison that cannot be judged.
+func (p *peer) dropComparison(cause error) {
+	if p.compare != nil {
+		p.compare.asked.Done(message.Comparison{}, cause)
+		p.compare = nil
+	}
+}
+
+// applyComputeHash has the region hashed as of the entry. The batch is written first: what comes before the entry must be
+// in the snapshot, and nothing after it.
+func (w *applyWorker) applyComputeHash(a *applier, e *eraftpb.Entry) (message.Result, error) {
+	if err := w.flush(); err != nil {
+		return message.Result{}, err
+	}
+	m := message.Hashed{PeerID: a.peer.Id, Index: e.Index, Term: e.Term}
+	w.store.hasher.Hash(runner.HashTask{Region: a.region, Message: m, View: w.store.engine.NewSnapshot()})
+	return message.Result{}, nil
+}
+
+// onHashed takes the hash of this replica's own data.
+func (p *peer) onHashed(t *turn, m *message.Hashed) {
+	if m.PeerID != p.meta.Id {
+		return
+	}
+	if m.Err != nil {
+		p.store.ReadFailed(p.regionID, fmt.Errorf("hash the region: %w", m.Err))
+		return
+	}
+	p.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
+	if p.isLeader() {
+		p.noteHash(t, p.meta.Id, &p.hashed)
+		return
+	}
+	if leader := p.leaderPeer(); leader != nil {
+		own := p.hashed
+		p.sendHash(t, leader, &own)
+	}
+}
+
+// onReplicaHash takes a hash from a follower, or a verdict from the leader.
+func (p *peer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
+	h, from := rm.Hash, rm.FromPeer.GetId()
+	if h.Verdict == rspb.ReplicaHash_None {
+		if p.isLeader() {
+			p.noteHash(t, from, h)
+		}
+		return
+	}
+	if p.isLeader() || from != p.rn.Lead() || h.Term != p.rn.Term() {
+		return // of a leader that is none any more
+	}
+	p.takeVerdict(h)
+}
+
+// noteHash takes a replica's answer, and judges if it was the last one.
+func (p *peer) noteHash(t *turn, from uint64, h *rspb.ReplicaHash) {
+	c := p.compare
+	if c == nil || h.Index != c.index || h.Term != c.term || peerByID(p.region(), from) == nil {
+		return
+	}
+	c.hashes[from] = h.Hash
+	for _, q := range p.region().Peers {
+		if _, known := c.hashes[q.Id]; !known {
+			return
+		}
+	}
+	p.endComparison(t)
+}
+
+// endComparison judges by the answers that have come.
+func (p *peer) endComparison(t *turn) {
+	c := p.compare
+	if !p.isLeader() || p.rn.Term() != c.term {
+		p.dropComparison(p.notLeader())
+		return
+	}
+	p.compare = nil
+	out, majority := judge(p.region(), c.hashes)
+	out.Index = c.index
+	p.store.noteComparison(p, &out)
+	verdict := rspb.ReplicaHash{Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority}
+	if out.Equal() {
+		verdict.Verdict = rspb.ReplicaHash_Equal
+	}
+	if out.Equal() || len(out.Diverged) > 0 {
+		for _, q := range p.region().Peers {
+			if q.Id != p.meta.Id {
+				v := verdict
+				p.sendHash(t, q, &v)
+			}
+		}
+		p.takeVerdict(&verdict)
+	}
+	c.asked.Done(out, nil)
+}
+
+// judge compares the hashes of a region's replicas. The majority's hash is that of more than half of the voters, counted
+// among all of them: what has not answered agrees with nobody. Learners are judged and do not count.
+func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Comparison, majority uint64) {
+	out = message.Comparison{Region: region, Hashes: map[uint64]uint64{}}
+	votes, differ := map[uint64]int{}, map[uint64]bool{}
+	decided := false
+	for _, q := range region.Peers {
+		h, known := hashes[q.Id]
+		if !known {
+			continue
+		}
+		out.Hashes[q.Id], differ[h] = h, true
+		if isLearner(q) {
+			continue
+		}
+		votes[h]++
+		if votes[h] > voterCount(region)/2 {
+			majority, decided = h, true
+		}
+	}
+	if len(differ) < 2 {
+		return out, majority
+	}
+	if !decided {
+		out.Undecided = true
+		return out, 0
+	}
+	for id, h := range out.Hashes {
+		if h != majority {
+			out.Diverged = append(out.Diverged, id)
+		}
+	}
+	slices.Sort(out.Diverged)
+	return out, majority
+}
+
+// takeVerdict is what a replica makes of the comparison's outcome.
+func (p *peer) takeVerdict(v *rspb.ReplicaHash) {
+	if v.Verdict == rspb.ReplicaHash_Equal {
+		p.box.compared.Store(p.store.compareSlot(p.regionID))
+		return
+	}
+	if own := &p.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
+		p.fallSick(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
+	}
+}
+
+func (p *peer) sendHash(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
+	rm := t.newMessage()
+	*rm = rspb.RaftMessage{
+		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, RegionEpoch: p.region().RegionEpoch,
+		ClusterId: p.store.clusterID, Hash: h,
+	}
+	t.send(to.StoreId, rm)
+}
+
+// diverged are the regions of which this store, as their leader, has found that no replicas' data have a majority.
+type diverged struct {
+	mu struct {
+		sync.Mutex
+		regions map[uint64]struct{}
+	}
+}
+
+func (d *diverged) set(regionID uint64, is bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !is {
+		delete(d.mu.regions, regionID)
+		return
+	}
+	if d.mu.regions == nil {
+		d.mu.regions = map[uint64]struct{}{}
+	}
+	d.mu.regions[regionID] = struct{}{}
+}
+
+func (d *diverged) list() []uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var ids []uint64
+	for id := range d.mu.regions {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
+func (s *Store) Diverged() []uint64 { return s.diverged.list() }
+
+// noteComparison counts, logs and remembers the outcome.
+func (s *Store) noteComparison(p *peer, out *message.Comparison) {
+	s.work.comparisons.Add(1)
+	s.diverged.set(p.regionID, out.Undecided)
+	switch {
+	case out.Undecided:
+		s.work.divergences.Add(1)
+		p.logger.Error("replicas differ, and none of their data has a majority; nothing is changed",
+			log.Index(out.Index), zap.Any("hashes", out.Hashes))
+	case len(out.Diverged) > 0:
+		s.work.divergences.Add(1)
+		p.logger.Error("replicas differ from the majority and will be replaced",
+			log.Index(out.Index), zap.Uint64s("diverged-peer-ids", out.Diverged), zap.Any("hashes", out.Hashes))
+	}
+}
+
+// CompareReplicas has this store's peer of a region, which must lead, compare the region's replicas. When ctx ends it
+// judges by the answers that have come by then.
+func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.Comparison, error) {
+	type outcome struct {
+		c   message.Comparison
+		err error
+	}
+	done := make(chan outcome, 1)
+	m := &message.CompareReplicas{Header: h, Done: func(c message.Comparison, err error) { done <- outcome{c, err} }}
+	if err := s.router.send(h.RegionID, m); err != nil {
+		return message.Comparison{}, err
+	}
+	over := ctx.Done()
+	for {
+		select {
+		case out := <-done:
+			return out.c, out.err
+		case <-s.ctx.Done():
+			return message.Comparison{}, ErrStopping
+		case <-over:
+			over = nil
+			if err := s.router.send(h.RegionID, &message.EndComparison{Comparison: m}); err != nil {
+				return message.Comparison{}, err
+			}
+		}
+	}
+}
+
+// compareSlot is the slot of time that a region is in.
+func (s *Store) compareSlot(regionID uint64) int64 {
+	interval := s.cfg.Raftstore.CompareInterval.Duration
+	if interval <= 0 {
+		return 0
+	}
+	// Spread evenly: ids are given out one after the other.
+	offset := int64(regionID * 0x9e3779b97f4a7c15 >> 1 % uint64(interval))
+	return (s.clock.Now().UnixNano() - offset) / int64(interval)
+}
+
+// runComparisons compares the replicas of the regions that this store leads, one region at a time.
+func (s *Store) runComparisons() {
+	interval := s.cfg.Raftstore.CompareInterval.Duration
+	if interval <= 0 {
+		return
+	}
+	ticker := time.NewTicker(min(compareLook, interval/4+1))
+	defer ticker.Stop()
+	notBefore := map[uint64]time.Time{}
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-ticker.C:
+			for _, b := range s.dueComparisons(notBefore) {
+				s.compareDue(b, notBefore)
+			}
+		}
+	}
+}
+
+// dueComparisons are the mailboxes of the regions that this store leads and that are due.
+func (s *Store) dueComparisons(notBefore map[uint64]time.Time) []*mailbox {
+	var due []*mailbox
+	now := s.clock.Now()
+	s.router.boxes.Range(func(_, v any) bool {
+		b := v.(*mailbox)
+		h := b.handle.Load()
+		leads := h != nil && h.leader != nil && h.leader.Id == h.peer.Id
+		if leads && len(h.region.Peers) > 1 && b.compared.Load() != s.compareSlot(b.regionID) &&
+			!now.Before(notBefore[b.regionID]) {
+			due = append(due, b)
+		}
+		return true
+	})
+	for id, t := range notBefore {
+		if now.After(t) {
+			delete(notBefore, id)
+		}
+	}
+	return due
+}
+
+func (s *Store) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
+	h := b.handle.Load()
+	if h == nil || s.ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, compareWait)
+	defer cancel()
+	out, err := s.CompareReplicas(ctx, message.Header{RegionID: b.regionID, Peer: h.peer})
+	if err == nil && out.Equal() {
+		return
+	}
+	notBefore[b.regionID] = s.clock.Now().Add(min(compareRetry, s.cfg.Raftstore.CompareInterval.Duration))
+	if err != nil && s.ctx.Err() == nil {
+		s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
+	}
+}
