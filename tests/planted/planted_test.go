@@ -63,6 +63,14 @@ var bugs = []bug{
 		},
 	},
 	{
+		name: "first-hash-is-the-majority", file: "kv/raftstore/compare.go", pkg: "./kv/raftstore", run: "TestJudge", tries: 1,
+		change: [][2]string{{"votes[h] > voterCount(region)/2", "votes[h] == 1"}},
+	},
+	{
+		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/compare.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
+		change: [][2]string{{"	if err := w.flush(); err != nil {\n		return message.Result{}, err\n	}\n	m := message.Hashed", "	m := message.Hashed"}},
+	},
+	{
 		name: "retry-is-a-second-write", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryDoesNotOverwrite", tries: 1,
 		change: [][2]string{{"	found, err := p.searchWrite(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
 	},
