@@ -5,9 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -21,7 +18,7 @@ func (s *Server) CheckConsistency(
 ) (*kvrpcpb.CheckConsistencyResponse, error) {
 	comparer, ok := s.storage.(storage.Comparer)
 	if !ok {
-		return nil, status.Error(codes.FailedPrecondition, "this store is not replicated")
+		return &kvrpcpb.CheckConsistencyResponse{Error: "this store is not replicated"}, nil
 	}
 	wait := maxCompareWait
 	if ms := req.WaitMs; ms > 0 && ms < uint64(wait.Milliseconds()) {
