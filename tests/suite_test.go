@@ -17,6 +17,7 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -32,6 +33,7 @@ type round struct {
 	partitions  bool
 	confChange  bool
 	transfer    bool
+	clocks      bool // each store has a clock of its own, see newOddClock
 	split       bool
 	maxRaftLog  uint64 // log entries kept: snapshots are needed when it is small
 	duration    time.Duration
@@ -52,7 +54,11 @@ func (r round) run(t *testing.T) {
 	if r.minOps == 0 {
 		r.minOps = 200
 	}
-	c := cluster.New(t, cluster.Options{Stores: 5, Tune: func(cfg *config.Config) {
+	var clock func(uint64) raftstore.Clock
+	if r.clocks {
+		clock = newOddClock
+	}
+	c := cluster.New(t, cluster.Options{Stores: 5, Clock: clock, Tune: func(cfg *config.Config) {
 		if r.maxRaftLog > 0 {
 			cfg.Raftstore.LogGCCountLimit, cfg.Raftstore.LogGCThreshold = r.maxRaftLog, 1
 		}

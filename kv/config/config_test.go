@@ -10,6 +10,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// TestLeaseOutlivesNoElection: a leader whose clock is slow does not serve reads by its lease once followers whose clocks are
+// fast may have elected another one.
+func TestLeaseOutlivesNoElection(t *testing.T) {
+	r := &Default().Raftstore
+	const slow, fast = 0.9, 1.1
+	lease := float64(r.LeaseDuration()) / slow
+	// The first tick may come right after the heartbeat.
+	election := float64(r.TickInterval.Duration) * float64(r.ElectionTicks-1) / fast
+	require.Less(t, lease, election)
+}
+
 func TestDefaultIsValid(t *testing.T) {
 	c := Default()
 	c.EnsureDefaults()

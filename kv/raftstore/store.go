@@ -314,6 +314,14 @@ func (s *Store) Admin(a *message.Admin) {
 	}
 }
 
+// Due is a deadline of the process's clock, which contexts have, in the store's: those of messages are compared with that.
+func (s *Store) Due(deadline time.Time) time.Time {
+	if _, same := s.clock.(systemClock); same || deadline.IsZero() {
+		return deadline
+	}
+	return s.clock.Now().Add(time.Until(deadline))
+}
+
 func (s *Store) ready() error {
 	if s.broken.Load() {
 		return ErrFailed

@@ -69,6 +69,8 @@ type Options struct {
 	FirstID uint64
 	// Failed is called, on a goroutine of its own, when a store has failed; without it the test fails.
 	Failed func(n *Node, err error)
+	// Clock makes the clock of a store; without it all have the process's.
+	Clock func(store uint64) raftstore.Clock
 	// Inspect sees the disks of each store before it starts.
 	Inspect func(n *Node, log *raftlog.Log)
 }
@@ -254,7 +256,12 @@ func (n *Node) start() error {
 	if n.ctl != nil {
 		eng = enginefault.Wrap(eng, n.ctl)
 	}
+	var clock raftstore.Clock
+	if c.opts.Clock != nil {
+		clock = c.opts.Clock(n.ID)
+	}
 	n.store = raftstore.New(raftstore.Options{
+		Clock:  clock,
 		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
 		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
 	})

@@ -67,7 +67,7 @@ type Write struct {
 	NotedTerm, HeldUntil uint64
 	// Deletes only: allowed when the disk is full.
 	DeletesOnly bool
-	// Deadline after which the write must not be proposed any more; zero means none.
+	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
 	Deadline time.Time
 	Callback *Callback
 }

@@ -104,7 +104,7 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	read := &message.Read{Header: h, Deadline: deadline, Callback: message.NewCallback()}
+	read := &message.Read{Header: h, Deadline: s.store.Due(deadline), Callback: message.NewCallback()}
 	s.store.Read(read)
 	res, err := read.Callback.Wait(ctx)
 	if err == nil {
@@ -164,7 +164,7 @@ func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time
 		return
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: deadline, Callback: cb,
+		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
 	}
 	w.Identity = identity(c)
 	size := message.WriteIDMax
