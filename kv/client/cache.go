@@ -28,6 +28,8 @@ type cachedRegion struct {
 	// doubted: the peer that was asked does not have the region. The placement service is asked for a better
 	// route first; while it does not answer, the other peers are tried.
 	doubted bool
+	// via is a store that can pass requests on to the leader's, which this client could not reach; 0 if there is none.
+	via uint64
 	// position is the largest index of the region's log that is known to be committed. It belongs to the region's id
 	// and is shared by all its versions.
 	position *atomic.Uint64
@@ -191,6 +193,11 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 
 // setLeader changes whom to try first, if the cached region is still the one that was asked.
 func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
+	c.setRoute(asked, leader, 0)
+}
+
+// setRoute is setLeader, by way of another store if via is not 0.
+func (c *regionCache) setRoute(asked *cachedRegion, leader *metapb.Peer, via uint64) {
 	if leader == nil {
 		return
 	}
@@ -200,7 +207,7 @@ func (c *regionCache) setLeader(asked *cachedRegion, leader *metapb.Peer) {
 		for _, p := range asked.meta.Peers {
 			if p.Id == leader.Id {
 				next := *asked
-				next.leader = p
+				next.leader, next.via = p, via
 				c.mu.tree.ReplaceOrInsert(itemOf(&next))
 				return
 			}
@@ -216,7 +223,7 @@ func (c *regionCache) doubt(asked *cachedRegion) {
 	defer c.mu.Unlock()
 	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
 		next := *asked
-		next.doubted, next.leader = true, asked.nextPeer()
+		next.doubted, next.leader, next.via = true, asked.nextPeer(), 0
 		c.mu.tree.ReplaceOrInsert(itemOf(&next))
 	}
 }

@@ -331,7 +331,7 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 		c.cache.doubt(r)
 		return ErrNoRegion
 	}
-	store, err := c.pool.stub(ctx, r.leader.StoreId)
+	store, forwarded, err := c.route(ctx, r)
 	if err != nil {
 		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
 		c.cache.setLeader(r, r.nextPeer())
@@ -350,6 +350,9 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 	switch {
 	case err != nil:
 		store.avoid()
+		if !forwarded {
+			c.pool.lost(r.leader.StoreId, err)
+		}
 		return c.outcome(op, kctx, c.onRPCError(r, err))
 	case regionErr != nil:
 		return c.outcome(op, kctx, c.onRegionError(r, regionErr))
@@ -413,8 +416,8 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 	v := &verdict{cause: regionError(e)}
 	switch {
 	case e.NotLeader != nil:
-		if e.NotLeader.Leader.GetId() != 0 && e.NotLeader.Leader.Id != r.leader.Id {
-			c.cache.setLeader(r, e.NotLeader.Leader)
+		if hint := e.NotLeader.Leader; hint.GetId() != 0 && hint.Id != r.leader.Id {
+			c.cache.setRoute(r, hint, c.pool.wayTo(hint.StoreId, r))
 		} else {
 			c.cache.setLeader(r, r.nextPeer())
 			v.pause = true
@@ -504,6 +507,7 @@ type pool struct {
 	stop      context.CancelFunc // ends the refreshes; nil before the first
 	ctx       context.Context
 	asked     map[uint64]bool // unknown stores that are being asked for
+	reach     reach
 	closed    bool
 }
 
@@ -627,13 +631,18 @@ func (p *pool) forget(storeID uint64) {
 	}
 }
 
+// beginLocked makes the context of what runs on the side.
+func (p *pool) beginLocked() {
+	if p.stop == nil {
+		p.ctx, p.stop = context.WithCancel(context.Background())
+	}
+}
+
 // refreshLocked asks for a store's address on the side: reads and writes must not wait for the placement service when
 // they know where to go. A store is asked for once at a time: while nobody answers, each failed request would add
 // another question. s is nil if the store is not known yet.
 func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
-	if p.stop == nil {
-		p.ctx, p.stop = context.WithCancel(context.Background())
-	}
+	p.beginLocked()
 	p.refreshes.Add(1)
 	go func() { // ends with close or after the timeout
 		defer p.refreshes.Done()

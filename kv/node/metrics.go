@@ -42,6 +42,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tikv_raftstore_turn_regions_total", "Regions that the turns of the raft workers ran.", func() float64 { return float64(n.store.Work().TurnRegions) })
 	counter("tikv_raftstore_apply_batches_total", "Engine batches written by the apply workers.", func() float64 { return float64(n.store.Work().ApplyBatches) })
 	counter("tinykv_corrupt_entries_total", "Entries in raft messages that were not the ones that were proposed.", func() float64 { return float64(n.store.Work().CorruptEntries) })
+	counter("tinykv_forwarded_requests_total", "Requests of clients that were passed on to a store which they could not reach.", func() float64 { return float64(n.service.Forwarded()) })
 	counter("tinykv_replica_comparisons_total", "Comparisons of a region's replicas with each other.", func() float64 { return float64(n.store.Work().Comparisons) })
 	counter("tinykv_replica_divergences_total", "Comparisons of a region's replicas that found a difference.", func() float64 { return float64(n.store.Work().Divergences) })
 	gauge("tinykv_undecided_regions", "Regions led here whose replicas differ without a majority.", func() float64 { return float64(len(n.store.Diverged())) })

@@ -53,6 +53,8 @@ type Node struct {
 	placement *client.Client
 	snaps     *snap.Manager
 	trans     *transport.Transport
+	peers     *transport.Peers
+	service   *server.Server
 	addresses *addressBook
 	store     *raftstore.Store
 	ident     rspb.StoreIdent
@@ -302,6 +304,11 @@ func (n *Node) serve(st storage.Storage) {
 		raft = n.store
 	}
 	svc := server.New(n.cfg, st, raft, n.snaps, n.logger)
+	if n.trans != nil {
+		n.peers = n.trans.Peers()
+		svc.SetPeers(n.peers)
+	}
+	n.service = svc
 	server.Register(n.grpc, svc)
 	tikv.Register(n.grpc, tikv.New(n.cfg, n.ident.StoreId, st, svc.Gate()))
 	n.health = health.NewServer()
@@ -364,6 +371,9 @@ func (n *Node) stop() {
 	}
 	if n.store != nil {
 		n.store.Stop()
+	}
+	if n.peers != nil {
+		n.peers.Close()
 	}
 	if n.trans != nil {
 		n.trans.Stop()

@@ -103,6 +103,7 @@ var rpcs = []procedure{
 	unary(func() *kvrpcpb.CheckTxnStatusRequest { return new(kvrpcpb.CheckTxnStatusRequest) }, (*Server).KvCheckTxnStatus),
 	unary(func() *kvrpcpb.BatchRollbackRequest { return new(kvrpcpb.BatchRollbackRequest) }, (*Server).KvBatchRollback),
 	unary(func() *kvrpcpb.ResolveLockRequest { return new(kvrpcpb.ResolveLockRequest) }, (*Server).KvResolveLock),
+	unary(func() *kvrpcpb.ForwardRequest { return new(kvrpcpb.ForwardRequest) }, (*Server).Forward),
 	unary(func() *kvrpcpb.CheckConsistencyRequest { return new(kvrpcpb.CheckConsistencyRequest) }, (*Server).CheckConsistency),
 	unary(func() *coprocessor.Request { return new(coprocessor.Request) }, (*Server).Coprocessor),
 }

@@ -43,6 +43,8 @@ type Server struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	gate  *gate.Gate
+	// forward passes requests on to other stores.
+	forward forwarder
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
@@ -52,6 +54,9 @@ func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.M
 	s.async, _ = st.(storage.AsyncWriter)
 	return s
 }
+
+// SetPeers lets the service pass requests on to other stores. To be called before it serves.
+func (s *Server) SetPeers(p Peers) { s.forward.peers = p }
 
 // Gate is what decides which gets are answered at once; the store's other face shares it.
 func (s *Server) Gate() *gate.Gate { return s.gate }

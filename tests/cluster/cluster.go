@@ -267,6 +267,7 @@ func (n *Node) start() error {
 	})
 	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
+	n.server.SetPeers(peersOf{c})
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)
 	}
@@ -302,6 +303,13 @@ func (n *Node) Store() *raftstore.Store {
 		return nil
 	}
 	return n.store
+}
+
+// Server is the running store's service.
+func (n *Node) Server() *server.Server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.server
 }
 
 // Engine is the store's engine.
@@ -415,6 +423,26 @@ func (c *Cluster) Client() *client.Client { return c.client(false) }
 // ClientOnce returns a client that does not send writes of unknown outcome again.
 func (c *Cluster) ClientOnce() *client.Client { return c.client(true) }
 
+// ClientCutOff returns a client that cannot reach the stores that cut names.
+func (c *Cluster) ClientCutOff(cut func(store uint64) bool) *client.Client {
+	return client.New(c.Placement, client.Options{
+		Timeout: 10 * time.Second, AttemptTimeout: time.Second,
+		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+			if cut(storeID) {
+				return &stub{c: c}, nil // of no store
+			}
+			return &stub{c: c, id: storeID}, nil
+		},
+	})
+}
+
+// peersOf lets a store pass requests on to the others.
+type peersOf struct{ c *Cluster }
+
+func (p peersOf) Peer(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+	return &stub{c: p.c, id: storeID}, nil
+}
+
 func (c *Cluster) client(once bool) *client.Client {
 	return client.New(c.Placement, client.Options{
 		Timeout: 10 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: once,
@@ -466,6 +494,10 @@ func (s *stub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ..
 
 func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawScan)
+}
+
+func (s *stub) Forward(ctx context.Context, in *kvrpcpb.ForwardRequest, _ ...grpc.CallOption) (*kvrpcpb.ForwardResponse, error) {
+	return call(ctx, s, in, (*server.Server).Forward)
 }
 
 func (s *stub) CheckConsistency(
