@@ -102,6 +102,9 @@ func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
 	if alone != 0 {
 		opts = append(opts, client.WithoutService(alone))
 	}
+	if n.dial != nil {
+		opts = append(opts, client.WithDialer(n.dial))
+	}
 	if n.placement, err = client.New(ctx, n.cfg.Scheduler, opts...); err != nil {
 		return err
 	}

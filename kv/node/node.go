@@ -46,6 +46,7 @@ type Node struct {
 	logger  *zap.Logger
 	version string
 	started time.Time
+	dial    Dialer // nil: by TCP
 
 	dir       *DataDir
 	engine    engine.Engine
@@ -81,6 +82,12 @@ type Node struct {
 func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
 	return &Node{cfg: cfg, logger: logger, version: version, failed: make(chan error, 4)}
 }
+
+// Dialer makes the connections of a store to others, and to the placement service.
+type Dialer func(ctx context.Context, addr string) (net.Conn, error)
+
+// DialBy replaces how connections are made. To be called before Start.
+func (n *Node) DialBy(d Dialer) { n.dial = d }
 
 // Failed delivers the error after which the process must exit.
 func (n *Node) Failed() <-chan error { return n.failed }
@@ -192,7 +199,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.trans = transport.New(transport.Options{
 		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
 		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
-		OnCorrupt: n.noteCorrupt, Logger: n.logger.Named("transport"),
+		OnCorrupt: n.noteCorrupt, Dial: n.dial, Logger: n.logger.Named("transport"),
 	})
 	n.registered.Store(joined)
 	n.store = raftstore.New(raftstore.Options{
@@ -341,9 +348,21 @@ func (n *Node) fail(err error) {
 
 // Stop takes the server down: no new work, leaders handed over, requests drained, everything durable.
 // Idempotent.
-func (n *Node) Stop() { n.stopOnce.Do(n.stop) }
+func (n *Node) Stop() { n.stopOnce.Do(func() { n.retreat(); n.stop() }) }
 
-func (n *Node) stop() {
+// Kill takes the server down at once: connections break, leaders are not handed over, requests are not answered. What was
+// acknowledged is durable. Idempotent; for servers in the process of a test.
+func (n *Node) Kill() {
+	n.stopOnce.Do(func() {
+		if n.grpc != nil {
+			n.grpc.Stop()
+		}
+		n.stop()
+	})
+}
+
+// retreat lets others take over before the server is taken down.
+func (n *Node) retreat() {
 	timeout := n.cfg.Server.ShutdownTimeout.Duration
 	if n.health != nil {
 		n.health.Shutdown()
@@ -363,7 +382,11 @@ func (n *Node) stop() {
 			n.grpc.Stop() // streams of other stores never end by themselves
 			<-drained
 		}
-	} else if n.listener != nil {
+	}
+}
+
+func (n *Node) stop() {
+	if n.grpc == nil && n.listener != nil {
 		_ = n.listener.Close()
 	}
 	if n.cancel != nil {

@@ -33,6 +33,8 @@ type ClientOptions struct {
 	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and KeepAliveTimeout how
 	// long that may take (10 s, 3 s).
 	KeepAlive, KeepAliveTimeout time.Duration
+	// Dial replaces how the connection is made; nil is by TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
 	// Checksum has messages carry checksums in both directions, if the server knows them.
@@ -55,6 +57,11 @@ func (o *ClientOptions) setDefaults() {
 	setDefault(&o.KeepAliveTimeout, 3*time.Second)
 	if o.Codec == nil {
 		o.Codec = codec.New()
+	}
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
 	}
 }
 
@@ -224,8 +231,7 @@ func (c *Client) failedLocked(err error) {
 func (c *Client) dial() (*link, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.opts.ConnectTimeout)
 	defer cancel()
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", c.addr)
+	nc, err := c.opts.Dial(ctx, c.addr)
 	if err != nil {
 		return nil, err
 	}

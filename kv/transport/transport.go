@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,8 @@ type Options struct {
 	SnapshotLimit   int
 	SnapshotTimeout time.Duration
 	MaxMessage      int
+	// Dial replaces how connections are made; nil is by TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// OnCorrupt is told of answers that were damaged on their way; may be nil.
 	OnCorrupt rpc.OnCorrupt
 	Logger    *zap.Logger
@@ -283,7 +286,7 @@ const KeepAlive = 10 * time.Second
 func (t *Transport) dial(addr string) *rpc.Client {
 	return rpc.NewClient(addr, rpc.ClientOptions{
 		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive, MinBackoff: 50 * time.Millisecond,
-		Checksum: true, OnCorrupt: t.opts.OnCorrupt,
+		Checksum: true, OnCorrupt: t.opts.OnCorrupt, Dial: t.opts.Dial,
 	})
 }
 

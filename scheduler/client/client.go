@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,11 @@ func WithLogger(l *zap.Logger) Option { return func(c *Client) { c.logger = l } 
 // WithTLS makes connections use TLS.
 func WithTLS(cfg *tls.Config) Option { return func(c *Client) { c.tls = cfg } }
 
+// WithDialer replaces how connections are made, which is by TCP.
+func WithDialer(dial func(ctx context.Context, addr string) (net.Conn, error)) Option {
+	return func(c *Client) { c.dial = dial }
+}
+
 // WithoutService lets New return a client of the given cluster although no leader answers before its context is done.
 // The client goes on looking for one, and Connected tells whether it has found it.
 func WithoutService(clusterID uint64) Option { return func(c *Client) { c.alone = clusterID } }
@@ -44,6 +50,7 @@ type Client struct {
 	*members
 	logger    *zap.Logger
 	tls       *tls.Config
+	dial      func(ctx context.Context, addr string) (net.Conn, error)
 	clusterID atomic.Uint64
 	alone     uint64          // the cluster's id if New may return without a leader
 	ctx       context.Context // ends with Close; parent of all streams

@@ -104,18 +104,23 @@ func (m *members) connLocked(addr string) (*grpc.ClientConn, error) {
 	if m.c.tls != nil {
 		creds = credentials.NewTLS(m.c.tls)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr,
+	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithIdleTimeout(0),
 		// Of a fixed size, which saves a ping for each answer to a lone caller.
-		grpc.WithInitialWindowSize(1<<20), grpc.WithInitialConnWindowSize(8<<20),
+		grpc.WithInitialWindowSize(1 << 20), grpc.WithInitialConnWindowSize(8 << 20),
 		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true,
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: connectBackoff, MinConnectTimeout: discoverTimeout,
-		}))
+		}),
+	}
+	if m.c.dial != nil {
+		opts = append(opts, grpc.WithContextDialer(m.c.dial))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", addr, err)
 	}

@@ -83,6 +83,10 @@ func TestImportsGoOneWay(t *testing.T) {
 				bad = "raft is pure"
 			case (under(s.dir, "proto") || s.dir == "log") && isOwn && !under(own, "proto"):
 				bad = "proto and log are leaves"
+			case under(s.dir, "pkg/embed"):
+				// A whole cluster; nothing imports it but tests of others.
+			case isOwn && under(own, "pkg/embed") && !s.test:
+				bad = "servers do not contain a cluster"
 			case under(s.dir, "pkg") && isOwn && !under(own, "pkg") && !under(own, "proto") && own != "log" && !s.test:
 				bad = "pkg holds leaves that kv and scheduler share"
 			case under(s.dir, "kv") && isOwn && under(own, "scheduler") && own != "scheduler/client" && !s.test:
