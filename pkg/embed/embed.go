@@ -274,6 +274,7 @@ func (c *Cluster) Isolate(store int) { c.links.isolate(store) }
 func (c *Cluster) Heal() { c.links.heal() }
 
 // Stop stops all servers and removes a temporary directory. Idempotent; returns when everything has ended.
+// Several schedulers take some seconds: each that leads looks for another one first.
 func (c *Cluster) Stop() error {
 	c.stopOnce.Do(func() {
 		_ = each(c.stores, func(s *Store) error { s.Kill(); return nil })
