@@ -1,12 +1,13 @@
-// Package embed runs a TinyKV cluster in the calling process, for tests of programs that use TinyKV or TiKV:
+// Package embed runs a TinyKV cluster in the calling process, for tests of programs that use one:
 //
 //	c, err := embed.Start(ctx, embed.Config{Stores: 3})
 //	if err != nil { ... }
 //	defer c.Stop()
-//	cli, err := rawkv.NewClient(ctx, c.Endpoints(), config.Security{}) // TiKV's client
+//	cl, err := c.Client(ctx)
 //
 // It is the same code as the servers', over real connections on free ports of the loopback interface; any client that speaks
-// TiKV's or TinyKV's protocol can use it, of this process or of another one. Single stores can be stopped, killed and
+// TiKV's or TinyKV's protocol can use it. TiKV's own client-go shares the module kvproto with this one: up to v2.0.7 it
+// does not compile with the version that this module needs, and has to be in another process. Single stores can be stopped, killed and
 // started again, and cut off from the others. Several clusters may run at the same time.
 //
 // Data lies in a temporary directory, unless Config.Dir names one, and lives as long as the cluster does.
@@ -29,6 +30,7 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 	storeconfig "github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/node"
+	placement "github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	schedulerconfig "github.com/tinykv/tinykv/scheduler/server/config"
 )
@@ -259,6 +261,35 @@ func (c *Cluster) Stores() []*Store { return c.stores }
 // Client returns a client of the cluster; the caller closes it.
 func (c *Cluster) Client(ctx context.Context) (*client.Client, error) {
 	return client.Open(ctx, c.Endpoints(), client.Options{})
+}
+
+// WaitReplicas waits until every region has all its replicas, so that a store may be lost. A cluster begins with one.
+func (c *Cluster) WaitReplicas(ctx context.Context) error {
+	p, err := placement.New(ctx, c.Endpoints())
+	if err != nil {
+		return fmt.Errorf("embed: %w", err)
+	}
+	defer p.Close()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		regions, err := p.ScanRegions(ctx, nil, nil, 0)
+		if err != nil {
+			return fmt.Errorf("embed: %w", err)
+		}
+		missing := len(regions) == 0
+		for _, r := range regions {
+			missing = missing || len(r.Meta.Peers) < min(c.cfg.Stores, 3) || len(r.PendingPeers) > 0 || r.Leader == nil
+		}
+		if !missing {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("embed: replicas are missing: %w", ctx.Err())
+		}
+	}
 }
 
 // Partition cuts the stores into groups that cannot reach each other, by their indexes; those that are not named are a group of

@@ -95,19 +95,15 @@ func TestSeveralAtOnce(t *testing.T) {
 	require.NoError(t, errors.Join(errs...))
 }
 
-// waitReplicas waits until the region of a key has n replicas.
-func waitReplicas(t *testing.T, cl *client.Client, n int) uint64 {
+// waitReplicas waits until all replicas are there, and returns the store that leads.
+func waitReplicas(t *testing.T, c *Cluster, cl *client.Client) uint64 {
 	t.Helper()
-	var leader uint64
-	require.Eventually(t, func() bool {
-		r, err := cl.Placement().GetRegion(t.Context(), []byte("k"))
-		if err != nil || r == nil || r.Leader == nil {
-			return false
-		}
-		leader = r.Leader.StoreId
-		return len(r.Meta.Peers) == n && len(r.PendingPeers) == 0
-	}, 30*time.Second, 10*time.Millisecond)
-	return leader
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.WaitReplicas(ctx))
+	r, err := cl.Placement().GetRegion(ctx, []byte("k"))
+	require.NoError(t, err)
+	return r.Leader.StoreId
 }
 
 func storeOf(t *testing.T, c *Cluster, id uint64) *Store {
@@ -125,7 +121,7 @@ func storeOf(t *testing.T, c *Cluster, id uint64) *Store {
 func TestKilledStoreComesBack(t *testing.T) {
 	c, cl := begin(t, Config{Stores: 3})
 	mustPut(t, cl, "k", "1")
-	s := storeOf(t, c, waitReplicas(t, cl, 3))
+	s := storeOf(t, c, waitReplicas(t, c, cl))
 	id, addr := s.ID(), s.Addr()
 	s.Kill()
 	s.Kill()
@@ -155,7 +151,7 @@ func TestKilledStoreComesBack(t *testing.T) {
 func TestIsolatedLeader(t *testing.T) {
 	c, cl := begin(t, Config{Stores: 3})
 	mustPut(t, cl, "k", "1")
-	s := storeOf(t, c, waitReplicas(t, cl, 3))
+	s := storeOf(t, c, waitReplicas(t, c, cl))
 	c.Isolate(s.index)
 	mustPut(t, cl, "k", "2")
 	mustGet(t, cl, "k", "2")
@@ -164,7 +160,7 @@ func TestIsolatedLeader(t *testing.T) {
 		return err == nil && r != nil && r.Leader != nil && r.Leader.StoreId != s.ID()
 	}, 20*time.Second, 10*time.Millisecond)
 	c.Heal()
-	waitReplicas(t, cl, 3)
+	waitReplicas(t, c, cl)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	out, err := cl.CheckConsistency(ctx, []byte("k"), 20*time.Second)
@@ -179,7 +175,7 @@ func TestIsolatedLeader(t *testing.T) {
 func TestPartition(t *testing.T) {
 	c, cl := begin(t, Config{Stores: 3})
 	mustPut(t, cl, "k", "1")
-	waitReplicas(t, cl, 3)
+	waitReplicas(t, c, cl)
 	c.Partition([]int{0}, []int{1}, []int{2})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	err := cl.Put(ctx, []byte("k"), []byte("2"))
@@ -195,7 +191,7 @@ func TestDirectoryIsTakenUp(t *testing.T) {
 	dir := t.TempDir()
 	c, cl := begin(t, Config{Dir: dir, Stores: 3, Schedulers: 3})
 	mustPut(t, cl, "k", "1")
-	waitReplicas(t, cl, 3)
+	waitReplicas(t, c, cl)
 	require.NoError(t, c.Stop())
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
