@@ -310,11 +310,11 @@ func TestRolesIgnoreWhatIsNotTheirs2AA(t *testing.T) {
 // have to cut its own log off (trap A3).
 func TestLeaderDoesNotFollowItsEqual2AA(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
-	before := logText(r.RaftLog)
+	before := ltoa(r.RaftLog)
 	mustStep(t, r, eraftpb.Message{MsgType: tApp, From: 2, Term: 1, Entries: pointers(terms(1, 1))})
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartbeat, From: 2, Term: 1, Commit: 9})
 	equal(t, "state", r.State, StateLeader)
-	equal(t, "log", logText(r.RaftLog), before)
+	equal(t, "log", ltoa(r.RaftLog), before)
 }
 
 // A whole group: one candidate wins, a rival gives in, and the next election goes to the next term.

@@ -228,8 +228,10 @@ func (c *cluster) wantState(id uint64, state StateType, lead uint64) {
 	}
 }
 
-// logText shows a log with its commit index.
-func logText(l *RaftLog) string {
+// ltoa, diffu and mustTerm are also called by suites of the course that are put beside this package.
+
+// ltoa shows a log with its commit index.
+func ltoa(l *RaftLog) string {
 	s := fmt.Sprintf("committed=%d", l.committed)
 	for _, e := range l.allEntries() {
 		s += fmt.Sprintf(" %d/%d:%s", e.Index, e.Term, e.Data)
@@ -237,10 +239,30 @@ func logText(l *RaftLog) string {
 	return s
 }
 
+// diffu is "" for equal texts, else both.
+func diffu(a, b string) string {
+	if a == b {
+		return ""
+	}
+	return fmt.Sprintf("-%s\n+%s\n", a, b)
+}
+
+// mustTerm is the term of a log or storage that must have it.
+func mustTerm(term uint64, err error) uint64 {
+	if err != nil {
+		panic(fmt.Sprintf("term: %v", err))
+	}
+	return term
+}
+
 func (c *cluster) wantSameLogs() {
 	c.t.Helper()
 	ids := c.ids()
 	for _, id := range ids[1:] {
-		equal(c.t, fmt.Sprintf("log of %d", id), logText(c.nodes[id].RaftLog), logText(c.nodes[ids[0]].RaftLog))
+		if d := diffu(ltoa(c.nodes[ids[0]].RaftLog), ltoa(c.nodes[id].RaftLog)); d != "" {
+			c.t.Fatalf("logs of %d and %d differ:\n%s", ids[0], id, d)
+		}
+		l := c.nodes[id].RaftLog
+		equal(c.t, fmt.Sprintf("last term of %d", id), mustTerm(l.Term(l.LastIndex())), l.lastTerm())
 	}
 }

@@ -19,7 +19,7 @@ func TestPaper51StaleTermIsRejected(t *testing.T) {
 		})
 		m := take(r)[0]
 		equal(t, typ.String(), []any{m.Term, m.Reject}, []any{uint64(3), true})
-		equal(t, "log", logText(r.RaftLog), "committed=0 1/1: 2/2:")
+		equal(t, "log", ltoa(r.RaftLog), "committed=0 1/1: 2/2:")
 	}
 }
 
@@ -69,7 +69,7 @@ func TestPaper53LeaderRetriesForEver(t *testing.T) {
 func TestPaper53LeaderAppendOnly(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
-	before := logText(r.RaftLog)
+	before := ltoa(r.RaftLog)
 	for typ := eraftpb.MessageType(0); typ < 19; typ++ {
 		if typ == tProp {
 			continue
@@ -80,7 +80,7 @@ func TestPaper53LeaderAppendOnly(t *testing.T) {
 				Entries: []*eraftpb.Entry{{Index: 2, Term: 9}},
 			})
 		}
-		equal(t, "log after "+typ.String(), logText(r.RaftLog), before)
+		equal(t, "log after "+typ.String(), ltoa(r.RaftLog), before)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestPaper55MessagesAreIdempotent(t *testing.T) {
 		c.beat(1)
 	}
 	for id := range once.nodes {
-		equal(t, "log", logText(twice.nodes[id].RaftLog), logText(once.nodes[id].RaftLog))
+		equal(t, "log", ltoa(twice.nodes[id].RaftLog), ltoa(once.nodes[id].RaftLog))
 	}
 }
 

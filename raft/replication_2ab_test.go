@@ -284,7 +284,7 @@ func TestLeaderRepairsFollowersOfFigure7_2AB(t *testing.T) {
 		c.campaign(1)
 		c.propose(1, "x")
 		c.wantState(1, StateLeader, 1)
-		equal(t, fmt.Sprintf("follower %d", i), logText(c.nodes[2].RaftLog), logText(c.nodes[1].RaftLog))
+		equal(t, fmt.Sprintf("follower %d", i), ltoa(c.nodes[2].RaftLog), ltoa(c.nodes[1].RaftLog))
 	}
 }
 
@@ -382,7 +382,7 @@ func TestMinorityLeaderCommitsNothing2AB(t *testing.T) {
 	c.heal()
 	c.beat(3)
 	c.wantSameLogs()
-	equal(t, "log", logText(c.nodes[1].RaftLog), "committed=3 1/1: 2/2: 3/2:kept")
+	equal(t, "log", ltoa(c.nodes[1].RaftLog), "committed=3 1/1: 2/2: 3/2:kept")
 }
 
 // Figure 8 (section 5.4.2): the entry of term 2 on a majority is not committed by the leader of term
@@ -415,11 +415,11 @@ func TestOldLeaderIsTold2AB(t *testing.T) {
 	c.campaign(1)
 	c.campaign(2)
 	c.campaign(1)
-	before := logText(c.nodes[1].RaftLog)
+	before := ltoa(c.nodes[1].RaftLog)
 	_ = c.nodes[1].Step(eraftpb.Message{
 		MsgType: tApp, From: 2, To: 1, Term: 2, Index: 2, LogTerm: 2, Entries: []*eraftpb.Entry{{Index: 3, Term: 2}},
 	})
-	equal(t, "log", logText(c.nodes[1].RaftLog), before)
+	equal(t, "log", ltoa(c.nodes[1].RaftLog), before)
 	m := take(c.nodes[1])[0]
 	equal(t, "answer", []any{m.MsgType, m.Term, m.Reject}, []any{tAppResp, uint64(3), true})
 }

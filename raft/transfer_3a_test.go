@@ -55,7 +55,7 @@ func refused(t *testing.T, r *Raft, target uint64) {
 	equal(t, "appends", len(ofType(take(r), tApp)) > 0, true)
 }
 
-func TestLeaderTransferToSelf3A(t *testing.T) {
+func TestTransferToItselfIsRefused3A(t *testing.T) {
 	refused(t, lead(t, mkRaft(1, []uint64{1, 2, 3})), 1)
 }
 
@@ -88,7 +88,7 @@ func TestLeaderTransferNonMemberDoesNotCampaign3A(t *testing.T) {
 }
 
 // The target needs a snapshot first; the transfer goes on by itself once that is there.
-func TestLeaderTransferAfterSnapshot3A(t *testing.T) {
+func TestTransferGoesOnAfterASnapshot3A(t *testing.T) {
 	c := mkCluster(t, 3)
 	c.campaign(1)
 	c.isolate(3)
