@@ -3,8 +3,10 @@ package raftstore
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -153,7 +156,10 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 // get more to do. What says nothing about the disk does not count.
 func TestReadErrorsAreReported(t *testing.T) {
 	s, _ := newTestStore(t, trio())
-	for _, err := range []error{nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy} {
+	for _, err := range []error{
+		nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy,
+		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("write: %w", syscall.EDQUOT),
+	} {
 		s.ReadFailed(1, err)
 	}
 	require.Zero(t, s.Counts().ReadErrors)
@@ -163,4 +169,19 @@ func TestReadErrorsAreReported(t *testing.T) {
 	require.False(t, s.storeStats(time.Now()).IsSlow)
 	s.ReadFailed(2, errIO)
 	require.True(t, s.storeStats(time.Now()).IsSlow)
+}
+
+// TestFullDiskIsNoFailedRead: a raft snapshot that is not built because the disk is full says nothing about what is on
+// the disk. The region keeps its leader, and nothing is counted.
+func TestFullDiskIsNoFailedRead(t *testing.T) {
+	s, _ := newTestStore(t, trio())
+	s.snaps.SetFull(func() bool { return true })
+	startTestStore(t, s)
+	requireAlive(t, s, 1)
+	_, err := s.buildSnapshot(1)
+	require.ErrorIs(t, err, snap.ErrBusy)
+	s.regionRunner.doBuild(1)
+	requireAlive(t, s, 1)
+	require.Zero(t, s.Counts().ReadErrors)
+	require.False(t, s.router.get(1).sick.Load(), "the peer would step aside")
 }
