@@ -169,6 +169,23 @@ func TestReadErrorsAreReported(t *testing.T) {
 	require.False(t, s.storeStats(time.Now()).IsSlow)
 	s.ReadFailed(2, errIO)
 	require.True(t, s.storeStats(time.Now()).IsSlow)
+	require.EqualValues(t, 3, s.storeStats(time.Now()).ReadErrors)
+}
+
+// TestReportsAreBounded: a store heartbeat names some of the regions and peers, however many there are.
+func TestReportsAreBounded(t *testing.T) {
+	s, _ := newTestStore(t)
+	now := s.clock.Now()
+	for i := range uint64(2 * maxReported) {
+		s.quarantine.add(&metapb.Region{Id: 1000 - i}, &metapb.Peer{Id: 2000 - i}, errIO)
+		s.starving.add(3000-i, now)
+	}
+	s.starving.add(1, now.Add(-time.Hour))
+	stats := s.storeStats(now)
+	require.Len(t, stats.QuarantinedRegionIds, maxReported)
+	require.Len(t, stats.StarvingPeerIds, maxReported)
+	require.EqualValues(t, 1000-2*maxReported+1, stats.QuarantinedRegionIds[0])
+	require.EqualValues(t, 3000-2*maxReported+1, stats.StarvingPeerIds[0], "what is not said again expires")
 }
 
 // TestFullDiskIsNoFailedRead: a raft snapshot that is not built because the disk is full says nothing about what is on

@@ -79,10 +79,12 @@ type peer struct {
 	lastHeard map[uint64]time.Time
 	// pendingReported is the set of peers last reported as pending.
 	pendingReported map[uint64]bool
-	leaderSince     time.Time
-	lastLeaderSeen  time.Time
-	sleep           sleepState
-	sick            sickness
+	// standstill are the followers that were behind at the last region heartbeat.
+	standstill     map[uint64]standstill
+	leaderSince    time.Time
+	lastLeaderSeen time.Time
+	sleep          sleepState
+	sick           sickness
 }
 
 // lingering is the state of a leader that was removed from its group.
