@@ -225,7 +225,7 @@ func (s *Server) getSchedulers(*http.Request) (any, error) {
 		until := s.cluster.Planner().PausedUntil(name)
 		row := map[string]any{"name": name, "enabled": set.Schedule.Enabled(name), "paused": time.Now().Before(until)}
 		if time.Now().Before(until) {
-			row["paused_until"] = until.UTC()
+			row["paused_until"], row["paused_seconds"] = until.UTC(), time.Until(until).Seconds()
 		}
 		out = append(out, row)
 	}

@@ -29,6 +29,8 @@ const (
 	exitOK    = 0
 	exitFail  = 1
 	exitUsage = 2
+	// exitUnknown: whether all is well cannot be told.
+	exitUnknown = 3
 )
 
 // schedulerEnv names the cluster when --scheduler is not given.
@@ -59,7 +61,8 @@ type app struct {
 	tls       security.Files
 }
 
-// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage.
+// Main runs tinyctl and returns the exit code: 0 ok, 1 failed, 2 wrong usage, 3 it
+// cannot be told.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -79,11 +82,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if !errors.Is(err, errSilent) {
 		fmt.Fprintf(stderr, "tinyctl: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 	}
-	var usage *usageError
-	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
-		return exitUsage
-	}
-	return exitFail
+	return exitCode(err)
 }
 
 func (a *app) root() *cobra.Command {
