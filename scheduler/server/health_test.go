@@ -186,3 +186,37 @@ func TestHealthOfMembers(t *testing.T) {
 		return !strings.Contains(strings.Join(has, ","), "member-dead")
 	}, waitFor, 10*tick)
 }
+
+// TestHealthOfTheRest creates each condition of the table that the other tests here do not.
+func TestHealthOfTheRest(t *testing.T) {
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.VerifyStores, c.Replication.LocationLabels, c.Schedule.Schedulers = true, []string{"zone"}, nil
+		c.Schedule.StoreDisconnect = config.Duration(time.Hour)
+	})
+	c, first := bootstrapped(t, s, 5)
+	for id, zone := range map[uint64]string{1: "a", 2: "a", 3: "b", 4: "c", 5: "c"} {
+		require.NoError(t, c.PutStore(t.Context(), &metapb.Store{
+			Id: id, Address: fmt.Sprint("s", id), Version: fmt.Sprint(id / 5), Labels: []*metapb.StoreLabel{{Key: "zone", Value: zone}},
+		}))
+		require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{
+			StoreId: id, Capacity: 1 << 40, Available: 1 << 40, IsDiskFull: id == 3, IsSlow: id == 4,
+		}))
+	}
+	hb := replicated(c, first)
+	require.Eventually(t, func() bool { return s.Cluster().Prepared() }, waitFor, tick)
+	call(t, s, "POST", "/stores/5/offline", "", 200)
+	down := *hb
+	down.DownPeers = []*schedulerpb.PeerStats{{Peer: hb.Region.Peers[1], DownSeconds: 400}}
+	c.RegionHeartbeat(&down)
+	// A split whose right half no leader ever reports.
+	left, right := *hb.Region, *hb.Region
+	left.EndKey, right.StartKey, right.Id = []byte("m"), []byte("m"), 2000
+	right.Peers = []*metapb.Peer{{Id: 2001, StoreId: 1}, {Id: 2002, StoreId: 3}, {Id: 2003, StoreId: 4}}
+	left.RegionEpoch, right.RegionEpoch = &metapb.RegionEpoch{Version: 2, ConfVer: 3}, &metapb.RegionEpoch{Version: 2, ConfVer: 3}
+	require.NoError(t, c.ReportSplit(t.Context(), &left, &right))
+	down.Region = &left
+	c.RegionHeartbeat(&down)
+	becomes(t, s, "critical", "no-leader regions", "disk-full store 3", "replica-silent regions", "misplaced regions",
+		"store-unreached store 2", "store-unreached store 3", "store-unreached store 4", "store-unreached store 5",
+		"slow-disk store 4", "versions-differ stores", "store-leaving store 5")
+}

@@ -46,7 +46,7 @@ func (a *assessment) raise(code Code, subject string, since time.Time, count int
 	a.out.first[k] = since
 	lasts := a.view.Now.Sub(since)
 	if lasts < kind.Grace {
-		a.waiting = detail
+		a.waiting = subject + ": " + detail
 		return
 	}
 	a.out.Conditions = append(a.out.Conditions, Condition{

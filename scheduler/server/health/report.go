@@ -67,6 +67,9 @@ type Kind struct {
 // leaderGrace covers an election, and the time between a split and the first report of its halves.
 const leaderGrace = 10 * time.Second
 
+// callGrace covers the time between a store's registration and the moment at which it is called back.
+const callGrace = 3 * time.Second
+
 // Table has all kinds of conditions, the worst first. A report has its conditions in this order.
 var Table = []Kind{
 	{NoQuorum, SeverityCritical, "start the lost stores again; if they are lost for good: tinyctl recover regions", 0},
@@ -82,7 +85,7 @@ var Table = []Kind{
 	{Quarantined, SeverityWarning, "wait for the new replicas; look at the store's disk and its /status", 0},
 	{Misplaced, SeverityWarning, "tinyctl region move-peer, to a location without a replica", 0},
 	{MemberDead, SeverityWarning, "start the member again, or tinyctl member remove and let another one join", 0},
-	{StoreUnreached, SeverityWarning, "check the store's advertise-addr and the network to it", 0},
+	{StoreUnreached, SeverityWarning, "check the store's advertise-addr and the network to it", callGrace},
 	{LowDisk, SeverityWarning, "make room or add a store: no replicas are placed here", 0},
 	{SlowDisk, SeverityWarning, "look at the store's disk: no replicas are placed here", 0},
 	{ClockSkew, SeverityWarning, "synchronise the clock of the machine", 0},
