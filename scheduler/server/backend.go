@@ -141,11 +141,15 @@ func (e *external) ready(ctx context.Context, keys storage.Keys) error {
 	return err
 }
 
-// members reads the register, at most once a second.
+// membersAge is for how long a list of members is good: a client that asks once must not get one from before another
+// member has started.
+const membersAge = 100 * time.Millisecond
+
+// members reads the register, at most once each membersAge.
 func (e *external) members() []memberInfo {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if time.Since(e.mu.at) < time.Second {
+	if time.Since(e.mu.at) < membersAge {
 		return e.mu.known
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

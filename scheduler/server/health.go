@@ -53,6 +53,13 @@ func (k *healthKeeper) report() *health.Report {
 	return k.mu.last
 }
 
+// pause is until the leader judges again by itself.
+func (k *healthKeeper) pause() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return max(healthInterval, healthAgeShare*k.mu.took)
+}
+
 // viewLocked takes the picture.
 func (k *healthKeeper) viewLocked(now time.Time) *health.View {
 	s, set := k.s, k.s.cluster.Settings()
@@ -79,7 +86,7 @@ func (k *healthKeeper) viewLocked(now time.Time) *health.View {
 // watchHealth judges the cluster now and then until ctx, the leadership, ends, and says what has begun and ended.
 func (s *Server) watchHealth(ctx context.Context) {
 	said := map[string]health.Condition{}
-	for sleep(ctx, healthInterval) {
+	for sleep(ctx, s.health.pause()) {
 		said = s.sayHealth(said, s.health.report())
 	}
 }

@@ -65,11 +65,8 @@ func (k *healthKeeper) memberLocked(m memberInfo) health.Member {
 // watchMembers asks the other members for signs of life until ctx, the leadership, ends.
 func (s *Server) watchMembers(ctx context.Context) {
 	pause := min(probeInterval, s.cfg.TTL()/2)
-	for {
+	for sleep(ctx, pause) {
 		s.probeMembers(ctx, pause)
-		if !sleep(ctx, pause) {
-			return
-		}
 	}
 }
 

@@ -93,7 +93,8 @@ func (a *assessment) judgeRegion(r *core.RegionInfo, t *regionTallies, starving 
 			}
 		}
 		silent = silent || !lost && s.connected && r.IsDown(p.ID) && !damaged
-		starved = starved || !lost && s.connected && starving[p.ID]
+		// One that waits for a raft snapshot is counted as incomplete already; its turn may come late.
+		starved = starved || !lost && s.connected && starving[p.ID] && !r.IsPending(p.ID)
 	}
 	if healthy < voters/2+1 && (a.view.Prepared || r.Source() != core.SourceFile) {
 		t.noQuorum.add(r.ID())
