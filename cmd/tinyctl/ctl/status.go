@@ -80,6 +80,9 @@ func (a *app) look(ctx context.Context) (*clusterInfo, error) {
 	if _, err := a.ask(ctx, http.MethodGet, "/health", nil, info); err != nil {
 		return nil, err
 	}
+	if info.Summary == "" { // its "ok" is about something else
+		return nil, errors.New("the placement service is of an older version and makes no health report")
+	}
 	info.Healthy = info.Health == health.OK
 	var members membersInfo
 	if _, err := a.ask(ctx, http.MethodGet, "/members", nil, &members); err != nil {

@@ -101,6 +101,9 @@ func TestStatusCannotTell(t *testing.T) {
 	code, _, errs = run("-s", fakeCluster(t, `{"code":"no-leader","message":"no placement leader right now"}`, ""), "--timeout", "1s", "status")
 	require.Equal(t, exitUnknown, code)
 	require.Contains(t, errs, "cannot tell: no placement leader right now")
+	code, _, errs = run("-s", fakeCluster(t, `{"health":"ok","leader":"m1"}`, ""), "status")
+	require.Equal(t, exitUnknown, code)
+	require.Contains(t, errs, "cannot tell: the placement service is of an older version")
 	code, _, _ = run("status", "now")
 	require.Equal(t, exitUsage, code)
 }
