@@ -172,8 +172,19 @@ func (e *external) members() []memberInfo {
 func (e *external) add(context.Context, string, []string) (uint64, []memberInfo, error) {
 	return 0, nil, errMembership
 }
-func (e *external) remove(context.Context, uint64) error  { return errMembership }
 func (e *external) promote(context.Context, uint64) error { return errMembership }
+
+// remove takes a member off the register, which one that was killed did not do itself. One that lives is back with its
+// next start.
+func (e *external) remove(ctx context.Context, id uint64) error {
+	if _, err := e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(id))}); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.at = time.Time{}
+	return nil
+}
 
 func (e *external) close() {
 	if e.me != nil && e.keys != (storage.Keys{}) {
