@@ -36,6 +36,17 @@ func TestStarvingFollowerIsReported(t *testing.T) {
 		return ""
 	})
 	require.Len(t, c.Placement.Stats(leader.ID).StarvingPeerIds, 1, "the other follower has everything")
+
+	// Another leader finds the same, and the one before says it no longer.
+	next := 6 - leader.ID - store
+	c.TransferLeader(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), next))
+	c.Eventually(20*time.Second, func() string {
+		before, now := c.Placement.Stats(leader.ID).GetStarvingPeerIds(), c.Placement.Stats(next).GetStarvingPeerIds()
+		if len(before) > 0 || !slices.Equal(now, []uint64{starved.Id}) {
+			return fmt.Sprintf("starving at the leader before: %v, at the one of now: %v", before, now)
+		}
+		return ""
+	})
 	c.Net.Hold(nil)
 	c.Net.Release(entries)
 	c.Eventually(20*time.Second, func() string {
