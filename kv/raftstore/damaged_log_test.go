@@ -3,8 +3,10 @@ package raftstore
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -153,7 +156,10 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 // get more to do. What says nothing about the disk does not count.
 func TestReadErrorsAreReported(t *testing.T) {
 	s, _ := newTestStore(t, trio())
-	for _, err := range []error{nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy} {
+	for _, err := range []error{
+		nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy,
+		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("write: %w", syscall.EDQUOT),
+	} {
 		s.ReadFailed(1, err)
 	}
 	require.Zero(t, s.Counts().ReadErrors)
@@ -163,4 +169,36 @@ func TestReadErrorsAreReported(t *testing.T) {
 	require.False(t, s.storeStats(time.Now()).IsSlow)
 	s.ReadFailed(2, errIO)
 	require.True(t, s.storeStats(time.Now()).IsSlow)
+	require.EqualValues(t, 3, s.storeStats(time.Now()).ReadErrors)
+}
+
+// TestReportsAreBounded: a store heartbeat names some of the regions and peers, however many there are.
+func TestReportsAreBounded(t *testing.T) {
+	s, _ := newTestStore(t)
+	now := s.clock.Now()
+	for i := range uint64(2 * maxReported) {
+		s.quarantine.add(&metapb.Region{Id: 1000 - i}, &metapb.Peer{Id: 2000 - i}, errIO)
+		s.starving.add(3000-i, now)
+	}
+	s.starving.add(1, now.Add(-time.Hour))
+	stats := s.storeStats(now)
+	require.Len(t, stats.QuarantinedRegionIds, maxReported)
+	require.Len(t, stats.StarvingPeerIds, maxReported)
+	require.EqualValues(t, 1000-2*maxReported+1, stats.QuarantinedRegionIds[0])
+	require.EqualValues(t, 3000-2*maxReported+1, stats.StarvingPeerIds[0], "what is not said again expires")
+}
+
+// TestFullDiskIsNoFailedRead: a raft snapshot that is not built because the disk is full says nothing about what is on
+// the disk. The region keeps its leader, and nothing is counted.
+func TestFullDiskIsNoFailedRead(t *testing.T) {
+	s, _ := newTestStore(t, trio())
+	s.snaps.SetFull(func() bool { return true })
+	startTestStore(t, s)
+	requireAlive(t, s, 1)
+	_, err := s.buildSnapshot(1)
+	require.ErrorIs(t, err, snap.ErrBusy)
+	s.regionRunner.doBuild(1)
+	requireAlive(t, s, 1)
+	require.Zero(t, s.Counts().ReadErrors)
+	require.False(t, s.router.get(1).sick.Load(), "the peer would step aside")
 }

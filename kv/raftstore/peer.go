@@ -87,6 +87,8 @@ type peer struct {
 	// replica's own data.
 	compare *comparison
 	hashed  rspb.ReplicaHash
+	// standstill are the followers that were behind at the last region heartbeat.
+	standstill map[uint64]standstill
 }
 
 // lingering is the state of a leader that was removed from its group.

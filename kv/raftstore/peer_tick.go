@@ -183,6 +183,7 @@ func (p *peer) heartbeatRegion() {
 		}
 		p.pendingReported[q.Id] = true
 	}
+	p.noteStandstill(now)
 	p.times.lastReport = now
 	p.stats.writtenBytes, p.stats.writtenKeys = 0, 0
 	p.store.placement.RegionHeartbeat(req)

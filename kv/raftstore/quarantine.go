@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
@@ -64,6 +65,13 @@ func (q *quarantine) peers() []uint64 {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// ids are the regions of the damaged replicas, in rising order.
+func (q *quarantine) ids() []uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Sorted(maps.Keys(q.mu.regions))
 }
 
 // some are at most n of the damaged replicas.

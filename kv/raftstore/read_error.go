@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,6 +14,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -56,14 +58,15 @@ func (s *Store) ReadFailed(regionID uint64, err error) {
 	}
 }
 
-// isDiskError tells whether an error comes from a disk: not from the request, the region, or the
-// end of the store.
+// isDiskError tells whether an error comes from a disk that does not give back what is on it: not from the request,
+// the region, or the end of the store, and not from a disk that is full.
 func isDiskError(err error) bool {
 	if err == nil {
 		return false
 	}
 	for _, other := range []error{
 		engine.ErrClosed, ErrStopping, ErrFailed, runner.ErrBusy, context.Canceled, context.DeadlineExceeded,
+		snap.ErrBusy, syscall.ENOSPC, syscall.EDQUOT,
 	} {
 		if errors.Is(err, other) {
 			return false

@@ -117,7 +117,11 @@ func (r *regionRunner) doBuild(regionID uint64) {
 	built, err := r.store.buildSnapshot(regionID)
 	switch {
 	case err == nil:
-	case errors.Is(err, errNotNow), errors.Is(err, raftlog.ErrCompacted), errors.Is(err, raftlog.ErrUnavailable), errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, snap.ErrBusy):
+		// The disk is full, which the store has said already. Raft asks again.
+		r.store.logger.Debug("no raft snapshot is built", log.RegionID(regionID), zap.Error(err))
+	case errors.Is(err, errNotNow), errors.Is(err, raftlog.ErrCompacted), errors.Is(err, raftlog.ErrUnavailable),
+		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		// It passes (D7): raft asks again.
 		r.store.logger.Warn("building raft snapshot failed", log.RegionID(regionID), zap.Error(err))
 	default:

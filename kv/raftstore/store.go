@@ -139,6 +139,7 @@ type Store struct {
 	startTime     time.Time
 
 	quarantine        quarantine
+	starving          starvation
 	quarantineThrough uint64
 	incarnation, run  uint64
 

@@ -211,12 +211,19 @@ func (s *Store) runStoreHeartbeat() {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	last := s.clock.Now()
+	var roundTrip time.Duration
 	for {
 		stats := s.storeStats(last)
 		last = s.clock.Now()
 		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Raftstore.SchedulerTimeout.Duration)
+		sent := time.Now() // the wall clock, whatever the store's clock is
+		stats.Clock, stats.RoundTrip = sent.UnixNano(), uint64(roundTrip)
 		err := s.placement.StoreHeartbeat(ctx, stats)
 		cancel()
+		roundTrip = time.Since(sent)
+		if err != nil {
+			roundTrip = 0
+		}
 		if err != nil && s.ctx.Err() == nil {
 			s.logger.Warn("store heartbeat failed", zap.Error(err))
 		}
@@ -247,6 +254,7 @@ func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
 	}
 	stats.Run, stats.LogSequence = s.run, s.log.SyncedSequence()
 	s.reportQuarantine(stats)
+	s.reportHealth(stats, now)
 	if s.readErrors.again.Load() {
 		stats.IsSlow = true // nothing new is to be placed here
 	}

@@ -68,12 +68,12 @@ func (s *Server) api() http.Handler {
 	mux := http.NewServeMux()
 	// Answered by every member.
 	s.route(mux, "GET /members", false, s.getMembers)
-	s.route(mux, "GET /health", false, s.getHealth)
 	s.route(mux, "GET /version", false, s.getVersion)
 	s.route(mux, "GET /ts/decode", false, decodeTS)
 	s.route(mux, "PUT /log/level", false, s.putLogLevel)
 	s.route(mux, "POST /reclaim", false, s.postReclaim)
 	// Answered by the leader; followers pass them on.
+	s.route(mux, "GET /health", true, s.getHealth)
 	s.route(mux, "GET /cluster", true, s.getCluster)
 	s.route(mux, "GET /stores", true, s.getStores)
 	s.route(mux, "GET /stores/{id}", true, s.getStore)
@@ -110,6 +110,7 @@ func (s *Server) api() http.Handler {
 	top.Handle("GET /ui/", s.page())
 	top.Handle("GET /health", s.whenReady(http.HandlerFunc(s.plainHealth)))
 	top.Handle("GET "+syncPath, s.whenReady(s.internal(s.serveRegions)))
+	top.Handle("GET "+alivePath, s.whenReady(s.internal(s.serveAlive)))
 	top.Handle("GET "+eventsPath, s.whenReady(s.internal(s.serveEvents)))
 	for path, h := range map[string]http.HandlerFunc{
 		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
@@ -152,8 +153,8 @@ func newGuard(cfg *config.Config) *security.Guard {
 }
 
 // plainHealth is for probes that know etcd's.
-func (s *Server) plainHealth(w http.ResponseWriter, r *http.Request) {
-	if _, err := s.getHealth(r); err != nil {
+func (s *Server) plainHealth(w http.ResponseWriter, _ *http.Request) {
+	if err := s.leaderKnown(); err != nil {
 		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"health": "false", "reason": err.Error()})
 		return
 	}

@@ -51,27 +51,6 @@ func (s *Server) getMembers(*http.Request) (any, error) {
 	return map[string]any{"cluster_id": s.clusterID, "members": s.memberList(), "alarms": nonNil(s.node.alarms())}, nil
 }
 
-// getHealth is fine if a leader is known and, on the leader, regions are in order. The status code
-// is always 200 unless there is no leader: degraded placement is not a reason to restart anything.
-func (s *Server) getHealth(*http.Request) (any, error) {
-	leader, _ := s.elector.Leader()
-	if leader == nil || leader.MemberId == s.self.MemberId && !s.IsLeader() {
-		return nil, s.noLeaderAPI()
-	}
-	out := map[string]any{"health": "ok", "leader": leader.Name, "name": s.cfg.Name}
-	if a := s.node.alarms(); len(a) > 0 {
-		out["health"], out["alarms"] = "degraded", a
-	}
-	if s.IsLeader() {
-		h := s.placement()
-		out["regions"] = h
-		if h.Missing+h.Down+h.Leaderless > 0 {
-			out["health"] = "degraded"
-		}
-	}
-	return out, nil
-}
-
 // placementJSON counts what is not as it should be.
 type placementJSON struct {
 	Regions    int `json:"regions"`
@@ -172,11 +151,12 @@ func (s *Server) getCluster(r *http.Request) (any, error) {
 		term = l.Term
 	}
 	booted, _ := s.bootstrapped()
+	report := s.health.report()
 	return map[string]any{
 		"id": s.clusterID, "bootstrapped": booted, "bootstrap_time": bootTime, "leader": s.cfg.Name, "term": term,
 		"members": s.memberList(), "prepared": s.cluster.Prepared(), "stores": states,
 		"capacity": capacity, "available": available, "used_size": used,
-		"placement": s.placement(), "operators": ops, "max_replicas": v.MaxReplicas(),
+		"health": healthJSON{report, report.Text(), s.cfg.Name}, "placement": s.placement(), "operators": ops, "max_replicas": v.MaxReplicas(),
 		"heartbeats": map[string]uint64{
 			"unchanged": s.cluster.stats.unchanged.Load(), "updated": s.cluster.stats.updated.Load(),
 			"stale": s.cluster.stats.stale.Load(), "invalid": s.cluster.stats.invalid.Load(),
@@ -245,7 +225,7 @@ func (s *Server) getSchedulers(*http.Request) (any, error) {
 		until := s.cluster.Planner().PausedUntil(name)
 		row := map[string]any{"name": name, "enabled": set.Schedule.Enabled(name), "paused": time.Now().Before(until)}
 		if time.Now().Before(until) {
-			row["paused_until"] = until.UTC()
+			row["paused_until"], row["paused_seconds"] = until.UTC(), time.Until(until).Seconds()
 		}
 		out = append(out, row)
 	}

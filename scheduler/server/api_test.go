@@ -62,7 +62,7 @@ func TestHTTPAPI(t *testing.T) {
 	})
 	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
 
-	require.Equal(t, "ok", call(t, s, "GET", "/health", "", 200)["health"])
+	require.Equal(t, "unknown", call(t, s, "GET", "/health", "", 200)["health"], "store 4 has not reported its region")
 	cluster := call(t, s, "GET", "/cluster", "", 200)
 	require.EqualValues(t, 4, cluster["stores"].(map[string]any)["up"])
 	require.Len(t, call(t, s, "GET", "/members", "", 200)["members"], 1)

@@ -141,11 +141,15 @@ func (e *external) ready(ctx context.Context, keys storage.Keys) error {
 	return err
 }
 
-// members reads the register, at most once a second.
+// membersAge is for how long a list of members is good: a client that asks once must not get one from before another
+// member has started.
+const membersAge = 100 * time.Millisecond
+
+// members reads the register, at most once each membersAge.
 func (e *external) members() []memberInfo {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if time.Since(e.mu.at) < time.Second {
+	if time.Since(e.mu.at) < membersAge {
 		return e.mu.known
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -168,8 +172,19 @@ func (e *external) members() []memberInfo {
 func (e *external) add(context.Context, string, []string) (uint64, []memberInfo, error) {
 	return 0, nil, errMembership
 }
-func (e *external) remove(context.Context, uint64) error  { return errMembership }
 func (e *external) promote(context.Context, uint64) error { return errMembership }
+
+// remove takes a member off the register, which one that was killed did not do itself. One that lives is back with its
+// next start.
+func (e *external) remove(ctx context.Context, id uint64) error {
+	if _, err := e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(id))}); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.at = time.Time{}
+	return nil
+}
 
 func (e *external) close() {
 	if e.me != nil && e.keys != (storage.Keys{}) {

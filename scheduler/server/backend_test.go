@@ -3,10 +3,12 @@ package server_test
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -14,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
+	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
 // With memory as the storage a member starts without etcd and does everything else.
@@ -63,6 +66,7 @@ func TestExternalEtcdBackend(t *testing.T) {
 		return r != nil && r.LeaderStore() == 1
 	}, waitFor, tick)
 	require.EqualValues(t, 3, call(t, followers[0], "GET", "/stores", "", 200)["count"])
+	forgetDead(t, e, leader)
 	id, err := c.AllocID(t.Context())
 	require.NoError(t, err)
 	leader.Stop()
@@ -73,4 +77,22 @@ func TestExternalEtcdBackend(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, r)
 	require.True(t, followers[0].IsLeader())
+}
+
+// forgetDead shows that a member that was killed, and so is still in the register, is named as dead until it is removed.
+func forgetDead(t *testing.T, e *embed.Etcd, leader *server.Server) {
+	t.Helper()
+	value, err := (&schedulerpb.Member{Name: "x9", MemberId: 99, ClientUrls: []string{"http://127.0.0.1:1"}}).Marshal()
+	require.NoError(t, err)
+	etcd := v3client.New(e.Server)
+	defer func() { _ = etcd.Close() }()
+	_, err = etcd.Put(t.Context(), storage.KeysOf(leader.ClusterID()).MemberInfo(99), string(value))
+	require.NoError(t, err)
+	named := func() bool {
+		_, has := healthOf(t, leader)
+		return slices.Contains(has, "member-dead member x9")
+	}
+	require.Eventually(t, named, waitFor, 10*tick)
+	call(t, leader, "DELETE", "/members/x9", "", 200)
+	require.Eventually(t, func() bool { return !named() }, waitFor, 10*tick)
 }

@@ -330,7 +330,7 @@ func (c *RaftCluster) TakeOver() {
 	now := c.opts.Now()
 	c.controller.CancelAll("placement leader changed")
 	for _, s := range c.core.Stores() {
-		c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now))
+		c.core.UpdateStore(s.ID(), core.WithLastHeartbeat(now), core.WithUnreadClock())
 	}
 	// A follower's records are copies. Only who led before has others, and a million take a while.
 	if c.confirmed.Swap(false) {

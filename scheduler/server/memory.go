@@ -35,6 +35,8 @@ const (
 	// listenFirst is how long a new leader listens itself before it takes a store for dead: the last
 	// that its predecessor heard of it may not have been saved.
 	listenFirst = 3 * time.Second
+	// maxSilentMS is a century: what says more is damaged.
+	maxSilentMS = 100 * 365 * 24 * 3600 * 1000
 )
 
 // memoryPauses are the two intervals for a cluster where stores are taken for dead after a short time.
@@ -48,7 +50,7 @@ func (c *RaftCluster) remember() memory {
 	now := c.opts.Now()
 	m := memory{SilentMS: map[uint64]int64{}, PausedMS: map[string]int64{}, LogSequences: c.sequences.all()}
 	for _, s := range c.core.Stores() {
-		if silent := s.DownTime(now); !s.IsTombstone() && silent >= time.Second/10 {
+		if silent := now.Sub(s.SilentSince()); !s.IsTombstone() && silent >= time.Second/10 {
 			m.SilentMS[s.ID()] = silent.Milliseconds()
 		}
 	}
@@ -75,7 +77,8 @@ func (c *RaftCluster) recall(m memory) {
 	most := (c.Settings().Schedule.MaxStoreDownTime.D() - listen).Milliseconds()
 	for id, ms := range m.SilentMS {
 		silent := time.Duration(max(0, min(ms, most))) * time.Millisecond
-		c.core.UpdateStore(id, core.WithLastHeartbeat(now.Add(-silent)))
+		earlier := time.Duration(max(0, min(ms, maxSilentMS)))*time.Millisecond - silent
+		c.core.UpdateStore(id, core.WithLastHeartbeat(now.Add(-silent)), core.WithEarlierSilence(earlier))
 	}
 	pauses := make(map[string]time.Time)
 	for name, ms := range m.PausedMS {

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/tinykv/tinykv/scheduler/server/health"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
@@ -48,6 +49,9 @@ var (
 	descLease     = desc("pd_lease_local_ttl_remaining_seconds", "How long the leadership is valid without renewal.")
 	descAlarm     = desc("tinykv_etcd_alarm", "1 for each alarm of etcd, which refuses writes then.", "member", "type")
 	descKnown     = desc("tinykv_known_regions", "Regions that this member knows: a follower, those that it has taken over from the leader.", "type")
+	descHealthy   = desc("tinykv_healthy", "1 if the cluster is healthy, 0 if not; absent while that is not known.")
+	descCondition = desc("tinykv_health_conditions", "Regions, replicas, stores or members that are not as they should be.", "code", "severity")
+	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -55,7 +59,7 @@ var (
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
-		descLeader, descLease, descPrepared, descAlarm, descKnown,
+		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
 	} {
 		ch <- d
 	}
@@ -133,6 +137,27 @@ func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string)
 		gauge(descCluster, float64(n), "store_"+state+"_count")
 	}
 	m.collectStores(v, gauge)
+	m.collectHealth(gauge)
+}
+
+// collectHealth has every condition, so that one that ends goes back to 0.
+func (m *metrics) collectHealth(gauge func(*prometheus.Desc, float64, ...string)) {
+	r := m.s.health.report()
+	if r.Health != health.Unknown {
+		gauge(descHealthy, b2f(r.Health == health.OK))
+	}
+	counts := map[health.Code]int{}
+	for _, c := range r.Conditions {
+		counts[c.Code] += c.Count
+	}
+	for _, k := range health.Table {
+		gauge(descCondition, float64(counts[k.Code]), string(k.Code), string(k.Severity))
+	}
+	for _, s := range m.s.cluster.Core().Stores() {
+		if skew := s.Skew(); skew.Known {
+			gauge(descSkew, skew.Middle().Seconds(), utoa(s.ID()))
+		}
+	}
 }
 
 func (m *metrics) collectStores(v *view.View, gauge func(*prometheus.Desc, float64, ...string)) {

@@ -54,6 +54,7 @@ type Server struct {
 	streams   *hbStreams
 	forward   *forwarder
 	metrics   *metrics
+	health    *healthKeeper
 	feed      changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
@@ -110,7 +111,7 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,
 	})
 	s.cluster.onChange = s.feed.changed
-	s.metrics = newMetrics(s)
+	s.metrics, s.health = newMetrics(s), &healthKeeper{s: s}
 	return s, nil
 }
 
@@ -408,6 +409,7 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	}
 	s.cluster.TakeOver()
 	s.recallMemory()
+	s.health.begin()
 	s.callbacks.begin(ctx)
 	defer s.callbacks.end()
 	s.setServing(ctx, l)
@@ -417,7 +419,7 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, run := range []func(context.Context){s.cluster.Run, s.keepMemory} {
+	for _, run := range []func(context.Context){s.cluster.Run, s.keepMemory, s.watchMembers, s.watchHealth} {
 		wg.Add(1)
 		go func() { // ends with ctx
 			defer wg.Done()

@@ -245,6 +245,7 @@ func (h *history) rage() {
 		}
 		return nil
 	})
+	h.checkHealth()
 	close(h.stop)
 	wg.Wait()
 	held, delayed, reset := h.net.Met()

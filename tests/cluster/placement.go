@@ -23,6 +23,7 @@ type Placement struct {
 	regions map[uint64]*heard
 	orders  map[uint64]*order
 	nodes   func(storeID uint64) *Node
+	stats   map[uint64]*schedulerpb.StoreStats // the last store heartbeat of each store
 	Splits  int
 }
 
@@ -42,7 +43,7 @@ type order struct {
 var errPlacementOff = errors.New("placement service is off")
 
 func newPlacement(nodes func(uint64) *Node) *Placement {
-	return &Placement{nextID: 1000, regions: map[uint64]*heard{}, orders: map[uint64]*order{}, nodes: nodes}
+	return &Placement{nextID: 1000, regions: map[uint64]*heard{}, orders: map[uint64]*order{}, nodes: nodes, stats: map[uint64]*schedulerpb.StoreStats{}}
 }
 
 // SetOff makes every call fail, as if the service were unreachable.
@@ -85,13 +86,21 @@ func (p *Placement) ReportSplit(_ context.Context, left, right *metapb.Region) e
 }
 
 // StoreHeartbeat implements raftstore.Placement.
-func (p *Placement) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error {
+func (p *Placement) StoreHeartbeat(_ context.Context, stats *schedulerpb.StoreStats) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.off {
 		return errPlacementOff
 	}
+	p.stats[stats.StoreId] = stats
 	return nil
+}
+
+// Stats is the last store heartbeat of a store, nil before the first one.
+func (p *Placement) Stats(storeID uint64) *schedulerpb.StoreStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats[storeID]
 }
 
 // RegionByID implements raftstore.Placement.

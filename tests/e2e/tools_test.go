@@ -95,6 +95,13 @@ func TestPlayground(t *testing.T) {
 		text, err := c.CombinedOutput()
 		return err == nil && strings.Contains(string(text), "1 of 1 regions have equal replicas.")
 	}, time.Minute, time.Millisecond)
+	eventually(t, 20*time.Second, func() error { // as many replicas as there are stores; the stores may not have reported yet
+		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched, "status")
+		if text, err := c.CombinedOutput(); err != nil || !strings.Contains(string(text), "All 1 regions have 2 replicas and a leader.") {
+			return fmt.Errorf("%w: %s", err, text)
+		}
+		return nil
+	})
 
 	// Another playground and a demo-like cluster on the same ports are refused, and this one does not notice.
 	again, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp", "--kv", "3",

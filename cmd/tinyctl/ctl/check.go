@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -150,7 +149,7 @@ func (a *app) printComparisons(rows []compareRow) error {
 	case counts[verdictDiverged]+counts[verdictUndecided] > 0:
 		return errSilent
 	case counts[verdictEqual] < len(rows):
-		return errCannotTell
+		return &codeError{exitUnknown, errSilent}
 	}
 	return nil
 }
@@ -188,6 +187,3 @@ func (a *app) tellComparisons(rows []compareRow) error {
 	}
 	return a.table([]string{"REGION", "VERDICT", "INDEX", "REPLICAS"}, out)
 }
-
-// errCannotTell ends with exit code 3 without another line.
-var errCannotTell = errors.New("cannot tell")

@@ -3,15 +3,12 @@ package ctl
 import (
 	"context"
 	"fmt"
-	"sort"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -70,44 +67,6 @@ func (a *app) regions(ctx context.Context, p *placement.Client) ([]regionRow, er
 	return rows, nil
 }
 
-func (a *app) stores(ctx context.Context, p *placement.Client, regions []regionRow) ([]storeRow, error) {
-	stores, err := p.GetAllStores(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	rows := make([]storeRow, 0, len(stores))
-	for _, st := range stores {
-		row := storeRow{ID: st.Id, Address: st.Address, Status: st.StatusAddress, State: st.State.String()}
-		if st.State != metapb.StoreState_Tombstone {
-			full, stats, err := p.GetStoreStats(ctx, st.Id)
-			if err != nil {
-				return nil, err
-			}
-			row.Used, row.Available = stats.GetUsedSize(), stats.GetAvailable()
-			if hb := full.GetLastHeartbeat(); hb > 0 {
-				age := time.Since(time.Unix(0, hb))
-				row.Heartbeat = age.Round(time.Second).String() + " ago"
-				if age > 20*time.Second && st.State == metapb.StoreState_Up {
-					row.State = "Disconnected"
-				}
-			}
-		}
-		for _, r := range regions {
-			for _, q := range r.Peers {
-				if q.Store == st.Id {
-					row.Regions++
-				}
-			}
-			if r.Leader == st.Id {
-				row.Leaders++
-			}
-		}
-		rows = append(rows, row)
-	}
-	sort.Slice(rows, func(i, j int) bool { return rows[i].ID < rows[j].ID })
-	return rows, nil
-}
-
 func (a *app) printStores(rows []storeRow) error {
 	var out [][]string
 	for _, r := range rows {
@@ -148,105 +107,12 @@ func shorten(s, empty string) string {
 	return s
 }
 
-func (a *app) statusCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Show the cluster's health; exit code 1 if something is wrong", Args: args(cobra.NoArgs)}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
-		defer cancel()
-		p, err := a.placement(ctx)
-		if err != nil {
-			return err
-		}
-		defer p.Close()
-		cfg, err := p.GetClusterConfig(ctx)
-		if err != nil {
-			return err
-		}
-		regions, err := a.regions(ctx, p)
-		if err != nil {
-			return err
-		}
-		stores, err := a.stores(ctx, p, regions)
-		if err != nil {
-			return err
-		}
-		faults := findFaults(stores, regions, int(cfg.GetMaxPeerCount()))
-		if a.output == "json" {
-			err = a.json(map[string]any{
-				"cluster_id": strconv.FormatUint(p.ClusterID(), 10), "healthy": len(faults) == 0, "faults": faults,
-				"stores": stores, "regions": len(regions), "replicas": cfg.GetMaxPeerCount(),
-			})
-		} else {
-			fmt.Fprintf(a.stdout, "Cluster %d: %d stores, %d regions, %d replicas wanted.\n", p.ClusterID(), len(stores), len(regions), cfg.GetMaxPeerCount())
-			if len(faults) == 0 {
-				fmt.Fprintln(a.stdout, "Everything is fine.")
-			}
-			for _, f := range faults {
-				fmt.Fprintln(a.stdout, "! "+f)
-			}
-			err = a.printStores(stores)
-		}
-		if err == nil && len(faults) > 0 {
-			err = errSilent
-		}
-		return err
-	}
-	return cmd
-}
-
-// findFaults says in words what is not as it should be.
-func findFaults(stores []storeRow, regions []regionRow, replicas int) []string {
-	faults := []string{}
-	up := 0
-	for _, s := range stores {
-		if s.State == "Up" {
-			up++
-		} else if s.State != "Tombstone" {
-			faults = append(faults, fmt.Sprintf("store %d at %s is %s", s.ID, s.Address, s.State))
-		}
-	}
-	want := min(replicas, max(up, 1))
-	few, leaderless, pending := 0, 0, 0
-	for _, r := range regions {
-		if len(r.Peers) < want {
-			few++
-		}
-		if r.Leader == 0 {
-			leaderless++
-		}
-		if len(r.Pending) > 0 {
-			pending++
-		}
-	}
-	for _, f := range []struct {
-		n    int
-		text string
-	}{{few, "have too few replicas"}, {leaderless, "have no leader"}, {pending, "have a replica that is catching up"}} {
-		if f.n > 0 {
-			faults = append(faults, fmt.Sprintf("%d of %d regions %s", f.n, len(regions), f.text))
-		}
-	}
-	if len(regions) == 0 {
-		faults = append(faults, "no region is known yet")
-	}
-	return faults
-}
-
 func (a *app) storeCmd() *cobra.Command {
 	list := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List all stores", Args: args(cobra.NoArgs)}
 	list.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
 		defer cancel()
-		p, err := a.placement(ctx)
-		if err != nil {
-			return err
-		}
-		defer p.Close()
-		regions, err := a.regions(ctx, p)
-		if err != nil {
-			return err
-		}
-		rows, err := a.stores(ctx, p, regions)
+		rows, err := a.stores(ctx)
 		if err != nil {
 			return err
 		}

@@ -288,12 +288,15 @@ func (d *demo) killAndCheck(source, dir string) error {
 	return victim.WaitReady(ctx)
 }
 
+// storeRows are the stores of the demo's own cluster.
+func (d *demo) storeRows(ctx context.Context) ([]storeRow, error) {
+	own := *d.app
+	own.scheduler = strings.Join(d.cluster.Endpoints(), ",")
+	return own.stores(ctx)
+}
+
 func (d *demo) busiestStore() (*localcluster.Process, int, error) {
-	rows, err := d.regions(d.ctx, d.placement)
-	if err != nil {
-		return nil, 0, err
-	}
-	stores, err := d.stores(d.ctx, d.placement, rows)
+	stores, err := d.storeRows(d.ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -350,7 +353,7 @@ func (d *demo) restartAndShow() error {
 		regions, err := d.regions(ctx, d.placement)
 		var stores []storeRow
 		if err == nil {
-			stores, err = d.stores(ctx, d.placement, regions)
+			stores, err = d.storeRows(ctx)
 		}
 		behind, caught := 0, err == nil
 		for _, r := range regions {

@@ -30,8 +30,11 @@ func TestRealPlacement(t *testing.T) {
 		require.Contains(t, out, "test")
 		code, _, errs = run(append(with, "config", "set", "schedule.max-store-down-time", "11m")...)
 		require.Zero(t, code, errs)
-		_, _, errs = run(append(with, "status")...) // over gRPC
+		_, _, errs = run(append(with, "region", "list")...) // over gRPC
 		require.Contains(t, errs, "cluster is not bootstrapped")
+		code, out, errs = run(append(with, "status")...)
+		require.Equal(t, exitUnknown, code, errs)
+		require.Contains(t, out, "Not known yet: no store has joined.")
 	}
 	code, _, errs := run("-s", plain.ClientURL()+","+secure.ClientURL(), "status")
 	require.Equal(t, exitUsage, code)

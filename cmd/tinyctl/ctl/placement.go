@@ -145,6 +145,7 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 		transport.ResponseHeaderTimeout = connectTimeout // a member that hangs; another one may not
 	}
 	client := &http.Client{Transport: transport}
+	var said error // the last answer of a member
 	for deadline := time.Now().Add(connectTimeout); ; {
 		var failure error
 		waits := false
@@ -158,11 +159,14 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 			}
 			var api *apiFailure
 			if errors.As(err, &api) {
-				waits, failure = true, err
+				waits, failure, said = true, err, err
 			}
 			failure = cmp.Or(failure, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err))
 		}
-		if !waits || time.Now().After(deadline) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return nil, cmp.Or(said, failure)
+		}
+		if !waits || time.Now().After(deadline) {
 			return nil, failure
 		}
 		time.Sleep(retryPause) // an election takes a moment

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
 
@@ -165,7 +164,7 @@ type decision struct {
 }
 
 func (d decision) print(w io.Writer) {
-	fmt.Fprintf(w, "%s (%s): %s\n", d.Scheduler, humanize.Time(d.At), d.Result)
+	fmt.Fprintf(w, "%s (%s): %s\n", d.Scheduler, d.At.Local().Format(time.DateTime), d.Result)
 	for _, l := range d.Lines {
 		fmt.Fprintf(w, "  %s\n", l)
 	}

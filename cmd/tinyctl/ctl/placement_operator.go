@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
 
@@ -70,7 +69,7 @@ func (a *app) operatorListCmd(name, short, path string) *cobra.Command {
 			for _, o := range out.Operators[:min(len(out.Operators), max(*limit, 0))] {
 				rows = append(rows, []string{
 					id(o.Region), o.Desc, o.Kind, o.Status, fmt.Sprintf("%d/%d", min(o.Current, len(o.Steps)), len(o.Steps)), mib(o.SizeMiB),
-					humanize.Time(o.Started), seconds(o.Seconds), strings.Trim(o.Why+"; "+o.Reason, "; "),
+					o.Started.Local().Format(time.DateTime), seconds(o.Seconds), strings.Trim(o.Why+"; "+o.Reason, "; "),
 				})
 			}
 			return a.table([]string{"REGION", "OPERATOR", "KIND", "STATUS", "STEPS", "SIZE", "STARTED", "TOOK", "WHY"}, rows)
@@ -238,10 +237,10 @@ func (a *app) schedulerCmd() *cobra.Command {
 func (a *app) printSchedulers(cmd *cobra.Command, method, path string) error {
 	var out struct {
 		Schedulers []struct {
-			Name    string    `json:"name"`
-			Enabled bool      `json:"enabled"`
-			Paused  bool      `json:"paused"`
-			Until   time.Time `json:"paused_until"`
+			Name    string  `json:"name"`
+			Enabled bool    `json:"enabled"`
+			Paused  bool    `json:"paused"`
+			Left    float64 `json:"paused_seconds"`
 		} `json:"schedulers"`
 	}
 	return a.show(cmd, method, "/schedulers"+path, nil, &out, func() error {
@@ -252,7 +251,7 @@ func (a *app) printSchedulers(cmd *cobra.Command, method, path string) error {
 				state = "disabled"
 			}
 			if s.Paused {
-				state = "paused for " + time.Until(s.Until).Round(time.Second).String()
+				state = "paused for " + lasting(s.Left)
 			}
 			rows = append(rows, []string{s.Name, state})
 		}

@@ -16,6 +16,7 @@ import (
 type storeInfo struct {
 	ID            uint64            `json:"id"`
 	Address       string            `json:"address"`
+	StatusAddress string            `json:"status_address"`
 	Version       string            `json:"version"`
 	Labels        map[string]string `json:"labels"`
 	State         string            `json:"state"`
@@ -103,7 +104,7 @@ func (a *app) printStore(st storeInfo) error {
 		rows = append(rows, []string{"heartbeat", seconds(st.Silent) + " ago"})
 	}
 	if st.StartTime != nil {
-		rows = append(rows, []string{"started", humanize.Time(*st.StartTime)})
+		rows = append(rows, []string{"started", st.StartTime.Local().Format(time.DateTime)})
 	}
 	if st.EvictLeaders {
 		rows = append(rows, []string{"leaders", "kept off (evict)"})

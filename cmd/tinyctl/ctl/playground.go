@@ -67,6 +67,8 @@ func (a *app) playground(ctx context.Context, stores, schedulers int, dir string
 	ended := make(chan string, 16)
 	c, err := localcluster.New(localcluster.Options{
 		Dir: abs, Stores: stores, Schedulers: schedulers, BasePort: basePort,
+		// With fewer stores more replicas would be missing for ever.
+		SchedulerConfig: fmt.Sprintf("[replication]\nmax-replicas = %d\n", min(3, stores)),
 		OnExit: func(p *localcluster.Process, err error) {
 			ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 		},

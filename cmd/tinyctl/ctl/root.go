@@ -29,8 +29,8 @@ const (
 	exitOK    = 0
 	exitFail  = 1
 	exitUsage = 2
-	// exitCannotTell: what was asked for could not be found out.
-	exitCannotTell = 3
+	// exitUnknown: what was asked for cannot be told.
+	exitUnknown = 3
 )
 
 // schedulerEnv names the cluster when --scheduler is not given.
@@ -78,17 +78,10 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
 		err = errors.New("interrupted")
 	}
-	if errors.Is(err, errCannotTell) {
-		return exitCannotTell
-	}
 	if !errors.Is(err, errSilent) {
 		fmt.Fprintf(stderr, "tinyctl: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 	}
-	var usage *usageError
-	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
-		return exitUsage
-	}
-	return exitFail
+	return exitCode(err)
 }
 
 func (a *app) root() *cobra.Command {

@@ -181,7 +181,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return complain(stderr, err, exitUsage)
 	}
-	cfg.Instance = os.Getenv(instanceEnv)
+	cfg.Instance, cfg.Version = os.Getenv(instanceEnv), Version
 	if f.check {
 		printf(stdout, "configuration is fine\n")
 		return exitOK

@@ -83,6 +83,8 @@ type Config struct {
 	// Instance, if set, is sent with every HTTP answer: it tells the starter of this process that it
 	// is this one that answers.
 	Instance string `toml:"-"`
+	// Version is the release of this program; "" if it is not known.
+	Version string `toml:"-"`
 
 	// UnsafeNoFsync is for tests: losing power loses acknowledged writes.
 	UnsafeNoFsync bool `toml:"-"`

@@ -26,6 +26,7 @@ type StoreInfo struct {
 	meta          *metapb.Store
 	stats         *schedulerpb.StoreStats // nil until the first store heartbeat
 	lastHeartbeat time.Time
+	earlier       time.Duration // silence before lastHeartbeat, for people only: see WithEarlierSilence
 	counts        StoreCounts
 	weight        float64
 	evictLeaders  bool
@@ -33,6 +34,7 @@ type StoreInfo struct {
 	labels        map[string]string // set by an operator, over those the store brings; never changed
 	emptyBeats    int               // consecutive heartbeats with region_count == 0
 	unproven      string            // why it is not known that the store is where it says; "" if it is
+	clock         clockReading
 }
 
 // StoreOption changes a copy of a store.
@@ -68,7 +70,8 @@ func WithState(st metapb.StoreState) StoreOption {
 // WithStats records a store heartbeat.
 func WithStats(stats *schedulerpb.StoreStats, now time.Time) StoreOption {
 	return func(s *StoreInfo) {
-		s.stats, s.lastHeartbeat = stats, now
+		s.stats, s.lastHeartbeat, s.clock = stats, now, s.clock.next(stats, now)
+		s.earlier = 0
 		if stats.GetRegionCount() == 0 {
 			s.emptyBeats++
 		} else {
@@ -78,7 +81,16 @@ func WithStats(stats *schedulerpb.StoreStats, now time.Time) StoreOption {
 }
 
 // WithLastHeartbeat sets when the store was last heard of.
-func WithLastHeartbeat(t time.Time) StoreOption { return func(s *StoreInfo) { s.lastHeartbeat = t } }
+func WithLastHeartbeat(t time.Time) StoreOption {
+	return func(s *StoreInfo) { s.lastHeartbeat, s.earlier = t, 0 }
+}
+
+// WithEarlierSilence notes for how much longer the store has been silent than DownTime says: a new leader listens itself
+// before it takes a store for dead. WithLastHeartbeat and WithStats end it.
+func WithEarlierSilence(d time.Duration) StoreOption { return func(s *StoreInfo) { s.earlier = d } }
+
+// WithUnreadClock forgets what was known of the store's clock: it was read by another clock, or before others read it.
+func WithUnreadClock() StoreOption { return func(s *StoreInfo) { s.clock = clockReading{} } }
 
 // WithCounts sets the counters.
 func WithCounts(c StoreCounts) StoreOption { return func(s *StoreInfo) { s.counts = c } }
@@ -135,6 +147,12 @@ func (s *StoreInfo) IsTombstone() bool { return s.State() == metapb.StoreState_T
 
 // LastHeartbeat is when the store was last heard of.
 func (s *StoreInfo) LastHeartbeat() time.Time { return s.lastHeartbeat }
+
+// SilentSince is when the store was last heard of by any leader, as far as leaders have told each other.
+func (s *StoreInfo) SilentSince() time.Time { return s.lastHeartbeat.Add(-s.earlier) }
+
+// Skew bounds how far the store's clock is ahead of this member's.
+func (s *StoreInfo) Skew() Skew { return s.clock.skew }
 
 // DownTime is how long the store has been silent.
 func (s *StoreInfo) DownTime(now time.Time) time.Duration { return now.Sub(s.lastHeartbeat) }
