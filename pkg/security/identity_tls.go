@@ -1,0 +1,183 @@
+package security
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Identity is a process's certificate and the authorities that it trusts. They are read from files, and again when those
+// have changed: connections that are made afterwards use them, those that exist stay. Files that cannot be read, or do not
+// fit together, leave what was there in use; Err tells. Safe for concurrent use.
+type Identity struct {
+	files   Files
+	allowed []string
+	mu      struct {
+		sync.Mutex
+		checked time.Time
+		stamps  [3]stamp
+		loaded  *material
+		err     error
+	}
+}
+
+// material is what the files held together at one time.
+type material struct {
+	roots *x509.CertPool
+	pair  *tls.Certificate // nil without one
+}
+
+// stamp tells whether a file is another one than before.
+type stamp struct {
+	size int64
+	time time.Time
+}
+
+// recheck is how often the files are looked at.
+const recheck = time.Second
+
+// LoadIdentity reads the files. A server needs all three; a client may do without a certificate, and without CA trusts the
+// system's. allowedCN, if not empty, are the common names of certificates that may connect.
+func LoadIdentity(files Files, allowedCN []string) (*Identity, error) {
+	i := &Identity{files: files, allowed: allowedCN}
+	i.mu.stamps = files.stamps()
+	i.mu.checked = time.Now()
+	var err error
+	if i.mu.loaded, err = files.load(); err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+func (f Files) stamps() (out [3]stamp) {
+	for n, path := range []string{f.CA, f.Cert, f.Key} {
+		if info, err := os.Stat(path); err == nil && path != "" {
+			out[n] = stamp{info.Size(), info.ModTime()}
+		}
+	}
+	return out
+}
+
+func (f Files) load() (*material, error) {
+	cfg, err := f.Config()
+	if err != nil {
+		return nil, err
+	}
+	m := &material{roots: cfg.RootCAs}
+	if len(cfg.Certificates) > 0 {
+		m.pair = &cfg.Certificates[0]
+	}
+	return m, nil
+}
+
+// current is what the files hold.
+func (i *Identity) current() *material {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if now := time.Now(); now.Sub(i.mu.checked) >= recheck {
+		i.mu.checked = now
+		if stamps := i.files.stamps(); stamps != i.mu.stamps {
+			// Half-written files do not fit together, and are looked at again.
+			if m, err := i.files.load(); err != nil {
+				i.mu.err = err
+			} else {
+				i.mu.loaded, i.mu.stamps, i.mu.err = m, stamps, nil
+			}
+		}
+	}
+	return i.mu.loaded
+}
+
+// Err says why the files as they are now cannot be used; nil if they can.
+func (i *Identity) Err() error {
+	i.current()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.mu.err
+}
+
+// Client is for one connection to a server: it holds what the files hold now.
+func (i *Identity) Client(protocols ...string) *tls.Config {
+	m := i.current()
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: m.roots, NextProtos: protocols}
+	if m.pair != nil {
+		cfg.Certificates = []tls.Certificate{*m.pair}
+	}
+	return cfg
+}
+
+// Server is for a listener. Who connects must show a certificate of one of the authorities, with an allowed name.
+func (i *Identity) Server(protocols ...string) *tls.Config {
+	fresh := func() *tls.Config {
+		m := i.current()
+		return &tls.Config{
+			MinVersion: tls.VersionTLS12, ClientCAs: m.roots, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: protocols,
+			Certificates: []tls.Certificate{*m.pair}, VerifyConnection: i.checkName,
+		}
+	}
+	cfg := fresh()
+	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return fresh(), nil }
+	return cfg
+}
+
+// checkName refuses certificates of other names than the allowed ones. Those of this cluster's own processes are always
+// allowed.
+func (i *Identity) checkName(cs tls.ConnectionState) error {
+	if len(i.allowed) == 0 || len(cs.PeerCertificates) == 0 {
+		return nil
+	}
+	cert := cs.PeerCertificates[0]
+	if slices.Contains(i.allowed, cert.Subject.CommonName) || slices.Contains(RolesOf(cert), RoleNode) {
+		return nil
+	}
+	return fmt.Errorf("the certificate's name %q is none of [security] cert-allowed-cn", cert.Subject.CommonName)
+}
+
+// CheckServer refuses files that a server cannot serve with.
+func (f Files) CheckServer() error {
+	if f.CA == "" || f.Cert == "" || f.Key == "" {
+		return errors.New("serving with TLS needs all of ca-path, cert-path and key-path")
+	}
+	_, err := f.load()
+	return err
+}
+
+// Role is what a certificate's owner may do.
+type Role string
+
+// Roles. A node is a store or a member of the placement service.
+const (
+	RoleNode   Role = "node"
+	RoleClient Role = "client"
+	RoleAdmin  Role = "admin"
+)
+
+// roleURI begins the name (subject alternative name, a URI) that gives a certificate a role.
+const roleURI = "tinykv://role/"
+
+// RolesOf are the roles that a certificate names. A certificate of another authority's making names none.
+func RolesOf(cert *x509.Certificate) []Role {
+	var out []Role
+	for _, u := range cert.URIs {
+		if role, ok := strings.CutPrefix(u.String(), roleURI); ok {
+			out = append(out, Role(role))
+		}
+	}
+	return out
+}
+
+// May tells whether the other side of a connection may act in a role. A certificate that names no role may act in all: its
+// authority has decided that. An admin may do what a client may.
+func May(cs *tls.ConnectionState, role Role) bool {
+	if cs == nil || len(cs.PeerCertificates) == 0 {
+		return true // without TLS the port's address decides who connects
+	}
+	roles := RolesOf(cs.PeerCertificates[0])
+	return len(roles) == 0 || slices.Contains(roles, role) || role == RoleClient && len(roles) > 0
+}
