@@ -1,0 +1,134 @@
+package security
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+)
+
+// handshakeTimeout is for a TLS handshake, first bytes included.
+const handshakeTimeout = 10 * time.Second
+
+// recordHandshake is the first byte of a TLS connection. No other protocol that is served here begins with it.
+const recordHandshake = 0x16
+
+// ErrPlain is why a connection without TLS is closed.
+var ErrPlain = errors.New("security: a connection without TLS, which this port does not serve")
+
+// Listen makes a listener serve TLS, and connections without it too if plain is true: for the time in which a cluster
+// changes to TLS. A connection's handshake takes place when it is first read or written, on that goroutine; who only
+// accepts is not held up.
+func (i *Identity) Listen(l net.Listener, plain bool, protocols ...string) net.Listener {
+	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain}
+}
+
+type listener struct {
+	net.Listener
+	cfg   *tls.Config
+	plain bool
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: nc, l: l}, nil
+}
+
+// Conn is a connection of which it turns out with its first byte whether it has TLS.
+type Conn struct {
+	net.Conn
+	l    *listener
+	once sync.Once
+	err  error
+	// inner is what is read and written after once.
+	inner net.Conn
+	state *tls.ConnectionState // nil without TLS
+}
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
+	if err := c.begin(); err != nil {
+		return 0, err
+	}
+	return c.inner.Read(p)
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) {
+	if err := c.begin(); err != nil {
+		return 0, err
+	}
+	return c.inner.Write(p)
+}
+
+// State is what the handshake came to; nil without TLS, or while nothing was read or written.
+func (c *Conn) State() *tls.ConnectionState { return c.state }
+
+// StateOf is the state of a connection of a listener of Listen or of crypto/tls; nil without TLS. What was read of the
+// connection happened before.
+func StateOf(nc net.Conn) *tls.ConnectionState {
+	switch c := nc.(type) {
+	case *Conn:
+		return c.State()
+	case *tls.Conn:
+		s := c.ConnectionState()
+		return &s
+	}
+	return nil
+}
+
+func (c *Conn) begin() error {
+	c.once.Do(func() {
+		if c.err = c.Conn.SetDeadline(time.Now().Add(handshakeTimeout)); c.err != nil {
+			return
+		}
+		if c.err = c.handshake(); c.err == nil {
+			c.err = c.Conn.SetDeadline(time.Time{})
+		}
+		if c.err != nil {
+			_ = c.Conn.Close()
+		}
+	})
+	return c.err
+}
+
+func (c *Conn) handshake() error {
+	first := make([]byte, 1)
+	if _, err := c.Conn.Read(first); err != nil {
+		return err
+	}
+	begun := &prefixed{Conn: c.Conn, prefix: first}
+	if first[0] != recordHandshake {
+		if !c.l.plain {
+			return ErrPlain
+		}
+		c.inner = begun
+		return nil
+	}
+	secure := tls.Server(begun, c.l.cfg)
+	if err := secure.Handshake(); err != nil { //nolint:noctx // the deadline of the connection ends it
+		return err
+	}
+	state := secure.ConnectionState()
+	c.inner, c.state = secure, &state
+	return nil
+}
+
+// prefixed is a connection of which something was read already.
+type prefixed struct {
+	net.Conn
+	prefix []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.prefix) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.prefix)
+	p.prefix = p.prefix[n:]
+	return n, nil
+}
