@@ -25,6 +25,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/client/fill"
 	"github.com/tinykv/tinykv/kv/rpc"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -48,7 +49,8 @@ type Options struct {
 	MaxMessage int
 	// Unary sends every request as an RPC of its own, instead of sharing a stream per connection.
 	Unary bool
-	// TLS is how Open connects to the placement service, if its endpoints are https; the stores have none.
+	// TLS is how Open connects to the placement service, if its endpoints are https, and how stores are reached that serve
+	// TLS.
 	TLS *tls.Config
 	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
 	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
@@ -565,7 +567,7 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (stub, error) {
 		if err != nil {
 			return stub{}, fmt.Errorf("find store %d: %w", storeID, err)
 		}
-		if s, err = p.setLocked(storeID, st.Address); err != nil {
+		if s, err = p.setLocked(storeID, security.Address(st.Address, st.Tls)); err != nil {
 			return stub{}, err
 		}
 	} else if time.Since(s.checked) > addressTTL && !s.asking {
@@ -655,15 +657,30 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 			s.asking = false
 		}
 		if err == nil {
-			_, _ = p.setLocked(storeID, st.Address) // without an address the old one stays
+			_, _ = p.setLocked(storeID, security.Address(st.Address, st.Tls)) // without an address the old one stays
 		}
 	}()
+}
+
+// dialer makes connections to stores.
+func (p *pool) dialer() security.Dialer {
+	secure := p.opts.TLS
+	if secure == nil {
+		return security.DialService(nil, nil)
+	}
+	return security.DialService(nil, func(protocols ...string) *tls.Config {
+		cfg := secure.Clone()
+		cfg.NextProtos = protocols
+		return cfg
+	})
 }
 
 func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
-		conn := rpc.NewClient(addr, rpc.ClientOptions{MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true})
+		conn := rpc.NewClient(addr, rpc.ClientOptions{
+			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true, Dial: p.dialer(),
+		})
 		s.conns = append(s.conns, conn)
 		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))
 		s.batches = append(s.batches, newBatcher(conn))

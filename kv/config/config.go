@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,11 +40,17 @@ type Config struct {
 
 // Security says how the placement service is reached, and who reaches this store.
 type Security struct {
-	// CAPath, CertPath and KeyPath are for connections to a placement service with https addresses. Stores
-	// do not serve TLS.
+	// CAPath, CertPath and KeyPath are this store's identity: with a certificate it serves TLS on all ports, to those who
+	// show one of the same authorities, and shows it to the placement service and to other stores. The CA alone is for a
+	// placement service with https addresses. The files are read again when they have changed.
 	CAPath   string `toml:"ca-path"`
 	CertPath string `toml:"cert-path"`
 	KeyPath  string `toml:"key-path"`
+	// CertAllowedCN are the names of certificates that may connect; empty allows all of the authorities. Those of this
+	// cluster's servers may in any case.
+	CertAllowedCN []string `toml:"cert-allowed-cn"`
+	// AllowPlain serves connections without TLS too: for the time in which a cluster changes to TLS.
+	AllowPlain bool `toml:"allow-plain"`
 	// Insecure accepts that other machines are served without TLS.
 	Insecure bool `toml:"insecure"`
 	// AllowedHosts are further names of this store that may stand in the Host header at the status port.
@@ -53,6 +60,17 @@ type Security struct {
 // Files are what the placement service's client needs.
 func (s *Security) Files() security.Files {
 	return security.Files{CA: s.CAPath, Cert: s.CertPath, Key: s.KeyPath}
+}
+
+// TLS tells whether the store serves TLS.
+func (s *Security) TLS() bool { return s.CertPath != "" }
+
+// PlacementFiles are the TLS files for the placement service: none for one without TLS, in a cluster that changes to it.
+func (c *Config) PlacementFiles() security.Files {
+	if c.Security.AllowPlain && !anyHTTPS(c.Scheduler) {
+		return security.Files{}
+	}
+	return c.Security.Files()
 }
 
 // Server limits what clients may send.
@@ -209,8 +227,16 @@ func (c *Config) Validate() error {
 		}
 		checkAddr(bad, "scheduler", a)
 	}
-	if _, err := security.ClientTLS(c.Scheduler, c.Security.Files()); err != nil {
+	if _, err := security.ClientTLS(c.Scheduler, c.PlacementFiles()); err != nil {
 		bad("scheduler: %v", err)
+	}
+	switch {
+	case c.Security.TLS():
+		if err := c.Security.Files().CheckServer(); err != nil {
+			bad("security: %v", err)
+		}
+	case len(c.Security.CertAllowedCN) > 0 || c.Security.AllowPlain:
+		bad("security: cert-allowed-cn and allow-plain need a certificate (cert-path)")
 	}
 	checkAddr(bad, "addr", c.Addr)
 	if c.AdvertiseAddr != "" {
@@ -244,7 +270,8 @@ func (c *Config) validateDoors(bad func(string, ...any)) {
 		if a.listen == "" {
 			continue // no status port
 		}
-		if err := security.CheckListen(a.option, a.listen, false, c.Security.Insecure); err != nil {
+		secure := c.Security.TLS() && !c.Security.AllowPlain
+		if err := security.CheckListen(a.option, a.listen, secure, c.Security.Insecure); err != nil {
 			bad("%v", err)
 		}
 		if security.AnyHost(a.told) {
@@ -257,6 +284,9 @@ func (c *Config) validateDoors(bad func(string, ...any)) {
 func (c *Config) InTheClear() []string {
 	var out []string
 	for _, a := range []string{c.Addr, c.StatusAddr} {
+		if c.Security.TLS() && !c.Security.AllowPlain {
+			break
+		}
 		if a != "" && !security.LoopbackHost(a) {
 			out = append(out, a)
 		}
@@ -367,6 +397,10 @@ func checkAddr(bad func(string, ...any), name, addr string) {
 	if _, err := net.LookupPort("tcp", port); err != nil || strings.ContainsAny(host, " /") {
 		bad("%s: %q is not host:port", name, addr)
 	}
+}
+
+func anyHTTPS(addrs []string) bool {
+	return slices.ContainsFunc(addrs, func(a string) bool { return strings.HasPrefix(a, "https://") })
 }
 
 func orElse(a, b string) string {

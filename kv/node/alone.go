@@ -91,7 +91,7 @@ func (n *Node) requireIdent(marker *Marker) error {
 
 // reachPlacement makes the client. With the cluster that the store goes on in alone, it succeeds without an answer too.
 func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
-	secure, err := security.ClientTLS(n.cfg.Scheduler, n.cfg.Security.Files())
+	secure, err := security.ClientTLS(n.cfg.Scheduler, n.cfg.PlacementFiles())
 	if err != nil {
 		return fmt.Errorf("scheduler: %w", err)
 	}
@@ -205,7 +205,7 @@ func newAddressBook(e engine.Engine, ask storeFinder) (*addressBook, error) {
 		return nil, fmt.Errorf("read the addresses of other stores: %w", err)
 	}
 	for _, st := range saved.Stores {
-		b.mu.known[st.Id] = st.Address
+		b.mu.known[st.Id] = security.Address(st.Address, st.Tls)
 	}
 	return b, nil
 }
@@ -231,12 +231,13 @@ func (b *addressBook) resolve(ctx context.Context, storeID uint64) (string, erro
 	case st.State == metapb.StoreState_Tombstone || st.Address == "":
 		return "", transport.ErrNoAddress
 	}
-	if st.Address != last {
-		if err := b.remember(storeID, st.Address); err != nil {
+	addr := security.Address(st.Address, st.Tls)
+	if addr != last {
+		if err := b.remember(storeID, addr); err != nil {
 			return "", err
 		}
 	}
-	return st.Address, nil
+	return addr, nil
 }
 
 // remember keeps an address on disk. Addresses change rarely, so all are written again.
@@ -245,7 +246,8 @@ func (b *addressBook) remember(storeID uint64, addr string) error {
 	b.mu.known[storeID] = addr
 	var all schedulerpb.GetAllStoresResponse
 	for id, a := range b.mu.known {
-		all.Stores = append(all.Stores, &metapb.Store{Id: id, Address: a})
+		hostport, secure := security.SplitAddress(a)
+		all.Stores = append(all.Stores, &metapb.Store{Id: id, Address: hostport, Tls: secure})
 	}
 	b.mu.Unlock()
 	batch := b.engine.NewBatch()

@@ -47,6 +47,8 @@ type Node struct {
 	version string
 	started time.Time
 	dial    Dialer // nil: by TCP
+	// identity is the store's certificate; nil without TLS.
+	identity *security.Identity
 
 	dir       *DataDir
 	engine    engine.Engine
@@ -84,7 +86,7 @@ func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
 }
 
 // Dialer makes the connections of a store to others, and to the placement service.
-type Dialer func(ctx context.Context, addr string) (net.Conn, error)
+type Dialer = security.Dialer
 
 // DialBy replaces how connections are made. To be called before Start.
 func (n *Node) DialBy(d Dialer) { n.dial = d }
@@ -113,6 +115,11 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if open := n.cfg.InTheClear(); len(open) > 0 {
 		n.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
 			"and change all data", zap.Strings("addresses", open))
+	}
+	if n.cfg.Security.TLS() {
+		if n.identity, err = security.LoadIdentity(n.cfg.Security.Files(), n.cfg.Security.CertAllowedCN); err != nil {
+			return fmt.Errorf("security: %w", err)
+		}
 	}
 	// The address first: a wrong one must not leave a half-made data directory behind.
 	if n.listener, err = net.Listen("tcp", n.cfg.Addr); err != nil {
@@ -199,7 +206,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.trans = transport.New(transport.Options{
 		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
 		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
-		OnCorrupt: n.noteCorrupt, Dial: n.dial, Logger: n.logger.Named("transport"),
+		OnCorrupt: n.noteCorrupt, Dial: n.dialer(), Logger: n.logger.Named("transport"),
 	})
 	n.registered.Store(joined)
 	n.store = raftstore.New(raftstore.Options{
@@ -282,10 +289,26 @@ func (n *Node) relieve() {
 	}
 }
 
+// dialer makes the connections to other stores.
+func (n *Node) dialer() Dialer {
+	if n.identity == nil {
+		return security.DialService(n.dial, nil)
+	}
+	return security.DialService(n.dial, n.identity.Client)
+}
+
+// secured has a listener serve TLS, if this store has a certificate.
+func (n *Node) secured(l net.Listener, protocols ...string) net.Listener {
+	if n.identity == nil {
+		return l
+	}
+	return n.identity.Listen(l, n.cfg.Security.AllowPlain, protocols...)
+}
+
 func (n *Node) storeMeta() *metapb.Store {
 	st := &metapb.Store{
 		Address: n.cfg.AdvertiseAddr, StatusAddress: n.cfg.AdvertiseStatusAddr, Version: n.version,
-		StartTimestamp: n.started.Unix(),
+		StartTimestamp: n.started.Unix(), Tls: n.identity != nil,
 	}
 	// A port chosen by the system is known only now.
 	if _, port, err := net.SplitHostPort(st.Address); err == nil && port == "0" {
@@ -330,7 +353,7 @@ func (n *Node) serve(st storage.Storage) {
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {
 		defer n.wg.Done()
-		if err := n.grpc.Serve(n.listener); err != nil && !errors.Is(err, rpc.ErrStopped) {
+		if err := n.grpc.Serve(n.secured(n.listener, "h2")); err != nil && !errors.Is(err, rpc.ErrStopped) {
 			n.fail(fmt.Errorf("serve %s: %w", n.cfg.Addr, err))
 		}
 	}()

@@ -48,7 +48,7 @@ func (s *statusServer) start() {
 	// Owned by the status server; ends in stop.
 	go func() {
 		defer close(s.done)
-		if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(s.n.secured(s.listener, "http/1.1")); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			s.n.logger.Error("status server failed", zap.Error(err))
 		}
 	}()

@@ -112,14 +112,19 @@ func (i *Identity) Client(protocols ...string) *tls.Config {
 	return cfg
 }
 
-// Server is for a listener. Who connects must show a certificate of one of the authorities, with an allowed name.
+// Server is for a listener. Who connects must show a certificate of one of the authorities, with an allowed name; without
+// CA nobody needs one.
 func (i *Identity) Server(protocols ...string) *tls.Config {
 	fresh := func() *tls.Config {
 		m := i.current()
-		return &tls.Config{
-			MinVersion: tls.VersionTLS12, ClientCAs: m.roots, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: protocols,
-			Certificates: []tls.Certificate{*m.pair}, VerifyConnection: i.checkName,
+		cfg := &tls.Config{
+			MinVersion: tls.VersionTLS12, ClientCAs: m.roots, NextProtos: protocols, VerifyConnection: i.checkName,
+			Certificates: []tls.Certificate{*m.pair},
 		}
+		if m.roots != nil {
+			cfg.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+		return cfg
 	}
 	cfg := fresh()
 	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return fresh(), nil }

@@ -11,8 +11,8 @@ import (
 // handshakeTimeout is for a TLS handshake, first bytes included.
 const handshakeTimeout = 10 * time.Second
 
-// recordHandshake is the first byte of a TLS connection. No other protocol that is served here begins with it.
-const recordHandshake = 0x16
+// RecordHandshake is the first byte of a TLS connection. No other protocol that is served here begins with it.
+const RecordHandshake = 0x16
 
 // ErrPlain is why a connection without TLS is closed.
 var ErrPlain = errors.New("security: a connection without TLS, which this port does not serve")
@@ -81,6 +81,21 @@ func StateOf(nc net.Conn) *tls.ConnectionState {
 	return nil
 }
 
+// CloseWrite ends what is sent, as far as the connection can do that.
+func (c *Conn) CloseWrite() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	nc := c.inner
+	if p, ok := nc.(*prefixed); ok {
+		nc = p.Conn
+	}
+	if half, ok := nc.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 func (c *Conn) begin() error {
 	c.once.Do(func() {
 		if c.err = c.Conn.SetDeadline(time.Now().Add(handshakeTimeout)); c.err != nil {
@@ -102,7 +117,7 @@ func (c *Conn) handshake() error {
 		return err
 	}
 	begun := &prefixed{Conn: c.Conn, prefix: first}
-	if first[0] != recordHandshake {
+	if first[0] != RecordHandshake {
 		if !c.l.plain {
 			return ErrPlain
 		}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"sync"
 	"time"
@@ -155,8 +156,18 @@ func (c *RaftCluster) provenIs(m *metapb.Store, other bool, err error) bool {
 func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callbackTimeout)
 	defer cancel()
-	// Stores have no TLS.
-	conn, err := grpc.NewClient("passthrough:///"+m.GetAddress(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// A store that serves TLS is asked with the certificate that this member serves with.
+	var identity func(...string) *tls.Config
+	if s.tls != nil {
+		identity = func(protocols ...string) *tls.Config {
+			cfg := s.tls.Clone()
+			cfg.NextProtos = protocols
+			return cfg
+		}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+security.Address(m.GetAddress(), m.GetTls()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(security.DialService(nil, identity)))
 	if err != nil {
 		return false, err
 	}

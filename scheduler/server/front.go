@@ -13,12 +13,12 @@ import (
 	"syscall"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
@@ -36,6 +36,7 @@ const (
 type front struct {
 	listeners []net.Listener
 	tls       *tls.Config // nil without TLS
+	plain     bool        // connections without TLS are served too
 	grpc      *grpc.Server
 	http      *http.Server
 	h1, h2    *handed
@@ -59,13 +60,11 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		}
 	}()
 	if sec := cfg.Security; sec.CertPath != "" {
-		f.tls, err = transport.TLSInfo{
-			CertFile: sec.CertPath, KeyFile: sec.KeyPath, TrustedCAFile: sec.CACertPath, ClientCertAuth: sec.CACertPath != "",
-		}.ServerConfig()
+		id, err := security.LoadIdentity(sec.Files(), sec.CertAllowedCN)
 		if err != nil {
 			return nil, fmt.Errorf("security: %w", err)
 		}
-		f.tls.NextProtos = []string{"http/1.1", "h2"}
+		f.tls, f.plain = id.Server("http/1.1", "h2"), sec.AllowPlain
 	}
 	urls, err := config.ParseURLs(cfg.ClientUrls)
 	if err != nil {
@@ -178,11 +177,26 @@ func (f *front) sniff(raw net.Conn) {
 }
 
 func (f *front) protocol(raw net.Conn) (conn net.Conn, h2 bool, err error) {
+	if f.tls != nil && f.plain {
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(raw, first); err != nil {
+			return nil, false, err
+		}
+		plain := first[0] != security.RecordHandshake
+		if raw = (&begun{Conn: raw, seen: first}); plain {
+			return sniffPlain(raw)
+		}
+	}
 	if f.tls != nil {
 		secure := tls.Server(raw, f.tls)
 		err := secure.HandshakeContext(context.Background()) // the deadline of raw ends it
 		return secure, secure.ConnectionState().NegotiatedProtocol == "h2", err
 	}
+	return sniffPlain(raw)
+}
+
+// sniffPlain finds out what a connection without TLS speaks.
+func sniffPlain(raw net.Conn) (conn net.Conn, h2 bool, err error) {
 	seen := make([]byte, 0, len(http2.ClientPreface))
 	for len(seen) < cap(seen) && strings.HasPrefix(http2.ClientPreface, string(seen)) {
 		n, err := raw.Read(seen[len(seen):cap(seen)])

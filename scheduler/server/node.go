@@ -394,7 +394,9 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		// The codec serves gogo messages and leaves etcd's own to grpc's.
 		codec.ServerOption(),
 		grpc.UnknownServiceHandler(refuseUnknown),
-		grpc.ChainUnaryInterceptor(s.forward.unary),
+		grpc.Creds(shaken{}),
+		grpc.ChainUnaryInterceptor(roleUnary, s.forward.unary),
+		grpc.ChainStreamInterceptor(roleStream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),

@@ -126,6 +126,16 @@ type Security struct {
 	CACertPath string `toml:"cacert-path"`
 	CertPath   string `toml:"cert-path"`
 	KeyPath    string `toml:"key-path"`
+	// CertAllowedCN are the names of certificates that may connect to the client port; empty allows all of the
+	// authorities. Those of this cluster's servers may in any case.
+	CertAllowedCN []string `toml:"cert-allowed-cn"`
+	// AllowPlain serves connections without TLS on the client port too: for the time in which a cluster changes to TLS.
+	AllowPlain bool `toml:"allow-plain"`
+}
+
+// Files are the paths.
+func (s *Security) Files() security.Files {
+	return security.Files{CA: s.CACertPath, Cert: s.CertPath, Key: s.KeyPath}
 }
 
 // Default returns a configuration that works with no flag at all.
