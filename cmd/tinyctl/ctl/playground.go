@@ -22,6 +22,7 @@ func (a *app) playgroundCmd() *cobra.Command {
 	schedulers := f.Int("scheduler-count", 1, "number of placement service members (also --scheduler N)")
 	dataDir := f.String("data-dir", "", "keep data and logs here (default tinykv-playground)")
 	tmp := f.Bool("tmp", false, "use a temporary directory and remove it at the end")
+	secure := f.Bool("tls", false, "secure all ports, with certificates that are made in the directory certs")
 	basePort := f.Int("base-port", 0, "first port (default: 2379 for the scheduler, 2479 and on for the stores)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		// On a playground --scheduler counts members: it does not connect to any.
@@ -38,12 +39,14 @@ func (a *app) playgroundCmd() *cobra.Command {
 		if *tmp && *dataDir != "" {
 			return usagef("--tmp and --data-dir exclude each other")
 		}
-		return a.playground(cmd.Context(), *stores, *schedulers, *dataDir, *tmp, *basePort)
+		return a.playground(cmd.Context(), *dataDir, *tmp, localcluster.Options{
+			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure,
+		})
 	}
 	return cmd
 }
 
-func (a *app) playground(ctx context.Context, stores, schedulers int, dir string, tmp bool, basePort int) error {
+func (a *app) playground(ctx context.Context, dir string, tmp bool, o localcluster.Options) error {
 	switch {
 	case tmp:
 		var err error
@@ -61,18 +64,18 @@ func (a *app) playground(ctx context.Context, stores, schedulers int, dir string
 	if err != nil {
 		return err
 	}
-	if basePort == 0 {
-		basePort = 2379
+	if o.BasePort == 0 {
+		o.BasePort = 2379
 	}
 	ended := make(chan string, 16)
-	c, err := localcluster.New(localcluster.Options{
-		Dir: abs, Stores: stores, Schedulers: schedulers, BasePort: basePort,
-		// With fewer stores more replicas would be missing for ever.
-		SchedulerConfig: fmt.Sprintf("[replication]\nmax-replicas = %d\n", min(3, stores)),
-		OnExit: func(p *localcluster.Process, err error) {
-			ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
-		},
-	})
+	replicas := min(3, o.Stores)
+	o.Dir = abs
+	// With fewer stores more replicas would be missing for ever.
+	o.SchedulerConfig = fmt.Sprintf("[replication]\nmax-replicas = %d\n", replicas)
+	o.OnExit = func(p *localcluster.Process, err error) {
+		ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+	}
+	c, err := localcluster.New(o)
 	if err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func (a *app) playground(ctx context.Context, stores, schedulers int, dir string
 		c.Stop()
 		fmt.Fprintln(a.stdout, "Stopped.")
 	}()
-	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", schedulers, stores, abs)
+	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", o.Schedulers, o.Stores, abs)
 	start := time.Now()
 	sctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -91,7 +94,7 @@ func (a *app) playground(ctx context.Context, stores, schedulers int, dir string
 		}
 		return err
 	}
-	if err := a.waitReplicas(sctx, c, min(3, stores)); err != nil && ctx.Err() == nil {
+	if err := a.waitReplicas(sctx, c, replicas); err != nil && ctx.Err() == nil {
 		fmt.Fprintf(a.stdout, "! not all replicas are there yet: %v\n", err)
 	}
 	a.banner(c, abs, time.Since(start))
@@ -123,14 +126,17 @@ func (a *app) banner(c *localcluster.Cluster, dir string, took time.Duration) {
 	sched := strings.Join(c.Endpoints(), ",")
 	fmt.Fprintf(w, "\nTinyKV is ready after %s.\n\n", took.Round(10*time.Millisecond))
 	for _, p := range c.Schedulers {
-		fmt.Fprintf(w, "  %-12s %s   http://%s/\n", p.Name, p.Addr, p.Addr)
+		fmt.Fprintf(w, "  %-12s %s   %s%s/\n", p.Name, p.Addr, c.Scheme(), p.Addr)
 	}
 	for _, p := range c.Stores {
-		fmt.Fprintf(w, "  %-12s %s   http://%s/metrics\n", p.Name, p.Addr, p.Status)
+		fmt.Fprintf(w, "  %-12s %s   %s%s/metrics\n", p.Name, p.Addr, c.Scheme(), p.Status)
 	}
 	fmt.Fprintf(w, "\n  logs and data: %s\n\nTry in another terminal:\n\n", dir)
 	if sched != "127.0.0.1:2379" {
 		fmt.Fprintf(w, "  export %s=%s\n", schedulerEnv, sched)
+	}
+	if files := c.Admin(); files.CA != "" {
+		fmt.Fprintf(w, "  export %s=%s %s=%s %s=%s\n", caEnv, files.CA, certEnv, files.Cert, keyEnv, files.Key)
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -148,7 +154,11 @@ func (a *app) banner(c *localcluster.Cluster, dir string, took time.Duration) {
 
 // waitReplicas waits until every known region has n peers, none of them pending.
 func (a *app) waitReplicas(ctx context.Context, c *localcluster.Cluster, n int) error {
-	p, err := client.New(ctx, c.Endpoints())
+	var with []client.Option
+	if secure := c.ClientTLS(); secure != nil {
+		with = append(with, client.WithTLS(secure))
+	}
+	p, err := client.New(ctx, c.Endpoints(), with...)
 	if err != nil {
 		return err
 	}

@@ -33,8 +33,13 @@ const (
 	exitUnknown = 3
 )
 
-// schedulerEnv names the cluster when --scheduler is not given.
-const schedulerEnv = "TINYCTL_SCHEDULER"
+// schedulerEnv names the cluster when --scheduler is not given, the others the files for one with TLS.
+const (
+	schedulerEnv = "TINYCTL_SCHEDULER"
+	caEnv        = "TINYCTL_CA"
+	certEnv      = "TINYCTL_CERT"
+	keyEnv       = "TINYCTL_KEY"
+)
 
 // usageError is a wrong command line.
 type usageError struct{ err error }
@@ -99,9 +104,9 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "how long one operation may take")
 	f.StringVar(&a.token, "token", "", "token that changes need, if the placement service has one; environment "+tokenEnv)
-	f.StringVar(&a.tls.CA, "ca", "", "file of the CA certificates for a placement service with https")
-	f.StringVar(&a.tls.Cert, "cert", "", "file of the certificate shown to it")
-	f.StringVar(&a.tls.Key, "key", "", "file of the certificate's private key")
+	f.StringVar(&a.tls.CA, "ca", os.Getenv(caEnv), "file of the CA certificates of a cluster with TLS; environment "+caEnv)
+	f.StringVar(&a.tls.Cert, "cert", os.Getenv(certEnv), "file of the certificate shown to it; environment "+certEnv)
+	f.StringVar(&a.tls.Key, "key", os.Getenv(keyEnv), "file of the certificate's private key; environment "+keyEnv)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/tinykv/tinykv/pkg/security"
 )
 
 // Options say what to run. Zero values mean defaults.
@@ -34,6 +36,8 @@ type Options struct {
 	// StoreConfig and SchedulerConfig are TOML text for the servers.
 	StoreConfig     string
 	SchedulerConfig string
+	// TLS secures all ports, with certificates in the directory certs; those that are there already are used.
+	TLS bool
 	// OnExit hears of a process that ended without being asked to.
 	OnExit func(p *Process, err error)
 	// Advertise may put something between the processes: given a process and one of the addresses it
@@ -44,6 +48,7 @@ type Options struct {
 // Cluster is a set of processes; each of them may be used by any goroutine.
 type Cluster struct {
 	opts       Options
+	certs      certificates
 	token      string
 	id         uint64 // of the cluster, once a scheduler of this Cluster has told it
 	Schedulers []*Process
@@ -64,6 +69,7 @@ type Process struct {
 	first   []string // further arguments: how a scheduler finds the others, which cluster a store is of
 	ports   []string // all that it listens on
 	token   string   // by which it is recognised; see identity.go
+	tls     *security.Identity
 	onExit  func(*Process, error)
 
 	mu      sync.Mutex
@@ -94,6 +100,12 @@ func New(o Options) (*Cluster, error) {
 		}
 	}
 	c := &Cluster{opts: o, token: rand.Text()}
+	if o.TLS {
+		var err error
+		if c.certs, err = makeCertificates(filepath.Join(o.Dir, "certs")); err != nil {
+			return nil, err
+		}
+	}
 	ports, err := choosePorts(o)
 	if err != nil {
 		return nil, err
@@ -173,9 +185,12 @@ func (c *Cluster) layOut(ports portPlan) error {
 		if err != nil {
 			return err
 		}
-		members = append(members, fmt.Sprintf("%s=http://%s", name, peer))
-		p.args = append(p.args, "--client-urls", "http://"+p.Listen, "--advertise-client-urls", "http://"+p.Addr,
-			"--peer-urls", "http://"+local(ports.peer[i]), "--advertise-peer-urls", "http://"+peer)
+		scheme := c.Scheme()
+		members = append(members, fmt.Sprintf("%s=%s%s", name, scheme, peer))
+		p.args = append(p.args, "--client-urls", scheme+p.Listen, "--advertise-client-urls", scheme+p.Addr,
+			"--peer-urls", scheme+local(ports.peer[i]), "--advertise-peer-urls", scheme+peer)
+		p.args = append(p.args, c.certs.args("--cacert")...)
+		p.tls = c.certs.client
 		p.ports = append(p.ports, local(ports.peer[i]))
 		c.Schedulers = append(c.Schedulers, p)
 	}
@@ -190,6 +205,7 @@ func (c *Cluster) layOut(ports portPlan) error {
 			return err
 		}
 		p.args = append(p.args, "--advertise-addr", p.Addr)
+		p.args = append(p.args, c.certs.args("--ca")...)
 		c.Stores = append(c.Stores, p)
 	}
 	return nil
@@ -231,9 +247,21 @@ func Command(dir, name, bin, addr string, args ...string) *Process {
 func (c *Cluster) Endpoints() []string {
 	var out []string
 	for _, p := range c.Schedulers {
-		out = append(out, p.Addr)
+		addr := p.Addr
+		if c.opts.TLS {
+			addr = c.Scheme() + addr
+		}
+		out = append(out, addr)
 	}
 	return out
+}
+
+// Scheme is that of all URLs: http:// or https://.
+func (c *Cluster) Scheme() string {
+	if c.opts.TLS {
+		return "https://"
+	}
+	return "http://"
 }
 
 // Rejoin makes the next start of a scheduler that does not run join the others as a new member, which its data must not
@@ -242,7 +270,7 @@ func (c *Cluster) Rejoin(p *Process) {
 	var others []string
 	for _, other := range c.Schedulers {
 		if other != p {
-			others = append(others, "http://"+other.Addr)
+			others = append(others, c.Scheme()+other.Addr)
 		}
 	}
 	p.mu.Lock()

@@ -89,12 +89,17 @@ var errStranger = errors.New("another process answers, perhaps of another cluste
 func (p *Process) askID(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.Listen+"/api/v1/version", nil)
+	scheme, client := "http://", http.DefaultClient
+	if p.tls != nil {
+		scheme = "https://"
+		client = &http.Client{Transport: &http.Transport{TLSClientConfig: p.tls.Client(), DisableKeepAlives: true}}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+p.Listen+"/api/v1/version", nil)
 	if err != nil {
 		return 0, err
 	}
 	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err
 	}
