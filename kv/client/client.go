@@ -52,6 +52,8 @@ type Options struct {
 	// TLS is how Open connects to the placement service, if its endpoints are https, and how stores are reached that serve
 	// TLS.
 	TLS *tls.Config
+	// Identity is like TLS, with certificates that are read again when their files change. It comes before TLS.
+	Identity *security.Identity
 	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
 	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
 }
@@ -95,7 +97,10 @@ type identities struct {
 // Open connects to the placement service at endpoints. The caller closes the client.
 func Open(ctx context.Context, endpoints []string, opts Options) (*Client, error) {
 	var with []client.Option
-	if opts.TLS != nil {
+	switch {
+	case opts.Identity != nil:
+		with = append(with, client.WithIdentity(opts.Identity))
+	case opts.TLS != nil:
 		with = append(with, client.WithTLS(opts.TLS))
 	}
 	pd, err := client.New(ctx, endpoints, with...)
@@ -665,7 +670,10 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 // dialer makes connections to stores.
 func (p *pool) dialer() security.Dialer {
 	secure := p.opts.TLS
-	if secure == nil {
+	switch {
+	case p.opts.Identity != nil:
+		return security.DialService(nil, p.opts.Identity.Client)
+	case secure == nil:
 		return security.DialService(nil, nil)
 	}
 	return security.DialService(nil, func(protocols ...string) *tls.Config {

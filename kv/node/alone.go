@@ -96,7 +96,10 @@ func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
 		return fmt.Errorf("scheduler: %w", err)
 	}
 	opts := []client.Option{client.WithLogger(n.logger.Named("placement"))}
-	if secure != nil {
+	switch {
+	case secure != nil && n.identity != nil:
+		opts = append(opts, client.WithIdentity(n.identity))
+	case secure != nil:
 		opts = append(opts, client.WithTLS(secure))
 	}
 	if alone != 0 {

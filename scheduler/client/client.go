@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
@@ -34,6 +35,9 @@ func WithLogger(l *zap.Logger) Option { return func(c *Client) { c.logger = l } 
 // WithTLS makes connections use TLS.
 func WithTLS(cfg *tls.Config) Option { return func(c *Client) { c.tls = cfg } }
 
+// WithIdentity makes connections use TLS, with certificates that are read again when their files change.
+func WithIdentity(id *security.Identity) Option { return func(c *Client) { c.identity = id } }
+
 // WithDialer replaces how connections are made, which is by TCP.
 func WithDialer(dial func(ctx context.Context, addr string) (net.Conn, error)) Option {
 	return func(c *Client) { c.dial = dial }
@@ -50,6 +54,7 @@ type Client struct {
 	*members
 	logger    *zap.Logger
 	tls       *tls.Config
+	identity  *security.Identity
 	dial      func(ctx context.Context, addr string) (net.Conn, error)
 	clusterID atomic.Uint64
 	alone     uint64          // the cluster's id if New may return without a leader

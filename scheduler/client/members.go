@@ -101,7 +101,10 @@ func (m *members) connLocked(addr string) (*grpc.ClientConn, error) {
 		return conn, nil
 	}
 	creds := insecure.NewCredentials()
-	if m.c.tls != nil {
+	switch {
+	case m.c.identity != nil:
+		creds = m.c.identity.Credentials()
+	case m.c.tls != nil:
 		creds = credentials.NewTLS(m.c.tls)
 	}
 	opts := []grpc.DialOption{

@@ -158,12 +158,8 @@ func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err
 	defer cancel()
 	// A store that serves TLS is asked with the certificate that this member serves with.
 	var identity func(...string) *tls.Config
-	if s.tls != nil {
-		identity = func(protocols ...string) *tls.Config {
-			cfg := s.tls.Clone()
-			cfg.NextProtos = protocols
-			return cfg
-		}
+	if s.identity != nil {
+		identity = s.identity.Client
 	}
 	conn, err := grpc.NewClient("passthrough:///"+security.Address(m.GetAddress(), m.GetTls()),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

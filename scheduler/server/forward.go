@@ -81,7 +81,7 @@ func (f *forwarder) leader(ctx context.Context) (*grpc.ClientConn, error) {
 		return f.mu.conn, nil
 	}
 	conn, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(transportCredentials(f.s.tls)),
+		grpc.WithTransportCredentials(f.s.identity.Credentials()),
 		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true,

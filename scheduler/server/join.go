@@ -62,13 +62,11 @@ func join(ctx context.Context, cfg *config.Config, dir *dataDir, ec *embed.Confi
 	if err := dir.joins(); err != nil {
 		return err
 	}
-	tls, err := memberTLS(cfg.Security)
+	id, err := memberIdentity(cfg.Security)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{
-		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: tls}, Timeout: 2 * requestTimeout,
-	}
+	client := &http.Client{Transport: transportOf(id), Timeout: 2 * requestTimeout}
 	within, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	var said string

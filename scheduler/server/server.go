@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -58,7 +57,7 @@ type Server struct {
 	feed      changeFeed
 	// transport carries requests to the leader on followers.
 	transport *http.Transport
-	tls       *tls.Config // between members; nil without TLS
+	identity  *security.Identity // nil without TLS
 	logLevel  *zap.AtomicLevel
 
 	clusterID uint64
@@ -100,12 +99,11 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.streams = newHBStreams(func() uint64 { return s.clusterID }, logger)
 	var err error
-	if s.tls, err = memberTLS(cfg.Security); err != nil {
+	if s.identity, err = memberIdentity(cfg.Security); err != nil {
 		return nil, err
 	}
 	s.guard, s.callbacks = newGuard(cfg), newCallbacks(s)
-	// Without keep-alives a connection that was still being made when its request ended is closed too.
-	s.forward, s.transport = newForwarder(s), &http.Transport{DisableKeepAlives: true, TLSClientConfig: s.tls}
+	s.forward, s.transport = newForwarder(s), transportOf(s.identity)
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
 		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,

@@ -1,51 +1,39 @@
 package server
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
+	"net/http"
 
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
-// memberTLS is how members reach each other on their client ports, to forward and to copy the regions:
-// with the certificate they serve with, which they show as clients too. nil means plain connections.
-func memberTLS(sec config.Security) (*tls.Config, error) {
+// memberIdentity is how members reach each other on their client ports, to forward and to copy the regions, and how they
+// reach stores: with the certificate they serve with, which they show as clients too. nil means plain connections.
+func memberIdentity(sec config.Security) (*security.Identity, error) {
 	if sec.CertPath == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(sec.CertPath, sec.KeyPath)
+	id, err := security.LoadIdentity(sec.Files(), sec.CertAllowedCN)
 	if err != nil {
-		return nil, fmt.Errorf("security.cert-path: %w", err)
+		return nil, fmt.Errorf("security: %w", err)
 	}
-	out := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	if sec.CACertPath != "" {
-		pem, err := os.ReadFile(sec.CACertPath)
-		if err != nil {
-			return nil, fmt.Errorf("security.cacert-path: %w", err)
-		}
-		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("security.cacert-path: %s holds no certificate", sec.CACertPath)
-		}
-	}
-	return out, nil
+	return id, nil
 }
 
-func transportCredentials(cfg *tls.Config) credentials.TransportCredentials {
-	if cfg == nil {
-		return insecure.NewCredentials()
+// transportOf makes requests of members. Without keep-alives a connection that was still being made when its request
+// ended is closed too.
+func transportOf(id *security.Identity) *http.Transport {
+	t := &http.Transport{DisableKeepAlives: true}
+	if id != nil {
+		t.DialTLSContext = id.DialTLS
 	}
-	return credentials.NewTLS(cfg)
+	return t
 }
 
 // scheme is that of this member's client port.
 func (s *Server) scheme() string {
-	if s.tls != nil {
+	if s.identity != nil {
 		return "https://"
 	}
 	return "http://"
