@@ -1,0 +1,75 @@
+package node
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/scheduler/server/servertest"
+)
+
+// TestLearnedFeatures: what is in force is on disk before the store uses it, and a restart knows it. A marker that cannot
+// be written puts nothing in force; the next heartbeat tries again.
+func TestLearnedFeatures(t *testing.T) {
+	d, err := OpenDataDir(t.TempDir())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, d.Close()) }()
+	const known = feature.ConditionalOps | feature.ReplicaHash
+	f := &features{known: known}
+	f.begin(d, Marker{Engine: "pebble", Mode: "raft", Features: known.Names()}, zap.NewNop())
+	require.NoError(t, f.identify(7, 3))
+	require.Zero(t, f.inForce())
+
+	path := d.Path
+	d.Path = d.Sub("missing")
+	f.learn(feature.ConditionalOps)
+	require.Zero(t, f.inForce(), "it was not possible to keep it")
+	d.Path = path
+	f.learn(feature.ConditionalOps | 1<<9)
+	require.Equal(t, feature.ConditionalOps, f.inForce(), "what the program does not know is left out")
+	f.learn(0)
+	require.Equal(t, feature.ConditionalOps, f.inForce(), "nothing is taken back")
+
+	m, err := d.ReadMarker()
+	require.NoError(t, err)
+	require.Equal(t, &Marker{
+		Format: 3, Engine: "pebble", Mode: "raft", ClusterID: 7, StoreID: 3,
+		Features: known.Names(), FeaturesOn: []string{"conditional-ops"},
+	}, m)
+	again := &features{known: known}
+	again.begin(d, *m, zap.NewNop())
+	require.Equal(t, feature.ConditionalOps, again.inForce())
+}
+
+// TestFeaturesOfANewCluster: they are in force once the first store has reported. A program that does not know them
+// refuses the directory, and the placement service refuses its store.
+func TestFeaturesOfANewCluster(t *testing.T) {
+	s := servertest.StartTest(t)
+	dir := t.TempDir()
+	start := func(known feature.Set, dir string) (*Node, error) {
+		return startedAs(t, known, func(c *config.Config) {
+			c.DataDir, c.Scheduler = dir, []string{s.ClientURL()}
+			c.Raftstore.StoreHeartbeatInterval.Duration = 20 * time.Millisecond
+		})
+	}
+	n, err := start(feature.ConditionalOps, dir)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return n.features.inForce() == feature.ConditionalOps }, 20*time.Second, 5*time.Millisecond)
+	n.Stop()
+	_, err = start(feature.ReplicaHash, dir)
+	require.ErrorContains(t, err, "conditional-ops")
+	_, err = start(feature.ReplicaHash, t.TempDir())
+	require.ErrorContains(t, err, "the cluster uses conditional-ops, which store")
+	text, err := os.ReadFile(dir + "/" + markerFile)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "format = 3\n", "a program of before refuses it")
+	n, err = start(feature.ConditionalOps|feature.ReplicaHash, dir)
+	require.NoError(t, err)
+	require.True(t, n.features.inForce().Has(feature.ConditionalOps), "known from the first moment on")
+	require.Eventually(t, func() bool { return n.features.inForce().Has(feature.ReplicaHash) }, 20*time.Second, 5*time.Millisecond, "all stores know it now")
+}
