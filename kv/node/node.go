@@ -215,6 +215,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
+		Features: n.features.inForce,
 	})
 	n.trans.SetFeedback(n.store)
 	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)

@@ -69,11 +69,14 @@ func (p *peer) onWrite(w *message.Write) {
 	if !p.admit(w) {
 		return
 	}
-	if p.writeSize > 0 && p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry) {
+	if p.writeSize > 0 && (w.Alone || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
 		p.flushWrites()
 	}
 	p.writes = append(p.writes, w)
 	p.writeSize += len(w.Payload)
+	if w.Alone {
+		p.flushWrites()
+	}
 }
 
 func (p *peer) checkWrite(w *message.Write) error {
@@ -85,6 +88,11 @@ func (p *peer) checkWrite(w *message.Write) error {
 	}
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
+	}
+	if w.Needs != 0 {
+		if missing := w.Needs &^ p.store.features(); missing != 0 {
+			return &FeatureError{Missing: missing}
+		}
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
 		return &DiskFullError{StoreID: p.store.storeID}

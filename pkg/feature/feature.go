@@ -26,7 +26,7 @@ const (
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported Set = 0
+const Supported = ConditionalOps
 
 type named struct {
 	bit  Set

@@ -58,7 +58,7 @@ var bugs = []bug{
 	{
 		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	return w.applyWrite", "	return w.applyWrite"},
+			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
 		},
 	},
@@ -72,7 +72,7 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
-		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions), origin.Position, nil\n"}},
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), origin.Position, nil\n"}},
 	},
 	{
 		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,

@@ -17,6 +17,8 @@ type Result struct {
 	Admin *raft_cmdpb.AdminResponse
 	// Index is an index of the region's log that is applied: of a write's own entry, or of a later one.
 	Index uint64
+	// Swap is the answer to a compare-and-swap that was applied.
+	Swap *Swap
 }
 
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,

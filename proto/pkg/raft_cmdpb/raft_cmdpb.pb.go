@@ -30,11 +30,13 @@ const _ = proto.GoGoProtoPackageIsVersion3 // please upgrade the proto package
 type CmdType int32
 
 const (
-	CmdType_Invalid CmdType = 0
-	CmdType_Get     CmdType = 1
-	CmdType_Put     CmdType = 3
-	CmdType_Delete  CmdType = 4
-	CmdType_Snap    CmdType = 5
+	CmdType_Invalid        CmdType = 0
+	CmdType_Get            CmdType = 1
+	CmdType_Put            CmdType = 3
+	CmdType_Delete         CmdType = 4
+	CmdType_Snap           CmdType = 5
+	CmdType_CompareAndSwap CmdType = 6
+	CmdType_DeleteRange    CmdType = 7
 )
 
 var CmdType_name = map[int32]string{
@@ -43,14 +45,18 @@ var CmdType_name = map[int32]string{
 	3: "Put",
 	4: "Delete",
 	5: "Snap",
+	6: "CompareAndSwap",
+	7: "DeleteRange",
 }
 
 var CmdType_value = map[string]int32{
-	"Invalid": 0,
-	"Get":     1,
-	"Put":     3,
-	"Delete":  4,
-	"Snap":    5,
+	"Invalid":        0,
+	"Get":            1,
+	"Put":            3,
+	"Delete":         4,
+	"Snap":           5,
+	"CompareAndSwap": 6,
+	"DeleteRange":    7,
 }
 
 func (x CmdType) String() string {
@@ -375,6 +381,191 @@ func (m *DeleteResponse) XXX_DiscardUnknown() {
 
 var xxx_messageInfo_DeleteResponse proto.InternalMessageInfo
 
+// Compares the value of a key with an expected one when the entry is applied, and changes it if they are equal. Alone in
+// its entry.
+type CompareAndSwapRequest struct {
+	Cf    string `protobuf:"bytes,1,opt,name=cf,proto3" json:"cf,omitempty"`
+	Key   []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// What the key must have; without it, the key must not exist.
+	Expected *ExpectedValue `protobuf:"bytes,4,opt,name=expected,proto3" json:"expected,omitempty"`
+	// Delete the key instead of giving it the value.
+	Delete bool `protobuf:"varint,5,opt,name=delete,proto3" json:"delete,omitempty"`
+}
+
+func (m *CompareAndSwapRequest) Reset()         { *m = CompareAndSwapRequest{} }
+func (m *CompareAndSwapRequest) String() string { return proto.CompactTextString(m) }
+func (*CompareAndSwapRequest) ProtoMessage()    {}
+func (*CompareAndSwapRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{6}
+}
+func (m *CompareAndSwapRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *CompareAndSwapRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_CompareAndSwapRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *CompareAndSwapRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_CompareAndSwapRequest.Merge(m, src)
+}
+func (m *CompareAndSwapRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *CompareAndSwapRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_CompareAndSwapRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_CompareAndSwapRequest proto.InternalMessageInfo
+
+func (m *CompareAndSwapRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *CompareAndSwapRequest) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetExpected() *ExpectedValue {
+	if m != nil {
+		return m.Expected
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetDelete() bool {
+	if m != nil {
+		return m.Delete
+	}
+	return false
+}
+
+type ExpectedValue struct {
+	Value []byte `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+}
+
+func (m *ExpectedValue) Reset()         { *m = ExpectedValue{} }
+func (m *ExpectedValue) String() string { return proto.CompactTextString(m) }
+func (*ExpectedValue) ProtoMessage()    {}
+func (*ExpectedValue) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{7}
+}
+func (m *ExpectedValue) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ExpectedValue) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ExpectedValue.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ExpectedValue) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ExpectedValue.Merge(m, src)
+}
+func (m *ExpectedValue) XXX_Size() int {
+	return m.Size()
+}
+func (m *ExpectedValue) XXX_DiscardUnknown() {
+	xxx_messageInfo_ExpectedValue.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ExpectedValue proto.InternalMessageInfo
+
+func (m *ExpectedValue) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
+// Deletes the keys of [start, end); an empty end is the end of the key space. Alone in its entry.
+type DeleteRangeRequest struct {
+	Cf    string `protobuf:"bytes,1,opt,name=cf,proto3" json:"cf,omitempty"`
+	Start []byte `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
+	End   []byte `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+}
+
+func (m *DeleteRangeRequest) Reset()         { *m = DeleteRangeRequest{} }
+func (m *DeleteRangeRequest) String() string { return proto.CompactTextString(m) }
+func (*DeleteRangeRequest) ProtoMessage()    {}
+func (*DeleteRangeRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{8}
+}
+func (m *DeleteRangeRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *DeleteRangeRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_DeleteRangeRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *DeleteRangeRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_DeleteRangeRequest.Merge(m, src)
+}
+func (m *DeleteRangeRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *DeleteRangeRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_DeleteRangeRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_DeleteRangeRequest proto.InternalMessageInfo
+
+func (m *DeleteRangeRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *DeleteRangeRequest) GetStart() []byte {
+	if m != nil {
+		return m.Start
+	}
+	return nil
+}
+
+func (m *DeleteRangeRequest) GetEnd() []byte {
+	if m != nil {
+		return m.End
+	}
+	return nil
+}
+
 type SnapRequest struct {
 }
 
@@ -382,7 +573,7 @@ func (m *SnapRequest) Reset()         { *m = SnapRequest{} }
 func (m *SnapRequest) String() string { return proto.CompactTextString(m) }
 func (*SnapRequest) ProtoMessage()    {}
 func (*SnapRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{6}
+	return fileDescriptor_661741b5e7485333, []int{9}
 }
 func (m *SnapRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -419,7 +610,7 @@ func (m *SnapResponse) Reset()         { *m = SnapResponse{} }
 func (m *SnapResponse) String() string { return proto.CompactTextString(m) }
 func (*SnapResponse) ProtoMessage()    {}
 func (*SnapResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{7}
+	return fileDescriptor_661741b5e7485333, []int{10}
 }
 func (m *SnapResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -456,18 +647,20 @@ func (m *SnapResponse) GetRegion() *metapb.Region {
 }
 
 type Request struct {
-	CmdType CmdType        `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
-	Get     *GetRequest    `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
-	Put     *PutRequest    `protobuf:"bytes,4,opt,name=put,proto3" json:"put,omitempty"`
-	Delete  *DeleteRequest `protobuf:"bytes,5,opt,name=delete,proto3" json:"delete,omitempty"`
-	Snap    *SnapRequest   `protobuf:"bytes,6,opt,name=snap,proto3" json:"snap,omitempty"`
+	CmdType        CmdType                `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
+	Get            *GetRequest            `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
+	Put            *PutRequest            `protobuf:"bytes,4,opt,name=put,proto3" json:"put,omitempty"`
+	Delete         *DeleteRequest         `protobuf:"bytes,5,opt,name=delete,proto3" json:"delete,omitempty"`
+	Snap           *SnapRequest           `protobuf:"bytes,6,opt,name=snap,proto3" json:"snap,omitempty"`
+	CompareAndSwap *CompareAndSwapRequest `protobuf:"bytes,7,opt,name=compare_and_swap,json=compareAndSwap,proto3" json:"compare_and_swap,omitempty"`
+	DeleteRange    *DeleteRangeRequest    `protobuf:"bytes,8,opt,name=delete_range,json=deleteRange,proto3" json:"delete_range,omitempty"`
 }
 
 func (m *Request) Reset()         { *m = Request{} }
 func (m *Request) String() string { return proto.CompactTextString(m) }
 func (*Request) ProtoMessage()    {}
 func (*Request) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{8}
+	return fileDescriptor_661741b5e7485333, []int{11}
 }
 func (m *Request) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -531,6 +724,20 @@ func (m *Request) GetSnap() *SnapRequest {
 	return nil
 }
 
+func (m *Request) GetCompareAndSwap() *CompareAndSwapRequest {
+	if m != nil {
+		return m.CompareAndSwap
+	}
+	return nil
+}
+
+func (m *Request) GetDeleteRange() *DeleteRangeRequest {
+	if m != nil {
+		return m.DeleteRange
+	}
+	return nil
+}
+
 type Response struct {
 	CmdType CmdType         `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
 	Get     *GetResponse    `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
@@ -543,7 +750,7 @@ func (m *Response) Reset()         { *m = Response{} }
 func (m *Response) String() string { return proto.CompactTextString(m) }
 func (*Response) ProtoMessage()    {}
 func (*Response) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{9}
+	return fileDescriptor_661741b5e7485333, []int{12}
 }
 func (m *Response) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -616,7 +823,7 @@ func (m *ChangePeerRequest) Reset()         { *m = ChangePeerRequest{} }
 func (m *ChangePeerRequest) String() string { return proto.CompactTextString(m) }
 func (*ChangePeerRequest) ProtoMessage()    {}
 func (*ChangePeerRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{10}
+	return fileDescriptor_661741b5e7485333, []int{13}
 }
 func (m *ChangePeerRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -667,7 +874,7 @@ func (m *ChangePeerResponse) Reset()         { *m = ChangePeerResponse{} }
 func (m *ChangePeerResponse) String() string { return proto.CompactTextString(m) }
 func (*ChangePeerResponse) ProtoMessage()    {}
 func (*ChangePeerResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{11}
+	return fileDescriptor_661741b5e7485333, []int{14}
 }
 func (m *ChangePeerResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -713,7 +920,7 @@ func (m *SplitRequest) Reset()         { *m = SplitRequest{} }
 func (m *SplitRequest) String() string { return proto.CompactTextString(m) }
 func (*SplitRequest) ProtoMessage()    {}
 func (*SplitRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{12}
+	return fileDescriptor_661741b5e7485333, []int{15}
 }
 func (m *SplitRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -771,7 +978,7 @@ func (m *SplitResponse) Reset()         { *m = SplitResponse{} }
 func (m *SplitResponse) String() string { return proto.CompactTextString(m) }
 func (*SplitResponse) ProtoMessage()    {}
 func (*SplitResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{13}
+	return fileDescriptor_661741b5e7485333, []int{16}
 }
 func (m *SplitResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -816,7 +1023,7 @@ func (m *CompactLogRequest) Reset()         { *m = CompactLogRequest{} }
 func (m *CompactLogRequest) String() string { return proto.CompactTextString(m) }
 func (*CompactLogRequest) ProtoMessage()    {}
 func (*CompactLogRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{14}
+	return fileDescriptor_661741b5e7485333, []int{17}
 }
 func (m *CompactLogRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -866,7 +1073,7 @@ func (m *CompactLogResponse) Reset()         { *m = CompactLogResponse{} }
 func (m *CompactLogResponse) String() string { return proto.CompactTextString(m) }
 func (*CompactLogResponse) ProtoMessage()    {}
 func (*CompactLogResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{15}
+	return fileDescriptor_661741b5e7485333, []int{18}
 }
 func (m *CompactLogResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -903,7 +1110,7 @@ func (m *TransferLeaderRequest) Reset()         { *m = TransferLeaderRequest{} }
 func (m *TransferLeaderRequest) String() string { return proto.CompactTextString(m) }
 func (*TransferLeaderRequest) ProtoMessage()    {}
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{16}
+	return fileDescriptor_661741b5e7485333, []int{19}
 }
 func (m *TransferLeaderRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -946,7 +1153,7 @@ func (m *TransferLeaderResponse) Reset()         { *m = TransferLeaderResponse{}
 func (m *TransferLeaderResponse) String() string { return proto.CompactTextString(m) }
 func (*TransferLeaderResponse) ProtoMessage()    {}
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{17}
+	return fileDescriptor_661741b5e7485333, []int{20}
 }
 func (m *TransferLeaderResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -987,7 +1194,7 @@ func (m *AdminRequest) Reset()         { *m = AdminRequest{} }
 func (m *AdminRequest) String() string { return proto.CompactTextString(m) }
 func (*AdminRequest) ProtoMessage()    {}
 func (*AdminRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{18}
+	return fileDescriptor_661741b5e7485333, []int{21}
 }
 func (m *AdminRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1063,7 +1270,7 @@ func (m *AdminResponse) Reset()         { *m = AdminResponse{} }
 func (m *AdminResponse) String() string { return proto.CompactTextString(m) }
 func (*AdminResponse) ProtoMessage()    {}
 func (*AdminResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{19}
+	return fileDescriptor_661741b5e7485333, []int{22}
 }
 func (m *AdminResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1138,7 +1345,7 @@ func (m *RaftRequestHeader) Reset()         { *m = RaftRequestHeader{} }
 func (m *RaftRequestHeader) String() string { return proto.CompactTextString(m) }
 func (*RaftRequestHeader) ProtoMessage()    {}
 func (*RaftRequestHeader) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{20}
+	return fileDescriptor_661741b5e7485333, []int{23}
 }
 func (m *RaftRequestHeader) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1205,7 +1412,7 @@ func (m *RaftResponseHeader) Reset()         { *m = RaftResponseHeader{} }
 func (m *RaftResponseHeader) String() string { return proto.CompactTextString(m) }
 func (*RaftResponseHeader) ProtoMessage()    {}
 func (*RaftResponseHeader) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{21}
+	return fileDescriptor_661741b5e7485333, []int{24}
 }
 func (m *RaftResponseHeader) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1269,7 +1476,7 @@ func (m *RaftCmdRequest) Reset()         { *m = RaftCmdRequest{} }
 func (m *RaftCmdRequest) String() string { return proto.CompactTextString(m) }
 func (*RaftCmdRequest) ProtoMessage()    {}
 func (*RaftCmdRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{22}
+	return fileDescriptor_661741b5e7485333, []int{25}
 }
 func (m *RaftCmdRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1343,7 +1550,7 @@ func (m *RaftCmdResponse) Reset()         { *m = RaftCmdResponse{} }
 func (m *RaftCmdResponse) String() string { return proto.CompactTextString(m) }
 func (*RaftCmdResponse) ProtoMessage()    {}
 func (*RaftCmdResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{23}
+	return fileDescriptor_661741b5e7485333, []int{26}
 }
 func (m *RaftCmdResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1402,6 +1609,9 @@ func init() {
 	proto.RegisterType((*PutResponse)(nil), "raft_cmdpb.PutResponse")
 	proto.RegisterType((*DeleteRequest)(nil), "raft_cmdpb.DeleteRequest")
 	proto.RegisterType((*DeleteResponse)(nil), "raft_cmdpb.DeleteResponse")
+	proto.RegisterType((*CompareAndSwapRequest)(nil), "raft_cmdpb.CompareAndSwapRequest")
+	proto.RegisterType((*ExpectedValue)(nil), "raft_cmdpb.ExpectedValue")
+	proto.RegisterType((*DeleteRangeRequest)(nil), "raft_cmdpb.DeleteRangeRequest")
 	proto.RegisterType((*SnapRequest)(nil), "raft_cmdpb.SnapRequest")
 	proto.RegisterType((*SnapResponse)(nil), "raft_cmdpb.SnapResponse")
 	proto.RegisterType((*Request)(nil), "raft_cmdpb.Request")
@@ -1425,78 +1635,88 @@ func init() {
 func init() { proto.RegisterFile("raft_cmdpb.proto", fileDescriptor_661741b5e7485333) }
 
 var fileDescriptor_661741b5e7485333 = []byte{
-	// 1136 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x9c, 0x56, 0x4b, 0x6f, 0xdc, 0x54,
-	0x14, 0x8e, 0xc7, 0xf3, 0xca, 0x19, 0x8f, 0xe3, 0xdc, 0x86, 0xc6, 0x49, 0xc4, 0x68, 0xea, 0x22,
-	0x94, 0x16, 0x98, 0xa8, 0xa9, 0x88, 0xa8, 0x04, 0x2d, 0x90, 0x56, 0x21, 0xb4, 0x8b, 0xe8, 0x36,
-	0x2b, 0x58, 0x58, 0x8e, 0x7d, 0x67, 0x62, 0x65, 0xfc, 0x88, 0x1f, 0x09, 0xf9, 0x17, 0xfc, 0x02,
-	0xfe, 0x4a, 0x37, 0x2c, 0x58, 0x76, 0xc9, 0x12, 0x25, 0x6b, 0x24, 0xc4, 0x2f, 0x40, 0xf7, 0xe5,
-	0xc7, 0xcc, 0x04, 0x5a, 0x56, 0xe3, 0x73, 0xee, 0x39, 0xc7, 0xe7, 0xfb, 0xee, 0xf9, 0xce, 0x18,
-	0x8c, 0xc4, 0x19, 0x67, 0xb6, 0x1b, 0x78, 0xf1, 0xc9, 0x28, 0x4e, 0xa2, 0x2c, 0x42, 0x50, 0x7a,
-	0x36, 0xfb, 0x84, 0x1a, 0xf2, 0x88, 0x9a, 0x49, 0x94, 0x14, 0xa6, 0x16, 0x90, 0xcc, 0x91, 0x96,
-	0x35, 0x02, 0x38, 0x20, 0x19, 0x26, 0xe7, 0x39, 0x49, 0x33, 0xa4, 0x43, 0xc3, 0x1d, 0x9b, 0xca,
-	0x50, 0xd9, 0x5e, 0xc6, 0x0d, 0x77, 0x8c, 0x0c, 0x50, 0xcf, 0xc8, 0x95, 0xd9, 0x18, 0x2a, 0xdb,
-	0x1a, 0xa6, 0x8f, 0xd6, 0x7d, 0xe8, 0xb1, 0xf8, 0x34, 0x8e, 0xc2, 0x94, 0xa0, 0x35, 0x68, 0x5d,
-	0x38, 0xd3, 0x9c, 0xb0, 0x1c, 0x0d, 0x73, 0xc3, 0x7a, 0x0e, 0x70, 0x94, 0xbf, 0x7b, 0xd1, 0xb2,
-	0x8a, 0x5a, 0xad, 0xd2, 0x87, 0x1e, 0xab, 0xc2, 0x5f, 0x65, 0x3d, 0x82, 0xfe, 0x73, 0x32, 0x25,
-	0x19, 0x79, 0xf7, 0x66, 0x0d, 0xd0, 0x65, 0x8a, 0x28, 0xd2, 0x87, 0xde, 0xeb, 0xd0, 0x89, 0x45,
-	0x09, 0x6b, 0x0f, 0x34, 0x6e, 0x0a, 0x38, 0x1f, 0x43, 0x3b, 0x21, 0x13, 0x3f, 0x0a, 0x59, 0xd9,
-	0xde, 0xae, 0x3e, 0x12, 0x64, 0x61, 0xe6, 0xc5, 0xe2, 0xd4, 0xfa, 0x53, 0x81, 0x8e, 0x6c, 0x63,
-	0x04, 0x5d, 0x37, 0xf0, 0xec, 0xec, 0x2a, 0xe6, 0x2c, 0xe8, 0xbb, 0x77, 0x46, 0x95, 0xeb, 0xd9,
-	0x0f, 0xbc, 0xe3, 0xab, 0x98, 0xe0, 0x8e, 0xcb, 0x1f, 0xd0, 0x36, 0xa8, 0x13, 0x92, 0xb1, 0x36,
-	0x7b, 0xbb, 0x77, 0xab, 0xa1, 0xe5, 0x45, 0x60, 0x1a, 0x42, 0x23, 0xe3, 0x3c, 0x33, 0x9b, 0xf3,
-	0x91, 0x25, 0xbb, 0x98, 0x86, 0xa0, 0x47, 0xd0, 0xf6, 0x18, 0x50, 0xb3, 0xc5, 0x82, 0x37, 0xaa,
-	0xc1, 0x35, 0xd6, 0xb0, 0x08, 0x44, 0x9f, 0x40, 0x33, 0x0d, 0x9d, 0xd8, 0x6c, 0xb3, 0x84, 0xf5,
-	0x6a, 0x42, 0x85, 0x21, 0xcc, 0x82, 0xac, 0xbf, 0x15, 0xe8, 0x16, 0x24, 0xbd, 0x2f, 0xe0, 0x07,
-	0x55, 0xc0, 0xeb, 0x73, 0x80, 0x79, 0x55, 0x8e, 0xf8, 0x41, 0x15, 0xf1, 0xfa, 0x1c, 0x62, 0x19,
-	0x4a, 0x21, 0xef, 0xce, 0x40, 0xde, 0x5c, 0x04, 0x59, 0x24, 0x48, 0xcc, 0x9f, 0xd6, 0x30, 0x9b,
-	0xf3, 0x98, 0x45, 0x3c, 0x07, 0x1d, 0xc1, 0xea, 0xfe, 0xa9, 0x13, 0x4e, 0xc8, 0x11, 0x21, 0x89,
-	0xbc, 0xed, 0x2f, 0xa0, 0xe7, 0x32, 0x67, 0x15, 0xff, 0xfa, 0x48, 0x2a, 0x6e, 0x3f, 0x0a, 0xc7,
-	0x3c, 0x89, 0x71, 0x00, 0x6e, 0xf1, 0x8c, 0x86, 0xd0, 0x8c, 0x09, 0x49, 0x04, 0x0f, 0x9a, 0x9c,
-	0x2c, 0x56, 0x9c, 0x9d, 0x58, 0x5f, 0x02, 0xaa, 0xbe, 0xf0, 0x3d, 0x67, 0xf2, 0x1c, 0xb4, 0xd7,
-	0xf1, 0xd4, 0x2f, 0x64, 0xb7, 0x05, 0xcb, 0x29, 0xb5, 0x6d, 0x2a, 0x0a, 0x2e, 0xcf, 0x2e, 0x73,
-	0xbc, 0x24, 0x57, 0xc8, 0x82, 0x7e, 0x48, 0x2e, 0x6d, 0x9e, 0x6a, 0xfb, 0x1e, 0xeb, 0xaa, 0x89,
-	0x7b, 0x21, 0xb9, 0xe4, 0x65, 0x0f, 0x3d, 0x34, 0x04, 0x8d, 0xc6, 0xd0, 0xd6, 0x6c, 0xdf, 0x4b,
-	0x4d, 0x75, 0xa8, 0x6e, 0x37, 0x31, 0x84, 0xe4, 0x92, 0xf6, 0x77, 0xe8, 0xa5, 0xd6, 0x13, 0xe8,
-	0x8b, 0x57, 0x8a, 0x5e, 0xb7, 0xa1, 0xc3, 0x4b, 0xa6, 0xa6, 0x32, 0x54, 0x17, 0x34, 0x2b, 0x8f,
-	0xad, 0x1f, 0x61, 0x75, 0x3f, 0x0a, 0x62, 0xc7, 0xcd, 0x5e, 0x45, 0x13, 0xd9, 0xf2, 0x7d, 0xe8,
-	0xbb, 0xdc, 0x69, 0xfb, 0xa1, 0x47, 0x7e, 0x62, 0x6d, 0x37, 0xb1, 0x26, 0x9c, 0x87, 0xd4, 0x87,
-	0xee, 0x81, 0xb4, 0xed, 0x8c, 0x24, 0x81, 0xec, 0x5c, 0xf8, 0x8e, 0x49, 0x12, 0x58, 0x6b, 0x80,
-	0xaa, 0xc5, 0x85, 0xf6, 0x9f, 0xc0, 0x07, 0xc7, 0x89, 0x13, 0xa6, 0x63, 0x92, 0xbc, 0x22, 0x8e,
-	0x57, 0xde, 0xa9, 0xbc, 0x19, 0xe5, 0xd6, 0x9b, 0x31, 0xe1, 0xee, 0x6c, 0xaa, 0x28, 0xfa, 0xa6,
-	0x01, 0xda, 0x37, 0x5e, 0xe0, 0x87, 0xb2, 0xd8, 0xe3, 0x39, 0x75, 0xd4, 0xe6, 0x8c, 0xc5, 0xce,
-	0x49, 0xe4, 0x69, 0x31, 0x55, 0x95, 0x11, 0xf9, 0xb0, 0xa6, 0xaa, 0xd9, 0x49, 0x94, 0xb3, 0x45,
-	0x5d, 0x2c, 0x5f, 0x70, 0x32, 0x8d, 0x26, 0x42, 0x3f, 0xf5, 0xfc, 0x59, 0xb2, 0x31, 0xb8, 0x85,
-	0x0b, 0x7d, 0x0f, 0x2b, 0x99, 0xc0, 0x67, 0x4f, 0x19, 0x40, 0xa1, 0xaa, 0x7b, 0xd5, 0x1a, 0x0b,
-	0xd9, 0xc3, 0x7a, 0x56, 0x73, 0xa3, 0x11, 0xb4, 0xd8, 0x98, 0x99, 0xb0, 0x40, 0x65, 0x95, 0x01,
-	0xc5, 0x3c, 0xcc, 0xfa, 0xb5, 0x01, 0x7d, 0xc1, 0xa0, 0x98, 0xa2, 0xff, 0x45, 0xe1, 0xb3, 0x45,
-	0x14, 0x0e, 0x6e, 0xa3, 0x50, 0x08, 0xbd, 0xca, 0xe1, 0xb3, 0x45, 0x1c, 0x0e, 0x6e, 0xe3, 0xb0,
-	0x28, 0x50, 0x92, 0xf8, 0xf2, 0x36, 0x12, 0xad, 0x7f, 0x23, 0x51, 0x14, 0x9a, 0x65, 0x71, 0xa7,
-	0xce, 0xe2, 0xc6, 0x02, 0x16, 0x45, 0xa6, 0xa0, 0xf1, 0x17, 0x05, 0x56, 0xb1, 0x33, 0x96, 0xec,
-	0x7e, 0xc7, 0xcb, 0x6c, 0xc1, 0x72, 0xa9, 0x71, 0xae, 0xa6, 0x6e, 0x52, 0x0a, 0xfc, 0x3f, 0x36,
-	0x12, 0xda, 0x03, 0x4d, 0xa4, 0x93, 0x38, 0x72, 0x4f, 0x05, 0x29, 0x77, 0xea, 0xa2, 0x7e, 0x41,
-	0x8f, 0x70, 0x2f, 0x29, 0x0d, 0x84, 0xa0, 0xc9, 0xb4, 0xd9, 0x62, 0x6f, 0x64, 0xcf, 0xd6, 0x39,
-	0x20, 0xde, 0x1f, 0xef, 0x5b, 0x34, 0xf8, 0x11, 0xb4, 0xd8, 0xe7, 0x49, 0xb1, 0xdc, 0xe4, 0xc7,
-	0xca, 0x0b, 0xfa, 0x8b, 0xf9, 0x21, 0xad, 0x97, 0xe7, 0x62, 0x4b, 0x69, 0x98, 0x3d, 0xb3, 0x3d,
-	0x90, 0x27, 0x09, 0x09, 0xc5, 0x1e, 0x50, 0xc5, 0x1e, 0xe0, 0x3e, 0xb6, 0x07, 0xfe, 0x52, 0x40,
-	0xa7, 0xef, 0xdc, 0x0f, 0x3c, 0x29, 0xcf, 0xcf, 0xa1, 0x7d, 0xca, 0xef, 0x46, 0x99, 0x17, 0xc9,
-	0x1c, 0x7f, 0x58, 0x04, 0xa3, 0x1d, 0xe8, 0x26, 0xfc, 0x20, 0x35, 0x1b, 0x6c, 0xb3, 0xd5, 0xfe,
-	0xf3, 0xe4, 0x48, 0x17, 0x41, 0xe8, 0x2b, 0xe8, 0x3b, 0x74, 0x4e, 0x6d, 0xe1, 0x61, 0xed, 0xf5,
-	0x16, 0x0c, 0xb2, 0x4c, 0xd5, 0x9c, 0xea, 0x16, 0xd9, 0x82, 0xe5, 0xcb, 0xc4, 0xcf, 0x08, 0x5b,
-	0xbc, 0xfa, 0x50, 0xa5, 0xcb, 0x9b, 0x39, 0x0e, 0xbd, 0x14, 0x6d, 0x42, 0xd7, 0x3d, 0x25, 0xee,
-	0x59, 0x9a, 0x07, 0xe6, 0x0a, 0x5f, 0xec, 0xd2, 0xb6, 0xde, 0x28, 0xb0, 0x52, 0x40, 0x16, 0x7a,
-	0xda, 0x9b, 0xc1, 0x3c, 0x98, 0xc7, 0x5c, 0xbd, 0x93, 0x02, 0xf4, 0x2e, 0x1d, 0x1e, 0x7e, 0x22,
-	0x51, 0xaf, 0xd5, 0x51, 0x8b, 0x11, 0x2c, 0xc3, 0xd0, 0xd7, 0xa0, 0x4b, 0xdc, 0xdc, 0x25, 0x80,
-	0x6f, 0x2c, 0x00, 0x2e, 0xb2, 0xfb, 0x4e, 0xd5, 0x7c, 0xf8, 0x14, 0x3a, 0x42, 0xdc, 0xa8, 0x07,
-	0x9d, 0xc3, 0xf0, 0xc2, 0x99, 0xfa, 0x9e, 0xb1, 0x84, 0x3a, 0xa0, 0x1e, 0x90, 0xcc, 0x50, 0xe8,
-	0xc3, 0x51, 0x9e, 0x19, 0x2a, 0x02, 0x68, 0xf3, 0x3f, 0x7a, 0xa3, 0x89, 0xba, 0xd0, 0xa4, 0x7f,
-	0xe1, 0x46, 0xeb, 0xa1, 0x2d, 0x16, 0xb2, 0x2c, 0x62, 0x80, 0x26, 0x8a, 0x30, 0xb7, 0xb1, 0x84,
-	0x74, 0x80, 0x72, 0x17, 0x18, 0x0a, 0xb3, 0x0b, 0x19, 0x1b, 0x2a, 0x42, 0xa0, 0xd7, 0x55, 0x6a,
-	0x34, 0xd1, 0x32, 0xb4, 0x98, 0xec, 0x0c, 0xf8, 0xf6, 0xe0, 0xb7, 0xeb, 0x81, 0xf2, 0xf6, 0x7a,
-	0xa0, 0xfc, 0x71, 0x3d, 0x50, 0x7e, 0xbe, 0x19, 0x2c, 0xbd, 0xbd, 0x19, 0x2c, 0xfd, 0x7e, 0x33,
-	0x58, 0xfa, 0xe1, 0xb3, 0x89, 0x9f, 0x9d, 0xe6, 0x27, 0x23, 0x37, 0x0a, 0x76, 0x32, 0x3f, 0xbc,
-	0x3a, 0xbb, 0x90, 0x3f, 0xec, 0x63, 0x7b, 0x27, 0x3e, 0x9b, 0xec, 0x94, 0x34, 0x9c, 0xb4, 0x99,
-	0xf7, 0xf1, 0x3f, 0x01, 0x00, 0x00, 0xff, 0xff, 0xef, 0xdc, 0xb3, 0xf1, 0xce, 0x0b, 0x00, 0x00,
+	// 1284 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xa4, 0x57, 0xcd, 0x6e, 0xdb, 0x46,
+	0x10, 0x36, 0xf5, 0xef, 0x21, 0x25, 0x33, 0x1b, 0x27, 0xa6, 0x6d, 0x44, 0x50, 0x98, 0xb6, 0x50,
+	0xd2, 0x56, 0x46, 0x14, 0xc4, 0x68, 0x80, 0xb6, 0xa9, 0xeb, 0x18, 0xae, 0x6b, 0x1f, 0x8c, 0xb5,
+	0xd1, 0x43, 0x7b, 0x20, 0x68, 0x72, 0x25, 0x0b, 0x96, 0x48, 0x9a, 0xa4, 0xac, 0xf8, 0x2d, 0xfa,
+	0x04, 0x79, 0x95, 0x5c, 0x7a, 0xe8, 0x31, 0xc7, 0x1e, 0x0b, 0xfb, 0x05, 0x8a, 0xde, 0x0b, 0x14,
+	0xfb, 0xc7, 0x1f, 0xfd, 0xb4, 0x49, 0x7b, 0xf2, 0xce, 0xec, 0xcc, 0xec, 0xcc, 0xf7, 0xcd, 0x8c,
+	0x68, 0xd0, 0x43, 0xbb, 0x17, 0x5b, 0xce, 0xc8, 0x0d, 0xce, 0x3a, 0x41, 0xe8, 0xc7, 0x3e, 0x82,
+	0x54, 0xb3, 0x51, 0x27, 0x54, 0x90, 0x57, 0x54, 0x0c, 0xfd, 0x30, 0x11, 0xb5, 0x11, 0x89, 0x6d,
+	0x29, 0x99, 0x1d, 0x80, 0x7d, 0x12, 0x63, 0x72, 0x39, 0x26, 0x51, 0x8c, 0x1a, 0x50, 0x70, 0x7a,
+	0x86, 0xd2, 0x52, 0xda, 0xcb, 0xb8, 0xe0, 0xf4, 0x90, 0x0e, 0xc5, 0x0b, 0x72, 0x6d, 0x14, 0x5a,
+	0x4a, 0x5b, 0xc3, 0xf4, 0x68, 0x3e, 0x02, 0x95, 0xd9, 0x47, 0x81, 0xef, 0x45, 0x04, 0xad, 0x42,
+	0xf9, 0xca, 0x1e, 0x8e, 0x09, 0xf3, 0xd1, 0x30, 0x17, 0xcc, 0x57, 0x00, 0xc7, 0xe3, 0xf7, 0x0f,
+	0x9a, 0x46, 0x29, 0x66, 0xa3, 0xd4, 0x41, 0x65, 0x51, 0xf8, 0x53, 0xe6, 0x53, 0xa8, 0xbf, 0x22,
+	0x43, 0x12, 0x93, 0xf7, 0x4f, 0x56, 0x87, 0x86, 0x74, 0x11, 0x41, 0xde, 0x28, 0x70, 0x6f, 0xd7,
+	0x1f, 0x05, 0x76, 0x48, 0x76, 0x3c, 0xf7, 0x64, 0x62, 0x07, 0xff, 0x33, 0x4b, 0xf4, 0x1c, 0x6a,
+	0xe4, 0x75, 0x40, 0x9c, 0x98, 0xb8, 0x46, 0xa9, 0xa5, 0xb4, 0xd5, 0xee, 0x7a, 0x27, 0xc3, 0xce,
+	0x9e, 0xb8, 0xfb, 0x81, 0x1a, 0xe3, 0xc4, 0x14, 0xdd, 0x87, 0x8a, 0xcb, 0x52, 0x33, 0xca, 0x2d,
+	0xa5, 0x5d, 0xc3, 0x42, 0x32, 0x3f, 0x86, 0x7a, 0xce, 0x65, 0x01, 0xc2, 0x47, 0x80, 0x44, 0x65,
+	0xb6, 0xd7, 0x5f, 0x88, 0xc8, 0x2a, 0x94, 0xa3, 0xd8, 0x0e, 0x63, 0x51, 0x05, 0x17, 0x68, 0x65,
+	0xc4, 0x73, 0x45, 0x15, 0xf4, 0x48, 0x91, 0x3e, 0xf1, 0x12, 0x28, 0xcc, 0x6d, 0xd0, 0xb8, 0x28,
+	0x48, 0xfe, 0x04, 0x2a, 0x21, 0xe9, 0x0f, 0x7c, 0x8f, 0x85, 0x56, 0xbb, 0x8d, 0x8e, 0x68, 0x21,
+	0xcc, 0xb4, 0x58, 0xdc, 0x9a, 0x7f, 0x15, 0xa0, 0x2a, 0x53, 0xe9, 0x40, 0xcd, 0x19, 0xb9, 0x56,
+	0x7c, 0x1d, 0xf0, 0xcc, 0x1b, 0xdd, 0xbb, 0x59, 0x58, 0x76, 0x47, 0xee, 0xe9, 0x75, 0x40, 0x70,
+	0xd5, 0xe1, 0x07, 0xd4, 0x86, 0x62, 0x9f, 0xf0, 0x44, 0xd5, 0xee, 0xfd, 0xac, 0x69, 0xda, 0x9e,
+	0x98, 0x9a, 0x50, 0xcb, 0x60, 0x1c, 0x0b, 0xac, 0x73, 0x96, 0x69, 0xcf, 0x61, 0x6a, 0x82, 0x9e,
+	0xe6, 0x30, 0x9e, 0x22, 0x26, 0xd7, 0x4b, 0x12, 0x7e, 0xf4, 0x29, 0x94, 0x22, 0xcf, 0x0e, 0x8c,
+	0x0a, 0x73, 0x58, 0xcb, 0x3a, 0x64, 0x10, 0xc2, 0xcc, 0x08, 0x1d, 0x82, 0xee, 0xf0, 0x5e, 0xb2,
+	0x6c, 0xcf, 0xb5, 0xa2, 0x89, 0x1d, 0x18, 0x55, 0xe6, 0xf8, 0x30, 0x57, 0xeb, 0xbc, 0x7e, 0xc3,
+	0x0d, 0x27, 0xa7, 0x46, 0x3b, 0xa0, 0xf1, 0x1c, 0xac, 0x90, 0x52, 0x6a, 0xd4, 0x58, 0xa0, 0xe6,
+	0x9c, 0x94, 0x33, 0x8c, 0x63, 0xd5, 0x4d, 0x75, 0xe6, 0x9f, 0x0a, 0xd4, 0x12, 0xd2, 0x3e, 0x94,
+	0x80, 0xc7, 0x59, 0x02, 0xd6, 0x66, 0x08, 0xe0, 0x51, 0x39, 0x03, 0x8f, 0xb3, 0x0c, 0xac, 0xcd,
+	0x30, 0x20, 0x4d, 0x29, 0x05, 0xdd, 0x29, 0x0a, 0x36, 0xe6, 0x51, 0x20, 0x1c, 0x24, 0x07, 0x9f,
+	0xe5, 0x38, 0x30, 0x66, 0x39, 0x10, 0xf6, 0xcc, 0xca, 0xf4, 0xe1, 0xce, 0xee, 0x39, 0x2d, 0xff,
+	0x98, 0x90, 0x50, 0x76, 0xdf, 0x17, 0xa0, 0x3a, 0x4c, 0x99, 0xad, 0x7f, 0xad, 0x23, 0xf7, 0xe2,
+	0xae, 0xef, 0xf5, 0xb8, 0x13, 0xc3, 0x00, 0x9c, 0xe4, 0x8c, 0x5a, 0x50, 0x0a, 0x08, 0x09, 0x05,
+	0x0e, 0x9a, 0xec, 0x74, 0x16, 0x9c, 0xdd, 0x98, 0x5f, 0x02, 0xca, 0x3e, 0xf8, 0x81, 0x33, 0x72,
+	0x09, 0xda, 0x49, 0x30, 0x1c, 0x24, 0xcb, 0x71, 0x13, 0x96, 0x23, 0x2a, 0x5b, 0x74, 0xd9, 0xf0,
+	0x11, 0xaf, 0x31, 0xc5, 0x21, 0xb9, 0x46, 0x26, 0xd4, 0x3d, 0x32, 0xb1, 0xb8, 0xab, 0x35, 0x70,
+	0x59, 0x56, 0x25, 0xac, 0x7a, 0x64, 0xc2, 0xc3, 0x1e, 0xb8, 0xa8, 0x05, 0x1a, 0xb5, 0xa1, 0xa9,
+	0x59, 0x03, 0x37, 0x32, 0x8a, 0xad, 0x62, 0xbb, 0x84, 0xc1, 0x23, 0x13, 0x9a, 0xdf, 0x81, 0x1b,
+	0x99, 0x2f, 0xa0, 0x2e, 0x9e, 0x14, 0xb9, 0xb6, 0xa1, 0xca, 0x43, 0x46, 0x86, 0xd2, 0x2a, 0xce,
+	0x49, 0x56, 0x5e, 0x9b, 0x3f, 0xc1, 0x1d, 0xd6, 0xbd, 0x4e, 0x7c, 0xe4, 0xf7, 0x65, 0xca, 0x8f,
+	0xa0, 0xee, 0x70, 0xa5, 0x35, 0xf0, 0x5c, 0xf2, 0x9a, 0xa5, 0x5d, 0xc2, 0x9a, 0x50, 0x1e, 0x50,
+	0x1d, 0x7a, 0x08, 0x52, 0xb6, 0x62, 0x12, 0x8e, 0x64, 0xe6, 0x42, 0x77, 0x4a, 0xc2, 0x91, 0xb9,
+	0x0a, 0x28, 0x1b, 0x5c, 0x6c, 0xe8, 0x17, 0x70, 0xef, 0x34, 0xb4, 0xbd, 0xa8, 0x47, 0xc2, 0x23,
+	0x62, 0xbb, 0x29, 0xa7, 0x92, 0x19, 0x65, 0x21, 0x33, 0x06, 0xdc, 0x9f, 0x76, 0x15, 0x41, 0xdf,
+	0x16, 0x40, 0xdb, 0x71, 0x47, 0x03, 0x4f, 0x06, 0x7b, 0x36, 0x33, 0x1d, 0xb9, 0x3e, 0x63, 0xb6,
+	0x33, 0x23, 0xf2, 0x75, 0xd2, 0x55, 0x99, 0x16, 0x79, 0x90, 0x9b, 0xaa, 0xe9, 0x4e, 0x94, 0xbd,
+	0x45, 0x55, 0xcc, 0x5f, 0x60, 0x32, 0xf4, 0xfb, 0x62, 0x7e, 0x1e, 0xcc, 0xac, 0x8a, 0x2c, 0xd8,
+	0x18, 0x9c, 0x44, 0x85, 0xbe, 0x87, 0x95, 0x58, 0xd4, 0x67, 0x0d, 0x59, 0x81, 0x62, 0xaa, 0x72,
+	0xeb, 0x66, 0x2e, 0x7a, 0xb8, 0x11, 0xe7, 0xd4, 0xa8, 0x03, 0x65, 0xd6, 0x66, 0x06, 0xcc, 0x99,
+	0xb2, 0x4c, 0x83, 0x62, 0x6e, 0x66, 0xfe, 0x52, 0x80, 0xba, 0x40, 0x50, 0x74, 0xd1, 0x7f, 0x82,
+	0xf0, 0xe5, 0x3c, 0x08, 0x9b, 0x8b, 0x20, 0x14, 0x83, 0x9e, 0xc5, 0xf0, 0xe5, 0x3c, 0x0c, 0x9b,
+	0x8b, 0x30, 0x4c, 0x02, 0xa4, 0x20, 0x1e, 0x2e, 0x02, 0xd1, 0xfc, 0x27, 0x10, 0x45, 0xa0, 0x69,
+	0x14, 0xb7, 0xf2, 0x28, 0xae, 0xcf, 0x41, 0x51, 0x78, 0x0a, 0x18, 0xdf, 0x28, 0x70, 0x07, 0xdb,
+	0x3d, 0x89, 0xee, 0x77, 0x3c, 0xcc, 0x26, 0x2c, 0xa7, 0x33, 0xce, 0xa7, 0xa9, 0x16, 0xa6, 0x03,
+	0xfe, 0x2f, 0x1b, 0x09, 0x6d, 0x83, 0x26, 0xdc, 0x49, 0xe0, 0x3b, 0xe7, 0x02, 0x94, 0xbb, 0xf9,
+	0xa1, 0xde, 0xa3, 0x57, 0x58, 0x0d, 0x53, 0x01, 0x21, 0x28, 0xb1, 0xd9, 0x2c, 0xb3, 0x17, 0xd9,
+	0xd9, 0xbc, 0x04, 0xc4, 0xf3, 0xe3, 0x79, 0x8b, 0x04, 0x3f, 0x82, 0x32, 0xfb, 0x88, 0x4c, 0x96,
+	0x9b, 0xfc, 0xa4, 0xdc, 0xa3, 0x7f, 0x31, 0xbf, 0xa4, 0xf1, 0xc6, 0x63, 0xb1, 0xa5, 0x34, 0xcc,
+	0xce, 0x6c, 0x0f, 0x8c, 0xc3, 0x90, 0x78, 0x62, 0x0f, 0x14, 0xc5, 0x1e, 0xe0, 0x3a, 0xb6, 0x07,
+	0xfe, 0x50, 0xa0, 0x41, 0xdf, 0xdc, 0x1d, 0xb9, 0x72, 0x3c, 0x9f, 0x43, 0xe5, 0x9c, 0x73, 0xa3,
+	0xcc, 0x0e, 0xc9, 0x0c, 0x7e, 0x58, 0x18, 0xa3, 0x2d, 0xa8, 0x85, 0xfc, 0x22, 0x32, 0x0a, 0x6c,
+	0xb3, 0xe5, 0x7e, 0xf3, 0x64, 0x4b, 0x27, 0x46, 0xe8, 0x2b, 0xa8, 0xdb, 0xb4, 0x4f, 0x2d, 0xa1,
+	0x61, 0xe9, 0xa9, 0x73, 0x1a, 0x59, 0xba, 0x6a, 0x76, 0x76, 0x8b, 0x6c, 0xc2, 0xf2, 0x24, 0x1c,
+	0xc4, 0x84, 0x2d, 0xde, 0x46, 0xab, 0x48, 0x97, 0x37, 0x53, 0x1c, 0xb8, 0x11, 0xda, 0x80, 0x9a,
+	0x73, 0x4e, 0x9c, 0x8b, 0x68, 0x3c, 0x32, 0x56, 0xf8, 0x62, 0x97, 0xb2, 0xf9, 0x56, 0x81, 0x95,
+	0xa4, 0x64, 0x31, 0x4f, 0xdb, 0x53, 0x35, 0x37, 0x67, 0x6b, 0xce, 0x72, 0x92, 0x14, 0xdd, 0xa5,
+	0xcd, 0xc3, 0x6f, 0x64, 0xd5, 0xab, 0xf9, 0xaa, 0x45, 0x0b, 0xa6, 0x66, 0xe8, 0x1b, 0x68, 0xc8,
+	0xba, 0xb9, 0x4a, 0x14, 0xbe, 0x3e, 0xa7, 0x70, 0xe1, 0x5d, 0xb7, 0xb3, 0xe2, 0x13, 0x07, 0xaa,
+	0x62, 0xb8, 0x91, 0x0a, 0xd5, 0x03, 0xef, 0xca, 0x1e, 0x0e, 0x5c, 0x7d, 0x09, 0x55, 0xa1, 0xb8,
+	0x4f, 0x62, 0x5d, 0xa1, 0x87, 0xe3, 0x71, 0xac, 0x17, 0x11, 0x40, 0x85, 0xff, 0xd0, 0xeb, 0x25,
+	0x54, 0x83, 0x12, 0xfd, 0x09, 0xd7, 0xcb, 0x08, 0x41, 0x23, 0xff, 0x5d, 0xa4, 0x57, 0xd0, 0x0a,
+	0xa8, 0x99, 0x4f, 0x1c, 0xbd, 0xfa, 0xc4, 0x12, 0x5b, 0x5b, 0xbe, 0xa4, 0x83, 0x26, 0x5e, 0x62,
+	0x6a, 0x7d, 0x09, 0x35, 0x00, 0xd2, 0x85, 0xa1, 0x2b, 0x4c, 0x4e, 0x66, 0x5d, 0x2f, 0xd2, 0x67,
+	0xf2, 0xa3, 0xac, 0x97, 0xd0, 0x32, 0x94, 0xd9, 0x6c, 0xea, 0xf0, 0xed, 0xfe, 0xaf, 0x37, 0x4d,
+	0xe5, 0xdd, 0x4d, 0x53, 0xf9, 0xfd, 0xa6, 0xa9, 0xfc, 0x7c, 0xdb, 0x5c, 0x7a, 0x77, 0xdb, 0x5c,
+	0xfa, 0xed, 0xb6, 0xb9, 0xf4, 0xe3, 0xe7, 0xfd, 0x41, 0x7c, 0x3e, 0x3e, 0xeb, 0x38, 0xfe, 0x68,
+	0x2b, 0x1e, 0x78, 0xd7, 0x17, 0x57, 0xf2, 0x0f, 0xfb, 0xbf, 0x69, 0x2b, 0xb8, 0xe8, 0x6f, 0xa5,
+	0x58, 0x9d, 0x55, 0x98, 0xf6, 0xd9, 0xdf, 0x01, 0x00, 0x00, 0xff, 0xff, 0x50, 0xbf, 0x86, 0x64,
+	0x99, 0x0d, 0x00, 0x00,
 }
 
 func (m *GetRequest) Marshal() (dAtA []byte, err error) {
@@ -1693,6 +1913,146 @@ func (m *DeleteResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *CompareAndSwapRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *CompareAndSwapRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *CompareAndSwapRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Delete {
+		i--
+		if m.Delete {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.Expected != nil {
+		{
+			size, err := m.Expected.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ExpectedValue) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ExpectedValue) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ExpectedValue) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *DeleteRangeRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *DeleteRangeRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *DeleteRangeRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.End) > 0 {
+		i -= len(m.End)
+		copy(dAtA[i:], m.End)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.End)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Start) > 0 {
+		i -= len(m.Start)
+		copy(dAtA[i:], m.Start)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Start)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
 func (m *SnapRequest) Marshal() (dAtA []byte, err error) {
 	size := m.Size()
 	dAtA = make([]byte, size)
@@ -1771,6 +2131,30 @@ func (m *Request) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.DeleteRange != nil {
+		{
+			size, err := m.DeleteRange.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x42
+	}
+	if m.CompareAndSwap != nil {
+		{
+			size, err := m.CompareAndSwap.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x3a
+	}
 	if m.Snap != nil {
 		{
 			size, err := m.Snap.MarshalToSizedBuffer(dAtA[:i])
@@ -1999,20 +2383,20 @@ func (m *SplitRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	var l int
 	_ = l
 	if len(m.NewPeerIds) > 0 {
-		dAtA13 := make([]byte, len(m.NewPeerIds)*10)
-		var j12 int
+		dAtA16 := make([]byte, len(m.NewPeerIds)*10)
+		var j15 int
 		for _, num := range m.NewPeerIds {
 			for num >= 1<<7 {
-				dAtA13[j12] = uint8(uint64(num)&0x7f | 0x80)
+				dAtA16[j15] = uint8(uint64(num)&0x7f | 0x80)
 				num >>= 7
-				j12++
+				j15++
 			}
-			dAtA13[j12] = uint8(num)
-			j12++
+			dAtA16[j15] = uint8(num)
+			j15++
 		}
-		i -= j12
-		copy(dAtA[i:], dAtA13[:j12])
-		i = encodeVarintRaftCmdpb(dAtA, i, uint64(j12))
+		i -= j15
+		copy(dAtA[i:], dAtA16[:j15])
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(j15))
 		i--
 		dAtA[i] = 0x1a
 	}
@@ -2673,6 +3057,68 @@ func (m *DeleteResponse) Size() (n int) {
 	return n
 }
 
+func (m *CompareAndSwapRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.Expected != nil {
+		l = m.Expected.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.Delete {
+		n += 2
+	}
+	return n
+}
+
+func (m *ExpectedValue) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	return n
+}
+
+func (m *DeleteRangeRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Start)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.End)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	return n
+}
+
 func (m *SnapRequest) Size() (n int) {
 	if m == nil {
 		return 0
@@ -2718,6 +3164,14 @@ func (m *Request) Size() (n int) {
 	}
 	if m.Snap != nil {
 		l = m.Snap.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.CompareAndSwap != nil {
+		l = m.CompareAndSwap.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.DeleteRange != nil {
+		l = m.DeleteRange.Size()
 		n += 1 + l + sovRaftCmdpb(uint64(l))
 	}
 	return n
@@ -3591,6 +4045,446 @@ func (m *DeleteResponse) Unmarshal(dAtA []byte) error {
 	}
 	return nil
 }
+func (m *CompareAndSwapRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: CompareAndSwapRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: CompareAndSwapRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Expected", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Expected == nil {
+				m.Expected = &ExpectedValue{}
+			}
+			if err := m.Expected.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Delete", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Delete = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ExpectedValue) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ExpectedValue: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ExpectedValue: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *DeleteRangeRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: DeleteRangeRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: DeleteRangeRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Start", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Start = append(m.Start[:0], dAtA[iNdEx:postIndex]...)
+			if m.Start == nil {
+				m.Start = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field End", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.End = append(m.End[:0], dAtA[iNdEx:postIndex]...)
+			if m.End == nil {
+				m.End = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
 func (m *SnapRequest) Unmarshal(dAtA []byte) error {
 	l := len(dAtA)
 	iNdEx := 0
@@ -3916,6 +4810,78 @@ func (m *Request) Unmarshal(dAtA []byte) error {
 				m.Snap = &SnapRequest{}
 			}
 			if err := m.Snap.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CompareAndSwap", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.CompareAndSwap == nil {
+				m.CompareAndSwap = &CompareAndSwapRequest{}
+			}
+			if err := m.CompareAndSwap.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field DeleteRange", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.DeleteRange == nil {
+				m.DeleteRange = &DeleteRangeRequest{}
+			}
+			if err := m.DeleteRange.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
 				return err
 			}
 			iNdEx = postIndex
