@@ -79,6 +79,18 @@ var bugs = []bug{
 		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
 	},
 	{
+		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply_ops.go", pkg: "./kv/raftstore", run: "TestSwapSeesThePendingBatch", tries: 1,
+		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
+	},
+	{
+		name: "retried-swap-is-decided-again", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetriedSwapIsNotDecidedAgain", tries: 1,
+		change: [][2]string{{"	case swapped:\n		return fateDone\n", "	case swapped:\n		return fateNone\n"}},
+	},
+	{
+		name: "older-store-comes-back", file: "scheduler/server/features.go", pkg: "./scheduler/server", run: "TestFeatures", tries: 1,
+		change: [][2]string{{"; missing != 0 {\n", "; missing != 0 && false {\n"}},
+	},
+	{
 		name: "client-writes-twice", file: "kv/client/client.go", pkg: "./kv/client", run: "TestUnknownWithoutIdentities", tries: 1,
 		change: [][2]string{{"		v.inexact = true\n	}\n	return v\n", "	}\n	return v\n"}},
 	},

@@ -27,6 +27,7 @@ var (
 	_ storage.LocalGetter = (*Storage)(nil)
 	_ storage.AsyncWriter = (*Storage)(nil)
 	_ storage.Splitter    = (*Storage)(nil)
+	_ storage.Conditional = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.
