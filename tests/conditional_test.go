@@ -2,12 +2,17 @@ package tests
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -195,5 +200,121 @@ func TestReplicasDecideAlike(t *testing.T) {
 		value++
 	}
 	require.Greater(t, value, 40)
+	c.CheckConsistency()
+}
+
+// TestClientsCountBySwaps: clients count by compare-and-swap while stores crash and the leadership moves with them. The
+// answers that are lost with a store are asked for again; no increment is lost, and none is made twice.
+func TestClientsCountBySwaps(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 3})
+	cl := c.Client()
+	defer cl.Close()
+	mustPut(t, c, cl, "counter", "0")
+	const workers, each = 4, 40
+	var done, unknown atomic.Int64
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			last := []byte("0")
+			for n := 0; n < each; {
+				v, err := strconv.Atoi(string(last))
+				if err != nil {
+					t.Errorf("the counter is %q", last)
+					return
+				}
+				previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("counter"), last, []byte(strconv.Itoa(v+1)))
+				var open *client.UnknownError
+				switch {
+				case errors.As(err, &open):
+					unknown.Add(1)
+					n++
+				case err != nil:
+					t.Errorf("swap: %v", err)
+					return
+				case swapped && string(previous) != string(last):
+					t.Errorf("%q was swapped for %q", previous, last)
+					return
+				case swapped:
+					done.Add(1)
+					n++
+					last = []byte(strconv.Itoa(v + 1))
+				default:
+					last = previous
+				}
+			}
+		}()
+	}
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	for crashes := 0; ; crashes++ {
+		target := done.Load() + workers*each/8
+		if crashes < 5 {
+			c.Eventually(60*time.Second, func() string {
+				select {
+				case <-ended:
+					return ""
+				default:
+				}
+				if n := done.Load(); n < target {
+					return fmt.Sprintf("%d increments of %d", n, target)
+				}
+				return ""
+			})
+			n := c.WaitLeader(first)
+			n.Crash(faultfs.DropAll)
+			n.Restart()
+			continue
+		}
+		<-ended
+		v, found, err := cl.Get(context.Background(), []byte("counter"))
+		require.NoError(t, err)
+		require.True(t, found)
+		n, err := strconv.ParseInt(string(v), 10, 64)
+		require.NoError(t, err)
+		t.Logf("%d increments, %d of unknown outcome, %d crashes", done.Load(), unknown.Load(), crashes)
+		require.GreaterOrEqual(t, n, done.Load(), "an increment is lost")
+		require.LessOrEqual(t, n, done.Load()+unknown.Load(), "an increment was made twice")
+		c.CheckConsistency()
+		return
+	}
+}
+
+// TestClientDeletesRanges over several regions, some of which are split since the client knows them, and counts.
+func TestClientDeletesRanges(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 3})
+	cl := c.Client()
+	defer cl.Close()
+	for i := range 26 {
+		for j := range 4 {
+			mustPut(t, c, cl, fmt.Sprintf("%c%d", 'a'+i, j), "v")
+		}
+	}
+	for _, key := range []string{"d", "m", "t"} {
+		c.Split([]byte(key))
+	}
+	ctx := context.Background()
+	count := func(start, end string, want int) {
+		t.Helper()
+		n, err := cl.Count(ctx, []byte(start), []byte(end))
+		require.NoError(t, err)
+		require.Equal(t, want, n)
+	}
+	count("", "", 104)
+	count("c2", "n", 42)
+	require.NoError(t, cl.DeleteRange(ctx, []byte("c2"), []byte("n")))
+	count("c2", "n", 0)
+	count("", "", 62)
+	c.Split([]byte("f"))
+	mustPut(t, c, cl, "e", "again")
+	require.NoError(t, cl.DeleteRange(ctx, []byte("n"), []byte("n")))
+	require.NoError(t, cl.DeleteRange(ctx, []byte("x"), []byte("a")))
+	count("", "", 63)
+	require.NoError(t, cl.CF("lock").DeleteRange(ctx, nil, nil))
+	count("", "", 63)
+	require.NoError(t, cl.DeleteRange(ctx, []byte("d"), nil))
+	count("", "", 10)
+	count("d", "", 0)
 	c.CheckConsistency()
 }

@@ -464,6 +464,316 @@ func (m *RawDeleteResponse) GetLogIndex() uint64 {
 	return 0
 }
 
+// Gives a key a value, or deletes it, if it has the previous value.
+type RawCASRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Key     []byte   `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Value   []byte   `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// The key must not exist; previous_value is not looked at.
+	PreviousNotExist bool   `protobuf:"varint,4,opt,name=previous_not_exist,json=previousNotExist,proto3" json:"previous_not_exist,omitempty"`
+	PreviousValue    []byte `protobuf:"bytes,5,opt,name=previous_value,json=previousValue,proto3" json:"previous_value,omitempty"`
+	Cf               string `protobuf:"bytes,6,opt,name=cf,proto3" json:"cf,omitempty"`
+	Delete           bool   `protobuf:"varint,8,opt,name=delete,proto3" json:"delete,omitempty"`
+}
+
+func (m *RawCASRequest) Reset()         { *m = RawCASRequest{} }
+func (m *RawCASRequest) String() string { return proto.CompactTextString(m) }
+func (*RawCASRequest) ProtoMessage()    {}
+func (*RawCASRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{6}
+}
+func (m *RawCASRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawCASRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawCASRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawCASRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawCASRequest.Merge(m, src)
+}
+func (m *RawCASRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawCASRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawCASRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawCASRequest proto.InternalMessageInfo
+
+func (m *RawCASRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawCASRequest) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+func (m *RawCASRequest) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
+func (m *RawCASRequest) GetPreviousNotExist() bool {
+	if m != nil {
+		return m.PreviousNotExist
+	}
+	return false
+}
+
+func (m *RawCASRequest) GetPreviousValue() []byte {
+	if m != nil {
+		return m.PreviousValue
+	}
+	return nil
+}
+
+func (m *RawCASRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *RawCASRequest) GetDelete() bool {
+	if m != nil {
+		return m.Delete
+	}
+	return false
+}
+
+type RawCASResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Succeed     bool           `protobuf:"varint,3,opt,name=succeed,proto3" json:"succeed,omitempty"`
+	// What the key had, whether or not it was swapped.
+	PreviousNotExist bool   `protobuf:"varint,4,opt,name=previous_not_exist,json=previousNotExist,proto3" json:"previous_not_exist,omitempty"`
+	PreviousValue    []byte `protobuf:"bytes,5,opt,name=previous_value,json=previousValue,proto3" json:"previous_value,omitempty"`
+	// Where the write stands in the log of its region: the client's next position there.
+	LogIndex uint64 `protobuf:"varint,100,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+}
+
+func (m *RawCASResponse) Reset()         { *m = RawCASResponse{} }
+func (m *RawCASResponse) String() string { return proto.CompactTextString(m) }
+func (*RawCASResponse) ProtoMessage()    {}
+func (*RawCASResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{7}
+}
+func (m *RawCASResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawCASResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawCASResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawCASResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawCASResponse.Merge(m, src)
+}
+func (m *RawCASResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawCASResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawCASResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawCASResponse proto.InternalMessageInfo
+
+func (m *RawCASResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawCASResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawCASResponse) GetSucceed() bool {
+	if m != nil {
+		return m.Succeed
+	}
+	return false
+}
+
+func (m *RawCASResponse) GetPreviousNotExist() bool {
+	if m != nil {
+		return m.PreviousNotExist
+	}
+	return false
+}
+
+func (m *RawCASResponse) GetPreviousValue() []byte {
+	if m != nil {
+		return m.PreviousValue
+	}
+	return nil
+}
+
+func (m *RawCASResponse) GetLogIndex() uint64 {
+	if m != nil {
+		return m.LogIndex
+	}
+	return 0
+}
+
+// Deletes the keys of [start_key, end_key), which must lie in one region; an empty end_key is the end of the key space.
+type RawDeleteRangeRequest struct {
+	Context  *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	StartKey []byte   `protobuf:"bytes,2,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
+	EndKey   []byte   `protobuf:"bytes,3,opt,name=end_key,json=endKey,proto3" json:"end_key,omitempty"`
+	Cf       string   `protobuf:"bytes,4,opt,name=cf,proto3" json:"cf,omitempty"`
+}
+
+func (m *RawDeleteRangeRequest) Reset()         { *m = RawDeleteRangeRequest{} }
+func (m *RawDeleteRangeRequest) String() string { return proto.CompactTextString(m) }
+func (*RawDeleteRangeRequest) ProtoMessage()    {}
+func (*RawDeleteRangeRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{8}
+}
+func (m *RawDeleteRangeRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawDeleteRangeRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawDeleteRangeRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawDeleteRangeRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawDeleteRangeRequest.Merge(m, src)
+}
+func (m *RawDeleteRangeRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawDeleteRangeRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawDeleteRangeRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawDeleteRangeRequest proto.InternalMessageInfo
+
+func (m *RawDeleteRangeRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawDeleteRangeRequest) GetStartKey() []byte {
+	if m != nil {
+		return m.StartKey
+	}
+	return nil
+}
+
+func (m *RawDeleteRangeRequest) GetEndKey() []byte {
+	if m != nil {
+		return m.EndKey
+	}
+	return nil
+}
+
+func (m *RawDeleteRangeRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+type RawDeleteRangeResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Where the write stands in the log of its region: the client's next position there.
+	LogIndex uint64 `protobuf:"varint,100,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+}
+
+func (m *RawDeleteRangeResponse) Reset()         { *m = RawDeleteRangeResponse{} }
+func (m *RawDeleteRangeResponse) String() string { return proto.CompactTextString(m) }
+func (*RawDeleteRangeResponse) ProtoMessage()    {}
+func (*RawDeleteRangeResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{9}
+}
+func (m *RawDeleteRangeResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawDeleteRangeResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawDeleteRangeResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawDeleteRangeResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawDeleteRangeResponse.Merge(m, src)
+}
+func (m *RawDeleteRangeResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawDeleteRangeResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawDeleteRangeResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawDeleteRangeResponse proto.InternalMessageInfo
+
+func (m *RawDeleteRangeResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawDeleteRangeResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawDeleteRangeResponse) GetLogIndex() uint64 {
+	if m != nil {
+		return m.LogIndex
+	}
+	return 0
+}
+
 type RawScanRequest struct {
 	Context  *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
 	StartKey []byte   `protobuf:"bytes,2,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
@@ -483,7 +793,7 @@ func (m *RawScanRequest) Reset()         { *m = RawScanRequest{} }
 func (m *RawScanRequest) String() string { return proto.CompactTextString(m) }
 func (*RawScanRequest) ProtoMessage()    {}
 func (*RawScanRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{6}
+	return fileDescriptor_1afe832be69693c7, []int{10}
 }
 func (m *RawScanRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -580,7 +890,7 @@ func (m *RawScanResponse) Reset()         { *m = RawScanResponse{} }
 func (m *RawScanResponse) String() string { return proto.CompactTextString(m) }
 func (*RawScanResponse) ProtoMessage()    {}
 func (*RawScanResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{7}
+	return fileDescriptor_1afe832be69693c7, []int{11}
 }
 func (m *RawScanResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -647,7 +957,7 @@ func (m *GetRequest) Reset()         { *m = GetRequest{} }
 func (m *GetRequest) String() string { return proto.CompactTextString(m) }
 func (*GetRequest) ProtoMessage()    {}
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{8}
+	return fileDescriptor_1afe832be69693c7, []int{12}
 }
 func (m *GetRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -708,7 +1018,7 @@ func (m *GetResponse) Reset()         { *m = GetResponse{} }
 func (m *GetResponse) String() string { return proto.CompactTextString(m) }
 func (*GetResponse) ProtoMessage()    {}
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{9}
+	return fileDescriptor_1afe832be69693c7, []int{13}
 }
 func (m *GetResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -777,7 +1087,7 @@ func (m *PrewriteRequest) Reset()         { *m = PrewriteRequest{} }
 func (m *PrewriteRequest) String() string { return proto.CompactTextString(m) }
 func (*PrewriteRequest) ProtoMessage()    {}
 func (*PrewriteRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{10}
+	return fileDescriptor_1afe832be69693c7, []int{14}
 }
 func (m *PrewriteRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -850,7 +1160,7 @@ func (m *PrewriteResponse) Reset()         { *m = PrewriteResponse{} }
 func (m *PrewriteResponse) String() string { return proto.CompactTextString(m) }
 func (*PrewriteResponse) ProtoMessage()    {}
 func (*PrewriteResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{11}
+	return fileDescriptor_1afe832be69693c7, []int{15}
 }
 func (m *PrewriteResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -904,7 +1214,7 @@ func (m *CommitRequest) Reset()         { *m = CommitRequest{} }
 func (m *CommitRequest) String() string { return proto.CompactTextString(m) }
 func (*CommitRequest) ProtoMessage()    {}
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{12}
+	return fileDescriptor_1afe832be69693c7, []int{16}
 }
 func (m *CommitRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -970,7 +1280,7 @@ func (m *CommitResponse) Reset()         { *m = CommitResponse{} }
 func (m *CommitResponse) String() string { return proto.CompactTextString(m) }
 func (*CommitResponse) ProtoMessage()    {}
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{13}
+	return fileDescriptor_1afe832be69693c7, []int{17}
 }
 func (m *CommitResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1024,7 +1334,7 @@ func (m *ScanRequest) Reset()         { *m = ScanRequest{} }
 func (m *ScanRequest) String() string { return proto.CompactTextString(m) }
 func (*ScanRequest) ProtoMessage()    {}
 func (*ScanRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{14}
+	return fileDescriptor_1afe832be69693c7, []int{18}
 }
 func (m *ScanRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1090,7 +1400,7 @@ func (m *ScanResponse) Reset()         { *m = ScanResponse{} }
 func (m *ScanResponse) String() string { return proto.CompactTextString(m) }
 func (*ScanResponse) ProtoMessage()    {}
 func (*ScanResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{15}
+	return fileDescriptor_1afe832be69693c7, []int{19}
 }
 func (m *ScanResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1143,7 +1453,7 @@ func (m *BatchRollbackRequest) Reset()         { *m = BatchRollbackRequest{} }
 func (m *BatchRollbackRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackRequest) ProtoMessage()    {}
 func (*BatchRollbackRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{16}
+	return fileDescriptor_1afe832be69693c7, []int{20}
 }
 func (m *BatchRollbackRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1202,7 +1512,7 @@ func (m *BatchRollbackResponse) Reset()         { *m = BatchRollbackResponse{} }
 func (m *BatchRollbackResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackResponse) ProtoMessage()    {}
 func (*BatchRollbackResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{17}
+	return fileDescriptor_1afe832be69693c7, []int{21}
 }
 func (m *BatchRollbackResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1256,7 +1566,7 @@ func (m *CheckTxnStatusRequest) Reset()         { *m = CheckTxnStatusRequest{} }
 func (m *CheckTxnStatusRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusRequest) ProtoMessage()    {}
 func (*CheckTxnStatusRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{18}
+	return fileDescriptor_1afe832be69693c7, []int{22}
 }
 func (m *CheckTxnStatusRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1324,7 +1634,7 @@ func (m *CheckTxnStatusResponse) Reset()         { *m = CheckTxnStatusResponse{}
 func (m *CheckTxnStatusResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusResponse) ProtoMessage()    {}
 func (*CheckTxnStatusResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{19}
+	return fileDescriptor_1afe832be69693c7, []int{23}
 }
 func (m *CheckTxnStatusResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1391,7 +1701,7 @@ func (m *ResolveLockRequest) Reset()         { *m = ResolveLockRequest{} }
 func (m *ResolveLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockRequest) ProtoMessage()    {}
 func (*ResolveLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{20}
+	return fileDescriptor_1afe832be69693c7, []int{24}
 }
 func (m *ResolveLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1450,7 +1760,7 @@ func (m *ResolveLockResponse) Reset()         { *m = ResolveLockResponse{} }
 func (m *ResolveLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockResponse) ProtoMessage()    {}
 func (*ResolveLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{21}
+	return fileDescriptor_1afe832be69693c7, []int{25}
 }
 func (m *ResolveLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1503,7 +1813,7 @@ func (m *KvPair) Reset()         { *m = KvPair{} }
 func (m *KvPair) String() string { return proto.CompactTextString(m) }
 func (*KvPair) ProtoMessage()    {}
 func (*KvPair) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{22}
+	return fileDescriptor_1afe832be69693c7, []int{26}
 }
 func (m *KvPair) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1563,7 +1873,7 @@ func (m *Mutation) Reset()         { *m = Mutation{} }
 func (m *Mutation) String() string { return proto.CompactTextString(m) }
 func (*Mutation) ProtoMessage()    {}
 func (*Mutation) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{23}
+	return fileDescriptor_1afe832be69693c7, []int{27}
 }
 func (m *Mutation) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1624,7 +1934,7 @@ func (m *KeyError) Reset()         { *m = KeyError{} }
 func (m *KeyError) String() string { return proto.CompactTextString(m) }
 func (*KeyError) ProtoMessage()    {}
 func (*KeyError) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{24}
+	return fileDescriptor_1afe832be69693c7, []int{28}
 }
 func (m *KeyError) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1692,7 +2002,7 @@ func (m *LockInfo) Reset()         { *m = LockInfo{} }
 func (m *LockInfo) String() string { return proto.CompactTextString(m) }
 func (*LockInfo) ProtoMessage()    {}
 func (*LockInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{25}
+	return fileDescriptor_1afe832be69693c7, []int{29}
 }
 func (m *LockInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1760,7 +2070,7 @@ func (m *WriteConflict) Reset()         { *m = WriteConflict{} }
 func (m *WriteConflict) String() string { return proto.CompactTextString(m) }
 func (*WriteConflict) ProtoMessage()    {}
 func (*WriteConflict) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{26}
+	return fileDescriptor_1afe832be69693c7, []int{30}
 }
 func (m *WriteConflict) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1840,7 +2150,7 @@ func (m *Context) Reset()         { *m = Context{} }
 func (m *Context) String() string { return proto.CompactTextString(m) }
 func (*Context) ProtoMessage()    {}
 func (*Context) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{27}
+	return fileDescriptor_1afe832be69693c7, []int{31}
 }
 func (m *Context) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1949,7 +2259,7 @@ func (m *WriteOrigin) Reset()         { *m = WriteOrigin{} }
 func (m *WriteOrigin) String() string { return proto.CompactTextString(m) }
 func (*WriteOrigin) ProtoMessage()    {}
 func (*WriteOrigin) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{28}
+	return fileDescriptor_1afe832be69693c7, []int{32}
 }
 func (m *WriteOrigin) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2008,7 +2318,7 @@ func (m *BatchCommand) Reset()         { *m = BatchCommand{} }
 func (m *BatchCommand) String() string { return proto.CompactTextString(m) }
 func (*BatchCommand) ProtoMessage()    {}
 func (*BatchCommand) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{29}
+	return fileDescriptor_1afe832be69693c7, []int{33}
 }
 func (m *BatchCommand) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2095,7 +2405,7 @@ func (m *BatchReply) Reset()         { *m = BatchReply{} }
 func (m *BatchReply) String() string { return proto.CompactTextString(m) }
 func (*BatchReply) ProtoMessage()    {}
 func (*BatchReply) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{30}
+	return fileDescriptor_1afe832be69693c7, []int{34}
 }
 func (m *BatchReply) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2181,7 +2491,7 @@ func (m *BatchCommandsRequest) Reset()         { *m = BatchCommandsRequest{} }
 func (m *BatchCommandsRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsRequest) ProtoMessage()    {}
 func (*BatchCommandsRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{31}
+	return fileDescriptor_1afe832be69693c7, []int{35}
 }
 func (m *BatchCommandsRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2225,7 +2535,7 @@ func (m *BatchCommandsResponse) Reset()         { *m = BatchCommandsResponse{} }
 func (m *BatchCommandsResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsResponse) ProtoMessage()    {}
 func (*BatchCommandsResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{32}
+	return fileDescriptor_1afe832be69693c7, []int{36}
 }
 func (m *BatchCommandsResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2270,6 +2580,10 @@ func init() {
 	proto.RegisterType((*RawPutResponse)(nil), "kvrpcpb.RawPutResponse")
 	proto.RegisterType((*RawDeleteRequest)(nil), "kvrpcpb.RawDeleteRequest")
 	proto.RegisterType((*RawDeleteResponse)(nil), "kvrpcpb.RawDeleteResponse")
+	proto.RegisterType((*RawCASRequest)(nil), "kvrpcpb.RawCASRequest")
+	proto.RegisterType((*RawCASResponse)(nil), "kvrpcpb.RawCASResponse")
+	proto.RegisterType((*RawDeleteRangeRequest)(nil), "kvrpcpb.RawDeleteRangeRequest")
+	proto.RegisterType((*RawDeleteRangeResponse)(nil), "kvrpcpb.RawDeleteRangeResponse")
 	proto.RegisterType((*RawScanRequest)(nil), "kvrpcpb.RawScanRequest")
 	proto.RegisterType((*RawScanResponse)(nil), "kvrpcpb.RawScanResponse")
 	proto.RegisterType((*GetRequest)(nil), "kvrpcpb.GetRequest")
@@ -2302,104 +2616,111 @@ func init() {
 func init() { proto.RegisterFile("kvrpcpb.proto", fileDescriptor_1afe832be69693c7) }
 
 var fileDescriptor_1afe832be69693c7 = []byte{
-	// 1547 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xbc, 0x58, 0xcd, 0x6f, 0x1b, 0x45,
-	0x14, 0xcf, 0xda, 0xae, 0x3f, 0xde, 0xda, 0xa9, 0x3b, 0x4d, 0x9a, 0x6d, 0x03, 0xc1, 0xdd, 0xaa,
-	0xaa, 0x1b, 0x20, 0x51, 0x8d, 0x84, 0xc4, 0xb1, 0x4d, 0x3f, 0x14, 0xfa, 0x91, 0x68, 0x1a, 0x81,
-	0x40, 0x42, 0x66, 0xbd, 0x3b, 0x71, 0x56, 0xde, 0xdd, 0xd9, 0xee, 0x8e, 0x9d, 0x58, 0x88, 0x4b,
-	0x0f, 0x9c, 0x38, 0xc0, 0x99, 0xf2, 0x6f, 0xf0, 0x37, 0x70, 0x2c, 0x37, 0x8e, 0xa8, 0xbd, 0x71,
-	0xe3, 0x3f, 0x40, 0xf3, 0xe5, 0x5d, 0xc7, 0x11, 0x54, 0x6e, 0x9a, 0x93, 0xf7, 0xbd, 0x79, 0xf3,
-	0xde, 0xfb, 0xbd, 0xaf, 0x99, 0x31, 0x34, 0x06, 0xa3, 0x24, 0x76, 0xe3, 0xde, 0x46, 0x9c, 0x50,
-	0x46, 0x51, 0x45, 0x91, 0x57, 0x1a, 0x24, 0x49, 0x68, 0xa2, 0xf9, 0x57, 0xea, 0x21, 0x61, 0x8e,
-	0xa6, 0xec, 0x6f, 0xa0, 0x81, 0x9d, 0xc3, 0x07, 0x84, 0x61, 0xf2, 0x6c, 0x48, 0x52, 0x86, 0xd6,
-	0xa1, 0xe2, 0xd2, 0x88, 0x91, 0x23, 0x66, 0x19, 0x2d, 0xa3, 0x6d, 0x76, 0x9a, 0x1b, 0x5a, 0xef,
-	0x96, 0xe4, 0x63, 0x2d, 0x80, 0x9a, 0x50, 0x1c, 0x90, 0xb1, 0x55, 0x68, 0x19, 0xed, 0x3a, 0xe6,
-	0x9f, 0x68, 0x11, 0x0a, 0xee, 0xbe, 0x55, 0x6c, 0x19, 0xed, 0x1a, 0x2e, 0xb8, 0xfb, 0xf6, 0x8f,
-	0x06, 0x2c, 0x6a, 0xfd, 0x69, 0x4c, 0xa3, 0x94, 0xa0, 0x5b, 0x50, 0x4f, 0x48, 0xdf, 0xa7, 0x51,
-	0x57, 0xf8, 0xa5, 0xac, 0x2c, 0x6e, 0x68, 0x2f, 0xef, 0xf1, 0x5f, 0x6c, 0x4a, 0x19, 0x41, 0xa0,
-	0x25, 0x38, 0x27, 0x65, 0x0b, 0x42, 0xb1, 0x24, 0x38, 0x77, 0xe4, 0x04, 0x43, 0x22, 0xcc, 0xd5,
-	0xb1, 0x24, 0xd0, 0x2a, 0xd4, 0x22, 0xca, 0xba, 0xfb, 0x74, 0x18, 0x79, 0x56, 0xa9, 0x65, 0xb4,
-	0xab, 0xb8, 0x1a, 0x51, 0x76, 0x9f, 0xd3, 0x76, 0x2a, 0xd0, 0xee, 0x0e, 0x4f, 0x09, 0xed, 0xc9,
-	0x1e, 0xc8, 0x18, 0x94, 0x26, 0x31, 0x18, 0x89, 0x10, 0x08, 0xa3, 0xa7, 0x1d, 0x82, 0x55, 0xa8,
-	0x05, 0xb4, 0xdf, 0xf5, 0x23, 0x8f, 0x1c, 0x59, 0x5e, 0xcb, 0x68, 0x97, 0x70, 0x35, 0xa0, 0xfd,
-	0x6d, 0x4e, 0xdb, 0xdf, 0x42, 0x13, 0x3b, 0x87, 0x77, 0x49, 0x40, 0x18, 0x79, 0x37, 0xd9, 0x1d,
-	0xc3, 0x85, 0x9c, 0x85, 0x33, 0x05, 0xf7, 0xb7, 0x2c, 0xac, 0xa7, 0xae, 0x13, 0xcd, 0x83, 0x6d,
-	0x15, 0x6a, 0x29, 0x73, 0x12, 0xd6, 0xcd, 0x10, 0x56, 0x05, 0xe3, 0xa1, 0x4c, 0x6b, 0xe0, 0x87,
-	0x3e, 0x13, 0x48, 0x1b, 0x58, 0x12, 0xc7, 0xd3, 0x8a, 0x2c, 0xa8, 0x24, 0x64, 0x44, 0x92, 0x94,
-	0x58, 0x65, 0x51, 0x66, 0x9a, 0x44, 0x2b, 0x50, 0x21, 0x91, 0x27, 0x54, 0x57, 0x84, 0xea, 0x32,
-	0x89, 0x3c, 0xae, 0xf8, 0x32, 0x54, 0x07, 0x64, 0xdc, 0xa5, 0x51, 0x30, 0xb6, 0xaa, 0x72, 0xcf,
-	0x80, 0x8c, 0x77, 0xa2, 0x60, 0xcc, 0x1d, 0x0a, 0x9d, 0xa3, 0x6e, 0x6f, 0xcc, 0x48, 0x6a, 0xd5,
-	0x24, 0xd8, 0xd0, 0x39, 0xba, 0xc3, 0x69, 0xfb, 0x67, 0x03, 0xce, 0x4f, 0xc0, 0x9e, 0x76, 0x98,
-	0xaf, 0x42, 0x71, 0x30, 0x4a, 0xad, 0x62, 0xab, 0xd8, 0x36, 0x3b, 0xe7, 0x27, 0x21, 0x7b, 0x38,
-	0xda, 0x75, 0xfc, 0x04, 0xf3, 0x35, 0x84, 0xa0, 0x14, 0xd2, 0x84, 0xa8, 0x76, 0x12, 0xdf, 0xb6,
-	0x07, 0x70, 0x6a, 0x53, 0xc3, 0x82, 0x0a, 0x8f, 0x9c, 0x4f, 0x23, 0x11, 0xf2, 0x12, 0xd6, 0xa4,
-	0xfd, 0xc2, 0x00, 0xf3, 0x2d, 0x87, 0xc7, 0x8d, 0x3c, 0x6a, 0xb3, 0x73, 0x21, 0x43, 0x48, 0xc6,
-	0x52, 0x7c, 0xfe, 0x79, 0xf2, 0x87, 0x01, 0xe7, 0x77, 0x13, 0x72, 0x98, 0xf8, 0xf3, 0xb5, 0xd8,
-	0x26, 0xd4, 0xc2, 0x21, 0x73, 0x98, 0x4f, 0xa3, 0xd4, 0x2a, 0x88, 0x0c, 0x64, 0xfe, 0x3d, 0x56,
-	0x2b, 0x38, 0x93, 0x41, 0x57, 0xa1, 0x1e, 0x27, 0x7e, 0xe8, 0x24, 0xe3, 0x6e, 0x40, 0xdd, 0x81,
-	0x72, 0xd5, 0x54, 0xbc, 0x47, 0xd4, 0x1d, 0xa0, 0x6b, 0xd0, 0x90, 0xa5, 0xad, 0x43, 0x5a, 0x12,
-	0x21, 0xad, 0x0b, 0xe6, 0x17, 0x92, 0xc7, 0x2b, 0x91, 0xef, 0xef, 0x32, 0x16, 0x58, 0xe7, 0x64,
-	0xc8, 0x39, 0xbd, 0xc7, 0x02, 0x3b, 0x86, 0x66, 0x06, 0x69, 0xfe, 0xb0, 0xdf, 0x84, 0xb2, 0x58,
-	0x9d, 0xc5, 0x35, 0x89, 0xbb, 0x12, 0xb0, 0x7f, 0x31, 0xa0, 0xb1, 0x45, 0xc3, 0xd0, 0x9f, 0xab,
-	0x9c, 0x66, 0xf0, 0x16, 0x4e, 0xc0, 0x8b, 0xa0, 0x34, 0x20, 0x63, 0x59, 0xe5, 0x75, 0x2c, 0xbe,
-	0xd1, 0x75, 0x58, 0x74, 0x85, 0xd5, 0x63, 0x91, 0x6a, 0x48, 0xae, 0xda, 0x6a, 0x07, 0xb0, 0xa8,
-	0x9d, 0x7b, 0xf7, 0x45, 0x68, 0xff, 0x60, 0x80, 0x79, 0x86, 0x43, 0x2d, 0xd7, 0x79, 0xa5, 0xe9,
-	0xce, 0x3b, 0x80, 0xfa, 0xdb, 0xce, 0x9b, 0xeb, 0x70, 0x2e, 0x76, 0xfc, 0x49, 0x05, 0xcc, 0xcc,
-	0x16, 0xb9, 0x6a, 0x7f, 0x07, 0x4b, 0x77, 0x1c, 0xe6, 0x1e, 0x60, 0x1a, 0x04, 0x3d, 0xc7, 0x1d,
-	0x9c, 0x65, 0x11, 0xd8, 0x29, 0x2c, 0x1f, 0x33, 0x7e, 0x06, 0x49, 0x7e, 0x61, 0xc0, 0xf2, 0xd6,
-	0x01, 0x71, 0x07, 0x7b, 0x47, 0xd1, 0x53, 0xe6, 0xb0, 0x61, 0x3a, 0x0f, 0xe6, 0x0f, 0x40, 0xf7,
-	0x7d, 0x2e, 0xe1, 0xa0, 0x58, 0x3c, 0xe5, 0x2b, 0x50, 0x91, 0x4d, 0x9e, 0xaa, 0xb1, 0x5a, 0x16,
-	0x3d, 0x9e, 0xa2, 0xf7, 0x01, 0xdc, 0x61, 0x92, 0x90, 0x88, 0xf1, 0x35, 0x99, 0xf8, 0x9a, 0xe2,
-	0xec, 0xa5, 0xf6, 0x6f, 0x06, 0x5c, 0x3a, 0xee, 0xde, 0xfc, 0x51, 0xc9, 0x8f, 0x9a, 0xc2, 0xd4,
-	0xa8, 0x39, 0xa1, 0x03, 0x8b, 0x27, 0x74, 0x20, 0xba, 0x01, 0x65, 0xc7, 0x65, 0xba, 0x46, 0x17,
-	0x73, 0x85, 0x74, 0x5b, 0xb0, 0xb1, 0x5a, 0xe6, 0xb7, 0x4d, 0x84, 0x49, 0x4a, 0x83, 0x11, 0xe1,
-	0xa3, 0xf0, 0x9d, 0x15, 0xd2, 0x9b, 0xf9, 0x6d, 0x3f, 0x83, 0x8b, 0x53, 0xde, 0x9c, 0x41, 0x65,
-	0x7d, 0x05, 0x65, 0xd9, 0x5c, 0xd9, 0x16, 0xe3, 0x7f, 0x8e, 0xbd, 0x37, 0xbc, 0xd6, 0xda, 0x3b,
-	0x50, 0xd5, 0x27, 0x12, 0x5a, 0x85, 0x02, 0x8d, 0x85, 0xe6, 0xc5, 0x8e, 0x39, 0xd1, 0xbc, 0x13,
-	0xe3, 0x02, 0x8d, 0xdf, 0x58, 0xe1, 0xaf, 0x06, 0x54, 0xb5, 0x33, 0xfc, 0xb8, 0xe0, 0x55, 0x41,
-	0xbc, 0x19, 0x7f, 0x79, 0xec, 0xb6, 0xa3, 0x7d, 0x8a, 0x95, 0x00, 0x7a, 0x0f, 0x6a, 0x09, 0x61,
-	0xc9, 0xd8, 0xe9, 0x05, 0x44, 0x5d, 0x65, 0x32, 0x06, 0xb7, 0xe5, 0xf4, 0x68, 0xc2, 0xd4, 0x35,
-	0x55, 0x12, 0xa8, 0x03, 0x55, 0x97, 0x46, 0xfb, 0x81, 0xef, 0x32, 0x51, 0x44, 0x66, 0xe7, 0xd2,
-	0xc4, 0xc0, 0x97, 0xfc, 0xa8, 0xdb, 0x52, 0xab, 0x78, 0x22, 0x67, 0x7f, 0x0f, 0x55, 0x6d, 0x7b,
-	0xe6, 0xdc, 0x35, 0x66, 0xcf, 0xdd, 0xab, 0x50, 0x17, 0x75, 0x3e, 0x5d, 0x38, 0x26, 0xe7, 0xe9,
-	0xba, 0x51, 0x91, 0x29, 0x66, 0x91, 0xc9, 0x37, 0x47, 0x69, 0xfa, 0x1c, 0x3e, 0x84, 0xc6, 0x94,
-	0x67, 0x5c, 0x56, 0x96, 0x26, 0x4b, 0x85, 0xfd, 0x12, 0xae, 0x08, 0x7a, 0x2f, 0xe5, 0xa3, 0x40,
-	0xbb, 0xcd, 0x57, 0xa5, 0x69, 0xd0, 0xac, 0xbd, 0xf4, 0x04, 0xcb, 0x16, 0x54, 0x94, 0xf7, 0xc2,
-	0x70, 0x1d, 0x6b, 0xd2, 0x7e, 0x5e, 0x84, 0xca, 0x56, 0x76, 0xa4, 0xa8, 0x5a, 0xf5, 0x3d, 0x65,
-	0xb4, 0x2a, 0x19, 0xdb, 0x1e, 0xfa, 0x34, 0x2b, 0xe4, 0x98, 0xba, 0x07, 0xaa, 0x38, 0x2f, 0x6e,
-	0xa8, 0x07, 0x26, 0x96, 0x05, 0xcc, 0x97, 0x26, 0xd5, 0xcc, 0x09, 0xd4, 0x82, 0x52, 0x4c, 0x48,
-	0x22, 0xbc, 0x31, 0x3b, 0x75, 0x2d, 0xbf, 0x4b, 0x48, 0x82, 0xc5, 0x0a, 0x9f, 0xd4, 0x8c, 0x24,
-	0xa1, 0xba, 0x9a, 0x88, 0x6f, 0x31, 0xb4, 0x82, 0x61, 0xca, 0x48, 0xc2, 0x7d, 0xb9, 0xa6, 0x86,
-	0x96, 0xe4, 0x6c, 0x7b, 0x3c, 0xfc, 0xe2, 0xce, 0xd2, 0x75, 0x03, 0x9f, 0x44, 0xcc, 0x22, 0x2d,
-	0xa3, 0x5d, 0xc6, 0xa6, 0xe0, 0x6d, 0x09, 0x56, 0x26, 0x12, 0x0d, 0xc3, 0x1e, 0x49, 0xac, 0x7d,
-	0x99, 0x21, 0xc1, 0x7b, 0x22, 0x58, 0xbc, 0xfd, 0xa5, 0x88, 0xc3, 0x18, 0x09, 0x63, 0x66, 0xf5,
-	0xc5, 0x69, 0x29, 0xf7, 0xdd, 0x96, 0x3c, 0x99, 0xe9, 0x7e, 0x37, 0xa6, 0xa9, 0x2f, 0xa6, 0xd2,
-	0x81, 0xce, 0x74, 0x7f, 0x57, 0xb1, 0xd0, 0x67, 0x5a, 0x0f, 0x4d, 0xfc, 0xbe, 0x1f, 0xa5, 0x96,
-	0x2f, 0x8e, 0xc0, 0xa5, 0xe9, 0xa2, 0xdb, 0x11, 0x8b, 0x4a, 0xbb, 0x24, 0xd2, 0xcf, 0x4b, 0x55,
-	0xaf, 0x49, 0xec, 0xc7, 0x60, 0xe6, 0x44, 0xfe, 0x3b, 0x0f, 0xc7, 0xfd, 0x29, 0xcc, 0xf8, 0x63,
-	0xff, 0x63, 0x40, 0x5d, 0x9c, 0x73, 0xfc, 0x2a, 0xe3, 0x44, 0x1e, 0x7f, 0xcd, 0x4c, 0x34, 0x15,
-	0x7c, 0x8f, 0x47, 0x97, 0xf9, 0x21, 0xa1, 0x43, 0xd6, 0x0d, 0x75, 0x01, 0xd5, 0x14, 0xe7, 0x71,
-	0x8a, 0xda, 0x50, 0xec, 0x13, 0xa6, 0x32, 0x96, 0xb5, 0xce, 0xd4, 0x5f, 0x07, 0x98, 0x8b, 0x70,
-	0xc9, 0x78, 0x38, 0xdb, 0x64, 0x53, 0xcf, 0x6e, 0xcc, 0x45, 0xd0, 0x2d, 0x28, 0x7b, 0xe2, 0xe9,
-	0x28, 0xd2, 0x6c, 0x76, 0x2e, 0xe7, 0x85, 0xa7, 0x9e, 0xad, 0x58, 0x09, 0xa2, 0x0f, 0xa1, 0x94,
-	0xba, 0x4e, 0x24, 0x1e, 0x5c, 0x66, 0x67, 0x25, 0xbf, 0x21, 0x77, 0x69, 0xc2, 0x42, 0xc8, 0x7e,
-	0x5e, 0x00, 0x90, 0x67, 0x3b, 0x89, 0x83, 0xf1, 0x0c, 0xe2, 0x9b, 0x79, 0x48, 0x2b, 0x33, 0x90,
-	0xe4, 0xb0, 0x96, 0x98, 0x6e, 0xe6, 0x31, 0xad, 0xcc, 0x60, 0xd2, 0xa2, 0x1c, 0x54, 0xe7, 0x18,
-	0xa8, 0x2b, 0x27, 0x81, 0x52, 0x1b, 0x34, 0xaa, 0x8f, 0xa6, 0x50, 0x59, 0xb3, 0xa8, 0x94, 0xbc,
-	0x90, 0xe2, 0xbd, 0xe1, 0x52, 0x8f, 0x88, 0xa7, 0x65, 0x03, 0x8b, 0x6f, 0xde, 0xcc, 0x21, 0x49,
-	0x53, 0xa7, 0x4f, 0xc4, 0xbb, 0xb2, 0x86, 0x35, 0x69, 0x6f, 0xab, 0xcb, 0x95, 0xca, 0xfb, 0xe4,
-	0xa2, 0x71, 0x8b, 0x0f, 0x44, 0xc9, 0xb2, 0x0c, 0x51, 0x9b, 0xcb, 0x13, 0xbb, 0xf9, 0x0d, 0x78,
-	0x22, 0x66, 0xdf, 0x57, 0x57, 0xa5, 0x4c, 0x95, 0x3a, 0xd0, 0x3e, 0xe6, 0x2f, 0xe1, 0x38, 0xf0,
-	0x89, 0x56, 0x75, 0x71, 0x5a, 0x95, 0x88, 0x3f, 0xd6, 0x32, 0xeb, 0x1b, 0x50, 0xd8, 0x89, 0x51,
-	0x05, 0x8a, 0xbb, 0x43, 0xd6, 0x5c, 0xe0, 0x1f, 0x77, 0x49, 0xd0, 0x34, 0x50, 0x1d, 0xaa, 0xfa,
-	0x16, 0xd6, 0x2c, 0xa0, 0x2a, 0x94, 0xf8, 0x58, 0x6d, 0x16, 0xd7, 0x1f, 0x40, 0x59, 0x9e, 0xf3,
-	0x5c, 0xe2, 0x09, 0x95, 0xdf, 0xcd, 0x05, 0xb4, 0x0c, 0x17, 0xf6, 0xf6, 0x1e, 0xdd, 0x3b, 0x8a,
-	0xfd, 0x84, 0x4c, 0x36, 0x1a, 0xc8, 0x82, 0x25, 0xbe, 0xf1, 0x09, 0x65, 0xf7, 0x8e, 0xfc, 0x94,
-	0x65, 0x2a, 0xef, 0xdc, 0xfd, 0xfd, 0xd5, 0x9a, 0xf1, 0xf2, 0xd5, 0x9a, 0xf1, 0xd7, 0xab, 0x35,
-	0xe3, 0xa7, 0xd7, 0x6b, 0x0b, 0x2f, 0x5f, 0xaf, 0x2d, 0xfc, 0xf9, 0x7a, 0x6d, 0xe1, 0xeb, 0xf5,
-	0xbe, 0xcf, 0x0e, 0x86, 0xbd, 0x0d, 0x97, 0x86, 0x9b, 0xcc, 0x8f, 0xc6, 0x83, 0x91, 0xfe, 0x11,
-	0xff, 0x92, 0x6d, 0xc6, 0x83, 0xfe, 0xa6, 0x82, 0xd4, 0x2b, 0x0b, 0xd6, 0x27, 0xff, 0x06, 0x00,
-	0x00, 0xff, 0xff, 0x11, 0x6a, 0xdc, 0x2f, 0x6f, 0x13, 0x00, 0x00,
+	// 1662 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xbc, 0x58, 0x4b, 0x6f, 0xdb, 0xce,
+	0x11, 0x37, 0x25, 0x59, 0xa2, 0x46, 0x92, 0xa3, 0x6c, 0xfc, 0xe0, 0x3f, 0x6e, 0x5d, 0x85, 0x41,
+	0x10, 0xc5, 0x4d, 0x6d, 0x44, 0x05, 0x0a, 0xf4, 0x98, 0x38, 0x0f, 0xb8, 0x79, 0xd8, 0xd8, 0x18,
+	0x29, 0x5a, 0xa0, 0x50, 0x29, 0x72, 0x2d, 0x13, 0x22, 0xb9, 0x0c, 0xb9, 0x92, 0x2d, 0x14, 0xed,
+	0x21, 0x87, 0x02, 0x05, 0x7a, 0x68, 0xcf, 0x4d, 0xbf, 0x46, 0x3f, 0x43, 0x8f, 0xe9, 0xad, 0xc7,
+	0x20, 0x41, 0x2f, 0xbd, 0xf5, 0x1b, 0x14, 0xfb, 0x22, 0x29, 0xcb, 0xc8, 0x3f, 0x70, 0x6c, 0x9f,
+	0xc8, 0x99, 0x9d, 0x9d, 0x9d, 0xc7, 0x6f, 0x66, 0x96, 0x84, 0xd6, 0x68, 0x92, 0xc4, 0x6e, 0x3c,
+	0xd8, 0x8a, 0x13, 0xca, 0x28, 0xaa, 0x29, 0xf2, 0x66, 0x8b, 0x24, 0x09, 0x4d, 0x34, 0xff, 0x66,
+	0x33, 0x24, 0xcc, 0xd1, 0x94, 0xfd, 0x1b, 0x68, 0x61, 0xe7, 0xf8, 0x19, 0x61, 0x98, 0xbc, 0x1d,
+	0x93, 0x94, 0xa1, 0x4d, 0xa8, 0xb9, 0x34, 0x62, 0xe4, 0x84, 0x59, 0x46, 0xc7, 0xe8, 0x36, 0x7a,
+	0xed, 0x2d, 0xad, 0x77, 0x47, 0xf2, 0xb1, 0x16, 0x40, 0x6d, 0x28, 0x8f, 0xc8, 0xd4, 0x2a, 0x75,
+	0x8c, 0x6e, 0x13, 0xf3, 0x57, 0xb4, 0x04, 0x25, 0xf7, 0xd0, 0x2a, 0x77, 0x8c, 0x6e, 0x1d, 0x97,
+	0xdc, 0x43, 0xfb, 0xcf, 0x06, 0x2c, 0x69, 0xfd, 0x69, 0x4c, 0xa3, 0x94, 0xa0, 0x07, 0xd0, 0x4c,
+	0xc8, 0xd0, 0xa7, 0x51, 0x5f, 0xd8, 0xa5, 0x4e, 0x59, 0xda, 0xd2, 0x56, 0x3e, 0xe1, 0x4f, 0xdc,
+	0x90, 0x32, 0x82, 0x40, 0xcb, 0xb0, 0x28, 0x65, 0x4b, 0x42, 0xb1, 0x24, 0x38, 0x77, 0xe2, 0x04,
+	0x63, 0x22, 0x8e, 0x6b, 0x62, 0x49, 0xa0, 0x75, 0xa8, 0x47, 0x94, 0xf5, 0x0f, 0xe9, 0x38, 0xf2,
+	0xac, 0x4a, 0xc7, 0xe8, 0x9a, 0xd8, 0x8c, 0x28, 0x7b, 0xca, 0x69, 0x3b, 0x15, 0xde, 0xee, 0x8f,
+	0x2f, 0xc8, 0xdb, 0xb3, 0x2d, 0x90, 0x31, 0xa8, 0x64, 0x31, 0x98, 0x88, 0x10, 0x88, 0x43, 0x2f,
+	0x3a, 0x04, 0xeb, 0x50, 0x0f, 0xe8, 0xb0, 0xef, 0x47, 0x1e, 0x39, 0xb1, 0xbc, 0x8e, 0xd1, 0xad,
+	0x60, 0x33, 0xa0, 0xc3, 0x5d, 0x4e, 0xdb, 0xbf, 0x85, 0x36, 0x76, 0x8e, 0x1f, 0x93, 0x80, 0x30,
+	0x72, 0x39, 0xd9, 0x9d, 0xc2, 0xf5, 0xc2, 0x09, 0x57, 0xea, 0xdc, 0x47, 0x43, 0xa4, 0x72, 0xe7,
+	0xe1, 0xeb, 0xcb, 0x4c, 0xe5, 0x7d, 0x40, 0x71, 0x42, 0x26, 0x3e, 0x1d, 0xa7, 0x7d, 0x8e, 0x2a,
+	0x72, 0xe2, 0xa7, 0x4c, 0xa1, 0xaa, 0xad, 0x57, 0x5e, 0x51, 0xf6, 0x84, 0xf3, 0xd1, 0x1d, 0x58,
+	0xca, 0xa4, 0xa5, 0xb2, 0x45, 0xa1, 0xac, 0xa5, 0xb9, 0x6f, 0x0a, 0xf8, 0xa8, 0xea, 0x28, 0xa2,
+	0x55, 0xa8, 0x7a, 0x22, 0x84, 0x96, 0x29, 0x14, 0x2b, 0xca, 0xfe, 0x8f, 0xac, 0x1d, 0xe1, 0xe2,
+	0x45, 0xc7, 0xd6, 0x82, 0x5a, 0x3a, 0x76, 0x5d, 0x42, 0x3c, 0xe1, 0xb0, 0x89, 0x35, 0x79, 0x39,
+	0x2e, 0x7f, 0x31, 0x95, 0x7f, 0x32, 0x60, 0x25, 0x87, 0x91, 0x13, 0x0d, 0xcf, 0x85, 0xd6, 0x75,
+	0xa8, 0xa7, 0xcc, 0x49, 0x58, 0x3f, 0x4f, 0xac, 0x29, 0x18, 0xcf, 0xc9, 0x14, 0xad, 0x41, 0x8d,
+	0x44, 0x9e, 0x58, 0x92, 0xf9, 0xad, 0x92, 0xc8, 0x7b, 0x9e, 0x21, 0x3a, 0xaf, 0xd5, 0x3f, 0xc0,
+	0xea, 0x69, 0x53, 0xae, 0x14, 0xd6, 0xff, 0x95, 0x39, 0x7f, 0xed, 0x3a, 0xd1, 0x85, 0x07, 0x61,
+	0x19, 0x16, 0x03, 0x3f, 0xf4, 0x99, 0x08, 0x41, 0x0b, 0x4b, 0xe2, 0x74, 0x04, 0x38, 0x32, 0x12,
+	0x32, 0x21, 0x49, 0x4a, 0x04, 0x44, 0x4d, 0xac, 0xc9, 0x62, 0x10, 0x6b, 0x33, 0x41, 0xfc, 0x0e,
+	0xcc, 0x11, 0x99, 0xf6, 0x69, 0x14, 0x4c, 0x15, 0x84, 0x6b, 0x23, 0x32, 0xdd, 0x8b, 0x82, 0x29,
+	0x37, 0x28, 0x74, 0x4e, 0xfa, 0x83, 0x29, 0x23, 0xa9, 0x55, 0x97, 0xce, 0x86, 0xce, 0xc9, 0x23,
+	0x4e, 0xdb, 0x7f, 0x35, 0xe0, 0x5a, 0xe6, 0xec, 0x45, 0x87, 0xf9, 0x16, 0x94, 0x47, 0x93, 0xd4,
+	0x2a, 0x77, 0xca, 0xdd, 0x46, 0xef, 0x5a, 0x16, 0xb2, 0xe7, 0x93, 0x7d, 0xc7, 0x4f, 0x30, 0x5f,
+	0x43, 0x08, 0x2a, 0x21, 0x4d, 0x88, 0x02, 0xb7, 0x78, 0xb7, 0x3d, 0x80, 0x0b, 0x1b, 0x86, 0x16,
+	0xd4, 0x78, 0xe4, 0x7c, 0x1a, 0x89, 0x90, 0x57, 0xb0, 0x26, 0xed, 0xf7, 0x06, 0x34, 0xbe, 0x71,
+	0x26, 0xde, 0x2d, 0x7a, 0xdd, 0xe8, 0x5d, 0xcf, 0x3d, 0x24, 0x53, 0x29, 0x7e, 0xfe, 0x31, 0xf9,
+	0x2f, 0x03, 0xae, 0xed, 0x27, 0xe4, 0x38, 0xf1, 0xcf, 0x37, 0x39, 0xb6, 0xa1, 0x1e, 0x8e, 0x99,
+	0xc3, 0x7c, 0x1a, 0xa5, 0x56, 0x49, 0x64, 0x20, 0xb7, 0xef, 0xa5, 0x5a, 0xc1, 0xb9, 0x0c, 0xba,
+	0x05, 0xcd, 0x38, 0xf1, 0x43, 0x27, 0x99, 0xf6, 0x03, 0xea, 0x8e, 0x94, 0xa9, 0x0d, 0xc5, 0x7b,
+	0x41, 0xdd, 0x11, 0xba, 0x0d, 0x2d, 0x09, 0x6d, 0x1d, 0xd2, 0x8a, 0x08, 0x69, 0x53, 0x30, 0xdf,
+	0x48, 0x1e, 0x47, 0x22, 0xdf, 0xdf, 0x67, 0x2c, 0x10, 0x8d, 0xa8, 0x82, 0x6b, 0x9c, 0x3e, 0x60,
+	0x81, 0x1d, 0x43, 0x3b, 0x77, 0xe9, 0xfc, 0x61, 0xbf, 0x07, 0x55, 0xb1, 0x3a, 0xef, 0x57, 0x16,
+	0x77, 0x25, 0x60, 0xff, 0xcd, 0x80, 0xd6, 0x0e, 0x0d, 0x43, 0xff, 0x5c, 0x70, 0x9a, 0xf3, 0xb7,
+	0x74, 0x86, 0xbf, 0x08, 0x2a, 0x23, 0x32, 0x95, 0x28, 0x6f, 0x62, 0xf1, 0xce, 0x5b, 0xb2, 0x2b,
+	0x4e, 0x3d, 0x15, 0xa9, 0x96, 0xe4, 0xaa, 0xad, 0x76, 0x00, 0x4b, 0xda, 0xb8, 0xcb, 0x07, 0xa1,
+	0xfd, 0x47, 0x03, 0x1a, 0x57, 0xd8, 0xd4, 0x0a, 0x95, 0x57, 0x99, 0xad, 0xbc, 0x23, 0x68, 0x7e,
+	0x6b, 0xbf, 0xb9, 0x03, 0x8b, 0xb1, 0xe3, 0x67, 0x08, 0x98, 0xeb, 0x2d, 0x72, 0xd5, 0xfe, 0x1d,
+	0x2c, 0x3f, 0x72, 0x98, 0x7b, 0x84, 0x69, 0x10, 0x0c, 0x1c, 0x77, 0x74, 0x95, 0x20, 0xb0, 0x53,
+	0x58, 0x39, 0x75, 0xf8, 0x15, 0x24, 0xf9, 0xbd, 0x01, 0x2b, 0x3b, 0x47, 0xc4, 0x1d, 0x1d, 0x9c,
+	0x44, 0xaf, 0x99, 0xc3, 0xc6, 0xe9, 0x79, 0x7c, 0xfe, 0x11, 0xe8, 0xba, 0x2f, 0x24, 0x1c, 0x14,
+	0x4b, 0x0d, 0x73, 0x59, 0xe4, 0xa9, 0x6a, 0xab, 0x55, 0x51, 0xe3, 0x29, 0xfa, 0x21, 0x80, 0x3b,
+	0x4e, 0x12, 0x12, 0x31, 0xbe, 0x26, 0x13, 0x5f, 0x57, 0x9c, 0x83, 0xd4, 0xfe, 0x87, 0x01, 0xab,
+	0xa7, 0xcd, 0x3b, 0x7f, 0x54, 0x8a, 0xad, 0xa6, 0x34, 0xd3, 0x6a, 0xce, 0xa8, 0xc0, 0xf2, 0x19,
+	0x15, 0x88, 0xee, 0x42, 0xd5, 0x71, 0x99, 0xc6, 0xe8, 0x52, 0x01, 0x48, 0x0f, 0x05, 0x1b, 0xab,
+	0x65, 0xfe, 0x11, 0x85, 0x30, 0x49, 0x69, 0x30, 0x21, 0xbc, 0x15, 0x5e, 0x1a, 0x90, 0xbe, 0xce,
+	0x6e, 0xfb, 0x2d, 0xdc, 0x98, 0xb1, 0xe6, 0x0a, 0x90, 0xf5, 0x2b, 0xa8, 0xca, 0xe2, 0xca, 0xb7,
+	0x18, 0xdf, 0x33, 0xf6, 0xbe, 0xf2, 0x8a, 0x6f, 0xef, 0x81, 0xa9, 0x27, 0x12, 0x5a, 0x87, 0x12,
+	0x8d, 0x85, 0xe6, 0xa5, 0x5e, 0x23, 0xd3, 0xbc, 0x17, 0xe3, 0x12, 0x8d, 0xbf, 0x5a, 0xe1, 0xdf,
+	0x0d, 0x30, 0xb5, 0x31, 0x7c, 0x5c, 0x70, 0x54, 0x10, 0x6f, 0xce, 0x5e, 0x1e, 0xbb, 0xdd, 0xe8,
+	0x90, 0x62, 0x25, 0x80, 0x7e, 0x00, 0xf5, 0x84, 0xb0, 0x64, 0xea, 0x0c, 0x02, 0xa2, 0xae, 0x32,
+	0x39, 0x83, 0x9f, 0xe5, 0x0c, 0x68, 0xc2, 0xd4, 0xd7, 0x97, 0x24, 0x50, 0x0f, 0x4c, 0x97, 0x46,
+	0x87, 0x81, 0xef, 0xca, 0x2b, 0x7a, 0xa3, 0xb7, 0x9a, 0x1d, 0xf0, 0x4b, 0x3e, 0xea, 0x76, 0xd4,
+	0x2a, 0xce, 0xe4, 0xec, 0xdf, 0x83, 0xa9, 0xcf, 0x9e, 0x9b, 0xbb, 0xc6, 0xfc, 0xdc, 0xbd, 0x05,
+	0x4d, 0x81, 0xf3, 0x59, 0xe0, 0x34, 0x38, 0x4f, 0xe3, 0x46, 0x45, 0xa6, 0x9c, 0x47, 0xa6, 0x58,
+	0x1c, 0x95, 0xd9, 0x39, 0x7c, 0x0c, 0xad, 0x19, 0xcb, 0xb8, 0xac, 0x84, 0x26, 0x4b, 0xc5, 0xf9,
+	0x15, 0x5c, 0x13, 0xf4, 0x41, 0xca, 0x5b, 0x81, 0x36, 0x9b, 0xaf, 0xca, 0xa3, 0x41, 0xb3, 0x0e,
+	0xd2, 0x33, 0x4e, 0xb6, 0xa0, 0xa6, 0xac, 0x17, 0x07, 0x37, 0xb1, 0x26, 0xed, 0x77, 0x65, 0xa8,
+	0xed, 0xe4, 0x23, 0x45, 0x61, 0xd5, 0xf7, 0xd4, 0xa1, 0xa6, 0x64, 0xec, 0x7a, 0xe8, 0x67, 0x39,
+	0x90, 0x63, 0xea, 0x1e, 0x29, 0x70, 0xde, 0xd8, 0x52, 0xff, 0x4d, 0xb0, 0x04, 0x30, 0x5f, 0xca,
+	0xd0, 0xcc, 0x09, 0xd4, 0x81, 0x4a, 0x4c, 0x48, 0x22, 0xac, 0x69, 0xf4, 0x9a, 0x5a, 0x7e, 0x9f,
+	0x90, 0x04, 0x8b, 0x15, 0xde, 0xa9, 0x19, 0x49, 0x42, 0x75, 0x35, 0x11, 0xef, 0xa2, 0x69, 0x05,
+	0xe3, 0x94, 0x91, 0x84, 0xdb, 0x72, 0x5b, 0x35, 0x2d, 0xc9, 0xd9, 0xf5, 0x78, 0xf8, 0xc5, 0x9d,
+	0xa5, 0xef, 0x06, 0x3e, 0x89, 0x98, 0x45, 0x3a, 0x46, 0xb7, 0x8a, 0x1b, 0x82, 0xb7, 0x23, 0x58,
+	0xb9, 0x48, 0x34, 0x0e, 0x07, 0x24, 0xb1, 0x0e, 0x65, 0x86, 0x04, 0xef, 0x95, 0x60, 0xf1, 0xf2,
+	0x97, 0x22, 0x0e, 0x63, 0x24, 0x8c, 0x99, 0x35, 0x14, 0xd3, 0x52, 0xee, 0x7b, 0x28, 0x79, 0x32,
+	0xd3, 0xc3, 0x7e, 0x4c, 0x53, 0x5f, 0x74, 0xa5, 0x23, 0x9d, 0xe9, 0xe1, 0xbe, 0x62, 0xa1, 0x9f,
+	0x6b, 0x3d, 0x34, 0xf1, 0x87, 0x7e, 0x94, 0x5a, 0xbe, 0x18, 0x81, 0xcb, 0xb3, 0xa0, 0xdb, 0x13,
+	0x8b, 0x4a, 0xbb, 0x24, 0xd2, 0x5f, 0x54, 0x4c, 0xaf, 0x4d, 0xec, 0x97, 0xd0, 0x28, 0x88, 0x7c,
+	0x39, 0x0f, 0xa7, 0xed, 0x29, 0xcd, 0xd9, 0x63, 0xff, 0xcf, 0x80, 0xa6, 0x98, 0x73, 0xfc, 0x2a,
+	0xe3, 0x44, 0x1e, 0xff, 0x9a, 0xc9, 0x34, 0x95, 0x7c, 0x8f, 0x47, 0x97, 0xf9, 0x21, 0xa1, 0x63,
+	0xd6, 0x0f, 0x35, 0x80, 0xea, 0x8a, 0xf3, 0x32, 0x45, 0x5d, 0x28, 0x0f, 0x09, 0x53, 0x19, 0xcb,
+	0x4b, 0x67, 0xe6, 0x8f, 0x18, 0xe6, 0x22, 0x5c, 0x32, 0x1e, 0xcf, 0x17, 0xd9, 0xcc, 0xdf, 0x24,
+	0xcc, 0x45, 0xd0, 0x83, 0xec, 0x73, 0x7e, 0x51, 0x08, 0x7f, 0x57, 0x14, 0x9e, 0xf9, 0x1b, 0xa3,
+	0xbf, 0xf4, 0xd1, 0x8f, 0xa1, 0x92, 0xba, 0x4e, 0x24, 0x3e, 0xb8, 0x1a, 0xbd, 0xb5, 0xe2, 0x86,
+	0xc2, 0xa5, 0x09, 0x0b, 0x21, 0xfb, 0x5d, 0x09, 0x40, 0xce, 0x76, 0x12, 0x07, 0xd3, 0x39, 0x8f,
+	0xef, 0x15, 0x5d, 0x5a, 0x9b, 0x73, 0x49, 0x36, 0x6b, 0xe9, 0xd3, 0xbd, 0xa2, 0x4f, 0x6b, 0x73,
+	0x3e, 0x69, 0x51, 0xee, 0x54, 0xef, 0x94, 0x53, 0x37, 0xcf, 0x72, 0x4a, 0x6d, 0xd0, 0x5e, 0xdd,
+	0x9f, 0xf1, 0xca, 0x9a, 0xf7, 0x4a, 0xc9, 0x0b, 0x29, 0x5e, 0x1b, 0x2e, 0xf5, 0x88, 0xf8, 0xb4,
+	0x6c, 0x61, 0xf1, 0xce, 0x8b, 0x39, 0x24, 0x69, 0xea, 0x0c, 0xe5, 0xaf, 0x91, 0x3a, 0xd6, 0xa4,
+	0xbd, 0xab, 0x2e, 0x57, 0x2a, 0xef, 0xd9, 0x45, 0xe3, 0x01, 0x6f, 0x88, 0x92, 0x65, 0x19, 0x02,
+	0x9b, 0x2b, 0xd9, 0xb9, 0xc5, 0x0d, 0x38, 0x13, 0xb3, 0x9f, 0xaa, 0xab, 0x52, 0xae, 0x4a, 0x0d,
+	0xb4, 0x9f, 0xf0, 0x2f, 0xe1, 0x38, 0xf0, 0x89, 0x56, 0x75, 0x63, 0x56, 0x95, 0x88, 0x3f, 0xd6,
+	0x32, 0x9b, 0x5b, 0x50, 0xda, 0x8b, 0x51, 0x0d, 0xca, 0xfb, 0x63, 0xd6, 0x5e, 0xe0, 0x2f, 0x8f,
+	0x49, 0xd0, 0x36, 0x50, 0x13, 0x4c, 0x7d, 0x0b, 0x6b, 0x97, 0x90, 0x09, 0x15, 0xde, 0x56, 0xdb,
+	0xe5, 0xcd, 0x67, 0x50, 0x95, 0x73, 0x9e, 0x4b, 0xbc, 0xa2, 0xf2, 0xbd, 0xbd, 0x80, 0x56, 0xe0,
+	0xfa, 0xc1, 0xc1, 0x8b, 0x27, 0x27, 0xb1, 0x9f, 0x90, 0x6c, 0xa3, 0x81, 0x2c, 0x58, 0xe6, 0x1b,
+	0xf5, 0x9f, 0x97, 0x5c, 0xe5, 0xa3, 0xc7, 0xff, 0xfc, 0xb4, 0x61, 0x7c, 0xf8, 0xb4, 0x61, 0x7c,
+	0xfc, 0xb4, 0x61, 0xfc, 0xe5, 0xf3, 0xc6, 0xc2, 0x87, 0xcf, 0x1b, 0x0b, 0xff, 0xfe, 0xbc, 0xb1,
+	0xf0, 0xeb, 0xcd, 0xa1, 0xcf, 0x8e, 0xc6, 0x83, 0x2d, 0x97, 0x86, 0xdb, 0xcc, 0x8f, 0xa6, 0xa3,
+	0x89, 0x7e, 0x88, 0x9f, 0xbf, 0xdb, 0xf1, 0x68, 0xb8, 0xad, 0x5c, 0x1a, 0x54, 0x05, 0xeb, 0xa7,
+	0xff, 0x0f, 0x00, 0x00, 0xff, 0xff, 0xe5, 0x46, 0xa3, 0x93, 0x46, 0x16, 0x00, 0x00,
 }
 
 func (m *RawGetRequest) Marshal() (dAtA []byte, err error) {
@@ -2680,6 +3001,270 @@ func (m *RawDeleteResponse) MarshalTo(dAtA []byte) (int, error) {
 }
 
 func (m *RawDeleteResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LogIndex != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LogIndex))
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawCASRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawCASRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawCASRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Delete {
+		i--
+		if m.Delete {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x40
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x32
+	}
+	if len(m.PreviousValue) > 0 {
+		i -= len(m.PreviousValue)
+		copy(dAtA[i:], m.PreviousValue)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.PreviousValue)))
+		i--
+		dAtA[i] = 0x2a
+	}
+	if m.PreviousNotExist {
+		i--
+		if m.PreviousNotExist {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawCASResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawCASResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawCASResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LogIndex != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LogIndex))
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
+	if len(m.PreviousValue) > 0 {
+		i -= len(m.PreviousValue)
+		copy(dAtA[i:], m.PreviousValue)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.PreviousValue)))
+		i--
+		dAtA[i] = 0x2a
+	}
+	if m.PreviousNotExist {
+		i--
+		if m.PreviousNotExist {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Succeed {
+		i--
+		if m.Succeed {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawDeleteRangeRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawDeleteRangeRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawDeleteRangeRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.EndKey) > 0 {
+		i -= len(m.EndKey)
+		copy(dAtA[i:], m.EndKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.EndKey)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.StartKey) > 0 {
+		i -= len(m.StartKey)
+		copy(dAtA[i:], m.StartKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.StartKey)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawDeleteRangeResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawDeleteRangeResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawDeleteRangeResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	i := len(dAtA)
 	_ = i
 	var l int
@@ -4356,6 +4941,116 @@ func (m *RawDeleteResponse) Size() (n int) {
 	return n
 }
 
+func (m *RawCASRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.PreviousNotExist {
+		n += 2
+	}
+	l = len(m.PreviousValue)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Delete {
+		n += 2
+	}
+	return n
+}
+
+func (m *RawCASResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Succeed {
+		n += 2
+	}
+	if m.PreviousNotExist {
+		n += 2
+	}
+	l = len(m.PreviousValue)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.LogIndex != 0 {
+		n += 2 + sovKvrpcpb(uint64(m.LogIndex))
+	}
+	return n
+}
+
+func (m *RawDeleteRangeRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.StartKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.EndKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *RawDeleteRangeResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.LogIndex != 0 {
+		n += 2 + sovKvrpcpb(uint64(m.LogIndex))
+	}
+	return n
+}
+
 func (m *RawScanRequest) Size() (n int) {
 	if m == nil {
 		return 0
@@ -5814,6 +6509,800 @@ func (m *RawDeleteResponse) Unmarshal(dAtA []byte) error {
 		}
 		if fieldNum <= 0 {
 			return fmt.Errorf("proto: RawDeleteResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LogIndex", wireType)
+			}
+			m.LogIndex = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LogIndex |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawCASRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawCASRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawCASRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PreviousNotExist", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.PreviousNotExist = bool(v != 0)
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PreviousValue", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.PreviousValue = append(m.PreviousValue[:0], dAtA[iNdEx:postIndex]...)
+			if m.PreviousValue == nil {
+				m.PreviousValue = []byte{}
+			}
+			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Delete", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Delete = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawCASResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawCASResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawCASResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Succeed", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Succeed = bool(v != 0)
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PreviousNotExist", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.PreviousNotExist = bool(v != 0)
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PreviousValue", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.PreviousValue = append(m.PreviousValue[:0], dAtA[iNdEx:postIndex]...)
+			if m.PreviousValue == nil {
+				m.PreviousValue = []byte{}
+			}
+			iNdEx = postIndex
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LogIndex", wireType)
+			}
+			m.LogIndex = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LogIndex |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawDeleteRangeRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawDeleteRangeRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawDeleteRangeRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.StartKey = append(m.StartKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.StartKey == nil {
+				m.StartKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field EndKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.EndKey = append(m.EndKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.EndKey == nil {
+				m.EndKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawDeleteRangeResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawDeleteRangeResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawDeleteRangeResponse: illegal tag %d (wire type %d)", fieldNum, wire)
 		}
 		switch fieldNum {
 		case 1:
