@@ -23,12 +23,12 @@ import (
 )
 
 // conditional sends a conditional request to a region's leader, by way of the region as it is given.
-func conditional(n *cluster.Node, r *metapb.Region, key string, payload []byte, id message.Identity, done *message.Swap) *message.Callback {
+func conditional(n *cluster.Node, r *metapb.Region, key string, payload []byte, id message.Identity, done *message.Answer) *message.Callback {
 	m := &message.Write{
 		Header: message.Header{RegionID: r.Id, Peer: cluster.OnStore(r, n.ID), Epoch: r.RegionEpoch},
 		MinKey: []byte(key), MaxKey: []byte(key), Callback: message.NewCallback(), Identity: id,
 		Deadline: time.Now().Add(20 * time.Second), Payload: append(message.AppendWriteID(nil, id.ID), payload...),
-		Alone: true, Needs: feature.ConditionalOps, IfDone: done,
+		Conditional: &message.Condition{Needs: feature.ConditionalOps, IfDone: done},
 	}
 	n.Store().Write(m)
 	return m.Callback
@@ -42,14 +42,14 @@ func (w *writer) swap(n *cluster.Node, expected, value string, id message.Identi
 	payload := message.AppendSwap(nil, &raft_cmdpb.CompareAndSwapRequest{
 		Cf: "default", Key: []byte(w.key), Value: []byte(value), Expected: &raft_cmdpb.ExpectedValue{Value: []byte(expected)},
 	})
-	done := &message.Swap{Swapped: true, Found: true, Previous: []byte(expected)}
+	done := &message.Answer{Swap: &message.Swap{Swapped: true, Found: true, Previous: []byte(expected)}}
 	return wait(w.t, conditional(n, r.Meta, w.key, payload, id, done))
 }
 
 func requireSwap(t *testing.T, res message.Result, swapped bool, previous string) {
 	t.Helper()
 	require.NoError(t, res.Err)
-	require.Equal(t, &message.Swap{Swapped: swapped, Found: true, Previous: []byte(previous)}, res.Swap)
+	require.Equal(t, &message.Swap{Swapped: swapped, Found: true, Previous: []byte(previous)}, res.Swap())
 }
 
 // TestRetriedSwapIsNotDecidedAgain: a compare-and-swap swaps, its answer is lost, another client puts the old value back.
@@ -191,12 +191,12 @@ func TestReplicasDecideAlike(t *testing.T) {
 		if res.Err != nil {
 			continue // it did not lead any more: nothing was proposed, or the next round finds out
 		}
-		if !res.Swap.Swapped {
-			_, err := fmt.Sscan(string(res.Swap.Previous), &value)
+		if !res.Swap().Swapped {
+			_, err := fmt.Sscan(string(res.Swap().Previous), &value)
 			require.NoError(t, err)
 			continue
 		}
-		require.Equal(t, fmt.Sprint(value), string(res.Swap.Previous))
+		require.Equal(t, fmt.Sprint(value), string(res.Swap().Previous))
 		value++
 	}
 	require.Greater(t, value, 40)

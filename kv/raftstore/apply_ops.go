@@ -50,7 +50,7 @@ func (w *applyWorker) applySwap(a *applier, cmd *message.Entry) (message.Result,
 		w.swap(a, key, r, out)
 	}
 	cmd.VisitIDs(func(id message.WriteID) { w.store.swaps.note(id, out.Swapped) })
-	return message.Result{Swap: out}, nil
+	return message.Result{Answer: &message.Answer{Swap: out}}, nil
 }
 
 // swap makes the change of a compare-and-swap whose condition holds.

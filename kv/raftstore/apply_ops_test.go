@@ -89,11 +89,11 @@ func TestSwapSeesThePendingBatch(t *testing.T) {
 	} {
 		require.NoError(t, got[i].Err)
 		if want == nil {
-			require.Nil(t, got[i].Swap)
+			require.Nil(t, got[i].Swap())
 			continue
 		}
-		require.NotNil(t, got[i].Swap, i)
-		have := *got[i].Swap
+		require.NotNil(t, got[i].Swap(), i)
+		have := *got[i].Swap()
 		require.Equal(t, string(want.Previous), string(have.Previous), i)
 		require.Equal(t, [2]bool{want.Swapped, want.Found}, [2]bool{have.Swapped, have.Found}, i)
 	}
@@ -179,7 +179,10 @@ func TestConditionalRequestsStandAlone(t *testing.T) {
 	send := func(alone bool, payload []byte) {
 		w := &message.Write{
 			Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-			Payload: payload, Callback: message.NewCallback(), Alone: alone,
+			Payload: payload, Callback: message.NewCallback(),
+		}
+		if alone {
+			w.Conditional = &message.Condition{Needs: feature.ConditionalOps}
 		}
 		s.Write(w)
 		cbs = append(cbs, w.Callback)
@@ -199,11 +202,11 @@ func TestConditionalRequestsStandAlone(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, res.Err)
 		if want == "" {
-			require.Nil(t, res.Swap)
+			require.Nil(t, res.Swap())
 			continue
 		}
-		text := string(res.Swap.Previous)
-		if !res.Swap.Swapped {
+		text := string(res.Swap().Previous)
+		if !res.Swap().Swapped {
 			text = "no " + text
 		}
 		require.Equal(t, want, text)
@@ -221,7 +224,8 @@ func TestConditionalRequestsNeedAllStores(t *testing.T) {
 	cb := message.NewCallback()
 	s.Write(&message.Write{
 		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb, Alone: true, Needs: feature.ConditionalOps,
+		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
+		Conditional: &message.Condition{Needs: feature.ConditionalOps},
 	})
 	var missing *FeatureError
 	require.ErrorAs(t, pending{cb}.wait(t), &missing)
@@ -243,7 +247,8 @@ func TestReadErrorAtASwapStopsTheStore(t *testing.T) {
 	cb := message.NewCallback()
 	s.Write(&message.Write{
 		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb, Alone: true, Needs: feature.ConditionalOps,
+		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
+		Conditional: &message.Condition{Needs: feature.ConditionalOps},
 	})
 	requireFailed(t, s, errIO)
 	ctl.Set(nil)

@@ -208,7 +208,11 @@ func (p *peer) settle(w *message.Write) bool {
 	case found:
 		p.store.work.retriesFound.Add(1)
 		p.store.inflight.Add(-int64(len(w.Payload)))
-		w.Callback.Done(message.Result{Index: p.appliedIndex, Swap: w.IfDone})
+		res := message.Result{Index: p.appliedIndex}
+		if w.Conditional != nil {
+			res.Answer = w.Conditional.IfDone
+		}
+		w.Callback.Done(res)
 		return false
 	}
 	p.store.work.retriesProposed.Add(1)

@@ -69,12 +69,12 @@ func (p *peer) onWrite(w *message.Write) {
 	if !p.admit(w) {
 		return
 	}
-	if p.writeSize > 0 && (w.Alone || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
+	if p.writeSize > 0 && (w.Conditional != nil || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
 		p.flushWrites()
 	}
 	p.writes = append(p.writes, w)
 	p.writeSize += len(w.Payload)
-	if w.Alone {
+	if w.Conditional != nil {
 		p.flushWrites()
 	}
 }
@@ -89,8 +89,8 @@ func (p *peer) checkWrite(w *message.Write) error {
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
 	}
-	if w.Needs != 0 {
-		if missing := w.Needs &^ p.store.features(); missing != 0 {
+	if w.Conditional != nil {
+		if missing := w.Conditional.Needs &^ p.store.features(); missing != 0 {
 			return &FeatureError{Missing: missing}
 		}
 	}
@@ -208,10 +208,10 @@ func (p *peer) transferLeader(a *message.Admin) error {
 		}
 		p.startTransfer(q.Id)
 	}
-	a.Callback.Done(message.Result{Region: p.region(), Admin: &raft_cmdpb.AdminResponse{
+	a.Callback.Done(message.Result{Region: p.region(), Answer: adminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
-	}})
+	})})
 	return nil
 }
 

@@ -69,14 +69,19 @@ type Write struct {
 	NotedTerm, HeldUntil uint64
 	// Deletes only: allowed when the disk is full.
 	DeletesOnly bool
-	// Alone: the payload is a conditional request, which is an entry by itself. Needs are the features that it takes.
-	Alone bool
-	Needs feature.Set
-	// IfDone answers a retried compare-and-swap whose earlier attempt has swapped.
-	IfDone *Swap
+	// Conditional is set if the payload is a conditional request, which is an entry by itself.
+	Conditional *Condition
 	// Deadline after which the write must not be proposed any more; zero means none.
 	Deadline time.Time
 	Callback *Callback
+}
+
+// Condition is what a peer has to know of a conditional request.
+type Condition struct {
+	// Needs are the features that it takes.
+	Needs feature.Set
+	// IfDone answers a retried compare-and-swap whose earlier attempt has swapped; nil for others.
+	IfDone *Answer
 }
 
 // Read asks for proof of leadership: the callback succeeds once a local engine snapshot taken
@@ -136,11 +141,11 @@ type Applied struct {
 	Results []ApplyResult
 	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off at once.
 	Quiet bool
+	// Shrunk: a range was deleted, so the region's size is not known any more.
+	Shrunk bool
 	// SizeDelta and KeysDelta estimate how much the region grew; Written and WrittenKeys count.
 	SizeDelta, Written     int64
 	KeysDelta, WrittenKeys int64
-	// Shrunk: a range was deleted, so the region's size is not known any more.
-	Shrunk bool
 }
 
 // ApplyResult is the effect of one admin command on the peer.

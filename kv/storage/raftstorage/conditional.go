@@ -28,19 +28,18 @@ func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *
 	}
 	w := &message.Write{
 		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c),
-		IfDone: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent},
 	}
+	done := &message.Answer{Swap: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent}}
 	w.Payload = message.AppendSwap(message.AppendWriteID(nil, w.Identity.ID), req)
-	res, err := s.alone(ctx, w)
+	res, err := s.alone(ctx, w, done)
+	out := res.Swap()
 	switch {
 	case err != nil:
 		return storage.Swapped{}, err
-	case res.Swap == nil:
+	case out == nil:
 		return storage.Swapped{}, errors.New("raftstorage: a compare-and-swap was answered without its outcome")
 	}
-	return storage.Swapped{
-		Swapped: res.Swap.Swapped, Previous: res.Swap.Previous, Found: res.Swap.Found, Index: res.Index,
-	}, nil
+	return storage.Swapped{Swapped: out.Swapped, Previous: out.Previous, Found: out.Found, Index: res.Index}, nil
 }
 
 // DeleteRange implements storage.Conditional.
@@ -50,16 +49,16 @@ func (s *Storage) DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine
 	}
 	w := &message.Write{Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Identity: identity(c)}
 	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
-	res, err := s.alone(ctx, w)
+	res, err := s.alone(ctx, w, nil)
 	return res.Index, err
 }
 
-// alone sends a conditional request to its region and waits for the answer.
-func (s *Storage) alone(ctx context.Context, w *message.Write) (message.Result, error) {
+// alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done.
+func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer) (message.Result, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	w.Deadline, _ = ctx.Deadline()
-	w.Alone, w.Needs, w.Callback = true, feature.ConditionalOps, message.NewCallback()
+	w.Conditional, w.Callback = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}, message.NewCallback()
 	s.store.Write(w)
 	res, err := w.Callback.Wait(ctx)
 	if err == nil {
