@@ -73,3 +73,43 @@ func TestFeaturesOfANewCluster(t *testing.T) {
 	require.True(t, n.features.inForce().Has(feature.ConditionalOps), "known from the first moment on")
 	require.Eventually(t, func() bool { return n.features.inForce().Has(feature.ReplicaHash) }, 20*time.Second, 5*time.Millisecond, "all stores know it now")
 }
+
+// TestUpgradeOneByOne: a cluster of two stores is upgraded. The feature comes into force with the second one, which
+// starts again with what it has.
+func TestUpgradeOneByOne(t *testing.T) {
+	s := servertest.StartTest(t)
+	start := func(known feature.Set, dir string) *Node {
+		t.Helper()
+		n, err := startedAs(t, known, func(c *config.Config) {
+			c.DataDir, c.Scheduler = dir, []string{s.ClientURL()}
+			c.Raftstore.StoreHeartbeatInterval.Duration = 20 * time.Millisecond
+		})
+		require.NoError(t, err)
+		return n
+	}
+	beats := func(n *Node) {
+		t.Helper()
+		was := s.Cluster().Core().Store(n.StoreID()).LastHeartbeat()
+		require.Eventually(t, func() bool {
+			return s.Cluster().Core().Store(n.StoreID()).LastHeartbeat().After(was)
+		}, 20*time.Second, 5*time.Millisecond)
+	}
+	oldDir := t.TempDir()
+	older := start(0, oldDir)
+	text, err := os.ReadFile(oldDir + "/" + markerFile)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "format = 2\n", "an older program can go on with it")
+	newer := start(feature.ConditionalOps, t.TempDir())
+	beats(older)
+	beats(newer)
+	require.Zero(t, newer.features.inForce(), "store %d does not know it", older.StoreID())
+
+	older.Stop()
+	beats(newer)
+	require.Zero(t, newer.features.inForce(), "it is away, and may come back as it was")
+	upgraded := start(feature.ConditionalOps, oldDir)
+	require.Equal(t, older.StoreID(), upgraded.StoreID())
+	for _, n := range []*Node{newer, upgraded} {
+		require.Eventually(t, func() bool { return n.features.inForce() == feature.ConditionalOps }, 20*time.Second, 5*time.Millisecond)
+	}
+}
