@@ -1,11 +1,15 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -22,9 +26,6 @@ import (
 // have their own interface (api.go), with its own rules about who may make them.
 
 const pdAPIPrefix = "/pd/api/v1"
-
-// maxPDRegions bounds the regions of one answer. PD has no bound where none is asked for.
-const maxPDRegions = 10_240
 
 // pdAPI serves the reads of PD's interface.
 func (s *Server) pdAPI() http.Handler {
@@ -75,13 +76,41 @@ func (s *Server) pdAPI() http.Handler {
 // answerPD writes an answer; errors are texts. Nil is an empty answer.
 func answerPD(w http.ResponseWriter, r *http.Request, h handler) {
 	out, err := h(r)
+	list, isList := out.(regionList)
 	switch {
 	case err != nil:
 		e := toAPIError(err)
 		writeJSON(w, e.status, e.Message)
+	case isList:
+		list.write(w)
 	case out != nil:
 		writeJSON(w, http.StatusOK, out)
 	}
+}
+
+// regionList is an answer of any length: PD's tools ask for all regions at once, and do not notice a list that is cut. It is
+// written region by region, so that it need not fit into memory as text.
+type regionList []*core.RegionInfo
+
+func (l regionList) write(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	out := bufio.NewWriterSize(w, 64<<10)
+	fmt.Fprintf(out, "{\n  \"count\": %d,\n  \"regions\": [", len(l))
+	for i, r := range l {
+		text, err := json.Marshal(pdhttp.RegionOf(r))
+		if err != nil {
+			return // the client sees that the answer is no JSON
+		}
+		if i > 0 {
+			_ = out.WriteByte(',')
+		}
+		_, _ = out.WriteString("\n    ")
+		if _, err := out.Write(text); err != nil {
+			return // the client is gone
+		}
+	}
+	_, _ = out.WriteString("\n  ]\n}\n")
+	_ = out.Flush() // the client is gone; nobody to tell
 }
 
 // booted refuses what makes no sense before the first store.
@@ -214,14 +243,16 @@ func (s *Server) pdStore(r *http.Request) (any, error) {
 	return pdhttp.StoreOf(st, s.stateName(st), v.Load(st)), nil
 }
 
-// pdRegions lists regions in the order of their keys, from key= up to end_key=, at most limit=. With format=hex the keys are in
-// hexadecimal.
+// pdRegions lists regions in the order of their keys, from key= up to end_key=, at most limit=; 0 and less are all. With
+// format=hex the keys are in hexadecimal.
 func (s *Server) pdRegions(r *http.Request) (any, error) {
-	limit, err := queryInt(r, "limit", maxPDRegions, maxPDRegions)
-	if err != nil {
-		return nil, err
+	q, limit := r.URL.Query(), 0
+	if text := q.Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.Atoi(text); err != nil {
+			return nil, badRequest("limit: %q is not a number", text)
+		}
 	}
-	q := r.URL.Query()
 	start, err := pdKey(r, q.Get("key"))
 	if err != nil {
 		return nil, err
@@ -230,10 +261,7 @@ func (s *Server) pdRegions(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if limit == 0 {
-		return pdhttp.RegionsOf(nil), nil
-	}
-	return pdhttp.RegionsOf(s.cluster.Core().ScanRegions(start, end, limit)), nil
+	return regionList(s.cluster.Core().ScanRegions(start, end, max(limit, 0))), nil
 }
 
 func (s *Server) pdStoreRegions(r *http.Request) (any, error) {
@@ -241,13 +269,13 @@ func (s *Server) pdStoreRegions(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []*core.RegionInfo
+	var list regionList
 	for _, reg := range s.cluster.Core().ScanRegions(nil, nil, 0) {
-		if _, ok := reg.StorePeer(id); ok && len(list) < maxPDRegions {
+		if _, ok := reg.StorePeer(id); ok {
 			list = append(list, reg)
 		}
 	}
-	return pdhttp.RegionsOf(list), nil
+	return list, nil
 }
 
 func (s *Server) pdRegionByID(r *http.Request) (any, error) {
@@ -259,7 +287,12 @@ func (s *Server) pdRegionByID(r *http.Request) (any, error) {
 }
 
 func (s *Server) pdRegionByKey(r *http.Request) (any, error) {
-	key, err := pdKey(r, r.PathValue("key"))
+	// Tools escape the key as they would in a query: a space is a plus.
+	text, err := url.QueryUnescape(strings.TrimPrefix(r.URL.EscapedPath(), pdAPIPrefix+"/region/key/"))
+	if err != nil {
+		return nil, badRequest("%v", err)
+	}
+	key, err := pdKey(r, text)
 	if err != nil {
 		return nil, err
 	}

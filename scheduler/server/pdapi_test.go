@@ -80,7 +80,7 @@ func TestPDsInterface(t *testing.T) {
 	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3, Role: metapb.PeerRole_Learner})
 	first.RegionEpoch = &metapb.RegionEpoch{Version: 2, ConfVer: 3}
 	left, right := *first, *first
-	left.EndKey, right.StartKey, right.Id = []byte("m\xff"), []byte("m\xff"), 2000
+	left.EndKey, right.StartKey, right.Id = []byte("m!"), []byte("m!"), 2000
 	right.Peers = []*metapb.Peer{{Id: 2001, StoreId: 1}, {Id: 2002, StoreId: 2}, {Id: 2003, StoreId: 3}}
 	for _, r := range []*metapb.Region{&left, &right} {
 		hb := &schedulerpb.RegionHeartbeatRequest{
@@ -111,8 +111,8 @@ func checkGolden(t *testing.T, s *server.Server) {
 	var got []answer
 	for _, path := range []string{
 		"/version", "/status", "/members", "/leader", "/health", "/cluster", "/cluster/status", "/stores", "/stores?state=2", "/store/2",
-		"/regions", "/regions?limit=1", "/regions/key?key=n", "/regions/key?key=61&end_key=62&format=hex", "/regions/store/3",
-		"/region/id/1000", "/region/id/77", "/region/key/a", "/region/key/m%FF%00", "/region/key/6DFF?format=hex", "/region/key/a%2Fb",
+		"/regions", "/regions?limit=1", "/regions/key?limit=-1", "/regions/key?key=n", "/regions/key?key=61&end_key=62&format=hex", "/regions/store/3",
+		"/region/id/1000", "/region/id/77", "/region/key/a", "/region/key/m%21%00", "/region/key/6D21?format=hex", "/region/key/a%2Fb", "/region/key/m+", "/region/key/m%2B",
 		"/config", "/config/replicate", "/config/cluster-version", "/schedulers?status=paused",
 	} {
 		code, body := askPD(t, s, "GET", path)

@@ -146,12 +146,6 @@ type Region struct {
 	ApproximateKeys int64               `json:"approximate_keys"`
 }
 
-// Regions is a list.
-type Regions struct {
-	Count   int      `json:"count"`
-	Regions []Region `json:"regions"`
-}
-
 func peerOf(p core.Peer) Peer {
 	out := Peer{Peer: &metapb.Peer{Id: p.ID, StoreId: p.StoreID}, RoleName: "Voter"}
 	if p.Learner {
@@ -185,15 +179,6 @@ func RegionOf(r *core.RegionInfo) Region {
 	if p, ok := r.Leader(); ok {
 		leader := peerOf(p)
 		out.Leader = &leader
-	}
-	return out
-}
-
-// RegionsOf shows a list of regions.
-func RegionsOf(list []*core.RegionInfo) Regions {
-	out := Regions{Count: len(list), Regions: []Region{}}
-	for _, r := range list {
-		out.Regions = append(out.Regions, RegionOf(r))
 	}
 	return out
 }
