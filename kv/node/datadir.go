@@ -160,8 +160,8 @@ func (m *Marker) check(path, engine, mode string) error {
 	return nil
 }
 
-// checkFeatures refuses a directory that may hold what a program that knows these features cannot apply.
-func (m *Marker) checkFeatures(path string, known feature.Set) error {
+// CheckFeatures refuses a directory that may hold what a program that knows these features cannot apply.
+func (m *Marker) CheckFeatures(path string, known feature.Set) error {
 	set, unknown := feature.Parse(slices.Concat(m.Features, m.FeaturesOn))
 	if missing := set &^ known; missing != 0 {
 		unknown = append(unknown, missing.Names()...)

@@ -55,10 +55,10 @@ func TestDataDirectory(t *testing.T) {
 	require.Equal(t, &Marker{
 		Format: 3, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3, Features: []string{"conditional-ops"},
 	}, m, "a program without features refuses the directory")
-	require.NoError(t, m.checkFeatures(dir, feature.ConditionalOps|feature.ReplicaHash))
-	require.ErrorContains(t, m.checkFeatures(dir, feature.ReplicaHash), "conditional-ops")
+	require.NoError(t, m.CheckFeatures(dir, feature.ConditionalOps|feature.ReplicaHash))
+	require.ErrorContains(t, m.CheckFeatures(dir, feature.ReplicaHash), "conditional-ops")
 	m.FeaturesOn = []string{"holidays"}
-	require.ErrorContains(t, m.checkFeatures(dir, feature.ConditionalOps), "holidays")
+	require.ErrorContains(t, m.CheckFeatures(dir, feature.ConditionalOps), "holidays")
 	require.NoError(t, os.Remove(d.Sub(markerFile)))
 	require.NoError(t, os.WriteFile(d.Sub("holiday.jpg"), nil, 0o600))
 	_, err = d.ReadMarker()
@@ -91,7 +91,7 @@ func TestDamagedMarker(t *testing.T) {
 		m, err := d.ReadMarker()
 		if err == nil {
 			require.NotNil(t, m, "taken for a new directory: %q", data)
-			err = errors.Join(m.check(dir, "pebble", "raft"), m.checkFeatures(dir, feature.ConditionalOps|feature.ReplicaHash))
+			err = errors.Join(m.check(dir, "pebble", "raft"), m.CheckFeatures(dir, feature.ConditionalOps|feature.ReplicaHash))
 		}
 		if err == nil {
 			require.True(t, feature.ConditionalOps.Has(m.inForce()), "damage puts nothing in force: %q", data)

@@ -169,7 +169,7 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 	if marker == nil {
 		err = n.dir.WriteMarker(now)
 	} else {
-		err = errors.Join(marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode), marker.checkFeatures(n.cfg.DataDir, n.features.known))
+		err = errors.Join(marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode), marker.CheckFeatures(n.cfg.DataDir, n.features.known))
 		if err == nil {
 			err = n.dir.Upgrade(marker, announce)
 		}
