@@ -36,6 +36,8 @@ func TestFeatures(t *testing.T) {
 	require.Zero(t, inForce(2), "store 1 is of an older version")
 	require.NoError(t, put(1, both))
 	require.Equal(t, feature.ReplicaHash, inForce(2))
+	require.Equal(t, []any{"replica-hash"}, call(t, s, "GET", "/stores/3", "", 200)["features"], "what holds the other one back")
+	require.Equal(t, []any{"replica-hash"}, call(t, s, "GET", "/cluster", "", 200)["features"])
 	require.ErrorContains(t, put(1, feature.ConditionalOps), "the cluster uses replica-hash, which store 1 of version \"v9\" does not know")
 	require.ErrorContains(t, put(4, 0), "start it with a newer tinykv-server", "a new store, too")
 	require.Equal(t, feature.ReplicaHash, inForce(3), "nothing is taken back")
