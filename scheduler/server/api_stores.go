@@ -86,7 +86,7 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
 		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
-		InMoves:  inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
+		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}
 	l := st.Limit()
 	out.OwnLimit = l != core.StoreLimit{}
