@@ -3,6 +3,10 @@ package client
 import (
 	"bytes"
 	"context"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -21,7 +25,7 @@ func (c *Client) CompareAndSwap(ctx context.Context, key, expected, value []byte
 			PreviousValue: expected, PreviousNotExist: expected == nil,
 		})
 		if err != nil {
-			return nil, "", err
+			return olderStore(r, err)
 		}
 		c.advance(r, resp.LogIndex)
 		swapped, previous = resp.Succeed, nil
@@ -48,7 +52,7 @@ func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
 			upper = within(r, end)
 			resp, err := s.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf})
 			if err != nil {
-				return nil, "", err
+				return olderStore(r, err)
 			}
 			c.advance(r, resp.LogIndex)
 			return resp.RegionError, resp.Error, nil
@@ -61,6 +65,16 @@ func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
 		}
 		start = upper
 	}
+}
+
+// olderStore is what an attempt returns for an error of its call: a store that does not know the call is of an older
+// version, which ends the request.
+func olderStore(r *cachedRegion, err error) (*errorpb.Error, string, error) {
+	if status.Code(err) != codes.Unimplemented {
+		return nil, "", err
+	}
+	return nil, fmt.Sprintf("store %d is of a version without compare-and-swap and range deletes: "+
+		"every store of the cluster must run a newer one", r.leader.GetStoreId()), nil
 }
 
 // within is the end of the part of a range that lies in a region; empty is unbounded.
