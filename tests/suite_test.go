@@ -2,6 +2,7 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -120,14 +121,15 @@ func (r round) run(t *testing.T) {
 	probe(t, c, cl)
 	c.CheckConsistency()
 	h.Check(t)
+	require.Positive(t, h.Swapped, "nothing was swapped")
 	require.GreaterOrEqual(t, h.OK, r.minOps, "too few operations for the round to mean anything")
 	require.GreaterOrEqual(t, int(counts.splits.Load()), r.minSplits, "too few splits")
 	require.GreaterOrEqual(t, int(c.Net.Snaps.Load()), r.minSnaps, "too few raft snapshots")
 	if !r.crash && !r.partitions && !r.unreliable {
 		t.Logf("unknown: %v", h.Notes())
 	}
-	t.Logf("%d operations, %d unknown; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
-		h.OK, h.Unknown, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
+	t.Logf("%d operations, %d unknown, %d swapped; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
+		h.OK, h.Unknown, h.Swapped, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
 		counts.splits.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
 }
 
@@ -142,10 +144,37 @@ const suiteKeys = 40
 
 func suiteKey(i int) []byte { return fmt.Appendf(nil, "key-%03d", i*7%suiteKeys) }
 
+// change writes a key in one of the ways there are, and records it. known is what the client last saw of the key, nil for
+// nothing. True: the outcome is unknown.
+func change(ctx context.Context, cl *client.Client, h *cluster.History, id, kind int, key, value, known []byte) (bool, error) {
+	var err error
+	call := h.Now()
+	switch kind {
+	case 9:
+		err = cl.Delete(ctx, key)
+	case 8:
+		err = cl.DeleteRange(ctx, key, append(bytes.Clone(key), 0))
+	case 7, 6:
+		previous, swapped, err := cl.CompareAndSwap(ctx, key, known, value)
+		unknown := client.IsUnknown(err)
+		if err == nil || unknown {
+			h.Swap(id, string(key), known, value, call, previous, swapped, unknown)
+		}
+		return unknown, err
+	default:
+		err = cl.Put(ctx, key, value)
+	}
+	unknown := client.IsUnknown(err)
+	if err == nil || unknown {
+		h.Put(id, string(key), value, kind > 7, call, unknown)
+	}
+	return unknown, err
+}
+
 // runClient reads and writes shared keys with unique values until stopped.
 func runClient(cl *client.Client, h *cluster.History, seed int, stop <-chan struct{}) {
 	r := rand.New(rand.NewPCG(uint64(seed), uint64(time.Now().UnixNano())))
-	id := h.Client()
+	id, seen := h.Client(), map[string][]byte{}
 	for i := 0; ; i++ {
 		select {
 		case <-stop:
@@ -160,18 +189,19 @@ func runClient(cl *client.Client, h *cluster.History, seed int, stop <-chan stru
 			value, found, err := cl.Get(ctx, key)
 			if err == nil {
 				h.Get(id, string(key), call, value, found)
+				if seen[string(key)] = nil; found {
+					seen[string(key)] = value
+				}
 			}
 		default:
-			value := fmt.Appendf(nil, "%d-%d", seed, i)
-			var err error
-			if n == 9 {
-				err = cl.Delete(ctx, key)
-			} else {
-				err = cl.Put(ctx, key, value)
+			kind := n
+			if n == 8 && r.IntN(2) == 0 {
+				kind = 5 // fewer keys are deleted than given values
 			}
-			unknown := client.IsUnknown(err)
-			if err == nil || unknown {
-				h.Put(id, string(key), value, n == 9, call, unknown)
+			value := fmt.Appendf(nil, "%d-%d", seed, i)
+			unknown, err := change(ctx, cl, h, id, kind, key, value, seen[string(key)])
+			if seen[string(key)] = nil; err == nil && kind < 8 {
+				seen[string(key)] = value // most likely
 			}
 			if unknown {
 				h.Note(fmt.Sprintf("%s after %s: %v", key, time.Duration(h.Now()-call), err))

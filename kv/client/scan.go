@@ -45,11 +45,11 @@ func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit 
 func (c *Client) Pages(ctx context.Context, start, end []byte, limit int, visit func(page []KV) error) error {
 	left := limit
 	for {
-		page := scanPage
+		p := page{limit: scanPage}
 		if limit > 0 {
-			page = min(page, left)
+			p.limit = min(p.limit, left)
 		}
-		pairs, next, done, err := c.scanPage(ctx, start, end, page)
+		pairs, next, done, err := c.scanPage(ctx, start, end, p)
 		if err != nil {
 			return err
 		}
@@ -63,15 +63,18 @@ func (c *Client) Pages(ctx context.Context, start, end []byte, limit int, visit 
 	}
 }
 
+// page is what one answer of a scan may hold.
+type page struct {
+	limit    int
+	keysOnly bool
+}
+
 // scanPage asks one region once; next is where to go on.
-func (c *Client) scanPage(ctx context.Context, start, end []byte, limit int) (pairs []KV, next []byte, done bool, err error) {
+func (c *Client) scanPage(ctx context.Context, start, end []byte, p page) (pairs []KV, next []byte, done bool, err error) {
 	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
-		upper := end
-		if regionEnd := r.meta.EndKey; len(regionEnd) > 0 && (len(end) == 0 || bytes.Compare(regionEnd, end) < 0) {
-			upper = regionEnd
-		}
+		upper := within(r, end)
 		resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{
-			Context: kctx, StartKey: start, EndKey: upper, Limit: uint32(limit), Cf: c.cf, MaxBytes: scanBytes,
+			Context: kctx, StartKey: start, EndKey: upper, Limit: uint32(p.limit), KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
 		})
 		if err != nil || resp.RegionError != nil || resp.Error != "" {
 			if err != nil {
@@ -83,7 +86,7 @@ func (c *Client) scanPage(ctx context.Context, start, end []byte, limit int) (pa
 		for _, kv := range resp.Kvs {
 			pairs = append(pairs, KV{kv.Key, kv.Value})
 		}
-		if n := len(pairs); n > 0 && (n == limit || resp.More) {
+		if n := len(pairs); n > 0 && (n == p.limit || resp.More) {
 			next, done = append(bytes.Clone(pairs[n-1].Key), 0), false
 			return nil, "", nil
 		}

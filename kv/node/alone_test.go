@@ -10,6 +10,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/client"
@@ -71,9 +72,9 @@ type beats struct {
 	during func()
 }
 
-func (b beats) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error {
+func (b beats) Heartbeat(context.Context, *schedulerpb.StoreStats) (feature.Set, error) {
 	b.during()
-	return fmt.Errorf("%w: store 1 was started again", client.ErrDuplicateStore)
+	return 0, fmt.Errorf("%w: store 1 was started again", client.ErrDuplicateStore)
 }
 
 // TestHeartbeatsBeforeRegistering: a store that has started alone reports before the placement service has counted its
@@ -81,7 +82,7 @@ func (b beats) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error {
 func TestHeartbeatsBeforeRegistering(t *testing.T) {
 	var registered atomic.Bool
 	var ended error
-	p := placement{beats{during: func() { registered.Store(true) }}, &registered, func(err error) { ended = err }}
+	p := placement{beats{during: func() { registered.Store(true) }}, &registered, func(err error) { ended = err }, nil}
 	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)
 	require.NoError(t, ended, "the answer is about the run before")
 	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)

@@ -6,19 +6,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
 
 	"github.com/tinykv/tinykv/pkg/durable"
+	"github.com/tinykv/tinykv/pkg/feature"
 )
 
-// formatVersion is the version of the data directory's layout. A newer one is refused, an older one is marked as
-// this one before anything is written.
+// formatVersion is the newest version of the data directory's layout. A newer one is refused, an older one is marked as
+// the one that is needed before anything is written.
 //
 //	1  the first
 //	2  applied tables (kv/raftstore/meta): an older program would begin where the regions' own records stand
-const formatVersion = 2
+//	3  the marker names features: the raft log may hold entries that a program without them cannot apply
+const formatVersion = 3
 
 const (
 	lockFile   = "LOCK"
@@ -32,6 +36,24 @@ type Marker struct {
 	Mode      string `toml:"mode"` // "raft" or "standalone"
 	ClusterID uint64 `toml:"cluster-id"`
 	StoreID   uint64 `toml:"store-id"`
+	// Features are those that the store has announced, FeaturesOn those that it knows to be in force (pkg/feature). They
+	// are names and not numbers: a flipped bit makes no other feature.
+	Features   []string `toml:"features,omitempty"`
+	FeaturesOn []string `toml:"features-on,omitempty"`
+}
+
+// format is the version that a directory with this marker needs.
+func (m *Marker) format() int {
+	if len(m.Features)+len(m.FeaturesOn) > 0 {
+		return 3
+	}
+	return 2
+}
+
+// inForce is what FeaturesOn names.
+func (m *Marker) inForce() feature.Set {
+	s, _ := feature.Parse(m.FeaturesOn)
+	return s
 }
 
 // DataDir is a locked data directory:
@@ -100,21 +122,25 @@ func (d *DataDir) ReadMarker() (*Marker, error) {
 	return m, nil
 }
 
-// Upgrade marks a directory of an older format as one of this, so that older programs refuse it from now on.
-func (d *DataDir) Upgrade(m *Marker) error {
-	if m.Format == formatVersion {
+// Upgrade marks a directory of an older format as one of this, and with the features that the store will announce, so
+// that programs that do not know them refuse it from now on.
+func (d *DataDir) Upgrade(m *Marker, announce feature.Set) error {
+	next := *m
+	next.Features = announce.Names()
+	if m.Format == next.format() && slices.Equal(m.Features, next.Features) {
 		return nil
 	}
-	if err := d.WriteMarker(*m); err != nil {
-		return fmt.Errorf("data-dir %s has format %d, and it was not possible to make it %d: %w", d.Path, m.Format, formatVersion, err)
+	if err := d.WriteMarker(next); err != nil {
+		return fmt.Errorf("data-dir %s has format %d, and it was not possible to make it %d: %w", d.Path, m.Format, next.format(), err)
 	}
-	m.Format = formatVersion
+	next.Format = next.format()
+	*m = next
 	return nil
 }
 
 // WriteMarker makes the marker durable.
 func (d *DataDir) WriteMarker(m Marker) error {
-	m.Format = formatVersion
+	m.Format = m.format()
 	var buf bytes.Buffer
 	if err := toml.NewEncoder(&buf).Encode(m); err != nil {
 		return err
@@ -130,6 +156,19 @@ func (m *Marker) check(path, engine, mode string) error {
 	}
 	if m.Mode != mode {
 		return fmt.Errorf("data-dir %s was made in mode %q, not %q (storage.raft)", path, m.Mode, mode)
+	}
+	return nil
+}
+
+// CheckFeatures refuses a directory that may hold what a program that knows these features cannot apply.
+func (m *Marker) CheckFeatures(path string, known feature.Set) error {
+	set, unknown := feature.Parse(slices.Concat(m.Features, m.FeaturesOn))
+	if missing := set &^ known; missing != 0 {
+		unknown = append(unknown, missing.Names()...)
+	}
+	if len(unknown) > 0 {
+		return fmt.Errorf("data-dir %s may hold what needs %s, which this version does not know; use a newer tinykv-server",
+			path, strings.Join(unknown, ", "))
 	}
 	return nil
 }

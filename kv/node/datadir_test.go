@@ -2,10 +2,13 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/pkg/feature"
 )
 
 func TestDataDirectory(t *testing.T) {
@@ -21,7 +24,7 @@ func TestDataDirectory(t *testing.T) {
 	require.NoError(t, d.WriteMarker(Marker{Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
-	require.Equal(t, &Marker{Format: formatVersion, Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}, m)
+	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}, m)
 	require.NoError(t, m.check(dir, "pebble", "raft"))
 	require.ErrorContains(t, m.check(dir, "badger", "raft"), "storage.engine")
 	require.ErrorContains(t, m.check(dir, "pebble", "standalone"), "storage.raft")
@@ -30,7 +33,7 @@ func TestDataDirectory(t *testing.T) {
 	require.ErrorContains(t, m.checkIdent(dir, 1<<63-1, 4), "store 4")
 
 	for text, want := range map[string]string{
-		"format = 3\n":            "format 3",
+		"format = 4\n":            "format 4",
 		"format = \"one\"\n":      "damaged",
 		"":                        "damaged",
 		"format = 1\nstore-id = ": "damaged",
@@ -42,10 +45,20 @@ func TestDataDirectory(t *testing.T) {
 	require.NoError(t, os.WriteFile(d.Sub(markerFile), []byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 8\nstore-id = 3\n"), 0o600))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
-	require.NoError(t, d.Upgrade(m))
+	require.NoError(t, d.Upgrade(m, 0))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
 	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3}, m)
+	require.NoError(t, d.Upgrade(m, feature.ConditionalOps))
+	m, err = d.ReadMarker()
+	require.NoError(t, err)
+	require.Equal(t, &Marker{
+		Format: 3, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3, Features: []string{"conditional-ops"},
+	}, m, "a program without features refuses the directory")
+	require.NoError(t, m.CheckFeatures(dir, feature.ConditionalOps|feature.Transactions))
+	require.ErrorContains(t, m.CheckFeatures(dir, feature.Transactions), "conditional-ops")
+	m.FeaturesOn = []string{"holidays"}
+	require.ErrorContains(t, m.CheckFeatures(dir, feature.ConditionalOps), "holidays")
 	require.NoError(t, os.Remove(d.Sub(markerFile)))
 	require.NoError(t, os.WriteFile(d.Sub("holiday.jpg"), nil, 0o600))
 	_, err = d.ReadMarker()
@@ -65,7 +78,10 @@ func TestDamagedMarker(t *testing.T) {
 	d, err := OpenDataDir(dir)
 	require.NoError(t, err)
 	const cluster, store = 7412356789, 42
-	require.NoError(t, d.WriteMarker(Marker{Engine: "pebble", Mode: "raft", ClusterID: cluster, StoreID: store}))
+	require.NoError(t, d.WriteMarker(Marker{
+		Engine: "pebble", Mode: "raft", ClusterID: cluster, StoreID: store,
+		Features: []string{"conditional-ops", "transactions"}, FeaturesOn: []string{"conditional-ops"},
+	}))
 	good, err := os.ReadFile(d.Sub(markerFile))
 	require.NoError(t, err)
 	counts := map[string]int{}
@@ -75,7 +91,10 @@ func TestDamagedMarker(t *testing.T) {
 		m, err := d.ReadMarker()
 		if err == nil {
 			require.NotNil(t, m, "taken for a new directory: %q", data)
-			err = m.check(dir, "pebble", "raft")
+			err = errors.Join(m.check(dir, "pebble", "raft"), m.CheckFeatures(dir, feature.ConditionalOps|feature.Transactions))
+		}
+		if err == nil {
+			require.True(t, feature.ConditionalOps.Has(m.inForce()), "damage puts nothing in force: %q", data)
 		}
 		if err == nil && m.ClusterID != 0 && m.ClusterID != cluster {
 			counts["refused beside the placement service"]++

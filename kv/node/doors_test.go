@@ -12,12 +12,19 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/pkg/feature"
 	schedconfig "github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
 // started starts a store on free ports; it ends with the test.
 func started(t *testing.T, change func(*config.Config)) (*Node, error) {
+	t.Helper()
+	return startedAs(t, feature.Supported, change)
+}
+
+// startedAs starts a store of a program that knows certain features.
+func startedAs(t *testing.T, known feature.Set, change func(*config.Config)) (*Node, error) {
 	t.Helper()
 	cfg := config.Default()
 	cfg.Addr, cfg.StatusAddr, cfg.DataDir = "127.0.0.1:0", "127.0.0.1:0", t.TempDir()
@@ -26,6 +33,7 @@ func started(t *testing.T, change func(*config.Config)) (*Node, error) {
 	cfg.EnsureDefaults()
 	require.NoError(t, cfg.Validate())
 	n := New(cfg, "test", zap.NewNop())
+	n.features.known = known
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	err := n.Start(ctx)

@@ -33,6 +33,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -67,6 +68,7 @@ type Node struct {
 	status    *statusServer
 	space     *spaceGuard
 	disk      *diskWatch
+	features  features
 
 	// corrupt counts messages that were damaged on their way here.
 	corrupt atomic.Uint64
@@ -82,7 +84,9 @@ type Node struct {
 
 // New makes a node from a validated configuration. It does no IO.
 func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
-	return &Node{cfg: cfg, logger: logger, version: version, failed: make(chan error, 4)}
+	return &Node{
+		cfg: cfg, logger: logger, version: version, failed: make(chan error, 4), features: features{known: feature.Supported},
+	}
 }
 
 // Dialer makes the connections of a store to others, and to the placement service.
@@ -137,18 +141,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	if !n.cfg.Storage.Raft {
 		mode = "standalone"
 	}
-	marker, err := n.dir.ReadMarker()
+	marker, err := n.openMarker(mode)
 	if err != nil {
-		return err
-	}
-	if marker != nil {
-		if err = marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode); err != nil {
-			return err
-		}
-		if err = n.dir.Upgrade(marker); err != nil {
-			return err
-		}
-	} else if err = n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: mode}); err != nil {
 		return err
 	}
 	if err = n.watchSpace(); err != nil {
@@ -177,6 +171,30 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	return nil
 }
 
+// openMarker reads the directory's marker, nil if it is new, and writes what it must say before anything else does.
+func (n *Node) openMarker(mode string) (*Marker, error) {
+	announce := n.features.known
+	if mode != "raft" {
+		announce = 0 // nothing is announced, and there is no log
+	}
+	marker, err := n.dir.ReadMarker()
+	if err != nil {
+		return nil, err
+	}
+	now := Marker{Engine: n.cfg.Storage.Engine, Mode: mode, Features: announce.Names()}
+	if marker == nil {
+		err = n.dir.WriteMarker(now)
+	} else {
+		err = errors.Join(marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode), marker.CheckFeatures(n.cfg.DataDir, n.features.known))
+		if err == nil {
+			err = n.dir.Upgrade(marker, announce)
+		}
+		now = *marker
+	}
+	n.features.begin(n.dir, now, n.logger)
+	return marker, err
+}
+
 func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	if err = n.openRaftLog(); err != nil {
 		return err
@@ -198,10 +216,8 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		if err := marker.checkIdent(n.cfg.DataDir, ident.ClusterId, ident.StoreId); err != nil {
 			return err
 		}
-	} else {
-		if err := n.dir.WriteMarker(Marker{Engine: n.cfg.Storage.Engine, Mode: "raft", ClusterID: ident.ClusterId, StoreID: ident.StoreId}); err != nil {
-			return err
-		}
+	} else if err := n.features.identify(ident.ClusterId, ident.StoreId); err != nil {
+		return err
 	}
 	n.trans = transport.New(transport.Options{
 		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
@@ -211,9 +227,11 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	n.registered.Store(joined)
 	n.store = raftstore.New(raftstore.Options{
 		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
-		Snapshots: n.snaps, Transport: n.trans, Placement: placement{n.placement, &n.registered, n.fail}, Logger: n.logger,
+		Snapshots: n.snaps, Transport: n.trans, Logger: n.logger,
+		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
+		Features: n.features.inForce,
 	})
 	n.trans.SetFeedback(n.store)
 	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)
@@ -308,7 +326,7 @@ func (n *Node) secured(l net.Listener, protocols ...string) net.Listener {
 func (n *Node) storeMeta() *metapb.Store {
 	st := &metapb.Store{
 		Address: n.cfg.AdvertiseAddr, StatusAddress: n.cfg.AdvertiseStatusAddr, Version: n.version,
-		StartTimestamp: n.started.Unix(), Tls: n.identity != nil,
+		StartTimestamp: n.started.Unix(), Features: uint64(n.features.known), Tls: n.identity != nil,
 	}
 	// A port chosen by the system is known only now.
 	if _, port, err := net.SplitHostPort(st.Address); err == nil && port == "0" {
@@ -451,7 +469,7 @@ type placementService interface {
 	AskSplit(ctx context.Context, region *metapb.Region) (*schedulerpb.AskSplitResponse, error)
 	ReportSplit(ctx context.Context, left, right *metapb.Region) error
 	RegionHeartbeat(req *schedulerpb.RegionHeartbeatRequest)
-	StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error
+	Heartbeat(ctx context.Context, stats *schedulerpb.StoreStats) (feature.Set, error)
 	GetRegionByID(ctx context.Context, id uint64) (*client.Region, error)
 }
 
@@ -461,13 +479,17 @@ type placement struct {
 	// registered is true once the placement service knows this run.
 	registered *atomic.Bool
 	fail       func(error)
+	learn      func(feature.Set) // what is in force
 }
 
 // StoreHeartbeat ends the store if another run of it has taken its place. Before this run is registered, which a start
 // without the placement service puts off, the run that the service knows is the one before: registering decides then.
 func (p placement) StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error {
 	registered := p.registered.Load() // before the call: an answer may be older than the registration
-	err := p.placementService.StoreHeartbeat(ctx, stats)
+	inForce, err := p.Heartbeat(ctx, stats)
+	if err == nil {
+		p.learn(inForce)
+	}
 	if registered && errors.Is(err, client.ErrDuplicateStore) {
 		p.fail(fmt.Errorf("this run of the store has been replaced: %w", err))
 	}

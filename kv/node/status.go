@@ -105,11 +105,13 @@ type Status struct {
 	StatusAddr string            `json:"status_addr"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall clock.
-	MaxID       uint64            `json:"max_id"`
-	UnixMS      int64             `json:"unix_ms"`
-	UptimeSecs  int64             `json:"uptime_seconds"`
-	Regions     int               `json:"regions"`
-	Leaders     int               `json:"leaders"`
+	MaxID      uint64 `json:"max_id"`
+	UnixMS     int64  `json:"unix_ms"`
+	UptimeSecs int64  `json:"uptime_seconds"`
+	Regions    int    `json:"regions"`
+	Leaders    int    `json:"leaders"`
+	// Features are those that the store knows to be in force.
+	Features    []string          `json:"features,omitempty"`
 	DiskTotal   uint64            `json:"disk_total"`
 	DiskFree    uint64            `json:"disk_free"`
 	DiskFull    bool              `json:"disk_full"`
@@ -125,6 +127,7 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 	}
 	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels, time.Now().UnixMilli()
 	st.DiskTotal, st.DiskFree = n.space.disk()
+	st.Features = n.features.inForce().Names()
 	if n.store != nil {
 		c := n.store.Counts()
 		st.Regions, st.Leaders, st.ReadErrors = c.Regions, c.Leaders, c.ReadErrors

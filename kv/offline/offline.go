@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -51,6 +52,12 @@ func Open(path string, logger *zap.Logger) (s *Store, err error) {
 	}
 	marker, err := s.dir.ReadMarker()
 	if err != nil {
+		return s, err
+	}
+	if marker == nil {
+		return s, fmt.Errorf("%s is not the data directory of a store", path)
+	}
+	if err := marker.CheckFeatures(path, feature.Supported); err != nil {
 		return s, err
 	}
 	s.Marker = *marker

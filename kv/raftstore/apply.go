@@ -346,6 +346,9 @@ func (w *applyWorker) applyEntry(a *applier, e *eraftpb.Entry) (message.Result, 
 	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {
 		return message.Result{Err: w.epochNotMatch(a)}, nil
 	}
+	if cmd.Conditional != nil {
+		return w.applyConditional(a, &cmd)
+	}
 	return w.applyWrite(a, &cmd), nil
 }
 

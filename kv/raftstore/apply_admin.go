@@ -43,9 +43,9 @@ func (w *applyWorker) applyCompactLog(a *applier, req *raft_cmdpb.CompactLogRequ
 	}
 	a.truncated = rspb.RaftTruncatedState{Index: req.CompactIndex, Term: req.CompactTerm}
 	a.report.Results = append(a.report.Results, message.CompactedLog{Index: req.CompactIndex, Term: req.CompactTerm})
-	return message.Result{Admin: &raft_cmdpb.AdminResponse{
+	return message.Result{Answer: adminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType: raft_cmdpb.AdminCmdType_CompactLog, CompactLog: &raft_cmdpb.CompactLogResponse{},
-	}}
+	})}
 }
 
 // applySplit writes both halves, the right one's beginning and the applied index in one synced batch.
@@ -71,10 +71,10 @@ func (w *applyWorker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.S
 	w.sync = true
 	a.region = left
 	a.report.Results = append(a.report.Results, done)
-	return message.Result{Region: left, Admin: &raft_cmdpb.AdminResponse{
+	return message.Result{Region: left, Answer: adminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType: raft_cmdpb.AdminCmdType_Split,
 		Split:   &raft_cmdpb.SplitResponse{Regions: []*metapb.Region{left, right}},
-	}}, nil
+	})}, nil
 }
 
 // mayCreate decides whether a split creates the new region's peer here. Not if this store already had a
@@ -117,7 +117,7 @@ func (w *applyWorker) applyConfChange(
 	if region == nil {
 		// A repeated command: what it asks for is so already.
 		res := none(nil)
-		res.Region, res.Admin = a.region, changePeerResponse(a.region)
+		res.Region, res.Answer = a.region, changePeerResponse(a.region)
 		return res
 	}
 	state := rspb.PeerState_Normal
@@ -132,7 +132,7 @@ func (w *applyWorker) applyConfChange(
 	meta.PutRegionState(w.batch, state, region, a.peer)
 	w.sync = true
 	a.report.Results = append(a.report.Results, message.ChangedPeer{Index: index, Change: cc, Peer: peer, Region: region})
-	return message.Result{Region: region, Admin: changePeerResponse(region)}
+	return message.Result{Region: region, Answer: changePeerResponse(region)}
 }
 
 func decodeConfChange(data []byte) (cc eraftpb.ConfChange, cmd *raft_cmdpb.RaftCmdRequest, err error) {
@@ -163,12 +163,14 @@ func checkEntry(e *eraftpb.Entry) error {
 	return nil
 }
 
-func changePeerResponse(r *metapb.Region) *raft_cmdpb.AdminResponse {
-	return &raft_cmdpb.AdminResponse{
+func changePeerResponse(r *metapb.Region) *message.Answer {
+	return adminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
 		ChangePeer: &raft_cmdpb.ChangePeerResponse{Region: r},
-	}
+	})
 }
+
+func adminAnswer(r *raft_cmdpb.AdminResponse) *message.Answer { return &message.Answer{Admin: r} }
 
 // changedRegion is the region after a conf change, nil if it has no effect.
 func changedRegion(r *metapb.Region, kind eraftpb.ConfChangeType, peer *metapb.Peer) *metapb.Region {

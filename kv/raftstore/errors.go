@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
@@ -127,6 +128,13 @@ func (e *DiskFullError) Error() string {
 	return fmt.Sprintf("store %d: free disk space is below the reserve", e.StoreID)
 }
 
+// FeatureError: the request takes a feature that is not in force in the cluster; nothing was done.
+type FeatureError struct{ Missing feature.Set }
+
+func (e *FeatureError) Error() string {
+	return fmt.Sprintf("not served yet: every store of the cluster must run a version that knows %s", e.Missing)
+}
+
 // InvalidError: the request itself is wrong, whoever gets it.
 type InvalidError struct{ Reason string }
 
@@ -154,6 +162,7 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		tooLarge   *EntryTooLargeError
 		diskFull   *DiskFullError
 		invalidReq *InvalidError
+		missing    *FeatureError
 		position   *StalePositionError
 		undecided  *UndeterminedError
 		cluster    *ClusterNotMatchError
@@ -192,7 +201,7 @@ func RegionError(err error) (pb *errorpb.Error, ok bool) {
 		pb.UndeterminedResult = &errorpb.UndeterminedResult{Message: undecided.Reason}
 	case errors.As(err, &cluster):
 		pb.ClusterNotMatch = &errorpb.ClusterNotMatch{RequestClusterId: cluster.Request, ActualClusterId: cluster.Actual}
-	case errors.As(err, &invalidReq):
+	case errors.As(err, &invalidReq), errors.As(err, &missing):
 	default:
 		return nil, false
 	}

@@ -208,7 +208,11 @@ func (p *peer) settle(w *message.Write) bool {
 	case found:
 		p.store.work.retriesFound.Add(1)
 		p.store.inflight.Add(-int64(len(w.Payload)))
-		w.Callback.Done(message.Result{Index: p.appliedIndex})
+		res := message.Result{Index: p.appliedIndex}
+		if w.Conditional != nil {
+			res.Answer = w.Conditional.IfDone
+		}
+		w.Callback.Done(res)
 		return false
 	}
 	p.store.work.retriesProposed.Add(1)
@@ -230,6 +234,8 @@ func (p *peer) searchWrite(id *message.Identity) (bool, error) {
 		switch x.fates[id.ID] {
 		case fateDone:
 			return true, nil
+		case fateForgotten:
+			return false, errors.New("whether it swapped is not known: it was applied before the store started, or too long ago")
 		case fateUncertain:
 			return false, errors.New("it was made under an earlier version of the region, and the store has restarted since")
 		case fateNone:
@@ -242,14 +248,14 @@ func (p *peer) searchWrite(id *message.Identity) (bool, error) {
 func (p *peer) indexFor(origin message.Origin) (x *writeIndex, upTo uint64, err error) {
 	if origin.RegionID == p.regionID {
 		if p.once.own == nil || origin.Position < p.once.own.from {
-			p.once.own = newWriteIndex(p.regionID, origin.Position, nil)
+			p.once.own = newWriteIndex(p.regionID, origin.Position, nil, &p.store.swaps)
 		}
 		p.once.own.versions = p.once.versions
 		return p.once.own, p.appliedIndex, nil
 	}
 	for _, a := range p.once.ancestors {
 		if a.RegionID == origin.RegionID {
-			return newWriteIndex(a.RegionID, origin.Position, a.Versions), a.SplitIndex, nil
+			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil
 		}
 	}
 	return nil, 0, fmt.Errorf("it went to region %d, of which this replica has no log", origin.RegionID)
@@ -278,6 +284,7 @@ type fate uint8
 
 const (
 	fateNone      fate = iota
+	fateForgotten      // it was applied, and whether it swapped is not known
 	fateUncertain      // whether it was refused when it was applied is not known
 	fateDone
 )
@@ -289,11 +296,14 @@ type writeIndex struct {
 	bytes    uint64
 	fates    map[message.WriteID]fate
 	versions []message.VersionMark
+	swaps    *swapMemo
 	used     time.Time
 }
 
-func newWriteIndex(regionID, from uint64, versions []message.VersionMark) *writeIndex {
-	return &writeIndex{regionID: regionID, from: from, to: from, fates: map[message.WriteID]fate{}, versions: versions}
+func newWriteIndex(regionID, from uint64, versions []message.VersionMark, swaps *swapMemo) *writeIndex {
+	return &writeIndex{
+		regionID: regionID, from: from, to: from, fates: map[message.WriteID]fate{}, versions: versions, swaps: swaps,
+	}
 }
 
 // extend reads the log up to an index, all of which is applied.
@@ -338,9 +348,24 @@ func (x *writeIndex) add(e *eraftpb.Entry) error {
 	}
 	fate := x.fateOf(e.Index, cmd.Header.GetRegionEpoch().GetVersion())
 	if cmd.Admin == nil && fate != fateNone {
-		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], fate) })
+		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], x.outcome(&cmd, id, fate)) })
 	}
 	return nil
+}
+
+// outcome is the fate of a write whose entry had a fate. A compare-and-swap that was applied and found another value has
+// changed nothing: the retry may be decided anew.
+func (x *writeIndex) outcome(cmd *message.Entry, id message.WriteID, f fate) fate {
+	if cmd.Conditional == nil || cmd.Conditional.CompareAndSwap == nil || f != fateDone {
+		return f
+	}
+	switch swapped, known := x.swaps.of(id); {
+	case swapped:
+		return fateDone
+	case known:
+		return fateNone
+	}
+	return fateForgotten
 }
 
 // fateOf tells whether an entry that was proposed under a version was carried out. A region's version only grows, and

@@ -266,6 +266,9 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	st.writtenKeys += uint64(m.WrittenKeys)
 	st.size = uint64(max(0, int64(st.size)+m.SizeDelta))
 	st.keys = uint64(max(0, int64(st.keys)+m.KeysDelta))
+	if m.Shrunk {
+		st.sizeKnown = false // the next tick has it measured
+	}
 	for _, res := range m.Results {
 		switch res := res.(type) {
 		case message.ChangedPeer:

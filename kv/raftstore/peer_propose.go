@@ -69,11 +69,14 @@ func (p *peer) onWrite(w *message.Write) {
 	if !p.admit(w) {
 		return
 	}
-	if p.writeSize > 0 && p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry) {
+	if p.writeSize > 0 && (w.Conditional != nil || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
 		p.flushWrites()
 	}
 	p.writes = append(p.writes, w)
 	p.writeSize += len(w.Payload)
+	if w.Conditional != nil {
+		p.flushWrites()
+	}
 }
 
 func (p *peer) checkWrite(w *message.Write) error {
@@ -85,6 +88,11 @@ func (p *peer) checkWrite(w *message.Write) error {
 	}
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
+	}
+	if w.Conditional != nil {
+		if missing := w.Conditional.Needs &^ p.store.features(); missing != 0 {
+			return &FeatureError{Missing: missing}
+		}
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
 		return &DiskFullError{StoreID: p.store.storeID}
@@ -200,10 +208,10 @@ func (p *peer) transferLeader(a *message.Admin) error {
 		}
 		p.startTransfer(q.Id)
 	}
-	a.Callback.Done(message.Result{Region: p.region(), Admin: &raft_cmdpb.AdminResponse{
+	a.Callback.Done(message.Result{Region: p.region(), Answer: adminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
-	}})
+	})})
 	return nil
 }
 

@@ -51,6 +51,17 @@ func checkKey(r *metapb.Region, key []byte) error {
 	return nil
 }
 
+// checkRange refuses a range [start, end) that is empty or not within the region; an empty end is the end of the key space.
+func checkRange(r *metapb.Region, start, end []byte) error {
+	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
+		return invalidf("the range from %x to %x is empty", start, end)
+	}
+	if last := r.GetEndKey(); len(last) > 0 && (len(end) == 0 || bytes.Compare(end, last) > 0) {
+		return &KeyNotInRegionError{Key: end, Region: r}
+	}
+	return checkKey(r, start)
+}
+
 // PeerOnStore returns the region's peer on a store, or nil.
 func PeerOnStore(r *metapb.Region, storeID uint64) *metapb.Peer {
 	for _, p := range r.GetPeers() {

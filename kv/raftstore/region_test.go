@@ -187,6 +187,7 @@ func TestEveryErrorHasItsForm(t *testing.T) {
 	require.Equal(t, "raft_entry_too_large", check(&EntryTooLargeError{1, 2, 3}))
 	require.Equal(t, "disk_full", check(&DiskFullError{1}))
 	require.Equal(t, "message", check(invalidf("x")))
+	require.Equal(t, "message", check(&FeatureError{Missing: 1}))
 	for _, err := range []error{ErrStopping, ErrFailed, errors.New("disk on fire")} {
 		require.Empty(t, check(err), err)
 	}

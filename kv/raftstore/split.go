@@ -115,7 +115,7 @@ func (s *Store) Split(
 		if err != nil {
 			return nil, err
 		}
-		halves := res.Admin.GetSplit().GetRegions()
+		halves := res.Admin().GetSplit().GetRegions()
 		if len(halves) != 2 {
 			return nil, invalidf("split of region %d at %x made %d regions", h.RegionID, key, len(halves))
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -90,6 +91,8 @@ type Options struct {
 	Stats func(*schedulerpb.StoreStats)
 	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
 	DiskCritical func() bool
+	// Features are those in force in the cluster; nil means all that this program knows.
+	Features func() feature.Set
 }
 
 // Store is one tinykv-server's set of region peers.
@@ -118,6 +121,8 @@ type Store struct {
 	seed         uint64
 	stats        func(*schedulerpb.StoreStats)
 	diskCritical func() bool
+	features     func() feature.Set
+	swaps        swapMemo
 
 	meta         *storeMeta
 	live         *liveness
@@ -167,6 +172,9 @@ func New(o Options) *Store {
 	}
 	if s.clock == nil {
 		s.clock = SystemClock()
+	}
+	if s.features = o.Features; s.features == nil {
+		s.features = func() feature.Set { return feature.Supported }
 	}
 	s.live = newLiveness(s.clock)
 	rc := &o.Config.Raftstore

@@ -204,13 +204,17 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	return s.router.push(p.box, &message.Raft{Message: m})
 }
 
-// runStoreHeartbeat reports the store to the placement service. A report that fails is not repeated:
-// the next one says more.
+// firstReports is how long a store waits between its reports until one is answered. With that answer it learns which
+// features are in force.
+const firstReports = time.Second
+
+// runStoreHeartbeat reports the store to the placement service. Only the first report is repeated soon if it fails; of
+// the others, the next one says more.
 func (s *Store) runStoreHeartbeat() {
 	interval := s.cfg.Raftstore.StoreHeartbeatInterval.Duration
-	ticker := time.NewTicker(interval)
+	ticker := time.NewTicker(min(interval, firstReports))
 	defer ticker.Stop()
-	last := s.clock.Now()
+	last, answered := s.clock.Now(), false
 	var roundTrip time.Duration
 	for {
 		stats := s.storeStats(last)
@@ -228,6 +232,10 @@ func (s *Store) runStoreHeartbeat() {
 			s.logger.Warn("store heartbeat failed", zap.Error(err))
 		}
 		if err == nil {
+			if !answered {
+				answered = true
+				ticker.Reset(interval)
+			}
 			s.releaseQuarantine(s.ctx)
 		}
 		select {

@@ -122,7 +122,7 @@ func TestRightHalfLeadsAndReportsAtOnce(t *testing.T) {
 	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 1); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
 	res, err := s.AdminCommand(ctx, 1, splitRequest("f", 9, 11))
 	require.NoError(t, err)
-	require.Len(t, res.Admin.Split.Regions, 2)
+	require.Len(t, res.Admin().Split.Regions, 2)
 	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 9); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
 	require.Eventually(t, func() bool { return l.reported(1, 2) && l.reported(9, 2) }, 10*time.Second, time.Millisecond)
 	info, err := s.Peer(ctx, 9)

@@ -96,6 +96,8 @@ var rpcs = []procedure{
 	unary(func() *kvrpcpb.RawDeleteRequest { return new(kvrpcpb.RawDeleteRequest) }, (*Server).RawDelete),
 	unary(func() *kvrpcpb.RawScanRequest { return new(kvrpcpb.RawScanRequest) }, (*Server).RawScan),
 	{func() request { return new(kvrpcpb.BatchCommandsRequest) }, callBatch},
+	unary(func() *kvrpcpb.RawCASRequest { return new(kvrpcpb.RawCASRequest) }, (*Server).RawCAS),
+	unary(func() *kvrpcpb.RawDeleteRangeRequest { return new(kvrpcpb.RawDeleteRangeRequest) }, (*Server).RawDeleteRange),
 	unary(func() *kvrpcpb.GetRequest { return new(kvrpcpb.GetRequest) }, (*Server).KvGet),
 	unary(func() *kvrpcpb.ScanRequest { return new(kvrpcpb.ScanRequest) }, (*Server).KvScan),
 	unary(func() *kvrpcpb.PrewriteRequest { return new(kvrpcpb.PrewriteRequest) }, (*Server).KvPrewrite),

@@ -22,11 +22,14 @@ import (
 // the status of the RPC.
 func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 	var invalid *requestError
+	var missing *raftstore.FeatureError
 	switch {
 	case err == nil:
 		return nil, "", nil
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
+	case errors.As(err, &missing):
+		return nil, missing.Error(), nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
 	case errors.Is(err, context.Canceled):

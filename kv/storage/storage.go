@@ -48,6 +48,37 @@ type AsyncWriter interface {
 	WriteAsync(c *kvrpcpb.Context, mods []Modify, deadline time.Time, done func(index uint64, err error))
 }
 
+// Swap is a compare-and-swap: the key gets the value, or is deleted, if it has what is expected.
+type Swap struct {
+	CF         engine.CF
+	Key, Value []byte
+	Delete     bool
+	// Expected is the value that the key must have; with ExpectAbsent, it must not exist.
+	Expected     []byte
+	ExpectAbsent bool
+}
+
+// Swapped is the outcome of a compare-and-swap.
+type Swapped struct {
+	Swapped bool
+	// Previous is the value that was compared; Found is false if there was none.
+	Previous []byte
+	Found    bool
+	// Index is as for Storage.Write.
+	Index uint64
+}
+
+// Conditional is a Storage with writes that are decided at their place in the order of all writes.
+type Conditional interface {
+	// CompareAndSwap compares and swaps a key in one step. Errors and identities are as for Write.
+	CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *Swap) (Swapped, error)
+	// DeleteRange deletes the keys of [start, end), which must lie in the request's region; an empty end is the end of the
+	// key space.
+	DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, start, end []byte) (index uint64, err error)
+	// DestroyRange deletes the keys of [start, end) in all column families, in all regions that this store leads.
+	DestroyRange(ctx context.Context, start, end []byte) error
+}
+
 // Splitter is a Storage that has regions to split.
 type Splitter interface {
 	// Split has each key begin a region, and returns the regions that the request's region became, in key order.

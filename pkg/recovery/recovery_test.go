@@ -109,6 +109,8 @@ func TestPlanScheduler(t *testing.T) {
 	now := time.UnixMilli(5_000_000)
 	a, b := report(1, replica(region(1, "", "", 1, 1, 1, 2, 9), 1, 6, 9)), report(2)
 	b.UnixMS = now.Add(time.Hour).UnixMilli()
+	b.Features = []string{"replica-hash", "conditional-ops"}
+	a.Features = b.Features[:1]
 	s, err := PlanScheduler([]StoreReport{b, a}, now)
 	require.NoError(t, err)
 	require.EqualValues(t, 7, s.ClusterID)
@@ -116,6 +118,7 @@ func TestPlanScheduler(t *testing.T) {
 	require.Greater(t, s.TimestampMS, b.UnixMS)
 	require.Equal(t, []uint64{9}, s.Missing)
 	require.EqualValues(t, 1, s.Stores[0].ID)
+	require.Equal(t, []string{"conditional-ops", "replica-hash"}, s.Features, "what one store uses is in force")
 	require.NoError(t, s.Validate())
 	s.Stores = nil
 	require.Error(t, s.Validate())

@@ -26,7 +26,9 @@ type StoreReport struct {
 	// MaxID is the largest region, peer or store id that the store knows.
 	MaxID uint64 `json:"max_id"`
 	// UnixMS is the store's wall clock.
-	UnixMS   int64     `json:"unix_ms"`
+	UnixMS int64 `json:"unix_ms"`
+	// Features are those that the store knows to be in force.
+	Features []string  `json:"features,omitempty"`
 	Replicas []Replica `json:"-"`
 }
 
@@ -47,6 +49,8 @@ type Scheduler struct {
 	// TimestampMS: all timestamps up to this physical part, in Unix milliseconds, may have been given out.
 	TimestampMS int64   `json:"timestamp_unix_ms"`
 	Stores      []Store `json:"stores"`
+	// Features are in force by the word of at least one store.
+	Features []string `json:"features,omitempty"`
 	// Missing are stores that have peers by the others' word and did not report.
 	Missing []uint64 `json:"missing_stores,omitempty"`
 }
@@ -72,6 +76,11 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		have[r.StoreID] = true
 		s.AllocID = max(s.AllocID, r.MaxID, r.StoreID)
 		s.TimestampMS = max(s.TimestampMS, r.UnixMS)
+		for _, f := range r.Features {
+			if !slices.Contains(s.Features, f) {
+				s.Features = append(s.Features, f)
+			}
+		}
 		s.Stores = append(s.Stores, Store{
 			ID: r.StoreID, Address: r.Address, StatusAddress: r.StatusAddress, Labels: r.Labels, Version: r.Version,
 		})
@@ -86,6 +95,7 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		}
 	}
 	slices.Sort(s.Missing)
+	slices.Sort(s.Features)
 	slices.SortFunc(s.Stores, func(a, b Store) int { return int(a.ID) - int(b.ID) })
 	s.AllocID += idMargin
 	s.TimestampMS += timestampMargin.Milliseconds()

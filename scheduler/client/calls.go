@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	pb "github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
@@ -145,8 +146,14 @@ func (c *Client) ReportSplit(ctx context.Context, left, right *metapb.Region) er
 
 // StoreHeartbeat reports a store's state.
 func (c *Client) StoreHeartbeat(ctx context.Context, stats *pb.StoreStats) error {
-	_, err := unary(ctx, c, "store heartbeat", &pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats}, pb.SchedulerClient.StoreHeartbeat)
+	_, err := c.Heartbeat(ctx, stats)
 	return err
+}
+
+// Heartbeat reports a store's state and returns the features in force in the cluster.
+func (c *Client) Heartbeat(ctx context.Context, stats *pb.StoreStats) (feature.Set, error) {
+	resp, err := unary(ctx, c, "store heartbeat", &pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats}, pb.SchedulerClient.StoreHeartbeat)
+	return feature.Set(resp.GetFeatures()), err
 }
 
 // GetClusterConfig returns the cluster's description.

@@ -119,9 +119,9 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 func (c *Client) checkSchemes(endpoints []string) error {
 	for _, e := range endpoints {
 		switch e = strings.TrimSpace(e); {
-		case c.tls == nil && strings.HasPrefix(e, "https://"):
+		case !c.secured() && strings.HasPrefix(e, "https://"):
 			return fmt.Errorf("scheduler client: %s uses TLS, but none is configured (WithTLS)", e)
-		case c.tls != nil && strings.HasPrefix(e, "http://"):
+		case c.secured() && strings.HasPrefix(e, "http://"):
 			return fmt.Errorf("scheduler client: %s does not use TLS, but this client does", e)
 		}
 	}
@@ -131,9 +131,9 @@ func (c *Client) checkSchemes(endpoints []string) error {
 // explain adds to the words of a connection that broke at once what they mostly mean.
 func (c *Client) explain(err error) error {
 	switch text := err.Error(); {
-	case c.tls == nil && strings.Contains(text, "server preface"):
+	case !c.secured() && strings.Contains(text, "server preface"):
 		return fmt.Errorf("%w (if it serves TLS, give its address as https://)", err)
-	case c.tls != nil && strings.Contains(text, "does not look like a TLS handshake"):
+	case c.secured() && strings.Contains(text, "does not look like a TLS handshake"):
 		return fmt.Errorf("%w (it does not serve TLS: give its address as http://)", err)
 	}
 	return err
@@ -210,3 +210,6 @@ func pause(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+// secured tells whether connections use TLS.
+func (c *Client) secured() bool { return c.tls != nil || c.identity != nil }

@@ -106,6 +106,7 @@ func (s *Server) api() http.Handler {
 	})
 	top := http.NewServeMux()
 	top.Handle(apiPrefix+"/", s.whenReady(mux))
+	top.Handle(pdAPIPrefix+"/", s.whenReady(s.pdAPI()))
 	top.Handle("GET /metrics", s.metrics.handler())
 	top.Handle("GET /ui/", s.page())
 	top.Handle("GET /health", s.whenReady(http.HandlerFunc(s.plainHealth)))

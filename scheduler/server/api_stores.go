@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
@@ -51,6 +52,8 @@ type storeJSON struct {
 	// NotTarget and NotSource name the rule that keeps balance from using the store.
 	NotTarget string `json:"not_target,omitempty"`
 	NotSource string `json:"not_source,omitempty"`
+	// Features are those that the store knows; one that is missing here is not in force.
+	Features []string `json:"features,omitempty"`
 	// Unproven says why the store is not known to be at its address.
 	Unproven string `json:"unproven,omitempty"`
 }
@@ -82,8 +85,8 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
 		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
-		Unproven: st.Unproven(),
-		InMoves:  inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
+		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
+		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}
 	l := st.Limit()
 	out.OwnLimit = l != core.StoreLimit{}

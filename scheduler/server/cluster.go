@@ -64,6 +64,8 @@ type RaftCluster struct {
 	storeMu sync.Mutex
 	// sequences are what the stores have promised about their raft logs.
 	sequences sequences
+	// features are those in force, as recorded in the storage; they change under storeMu.
+	features atomic.Uint64
 }
 
 // heartbeatStats count region heartbeats by outcome.
@@ -387,6 +389,9 @@ func (c *RaftCluster) PutStore(m *metapb.Store, rebuild bool, save func(*metapb.
 	c.storeMu.Lock()
 	defer c.storeMu.Unlock()
 	if err := c.checkNewStore(m); err != nil {
+		return 0, err
+	}
+	if err := c.checkFeatures(m); err != nil {
 		return 0, err
 	}
 	stored := *m

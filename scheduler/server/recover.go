@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/pkg/recovery"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
@@ -75,6 +77,12 @@ func takeOverOps(plan *recovery.Scheduler, replicas int) ([]storage.Op, error) {
 		storage.Put(keys.Timestamp(), storage.Uint64(uint64(plan.TimestampMS)*uint64(time.Millisecond))),
 		storage.Put(keys.Cluster(), value),
 	}
+	features, unknown := feature.Parse(plan.Features)
+	if len(unknown) > 0 {
+		return nil, fmt.Errorf("the cluster uses %s, which this version does not know; use a newer tinyscheduler",
+			strings.Join(unknown, ", "))
+	}
+	ops = append(ops, storage.Put(keys.Features(), storage.Uint64(uint64(features))))
 	for _, st := range plan.Stores {
 		m := &metapb.Store{
 			Id: st.ID, Address: st.Address, StatusAddress: st.StatusAddress, Version: st.Version, State: metapb.StoreState_Up,

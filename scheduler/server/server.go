@@ -520,6 +520,9 @@ func (s *Server) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.loadFeatures(d); err != nil {
+		return err
+	}
 	s.recalled = s.loadMemory(d)
 	s.cluster.SetStores(stores)
 	s.leaderMu.Lock()

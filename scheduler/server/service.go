@@ -279,7 +279,7 @@ func (v *service) GetAllStores(_ context.Context, req *pb.GetAllStoresRequest) (
 	return resp, nil
 }
 
-func (v *service) StoreHeartbeat(_ context.Context, req *pb.StoreHeartbeatRequest) (*pb.StoreHeartbeatResponse, error) {
+func (v *service) StoreHeartbeat(ctx context.Context, req *pb.StoreHeartbeatRequest) (*pb.StoreHeartbeatResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -300,7 +300,7 @@ func (v *service) StoreHeartbeat(_ context.Context, req *pb.StoreHeartbeatReques
 		return nil, status.Errorf(codes.Unknown, "invalid store ID %d, not found", req.Stats.StoreId)
 	}
 	v.s.metrics.storeHeartbeats.Add(1)
-	return &pb.StoreHeartbeatResponse{Header: v.header()}, nil
+	return &pb.StoreHeartbeatResponse{Header: v.header(), Features: uint64(v.s.agreeFeatures(ctx))}, nil
 }
 
 // lockedStream lets the handler and the command queue send on one stream.
@@ -651,6 +651,7 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 		storage.Put(s.keys.Store(first.Id), storeValue),
 		storage.Put(s.keys.BootstrapTime(), storage.Uint64(uint64(time.Now().UnixNano()))),
 		storage.Put(s.keys.BootstrapStore(), storage.Uint64(first.Id)),
+		storage.Put(s.keys.Features(), storage.Uint64(first.Features)),
 	})
 	if errors.Is(err, storage.ErrConflict) {
 		return nil, errNotLeader // or a concurrent bootstrap: the next try will tell
@@ -662,6 +663,7 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 	s.leaderMu.meta, s.leaderMu.bootstrapped, s.leaderMu.bootstrapper = meta, true, first.Id
 	s.leaderMu.Unlock()
 	s.cluster.Core().PutStore(core.NewStore(&first, time.Now()))
+	s.cluster.features.Store(first.Features)
 	if r := req.GetRegion(); r != nil {
 		_, _ = s.cluster.Core().PutRegion(core.NewRegion(r, nil, core.WithSource(core.SourceReport)))
 	}

@@ -271,7 +271,7 @@ func (h *history) fill() {
 // client reads, writes, deletes and scans until stopped, with unique values.
 func (h *history) client(n int) {
 	rng := rand.New(rand.NewPCG(h.seed, uint64(1000+n)))
-	id := h.rec.Client()
+	id, last := h.rec.Client(), map[int][]byte{}
 	cl := h.cl
 	if n%4 == 3 {
 		cl = h.once
@@ -292,6 +292,22 @@ func (h *history) client(n int) {
 			var found bool
 			if v, found, err = cl.Get(ctx, key(k)); err == nil {
 				h.rec.Get(id, string(key(k)), call, v, found)
+				last[k] = v // nil if there is none
+			}
+		case p < 48: // with what this client last saw
+			value := fmt.Appendf(nil, "%d-%d", n, i)
+			var previous []byte
+			var swapped bool
+			previous, swapped, err = cl.CompareAndSwap(ctx, key(k), last[k], value)
+			unknown := client.IsUnknown(err)
+			if err == nil || unknown {
+				h.rec.Swap(id, string(key(k)), last[k], value, call, previous, swapped, unknown)
+			}
+			if last[k] = previous; swapped {
+				last[k] = value
+			}
+			if unknown {
+				id = h.rec.Client()
 			}
 		case p < 90:
 			del := p >= 80
@@ -310,6 +326,9 @@ func (h *history) client(n int) {
 			}
 			if unknown {
 				id = h.rec.Client()
+			}
+			if last[k] = nil; err == nil && !del {
+				last[k] = value
 			}
 		default:
 			err = h.scan(ctx, id, k, min(k+1+rng.IntN(12), keyCount), call)

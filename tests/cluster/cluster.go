@@ -492,6 +492,16 @@ func (s *stub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ..
 	return call(ctx, s, in, (*server.Server).RawDelete)
 }
 
+func (s *stub) RawCAS(ctx context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption) (*kvrpcpb.RawCASResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawCAS)
+}
+
+func (s *stub) RawDeleteRange(
+	ctx context.Context, in *kvrpcpb.RawDeleteRangeRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawDeleteRangeResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawDeleteRange)
+}
+
 func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawScan)
 }

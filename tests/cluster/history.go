@@ -18,23 +18,27 @@ type History struct {
 	ops   []porcupine.Operation
 	next  int
 	notes []string
-	// OK counts operations with a known outcome.
-	OK, Unknown int
+	// OK counts operations with a known outcome, Swapped the compare-and-swaps among them that have swapped.
+	OK, Unknown, Swapped int
 }
 
 // NewHistory begins a history.
 func NewHistory() *History { return &History{start: time.Now()} }
 
 type opInput struct {
-	kind  byte // 'g' get, 'p' put, 'd' delete
+	kind  byte // 'g' get, 'p' put, 'd' delete, 's' swap
 	key   string
 	value string
+	// expected is what a swap compares with; absent: there must be no value.
+	expected string
+	absent   bool
 }
 
 type opOutput struct {
 	value   string
 	found   bool
 	unknown bool
+	swapped bool
 }
 
 // Client is a fresh client id: an operation of unknown outcome uses its client up.
@@ -73,20 +77,35 @@ func (h *History) Now() int64 { return int64(time.Since(h.start)) }
 
 // Get records a get that succeeded; failed ones say nothing.
 func (h *History) Get(client int, key string, call int64, value []byte, found bool) {
-	h.add(porcupine.Operation{ClientId: client, Input: opInput{'g', key, ""}, Call: call, Output: opOutput{string(value), found, false}, Return: h.Now()}, false)
+	h.add(porcupine.Operation{ClientId: client, Input: opInput{kind: 'g', key: key}, Call: call, Output: opOutput{value: string(value), found: found}, Return: h.Now()}, false)
 }
 
 // Put records a put or, without value, a delete; unknown ones may take effect at any later time.
 func (h *History) Put(client int, key string, value []byte, del bool, call int64, unknown bool) {
-	in := opInput{'p', key, string(value)}
+	in := opInput{kind: 'p', key: key, value: string(value)}
 	if del {
-		in = opInput{'d', key, ""}
+		in = opInput{kind: 'd', key: key}
 	}
 	ret := h.Now()
 	if unknown {
 		ret = int64(1) << 62
 	}
 	h.add(porcupine.Operation{ClientId: client, Input: in, Call: call, Output: opOutput{unknown: unknown}, Return: ret}, unknown)
+}
+
+// Swap records a compare-and-swap: nil expected means no value. previous is nil if it found none.
+func (h *History) Swap(client int, key string, expected, value []byte, call int64, previous []byte, swapped, unknown bool) {
+	in := opInput{kind: 's', key: key, value: string(value), expected: string(expected), absent: expected == nil}
+	out, ret := opOutput{value: string(previous), found: previous != nil, swapped: swapped, unknown: unknown}, h.Now()
+	if unknown {
+		ret = int64(1) << 62
+	}
+	h.add(porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: ret}, unknown)
+	if swapped && !unknown {
+		h.mu.Lock()
+		h.Swapped++
+		h.mu.Unlock()
+	}
 }
 
 func (h *History) add(op porcupine.Operation, unknown bool) {
@@ -126,6 +145,8 @@ var registerModel = porcupine.Model{
 			return true, regState{in.value, true}
 		case 'd':
 			return true, regState{}
+		case 's':
+			return stepSwap(in, out, st)
 		}
 		return out.found == st.found && (!st.found || out.value == st.value), st
 	},
@@ -137,9 +158,22 @@ var registerModel = porcupine.Model{
 			return fmt.Sprintf("put(%s,%s) unknown=%v", in.key, in.value, out.unknown)
 		case in.kind == 'd':
 			return fmt.Sprintf("delete(%s) unknown=%v", in.key, out.unknown)
+		case in.kind == 's':
+			return fmt.Sprintf("swap(%s, %q absent=%v -> %s) -> %v, was %q found=%v, unknown=%v",
+				in.key, in.expected, in.absent, in.value, out.swapped, out.value, out.found, out.unknown)
 		}
 		return fmt.Sprintf("get(%s) -> %q found=%v", in.key, out.value, out.found)
 	},
+}
+
+// stepSwap tells whether a compare-and-swap may have had an outcome in a state, and what it makes of it.
+func stepSwap(in opInput, out opOutput, st regState) (bool, any) {
+	next, swaps := st, st.found != in.absent && (in.absent || st.value == in.expected)
+	if swaps {
+		next = regState{in.value, true}
+	}
+	known := out.swapped == swaps && out.found == st.found && (!st.found || out.value == st.value)
+	return out.unknown || known, next
 }
 
 // Check verifies that the history is linearizable; a verdict that cannot be reached in time fails too.

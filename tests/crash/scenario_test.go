@@ -70,6 +70,17 @@ func writes(c *cluster.Cluster, w *writer) {
 	}
 }
 
+// conditionals are writes whose effect depends on what is there, which a start must come to again.
+func conditionals(c *cluster.Cluster, w *writer) {
+	for range 2 {
+		w.swap(keys...)
+		w.deleteRange("b", "c", "b1", "b2")
+		w.put("a", "b1")
+		w.swap(keys...)
+		c.CheckConsistency()
+	}
+}
+
 // leaveBehind cuts a follower off while the others write.
 func leaveBehind(store uint64) func(*cluster.Cluster, *writer) {
 	return func(c *cluster.Cluster, w *writer) {
@@ -156,6 +167,8 @@ var scenarios = []*scenario{
 	{name: "append-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: writes},
 	{name: "catch-up-follower", stores: 3, replicas: 3, crash: 2, before: leaveBehind(2), run: catchUp},
 	{name: "append-alone", stores: 1, replicas: 1, crash: 1, run: writes},
+	{name: "conditional-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: conditionals},
+	{name: "conditional-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: conditionals},
 	{name: "add-peer-leader", stores: 3, replicas: 2, crash: 1, before: lead(1), run: addPeer},
 	{name: "remove-peer-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(3)},
 	{name: "remove-self", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(1)},

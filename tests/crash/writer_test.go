@@ -75,6 +75,74 @@ func (w *writer) put(keys ...string) {
 	}
 }
 
+// swap gives keys new values by compare-and-swap with the acknowledged one. A key of which that is not known is put. What
+// a swap finds is what this writer has written: nobody else writes.
+func (w *writer) swap(keys ...string) {
+	for _, key := range keys {
+		known := w.values()[key]
+		if len(known) > 1 {
+			w.put(key)
+			continue
+		}
+		var expected []byte
+		if len(known) == 1 && known[0] != "" {
+			expected = []byte(known[0])
+		}
+		w.mu.Lock()
+		w.next++
+		value := fmt.Sprintf("%s=%d", key, w.next)
+		w.may[key] = []string{string(expected), value}
+		w.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		found, err := w.swapCtx(ctx, key, expected, value)
+		cancel()
+		switch {
+		case err == nil && found != string(expected) && found != value:
+			w.c.Eventually(0, func() string { return fmt.Sprintf("a swap of %s found %q, allowed %v", key, found, known) })
+		case err == nil:
+			w.mu.Lock()
+			w.may[key] = []string{value}
+			w.mu.Unlock()
+		}
+		if w.check != nil {
+			w.readBack(key)
+		}
+	}
+}
+
+// swapCtx goes on until it is acknowledged, and returns what the key had. After an attempt of unknown outcome that may be
+// the value itself.
+func (w *writer) swapCtx(ctx context.Context, key string, expected []byte, value string) (string, error) {
+	for {
+		previous, _, err := w.cl.CompareAndSwap(ctx, []byte(key), expected, []byte(value))
+		if err == nil || ctx.Err() != nil {
+			return string(previous), err
+		}
+	}
+}
+
+// deleteRange deletes the keys that it is given, and all between them, as one range.
+func (w *writer) deleteRange(start, end string, keys ...string) {
+	w.mu.Lock()
+	for _, key := range keys {
+		w.may[key] = append(append([]string{}, w.may[key]...), "")
+	}
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := w.cl.DeleteRange(ctx, []byte(start), []byte(end))
+	for err != nil && ctx.Err() == nil {
+		err = w.cl.DeleteRange(ctx, []byte(start), []byte(end))
+	}
+	if err == nil {
+		w.mu.Lock()
+		for _, key := range keys {
+			w.may[key] = []string{""}
+		}
+		w.mu.Unlock()
+	}
+}
+
 // readBack reads a key that was just written; only this writer writes it.
 func (w *writer) readBack(key string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

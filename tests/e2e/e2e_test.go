@@ -385,7 +385,33 @@ func TestCommandLine(t *testing.T) {
 	must("", "delete", "hello", "absent")
 	_, code = run("get", "hello")
 	require.Equal(t, 1, code)
-	out, code := run("region", "key", "anything", "-o", "json")
+	must("", "cas", "--absent", "c", "1")
+	must("", "cas", "c", "1", "2")
+	out, code := run("cas", "c", "1", "3", "-o", "json")
+	require.Equal(t, 1, code)
+	require.JSONEq(t, `{"swapped": false, "previous": "2"}`, out)
+	must("2\n", "get", "c")
+	must("", "cas", "--delete", "c", "2")
+	_, code = run("cas", "c", "2", "3")
+	require.Equal(t, 1, code)
+	for _, key := range []string{"r1", "r2", "r3", "s1"} {
+		must("", "put", key, "v")
+	}
+	out, code = run("delete", "--prefix", "r") // standard input is empty
+	require.Equal(t, 1, code)
+	require.Equal(t, `There are 3 keys from "r" to "s". Remove them all? Type yes: `, out)
+	must("removed the range; it had 1 keys\n", "delete", "--range", "r2", "r3", "--yes")
+	must("removed the range; it had 2 keys\n", "delete", "--prefix", "r", "--yes")
+	must("s1\tv\n", "scan", "r")
+	must("removed the range; it had 1 keys\n", "delete", "--range", "s", "--yes")
+	for _, wrong := range [][]string{
+		{"delete"}, {"delete", "--range"}, {"delete", "--prefix", "a", "b"}, {"delete", "--prefix", ""}, {"cas", "k", "v"},
+		{"delete", "--range", "--prefix", "a"}, {"cas", "--absent", "--delete", "k", "v"}, {"delete", "--range", "a", "-o", "json"},
+	} {
+		_, code = run(wrong...)
+		require.Equal(t, 2, code, "%v", wrong)
+	}
+	out, code = run("region", "key", "anything", "-o", "json")
 	require.Zero(t, code)
 	require.Contains(t, out, `"leader_store_id"`)
 	_, code = run("get", "k", "-o", "yaml")

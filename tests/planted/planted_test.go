@@ -58,7 +58,7 @@ var bugs = []bug{
 	{
 		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	return w.applyWrite", "	return w.applyWrite"},
+			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
 			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
 		},
 	},
@@ -80,11 +80,23 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
-		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions), origin.Position, nil\n"}},
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), origin.Position, nil\n"}},
 	},
 	{
 		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,
 		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
+	},
+	{
+		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply_ops.go", pkg: "./kv/raftstore", run: "TestSwapSeesThePendingBatch", tries: 1,
+		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
+	},
+	{
+		name: "retried-swap-is-decided-again", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetriedSwapIsNotDecidedAgain", tries: 1,
+		change: [][2]string{{"	case swapped:\n		return fateDone\n", "	case swapped:\n		return fateNone\n"}},
+	},
+	{
+		name: "older-store-comes-back", file: "scheduler/server/features.go", pkg: "./scheduler/server", run: "TestFeatures", tries: 1,
+		change: [][2]string{{"; missing != 0 {\n", "; missing != 0 && false {\n"}},
 	},
 	{
 		name: "client-writes-twice", file: "kv/client/client.go", pkg: "./kv/client", run: "TestUnknownWithoutIdentities", tries: 1,

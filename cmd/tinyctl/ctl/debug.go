@@ -125,6 +125,15 @@ func viewEntry(e *eraftpb.Entry) entryView {
 		v.Kind = "admin"
 		return v
 	}
+	if cmd.Conditional != nil {
+		v.Kind = "conditional"
+		if r := cmd.Conditional.CompareAndSwap; r != nil {
+			v.What = fmt.Sprintf("compare and swap %x (%d)", r.Key, len(r.Value))
+		} else if r := cmd.Conditional.DeleteRange; r != nil {
+			v.What = fmt.Sprintf("delete from %x to %x", r.Start, r.End)
+		}
+		return v
+	}
 	v.Kind = "write"
 	n := 0
 	cmd.VisitOps(func(op message.Op) bool {

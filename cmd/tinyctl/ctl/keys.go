@@ -139,29 +139,6 @@ func (a *app) putCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) deleteCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "delete KEY...", Aliases: []string{"del"}, Short: "Remove keys", Args: args(cobra.MinimumNArgs(1))}
-	a.keyFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
-		c, err := a.open(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		for _, arg := range argv {
-			key, err := decode(a.encoding, arg)
-			if err != nil {
-				return err
-			}
-			if err := c.Delete(cmd.Context(), key); err != nil {
-				return fmt.Errorf("delete %s: %w", arg, err)
-			}
-		}
-		return nil
-	}
-	return cmd
-}
-
 func (a *app) scanCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order", Args: args(cobra.MaximumNArgs(2))}
 	a.keyFlags(cmd)

@@ -13,10 +13,33 @@ type Result struct {
 	Err error
 	// Region is the region as of the answer, for reads and admin commands.
 	Region *metapb.Region
-	// Admin is the answer to an admin command.
-	Admin *raft_cmdpb.AdminResponse
 	// Index is an index of the region's log that is applied: of a write's own entry, or of a later one.
 	Index uint64
+	// Answer is what admin commands and compare-and-swaps have to say besides; nil for others. It is one pointer, because
+	// every write has a Result.
+	Answer *Answer
+}
+
+// Answer is the answer to an admin command, or to a compare-and-swap.
+type Answer struct {
+	Admin *raft_cmdpb.AdminResponse
+	Swap  *Swap
+}
+
+// Admin is the answer to an admin command that was carried out.
+func (r Result) Admin() *raft_cmdpb.AdminResponse {
+	if r.Answer == nil {
+		return nil
+	}
+	return r.Answer.Admin
+}
+
+// Swap is the answer to a compare-and-swap that was applied.
+func (r Result) Swap() *Swap {
+	if r.Answer == nil {
+		return nil
+	}
+	return r.Answer.Swap
 }
 
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -46,4 +47,10 @@ func TestCallbackConcurrentAnswers(t *testing.T) {
 	wg.Wait()
 	_, err := c.Wait(context.Background())
 	require.NoError(t, err)
+}
+
+// TestWritesStaySmall: what is allocated for every write does not grow with what only some commands have.
+func TestWritesStaySmall(t *testing.T) {
+	require.LessOrEqual(t, unsafe.Sizeof(Callback{}), uintptr(64))
+	require.LessOrEqual(t, unsafe.Sizeof(Write{}), uintptr(224))
 }

@@ -5,6 +5,7 @@ package message
 import (
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -53,12 +54,13 @@ type Ancestor struct {
 // VersionMark says which version a region has for the entries after an index.
 type VersionMark struct{ Index, Version uint64 }
 
-// Write is a client's write: one or more puts and deletes within one region, carried out atomically.
+// Write is a client's write: one or more puts and deletes within one region, or one conditional request, carried out
+// atomically.
 type Write struct {
 	Header Header
 	// MinKey and MaxKey are the smallest and the largest user key of the payload.
 	MinKey, MaxKey []byte
-	// Payload is made by AppendWriteID, AppendPut and AppendDelete.
+	// Payload is made by AppendWriteID, AppendPut and AppendDelete, or AppendSwap, or AppendDeleteRange.
 	Payload []byte
 	// Identity is zero for a write that may happen again when it is sent again.
 	Identity Identity
@@ -67,9 +69,19 @@ type Write struct {
 	NotedTerm, HeldUntil uint64
 	// Deletes only: allowed when the disk is full.
 	DeletesOnly bool
+	// Conditional is set if the payload is a conditional request, which is an entry by itself.
+	Conditional *Condition
 	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
 	Deadline time.Time
 	Callback *Callback
+}
+
+// Condition is what a peer has to know of a conditional request.
+type Condition struct {
+	// Needs are the features that it takes.
+	Needs feature.Set
+	// IfDone answers a retried compare-and-swap whose earlier attempt has swapped; nil for others.
+	IfDone *Answer
 }
 
 // Read asks for proof of leadership: the callback succeeds once a local engine snapshot taken
@@ -129,6 +141,8 @@ type Applied struct {
 	Results []ApplyResult
 	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off at once.
 	Quiet bool
+	// Shrunk: a range was deleted, so the region's size is not known any more.
+	Shrunk bool
 	// SizeDelta and KeysDelta estimate how much the region grew; Written and WrittenKeys count.
 	SizeDelta, Written     int64
 	KeysDelta, WrittenKeys int64

@@ -141,7 +141,9 @@ type Entry struct {
 	Header raft_cmdpb.RaftRequestHeader
 	// Admin is the marshalled admin request, nil for writes.
 	Admin []byte
-	data  []byte
+	// Conditional is the entry's only request if that is decided when it is applied, else nil.
+	Conditional *raft_cmdpb.Request
+	data        []byte
 }
 
 var errPayload = errors.New("message: malformed command")
@@ -150,6 +152,7 @@ var errPayload = errors.New("message: malformed command")
 // VisitOps cannot fail. Any bytes are safe to pass. ErrCorrupt, or what is wrong with the frame.
 func DecodeEntry(data []byte) (Entry, error) {
 	e := Entry{data: data}
+	requests := 0
 	for len(data) > 0 {
 		tag, field, rest, err := nextField(data)
 		if err != nil {
@@ -163,7 +166,13 @@ func DecodeEntry(data []byte) (Entry, error) {
 		case tagAdmin:
 			e.Admin = field
 		case tagRequests:
-			if _, err := decodeOp(field); err != nil {
+			requests++
+			if isConditional(field) {
+				e.Conditional, err = decodeConditional(field)
+			} else {
+				_, err = decodeOp(field)
+			}
+			if err != nil {
 				return Entry{}, err
 			}
 		case tagWriteID:
@@ -176,6 +185,9 @@ func DecodeEntry(data []byte) (Entry, error) {
 			}
 		}
 		data = rest
+	}
+	if e.Conditional != nil && (requests != 1 || e.Admin != nil) {
+		return Entry{}, fmt.Errorf("%w: a conditional request beside others", errPayload)
 	}
 	return e, nil
 }
@@ -196,7 +208,7 @@ func (e *Entry) VisitIDs(visit func(WriteID)) {
 	}
 }
 
-// VisitOps calls visit for each change in order, until it returns false.
+// VisitOps calls visit for each put and delete in order, until it returns false.
 func (e *Entry) VisitOps(visit func(Op) bool) {
 	data := e.data
 	for len(data) > 0 {

@@ -95,6 +95,8 @@ func FuzzDecodeEntry(f *testing.F) {
 	f.Add(AppendPut(AppendHeader(nil, 1, &metapb.RegionEpoch{Version: 1}), "write", []byte("key"), []byte("value")))
 	f.Add(AppendDelete(nil, "lock", []byte("key")))
 	f.Add([]byte{tagAdmin, 0})
+	f.Add(AppendSwap(nil, &raft_cmdpb.CompareAndSwapRequest{Key: []byte("key"), Expected: &raft_cmdpb.ExpectedValue{}}))
+	f.Add(AppendDeleteRange(nil, "write", []byte("a"), []byte("b")))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		e, err := DecodeEntry(data)
 		if err != nil {
@@ -116,4 +118,43 @@ func TestPayloadAllocatesNothing(t *testing.T) {
 		e, _ := DecodeEntry(entry)
 		e.VisitOps(func(op Op) bool { n += len(op.Key); return true })
 	}), 2.0)
+}
+
+// TestConditionalRequests: they are what generated code writes, alone in their entry, and hide from those who walk puts.
+func TestConditionalRequests(t *testing.T) {
+	swap := &raft_cmdpb.CompareAndSwapRequest{Cf: "lock", Key: []byte("k"), Value: []byte("v"), Expected: &raft_cmdpb.ExpectedValue{}}
+	header := AppendHeader(nil, 1, &metapb.RegionEpoch{Version: 1})
+	for _, payload := range [][]byte{AppendSwap(nil, swap), AppendDeleteRange(nil, "", []byte("a"), nil)} {
+		id := WriteID{Client: 7, Number: 8}
+		e, err := DecodeEntry(AppendChecksum(append(AppendWriteID(bytes.Clone(header), id), payload...)))
+		require.NoError(t, err)
+		require.NotNil(t, e.Conditional)
+		e.VisitOps(func(Op) bool { t.Fatal("not a put"); return false })
+		var ids []WriteID
+		e.VisitIDs(func(id WriteID) { ids = append(ids, id) })
+		require.Equal(t, []WriteID{id}, ids)
+		var whole raft_cmdpb.RaftCmdRequest
+		require.NoError(t, whole.Unmarshal(append(bytes.Clone(header), payload...)))
+		require.Equal(t, e.Conditional, whole.Requests[0])
+
+		for name, bad := range map[string][]byte{
+			"twice":         append(bytes.Clone(payload), payload...),
+			"behind a put":  append(AppendPut(nil, "", []byte("k"), nil), payload...),
+			"before a put":  AppendPut(bytes.Clone(payload), "", []byte("k"), nil),
+			"with an admin": append(bytes.Clone(payload), tagAdmin, 0),
+		} {
+			_, err = DecodeEntry(bad)
+			require.ErrorIs(t, err, errPayload, name)
+		}
+	}
+	for name, r := range map[string]*raft_cmdpb.Request{
+		"nothing":     {CmdType: raft_cmdpb.CmdType_CompareAndSwap},
+		"the other":   {CmdType: raft_cmdpb.CmdType_DeleteRange, CompareAndSwap: swap},
+		"both":        {CmdType: raft_cmdpb.CmdType_CompareAndSwap, CompareAndSwap: swap, DeleteRange: &raft_cmdpb.DeleteRangeRequest{}},
+		"a put, too":  {CmdType: raft_cmdpb.CmdType_CompareAndSwap, CompareAndSwap: swap, Put: &raft_cmdpb.PutRequest{}},
+		"kind of put": {CmdType: raft_cmdpb.CmdType_Put, CompareAndSwap: swap},
+	} {
+		_, err := DecodeEntry(appendConditional(nil, r))
+		require.ErrorIs(t, err, errPayload, name)
+	}
 }

@@ -294,6 +294,10 @@ func (b *batchStream) call(req *request) (*response, error) {
 		r, err := bounded(b, s.RawBatchDelete, cmd.RawBatchDelete)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchDelete{RawBatchDelete: r}
 		return resp, err
+	case *tikvpb.BatchCommandsRequest_Request_RawDeleteRange:
+		r, err := bounded(b, s.RawDeleteRange, cmd.RawDeleteRange)
+		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawDeleteRange{RawDeleteRange: r}
+		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawCoprocessor:
 		r, err := bounded(b, s.RawCoprocessor, cmd.RawCoprocessor)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawCoprocessor{RawCoprocessor: r}

@@ -53,11 +53,14 @@ func (e *requestError) Error() string { return e.reason }
 // or the status of the call.
 func outcome(err error) (region *errorpb.Error, text string, rpc error) {
 	var invalid *requestError
+	var missing *raftstore.FeatureError
 	switch {
 	case err == nil:
 		return nil, "", nil
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
+	case errors.As(err, &missing):
+		return nil, missing.Error(), nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, "", status.Error(
 			codes.DeadlineExceeded,

@@ -28,6 +28,7 @@ var (
 	_ storage.AsyncWriter = (*Storage)(nil)
 	_ storage.Splitter    = (*Storage)(nil)
 	_ storage.Comparer    = (*Storage)(nil)
+	_ storage.Conditional = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.

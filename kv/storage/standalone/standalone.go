@@ -3,7 +3,9 @@
 package standalone
 
 import (
+	"bytes"
 	"context"
+	"sync"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
@@ -11,9 +13,16 @@ import (
 )
 
 // Storage implements storage.Storage over an engine.
-type Storage struct{ engine engine.Engine }
+type Storage struct {
+	engine engine.Engine
+	// swapping is held while a compare-and-swap runs, and shared by all other writes.
+	swapping sync.RWMutex
+}
 
-var _ storage.Storage = (*Storage)(nil)
+var (
+	_ storage.Storage     = (*Storage)(nil)
+	_ storage.Conditional = (*Storage)(nil)
+)
 
 // New returns a storage over e, which stays the caller's.
 func New(e engine.Engine) *Storage { return &Storage{engine: e} }
@@ -30,6 +39,8 @@ func (s *Storage) Reader(context.Context, *kvrpcpb.Context, []byte) (storage.Rea
 
 // Write implements storage.Storage.
 func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Modify) (uint64, error) {
+	s.swapping.RLock()
+	defer s.swapping.RUnlock()
 	b := s.engine.NewBatch()
 	for _, m := range mods {
 		if m.Delete {
@@ -39,4 +50,47 @@ func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Mo
 		}
 	}
 	return 0, s.engine.Write(b, true)
+}
+
+// CompareAndSwap implements storage.Conditional.
+func (s *Storage) CompareAndSwap(_ context.Context, _ *kvrpcpb.Context, swap *storage.Swap) (storage.Swapped, error) {
+	s.swapping.Lock()
+	defer s.swapping.Unlock()
+	key := engine.DataKey(swap.CF, swap.Key)
+	previous, found, err := s.engine.Get(key)
+	if err != nil {
+		return storage.Swapped{}, err
+	}
+	out := storage.Swapped{Previous: previous, Found: found}
+	if found == swap.ExpectAbsent || found && !bytes.Equal(previous, swap.Expected) {
+		return out, nil
+	}
+	b := s.engine.NewBatch()
+	if swap.Delete {
+		b.Delete(key)
+	} else {
+		b.Put(key, swap.Value)
+	}
+	out.Swapped = true
+	return out, s.engine.Write(b, true)
+}
+
+// DeleteRange implements storage.Conditional.
+func (s *Storage) DeleteRange(_ context.Context, _ *kvrpcpb.Context, cf engine.CF, start, end []byte) (uint64, error) {
+	s.swapping.RLock()
+	defer s.swapping.RUnlock()
+	if err := engine.ClearRange(s.engine, engine.DataKey(cf, start), engine.DataEndKey(cf, end)); err != nil {
+		return 0, err
+	}
+	return 0, s.engine.Sync()
+}
+
+// DestroyRange implements storage.Conditional.
+func (s *Storage) DestroyRange(ctx context.Context, start, end []byte) error {
+	for _, cf := range engine.CFs {
+		if _, err := s.DeleteRange(ctx, nil, cf, start, end); err != nil {
+			return err
+		}
+	}
+	return nil
 }

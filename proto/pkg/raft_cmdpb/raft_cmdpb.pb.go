@@ -30,11 +30,13 @@ const _ = proto.GoGoProtoPackageIsVersion3 // please upgrade the proto package
 type CmdType int32
 
 const (
-	CmdType_Invalid CmdType = 0
-	CmdType_Get     CmdType = 1
-	CmdType_Put     CmdType = 3
-	CmdType_Delete  CmdType = 4
-	CmdType_Snap    CmdType = 5
+	CmdType_Invalid        CmdType = 0
+	CmdType_Get            CmdType = 1
+	CmdType_Put            CmdType = 3
+	CmdType_Delete         CmdType = 4
+	CmdType_Snap           CmdType = 5
+	CmdType_CompareAndSwap CmdType = 6
+	CmdType_DeleteRange    CmdType = 7
 )
 
 var CmdType_name = map[int32]string{
@@ -43,14 +45,18 @@ var CmdType_name = map[int32]string{
 	3: "Put",
 	4: "Delete",
 	5: "Snap",
+	6: "CompareAndSwap",
+	7: "DeleteRange",
 }
 
 var CmdType_value = map[string]int32{
-	"Invalid": 0,
-	"Get":     1,
-	"Put":     3,
-	"Delete":  4,
-	"Snap":    5,
+	"Invalid":        0,
+	"Get":            1,
+	"Put":            3,
+	"Delete":         4,
+	"Snap":           5,
+	"CompareAndSwap": 6,
+	"DeleteRange":    7,
 }
 
 func (x CmdType) String() string {
@@ -379,6 +385,191 @@ func (m *DeleteResponse) XXX_DiscardUnknown() {
 
 var xxx_messageInfo_DeleteResponse proto.InternalMessageInfo
 
+// Compares the value of a key with an expected one when the entry is applied, and changes it if they are equal. Alone in
+// its entry.
+type CompareAndSwapRequest struct {
+	Cf    string `protobuf:"bytes,1,opt,name=cf,proto3" json:"cf,omitempty"`
+	Key   []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// What the key must have; without it, the key must not exist.
+	Expected *ExpectedValue `protobuf:"bytes,4,opt,name=expected,proto3" json:"expected,omitempty"`
+	// Delete the key instead of giving it the value.
+	Delete bool `protobuf:"varint,5,opt,name=delete,proto3" json:"delete,omitempty"`
+}
+
+func (m *CompareAndSwapRequest) Reset()         { *m = CompareAndSwapRequest{} }
+func (m *CompareAndSwapRequest) String() string { return proto.CompactTextString(m) }
+func (*CompareAndSwapRequest) ProtoMessage()    {}
+func (*CompareAndSwapRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{6}
+}
+func (m *CompareAndSwapRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *CompareAndSwapRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_CompareAndSwapRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *CompareAndSwapRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_CompareAndSwapRequest.Merge(m, src)
+}
+func (m *CompareAndSwapRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *CompareAndSwapRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_CompareAndSwapRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_CompareAndSwapRequest proto.InternalMessageInfo
+
+func (m *CompareAndSwapRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *CompareAndSwapRequest) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetExpected() *ExpectedValue {
+	if m != nil {
+		return m.Expected
+	}
+	return nil
+}
+
+func (m *CompareAndSwapRequest) GetDelete() bool {
+	if m != nil {
+		return m.Delete
+	}
+	return false
+}
+
+type ExpectedValue struct {
+	Value []byte `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+}
+
+func (m *ExpectedValue) Reset()         { *m = ExpectedValue{} }
+func (m *ExpectedValue) String() string { return proto.CompactTextString(m) }
+func (*ExpectedValue) ProtoMessage()    {}
+func (*ExpectedValue) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{7}
+}
+func (m *ExpectedValue) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ExpectedValue) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ExpectedValue.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ExpectedValue) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ExpectedValue.Merge(m, src)
+}
+func (m *ExpectedValue) XXX_Size() int {
+	return m.Size()
+}
+func (m *ExpectedValue) XXX_DiscardUnknown() {
+	xxx_messageInfo_ExpectedValue.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ExpectedValue proto.InternalMessageInfo
+
+func (m *ExpectedValue) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
+// Deletes the keys of [start, end); an empty end is the end of the key space. Alone in its entry.
+type DeleteRangeRequest struct {
+	Cf    string `protobuf:"bytes,1,opt,name=cf,proto3" json:"cf,omitempty"`
+	Start []byte `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
+	End   []byte `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+}
+
+func (m *DeleteRangeRequest) Reset()         { *m = DeleteRangeRequest{} }
+func (m *DeleteRangeRequest) String() string { return proto.CompactTextString(m) }
+func (*DeleteRangeRequest) ProtoMessage()    {}
+func (*DeleteRangeRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_661741b5e7485333, []int{8}
+}
+func (m *DeleteRangeRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *DeleteRangeRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_DeleteRangeRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *DeleteRangeRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_DeleteRangeRequest.Merge(m, src)
+}
+func (m *DeleteRangeRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *DeleteRangeRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_DeleteRangeRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_DeleteRangeRequest proto.InternalMessageInfo
+
+func (m *DeleteRangeRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *DeleteRangeRequest) GetStart() []byte {
+	if m != nil {
+		return m.Start
+	}
+	return nil
+}
+
+func (m *DeleteRangeRequest) GetEnd() []byte {
+	if m != nil {
+		return m.End
+	}
+	return nil
+}
+
 type SnapRequest struct {
 }
 
@@ -386,7 +577,7 @@ func (m *SnapRequest) Reset()         { *m = SnapRequest{} }
 func (m *SnapRequest) String() string { return proto.CompactTextString(m) }
 func (*SnapRequest) ProtoMessage()    {}
 func (*SnapRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{6}
+	return fileDescriptor_661741b5e7485333, []int{9}
 }
 func (m *SnapRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -423,7 +614,7 @@ func (m *SnapResponse) Reset()         { *m = SnapResponse{} }
 func (m *SnapResponse) String() string { return proto.CompactTextString(m) }
 func (*SnapResponse) ProtoMessage()    {}
 func (*SnapResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{7}
+	return fileDescriptor_661741b5e7485333, []int{10}
 }
 func (m *SnapResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -460,18 +651,20 @@ func (m *SnapResponse) GetRegion() *metapb.Region {
 }
 
 type Request struct {
-	CmdType CmdType        `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
-	Get     *GetRequest    `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
-	Put     *PutRequest    `protobuf:"bytes,4,opt,name=put,proto3" json:"put,omitempty"`
-	Delete  *DeleteRequest `protobuf:"bytes,5,opt,name=delete,proto3" json:"delete,omitempty"`
-	Snap    *SnapRequest   `protobuf:"bytes,6,opt,name=snap,proto3" json:"snap,omitempty"`
+	CmdType        CmdType                `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
+	Get            *GetRequest            `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
+	Put            *PutRequest            `protobuf:"bytes,4,opt,name=put,proto3" json:"put,omitempty"`
+	Delete         *DeleteRequest         `protobuf:"bytes,5,opt,name=delete,proto3" json:"delete,omitempty"`
+	Snap           *SnapRequest           `protobuf:"bytes,6,opt,name=snap,proto3" json:"snap,omitempty"`
+	CompareAndSwap *CompareAndSwapRequest `protobuf:"bytes,7,opt,name=compare_and_swap,json=compareAndSwap,proto3" json:"compare_and_swap,omitempty"`
+	DeleteRange    *DeleteRangeRequest    `protobuf:"bytes,8,opt,name=delete_range,json=deleteRange,proto3" json:"delete_range,omitempty"`
 }
 
 func (m *Request) Reset()         { *m = Request{} }
 func (m *Request) String() string { return proto.CompactTextString(m) }
 func (*Request) ProtoMessage()    {}
 func (*Request) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{8}
+	return fileDescriptor_661741b5e7485333, []int{11}
 }
 func (m *Request) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -535,6 +728,20 @@ func (m *Request) GetSnap() *SnapRequest {
 	return nil
 }
 
+func (m *Request) GetCompareAndSwap() *CompareAndSwapRequest {
+	if m != nil {
+		return m.CompareAndSwap
+	}
+	return nil
+}
+
+func (m *Request) GetDeleteRange() *DeleteRangeRequest {
+	if m != nil {
+		return m.DeleteRange
+	}
+	return nil
+}
+
 type Response struct {
 	CmdType CmdType         `protobuf:"varint,1,opt,name=cmd_type,json=cmdType,proto3,enum=raft_cmdpb.CmdType" json:"cmd_type,omitempty"`
 	Get     *GetResponse    `protobuf:"bytes,2,opt,name=get,proto3" json:"get,omitempty"`
@@ -547,7 +754,7 @@ func (m *Response) Reset()         { *m = Response{} }
 func (m *Response) String() string { return proto.CompactTextString(m) }
 func (*Response) ProtoMessage()    {}
 func (*Response) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{9}
+	return fileDescriptor_661741b5e7485333, []int{12}
 }
 func (m *Response) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -620,7 +827,7 @@ func (m *ChangePeerRequest) Reset()         { *m = ChangePeerRequest{} }
 func (m *ChangePeerRequest) String() string { return proto.CompactTextString(m) }
 func (*ChangePeerRequest) ProtoMessage()    {}
 func (*ChangePeerRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{10}
+	return fileDescriptor_661741b5e7485333, []int{13}
 }
 func (m *ChangePeerRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -671,7 +878,7 @@ func (m *ChangePeerResponse) Reset()         { *m = ChangePeerResponse{} }
 func (m *ChangePeerResponse) String() string { return proto.CompactTextString(m) }
 func (*ChangePeerResponse) ProtoMessage()    {}
 func (*ChangePeerResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{11}
+	return fileDescriptor_661741b5e7485333, []int{14}
 }
 func (m *ChangePeerResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -717,7 +924,7 @@ func (m *SplitRequest) Reset()         { *m = SplitRequest{} }
 func (m *SplitRequest) String() string { return proto.CompactTextString(m) }
 func (*SplitRequest) ProtoMessage()    {}
 func (*SplitRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{12}
+	return fileDescriptor_661741b5e7485333, []int{15}
 }
 func (m *SplitRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -775,7 +982,7 @@ func (m *SplitResponse) Reset()         { *m = SplitResponse{} }
 func (m *SplitResponse) String() string { return proto.CompactTextString(m) }
 func (*SplitResponse) ProtoMessage()    {}
 func (*SplitResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{13}
+	return fileDescriptor_661741b5e7485333, []int{16}
 }
 func (m *SplitResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -820,7 +1027,7 @@ func (m *CompactLogRequest) Reset()         { *m = CompactLogRequest{} }
 func (m *CompactLogRequest) String() string { return proto.CompactTextString(m) }
 func (*CompactLogRequest) ProtoMessage()    {}
 func (*CompactLogRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{14}
+	return fileDescriptor_661741b5e7485333, []int{17}
 }
 func (m *CompactLogRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -870,7 +1077,7 @@ func (m *CompactLogResponse) Reset()         { *m = CompactLogResponse{} }
 func (m *CompactLogResponse) String() string { return proto.CompactTextString(m) }
 func (*CompactLogResponse) ProtoMessage()    {}
 func (*CompactLogResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{15}
+	return fileDescriptor_661741b5e7485333, []int{18}
 }
 func (m *CompactLogResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -907,7 +1114,7 @@ func (m *TransferLeaderRequest) Reset()         { *m = TransferLeaderRequest{} }
 func (m *TransferLeaderRequest) String() string { return proto.CompactTextString(m) }
 func (*TransferLeaderRequest) ProtoMessage()    {}
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{16}
+	return fileDescriptor_661741b5e7485333, []int{19}
 }
 func (m *TransferLeaderRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -950,7 +1157,7 @@ func (m *TransferLeaderResponse) Reset()         { *m = TransferLeaderResponse{}
 func (m *TransferLeaderResponse) String() string { return proto.CompactTextString(m) }
 func (*TransferLeaderResponse) ProtoMessage()    {}
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{17}
+	return fileDescriptor_661741b5e7485333, []int{20}
 }
 func (m *TransferLeaderResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -991,7 +1198,7 @@ func (m *AdminRequest) Reset()         { *m = AdminRequest{} }
 func (m *AdminRequest) String() string { return proto.CompactTextString(m) }
 func (*AdminRequest) ProtoMessage()    {}
 func (*AdminRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{18}
+	return fileDescriptor_661741b5e7485333, []int{21}
 }
 func (m *AdminRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1067,7 +1274,7 @@ func (m *AdminResponse) Reset()         { *m = AdminResponse{} }
 func (m *AdminResponse) String() string { return proto.CompactTextString(m) }
 func (*AdminResponse) ProtoMessage()    {}
 func (*AdminResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{19}
+	return fileDescriptor_661741b5e7485333, []int{22}
 }
 func (m *AdminResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1142,7 +1349,7 @@ func (m *RaftRequestHeader) Reset()         { *m = RaftRequestHeader{} }
 func (m *RaftRequestHeader) String() string { return proto.CompactTextString(m) }
 func (*RaftRequestHeader) ProtoMessage()    {}
 func (*RaftRequestHeader) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{20}
+	return fileDescriptor_661741b5e7485333, []int{23}
 }
 func (m *RaftRequestHeader) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1209,7 +1416,7 @@ func (m *RaftResponseHeader) Reset()         { *m = RaftResponseHeader{} }
 func (m *RaftResponseHeader) String() string { return proto.CompactTextString(m) }
 func (*RaftResponseHeader) ProtoMessage()    {}
 func (*RaftResponseHeader) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{21}
+	return fileDescriptor_661741b5e7485333, []int{24}
 }
 func (m *RaftResponseHeader) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1273,7 +1480,7 @@ func (m *RaftCmdRequest) Reset()         { *m = RaftCmdRequest{} }
 func (m *RaftCmdRequest) String() string { return proto.CompactTextString(m) }
 func (*RaftCmdRequest) ProtoMessage()    {}
 func (*RaftCmdRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{22}
+	return fileDescriptor_661741b5e7485333, []int{25}
 }
 func (m *RaftCmdRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1347,7 +1554,7 @@ func (m *RaftCmdResponse) Reset()         { *m = RaftCmdResponse{} }
 func (m *RaftCmdResponse) String() string { return proto.CompactTextString(m) }
 func (*RaftCmdResponse) ProtoMessage()    {}
 func (*RaftCmdResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_661741b5e7485333, []int{23}
+	return fileDescriptor_661741b5e7485333, []int{26}
 }
 func (m *RaftCmdResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1406,6 +1613,9 @@ func init() {
 	proto.RegisterType((*PutResponse)(nil), "raft_cmdpb.PutResponse")
 	proto.RegisterType((*DeleteRequest)(nil), "raft_cmdpb.DeleteRequest")
 	proto.RegisterType((*DeleteResponse)(nil), "raft_cmdpb.DeleteResponse")
+	proto.RegisterType((*CompareAndSwapRequest)(nil), "raft_cmdpb.CompareAndSwapRequest")
+	proto.RegisterType((*ExpectedValue)(nil), "raft_cmdpb.ExpectedValue")
+	proto.RegisterType((*DeleteRangeRequest)(nil), "raft_cmdpb.DeleteRangeRequest")
 	proto.RegisterType((*SnapRequest)(nil), "raft_cmdpb.SnapRequest")
 	proto.RegisterType((*SnapResponse)(nil), "raft_cmdpb.SnapResponse")
 	proto.RegisterType((*Request)(nil), "raft_cmdpb.Request")
@@ -1429,79 +1639,88 @@ func init() {
 func init() { proto.RegisterFile("raft_cmdpb.proto", fileDescriptor_661741b5e7485333) }
 
 var fileDescriptor_661741b5e7485333 = []byte{
-	// 1149 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x9c, 0x56, 0xcb, 0x6e, 0xdb, 0x56,
-	0x13, 0x36, 0x45, 0xdd, 0x3c, 0xa4, 0x64, 0xfa, 0xc4, 0x7f, 0x4c, 0xdb, 0xf8, 0x05, 0x85, 0x29,
-	0x0a, 0x27, 0x6d, 0x65, 0xc4, 0x41, 0x8d, 0x06, 0x68, 0x93, 0xb6, 0x4e, 0xe0, 0xb8, 0xc9, 0xc2,
-	0x38, 0xf1, 0xaa, 0x5d, 0x08, 0x34, 0x79, 0x24, 0x11, 0x16, 0x2f, 0xe6, 0xc5, 0xae, 0xde, 0xa2,
-	0x4f, 0xd0, 0x57, 0xc9, 0xa6, 0x8b, 0x2e, 0xb3, 0xec, 0xb2, 0xb0, 0xd7, 0x05, 0x8a, 0x3e, 0x41,
-	0x71, 0x6e, 0xbc, 0x48, 0x72, 0x9b, 0x74, 0x25, 0xce, 0x9c, 0x99, 0xe1, 0x7c, 0xdf, 0x99, 0x6f,
-	0x44, 0x30, 0x62, 0x7b, 0x94, 0x0e, 0x1d, 0xdf, 0x8d, 0xce, 0x06, 0x51, 0x1c, 0xa6, 0x21, 0x82,
-	0xc2, 0xb3, 0xdd, 0x21, 0xd4, 0x90, 0x47, 0xd4, 0x8c, 0xc3, 0x38, 0x37, 0x75, 0x9f, 0xa4, 0xb6,
-	0xb4, 0xac, 0x01, 0xc0, 0x11, 0x49, 0x31, 0xb9, 0xc8, 0x48, 0x92, 0xa2, 0x2e, 0xd4, 0x9c, 0x91,
-	0xa9, 0xf4, 0x95, 0xdd, 0x55, 0x5c, 0x73, 0x46, 0xc8, 0x00, 0xf5, 0x9c, 0xcc, 0xcc, 0x5a, 0x5f,
-	0xd9, 0xd5, 0x31, 0x7d, 0xb4, 0xee, 0x83, 0xc6, 0xe2, 0x93, 0x28, 0x0c, 0x12, 0x82, 0x36, 0xa0,
-	0x71, 0x69, 0x4f, 0x33, 0xc2, 0x72, 0x74, 0xcc, 0x0d, 0xeb, 0x39, 0xc0, 0x49, 0xf6, 0xfe, 0x45,
-	0x8b, 0x2a, 0x6a, 0xb9, 0x4a, 0x07, 0x34, 0x56, 0x85, 0xbf, 0xca, 0x7a, 0x04, 0x9d, 0xe7, 0x64,
-	0x4a, 0x52, 0xf2, 0xfe, 0xcd, 0x1a, 0xd0, 0x95, 0x29, 0xa2, 0x48, 0x07, 0xb4, 0x37, 0x81, 0x1d,
-	0x89, 0x12, 0xd6, 0x01, 0xe8, 0xdc, 0x14, 0x70, 0x3e, 0x86, 0x66, 0x4c, 0xc6, 0x5e, 0x18, 0xb0,
-	0xb2, 0xda, 0x7e, 0x77, 0x20, 0xc8, 0xc2, 0xcc, 0x8b, 0xc5, 0xa9, 0xf5, 0x87, 0x02, 0x2d, 0xd9,
-	0xc6, 0x00, 0xda, 0x8e, 0xef, 0x0e, 0xd3, 0x59, 0xc4, 0x59, 0xe8, 0xee, 0xdf, 0x19, 0x94, 0xae,
-	0xe7, 0xd0, 0x77, 0x4f, 0x67, 0x11, 0xc1, 0x2d, 0x87, 0x3f, 0xa0, 0x5d, 0x50, 0xc7, 0x24, 0x65,
-	0x6d, 0x6a, 0xfb, 0x77, 0xcb, 0xa1, 0xc5, 0x45, 0x60, 0x1a, 0x42, 0x23, 0xa3, 0x2c, 0x35, 0xeb,
-	0x8b, 0x91, 0x05, 0xbb, 0x98, 0x86, 0xa0, 0x47, 0xd0, 0x74, 0x19, 0x50, 0xb3, 0xc1, 0x82, 0xb7,
-	0xca, 0xc1, 0x15, 0xd6, 0xb0, 0x08, 0x44, 0x9f, 0x40, 0x3d, 0x09, 0xec, 0xc8, 0x6c, 0xb2, 0x84,
-	0xcd, 0x72, 0x42, 0x89, 0x21, 0xcc, 0x82, 0xac, 0xbf, 0x14, 0x68, 0xe7, 0x24, 0x7d, 0x28, 0xe0,
-	0x07, 0x65, 0xc0, 0x9b, 0x0b, 0x80, 0x79, 0x55, 0x8e, 0xf8, 0x41, 0x19, 0xf1, 0xe6, 0x02, 0x62,
-	0x19, 0x4a, 0x21, 0xef, 0xcf, 0x41, 0xde, 0x5e, 0x06, 0x59, 0x24, 0x48, 0xcc, 0x9f, 0x56, 0x30,
-	0x9b, 0x8b, 0x98, 0x45, 0x3c, 0x07, 0x1d, 0xc2, 0xfa, 0xe1, 0xc4, 0x0e, 0xc6, 0xe4, 0x84, 0x90,
-	0x58, 0xde, 0xf6, 0x17, 0xa0, 0x39, 0xcc, 0x59, 0xc6, 0xbf, 0x39, 0x90, 0x8a, 0x3b, 0x0c, 0x83,
-	0x11, 0x4f, 0x62, 0x1c, 0x80, 0x93, 0x3f, 0xa3, 0x3e, 0xd4, 0x23, 0x42, 0x62, 0xc1, 0x83, 0x2e,
-	0x27, 0x8b, 0x15, 0x67, 0x27, 0xd6, 0x97, 0x80, 0xca, 0x2f, 0xfc, 0xc0, 0x99, 0xbc, 0x00, 0xfd,
-	0x4d, 0x34, 0xf5, 0x72, 0xd9, 0xed, 0xc0, 0x6a, 0x42, 0xed, 0x21, 0x15, 0x05, 0x97, 0x67, 0x9b,
-	0x39, 0x5e, 0x91, 0x19, 0xb2, 0xa0, 0x13, 0x90, 0xab, 0x21, 0x4f, 0x1d, 0x7a, 0x2e, 0xeb, 0xaa,
-	0x8e, 0xb5, 0x80, 0x5c, 0xf1, 0xb2, 0xc7, 0x2e, 0xea, 0x83, 0x4e, 0x63, 0x68, 0x6b, 0x43, 0xcf,
-	0x4d, 0x4c, 0xb5, 0xaf, 0xee, 0xd6, 0x31, 0x04, 0xe4, 0x8a, 0xf6, 0x77, 0xec, 0x26, 0xd6, 0x13,
-	0xe8, 0x88, 0x57, 0x8a, 0x5e, 0x77, 0xa1, 0xc5, 0x4b, 0x26, 0xa6, 0xd2, 0x57, 0x97, 0x34, 0x2b,
-	0x8f, 0xad, 0x1f, 0x60, 0xfd, 0x30, 0xf4, 0x23, 0xdb, 0x49, 0x5f, 0x87, 0x63, 0xd9, 0xf2, 0x7d,
-	0xe8, 0x38, 0xdc, 0x39, 0xf4, 0x02, 0x97, 0xfc, 0xc8, 0xda, 0xae, 0x63, 0x5d, 0x38, 0x8f, 0xa9,
-	0x0f, 0xdd, 0x03, 0x69, 0x0f, 0x53, 0x12, 0xfb, 0xb2, 0x73, 0xe1, 0x3b, 0x25, 0xb1, 0x6f, 0x6d,
-	0x00, 0x2a, 0x17, 0x17, 0xda, 0x7f, 0x02, 0xff, 0x3b, 0x8d, 0xed, 0x20, 0x19, 0x91, 0xf8, 0x35,
-	0xb1, 0xdd, 0xe2, 0x4e, 0xe5, 0xcd, 0x28, 0xb7, 0xde, 0x8c, 0x09, 0x77, 0xe7, 0x53, 0x45, 0xd1,
-	0xb7, 0x35, 0xd0, 0xbf, 0x71, 0x7d, 0x2f, 0x90, 0xc5, 0x1e, 0x2f, 0xa8, 0xa3, 0x32, 0x67, 0x2c,
-	0x76, 0x41, 0x22, 0x4f, 0xf3, 0xa9, 0x2a, 0x8d, 0xc8, 0xff, 0x2b, 0xaa, 0x9a, 0x9f, 0x44, 0x39,
-	0x5b, 0xd4, 0xc5, 0xf2, 0x05, 0x27, 0xd3, 0x70, 0x2c, 0xf4, 0x53, 0xcd, 0x9f, 0x27, 0x1b, 0x83,
-	0x93, 0xbb, 0xd0, 0x77, 0xb0, 0x96, 0x0a, 0x7c, 0xc3, 0x29, 0x03, 0x28, 0x54, 0x75, 0xaf, 0x5c,
-	0x63, 0x29, 0x7b, 0xb8, 0x9b, 0x56, 0xdc, 0x68, 0x00, 0x0d, 0x36, 0x66, 0x26, 0x2c, 0x51, 0x59,
-	0x69, 0x40, 0x31, 0x0f, 0xb3, 0x7e, 0xa9, 0x41, 0x47, 0x30, 0x28, 0xa6, 0xe8, 0x3f, 0x51, 0xf8,
-	0x6c, 0x19, 0x85, 0xbd, 0xdb, 0x28, 0x14, 0x42, 0x2f, 0x73, 0xf8, 0x6c, 0x19, 0x87, 0xbd, 0xdb,
-	0x38, 0xcc, 0x0b, 0x14, 0x24, 0xbe, 0xba, 0x8d, 0x44, 0xeb, 0x9f, 0x48, 0x14, 0x85, 0xe6, 0x59,
-	0xdc, 0xab, 0xb2, 0xb8, 0xb5, 0x84, 0x45, 0x91, 0x29, 0x68, 0xfc, 0x59, 0x81, 0x75, 0x6c, 0x8f,
-	0x24, 0xbb, 0x2f, 0x79, 0x99, 0x1d, 0x58, 0x2d, 0x34, 0xce, 0xd5, 0xd4, 0x8e, 0x0b, 0x81, 0xff,
-	0xcb, 0x46, 0x42, 0x07, 0xa0, 0x8b, 0x74, 0x12, 0x85, 0xce, 0x44, 0x90, 0x72, 0xa7, 0x2a, 0xea,
-	0x17, 0xf4, 0x08, 0x6b, 0x71, 0x61, 0x20, 0x04, 0x75, 0xa6, 0xcd, 0x06, 0x7b, 0x23, 0x7b, 0xb6,
-	0x2e, 0x00, 0xf1, 0xfe, 0x78, 0xdf, 0xa2, 0xc1, 0x8f, 0xa0, 0xc1, 0x3e, 0x4f, 0xf2, 0xe5, 0x26,
-	0x3f, 0x56, 0x5e, 0xd0, 0x5f, 0xcc, 0x0f, 0x69, 0xbd, 0x2c, 0x13, 0x5b, 0x4a, 0xc7, 0xec, 0x99,
-	0xed, 0x81, 0x2c, 0x8e, 0x49, 0x20, 0xf6, 0x80, 0x2a, 0xf6, 0x00, 0xf7, 0xb1, 0x3d, 0xf0, 0xa7,
-	0x02, 0x5d, 0xfa, 0xce, 0x43, 0xdf, 0x95, 0xf2, 0xfc, 0x1c, 0x9a, 0x13, 0x7e, 0x37, 0xca, 0xa2,
-	0x48, 0x16, 0xf8, 0xc3, 0x22, 0x18, 0xed, 0x41, 0x3b, 0xe6, 0x07, 0x89, 0x59, 0x63, 0x9b, 0xad,
-	0xf2, 0x9f, 0x27, 0x47, 0x3a, 0x0f, 0x42, 0x5f, 0x41, 0xc7, 0xa6, 0x73, 0x3a, 0x14, 0x1e, 0xd6,
-	0x9e, 0xb6, 0x64, 0x90, 0x65, 0xaa, 0x6e, 0x97, 0xb7, 0xc8, 0x0e, 0xac, 0x5e, 0xc5, 0x5e, 0x4a,
-	0xd8, 0xe2, 0xed, 0xf6, 0x55, 0xba, 0xbc, 0x99, 0xe3, 0xd8, 0x4d, 0xd0, 0x36, 0xb4, 0x9d, 0x09,
-	0x71, 0xce, 0x93, 0xcc, 0x37, 0xd7, 0xf8, 0x62, 0x97, 0xb6, 0xf5, 0x56, 0x81, 0xb5, 0x1c, 0xb2,
-	0xd0, 0xd3, 0xc1, 0x1c, 0xe6, 0xde, 0x22, 0xe6, 0xf2, 0x9d, 0xe4, 0xa0, 0xf7, 0xe9, 0xf0, 0xf0,
-	0x13, 0x89, 0x7a, 0xa3, 0x8a, 0x5a, 0x8c, 0x60, 0x11, 0x86, 0xbe, 0x86, 0xae, 0xc4, 0xcd, 0x5d,
-	0x02, 0xf8, 0xd6, 0x12, 0xe0, 0x22, 0xbb, 0x63, 0x97, 0xcd, 0x87, 0x4f, 0xa1, 0x25, 0xc4, 0x8d,
-	0x34, 0x68, 0x1d, 0x07, 0x97, 0xf6, 0xd4, 0x73, 0x8d, 0x15, 0xd4, 0x02, 0xf5, 0x88, 0xa4, 0x86,
-	0x42, 0x1f, 0x4e, 0xb2, 0xd4, 0x50, 0x11, 0x40, 0x93, 0xff, 0xd1, 0x1b, 0x75, 0xd4, 0x86, 0x3a,
-	0xfd, 0x0b, 0x37, 0x1a, 0x0f, 0x23, 0xb1, 0x90, 0x65, 0x11, 0x03, 0x74, 0x51, 0x84, 0xb9, 0x8d,
-	0x15, 0xd4, 0x05, 0x28, 0x76, 0x81, 0xa1, 0x30, 0x3b, 0x97, 0xb1, 0xa1, 0x22, 0x04, 0xdd, 0xaa,
-	0x4a, 0x8d, 0x3a, 0x5a, 0x03, 0x8d, 0xc6, 0x64, 0x29, 0x79, 0x69, 0x27, 0x13, 0xa3, 0x81, 0x56,
-	0xa1, 0xc1, 0x74, 0x68, 0xc0, 0xb7, 0x47, 0xbf, 0x5e, 0xf7, 0x94, 0x77, 0xd7, 0x3d, 0xe5, 0xf7,
-	0xeb, 0x9e, 0xf2, 0xd3, 0x4d, 0x6f, 0xe5, 0xdd, 0x4d, 0x6f, 0xe5, 0xb7, 0x9b, 0xde, 0xca, 0xf7,
-	0x9f, 0x8d, 0xbd, 0x74, 0x92, 0x9d, 0x0d, 0x9c, 0xd0, 0xdf, 0x4b, 0xbd, 0x60, 0x76, 0x7e, 0x29,
-	0x7f, 0xd8, 0xd7, 0xf7, 0x5e, 0x74, 0x3e, 0xde, 0x2b, 0x78, 0x39, 0x6b, 0x32, 0xef, 0xe3, 0xbf,
-	0x03, 0x00, 0x00, 0xff, 0xff, 0xb7, 0x09, 0x0c, 0x60, 0xdf, 0x0b, 0x00, 0x00,
+	// 1296 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xa4, 0x57, 0xcb, 0x6e, 0xdb, 0x56,
+	0x13, 0x36, 0x75, 0xf7, 0x90, 0x92, 0x99, 0x13, 0x27, 0x66, 0x62, 0x44, 0x50, 0x98, 0xff, 0x2f,
+	0x94, 0xb4, 0x95, 0x11, 0x05, 0x31, 0x1a, 0xa0, 0x6d, 0xea, 0x3a, 0x86, 0xe3, 0xda, 0x0b, 0xe3,
+	0xd8, 0xe8, 0xa2, 0x5d, 0x10, 0x34, 0x79, 0x74, 0x81, 0x25, 0x92, 0x26, 0x29, 0x2b, 0x7e, 0x8b,
+	0x3e, 0x41, 0x5e, 0x25, 0x9b, 0x2e, 0xba, 0xcc, 0xb2, 0xcb, 0xc2, 0x7e, 0x81, 0xa2, 0xfb, 0x02,
+	0xc5, 0xb9, 0xf1, 0xa2, 0x4b, 0x9b, 0xb4, 0x2b, 0x9f, 0x99, 0x33, 0x33, 0x67, 0xe6, 0xfb, 0x66,
+	0x46, 0x34, 0xe8, 0xa1, 0xdd, 0x8b, 0x2d, 0x67, 0xec, 0x06, 0x67, 0x9d, 0x20, 0xf4, 0x63, 0x1f,
+	0x41, 0xaa, 0xb9, 0x5f, 0x27, 0x54, 0x90, 0x57, 0x54, 0x0c, 0xfd, 0x30, 0x11, 0xb5, 0x31, 0x89,
+	0x6d, 0x29, 0x99, 0x1d, 0x80, 0x7d, 0x12, 0x63, 0x72, 0x31, 0x21, 0x51, 0x8c, 0x1a, 0x50, 0x70,
+	0x7a, 0x86, 0xd2, 0x52, 0xda, 0xab, 0xb8, 0xe0, 0xf4, 0x90, 0x0e, 0xc5, 0x73, 0x72, 0x65, 0x14,
+	0x5a, 0x4a, 0x5b, 0xc3, 0xf4, 0x68, 0x3e, 0x02, 0x95, 0xd9, 0x47, 0x81, 0xef, 0x45, 0x04, 0xad,
+	0x43, 0xf9, 0xd2, 0x1e, 0x4d, 0x08, 0xf3, 0xd1, 0x30, 0x17, 0xcc, 0x57, 0x00, 0xc7, 0x93, 0x0f,
+	0x0f, 0x9a, 0x46, 0x29, 0x66, 0xa3, 0xd4, 0x41, 0x65, 0x51, 0xf8, 0x53, 0xe6, 0x53, 0xa8, 0xbf,
+	0x22, 0x23, 0x12, 0x93, 0x0f, 0x4f, 0x56, 0x87, 0x86, 0x74, 0x11, 0x41, 0xde, 0x2a, 0x70, 0x67,
+	0xd7, 0x1f, 0x07, 0x76, 0x48, 0x76, 0x3c, 0xf7, 0x64, 0x6a, 0x07, 0xff, 0x31, 0x4b, 0xf4, 0x1c,
+	0x6a, 0xe4, 0x4d, 0x40, 0x9c, 0x98, 0xb8, 0x46, 0xa9, 0xa5, 0xb4, 0xd5, 0xee, 0xbd, 0x4e, 0x86,
+	0x9d, 0x3d, 0x71, 0xf7, 0x3d, 0x35, 0xc6, 0x89, 0x29, 0xba, 0x0b, 0x15, 0x97, 0xa5, 0x66, 0x94,
+	0x5b, 0x4a, 0xbb, 0x86, 0x85, 0x64, 0xfe, 0x1f, 0xea, 0x39, 0x97, 0x25, 0x08, 0x1f, 0x01, 0x12,
+	0x95, 0xd9, 0x5e, 0x7f, 0x29, 0x22, 0xeb, 0x50, 0x8e, 0x62, 0x3b, 0x8c, 0x45, 0x15, 0x5c, 0xa0,
+	0x95, 0x11, 0xcf, 0x15, 0x55, 0xd0, 0x23, 0x45, 0xfa, 0xc4, 0x4b, 0xa0, 0x30, 0xb7, 0x41, 0xe3,
+	0xa2, 0x20, 0xf9, 0x13, 0xa8, 0x84, 0xa4, 0x3f, 0xf4, 0x3d, 0x16, 0x5a, 0xed, 0x36, 0x3a, 0xa2,
+	0x85, 0x30, 0xd3, 0x62, 0x71, 0x6b, 0xfe, 0x59, 0x80, 0xaa, 0x4c, 0xa5, 0x03, 0x35, 0x67, 0xec,
+	0x5a, 0xf1, 0x55, 0xc0, 0x33, 0x6f, 0x74, 0x6f, 0x67, 0x61, 0xd9, 0x1d, 0xbb, 0xa7, 0x57, 0x01,
+	0xc1, 0x55, 0x87, 0x1f, 0x50, 0x1b, 0x8a, 0x7d, 0xc2, 0x13, 0x55, 0xbb, 0x77, 0xb3, 0xa6, 0x69,
+	0x7b, 0x62, 0x6a, 0x42, 0x2d, 0x83, 0x49, 0x2c, 0xb0, 0xce, 0x59, 0xa6, 0x3d, 0x87, 0xa9, 0x09,
+	0x7a, 0x9a, 0xc3, 0x78, 0x86, 0x98, 0x5c, 0x2f, 0x49, 0xf8, 0xd1, 0xa7, 0x50, 0x8a, 0x3c, 0x3b,
+	0x30, 0x2a, 0xcc, 0x61, 0x23, 0xeb, 0x90, 0x41, 0x08, 0x33, 0x23, 0x74, 0x08, 0xba, 0xc3, 0x7b,
+	0xc9, 0xb2, 0x3d, 0xd7, 0x8a, 0xa6, 0x76, 0x60, 0x54, 0x99, 0xe3, 0xc3, 0x5c, 0xad, 0x8b, 0xfa,
+	0x0d, 0x37, 0x9c, 0x9c, 0x1a, 0xed, 0x80, 0xc6, 0x73, 0xb0, 0x42, 0x4a, 0xa9, 0x51, 0x63, 0x81,
+	0x9a, 0x0b, 0x52, 0xce, 0x30, 0x8e, 0x55, 0x37, 0xd5, 0x99, 0x7f, 0x28, 0x50, 0x4b, 0x48, 0xfb,
+	0x58, 0x02, 0x1e, 0x67, 0x09, 0xd8, 0x98, 0x23, 0x80, 0x47, 0xe5, 0x0c, 0x3c, 0xce, 0x32, 0xb0,
+	0x31, 0xc7, 0x80, 0x34, 0xa5, 0x14, 0x74, 0x67, 0x28, 0xb8, 0xbf, 0x88, 0x02, 0xe1, 0x20, 0x39,
+	0xf8, 0x2c, 0xc7, 0x81, 0x31, 0xcf, 0x81, 0xb0, 0x67, 0x56, 0xa6, 0x0f, 0xb7, 0x76, 0x07, 0xb4,
+	0xfc, 0x63, 0x42, 0x42, 0xd9, 0x7d, 0x5f, 0x80, 0xea, 0x30, 0x65, 0xb6, 0xfe, 0x8d, 0x8e, 0xdc,
+	0x8b, 0xbb, 0xbe, 0xd7, 0xe3, 0x4e, 0x0c, 0x03, 0x70, 0x92, 0x33, 0x6a, 0x41, 0x29, 0x20, 0x24,
+	0x14, 0x38, 0x68, 0xb2, 0xd3, 0x59, 0x70, 0x76, 0x63, 0x7e, 0x09, 0x28, 0xfb, 0xe0, 0x47, 0xce,
+	0xc8, 0x05, 0x68, 0x27, 0xc1, 0x68, 0x98, 0x2c, 0xc7, 0x4d, 0x58, 0x8d, 0xa8, 0x6c, 0xd1, 0x65,
+	0xc3, 0x47, 0xbc, 0xc6, 0x14, 0x87, 0xe4, 0x0a, 0x99, 0x50, 0xf7, 0xc8, 0xd4, 0xe2, 0xae, 0xd6,
+	0xd0, 0x65, 0x59, 0x95, 0xb0, 0xea, 0x91, 0x29, 0x0f, 0x7b, 0xe0, 0xa2, 0x16, 0x68, 0xd4, 0x86,
+	0xa6, 0x66, 0x0d, 0xdd, 0xc8, 0x28, 0xb6, 0x8a, 0xed, 0x12, 0x06, 0x8f, 0x4c, 0x69, 0x7e, 0x07,
+	0x6e, 0x64, 0xbe, 0x80, 0xba, 0x78, 0x52, 0xe4, 0xda, 0x86, 0x2a, 0x0f, 0x19, 0x19, 0x4a, 0xab,
+	0xb8, 0x20, 0x59, 0x79, 0x6d, 0xfe, 0x08, 0xb7, 0x58, 0xf7, 0x3a, 0xf1, 0x91, 0xdf, 0x97, 0x29,
+	0x3f, 0x82, 0xba, 0xc3, 0x95, 0xd6, 0xd0, 0x73, 0xc9, 0x1b, 0x96, 0x76, 0x09, 0x6b, 0x42, 0x79,
+	0x40, 0x75, 0xe8, 0x21, 0x48, 0xd9, 0x8a, 0x49, 0x38, 0x96, 0x99, 0x0b, 0xdd, 0x29, 0x09, 0xc7,
+	0xe6, 0x3a, 0xa0, 0x6c, 0x70, 0xb1, 0xa1, 0x5f, 0xc0, 0x9d, 0xd3, 0xd0, 0xf6, 0xa2, 0x1e, 0x09,
+	0x8f, 0x88, 0xed, 0xa6, 0x9c, 0x4a, 0x66, 0x94, 0xa5, 0xcc, 0x18, 0x70, 0x77, 0xd6, 0x55, 0x04,
+	0x7d, 0x57, 0x00, 0x6d, 0xc7, 0x1d, 0x0f, 0x3d, 0x19, 0xec, 0xd9, 0xdc, 0x74, 0xe4, 0xfa, 0x8c,
+	0xd9, 0xce, 0x8d, 0xc8, 0xd7, 0x49, 0x57, 0x65, 0x5a, 0xe4, 0x41, 0x6e, 0xaa, 0x66, 0x3b, 0x51,
+	0xf6, 0x16, 0x55, 0x31, 0x7f, 0x81, 0xc9, 0xc8, 0xef, 0x8b, 0xf9, 0x79, 0x30, 0xb7, 0x2a, 0xb2,
+	0x60, 0x63, 0x70, 0x12, 0x15, 0xfa, 0x0e, 0xd6, 0x62, 0x51, 0x9f, 0x35, 0x62, 0x05, 0x8a, 0xa9,
+	0xca, 0xad, 0x9b, 0x85, 0xe8, 0xe1, 0x46, 0x9c, 0x53, 0xa3, 0x0e, 0x94, 0x59, 0x9b, 0x19, 0xb0,
+	0x60, 0xca, 0x32, 0x0d, 0x8a, 0xb9, 0x99, 0xf9, 0x73, 0x01, 0xea, 0x02, 0x41, 0xd1, 0x45, 0xff,
+	0x0a, 0xc2, 0x97, 0x8b, 0x20, 0x6c, 0x2e, 0x83, 0x50, 0x0c, 0x7a, 0x16, 0xc3, 0x97, 0x8b, 0x30,
+	0x6c, 0x2e, 0xc3, 0x30, 0x09, 0x90, 0x82, 0x78, 0xb8, 0x0c, 0x44, 0xf3, 0xef, 0x40, 0x14, 0x81,
+	0x66, 0x51, 0xdc, 0xca, 0xa3, 0x78, 0x6f, 0x01, 0x8a, 0xc2, 0x53, 0xc0, 0xf8, 0x56, 0x81, 0x5b,
+	0xd8, 0xee, 0x49, 0x74, 0x5f, 0xf3, 0x30, 0x9b, 0xb0, 0x9a, 0xce, 0x38, 0x9f, 0xa6, 0x5a, 0x98,
+	0x0e, 0xf8, 0x3f, 0x6c, 0x24, 0xb4, 0x0d, 0x9a, 0x70, 0x27, 0x81, 0xef, 0x0c, 0x04, 0x28, 0xb7,
+	0xf3, 0x43, 0xbd, 0x47, 0xaf, 0xb0, 0x1a, 0xa6, 0x02, 0x42, 0x50, 0x62, 0xb3, 0x59, 0x66, 0x2f,
+	0xb2, 0xb3, 0x79, 0x01, 0x88, 0xe7, 0xc7, 0xf3, 0x16, 0x09, 0xfe, 0x0f, 0xca, 0xec, 0x23, 0x32,
+	0x59, 0x6e, 0xf2, 0x93, 0x72, 0x8f, 0xfe, 0xc5, 0xfc, 0x92, 0xc6, 0x9b, 0x4c, 0xc4, 0x96, 0xd2,
+	0x30, 0x3b, 0xb3, 0x3d, 0x30, 0x09, 0x43, 0xe2, 0x89, 0x3d, 0x50, 0x14, 0x7b, 0x80, 0xeb, 0xd8,
+	0x1e, 0xf8, 0x5d, 0x81, 0x06, 0x7d, 0x73, 0x77, 0xec, 0xca, 0xf1, 0x7c, 0x0e, 0x95, 0x01, 0xe7,
+	0x46, 0x99, 0x1f, 0x92, 0x39, 0xfc, 0xb0, 0x30, 0x46, 0x5b, 0x50, 0x0b, 0xf9, 0x45, 0x64, 0x14,
+	0xd8, 0x66, 0xcb, 0xfd, 0xe6, 0xc9, 0x96, 0x4e, 0x8c, 0xd0, 0x57, 0x50, 0xb7, 0x69, 0x9f, 0x5a,
+	0x42, 0xc3, 0xd2, 0x53, 0x17, 0x34, 0xb2, 0x74, 0xd5, 0xec, 0xec, 0x16, 0xd9, 0x84, 0xd5, 0x69,
+	0x38, 0x8c, 0x09, 0x5b, 0xbc, 0x8d, 0x56, 0x91, 0x2e, 0x6f, 0xa6, 0x38, 0x70, 0x23, 0x74, 0x1f,
+	0x6a, 0xce, 0x80, 0x38, 0xe7, 0xd1, 0x64, 0x6c, 0xac, 0xf1, 0xc5, 0x2e, 0x65, 0xf3, 0x9d, 0x02,
+	0x6b, 0x49, 0xc9, 0x62, 0x9e, 0xb6, 0x67, 0x6a, 0x6e, 0xce, 0xd7, 0x9c, 0xe5, 0x24, 0x29, 0xba,
+	0x4b, 0x9b, 0x87, 0xdf, 0xc8, 0xaa, 0xd7, 0xf3, 0x55, 0x8b, 0x16, 0x4c, 0xcd, 0xd0, 0x37, 0xd0,
+	0x90, 0x75, 0x73, 0x95, 0x28, 0xfc, 0xde, 0x82, 0xc2, 0x85, 0x77, 0xdd, 0xce, 0x8a, 0x4f, 0x1c,
+	0xa8, 0x8a, 0xe1, 0x46, 0x2a, 0x54, 0x0f, 0xbc, 0x4b, 0x7b, 0x34, 0x74, 0xf5, 0x15, 0x54, 0x85,
+	0xe2, 0x3e, 0x89, 0x75, 0x85, 0x1e, 0x8e, 0x27, 0xb1, 0x5e, 0x44, 0x00, 0x15, 0xfe, 0x43, 0xaf,
+	0x97, 0x50, 0x0d, 0x4a, 0xf4, 0x27, 0x5c, 0x2f, 0x23, 0x04, 0x8d, 0xfc, 0x77, 0x91, 0x5e, 0x41,
+	0x6b, 0xa0, 0x66, 0x3e, 0x71, 0xf4, 0xea, 0x93, 0x40, 0x6c, 0x6d, 0xf9, 0x92, 0x0e, 0x9a, 0x78,
+	0x89, 0xa9, 0xf5, 0x15, 0xd4, 0x00, 0x48, 0x17, 0x86, 0xae, 0x30, 0x39, 0x99, 0x75, 0xbd, 0x48,
+	0x9f, 0xc9, 0x8f, 0xb2, 0x5e, 0xa2, 0xcf, 0x50, 0x9b, 0x49, 0x4c, 0x5e, 0xdb, 0xd1, 0x40, 0x2f,
+	0xa3, 0x55, 0x28, 0xb3, 0x61, 0xd5, 0xe1, 0xdb, 0xfd, 0x5f, 0xae, 0x9b, 0xca, 0xfb, 0xeb, 0xa6,
+	0xf2, 0xdb, 0x75, 0x53, 0xf9, 0xe9, 0xa6, 0xb9, 0xf2, 0xfe, 0xa6, 0xb9, 0xf2, 0xeb, 0x4d, 0x73,
+	0xe5, 0x87, 0xcf, 0xfb, 0xc3, 0x78, 0x30, 0x39, 0xeb, 0x38, 0xfe, 0x78, 0x2b, 0x1e, 0x7a, 0x57,
+	0xe7, 0x97, 0xf2, 0x0f, 0xfb, 0x47, 0x6a, 0x2b, 0x38, 0xef, 0x6f, 0xa5, 0xe0, 0x9d, 0x55, 0x98,
+	0xf6, 0xd9, 0x5f, 0x01, 0x00, 0x00, 0xff, 0xff, 0xc1, 0xc1, 0x3b, 0xab, 0xaa, 0x0d, 0x00, 0x00,
 }
 
 func (m *GetRequest) Marshal() (dAtA []byte, err error) {
@@ -1698,6 +1917,146 @@ func (m *DeleteResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *CompareAndSwapRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *CompareAndSwapRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *CompareAndSwapRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Delete {
+		i--
+		if m.Delete {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.Expected != nil {
+		{
+			size, err := m.Expected.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ExpectedValue) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ExpectedValue) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ExpectedValue) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *DeleteRangeRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *DeleteRangeRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *DeleteRangeRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.End) > 0 {
+		i -= len(m.End)
+		copy(dAtA[i:], m.End)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.End)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Start) > 0 {
+		i -= len(m.Start)
+		copy(dAtA[i:], m.Start)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Start)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
 func (m *SnapRequest) Marshal() (dAtA []byte, err error) {
 	size := m.Size()
 	dAtA = make([]byte, size)
@@ -1776,6 +2135,30 @@ func (m *Request) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.DeleteRange != nil {
+		{
+			size, err := m.DeleteRange.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x42
+	}
+	if m.CompareAndSwap != nil {
+		{
+			size, err := m.CompareAndSwap.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftCmdpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x3a
+	}
 	if m.Snap != nil {
 		{
 			size, err := m.Snap.MarshalToSizedBuffer(dAtA[:i])
@@ -2004,20 +2387,20 @@ func (m *SplitRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	var l int
 	_ = l
 	if len(m.NewPeerIds) > 0 {
-		dAtA13 := make([]byte, len(m.NewPeerIds)*10)
-		var j12 int
+		dAtA16 := make([]byte, len(m.NewPeerIds)*10)
+		var j15 int
 		for _, num := range m.NewPeerIds {
 			for num >= 1<<7 {
-				dAtA13[j12] = uint8(uint64(num)&0x7f | 0x80)
+				dAtA16[j15] = uint8(uint64(num)&0x7f | 0x80)
 				num >>= 7
-				j12++
+				j15++
 			}
-			dAtA13[j12] = uint8(num)
-			j12++
+			dAtA16[j15] = uint8(num)
+			j15++
 		}
-		i -= j12
-		copy(dAtA[i:], dAtA13[:j12])
-		i = encodeVarintRaftCmdpb(dAtA, i, uint64(j12))
+		i -= j15
+		copy(dAtA[i:], dAtA16[:j15])
+		i = encodeVarintRaftCmdpb(dAtA, i, uint64(j15))
 		i--
 		dAtA[i] = 0x1a
 	}
@@ -2678,6 +3061,68 @@ func (m *DeleteResponse) Size() (n int) {
 	return n
 }
 
+func (m *CompareAndSwapRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.Expected != nil {
+		l = m.Expected.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.Delete {
+		n += 2
+	}
+	return n
+}
+
+func (m *ExpectedValue) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	return n
+}
+
+func (m *DeleteRangeRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.Start)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	l = len(m.End)
+	if l > 0 {
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	return n
+}
+
 func (m *SnapRequest) Size() (n int) {
 	if m == nil {
 		return 0
@@ -2723,6 +3168,14 @@ func (m *Request) Size() (n int) {
 	}
 	if m.Snap != nil {
 		l = m.Snap.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.CompareAndSwap != nil {
+		l = m.CompareAndSwap.Size()
+		n += 1 + l + sovRaftCmdpb(uint64(l))
+	}
+	if m.DeleteRange != nil {
+		l = m.DeleteRange.Size()
 		n += 1 + l + sovRaftCmdpb(uint64(l))
 	}
 	return n
@@ -3596,6 +4049,446 @@ func (m *DeleteResponse) Unmarshal(dAtA []byte) error {
 	}
 	return nil
 }
+func (m *CompareAndSwapRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: CompareAndSwapRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: CompareAndSwapRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Expected", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Expected == nil {
+				m.Expected = &ExpectedValue{}
+			}
+			if err := m.Expected.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Delete", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Delete = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ExpectedValue) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ExpectedValue: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ExpectedValue: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *DeleteRangeRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftCmdpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: DeleteRangeRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: DeleteRangeRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Start", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Start = append(m.Start[:0], dAtA[iNdEx:postIndex]...)
+			if m.Start == nil {
+				m.Start = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field End", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.End = append(m.End[:0], dAtA[iNdEx:postIndex]...)
+			if m.End == nil {
+				m.End = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftCmdpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
 func (m *SnapRequest) Unmarshal(dAtA []byte) error {
 	l := len(dAtA)
 	iNdEx := 0
@@ -3921,6 +4814,78 @@ func (m *Request) Unmarshal(dAtA []byte) error {
 				m.Snap = &SnapRequest{}
 			}
 			if err := m.Snap.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CompareAndSwap", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.CompareAndSwap == nil {
+				m.CompareAndSwap = &CompareAndSwapRequest{}
+			}
+			if err := m.CompareAndSwap.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field DeleteRange", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftCmdpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftCmdpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.DeleteRange == nil {
+				m.DeleteRange = &DeleteRangeRequest{}
+			}
+			if err := m.DeleteRange.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
 				return err
 			}
 			iNdEx = postIndex

@@ -31,7 +31,8 @@ func header(h *native.ResponseHeader) *pdpb.ResponseHeader {
 	return out
 }
 
-func member(m *native.Member) *pdpb.Member {
+// Member is a member in PD's form.
+func Member(m *native.Member) *pdpb.Member {
 	if m == nil {
 		return nil
 	}
@@ -93,7 +94,8 @@ func regionOf(r *core.RegionInfo) *pdpb.Region {
 	}
 }
 
-func store(s *own.Store) *metapb.Store {
+// Store is a store in PD's form.
+func Store(s *own.Store) *metapb.Store {
 	if s == nil {
 		return nil
 	}

@@ -76,11 +76,11 @@ func (f *Face) GetMembers(
 		return nil, err
 	}
 	resp := &pdpb.GetMembersResponse{
-		Header: header(known.Header), Leader: member(known.Leader),
-		EtcdLeader: member(known.EtcdLeader),
+		Header: header(known.Header), Leader: Member(known.Leader),
+		EtcdLeader: Member(known.EtcdLeader),
 	}
 	for _, m := range known.Members {
-		resp.Members = append(resp.Members, member(m))
+		resp.Members = append(resp.Members, Member(m))
 	}
 	return resp, nil
 }
@@ -168,7 +168,7 @@ func (f *Face) GetStore(
 	}
 	return &pdpb.GetStoreResponse{
 		Header: header(known.Header),
-		Store:  store(known.Store),
+		Store:  Store(known.Store),
 		Stats:  stats(known.Stats),
 	}, nil
 }
@@ -186,7 +186,7 @@ func (f *Face) GetAllStores(
 	}
 	resp := &pdpb.GetAllStoresResponse{Header: header(known.Header)}
 	for _, st := range known.Stores {
-		resp.Stores = append(resp.Stores, store(st))
+		resp.Stores = append(resp.Stores, Store(st))
 	}
 	return resp, nil
 }

@@ -43,6 +43,9 @@ func (k Keys) BootstrapTime() string { return k.root + "/raft/status/raft_bootst
 // that the same store, asking again after a lost answer, is told "yes" and not "somebody else did".
 func (k Keys) BootstrapStore() string { return k.root + "/raft/status/bootstrap_store" }
 
+// Features holds the features in force (8 bytes, big-endian; bits of pkg/feature). It only gains bits.
+func (k Keys) Features() string { return k.root + "/raft/status/features" }
+
 // Stores is the prefix of all stores.
 func (k Keys) Stores() string { return k.root + "/raft/s/" }
 

@@ -1,0 +1,170 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/kv/client"
+)
+
+func (a *app) deleteCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "delete KEY... | --range START [END] | --prefix PREFIX", Aliases: []string{"del"},
+		Short: "Remove keys: those given, or all of a range; END is exclusive, none is the end of all keys",
+	}
+	a.keyFlags(cmd)
+	f := cmd.Flags()
+	byRange := f.Bool("range", false, "remove all keys of [START, END)")
+	prefix := f.String("prefix", "", "remove all keys that begin with this")
+	yes := f.Bool("yes", false, "do not ask before a range is removed")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		byPrefix := cmd.Flags().Changed("prefix")
+		switch {
+		case *byRange && byPrefix:
+			return usagef("--range and --prefix exclude each other")
+		case (*byRange || byPrefix) && a.output == "json" && !*yes:
+			return usagef("--output json does not ask: give --yes")
+		case *byRange && (len(argv) < 1 || len(argv) > 2):
+			return usagef("--range needs START and, unless all keys behind it are meant, END")
+		case byPrefix && (len(argv) > 0 || *prefix == ""):
+			return usagef("--prefix needs a prefix and no keys; --range \"\" removes all keys")
+		case !*byRange && !byPrefix && len(argv) == 0:
+			return usagef("at least one key is needed; usage: %s", cmd.UseLine())
+		}
+		keys, err := a.decodeAll(argv)
+		if err != nil {
+			return err
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		switch {
+		case *byRange:
+			return a.deleteRange(cmd.Context(), c, keys[0], append(keys, nil)[1], *yes)
+		case byPrefix:
+			start, err := decode(a.encoding, *prefix)
+			if err != nil {
+				return err
+			}
+			return a.deleteRange(cmd.Context(), c, start, prefixEnd(start), *yes)
+		}
+		for i, key := range keys {
+			if err := c.Delete(cmd.Context(), key); err != nil {
+				return fmt.Errorf("delete %s: %w", argv[i], err)
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) decodeAll(argv []string) ([][]byte, error) {
+	var out [][]byte
+	for _, arg := range argv {
+		b, err := decode(a.encoding, arg)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// deleteRange counts, asks, and removes. What comes into the range between the count and the answer goes too.
+func (a *app) deleteRange(ctx context.Context, c *client.Client, start, end []byte, yes bool) error {
+	n, err := c.Count(ctx, start, end)
+	if err != nil {
+		return err
+	}
+	if n > 0 && !yes {
+		until := "the end of all keys"
+		if len(end) > 0 {
+			until = fmt.Sprintf("%q", encode(a.encoding, end))
+		}
+		if !a.confirm(fmt.Sprintf("There are %d keys from %q to %s. Remove them all?", n, encode(a.encoding, start), until)) {
+			return errors.New("nothing was removed")
+		}
+	}
+	if err := c.DeleteRange(ctx, start, end); err != nil {
+		return fmt.Errorf("a part of the range may be removed: %w", err)
+	}
+	if a.output == "json" {
+		return a.json(map[string]int{"counted": n})
+	}
+	fmt.Fprintf(a.stdout, "removed the range; it had %d keys\n", n)
+	return nil
+}
+
+type casJSON struct {
+	Swapped  bool    `json:"swapped"`
+	Previous *string `json:"previous"`
+}
+
+func (a *app) casCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "cas KEY [EXPECTED] [VALUE]",
+		Short: "Set a key if it has the expected value, and print what it had; exit code 1 if it was not set. " +
+			"Without EXPECTED (--absent) the key must not exist; without VALUE (--delete) it is removed",
+		Args: args(cobra.RangeArgs(2, 3)),
+	}
+	a.keyFlags(cmd)
+	absent := cmd.Flags().Bool("absent", false, "the key must not exist: cas --absent KEY VALUE")
+	remove := cmd.Flags().Bool("delete", false, "remove the key: cas --delete KEY EXPECTED")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		want := 3
+		if *absent || *remove {
+			want = 2
+		}
+		if *absent && *remove || len(argv) != want {
+			return usagef("give KEY EXPECTED VALUE, or --absent KEY VALUE, or --delete KEY EXPECTED")
+		}
+		words, err := a.decodeAll(argv)
+		if err != nil {
+			return err
+		}
+		var expected, value []byte
+		if !*absent {
+			expected = append([]byte{}, words[1]...)
+		}
+		if !*remove {
+			value = append([]byte{}, words[len(words)-1]...)
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		previous, swapped, err := c.CompareAndSwap(cmd.Context(), words[0], expected, value)
+		if err != nil {
+			return err
+		}
+		return a.showSwap(argv[0], previous, swapped)
+	}
+	return cmd
+}
+
+func (a *app) showSwap(key string, previous []byte, swapped bool) error {
+	if a.output == "json" {
+		out := casJSON{Swapped: swapped}
+		if previous != nil {
+			text := encode(a.encoding, previous)
+			out.Previous = &text
+		}
+		if err := a.json(out); err != nil || swapped {
+			return err
+		}
+		return errSilent
+	}
+	switch {
+	case swapped:
+		return nil
+	case previous == nil:
+		return fmt.Errorf("not set: key %s does not exist", key)
+	}
+	return fmt.Errorf("not set: key %s has the value %s", key, encode(a.encoding, previous))
+}

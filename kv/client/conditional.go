@@ -1,0 +1,101 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// CompareAndSwap gives a key a value if it has the expected one, in one step that is linearizable with all other writes.
+// A nil expected means that the key must not exist, a nil value deletes it; an empty slice is an empty value. It returns
+// what the key had before, nil if there was nothing. It is carried out at most once, whatever is sent again; an
+// UnknownError says that it may have been.
+func (c *Client) CompareAndSwap(ctx context.Context, key, expected, value []byte) (previous []byte, swapped bool, err error) {
+	size := len(expected) + len(value)
+	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		resp, err := s.RawCAS(ctx, &kvrpcpb.RawCASRequest{
+			Context: kctx, Key: key, Cf: c.cf, Value: value, Delete: value == nil,
+			PreviousValue: expected, PreviousNotExist: expected == nil,
+		})
+		if err != nil {
+			return olderStore(r, err)
+		}
+		c.advance(r, resp.LogIndex)
+		swapped, previous = resp.Succeed, nil
+		if !resp.PreviousNotExist {
+			previous = append([]byte{}, resp.PreviousValue...)
+		}
+		return resp.RegionError, resp.Error, nil
+	}
+	if err := c.retry(ctx, key, c.writing(size), do); err != nil {
+		return nil, false, err
+	}
+	return previous, swapped, nil
+}
+
+// DeleteRange deletes the keys of [start, end); an empty end is unbounded. Each region is one write, carried out at most
+// once; over several regions it is not atomic, and after an error a part may be deleted.
+func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
+	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
+		return nil // there is nothing in it
+	}
+	for {
+		var upper []byte
+		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+			upper = within(r, end)
+			resp, err := s.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf})
+			if err != nil {
+				return olderStore(r, err)
+			}
+			c.advance(r, resp.LogIndex)
+			return resp.RegionError, resp.Error, nil
+		}
+		if err := c.retryWith(ctx, start, c.writing(0), do); err != nil {
+			return err
+		}
+		if len(upper) == 0 || bytes.Equal(upper, end) {
+			return nil
+		}
+		start = upper
+	}
+}
+
+// olderStore is what an attempt returns for an error of its call: a store that does not know the call is of an older
+// version, which ends the request.
+func olderStore(r *cachedRegion, err error) (*errorpb.Error, string, error) {
+	if status.Code(err) != codes.Unimplemented {
+		return nil, "", err
+	}
+	return nil, fmt.Sprintf("store %d is of a version without compare-and-swap and range deletes: "+
+		"every store of the cluster must run a newer one", r.leader.GetStoreId()), nil
+}
+
+// within is the end of the part of a range that lies in a region; empty is unbounded.
+func within(r *cachedRegion, end []byte) []byte {
+	if last := r.meta.EndKey; len(last) > 0 && (len(end) == 0 || bytes.Compare(last, end) < 0) {
+		return last
+	}
+	return end
+}
+
+// Count returns how many keys are in [start, end), region by region; an empty end is unbounded.
+func (c *Client) Count(ctx context.Context, start, end []byte) (int, error) {
+	n := 0
+	for {
+		keys, next, done, err := c.scanPage(ctx, start, end, page{limit: scanPage, keysOnly: true})
+		if err != nil {
+			return 0, err
+		}
+		if n += len(keys); done {
+			return n, nil
+		}
+		start = next
+	}
+}

@@ -1,0 +1,142 @@
+package raftstorage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+)
+
+// CompareAndSwap implements storage.Conditional.
+func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *storage.Swap) (storage.Swapped, error) {
+	if err := s.checkContext(c); err != nil {
+		return storage.Swapped{}, err
+	}
+	req := &raft_cmdpb.CompareAndSwapRequest{Cf: string(swap.CF), Key: swap.Key, Value: swap.Value, Delete: swap.Delete}
+	if !swap.ExpectAbsent {
+		req.Expected = &raft_cmdpb.ExpectedValue{Value: swap.Expected}
+	}
+	w := &message.Write{
+		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c),
+	}
+	done := &message.Answer{Swap: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent}}
+	w.Payload = message.AppendSwap(message.AppendWriteID(nil, w.Identity.ID), req)
+	res, err := s.alone(ctx, w, done)
+	out := res.Swap()
+	switch {
+	case err != nil:
+		return storage.Swapped{}, err
+	case out == nil:
+		return storage.Swapped{}, errors.New("raftstorage: a compare-and-swap was answered without its outcome")
+	}
+	return storage.Swapped{Swapped: out.Swapped, Previous: out.Previous, Found: out.Found, Index: res.Index}, nil
+}
+
+// DeleteRange implements storage.Conditional.
+func (s *Storage) DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, start, end []byte) (uint64, error) {
+	if err := s.checkContext(c); err != nil {
+		return 0, err
+	}
+	w := &message.Write{Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Identity: identity(c)}
+	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
+	res, err := s.alone(ctx, w, nil)
+	return res.Index, err
+}
+
+// alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done.
+func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer) (message.Result, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	w.Deadline, _ = ctx.Deadline()
+	w.Conditional, w.Callback = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}, message.NewCallback()
+	s.store.Write(w)
+	res, err := w.Callback.Wait(ctx)
+	if err == nil {
+		err = res.Err
+	}
+	return res, err
+}
+
+// destroyPause is how long DestroyRange waits before it tries a region again.
+const destroyPause = 20 * time.Millisecond
+
+// DestroyRange implements storage.Conditional. A region that is split or loses its leader meanwhile is looked at again.
+func (s *Storage) DestroyRange(ctx context.Context, start, end []byte) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	for {
+		again, err := s.destroyOnce(ctx, start, end)
+		if err != nil || !again {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(destroyPause):
+		}
+	}
+}
+
+// destroyOnce deletes what this store leads now; again says that some of it has changed meanwhile.
+func (s *Storage) destroyOnce(ctx context.Context, start, end []byte) (again bool, err error) {
+	peers, err := s.store.Peers(ctx)
+	if err != nil {
+		return false, err
+	}
+	for i := range peers {
+		r := peers[i].Region
+		lower, upper := clip(r, start, end)
+		if !peers[i].IsLeader || len(upper) > 0 && bytes.Compare(lower, upper) >= 0 {
+			continue
+		}
+		c := &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: peers[i].Peer}
+		for _, cf := range engine.CFs {
+			_, err := s.DeleteRange(ctx, c, cf, lower, upper)
+			switch {
+			case err == nil:
+			case moved(err):
+				again = true
+			default:
+				return false, fmt.Errorf("region %d: %w", r.Id, err)
+			}
+		}
+	}
+	return again, nil
+}
+
+// clip is the part of [start, end) that lies in a region; empty ends are the end of the key space.
+func clip(r *metapb.Region, start, end []byte) (lower, upper []byte) {
+	lower, upper = start, end
+	if bytes.Compare(r.StartKey, lower) > 0 {
+		lower = r.StartKey
+	}
+	if len(r.EndKey) > 0 && (len(upper) == 0 || bytes.Compare(r.EndKey, upper) < 0) {
+		upper = r.EndKey
+	}
+	return lower, upper
+}
+
+// moved tells whether a delete failed because of a change of its region, so that it is worth another look. Deleting twice
+// does no harm.
+func moved(err error) bool {
+	var (
+		leader  *raftstore.NotLeaderError
+		epoch   *raftstore.EpochNotMatchError
+		gone    *raftstore.RegionNotFoundError
+		busy    *raftstore.BusyError
+		unknown *message.UnknownError
+		lost    *message.OverwrittenError
+	)
+	return errors.As(err, &leader) || errors.As(err, &epoch) || errors.As(err, &gone) || errors.As(err, &busy) ||
+		errors.As(err, &unknown) || errors.As(err, &lost)
+}

@@ -1,0 +1,21 @@
+package feature
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestNames(t *testing.T) {
+	all := ConditionalOps | Transactions
+	require.Equal(t, Set(3), all, "the bits are part of the wire format")
+	require.Equal(t, "conditional-ops, transactions", all.String())
+	require.Equal(t, []string{"transactions", "feature-5"}, (Transactions | 1<<5).Names())
+	require.Empty(t, Set(0).Names())
+	got, unknown := Parse([]string{"conditional-ops", "transactions", "holidays"})
+	require.Equal(t, all, got)
+	require.Equal(t, []string{"holidays"}, unknown)
+	require.True(t, all.Has(Transactions))
+	require.False(t, Transactions.Has(all))
+	require.True(t, all.Has(Supported), "each feature that is served has a name")
+}
