@@ -305,7 +305,8 @@ func (c *Cluster) Isolate(store int) { c.links.isolate(store) }
 func (c *Cluster) Heal() { c.links.heal() }
 
 // Stop stops all servers and removes a temporary directory. Idempotent; returns when everything has ended.
-// Several schedulers take some seconds: each that leads looks for another one first.
+// Several schedulers take some seconds, since each that leads looks for another one first, and connections between them may
+// end five seconds later than they do.
 func (c *Cluster) Stop() error {
 	c.stopOnce.Do(func() {
 		_ = each(c.stores, func(s *Store) error { s.Kill(); return nil })
