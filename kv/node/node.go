@@ -33,6 +33,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -46,6 +47,7 @@ type Node struct {
 	logger  *zap.Logger
 	version string
 	started time.Time
+	files   descriptors.Plan
 
 	dir       *DataDir
 	engine    engine.Engine
@@ -79,6 +81,9 @@ type Node struct {
 func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
 	return &Node{cfg: cfg, logger: logger, version: version, failed: make(chan error, 4)}
 }
+
+// SetFiles says how many files the process may have open, and what for. To be called before Start.
+func (n *Node) SetFiles(p descriptors.Plan) { n.files = p }
 
 // Failed delivers the error after which the process must exit.
 func (n *Node) Failed() <-chan error { return n.failed }
@@ -140,7 +145,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
 		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: unlike(int64(n.cfg.Storage.MemTable)),
-		Logger: n.logger.Named("engine"), OnFailure: n.fail,
+		OpenFiles: n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
 		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
 	}
@@ -296,6 +301,7 @@ func (n *Node) storeMeta() *metapb.Store {
 func (n *Node) serve(st storage.Storage) {
 	opts := server.Options(n.cfg)
 	opts.OnCorrupt = n.noteCorrupt
+	n.boundConns(&opts)
 	n.grpc = rpc.New(opts)
 	var raft server.RaftHandler
 	if n.store != nil {
@@ -309,6 +315,7 @@ func (n *Node) serve(st storage.Storage) {
 	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),
 		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
+	n.grpc.Internal(healthpb.Health_Check_FullMethodName) // the placement service looks whether a store is there
 	if err := server.RegisterReflection(n.grpc); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))
 	}

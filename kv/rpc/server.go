@@ -15,6 +15,9 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
+// errShed is why a connection ends that had no call when there was no room for others.
+var errShed = errors.New("rpc: idle while there were too many connections")
+
 // ErrStopped is returned by Serve once Stop or GracefulStop was called.
 var ErrStopped = errors.New("rpc: stopped")
 
@@ -25,6 +28,8 @@ type Options struct {
 	// MaxStreams bounds the calls of one connection whose handlers have not returned (1,024). A call that its client
 	// has cancelled counts until then: a client cannot start more work by cancelling (CVE-2023-44487).
 	MaxStreams uint32
+	// MaxConns bounds the connections (4,096), MaxConnsPerHost those of clients at one address (half of them).
+	MaxConns, MaxConnsPerHost int
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
 	// StreamWindow and ConnWindow are how much a client may send ahead of a stream's handler, and ahead of this
@@ -47,6 +52,9 @@ func (o *Options) setDefaults() {
 	setDefault(&o.MaxRecv, 4<<20)
 	setDefault(&o.MaxSend, 4<<20)
 	setDefault(&o.MaxStreams, 1024)
+	setDefault(&o.MaxConns, 4096)
+	o.MaxConns = max(o.MaxConns, 4)
+	setDefault(&o.MaxConnsPerHost, o.MaxConns/2)
 	setDefault(&o.MaxHeaderBytes, 16<<10)
 	setDefault(&o.StreamWindow, 4<<20)
 	setDefault(&o.ConnWindow, 8<<20)
@@ -79,6 +87,8 @@ type method struct {
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
 	impl   any
+	// internal: other stores call it, see connClass.
+	internal bool
 	// maxRecv and maxSend are those of the server, if the method has none of its own.
 	maxRecv, maxSend int
 }
@@ -100,7 +110,9 @@ type Server struct {
 		stopped   bool
 		listeners map[net.Listener]struct{}
 		conns     map[*conn]struct{}
+		registry  registry
 	}
+	stats counters
 	// wg counts connections, workers and handlers of streams.
 	wg sync.WaitGroup
 }
@@ -111,6 +123,7 @@ func New(o Options) *Server {
 	s := &Server{opts: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, work: make(chan *Call), quit: make(chan struct{})}
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
+	s.mu.registry.hosts = map[string]int{}
 	return s
 }
 
@@ -159,6 +172,17 @@ func (s *Server) Limit(path string, maxRecv, maxSend int) {
 		panic(fmt.Sprintf("rpc: no method %s", path))
 	}
 	m.maxRecv, m.maxSend = maxRecv, maxSend
+}
+
+// Internal says that a registered method is called by other stores: connections that call it are counted apart from
+// those of clients. It panics if there is no such method.
+func (s *Server) Internal(path string) {
+	s.mustNotServe("Internal")
+	m := s.methods[path]
+	if m == nil {
+		panic(fmt.Sprintf("rpc: no method %s", path))
+	}
+	m.internal = true
 }
 
 func (s *Server) mustNotServe(what string) {
@@ -214,24 +238,40 @@ func (s *Server) isStopped() bool {
 	return s.mu.stopped
 }
 
+// start serves a new connection, if there is room for it.
 func (s *Server) start(nc net.Conn) {
+	for _, c := range s.begin(nc) {
+		c.shed()
+	}
+}
+
+// begin is start without what must not be done under the lock: it returns connections that are to be shed.
+func (s *Server) begin(nc net.Conn) []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.stopped {
 		_ = nc.Close()
-		return
+		return nil
+	}
+	host, now := hostOf(nc), time.Now()
+	class, victims, ok := s.admitLocked(host, now)
+	if !ok {
+		s.stats.connsRefused.Add(1)
+		_ = nc.Close()
+		return nil
 	}
 	c := newConn(s, nc)
-	s.mu.conns[c] = struct{}{}
+	s.enterLocked(c, class, host, now)
 	s.wg.Add(1)
 	// Owned by the server; ends with the connection, at the latest in Stop.
 	go func() {
 		defer s.wg.Done()
 		c.serve()
 		s.mu.Lock()
-		delete(s.mu.conns, c)
+		s.forgetLocked(c)
 		s.mu.Unlock()
 	}()
+	return victims
 }
 
 // closeListeners refuses new connections and returns those that exist.

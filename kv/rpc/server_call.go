@@ -85,6 +85,12 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
+	m := c.s.methods[req.path]
+	if c.onTrial || m != nil && m.internal && !c.internal {
+		if err := c.classify(m); err != nil {
+			return err
+		}
+	}
 	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
 	call.check = checksum{sends: req.checksum, checks: req.checksum, seed: checksumSeed(req.path, id)}
 	if req.timeout >= 0 {
@@ -113,7 +119,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		call.end(status.Convert(bad), httpStatus)
 		return nil
 	}
-	if call.m = c.s.methods[req.path]; call.m == nil {
+	if call.m = m; m == nil {
 		call.ended = f.StreamEnded()
 		call.Fail(c.s.unknown(req.path))
 		return nil

@@ -59,6 +59,9 @@ type conn struct {
 	keep   keepAlive
 	// wake has the writer look for output.
 	wake chan struct{}
+	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
+	place             place
+	onTrial, internal bool
 
 	mu struct {
 		sync.Mutex

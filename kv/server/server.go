@@ -65,12 +65,16 @@ func Options(cfg *config.Config) rpc.Options {
 	limit := int(cfg.Server.GRPCMaxMessage)
 	return rpc.Options{
 		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
+		MaxConns: cfg.Server.MaxConns, MaxConnsPerHost: cfg.Server.MaxConnsPerHost,
 	}
 }
 
 // Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
 func Register(g *rpc.Server, svc *Server) {
 	tinykvpb.RegisterTinyKvServer(g, svc)
+	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
+		g.Internal("/tinykvpb.TinyKv/" + m)
+	}
 	svc.registerInline(g)
 }
 

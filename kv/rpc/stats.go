@@ -1,0 +1,27 @@
+package rpc
+
+import "sync/atomic"
+
+// counters are what a Server counts since its start.
+type counters struct {
+	connsShed, connsRefused atomic.Uint64
+}
+
+// Stats is the state of a Server's limits.
+type Stats struct {
+	// Conns are the connections of clients, Internal those of other stores, Trial those that have not said which.
+	Conns, Internal, Trial int
+	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there was none.
+	ConnsShed, ConnsRefused uint64
+}
+
+// Stats reads the counters.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	classes := s.mu.registry.classes
+	s.mu.Unlock()
+	return Stats{
+		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial],
+		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
+	}
+}
