@@ -19,6 +19,9 @@ import (
 const (
 	maxBatchCommands = 128
 	maxBatchBytes    = 1 << 20
+	// maxBatched is the largest request that takes part. A store may let a larger one wait, or refuse it, until it has
+	// room; as a call of its own it holds nobody up.
+	maxBatched = 256 << 10
 )
 
 // batchStub sends gets, puts and deletes of concurrent callers over one BatchCommands stream: while one
@@ -38,7 +41,11 @@ func (s batchStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, opts .
 }
 
 func (s batchStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, opts ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
-	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Put: in}, in.Size())
+	size := in.Size()
+	if size > maxBatched {
+		return s.TinyKvClient.RawPut(ctx, in, opts...)
+	}
+	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Put: in}, size)
 	if status.Code(err) == codes.Unimplemented {
 		return s.TinyKvClient.RawPut(ctx, in, opts...)
 	}

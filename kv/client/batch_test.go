@@ -316,7 +316,7 @@ func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 	f.batch, f.puts = "break", nil
 	f.mu.Unlock()
 	done := make(chan error, 1)
-	go func() { done <- c.Put(context.Background(), []byte("k"), make([]byte, 3<<20)) }()
+	go func() { done <- c.Put(context.Background(), []byte("k"), make([]byte, maxBatched/2)) }()
 	require.Eventually(t, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -335,7 +335,7 @@ func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 // write, and names the region and the position at which the attempts of unknown outcome began.
 func TestRetryTellsWhatItRetries(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.NoError(t, err)
@@ -357,7 +357,7 @@ func TestRetryTellsWhatItRetries(t *testing.T) {
 // overwrite what others have written since, so the outcome is unknown.
 func TestUnknownWithoutIdentities(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve"}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.True(t, IsUnknown(err), "%v", err)
@@ -367,7 +367,7 @@ func TestUnknownWithoutIdentities(t *testing.T) {
 // TestUndeterminedIsUnknown: when the log does not reach back, the client says so and does not write again.
 func TestUndeterminedIsUnknown(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	f.regionErr = func(kctx *kvrpcpb.Context) *errorpb.Error {
 		if len(kctx.WriteOrigins) > 0 {
@@ -379,6 +379,17 @@ func TestUndeterminedIsUnknown(t *testing.T) {
 	require.True(t, IsUnknown(err), "%v", err)
 	require.Len(t, puts, 2)
 	require.Equal(t, "v", f.data["k"])
+}
+
+// TestLargePutsAreCallsOfTheirOwn: they do not hold up what shares a stream, and do not end with it.
+func TestLargePutsAreCallsOfTheirOwn(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	c := open(t, serve(t, f), Options{Conns: 1})
+	require.NoError(t, c.Put(t.Context(), []byte("k"), make([]byte, maxBatched)))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.Len(t, f.data["k"], maxBatched)
+	require.Zero(t, f.messages.Load(), "on the stream")
 }
 
 // TestStalePositionIsSentAgain: the store's position replaces the client's, and nothing was done before.

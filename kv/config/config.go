@@ -62,8 +62,12 @@ type Server struct {
 	GRPCMaxStreams uint32 `toml:"grpc-max-streams"`
 	// MaxConns bounds the connections to the service port, MaxConnsPerHost those of clients at one address. An eighth
 	// of MaxConns, 256 at most, is for other stores.
-	MaxConns             int      `toml:"max-connections"`
-	MaxConnsPerHost      int      `toml:"max-connections-per-host"`
+	MaxConns        int `toml:"max-connections"`
+	MaxConnsPerHost int `toml:"max-connections-per-host"`
+	// MaxRequestBytes bounds what is held of requests larger than a frame of 16 KiB, from their first byte to their
+	// answer. StallTimeout is how long such a request may make no progress.
+	MaxRequestBytes      Size     `toml:"max-request-bytes"`
+	StallTimeout         Duration `toml:"stall-timeout"`
 	MaxKeySize           Size     `toml:"max-key-size"`
 	MaxScanLimit         uint32   `toml:"max-scan-limit"`
 	RequestTimeout       Duration `toml:"request-timeout"`
@@ -156,7 +160,7 @@ func Default() *Config {
 		Labels:     map[string]string{},
 		Log:        log.DefaultConfig(),
 		Server: Server{
-			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048,
+			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
 			MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
@@ -273,6 +277,9 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.MaxConns < 16 || s.MaxConnsPerHost <= 0 {
 		bad("server: max-connections must be at least 16, max-connections-per-host positive")
+	}
+	if s.MaxRequestBytes < 2*s.GRPCMaxMessage || s.StallTimeout.Duration <= 0 {
+		bad("server: max-request-bytes must be at least twice grpc-max-message, stall-timeout positive")
 	}
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")

@@ -74,6 +74,12 @@ func registerLimits(gauge, counter func(name, help string, value func() float64)
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsShed) }))
 	counter("tinykv_connections_refused_total", "Connections for which there was no room.",
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsRefused) }))
+	gauge("tinykv_request_bytes", "Bytes held of clients' requests that are larger than a frame.",
+		stats(func(s rpc.Stats) float64 { return float64(s.RequestBytes) }))
+	counter("tinykv_busy_requests_total", "Requests refused because there was no room for their bytes.",
+		stats(func(s rpc.Stats) float64 { return float64(s.BusyRequests) }))
+	counter("tinykv_stalled_requests_total", "Requests given up because they did not go on.",
+		stats(func(s rpc.Stats) float64 { return float64(s.StalledRequests) }))
 }
 
 // engineMetrics asks the engine once per scrape.

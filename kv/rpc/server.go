@@ -32,9 +32,20 @@ type Options struct {
 	MaxConns, MaxConnsPerHost int
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
-	// StreamWindow and ConnWindow are how much a client may send ahead of a stream's handler, and ahead of this
-	// server (4 and 8 MiB). Less than 65,535 is not possible: clients begin with that.
-	StreamWindow, ConnWindow uint32
+	// FirstWindow is how much of a call's messages a client may send unasked (65,535, the least that is possible: clients
+	// begin with that). ConnWindow is how much it may send ahead of this server (8 MiB).
+	FirstWindow, ConnWindow uint32
+	// StreamWindow is how much a client may send ahead of a stream's handler, while MaxStreamWindows, in bytes, allow
+	// (1 MiB, 64 MiB); other streams keep FirstWindow. Those of internal methods have four times the window, and as many
+	// windows of their own.
+	StreamWindow     uint32
+	MaxStreamWindows int64
+	// MaxRequests bounds the bytes of requests that need more than one frame, from their first frame to their answers
+	// (64 MiB); at least twice MaxRecv. Those of internal methods have twice as many of their own. See intake.
+	MaxRequests int64
+	// MaxWait is how long a request waits for that until it is answered as busy (5 s). Stall is how long a request may
+	// make no progress (30 s).
+	MaxWait, Stall time.Duration
 	// Handshake is how long a new connection may take to say that it speaks HTTP/2 (10 s).
 	Handshake time.Duration
 	// KeepAlive is how long a connection may be silent before it is asked for a sign of life, and KeepAliveTimeout
@@ -56,9 +67,16 @@ func (o *Options) setDefaults() {
 	o.MaxConns = max(o.MaxConns, 4)
 	setDefault(&o.MaxConnsPerHost, o.MaxConns/2)
 	setDefault(&o.MaxHeaderBytes, 16<<10)
-	setDefault(&o.StreamWindow, 4<<20)
+	setDefault(&o.FirstWindow, initialWindow)
+	setDefault(&o.StreamWindow, 1<<20)
 	setDefault(&o.ConnWindow, 8<<20)
-	o.StreamWindow = min(max(o.StreamWindow, initialWindow), maxWindow)
+	setDefault(&o.MaxStreamWindows, 64<<20)
+	setDefault(&o.MaxRequests, 64<<20)
+	o.MaxRequests = max(o.MaxRequests, 2*int64(o.MaxRecv))
+	setDefault(&o.MaxWait, 5*time.Second)
+	setDefault(&o.Stall, 30*time.Second)
+	o.FirstWindow = min(max(o.FirstWindow, initialWindow), maxWindow)
+	o.StreamWindow = min(max(o.StreamWindow, o.FirstWindow), maxWindow/4)
 	o.ConnWindow = min(max(o.ConnWindow, initialWindow), maxWindow)
 	setDefault(&o.Handshake, 10*time.Second)
 	setDefault(&o.KeepAlive, 30*time.Second)
@@ -89,6 +107,8 @@ type method struct {
 	impl   any
 	// internal: other stores call it, see connClass.
 	internal bool
+	// busy makes the answer of a call that was not carried out; nil: a status.
+	busy func(reason string) any
 	// maxRecv and maxSend are those of the server, if the method has none of its own.
 	maxRecv, maxSend int
 }
@@ -113,6 +133,9 @@ type Server struct {
 		registry  registry
 	}
 	stats counters
+	// intakes and windows bound what is held of requests: [0] for those of clients, [1] for those of other stores.
+	intakes [2]*intake
+	windows [2]*Budget
 	// wg counts connections, workers and handlers of streams.
 	wg sync.WaitGroup
 }
@@ -124,6 +147,10 @@ func New(o Options) *Server {
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.registry.hosts = map[string]int{}
+	for i := range s.intakes {
+		s.intakes[i] = newIntake(&s.opts, s.opts.MaxRequests<<i, &s.stats)
+		s.windows[i] = NewBudget(s.opts.MaxStreamWindows << (2 * i))
+	}
 	return s
 }
 
@@ -183,6 +210,17 @@ func (s *Server) Internal(path string) {
 		panic(fmt.Sprintf("rpc: no method %s", path))
 	}
 	m.internal = true
+}
+
+// OnBusy says how calls of a registered unary method are answered that were not carried out because the server holds as
+// much as it may; otherwise with the status ResourceExhausted. It panics if there is no such method.
+func (s *Server) OnBusy(path string, answer func(reason string) any) {
+	s.mustNotServe("OnBusy")
+	m := s.methods[path]
+	if m == nil || m.unary == nil {
+		panic(fmt.Sprintf("rpc: no unary method %s", path))
+	}
+	m.busy = answer
 }
 
 func (s *Server) mustNotServe(what string) {
@@ -282,6 +320,9 @@ func (s *Server) closeListeners() []*conn {
 		close(s.quit)
 	}
 	s.mu.stopped = true
+	for _, in := range s.intakes {
+		in.stop()
+	}
 	for l := range s.mu.listeners {
 		_ = l.Close()
 	}

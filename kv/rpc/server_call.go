@@ -39,6 +39,18 @@ type Call struct {
 	request    []byte
 	hasRequest bool
 	dispatched bool
+	// claim is the message that is coming, if it needs more than its first frame and covered bytes. covered are those for
+	// which memory is reserved: the window of a stream.
+	claim   *claim
+	covered int64
+	// need and got are the size of that message, 0 if there is none, and how much has come.
+	need, got int64
+	// charged: the call has been charged for requests. granted is window that was given and not counted yet.
+	charged atomic.Bool
+	granted atomic.Int64
+	// held is what the call is charged for, open its claim. Both belong to the intake's lock.
+	held int64
+	open *claim
 	// discard: the messages broke a rule, or were too many; the rest is not looked at.
 	discard bool
 
@@ -91,7 +103,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 			return err
 		}
 	}
-	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
+	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.FirstWindow), left: int64(c.s.opts.FirstWindow)}}
 	call.check = checksum{sends: req.checksum, checks: req.checksum, seed: checksumSeed(req.path, id)}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
@@ -151,6 +163,9 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if call.stream != nil {
 		call.in.left += call.stream.returned.Swap(0)
 	}
+	if call.claim != nil {
+		call.in.left += call.granted.Swap(0)
+	}
 	if !call.in.take(n) {
 		return http2.StreamError{StreamID: call.id, Code: http2.ErrCodeFlowControl}
 	}
@@ -163,7 +178,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.add(data, call.m.maxRecv+call.check.slack())
+		msg, kept, rest, err := call.assemble(data)
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept, f.StreamEnded() && len(rest) == 0)
 		}
@@ -179,18 +194,82 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if f.StreamEnded() {
 		return call.onEnd()
 	}
+	if call.claim == nil && call.need > call.covered && !call.discard {
+		if call.claim = call.intake().begin(call, call.need); call.claim == nil {
+			call.busy()
+			return nil
+		}
+	}
 	call.giveBack(padding)
 	return nil
+}
+
+// intake is what bounds the call's messages.
+func (call *Call) intake() *intake {
+	if call.m.internal {
+		return call.c.s.intakes[1]
+	}
+	return call.c.s.intakes[0]
+}
+
+// busy refuses a unary call for whose request there is no room.
+func (call *Call) busy() {
+	call.dropParts()
+	if !call.answered.Load() {
+		call.intake().refused.Add(1)
+		call.refuseBusy(reasonRequests)
+	}
+}
+
+// assemble adds bytes to the message that is coming.
+func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err error) {
+	limit := call.m.maxRecv + call.check.slack()
+	cl := call.claim
+	if cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+		if cl.dead {
+			call.discard, call.need = true, 0
+			return nil, false, nil, nil
+		}
+	}
+	msg, kept, rest, err = call.parts.add(data, limit)
+	call.need, call.got = int64(call.parts.need), int64(len(call.parts.msg))
+	if msg != nil {
+		call.parts, call.need = assembler{}, 0
+	}
+	if cl != nil {
+		cl.got.Store(call.got)
+		cl.done = msg != nil
+	}
+	return msg, kept, rest, err
+}
+
+// dropParts forgets the message that is coming, and all that follow.
+func (call *Call) dropParts() {
+	if cl := call.claim; cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+		cl.done = true
+	}
+	call.discard, call.parts, call.need = true, assembler{}, 0
+}
+
+// isWithin tells whether a part of a message has come and the rest has not.
+func (call *Call) isWithin() bool {
+	if cl := call.claim; cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+	}
+	return call.parts.started()
 }
 
 // giveBack lets the client send more: what is needed for the message that has begun to come.
 func (call *Call) giveBack(padding int64) {
 	due := padding
-	if call.parts.need > 0 {
+	if call.need > 0 && call.in.left < call.in.size/2 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
-		if call.in.left < call.in.size/2 {
-			due += call.early(int64(len(call.parts.msg)))
-		}
+		due += call.more()
 	}
 	if due == 0 {
 		return
@@ -201,14 +280,31 @@ func (call *Call) giveBack(padding int64) {
 	call.windowUpdateLocked(due)
 }
 
-// early tells how much of a message, of which size bytes have come, is to be given back before it is complete.
-func (call *Call) early(size int64) int64 {
-	if call.stream != nil {
-		return call.stream.early(size)
+// more tells how much window to give for the message that is coming.
+func (call *Call) more() int64 {
+	cl := call.claim
+	if cl == nil || call.stream != nil && call.stream.isBehind() {
+		if call.stream == nil {
+			return 0 // the first window takes it
+		}
+		return call.stream.early(call.got)
 	}
-	part := size - call.parts.early
-	call.parts.early = size
-	return part
+	if cl.asked {
+		return 0
+	}
+	// The rest of the message beyond the window that the client has. What comes meanwhile takes from both.
+	cl.asked, cl.window = true, call.need-call.got-call.in.left
+	if cl.window <= 0 {
+		cl.window = 0
+		return 0
+	}
+	switch cl.in.ask(cl) {
+	case askGranted:
+		return cl.window
+	case askRefused:
+		call.busy()
+	}
+	return 0
 }
 
 func (call *Call) windowUpdateLocked(n int64) {
@@ -221,7 +317,14 @@ func (call *Call) windowUpdateLocked(n int64) {
 // deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
-	call.parts = assembler{}
+	size := int64(len(msg))
+	charged := int64(0)
+	if cl := call.claim; cl != nil {
+		call.claim = nil
+		var window int64
+		charged, window = cl.in.complete(cl)
+		size -= window
+	}
 	body, err := call.check.open(toServer, msg[prefixSize:])
 	if err != nil {
 		return err
@@ -243,8 +346,8 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
-	size := int64(len(msg))
 	if compressed == 0 && call.stream.offerInline(body) {
+		call.uncharge(charged)
 		if give := call.stream.took(size); give > 0 {
 			call.stream.giveBack(give)
 		}
@@ -253,8 +356,15 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, compressed, size})
+	call.stream.push(message{body: body, compressed: compressed, owed: size, charged: charged})
 	return nil
+}
+
+// uncharge takes back what the call was charged for a message that its handler has taken.
+func (call *Call) uncharge(n int64) {
+	if n > 0 {
+		call.intake().give(call, n)
+	}
 }
 
 // onEnd: the client has sent everything.
@@ -264,7 +374,7 @@ func (call *Call) onEnd() error {
 	call.c.mu.Unlock()
 	switch {
 	case call.discard || call.answered.Load():
-	case call.parts.started():
+	case call.isWithin():
 		call.refuse(status.Error(codes.Internal, "the call ended within a message"))
 	case call.stream != nil:
 		call.stream.endRecv(io.EOF)
@@ -278,8 +388,7 @@ func (call *Call) onEnd() error {
 
 // refuse ends a call whose messages break a rule; the handler of a stream does it, when it has seen those before.
 func (call *Call) refuse(err error) {
-	call.discard = true
-	call.parts = assembler{}
+	call.dropParts()
 	if call.stream != nil {
 		call.stream.endRecv(err)
 	} else {
@@ -390,6 +499,12 @@ func (call *Call) end(st *status.Status, httpStatus int) {
 func (call *Call) finishLocked(st *status.Status, httpStatus int) {
 	c := call.c
 	c.mu.active--
+	if call.charged.Load() {
+		call.intake().release(call)
+	}
+	if call.covered > 0 {
+		call.windows().Give(call.covered)
+	}
 	if call.mu.gone || c.mu.closed != nil {
 		c.endIfDrainedLocked()
 		return
@@ -539,7 +654,7 @@ func (c *conn) dropLocked(id uint32) {
 	}
 	delete(c.mu.streams, id)
 	call.dropLocked()
-	call.discard, call.parts = true, assembler{}
+	call.dropParts()
 	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
 		call.finishLocked(okStatus, 0) // its request will never be complete
 	}
@@ -567,7 +682,7 @@ type assembler struct {
 	msg []byte
 	// need is the size of the message with its prefix, once that is known.
 	need int
-	// early is how many bytes of a unary call's request were given back to the client's window already.
+	// early is how many bytes of an answer were given back to the server's window already.
 	early int64
 }
 
@@ -598,6 +713,9 @@ func (a *assembler) add(data []byte, limit int) (msg []byte, kept bool, rest []b
 		a.msg = append(make([]byte, 0, min(a.need, 64<<10)), a.msg...)
 	}
 	n := min(a.need-len(a.msg), len(data))
+	if len(a.msg)+n > cap(a.msg) { // it was charged for
+		a.msg = append(make([]byte, 0, a.need), a.msg...)
+	}
 	a.msg = append(a.msg, data[:n]...)
 	if len(a.msg) < a.need {
 		return nil, false, nil, nil

@@ -62,6 +62,7 @@ type conn struct {
 	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
 	place             place
 	onTrial, internal bool
+	grants            grants
 
 	mu struct {
 		sync.Mutex
@@ -159,7 +160,7 @@ func (c *conn) handshake() error {
 	defer c.mu.Unlock()
 	_ = c.mu.fw.WriteSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.s.opts.MaxStreams},
-		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.StreamWindow},
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.FirstWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes})
 	if c.s.opts.ConnWindow > initialWindow {
 		_ = c.mu.fw.WriteWindowUpdate(0, c.s.opts.ConnWindow-initialWindow)
@@ -389,6 +390,7 @@ func (c *conn) wakeWriter() { wake(c.wake) }
 func (c *conn) writeLoop() {
 	for {
 		<-c.wake
+		c.sendGrants()
 		runtime.Gosched() // answers that come together leave together
 		c.mu.Lock()
 		c.writeLocked(1 << 30)

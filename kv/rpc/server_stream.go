@@ -31,12 +31,24 @@ type Stream struct {
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
 	st := &Stream{call: call, sendable: make(chan struct{}, 1)}
+	window := int64(call.c.s.opts.StreamWindow)
+	if call.m.internal {
+		window *= 4
+	}
+	more := window - call.in.size
+	if more > 0 && call.windows().Take(window) {
+		call.covered = window
+		call.in = inflow{size: window, left: window}
+	}
 	st.inbox.init(call.in.size)
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
 	call.c.mu.Lock()
 	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
+	if call.covered > 0 {
+		call.windowUpdateLocked(more)
+	}
 	call.c.mu.Unlock()
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
@@ -49,6 +61,14 @@ func (call *Call) startStream() {
 			call.end(okStatus, 0)
 		}
 	}()
+}
+
+// windows is what bounds the windows of streams.
+func (call *Call) windows() *Budget {
+	if call.m.internal {
+		return call.c.s.windows[1]
+	}
+	return call.c.s.windows[0]
 }
 
 func (st *Stream) wakeSender() { wake(st.sendable) }
@@ -108,6 +128,7 @@ func (st *Stream) RecvMsg(v any) error {
 	for {
 		m, give, ok, end := st.pop()
 		if ok {
+			st.call.uncharge(m.charged)
 			if give > 0 {
 				st.giveBack(give)
 			}

@@ -4,7 +4,8 @@ import "sync/atomic"
 
 // counters are what a Server counts since its start.
 type counters struct {
-	connsShed, connsRefused atomic.Uint64
+	connsShed, connsRefused       atomic.Uint64
+	busyRequests, stalledRequests atomic.Uint64
 }
 
 // Stats is the state of a Server's limits.
@@ -13,6 +14,16 @@ type Stats struct {
 	Conns, Internal, Trial int
 	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there was none.
 	ConnsShed, ConnsRefused uint64
+	// RequestBytes are held of clients' requests, InternalBytes of those of other stores. BusyRequests counts calls that
+	// were answered as busy because of them, StalledRequests messages that were given up because they did not go on.
+	RequestBytes, InternalBytes   int64
+	BusyRequests, StalledRequests uint64
+}
+
+func (in *intake) bytes() int64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.mu.used
 }
 
 // Stats reads the counters.
@@ -23,5 +34,7 @@ func (s *Server) Stats() Stats {
 	return Stats{
 		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial],
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
+		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
+		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),
 	}
 }

@@ -14,12 +14,15 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -66,7 +69,16 @@ func Options(cfg *config.Config) rpc.Options {
 	return rpc.Options{
 		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
 		MaxConns: cfg.Server.MaxConns, MaxConnsPerHost: cfg.Server.MaxConnsPerHost,
+		MaxRequests: int64(cfg.Server.MaxRequestBytes), Stall: cfg.Server.StallTimeout.Duration,
 	}
+}
+
+// busyAnswers are those to calls that were not carried out because the store is busy.
+var busyAnswers = map[string]func(e *errorpb.Error) any{
+	"RawGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
+	"RawPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
+	"RawDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
+	"RawScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
 }
 
 // Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
@@ -76,6 +88,12 @@ func Register(g *rpc.Server, svc *Server) {
 		g.Internal("/tinykvpb.TinyKv/" + m)
 	}
 	svc.registerInline(g)
+	for name, answer := range busyAnswers {
+		g.OnBusy("/tinykvpb.TinyKv/"+name, func(reason string) any {
+			region, _, _ := outcome(&raftstore.BusyError{Reason: reason})
+			return answer(region)
+		})
+	}
 }
 
 func (s *Server) noRaft() error {

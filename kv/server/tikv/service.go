@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 	"google.golang.org/grpc"
 
@@ -94,6 +95,19 @@ func serviceDesc() *grpc.ServiceDesc {
 	}
 }
 
+// busyAnswers are those to calls that were not carried out because the store is busy.
+var busyAnswers = map[string]func(e *errorpb.Error) any{
+	"RawGet":         func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
+	"RawBatchGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchGetResponse{RegionError: e} },
+	"RawPut":         func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
+	"RawBatchPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchPutResponse{RegionError: e} },
+	"RawDelete":      func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
+	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
+	"RawScan":        func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
+	"RawBatchScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawBatchScanResponse{RegionError: e} },
+	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
+}
+
 // Register makes a gRPC server serve the service.
 func Register(g *rpc.Server, s *Service) {
 	desc := serviceDesc()
@@ -102,6 +116,11 @@ func Register(g *rpc.Server, s *Service) {
 		g.Limit("/"+serviceName+"/"+m.MethodName, MaxMessage, MaxMessage)
 	}
 	g.Limit("/"+serviceName+"/BatchCommands", MaxMessage, MaxMessage)
+	for name, answer := range busyAnswers {
+		g.OnBusy("/"+serviceName+"/"+name, func(reason string) any {
+			return answer(&errorpb.Error{Message: reason, ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}})
+		})
+	}
 	if s.local != nil {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}
