@@ -64,6 +64,8 @@ type Server struct {
 	// of MaxConns, 256 at most, is for other stores.
 	MaxConns        int `toml:"max-connections"`
 	MaxConnsPerHost int `toml:"max-connections-per-host"`
+	// MaxAnswerBytes bounds what is held of answers that clients have not taken.
+	MaxAnswerBytes Size `toml:"max-answer-bytes"`
 	// MaxRequestBytes bounds what is held of requests larger than a frame of 16 KiB, from their first byte to their
 	// answer. StallTimeout is how long such a request may make no progress.
 	MaxRequestBytes      Size     `toml:"max-request-bytes"`
@@ -160,7 +162,7 @@ func Default() *Config {
 		Labels:     map[string]string{},
 		Log:        log.DefaultConfig(),
 		Server: Server{
-			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
+			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 64 * MiB, MaxAnswerBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
 			MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
@@ -280,6 +282,9 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.MaxRequestBytes < 2*s.GRPCMaxMessage || s.StallTimeout.Duration <= 0 {
 		bad("server: max-request-bytes must be at least twice grpc-max-message, stall-timeout positive")
+	}
+	if s.MaxAnswerBytes < 4*s.GRPCMaxMessage {
+		bad("server.max-answer-bytes: %s is less than four times grpc-max-message", s.MaxAnswerBytes)
 	}
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")

@@ -80,6 +80,12 @@ func registerLimits(gauge, counter func(name, help string, value func() float64)
 		stats(func(s rpc.Stats) float64 { return float64(s.BusyRequests) }))
 	counter("tinykv_stalled_requests_total", "Requests given up because they did not go on.",
 		stats(func(s rpc.Stats) float64 { return float64(s.StalledRequests) }))
+	gauge("tinykv_answer_bytes", "Bytes held of answers that clients have not taken.",
+		stats(func(s rpc.Stats) float64 { return float64(s.AnswerBytes) }))
+	counter("tinykv_busy_answers_total", "Requests refused because there was no room for their answers.",
+		stats(func(s rpc.Stats) float64 { return float64(s.BusyAnswers) }))
+	counter("tinykv_stalled_readers_total", "Connections closed because their clients did not take their answers.",
+		stats(func(s rpc.Stats) float64 { return float64(s.StalledReaders) }))
 }
 
 // engineMetrics asks the engine once per scrape.

@@ -152,7 +152,7 @@ func TestInternalConnectionsAreBounded(t *testing.T) {
 		r.sync()
 	}
 	require.Equal(t, Stats{Conns: 14, Internal: 2}, s.Stats())
-	r := greet(t, addr)
+	r := dialRaw(t, addr)
 	r.closed()
 	r.stats(s, func(st Stats) bool { return st.ConnsRefused == 1 })
 }

@@ -43,8 +43,10 @@ type Options struct {
 	// MaxRequests bounds the bytes of requests that need more than one frame, from their first frame to their answers
 	// (64 MiB); at least twice MaxRecv. Those of internal methods have twice as many of their own. See intake.
 	MaxRequests int64
-	// MaxWait is how long a request waits for that until it is answered as busy (5 s). Stall is how long a request may
-	// make no progress (30 s).
+	// MaxAnswers bounds the bytes of answers that clients have not taken (64 MiB; at least four times MaxSend).
+	MaxAnswers int64
+	// MaxWait is how long a request waits for that until it is answered as busy (5 s). Stall is how long a request, or a
+	// client that has answers to take, may make no progress (30 s).
 	MaxWait, Stall time.Duration
 	// Handshake is how long a new connection may take to say that it speaks HTTP/2 (10 s).
 	Handshake time.Duration
@@ -72,6 +74,8 @@ func (o *Options) setDefaults() {
 	setDefault(&o.ConnWindow, 8<<20)
 	setDefault(&o.MaxStreamWindows, 64<<20)
 	setDefault(&o.MaxRequests, 64<<20)
+	setDefault(&o.MaxAnswers, 64<<20)
+	o.MaxAnswers = max(o.MaxAnswers, 4*int64(o.MaxSend))
 	o.MaxRequests = max(o.MaxRequests, 2*int64(o.MaxRecv))
 	setDefault(&o.MaxWait, 5*time.Second)
 	setDefault(&o.Stall, 30*time.Second)
@@ -136,6 +140,9 @@ type Server struct {
 	// intakes and windows bound what is held of requests: [0] for those of clients, [1] for those of other stores.
 	intakes [2]*intake
 	windows [2]*Budget
+	// answers bounds what clients have not taken, readers are the connections that hold some of it.
+	answers *Budget
+	readers readers
 	// wg counts connections, workers and handlers of streams.
 	wg sync.WaitGroup
 }
@@ -147,6 +154,8 @@ func New(o Options) *Server {
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.registry.hosts = map[string]int{}
+	s.answers, s.readers.s = NewBudget(s.opts.MaxAnswers), s
+	s.readers.mu.conns = map[*conn]struct{}{}
 	for i := range s.intakes {
 		s.intakes[i] = newIntake(&s.opts, s.opts.MaxRequests<<i, &s.stats)
 		s.windows[i] = NewBudget(s.opts.MaxStreamWindows << (2 * i))
@@ -323,6 +332,7 @@ func (s *Server) closeListeners() []*conn {
 	for _, in := range s.intakes {
 		in.stop()
 	}
+	s.readers.stop()
 	for l := range s.mu.listeners {
 		_ = l.Close()
 	}

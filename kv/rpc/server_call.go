@@ -55,6 +55,8 @@ type Call struct {
 	discard bool
 
 	answered atomic.Bool
+	// room is what the handler of a unary call has taken for its answer.
+	room Room
 	// stream is set for calls of stream methods. Written under the lock.
 	stream *Stream
 
@@ -63,9 +65,10 @@ type Call struct {
 		window      int64
 		headersSent bool
 		// pending is what was answered and waits for a window; finish, if set, ends the call after it.
-		pending []byte
-		finish  *status.Status
-		blocked bool
+		pending    []byte
+		pendingCap int
+		finish     *status.Status
+		blocked    bool
 		// gone: cancelled by the client, or ended from here. Nothing is sent any more.
 		gone   bool
 		cancel context.CancelFunc
@@ -399,6 +402,11 @@ func (call *Call) refuse(err error) {
 // dispatch has a complete unary call carried out.
 func (call *Call) dispatch() {
 	call.dispatched = true
+	if call.c.full.Load() {
+		call.c.s.answers.refused.Add(1)
+		call.refuseBusy(NoRoom)
+		return
+	}
 	if f := call.m.inline; f != nil {
 		if f(call, call.request) {
 			call.request = nil // the connection keeps its last call
@@ -418,12 +426,14 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	reply, err := call.m.unary(call.m.impl, ctx, call.decode, nil)
+	call.room.b = call.c.s.answers
+	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, &call.room), call.decode, nil)
 	if err != nil {
 		call.Fail(err)
 	} else {
 		call.Reply(reply)
 	}
+	call.room.Give()
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.c.pushLocked()
@@ -468,7 +478,13 @@ func (call *Call) Reply(m any) {
 	defer c.mu.Unlock()
 	st := okStatus
 	if !call.mu.gone {
-		if err := call.sendLocked(m); err != nil {
+		err := call.sendLocked(m)
+		if errors.Is(err, errAnswersFull) {
+			if err = busyStatus(NoRoom); call.m.busy != nil {
+				err = call.sendLocked(call.m.busy(NoRoom))
+			}
+		}
+		if err != nil {
 			st = status.Convert(err)
 		}
 	}
@@ -554,6 +570,9 @@ func (call *Call) sendLocked(m any) error {
 	g, ok := m.(codec.Message)
 	if !ok {
 		buf, err := encodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.size())
+		if err == nil && len(buf) > largeAnswer && call.stream == nil && !call.fitsLocked(len(buf)) {
+			return errAnswersFull
+		}
 		if err == nil {
 			call.check.seal(toClient, buf[prefixSize:])
 			call.queueLocked(buf)
@@ -566,7 +585,10 @@ func (call *Call) sendLocked(m any) error {
 	}
 	total := prefixSize + size + call.check.size()
 	o := &c.mu.outflow
-	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
+	if total > largeAnswer && call.stream == nil && !call.fitsLocked(total) {
+		return errAnswersFull
+	}
+	if len(call.mu.pending) > 0 || total > largeAnswer || int64(total) > min(o.window, call.mu.window) {
 		buf := make([]byte, total)
 		if err := call.check.put(toClient, buf, g); err != nil {
 			return err
@@ -590,21 +612,24 @@ func (call *Call) sendLocked(m any) error {
 
 // queueLocked takes over bytes to send.
 func (call *Call) queueLocked(buf []byte) {
-	if len(call.mu.pending) == 0 {
-		call.mu.pending = buf
-	} else {
-		call.mu.pending = append(call.mu.pending, buf...)
+	if len(call.mu.pending) > 0 {
+		buf = append(call.mu.pending, buf...)
 	}
+	call.setPendingLocked(buf)
 	call.sendPendingLocked()
+	call.c.noteOutputLocked()
+	if call.c.mu.pending > 0 {
+		call.c.settleLocked()
+	}
 }
 
-// sendPendingLocked sends what the windows allow and joins the queue for windows with the rest.
+// sendPendingLocked sends what the windows and the output allow and joins the queue for them with the rest.
 func (call *Call) sendPendingLocked() {
 	c := call.c
 	o := &c.mu.outflow
 	for len(call.mu.pending) > 0 && !call.mu.gone {
 		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
-		if n <= 0 {
+		if n <= 0 || c.mu.out.size >= largeOut {
 			if !call.mu.blocked {
 				call.mu.blocked = true
 				o.blocked = append(o.blocked, call)
@@ -619,7 +644,7 @@ func (call *Call) sendPendingLocked() {
 		o.window -= n
 		call.mu.window -= n
 	}
-	call.mu.pending = nil
+	call.setPendingLocked(nil)
 	if call.stream != nil {
 		call.stream.wakeSender()
 	}
@@ -664,7 +689,7 @@ func (c *conn) dropLocked(id uint32) {
 // dropLocked: nothing is sent or received any more; the handler, if there is one, hears of it by its context.
 func (call *Call) dropLocked() {
 	call.mu.gone = true
-	call.mu.pending = nil
+	call.setPendingLocked(nil)
 	if call.mu.blocked {
 		o := &call.c.mu.outflow
 		o.blocked = slices.DeleteFunc(o.blocked, func(b *Call) bool { return b == call })

@@ -63,6 +63,8 @@ type conn struct {
 	place             place
 	onTrial, internal bool
 	grants            grants
+	// full: the connection holds as many answers as it may.
+	full atomic.Bool
 
 	mu struct {
 		sync.Mutex
@@ -89,6 +91,13 @@ type conn struct {
 		enc     headerEncoder
 		pings   pingPolicy
 		outflow outflow
+		// pending is the memory of all that waits for windows, inWrite what is being written, charged what the server
+		// counts of that and of out. wrote counts what was written, and was readerSeen at time readerMoved.
+		pending           int64
+		inWrite           int
+		charged           int64
+		wrote, readerSeen uint64
+		readerMoved       time.Time
 	}
 }
 
@@ -375,6 +384,7 @@ func (c *conn) onSettings(f *http2.SettingsFrame) error {
 func (c *conn) waitForSpace() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.noteOutputLocked()
 	if c.mu.out.size > maxOut {
 		c.wakeWriter()
 	}
@@ -413,19 +423,25 @@ func (c *conn) writeLocked(rounds int) {
 	}
 	if !c.mu.endBy.IsZero() {
 		c.mu.out = output{} // too late
+		c.noteOutputLocked()
 		c.mu.space.Broadcast()
 	}
 	c.mu.writing = true
 	for ; rounds > 0 && c.mu.out.size > 0 && c.mu.closed == nil; rounds-- {
+		c.noteOutputLocked()
 		out := c.mu.out
-		c.mu.out = output{}
+		c.mu.out, c.mu.inWrite = output{}, out.size
 		c.mu.Unlock()
 		err := out.writeTo(c.nc)
 		c.mu.Lock()
+		c.mu.wrote += uint64(c.mu.inWrite)
+		c.mu.inWrite = 0
 		if err != nil {
 			c.closeLocked(err)
 		}
+		c.noteOutputLocked()
 		c.mu.space.Broadcast()
+		c.pumpLocked() // what waited for room in the output
 	}
 	c.mu.writing = false
 	switch {
@@ -463,6 +479,7 @@ func (c *conn) closeLocked(err error) {
 		call.mu.blocked = false
 		call.dropLocked()
 	}
+	c.settleLocked()
 	c.mu.space.Broadcast()
 	c.wakeWriter()
 }

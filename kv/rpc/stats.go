@@ -6,6 +6,7 @@ import "sync/atomic"
 type counters struct {
 	connsShed, connsRefused       atomic.Uint64
 	busyRequests, stalledRequests atomic.Uint64
+	stalledReaders                atomic.Uint64
 }
 
 // Stats is the state of a Server's limits.
@@ -18,6 +19,10 @@ type Stats struct {
 	// were answered as busy because of them, StalledRequests messages that were given up because they did not go on.
 	RequestBytes, InternalBytes   int64
 	BusyRequests, StalledRequests uint64
+	// AnswerBytes are held of answers, BusyAnswers counts those for which there was no room, StalledReaders the
+	// connections that were closed because their clients did not take them.
+	AnswerBytes                 int64
+	BusyAnswers, StalledReaders uint64
 }
 
 func (in *intake) bytes() int64 {
@@ -36,5 +41,6 @@ func (s *Server) Stats() Stats {
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
 		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
 		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),
+		AnswerBytes: s.answers.Used(), BusyAnswers: s.answers.refused.Load(), StalledReaders: s.stats.stalledReaders.Load(),
 	}
 }

@@ -46,6 +46,8 @@ type Server struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	gate  *gate.Gate
+	// answers bounds answers that clients have not taken; nil: nothing does.
+	answers *rpc.Budget
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
@@ -69,7 +71,7 @@ func Options(cfg *config.Config) rpc.Options {
 	return rpc.Options{
 		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
 		MaxConns: cfg.Server.MaxConns, MaxConnsPerHost: cfg.Server.MaxConnsPerHost,
-		MaxRequests: int64(cfg.Server.MaxRequestBytes), Stall: cfg.Server.StallTimeout.Duration,
+		MaxRequests: int64(cfg.Server.MaxRequestBytes), MaxAnswers: int64(cfg.Server.MaxAnswerBytes), Stall: cfg.Server.StallTimeout.Duration,
 	}
 }
 
@@ -87,6 +89,7 @@ func Register(g *rpc.Server, svc *Server) {
 	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
 		g.Internal("/tinykvpb.TinyKv/" + m)
 	}
+	svc.answers = g.Answers()
 	svc.registerInline(g)
 	for name, answer := range busyAnswers {
 		g.OnBusy("/tinykvpb.TinyKv/"+name, func(reason string) any {

@@ -26,6 +26,8 @@ type Service struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	split storage.Splitter
+	// answers bounds answers that clients have not taken; nil: nothing does.
+	answers *rpc.Budget
 	// feedback numbers the answers to GetHealthFeedback.
 	feedback atomic.Uint64
 }
@@ -112,6 +114,7 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 func Register(g *rpc.Server, s *Service) {
 	desc := serviceDesc()
 	g.RegisterService(desc, s)
+	s.answers = g.Answers()
 	for _, m := range desc.Methods {
 		g.Limit("/"+serviceName+"/"+m.MethodName, MaxMessage, MaxMessage)
 	}
