@@ -324,9 +324,11 @@ func (b *batcher) broken(s *batchStream, err error) {
 	if b.mu.stream == s {
 		b.mu.stream = nil
 	}
-	if code := status.Code(err); code == codes.Unimplemented {
+	switch status.Code(err) {
+	case codes.Unimplemented:
 		b.mu.unary = true
-	} else if code == codes.OK || code == codes.Canceled || code == codes.Unknown {
+	case codes.OK, codes.Canceled, codes.Unknown, codes.ResourceExhausted, codes.InvalidArgument, codes.FailedPrecondition:
+		// As the status of one call some of these say that nothing was done. That of a stream says nothing about calls.
 		err = status.Error(codes.Unavailable, "batch stream ended: "+err.Error())
 	}
 	for _, c := range s.waiting {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +31,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeStore answers from a map; batch says how it treats BatchCommands.
 type fakeStore struct {
 	tinykvpb.UnimplementedTinyKvServer
-	mu       sync.Mutex
-	data     map[string]string
-	batch    string // "serve", "unknown", "break"
-	streams  atomic.Int64
-	messages atomic.Int64
-	unary    atomic.Int64
+	mu    sync.Mutex
+	data  map[string]string
+	batch string // "serve", "unknown", "break"
+	// breakCode is the status with which a stream breaks; OK: Internal.
+	breakCode codes.Code
+	streams   atomic.Int64
+	messages  atomic.Int64
+	unary     atomic.Int64
 	// regionErr, if set, is asked before each request.
 	regionErr func(*kvrpcpb.Context) *errorpb.Error
 	// index is the log index in the answers to writes.
@@ -111,7 +114,7 @@ func (f *fakeStore) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) er
 					f.sawPut(stream.Context(), c.Put)
 				}
 			}
-			return status.Error(codes.Internal, "broken on purpose")
+			return status.Error(cmp.Or(f.breakCode, codes.Internal), "broken on purpose")
 		}
 		// Answered in reverse order: the ids must bring each reply to its caller.
 		resp := &kvrpcpb.BatchCommandsResponse{}
@@ -221,7 +224,13 @@ func TestOldStoresAreAskedCallByCall(t *testing.T) {
 // TestBrokenStream: a write that was sent on a stream that broke has an unknown outcome; the next one
 // opens a new stream.
 func TestBrokenStream(t *testing.T) {
-	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	for _, code := range []codes.Code{codes.Internal, codes.Unavailable, codes.ResourceExhausted, codes.InvalidArgument} {
+		t.Run(code.String(), func(t *testing.T) { brokenStream(t, code) })
+	}
+}
+
+func brokenStream(t *testing.T, code codes.Code) {
+	f := &fakeStore{data: map[string]string{}, batch: "break", breakCode: code}
 	c := open(t, serve(t, f), Options{Conns: 1, NoRetryUnknown: true})
 	err := c.Put(context.Background(), []byte("k"), []byte("v"))
 	require.True(t, IsUnknown(err), "%v", err)

@@ -318,7 +318,8 @@ func (cl *claim) giveUp(count *atomic.Uint64, reason string) {
 	cl.in.abandon(cl)
 	count.Add(1)
 	if st := cl.call.stream; st != nil {
-		st.endRecv(busyStatus(reason))
+		// Not ResourceExhausted, which says that nothing was carried out.
+		st.endRecv(status.Error(codes.Unavailable, "the stream is ended: "+reason))
 		return
 	}
 	cl.call.refuseBusy(reason)

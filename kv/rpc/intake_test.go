@@ -158,8 +158,8 @@ func TestStalledRequest(t *testing.T) {
 	nothingHeld(t, s)
 	r.open(3, streamPath, false)
 	r.data(3, message5(make([]byte, 2<<20))[:initialWindow], false)
-	require.Equal(t, codes.ResourceExhausted, status.Code(wait(t, ended, "the handler")))
-	require.Equal(t, fmt.Sprint(int(codes.ResourceExhausted)), r.answer(3).status)
+	require.Equal(t, codes.Unavailable, status.Code(wait(t, ended, "the handler")))
+	require.Equal(t, fmt.Sprint(int(codes.Unavailable)), r.answer(3).status)
 	r.data(3, make([]byte, 100), false) // was on its way
 	r.works(5, "k")
 	nothingHeld(t, s)
