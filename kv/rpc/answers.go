@@ -73,7 +73,7 @@ func (c *conn) noteOutputLocked() {
 // server has the room.
 func (call *Call) fitsLocked(size int) bool {
 	c := call.c
-	more := int64(size) - call.room.n
+	more := int64(size) - call.room.size()
 	if more <= 0 || c.s.answers.used.Load()+more <= c.s.answers.limit && (c.mu.charged == 0 || c.mu.charged+int64(size) <= c.s.opts.connAnswers()) {
 		return true
 	}
@@ -194,6 +194,14 @@ func (r *Room) Gather(size int) bool {
 		return true
 	}
 	return r.Grow((int64(size) + gatherStep - 1) / gatherStep * gatherStep)
+}
+
+// size is how much the room has.
+func (r *Room) size() int64 {
+	if r == nil {
+		return 0
+	}
+	return r.n
 }
 
 // Give gives everything back, and returns how much it was.

@@ -61,9 +61,12 @@ type claim struct {
 	need int64
 	// got is how much has come.
 	got atomic.Int64
-	// asked and window belong to the reading goroutine: whether the rest was asked for, and what window it takes.
-	asked  bool
-	window int64
+	// given: the rest was granted, its window is the client's or will be.
+	given atomic.Bool
+	// asked, window and counted belong to the reading goroutine: whether the rest was asked for, what window it takes, and
+	// whether the stream's window has that in it.
+	asked, counted bool
+	window         int64
 
 	// The intake's lock guards these. charged is what the call is charged for the message. began, moved and queued are
 	// when it began, when it was last found to have come further, from seen, and since when it waits.
@@ -148,6 +151,7 @@ func (in *intake) grantLocked(cl *claim) bool {
 	in.chargeLocked(cl.call, rest)
 	cl.charged += rest
 	cl.granted, cl.moved = true, time.Now()
+	cl.given.Store(true) // before the client can know
 	return true
 }
 
@@ -367,7 +371,6 @@ func (c *conn) sendGrants() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, cl := range list {
-		cl.call.granted.Add(cl.window) // before the client can know
 		cl.call.windowUpdateLocked(cl.window)
 	}
 }

@@ -306,3 +306,40 @@ func TestIntakeStress(t *testing.T) {
 	require.Len(t, resp.Value, 1<<19)
 	require.Zero(t, s.windows[0].Used())
 }
+
+// TestStreamsShareTheRoom: messages that are larger than the window, sent one behind the other on streams whose windows
+// are small, all arrive, whatever must wait for others or for the handler.
+func TestStreamsShareTheRoom(t *testing.T) {
+	s, addr := startBusy(t, Options{MaxRecv: 400 << 10, MaxRequests: 1 << 20, MaxStreamWindows: 1, MaxWait: time.Hour}, &kv{})
+	var g group
+	for i := range 6 {
+		rnd := rand.New(rand.NewPCG(uint64(i), 2))
+		c := NewClient(addr, ClientOptions{Checksum: true})
+		t.Cleanup(func() { _ = c.Close() })
+		sizes := make([]int, 60)
+		for j := range sizes {
+			sizes[j] = rnd.IntN([]int{100, 70_000, 390_000}[rnd.IntN(3)])
+		}
+		st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(within(t))
+		require.NoError(t, err)
+		g.Go(func() error {
+			for _, n := range sizes {
+				if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, n)}); err != nil {
+					return err
+				}
+			}
+			return st.CloseSend()
+		})
+		g.Go(func() error {
+			for _, n := range sizes {
+				resp := new(kvrpcpb.RawGetResponse)
+				if err := st.RecvMsg(resp); err != nil || len(resp.Value) != n {
+					return fmt.Errorf("%d bytes, got %d: %w", n, len(resp.Value), err)
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, g.Wait())
+	nothingHeld(t, s)
+}

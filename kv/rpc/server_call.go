@@ -39,15 +39,10 @@ type Call struct {
 	request    []byte
 	hasRequest bool
 	dispatched bool
-	// claim is the message that is coming, if it needs more than its first frame and covered bytes. covered are those for
-	// which memory is reserved: the window of a stream.
-	claim   *claim
-	covered int64
-	// need and got are the size of that message, 0 if there is none, and how much has come.
-	need, got int64
-	// charged: the call has been charged for requests. granted is window that was given and not counted yet.
+	// claim is the message that is coming, if it needs more than its first frame and what is reserved for a stream.
+	claim *claim
+	// charged: the call has been charged for requests.
 	charged atomic.Bool
-	granted atomic.Int64
 	// held is what the call is charged for, open its claim. Both belong to the intake's lock.
 	held int64
 	open *claim
@@ -55,8 +50,8 @@ type Call struct {
 	discard bool
 
 	answered atomic.Bool
-	// room is what the handler of a unary call has taken for its answer.
-	room Room
+	// room is what the handler of a unary call has taken for its answer; nil before it is called.
+	room *Room
 	// stream is set for calls of stream methods. Written under the lock.
 	stream *Stream
 
@@ -166,9 +161,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if call.stream != nil {
 		call.in.left += call.stream.returned.Swap(0)
 	}
-	if call.claim != nil {
-		call.in.left += call.granted.Swap(0)
-	}
+	call.countGrant()
 	if !call.in.take(n) {
 		return http2.StreamError{StreamID: call.id, Code: http2.ErrCodeFlowControl}
 	}
@@ -197,8 +190,8 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if f.StreamEnded() {
 		return call.onEnd()
 	}
-	if call.claim == nil && call.need > call.covered && !call.discard {
-		if call.claim = call.intake().begin(call, call.need); call.claim == nil {
+	if need, _ := call.coming(); call.claim == nil && need > call.reserved() && !call.discard {
+		if call.claim = call.intake().begin(call, need); call.claim == nil {
 			call.busy()
 			return nil
 		}
@@ -232,20 +225,43 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 		cl.parts.Lock()
 		defer cl.parts.Unlock()
 		if cl.dead {
-			call.discard, call.need = true, 0
+			call.discard = true
 			return nil, false, nil, nil
 		}
 	}
 	msg, kept, rest, err = call.parts.add(data, limit)
-	call.need, call.got = int64(call.parts.need), int64(len(call.parts.msg))
-	if msg != nil {
-		call.parts, call.need = assembler{}, 0
-	}
 	if cl != nil {
-		cl.got.Store(call.got)
+		cl.got.Store(int64(len(call.parts.msg)))
 		cl.done = msg != nil
 	}
+	if msg != nil {
+		call.parts = assembler{}
+	}
 	return msg, kept, rest, err
+}
+
+// coming is the size of the message that is coming, 0 if there is none, and how much of it has come.
+func (call *Call) coming() (need, got int64) {
+	if cl := call.claim; cl != nil {
+		return cl.need, cl.got.Load()
+	}
+	return int64(call.parts.need), int64(len(call.parts.msg))
+}
+
+// reserved is how large a message may be for which the call is not charged.
+func (call *Call) reserved() int64 {
+	if call.stream == nil {
+		return 0
+	}
+	return call.stream.reserved
+}
+
+// countGrant adds what was granted to the message that is coming to the stream's window.
+func (call *Call) countGrant() {
+	if cl := call.claim; cl != nil && cl.asked && !cl.counted && cl.given.Load() {
+		cl.counted = true
+		call.in.left += cl.window
+	}
 }
 
 // dropParts forgets the message that is coming, and all that follow.
@@ -255,7 +271,7 @@ func (call *Call) dropParts() {
 		defer cl.parts.Unlock()
 		cl.done = true
 	}
-	call.discard, call.parts, call.need = true, assembler{}, 0
+	call.discard, call.parts = true, assembler{}
 }
 
 // isWithin tells whether a part of a message has come and the rest has not.
@@ -270,7 +286,7 @@ func (call *Call) isWithin() bool {
 // giveBack lets the client send more: what is needed for the message that has begun to come.
 func (call *Call) giveBack(padding int64) {
 	due := padding
-	if call.need > 0 && call.in.left < call.in.size/2 {
+	if need, _ := call.coming(); need > 0 && !call.discard && call.in.left < call.in.size/2 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
 		due += call.more()
 	}
@@ -285,24 +301,26 @@ func (call *Call) giveBack(padding int64) {
 
 // more tells how much window to give for the message that is coming.
 func (call *Call) more() int64 {
+	need, got := call.coming()
 	cl := call.claim
 	if cl == nil || call.stream != nil && call.stream.isBehind() {
 		if call.stream == nil {
 			return 0 // the first window takes it
 		}
-		return call.stream.early(call.got)
+		return call.stream.early(got)
 	}
 	if cl.asked {
 		return 0
 	}
 	// The rest of the message beyond the window that the client has. What comes meanwhile takes from both.
-	cl.asked, cl.window = true, call.need-call.got-call.in.left
+	cl.asked, cl.window = true, need-got-call.in.left
 	if cl.window <= 0 {
 		cl.window = 0
 		return 0
 	}
 	switch cl.in.ask(cl) {
 	case askGranted:
+		cl.counted = true // by the caller
 		return cl.window
 	case askRefused:
 		call.busy()
@@ -323,10 +341,11 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	size := int64(len(msg))
 	charged := int64(0)
 	if cl := call.claim; cl != nil {
-		call.claim = nil
 		var window int64
 		charged, window = cl.in.complete(cl)
 		size -= window
+		call.countGrant()
+		call.claim = nil
 	}
 	body, err := call.check.open(toServer, msg[prefixSize:])
 	if err != nil {
@@ -426,8 +445,8 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	call.room.b = call.c.s.answers
-	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, &call.room), call.decode, nil)
+	call.room = NewRoom(call.c.s.answers)
+	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, nil)
 	if err != nil {
 		call.Fail(err)
 	} else {
@@ -518,8 +537,8 @@ func (call *Call) finishLocked(st *status.Status, httpStatus int) {
 	if call.charged.Load() {
 		call.intake().release(call)
 	}
-	if call.covered > 0 {
-		call.windows().Give(call.covered)
+	if n := call.reserved(); n > 0 {
+		call.windows().Give(n)
 	}
 	if call.mu.gone || c.mu.closed != nil {
 		c.endIfDrainedLocked()

@@ -25,6 +25,8 @@ type Stream struct {
 	sendable chan struct{}
 	// returned is what was given back to the client's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
+	// reserved is the part of MaxStreamWindows that the stream's window has; 0 if it has the first window only.
+	reserved int64
 	inbox
 }
 
@@ -37,7 +39,7 @@ func (call *Call) startStream() {
 	}
 	more := window - call.in.size
 	if more > 0 && call.windows().Take(window) {
-		call.covered = window
+		st.reserved = window
 		call.in = inflow{size: window, left: window}
 	}
 	st.inbox.init(call.in.size)
@@ -46,7 +48,7 @@ func (call *Call) startStream() {
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
 	call.c.mu.Lock()
 	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
-	if call.covered > 0 {
+	if st.reserved > 0 {
 		call.windowUpdateLocked(more)
 	}
 	call.c.mu.Unlock()
