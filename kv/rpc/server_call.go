@@ -23,33 +23,29 @@ const prefixSize = 5
 
 // Call is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in mu.
 type Call struct {
-	c        *conn
-	id       uint32
-	m        *method
-	path     string
-	deadline time.Time
-	encoding string
+	c  *conn
+	id uint32
+	// ended: the client has sent all it wants to. Written under the lock. discard: the messages broke a rule, or were too
+	// many; the rest is not looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
+	ended, discard         bool
+	hasRequest, dispatched bool
+	m                      *method
+	path                   string
+	deadline               time.Time
+	encoding               string
 
-	// ended: the client has sent all it wants to. Written under the lock.
-	ended bool
 	in    inflow
 	parts assembler
 	check checksum
-	// request is the message of a unary call, once it is complete.
-	request    []byte
-	hasRequest bool
-	dispatched bool
+	// request is the message of a unary call, once it is complete: hasRequest.
+	request []byte
 	// claim is the message that is coming, if it needs more than its first frame and what is reserved for a stream.
 	claim *claim
 	// charged: the call has been charged for requests.
-	charged atomic.Bool
+	charged, answered atomic.Bool
 	// held is what the call is charged for, open its claim. Both belong to the intake's lock.
 	held int64
 	open *claim
-	// discard: the messages broke a rule, or were too many; the rest is not looked at.
-	discard bool
-
-	answered atomic.Bool
 	// room is what the handler of a unary call has taken for its answer; nil before it is called.
 	room *Room
 	// stream is set for calls of stream methods. Written under the lock.
@@ -57,16 +53,14 @@ type Call struct {
 
 	mu struct {
 		// window is how much the client takes on this stream.
-		window      int64
-		headersSent bool
+		window int64
 		// pending is what was answered and waits for a window; finish, if set, ends the call after it.
 		pending    []byte
 		pendingCap int
 		finish     *status.Status
-		blocked    bool
 		// gone: cancelled by the client, or ended from here. Nothing is sent any more.
-		gone   bool
-		cancel context.CancelFunc
+		headersSent, blocked, gone bool
+		cancel                     context.CancelFunc
 	}
 }
 
