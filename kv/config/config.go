@@ -162,7 +162,7 @@ func Default() *Config {
 		Labels:     map[string]string{},
 		Log:        log.DefaultConfig(),
 		Server: Server{
-			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 48 * MiB, MaxAnswerBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
+			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 32 * MiB, MaxAnswerBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
 			MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
