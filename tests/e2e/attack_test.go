@@ -175,7 +175,7 @@ func smallWork(t *testing.T, cl *client.Client, d time.Duration) (p99 time.Durat
 // TestAttackHalfRequestsAndUnreadAnswers: many clients begin puts of 15 MiB and never end them, as many scan 12 MiB and
 // read nothing. The store stays small, and others go on.
 func TestAttackHalfRequestsAndUnreadAnswers(t *testing.T) {
-	conns, d := 200, 4*time.Second
+	conns, d := 200, 3*time.Second
 	if long() {
 		conns, d = 1000, 60*time.Second
 	}
@@ -205,7 +205,11 @@ func TestAttackHalfRequestsAndUnreadAnswers(t *testing.T) {
 	rss, most := resident(t, store)
 	t.Logf("%d connections: %d MiB, at most %d; p99 %v of %d", conns, rss, most, after, ops)
 	require.Less(t, most, 400, "MiB")
-	require.Less(t, after, 3*before+20*time.Millisecond)
+	limit := 3 * before
+	if !long() {
+		limit += 20 * time.Millisecond // a single hang of the machine
+	}
+	require.Less(t, after, limit)
 }
 
 // elections counts how often a peer became leader without a reason: no new region, no transfer that was ordered.
@@ -242,7 +246,7 @@ func elections(t *testing.T, c *localcluster.Cluster) int {
 // TestAttackLargeWriters: many writers of 8 MiB values. Writes succeed or are refused as busy, leaders stay, and the
 // stores stay small.
 func TestAttackLargeWriters(t *testing.T) {
-	writers, each := 24, 1
+	writers, each := 16, 1
 	if long() {
 		writers, each = 128, 2
 	}
