@@ -25,7 +25,7 @@ import (
 // makes no progress is given up: after Stall, or after stallPressed while others wait for its bytes. A unary call that
 // has waited for longer than MaxWait, or finds maxWaiting others, is answered as busy; nothing of it was carried out.
 //
-// Lock order: conn.mu < intake.mu. Owned by the Server.
+// Lock order: conn.mu < intake.mu < inbox.mu. Owned by the Server.
 type intake struct {
 	limit int64
 	opts  *Options
@@ -282,6 +282,10 @@ func (in *intake) judgeLocked(cl *claim, now time.Time) int {
 		if cl.call.stream == nil && now.Sub(cl.queued) > in.opts.MaxWait {
 			return claimLate
 		}
+		return claimGood
+	}
+	if st := cl.call.stream; st != nil && st.isBehind() {
+		cl.began, cl.moved = now, now // its handler is late, and it has no more window
 		return claimGood
 	}
 	if got := cl.got.Load(); got != cl.seen {

@@ -343,3 +343,56 @@ func TestStreamsShareTheRoom(t *testing.T) {
 	require.NoError(t, g.Wait())
 	nothingHeld(t, s)
 }
+
+// TestLateHandlerIsNoStall: a message that has no window because the handler has not taken those before it is not given
+// up, however long that takes.
+func TestLateHandlerIsNoStall(t *testing.T) {
+	take := make(chan struct{})
+	s, addr := startBusy(t, Options{MaxStreamWindows: 1}, &kv{stream: func(st grpc.ServerStream) error {
+		select {
+		case <-take:
+		case <-st.Context().Done():
+		}
+		for {
+			req := new(kvrpcpb.RawGetRequest)
+			if err := st.RecvMsg(req); err == io.EOF {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: fmt.Append(nil, len(req.Key))}); err != nil {
+				return err
+			}
+		}
+	}})
+	st, err := dialKv(t, addr).BatchCommands(within(t))
+	require.NoError(t, err)
+	var g group
+	g.Go(func() error {
+		for _, n := range []int{20_000, 300_000} {
+			if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, n)}); err != nil {
+				return err
+			}
+		}
+		return st.CloseSend()
+	})
+	in := s.intakes[0]
+	require.Eventually(t, func() bool {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		for cl := range in.mu.live {
+			return cl.got.Load() > 40_000 // its window is used up
+		}
+		return false
+	}, patience, time.Millisecond)
+	in.look(time.Now().Add(time.Hour))
+	require.Zero(t, s.Stats().StalledRequests)
+	close(take)
+	for _, n := range []int{20_000, 300_000} {
+		resp := new(kvrpcpb.RawGetResponse)
+		require.NoError(t, st.RecvMsg(resp))
+		require.Equal(t, fmt.Sprint(n), string(resp.Value))
+	}
+	require.NoError(t, g.Wait())
+	nothingHeld(t, s)
+}
