@@ -249,8 +249,15 @@ func (in *intake) stop() {
 func (in *intake) look(now time.Time) {
 	var stalled, late []*claim
 	in.mu.Lock()
+	// Messages of one connection share its way: while one of them comes, the others are not late.
+	moving := map[*conn]bool{}
 	for cl := range in.mu.live {
-		switch in.judgeLocked(cl, now) {
+		if cl.got.Load() != cl.seen {
+			moving[cl.call.c] = true
+		}
+	}
+	for cl := range in.mu.live {
+		switch in.judgeLocked(cl, now, moving[cl.call.c]) {
 		case claimStalled:
 			stalled = append(stalled, cl)
 		case claimLate:
@@ -276,8 +283,8 @@ const (
 	claimLate
 )
 
-// judgeLocked says what becomes of a claim, and notes how far it has come.
-func (in *intake) judgeLocked(cl *claim, now time.Time) int {
+// judgeLocked says what becomes of a claim, and notes how far it has come. moving: its connection brings requests.
+func (in *intake) judgeLocked(cl *claim, now time.Time, moving bool) int {
 	if !cl.queued.IsZero() && !cl.granted { // it has no window
 		if cl.call.stream == nil && now.Sub(cl.queued) > in.opts.MaxWait {
 			return claimLate
@@ -288,8 +295,9 @@ func (in *intake) judgeLocked(cl *claim, now time.Time) int {
 		cl.began, cl.moved = now, now // its handler is late, and it has no more window
 		return claimGood
 	}
-	if got := cl.got.Load(); got != cl.seen {
-		cl.seen, cl.moved = got, now
+	cl.seen = cl.got.Load()
+	if moving {
+		cl.moved = now
 	}
 	patience := in.opts.Stall
 	if len(in.mu.waiting) > 0 {

@@ -396,3 +396,27 @@ func TestLateHandlerIsNoStall(t *testing.T) {
 	require.NoError(t, g.Wait())
 	nothingHeld(t, s)
 }
+
+// TestRequestsOfOneConnectionShareItsWay: while one of them comes, another one is not given up; when none does, all are.
+func TestRequestsOfOneConnectionShareItsWay(t *testing.T) {
+	s, addr := startBusy(t, Options{Stall: time.Hour, MinPing: 1}, &kv{get: sizeOf})
+	r := half(t, addr, 2, 1<<20)
+	in := s.intakes[0]
+	now := time.Now()
+	for range 5 {
+		r.data(1, make([]byte, 1000), false)
+		r.sync()
+		now = now.Add(40 * time.Minute)
+		in.mu.Lock()
+		for cl := range in.mu.live {
+			cl.began = now // the time for all of a message is not what is tested
+		}
+		in.mu.Unlock()
+		in.look(now)
+		require.Zero(t, s.Stats().StalledRequests)
+	}
+	in.look(now.Add(2 * time.Hour))
+	require.EqualValues(t, 2, s.Stats().StalledRequests)
+	require.Equal(t, reasonStalled, busyReason(t, r, 3))
+	nothingHeld(t, s)
+}
