@@ -362,7 +362,8 @@ type grants struct {
 	list []*claim
 }
 
-// grant has the writer give a claim's window: whoever frees bytes may hold the lock of another connection.
+// grant has the writer give a claim's window: the goroutine that frees bytes may hold the lock of another
+// connection.
 func (c *conn) grant(cl *claim) {
 	c.grants.mu.Lock()
 	c.grants.list = append(c.grants.list, cl)
