@@ -9,7 +9,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: attack build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -90,6 +90,9 @@ power: ## take the power from a whole cluster LOSSES times, on a file system tha
 DURATION ?= 8s
 chaos: ## N histories with real processes and faults that rage for DURATION or as long as they need, from SEED on
 	$(GO) test -count=1 -timeout 24h -v -run TestChaos ./tests/chaos -args -histories $(N) -duration $(DURATION) -seed $(if $(SEED),$(SEED),1) -keep '$(KEEP)'
+
+attack: ## clients that hold what they can, and writers of large values, against real processes; nothing else should run
+	ATTACK=1 $(GO) test -count=1 -timeout 30m -v -run 'TestAttack|Descriptors' ./tests/e2e
 
 planted: ## build known bugs in and see that the tests find them
 	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant

@@ -19,6 +19,9 @@ import (
 const (
 	maxBatchCommands = 128
 	maxBatchBytes    = 1 << 20
+	// maxBatched is the largest request that takes part. A store may let a larger one wait, or refuse it, until it has
+	// room; as a call of its own it holds nobody up.
+	maxBatched = 256 << 10
 )
 
 // batchStub sends gets, puts and deletes of concurrent callers over one BatchCommands stream: while one
@@ -38,7 +41,11 @@ func (s batchStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, opts .
 }
 
 func (s batchStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, opts ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
-	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Put: in}, in.Size())
+	size := in.Size()
+	if size > maxBatched {
+		return s.TinyKvClient.RawPut(ctx, in, opts...)
+	}
+	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Put: in}, size)
 	if status.Code(err) == codes.Unimplemented {
 		return s.TinyKvClient.RawPut(ctx, in, opts...)
 	}
@@ -317,9 +324,11 @@ func (b *batcher) broken(s *batchStream, err error) {
 	if b.mu.stream == s {
 		b.mu.stream = nil
 	}
-	if code := status.Code(err); code == codes.Unimplemented {
+	switch status.Code(err) {
+	case codes.Unimplemented:
 		b.mu.unary = true
-	} else if code == codes.OK || code == codes.Canceled || code == codes.Unknown {
+	case codes.OK, codes.Canceled, codes.Unknown, codes.ResourceExhausted, codes.InvalidArgument, codes.FailedPrecondition:
+		// As the status of one call some of these say that nothing was done. That of a stream says nothing about calls.
 		err = status.Error(codes.Unavailable, "batch stream ended: "+err.Error())
 	}
 	for _, c := range s.waiting {

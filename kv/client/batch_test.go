@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +31,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeStore answers from a map; batch says how it treats BatchCommands.
 type fakeStore struct {
 	tinykvpb.UnimplementedTinyKvServer
-	mu       sync.Mutex
-	data     map[string]string
-	batch    string // "serve", "unknown", "break"
-	streams  atomic.Int64
-	messages atomic.Int64
-	unary    atomic.Int64
+	mu    sync.Mutex
+	data  map[string]string
+	batch string // "serve", "unknown", "break"
+	// breakCode is the status with which a stream breaks; OK: Internal.
+	breakCode codes.Code
+	streams   atomic.Int64
+	messages  atomic.Int64
+	unary     atomic.Int64
 	// regionErr, if set, is asked before each request.
 	regionErr func(*kvrpcpb.Context) *errorpb.Error
 	// index is the log index in the answers to writes.
@@ -111,7 +114,7 @@ func (f *fakeStore) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) er
 					f.sawPut(stream.Context(), c.Put)
 				}
 			}
-			return status.Error(codes.Internal, "broken on purpose")
+			return status.Error(cmp.Or(f.breakCode, codes.Internal), "broken on purpose")
 		}
 		// Answered in reverse order: the ids must bring each reply to its caller.
 		resp := &kvrpcpb.BatchCommandsResponse{}
@@ -221,7 +224,13 @@ func TestOldStoresAreAskedCallByCall(t *testing.T) {
 // TestBrokenStream: a write that was sent on a stream that broke has an unknown outcome; the next one
 // opens a new stream.
 func TestBrokenStream(t *testing.T) {
-	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	for _, code := range []codes.Code{codes.Internal, codes.Unavailable, codes.ResourceExhausted, codes.InvalidArgument} {
+		t.Run(code.String(), func(t *testing.T) { brokenStream(t, code) })
+	}
+}
+
+func brokenStream(t *testing.T, code codes.Code) {
+	f := &fakeStore{data: map[string]string{}, batch: "break", breakCode: code}
 	c := open(t, serve(t, f), Options{Conns: 1, NoRetryUnknown: true})
 	err := c.Put(context.Background(), []byte("k"), []byte("v"))
 	require.True(t, IsUnknown(err), "%v", err)
@@ -316,7 +325,7 @@ func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 	f.batch, f.puts = "break", nil
 	f.mu.Unlock()
 	done := make(chan error, 1)
-	go func() { done <- c.Put(context.Background(), []byte("k"), make([]byte, 3<<20)) }()
+	go func() { done <- c.Put(context.Background(), []byte("k"), make([]byte, maxBatched/2)) }()
 	require.Eventually(t, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -335,7 +344,7 @@ func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 // write, and names the region and the position at which the attempts of unknown outcome began.
 func TestRetryTellsWhatItRetries(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.NoError(t, err)
@@ -357,7 +366,7 @@ func TestRetryTellsWhatItRetries(t *testing.T) {
 // overwrite what others have written since, so the outcome is unknown.
 func TestUnknownWithoutIdentities(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve"}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.True(t, IsUnknown(err), "%v", err)
@@ -367,7 +376,7 @@ func TestUnknownWithoutIdentities(t *testing.T) {
 // TestUndeterminedIsUnknown: when the log does not reach back, the client says so and does not write again.
 func TestUndeterminedIsUnknown(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute})
+	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	f.regionErr = func(kctx *kvrpcpb.Context) *errorpb.Error {
 		if len(kctx.WriteOrigins) > 0 {
@@ -379,6 +388,17 @@ func TestUndeterminedIsUnknown(t *testing.T) {
 	require.True(t, IsUnknown(err), "%v", err)
 	require.Len(t, puts, 2)
 	require.Equal(t, "v", f.data["k"])
+}
+
+// TestLargePutsAreCallsOfTheirOwn: they do not hold up what shares a stream, and do not end with it.
+func TestLargePutsAreCallsOfTheirOwn(t *testing.T) {
+	f := &fakeStore{data: map[string]string{}, batch: "break"}
+	c := open(t, serve(t, f), Options{Conns: 1})
+	require.NoError(t, c.Put(t.Context(), []byte("k"), make([]byte, maxBatched)))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.Len(t, f.data["k"], maxBatched)
+	require.Zero(t, f.messages.Load(), "on the stream")
 }
 
 // TestStalePositionIsSentAgain: the store's position replaces the client's, and nothing was done before.

@@ -76,8 +76,18 @@ func (c *Config) PlacementFiles() security.Files {
 // Server limits what clients may send.
 type Server struct {
 	// GRPCMaxMessage bounds one message; it must leave room above MaxEntry.
-	GRPCMaxMessage       Size     `toml:"grpc-max-message"`
-	GRPCMaxStreams       uint32   `toml:"grpc-max-streams"`
+	GRPCMaxMessage Size   `toml:"grpc-max-message"`
+	GRPCMaxStreams uint32 `toml:"grpc-max-streams"`
+	// MaxConns bounds the connections to the service port, MaxConnsPerHost those of clients at one address. An eighth
+	// of MaxConns, 256 at most, is for other stores.
+	MaxConns        int `toml:"max-connections"`
+	MaxConnsPerHost int `toml:"max-connections-per-host"`
+	// MaxAnswerBytes bounds what is held of answers that clients have not taken.
+	MaxAnswerBytes Size `toml:"max-answer-bytes"`
+	// MaxRequestBytes bounds what is held of requests larger than a frame of 16 KiB, from their first byte to their
+	// answer. StallTimeout is how long such a request may make no progress.
+	MaxRequestBytes      Size     `toml:"max-request-bytes"`
+	StallTimeout         Duration `toml:"stall-timeout"`
 	MaxKeySize           Size     `toml:"max-key-size"`
 	MaxScanLimit         uint32   `toml:"max-scan-limit"`
 	RequestTimeout       Duration `toml:"request-timeout"`
@@ -175,7 +185,8 @@ func Default() *Config {
 		Labels:     map[string]string{},
 		Log:        log.DefaultConfig(),
 		Server: Server{
-			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
+			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 32 * MiB, MaxAnswerBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
+			MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
 			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
 			SnapshotRate: 32 * MiB,
@@ -301,6 +312,15 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.GRPCMaxStreams == 0 || s.MaxKeySize <= 0 || s.MaxKeySize > 60*KiB || s.MaxScanLimit == 0 {
 		bad("server: grpc-max-streams and max-scan-limit must be positive, max-key-size within 1B and 60KiB")
+	}
+	if s.MaxConns < 16 || s.MaxConnsPerHost <= 0 {
+		bad("server: max-connections must be at least 16, max-connections-per-host positive")
+	}
+	if s.MaxRequestBytes < 2*s.GRPCMaxMessage || s.StallTimeout.Duration <= 0 {
+		bad("server: max-request-bytes must be at least twice grpc-max-message, stall-timeout positive")
+	}
+	if s.MaxAnswerBytes < 4*s.GRPCMaxMessage {
+		bad("server.max-answer-bytes: %s is less than four times grpc-max-message", s.MaxAnswerBytes)
 	}
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")

@@ -17,7 +17,9 @@ type Options struct {
 	CacheBytes int64
 	// MemTableBytes is the size of a memtable, default 16 MiB. A batch may be larger.
 	MemTableBytes int64
-	Logger        *zap.Logger
+	// OpenFiles is how many files of tables stay open, default 1000.
+	OpenFiles int
+	Logger    *zap.Logger
 	// CheckSpace, if set, is asked before each write and vetoes it with an error, long before the
 	// disk is really full: a full disk is something no LSM library survives well. It must be
 	// cheap; the store measures free space now and then and keeps the answer.
@@ -36,6 +38,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.MemTableBytes <= 0 {
 		o.MemTableBytes = 16 << 20
+	}
+	if o.OpenFiles <= 0 {
+		o.OpenFiles = 1000
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/rpc"
 )
 
 // registerMetrics exposes the store's counters under TiKV-like names. They are read when scraped, so
@@ -24,6 +25,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return float64(used)
 	})
+	registerLimits(gauge, counter, n)
 	if r, ok := n.engine.(engine.Reporter); ok {
 		reg.MustRegister(newEngineMetrics(r))
 	}
@@ -61,6 +63,33 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return 0
 	})
+}
+
+// registerLimits exposes what is held for clients, and what the limits on it have done.
+func registerLimits(gauge, counter func(name, help string, value func() float64), n *Node) {
+	stats := func(of func(s rpc.Stats) float64) func() float64 {
+		return func() float64 { return of(n.grpc.Stats()) }
+	}
+	gauge("tinykv_connections", "Connections of clients.",
+		stats(func(s rpc.Stats) float64 { return float64(s.Conns + s.Trial) }))
+	gauge("tinykv_internal_connections", "Connections of other stores.",
+		stats(func(s rpc.Stats) float64 { return float64(s.Internal) }))
+	counter("tinykv_connections_shed_total", "Idle connections that were closed to make room for others.",
+		stats(func(s rpc.Stats) float64 { return float64(s.ConnsShed) }))
+	counter("tinykv_connections_refused_total", "Connections for which there was no room.",
+		stats(func(s rpc.Stats) float64 { return float64(s.ConnsRefused) }))
+	gauge("tinykv_request_bytes", "Bytes held of clients' requests that are larger than a frame.",
+		stats(func(s rpc.Stats) float64 { return float64(s.RequestBytes) }))
+	counter("tinykv_busy_requests_total", "Requests refused because there was no room for their bytes.",
+		stats(func(s rpc.Stats) float64 { return float64(s.BusyRequests) }))
+	counter("tinykv_stalled_requests_total", "Requests given up because they did not go on.",
+		stats(func(s rpc.Stats) float64 { return float64(s.StalledRequests) }))
+	gauge("tinykv_answer_bytes", "Bytes held of answers that clients have not taken.",
+		stats(func(s rpc.Stats) float64 { return float64(s.AnswerBytes) }))
+	counter("tinykv_busy_answers_total", "Requests refused because there was no room for their answers.",
+		stats(func(s rpc.Stats) float64 { return float64(s.BusyAnswers) }))
+	counter("tinykv_stalled_readers_total", "Connections closed because their clients did not take their answers.",
+		stats(func(s rpc.Stats) float64 { return float64(s.StalledReaders) }))
 }
 
 // engineMetrics asks the engine once per scrape.

@@ -33,6 +33,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -50,6 +51,7 @@ type Node struct {
 	dial    Dialer // nil: by TCP
 	// identity is the store's certificate; nil without TLS.
 	identity *security.Identity
+	files    descriptors.Plan
 
 	dir       *DataDir
 	engine    engine.Engine
@@ -94,6 +96,9 @@ type Dialer = security.Dialer
 
 // DialBy replaces how connections are made. To be called before Start.
 func (n *Node) DialBy(d Dialer) { n.dial = d }
+
+// SetFiles says how many files the process may have open, and what for. To be called before Start.
+func (n *Node) SetFiles(p descriptors.Plan) { n.files = p }
 
 // Failed delivers the error after which the process must exit.
 func (n *Node) Failed() <-chan error { return n.failed }
@@ -150,7 +155,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
 		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: unlike(int64(n.cfg.Storage.MemTable)),
-		Logger: n.logger.Named("engine"), OnFailure: n.fail,
+		OpenFiles: n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
 		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
 	}
@@ -346,6 +351,7 @@ func (n *Node) storeMeta() *metapb.Store {
 func (n *Node) serve(st storage.Storage) {
 	opts := server.Options(n.cfg)
 	opts.OnCorrupt = n.noteCorrupt
+	n.boundConns(&opts)
 	n.grpc = rpc.New(opts)
 	var raft server.RaftHandler
 	if n.store != nil {
@@ -364,6 +370,7 @@ func (n *Node) serve(st storage.Storage) {
 	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),
 		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
+	n.grpc.Internal(healthpb.Health_Check_FullMethodName) // the placement service looks whether a store is there
 	if err := server.RegisterReflection(n.grpc); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))
 	}

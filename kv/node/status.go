@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+	"golang.org/x/net/netutil"
 
 	"github.com/tinykv/tinykv/pkg/security"
 )
@@ -43,12 +44,13 @@ func (s *statusServer) start() {
 	registerMetrics(reg, s.n)
 	s.http = &http.Server{
 		Handler: s.handler(promhttp.HandlerFor(reg, promhttp.HandlerOpts{})), ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		IdleTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
 	}
 	// Owned by the status server; ends in stop.
 	go func() {
 		defer close(s.done)
-		if err := s.http.Serve(s.n.secured(s.listener, "http/1.1")); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		l := s.n.secured(netutil.LimitListener(s.listener, statusConns), "http/1.1")
+		if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			s.n.logger.Error("status server failed", zap.Error(err))
 		}
 	}()

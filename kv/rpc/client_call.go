@@ -398,7 +398,7 @@ func (call *clientCall) deliver(msg []byte, kept bool) error {
 		if !kept {
 			body = append([]byte(nil), body...)
 		}
-		st.push(message{body, compressed, size})
+		st.push(message{body: body, compressed: compressed, owed: size})
 		return nil
 	}
 	if call.hasAnswer {

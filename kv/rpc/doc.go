@@ -20,5 +20,8 @@
 // (grpc.ClientConnInterface), so that whatever was written for grpc runs here. What is different is HandleInline and
 // OnMessage, for those that need no goroutine. Either side speaks to grpc's own other side as well.
 //
+// What a server holds for its clients is bounded: connections (server_conns.go), requests that are not complete or not
+// answered (intake.go), answers that are not taken (answers.go).
+//
 // server*.go is the server, client*.go the client; output.go and inbox.go belong to both.
 package rpc

@@ -32,6 +32,8 @@ type message struct {
 	body       []byte
 	compressed byte
 	owed       int64
+	// charged is what the call is charged for it; a client has no such limit.
+	charged int64
 }
 
 func (q *inbox) init(window int64) {
@@ -87,6 +89,13 @@ func (q *inbox) early(part int64) int64 {
 	}
 	q.mu.held, q.mu.given = 0, q.mu.given+part
 	return part
+}
+
+// isBehind tells whether messages wait for the receiver.
+func (q *inbox) isBehind() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.mu.head < len(q.mu.queue)
 }
 
 // endRecv says what comes after the last message: io.EOF or an error.

@@ -15,6 +15,9 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
+// errShed is why a connection ends that had no call when there was no room for others.
+var errShed = errors.New("rpc: idle while there were too many connections")
+
 // ErrStopped is returned by Serve once Stop or GracefulStop was called.
 var ErrStopped = errors.New("rpc: stopped")
 
@@ -25,11 +28,26 @@ type Options struct {
 	// MaxStreams bounds the calls of one connection whose handlers have not returned (1,024). A call that its client
 	// has cancelled counts until then: a client cannot start more work by cancelling (CVE-2023-44487).
 	MaxStreams uint32
+	// MaxConns bounds the connections (4,096), MaxConnsPerHost those of clients at one address (half of them).
+	MaxConns, MaxConnsPerHost int
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
-	// StreamWindow and ConnWindow are how much a client may send ahead of a stream's handler, and ahead of this
-	// server (4 and 8 MiB). Less than 65,535 is not possible: clients begin with that.
-	StreamWindow, ConnWindow uint32
+	// FirstWindow is how much of a call's messages a client may send unasked (65,535, the least that is possible: clients
+	// begin with that). ConnWindow is how much it may send ahead of this server (8 MiB).
+	FirstWindow, ConnWindow uint32
+	// StreamWindow is how much a client may send ahead of a stream's handler, while MaxStreamWindows, in bytes, allow
+	// (1 MiB, 64 MiB); other streams keep FirstWindow. Those of internal methods have four times the window, and as many
+	// windows of their own.
+	StreamWindow     uint32
+	MaxStreamWindows int64
+	// MaxRequests bounds the bytes of requests that need more than one frame, from their first frame to their answers
+	// (64 MiB); at least twice MaxRecv. Those of internal methods have twice as many of their own. See intake.
+	MaxRequests int64
+	// MaxAnswers bounds the bytes of answers that clients have not taken (64 MiB; at least four times MaxSend).
+	MaxAnswers int64
+	// MaxWait is how long a request waits for that until it is answered as busy (5 s). Stall is how long a request, or a
+	// client that has answers to take, may make no progress (30 s).
+	MaxWait, Stall time.Duration
 	// Handshake is how long a new connection may take to say that it speaks HTTP/2 (10 s).
 	Handshake time.Duration
 	// KeepAlive is how long a connection may be silent before it is asked for a sign of life, and KeepAliveTimeout
@@ -47,10 +65,22 @@ func (o *Options) setDefaults() {
 	setDefault(&o.MaxRecv, 4<<20)
 	setDefault(&o.MaxSend, 4<<20)
 	setDefault(&o.MaxStreams, 1024)
+	setDefault(&o.MaxConns, 4096)
+	o.MaxConns = max(o.MaxConns, 4)
+	setDefault(&o.MaxConnsPerHost, o.MaxConns/2)
 	setDefault(&o.MaxHeaderBytes, 16<<10)
-	setDefault(&o.StreamWindow, 4<<20)
+	setDefault(&o.FirstWindow, initialWindow)
+	setDefault(&o.StreamWindow, 1<<20)
 	setDefault(&o.ConnWindow, 8<<20)
-	o.StreamWindow = min(max(o.StreamWindow, initialWindow), maxWindow)
+	setDefault(&o.MaxStreamWindows, 64<<20)
+	setDefault(&o.MaxRequests, 64<<20)
+	setDefault(&o.MaxAnswers, 64<<20)
+	o.MaxAnswers = max(o.MaxAnswers, 4*int64(o.MaxSend))
+	o.MaxRequests = max(o.MaxRequests, 2*int64(o.MaxRecv))
+	setDefault(&o.MaxWait, 5*time.Second)
+	setDefault(&o.Stall, 30*time.Second)
+	o.FirstWindow = min(max(o.FirstWindow, initialWindow), maxWindow)
+	o.StreamWindow = min(max(o.StreamWindow, o.FirstWindow), maxWindow/4)
 	o.ConnWindow = min(max(o.ConnWindow, initialWindow), maxWindow)
 	setDefault(&o.Handshake, 10*time.Second)
 	setDefault(&o.KeepAlive, 30*time.Second)
@@ -79,6 +109,14 @@ type method struct {
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
 	impl   any
+	// internal: other stores call it, see connClass.
+	internal bool
+	// always: its answers are sent whatever room there is, since what they tell was carried out.
+	always bool
+	// guard decides who may call it; nil: everybody.
+	guard func(nc net.Conn) error
+	// busy makes the answer of a call that was not carried out; nil: a status.
+	busy func(reason string) any
 	// maxRecv and maxSend are those of the server, if the method has none of its own.
 	maxRecv, maxSend int
 }
@@ -100,7 +138,15 @@ type Server struct {
 		stopped   bool
 		listeners map[net.Listener]struct{}
 		conns     map[*conn]struct{}
+		registry  registry
 	}
+	stats counters
+	// intakes and windows bound what is held of requests: [0] for those of clients, [1] for those of other stores.
+	intakes [2]*intake
+	windows [2]*Budget
+	// answers bounds what clients have not taken, readers are the connections that hold some of it.
+	answers *Budget
+	readers readers
 	// wg counts connections, workers and handlers of streams.
 	wg sync.WaitGroup
 }
@@ -111,6 +157,13 @@ func New(o Options) *Server {
 	s := &Server{opts: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{}, work: make(chan *Call), quit: make(chan struct{})}
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
+	s.mu.registry.hosts = map[string]int{}
+	s.answers, s.readers.s = NewBudget(s.opts.MaxAnswers), s
+	s.readers.mu.conns = map[*conn]struct{}{}
+	for i := range s.intakes {
+		s.intakes[i] = newIntake(&s.opts, s.opts.MaxRequests<<i, &s.stats)
+		s.windows[i] = NewBudget(s.opts.MaxStreamWindows << (2 * i))
+	}
 	return s
 }
 
@@ -159,6 +212,50 @@ func (s *Server) Limit(path string, maxRecv, maxSend int) {
 		panic(fmt.Sprintf("rpc: no method %s", path))
 	}
 	m.maxRecv, m.maxSend = maxRecv, maxSend
+}
+
+// Internal says that a registered method is called by other stores: connections that call it are counted apart from
+// those of clients. It panics if there is no such method.
+func (s *Server) Internal(path string) {
+	s.mustNotServe("Internal")
+	m := s.methods[path]
+	if m == nil {
+		panic(fmt.Sprintf("rpc: no method %s", path))
+	}
+	m.internal = true
+}
+
+// Always has the answers of a registered unary method sent although there is no room for them: to be called for methods that
+// change something and whose answers may be large. It panics if there is no such method.
+func (s *Server) Always(path string) {
+	s.mustNotServe("Always")
+	m := s.methods[path]
+	if m == nil || m.unary == nil {
+		panic(fmt.Sprintf("rpc: no unary method %s", path))
+	}
+	m.always = true
+}
+
+// Guard has a function decide, by its connection, whether a call of a registered method is carried out; its error is the
+// answer of those that are not. It panics if there is no such method.
+func (s *Server) Guard(path string, may func(nc net.Conn) error) {
+	s.mustNotServe("Guard")
+	m := s.methods[path]
+	if m == nil {
+		panic(fmt.Sprintf("rpc: no method %s", path))
+	}
+	m.guard = may
+}
+
+// OnBusy says how calls of a registered unary method are answered that were not carried out because the server holds as
+// much as it may; otherwise with the status ResourceExhausted. It panics if there is no such method.
+func (s *Server) OnBusy(path string, answer func(reason string) any) {
+	s.mustNotServe("OnBusy")
+	m := s.methods[path]
+	if m == nil || m.unary == nil {
+		panic(fmt.Sprintf("rpc: no unary method %s", path))
+	}
+	m.busy = answer
 }
 
 func (s *Server) mustNotServe(what string) {
@@ -214,24 +311,40 @@ func (s *Server) isStopped() bool {
 	return s.mu.stopped
 }
 
+// start serves a new connection, if there is room for it.
 func (s *Server) start(nc net.Conn) {
+	for _, c := range s.begin(nc) {
+		c.shed()
+	}
+}
+
+// begin is start without what must not be done under the lock: it returns connections that are to be shed.
+func (s *Server) begin(nc net.Conn) []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.stopped {
 		_ = nc.Close()
-		return
+		return nil
+	}
+	host, now := hostOf(nc), time.Now()
+	class, victims, ok := s.admitLocked(host, now)
+	if !ok {
+		s.stats.connsRefused.Add(1)
+		_ = nc.Close()
+		return nil
 	}
 	c := newConn(s, nc)
-	s.mu.conns[c] = struct{}{}
+	s.enterLocked(c, class, host, now)
 	s.wg.Add(1)
 	// Owned by the server; ends with the connection, at the latest in Stop.
 	go func() {
 		defer s.wg.Done()
 		c.serve()
 		s.mu.Lock()
-		delete(s.mu.conns, c)
+		s.forgetLocked(c)
 		s.mu.Unlock()
 	}()
+	return victims
 }
 
 // closeListeners refuses new connections and returns those that exist.
@@ -242,6 +355,10 @@ func (s *Server) closeListeners() []*conn {
 		close(s.quit)
 	}
 	s.mu.stopped = true
+	for _, in := range s.intakes {
+		in.stop()
+	}
+	s.readers.stop()
 	for l := range s.mu.listeners {
 		_ = l.Close()
 	}

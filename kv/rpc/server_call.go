@@ -23,40 +23,44 @@ const prefixSize = 5
 
 // Call is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in mu.
 type Call struct {
-	c        *conn
-	id       uint32
-	m        *method
-	path     string
-	deadline time.Time
-	encoding string
+	c  *conn
+	id uint32
+	// ended: the client has sent all it wants to. Written under the lock. discard: the messages broke a rule, or were too
+	// many; the rest is not looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
+	ended, discard         bool
+	hasRequest, dispatched bool
+	m                      *method
+	path                   string
+	deadline               time.Time
+	encoding               string
 
-	// ended: the client has sent all it wants to. Written under the lock.
-	ended bool
 	in    inflow
 	parts assembler
 	check checksum
-	// request is the message of a unary call, once it is complete.
-	request    []byte
-	hasRequest bool
-	dispatched bool
-	// discard: the messages broke a rule, or were too many; the rest is not looked at.
-	discard bool
-
-	answered atomic.Bool
+	// request is the message of a unary call, once it is complete: hasRequest.
+	request []byte
+	// claim is the message that is coming, if it needs more than its first frame and what is reserved for a stream.
+	claim *claim
+	// charged: the call has been charged for requests.
+	charged, answered atomic.Bool
+	// held is what the call is charged for, open its claim. Both belong to the intake's lock.
+	held int64
+	open *claim
+	// room is what the handler of a unary call has taken for its answer; nil before it is called.
+	room *Room
 	// stream is set for calls of stream methods. Written under the lock.
 	stream *Stream
 
 	mu struct {
 		// window is how much the client takes on this stream.
-		window      int64
-		headersSent bool
+		window int64
 		// pending is what was answered and waits for a window; finish, if set, ends the call after it.
-		pending []byte
-		finish  *status.Status
-		blocked bool
+		pending    []byte
+		pendingCap int
+		finish     *status.Status
 		// gone: cancelled by the client, or ended from here. Nothing is sent any more.
-		gone   bool
-		cancel context.CancelFunc
+		headersSent, blocked, gone bool
+		cancel                     context.CancelFunc
 	}
 }
 
@@ -85,7 +89,13 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		c.sawStream(id)
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
 	}
-	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.StreamWindow), left: int64(c.s.opts.StreamWindow)}}
+	m, refused := c.method(req.path)
+	if c.onTrial || refused == nil && m.internal && !c.internal {
+		if err := c.classify(m); err != nil {
+			return err
+		}
+	}
+	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.FirstWindow), left: int64(c.s.opts.FirstWindow)}}
 	call.check = checksum{sends: req.checksum, checks: req.checksum, seed: checksumSeed(req.path, id)}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
@@ -113,9 +123,9 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		call.end(status.Convert(bad), httpStatus)
 		return nil
 	}
-	if call.m = c.s.methods[req.path]; call.m == nil {
+	if call.m = m; refused != nil {
 		call.ended = f.StreamEnded()
-		call.Fail(c.s.unknown(req.path))
+		call.Fail(refused)
 		return nil
 	}
 	if call.m.stream != nil {
@@ -125,6 +135,19 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		return call.onEnd()
 	}
 	return nil
+}
+
+// method finds a method, and says why the connection may not call it; nil if it may. One that may not is not returned.
+func (c *conn) method(path string) (m *method, refused error) {
+	if m = c.s.methods[path]; m == nil {
+		return nil, c.s.unknown(path)
+	}
+	if m.guard != nil {
+		if refused = m.guard(c.nc); refused != nil {
+			return nil, refused
+		}
+	}
+	return m, nil
 }
 
 // unknown says what is not there: the service or only the method.
@@ -145,6 +168,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if call.stream != nil {
 		call.in.left += call.stream.returned.Swap(0)
 	}
+	call.countGrant()
 	if !call.in.take(n) {
 		return http2.StreamError{StreamID: call.id, Code: http2.ErrCodeFlowControl}
 	}
@@ -157,7 +181,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.add(data, call.m.maxRecv+call.check.slack())
+		msg, kept, rest, err := call.assemble(data)
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept, f.StreamEnded() && len(rest) == 0)
 		}
@@ -173,18 +197,105 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if f.StreamEnded() {
 		return call.onEnd()
 	}
+	if need, _ := call.coming(); call.claim == nil && need > call.reserved() && !call.discard {
+		if call.claim = call.intake().begin(call, need); call.claim == nil {
+			call.busy()
+			return nil
+		}
+	}
 	call.giveBack(padding)
 	return nil
+}
+
+// intake is what bounds the call's messages.
+func (call *Call) intake() *intake {
+	if call.m.internal {
+		return call.c.s.intakes[1]
+	}
+	return call.c.s.intakes[0]
+}
+
+// busy refuses a unary call for whose request there is no room.
+func (call *Call) busy() {
+	call.dropParts()
+	if !call.answered.Load() {
+		call.intake().refused.Add(1)
+		call.refuseBusy(reasonRequests)
+	}
+}
+
+// assemble adds bytes to the message that is coming.
+func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err error) {
+	limit := call.m.maxRecv + call.check.slack()
+	cl := call.claim
+	if cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+		if cl.dead {
+			call.discard = true
+			return nil, false, nil, nil
+		}
+	}
+	msg, kept, rest, err = call.parts.add(data, limit)
+	if cl != nil {
+		cl.got.Store(int64(len(call.parts.msg)))
+		cl.done = msg != nil
+	}
+	if msg != nil {
+		call.parts = assembler{}
+	}
+	return msg, kept, rest, err
+}
+
+// coming is the size of the message that is coming, 0 if there is none, and how much of it has come.
+func (call *Call) coming() (need, got int64) {
+	if cl := call.claim; cl != nil {
+		return cl.need, cl.got.Load()
+	}
+	return int64(call.parts.need), int64(len(call.parts.msg))
+}
+
+// reserved is how large a message may be for which the call is not charged.
+func (call *Call) reserved() int64 {
+	if call.stream == nil {
+		return 0
+	}
+	return call.stream.reserved
+}
+
+// countGrant adds what was granted to the message that is coming to the stream's window.
+func (call *Call) countGrant() {
+	if cl := call.claim; cl != nil && cl.asked && !cl.counted && cl.given.Load() {
+		cl.counted = true
+		call.in.left += cl.window
+	}
+}
+
+// dropParts forgets the message that is coming, and all that follow.
+func (call *Call) dropParts() {
+	if cl := call.claim; cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+		cl.done = true
+	}
+	call.discard, call.parts = true, assembler{}
+}
+
+// isWithin tells whether a part of a message has come and the rest has not.
+func (call *Call) isWithin() bool {
+	if cl := call.claim; cl != nil {
+		cl.parts.Lock()
+		defer cl.parts.Unlock()
+	}
+	return call.parts.started()
 }
 
 // giveBack lets the client send more: what is needed for the message that has begun to come.
 func (call *Call) giveBack(padding int64) {
 	due := padding
-	if call.parts.need > 0 {
+	if need, _ := call.coming(); need > 0 && !call.discard && call.in.left < call.in.size/2 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
-		if call.in.left < call.in.size/2 {
-			due += call.early(int64(len(call.parts.msg)))
-		}
+		due += call.more()
 	}
 	if due == 0 {
 		return
@@ -195,14 +306,33 @@ func (call *Call) giveBack(padding int64) {
 	call.windowUpdateLocked(due)
 }
 
-// early tells how much of a message, of which size bytes have come, is to be given back before it is complete.
-func (call *Call) early(size int64) int64 {
-	if call.stream != nil {
-		return call.stream.early(size)
+// more tells how much window to give for the message that is coming.
+func (call *Call) more() int64 {
+	need, got := call.coming()
+	cl := call.claim
+	if cl == nil || call.stream != nil && call.stream.isBehind() {
+		if call.stream == nil {
+			return 0 // the first window takes it
+		}
+		return call.stream.early(got)
 	}
-	part := size - call.parts.early
-	call.parts.early = size
-	return part
+	if cl.asked {
+		return 0
+	}
+	// The rest of the message beyond the window that the client has. What comes meanwhile takes from both.
+	cl.asked, cl.window = true, need-got-call.in.left
+	if cl.window <= 0 {
+		cl.window = 0
+		return 0
+	}
+	switch cl.in.ask(cl) {
+	case askGranted:
+		cl.counted = true // by the caller
+		return cl.window
+	case askRefused:
+		call.busy()
+	}
+	return 0
 }
 
 func (call *Call) windowUpdateLocked(n int64) {
@@ -215,7 +345,15 @@ func (call *Call) windowUpdateLocked(n int64) {
 // deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := msg[0]
-	call.parts = assembler{}
+	size := int64(len(msg))
+	charged := int64(0)
+	if cl := call.claim; cl != nil {
+		var window int64
+		charged, window = cl.in.complete(cl)
+		size -= window
+		call.countGrant()
+		call.claim = nil
+	}
 	body, err := call.check.open(toServer, msg[prefixSize:])
 	if err != nil {
 		return err
@@ -237,8 +375,8 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
-	size := int64(len(msg))
 	if compressed == 0 && call.stream.offerInline(body) {
+		call.uncharge(charged)
 		if give := call.stream.took(size); give > 0 {
 			call.stream.giveBack(give)
 		}
@@ -247,8 +385,15 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.push(message{body, compressed, size})
+	call.stream.push(message{body: body, compressed: compressed, owed: size, charged: charged})
 	return nil
+}
+
+// uncharge takes back what the call was charged for a message that its handler has taken.
+func (call *Call) uncharge(n int64) {
+	if n > 0 {
+		call.intake().give(call, n)
+	}
 }
 
 // onEnd: the client has sent everything.
@@ -258,7 +403,7 @@ func (call *Call) onEnd() error {
 	call.c.mu.Unlock()
 	switch {
 	case call.discard || call.answered.Load():
-	case call.parts.started():
+	case call.isWithin():
 		call.refuse(status.Error(codes.Internal, "the call ended within a message"))
 	case call.stream != nil:
 		call.stream.endRecv(io.EOF)
@@ -272,8 +417,7 @@ func (call *Call) onEnd() error {
 
 // refuse ends a call whose messages break a rule; the handler of a stream does it, when it has seen those before.
 func (call *Call) refuse(err error) {
-	call.discard = true
-	call.parts = assembler{}
+	call.dropParts()
 	if call.stream != nil {
 		call.stream.endRecv(err)
 	} else {
@@ -284,6 +428,11 @@ func (call *Call) refuse(err error) {
 // dispatch has a complete unary call carried out.
 func (call *Call) dispatch() {
 	call.dispatched = true
+	if call.c.full.Load() {
+		call.c.s.answers.refused.Add(1)
+		call.refuseBusy(NoRoom)
+		return
+	}
 	if f := call.m.inline; f != nil {
 		if f(call, call.request) {
 			call.request = nil // the connection keeps its last call
@@ -303,12 +452,14 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	reply, err := call.m.unary(call.m.impl, ctx, call.decode, nil)
+	call.room = NewRoom(call.c.s.answers)
+	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, nil)
 	if err != nil {
 		call.Fail(err)
 	} else {
 		call.Reply(reply)
 	}
+	call.room.Give()
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.c.pushLocked()
@@ -353,7 +504,13 @@ func (call *Call) Reply(m any) {
 	defer c.mu.Unlock()
 	st := okStatus
 	if !call.mu.gone {
-		if err := call.sendLocked(m); err != nil {
+		err := call.sendLocked(m)
+		if errors.Is(err, errAnswersFull) {
+			if err = busyStatus(NoRoom); call.m.busy != nil {
+				err = call.sendLocked(call.m.busy(NoRoom))
+			}
+		}
+		if err != nil {
 			st = status.Convert(err)
 		}
 	}
@@ -384,6 +541,12 @@ func (call *Call) end(st *status.Status, httpStatus int) {
 func (call *Call) finishLocked(st *status.Status, httpStatus int) {
 	c := call.c
 	c.mu.active--
+	if call.charged.Load() {
+		call.intake().release(call)
+	}
+	if n := call.reserved(); n > 0 {
+		call.windows().Give(n)
+	}
 	if call.mu.gone || c.mu.closed != nil {
 		c.endIfDrainedLocked()
 		return
@@ -426,6 +589,9 @@ func (c *conn) headersFrameLocked(id uint32, block []byte, end bool) {
 	writeHeaders(c.mu.fw, id, block, c.mu.outflow.maxFrame, end)
 }
 
+// mayNotFit tells whether an answer is left out if there is no room for it.
+func (call *Call) mayNotFit() bool { return call.stream == nil && !call.m.always }
+
 // sendLocked encodes a message and sends it as far as the client's windows allow.
 func (call *Call) sendLocked(m any) error {
 	c := call.c
@@ -433,6 +599,9 @@ func (call *Call) sendLocked(m any) error {
 	g, ok := m.(codec.Message)
 	if !ok {
 		buf, err := encodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.size())
+		if err == nil && len(buf) > largeAnswer && call.mayNotFit() && !call.fitsLocked(len(buf)) {
+			return errAnswersFull
+		}
 		if err == nil {
 			call.check.seal(toClient, buf[prefixSize:])
 			call.queueLocked(buf)
@@ -445,7 +614,10 @@ func (call *Call) sendLocked(m any) error {
 	}
 	total := prefixSize + size + call.check.size()
 	o := &c.mu.outflow
-	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
+	if total > largeAnswer && call.mayNotFit() && !call.fitsLocked(total) {
+		return errAnswersFull
+	}
+	if len(call.mu.pending) > 0 || total > largeAnswer || int64(total) > min(o.window, call.mu.window) {
 		buf := make([]byte, total)
 		if err := call.check.put(toClient, buf, g); err != nil {
 			return err
@@ -469,21 +641,24 @@ func (call *Call) sendLocked(m any) error {
 
 // queueLocked takes over bytes to send.
 func (call *Call) queueLocked(buf []byte) {
-	if len(call.mu.pending) == 0 {
-		call.mu.pending = buf
-	} else {
-		call.mu.pending = append(call.mu.pending, buf...)
+	if len(call.mu.pending) > 0 {
+		buf = append(call.mu.pending, buf...)
 	}
+	call.setPendingLocked(buf)
 	call.sendPendingLocked()
+	call.c.noteOutputLocked()
+	if call.c.mu.pending > 0 {
+		call.c.settleLocked()
+	}
 }
 
-// sendPendingLocked sends what the windows allow and joins the queue for windows with the rest.
+// sendPendingLocked sends what the windows and the output allow and joins the queue for them with the rest.
 func (call *Call) sendPendingLocked() {
 	c := call.c
 	o := &c.mu.outflow
 	for len(call.mu.pending) > 0 && !call.mu.gone {
 		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
-		if n <= 0 {
+		if n <= 0 || c.mu.out.size >= largeOut {
 			if !call.mu.blocked {
 				call.mu.blocked = true
 				o.blocked = append(o.blocked, call)
@@ -498,7 +673,7 @@ func (call *Call) sendPendingLocked() {
 		o.window -= n
 		call.mu.window -= n
 	}
-	call.mu.pending = nil
+	call.setPendingLocked(nil)
 	if call.stream != nil {
 		call.stream.wakeSender()
 	}
@@ -533,7 +708,7 @@ func (c *conn) dropLocked(id uint32) {
 	}
 	delete(c.mu.streams, id)
 	call.dropLocked()
-	call.discard, call.parts = true, assembler{}
+	call.dropParts()
 	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
 		call.finishLocked(okStatus, 0) // its request will never be complete
 	}
@@ -543,7 +718,7 @@ func (c *conn) dropLocked(id uint32) {
 // dropLocked: nothing is sent or received any more; the handler, if there is one, hears of it by its context.
 func (call *Call) dropLocked() {
 	call.mu.gone = true
-	call.mu.pending = nil
+	call.setPendingLocked(nil)
 	if call.mu.blocked {
 		o := &call.c.mu.outflow
 		o.blocked = slices.DeleteFunc(o.blocked, func(b *Call) bool { return b == call })
@@ -561,7 +736,7 @@ type assembler struct {
 	msg []byte
 	// need is the size of the message with its prefix, once that is known.
 	need int
-	// early is how many bytes of a unary call's request were given back to the client's window already.
+	// early is how many bytes of an answer were given back to the server's window already.
 	early int64
 }
 
@@ -592,6 +767,9 @@ func (a *assembler) add(data []byte, limit int) (msg []byte, kept bool, rest []b
 		a.msg = append(make([]byte, 0, min(a.need, 64<<10)), a.msg...)
 	}
 	n := min(a.need-len(a.msg), len(data))
+	if len(a.msg)+n > cap(a.msg) { // it was charged for
+		a.msg = append(make([]byte, 0, a.need), a.msg...)
+	}
 	a.msg = append(a.msg, data[:n]...)
 	if len(a.msg) < a.need {
 		return nil, false, nil, nil

@@ -59,6 +59,12 @@ type conn struct {
 	keep   keepAlive
 	// wake has the writer look for output.
 	wake chan struct{}
+	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
+	place             place
+	onTrial, internal bool
+	grants            grants
+	// full: the connection holds as many answers as it may.
+	full atomic.Bool
 
 	mu struct {
 		sync.Mutex
@@ -85,6 +91,13 @@ type conn struct {
 		enc     headerEncoder
 		pings   pingPolicy
 		outflow outflow
+		// pending is the memory of all that waits for windows, inWrite what is being written, charged what the server
+		// counts of that and of out. wrote counts what was written, and was readerSeen at time readerMoved.
+		pending           int64
+		inWrite           int
+		charged           int64
+		wrote, readerSeen uint64
+		readerMoved       time.Time
 	}
 }
 
@@ -156,7 +169,7 @@ func (c *conn) handshake() error {
 	defer c.mu.Unlock()
 	_ = c.mu.fw.WriteSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.s.opts.MaxStreams},
-		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.StreamWindow},
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.FirstWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes})
 	if c.s.opts.ConnWindow > initialWindow {
 		_ = c.mu.fw.WriteWindowUpdate(0, c.s.opts.ConnWindow-initialWindow)
@@ -262,7 +275,7 @@ func (c *conn) sayWhy(err error) {
 // linger waits until the client has seen the last words and closed: a close with unread input would reset the
 // connection, and the GOAWAY would be lost.
 func (c *conn) linger() {
-	tc, ok := c.nc.(*net.TCPConn)
+	tc, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || tc.CloseWrite() != nil {
 		return
 	}
@@ -371,6 +384,7 @@ func (c *conn) onSettings(f *http2.SettingsFrame) error {
 func (c *conn) waitForSpace() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.noteOutputLocked()
 	if c.mu.out.size > maxOut {
 		c.wakeWriter()
 	}
@@ -386,6 +400,7 @@ func (c *conn) wakeWriter() { wake(c.wake) }
 func (c *conn) writeLoop() {
 	for {
 		<-c.wake
+		c.sendGrants()
 		runtime.Gosched() // answers that come together leave together
 		c.mu.Lock()
 		c.writeLocked(1 << 30)
@@ -408,19 +423,25 @@ func (c *conn) writeLocked(rounds int) {
 	}
 	if !c.mu.endBy.IsZero() {
 		c.mu.out = output{} // too late
+		c.noteOutputLocked()
 		c.mu.space.Broadcast()
 	}
 	c.mu.writing = true
 	for ; rounds > 0 && c.mu.out.size > 0 && c.mu.closed == nil; rounds-- {
+		c.noteOutputLocked()
 		out := c.mu.out
-		c.mu.out = output{}
+		c.mu.out, c.mu.inWrite = output{}, out.size
 		c.mu.Unlock()
 		err := out.writeTo(c.nc)
 		c.mu.Lock()
+		c.mu.wrote += uint64(c.mu.inWrite)
+		c.mu.inWrite = 0
 		if err != nil {
 			c.closeLocked(err)
 		}
+		c.noteOutputLocked()
 		c.mu.space.Broadcast()
+		c.pumpLocked() // what waited for room in the output
 	}
 	c.mu.writing = false
 	switch {
@@ -458,6 +479,7 @@ func (c *conn) closeLocked(err error) {
 		call.mu.blocked = false
 		call.dropLocked()
 	}
+	c.settleLocked()
 	c.mu.space.Broadcast()
 	c.wakeWriter()
 }

@@ -135,10 +135,12 @@ func (c *conn) pushLocked() {
 	if !c.mu.reading {
 		c.flushLocked()
 	}
+	c.noteOutputLocked()
 }
 
 // kickLocked sees to it that the output is written soon.
 func (c *conn) kickLocked() {
+	c.noteOutputLocked()
 	if !c.mu.reading {
 		c.wakeWriter()
 	}

@@ -25,18 +25,32 @@ type Stream struct {
 	sendable chan struct{}
 	// returned is what was given back to the client's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
+	// reserved is the part of MaxStreamWindows that the stream's window has; 0 if it has the first window only.
+	reserved int64
 	inbox
 }
 
 // startStream calls the handler on a goroutine.
 func (call *Call) startStream() {
 	st := &Stream{call: call, sendable: make(chan struct{}, 1)}
+	window := int64(call.c.s.opts.StreamWindow)
+	if call.m.internal {
+		window *= 4
+	}
+	more := window - call.in.size
+	if more > 0 && call.windows().Take(window) {
+		st.reserved = window
+		call.in = inflow{size: window, left: window}
+	}
 	st.inbox.init(call.in.size)
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
 	call.c.mu.Lock()
 	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
+	if st.reserved > 0 {
+		call.windowUpdateLocked(more)
+	}
 	call.c.mu.Unlock()
 	call.c.s.wg.Add(1)
 	// Owned by the server, which waits for it; its context ends with the call.
@@ -49,6 +63,14 @@ func (call *Call) startStream() {
 			call.end(okStatus, 0)
 		}
 	}()
+}
+
+// windows is what bounds the windows of streams.
+func (call *Call) windows() *Budget {
+	if call.m.internal {
+		return call.c.s.windows[1]
+	}
+	return call.c.s.windows[0]
 }
 
 func (st *Stream) wakeSender() { wake(st.sendable) }
@@ -108,6 +130,7 @@ func (st *Stream) RecvMsg(v any) error {
 	for {
 		m, give, ok, end := st.pop()
 		if ok {
+			st.call.uncharge(m.charged)
 			if give > 0 {
 				st.giveBack(give)
 			}

@@ -333,7 +333,7 @@ func TestRegistration(t *testing.T) {
 	require.Panics(t, func() { s.HandleInline("/nothing", nil) })
 	require.Panics(t, func() { s.HandleInline(streamPath, nil) }, "a stream")
 	require.Panics(t, func() { s.RegisterService(&grpc.ServiceDesc{ServiceName: "x", HandlerType: (*error)(nil)}, 1) })
-	require.Len(t, s.GetServiceInfo()["tinykvpb.TinyKv"].Methods, 16)
+	require.Len(t, s.GetServiceInfo()["tinykvpb.TinyKv"].Methods, 20)
 	s.Stop()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
@@ -20,6 +21,8 @@ const (
 	maxBatchInflight = 4096
 	// maxBatchBacklog bounds the bytes of replies that a client lets wait before its next requests do.
 	maxBatchBacklog = 4 << 20
+	// largeReply is what is kept only if the store has room for it.
+	largeReply = 32 << 10
 )
 
 // BatchCommands implements tinykvpb.TinyKvServer: many requests on one stream, answered in any order.
@@ -51,7 +54,19 @@ func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error
 	cancel()
 	<-sent
 	b.handlers.Wait()
+	b.dropRooms()
 	return err
+}
+
+// dropRooms gives back what was taken for replies that are not sent.
+func (b *batchStream) dropRooms() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.over = true
+	for _, r := range b.mu.rooms {
+		r.Give()
+	}
+	b.mu.rooms = nil
 }
 
 // finishAll waits until every request is answered; false if the stream ends first. Writes may then still be under way,
@@ -86,6 +101,9 @@ type batchStream struct {
 	mu      struct {
 		sync.Mutex
 		replies []*kvrpcpb.BatchReply
+		// rooms are those of large replies; none is taken once over is set.
+		rooms []*rpc.Room
+		over  bool
 		// size is how many bytes the replies take, about.
 		size int
 	}
@@ -164,6 +182,7 @@ func (b *batchStream) handle(c *kvrpcpb.BatchCommand) {
 	defer cancel()
 	reply := &kvrpcpb.BatchReply{Id: c.Id}
 	var err error
+	var room *rpc.Room
 	switch {
 	case c.Get != nil:
 		reply.Get, err = b.server.RawGet(ctx, c.Get)
@@ -172,11 +191,12 @@ func (b *batchStream) handle(c *kvrpcpb.BatchCommand) {
 	case c.Delete != nil:
 		reply.Delete, err = b.server.RawDelete(ctx, c.Delete)
 	case c.Scan != nil:
-		reply.Scan, err = b.server.RawScan(ctx, c.Scan)
+		room = rpc.NewRoom(b.server.answers)
+		reply.Scan, err = b.server.RawScan(rpc.WithRoom(ctx, room), c.Scan)
 	default:
 		err = status.Error(codes.InvalidArgument, "a batch command without a request")
 	}
-	b.finish(reply, err)
+	b.finish(reply, err, room)
 }
 
 // answerNow carries out a get that need not wait for anyone, without a goroutine and a timer of its own.
@@ -186,7 +206,7 @@ func (b *batchStream) answerNow(c *kvrpcpb.BatchCommand) bool {
 	}
 	resp, ok, err := b.server.rawGetLocal(c.Get)
 	if ok {
-		b.reply(&kvrpcpb.BatchReply{Id: c.Id, Get: resp}, err)
+		b.reply(&kvrpcpb.BatchReply{Id: c.Id, Get: resp}, err, nil)
 	}
 	return ok
 }
@@ -202,11 +222,11 @@ func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand) bool {
 		return false
 	case c.Put != nil:
 		b.server.rawPutAsync(c.Put, deadline, func(resp *kvrpcpb.RawPutResponse, err error) {
-			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Put: resp}, err)
+			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Put: resp}, err, nil)
 		})
 	case c.Delete != nil:
 		b.server.rawDeleteAsync(c.Delete, deadline, func(resp *kvrpcpb.RawDeleteResponse, err error) {
-			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err)
+			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err, nil)
 		})
 	default:
 		return false
@@ -214,22 +234,47 @@ func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand) bool {
 	return true
 }
 
-// reply keeps a reply until the next flush or offer.
-func (b *batchStream) reply(reply *kvrpcpb.BatchReply, err error) {
+// reply keeps a reply until the next flush or offer. room is what was taken for it, or nil.
+func (b *batchStream) reply(reply *kvrpcpb.BatchReply, err error, room *rpc.Room) {
 	if err != nil {
 		st := status.Convert(err)
 		reply.Code, reply.Message = uint32(st.Code()), st.Message()
 	}
 	size := reply.Size()
+	if size > largeReply {
+		if room == nil {
+			room = rpc.NewRoom(b.server.answers)
+		}
+		if !room.Grow(int64(size)) {
+			busyReply(reply)
+			size = reply.Size()
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if room != nil && b.mu.over {
+		room.Give()
+	} else if room != nil {
+		b.mu.rooms = append(b.mu.rooms, room)
+	}
 	b.mu.replies = append(b.mu.replies, reply)
 	b.mu.size += size
 }
 
+// busyReply puts the answer of a busy store in the place of a large one: only reads have those.
+func busyReply(reply *kvrpcpb.BatchReply) {
+	region, _, _ := outcome(&raftstore.BusyError{Reason: rpc.NoRoom})
+	switch {
+	case reply.Get != nil:
+		reply.Get = &kvrpcpb.RawGetResponse{RegionError: region}
+	case reply.Scan != nil:
+		reply.Scan = &kvrpcpb.RawScanResponse{RegionError: region}
+	}
+}
+
 // finish answers a request that held a slot.
-func (b *batchStream) finish(reply *kvrpcpb.BatchReply, err error) {
-	b.reply(reply, err)
+func (b *batchStream) finish(reply *kvrpcpb.BatchReply, err error, room *rpc.Room) {
+	b.reply(reply, err, room)
 	b.wakeSender()
 	<-b.slots
 }
@@ -280,9 +325,14 @@ func (b *batchStream) offer() {
 // sendAll sends the waiting replies in messages well below the size limit. sending must be held.
 func (b *batchStream) sendAll(send func(*kvrpcpb.BatchCommandsResponse) error) bool {
 	b.mu.Lock()
-	replies, size := b.mu.replies, b.mu.size
-	b.mu.replies, b.mu.size = nil, 0
+	replies, size, rooms := b.mu.replies, b.mu.size, b.mu.rooms
+	b.mu.replies, b.mu.size, b.mu.rooms = nil, 0, nil
 	b.mu.Unlock()
+	defer func() {
+		for _, r := range rooms {
+			r.Give() // the connection counts what it holds
+		}
+	}()
 	limit := int(b.server.cfg.Server.GRPCMaxMessage) / 2
 	for len(replies) > 0 {
 		n := len(replies)

@@ -50,7 +50,7 @@ func (s *Server) Forward(ctx context.Context, req *kvrpcpb.ForwardRequest) (*kvr
 	size := int64(cmd.Size())
 	defer func() { f.calls.Add(-1); f.bytes.Add(-size) }()
 	if calls, held := f.calls.Add(1), f.bytes.Add(size); calls > maxForwards || held > maxForwardBytes {
-		return &kvrpcpb.ForwardResponse{Reply: busyReply(cmd, "too many requests are being passed on to other stores")}, nil
+		return &kvrpcpb.ForwardResponse{Reply: refuseForward(cmd, "too many requests are being passed on to other stores")}, nil
 	}
 	if f.peers == nil {
 		return &kvrpcpb.ForwardResponse{NotSent: true}, nil
@@ -84,8 +84,8 @@ func (s *Server) Forward(ctx context.Context, req *kvrpcpb.ForwardRequest) (*kvr
 	return &kvrpcpb.ForwardResponse{Reply: reply, NotSent: err != nil && rpc.NotSent(err)}, nil
 }
 
-// busyReply answers a command with ServerIsBusy.
-func busyReply(cmd *kvrpcpb.BatchCommand, reason string) *kvrpcpb.BatchReply {
+// refuseForward answers a command with ServerIsBusy.
+func refuseForward(cmd *kvrpcpb.BatchCommand, reason string) *kvrpcpb.BatchReply {
 	busy := &errorpb.Error{Message: reason, ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}}
 	reply := &kvrpcpb.BatchReply{Id: cmd.Id}
 	switch {

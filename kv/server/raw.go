@@ -13,6 +13,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -203,11 +204,12 @@ func (s *Server) rawScan(ctx context.Context, req *kvrpcpb.RawScanRequest, resp 
 	}
 	it := r.Iterate(cf, lower, upper)
 	defer it.Close()
-	return s.fillScan(req, resp, it)
+	return s.fillScan(rpc.RoomOf(ctx), req, resp, it)
 }
 
-// fillScan copies pairs until the limit, the end, or the size that one message can carry.
-func (s *Server) fillScan(req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse, it storage.Iterator) error {
+// fillScan copies pairs until the limit, the end, or the size that one message can carry. If the store has no room for
+// more, an answer that may be cut is.
+func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse, it storage.Iterator) error {
 	next, first := it.Next, it.First
 	if req.Reverse {
 		next, first = it.Prev, it.Last
@@ -224,7 +226,11 @@ func (s *Server) fillScan(req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResp
 			pair.Value = bytes.Clone(it.Value())
 		}
 		size += uint64(len(pair.Key)+len(pair.Value)) + 16
-		if size > room && len(resp.Kvs) > 0 {
+		full := !held.Gather(int(size))
+		if full && (!cut || len(resp.Kvs) == 0) {
+			return &raftstore.BusyError{Reason: rpc.NoRoom}
+		}
+		if (full || size > room) && len(resp.Kvs) > 0 {
 			if !cut {
 				return &requestError{"the pairs do not fit into one answer; lower the limit or set max_bytes"}
 			}

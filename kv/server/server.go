@@ -6,6 +6,7 @@ package server
 import (
 	"errors"
 	"io"
+	"net"
 	"slices"
 	"time"
 
@@ -14,12 +15,16 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -45,6 +50,8 @@ type Server struct {
 	gate  *gate.Gate
 	// forward passes requests on to other stores.
 	forward forwarder
+	// answers bounds answers that clients have not taken; nil: nothing does.
+	answers *rpc.Budget
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
@@ -70,13 +77,52 @@ func Options(cfg *config.Config) rpc.Options {
 	limit := int(cfg.Server.GRPCMaxMessage)
 	return rpc.Options{
 		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
+		MaxConns: cfg.Server.MaxConns, MaxConnsPerHost: cfg.Server.MaxConnsPerHost,
+		MaxRequests: int64(cfg.Server.MaxRequestBytes), MaxAnswers: int64(cfg.Server.MaxAnswerBytes), Stall: cfg.Server.StallTimeout.Duration,
 	}
+}
+
+// busyAnswers are those to calls that were not carried out because the store is busy.
+var busyAnswers = map[string]func(e *errorpb.Error) any{
+	"RawGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
+	"RawPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
+	"RawDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
+	"RawScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
+
+	"RawCAS":         func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
+	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
 }
 
 // Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
 func Register(g *rpc.Server, svc *Server) {
 	tinykvpb.RegisterTinyKvServer(g, svc)
+	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
+		g.Internal("/tinykvpb.TinyKv/" + m)
+	}
+	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
+		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
+	}
+	for _, m := range []string{"RawCAS", "RawDeleteRange", "Forward"} {
+		g.Always("/tinykvpb.TinyKv/" + m)
+	}
+	g.OnBusy("/tinykvpb.TinyKv/Forward", func(string) any { return &kvrpcpb.ForwardResponse{NotSent: true} })
+	svc.answers = g.Answers()
 	svc.registerInline(g)
+	for name, answer := range busyAnswers {
+		g.OnBusy("/tinykvpb.TinyKv/"+name, func(reason string) any {
+			region, _, _ := outcome(&raftstore.BusyError{Reason: reason})
+			return answer(region)
+		})
+	}
+}
+
+// storesOnly refuses what a certificate is not for.
+func storesOnly(nc net.Conn) error {
+	if cs := security.StateOf(nc); !security.May(cs, security.RoleNode) {
+		return status.Errorf(codes.PermissionDenied, "this is for stores; the certificate of %q is for something else",
+			cs.PeerCertificates[0].Subject.CommonName)
+	}
+	return nil
 }
 
 func (s *Server) noRaft() error {

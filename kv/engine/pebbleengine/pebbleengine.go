@@ -158,7 +158,7 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		L0CompactionThreshold:       compactDepth,
 		L0StopWritesThreshold:       stopDepth,
 		LBaseMaxBytes:               64 << 20,
-		MaxOpenFiles:                1000,
+		MaxOpenFiles:                d.opts.OpenFiles,
 		BytesPerSync:                1 << 20,
 		// Most writes are not synced, but some of any region are, and then everything before them is: let the
 		// disk begin earlier.

@@ -21,6 +21,7 @@ import (
 	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/descriptors"
 )
 
 // Exit codes.
@@ -242,11 +243,15 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	defer gcfloor.Set(gcfloor.Server).Stop()
+	files, err := descriptors.Prepare()
+	if err != nil {
+		return err
+	}
 	n := node.New(cfg, Version, logger)
+	n.SetFiles(files)
 	started := make(chan error, 1)
 	// Ends with Start, or with the process: what failed meanwhile may keep Start from returning.
 	go func() { started <- n.Start(ctx) }()
-	var err error
 	select {
 	case err = <-started:
 		if err != nil && ctx.Err() != nil {

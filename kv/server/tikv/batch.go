@@ -19,6 +19,8 @@ import (
 const (
 	// maxInflight bounds the requests in flight on one stream.
 	maxInflight = 4096
+	// largeReply is what is kept only if the store has room for it.
+	largeReply = 32 << 10
 	// maxBacklog bounds the bytes of answers that a client lets wait before its next requests do.
 	maxBacklog = 4 << 20
 	// maxTogether is how many bytes of answers leave in one message, if not one alone is larger.
@@ -59,7 +61,19 @@ func (s *Service) batchCommands(stream grpc.ServerStream) error {
 	cancel()
 	<-sent
 	b.handlers.Wait()
+	b.dropAnswers()
 	return err
+}
+
+// dropAnswers gives back what was taken for answers that are not sent.
+func (b *batchStream) dropAnswers() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.over = true
+	for _, a := range b.mu.answers {
+		a.room.Give()
+	}
+	b.mu.answers = nil
 }
 
 // finishAll waits until every request is answered; false if the stream ends first.
@@ -93,15 +107,19 @@ type batchStream struct {
 	mu      struct {
 		sync.Mutex
 		answers []batchAnswer
+		// over: nothing is sent any more.
+		over bool
 		// size is how many bytes the answers take, about.
 		size int
 	}
 }
 
+// batchAnswer is an answer that waits to be sent; room is what was taken for it, or nil.
 type batchAnswer struct {
 	id   uint64
 	resp *response
 	size int
+	room *rpc.Room
 }
 
 // receive takes messages until the client ends the stream.
@@ -179,13 +197,13 @@ func (b *batchStream) answerNow(id uint64, req *request) bool {
 	case *tikvpb.BatchCommandsRequest_Request_RawGet:
 		resp, ok, err := b.service.getNow(cmd.RawGet)
 		if ok {
-			b.reply(id, req, wrapGet(resp), err)
+			b.reply(id, req, wrapGet(resp), err, nil)
 		}
 		return ok
 	case *tikvpb.BatchCommandsRequest_Request_Empty:
 		b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Empty{
 			Empty: &tikvpb.BatchCommandsEmptyResponse{TestId: cmd.Empty.GetTestId()},
-		}}, nil)
+		}}, nil, nil)
 		return true
 	case nil:
 		return true // of a kind not known here: its client would understand no answer
@@ -203,7 +221,7 @@ func (b *batchStream) startWrite(id uint64, req *request) bool {
 	begin := func(c *kvrpcpb.Context, ch change, wrap func(error) (*response, error)) bool {
 		s.writeAsync(ch, time.Now().Add(s.timeout(c)), func(err error) {
 			resp, err := wrap(err)
-			b.finish(id, req, resp, err)
+			b.finish(id, req, resp, err, nil)
 		})
 		return true
 	}
@@ -245,65 +263,66 @@ func wrapBatchDelete(err error) (resp *response, rpc error) {
 // handle carries a request out on a goroutine of its own.
 func (b *batchStream) handle(id uint64, req *request) {
 	defer b.handlers.Done()
-	resp, err := b.call(req)
-	b.finish(id, req, resp, err)
+	room := rpc.NewRoom(b.service.answers)
+	resp, err := b.call(rpc.WithRoom(b.ctx, room), req)
+	b.finish(id, req, resp, err, room)
 }
 
 // bounded gives a request its time.
 func bounded[Req interface{ GetContext() *kvrpcpb.Context }, Resp any](
-	b *batchStream, call func(context.Context, Req) (Resp, error), req Req,
+	ctx context.Context, b *batchStream, call func(context.Context, Req) (Resp, error), req Req,
 ) (Resp, error) {
-	ctx, cancel := context.WithTimeout(b.ctx, b.service.timeout(req.GetContext()))
+	ctx, cancel := context.WithTimeout(ctx, b.service.timeout(req.GetContext()))
 	defer cancel()
 	return call(ctx, req)
 }
 
 // call waits for a request's outcome.
-func (b *batchStream) call(req *request) (*response, error) {
+func (b *batchStream) call(ctx context.Context, req *request) (*response, error) {
 	s, resp := b.service, &response{}
 	switch cmd := req.Cmd.(type) {
 	case *tikvpb.BatchCommandsRequest_Request_RawGet:
-		r, err := bounded(b, s.RawGet, cmd.RawGet)
+		r, err := bounded(ctx, b, s.RawGet, cmd.RawGet)
 		return wrapGet(r), err
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchGet:
-		r, err := bounded(b, s.RawBatchGet, cmd.RawBatchGet)
+		r, err := bounded(ctx, b, s.RawBatchGet, cmd.RawBatchGet)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchGet{RawBatchGet: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawScan:
-		r, err := bounded(b, s.RawScan, cmd.RawScan)
+		r, err := bounded(ctx, b, s.RawScan, cmd.RawScan)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawScan{RawScan: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchScan:
-		r, err := bounded(b, s.RawBatchScan, cmd.RawBatchScan)
+		r, err := bounded(ctx, b, s.RawBatchScan, cmd.RawBatchScan)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchScan{RawBatchScan: r}
 		return resp, err
 	// These four come here if the storage cannot do without a goroutine.
 	case *tikvpb.BatchCommandsRequest_Request_RawPut:
-		r, err := bounded(b, s.RawPut, cmd.RawPut)
+		r, err := bounded(ctx, b, s.RawPut, cmd.RawPut)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawPut{RawPut: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawDelete:
-		r, err := bounded(b, s.RawDelete, cmd.RawDelete)
+		r, err := bounded(ctx, b, s.RawDelete, cmd.RawDelete)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawDelete{RawDelete: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
-		r, err := bounded(b, s.RawBatchPut, cmd.RawBatchPut)
+		r, err := bounded(ctx, b, s.RawBatchPut, cmd.RawBatchPut)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchPut{RawBatchPut: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
-		r, err := bounded(b, s.RawBatchDelete, cmd.RawBatchDelete)
+		r, err := bounded(ctx, b, s.RawBatchDelete, cmd.RawBatchDelete)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawBatchDelete{RawBatchDelete: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawDeleteRange:
-		r, err := bounded(b, s.RawDeleteRange, cmd.RawDeleteRange)
+		r, err := bounded(ctx, b, s.RawDeleteRange, cmd.RawDeleteRange)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawDeleteRange{RawDeleteRange: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_RawCoprocessor:
-		r, err := bounded(b, s.RawCoprocessor, cmd.RawCoprocessor)
+		r, err := bounded(ctx, b, s.RawCoprocessor, cmd.RawCoprocessor)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_RawCoprocessor{RawCoprocessor: r}
 		return resp, err
 	case *tikvpb.BatchCommandsRequest_Request_GetHealthFeedback:
-		r, err := bounded(b, s.GetHealthFeedback, cmd.GetHealthFeedback)
+		r, err := bounded(ctx, b, s.GetHealthFeedback, cmd.GetHealthFeedback)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_GetHealthFeedback{GetHealthFeedback: r}
 		return resp, err
 	}
@@ -313,23 +332,41 @@ func (b *batchStream) call(req *request) (*response, error) {
 var errNotServed = status.Error(codes.Unimplemented,
 	"this command is not served: this cluster speaks the raw part of TiKV's protocol")
 
-// reply keeps an answer until the next flush or offer.
-func (b *batchStream) reply(id uint64, req *request, resp *response, err error) {
+// reply keeps an answer until the next flush or offer. room is what was taken for it, or nil.
+func (b *batchStream) reply(
+	id uint64, req *request, resp *response, err error, room *rpc.Room,
+) {
 	if err != nil {
 		if resp = refuse(req, err); resp == nil {
+			room.Give()
 			return
 		}
 	}
 	size := resp.Size() + 16
+	if size > largeReply {
+		if room == nil {
+			room = rpc.NewRoom(b.service.answers)
+		}
+		if !room.Grow(int64(size)) {
+			resp = refuseBusy(resp)
+			size = resp.Size() + 16
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.mu.answers = append(b.mu.answers, batchAnswer{id, resp, size})
+	if b.mu.over {
+		room.Give()
+		return
+	}
+	b.mu.answers = append(b.mu.answers, batchAnswer{id, resp, size, room})
 	b.mu.size += size
 }
 
 // finish answers a request that held a slot.
-func (b *batchStream) finish(id uint64, req *request, resp *response, err error) {
-	b.reply(id, req, resp, err)
+func (b *batchStream) finish(
+	id uint64, req *request, resp *response, err error, room *rpc.Room,
+) {
+	b.reply(id, req, resp, err, room)
 	b.wakeSender()
 	<-b.slots
 }
@@ -383,6 +420,11 @@ func (b *batchStream) sendAll(send func(*tikvpb.BatchCommandsResponse) error) bo
 	answers := b.mu.answers
 	b.mu.answers, b.mu.size = nil, 0
 	b.mu.Unlock()
+	defer func() { // those that could not be sent
+		for _, a := range answers {
+			a.room.Give()
+		}
+	}()
 	for len(answers) > 0 {
 		m, size := &tikvpb.BatchCommandsResponse{}, 0
 		for _, a := range answers {
@@ -393,6 +435,9 @@ func (b *batchStream) sendAll(send func(*tikvpb.BatchCommandsResponse) error) bo
 		}
 		if err := send(m); err != nil {
 			return false
+		}
+		for _, a := range answers[:len(m.Responses)] {
+			a.room.Give() // the connection counts what it holds
 		}
 		answers = answers[len(m.Responses):]
 	}

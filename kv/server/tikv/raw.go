@@ -8,6 +8,8 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -120,7 +122,7 @@ func (s *Service) batchGet(
 	}
 	defer r.Close()
 	var pairs []*kvrpcpb.KvPair
-	room := maxScanBytes
+	room, held := maxScanBytes, rpc.RoomOf(ctx)
 	for _, key := range req.Keys {
 		if err := within(r, to.RegionId, key); err != nil {
 			return nil, err
@@ -134,6 +136,9 @@ func (s *Service) batchGet(
 		}
 		if room -= len(key) + len(value); room < 0 {
 			return nil, errAnswerTooLarge
+		}
+		if !held.Gather(maxScanBytes - room) {
+			return nil, &raftstore.BusyError{Reason: rpc.NoRoom}
 		}
 		pairs = append(pairs, &kvrpcpb.KvPair{Key: key, Value: value})
 	}

@@ -9,6 +9,9 @@ import (
 	"github.com/pingcap/kvproto/pkg/tikvpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/rpc"
 )
 
 // answerTypes are the empty answers within a batch, by the name that a request and its answer have
@@ -47,6 +50,29 @@ func refuse(
 	resp := &tikvpb.BatchCommandsResponse_Response{}
 	reflect.ValueOf(resp).Elem().FieldByName("Cmd").Set(wrapper)
 	return resp
+}
+
+// refuseBusy is refuse for an answer that there is no room for. Those with a place for a region error have it there.
+func refuseBusy(resp *response) *response {
+	busy := regionErrorOf(&raftstore.BusyError{Reason: rpc.NoRoom})
+	switch cmd := resp.Cmd.(type) {
+	case *tikvpb.BatchCommandsResponse_Response_RawGet:
+		cmd.RawGet = &kvrpcpb.RawGetResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_RawBatchGet:
+		cmd.RawBatchGet = &kvrpcpb.RawBatchGetResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_RawScan:
+		cmd.RawScan = &kvrpcpb.RawScanResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_RawBatchScan:
+		cmd.RawBatchScan = &kvrpcpb.RawBatchScanResponse{RegionError: busy}
+	default:
+		return resp // no other is large
+	}
+	return resp
+}
+
+func regionErrorOf(err error) *errorpb.Error {
+	region, _, _ := outcome(err)
+	return region
 }
 
 // setError puts an error where the answer has a place for it. Clients give up at a message of the

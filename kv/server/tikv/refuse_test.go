@@ -1,10 +1,13 @@
 package tikv
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/pingcap/kvproto/pkg/errorpb"
+	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 	"github.com/pingcap/kvproto/pkg/tikvpb"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -44,4 +47,23 @@ func TestRefuseEveryKind(t *testing.T) {
 		}
 	}
 	require.Nil(t, refuse(&request{}, errNotServed))
+}
+
+// TestRefuseBusy: the answers that can be large say in their region error that there was no room.
+func TestRefuseBusy(t *testing.T) {
+	for _, resp := range []*response{
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawGet{RawGet: &kvrpcpb.RawGetResponse{Value: []byte("v")}}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchGet{}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawScan{}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchScan{}},
+	} {
+		got := refuseBusy(resp)
+		require.Contains(t, got.String(), "server_is_busy", got)
+		require.NotContains(t, got.String(), "value")
+	}
+	for name, answer := range busyAnswers {
+		got := answer(&errorpb.Error{Message: "why"})
+		require.Contains(t, reflect.TypeOf(got).String(), "."+strings.Replace(name, "CompareAndSwap", "CAS", 1)+"Response")
+		require.Contains(t, fmt.Sprint(got), "why", name)
+	}
 }

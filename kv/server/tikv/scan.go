@@ -10,6 +10,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -168,7 +169,7 @@ func (r *scanRange) fill(
 	if r.reverse {
 		next, first = it.Prev, it.Last
 	}
-	n := 0
+	n, held := 0, rpc.RoomOf(ctx)
 	for first(); it.Valid() && n < r.limit; next() {
 		if n%1024 == 1023 && ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -179,6 +180,9 @@ func (r *scanRange) fill(
 		}
 		if *room -= len(pair.Key) + len(pair.Value) + 16; *room < 0 {
 			return nil, errAnswerTooLarge
+		}
+		if !held.Gather(maxScanBytes - *room) {
+			return nil, &raftstore.BusyError{Reason: rpc.NoRoom}
 		}
 		pairs = append(pairs, pair)
 		n++

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 	"google.golang.org/grpc"
 
@@ -25,6 +26,8 @@ type Service struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	split storage.Splitter
+	// answers bounds answers that clients have not taken; nil: nothing does.
+	answers *rpc.Budget
 	// feedback numbers the answers to GetHealthFeedback.
 	feedback atomic.Uint64
 }
@@ -97,14 +100,39 @@ func serviceDesc() *grpc.ServiceDesc {
 	}
 }
 
+// busyAnswers are those to calls that were not carried out because the store is busy.
+var busyAnswers = map[string]func(e *errorpb.Error) any{
+	"RawGet":         func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
+	"RawBatchGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchGetResponse{RegionError: e} },
+	"RawPut":         func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
+	"RawBatchPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchPutResponse{RegionError: e} },
+	"RawDelete":      func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
+	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
+	"RawScan":        func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
+	"RawBatchScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawBatchScanResponse{RegionError: e} },
+	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
+	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
+
+	"RawCompareAndSwap": func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
+}
+
 // Register makes a gRPC server serve the service.
 func Register(g *rpc.Server, s *Service) {
 	desc := serviceDesc()
 	g.RegisterService(desc, s)
+	s.answers = g.Answers()
 	for _, m := range desc.Methods {
 		g.Limit("/"+serviceName+"/"+m.MethodName, MaxMessage, MaxMessage)
 	}
 	g.Limit("/"+serviceName+"/BatchCommands", MaxMessage, MaxMessage)
+	for _, name := range []string{"RawCompareAndSwap", "RawDeleteRange"} {
+		g.Always("/" + serviceName + "/" + name)
+	}
+	for name, answer := range busyAnswers {
+		g.OnBusy("/"+serviceName+"/"+name, func(reason string) any {
+			return answer(&errorpb.Error{Message: reason, ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}})
+		})
+	}
 	if s.local != nil {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}

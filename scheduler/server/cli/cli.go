@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
@@ -195,6 +196,9 @@ func run(cfg *config.Config, stderr io.Writer) int {
 		return complain(stderr, err, exitFail)
 	}
 	defer closeLog()
+	if _, err := descriptors.Prepare(); err != nil {
+		return complain(stderr, err, exitFail)
+	}
 	s, err := server.New(cfg, logger)
 	if err != nil {
 		return complain(stderr, err, exitFail)

@@ -1,0 +1,61 @@
+package rpc
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+// TestGuard: who may not call a method gets the reason, the method is not run, and the connection serves on.
+func TestGuard(t *testing.T) {
+	s, addr := startWith(t, Options{}, func(s *Server) {
+		tinykvpb.RegisterTinyKvServer(s, &kv{})
+		s.Internal(streamPath)
+		s.Guard(streamPath, func(nc net.Conn) error {
+			if nc.RemoteAddr() == nil {
+				return nil
+			}
+			return status.Error(codes.PermissionDenied, "not you")
+		})
+		require.Panics(t, func() { s.Guard("/nothing", nil) })
+		require.Panics(t, func() { s.Always(streamPath) }, "a stream")
+	})
+	c := dialKv(t, addr)
+	st, err := c.BatchCommands(within(t))
+	require.NoError(t, err)
+	_, err = st.Recv()
+	require.Equal(t, codes.PermissionDenied, status.Code(err))
+	require.ErrorContains(t, err, "not you")
+	resp, err := c.RawGet(within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")})
+	require.NoError(t, err)
+	require.Equal(t, "k", string(resp.Value))
+	require.False(t, only(t, s).internal, "a call that is refused proves nothing")
+}
+
+// TestAnswersThatAreAlwaysSent: what was carried out is told, although there is no room for the answer.
+func TestAnswersThatAreAlwaysSent(t *testing.T) {
+	for _, always := range []bool{false, true} {
+		s, addr := startWith(t, Options{MaxSend: 2 * mib, MaxAnswers: 8 * mib, Stall: time.Minute}, func(s *Server) {
+			tinykvpb.RegisterTinyKvServer(s, &kv{get: large})
+			if always {
+				s.Always(getPath)
+			}
+		})
+		s.Answers().used.Store(8 * mib) // others hold it all
+		resp, err := dialKv(t, addr).RawGet(within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")})
+		if always {
+			require.NoError(t, err)
+			require.Len(t, resp.Value, mib)
+		} else {
+			require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		}
+		s.Answers().used.Add(-8 * mib)
+	}
+}
