@@ -572,7 +572,7 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (stub, error) {
 		if err != nil {
 			return stub{}, fmt.Errorf("find store %d: %w", storeID, err)
 		}
-		if s, err = p.setLocked(storeID, security.Address(st.Address, st.Tls)); err != nil {
+		if s, err = p.setLocked(storeID, p.address(st)); err != nil {
 			return stub{}, err
 		}
 	} else if time.Since(s.checked) > addressTTL && !s.asking {
@@ -662,9 +662,14 @@ func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 			s.asking = false
 		}
 		if err == nil {
-			_, _ = p.setLocked(storeID, security.Address(st.Address, st.Tls)) // without an address the old one stays
+			_, _ = p.setLocked(storeID, p.address(st)) // without an address the old one stays
 		}
 	}()
+}
+
+// address is where a store is reached.
+func (p *pool) address(st *metapb.Store) string {
+	return security.ServiceAddress(st, p.opts.Identity != nil || p.opts.TLS != nil)
 }
 
 // dialer makes connections to stores.

@@ -74,8 +74,11 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 		return fmt.Errorf("data-dir %s belongs to cluster %d, but the placement service at %v serves cluster %d",
 			n.cfg.DataDir, marker.ClusterID, n.cfg.Scheduler, n.placement.ClusterID())
 	}
-	n.addresses, err = newAddressBook(n.engine, n.placement)
-	return err
+	if n.addresses, err = newAddressBook(n.engine, n.placement); err != nil {
+		return err
+	}
+	n.addresses.secured = n.identity != nil
+	return nil
 }
 
 // requireIdent refuses a directory whose marker names a store that its engine knows nothing of.
@@ -194,7 +197,9 @@ type storeFinder interface {
 type addressBook struct {
 	engine engine.Engine
 	ask    storeFinder
-	mu     struct {
+	// secured: this store has certificates.
+	secured bool
+	mu      struct {
 		sync.Mutex
 		known map[uint64]string
 	}
@@ -208,7 +213,7 @@ func newAddressBook(e engine.Engine, ask storeFinder) (*addressBook, error) {
 		return nil, fmt.Errorf("read the addresses of other stores: %w", err)
 	}
 	for _, st := range saved.Stores {
-		b.mu.known[st.Id] = security.Address(st.Address, st.Tls)
+		b.mu.known[st.Id] = security.Address(st.Address, st.Tls) // as it was used
 	}
 	return b, nil
 }
@@ -234,7 +239,7 @@ func (b *addressBook) resolve(ctx context.Context, storeID uint64) (string, erro
 	case st.State == metapb.StoreState_Tombstone || st.Address == "":
 		return "", transport.ErrNoAddress
 	}
-	addr := security.Address(st.Address, st.Tls)
+	addr := security.ServiceAddress(st, b.secured)
 	if addr != last {
 		if err := b.remember(storeID, addr); err != nil {
 			return "", err

@@ -332,6 +332,7 @@ func (n *Node) storeMeta() *metapb.Store {
 	st := &metapb.Store{
 		Address: n.cfg.AdvertiseAddr, StatusAddress: n.cfg.AdvertiseStatusAddr, Version: n.version,
 		StartTimestamp: n.started.Unix(), Features: uint64(n.features.known), Tls: n.identity != nil,
+		AllowPlain: n.cfg.Security.AllowPlain,
 	}
 	// A port chosen by the system is known only now.
 	if _, port, err := net.SplitHostPort(st.Address); err == nil && port == "0" {

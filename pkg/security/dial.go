@@ -7,10 +7,18 @@ import (
 	"fmt"
 	"net"
 	"strings"
+
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // scheme marks the address of a service port with TLS.
 const scheme = "tls://"
+
+// ServiceAddress is where a store is reached: with TLS if it serves that, and without by who has no certificates if it allows
+// that.
+func ServiceAddress(st *metapb.Store, haveIdentity bool) string {
+	return Address(st.GetAddress(), st.GetTls() && (haveIdentity || !st.GetAllowPlain()))
+}
 
 // Address is host:port, marked if it is to be dialed with TLS.
 func Address(hostport string, secure bool) string {

@@ -161,7 +161,7 @@ func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err
 	if s.identity != nil {
 		identity = s.identity.Client
 	}
-	conn, err := grpc.NewClient("passthrough:///"+security.Address(m.GetAddress(), m.GetTls()),
+	conn, err := grpc.NewClient("passthrough:///"+security.ServiceAddress(m, s.identity != nil),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(security.DialService(nil, identity)))
 	if err != nil {

@@ -34,7 +34,7 @@ func (a *app) recoverSchedulerCmd() *cobra.Command {
 	var stores []string
 	var out string
 	cmd := command("scheduler", "Plan a new placement service for the stores of one that is lost", func(cmd *cobra.Command, _ []string) error {
-		reports, err := collect(cmd.Context(), stores)
+		reports, err := a.collect(cmd.Context(), stores)
 		if err != nil {
 			return err
 		}
@@ -73,7 +73,7 @@ func (a *app) recoverRegionsCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		reports, err := collect(cmd.Context(), stores)
+		reports, err := a.collect(cmd.Context(), stores)
 		if err != nil {
 			return err
 		}
@@ -159,15 +159,23 @@ func join(ids []uint64) string {
 }
 
 // collect asks all stores for what they have. Each must answer: a plan without one of them may lose what that one has.
-func collect(ctx context.Context, addrs []string) ([]recovery.StoreReport, error) {
+func (a *app) collect(ctx context.Context, addrs []string) ([]recovery.StoreReport, error) {
+	scheme, client := "http://", http.DefaultClient
+	if a.tls.CA != "" {
+		secure, err := a.tls.Config()
+		if err != nil {
+			return nil, err
+		}
+		scheme, client = "https://", &http.Client{Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}}
+	}
 	var out []recovery.StoreReport
 	for _, addr := range addrs {
 		var r recovery.StoreReport
-		if err := getJSON(ctx, "http://"+addr+"/status", &r); err != nil {
+		if err := getJSON(ctx, client, scheme+addr+"/status", &r); err != nil {
 			return nil, err
 		}
 		var peers []raftstore.PeerInfo
-		if err := getJSON(ctx, "http://"+addr+"/regions", &peers); err != nil {
+		if err := getJSON(ctx, client, scheme+addr+"/regions", &peers); err != nil {
 			return nil, err
 		}
 		for i := range peers {
@@ -179,14 +187,14 @@ func collect(ctx context.Context, addrs []string) ([]recovery.StoreReport, error
 	return out, nil
 }
 
-func getJSON(ctx context.Context, url string, into any) error {
+func getJSON(ctx context.Context, client *http.Client, url string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("a store does not answer: %w", err)
 	}
