@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -75,6 +77,23 @@ func TestSecuredCluster(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, found)
 	require.Equal(t, "v", string(value))
+
+	waitSecuredReplicas(t, cl, 3)
+	t.Run("doctor", func(t *testing.T) {
+		admin := filesOf(certs, "admin")
+		var text []byte
+		eventually(t, 30*time.Second, func() (err error) { // reports of all stores and regions must be there
+			cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", strings.Join(c.Endpoints(), ","),
+				"--ca", admin.CA, "--cert", admin.Cert, "--key", admin.Key, "doctor")
+			if text, err = cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("%w: %s", err, text)
+			}
+			return nil
+		})
+		for _, topic := range []string{"certificates", "clocks", "open files", "reached from here"} {
+			require.Contains(t, string(text), "ok  "+topic)
+		}
+	})
 
 	store, asClient := c.Stores[0].Addr, identityOf(t, filesOf(certs, "client"))
 	t.Run("a client in a store's place", func(t *testing.T) {
