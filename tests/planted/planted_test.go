@@ -63,6 +63,18 @@ var bugs = []bug{
 		},
 	},
 	{
+		name: "lease-of-good-clocks-only", file: "kv/config/config.go", pkg: "./kv/config", run: "TestLeaseOutlivesNoElection", tries: 1,
+		change: [][2]string{{"LeaseDrift: 20,", "LeaseDrift: 10,"}},
+	},
+	{
+		name: "window-follows-arrival", file: "kv/rpc/intake.go", pkg: "./kv/rpc", run: "TestHalfRequestsAreBounded", tries: 1,
+		change: [][2]string{{"	return in.mu.used+n <= limit || n > limit-in.limit/4 && in.mu.used <= in.limit/4\n", "	_ = limit\n	return true\n"}},
+	},
+	{
+		name: "lost-quorum-is-no-condition", file: "scheduler/server/health/regions.go", pkg: "./scheduler/server/health", run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"		{NoQuorum, &t.noQuorum, \"have lost so many replicas that they serve nothing\"},\n", ""}},
+	},
+	{
 		name: "first-hash-is-the-majority", file: "kv/raftstore/compare.go", pkg: "./kv/raftstore", run: "TestJudge", tries: 1,
 		change: [][2]string{{"votes[h] > voterCount(region)/2", "votes[h] == 1"}},
 	},
