@@ -84,9 +84,12 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 // is on loopback, those that no foreign page can have made.
 func (g *Guard) Admin(next http.Handler) http.Handler {
 	return g.demand(next, func(r *http.Request) *Refusal {
-		if f := g.checkAdmin(r); f != nil || g.Token != "" {
-			return f
+		if !certified(r) {
+			if f := g.checkAdmin(r); f != nil || g.Token != "" {
+				return f
+			}
 		}
+		// A browser shows its certificate to whatever page makes it ask.
 		if r.Header.Get(ProofHeader) == "" && !g.fromPage(r) {
 			return &Refusal{
 				http.StatusForbidden, "no-proof", "a change needs the header " + ProofHeader + ": 1",
@@ -130,6 +133,16 @@ func (g *Guard) HasToken(r *http.Request) bool {
 var ErrNoToken = &Refusal{
 	http.StatusUnauthorized, "unauthorized", "this needs the API token",
 	"send it as: Authorization: Bearer <token>",
+}
+
+// certified tells whether a request comes with the certificate of an admin, or of a node, which passes on what it has
+// checked.
+func certified(r *http.Request) bool {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return false
+	}
+	roles := RolesOf(r.TLS.PeerCertificates[0])
+	return slices.Contains(roles, RoleAdmin) || slices.Contains(roles, RoleNode)
 }
 
 func (g *Guard) checkAdmin(r *http.Request) *Refusal {
