@@ -317,3 +317,34 @@ func TestFrontSharesAPort(t *testing.T) {
 	s.Stop()
 	require.Less(t, time.Since(began), 8*time.Second)
 }
+
+// TestConnectionsAreBounded: more than the limit are refused, those that are there are served on, and one that ends makes
+// room.
+func TestConnectionsAreBounded(t *testing.T) {
+	const limit = 8
+	s := servertest.StartTest(t, func(c *config.Config) { c.MaxConnections = limit })
+	var held []net.Conn
+	dial := func() net.Conn {
+		t.Helper()
+		nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.ClientAddr())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = nc.Close() })
+		require.NoError(t, nc.SetDeadline(time.Now().Add(20*time.Second)))
+		return nc
+	}
+	get := func(nc net.Conn) string {
+		_, _ = nc.Write([]byte("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+		b := make([]byte, 4096)
+		n, _ := nc.Read(b)
+		return string(b[:n])
+	}
+	for range limit {
+		nc := dial()
+		require.Contains(t, get(nc), "200 OK")
+		held = append(held, nc)
+	}
+	require.Empty(t, get(dial()), "one too many")
+	require.Contains(t, get(held[0]), "200 OK")
+	require.NoError(t, held[0].Close())
+	require.Eventually(t, func() bool { return strings.Contains(get(dial()), "200 OK") }, 20*time.Second, time.Millisecond)
+}

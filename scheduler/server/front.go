@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,6 +43,10 @@ type front struct {
 	h1, h2    *handed
 	failed    chan error
 	wg        sync.WaitGroup
+	// open counts the connections, of which there may be limit; refused those that there was no room for.
+	limit   int64
+	open    atomic.Int64
+	refused atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -52,7 +57,7 @@ type front struct {
 
 // listenFront takes the addresses; nothing is served before serve.
 func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
-	f := &front{failed: make(chan error, 1)}
+	f := &front{failed: make(chan error, 1), limit: int64(cfg.MaxConnections)}
 	f.mu.sniffed = map[net.Conn]struct{}{}
 	defer func() {
 		if err != nil {
@@ -142,6 +147,13 @@ func (f *front) accept(l net.Listener) error {
 			continue
 		}
 		pause = time.Millisecond
+		if f.open.Add(1) > f.limit {
+			f.open.Add(-1)
+			f.refused.Add(1)
+			_ = conn.Close()
+			continue
+		}
+		conn = &counted{Conn: conn, open: &f.open}
 		f.mu.Lock()
 		if f.mu.stopped {
 			f.mu.Unlock()
@@ -156,6 +168,18 @@ func (f *front) accept(l net.Listener) error {
 			f.sniff(conn)
 		}()
 	}
+}
+
+// counted is a connection that counts until it is closed.
+type counted struct {
+	net.Conn
+	open *atomic.Int64
+	once sync.Once
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // sniff finds out what a connection speaks and hands it on.

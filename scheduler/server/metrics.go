@@ -52,6 +52,8 @@ var (
 	descHealthy   = desc("tinykv_healthy", "1 if the cluster is healthy, 0 if not; absent while that is not known.")
 	descCondition = desc("tinykv_health_conditions", "Regions, replicas, stores or members that are not as they should be.", "code", "severity")
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
+	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
+	descRefused   = desc("tinykv_client_port_refused_connections", "Connections to the client port that there was no room for.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -60,6 +62,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
+		descConns, descRefused,
 	} {
 		ch <- d
 	}
@@ -82,6 +85,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(descPush, m.s.streams.sent.Load(), "sent")
 	counter(descPush, m.s.streams.dropped.Load(), "dropped")
 	counter(descTSO, m.tsoHandled.Load())
+	if f := m.s.front; f != nil {
+		gauge(descConns, float64(f.open.Load()))
+		counter(descRefused, f.refused.Load())
+	}
 	if m.s.node != nil {
 		for _, a := range m.s.node.alarms() {
 			gauge(descAlarm, 1, utoa(a.Member), a.Kind)

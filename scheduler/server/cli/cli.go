@@ -196,9 +196,11 @@ func run(cfg *config.Config, stderr io.Writer) int {
 		return complain(stderr, err, exitFail)
 	}
 	defer closeLog()
-	if _, err := descriptors.Prepare(); err != nil {
+	files, err := descriptors.Prepare()
+	if err != nil {
 		return complain(stderr, err, exitFail)
 	}
+	cfg.MaxConnections = min(cfg.MaxConnections, files.Conns)
 	s, err := server.New(cfg, logger)
 	if err != nil {
 		return complain(stderr, err, exitFail)

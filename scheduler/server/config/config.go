@@ -66,6 +66,9 @@ type Config struct {
 	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no checks.
 	EnableGRPCGateway bool `toml:"enable-grpc-gateway"`
 
+	// MaxConnections bounds the connections to the client port; more are refused.
+	MaxConnections int `toml:"max-connections"`
+
 	// VerifyStores calls new stores back at the address that they tell before they get regions.
 	VerifyStores bool `toml:"verify-stores"`
 
@@ -153,6 +156,7 @@ func Default() *Config {
 		AutoCompactionRetention: "1h",
 		TickInterval:            Duration(200 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
+		MaxConnections:          8192,
 		VerifyStores:            true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
@@ -245,6 +249,9 @@ func (c *Config) TTL() time.Duration {
 func (c *Config) Validate() error {
 	errs := []error{
 		c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster(), c.validateDoors(),
+	}
+	if c.MaxConnections < 8 {
+		errs = append(errs, fmt.Errorf("max-connections: %d is below 8", c.MaxConnections))
 	}
 	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
 		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))
