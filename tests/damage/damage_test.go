@@ -160,7 +160,12 @@ func harm(t *testing.T, rng *rand.Rand, pattern, kind string) string {
 // prepare writes to a group, and copies store 3 when it has everything and rests.
 func prepare(t *testing.T) (g *group, base string, promised raftlog.State) {
 	t.Helper()
-	g = newGroup(t.TempDir())
+	dir, err := os.MkdirTemp("", "tinykv-damage-")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.Eventually(t, func() bool { return os.RemoveAll(dir) == nil }, 20*time.Second, 10*time.Millisecond)
+	})
+	g = newGroup(dir)
 	base = filepath.Join(g.dir, "base")
 	for id := uint64(1); id <= 3; id++ {
 		d, err := g.open(id, true)
@@ -195,7 +200,7 @@ func TestDamagedStore(t *testing.T) {
 	g, base, promised := prepare(t)
 	attempt := func(damage func()) string {
 		for range 10 {
-			require.NoError(t, os.RemoveAll(g.path(3)))
+			g.tries++
 			copyTree(t, base, g.path(3))
 			damage()
 			outcome := g.try(t, promised)

@@ -31,6 +31,9 @@ type group struct {
 	dir string
 	mu  sync.Mutex
 	on  map[uint64]*disks
+	// tries counts the directories that store 3 has had. An engine that failed leaves goroutines behind, which may still
+	// write: each try has a directory of its own.
+	tries int
 }
 
 // disks is one store with what it runs on.
@@ -50,7 +53,12 @@ func newGroup(dir string) *group {
 	return g
 }
 
-func (g *group) path(id uint64) string { return filepath.Join(g.dir, fmt.Sprint(id)) }
+func (g *group) path(id uint64) string {
+	if id == 3 {
+		return filepath.Join(g.dir, fmt.Sprintf("3-%d", g.tries))
+	}
+	return filepath.Join(g.dir, fmt.Sprint(id))
+}
 
 // wire delivers messages of one store. Raft snapshots do not get through: none is needed.
 type wire struct {
