@@ -121,9 +121,9 @@ func (s memStorage) BoundReader(context.Context, *kvrpcpb.Context, []byte) (Read
 	return r, 1, err
 }
 
-func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ uint64, mods []Modify, _ time.Time, done func(error)) {
+func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ uint64, mods []Modify, _ time.Time, done func(error, bool)) {
 	s.mem.write(mods)
-	done(nil)
+	done(nil, true)
 }
 
 type memView map[engine.CF]*btree.BTreeG[memItem]

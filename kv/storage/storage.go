@@ -59,9 +59,9 @@ type BoundStorage interface {
 	// everything that was written in earlier terms and can still take effect.
 	BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (r Reader, term uint64, err error)
 	// WriteBound is WriteAsync of a write that is carried out only if this store still leads the region in term, and if the
-	// region still has the version of the request when the write is applied. done gets nil, an error for which Definite
-	// tells whether the write certainly has no effect.
-	WriteBound(c *kvrpcpb.Context, term uint64, mods []Modify, deadline time.Time, done func(err error))
+	// region still has the version of the request when the write is applied. done gets the outcome as that of WriteAsync;
+	// known is false if this store will never learn whether the write takes effect.
+	WriteBound(c *kvrpcpb.Context, term uint64, mods []Modify, deadline time.Time, done func(err error, known bool))
 }
 
 // Splitter is a Storage that has regions to split.

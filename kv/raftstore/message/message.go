@@ -67,6 +67,9 @@ type Write struct {
 	NotedTerm, HeldUntil uint64
 	// Deletes only: allowed when the disk is full.
 	DeletesOnly bool
+	// BoundTerm is the only term in which the write may be proposed, and its peer must lead in it; 0 allows any. The write
+	// was decided on a view of the region under that leadership.
+	BoundTerm uint64
 	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
 	Deadline time.Time
 	Callback *Callback

@@ -4,6 +4,7 @@ package standalone
 
 import (
 	"context"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
@@ -13,7 +14,7 @@ import (
 // Storage implements storage.Storage over an engine.
 type Storage struct{ engine engine.Engine }
 
-var _ storage.Storage = (*Storage)(nil)
+var _ storage.BoundStorage = (*Storage)(nil)
 
 // New returns a storage over e, which stays the caller's.
 func New(e engine.Engine) *Storage { return &Storage{engine: e} }
@@ -39,4 +40,24 @@ func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Mo
 		}
 	}
 	return 0, s.engine.Write(b, true)
+}
+
+// onlyTerm is the term of a store that nobody else can lead.
+const onlyTerm = 1
+
+// Leadership implements storage.BoundStorage.
+func (s *Storage) Leadership(*kvrpcpb.Context) (uint64, error) { return onlyTerm, nil }
+
+// BoundReader implements storage.BoundStorage.
+func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+	r, err := s.Reader(ctx, c, key)
+	return r, onlyTerm, err
+}
+
+// WriteBound implements storage.BoundStorage. It waits for the disk.
+func (s *Storage) WriteBound(
+	c *kvrpcpb.Context, _ uint64, mods []storage.Modify, _ time.Time, done func(err error, known bool),
+) {
+	_, err := s.Write(context.Background(), c, mods)
+	done(err, err == nil)
 }
