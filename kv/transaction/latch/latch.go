@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -62,11 +63,15 @@ type Guard struct {
 	hashes []uint64
 }
 
-// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends first. Because all
-// commands take them in the same order, no two wait for each other.
-func (t *Table) Acquire(ctx context.Context, hashes []uint64) (*Guard, error) {
+// recheck is how often a wait asks whether it still makes sense.
+const recheck = 50 * time.Millisecond
+
+// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends first or if useless,
+// which is asked now and then during a wait, returns an error. Because all commands take latches in the same order, no two
+// wait for each other.
+func (t *Table) Acquire(ctx context.Context, hashes []uint64, useless func() error) (*Guard, error) {
 	for i, h := range hashes {
-		if err := t.take(ctx, h); err != nil {
+		if err := t.take(ctx, h, useless); err != nil {
 			t.release(hashes[:i])
 			return nil, err
 		}
@@ -87,7 +92,7 @@ func (s *stripe) findLocked(hash uint64) int {
 }
 
 // take takes one latch.
-func (t *Table) take(ctx context.Context, hash uint64) error {
+func (t *Table) take(ctx context.Context, hash uint64, useless func() error) error {
 	s := t.stripe(hash)
 	s.mu.Lock()
 	i := s.findLocked(hash)
@@ -99,23 +104,40 @@ func (t *Table) take(ctx context.Context, hash uint64) error {
 	w := &waiter{granted: make(chan struct{})}
 	s.mu.taken[i].waiters = append(s.mu.taken[i].waiters, w)
 	s.mu.Unlock()
-	select {
-	case <-w.granted:
+	err := w.wait(ctx, useless)
+	if err == nil {
 		return nil
-	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	select {
-	case <-w.granted: // it came together with the end of ctx
+	case <-w.granted: // it came together with the end of the wait
 		s.mu.Unlock()
 		t.release([]uint64{hash})
-		return ctx.Err()
+		return err
 	default:
 	}
 	i = s.findLocked(hash)
 	s.mu.taken[i].waiters = slices.DeleteFunc(s.mu.taken[i].waiters, func(o *waiter) bool { return o == w })
 	s.mu.Unlock()
-	return ctx.Err()
+	return err
+}
+
+// wait returns nil when the latch is granted.
+func (w *waiter) wait(ctx context.Context, useless func() error) error {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-w.granted:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if err := useless(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // release hands each latch to the one that has waited longest.

@@ -2,6 +2,7 @@ package latch
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -17,6 +18,8 @@ func keys(names ...string) [][]byte {
 	}
 	return out
 }
+
+func never() error { return nil }
 
 func (t *Table) taken() int {
 	n := 0
@@ -42,7 +45,7 @@ func TestALatchIsHandedOnInOrder(t *testing.T) {
 	table, ctx := new(Table), context.Background()
 	h := Hashes(Domain{}, keys("a", "b", "a"))
 	require.Len(t, h, 2)
-	g, err := table.Acquire(ctx, h)
+	g, err := table.Acquire(ctx, h, never)
 	require.NoError(t, err)
 	order := make(chan int, 3)
 	var wg sync.WaitGroup
@@ -50,7 +53,7 @@ func TestALatchIsHandedOnInOrder(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			g, err := table.Acquire(ctx, h[:1])
+			g, err := table.Acquire(ctx, h[:1], never)
 			if err == nil {
 				order <- i
 				g.Release()
@@ -70,12 +73,12 @@ func TestALatchIsHandedOnInOrder(t *testing.T) {
 func TestAnAbandonedWaitLeavesNothing(t *testing.T) {
 	table := new(Table)
 	h := Hashes(Domain{}, keys("a", "b"))
-	g, err := table.Acquire(context.Background(), h[1:])
+	g, err := table.Acquire(context.Background(), h[1:], never)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
-		_, err := table.Acquire(ctx, h)
+		_, err := table.Acquire(ctx, h, never)
 		done <- err
 	}()
 	require.Eventually(t, func() bool { return table.waiting(h[1]) == 1 }, time.Minute, time.Millisecond)
@@ -86,11 +89,24 @@ func TestAnAbandonedWaitLeavesNothing(t *testing.T) {
 	require.Zero(t, table.taken())
 }
 
+// TestAWaitEndsWhenItIsUseless: with the error that says why, whatever the context.
+func TestAWaitEndsWhenItIsUseless(t *testing.T) {
+	table := new(Table)
+	h := Hashes(Domain{}, keys("a"))
+	g, err := table.Acquire(context.Background(), h, never)
+	require.NoError(t, err)
+	gone := errors.New("not the leader any more")
+	_, err = table.Acquire(context.Background(), h, func() error { return gone })
+	require.ErrorIs(t, err, gone)
+	g.Release()
+	require.Zero(t, table.taken())
+}
+
 // TestDomainsAreApart: a latch of another term or region does not hold up.
 func TestDomainsAreApart(t *testing.T) {
 	table := new(Table)
 	for _, d := range []Domain{{1, 5}, {1, 6}, {2, 5}, {5, 1}} {
-		g, err := table.Acquire(context.Background(), Hashes(d, keys("a")))
+		g, err := table.Acquire(context.Background(), Hashes(d, keys("a")), never)
 		require.NoError(t, err)
 		defer g.Release()
 	}
@@ -117,7 +133,7 @@ func TestExclusion(t *testing.T) {
 					k = append(k, []byte(names[i]))
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rng.IntN(2000))*time.Microsecond)
-				g, err := table.Acquire(ctx, Hashes(Domain{}, k))
+				g, err := table.Acquire(ctx, Hashes(Domain{}, k), never)
 				if err == nil {
 					for _, i := range mine {
 						counters[i]++
