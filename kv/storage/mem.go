@@ -167,3 +167,15 @@ func (it *memIterator) Key() []byte   { return it.items[it.at].key }
 func (it *memIterator) Value() []byte { return it.items[it.at].value }
 func (it *memIterator) Err() error    { return nil }
 func (it *memIterator) Close()        {}
+
+// Put and Delete are changes as test suites of the course see them.
+type (
+	Put struct {
+		Key, Value []byte
+		Cf         string
+	}
+	Delete struct {
+		Key []byte
+		Cf  string
+	}
+)

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
 // Service answers TiKV's raw calls over a storage. Safe for concurrent use.
@@ -25,6 +26,7 @@ type Service struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	split storage.Splitter
+	mode  clustermode.Mode
 	// feedback numbers the answers to GetHealthFeedback.
 	feedback atomic.Uint64
 }
@@ -38,6 +40,9 @@ func New(cfg *config.Config, storeID uint64, st storage.Storage, g *gate.Gate) *
 	s.feedback.Store(uint64(time.Now().UnixMilli()))
 	return s
 }
+
+// SetMode has the service refuse raw calls in a cluster of transactions. To be called before it serves.
+func (s *Service) SetMode(m clustermode.Mode) { s.mode = m }
 
 const (
 	serviceName = "tikvpb.Tikv"
