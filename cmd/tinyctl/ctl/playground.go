@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -22,6 +23,7 @@ func (a *app) playgroundCmd() *cobra.Command {
 	schedulers := f.Int("scheduler-count", 1, "number of placement service members (also --scheduler N)")
 	dataDir := f.String("data-dir", "", "keep data and logs here (default tinykv-playground)")
 	tmp := f.Bool("tmp", false, "use a temporary directory and remove it at the end")
+	mode := f.String("mode", "", "what a new cluster holds: raw keys or txn (transactions) (default raw)")
 	basePort := f.Int("base-port", 0, "first port (default: 2379 for the scheduler, 2479 and on for the stores)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		// On a playground --scheduler counts members: it does not connect to any.
@@ -38,12 +40,18 @@ func (a *app) playgroundCmd() *cobra.Command {
 		if *tmp && *dataDir != "" {
 			return usagef("--tmp and --data-dir exclude each other")
 		}
-		return a.playground(cmd.Context(), *stores, *schedulers, *dataDir, *tmp, *basePort)
+		if _, err := clustermode.Parse(*mode); err != nil {
+			return usagef("--mode: %v", err)
+		}
+		return a.playground(cmd.Context(), localcluster.Options{
+			Dir: *dataDir, Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, SchedulerConfig: fmt.Sprintf("mode = %q\n", *mode),
+		}, *tmp)
 	}
 	return cmd
 }
 
-func (a *app) playground(ctx context.Context, stores, schedulers int, dir string, tmp bool, basePort int) error {
+func (a *app) playground(ctx context.Context, o localcluster.Options, tmp bool) error {
+	dir, stores, schedulers := o.Dir, o.Stores, o.Schedulers
 	switch {
 	case tmp:
 		var err error
@@ -61,16 +69,15 @@ func (a *app) playground(ctx context.Context, stores, schedulers int, dir string
 	if err != nil {
 		return err
 	}
-	if basePort == 0 {
-		basePort = 2379
+	if o.BasePort == 0 {
+		o.BasePort = 2379
 	}
 	ended := make(chan string, 16)
-	c, err := localcluster.New(localcluster.Options{
-		Dir: abs, Stores: stores, Schedulers: schedulers, BasePort: basePort,
-		OnExit: func(p *localcluster.Process, err error) {
-			ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
-		},
-	})
+	o.Dir = abs
+	o.OnExit = func(p *localcluster.Process, err error) {
+		ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+	}
+	c, err := localcluster.New(o)
 	if err != nil {
 		return err
 	}

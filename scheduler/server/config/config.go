@@ -13,6 +13,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -51,6 +52,8 @@ type Config struct {
 	// Recover is a file of tinyctl recover scheduler: an empty data directory takes over the cluster that it describes
 	// instead of beginning a new one.
 	Recover string `toml:"recover"`
+	// Mode is what a new cluster holds: "raw" or "txn". One that exists keeps its mode.
+	Mode string `toml:"mode"`
 
 	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it. LeaseTTL
 	// is the same, finer, and wins unless it is 0.
@@ -233,6 +236,9 @@ func (c *Config) TTL() time.Duration {
 func (c *Config) Validate() error {
 	errs := []error{
 		c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster(), c.validateDoors(),
+	}
+	if _, err := clustermode.Parse(c.Mode); err != nil {
+		errs = append(errs, fmt.Errorf("mode: %w", err))
 	}
 	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
 		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))
