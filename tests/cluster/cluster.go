@@ -459,6 +459,16 @@ func (c *Cluster) client(once bool) *client.Client {
 	})
 }
 
+// ClientThrough returns a client whose requests go through what wrap makes of the stores' services.
+func (c *Cluster) ClientThrough(wrap func(tinykvpb.TinyKvClient) tinykvpb.TinyKvClient) *client.Client {
+	return client.New(c.Placement, client.Options{
+		Timeout: 10 * time.Second, AttemptTimeout: time.Second,
+		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+			return wrap(&stub{c: c, id: storeID}), nil
+		},
+	})
+}
+
 // stub calls a store's service in process.
 type stub struct {
 	tinykvpb.TinyKvClient

@@ -24,6 +24,10 @@ type Placement struct {
 	orders  map[uint64]*order
 	nodes   func(storeID uint64) *Node
 	Splits  int
+	tso     struct {
+		sync.Mutex
+		physical, logical int64
+	}
 }
 
 type heard struct {
