@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestTranscripts: each file is a story; "dump" shows every record.
 func TestTranscripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
 		s := &story{mem: storage.NewMemStorage(), policy: Disk()}
 		if strings.Contains(path, "course") {
 			s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
