@@ -34,7 +34,7 @@ type boundOutcome struct {
 func writeBound(st storage.BoundStorage, rc *kvrpcpb.Context, term uint64, key, value string) boundOutcome {
 	done := make(chan boundOutcome, 1)
 	mods := []storage.Modify{{CF: engine.CFDefault, Key: []byte(key), Value: []byte(value)}}
-	st.WriteBound(rc, term, mods, time.Now().Add(10*time.Second), func(err error, known bool) {
+	st.WriteBound(rc, storage.Bound{Term: term}, mods, time.Now().Add(10*time.Second), func(err error, known bool) {
 		done <- boundOutcome{err, known}
 	})
 	return <-done

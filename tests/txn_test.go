@@ -21,6 +21,7 @@ import (
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -495,4 +496,35 @@ func TestSplitKeysOfATransactionalCluster(t *testing.T) {
 		}
 		return "the region does not begin at the encoded key"
 	})
+}
+
+// TestFullDiskEndsTransactions: a store whose disk is full begins no transaction, and ends those that there are.
+func TestFullDiskEndsTransactions(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 1, Txn: true})
+	n, _, rc := leaderStorage(t, c, cluster.FirstRegionID)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	prewrite := func(key string) *kvrpcpb.PrewriteResponse {
+		resp, err := n.Server().KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
+			Context: rc, StartVersion: 10, LockTtl: 1, PrimaryLock: []byte(key),
+			Mutations: []*kvrpcpb.Mutation{{Key: []byte(key), Value: []byte("v")}},
+		})
+		require.NoError(t, err)
+		require.Empty(t, resp.Errors)
+		return resp
+	}
+	for _, k := range []string{"a", "b", "c"} {
+		require.Nil(t, prewrite(k).RegionError)
+	}
+	n.Store().SetDiskFull(true)
+	require.NotNil(t, prewrite("d").RegionError.GetDiskFull())
+	com, err := n.Server().KvCommit(ctx, &kvrpcpb.CommitRequest{Context: rc, StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("a")}})
+	require.NoError(t, err)
+	require.Equal(t, kvrpcpb.CommitResponse{}, *com)
+	back, err := n.Server().KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{Context: rc, StartVersion: 10, Keys: [][]byte{[]byte("b")}})
+	require.NoError(t, err)
+	require.Equal(t, kvrpcpb.BatchRollbackResponse{}, *back)
+	res, err := n.Server().KvResolveLock(ctx, &kvrpcpb.ResolveLockRequest{Context: rc, StartVersion: 10})
+	require.NoError(t, err)
+	require.Equal(t, kvrpcpb.ResolveLockResponse{}, *res)
 }

@@ -205,9 +205,9 @@ func (p *peer) answerReads() {
 	if len(q.confirmed) == 0 || p.installing != 0 {
 		return
 	}
-	res := message.Result{Region: p.region()}
+	var term uint64
 	if p.leadsIn(p.appliedTerm) {
-		res.Term = p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
+		term = p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
 	}
 	kept := q.confirmed[:0]
 	for _, c := range q.confirmed {
@@ -216,7 +216,8 @@ func (p *peer) answerReads() {
 			continue
 		}
 		for _, r := range c.reads {
-			r.Callback.Done(res)
+			r.Term = term
+			r.Callback.Done(message.Result{Region: p.region()})
 		}
 	}
 	clear(q.confirmed[len(kept):])

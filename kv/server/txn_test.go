@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -47,6 +48,10 @@ func TestTransactionOverARegion(t *testing.T) {
 	ctx := context.Background()
 	s := newReplicated(t)
 	s.SetMode(clustermode.Txn)
+	require.Eventually(t, func() bool { // its leadership is known to readers a moment after it is won
+		resp, err := s.KvGet(ctx, &kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("b"), Version: 1})
+		return err == nil && resp.RegionError == nil
+	}, 10*time.Second, time.Millisecond)
 	muts := []*kvrpcpb.Mutation{
 		{Op: kvrpcpb.Op_Put, Key: []byte("b"), Value: []byte("1")},
 		{Op: kvrpcpb.Op_Put, Key: []byte("c"), Value: make([]byte, 1000)},

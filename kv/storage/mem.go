@@ -121,7 +121,7 @@ func (s memStorage) BoundReader(context.Context, *kvrpcpb.Context, []byte) (Read
 	return r, 1, err
 }
 
-func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ uint64, mods []Modify, _ time.Time, done func(error, bool)) {
+func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ Bound, mods []Modify, _ time.Time, done func(error, bool)) {
 	s.mem.write(mods)
 	done(nil, true)
 }

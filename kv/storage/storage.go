@@ -58,10 +58,18 @@ type BoundStorage interface {
 	// BoundReader is Reader, with the term in which this store led the region at the moment of the view. The view shows
 	// everything that was written in earlier terms and can still take effect.
 	BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (r Reader, term uint64, err error)
-	// WriteBound is WriteAsync of a write that is carried out only if this store still leads the region in term, and if the
+	// WriteBound is WriteAsync of a write that is carried out only if this store still leads the region in b.Term, and if the
 	// region still has the version of the request when the write is applied. done gets the outcome as that of WriteAsync;
 	// known is false if this store will never learn whether the write takes effect.
-	WriteBound(c *kvrpcpb.Context, term uint64, mods []Modify, deadline time.Time, done func(err error, known bool))
+	WriteBound(c *kvrpcpb.Context, b Bound, mods []Modify, deadline time.Time, done func(err error, known bool))
+}
+
+// Bound says under which conditions a write may be carried out.
+type Bound struct {
+	// Term is the leadership under which it was decided.
+	Term uint64
+	// Ends: it ends what takes space, so that a full disk is no reason to refuse it.
+	Ends bool
 }
 
 // Splitter is a Storage that has regions to split.

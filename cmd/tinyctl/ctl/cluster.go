@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sort"
@@ -11,6 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -175,9 +177,13 @@ func (a *app) statusCmd() *cobra.Command {
 			err = a.json(map[string]any{
 				"cluster_id": strconv.FormatUint(p.ClusterID(), 10), "healthy": len(faults) == 0, "faults": faults,
 				"stores": stores, "regions": len(regions), "replicas": cfg.GetMaxPeerCount(),
+				"mode": cmp.Or(cfg.GetMode(), string(clustermode.Raw)),
 			})
 		} else {
 			fmt.Fprintf(a.stdout, "Cluster %d: %d stores, %d regions, %d replicas wanted.\n", p.ClusterID(), len(stores), len(regions), cfg.GetMaxPeerCount())
+			if cfg.GetMode() == string(clustermode.Txn) {
+				fmt.Fprintln(a.stdout, "It holds transactions (mode txn).")
+			}
 			if len(faults) == 0 {
 				fmt.Fprintln(a.stdout, "Everything is fine.")
 			}

@@ -13,9 +13,6 @@ type Result struct {
 	Err error
 	// Region is the region as of the answer, for reads and admin commands.
 	Region *metapb.Region
-	// Term, of a read, is the term in which this peer led when it answered, with everything applied that was written in
-	// earlier terms and can still take effect; 0 if it did not.
-	Term uint64
 	// Admin is the answer to an admin command.
 	Admin *raft_cmdpb.AdminResponse
 	// Index is an index of the region's log that is applied: of a write's own entry, or of a later one.

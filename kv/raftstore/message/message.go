@@ -65,7 +65,7 @@ type Write struct {
 	// NotedTerm and HeldUntil belong to the peer that has the write: the term in which it took note of this attempt,
 	// and the index that has to be applied before it goes on.
 	NotedTerm, HeldUntil uint64
-	// Deletes only: allowed when the disk is full.
+	// Deletes only, or what ends something that takes space: allowed when the disk is full.
 	DeletesOnly bool
 	// BoundTerm is the only term in which the write may be proposed, and its peer must lead in it; 0 allows any. The write
 	// was decided on a view of the region under that leadership.
@@ -81,6 +81,9 @@ type Read struct {
 	Header   Header
 	Deadline time.Time
 	Callback *Callback
+	// Term is set before the callback succeeds: the term in which the peer leads then, with everything applied that was
+	// written in earlier terms and can still take effect; 0 if it does not.
+	Term uint64
 }
 
 // Admin is an admin command: split, compact log, change peer, transfer leader.

@@ -128,9 +128,9 @@ func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byt
 
 // WriteBound implements storage.BoundStorage.
 func (s *Storage) WriteBound(
-	c *kvrpcpb.Context, term uint64, mods []storage.Modify, deadline time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, done func(err error, known bool),
 ) {
-	s.write(c, term, mods, deadline, message.NewCallbackFunc(func(r message.Result) {
+	s.write(c, b, mods, deadline, message.NewCallbackFunc(func(r message.Result) {
 		var unknown *message.UnknownError
 		done(r.Err, !errors.As(r.Err, &unknown))
 	}))
@@ -157,7 +157,7 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 		s.store.ReadFailed(h.RegionID, err)
 		return nil, 0, err
 	}
-	return s.view(snap, region), res.Term, nil
+	return s.view(snap, region), read.Term, nil
 }
 
 // view shows a region and reports reads that fail.
@@ -181,7 +181,7 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	cb := message.NewCallback()
-	s.write(c, 0, mods, deadline, cb)
+	s.write(c, storage.Bound{}, mods, deadline, cb)
 	res, err := cb.Wait(ctx)
 	if err != nil {
 		return 0, err
@@ -191,20 +191,20 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 
 // WriteAsync implements storage.AsyncWriter.
 func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(uint64, error)) {
-	s.write(c, 0, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
+	s.write(c, storage.Bound{}, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
 }
 
-// write sends a write to its region, bound to a term if that is not 0. The requests are encoded here, on the caller's
+// write sends a write to its region, bound to a term if b has one. The requests are encoded here, on the caller's
 // goroutine.
 func (s *Storage) write(
-	c *kvrpcpb.Context, term uint64, mods []storage.Modify, deadline time.Time, cb *message.Callback,
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, cb *message.Callback,
 ) {
 	if err := s.checkContext(c); err != nil || len(mods) == 0 {
 		cb.Fail(err)
 		return
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, BoundTerm: term, Deadline: s.store.Due(deadline), Callback: cb,
+		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, BoundTerm: b.Term, Deadline: s.store.Due(deadline), Callback: cb,
 	}
 	w.Identity = identity(c)
 	size := message.WriteIDMax
@@ -223,7 +223,7 @@ func (s *Storage) write(
 		if m.Delete {
 			w.Payload = message.AppendDelete(w.Payload, string(m.CF), m.Key)
 		} else {
-			w.DeletesOnly = false
+			w.DeletesOnly = b.Ends
 			w.Payload = message.AppendPut(w.Payload, string(m.CF), m.Key, m.Value)
 		}
 	}

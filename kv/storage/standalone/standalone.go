@@ -56,7 +56,7 @@ func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byt
 
 // WriteBound implements storage.BoundStorage. It waits for the disk.
 func (s *Storage) WriteBound(
-	c *kvrpcpb.Context, _ uint64, mods []storage.Modify, _ time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, _ storage.Bound, mods []storage.Modify, _ time.Time, done func(err error, known bool),
 ) {
 	_, err := s.Write(context.Background(), c, mods)
 	done(err, err == nil)

@@ -56,8 +56,17 @@ type txn struct {
 	*mvcc.Writer
 }
 
+// effect tells commands apart that a full disk refuses.
+type effect bool
+
+const (
+	begins effect = false
+	// ends: it ends transactions, and with that what they take.
+	ends effect = true
+)
+
 // update has decide look at the region under the latches of keys, and carries out what it decides.
-func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, decide decision) error {
+func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
 	if len(keys) == 0 {
 		return nil
 	}
@@ -68,7 +77,7 @@ func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 		if err != nil {
 			return err
 		}
-		ended, err := e.updateIn(ctx, c, term, keys, decide)
+		ended, err := e.updateIn(ctx, c, storage.Bound{Term: term, Ends: bool(does)}, keys, decide)
 		if !ended {
 			return err
 		}
@@ -85,12 +94,12 @@ func (termEnded) Error() string { return "the term of leadership has ended" }
 
 // updateIn is update under one leadership. ended: it was another one's by the time of the view, and nothing was done.
 func (e *Executor) updateIn(
-	ctx context.Context, c *kvrpcpb.Context, term uint64, keys [][]byte, decide decision,
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, keys [][]byte, decide decision,
 ) (ended bool, err error) {
-	hashes := latch.Hashes(latch.Domain{RegionID: c.GetRegionId(), Term: term}, keys)
+	hashes := latch.Hashes(latch.Domain{RegionID: c.GetRegionId(), Term: b.Term}, keys)
 	guard, err := e.latches.Acquire(ctx, hashes, func() error {
 		now, err := e.st.Leadership(c)
-		if err == nil && now != term {
+		if err == nil && now != b.Term {
 			err = termEnded{}
 		}
 		return err
@@ -103,7 +112,7 @@ func (e *Executor) updateIn(
 		guard.Release()
 		return false, err
 	}
-	if at != term {
+	if at != b.Term {
 		view.Close()
 		guard.Release()
 		return true, nil
@@ -120,7 +129,7 @@ func (e *Executor) updateIn(
 		guard.Release()
 		return false, err
 	}
-	return false, e.write(ctx, c, term, tx.Modifies(), guard)
+	return false, e.write(ctx, c, b, tx.Modifies(), guard)
 }
 
 // view is of the region that has all keys.
@@ -148,11 +157,11 @@ func (e *Executor) view(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) 
 
 // write waits for the outcome until ctx ends. The latches are kept until it is known.
 func (e *Executor) write(
-	ctx context.Context, c *kvrpcpb.Context, term uint64, mods []storage.Modify, guard *latch.Guard,
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, guard *latch.Guard,
 ) error {
 	deadline, _ := ctx.Deadline()
 	done := make(chan error, 1)
-	e.st.WriteBound(c, term, mods, deadline, func(err error, known bool) {
+	e.st.WriteBound(c, b, mods, deadline, func(err error, known bool) {
 		if known {
 			guard.Release()
 		}

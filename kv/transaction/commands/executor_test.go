@@ -55,15 +55,15 @@ func (l *leader) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte
 
 var errStale = errors.New("stale")
 
-func (l *leader) WriteBound(c *kvrpcpb.Context, term uint64, mods []storage.Modify, d time.Time, done func(error, bool)) {
-	write := func() { l.BoundStorage.WriteBound(c, term, mods, d, func(error, bool) {}) }
+func (l *leader) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool)) {
+	write := func() { l.BoundStorage.WriteBound(c, b, mods, d, func(error, bool) {}) }
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.outcome != nil:
 		err, known := l.outcome(write)
 		done(err, known)
-	case l.mu.term != term:
+	case l.mu.term != b.Term:
 		done(errStale, true)
 	case l.hold:
 		l.mu.held = append(l.mu.held, func() { write(); done(nil, true) })

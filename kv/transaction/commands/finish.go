@@ -14,7 +14,7 @@ func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	if err := checkCommitTS(startTS, commitTS); err != nil {
 		return err
 	}
-	return e.update(ctx, c, keys, func(tx *txn) error {
+	return e.update(ctx, c, keys, ends, func(tx *txn) error {
 		for _, k := range distinct(keys) {
 			if err := tx.commit(k, startTS, commitTS); err != nil {
 				return err
@@ -71,7 +71,7 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 // Rollback ends a transaction's part in keys, so that it can not be prewritten there any more. It fails if one of them
 // is committed.
 func (e *Executor) Rollback(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64) error {
-	return e.update(ctx, c, keys, func(tx *txn) error {
+	return e.update(ctx, c, keys, ends, func(tx *txn) error {
 		for _, k := range distinct(keys) {
 			if err := tx.rollback(k, startTS); err != nil {
 				return err
@@ -163,7 +163,7 @@ type Status struct {
 func (e *Executor) CheckTxnStatus(
 	ctx context.Context, c *kvrpcpb.Context, primary []byte, lockTS, currentTS uint64,
 ) (st Status, err error) {
-	err = e.update(ctx, c, [][]byte{primary}, func(tx *txn) error {
+	err = e.update(ctx, c, [][]byte{primary}, ends, func(tx *txn) error {
 		st, err = tx.checkStatus(primary, lockTS, currentTS)
 		return err
 	})
@@ -223,7 +223,7 @@ func (e *Executor) ResolveLock(ctx context.Context, c *kvrpcpb.Context, startTS,
 		if err != nil || len(keys) == 0 {
 			return err
 		}
-		err = e.update(ctx, c, keys, func(tx *txn) error {
+		err = e.update(ctx, c, keys, ends, func(tx *txn) error {
 			for _, k := range keys {
 				var err error
 				if commitTS > 0 {

@@ -47,7 +47,7 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 	for i, m := range muts {
 		keys[i] = m.Key
 	}
-	err = e.update(ctx, c, keys, func(tx *txn) error {
+	err = e.update(ctx, c, keys, begins, func(tx *txn) error {
 		keyErrs = nil
 		for i := range muts {
 			keyErr, err := tx.prewrite(p, &muts[i])
