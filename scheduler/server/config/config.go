@@ -148,6 +148,7 @@ func Default() *Config {
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
 		Replication:             Replication{MaxReplicas: 3},
+		Mode:                    string(clustermode.Raw),
 		PDServer:                PDServer{MaxResetTSGap: Duration(24 * time.Hour)},
 		Storage:                 Storage{Backend: "embedded"},
 	}
