@@ -528,3 +528,73 @@ func TestFullDiskEndsTransactions(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.ResolveLockResponse{}, *res)
 }
+
+// TestTransactionsOfOneKeyAreLinearizable: reads and writes of single keys, each a transaction, while leaders move and
+// stores crash. A transaction that begins after another one was acknowledged sees it.
+func TestTransactionsOfOneKeyAreLinearizable(t *testing.T) {
+	c, cl := txnCluster(t, 20, 4)
+	h := cluster.NewHistory()
+	stop := make(chan struct{})
+	var clients, faults sync.WaitGroup
+	for i := range 6 {
+		clients.Add(1)
+		go func() { defer clients.Done(); runTxnClient(cl, h, i, stop) }()
+	}
+	var counts faultCounts
+	for _, f := range []func(*cluster.Cluster, *faultCounts, <-chan struct{}){transferer, crasher} {
+		faults.Add(1)
+		go func() { defer faults.Done(); f(c, &counts, stop) }()
+	}
+	for begun := time.Now(); time.Since(begun) < 3*time.Second || h.Known() < 100 && time.Since(begun) < 30*time.Second; {
+		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
+	}
+	close(stop)
+	faults.Wait()
+	for _, n := range c.Nodes() {
+		n.Restart()
+	}
+	clients.Wait()
+	h.Check(t)
+	t.Logf("%d operations, %d unknown; crashes %d, transfers %d", h.OK, h.Unknown, counts.crashes.Load(), counts.transfers.Load())
+}
+
+// runTxnClient reads and writes keys with unique values until stopped.
+func runTxnClient(cl *txn.Client, h *cluster.History, seed int, stop <-chan struct{}) {
+	r := rand.New(rand.NewPCG(uint64(seed), uint64(time.Now().UnixNano())))
+	id := h.Client()
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		key := bankKey(r.IntN(20))
+		call := h.Now()
+		if n := r.IntN(10); n < 5 {
+			if x, err := cl.Begin(ctx); err == nil {
+				if value, found, err := x.Get(ctx, key); err == nil {
+					h.Get(id, string(key), call, value, found)
+				}
+			}
+		} else {
+			value := fmt.Appendf(nil, "%d-%d", seed, i)
+			err := cl.Run(ctx, func(x *txn.Txn) error {
+				if n == 9 {
+					x.Delete(key)
+				} else {
+					x.Set(key, value)
+				}
+				return nil
+			})
+			unknown := txn.IsUnknown(err)
+			if err == nil || unknown {
+				h.Put(id, string(key), value, n == 9, call, unknown)
+			}
+			if unknown {
+				id = h.Client()
+			}
+		}
+		cancel()
+	}
+}

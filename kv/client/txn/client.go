@@ -75,11 +75,12 @@ func (c *Client) Timestamp(ctx context.Context) (uint64, error) {
 
 // Begin starts a transaction, which one goroutine at a time may use.
 func (c *Client) Begin(ctx context.Context) (*Txn, error) {
+	begun := time.Now()
 	ts, err := c.Timestamp(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Txn{c: c, startTS: ts, writes: map[string]mutation{}}, nil
+	return &Txn{c: c, startTS: ts, begun: begun, writes: map[string]mutation{}}, nil
 }
 
 // Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction, until

@@ -33,8 +33,11 @@ type committer struct {
 	ttl    uint64
 }
 
-// lockTTL is for how long, in milliseconds, others leave the locks alone. Larger transactions take longer.
-func lockTTL(size int) uint64 { return min(3000+uint64(size)/1024, 20000) }
+// lockTTL is for how long, in milliseconds from the start timestamp on, others leave the locks alone: the time that has
+// passed since, and some for the commit. Larger transactions take longer.
+func lockTTL(size int, since time.Duration) uint64 {
+	return min(3000+uint64(size)/1024, 20000) + uint64(since.Milliseconds())
+}
 
 // Rollback drops the transaction. Nothing of it has left this process.
 func (t *Txn) Rollback() { t.ended = true }
@@ -62,7 +65,7 @@ func (t *Txn) Commit(ctx context.Context) error {
 		size += len(k) + len(w.value)
 	}
 	slices.SortFunc(m.keys, bytes.Compare)
-	m.ttl = lockTTL(size)
+	m.ttl = lockTTL(size, time.Since(t.begun))
 	if err := m.prewriteAll(ctx); err != nil {
 		m.cleanUp()
 		return err

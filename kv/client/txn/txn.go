@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,6 +21,7 @@ import (
 type Txn struct {
 	c                 *Client
 	startTS, commitTS uint64
+	begun             time.Time
 	writes            map[string]mutation
 	ended             bool
 }

@@ -235,3 +235,12 @@ func TestErrorsOfKeys(t *testing.T) {
 	require.Error(t, keyError(&kvrpcpb.KeyError{}))
 	require.True(t, IsUnknown(fmt.Errorf("x: %w", &UnknownError{errors.New("y")})))
 }
+
+// TestLockTTL: the time to live counts from the start timestamp, so a transaction that has thought for long gets as much
+// time to commit as another one.
+func TestLockTTL(t *testing.T) {
+	require.EqualValues(t, 3000, lockTTL(0, 0))
+	require.EqualValues(t, 3010, lockTTL(10<<10, 0))
+	require.EqualValues(t, 20000, lockTTL(1<<30, 0))
+	require.EqualValues(t, 63000, lockTTL(0, time.Minute))
+}

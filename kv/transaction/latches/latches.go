@@ -40,11 +40,9 @@ func (l *Latches) AcquireLatches(keys [][]byte) *sync.WaitGroup {
 func (l *Latches) ReleaseLatches(keys [][]byte) {
 	l.latchGuard.Lock()
 	defer l.latchGuard.Unlock()
-	first := true
-	for _, k := range keys {
-		if first {
-			l.latchMap[string(k)].Done()
-			first = false
+	for i, k := range keys {
+		if wg := l.latchMap[string(k)]; i == 0 && wg != nil {
+			wg.Done() // all of them have one group
 		}
 		delete(l.latchMap, string(k))
 	}
