@@ -10,7 +10,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: attack build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -58,8 +58,19 @@ project3c: ## course suite 3C
 
 project3: project3a project3b project3c ## all of project 3
 
-stress-suites: ## project2 and project3, N times in a row
-	@for i in $$(seq 1 $(N)); do echo "round $$i of $(N)"; $(MAKE) project2 project3 || exit 1; done
+project4a: ## course suite 4A
+	$(GO) test -count=1 -run '4A' ./kv/transaction/...
+
+project4b: ## course suite 4B
+	$(GO) test -count=1 -run '4B' ./kv/transaction/...
+
+project4c: ## course suite 4C
+	$(GO) test -count=1 -run '4C' ./kv/transaction/...
+
+project4: project4a project4b project4c ## all of project 4
+
+stress-suites: ## project2 to project4, N times in a row
+	@for i in $$(seq 1 $(N)); do echo "round $$i of $(N)"; $(MAKE) project2 project3 project4 || exit 1; done
 
 sim: ## raft simulation: SEED=n replays one seed, SEEDS=n runs many
 	$(GO) run ./raft/rafttest/cmd/raftsim $(if $(SEED),-seed $(SEED) -v,-seeds $(SEEDS))

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/scheduler/client"
@@ -24,6 +25,7 @@ type Bootstrapper interface {
 	AllocID(ctx context.Context) (uint64, error)
 	IsBootstrapped(ctx context.Context) (bool, error)
 	Bootstrap(ctx context.Context, store *metapb.Store, region *metapb.Region) error
+	GetClusterConfig(ctx context.Context) (*metapb.Cluster, error)
 	RegisterRun(ctx context.Context, store *metapb.Store, rebuild bool) (incarnation uint64, err error)
 }
 
@@ -60,6 +62,9 @@ func Join(ctx context.Context, b Bootstrapper, e engine.Engine, raftLog *raftlog
 	if err := bootstrap(ctx, b, e, raftLog, store, logger); err != nil {
 		return nil, err
 	}
+	if err := learnMode(ctx, b, ident); err != nil {
+		return nil, err
+	}
 	incarnation, err := b.RegisterRun(ctx, store, false)
 	if errors.Is(err, client.ErrOldCopy) {
 		incarnation, err = rebuild(ctx, b, e, ident, store, err, logger)
@@ -72,6 +77,25 @@ func Join(ctx context.Context, b Bootstrapper, e engine.Engine, raftLog *raftlog
 	}
 	ident.Incarnation, ident.PendingRun = incarnation, 0
 	return ident, keepIdent(e, ident)
+}
+
+// learnMode takes the cluster's mode from the placement service. It never changes, so a store that knows another one is not
+// of this cluster as it was.
+func learnMode(ctx context.Context, b Bootstrapper, ident *rspb.StoreIdent) error {
+	cfg, err := b.GetClusterConfig(ctx)
+	if err != nil {
+		return fmt.Errorf("ask for the cluster's mode: %w", err)
+	}
+	mode, err := clustermode.Parse(cfg.GetMode())
+	if err != nil {
+		return fmt.Errorf("the placement service's answer: %w", err)
+	}
+	if ident.Mode != "" && ident.Mode != string(mode) {
+		return fmt.Errorf("store %d holds data of mode %s, but the placement service says that the cluster is in mode %s; "+
+			"start a placement service that was recovered with --mode %s", ident.StoreId, ident.Mode, mode, ident.Mode)
+	}
+	ident.Mode = string(mode)
+	return nil
 }
 
 // keepIdent makes the identity durable.

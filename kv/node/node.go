@@ -33,6 +33,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transport"
 	"github.com/tinykv/tinykv/kv/vfs"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/pkg/security"
@@ -236,7 +237,8 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
-		Features: n.features.inForce,
+		Features:    n.features.inForce,
+		EncodedKeys: clustermode.Mode(ident.Mode) == clustermode.Txn,
 	})
 	n.trans.SetFeedback(n.store)
 	n.placement.SetRegionHeartbeatHandler(n.store.HandleOperator)
@@ -364,8 +366,12 @@ func (n *Node) serve(st storage.Storage) {
 		svc.SetPeers(n.peers)
 	}
 	n.service = svc
+	foreign := tikv.New(n.cfg, n.ident.StoreId, st, svc.Gate())
+	mode := clustermode.Mode(n.ident.Mode)
+	svc.SetMode(mode)
+	foreign.SetMode(mode)
 	server.Register(n.grpc, svc)
-	tikv.Register(n.grpc, tikv.New(n.cfg, n.ident.StoreId, st, svc.Gate()))
+	tikv.Register(n.grpc, foreign)
 	n.health = health.NewServer()
 	// By this name the placement service recognises the store when it calls back.
 	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),

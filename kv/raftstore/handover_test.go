@@ -266,3 +266,33 @@ func TestWritesWaitForAnElection(t *testing.T) {
 		require.Zero(t, s.Counts().InflightBytes)
 	})
 }
+
+// TestBoundWritesOfATermThatEnds: a write that was gathered in the turn in which its term ends is not proposed in the
+// next one, and one that is not bound is.
+func TestBoundWritesOfATermThatEnds(t *testing.T) {
+	s, _, term := leading(t, nil)
+	r := trio()
+	bound := &message.Write{
+		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch, Term: term}, Bound: true,
+		MinKey: []byte("k"), MaxKey: []byte("k"), Payload: message.AppendPut(nil, "default", []byte("k"), nil),
+		Callback: message.NewCallback(),
+	}
+	free := *bound
+	free.Bound, free.Callback = false, message.NewCallback()
+	err := s.Inspect(context.Background(), r.Id, func(v *PeerView) {
+		v.p.onWrite(bound)
+		v.p.onWrite(&free)
+		bound.Header.Term++ // as if the messages in between had made this peer the leader of another term
+		v.p.flushWrites()
+	})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	res, err := bound.Callback.Wait(ctx)
+	require.NoError(t, err)
+	var stale *StaleCommandError
+	require.ErrorAs(t, res.Err, &stale)
+	res, err = free.Callback.Wait(ctx)
+	require.NoError(t, err)
+	require.NoError(t, res.Err)
+}

@@ -56,8 +56,10 @@ type peer struct {
 	proposals []message.Proposal // sorted by index
 	writes    []*message.Write
 	writeSize int
-	handover  handover
-	once      onceState
+	// boundWrites: one of writes is bound to a term.
+	boundWrites bool
+	handover    handover
+	once        onceState
 	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
 	splitIndex uint64
 

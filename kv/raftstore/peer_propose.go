@@ -56,6 +56,13 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 // onWrite checks a write and puts it into the group that becomes one entry.
 func (p *peer) onWrite(w *message.Write) {
 	err := p.checkHeader(w.Header, true, false, w.Deadline)
+	if w.Bound && !p.leadsIn(w.Header.Term) {
+		if err == nil {
+			err = &StaleCommandError{Term: p.rn.Term()}
+		}
+		p.refuseWrite(w, err)
+		return
+	}
 	if p.holdWrite(w, err) {
 		return
 	}
@@ -74,9 +81,29 @@ func (p *peer) onWrite(w *message.Write) {
 	}
 	p.writes = append(p.writes, w)
 	p.writeSize += len(w.Payload)
+	p.boundWrites = p.boundWrites || w.Bound
 	if w.Conditional != nil {
 		p.flushWrites()
 	}
+}
+
+// leadsIn tells whether this peer leads, in this very term.
+func (p *peer) leadsIn(term uint64) bool { return p.isLeader() && p.rn.Term() == term }
+
+// refuseOtherTerms refuses those of the gathered writes that are bound to a term which has ended since they came: the
+// messages of one turn may hold another term's beginning.
+func (p *peer) refuseOtherTerms() {
+	kept := p.writes[:0]
+	for _, w := range p.writes {
+		if !w.Bound || p.leadsIn(w.Header.Term) {
+			kept = append(kept, w)
+			continue
+		}
+		p.writeSize -= len(w.Payload)
+		p.refuseWrite(w, &StaleCommandError{Term: p.rn.Term()})
+	}
+	clear(p.writes[len(kept):])
+	p.writes, p.boundWrites = kept, false
 }
 
 func (p *peer) checkWrite(w *message.Write) error {
@@ -105,6 +132,9 @@ func (p *peer) checkWrite(w *message.Write) error {
 
 // flushWrites proposes the gathered writes as one entry.
 func (p *peer) flushWrites() {
+	if p.boundWrites {
+		p.refuseOtherTerms()
+	}
 	if len(p.writes) == 0 {
 		return
 	}

@@ -205,6 +205,10 @@ func (p *peer) answerReads() {
 	if len(q.confirmed) == 0 || p.installing != 0 {
 		return
 	}
+	var term uint64
+	if p.leadsIn(p.appliedTerm) {
+		term = p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
+	}
 	kept := q.confirmed[:0]
 	for _, c := range q.confirmed {
 		if c.index > p.appliedIndex {
@@ -212,6 +216,7 @@ func (p *peer) answerReads() {
 			continue
 		}
 		for _, r := range c.reads {
+			r.Term = term
 			r.Callback.Done(message.Result{Region: p.region()})
 		}
 	}
@@ -278,22 +283,24 @@ func (l *LocalRead) Valid() bool {
 	return l.box.handle.Load() == l.handle && l.handle.lease.valid(l.clock)
 }
 
+// Term is that of the leadership under which the read is made. An entry of it is applied.
+func (l *LocalRead) Term() uint64 { return l.handle.term }
+
+// LeaderTerm checks a request against the region's read handle and returns the term in which this peer leads. It proves
+// nothing: the leadership may have ended.
+func (s *Store) LeaderTerm(h message.Header) (uint64, error) {
+	_, hd, err := s.handleFor(h, nil)
+	if err != nil {
+		return 0, err
+	}
+	return hd.term, nil
+}
+
 // LocalRead checks a request against the region's read handle on the caller's goroutine; a nil key is
 // not checked. It returns nil without error when leadership must be proven through the worker first (see Store.Read).
 func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
-	box := s.router.get(h.RegionID)
-	if box == nil {
-		return nil, &RegionNotFoundError{RegionID: h.RegionID}
-	}
-	hd := box.handle.Load()
-	if hd == nil {
-		return nil, &RegionNotFoundError{RegionID: h.RegionID}
-	}
-	if err := s.checkHandle(hd, h, key); err != nil {
-		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
-			// Whoever asks here may not have reached the leader. If it is there, it answers the pre-vote.
-			_ = s.router.push(box, &message.Wake{}) // or the region is gone
-		}
+	box, hd, err := s.handleFor(h, key)
+	if err != nil {
 		return nil, err
 	}
 	if hd.lease == nil || !hd.lease.valid(s.clock) {
@@ -303,6 +310,27 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 		box.read.Store(true)
 	}
 	return &LocalRead{Region: hd.region, box: box, handle: hd, clock: s.clock}, nil
+}
+
+// handleFor returns the region's read handle if the request is for it as it is. A peer that sleeps and does not lead is
+// woken.
+func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, error) {
+	box := s.router.get(h.RegionID)
+	if box == nil {
+		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+	}
+	hd := box.handle.Load()
+	if hd == nil {
+		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+	}
+	if err := s.checkHandle(hd, h, key); err != nil {
+		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
+			// Whoever asks here may not have reached the leader. If it is there, it answers the pre-vote.
+			_ = s.router.push(box, &message.Wake{}) // or the region is gone
+		}
+		return nil, nil, err
+	}
+	return box, hd, nil
 }
 
 // checkHandle is the check order of a request: store, peer, leader, term, epoch, key.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -83,6 +84,14 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 			}
 		})
 		return
+	}
+	if p.store.encodedKeys {
+		cut, ok := memcomparable.CutTimestamp(m.Key)
+		if !ok {
+			m.Callback.Fail(invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
+			return
+		}
+		m.Key = cut
 	}
 	if !strictlyInside(p.region(), m.Key) {
 		m.Callback.Fail(invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))

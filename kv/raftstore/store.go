@@ -89,6 +89,8 @@ type Options struct {
 	Seed uint64
 	// Stats fills capacity, available and used size of a store heartbeat; nil leaves them 0.
 	Stats func(*schedulerpb.StoreStats)
+	// EncodedKeys: the cluster holds transactions, so regions are split between encoded keys only.
+	EncodedKeys bool
 	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
 	DiskCritical func() bool
 	// Features are those in force in the cluster; nil means all that this program knows.
@@ -140,6 +142,7 @@ type Store struct {
 	work          workCounters
 	diskFull      atomic.Bool
 	leaseReads    bool
+	encodedKeys   bool
 	leaseDuration time.Duration
 	startTime     time.Time
 
@@ -189,6 +192,9 @@ func New(o Options) *Store {
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)
 	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize), uint64(rc.RegionMaxSize), s.Send)
+	if s.encodedKeys = o.EncodedKeys; s.encodedKeys {
+		s.splitChecker.SplitBetweenKeys()
+	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
 	s.tasks = runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)
 	return s

@@ -304,7 +304,7 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 		if len(r.EndKey) > 0 && bytes.Compare(r.StartKey, r.EndKey) >= 0 {
 			return // not a region
 		}
-		m, err := runner.Measure(view, r, rapid.Uint64Range(0, 40).Draw(t, "split"))
+		m, err := runner.Measure(view, r, rapid.Uint64Range(0, 40).Draw(t, "split"), false)
 		require.NoError(t, err)
 		size := 0
 		for _, n := range items {

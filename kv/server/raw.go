@@ -59,7 +59,11 @@ func (s *Server) checkKey(key []byte) error {
 	return nil
 }
 
+// checkCF reads the column family of a raw request, which is the first thing that is looked at.
 func (s *Server) checkCF(name string) (engine.CF, error) {
+	if err := s.checkRaw(); err != nil {
+		return "", err
+	}
 	cf, err := engine.ParseCF(name)
 	if err != nil {
 		return "", &requestError{err.Error()}

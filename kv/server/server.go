@@ -20,7 +20,10 @@ import (
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/latches"
 	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
@@ -48,6 +51,11 @@ type Server struct {
 	local storage.LocalGetter
 	async storage.AsyncWriter
 	gate  *gate.Gate
+	// mode is the cluster's; txn carries out transactions and is nil where they are refused.
+	mode clustermode.Mode
+	txn  *commands.Executor
+	// Latches are set by NewServer only, and then are what its commands are checked with.
+	Latches *latches.Latches
 	// forward passes requests on to other stores.
 	forward forwarder
 	// answers bounds answers that clients have not taken; nil: nothing does.

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
+	"github.com/tinykv/tinykv/proto/pkg/coprocessor"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -140,7 +141,7 @@ func TestBadRequestsAreAnswered(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEmpty(t, resp.Error, name)
 	}
-	_, err := s.KvGet(ctx, &kvrpcpb.GetRequest{})
+	_, err := s.Coprocessor(ctx, &coprocessor.Request{})
 	require.Equal(t, codes.Unimplemented, status.Code(err))
 	require.Error(t, s.Raft(nil), "not replicated")
 }

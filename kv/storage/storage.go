@@ -79,6 +79,30 @@ type Conditional interface {
 	DestroyRange(ctx context.Context, start, end []byte) error
 }
 
+// BoundStorage is a Storage whose writes can be bound to the leadership under which the reads were made that decided on
+// them: a store that has lost the leadership in between, even if it has it again, refuses the write. Else a decision
+// could take effect that was made without knowing what another leader has done.
+type BoundStorage interface {
+	Storage
+	// Leadership is the term in which this store leads the request's region. It never waits, and proves nothing.
+	Leadership(c *kvrpcpb.Context) (term uint64, err error)
+	// BoundReader is Reader, with the term in which this store led the region at the moment of the view. The view shows
+	// everything that was written in earlier terms and can still take effect.
+	BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (r Reader, term uint64, err error)
+	// WriteBound is WriteAsync of a write that is carried out only if this store still leads the region in b.Term, and if the
+	// region still has the version of the request when the write is applied. done gets the outcome as that of WriteAsync;
+	// known is false if this store will never learn whether the write takes effect.
+	WriteBound(c *kvrpcpb.Context, b Bound, mods []Modify, deadline time.Time, done func(err error, known bool))
+}
+
+// Bound says under which conditions a write may be carried out.
+type Bound struct {
+	// Term is the leadership under which it was decided.
+	Term uint64
+	// Ends: it ends what takes space, so that a full disk is no reason to refuse it.
+	Ends bool
+}
+
 // Splitter is a Storage that has regions to split.
 type Splitter interface {
 	// Split has each key begin a region, and returns the regions that the request's region became, in key order.
@@ -107,6 +131,8 @@ type Reader interface {
 type Iterator interface {
 	First()
 	Last()
+	// SeekGE moves to the first key >= key within the bounds.
+	SeekGE(key []byte)
 	Next()
 	Prev()
 	Valid() bool

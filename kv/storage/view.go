@@ -52,7 +52,7 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 	if bytes.Compare(lo, hi) > 0 {
 		hi = lo
 	}
-	return userIterator{v.snap.NewIterator(lo, hi), v}
+	return userIterator{v.snap.NewIterator(lo, hi), v, cf}
 }
 
 // Close implements Reader.
@@ -61,7 +61,10 @@ func (v *View) Close() { v.snap.Close() }
 type userIterator struct {
 	engine.Iterator
 	view *View
+	cf   engine.CF
 }
+
+func (it userIterator) SeekGE(key []byte) { it.Iterator.SeekGE(engine.DataKey(it.cf, key)) }
 
 func (it userIterator) Err() error {
 	err := it.Iterator.Err()

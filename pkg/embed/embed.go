@@ -28,8 +28,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/client/txn"
 	storeconfig "github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/node"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	schedulerconfig "github.com/tinykv/tinykv/scheduler/server/config"
@@ -44,6 +46,8 @@ type Config struct {
 	Stores int
 	// Schedulers is the number of members of the placement service, default 1.
 	Schedulers int
+	// Txn makes a new cluster one of transactions, which refuses raw requests.
+	Txn bool
 	// Dir is where the data lies; it must not be in use, and what another cluster left there is taken up if it had as many
 	// servers. Empty is a temporary directory that Stop removes.
 	Dir string
@@ -167,6 +171,9 @@ func (c *Cluster) schedulerConfigs() ([]*schedulerconfig.Config, error) {
 		cfg.LeaseTTL = schedulerconfig.Duration(time.Second)
 		cfg.Replication.MaxReplicas = min(c.cfg.Stores, 3)
 		cfg.UnsafeNoFsync = true // the process and its data end together
+		if c.cfg.Txn {
+			cfg.Mode = string(clustermode.Txn)
+		}
 		initial = append(initial, cfg.Name+"="+cfg.PeerUrls)
 		cfgs = append(cfgs, cfg)
 	}
@@ -236,14 +243,31 @@ func (c *Cluster) startStores(ctx context.Context) error {
 	return each(c.stores, func(s *Store) error { return s.Start(ctx) })
 }
 
-// waitServing waits until a write is answered. It leaves no trace.
+// waitServing waits until a write, or a read of a transaction, is answered. It leaves no trace.
 func (c *Cluster) waitServing(ctx context.Context) error {
 	cl, err := c.Client(ctx)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	return cl.Delete(ctx, []byte{0})
+	cfg, err := cl.Placement().GetClusterConfig(ctx)
+	if err != nil {
+		return err
+	}
+	if clustermode.Mode(cfg.GetMode()) != clustermode.Txn {
+		return cl.Delete(ctx, []byte{0})
+	}
+	t := txn.New(cl, cl.Placement())
+	defer t.Close()
+	return t.Run(ctx, func(x *txn.Txn) error {
+		_, _, err := x.Get(ctx, []byte{0})
+		return err
+	})
+}
+
+// TxnClient returns a client of transactions; the caller closes it.
+func (c *Cluster) TxnClient(ctx context.Context) (*txn.Client, error) {
+	return txn.Open(ctx, c.Endpoints(), client.Options{})
 }
 
 // Endpoints are the addresses of the placement service: what clients of TiKV call PD addresses.

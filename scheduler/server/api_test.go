@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -205,4 +206,17 @@ func TestOfflineStoreIsBuried(t *testing.T) {
 	require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: 5, Address: "s4"}), "the address is free again")
 	call(t, s, "DELETE", "/stores/4", "", 200)
 	call(t, s, "GET", "/stores/4", "", 404)
+}
+
+// TestModeIsFixedAtBootstrap: the mode is the first member's, and no later call changes it.
+func TestModeIsFixedAtBootstrap(t *testing.T) {
+	s := servertest.StartTest(t, func(c *config.Config) { c.Mode = "txn" })
+	c, _ := bootstrapped(t, s, 3)
+	ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+	defer cancel()
+	require.NoError(t, c.PutClusterConfig(ctx, &metapb.Cluster{MaxPeerCount: 5, Mode: "raw"}))
+	cfg, err := c.GetClusterConfig(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "txn", cfg.Mode)
+	require.EqualValues(t, 5, cfg.MaxPeerCount)
 }

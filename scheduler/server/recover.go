@@ -49,7 +49,7 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 		s.logger.Info("the cluster was taken over before", log.ClusterID(have))
 		return nil
 	}
-	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas)
+	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas, s.cfg.Mode)
 	if err != nil {
 		return err
 	}
@@ -64,9 +64,9 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 	return err
 }
 
-func takeOverOps(plan *recovery.Scheduler, replicas int) ([]storage.Op, error) {
+func takeOverOps(plan *recovery.Scheduler, replicas int, mode string) ([]storage.Op, error) {
 	keys := storage.KeysOf(plan.ClusterID)
-	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas)}
+	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas), Mode: mode}
 	value, err := meta.Marshal()
 	if err != nil {
 		return nil, err

@@ -632,7 +632,7 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 	if !ok {
 		return nil, errNotLeader
 	}
-	meta := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: uint32(s.cluster.Settings().Replication.MaxReplicas)}
+	meta := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: uint32(s.cluster.Settings().Replication.MaxReplicas), Mode: s.cfg.Mode}
 	first := *store
 	first.State, first.LastHeartbeat = metapb.StoreState_Up, 0
 	if first.Run != 0 {
@@ -698,7 +698,10 @@ func (s *Server) putClusterConfig(ctx context.Context, m *metapb.Cluster) error 
 	if m == nil || m.MaxPeerCount == 0 {
 		return status.Error(codes.InvalidArgument, "invalid cluster config: max_peer_count must be greater than 0")
 	}
-	stored := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: m.MaxPeerCount}
+	s.leaderMu.RLock()
+	mode := s.leaderMu.meta.GetMode() // it never changes
+	s.leaderMu.RUnlock()
+	stored := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: m.MaxPeerCount, Mode: mode}
 	value, err := stored.Marshal()
 	if err != nil {
 		return err

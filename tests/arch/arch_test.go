@@ -91,6 +91,9 @@ func TestImportsGoOneWay(t *testing.T) {
 				bad = "pkg holds leaves that kv and scheduler share"
 			case under(s.dir, "kv") && isOwn && under(own, "scheduler") && own != "scheduler/client" && !s.test:
 				bad = "kv knows scheduler/client only"
+			case under(s.dir, "kv/transaction") && isOwn && !s.test && !under(own, "kv/transaction") &&
+				!under(own, "pkg") && !under(own, "proto") && own != "kv/storage" && own != "kv/engine":
+				bad = "transactions know storages only"
 			case under(s.dir, "scheduler") && isOwn && under(own, "kv") && !s.test:
 				bad = "the scheduler does not know kv"
 			case (strings.Contains(imp, "pingcap/badger") || strings.Contains(imp, "cockroachdb/pebble")) && !under(s.dir, "kv/engine"):

@@ -34,6 +34,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -57,6 +58,8 @@ type Options struct {
 	Seed     uint64
 	// Tune changes the configuration, which begins as TestConfig.
 	Tune func(*config.Config)
+	// Txn makes a cluster of transactions.
+	Txn bool
 	// Verbose logs what the stores log.
 	Verbose bool
 	// LogSegment is the size of the raft log's segments, default 1 MiB.
@@ -264,10 +267,14 @@ func (n *Node) start() error {
 		Clock:  clock,
 		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
 		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
+		EncodedKeys: c.opts.Txn,
 	})
 	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)
 	n.server.SetPeers(peersOf{c})
+	if c.opts.Txn {
+		n.server.SetMode(clustermode.Txn)
+	}
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)
 	}
@@ -448,6 +455,16 @@ func (c *Cluster) client(once bool) *client.Client {
 		Timeout: 10 * time.Second, AttemptTimeout: time.Second, NoRetryUnknown: once,
 		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
 			return &stub{c: c, id: storeID}, nil
+		},
+	})
+}
+
+// ClientThrough returns a client whose requests go through what wrap makes of the stores' services.
+func (c *Cluster) ClientThrough(wrap func(tinykvpb.TinyKvClient) tinykvpb.TinyKvClient) *client.Client {
+	return client.New(c.Placement, client.Options{
+		Timeout: 10 * time.Second, AttemptTimeout: time.Second,
+		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
+			return wrap(&stub{c: c, id: storeID}), nil
 		},
 	})
 }

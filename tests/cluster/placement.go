@@ -25,6 +25,10 @@ type Placement struct {
 	nodes   func(storeID uint64) *Node
 	stats   map[uint64]*schedulerpb.StoreStats // the last store heartbeat of each store
 	Splits  int
+	tso     struct {
+		sync.Mutex
+		physical, logical int64
+	}
 }
 
 type heard struct {

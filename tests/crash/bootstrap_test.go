@@ -30,6 +30,7 @@ type placement struct {
 	rival  bool
 	stores map[uint64]bool
 	runs   map[uint64]metapb.Store
+	mode   string
 }
 
 func (p *placement) ClusterID() uint64 { return cluster.ClusterID }
@@ -40,6 +41,10 @@ func (p *placement) AllocID(context.Context) (uint64, error) {
 }
 
 func (p *placement) IsBootstrapped(context.Context) (bool, error) { return p.first != nil, nil }
+
+func (p *placement) GetClusterConfig(context.Context) (*metapb.Cluster, error) {
+	return &metapb.Cluster{Id: cluster.ClusterID, Mode: p.mode}, nil
+}
 
 func (p *placement) Bootstrap(_ context.Context, _ *metapb.Store, region *metapb.Region) error {
 	if p.rival {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -23,6 +24,7 @@ func (a *app) playgroundCmd() *cobra.Command {
 	dataDir := f.String("data-dir", "", "keep data and logs here (default tinykv-playground)")
 	tmp := f.Bool("tmp", false, "use a temporary directory and remove it at the end")
 	secure := f.Bool("tls", false, "secure all ports, with certificates that are made in the directory certs")
+	mode := f.String("mode", "", "what a new cluster holds: raw keys or txn (transactions) (default raw)")
 	basePort := f.Int("base-port", 0, "first port (default: 2379 for the scheduler, 2479 and on for the stores)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		// On a playground --scheduler counts members: it does not connect to any.
@@ -39,8 +41,11 @@ func (a *app) playgroundCmd() *cobra.Command {
 		if *tmp && *dataDir != "" {
 			return usagef("--tmp and --data-dir exclude each other")
 		}
+		if _, err := clustermode.Parse(*mode); err != nil {
+			return usagef("--mode: %v", err)
+		}
 		return a.playground(cmd.Context(), *dataDir, *tmp, localcluster.Options{
-			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure,
+			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure, SchedulerConfig: fmt.Sprintf("mode = %q\n", *mode),
 		})
 	}
 	return cmd
@@ -71,7 +76,7 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 	replicas := min(3, o.Stores)
 	o.Dir = abs
 	// With fewer stores more replicas would be missing for ever.
-	o.SchedulerConfig = fmt.Sprintf("[replication]\nmax-replicas = %d\n", replicas)
+	o.SchedulerConfig += fmt.Sprintf("[replication]\nmax-replicas = %d\n", replicas)
 	o.OnExit = func(p *localcluster.Process, err error) {
 		ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 	}

@@ -67,8 +67,11 @@ type Write struct {
 	// NotedTerm and HeldUntil belong to the peer that has the write: the term in which it took note of this attempt,
 	// and the index that has to be applied before it goes on.
 	NotedTerm, HeldUntil uint64
-	// Deletes only: allowed when the disk is full.
+	// Deletes only, or what ends something that takes space: allowed when the disk is full.
 	DeletesOnly bool
+	// Bound: the write may be proposed in the header's term only, and its peer must lead in it. It was decided on a view of
+	// the region under that leadership.
+	Bound bool
 	// Conditional is set if the payload is a conditional request, which is an entry by itself.
 	Conditional *Condition
 	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
@@ -90,6 +93,9 @@ type Read struct {
 	Header   Header
 	Deadline time.Time
 	Callback *Callback
+	// Term is set before the callback succeeds: the term in which the peer leads then, with everything applied that was
+	// written in earlier terms and can still take effect; 0 if it does not.
+	Term uint64
 }
 
 // Admin is an admin command: split, compact log, change peer, transfer leader.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
@@ -22,6 +23,8 @@ type SplitChecker struct {
 	maxSize   uint64
 	send      Sender
 	queue     chan splitTask
+	// encoded: regions may only be split between the keys of transactions.
+	encoded bool
 }
 
 type splitTask struct {
@@ -45,6 +48,10 @@ type Check struct {
 func NewSplitChecker(e engine.Engine, splitSize, maxSize uint64, send Sender) *SplitChecker {
 	return &SplitChecker{engine: e, splitSize: splitSize, maxSize: maxSize, send: send, queue: make(chan splitTask, 1024)}
 }
+
+// SplitBetweenKeys has regions split where an encoded key begins, so that all its versions stay together. To be called
+// before Run.
+func (c *SplitChecker) SplitBetweenKeys() { c.encoded = true }
 
 // Check queues a measurement, answered by message.SplitChecked; false if too many wait.
 func (c *SplitChecker) Check(check Check) bool {
@@ -103,11 +110,11 @@ func (c *SplitChecker) handle(t splitTask) {
 	}
 	snap := c.engine.NewSnapshot()
 	defer snap.Close()
-	m, err := Measure(snap, t.Region, c.splitSize)
+	m, err := Measure(snap, t.Region, c.splitSize, c.encoded)
 	if t.middle != nil {
 		var half Measurement
 		if err == nil && m.Size > 1 {
-			half, err = Measure(snap, t.Region, m.Size/2)
+			half, err = Measure(snap, t.Region, m.Size/2, c.encoded)
 		}
 		t.middle(half.SplitKey, err)
 		return
@@ -167,9 +174,11 @@ type Measurement struct {
 	SplitKey []byte
 }
 
-// Measure walks the region's data in the order of user keys, merging the column families.
-func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64) (Measurement, error) {
+// Measure walks the region's data in the order of user keys, merging the column families. With encoded, the split key is
+// where an encoded key begins, and a region of one key has none.
+func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, encoded bool) (Measurement, error) {
 	var m Measurement
+	before := region.StartKey
 	iters := make([]engine.Iterator, len(engine.CFs))
 	for i, cf := range engine.CFs {
 		iters[i] = snap.NewIterator(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
@@ -187,8 +196,11 @@ func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64) (Mea
 			break
 		}
 		user := engine.UserKey(least.Key())
-		if m.SplitKey == nil && m.Size >= splitSize && bytes.Compare(user, region.StartKey) > 0 {
-			m.SplitKey = bytes.Clone(user)
+		if m.Keys == 0 && encoded {
+			before = bytes.Clone(user)
+		}
+		if m.SplitKey == nil && m.Size >= splitSize {
+			m.SplitKey = splitKeyAt(user, before, encoded)
 		}
 		m.Size += uint64(len(user) + len(least.Value()))
 		m.Keys++
@@ -200,4 +212,18 @@ func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64) (Mea
 		}
 	}
 	return m, nil
+}
+
+// splitKeyAt is where the region can be split, at user or before it but behind another key; nil if it cannot.
+func splitKeyAt(user, behind []byte, encoded bool) []byte {
+	if encoded {
+		var ok bool
+		if user, ok = memcomparable.CutTimestamp(user); !ok {
+			return nil
+		}
+	}
+	if bytes.Compare(user, behind) <= 0 {
+		return nil
+	}
+	return bytes.Clone(user)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
 // Writes that are decided at their place in the log (storage.Conditional).
@@ -123,6 +124,9 @@ func (s *Service) UnsafeDestroyRange(
 	ctx, cancel := context.WithTimeout(ctx, s.timeout(req.Context))
 	defer cancel()
 	cond, err := s.conditional()
+	if s.mode == clustermode.Txn {
+		err = errRawRefused // its bounds would have to be encoded
+	}
 	if err == nil {
 		err = s.checkBounds(req.StartKey, req.EndKey)
 	}

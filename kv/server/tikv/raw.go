@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -35,6 +36,9 @@ func (s *Service) target(
 	cfName string,
 	keys ...[]byte,
 ) (*own.Context, engine.CF, error) {
+	if s.mode == clustermode.Txn {
+		return nil, "", errRawRefused
+	}
 	to, err := translate(c)
 	if err != nil {
 		return nil, "", err
@@ -50,6 +54,8 @@ func (s *Service) target(
 	}
 	return to, cf, nil
 }
+
+var errRawRefused = &requestError{clustermode.Txn.Refusal()}
 
 // RawGet implements tikvpb.Tikv.
 func (s *Service) RawGet(

@@ -14,6 +14,7 @@ import (
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
 // Service answers TiKV's raw calls over a storage. Safe for concurrent use.
@@ -28,6 +29,7 @@ type Service struct {
 	split storage.Splitter
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
+	mode    clustermode.Mode
 	// feedback numbers the answers to GetHealthFeedback.
 	feedback atomic.Uint64
 }
@@ -41,6 +43,9 @@ func New(cfg *config.Config, storeID uint64, st storage.Storage, g *gate.Gate) *
 	s.feedback.Store(uint64(time.Now().UnixMilli()))
 	return s
 }
+
+// SetMode has the service refuse raw calls in a cluster of transactions. To be called before it serves.
+func (s *Service) SetMode(m clustermode.Mode) { s.mode = m }
 
 const (
 	serviceName = "tikvpb.Tikv"

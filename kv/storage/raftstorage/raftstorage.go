@@ -5,6 +5,7 @@ package raftstorage
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
@@ -23,12 +24,13 @@ type Storage struct {
 }
 
 var (
-	_ storage.Storage     = (*Storage)(nil)
-	_ storage.LocalGetter = (*Storage)(nil)
-	_ storage.AsyncWriter = (*Storage)(nil)
-	_ storage.Splitter    = (*Storage)(nil)
-	_ storage.Comparer    = (*Storage)(nil)
-	_ storage.Conditional = (*Storage)(nil)
+	_ storage.Storage      = (*Storage)(nil)
+	_ storage.LocalGetter  = (*Storage)(nil)
+	_ storage.AsyncWriter  = (*Storage)(nil)
+	_ storage.Splitter     = (*Storage)(nil)
+	_ storage.Comparer     = (*Storage)(nil)
+	_ storage.Conditional  = (*Storage)(nil)
+	_ storage.BoundStorage = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.
@@ -55,7 +57,7 @@ func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key
 	if value, found, ok, err := s.GetLocal(c, cf, key); ok {
 		return value, found, err
 	}
-	r, err := s.confirmed(ctx, header(c), key)
+	r, _, err := s.confirmed(ctx, header(c), key)
 	if err != nil {
 		return nil, false, err
 	}
@@ -81,27 +83,61 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 
 // Reader implements storage.Storage.
 func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
+	r, _, err := s.read(ctx, c, key)
+	return r, err
+}
+
+// read returns a view, and the term in which this store led the region at that moment; 0 if it did not any more.
+func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
 	if err := s.checkContext(c); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	h := header(c)
 	local, err := s.store.LocalRead(h, key)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if local != nil {
 		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for itself.
 		snap := s.engine.NewSnapshot()
 		if local.Valid() {
-			return s.view(snap, local.Region), nil
+			return s.view(snap, local.Region), local.Term(), nil
 		}
 		snap.Close()
 	}
 	return s.confirmed(ctx, h, key)
 }
 
+// Leadership implements storage.BoundStorage.
+func (s *Storage) Leadership(c *kvrpcpb.Context) (uint64, error) {
+	if err := s.checkContext(c); err != nil {
+		return 0, err
+	}
+	return s.store.LeaderTerm(header(c))
+}
+
+// BoundReader implements storage.BoundStorage.
+func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+	r, term, err := s.read(ctx, c, key)
+	if err == nil && term == 0 {
+		r.Close()
+		return nil, 0, &raftstore.StaleCommandError{}
+	}
+	return r, term, err
+}
+
+// WriteBound implements storage.BoundStorage.
+func (s *Storage) WriteBound(
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, done func(err error, known bool),
+) {
+	s.write(c, b, mods, deadline, message.NewCallbackFunc(func(r message.Result) {
+		var unknown *message.UnknownError
+		done(r.Err, !errors.As(r.Err, &unknown))
+	}))
+}
+
 // confirmed proves leadership through the region's peer, then takes the view and checks the epoch on it.
-func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (storage.Reader, error) {
+func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (storage.Reader, uint64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -112,16 +148,16 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 		err = res.Err
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	snap := s.engine.NewSnapshot()
 	region, err := s.store.CheckSnapshot(snap, h, key)
 	if err != nil {
 		snap.Close()
 		s.store.ReadFailed(h.RegionID, err)
-		return nil, err
+		return nil, 0, err
 	}
-	return s.view(snap, region), nil
+	return s.view(snap, region), read.Term, nil
 }
 
 // view shows a region and reports reads that fail.
@@ -145,7 +181,7 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	cb := message.NewCallback()
-	s.write(c, mods, deadline, cb)
+	s.write(c, storage.Bound{}, mods, deadline, cb)
 	res, err := cb.Wait(ctx)
 	if err != nil {
 		return 0, err
@@ -155,11 +191,14 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 
 // WriteAsync implements storage.AsyncWriter.
 func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(uint64, error)) {
-	s.write(c, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
+	s.write(c, storage.Bound{}, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
 }
 
-// write sends a write to its region. The requests are encoded here, on the caller's goroutine.
-func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, cb *message.Callback) {
+// write sends a write to its region, bound to a term if b has one. The requests are encoded here, on the caller's
+// goroutine.
+func (s *Storage) write(
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, cb *message.Callback,
+) {
 	if err := s.checkContext(c); err != nil || len(mods) == 0 {
 		cb.Fail(err)
 		return
@@ -168,6 +207,9 @@ func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time
 		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
 	}
 	w.Identity = identity(c)
+	if b.Term != 0 {
+		w.Header.Term, w.Bound = b.Term, true
+	}
 	size := message.WriteIDMax
 	for i := range mods {
 		size += len(mods[i].Key) + len(mods[i].Value) + 40
@@ -184,7 +226,7 @@ func (s *Storage) write(c *kvrpcpb.Context, mods []storage.Modify, deadline time
 		if m.Delete {
 			w.Payload = message.AppendDelete(w.Payload, string(m.CF), m.Key)
 		} else {
-			w.DeletesOnly = false
+			w.DeletesOnly = b.Ends
 			w.Payload = message.AppendPut(w.Payload, string(m.CF), m.Key, m.Value)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
@@ -22,6 +23,8 @@ type Storage struct {
 var (
 	_ storage.Storage     = (*Storage)(nil)
 	_ storage.Conditional = (*Storage)(nil)
+
+	_ storage.BoundStorage = (*Storage)(nil)
 )
 
 // New returns a storage over e, which stays the caller's.
@@ -93,4 +96,24 @@ func (s *Storage) DestroyRange(ctx context.Context, start, end []byte) error {
 		}
 	}
 	return nil
+}
+
+// onlyTerm is the term of a store that nobody else can lead.
+const onlyTerm = 1
+
+// Leadership implements storage.BoundStorage.
+func (s *Storage) Leadership(*kvrpcpb.Context) (uint64, error) { return onlyTerm, nil }
+
+// BoundReader implements storage.BoundStorage.
+func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+	r, err := s.Reader(ctx, c, key)
+	return r, onlyTerm, err
+}
+
+// WriteBound implements storage.BoundStorage. It waits for the disk.
+func (s *Storage) WriteBound(
+	c *kvrpcpb.Context, _ storage.Bound, mods []storage.Modify, _ time.Time, done func(err error, known bool),
+) {
+	_, err := s.Write(context.Background(), c, mods)
+	done(err, err == nil)
 }

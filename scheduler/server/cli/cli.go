@@ -57,6 +57,7 @@ func newFlags() *flags {
 	s.StringVar(&v.AdvertisePeerUrls, "advertise-peer-urls", "", "URLs told to other members (default peer-urls)")
 	s.StringVar(&v.InitialCluster, "initial-cluster", "", "all members of a new cluster: name=peer-url,...")
 	s.StringVar(&v.Join, "join", "", "client URLs of a running cluster to join")
+	s.StringVar(&v.Mode, "mode", "", "what a new cluster holds: raw keys or txn (transactions) (default raw)")
 	s.StringVar(&f.configFile, "config", "", "TOML configuration file")
 	s.BoolVar(&f.check, "config-check", false, "check the configuration and exit")
 	s.BoolVar(&f.sample, "print-sample-config", false, "print a configuration file with all defaults and exit")
@@ -135,6 +136,7 @@ func (f *flags) build() (*config.Config, error) {
 		"advertise-peer-urls":   func() { cfg.AdvertisePeerUrls = v.AdvertisePeerUrls },
 		"initial-cluster":       func() { cfg.InitialCluster = v.InitialCluster },
 		"join":                  func() { cfg.Join = v.Join },
+		"mode":                  func() { cfg.Mode = v.Mode },
 		"log-level":             func() { cfg.LogLevel = v.LogLevel },
 		"log-file":              func() { cfg.LogFile = v.LogFile },
 		"log-format":            func() { cfg.Log.Format = v.Log.Format },

@@ -13,6 +13,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -51,6 +52,8 @@ type Config struct {
 	// Recover is a file of tinyctl recover scheduler: an empty data directory takes over the cluster that it describes
 	// instead of beginning a new one.
 	Recover string `toml:"recover"`
+	// Mode is what a new cluster holds: "raw" or "txn". One that exists keeps its mode.
+	Mode string `toml:"mode"`
 
 	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it. LeaseTTL
 	// is the same, finer, and wins unless it is 0.
@@ -161,6 +164,7 @@ func Default() *Config {
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
 		Replication:             Replication{MaxReplicas: 3},
+		Mode:                    string(clustermode.Raw),
 		PDServer:                PDServer{MaxResetTSGap: Duration(24 * time.Hour)},
 		Storage:                 Storage{Backend: "embedded"},
 	}
@@ -252,6 +256,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxConnections < 8 {
 		errs = append(errs, fmt.Errorf("max-connections: %d is below 8", c.MaxConnections))
+	}
+	if _, err := clustermode.Parse(c.Mode); err != nil {
+		errs = append(errs, fmt.Errorf("mode: %w", err))
 	}
 	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
 		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))

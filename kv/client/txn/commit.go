@@ -1,0 +1,249 @@
+package txn
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
+)
+
+const (
+	// maxBatchBytes bounds what one request writes.
+	maxBatchBytes = 256 << 10
+	// maxBatches is how many requests of a transaction are under way at a time.
+	maxBatches = 8
+	// commitTimeout bounds Commit if its context has no deadline, cleanTimeout what is done after its outcome is known.
+	commitTimeout = 20 * time.Second
+	cleanTimeout  = 5 * time.Second
+)
+
+// committer carries out the two phases. Owner: Commit, and then the background.
+type committer struct {
+	t *Txn
+	// keys are sorted; the first is the primary.
+	keys   [][]byte
+	writes map[string]mutation
+	ttl    uint64
+}
+
+// lockTTL is for how long, in milliseconds from the start timestamp on, others leave the locks alone: the time that has
+// passed since, and some for the commit. Larger transactions take longer.
+func lockTTL(size int, since time.Duration) uint64 {
+	return min(3000+uint64(size)/1024, 20000) + uint64(since.Milliseconds())
+}
+
+// Rollback drops the transaction. Nothing of it has left this process.
+func (t *Txn) Rollback() { t.ended = true }
+
+// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may have
+// happened; any other, that it has not. ErrConflict says that another attempt may succeed.
+func (t *Txn) Commit(ctx context.Context) error {
+	if t.ended {
+		return ErrFinished
+	}
+	t.ended = true
+	if len(t.writes) == 0 {
+		return nil
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, commitTimeout)
+		defer cancel()
+	}
+	m := &committer{t: t, writes: t.writes}
+	t.writes = map[string]mutation{}
+	size := 0
+	for k, w := range m.writes {
+		m.keys = append(m.keys, []byte(k))
+		size += len(k) + len(w.value)
+	}
+	slices.SortFunc(m.keys, bytes.Compare)
+	m.ttl = lockTTL(size, time.Since(t.begun))
+	if err := m.prewriteAll(ctx); err != nil {
+		m.cleanUp()
+		return err
+	}
+	commitTS, err := t.c.Timestamp(ctx)
+	if err != nil {
+		m.cleanUp()
+		return fmt.Errorf("txn: get a commit timestamp: %w", err)
+	}
+	return m.decide(ctx, commitTS)
+}
+
+// prewriteAll locks the primary, and with it those keys that go in the same request, then all others.
+func (m *committer) prewriteAll(ctx context.Context) error {
+	n, err := m.batch(ctx, m.keys, m.prewrite)
+	if err != nil {
+		return err
+	}
+	return m.each(ctx, m.keys[n:], m.prewrite)
+}
+
+// decide commits the primary. From then on the transaction has happened.
+func (m *committer) decide(ctx context.Context, commitTS uint64) error {
+	commit := m.committing(commitTS)
+	n, err := m.batch(ctx, m.keys, commit)
+	if err != nil {
+		if _, told := err.(*refusal); !told {
+			// A request may have arrived, or may still.
+			return &UnknownError{err}
+		}
+		m.cleanUp()
+		return err
+	}
+	m.t.commitTS = commitTS
+	rest := m.keys[n:]
+	if len(rest) == 0 {
+		return nil
+	}
+	inRest := func(ctx context.Context) { _ = m.each(ctx, rest, commit) } // or readers do it
+	if !m.t.c.inBackground(inRest) {
+		inRest(ctx)
+	}
+	return nil
+}
+
+// cleanUp rolls back what was prewritten, so that others need not wait for the locks to expire. They do if there is too
+// much to do already.
+func (m *committer) cleanUp() {
+	m.t.c.inBackground(func(ctx context.Context) { _ = m.each(ctx, m.keys, m.rollback) })
+}
+
+// step asks for a part of one phase: for keys of one region.
+type step func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) stepResult
+
+// stepResult is an answer: one of the errors, or locks that are in the way, or success.
+type stepResult struct {
+	region *errorpb.Error
+	rpc    error
+	err    error
+	locks  []*kvrpcpb.LockInfo
+}
+
+// each carries out a step for all keys, of several regions at a time.
+func (m *committer) each(ctx context.Context, keys [][]byte, do step) error {
+	groups := m.groups(keys)
+	return parallel(ctx, len(groups), maxBatches, func(ctx context.Context, i int) error {
+		for left := groups[i]; len(left) > 0; {
+			n, err := m.batch(ctx, left, do)
+			if err != nil {
+				return err
+			}
+			left = left[n:]
+		}
+		return nil
+	})
+}
+
+// groups cuts sorted keys where regions are known to end.
+func (m *committer) groups(keys [][]byte) (out [][][]byte) {
+	for len(keys) > 0 {
+		n := 1
+		if r := m.t.c.kv.KnownRegion(memcomparable.Encode(keys[0])); r != nil {
+			n = max(1, within(r, keys))
+		}
+		out, keys = append(out, keys[:n]), keys[n:]
+	}
+	return out
+}
+
+// within is how many of the sorted keys lie before the region's end.
+func within(r *metapb.Region, keys [][]byte) int {
+	if len(r.EndKey) == 0 {
+		return len(keys)
+	}
+	n := 0
+	for n < len(keys) && bytes.Compare(memcomparable.Encode(keys[n]), r.EndKey) < 0 {
+		n++
+	}
+	return n
+}
+
+// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how many
+// they are.
+func (m *committer) batch(ctx context.Context, keys [][]byte, do step) (n int, err error) {
+	wait := backoff{}
+	for {
+		var res stepResult
+		err := m.t.c.kv.Call(ctx, memcomparable.Encode(keys[0]), maxBatchBytes, func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
+		) (*errorpb.Error, error) {
+			n = m.fitting(keys[:max(1, within(region, keys))])
+			res = do(ctx, s, kctx, keys[:n])
+			return res.region, res.rpc
+		})
+		if err == nil {
+			err = res.err
+		}
+		if err != nil || len(res.locks) == 0 {
+			return n, err
+		}
+		if err := m.t.c.pass(ctx, &wait, res.locks...); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// fitting is how many of the keys go into one request.
+func (m *committer) fitting(keys [][]byte) int {
+	size := 0
+	for i, k := range keys {
+		size += len(k) + len(m.writes[string(k)].value) + 32
+		if size > maxBatchBytes && i > 0 {
+			return i
+		}
+	}
+	return len(keys)
+}
+
+func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+	req := &kvrpcpb.PrewriteRequest{Context: kctx, PrimaryLock: m.keys[0], StartVersion: m.t.startTS, LockTtl: m.ttl}
+	for _, k := range keys {
+		w := m.writes[string(k)]
+		req.Mutations = append(req.Mutations, &kvrpcpb.Mutation{Op: w.op, Key: k, Value: w.value})
+	}
+	resp, err := s.KvPrewrite(ctx, req)
+	res.region, res.rpc = resp.GetRegionError(), err
+	for _, e := range resp.GetErrors() {
+		if e.Locked == nil {
+			return stepResult{err: keyError(e)}
+		}
+		res.locks = append(res.locks, e.Locked)
+	}
+	return res
+}
+
+// refusal is an error of a store that has decided that the transaction is not committed.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+func (m *committer) committing(commitTS uint64) step {
+	return func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+		resp, err := s.KvCommit(ctx, &kvrpcpb.CommitRequest{
+			Context: kctx, StartVersion: m.t.startTS, CommitVersion: commitTS, Keys: keys,
+		})
+		res.region, res.rpc = resp.GetRegionError(), err
+		if e := resp.GetError(); e != nil {
+			res.err = &refusal{keyError(e)}
+		}
+		return res
+	}
+}
+
+func (m *committer) rollback(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+	resp, err := s.KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{Context: kctx, StartVersion: m.t.startTS, Keys: keys})
+	res.region, res.rpc = resp.GetRegionError(), err
+	if e := resp.GetError(); e != nil {
+		res.err = keyError(e)
+	}
+	return res
+}

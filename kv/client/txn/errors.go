@@ -1,0 +1,44 @@
+package txn
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// ErrConflict is wrapped by errors that say that the transaction has not happened, and that another attempt from the
+// beginning may succeed.
+var ErrConflict = errors.New("txn: write conflict")
+
+// ErrFinished is returned by calls on a transaction that was committed or rolled back.
+var ErrFinished = errors.New("txn: the transaction has ended")
+
+// UnknownError says that nobody has told whether the transaction was committed. It may still be.
+type UnknownError struct{ Cause error }
+
+func (e *UnknownError) Error() string {
+	return "txn: the outcome of the transaction is unknown: " + e.Cause.Error()
+}
+
+func (e *UnknownError) Unwrap() error { return e.Cause }
+
+// IsUnknown tells whether a transaction whose Commit or Run returned err may have happened.
+func IsUnknown(err error) bool {
+	var u *UnknownError
+	return errors.As(err, &u)
+}
+
+// keyError is what a store said of a key, but for locks.
+func keyError(e *kvrpcpb.KeyError) error {
+	switch {
+	case e.Conflict != nil:
+		return fmt.Errorf("%w: key %x was written by the transaction %d, after %d",
+			ErrConflict, e.Conflict.Key, e.Conflict.ConflictTs, e.Conflict.StartTs)
+	case e.Retryable != "":
+		return fmt.Errorf("%w: %s", ErrConflict, e.Retryable)
+	case e.Abort != "":
+		return fmt.Errorf("txn: %s", e.Abort)
+	}
+	return fmt.Errorf("txn: unexpected error of a key: %v", e)
+}

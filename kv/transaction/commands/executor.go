@@ -1,0 +1,176 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/latch"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// Policy is in what the faces differ.
+type Policy struct {
+	Codec mvcc.Codec
+	// MissingCommits: to commit a key of which nothing is known succeeds and does nothing.
+	MissingCommits bool
+	// Collapse: a rollback removes the unprotected one before it at the same key.
+	Collapse bool
+	// Validate is called with what a command is about to write and the keys whose latches it has; nil in servers.
+	Validate func(mods []storage.Modify, keys [][]byte)
+}
+
+// Disk is the policy of data on disk.
+func Disk() Policy { return Policy{Codec: mvcc.CodecTiKV, Collapse: true} }
+
+// Executor carries out commands on a storage. Safe for concurrent use.
+type Executor struct {
+	st      storage.BoundStorage
+	policy  Policy
+	latches *latch.Table
+	timeout time.Duration
+}
+
+// New returns an executor; timeout bounds commands whose context has no deadline.
+func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
+	return &Executor{st: st, policy: policy, latches: new(latch.Table), timeout: timeout}
+}
+
+func (e *Executor) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, e.timeout)
+}
+
+// decision reads, and gathers changes. An error means that nothing is written.
+type decision func(tx *txn) error
+
+// txn is what a decision has to work with. Owner: the goroutine of the command.
+type txn struct {
+	policy Policy
+	*mvcc.Reader
+	*mvcc.Writer
+}
+
+// effect tells commands apart that a full disk refuses.
+type effect bool
+
+const (
+	begins effect = false
+	// ends: it ends transactions, and with that what they take.
+	ends effect = true
+)
+
+// update has decide look at the region under the latches of keys, and carries out what it decides.
+func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	for {
+		term, err := e.st.Leadership(c)
+		if err != nil {
+			return err
+		}
+		ended, err := e.updateIn(ctx, c, storage.Bound{Term: term, Ends: bool(does)}, keys, decide)
+		if !ended {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// termEnded ends a wait for latches of a term that is over.
+type termEnded struct{}
+
+func (termEnded) Error() string { return "the term of leadership has ended" }
+
+// updateIn is update under one leadership. ended: it was another one's by the time of the view, and nothing was done.
+func (e *Executor) updateIn(
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, keys [][]byte, decide decision,
+) (ended bool, err error) {
+	hashes := latch.Hashes(latch.Domain{RegionID: c.GetRegionId(), Term: b.Term}, keys)
+	guard, err := e.latches.Acquire(ctx, hashes, func() error {
+		now, err := e.st.Leadership(c)
+		if err == nil && now != b.Term {
+			err = termEnded{}
+		}
+		return err
+	})
+	if err != nil {
+		return err == error(termEnded{}), err
+	}
+	view, at, err := e.view(ctx, c, keys)
+	if err != nil {
+		guard.Release()
+		return false, err
+	}
+	if at != b.Term {
+		view.Close()
+		guard.Release()
+		return true, nil
+	}
+	policy := e.policy
+	tx := &txn{policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec)}
+	err = decide(tx)
+	tx.Close()
+	view.Close()
+	if policy.Validate != nil {
+		policy.Validate(tx.Modifies(), keys)
+	}
+	if err != nil || len(tx.Modifies()) == 0 {
+		guard.Release()
+		return false, err
+	}
+	return false, e.write(ctx, c, b, tx.Modifies(), guard)
+}
+
+// view is of the region that has all keys.
+func (e *Executor) view(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) (storage.Reader, uint64, error) {
+	least, most := keys[0], keys[0]
+	for _, k := range keys[1:] {
+		if bytes.Compare(k, least) < 0 {
+			least = k
+		}
+		if bytes.Compare(k, most) > 0 {
+			most = k
+		}
+	}
+	view, term, err := e.st.BoundReader(ctx, c, memcomparable.Encode(least))
+	if err != nil {
+		return nil, 0, err
+	}
+	last := memcomparable.Encode(most)
+	if _, end := view.Range(); len(end) == 0 || bytes.Compare(last, end) < 0 {
+		return view, term, nil
+	}
+	view.Close()
+	return e.st.BoundReader(ctx, c, last) // it says which key is outside
+}
+
+// write waits for the outcome until ctx ends. The latches are kept until it is known.
+func (e *Executor) write(
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, guard *latch.Guard,
+) error {
+	deadline, _ := ctx.Deadline()
+	done := make(chan error, 1)
+	e.st.WriteBound(c, b, mods, deadline, func(err error, known bool) {
+		if known {
+			guard.Release()
+		}
+		done <- err
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

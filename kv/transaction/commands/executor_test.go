@@ -1,0 +1,176 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+)
+
+// leader is a storage whose leadership changes, and whose writes are held or refused.
+type leader struct {
+	storage.BoundStorage
+	mu struct {
+		sync.Mutex
+		term uint64
+		// viewTerm, if not 0, is the term of the next view.
+		viewTerm uint64
+		lost     error
+		held     []func()
+	}
+	hold bool
+	// outcome, if set, answers a write: before it is carried out, or instead.
+	outcome func(write func()) (err error, known bool)
+}
+
+func newLeader(mem *storage.MemStorage) *leader {
+	l := &leader{BoundStorage: mem.Storage()}
+	l.mu.term = 5
+	return l
+}
+
+func (l *leader) Leadership(*kvrpcpb.Context) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.term, l.mu.lost
+}
+
+func (l *leader) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, _, err := l.BoundStorage.BoundReader(ctx, c, key)
+	term := l.mu.term
+	if l.mu.viewTerm != 0 {
+		term, l.mu.term, l.mu.viewTerm = l.mu.viewTerm, l.mu.viewTerm, 0
+	}
+	return r, term, err
+}
+
+var errStale = errors.New("stale")
+
+func (l *leader) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool)) {
+	write := func() { l.BoundStorage.WriteBound(c, b, mods, d, func(error, bool) {}) }
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.outcome != nil:
+		err, known := l.outcome(write)
+		done(err, known)
+	case l.mu.term != b.Term:
+		done(errStale, true)
+	case l.hold:
+		l.mu.held = append(l.mu.held, func() { write(); done(nil, true) })
+	default:
+		write()
+		done(nil, true)
+	}
+}
+
+func (l *leader) set(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+}
+
+func prewriteOne(ctx context.Context, e *Executor, key string, start uint64) ([]error, error) {
+	return e.Prewrite(ctx, nil, &Prewrite{
+		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte(key), Value: []byte("v")}}, Primary: []byte(key), StartTS: start, TTL: 1,
+	})
+}
+
+// TestLatchesOutliveTheClient: a command whose client has given up keeps its latches until its write is known, so that the
+// next one does not decide on the state before it.
+func TestLatchesOutliveTheClient(t *testing.T) {
+	l := newLeader(storage.NewMemStorage())
+	e := New(l, Disk(), time.Minute)
+	l.hold = true
+	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	_, err := prewriteOne(short, e, "k", 10)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	l.set(func() { l.hold = false })
+	short, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	_, err = prewriteOne(short, e, "k", 20)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the latch is free although the write is not known")
+
+	type answer struct {
+		keyErrs []error
+		err     error
+	}
+	got := make(chan answer)
+	go func() {
+		keyErrs, err := prewriteOne(context.Background(), e, "k", 30)
+		got <- answer{keyErrs, err}
+	}()
+	l.set(func() { l.mu.held[0]() })
+	a := <-got
+	require.NoError(t, a.err)
+	require.Len(t, a.keyErrs, 1)
+	var locked *LockedError
+	require.ErrorAs(t, a.keyErrs[0], &locked)
+	require.Equal(t, uint64(10), locked.Ts)
+}
+
+// TestLatchesOfATermThatHasEnded: a write whose outcome is never known holds up nobody in the next term, and those who wait
+// for it are let go; without leadership, with the error that says so.
+func TestLatchesOfATermThatHasEnded(t *testing.T) {
+	l := newLeader(storage.NewMemStorage())
+	e := New(l, Disk(), time.Minute)
+	l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
+	_, err := prewriteOne(context.Background(), e, "k", 10)
+	require.ErrorContains(t, err, "unknown")
+	l.outcome = nil
+	got := make(chan error)
+	begin := func(start uint64) {
+		go func() {
+			_, err := prewriteOne(context.Background(), e, "k", start)
+			got <- err
+		}()
+	}
+	begin(20)
+	select {
+	case err := <-got:
+		t.Fatalf("it does not wait: %v", err)
+	case <-time.After(20 * time.Millisecond): // may pass wrongly, never fail wrongly
+	}
+	l.set(func() { l.mu.term = 6 })
+	require.NoError(t, <-got)
+
+	l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
+	_, err = prewriteOne(context.Background(), e, "q", 10)
+	require.ErrorContains(t, err, "unknown")
+	l.outcome = nil
+	gone := errors.New("not leader")
+	go func() {
+		_, err := prewriteOne(context.Background(), e, "q", 30)
+		got <- err
+	}()
+	l.set(func() { l.mu.lost = gone })
+	require.ErrorIs(t, <-got, gone)
+}
+
+// TestViewOfAnotherTerm: the leadership changes between latch and view; the command begins again under the new one.
+func TestViewOfAnotherTerm(t *testing.T) {
+	mem := storage.NewMemStorage()
+	l := newLeader(mem)
+	l.mu.viewTerm = 9
+	e := New(l, Disk(), time.Minute)
+	keyErrs, err := prewriteOne(context.Background(), e, "k", 10)
+	require.NoError(t, err)
+	require.Empty(t, keyErrs)
+	require.Equal(t, 1, mem.Len("lock"))
+	// And between view and write: it is refused.
+	l.outcome = func(func()) (error, bool) { return errStale, true }
+	require.ErrorIs(t, e.Commit(context.Background(), nil, keys("k"), 10, 11), errStale)
+	require.Equal(t, 1, mem.Len("lock"))
+	l.outcome = nil
+	require.NoError(t, e.Commit(context.Background(), nil, keys("k"), 10, 11))
+}

@@ -1,0 +1,208 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestTranscripts: each file is a story; "dump" shows every record.
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
+		s := &story{mem: storage.NewMemStorage(), policy: Disk()}
+		if strings.Contains(path, "course") {
+			s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
+		}
+		s.e = New(s.mem.Storage(), s.policy, 10*time.Second)
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
+	})
+}
+
+type story struct {
+	mem    *storage.MemStorage
+	policy Policy
+	e      *Executor
+}
+
+// ts reads a number; "5ms" is a timestamp whose physical part is 5.
+func ts(t *testing.T, d *datadriven.TestData, name string) uint64 {
+	t.Helper()
+	var text string
+	if !d.HasArg(name) {
+		return 0
+	}
+	d.ScanArgs(t, name, &text)
+	switch ms, isMS := strings.CutSuffix(text, "ms"); {
+	case text == "max":
+		return mvcc.TsMax
+	case isMS:
+		var n uint64
+		_, err := fmt.Sscan(ms, &n)
+		require.NoError(t, err)
+		return n << 18
+	default:
+		var n uint64
+		_, err := fmt.Sscan(text, &n)
+		require.NoError(t, err)
+		return n
+	}
+}
+
+func keysArg(d *datadriven.TestData, name string) [][]byte {
+	var out [][]byte
+	for _, a := range d.CmdArgs {
+		if a.Key == name {
+			for _, v := range a.Vals {
+				out = append(out, []byte(v))
+			}
+		}
+	}
+	return out
+}
+
+func (s *story) run(t *testing.T, d *datadriven.TestData) string {
+	ctx := context.Background()
+	start, commit := ts(t, d, "s"), ts(t, d, "c")
+	switch d.Cmd {
+	case "prewrite":
+		p := &Prewrite{StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl")}
+		for _, line := range strings.Split(d.Input, "\n") {
+			f := strings.Fields(line)
+			m := Mutation{Key: []byte(f[1]), Kind: map[string]mvcc.WriteKind{
+				"put": mvcc.WriteKindPut, "delete": mvcc.WriteKindDelete, "lock": mvcc.WriteKindLock,
+			}[f[0]]}
+			if len(f) > 2 {
+				m.Value = []byte(f[2])
+			}
+			if len(f) > 3 {
+				m.Value = []byte(strings.Repeat(f[2], 300))
+			}
+			p.Mutations = append(p.Mutations, m)
+		}
+		keyErrs, err := s.e.Prewrite(ctx, nil, p)
+		return outcomeOf(append([]error{err}, keyErrs...)...)
+	case "commit":
+		return outcomeOf(s.e.Commit(ctx, nil, keysArg(d, "k"), start, commit))
+	case "rollback":
+		return outcomeOf(s.e.Rollback(ctx, nil, keysArg(d, "k"), start))
+	case "resolve":
+		return outcomeOf(s.e.ResolveLock(ctx, nil, start, commit))
+	case "status":
+		st, err := s.e.CheckTxnStatus(ctx, nil, keysArg(d, "k")[0], start, ts(t, d, "now"))
+		if err != nil {
+			return outcomeOf(err)
+		}
+		return fmt.Sprintf("ttl=%d commit=%d action=%d\n", st.LockTTL, st.CommitTS, st.Action)
+	case "get":
+		value, found, err := s.e.Get(ctx, nil, keysArg(d, "k")[0], ts(t, d, "at"))
+		if err != nil {
+			return outcomeOf(err)
+		}
+		return fmt.Sprintf("%q found=%v\n", value[:min(len(value), 20)], found)
+	case "scan":
+		var out strings.Builder
+		var from []byte
+		if k := keysArg(d, "from"); len(k) > 0 {
+			from = k[0]
+		}
+		err := s.e.Scan(ctx, nil, from, int(ts(t, d, "limit")), ts(t, d, "at"), func(p Pair) error {
+			if p.Err != nil {
+				fmt.Fprintf(&out, "%s: %v\n", p.Key, p.Err)
+			} else {
+				fmt.Fprintf(&out, "%s = %q\n", p.Key, p.Value[:min(len(p.Value), 20)])
+			}
+			return nil
+		})
+		return out.String() + outcomeOf(err)
+	case "dump":
+		return dump(t, s.mem, s.policy.Codec)
+	}
+	t.Fatalf("%s: unknown command %s", d.Pos, d.Cmd)
+	return ""
+}
+
+func outcomeOf(errs ...error) string {
+	var out strings.Builder
+	for _, err := range errs {
+		if err != nil {
+			kind := strings.TrimPrefix(fmt.Sprintf("%T", err), "*commands.")
+			fmt.Fprintf(&out, "%s: %s\n", kind, err)
+		}
+	}
+	if out.Len() == 0 {
+		return "ok\n"
+	}
+	return out.String()
+}
+
+// dump shows all records.
+func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
+	view, err := mem.Reader(nil)
+	require.NoError(t, err)
+	var out strings.Builder
+	it := view.Iterate("lock", nil, nil)
+	for it.First(); it.Valid(); it.Next() {
+		key, err := codec.UserKey(it.Key())
+		require.NoError(t, err)
+		l, err := codec.DecodeLock(it.Value())
+		require.NoError(t, err)
+		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q\n", key, l.Kind, l.Ts, l.Primary, l.Ttl, l.ShortValue)
+	}
+	it = view.Iterate("write", nil, nil)
+	for it.First(); it.Valid(); it.Next() {
+		key, c, err := mvcc.SplitKey(it.Key())
+		require.NoError(t, err)
+		w, err := codec.DecodeWrite(it.Value())
+		require.NoError(t, err)
+		fmt.Fprintf(&out, "write %s@%d: %s s=%d value=%q", key, c, w.Kind, w.StartTS, w.ShortValue)
+		if w.OverlappedRollback {
+			fmt.Fprintf(&out, " overlapped fence=%d", *w.Fence)
+		}
+		fmt.Fprintln(&out)
+	}
+	it = view.Iterate("default", nil, nil)
+	for it.First(); it.Valid(); it.Next() {
+		key, c, err := mvcc.SplitKey(it.Key())
+		require.NoError(t, err)
+		fmt.Fprintf(&out, "value %s@%d: %d bytes\n", key, c, len(it.Value()))
+	}
+	if out.Len() == 0 {
+		return "nothing\n"
+	}
+	return out.String()
+}
+
+// TestBadTimestamps: they are refused before anything is read.
+func TestBadTimestamps(t *testing.T) {
+	e := New(storage.NewMemStorage().Storage(), Disk(), time.Second)
+	ctx := context.Background()
+	var abort *AbortError
+	for _, s := range []uint64{0, mvcc.TsMax} {
+		_, err := e.Prewrite(ctx, nil, &Prewrite{StartTS: s, Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k")}}})
+		require.ErrorAs(t, err, &abort)
+	}
+	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 5, 5), &abort)
+	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 5, mvcc.TsMax), &abort)
+	require.ErrorAs(t, e.ResolveLock(ctx, nil, 5, 4), &abort)
+	require.True(t, errors.As(e.ResolveLock(ctx, nil, 5, 4), &abort))
+}
+
+func keys(names ...string) [][]byte {
+	var out [][]byte
+	for _, n := range names {
+		out = append(out, []byte(n))
+	}
+	return out
+}

@@ -1,0 +1,207 @@
+package mvcc
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
+)
+
+// Reader reads locks and versions from one view. It keeps one iterator over the write family, since opening it is most
+// of a read's cost. Not safe for concurrent use; Close it before the view.
+type Reader struct {
+	view   storage.Reader
+	codec  Codec
+	writes storage.Iterator
+}
+
+// NewReader returns a reader of view, which stays the caller's.
+func NewReader(view storage.Reader, codec Codec) *Reader { return &Reader{view: view, codec: codec} }
+
+// Close releases the iterator.
+func (r *Reader) Close() {
+	if r.writes != nil {
+		r.writes.Close()
+		r.writes = nil
+	}
+}
+
+// Lock is the key's lock, nil if there is none.
+func (r *Reader) Lock(key []byte) (*Lock, error) {
+	data, found, err := r.view.Get(engine.CFLock, r.codec.LockKey(key))
+	if err != nil || !found {
+		return nil, err
+	}
+	l, err := r.codec.DecodeLock(data)
+	if err != nil {
+		return nil, fmt.Errorf("lock of key %x: %w", key, err)
+	}
+	return &l, nil
+}
+
+// Found is a write record and its commit timestamp.
+type Found struct {
+	Write
+	CommitTS uint64
+}
+
+func (r *Reader) writeIter() storage.Iterator {
+	if r.writes == nil {
+		r.writes = r.view.Iterate(engine.CFWrite, nil, nil)
+	}
+	return r.writes
+}
+
+// SeekWrite is the key's newest write record with a commit timestamp of at most ts, of any kind; nil if there is none.
+func (r *Reader) SeekWrite(key []byte, ts uint64) (*Found, error) {
+	it := r.writeIter()
+	it.SeekGE(EncodeKey(key, ts))
+	return r.current(key)
+}
+
+// next is the record after the one that SeekWrite or next has returned.
+func (r *Reader) next(key []byte) (*Found, error) {
+	r.writes.Next()
+	return r.current(key)
+}
+
+// current is the record that the iterator stands on, if it is the key's.
+func (r *Reader) current(key []byte) (*Found, error) {
+	it := r.writes
+	if !it.Valid() {
+		return nil, it.Err()
+	}
+	at := it.Key()
+	if n := memcomparable.Size(len(key)); len(at) != n+8 || !bytes.Equal(at[:n], memcomparable.Encode(key)) {
+		return nil, nil
+	}
+	_, ts, err := SplitKey(at)
+	if err != nil {
+		return nil, err
+	}
+	w, err := r.codec.DecodeWrite(it.Value())
+	if err != nil {
+		return nil, fmt.Errorf("write record of key %x at %d: %w", key, ts, err)
+	}
+	return &Found{Write: w, CommitTS: ts}, nil
+}
+
+// Version is the Put or Delete record that a read at ts sees; nil if there is none.
+func (r *Reader) Version(key []byte, ts uint64) (*Found, error) {
+	f, err := r.SeekWrite(key, ts)
+	for ; f != nil && err == nil; f, err = r.next(key) {
+		if !f.Changes() {
+			continue
+		}
+		if f.fencedOff(ts) {
+			return nil, nil
+		}
+		return f, nil
+	}
+	return nil, err
+}
+
+// Get is the value that a read at ts sees. Locks are not looked at.
+func (r *Reader) Get(key []byte, ts uint64) (value []byte, found bool, err error) {
+	f, err := r.Version(key, ts)
+	if err != nil || f == nil || f.Kind == WriteKindDelete {
+		return nil, false, err
+	}
+	value, err = r.value(key, f)
+	return value, err == nil, err
+}
+
+// value is that of a Put. Its absence is damage, never "not found".
+func (r *Reader) value(key []byte, f *Found) ([]byte, error) {
+	if f.ShortValue != nil {
+		return f.ShortValue, nil
+	}
+	value, found, err := r.view.Get(engine.CFDefault, EncodeKey(key, f.StartTS))
+	if err == nil && !found {
+		err = fmt.Errorf("%w: DefaultNotFound: key %x has no value of the transaction %d", ErrCorrupt, key, f.StartTS)
+	}
+	return value, err
+}
+
+// Record says what became of a transaction at a key.
+type Record struct {
+	// Own is the transaction's commit or rollback record; nil if there is none.
+	Own *Found
+	// Overlapped is another transaction's record whose commit timestamp is this transaction's start timestamp. If its
+	// OverlappedRollback is set, this transaction was rolled back.
+	Overlapped *Found
+	// Newer is the commit timestamp of the oldest Put or Delete behind the transaction's start; 0 if there is none.
+	Newer uint64
+}
+
+// Committed tells whether the transaction has committed the key.
+func (r *Record) Committed() bool { return r.Own != nil && r.Own.Kind != WriteKindRollback }
+
+// RolledBack tells whether it was rolled back.
+func (r *Record) RolledBack() bool {
+	return r.Own != nil && r.Own.Kind == WriteKindRollback || r.Overlapped != nil && r.Overlapped.OverlappedRollback
+}
+
+// OwnRecord looks for what the transaction has left at the key. A commit record lies behind its start timestamp, so all
+// newer records are looked through.
+func (r *Reader) OwnRecord(key []byte, startTS uint64) (Record, error) {
+	var rec Record
+	f, err := r.SeekWrite(key, TsMax)
+	for ; f != nil && err == nil && f.CommitTS >= startTS; f, err = r.next(key) {
+		switch {
+		case f.StartTS == startTS:
+			rec.Own = f
+			return rec, nil
+		case f.CommitTS == startTS:
+			rec.Overlapped = f
+			return rec, nil
+		case f.Changes():
+			rec.Newer = f.CommitTS
+		}
+	}
+	return rec, err
+}
+
+// KeyLock is a lock and its key.
+type KeyLock struct {
+	Key []byte
+	Lock
+}
+
+// Locks lists locks that match, from the place of a key on; nil begins at the region's start. It ends after max locks
+// or once their keys and values have maxBytes, whichever comes first.
+func (r *Reader) Locks(from []byte, max, maxBytes int, match func(*Lock) bool) ([]KeyLock, error) {
+	var lower []byte
+	if from != nil {
+		lower = r.codec.LockKey(from)
+	}
+	it := r.view.Iterate(engine.CFLock, lower, nil)
+	defer it.Close()
+	var out []KeyLock
+	size := 0
+	for it.First(); it.Valid() && len(out) < max && size < maxBytes; it.Next() {
+		kl, err := r.lockAt(it)
+		if err != nil {
+			return nil, err
+		}
+		if match(&kl.Lock) {
+			out = append(out, kl)
+			size += len(it.Key()) + len(it.Value())
+		}
+	}
+	return out, it.Err()
+}
+
+func (r *Reader) lockAt(it storage.Iterator) (KeyLock, error) {
+	key, err := r.codec.UserKey(it.Key())
+	if err != nil {
+		return KeyLock{}, err
+	}
+	l, err := r.codec.DecodeLock(it.Value())
+	if err != nil {
+		return KeyLock{}, fmt.Errorf("lock of key %x: %w", key, err)
+	}
+	return KeyLock{Key: key, Lock: l}, nil
+}
