@@ -120,7 +120,7 @@ func (a *app) root() *cobra.Command {
 		return nil
 	}
 	root.AddCommand(a.getCmd(), a.putCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
-		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
+		a.txnCmd(), a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
 	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd())
 	return root
