@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/kv/engine"
@@ -22,6 +25,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -364,6 +368,19 @@ func TestBank(t *testing.T) {
 	}
 }
 
+// dying is a store's service as a client sees it that dies after the commit of a key.
+type dying struct {
+	tinykvpb.TinyKvClient
+	last []byte
+}
+
+func (d dying) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+	if !bytes.Equal(in.Keys[0], d.last) {
+		return nil, status.Error(codes.InvalidArgument, "dead")
+	}
+	return d.TinyKvClient.KvCommit(ctx, in)
+}
+
 // TestTransactionOfADeadClient: a client that dies between the phases. Its transaction ends when its time is over; one
 // whose primary is committed has happened.
 func TestTransactionOfADeadClient(t *testing.T) {
@@ -379,14 +396,16 @@ func TestTransactionOfADeadClient(t *testing.T) {
 		})
 	}
 	require.NoError(t, set(cl, "old", 1, 15))
-	// The closed client commits its primary, and nothing in the background: the other key stays locked.
-	dead, closeDead := c.TxnClient()
+	// The client dies right after its primary is committed: the other key stays locked.
+	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(1)} })
+	dead := txn.New(kv, c.Placement)
 	x, err := dead.Begin(ctx)
 	require.NoError(t, err)
 	x.Set(bankKey(1), []byte("new"))
 	x.Set(bankKey(15), []byte("new"))
 	require.NoError(t, x.Commit(ctx))
-	closeDead()
+	dead.Close()
+	kv.Close()
 	got, err := cl.Begin(ctx)
 	require.NoError(t, err)
 	for _, k := range []int{15, 1} {
@@ -395,6 +414,23 @@ func TestTransactionOfADeadClient(t *testing.T) {
 		require.True(t, found)
 		require.Equal(t, "new", string(v))
 	}
+
+	// And one that dies before: whoever meets its lock rolls the transaction back when its time is over.
+	n, _, rc := leaderStorage(t, c, cluster.FirstRegionID)
+	start, err := cl.Timestamp(ctx)
+	require.NoError(t, err)
+	resp, err := n.Server().KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
+		Context: rc, StartVersion: start, LockTtl: 100, PrimaryLock: bankKey(2),
+		Mutations: []*kvrpcpb.Mutation{{Key: bankKey(2), Value: []byte("never")}},
+	})
+	require.NoError(t, err)
+	require.Equal(t, kvrpcpb.PrewriteResponse{}, *resp)
+	require.NoError(t, set(cl, "later", 2, 16))
+	com, err := n.Server().KvCommit(ctx, &kvrpcpb.CommitRequest{
+		Context: rc, StartVersion: start, CommitVersion: start + 1<<40, Keys: [][]byte{bankKey(2)},
+	})
+	require.NoError(t, err)
+	require.Contains(t, com.Error.GetRetryable(), "TxnLockNotFound")
 }
 
 // TestTransactionSeesItself: own writes, deletes, scans over both, and conflicts.

@@ -30,6 +30,10 @@ type bug struct {
 const (
 	crashPkg = "./tests/crash"
 	suitePkg = "./tests"
+
+	commandsPkg  = "./kv/transaction/commands"
+	executorFile = "kv/transaction/commands/executor.go"
+	finishFile   = "kv/transaction/commands/finish.go"
 )
 
 // enumerated is a bug that the crash enumeration finds always.
@@ -206,6 +210,61 @@ var bugs = []bug{
 	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
 		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
 	}),
+	{
+		name: "txn-write-of-any-term", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
+		change: [][2]string{
+			{"	if w.BoundTerm != 0 && !p.leadsIn(w.BoundTerm) {", "	if false {"},
+			{"		if w.BoundTerm == 0 || p.leadsIn(w.BoundTerm) {", "		if true {"},
+		},
+	},
+	{
+		name: "txn-view-of-another-term", file: executorFile, pkg: commandsPkg, run: "TestViewOfAnotherTerm", tries: 1,
+		change: [][2]string{{"	if at != b.Term {", "	if at != b.Term && false {"}},
+	},
+	{
+		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg, run: "TestLatchesOutliveTheClient", tries: 1,
+		change: [][2]string{{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		guard.Release()\n"}},
+	},
+	{
+		name: "txn-latch-released-although-unknown", file: executorFile, pkg: commandsPkg, run: "TestLatchesOfATermThatHasEnded", tries: 1,
+		change: [][2]string{{"		if known {\n", "		{\n"}},
+	},
+	{
+		name: "txn-no-latches", file: executorFile, pkg: suitePkg, run: "TestBankWithReplays", tries: 5,
+		change: [][2]string{{"e.latches.Acquire(ctx, hashes, ", "e.latches.Acquire(ctx, hashes[:0], "}},
+	},
+	{
+		name: "txn-reads-pass-locks", file: "kv/transaction/commands/read.go", pkg: suitePkg, run: "TestBank$/quiet", tries: 3,
+		change: [][2]string{{"	if l.Ts > version ||", "	if l.Ts > 0 ||"}},
+	},
+	{
+		name: "txn-no-rollback-for-a-missing-lock", file: finishFile, pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
+		change: [][2]string{{"	return tx.putRollback(key, startTS, rec, false)\n", "	return nil\n"}},
+	},
+	{
+		name: "txn-protected-rollback-collapsed", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{" && !prev.Protected() {", " {"}},
+	},
+	{
+		name: "txn-rollback-over-another-commit", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	case o == nil:\n", "	default:\n"}},
+	},
+	{
+		name: "txn-old-prewrite-reports-a-conflict", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
+		change: [][2]string{{"			if rec.Committed() {\n", "			if rec.Committed() && false {\n"}},
+	},
+	{
+		name: "txn-time-to-live-by-the-whole-timestamp", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)", "l.Ts, currentTS"}},
+	},
+	{
+		name: "txn-unknown-commit-called-failed", file: "kv/client/txn/commit.go", pkg: "./kv/client/txn", run: "TestLostAnswersOfCommits", tries: 1,
+		change: [][2]string{{"			return &UnknownError{err}\n", "			return err\n"}},
+	},
+	{
+		name: "txn-split-among-versions", file: "kv/raftstore/runner/split_checker.go", pkg: "./kv/raftstore/runner", run: "TestVersionsStayTogether", tries: 1,
+		change: [][2]string{{"	if encoded {\n		var ok bool\n", "	if false {\n		var ok bool\n"}},
+	},
 }
 
 // plant writes the file with the bug and returns the overlay that puts it in place.

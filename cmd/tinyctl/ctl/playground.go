@@ -102,7 +102,7 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 	if err := a.waitReplicas(sctx, c, replicas); err != nil && ctx.Err() == nil {
 		fmt.Fprintf(a.stdout, "! not all replicas are there yet: %v\n", err)
 	}
-	a.banner(c, abs, time.Since(start))
+	a.banner(sctx, c, abs, time.Since(start))
 	for {
 		select {
 		case <-ctx.Done():
@@ -126,7 +126,7 @@ func anyRunning(ps []*localcluster.Process) bool {
 	return false
 }
 
-func (a *app) banner(c *localcluster.Cluster, dir string, took time.Duration) {
+func (a *app) banner(ctx context.Context, c *localcluster.Cluster, dir string, took time.Duration) {
 	w := a.stdout
 	sched := strings.Join(c.Endpoints(), ",")
 	fmt.Fprintf(w, "\nTinyKV is ready after %s.\n\n", took.Round(10*time.Millisecond))
@@ -151,10 +151,25 @@ func (a *app) banner(c *localcluster.Cluster, dir string, took time.Duration) {
 			exe = rel
 		}
 	}
-	for _, s := range []string{"put hello world", "get hello", "status", "region list", "bench --duration 10s"} {
+	try := []string{"put hello world", "get hello", "status", "region list", "bench --duration 10s"}
+	if holdsTransactions(ctx, c.Endpoints()) {
+		try = []string{"txn put hello world", "txn get hello", "status", "region list"}
+	}
+	for _, s := range try {
 		fmt.Fprintf(w, "  %s %s\n", exe, s)
 	}
 	fmt.Fprintf(w, "\nCtrl-C stops everything.\n")
+}
+
+// holdsTransactions asks for the cluster's mode, which its directory may have brought.
+func holdsTransactions(ctx context.Context, endpoints []string) bool {
+	p, err := client.New(ctx, endpoints)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	cfg, err := p.GetClusterConfig(ctx)
+	return err == nil && cfg.GetMode() == string(clustermode.Txn)
 }
 
 // waitReplicas waits until every known region has n peers, none of them pending.

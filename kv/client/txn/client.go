@@ -55,13 +55,14 @@ func Open(ctx context.Context, endpoints []string, opts client.Options) (*Client
 	return c, nil
 }
 
-// Close ends what runs in the background. Keys that are not committed by then are committed by those who read them.
+// Close waits for what runs in the background, at most cleanTimeout. Keys that are not committed by then are committed by
+// those who read them.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.mu.closed = true
 	c.mu.Unlock()
-	c.stop()
 	c.background.Wait()
+	c.stop()
 	if c.own {
 		c.kv.Close()
 	}

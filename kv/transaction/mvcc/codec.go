@@ -70,14 +70,18 @@ const (
 	flagWriteSource = 'S'
 )
 
-var lockKinds = map[WriteKind]byte{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindPessimistic: 'S'}
+// kinds are the bytes of kinds, 0 where there is none.
+type kinds [WriteKindPessimistic + 1]byte
 
-var writeKinds = map[WriteKind]byte{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindRollback: 'R'}
+var (
+	lockKinds  = kinds{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindPessimistic: 'S'}
+	writeKinds = kinds{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindRollback: 'R'}
+)
 
-func kindOf(kinds map[WriteKind]byte, b byte) (WriteKind, error) {
-	for k, c := range kinds {
-		if c == b {
-			return k, nil
+func (k *kinds) of(b byte) (WriteKind, error) {
+	for kind, c := range k {
+		if c == b && c != 0 {
+			return WriteKind(kind), nil
 		}
 	}
 	return 0, fmt.Errorf("%w: kind %q", ErrCorrupt, b)
@@ -223,7 +227,7 @@ func (d *decoder) list(what string) uint64 {
 
 func (tikvCodec) DecodeLock(data []byte) (l Lock, err error) {
 	d := &decoder{data: data}
-	if l.Kind, err = kindOf(lockKinds, d.byte("kind")); err != nil {
+	if l.Kind, err = lockKinds.of(d.byte("kind")); err != nil {
 		return Lock{}, err
 	}
 	l.Primary, l.Ts = d.bytes("primary"), d.uvarint("start timestamp")
@@ -287,7 +291,7 @@ func (tikvCodec) EncodeWrite(w *Write) []byte {
 
 func (tikvCodec) DecodeWrite(data []byte) (w Write, err error) {
 	d := &decoder{data: data}
-	if w.Kind, err = kindOf(writeKinds, d.byte("kind")); err != nil {
+	if w.Kind, err = writeKinds.of(d.byte("kind")); err != nil {
 		return Write{}, err
 	}
 	w.StartTS = d.uvarint("start timestamp")

@@ -82,7 +82,7 @@ func FuzzDecodeLock(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			if _, known := lockKinds[l.Kind]; !known {
+			if int(l.Kind) >= len(lockKinds) || lockKinds[l.Kind] == 0 {
 				continue // the course's format has no check of it
 			}
 			again, err := c.DecodeLock(c.EncodeLock(&l))
@@ -99,7 +99,7 @@ func FuzzDecodeWrite(f *testing.F) {
 		for _, c := range []Codec{CodecTiKV, CodecCourse} {
 			if w, err := c.DecodeWrite(data); err == nil {
 				again, err := c.DecodeWrite(c.EncodeWrite(&w))
-				if _, known := writeKinds[w.Kind]; known {
+				if int(w.Kind) < len(writeKinds) && writeKinds[w.Kind] != 0 {
 					require.NoError(t, err)
 					require.Equal(t, w, again)
 				}

@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/tinykv/tinykv/kv/engine"
@@ -15,6 +16,8 @@ type Reader struct {
 	view   storage.Reader
 	codec  Codec
 	writes storage.Iterator
+	// encoded is the key of the last SeekWrite.
+	encoded []byte
 }
 
 // NewReader returns a reader of view, which stays the caller's.
@@ -57,33 +60,31 @@ func (r *Reader) writeIter() storage.Iterator {
 // SeekWrite is the key's newest write record with a commit timestamp of at most ts, of any kind; nil if there is none.
 func (r *Reader) SeekWrite(key []byte, ts uint64) (*Found, error) {
 	it := r.writeIter()
-	it.SeekGE(EncodeKey(key, ts))
-	return r.current(key)
+	r.encoded = memcomparable.Append(r.encoded[:0], key)
+	it.SeekGE(binary.BigEndian.AppendUint64(r.encoded, ^ts))
+	return r.current()
 }
 
-// next is the record after the one that SeekWrite or next has returned.
-func (r *Reader) next(key []byte) (*Found, error) {
+// next is the record of the same key after the one that SeekWrite or next has returned.
+func (r *Reader) next() (*Found, error) {
 	r.writes.Next()
-	return r.current(key)
+	return r.current()
 }
 
-// current is the record that the iterator stands on, if it is the key's.
-func (r *Reader) current(key []byte) (*Found, error) {
+// current is the record that the iterator stands on, if it is one of the key of the last SeekWrite.
+func (r *Reader) current() (*Found, error) {
 	it := r.writes
 	if !it.Valid() {
 		return nil, it.Err()
 	}
 	at := it.Key()
-	if n := memcomparable.Size(len(key)); len(at) != n+8 || !bytes.Equal(at[:n], memcomparable.Encode(key)) {
+	if n := len(r.encoded); len(at) != n+8 || !bytes.Equal(at[:n], r.encoded) {
 		return nil, nil
 	}
-	_, ts, err := SplitKey(at)
-	if err != nil {
-		return nil, err
-	}
+	ts := ^binary.BigEndian.Uint64(at[len(r.encoded):])
 	w, err := r.codec.DecodeWrite(it.Value())
 	if err != nil {
-		return nil, fmt.Errorf("write record of key %x at %d: %w", key, ts, err)
+		return nil, fmt.Errorf("write record of key %x at %d: %w", r.encoded, ts, err)
 	}
 	return &Found{Write: w, CommitTS: ts}, nil
 }
@@ -91,7 +92,7 @@ func (r *Reader) current(key []byte) (*Found, error) {
 // Version is the Put or Delete record that a read at ts sees; nil if there is none.
 func (r *Reader) Version(key []byte, ts uint64) (*Found, error) {
 	f, err := r.SeekWrite(key, ts)
-	for ; f != nil && err == nil; f, err = r.next(key) {
+	for ; f != nil && err == nil; f, err = r.next() {
 		if !f.Changes() {
 			continue
 		}
@@ -149,7 +150,7 @@ func (r *Record) RolledBack() bool {
 func (r *Reader) OwnRecord(key []byte, startTS uint64) (Record, error) {
 	var rec Record
 	f, err := r.SeekWrite(key, TsMax)
-	for ; f != nil && err == nil && f.CommitTS >= startTS; f, err = r.next(key) {
+	for ; f != nil && err == nil && f.CommitTS >= startTS; f, err = r.next() {
 		switch {
 		case f.StartTS == startTS:
 			rec.Own = f
