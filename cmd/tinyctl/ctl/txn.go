@@ -30,18 +30,6 @@ func (a *app) transact(cmd *cobra.Command, f func(t *txn.Txn) error) error {
 	return t.Run(cmd.Context(), f)
 }
 
-func (a *app) decodeAll(argv []string) ([][]byte, error) {
-	out := make([][]byte, len(argv))
-	for i, arg := range argv {
-		b, err := decode(a.encoding, arg)
-		if err != nil {
-			return nil, err
-		}
-		out[i] = b
-	}
-	return out, nil
-}
-
 // showPairs prints pairs as a table, or as JSON.
 func (a *app) showPairs(kvs []txn.KV) error {
 	if a.output == "json" {
