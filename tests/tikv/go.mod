@@ -3,6 +3,7 @@ module github.com/tinykv/tinykv/tests/tikv
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/pingcap/kvproto v0.0.0-20230403051650-e166ae588106
 	github.com/stretchr/testify v1.12.1
 	github.com/tikv/client-go/v2 v2.0.7
