@@ -132,10 +132,10 @@ func (r *recorder) verdict() porcupine.CheckResult {
 
 const goClient = "client-go"
 
-// notDone tells whether a region error says that nothing was carried out.
+// notDone tells whether a region error says that nothing was carried out. StaleCommand does not: the leader has changed.
 func notDone(e *errorpb.Error) bool {
 	return e.NotLeader != nil || e.RegionNotFound != nil || e.KeyNotInRegion != nil ||
-		e.EpochNotMatch != nil || e.ServerIsBusy != nil || e.StoreNotMatch != nil || e.StaleCommand != nil
+		e.EpochNotMatch != nil || e.ServerIsBusy != nil || e.StoreNotMatch != nil
 }
 
 // answer records the answer to a request; e and text are its region error and its message.
