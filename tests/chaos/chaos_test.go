@@ -112,7 +112,9 @@ type history struct {
 	stop     chan struct{}
 	ops      atomic.Int64
 	pairs    atomic.Int64 // pairs seen within one page
-	bitten   map[string]int
+	// tikvOps and tikvUnknown are what clients of TiKV's protocol have done, and what they do not know of.
+	tikvOps, tikvUnknown atomic.Int64
+	bitten               map[string]int
 	// Used by the track of process faults alone: what has been replaced already.
 	wiped, wipedMember bool
 	broken             sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
@@ -231,6 +233,11 @@ func (h *history) rage() {
 		go func() { defer wg.Done(); h.writePairs(i) }()
 		go func() { defer wg.Done(); h.readPairs() }()
 	}
+	face := h.newTikvFace()
+	for i := range tikvClients {
+		wg.Add(1)
+		go func() { defer wg.Done(); h.tikvClient(face, i) }()
+	}
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
 	before := float64(h.ops.Load()) / calm.Seconds()
@@ -248,6 +255,8 @@ func (h *history) rage() {
 	h.checkHealth()
 	close(h.stop)
 	wg.Wait()
+	h.t.Logf("by TiKV's protocol: %d operations, %d of unknown outcome", h.tikvOps.Load(), h.tikvUnknown.Load())
+	require.Positive(h.t, h.tikvOps.Load(), "nothing was done by TiKV's protocol")
 	held, delayed, reset := h.net.Met()
 	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
 	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; without power lost: %s; faults %v",

@@ -37,6 +37,7 @@ func run(m *testing.M) int {
 		dir+"/",
 		"./cmd/tinykv-server",
 		"./cmd/tinyscheduler",
+		"./tests/nativeclient",
 	)
 	build.Dir = filepath.Join("..", "..")
 	if out, err := build.CombinedOutput(); err != nil {

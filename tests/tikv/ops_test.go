@@ -67,8 +67,8 @@ func (c *cluster) moveLeader(t *testing.T, key string) {
 		Header: &pdpb.RequestHeader{ClusterId: ms.Header.ClusterId}, RegionKey: []byte(key),
 	})
 	require.NoError(t, err)
-	for _, p := range r.Region.Peers {
-		if p.StoreId == r.Leader.StoreId {
+	for _, p := range r.Region.GetPeers() {
+		if p.StoreId == r.Leader.GetStoreId() {
 			continue
 		}
 		url := fmt.Sprintf("http://%s/api/v1/regions/%d/transfer-leader", c.scheduler.addr, r.Region.Id)

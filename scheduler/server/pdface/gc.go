@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pingcap/kvproto/pkg/pdpb"
 	"google.golang.org/grpc/codes"
@@ -61,6 +62,9 @@ func NewBarrier(id string, ts uint64, ttl int64, now time.Time) Barrier {
 
 // gcWorker is the id under which old clients keep the transactions' safe point itself.
 const gcWorker = "gc_worker"
+
+// errBarrierID: barriers are kept as JSON, which would change the id, so that nobody could delete the barrier by it.
+var errBarrierID = status.Error(codes.InvalidArgument, "the id of a barrier must be UTF-8")
 
 func (b *Barrier) proto(now time.Time) *pdpb.GCBarrierInfo {
 	if b == nil {
@@ -189,6 +193,8 @@ func (f *Face) UpdateServiceGCSafePoint(
 		_, _, _, err = gc.AdvanceTxn(ctx, req.GetSafePoint())
 	case ttl <= 0:
 		_, err = gc.DeleteBarrier(ctx, id)
+	case !utf8.ValidString(id):
+		err = errBarrierID
 	default:
 		err = gc.SetBarrier(ctx, NewBarrier(id, req.GetSafePoint(), ttl, time.Now()))
 	}
@@ -242,6 +248,9 @@ func (f *Face) setBarrier(
 			id,
 			ttl,
 		)
+	}
+	if !utf8.ValidString(id) {
+		return nil, errBarrierID
 	}
 	b := NewBarrier(id, ts, ttl, now)
 	return &b, f.back.GC().SetBarrier(ctx, b)
