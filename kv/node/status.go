@@ -103,6 +103,7 @@ type Status struct {
 	Addr       string            `json:"addr"`
 	Engine     string            `json:"engine"`
 	StatusAddr string            `json:"status_addr"`
+	Mode       string            `json:"mode,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall clock.
 	MaxID       uint64            `json:"max_id"`
@@ -124,6 +125,7 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()), DiskFull: n.space.full(),
 	}
 	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels, time.Now().UnixMilli()
+	st.Mode = n.ident.Mode
 	st.DiskTotal, st.DiskFree = n.space.disk()
 	if n.store != nil {
 		c := n.store.Counts()

@@ -103,12 +103,17 @@ func TestReportsThatContradict(t *testing.T) {
 	require.ErrorContains(t, err, "cluster 8")
 	_, err = PlanScheduler([]StoreReport{report(1), report(1)}, time.Now())
 	require.ErrorContains(t, err, "twice")
+	raw, txn := report(1), report(2)
+	raw.Mode, txn.Mode = "raw", "txn"
+	_, err = PlanScheduler([]StoreReport{raw, txn}, time.Now())
+	require.ErrorContains(t, err, "mode txn")
 }
 
 func TestPlanScheduler(t *testing.T) {
 	now := time.UnixMilli(5_000_000)
 	a, b := report(1, replica(region(1, "", "", 1, 1, 1, 2, 9), 1, 6, 9)), report(2)
 	b.UnixMS = now.Add(time.Hour).UnixMilli()
+	a.Mode = "txn" // the other one is of an older version
 	s, err := PlanScheduler([]StoreReport{b, a}, now)
 	require.NoError(t, err)
 	require.EqualValues(t, 7, s.ClusterID)
@@ -116,7 +121,11 @@ func TestPlanScheduler(t *testing.T) {
 	require.Greater(t, s.TimestampMS, b.UnixMS)
 	require.Equal(t, []uint64{9}, s.Missing)
 	require.EqualValues(t, 1, s.Stores[0].ID)
+	require.Equal(t, "txn", s.Mode)
 	require.NoError(t, s.Validate())
+	s.Mode = "both"
+	require.Error(t, s.Validate())
+	s.Mode = ""
 	s.Stores = nil
 	require.Error(t, s.Validate())
 }

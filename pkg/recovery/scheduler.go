@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
 const (
@@ -23,6 +25,8 @@ type StoreReport struct {
 	StatusAddress string            `json:"status_addr"`
 	Labels        map[string]string `json:"labels,omitempty"`
 	Version       string            `json:"version"`
+	// Mode is the cluster's mode; empty from stores of older versions.
+	Mode string `json:"mode"`
 	// MaxID is the largest region, peer or store id that the store knows.
 	MaxID uint64 `json:"max_id"`
 	// UnixMS is the store's wall clock.
@@ -47,6 +51,8 @@ type Scheduler struct {
 	// TimestampMS: all timestamps up to this physical part, in Unix milliseconds, may have been given out.
 	TimestampMS int64   `json:"timestamp_unix_ms"`
 	Stores      []Store `json:"stores"`
+	// Mode is the cluster's mode; empty if no store has told it.
+	Mode string `json:"mode,omitempty"`
 	// Missing are stores that have peers by the others' word and did not report.
 	Missing []uint64 `json:"missing_stores,omitempty"`
 }
@@ -69,7 +75,11 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		case have[r.StoreID]:
 			return nil, fmt.Errorf("store %d reports twice, also at %s: one of the two is a copy", r.StoreID, r.StatusAddress)
 		}
-		have[r.StoreID] = true
+		if have[r.StoreID] = true; s.Mode == "" {
+			s.Mode = r.Mode
+		} else if r.Mode != "" && r.Mode != s.Mode {
+			return nil, fmt.Errorf("store %d holds data of mode %s, others of mode %s", r.StoreID, r.Mode, s.Mode)
+		}
 		s.AllocID = max(s.AllocID, r.MaxID, r.StoreID)
 		s.TimestampMS = max(s.TimestampMS, r.UnixMS)
 		s.Stores = append(s.Stores, Store{
@@ -103,6 +113,9 @@ func (s *Scheduler) Validate() error {
 		return errors.New("recovery file: timestamp_unix_ms is missing")
 	case len(s.Stores) == 0:
 		return errors.New("recovery file: no store is listed")
+	}
+	if _, err := clustermode.Parse(s.Mode); err != nil {
+		return fmt.Errorf("recovery file: %w", err)
 	}
 	for _, st := range s.Stores {
 		if st.ID == 0 || st.Address == "" || st.ID > s.AllocID {

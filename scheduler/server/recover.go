@@ -47,7 +47,7 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 		s.logger.Info("the cluster was taken over before", log.ClusterID(have))
 		return nil
 	}
-	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas, s.cfg.Mode)
+	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas)
 	if err != nil {
 		return err
 	}
@@ -62,9 +62,9 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 	return err
 }
 
-func takeOverOps(plan *recovery.Scheduler, replicas int, mode string) ([]storage.Op, error) {
+func takeOverOps(plan *recovery.Scheduler, replicas int) ([]storage.Op, error) {
 	keys := storage.KeysOf(plan.ClusterID)
-	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas), Mode: mode}
+	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas), Mode: plan.Mode}
 	value, err := meta.Marshal()
 	if err != nil {
 		return nil, err
