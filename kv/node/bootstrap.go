@@ -91,8 +91,8 @@ func learnMode(ctx context.Context, b Bootstrapper, ident *rspb.StoreIdent) erro
 		return fmt.Errorf("the placement service's answer: %w", err)
 	}
 	if ident.Mode != "" && ident.Mode != string(mode) {
-		return fmt.Errorf("store %d holds data of mode %s, but the placement service says that the cluster is in mode %s; "+
-			"start a placement service that was recovered with --mode %s", ident.StoreId, ident.Mode, mode, ident.Mode)
+		return fmt.Errorf("store %d holds data of mode %s, but the placement service says that the cluster is in mode %s: "+
+			"it was not begun as this cluster's, or taken over by a plan with the wrong mode", ident.StoreId, ident.Mode, mode)
 	}
 	ident.Mode = string(mode)
 	return nil

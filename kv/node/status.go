@@ -99,12 +99,16 @@ func writeJSON(w http.ResponseWriter, v any) {
 
 // Status is what /status answers.
 type Status struct {
-	Version    string            `json:"version"`
-	ClusterID  uint64            `json:"cluster_id"`
-	StoreID    uint64            `json:"store_id"`
-	Addr       string            `json:"addr"`
-	Engine     string            `json:"engine"`
-	StatusAddr string            `json:"status_addr"`
+	Version    string `json:"version"`
+	ClusterID  uint64 `json:"cluster_id"`
+	StoreID    uint64 `json:"store_id"`
+	Addr       string `json:"addr"`
+	Engine     string `json:"engine"`
+	StatusAddr string `json:"status_addr"`
+	Mode       string `json:"mode,omitempty"`
+	// TLS and AllowPlain say how the ports are reached.
+	TLS        bool              `json:"tls,omitempty"`
+	AllowPlain bool              `json:"allow_plain,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
 	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall clock.
 	MaxID      uint64 `json:"max_id"`
@@ -128,6 +132,8 @@ func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()), DiskFull: n.space.full(),
 	}
 	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels, time.Now().UnixMilli()
+	st.Mode = n.ident.Mode
+	st.TLS, st.AllowPlain = n.identity != nil, n.cfg.Security.AllowPlain
 	st.DiskTotal, st.DiskFree = n.space.disk()
 	st.Features = n.features.inForce().Names()
 	if n.store != nil {

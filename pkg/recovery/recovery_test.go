@@ -103,6 +103,10 @@ func TestReportsThatContradict(t *testing.T) {
 	require.ErrorContains(t, err, "cluster 8")
 	_, err = PlanScheduler([]StoreReport{report(1), report(1)}, time.Now())
 	require.ErrorContains(t, err, "twice")
+	raw, txn := report(1), report(2)
+	raw.Mode, txn.Mode = "raw", "txn"
+	_, err = PlanScheduler([]StoreReport{raw, txn}, time.Now())
+	require.ErrorContains(t, err, "mode txn")
 }
 
 func TestPlanScheduler(t *testing.T) {
@@ -111,6 +115,8 @@ func TestPlanScheduler(t *testing.T) {
 	b.UnixMS = now.Add(time.Hour).UnixMilli()
 	b.Features = []string{"replica-hash", "conditional-ops"}
 	a.Features = b.Features[:1]
+	a.TLS, b.AllowPlain = true, true
+	a.Mode = "txn" // the other one is of an older version
 	s, err := PlanScheduler([]StoreReport{b, a}, now)
 	require.NoError(t, err)
 	require.EqualValues(t, 7, s.ClusterID)
@@ -119,7 +125,12 @@ func TestPlanScheduler(t *testing.T) {
 	require.Equal(t, []uint64{9}, s.Missing)
 	require.EqualValues(t, 1, s.Stores[0].ID)
 	require.Equal(t, []string{"conditional-ops", "replica-hash"}, s.Features, "what one store uses is in force")
+	require.Equal(t, "txn", s.Mode)
+	require.True(t, s.Stores[0].TLS && !s.Stores[0].AllowPlain && !s.Stores[1].TLS && s.Stores[1].AllowPlain)
 	require.NoError(t, s.Validate())
+	s.Mode = "both"
+	require.Error(t, s.Validate())
+	s.Mode = ""
 	s.Stores = nil
 	require.Error(t, s.Validate())
 }

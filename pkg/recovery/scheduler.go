@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
 const (
@@ -23,6 +25,11 @@ type StoreReport struct {
 	StatusAddress string            `json:"status_addr"`
 	Labels        map[string]string `json:"labels,omitempty"`
 	Version       string            `json:"version"`
+	// TLS and AllowPlain say how the store is reached.
+	TLS        bool `json:"tls,omitempty"`
+	AllowPlain bool `json:"allow_plain,omitempty"`
+	// Mode is the cluster's mode; empty from stores of older versions.
+	Mode string `json:"mode"`
 	// MaxID is the largest region, peer or store id that the store knows.
 	MaxID uint64 `json:"max_id"`
 	// UnixMS is the store's wall clock.
@@ -39,6 +46,8 @@ type Store struct {
 	StatusAddress string            `json:"status_address"`
 	Labels        map[string]string `json:"labels,omitempty"`
 	Version       string            `json:"version,omitempty"`
+	TLS           bool              `json:"tls,omitempty"`
+	AllowPlain    bool              `json:"allow_plain,omitempty"`
 }
 
 // Scheduler is what a placement service begins with instead of a new cluster.
@@ -51,6 +60,8 @@ type Scheduler struct {
 	Stores      []Store `json:"stores"`
 	// Features are in force by the word of at least one store.
 	Features []string `json:"features,omitempty"`
+	// Mode is the cluster's mode; empty if no store has told it.
+	Mode string `json:"mode,omitempty"`
 	// Missing are stores that have peers by the others' word and did not report.
 	Missing []uint64 `json:"missing_stores,omitempty"`
 }
@@ -73,7 +84,11 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		case have[r.StoreID]:
 			return nil, fmt.Errorf("store %d reports twice, also at %s: one of the two is a copy", r.StoreID, r.StatusAddress)
 		}
-		have[r.StoreID] = true
+		if have[r.StoreID] = true; s.Mode == "" {
+			s.Mode = r.Mode
+		} else if r.Mode != "" && r.Mode != s.Mode {
+			return nil, fmt.Errorf("store %d holds data of mode %s, others of mode %s", r.StoreID, r.Mode, s.Mode)
+		}
 		s.AllocID = max(s.AllocID, r.MaxID, r.StoreID)
 		s.TimestampMS = max(s.TimestampMS, r.UnixMS)
 		for _, f := range r.Features {
@@ -83,6 +98,7 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		}
 		s.Stores = append(s.Stores, Store{
 			ID: r.StoreID, Address: r.Address, StatusAddress: r.StatusAddress, Labels: r.Labels, Version: r.Version,
+			TLS: r.TLS, AllowPlain: r.AllowPlain,
 		})
 	}
 	for _, r := range reports {
@@ -113,6 +129,9 @@ func (s *Scheduler) Validate() error {
 		return errors.New("recovery file: timestamp_unix_ms is missing")
 	case len(s.Stores) == 0:
 		return errors.New("recovery file: no store is listed")
+	}
+	if _, err := clustermode.Parse(s.Mode); err != nil {
+		return fmt.Errorf("recovery file: %w", err)
 	}
 	for _, st := range s.Stores {
 		if st.ID == 0 || st.Address == "" || st.ID > s.AllocID {

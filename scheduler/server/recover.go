@@ -49,7 +49,7 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 		s.logger.Info("the cluster was taken over before", log.ClusterID(have))
 		return nil
 	}
-	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas, s.cfg.Mode)
+	ops, err := takeOverOps(&plan, s.cfg.Replication.MaxReplicas)
 	if err != nil {
 		return err
 	}
@@ -64,9 +64,9 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 	return err
 }
 
-func takeOverOps(plan *recovery.Scheduler, replicas int, mode string) ([]storage.Op, error) {
+func takeOverOps(plan *recovery.Scheduler, replicas int) ([]storage.Op, error) {
 	keys := storage.KeysOf(plan.ClusterID)
-	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas), Mode: mode}
+	meta := &metapb.Cluster{Id: plan.ClusterID, MaxPeerCount: uint32(replicas), Mode: plan.Mode}
 	value, err := meta.Marshal()
 	if err != nil {
 		return nil, err
@@ -86,6 +86,7 @@ func takeOverOps(plan *recovery.Scheduler, replicas int, mode string) ([]storage
 	for _, st := range plan.Stores {
 		m := &metapb.Store{
 			Id: st.ID, Address: st.Address, StatusAddress: st.StatusAddress, Version: st.Version, State: metapb.StoreState_Up,
+			Tls: st.TLS, AllowPlain: st.AllowPlain,
 		}
 		for k, v := range st.Labels {
 			m.Labels = append(m.Labels, &metapb.StoreLabel{Key: k, Value: v})
