@@ -37,6 +37,7 @@ func run(m *testing.M) int {
 		dir+"/",
 		"./cmd/tinykv-server",
 		"./cmd/tinyscheduler",
+		"./cmd/tinyctl",
 		"./tests/nativeclient",
 	)
 	build.Dir = filepath.Join("..", "..")
@@ -106,6 +107,11 @@ func freeAddrs(t *testing.T, n int) []string {
 }
 
 func startCluster(t *testing.T, stores int) *cluster {
+	return startClusterWith(t, stores, "http://", nil, nil)
+}
+
+// startClusterWith starts a cluster whose servers get further options.
+func startClusterWith(t *testing.T, stores int, scheme string, scheduler, store []string) *cluster {
 	t.Helper()
 	dir := t.TempDir()
 	addrs := freeAddrs(t, 2+2*stores)
@@ -124,16 +130,20 @@ func startCluster(t *testing.T, stores int) *cluster {
 		})
 		return p
 	}
-	c.scheduler = make("scheduler", "tinyscheduler", addrs[0], "--name", "scheduler",
-		"--client-urls", "http://"+addrs[0], "--advertise-client-urls", "http://"+addrs[0],
-		"--peer-urls", "http://"+addrs[1], "--advertise-peer-urls", "http://"+addrs[1],
-		"--initial-cluster", "scheduler=http://"+addrs[1])
+	c.scheduler = make("scheduler", "tinyscheduler", addrs[0], append([]string{
+		"--name", "scheduler",
+		"--client-urls", scheme + addrs[0], "--advertise-client-urls", scheme + addrs[0],
+		"--peer-urls", scheme + addrs[1], "--advertise-peer-urls", scheme + addrs[1],
+		"--initial-cluster", "scheduler=" + scheme + addrs[1],
+	}, scheduler...)...)
 	for i := range stores {
 		at := addrs[2+2*i:]
 		c.stores = append(
 			c.stores,
-			make(fmt.Sprintf("store-%d", i+1), "tinykv-server", at[0], "--addr", at[0],
-				"--advertise-addr", at[0], "--status-addr", at[1], "--scheduler", addrs[0]),
+			make(fmt.Sprintf("store-%d", i+1), "tinykv-server", at[0], append([]string{
+				"--addr", at[0],
+				"--advertise-addr", at[0], "--status-addr", at[1], "--scheduler", scheme + addrs[0],
+			}, store...)...),
 		)
 	}
 	for _, p := range append(c.stores, c.scheduler) {
