@@ -415,7 +415,7 @@ func TestTransactionOfADeadClient(t *testing.T) {
 		require.Equal(t, "new", string(v))
 	}
 
-	// And one that dies before: whoever meets its lock rolls the transaction back when its time is over.
+	// And one that dies before: the next client that meets its lock rolls the transaction back when its time is over.
 	n, _, rc := leaderStorage(t, c, cluster.FirstRegionID)
 	start, err := cl.Timestamp(ctx)
 	require.NoError(t, err)

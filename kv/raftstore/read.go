@@ -325,7 +325,7 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 	}
 	if err := s.checkHandle(hd, h, key); err != nil {
 		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
-			// Whoever asks here may not have reached the leader. If it is there, it answers the pre-vote.
+			// The client may not have reached the leader. One that lives answers the pre-vote.
 			_ = s.router.push(box, &message.Wake{}) // or the region is gone
 		}
 		return nil, nil, err

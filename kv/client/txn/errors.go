@@ -14,7 +14,7 @@ var ErrConflict = errors.New("txn: write conflict")
 // ErrFinished is returned by calls on a transaction that was committed or rolled back.
 var ErrFinished = errors.New("txn: the transaction has ended")
 
-// UnknownError says that nobody has told whether the transaction was committed. It may still be.
+// UnknownError says that no store has answered whether the transaction is committed. It may still be.
 type UnknownError struct{ Cause error }
 
 func (e *UnknownError) Error() string {

@@ -11,6 +11,9 @@ import (
 
 // Commit makes a transaction's changes of keys visible at commitTS: of all of them, or none.
 func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64) error {
+	if len(keys) == 0 {
+		return nil
+	}
 	if err := checkCommitTS(startTS, commitTS); err != nil {
 		return err
 	}
