@@ -232,23 +232,27 @@ func (c *cluster) awaitReplicas(t *testing.T) {
 	}, time.Minute, 50*time.Millisecond)
 }
 
-// run has the clients work while faults happens, and until they have done more after it.
-func (h *history) run(clients int, faults func(more func(n int))) {
+// run has the clients work while faults happens, and until they have done more after it. client-go takes longer to find a
+// new leader, so that there are more of its callers.
+func (h *history) run(faults func(more func(n int))) {
 	h.t.Helper()
 	var wg sync.WaitGroup
-	for n := range clients {
-		wg.Add(2)
+	for n := range 8 {
+		wg.Add(1)
 		go func() { defer wg.Done(); h.tikvClient(n) }()
+	}
+	for n := range 2 {
+		wg.Add(1)
 		go func() { defer wg.Done(); h.nativeClient(n) }()
 	}
 	more := func(n int) {
 		h.t.Helper()
-		from := h.rec.total()
-		require.Eventually(h.t, func() bool { return h.rec.total() >= from+n }, time.Minute, 5*time.Millisecond)
+		from := h.rec.answered()
+		require.Eventually(h.t, func() bool { return h.rec.answered() >= from+n }, time.Minute, 5*time.Millisecond)
 	}
-	more(200)
+	more(50)
 	faults(more)
-	more(500)
+	more(200)
 	close(h.stop)
 	wg.Wait()
 }
@@ -265,15 +269,15 @@ func TestHistoryOfBothClients(t *testing.T) {
 	require.NoError(t, h.plain.Put(ctx, []byte(historyKey(0)), []byte("begin")))
 	c.splitAt(t, historyKey(8), historyKey(16))
 	c.awaitReplicas(t)
-	h.run(5, func(more func(int)) {
+	h.run(func(more func(int)) {
 		for i, s := range c.stores {
 			for range 5 {
 				c.moveLeader(t, historyKey(rand.IntN(historyKeys)))
-				more(150)
+				more(30)
 			}
 			c.splitAt(t, historyKey(2+5*i))
 			s.kill()
-			more(300)
+			more(60)
 			s.start(t)
 			c.awaitReplicas(t)
 		}
@@ -281,7 +285,7 @@ func TestHistoryOfBothClients(t *testing.T) {
 	rec.check(t)
 	for _, who := range []string{goClient, "native"} {
 		for _, kind := range []string{"get", "put", "delete", "swap"} {
-			require.Greater(t, rec.known[kind+" of "+who], 30, "%s of %s", kind, who)
+			require.Greater(t, rec.known[kind+" of "+who], 20, "%s of %s", kind, who)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -261,4 +262,13 @@ func tagAndSize(data []byte) (number uint64, n int) {
 	number, n = binary.Uvarint(data)
 	_, m := binary.Uvarint(data[n:])
 	return number >> 3, n + m
+}
+
+// The page for users names each RPC that is served.
+func TestEachRPCIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/tikv.md")
+	require.NoError(t, err)
+	for _, m := range serviceDesc().Methods {
+		require.Regexp(t, `(?m)^\|.*\b`+m.MethodName+`\b.*\|`, string(page))
+	}
 }

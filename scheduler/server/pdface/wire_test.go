@@ -3,6 +3,7 @@ package pdface_test
 import (
 	"context"
 	"encoding/binary"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -283,5 +284,17 @@ func TestOddRequestsOnStreams(t *testing.T) {
 		require.GreaterOrEqual(t, ts.Timestamp.Logical, int64(2), "the last one of the three")
 		send(&pdpb.TsoRequest{Count: count}, m.header())
 		require.ErrorContains(t, receive(&ts), "count must be between")
+	}
+}
+
+// The page for users names each RPC of pdpb.PD that is not Unimplemented.
+func TestEachRPCIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/tikv.md")
+	require.NoError(t, err)
+	for _, p := range procedures() {
+		name, ours := strings.CutPrefix(p.path, "/pdpb.PD/")
+		if ours && (in(forTheCluster, p) || in(forStores, p) || in(forAnyone, p) || in(silent, p) || in(refused, p)) {
+			require.Regexp(t, `(?m)^\|.*\b`+name+`\b.*\|`, string(page))
+		}
 	}
 }
