@@ -213,8 +213,9 @@ var bugs = []bug{
 	{
 		name: "txn-write-of-any-term", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
 		change: [][2]string{
-			{"	if w.BoundTerm != 0 && !p.leadsIn(w.BoundTerm) {", "	if false {"},
-			{"		if w.BoundTerm == 0 || p.leadsIn(w.BoundTerm) {", "		if true {"},
+			{"	if w.Bound && !p.leadsIn(w.Header.Term) {", "	if false {"},
+			{"		if !w.Bound || p.leadsIn(w.Header.Term) {", "		if true {"},
+			{"	if h.Term != 0 && h.Term+1 < p.rn.Term() {", "	if false {"},
 		},
 	},
 	{
