@@ -90,3 +90,29 @@ func TestHistoryOfClientsThatAreCutOff(t *testing.T) {
 	require.GreaterOrEqual(t, h.OK, 200)
 	t.Logf("%d operations, %d unknown, %d requests passed on by the last runs of the stores", h.OK, h.Unknown, forwarded(c))
 }
+
+// TestRouteFromBeforeTheReplicas: a client that knows a region from when it had one peer finds the others once that one
+// does not lead any more, whether it answers or not.
+func TestRouteFromBeforeTheReplicas(t *testing.T) {
+	for name, end := range map[string]func(c *cluster.Cluster, n *cluster.Node){
+		"cut off": func(c *cluster.Cluster, n *cluster.Node) { c.Net.Partition([]uint64{n.ID}) },
+		"stopped": func(_ *cluster.Cluster, n *cluster.Node) { n.Stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster.New(t, cluster.Options{Stores: 3, Replicas: 1})
+			old := c.WaitLeader(cluster.FirstRegionID)
+			cl := c.Client()
+			defer cl.Close()
+			mustPut(t, c, cl, "k", "1") // the region has one peer
+			for id := uint64(1); id <= 3; id++ {
+				if id != old.ID {
+					c.AddPeer(cluster.FirstRegionID, id)
+				}
+			}
+			c.CheckConsistency() // all three have everything
+			end(c, old)
+			mustPut(t, c, cl, "k", "2")
+			mustGet(t, c, cl, "k", "2")
+		})
+	}
+}

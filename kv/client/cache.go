@@ -28,6 +28,8 @@ type cachedRegion struct {
 	// doubted: the peer that was asked does not have the region. The placement service is asked for a better
 	// route first; while it does not answer, the other peers are tried.
 	doubted bool
+	// failed is the peer that was asked when the doubt arose.
+	failed uint64
 	// via is a store that can pass requests on to the leader's, which this client could not reach; 0 if there is none.
 	via uint64
 	// position is the largest index of the region's log that is known to be committed. It belongs to the region's id
@@ -40,8 +42,8 @@ func (r *cachedRegion) contains(key []byte) bool {
 		(len(r.meta.EndKey) == 0 || bytes.Compare(key, r.meta.EndKey) < 0)
 }
 
-// nextPeer is the voter after the current one, in the region's order.
-func (r *cachedRegion) nextPeer() *metapb.Peer {
+// nextPeer is the voter after the current one, in the region's order. around: all have had their turn.
+func (r *cachedRegion) nextPeer() (next *metapb.Peer, around bool) {
 	n := len(r.meta.Peers)
 	at := 0
 	for i, p := range r.meta.Peers {
@@ -51,10 +53,10 @@ func (r *cachedRegion) nextPeer() *metapb.Peer {
 	}
 	for i := range n {
 		if p := r.meta.Peers[(at+i)%n]; p.Role == metapb.PeerRole_Voter {
-			return p
+			return p, at+i >= n
 		}
 	}
-	return nil
+	return nil, true
 }
 
 // regionCache maps keys to regions. A newer epoch replaces what it overlaps; an older one never
@@ -112,7 +114,10 @@ func (c *regionCache) locate(ctx context.Context, key []byte) (*cachedRegion, er
 	got, err := c.placement.GetRegion(ask, key)
 	cancel()
 	if known != nil && (err != nil || got == nil || got.Meta == nil) {
-		return known, ctx.Err()
+		return c.believe(known), ctx.Err()
+	}
+	if known != nil && !older(known.meta.RegionEpoch, got.Meta.RegionEpoch) && got.Leader.GetId() == known.failed {
+		return c.believe(known), nil // nothing new: the next peer has its turn
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the region of a key: %w", err)
@@ -186,7 +191,7 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 	}
 	if entry.leader.GetId() == 0 {
 		entry.leader = nil
-		entry.leader = entry.nextPeer()
+		entry.leader, _ = entry.nextPeer()
 	}
 	c.mu.tree.ReplaceOrInsert(itemOf(entry))
 }
@@ -216,6 +221,30 @@ func (c *regionCache) setRoute(asked *cachedRegion, leader *metapb.Peer, via uin
 	}
 }
 
+// tryNext makes the next peer the one to try. After all of them the placement service is asked: the region may have got
+// other peers, of which this route does not know.
+func (c *regionCache) tryNext(asked *cachedRegion) {
+	next, around := asked.nextPeer()
+	if around {
+		c.doubt(asked)
+		return
+	}
+	c.setLeader(asked, next)
+}
+
+// believe takes a doubt back, for which the placement service had no answer: the route is used as it is until it fails
+// again, and no use of it waits for that service meanwhile.
+func (c *regionCache) believe(known *cachedRegion) *cachedRegion {
+	next := *known
+	next.doubted = false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cur, ok := c.mu.tree.Get(itemOf(known)); ok && cur.region == known {
+		c.mu.tree.ReplaceOrInsert(itemOf(&next))
+	}
+	return &next
+}
+
 // doubt makes the next use of a region ask the placement service for it, and try another peer while there is no
 // answer, if it is still the one that was asked.
 func (c *regionCache) doubt(asked *cachedRegion) {
@@ -223,7 +252,8 @@ func (c *regionCache) doubt(asked *cachedRegion) {
 	defer c.mu.Unlock()
 	if cur, ok := c.mu.tree.Get(itemOf(asked)); ok && cur.region == asked {
 		next := *asked
-		next.doubted, next.leader, next.via = true, asked.nextPeer(), 0
+		next.doubted, next.via, next.failed = true, 0, asked.leader.GetId()
+		next.leader, _ = asked.nextPeer()
 		c.mu.tree.ReplaceOrInsert(itemOf(&next))
 	}
 }

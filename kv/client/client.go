@@ -341,7 +341,7 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 	store, forwarded, err := c.route(ctx, r)
 	if err != nil {
 		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
-		c.cache.setLeader(r, r.nextPeer())
+		c.cache.tryNext(r)
 		return err
 	}
 	defer store.done()
@@ -404,10 +404,10 @@ func (c *Client) onRPCError(r *cachedRegion, err error) *verdict {
 	case codes.Unavailable:
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)
-		c.cache.setLeader(r, r.nextPeer())
+		c.cache.tryNext(r)
 		v.unknown = true
 	case codes.DeadlineExceeded, codes.Canceled:
-		c.cache.setLeader(r, r.nextPeer())
+		c.cache.tryNext(r)
 		v.unknown, v.pause, v.late = true, false, true
 	case codes.Unimplemented, codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
 		v.final = true
@@ -426,7 +426,7 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 		if hint := e.NotLeader.Leader; hint.GetId() != 0 && hint.Id != r.leader.Id {
 			c.cache.setRoute(r, hint, c.pool.wayTo(hint.StoreId, r))
 		} else {
-			c.cache.setLeader(r, r.nextPeer())
+			c.cache.tryNext(r)
 			v.pause = true
 		}
 	case e.EpochNotMatch != nil:
