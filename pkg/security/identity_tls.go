@@ -1,6 +1,7 @@
 package security
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,9 +22,10 @@ type Identity struct {
 	mu      struct {
 		sync.Mutex
 		checked time.Time
-		stamps  [3]stamp
-		loaded  *material
-		err     error
+		// read is the hash of what the files held when they were last read.
+		read   [sha256.Size]byte
+		loaded *material
+		err    error
 	}
 }
 
@@ -33,12 +35,6 @@ type material struct {
 	pair  *tls.Certificate // nil without one
 }
 
-// stamp tells whether a file is another one than before.
-type stamp struct {
-	size int64
-	time time.Time
-}
-
 // recheck is how often the files are looked at.
 const recheck = time.Second
 
@@ -46,8 +42,7 @@ const recheck = time.Second
 // system's. allowedCN, if not empty, are the common names of certificates that may connect.
 func LoadIdentity(files Files, allowedCN []string) (*Identity, error) {
 	i := &Identity{files: files, allowed: allowedCN}
-	i.mu.stamps = files.stamps()
-	i.mu.checked = time.Now()
+	i.mu.read, i.mu.checked = files.hash(), time.Now()
 	var err error
 	if i.mu.loaded, err = files.load(); err != nil {
 		return nil, err
@@ -55,12 +50,15 @@ func LoadIdentity(files Files, allowedCN []string) (*Identity, error) {
 	return i, nil
 }
 
-func (f Files) stamps() (out [3]stamp) {
-	for n, path := range []string{f.CA, f.Cert, f.Key} {
-		if info, err := os.Stat(path); err == nil && path != "" {
-			out[n] = stamp{info.Size(), info.ModTime()}
-		}
+// hash is of what the files hold. Times of files are too coarse to tell whether they have changed.
+func (f Files) hash() (out [sha256.Size]byte) {
+	h := sha256.New()
+	for _, path := range []string{f.CA, f.Cert, f.Key} {
+		data, err := os.ReadFile(path) // load says what is wrong with it
+		fmt.Fprintf(h, "%q %d %v ", path, len(data), err)
+		_, _ = h.Write(data)
 	}
+	h.Sum(out[:0])
 	return out
 }
 
@@ -82,16 +80,23 @@ func (i *Identity) current() *material {
 	defer i.mu.Unlock()
 	if now := time.Now(); now.Sub(i.mu.checked) >= recheck {
 		i.mu.checked = now
-		if stamps := i.files.stamps(); stamps != i.mu.stamps {
-			// Half-written files do not fit together, and are looked at again.
-			if m, err := i.files.load(); err != nil {
-				i.mu.err = err
-			} else {
-				i.mu.loaded, i.mu.stamps, i.mu.err = m, stamps, nil
-			}
-		}
+		i.mu.err = i.readLocked()
 	}
 	return i.mu.loaded
+}
+
+// readLocked reads the files if they have changed. Half-written ones do not fit together, and are looked at again. What is
+// read between hash and load differs from the hash the next time.
+func (i *Identity) readLocked() error {
+	read := i.files.hash()
+	if read == i.mu.read {
+		return nil
+	}
+	m, err := i.files.load()
+	if err == nil {
+		i.mu.loaded, i.mu.read = m, read
+	}
+	return err
 }
 
 // Err says why the files as they are now cannot be used; nil if they can.
