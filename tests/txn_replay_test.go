@@ -124,7 +124,7 @@ func TestBankWithReplays(t *testing.T) {
 	var counts faultCounts
 	moved := make(chan struct{})
 	go func() { defer close(moved); transferer(c, &counts, stop) }()
-	time.Sleep(3 * time.Second) // not a synchronisation: the length of the round
+	b.rage(3 * time.Second)
 	close(stop)
 	<-moved
 	wait()

@@ -307,6 +307,25 @@ func (b *bank) audit() {
 	require.Greater(b.t, len(ends), 10)
 }
 
+// rage returns after the length of a round, and when the round has committed enough to mean anything: a lock that is left
+// behind may hold everybody up for as long as it lives.
+func (b *bank) rage(length time.Duration) {
+	enough := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		n := 0
+		for _, x := range b.done {
+			if len(x.writes) > 0 {
+				n++
+			}
+		}
+		return n > 20
+	}
+	for begun := time.Now(); time.Since(begun) < length || !enough() && time.Since(begun) < 20*length; {
+		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
+	}
+}
+
 // txnCluster is a cluster of transactions with accounts in several regions.
 func txnCluster(t *testing.T, accounts, regions int) (*cluster.Cluster, *txn.Client) {
 	t.Helper()
@@ -343,7 +362,7 @@ func TestBank(t *testing.T) {
 				wg.Add(1)
 				go func() { defer wg.Done(); f(c, &counts, stop) }()
 			}
-			time.Sleep(3 * time.Second) // not a synchronisation: the length of the round
+			b.rage(3 * time.Second)
 			if name == "quiet" {
 				c.Split(memcomparable.Encode(bankKey(3))) // under load
 			}
