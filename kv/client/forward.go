@@ -123,7 +123,7 @@ func (p *pool) probe(storeID uint64) (again bool) {
 	if p.opts.Dial != nil {
 		s, err := p.opts.Dial(ctx, storeID)
 		if err == nil {
-			// Refused as malformed, by whoever answers.
+			// Refused as malformed, by the store that answers.
 			_, err = s.RawGet(ctx, &kvrpcpb.RawGetRequest{})
 		}
 		return unreachable(err)

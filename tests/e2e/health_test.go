@@ -54,7 +54,7 @@ func TestStatusNamesWhatIsLost(t *testing.T) {
 		p.Kill()
 	}
 	k.until(1, "critical no-quorum: regions: 1 of 1", "store-silent: store", lost[0].Addr+" has not reported", lost[1].Addr+" has not reported")
-	for _, p := range c.Schedulers { // whoever leads next does not call it fine either
+	for _, p := range c.Schedulers { // the next leader does not call it fine either
 		p.Kill()
 	}
 	code, out := k.try("status")
