@@ -39,23 +39,6 @@ type applyTask struct {
 	why       string // it is retired
 }
 
-// installTask replaces a region's state by a received raft snapshot.
-type installTask struct {
-	region, old *metapb.Region
-	peer        *metapb.Peer
-	meta        *rspb.SnapshotMeta
-	index, term uint64
-}
-
-// destroyTask removes what is left of a peer.
-type destroyTask struct {
-	box    *mailbox
-	region *metapb.Region // with the epoch for the tombstone
-	data   *metapb.Region // whose range holds data, if it is initialized
-	peer   *metapb.Peer
-	again  *rspb.RaftMessage
-}
-
 // applier is the state machine side of a region: it owns the applied state. Owned by the region's apply
 // worker.
 //

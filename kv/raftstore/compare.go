@@ -31,7 +31,7 @@ import (
 //     touched.
 //
 // A hash that does not come (a slow replica, an older version, a message that got lost) says nothing. Reading all data
-// also finds damaged blocks: they are failed reads, see read_error.go.
+// also finds damaged blocks: they are failed reads, see quarantine.go.
 //
 // Time is divided into slots of Raftstore.CompareInterval, which begin at another time for each region. Each replica
 // notes in which slot its region was last found equal, and the leader compares when that is not the current one. So a

@@ -135,11 +135,6 @@ func (p *peer) admit(w *message.Write) bool {
 	return p.holdRetry(w)
 }
 
-func (p *peer) refuseWrite(w *message.Write, err error) {
-	p.store.inflight.Add(-int64(len(w.Payload)))
-	w.Callback.Fail(err)
-}
-
 // noteRetry remembers that earlier attempts at a write come too late from now on.
 func (p *peer) noteRetry(w *message.Write) {
 	o, id := &p.once, &w.Identity

@@ -93,12 +93,6 @@ type peer struct {
 	standstill map[uint64]standstill
 }
 
-// lingering is the state of a leader that was removed from its group.
-type lingering struct {
-	region *metapb.Region
-	round  uint64
-}
-
 type peerStats struct {
 	size, keys uint64
 	sizeKnown  bool
@@ -266,4 +260,143 @@ func (p *peer) wantsTurn() bool {
 func (p *peer) awaitsApplied() bool {
 	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
+}
+
+// handleMessages works off what was in the mailbox. Neighbouring writes become one raft entry.
+func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
+	for _, m := range msgs {
+		if p.stopped {
+			p.refuse(m)
+			continue
+		}
+		p.handleMessage(t, m)
+	}
+	if p.stopped {
+		return
+	}
+	p.endHandover()
+	p.resumeHeld()
+	p.flushWrites()
+	p.askReads()
+	p.tendSick(t)
+}
+
+func (p *peer) handleMessage(t *turn, m message.Msg) {
+	p.stir(m)
+	switch m := m.(type) {
+	case *message.Raft:
+		p.onRaft(t, m.Message)
+	case *message.Write:
+		p.onWrite(m)
+	case *message.Read:
+		if err := p.checkHeader(m.Header, true, false, m.Deadline); err != nil {
+			m.Callback.Fail(err)
+		} else {
+			p.reads.arrived = append(p.reads.arrived, m)
+		}
+	case *message.Admin:
+		p.onAdmin(m)
+	case *message.Applied:
+		p.onApplied(t, m)
+	case *message.LogGC:
+		p.onLogGC(t, m)
+	case *message.Start:
+		p.onStart(m)
+	case *message.BecomeSplit:
+		p.onBecomeSplit(t, m)
+	case *message.StoreLost:
+		p.onStoreLost(m)
+	case *message.Unreachable:
+		p.rn.ReportUnreachable(m.ToPeer)
+	case *message.SnapshotSent:
+		p.rn.ReportSnapshot(m.ToPeer, m.OK)
+	case *message.SnapshotBuilt:
+		p.ps.onBuilt(m.Snapshot)
+		if p.isLeader() && m.Snapshot != nil {
+			p.rn.BroadcastHeartbeat() // the answers make raft try the follower again
+		}
+	case *message.SnapshotInstalled:
+		p.onInstalled(t, m)
+	case *message.SplitChecked:
+		p.onSplitChecked(m)
+	case *message.AskedSplit:
+		p.onAskedSplit(m)
+	case *message.SplitAt:
+		p.onSplitAt(m)
+	case *message.Operator:
+		p.onOperator(m.Response)
+	case *message.RegionTruth:
+		p.onRegionTruth(t, m.Region)
+	case *message.HeartbeatNow:
+		if p.isLeader() {
+			p.heartbeatRegion()
+		}
+	case *message.ReadFailed:
+		p.fallSick(m.Err)
+	case *message.CompareReplicas:
+		p.onCompareReplicas(m)
+	case *message.EndComparison:
+		if p.compare != nil && p.compare.asked == m.Comparison {
+			p.endComparison(t)
+		}
+	case *message.Hashed:
+		p.onHashed(t, m)
+	case *message.Inspect:
+		m.Fn(&PeerView{p})
+	}
+}
+
+func (p *peer) onStart(m *message.Start) {
+	if m.Campaign || (len(p.region().Peers) == 1 && p.region().Peers[0].Id == p.meta.Id) {
+		if err := p.rn.Campaign(); err != nil {
+			p.logger.Debug("campaign refused", zap.Error(err))
+		}
+	}
+}
+
+// onApplied takes the report of the apply worker.
+func (p *peer) onApplied(t *turn, m *message.Applied) {
+	if m.PeerID != p.meta.Id || m.Index <= p.appliedIndex {
+		return
+	}
+	if p.installing != 0 {
+		// The report is older than the raft snapshot, whose region and members raft has taken over.
+		p.createRightHalves(m)
+		return
+	}
+	st := &p.stats
+	st.sizeDelta += m.SizeDelta
+	st.writtenBytes += uint64(m.Written)
+	st.sinceCount += uint64(m.Written)
+	st.writtenKeys += uint64(m.WrittenKeys)
+	st.size = uint64(max(0, int64(st.size)+m.SizeDelta))
+	st.keys = uint64(max(0, int64(st.keys)+m.KeysDelta))
+	if m.Shrunk {
+		st.sizeKnown = false // the next tick has it measured
+	}
+	for _, res := range m.Results {
+		switch res := res.(type) {
+		case message.ChangedPeer:
+			p.onChangedPeer(res)
+		case message.SplitDone:
+			p.onSplitDone(res)
+		case message.SplitRefused:
+			if res.Index >= p.splitIndex {
+				p.splitIndex = 0
+			}
+		case message.CompactedLog:
+			p.ps.truncated = rspb.RaftTruncatedState{Index: res.Index, Term: res.Term}
+			p.store.logGC.Request(p.regionID, res.Index, res.Term)
+		}
+	}
+	p.appliedIndex, p.appliedTerm = m.Index, m.Term
+	if p.splitIndex != 0 && p.splitIndex <= m.Index {
+		p.splitIndex = 0
+	}
+	p.rn.AppliedTo(m.Index)
+	p.answerReads()
+	p.publish()
+	if p.removed != nil && !p.isLeader() {
+		p.destroy(t, p.removed.region, nil)
+	}
 }

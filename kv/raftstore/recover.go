@@ -168,14 +168,6 @@ func (s *Store) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
 	return nil
 }
 
-// quarantineRegion keeps a damaged replica on disk, but does not run it.
-func (s *Store) quarantineRegion(region *metapb.Region, self *metapb.Peer, err error) {
-	s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
-		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
-	s.meta.setRegion(region, self.Id)
-	s.quarantine.add(region, self, err)
-}
-
 // recoverApplying resumes the installation of a raft snapshot. The log may not have been reset yet.
 func (s *Store) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) error {
 	md := st.Applying
@@ -285,4 +277,11 @@ func (s *Store) clearUserRange(snap engine.Snapshot, start, end []byte) error {
 		}
 	}
 	return nil
+}
+
+func wrapRecover(regionID uint64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("recover region %d: %w", regionID, err)
 }

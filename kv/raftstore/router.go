@@ -30,7 +30,7 @@ type mailbox struct {
 	handle atomic.Pointer[readHandle]
 	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
 	asleep  atomic.Bool
-	dormant atomic.Bool // asleep since the start of the store (dormant.go)
+	dormant atomic.Bool // asleep since the start of the store (sleep.go)
 	duty    atomic.Int64
 	counted atomic.Bool // in router.awake
 	// compared is the slot of time in which the region's replicas were last found equal (compare.go).
@@ -325,22 +325,4 @@ func (q *readyQueue) close() {
 	q.mu.Unlock()
 	q.mu.first.Broadcast()
 	q.mu.help.Broadcast()
-}
-
-// routeRaft lays a message from another store into its region's mailbox, and returns that if it has to be put
-// into the ready queue; or gives it to the store worker if the region is not here.
-func (s *Store) routeRaft(letter *message.Raft) (*mailbox, error) {
-	m := letter.Message
-	b := s.router.get(m.RegionId)
-	if b == nil {
-		return nil, s.sendStore(storeRaft{m})
-	}
-	wake, err := s.router.put(b, letter)
-	if _, missing := err.(*RegionNotFoundError); missing {
-		return nil, s.sendStore(storeRaft{m})
-	}
-	if !wake {
-		b = nil
-	}
-	return b, err
 }

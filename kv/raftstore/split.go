@@ -3,23 +3,59 @@ package raftstore
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
-	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/raft"
 )
 
-// A split, from its planning to its proposal: the split checker measures the region and chooses a key
-// (runner.SplitChecker) -> onSplitChecked -> the placement service gives ids (askSplit) -> onAskedSplit
-// proposes the admin command, under the epoch for which it was planned.
+// The life of a split:
+//
+//	checkSplit      the leader has the split checker measure a region that has grown (runner.SplitChecker)
+//	onSplitChecked  a key is found; or a person, a test or the placement service names one (onSplitAt)
+//	askSplit        the placement service gives the ids of the new region and its peers
+//	onAskedSplit    proposes the admin command, under the epoch for which it was planned; local reads end until it is
+//	                applied (proposeSplit)
+//	apply worker    writes both halves, the right one's beginning and the applied index in one synced batch
+//	onSplitDone     takes over the left half; createSplitPeer begins the right one's log and its peer, or onBecomeSplit
+//	                does so in place of a peer that a raft message had created before
+//
+// If the left half does not go on as it was, createRightHalves lets the right one begin all the same.
 
-type schedulerResponse = schedulerpb.RegionHeartbeatResponse
+// estimatesInARow is how often a region's size may be estimated before it is counted again.
+const estimatesInARow = 16
+
+// checkSplit starts a check of the region's size, if it is unknown or has grown enough since the last.
+func (p *peer) checkSplit() {
+	st, cfg := &p.stats, &p.store.cfg.Raftstore
+	if st.checkingSplit || st.askingSplit {
+		return
+	}
+	if st.sizeKnown && st.sizeDelta < int64(cfg.RegionSplitSize)/8 {
+		return
+	}
+	check := runner.Check{
+		Region: p.region(), RegionID: p.regionID, Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
+		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) || st.sinceCount < st.countAfter,
+	}
+	if st.estimates >= estimatesInARow {
+		check.Last = message.Counted{}
+	}
+	if p.store.splitChecker.Check(check) {
+		st.checkingSplit = true
+	}
+}
 
 // onSplitChecked takes the measured size and begins a split if a key was found.
 func (p *peer) onSplitChecked(m *message.SplitChecked) {
@@ -65,39 +101,29 @@ func (p *peer) noteCount(m message.Counted) {
 	st.counted, st.sinceCount, st.estimates = m, 0, 0
 }
 
-// onSplitAt begins a split that a person, a test or the placement service asked for.
-func (p *peer) onSplitAt(m *message.SplitAt) {
-	if err := p.checkHeader(m.Header, true, false, zeroTime); err != nil {
-		m.Callback.Fail(err)
-		return
+// SplitAt splits a region at a key, or in the middle if key is empty, and waits for it.
+func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (message.Result, error) {
+	box := s.router.get(regionID)
+	if box == nil {
+		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
 	}
-	if len(m.Key) == 0 {
-		p.store.splitChecker.Middle(p.region(), func(key []byte, err error) {
-			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
-			if err != nil {
-				p.store.ReadFailed(p.regionID, err)
-				m.Callback.Fail(&BusyError{Reason: "measuring the region failed: " + err.Error()})
-			} else if len(key) == 0 {
-				m.Callback.Fail(invalidf("region %d has no key to split at", p.regionID))
-			} else if err := p.store.router.push(p.box, again); err != nil {
-				m.Callback.Fail(err)
-			}
-		})
-		return
+	h := box.handle.Load()
+	if h == nil {
+		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
 	}
-	if p.store.encodedKeys {
-		cut, ok := memcomparable.CutTimestamp(m.Key)
-		if !ok {
-			m.Callback.Fail(invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
-			return
-		}
-		m.Key = cut
+	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
+}
+
+func (s *Store) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
+	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
+	if err := s.router.send(h.RegionID, m); err != nil {
+		return message.Result{}, err
 	}
-	if !strictlyInside(p.region(), m.Key) {
-		m.Callback.Fail(invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))
-		return
+	res, err := m.Callback.Wait(ctx)
+	if err == nil {
+		err = res.Err
 	}
-	p.askSplit(m.Key, m.Callback)
+	return res, err
 }
 
 // Split has each key begin a region, and returns the regions that the one of the header became, in
@@ -134,6 +160,41 @@ func (s *Store) Split(
 	return parts, nil
 }
 
+// onSplitAt begins a split that a person, a test or the placement service asked for.
+func (p *peer) onSplitAt(m *message.SplitAt) {
+	if err := p.checkHeader(m.Header, true, false, zeroTime); err != nil {
+		m.Callback.Fail(err)
+		return
+	}
+	if len(m.Key) == 0 {
+		p.store.splitChecker.Middle(p.region(), func(key []byte, err error) {
+			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
+			if err != nil {
+				p.store.ReadFailed(p.regionID, err)
+				m.Callback.Fail(&BusyError{Reason: "measuring the region failed: " + err.Error()})
+			} else if len(key) == 0 {
+				m.Callback.Fail(invalidf("region %d has no key to split at", p.regionID))
+			} else if err := p.store.router.push(p.box, again); err != nil {
+				m.Callback.Fail(err)
+			}
+		})
+		return
+	}
+	if p.store.encodedKeys {
+		cut, ok := memcomparable.CutTimestamp(m.Key)
+		if !ok {
+			m.Callback.Fail(invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
+			return
+		}
+		m.Key = cut
+	}
+	if !strictlyInside(p.region(), m.Key) {
+		m.Callback.Fail(invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))
+		return
+	}
+	p.askSplit(m.Key, m.Callback)
+}
+
 // askSplit asks the placement service for the ids of the new region. Only one request at a time.
 func (p *peer) askSplit(key []byte, cb *message.Callback) {
 	if p.stats.askingSplit || p.splitIndex != 0 {
@@ -152,6 +213,14 @@ func (p *peer) askSplit(key []byte, cb *message.Callback) {
 		p.stats.askingSplit = false
 		cb.Fail(&BusyError{Reason: "too many requests to the placement service"})
 	}
+}
+
+// scheduleAsk asks the placement service for split ids in the background; false if too many wait.
+func (s *Store) scheduleAsk(done func(message.AskedSplit), region *metapb.Region) bool {
+	return s.tasks.Submit(func(ctx context.Context) {
+		ids, err := s.placement.AskSplit(ctx, region)
+		done(message.AskedSplit{IDs: ids, Err: err})
+	})
 }
 
 // onAskedSplit proposes the split if the region is still the one it was planned for.
@@ -175,14 +244,64 @@ func (p *peer) onAskedSplit(m *message.AskedSplit) {
 	})
 }
 
-// newSplitPeer makes the durable beginning of a region that a split has created, and a peer on it.
-func (s *Store) newSplitPeer(region *metapb.Region, self *metapb.Peer) (*peer, error) {
-	var b logBatch
-	initialLogState(&b, s.log, region.Id)
-	if err := s.log.Write(&b, true); err != nil {
-		return nil, err
+func (p *peer) proposeSplit(a *message.Admin) error {
+	if _, _, err := splitRegion(p.region(), a.Request.GetSplit()); err != nil {
+		return err
 	}
-	return newPeer(s, region, self, initIndex, initTruncated, false)
+	// Local reads end before any replica can apply the split.
+	old := p.splitIndex
+	p.splitIndex = p.rn.LastIndex() + 1
+	p.publish()
+	if !p.proposeAdmin(a) {
+		p.splitIndex = old
+		p.publish()
+	}
+	return nil
+}
+
+// onSplitDone takes over the left half and lets the right one begin.
+func (p *peer) onSplitDone(res message.SplitDone) {
+	p.setRegion(res.Left)
+	heirs := p.once.heirs(p.regionID, res.Index)
+	p.once.noteVersion(res.Index, res.Left.RegionEpoch.Version)
+	left, right := res.Left, res.Right
+	p.logger.Info("split region", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey),
+		zap.Uint64("version", left.RegionEpoch.Version), zap.Bool("created", res.Created))
+	p.stats = peerStats{size: p.stats.size / 2, keys: p.stats.keys / 2}
+	p.times.splitCheck = p.store.clock.Now()
+	if res.Created {
+		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: p.isLeader(), Ancestors: heirs}
+		if err := p.store.createSplitPeer(&msg); err != nil {
+			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
+			return
+		}
+	} else {
+		p.store.regionRunner.clear(right)
+	}
+	if p.isLeader() {
+		p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
+		p.heartbeatRegion()
+		p.store.reportSplit(left, right)
+	}
+}
+
+// createRightHalves lets the right halves of applied splits begin although the left one does not go on
+// as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own their data.
+func (p *peer) createRightHalves(m *message.Applied) {
+	if m.PeerID != p.meta.Id {
+		return
+	}
+	for _, res := range m.Results {
+		split, ok := res.(message.SplitDone)
+		if !ok || !split.Created {
+			continue
+		}
+		right := split.Right
+		p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
+		if err := p.store.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
+			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
+		}
+	}
 }
 
 // createSplitPeer creates the right half's peer on this store, or hands it to the uninitialized peer
@@ -216,4 +335,61 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 		_ = s.router.push(p.box, &message.Raft{Message: v})
 	}
 	return nil
+}
+
+// newSplitPeer makes the durable beginning of a region that a split has created, and a peer on it.
+func (s *Store) newSplitPeer(region *metapb.Region, self *metapb.Peer) (*peer, error) {
+	var b logBatch
+	initialLogState(&b, s.log, region.Id)
+	if err := s.log.Write(&b, true); err != nil {
+		return nil, err
+	}
+	return newPeer(s, region, self, initIndex, initTruncated, false)
+}
+
+// initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that an
+// uninitialized peer of the same region gave before is adopted, never forgotten.
+func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
+	hs := meta.InitialHardState()
+	if st, ok := log.State(regionID); ok && st.HardState.Term >= hs.Term {
+		hs.Term, hs.Vote = st.HardState.Term, st.HardState.Vote
+	}
+	b.Reset(regionID, meta.InitLogIndex, meta.InitLogTerm)
+	b.SetHardState(regionID, hs)
+}
+
+// onBecomeSplit: a raft message had created this peer before the split was applied here. It keeps its
+// term and vote and becomes the right half in place, so that no two objects ever stand for one region.
+func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
+	if p.initialized() || m.Peer.Id < p.meta.Id {
+		// A raft snapshot was faster: it has the right half, and more.
+		p.store.meta.finishSplit(m.Region.Id)
+		return
+	}
+	p.failAllReads(&RegionNotFoundError{RegionID: p.regionID})
+	np, err := p.store.newSplitPeer(m.Region, m.Peer)
+	if err != nil {
+		p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", p.regionID, err))
+		return
+	}
+	p.meta, p.rn, p.ps, p.logger = np.meta, np.rn, np.ps, np.logger
+	p.appliedIndex, p.appliedTerm = np.appliedIndex, np.appliedTerm
+	p.rd, p.late, p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
+	p.setRegion(m.Region)
+	p.initOnce()
+	p.once.ancestors = m.Ancestors
+	p.store.meta.finishSplit(m.Region.Id)
+	t.addApply(p.store.applierOf(p.regionID), registerTask(p))
+	p.onStart(&message.Start{Campaign: m.Campaign})
+	for _, v := range p.store.meta.takePendingVotes(p.regionID, p.meta.Id) {
+		p.onRaft(t, v)
+	}
+}
+
+func (s *Store) reportSplit(left, right *metapb.Region) {
+	s.tasks.Submit(func(ctx context.Context) {
+		if err := s.placement.ReportSplit(ctx, left, right); err != nil {
+			s.logger.Debug("reporting split failed", zap.Error(err))
+		}
+	})
 }

@@ -2,8 +2,6 @@ package raftstore
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -21,7 +19,6 @@ import (
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
-	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
@@ -289,24 +286,6 @@ func (s *Store) ClusterID() uint64 { return s.clusterID }
 // Send routes a message to a region's peer. It never blocks.
 func (s *Store) Send(regionID uint64, m message.Msg) error { return s.router.send(regionID, m) }
 
-// Write queues a write; its callback is answered exactly once. It never blocks.
-func (s *Store) Write(w *message.Write) {
-	size := int64(len(w.Payload))
-	if err := s.ready(); err != nil {
-		w.Callback.Fail(err)
-		return
-	}
-	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
-		s.inflight.Add(-size)
-		w.Callback.Fail(&BusyError{Reason: "too many bytes of writes are in flight on this store"})
-		return
-	}
-	if err := s.router.send(w.Header.RegionID, w); err != nil {
-		s.inflight.Add(-size)
-		w.Callback.Fail(err)
-	}
-}
-
 // Read queues a proof of leadership; its callback is answered exactly once.
 func (s *Store) Read(r *message.Read) {
 	err := s.ready()
@@ -315,17 +294,6 @@ func (s *Store) Read(r *message.Read) {
 	}
 	if err != nil {
 		r.Callback.Fail(err)
-	}
-}
-
-// Admin queues an admin command; its callback is answered exactly once.
-func (s *Store) Admin(a *message.Admin) {
-	err := s.ready()
-	if err == nil {
-		err = s.router.send(a.Header.RegionID, a)
-	}
-	if err != nil {
-		a.Callback.Fail(err)
 	}
 }
 
@@ -347,99 +315,6 @@ func (s *Store) ready() error {
 	return nil
 }
 
-// HandleRaft takes a message from another store. It never blocks; the error says why it was dropped.
-func (s *Store) HandleRaft(m *rspb.RaftMessage) (err error) {
-	s.HandleRaftBatch([]*rspb.RaftMessage{m}, func(_ *rspb.RaftMessage, why error) { err = why })
-	return err
-}
-
-// HandleRaftBatch takes messages that came together, so that their regions share a turn. It never blocks;
-// dropped hears of each message that was not taken, and why.
-func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error)) {
-	woken := make([]*mailbox, 0, len(msgs))
-	letters := make([]message.Raft, len(msgs))
-	for i, m := range msgs {
-		letters[i].Message = m
-		box, err := s.takeRaft(&letters[i])
-		if err != nil {
-			dropped(m, err)
-		} else if box != nil {
-			woken = append(woken, box)
-		}
-	}
-	s.router.ready.push(woken...)
-}
-
-// takeRaft checks a message's envelope and routes it. It returns the mailbox that has to be put into the
-// ready queue, if there is one.
-func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
-	m := letter.Message
-	switch {
-	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
-		return nil, invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
-	case m.GetToPeer().GetStoreId() != s.storeID:
-		return nil, &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
-	case isGreeting(m):
-		s.live.hear(m.FromPeer.StoreId, m.Incarnation)
-		return nil, nil
-	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
-		return nil, invalidf("raft message without region, sender or epoch")
-	case m.Hash != nil:
-		// It has no raft message.
-	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
-		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
-	}
-	if err := s.verifyEntries(m); err != nil {
-		return nil, err
-	}
-	if !s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
-		return nil, invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
-	}
-	return s.routeRaft(letter)
-}
-
-// verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again. The log
-// refuses a batch with an entry of another type, and what does not decode is damage when it is applied. Either would
-// cost more than a message that comes again.
-func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
-	for _, e := range m.GetMessage().GetEntries() {
-		if err := checkEntry(e); err != nil {
-			s.work.corruptEntries.Add(1)
-			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
-				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),
-				log.Index(e.Index), zap.Error(err))
-			return invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
-		}
-	}
-	return nil
-}
-
-// HandleOperator takes an order of the placement service.
-func (s *Store) HandleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
-	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil) {
-		_ = s.router.send(resp.RegionId, &message.Operator{Response: resp})
-	}
-}
-
-// ReportUnreachable tells a region that messages to one of its peers were dropped.
-func (s *Store) ReportUnreachable(regionID, toPeer uint64) {
-	_ = s.router.send(regionID, &message.Unreachable{ToPeer: toPeer})
-}
-
-// ReportSnapshot tells a region how sending a raft snapshot ended.
-func (s *Store) ReportSnapshot(regionID, toPeer uint64, ok bool) {
-	_ = s.router.send(regionID, &message.SnapshotSent{ToPeer: toPeer, OK: ok})
-}
-
-// HeartbeatAll makes every leader report to the placement service at once: a new placement leader
-// begins without knowing the regions.
-func (s *Store) HeartbeatAll() {
-	s.router.boxes.Range(func(_, v any) bool {
-		_ = s.router.push(v.(*mailbox), &message.HeartbeatNow{})
-		return true
-	})
-}
-
 // newRand is the source of a peer's election timeouts: different for each peer, the same for a seed.
 func (s *Store) newRand(regionID, peerID uint64) *randSource {
 	return &randSource{rand.New(rand.NewPCG(s.seed^regionID, peerID))}
@@ -459,166 +334,12 @@ func (s *Store) applierOf(regionID uint64) int { return int(regionID % uint64(le
 
 func (s *Store) applierFor(regionID uint64) *applyWorker { return s.appliers[s.applierOf(regionID)] }
 
-// scheduleAsk asks the placement service for split ids in the background; false if too many wait.
-func (s *Store) scheduleAsk(done func(message.AskedSplit), region *metapb.Region) bool {
-	return s.tasks.Submit(func(ctx context.Context) {
-		ids, err := s.placement.AskSplit(ctx, region)
-		done(message.AskedSplit{IDs: ids, Err: err})
-	})
-}
-
-func (s *Store) reportSplit(left, right *metapb.Region) {
-	s.tasks.Submit(func(ctx context.Context) {
-		if err := s.placement.ReportSplit(ctx, left, right); err != nil {
-			s.logger.Debug("reporting split failed", zap.Error(err))
-		}
-	})
-}
-
-func (s *Store) askRegionTruth(regionID uint64) {
-	s.tasks.Submit(func(ctx context.Context) {
-		region, err := s.placement.RegionByID(ctx, regionID)
-		if err == nil {
-			_ = s.Send(regionID, &message.RegionTruth{Region: region})
-		}
-	})
-}
-
-// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
-// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
-func (s *Store) runTicker() {
-	interval := s.cfg.Raftstore.TickInterval.Duration
-	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
-	greetings := greetings{next: s.clock.Now()}
-	timer := time.NewTimer(interval)
-	defer timer.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.router.stirred:
-		case <-timer.C:
-			s.router.tick(1, s.live.now())
-			s.greet(&greetings)
-			s.rouse()
-		}
-		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
-			timer.Reset(interval)
-		} else {
-			timer.Reset(asleep)
-		}
-	}
-}
-
-// dutyInterval is how late the duty of a sleeping peer may be.
-const dutyInterval = time.Second
-
-// TransferLeaders hands the leadership of every region to another peer, as far as one is fit, and
-// returns when none is left or ctx ends. Part of a graceful stop.
-func (s *Store) TransferLeaders(ctx context.Context) {
-	ticker := time.NewTicker(50 * time.Millisecond)
-	defer ticker.Stop()
-	fewest, progress := -1, time.Now()
-	for {
-		left := 0
-		s.router.boxes.Range(func(_, v any) bool {
-			b := v.(*mailbox)
-			h := b.handle.Load()
-			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id || voterCount(h.region) < 2 {
-				return true
-			}
-			left++
-			_ = s.router.push(b, &message.Inspect{Fn: func(v any) {
-				if view, ok := v.(*PeerView); ok && view.p.isLeader() && view.p.rn.LeadTransferee() == 0 {
-					if to := view.p.bestTransferee(); to != nil {
-						view.p.startTransfer(to.Id)
-					}
-				}
-			}})
-			return true
-		})
-		if fewest < 0 || left < fewest {
-			fewest, progress = left, time.Now()
-		}
-		// Without progress there is nobody to hand over to: the other stores stop as well, or are gone.
-		if left == 0 || time.Since(progress) > handOverPatience {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
-}
-
-// handOverPatience is how long TransferLeaders goes on without any region changing hands.
-const handOverPatience = 700 * time.Millisecond
-
 // SetDiskFull switches the refusal of writes that need space.
 func (s *Store) SetDiskFull(full bool) {
 	if s.diskFull.Swap(full) != full {
 		s.logger.Warn("disk space reserve", zap.Bool("full", full))
 	}
 }
-
-// AdminCommand runs an admin command on this store's peer of a region and waits: for tools and tests.
-func (s *Store) AdminCommand(ctx context.Context, regionID uint64, req *raft_cmdpb.AdminRequest) (message.Result, error) {
-	box := s.router.get(regionID)
-	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	h := box.handle.Load()
-	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	a := &message.Admin{
-		Header:  message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch},
-		Request: req, Callback: message.NewCallback(),
-	}
-	s.Admin(a)
-	res, err := a.Callback.Wait(ctx)
-	if err == nil {
-		err = res.Err
-	}
-	return res, err
-}
-
-// SplitAt splits a region at a key, or in the middle if key is empty, and waits for it.
-func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (message.Result, error) {
-	box := s.router.get(regionID)
-	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	h := box.handle.Load()
-	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
-}
-
-func (s *Store) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
-	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
-	if err := s.router.send(h.RegionID, m); err != nil {
-		return message.Result{}, err
-	}
-	res, err := m.Callback.Wait(ctx)
-	if err == nil {
-		err = res.Err
-	}
-	return res, err
-}
-
-func wrapRecover(regionID uint64, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("recover region %d: %w", regionID, err)
-}
-
-var errDamaged = errors.New("raftstore: damaged replica")
 
 // Done is closed when the store stops or fails.
 func (s *Store) Done() <-chan struct{} { return s.ctx.Done() }

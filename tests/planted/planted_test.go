@@ -142,15 +142,15 @@ var bugs = []bug{
 		name: "recovery-picks-the-shorter-log", file: "pkg/recovery/regions.go", pkg: "./pkg/recovery", run: "TestNewestReplicaGoesOn", tries: 1,
 		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
 	},
-	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
+	enumerated("B12-no-applying-state", "kv/raftstore/install.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),
 	{
-		name: "B13-no-deadline-at-propose", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
+		name: "B13-no-deadline-at-propose", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
 		change: [][2]string{{"	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {", "	if false {"}},
 	},
 	{
-		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/region_runner.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
+		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
 			{"	if !isInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
 		},
@@ -181,11 +181,11 @@ var bugs = []bug{
 	enumerated("log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [2]string{
 		"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },",
 	}),
-	enumerated("vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [2]string{
+	enumerated("vote-not-persisted", "kv/raftstore/ready.go", "append-follower|remove-peer-leader", [2]string{
 		"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n",
 	}),
 	{
-		name: "applied-before-synced", file: "kv/raftstore/peer_ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
+		name: "applied-before-synced", file: "kv/raftstore/ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
 		change: [][2]string{{" || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {", " {"}},
 	},
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
@@ -211,7 +211,7 @@ var bugs = []bug{
 		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
 	}),
 	{
-		name: "txn-write-of-any-term", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
+		name: "txn-write-of-any-term", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
 		change: [][2]string{
 			{"	if w.Bound && !p.leadsIn(w.Header.Term) {", "	if false {"},
 			{"		if !w.Bound || p.leadsIn(w.Header.Term) {", "		if true {"},

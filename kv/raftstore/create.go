@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"context"
 	"fmt"
 	"time"
 
@@ -12,8 +11,10 @@ import (
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
-	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
+
+// Peers begin here when a raft message comes for a region that this store does not have. Splits create peers in split.go,
+// a start in recover.go.
 
 // storeMsg is a message to the store worker, which creates peers.
 type storeMsg interface{ storeMsg() }
@@ -135,28 +136,6 @@ func (s *Store) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage) b
 	return false
 }
 
-// onQuarantined removes a damaged replica when the region says that it does not belong any more.
-func (s *Store) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
-	removed := m.IsTombstone && m.GetToPeer().GetId() == st.GetPeer().GetId() &&
-		m.RegionEpoch.GetConfVer() > st.Region.GetRegionEpoch().GetConfVer()
-	replaced := m.GetToPeer().GetId() > st.GetPeer().GetId()
-	if !removed && !replaced {
-		return
-	}
-	s.quarantine.remove(m.RegionId)
-	s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
-	region := CloneRegion(st.Region)
-	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
-		e := *m.RegionEpoch
-		region.RegionEpoch = &e
-	}
-	stub := &peer{store: s, regionID: m.RegionId, stopped: true}
-	stub.box = &mailbox{regionID: m.RegionId, peer: stub}
-	s.applierFor(m.RegionId).push([]applyTask{{kind: applyDestroy, regionID: m.RegionId, destroy: &destroyTask{
-		box: stub.box, region: region, data: st.Region, peer: st.Peer,
-	}}})
-}
-
 // mayCreatePeer refuses a peer whose range another region of this store still covers: that region has
 // a split to apply that will create it. A vote for it is parked until then.
 func (s *Store) mayCreatePeer(m *rspb.RaftMessage) bool {
@@ -202,85 +181,4 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	s.router.register(p)
 	_ = s.router.push(p.box, &message.Start{})
 	return s.router.push(p.box, &message.Raft{Message: m})
-}
-
-// firstReports is how long a store waits between its reports until one is answered. With that answer it learns which
-// features are in force.
-const firstReports = time.Second
-
-// runStoreHeartbeat reports the store to the placement service. Only the first report is repeated soon if it fails; of
-// the others, the next one says more.
-func (s *Store) runStoreHeartbeat() {
-	interval := s.cfg.Raftstore.StoreHeartbeatInterval.Duration
-	ticker := time.NewTicker(min(interval, firstReports))
-	defer ticker.Stop()
-	last, answered := s.clock.Now(), false
-	var roundTrip time.Duration
-	for {
-		stats := s.storeStats(last)
-		last = s.clock.Now()
-		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Raftstore.SchedulerTimeout.Duration)
-		sent := time.Now() // the wall clock, whatever the store's clock is
-		stats.Clock, stats.RoundTrip = sent.UnixNano(), uint64(roundTrip)
-		err := s.placement.StoreHeartbeat(ctx, stats)
-		cancel()
-		roundTrip = time.Since(sent)
-		if err != nil {
-			roundTrip = 0
-		}
-		if err != nil && s.ctx.Err() == nil {
-			s.logger.Warn("store heartbeat failed", zap.Error(err))
-		}
-		if err == nil {
-			if !answered {
-				answered = true
-				ticker.Reset(interval)
-			}
-			s.releaseQuarantine(s.ctx)
-		}
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
-}
-
-func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
-	now := s.clock.Now()
-	stats := &schedulerpb.StoreStats{
-		StoreId: s.storeID, RegionCount: uint32(s.router.count.Load()),
-		StartTime:  uint32(s.startTime.Unix()),
-		IsDiskFull: s.diskFull.Load(),
-		IsBusy:     s.inflight.Load() > int64(s.cfg.Raftstore.MaxStoreInflight)*9/10,
-		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
-	}
-	stats.SendingSnapCount, stats.ReceivingSnapCount = s.snaps.Counts()
-	stats.ApplyingSnapCount = uint32(s.regionRunner.installing.Load())
-	if s.stats != nil {
-		s.stats(stats)
-	}
-	stats.Run, stats.LogSequence = s.run, s.log.SyncedSequence()
-	s.reportQuarantine(stats)
-	s.reportHealth(stats, now)
-	if s.readErrors.again.Load() {
-		stats.IsSlow = true // nothing new is to be placed here
-	}
-	return stats
-}
-
-// runSnapshotGC removes snapshot files that nobody needs any more.
-func (s *Store) runSnapshotGC() {
-	ticker := time.NewTicker(s.cfg.Raftstore.SnapshotGCInterval.Duration)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-			if err := s.snaps.GC(s.cfg.Raftstore.SnapshotMaxAge.Duration); err != nil {
-				s.logger.Warn("removing old snapshot files failed", zap.Error(err))
-			}
-		}
-	}
 }

@@ -202,3 +202,38 @@ func TestFullDiskIsNoFailedRead(t *testing.T) {
 	require.Zero(t, s.Counts().ReadErrors)
 	require.False(t, s.router.get(1).sick.Load(), "the peer would step aside")
 }
+
+// TestShortLogIsQuarantined: an engine that is ahead of the raft log belongs to a replica that has
+// forgotten what it promised. It is not run, and the others are (F-6).
+func TestShortLogIsQuarantined(t *testing.T) {
+	s, e := newTestStore(t, trio(), region(2, "m", "t", 1, 1, voter(4, 1)), region(3, "t", "w", 1, 1, voter(7, 1)))
+	b := e.NewBatch()
+	for id, applied := range map[uint64]uint64{1: 7, 2: 6} {
+		meta.Put(b, meta.ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: applied, TruncatedState: &initTruncated})
+	}
+	require.NoError(t, e.Write(b, true))
+	var lb logBatch
+	for _, id := range []uint64{1, 2} {
+		initialLogState(&lb, s.log, id)
+		lb.Append(id, []eraftpb.Entry{{Index: 6, Term: 5}})
+	}
+	require.NoError(t, s.log.Write(&lb, true))
+	l := listenTo(s)
+	startTestStore(t, s)
+	require.Contains(t, s.Quarantined()[1], "applied index 7, but the raft log ends at 6")
+	require.Len(t, s.Quarantined(), 1)
+	require.NoError(t, s.HandleRaft(vote(trio(), voter(2, 2), voter(1, 1))))
+	handleInOrder(t, s)
+	require.Zero(t, peerID(t, s, 1))
+	require.Empty(t, l.messages(func(m *rspb.RaftMessage) bool { return m.RegionId == 1 }), "it votes")
+	require.EqualValues(t, 4, peerID(t, s, 2))
+	require.EqualValues(t, 7, peerID(t, s, 3))
+
+	// Once it is removed from the region it is cleared away.
+	require.NoError(t, s.HandleRaft(tombstone(trio(), 3, voter(1, 1))))
+	require.Eventually(t, func() bool {
+		st, err := meta.LoadRegionState(e, 1)
+		return err == nil && st.State == rspb.PeerState_Tombstone
+	}, 10*time.Second, time.Millisecond)
+	require.Empty(t, s.Quarantined())
+}

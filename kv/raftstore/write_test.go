@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -193,4 +194,39 @@ func TestRefusedForCertain(t *testing.T) {
 		message.CallbackOf(m).Fail(&RegionNotFoundError{RegionID: 1})
 	}
 	require.ErrorAs(t, put(s, trio(), "closed").wait(t), &gone)
+}
+
+// TestAnswersGoByIndexAndTerm: the entry at a proposal's index may be another leader's. Its client must
+// not be told that its own command was carried out (F-8).
+func TestAnswersGoByIndexAndTerm(t *testing.T) {
+	r := trio()
+	s, _ := newTestStore(t, r)
+	w := s.appliers[0]
+	w.regions[1] = &applier{regionID: 1, peer: r.Peers[0], region: r, applied: 5, term: 5, truncated: initTruncated}
+	put := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), []byte("v"))
+	var props []message.Proposal
+	var cbs [][2]*message.Callback
+	for i := range uint64(4) {
+		cbs = append(cbs, [2]*message.Callback{message.NewCallback(), message.NewCallback()})
+		props = append(props, message.NewProposal(6+i, 6, 0, cbs[i][:]...))
+	}
+	require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: 1, proposals: props, entries: []eraftpb.Entry{
+		{Index: 6, Term: 6, Data: put}, {Index: 7, Term: 7}, {Index: 8, Term: 7, Data: put},
+	}}))
+	require.NoError(t, w.flush())
+	for i := range cbs {
+		for _, cb := range cbs[i] {
+			res, err := cb.Wait(context.Background())
+			require.NoError(t, err)
+			if i == 0 {
+				require.NoError(t, res.Err)
+				continue
+			}
+			var lost *message.OverwrittenError
+			require.Equal(t, i < 3, errors.As(res.Err, &lost), "only an entry of another term at its index says that it is lost")
+			if i == 3 {
+				requireUnknown(t, res.Err)
+			}
+		}
+	}
 }

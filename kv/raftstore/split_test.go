@@ -3,13 +3,13 @@ package raftstore
 import (
 	"bytes"
 	"context"
-	"errors"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -170,98 +170,6 @@ func TestStartBeginsLogAfterSplit(t *testing.T) {
 	require.Empty(t, s.Quarantined())
 }
 
-// TestShortLogIsQuarantined: an engine that is ahead of the raft log belongs to a replica that has
-// forgotten what it promised. It is not run, and the others are (F-6).
-func TestShortLogIsQuarantined(t *testing.T) {
-	s, e := newTestStore(t, trio(), region(2, "m", "t", 1, 1, voter(4, 1)), region(3, "t", "w", 1, 1, voter(7, 1)))
-	b := e.NewBatch()
-	for id, applied := range map[uint64]uint64{1: 7, 2: 6} {
-		meta.Put(b, meta.ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: applied, TruncatedState: &initTruncated})
-	}
-	require.NoError(t, e.Write(b, true))
-	var lb logBatch
-	for _, id := range []uint64{1, 2} {
-		initialLogState(&lb, s.log, id)
-		lb.Append(id, []eraftpb.Entry{{Index: 6, Term: 5}})
-	}
-	require.NoError(t, s.log.Write(&lb, true))
-	l := listenTo(s)
-	startTestStore(t, s)
-	require.Contains(t, s.Quarantined()[1], "applied index 7, but the raft log ends at 6")
-	require.Len(t, s.Quarantined(), 1)
-	require.NoError(t, s.HandleRaft(vote(trio(), voter(2, 2), voter(1, 1))))
-	handleInOrder(t, s)
-	require.Zero(t, peerID(t, s, 1))
-	require.Empty(t, l.messages(func(m *rspb.RaftMessage) bool { return m.RegionId == 1 }), "it votes")
-	require.EqualValues(t, 4, peerID(t, s, 2))
-	require.EqualValues(t, 7, peerID(t, s, 3))
-
-	// Once it is removed from the region it is cleared away.
-	require.NoError(t, s.HandleRaft(tombstone(trio(), 3, voter(1, 1))))
-	require.Eventually(t, func() bool {
-		st, err := meta.LoadRegionState(e, 1)
-		return err == nil && st.State == rspb.PeerState_Tombstone
-	}, 10*time.Second, time.Millisecond)
-	require.Empty(t, s.Quarantined())
-}
-
-// TestMissingSnapshotIsGivenUp: a start that finds the state Applying sets the log to the raft snapshot,
-// which a crash may have prevented, and does without the replica if the files are gone (F-7, I-4).
-func TestMissingSnapshotIsGivenUp(t *testing.T) {
-	s, e := newTestStore(t)
-	b := e.NewBatch()
-	meta.Put(b, meta.RegionStateKey(1), &rspb.RegionLocalState{
-		State: rspb.PeerState_Applying, Region: trio(), Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
-	})
-	require.NoError(t, e.Write(b, true))
-	var lb logBatch
-	initialLogState(&lb, s.log, 1)
-	lb.Append(1, []eraftpb.Entry{{Index: 6, Term: 5}})
-	require.NoError(t, s.log.Write(&lb, true))
-	startTestStore(t, s)
-	require.Contains(t, s.Quarantined()[1], "raft snapshot to install")
-	st, ok := s.log.State(1)
-	require.True(t, ok)
-	require.EqualValues(t, 40, st.TruncatedIndex)
-	require.EqualValues(t, 40, st.Last)
-	require.Equal(t, eraftpb.HardState{Term: 9, Commit: 40}, st.HardState)
-}
-
-// TestAnswersGoByIndexAndTerm: the entry at a proposal's index may be another leader's. Its client must
-// not be told that its own command was carried out (F-8).
-func TestAnswersGoByIndexAndTerm(t *testing.T) {
-	r := trio()
-	s, _ := newTestStore(t, r)
-	w := s.appliers[0]
-	w.regions[1] = &applier{regionID: 1, peer: r.Peers[0], region: r, applied: 5, term: 5, truncated: initTruncated}
-	put := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), []byte("v"))
-	var props []message.Proposal
-	var cbs [][2]*message.Callback
-	for i := range uint64(4) {
-		cbs = append(cbs, [2]*message.Callback{message.NewCallback(), message.NewCallback()})
-		props = append(props, message.NewProposal(6+i, 6, 0, cbs[i][:]...))
-	}
-	require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: 1, proposals: props, entries: []eraftpb.Entry{
-		{Index: 6, Term: 6, Data: put}, {Index: 7, Term: 7}, {Index: 8, Term: 7, Data: put},
-	}}))
-	require.NoError(t, w.flush())
-	for i := range cbs {
-		for _, cb := range cbs[i] {
-			res, err := cb.Wait(context.Background())
-			require.NoError(t, err)
-			if i == 0 {
-				require.NoError(t, res.Err)
-				continue
-			}
-			var lost *message.OverwrittenError
-			require.Equal(t, i < 3, errors.As(res.Err, &lost), "only an entry of another term at its index says that it is lost")
-			if i == 3 {
-				requireUnknown(t, res.Err)
-			}
-		}
-	}
-}
-
 // TestSplitWithoutPlacementServiceIsAnswered: the way through the placement service, which does not
 // answer, ends with an answer for the one who asked, each time (F-10).
 func TestSplitWithoutPlacementServiceIsAnswered(t *testing.T) {
@@ -314,4 +222,78 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 		require.EqualValues(t, len(items), m.Keys)
 		require.True(t, m.SplitKey == nil || strictlyInside(r, m.SplitKey), "%x in [%x, %x)", m.SplitKey, r.StartKey, r.EndKey)
 	})
+}
+
+// checks writes to a region of about 268 KB, of which nothing is left to write anew after 1,000 writes, and checks its size
+// after each 64. found hears of every finding.
+func checks(t *testing.T, splitSize, maxSize config.Size, rounds int, found func(p *peer, m *message.SplitChecked)) {
+	h := newHandRun(t, 1)
+	cfg := &h.s.cfg.Raftstore
+	cfg.RegionSplitSize, cfg.RegionMaxSize = splitSize, maxSize
+	got := make(chan *message.SplitChecked, 1)
+	h.s.splitChecker = runner.NewSplitChecker(h.s.engine, uint64(splitSize), uint64(maxSize), func(_ uint64, m message.Msg) error {
+		got <- m.(*message.SplitChecked)
+		return nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); h.s.splitChecker.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	p := h.s.router.get(1).peer
+	for range rounds {
+		h.writes(64)
+		if p.checkSplit(); p.stats.checkingSplit {
+			found(p, <-got)
+		}
+	}
+}
+
+// TestOverwrittenRegionIsCountedRarely: the region is not read again and again for values that replace others.
+func TestOverwrittenRegionIsCountedRarely(t *testing.T) {
+	const maxSize, rounds = 400 << 10, 200
+	findings, counts := 0, 0
+	checks(t, 320<<10, maxSize, rounds, func(p *peer, m *message.SplitChecked) {
+		findings++
+		if m.Counted != (message.Counted{}) {
+			counts++
+			require.Less(t, m.Size, uint64(300<<10))
+		}
+		require.Empty(t, m.SplitKey)
+		p.onSplitChecked(m)
+		require.Less(t, p.stats.sinceCount, uint64(maxSize+100<<10), "it is counted at the latest when as much was written as may be in it")
+	})
+	require.Greater(t, findings, rounds/4)
+	require.GreaterOrEqual(t, counts, 5)
+	require.Less(t, counts, findings/3)
+}
+
+// TestGrownRegionIsCountedInTime: a region that grows gets its split key as soon as it is too big.
+func TestGrownRegionIsCountedInTime(t *testing.T) {
+	const maxSize = 200 << 10
+	var key []byte
+	checks(t, 160<<10, maxSize, 1000/64, func(p *peer, m *message.SplitChecked) {
+		if m.SplitKey != nil && key == nil {
+			key = m.SplitKey
+			require.Less(t, m.Size, uint64(maxSize*5/4))
+		}
+		m.SplitKey = nil
+		p.onSplitChecked(m)
+	})
+	require.NotNil(t, key)
+}
+
+// TestTooBigRegionIsCountedSoon: whatever is written to it, since its split may have failed.
+func TestTooBigRegionIsCountedSoon(t *testing.T) {
+	const splitSize = 160 << 10
+	tooBig := 0
+	checks(t, splitSize, 200<<10, 60, func(p *peer, m *message.SplitChecked) {
+		if m.SplitKey != nil {
+			tooBig++
+		} else if tooBig > 0 {
+			require.Fail(t, "it was not counted", "%d bytes after the last count", p.stats.sinceCount)
+		}
+		m.SplitKey = nil // the split fails
+		p.onSplitChecked(m)
+	})
+	require.Greater(t, tooBig, 10)
 }

@@ -1,16 +1,11 @@
 package raftstore
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/tinykv/tinykv/kv/raftstore/message"
-	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
-	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -95,41 +90,7 @@ func (p *peer) applyStable(t *turn) {
 	}
 }
 
-// handOver gives committed entries to the apply worker.
-func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
-	task := applyTask{
-		kind: applyEntries, regionID: p.regionID, entries: entries, proposals: p.takeProposals(entries[len(entries)-1].Index),
-	}
-	switch {
-	case p.installing != 0:
-		p.heldApply = append(p.heldApply, task)
-	case p.removed == nil:
-		t.addApply(p.store.applierOf(p.regionID), task)
-	default:
-		// Committed, and applied by those who stay.
-		p.store.endUnknown(task.proposals, &RegionNotFoundError{RegionID: p.regionID})
-	}
-}
-
 func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex() == 0 }
-
-// acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable before
-// the raft log is reset, so that a crash anywhere leads back here (I-3).
-func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
-	var data rspb.RaftSnapshotData
-	if err := data.Unmarshal(snap.Data); err != nil {
-		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
-	}
-	md := snap.Metadata
-	meta.Put(t.states, meta.RegionStateKey(p.regionID), &rspb.RegionLocalState{
-		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,
-	})
-	t.log.Reset(p.regionID, md.Index, md.Term)
-	p.lazyCommit = eraftpb.HardState{}
-	if raft.IsEmptyHardState(p.rd.HardState) {
-		t.log.SetHardState(p.regionID, eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
-	}
-}
 
 // afterPersist does what had to wait for the sync.
 func (p *peer) afterPersist(t *turn) {
@@ -160,31 +121,6 @@ func (p *peer) afterPersist(t *turn) {
 	p.checkLinger(t)
 }
 
-// startInstall hands the raft snapshot to the apply worker, behind all earlier entries of the region,
-// and from there to the region runner.
-func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
-	var data rspb.RaftSnapshotData
-	if err := data.Unmarshal(snap.Data); err != nil {
-		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
-	}
-	p.installing = snap.Metadata.Index
-	p.splitIndex = 0
-	p.stats.counted = message.Counted{} // the data is another, and came by no write
-	old := p.region()
-	// What waited for entries that the snapshot covers may or may not have been carried out.
-	p.store.endUnknown(p.takeProposals(snap.Metadata.Index), errCovered)
-	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
-	p.setRegion(data.Region)
-	task := installTask{
-		region: data.Region, old: old, peer: p.meta, meta: data.Meta,
-		index: snap.Metadata.Index, term: snap.Metadata.Term,
-	}
-	t.addApply(p.store.applierOf(p.regionID), applyTask{kind: applyInstall, regionID: p.regionID, install: &task})
-}
-
-// errCovered is why the outcome of a proposal is not known: a raft snapshot has its index.
-var errCovered = errors.New("raftstore: a raft snapshot covers the command")
-
 // onRoleChange reacts to a new leader or a new role.
 func (p *peer) onRoleChange() {
 	now := p.store.clock.Now()
@@ -206,25 +142,5 @@ func (p *peer) onRoleChange() {
 		// The first own heartbeat round comes with the next tick; do not make the first reads wait.
 		p.rn.BroadcastHeartbeat()
 		p.heartbeatRegion()
-	}
-}
-
-// checkLinger ends a removed leader once a majority, in the configuration before the removal, has
-// answered a heartbeat that carries the commit (C3), or when it does not lead any more.
-func (p *peer) checkLinger(t *turn) {
-	if p.removed == nil || p.stopped {
-		return
-	}
-	if !p.isLeader() {
-		p.destroy(t, p.removed.region, nil)
-		return
-	}
-	if p.removed.round == 0 {
-		p.rn.BroadcastHeartbeat()
-		p.removed.round = p.rn.HeartbeatRound()
-		return
-	}
-	if p.rn.QuorumRound() >= p.removed.round {
-		p.destroy(t, p.removed.region, nil)
 	}
 }

@@ -167,3 +167,25 @@ func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, found, "a reader does not see what is cleared behind it")
 }
+
+// TestMissingSnapshotIsGivenUp: a start that finds the state Applying sets the log to the raft snapshot,
+// which a crash may have prevented, and does without the replica if the files are gone (F-7, I-4).
+func TestMissingSnapshotIsGivenUp(t *testing.T) {
+	s, e := newTestStore(t)
+	b := e.NewBatch()
+	meta.Put(b, meta.RegionStateKey(1), &rspb.RegionLocalState{
+		State: rspb.PeerState_Applying, Region: trio(), Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
+	})
+	require.NoError(t, e.Write(b, true))
+	var lb logBatch
+	initialLogState(&lb, s.log, 1)
+	lb.Append(1, []eraftpb.Entry{{Index: 6, Term: 5}})
+	require.NoError(t, s.log.Write(&lb, true))
+	startTestStore(t, s)
+	require.Contains(t, s.Quarantined()[1], "raft snapshot to install")
+	st, ok := s.log.State(1)
+	require.True(t, ok)
+	require.EqualValues(t, 40, st.TruncatedIndex)
+	require.EqualValues(t, 40, st.Last)
+	require.Equal(t, eraftpb.HardState{Term: 9, Commit: 40}, st.HardState)
+}

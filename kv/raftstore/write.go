@@ -4,14 +4,38 @@ import (
 	"errors"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
-	"github.com/tinykv/tinykv/proto/pkg/metapb"
-	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/raft"
 )
+
+// The life of a write at its leader. Store.Write checks the store's limits and lays it into the region's mailbox ->
+// onWrite checks it as of now and gathers it -> flushWrites makes one entry of all that is gathered -> propose has raft
+// append it and remembers whose callbacks wait -> the raft worker persists and sends it (ready.go) -> handOver gives the
+// committed entry, with its proposals, to the apply worker, which carries it out and answers.
+//
+// Other writes take side ways: retries wait for what is applied (exactly_once.go), writes that come while leadership
+// changes wait for the next leader (transfer.go).
+//
+// Invariant: inflight counts the payload of every write between Store.Write and its answer.
+
+// Write queues a write; its callback is answered exactly once. It never blocks.
+func (s *Store) Write(w *message.Write) {
+	size := int64(len(w.Payload))
+	if err := s.ready(); err != nil {
+		w.Callback.Fail(err)
+		return
+	}
+	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
+		s.inflight.Add(-size)
+		w.Callback.Fail(&BusyError{Reason: "too many bytes of writes are in flight on this store"})
+		return
+	}
+	if err := s.router.send(w.Header.RegionID, w); err != nil {
+		s.inflight.Add(-size)
+		w.Callback.Fail(err)
+	}
+}
 
 func (p *peer) notLeader() error {
 	leader := p.leaderPeer()
@@ -89,6 +113,11 @@ func (p *peer) onWrite(w *message.Write) {
 
 // leadsIn tells whether this peer leads, in this very term.
 func (p *peer) leadsIn(term uint64) bool { return p.isLeader() && p.rn.Term() == term }
+
+func (p *peer) refuseWrite(w *message.Write, err error) {
+	p.store.inflight.Add(-int64(len(w.Payload)))
+	w.Callback.Fail(err)
+}
 
 // refuseOtherTerms refuses those of the gathered writes that are bound to a term which has ended since they came: the
 // messages of one turn may hold another term's beginning.
@@ -187,202 +216,6 @@ func (p *peer) refuseDropped(cbs []*message.Callback, err error) {
 	}
 }
 
-// onAdmin checks and carries out or proposes an admin command.
-func (p *peer) onAdmin(a *message.Admin) {
-	p.flushWrites() // earlier writes keep their place
-	version, confVer := epochParts(a.Request)
-	err := p.checkHeader(a.Header, version, confVer, a.Deadline)
-	if err == nil {
-		switch a.Request.GetCmdType() {
-		case raft_cmdpb.AdminCmdType_TransferLeader:
-			err = p.transferLeader(a)
-		case raft_cmdpb.AdminCmdType_ChangePeer:
-			err = p.proposeChangePeer(a)
-		case raft_cmdpb.AdminCmdType_Split:
-			err = p.proposeSplit(a)
-		case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_ComputeHash:
-			p.proposeAdmin(a)
-		default:
-			err = invalidf("unknown admin command %v", a.Request.GetCmdType())
-		}
-	}
-	if err != nil {
-		a.Callback.Fail(err)
-	}
-}
-
-func (p *peer) proposeAdmin(a *message.Admin) bool {
-	req := raft_cmdpb.RaftCmdRequest{
-		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch},
-		AdminRequest: a.Request,
-	}
-	data, err := req.Marshal()
-	if err != nil {
-		a.Callback.Fail(invalidf("marshal admin command: %v", err))
-		return false
-	}
-	data = message.AppendChecksum(data)
-	return p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.Propose(data) })
-}
-
-// transferLeader is carried out by the leader, not replicated; it is answered as soon as it has begun.
-func (p *peer) transferLeader(a *message.Admin) error {
-	target := a.Request.GetTransferLeader().GetPeer()
-	q := peerByID(p.region(), target.GetId())
-	if q == nil {
-		return invalidf("region %d has no peer %d to transfer leadership to", p.regionID, target.GetId())
-	}
-	if q.Id != p.meta.Id {
-		if err := p.checkTransferee(q); err != nil {
-			return err
-		}
-		p.startTransfer(q.Id)
-	}
-	a.Callback.Done(message.Result{Region: p.region(), Answer: adminAnswer(&raft_cmdpb.AdminResponse{
-		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
-		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
-	})})
-	return nil
-}
-
-// checkTransferee refuses a target that would leave the region without a leader for long.
-func (p *peer) checkTransferee(q *metapb.Peer) error {
-	if isLearner(q) {
-		return invalidf("peer %d of region %d is a learner", q.Id, p.regionID)
-	}
-	pr, ok := p.rn.ProgressOf(q.Id)
-	if !ok {
-		return invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
-	}
-	lag := uint64(p.store.cfg.Raftstore.TransferMaxLagEntries)
-	if pr.State == raft.ProgressSnapshot || pr.Match+lag < p.rn.LastIndex() {
-		return &BusyError{Reason: "the transfer target's log is too far behind"}
-	}
-	return nil
-}
-
-// startTransfer ends the lease before anything of the transfer can leave this store (E5).
-func (p *peer) startTransfer(to uint64) {
-	p.wake()
-	p.flushWrites()
-	p.beginHandover()
-	p.lease.noLeaseTerm = p.rn.Term()
-	if p.lease.cell != nil {
-		p.lease.cell.end()
-	}
-	p.publish()
-	p.logger.Info("transferring leadership", zap.Uint64("to", to))
-	p.rn.TransferLeader(to)
-}
-
-func (p *peer) proposeChangePeer(a *message.Admin) error {
-	req := a.Request.GetChangePeer()
-	if req.GetPeer().GetId() == 0 || req.GetPeer().GetStoreId() == 0 {
-		return invalidf("conf change of region %d without peer id or store id", p.regionID)
-	}
-	if p.rn.HasPendingConfChange() {
-		return &BusyError{Reason: "another conf change of this region is not applied yet"}
-	}
-	if req.ChangeType == eraftpb.ConfChangeType_RemoveNode {
-		if err := p.checkRemoval(req.Peer); err != nil {
-			return err
-		}
-	} else if err := p.checkAddition(req.Peer); err != nil {
-		return err
-	}
-	cmd := raft_cmdpb.RaftCmdRequest{
-		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch},
-		AdminRequest: a.Request,
-	}
-	ctx, err := cmd.Marshal()
-	if err != nil {
-		return invalidf("marshal conf change: %v", err)
-	}
-	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx)}
-	p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.ProposeConfChange(cc) })
-	return nil
-}
-
-func (p *peer) checkAddition(q *metapb.Peer) error {
-	if old := PeerOnStore(p.region(), q.StoreId); old != nil && old.Id != q.Id {
-		return invalidf("region %d already has peer %d on store %d", p.regionID, old.Id, q.StoreId)
-	}
-	if old := peerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
-		return invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
-	} else if newest := maxPeerID(p.region()); old == nil && q.Id <= newest {
-		// A store where it has been would not create it again, and the region could lose its quorum for good.
-		return invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
-	}
-	return nil
-}
-
-// checkRemoval refuses what would stop the region: removing the last voter, removing the leader (a
-// transfer is begun instead; with two voters the other one might never learn of its own majority,
-// C3), or leaving no healthy majority.
-func (p *peer) checkRemoval(q *metapb.Peer) error {
-	old := peerByID(p.region(), q.Id)
-	if old == nil {
-		return nil // a duplicate: applied without effect
-	}
-	if old.StoreId != q.StoreId {
-		return invalidf("peer %d of region %d is on store %d, not %d", q.Id, p.regionID, old.StoreId, q.StoreId)
-	}
-	if !isLearner(old) && voterCount(p.region()) == 1 {
-		return invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
-	}
-	if q.Id == p.meta.Id {
-		if to := p.bestTransferee(); to != nil {
-			p.startTransfer(to.Id)
-			return &NotLeaderError{RegionID: p.regionID, Leader: to}
-		}
-		return &BusyError{Reason: "the leader cannot be removed before another peer can lead"}
-	}
-	healthy, rest := 0, 0
-	for _, v := range p.region().Peers {
-		if isLearner(v) || v.Id == q.Id {
-			continue
-		}
-		rest++
-		if pr, ok := p.rn.ProgressOf(v.Id); v.Id == p.meta.Id || (ok && pr.RecentActive && pr.Match >= p.ps.truncated.Index) {
-			healthy++
-		}
-	}
-	if healthy < rest/2+1 {
-		return &BusyError{Reason: "the remaining peers have no healthy majority"}
-	}
-	return nil
-}
-
-// bestTransferee is the healthy voter with the longest log.
-func (p *peer) bestTransferee() *metapb.Peer {
-	var best *metapb.Peer
-	var match uint64
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id || p.checkTransferee(q) != nil {
-			continue
-		}
-		if pr, _ := p.rn.ProgressOf(q.Id); pr.RecentActive && (best == nil || pr.Match > match) {
-			best, match = q, pr.Match
-		}
-	}
-	return best
-}
-
-func (p *peer) proposeSplit(a *message.Admin) error {
-	if _, _, err := splitRegion(p.region(), a.Request.GetSplit()); err != nil {
-		return err
-	}
-	// Local reads end before any replica can apply the split.
-	old := p.splitIndex
-	p.splitIndex = p.rn.LastIndex() + 1
-	p.publish()
-	if !p.proposeAdmin(a) {
-		p.splitIndex = old
-		p.publish()
-	}
-	return nil
-}
-
 // takeProposals removes the proposals up to an index: the apply worker answers them.
 func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	n := 0
@@ -398,6 +231,22 @@ func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	clear(p.proposals[rest:])
 	p.proposals = p.proposals[:rest]
 	return out
+}
+
+// handOver gives committed entries to the apply worker.
+func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
+	task := applyTask{
+		kind: applyEntries, regionID: p.regionID, entries: entries, proposals: p.takeProposals(entries[len(entries)-1].Index),
+	}
+	switch {
+	case p.installing != 0:
+		p.heldApply = append(p.heldApply, task)
+	case p.removed == nil:
+		t.addApply(p.store.applierOf(p.regionID), task)
+	default:
+		// Committed, and applied by those who stay.
+		p.store.endUnknown(task.proposals, &RegionNotFoundError{RegionID: p.regionID})
+	}
 }
 
 // endCommands answers every command of a peer that ends: those that were not proposed are refused, the outcome of the

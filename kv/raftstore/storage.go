@@ -5,7 +5,6 @@ import (
 	"math"
 
 	"github.com/tinykv/tinykv/kv/raftlog"
-	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -99,48 +98,4 @@ func (ps *peerStorage) FirstIndex() (uint64, error) {
 		return 1, nil
 	}
 	return max(st.First, 1), nil
-}
-
-// Snapshot implements raft.Storage. The first call starts the build and answers "temporarily
-// unavailable"; raft asks again. A built snapshot that log compaction or a conf change has overtaken
-// would only make the follower ask for another one: it is dropped and built again.
-func (ps *peerStorage) Snapshot() (eraftpb.Snapshot, error) {
-	if snap := ps.built; snap != nil {
-		ps.built = nil
-		if ps.snapshotUsable(snap) {
-			return *snap, nil
-		}
-	}
-	if !ps.building {
-		ps.building = ps.store.regionRunner.build(ps.regionID)
-	}
-	return eraftpb.Snapshot{}, raft.ErrSnapshotTemporarilyUnavailable
-}
-
-func (ps *peerStorage) snapshotUsable(snap *eraftpb.Snapshot) bool {
-	if snap.Metadata.Index < ps.truncated.Index {
-		return false
-	}
-	var data rspb.RaftSnapshotData
-	if err := data.Unmarshal(snap.Data); err != nil {
-		return false
-	}
-	return data.GetRegion().GetRegionEpoch().GetConfVer() >= ps.region.GetRegionEpoch().GetConfVer()
-}
-
-// onBuilt takes the result of a build.
-func (ps *peerStorage) onBuilt(snap *eraftpb.Snapshot) {
-	ps.building = false
-	ps.built = snap
-}
-
-// initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that an
-// uninitialized peer of the same region gave before is adopted, never forgotten.
-func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
-	hs := meta.InitialHardState()
-	if st, ok := log.State(regionID); ok && st.HardState.Term >= hs.Term {
-		hs.Term, hs.Vote = st.HardState.Term, st.HardState.Vote
-	}
-	b.Reset(regionID, meta.InitLogIndex, meta.InitLogTerm)
-	b.SetHardState(regionID, hs)
 }

@@ -1,0 +1,292 @@
+package raftstore
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// Reports to the placement service: heartbeats of the regions that this store leads and heartbeats of the store; and the
+// operators that come back.
+
+// pending lists peers that cannot follow by the log: they wait for a raft snapshot.
+func (p *peer) pending() []*metapb.Peer {
+	var out []*metapb.Peer
+	for _, q := range p.region().Peers {
+		if q.Id == p.meta.Id {
+			continue
+		}
+		if pr, ok := p.rn.ProgressOf(q.Id); !ok || pr.Match < p.ps.truncated.Index {
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
+// pendingCaughtUp tells whether a peer that was reported as pending is not any more.
+func (p *peer) pendingCaughtUp() bool {
+	if len(p.pendingReported) == 0 {
+		return false
+	}
+	n := 0
+	for _, q := range p.pending() {
+		if p.pendingReported[q.Id] {
+			n++
+		}
+	}
+	return n < len(p.pendingReported)
+}
+
+// heartbeatRegion reports the region to the placement service. It never blocks.
+func (p *peer) heartbeatRegion() {
+	now := p.store.clock.Now()
+	cfg := &p.store.cfg.Raftstore
+	p.times.heartbeat = now.Add(cfg.RegionHeartbeatInterval.Duration)
+	req := &schedulerpb.RegionHeartbeatRequest{
+		Header: &schedulerpb.RequestHeader{ClusterId: p.store.clusterID},
+		Region: p.region(), Leader: p.meta, Term: p.rn.Term(),
+		PendingPeers:    p.pending(),
+		ApproximateSize: p.stats.size, ApproximateKeys: p.stats.keys,
+		BytesWritten: p.stats.writtenBytes, KeysWritten: p.stats.writtenKeys,
+		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
+	}
+	if p.times.lastReport.IsZero() {
+		req.Interval.StartTimestamp = req.Interval.EndTimestamp
+	}
+	for _, q := range p.region().Peers {
+		if q.Id == p.meta.Id {
+			continue
+		}
+		if silent := now.Sub(p.lastHeard[q.Id]); !p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !p.lastHeard[q.Id].IsZero() {
+			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
+		}
+	}
+	p.pendingReported = nil
+	for _, q := range req.PendingPeers {
+		if p.pendingReported == nil {
+			p.pendingReported = map[uint64]bool{}
+		}
+		p.pendingReported[q.Id] = true
+	}
+	p.noteStandstill(now)
+	p.times.lastReport = now
+	p.stats.writtenBytes, p.stats.writtenKeys = 0, 0
+	p.store.placement.RegionHeartbeat(req)
+}
+
+// HeartbeatAll makes every leader report to the placement service at once: a new placement leader
+// begins without knowing the regions.
+func (s *Store) HeartbeatAll() {
+	s.router.boxes.Range(func(_, v any) bool {
+		_ = s.router.push(v.(*mailbox), &message.HeartbeatNow{})
+		return true
+	})
+}
+
+// HandleOperator takes an order of the placement service.
+func (s *Store) HandleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
+	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil) {
+		_ = s.router.send(resp.RegionId, &message.Operator{Response: resp})
+	}
+}
+
+type schedulerResponse = schedulerpb.RegionHeartbeatResponse
+
+// onOperator carries out an order of the placement service, planned for the epoch it names. Nobody waits
+// for the answer: the service learns the outcome from heartbeats, and repeats what is still needed.
+func (p *peer) onOperator(resp *schedulerResponse) {
+	header := message.Header{RegionID: p.regionID, Peer: p.meta, Epoch: resp.RegionEpoch}
+	if resp.GetTargetPeer().GetId() != p.meta.Id || !p.isLeader() {
+		return
+	}
+	switch {
+	case resp.ChangePeer != nil:
+		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
+			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
+			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: resp.ChangePeer.ChangeType, Peer: resp.ChangePeer.Peer},
+		}})
+	case resp.TransferLeader != nil:
+		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
+			CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
+			TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: resp.TransferLeader.Peer},
+		}})
+	case resp.SplitRegion != nil:
+		var key []byte
+		if len(resp.SplitRegion.Keys) > 0 {
+			key = resp.SplitRegion.Keys[0]
+		}
+		p.onSplitAt(&message.SplitAt{Header: header, Key: key})
+	}
+}
+
+// A follower starves if it stays at one index while its leader has committed more. It may answer heartbeats all the
+// while, so nothing else shows it: it is neither down nor, as long as the log reaches back far enough, pending. Leaders
+// look at their followers with each region heartbeat, and the store reports the starving ones with its own.
+
+// standstillIntervals is for how many intervals of the region heartbeat a follower must have stood still.
+const standstillIntervals = 3
+
+// maxReported bounds the lists of regions and peers in a store heartbeat.
+const maxReported = 64
+
+// standstill is where a follower that is behind was found, and since when.
+type standstill struct {
+	match    uint64
+	since    time.Time
+	reported bool
+}
+
+// starvation holds the starving followers of the regions led here. Workers write it, the store heartbeat reads it. What is
+// not written again expires, so that a leader that steps down has nothing to take back.
+type starvation struct {
+	mu struct {
+		sync.Mutex
+		seen map[uint64]time.Time // by peer
+	}
+}
+
+func (s *starvation) add(peerID uint64, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.seen == nil {
+		s.mu.seen = map[uint64]time.Time{}
+	}
+	s.mu.seen[peerID] = now
+}
+
+func (s *starvation) remove(peerID uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mu.seen, peerID)
+}
+
+// peers are those that were written since the given time, in rising order. The others are forgotten.
+func (s *starvation) peers(since time.Time) []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []uint64
+	for id, at := range s.mu.seen {
+		if at.Before(since) {
+			delete(s.mu.seen, id)
+			continue
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// noteStandstill looks which followers get no further. It is called with each region heartbeat.
+func (p *peer) noteStandstill(now time.Time) {
+	var next map[uint64]standstill
+	limit := standstillIntervals * p.store.cfg.Raftstore.RegionHeartbeatInterval.Duration
+	p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
+		if id == p.meta.Id || pr.Match >= p.rn.Committed() {
+			return
+		}
+		s, seen := p.standstill[id]
+		// What an earlier term of this leader has seen says nothing: the index begins at 0 again.
+		if !seen || s.match != pr.Match || s.since.Before(p.leaderSince) {
+			s = standstill{match: pr.Match, since: now}
+		}
+		if now.Sub(s.since) >= limit {
+			s.reported = true
+			p.store.starving.add(id, now)
+		}
+		if next == nil {
+			next = map[uint64]standstill{}
+		}
+		next[id] = s
+	})
+	for id, s := range p.standstill {
+		if s.reported && !next[id].reported {
+			p.store.starving.remove(id)
+		}
+	}
+	p.standstill = next
+}
+
+// reportHealth adds to a store heartbeat what only people act on. Every list is bounded.
+func (s *Store) reportHealth(stats *schedulerpb.StoreStats, now time.Time) {
+	expiry := 2 * standstillIntervals * s.cfg.Raftstore.RegionHeartbeatInterval.Duration
+	starving, quarantined := s.starving.peers(now.Add(-expiry)), s.quarantine.ids()
+	stats.StarvingPeerIds = starving[:min(len(starving), maxReported)]
+	diverged := s.diverged.list()
+	stats.DivergedRegionIds = diverged[:min(len(diverged), maxReported)]
+	stats.QuarantinedRegionIds = quarantined[:min(len(quarantined), maxReported)]
+	stats.ReadErrors = s.readErrors.total.Load()
+}
+
+// firstReports is how long a store waits between its reports until one is answered. With that answer it learns which
+// features are in force.
+const firstReports = time.Second
+
+// runStoreHeartbeat reports the store to the placement service. Only the first report is repeated soon if it fails; of
+// the others, the next one says more.
+func (s *Store) runStoreHeartbeat() {
+	interval := s.cfg.Raftstore.StoreHeartbeatInterval.Duration
+	ticker := time.NewTicker(min(interval, firstReports))
+	defer ticker.Stop()
+	last, answered := s.clock.Now(), false
+	var roundTrip time.Duration
+	for {
+		stats := s.storeStats(last)
+		last = s.clock.Now()
+		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Raftstore.SchedulerTimeout.Duration)
+		sent := time.Now() // the wall clock, whatever the store's clock is
+		stats.Clock, stats.RoundTrip = sent.UnixNano(), uint64(roundTrip)
+		err := s.placement.StoreHeartbeat(ctx, stats)
+		cancel()
+		roundTrip = time.Since(sent)
+		if err != nil {
+			roundTrip = 0
+		}
+		if err != nil && s.ctx.Err() == nil {
+			s.logger.Warn("store heartbeat failed", zap.Error(err))
+		}
+		if err == nil {
+			if !answered {
+				answered = true
+				ticker.Reset(interval)
+			}
+			s.releaseQuarantine(s.ctx)
+		}
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
+	now := s.clock.Now()
+	stats := &schedulerpb.StoreStats{
+		StoreId: s.storeID, RegionCount: uint32(s.router.count.Load()),
+		StartTime:  uint32(s.startTime.Unix()),
+		IsDiskFull: s.diskFull.Load(),
+		IsBusy:     s.inflight.Load() > int64(s.cfg.Raftstore.MaxStoreInflight)*9/10,
+		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
+	}
+	stats.SendingSnapCount, stats.ReceivingSnapCount = s.snaps.Counts()
+	stats.ApplyingSnapCount = uint32(s.regionRunner.installing.Load())
+	if s.stats != nil {
+		s.stats(stats)
+	}
+	stats.Run, stats.LogSequence = s.run, s.log.SyncedSequence()
+	s.reportQuarantine(stats)
+	s.reportHealth(stats, now)
+	if s.readErrors.again.Load() {
+		stats.IsSlow = true // nothing new is to be placed here
+	}
+	return stats
+}

@@ -1,0 +1,451 @@
+package raftstore
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
+	"github.com/tinykv/tinykv/raft"
+)
+
+// A region in which nothing happens sleeps: leader and followers stop their clocks and heartbeats.
+//
+// The leader decides, when for a while nothing was asked of the region and every peer is known to have
+// the whole log; it tells the followers by a heartbeat with a flag, which they do not answer. A follower
+// that does not agree, or that never gets the message, goes on, misses the leader's heartbeats, asks for
+// pre-votes, and so wakes the leader. Any message and any command wakes a peer; stores that share
+// sleeping regions watch each other instead (liveness).
+//
+// Safety: a sleeping peer counts no ticks, so it votes later than it could, never earlier: the lease of a
+// leader relies on nothing else. The lease itself goes by the clock and runs out while the leader sleeps;
+// the next read asks a quorum again.
+
+// sleepState is a peer's part of it.
+type sleepState struct {
+	asleep bool
+	stores []uint64 // counted as sleeping with
+	began  time.Time
+	active time.Time
+}
+
+// trySleep lets a leader and its followers sleep if nothing is left to do.
+func (p *peer) trySleep(t *turn, now time.Time) {
+	after := p.store.cfg.Raftstore.HibernateAfter.Duration
+	if p.box.read.Load() {
+		p.box.read.Store(false) // local reads leave a mark instead of a message
+		p.sleep.active = now
+	}
+	if after <= 0 || now.Sub(p.sleep.active) < after || !p.quiet() {
+		return
+	}
+	last := p.rn.LastIndex()
+	for _, q := range p.region().Peers {
+		if q.Id == p.meta.Id {
+			continue
+		}
+		pr, ok := p.rn.ProgressOf(q.Id)
+		if !ok || pr.State != raft.ProgressReplicate || pr.Match != last || !pr.RecentActive {
+			return
+		}
+	}
+	for _, q := range p.region().Peers {
+		if q.Id == p.meta.Id {
+			continue
+		}
+		t.send(q.StoreId, &rspb.RaftMessage{
+			RegionId: p.regionID, FromPeer: p.meta, ToPeer: q, RegionEpoch: p.region().RegionEpoch,
+			ClusterId: p.store.clusterID, Hibernate: true,
+			Message: &eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgHeartbeat, From: p.meta.Id, To: q.Id, Term: p.rn.Term(), Commit: last,
+			},
+		})
+	}
+	p.fallAsleep()
+}
+
+// quiet tells whether nothing is under way at a leader.
+func (p *peer) quiet() bool {
+	st := &p.stats
+	return p.sick.err == nil && p.removed == nil && p.installing == 0 && p.splitIndex == 0 && len(p.proposals) == 0 && len(p.writes) == 0 && len(p.handover.writes) == 0 &&
+		len(p.once.held) == 0 &&
+		len(p.reads.arrived) == 0 && len(p.reads.asked) == 0 && len(p.reads.confirmed) == 0 &&
+		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(p.pendingReported) == 0 &&
+		p.rn.LeadTransferee() == raft.None && !p.rn.HasPendingConfChange() && !p.rn.HasReady() &&
+		p.appliedIndex == p.rn.LastIndex() && p.rn.Committed() == p.rn.LastIndex() && p.appliedTerm == p.rn.Term()
+}
+
+// onHibernate is a follower's answer to its leader's wish: it sleeps if it knows of nothing else. False:
+// the message is to be treated as the heartbeat that it is, whose answer wakes the leader.
+func (p *peer) onHibernate(m *eraftpb.Message) bool {
+	if !p.initialized() || p.rn.State() != raft.StateFollower || p.rn.Term() != m.Term || p.rn.Lead() != m.From ||
+		p.installing != 0 || p.removed != nil || p.rn.LastIndex() != m.Commit || p.rn.Committed() != m.Commit {
+		return false
+	}
+	p.heardLeader(p.store.clock.Now())
+	p.fallAsleep()
+	return true
+}
+
+func (p *peer) fallAsleep() {
+	if p.sleep.asleep {
+		return
+	}
+	p.sleep.asleep, p.sleep.began = true, p.store.clock.Now()
+	p.sleep.stores = p.sleep.stores[:0]
+	for _, q := range p.region().Peers {
+		if q.Id != p.meta.Id {
+			p.sleep.stores = append(p.sleep.stores, q.StoreId)
+		}
+	}
+	p.store.live.sleep(p.sleep.stores)
+	if !p.isLeader() {
+		p.times.stale = p.sleep.began.Add(p.sleepingCheck())
+	}
+	p.setDuty()
+	p.box.asleep.Store(true)
+	p.store.router.noteAwake(p.box, false)
+}
+
+// wake starts the clock again, as if the leader had been heard just now.
+func (p *peer) wake() {
+	if !p.sleep.asleep {
+		return
+	}
+	now := p.store.clock.Now()
+	if p.box.dormant.Swap(false) {
+		p.countDormantTime(now)
+	} else {
+		p.heardLeader(now)
+	}
+	p.sleep.asleep, p.sleep.active = false, now
+	if soon := now.Add(p.store.jitter(p.store.cfg.Raftstore.StalePeerCheck.Duration)); p.times.stale.After(soon) {
+		p.times.stale = soon
+	}
+	p.box.asleep.Store(false)
+	if !p.stopped {
+		p.store.router.noteAwake(p.box, true)
+	}
+	p.store.live.wake(p.sleep.stores)
+	for _, q := range p.region().Peers {
+		p.lastHeard[q.Id] = now
+	}
+}
+
+// stir wakes the peer if the message asks for it, and notes that something was asked of the region. What the
+// store sends itself, and questions that change nothing, do not wake.
+func (p *peer) stir(m message.Msg) {
+	dormant := p.box.dormant.Load()
+	switch m := m.(type) {
+	case *message.Raft:
+		if !m.Message.Hibernate || dormant {
+			p.wake()
+		}
+	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
+		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
+		p.wake()
+		p.sleep.active = p.store.clock.Now()
+		if dormant {
+			p.campaignFirst()
+		}
+	}
+}
+
+// sleepingChecks is how many times longer than one that hears no leader a sleeping follower goes on before it asks
+// the placement service whether it still belongs to its region.
+const sleepingChecks = 4
+
+// doDuty is what a sleeping peer has to do all the same, and sets when it is due again: a leader reports to the
+// placement service; a follower asks it whether it still belongs, since the entry that removes it may have been lost on
+// its way, and nobody speaks to it afterwards (G6).
+func (p *peer) doDuty(now time.Time) {
+	switch {
+	case p.isLeader():
+		if !now.Before(p.times.heartbeat) {
+			p.heartbeatRegion()
+		}
+	case !now.Before(p.times.stale) && !p.box.dormant.Load():
+		p.times.stale = now.Add(p.sleepingCheck())
+		p.store.askRegionTruth(p.regionID)
+	}
+	p.setDuty()
+}
+
+func (p *peer) sleepingCheck() time.Duration {
+	return p.store.jitter(sleepingChecks * p.store.cfg.Raftstore.StalePeerCheck.Duration)
+}
+
+// setDuty tells the ticker when doDuty is due. A dormant follower is roused by others.
+func (p *peer) setDuty() {
+	duty := int64(0)
+	switch {
+	case p.isLeader():
+		duty = int64(p.times.heartbeat.Sub(p.store.clock.Base()))
+	case !p.box.dormant.Load():
+		duty = int64(p.times.stale.Sub(p.store.clock.Base()))
+	}
+	p.box.duty.Store(duty)
+}
+
+// onStoreLost wakes a peer, and lets a follower whose leader was on the lost store campaign soon. Of a sleep,
+// the time for which the store was silent counts: the leader was not heard for at least as long.
+func (p *peer) onStoreLost(m *message.StoreLost) {
+	if p.box.dormant.Load() {
+		return // it relies on no other store
+	}
+	asleep := p.sleep.asleep
+	p.wake()
+	leader := p.leaderPeer()
+	if leader == nil || leader.StoreId != m.StoreID || p.rn.State() != raft.StateFollower {
+		return
+	}
+	if silent := later(p.sleep.began, m.Heard, m.Heard.After(p.sleep.began)); asleep && silent.Before(p.times.tick) {
+		p.times.tick = silent
+	}
+	rank := 0
+	for _, q := range p.region().Peers {
+		if q.Id < p.meta.Id && q.Id != leader.Id && !isLearner(q) {
+			rank++
+		}
+	}
+	// One tick more than the smallest timeout, so that the others' leases are over as well when they are
+	// asked; and two between candidates, so that one is elected before the next one begins.
+	p.rn.ExpectElection(1 + 2*rank)
+	p.loseLeader(leader.Id)
+}
+
+// The regions of a store that starts are dormant: they sleep, although they know no leader. If thousands of
+// them held their elections at once, on all stores, messages would wait for longer than an election timeout,
+// and elections would fail for as long as they went on.
+//
+// A dormant peer wakes by a raft message (a leader is there, or another store holds the election), by a request,
+// or when its turn comes: the ticker rouses a few at a time. In the last two cases it campaigns at once, as
+// hardly anybody else does so for that region in that moment. If a leader is there, pre-votes are refused and
+// the leader is heard. A dormant peer watches no other store: there is no leader whose loss it would miss.
+//
+// Safety: a restarted voter refuses votes, its own too, until an election timeout after the start has passed
+// (Config.VoteGraceTicks). Time counts for that as it does for a peer that is awake: what has really passed,
+// up to an election timeout (elapsedTicks).
+
+// A store rouses rouseMany regions in a tick while fewer than rouseAwake peers are awake; beyond that rouseFew,
+// so that regions which find no quorum do not keep the others from their turn.
+const (
+	rouseAwake = 512
+	rouseMany  = 32
+	rouseFew   = 2
+)
+
+// dormantRegions are those whose turn has not come, in the order of their turns. Owner: the ticker, after the start.
+type dormantRegions struct{ boxes []*mailbox }
+
+// layDormant lets a recovered peer sleep, unless it can lead by itself. Called before any goroutine runs.
+func (s *Store) layDormant(p *peer) {
+	if s.cfg.Raftstore.HibernateAfter.Duration <= 0 || !p.initialized() || len(p.region().Peers) < 2 {
+		return
+	}
+	p.sleep.asleep, p.sleep.began = true, s.clock.Now()
+	p.box.asleep.Store(true)
+	p.box.dormant.Store(true)
+	s.router.noteAwake(p.box, false)
+	// In another order on each store, so that they seldom rouse the same region at the same time.
+	boxes := append(s.dormant.boxes, p.box)
+	i, last := rand.IntN(len(boxes)), len(boxes)-1
+	boxes[i], boxes[last] = boxes[last], boxes[i]
+	s.dormant.boxes = boxes
+}
+
+// rouse gives some regions their turn, not before their votes may count.
+func (s *Store) rouse() {
+	d := &s.dormant
+	if len(d.boxes) == 0 || s.clock.Now().Sub(s.startTime) < s.cfg.Raftstore.ElectionTimeout() {
+		return
+	}
+	n := rouseFew
+	if s.router.awake.Load() < rouseAwake {
+		n = rouseMany
+	}
+	for n > 0 && len(d.boxes) > 0 {
+		last := len(d.boxes) - 1
+		b := d.boxes[last]
+		d.boxes[last], d.boxes = nil, d.boxes[:last]
+		if b.dormant.Load() {
+			_ = s.router.push(b, &message.Wake{}) // destroyed meanwhile
+			n--
+		}
+	}
+	if len(d.boxes) == 0 {
+		d.boxes = nil
+	}
+}
+
+// countDormantTime lets raft count the time since the start. No leader was heard in it.
+func (p *peer) countDormantTime(now time.Time) {
+	for range p.elapsedTicks(now) {
+		p.rn.Tick()
+	}
+}
+
+// campaignFirst holds the first election after the start; raft refuses if a vote might break a promise.
+func (p *peer) campaignFirst() {
+	if p.rn.State() != raft.StateFollower {
+		return // the time since the start was enough for it
+	}
+	_ = p.rn.Campaign()
+	p.rn.ExpectElection(1) // if it was too early
+}
+
+// liveness stands in for the heartbeats of regions that sleep: stores that share sleeping
+// regions greet each other, and a store that falls silent wakes the regions shared with it. So the cost
+// of idle regions depends on the number of stores, not of regions.
+type liveness struct {
+	clock Clock
+
+	mu struct {
+		sync.RWMutex
+		stores map[uint64]*storeLife
+	}
+}
+
+// storeLife is what is known of one other store.
+type storeLife struct {
+	heard  atomic.Int64 // since the clock's base
+	asleep atomic.Int64 // sleeping regions of this store with a peer there
+	// incarnation is the newest of which a message has come.
+	incarnation atomic.Uint64
+}
+
+func newLiveness(clock Clock) *liveness {
+	l := &liveness{clock: clock}
+	l.mu.stores = map[uint64]*storeLife{}
+	return l
+}
+
+func (l *liveness) now() int64 { return int64(l.clock.Now().Sub(l.clock.Base())) }
+
+func (l *liveness) store(id uint64) *storeLife {
+	l.mu.RLock()
+	s := l.mu.stores[id]
+	l.mu.RUnlock()
+	if s != nil {
+		return s
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s = l.mu.stores[id]; s == nil {
+		s = new(storeLife)
+		l.mu.stores[id] = s
+	}
+	return s
+}
+
+// hear notes that a store has sent something. False: a later run of that store was heard before, so this message is of one
+// that has ended, or runs on a copy of its data.
+func (l *liveness) hear(storeID, incarnation uint64) bool {
+	s := l.store(storeID)
+	for incarnation > 0 {
+		newest := s.incarnation.Load()
+		if incarnation < newest {
+			return false
+		}
+		if incarnation == newest || s.incarnation.CompareAndSwap(newest, incarnation) {
+			break
+		}
+	}
+	s.heard.Store(l.now())
+	return true
+}
+
+// sleep and wake count the sleeping regions of a store pair. A pair that begins counts as just heard:
+// nothing need have been sent between two followers before.
+func (l *liveness) sleep(stores []uint64) {
+	for _, id := range stores {
+		s := l.store(id)
+		if s.asleep.Add(1) == 1 {
+			s.heard.Store(max(s.heard.Load(), l.now()))
+		}
+	}
+}
+
+func (l *liveness) wake(stores []uint64) {
+	for _, id := range stores {
+		l.store(id).asleep.Add(-1)
+	}
+}
+
+// heardAt is when a store was last heard; the clock's base if never.
+func (l *liveness) heardAt(storeID uint64) time.Time {
+	return l.clock.Base().Add(time.Duration(l.store(storeID).heard.Load()))
+}
+
+// shared lists the stores with sleeping regions; silent are those of them not heard for the timeout.
+func (l *liveness) shared(timeout time.Duration) (all, silent []uint64) {
+	now := l.now()
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for id, s := range l.mu.stores {
+		if s.asleep.Load() <= 0 {
+			continue
+		}
+		all = append(all, id)
+		if now-s.heard.Load() >= int64(timeout) {
+			silent = append(silent, id)
+		}
+	}
+	return all, silent
+}
+
+// greetings says when the other stores are greeted next. Owner: the ticker.
+type greetings struct{ next time.Time }
+
+// Greetings go out every greetTimeouts election timeouts; a store that was not heard for silenceTimeouts is
+// taken for lost. A process that dies is noticed sooner, by its connections, and a request wakes the peer that
+// it reaches; silence is the sign of a network that is gone.
+const (
+	greetTimeouts   = 2
+	silenceTimeouts = 5
+)
+
+// greet greets and watches, if it is time. The ticker calls it, so that an idle store need not wake twice.
+func (s *Store) greet(g *greetings) {
+	timeout := s.cfg.Raftstore.ElectionTimeout()
+	if !due(s.clock.Now(), &g.next, greetTimeouts*timeout) {
+		return
+	}
+	all, silent := s.live.shared(silenceTimeouts * timeout)
+	for _, id := range all {
+		s.trans.Send(id, []*rspb.RaftMessage{s.greeting(id)})
+	}
+	for _, id := range silent {
+		s.ReportStoreLost(id)
+	}
+}
+
+func (s *Store) greeting(to uint64) *rspb.RaftMessage {
+	return &rspb.RaftMessage{
+		FromPeer: &metapb.Peer{StoreId: s.storeID}, ToPeer: &metapb.Peer{StoreId: to}, ClusterId: s.clusterID, Hibernate: true,
+		Incarnation: s.incarnation,
+	}
+}
+
+// isGreeting recognises what greeting makes.
+func isGreeting(m *rspb.RaftMessage) bool {
+	return m.RegionId == 0 && m.Hibernate && m.Message == nil && m.GetFromPeer().GetStoreId() != 0
+}
+
+// ReportStoreLost wakes the sleeping regions with a peer on a store that may be gone, and lets the
+// followers of leaders there prepare to elect another one.
+func (s *Store) ReportStoreLost(storeID uint64) {
+	lost := &message.StoreLost{StoreID: storeID, Heard: s.live.heardAt(storeID)}
+	s.router.boxes.Range(func(_, v any) bool {
+		b := v.(*mailbox)
+		if h := b.handle.Load(); h != nil && !b.dormant.Load() && PeerOnStore(h.region, storeID) != nil &&
+			(b.asleep.Load() || h.leader.GetStoreId() == storeID) {
+			_ = s.router.push(b, lost) // destroyed meanwhile
+		}
+		return true
+	})
+}

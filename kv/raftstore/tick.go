@@ -1,0 +1,139 @@
+package raftstore
+
+import (
+	"time"
+
+	"github.com/tinykv/tinykv/raft"
+)
+
+// Time: one ticker a store wakes the peers that are awake; each peer reckons by the clock how many ticks have passed, and
+// which of its duties are due.
+
+// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
+func (s *Store) runTicker() {
+	interval := s.cfg.Raftstore.TickInterval.Duration
+	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
+	greetings := greetings{next: s.clock.Now()}
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.router.stirred:
+		case <-timer.C:
+			s.router.tick(1, s.live.now())
+			s.greet(&greetings)
+			s.rouse()
+		}
+		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
+			timer.Reset(interval)
+		} else {
+			timer.Reset(asleep)
+		}
+	}
+}
+
+// dutyInterval is how late the duty of a sleeping peer may be.
+const dutyInterval = time.Second
+
+// handleTicks advances raft's logical clock and does what is due. Due times are compared with the
+// clock, never counted, so that a missed turn cannot stop a duty for good.
+func (p *peer) handleTicks(t *turn, ticks int) {
+	if ticks == 0 || p.stopped {
+		return
+	}
+	now := p.store.clock.Now()
+	if p.sleep.asleep {
+		p.doDuty(now)
+		return
+	}
+	for range p.elapsedTicks(now) {
+		p.rn.Tick()
+	}
+	p.expireReads(now)
+	if err := p.store.log.Damaged(p.regionID); err != nil && !p.sick.damaged {
+		p.store.noteReadError(p.regionID, err) // found by whoever read it
+		p.fallSick(err)
+	}
+	if p.tendSick(t); p.stopped {
+		return
+	}
+	p.trimCache()
+	if !p.isLeader() {
+		if p.rn.Lead() != raft.None {
+			p.lastLeaderSeen = later(p.lastLeaderSeen, now, p.initialized())
+		}
+		p.checkStale(now)
+		return
+	}
+	cfg := &p.store.cfg.Raftstore
+	p.tickOnce(now)
+	if due(now, &p.times.heartbeat, cfg.RegionHeartbeatInterval.Duration) || p.pendingCaughtUp() {
+		p.heartbeatRegion()
+	}
+	if due(now, &p.times.logGC, cfg.LogGCInterval.Duration) {
+		p.proposeLogGC()
+	}
+	if due(now, &p.times.splitCheck, cfg.SplitCheckInterval.Duration) {
+		p.checkSplit()
+	}
+	p.checkLinger(t)
+	p.trySleep(t, now)
+}
+
+// elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
+//
+// Invariant: raft never counts more ticks since it heard a leader than time has really passed. The
+// leader's lease relies on it: a follower must not vote within an election timeout of hearing the leader,
+// so ticks that were missed before that must not be made up for afterwards (heardLeader).
+func (p *peer) elapsedTicks(now time.Time) int {
+	interval := p.store.cfg.Raftstore.TickInterval.Duration
+	n := int(now.Sub(p.times.tick) / interval)
+	if limit := p.store.cfg.Raftstore.ElectionTicks; n > limit {
+		p.times.tick = now
+		return limit
+	}
+	p.times.tick = p.times.tick.Add(time.Duration(n) * interval)
+	return n
+}
+
+// heardLeader begins the next tick anew.
+func (p *peer) heardLeader(now time.Time) {
+	p.lastLeaderSeen = now
+	p.times.tick = now
+}
+
+func later(old, now time.Time, ok bool) time.Time {
+	if ok {
+		return now
+	}
+	return old
+}
+
+// due tells whether the time has come, and sets the next one.
+func due(now time.Time, next *time.Time, interval time.Duration) bool {
+	if now.Before(*next) {
+		return false
+	}
+	*next = now.Add(interval)
+	return true
+}
+
+// trimCache keeps in memory what is still needed of the log: what is not applied here, and what a leader has to send. A
+// follower that is behind by more is read to from the disk, and is bounded by the cache's size until then.
+func (p *peer) trimCache() {
+	keep := p.appliedIndex
+	if p.isLeader() {
+		p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
+			if id != p.meta.Id && pr.RecentActive {
+				keep = min(keep, pr.Match)
+			}
+		})
+	}
+	if keep > p.stats.trimmed {
+		p.stats.trimmed = keep
+		p.store.log.TrimCache(p.regionID, keep)
+	}
+}
