@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
@@ -26,11 +28,11 @@ func (s *Store) Admin(a *message.Admin) {
 func (s *Store) AdminCommand(ctx context.Context, regionID uint64, req *raft_cmdpb.AdminRequest) (message.Result, error) {
 	box := s.router.get(regionID)
 	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
+		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	h := box.handle.Load()
 	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
+		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	a := &message.Admin{
 		Header:  message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch},
@@ -47,7 +49,7 @@ func (s *Store) AdminCommand(ctx context.Context, regionID uint64, req *raft_cmd
 // onAdmin checks and carries out or proposes an admin command.
 func (p *peer) onAdmin(a *message.Admin) {
 	p.flushWrites() // earlier writes keep their place
-	version, confVer := epochParts(a.Request)
+	version, confVer := regions.EpochParts(a.Request)
 	err := p.checkHeader(a.Header, version, confVer, a.Deadline)
 	if err == nil {
 		switch a.Request.GetCmdType() {
@@ -60,7 +62,7 @@ func (p *peer) onAdmin(a *message.Admin) {
 		case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_ComputeHash:
 			p.proposeAdmin(a)
 		default:
-			err = invalidf("unknown admin command %v", a.Request.GetCmdType())
+			err = regionerr.Invalidf("unknown admin command %v", a.Request.GetCmdType())
 		}
 	}
 	if err != nil {
@@ -75,7 +77,7 @@ func (p *peer) proposeAdmin(a *message.Admin) bool {
 	}
 	data, err := req.Marshal()
 	if err != nil {
-		a.Callback.Fail(invalidf("marshal admin command: %v", err))
+		a.Callback.Fail(regionerr.Invalidf("marshal admin command: %v", err))
 		return false
 	}
 	data = message.AppendChecksum(data)

@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -95,7 +96,7 @@ func (s *Store) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st == nil || apply == nil || st.State != rspb.PeerState_Normal || !isInitialized(st.Region) {
+	if st == nil || apply == nil || st.State != rspb.PeerState_Normal || !regions.IsInitialized(st.Region) {
 		return nil, errNotNow
 	}
 	term, err := s.log.Term(regionID, apply.AppliedIndex)

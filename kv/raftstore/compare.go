@@ -11,9 +11,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
-	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
-	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -65,7 +65,7 @@ func (p *peer) onCompareReplicas(m *message.CompareReplicas) {
 	}
 	if c := p.compare; c != nil {
 		if c.term == p.rn.Term() {
-			refuse(&BusyError{Reason: "the replicas of this region are being compared already"})
+			refuse(&regionerr.BusyError{Reason: "the replicas of this region are being compared already"})
 			return
 		}
 		p.dropComparison(p.notLeader()) // of an earlier leadership
@@ -73,7 +73,7 @@ func (p *peer) onCompareReplicas(m *message.CompareReplicas) {
 	p.flushWrites()
 	admin := &message.Admin{Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash}}
 	if !p.proposeAdmin(admin) {
-		refuse(&BusyError{Reason: "the region takes no commands at the moment"})
+		refuse(&regionerr.BusyError{Reason: "the region takes no commands at the moment"})
 		return
 	}
 	p.compare = &comparison{asked: m, index: p.rn.LastIndex(), term: p.rn.Term(), hashes: map[uint64]uint64{}}
@@ -85,17 +85,6 @@ func (p *peer) dropComparison(cause error) {
 		p.compare.asked.Done(message.Comparison{}, cause)
 		p.compare = nil
 	}
-}
-
-// applyComputeHash has the region hashed as of the entry. The batch is written first: what comes before the entry must be
-// in the snapshot, and nothing after it.
-func (w *applyWorker) applyComputeHash(a *applier, e *eraftpb.Entry) (message.Result, error) {
-	if err := w.flush(); err != nil {
-		return message.Result{}, err
-	}
-	m := message.Hashed{PeerID: a.peer.Id, Index: e.Index, Term: e.Term}
-	w.store.hasher.Hash(runner.HashTask{Region: a.region, Message: m, View: w.store.engine.NewSnapshot()})
-	return message.Result{}, nil
 }
 
 // onHashed takes the hash of this replica's own data.
@@ -136,7 +125,7 @@ func (p *peer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
 // noteHash takes a replica's answer, and judges if it was the last one.
 func (p *peer) noteHash(t *turn, from uint64, h *rspb.ReplicaHash) {
 	c := p.compare
-	if c == nil || h.Index != c.index || h.Term != c.term || peerByID(p.region(), from) == nil {
+	if c == nil || h.Index != c.index || h.Term != c.term || regions.PeerByID(p.region(), from) == nil {
 		return
 	}
 	c.hashes[from] = h.Hash
@@ -187,11 +176,11 @@ func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Compari
 			continue
 		}
 		out.Hashes[q.Id], differ[h] = h, true
-		if isLearner(q) {
+		if regions.IsLearner(q) {
 			continue
 		}
 		votes[h]++
-		if votes[h] > voterCount(region)/2 {
+		if votes[h] > regions.VoterCount(region)/2 {
 			majority, decided = h, true
 		}
 	}
@@ -300,7 +289,7 @@ func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.
 		case out := <-done:
 			return out.c, out.err
 		case <-s.ctx.Done():
-			return message.Comparison{}, ErrStopping
+			return message.Comparison{}, regionerr.ErrStopping
 		case <-over:
 			over = nil
 			if err := s.router.send(h.RegionID, &message.EndComparison{Comparison: m}); err != nil {

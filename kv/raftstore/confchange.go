@@ -4,6 +4,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -17,10 +19,10 @@ import (
 func (p *peer) proposeChangePeer(a *message.Admin) error {
 	req := a.Request.GetChangePeer()
 	if req.GetPeer().GetId() == 0 || req.GetPeer().GetStoreId() == 0 {
-		return invalidf("conf change of region %d without peer id or store id", p.regionID)
+		return regionerr.Invalidf("conf change of region %d without peer id or store id", p.regionID)
 	}
 	if p.rn.HasPendingConfChange() {
-		return &BusyError{Reason: "another conf change of this region is not applied yet"}
+		return &regionerr.BusyError{Reason: "another conf change of this region is not applied yet"}
 	}
 	if req.ChangeType == eraftpb.ConfChangeType_RemoveNode {
 		if err := p.checkRemoval(req.Peer); err != nil {
@@ -35,7 +37,7 @@ func (p *peer) proposeChangePeer(a *message.Admin) error {
 	}
 	ctx, err := cmd.Marshal()
 	if err != nil {
-		return invalidf("marshal conf change: %v", err)
+		return regionerr.Invalidf("marshal conf change: %v", err)
 	}
 	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx)}
 	p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.ProposeConfChange(cc) })
@@ -43,14 +45,14 @@ func (p *peer) proposeChangePeer(a *message.Admin) error {
 }
 
 func (p *peer) checkAddition(q *metapb.Peer) error {
-	if old := PeerOnStore(p.region(), q.StoreId); old != nil && old.Id != q.Id {
-		return invalidf("region %d already has peer %d on store %d", p.regionID, old.Id, q.StoreId)
+	if old := regions.PeerOnStore(p.region(), q.StoreId); old != nil && old.Id != q.Id {
+		return regionerr.Invalidf("region %d already has peer %d on store %d", p.regionID, old.Id, q.StoreId)
 	}
-	if old := peerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
-		return invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
-	} else if newest := maxPeerID(p.region()); old == nil && q.Id <= newest {
+	if old := regions.PeerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
+		return regionerr.Invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
+	} else if newest := regions.MaxPeerID(p.region()); old == nil && q.Id <= newest {
 		// A store where it has been would not create it again, and the region could lose its quorum for good.
-		return invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
+		return regionerr.Invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
 	}
 	return nil
 }
@@ -59,26 +61,26 @@ func (p *peer) checkAddition(q *metapb.Peer) error {
 // transfer is begun instead; with two voters the other one might never learn of its own majority,
 // C3), or leaving no healthy majority.
 func (p *peer) checkRemoval(q *metapb.Peer) error {
-	old := peerByID(p.region(), q.Id)
+	old := regions.PeerByID(p.region(), q.Id)
 	if old == nil {
 		return nil // a duplicate: applied without effect
 	}
 	if old.StoreId != q.StoreId {
-		return invalidf("peer %d of region %d is on store %d, not %d", q.Id, p.regionID, old.StoreId, q.StoreId)
+		return regionerr.Invalidf("peer %d of region %d is on store %d, not %d", q.Id, p.regionID, old.StoreId, q.StoreId)
 	}
-	if !isLearner(old) && voterCount(p.region()) == 1 {
-		return invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
+	if !regions.IsLearner(old) && regions.VoterCount(p.region()) == 1 {
+		return regionerr.Invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
 	}
 	if q.Id == p.meta.Id {
 		if to := p.bestTransferee(); to != nil {
 			p.startTransfer(to.Id)
-			return &NotLeaderError{RegionID: p.regionID, Leader: to}
+			return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: to}
 		}
-		return &BusyError{Reason: "the leader cannot be removed before another peer can lead"}
+		return &regionerr.BusyError{Reason: "the leader cannot be removed before another peer can lead"}
 	}
 	healthy, rest := 0, 0
 	for _, v := range p.region().Peers {
-		if isLearner(v) || v.Id == q.Id {
+		if regions.IsLearner(v) || v.Id == q.Id {
 			continue
 		}
 		rest++
@@ -87,7 +89,7 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 		}
 	}
 	if healthy < rest/2+1 {
-		return &BusyError{Reason: "the remaining peers have no healthy majority"}
+		return &regionerr.BusyError{Reason: "the remaining peers have no healthy majority"}
 	}
 	return nil
 }

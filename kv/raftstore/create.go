@@ -8,6 +8,8 @@ import (
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -46,7 +48,7 @@ func (s *Store) sendStore(m storeMsg) error {
 		}()
 		return nil
 	}
-	return &BusyError{Reason: "the store worker's queue is full"}
+	return &regionerr.BusyError{Reason: "the store worker's queue is full"}
 }
 
 // splitRetry is how soon the creation of a split's peer is tried again while its predecessor is there.
@@ -127,8 +129,8 @@ func (s *Store) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage) b
 	if m.GetToPeer().GetId() > st.GetPeer().GetId() && m.RegionEpoch.GetConfVer() >= old.GetConfVer() {
 		return true
 	}
-	if !m.IsTombstone && epochStale(m.RegionEpoch, old) && isInitialized(st.Region) &&
-		PeerOnStore(st.Region, m.FromPeer.StoreId) == nil {
+	if !m.IsTombstone && regions.EpochStale(m.RegionEpoch, old) && regions.IsInitialized(st.Region) &&
+		regions.PeerOnStore(st.Region, m.FromPeer.StoreId) == nil {
 		s.trans.Send(m.FromPeer.StoreId, []*rspb.RaftMessage{
 			gcMessage(s.clusterID, m.RegionId, old, m.ToPeer, m.FromPeer),
 		})
@@ -177,7 +179,7 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 	from := *m.FromPeer
 	p.cache[from.Id] = &from
 	s.meta.setRegion(region, self.Id)
-	s.applierFor(m.RegionId).push([]applyTask{registerTask(p)})
+	s.applierFor(m.RegionId).Push(p.beginTask())
 	s.router.register(p)
 	_ = s.router.push(p.box, &message.Start{})
 	return s.router.push(p.box, &message.Raft{Message: m})

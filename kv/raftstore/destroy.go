@@ -7,8 +7,11 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -32,7 +35,7 @@ func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by another store"))
-	region := CloneRegion(p.region())
+	region := regions.Clone(p.region())
 	e := *rm.RegionEpoch
 	region.RegionEpoch = &e
 	p.destroy(t, region, nil)
@@ -62,11 +65,11 @@ func (s *Store) askRegionTruth(regionID uint64) {
 
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
-	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || peerByID(truth, p.meta.Id) != nil {
+	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.meta.Id) != nil {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))
-	region := CloneRegion(p.region())
+	region := regions.Clone(p.region())
 	e := *truth.RegionEpoch
 	region.RegionEpoch = &e
 	p.destroy(t, region, nil)
@@ -88,11 +91,11 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	p.wake() // ends its share in the store's accounts
 	p.stopped = true
 	p.logger.Info("destroying peer", zap.Uint64("conf-ver", region.GetRegionEpoch().GetConfVer()))
-	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
+	p.endCommands(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()
 	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.meta, again: again}
-	t.ends = append(t.ends, applyTask{kind: applyDestroy, regionID: p.regionID, destroy: task})
+	t.ends = append(t.ends, task.begin(p.store.regionRunner))
 	p.store.regionRunner.cancel(p.regionID)
 }
 
@@ -109,7 +112,7 @@ func (p *peer) refuse(m message.Msg) {
 	switch m := m.(type) {
 	case *message.Write:
 		p.store.inflight.Add(-int64(len(m.Payload)))
-		m.Callback.Fail(&RegionNotFoundError{RegionID: p.regionID})
+		m.Callback.Fail(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	case *message.BecomeSplit:
 		// The old peer is still being cleared away; the store worker tries again.
 		_ = p.store.sendStore(storeCreateSplit{*m})
@@ -118,19 +121,26 @@ func (p *peer) refuse(m message.Msg) {
 	case *message.Applied:
 		p.createRightHalves(m)
 	case *message.CompareReplicas:
-		m.Done(message.Comparison{}, &RegionNotFoundError{RegionID: p.regionID})
+		m.Done(message.Comparison{}, &regionerr.RegionNotFoundError{RegionID: p.regionID})
 	default:
-		message.CallbackOf(m).Fail(&RegionNotFoundError{RegionID: p.regionID})
+		message.CallbackOf(m).Fail(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	}
 }
 
 // destroyTask removes what is left of a peer.
 type destroyTask struct {
-	box    *mailbox
+	box    *mailbox       // nil if the peer does not run
 	region *metapb.Region // with the epoch for the tombstone
 	data   *metapb.Region // whose range holds data, if it is initialized
 	peer   *metapb.Peer
 	again  *rspb.RaftMessage
+}
+
+// begin is the apply worker's part: the tombstone, behind all earlier entries; then it is the region runner's turn.
+func (t *destroyTask) begin(r *regionRunner) apply.Task {
+	return apply.Task{RegionID: t.region.Id, End: &apply.End{
+		Tombstone: t.region, Peer: t.peer, Then: func() { r.destroy(t) },
+	}}
 }
 
 // destroy removes what is left of a peer whose tombstone is durable.
@@ -176,7 +186,7 @@ func (r *regionRunner) keepTombstone(t *destroyTask) error {
 // clearData deletes the data of a region's range, but only where no other region of this store lives:
 // the old range of a peer may have been taken over in part (I-1, I-2).
 func (s *Store) clearData(r *metapb.Region) error {
-	if !isInitialized(r) {
+	if !regions.IsInitialized(r) {
 		return nil
 	}
 	for _, free := range s.meta.freeRanges(r) {
@@ -200,8 +210,10 @@ func (r *regionRunner) clear(region *metapb.Region) {
 // peerGone is called by the region runner when nothing of a destroyed peer is left.
 func (s *Store) peerGone(task *destroyTask) {
 	s.meta.removeRegion(task.region.Id, task.peer.Id)
-	for _, m := range s.router.close(task.box) {
-		task.box.peer.refuse(m)
+	if task.box != nil {
+		for _, m := range s.router.close(task.box) {
+			task.box.peer.refuse(m)
+		}
 	}
 	if task.again != nil {
 		_ = s.sendStore(storeRaft{task.again})

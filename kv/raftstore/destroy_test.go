@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -93,7 +94,7 @@ func peerID(t testing.TB, s *Store, regionID uint64) uint64 {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	info, err := s.Peer(ctx, regionID)
-	if _, gone := err.(*RegionNotFoundError); gone {
+	if _, gone := err.(*regionerr.RegionNotFoundError); gone {
 		return 0
 	}
 	require.NoError(t, err)
@@ -325,6 +326,6 @@ func requireNotFound(t testing.TB, cb *message.Callback) {
 	defer cancel()
 	res, err := cb.Wait(ctx)
 	require.NoError(t, err)
-	var gone *RegionNotFoundError
+	var gone *regionerr.RegionNotFoundError
 	require.ErrorAs(t, res.Err, &gone)
 }

@@ -9,7 +9,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
@@ -114,7 +116,7 @@ func (p *peer) admit(w *message.Write) bool {
 	o := &p.once
 	noted := w.NotedTerm == o.term
 	if newest, known := o.newest[id.ID]; known && (id.Attempt < newest || id.Attempt == newest && !noted) {
-		p.refuseWrite(w, &BusyError{Reason: "a later attempt at this write has come"})
+		p.refuseWrite(w, &regionerr.BusyError{Reason: "a later attempt at this write has come"})
 		return false
 	}
 	switch {
@@ -128,7 +130,7 @@ func (p *peer) admit(w *message.Write) bool {
 	case id.Position >= o.floor:
 		return true
 	case p.appliedIndex >= o.floor:
-		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+		p.refuseWrite(w, &regionerr.StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
 		return false
 	}
 	w.HeldUntil = o.floor // no position that is new enough is committed yet
@@ -162,7 +164,7 @@ func (p *peer) holdRetry(w *message.Write) bool {
 		return p.settle(w)
 	}
 	if len(p.once.held) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
-		p.refuseWrite(w, &BusyError{Reason: "too many retried writes wait for this region"})
+		p.refuseWrite(w, &regionerr.BusyError{Reason: "too many retried writes wait for this region"})
 		return false
 	}
 	p.once.held = append(p.once.held, heldWrite{write: w, term: p.once.term})
@@ -191,14 +193,14 @@ func (p *peer) resumeHeld() {
 // settle answers a retry whose earlier attempt is in the log. True: there is none, and the retry may be proposed.
 func (p *peer) settle(w *message.Write) bool {
 	if len(w.Identity.Origins) == 0 {
-		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+		p.refuseWrite(w, &regionerr.StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
 		return false
 	}
 	found, err := p.searchWrite(&w.Identity)
 	switch {
 	case err != nil:
 		p.store.work.retriesUndetermined.Add(1)
-		p.refuseWrite(w, &UndeterminedError{RegionID: p.regionID, Reason: err.Error()})
+		p.refuseWrite(w, &regionerr.UndeterminedError{RegionID: p.regionID, Reason: err.Error()})
 		return false
 	case found:
 		p.store.work.retriesFound.Add(1)
@@ -291,11 +293,11 @@ type writeIndex struct {
 	bytes    uint64
 	fates    map[message.WriteID]fate
 	versions []message.VersionMark
-	swaps    *swapMemo
+	swaps    *apply.Swaps
 	used     time.Time
 }
 
-func newWriteIndex(regionID, from uint64, versions []message.VersionMark, swaps *swapMemo) *writeIndex {
+func newWriteIndex(regionID, from uint64, versions []message.VersionMark, swaps *apply.Swaps) *writeIndex {
 	return &writeIndex{
 		regionID: regionID, from: from, to: from, fates: map[message.WriteID]fate{}, versions: versions, swaps: swaps,
 	}
@@ -354,7 +356,7 @@ func (x *writeIndex) outcome(cmd *message.Entry, id message.WriteID, f fate) fat
 	if cmd.Conditional == nil || cmd.Conditional.CompareAndSwap == nil || f != fateDone {
 		return f
 	}
-	switch swapped, known := x.swaps.of(id); {
+	switch swapped, known := x.swaps.Of(id); {
 	case swapped:
 		return fateDone
 	case known:

@@ -5,7 +5,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -44,24 +47,24 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	m := letter.Message
 	switch {
 	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
-		return nil, invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
+		return nil, regionerr.Invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
 	case m.GetToPeer().GetStoreId() != s.storeID:
-		return nil, &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
+		return nil, &regionerr.StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
 	case isGreeting(m):
 		s.live.hear(m.FromPeer.StoreId, m.Incarnation)
 		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
-		return nil, invalidf("raft message without region, sender or epoch")
+		return nil, regionerr.Invalidf("raft message without region, sender or epoch")
 	case m.Hash != nil:
 		// It has no raft message.
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
-		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
+		return nil, regionerr.Invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
 	}
 	if err := s.verifyEntries(m); err != nil {
 		return nil, err
 	}
 	if !s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
-		return nil, invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
+		return nil, regionerr.Invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
 	}
 	return s.routeRaft(letter)
 }
@@ -71,12 +74,12 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 // cost more than a message that comes again.
 func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
 	for _, e := range m.GetMessage().GetEntries() {
-		if err := checkEntry(e); err != nil {
+		if err := apply.CheckEntry(e); err != nil {
 			s.work.corruptEntries.Add(1)
 			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
 				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),
 				log.Index(e.Index), zap.Error(err))
-			return invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
+			return regionerr.Invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
 		}
 	}
 	return nil
@@ -91,7 +94,7 @@ func (s *Store) routeRaft(letter *message.Raft) (*mailbox, error) {
 		return nil, s.sendStore(storeRaft{m})
 	}
 	wake, err := s.router.put(b, letter)
-	if _, missing := err.(*RegionNotFoundError); missing {
+	if _, missing := err.(*regionerr.RegionNotFoundError); missing {
 		return nil, s.sendStore(storeRaft{m})
 	}
 	if !wake {
@@ -122,7 +125,7 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	if m.MsgType == eraftpb.MessageType_MsgSnapshot && !p.acceptSnapshot(rm) {
 		return
 	}
-	if peerByID(p.region(), m.From) == nil {
+	if regions.PeerByID(p.region(), m.From) == nil {
 		from := *rm.FromPeer
 		p.cache[m.From] = &from
 	}
@@ -164,7 +167,7 @@ func (p *peer) checkRaft(t *turn, rm *rspb.RaftMessage) bool {
 		return false
 	}
 	from := rm.FromPeer
-	if epochStale(rm.RegionEpoch, p.region().RegionEpoch) && PeerOnStore(p.region(), from.StoreId) == nil &&
+	if regions.EpochStale(rm.RegionEpoch, p.region().RegionEpoch) && regions.PeerOnStore(p.region(), from.StoreId) == nil &&
 		rm.RegionEpoch.GetVersion() != 0 && p.initialized() {
 		// The sender was removed and does not know it: tell it (G6).
 		t.send(from.StoreId, gcMessage(p.store.clusterID, p.regionID, p.region().RegionEpoch, p.meta, from))

@@ -7,8 +7,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -45,13 +47,13 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	if region.GetId() != p.regionID || region.GetRegionEpoch() == nil {
 		return drop("of another region")
 	}
-	if peerByID(region, p.meta.Id) == nil {
+	if regions.PeerByID(region, p.meta.Id) == nil {
 		return drop("this peer is not in it")
 	}
 	if p.installing != 0 {
 		return drop("another one is being installed")
 	}
-	if epochStale(region.RegionEpoch, p.region().GetRegionEpoch()) {
+	if regions.EpochStale(region.RegionEpoch, p.region().GetRegionEpoch()) {
 		return drop("its epoch is old")
 	}
 	if err := p.store.snaps.CheckReceived(p.regionID, snap.Metadata.Term, snap.Metadata.Index, data.GetMeta()); err != nil {
@@ -101,7 +103,9 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 		region: data.Region, old: old, peer: p.meta, meta: data.Meta,
 		index: snap.Metadata.Index, term: snap.Metadata.Term,
 	}
-	t.addApply(p.store.applierOf(p.regionID), applyTask{kind: applyInstall, regionID: p.regionID, install: &task})
+	t.addApply(p.store.applierOf(p.regionID), apply.Task{RegionID: p.regionID, End: &apply.End{
+		Then: func() { p.store.regionRunner.install(&task) },
+	}})
 }
 
 // errCovered is why the outcome of a proposal is not known: a raft snapshot has its index.
@@ -163,7 +167,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 		return err
 	}
 	ranges := []*metapb.Region{t.region}
-	if isInitialized(t.old) {
+	if regions.IsInitialized(t.old) {
 		ranges = append(ranges, t.old)
 	}
 	for _, reg := range ranges {
@@ -176,7 +180,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 		if r.isCanceled(t.region.Id) {
 			return errCanceled
 		}
-		if user := engine.UserKey(k); !ContainsKey(t.region, user) {
+		if user := engine.UserKey(k); !regions.Contains(t.region, user) {
 			return fmt.Errorf("%w: key %x is outside the region", snap.ErrUnusable, user)
 		}
 		b.Put(k, v)
@@ -223,7 +227,7 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	p.stats = peerStats{}
 	p.initOnce()
 	p.once.ancestors = nil
-	t.addApply(p.store.applierOf(p.regionID), registerTask(p))
+	t.addApply(p.store.applierOf(p.regionID), p.beginTask())
 	for _, task := range p.heldApply {
 		t.addApply(p.store.applierOf(p.regionID), task)
 	}

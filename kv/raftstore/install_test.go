@@ -12,6 +12,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -49,7 +50,7 @@ func (s *countedSnapshot) Close() {
 func TestSnapshotIsOfOneMoment(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	e := &countedEngine{Engine: s.engine}
-	s.engine = e
+	s.useEngine(e)
 	startTestStore(t, s)
 	requireAlive(t, s, 1)
 	apply := func(key string, index uint64) {
@@ -152,11 +153,11 @@ func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
 		_, err := s.CheckSnapshot(view, h, []byte("a"))
 		return err
 	}
-	var gone *RegionNotFoundError
+	var gone *regionerr.RegionNotFoundError
 	require.ErrorAs(t, check(rspb.PeerState_Applying, trio()), &gone)
 	require.NoError(t, engine.ClearRange(e, engine.DataKey(engine.CFDefault, nil), engine.DataEndKey(engine.CFDefault, nil)))
 	require.ErrorAs(t, check(rspb.PeerState_Tombstone, trio()), &gone)
-	var mismatch *EpochNotMatchError
+	var mismatch *regionerr.EpochNotMatchError
 	require.ErrorAs(t, check(rspb.PeerState_Normal, region(1, "", "f", 3, 2, trio().Peers...)), &mismatch)
 	require.NoError(t, check(rspb.PeerState_Normal, trio()))
 

@@ -6,7 +6,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -49,7 +51,7 @@ type peer struct {
 	// installing is the index of the raft snapshot being installed, 0 if none; entries committed
 	// meanwhile wait in heldApply.
 	installing uint64
-	heldApply  []applyTask
+	heldApply  []apply.Task
 	// offered: a raft snapshot was stepped in this turn and has its range reserved.
 	offered bool
 
@@ -150,7 +152,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 		AckOnPersist:              true, AsyncApply: true,
 		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true, LazyCommit: true,
 	}
-	if grace && isInitialized(region) {
+	if grace && regions.IsInitialized(region) {
 		rc.VoteGraceTicks = cfg.ElectionTicks
 	}
 	rn, err := raft.NewRawNode(rc)
@@ -174,7 +176,7 @@ func (p *peer) region() *metapb.Region { return p.ps.region }
 func (p *peer) isLeader() bool         { return p.rn.State() == raft.StateLeader }
 
 // initialized tells whether the peer knows its range.
-func (p *peer) initialized() bool { return isInitialized(p.region()) }
+func (p *peer) initialized() bool { return regions.IsInitialized(p.region()) }
 
 // leaderPeer is the peer that this replica believes to lead, nil if unknown.
 func (p *peer) leaderPeer() *metapb.Peer {
@@ -186,7 +188,7 @@ func (p *peer) leaderPeer() *metapb.Peer {
 
 // peerOf finds a peer by id among the region's and those learnt from messages.
 func (p *peer) peerOf(id uint64) *metapb.Peer {
-	if q := peerByID(p.region(), id); q != nil {
+	if q := regions.PeerByID(p.region(), id); q != nil {
 		return q
 	}
 	return p.cache[id]
@@ -197,11 +199,11 @@ func (p *peer) peerOf(id uint64) *metapb.Peer {
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
 	p.store.meta.setRegion(r, p.meta.Id)
-	if self := peerByID(r, p.meta.Id); self != nil {
+	if self := regions.PeerByID(r, p.meta.Id); self != nil {
 		p.meta = self
 	}
 	for id := range p.cache {
-		if peerByID(r, id) != nil {
+		if regions.PeerByID(r, id) != nil {
 			delete(p.cache, id)
 		}
 	}

@@ -14,9 +14,12 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -129,7 +132,7 @@ func (s *Store) releaseQuarantine(ctx context.Context) {
 			return
 		}
 		if truth.GetRegionEpoch().GetConfVer() <= d.region.GetRegionEpoch().GetConfVer() ||
-			peerByID(truth, d.peer.Id) != nil || len(truth.GetPeers()) == 0 {
+			regions.PeerByID(truth, d.peer.Id) != nil || len(truth.GetPeers()) == 0 {
 			continue
 		}
 		_ = s.sendStore(storeRaft{gcMessage(s.clusterID, truth.Id, truth.RegionEpoch, truth.Peers[0], d.peer)}) // or again after the next heartbeat
@@ -154,16 +157,13 @@ func (s *Store) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
 	}
 	s.quarantine.remove(m.RegionId)
 	s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
-	region := CloneRegion(st.Region)
+	region := regions.Clone(st.Region)
 	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
 		e := *m.RegionEpoch
 		region.RegionEpoch = &e
 	}
-	stub := &peer{store: s, regionID: m.RegionId, stopped: true}
-	stub.box = &mailbox{regionID: m.RegionId, peer: stub}
-	s.applierFor(m.RegionId).push([]applyTask{{kind: applyDestroy, regionID: m.RegionId, destroy: &destroyTask{
-		box: stub.box, region: region, data: st.Region, peer: st.Peer,
-	}}})
+	task := &destroyTask{region: region, data: st.Region, peer: st.Peer}
+	s.applierFor(m.RegionId).Push(task.begin(s.regionRunner))
 }
 
 var errDamaged = errors.New("raftstore: damaged replica")
@@ -214,14 +214,14 @@ func isDiskError(err error) bool {
 		return false
 	}
 	for _, other := range []error{
-		engine.ErrClosed, ErrStopping, ErrFailed, runner.ErrBusy, context.Canceled, context.DeadlineExceeded,
+		engine.ErrClosed, regionerr.ErrStopping, regionerr.ErrFailed, runner.ErrBusy, context.Canceled, context.DeadlineExceeded,
 		snap.ErrBusy, syscall.ENOSPC, syscall.EDQUOT,
 	} {
 		if errors.Is(err, other) {
 			return false
 		}
 	}
-	_, about := RegionError(err)
+	_, about := regionerr.ToProto(err)
 	return !about
 }
 
@@ -272,7 +272,7 @@ func (p *peer) fallSick(err error) {
 	}
 	var d *raftlog.DamageError
 	p.sick.diverged = p.sick.diverged || errors.Is(err, errDiverged)
-	p.sick.damaged = p.sick.damaged || errors.As(err, &d) || errors.Is(err, errUndecodable) || errors.Is(err, errDamaged)
+	p.sick.damaged = p.sick.damaged || errors.As(err, &d) || errors.Is(err, apply.ErrUndecodable) || errors.Is(err, errDamaged)
 }
 
 // tendSick lets a peer whose reads fail step aside, and end once another leads.
@@ -308,7 +308,7 @@ func (p *peer) stepAside() {
 	}
 	to := p.bestTransferee()
 	if to == nil {
-		if voterCount(p.region()) == 1 && !p.sick.damaged && !p.sick.diverged {
+		if regions.VoterCount(p.region()) == 1 && !p.sick.damaged && !p.sick.diverged {
 			p.sick = sickness{}
 			p.box.sick.Store(false)
 		}
@@ -330,7 +330,7 @@ func (p *peer) othersSuffice() bool {
 			healthy++
 		}
 	}
-	return healthy >= voterCount(p.region())/2+1
+	return healthy >= regions.VoterCount(p.region())/2+1
 }
 
 // retire quarantines a running replica. Its apply worker comes to the end of what is committed
@@ -340,15 +340,15 @@ func (p *peer) retire(t *turn) {
 	p.stopped = true
 	p.logger.Error("replica is not served any more; the region gets a new one",
 		log.Reason(p.sick.reason()), zap.Error(p.sick.err))
-	p.endCommands(&RegionNotFoundError{RegionID: p.regionID})
+	p.endCommands(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	p.noteEnd()
 	p.publish()
 	p.store.quarantine.add(p.region(), p.meta, p.sick.err)
-	end := applyTask{kind: applyRetire, regionID: p.regionID, retire: p.box}
+	end := &apply.End{Then: func() { p.store.peerRetired(p.box) }}
 	if p.sick.damaged || p.sick.diverged {
-		end.why = p.sick.err.Error() // a restart does not mend it
+		end.Damaged = p.sick.err.Error() // a restart does not mend it
 	}
-	t.ends = append(t.ends, end)
+	t.ends = append(t.ends, apply.Task{RegionID: p.regionID, End: end})
 }
 
 // peerRetired is called by the apply worker when it has nothing of a retired peer any more.

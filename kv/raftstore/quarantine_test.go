@@ -20,6 +20,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -157,7 +158,7 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 func TestReadErrorsAreReported(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	for _, err := range []error{
-		nil, engine.ErrClosed, ErrStopping, context.Canceled, &RegionNotFoundError{}, runner.ErrBusy,
+		nil, engine.ErrClosed, regionerr.ErrStopping, context.Canceled, &regionerr.RegionNotFoundError{}, runner.ErrBusy,
 		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("write: %w", syscall.EDQUOT),
 	} {
 		s.ReadFailed(1, err)

@@ -7,6 +7,8 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -230,7 +232,7 @@ func (p *peer) expireReads(now time.Time) {
 		kept := reads[:0]
 		for _, r := range reads {
 			if !r.Deadline.IsZero() && now.After(r.Deadline) {
-				r.Callback.Fail(ErrDeadlineExceeded)
+				r.Callback.Fail(regionerr.ErrDeadlineExceeded)
 			} else {
 				kept = append(kept, r)
 			}
@@ -317,14 +319,14 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, error) {
 	box := s.router.get(h.RegionID)
 	if box == nil {
-		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	hd := box.handle.Load()
 	if hd == nil {
-		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	if err := s.checkHandle(hd, h, key); err != nil {
-		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
+		if _, ok := err.(*regionerr.NotLeaderError); ok && box.asleep.Load() {
 			// The client may not have reached the leader. One that lives answers the pre-vote.
 			_ = s.router.push(box, &message.Wake{}) // or the region is gone
 		}
@@ -336,27 +338,27 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 // checkHandle is the check order of a request: store, peer, leader, term, epoch, key.
 func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error {
 	if h.Peer.GetStoreId() != s.storeID {
-		return &StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
+		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
 	}
 	if h.Peer.GetId() != hd.peer.Id {
-		return &PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
+		return &regionerr.PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
 	}
 	if hd.leader == nil || hd.leader.Id != hd.peer.Id {
-		return &NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
+		return &regionerr.NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
 	}
 	if h.Term != 0 && h.Term+1 < hd.term {
-		return &StaleCommandError{Term: hd.term}
+		return &regionerr.StaleCommandError{Term: hd.term}
 	}
 	if h.Epoch == nil {
-		return invalidf("request for region %d has no epoch", h.RegionID)
+		return regionerr.Invalidf("request for region %d has no epoch", h.RegionID)
 	}
-	if !epochMatches(hd.region, h.Epoch, true, false) {
-		return &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
+	if !regions.EpochMatches(hd.region, h.Epoch, true, false) {
+		return &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
 	}
 	if key == nil {
 		return nil
 	}
-	return checkKey(hd.region, key)
+	return regions.CheckKey(hd.region, key)
 }
 
 // CheckSnapshot verifies, after a read index, that the region still has the epoch of the request on
@@ -366,14 +368,14 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 	if err != nil {
 		return nil, err
 	}
-	if st == nil || st.State != normalState || PeerOnStore(st.Region, s.storeID) == nil {
-		return nil, &RegionNotFoundError{RegionID: h.RegionID}
+	if st == nil || st.State != normalState || regions.PeerOnStore(st.Region, s.storeID) == nil {
+		return nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
-	if !epochMatches(st.Region, h.Epoch, true, false) {
-		return nil, &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
+	if !regions.EpochMatches(st.Region, h.Epoch, true, false) {
+		return nil, &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
 	}
 	if key == nil {
 		return st.Region, nil
 	}
-	return st.Region, checkKey(st.Region, key)
+	return st.Region, regions.CheckKey(st.Region, key)
 }

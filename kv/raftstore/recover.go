@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -48,7 +49,7 @@ func (s *Store) recover() error {
 			tombstones = append(tombstones, st.Region.Id)
 			return nil
 		}
-		if isInitialized(st.Region) {
+		if regions.IsInitialized(st.Region) {
 			ranges = append(ranges, st.Region)
 		}
 		count++
@@ -85,10 +86,10 @@ func (s *Store) settleApplied() error {
 	return s.engine.Write(b, false)
 }
 
-func checkDisjoint(regions []*metapb.Region) error {
-	slices.SortFunc(regions, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
-	for i := 1; i < len(regions); i++ {
-		if a, b := regions[i-1], regions[i]; rangesOverlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
+func checkDisjoint(all []*metapb.Region) error {
+	slices.SortFunc(all, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	for i := 1; i < len(all); i++ {
+		if a, b := all[i-1], all[i]; regions.Overlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
 			return fmt.Errorf("%w: regions %d and %d overlap", engine.ErrCorrupt, a.Id, b.Id)
 		}
 	}
@@ -98,7 +99,7 @@ func checkDisjoint(regions []*metapb.Region) error {
 func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) error {
 	region, self := st.Region, st.Peer
 	if self == nil {
-		self = PeerOnStore(region, s.storeID)
+		self = regions.PeerOnStore(region, s.storeID)
 	}
 	if self == nil || self.StoreId != s.storeID {
 		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, s.storeID)
@@ -119,7 +120,7 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	if st.State == rspb.PeerState_Applying {
 		return s.recoverApplying(st, self)
 	}
-	if !isInitialized(region) {
+	if !regions.IsInitialized(region) {
 		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
 		err := s.addRecovered(blank, self, 0, rspb.RaftTruncatedState{}, nil)
 		if box := s.router.get(region.Id); box != nil {
@@ -210,7 +211,7 @@ func (s *Store) addRecovered(region *metapb.Region, self *metapb.Peer, applied u
 		p.installing = install.index
 		s.regionRunner.install(install)
 	} else {
-		s.applierFor(region.Id).push([]applyTask{registerTask(p)})
+		s.applierFor(region.Id).Push(p.beginTask())
 		s.layDormant(p)
 	}
 	return s.router.push(p.box, &message.Start{})
@@ -242,9 +243,9 @@ func (s *Store) finishTombstones(ids []uint64) error {
 }
 
 // clearOrphans clears data between the ranges of the regions, which are sorted and disjoint.
-func (s *Store) clearOrphans(snap engine.Snapshot, regions []*metapb.Region) error {
+func (s *Store) clearOrphans(snap engine.Snapshot, sorted []*metapb.Region) error {
 	start := []byte{}
-	for _, r := range regions {
+	for _, r := range sorted {
 		if bytes.Compare(start, r.StartKey) < 0 {
 			if err := s.clearUserRange(snap, start, r.StartKey); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 )
 
 // maxQueuedRaftMessages bounds the messages from other stores that wait in one mailbox: beyond it
@@ -107,11 +108,11 @@ func (r *router) close(b *mailbox) []message.Msg {
 	return left
 }
 
-// send queues a message for a region. It never blocks. Errors: RegionNotFoundError, BusyError.
+// send queues a message for a region. It never blocks. Errors: regionerr.RegionNotFoundError, regionerr.BusyError.
 func (r *router) send(regionID uint64, m message.Msg) error {
 	b := r.get(regionID)
 	if b == nil {
-		return &RegionNotFoundError{RegionID: regionID}
+		return &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	return r.push(b, m)
 }
@@ -130,19 +131,19 @@ func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.closed {
-		return false, &RegionNotFoundError{RegionID: b.regionID}
+		return false, &regionerr.RegionNotFoundError{RegionID: b.regionID}
 	}
 	quiet := false
 	switch m := m.(type) {
 	case *message.Write, *message.Read, *message.Admin:
 		if b.mu.commands >= r.maxCommands {
-			return false, &BusyError{Reason: "too many requests wait for this region"}
+			return false, &regionerr.BusyError{Reason: "too many requests wait for this region"}
 		}
 		b.mu.commands++
 	case *message.Raft:
 		if b.mu.rafts >= maxQueuedRaftMessages {
 			r.dropped.Add(1)
-			return false, &BusyError{Reason: "too many raft messages wait for this region"}
+			return false, &regionerr.BusyError{Reason: "too many raft messages wait for this region"}
 		}
 		b.mu.rafts++
 	case *message.Applied:

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -18,7 +19,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	p.box = &mailbox{regionID: 1, peer: p}
 	require.True(t, r.register(p))
 	require.False(t, r.register(p))
-	var busy *BusyError
+	var busy *regionerr.BusyError
 	commands, rafts := 0, 0
 	for ; ; commands++ {
 		if err := r.send(1, &message.Write{Callback: message.NewCallback()}); err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -208,7 +209,7 @@ func (p *peer) onStoreLost(m *message.StoreLost) {
 	}
 	rank := 0
 	for _, q := range p.region().Peers {
-		if q.Id < p.meta.Id && q.Id != leader.Id && !isLearner(q) {
+		if q.Id < p.meta.Id && q.Id != leader.Id && !regions.IsLearner(q) {
 			rank++
 		}
 	}
@@ -442,7 +443,7 @@ func (s *Store) ReportStoreLost(storeID uint64) {
 	lost := &message.StoreLost{StoreID: storeID, Heard: s.live.heardAt(storeID)}
 	s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
-		if h := b.handle.Load(); h != nil && !b.dormant.Load() && PeerOnStore(h.region, storeID) != nil &&
+		if h := b.handle.Load(); h != nil && !b.dormant.Load() && regions.PeerOnStore(h.region, storeID) != nil &&
 			(b.asleep.Load() || h.leader.GetStoreId() == storeID) {
 			_ = s.router.push(b, lost) // destroyed meanwhile
 		}

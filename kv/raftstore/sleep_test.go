@@ -12,6 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -172,7 +173,7 @@ func TestDormantPeersWakeAndKeepTheirPromise(t *testing.T) {
 	s, clock, sent := dormantStore(t, 5)
 	require.Zero(t, s.router.awake.Load())
 	ask := func(regionID uint64) {
-		var notLeader *NotLeaderError
+		var notLeader *regionerr.NotLeaderError
 		_, err := s.LocalRead(message.Header{RegionID: regionID, Peer: voter(10*regionID+1, 1)}, nil)
 		require.ErrorAs(t, err, &notLeader)
 		require.False(t, isDormant(t, s, regionID))

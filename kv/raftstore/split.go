@@ -11,7 +11,9 @@ import (
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
@@ -105,11 +107,11 @@ func (p *peer) noteCount(m message.Counted) {
 func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (message.Result, error) {
 	box := s.router.get(regionID)
 	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
+		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	h := box.handle.Load()
 	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
+		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
 }
@@ -152,7 +154,7 @@ func (s *Store) Split(
 		}
 		halves := res.Admin().GetSplit().GetRegions()
 		if len(halves) != 2 {
-			return nil, invalidf("split of region %d at %x made %d regions", h.RegionID, key, len(halves))
+			return nil, regionerr.Invalidf("split of region %d at %x made %d regions", h.RegionID, key, len(halves))
 		}
 		h.Epoch = halves[0].RegionEpoch
 		parts = append(halves, parts[min(len(parts), 1):]...)
@@ -171,9 +173,9 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
 			if err != nil {
 				p.store.ReadFailed(p.regionID, err)
-				m.Callback.Fail(&BusyError{Reason: "measuring the region failed: " + err.Error()})
+				m.Callback.Fail(&regionerr.BusyError{Reason: "measuring the region failed: " + err.Error()})
 			} else if len(key) == 0 {
-				m.Callback.Fail(invalidf("region %d has no key to split at", p.regionID))
+				m.Callback.Fail(regionerr.Invalidf("region %d has no key to split at", p.regionID))
 			} else if err := p.store.router.push(p.box, again); err != nil {
 				m.Callback.Fail(err)
 			}
@@ -183,13 +185,13 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 	if p.store.encodedKeys {
 		cut, ok := memcomparable.CutTimestamp(m.Key)
 		if !ok {
-			m.Callback.Fail(invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
+			m.Callback.Fail(regionerr.Invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
 			return
 		}
 		m.Key = cut
 	}
-	if !strictlyInside(p.region(), m.Key) {
-		m.Callback.Fail(invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))
+	if !regions.StrictlyInside(p.region(), m.Key) {
+		m.Callback.Fail(regionerr.Invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))
 		return
 	}
 	p.askSplit(m.Key, m.Callback)
@@ -198,7 +200,7 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 // askSplit asks the placement service for the ids of the new region. Only one request at a time.
 func (p *peer) askSplit(key []byte, cb *message.Callback) {
 	if p.stats.askingSplit || p.splitIndex != 0 {
-		cb.Fail(&BusyError{Reason: "a split of this region is already on its way"})
+		cb.Fail(&regionerr.BusyError{Reason: "a split of this region is already on its way"})
 		return
 	}
 	region := p.region()
@@ -211,7 +213,7 @@ func (p *peer) askSplit(key []byte, cb *message.Callback) {
 	}, region)
 	if !started {
 		p.stats.askingSplit = false
-		cb.Fail(&BusyError{Reason: "too many requests to the placement service"})
+		cb.Fail(&regionerr.BusyError{Reason: "too many requests to the placement service"})
 	}
 }
 
@@ -228,7 +230,7 @@ func (p *peer) onAskedSplit(m *message.AskedSplit) {
 	p.stats.askingSplit = false
 	if m.Err != nil {
 		p.logger.Warn("asking for split ids failed", zap.Error(m.Err))
-		m.Callback.Fail(&BusyError{Reason: "the placement service gave no ids: " + m.Err.Error()})
+		m.Callback.Fail(&regionerr.BusyError{Reason: "the placement service gave no ids: " + m.Err.Error()})
 		return
 	}
 	p.logger.Debug("proposing split", log.Key("split-key", m.SplitKey))
@@ -245,7 +247,7 @@ func (p *peer) onAskedSplit(m *message.AskedSplit) {
 }
 
 func (p *peer) proposeSplit(a *message.Admin) error {
-	if _, _, err := splitRegion(p.region(), a.Request.GetSplit()); err != nil {
+	if _, _, err := regions.Split(p.region(), a.Request.GetSplit()); err != nil {
 		return err
 	}
 	// Local reads end before any replica can apply the split.
@@ -325,7 +327,7 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 	}
 	p.once.ancestors = m.Ancestors
 	s.meta.setRegion(m.Region, m.Peer.Id)
-	s.applierFor(m.Region.Id).push([]applyTask{registerTask(p)})
+	s.applierFor(m.Region.Id).Push(p.beginTask())
 	if !s.router.register(p) {
 		return s.sendStore(storeCreateSplit{*m})
 	}
@@ -366,7 +368,7 @@ func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 		p.store.meta.finishSplit(m.Region.Id)
 		return
 	}
-	p.failAllReads(&RegionNotFoundError{RegionID: p.regionID})
+	p.failAllReads(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	np, err := p.store.newSplitPeer(m.Region, m.Peer)
 	if err != nil {
 		p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", p.regionID, err))
@@ -379,7 +381,7 @@ func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
 	p.initOnce()
 	p.once.ancestors = m.Ancestors
 	p.store.meta.finishSplit(m.Region.Id)
-	t.addApply(p.store.applierOf(p.regionID), registerTask(p))
+	t.addApply(p.store.applierOf(p.regionID), p.beginTask())
 	p.onStart(&message.Start{Campaign: m.Campaign})
 	for _, v := range p.store.meta.takePendingVotes(p.regionID, p.meta.Id) {
 		p.onRaft(t, v)

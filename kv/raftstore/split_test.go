@@ -12,9 +12,12 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -25,21 +28,6 @@ func splitRequest(key string, newRegion uint64, newPeers ...uint64) *raft_cmdpb.
 	return &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split, Split: &raft_cmdpb.SplitRequest{
 		SplitKey: []byte(key), NewRegionId: newRegion, NewPeerIds: newPeers,
 	}}
-}
-
-// applyOne has the store's apply worker carry out one entry and returns its answer.
-func applyOne(t testing.TB, s *Store, a *applier, data []byte, kind eraftpb.EntryType) message.Result {
-	t.Helper()
-	w := s.appliers[0]
-	w.regions[a.regionID] = a
-	cb := message.NewCallback()
-	e := eraftpb.Entry{Index: a.applied + 1, Term: 6, Data: data, EntryType: kind}
-	require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: a.regionID, entries: []eraftpb.Entry{e},
-		proposals: []message.Proposal{message.NewProposal(e.Index, 6, 0, cb)}}))
-	require.NoError(t, w.flush())
-	res, err := cb.Wait(context.Background())
-	require.NoError(t, err)
-	return res
 }
 
 func adminEntry(t testing.TB, r *metapb.Region, req *raft_cmdpb.AdminRequest) []byte {
@@ -86,12 +74,16 @@ func TestSplitMeetsOtherPeers(t *testing.T) {
 			if tc.running {
 				s.meta.setRegion(tc.region, tc.peer)
 			}
-			a := &applier{regionID: 1, peer: r.Peers[0], region: r, applied: 5, term: 5, truncated: initTruncated}
 			box := &mailbox{regionID: 1, peer: &peer{regionID: 1}}
 			box.peer.box = box
 			require.True(t, s.router.register(box.peer))
-			res := applyOne(t, s, a, adminEntry(t, r, splitRequest("f", 9, 11, 12, 13)), eraftpb.EntryType_EntryNormal)
-			require.NoError(t, res.Err)
+			cb := message.NewCallback()
+			data := adminEntry(t, r, splitRequest("f", 9, 11, 12, 13))
+			carryOut(t, s, r, apply.Task{
+				RegionID: 1, Entries: []eraftpb.Entry{{Index: 6, Term: 6, Data: data}},
+				Proposals: []message.Proposal{message.NewProposal(6, 6, 0, cb)},
+			})
+			require.NoError(t, pending{cb}.wait(t))
 			msgs, _ := box.take()
 			require.Len(t, msgs, 1)
 			done := msgs[0].(*message.Applied).Results[0].(message.SplitDone)
@@ -180,7 +172,7 @@ func TestSplitWithoutPlacementServiceIsAnswered(t *testing.T) {
 	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 1); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
 	for range 3 {
 		_, err := s.SplitAt(ctx, 1, []byte("k"))
-		var busy *BusyError
+		var busy *regionerr.BusyError
 		require.ErrorAs(t, err, &busy)
 		require.Contains(t, busy.Reason, errNobody.Error())
 	}
@@ -202,7 +194,7 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 			phys := engine.DataKey(rapid.SampledFrom(engine.CFs).Draw(t, "cf"), k)
 			b.Put(phys, make([]byte, n))
 			delete(items, string(phys))
-			if ContainsKey(r, k) {
+			if regions.Contains(r, k) {
 				items[string(phys)] = len(k) + n
 			}
 		}
@@ -220,7 +212,7 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 		}
 		require.EqualValues(t, size, m.Size)
 		require.EqualValues(t, len(items), m.Keys)
-		require.True(t, m.SplitKey == nil || strictlyInside(r, m.SplitKey), "%x in [%x, %x)", m.SplitKey, r.StartKey, r.EndKey)
+		require.True(t, m.SplitKey == nil || regions.StrictlyInside(r, m.SplitKey), "%x in [%x, %x)", m.SplitKey, r.StartKey, r.EndKey)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -40,7 +41,7 @@ func (ps *peerStorage) InitialState() (eraftpb.HardState, eraftpb.ConfState, err
 func confState(r *metapb.Region) eraftpb.ConfState {
 	var cs eraftpb.ConfState
 	for _, p := range r.GetPeers() {
-		if isLearner(p) {
+		if regions.IsLearner(p) {
 			cs.Learners = append(cs.Learners, p.Id)
 		} else {
 			cs.Nodes = append(cs.Nodes, p.Id)

@@ -12,10 +12,12 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -121,13 +123,13 @@ type Store struct {
 	stats        func(*schedulerpb.StoreStats)
 	diskCritical func() bool
 	features     func() feature.Set
-	swaps        swapMemo
+	swaps        apply.Swaps
 
 	meta         *storeMeta
 	live         *liveness
 	dormant      dormantRegions
 	router       *router
-	appliers     []*applyWorker
+	appliers     []*apply.Worker
 	regionRunner *regionRunner
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
@@ -183,9 +185,6 @@ func New(o Options) *Store {
 	s.leaseDuration = rc.LeaseDuration()
 	s.quarantineThrough, s.incarnation, s.run = o.QuarantineThrough, o.Incarnation, o.Run
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	for i := range rc.ApplyWorkers {
-		s.appliers = append(s.appliers, newApplyWorker(s, i))
-	}
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)
 	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize), uint64(rc.RegionMaxSize), s.Send)
@@ -193,6 +192,7 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
+	s.appliers = s.newAppliers()
 	s.tasks = runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)
 	return s
 }
@@ -204,7 +204,7 @@ func (s *Store) Start(context.Context) error {
 		return err
 	}
 	for _, w := range s.appliers {
-		s.goIn(&s.applyWG, w.run)
+		s.goIn(&s.applyWG, func() { s.runApplier(w) })
 	}
 	s.goIn(&s.wg, func() { s.regionRunner.run(s.ctx) })
 	s.goIn(&s.wg, func() { s.logGC.Run(s.ctx) })
@@ -239,11 +239,11 @@ func (s *Store) Stop() {
 		s.router.ready.close()
 		s.workers.Wait()
 		for _, w := range s.appliers {
-			w.close()
+			w.Close()
 		}
 		s.applyWG.Wait()
 		s.wg.Wait()
-		s.answerAll(ErrStopping)
+		s.answerAll(regionerr.ErrStopping)
 	})
 }
 
@@ -259,7 +259,7 @@ func (s *Store) fail(err error) {
 		s.cancel()
 		s.router.ready.close()
 		for _, w := range s.appliers {
-			w.close()
+			w.Close()
 		}
 	})
 }
@@ -275,8 +275,7 @@ func (s *Store) answerAll(err error) {
 		return true
 	})
 	for _, w := range s.appliers {
-		w.abandon(w.queue.tasks)
-		w.queue.tasks = nil
+		w.Abandon()
 	}
 }
 
@@ -307,10 +306,10 @@ func (s *Store) Due(deadline time.Time) time.Time {
 
 func (s *Store) ready() error {
 	if s.broken.Load() {
-		return ErrFailed
+		return regionerr.ErrFailed
 	}
 	if s.ctx.Err() != nil {
-		return ErrStopping
+		return regionerr.ErrStopping
 	}
 	return nil
 }
@@ -329,10 +328,6 @@ func (s *randSource) Intn(n int) int { return s.r.IntN(n) }
 func (s *Store) jitter(d time.Duration) time.Duration {
 	return d + time.Duration(rand.Int64N(int64(d)/2+1))
 }
-
-func (s *Store) applierOf(regionID uint64) int { return int(regionID % uint64(len(s.appliers))) }
-
-func (s *Store) applierFor(regionID uint64) *applyWorker { return s.appliers[s.applierOf(regionID)] }
 
 // SetDiskFull switches the refusal of writes that need space.
 func (s *Store) SetDiskFull(full bool) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/btree"
 
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -61,13 +62,13 @@ func (m *storeMeta) setRegion(r *metapb.Region, peerID uint64) {
 }
 
 func (m *storeMeta) setRegionLocked(r *metapb.Region, peerID uint64) {
-	if old := m.mu.regions[r.Id]; isInitialized(old) {
+	if old := m.mu.regions[r.Id]; regions.IsInitialized(old) {
 		m.deleteRangeLocked(old)
 	}
 	m.mu.regions[r.Id] = r
 	m.mu.peers[r.Id] = peerID
 	delete(m.mu.snapshots, r.Id)
-	if isInitialized(r) {
+	if regions.IsInitialized(r) {
 		m.mu.ranges.ReplaceOrInsert(r)
 	}
 }
@@ -87,7 +88,7 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 	if m.mu.peers[regionID] != peerID {
 		return
 	}
-	if r := m.mu.regions[regionID]; isInitialized(r) {
+	if r := m.mu.regions[regionID]; regions.IsInitialized(r) {
 		m.deleteRangeLocked(r)
 	}
 	delete(m.mu.regions, regionID)
@@ -101,7 +102,7 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	var found *metapb.Region
 	check := func(r *metapb.Region) {
-		if r.Id != id && rangesOverlap(start, end, r.StartKey, r.EndKey) {
+		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) {
 			found = r
 		}
 	}
@@ -111,7 +112,7 @@ func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	})
 	if found == nil {
 		m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: start}, func(r *metapb.Region) bool {
-			if !beforeEnd(r.StartKey, end) {
+			if !regions.BeforeEnd(r.StartKey, end) {
 				return false
 			}
 			check(r)
@@ -164,7 +165,7 @@ func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	if m.mu.dying[right.Id] {
 		return false
 	}
-	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || isInitialized(m.mu.regions[right.Id])) {
+	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || regions.IsInitialized(m.mu.regions[right.Id])) {
 		return false
 	}
 	m.mu.splitting[right.Id] = right
@@ -267,7 +268,7 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 	var out []keyRange
 	start, done := r.StartKey, false
 	take := func(o *metapb.Region) {
-		if done || o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
+		if done || o.Id == r.Id || !regions.Overlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
 			return
 		}
 		if bytes.Compare(start, o.StartKey) < 0 {
@@ -285,7 +286,7 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 		return o.Id == r.Id
 	})
 	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
-		if !beforeEnd(o.StartKey, r.EndKey) {
+		if !regions.BeforeEnd(o.StartKey, r.EndKey) {
 			return false
 		}
 		others = append(others, o)
@@ -298,7 +299,7 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 	for _, o := range others {
 		take(o)
 	}
-	if !done && beforeEnd(start, r.EndKey) {
+	if !done && regions.BeforeEnd(start, r.EndKey) {
 		out = append(out, keyRange{start, r.EndKey})
 	}
 	return out

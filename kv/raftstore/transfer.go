@@ -7,6 +7,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/raft"
@@ -19,9 +21,9 @@ import (
 // transferLeader is carried out by the leader, not replicated; it is answered as soon as it has begun.
 func (p *peer) transferLeader(a *message.Admin) error {
 	target := a.Request.GetTransferLeader().GetPeer()
-	q := peerByID(p.region(), target.GetId())
+	q := regions.PeerByID(p.region(), target.GetId())
 	if q == nil {
-		return invalidf("region %d has no peer %d to transfer leadership to", p.regionID, target.GetId())
+		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to", p.regionID, target.GetId())
 	}
 	if q.Id != p.meta.Id {
 		if err := p.checkTransferee(q); err != nil {
@@ -29,7 +31,7 @@ func (p *peer) transferLeader(a *message.Admin) error {
 		}
 		p.startTransfer(q.Id)
 	}
-	a.Callback.Done(message.Result{Region: p.region(), Answer: adminAnswer(&raft_cmdpb.AdminResponse{
+	a.Callback.Done(message.Result{Region: p.region(), Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
 	})})
@@ -38,16 +40,16 @@ func (p *peer) transferLeader(a *message.Admin) error {
 
 // checkTransferee refuses a target that would leave the region without a leader for long.
 func (p *peer) checkTransferee(q *metapb.Peer) error {
-	if isLearner(q) {
-		return invalidf("peer %d of region %d is a learner", q.Id, p.regionID)
+	if regions.IsLearner(q) {
+		return regionerr.Invalidf("peer %d of region %d is a learner", q.Id, p.regionID)
 	}
 	pr, ok := p.rn.ProgressOf(q.Id)
 	if !ok {
-		return invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
+		return regionerr.Invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
 	}
 	lag := uint64(p.store.cfg.Raftstore.TransferMaxLagEntries)
 	if pr.State == raft.ProgressSnapshot || pr.Match+lag < p.rn.LastIndex() {
-		return &BusyError{Reason: "the transfer target's log is too far behind"}
+		return &regionerr.BusyError{Reason: "the transfer target's log is too far behind"}
 	}
 	return nil
 }
@@ -131,7 +133,7 @@ func (p *peer) loseLeader(leader uint64) {
 
 // holdWrite keeps a write if leadership is about to change. err is what is to be said to it otherwise.
 func (p *peer) holdWrite(w *message.Write, err error) bool {
-	if _, elsewhere := err.(*NotLeaderError); err != nil && !elsewhere || !p.handingOver() {
+	if _, elsewhere := err.(*regionerr.NotLeaderError); err != nil && !elsewhere || !p.handingOver() {
 		return false
 	}
 	if len(p.handover.writes) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
@@ -167,7 +169,7 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 		s.router.boxes.Range(func(_, v any) bool {
 			b := v.(*mailbox)
 			h := b.handle.Load()
-			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id || voterCount(h.region) < 2 {
+			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id || regions.VoterCount(h.region) < 2 {
 				return true
 			}
 			left++

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -135,7 +136,7 @@ func TestWritesWaitForTheNextLeader(t *testing.T) {
 	// Faults of the request are answered at once.
 	stale := trio()
 	stale.RegionEpoch.Version--
-	var epoch *EpochNotMatchError
+	var epoch *regionerr.EpochNotMatchError
 	require.ErrorAs(t, put(s, stale, "a").wait(t), &epoch)
 
 	last := uint64(0)
@@ -178,7 +179,7 @@ func TestWritesGoOnAfterATransferThatFailed(t *testing.T) {
 		}
 	}))
 	require.NoError(t, first.wait(t))
-	require.ErrorIs(t, late.wait(t), ErrDeadlineExceeded)
+	require.ErrorIs(t, late.wait(t), regionerr.ErrDeadlineExceeded)
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
@@ -188,14 +189,14 @@ func TestWritesThatWaitAreAnsweredAtTheEnd(t *testing.T) {
 	w := put(s, trio(), "a")
 	requireHeld(t, s, w)
 	require.NoError(t, s.HandleRaft(tombstone(trio(), 3, trio().Peers[0])))
-	var gone *RegionNotFoundError
+	var gone *regionerr.RegionNotFoundError
 	require.ErrorAs(t, w.wait(t), &gone)
 
 	s, _, _ = handingOver(t)
 	w = put(s, trio(), "a")
 	requireHeld(t, s, w)
 	s.Stop()
-	require.ErrorIs(t, w.wait(t), ErrStopping)
+	require.ErrorIs(t, w.wait(t), regionerr.ErrStopping)
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
@@ -230,7 +231,7 @@ func leaderLost(t *testing.T) (s *Store, w pending, term uint64, heard func(from
 // requireElsewhere fails unless a write is sent to the given leader.
 func requireElsewhere(t *testing.T, w pending, leader uint64) {
 	t.Helper()
-	var elsewhere *NotLeaderError
+	var elsewhere *regionerr.NotLeaderError
 	require.ErrorAs(t, w.wait(t), &elsewhere)
 	require.Equal(t, leader, elsewhere.Leader.GetId())
 }
@@ -290,7 +291,7 @@ func TestBoundWritesOfATermThatEnds(t *testing.T) {
 	defer cancel()
 	res, err := bound.Callback.Wait(ctx)
 	require.NoError(t, err)
-	var stale *StaleCommandError
+	var stale *regionerr.StaleCommandError
 	require.ErrorAs(t, res.Err, &stale)
 	res, err = free.Callback.Wait(ctx)
 	require.NoError(t, err)

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"time"
 
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -28,7 +31,7 @@ func (s *Store) Write(w *message.Write) {
 	}
 	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
 		s.inflight.Add(-size)
-		w.Callback.Fail(&BusyError{Reason: "too many bytes of writes are in flight on this store"})
+		w.Callback.Fail(&regionerr.BusyError{Reason: "too many bytes of writes are in flight on this store"})
 		return
 	}
 	if err := s.router.send(w.Header.RegionID, w); err != nil {
@@ -42,37 +45,37 @@ func (p *peer) notLeader() error {
 	if leader != nil && leader.Id == p.meta.Id {
 		leader = nil
 	}
-	return &NotLeaderError{RegionID: p.regionID, Leader: leader}
+	return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: leader}
 }
 
 func (p *peer) epochNotMatch() error {
-	return &EpochNotMatchError{RegionID: p.regionID, Regions: p.store.meta.withNeighbours(p.region())}
+	return &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: p.store.meta.withNeighbours(p.region())}
 }
 
 // checkHeader refuses a command that is not for this peer as it is now. The order is fixed, so that a
 // client always learns the most basic fault first: store, peer, leader, term, epoch, deadline.
 func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline time.Time) error {
 	if h.Peer.GetStoreId() != p.store.storeID {
-		return &StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: p.store.storeID}
+		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: p.store.storeID}
 	}
 	if h.Peer.GetId() != p.meta.Id {
-		return &PeerNotMatchError{RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.meta.Id}
+		return &regionerr.PeerNotMatchError{RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.meta.Id}
 	}
 	if !p.isLeader() || p.removed != nil {
 		return p.notLeader()
 	}
 	if h.Term != 0 && h.Term+1 < p.rn.Term() {
-		return &StaleCommandError{Term: p.rn.Term()}
+		return &regionerr.StaleCommandError{Term: p.rn.Term()}
 	}
 	if (version || confVer) && h.Epoch == nil {
-		return invalidf("request for region %d has no epoch", p.regionID)
+		return regionerr.Invalidf("request for region %d has no epoch", p.regionID)
 	}
-	if !epochMatches(p.region(), h.Epoch, version, confVer) {
+	if !regions.EpochMatches(p.region(), h.Epoch, version, confVer) {
 		return p.epochNotMatch()
 	}
 	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {
 		// Proposing it now would let a write land after its client has given up (N3).
-		return ErrDeadlineExceeded
+		return regionerr.ErrDeadlineExceeded
 	}
 	return nil
 }
@@ -82,7 +85,7 @@ func (p *peer) onWrite(w *message.Write) {
 	err := p.checkHeader(w.Header, true, false, w.Deadline)
 	if w.Bound && !p.leadsIn(w.Header.Term) {
 		if err == nil {
-			err = &StaleCommandError{Term: p.rn.Term()}
+			err = &regionerr.StaleCommandError{Term: p.rn.Term()}
 		}
 		p.refuseWrite(w, err)
 		return
@@ -129,32 +132,32 @@ func (p *peer) refuseOtherTerms() {
 			continue
 		}
 		p.writeSize -= len(w.Payload)
-		p.refuseWrite(w, &StaleCommandError{Term: p.rn.Term()})
+		p.refuseWrite(w, &regionerr.StaleCommandError{Term: p.rn.Term()})
 	}
 	clear(p.writes[len(kept):])
 	p.writes, p.boundWrites = kept, false
 }
 
 func (p *peer) checkWrite(w *message.Write) error {
-	if err := checkKey(p.region(), w.MinKey); err != nil {
+	if err := regions.CheckKey(p.region(), w.MinKey); err != nil {
 		return err
 	}
-	if err := checkKey(p.region(), w.MaxKey); err != nil {
+	if err := regions.CheckKey(p.region(), w.MaxKey); err != nil {
 		return err
 	}
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
-		return &EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
+		return &regionerr.EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
 	}
 	if w.Conditional != nil {
 		if missing := w.Conditional.Needs &^ p.store.features(); missing != 0 {
-			return &FeatureError{Missing: missing}
+			return &regionerr.FeatureError{Missing: missing}
 		}
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
-		return &DiskFullError{StoreID: p.store.storeID}
+		return &regionerr.DiskFullError{StoreID: p.store.storeID}
 	}
 	if len(p.proposals) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
-		return &BusyError{Reason: "too many writes of this region are not applied yet"}
+		return &regionerr.BusyError{Reason: "too many writes of this region are not applied yet"}
 	}
 	return nil
 }
@@ -203,13 +206,13 @@ func (p *peer) refuseDropped(cbs []*message.Callback, err error) {
 	var answer error
 	switch {
 	case errors.Is(err, raft.ErrUncommittedFull):
-		answer = &BusyError{Reason: "too many bytes of this region are not committed yet"}
+		answer = &regionerr.BusyError{Reason: "too many bytes of this region are not committed yet"}
 	case !p.isLeader():
 		answer = p.notLeader()
 	case p.rn.LeadTransferee() != raft.None:
-		answer = &BusyError{Reason: "leadership is being transferred"}
+		answer = &regionerr.BusyError{Reason: "leadership is being transferred"}
 	default:
-		answer = &BusyError{Reason: err.Error()}
+		answer = &regionerr.BusyError{Reason: err.Error()}
 	}
 	for _, cb := range cbs {
 		cb.Fail(answer)
@@ -235,8 +238,8 @@ func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 
 // handOver gives committed entries to the apply worker.
 func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
-	task := applyTask{
-		kind: applyEntries, regionID: p.regionID, entries: entries, proposals: p.takeProposals(entries[len(entries)-1].Index),
+	task := apply.Task{
+		RegionID: p.regionID, Entries: entries, Proposals: p.takeProposals(entries[len(entries)-1].Index),
 	}
 	switch {
 	case p.installing != 0:
@@ -245,7 +248,7 @@ func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
 		t.addApply(p.store.applierOf(p.regionID), task)
 	default:
 		// Committed, and applied by those who stay.
-		p.store.endUnknown(task.proposals, &RegionNotFoundError{RegionID: p.regionID})
+		p.store.endUnknown(task.Proposals, &regionerr.RegionNotFoundError{RegionID: p.regionID})
 	}
 }
 
@@ -261,7 +264,7 @@ func (p *peer) endCommands(cause error) {
 	p.store.endUnknown(p.proposals, cause)
 	p.proposals = nil
 	for _, t := range p.heldApply {
-		p.store.endUnknown(t.proposals, cause)
+		p.store.endUnknown(t.Proposals, cause)
 	}
 	p.heldApply = nil
 	p.dropComparison(cause)

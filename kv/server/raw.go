@@ -13,6 +13,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
@@ -38,7 +39,7 @@ func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
-	if pb, ok := raftstore.RegionError(err); ok {
+	if pb, ok := regionerr.ToProto(err); ok {
 		return pb, "", nil
 	}
 	return nil, "", status.Error(codes.Internal, err.Error())

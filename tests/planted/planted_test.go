@@ -60,10 +60,10 @@ var bugs = []bug{
 		change: [][2]string{{"return p.index == index && p.term == term }", "return p.index == index }"}},
 	},
 	{
-		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
+		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply/entries.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
-			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
+			{"	if !regions.EpochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
+			{"refused = regions.CheckKey(a.region, op.Key)", "refused, _ = nil, regions.CheckKey"},
 		},
 	},
 	{
@@ -80,10 +80,10 @@ var bugs = []bug{
 	},
 	{
 		name: "first-hash-is-the-majority", file: "kv/raftstore/compare.go", pkg: "./kv/raftstore", run: "TestJudge", tries: 1,
-		change: [][2]string{{"votes[h] > voterCount(region)/2", "votes[h] == 1"}},
+		change: [][2]string{{"votes[h] > regions.VoterCount(region)/2", "votes[h] == 1"}},
 	},
 	{
-		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/compare.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
+		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/apply/admin.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
 		change: [][2]string{{"	if err := w.flush(); err != nil {\n		return message.Result{}, err\n	}\n	m := message.Hashed", "	m := message.Hashed"}},
 	},
 	{
@@ -103,7 +103,7 @@ var bugs = []bug{
 		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
 	},
 	{
-		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply_ops.go", pkg: "./kv/raftstore", run: "TestSwapSeesThePendingBatch", tries: 1,
+		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply/conditional.go", pkg: "./kv/raftstore/apply", run: "TestSwapSeesThePendingBatch", tries: 1,
 		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
 	},
 	{
@@ -123,11 +123,11 @@ var bugs = []bug{
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
 	{
-		name: "io-error-as-an-answer", file: "kv/raftstore/apply_admin.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
+		name: "io-error-as-an-answer", file: "kv/raftstore/apply/split.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
 		args: []string{"-maxfail", "1", "-errors", "300"},
 		change: [][2]string{{
 			"			return message.Result{}, fmt.Errorf(\"state of new region %d: %w\", right.Id, err)\n",
-			"			w.store.fail(err)\n			return message.Result{Err: ErrFailed}, nil\n",
+			"			return message.Result{Err: fmt.Errorf(\"%w\", err)}, nil\n",
 		}},
 	},
 	{
@@ -152,12 +152,12 @@ var bugs = []bug{
 	{
 		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !isInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
+			{"	if !regions.IsInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
 		},
 	},
 	{
-		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
-		change: [][2]string{{"rspb.PeerState_Tombstone, t.region, t.peer)", "rspb.PeerState_Tombstone, t.region, nil)"}},
+		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply/worker.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
+		change: [][2]string{{"rspb.PeerState_Tombstone, end.Tombstone, end.Peer)", "rspb.PeerState_Tombstone, end.Tombstone, nil)"}},
 	},
 	{
 		name: "B19-log-that-forgets-to-sync", file: "kv/raftlog/commit.go", pkg: "./kv/raftlog", run: "CrashAtEvery", tries: 1,
@@ -207,8 +207,8 @@ var bugs = []bug{
 		name: "reserve-less-than-a-start-needs", file: "kv/node/space.go", pkg: "./tests/e2e", run: "TestSmallDisks/bytes", tries: 1,
 		change: [][2]string{{"		s.free < more(min(o.need, s.total/2)) ||\n", ""}},
 	},
-	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
-		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
+	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply/worker.go", "append", [2]string{
+		"	if wrote {\n		if err", "	if wrote {\n		b := w.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.engine.Write(b, false); err != nil {\n			return err\n		}\n		if err",
 	}),
 	{
 		name: "txn-write-of-any-term", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,

@@ -1,4 +1,4 @@
-package raftstore
+package apply
 
 import (
 	"fmt"
@@ -28,8 +28,7 @@ func TestAppliedIndexesInTheEngine(t *testing.T) {
 func checkAppliedIndexes(t *testing.T, seed uint64) {
 	const regions = 3 * tablePlaces
 	rng := rand.New(rand.NewPCG(seed, 3))
-	s, e := newTestStore(t)
-	w := s.appliers[0]
+	w, _, e := newTestWorker(t, nil)
 	want := map[uint64]*applier{}
 	wrote := map[uint64]string{}
 	begin := func(id, index uint64) {
@@ -40,9 +39,8 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 		truncated := rspb.RaftTruncatedState{Index: index, Term: 5}
 		meta.Put(b, meta.ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: index, TruncatedState: &truncated})
 		require.NoError(t, e.Write(b, false))
-		a := &applier{regionID: id, peer: r.Peers[0], region: r, applied: index, term: 5, truncated: truncated, recorded: truncated}
-		require.NoError(t, w.handle(&applyTask{kind: applyRegister, regionID: id, register: a}))
-		want[id] = a
+		w.begin(id, &Begin{Peer: r.Peers[0], Region: r, Applied: index, Term: 5, Truncated: truncated})
+		want[id] = w.regions[id]
 	}
 	for id := range uint64(regions) {
 		begin(id+1, 5)
@@ -53,7 +51,7 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 		data = message.AppendPut(data, string(engine.CFDefault), key, []byte(fmt.Sprint(a.applied+1)))
 		wrote[a.regionID] = fmt.Sprint(a.applied + 1)
 		entry := eraftpb.Entry{Index: a.applied + 1, Term: 6, Data: data}
-		require.NoError(t, w.applyEntries(&applyTask{kind: applyEntries, regionID: a.regionID, entries: []eraftpb.Entry{entry}}))
+		require.NoError(t, w.applyEntries(&Task{RegionID: a.regionID, Entries: []eraftpb.Entry{entry}}))
 		if rng.IntN(10) == 0 {
 			a.truncated = rspb.RaftTruncatedState{Index: a.applied, Term: 6}
 		}
@@ -104,14 +102,17 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 		}
 	}
 	check(atRuntime)
-	require.NoError(t, s.settleApplied())
+	view, settled := e.NewSnapshot(), e.NewBatch()
+	defer view.Close()
+	require.NoError(t, meta.SettleApplied(view, settled))
+	require.NoError(t, e.Write(settled, false))
 	check(func(id uint64) (*rspb.RaftApplyState, error) { return meta.LoadApplyRecord(e, id) })
 }
 
 // TestBusyRegionsShareARecord: a batch over as many regions as the table has places writes their data and one
 // record more.
 func TestBusyRegionsShareARecord(t *testing.T) {
-	_, e := newTestStore(t)
+	_, _, e := newTestWorker(t, nil)
 	table, batch := appliedTable{}, e.NewBatch()
 	appliers := make([]*applier, tablePlaces)
 	for i := range appliers {

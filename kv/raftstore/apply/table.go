@@ -1,4 +1,4 @@
-package raftstore
+package apply
 
 import (
 	"github.com/tinykv/tinykv/kv/engine"

@@ -1,4 +1,4 @@
-package raftstore
+package apply
 
 import (
 	"testing"
@@ -6,11 +6,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/engine/enginefault"
-	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
-	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -27,28 +25,20 @@ func swapRequest(key, expected, value string) *raft_cmdpb.CompareAndSwapRequest 
 	return r
 }
 
-// roundOf has a worker apply payloads as the entries of one task, and returns the answers.
-func roundOf(t *testing.T, s *Store, r *metapb.Region, payloads ...[]byte) []message.Result {
+// roundOf has a worker apply payloads as the entries of one task, at a region's beginning, and returns the answers.
+func roundOf(t *testing.T, w *Worker, r *metapb.Region, payloads ...[]byte) []message.Result {
 	t.Helper()
-	w := s.appliers[0]
-	w.regions[r.Id] = &applier{
-		regionID: r.Id, peer: r.Peers[0], region: r, applied: meta.InitLogIndex, term: 5, truncated: initTruncated,
-	}
-	task := applyTask{kind: applyEntries, regionID: r.Id}
-	var cbs []*message.Callback
+	w.begin(r.Id, beginning(r))
+	var entries []eraftpb.Entry
 	for i, p := range payloads {
 		data := message.AppendChecksum(append(message.AppendHeader(nil, r.Id, r.RegionEpoch), p...))
-		index := uint64(meta.InitLogIndex + 1 + i)
-		cbs = append(cbs, message.NewCallback())
-		task.entries = append(task.entries, eraftpb.Entry{Index: index, Term: 6, Data: data})
-		task.proposals = append(task.proposals, message.NewProposal(index, 6, 0, cbs[i]))
+		entries = append(entries, eraftpb.Entry{Index: uint64(meta.InitLogIndex + 1 + i), Term: 6, Data: data})
 	}
-	require.NoError(t, w.round([]applyTask{task}))
+	task, cbs := entriesOf(r.Id, entries...)
+	require.NoError(t, w.round([]Task{task}))
 	out := make([]message.Result, len(cbs))
 	for i, cb := range cbs {
-		res, err := cb.Wait(t.Context())
-		require.NoError(t, err)
-		out[i] = res
+		out[i] = answered(t, cb)
 	}
 	return out
 }
@@ -57,13 +47,13 @@ func roundOf(t *testing.T, s *Store, r *metapb.Region, payloads ...[]byte) []mes
 // worker has not written to the engine yet.
 func TestSwapSeesThePendingBatch(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
-	s, e := newTestStore(t, r)
+	w, _, e := newTestWorker(t, nil, r)
 	put := func(key, value string) []byte { return message.AppendPut(nil, "default", []byte(key), []byte(value)) }
 	remove := swapRequest("k", "two", "")
 	remove.Delete = true
 	other := swapRequest("k", absent, "locked")
 	other.Cf = "lock"
-	got := roundOf(t, s, r,
+	got := roundOf(t, w, r,
 		put("k", "zero"), put("k", "one"),
 		message.AppendSwap(nil, swapRequest("k", "one", "two")),
 		message.AppendSwap(nil, swapRequest("k", "one", "three")),
@@ -121,17 +111,18 @@ type plainEngine struct{ engine.Engine }
 func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 	for _, tombstones := range []bool{true, false} {
 		r, next := region(1, "b", "m", 1, 1, voter(1, 1)), region(2, "m", "", 1, 1, voter(2, 1))
-		s, e := newTestStore(t, r, next)
+		var wrap func(engine.Engine) engine.Engine
 		if !tombstones {
-			s.engine = plainEngine{e}
+			wrap = func(e engine.Engine) engine.Engine { return plainEngine{e} }
 		}
+		w, _, e := newTestWorker(t, wrap, r, next)
 		b := e.NewBatch()
 		for _, key := range []string{"a", "b", "c", "l\xff\xff", "m", "z"} {
 			b.Put(engine.DataKey(engine.CFDefault, []byte(key)), []byte("v"))
 			b.Put(engine.DataKey(engine.CFWrite, []byte(key)), []byte("w"))
 		}
 		require.NoError(t, e.Write(b, true))
-		got := roundOf(t, s, r,
+		got := roundOf(t, w, r,
 			message.AppendPut(nil, "default", []byte("d"), []byte("before")),
 			message.AppendDeleteRange(nil, "default", []byte("a"), []byte("m")),
 			message.AppendDeleteRange(nil, "default", []byte("b"), []byte("m\x00")),
@@ -144,13 +135,12 @@ func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 				require.Error(t, got[i].Err, i)
 			}
 			if want != "" {
-				var out *KeyNotInRegionError
+				var out *regionerr.KeyNotInRegionError
 				require.ErrorAs(t, got[i].Err, &out, i)
 			}
 		}
 		requireValue(t, e, engine.CFDefault, "d", "before")
-		s.appliers[0].regions = map[uint64]*applier{}
-		got = roundOf(t, s, r,
+		got = roundOf(t, w, r,
 			message.AppendDeleteRange(nil, "default", []byte("b"), []byte("m")),
 			message.AppendPut(nil, "default", []byte("c"), []byte("after")),
 		)
@@ -161,130 +151,34 @@ func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 			requireValue(t, e, engine.CFDefault, key, want)
 		}
 		requireValue(t, e, engine.CFWrite, "b", "w")
-		got = roundOf(t, s, next, message.AppendDeleteRange(nil, "default", []byte("n"), nil))
+		got = roundOf(t, w, next, message.AppendDeleteRange(nil, "default", []byte("n"), nil))
 		require.NoError(t, got[0].Err)
 		requireValue(t, e, engine.CFDefault, "m", "v")
 		requireValue(t, e, engine.CFDefault, "z", absent)
 	}
 }
 
-// TestConditionalRequestsStandAlone: those that come together with other writes get their own answers, and their effects
-// in the order in which they came.
-func TestConditionalRequestsStandAlone(t *testing.T) {
-	r := region(1, "", "", 1, 1, voter(1, 1))
-	s, e := newTestStore(t, r)
-	startTestStore(t, s)
-	require.NoError(t, put(s, r, "k").wait(t))
-	var cbs []*message.Callback
-	send := func(alone bool, payload []byte) {
-		w := &message.Write{
-			Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-			Payload: payload, Callback: message.NewCallback(),
-		}
-		if alone {
-			w.Conditional = &message.Condition{Needs: feature.ConditionalOps}
-		}
-		s.Write(w)
-		cbs = append(cbs, w.Callback)
-	}
-	put := func(value string) { send(false, message.AppendPut(nil, "", []byte("k"), []byte(value))) }
-	swap := func(expected, value string) { send(true, message.AppendSwap(nil, swapRequest("k", expected, value))) }
-	require.NoError(t, s.Inspect(t.Context(), 1, func(*PeerView) { // the worker is busy: all of them wait in the mailbox
-		put("1")
-		swap("1", "2")
-		put("3")
-		swap("2", "4")
-		swap("3", "5")
-		put("6")
-	}))
-	for i, want := range []string{"", "1", "", "no 3", "3", ""} {
-		res, err := cbs[i].Wait(t.Context())
-		require.NoError(t, err)
-		require.NoError(t, res.Err)
-		if want == "" {
-			require.Nil(t, res.Swap())
-			continue
-		}
-		text := string(res.Swap().Previous)
-		if !res.Swap().Swapped {
-			text = "no " + text
-		}
-		require.Equal(t, want, text)
-	}
-	requireValue(t, e, engine.CFDefault, "k", "6")
-}
-
-// TestConditionalRequestsNeedAllStores: while the feature is not in force they are refused, and nothing is proposed.
-func TestConditionalRequestsNeedAllStores(t *testing.T) {
-	r := region(1, "", "", 1, 1, voter(1, 1))
-	s, e := newTestStore(t, r)
-	s.features = func() feature.Set { return feature.Transactions }
-	startTestStore(t, s)
-	require.NoError(t, put(s, r, "k").wait(t))
-	cb := message.NewCallback()
-	s.Write(&message.Write{
-		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
-		Conditional: &message.Condition{Needs: feature.ConditionalOps},
-	})
-	var missing *FeatureError
-	require.ErrorAs(t, pending{cb}.wait(t), &missing)
-	require.ErrorContains(t, missing, "every store of the cluster must run a version that knows conditional-ops")
-	requireValue(t, e, engine.CFDefault, "k", "v")
-}
-
-// TestReadErrorAtASwapStopsTheStore: a replica that can not read the value must not decide. The restart applies the entry.
-func TestReadErrorAtASwapStopsTheStore(t *testing.T) {
-	r := region(1, "", "", 1, 1, voter(1, 1))
-	s, e := newTestStore(t, r)
-	var ctl faultfs.Controller
-	s.engine = enginefault.Wrap(e, &ctl)
-	startTestStore(t, s)
-	require.NoError(t, put(s, r, "k").wait(t))
-	before, err := meta.LoadApplyState(e, 1, 0)
-	require.NoError(t, err)
-	failing(&ctl, "get")
-	cb := message.NewCallback()
-	s.Write(&message.Write{
-		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
-		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
-		Conditional: &message.Condition{Needs: feature.ConditionalOps},
-	})
-	requireFailed(t, s, errIO)
-	ctl.Set(nil)
-	s.Stop()
-	requireUnknown(t, pending{cb}.wait(t))
-	after, err := meta.LoadApplyState(e, 1, 0)
-	require.NoError(t, err)
-	require.Equal(t, before.AppliedIndex, after.AppliedIndex)
-	requireValue(t, e, engine.CFDefault, "k", "v")
-
-	s = again(t, s)
-	require.NoError(t, put(s, r, "other").wait(t))
-	requireValue(t, e, engine.CFDefault, "k", "w")
-}
-
-// TestSwapMemo: what has swapped is remembered, within bounds; nothing is made up of what is forgotten.
-func TestSwapMemo(t *testing.T) {
-	var m swapMemo
+// TestSwaps: what has swapped is remembered, within bounds; nothing is made up of what is forgotten.
+func TestSwaps(t *testing.T) {
+	var m Swaps
 	id := func(n uint64) message.WriteID { return message.WriteID{Client: 1, Number: n} }
-	_, known := m.of(id(1))
+	_, known := m.Of(id(1))
 	require.False(t, known)
-	m.note(id(1), false)
-	swapped, known := m.of(id(1))
+	m.Note(id(1), false)
+	swapped, known := m.Of(id(1))
 	require.True(t, known && !swapped)
-	m.note(id(1), true)
-	m.note(id(1), false)
-	swapped, _ = m.of(id(1))
+	m.Note(id(1), true)
+	m.Note(id(1), false)
+	swapped, _ = m.Of(id(1))
 	require.True(t, swapped, "it has swapped once")
-	for n := range uint64(maxSwapMemo) {
-		m.note(id(2+n), false)
+	for n := range uint64(maxSwaps) {
+		m.Note(id(2+n), false)
 	}
-	swapped, known = m.of(id(1))
+	swapped, known = m.Of(id(1))
 	require.True(t, known && swapped)
-	for n := range uint64(2 * maxSwapMemo) {
-		m.note(id(1<<32+n), false)
+	for n := range uint64(2 * maxSwaps) {
+		m.Note(id(1<<32+n), false)
 	}
-	_, known = m.of(id(1))
+	_, known = m.Of(id(1))
 	require.False(t, known)
 }

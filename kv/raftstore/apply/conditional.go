@@ -1,12 +1,13 @@
-package raftstore
+package apply
 
 import (
 	"bytes"
 	"fmt"
-	"sync"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
@@ -14,7 +15,7 @@ import (
 // An older program does not know them; a leader proposes them only once every store does (pkg/feature).
 
 // applyConditional carries out the one request of an entry. A refusal is a result, an error is for this replica alone.
-func (w *applyWorker) applyConditional(a *applier, cmd *message.Entry) (message.Result, error) {
+func (w *Worker) applyConditional(a *applier, cmd *message.Entry) (message.Result, error) {
 	if r := cmd.Conditional.DeleteRange; r != nil {
 		return w.applyDeleteRange(a, r)
 	}
@@ -23,13 +24,13 @@ func (w *applyWorker) applyConditional(a *applier, cmd *message.Entry) (message.
 
 // applySwap compares and swaps. The value is read from the engine, so what the worker's batch has for earlier entries is
 // written first. A read that fails stops the store: going on would mean to decide otherwise than the other replicas.
-func (w *applyWorker) applySwap(a *applier, cmd *message.Entry) (message.Result, error) {
+func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, error) {
 	r := cmd.Conditional.CompareAndSwap
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &InvalidError{Reason: err.Error()}}, nil
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil
 	}
-	if err := checkKey(a.region, r.Key); err != nil {
+	if err := regions.CheckKey(a.region, r.Key); err != nil {
 		return message.Result{Err: err}, nil
 	}
 	if w.batch.Len() > 0 {
@@ -38,7 +39,7 @@ func (w *applyWorker) applySwap(a *applier, cmd *message.Entry) (message.Result,
 		}
 	}
 	key := engine.DataKey(cf, r.Key)
-	previous, found, err := w.store.engine.Get(key)
+	previous, found, err := w.engine.Get(key)
 	if err != nil {
 		return message.Result{}, fmt.Errorf("read the value to compare with: %w", err)
 	}
@@ -49,12 +50,12 @@ func (w *applyWorker) applySwap(a *applier, cmd *message.Entry) (message.Result,
 	if out.Swapped {
 		w.swap(a, key, r, out)
 	}
-	cmd.VisitIDs(func(id message.WriteID) { w.store.swaps.note(id, out.Swapped) })
+	cmd.VisitIDs(func(id message.WriteID) { w.swaps.Note(id, out.Swapped) })
 	return message.Result{Answer: &message.Answer{Swap: out}}, nil
 }
 
 // swap makes the change of a compare-and-swap whose condition holds.
-func (w *applyWorker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap) {
+func (w *Worker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap) {
 	if was.Found {
 		a.report.KeysDelta--
 		a.report.SizeDelta -= int64(len(r.Key) + len(was.Previous))
@@ -74,22 +75,22 @@ func (w *applyWorker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapR
 // applyDeleteRange deletes [start, end) within the region. Engines with range tombstones take one, in the batch. Others
 // delete key by key, in batches of their own: a crash in between leaves a part deleted and the applied index before the
 // entry, which is then applied again.
-func (w *applyWorker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequest) (message.Result, error) {
+func (w *Worker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequest) (message.Result, error) {
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &InvalidError{Reason: err.Error()}}, nil
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil
 	}
-	if err := checkRange(a.region, r.Start, r.End); err != nil {
+	if err := regions.CheckRange(a.region, r.Start, r.End); err != nil {
 		return message.Result{Err: err}, nil
 	}
 	start, end := engine.DataKey(cf, r.Start), engine.DataEndKey(cf, r.End)
-	if d, ok := w.store.engine.(engine.RangeDeleter); ok && d.NativeRangeDelete() {
+	if d, ok := w.engine.(engine.RangeDeleter); ok && d.NativeRangeDelete() {
 		w.batch.DeleteRange(start, end)
 	} else {
 		if err := w.flush(); err != nil {
 			return message.Result{}, err
 		}
-		if err := engine.ClearRange(w.store.engine, start, end); err != nil {
+		if err := engine.ClearRange(w.engine, start, end); err != nil {
 			return message.Result{}, fmt.Errorf("delete a range: %w", err)
 		}
 	}
@@ -97,37 +98,4 @@ func (w *applyWorker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequ
 	a.report.WrittenKeys++
 	a.report.Written += int64(len(r.Start) + len(r.End))
 	return message.Result{}, nil
-}
-
-// swapMemo remembers which of the last compare-and-swaps with an identity have swapped, of all regions of the store. The
-// log tells that one was applied, and not how it ended. Each replica evaluates them all, so each knows, but for those from
-// before its store started: their retries are undetermined. Safe for concurrent use.
-//
-// Invariant: an identity that is in both halves has swapped if either says so.
-type swapMemo struct {
-	mu struct {
-		sync.Mutex
-		young, old map[message.WriteID]bool
-	}
-}
-
-// maxSwapMemo bounds each half of a swapMemo.
-const maxSwapMemo = 1 << 16
-
-func (m *swapMemo) note(id message.WriteID, swapped bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.mu.young) >= maxSwapMemo || m.mu.young == nil {
-		m.mu.old, m.mu.young = m.mu.young, map[message.WriteID]bool{}
-	}
-	m.mu.young[id] = swapped || m.mu.young[id]
-}
-
-// of tells whether an attempt has swapped; known is false if it is too long ago.
-func (m *swapMemo) of(id message.WriteID) (swapped, known bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	young, inYoung := m.mu.young[id]
-	old, inOld := m.mu.old[id]
-	return young || old, inYoung || inOld
 }
