@@ -98,7 +98,7 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 	}
 	call.l, call.id, call.method = l, l.mu.nextID, method
 	if l.c.opts.Checksum {
-		call.check = checksum{sends: true, seed: checksumSeed(method, call.id)}
+		call.check = checksum{sends: true, seed: checksumSeed(l.methodSumLocked(method), call.id)}
 	}
 	call.in = inflow{size: int64(l.c.opts.StreamWindow), left: int64(l.c.opts.StreamWindow)}
 	call.mu.window = l.mu.outflow.initial
@@ -107,6 +107,14 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 	block := l.mu.enc.block(method, timeout(ctx))
 	writeHeaders(l.mu.fw, call.id, block, l.mu.outflow.maxFrame, false)
 	return nil
+}
+
+// methodSumLocked keeps the sum of the last call's method: most connections carry one most of the time.
+func (l *link) methodSumLocked(method string) uint32 {
+	if l.mu.lastMethod != method {
+		l.mu.lastMethod, l.mu.lastSum = method, methodSum(method)
+	}
+	return l.mu.lastSum
 }
 
 // invoke makes a unary call.

@@ -64,7 +64,10 @@ type link struct {
 		waiters []chan struct{}
 		fw      *http2.Framer
 		enc     requestEncoder
-		outflow struct {
+		// lastMethod is the last call's, lastSum its checksum.
+		lastMethod string
+		lastSum    uint32
+		outflow    struct {
 			window, initial int64
 			maxFrame        int
 			// blocked are the calls that wait for a window, in the order in which they began to.
