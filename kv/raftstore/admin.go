@@ -54,11 +54,11 @@ func (p *peer) onAdmin(a *message.Admin) {
 	if err == nil {
 		switch a.Request.GetCmdType() {
 		case raft_cmdpb.AdminCmdType_TransferLeader:
-			err = p.transferLeader(a)
+			err = p.transfer.command(a)
 		case raft_cmdpb.AdminCmdType_ChangePeer:
 			err = p.proposeChangePeer(a)
 		case raft_cmdpb.AdminCmdType_Split:
-			err = p.proposeSplit(a)
+			err = p.split.propose(a)
 		case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_ComputeHash:
 			p.proposeAdmin(a)
 		default:

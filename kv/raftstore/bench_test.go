@@ -77,7 +77,7 @@ func (h *handRun) writes(n int) {
 func (h *handRun) compact() {
 	for _, r := range h.regions {
 		p := h.s.router.get(r.Id).peer
-		p.proposeLogGC()
+		p.compact.propose()
 		require.NoError(h.t, h.s.router.push(p.box, &message.Start{}))
 	}
 	h.settle()

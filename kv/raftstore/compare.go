@@ -49,6 +49,15 @@ const (
 	compareLook = time.Minute
 )
 
+// comparer is a peer's part in it.
+type comparer struct {
+	p *peer
+	// current is the comparison that this leader carries out, nil if none; hashed is the last hash of this replica's own
+	// data.
+	current *comparison
+	hashed  rspb.ReplicaHash
+}
+
 // comparison is a leader's comparison that is under way.
 type comparison struct {
 	asked       *message.CompareReplicas
@@ -56,110 +65,110 @@ type comparison struct {
 	hashes      map[uint64]uint64
 }
 
-// onCompareReplicas begins a comparison.
-func (p *peer) onCompareReplicas(m *message.CompareReplicas) {
+// begin begins a comparison.
+func (cr *comparer) begin(m *message.CompareReplicas) {
 	refuse := func(err error) { m.Done(message.Comparison{}, err) }
-	if err := p.checkHeader(m.Header, false, false, zeroTime); err != nil {
+	if err := cr.p.checkHeader(m.Header, false, false, zeroTime); err != nil {
 		refuse(err)
 		return
 	}
-	if c := p.compare; c != nil {
-		if c.term == p.rn.Term() {
+	if c := cr.current; c != nil {
+		if c.term == cr.p.rn.Term() {
 			refuse(&regionerr.BusyError{Reason: "the replicas of this region are being compared already"})
 			return
 		}
-		p.dropComparison(p.notLeader()) // of an earlier leadership
+		cr.drop(cr.p.notLeader()) // of an earlier leadership
 	}
-	p.flushWrites()
+	cr.p.flushWrites()
 	admin := &message.Admin{Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash}}
-	if !p.proposeAdmin(admin) {
+	if !cr.p.proposeAdmin(admin) {
 		refuse(&regionerr.BusyError{Reason: "the region takes no commands at the moment"})
 		return
 	}
-	p.compare = &comparison{asked: m, index: p.rn.LastIndex(), term: p.rn.Term(), hashes: map[uint64]uint64{}}
+	cr.current = &comparison{asked: m, index: cr.p.rn.LastIndex(), term: cr.p.rn.Term(), hashes: map[uint64]uint64{}}
 }
 
-// dropComparison ends a comparison that cannot be judged.
-func (p *peer) dropComparison(cause error) {
-	if p.compare != nil {
-		p.compare.asked.Done(message.Comparison{}, cause)
-		p.compare = nil
+// drop ends a comparison that cannot be judged.
+func (cr *comparer) drop(cause error) {
+	if cr.current != nil {
+		cr.current.asked.Done(message.Comparison{}, cause)
+		cr.current = nil
 	}
 }
 
 // onHashed takes the hash of this replica's own data.
-func (p *peer) onHashed(t *turn, m *message.Hashed) {
-	if m.PeerID != p.meta.Id {
+func (cr *comparer) onHashed(t *turn, m *message.Hashed) {
+	if m.PeerID != cr.p.meta.Id {
 		return
 	}
 	if m.Err != nil {
-		p.store.ReadFailed(p.regionID, fmt.Errorf("hash the region: %w", m.Err))
+		cr.p.store.ReadFailed(cr.p.regionID, fmt.Errorf("hash the region: %w", m.Err))
 		return
 	}
-	p.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
-	if p.isLeader() {
-		p.noteHash(t, p.meta.Id, &p.hashed)
+	cr.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
+	if cr.p.isLeader() {
+		cr.note(t, cr.p.meta.Id, &cr.hashed)
 		return
 	}
-	if leader := p.leaderPeer(); leader != nil {
-		own := p.hashed
-		p.sendHash(t, leader, &own)
+	if leader := cr.p.leaderPeer(); leader != nil {
+		own := cr.hashed
+		cr.send(t, leader, &own)
 	}
 }
 
 // onReplicaHash takes a hash from a follower, or a verdict from the leader.
-func (p *peer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
+func (cr *comparer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
 	h, from := rm.Hash, rm.FromPeer.GetId()
 	if h.Verdict == rspb.ReplicaHash_None {
-		if p.isLeader() {
-			p.noteHash(t, from, h)
+		if cr.p.isLeader() {
+			cr.note(t, from, h)
 		}
 		return
 	}
-	if p.isLeader() || from != p.rn.Lead() || h.Term != p.rn.Term() {
+	if cr.p.isLeader() || from != cr.p.rn.Lead() || h.Term != cr.p.rn.Term() {
 		return // of a leader that is none any more
 	}
-	p.takeVerdict(h)
+	cr.takeVerdict(h)
 }
 
-// noteHash takes a replica's answer, and judges if it was the last one.
-func (p *peer) noteHash(t *turn, from uint64, h *rspb.ReplicaHash) {
-	c := p.compare
-	if c == nil || h.Index != c.index || h.Term != c.term || regions.PeerByID(p.region(), from) == nil {
+// note takes a replica's answer, and judges if it was the last one.
+func (cr *comparer) note(t *turn, from uint64, h *rspb.ReplicaHash) {
+	c := cr.current
+	if c == nil || h.Index != c.index || h.Term != c.term || regions.PeerByID(cr.p.region(), from) == nil {
 		return
 	}
 	c.hashes[from] = h.Hash
-	for _, q := range p.region().Peers {
+	for _, q := range cr.p.region().Peers {
 		if _, known := c.hashes[q.Id]; !known {
 			return
 		}
 	}
-	p.endComparison(t)
+	cr.end(t)
 }
 
-// endComparison judges by the answers that have come.
-func (p *peer) endComparison(t *turn) {
-	c := p.compare
-	if !p.isLeader() || p.rn.Term() != c.term {
-		p.dropComparison(p.notLeader())
+// end judges by the answers that have come.
+func (cr *comparer) end(t *turn) {
+	c := cr.current
+	if !cr.p.isLeader() || cr.p.rn.Term() != c.term {
+		cr.drop(cr.p.notLeader())
 		return
 	}
-	p.compare = nil
-	out, majority := judge(p.region(), c.hashes)
+	cr.current = nil
+	out, majority := judge(cr.p.region(), c.hashes)
 	out.Index = c.index
-	p.store.noteComparison(p, &out)
+	cr.p.store.noteComparison(cr.p, &out)
 	verdict := rspb.ReplicaHash{Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority}
 	if out.Equal() {
 		verdict.Verdict = rspb.ReplicaHash_Equal
 	}
 	if out.Equal() || len(out.Diverged) > 0 {
-		for _, q := range p.region().Peers {
-			if q.Id != p.meta.Id {
+		for _, q := range cr.p.region().Peers {
+			if q.Id != cr.p.meta.Id {
 				v := verdict
-				p.sendHash(t, q, &v)
+				cr.send(t, q, &v)
 			}
 		}
-		p.takeVerdict(&verdict)
+		cr.takeVerdict(&verdict)
 	}
 	c.asked.Done(out, nil)
 }
@@ -201,21 +210,21 @@ func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Compari
 }
 
 // takeVerdict is what a replica makes of the comparison's outcome.
-func (p *peer) takeVerdict(v *rspb.ReplicaHash) {
+func (cr *comparer) takeVerdict(v *rspb.ReplicaHash) {
 	if v.Verdict == rspb.ReplicaHash_Equal {
-		p.box.compared.Store(p.store.compareSlot(p.regionID))
+		cr.p.box.compared.Store(cr.p.store.compareSlot(cr.p.regionID))
 		return
 	}
-	if own := &p.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
-		p.fallSick(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
+	if own := &cr.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
+		cr.p.sick.note(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
 	}
 }
 
-func (p *peer) sendHash(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
+func (cr *comparer) send(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, RegionEpoch: p.region().RegionEpoch,
-		ClusterId: p.store.clusterID, Hash: h,
+		RegionId: cr.p.regionID, FromPeer: cr.p.meta, ToPeer: to, RegionEpoch: cr.p.region().RegionEpoch,
+		ClusterId: cr.p.store.clusterID, Hash: h,
 	}
 	t.send(to.StoreId, rm)
 }

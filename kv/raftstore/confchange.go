@@ -72,8 +72,8 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 		return regionerr.Invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
 	}
 	if q.Id == p.meta.Id {
-		if to := p.bestTransferee(); to != nil {
-			p.startTransfer(to.Id)
+		if to := p.transfer.best(); to != nil {
+			p.transfer.start(to.Id)
 			return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: to}
 		}
 		return &regionerr.BusyError{Reason: "the leader cannot be removed before another peer can lead"}
@@ -121,7 +121,7 @@ func (p *peer) onChangedPeer(res message.ChangedPeer) {
 	p.rn.ApplyConfChange(cc)
 	if res.Region != nil && p.isLeader() {
 		p.rn.BroadcastHeartbeat() // creates a new peer at once
-		p.heartbeatRegion()
+		p.report.send()
 	}
 }
 

@@ -169,15 +169,13 @@ func (s *Store) createUninitialized(m *rspb.RaftMessage) error {
 		s.quarantineRegion(&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self, err)
 		return nil
 	}
-	p, err := newPeer(s, region, &self, 0, rspb.RaftTruncatedState{}, false)
+	from := *m.FromPeer
+	p, err := newPeer(s, origin{region: region, self: &self, bornAt: m.RegionEpoch.GetConfVer(), from: &from})
 	if err != nil {
 		return err
 	}
 	s.logger.Info("created uninitialized peer", log.RegionID(m.RegionId), log.PeerID(self.Id),
 		zap.Uint64("from-store-id", m.FromPeer.StoreId))
-	p.bornAt = m.RegionEpoch.GetConfVer()
-	from := *m.FromPeer
-	p.cache[from.Id] = &from
 	s.meta.setRegion(region, self.Id)
 	s.applierFor(m.RegionId).Push(p.beginTask())
 	s.router.register(p)

@@ -88,23 +88,15 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	if p.stopped || (!p.initialized() && !p.store.meta.beginDying(p.regionID)) {
 		return // of a peer that a split takes over, whoever wants it gone will say so again
 	}
-	p.wake() // ends its share in the store's accounts
+	p.sleep.wake() // ends its share in the store's accounts
 	p.stopped = true
 	p.logger.Info("destroying peer", zap.Uint64("conf-ver", region.GetRegionEpoch().GetConfVer()))
 	p.endCommands(&regionerr.RegionNotFoundError{RegionID: p.regionID})
-	p.noteEnd()
+	p.lease.end()
 	p.publish()
 	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.meta, again: again}
 	t.ends = append(t.ends, task.begin(p.store.regionRunner))
 	p.store.regionRunner.cancel(p.regionID)
-}
-
-// noteEnd ends the lease.
-func (p *peer) noteEnd() {
-	if p.lease.cell != nil {
-		p.lease.cell.end()
-		p.lease.cell = nil
-	}
 }
 
 // refuse answers what arrives at a destroyed peer.
@@ -119,7 +111,7 @@ func (p *peer) refuse(m message.Msg) {
 	case *message.Inspect:
 		m.Fn(nil)
 	case *message.Applied:
-		p.createRightHalves(m)
+		p.split.createRightHalves(m)
 	case *message.CompareReplicas:
 		m.Done(message.Comparison{}, &regionerr.RegionNotFoundError{RegionID: p.regionID})
 	default:

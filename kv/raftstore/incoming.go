@@ -118,7 +118,7 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 		return
 	}
 	if rm.Hash != nil {
-		p.onReplicaHash(t, rm)
+		p.compare.onReplicaHash(t, rm)
 		return
 	}
 	m := rm.Message
@@ -131,7 +131,7 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	}
 	now := p.store.clock.Now()
 	p.lastHeard[m.From] = now
-	if rm.Hibernate && p.onHibernate(m) {
+	if rm.Hibernate && p.sleep.onHibernate(m) {
 		return
 	}
 	switch m.MsgType {
@@ -149,7 +149,7 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 		p.logger.Debug("raft refused message", zap.Stringer("type", m.MsgType), zap.Error(err))
 	}
 	if lost := p.rn.Lost(); lost > 0 {
-		p.fallSick(fmt.Errorf("%w: entry %d was acknowledged, but the raft log ends at %d; an older copy of the data was put in its place",
+		p.sick.note(fmt.Errorf("%w: entry %d was acknowledged, but the raft log ends at %d; an older copy of the data was put in its place",
 			errDamaged, lost, p.rn.LastIndex()))
 	}
 }

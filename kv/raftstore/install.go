@@ -92,7 +92,7 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
 	}
 	p.installing = snap.Metadata.Index
-	p.splitIndex = 0
+	p.split.index = 0
 	p.stats.counted = message.Counted{} // the data is another, and came by no write
 	old := p.region()
 	// What waited for entries that the snapshot covers may or may not have been carried out.
@@ -225,7 +225,7 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	}
 	p.rn.AppliedTo(m.Index)
 	p.stats = peerStats{}
-	p.initOnce()
+	p.once.begin()
 	p.once.ancestors = nil
 	t.addApply(p.store.applierOf(p.regionID), p.beginTask())
 	for _, task := range p.heldApply {
@@ -233,6 +233,6 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	}
 	p.heldApply = nil
 	p.logger.Info("installed raft snapshot", zap.Uint64("index", m.Index))
-	p.answerReads()
+	p.reads.answer()
 	p.publish()
 }

@@ -60,10 +60,11 @@ type peer struct {
 	writeSize int
 	// boundWrites: one of writes is bound to a term.
 	boundWrites bool
-	handover    handover
+	transfer    transfer
 	once        onceState
-	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
-	splitIndex uint64
+	split       splitter
+	compact     compactor
+	report      regionReport
 
 	reads   readQueue
 	lease   leaseState
@@ -80,19 +81,12 @@ type peer struct {
 	stats peerStats
 	times peerTimes
 	// heartbeats notes when each other peer was last heard, to report down peers.
-	lastHeard map[uint64]time.Time
-	// pendingReported is the set of peers last reported as pending.
-	pendingReported map[uint64]bool
-	leaderSince     time.Time
-	lastLeaderSeen  time.Time
-	sleep           sleepState
-	sick            sickness
-	// compare is the comparison of replicas that this leader carries out, nil if none; hashed is the last hash of this
-	// replica's own data.
-	compare *comparison
-	hashed  rspb.ReplicaHash
-	// standstill are the followers that were behind at the last region heartbeat.
-	standstill map[uint64]standstill
+	lastHeard      map[uint64]time.Time
+	leaderSince    time.Time
+	lastLeaderSeen time.Time
+	sleep          sleeper
+	sick           sickness
+	compare        comparer
 }
 
 type peerStats struct {
@@ -121,17 +115,39 @@ type peerTimes struct {
 	tick time.Time
 }
 
-// newPeer makes a peer over what is durable. grace makes it refuse votes for one election timeout: it
-// may have acknowledged a leader's lease before the restart.
-func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, grace bool) (*peer, error) {
+// origin is what a peer begins with.
+type origin struct {
+	region    *metapb.Region
+	self      *metapb.Peer
+	applied   uint64
+	truncated rspb.RaftTruncatedState
+	// grace makes it refuse votes for one election timeout: it may have acknowledged a leader's lease before the restart.
+	grace bool
+	// bornAt and from are of the message that created it, if one did.
+	bornAt uint64
+	from   *metapb.Peer
+	// installing is the index of the raft snapshot that is being installed, 0 if none.
+	installing uint64
+	// ancestors are the regions that its data comes from.
+	ancestors []message.Ancestor
+}
+
+// newPeer makes a peer over what is durable.
+func newPeer(s *Store, o origin) (*peer, error) {
+	region, meta, applied := o.region, o.self, o.applied
 	p := &peer{
-		store: s, regionID: region.Id, meta: meta,
+		store: s, regionID: region.Id, meta: meta, bornAt: o.bornAt, installing: o.installing,
 		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(meta.Id)),
 		cache:     map[uint64]*metapb.Peer{},
 		lastHeard: map[uint64]time.Time{},
 	}
+	if o.from != nil {
+		p.cache[o.from.Id] = o.from
+	}
+	p.reads.p, p.lease.p, p.once.p, p.transfer.p, p.split.p, p.compact.p = p, p, p, p, p, p
+	p.report.p, p.sleep.p, p.sick.p, p.compare.p = p, p, p, p
 	p.box = &mailbox{regionID: region.Id, peer: p}
-	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: truncated}
+	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: o.truncated}
 	p.appliedIndex = applied
 	if applied > 0 {
 		t, err := p.ps.Term(applied)
@@ -152,7 +168,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 		AckOnPersist:              true, AsyncApply: true,
 		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true, LazyCommit: true,
 	}
-	if grace && regions.IsInitialized(region) {
+	if o.grace && regions.IsInitialized(region) {
 		rc.VoteGraceTicks = cfg.ElectionTicks
 	}
 	rn, err := raft.NewRawNode(rc)
@@ -167,7 +183,8 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	p.times.splitCheck = now
 	p.box.compared.Store(s.compareSlot(region.Id))
 	p.reads.init(s, region.Id)
-	p.initOnce()
+	p.once.begin()
+	p.once.ancestors = o.ancestors
 	p.publish()
 	return p, nil
 }
@@ -254,13 +271,13 @@ func isVote(m *eraftpb.Message) bool {
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
 	// A read that fails is tried again with the next message or tick.
-	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.handoverEnded())
+	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
 // off at once even if it only says how far the worker has come.
 func (p *peer) awaitsApplied() bool {
-	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
+	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.split.index != 0 || p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
 }
 
@@ -276,15 +293,15 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 	if p.stopped {
 		return
 	}
-	p.endHandover()
-	p.resumeHeld()
+	p.transfer.resume()
+	p.once.resume()
 	p.flushWrites()
-	p.askReads()
-	p.tendSick(t)
+	p.reads.ask()
+	p.sick.tend(t)
 }
 
 func (p *peer) handleMessage(t *turn, m message.Msg) {
-	p.stir(m)
+	p.sleep.stir(m)
 	switch m := m.(type) {
 	case *message.Raft:
 		p.onRaft(t, m.Message)
@@ -301,13 +318,13 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 	case *message.Applied:
 		p.onApplied(t, m)
 	case *message.LogGC:
-		p.onLogGC(t, m)
+		p.compact.onDurable(t, m)
 	case *message.Start:
 		p.onStart(m)
 	case *message.BecomeSplit:
-		p.onBecomeSplit(t, m)
+		p.split.onBecome(t, m)
 	case *message.StoreLost:
-		p.onStoreLost(m)
+		p.sleep.onStoreLost(m)
 	case *message.Unreachable:
 		p.rn.ReportUnreachable(m.ToPeer)
 	case *message.SnapshotSent:
@@ -320,29 +337,29 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 	case *message.SnapshotInstalled:
 		p.onInstalled(t, m)
 	case *message.SplitChecked:
-		p.onSplitChecked(m)
+		p.split.onChecked(m)
 	case *message.AskedSplit:
-		p.onAskedSplit(m)
+		p.split.onAsked(m)
 	case *message.SplitAt:
-		p.onSplitAt(m)
+		p.split.onSplitAt(m)
 	case *message.Operator:
 		p.onOperator(m.Response)
 	case *message.RegionTruth:
 		p.onRegionTruth(t, m.Region)
 	case *message.HeartbeatNow:
 		if p.isLeader() {
-			p.heartbeatRegion()
+			p.report.send()
 		}
 	case *message.ReadFailed:
-		p.fallSick(m.Err)
+		p.sick.note(m.Err)
 	case *message.CompareReplicas:
-		p.onCompareReplicas(m)
+		p.compare.begin(m)
 	case *message.EndComparison:
-		if p.compare != nil && p.compare.asked == m.Comparison {
-			p.endComparison(t)
+		if p.compare.current != nil && p.compare.current.asked == m.Comparison {
+			p.compare.end(t)
 		}
 	case *message.Hashed:
-		p.onHashed(t, m)
+		p.compare.onHashed(t, m)
 	case *message.Inspect:
 		m.Fn(&PeerView{p})
 	}
@@ -363,7 +380,7 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	}
 	if p.installing != 0 {
 		// The report is older than the raft snapshot, whose region and members raft has taken over.
-		p.createRightHalves(m)
+		p.split.createRightHalves(m)
 		return
 	}
 	st := &p.stats
@@ -381,10 +398,10 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 		case message.ChangedPeer:
 			p.onChangedPeer(res)
 		case message.SplitDone:
-			p.onSplitDone(res)
+			p.split.onDone(res)
 		case message.SplitRefused:
-			if res.Index >= p.splitIndex {
-				p.splitIndex = 0
+			if res.Index >= p.split.index {
+				p.split.index = 0
 			}
 		case message.CompactedLog:
 			p.ps.truncated = rspb.RaftTruncatedState{Index: res.Index, Term: res.Term}
@@ -392,11 +409,11 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 		}
 	}
 	p.appliedIndex, p.appliedTerm = m.Index, m.Term
-	if p.splitIndex != 0 && p.splitIndex <= m.Index {
-		p.splitIndex = 0
+	if p.split.index != 0 && p.split.index <= m.Index {
+		p.split.index = 0
 	}
 	p.rn.AppliedTo(m.Index)
-	p.answerReads()
+	p.reads.answer()
 	p.publish()
 	if p.removed != nil && !p.isLeader() {
 		p.destroy(t, p.removed.region, nil)

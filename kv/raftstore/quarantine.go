@@ -248,6 +248,7 @@ func (s *Store) noteReadError(regionID uint64, err error) {
 
 // sickness is what a peer knows of its failing reads.
 type sickness struct {
+	p   *peer
 	err error
 	// damaged: entries that it has promised are not what they were. It must not vote.
 	damaged bool
@@ -265,90 +266,90 @@ func (s *sickness) reason() string {
 	return "reading failed"
 }
 
-// fallSick takes an error of a read, or what else says that this replica's data are not what they should be.
-func (p *peer) fallSick(err error) {
-	if p.sick.err == nil {
-		p.sick.err = err
+// note takes an error of a read, or what else says that this replica's data are not what they should be.
+func (si *sickness) note(err error) {
+	if si.err == nil {
+		si.err = err
 	}
 	var d *raftlog.DamageError
-	p.sick.diverged = p.sick.diverged || errors.Is(err, errDiverged)
-	p.sick.damaged = p.sick.damaged || errors.As(err, &d) || errors.Is(err, apply.ErrUndecodable) || errors.Is(err, errDamaged)
+	si.diverged = si.diverged || errors.Is(err, errDiverged)
+	si.damaged = si.damaged || errors.As(err, &d) || errors.Is(err, apply.ErrUndecodable) || errors.Is(err, errDamaged)
 }
 
-// tendSick lets a peer whose reads fail step aside, and end once another leads.
-func (p *peer) tendSick(t *turn) {
-	if err := p.ps.readErr; err != nil {
-		p.ps.readErr = nil
-		p.store.noteReadError(p.regionID, err)
-		p.fallSick(err)
+// tend lets a peer whose reads fail step aside, and end once another leads.
+func (si *sickness) tend(t *turn) {
+	if err := si.p.ps.readErr; err != nil {
+		si.p.ps.readErr = nil
+		si.p.store.noteReadError(si.p.regionID, err)
+		si.note(err)
 	}
-	if p.sick.err == nil || p.stopped || p.installing != 0 || p.removed != nil {
+	if si.err == nil || si.p.stopped || si.p.installing != 0 || si.p.removed != nil {
 		return
 	}
-	if p.isLeader() {
-		p.stepAside()
+	if si.p.isLeader() {
+		si.stepAside()
 		return
 	}
-	if p.rn.Lead() == raft.None {
+	if si.p.rn.Lead() == raft.None {
 		return
 	}
-	if p.sick.leave || (p.sick.damaged || p.sick.diverged) && p.initialized() {
-		p.retire(t)
+	if si.leave || (si.damaged || si.diverged) && si.p.initialized() {
+		si.retire(t)
 		return
 	}
-	p.sick = sickness{}
-	p.box.sick.Store(false)
+	*si = sickness{p: si.p}
+	si.p.box.sick.Store(false)
 }
 
 // stepAside hands leadership over. Without anyone to lead instead, the peer goes on: it may be the
 // last one, and what it can read is better than nothing.
-func (p *peer) stepAside() {
-	if p.rn.LeadTransferee() != raft.None {
+func (si *sickness) stepAside() {
+	if si.p.rn.LeadTransferee() != raft.None {
 		return
 	}
-	to := p.bestTransferee()
+	to := si.p.transfer.best()
 	if to == nil {
-		if regions.VoterCount(p.region()) == 1 && !p.sick.damaged && !p.sick.diverged {
-			p.sick = sickness{}
-			p.box.sick.Store(false)
+		if regions.VoterCount(si.p.region()) == 1 && !si.damaged && !si.diverged {
+			*si = sickness{p: si.p}
+			si.p.box.sick.Store(false)
 		}
 		return
 	}
-	p.sick.leave = p.othersSuffice()
-	p.logger.Warn("stepping aside", log.Reason(p.sick.reason()), zap.Error(p.sick.err))
-	p.startTransfer(to.Id)
+	si.leave = si.othersSuffice()
+	si.p.logger.Warn("stepping aside", log.Reason(si.reason()), zap.Error(si.err))
+	si.p.transfer.start(to.Id)
 }
 
 // othersSuffice tells whether the healthy voters besides this leader are a majority.
-func (p *peer) othersSuffice() bool {
+func (si *sickness) othersSuffice() bool {
 	healthy := 0
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id || p.checkTransferee(q) != nil {
+	for _, q := range si.p.region().Peers {
+		if q.Id == si.p.meta.Id || si.p.transfer.check(q) != nil {
 			continue
 		}
-		if pr, _ := p.rn.ProgressOf(q.Id); pr.RecentActive {
+		if pr, _ := si.p.rn.ProgressOf(q.Id); pr.RecentActive {
 			healthy++
 		}
 	}
-	return healthy >= regions.VoterCount(p.region())/2+1
+	return healthy >= regions.VoterCount(si.p.region())/2+1
 }
 
 // retire quarantines a running replica. Its apply worker comes to the end of what is committed
 // first; then the mailbox closes.
-func (p *peer) retire(t *turn) {
-	p.wake()
-	p.stopped = true
-	p.logger.Error("replica is not served any more; the region gets a new one",
-		log.Reason(p.sick.reason()), zap.Error(p.sick.err))
-	p.endCommands(&regionerr.RegionNotFoundError{RegionID: p.regionID})
-	p.noteEnd()
-	p.publish()
-	p.store.quarantine.add(p.region(), p.meta, p.sick.err)
-	end := &apply.End{Then: func() { p.store.peerRetired(p.box) }}
-	if p.sick.damaged || p.sick.diverged {
-		end.Damaged = p.sick.err.Error() // a restart does not mend it
+func (si *sickness) retire(t *turn) {
+	si.p.sleep.wake()
+	si.p.stopped = true
+	si.p.logger.Error("replica is not served any more; the region gets a new one",
+		log.Reason(si.reason()), zap.Error(si.err))
+	si.p.endCommands(&regionerr.RegionNotFoundError{RegionID: si.p.regionID})
+	si.p.lease.end()
+	si.p.publish()
+	si.p.store.quarantine.add(si.p.region(), si.p.meta, si.err)
+	end := &apply.End{Then: func() { si.p.store.peerRetired(si.p.box) }}
+	if si.damaged || si.diverged {
+		end.Damaged = si.err.Error() // a restart does not mend it
 	}
-	t.ends = append(t.ends, apply.Task{RegionID: p.regionID, End: end})
+	t.ends = append(t.ends, apply.Task{RegionID: si.p.regionID, End: end})
 }
 
 // peerRetired is called by the apply worker when it has nothing of a retired peer any more.

@@ -20,8 +20,8 @@ func (p *peer) collectReady(t *turn) bool {
 	if p.stopped {
 		return false
 	}
-	p.noteRounds()
-	p.renewLease()
+	p.lease.noteRounds()
+	p.lease.renew()
 	if !p.rn.HasReady() {
 		p.store.meta.releaseUnused(p)
 		return false
@@ -103,7 +103,7 @@ func (p *peer) afterPersist(t *turn) {
 		p.startInstall(t, &rd.Snapshot)
 	}
 	if len(rd.ReadStates) > 0 {
-		p.onReadStates(rd.ReadStates)
+		p.reads.onStates(rd.ReadStates)
 	}
 	if rest := rd.CommittedEntries[p.handedEarly:]; len(rest) > 0 {
 		p.handOver(t, rest)
@@ -115,8 +115,8 @@ func (p *peer) afterPersist(t *turn) {
 	if soft != nil {
 		p.onRoleChange()
 	}
-	p.noteRounds()
-	p.renewLease()
+	p.lease.noteRounds()
+	p.lease.renew()
 	p.publish()
 	p.checkLinger(t)
 }
@@ -129,7 +129,7 @@ func (p *peer) onRoleChange() {
 			p.logger.Info("stepped down", zap.Uint64("term", p.rn.Term()))
 		}
 		p.leaderSince = time.Time{}
-		p.splitIndex = 0
+		p.split.index = 0
 		p.stats.askingSplit = false
 		return
 	}
@@ -141,6 +141,6 @@ func (p *peer) onRoleChange() {
 		}
 		// The first own heartbeat round comes with the next tick; do not make the first reads wait.
 		p.rn.BroadcastHeartbeat()
-		p.heartbeatRegion()
+		p.report.send()
 	}
 }

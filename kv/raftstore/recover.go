@@ -122,11 +122,7 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	}
 	if !regions.IsInitialized(region) {
 		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
-		err := s.addRecovered(blank, self, 0, rspb.RaftTruncatedState{}, nil)
-		if box := s.router.get(region.Id); box != nil {
-			box.peer.bornAt = region.GetRegionEpoch().GetConfVer()
-		}
-		return err
+		return s.addRecovered(origin{region: blank, self: self, bornAt: region.GetRegionEpoch().GetConfVer()}, nil)
 	}
 	apply, err := meta.LoadApplyRecord(snap, region.Id)
 	if err != nil {
@@ -142,7 +138,7 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 		s.quarantineRegion(region, self, err)
 		return nil
 	}
-	return s.addRecovered(region, self, apply.AppliedIndex, *apply.TruncatedState, nil)
+	return s.addRecovered(origin{region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState}, nil)
 }
 
 // beginLog makes the log of a region that a split has created, if a crash came in between. Errors are IO errors.
@@ -195,23 +191,24 @@ func (s *Store) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) er
 		return nil
 	}
 	truncated := rspb.RaftTruncatedState{Index: md.Index, Term: md.Term}
-	return s.addRecovered(st.Region, self, md.Index, truncated, &installTask{
+	return s.addRecovered(origin{region: st.Region, self: self, applied: md.Index, truncated: truncated, installing: md.Index}, &installTask{
 		region: st.Region, old: st.Region, peer: self, meta: cf, index: md.Index, term: md.Term,
 	})
 }
 
-func (s *Store) addRecovered(region *metapb.Region, self *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, install *installTask) error {
-	p, err := newPeer(s, region, self, applied, truncated, true)
+// addRecovered makes a peer that goes on where it was. install is the installation to resume, nil if none.
+func (s *Store) addRecovered(o origin, install *installTask) error {
+	o.grace = true
+	p, err := newPeer(s, o)
 	if err != nil {
 		return err
 	}
-	s.meta.setRegion(region, self.Id)
+	s.meta.setRegion(o.region, o.self.Id)
 	s.router.register(p)
 	if install != nil {
-		p.installing = install.index
 		s.regionRunner.install(install)
 	} else {
-		s.applierFor(region.Id).Push(p.beginTask())
+		s.applierFor(o.region.Id).Push(p.beginTask())
 		s.layDormant(p)
 	}
 	return s.router.push(p.box, &message.Start{})

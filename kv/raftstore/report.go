@@ -19,68 +19,68 @@ import (
 // operators that come back.
 
 // pending lists peers that cannot follow by the log: they wait for a raft snapshot.
-func (p *peer) pending() []*metapb.Peer {
+func (rr *regionReport) pending() []*metapb.Peer {
 	var out []*metapb.Peer
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id {
+	for _, q := range rr.p.region().Peers {
+		if q.Id == rr.p.meta.Id {
 			continue
 		}
-		if pr, ok := p.rn.ProgressOf(q.Id); !ok || pr.Match < p.ps.truncated.Index {
+		if pr, ok := rr.p.rn.ProgressOf(q.Id); !ok || pr.Match < rr.p.ps.truncated.Index {
 			out = append(out, q)
 		}
 	}
 	return out
 }
 
-// pendingCaughtUp tells whether a peer that was reported as pending is not any more.
-func (p *peer) pendingCaughtUp() bool {
-	if len(p.pendingReported) == 0 {
+// caughtUp tells whether a peer that was reported as pending is not any more.
+func (rr *regionReport) caughtUp() bool {
+	if len(rr.reported) == 0 {
 		return false
 	}
 	n := 0
-	for _, q := range p.pending() {
-		if p.pendingReported[q.Id] {
+	for _, q := range rr.pending() {
+		if rr.reported[q.Id] {
 			n++
 		}
 	}
-	return n < len(p.pendingReported)
+	return n < len(rr.reported)
 }
 
-// heartbeatRegion reports the region to the placement service. It never blocks.
-func (p *peer) heartbeatRegion() {
-	now := p.store.clock.Now()
-	cfg := &p.store.cfg.Raftstore
-	p.times.heartbeat = now.Add(cfg.RegionHeartbeatInterval.Duration)
+// send reports the region to the placement service. It never blocks.
+func (rr *regionReport) send() {
+	now := rr.p.store.clock.Now()
+	cfg := &rr.p.store.cfg.Raftstore
+	rr.p.times.heartbeat = now.Add(cfg.RegionHeartbeatInterval.Duration)
 	req := &schedulerpb.RegionHeartbeatRequest{
-		Header: &schedulerpb.RequestHeader{ClusterId: p.store.clusterID},
-		Region: p.region(), Leader: p.meta, Term: p.rn.Term(),
-		PendingPeers:    p.pending(),
-		ApproximateSize: p.stats.size, ApproximateKeys: p.stats.keys,
-		BytesWritten: p.stats.writtenBytes, KeysWritten: p.stats.writtenKeys,
-		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
+		Header: &schedulerpb.RequestHeader{ClusterId: rr.p.store.clusterID},
+		Region: rr.p.region(), Leader: rr.p.meta, Term: rr.p.rn.Term(),
+		PendingPeers:    rr.pending(),
+		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys,
+		BytesWritten: rr.p.stats.writtenBytes, KeysWritten: rr.p.stats.writtenKeys,
+		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(rr.p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
 	}
-	if p.times.lastReport.IsZero() {
+	if rr.p.times.lastReport.IsZero() {
 		req.Interval.StartTimestamp = req.Interval.EndTimestamp
 	}
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id {
+	for _, q := range rr.p.region().Peers {
+		if q.Id == rr.p.meta.Id {
 			continue
 		}
-		if silent := now.Sub(p.lastHeard[q.Id]); !p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !p.lastHeard[q.Id].IsZero() {
+		if silent := now.Sub(rr.p.lastHeard[q.Id]); !rr.p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !rr.p.lastHeard[q.Id].IsZero() {
 			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
 		}
 	}
-	p.pendingReported = nil
+	rr.reported = nil
 	for _, q := range req.PendingPeers {
-		if p.pendingReported == nil {
-			p.pendingReported = map[uint64]bool{}
+		if rr.reported == nil {
+			rr.reported = map[uint64]bool{}
 		}
-		p.pendingReported[q.Id] = true
+		rr.reported[q.Id] = true
 	}
-	p.noteStandstill(now)
-	p.times.lastReport = now
-	p.stats.writtenBytes, p.stats.writtenKeys = 0, 0
-	p.store.placement.RegionHeartbeat(req)
+	rr.noteStandstill(now)
+	rr.p.times.lastReport = now
+	rr.p.stats.writtenBytes, rr.p.stats.writtenKeys = 0, 0
+	rr.p.store.placement.RegionHeartbeat(req)
 }
 
 // HeartbeatAll makes every leader report to the placement service at once: a new placement leader
@@ -124,7 +124,7 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 		if len(resp.SplitRegion.Keys) > 0 {
 			key = resp.SplitRegion.Keys[0]
 		}
-		p.onSplitAt(&message.SplitAt{Header: header, Key: key})
+		p.split.onSplitAt(&message.SplitAt{Header: header, Key: key})
 	}
 }
 
@@ -186,33 +186,33 @@ func (s *starvation) peers(since time.Time) []uint64 {
 }
 
 // noteStandstill looks which followers get no further. It is called with each region heartbeat.
-func (p *peer) noteStandstill(now time.Time) {
+func (rr *regionReport) noteStandstill(now time.Time) {
 	var next map[uint64]standstill
-	limit := standstillIntervals * p.store.cfg.Raftstore.RegionHeartbeatInterval.Duration
-	p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-		if id == p.meta.Id || pr.Match >= p.rn.Committed() {
+	limit := standstillIntervals * rr.p.store.cfg.Raftstore.RegionHeartbeatInterval.Duration
+	rr.p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
+		if id == rr.p.meta.Id || pr.Match >= rr.p.rn.Committed() {
 			return
 		}
-		s, seen := p.standstill[id]
+		s, seen := rr.standstill[id]
 		// What an earlier term of this leader has seen says nothing: the index begins at 0 again.
-		if !seen || s.match != pr.Match || s.since.Before(p.leaderSince) {
+		if !seen || s.match != pr.Match || s.since.Before(rr.p.leaderSince) {
 			s = standstill{match: pr.Match, since: now}
 		}
 		if now.Sub(s.since) >= limit {
 			s.reported = true
-			p.store.starving.add(id, now)
+			rr.p.store.starving.add(id, now)
 		}
 		if next == nil {
 			next = map[uint64]standstill{}
 		}
 		next[id] = s
 	})
-	for id, s := range p.standstill {
+	for id, s := range rr.standstill {
 		if s.reported && !next[id].reported {
-			p.store.starving.remove(id)
+			rr.p.store.starving.remove(id)
 		}
 	}
-	p.standstill = next
+	rr.standstill = next
 }
 
 // reportHealth adds to a store heartbeat what only people act on. Every list is bounded.
@@ -266,6 +266,15 @@ func (s *Store) runStoreHeartbeat() {
 		case <-ticker.C:
 		}
 	}
+}
+
+// regionReport is what a leader has told the placement service of its region.
+type regionReport struct {
+	p *peer
+	// reported is the set of peers last reported as pending.
+	reported map[uint64]bool
+	// standstill are the followers that were behind at the last region heartbeat.
+	standstill map[uint64]standstill
 }
 
 func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {

@@ -26,132 +26,134 @@ import (
 // leader relies on nothing else. The lease itself goes by the clock and runs out while the leader sleeps;
 // the next read asks a quorum again.
 
-// sleepState is a peer's part of it.
-type sleepState struct {
+// sleeper is a peer's part of it.
+type sleeper struct {
+	p *peer
+
 	asleep bool
 	stores []uint64 // counted as sleeping with
 	began  time.Time
 	active time.Time
 }
 
-// trySleep lets a leader and its followers sleep if nothing is left to do.
-func (p *peer) trySleep(t *turn, now time.Time) {
-	after := p.store.cfg.Raftstore.HibernateAfter.Duration
-	if p.box.read.Load() {
-		p.box.read.Store(false) // local reads leave a mark instead of a message
-		p.sleep.active = now
+// try lets a leader and its followers sleep if nothing is left to do.
+func (sl *sleeper) try(t *turn, now time.Time) {
+	after := sl.p.store.cfg.Raftstore.HibernateAfter.Duration
+	if sl.p.box.read.Load() {
+		sl.p.box.read.Store(false) // local reads leave a mark instead of a message
+		sl.active = now
 	}
-	if after <= 0 || now.Sub(p.sleep.active) < after || !p.quiet() {
+	if after <= 0 || now.Sub(sl.active) < after || !sl.isQuiet() {
 		return
 	}
-	last := p.rn.LastIndex()
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id {
+	last := sl.p.rn.LastIndex()
+	for _, q := range sl.p.region().Peers {
+		if q.Id == sl.p.meta.Id {
 			continue
 		}
-		pr, ok := p.rn.ProgressOf(q.Id)
+		pr, ok := sl.p.rn.ProgressOf(q.Id)
 		if !ok || pr.State != raft.ProgressReplicate || pr.Match != last || !pr.RecentActive {
 			return
 		}
 	}
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id {
+	for _, q := range sl.p.region().Peers {
+		if q.Id == sl.p.meta.Id {
 			continue
 		}
 		t.send(q.StoreId, &rspb.RaftMessage{
-			RegionId: p.regionID, FromPeer: p.meta, ToPeer: q, RegionEpoch: p.region().RegionEpoch,
-			ClusterId: p.store.clusterID, Hibernate: true,
+			RegionId: sl.p.regionID, FromPeer: sl.p.meta, ToPeer: q, RegionEpoch: sl.p.region().RegionEpoch,
+			ClusterId: sl.p.store.clusterID, Hibernate: true,
 			Message: &eraftpb.Message{
-				MsgType: eraftpb.MessageType_MsgHeartbeat, From: p.meta.Id, To: q.Id, Term: p.rn.Term(), Commit: last,
+				MsgType: eraftpb.MessageType_MsgHeartbeat, From: sl.p.meta.Id, To: q.Id, Term: sl.p.rn.Term(), Commit: last,
 			},
 		})
 	}
-	p.fallAsleep()
+	sl.begin()
 }
 
-// quiet tells whether nothing is under way at a leader.
-func (p *peer) quiet() bool {
-	st := &p.stats
-	return p.sick.err == nil && p.removed == nil && p.installing == 0 && p.splitIndex == 0 && len(p.proposals) == 0 && len(p.writes) == 0 && len(p.handover.writes) == 0 &&
-		len(p.once.held) == 0 &&
-		len(p.reads.arrived) == 0 && len(p.reads.asked) == 0 && len(p.reads.confirmed) == 0 &&
-		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(p.pendingReported) == 0 &&
-		p.rn.LeadTransferee() == raft.None && !p.rn.HasPendingConfChange() && !p.rn.HasReady() &&
-		p.appliedIndex == p.rn.LastIndex() && p.rn.Committed() == p.rn.LastIndex() && p.appliedTerm == p.rn.Term()
+// isQuiet tells whether nothing is under way at a leader.
+func (sl *sleeper) isQuiet() bool {
+	st := &sl.p.stats
+	return sl.p.sick.err == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 && len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
+		len(sl.p.once.held) == 0 &&
+		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 && len(sl.p.reads.confirmed) == 0 &&
+		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(sl.p.report.reported) == 0 &&
+		sl.p.rn.LeadTransferee() == raft.None && !sl.p.rn.HasPendingConfChange() && !sl.p.rn.HasReady() &&
+		sl.p.appliedIndex == sl.p.rn.LastIndex() && sl.p.rn.Committed() == sl.p.rn.LastIndex() && sl.p.appliedTerm == sl.p.rn.Term()
 }
 
 // onHibernate is a follower's answer to its leader's wish: it sleeps if it knows of nothing else. False:
 // the message is to be treated as the heartbeat that it is, whose answer wakes the leader.
-func (p *peer) onHibernate(m *eraftpb.Message) bool {
-	if !p.initialized() || p.rn.State() != raft.StateFollower || p.rn.Term() != m.Term || p.rn.Lead() != m.From ||
-		p.installing != 0 || p.removed != nil || p.rn.LastIndex() != m.Commit || p.rn.Committed() != m.Commit {
+func (sl *sleeper) onHibernate(m *eraftpb.Message) bool {
+	if !sl.p.initialized() || sl.p.rn.State() != raft.StateFollower || sl.p.rn.Term() != m.Term || sl.p.rn.Lead() != m.From ||
+		sl.p.installing != 0 || sl.p.removed != nil || sl.p.rn.LastIndex() != m.Commit || sl.p.rn.Committed() != m.Commit {
 		return false
 	}
-	p.heardLeader(p.store.clock.Now())
-	p.fallAsleep()
+	sl.p.heardLeader(sl.p.store.clock.Now())
+	sl.begin()
 	return true
 }
 
-func (p *peer) fallAsleep() {
-	if p.sleep.asleep {
+func (sl *sleeper) begin() {
+	if sl.asleep {
 		return
 	}
-	p.sleep.asleep, p.sleep.began = true, p.store.clock.Now()
-	p.sleep.stores = p.sleep.stores[:0]
-	for _, q := range p.region().Peers {
-		if q.Id != p.meta.Id {
-			p.sleep.stores = append(p.sleep.stores, q.StoreId)
+	sl.asleep, sl.began = true, sl.p.store.clock.Now()
+	sl.stores = sl.stores[:0]
+	for _, q := range sl.p.region().Peers {
+		if q.Id != sl.p.meta.Id {
+			sl.stores = append(sl.stores, q.StoreId)
 		}
 	}
-	p.store.live.sleep(p.sleep.stores)
-	if !p.isLeader() {
-		p.times.stale = p.sleep.began.Add(p.sleepingCheck())
+	sl.p.store.live.sleep(sl.stores)
+	if !sl.p.isLeader() {
+		sl.p.times.stale = sl.began.Add(sl.nextCheck())
 	}
-	p.setDuty()
-	p.box.asleep.Store(true)
-	p.store.router.noteAwake(p.box, false)
+	sl.setDuty()
+	sl.p.box.asleep.Store(true)
+	sl.p.store.router.noteAwake(sl.p.box, false)
 }
 
 // wake starts the clock again, as if the leader had been heard just now.
-func (p *peer) wake() {
-	if !p.sleep.asleep {
+func (sl *sleeper) wake() {
+	if !sl.asleep {
 		return
 	}
-	now := p.store.clock.Now()
-	if p.box.dormant.Swap(false) {
-		p.countDormantTime(now)
+	now := sl.p.store.clock.Now()
+	if sl.p.box.dormant.Swap(false) {
+		sl.countDormantTime(now)
 	} else {
-		p.heardLeader(now)
+		sl.p.heardLeader(now)
 	}
-	p.sleep.asleep, p.sleep.active = false, now
-	if soon := now.Add(p.store.jitter(p.store.cfg.Raftstore.StalePeerCheck.Duration)); p.times.stale.After(soon) {
-		p.times.stale = soon
+	sl.asleep, sl.active = false, now
+	if soon := now.Add(sl.p.store.jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {
+		sl.p.times.stale = soon
 	}
-	p.box.asleep.Store(false)
-	if !p.stopped {
-		p.store.router.noteAwake(p.box, true)
+	sl.p.box.asleep.Store(false)
+	if !sl.p.stopped {
+		sl.p.store.router.noteAwake(sl.p.box, true)
 	}
-	p.store.live.wake(p.sleep.stores)
-	for _, q := range p.region().Peers {
-		p.lastHeard[q.Id] = now
+	sl.p.store.live.wake(sl.stores)
+	for _, q := range sl.p.region().Peers {
+		sl.p.lastHeard[q.Id] = now
 	}
 }
 
 // stir wakes the peer if the message asks for it, and notes that something was asked of the region. What the
 // store sends itself, and questions that change nothing, do not wake.
-func (p *peer) stir(m message.Msg) {
-	dormant := p.box.dormant.Load()
+func (sl *sleeper) stir(m message.Msg) {
+	dormant := sl.p.box.dormant.Load()
 	switch m := m.(type) {
 	case *message.Raft:
 		if !m.Message.Hibernate || dormant {
-			p.wake()
+			sl.wake()
 		}
 	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
 		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
-		p.wake()
-		p.sleep.active = p.store.clock.Now()
+		sl.wake()
+		sl.active = sl.p.store.clock.Now()
 		if dormant {
-			p.campaignFirst()
+			sl.campaignFirst()
 		}
 	}
 }
@@ -163,60 +165,60 @@ const sleepingChecks = 4
 // doDuty is what a sleeping peer has to do all the same, and sets when it is due again: a leader reports to the
 // placement service; a follower asks it whether it still belongs, since the entry that removes it may have been lost on
 // its way, and nobody speaks to it afterwards (G6).
-func (p *peer) doDuty(now time.Time) {
+func (sl *sleeper) doDuty(now time.Time) {
 	switch {
-	case p.isLeader():
-		if !now.Before(p.times.heartbeat) {
-			p.heartbeatRegion()
+	case sl.p.isLeader():
+		if !now.Before(sl.p.times.heartbeat) {
+			sl.p.report.send()
 		}
-	case !now.Before(p.times.stale) && !p.box.dormant.Load():
-		p.times.stale = now.Add(p.sleepingCheck())
-		p.store.askRegionTruth(p.regionID)
+	case !now.Before(sl.p.times.stale) && !sl.p.box.dormant.Load():
+		sl.p.times.stale = now.Add(sl.nextCheck())
+		sl.p.store.askRegionTruth(sl.p.regionID)
 	}
-	p.setDuty()
+	sl.setDuty()
 }
 
-func (p *peer) sleepingCheck() time.Duration {
-	return p.store.jitter(sleepingChecks * p.store.cfg.Raftstore.StalePeerCheck.Duration)
+func (sl *sleeper) nextCheck() time.Duration {
+	return sl.p.store.jitter(sleepingChecks * sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)
 }
 
 // setDuty tells the ticker when doDuty is due. A dormant follower is roused by others.
-func (p *peer) setDuty() {
+func (sl *sleeper) setDuty() {
 	duty := int64(0)
 	switch {
-	case p.isLeader():
-		duty = int64(p.times.heartbeat.Sub(p.store.clock.Base()))
-	case !p.box.dormant.Load():
-		duty = int64(p.times.stale.Sub(p.store.clock.Base()))
+	case sl.p.isLeader():
+		duty = int64(sl.p.times.heartbeat.Sub(sl.p.store.clock.Base()))
+	case !sl.p.box.dormant.Load():
+		duty = int64(sl.p.times.stale.Sub(sl.p.store.clock.Base()))
 	}
-	p.box.duty.Store(duty)
+	sl.p.box.duty.Store(duty)
 }
 
 // onStoreLost wakes a peer, and lets a follower whose leader was on the lost store campaign soon. Of a sleep,
 // the time for which the store was silent counts: the leader was not heard for at least as long.
-func (p *peer) onStoreLost(m *message.StoreLost) {
-	if p.box.dormant.Load() {
+func (sl *sleeper) onStoreLost(m *message.StoreLost) {
+	if sl.p.box.dormant.Load() {
 		return // it relies on no other store
 	}
-	asleep := p.sleep.asleep
-	p.wake()
-	leader := p.leaderPeer()
-	if leader == nil || leader.StoreId != m.StoreID || p.rn.State() != raft.StateFollower {
+	asleep := sl.asleep
+	sl.wake()
+	leader := sl.p.leaderPeer()
+	if leader == nil || leader.StoreId != m.StoreID || sl.p.rn.State() != raft.StateFollower {
 		return
 	}
-	if silent := later(p.sleep.began, m.Heard, m.Heard.After(p.sleep.began)); asleep && silent.Before(p.times.tick) {
-		p.times.tick = silent
+	if silent := later(sl.began, m.Heard, m.Heard.After(sl.began)); asleep && silent.Before(sl.p.times.tick) {
+		sl.p.times.tick = silent
 	}
 	rank := 0
-	for _, q := range p.region().Peers {
-		if q.Id < p.meta.Id && q.Id != leader.Id && !regions.IsLearner(q) {
+	for _, q := range sl.p.region().Peers {
+		if q.Id < sl.p.meta.Id && q.Id != leader.Id && !regions.IsLearner(q) {
 			rank++
 		}
 	}
 	// One tick more than the smallest timeout, so that the others' leases are over as well when they are
 	// asked; and two between candidates, so that one is elected before the next one begins.
-	p.rn.ExpectElection(1 + 2*rank)
-	p.loseLeader(leader.Id)
+	sl.p.rn.ExpectElection(1 + 2*rank)
+	sl.p.transfer.loseLeader(leader.Id)
 }
 
 // The regions of a store that starts are dormant: they sleep, although they know no leader. If thousands of
@@ -284,19 +286,19 @@ func (s *Store) rouse() {
 }
 
 // countDormantTime lets raft count the time since the start. No leader was heard in it.
-func (p *peer) countDormantTime(now time.Time) {
-	for range p.elapsedTicks(now) {
-		p.rn.Tick()
+func (sl *sleeper) countDormantTime(now time.Time) {
+	for range sl.p.elapsedTicks(now) {
+		sl.p.rn.Tick()
 	}
 }
 
 // campaignFirst holds the first election after the start; raft refuses if a vote might break a promise.
-func (p *peer) campaignFirst() {
-	if p.rn.State() != raft.StateFollower {
+func (sl *sleeper) campaignFirst() {
+	if sl.p.rn.State() != raft.StateFollower {
 		return // the time since the start was enough for it
 	}
-	_ = p.rn.Campaign()
-	p.rn.ExpectElection(1) // if it was too early
+	_ = sl.p.rn.Campaign()
+	sl.p.rn.ExpectElection(1) // if it was too early
 }
 
 // liveness stands in for the heartbeats of regions that sleep: stores that share sleeping

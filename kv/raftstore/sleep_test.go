@@ -40,7 +40,7 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	s.placement = o
 	s.cfg.Raftstore.StalePeerCheck = config.Dur(time.Millisecond)
 	startTestStore(t, s)
-	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.wake(); v.p.fallAsleep() })) // it was dormant
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.sleep.wake(); v.p.sleep.begin() })) // it was dormant
 	asked := func(n int64) func() bool {
 		return func() bool {
 			s.router.tick(1, s.live.now())
@@ -67,13 +67,13 @@ func TestSleepingFollowerAsksSeldom(t *testing.T) {
 	check := s.cfg.Raftstore.StalePeerCheck.Duration
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
 		p := v.p
-		p.wake() // it was dormant
-		p.fallAsleep()
+		p.sleep.wake() // it was dormant
+		p.sleep.begin()
 		began := s.clock.Now()
 		require.GreaterOrEqual(t, p.times.stale.Sub(p.sleep.began), sleepingChecks*check)
 		require.EqualValues(t, p.times.stale.Sub(s.clock.Base()), p.box.duty.Load())
-		p.doDuty(began)
-		p.wake()
+		p.sleep.doDuty(began)
+		p.sleep.wake()
 		require.LessOrEqual(t, p.times.stale.Sub(s.clock.Now()), check*3/2)
 	}))
 	require.Zero(t, o.asked.Load())

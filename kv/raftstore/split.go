@@ -24,23 +24,30 @@ import (
 
 // The life of a split:
 //
-//	checkSplit      the leader has the split checker measure a region that has grown (runner.SplitChecker)
-//	onSplitChecked  a key is found; or a person, a test or the placement service names one (onSplitAt)
-//	askSplit        the placement service gives the ids of the new region and its peers
-//	onAskedSplit    proposes the admin command, under the epoch for which it was planned; local reads end until it is
-//	                applied (proposeSplit)
-//	apply worker    writes both halves, the right one's beginning and the applied index in one synced batch
-//	onSplitDone     takes over the left half; createSplitPeer begins the right one's log and its peer, or onBecomeSplit
-//	                does so in place of a peer that a raft message had created before
+//	check      the leader has the split checker measure a region that has grown (runner.SplitChecker)
+//	onChecked  a key is found; or a person, a test or the placement service names one (onSplitAt)
+//	ask        the placement service gives the ids of the new region and its peers
+//	onAsked    proposes the admin command, under the epoch for which it was planned; local reads end until it is
+//	           applied (propose)
+//	apply      writes both halves, the right one's beginning and the applied index in one synced batch (apply/split.go)
+//	onDone     takes over the left half; createSplitPeer begins the right one's log and its peer, or onBecome does so in
+//	           place of a peer that a raft message had created before
 //
 // If the left half does not go on as it was, createRightHalves lets the right one begin all the same.
+
+// splitter is a peer's part in it.
+type splitter struct {
+	p *peer
+	// index is that of the newest proposed, not yet applied split, 0 if none: no local reads until then.
+	index uint64
+}
 
 // estimatesInARow is how often a region's size may be estimated before it is counted again.
 const estimatesInARow = 16
 
-// checkSplit starts a check of the region's size, if it is unknown or has grown enough since the last.
-func (p *peer) checkSplit() {
-	st, cfg := &p.stats, &p.store.cfg.Raftstore
+// check starts a check of the region's size, if it is unknown or has grown enough since the last.
+func (sp *splitter) check() {
+	st, cfg := &sp.p.stats, &sp.p.store.cfg.Raftstore
 	if st.checkingSplit || st.askingSplit {
 		return
 	}
@@ -48,52 +55,52 @@ func (p *peer) checkSplit() {
 		return
 	}
 	check := runner.Check{
-		Region: p.region(), RegionID: p.regionID, Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
+		Region: sp.p.region(), RegionID: sp.p.regionID, Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
 		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) || st.sinceCount < st.countAfter,
 	}
 	if st.estimates >= estimatesInARow {
 		check.Last = message.Counted{}
 	}
-	if p.store.splitChecker.Check(check) {
+	if sp.p.store.splitChecker.Check(check) {
 		st.checkingSplit = true
 	}
 }
 
-// onSplitChecked takes the measured size and begins a split if a key was found.
-func (p *peer) onSplitChecked(m *message.SplitChecked) {
-	st := &p.stats
+// onChecked takes the measured size and begins a split if a key was found.
+func (sp *splitter) onChecked(m *message.SplitChecked) {
+	st := &sp.p.stats
 	st.checkingSplit = false
 	if m.Err != nil {
-		p.store.noteReadError(p.regionID, m.Err)
-		p.fallSick(m.Err)
+		sp.p.store.noteReadError(sp.p.regionID, m.Err)
+		sp.p.sick.note(m.Err)
 		return
 	}
-	if m.Epoch.GetVersion() != p.region().RegionEpoch.Version {
+	if m.Epoch.GetVersion() != sp.p.region().RegionEpoch.Version {
 		return
 	}
 	changed := !st.sizeKnown || st.size != m.Size
 	st.size, st.keys, st.sizeKnown, st.sizeDelta = m.Size, m.Keys, true, 0
 	if st.estimates++; m.Counted != (message.Counted{}) {
-		p.noteCount(m.Counted)
+		sp.noteCount(m.Counted)
 	}
-	if !p.isLeader() {
+	if !sp.p.isLeader() {
 		return
 	}
 	if len(m.SplitKey) == 0 {
 		if changed {
-			p.heartbeatRegion()
+			sp.p.report.send()
 		}
 		return
 	}
-	p.askSplit(m.SplitKey, nil)
+	sp.ask(m.SplitKey, nil)
 }
 
 // noteCount keeps a count of the region's size. One that finds little of what was written, because values were
 // overwritten, makes the next one wait for more; not if the region is too big, whose split may fail and is tried again then.
 // No count waits for more than RegionMaxSize, so a region whose values were overwritten and that begins to grow may be
 // twice as big as it should before it is split.
-func (p *peer) noteCount(m message.Counted) {
-	st, cfg := &p.stats, &p.store.cfg.Raftstore
+func (sp *splitter) noteCount(m message.Counted) {
+	st, cfg := &sp.p.stats, &sp.p.store.cfg.Raftstore
 	found := m.Size - min(m.Size, st.counted.Size)
 	if found < st.sinceCount/4 && m.Size <= uint64(cfg.RegionMaxSize) {
 		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8), uint64(cfg.RegionMaxSize))
@@ -163,26 +170,26 @@ func (s *Store) Split(
 }
 
 // onSplitAt begins a split that a person, a test or the placement service asked for.
-func (p *peer) onSplitAt(m *message.SplitAt) {
-	if err := p.checkHeader(m.Header, true, false, zeroTime); err != nil {
+func (sp *splitter) onSplitAt(m *message.SplitAt) {
+	if err := sp.p.checkHeader(m.Header, true, false, zeroTime); err != nil {
 		m.Callback.Fail(err)
 		return
 	}
 	if len(m.Key) == 0 {
-		p.store.splitChecker.Middle(p.region(), func(key []byte, err error) {
+		sp.p.store.splitChecker.Middle(sp.p.region(), func(key []byte, err error) {
 			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
 			if err != nil {
-				p.store.ReadFailed(p.regionID, err)
+				sp.p.store.ReadFailed(sp.p.regionID, err)
 				m.Callback.Fail(&regionerr.BusyError{Reason: "measuring the region failed: " + err.Error()})
 			} else if len(key) == 0 {
-				m.Callback.Fail(regionerr.Invalidf("region %d has no key to split at", p.regionID))
-			} else if err := p.store.router.push(p.box, again); err != nil {
+				m.Callback.Fail(regionerr.Invalidf("region %d has no key to split at", sp.p.regionID))
+			} else if err := sp.p.store.router.push(sp.p.box, again); err != nil {
 				m.Callback.Fail(err)
 			}
 		})
 		return
 	}
-	if p.store.encodedKeys {
+	if sp.p.store.encodedKeys {
 		cut, ok := memcomparable.CutTimestamp(m.Key)
 		if !ok {
 			m.Callback.Fail(regionerr.Invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
@@ -190,29 +197,29 @@ func (p *peer) onSplitAt(m *message.SplitAt) {
 		}
 		m.Key = cut
 	}
-	if !regions.StrictlyInside(p.region(), m.Key) {
-		m.Callback.Fail(regionerr.Invalidf("split key %x is not strictly inside region %d", m.Key, p.regionID))
+	if !regions.StrictlyInside(sp.p.region(), m.Key) {
+		m.Callback.Fail(regionerr.Invalidf("split key %x is not strictly inside region %d", m.Key, sp.p.regionID))
 		return
 	}
-	p.askSplit(m.Key, m.Callback)
+	sp.ask(m.Key, m.Callback)
 }
 
-// askSplit asks the placement service for the ids of the new region. Only one request at a time.
-func (p *peer) askSplit(key []byte, cb *message.Callback) {
-	if p.stats.askingSplit || p.splitIndex != 0 {
+// ask asks the placement service for the ids of the new region. Only one request at a time.
+func (sp *splitter) ask(key []byte, cb *message.Callback) {
+	if sp.p.stats.askingSplit || sp.index != 0 {
 		cb.Fail(&regionerr.BusyError{Reason: "a split of this region is already on its way"})
 		return
 	}
-	region := p.region()
-	p.stats.askingSplit = true
-	started := p.store.scheduleAsk(func(asked message.AskedSplit) {
+	region := sp.p.region()
+	sp.p.stats.askingSplit = true
+	started := sp.p.store.scheduleAsk(func(asked message.AskedSplit) {
 		asked.Epoch, asked.SplitKey, asked.Callback = region.RegionEpoch, key, cb
-		if err := p.store.router.push(p.box, &asked); err != nil {
+		if err := sp.p.store.router.push(sp.p.box, &asked); err != nil {
 			cb.Fail(err)
 		}
 	}, region)
 	if !started {
-		p.stats.askingSplit = false
+		sp.p.stats.askingSplit = false
 		cb.Fail(&regionerr.BusyError{Reason: "too many requests to the placement service"})
 	}
 }
@@ -225,17 +232,17 @@ func (s *Store) scheduleAsk(done func(message.AskedSplit), region *metapb.Region
 	})
 }
 
-// onAskedSplit proposes the split if the region is still the one it was planned for.
-func (p *peer) onAskedSplit(m *message.AskedSplit) {
-	p.stats.askingSplit = false
+// onAsked proposes the split if the region is still the one it was planned for.
+func (sp *splitter) onAsked(m *message.AskedSplit) {
+	sp.p.stats.askingSplit = false
 	if m.Err != nil {
-		p.logger.Warn("asking for split ids failed", zap.Error(m.Err))
+		sp.p.logger.Warn("asking for split ids failed", zap.Error(m.Err))
 		m.Callback.Fail(&regionerr.BusyError{Reason: "the placement service gave no ids: " + m.Err.Error()})
 		return
 	}
-	p.logger.Debug("proposing split", log.Key("split-key", m.SplitKey))
-	p.onAdmin(&message.Admin{
-		Header: message.Header{RegionID: p.regionID, Peer: p.meta, Epoch: m.Epoch},
+	sp.p.logger.Debug("proposing split", log.Key("split-key", m.SplitKey))
+	sp.p.onAdmin(&message.Admin{
+		Header: message.Header{RegionID: sp.p.regionID, Peer: sp.p.meta, Epoch: m.Epoch},
 		Request: &raft_cmdpb.AdminRequest{
 			CmdType: raft_cmdpb.AdminCmdType_Split,
 			Split: &raft_cmdpb.SplitRequest{
@@ -246,51 +253,51 @@ func (p *peer) onAskedSplit(m *message.AskedSplit) {
 	})
 }
 
-func (p *peer) proposeSplit(a *message.Admin) error {
-	if _, _, err := regions.Split(p.region(), a.Request.GetSplit()); err != nil {
+func (sp *splitter) propose(a *message.Admin) error {
+	if _, _, err := regions.Split(sp.p.region(), a.Request.GetSplit()); err != nil {
 		return err
 	}
 	// Local reads end before any replica can apply the split.
-	old := p.splitIndex
-	p.splitIndex = p.rn.LastIndex() + 1
-	p.publish()
-	if !p.proposeAdmin(a) {
-		p.splitIndex = old
-		p.publish()
+	old := sp.index
+	sp.index = sp.p.rn.LastIndex() + 1
+	sp.p.publish()
+	if !sp.p.proposeAdmin(a) {
+		sp.index = old
+		sp.p.publish()
 	}
 	return nil
 }
 
-// onSplitDone takes over the left half and lets the right one begin.
-func (p *peer) onSplitDone(res message.SplitDone) {
-	p.setRegion(res.Left)
-	heirs := p.once.heirs(p.regionID, res.Index)
-	p.once.noteVersion(res.Index, res.Left.RegionEpoch.Version)
+// onDone takes over the left half and lets the right one begin.
+func (sp *splitter) onDone(res message.SplitDone) {
+	sp.p.setRegion(res.Left)
+	heirs := sp.p.once.heirs(sp.p.regionID, res.Index)
+	sp.p.once.noteVersion(res.Index, res.Left.RegionEpoch.Version)
 	left, right := res.Left, res.Right
-	p.logger.Info("split region", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey),
+	sp.p.logger.Info("split region", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey),
 		zap.Uint64("version", left.RegionEpoch.Version), zap.Bool("created", res.Created))
-	p.stats = peerStats{size: p.stats.size / 2, keys: p.stats.keys / 2}
-	p.times.splitCheck = p.store.clock.Now()
+	sp.p.stats = peerStats{size: sp.p.stats.size / 2, keys: sp.p.stats.keys / 2}
+	sp.p.times.splitCheck = sp.p.store.clock.Now()
 	if res.Created {
-		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: p.isLeader(), Ancestors: heirs}
-		if err := p.store.createSplitPeer(&msg); err != nil {
-			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
+		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: sp.p.isLeader(), Ancestors: heirs}
+		if err := sp.p.store.createSplitPeer(&msg); err != nil {
+			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 			return
 		}
 	} else {
-		p.store.regionRunner.clear(right)
+		sp.p.store.regionRunner.clear(right)
 	}
-	if p.isLeader() {
-		p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
-		p.heartbeatRegion()
-		p.store.reportSplit(left, right)
+	if sp.p.isLeader() {
+		sp.p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
+		sp.p.report.send()
+		sp.p.store.reportSplit(left, right)
 	}
 }
 
 // createRightHalves lets the right halves of applied splits begin although the left one does not go on
 // as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own their data.
-func (p *peer) createRightHalves(m *message.Applied) {
-	if m.PeerID != p.meta.Id {
+func (sp *splitter) createRightHalves(m *message.Applied) {
+	if m.PeerID != sp.p.meta.Id {
 		return
 	}
 	for _, res := range m.Results {
@@ -299,9 +306,9 @@ func (p *peer) createRightHalves(m *message.Applied) {
 			continue
 		}
 		right := split.Right
-		p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
-		if err := p.store.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
-			p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
+		sp.p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
+		if err := sp.p.store.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
+			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 		}
 	}
 }
@@ -321,11 +328,10 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 		s.meta.finishSplit(m.Region.Id)
 		return nil
 	}
-	p, err := s.newSplitPeer(m.Region, m.Peer)
+	p, err := s.newSplitPeer(m)
 	if err != nil {
 		return err
 	}
-	p.once.ancestors = m.Ancestors
 	s.meta.setRegion(m.Region, m.Peer.Id)
 	s.applierFor(m.Region.Id).Push(p.beginTask())
 	if !s.router.register(p) {
@@ -340,13 +346,15 @@ func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
 }
 
 // newSplitPeer makes the durable beginning of a region that a split has created, and a peer on it.
-func (s *Store) newSplitPeer(region *metapb.Region, self *metapb.Peer) (*peer, error) {
+func (s *Store) newSplitPeer(m *message.BecomeSplit) (*peer, error) {
 	var b logBatch
-	initialLogState(&b, s.log, region.Id)
+	initialLogState(&b, s.log, m.Region.Id)
 	if err := s.log.Write(&b, true); err != nil {
 		return nil, err
 	}
-	return newPeer(s, region, self, initIndex, initTruncated, false)
+	return newPeer(s, origin{
+		region: m.Region, self: m.Peer, applied: initIndex, truncated: initTruncated, ancestors: m.Ancestors,
+	})
 }
 
 // initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that an
@@ -360,31 +368,31 @@ func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
 	b.SetHardState(regionID, hs)
 }
 
-// onBecomeSplit: a raft message had created this peer before the split was applied here. It keeps its
+// onBecome: a raft message had created this peer before the split was applied here. It keeps its
 // term and vote and becomes the right half in place, so that no two objects ever stand for one region.
-func (p *peer) onBecomeSplit(t *turn, m *message.BecomeSplit) {
-	if p.initialized() || m.Peer.Id < p.meta.Id {
+func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
+	if sp.p.initialized() || m.Peer.Id < sp.p.meta.Id {
 		// A raft snapshot was faster: it has the right half, and more.
-		p.store.meta.finishSplit(m.Region.Id)
+		sp.p.store.meta.finishSplit(m.Region.Id)
 		return
 	}
-	p.failAllReads(&regionerr.RegionNotFoundError{RegionID: p.regionID})
-	np, err := p.store.newSplitPeer(m.Region, m.Peer)
+	sp.p.reads.failAll(&regionerr.RegionNotFoundError{RegionID: sp.p.regionID})
+	np, err := sp.p.store.newSplitPeer(m)
 	if err != nil {
-		p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", p.regionID, err))
+		sp.p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", sp.p.regionID, err))
 		return
 	}
-	p.meta, p.rn, p.ps, p.logger = np.meta, np.rn, np.ps, np.logger
-	p.appliedIndex, p.appliedTerm = np.appliedIndex, np.appliedTerm
-	p.rd, p.late, p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
-	p.setRegion(m.Region)
-	p.initOnce()
-	p.once.ancestors = m.Ancestors
-	p.store.meta.finishSplit(m.Region.Id)
-	t.addApply(p.store.applierOf(p.regionID), p.beginTask())
-	p.onStart(&message.Start{Campaign: m.Campaign})
-	for _, v := range p.store.meta.takePendingVotes(p.regionID, p.meta.Id) {
-		p.onRaft(t, v)
+	sp.p.meta, sp.p.rn, sp.p.ps, sp.p.logger = np.meta, np.rn, np.ps, np.logger
+	sp.p.appliedIndex, sp.p.appliedTerm = np.appliedIndex, np.appliedTerm
+	sp.p.rd, sp.p.late, sp.p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
+	sp.p.setRegion(m.Region)
+	sp.p.once.begin()
+	sp.p.once.ancestors = m.Ancestors
+	sp.p.store.meta.finishSplit(m.Region.Id)
+	t.addApply(sp.p.store.applierOf(sp.p.regionID), sp.p.beginTask())
+	sp.p.onStart(&message.Start{Campaign: m.Campaign})
+	for _, v := range sp.p.store.meta.takePendingVotes(sp.p.regionID, sp.p.meta.Id) {
+		sp.p.onRaft(t, v)
 	}
 }
 

@@ -234,7 +234,7 @@ func checks(t *testing.T, splitSize, maxSize config.Size, rounds int, found func
 	p := h.s.router.get(1).peer
 	for range rounds {
 		h.writes(64)
-		if p.checkSplit(); p.stats.checkingSplit {
+		if p.split.check(); p.stats.checkingSplit {
 			found(p, <-got)
 		}
 	}
@@ -251,7 +251,7 @@ func TestOverwrittenRegionIsCountedRarely(t *testing.T) {
 			require.Less(t, m.Size, uint64(300<<10))
 		}
 		require.Empty(t, m.SplitKey)
-		p.onSplitChecked(m)
+		p.split.onChecked(m)
 		require.Less(t, p.stats.sinceCount, uint64(maxSize+100<<10), "it is counted at the latest when as much was written as may be in it")
 	})
 	require.Greater(t, findings, rounds/4)
@@ -269,7 +269,7 @@ func TestGrownRegionIsCountedInTime(t *testing.T) {
 			require.Less(t, m.Size, uint64(maxSize*5/4))
 		}
 		m.SplitKey = nil
-		p.onSplitChecked(m)
+		p.split.onChecked(m)
 	})
 	require.NotNil(t, key)
 }
@@ -285,7 +285,7 @@ func TestTooBigRegionIsCountedSoon(t *testing.T) {
 			require.Fail(t, "it was not counted", "%d bytes after the last count", p.stats.sinceCount)
 		}
 		m.SplitKey = nil // the split fails
-		p.onSplitChecked(m)
+		p.split.onChecked(m)
 	})
 	require.Greater(t, tooBig, 10)
 }

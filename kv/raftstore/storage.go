@@ -22,7 +22,7 @@ type peerStorage struct {
 	// hold it; raft must not depend on that.
 	truncated rspb.RaftTruncatedState
 
-	// readErr is an error that raft met here, which tries again; the peer takes it (tendSick).
+	// readErr is an error that raft met here, which tries again; the peer takes it (sickness.tend).
 	readErr error
 
 	building bool

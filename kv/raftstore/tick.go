@@ -46,21 +46,21 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	now := p.store.clock.Now()
 	if p.sleep.asleep {
-		p.doDuty(now)
+		p.sleep.doDuty(now)
 		return
 	}
 	for range p.elapsedTicks(now) {
 		p.rn.Tick()
 	}
-	p.expireReads(now)
+	p.reads.expire(now)
 	if err := p.store.log.Damaged(p.regionID); err != nil && !p.sick.damaged {
 		p.store.noteReadError(p.regionID, err) // found by whoever read it
-		p.fallSick(err)
+		p.sick.note(err)
 	}
-	if p.tendSick(t); p.stopped {
+	if p.sick.tend(t); p.stopped {
 		return
 	}
-	p.trimCache()
+	p.compact.trimCache()
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None {
 			p.lastLeaderSeen = later(p.lastLeaderSeen, now, p.initialized())
@@ -69,18 +69,18 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		return
 	}
 	cfg := &p.store.cfg.Raftstore
-	p.tickOnce(now)
-	if due(now, &p.times.heartbeat, cfg.RegionHeartbeatInterval.Duration) || p.pendingCaughtUp() {
-		p.heartbeatRegion()
+	p.once.tick(now)
+	if due(now, &p.times.heartbeat, cfg.RegionHeartbeatInterval.Duration) || p.report.caughtUp() {
+		p.report.send()
 	}
 	if due(now, &p.times.logGC, cfg.LogGCInterval.Duration) {
-		p.proposeLogGC()
+		p.compact.propose()
 	}
 	if due(now, &p.times.splitCheck, cfg.SplitCheckInterval.Duration) {
-		p.checkSplit()
+		p.split.check()
 	}
 	p.checkLinger(t)
-	p.trySleep(t, now)
+	p.sleep.try(t, now)
 }
 
 // elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
@@ -123,17 +123,17 @@ func due(now time.Time, next *time.Time, interval time.Duration) bool {
 
 // trimCache keeps in memory what is still needed of the log: what is not applied here, and what a leader has to send. A
 // follower that is behind by more is read to from the disk, and is bounded by the cache's size until then.
-func (p *peer) trimCache() {
-	keep := p.appliedIndex
-	if p.isLeader() {
-		p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-			if id != p.meta.Id && pr.RecentActive {
+func (lc *compactor) trimCache() {
+	keep := lc.p.appliedIndex
+	if lc.p.isLeader() {
+		lc.p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
+			if id != lc.p.meta.Id && pr.RecentActive {
 				keep = min(keep, pr.Match)
 			}
 		})
 	}
-	if keep > p.stats.trimmed {
-		p.stats.trimmed = keep
-		p.store.log.TrimCache(p.regionID, keep)
+	if keep > lc.p.stats.trimmed {
+		lc.p.stats.trimmed = keep
+		lc.p.store.log.TrimCache(lc.p.regionID, keep)
 	}
 }

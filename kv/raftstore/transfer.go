@@ -14,82 +14,84 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A leader transfer: transferLeader checks the target -> startTransfer ends the lease and has raft begin -> raft sends
+// A leader transfer: transfer.command checks the target -> transfer.start ends the lease and has raft begin -> raft sends
 // MsgTimeoutNow once the target has the whole log -> the target campaigns. Meanwhile raft takes no proposals; writes wait
 // (handover).
 
-// transferLeader is carried out by the leader, not replicated; it is answered as soon as it has begun.
-func (p *peer) transferLeader(a *message.Admin) error {
+// command is carried out by the leader, not replicated; it is answered as soon as it has begun.
+func (tr *transfer) command(a *message.Admin) error {
 	target := a.Request.GetTransferLeader().GetPeer()
-	q := regions.PeerByID(p.region(), target.GetId())
+	q := regions.PeerByID(tr.p.region(), target.GetId())
 	if q == nil {
-		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to", p.regionID, target.GetId())
+		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to", tr.p.regionID, target.GetId())
 	}
-	if q.Id != p.meta.Id {
-		if err := p.checkTransferee(q); err != nil {
+	if q.Id != tr.p.meta.Id {
+		if err := tr.check(q); err != nil {
 			return err
 		}
-		p.startTransfer(q.Id)
+		tr.start(q.Id)
 	}
-	a.Callback.Done(message.Result{Region: p.region(), Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
+	a.Callback.Done(message.Result{Region: tr.p.region(), Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
 	})})
 	return nil
 }
 
-// checkTransferee refuses a target that would leave the region without a leader for long.
-func (p *peer) checkTransferee(q *metapb.Peer) error {
+// check refuses a target that would leave the region without a leader for long.
+func (tr *transfer) check(q *metapb.Peer) error {
 	if regions.IsLearner(q) {
-		return regionerr.Invalidf("peer %d of region %d is a learner", q.Id, p.regionID)
+		return regionerr.Invalidf("peer %d of region %d is a learner", q.Id, tr.p.regionID)
 	}
-	pr, ok := p.rn.ProgressOf(q.Id)
+	pr, ok := tr.p.rn.ProgressOf(q.Id)
 	if !ok {
-		return regionerr.Invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
+		return regionerr.Invalidf("peer %d of region %d is not replicated to", q.Id, tr.p.regionID)
 	}
-	lag := uint64(p.store.cfg.Raftstore.TransferMaxLagEntries)
-	if pr.State == raft.ProgressSnapshot || pr.Match+lag < p.rn.LastIndex() {
+	lag := uint64(tr.p.store.cfg.Raftstore.TransferMaxLagEntries)
+	if pr.State == raft.ProgressSnapshot || pr.Match+lag < tr.p.rn.LastIndex() {
 		return &regionerr.BusyError{Reason: "the transfer target's log is too far behind"}
 	}
 	return nil
 }
 
-// bestTransferee is the healthy voter with the longest log.
-func (p *peer) bestTransferee() *metapb.Peer {
+// best is the healthy voter with the longest log.
+func (tr *transfer) best() *metapb.Peer {
 	var best *metapb.Peer
 	var match uint64
-	for _, q := range p.region().Peers {
-		if q.Id == p.meta.Id || p.checkTransferee(q) != nil {
+	for _, q := range tr.p.region().Peers {
+		if q.Id == tr.p.meta.Id || tr.check(q) != nil {
 			continue
 		}
-		if pr, _ := p.rn.ProgressOf(q.Id); pr.RecentActive && (best == nil || pr.Match > match) {
+		if pr, _ := tr.p.rn.ProgressOf(q.Id); pr.RecentActive && (best == nil || pr.Match > match) {
 			best, match = q, pr.Match
 		}
 	}
 	return best
 }
 
-// startTransfer ends the lease before anything of the transfer can leave this store (E5).
-func (p *peer) startTransfer(to uint64) {
-	p.wake()
-	p.flushWrites()
-	p.beginHandover()
-	p.lease.noLeaseTerm = p.rn.Term()
-	if p.lease.cell != nil {
-		p.lease.cell.end()
+// start ends the lease before anything of the transfer can leave this store (E5).
+func (tr *transfer) start(to uint64) {
+	tr.p.sleep.wake()
+	tr.p.flushWrites()
+	tr.begin()
+	tr.p.lease.noLeaseTerm = tr.p.rn.Term()
+	if tr.p.lease.cell != nil {
+		tr.p.lease.cell.end()
 	}
-	p.publish()
-	p.logger.Info("transferring leadership", zap.Uint64("to", to))
-	p.rn.TransferLeader(to)
+	tr.p.publish()
+	tr.p.logger.Info("transferring leadership", zap.Uint64("to", to))
+	tr.p.rn.TransferLeader(to)
 }
 
-// handover keeps the writes that come while leadership changes: to a leader while it hands it over, since raft takes
+// transfer keeps the writes that come while leadership changes: to a leader while it hands it over, since raft takes
 // no proposals then, and to a follower whose leader's store has just been lost. Refusing them would send clients into
 // their pauses, and to peers that know no leader either. So they wait until the next leader is known, to whom
 // their clients are sent unless it is this peer, or a transfer is given up, and they are proposed here.
 //
 // Invariant: what waits here has not been proposed; it is checked anew, its deadline too, when the wait ends.
-type handover struct {
+type transfer struct {
+	p *peer
+
 	writes []*message.Write
 	// until bounds the wait of a peer that does not lead.
 	until time.Time
@@ -98,65 +100,65 @@ type handover struct {
 	lostAt time.Time
 }
 
-// handingOver tells whether writes wait for the next leader.
-func (p *peer) handingOver() bool {
-	if p.stopped || p.removed != nil {
+// holds tells whether writes wait for the next leader.
+func (tr *transfer) holds() bool {
+	if tr.p.stopped || tr.p.removed != nil {
 		return false
 	}
-	if p.isLeader() {
-		return p.rn.LeadTransferee() != raft.None
+	if tr.p.isLeader() {
+		return tr.p.rn.LeadTransferee() != raft.None
 	}
-	switch lead := p.rn.Lead(); lead {
+	switch lead := tr.p.rn.Lead(); lead {
 	case raft.None:
-	case p.handover.lost:
-		if p.lastHeard[lead].After(p.handover.lostAt) {
+	case tr.lost:
+		if tr.p.lastHeard[lead].After(tr.lostAt) {
 			return false
 		}
 	default:
 		return false
 	}
-	return p.store.clock.Now().Before(p.handover.until)
+	return tr.p.store.clock.Now().Before(tr.until)
 }
 
-// beginHandover is called when a transfer begins.
-func (p *peer) beginHandover() {
-	p.handover.until = p.store.clock.Now().Add(p.store.cfg.Raftstore.ElectionTimeout())
+// begin is called when a transfer begins.
+func (tr *transfer) begin() {
+	tr.until = tr.p.store.clock.Now().Add(tr.p.store.cfg.Raftstore.ElectionTimeout())
 }
 
 // loseLeader is called when a follower's leader may be gone. An election takes a few ticks more than the smallest
 // timeout.
-func (p *peer) loseLeader(leader uint64) {
-	now := p.store.clock.Now()
-	p.handover.lost, p.handover.lostAt = leader, now
-	p.handover.until = now.Add(p.store.cfg.Raftstore.ElectionTimeout() * 3 / 2)
+func (tr *transfer) loseLeader(leader uint64) {
+	now := tr.p.store.clock.Now()
+	tr.lost, tr.lostAt = leader, now
+	tr.until = now.Add(tr.p.store.cfg.Raftstore.ElectionTimeout() * 3 / 2)
 }
 
-// holdWrite keeps a write if leadership is about to change. err is what is to be said to it otherwise.
-func (p *peer) holdWrite(w *message.Write, err error) bool {
-	if _, elsewhere := err.(*regionerr.NotLeaderError); err != nil && !elsewhere || !p.handingOver() {
+// hold keeps a write if leadership is about to change. err is what is to be said to it otherwise.
+func (tr *transfer) hold(w *message.Write, err error) bool {
+	if _, elsewhere := err.(*regionerr.NotLeaderError); err != nil && !elsewhere || !tr.holds() {
 		return false
 	}
-	if len(p.handover.writes) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
+	if len(tr.writes) >= tr.p.store.cfg.Raftstore.MaxPendingPerRegion {
 		return false
 	}
-	p.handover.writes = append(p.handover.writes, w)
+	tr.writes = append(tr.writes, w)
 	return true
 }
 
-// endHandover carries on with the writes that waited, once leadership has changed, or will not.
-func (p *peer) endHandover() {
-	if !p.handoverEnded() {
+// resume carries on with the writes that waited, once leadership has changed, or will not.
+func (tr *transfer) resume() {
+	if !tr.hasEnded() {
 		return
 	}
-	writes := p.handover.writes
-	p.handover.writes = nil
+	writes := tr.writes
+	tr.writes = nil
 	for _, w := range writes {
-		p.onWrite(w)
+		tr.p.onWrite(w)
 	}
 }
 
-// handoverEnded tells whether writes have waited long enough.
-func (p *peer) handoverEnded() bool { return len(p.handover.writes) > 0 && !p.handingOver() }
+// hasEnded tells whether writes have waited long enough.
+func (tr *transfer) hasEnded() bool { return len(tr.writes) > 0 && !tr.holds() }
 
 // TransferLeaders hands the leadership of every region to another peer, as far as one is fit, and
 // returns when none is left or ctx ends. Part of a graceful stop.
@@ -175,8 +177,8 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 			left++
 			_ = s.router.push(b, &message.Inspect{Fn: func(v any) {
 				if view, ok := v.(*PeerView); ok && view.p.isLeader() && view.p.rn.LeadTransferee() == 0 {
-					if to := view.p.bestTransferee(); to != nil {
-						view.p.startTransfer(to.Id)
+					if to := view.p.transfer.best(); to != nil {
+						view.p.transfer.start(to.Id)
 					}
 				}
 			}})

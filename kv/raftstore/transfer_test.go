@@ -118,7 +118,7 @@ func put(s *Store, r *metapb.Region, key string) pending {
 func requireHeld(t *testing.T, s *Store, writes ...pending) {
 	t.Helper()
 	held := 0
-	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { held = len(v.p.handover.writes) }))
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { held = len(v.p.transfer.writes) }))
 	require.Equal(t, len(writes), held)
 	for _, w := range writes {
 		require.False(t, w.cb.Answered())
@@ -173,7 +173,7 @@ func TestWritesGoOnAfterATransferThatFailed(t *testing.T) {
 	})
 	requireHeld(t, s, first, late)
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
-		v.p.handover.writes[1].Deadline = time.Now().Add(-time.Second)
+		v.p.transfer.writes[1].Deadline = time.Now().Add(-time.Second)
 		for range s.cfg.Raftstore.ElectionTicks {
 			v.p.rn.Tick()
 		}
@@ -262,7 +262,7 @@ func TestWritesWaitForAnElection(t *testing.T) {
 	})
 	t.Run("nobody is elected", func(t *testing.T) {
 		s, w, _, _ := leaderLost(t)
-		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.handover.until = time.Now() }))
+		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.transfer.until = time.Now() }))
 		requireElsewhere(t, w, 2)
 		require.Zero(t, s.Counts().InflightBytes)
 	})

@@ -34,7 +34,7 @@ func (v *PeerView) Info() PeerInfo {
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
-	for _, q := range p.pending() {
+	for _, q := range p.report.pending() {
 		if p.isLeader() {
 			info.Pending = append(info.Pending, q.Id)
 		}

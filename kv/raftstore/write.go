@@ -90,7 +90,7 @@ func (p *peer) onWrite(w *message.Write) {
 		p.refuseWrite(w, err)
 		return
 	}
-	if p.holdWrite(w, err) {
+	if p.transfer.hold(w, err) {
 		return
 	}
 	if err == nil {
@@ -100,7 +100,7 @@ func (p *peer) onWrite(w *message.Write) {
 		p.refuseWrite(w, err)
 		return
 	}
-	if !p.admit(w) {
+	if !p.once.admit(w) {
 		return
 	}
 	if p.writeSize > 0 && (w.Conditional != nil || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
@@ -255,20 +255,20 @@ func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
 // endCommands answers every command of a peer that ends: those that were not proposed are refused, the outcome of the
 // others is unknown.
 func (p *peer) endCommands(cause error) {
-	for _, w := range append(p.writes, p.handover.writes...) {
+	for _, w := range append(p.writes, p.transfer.writes...) {
 		p.store.inflight.Add(-int64(len(w.Payload)))
 		w.Callback.Fail(cause)
 	}
-	p.writes, p.writeSize, p.handover.writes = nil, 0, nil
-	p.dropHeld(cause)
+	p.writes, p.writeSize, p.transfer.writes = nil, 0, nil
+	p.once.drop(cause)
 	p.store.endUnknown(p.proposals, cause)
 	p.proposals = nil
 	for _, t := range p.heldApply {
 		p.store.endUnknown(t.Proposals, cause)
 	}
 	p.heldApply = nil
-	p.dropComparison(cause)
-	p.failAllReads(cause)
+	p.compare.drop(cause)
+	p.reads.failAll(cause)
 }
 
 // endUnknown ends proposals whose outcome this store will not learn.

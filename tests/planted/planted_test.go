@@ -88,7 +88,7 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-is-a-second-write", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryDoesNotOverwrite", tries: 1,
-		change: [][2]string{{"	found, err := p.searchWrite(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
+		change: [][2]string{{"	found, err := o.search(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
 	},
 	{
 		name: "late-attempt-is-proposed", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestLateAttemptIsRefused", tries: 1,
@@ -96,11 +96,11 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
-		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), origin.Position, nil\n"}},
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), origin.Position, nil\n"}},
 	},
 	{
 		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,
-		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
+		change: [][2]string{{"			w.HeldUntil = o.p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
 	},
 	{
 		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply/conditional.go", pkg: "./kv/raftstore/apply", run: "TestSwapSeesThePendingBatch", tries: 1,
