@@ -14,9 +14,11 @@ type applyHost struct {
 
 var _ apply.Host = (*applyHost)(nil)
 
-// newAppliers makes the apply workers.
-func (s *Store) newAppliers() []*apply.Worker {
-	workers := make([]*apply.Worker, s.cfg.Raftstore.ApplyWorkers)
+// appliers are the apply workers of a store.
+type appliers []*apply.Worker
+
+func newAppliers(s *Store) appliers {
+	workers := make(appliers, s.cfg.Raftstore.ApplyWorkers)
 	for i := range workers {
 		workers[i] = apply.New(apply.Options{
 			ID: i, StoreID: s.storeID, Host: &applyHost{store: s}, Engine: s.engine, Hasher: s.hasher, Swaps: &s.swaps,
@@ -25,16 +27,11 @@ func (s *Store) newAppliers() []*apply.Worker {
 	return workers
 }
 
-// runApplier runs an apply worker. Its error is one from which the store must not go on.
-func (s *Store) runApplier(w *apply.Worker) {
-	if err := w.Run(); err != nil {
-		s.fail(err)
-	}
-}
+// of is the place of the worker that a region is sticky to.
+func (a appliers) of(regionID uint64) int { return int(regionID % uint64(len(a))) }
 
-func (s *Store) applierOf(regionID uint64) int { return int(regionID % uint64(len(s.appliers))) }
-
-func (s *Store) applierFor(regionID uint64) *apply.Worker { return s.appliers[s.applierOf(regionID)] }
+// forRegion is the worker that a region is sticky to.
+func (a appliers) forRegion(regionID uint64) *apply.Worker { return a[a.of(regionID)] }
 
 // beginTask tells the apply worker what this peer has applied; entries will follow.
 func (p *peer) beginTask() apply.Task {

@@ -23,13 +23,13 @@ import (
 // useEngine puts another engine in a store's place for it. Before Start.
 func (s *Store) useEngine(e engine.Engine) {
 	s.engine = e
-	s.appliers = s.newAppliers()
+	s.appliers = newAppliers(s)
 }
 
 // carryOut has a store's apply worker carry out tasks, behind the beginning of a region.
 func carryOut(t testing.TB, s *Store, r *metapb.Region, tasks ...apply.Task) {
 	t.Helper()
-	w := s.applierFor(r.Id)
+	w := s.appliers.forRegion(r.Id)
 	w.Push(apply.Task{RegionID: r.Id, Begin: &apply.Begin{
 		Peer: r.Peers[0], Region: r, Applied: meta.InitLogIndex, Term: meta.InitLogTerm, Truncated: initTruncated,
 	}})

@@ -32,7 +32,7 @@ func newHandRun(t testing.TB, regions int) *handRun {
 	}
 	h.s, _ = newTestStore(t, h.regions...)
 	t.Cleanup(h.s.Stop)
-	require.NoError(t, h.s.recover())
+	require.NoError(t, (&recovery{h.s}).run())
 	h.raft = newRaftWorker(h.s, 0)
 	h.settle()
 	return h

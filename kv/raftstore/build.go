@@ -64,7 +64,7 @@ func (r *regionRunner) build(regionID uint64) bool {
 }
 
 func (r *regionRunner) doBuild(regionID uint64) {
-	built, err := r.store.buildSnapshot(regionID)
+	built, err := r.buildSnapshot(regionID)
 	switch {
 	case err == nil:
 	case errors.Is(err, snap.ErrBusy):
@@ -85,25 +85,25 @@ func (r *regionRunner) doBuild(regionID uint64) {
 var errNotNow = errors.New("raftstore: region is not in a state to be copied")
 
 // buildSnapshot takes region, applied index and data from one engine snapshot (D1).
-func (s *Store) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
-	view := s.engine.NewSnapshot()
+func (r *regionRunner) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error) {
+	view := r.store.engine.NewSnapshot()
 	defer view.Close()
 	st, err := meta.LoadRegionState(view, regionID)
 	if err != nil {
 		return nil, err
 	}
-	apply, err := meta.LoadApplyState(view, regionID, s.applierOf(regionID))
+	apply, err := meta.LoadApplyState(view, regionID, r.store.appliers.of(regionID))
 	if err != nil {
 		return nil, err
 	}
 	if st == nil || apply == nil || st.State != rspb.PeerState_Normal || !regions.IsInitialized(st.Region) {
 		return nil, errNotNow
 	}
-	term, err := s.log.Term(regionID, apply.AppliedIndex)
+	term, err := r.store.log.Term(regionID, apply.AppliedIndex)
 	if err != nil {
 		return nil, fmt.Errorf("term of applied entry %d: %w", apply.AppliedIndex, err)
 	}
-	files, size, err := s.snaps.Build(view, snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex},
+	files, size, err := r.store.snaps.Build(view, snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex},
 		st.Region.StartKey, st.Region.EndKey)
 	if err != nil {
 		return nil, err
@@ -131,16 +131,16 @@ func (s *Store) ReportSnapshot(regionID, toPeer uint64, ok bool) {
 }
 
 // runSnapshotGC removes snapshot files that nobody needs any more.
-func (s *Store) runSnapshotGC() {
-	ticker := time.NewTicker(s.cfg.Raftstore.SnapshotGCInterval.Duration)
+func (r *regionRunner) runSnapshotGC() {
+	ticker := time.NewTicker(r.store.cfg.Raftstore.SnapshotGCInterval.Duration)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-r.store.ctx.Done():
 			return
 		case <-ticker.C:
-			if err := s.snaps.GC(s.cfg.Raftstore.SnapshotMaxAge.Duration); err != nil {
-				s.logger.Warn("removing old snapshot files failed", zap.Error(err))
+			if err := r.store.snaps.GC(r.store.cfg.Raftstore.SnapshotMaxAge.Duration); err != nil {
+				r.store.logger.Warn("removing old snapshot files failed", zap.Error(err))
 			}
 		}
 	}

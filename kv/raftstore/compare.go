@@ -156,7 +156,7 @@ func (cr *comparer) end(t *turn) {
 	cr.current = nil
 	out, majority := judge(cr.p.region(), c.hashes)
 	out.Index = c.index
-	cr.p.store.noteComparison(cr.p, &out)
+	cr.p.store.comparisons.note(cr.p, &out)
 	verdict := rspb.ReplicaHash{Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority}
 	if out.Equal() {
 		verdict.Verdict = rspb.ReplicaHash_Equal
@@ -212,7 +212,7 @@ func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Compari
 // takeVerdict is what a replica makes of the comparison's outcome.
 func (cr *comparer) takeVerdict(v *rspb.ReplicaHash) {
 	if v.Verdict == rspb.ReplicaHash_Equal {
-		cr.p.box.compared.Store(cr.p.store.compareSlot(cr.p.regionID))
+		cr.p.box.compared.Store(cr.p.store.comparisons.slot(cr.p.regionID))
 		return
 	}
 	if own := &cr.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
@@ -261,20 +261,26 @@ func (d *diverged) list() []uint64 {
 	return ids
 }
 
-// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
-func (s *Store) Diverged() []uint64 { return s.diverged.list() }
+// comparisons are those of the regions that a store leads.
+type comparisons struct {
+	s        *Store
+	diverged diverged
+}
 
-// noteComparison counts, logs and remembers the outcome.
-func (s *Store) noteComparison(p *peer, out *message.Comparison) {
-	s.work.comparisons.Add(1)
-	s.diverged.set(p.regionID, out.Undecided)
+// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
+func (s *Store) Diverged() []uint64 { return s.comparisons.diverged.list() }
+
+// note counts, logs and remembers the outcome.
+func (cs *comparisons) note(p *peer, out *message.Comparison) {
+	cs.s.work.comparisons.Add(1)
+	cs.diverged.set(p.regionID, out.Undecided)
 	switch {
 	case out.Undecided:
-		s.work.divergences.Add(1)
+		cs.s.work.divergences.Add(1)
 		p.logger.Error("replicas differ, and none of their data has a majority; nothing is changed",
 			log.Index(out.Index), zap.Any("hashes", out.Hashes))
 	case len(out.Diverged) > 0:
-		s.work.divergences.Add(1)
+		cs.s.work.divergences.Add(1)
 		p.logger.Error("replicas differ from the majority and will be replaced",
 			log.Index(out.Index), zap.Uint64s("diverged-peer-ids", out.Diverged), zap.Any("hashes", out.Hashes))
 	}
@@ -308,20 +314,20 @@ func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.
 	}
 }
 
-// compareSlot is the slot of time that a region is in.
-func (s *Store) compareSlot(regionID uint64) int64 {
-	interval := s.cfg.Raftstore.CompareInterval.Duration
+// slot is the slot of time that a region is in.
+func (cs *comparisons) slot(regionID uint64) int64 {
+	interval := cs.s.cfg.Raftstore.CompareInterval.Duration
 	if interval <= 0 {
 		return 0
 	}
 	// Spread evenly: ids are given out one after the other.
 	offset := int64(regionID * 0x9e3779b97f4a7c15 >> 1 % uint64(interval))
-	return (s.clock.Now().UnixNano() - offset) / int64(interval)
+	return (cs.s.clock.Now().UnixNano() - offset) / int64(interval)
 }
 
-// runComparisons compares the replicas of the regions that this store leads, one region at a time.
-func (s *Store) runComparisons() {
-	interval := s.cfg.Raftstore.CompareInterval.Duration
+// run compares the replicas of the regions that this store leads, one region at a time.
+func (cs *comparisons) run() {
+	interval := cs.s.cfg.Raftstore.CompareInterval.Duration
 	if interval <= 0 {
 		return
 	}
@@ -330,25 +336,25 @@ func (s *Store) runComparisons() {
 	notBefore := map[uint64]time.Time{}
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-cs.s.ctx.Done():
 			return
 		case <-ticker.C:
-			for _, b := range s.dueComparisons(notBefore) {
-				s.compareDue(b, notBefore)
+			for _, b := range cs.due(notBefore) {
+				cs.compareDue(b, notBefore)
 			}
 		}
 	}
 }
 
-// dueComparisons are the mailboxes of the regions that this store leads and that are due.
-func (s *Store) dueComparisons(notBefore map[uint64]time.Time) []*mailbox {
+// due are the mailboxes of the regions that this store leads and that are due.
+func (cs *comparisons) due(notBefore map[uint64]time.Time) []*mailbox {
 	var due []*mailbox
-	now := s.clock.Now()
-	s.router.boxes.Range(func(_, v any) bool {
+	now := cs.s.clock.Now()
+	cs.s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
 		h := b.handle.Load()
 		leads := h != nil && h.leader != nil && h.leader.Id == h.peer.Id
-		if leads && len(h.region.Peers) > 1 && b.compared.Load() != s.compareSlot(b.regionID) &&
+		if leads && len(h.region.Peers) > 1 && b.compared.Load() != cs.slot(b.regionID) &&
 			!now.Before(notBefore[b.regionID]) {
 			due = append(due, b)
 		}
@@ -362,19 +368,19 @@ func (s *Store) dueComparisons(notBefore map[uint64]time.Time) []*mailbox {
 	return due
 }
 
-func (s *Store) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
+func (cs *comparisons) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
 	h := b.handle.Load()
-	if h == nil || s.ctx.Err() != nil {
+	if h == nil || cs.s.ctx.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, compareWait)
+	ctx, cancel := context.WithTimeout(cs.s.ctx, compareWait)
 	defer cancel()
-	out, err := s.CompareReplicas(ctx, message.Header{RegionID: b.regionID, Peer: h.peer})
+	out, err := cs.s.CompareReplicas(ctx, message.Header{RegionID: b.regionID, Peer: h.peer})
 	if err == nil && out.Equal() {
 		return
 	}
-	notBefore[b.regionID] = s.clock.Now().Add(min(compareRetry, s.cfg.Raftstore.CompareInterval.Duration))
-	if err != nil && s.ctx.Err() == nil {
-		s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
+	notBefore[b.regionID] = cs.s.clock.Now().Add(min(compareRetry, cs.s.cfg.Raftstore.CompareInterval.Duration))
+	if err != nil && cs.s.ctx.Err() == nil {
+		cs.s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
 	}
 }

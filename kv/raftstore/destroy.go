@@ -48,17 +48,17 @@ func (p *peer) checkStale(now time.Time) {
 		return
 	}
 	interval := p.store.cfg.Raftstore.StalePeerCheck.Duration
-	p.times.stale = now.Add(p.store.jitter(interval))
+	p.times.stale = now.Add(jitter(interval))
 	if now.Sub(p.lastLeaderSeen) >= interval {
-		p.store.askRegionTruth(p.regionID)
+		p.store.ask.regionTruth(p.regionID)
 	}
 }
 
-func (s *Store) askRegionTruth(regionID uint64) {
-	s.tasks.Submit(func(ctx context.Context) {
-		region, err := s.placement.RegionByID(ctx, regionID)
+func (pt *placementTasks) regionTruth(regionID uint64) {
+	pt.tasks.Submit(func(ctx context.Context) {
+		region, err := pt.s.placement.RegionByID(ctx, regionID)
 		if err == nil {
-			_ = s.Send(regionID, &message.RegionTruth{Region: region})
+			_ = pt.s.Send(regionID, &message.RegionTruth{Region: region})
 		}
 	})
 }
@@ -107,7 +107,7 @@ func (p *peer) refuse(m message.Msg) {
 		m.Callback.Fail(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	case *message.BecomeSplit:
 		// The old peer is still being cleared away; the store worker tries again.
-		_ = p.store.sendStore(storeCreateSplit{*m})
+		p.store.creator.postpone(m)
 	case *message.Inspect:
 		m.Fn(nil)
 	case *message.Applied:
@@ -147,7 +147,7 @@ func (r *regionRunner) destroy(t *destroyTask) {
 		if err := s.log.Write(&lb, true); err != nil {
 			return err
 		}
-		if err := s.clearData(t.data); err != nil {
+		if err := s.regionRunner.clearData(t.data); err != nil {
 			return err
 		}
 		b := s.engine.NewBatch()
@@ -156,7 +156,7 @@ func (r *regionRunner) destroy(t *destroyTask) {
 			return err
 		}
 		s.snaps.DeleteRegion(t.region.Id)
-		s.peerGone(t)
+		s.regionRunner.peerGone(t)
 		s.logger.Info("destroyed peer", log.RegionID(t.region.Id), log.PeerID(t.peer.Id))
 		return nil
 	})
@@ -177,13 +177,13 @@ func (r *regionRunner) keepTombstone(t *destroyTask) error {
 
 // clearData deletes the data of a region's range, but only where no other region of this store lives:
 // the old range of a peer may have been taken over in part (I-1, I-2).
-func (s *Store) clearData(r *metapb.Region) error {
-	if !regions.IsInitialized(r) {
+func (r *regionRunner) clearData(of *metapb.Region) error {
+	if !regions.IsInitialized(of) {
 		return nil
 	}
-	for _, free := range s.meta.freeRanges(r) {
+	for _, free := range r.store.meta.freeRanges(of) {
 		for _, cf := range engine.CFs {
-			if err := engine.ClearRange(s.engine, engine.DataKey(cf, free.start), engine.DataEndKey(cf, free.end)); err != nil {
+			if err := engine.ClearRange(r.store.engine, engine.DataKey(cf, free.start), engine.DataEndKey(cf, free.end)); err != nil {
 				return err
 			}
 		}
@@ -196,18 +196,18 @@ func (s *Store) clearData(r *metapb.Region) error {
 func (r *regionRunner) clear(region *metapb.Region) {
 	nobody := *region
 	nobody.Id = 0
-	r.add(func() error { return r.store.clearData(&nobody) })
+	r.add(func() error { return r.clearData(&nobody) })
 }
 
 // peerGone is called by the region runner when nothing of a destroyed peer is left.
-func (s *Store) peerGone(task *destroyTask) {
-	s.meta.removeRegion(task.region.Id, task.peer.Id)
+func (r *regionRunner) peerGone(task *destroyTask) {
+	r.store.meta.removeRegion(task.region.Id, task.peer.Id)
 	if task.box != nil {
-		for _, m := range s.router.close(task.box) {
+		for _, m := range r.store.router.close(task.box) {
 			task.box.peer.refuse(m)
 		}
 	}
 	if task.again != nil {
-		_ = s.sendStore(storeRaft{task.again})
+		_ = r.store.creator.send(task.again)
 	}
 }

@@ -14,8 +14,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// A raft message from another store: the transport calls HandleRaftBatch -> takeRaft checks envelope, entries and the
-// sender's incarnation -> routeRaft lays it into the region's mailbox, or gives it to the store worker if the region is
+// A raft message from another store: the transport calls HandleRaftBatch -> intake.take checks envelope, entries and the
+// sender's incarnation -> intake.route lays it into the region's mailbox, or gives it to the store worker if the region is
 // not here (create.go) -> onRaft checks it against the peer as it is and steps it.
 
 // HandleRaft takes a message from another store. It never blocks; the error says why it was dropped.
@@ -31,7 +31,7 @@ func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.R
 	letters := make([]message.Raft, len(msgs))
 	for i, m := range msgs {
 		letters[i].Message = m
-		box, err := s.takeRaft(&letters[i])
+		box, err := s.intake.take(&letters[i])
 		if err != nil {
 			dropped(m, err)
 		} else if box != nil {
@@ -41,17 +41,20 @@ func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.R
 	s.router.ready.push(woken...)
 }
 
-// takeRaft checks a message's envelope and routes it. It returns the mailbox that has to be put into the
+// intake takes raft messages of other stores.
+type intake struct{ s *Store }
+
+// take checks a message's envelope and routes it. It returns the mailbox that has to be put into the
 // ready queue, if there is one.
-func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
+func (in *intake) take(letter *message.Raft) (*mailbox, error) {
 	m := letter.Message
 	switch {
-	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
-		return nil, regionerr.Invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
-	case m.GetToPeer().GetStoreId() != s.storeID:
-		return nil, &regionerr.StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
+	case m.ClusterId != 0 && m.ClusterId != in.s.clusterID:
+		return nil, regionerr.Invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, in.s.clusterID)
+	case m.GetToPeer().GetStoreId() != in.s.storeID:
+		return nil, &regionerr.StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: in.s.storeID}
 	case isGreeting(m):
-		s.live.hear(m.FromPeer.StoreId, m.Incarnation)
+		in.s.live.hear(m.FromPeer.StoreId, m.Incarnation)
 		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
 		return nil, regionerr.Invalidf("raft message without region, sender or epoch")
@@ -60,23 +63,23 @@ func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return nil, regionerr.Invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
 	}
-	if err := s.verifyEntries(m); err != nil {
+	if err := in.verifyEntries(m); err != nil {
 		return nil, err
 	}
-	if !s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
+	if !in.s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
 		return nil, regionerr.Invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
 	}
-	return s.routeRaft(letter)
+	return in.route(letter)
 }
 
 // verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again. The log
 // refuses a batch with an entry of another type, and what does not decode is damage when it is applied. Either would
 // cost more than a message that comes again.
-func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
+func (in *intake) verifyEntries(m *rspb.RaftMessage) error {
 	for _, e := range m.GetMessage().GetEntries() {
 		if err := apply.CheckEntry(e); err != nil {
-			s.work.corruptEntries.Add(1)
-			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
+			in.s.work.corruptEntries.Add(1)
+			in.s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
 				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),
 				log.Index(e.Index), zap.Error(err))
 			return regionerr.Invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
@@ -85,17 +88,17 @@ func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
 	return nil
 }
 
-// routeRaft lays a message from another store into its region's mailbox, and returns that if it has to be put
+// route lays a message from another store into its region's mailbox, and returns that if it has to be put
 // into the ready queue; or gives it to the store worker if the region is not here.
-func (s *Store) routeRaft(letter *message.Raft) (*mailbox, error) {
+func (in *intake) route(letter *message.Raft) (*mailbox, error) {
 	m := letter.Message
-	b := s.router.get(m.RegionId)
+	b := in.s.router.get(m.RegionId)
 	if b == nil {
-		return nil, s.sendStore(storeRaft{m})
+		return nil, in.s.creator.send(m)
 	}
-	wake, err := s.router.put(b, letter)
+	wake, err := in.s.router.put(b, letter)
 	if _, missing := err.(*regionerr.RegionNotFoundError); missing {
-		return nil, s.sendStore(storeRaft{m})
+		return nil, in.s.creator.send(m)
 	}
 	if !wake {
 		b = nil

@@ -66,6 +66,14 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	return true
 }
 
+// releaseOffer gives back the range of a raft snapshot that raft has ignored, if there is one.
+func (p *peer) releaseOffer() {
+	if p.offered {
+		p.offered = false
+		p.store.meta.releaseSnapshot(p.regionID)
+	}
+}
+
 // acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable before
 // the raft log is reset, so that a crash anywhere leads back here (I-3).
 func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
@@ -103,7 +111,7 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 		region: data.Region, old: old, peer: p.meta, meta: data.Meta,
 		index: snap.Metadata.Index, term: snap.Metadata.Term,
 	}
-	t.addApply(p.store.applierOf(p.regionID), apply.Task{RegionID: p.regionID, End: &apply.End{
+	t.addApply(p.store.appliers.of(p.regionID), apply.Task{RegionID: p.regionID, End: &apply.End{
 		Then: func() { p.store.regionRunner.install(&task) },
 	}})
 }
@@ -171,7 +179,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 		ranges = append(ranges, t.old)
 	}
 	for _, reg := range ranges {
-		if err := s.clearData(reg); err != nil {
+		if err := s.regionRunner.clearData(reg); err != nil {
 			return err
 		}
 	}
@@ -227,9 +235,9 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 	p.stats = peerStats{}
 	p.once.begin()
 	p.once.ancestors = nil
-	t.addApply(p.store.applierOf(p.regionID), p.beginTask())
+	t.addApply(p.store.appliers.of(p.regionID), p.beginTask())
 	for _, task := range p.heldApply {
-		t.addApply(p.store.applierOf(p.regionID), task)
+		t.addApply(p.store.appliers.of(p.regionID), task)
 	}
 	p.heldApply = nil
 	p.logger.Info("installed raft snapshot", zap.Uint64("index", m.Index))

@@ -64,7 +64,7 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 	require.NoError(t, s.log.Write(&lb, true))
 	apply("a", 6)
 	e.after = func() { e.after = nil; apply("b", 7) }
-	built, err := s.buildSnapshot(1)
+	built, err := s.regionRunner.buildSnapshot(1)
 	require.NoError(t, err)
 	require.EqualValues(t, 6, built.Metadata.Index)
 	require.EqualValues(t, 6, built.Metadata.Term)
@@ -74,7 +74,7 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 	for _, f := range data.Meta.CfFiles {
 		keys += f.Size_
 	}
-	whole, err := s.buildSnapshot(1)
+	whole, err := s.regionRunner.buildSnapshot(1)
 	require.NoError(t, err)
 	require.EqualValues(t, 7, whole.Metadata.Index)
 	require.NoError(t, data.Unmarshal(whole.Data))
@@ -91,12 +91,12 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 		lb.Truncate(1, 8, 8)
 		require.NoError(t, s.log.Write(&lb, true))
 	}
-	_, err = s.buildSnapshot(1)
+	_, err = s.regionRunner.buildSnapshot(1)
 	require.ErrorContains(t, err, "term of applied entry 7")
-	built, err = s.buildSnapshot(1)
+	built, err = s.regionRunner.buildSnapshot(1)
 	require.NoError(t, err)
 	require.EqualValues(t, 8, built.Metadata.Term, "the log keeps the term at its beginning")
-	_, err = s.buildSnapshot(77)
+	_, err = s.regionRunner.buildSnapshot(77)
 	require.Error(t, err)
 	require.Zero(t, e.open.Load(), "engine snapshots left open")
 }

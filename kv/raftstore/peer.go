@@ -159,7 +159,7 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	cfg := &s.cfg.Raftstore
 	rc := &raft.Config{
 		ID: meta.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
-		Storage: p.ps, Applied: applied, Rand: s.newRand(region.Id, meta.Id),
+		Storage: p.ps, Applied: applied, Rand: newRand(s.seed, region.Id, meta.Id),
 		PreVote: true, CheckQuorum: true,
 		MaxSizePerMsg:   uint64(cfg.MaxMessageEntries),
 		MaxInflightMsgs: cfg.MaxInflightMsgs, MaxInflightBytes: uint64(cfg.MaxInflightBytes),
@@ -179,9 +179,9 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	now := s.clock.Now()
 	p.heardLeader(now)
 	p.sleep.active = now
-	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
+	p.times.stale = now.Add(jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
-	p.box.compared.Store(s.compareSlot(region.Id))
+	p.box.compared.Store(s.comparisons.slot(region.Id))
 	p.reads.init(s, region.Id)
 	p.once.begin()
 	p.once.ancestors = o.ancestors

@@ -35,6 +35,7 @@ import (
 // goes once the region's members say that the peer is none any more: by a message of a newer peer, or by what the
 // placement service knows of the region.
 type quarantine struct {
+	s  *Store
 	mu struct {
 		sync.Mutex
 		regions map[uint64]damagedReplica
@@ -102,32 +103,35 @@ func (q *quarantine) some(n int) []damagedReplica {
 }
 
 // Quarantined lists damaged replicas that are not served, with the reason.
-func (s *Store) Quarantined() map[uint64]string {
-	s.quarantine.mu.Lock()
-	defer s.quarantine.mu.Unlock()
-	if len(s.quarantine.mu.regions) == 0 {
+func (s *Store) Quarantined() map[uint64]string { return s.quarantine.reasons() }
+
+// reasons are why the replicas are not served, by region; nil if there are none.
+func (q *quarantine) reasons() map[uint64]string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.mu.regions) == 0 {
 		return nil
 	}
 	out := map[uint64]string{}
-	for id, d := range s.quarantine.mu.regions {
+	for id, d := range q.mu.regions {
 		out[id] = d.reason.Error()
 	}
 	return out
 }
 
-// reportQuarantine adds the damaged peers to a store heartbeat.
-func (s *Store) reportQuarantine(stats *schedulerpb.StoreStats) {
-	stats.DamagedPeerIds = s.quarantine.peers()
+// addQuarantine adds the damaged peers to a store heartbeat.
+func (sr *storeReporter) addQuarantine(stats *schedulerpb.StoreStats) {
+	stats.DamagedPeerIds = sr.s.quarantine.peers()
 }
 
 // releaseQuarantine asks the placement service whether damaged replicas still belong to their regions. One that does not
 // is destroyed as if a member of its region had told so.
-func (s *Store) releaseQuarantine(ctx context.Context) {
-	for _, d := range s.quarantine.some(maxTruthQuestions) {
-		truth, err := s.placement.RegionByID(ctx, d.region.Id)
+func (sr *storeReporter) releaseQuarantine(ctx context.Context) {
+	for _, d := range sr.s.quarantine.some(maxTruthQuestions) {
+		truth, err := sr.s.placement.RegionByID(ctx, d.region.Id)
 		if err != nil {
 			if ctx.Err() == nil {
-				s.logger.Debug("asking for the region of a damaged replica failed", log.RegionID(d.region.Id), zap.Error(err))
+				sr.s.logger.Debug("asking for the region of a damaged replica failed", log.RegionID(d.region.Id), zap.Error(err))
 			}
 			return
 		}
@@ -135,35 +139,35 @@ func (s *Store) releaseQuarantine(ctx context.Context) {
 			regions.PeerByID(truth, d.peer.Id) != nil || len(truth.GetPeers()) == 0 {
 			continue
 		}
-		_ = s.sendStore(storeRaft{gcMessage(s.clusterID, truth.Id, truth.RegionEpoch, truth.Peers[0], d.peer)}) // or again after the next heartbeat
+		_ = sr.s.creator.send(gcMessage(sr.s.clusterID, truth.Id, truth.RegionEpoch, truth.Peers[0], d.peer)) // or again after the next heartbeat
 	}
 }
 
-// quarantineRegion keeps a damaged replica on disk, but does not run it.
-func (s *Store) quarantineRegion(region *metapb.Region, self *metapb.Peer, err error) {
-	s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
+// admit keeps a damaged replica on disk, but does not run it.
+func (q *quarantine) admit(region *metapb.Region, self *metapb.Peer, err error) {
+	q.s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
 		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
-	s.meta.setRegion(region, self.Id)
-	s.quarantine.add(region, self, err)
+	q.s.meta.setRegion(region, self.Id)
+	q.add(region, self, err)
 }
 
 // onQuarantined removes a damaged replica when the region says that it does not belong any more.
-func (s *Store) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
+func (cr *creator) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
 	removed := m.IsTombstone && m.GetToPeer().GetId() == st.GetPeer().GetId() &&
 		m.RegionEpoch.GetConfVer() > st.Region.GetRegionEpoch().GetConfVer()
 	replaced := m.GetToPeer().GetId() > st.GetPeer().GetId()
 	if !removed && !replaced {
 		return
 	}
-	s.quarantine.remove(m.RegionId)
-	s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
+	cr.s.quarantine.remove(m.RegionId)
+	cr.s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
 	region := regions.Clone(st.Region)
 	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
 		e := *m.RegionEpoch
 		region.RegionEpoch = &e
 	}
 	task := &destroyTask{region: region, data: st.Region, peer: st.Peer}
-	s.applierFor(m.RegionId).Push(task.begin(s.regionRunner))
+	cr.s.appliers.forRegion(m.RegionId).Push(task.begin(cr.s.regionRunner))
 }
 
 var errDamaged = errors.New("raftstore: damaged replica")
@@ -185,6 +189,7 @@ var errDamaged = errors.New("raftstore: damaged replica")
 const readErrorPause = 10 * time.Second
 
 type readErrors struct {
+	s     *Store
 	total atomic.Uint64
 	again atomic.Bool
 	mu    struct {
@@ -201,7 +206,7 @@ func (s *Store) ReadFailed(regionID uint64, err error) {
 	if !isDiskError(err) {
 		return
 	}
-	s.noteReadError(regionID, err)
+	s.readErrors.note(regionID, err)
 	if b := s.router.get(regionID); b != nil && !b.sick.Swap(true) {
 		_ = s.router.push(b, &message.ReadFailed{Err: err}) // or the peer is gone
 	}
@@ -225,10 +230,9 @@ func isDiskError(err error) bool {
 	return !about
 }
 
-// noteReadError counts a failed read.
-func (s *Store) noteReadError(regionID uint64, err error) {
-	r := &s.readErrors
-	total, now := r.total.Add(1), s.clock.Now()
+// note counts a failed read.
+func (r *readErrors) note(regionID uint64, err error) {
+	total, now := r.total.Add(1), r.s.clock.Now()
 	r.mu.Lock()
 	if r.mu.since.IsZero() {
 		r.mu.region, r.mu.since = regionID, now
@@ -241,7 +245,7 @@ func (s *Store) noteReadError(regionID uint64, err error) {
 	}
 	r.mu.Unlock()
 	if say {
-		s.logger.Error("reading failed",
+		r.s.logger.Error("reading failed",
 			log.RegionID(regionID), zap.Uint64("read-errors", total), zap.Error(err))
 	}
 }
@@ -280,7 +284,7 @@ func (si *sickness) note(err error) {
 func (si *sickness) tend(t *turn) {
 	if err := si.p.ps.readErr; err != nil {
 		si.p.ps.readErr = nil
-		si.p.store.noteReadError(si.p.regionID, err)
+		si.p.store.readErrors.note(si.p.regionID, err)
 		si.note(err)
 	}
 	if si.err == nil || si.p.stopped || si.p.installing != 0 || si.p.removed != nil {
@@ -345,7 +349,7 @@ func (si *sickness) retire(t *turn) {
 	si.p.lease.end()
 	si.p.publish()
 	si.p.store.quarantine.add(si.p.region(), si.p.meta, si.err)
-	end := &apply.End{Then: func() { si.p.store.peerRetired(si.p.box) }}
+	end := &apply.End{Then: func() { si.p.store.quarantine.peerRetired(si.p.box) }}
 	if si.damaged || si.diverged {
 		end.Damaged = si.err.Error() // a restart does not mend it
 	}
@@ -353,8 +357,8 @@ func (si *sickness) retire(t *turn) {
 }
 
 // peerRetired is called by the apply worker when it has nothing of a retired peer any more.
-func (s *Store) peerRetired(b *mailbox) {
-	for _, m := range s.router.close(b) {
+func (q *quarantine) peerRetired(b *mailbox) {
+	for _, m := range q.s.router.close(b) {
 		b.peer.refuse(m)
 	}
 }

@@ -125,7 +125,7 @@ func TestDamagedLogIsNeverReset(t *testing.T) {
 		s, _ := newTestStore(t)
 		s.log = damagedLog(t)
 		startTestStore(t, s)
-		require.NoError(t, s.createSplitPeer(&message.BecomeSplit{Region: trio(), Peer: voter(1, 1)}))
+		require.NoError(t, s.creator.createSplitPeer(&message.BecomeSplit{Region: trio(), Peer: voter(1, 1)}))
 		requireSilent(t, s)
 	})
 }
@@ -167,10 +167,10 @@ func TestReadErrorsAreReported(t *testing.T) {
 	s.ReadFailed(1, errIO)
 	s.ReadFailed(1, errIO)
 	require.EqualValues(t, 2, s.Counts().ReadErrors)
-	require.False(t, s.storeStats(time.Now()).IsSlow)
+	require.False(t, s.reporter.collect(time.Now()).IsSlow)
 	s.ReadFailed(2, errIO)
-	require.True(t, s.storeStats(time.Now()).IsSlow)
-	require.EqualValues(t, 3, s.storeStats(time.Now()).ReadErrors)
+	require.True(t, s.reporter.collect(time.Now()).IsSlow)
+	require.EqualValues(t, 3, s.reporter.collect(time.Now()).ReadErrors)
 }
 
 // TestReportsAreBounded: a store heartbeat names some of the regions and peers, however many there are.
@@ -179,10 +179,10 @@ func TestReportsAreBounded(t *testing.T) {
 	now := s.clock.Now()
 	for i := range uint64(2 * maxReported) {
 		s.quarantine.add(&metapb.Region{Id: 1000 - i}, &metapb.Peer{Id: 2000 - i}, errIO)
-		s.starving.add(3000-i, now)
+		s.reporter.starving.add(3000-i, now)
 	}
-	s.starving.add(1, now.Add(-time.Hour))
-	stats := s.storeStats(now)
+	s.reporter.starving.add(1, now.Add(-time.Hour))
+	stats := s.reporter.collect(now)
 	require.Len(t, stats.QuarantinedRegionIds, maxReported)
 	require.Len(t, stats.StarvingPeerIds, maxReported)
 	require.EqualValues(t, 1000-2*maxReported+1, stats.QuarantinedRegionIds[0])
@@ -196,7 +196,7 @@ func TestFullDiskIsNoFailedRead(t *testing.T) {
 	s.snaps.SetFull(func() bool { return true })
 	startTestStore(t, s)
 	requireAlive(t, s, 1)
-	_, err := s.buildSnapshot(1)
+	_, err := s.regionRunner.buildSnapshot(1)
 	require.ErrorIs(t, err, snap.ErrBusy)
 	s.regionRunner.doBuild(1)
 	requireAlive(t, s, 1)

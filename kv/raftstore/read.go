@@ -331,7 +331,7 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 	if hd == nil {
 		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
-	if err := s.checkHandle(hd, h, key); err != nil {
+	if err := hd.check(s, h, key); err != nil {
 		if _, ok := err.(*regionerr.NotLeaderError); ok && box.asleep.Load() {
 			// The client may not have reached the leader. One that lives answers the pre-vote.
 			_ = s.router.push(box, &message.Wake{}) // or the region is gone
@@ -341,8 +341,8 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 	return box, hd, nil
 }
 
-// checkHandle is the check order of a request: store, peer, leader, term, epoch, key.
-func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error {
+// check is the check order of a request: store, peer, leader, term, epoch, key.
+func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 	if h.Peer.GetStoreId() != s.storeID {
 		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
 	}

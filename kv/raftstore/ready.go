@@ -23,7 +23,7 @@ func (p *peer) collectReady(t *turn) bool {
 	p.lease.noteRounds()
 	p.lease.renew()
 	if !p.rn.HasReady() {
-		p.store.meta.releaseUnused(p)
+		p.releaseOffer()
 		return false
 	}
 	p.rd = p.rn.Ready()
@@ -34,7 +34,7 @@ func (p *peer) collectReady(t *turn) bool {
 		p.sendRaft(t, &early[i])
 	}
 	if isEmptySnapshot(&rd.Snapshot) {
-		p.store.meta.releaseUnused(p)
+		p.releaseOffer()
 	} else {
 		p.offered = false // setRegion takes the reservation over
 		p.acceptInstall(t, &rd.Snapshot)

@@ -87,7 +87,7 @@ func TestDestructionFollowsTheTurn(t *testing.T) {
 	lb.Clear()
 	lb.Append(r.Id, []eraftpb.Entry{{Term: 6, Index: 6}, {Term: 6, Index: 7}})
 	require.NoError(t, s.log.Write(&lb, true))
-	require.NoError(t, s.recover())
+	require.NoError(t, (&recovery{s}).run())
 	box := s.router.get(r.Id)
 	box.peer.ps.truncated = rspb.RaftTruncatedState{Index: 6, Term: 6}
 

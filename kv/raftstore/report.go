@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -200,7 +201,7 @@ func (rr *regionReport) noteStandstill(now time.Time) {
 		}
 		if now.Sub(s.since) >= limit {
 			s.reported = true
-			rr.p.store.starving.add(id, now)
+			rr.p.store.reporter.starving.add(id, now)
 		}
 		if next == nil {
 			next = map[uint64]standstill{}
@@ -209,59 +210,71 @@ func (rr *regionReport) noteStandstill(now time.Time) {
 	})
 	for id, s := range rr.standstill {
 		if s.reported && !next[id].reported {
-			rr.p.store.starving.remove(id)
+			rr.p.store.reporter.starving.remove(id)
 		}
 	}
 	rr.standstill = next
 }
 
-// reportHealth adds to a store heartbeat what only people act on. Every list is bounded.
-func (s *Store) reportHealth(stats *schedulerpb.StoreStats, now time.Time) {
-	expiry := 2 * standstillIntervals * s.cfg.Raftstore.RegionHeartbeatInterval.Duration
-	starving, quarantined := s.starving.peers(now.Add(-expiry)), s.quarantine.ids()
+// addHealth adds to a store heartbeat what only people act on. Every list is bounded.
+func (sr *storeReporter) addHealth(stats *schedulerpb.StoreStats, now time.Time) {
+	expiry := 2 * standstillIntervals * sr.s.cfg.Raftstore.RegionHeartbeatInterval.Duration
+	starving, quarantined := sr.starving.peers(now.Add(-expiry)), sr.s.quarantine.ids()
 	stats.StarvingPeerIds = starving[:min(len(starving), maxReported)]
-	diverged := s.diverged.list()
+	diverged := sr.s.comparisons.diverged.list()
 	stats.DivergedRegionIds = diverged[:min(len(diverged), maxReported)]
 	stats.QuarantinedRegionIds = quarantined[:min(len(quarantined), maxReported)]
-	stats.ReadErrors = s.readErrors.total.Load()
+	stats.ReadErrors = sr.s.readErrors.total.Load()
+}
+
+// placementTasks are questions and reports to the placement service that take their time. They run in the background.
+type placementTasks struct {
+	s     *Store
+	tasks *runner.SchedulerTasks
+}
+
+// storeReporter reports the store to the placement service.
+type storeReporter struct {
+	s        *Store
+	starving starvation
 }
 
 // firstReports is how long a store waits between its reports until one is answered. With that answer it learns which
 // features are in force.
 const firstReports = time.Second
 
-// runStoreHeartbeat reports the store to the placement service. Only the first report is repeated soon if it fails; of
+// run reports the store to the placement service. Only the first report is repeated soon if it fails; of
 // the others, the next one says more.
-func (s *Store) runStoreHeartbeat() {
-	interval := s.cfg.Raftstore.StoreHeartbeatInterval.Duration
+func (sr *storeReporter) run() {
+	interval := sr.s.cfg.Raftstore.StoreHeartbeatInterval.Duration
 	ticker := time.NewTicker(min(interval, firstReports))
 	defer ticker.Stop()
-	last, answered := s.clock.Now(), false
+	last, answered := sr.s.clock.Now(), false
 	var roundTrip time.Duration
 	for {
-		stats := s.storeStats(last)
-		last = s.clock.Now()
-		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Raftstore.SchedulerTimeout.Duration)
+		stats := sr.collect(last)
+		last = sr.s.clock.Now()
+		ctx, cancel := context.WithTimeout(sr.s.ctx, sr.s.cfg.Raftstore.SchedulerTimeout.Duration)
 		sent := time.Now() // the wall clock, whatever the store's clock is
 		stats.Clock, stats.RoundTrip = sent.UnixNano(), uint64(roundTrip)
-		err := s.placement.StoreHeartbeat(ctx, stats)
+		err := sr.s.placement.StoreHeartbeat(ctx, stats)
 		cancel()
 		roundTrip = time.Since(sent)
 		if err != nil {
 			roundTrip = 0
 		}
-		if err != nil && s.ctx.Err() == nil {
-			s.logger.Warn("store heartbeat failed", zap.Error(err))
+		if err != nil && sr.s.ctx.Err() == nil {
+			sr.s.logger.Warn("store heartbeat failed", zap.Error(err))
 		}
 		if err == nil {
 			if !answered {
 				answered = true
 				ticker.Reset(interval)
 			}
-			s.releaseQuarantine(s.ctx)
+			sr.releaseQuarantine(sr.s.ctx)
 		}
 		select {
-		case <-s.ctx.Done():
+		case <-sr.s.ctx.Done():
 			return
 		case <-ticker.C:
 		}
@@ -277,24 +290,24 @@ type regionReport struct {
 	standstill map[uint64]standstill
 }
 
-func (s *Store) storeStats(since time.Time) *schedulerpb.StoreStats {
-	now := s.clock.Now()
+func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
+	now := sr.s.clock.Now()
 	stats := &schedulerpb.StoreStats{
-		StoreId: s.storeID, RegionCount: uint32(s.router.count.Load()),
-		StartTime:  uint32(s.startTime.Unix()),
-		IsDiskFull: s.diskFull.Load(),
-		IsBusy:     s.inflight.Load() > int64(s.cfg.Raftstore.MaxStoreInflight)*9/10,
+		StoreId: sr.s.storeID, RegionCount: uint32(sr.s.router.count.Load()),
+		StartTime:  uint32(sr.s.startTime.Unix()),
+		IsDiskFull: sr.s.diskFull.Load(),
+		IsBusy:     sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
 		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
 	}
-	stats.SendingSnapCount, stats.ReceivingSnapCount = s.snaps.Counts()
-	stats.ApplyingSnapCount = uint32(s.regionRunner.installing.Load())
-	if s.stats != nil {
-		s.stats(stats)
+	stats.SendingSnapCount, stats.ReceivingSnapCount = sr.s.snaps.Counts()
+	stats.ApplyingSnapCount = uint32(sr.s.regionRunner.installing.Load())
+	if sr.s.stats != nil {
+		sr.s.stats(stats)
 	}
-	stats.Run, stats.LogSequence = s.run, s.log.SyncedSequence()
-	s.reportQuarantine(stats)
-	s.reportHealth(stats, now)
-	if s.readErrors.again.Load() {
+	stats.Run, stats.LogSequence = sr.s.run, sr.s.log.SyncedSequence()
+	sr.addQuarantine(stats)
+	sr.addHealth(stats, now)
+	if sr.s.readErrors.again.Load() {
 		stats.IsSlow = true // nothing new is to be placed here
 	}
 	return stats

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -71,8 +72,7 @@ type router struct {
 // newRouter makes a router whose regions are run by the given number of workers.
 func newRouter(maxCommands, workers int) *router {
 	r := &router{maxCommands: maxCommands, stirred: make(chan struct{}, 1)}
-	r.ready.helpers = workers - 1
-	r.ready.mu.first, r.ready.mu.help = sync.NewCond(&r.ready.mu), sync.NewCond(&r.ready.mu)
+	r.ready.init(workers - 1)
 	return r
 }
 
@@ -99,13 +99,7 @@ func (r *router) close(b *mailbox) []message.Msg {
 		r.count.Add(-1)
 		r.noteAwake(b, false)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.mu.closed = true
-	left := b.mu.msgs
-	b.mu.msgs = nil
-	b.handle.Store(nil)
-	return left
+	return b.close()
 }
 
 // send queues a message for a region. It never blocks. Errors: regionerr.RegionNotFoundError, regionerr.BusyError.
@@ -125,9 +119,22 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 	return err
 }
 
-// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue:
-// whoever has messages for many regions does so with all of them at once, so that they share a turn.
+// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue: with messages
+// for many regions, all of them at once, so that they share a turn.
 func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
+	wake, err = b.put(m, r.maxCommands)
+	if errors.Is(err, errManyRafts) {
+		r.dropped.Add(1)
+	}
+	return wake, err
+}
+
+// errManyRafts refuses a raft message.
+var errManyRafts error = &regionerr.BusyError{Reason: "too many raft messages wait for this region"}
+
+// put lays a message into the mailbox, unless there are too many of its kind. If wake is true the mailbox belongs into the
+// ready queue.
+func (b *mailbox) put(m message.Msg, maxCommands int) (wake bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.closed {
@@ -136,14 +143,13 @@ func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 	quiet := false
 	switch m := m.(type) {
 	case *message.Write, *message.Read, *message.Admin:
-		if b.mu.commands >= r.maxCommands {
+		if b.mu.commands >= maxCommands {
 			return false, &regionerr.BusyError{Reason: "too many requests wait for this region"}
 		}
 		b.mu.commands++
 	case *message.Raft:
 		if b.mu.rafts >= maxQueuedRaftMessages {
-			r.dropped.Add(1)
-			return false, &regionerr.BusyError{Reason: "too many raft messages wait for this region"}
+			return false, errManyRafts
 		}
 		b.mu.rafts++
 	case *message.Applied:
@@ -154,6 +160,29 @@ func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 	wake = !b.mu.queued && b.due()
 	b.mu.queued = b.mu.queued || wake
 	return wake, nil
+}
+
+// close refuses further messages and returns what was still queued.
+func (b *mailbox) close() []message.Msg {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.closed = true
+	left := b.mu.msgs
+	b.mu.msgs = nil
+	b.handle.Store(nil)
+	return left
+}
+
+// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue.
+func (b *mailbox) addTicks(n int) (wake bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	wake = !b.mu.closed && !b.mu.queued
+	b.mu.ticks += n
+	if wake {
+		b.mu.queued = true
+	}
+	return wake
 }
 
 // due tells whether what is in the mailbox asks for a turn. The lock must be held.
@@ -189,14 +218,7 @@ func (r *router) tick(n int, now int64) {
 				return true
 			}
 		}
-		b.mu.Lock()
-		wake := !b.mu.closed && !b.mu.queued
-		b.mu.ticks += n
-		if wake {
-			b.mu.queued = true
-		}
-		b.mu.Unlock()
-		if wake {
+		if b.addTicks(n) {
 			woken = append(woken, b)
 		}
 		return true
@@ -247,6 +269,11 @@ type readyQueue struct {
 		stuck       bool
 		closed      bool
 	}
+}
+
+func (q *readyQueue) init(helpers int) {
+	q.helpers = helpers
+	q.mu.first, q.mu.help = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 }
 
 // goodTurn is the number of regions beyond which sharing a sync saves little.

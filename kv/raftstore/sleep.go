@@ -126,7 +126,7 @@ func (sl *sleeper) wake() {
 		sl.p.heardLeader(now)
 	}
 	sl.asleep, sl.active = false, now
-	if soon := now.Add(sl.p.store.jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {
+	if soon := now.Add(jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {
 		sl.p.times.stale = soon
 	}
 	sl.p.box.asleep.Store(false)
@@ -173,13 +173,13 @@ func (sl *sleeper) doDuty(now time.Time) {
 		}
 	case !now.Before(sl.p.times.stale) && !sl.p.box.dormant.Load():
 		sl.p.times.stale = now.Add(sl.nextCheck())
-		sl.p.store.askRegionTruth(sl.p.regionID)
+		sl.p.store.ask.regionTruth(sl.p.regionID)
 	}
 	sl.setDuty()
 }
 
 func (sl *sleeper) nextCheck() time.Duration {
-	return sl.p.store.jitter(sleepingChecks * sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)
+	return jitter(sleepingChecks * sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)
 }
 
 // setDuty tells the ticker when doDuty is due. A dormant follower is roused by others.
@@ -242,46 +242,47 @@ const (
 	rouseFew   = 2
 )
 
-// dormantRegions are those whose turn has not come, in the order of their turns. Owner: the ticker, after the start.
-type dormantRegions struct{ boxes []*mailbox }
-
 // layDormant lets a recovered peer sleep, unless it can lead by itself. Called before any goroutine runs.
-func (s *Store) layDormant(p *peer) {
-	if s.cfg.Raftstore.HibernateAfter.Duration <= 0 || !p.initialized() || len(p.region().Peers) < 2 {
+func (ti *ticker) layDormant(p *peer) {
+	if ti.s.cfg.Raftstore.HibernateAfter.Duration <= 0 || !p.initialized() || len(p.region().Peers) < 2 {
 		return
 	}
-	p.sleep.asleep, p.sleep.began = true, s.clock.Now()
-	p.box.asleep.Store(true)
-	p.box.dormant.Store(true)
-	s.router.noteAwake(p.box, false)
+	p.sleep.beginDormant()
 	// In another order on each store, so that they seldom rouse the same region at the same time.
-	boxes := append(s.dormant.boxes, p.box)
+	boxes := append(ti.dormant, p.box)
 	i, last := rand.IntN(len(boxes)), len(boxes)-1
 	boxes[i], boxes[last] = boxes[last], boxes[i]
-	s.dormant.boxes = boxes
+	ti.dormant = boxes
+}
+
+// beginDormant lets a peer that nothing runs yet sleep from the start on.
+func (sl *sleeper) beginDormant() {
+	sl.asleep, sl.began = true, sl.p.store.clock.Now()
+	sl.p.box.asleep.Store(true)
+	sl.p.box.dormant.Store(true)
+	sl.p.store.router.noteAwake(sl.p.box, false)
 }
 
 // rouse gives some regions their turn, not before their votes may count.
-func (s *Store) rouse() {
-	d := &s.dormant
-	if len(d.boxes) == 0 || s.clock.Now().Sub(s.startTime) < s.cfg.Raftstore.ElectionTimeout() {
+func (ti *ticker) rouse() {
+	if len(ti.dormant) == 0 || ti.s.clock.Now().Sub(ti.s.startTime) < ti.s.cfg.Raftstore.ElectionTimeout() {
 		return
 	}
 	n := rouseFew
-	if s.router.awake.Load() < rouseAwake {
+	if ti.s.router.awake.Load() < rouseAwake {
 		n = rouseMany
 	}
-	for n > 0 && len(d.boxes) > 0 {
-		last := len(d.boxes) - 1
-		b := d.boxes[last]
-		d.boxes[last], d.boxes = nil, d.boxes[:last]
+	for n > 0 && len(ti.dormant) > 0 {
+		last := len(ti.dormant) - 1
+		b := ti.dormant[last]
+		ti.dormant[last], ti.dormant = nil, ti.dormant[:last]
 		if b.dormant.Load() {
-			_ = s.router.push(b, &message.Wake{}) // destroyed meanwhile
+			_ = ti.s.router.push(b, &message.Wake{}) // destroyed meanwhile
 			n--
 		}
 	}
-	if len(d.boxes) == 0 {
-		d.boxes = nil
+	if len(ti.dormant) == 0 {
+		ti.dormant = nil
 	}
 }
 
@@ -401,9 +402,6 @@ func (l *liveness) shared(timeout time.Duration) (all, silent []uint64) {
 	return all, silent
 }
 
-// greetings says when the other stores are greeted next. Owner: the ticker.
-type greetings struct{ next time.Time }
-
 // Greetings go out every greetTimeouts election timeouts; a store that was not heard for silenceTimeouts is
 // taken for lost. A process that dies is noticed sooner, by its connections, and a request wakes the peer that
 // it reaches; silence is the sign of a network that is gone.
@@ -413,24 +411,24 @@ const (
 )
 
 // greet greets and watches, if it is time. The ticker calls it, so that an idle store need not wake twice.
-func (s *Store) greet(g *greetings) {
-	timeout := s.cfg.Raftstore.ElectionTimeout()
-	if !due(s.clock.Now(), &g.next, greetTimeouts*timeout) {
+func (ti *ticker) greet() {
+	timeout := ti.s.cfg.Raftstore.ElectionTimeout()
+	if !due(ti.s.clock.Now(), &ti.nextGreeting, greetTimeouts*timeout) {
 		return
 	}
-	all, silent := s.live.shared(silenceTimeouts * timeout)
+	all, silent := ti.s.live.shared(silenceTimeouts * timeout)
 	for _, id := range all {
-		s.trans.Send(id, []*rspb.RaftMessage{s.greeting(id)})
+		ti.s.trans.Send(id, []*rspb.RaftMessage{ti.greeting(id)})
 	}
 	for _, id := range silent {
-		s.ReportStoreLost(id)
+		ti.s.ReportStoreLost(id)
 	}
 }
 
-func (s *Store) greeting(to uint64) *rspb.RaftMessage {
+func (ti *ticker) greeting(to uint64) *rspb.RaftMessage {
 	return &rspb.RaftMessage{
-		FromPeer: &metapb.Peer{StoreId: s.storeID}, ToPeer: &metapb.Peer{StoreId: to}, ClusterId: s.clusterID, Hibernate: true,
-		Incarnation: s.incarnation,
+		FromPeer: &metapb.Peer{StoreId: ti.s.storeID}, ToPeer: &metapb.Peer{StoreId: to}, ClusterId: ti.s.clusterID, Hibernate: true,
+		Incarnation: ti.s.incarnation,
 	}
 }
 

@@ -140,7 +140,7 @@ func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	s, _ := newTestStore(t, regions...)
 	clock, sent := newHandClock(), &sentKinds{kinds: map[eraftpb.MessageType]int{}}
 	s.clock, s.live.clock, s.trans, s.startTime = clock, clock, sent, clock.now
-	require.NoError(t, s.recover())
+	require.NoError(t, (&recovery{s}).run())
 	s.goIn(&s.workers, newRaftWorker(s, 0).run)
 	t.Cleanup(s.Stop)
 	return s, clock, sent
@@ -205,7 +205,7 @@ func TestRegionsAreRousedByAndBy(t *testing.T) {
 	s, clock, _ := dormantStore(t, regions)
 	turn := func() int {
 		before := s.router.awake.Load()
-		s.rouse()
+		s.ticker.rouse()
 		for id := range uint64(regions) {
 			isDormant(t, s, id+1) // after what was sent
 		}

@@ -71,7 +71,7 @@ func (sp *splitter) onChecked(m *message.SplitChecked) {
 	st := &sp.p.stats
 	st.checkingSplit = false
 	if m.Err != nil {
-		sp.p.store.noteReadError(sp.p.regionID, m.Err)
+		sp.p.store.readErrors.note(sp.p.regionID, m.Err)
 		sp.p.sick.note(m.Err)
 		return
 	}
@@ -120,12 +120,12 @@ func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (messa
 	if h == nil {
 		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
-	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
+	return s.router.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
 }
 
-func (s *Store) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
+func (r *router) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
 	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
-	if err := s.router.send(h.RegionID, m); err != nil {
+	if err := r.send(h.RegionID, m); err != nil {
 		return message.Result{}, err
 	}
 	res, err := m.Callback.Wait(ctx)
@@ -155,7 +155,7 @@ func (s *Store) Split(
 		if local != nil && bytes.Equal(key, local.Region.StartKey) {
 			continue // it begins there
 		}
-		res, err := s.splitAt(ctx, h, key)
+		res, err := s.router.splitAt(ctx, h, key)
 		if err != nil {
 			return nil, err
 		}
@@ -212,7 +212,7 @@ func (sp *splitter) ask(key []byte, cb *message.Callback) {
 	}
 	region := sp.p.region()
 	sp.p.stats.askingSplit = true
-	started := sp.p.store.scheduleAsk(func(asked message.AskedSplit) {
+	started := sp.p.store.ask.splitIDs(func(asked message.AskedSplit) {
 		asked.Epoch, asked.SplitKey, asked.Callback = region.RegionEpoch, key, cb
 		if err := sp.p.store.router.push(sp.p.box, &asked); err != nil {
 			cb.Fail(err)
@@ -224,10 +224,10 @@ func (sp *splitter) ask(key []byte, cb *message.Callback) {
 	}
 }
 
-// scheduleAsk asks the placement service for split ids in the background; false if too many wait.
-func (s *Store) scheduleAsk(done func(message.AskedSplit), region *metapb.Region) bool {
-	return s.tasks.Submit(func(ctx context.Context) {
-		ids, err := s.placement.AskSplit(ctx, region)
+// splitIDs asks the placement service for split ids in the background; false if too many wait.
+func (pt *placementTasks) splitIDs(done func(message.AskedSplit), region *metapb.Region) bool {
+	return pt.tasks.Submit(func(ctx context.Context) {
+		ids, err := pt.s.placement.AskSplit(ctx, region)
 		done(message.AskedSplit{IDs: ids, Err: err})
 	})
 }
@@ -280,7 +280,7 @@ func (sp *splitter) onDone(res message.SplitDone) {
 	sp.p.times.splitCheck = sp.p.store.clock.Now()
 	if res.Created {
 		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: sp.p.isLeader(), Ancestors: heirs}
-		if err := sp.p.store.createSplitPeer(&msg); err != nil {
+		if err := sp.p.store.creator.createSplitPeer(&msg); err != nil {
 			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 			return
 		}
@@ -290,7 +290,7 @@ func (sp *splitter) onDone(res message.SplitDone) {
 	if sp.p.isLeader() {
 		sp.p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
 		sp.p.report.send()
-		sp.p.store.reportSplit(left, right)
+		sp.p.store.ask.reportSplit(left, right)
 	}
 }
 
@@ -307,7 +307,7 @@ func (sp *splitter) createRightHalves(m *message.Applied) {
 		}
 		right := split.Right
 		sp.p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
-		if err := sp.p.store.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
+		if err := sp.p.store.creator.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
 			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 		}
 	}
@@ -315,44 +315,45 @@ func (sp *splitter) createRightHalves(m *message.Applied) {
 
 // createSplitPeer creates the right half's peer on this store, or hands it to the uninitialized peer
 // that a raft message has created before.
-func (s *Store) createSplitPeer(m *message.BecomeSplit) error {
-	if box := s.router.get(m.Region.Id); box != nil {
-		if err := s.router.push(box, m); err != nil {
-			return s.sendStore(storeCreateSplit{*m})
+func (cr *creator) createSplitPeer(m *message.BecomeSplit) error {
+	if box := cr.s.router.get(m.Region.Id); box != nil {
+		if err := cr.s.router.push(box, m); err != nil {
+			cr.postpone(m)
 		}
 		return nil
 	}
-	if err := s.log.Damaged(m.Region.Id); err != nil {
+	if err := cr.s.log.Damaged(m.Region.Id); err != nil {
 		// A message had created a peer of the region here before, and its vote may be among what is lost.
-		s.quarantineRegion(m.Region, m.Peer, err)
-		s.meta.finishSplit(m.Region.Id)
+		cr.s.quarantine.admit(m.Region, m.Peer, err)
+		cr.s.meta.finishSplit(m.Region.Id)
 		return nil
 	}
-	p, err := s.newSplitPeer(m)
+	p, err := cr.newSplitPeer(m)
 	if err != nil {
 		return err
 	}
-	s.meta.setRegion(m.Region, m.Peer.Id)
-	s.applierFor(m.Region.Id).Push(p.beginTask())
-	if !s.router.register(p) {
-		return s.sendStore(storeCreateSplit{*m})
+	cr.s.meta.setRegion(m.Region, m.Peer.Id)
+	cr.s.appliers.forRegion(m.Region.Id).Push(p.beginTask())
+	if !cr.s.router.register(p) {
+		cr.postpone(m)
+		return nil
 	}
-	s.meta.finishSplit(m.Region.Id)
-	_ = s.router.push(p.box, &message.Start{Campaign: m.Campaign})
-	for _, v := range s.meta.takePendingVotes(m.Region.Id, m.Peer.Id) {
-		_ = s.router.push(p.box, &message.Raft{Message: v})
+	cr.s.meta.finishSplit(m.Region.Id)
+	_ = cr.s.router.push(p.box, &message.Start{Campaign: m.Campaign})
+	for _, v := range cr.s.meta.takePendingVotes(m.Region.Id, m.Peer.Id) {
+		_ = cr.s.router.push(p.box, &message.Raft{Message: v})
 	}
 	return nil
 }
 
 // newSplitPeer makes the durable beginning of a region that a split has created, and a peer on it.
-func (s *Store) newSplitPeer(m *message.BecomeSplit) (*peer, error) {
+func (cr *creator) newSplitPeer(m *message.BecomeSplit) (*peer, error) {
 	var b logBatch
-	initialLogState(&b, s.log, m.Region.Id)
-	if err := s.log.Write(&b, true); err != nil {
+	initialLogState(&b, cr.s.log, m.Region.Id)
+	if err := cr.s.log.Write(&b, true); err != nil {
 		return nil, err
 	}
-	return newPeer(s, origin{
+	return newPeer(cr.s, origin{
 		region: m.Region, self: m.Peer, applied: initIndex, truncated: initTruncated, ancestors: m.Ancestors,
 	})
 }
@@ -377,7 +378,7 @@ func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
 		return
 	}
 	sp.p.reads.failAll(&regionerr.RegionNotFoundError{RegionID: sp.p.regionID})
-	np, err := sp.p.store.newSplitPeer(m)
+	np, err := sp.p.store.creator.newSplitPeer(m)
 	if err != nil {
 		sp.p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", sp.p.regionID, err))
 		return
@@ -389,17 +390,17 @@ func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
 	sp.p.once.begin()
 	sp.p.once.ancestors = m.Ancestors
 	sp.p.store.meta.finishSplit(m.Region.Id)
-	t.addApply(sp.p.store.applierOf(sp.p.regionID), sp.p.beginTask())
+	t.addApply(sp.p.store.appliers.of(sp.p.regionID), sp.p.beginTask())
 	sp.p.onStart(&message.Start{Campaign: m.Campaign})
 	for _, v := range sp.p.store.meta.takePendingVotes(sp.p.regionID, sp.p.meta.Id) {
 		sp.p.onRaft(t, v)
 	}
 }
 
-func (s *Store) reportSplit(left, right *metapb.Region) {
-	s.tasks.Submit(func(ctx context.Context) {
-		if err := s.placement.ReportSplit(ctx, left, right); err != nil {
-			s.logger.Debug("reporting split failed", zap.Error(err))
+func (pt *placementTasks) reportSplit(left, right *metapb.Region) {
+	pt.tasks.Submit(func(ctx context.Context) {
+		if err := pt.s.placement.ReportSplit(ctx, left, right); err != nil {
+			pt.s.logger.Debug("reporting split failed", zap.Error(err))
 		}
 	})
 }

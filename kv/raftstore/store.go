@@ -127,16 +127,19 @@ type Store struct {
 
 	meta         *storeMeta
 	live         *liveness
-	dormant      dormantRegions
 	router       *router
-	appliers     []*apply.Worker
+	appliers     appliers
 	regionRunner *regionRunner
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
 	hasher       *runner.Hasher
-	tasks        *runner.SchedulerTasks
+	creator      *creator
+	intake       intake
+	ticker       ticker
+	ask          placementTasks
+	reporter     storeReporter
+	comparisons  comparisons
 
-	storeCh       chan storeMsg
 	inflight      atomic.Int64
 	work          workCounters
 	diskFull      atomic.Bool
@@ -146,12 +149,10 @@ type Store struct {
 	startTime     time.Time
 
 	quarantine        quarantine
-	starving          starvation
 	quarantineThrough uint64
 	incarnation, run  uint64
 
 	readErrors readErrors
-	diverged   diverged
 
 	failOnce sync.Once
 	failed   chan error
@@ -170,7 +171,7 @@ func New(o Options) *Store {
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
 		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats, diskCritical: o.DiskCritical,
 		logger: o.Logger.With(log.StoreID(o.StoreID)),
-		meta:   newStoreMeta(), storeCh: make(chan storeMsg, 4096), failed: make(chan error, 1),
+		meta:   newStoreMeta(), failed: make(chan error, 1),
 	}
 	if s.clock == nil {
 		s.clock = SystemClock()
@@ -192,33 +193,39 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
-	s.appliers = s.newAppliers()
-	s.tasks = runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)
+	s.appliers = newAppliers(s)
+	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}
+	s.creator = newCreator(s)
+	s.intake.s, s.ticker.s, s.reporter.s, s.comparisons.s, s.quarantine.s, s.readErrors.s = s, s, s, s, s, s
 	return s
 }
 
 // Start recovers the peers from disk and starts to run them. Errors name what is damaged.
 func (s *Store) Start(context.Context) error {
 	s.startTime = s.clock.Now()
-	if err := s.recover(); err != nil {
+	if err := (&recovery{s}).run(); err != nil {
 		return err
 	}
 	for _, w := range s.appliers {
-		s.goIn(&s.applyWG, func() { s.runApplier(w) })
+		s.goIn(&s.applyWG, func() {
+			if err := w.Run(); err != nil {
+				s.fail(err)
+			}
+		})
 	}
 	s.goIn(&s.wg, func() { s.regionRunner.run(s.ctx) })
 	s.goIn(&s.wg, func() { s.logGC.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.splitChecker.Run(s.ctx) })
-	s.goIn(&s.wg, func() { s.tasks.Run(s.ctx) })
+	s.goIn(&s.wg, func() { s.ask.tasks.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.hasher.Run(s.ctx) })
-	s.goIn(&s.wg, s.runComparisons)
+	s.goIn(&s.wg, s.comparisons.run)
 	for i := range s.cfg.Raftstore.RaftWorkers {
 		s.goIn(&s.workers, newRaftWorker(s, i).run)
 	}
-	s.goIn(&s.wg, s.runStoreWorker)
-	s.goIn(&s.wg, s.runTicker)
-	s.goIn(&s.wg, s.runStoreHeartbeat)
-	s.goIn(&s.wg, s.runSnapshotGC)
+	s.goIn(&s.wg, s.creator.run)
+	s.goIn(&s.wg, s.ticker.run)
+	s.goIn(&s.wg, s.reporter.run)
+	s.goIn(&s.wg, s.regionRunner.runSnapshotGC)
 	return nil
 }
 
@@ -315,8 +322,8 @@ func (s *Store) ready() error {
 }
 
 // newRand is the source of a peer's election timeouts: different for each peer, the same for a seed.
-func (s *Store) newRand(regionID, peerID uint64) *randSource {
-	return &randSource{rand.New(rand.NewPCG(s.seed^regionID, peerID))}
+func newRand(seed, regionID, peerID uint64) *randSource {
+	return &randSource{rand.New(rand.NewPCG(seed^regionID, peerID))}
 }
 
 type randSource struct{ r *rand.Rand }
@@ -325,7 +332,7 @@ type randSource struct{ r *rand.Rand }
 func (s *randSource) Intn(n int) int { return s.r.IntN(n) }
 
 // jitter spreads periodic work of many peers: d to 1.5 d.
-func (s *Store) jitter(d time.Duration) time.Duration {
+func jitter(d time.Duration) time.Duration {
 	return d + time.Duration(rand.Int64N(int64(d)/2+1))
 }
 

@@ -9,25 +9,34 @@ import (
 // Time: one ticker a store wakes the peers that are awake; each peer reckons by the clock how many ticks have passed, and
 // which of its duties are due.
 
-// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
+// ticker is a store's one. Its fields belong to its goroutine, after the start.
+type ticker struct {
+	s *Store
+	// dormant are the regions whose turn to wake has not come, in the order of their turns.
+	dormant []*mailbox
+	// nextGreeting is when the other stores are greeted next.
+	nextGreeting time.Time
+}
+
+// run wakes every peer that is not asleep once in an interval; how many ticks have passed is each
 // peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
-func (s *Store) runTicker() {
-	interval := s.cfg.Raftstore.TickInterval.Duration
-	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
-	greetings := greetings{next: s.clock.Now()}
+func (ti *ticker) run() {
+	interval := ti.s.cfg.Raftstore.TickInterval.Duration
+	asleep := max(interval, min(dutyInterval, greetTimeouts*ti.s.cfg.Raftstore.ElectionTimeout()))
+	ti.nextGreeting = ti.s.clock.Now()
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-ti.s.ctx.Done():
 			return
-		case <-s.router.stirred:
+		case <-ti.s.router.stirred:
 		case <-timer.C:
-			s.router.tick(1, s.live.now())
-			s.greet(&greetings)
-			s.rouse()
+			ti.s.router.tick(1, ti.s.live.now())
+			ti.greet()
+			ti.rouse()
 		}
-		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
+		if ti.s.router.awake.Load() > 0 || len(ti.dormant) > 0 {
 			timer.Reset(interval)
 		} else {
 			timer.Reset(asleep)
@@ -54,7 +63,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	p.reads.expire(now)
 	if err := p.store.log.Damaged(p.regionID); err != nil && !p.sick.damaged {
-		p.store.noteReadError(p.regionID, err) // found by whoever read it
+		p.store.readErrors.note(p.regionID, err) // found by whoever read it
 		p.sick.note(err)
 	}
 	if p.sick.tend(t); p.stopped {

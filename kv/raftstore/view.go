@@ -229,7 +229,7 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	if err != nil {
 		return RegionHash{}, err
 	}
-	apply, err := meta.LoadApplyState(snap, regionID, s.applierOf(regionID))
+	apply, err := meta.LoadApplyState(snap, regionID, s.appliers.of(regionID))
 	if err != nil {
 		return RegionHash{}, err
 	}

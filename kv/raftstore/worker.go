@@ -106,7 +106,7 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	}
 	w.flushMessages()
 	for _, task := range t.ends {
-		t.addApply(w.store.applierOf(task.RegionID), task)
+		t.addApply(w.store.appliers.of(task.RegionID), task)
 	}
 	clear(t.ends)
 	t.ends = t.ends[:0]

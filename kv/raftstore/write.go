@@ -245,7 +245,7 @@ func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
 	case p.installing != 0:
 		p.heldApply = append(p.heldApply, task)
 	case p.removed == nil:
-		t.addApply(p.store.applierOf(p.regionID), task)
+		t.addApply(p.store.appliers.of(p.regionID), task)
 	default:
 		// Committed, and applied by those who stay.
 		p.store.endUnknown(task.Proposals, &regionerr.RegionNotFoundError{RegionID: p.regionID})

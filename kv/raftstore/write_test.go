@@ -97,7 +97,7 @@ func TestOutcomeWhenTheEngineFails(t *testing.T) {
 // stay.
 func TestOutcomeAtALeaderThatWasRemoved(t *testing.T) {
 	s, _ := newTestStore(t, trio())
-	require.NoError(t, s.recover())
+	require.NoError(t, (&recovery{s}).run())
 	p := s.router.get(1).peer
 	p.removed = &lingering{region: p.region()}
 	w := pending{message.NewCallback()}
@@ -110,7 +110,7 @@ func TestOutcomeAtALeaderThatWasRemoved(t *testing.T) {
 func TestOutcomeOfWhatASnapshotCovers(t *testing.T) {
 	r := trio()
 	s, _ := newTestStore(t, r)
-	require.NoError(t, s.recover())
+	require.NoError(t, (&recovery{s}).run())
 	p := s.router.get(1).peer
 	w := pending{message.NewCallback()}
 	p.proposals = []message.Proposal{message.NewProposal(6, 6, 0, w.cb)}

@@ -152,7 +152,7 @@ var bugs = []bug{
 	{
 		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !regions.IsInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
+			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.meta.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
 		},
 	},
 	{
@@ -189,7 +189,7 @@ var bugs = []bug{
 		change: [][2]string{{" || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {", " {"}},
 	},
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
-		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
+		"	if err := rc.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
 	}),
 	{
 		name: "directories-not-synced", file: "pkg/durable/durable.go", pkg: "./tests/power", run: "TestPowerLoss", tries: 1,
