@@ -309,9 +309,25 @@ func (p *peer) checkAddition(q *metapb.Peer) error {
 	}
 	if old := peerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
 		return invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
+	} else if old != nil && isLearner(old) && !isLearner(q) {
+		return p.checkPromotion(q)
 	} else if newest := maxPeerID(p.region()); old == nil && q.Id <= newest {
 		// A store where it has been would not create it again, and the region could lose its quorum for good.
 		return invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
+	}
+	return nil
+}
+
+// checkPromotion refuses a vote to a learner that does not answer or is far behind: until it has caught up, one more
+// voter would have to answer for each write, and one failure less would stop the region.
+func (p *peer) checkPromotion(q *metapb.Peer) error {
+	pr, ok := p.rn.ProgressOf(q.Id)
+	if !ok {
+		return invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
+	}
+	lag := uint64(p.store.cfg.Raftstore.TransferMaxLagEntries)
+	if pr.State != raft.ProgressReplicate || !pr.RecentActive || pr.Match+lag < p.rn.LastIndex() {
+		return &BusyError{Reason: "the learner has not caught up"}
 	}
 	return nil
 }
