@@ -25,6 +25,10 @@ func (s *Server) SetMode(m clustermode.Mode) {
 	}
 }
 
+// Transactions carries out the commands of transactions, those of the store's other face too: two faces with latches of
+// their own would miss each other's decisions. It is nil where transactions are refused.
+func (s *Server) Transactions() *commands.Executor { return s.txn }
+
 // checkRaw refuses raw requests where transactions are served.
 func (s *Server) checkRaw() error {
 	if s.mode == clustermode.Txn {

@@ -69,8 +69,9 @@ const (
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
 func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
-	if len(keys) == 0 {
-		return nil
+	if len(keys) == 0 { // nothing to do, but for another store to say so
+		_, err := e.st.Leadership(c)
+		return err
 	}
 	ctx, cancel := e.bound(ctx)
 	defer cancel()

@@ -11,9 +11,6 @@ import (
 
 // Commit makes a transaction's changes of keys visible at commitTS: of all of them, or none.
 func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64) error {
-	if len(keys) == 0 {
-		return nil
-	}
 	if err := checkCommitTS(startTS, commitTS); err != nil {
 		return err
 	}
@@ -27,7 +24,18 @@ func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	})
 }
 
+// checkStartTS refuses what no transaction starts at: a record of a rollback there would be in the way of all others.
+func checkStartTS(startTS uint64) error {
+	if startTS == 0 || startTS == mvcc.TsMax {
+		return abortf("InvalidTxnTso: a transaction cannot start at %d", startTS)
+	}
+	return nil
+}
+
 func checkCommitTS(startTS, commitTS uint64) error {
+	if err := checkStartTS(startTS); err != nil {
+		return err
+	}
 	if commitTS <= startTS || commitTS == mvcc.TsMax {
 		return abortf("InvalidTxnTso: a transaction that started at %d cannot commit at %d", startTS, commitTS)
 	}
@@ -74,6 +82,9 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 // Rollback ends a transaction's part in keys, so that it can not be prewritten there any more. It fails if one of them
 // is committed.
 func (e *Executor) Rollback(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64) error {
+	if err := checkStartTS(startTS); err != nil {
+		return err
+	}
 	return e.update(ctx, c, keys, ends, func(tx *txn) error {
 		for _, k := range distinct(keys) {
 			if err := tx.rollback(k, startTS); err != nil {
@@ -114,6 +125,9 @@ func committed(key []byte, rec mvcc.Record) error {
 func (e *Executor) Cleanup(
 	ctx context.Context, c *kvrpcpb.Context, key []byte, startTS, currentTS uint64,
 ) (commitTS uint64, err error) {
+	if err := checkStartTS(startTS); err != nil {
+		return 0, err
+	}
 	err = e.update(ctx, c, [][]byte{key}, ends, func(tx *txn) error {
 		commitTS = 0
 		l, err := tx.Lock(key)

@@ -72,11 +72,8 @@ func lastOfEach(muts []Mutation) []Mutation {
 // Prewrite locks all keys and stores their values, or does nothing. keyErrs says what is in the way, for each key of
 // which it is true: *LockedError, *ConflictError and *ExistsError, or *AssertionError if nothing else is in the way.
 func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (keyErrs []error, err error) {
-	if len(p.Mutations) == 0 {
-		return nil, nil
-	}
-	if p.StartTS == 0 || p.StartTS == mvcc.TsMax {
-		return nil, abortf("InvalidTxnTso: a transaction cannot start at %d", p.StartTS)
+	if err := checkStartTS(p.StartTS); err != nil {
+		return nil, err
 	}
 	muts := lastOfEach(p.Mutations)
 	keys := make([][]byte, len(muts))

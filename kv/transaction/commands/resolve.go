@@ -18,6 +18,9 @@ type Outcomes map[uint64]uint64
 
 func (o Outcomes) check() error {
 	for startTS, commitTS := range o {
+		if err := checkStartTS(startTS); err != nil {
+			return err
+		}
 		if commitTS == 0 {
 			continue
 		}
@@ -36,7 +39,7 @@ func (e *Executor) ResolveLocks(ctx context.Context, c *kvrpcpb.Context, of Outc
 	}
 	var from []byte
 	for {
-		locks, err := e.someLocks(ctx, c, mvcc.Span{From: from}, resolveLocks, resolveBytes, func(l *mvcc.Lock) bool {
+		locks, _, err := e.someLocks(ctx, c, mvcc.Span{From: from}, resolveLocks, resolveBytes, func(l *mvcc.Lock) bool {
 			_, ours := of[l.Ts]
 			return ours
 		})
@@ -81,10 +84,10 @@ func (tx *txn) end(key []byte, startTS, commitTS uint64) error {
 // someLocks are locks of the region that match, some of them.
 func (e *Executor) someLocks(
 	ctx context.Context, c *kvrpcpb.Context, span mvcc.Span, max, maxBytes int, match func(*mvcc.Lock) bool,
-) ([]mvcc.KeyLock, error) {
+) (locks []mvcc.KeyLock, cut bool, err error) {
 	view, err := e.st.Reader(ctx, c, nil)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer view.Close()
 	r := mvcc.NewReader(view, e.policy.Codec)
@@ -100,5 +103,10 @@ const maxLockBytes = 64 << 20
 func (e *Executor) ScanLocks(
 	ctx context.Context, c *kvrpcpb.Context, maxTS uint64, start, end []byte, limit int,
 ) ([]mvcc.KeyLock, error) {
-	return e.someLocks(ctx, c, mvcc.Span{From: start, To: end}, limit, maxLockBytes, func(l *mvcc.Lock) bool { return l.Ts <= maxTS })
+	begun := func(l *mvcc.Lock) bool { return l.Ts <= maxTS }
+	locks, cut, err := e.someLocks(ctx, c, mvcc.Span{From: start, To: end}, limit, maxLockBytes, begun)
+	if err == nil && cut && len(locks) < limit {
+		return nil, abortf("the locks exceed what one answer holds; lower the limit") // fewer would mean that there are no more
+	}
+	return locks, err
 }

@@ -54,6 +54,9 @@ type Status struct {
 
 // CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired, or was never there.
 func (e *Executor) CheckTxnStatus(ctx context.Context, c *kvrpcpb.Context, q *StatusQuery) (st Status, err error) {
+	if err := checkStartTS(q.LockTS); err != nil {
+		return Status{}, err
+	}
 	err = e.update(ctx, c, [][]byte{q.Primary}, ends, func(tx *txn) error {
 		st, err = tx.checkStatus(q)
 		return err
@@ -130,6 +133,9 @@ func expired(l *mvcc.Lock, currentTS uint64) bool {
 func (e *Executor) HeartBeat(
 	ctx context.Context, c *kvrpcpb.Context, primary []byte, startTS, ttl uint64,
 ) (lives uint64, err error) {
+	if err := checkStartTS(startTS); err != nil {
+		return 0, err
+	}
 	err = e.update(ctx, c, [][]byte{primary}, ends, func(tx *txn) error {
 		l, err := tx.Lock(primary)
 		if err != nil {

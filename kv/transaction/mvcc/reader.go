@@ -234,24 +234,26 @@ func encodeBound(key []byte, encode func([]byte) []byte) []byte {
 }
 
 // Locks lists locks of the span that match. It ends after max locks or once their keys and values have maxBytes,
-// whichever comes first.
-func (r *Reader) Locks(span Span, max, maxBytes int, match func(*Lock) bool) ([]KeyLock, error) {
+// whichever comes first; cut says that there may be more.
+func (r *Reader) Locks(span Span, max, maxBytes int, match func(*Lock) bool) (out []KeyLock, cut bool, err error) {
 	lower, upper := span.locks(r.codec)
 	it := r.view.Iterate(engine.CFLock, lower, upper)
 	defer it.Close()
-	var out []KeyLock
 	size := 0
-	for it.First(); it.Valid() && len(out) < max && size < maxBytes; it.Next() {
+	for it.First(); it.Valid(); it.Next() {
+		if len(out) >= max || size >= maxBytes {
+			return out, true, nil
+		}
 		kl, err := r.lockAt(it)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if match(&kl.Lock) {
 			out = append(out, kl)
 			size += len(it.Key()) + len(it.Value())
 		}
 	}
-	return out, it.Err()
+	return out, false, it.Err()
 }
 
 func (r *Reader) lockAt(it storage.Iterator) (KeyLock, error) {

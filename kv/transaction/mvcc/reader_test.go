@@ -191,16 +191,19 @@ func TestLocksAreListedInPortions(t *testing.T) {
 	r := NewReader(view, CodecTiKV)
 	defer r.Close()
 	odd := func(l *Lock) bool { return l.Ts == 1 }
-	got, err := r.Locks(Span{}, 3, 1<<20, odd)
+	got, cut, err := r.Locks(Span{}, 3, 1<<20, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 3)
+	require.True(t, cut)
 	require.Equal(t, "key05", string(got[2].Key))
-	got, err = r.Locks(Span{From: append(got[2].Key, 0)}, 3, 1<<20, odd)
+	got, cut, err = r.Locks(Span{From: append(got[2].Key, 0)}, 3, 1<<20, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 2)
-	got, err = r.Locks(Span{}, 100, 1, odd)
+	require.False(t, cut)
+	got, cut, err = r.Locks(Span{}, 100, 1, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 1, "the size ends a portion as well")
+	require.True(t, cut)
 }
 
 // TestMissingValueIsDamage: a Put without its value is not "not found".
