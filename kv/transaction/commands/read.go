@@ -251,7 +251,8 @@ func (e *Executor) scanView(ctx context.Context, c *kvrpcpb.Context, s *Scan) (s
 	case len(s.Start) == 0 && len(end) == 0:
 		return view, nil
 	case len(s.Start) == 0:
-		outside = end
+		view.Close() // some clients ask the first region; what it has would pass for all there is
+		return nil, abortf("a scan downwards without an upper bound begins in the last region")
 	case bytes.Compare(outside, start) >= 0 && (len(end) == 0 || bytes.Compare(outside, end) <= 0):
 		return view, nil
 	}
