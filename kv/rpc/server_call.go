@@ -96,7 +96,9 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		}
 	}
 	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.FirstWindow), left: int64(c.s.opts.FirstWindow)}}
-	call.check = checksum{sends: req.checksum, checks: req.checksum, seed: checksumSeed(req.path, id)}
+	if req.checksum {
+		call.check = checksum{sends: true, checks: true, seed: checksumSeed(m.sumOf(req.path), id)}
+	}
 	if req.timeout >= 0 {
 		call.deadline = time.Now().Add(req.timeout)
 	}
@@ -135,6 +137,14 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		return call.onEnd()
 	}
 	return nil
+}
+
+// sumOf begins the checksums of a call; m is nil if the connection may not call it.
+func (m *method) sumOf(path string) uint32 {
+	if m == nil {
+		return methodSum(path)
+	}
+	return m.sum
 }
 
 // method finds a method, and says why the connection may not call it; nil if it may. One that may not is not returned.

@@ -22,11 +22,17 @@ import (
 // outcome sorts an error into the three places where a client finds it: a region error, a message, or
 // the status of the RPC.
 func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
+	if err == nil {
+		return nil, "", nil
+	}
+	return failure(err)
+}
+
+// failure is apart from outcome since what errors.As fills is allocated.
+func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	var invalid *requestError
 	var missing *raftstore.FeatureError
 	switch {
-	case err == nil:
-		return nil, "", nil
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
 	case errors.As(err, &missing):
