@@ -143,7 +143,7 @@ var bugs = []bug{
 		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
 	},
 	enumerated("B12-no-applying-state", "kv/raftstore/install.go", "snapshot-receive", [2]string{
-		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
+		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.self,",
 	}),
 	{
 		name: "B13-no-deadline-at-propose", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
@@ -152,7 +152,7 @@ var bugs = []bug{
 	{
 		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.meta.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
+			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.ranges.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
 		},
 	},
 	{
@@ -167,7 +167,7 @@ var bugs = []bug{
 		"w.store.log.Write(&t.log, t.sync)", "w.store.log.Write(&t.log, false)",
 	}),
 	{
-		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
+		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/range_map.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
 	},
 	{
