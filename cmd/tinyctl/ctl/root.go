@@ -89,6 +89,17 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
+// GeneratesLoad tells whether the arguments are those of a command that loads a cluster with requests.
+func GeneratesLoad(args []string) bool {
+	cmd, _, err := (&app{}).root().Find(args)
+	for ; err == nil && cmd != nil; cmd = cmd.Parent() {
+		if cmd.Name() == benchName {
+			return true
+		}
+	}
+	return false
+}
+
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "tinyctl", Short: "Command line of a TinyKV cluster",

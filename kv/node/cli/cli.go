@@ -18,10 +18,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/descriptors"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 )
 
 // Exit codes.
@@ -242,7 +242,8 @@ func Main(args []string, stdout, stderr io.Writer) int {
 func run(cfg *config.Config, logger *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.Server).Stop()
+	defer goruntime.SetHeapFloor(goruntime.ServerHeap).Stop()
+	logger.Info("prepared the runtime", zap.Bool("calm-monitor", goruntime.MonitorIsCalm()), zap.Int("heap-floor-bytes", goruntime.ServerHeap))
 	files, err := descriptors.Prepare()
 	if err != nil {
 		return err
