@@ -9,6 +9,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
+	"github.com/tinykv/tinykv/raft"
 )
 
 // A conf change: proposeChangePeer refuses what would stop the region -> raft replicates it, one at a time -> the apply
@@ -50,9 +51,25 @@ func (p *peer) checkAddition(q *metapb.Peer) error {
 	}
 	if old := regions.PeerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
 		return regionerr.Invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
+	} else if old != nil && regions.IsLearner(old) && !regions.IsLearner(q) {
+		return p.checkPromotion(q)
 	} else if newest := regions.MaxPeerID(p.region()); old == nil && q.Id <= newest {
 		// A store where it has been would not create it again, and the region could lose its quorum for good.
 		return regionerr.Invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
+	}
+	return nil
+}
+
+// checkPromotion refuses a vote to a learner that does not answer or is far behind: until it has caught up, one more
+// voter would have to answer for each write, and one failure less would stop the region.
+func (p *peer) checkPromotion(q *metapb.Peer) error {
+	pr, ok := p.rn.ProgressOf(q.Id)
+	if !ok {
+		return regionerr.Invalidf("peer %d of region %d is not replicated to", q.Id, p.regionID)
+	}
+	lag := uint64(p.store.cfg.Raftstore.TransferMaxLagEntries)
+	if pr.State != raft.ProgressReplicate || !pr.RecentActive || pr.Match+lag < p.rn.LastIndex() {
+		return &regionerr.BusyError{Reason: "the learner has not caught up"}
 	}
 	return nil
 }

@@ -124,6 +124,25 @@ func (s *Sim) checkOperators() {
 	}
 }
 
+// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have the data. So a move or
+// a repair never leaves a region with fewer of them than it had, whatever happens to the stores meanwhile.
+func (s *Sim) checkRemoval(r *Region, next *metapb.Region, id uint64) {
+	for _, p := range r.meta.Peers {
+		if p.Id == id && (isLearner(p) || !s.canServe(r, p)) {
+			return
+		}
+	}
+	full := 0
+	for _, p := range next.Peers {
+		if !isLearner(p) && !r.noData[p.Id] {
+			full++
+		}
+	}
+	if full < s.opts.Replicas {
+		s.faultf("region %d: a sound voter was removed, %d with the data are left", r.meta.Id, full)
+	}
+}
+
 // zones counts how many zones the peers are in.
 func (s *Sim) zones(peers []*metapb.Peer) int {
 	seen := map[string]bool{}

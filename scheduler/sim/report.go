@@ -145,7 +145,7 @@ func (s *Sim) Result() Result {
 		}
 		live := 0
 		for _, p := range r.meta.Peers {
-			if s.stores[p.StoreId].alive && !r.noData[p.Id] {
+			if !isLearner(p) && s.stores[p.StoreId].alive && !r.noData[p.Id] {
 				live++
 			}
 		}

@@ -53,6 +53,7 @@ type Store struct {
 	alive     bool
 	cut       bool // partitioned from the other stores, not from the placement service
 	busy      bool
+	stalled   bool // raft snapshots to it do not arrive
 	capacity  uint64
 	labels    []*metapb.StoreLabel
 	regions   map[*Region]struct{}
@@ -184,7 +185,7 @@ func (s *Sim) AddStore(capacityMiB uint64, labels ...*metapb.StoreLabel) *Store 
 }
 
 func (s *Sim) register(st *Store) {
-	m := &metapb.Store{Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels}
+	m := &metapb.Store{Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels, Version: "sim"}
 	if st.tombstone {
 		m.State = metapb.StoreState_Tombstone
 	}
@@ -232,18 +233,35 @@ func (s *Sim) usable(storeID uint64) bool {
 	return st != nil && st.alive && !st.cut
 }
 
-// healthy counts voters that are alive and have the data.
-func (s *Sim) healthy(r *Region, m *metapb.Region) int {
+func isLearner(p *metapb.Peer) bool { return p.Role == metapb.PeerRole_Learner }
+
+func voters(m *metapb.Region) int {
 	n := 0
 	for _, p := range m.Peers {
-		if s.usable(p.StoreId) && !r.noData[p.Id] {
+		if !isLearner(p) {
 			n++
 		}
 	}
 	return n
 }
 
-func (s *Sim) hasQuorum(r *Region) bool { return s.healthy(r, r.meta) > len(r.meta.Peers)/2 }
+// canServe tells whether a peer is alive and has the data.
+func (s *Sim) canServe(r *Region, p *metapb.Peer) bool {
+	return s.usable(p.StoreId) && !r.noData[p.Id]
+}
+
+// healthy counts voters that are alive and have the data.
+func (s *Sim) healthy(r *Region, m *metapb.Region) int {
+	n := 0
+	for _, p := range m.Peers {
+		if !isLearner(p) && s.canServe(r, p) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *Sim) hasQuorum(r *Region) bool { return s.healthy(r, r.meta) > voters(r.meta)/2 }
 
 // heartbeat builds the report of a region's leader; it is kept until the region changes.
 func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
@@ -410,7 +428,7 @@ func (s *Sim) elections() {
 			continue
 		}
 		for _, p := range r.meta.Peers {
-			if s.usable(p.StoreId) && !r.noData[p.Id] {
+			if !isLearner(p) && s.canServe(r, p) {
 				r.leader = p.StoreId
 				r.term++
 				s.changed(r)

@@ -655,6 +655,14 @@ func (c *Cluster) Transfer(regionID uint64, to *metapb.Peer) error {
 	})
 }
 
+// ChangePeer asks the region's leader once for a conf change.
+func (c *Cluster) ChangePeer(regionID uint64, kind eraftpb.ConfChangeType, p *metapb.Peer) error {
+	return c.adminOnce(regionID, &raft_cmdpb.AdminRequest{
+		CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
+		ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: kind, Peer: p},
+	})
+}
+
 func (c *Cluster) adminOnce(regionID uint64, req *raft_cmdpb.AdminRequest) error {
 	leader := c.Placement.Leader(regionID)
 	n := c.node(leader.GetStoreId())

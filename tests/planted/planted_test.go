@@ -71,6 +71,10 @@ var bugs = []bug{
 		change: [][2]string{{"LeaseDrift: 20,", "LeaseDrift: 10,"}},
 	},
 	{
+		name: "learner-promoted-empty", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
+		change: [][2]string{{"		return p.checkPromotion(q)\n", "		return nil\n"}},
+	},
+	{
 		name: "window-follows-arrival", file: "kv/rpc/intake.go", pkg: "./kv/rpc", run: "TestHalfRequestsAreBounded", tries: 1,
 		change: [][2]string{{"	return in.mu.used+n <= limit || n > limit-in.limit/4 && in.mu.used <= in.limit/4\n", "	_ = limit\n	return true\n"}},
 	},

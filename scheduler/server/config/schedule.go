@@ -67,6 +67,7 @@ func DefaultSchedule() Schedule {
 		LowSpaceRatio:         0.1,
 		LeaderTolerance:       2,
 		LeaderCooldown:        Duration(30 * time.Second),
+		LearnerFirst:          true,
 		WeightByCapacity:      true,
 		LeaderStepTimeout:     Duration(10 * time.Second),
 		PeerStepTimeout:       Duration(60 * time.Second),
