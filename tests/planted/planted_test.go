@@ -71,7 +71,7 @@ var bugs = []bug{
 		change: [][2]string{{"LeaseDrift: 20,", "LeaseDrift: 10,"}},
 	},
 	{
-		name: "learner-promoted-empty", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
+		name: "learner-promoted-empty", file: "kv/raftstore/confchange.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
 		change: [][2]string{{"		return p.checkPromotion(q)\n", "		return nil\n"}},
 	},
 	{
@@ -236,7 +236,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-no-latches", file: executorFile, pkg: suitePkg, run: "TestBankWithReplays", tries: 5,
-		change: [][2]string{{"e.latches.Acquire(ctx, hashes, ", "e.latches.Acquire(ctx, hashes[:0], "}},
+		change: [][2]string{{"latch.Hashes(domain, keys), useless", "latch.Hashes(domain, keys[:0]), useless"}},
 	},
 	{
 		name: "txn-reads-pass-locks", file: "kv/transaction/commands/read.go", pkg: suitePkg, run: "TestBank$/quiet", tries: 3,
@@ -256,10 +256,10 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-old-prewrite-reports-a-conflict", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
-		change: [][2]string{{"			if rec.Committed() {\n", "			if rec.Committed() && false {\n"}},
+		change: [][2]string{{"		if rec.Committed() {\n", "		if rec.Committed() && false {\n"}},
 	},
 	{
-		name: "txn-time-to-live-by-the-whole-timestamp", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		name: "txn-time-to-live-by-the-whole-timestamp", file: "kv/transaction/commands/status.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
 		change: [][2]string{{"mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)", "l.Ts, currentTS"}},
 	},
 	{
