@@ -3,7 +3,7 @@
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS = -X github.com/tinykv/tinykv/kv/node/cli.Version=$(VERSION) -X github.com/tinykv/tinykv/scheduler/server/cli.Version=$(VERSION)
+LDFLAGS = -X github.com/tinykv/tinykv/pkg/cli.Version=$(VERSION)
 PKGS = ./...
 N ?= 10
 SEED ?=

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/kv/client"
-	"github.com/tinykv/tinykv/kv/node/cli"
+	"github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
