@@ -227,14 +227,65 @@ func (r *router) tick(n int, now int64) {
 	r.ready.unstick()
 }
 
-// take empties the mailbox for the worker that holds it.
-func (b *mailbox) take() (msgs []message.Msg, ticks int) {
+// maxTurnBytes bounds the entries that regions bring into a turn. While they are written, heartbeats wait: with a slow
+// disk, for as long as followers do without a leader.
+const maxTurnBytes = 16 << 20
+
+// take empties the mailbox for the worker that holds it, up to the message whose entries exceed room; the first one comes
+// always. left is what is left of room.
+func (b *mailbox) take(room int) (msgs []message.Msg, ticks, left int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	msgs, ticks = b.mu.msgs, b.mu.ticks
 	b.mu.msgs, b.mu.spare = b.mu.spare[:0], nil
 	b.mu.commands, b.mu.rafts, b.mu.ticks, b.mu.urgent = 0, 0, 0, false
-	return msgs, ticks
+	n, left := fill(msgs, room)
+	if n < len(msgs) {
+		b.keep(msgs[n:])
+	}
+	return msgs[:n], ticks, left
+}
+
+// keep leaves messages for the next turn. The lock must be held, and the mailbox empty.
+func (b *mailbox) keep(msgs []message.Msg) {
+	b.mu.msgs = append(b.mu.msgs, msgs...)
+	clear(msgs)
+	b.mu.urgent = true
+	for _, m := range b.mu.msgs {
+		switch m.(type) {
+		case *message.Write, *message.Read, *message.Admin:
+			b.mu.commands++
+		case *message.Raft:
+			b.mu.rafts++
+		}
+	}
+}
+
+// fill tells how many of the messages, at least one of those that there are, bring entries of up to room bytes, and what is
+// left of room.
+func fill(msgs []message.Msg, room int) (n, left int) {
+	for i, m := range msgs {
+		size := entryBytes(m)
+		if size > room && i > 0 {
+			return i, 0
+		}
+		room = max(room-size, 0)
+	}
+	return len(msgs), room
+}
+
+// entryBytes is how much a message adds to the log, about.
+func entryBytes(m message.Msg) (size int) {
+	switch m := m.(type) {
+	case *message.Write:
+		return len(m.Payload)
+	case *message.Raft:
+		entries := m.Message.GetMessage().GetEntries()
+		for i := range entries {
+			size += len(entries[i].Data)
+		}
+	}
+	return size
 }
 
 // rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn, awaited for

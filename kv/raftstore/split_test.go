@@ -84,7 +84,7 @@ func TestSplitMeetsOtherPeers(t *testing.T) {
 				Proposals: []message.Proposal{message.NewProposal(6, 6, 0, cb)},
 			})
 			require.NoError(t, pending{cb}.wait(t))
-			msgs, _ := box.take()
+			msgs, _, _ := box.take(maxTurnBytes)
 			require.Len(t, msgs, 1)
 			done := msgs[0].(*message.Applied).Results[0].(message.SplitDone)
 			require.Equal(t, tc.want, done.Created)

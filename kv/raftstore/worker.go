@@ -81,8 +81,10 @@ func (w *raftWorker) run() {
 func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	t := &w.turn
 	t.held = t.held[:0]
+	room := maxTurnBytes
 	for _, b := range boxes {
-		msgs, ticks := b.take()
+		msgs, ticks, left := b.take(room)
+		room = left
 		t.held = append(t.held, msgs)
 		p := b.peer
 		p.handleMessages(t, msgs)
