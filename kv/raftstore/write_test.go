@@ -23,7 +23,7 @@ import (
 // requireUnknown fails unless an answer says that the outcome is unknown, also on the wire.
 func requireUnknown(t testing.TB, err error) {
 	t.Helper()
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	require.ErrorAs(t, err, &unknown)
 	pb, ok := regionerr.ToProto(err)
 	require.True(t, ok)

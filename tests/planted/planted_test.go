@@ -176,7 +176,7 @@ var bugs = []bug{
 	},
 	{
 		name: "definite-error-after-the-proposal", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "TestPutOfARemovedLeaderIsUnknown", tries: 1,
-		change: [][2]string{{"{ p.end(Result{Err: &UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
+		change: [][2]string{{"{ p.end(Result{Err: &regionerr.UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
 	},
 	{
 		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,
