@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
@@ -31,7 +30,7 @@ func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 // failure is apart from outcome since what errors.As fills is allocated.
 func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	var invalid *requestError
-	var missing *raftstore.FeatureError
+	var missing *regionerr.FeatureError
 	switch {
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
@@ -41,7 +40,7 @@ func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):
+	case errors.Is(err, regionerr.ErrStopping), errors.Is(err, regionerr.ErrFailed), errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
 	if pb, ok := regionerr.ToProto(err); ok {
@@ -239,7 +238,7 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 		size += uint64(len(pair.Key)+len(pair.Value)) + 16
 		full := !held.Gather(int(size))
 		if full && (!cut || len(resp.Kvs) == 0) {
-			return &raftstore.BusyError{Reason: rpc.NoRoom}
+			return &regionerr.BusyError{Reason: rpc.NoRoom}
 		}
 		if (full || size > room) && len(resp.Kvs) > 0 {
 			if !cut {
