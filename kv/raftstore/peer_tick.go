@@ -172,8 +172,15 @@ func (p *peer) heartbeatRegion() {
 		if q.Id == p.meta.Id {
 			continue
 		}
-		if silent := now.Sub(p.lastHeard[q.Id]); !p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !p.lastHeard[q.Id].IsZero() {
+		last := p.lastHeard[q.Id]
+		if p.sleep.asleep || last.IsZero() {
+			continue
+		}
+		switch silent, down := now.Sub(last), cfg.PeerDownAfter.Duration; {
+		case silent >= down:
 			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
+		case silent >= down/2 && last.Add(down).Before(p.times.heartbeat):
+			p.times.heartbeat = last.Add(down) // it is reported as soon as it counts as down
 		}
 	}
 	p.pendingReported = nil

@@ -47,6 +47,9 @@ func (p *peer) onSplitChecked(m *message.SplitChecked) {
 		}
 		return
 	}
+	// Until the split takes place the region is too big: whatever refuses it, a conf change or a placement service that is
+	// away, the next check finds that again, and nobody sleeps.
+	st.sizeKnown = false
 	p.askSplit(m.SplitKey, nil)
 }
 
