@@ -65,12 +65,17 @@ type batcher struct {
 	conn grpc.ClientConnInterface
 	mu   struct {
 		sync.Mutex
-		queue   []*batchCall
+		queue []*batchCall
+		// taken are the calls that are about to be sent; the first of them may wait for a connection.
+		taken   []*batchCall
 		stream  *batchStream // nil: none is open
 		sending bool
 		unary   bool // the store does not know BatchCommands
 		closed  bool
 		nextID  uint64
+		// sweep fires at sweepAt, when the first deadline of a call may pass; zero: it does not.
+		sweep   *time.Timer
+		sweepAt time.Time
 	}
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -80,7 +85,9 @@ type batcher struct {
 type batchCall struct {
 	cmd  *kvrpcpb.BatchCommand
 	size int
-	done chan batchAnswer
+	// deadline is zero if there is none.
+	deadline time.Time
+	done     chan batchAnswer
 	// sent and abandoned are guarded by batcher.mu: a caller that gives up before its command was sent
 	// takes it back, and knows that nothing was done.
 	sent, abandoned bool
@@ -126,14 +133,15 @@ var errUnary = status.Error(codes.Unimplemented, "the store does not know BatchC
 // do sends a command and waits for its reply or the end of ctx; then the command may still be carried
 // out.
 func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (*kvrpcpb.BatchReply, error) {
-	if deadline, ok := ctx.Deadline(); ok {
+	deadline, ok := ctx.Deadline()
+	if ok {
 		left := time.Until(deadline).Milliseconds()
 		if left <= 0 {
 			return nil, errNotSent
 		}
 		cmd.TimeoutMs = uint64(left)
 	}
-	call := &batchCall{cmd: cmd, size: size, done: make(chan batchAnswer, 1)}
+	call := &batchCall{cmd: cmd, size: size, deadline: deadline, done: make(chan batchAnswer, 1)}
 	b.mu.Lock()
 	if b.mu.unary || b.mu.closed {
 		b.mu.Unlock()
@@ -142,6 +150,9 @@ func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (
 	b.mu.nextID++
 	cmd.Id = b.mu.nextID
 	b.mu.queue = append(b.mu.queue, call)
+	if ok && (b.mu.sweepAt.IsZero() || deadline.Before(b.mu.sweepAt)) {
+		b.sweepAtLocked(deadline)
+	}
 	lead := !b.mu.sending
 	b.mu.sending = true
 	b.mu.Unlock()
@@ -164,6 +175,57 @@ func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 }
+
+// sweepAtLocked has endLate called.
+func (b *batcher) sweepAtLocked(at time.Time) {
+	b.mu.sweepAt = at
+	if b.mu.sweep == nil {
+		b.mu.sweep = time.AfterFunc(time.Until(at), b.endLate)
+		return
+	}
+	b.mu.sweep.Reset(time.Until(at))
+}
+
+// endLate ends the calls whose deadlines have passed, as their contexts may not (see rpc.WithDeadline).
+func (b *batcher) endLate() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.sweepAt = time.Time{}
+	if b.mu.closed {
+		return
+	}
+	now, next := time.Now(), time.Time{}
+	late := func(c *batchCall) bool {
+		if c.deadline.IsZero() || !c.deadline.After(now) {
+			return !c.deadline.IsZero()
+		}
+		if next.IsZero() || c.deadline.Before(next) {
+			next = c.deadline
+		}
+		return false
+	}
+	for _, calls := range [][]*batchCall{b.mu.taken, b.mu.queue} {
+		for _, c := range calls {
+			if !c.sent && !c.abandoned && late(c) {
+				c.abandoned = true
+				c.done <- batchAnswer{err: errNotSent}
+			}
+		}
+	}
+	if s := b.mu.stream; s != nil {
+		for id, c := range s.waiting {
+			if late(c) {
+				delete(s.waiting, id)
+				c.done <- batchAnswer{err: errDeadline}
+			}
+		}
+	}
+	if !next.IsZero() {
+		b.sweepAtLocked(next)
+	}
+}
+
+var errDeadline = status.Error(codes.DeadlineExceeded, context.DeadlineExceeded.Error())
 
 // flush sends one message of what is queued. If more has gathered meanwhile, a goroutine goes on, so that
 // no caller works for the others for long. sending stays true until the queue is empty.
@@ -204,28 +266,38 @@ func (b *batcher) flushAll() {
 
 // failQueueLocked answers what was never sent.
 func (b *batcher) failQueueLocked() {
-	for _, c := range b.mu.queue {
-		c.done <- batchAnswer{err: errUnary}
-	}
+	failUnsentLocked(b.mu.queue, errUnary)
 	b.mu.queue = nil
+}
+
+// failUnsentLocked answers calls whose callers still wait.
+func failUnsentLocked(calls []*batchCall, err error) {
+	for _, c := range calls {
+		if !c.abandoned {
+			c.done <- batchAnswer{err: err}
+		}
+	}
 }
 
 // sendOne sends one message.
 func (b *batcher) sendOne() {
 	b.mu.Lock()
 	calls, stream := b.takeLocked(), b.mu.stream
+	b.mu.taken = calls
 	b.mu.Unlock()
 	if stream == nil {
 		var err error
 		if stream, err = b.open(); err != nil {
-			for _, c := range calls {
-				c.done <- batchAnswer{err: err}
-			}
+			b.mu.Lock()
+			b.mu.taken = nil
+			failUnsentLocked(calls, err)
+			b.mu.Unlock()
 			return
 		}
 	}
 	req := &kvrpcpb.BatchCommandsRequest{Commands: make([]*kvrpcpb.BatchCommand, 0, len(calls))}
 	b.mu.Lock()
+	b.mu.taken = nil
 	for _, c := range calls {
 		switch {
 		case c.abandoned:
@@ -340,6 +412,9 @@ func (b *batcher) broken(s *batchStream, err error) {
 func (b *batcher) close() {
 	b.mu.Lock()
 	b.mu.closed = true
+	if b.mu.sweep != nil {
+		b.mu.sweep.Stop()
+	}
 	b.mu.Unlock()
 	b.cancel()
 	b.wg.Wait()

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -264,6 +265,69 @@ func TestTooLate(t *testing.T) {
 	require.Error(t, err)
 	require.False(t, IsUnknown(err), "nothing was sent: %v", err)
 	require.Equal(t, "v", f.data["k"])
+}
+
+// hangingStore answers the first request when hang is closed.
+func hangingStore(hang <-chan struct{}) *fakeStore {
+	f := &fakeStore{data: map[string]string{"k": "v"}, batch: "serve"}
+	first := true
+	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
+		if first {
+			first = false
+			f.mu.Unlock()
+			<-hang
+			f.mu.Lock()
+		}
+		return nil
+	}
+	return f
+}
+
+// TestAttemptsEndByThemselves: a store that takes a request and does not answer costs an attempt no more than its time,
+// although the caller's context goes on.
+func TestAttemptsEndByThemselves(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	c := open(t, serve(t, hangingStore(hang)), Options{
+		Unary: true, Conns: 1, Timeout: time.Minute, AttemptTimeout: 50 * time.Millisecond,
+	})
+	v, found, err := c.Get(t.Context(), []byte("k"))
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "v", string(v))
+}
+
+// TestBatchedCallsEndByThemselves whether they were sent, wait for their turn or for a connection.
+func TestBatchedCallsEndByThemselves(t *testing.T) {
+	hang := make(chan struct{})
+	conn := rpc.NewClient(serve(t, hangingStore(hang)).addr, rpc.ClientOptions{})
+	nowhere := rpc.NewClient("nowhere:1", rpc.ClientOptions{
+		ConnectTimeout: time.Minute,
+		Dial:           func(ctx context.Context, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() },
+	})
+	get := func(b *batcher, left time.Duration) error {
+		ctx := rpc.WithDeadline(t.Context(), time.Now().Add(left))
+		_, err := b.do(ctx, &kvrpcpb.BatchCommand{Get: &kvrpcpb.RawGetRequest{Key: []byte("k")}}, 1)
+		return err
+	}
+	b, b2 := newBatcher(conn), newBatcher(nowhere)
+	defer func() {
+		close(hang)
+		require.NoError(t, nowhere.Close())
+		b.close()
+		b2.close()
+		require.NoError(t, conn.Close())
+	}()
+	require.Equal(t, codes.DeadlineExceeded, status.Code(get(b, 30*time.Millisecond)))
+	long := make(chan error, 1)
+	go func() { long <- get(b, time.Minute) }() // its deadline is not the first one
+	require.Equal(t, codes.DeadlineExceeded, status.Code(get(b, 30*time.Millisecond)))
+	require.Empty(t, long)
+
+	// The first caller sends for the others, and comes back when the connection is there or is given up.
+	go func() { _ = get(b2, 50*time.Millisecond) }()
+	require.Eventually(t, func() bool { b2.mu.Lock(); defer b2.mu.Unlock(); return b2.mu.sending }, time.Minute, time.Millisecond)
+	require.ErrorIs(t, get(b2, 30*time.Millisecond), errNotSent)
 }
 
 // TestPatience: what is large gets more time for the answer, and what was late.

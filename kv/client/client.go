@@ -293,10 +293,7 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 		if v.late {
 			p = p.longer()
 		}
-		if v.pause && !sleep(ctx, wait.next()) || ctx.Err() != nil {
-			if last == nil {
-				last = ctx.Err()
-			}
+		if v.pause && !sleep(ctx, wait.next()) || over(ctx) {
 			if v.late && reason != nil {
 				// The last attempt had no time left, which tells nothing.
 				return wrapUnknown(unknown, fmt.Errorf("gave up: %w; an attempt before: %v", last, reason))
@@ -307,6 +304,12 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 			reason = last
 		}
 	}
+}
+
+// over tells whether ctx has ended, or is about to: attempts end by the clock, ctx a moment later by its timer.
+func over(ctx context.Context) bool {
+	d, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(d)
 }
 
 func wrapUnknown(unknown, err error) error {
@@ -345,7 +348,7 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 		return err
 	}
 	defer store.done()
-	actx, cancel := context.WithTimeout(ctx, p.answer)
+	actx, cancel := c.bound(ctx, p.answer)
 	defer cancel()
 	kctx := &kvrpcpb.Context{
 		RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader, ClusterId: c.clusterID(),
@@ -368,6 +371,15 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 	}
 	wait.reset()
 	return nil
+}
+
+// bound limits the time of an attempt. Connections of rpc end calls at their deadlines themselves, without a timer for
+// each.
+func (c *Client) bound(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if c.opts.Dial != nil {
+		return context.WithTimeout(ctx, d)
+	}
+	return rpc.WithDeadline(ctx, time.Now().Add(d)), func() {}
 }
 
 // outcome records an attempt of unknown outcome. A store that knows identities refuses a write without a position,

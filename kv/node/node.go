@@ -370,6 +370,7 @@ func (n *Node) serve(st storage.Storage) {
 	mode := clustermode.Mode(n.ident.Mode)
 	svc.SetMode(mode)
 	foreign.SetMode(mode)
+	foreign.SetTransactions(svc.Transactions())
 	server.Register(n.grpc, svc)
 	tikv.Register(n.grpc, foreign)
 	n.health = health.NewServer()

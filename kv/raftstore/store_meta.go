@@ -7,17 +7,15 @@ import (
 
 	"github.com/google/btree"
 
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// maxPendingVotes bounds the first votes that are parked for regions that a split will create.
-const maxPendingVotes = 1024
-
 // storeMeta is what a store knows about the ranges of its regions. It is shared by all workers.
 //
-// Invariants: ranges holds exactly the initialized regions of regions, and they do not overlap;
-// snapshots holds regions whose raft snapshot was accepted but whose new range is not in ranges yet.
+// Invariants: ranges holds exactly the initialized regions of regions, and they do not overlap,
+// nor does what is installing with any of them.
 //
 // mu is a leaf lock: never held over IO, a channel send or another lock.
 type storeMeta struct {
@@ -25,18 +23,9 @@ type storeMeta struct {
 		sync.Mutex
 		regions map[uint64]*metapb.Region
 		// peers holds the peer ids of all regions, also uninitialized ones.
-		peers  map[uint64]uint64
-		ranges *btree.BTreeG[*metapb.Region]
-		// snapshots reserves ranges of accepted raft snapshots.
-		snapshots map[uint64]*metapb.Region
-		// splitting reserves regions between the apply of a split and the creation of the peer: nothing
-		// else may take their id, and nobody may clear their data.
-		splitting map[uint64]*metapb.Region
-		// dying holds the regions whose uninitialized peer is being destroyed. Of destruction and split
-		// of such a region, the second to begin gives way: each writes the region's state from another
-		// worker, so nothing else orders the two.
-		dying        map[uint64]bool
-		pendingVotes []*rspb.RaftMessage
+		peers    map[uint64]uint64
+		ranges   *btree.BTreeG[*metapb.Region]
+		reserved reservations
 	}
 }
 
@@ -47,9 +36,6 @@ func newStoreMeta() *storeMeta {
 	m.mu.regions = map[uint64]*metapb.Region{}
 	m.mu.peers = map[uint64]uint64{}
 	m.mu.ranges = btree.NewG(32, lessByStart)
-	m.mu.snapshots = map[uint64]*metapb.Region{}
-	m.mu.splitting = map[uint64]*metapb.Region{}
-	m.mu.dying = map[uint64]bool{}
 	return m
 }
 
@@ -61,13 +47,13 @@ func (m *storeMeta) setRegion(r *metapb.Region, peerID uint64) {
 }
 
 func (m *storeMeta) setRegionLocked(r *metapb.Region, peerID uint64) {
-	if old := m.mu.regions[r.Id]; isInitialized(old) {
+	if old := m.mu.regions[r.Id]; regions.IsInitialized(old) {
 		m.deleteRangeLocked(old)
 	}
 	m.mu.regions[r.Id] = r
 	m.mu.peers[r.Id] = peerID
-	delete(m.mu.snapshots, r.Id)
-	if isInitialized(r) {
+	m.mu.reserved.release(installing, r.Id)
+	if regions.IsInitialized(r) {
 		m.mu.ranges.ReplaceOrInsert(r)
 	}
 }
@@ -87,13 +73,13 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 	if m.mu.peers[regionID] != peerID {
 		return
 	}
-	if r := m.mu.regions[regionID]; isInitialized(r) {
+	if r := m.mu.regions[regionID]; regions.IsInitialized(r) {
 		m.deleteRangeLocked(r)
 	}
 	delete(m.mu.regions, regionID)
 	delete(m.mu.peers, regionID)
-	delete(m.mu.snapshots, regionID)
-	delete(m.mu.dying, regionID)
+	m.mu.reserved.release(installing, regionID)
+	m.mu.reserved.release(dying, regionID)
 }
 
 // overlapLocked returns a region other than id that shares a key with [start, end), counting ranges
@@ -101,7 +87,7 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	var found *metapb.Region
 	check := func(r *metapb.Region) {
-		if r.Id != id && rangesOverlap(start, end, r.StartKey, r.EndKey) {
+		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) {
 			found = r
 		}
 	}
@@ -111,7 +97,7 @@ func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	})
 	if found == nil {
 		m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: start}, func(r *metapb.Region) bool {
-			if !beforeEnd(r.StartKey, end) {
+			if !regions.BeforeEnd(r.StartKey, end) {
 				return false
 			}
 			check(r)
@@ -119,7 +105,7 @@ func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 		})
 	}
 	if found == nil {
-		for _, r := range m.mu.snapshots {
+		for _, r := range m.mu.reserved.of[installing] {
 			check(r)
 		}
 	}
@@ -133,14 +119,15 @@ func (m *storeMeta) reserveSnapshot(r *metapb.Region) *metapb.Region {
 	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {
 		return other
 	}
-	m.mu.snapshots[r.Id] = r
+	m.mu.reserved.set(installing, r)
 	return nil
 }
 
+// releaseSnapshot gives back the range of a raft snapshot that raft has ignored.
 func (m *storeMeta) releaseSnapshot(regionID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.mu.snapshots, regionID)
+	m.mu.reserved.release(installing, regionID)
 }
 
 // beginDying is called before an uninitialized peer is destroyed. False: a split that is being applied
@@ -148,10 +135,10 @@ func (m *storeMeta) releaseSnapshot(regionID uint64) {
 func (m *storeMeta) beginDying(regionID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.splitting[regionID] != nil {
+	if m.mu.reserved.has(splitting, regionID) {
 		return false
 	}
-	m.mu.dying[regionID] = true
+	m.mu.reserved.set(dying, &metapb.Region{Id: regionID})
 	return true
 }
 
@@ -161,42 +148,36 @@ func (m *storeMeta) beginDying(regionID uint64) bool {
 func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.dying[right.Id] {
+	if m.mu.reserved.has(dying, right.Id) {
 		return false
 	}
-	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || isInitialized(m.mu.regions[right.Id])) {
+	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || regions.IsInitialized(m.mu.regions[right.Id])) {
 		return false
 	}
-	m.mu.splitting[right.Id] = right
+	m.mu.reserved.set(splitting, right)
 	return true
 }
 
-// parkVoteLocked keeps a first vote for a region that a split is about to create.
-func (m *storeMeta) parkVoteLocked(msg *rspb.RaftMessage) {
-	if len(m.mu.pendingVotes) >= maxPendingVotes {
-		copy(m.mu.pendingVotes, m.mu.pendingVotes[1:])
-		m.mu.pendingVotes = m.mu.pendingVotes[:maxPendingVotes-1]
+// mayCreate tells whether a message may create a peer of its region. Not if another region of this store still covers the
+// range: that region has a split to apply that will create it. A vote is parked until then.
+func (m *storeMeta) mayCreate(msg *rspb.RaftMessage) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.mu.regions[msg.RegionId]
+	if !known && !m.mu.reserved.has(splitting, msg.RegionId) && m.overlapLocked(msg.RegionId, msg.StartKey, msg.EndKey) == nil {
+		return true
 	}
-	m.mu.pendingVotes = append(m.mu.pendingVotes, msg)
+	if isVote(msg.Message) {
+		m.mu.reserved.park(msg)
+	}
+	return false
 }
 
 // takePendingVotes removes and returns the parked votes for a peer.
 func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var out []*rspb.RaftMessage
-	kept := m.mu.pendingVotes[:0]
-	for _, v := range m.mu.pendingVotes {
-		switch {
-		case v.RegionId != regionID:
-			kept = append(kept, v)
-		case v.GetToPeer().GetId() == peerID:
-			out = append(out, v)
-		}
-	}
-	clear(m.mu.pendingVotes[len(kept):])
-	m.mu.pendingVotes = kept
-	return out
+	return m.mu.reserved.takeVotes(regionID, peerID)
 }
 
 // withNeighbours returns the region together with its adjacent regions on this store, in key order, also
@@ -219,7 +200,7 @@ func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 	out = append(out, r)
 	if len(r.EndKey) > 0 {
 		next, ok := m.mu.ranges.Get(&metapb.Region{StartKey: r.EndKey})
-		for _, o := range m.mu.splitting {
+		for _, o := range m.mu.reserved.of[splitting] {
 			if !ok && bytes.Equal(o.StartKey, r.EndKey) {
 				next, ok = o, true // split off, and about to run
 			}
@@ -246,15 +227,7 @@ func (m *storeMeta) all() []*metapb.Region {
 func (m *storeMeta) finishSplit(regionID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.mu.splitting, regionID)
-}
-
-// releaseUnused gives back the range of a raft snapshot that raft has ignored.
-func (m *storeMeta) releaseUnused(p *peer) {
-	if p.offered {
-		p.offered = false
-		m.releaseSnapshot(p.regionID)
-	}
+	m.mu.reserved.release(splitting, regionID)
 }
 
 type keyRange struct{ start, end []byte }
@@ -267,7 +240,7 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 	var out []keyRange
 	start, done := r.StartKey, false
 	take := func(o *metapb.Region) {
-		if done || o.Id == r.Id || !rangesOverlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
+		if done || o.Id == r.Id || !regions.Overlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey) {
 			return
 		}
 		if bytes.Compare(start, o.StartKey) < 0 {
@@ -285,20 +258,20 @@ func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
 		return o.Id == r.Id
 	})
 	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
-		if !beforeEnd(o.StartKey, r.EndKey) {
+		if !regions.BeforeEnd(o.StartKey, r.EndKey) {
 			return false
 		}
 		others = append(others, o)
 		return true
 	})
-	for _, o := range m.mu.splitting {
+	for _, o := range m.mu.reserved.of[splitting] {
 		others = append(others, o)
 	}
 	slices.SortFunc(others, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
 	for _, o := range others {
 		take(o)
 	}
-	if !done && beforeEnd(start, r.EndKey) {
+	if !done && regions.BeforeEnd(start, r.EndKey) {
 		out = append(out, keyRange{start, r.EndKey})
 	}
 	return out

@@ -12,6 +12,8 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -32,7 +34,7 @@ func (v *PeerView) Info() PeerInfo {
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
-	for _, q := range p.pending() {
+	for _, q := range p.report.pending() {
 		if p.isLeader() {
 			info.Pending = append(info.Pending, q.Id)
 		}
@@ -78,7 +80,7 @@ func (s *Store) Inspect(ctx context.Context, regionID uint64, fn func(*PeerView)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.ctx.Done():
-		return ErrStopping
+		return regionerr.ErrStopping
 	}
 }
 
@@ -112,7 +114,7 @@ func (s *Store) Peer(ctx context.Context, regionID uint64) (info PeerInfo, err e
 		}
 	})
 	if err == nil && gone {
-		err = &RegionNotFoundError{RegionID: regionID}
+		err = &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	return info, err
 }
@@ -142,7 +144,7 @@ func (s *Store) Peers(ctx context.Context) ([]PeerInfo, error) {
 func (s *Store) Regions() []*metapb.Region {
 	var out []*metapb.Region
 	for _, r := range s.meta.all() {
-		if isInitialized(r) {
+		if regions.IsInitialized(r) {
 			out = append(out, r)
 		}
 	}
@@ -227,12 +229,12 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	if err != nil {
 		return RegionHash{}, err
 	}
-	apply, err := meta.LoadApplyState(snap, regionID, s.applierOf(regionID))
+	apply, err := meta.LoadApplyState(snap, regionID, s.appliers.of(regionID))
 	if err != nil {
 		return RegionHash{}, err
 	}
-	if st == nil || apply == nil || st.State != normalState || !isInitialized(st.Region) {
-		return RegionHash{}, &RegionNotFoundError{RegionID: regionID}
+	if st == nil || apply == nil || st.State != normalState || !regions.IsInitialized(st.Region) {
+		return RegionHash{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	out := RegionHash{Applied: apply.AppliedIndex}
 	h := sha256.New()

@@ -60,18 +60,25 @@ type checksum struct {
 	sent, got     uint32
 }
 
+// methodSum is the checksum of a method's path, with which the sums of its calls begin.
+func methodSum(path string) uint32 { return crc32.Checksum([]byte(path), castagnoli) }
+
 // checksumSeed is what the sums of a call begin with.
-func checksumSeed(method string, stream uint32) uint32 {
-	var id [4]byte
-	binary.LittleEndian.PutUint32(id[:], stream)
-	return crc32.Update(crc32.Checksum([]byte(method), castagnoli), castagnoli, id[:])
+func checksumSeed(methodSum uint32, stream uint32) uint32 { return addUint32(methodSum, stream) }
+
+// addUint32 and addByte continue a sum with few bytes. crc32.Update would have to allocate them.
+func addUint32(sum, v uint32) uint32 {
+	for range 4 {
+		sum = addByte(sum, byte(v))
+		v >>= 8
+	}
+	return sum
 }
 
+func addByte(sum uint32, b byte) uint32 { return ^(castagnoli[byte(^sum)^b] ^ ^sum>>8) }
+
 func (k *checksum) sum(d direction, number uint32, body []byte) uint32 {
-	var head [5]byte
-	head[0] = byte(d)
-	binary.LittleEndian.PutUint32(head[1:], number)
-	return crc32.Update(crc32.Update(k.seed, castagnoli, head[:]), castagnoli, body)
+	return crc32.Update(addUint32(addByte(k.seed, byte(d)), number), castagnoli, body)
 }
 
 // size is what a sum takes behind a message that is sent.

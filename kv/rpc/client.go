@@ -170,6 +170,8 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		go func() { defer c.wg.Done(); c.connect(a) }()
 	}
 	c.mu.Unlock()
+	ctx, stop := timed(ctx)
+	defer stop()
 	select {
 	case <-a.done:
 		return a.link, a.err

@@ -41,6 +41,8 @@ type clientCall struct {
 	err  error
 
 	mu struct {
+		// deadline is when the connection ends the call; zero if its context does.
+		deadline time.Time
 		// ended: it is not among the connection's calls any more.
 		ended bool
 		// window is how much the server takes on this stream.
@@ -78,14 +80,25 @@ func timeout(ctx context.Context) time.Duration {
 
 // beginLocked opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
 func (l *link) beginLocked(ctx context.Context, call *clientCall, method string) error {
+	own, ok := ctx.(*deadlineContext)
+	parent := ctx
+	if ok {
+		parent = own.Context // its own time is looked at below
+	}
 	for {
 		switch {
-		case ctx.Err() != nil:
-			return &notSent{status.FromContextError(ctx.Err())}
+		case parent.Err() != nil:
+			return &notSent{status.FromContextError(parent.Err())}
 		case l.shut.Load():
 			return notSentf("connection to %s: no call is taken any more", l.c.addr)
 		case len(l.mu.calls) >= int(l.mu.max) || l.mu.out.size > maxOut:
-			l.waitLocked(ctx.Done())
+			wait, stop := timed(ctx)
+			l.waitLocked(wait.Done())
+			err := wait.Err()
+			stop()
+			if err != nil {
+				return &notSent{status.FromContextError(err)}
+			}
 			continue
 		}
 		break
@@ -96,17 +109,32 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 		l.endIfDrainedLocked()
 		return notSentf("connection to %s: %v", l.c.addr, errOutOfIDs)
 	}
+	left := timeout(ctx)
+	if ok && left == 0 {
+		return &notSent{status.FromContextError(context.DeadlineExceeded)}
+	}
 	call.l, call.id, call.method = l, l.mu.nextID, method
 	if l.c.opts.Checksum {
-		call.check = checksum{sends: true, seed: checksumSeed(method, call.id)}
+		call.check = checksum{sends: true, seed: checksumSeed(l.methodSumLocked(method), call.id)}
 	}
 	call.in = inflow{size: int64(l.c.opts.StreamWindow), left: int64(l.c.opts.StreamWindow)}
 	call.mu.window = l.mu.outflow.initial
 	l.mu.nextID += 2
 	l.mu.calls[call.id] = call
-	block := l.mu.enc.block(method, timeout(ctx))
+	if ok {
+		l.boundLocked(call, own.deadline)
+	}
+	block := l.mu.enc.block(method, left)
 	writeHeaders(l.mu.fw, call.id, block, l.mu.outflow.maxFrame, false)
 	return nil
+}
+
+// methodSumLocked keeps the sum of the last call's method: most connections carry one most of the time.
+func (l *link) methodSumLocked(method string) uint32 {
+	if l.mu.lastMethod != method {
+		l.mu.lastMethod, l.mu.lastSum = method, methodSum(method)
+	}
+	return l.mu.lastSum
 }
 
 // invoke makes a unary call.

@@ -64,7 +64,11 @@ type link struct {
 		waiters []chan struct{}
 		fw      *http2.Framer
 		enc     requestEncoder
-		outflow struct {
+		// lastMethod is the last call's, lastSum its checksum.
+		lastMethod string
+		lastSum    uint32
+		sweep      sweep
+		outflow    struct {
 			window, initial int64
 			maxFrame        int
 			// blocked are the calls that wait for a window, in the order in which they began to.
@@ -503,6 +507,9 @@ func (l *link) closeLocked(err error) {
 	_ = l.nc.Close()
 	if l.mu.keep.timer != nil {
 		l.mu.keep.timer.Stop()
+	}
+	if l.mu.sweep.timer != nil {
+		l.mu.sweep.timer.Stop()
 	}
 	l.mu.outflow.blocked = nil
 	for _, call := range l.mu.calls {

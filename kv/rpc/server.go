@@ -109,6 +109,8 @@ type method struct {
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
 	impl   any
+	// sum begins the checksums of its calls.
+	sum uint32
 	// internal: other stores call it, see connClass.
 	internal bool
 	// always: its answers are sent whatever room there is, since what they tell was carried out.
@@ -179,14 +181,16 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	}
 	info := grpc.ServiceInfo{Metadata: sd.Metadata}
 	for _, m := range sd.Methods {
-		s.methods["/"+sd.ServiceName+"/"+m.MethodName] = &method{
-			unary: m.Handler, impl: impl, maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+		path := "/" + sd.ServiceName + "/" + m.MethodName
+		s.methods[path] = &method{
+			unary: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
 	}
 	for _, m := range sd.Streams {
-		s.methods["/"+sd.ServiceName+"/"+m.StreamName] = &method{
-			stream: m.Handler, impl: impl, maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+		path := "/" + sd.ServiceName + "/" + m.StreamName
+		s.methods[path] = &method{
+			stream: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 		}
 		info.Methods = append(info.Methods,
 			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})

@@ -8,6 +8,7 @@ import (
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // registerInline has gets, puts and deletes answered without goroutines of their own, as far as the storage can.
@@ -21,17 +22,40 @@ func (s *Server) registerInline(g *rpc.Server) {
 	}
 }
 
-// inlineGet answers a get under a lease. A request that cannot be decoded is left to the usual handler, which says so.
+// inlineGet answers a get under a lease. A request that cannot be decoded, or has no full context, is left to the usual
+// handler, which says so.
 func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
-	req := new(kvrpcpb.RawGetRequest)
-	if req.Unmarshal(request) != nil {
+	g := getRequests.Get().(*getRequest)
+	if !g.decode(request) {
 		return false
 	}
-	resp, ok, err := s.rawGetLocal(req)
+	resp, ok, err := s.rawGetLocal(&g.req)
 	if ok {
 		answer(call, resp, err)
 	}
+	if ok && err == nil && resp.RegionError == nil {
+		getRequests.Put(g) // errors may hold what came with the request
+	}
 	return ok
+}
+
+// getRequest is a get with all that its context points to, in one piece, to be used again.
+type getRequest struct {
+	req   kvrpcpb.RawGetRequest
+	ctx   kvrpcpb.Context
+	epoch metapb.RegionEpoch
+	peer  metapb.Peer
+}
+
+var getRequests = sync.Pool{New: func() any { return new(getRequest) }}
+
+// decode reads a request over what an earlier one has left. False: the request cannot be decoded, or its context lacks an
+// epoch or a peer, or has one of zeros, which is not told apart here.
+func (g *getRequest) decode(b []byte) bool {
+	g.epoch, g.peer = metapb.RegionEpoch{}, metapb.Peer{}
+	g.ctx = kvrpcpb.Context{RegionEpoch: &g.epoch, Peer: &g.peer}
+	g.req = kvrpcpb.RawGetRequest{Context: &g.ctx, Key: g.req.Key[:0]}
+	return g.req.Unmarshal(b) == nil && g.epoch != (metapb.RegionEpoch{}) && g.peer != (metapb.Peer{})
 }
 
 func (s *Server) inlinePut(call *rpc.Call, request []byte) bool {

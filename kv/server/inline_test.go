@@ -356,10 +356,45 @@ func TestSlowGetsGoAround(t *testing.T) {
 	svc := newFake(f)
 	c := overTheWire(t, svc)
 	for range 2 * gate.Limit / gate.SlowWeight {
-		_, err := c.RawGet(context.Background(), &kvrpcpb.RawGetRequest{Key: []byte("k")})
+		_, err := c.RawGet(context.Background(), &kvrpcpb.RawGetRequest{Context: regionOne(), Key: []byte("k")})
 		require.NoError(t, err)
 	}
 	require.True(t, svc.Gate().Closed())
+}
+
+// TestReusedGetsKeepNothing: what one request leaves in memory is not seen by the next.
+func TestReusedGetsKeepNothing(t *testing.T) {
+	full := regionOne()
+	full.Term, full.ClusterId, full.WriteClient, full.WriteNumber = 7, 8, 9, 10
+	full.WriteAttempt, full.LogPosition, full.WriteOrigins = 11, 12, []*kvrpcpb.WriteOrigin{{}}
+	full.Peer.Role = metapb.PeerRole_Learner
+	noEpoch, noPeer, zeroEpoch := regionOne(), regionOne(), regionOne()
+	noEpoch.RegionEpoch, noPeer.Peer, zeroEpoch.RegionEpoch = nil, nil, &metapb.RegionEpoch{}
+	g := new(getRequest)
+	for _, tc := range []struct {
+		req  *kvrpcpb.RawGetRequest
+		want bool
+	}{
+		{&kvrpcpb.RawGetRequest{Context: full, Key: []byte("a long key"), Cf: "write"}, true},
+		{&kvrpcpb.RawGetRequest{Context: regionOne(), Key: []byte("key")}, true},
+		{&kvrpcpb.RawGetRequest{Context: noEpoch, Key: []byte("key")}, false},
+		{&kvrpcpb.RawGetRequest{Context: noPeer, Key: []byte("key")}, false},
+		{&kvrpcpb.RawGetRequest{Context: zeroEpoch, Key: []byte("key")}, false},
+		{&kvrpcpb.RawGetRequest{Key: []byte("key")}, false},
+		{&kvrpcpb.RawGetRequest{Context: regionOne()}, true},
+		{&kvrpcpb.RawGetRequest{Context: full, Key: []byte("k")}, true},
+	} {
+		b, err := tc.req.Marshal()
+		require.NoError(t, err)
+		require.Equal(t, tc.want, g.decode(b))
+		if !tc.want {
+			continue
+		}
+		got, err := g.req.Marshal()
+		require.NoError(t, err)
+		require.Equal(t, b, got)
+	}
+	require.False(t, g.decode([]byte{0xff}))
 }
 
 // noteMessages is a RaftHandler that counts.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
@@ -22,11 +23,17 @@ import (
 // outcome sorts an error into the three places where a client finds it: a region error, a message, or
 // the status of the RPC.
 func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
+	if err == nil {
+		return nil, "", nil
+	}
+	return failure(err)
+}
+
+// failure is apart from outcome since what errors.As fills is allocated.
+func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	var invalid *requestError
 	var missing *raftstore.FeatureError
 	switch {
-	case err == nil:
-		return nil, "", nil
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
 	case errors.As(err, &missing):
@@ -38,7 +45,7 @@ func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
-	if pb, ok := raftstore.RegionError(err); ok {
+	if pb, ok := regionerr.ToProto(err); ok {
 		return pb, "", nil
 	}
 	return nil, "", status.Error(codes.Internal, err.Error())

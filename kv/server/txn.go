@@ -25,6 +25,10 @@ func (s *Server) SetMode(m clustermode.Mode) {
 	}
 }
 
+// Transactions carries out the commands of transactions, those of the store's other face too: two faces with latches of
+// their own would miss each other's decisions. It is nil where transactions are refused.
+func (s *Server) Transactions() *commands.Executor { return s.txn }
+
 // checkRaw refuses raw requests where transactions are served.
 func (s *Server) checkRaw() error {
 	if s.mode == clustermode.Txn {
@@ -103,11 +107,11 @@ func bareOutcome(err error) (*errorpb.Error, error) {
 func (s *Server) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
 	resp := &kvrpcpb.GetResponse{}
 	err := s.checkTxn(req.Key)
-	var found bool
+	var v commands.Value
 	if err == nil {
-		resp.Value, found, err = s.txn.Get(ctx, req.Context, req.Key, req.Version)
+		v, err = s.txn.Get(ctx, req.Context, req.Key, commands.At(req.Version))
 	}
-	resp.NotFound = err == nil && !found
+	resp.Value, resp.NotFound = v.Data, err == nil && !v.Found
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)
 	return resp, rpc
@@ -123,7 +127,8 @@ func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb
 	}
 	if err == nil {
 		room := int(s.cfg.Server.GRPCMaxMessage) * 3 / 4
-		err = s.txn.Scan(ctx, req.Context, req.StartKey, int(req.Limit), req.Version, func(p commands.Pair) error {
+		scan := &commands.Scan{Read: commands.At(req.Version), Start: req.StartKey, Limit: int(req.Limit)}
+		err = s.txn.Scan(ctx, req.Context, scan, func(p commands.Pair) error {
 			pair := &kvrpcpb.KvPair{Key: p.Key, Value: p.Value}
 			if p.Err != nil {
 				pair.Error = keyError(p.Err)
@@ -230,7 +235,9 @@ func (s *Server) KvCheckTxnStatus(ctx context.Context, req *kvrpcpb.CheckTxnStat
 	err := s.checkTxn(req.PrimaryKey)
 	if err == nil {
 		var st commands.Status
-		st, err = s.txn.CheckTxnStatus(ctx, req.Context, req.PrimaryKey, req.LockTs, req.CurrentTs)
+		st, err = s.txn.CheckTxnStatus(ctx, req.Context, &commands.StatusQuery{
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: true,
+		})
 		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
 	}
 	var rpc error
@@ -243,7 +250,7 @@ func (s *Server) KvResolveLock(ctx context.Context, req *kvrpcpb.ResolveLockRequ
 	resp := &kvrpcpb.ResolveLockResponse{}
 	err := s.checkTxn()
 	if err == nil {
-		err = s.txn.ResolveLock(ctx, req.Context, req.StartVersion, req.CommitVersion)
+		err = s.txn.ResolveLocks(ctx, req.Context, commands.Outcomes{req.StartVersion: req.CommitVersion})
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)

@@ -126,6 +126,26 @@ func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ Bound, mods []Modify, _ tim
 	done(nil, true)
 }
 
+func (s memStorage) DeleteRangeBound(
+	_ *kvrpcpb.Context, _ Bound, cf engine.CF, start, end []byte, _ time.Time, done func(error, bool),
+) {
+	s.mem.mu.Lock()
+	t := s.mem.mu.trees[cf]
+	var gone []memItem
+	t.AscendGreaterOrEqual(memItem{key: start}, func(i memItem) bool {
+		if len(end) > 0 && bytes.Compare(i.key, end) >= 0 {
+			return false
+		}
+		gone = append(gone, i)
+		return true
+	})
+	for _, i := range gone {
+		t.Delete(i)
+	}
+	s.mem.mu.Unlock()
+	done(nil, true)
+}
+
 type memView map[engine.CF]*btree.BTreeG[memItem]
 
 func (v memView) Range() (start, end []byte) { return nil, nil }
@@ -159,6 +179,10 @@ func (it *memIterator) First() { it.at = 0 }
 func (it *memIterator) Last()  { it.at = len(it.items) - 1 }
 func (it *memIterator) SeekGE(key []byte) {
 	it.at, _ = slices.BinarySearchFunc(it.items, key, func(i memItem, key []byte) int { return bytes.Compare(i.key, key) })
+}
+func (it *memIterator) SeekLT(key []byte) {
+	it.SeekGE(key)
+	it.at--
 }
 func (it *memIterator) Next()         { it.at++ }
 func (it *memIterator) Prev()         { it.at-- }

@@ -103,6 +103,14 @@ type Bound struct {
 	Ends bool
 }
 
+// BoundRangeDeleter is a BoundStorage that deletes ranges.
+type BoundRangeDeleter interface {
+	// DeleteRangeBound deletes the keys of [start, end), which must lie in the request's region; an empty end is the end of the
+	// key space. Conditions and outcome are those of WriteBound.
+	DeleteRangeBound(
+		c *kvrpcpb.Context, b Bound, cf engine.CF, start, end []byte, deadline time.Time, done func(err error, known bool))
+}
+
 // Splitter is a Storage that has regions to split.
 type Splitter interface {
 	// Split has each key begin a region, and returns the regions that the request's region became, in key order.
@@ -131,8 +139,9 @@ type Reader interface {
 type Iterator interface {
 	First()
 	Last()
-	// SeekGE moves to the first key >= key within the bounds.
+	// SeekGE moves to the first key >= key within the bounds, SeekLT to the last key < key.
 	SeekGE(key []byte)
+	SeekLT(key []byte)
 	Next()
 	Prev()
 	Valid() bool

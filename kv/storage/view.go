@@ -66,6 +66,8 @@ type userIterator struct {
 
 func (it userIterator) SeekGE(key []byte) { it.Iterator.SeekGE(engine.DataKey(it.cf, key)) }
 
+func (it userIterator) SeekLT(key []byte) { it.Iterator.SeekLT(engine.DataKey(it.cf, key)) }
+
 func (it userIterator) Err() error {
 	err := it.Iterator.Err()
 	it.view.note(err)

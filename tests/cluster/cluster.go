@@ -31,6 +31,7 @@ import (
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
@@ -685,7 +686,7 @@ func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
 	pick := c.rng.IntN(1 << 20)
 	var free []uint64
 	for id := range c.nodes {
-		if raftstore.PeerOnStore(r, id) == nil {
+		if regions.PeerOnStore(r, id) == nil {
 			free = append(free, id)
 		}
 	}

@@ -10,16 +10,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/client/txn"
 )
 
-// operation is one line of the input. A null Expected is no value; an operation of kind swap with a null Value deletes.
+// operation is one line of the input. A null Expected is no value; an operation of kind swap with a null Value deletes. A
+// transfer moves Value, a number, from Key to Expected; a sum adds up the numbers of the keys from Key up to Expected.
 type operation struct {
 	ID       uint64 `json:"id"`
-	Kind     string `json:"kind"` // get, put, delete, swap or scan
+	Kind     string `json:"kind"` // get, put, delete, swap or scan; transfer or sum are transactions
 	Key      []byte `json:"key"`
 	Value    []byte `json:"value"`
 	Expected []byte `json:"expected"`
@@ -57,6 +60,8 @@ func run(addr string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer cl.Close()
+	txns := txn.New(cl, cl.Placement())
+	defer txns.Close()
 	var mu sync.Mutex // guards out
 	enc := json.NewEncoder(out)
 	var wg sync.WaitGroup
@@ -72,7 +77,7 @@ func run(addr string, in io.Reader, out io.Writer) error {
 		// As many as the test has operations under way; each ends with its timeout.
 		go func() {
 			defer wg.Done()
-			got := carryOut(cl, &op)
+			got := carryOut(cl, txns, &op)
 			mu.Lock()
 			defer mu.Unlock()
 			_ = enc.Encode(got) // the test that does not read any more has ended
@@ -81,7 +86,7 @@ func run(addr string, in io.Reader, out io.Writer) error {
 	return lines.Err()
 }
 
-func carryOut(cl *client.Client, op *operation) *outcome {
+func carryOut(cl *client.Client, txns *txn.Client, op *operation) *outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
 	defer cancel()
 	got := &outcome{ID: op.ID}
@@ -102,11 +107,59 @@ func carryOut(cl *client.Client, op *operation) *outcome {
 		for _, p := range pairs {
 			got.Found, got.Value = true, p.Value
 		}
+	case "transfer":
+		err = transfer(ctx, txns, op)
+	case "sum":
+		got.Value, err = sum(ctx, txns, op)
 	default:
 		err = errors.New("nativeclient: no such kind of operation: " + op.Kind)
 	}
 	if err != nil {
-		got.Error, got.Unknown = err.Error(), client.IsUnknown(err)
+		got.Error, got.Unknown = err.Error(), client.IsUnknown(err) || txn.IsUnknown(err)
 	}
 	return got
+}
+
+// transfer tries once: a conflict is an error.
+func transfer(ctx context.Context, txns *txn.Client, op *operation) error {
+	amount, err := strconv.Atoi(string(op.Value))
+	if err != nil {
+		return err
+	}
+	t, err := txns.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	for key, change := range map[string]int{string(op.Key): -amount, string(op.Expected): amount} {
+		v, _, err := t.Get(ctx, []byte(key))
+		if err != nil {
+			return err
+		}
+		has, err := strconv.Atoi(string(v))
+		if err != nil {
+			return err
+		}
+		t.Set([]byte(key), strconv.AppendInt(nil, int64(has+change), 10))
+	}
+	return t.Commit(ctx)
+}
+
+func sum(ctx context.Context, txns *txn.Client, op *operation) ([]byte, error) {
+	t, err := txns.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pairs, err := t.Scan(ctx, op.Key, op.Expected, 0)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, p := range pairs {
+		n, err := strconv.Atoi(string(p.Value))
+		if err != nil {
+			return nil, err
+		}
+		total += n
+	}
+	return strconv.AppendInt(nil, int64(total), 10), nil
 }

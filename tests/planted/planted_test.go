@@ -60,10 +60,10 @@ var bugs = []bug{
 		change: [][2]string{{"return p.index == index && p.term == term }", "return p.index == index }"}},
 	},
 	{
-		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
+		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply/entries.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
-			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
+			{"	if !regions.EpochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
+			{"refused = regions.CheckKey(a.region, op.Key)", "refused, _ = nil, regions.CheckKey"},
 		},
 	},
 	{
@@ -88,15 +88,15 @@ var bugs = []bug{
 	},
 	{
 		name: "first-hash-is-the-majority", file: "kv/raftstore/compare.go", pkg: "./kv/raftstore", run: "TestJudge", tries: 1,
-		change: [][2]string{{"votes[h] > voterCount(region)/2", "votes[h] == 1"}},
+		change: [][2]string{{"votes[h] > regions.VoterCount(region)/2", "votes[h] == 1"}},
 	},
 	{
-		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/compare.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
+		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/apply/admin.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
 		change: [][2]string{{"	if err := w.flush(); err != nil {\n		return message.Result{}, err\n	}\n	m := message.Hashed", "	m := message.Hashed"}},
 	},
 	{
 		name: "retry-is-a-second-write", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryDoesNotOverwrite", tries: 1,
-		change: [][2]string{{"	found, err := p.searchWrite(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
+		change: [][2]string{{"	found, err := o.search(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
 	},
 	{
 		name: "late-attempt-is-proposed", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestLateAttemptIsRefused", tries: 1,
@@ -104,14 +104,14 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
-		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), origin.Position, nil\n"}},
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), origin.Position, nil\n"}},
 	},
 	{
 		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,
-		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
+		change: [][2]string{{"			w.HeldUntil = o.p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
 	},
 	{
-		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply_ops.go", pkg: "./kv/raftstore", run: "TestSwapSeesThePendingBatch", tries: 1,
+		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply/conditional.go", pkg: "./kv/raftstore/apply", run: "TestSwapSeesThePendingBatch", tries: 1,
 		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
 	},
 	{
@@ -131,11 +131,11 @@ var bugs = []bug{
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
 	{
-		name: "io-error-as-an-answer", file: "kv/raftstore/apply_admin.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
+		name: "io-error-as-an-answer", file: "kv/raftstore/apply/split.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
 		args: []string{"-maxfail", "1", "-errors", "300"},
 		change: [][2]string{{
 			"			return message.Result{}, fmt.Errorf(\"state of new region %d: %w\", right.Id, err)\n",
-			"			w.store.fail(err)\n			return message.Result{Err: ErrFailed}, nil\n",
+			"			return message.Result{Err: fmt.Errorf(\"%w\", err)}, nil\n",
 		}},
 	},
 	{
@@ -150,22 +150,22 @@ var bugs = []bug{
 		name: "recovery-picks-the-shorter-log", file: "pkg/recovery/regions.go", pkg: "./pkg/recovery", run: "TestNewestReplicaGoesOn", tries: 1,
 		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
 	},
-	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
+	enumerated("B12-no-applying-state", "kv/raftstore/install.go", "snapshot-receive", [2]string{
 		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
 	}),
 	{
-		name: "B13-no-deadline-at-propose", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
+		name: "B13-no-deadline-at-propose", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
 		change: [][2]string{{"	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {", "	if false {"}},
 	},
 	{
-		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/region_runner.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
+		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !isInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
+			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.meta.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
 		},
 	},
 	{
-		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
-		change: [][2]string{{"rspb.PeerState_Tombstone, t.region, t.peer)", "rspb.PeerState_Tombstone, t.region, nil)"}},
+		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply/worker.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
+		change: [][2]string{{"rspb.PeerState_Tombstone, end.Tombstone, end.Peer)", "rspb.PeerState_Tombstone, end.Tombstone, nil)"}},
 	},
 	{
 		name: "B19-log-that-forgets-to-sync", file: "kv/raftlog/commit.go", pkg: "./kv/raftlog", run: "CrashAtEvery", tries: 1,
@@ -189,15 +189,15 @@ var bugs = []bug{
 	enumerated("log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [2]string{
 		"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },",
 	}),
-	enumerated("vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [2]string{
+	enumerated("vote-not-persisted", "kv/raftstore/ready.go", "append-follower|remove-peer-leader", [2]string{
 		"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n",
 	}),
 	{
-		name: "applied-before-synced", file: "kv/raftstore/peer_ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
+		name: "applied-before-synced", file: "kv/raftstore/ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
 		change: [][2]string{{" || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {", " {"}},
 	},
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
-		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
+		"	if err := rc.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
 	}),
 	{
 		name: "directories-not-synced", file: "pkg/durable/durable.go", pkg: "./tests/power", run: "TestPowerLoss", tries: 1,
@@ -215,11 +215,11 @@ var bugs = []bug{
 		name: "reserve-less-than-a-start-needs", file: "kv/node/space.go", pkg: "./tests/e2e", run: "TestSmallDisks/bytes", tries: 1,
 		change: [][2]string{{"		s.free < more(min(o.need, s.total/2)) ||\n", ""}},
 	},
-	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
-		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
+	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply/worker.go", "append", [2]string{
+		"	if wrote {\n		if err", "	if wrote {\n		b := w.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.engine.Write(b, false); err != nil {\n			return err\n		}\n		if err",
 	}),
 	{
-		name: "txn-write-of-any-term", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
+		name: "txn-write-of-any-term", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
 		change: [][2]string{
 			{"	if w.Bound && !p.leadsIn(w.Header.Term) {", "	if false {"},
 			{"		if !w.Bound || p.leadsIn(w.Header.Term) {", "		if true {"},

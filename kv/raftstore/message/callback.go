@@ -26,6 +26,9 @@ type Answer struct {
 	Swap  *Swap
 }
 
+// AdminAnswer is the Answer of an admin command.
+func AdminAnswer(r *raft_cmdpb.AdminResponse) *Answer { return &Answer{Admin: r} }
+
 // Admin is the answer to an admin command that was carried out.
 func (r Result) Admin() *raft_cmdpb.AdminResponse {
 	if r.Answer == nil {

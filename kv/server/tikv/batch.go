@@ -326,11 +326,64 @@ func (b *batchStream) call(ctx context.Context, req *request) (*response, error)
 		resp.Cmd = &tikvpb.BatchCommandsResponse_Response_GetHealthFeedback{GetHealthFeedback: r}
 		return resp, err
 	}
+	return b.callTxn(ctx, req)
+}
+
+// callTxn is call for commands of transactions.
+func (b *batchStream) callTxn(ctx context.Context, req *request) (*response, error) {
+	s := b.service
+	switch cmd := req.Cmd.(type) {
+	case *tikvpb.BatchCommandsRequest_Request_Get:
+		r, err := bounded(ctx, b, s.KvGet, cmd.Get)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_BatchGet:
+		r, err := bounded(ctx, b, s.KvBatchGet, cmd.BatchGet)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_BatchGet{BatchGet: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_Scan:
+		r, err := bounded(ctx, b, s.KvScan, cmd.Scan)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Scan{Scan: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_Prewrite:
+		r, err := bounded(ctx, b, s.KvPrewrite, cmd.Prewrite)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Prewrite{Prewrite: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_Commit:
+		r, err := bounded(ctx, b, s.KvCommit, cmd.Commit)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Commit{Commit: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_BatchRollback:
+		r, err := bounded(ctx, b, s.KvBatchRollback, cmd.BatchRollback)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_BatchRollback{BatchRollback: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_Cleanup:
+		r, err := bounded(ctx, b, s.KvCleanup, cmd.Cleanup)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Cleanup{Cleanup: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_CheckTxnStatus:
+		r, err := bounded(ctx, b, s.KvCheckTxnStatus, cmd.CheckTxnStatus)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_CheckTxnStatus{CheckTxnStatus: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_ResolveLock:
+		r, err := bounded(ctx, b, s.KvResolveLock, cmd.ResolveLock)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_ResolveLock{ResolveLock: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_ScanLock:
+		r, err := bounded(ctx, b, s.KvScanLock, cmd.ScanLock)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_ScanLock{ScanLock: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_TxnHeartBeat:
+		r, err := bounded(ctx, b, s.KvTxnHeartBeat, cmd.TxnHeartBeat)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_TxnHeartBeat{TxnHeartBeat: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_DeleteRange:
+		r, err := bounded(ctx, b, s.KvDeleteRange, cmd.DeleteRange)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_DeleteRange{DeleteRange: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_PessimisticLock:
+		r, err := bounded(ctx, b, s.KvPessimisticLock, cmd.PessimisticLock)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticLock{PessimisticLock: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_PessimisticRollback:
+		r, err := bounded(ctx, b, s.KVPessimisticRollback, cmd.PessimisticRollback)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticRollback{PessimisticRollback: r}}, err
+	case *tikvpb.BatchCommandsRequest_Request_CheckSecondaryLocks:
+		r, err := bounded(ctx, b, s.KvCheckSecondaryLocks, cmd.CheckSecondaryLocks)
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_CheckSecondaryLocks{CheckSecondaryLocks: r}}, err
+	}
 	return nil, errNotServed
 }
 
 var errNotServed = status.Error(codes.Unimplemented,
-	"this command is not served: this cluster speaks the raw part of TiKV's protocol")
+	"this command is not served")
 
 // reply keeps an answer until the next flush or offer. room is what was taken for it, or nil.
 func (b *batchStream) reply(

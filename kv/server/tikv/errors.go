@@ -12,6 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	ownerror "github.com/tinykv/tinykv/proto/pkg/errorpb"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -73,7 +74,7 @@ func outcome(err error) (region *errorpb.Error, text string, rpc error) {
 		errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
-	if pb, ok := raftstore.RegionError(err); ok {
+	if pb, ok := regionerr.ToProto(err); ok {
 		return regionError(pb), "", nil
 	}
 	return nil, "", status.Error(codes.Internal, err.Error())

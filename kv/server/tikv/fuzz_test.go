@@ -33,6 +33,8 @@ import (
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/proto/codec"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -67,6 +69,10 @@ func testConfig() *config.Config {
 
 // replicated is the storage of a store with one region [a, m) of one replica, which leads.
 func replicated(t testing.TB) storage.Storage {
+	return replicatedOf(t, []byte("a"), []byte("m"), false)
+}
+
+func replicatedOf(t testing.TB, start, end []byte, encoded bool) storage.Storage {
 	t.Helper()
 	cfg, e := testConfig(), memengine.New()
 	log, err := raftlog.Open("raft", raftlog.Options{
@@ -77,14 +83,14 @@ func replicated(t testing.TB) storage.Storage {
 	require.NoError(t, err)
 	b, self := e.NewBatch(), &ownmeta.Peer{Id: 1, StoreId: 1}
 	meta.PutRegionState(b, rspb.PeerState_Normal, &ownmeta.Region{
-		Id: 1, StartKey: []byte("a"), EndKey: []byte("m"), Peers: []*ownmeta.Peer{self},
+		Id: 1, StartKey: start, EndKey: end, Peers: []*ownmeta.Peer{self},
 		RegionEpoch: &ownmeta.RegionEpoch{Version: 1, ConfVer: 1},
 	}, self)
 	meta.Put(b, meta.ApplyStateKey(1), meta.InitialApplyState())
 	require.NoError(t, e.Write(b, true))
 	store := raftstore.New(raftstore.Options{
 		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps,
-		Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(),
+		Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(), EncodedKeys: encoded,
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
@@ -110,11 +116,23 @@ func (bytesCodec) Unmarshal(data []byte, v any) error {
 
 // overTheWire serves the face of a storage and returns a connection that sends any bytes.
 func overTheWire(t testing.TB, st storage.Storage) *grpc.ClientConn {
+	return faceOverTheWire(t, New(testConfig(), 1, st, new(gate.Gate)))
+}
+
+// txnOverTheWire serves the face of a storage in a cluster of transactions.
+func txnOverTheWire(t testing.TB, st storage.Storage) *grpc.ClientConn {
+	s := New(testConfig(), 1, st, new(gate.Gate))
+	s.SetMode(clustermode.Txn)
+	s.SetTransactions(commands.New(st.(storage.BoundStorage), commands.Disk(), testConfig().Server.RequestTimeout.Duration))
+	return faceOverTheWire(t, s)
+}
+
+func faceOverTheWire(t testing.TB, s *Service) *grpc.ClientConn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	g := rpc.New(rpc.Options{Codec: codec.New()})
-	Register(g, New(testConfig(), 1, st, new(gate.Gate)))
+	Register(g, s)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(),
@@ -260,7 +278,11 @@ func requestSeeds(t testing.TB) []seed {
 	add := func(method string, m interface{ Marshal() ([]byte, error) }) {
 		data, err := m.Marshal()
 		require.NoError(t, err)
-		out = append(out, seed{methods[method], commands[method], data})
+		path := method
+		if _, ok := methods[path]; !ok {
+			path = "Kv" + method
+		}
+		out = append(out, seed{methods[path], commands[method], data})
 	}
 	for i, c := range contextSeeds() {
 		key, next := []byte([]string{"b", "", "z"}[i%3]), []byte([]string{"c", "", "a", "zz"}[i%4])
@@ -285,6 +307,26 @@ func requestSeeds(t testing.TB) []seed {
 		add("GetStoreSafeTS", &kvrpcpb.StoreSafeTSRequest{KeyRange: ranges[0]})
 		add("GetHealthFeedback", &kvrpcpb.GetHealthFeedbackRequest{Context: c})
 	}
+	for i, c := range contextSeeds() {
+		name, n := []string{"b", "", "z"}[i%3], uint64(i)
+		for _, rpc := range txnCases() {
+			req := rpc.request(c, name)
+			data, err := req.Marshal()
+			require.NoError(t, err)
+			out = append(out, seed{methods[rpc.path()], commands[rpc.method], data})
+		}
+		key := []byte(name)
+		muts := []*kvrpcpb.Mutation{{Op: kvrpcpb.Op(i), Key: key, Value: key, Assertion: kvrpcpb.Assertion(i % 4)}, {}}
+		add("Prewrite", &kvrpcpb.PrewriteRequest{
+			Context: c, Mutations: muts[:1+i%2], PrimaryLock: key, StartVersion: n, LockTtl: 1 << (6 * n), MinCommitTs: n,
+			AssertionLevel: kvrpcpb.AssertionLevel(i % 3), TxnSize: n, UseAsyncCommit: true, TryOnePc: true, ForUpdateTs: n % 2,
+		})
+		add("ResolveLock", &kvrpcpb.ResolveLockRequest{Context: c, TxnInfos: []*kvrpcpb.TxnInfo{{Txn: n, Status: n * 2}, {}}})
+		add("CheckTxnStatus", &kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: n, CallerStartTs: ^n, CurrentTs: ^n})
+		add("KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: c, Mutations: muts[:1]})
+		add("KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: c, Keys: [][]byte{key}})
+		add("KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: [][]byte{key}, StartVersion: n})
+	}
 	for number := range commandKinds() {
 		out = append(out, seed{0, number, nil}) // the empty request of each kind
 	}
@@ -305,13 +347,14 @@ func commandKinds() map[uint16]string {
 }
 
 // FuzzFace: any bytes, as the request of any RPC, as any command of a batch, and as a batch, are answered by a store that is
-// replicated and by one that is not, and the store goes on.
+// replicated and by one that is not, of either mode, and the store goes on.
 func FuzzFace(f *testing.F) {
 	for _, s := range requestSeeds(f) {
 		f.Add(s.method, s.command, s.data)
 	}
 	methods := serviceDesc().Methods
-	conns := []*grpc.ClientConn{overTheWire(f, standalone.New(memengine.New())), overTheWire(f, replicated(f))}
+	conns := []*grpc.ClientConn{overTheWire(f, standalone.New(memengine.New())), overTheWire(f, replicated(f)),
+		txnOverTheWire(f, standalone.New(memengine.New())), txnOverTheWire(f, replicatedTxn(f))}
 	f.Fuzz(func(t *testing.T, method, command uint16, data []byte) {
 		for _, conn := range conns {
 			checkUnary(t, conn, methods[int(method)%len(methods)].MethodName, data)

@@ -123,18 +123,25 @@ func (s *Service) UnsafeDestroyRange(
 ) (*kvrpcpb.UnsafeDestroyRangeResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout(req.Context))
 	defer cancel()
-	cond, err := s.conditional()
-	if s.mode == clustermode.Txn {
-		err = errRawRefused // its bounds would have to be encoded
-	}
-	if err == nil {
-		err = s.checkBounds(req.StartKey, req.EndKey)
-	}
-	if err == nil {
-		err = cond.DestroyRange(ctx, req.StartKey, req.EndKey)
-	}
 	resp := &kvrpcpb.UnsafeDestroyRangeResponse{}
 	var rpc error
-	resp.RegionError, resp.Error, rpc = outcome(err)
+	resp.RegionError, resp.Error, rpc = textOutcome(s.destroyRange(ctx, req.StartKey, req.EndKey))
 	return resp, rpc
+}
+
+func (s *Service) destroyRange(ctx context.Context, start, end []byte) error {
+	if err := s.checkBounds(start, end); err != nil {
+		return err
+	}
+	if s.txn != nil {
+		return s.txn.DestroyRange(ctx, start, end)
+	}
+	if s.mode == clustermode.Txn {
+		return errRawRefused
+	}
+	cond, err := s.conditional()
+	if err != nil {
+		return err
+	}
+	return cond.DestroyRange(ctx, start, end)
 }

@@ -64,6 +64,14 @@ func refuseBusy(resp *response) *response {
 		cmd.RawScan = &kvrpcpb.RawScanResponse{RegionError: busy}
 	case *tikvpb.BatchCommandsResponse_Response_RawBatchScan:
 		cmd.RawBatchScan = &kvrpcpb.RawBatchScanResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_Get:
+		cmd.Get = &kvrpcpb.GetResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_BatchGet:
+		cmd.BatchGet = &kvrpcpb.BatchGetResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_Scan:
+		cmd.Scan = &kvrpcpb.ScanResponse{RegionError: busy}
+	case *tikvpb.BatchCommandsResponse_Response_ScanLock:
+		cmd.ScanLock = &kvrpcpb.ScanLockResponse{RegionError: busy}
 	default:
 		return resp // no other is large
 	}

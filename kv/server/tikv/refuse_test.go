@@ -56,6 +56,10 @@ func TestRefuseBusy(t *testing.T) {
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchGet{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawScan{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchScan{}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: &kvrpcpb.GetResponse{Value: []byte("v")}}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_BatchGet{}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_Scan{}},
+		{Cmd: &tikvpb.BatchCommandsResponse_Response_ScanLock{}},
 	} {
 		got := refuseBusy(resp)
 		require.Contains(t, got.String(), "server_is_busy", got)
@@ -63,7 +67,8 @@ func TestRefuseBusy(t *testing.T) {
 	}
 	for name, answer := range busyAnswers {
 		got := answer(&errorpb.Error{Message: "why"})
-		require.Contains(t, reflect.TypeOf(got).String(), "."+strings.Replace(name, "CompareAndSwap", "CAS", 1)+"Response")
+		require.Contains(t, reflect.TypeOf(got).String(),
+			"."+strings.TrimPrefix(strings.Replace(name, "CompareAndSwap", "CAS", 1), "Kv")+"Response")
 		require.Contains(t, fmt.Sprint(got), "why", name)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
 )
@@ -260,7 +261,7 @@ func (s *Service) SplitRegion(
 		len(keys) == 0 {
 		keys = [][]byte{key}
 	}
-	to, _, err := s.target(req.Context, "", keys...)
+	to, keys, err := s.splitTarget(req.Context, keys, req.IsRawKv)
 	switch {
 	case err != nil:
 	case s.split == nil:
@@ -278,4 +279,23 @@ func (s *Service) SplitRegion(
 	var rpc error
 	resp.RegionError, rpc = readOutcome(err)
 	return resp, rpc
+}
+
+// splitTarget checks whom a split is for, and its keys. Among transactions regions are bounded by encoded keys, which some
+// requests have already.
+func (s *Service) splitTarget(c *kvrpcpb.Context, keys [][]byte, encoded bool) (*own.Context, [][]byte, error) {
+	if s.txn == nil {
+		to, _, err := s.target(c, "", keys...)
+		return to, keys, err
+	}
+	if encoded {
+		to, err := s.txnTarget(c)
+		return to, keys, err
+	}
+	to, err := s.txnTarget(c, keys...)
+	places := make([][]byte, len(keys))
+	for i, k := range keys {
+		places[i] = memcomparable.Encode(k)
+	}
+	return to, places, err
 }

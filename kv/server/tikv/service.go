@@ -14,10 +14,11 @@ import (
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
-// Service answers TiKV's raw calls over a storage. Safe for concurrent use.
+// Service answers TiKV's calls over a storage. Safe for concurrent use.
 type Service struct {
 	cfg     *config.Config
 	storeID uint64
@@ -30,6 +31,8 @@ type Service struct {
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
 	mode    clustermode.Mode
+	// txn carries out transactions; nil where they are refused.
+	txn *commands.Executor
 	// feedback numbers the answers to GetHealthFeedback.
 	feedback atomic.Uint64
 }
@@ -77,7 +80,7 @@ func unary[Req, Resp any](
 func serviceDesc() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
 		ServiceName: serviceName, HandlerType: (*any)(nil), Metadata: "tikvpb.proto",
-		Methods: []grpc.MethodDesc{
+		Methods: append(txnMethods(),
 			unary("RawGet", (*Service).RawGet),
 			unary("RawBatchGet", (*Service).RawBatchGet),
 			unary("RawPut", (*Service).RawPut),
@@ -95,13 +98,36 @@ func serviceDesc() *grpc.ServiceDesc {
 			unary("SplitRegion", (*Service).SplitRegion),
 			unary("GetStoreSafeTS", (*Service).GetStoreSafeTS),
 			unary("GetHealthFeedback", (*Service).GetHealthFeedback),
-		},
+		),
 		Streams: []grpc.StreamDesc{{
 			StreamName: "BatchCommands", ServerStreams: true, ClientStreams: true,
 			Handler: func(srv any, stream grpc.ServerStream) error {
 				return srv.(*Service).batchCommands(stream)
 			},
 		}},
+	}
+}
+
+// txnMethods are the calls of transactions.
+func txnMethods() []grpc.MethodDesc {
+	return []grpc.MethodDesc{
+		unary("KvGet", (*Service).KvGet),
+		unary("KvBatchGet", (*Service).KvBatchGet),
+		unary("KvScan", (*Service).KvScan),
+		unary("KvPrewrite", (*Service).KvPrewrite),
+		unary("KvCommit", (*Service).KvCommit),
+		unary("KvBatchRollback", (*Service).KvBatchRollback),
+		unary("KvCleanup", (*Service).KvCleanup),
+		unary("KvCheckTxnStatus", (*Service).KvCheckTxnStatus),
+		unary("KvResolveLock", (*Service).KvResolveLock),
+		unary("KvScanLock", (*Service).KvScanLock),
+		unary("KvTxnHeartBeat", (*Service).KvTxnHeartBeat),
+		unary("KvDeleteRange", (*Service).KvDeleteRange),
+		unary("MvccGetByKey", (*Service).MvccGetByKey),
+		unary("MvccGetByStartTs", (*Service).MvccGetByStartTs),
+		unary("KvPessimisticLock", (*Service).KvPessimisticLock),
+		unary("KVPessimisticRollback", (*Service).KVPessimisticRollback),
+		unary("KvCheckSecondaryLocks", (*Service).KvCheckSecondaryLocks),
 	}
 }
 
@@ -119,6 +145,21 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
 
 	"RawCompareAndSwap": func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
+
+	"KvGet":            func(e *errorpb.Error) any { return &kvrpcpb.GetResponse{RegionError: e} },
+	"KvBatchGet":       func(e *errorpb.Error) any { return &kvrpcpb.BatchGetResponse{RegionError: e} },
+	"KvScan":           func(e *errorpb.Error) any { return &kvrpcpb.ScanResponse{RegionError: e} },
+	"KvPrewrite":       func(e *errorpb.Error) any { return &kvrpcpb.PrewriteResponse{RegionError: e} },
+	"KvCommit":         func(e *errorpb.Error) any { return &kvrpcpb.CommitResponse{RegionError: e} },
+	"KvBatchRollback":  func(e *errorpb.Error) any { return &kvrpcpb.BatchRollbackResponse{RegionError: e} },
+	"KvCleanup":        func(e *errorpb.Error) any { return &kvrpcpb.CleanupResponse{RegionError: e} },
+	"KvCheckTxnStatus": func(e *errorpb.Error) any { return &kvrpcpb.CheckTxnStatusResponse{RegionError: e} },
+	"KvResolveLock":    func(e *errorpb.Error) any { return &kvrpcpb.ResolveLockResponse{RegionError: e} },
+	"KvScanLock":       func(e *errorpb.Error) any { return &kvrpcpb.ScanLockResponse{RegionError: e} },
+	"KvTxnHeartBeat":   func(e *errorpb.Error) any { return &kvrpcpb.TxnHeartBeatResponse{RegionError: e} },
+	"KvDeleteRange":    func(e *errorpb.Error) any { return &kvrpcpb.DeleteRangeResponse{RegionError: e} },
+	"MvccGetByKey":     func(e *errorpb.Error) any { return &kvrpcpb.MvccGetByKeyResponse{RegionError: e} },
+	"MvccGetByStartTs": func(e *errorpb.Error) any { return &kvrpcpb.MvccGetByStartTsResponse{RegionError: e} },
 }
 
 // Register makes a gRPC server serve the service.

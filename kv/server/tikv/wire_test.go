@@ -122,7 +122,7 @@ func oddContexts() map[string]struct {
 		}},
 		"old epoch": {with(func(c *kvrpcpb.Context) { c.RegionEpoch.Version = 0 }), func(e *errorpb.Error) bool {
 			list := e.GetEpochNotMatch().GetCurrentRegions()
-			return len(list) == 1 && list[0].Id == 1 && string(list[0].EndKey) == "m" &&
+			return len(list) == 1 && list[0].Id == 1 && list[0].EndKey[0] == 'm' &&
 				list[0].RegionEpoch.Version == 1 && list[0].Peers[0].StoreId == 1
 		}},
 		"unknown store": {with(func(c *kvrpcpb.Context) { c.Peer.StoreId = 5 }), func(e *errorpb.Error) bool {

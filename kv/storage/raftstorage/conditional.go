@@ -53,6 +53,27 @@ func (s *Storage) DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine
 	return res.Index, err
 }
 
+// DeleteRangeBound implements storage.BoundRangeDeleter.
+func (s *Storage) DeleteRangeBound(
+	c *kvrpcpb.Context, b storage.Bound, cf engine.CF, start, end []byte, deadline time.Time, done func(err error, known bool),
+) {
+	cb := message.NewCallbackFunc(func(r message.Result) {
+		var unknown *message.UnknownError
+		done(r.Err, !errors.As(r.Err, &unknown))
+	})
+	if err := s.checkContext(c); err != nil {
+		cb.Fail(err)
+		return
+	}
+	w := &message.Write{
+		Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
+		Bound: true, Conditional: &message.Condition{Needs: feature.ConditionalOps},
+	}
+	w.Header.Term = b.Term
+	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
+	s.store.Write(w)
+}
+
 // alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done.
 func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer) (message.Result, error) {
 	ctx, cancel := s.bound(ctx)

@@ -31,6 +31,8 @@ var (
 	_ storage.Comparer     = (*Storage)(nil)
 	_ storage.Conditional  = (*Storage)(nil)
 	_ storage.BoundStorage = (*Storage)(nil)
+
+	_ storage.BoundRangeDeleter = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.

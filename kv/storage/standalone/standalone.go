@@ -24,7 +24,8 @@ var (
 	_ storage.Storage     = (*Storage)(nil)
 	_ storage.Conditional = (*Storage)(nil)
 
-	_ storage.BoundStorage = (*Storage)(nil)
+	_ storage.BoundStorage      = (*Storage)(nil)
+	_ storage.BoundRangeDeleter = (*Storage)(nil)
 )
 
 // New returns a storage over e, which stays the caller's.
@@ -115,5 +116,13 @@ func (s *Storage) WriteBound(
 	c *kvrpcpb.Context, _ storage.Bound, mods []storage.Modify, _ time.Time, done func(err error, known bool),
 ) {
 	_, err := s.Write(context.Background(), c, mods)
+	done(err, err == nil)
+}
+
+// DeleteRangeBound implements storage.BoundRangeDeleter. It waits for the disk.
+func (s *Storage) DeleteRangeBound(
+	c *kvrpcpb.Context, _ storage.Bound, cf engine.CF, start, end []byte, _ time.Time, done func(err error, known bool),
+) {
+	_, err := s.DeleteRange(context.Background(), c, cf, start, end)
 	done(err, err == nil)
 }

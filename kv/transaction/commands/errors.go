@@ -14,22 +14,70 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("key %x is locked by the transaction %d", e.Key, e.Ts)
 }
 
+// ConflictReason says why two transactions are in conflict.
+type ConflictReason int
+
+// The reasons.
+const (
+	// ConflictOptimistic: the key was written after the transaction began.
+	ConflictOptimistic ConflictReason = iota
+	// ConflictRolledBack: the record in the way is the transaction's own rollback.
+	ConflictRolledBack
+	// ConflictNewest: a read of the newest value would not see it (ReadNewest).
+	ConflictNewest
+)
+
 // ConflictError: another transaction has written the key since this one began, or this one was rolled back.
 type ConflictError struct {
 	StartTS uint64
 	// ConflictTS and CommitTS are the other transaction's timestamps.
 	ConflictTS, CommitTS uint64
 	Key, Primary         []byte
-	// SelfRolledBack: the record in the way is this transaction's own rollback.
-	SelfRolledBack bool
+	Reason               ConflictReason
 }
 
 func (e *ConflictError) Error() string {
-	if e.SelfRolledBack {
+	if e.Reason == ConflictRolledBack {
 		return fmt.Sprintf("write conflict: the transaction %d was rolled back at key %x", e.StartTS, e.Key)
 	}
 	return fmt.Sprintf("write conflict: key %x was written by the transaction %d at %d, after %d",
 		e.Key, e.ConflictTS, e.CommitTS, e.StartTS)
+}
+
+// ExistsError: a key that must not exist does.
+type ExistsError struct{ Key []byte }
+
+func (e *ExistsError) Error() string { return fmt.Sprintf("AlreadyExist: key %x exists", e.Key) }
+
+// AssertionError: a key is not as its transaction has asserted. The timestamps are those of the version that exists, 0 if
+// none does.
+type AssertionError struct {
+	StartTS           uint64
+	Key               []byte
+	Assertion         Assertion
+	Existing, Written uint64
+}
+
+func (e *AssertionError) Error() string {
+	return fmt.Sprintf("AssertionFailed: the transaction %d asserts %s of key %x, whose version is of the transaction %d at %d",
+		e.StartTS, e.Assertion, e.Key, e.Existing, e.Written)
+}
+
+// TxnNotFoundError: nothing is known of a transaction at its primary.
+type TxnNotFoundError struct {
+	StartTS uint64
+	Primary []byte
+}
+
+func (e *TxnNotFoundError) Error() string {
+	return fmt.Sprintf("TxnNotFound: nothing is known of the transaction %d at key %x", e.StartTS, e.Primary)
+}
+
+// PrimaryMismatchError: the key that was asked about as a transaction's primary is locked as a secondary.
+type PrimaryMismatchError struct{ mvcc.KeyLock }
+
+func (e *PrimaryMismatchError) Error() string {
+	return fmt.Sprintf("PrimaryMismatch: key %x is not the primary of the transaction %d, which is %x", e.Key, e.Ts, e.Primary)
 }
 
 // LockNotFoundError: a key cannot be committed, because its lock is gone: the transaction was rolled back.

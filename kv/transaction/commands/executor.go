@@ -31,12 +31,14 @@ type Executor struct {
 	st      storage.BoundStorage
 	policy  Policy
 	latches *latch.Table
-	timeout time.Duration
+	// barriers keep a DeleteRange apart from all other commands.
+	barriers *latch.Barriers
+	timeout  time.Duration
 }
 
 // New returns an executor; timeout bounds commands whose context has no deadline.
 func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
-	return &Executor{st: st, policy: policy, latches: new(latch.Table), timeout: timeout}
+	return &Executor{st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), timeout: timeout}
 }
 
 func (e *Executor) bound(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -67,8 +69,9 @@ const (
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
 func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
-	if len(keys) == 0 {
-		return nil
+	if len(keys) == 0 { // nothing to do, but for another store to say so
+		_, err := e.st.Leadership(c)
+		return err
 	}
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
@@ -96,25 +99,18 @@ func (termEnded) Error() string { return "the term of leadership has ended" }
 func (e *Executor) updateIn(
 	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, keys [][]byte, decide decision,
 ) (ended bool, err error) {
-	hashes := latch.Hashes(latch.Domain{RegionID: c.GetRegionId(), Term: b.Term}, keys)
-	guard, err := e.latches.Acquire(ctx, hashes, func() error {
-		now, err := e.st.Leadership(c)
-		if err == nil && now != b.Term {
-			err = termEnded{}
-		}
-		return err
-	})
+	release, err := e.acquire(ctx, c, b.Term, keys)
 	if err != nil {
 		return err == error(termEnded{}), err
 	}
-	view, at, err := e.view(ctx, c, keys)
+	view, at, err := e.view(keys, func(key []byte) (storage.Reader, uint64, error) { return e.st.BoundReader(ctx, c, key) })
 	if err != nil {
-		guard.Release()
+		release()
 		return false, err
 	}
 	if at != b.Term {
 		view.Close()
-		guard.Release()
+		release()
 		return true, nil
 	}
 	policy := e.policy
@@ -126,14 +122,45 @@ func (e *Executor) updateIn(
 		policy.Validate(tx.Modifies(), keys)
 	}
 	if err != nil || len(tx.Modifies()) == 0 {
-		guard.Release()
+		release()
 		return false, err
 	}
-	return false, e.write(ctx, c, b, tx.Modifies(), guard)
+	return false, e.write(ctx, c, b, tx.Modifies(), release)
 }
 
-// view is of the region that has all keys.
-func (e *Executor) view(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) (storage.Reader, uint64, error) {
+// inTerm ends the wait of a command for latches of a term that is over.
+func (e *Executor) inTerm(c *kvrpcpb.Context, term uint64) func() error {
+	return func() error {
+		now, err := e.st.Leadership(c)
+		if err == nil && now != term {
+			err = termEnded{}
+		}
+		return err
+	}
+}
+
+// acquire takes the latches of the keys.
+func (e *Executor) acquire(ctx context.Context, c *kvrpcpb.Context, term uint64, keys [][]byte) (release func(), err error) {
+	domain, useless := latch.Domain{RegionID: c.GetRegionId(), Term: term}, e.inTerm(c, term)
+	leave, err := e.barriers.Enter(ctx, domain, useless)
+	if err != nil {
+		return nil, err
+	}
+	guard, err := e.latches.Acquire(ctx, latch.Hashes(domain, keys), useless)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return func() {
+		guard.Release()
+		leave()
+	}, nil
+}
+
+// view opens one of the region that has all keys.
+func (e *Executor) view(
+	keys [][]byte, open func(key []byte) (storage.Reader, uint64, error),
+) (storage.Reader, uint64, error) {
 	least, most := keys[0], keys[0]
 	for _, k := range keys[1:] {
 		if bytes.Compare(k, least) < 0 {
@@ -143,7 +170,7 @@ func (e *Executor) view(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) 
 			most = k
 		}
 	}
-	view, term, err := e.st.BoundReader(ctx, c, memcomparable.Encode(least))
+	view, term, err := open(memcomparable.Encode(least))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -152,18 +179,22 @@ func (e *Executor) view(ctx context.Context, c *kvrpcpb.Context, keys [][]byte) 
 		return view, term, nil
 	}
 	view.Close()
-	return e.st.BoundReader(ctx, c, last) // it says which key is outside
+	if view, _, err = open(last); err == nil { // else it says which key is outside
+		view.Close()
+		err = abortf("the keys %x and %x are not of one region", least, most)
+	}
+	return nil, 0, err
 }
 
 // write waits for the outcome until ctx ends. The latches are kept until it is known.
 func (e *Executor) write(
-	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, guard *latch.Guard,
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, release func(),
 ) error {
 	deadline, _ := ctx.Deadline()
 	done := make(chan error, 1)
 	e.st.WriteBound(c, b, mods, deadline, func(err error, known bool) {
 		if known {
-			guard.Release()
+			release()
 		}
 		done <- err
 	})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -28,6 +29,15 @@ type leader struct {
 	hold bool
 	// outcome, if set, answers a write: before it is carried out, or instead.
 	outcome func(write func()) (err error, known bool)
+	// ranges are the terms of the range deletes.
+	ranges []uint64
+}
+
+func (l *leader) DeleteRangeBound(
+	c *kvrpcpb.Context, b storage.Bound, cf engine.CF, start, end []byte, d time.Time, done func(error, bool),
+) {
+	l.ranges = append(l.ranges, b.Term)
+	l.BoundStorage.(storage.BoundRangeDeleter).DeleteRangeBound(c, b, cf, start, end, d, done)
 }
 
 func newLeader(mem *storage.MemStorage) *leader {
@@ -173,4 +183,54 @@ func TestViewOfAnotherTerm(t *testing.T) {
 	require.Equal(t, 1, mem.Len("lock"))
 	l.outcome = nil
 	require.NoError(t, e.Commit(context.Background(), nil, keys("k"), 10, 11))
+}
+
+// TestDeleteRangeIsAlone: it waits for a write that is under way, and commands wait for it, so that no lock or record is left
+// whose value it has deleted.
+func TestDeleteRangeIsAlone(t *testing.T) {
+	mem := storage.NewMemStorage()
+	l := newLeader(mem)
+	e := New(l, Disk(), time.Minute)
+	ctx := context.Background()
+	l.hold = true
+	long := &Prewrite{
+		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k"), Value: make([]byte, 300)}}, Primary: []byte("k"), StartTS: 10,
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := e.Prewrite(ctx, nil, long)
+		written <- err
+	}()
+	require.Eventually(t, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.mu.held) == 1
+	}, 10*time.Second, time.Millisecond)
+	deleted := make(chan error, 1)
+	go func() { deleted <- e.DeleteRange(ctx, nil, []byte("k"), []byte("l")) }()
+	select {
+	case err := <-deleted:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	l.set(func() { l.hold = false; l.mu.held[0]() })
+	require.NoError(t, <-written)
+	require.NoError(t, <-deleted)
+	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
+	var gone *LockNotFoundError
+	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 10, 11), &gone)
+	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
+}
+
+// TestDeleteRangeOfAnEarlierTerm: it is refused by the store, and done in the term of now.
+func TestDeleteRangeOfAnEarlierTerm(t *testing.T) {
+	mem := storage.NewMemStorage()
+	l := newLeader(mem)
+	e := New(l, Disk(), time.Minute)
+	_, err := prewriteOne(context.Background(), e, "k", 10)
+	require.NoError(t, err)
+	l.set(func() { l.mu.viewTerm = 6 })
+	require.NoError(t, e.DeleteRange(context.Background(), nil, []byte("k"), []byte("l")))
+	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
+	require.Equal(t, []uint64{6, 6, 6}, l.ranges)
 }

@@ -11,9 +11,6 @@ import (
 
 // Commit makes a transaction's changes of keys visible at commitTS: of all of them, or none.
 func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64) error {
-	if len(keys) == 0 {
-		return nil
-	}
 	if err := checkCommitTS(startTS, commitTS); err != nil {
 		return err
 	}
@@ -27,7 +24,18 @@ func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	})
 }
 
+// checkStartTS refuses what no transaction starts at: a record of a rollback there would be in the way of all others.
+func checkStartTS(startTS uint64) error {
+	if startTS == 0 || startTS == mvcc.TsMax {
+		return abortf("InvalidTxnTso: a transaction cannot start at %d", startTS)
+	}
+	return nil
+}
+
 func checkCommitTS(startTS, commitTS uint64) error {
+	if err := checkStartTS(startTS); err != nil {
+		return err
+	}
 	if commitTS <= startTS || commitTS == mvcc.TsMax {
 		return abortf("InvalidTxnTso: a transaction that started at %d cannot commit at %d", startTS, commitTS)
 	}
@@ -74,6 +82,9 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 // Rollback ends a transaction's part in keys, so that it can not be prewritten there any more. It fails if one of them
 // is committed.
 func (e *Executor) Rollback(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64) error {
+	if err := checkStartTS(startTS); err != nil {
+		return err
+	}
 	return e.update(ctx, c, keys, ends, func(tx *txn) error {
 		for _, k := range distinct(keys) {
 			if err := tx.rollback(k, startTS); err != nil {
@@ -98,11 +109,51 @@ func (tx *txn) rollback(key []byte, startTS uint64) error {
 	}
 	switch {
 	case rec.Committed():
-		return abortf("Committed: key %x of the transaction %d is committed at %d", key, startTS, rec.Own.CommitTS)
+		return committed(key, rec)
 	case rec.RolledBack():
 		return nil
 	}
 	return tx.putRollback(key, startTS, rec, false)
+}
+
+func committed(key []byte, rec mvcc.Record) error {
+	return abortf("Committed: key %x of the transaction %d is committed at %d", key, rec.Own.StartTS, rec.Own.CommitTS)
+}
+
+// Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It returns the commit timestamp
+// of a transaction that is committed.
+func (e *Executor) Cleanup(
+	ctx context.Context, c *kvrpcpb.Context, key []byte, startTS, currentTS uint64,
+) (commitTS uint64, err error) {
+	if err := checkStartTS(startTS); err != nil {
+		return 0, err
+	}
+	err = e.update(ctx, c, [][]byte{key}, ends, func(tx *txn) error {
+		commitTS = 0
+		l, err := tx.Lock(key)
+		if err != nil {
+			return err
+		}
+		rec, err := tx.OwnRecord(key, startTS)
+		if err != nil {
+			return err
+		}
+		if l != nil && l.Ts == startTS {
+			if currentTS > 0 && !expired(l, currentTS) {
+				return &LockedError{mvcc.KeyLock{Key: key, Lock: *l}}
+			}
+			return tx.rollbackLock(key, l, rec, true)
+		}
+		switch {
+		case rec.Committed():
+			commitTS = rec.Own.CommitTS
+			return nil
+		case rec.RolledBack():
+			return nil
+		}
+		return tx.putRollback(key, startTS, rec, true)
+	})
+	return commitTS, err
 }
 
 // rollbackLock removes the lock and what came with it, and leaves the record of a rollback.
@@ -141,125 +192,4 @@ func (tx *txn) collapse(key []byte, ts uint64) error {
 		tx.DeleteWrite(key, prev.CommitTS)
 	}
 	return err
-}
-
-// Action is what CheckTxnStatus has done.
-type Action int
-
-// The actions.
-const (
-	NoAction Action = iota
-	// TTLExpireRollback: the lock had expired, and the transaction is rolled back.
-	TTLExpireRollback
-	// LockNotExistRollback: nothing was known of the transaction, and now it can not be prewritten any more.
-	LockNotExistRollback
-)
-
-// Status is what became of a transaction. With neither LockTTL nor CommitTS it is rolled back.
-type Status struct {
-	LockTTL, CommitTS uint64
-	Action            Action
-}
-
-// CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired by currentTS, or
-// was never there.
-func (e *Executor) CheckTxnStatus(
-	ctx context.Context, c *kvrpcpb.Context, primary []byte, lockTS, currentTS uint64,
-) (st Status, err error) {
-	err = e.update(ctx, c, [][]byte{primary}, ends, func(tx *txn) error {
-		st, err = tx.checkStatus(primary, lockTS, currentTS)
-		return err
-	})
-	if err != nil {
-		return Status{}, err
-	}
-	return st, nil
-}
-
-func (tx *txn) checkStatus(primary []byte, lockTS, currentTS uint64) (Status, error) {
-	l, err := tx.Lock(primary)
-	if err != nil {
-		return Status{}, err
-	}
-	rec, err := tx.OwnRecord(primary, lockTS)
-	if err != nil {
-		return Status{}, err
-	}
-	if l != nil && l.Ts == lockTS {
-		if l.AsyncCommit || !expired(l, currentTS) {
-			return Status{LockTTL: l.Ttl}, nil
-		}
-		return Status{Action: TTLExpireRollback}, tx.rollbackLock(primary, l, rec, true)
-	}
-	switch {
-	case rec.Committed():
-		return Status{CommitTS: rec.Own.CommitTS}, nil
-	case rec.RolledBack():
-		return Status{}, nil
-	}
-	return Status{Action: LockNotExistRollback}, tx.putRollback(primary, lockTS, rec, true)
-}
-
-// expired compares milliseconds, the only part of timestamps that is a time.
-func expired(l *mvcc.Lock, currentTS uint64) bool {
-	lives, end := mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)
-	return end > lives && end-lives > l.Ttl
-}
-
-const (
-	// resolveLocks and resolveBytes bound what one step of ResolveLock does under latches.
-	resolveLocks = 256
-	resolveBytes = 32 << 10
-)
-
-// ResolveLock ends all locks of a transaction in the region: commits them at commitTS, or rolls them back if that is 0.
-// It takes several steps; one that fails leaves those before it done.
-func (e *Executor) ResolveLock(ctx context.Context, c *kvrpcpb.Context, startTS, commitTS uint64) error {
-	if commitTS > 0 {
-		if err := checkCommitTS(startTS, commitTS); err != nil {
-			return err
-		}
-	}
-	var from []byte
-	for {
-		keys, err := e.locksOf(ctx, c, from, startTS)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
-		err = e.update(ctx, c, keys, ends, func(tx *txn) error {
-			for _, k := range keys {
-				var err error
-				if commitTS > 0 {
-					err = tx.commit(k, startTS, commitTS)
-				} else {
-					err = tx.rollback(k, startTS)
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		from = append(keys[len(keys)-1], 0)
-	}
-}
-
-// locksOf are keys that the transaction has locked, some of them.
-func (e *Executor) locksOf(ctx context.Context, c *kvrpcpb.Context, from []byte, startTS uint64) ([][]byte, error) {
-	view, err := e.st.Reader(ctx, c, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer view.Close()
-	r := mvcc.NewReader(view, e.policy.Codec)
-	defer r.Close()
-	locks, err := r.Locks(from, resolveLocks, resolveBytes, func(l *mvcc.Lock) bool { return l.Ts == startTS })
-	keys := make([][]byte, len(locks))
-	for i, l := range locks {
-		keys[i] = l.Key
-	}
-	return keys, err
 }

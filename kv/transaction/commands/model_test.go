@@ -208,10 +208,10 @@ func (r *run) command() {
 			}
 		}
 		if c, done := r.commitOf(start); done {
-			err = r.e.ResolveLock(ctx, nil, start, c)
+			err = r.e.ResolveLocks(ctx, nil, Outcomes{start: c})
 			ok = r.m.commit(start, c, locked)
 		} else {
-			err = r.e.ResolveLock(ctx, nil, start, 0)
+			err = r.e.ResolveLocks(ctx, nil, Outcomes{start: 0})
 			ok = r.m.rollback(start, locked)
 		}
 	}
@@ -237,7 +237,9 @@ func (r *run) status(start uint64) {
 		}
 	}
 	r.l.outcome = nil
-	st, err := r.e.CheckTxnStatus(context.Background(), nil, []byte("a"), start, start)
+	st, err := r.e.CheckTxnStatus(context.Background(), nil, &StatusQuery{
+		Primary: []byte("a"), LockTS: start, CurrentTS: start, RollbackIfMissing: true,
+	})
 	require.NoError(r.t, err)
 	c, done := r.m["a"].committed(start)
 	require.Equal(r.t, done, st.CommitTS == c && c != 0)
@@ -270,7 +272,7 @@ func (r *run) decided(start uint64) bool {
 func (r *run) compare() {
 	for _, name := range r.all {
 		for ts := uint64(1); ts < 90; ts++ {
-			value, found, err := r.e.Get(context.Background(), nil, []byte(name), ts)
+			got, err := r.e.Get(context.Background(), nil, []byte(name), At(ts))
 			k := r.m[name]
 			if k.lock != 0 && k.lock <= ts && k.kind != mvcc.WriteKindLock {
 				var locked *LockedError
@@ -279,8 +281,8 @@ func (r *run) compare() {
 			}
 			require.NoError(r.t, err)
 			want, wantFound := k.at(ts)
-			require.Equal(r.t, wantFound, found, "%s at %d", name, ts)
-			require.Equal(r.t, want, string(value))
+			require.Equal(r.t, wantFound, got.Found, "%s at %d", name, ts)
+			require.Equal(r.t, want, string(got.Data))
 		}
 	}
 }

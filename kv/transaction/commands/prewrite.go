@@ -8,10 +8,36 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
+// Assertion is what a transaction takes for granted of a key.
+type Assertion int
+
+// The assertions.
+const (
+	AssertNothing Assertion = iota
+	AssertExists
+	AssertAbsent
+)
+
+func (a Assertion) String() string {
+	switch a {
+	case AssertExists:
+		return "existence"
+	case AssertAbsent:
+		return "absence"
+	case AssertNothing:
+	}
+	return "nothing"
+}
+
 // Mutation is what a transaction is about to do to a key. Kind is Put, Delete or Lock.
 type Mutation struct {
 	Kind       mvcc.WriteKind
 	Key, Value []byte
+	// Insert: the key must not exist.
+	Insert bool
+	// CheckOnly: nothing is written, only what is in the way is said.
+	CheckOnly bool
+	Assert    Assertion
 }
 
 // Prewrite is the first phase of a transaction.
@@ -19,6 +45,13 @@ type Prewrite struct {
 	Mutations    []Mutation
 	Primary      []byte
 	StartTS, TTL uint64
+	// TxnSize is about how many keys the transaction has locked; it tells those who resolve a lock what to expect.
+	TxnSize uint64
+	// MinCommitTS is the least timestamp at which the transaction commits. A reader may raise that of the primary; 0 says that
+	// none may.
+	MinCommitTS uint64
+	// TxnSource is kept in lock and write record.
+	TxnSource uint64
 }
 
 // lastOfEach keeps the last mutation of each key.
@@ -37,13 +70,10 @@ func lastOfEach(muts []Mutation) []Mutation {
 }
 
 // Prewrite locks all keys and stores their values, or does nothing. keyErrs says what is in the way, for each key of
-// which it is true: *LockedError and *ConflictError.
+// which it is true: *LockedError, *ConflictError and *ExistsError, or *AssertionError if nothing else is in the way.
 func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (keyErrs []error, err error) {
-	if len(p.Mutations) == 0 {
-		return nil, nil
-	}
-	if p.StartTS == 0 || p.StartTS == mvcc.TsMax {
-		return nil, abortf("InvalidTxnTso: a transaction cannot start at %d", p.StartTS)
+	if err := checkStartTS(p.StartTS); err != nil {
+		return nil, err
 	}
 	muts := lastOfEach(p.Mutations)
 	keys := make([][]byte, len(muts))
@@ -51,30 +81,11 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 		keys[i] = m.Key
 	}
 	err = e.update(ctx, c, keys, begins, func(tx *txn) error {
-		keyErrs = nil
-		for i := range muts {
-			keyErr, err := tx.prewrite(p, &muts[i])
-			if err != nil {
-				return err
-			}
-			if keyErr == nil {
-				continue
-			}
-			// What is in the way may have come after this transaction was committed: the request is an old one.
-			rec, err := tx.OwnRecord(muts[i].Key, p.StartTS)
-			if err != nil {
-				return err
-			}
-			if rec.Committed() {
-				keyErrs = nil
-				return errNothing
-			}
-			keyErrs = append(keyErrs, keyErr)
+		keyErrs, err = tx.prewriteAll(p, muts)
+		if err == nil && len(keyErrs) > 0 {
+			err = errNothing
 		}
-		if len(keyErrs) > 0 {
-			return errNothing
-		}
-		return nil
+		return err
 	})
 	if err == errNothing {
 		err = nil
@@ -84,6 +95,36 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 
 // errNothing has nothing written, without being an error to anyone.
 var errNothing = abortf("nothing to write")
+
+func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (keyErrs []error, err error) {
+	var asserted error
+	for i := range muts {
+		keyErr, err := tx.prewrite(p, &muts[i])
+		if err != nil {
+			return nil, err
+		}
+		if keyErr == nil {
+			continue
+		}
+		if _, ok := keyErr.(*AssertionError); ok {
+			asserted = keyErr
+			continue
+		}
+		// What is in the way may have come after this transaction was committed: the request is an old one.
+		rec, err := tx.OwnRecord(muts[i].Key, p.StartTS)
+		if err != nil {
+			return nil, err
+		}
+		if rec.Committed() {
+			return nil, errNothing
+		}
+		keyErrs = append(keyErrs, keyErr)
+	}
+	if len(keyErrs) == 0 && asserted != nil {
+		keyErrs = []error{asserted}
+	}
+	return keyErrs, nil
+}
 
 // prewrite decides about one key. keyErr is what is in the way.
 func (tx *txn) prewrite(p *Prewrite, m *Mutation) (keyErr, err error) {
@@ -102,20 +143,57 @@ func (tx *txn) prewrite(p *Prewrite, m *Mutation) (keyErr, err error) {
 		return nil, err
 	}
 	if newest != nil && newest.CommitTS >= p.StartTS {
-		return &ConflictError{
-			StartTS: p.StartTS, ConflictTS: newest.StartTS, CommitTS: newest.CommitTS,
-			Key: m.Key, Primary: bytes.Clone(p.Primary),
-			SelfRolledBack: newest.CommitTS == p.StartTS && (newest.Kind == mvcc.WriteKindRollback || newest.OverlappedRollback),
-		}, nil
+		return conflict(p, m, newest), nil
 	}
 	if l != nil {
 		return &LockedError{mvcc.KeyLock{Key: m.Key, Lock: *l}}, nil
 	}
-	lock := &mvcc.Lock{Primary: p.Primary, Ts: p.StartTS, Ttl: p.TTL, Kind: m.Kind}
+	if keyErr, err = tx.expected(p, m, newest); keyErr != nil || err != nil || m.CheckOnly {
+		return keyErr, err
+	}
+	lock := &mvcc.Lock{
+		Primary: p.Primary, Ts: p.StartTS, Ttl: p.TTL, Kind: m.Kind,
+		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource,
+	}
 	if m.Kind == mvcc.WriteKindPut {
 		tx.PutLockWithValue(m.Key, lock, m.Value)
 	} else {
 		tx.PutLock(m.Key, lock)
 	}
 	return nil, nil
+}
+
+func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
+	e := &ConflictError{
+		StartTS: p.StartTS, ConflictTS: newest.StartTS, CommitTS: newest.CommitTS,
+		Key: m.Key, Primary: bytes.Clone(p.Primary),
+	}
+	if newest.CommitTS == p.StartTS && (newest.Kind == mvcc.WriteKindRollback || newest.OverlappedRollback) {
+		e.Reason = ConflictRolledBack
+	}
+	return e
+}
+
+// expected compares whether the key exists with what its mutation says of it. Nothing is newer than the transaction.
+func (tx *txn) expected(p *Prewrite, m *Mutation, newest *mvcc.Found) (keyErr, err error) {
+	if !m.Insert && !m.CheckOnly && m.Assert == AssertNothing {
+		return nil, nil
+	}
+	if newest != nil && (!newest.Changes() || newest.Fence != nil) {
+		if newest, err = tx.Version(m.Key, mvcc.TsMax); err != nil {
+			return nil, err
+		}
+	}
+	exists := newest != nil && newest.Kind == mvcc.WriteKindPut
+	if exists && (m.Insert || m.CheckOnly) {
+		return &ExistsError{Key: m.Key}, nil
+	}
+	if m.Assert == AssertNothing || exists == (m.Assert == AssertExists) {
+		return nil, nil
+	}
+	e := &AssertionError{StartTS: p.StartTS, Key: m.Key, Assertion: m.Assert}
+	if newest != nil {
+		e.Existing, e.Written = newest.StartTS, newest.CommitTS
+	}
+	return e, nil
 }

@@ -77,12 +77,18 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	start, commit := ts(t, d, "s"), ts(t, d, "c")
 	switch d.Cmd {
 	case "prewrite":
-		p := &Prewrite{StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl")}
+		p := &Prewrite{
+			StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"), TxnSize: ts(t, d, "size"),
+		}
 		for _, line := range strings.Split(d.Input, "\n") {
 			f := strings.Fields(line)
 			m := Mutation{Key: []byte(f[1]), Kind: map[string]mvcc.WriteKind{
 				"put": mvcc.WriteKindPut, "delete": mvcc.WriteKindDelete, "lock": mvcc.WriteKindLock,
+				"insert": mvcc.WriteKindPut, "check": mvcc.WriteKindPut,
+				"put-existing": mvcc.WriteKindPut, "put-absent": mvcc.WriteKindPut,
 			}[f[0]]}
+			m.Insert, m.CheckOnly = f[0] == "insert", f[0] == "check"
+			m.Assert = map[string]Assertion{"put-existing": AssertExists, "put-absent": AssertAbsent}[f[0]]
 			if len(f) > 2 {
 				m.Value = []byte(f[2])
 			}
@@ -98,39 +104,101 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "rollback":
 		return outcomeOf(s.e.Rollback(ctx, nil, keysArg(d, "k"), start))
 	case "resolve":
-		return outcomeOf(s.e.ResolveLock(ctx, nil, start, commit))
+		return outcomeOf(s.resolve(ctx, d, start, commit))
 	case "status":
-		st, err := s.e.CheckTxnStatus(ctx, nil, keysArg(d, "k")[0], start, ts(t, d, "now"))
+		st, err := s.e.CheckTxnStatus(ctx, nil, &StatusQuery{
+			Primary: keysArg(d, "k")[0], LockTS: start, CurrentTS: ts(t, d, "now"), CallerTS: ts(t, d, "caller"),
+			RollbackIfMissing: !d.HasArg("ask-only"), VerifyPrimary: d.HasArg("verify"), Pessimistic: d.HasArg("pessimistic"),
+		})
 		if err != nil {
 			return outcomeOf(err)
 		}
 		return fmt.Sprintf("ttl=%d commit=%d action=%d\n", st.LockTTL, st.CommitTS, st.Action)
 	case "get":
-		value, found, err := s.e.Get(ctx, nil, keysArg(d, "k")[0], ts(t, d, "at"))
+		v, err := s.e.Get(ctx, nil, keysArg(d, "k")[0], read(t, d))
 		if err != nil {
 			return outcomeOf(err)
 		}
-		return fmt.Sprintf("%q found=%v\n", value[:min(len(value), 20)], found)
+		return fmt.Sprintf("%q found=%v\n", v.Data[:min(len(v.Data), 20)], v.Found)
+	case "batch-get":
+		var out strings.Builder
+		err := s.e.BatchGet(ctx, nil, keysArg(d, "k"), read(t, d), emitTo(&out))
+		return out.String() + outcomeOf(err)
 	case "scan":
 		var out strings.Builder
-		var from []byte
+		scan := &Scan{Read: read(t, d), Limit: int(ts(t, d, "limit")), Reverse: d.HasArg("reverse"), KeyOnly: d.HasArg("key-only")}
+		for name, bound := range map[string]*[]byte{"from": &scan.Start, "to": &scan.End} {
+			if k := keysArg(d, name); len(k) > 0 {
+				*bound = k[0]
+			}
+		}
+		err := s.e.Scan(ctx, nil, scan, emitTo(&out))
+		return out.String() + outcomeOf(err)
+	case "cleanup":
+		commit, err := s.e.Cleanup(ctx, nil, keysArg(d, "k")[0], start, ts(t, d, "now"))
+		return fmt.Sprintf("commit=%d ", commit) + outcomeOf(err)
+	case "heartbeat":
+		ttl, err := s.e.HeartBeat(ctx, nil, keysArg(d, "k")[0], start, ts(t, d, "ttl"))
+		return fmt.Sprintf("ttl=%d ", ttl) + outcomeOf(err)
+	case "locks":
+		var out strings.Builder
+		var from, to []byte
 		if k := keysArg(d, "from"); len(k) > 0 {
 			from = k[0]
 		}
-		err := s.e.Scan(ctx, nil, from, int(ts(t, d, "limit")), ts(t, d, "at"), func(p Pair) error {
-			if p.Err != nil {
-				fmt.Fprintf(&out, "%s: %v\n", p.Key, p.Err)
-			} else {
-				fmt.Fprintf(&out, "%s = %q\n", p.Key, p.Value[:min(len(p.Value), 20)])
-			}
-			return nil
-		})
+		if k := keysArg(d, "to"); len(k) > 0 {
+			to = k[0]
+		}
+		locks, err := s.e.ScanLocks(ctx, nil, ts(t, d, "max"), from, to, int(ts(t, d, "limit")))
+		for _, l := range locks {
+			fmt.Fprintf(&out, "%s: %s s=%d\n", l.Key, l.Kind, l.Ts)
+		}
 		return out.String() + outcomeOf(err)
+	case "delete-range":
+		return outcomeOf(s.e.DeleteRange(ctx, nil, keysArg(d, "from")[0], keysArg(d, "to")[0]))
 	case "dump":
 		return dump(t, s.mem, s.policy.Codec)
 	}
 	t.Fatalf("%s: unknown command %s", d.Pos, d.Cmd)
 	return ""
+}
+
+// read is "at", with the transactions whose locks are known to hide nothing.
+func read(t *testing.T, d *datadriven.TestData) Read {
+	rd := At(ts(t, d, "at"))
+	if d.HasArg("ignore") {
+		rd.Ignore = []uint64{ts(t, d, "ignore")}
+	}
+	if d.HasArg("through") {
+		rd.Through = []uint64{ts(t, d, "through")}
+	}
+	rd.NeedCommitTS = d.HasArg("commit-ts")
+	switch {
+	case d.HasArg("committed"):
+		rd.Isolation = ReadCommitted
+	case d.HasArg("newest"):
+		rd.Isolation = ReadNewest
+	}
+	return rd
+}
+
+func emitTo(out *strings.Builder) func(p Pair) error {
+	return func(p Pair) error {
+		if p.Err != nil {
+			fmt.Fprintf(out, "%s: %v\n", p.Key, p.Err)
+		} else {
+			fmt.Fprintf(out, "%s = %q\n", p.Key, p.Value[:min(len(p.Value), 20)])
+		}
+		return nil
+	}
+}
+
+// resolve ends all locks of a transaction, or those at keys.
+func (s *story) resolve(ctx context.Context, d *datadriven.TestData, start, commit uint64) error {
+	if k := keysArg(d, "k"); len(k) > 0 {
+		return s.e.ResolveKeys(ctx, nil, k, start, commit)
+	}
+	return s.e.ResolveLocks(ctx, nil, Outcomes{start: commit})
 }
 
 func outcomeOf(errs ...error) string {
@@ -158,7 +226,14 @@ func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
 		require.NoError(t, err)
 		l, err := codec.DecodeLock(it.Value())
 		require.NoError(t, err)
-		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q\n", key, l.Kind, l.Ts, l.Primary, l.Ttl, l.ShortValue)
+		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q", key, l.Kind, l.Ts, l.Primary, l.Ttl, l.ShortValue)
+		if l.MinCommitTS > 0 {
+			fmt.Fprintf(&out, " min=%d", l.MinCommitTS)
+		}
+		if l.TxnSize > 0 {
+			fmt.Fprintf(&out, " size=%d", l.TxnSize)
+		}
+		fmt.Fprintln(&out)
 	}
 	it = view.Iterate("write", nil, nil)
 	for it.First(); it.Valid(); it.Next() {
@@ -195,8 +270,8 @@ func TestBadTimestamps(t *testing.T) {
 	}
 	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 5, 5), &abort)
 	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 5, mvcc.TsMax), &abort)
-	require.ErrorAs(t, e.ResolveLock(ctx, nil, 5, 4), &abort)
-	require.True(t, errors.As(e.ResolveLock(ctx, nil, 5, 4), &abort))
+	require.ErrorAs(t, e.ResolveLocks(ctx, nil, Outcomes{5: 4}), &abort)
+	require.True(t, errors.As(e.ResolveLocks(ctx, nil, Outcomes{5: 4}), &abort))
 }
 
 func keys(names ...string) [][]byte {

@@ -18,10 +18,24 @@ type Reader struct {
 	writes storage.Iterator
 	// encoded is the key of the last SeekWrite.
 	encoded []byte
+	newest  bool
 }
 
 // NewReader returns a reader of view, which stays the caller's.
 func NewReader(view storage.Reader, codec Codec) *Reader { return &Reader{view: view, codec: codec} }
+
+// Newest has reads fail with a *NewerError where a key has a version behind the timestamp of the read.
+func (r *Reader) Newest() { r.newest = true }
+
+// NewerError: a read that must see the newest version would miss it.
+type NewerError struct {
+	Key []byte
+	Found
+}
+
+func (e *NewerError) Error() string {
+	return fmt.Sprintf("write conflict: key %x has a newer version of the transaction %d at %d", e.Key, e.StartTS, e.CommitTS)
+}
 
 // Close releases the iterator.
 func (r *Reader) Close() {
@@ -91,6 +105,17 @@ func (r *Reader) current() (*Found, error) {
 
 // Version is the Put or Delete record that a read at ts sees; nil if there is none.
 func (r *Reader) Version(key []byte, ts uint64) (*Found, error) {
+	if r.newest && ts != TsMax {
+		f, err := r.version(key, TsMax)
+		if err == nil && f != nil && f.CommitTS > ts {
+			err = &NewerError{Key: bytes.Clone(key), Found: *f}
+		}
+		return f, err
+	}
+	return r.version(key, ts)
+}
+
+func (r *Reader) version(key []byte, ts uint64) (*Found, error) {
 	f, err := r.SeekWrite(key, ts)
 	for ; f != nil && err == nil; f, err = r.next() {
 		if !f.Changes() {
@@ -110,18 +135,35 @@ func (r *Reader) Get(key []byte, ts uint64) (value []byte, found bool, err error
 	if err != nil || f == nil || f.Kind == WriteKindDelete {
 		return nil, false, err
 	}
-	value, err = r.value(key, f)
+	value, err = r.Value(key, f)
 	return value, err == nil, err
 }
 
-// value is that of a Put. Its absence is damage, never "not found".
-func (r *Reader) value(key []byte, f *Found) ([]byte, error) {
+// Value is that of a Put.
+func (r *Reader) Value(key []byte, f *Found) ([]byte, error) {
 	if f.ShortValue != nil {
 		return f.ShortValue, nil
 	}
-	value, found, err := r.view.Get(engine.CFDefault, EncodeKey(key, f.StartTS))
+	return r.stored(key, f.StartTS)
+}
+
+// LockedValue is what a transaction that holds the lock is about to write; found is false for a delete.
+func (r *Reader) LockedValue(key []byte, l *Lock) (value []byte, found bool, err error) {
+	switch {
+	case l.Kind != WriteKindPut:
+		return nil, false, nil
+	case l.ShortValue != nil:
+		return l.ShortValue, true, nil
+	}
+	value, err = r.stored(key, l.Ts)
+	return value, err == nil, err
+}
+
+// stored reads the default family. The absence of a value is damage, never "not found".
+func (r *Reader) stored(key []byte, startTS uint64) ([]byte, error) {
+	value, found, err := r.view.Get(engine.CFDefault, EncodeKey(key, startTS))
 	if err == nil && !found {
-		err = fmt.Errorf("%w: DefaultNotFound: key %x has no value of the transaction %d", ErrCorrupt, key, f.StartTS)
+		err = fmt.Errorf("%w: DefaultNotFound: key %x has no value of the transaction %d", ErrCorrupt, key, startTS)
 	}
 	return value, err
 }
@@ -171,28 +213,47 @@ type KeyLock struct {
 	Lock
 }
 
-// Locks lists locks that match, from the place of a key on; nil begins at the region's start. It ends after max locks
-// or once their keys and values have maxBytes, whichever comes first.
-func (r *Reader) Locks(from []byte, max, maxBytes int, match func(*Lock) bool) ([]KeyLock, error) {
-	var lower []byte
-	if from != nil {
-		lower = r.codec.LockKey(from)
+// Span is the user keys of [From, To); nil is the region's bound.
+type Span struct{ From, To []byte }
+
+// keys are the span's bounds in the default and the write family.
+func (s Span) keys() (lower, upper []byte) {
+	return encodeBound(s.From, memcomparable.Encode), encodeBound(s.To, memcomparable.Encode)
+}
+
+// locks are the span's bounds in the lock family.
+func (s Span) locks(c Codec) (lower, upper []byte) {
+	return encodeBound(s.From, c.LockKey), encodeBound(s.To, c.LockKey)
+}
+
+func encodeBound(key []byte, encode func([]byte) []byte) []byte {
+	if key == nil {
+		return nil
 	}
-	it := r.view.Iterate(engine.CFLock, lower, nil)
+	return encode(key)
+}
+
+// Locks lists locks of the span that match. It ends after max locks or once their keys and values have maxBytes,
+// whichever comes first; cut says that there may be more.
+func (r *Reader) Locks(span Span, max, maxBytes int, match func(*Lock) bool) (out []KeyLock, cut bool, err error) {
+	lower, upper := span.locks(r.codec)
+	it := r.view.Iterate(engine.CFLock, lower, upper)
 	defer it.Close()
-	var out []KeyLock
 	size := 0
-	for it.First(); it.Valid() && len(out) < max && size < maxBytes; it.Next() {
+	for it.First(); it.Valid(); it.Next() {
+		if len(out) >= max || size >= maxBytes {
+			return out, true, nil
+		}
 		kl, err := r.lockAt(it)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if match(&kl.Lock) {
 			out = append(out, kl)
 			size += len(it.Key()) + len(it.Value())
 		}
 	}
-	return out, it.Err()
+	return out, false, it.Err()
 }
 
 func (r *Reader) lockAt(it storage.Iterator) (KeyLock, error) {

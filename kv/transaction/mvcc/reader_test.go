@@ -124,27 +124,12 @@ func TestReadsAgreeWithTheTwin(t *testing.T) {
 				require.Equal(t, want, *lock)
 			}
 		}
-		blocks := func(_ []byte, l *Lock) bool { return l.Ts <= ts }
 		for _, from := range append(w.keys(), "nothing") {
-			s := NewScanner(r, []byte(from), ts, blocks)
-			var got []string
-			for item, err := s.Next(); item != nil || err != nil; item, err = s.Next() {
-				require.NoError(t, err)
-				got = append(got, fmt.Sprintf("%q locked=%v %x", item.Key, item.Lock != nil, item.Value))
+			to := rapid.SampledFrom(append(w.keys(), "", "nothing")).Draw(t, "to")
+			for _, reverse := range []bool{false, true} {
+				got, want := scanned(t, r, from, to, ts, reverse), w.scan(from, to, ts, reverse)
+				require.Equal(t, want, got, "scan of [%q, %q) at %d, reverse %v", from, to, ts, reverse)
 			}
-			s.Close()
-			var want []string
-			for _, key := range w.keys() {
-				l, locked := w.locks[key]
-				value, found := w.get(key, ts)
-				if locked = locked && l.Ts <= ts; key >= from && (locked || found) {
-					if locked {
-						value = ""
-					}
-					want = append(want, fmt.Sprintf("%q locked=%v %x", key, locked, value))
-				}
-			}
-			require.Equal(t, want, got, "scan from %q at %d", from, ts)
 		}
 		for _, v := range w.versions {
 			rec, err := r.OwnRecord([]byte(v.key), v.write.StartTS)
@@ -158,6 +143,44 @@ func TestReadsAgreeWithTheTwin(t *testing.T) {
 	})
 }
 
+func scanned(t require.TestingT, r *Reader, from, to string, ts uint64, reverse bool) (out []string) {
+	opt := ScanOptions{Span: Span{From: []byte(from)}, Reverse: reverse, Look: func(_ []byte, l *Lock) Sight {
+		if l.Ts <= ts {
+			return Hidden
+		}
+		return Clear
+	}}
+	if to != "" {
+		opt.To = []byte(to)
+	}
+	s := NewScanner(r, ts, opt)
+	defer s.Close()
+	for item, err := s.Next(); item != nil || err != nil; item, err = s.Next() {
+		require.NoError(t, err)
+		out = append(out, fmt.Sprintf("%q locked=%v %x", item.Key, item.Lock != nil, item.Value))
+	}
+	return out
+}
+
+func (w *twin) scan(from, to string, ts uint64, reverse bool) (out []string) {
+	for _, key := range w.keys() {
+		l, locked := w.locks[key]
+		value, found := w.get(key, ts)
+		locked = locked && l.Ts <= ts
+		if key < from || to != "" && key >= to || !locked && !found {
+			continue
+		}
+		if locked {
+			value = ""
+		}
+		out = append(out, fmt.Sprintf("%q locked=%v %x", key, locked, value))
+	}
+	if reverse {
+		slices.Reverse(out)
+	}
+	return out
+}
+
 func TestLocksAreListedInPortions(t *testing.T) {
 	w := &twin{locks: map[string]Lock{}}
 	for i := range 10 {
@@ -168,16 +191,19 @@ func TestLocksAreListedInPortions(t *testing.T) {
 	r := NewReader(view, CodecTiKV)
 	defer r.Close()
 	odd := func(l *Lock) bool { return l.Ts == 1 }
-	got, err := r.Locks(nil, 3, 1<<20, odd)
+	got, cut, err := r.Locks(Span{}, 3, 1<<20, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 3)
+	require.True(t, cut)
 	require.Equal(t, "key05", string(got[2].Key))
-	got, err = r.Locks(append(got[2].Key, 0), 3, 1<<20, odd)
+	got, cut, err = r.Locks(Span{From: append(got[2].Key, 0)}, 3, 1<<20, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 2)
-	got, err = r.Locks(nil, 100, 1, odd)
+	require.False(t, cut)
+	got, cut, err = r.Locks(Span{}, 100, 1, odd)
 	require.NoError(t, err)
 	require.Len(t, got, 1, "the size ends a portion as well")
+	require.True(t, cut)
 }
 
 // TestMissingValueIsDamage: a Put without its value is not "not found".

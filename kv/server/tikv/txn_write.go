@@ -1,0 +1,279 @@
+package tikv
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/pingcap/kvproto/pkg/kvrpcpb"
+
+	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+)
+
+// mutation translates what a transaction is about to do to a key.
+func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.Mutation, err error) {
+	out = commands.Mutation{Key: m.GetKey(), Value: m.GetValue()}
+	switch m.GetOp() {
+	case kvrpcpb.Op_Put:
+		out.Kind = mvcc.WriteKindPut
+	case kvrpcpb.Op_Insert:
+		out.Kind, out.Insert = mvcc.WriteKindPut, true
+	case kvrpcpb.Op_Del:
+		out.Kind = mvcc.WriteKindDelete
+	case kvrpcpb.Op_Lock:
+		out.Kind = mvcc.WriteKindLock
+	case kvrpcpb.Op_CheckNotExists:
+		out.Kind, out.CheckOnly = mvcc.WriteKindLock, true
+	case kvrpcpb.Op_PessimisticLock:
+		return out, errPessimistic
+	default:
+		return out, &requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
+	}
+	if level != kvrpcpb.AssertionLevel_Off {
+		switch m.GetAssertion() {
+		case kvrpcpb.Assertion_Exist:
+			out.Assert = commands.AssertExists
+		case kvrpcpb.Assertion_NotExist:
+			out.Assert = commands.AssertAbsent
+		case kvrpcpb.Assertion_None:
+		}
+	}
+	return out, nil
+}
+
+// prewriteOf translates a prewrite. Asynchronous commit and commit in one phase are not refused: the answer's timestamps of 0
+// have the client go on in two phases.
+func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, error) {
+	pessimistic := req.ForUpdateTs > 0 || len(req.ForUpdateTsConstraints) > 0
+	for _, a := range req.PessimisticActions {
+		pessimistic = pessimistic || a != kvrpcpb.PrewriteRequest_SKIP_PESSIMISTIC_CHECK
+	}
+	switch {
+	case pessimistic:
+		return nil, errPessimistic
+	case len(req.TxnFileChunks) > 0:
+		return nil, &requestError{"transactions in files are not served"}
+	case len(req.Mutations) > maxBatchKeys:
+		return nil, tooMany(len(req.Mutations))
+	}
+	if len(req.Mutations) > 0 {
+		if err := s.checkKey(req.PrimaryLock); err != nil {
+			return nil, &requestError{"primary: " + err.Error()}
+		}
+	}
+	p := &commands.Prewrite{
+		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, TxnSize: req.TxnSize,
+		MinCommitTS: req.MinCommitTs, TxnSource: req.Context.GetTxnSource(),
+	}
+	for _, m := range req.Mutations {
+		out, err := mutation(m, req.AssertionLevel)
+		if err == nil {
+			err = s.checkKey(out.Key)
+		}
+		if err != nil {
+			return nil, err
+		}
+		p.Mutations = append(p.Mutations, out)
+	}
+	return p, nil
+}
+
+// KvPrewrite implements tikvpb.Tikv.
+func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
+	resp := &kvrpcpb.PrewriteResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context)
+	var p *commands.Prewrite
+	if err == nil {
+		p, err = s.prewriteOf(req)
+	}
+	var inWay []error
+	if err == nil {
+		inWay, err = s.txn.Prewrite(ctx, to, p)
+	}
+	resp.Errors = keyErrors(inWay)
+	region, key, rpc := txnOutcome(err)
+	if resp.RegionError = region; key != nil {
+		resp.Errors = []*kvrpcpb.KeyError{key}
+	}
+	return resp, rpc
+}
+
+// keyErrors are the locks in the way, or the first one of other errors: clients do not look for more.
+func keyErrors(inWay []error) (out []*kvrpcpb.KeyError) {
+	for _, err := range inWay {
+		e := keyError(err)
+		if e.GetLocked() == nil {
+			return []*kvrpcpb.KeyError{e}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// KvCommit implements tikvpb.Tikv.
+func (s *Service) KvCommit(ctx context.Context, req *kvrpcpb.CommitRequest) (*kvrpcpb.CommitResponse, error) {
+	resp := &kvrpcpb.CommitResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.Keys...)
+	if err == nil {
+		err = s.txn.Commit(ctx, to, req.Keys, req.StartVersion, req.CommitVersion)
+	}
+	if err == nil {
+		resp.CommitVersion = req.CommitVersion
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvBatchRollback implements tikvpb.Tikv.
+func (s *Service) KvBatchRollback(
+	ctx context.Context, req *kvrpcpb.BatchRollbackRequest,
+) (*kvrpcpb.BatchRollbackResponse, error) {
+	resp := &kvrpcpb.BatchRollbackResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.Keys...)
+	if err == nil {
+		err = s.txn.Rollback(ctx, to, req.Keys, req.StartVersion)
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvCleanup implements tikvpb.Tikv.
+func (s *Service) KvCleanup(ctx context.Context, req *kvrpcpb.CleanupRequest) (*kvrpcpb.CleanupResponse, error) {
+	resp := &kvrpcpb.CleanupResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.Key)
+	if err == nil {
+		resp.CommitVersion, err = s.txn.Cleanup(ctx, to, req.Key, req.StartVersion, req.CurrentTs)
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvCheckTxnStatus implements tikvpb.Tikv.
+func (s *Service) KvCheckTxnStatus(
+	ctx context.Context, req *kvrpcpb.CheckTxnStatusRequest,
+) (*kvrpcpb.CheckTxnStatusResponse, error) {
+	resp := &kvrpcpb.CheckTxnStatusResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.PrimaryKey)
+	if err == nil {
+		var st commands.Status
+		st, err = s.txn.CheckTxnStatus(ctx, to, &commands.StatusQuery{
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, CallerTS: req.CallerStartTs,
+			RollbackIfMissing: req.RollbackIfNotExist, ForceSyncCommit: req.ForceSyncCommit,
+			Pessimistic: req.ResolvingPessimisticLock, VerifyPrimary: req.VerifyIsPrimary,
+		})
+		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
+		if st.Lock != nil {
+			resp.LockInfo = lockInfo(st.Lock)
+		}
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvResolveLock implements tikvpb.Tikv: at the keys that are named, or all locks of the transactions in the region.
+func (s *Service) KvResolveLock(
+	ctx context.Context, req *kvrpcpb.ResolveLockRequest,
+) (*kvrpcpb.ResolveLockResponse, error) {
+	resp := &kvrpcpb.ResolveLockResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.Keys...)
+	switch {
+	case err != nil:
+	case len(req.Keys) > 0:
+		err = s.txn.ResolveKeys(ctx, to, req.Keys, req.StartVersion, req.CommitVersion)
+	default:
+		of := commands.Outcomes{}
+		if req.StartVersion > 0 {
+			of[req.StartVersion] = req.CommitVersion
+		} else {
+			for _, t := range req.TxnInfos {
+				of[t.GetTxn()] = t.GetStatus()
+			}
+		}
+		err = s.txn.ResolveLocks(ctx, to, of)
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvTxnHeartBeat implements tikvpb.Tikv.
+func (s *Service) KvTxnHeartBeat(
+	ctx context.Context, req *kvrpcpb.TxnHeartBeatRequest,
+) (*kvrpcpb.TxnHeartBeatResponse, error) {
+	resp := &kvrpcpb.TxnHeartBeatResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.PrimaryLock)
+	if err == nil {
+		resp.LockTtl, err = s.txn.HeartBeat(ctx, to, req.PrimaryLock, req.StartVersion, req.AdviseLockTtl)
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// KvDeleteRange implements tikvpb.Tikv: what of the range lies in the region.
+func (s *Service) KvDeleteRange(
+	ctx context.Context, req *kvrpcpb.DeleteRangeRequest,
+) (*kvrpcpb.DeleteRangeResponse, error) {
+	resp := &kvrpcpb.DeleteRangeResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context)
+	if err == nil {
+		err = s.checkBounds(req.StartKey, req.EndKey)
+	}
+	if err == nil && !req.NotifyOnly {
+		err = s.txn.DeleteRange(ctx, to, req.StartKey, req.EndKey)
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = textOutcome(err)
+	return resp, rpc
+}
+
+// Commands of protocols that are not served are refused by an error of their answer, at which clients give up at once.
+
+// KvPessimisticLock refuses.
+func (s *Service) KvPessimisticLock(
+	context.Context, *kvrpcpb.PessimisticLockRequest,
+) (*kvrpcpb.PessimisticLockResponse, error) {
+	return &kvrpcpb.PessimisticLockResponse{Errors: []*kvrpcpb.KeyError{s.refusal(errPessimistic)}}, nil
+}
+
+// KVPessimisticRollback refuses.
+func (s *Service) KVPessimisticRollback(
+	context.Context, *kvrpcpb.PessimisticRollbackRequest,
+) (*kvrpcpb.PessimisticRollbackResponse, error) {
+	return &kvrpcpb.PessimisticRollbackResponse{Errors: []*kvrpcpb.KeyError{s.refusal(errPessimistic)}}, nil
+}
+
+// KvCheckSecondaryLocks refuses.
+func (s *Service) KvCheckSecondaryLocks(
+	context.Context, *kvrpcpb.CheckSecondaryLocksRequest,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	return &kvrpcpb.CheckSecondaryLocksResponse{Error: s.refusal(errAsyncCommit)}, nil
+}
+
+// refusal names the mode where that is the reason.
+func (s *Service) refusal(err error) *kvrpcpb.KeyError {
+	if s.txn == nil {
+		err = errTxnRefused
+	}
+	return &kvrpcpb.KeyError{Abort: err.Error()}
+}
