@@ -67,8 +67,15 @@ func (rr *regionReport) send() {
 		if q.Id == rr.p.self.Id {
 			continue
 		}
-		if silent := now.Sub(rr.p.lastHeard[q.Id]); !rr.p.sleep.asleep && silent >= cfg.PeerDownAfter.Duration && !rr.p.lastHeard[q.Id].IsZero() {
+		last := rr.p.lastHeard[q.Id]
+		if rr.p.sleep.asleep || last.IsZero() {
+			continue
+		}
+		switch silent, down := now.Sub(last), cfg.PeerDownAfter.Duration; {
+		case silent >= down:
 			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
+		case silent >= down/2 && last.Add(down).Before(rr.p.times.heartbeat):
+			rr.p.times.heartbeat = last.Add(down) // it is reported as soon as it counts as down
 		}
 	}
 	rr.reported = nil

@@ -35,7 +35,7 @@ func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse)
 
 func (s *Sim) transfer(r *Region, to *metapb.Peer) {
 	i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.Id == to.Id })
-	if i < 0 || isLearner(r.meta.Peers[i]) || r.noData[to.Id] || !s.usable(to.StoreId) || !s.usable(r.leader) {
+	if i < 0 || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) || !s.usable(r.leader) {
 		return
 	}
 	if r.leader != to.StoreId {
@@ -68,6 +68,7 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 			return
 		}
 		s.checkRemoval(r, &next, cp.Peer.Id)
+		delete(r.sick, cp.Peer.Id)
 		delete(r.noData, cp.Peer.Id)
 		delete(s.stores[cp.Peer.StoreId].regions, r)
 	default:
@@ -138,6 +139,39 @@ func (s *Sim) snapshotDone(r *Region, p *metapb.Peer) {
 		s.Stats.lastMove = s.now
 	}
 	s.changed(r)
+}
+
+// Sicken makes the replicas of n regions that have one on the store, and none that is sick, take no part any more.
+func (s *Sim) Sicken(id uint64, n int, damaged bool) {
+	st := s.stores[id]
+	st.sickened = true
+	for _, r := range s.regions {
+		i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.StoreId == id })
+		if n == 0 || i < 0 || len(r.sick) > 0 {
+			continue
+		}
+		n--
+		r.sick = map[uint64]sickness{r.meta.Peers[i].Id: {damaged, s.now}}
+		if r.leader == id {
+			r.leader = 0
+		}
+	}
+	s.elections()
+	s.storeBeat(st)
+}
+
+// damagedOn are the peers that a store reports as damaged.
+func (s *Sim) damagedOn(st *Store) []uint64 {
+	var out []uint64
+	for r := range st.regions {
+		for _, p := range r.meta.Peers {
+			if p.StoreId == st.id && r.sick[p.Id].damaged {
+				out = append(out, p.Id)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Kill stops a store; its leaders are replaced after an election timeout.

@@ -23,6 +23,7 @@ import (
 //	measure                      start counting moves against the lower bound
 //	kill|restart|cut|heal|offline|up|evict store=1
 //	stall|unstall store=4        raft snapshots to the store do not arrive
+//	damage|mute store=4 n=10     so many replicas of the store take no part; it says so, or they are just silent
 //	flap store=1 down=25s up=35s times=10
 //	failover                     a new placement leader that knows nothing
 //	load rate=20 [zipf=1.2] [split=144]
@@ -68,6 +69,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.Cut(uint64(args.num("store", 0)))
 	case "heal":
 		s.Heal(uint64(args.num("store", 0)))
+	case "damage", "mute":
+		s.Sicken(uint64(args.num("store", 0)), args.num("n", 1), cmd == "damage")
 	case "stall", "unstall":
 		s.stores[uint64(args.num("store", 0))].stalled = cmd == "stall"
 	case "offline":

@@ -75,6 +75,10 @@ var bugs = []bug{
 		change: [][2]string{{"		return p.checkPromotion(q)\n", "		return nil\n"}},
 	},
 	{
+		name: "refused-split-is-forgotten", file: "kv/raftstore/split.go", pkg: suitePkg, run: "TestSplitThatWasRefusedComesAgain", tries: 1,
+		change: [][2]string{{"	st.sizeKnown = false\n", ""}},
+	},
+	{
 		name: "window-follows-arrival", file: "kv/rpc/intake.go", pkg: "./kv/rpc", run: "TestHalfRequestsAreBounded", tries: 1,
 		change: [][2]string{{"	return in.mu.used+n <= limit || n > limit-in.limit/4 && in.mu.used <= in.limit/4\n", "	_ = limit\n	return true\n"}},
 	},

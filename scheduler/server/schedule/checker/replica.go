@@ -72,29 +72,31 @@ func lost(v *view.View, p core.Peer) bool {
 	return s == nil || s.IsTombstone() || filter.Down(s, v.Env())
 }
 
-// silent tells whether a peer has not answered its leader for as long, whatever its store does: its replica may be
-// quarantined there.
-func silent(v *view.View, r *core.RegionInfo, p core.Peer) bool {
+// silence is for how long a peer has not answered its leader, as far as that counts it as down, whatever its store does.
+func silence(r *core.RegionInfo, p core.Peer) time.Duration {
 	for _, d := range r.DownPeers() {
-		if d.PeerID == p.ID && time.Duration(d.Seconds)*time.Second > v.Env().Schedule.MaxStoreDownTime.D() {
-			return true
+		if d.PeerID == p.ID {
+			return time.Duration(d.Seconds) * time.Second
 		}
 	}
-	return false
+	return 0
 }
 
 // checkDown replaces a peer that has been silent for too long, or whose store has. The new replica comes
 // first; only when there are enough without it is the lost one removed (by checkExtra, which prefers
-// it). If its store lives and no other is left, the peer goes first, which counts for nothing as it is, so that a new
-// one can come there.
+// it). A peer that is silent on a live store may only be out of its leader's reach: it is replaced sooner, since
+// somebody else can have it at once, but if no other store is left it goes first only after the longer time. Then a
+// new one can come there.
 func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
+	long := v.Env().Schedule.MaxStoreDownTime.D()
+	soon := min(v.Env().Schedule.MaxPeerDownTime.D(), long)
 	for _, p := range r.Peers() {
-		gone := lost(v, p)
-		if p.Learner || !gone && !silent(v, r, p) || p.StoreID == r.LeaderStore() {
+		gone, silent := lost(v, p), silence(r, p)
+		if p.Learner || !gone && (silent == 0 || silent < soon) || p.StoreID == r.LeaderStore() {
 			continue
 		}
 		res := replaceVoter(v, r, Down, prio, p.StoreID)
-		if !gone && res.Blocked == view.NoStore {
+		if !gone && silent >= long && res.Blocked == view.NoStore {
 			return remove(v, r, Down, "remove-down-peer", prio, p.StoreID)
 		}
 		return res
