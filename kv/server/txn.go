@@ -69,6 +69,7 @@ func keyError(err error) *kvrpcpb.KeyError {
 	case errors.As(err, &locked):
 		return &kvrpcpb.KeyError{Locked: &kvrpcpb.LockInfo{
 			Key: locked.Key, PrimaryLock: locked.Primary, LockVersion: locked.Ts, LockTtl: locked.Ttl,
+			TxnSize: locked.TxnSize, MinCommitTs: locked.MinCommitTS,
 		}}
 	case errors.As(err, &conflict):
 		return &kvrpcpb.KeyError{Conflict: &kvrpcpb.WriteConflict{
@@ -127,18 +128,11 @@ func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb
 	}
 	if err == nil {
 		room := int(s.cfg.Server.GRPCMaxMessage) * 3 / 4
-		scan := &commands.Scan{Read: commands.At(req.Version), Start: req.StartKey, Limit: int(req.Limit)}
-		err = s.txn.Scan(ctx, req.Context, scan, func(p commands.Pair) error {
-			pair := &kvrpcpb.KvPair{Key: p.Key, Value: p.Value}
-			if p.Err != nil {
-				pair.Error = keyError(p.Err)
-			}
-			if room -= pair.Size() + 8; room < 0 {
-				return errScanTooLarge
-			}
-			resp.Pairs = append(resp.Pairs, pair)
-			return nil
-		})
+		scan := &commands.Scan{
+			Read: commands.At(req.Version), Start: req.StartKey, End: req.EndKey, Limit: int(req.Limit),
+			Reverse: req.Reverse, KeyOnly: req.KeyOnly,
+		}
+		err = s.txn.Scan(ctx, req.Context, scan, gatherInto(&resp.Pairs, room))
 	}
 	if err == errScanTooLarge {
 		return nil, status.Error(codes.ResourceExhausted, err.Error())
@@ -151,7 +145,22 @@ func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb
 	return resp, rpc
 }
 
-var errScanTooLarge = errors.New("the pairs do not fit into one answer; lower the limit")
+// gatherInto appends what is read to the pairs of an answer of at most room bytes.
+func gatherInto(pairs *[]*kvrpcpb.KvPair, room int) func(p commands.Pair) error {
+	return func(p commands.Pair) error {
+		pair := &kvrpcpb.KvPair{Key: p.Key, Value: p.Value}
+		if p.Err != nil {
+			pair.Error = keyError(p.Err)
+		}
+		if room -= pair.Size() + 8; room < 0 {
+			return errScanTooLarge
+		}
+		*pairs = append(*pairs, pair)
+		return nil
+	}
+}
+
+var errScanTooLarge = errors.New("the pairs do not fit into one answer; lower the limit, or ask for fewer keys")
 
 // mutations reads what a transaction is about to do.
 func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
