@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
@@ -28,6 +29,14 @@ func (s *Server) SetMode(m clustermode.Mode) {
 // Transactions carries out the commands of transactions, those of the store's other face too: two faces with latches of
 // their own would miss each other's decisions. It is nil where transactions are refused.
 func (s *Server) Transactions() *commands.Executor { return s.txn }
+
+// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be called after SetMode and before
+// it serves.
+func (s *Server) SetSafePoints(p *commands.SafePoints) {
+	if s.txn != nil {
+		s.txn.SetSafePoints(p)
+	}
+}
 
 // checkRaw refuses raw requests where transactions are served.
 func (s *Server) checkRaw() error {
@@ -90,6 +99,9 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 	}
 	if key = keyError(err); key != nil {
 		return nil, key, nil
+	}
+	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
+		err = &raftstore.BusyError{Reason: err.Error()}
 	}
 	region, _, rpc = outcome(err)
 	return region, nil, rpc
@@ -245,8 +257,11 @@ func (s *Server) KvCheckTxnStatus(ctx context.Context, req *kvrpcpb.CheckTxnStat
 	if err == nil {
 		var st commands.Status
 		st, err = s.txn.CheckTxnStatus(ctx, req.Context, &commands.StatusQuery{
-			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: true,
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: !req.KeepMissing,
 		})
+		if missing := (*commands.TxnNotFoundError)(nil); errors.As(err, &missing) {
+			st, err = commands.Status{LockTTL: 1, Action: commands.LockNotExistDoNothing}, nil
+		}
 		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
 	}
 	var rpc error

@@ -43,10 +43,29 @@ func (s *Server) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) (
 	}
 	if err == nil {
 		var locks []mvcc.KeyLock
-		locks, err = s.txn.ScanLocks(ctx, req.Context, req.MaxVersion, bound(req.StartKey), bound(req.EndKey), int(req.Limit))
+		list := s.txn.ScanLocks
+		if req.RefuseOlder {
+			list = s.txn.OldLocks
+		}
+		locks, err = list(ctx, req.Context, req.MaxVersion, bound(req.StartKey), bound(req.EndKey), int(req.Limit))
 		for i := range locks {
 			resp.Locks = append(resp.Locks, lockInfo(&locks[i]))
 		}
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
+// CollectGarbage implements tinykvpb.TinyKvServer.
+func (s *Server) CollectGarbage(ctx context.Context, req *kvrpcpb.CollectGarbageRequest) (*kvrpcpb.CollectGarbageResponse, error) {
+	resp := &kvrpcpb.CollectGarbageResponse{}
+	err := s.checkTxn()
+	if err == nil {
+		var done commands.Collected
+		done, err = s.txn.Collect(ctx, req.Context, bound(req.StartKey), req.SafePoint)
+		resp.NextKey, resp.Done = done.Next, err == nil && done.Next == nil
+		resp.Versions, resp.Bytes, resp.Locked = uint64(done.Versions), uint64(done.Bytes), uint64(done.Locked)
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)

@@ -37,6 +37,26 @@ const lockPage = 1024
 // Locks hands the locks of transactions that began by maxTS, on keys of [start, end), to visit, in key order, until that
 // returns false. An empty end is unbounded.
 func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, visit func(*kvrpcpb.LockInfo) bool) error {
+	req := &kvrpcpb.ScanLockRequest{MaxVersion: maxTS, StartKey: start, EndKey: end}
+	err := c.lockPages(ctx, req, func(locks []*kvrpcpb.LockInfo) error {
+		for _, l := range locks {
+			if !visit(l) {
+				return errEnough
+			}
+		}
+		return nil
+	})
+	if err == errEnough {
+		err = nil
+	}
+	return err
+}
+
+var errEnough = errors.New("txn: enough")
+
+// lockPages hands the locks that a request is for, in all regions, to visit, page by page; an error of visit ends it.
+func (c *Client) lockPages(ctx context.Context, from *kvrpcpb.ScanLockRequest, visit func([]*kvrpcpb.LockInfo) error) error {
+	start := from.StartKey
 	for {
 		var resp *kvrpcpb.ScanLockResponse
 		var at []byte // the end of the region
@@ -44,7 +64,8 @@ func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, vis
 			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 		) (*errorpb.Error, error) {
 			r, err := s.KvScanLock(ctx, &kvrpcpb.ScanLockRequest{
-				Context: kctx, MaxVersion: maxTS, StartKey: start, EndKey: end, Limit: lockPage,
+				Context: kctx, MaxVersion: from.MaxVersion, StartKey: start, EndKey: from.EndKey, Limit: lockPage,
+				RefuseOlder: from.RefuseOlder,
 			})
 			resp, at = r, region.EndKey
 			return r.GetRegionError(), err
@@ -52,13 +73,11 @@ func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, vis
 		if err == nil && resp.Error != nil {
 			err = keyError(resp.Error)
 		}
+		if err == nil && len(resp.Locks) > 0 {
+			err = visit(resp.Locks)
+		}
 		if err != nil {
 			return err
-		}
-		for _, l := range resp.Locks {
-			if !visit(l) {
-				return nil
-			}
 		}
 		switch n := len(resp.Locks); {
 		case n == lockPage:
@@ -70,7 +89,7 @@ func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, vis
 				return err
 			}
 		}
-		if len(end) > 0 && bytes.Compare(start, end) >= 0 {
+		if end := from.EndKey; len(end) > 0 && bytes.Compare(start, end) >= 0 {
 			return nil
 		}
 	}
