@@ -21,6 +21,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/engines"
+	"github.com/tinykv/tinykv/kv/gcworker"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
@@ -58,6 +59,8 @@ type Node struct {
 	engine    engine.Engine
 	raftLog   *raftlog.Log
 	placement *client.Client
+	// gc is nil where nothing is collected.
+	gc        *gcworker.Worker
 	snaps     *snap.Manager
 	trans     *transport.Transport
 	peers     *transport.Peers
@@ -171,7 +174,10 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	} else {
 		st = standalone.New(n.engine)
 	}
+	var closeGC func()
+	n.gc, closeGC = n.newGC()
 	n.serve(st)
+	n.startGC(run, closeGC)
 	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
 		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Duration("took", time.Since(n.started)))
 	return nil
@@ -370,6 +376,9 @@ func (n *Node) serve(st storage.Storage) {
 	mode := clustermode.Mode(n.ident.Mode)
 	svc.SetMode(mode)
 	foreign.SetMode(mode)
+	if n.transactional() {
+		svc.SetSafePoints(n.safePoints())
+	}
 	foreign.SetTransactions(svc.Transactions())
 	server.Register(n.grpc, svc)
 	tikv.Register(n.grpc, foreign)
