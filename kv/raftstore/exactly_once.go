@@ -227,7 +227,7 @@ func (o *onceState) search(id *message.Identity) (bool, error) {
 			return false, err
 		}
 		x.used = o.p.store.clock.Now()
-		switch x.fates[id.ID] {
+		switch x.fates[id.ID] { //exhaustive:enforce
 		case fateDone:
 			return true, nil
 		case fateForgotten:

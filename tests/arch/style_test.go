@@ -88,8 +88,9 @@ func TestPackageSizes(t *testing.T) {
 	e.check(t, "files")
 }
 
-// maxColumns is the width of a line, a tab being four columns. Tables, links and test data do not count.
-const maxColumns = 120
+// maxColumns is the width of a line, a tab being four columns; the aim is 100 in code and 120 in documents. Tables and links
+// of documents do not count.
+const maxColumns = 140
 
 // TestLineLengths looks at hand-written code without its tests, and at documents.
 func TestLineLengths(t *testing.T) {
