@@ -227,7 +227,8 @@ func (o *onceState) search(id *message.Identity) (bool, error) {
 			return false, err
 		}
 		x.used = o.p.store.clock.Now()
-		switch x.fates[id.ID] { //exhaustive:enforce
+		//exhaustive:enforce
+		switch x.fates[id.ID] {
 		case fateDone:
 			return true, nil
 		case fateForgotten:
