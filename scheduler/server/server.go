@@ -476,6 +476,7 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 			}
 		case <-stores.C:
 			s.checkStores(ctx)
+			s.endEvictions(ctx)
 			s.promoteLearners(ctx)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 //	measure                      start counting moves against the lower bound
 //	kill|restart|cut|heal|offline|up|evict store=1
 //	stall|unstall store=4        raft snapshots to the store do not arrive
+//	weight store=2 leaders=0.25  the store's share of leaders
 //	label store=4 zone=2         the store gets a label; cluster labels=zone has the service look at it
 //	damage|mute store=4 n=10     so many replicas of the store take no part; it says so, or they are just silent
 //	flap store=1 down=25s up=35s times=10
@@ -81,6 +82,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Offline))
 	case "up":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Up))
+	case "weight":
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithLeaderWeight(args.float("leaders", 0)))
 	case "evict":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithEvictLeaders(true))
 	case "flap":

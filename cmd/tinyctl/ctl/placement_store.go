@@ -31,7 +31,9 @@ type storeInfo struct {
 	Pending       int               `json:"pending_count"`
 	RegionMiB     int64             `json:"region_size_mib"`
 	Weight        float64           `json:"weight"`
+	LeaderWeight  float64           `json:"leader_weight"`
 	EvictLeaders  bool              `json:"evict_leaders"`
+	EvictSeconds  float64           `json:"evict_seconds"`
 	LimitMoves    int               `json:"limit_moves"`
 	LimitMiB      int64             `json:"limit_mib"`
 	OwnLimit      bool              `json:"own_limit"`
@@ -57,24 +59,46 @@ func (a *app) storeCmds() []*cobra.Command {
 	bury.RunE = func(cmd *cobra.Command, argv []string) error {
 		return a.changeStore(cmd, argv[0], "bury", map[string]any{"force": *force})
 	}
+	evict := action("evict", "Move all leaders off a store and keep them off")
+	length := evict.Flags().Duration("for", 0, "for how long, as 2h; without it until unevict")
+	evict.RunE = func(cmd *cobra.Command, argv []string) error {
+		if *length < 0 {
+			return usagef("--for must be above 0")
+		}
+		if *length == 0 {
+			return a.changeStore(cmd, argv[0], "evict", nil)
+		}
+		return a.changeStore(cmd, argv[0], "evict?for="+length.String(), nil)
+	}
 	return []*cobra.Command{
 		command("show ID", "Show a store and why balance does not use it", func(cmd *cobra.Command, argv []string) error {
 			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
 		}),
 		action("offline", "Empty a store, then retire it for good; up cancels"),
 		action("up", "Cancel offline"),
-		action("evict", "Move all leaders off a store and keep them off"),
+		evict,
 		action("unevict", "Let a store have leaders again"),
 		bury,
-		command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", func(cmd *cobra.Command, argv []string) error {
-			w, err := strconv.ParseFloat(argv[1], 64)
-			if err != nil {
-				return usagef("%q is not a weight", argv[1])
-			}
-			return a.changeStore(cmd, argv[0], "weight", map[string]any{"weight": w})
-		}),
+		a.storeWeightCmd(),
 		a.storeRemoveCmd(), a.storeLimitCmd(), a.storeLabelCmd(),
 	}
+}
+
+func (a *app) storeWeightCmd() *cobra.Command {
+	cmd := command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", nil)
+	leaders := cmd.Flags().Float64("leaders", 0, "a share of the leaders of its own; 0 is that of the data")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		w, err := strconv.ParseFloat(argv[1], 64)
+		if err != nil {
+			return usagef("%q is not a weight", argv[1])
+		}
+		body := map[string]any{"weight": w}
+		if cmd.Flags().Changed("leaders") {
+			body["leader_weight"] = *leaders
+		}
+		return a.changeStore(cmd, argv[0], "weight", body)
+	}
+	return cmd
 }
 
 func (a *app) changeStore(cmd *cobra.Command, store, action string, body any) error {
@@ -96,7 +120,7 @@ func (a *app) printStore(st storeInfo) error {
 		{"labels", labelText(st.Labels)},
 		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
-		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(st.LoadMiB), st.Weight, mib(st.MeanMiB))},
+		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s", mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
 		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
 	}
@@ -107,7 +131,11 @@ func (a *app) printStore(st storeInfo) error {
 		rows = append(rows, []string{"started", st.StartTime.Local().Format(time.DateTime)})
 	}
 	if st.EvictLeaders {
-		rows = append(rows, []string{"leaders", "kept off (evict)"})
+		text := "kept off (evict)"
+		if st.EvictSeconds > 0 {
+			text += ", for another " + seconds(st.EvictSeconds)
+		}
+		rows = append(rows, []string{"leaders", text})
 	}
 	if st.NotTarget != "" {
 		rows = append(rows, []string{"no target", "because of " + st.NotTarget})
