@@ -58,6 +58,8 @@ type storeJSON struct {
 	NotSource string `json:"not_source,omitempty"`
 	// Features are those that the store knows; one that is missing here is not in force.
 	Features []string `json:"features,omitempty"`
+	// Drain is how far the emptying of an offline store has come.
+	Drain *drainJSON `json:"drain,omitempty"`
 	// Unproven says why the store is not known to be at its address.
 	Unproven string `json:"unproven,omitempty"`
 }
@@ -95,6 +97,7 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 	if until := st.EvictUntil(); st.EvictLeaders() && !until.IsZero() {
 		out.EvictSeconds = max(0, until.Sub(v.Now).Seconds())
 	}
+	out.Drain = s.drain(st)
 	l := st.Limit()
 	out.OwnLimit = l != core.StoreLimit{}
 	out.LimitMoves, out.LimitMiB = v.Limit(st.ID())
@@ -156,7 +159,11 @@ func (s *Server) getStore(r *http.Request) (any, error) {
 	if st == nil {
 		return nil, notFound("store %d is not registered", id)
 	}
-	return s.storeJSON(v, st, meanLoad(v)), nil
+	out := s.storeJSON(v, st, meanLoad(v))
+	if out.Drain != nil {
+		out.Drain.Waiting = s.drainWaits(st)
+	}
+	return out, nil
 }
 
 func (s *Server) postStore(r *http.Request) (any, error) {

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -134,4 +135,28 @@ func TestLeaderWeightIsKept(t *testing.T) {
 	one, two := next.Cluster().Core().Store(1), next.Cluster().Core().Store(2)
 	require.Equal(t, []float64{3, 0.5}, []float64{one.Weight(), one.LeaderWeight()})
 	require.Equal(t, []float64{2, 2}, []float64{two.Weight(), two.LeaderWeight()})
+}
+
+// TestSilentStoresAreInTheEvents: that a store has fallen silent, is given up, and is heard again.
+func TestSilentStoresAreInTheEvents(t *testing.T) {
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.Schedule.StoreDisconnect = config.Duration(500 * time.Millisecond)
+	})
+	c, _ := bootstrapped(t, s, 2)
+	has := func(kind, text string) func() bool {
+		return func() bool {
+			for _, e := range call(t, s, "GET", "/events?limit=1000", "", 200)["events"].([]any) {
+				if e := e.(map[string]any); e["kind"] == kind && strings.Contains(e["text"].(string), text) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	require.Eventually(t, has("store-disconnected", "store 2"), waitFor, 10*time.Millisecond)
+	require.False(t, has("store-down", "store 2")())
+	call(t, s, "PATCH", "/config", `{"schedule":{"max-store-down-time":"1s"}}`, 200)
+	require.Eventually(t, has("store-down", "store 2"), waitFor, 10*time.Millisecond)
+	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 2, RegionCount: 1}))
+	require.Eventually(t, has("store-connected", "store 2"), waitFor, 10*time.Millisecond)
 }

@@ -1,8 +1,11 @@
 package ctl
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -43,8 +46,103 @@ type storeInfo struct {
 	MovesOut      int               `json:"moves_out"`
 	InMiB         int64             `json:"in_flight_in_mib"`
 	OutMiB        int64             `json:"in_flight_out_mib"`
+	Drain         *drainInfo        `json:"drain"`
 	NotTarget     string            `json:"not_target"`
 	NotSource     string            `json:"not_source"`
+}
+
+// drainInfo is how far the emptying of a store has come.
+type drainInfo struct {
+	Done    float64  `json:"done_share"`
+	Regions int      `json:"regions_left"`
+	MiB     int64    `json:"size_left_mib"`
+	Rate    float64  `json:"mib_per_second"`
+	ETA     *float64 `json:"eta_seconds"`
+	Waiting map[string]struct {
+		Count   int      `json:"count"`
+		Regions []uint64 `json:"regions"`
+	} `json:"waiting"`
+}
+
+func (d *drainInfo) String() string {
+	text := fmt.Sprintf("%.0f %% done, %d regions with %s left, %.1f MiB/s", 100*d.Done, d.Regions, mib(d.MiB), d.Rate)
+	if d.ETA != nil {
+		text += ", about " + seconds(*d.ETA)
+	}
+	return text
+}
+
+// waits says for what regions wait, the most frequent first.
+func (d *drainInfo) waits() []string {
+	var out []string
+	reasons := slices.SortedFunc(maps.Keys(d.Waiting), func(x, y string) int {
+		return cmp.Or(cmp.Compare(d.Waiting[y].Count, d.Waiting[x].Count), cmp.Compare(x, y))
+	})
+	for _, why := range reasons {
+		w := d.Waiting[why]
+		out = append(out, fmt.Sprintf("%d wait (%s), as region %s", w.Count, why, strings.Trim(fmt.Sprint(w.Regions), "[]")))
+	}
+	return out
+}
+
+// storeOfflineCmd empties a store, and waits for that if it is asked to.
+func (a *app) storeOfflineCmd() *cobra.Command {
+	cmd := command("offline ID", "Empty a store, then retire it for good; up cancels", nil)
+	wait := cmd.Flags().Bool("wait", false, "until it is empty and retired")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if !*wait {
+			return a.changeStore(cmd, argv[0], "offline", nil)
+		}
+		n, err := number(argv[0], "store")
+		if err != nil {
+			return err
+		}
+		var st storeInfo
+		if _, err := a.ask(cmd.Context(), http.MethodPost, "/stores/"+id(n)+"/offline", nil, &st); err != nil {
+			return err
+		}
+		return a.waitOffline(cmd, n)
+	}
+	return cmd
+}
+
+// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line now and then. It goes on
+// if the placement leader changes.
+func (a *app) waitOffline(cmd *cobra.Command, n uint64) error {
+	ctx := cmd.Context()
+	bar := a.barOf(100, fmt.Sprintf("emptying store %d", n), false, false)
+	defer func() { _ = bar.Close() }()
+	poll := time.NewTicker(500 * time.Millisecond)
+	defer poll.Stop()
+	for failed, last := 0, ""; ; {
+		var st storeInfo
+		_, err := a.ask(ctx, http.MethodGet, "/stores/"+id(n), nil, &st)
+		switch {
+		case err != nil:
+			if failed++; failed > 60 {
+				return err
+			}
+		case st.State == "tombstone":
+			fmt.Fprintf(a.stdout, "store %d is empty and retired\n", n)
+			return nil
+		case st.State != "offline" || st.Drain == nil:
+			return fmt.Errorf("store %d is %s: somebody has cancelled that", n, st.State)
+		default:
+			failed = 0
+			bar.Describe(fmt.Sprintf("store %d: %s", n, st.Drain))
+			_ = bar.Set(int(100 * st.Drain.Done))
+			waits := strings.Join(st.Drain.waits(), "; ")
+			if waits != "" && waits != last {
+				fmt.Fprintln(a.stderr, waits)
+			}
+			last = waits
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("store %d is still being emptied: %w", n, ctx.Err())
+		}
+	}
 }
 
 // storeCmds are the commands of `store` that go to the placement service's API.
@@ -74,7 +172,7 @@ func (a *app) storeCmds() []*cobra.Command {
 		command("show ID", "Show a store and why balance does not use it", func(cmd *cobra.Command, argv []string) error {
 			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
 		}),
-		action("offline", "Empty a store, then retire it for good; up cancels"),
+		a.storeOfflineCmd(),
 		action("up", "Cancel offline"),
 		evict,
 		action("unevict", "Let a store have leaders again"),
@@ -136,6 +234,12 @@ func (a *app) printStore(st storeInfo) error {
 			text += ", for another " + seconds(st.EvictSeconds)
 		}
 		rows = append(rows, []string{"leaders", text})
+	}
+	if st.Drain != nil {
+		rows = append(rows, []string{"offline", st.Drain.String()})
+		for _, w := range st.Drain.waits() {
+			rows = append(rows, []string{"", w})
+		}
 	}
 	if st.NotTarget != "" {
 		rows = append(rows, []string{"no target", "because of " + st.NotTarget})
