@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -34,7 +34,7 @@ func TestLearnerIsPromotedWhenItHasCaughtUp(t *testing.T) {
 	c.Node(3).Stop()
 	mustPut(t, c, cl, "k", "2")
 	err := c.ChangePeer(cluster.FirstRegionID, eraftpb.ConfChangeType_AddNode, p)
-	var busy *raftstore.BusyError
+	var busy *regionerr.BusyError
 	require.True(t, errors.As(err, &busy), "%v", err)
 	mustPut(t, c, cl, "k", "3")
 

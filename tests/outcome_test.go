@@ -63,7 +63,7 @@ func TestPutOfARemovedLeaderIsUnknown(t *testing.T) {
 	c.Net.Heal()
 	res, err := w.Callback.Wait(ctx)
 	require.NoError(t, err)
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	require.ErrorAs(t, res.Err, &unknown, "the put has taken effect")
 	pb, ok := regionerr.ToProto(res.Err)
 	require.True(t, ok)

@@ -141,16 +141,20 @@ func (b *bank) look(ctx context.Context, r *rand.Rand) error {
 		return err
 	}
 	got := map[string][]byte{}
-	switch r.IntN(3) {
-	case 0:
-		pairs, err := x.Scan(ctx, bankKey(0), []byte("account-~"), 0)
+	switch way := r.IntN(4); way {
+	case 0, 1:
+		scan := x.Scan
+		if way == 1 {
+			scan = x.ReverseScan
+		}
+		pairs, err := scan(ctx, bankKey(0), []byte("account-~"), 0)
 		if err != nil {
 			return err
 		}
 		for _, kv := range pairs {
 			got[string(kv.Key)] = kv.Value
 		}
-	case 1:
+	case 2:
 		var keys [][]byte
 		for i := range b.accounts {
 			keys = append(keys, bankKey(i))

@@ -36,6 +36,17 @@ type Config struct {
 	Storage   Storage    `toml:"storage"`
 	RaftLog   RaftLog    `toml:"raftlog"`
 	Raftstore Raftstore  `toml:"raftstore"`
+	GC        GC         `toml:"gc"`
+}
+
+// GC says how old versions of a cluster of transactions are removed. One store at a time does it for all.
+type GC struct {
+	// LifeTime is for how long a version is kept after it was overwritten, and how long a transaction may take.
+	LifeTime Duration `toml:"life-time"`
+	// Interval is how often the safe point is raised, and the locks of dead clients are looked for; 0: never.
+	Interval Duration `toml:"interval"`
+	// Rate bounds the bytes a second of deletes that it writes.
+	Rate Size `toml:"max-bytes-per-sec"`
 }
 
 // Security says how the placement service is reached, and who reaches this store.
@@ -212,6 +223,7 @@ func Default() *Config {
 			HibernateAfter:  Dur(time.Second),
 			CompareInterval: Dur(24 * time.Hour), CompareRate: 16 * MiB,
 		},
+		GC: GC{LifeTime: Dur(time.Hour), Interval: Dur(10 * time.Minute), Rate: 4 * MiB},
 	}
 }
 
@@ -265,6 +277,7 @@ func (c *Config) Validate() error {
 	}
 	c.Server.validate(bad, c.Raftstore.MaxEntry)
 	c.Storage.validate(bad)
+	c.GC.validate(bad)
 	if c.RaftLog.SegmentSize < 64*KiB || c.RaftLog.Cache < 0 {
 		bad("raftlog: segment-size must be at least 64KiB and cache-size not negative")
 	}
@@ -330,6 +343,12 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.SnapshotSendLimit <= 0 || s.SnapshotReceiveLimit <= 0 {
 		bad("server: snapshot limits must be positive")
+	}
+}
+
+func (g *GC) validate(bad func(string, ...any)) {
+	if g.LifeTime.Duration < 2*time.Minute || g.Interval.Duration < 0 || g.Rate < 64*KiB {
+		bad("gc: life-time must be at least 2m, interval not negative, max-bytes-per-sec at least 64KiB")
 	}
 }
 

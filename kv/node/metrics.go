@@ -26,6 +26,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		return float64(used)
 	})
 	registerLimits(gauge, counter, n)
+	registerGC(gauge, counter, n)
 	if r, ok := n.engine.(engine.Reporter); ok {
 		reg.MustRegister(newEngineMetrics(r))
 	}
@@ -136,5 +137,28 @@ func (m *engineMetrics) Collect(out chan<- prometheus.Metric) {
 	s := m.engine.Stats()
 	for i, v := range engineValues {
 		out <- prometheus.MustNewConstMetric(m.descs[i], v.kind, v.value(&s))
+	}
+}
+
+// registerGC exposes what this store has done as the collector of the cluster's garbage.
+func registerGC(gauge, counter func(name, help string, value func() float64), n *Node) {
+	if n.gc == nil {
+		return
+	}
+	gauge("tinykv_gc_safe_point_seconds", "Time up to which this store has collected everything; 0 while another one does.", func() float64 {
+		return float64(n.gc.Stats().SafePoint>>18) / 1000
+	})
+	for name, c := range map[string]struct {
+		help  string
+		value func() uint64
+	}{
+		"tinykv_gc_rounds_total":        {"Rounds of garbage collection.", func() uint64 { return n.gc.Stats().Rounds }},
+		"tinykv_gc_failed_rounds_total": {"Rounds of garbage collection that were given up.", func() uint64 { return n.gc.Stats().Failures }},
+		"tinykv_gc_versions_total":      {"Versions and records of rollbacks that were removed.", func() uint64 { return n.gc.Stats().Versions }},
+		"tinykv_gc_bytes_total":         {"Bytes of deletes that were written for it.", func() uint64 { return n.gc.Stats().Bytes }},
+		"tinykv_gc_expired_locks_total": {"Locks of dead clients that were resolved.", func() uint64 { return n.gc.Stats().Expired }},
+		"tinykv_gc_ended_locks_total":   {"Locks of transactions that were older than the safe point.", func() uint64 { return n.gc.Stats().Ended }},
+	} {
+		counter(name, c.help, func() float64 { return float64(c.value()) })
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/engines"
+	"github.com/tinykv/tinykv/kv/gcworker"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
@@ -58,6 +59,8 @@ type Node struct {
 	engine    engine.Engine
 	raftLog   *raftlog.Log
 	placement *client.Client
+	// gc is nil where nothing is collected.
+	gc        *gcworker.Worker
 	snaps     *snap.Manager
 	trans     *transport.Transport
 	peers     *transport.Peers
@@ -155,7 +158,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		return err
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
-		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: unlike(int64(n.cfg.Storage.MemTable)),
+		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: spreadSize(int64(n.cfg.Storage.MemTable)),
 		OpenFiles: n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
 		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
@@ -171,7 +174,10 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	} else {
 		st = standalone.New(n.engine)
 	}
+	var closeGC func()
+	n.gc, closeGC = n.newGC()
 	n.serve(st)
+	n.startGC(run, closeGC)
 	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
 		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Duration("took", time.Since(n.started)))
 	return nil
@@ -370,6 +376,9 @@ func (n *Node) serve(st storage.Storage) {
 	mode := clustermode.Mode(n.ident.Mode)
 	svc.SetMode(mode)
 	foreign.SetMode(mode)
+	if n.transactional() {
+		svc.SetSafePoints(n.safePoints())
+	}
 	foreign.SetTransactions(svc.Transactions())
 	server.Register(n.grpc, svc)
 	tikv.Register(n.grpc, foreign)
@@ -546,6 +555,6 @@ func plainNetError(err error) error {
 	return err
 }
 
-// unlike takes up to a quarter off a memtable's size, at random: replicas write the same data, and stores with
+// spreadSize takes up to a quarter off a memtable's size, at random: replicas write the same data, and stores with
 // memtables of one size would all flush and compact at the same moments, with no quorum left that is quick.
-func unlike(size int64) int64 { return size - rand.Int64N(size/4+1) }
+func spreadSize(size int64) int64 { return size - rand.Int64N(size/4+1) }

@@ -36,18 +36,18 @@ func (a appliers) forRegion(regionID uint64) *apply.Worker { return a[a.of(regio
 // beginTask tells the apply worker what this peer has applied; entries will follow.
 func (p *peer) beginTask() apply.Task {
 	return apply.Task{RegionID: p.regionID, Begin: &apply.Begin{
-		Peer: p.meta, Region: p.region(), Applied: p.appliedIndex, Term: p.appliedTerm, Truncated: p.ps.truncated,
+		Peer: p.self, Region: p.region(), Applied: p.appliedIndex, Term: p.appliedTerm, Truncated: p.ps.truncated,
 	}}
 }
 
 // Neighbours implements apply.Host.
 func (h *applyHost) Neighbours(r *metapb.Region) []*metapb.Region {
-	return h.store.meta.withNeighbours(r)
+	return h.store.ranges.withNeighbours(r)
 }
 
 // ReserveSplit implements apply.Host.
 func (h *applyHost) ReserveSplit(right *metapb.Region, peerID uint64) bool {
-	return h.store.meta.reserveSplit(right, peerID)
+	return h.store.ranges.reserveSplit(right, peerID)
 }
 
 // Report implements apply.Host.

@@ -98,7 +98,7 @@ func (cr *comparer) drop(cause error) {
 
 // onHashed takes the hash of this replica's own data.
 func (cr *comparer) onHashed(t *turn, m *message.Hashed) {
-	if m.PeerID != cr.p.meta.Id {
+	if m.PeerID != cr.p.self.Id {
 		return
 	}
 	if m.Err != nil {
@@ -107,7 +107,7 @@ func (cr *comparer) onHashed(t *turn, m *message.Hashed) {
 	}
 	cr.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
 	if cr.p.isLeader() {
-		cr.note(t, cr.p.meta.Id, &cr.hashed)
+		cr.note(t, cr.p.self.Id, &cr.hashed)
 		return
 	}
 	if leader := cr.p.leaderPeer(); leader != nil {
@@ -163,7 +163,7 @@ func (cr *comparer) end(t *turn) {
 	}
 	if out.Equal() || len(out.Diverged) > 0 {
 		for _, q := range cr.p.region().Peers {
-			if q.Id != cr.p.meta.Id {
+			if q.Id != cr.p.self.Id {
 				v := verdict
 				cr.send(t, q, &v)
 			}
@@ -223,7 +223,7 @@ func (cr *comparer) takeVerdict(v *rspb.ReplicaHash) {
 func (cr *comparer) send(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: cr.p.regionID, FromPeer: cr.p.meta, ToPeer: to, RegionEpoch: cr.p.region().RegionEpoch,
+		RegionId: cr.p.regionID, FromPeer: cr.p.self, ToPeer: to, RegionEpoch: cr.p.region().RegionEpoch,
 		ClusterId: cr.p.store.clusterID, Hash: h,
 	}
 	t.send(to.StoreId, rm)

@@ -88,7 +88,7 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 	if !regions.IsLearner(old) && regions.VoterCount(p.region()) == 1 {
 		return regionerr.Invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
 	}
-	if q.Id == p.meta.Id {
+	if q.Id == p.self.Id {
 		if to := p.transfer.best(); to != nil {
 			p.transfer.start(to.Id)
 			return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: to}
@@ -101,7 +101,7 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 			continue
 		}
 		rest++
-		if pr, ok := p.rn.ProgressOf(v.Id); v.Id == p.meta.Id || (ok && pr.RecentActive && pr.Match >= p.ps.truncated.Index) {
+		if pr, ok := p.rn.ProgressOf(v.Id); v.Id == p.self.Id || (ok && pr.RecentActive && pr.Match >= p.ps.truncated.Index) {
 			healthy++
 		}
 	}
@@ -113,7 +113,7 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 
 // onChangedPeer makes an applied conf change effective in raft and in everything that depends on it.
 func (p *peer) onChangedPeer(res message.ChangedPeer) {
-	selfRemoved := res.Region != nil && res.Change.ChangeType == eraftpb.ConfChangeType_RemoveNode && res.Peer.Id == p.meta.Id
+	selfRemoved := res.Region != nil && res.Change.ChangeType == eraftpb.ConfChangeType_RemoveNode && res.Peer.Id == p.self.Id
 	if selfRemoved {
 		// Not told to raft: a leader keeps its old majority until the others know of the removal.
 		p.removed = &lingering{region: res.Region}

@@ -128,7 +128,7 @@ func (cr *creator) onMissingRegion(m *rspb.RaftMessage) error {
 	if m.IsTombstone || m.Hash != nil || !isInitialMessage(m.Message) {
 		return nil
 	}
-	if !cr.s.meta.mayCreate(m) {
+	if !cr.s.ranges.mayCreate(m) {
 		return nil
 	}
 	return cr.createUninitialized(m)
@@ -172,7 +172,7 @@ func (cr *creator) createUninitialized(m *rspb.RaftMessage) error {
 	}
 	cr.s.logger.Info("created uninitialized peer", log.RegionID(m.RegionId), log.PeerID(self.Id),
 		zap.Uint64("from-store-id", m.FromPeer.StoreId))
-	cr.s.meta.setRegion(region, self.Id)
+	cr.s.ranges.setRegion(region, self.Id)
 	cr.s.appliers.forRegion(m.RegionId).Push(p.beginTask())
 	cr.s.router.register(p)
 	_ = cr.s.router.push(p.box, &message.Start{})

@@ -31,7 +31,7 @@ func gcMessage(cluster, regionID uint64, epoch *metapb.RegionEpoch, from, to *me
 // onGCMessage destroys this peer if the sender's region is newer: it has checked that this store is not
 // in it.
 func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
-	if rm.ToPeer.GetId() != p.meta.Id || rm.RegionEpoch.GetConfVer() <= p.confVer() {
+	if rm.ToPeer.GetId() != p.self.Id || rm.RegionEpoch.GetConfVer() <= p.confVer() {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by another store"))
@@ -65,7 +65,7 @@ func (pt *placementTasks) regionTruth(regionID uint64) {
 
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
-	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.meta.Id) != nil {
+	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.self.Id) != nil {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))
@@ -80,12 +80,12 @@ func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 //
 //	apply worker: behind all earlier entries, forget the region; Tombstone{region, peer id}, synced
 //	region runner: raft log deleted, synced -> data of the range cleared -> apply state gone
-//	then: store meta and router forget the region; only now may a newer peer be created
+//	then: range map and router forget the region; only now may a newer peer be created
 //
 // region carries the epoch that the tombstone keeps. again is a raft message to route once the region
 // is gone (it is for the newer peer).
 func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) {
-	if p.stopped || (!p.initialized() && !p.store.meta.beginDying(p.regionID)) {
+	if p.stopped || (!p.initialized() && !p.store.ranges.beginDying(p.regionID)) {
 		return // of a peer that a split takes over, whoever wants it gone will say so again
 	}
 	p.sleep.wake() // ends its share in the store's accounts
@@ -94,7 +94,7 @@ func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) 
 	p.endCommands(&regionerr.RegionNotFoundError{RegionID: p.regionID})
 	p.lease.end()
 	p.publish()
-	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.meta, again: again}
+	task := &destroyTask{box: p.box, region: region, data: p.region(), peer: p.self, again: again}
 	t.ends = append(t.ends, task.begin(p.store.regionRunner))
 	p.store.regionRunner.cancel(p.regionID)
 }
@@ -181,7 +181,7 @@ func (r *regionRunner) clearData(of *metapb.Region) error {
 	if !regions.IsInitialized(of) {
 		return nil
 	}
-	for _, free := range r.store.meta.freeRanges(of) {
+	for _, free := range r.store.ranges.freeRanges(of) {
 		for _, cf := range engine.CFs {
 			if err := engine.ClearRange(r.store.engine, engine.DataKey(cf, free.start), engine.DataEndKey(cf, free.end)); err != nil {
 				return err
@@ -201,7 +201,7 @@ func (r *regionRunner) clear(region *metapb.Region) {
 
 // peerGone is called by the region runner when nothing of a destroyed peer is left.
 func (r *regionRunner) peerGone(task *destroyTask) {
-	r.store.meta.removeRegion(task.region.Id, task.peer.Id)
+	r.store.ranges.removeRegion(task.region.Id, task.peer.Id)
 	if task.box != nil {
 		for _, m := range r.store.router.close(task.box) {
 			task.box.peer.refuse(m)

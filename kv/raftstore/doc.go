@@ -18,13 +18,13 @@
 //	compare.go loggc.go report.go       comparison of replicas; log compaction; the placement service
 //
 // What all of them pass through: store.go (the picture, start and stop), router.go (mailboxes), worker.go (a turn),
-// peer.go (messages), incoming.go (raft messages), tick.go, ready.go (the order of a Ready), store_meta.go (ranges). The state
+// peer.go (messages), incoming.go (raft messages), tick.go, ready.go (the order of a Ready), range_map.go (ranges). The state
 // machine is package apply; apply.go is what it knows of the store. A write passes write.go, router.go, worker.go, write.go,
 // ready.go, apply/entries.go.
 //
 // Concurrency: a peer belongs to whichever raft worker holds its mailbox, the applied state to the
 // region's apply worker, everything else has its own lock that is never held over IO or a send
-// (storeMeta). Others send messages, or read the immutable read handle.
+// (rangeMap). Others send messages, or read the immutable read handle.
 //
 // Invariants of the whole:
 //   - applied index, region state and data of a region change in one engine batch;

@@ -160,10 +160,10 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 // checkRaft tells whether a message concerns this peer and comes from one that belongs to the region.
 func (p *peer) checkRaft(t *turn, rm *rspb.RaftMessage) bool {
 	to := rm.ToPeer.GetId()
-	if to < p.meta.Id {
+	if to < p.self.Id {
 		return false // meant for an earlier peer of this store
 	}
-	if to > p.meta.Id {
+	if to > p.self.Id {
 		// A newer peer of this region belongs on this store, so this one was removed.
 		p.logger.Info("destroying peer that a newer one replaces", zap.Uint64("new-peer-id", to))
 		p.destroy(t, p.region(), rm)
@@ -173,7 +173,7 @@ func (p *peer) checkRaft(t *turn, rm *rspb.RaftMessage) bool {
 	if regions.EpochStale(rm.RegionEpoch, p.region().RegionEpoch) && regions.PeerOnStore(p.region(), from.StoreId) == nil &&
 		rm.RegionEpoch.GetVersion() != 0 && p.initialized() {
 		// The sender was removed and does not know it: tell it (G6).
-		t.send(from.StoreId, gcMessage(p.store.clusterID, p.regionID, p.region().RegionEpoch, p.meta, from))
+		t.send(from.StoreId, gcMessage(p.store.clusterID, p.regionID, p.region().RegionEpoch, p.self, from))
 		return false
 	}
 	return true

@@ -47,7 +47,7 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	if region.GetId() != p.regionID || region.GetRegionEpoch() == nil {
 		return drop("of another region")
 	}
-	if regions.PeerByID(region, p.meta.Id) == nil {
+	if regions.PeerByID(region, p.self.Id) == nil {
 		return drop("this peer is not in it")
 	}
 	if p.installing != 0 {
@@ -59,7 +59,7 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	if err := p.store.snaps.CheckReceived(p.regionID, snap.Metadata.Term, snap.Metadata.Index, data.GetMeta()); err != nil {
 		return drop("its files are not usable", zap.Error(err))
 	}
-	if other := p.store.meta.reserveSnapshot(region); other != nil {
+	if other := p.store.ranges.reserveSnapshot(region); other != nil {
 		return drop("its range is taken", zap.Uint64("by-region-id", other.Id))
 	}
 	p.offered = true
@@ -70,7 +70,7 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 func (p *peer) releaseOffer() {
 	if p.offered {
 		p.offered = false
-		p.store.meta.releaseSnapshot(p.regionID)
+		p.store.ranges.releaseSnapshot(p.regionID)
 	}
 }
 
@@ -83,10 +83,10 @@ func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
 	}
 	md := snap.Metadata
 	meta.Put(t.states, meta.RegionStateKey(p.regionID), &rspb.RegionLocalState{
-		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,
+		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,
 	})
 	t.log.Reset(p.regionID, md.Index, md.Term)
-	p.lazyCommit = eraftpb.HardState{}
+	p.unwrittenCommit = eraftpb.HardState{}
 	if raft.IsEmptyHardState(p.rd.HardState) {
 		t.log.SetHardState(p.regionID, eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
 	}
@@ -108,7 +108,7 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
 	p.setRegion(data.Region)
 	task := installTask{
-		region: data.Region, old: old, peer: p.meta, meta: data.Meta,
+		region: data.Region, old: old, peer: p.self, files: data.Meta,
 		index: snap.Metadata.Index, term: snap.Metadata.Term,
 	}
 	t.addApply(p.store.appliers.of(p.regionID), apply.Task{RegionID: p.regionID, End: &apply.End{
@@ -123,7 +123,7 @@ var errCovered = errors.New("raftstore: a raft snapshot covers the command")
 type installTask struct {
 	region, old *metapb.Region
 	peer        *metapb.Peer
-	meta        *rspb.SnapshotMeta
+	files       *rspb.SnapshotMeta
 	index, term uint64
 }
 
@@ -171,7 +171,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 	s := r.store
 	key := snap.Key{RegionID: t.region.Id, Term: t.term, Index: t.index}
 	// The files are verified as a whole before anything is deleted.
-	if err := s.snaps.Verify(key, t.meta); err != nil {
+	if err := s.snaps.Verify(key, t.files); err != nil {
 		return err
 	}
 	ranges := []*metapb.Region{t.region}
@@ -184,7 +184,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 		}
 	}
 	b := s.engine.NewBatch()
-	err := s.snaps.Read(key, t.meta, func(k, v []byte) error {
+	err := s.snaps.Read(key, t.files, func(k, v []byte) error {
 		if r.isCanceled(t.region.Id) {
 			return errCanceled
 		}

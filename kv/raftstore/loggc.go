@@ -19,7 +19,7 @@ func (lc *compactor) propose() {
 	}
 	compact := lc.p.appliedIndex
 	lc.p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-		if id == lc.p.meta.Id {
+		if id == lc.p.self.Id {
 			return
 		}
 		if pr.State == raft.ProgressSnapshot {
@@ -50,7 +50,7 @@ func (lc *compactor) propose() {
 		return
 	}
 	a := &message.Admin{
-		Header: message.Header{RegionID: lc.p.regionID, Peer: lc.p.meta},
+		Header: message.Header{RegionID: lc.p.regionID, Peer: lc.p.self},
 		Request: &raft_cmdpb.AdminRequest{
 			CmdType:    raft_cmdpb.AdminCmdType_CompactLog,
 			CompactLog: &raft_cmdpb.CompactLogRequest{CompactIndex: compact, CompactTerm: term},

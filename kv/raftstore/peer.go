@@ -29,7 +29,7 @@ type peer struct {
 	box      *mailbox
 	logger   *zap.Logger
 	regionID uint64
-	meta     *metapb.Peer
+	self     *metapb.Peer
 	rn       *raft.RawNode
 	ps       *peerStorage
 	// cache holds peers learnt from messages, besides those of the region: answers to a peer that this
@@ -74,9 +74,9 @@ type peer struct {
 	late []eraftpb.Message
 	// handedEarly is how many of rd's committed entries are with the apply worker already.
 	handedEarly int
-	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
+	// unwrittenCommit is a hard state that only moved the commit index: it is written with the next batch.
 	// Empty if there is none.
-	lazyCommit eraftpb.HardState
+	unwrittenCommit eraftpb.HardState
 
 	stats peerStats
 	times peerTimes
@@ -134,10 +134,10 @@ type origin struct {
 
 // newPeer makes a peer over what is durable.
 func newPeer(s *Store, o origin) (*peer, error) {
-	region, meta, applied := o.region, o.self, o.applied
+	region, self, applied := o.region, o.self, o.applied
 	p := &peer{
-		store: s, regionID: region.Id, meta: meta, bornAt: o.bornAt, installing: o.installing,
-		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(meta.Id)),
+		store: s, regionID: region.Id, self: self, bornAt: o.bornAt, installing: o.installing,
+		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(self.Id)),
 		cache:     map[uint64]*metapb.Peer{},
 		lastHeard: map[uint64]time.Time{},
 	}
@@ -158,8 +158,8 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	}
 	cfg := &s.cfg.Raftstore
 	rc := &raft.Config{
-		ID: meta.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
-		Storage: p.ps, Applied: applied, Rand: newRand(s.seed, region.Id, meta.Id),
+		ID: self.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
+		Storage: p.ps, Applied: applied, Rand: newRand(s.seed, region.Id, self.Id),
 		PreVote: true, CheckQuorum: true,
 		MaxSizePerMsg:   uint64(cfg.MaxMessageEntries),
 		MaxInflightMsgs: cfg.MaxInflightMsgs, MaxInflightBytes: uint64(cfg.MaxInflightBytes),
@@ -212,12 +212,12 @@ func (p *peer) peerOf(id uint64) *metapb.Peer {
 }
 
 // setRegion makes a new region value the current one: the only place, so that the worker's view, raft's
-// storage, the store meta and the read handle change together.
+// storage, the range map and the read handle change together.
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
-	p.store.meta.setRegion(r, p.meta.Id)
-	if self := regions.PeerByID(r, p.meta.Id); self != nil {
-		p.meta = self
+	p.store.ranges.setRegion(r, p.self.Id)
+	if self := regions.PeerByID(r, p.self.Id); self != nil {
+		p.self = self
 	}
 	for id := range p.cache {
 		if regions.PeerByID(r, id) != nil {
@@ -236,7 +236,7 @@ func (p *peer) sendRaft(t *turn, m *eraftpb.Message) {
 	}
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, Message: m,
+		RegionId: p.regionID, FromPeer: p.self, ToPeer: to, Message: m,
 		RegionEpoch: p.region().RegionEpoch, ClusterId: p.store.clusterID,
 	}
 	if p.initialized() && isInitialMessage(m) {
@@ -366,7 +366,7 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 }
 
 func (p *peer) onStart(m *message.Start) {
-	if m.Campaign || (len(p.region().Peers) == 1 && p.region().Peers[0].Id == p.meta.Id) {
+	if m.Campaign || (len(p.region().Peers) == 1 && p.region().Peers[0].Id == p.self.Id) {
 		if err := p.rn.Campaign(); err != nil {
 			p.logger.Debug("campaign refused", zap.Error(err))
 		}
@@ -375,7 +375,7 @@ func (p *peer) onStart(m *message.Start) {
 
 // onApplied takes the report of the apply worker.
 func (p *peer) onApplied(t *turn, m *message.Applied) {
-	if m.PeerID != p.meta.Id || m.Index <= p.appliedIndex {
+	if m.PeerID != p.self.Id || m.Index <= p.appliedIndex {
 		return
 	}
 	if p.installing != 0 {

@@ -147,7 +147,7 @@ func (sr *storeReporter) releaseQuarantine(ctx context.Context) {
 func (q *quarantine) admit(region *metapb.Region, self *metapb.Peer, err error) {
 	q.s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
 		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
-	q.s.meta.setRegion(region, self.Id)
+	q.s.ranges.setRegion(region, self.Id)
 	q.add(region, self, err)
 }
 
@@ -328,7 +328,7 @@ func (si *sickness) stepAside() {
 func (si *sickness) othersSuffice() bool {
 	healthy := 0
 	for _, q := range si.p.region().Peers {
-		if q.Id == si.p.meta.Id || si.p.transfer.check(q) != nil {
+		if q.Id == si.p.self.Id || si.p.transfer.check(q) != nil {
 			continue
 		}
 		if pr, _ := si.p.rn.ProgressOf(q.Id); pr.RecentActive {
@@ -348,7 +348,7 @@ func (si *sickness) retire(t *turn) {
 	si.p.endCommands(&regionerr.RegionNotFoundError{RegionID: si.p.regionID})
 	si.p.lease.end()
 	si.p.publish()
-	si.p.store.quarantine.add(si.p.region(), si.p.meta, si.err)
+	si.p.store.quarantine.add(si.p.region(), si.p.self, si.err)
 	end := &apply.End{Then: func() { si.p.store.quarantine.peerRetired(si.p.box) }}
 	if si.damaged || si.diverged {
 		end.Damaged = si.err.Error() // a restart does not mend it

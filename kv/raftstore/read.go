@@ -138,9 +138,9 @@ func (p *peer) publish() {
 		p.box.handle.Store(nil)
 		return
 	}
-	h := readHandle{region: p.region(), peer: p.meta, term: p.rn.Term(), leader: p.leaderPeer()}
+	h := readHandle{region: p.region(), peer: p.self, term: p.rn.Term(), leader: p.leaderPeer()}
 	if p.isLeader() {
-		h.leader = p.meta
+		h.leader = p.self
 		local := p.store.leaseReads && p.appliedTerm == h.term && p.split.index == 0 && p.installing == 0 &&
 			p.removed == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
 		if local {
@@ -359,7 +359,7 @@ func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 		return regionerr.Invalidf("request for region %d has no epoch", h.RegionID)
 	}
 	if !regions.EpochMatches(hd.region, h.Epoch, true, false) {
-		return &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
+		return &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(hd.region)}
 	}
 	if key == nil {
 		return nil
@@ -378,7 +378,7 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 		return nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	if !regions.EpochMatches(st.Region, h.Epoch, true, false) {
-		return nil, &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
+		return nil, &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(st.Region)}
 	}
 	if key == nil {
 		return st.Region, nil

@@ -51,13 +51,13 @@ func (p *peer) collectReady(t *turn) bool {
 		// falls behind what the engine has applied.
 		if rd.MustSync {
 			t.log.SetHardState(p.regionID, rd.HardState)
-			p.lazyCommit = eraftpb.HardState{}
+			p.unwrittenCommit = eraftpb.HardState{}
 		} else {
-			p.lazyCommit = rd.HardState
+			p.unwrittenCommit = rd.HardState
 		}
-	} else if rd.MustSync && !raft.IsEmptyHardState(p.lazyCommit) {
-		t.log.SetHardState(p.regionID, p.lazyCommit)
-		p.lazyCommit = eraftpb.HardState{}
+	} else if rd.MustSync && !raft.IsEmptyHardState(p.unwrittenCommit) {
+		t.log.SetHardState(p.regionID, p.unwrittenCommit)
+		p.unwrittenCommit = eraftpb.HardState{}
 	}
 	t.sync = t.sync || rd.MustSync
 	p.applyStable(t)
@@ -86,7 +86,7 @@ func (p *peer) applyStable(t *turn) {
 	}
 	p.handedEarly = n
 	if n > 0 {
-		p.handOver(t, rd.CommittedEntries[:n])
+		p.giveToApply(t, rd.CommittedEntries[:n])
 	}
 }
 
@@ -106,7 +106,7 @@ func (p *peer) afterPersist(t *turn) {
 		p.reads.onStates(rd.ReadStates)
 	}
 	if rest := rd.CommittedEntries[p.handedEarly:]; len(rest) > 0 {
-		p.handOver(t, rest)
+		p.giveToApply(t, rest)
 	}
 	p.handedEarly = 0
 	soft := rd.SoftState

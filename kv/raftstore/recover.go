@@ -195,7 +195,7 @@ func (rc *recovery) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer
 	}
 	truncated := rspb.RaftTruncatedState{Index: md.Index, Term: md.Term}
 	return rc.add(origin{region: st.Region, self: self, applied: md.Index, truncated: truncated, installing: md.Index}, &installTask{
-		region: st.Region, old: st.Region, peer: self, meta: cf, index: md.Index, term: md.Term,
+		region: st.Region, old: st.Region, peer: self, files: cf, index: md.Index, term: md.Term,
 	})
 }
 
@@ -206,7 +206,7 @@ func (rc *recovery) add(o origin, install *installTask) error {
 	if err != nil {
 		return err
 	}
-	rc.s.meta.setRegion(o.region, o.self.Id)
+	rc.s.ranges.setRegion(o.region, o.self.Id)
 	rc.s.router.register(p)
 	if install != nil {
 		rc.s.regionRunner.install(install)

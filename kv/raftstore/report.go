@@ -23,7 +23,7 @@ import (
 func (rr *regionReport) pending() []*metapb.Peer {
 	var out []*metapb.Peer
 	for _, q := range rr.p.region().Peers {
-		if q.Id == rr.p.meta.Id {
+		if q.Id == rr.p.self.Id {
 			continue
 		}
 		if pr, ok := rr.p.rn.ProgressOf(q.Id); !ok || pr.Match < rr.p.ps.truncated.Index {
@@ -54,7 +54,7 @@ func (rr *regionReport) send() {
 	rr.p.times.heartbeat = now.Add(cfg.RegionHeartbeatInterval.Duration)
 	req := &schedulerpb.RegionHeartbeatRequest{
 		Header: &schedulerpb.RequestHeader{ClusterId: rr.p.store.clusterID},
-		Region: rr.p.region(), Leader: rr.p.meta, Term: rr.p.rn.Term(),
+		Region: rr.p.region(), Leader: rr.p.self, Term: rr.p.rn.Term(),
 		PendingPeers:    rr.pending(),
 		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys,
 		BytesWritten: rr.p.stats.writtenBytes, KeysWritten: rr.p.stats.writtenKeys,
@@ -64,7 +64,7 @@ func (rr *regionReport) send() {
 		req.Interval.StartTimestamp = req.Interval.EndTimestamp
 	}
 	for _, q := range rr.p.region().Peers {
-		if q.Id == rr.p.meta.Id {
+		if q.Id == rr.p.self.Id {
 			continue
 		}
 		last := rr.p.lastHeard[q.Id]
@@ -112,8 +112,8 @@ type schedulerResponse = schedulerpb.RegionHeartbeatResponse
 // onOperator carries out an order of the placement service, planned for the epoch it names. Nobody waits
 // for the answer: the service learns the outcome from heartbeats, and repeats what is still needed.
 func (p *peer) onOperator(resp *schedulerResponse) {
-	header := message.Header{RegionID: p.regionID, Peer: p.meta, Epoch: resp.RegionEpoch}
-	if resp.GetTargetPeer().GetId() != p.meta.Id || !p.isLeader() {
+	header := message.Header{RegionID: p.regionID, Peer: p.self, Epoch: resp.RegionEpoch}
+	if resp.GetTargetPeer().GetId() != p.self.Id || !p.isLeader() {
 		return
 	}
 	switch {
@@ -198,7 +198,7 @@ func (rr *regionReport) noteStandstill(now time.Time) {
 	var next map[uint64]standstill
 	limit := standstillIntervals * rr.p.store.cfg.Raftstore.RegionHeartbeatInterval.Duration
 	rr.p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-		if id == rr.p.meta.Id || pr.Match >= rr.p.rn.Committed() {
+		if id == rr.p.self.Id || pr.Match >= rr.p.rn.Committed() {
 			return
 		}
 		s, seen := rr.standstill[id]

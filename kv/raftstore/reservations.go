@@ -27,7 +27,7 @@ const (
 )
 
 // reservations is the table of them, and of the first votes that wait until a split has created their region. Guarded by
-// storeMeta.mu.
+// rangeMap.mu.
 type reservations struct {
 	of    [reservationKinds]map[uint64]*metapb.Region
 	votes []*rspb.RaftMessage

@@ -48,7 +48,7 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 	}
 	last := sl.p.rn.LastIndex()
 	for _, q := range sl.p.region().Peers {
-		if q.Id == sl.p.meta.Id {
+		if q.Id == sl.p.self.Id {
 			continue
 		}
 		pr, ok := sl.p.rn.ProgressOf(q.Id)
@@ -57,14 +57,14 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 		}
 	}
 	for _, q := range sl.p.region().Peers {
-		if q.Id == sl.p.meta.Id {
+		if q.Id == sl.p.self.Id {
 			continue
 		}
 		t.send(q.StoreId, &rspb.RaftMessage{
-			RegionId: sl.p.regionID, FromPeer: sl.p.meta, ToPeer: q, RegionEpoch: sl.p.region().RegionEpoch,
+			RegionId: sl.p.regionID, FromPeer: sl.p.self, ToPeer: q, RegionEpoch: sl.p.region().RegionEpoch,
 			ClusterId: sl.p.store.clusterID, Hibernate: true,
 			Message: &eraftpb.Message{
-				MsgType: eraftpb.MessageType_MsgHeartbeat, From: sl.p.meta.Id, To: q.Id, Term: sl.p.rn.Term(), Commit: last,
+				MsgType: eraftpb.MessageType_MsgHeartbeat, From: sl.p.self.Id, To: q.Id, Term: sl.p.rn.Term(), Commit: last,
 			},
 		})
 	}
@@ -101,7 +101,7 @@ func (sl *sleeper) begin() {
 	sl.asleep, sl.began = true, sl.p.store.clock.Now()
 	sl.stores = sl.stores[:0]
 	for _, q := range sl.p.region().Peers {
-		if q.Id != sl.p.meta.Id {
+		if q.Id != sl.p.self.Id {
 			sl.stores = append(sl.stores, q.StoreId)
 		}
 	}
@@ -206,12 +206,16 @@ func (sl *sleeper) onStoreLost(m *message.StoreLost) {
 	if leader == nil || leader.StoreId != m.StoreID || sl.p.rn.State() != raft.StateFollower {
 		return
 	}
-	if silent := later(sl.began, m.Heard, m.Heard.After(sl.began)); asleep && silent.Before(sl.p.times.tick) {
+	silent := sl.began
+	if m.Heard.After(silent) {
+		silent = m.Heard
+	}
+	if asleep && silent.Before(sl.p.times.tick) {
 		sl.p.times.tick = silent
 	}
 	rank := 0
 	for _, q := range sl.p.region().Peers {
-		if q.Id < sl.p.meta.Id && q.Id != leader.Id && !regions.IsLearner(q) {
+		if q.Id < sl.p.self.Id && q.Id != leader.Id && !regions.IsLearner(q) {
 			rank++
 		}
 	}

@@ -245,7 +245,7 @@ func (sp *splitter) onAsked(m *message.AskedSplit) {
 	}
 	sp.p.logger.Debug("proposing split", log.Key("split-key", m.SplitKey))
 	sp.p.onAdmin(&message.Admin{
-		Header: message.Header{RegionID: sp.p.regionID, Peer: sp.p.meta, Epoch: m.Epoch},
+		Header: message.Header{RegionID: sp.p.regionID, Peer: sp.p.self, Epoch: m.Epoch},
 		Request: &raft_cmdpb.AdminRequest{
 			CmdType: raft_cmdpb.AdminCmdType_Split,
 			Split: &raft_cmdpb.SplitRequest{
@@ -300,7 +300,7 @@ func (sp *splitter) onDone(res message.SplitDone) {
 // createRightHalves lets the right halves of applied splits begin although the left one does not go on
 // as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own their data.
 func (sp *splitter) createRightHalves(m *message.Applied) {
-	if m.PeerID != sp.p.meta.Id {
+	if m.PeerID != sp.p.self.Id {
 		return
 	}
 	for _, res := range m.Results {
@@ -328,22 +328,22 @@ func (cr *creator) createSplitPeer(m *message.BecomeSplit) error {
 	if err := cr.s.log.Damaged(m.Region.Id); err != nil {
 		// A message had created a peer of the region here before, and its vote may be among what is lost.
 		cr.s.quarantine.admit(m.Region, m.Peer, err)
-		cr.s.meta.finishSplit(m.Region.Id)
+		cr.s.ranges.finishSplit(m.Region.Id)
 		return nil
 	}
 	p, err := cr.newSplitPeer(m)
 	if err != nil {
 		return err
 	}
-	cr.s.meta.setRegion(m.Region, m.Peer.Id)
+	cr.s.ranges.setRegion(m.Region, m.Peer.Id)
 	cr.s.appliers.forRegion(m.Region.Id).Push(p.beginTask())
 	if !cr.s.router.register(p) {
 		cr.postpone(m)
 		return nil
 	}
-	cr.s.meta.finishSplit(m.Region.Id)
+	cr.s.ranges.finishSplit(m.Region.Id)
 	_ = cr.s.router.push(p.box, &message.Start{Campaign: m.Campaign})
-	for _, v := range cr.s.meta.takePendingVotes(m.Region.Id, m.Peer.Id) {
+	for _, v := range cr.s.ranges.takePendingVotes(m.Region.Id, m.Peer.Id) {
 		_ = cr.s.router.push(p.box, &message.Raft{Message: v})
 	}
 	return nil
@@ -375,9 +375,9 @@ func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
 // onBecome: a raft message had created this peer before the split was applied here. It keeps its
 // term and vote and becomes the right half in place, so that no two objects ever stand for one region.
 func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
-	if sp.p.initialized() || m.Peer.Id < sp.p.meta.Id {
+	if sp.p.initialized() || m.Peer.Id < sp.p.self.Id {
 		// A raft snapshot was faster: it has the right half, and more.
-		sp.p.store.meta.finishSplit(m.Region.Id)
+		sp.p.store.ranges.finishSplit(m.Region.Id)
 		return
 	}
 	sp.p.reads.failAll(&regionerr.RegionNotFoundError{RegionID: sp.p.regionID})
@@ -386,16 +386,16 @@ func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
 		sp.p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", sp.p.regionID, err))
 		return
 	}
-	sp.p.meta, sp.p.rn, sp.p.ps, sp.p.logger = np.meta, np.rn, np.ps, np.logger
+	sp.p.self, sp.p.rn, sp.p.ps, sp.p.logger = np.self, np.rn, np.ps, np.logger
 	sp.p.appliedIndex, sp.p.appliedTerm = np.appliedIndex, np.appliedTerm
-	sp.p.rd, sp.p.late, sp.p.lazyCommit = raft.Ready{}, nil, eraftpb.HardState{}
+	sp.p.rd, sp.p.late, sp.p.unwrittenCommit = raft.Ready{}, nil, eraftpb.HardState{}
 	sp.p.setRegion(m.Region)
 	sp.p.once.begin()
 	sp.p.once.ancestors = m.Ancestors
-	sp.p.store.meta.finishSplit(m.Region.Id)
+	sp.p.store.ranges.finishSplit(m.Region.Id)
 	t.addApply(sp.p.store.appliers.of(sp.p.regionID), sp.p.beginTask())
 	sp.p.onStart(&message.Start{Campaign: m.Campaign})
-	for _, v := range sp.p.store.meta.takePendingVotes(sp.p.regionID, sp.p.meta.Id) {
+	for _, v := range sp.p.store.ranges.takePendingVotes(sp.p.regionID, sp.p.self.Id) {
 		sp.p.onRaft(t, v)
 	}
 }

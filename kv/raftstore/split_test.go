@@ -65,14 +65,14 @@ func TestSplitMeetsOtherPeers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := trio()
 			s, e := newTestStore(t, r)
-			s.meta.setRegion(r, 1)
+			s.ranges.setRegion(r, 1)
 			if tc.region != nil {
 				b := e.NewBatch()
 				meta.PutRegionState(b, tc.state, tc.region, voter(tc.peer, 1))
 				require.NoError(t, e.Write(b, true))
 			}
 			if tc.running {
-				s.meta.setRegion(tc.region, tc.peer)
+				s.ranges.setRegion(tc.region, tc.peer)
 			}
 			box := &mailbox{regionID: 1, peer: &peer{regionID: 1}}
 			box.peer.box = box

@@ -125,7 +125,7 @@ type Store struct {
 	features     func() feature.Set
 	swaps        apply.Swaps
 
-	meta         *storeMeta
+	ranges       *rangeMap
 	live         *liveness
 	router       *router
 	appliers     appliers
@@ -171,7 +171,7 @@ func New(o Options) *Store {
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
 		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats, diskCritical: o.DiskCritical,
 		logger: o.Logger.With(log.StoreID(o.StoreID)),
-		meta:   newStoreMeta(), failed: make(chan error, 1),
+		ranges: newRangeMap(), failed: make(chan error, 1),
 	}
 	if s.clock == nil {
 		s.clock = SystemClock()

@@ -71,8 +71,8 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	p.compact.trimCache()
 	if !p.isLeader() {
-		if p.rn.Lead() != raft.None {
-			p.lastLeaderSeen = later(p.lastLeaderSeen, now, p.initialized())
+		if p.rn.Lead() != raft.None && p.initialized() {
+			p.lastLeaderSeen = now
 		}
 		p.checkStale(now)
 		return
@@ -114,13 +114,6 @@ func (p *peer) heardLeader(now time.Time) {
 	p.times.tick = now
 }
 
-func later(old, now time.Time, ok bool) time.Time {
-	if ok {
-		return now
-	}
-	return old
-}
-
 // due tells whether the time has come, and sets the next one.
 func due(now time.Time, next *time.Time, interval time.Duration) bool {
 	if now.Before(*next) {
@@ -136,7 +129,7 @@ func (lc *compactor) trimCache() {
 	keep := lc.p.appliedIndex
 	if lc.p.isLeader() {
 		lc.p.rn.VisitProgress(func(id uint64, pr raft.Progress) {
-			if id != lc.p.meta.Id && pr.RecentActive {
+			if id != lc.p.self.Id && pr.RecentActive {
 				keep = min(keep, pr.Match)
 			}
 		})

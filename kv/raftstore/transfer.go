@@ -16,7 +16,7 @@ import (
 
 // A leader transfer: transfer.command checks the target -> transfer.start ends the lease and has raft begin -> raft sends
 // MsgTimeoutNow once the target has the whole log -> the target campaigns. Meanwhile raft takes no proposals; writes wait
-// (handover).
+// (transfer.hold).
 
 // command is carried out by the leader, not replicated; it is answered as soon as it has begun.
 func (tr *transfer) command(a *message.Admin) error {
@@ -25,7 +25,7 @@ func (tr *transfer) command(a *message.Admin) error {
 	if q == nil {
 		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to", tr.p.regionID, target.GetId())
 	}
-	if q.Id != tr.p.meta.Id {
+	if q.Id != tr.p.self.Id {
 		if err := tr.check(q); err != nil {
 			return err
 		}
@@ -59,7 +59,7 @@ func (tr *transfer) best() *metapb.Peer {
 	var best *metapb.Peer
 	var match uint64
 	for _, q := range tr.p.region().Peers {
-		if q.Id == tr.p.meta.Id || tr.check(q) != nil {
+		if q.Id == tr.p.self.Id || tr.check(q) != nil {
 			continue
 		}
 		if pr, _ := tr.p.rn.ProgressOf(q.Id); pr.RecentActive && (best == nil || pr.Match > match) {
@@ -188,7 +188,7 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 			fewest, progress = left, time.Now()
 		}
 		// Without progress there is nobody to hand over to: the other stores stop as well, or are gone.
-		if left == 0 || time.Since(progress) > handOverPatience {
+		if left == 0 || time.Since(progress) > transferPatience {
 			return
 		}
 		select {
@@ -201,5 +201,5 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 	}
 }
 
-// handOverPatience is how long TransferLeaders goes on without any region changing hands.
-const handOverPatience = 700 * time.Millisecond
+// transferPatience is how long TransferLeaders goes on without any region changing hands.
+const transferPatience = 700 * time.Millisecond

@@ -29,7 +29,7 @@ func (v *PeerView) Status() raft.Status { return v.p.rn.Status() }
 func (v *PeerView) Info() PeerInfo {
 	p := v.p
 	info := PeerInfo{
-		Region: p.region(), Peer: p.meta, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
+		Region: p.region(), Peer: p.self, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
 		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(), LastTerm: p.lastTerm(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
@@ -96,7 +96,7 @@ func (p *peer) lastTerm() uint64 {
 // MaxKnownID is the largest id of a region, peer or store that this store knows.
 func (s *Store) MaxKnownID() uint64 {
 	most := s.storeID
-	for _, r := range s.meta.all() {
+	for _, r := range s.ranges.all() {
 		most = max(most, r.Id, r.MaxPeerId)
 		for _, p := range r.Peers {
 			most = max(most, p.Id, p.StoreId)
@@ -143,7 +143,7 @@ func (s *Store) Peers(ctx context.Context) ([]PeerInfo, error) {
 // Regions returns the regions of this store as its range tree has them, initialized ones only.
 func (s *Store) Regions() []*metapb.Region {
 	var out []*metapb.Region
-	for _, r := range s.meta.all() {
+	for _, r := range s.ranges.all() {
 		if regions.IsInitialized(r) {
 			out = append(out, r)
 		}

@@ -14,7 +14,7 @@ import (
 
 // The life of a write at its leader. Store.Write checks the store's limits and lays it into the region's mailbox ->
 // onWrite checks it as of now and gathers it -> flushWrites makes one entry of all that is gathered -> propose has raft
-// append it and remembers whose callbacks wait -> the raft worker persists and sends it (ready.go) -> handOver gives the
+// append it and remembers whose callbacks wait -> the raft worker persists and sends it (ready.go) -> giveToApply gives the
 // committed entry, with its proposals, to the apply worker, which carries it out and answers.
 //
 // Other writes take side ways: retries wait for what is applied (exactly_once.go), writes that come while leadership
@@ -42,14 +42,14 @@ func (s *Store) Write(w *message.Write) {
 
 func (p *peer) notLeader() error {
 	leader := p.leaderPeer()
-	if leader != nil && leader.Id == p.meta.Id {
+	if leader != nil && leader.Id == p.self.Id {
 		leader = nil
 	}
 	return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: leader}
 }
 
 func (p *peer) epochNotMatch() error {
-	return &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: p.store.meta.withNeighbours(p.region())}
+	return &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: p.store.ranges.withNeighbours(p.region())}
 }
 
 // checkHeader refuses a command that is not for this peer as it is now. The order is fixed, so that a
@@ -58,8 +58,8 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 	if h.Peer.GetStoreId() != p.store.storeID {
 		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: p.store.storeID}
 	}
-	if h.Peer.GetId() != p.meta.Id {
-		return &regionerr.PeerNotMatchError{RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.meta.Id}
+	if h.Peer.GetId() != p.self.Id {
+		return &regionerr.PeerNotMatchError{RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.self.Id}
 	}
 	if !p.isLeader() || p.removed != nil {
 		return p.notLeader()
@@ -236,8 +236,8 @@ func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	return out
 }
 
-// handOver gives committed entries to the apply worker.
-func (p *peer) handOver(t *turn, entries []eraftpb.Entry) {
+// giveToApply gives committed entries to the apply worker.
+func (p *peer) giveToApply(t *turn, entries []eraftpb.Entry) {
 	task := apply.Task{
 		RegionID: p.regionID, Entries: entries, Proposals: p.takeProposals(entries[len(entries)-1].Index),
 	}

@@ -23,7 +23,7 @@ import (
 // requireUnknown fails unless an answer says that the outcome is unknown, also on the wire.
 func requireUnknown(t testing.TB, err error) {
 	t.Helper()
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	require.ErrorAs(t, err, &unknown)
 	pb, ok := regionerr.ToProto(err)
 	require.True(t, ok)
@@ -102,7 +102,7 @@ func TestOutcomeAtALeaderThatWasRemoved(t *testing.T) {
 	p.removed = &lingering{region: p.region()}
 	w := pending{message.NewCallback()}
 	p.proposals = []message.Proposal{message.NewProposal(6, 6, 0, w.cb)}
-	p.handOver(&turn{apply: make([][]apply.Task, 1)}, []eraftpb.Entry{{Index: 6, Term: 6}})
+	p.giveToApply(&turn{apply: make([][]apply.Task, 1)}, []eraftpb.Entry{{Index: 6, Term: 6}})
 	requireUnknown(t, w.wait(t))
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -88,6 +87,27 @@ func (e *UndeterminedError) Error() string {
 	return fmt.Sprintf("region %d: the outcome of an earlier attempt is not known any more: %s", e.RegionID, e.Reason)
 }
 
+// UnknownError answers a command that was proposed and whose fate this store will not learn: the
+// entry may take effect on other stores, may have done so, or may never. It hides its cause from
+// errors.As on purpose: most causes say "nothing was done" when they answer a command that was not
+// proposed.
+type UnknownError struct{ Cause error }
+
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("the outcome of the command is unknown: %v", e.Cause)
+}
+
+// OverwrittenError answers a command whose place in the log another leader's entry has, committed:
+// it will never take effect.
+type OverwrittenError struct {
+	// Term is the term of the entry that has its place.
+	Term uint64
+}
+
+func (e *OverwrittenError) Error() string {
+	return fmt.Sprintf("another leader's entry of term %d has the command's place", e.Term)
+}
+
 // ClusterNotMatchError: the request was meant for another cluster.
 type ClusterNotMatchError struct{ Request, Actual uint64 }
 
@@ -155,8 +175,8 @@ func ToProto(err error) (pb *errorpb.Error, ok bool) {
 		keyOut     *KeyNotInRegionError
 		epoch      *EpochNotMatchError
 		stale      *StaleCommandError
-		unknown    *message.UnknownError
-		overwrite  *message.OverwrittenError
+		unknown    *UnknownError
+		overwrite  *OverwrittenError
 		store      *StoreNotMatchError
 		peer       *PeerNotMatchError
 		busy       *BusyError

@@ -6,7 +6,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
@@ -47,8 +46,8 @@ func TestEveryErrorHasItsForm(t *testing.T) {
 	require.Equal(t, "key_not_in_region", check(&KeyNotInRegionError{Key: []byte("x"), Region: r}))
 	require.Equal(t, "epoch_not_match", check(&EpochNotMatchError{RegionID: 1, Regions: []*metapb.Region{r}}))
 	require.Equal(t, "stale_command", check(&StaleCommandError{Term: 3}))
-	require.Equal(t, "stale_command", check(&message.OverwrittenError{Term: 3}))
-	require.Equal(t, "stale_command", check(&message.UnknownError{Cause: &RegionNotFoundError{RegionID: 1}}),
+	require.Equal(t, "stale_command", check(&OverwrittenError{Term: 3}))
+	require.Equal(t, "stale_command", check(&UnknownError{Cause: &RegionNotFoundError{RegionID: 1}}),
 		"the cause would say that nothing was done")
 	require.Equal(t, "store_not_match", check(&StoreNotMatchError{1, 2}))
 	require.Equal(t, "server_is_busy", check(&BusyError{"x"}))

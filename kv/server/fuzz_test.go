@@ -109,6 +109,9 @@ var rpcs = []procedure{
 	unary(func() *kvrpcpb.ForwardRequest { return new(kvrpcpb.ForwardRequest) }, (*Server).Forward),
 	unary(func() *kvrpcpb.CheckConsistencyRequest { return new(kvrpcpb.CheckConsistencyRequest) }, (*Server).CheckConsistency),
 	unary(func() *coprocessor.Request { return new(coprocessor.Request) }, (*Server).Coprocessor),
+	unary(func() *kvrpcpb.BatchGetRequest { return new(kvrpcpb.BatchGetRequest) }, (*Server).KvBatchGet),
+	unary(func() *kvrpcpb.ScanLockRequest { return new(kvrpcpb.ScanLockRequest) }, (*Server).KvScanLock),
+	unary(func() *kvrpcpb.MvccGetByKeyRequest { return new(kvrpcpb.MvccGetByKeyRequest) }, (*Server).MvccGetByKey),
 }
 
 // batchOf is a BatchCommands stream of one message.

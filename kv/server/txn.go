@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
@@ -28,6 +29,14 @@ func (s *Server) SetMode(m clustermode.Mode) {
 // Transactions carries out the commands of transactions, those of the store's other face too: two faces with latches of
 // their own would miss each other's decisions. It is nil where transactions are refused.
 func (s *Server) Transactions() *commands.Executor { return s.txn }
+
+// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be called after SetMode and before
+// it serves.
+func (s *Server) SetSafePoints(p *commands.SafePoints) {
+	if s.txn != nil {
+		s.txn.SetSafePoints(p)
+	}
+}
 
 // checkRaw refuses raw requests where transactions are served.
 func (s *Server) checkRaw() error {
@@ -69,6 +78,7 @@ func keyError(err error) *kvrpcpb.KeyError {
 	case errors.As(err, &locked):
 		return &kvrpcpb.KeyError{Locked: &kvrpcpb.LockInfo{
 			Key: locked.Key, PrimaryLock: locked.Primary, LockVersion: locked.Ts, LockTtl: locked.Ttl,
+			TxnSize: locked.TxnSize, MinCommitTs: locked.MinCommitTS,
 		}}
 	case errors.As(err, &conflict):
 		return &kvrpcpb.KeyError{Conflict: &kvrpcpb.WriteConflict{
@@ -89,6 +99,9 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 	}
 	if key = keyError(err); key != nil {
 		return nil, key, nil
+	}
+	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
+		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, _, rpc = outcome(err)
 	return region, nil, rpc
@@ -127,18 +140,11 @@ func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb
 	}
 	if err == nil {
 		room := int(s.cfg.Server.GRPCMaxMessage) * 3 / 4
-		scan := &commands.Scan{Read: commands.At(req.Version), Start: req.StartKey, Limit: int(req.Limit)}
-		err = s.txn.Scan(ctx, req.Context, scan, func(p commands.Pair) error {
-			pair := &kvrpcpb.KvPair{Key: p.Key, Value: p.Value}
-			if p.Err != nil {
-				pair.Error = keyError(p.Err)
-			}
-			if room -= pair.Size() + 8; room < 0 {
-				return errScanTooLarge
-			}
-			resp.Pairs = append(resp.Pairs, pair)
-			return nil
-		})
+		scan := &commands.Scan{
+			Read: commands.At(req.Version), Start: req.StartKey, End: req.EndKey, Limit: int(req.Limit),
+			Reverse: req.Reverse, KeyOnly: req.KeyOnly,
+		}
+		err = s.txn.Scan(ctx, req.Context, scan, gatherInto(&resp.Pairs, room))
 	}
 	if err == errScanTooLarge {
 		return nil, status.Error(codes.ResourceExhausted, err.Error())
@@ -151,7 +157,22 @@ func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb
 	return resp, rpc
 }
 
-var errScanTooLarge = errors.New("the pairs do not fit into one answer; lower the limit")
+// gatherInto appends what is read to the pairs of an answer of at most room bytes.
+func gatherInto(pairs *[]*kvrpcpb.KvPair, room int) func(p commands.Pair) error {
+	return func(p commands.Pair) error {
+		pair := &kvrpcpb.KvPair{Key: p.Key, Value: p.Value}
+		if p.Err != nil {
+			pair.Error = keyError(p.Err)
+		}
+		if room -= pair.Size() + 8; room < 0 {
+			return errScanTooLarge
+		}
+		*pairs = append(*pairs, pair)
+		return nil
+	}
+}
+
+var errScanTooLarge = errors.New("the pairs do not fit into one answer; lower the limit, or ask for fewer keys")
 
 // mutations reads what a transaction is about to do.
 func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
@@ -236,8 +257,11 @@ func (s *Server) KvCheckTxnStatus(ctx context.Context, req *kvrpcpb.CheckTxnStat
 	if err == nil {
 		var st commands.Status
 		st, err = s.txn.CheckTxnStatus(ctx, req.Context, &commands.StatusQuery{
-			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: true,
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: !req.KeepMissing,
 		})
+		if missing := (*commands.TxnNotFoundError)(nil); errors.As(err, &missing) {
+			st, err = commands.Status{LockTTL: 1, Action: commands.LockNotExistDoNothing}, nil
+		}
 		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
 	}
 	var rpc error

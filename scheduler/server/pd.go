@@ -31,7 +31,7 @@ func (b pdBackend) Bootstrapped() bool {
 
 func (b pdBackend) IsLeader() bool              { return b.v.s.IsLeader() }
 func (b pdBackend) Regions() *core.BasicCluster { return b.v.s.cluster.Core() }
-func (b pdBackend) GC() pdface.SafePoints       { return safePoints{b.v.s} }
+func (b pdBackend) GC() pdface.SafePoints       { return safePoints{s: b.v.s, client: true} }
 
 func (b pdBackend) WhileLeading(loop func() error) error { return b.v.whileLeading(loop) }
 

@@ -26,6 +26,8 @@ var methodRoles = map[string]security.Role{
 	"/schedulerpb.Scheduler/AskSplit":        security.RoleNode,
 	"/schedulerpb.Scheduler/ReportSplit":     security.RoleNode,
 
+	"/schedulerpb.Scheduler/AdvanceSafePoints": security.RoleNode,
+
 	"/schedulerpb.Scheduler/PutClusterConfig":  security.RoleAdmin,
 	"/schedulerpb.Scheduler/UpdateGCSafePoint": security.RoleAdmin,
 

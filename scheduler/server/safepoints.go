@@ -25,7 +25,49 @@ const maxBarriers = 1024
 //
 // The safe point of transactions lies where TiKV's clients read it through etcd's API, in decimal
 // as they expect it. The barriers are one JSON array. Part of the on-disk format; do not change.
-type safePoints struct{ s *Server }
+type safePoints struct {
+	s *Server
+	// client: it is a client of PD's that asks, and not a store of this cluster.
+	client bool
+}
+
+// minAge is how far below the time of now every safe point stays: a client whose clock is ahead must not reach the
+// transactions that are under way.
+const minAge = time.Minute
+
+// latestSafePoint is the largest safe point that is accepted.
+func latestSafePoint() uint64 { return uint64(time.Now().Add(-minAge).UnixMilli()) << 18 }
+
+// noteClient remembers that a client takes care of the safe points, so that the stores need not.
+func (p safePoints) noteClient(ctx context.Context) error {
+	if !p.client {
+		return nil
+	}
+	last, rev, err := p.clientAt(ctx)
+	if err != nil || time.Since(last).Abs() < time.Minute {
+		return err
+	}
+	fence, _, ok := p.s.fence()
+	if !ok {
+		return errNotLeader
+	}
+	_, err = p.s.storage.Txn(ctx, []storage.Cond{fence, storage.RevisionIs(p.s.keys.GCClient(), rev)},
+		[]storage.Op{storage.Put(p.s.keys.GCClient(), []byte(strconv.FormatInt(time.Now().UnixMilli(), 10)))})
+	if errors.Is(err, storage.ErrConflict) {
+		return nil // another one has noted it just now
+	}
+	return rpcErr(err)
+}
+
+// clientAt is when a client has raised a safe point; the zero time is never.
+func (p safePoints) clientAt(ctx context.Context) (at time.Time, rev int64, err error) {
+	kv, err := p.s.storage.Get(ctx, p.s.keys.GCClient())
+	if err != nil || kv.ModRevision == 0 {
+		return time.Time{}, 0, rpcErr(err)
+	}
+	ms, err := strconv.ParseInt(string(kv.Value), 10, 64)
+	return time.UnixMilli(ms), kv.ModRevision, err
+}
 
 // gcRead is the state with the revisions that it was read at.
 type gcRead struct {
@@ -104,8 +146,11 @@ func (p safePoints) AdvanceTxn(
 	ctx context.Context,
 	target uint64,
 ) (before, after uint64, blocker *pdface.Barrier, err error) {
+	if err := p.noteClient(ctx); err != nil {
+		return 0, 0, nil, err
+	}
 	err = p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
-		before, after, blocker = st.Txn, target, nil
+		before, after, blocker = st.Txn, max(st.Txn, min(target, latestSafePoint())), nil
 		if target < before {
 			return nil, status.Errorf(
 				codes.FailedPrecondition,
@@ -129,8 +174,32 @@ func (p safePoints) AdvanceTxn(
 
 // AdvanceGC implements pdface.SafePoints.
 func (p safePoints) AdvanceGC(ctx context.Context, target uint64) (uint64, error) {
+	if err := p.noteClient(ctx); err != nil {
+		return 0, err
+	}
 	now, err := p.s.updateGCSafePoint(ctx, target)
 	return now, rpcErr(err)
+}
+
+// advance is for stores: it raises the safe point of transactions up to the first barrier, and that of garbage up to the
+// former.
+func (p safePoints) advance(ctx context.Context, txn, gc uint64) (pdface.GCState, error) {
+	st, err := p.State(ctx)
+	if err != nil {
+		return st, err
+	}
+	if txn > st.Txn {
+		_, st.Txn, _, err = p.AdvanceTxn(ctx, txn)
+		if err != nil && status.Code(err) != codes.FailedPrecondition { // which another one has raised further
+			return st, err
+		}
+	}
+	if gc = min(gc, st.Txn); gc > st.GC {
+		if _, err := p.AdvanceGC(ctx, gc); err != nil {
+			return st, err
+		}
+	}
+	return p.State(ctx)
 }
 
 // SetBarrier implements pdface.SafePoints.

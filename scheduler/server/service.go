@@ -730,7 +730,7 @@ func (s *Server) gcSafePoint(ctx context.Context) (uint64, int64, error) {
 func (s *Server) updateGCSafePoint(ctx context.Context, sp uint64) (uint64, error) {
 	for {
 		old, rev, err := s.gcSafePoint(ctx)
-		if err != nil || sp <= old {
+		if sp = min(sp, latestSafePoint()); err != nil || sp <= old {
 			return old, err
 		}
 		fence, _, ok := s.fence()

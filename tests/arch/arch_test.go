@@ -72,15 +72,28 @@ func under(dir, parent string) bool { return dir == parent || strings.HasPrefix(
 // named may import any.
 var insideKV = map[string][]string{
 	"kv/raftstore/regions": {"kv/regionerr"},
-	"kv/raftstore/message": {},
+	"kv/raftstore/message": {"kv/regionerr"},
 	"kv/raftstore/meta":    {"kv/engine"},
 	"kv/raftstore/snap":    {"kv/engine"},
 	"kv/raftstore/runner":  {"kv/engine", "kv/raftlog", "kv/raftstore/message", "kv/raftstore/regions"},
 	"kv/raftstore/apply": {
 		"kv/engine", "kv/raftstore/message", "kv/raftstore/meta", "kv/raftstore/regions", "kv/raftstore/runner", "kv/regionerr",
 	},
-	"kv/regionerr": {"kv/raftstore/message"},
+	"kv/regionerr": {},
 	"kv/raftlog":   {"kv/vfs"},
+	"kv/engine":    {},
+	"kv/rpc":       {},
+	"kv/transport": {"kv/raftstore/snap", "kv/rpc"},
+	"kv/storage":   {"kv/engine", "kv/raftstore/message"},
+	// Faces know storages and transactions, never the raftstore.
+	"kv/server": {
+		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/rpc", "kv/server/gate", "kv/storage",
+		"kv/transaction/commands", "kv/transaction/latches", "kv/transaction/mvcc", "kv/transport",
+	},
+	"kv/server/tikv": {
+		"kv/config", "kv/engine", "kv/regionerr", "kv/rpc", "kv/server/gate", "kv/storage", "kv/transaction/commands",
+		"kv/transaction/mvcc",
+	},
 }
 
 // mayImport tells whether a package may import another one of this project by the directions inside kv.

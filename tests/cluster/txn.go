@@ -37,6 +37,18 @@ func (s *stub) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.Ca
 	return call(ctx, s, in, (*server.Server).KvScan)
 }
 
+func (s *stub) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchGetResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvBatchGet)
+}
+
+func (s *stub) KvScanLock(ctx context.Context, in *kvrpcpb.ScanLockRequest, _ ...grpc.CallOption) (*kvrpcpb.ScanLockResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvScanLock)
+}
+
+func (s *stub) MvccGetByKey(ctx context.Context, in *kvrpcpb.MvccGetByKeyRequest, _ ...grpc.CallOption) (*kvrpcpb.MvccGetByKeyResponse, error) {
+	return call(ctx, s, in, (*server.Server).MvccGetByKey)
+}
+
 func (s *stub) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvPrewrite)
 }

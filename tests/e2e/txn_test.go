@@ -48,6 +48,11 @@ func TestTransactions(t *testing.T) {
 	must("", 0, "txn", "delete", "a")
 	must("b\t2\n", 0, "txn", "scan", "-n", "1")
 	must("", 2, "txn", "put", "a")
+	must("KEY  TYPE  TXN  BEGUN  LEFT  PRIMARY\n", 0, "lock", "list")
+	must("{\n  \"key\": \"c\",\n  \"versions\": []\n}\n", 1, "mvcc", "c", "-o", "json")
+	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "mvcc", "a").Output()
+	require.NoError(t, err)
+	require.Regexp(t, `(?s)^RECORD +TXN.*\ndelete +\d+ +\d+ +\S+ +-\nput +\d+ +\d+ +\S+ +1\n$`, string(out))
 	must("", 1, "put", "a", "raw")
 	must("", 1, "get", "a")
 

@@ -71,7 +71,7 @@ var bugs = []bug{
 		change: [][2]string{{"LeaseDrift: 20,", "LeaseDrift: 10,"}},
 	},
 	{
-		name: "learner-promoted-empty", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
+		name: "learner-promoted-empty", file: "kv/raftstore/confchange.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
 		change: [][2]string{{"		return p.checkPromotion(q)\n", "		return nil\n"}},
 	},
 	{
@@ -151,7 +151,7 @@ var bugs = []bug{
 		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
 	},
 	enumerated("B12-no-applying-state", "kv/raftstore/install.go", "snapshot-receive", [2]string{
-		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
+		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.self,",
 	}),
 	{
 		name: "B13-no-deadline-at-propose", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
@@ -160,7 +160,7 @@ var bugs = []bug{
 	{
 		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.meta.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
+			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.ranges.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
 		},
 	},
 	{
@@ -175,12 +175,12 @@ var bugs = []bug{
 		"w.store.log.Write(&t.log, t.sync)", "w.store.log.Write(&t.log, false)",
 	}),
 	{
-		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
+		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/range_map.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
 	},
 	{
 		name: "definite-error-after-the-proposal", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "TestPutOfARemovedLeaderIsUnknown", tries: 1,
-		change: [][2]string{{"{ p.end(Result{Err: &UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
+		change: [][2]string{{"{ p.end(Result{Err: &regionerr.UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
 	},
 	{
 		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,
@@ -240,7 +240,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-no-latches", file: executorFile, pkg: suitePkg, run: "TestBankWithReplays", tries: 5,
-		change: [][2]string{{"e.latches.Acquire(ctx, hashes, ", "e.latches.Acquire(ctx, hashes[:0], "}},
+		change: [][2]string{{"latch.Hashes(domain, keys), useless", "latch.Hashes(domain, keys[:0]), useless"}},
 	},
 	{
 		name: "txn-reads-pass-locks", file: "kv/transaction/commands/read.go", pkg: suitePkg, run: "TestBank$/quiet", tries: 3,
@@ -260,10 +260,10 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-old-prewrite-reports-a-conflict", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
-		change: [][2]string{{"			if rec.Committed() {\n", "			if rec.Committed() && false {\n"}},
+		change: [][2]string{{"		if rec.Committed() {\n", "		if rec.Committed() && false {\n"}},
 	},
 	{
-		name: "txn-time-to-live-by-the-whole-timestamp", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		name: "txn-time-to-live-by-the-whole-timestamp", file: "kv/transaction/commands/status.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
 		change: [][2]string{{"mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)", "l.Ts, currentTS"}},
 	},
 	{

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/kv/client"
-	"github.com/tinykv/tinykv/kv/node/cli"
+	"github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -89,6 +89,17 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
+// GeneratesLoad tells whether the arguments are those of a command that loads a cluster with requests.
+func GeneratesLoad(args []string) bool {
+	cmd, _, err := (&app{}).root().Find(args)
+	for ; err == nil && cmd != nil; cmd = cmd.Parent() {
+		if cmd.Name() == benchName {
+			return true
+		}
+	}
+	return false
+}
+
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "tinyctl", Short: "Command line of a TinyKV cluster",
@@ -120,7 +131,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.getCmd(), a.putCmd(), a.casCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
 	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
-		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd())
+		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(), a.mvccCmd(), a.lockCmd(), a.gcCmd())
 	return root
 }
 

@@ -130,7 +130,7 @@ type stepResult struct {
 
 // each carries out a step for all keys, of several regions at a time.
 func (m *committer) each(ctx context.Context, keys [][]byte, do step) error {
-	groups := m.groups(keys)
+	groups := m.t.c.groups(keys)
 	return parallel(ctx, len(groups), maxBatches, func(ctx context.Context, i int) error {
 		for left := groups[i]; len(left) > 0; {
 			n, err := m.batch(ctx, left, do)
@@ -141,18 +141,6 @@ func (m *committer) each(ctx context.Context, keys [][]byte, do step) error {
 		}
 		return nil
 	})
-}
-
-// groups cuts sorted keys where regions are known to end.
-func (m *committer) groups(keys [][]byte) (out [][][]byte) {
-	for len(keys) > 0 {
-		n := 1
-		if r := m.t.c.kv.KnownRegion(memcomparable.Encode(keys[0])); r != nil {
-			n = max(1, within(r, keys))
-		}
-		out, keys = append(out, keys[:n]), keys[n:]
-	}
-	return out
 }
 
 // within is how many of the sorted keys lie before the region's end.

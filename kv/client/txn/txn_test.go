@@ -87,6 +87,10 @@ func (w *world) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.C
 	return w.srv.KvScan(ctx, in)
 }
 
+func (w *world) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchGetResponse, error) {
+	return w.srv.KvBatchGet(ctx, in)
+}
+
 func (w *world) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
 	return w.srv.KvPrewrite(ctx, in)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine/memengine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -107,7 +108,7 @@ func answered(t testing.TB, cb *message.Callback) message.Result {
 // requireUnknown fails unless a command's answer says that its outcome is unknown.
 func requireUnknown(t testing.TB, cb *message.Callback) {
 	t.Helper()
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	require.ErrorAs(t, answered(t, cb).Err, &unknown)
 }
 

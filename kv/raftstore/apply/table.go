@@ -64,8 +64,8 @@ func (t *appliedTable) remove(a *applier) bool {
 	return true
 }
 
-// turn counts a batch, and returns those who must give up their places with it.
-func (t *appliedTable) turn() []*applier {
+// countBatch counts a batch, and returns those who must give up their places with it.
+func (t *appliedTable) countBatch() []*applier {
 	t.idle = t.idle[:0]
 	if t.writes++; t.writes < tableLook {
 		return nil

@@ -123,7 +123,7 @@ func TestBusyRegionsShareARecord(t *testing.T) {
 			a.applied++
 			require.True(t, table.admit(a))
 		}
-		require.Empty(t, table.turn())
+		require.Empty(t, table.countBatch())
 		table.put(batch)
 		require.Equal(t, round+1, batch.Len())
 	}
@@ -131,7 +131,7 @@ func TestBusyRegionsShareARecord(t *testing.T) {
 	require.False(t, table.admit(extra), "no place is left")
 	for range 2 * tableLook {
 		table.admit(appliers[0])
-		table.turn()
+		table.countBatch()
 	}
 	require.True(t, table.admit(extra), "those that rest have given up theirs")
 	require.Equal(t, 2, table.taken)

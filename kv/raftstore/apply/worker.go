@@ -292,7 +292,7 @@ func (w *Worker) flush() error {
 			w.record(a)
 		}
 	}
-	for _, a := range w.table.turn() {
+	for _, a := range w.table.countBatch() {
 		w.record(a)
 	}
 	w.table.put(w.batch)

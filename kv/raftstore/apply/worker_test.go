@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
@@ -88,7 +89,7 @@ func TestAnswersGoByIndexAndTerm(t *testing.T) {
 				require.NoError(t, res.Err)
 				continue
 			}
-			var lost *message.OverwrittenError
+			var lost *regionerr.OverwrittenError
 			require.Equal(t, i < 3, errors.As(res.Err, &lost), "only an entry of another term at its index says that it is lost")
 			if i == 3 {
 				requireUnknown(t, cb)

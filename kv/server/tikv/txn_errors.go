@@ -6,6 +6,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/clustermode"
@@ -127,6 +128,9 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 	}
 	if key = keyError(err); key != nil {
 		return nil, key, nil
+	}
+	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
+		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, text, rpc := outcome(err)
 	if text != "" {

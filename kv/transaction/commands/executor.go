@@ -34,6 +34,8 @@ type Executor struct {
 	// barriers keep a DeleteRange apart from all other commands.
 	barriers *latch.Barriers
 	timeout  time.Duration
+	// safe is nil where nothing is ever collected.
+	safe *SafePoints
 }
 
 // New returns an executor; timeout bounds commands whose context has no deadline.
@@ -54,6 +56,7 @@ type decision func(tx *txn) error
 // txn is what a decision has to work with. Owner: the goroutine of the command.
 type txn struct {
 	policy Policy
+	safe   *SafePoints
 	*mvcc.Reader
 	*mvcc.Writer
 }
@@ -77,6 +80,9 @@ func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	defer cancel()
 	for {
 		term, err := e.st.Leadership(c)
+		if err == nil && does == begins {
+			_, err = e.safe.Txn(ctx, c.GetRegionId(), term)
+		}
 		if err != nil {
 			return err
 		}
@@ -114,7 +120,7 @@ func (e *Executor) updateIn(
 		return true, nil
 	}
 	policy := e.policy
-	tx := &txn{policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec)}
+	tx := &txn{policy: policy, safe: e.safe, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec)}
 	err = decide(tx)
 	tx.Close()
 	view.Close()
@@ -137,6 +143,11 @@ func (e *Executor) inTerm(c *kvrpcpb.Context, term uint64) func() error {
 		}
 		return err
 	}
+}
+
+// exclude keeps all other commands of the region out, once those inside have left.
+func (e *Executor) exclude(ctx context.Context, c *kvrpcpb.Context, term uint64) (leave func(), err error) {
+	return e.barriers.Exclude(ctx, latch.Domain{RegionID: c.GetRegionId(), Term: term}, e.inTerm(c, term))
 }
 
 // acquire takes the latches of the keys.

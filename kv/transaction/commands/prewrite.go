@@ -97,6 +97,9 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 var errNothing = abortf("nothing to write")
 
 func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (keyErrs []error, err error) {
+	if err := tx.young(p.StartTS); err != nil {
+		return nil, err
+	}
 	var asserted error
 	for i := range muts {
 		keyErr, err := tx.prewrite(p, &muts[i])

@@ -6,7 +6,6 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
-	"github.com/tinykv/tinykv/kv/transaction/latch"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -45,8 +44,7 @@ func (e *Executor) DeleteRange(ctx context.Context, c *kvrpcpb.Context, start, e
 func (e *Executor) deleteRangeIn(
 	ctx context.Context, c *kvrpcpb.Context, st storage.BoundRangeDeleter, term uint64, start, end []byte,
 ) (ended bool, err error) {
-	domain := latch.Domain{RegionID: c.GetRegionId(), Term: term}
-	leave, err := e.barriers.Exclude(ctx, domain, e.inTerm(c, term))
+	leave, err := e.exclude(ctx, c, term)
 	if err != nil {
 		return err == error(termEnded{}), err
 	}

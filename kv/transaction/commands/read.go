@@ -129,6 +129,9 @@ func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd R
 		return Value{}, err
 	}
 	defer view.Close()
+	if err := e.readable(ctx, c, &rd); err != nil {
+		return Value{}, err
+	}
 	r := e.reader(view, &rd)
 	defer r.Close()
 	return rd.get(r, key)
@@ -156,6 +159,9 @@ func (e *Executor) BatchGet(
 		return err
 	}
 	defer view.Close()
+	if err := e.readable(ctx, c, &rd); err != nil {
+		return err
+	}
 	r := e.reader(view, &rd)
 	defer r.Close()
 	for _, k := range keys {
@@ -210,6 +216,9 @@ func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit f
 		return err
 	}
 	defer view.Close()
+	if err := e.readable(ctx, c, &s.Read); err != nil {
+		return err
+	}
 	r := e.reader(view, &s.Read)
 	defer r.Close()
 	sc := mvcc.NewScanner(r, s.TS, mvcc.ScanOptions{Span: s.span(), Reverse: s.Reverse, KeyOnly: s.KeyOnly, Look: s.look})

@@ -123,8 +123,11 @@ func (tx *txn) lockedStatus(q *StatusQuery, l *mvcc.Lock, rec mvcc.Record) (Stat
 	return alive(NoAction)
 }
 
-// expired compares milliseconds, the only part of timestamps that is a time.
+// expired compares milliseconds, the only part of timestamps that is a time. At the end of time every lock has expired.
 func expired(l *mvcc.Lock, currentTS uint64) bool {
+	if currentTS == mvcc.TsMax {
+		return true
+	}
 	lives, end := mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)
 	return end > lives && end-lives > l.Ttl
 }

@@ -1328,6 +1328,10 @@ type ScanRequest struct {
 	StartKey []byte   `protobuf:"bytes,2,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
 	Limit    uint32   `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
 	Version  uint64   `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	KeyOnly  bool     `protobuf:"varint,5,opt,name=key_only,json=keyOnly,proto3" json:"key_only,omitempty"`
+	// reverse walks down from start_key, which is excluded then, to end_key, which is included.
+	Reverse bool   `protobuf:"varint,6,opt,name=reverse,proto3" json:"reverse,omitempty"`
+	EndKey  []byte `protobuf:"bytes,7,opt,name=end_key,json=endKey,proto3" json:"end_key,omitempty"`
 }
 
 func (m *ScanRequest) Reset()         { *m = ScanRequest{} }
@@ -1391,6 +1395,27 @@ func (m *ScanRequest) GetVersion() uint64 {
 	return 0
 }
 
+func (m *ScanRequest) GetKeyOnly() bool {
+	if m != nil {
+		return m.KeyOnly
+	}
+	return false
+}
+
+func (m *ScanRequest) GetReverse() bool {
+	if m != nil {
+		return m.Reverse
+	}
+	return false
+}
+
+func (m *ScanRequest) GetEndKey() []byte {
+	if m != nil {
+		return m.EndKey
+	}
+	return nil
+}
+
 type ScanResponse struct {
 	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
 	Pairs       []*KvPair      `protobuf:"bytes,2,rep,name=pairs,proto3" json:"pairs,omitempty"`
@@ -1443,6 +1468,748 @@ func (m *ScanResponse) GetPairs() []*KvPair {
 	return nil
 }
 
+type BatchGetRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Keys    [][]byte `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	Version uint64   `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+}
+
+func (m *BatchGetRequest) Reset()         { *m = BatchGetRequest{} }
+func (m *BatchGetRequest) String() string { return proto.CompactTextString(m) }
+func (*BatchGetRequest) ProtoMessage()    {}
+func (*BatchGetRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{20}
+}
+func (m *BatchGetRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *BatchGetRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_BatchGetRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *BatchGetRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_BatchGetRequest.Merge(m, src)
+}
+func (m *BatchGetRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *BatchGetRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_BatchGetRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_BatchGetRequest proto.InternalMessageInfo
+
+func (m *BatchGetRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *BatchGetRequest) GetKeys() [][]byte {
+	if m != nil {
+		return m.Keys
+	}
+	return nil
+}
+
+func (m *BatchGetRequest) GetVersion() uint64 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+// BatchGetResponse has a pair for each key that exists, or is locked.
+type BatchGetResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Pairs       []*KvPair      `protobuf:"bytes,2,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	Error       *KeyError      `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+}
+
+func (m *BatchGetResponse) Reset()         { *m = BatchGetResponse{} }
+func (m *BatchGetResponse) String() string { return proto.CompactTextString(m) }
+func (*BatchGetResponse) ProtoMessage()    {}
+func (*BatchGetResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{21}
+}
+func (m *BatchGetResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *BatchGetResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_BatchGetResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *BatchGetResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_BatchGetResponse.Merge(m, src)
+}
+func (m *BatchGetResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *BatchGetResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_BatchGetResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_BatchGetResponse proto.InternalMessageInfo
+
+func (m *BatchGetResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *BatchGetResponse) GetPairs() []*KvPair {
+	if m != nil {
+		return m.Pairs
+	}
+	return nil
+}
+
+func (m *BatchGetResponse) GetError() *KeyError {
+	if m != nil {
+		return m.Error
+	}
+	return nil
+}
+
+// ScanLockRequest is for locks of transactions that began by max_version.
+type ScanLockRequest struct {
+	Context    *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	MaxVersion uint64   `protobuf:"varint,2,opt,name=max_version,json=maxVersion,proto3" json:"max_version,omitempty"`
+	StartKey   []byte   `protobuf:"bytes,3,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
+	Limit      uint32   `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	EndKey     []byte   `protobuf:"bytes,5,opt,name=end_key,json=endKey,proto3" json:"end_key,omitempty"`
+	// refuse_older: max_version is a safe point of transactions that is in force. From now on the store refuses to lock keys for
+	// transactions that began by then, and all that it has locked for them before is in the answer.
+	RefuseOlder bool `protobuf:"varint,100,opt,name=refuse_older,json=refuseOlder,proto3" json:"refuse_older,omitempty"`
+}
+
+func (m *ScanLockRequest) Reset()         { *m = ScanLockRequest{} }
+func (m *ScanLockRequest) String() string { return proto.CompactTextString(m) }
+func (*ScanLockRequest) ProtoMessage()    {}
+func (*ScanLockRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{22}
+}
+func (m *ScanLockRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ScanLockRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ScanLockRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ScanLockRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ScanLockRequest.Merge(m, src)
+}
+func (m *ScanLockRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *ScanLockRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_ScanLockRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ScanLockRequest proto.InternalMessageInfo
+
+func (m *ScanLockRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *ScanLockRequest) GetMaxVersion() uint64 {
+	if m != nil {
+		return m.MaxVersion
+	}
+	return 0
+}
+
+func (m *ScanLockRequest) GetStartKey() []byte {
+	if m != nil {
+		return m.StartKey
+	}
+	return nil
+}
+
+func (m *ScanLockRequest) GetLimit() uint32 {
+	if m != nil {
+		return m.Limit
+	}
+	return 0
+}
+
+func (m *ScanLockRequest) GetEndKey() []byte {
+	if m != nil {
+		return m.EndKey
+	}
+	return nil
+}
+
+func (m *ScanLockRequest) GetRefuseOlder() bool {
+	if m != nil {
+		return m.RefuseOlder
+	}
+	return false
+}
+
+type ScanLockResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       *KeyError      `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Locks       []*LockInfo    `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`
+}
+
+func (m *ScanLockResponse) Reset()         { *m = ScanLockResponse{} }
+func (m *ScanLockResponse) String() string { return proto.CompactTextString(m) }
+func (*ScanLockResponse) ProtoMessage()    {}
+func (*ScanLockResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{23}
+}
+func (m *ScanLockResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ScanLockResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ScanLockResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ScanLockResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ScanLockResponse.Merge(m, src)
+}
+func (m *ScanLockResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *ScanLockResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_ScanLockResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ScanLockResponse proto.InternalMessageInfo
+
+func (m *ScanLockResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *ScanLockResponse) GetError() *KeyError {
+	if m != nil {
+		return m.Error
+	}
+	return nil
+}
+
+func (m *ScanLockResponse) GetLocks() []*LockInfo {
+	if m != nil {
+		return m.Locks
+	}
+	return nil
+}
+
+// CollectGarbageRequest: all locks of transactions that began by safe_point, which must be in force, are resolved.
+type CollectGarbageRequest struct {
+	Context   *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	SafePoint uint64   `protobuf:"varint,2,opt,name=safe_point,json=safePoint,proto3" json:"safe_point,omitempty"`
+	// start_key is where to begin; an empty one is the region's start.
+	StartKey []byte `protobuf:"bytes,3,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
+}
+
+func (m *CollectGarbageRequest) Reset()         { *m = CollectGarbageRequest{} }
+func (m *CollectGarbageRequest) String() string { return proto.CompactTextString(m) }
+func (*CollectGarbageRequest) ProtoMessage()    {}
+func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{24}
+}
+func (m *CollectGarbageRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *CollectGarbageRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_CollectGarbageRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *CollectGarbageRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_CollectGarbageRequest.Merge(m, src)
+}
+func (m *CollectGarbageRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *CollectGarbageRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_CollectGarbageRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_CollectGarbageRequest proto.InternalMessageInfo
+
+func (m *CollectGarbageRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *CollectGarbageRequest) GetSafePoint() uint64 {
+	if m != nil {
+		return m.SafePoint
+	}
+	return 0
+}
+
+func (m *CollectGarbageRequest) GetStartKey() []byte {
+	if m != nil {
+		return m.StartKey
+	}
+	return nil
+}
+
+type CollectGarbageResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       *KeyError      `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// next_key is where to go on, unless done.
+	NextKey []byte `protobuf:"bytes,3,opt,name=next_key,json=nextKey,proto3" json:"next_key,omitempty"`
+	Done    bool   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	// versions were removed, which took so many bytes of the log; locked keys were left alone.
+	Versions uint64 `protobuf:"varint,5,opt,name=versions,proto3" json:"versions,omitempty"`
+	Bytes    uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Locked   uint64 `protobuf:"varint,7,opt,name=locked,proto3" json:"locked,omitempty"`
+}
+
+func (m *CollectGarbageResponse) Reset()         { *m = CollectGarbageResponse{} }
+func (m *CollectGarbageResponse) String() string { return proto.CompactTextString(m) }
+func (*CollectGarbageResponse) ProtoMessage()    {}
+func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{25}
+}
+func (m *CollectGarbageResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *CollectGarbageResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_CollectGarbageResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *CollectGarbageResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_CollectGarbageResponse.Merge(m, src)
+}
+func (m *CollectGarbageResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *CollectGarbageResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_CollectGarbageResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_CollectGarbageResponse proto.InternalMessageInfo
+
+func (m *CollectGarbageResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *CollectGarbageResponse) GetError() *KeyError {
+	if m != nil {
+		return m.Error
+	}
+	return nil
+}
+
+func (m *CollectGarbageResponse) GetNextKey() []byte {
+	if m != nil {
+		return m.NextKey
+	}
+	return nil
+}
+
+func (m *CollectGarbageResponse) GetDone() bool {
+	if m != nil {
+		return m.Done
+	}
+	return false
+}
+
+func (m *CollectGarbageResponse) GetVersions() uint64 {
+	if m != nil {
+		return m.Versions
+	}
+	return 0
+}
+
+func (m *CollectGarbageResponse) GetBytes() uint64 {
+	if m != nil {
+		return m.Bytes
+	}
+	return 0
+}
+
+func (m *CollectGarbageResponse) GetLocked() uint64 {
+	if m != nil {
+		return m.Locked
+	}
+	return 0
+}
+
+type MvccGetByKeyRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Key     []byte   `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+}
+
+func (m *MvccGetByKeyRequest) Reset()         { *m = MvccGetByKeyRequest{} }
+func (m *MvccGetByKeyRequest) String() string { return proto.CompactTextString(m) }
+func (*MvccGetByKeyRequest) ProtoMessage()    {}
+func (*MvccGetByKeyRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{26}
+}
+func (m *MvccGetByKeyRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MvccGetByKeyRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MvccGetByKeyRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MvccGetByKeyRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MvccGetByKeyRequest.Merge(m, src)
+}
+func (m *MvccGetByKeyRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *MvccGetByKeyRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_MvccGetByKeyRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MvccGetByKeyRequest proto.InternalMessageInfo
+
+func (m *MvccGetByKeyRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *MvccGetByKeyRequest) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+type MvccGetByKeyResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Info        *MvccInfo      `protobuf:"bytes,3,opt,name=info,proto3" json:"info,omitempty"`
+}
+
+func (m *MvccGetByKeyResponse) Reset()         { *m = MvccGetByKeyResponse{} }
+func (m *MvccGetByKeyResponse) String() string { return proto.CompactTextString(m) }
+func (*MvccGetByKeyResponse) ProtoMessage()    {}
+func (*MvccGetByKeyResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{27}
+}
+func (m *MvccGetByKeyResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MvccGetByKeyResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MvccGetByKeyResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MvccGetByKeyResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MvccGetByKeyResponse.Merge(m, src)
+}
+func (m *MvccGetByKeyResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *MvccGetByKeyResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_MvccGetByKeyResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MvccGetByKeyResponse proto.InternalMessageInfo
+
+func (m *MvccGetByKeyResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *MvccGetByKeyResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *MvccGetByKeyResponse) GetInfo() *MvccInfo {
+	if m != nil {
+		return m.Info
+	}
+	return nil
+}
+
+// MvccInfo is all that is stored of a key, newest first.
+type MvccInfo struct {
+	Lock *LockInfo `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"`
+	// lock_value is the value inside the lock.
+	LockValue []byte       `protobuf:"bytes,2,opt,name=lock_value,json=lockValue,proto3" json:"lock_value,omitempty"`
+	Writes    []*MvccWrite `protobuf:"bytes,3,rep,name=writes,proto3" json:"writes,omitempty"`
+	Values    []*MvccValue `protobuf:"bytes,4,rep,name=values,proto3" json:"values,omitempty"`
+}
+
+func (m *MvccInfo) Reset()         { *m = MvccInfo{} }
+func (m *MvccInfo) String() string { return proto.CompactTextString(m) }
+func (*MvccInfo) ProtoMessage()    {}
+func (*MvccInfo) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{28}
+}
+func (m *MvccInfo) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MvccInfo) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MvccInfo.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MvccInfo) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MvccInfo.Merge(m, src)
+}
+func (m *MvccInfo) XXX_Size() int {
+	return m.Size()
+}
+func (m *MvccInfo) XXX_DiscardUnknown() {
+	xxx_messageInfo_MvccInfo.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MvccInfo proto.InternalMessageInfo
+
+func (m *MvccInfo) GetLock() *LockInfo {
+	if m != nil {
+		return m.Lock
+	}
+	return nil
+}
+
+func (m *MvccInfo) GetLockValue() []byte {
+	if m != nil {
+		return m.LockValue
+	}
+	return nil
+}
+
+func (m *MvccInfo) GetWrites() []*MvccWrite {
+	if m != nil {
+		return m.Writes
+	}
+	return nil
+}
+
+func (m *MvccInfo) GetValues() []*MvccValue {
+	if m != nil {
+		return m.Values
+	}
+	return nil
+}
+
+type MvccWrite struct {
+	Type                  string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	StartTs               uint64 `protobuf:"varint,2,opt,name=start_ts,json=startTs,proto3" json:"start_ts,omitempty"`
+	CommitTs              uint64 `protobuf:"varint,3,opt,name=commit_ts,json=commitTs,proto3" json:"commit_ts,omitempty"`
+	ShortValue            []byte `protobuf:"bytes,4,opt,name=short_value,json=shortValue,proto3" json:"short_value,omitempty"`
+	HasShortValue         bool   `protobuf:"varint,5,opt,name=has_short_value,json=hasShortValue,proto3" json:"has_short_value,omitempty"`
+	HasOverlappedRollback bool   `protobuf:"varint,6,opt,name=has_overlapped_rollback,json=hasOverlappedRollback,proto3" json:"has_overlapped_rollback,omitempty"`
+}
+
+func (m *MvccWrite) Reset()         { *m = MvccWrite{} }
+func (m *MvccWrite) String() string { return proto.CompactTextString(m) }
+func (*MvccWrite) ProtoMessage()    {}
+func (*MvccWrite) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{29}
+}
+func (m *MvccWrite) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MvccWrite) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MvccWrite.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MvccWrite) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MvccWrite.Merge(m, src)
+}
+func (m *MvccWrite) XXX_Size() int {
+	return m.Size()
+}
+func (m *MvccWrite) XXX_DiscardUnknown() {
+	xxx_messageInfo_MvccWrite.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MvccWrite proto.InternalMessageInfo
+
+func (m *MvccWrite) GetType() string {
+	if m != nil {
+		return m.Type
+	}
+	return ""
+}
+
+func (m *MvccWrite) GetStartTs() uint64 {
+	if m != nil {
+		return m.StartTs
+	}
+	return 0
+}
+
+func (m *MvccWrite) GetCommitTs() uint64 {
+	if m != nil {
+		return m.CommitTs
+	}
+	return 0
+}
+
+func (m *MvccWrite) GetShortValue() []byte {
+	if m != nil {
+		return m.ShortValue
+	}
+	return nil
+}
+
+func (m *MvccWrite) GetHasShortValue() bool {
+	if m != nil {
+		return m.HasShortValue
+	}
+	return false
+}
+
+func (m *MvccWrite) GetHasOverlappedRollback() bool {
+	if m != nil {
+		return m.HasOverlappedRollback
+	}
+	return false
+}
+
+type MvccValue struct {
+	StartTs uint64 `protobuf:"varint,1,opt,name=start_ts,json=startTs,proto3" json:"start_ts,omitempty"`
+	Value   []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+}
+
+func (m *MvccValue) Reset()         { *m = MvccValue{} }
+func (m *MvccValue) String() string { return proto.CompactTextString(m) }
+func (*MvccValue) ProtoMessage()    {}
+func (*MvccValue) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{30}
+}
+func (m *MvccValue) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MvccValue) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MvccValue.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MvccValue) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MvccValue.Merge(m, src)
+}
+func (m *MvccValue) XXX_Size() int {
+	return m.Size()
+}
+func (m *MvccValue) XXX_DiscardUnknown() {
+	xxx_messageInfo_MvccValue.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MvccValue proto.InternalMessageInfo
+
+func (m *MvccValue) GetStartTs() uint64 {
+	if m != nil {
+		return m.StartTs
+	}
+	return 0
+}
+
+func (m *MvccValue) GetValue() []byte {
+	if m != nil {
+		return m.Value
+	}
+	return nil
+}
+
 type BatchRollbackRequest struct {
 	Context      *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
 	StartVersion uint64   `protobuf:"varint,2,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
@@ -1453,7 +2220,7 @@ func (m *BatchRollbackRequest) Reset()         { *m = BatchRollbackRequest{} }
 func (m *BatchRollbackRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackRequest) ProtoMessage()    {}
 func (*BatchRollbackRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{20}
+	return fileDescriptor_1afe832be69693c7, []int{31}
 }
 func (m *BatchRollbackRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1512,7 +2279,7 @@ func (m *BatchRollbackResponse) Reset()         { *m = BatchRollbackResponse{} }
 func (m *BatchRollbackResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackResponse) ProtoMessage()    {}
 func (*BatchRollbackResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{21}
+	return fileDescriptor_1afe832be69693c7, []int{32}
 }
 func (m *BatchRollbackResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1560,13 +2327,16 @@ type CheckTxnStatusRequest struct {
 	PrimaryKey []byte   `protobuf:"bytes,2,opt,name=primary_key,json=primaryKey,proto3" json:"primary_key,omitempty"`
 	LockTs     uint64   `protobuf:"varint,3,opt,name=lock_ts,json=lockTs,proto3" json:"lock_ts,omitempty"`
 	CurrentTs  uint64   `protobuf:"varint,4,opt,name=current_ts,json=currentTs,proto3" json:"current_ts,omitempty"`
+	// keep_missing leaves a transaction alone of which nothing is known: its primary may be about to be locked. It counts as
+	// alive then.
+	KeepMissing bool `protobuf:"varint,100,opt,name=keep_missing,json=keepMissing,proto3" json:"keep_missing,omitempty"`
 }
 
 func (m *CheckTxnStatusRequest) Reset()         { *m = CheckTxnStatusRequest{} }
 func (m *CheckTxnStatusRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusRequest) ProtoMessage()    {}
 func (*CheckTxnStatusRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{22}
+	return fileDescriptor_1afe832be69693c7, []int{33}
 }
 func (m *CheckTxnStatusRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1623,6 +2393,13 @@ func (m *CheckTxnStatusRequest) GetCurrentTs() uint64 {
 	return 0
 }
 
+func (m *CheckTxnStatusRequest) GetKeepMissing() bool {
+	if m != nil {
+		return m.KeepMissing
+	}
+	return false
+}
+
 type CheckTxnStatusResponse struct {
 	RegionError   *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
 	LockTtl       uint64         `protobuf:"varint,2,opt,name=lock_ttl,json=lockTtl,proto3" json:"lock_ttl,omitempty"`
@@ -1634,7 +2411,7 @@ func (m *CheckTxnStatusResponse) Reset()         { *m = CheckTxnStatusResponse{}
 func (m *CheckTxnStatusResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusResponse) ProtoMessage()    {}
 func (*CheckTxnStatusResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{23}
+	return fileDescriptor_1afe832be69693c7, []int{34}
 }
 func (m *CheckTxnStatusResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1701,7 +2478,7 @@ func (m *ResolveLockRequest) Reset()         { *m = ResolveLockRequest{} }
 func (m *ResolveLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockRequest) ProtoMessage()    {}
 func (*ResolveLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{24}
+	return fileDescriptor_1afe832be69693c7, []int{35}
 }
 func (m *ResolveLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1760,7 +2537,7 @@ func (m *ResolveLockResponse) Reset()         { *m = ResolveLockResponse{} }
 func (m *ResolveLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockResponse) ProtoMessage()    {}
 func (*ResolveLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{25}
+	return fileDescriptor_1afe832be69693c7, []int{36}
 }
 func (m *ResolveLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1813,7 +2590,7 @@ func (m *KvPair) Reset()         { *m = KvPair{} }
 func (m *KvPair) String() string { return proto.CompactTextString(m) }
 func (*KvPair) ProtoMessage()    {}
 func (*KvPair) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{26}
+	return fileDescriptor_1afe832be69693c7, []int{37}
 }
 func (m *KvPair) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1873,7 +2650,7 @@ func (m *Mutation) Reset()         { *m = Mutation{} }
 func (m *Mutation) String() string { return proto.CompactTextString(m) }
 func (*Mutation) ProtoMessage()    {}
 func (*Mutation) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{27}
+	return fileDescriptor_1afe832be69693c7, []int{38}
 }
 func (m *Mutation) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1934,7 +2711,7 @@ func (m *KeyError) Reset()         { *m = KeyError{} }
 func (m *KeyError) String() string { return proto.CompactTextString(m) }
 func (*KeyError) ProtoMessage()    {}
 func (*KeyError) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{28}
+	return fileDescriptor_1afe832be69693c7, []int{39}
 }
 func (m *KeyError) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1996,13 +2773,17 @@ type LockInfo struct {
 	LockVersion uint64 `protobuf:"varint,2,opt,name=lock_version,json=lockVersion,proto3" json:"lock_version,omitempty"`
 	Key         []byte `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	LockTtl     uint64 `protobuf:"varint,4,opt,name=lock_ttl,json=lockTtl,proto3" json:"lock_ttl,omitempty"`
+	TxnSize     uint64 `protobuf:"varint,5,opt,name=txn_size,json=txnSize,proto3" json:"txn_size,omitempty"`
+	MinCommitTs uint64 `protobuf:"varint,9,opt,name=min_commit_ts,json=minCommitTs,proto3" json:"min_commit_ts,omitempty"`
+	// type is put, delete, lock or pessimistic; only lists of locks and what is shown to people have it.
+	Type string `protobuf:"bytes,100,opt,name=type,proto3" json:"type,omitempty"`
 }
 
 func (m *LockInfo) Reset()         { *m = LockInfo{} }
 func (m *LockInfo) String() string { return proto.CompactTextString(m) }
 func (*LockInfo) ProtoMessage()    {}
 func (*LockInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{29}
+	return fileDescriptor_1afe832be69693c7, []int{40}
 }
 func (m *LockInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2059,6 +2840,27 @@ func (m *LockInfo) GetLockTtl() uint64 {
 	return 0
 }
 
+func (m *LockInfo) GetTxnSize() uint64 {
+	if m != nil {
+		return m.TxnSize
+	}
+	return 0
+}
+
+func (m *LockInfo) GetMinCommitTs() uint64 {
+	if m != nil {
+		return m.MinCommitTs
+	}
+	return 0
+}
+
+func (m *LockInfo) GetType() string {
+	if m != nil {
+		return m.Type
+	}
+	return ""
+}
+
 type WriteConflict struct {
 	StartTs    uint64 `protobuf:"varint,1,opt,name=start_ts,json=startTs,proto3" json:"start_ts,omitempty"`
 	ConflictTs uint64 `protobuf:"varint,2,opt,name=conflict_ts,json=conflictTs,proto3" json:"conflict_ts,omitempty"`
@@ -2070,7 +2872,7 @@ func (m *WriteConflict) Reset()         { *m = WriteConflict{} }
 func (m *WriteConflict) String() string { return proto.CompactTextString(m) }
 func (*WriteConflict) ProtoMessage()    {}
 func (*WriteConflict) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{30}
+	return fileDescriptor_1afe832be69693c7, []int{41}
 }
 func (m *WriteConflict) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2150,7 +2952,7 @@ func (m *Context) Reset()         { *m = Context{} }
 func (m *Context) String() string { return proto.CompactTextString(m) }
 func (*Context) ProtoMessage()    {}
 func (*Context) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{31}
+	return fileDescriptor_1afe832be69693c7, []int{42}
 }
 func (m *Context) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2259,7 +3061,7 @@ func (m *WriteOrigin) Reset()         { *m = WriteOrigin{} }
 func (m *WriteOrigin) String() string { return proto.CompactTextString(m) }
 func (*WriteOrigin) ProtoMessage()    {}
 func (*WriteOrigin) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{32}
+	return fileDescriptor_1afe832be69693c7, []int{43}
 }
 func (m *WriteOrigin) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2318,7 +3120,7 @@ func (m *BatchCommand) Reset()         { *m = BatchCommand{} }
 func (m *BatchCommand) String() string { return proto.CompactTextString(m) }
 func (*BatchCommand) ProtoMessage()    {}
 func (*BatchCommand) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{33}
+	return fileDescriptor_1afe832be69693c7, []int{44}
 }
 func (m *BatchCommand) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2405,7 +3207,7 @@ func (m *BatchReply) Reset()         { *m = BatchReply{} }
 func (m *BatchReply) String() string { return proto.CompactTextString(m) }
 func (*BatchReply) ProtoMessage()    {}
 func (*BatchReply) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{34}
+	return fileDescriptor_1afe832be69693c7, []int{45}
 }
 func (m *BatchReply) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2491,7 +3293,7 @@ func (m *BatchCommandsRequest) Reset()         { *m = BatchCommandsRequest{} }
 func (m *BatchCommandsRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsRequest) ProtoMessage()    {}
 func (*BatchCommandsRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{35}
+	return fileDescriptor_1afe832be69693c7, []int{46}
 }
 func (m *BatchCommandsRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2535,7 +3337,7 @@ func (m *BatchCommandsResponse) Reset()         { *m = BatchCommandsResponse{} }
 func (m *BatchCommandsResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsResponse) ProtoMessage()    {}
 func (*BatchCommandsResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{36}
+	return fileDescriptor_1afe832be69693c7, []int{47}
 }
 func (m *BatchCommandsResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2583,7 +3385,7 @@ func (m *CheckConsistencyRequest) Reset()         { *m = CheckConsistencyRequest
 func (m *CheckConsistencyRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyRequest) ProtoMessage()    {}
 func (*CheckConsistencyRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{37}
+	return fileDescriptor_1afe832be69693c7, []int{48}
 }
 func (m *CheckConsistencyRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2640,7 +3442,7 @@ func (m *CheckConsistencyResponse) Reset()         { *m = CheckConsistencyRespon
 func (m *CheckConsistencyResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyResponse) ProtoMessage()    {}
 func (*CheckConsistencyResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{38}
+	return fileDescriptor_1afe832be69693c7, []int{49}
 }
 func (m *CheckConsistencyResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2717,7 +3519,7 @@ func (m *ReplicaHashResult) Reset()         { *m = ReplicaHashResult{} }
 func (m *ReplicaHashResult) String() string { return proto.CompactTextString(m) }
 func (*ReplicaHashResult) ProtoMessage()    {}
 func (*ReplicaHashResult) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{39}
+	return fileDescriptor_1afe832be69693c7, []int{50}
 }
 func (m *ReplicaHashResult) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2784,7 +3586,7 @@ func (m *ForwardRequest) Reset()         { *m = ForwardRequest{} }
 func (m *ForwardRequest) String() string { return proto.CompactTextString(m) }
 func (*ForwardRequest) ProtoMessage()    {}
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{40}
+	return fileDescriptor_1afe832be69693c7, []int{51}
 }
 func (m *ForwardRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2837,7 +3639,7 @@ func (m *ForwardResponse) Reset()         { *m = ForwardResponse{} }
 func (m *ForwardResponse) String() string { return proto.CompactTextString(m) }
 func (*ForwardResponse) ProtoMessage()    {}
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{41}
+	return fileDescriptor_1afe832be69693c7, []int{52}
 }
 func (m *ForwardResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2903,6 +3705,17 @@ func init() {
 	proto.RegisterType((*CommitResponse)(nil), "kvrpcpb.CommitResponse")
 	proto.RegisterType((*ScanRequest)(nil), "kvrpcpb.ScanRequest")
 	proto.RegisterType((*ScanResponse)(nil), "kvrpcpb.ScanResponse")
+	proto.RegisterType((*BatchGetRequest)(nil), "kvrpcpb.BatchGetRequest")
+	proto.RegisterType((*BatchGetResponse)(nil), "kvrpcpb.BatchGetResponse")
+	proto.RegisterType((*ScanLockRequest)(nil), "kvrpcpb.ScanLockRequest")
+	proto.RegisterType((*ScanLockResponse)(nil), "kvrpcpb.ScanLockResponse")
+	proto.RegisterType((*CollectGarbageRequest)(nil), "kvrpcpb.CollectGarbageRequest")
+	proto.RegisterType((*CollectGarbageResponse)(nil), "kvrpcpb.CollectGarbageResponse")
+	proto.RegisterType((*MvccGetByKeyRequest)(nil), "kvrpcpb.MvccGetByKeyRequest")
+	proto.RegisterType((*MvccGetByKeyResponse)(nil), "kvrpcpb.MvccGetByKeyResponse")
+	proto.RegisterType((*MvccInfo)(nil), "kvrpcpb.MvccInfo")
+	proto.RegisterType((*MvccWrite)(nil), "kvrpcpb.MvccWrite")
+	proto.RegisterType((*MvccValue)(nil), "kvrpcpb.MvccValue")
 	proto.RegisterType((*BatchRollbackRequest)(nil), "kvrpcpb.BatchRollbackRequest")
 	proto.RegisterType((*BatchRollbackResponse)(nil), "kvrpcpb.BatchRollbackResponse")
 	proto.RegisterType((*CheckTxnStatusRequest)(nil), "kvrpcpb.CheckTxnStatusRequest")
@@ -2930,124 +3743,154 @@ func init() {
 func init() { proto.RegisterFile("kvrpcpb.proto", fileDescriptor_1afe832be69693c7) }
 
 var fileDescriptor_1afe832be69693c7 = []byte{
-	// 1865 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xbc, 0x59, 0x4f, 0x6f, 0x1b, 0xc7,
-	0x15, 0xd7, 0x92, 0x14, 0xb9, 0x7c, 0x24, 0x65, 0x7a, 0x2c, 0x59, 0x1b, 0xbb, 0x55, 0xe5, 0x0d,
-	0x82, 0xc8, 0x6e, 0x2a, 0xc1, 0x2c, 0x10, 0xa0, 0x47, 0x5b, 0xb6, 0x53, 0xd5, 0xb1, 0x25, 0x8c,
-	0x85, 0x04, 0x2d, 0xda, 0xb2, 0xab, 0xdd, 0x11, 0xb9, 0xe0, 0x72, 0x67, 0xb3, 0x33, 0x4b, 0x69,
-	0x11, 0xb4, 0x87, 0x1c, 0x0a, 0x14, 0xe8, 0xa1, 0x3d, 0x37, 0xfd, 0x1a, 0xfd, 0x0c, 0xbd, 0x35,
-	0xbd, 0xf5, 0x18, 0xd8, 0xe8, 0xa5, 0xb7, 0x7e, 0x83, 0x62, 0xfe, 0xed, 0x2e, 0x45, 0x25, 0x35,
-	0x14, 0x49, 0x27, 0xee, 0x7b, 0xf3, 0xe6, 0xcd, 0xfb, 0xf3, 0x9b, 0xf7, 0x66, 0x86, 0xd0, 0x9b,
-	0xcc, 0xd2, 0xc4, 0x4f, 0x8e, 0xb6, 0x93, 0x94, 0x72, 0x8a, 0x5a, 0x9a, 0xbc, 0xd3, 0x23, 0x69,
-	0x4a, 0x53, 0xc3, 0xbf, 0xd3, 0x9d, 0x12, 0xee, 0x19, 0xca, 0xfd, 0x15, 0xf4, 0xb0, 0x77, 0xf2,
-	0x11, 0xe1, 0x98, 0x7c, 0x96, 0x11, 0xc6, 0xd1, 0x03, 0x68, 0xf9, 0x34, 0xe6, 0xe4, 0x94, 0x3b,
-	0xd6, 0xa6, 0xb5, 0xd5, 0x19, 0xf4, 0xb7, 0x8d, 0xde, 0x5d, 0xc5, 0xc7, 0x46, 0x00, 0xf5, 0xa1,
-	0x3e, 0x21, 0xb9, 0x53, 0xdb, 0xb4, 0xb6, 0xba, 0x58, 0x7c, 0xa2, 0x15, 0xa8, 0xf9, 0xc7, 0x4e,
-	0x7d, 0xd3, 0xda, 0x6a, 0xe3, 0x9a, 0x7f, 0xec, 0xfe, 0xd1, 0x82, 0x15, 0xa3, 0x9f, 0x25, 0x34,
-	0x66, 0x04, 0x3d, 0x84, 0x6e, 0x4a, 0x46, 0x21, 0x8d, 0x87, 0xd2, 0x2e, 0xbd, 0xca, 0xca, 0xb6,
-	0xb1, 0xf2, 0xa9, 0xf8, 0xc5, 0x1d, 0x25, 0x23, 0x09, 0xb4, 0x0a, 0xcb, 0x4a, 0xb6, 0x26, 0x15,
-	0x2b, 0x42, 0x70, 0x67, 0x5e, 0x94, 0x11, 0xb9, 0x5c, 0x17, 0x2b, 0x02, 0xdd, 0x85, 0x76, 0x4c,
-	0xf9, 0xf0, 0x98, 0x66, 0x71, 0xe0, 0x34, 0x36, 0xad, 0x2d, 0x1b, 0xdb, 0x31, 0xe5, 0xcf, 0x04,
-	0xed, 0x32, 0xe9, 0xed, 0x41, 0x76, 0x49, 0xde, 0x9e, 0x6f, 0x81, 0x8a, 0x41, 0xa3, 0x88, 0xc1,
-	0x4c, 0x86, 0x40, 0x2e, 0x7a, 0xd9, 0x21, 0xb8, 0x0b, 0xed, 0x88, 0x8e, 0x86, 0x61, 0x1c, 0x90,
-	0x53, 0x27, 0xd8, 0xb4, 0xb6, 0x1a, 0xd8, 0x8e, 0xe8, 0x68, 0x4f, 0xd0, 0xee, 0x6f, 0xa0, 0x8f,
-	0xbd, 0x93, 0x27, 0x24, 0x22, 0x9c, 0x5c, 0x4d, 0x76, 0x73, 0xb8, 0x59, 0x59, 0xe1, 0x5a, 0x9d,
-	0xfb, 0xda, 0x92, 0xa9, 0xdc, 0x7d, 0xf4, 0xea, 0x2a, 0x53, 0xf9, 0x01, 0xa0, 0x24, 0x25, 0xb3,
-	0x90, 0x66, 0x6c, 0x28, 0x50, 0x45, 0x4e, 0x43, 0xc6, 0x35, 0xaa, 0xfa, 0x66, 0xe4, 0x25, 0xe5,
-	0x4f, 0x05, 0x1f, 0xbd, 0x07, 0x2b, 0x85, 0xb4, 0x52, 0xb6, 0x2c, 0x95, 0xf5, 0x0c, 0xf7, 0x93,
-	0x0a, 0x3e, 0x9a, 0x26, 0x8a, 0xe8, 0x36, 0x34, 0x03, 0x19, 0x42, 0xc7, 0x96, 0x8a, 0x35, 0xe5,
-	0xfe, 0x5b, 0xed, 0x1d, 0xe9, 0xe2, 0x65, 0xc7, 0xd6, 0x81, 0x16, 0xcb, 0x7c, 0x9f, 0x90, 0x40,
-	0x3a, 0x6c, 0x63, 0x43, 0x5e, 0x8d, 0xcb, 0xdf, 0x9a, 0xca, 0x3f, 0x58, 0xb0, 0x56, 0xc2, 0xc8,
-	0x8b, 0x47, 0x17, 0x42, 0xeb, 0x5d, 0x68, 0x33, 0xee, 0xa5, 0x7c, 0x58, 0x26, 0xd6, 0x96, 0x8c,
-	0xe7, 0x24, 0x47, 0xeb, 0xd0, 0x22, 0x71, 0x20, 0x87, 0x54, 0x7e, 0x9b, 0x24, 0x0e, 0x9e, 0x17,
-	0x88, 0x2e, 0xf7, 0xea, 0xef, 0xe0, 0xf6, 0x59, 0x53, 0xae, 0x15, 0xd6, 0xff, 0x51, 0x39, 0x7f,
-	0xe5, 0x7b, 0xf1, 0xa5, 0x07, 0x61, 0x15, 0x96, 0xa3, 0x70, 0x1a, 0x72, 0x19, 0x82, 0x1e, 0x56,
-	0xc4, 0xd9, 0x08, 0x08, 0x64, 0xa4, 0x64, 0x46, 0x52, 0x46, 0x24, 0x44, 0x6d, 0x6c, 0xc8, 0x6a,
-	0x10, 0x5b, 0x73, 0x41, 0x7c, 0x07, 0xec, 0x09, 0xc9, 0x87, 0x34, 0x8e, 0x72, 0x0d, 0xe1, 0xd6,
-	0x84, 0xe4, 0xfb, 0x71, 0x94, 0x0b, 0x83, 0xa6, 0xde, 0xe9, 0xf0, 0x28, 0xe7, 0x84, 0x39, 0x6d,
-	0xe5, 0xec, 0xd4, 0x3b, 0x7d, 0x2c, 0x68, 0xf7, 0xcf, 0x16, 0xdc, 0x28, 0x9c, 0xbd, 0xec, 0x30,
-	0xdf, 0x83, 0xfa, 0x64, 0xc6, 0x9c, 0xfa, 0x66, 0x7d, 0xab, 0x33, 0xb8, 0x51, 0x84, 0xec, 0xf9,
-	0xec, 0xc0, 0x0b, 0x53, 0x2c, 0xc6, 0x10, 0x82, 0xc6, 0x94, 0xa6, 0x44, 0x83, 0x5b, 0x7e, 0xbb,
-	0x01, 0xc0, 0xa5, 0x35, 0x43, 0x07, 0x5a, 0x22, 0x72, 0x21, 0x8d, 0x65, 0xc8, 0x1b, 0xd8, 0x90,
-	0xee, 0x97, 0x16, 0x74, 0xbe, 0x63, 0x4f, 0x7c, 0xbf, 0xea, 0x75, 0x67, 0x70, 0xb3, 0xf4, 0x90,
-	0xe4, 0x4a, 0xfc, 0xe2, 0x6d, 0xf2, 0x9f, 0x16, 0xdc, 0x38, 0x48, 0xc9, 0x49, 0x1a, 0x5e, 0xac,
-	0x73, 0xec, 0x40, 0x7b, 0x9a, 0x71, 0x8f, 0x87, 0x34, 0x66, 0x4e, 0x4d, 0x66, 0xa0, 0xb4, 0xef,
-	0x85, 0x1e, 0xc1, 0xa5, 0x0c, 0xba, 0x07, 0xdd, 0x24, 0x0d, 0xa7, 0x5e, 0x9a, 0x0f, 0x23, 0xea,
-	0x4f, 0xb4, 0xa9, 0x1d, 0xcd, 0xfb, 0x98, 0xfa, 0x13, 0xf4, 0x2e, 0xf4, 0x14, 0xb4, 0x4d, 0x48,
-	0x1b, 0x32, 0xa4, 0x5d, 0xc9, 0xfc, 0x44, 0xf1, 0x04, 0x12, 0xc5, 0xfc, 0x21, 0xe7, 0x91, 0x2c,
-	0x44, 0x0d, 0xdc, 0x12, 0xf4, 0x21, 0x8f, 0xdc, 0x04, 0xfa, 0xa5, 0x4b, 0x17, 0x0f, 0xfb, 0x7d,
-	0x68, 0xca, 0xd1, 0x45, 0xbf, 0x8a, 0xb8, 0x6b, 0x01, 0xf7, 0x2f, 0x16, 0xf4, 0x76, 0xe9, 0x74,
-	0x1a, 0x5e, 0x08, 0x4e, 0x0b, 0xfe, 0xd6, 0xce, 0xf1, 0x17, 0x41, 0x63, 0x42, 0x72, 0x85, 0xf2,
-	0x2e, 0x96, 0xdf, 0xa2, 0x24, 0xfb, 0x72, 0xd5, 0x33, 0x91, 0xea, 0x29, 0xae, 0x9e, 0xea, 0x46,
-	0xb0, 0x62, 0x8c, 0xbb, 0x7a, 0x10, 0xba, 0xbf, 0xb7, 0xa0, 0x73, 0x8d, 0x45, 0xad, 0xb2, 0xf3,
-	0x1a, 0xf3, 0x3b, 0x6f, 0x0c, 0xdd, 0xef, 0x5a, 0x6f, 0xde, 0x83, 0xe5, 0xc4, 0x0b, 0x0b, 0x04,
-	0x2c, 0xd4, 0x16, 0x35, 0xea, 0x7e, 0x0e, 0xab, 0x8f, 0x3d, 0xee, 0x8f, 0x31, 0x8d, 0xa2, 0x23,
-	0xcf, 0x9f, 0x5c, 0x27, 0x08, 0x5c, 0x06, 0x6b, 0x67, 0x16, 0xbf, 0x86, 0x24, 0x7f, 0x69, 0xc1,
-	0xda, 0xee, 0x98, 0xf8, 0x93, 0xc3, 0xd3, 0xf8, 0x15, 0xf7, 0x78, 0xc6, 0x2e, 0xe2, 0xf3, 0x0f,
-	0xc0, 0xec, 0xfb, 0x4a, 0xc2, 0x41, 0xb3, 0x74, 0x33, 0x57, 0x9b, 0x9c, 0xe9, 0xb2, 0xda, 0x94,
-	0x7b, 0x9c, 0xa1, 0xef, 0x03, 0xf8, 0x59, 0x9a, 0x92, 0x98, 0x8b, 0x31, 0x95, 0xf8, 0xb6, 0xe6,
-	0x1c, 0x32, 0xf7, 0x6f, 0x16, 0xdc, 0x3e, 0x6b, 0xde, 0xc5, 0xa3, 0x52, 0x2d, 0x35, 0xb5, 0xb9,
-	0x52, 0x73, 0xce, 0x0e, 0xac, 0x9f, 0xb3, 0x03, 0xd1, 0xfb, 0xd0, 0xf4, 0x7c, 0x6e, 0x30, 0xba,
-	0x52, 0x01, 0xd2, 0x23, 0xc9, 0xc6, 0x7a, 0x58, 0x5c, 0xa2, 0x10, 0x26, 0x8c, 0x46, 0x33, 0x22,
-	0x4a, 0xe1, 0x95, 0x01, 0xe9, 0xed, 0xec, 0x76, 0x3f, 0x83, 0x5b, 0x73, 0xd6, 0x5c, 0x03, 0xb2,
-	0x7e, 0x0e, 0x4d, 0xb5, 0xb9, 0xca, 0x29, 0xd6, 0xff, 0x69, 0x7b, 0x6f, 0x79, 0xc4, 0x77, 0xf7,
-	0xc1, 0x36, 0x1d, 0x09, 0xdd, 0x85, 0x1a, 0x4d, 0xa4, 0xe6, 0x95, 0x41, 0xa7, 0xd0, 0xbc, 0x9f,
-	0xe0, 0x1a, 0x4d, 0xde, 0x5a, 0xe1, 0x5f, 0x2d, 0xb0, 0x8d, 0x31, 0xa2, 0x5d, 0x08, 0x54, 0x90,
-	0x60, 0xc1, 0x5e, 0x11, 0xbb, 0xbd, 0xf8, 0x98, 0x62, 0x2d, 0x80, 0xbe, 0x07, 0xed, 0x94, 0xf0,
-	0x34, 0xf7, 0x8e, 0x22, 0xa2, 0x8f, 0x32, 0x25, 0x43, 0xac, 0xe5, 0x1d, 0xd1, 0x94, 0xeb, 0xdb,
-	0x97, 0x22, 0xd0, 0x00, 0x6c, 0x9f, 0xc6, 0xc7, 0x51, 0xe8, 0xab, 0x23, 0x7a, 0x67, 0x70, 0xbb,
-	0x58, 0xe0, 0x53, 0xd1, 0xea, 0x76, 0xf5, 0x28, 0x2e, 0xe4, 0xdc, 0xdf, 0x82, 0x6d, 0xd6, 0x5e,
-	0xe8, 0xbb, 0xd6, 0x62, 0xdf, 0xbd, 0x07, 0x5d, 0x89, 0xf3, 0x79, 0xe0, 0x74, 0x04, 0xcf, 0xe0,
-	0x46, 0x47, 0xa6, 0x5e, 0x46, 0xa6, 0xba, 0x39, 0x1a, 0xf3, 0x7d, 0xf8, 0x04, 0x7a, 0x73, 0x96,
-	0x09, 0x59, 0x05, 0x4d, 0xce, 0xe4, 0xfa, 0x0d, 0xdc, 0x92, 0xf4, 0x21, 0x13, 0xa5, 0xc0, 0x98,
-	0x2d, 0x46, 0xd5, 0xd2, 0x60, 0x58, 0x87, 0xec, 0x9c, 0x95, 0x1d, 0x68, 0x69, 0xeb, 0xe5, 0xc2,
-	0x5d, 0x6c, 0x48, 0xf7, 0x8b, 0x3a, 0xb4, 0x76, 0xcb, 0x96, 0xa2, 0xb1, 0x1a, 0x06, 0x7a, 0x51,
-	0x5b, 0x31, 0xf6, 0x02, 0xf4, 0x61, 0x09, 0xe4, 0x84, 0xfa, 0x63, 0x0d, 0xce, 0x5b, 0xdb, 0xfa,
-	0xdd, 0x04, 0x2b, 0x00, 0x8b, 0xa1, 0x02, 0xcd, 0x82, 0x40, 0x9b, 0xd0, 0x48, 0x08, 0x49, 0xa5,
-	0x35, 0x9d, 0x41, 0xd7, 0xc8, 0x1f, 0x10, 0x92, 0x62, 0x39, 0x22, 0x2a, 0x35, 0x27, 0xe9, 0x54,
-	0x1f, 0x4d, 0xe4, 0xb7, 0x2c, 0x5a, 0x51, 0xc6, 0x38, 0x49, 0x85, 0x2d, 0xef, 0xea, 0xa2, 0xa5,
-	0x38, 0x7b, 0x81, 0x08, 0xbf, 0x3c, 0xb3, 0x0c, 0xfd, 0x28, 0x24, 0x31, 0x77, 0xc8, 0xa6, 0xb5,
-	0xd5, 0xc4, 0x1d, 0xc9, 0xdb, 0x95, 0xac, 0x52, 0x24, 0xce, 0xa6, 0x47, 0x24, 0x75, 0x8e, 0x55,
-	0x86, 0x24, 0xef, 0xa5, 0x64, 0x89, 0xed, 0xaf, 0x44, 0x3c, 0xce, 0xc9, 0x34, 0xe1, 0xce, 0x48,
-	0x76, 0x4b, 0x35, 0xef, 0x91, 0xe2, 0xa9, 0x4c, 0x8f, 0x86, 0x09, 0x65, 0xa1, 0xac, 0x4a, 0x63,
-	0x93, 0xe9, 0xd1, 0x81, 0x66, 0xa1, 0x9f, 0x18, 0x3d, 0x34, 0x0d, 0x47, 0x61, 0xcc, 0x9c, 0x50,
-	0xb6, 0xc0, 0xd5, 0x79, 0xd0, 0xed, 0xcb, 0x41, 0xad, 0x5d, 0x11, 0xec, 0x67, 0x0d, 0x3b, 0xe8,
-	0x13, 0xf7, 0x05, 0x74, 0x2a, 0x22, 0xdf, 0x9e, 0x87, 0xb3, 0xf6, 0xd4, 0x16, 0xec, 0x71, 0xff,
-	0x6b, 0x41, 0x57, 0xf6, 0x39, 0x71, 0x94, 0xf1, 0xe2, 0x40, 0xdc, 0x66, 0x0a, 0x4d, 0xb5, 0x30,
-	0x10, 0xd1, 0xe5, 0xe1, 0x94, 0xd0, 0x8c, 0x0f, 0xa7, 0x06, 0x40, 0x6d, 0xcd, 0x79, 0xc1, 0xd0,
-	0x16, 0xd4, 0x47, 0x84, 0xeb, 0x8c, 0x95, 0x5b, 0x67, 0xee, 0x45, 0x0c, 0x0b, 0x11, 0x21, 0x99,
-	0x64, 0x8b, 0x9b, 0x6c, 0xee, 0x35, 0x09, 0x0b, 0x11, 0xf4, 0xb0, 0xb8, 0xce, 0x2f, 0x4b, 0xe1,
-	0x77, 0xaa, 0xc2, 0x73, 0xaf, 0x31, 0xe6, 0xa6, 0x8f, 0x7e, 0x08, 0x0d, 0xe6, 0x7b, 0xb1, 0xbc,
-	0x70, 0x75, 0x06, 0xeb, 0xd5, 0x09, 0x95, 0x43, 0x13, 0x96, 0x42, 0xee, 0x17, 0x35, 0x00, 0xd5,
-	0xdb, 0x49, 0x12, 0xe5, 0x0b, 0x1e, 0xdf, 0xaf, 0xba, 0xb4, 0xbe, 0xe0, 0x92, 0x2a, 0xd6, 0xca,
-	0xa7, 0xfb, 0x55, 0x9f, 0xd6, 0x17, 0x7c, 0x32, 0xa2, 0xc2, 0xa9, 0xc1, 0x19, 0xa7, 0xee, 0x9c,
-	0xe7, 0x94, 0x9e, 0x60, 0xbc, 0xfa, 0x60, 0xce, 0x2b, 0x67, 0xd1, 0x2b, 0x2d, 0x2f, 0xa5, 0xc4,
-	0xde, 0xf0, 0x69, 0x40, 0xe4, 0xd5, 0xb2, 0x87, 0xe5, 0xb7, 0xd8, 0xcc, 0x53, 0xc2, 0x98, 0x37,
-	0x52, 0x4f, 0x23, 0x6d, 0x6c, 0x48, 0x77, 0x4f, 0x1f, 0xae, 0x74, 0xde, 0x8b, 0x83, 0xc6, 0x43,
-	0x51, 0x10, 0x15, 0xcb, 0xb1, 0x24, 0x36, 0xd7, 0x8a, 0x75, 0xab, 0x13, 0x70, 0x21, 0xe6, 0x3e,
-	0xd3, 0x47, 0xa5, 0x52, 0x95, 0x6e, 0x68, 0x3f, 0x12, 0x37, 0xe1, 0x24, 0x0a, 0x89, 0x51, 0x75,
-	0x6b, 0x5e, 0x95, 0x8c, 0x3f, 0x36, 0x32, 0xee, 0xaf, 0x61, 0x5d, 0x9e, 0x2e, 0x76, 0x69, 0xcc,
-	0x42, 0xc6, 0x49, 0xec, 0xe7, 0x17, 0xe9, 0xd4, 0xeb, 0xd0, 0x3a, 0xf1, 0xc2, 0x0a, 0x5c, 0x9b,
-	0x82, 0x7c, 0xc1, 0xdc, 0x7f, 0x58, 0xe0, 0x2c, 0x2e, 0x70, 0x05, 0x8f, 0xaa, 0xea, 0x65, 0x42,
-	0xb5, 0x7e, 0x45, 0xa0, 0x0f, 0xc1, 0x96, 0x6e, 0xfa, 0x9e, 0x38, 0x57, 0xd5, 0xe7, 0x01, 0xa0,
-	0x06, 0x7e, 0xea, 0xb1, 0x31, 0x26, 0x2c, 0x8b, 0x38, 0x2e, 0x64, 0x45, 0x4f, 0xcb, 0xe2, 0x80,
-	0xf8, 0x61, 0x40, 0x02, 0x89, 0x1c, 0x1b, 0x97, 0x0c, 0xf7, 0x73, 0xb8, 0xb9, 0x30, 0xb9, 0xa8,
-	0xa2, 0xd6, 0x37, 0x56, 0xd1, 0x55, 0x58, 0x9e, 0xc4, 0xf4, 0x44, 0x15, 0x04, 0x1b, 0x2b, 0x42,
-	0xe0, 0x67, 0xec, 0xb1, 0xb1, 0xb4, 0xbb, 0x89, 0xe5, 0x37, 0xba, 0x03, 0x76, 0x10, 0xce, 0x48,
-	0x3a, 0x22, 0xc5, 0x1d, 0xd7, 0xd0, 0xee, 0x2f, 0x61, 0xe5, 0x19, 0x4d, 0x4f, 0xbc, 0x34, 0x30,
-	0x59, 0x92, 0x8d, 0x88, 0xa6, 0xa4, 0xac, 0x45, 0x2d, 0x49, 0xef, 0x05, 0x68, 0x47, 0x24, 0x50,
-	0xc2, 0x43, 0x77, 0x83, 0x6f, 0x40, 0x95, 0x91, 0x72, 0x3f, 0x85, 0x1b, 0x85, 0x76, 0x9d, 0xa2,
-	0xfb, 0xb0, 0x2c, 0xe2, 0x92, 0x6b, 0xcf, 0xce, 0x05, 0x93, 0x92, 0x10, 0x96, 0x88, 0xcb, 0x39,
-	0x13, 0x05, 0x5f, 0x39, 0xd9, 0x8a, 0x29, 0x7f, 0x45, 0x62, 0xfe, 0x60, 0x1b, 0x6a, 0xfb, 0x09,
-	0x6a, 0x41, 0xfd, 0x20, 0xe3, 0xfd, 0x25, 0xf1, 0xf1, 0x84, 0x44, 0x7d, 0x0b, 0x75, 0xc1, 0x36,
-	0x67, 0xfd, 0x7e, 0x0d, 0xd9, 0xd0, 0x10, 0xcd, 0xbb, 0x5f, 0x7f, 0xf0, 0x11, 0x34, 0xd5, 0x69,
-	0x52, 0x48, 0xbc, 0xa4, 0xea, 0xbb, 0xbf, 0x84, 0xd6, 0xe0, 0xe6, 0xe1, 0xe1, 0xc7, 0x4f, 0x4f,
-	0x93, 0x30, 0x25, 0xc5, 0x44, 0x0b, 0x39, 0xb0, 0x2a, 0x26, 0x9a, 0xf7, 0xbd, 0x52, 0xe5, 0xe3,
-	0x27, 0x7f, 0x7f, 0xbd, 0x61, 0x7d, 0xf5, 0x7a, 0xc3, 0xfa, 0xfa, 0xf5, 0x86, 0xf5, 0xa7, 0x37,
-	0x1b, 0x4b, 0x5f, 0xbd, 0xd9, 0x58, 0xfa, 0xd7, 0x9b, 0x8d, 0xa5, 0x5f, 0x3c, 0x18, 0x85, 0x7c,
-	0x9c, 0x1d, 0x6d, 0xfb, 0x74, 0xba, 0xc3, 0xc3, 0x38, 0x9f, 0xcc, 0xcc, 0x8f, 0xfc, 0x8b, 0x61,
-	0x27, 0x99, 0x8c, 0x76, 0xb4, 0xaf, 0x47, 0x4d, 0xc9, 0xfa, 0xf1, 0xff, 0x02, 0x00, 0x00, 0xff,
-	0xff, 0xbf, 0xe2, 0xdf, 0xa6, 0xac, 0x18, 0x00, 0x00,
+	// 2349 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xbc, 0x59, 0x4d, 0x6f, 0x1b, 0xc9,
+	0xd1, 0xf6, 0x90, 0x14, 0x39, 0x2c, 0x92, 0x12, 0x3d, 0x96, 0x2c, 0xda, 0x7e, 0x5f, 0xad, 0x3c,
+	0x8b, 0x8d, 0x65, 0x67, 0x23, 0xc3, 0x0a, 0x60, 0x20, 0x40, 0x2e, 0xb6, 0xfc, 0x11, 0xc5, 0x2b,
+	0x4b, 0x18, 0x09, 0xbb, 0x48, 0x90, 0x84, 0x19, 0xcd, 0xb4, 0xc8, 0x01, 0x87, 0xd3, 0xb3, 0xd3,
+	0x4d, 0x4a, 0xdc, 0x05, 0x12, 0x60, 0x0f, 0x01, 0x02, 0xec, 0x21, 0x39, 0x04, 0x39, 0x24, 0xb9,
+	0xe7, 0x17, 0xe4, 0x9a, 0x6b, 0x2e, 0x41, 0x1c, 0x20, 0x87, 0x3d, 0x2e, 0x6c, 0xe4, 0x12, 0x20,
+	0x87, 0xfc, 0x83, 0xa0, 0xab, 0xbb, 0xe7, 0x43, 0x94, 0xbd, 0x0e, 0x57, 0xd2, 0x89, 0x53, 0xd5,
+	0x35, 0xd5, 0xfd, 0x54, 0x3f, 0x5d, 0x55, 0x3d, 0x84, 0xd6, 0x60, 0x9c, 0xc4, 0x5e, 0x7c, 0xb0,
+	0x1e, 0x27, 0x94, 0x53, 0xab, 0xa6, 0xc4, 0xeb, 0x2d, 0x92, 0x24, 0x34, 0xd1, 0xfa, 0xeb, 0xcd,
+	0x21, 0xe1, 0xae, 0x96, 0xec, 0x1f, 0x43, 0xcb, 0x71, 0x8f, 0x9e, 0x12, 0xee, 0x90, 0x8f, 0x47,
+	0x84, 0x71, 0xeb, 0x0e, 0xd4, 0x3c, 0x1a, 0x71, 0x72, 0xcc, 0x3b, 0xc6, 0xaa, 0xb1, 0xd6, 0xd8,
+	0x68, 0xaf, 0x6b, 0xbf, 0x9b, 0x52, 0xef, 0x68, 0x03, 0xab, 0x0d, 0xe5, 0x01, 0x99, 0x74, 0x4a,
+	0xab, 0xc6, 0x5a, 0xd3, 0x11, 0x8f, 0xd6, 0x3c, 0x94, 0xbc, 0xc3, 0x4e, 0x79, 0xd5, 0x58, 0xab,
+	0x3b, 0x25, 0xef, 0xd0, 0xfe, 0xdc, 0x80, 0x79, 0xed, 0x9f, 0xc5, 0x34, 0x62, 0xc4, 0xba, 0x07,
+	0xcd, 0x84, 0xf4, 0x02, 0x1a, 0x75, 0x71, 0x5d, 0x6a, 0x96, 0xf9, 0x75, 0xbd, 0xca, 0xc7, 0xe2,
+	0xd7, 0x69, 0x48, 0x1b, 0x14, 0xac, 0x45, 0x98, 0x93, 0xb6, 0x25, 0x74, 0x2c, 0x05, 0xa1, 0x1d,
+	0xbb, 0xe1, 0x88, 0xe0, 0x74, 0x4d, 0x47, 0x0a, 0xd6, 0x0d, 0xa8, 0x47, 0x94, 0x77, 0x0f, 0xe9,
+	0x28, 0xf2, 0x3b, 0x95, 0x55, 0x63, 0xcd, 0x74, 0xcc, 0x88, 0xf2, 0x27, 0x42, 0xb6, 0x19, 0xa2,
+	0xdd, 0x1d, 0x9d, 0x11, 0xda, 0xd3, 0x57, 0x20, 0x63, 0x50, 0x49, 0x63, 0x30, 0xc6, 0x10, 0xe0,
+	0xa4, 0x67, 0x1d, 0x82, 0x1b, 0x50, 0x0f, 0x69, 0xaf, 0x1b, 0x44, 0x3e, 0x39, 0xee, 0xf8, 0xab,
+	0xc6, 0x5a, 0xc5, 0x31, 0x43, 0xda, 0xdb, 0x12, 0xb2, 0xfd, 0x53, 0x68, 0x3b, 0xee, 0xd1, 0x23,
+	0x12, 0x12, 0x4e, 0xce, 0x67, 0x77, 0x27, 0x70, 0x39, 0x37, 0xc3, 0x85, 0x82, 0xfb, 0xd2, 0xc0,
+	0xad, 0xdc, 0x7c, 0xb0, 0x77, 0x9e, 0x5b, 0xf9, 0x3e, 0x58, 0x71, 0x42, 0xc6, 0x01, 0x1d, 0xb1,
+	0xae, 0x60, 0x15, 0x39, 0x0e, 0x18, 0x57, 0xac, 0x6a, 0xeb, 0x91, 0xe7, 0x94, 0x3f, 0x16, 0x7a,
+	0xeb, 0x3d, 0x98, 0x4f, 0xad, 0xa5, 0xb3, 0x39, 0x74, 0xd6, 0xd2, 0xda, 0x0f, 0x73, 0xfc, 0xa8,
+	0xea, 0x28, 0x5a, 0x57, 0xa1, 0xea, 0x63, 0x08, 0x3b, 0x26, 0x3a, 0x56, 0x92, 0xfd, 0x4f, 0x79,
+	0x76, 0x10, 0xe2, 0x59, 0xc7, 0xb6, 0x03, 0x35, 0x36, 0xf2, 0x3c, 0x42, 0x7c, 0x04, 0x6c, 0x3a,
+	0x5a, 0x3c, 0x1f, 0xc8, 0x6f, 0xdc, 0xca, 0x5f, 0x1a, 0xb0, 0x94, 0xd1, 0xc8, 0x8d, 0x7a, 0x33,
+	0xb1, 0xf5, 0x06, 0xd4, 0x19, 0x77, 0x13, 0xde, 0xcd, 0x36, 0xd6, 0x44, 0xc5, 0x33, 0x32, 0xb1,
+	0x96, 0xa1, 0x46, 0x22, 0x1f, 0x87, 0xe4, 0xfe, 0x56, 0x49, 0xe4, 0x3f, 0x4b, 0x19, 0x9d, 0x9d,
+	0xd5, 0x9f, 0xc1, 0xd5, 0x93, 0x4b, 0xb9, 0x50, 0x5a, 0xff, 0x4b, 0xee, 0xf9, 0x9e, 0xe7, 0x46,
+	0x67, 0x1e, 0x84, 0x45, 0x98, 0x0b, 0x83, 0x61, 0xc0, 0x31, 0x04, 0x2d, 0x47, 0x0a, 0x27, 0x23,
+	0x20, 0x98, 0x91, 0x90, 0x31, 0x49, 0x18, 0x41, 0x8a, 0x9a, 0x8e, 0x16, 0xf3, 0x41, 0xac, 0x15,
+	0x82, 0x78, 0x0d, 0xcc, 0x01, 0x99, 0x74, 0x69, 0x14, 0x4e, 0x14, 0x85, 0x6b, 0x03, 0x32, 0xd9,
+	0x89, 0xc2, 0x89, 0x58, 0xd0, 0xd0, 0x3d, 0xee, 0x1e, 0x4c, 0x38, 0x61, 0x9d, 0xba, 0x04, 0x3b,
+	0x74, 0x8f, 0x1f, 0x0a, 0xd9, 0xfe, 0xb5, 0x01, 0x0b, 0x29, 0xd8, 0xb3, 0x0e, 0xf3, 0x4d, 0x28,
+	0x0f, 0xc6, 0xac, 0x53, 0x5e, 0x2d, 0xaf, 0x35, 0x36, 0x16, 0xd2, 0x90, 0x3d, 0x1b, 0xef, 0xba,
+	0x41, 0xe2, 0x88, 0x31, 0xcb, 0x82, 0xca, 0x90, 0x26, 0x44, 0x91, 0x1b, 0x9f, 0x6d, 0x1f, 0xe0,
+	0xcc, 0x8a, 0x61, 0x07, 0x6a, 0x22, 0x72, 0x01, 0x8d, 0x30, 0xe4, 0x15, 0x47, 0x8b, 0xf6, 0xef,
+	0x0d, 0x68, 0x7c, 0xcd, 0x9a, 0x78, 0x2b, 0x8f, 0xba, 0xb1, 0x71, 0x39, 0x43, 0x48, 0x26, 0xd2,
+	0x7c, 0xf6, 0x32, 0xf9, 0x77, 0x03, 0x16, 0x76, 0x13, 0x72, 0x94, 0x04, 0xb3, 0x55, 0x8e, 0xbb,
+	0x50, 0x1f, 0x8e, 0xb8, 0xcb, 0x03, 0x1a, 0xb1, 0x4e, 0x09, 0x77, 0x20, 0x5b, 0xdf, 0xb6, 0x1a,
+	0x71, 0x32, 0x1b, 0xeb, 0x26, 0x34, 0xe3, 0x24, 0x18, 0xba, 0xc9, 0xa4, 0x1b, 0x52, 0x6f, 0xa0,
+	0x96, 0xda, 0x50, 0xba, 0x0f, 0xa8, 0x37, 0xb0, 0xde, 0x85, 0x96, 0xa4, 0xb6, 0x0e, 0x69, 0x05,
+	0x43, 0xda, 0x44, 0xe5, 0x87, 0x52, 0x27, 0x98, 0x28, 0xde, 0xef, 0x72, 0x1e, 0x62, 0x22, 0xaa,
+	0x38, 0x35, 0x21, 0xef, 0xf3, 0xd0, 0x8e, 0xa1, 0x9d, 0x41, 0x9a, 0x3d, 0xec, 0xb7, 0xa1, 0x8a,
+	0xa3, 0xd3, 0xb8, 0xd2, 0xb8, 0x2b, 0x03, 0xfb, 0x77, 0x06, 0xb4, 0x36, 0xe9, 0x70, 0x18, 0xcc,
+	0x44, 0xa7, 0x29, 0xbc, 0xa5, 0x53, 0xf0, 0x5a, 0x50, 0x19, 0x90, 0x89, 0x64, 0x79, 0xd3, 0xc1,
+	0x67, 0x91, 0x92, 0x3d, 0x9c, 0xf5, 0x44, 0xa4, 0x5a, 0x52, 0xab, 0x5e, 0xb5, 0x43, 0x98, 0xd7,
+	0x8b, 0x3b, 0x7f, 0x12, 0xda, 0xff, 0x30, 0xa0, 0x71, 0x81, 0x49, 0x2d, 0x77, 0xf2, 0x2a, 0x85,
+	0x93, 0x57, 0xc8, 0x55, 0x73, 0xc5, 0x5c, 0xf5, 0xbf, 0x67, 0x3e, 0xbb, 0x0f, 0xcd, 0xaf, 0x9b,
+	0xbd, 0xde, 0x83, 0xb9, 0xd8, 0x0d, 0x52, 0x3e, 0x4d, 0x65, 0x2a, 0x39, 0x6a, 0x0f, 0x60, 0xe1,
+	0xa1, 0xcb, 0xbd, 0xfe, 0x8c, 0xc9, 0x49, 0x13, 0xa5, 0x94, 0x23, 0xca, 0xeb, 0xd3, 0xd3, 0x6f,
+	0x0c, 0x68, 0x67, 0xb3, 0x9d, 0x37, 0xb6, 0x8c, 0x45, 0x95, 0xaf, 0x60, 0xd1, 0x5f, 0x0d, 0x58,
+	0x10, 0xf1, 0x16, 0x09, 0x61, 0x96, 0x28, 0xbc, 0x03, 0x0d, 0x51, 0x8d, 0x8a, 0x27, 0x0a, 0x86,
+	0xee, 0xb1, 0x3e, 0x4f, 0x05, 0xaa, 0x95, 0x5f, 0x47, 0xb5, 0x4a, 0x9e, 0x6a, 0x39, 0x6e, 0xcc,
+	0x15, 0xaa, 0xe2, 0x4d, 0x11, 0xaf, 0xc3, 0x11, 0x23, 0x5d, 0x1a, 0xfa, 0x24, 0xc1, 0x52, 0x6f,
+	0x8a, 0xf8, 0x08, 0xdd, 0x8e, 0x50, 0xd9, 0xbf, 0x35, 0xa0, 0x9d, 0xe1, 0xb9, 0x80, 0x5a, 0x70,
+	0x0b, 0xe6, 0x44, 0x3e, 0xd4, 0x65, 0x31, 0x33, 0x14, 0x2b, 0xd8, 0x8a, 0x0e, 0xa9, 0x23, 0xc7,
+	0xed, 0x9f, 0xc3, 0xd2, 0x26, 0x0d, 0x43, 0xe2, 0xf1, 0xa7, 0x6e, 0x72, 0xe0, 0xce, 0xd6, 0x92,
+	0xfd, 0x3f, 0x00, 0x73, 0x0f, 0x49, 0x37, 0xa6, 0x41, 0xc4, 0x55, 0xb4, 0xeb, 0x42, 0xb3, 0x2b,
+	0x14, 0x6f, 0x0c, 0xb6, 0xfd, 0x6f, 0x03, 0xae, 0x9e, 0x5c, 0xc1, 0x05, 0x04, 0xe8, 0x1a, 0x98,
+	0x11, 0x39, 0xce, 0x2f, 0xa9, 0x26, 0x64, 0xb1, 0x9f, 0x16, 0x54, 0x7c, 0x1a, 0xa5, 0xdd, 0x82,
+	0x78, 0xb6, 0xae, 0x83, 0xa9, 0xc8, 0xc4, 0x54, 0xbd, 0x49, 0x65, 0x41, 0x17, 0xd9, 0xf6, 0x54,
+	0x71, 0x40, 0x0a, 0xa2, 0xd9, 0x17, 0x11, 0x26, 0x3e, 0x66, 0x92, 0x8a, 0xa3, 0x24, 0x7b, 0x0f,
+	0xae, 0x6c, 0x8f, 0x3d, 0xef, 0x29, 0xe1, 0x0f, 0x27, 0xcf, 0xc8, 0xe4, 0x4c, 0x1a, 0x10, 0xfb,
+	0x17, 0x06, 0x2c, 0x16, 0xbd, 0x9e, 0x75, 0x97, 0xf5, 0x1e, 0x54, 0x82, 0xe8, 0x90, 0x62, 0xac,
+	0x0a, 0x45, 0x7e, 0xec, 0x79, 0xc8, 0x27, 0x1c, 0xb6, 0xff, 0x68, 0x80, 0xa9, 0x55, 0xe2, 0x1d,
+	0x2c, 0xf2, 0xc6, 0x89, 0x77, 0x52, 0x0e, 0xe2, 0xb0, 0x60, 0x0f, 0xd6, 0x72, 0xd9, 0xbc, 0x48,
+	0x54, 0x75, 0xa1, 0x91, 0x57, 0x8a, 0x3b, 0x50, 0xc5, 0x62, 0xae, 0xb9, 0x6c, 0x15, 0xe6, 0xfe,
+	0x08, 0xeb, 0xbc, 0xb2, 0x10, 0xb6, 0xe8, 0x85, 0x75, 0x2a, 0xa7, 0xd8, 0xa2, 0x3f, 0x47, 0x59,
+	0xd8, 0x5f, 0x18, 0x50, 0x4f, 0x3d, 0x88, 0x4d, 0xe7, 0x93, 0x98, 0xe0, 0x5a, 0xeb, 0x0e, 0x3e,
+	0x0b, 0x8e, 0x48, 0xde, 0x72, 0xa6, 0x48, 0x5d, 0x43, 0x79, 0x9f, 0x09, 0x4a, 0xab, 0xda, 0xcb,
+	0x99, 0x4a, 0xaa, 0xa6, 0x54, 0xec, 0x33, 0x91, 0x7d, 0x58, 0x9f, 0x8a, 0x8a, 0x8e, 0x88, 0x2a,
+	0x88, 0x08, 0x50, 0x25, 0x21, 0x7d, 0x03, 0x16, 0xfa, 0x2e, 0xeb, 0xe6, 0x8d, 0x64, 0x89, 0x6a,
+	0xf5, 0x5d, 0xb6, 0x97, 0xd9, 0xdd, 0x87, 0x65, 0x61, 0x47, 0xc7, 0x24, 0x09, 0xdd, 0x38, 0x26,
+	0x7e, 0x37, 0xa1, 0x61, 0x78, 0xe0, 0x7a, 0x03, 0x55, 0xb8, 0x96, 0xfa, 0x2e, 0xdb, 0x49, 0x47,
+	0x1d, 0x35, 0x68, 0x7f, 0x57, 0x22, 0x93, 0x4e, 0xf2, 0x28, 0x8c, 0x22, 0x8a, 0xb4, 0x63, 0x2c,
+	0xe5, 0x3a, 0x46, 0xfb, 0x53, 0x58, 0xc4, 0x9a, 0xa0, 0xdd, 0x5d, 0x64, 0x53, 0x63, 0x33, 0x58,
+	0x3a, 0x31, 0xf9, 0x05, 0x34, 0x2d, 0x7f, 0x36, 0x60, 0x69, 0xb3, 0x4f, 0xbc, 0xc1, 0xfe, 0x71,
+	0xb4, 0xc7, 0x5d, 0x3e, 0x62, 0x33, 0x16, 0x1d, 0xdd, 0xdb, 0x66, 0xc7, 0x13, 0x94, 0x4a, 0x5d,
+	0x4e, 0x65, 0xd3, 0xaa, 0x29, 0x83, 0x39, 0x61, 0x9f, 0x89, 0x13, 0xe0, 0x8d, 0x92, 0x84, 0x44,
+	0xb8, 0x49, 0xb2, 0x91, 0xa9, 0x2b, 0xcd, 0x3e, 0x36, 0xcd, 0x03, 0x42, 0xe2, 0xee, 0x30, 0x60,
+	0x2c, 0x88, 0x7a, 0xba, 0xc0, 0x08, 0xdd, 0xb6, 0x54, 0xd9, 0x7f, 0x12, 0x59, 0xf4, 0x04, 0x82,
+	0xd9, 0x03, 0x97, 0xef, 0xae, 0x4b, 0x85, 0xee, 0xfa, 0x94, 0xa6, 0xb3, 0x7c, 0x4a, 0xd3, 0x69,
+	0xdd, 0x82, 0xaa, 0xeb, 0x71, 0xdd, 0x96, 0xcd, 0xe7, 0x3a, 0x82, 0x07, 0xa8, 0x76, 0xd4, 0xb0,
+	0xfd, 0xb9, 0x01, 0x96, 0x43, 0x18, 0x0d, 0xc7, 0x64, 0xd6, 0x62, 0xff, 0x56, 0x5c, 0x7b, 0xbb,
+	0x75, 0xdb, 0x1f, 0xc3, 0x95, 0xc2, 0x6a, 0x2e, 0x80, 0x7c, 0x3f, 0x80, 0xaa, 0xec, 0x92, 0xb2,
+	0x57, 0x8c, 0xaf, 0x28, 0x5e, 0x6f, 0xf9, 0x55, 0xcb, 0xde, 0x01, 0x53, 0x5f, 0xc2, 0xac, 0x1b,
+	0x50, 0xa2, 0x31, 0x7a, 0x9e, 0xdf, 0x68, 0xa4, 0x9e, 0x77, 0x62, 0xa7, 0x44, 0xe3, 0xb7, 0x76,
+	0xf8, 0x07, 0x03, 0x4c, 0xbd, 0x18, 0x71, 0x43, 0x52, 0x15, 0xee, 0xb5, 0x09, 0x5e, 0x19, 0x58,
+	0xff, 0x07, 0xf5, 0x84, 0xf0, 0x64, 0xe2, 0x1e, 0x84, 0x44, 0xd5, 0x95, 0x4c, 0x21, 0xe6, 0x72,
+	0x0f, 0x68, 0xc2, 0xd5, 0x07, 0x47, 0x29, 0x58, 0x1b, 0x60, 0x7a, 0x34, 0x3a, 0x0c, 0x03, 0x8f,
+	0xab, 0x7e, 0xf1, 0x6a, 0x3a, 0x01, 0xe6, 0xec, 0x4d, 0x35, 0xea, 0xa4, 0x76, 0xf6, 0x0b, 0x03,
+	0x4c, 0x3d, 0xf9, 0xd4, 0x5d, 0xd3, 0x98, 0xbe, 0x6b, 0xde, 0x84, 0xa6, 0x2c, 0x3d, 0x05, 0xe6,
+	0x34, 0xb0, 0xf8, 0x28, 0xe2, 0xa8, 0xd0, 0x94, 0xb3, 0xd0, 0xe4, 0x4f, 0x47, 0xa5, 0x78, 0x3a,
+	0xae, 0x81, 0xc9, 0x8f, 0xa3, 0x2e, 0x0b, 0x3e, 0x21, 0xfa, 0x5a, 0xca, 0x8f, 0xa3, 0xbd, 0xe0,
+	0x13, 0x62, 0xd9, 0xd0, 0x1a, 0x06, 0x51, 0x37, 0xab, 0x1a, 0xf2, 0x23, 0x49, 0x63, 0x18, 0x44,
+	0x9b, 0xba, 0x70, 0xe8, 0x22, 0xe4, 0x67, 0x45, 0xc8, 0x3e, 0x82, 0x56, 0x01, 0xed, 0x9b, 0xf2,
+	0xf9, 0x3b, 0xd0, 0xd0, 0xa1, 0xc8, 0x6a, 0x16, 0x68, 0xd5, 0x3e, 0x3b, 0x05, 0x4c, 0x07, 0x6a,
+	0x2a, 0x20, 0xaa, 0x4e, 0x69, 0xd1, 0xfe, 0xac, 0x0c, 0xb5, 0xcd, 0xec, 0x66, 0xa6, 0xf8, 0x1f,
+	0xf8, 0x6a, 0x52, 0x53, 0x2a, 0xb6, 0x7c, 0xeb, 0x7e, 0x76, 0x38, 0x62, 0xea, 0xf5, 0x15, 0xe1,
+	0xaf, 0xac, 0xab, 0xbf, 0x1f, 0x1c, 0x79, 0x28, 0xc4, 0x50, 0x7a, 0x42, 0x84, 0x60, 0xad, 0x42,
+	0x25, 0x26, 0x24, 0x51, 0x2d, 0x45, 0x53, 0xdb, 0xef, 0x12, 0x92, 0x38, 0x38, 0x82, 0xf1, 0x20,
+	0xc9, 0x50, 0x85, 0x12, 0x9f, 0x31, 0x57, 0x86, 0x23, 0xc6, 0x49, 0x22, 0xd6, 0xf2, 0xae, 0xca,
+	0x95, 0x52, 0xb3, 0xe5, 0x8b, 0x1d, 0xc5, 0x5e, 0xa0, 0xeb, 0x85, 0x01, 0x89, 0x78, 0x87, 0xac,
+	0x1a, 0x6b, 0x55, 0xa7, 0x81, 0xba, 0x4d, 0x54, 0x65, 0x26, 0xd1, 0x68, 0x78, 0x40, 0x92, 0xce,
+	0xa1, 0xdc, 0x08, 0xd4, 0x3d, 0x47, 0x95, 0x48, 0x29, 0xd2, 0xc4, 0xe5, 0x9c, 0x0c, 0x63, 0xde,
+	0xe9, 0xe1, 0x4d, 0x40, 0xbe, 0xf7, 0x40, 0xea, 0x24, 0x79, 0x7a, 0xdd, 0x98, 0xb2, 0x00, 0x33,
+	0x5d, 0x5f, 0x93, 0xa7, 0xb7, 0xab, 0x54, 0xd6, 0x77, 0xb4, 0x1f, 0x9a, 0x04, 0xbd, 0x20, 0x62,
+	0x9d, 0x00, 0xdb, 0x92, 0xc5, 0x22, 0x91, 0x77, 0x70, 0x50, 0x79, 0x97, 0x02, 0xfb, 0x7e, 0xc5,
+	0xf4, 0xdb, 0xc4, 0xde, 0x86, 0x46, 0xce, 0xe4, 0xcd, 0xfb, 0x70, 0x72, 0x3d, 0xa5, 0xa9, 0xf5,
+	0xd8, 0xff, 0x31, 0xa0, 0x89, 0xe5, 0x55, 0x50, 0xce, 0x8d, 0x7c, 0x6b, 0x1e, 0x4a, 0xa9, 0xa7,
+	0x52, 0xe0, 0x8b, 0xe8, 0xf2, 0x60, 0x48, 0xe8, 0x88, 0x77, 0x87, 0x9a, 0x40, 0x75, 0xa5, 0xd9,
+	0x66, 0xd6, 0x1a, 0x94, 0x7b, 0x84, 0xab, 0x1d, 0xcb, 0x8e, 0x63, 0xe1, 0x8f, 0x25, 0x47, 0x98,
+	0x08, 0xcb, 0x78, 0x34, 0x7d, 0x70, 0x0b, 0x7f, 0xca, 0x38, 0xc2, 0xc4, 0xba, 0x97, 0x7e, 0x15,
+	0x9f, 0x43, 0xe3, 0x6b, 0x79, 0xe3, 0xc2, 0x9f, 0x1a, 0xfa, 0x83, 0xb9, 0xf5, 0x4d, 0xa8, 0x30,
+	0xcf, 0x8d, 0xb0, 0x09, 0x6a, 0x6c, 0x2c, 0xe7, 0x5f, 0xc8, 0x7d, 0x7b, 0x70, 0xd0, 0xc8, 0xfe,
+	0xac, 0x04, 0x20, 0x5b, 0x0a, 0x12, 0x87, 0x93, 0x29, 0xc4, 0xb7, 0xf3, 0x90, 0x96, 0xa7, 0x20,
+	0xc9, 0x02, 0x20, 0x31, 0xdd, 0xce, 0x63, 0x5a, 0x9e, 0xc2, 0xa4, 0x4d, 0x05, 0xa8, 0x8d, 0x13,
+	0xa0, 0xae, 0x9f, 0x06, 0x4a, 0xbd, 0xa0, 0x51, 0xbd, 0x5f, 0x40, 0xd5, 0x99, 0x46, 0xa5, 0xec,
+	0xd1, 0x4a, 0x9c, 0x0d, 0x8f, 0xfa, 0x04, 0x6f, 0x17, 0x2d, 0x07, 0x9f, 0xc5, 0x61, 0x1e, 0x12,
+	0xc6, 0xdc, 0x9e, 0xfc, 0x87, 0xa1, 0xee, 0x68, 0xd1, 0xde, 0x52, 0x3d, 0x9d, 0xda, 0xf7, 0xb4,
+	0xbf, 0xb9, 0x07, 0xd8, 0xb6, 0x0a, 0x55, 0xc7, 0x40, 0x6e, 0x2e, 0xa5, 0xf3, 0xe6, 0x5f, 0x70,
+	0x52, 0x33, 0xfb, 0x89, 0xea, 0xd0, 0x32, 0x57, 0xaa, 0x48, 0x7e, 0x0b, 0x6a, 0x09, 0x89, 0xc3,
+	0x80, 0x68, 0x57, 0x57, 0x8a, 0xae, 0x30, 0xfe, 0x8e, 0xb6, 0xb1, 0x7f, 0x02, 0xcb, 0xd8, 0xb1,
+	0x6c, 0xd2, 0x88, 0x05, 0x8c, 0x93, 0xc8, 0x9b, 0xe9, 0x32, 0xb4, 0x0c, 0xb5, 0x23, 0x37, 0xc8,
+	0xd1, 0xb5, 0x2a, 0xc4, 0x6d, 0x66, 0xff, 0xcd, 0x80, 0xce, 0xf4, 0x04, 0xe7, 0xf0, 0xdf, 0xa4,
+	0xfc, 0xc0, 0x2f, 0xdb, 0x09, 0x29, 0x58, 0xf7, 0xc1, 0x44, 0x98, 0x9e, 0xab, 0x6f, 0x22, 0x39,
+	0x02, 0xc8, 0x81, 0xef, 0xb9, 0xac, 0xef, 0x10, 0x36, 0x0a, 0xb9, 0x93, 0xda, 0x8a, 0x3a, 0x39,
+	0x8a, 0x7c, 0xe2, 0x05, 0x3e, 0xf1, 0xd5, 0x95, 0x20, 0x53, 0xd8, 0x9f, 0xc2, 0xe5, 0xa9, 0x97,
+	0xd3, 0x2c, 0x6a, 0xbc, 0x36, 0x8b, 0x2e, 0xc2, 0xdc, 0x20, 0xa2, 0x47, 0x32, 0x21, 0x98, 0x8e,
+	0x14, 0x04, 0x7f, 0xfa, 0x2e, 0xeb, 0xe3, 0xba, 0xab, 0x0e, 0x3e, 0x8b, 0x5b, 0xae, 0x1f, 0x8c,
+	0x49, 0xd2, 0x23, 0xe9, 0xa7, 0x62, 0x2d, 0xdb, 0x3f, 0x82, 0xf9, 0x27, 0x34, 0x39, 0x72, 0x13,
+	0x5f, 0xef, 0x12, 0x16, 0x22, 0x9a, 0x90, 0x2c, 0x17, 0xd5, 0x50, 0xde, 0xf2, 0xad, 0xbb, 0x62,
+	0x03, 0x91, 0x1e, 0xaa, 0x1a, 0xbc, 0x86, 0x55, 0xda, 0xca, 0xfe, 0x08, 0x16, 0x52, 0xef, 0x6a,
+	0x8b, 0x6e, 0xc3, 0x9c, 0x88, 0xcb, 0x44, 0x21, 0x3b, 0x95, 0x4c, 0xd2, 0x02, 0x2f, 0xf3, 0x94,
+	0x77, 0x19, 0x51, 0x5f, 0x1f, 0x4c, 0xa7, 0x16, 0x51, 0xbe, 0x47, 0x22, 0x7e, 0x67, 0x1d, 0x4a,
+	0x3b, 0xb1, 0x55, 0x83, 0xf2, 0xee, 0x88, 0xb7, 0x2f, 0x89, 0x87, 0x47, 0x24, 0x6c, 0x1b, 0x56,
+	0x13, 0x4c, 0x7d, 0xc5, 0x68, 0x97, 0x2c, 0x13, 0x2a, 0xa2, 0x1f, 0x68, 0x97, 0xef, 0x3c, 0x85,
+	0xaa, 0xec, 0x50, 0x85, 0xc5, 0x73, 0x2a, 0x9f, 0xdb, 0x97, 0xac, 0x25, 0xb8, 0xbc, 0xbf, 0xff,
+	0xc1, 0xe3, 0xe3, 0x38, 0x48, 0x48, 0xfa, 0xa2, 0x61, 0x75, 0x60, 0x51, 0xbc, 0xa8, 0xff, 0x26,
+	0xcb, 0x5c, 0x3e, 0x7c, 0xf4, 0x97, 0x97, 0x2b, 0xc6, 0x8b, 0x97, 0x2b, 0xc6, 0x97, 0x2f, 0x57,
+	0x8c, 0x5f, 0xbd, 0x5a, 0xb9, 0xf4, 0xe2, 0xd5, 0xca, 0xa5, 0x2f, 0x5e, 0xad, 0x5c, 0xfa, 0xe1,
+	0x9d, 0x5e, 0xc0, 0xfb, 0xa3, 0x83, 0x75, 0x8f, 0x0e, 0xef, 0xf2, 0x20, 0x9a, 0x0c, 0xc6, 0xfa,
+	0x07, 0xff, 0xa9, 0xbf, 0x1b, 0x0f, 0x7a, 0x77, 0x15, 0xd6, 0x83, 0x2a, 0xaa, 0xbe, 0xfd, 0xdf,
+	0x00, 0x00, 0x00, 0xff, 0xff, 0xf6, 0x96, 0x42, 0xd3, 0xf3, 0x1f, 0x00, 0x00,
 }
 
 func (m *RawGetRequest) Marshal() (dAtA []byte, err error) {
@@ -4124,6 +4967,33 @@ func (m *ScanRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if len(m.EndKey) > 0 {
+		i -= len(m.EndKey)
+		copy(dAtA[i:], m.EndKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.EndKey)))
+		i--
+		dAtA[i] = 0x3a
+	}
+	if m.Reverse {
+		i--
+		if m.Reverse {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.KeyOnly {
+		i--
+		if m.KeyOnly {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
 	if m.Version != 0 {
 		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Version))
 		i--
@@ -4201,6 +5071,642 @@ func (m *ScanResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		}
 		i--
 		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *BatchGetRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *BatchGetRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *BatchGetRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Version != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Keys) > 0 {
+		for iNdEx := len(m.Keys) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Keys[iNdEx])
+			copy(dAtA[i:], m.Keys[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Keys[iNdEx])))
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *BatchGetResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *BatchGetResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *BatchGetResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Error != nil {
+		{
+			size, err := m.Error.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Pairs) > 0 {
+		for iNdEx := len(m.Pairs) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Pairs[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ScanLockRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ScanLockRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ScanLockRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.RefuseOlder {
+		i--
+		if m.RefuseOlder {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
+	if len(m.EndKey) > 0 {
+		i -= len(m.EndKey)
+		copy(dAtA[i:], m.EndKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.EndKey)))
+		i--
+		dAtA[i] = 0x2a
+	}
+	if m.Limit != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Limit))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.StartKey) > 0 {
+		i -= len(m.StartKey)
+		copy(dAtA[i:], m.StartKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.StartKey)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if m.MaxVersion != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.MaxVersion))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ScanLockResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ScanLockResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ScanLockResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Locks) > 0 {
+		for iNdEx := len(m.Locks) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Locks[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1a
+		}
+	}
+	if m.Error != nil {
+		{
+			size, err := m.Error.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *CollectGarbageRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *CollectGarbageRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *CollectGarbageRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.StartKey) > 0 {
+		i -= len(m.StartKey)
+		copy(dAtA[i:], m.StartKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.StartKey)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if m.SafePoint != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.SafePoint))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *CollectGarbageResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *CollectGarbageResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *CollectGarbageResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Locked != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Locked))
+		i--
+		dAtA[i] = 0x38
+	}
+	if m.Bytes != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Bytes))
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.Versions != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Versions))
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.Done {
+		i--
+		if m.Done {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.NextKey) > 0 {
+		i -= len(m.NextKey)
+		copy(dAtA[i:], m.NextKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.NextKey)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if m.Error != nil {
+		{
+			size, err := m.Error.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MvccGetByKeyRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MvccGetByKeyRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MvccGetByKeyRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MvccGetByKeyResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MvccGetByKeyResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MvccGetByKeyResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Info != nil {
+		{
+			size, err := m.Info.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MvccInfo) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MvccInfo) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MvccInfo) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Values) > 0 {
+		for iNdEx := len(m.Values) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Values[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x22
+		}
+	}
+	if len(m.Writes) > 0 {
+		for iNdEx := len(m.Writes) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Writes[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1a
+		}
+	}
+	if len(m.LockValue) > 0 {
+		i -= len(m.LockValue)
+		copy(dAtA[i:], m.LockValue)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.LockValue)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Lock != nil {
+		{
+			size, err := m.Lock.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MvccWrite) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MvccWrite) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MvccWrite) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.HasOverlappedRollback {
+		i--
+		if m.HasOverlappedRollback {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.HasShortValue {
+		i--
+		if m.HasShortValue {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
+	if len(m.ShortValue) > 0 {
+		i -= len(m.ShortValue)
+		copy(dAtA[i:], m.ShortValue)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.ShortValue)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if m.CommitTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.CommitTs))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.StartTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.StartTs))
+		i--
+		dAtA[i] = 0x10
+	}
+	if len(m.Type) > 0 {
+		i -= len(m.Type)
+		copy(dAtA[i:], m.Type)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Type)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MvccValue) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MvccValue) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MvccValue) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Value) > 0 {
+		i -= len(m.Value)
+		copy(dAtA[i:], m.Value)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Value)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.StartTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.StartTs))
+		i--
+		dAtA[i] = 0x8
 	}
 	return len(dAtA) - i, nil
 }
@@ -4321,6 +5827,18 @@ func (m *CheckTxnStatusRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.KeepMissing {
+		i--
+		if m.KeepMissing {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
 	if m.CurrentTs != 0 {
 		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.CurrentTs))
 		i--
@@ -4667,6 +6185,25 @@ func (m *LockInfo) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if len(m.Type) > 0 {
+		i -= len(m.Type)
+		copy(dAtA[i:], m.Type)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Type)))
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa2
+	}
+	if m.MinCommitTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.MinCommitTs))
+		i--
+		dAtA[i] = 0x48
+	}
+	if m.TxnSize != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.TxnSize))
+		i--
+		dAtA[i] = 0x28
+	}
 	if m.LockTtl != 0 {
 		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LockTtl))
 		i--
@@ -5852,6 +7389,16 @@ func (m *ScanRequest) Size() (n int) {
 	if m.Version != 0 {
 		n += 1 + sovKvrpcpb(uint64(m.Version))
 	}
+	if m.KeyOnly {
+		n += 2
+	}
+	if m.Reverse {
+		n += 2
+	}
+	l = len(m.EndKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
 	return n
 }
 
@@ -5870,6 +7417,269 @@ func (m *ScanResponse) Size() (n int) {
 			l = e.Size()
 			n += 1 + l + sovKvrpcpb(uint64(l))
 		}
+	}
+	return n
+}
+
+func (m *BatchGetRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Keys) > 0 {
+		for _, b := range m.Keys {
+			l = len(b)
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if m.Version != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Version))
+	}
+	return n
+}
+
+func (m *BatchGetResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Pairs) > 0 {
+		for _, e := range m.Pairs {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if m.Error != nil {
+		l = m.Error.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *ScanLockRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.MaxVersion != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.MaxVersion))
+	}
+	l = len(m.StartKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Limit != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Limit))
+	}
+	l = len(m.EndKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.RefuseOlder {
+		n += 3
+	}
+	return n
+}
+
+func (m *ScanLockResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Error != nil {
+		l = m.Error.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Locks) > 0 {
+		for _, e := range m.Locks {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *CollectGarbageRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.SafePoint != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.SafePoint))
+	}
+	l = len(m.StartKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *CollectGarbageResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Error != nil {
+		l = m.Error.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.NextKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Done {
+		n += 2
+	}
+	if m.Versions != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Versions))
+	}
+	if m.Bytes != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Bytes))
+	}
+	if m.Locked != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Locked))
+	}
+	return n
+}
+
+func (m *MvccGetByKeyRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *MvccGetByKeyResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Info != nil {
+		l = m.Info.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *MvccInfo) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Lock != nil {
+		l = m.Lock.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.LockValue)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Writes) > 0 {
+		for _, e := range m.Writes {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if len(m.Values) > 0 {
+		for _, e := range m.Values {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *MvccWrite) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Type)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.StartTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.StartTs))
+	}
+	if m.CommitTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.CommitTs))
+	}
+	l = len(m.ShortValue)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.HasShortValue {
+		n += 2
+	}
+	if m.HasOverlappedRollback {
+		n += 2
+	}
+	return n
+}
+
+func (m *MvccValue) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.StartTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.StartTs))
+	}
+	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
 	return n
 }
@@ -5932,6 +7742,9 @@ func (m *CheckTxnStatusRequest) Size() (n int) {
 	}
 	if m.CurrentTs != 0 {
 		n += 1 + sovKvrpcpb(uint64(m.CurrentTs))
+	}
+	if m.KeepMissing {
+		n += 3
 	}
 	return n
 }
@@ -6079,6 +7892,16 @@ func (m *LockInfo) Size() (n int) {
 	}
 	if m.LockTtl != 0 {
 		n += 1 + sovKvrpcpb(uint64(m.LockTtl))
+	}
+	if m.TxnSize != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.TxnSize))
+	}
+	if m.MinCommitTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.MinCommitTs))
+	}
+	l = len(m.Type)
+	if l > 0 {
+		n += 2 + l + sovKvrpcpb(uint64(l))
 	}
 	return n
 }
@@ -9574,6 +11397,80 @@ func (m *ScanRequest) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field KeyOnly", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.KeyOnly = bool(v != 0)
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Reverse", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Reverse = bool(v != 0)
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field EndKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.EndKey = append(m.EndKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.EndKey == nil {
+				m.EndKey = []byte{}
+			}
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
@@ -9692,6 +11589,1798 @@ func (m *ScanResponse) Unmarshal(dAtA []byte) error {
 			m.Pairs = append(m.Pairs, &KvPair{})
 			if err := m.Pairs[len(m.Pairs)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
 				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *BatchGetRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: BatchGetRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: BatchGetRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Keys", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Keys = append(m.Keys, make([]byte, postIndex-iNdEx))
+			copy(m.Keys[len(m.Keys)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *BatchGetResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: BatchGetResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: BatchGetResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pairs", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Pairs = append(m.Pairs, &KvPair{})
+			if err := m.Pairs[len(m.Pairs)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Error == nil {
+				m.Error = &KeyError{}
+			}
+			if err := m.Error.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ScanLockRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ScanLockRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ScanLockRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field MaxVersion", wireType)
+			}
+			m.MaxVersion = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.MaxVersion |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.StartKey = append(m.StartKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.StartKey == nil {
+				m.StartKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Limit", wireType)
+			}
+			m.Limit = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Limit |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field EndKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.EndKey = append(m.EndKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.EndKey == nil {
+				m.EndKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RefuseOlder", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.RefuseOlder = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ScanLockResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ScanLockResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ScanLockResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Error == nil {
+				m.Error = &KeyError{}
+			}
+			if err := m.Error.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Locks", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Locks = append(m.Locks, &LockInfo{})
+			if err := m.Locks[len(m.Locks)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *CollectGarbageRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: CollectGarbageRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: CollectGarbageRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field SafePoint", wireType)
+			}
+			m.SafePoint = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.SafePoint |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.StartKey = append(m.StartKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.StartKey == nil {
+				m.StartKey = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *CollectGarbageResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: CollectGarbageResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: CollectGarbageResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Error == nil {
+				m.Error = &KeyError{}
+			}
+			if err := m.Error.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field NextKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.NextKey = append(m.NextKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.NextKey == nil {
+				m.NextKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Done", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Done = bool(v != 0)
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Versions", wireType)
+			}
+			m.Versions = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Versions |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Bytes", wireType)
+			}
+			m.Bytes = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Bytes |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Locked", wireType)
+			}
+			m.Locked = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Locked |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MvccGetByKeyRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MvccGetByKeyRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MvccGetByKeyRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MvccGetByKeyResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MvccGetByKeyResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MvccGetByKeyResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Info", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Info == nil {
+				m.Info = &MvccInfo{}
+			}
+			if err := m.Info.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MvccInfo) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MvccInfo: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MvccInfo: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Lock", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Lock == nil {
+				m.Lock = &LockInfo{}
+			}
+			if err := m.Lock.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LockValue", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.LockValue = append(m.LockValue[:0], dAtA[iNdEx:postIndex]...)
+			if m.LockValue == nil {
+				m.LockValue = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Writes", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Writes = append(m.Writes, &MvccWrite{})
+			if err := m.Writes[len(m.Writes)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Values", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Values = append(m.Values, &MvccValue{})
+			if err := m.Values[len(m.Values)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MvccWrite) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MvccWrite: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MvccWrite: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Type", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Type = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartTs", wireType)
+			}
+			m.StartTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CommitTs", wireType)
+			}
+			m.CommitTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.CommitTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ShortValue", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ShortValue = append(m.ShortValue[:0], dAtA[iNdEx:postIndex]...)
+			if m.ShortValue == nil {
+				m.ShortValue = []byte{}
+			}
+			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field HasShortValue", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.HasShortValue = bool(v != 0)
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field HasOverlappedRollback", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.HasOverlappedRollback = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MvccValue) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MvccValue: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MvccValue: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartTs", wireType)
+			}
+			m.StartTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Value", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Value = append(m.Value[:0], dAtA[iNdEx:postIndex]...)
+			if m.Value == nil {
+				m.Value = []byte{}
 			}
 			iNdEx = postIndex
 		default:
@@ -10111,6 +13800,26 @@ func (m *CheckTxnStatusRequest) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field KeepMissing", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.KeepMissing = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
@@ -11133,6 +14842,76 @@ func (m *LockInfo) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TxnSize", wireType)
+			}
+			m.TxnSize = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TxnSize |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field MinCommitTs", wireType)
+			}
+			m.MinCommitTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.MinCommitTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 100:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Type", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Type = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])

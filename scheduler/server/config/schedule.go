@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/tinykv/tinykv/pkg/cli"
 )
 
 // Schedule is how and how fast the cluster is repaired and balanced.
@@ -111,7 +113,7 @@ func (s *Schedule) Validate() error {
 	}
 	for _, sc := range s.Schedulers {
 		if !known(SchedulerTypes, sc.Type) {
-			errs = append(errs, fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type, suggest(sc.Type, SchedulerTypes)))
+			errs = append(errs, fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type, cli.DidYouMean("%q", sc.Type, SchedulerTypes)))
 		}
 	}
 	return errors.Join(errs...)

@@ -70,6 +70,9 @@ func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 // GCBarriers holds what keeps the safe points back.
 func (k Keys) GCBarriers() string { return k.root + "/gc/barriers" }
 
+// GCClient holds the time at which a client has raised a safe point, in milliseconds since 1970, in decimal.
+func (k Keys) GCClient() string { return k.root + "/gc/client" }
+
 // Members is the prefix of what is kept about members.
 func (k Keys) Members() string { return k.root + "/member/" }
 

@@ -12,13 +12,13 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// storeMeta is what a store knows about the ranges of its regions. It is shared by all workers.
+// rangeMap is what a store knows about the ranges of its regions. It is shared by all workers.
 //
 // Invariants: ranges holds exactly the initialized regions of regions, and they do not overlap,
 // nor does what is installing with any of them.
 //
 // mu is a leaf lock: never held over IO, a channel send or another lock.
-type storeMeta struct {
+type rangeMap struct {
 	mu struct {
 		sync.Mutex
 		regions map[uint64]*metapb.Region
@@ -31,8 +31,8 @@ type storeMeta struct {
 
 func lessByStart(a, b *metapb.Region) bool { return bytes.Compare(a.StartKey, b.StartKey) < 0 }
 
-func newStoreMeta() *storeMeta {
-	m := &storeMeta{}
+func newRangeMap() *rangeMap {
+	m := &rangeMap{}
 	m.mu.regions = map[uint64]*metapb.Region{}
 	m.mu.peers = map[uint64]uint64{}
 	m.mu.ranges = btree.NewG(32, lessByStart)
@@ -40,13 +40,13 @@ func newStoreMeta() *storeMeta {
 }
 
 // setRegion replaces what is known of a region. The new range must be free or the region's own.
-func (m *storeMeta) setRegion(r *metapb.Region, peerID uint64) {
+func (m *rangeMap) setRegion(r *metapb.Region, peerID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.setRegionLocked(r, peerID)
 }
 
-func (m *storeMeta) setRegionLocked(r *metapb.Region, peerID uint64) {
+func (m *rangeMap) setRegionLocked(r *metapb.Region, peerID uint64) {
 	if old := m.mu.regions[r.Id]; regions.IsInitialized(old) {
 		m.deleteRangeLocked(old)
 	}
@@ -60,14 +60,14 @@ func (m *storeMeta) setRegionLocked(r *metapb.Region, peerID uint64) {
 
 // deleteRangeLocked removes the region's own range, and never another region's that begins at the
 // same key.
-func (m *storeMeta) deleteRangeLocked(r *metapb.Region) {
+func (m *rangeMap) deleteRangeLocked(r *metapb.Region) {
 	if cur, ok := m.mu.ranges.Get(r); ok && cur.Id == r.Id {
 		m.mu.ranges.Delete(r)
 	}
 }
 
 // removeRegion forgets a region if it still belongs to that peer. Idempotent.
-func (m *storeMeta) removeRegion(regionID, peerID uint64) {
+func (m *rangeMap) removeRegion(regionID, peerID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.peers[regionID] != peerID {
@@ -84,7 +84,7 @@ func (m *storeMeta) removeRegion(regionID, peerID uint64) {
 
 // overlapLocked returns a region other than id that shares a key with [start, end), counting ranges
 // reserved by accepted raft snapshots.
-func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
+func (m *rangeMap) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	var found *metapb.Region
 	check := func(r *metapb.Region) {
 		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) {
@@ -113,7 +113,7 @@ func (m *storeMeta) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 }
 
 // reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any.
-func (m *storeMeta) reserveSnapshot(r *metapb.Region) *metapb.Region {
+func (m *rangeMap) reserveSnapshot(r *metapb.Region) *metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {
@@ -124,7 +124,7 @@ func (m *storeMeta) reserveSnapshot(r *metapb.Region) *metapb.Region {
 }
 
 // releaseSnapshot gives back the range of a raft snapshot that raft has ignored.
-func (m *storeMeta) releaseSnapshot(regionID uint64) {
+func (m *rangeMap) releaseSnapshot(regionID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.reserved.release(installing, regionID)
@@ -132,7 +132,7 @@ func (m *storeMeta) releaseSnapshot(regionID uint64) {
 
 // beginDying is called before an uninitialized peer is destroyed. False: a split that is being applied
 // takes it over, and the peer must stay for that.
-func (m *storeMeta) beginDying(regionID uint64) bool {
+func (m *rangeMap) beginDying(regionID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.reserved.has(splitting, regionID) {
@@ -145,7 +145,7 @@ func (m *storeMeta) beginDying(regionID uint64) bool {
 // reserveSplit decides whether a split that is being applied creates the new region on this store:
 // not if a newer peer of that region is already known here, nor while an older one is being destroyed
 // (the region's leader then sends a raft snapshot).
-func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
+func (m *rangeMap) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.reserved.has(dying, right.Id) {
@@ -160,7 +160,7 @@ func (m *storeMeta) reserveSplit(right *metapb.Region, peerID uint64) bool {
 
 // mayCreate tells whether a message may create a peer of its region. Not if another region of this store still covers the
 // range: that region has a split to apply that will create it. A vote is parked until then.
-func (m *storeMeta) mayCreate(msg *rspb.RaftMessage) bool {
+func (m *rangeMap) mayCreate(msg *rspb.RaftMessage) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_, known := m.mu.regions[msg.RegionId]
@@ -174,7 +174,7 @@ func (m *storeMeta) mayCreate(msg *rspb.RaftMessage) bool {
 }
 
 // takePendingVotes removes and returns the parked votes for a peer.
-func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessage {
+func (m *rangeMap) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.mu.reserved.takeVotes(regionID, peerID)
@@ -182,7 +182,7 @@ func (m *storeMeta) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessag
 
 // withNeighbours returns the region together with its adjacent regions on this store, in key order, also
 // one that a split has made and whose peer does not run yet.
-func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
+func (m *rangeMap) withNeighbours(r *metapb.Region) []*metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []*metapb.Region
@@ -213,7 +213,7 @@ func (m *storeMeta) withNeighbours(r *metapb.Region) []*metapb.Region {
 }
 
 // Regions returns all regions of the store, initialized or not.
-func (m *storeMeta) all() []*metapb.Region {
+func (m *rangeMap) all() []*metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := make([]*metapb.Region, 0, len(m.mu.regions))
@@ -224,7 +224,7 @@ func (m *storeMeta) all() []*metapb.Region {
 }
 
 // finishSplit ends the reservation of a split: the peer is there.
-func (m *storeMeta) finishSplit(regionID uint64) {
+func (m *rangeMap) finishSplit(regionID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.reserved.release(splitting, regionID)
@@ -234,7 +234,7 @@ type keyRange struct{ start, end []byte }
 
 // freeRanges returns the parts of r's range that no other initialized region of this store has, nor the
 // right half of a split whose peer does not run yet: its data is there, and durable.
-func (m *storeMeta) freeRanges(r *metapb.Region) []keyRange {
+func (m *rangeMap) freeRanges(r *metapb.Region) []keyRange {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []keyRange

@@ -1,10 +1,4 @@
-// Package gcfloor keeps Go's garbage collector from running too often in a process whose heap is small.
-//
-// The collector begins a cycle when the heap has doubled since the last one. Block caches and memtables lie
-// outside of Go's heap, so a store that serves gets has 3 MiB alive and throws away 4 KiB for each: it would
-// collect dozens of times a second, and each time the stacks of idle goroutines shrink, to grow again with the
-// next request. With a floor, a cycle begins when the heap reaches the floor or has doubled, whichever is later.
-package gcfloor
+package goruntime
 
 import (
 	"os"
@@ -14,13 +8,18 @@ import (
 	"sync"
 )
 
-// Server is a floor that was measured (docs/benchmarks.md); a load generator only has to leave the CPU to the servers.
+// The heap. The collector begins a cycle when the heap has doubled since the last one. Block caches and memtables lie
+// outside of Go's heap, so a store that serves gets has 3 MiB alive and throws away 4 KiB for each: it would
+// collect dozens of times a second, and each time the stacks of idle goroutines shrink, to grow again with the
+// next request. With a floor, a cycle begins when the heap reaches the floor or has doubled, whichever is later.
+
+// ServerHeap is a floor that was measured (docs/benchmarks.md); a load generator only has to leave the CPU to the servers.
 //
 // What is alive may grow between two adjustments. The cycle in which it does leaves the old percentage in force for
 // some milliseconds, so the heap may pass twice its live size then, by the floor's ratio at most.
 const (
-	Server        = 16 << 20
-	LoadGenerator = 64 << 20
+	ServerHeap        = 16 << 20
+	LoadGeneratorHeap = 64 << 20
 )
 
 // normal is Go's own setting: a cycle begins when the heap has doubled.
@@ -29,8 +28,8 @@ const normal = 100
 // leastHeap is where the first cycle begins at the normal setting, whatever is alive; at others it is in proportion.
 const leastHeap = 4 << 20
 
-// Floor is a setting that follows the heap. Make it with Set.
-type Floor struct {
+// HeapFloor is a setting that follows the heap. Make it with SetHeapFloor.
+type HeapFloor struct {
 	bytes uint64
 
 	mu      sync.Mutex
@@ -40,10 +39,10 @@ type Floor struct {
 	samples []metrics.Sample
 }
 
-// Set makes collections begin no earlier than at a heap of so many bytes, until Stop. A process has one floor at
+// SetHeapFloor makes collections begin no earlier than at a heap of so many bytes, until Stop. A process has one floor at
 // most. It does nothing if the environment variable GOGC is set: somebody has chosen. Safe for concurrent use.
-func Set(bytes uint64) *Floor {
-	f := &Floor{bytes: bytes, percent: normal, samples: []metrics.Sample{
+func SetHeapFloor(bytes uint64) *HeapFloor {
+	f := &HeapFloor{bytes: bytes, percent: normal, samples: []metrics.Sample{
 		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
 	}}
 	if os.Getenv("GOGC") != "" {
@@ -57,7 +56,7 @@ func Set(bytes uint64) *Floor {
 }
 
 // Stop puts the setting back to what it was.
-func (f *Floor) Stop() {
+func (f *HeapFloor) Stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.stopped {
@@ -70,8 +69,8 @@ func (f *Floor) Stop() {
 type sentinel struct{ _ *sentinel }
 
 // watch adjusts the setting after each cycle.
-func (f *Floor) watch() {
-	runtime.AddCleanup(new(sentinel), func(f *Floor) {
+func (f *HeapFloor) watch() {
+	runtime.AddCleanup(new(sentinel), func(f *HeapFloor) {
 		if f.adjust() {
 			f.watch()
 		}
@@ -79,7 +78,7 @@ func (f *Floor) watch() {
 }
 
 // adjust sets the percentage at which the heap of the last cycle grows to the floor. False: stopped.
-func (f *Floor) adjust() bool {
+func (f *HeapFloor) adjust() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stopped {

@@ -19,11 +19,11 @@ func region(id uint64, start, end string, version, conf uint64, peers ...*metapb
 
 func voter(id, store uint64) *metapb.Peer { return &metapb.Peer{Id: id, StoreId: store} }
 
-// TestStoreMetaAgainstTwin drives the range tree with random regions and compares with a plain list.
-func TestStoreMetaAgainstTwin(t *testing.T) {
+// TestRangeMapAgainstTwin drives the range tree with random regions and compares with a plain list.
+func TestRangeMapAgainstTwin(t *testing.T) {
 	keys := []string{"", "a", "b", "c", "d", "e"}
 	rapid.Check(t, func(t *rapid.T) {
-		m := newStoreMeta()
+		m := newRangeMap()
 		twin := map[uint64]*metapb.Region{}
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			id := uint64(rapid.IntRange(1, 5).Draw(t, "id"))
@@ -75,14 +75,14 @@ func TestSplitAndDestructionGiveWayToEachOther(t *testing.T) {
 	right := region(2, "k", "", 2, 1, voter(12, 1))
 	empty := &metapb.Region{Id: 2}
 	for _, old := range []uint64{11, 12} {
-		m := newStoreMeta()
+		m := newRangeMap()
 		m.setRegion(empty, old)
 		require.True(t, m.beginDying(2))
 		require.False(t, m.reserveSplit(right, 12), "the tombstone of peer %d is on its way", old)
 		m.removeRegion(2, old)
 		require.True(t, m.reserveSplit(right, 12))
 
-		m = newStoreMeta()
+		m = newRangeMap()
 		m.setRegion(empty, old)
 		require.True(t, m.reserveSplit(right, 12))
 		require.False(t, m.beginDying(2), "the split has taken peer %d over", old)
@@ -92,7 +92,7 @@ func TestSplitAndDestructionGiveWayToEachOther(t *testing.T) {
 }
 
 func TestRemoveRegionOfAnotherPeerIsIgnored(t *testing.T) {
-	m := newStoreMeta()
+	m := newRangeMap()
 	m.setRegion(region(1, "", "", 1, 1, voter(5, 1)), 5)
 	m.removeRegion(1, 4)
 	require.Len(t, m.all(), 1)
@@ -107,7 +107,7 @@ func TestRemoveRegionOfAnotherPeerIsIgnored(t *testing.T) {
 }
 
 func TestNeighboursComeInKeyOrder(t *testing.T) {
-	m := newStoreMeta()
+	m := newRangeMap()
 	a, b, c := region(1, "", "b", 1, 1, voter(1, 1)), region(2, "b", "d", 1, 1, voter(2, 1)), region(3, "d", "", 1, 1, voter(3, 1))
 	for _, r := range []*metapb.Region{c, a, b} {
 		m.setRegion(r, r.Peers[0].Id)

@@ -1,4 +1,4 @@
-package gcfloor
+package goruntime
 
 import (
 	"runtime"
@@ -42,7 +42,7 @@ func TestFloor(t *testing.T) {
 	const floor, garbage = 64 << 20, 1 << 30
 	defer debug.SetGCPercent(debug.SetGCPercent(normal))
 	without := churn(garbage)
-	f := Set(floor)
+	f := SetHeapFloor(floor)
 	runtime.GC()
 	with := churn(garbage)
 	t.Logf("%d cycles without a floor, %d with", without, with)
@@ -72,7 +72,7 @@ func TestFloor(t *testing.T) {
 func TestChosen(t *testing.T) {
 	t.Setenv("GOGC", "50")
 	defer debug.SetGCPercent(debug.SetGCPercent(50))
-	f := Set(1 << 30)
+	f := SetHeapFloor(1 << 30)
 	require.Equal(t, 50, debug.SetGCPercent(50))
 	f.Stop()
 	require.Equal(t, 50, debug.SetGCPercent(50))

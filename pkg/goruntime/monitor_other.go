@@ -1,5 +1,5 @@
 //go:build !linux
 
-package timerslack
+package goruntime
 
 func calmMonitor([]string) {} // no timer slack there

@@ -1,4 +1,4 @@
-package timerslack
+package goruntime
 
 import (
 	"os"
@@ -19,7 +19,8 @@ func calmMonitor(defaults []string) {
 	case slack == int(Monitor): // the process has executed itself
 		_ = os.Unsetenv(Env)
 		resetOthers()
-	case os.Getenv(Env) == executed: // in vain: something between Linux and us forgets the slack
+		calmed = true
+	case os.Getenv(Env) == executed: // the kernel or a sandbox did not keep the slack: give up
 	default:
 		// By its path: under the name /proc/self/exe it would be called exe by ps and pkill.
 		path, err := os.Executable()

@@ -1,4 +1,4 @@
-package timerslack
+package goruntime
 
 import (
 	"encoding/json"

@@ -1,0 +1,119 @@
+package commands
+
+import (
+	"context"
+	"sync"
+)
+
+// SafePoints is what a store knows of the cluster's safe points. Safe for concurrent use.
+//
+// Old versions of a region may have been removed by its leader of now, or by earlier ones. The one of now has raised what is
+// known here before it removed anything. What earlier ones have removed lay below the safe point that was in force when the
+// leader of now began to lead: so a store asks for the safe points once in each of its terms, before it decides about
+// transactions that may be too old.
+type SafePoints struct {
+	// fetch asks the placement service.
+	fetch func(ctx context.Context) (txn, gc uint64, err error)
+	mu    struct {
+		sync.Mutex
+		// txn is the timestamp up to which no transaction may begin, gc the one below which versions may be removed.
+		//
+		// Invariant: both only grow.
+		txn, gc uint64
+		// asked are the terms of regions for which the safe points were fetched after they had begun.
+		asked map[uint64]uint64
+		// started counts the fetches, done is the last one that has succeeded.
+		started, done uint64
+	}
+	// fetching has one place, for the one that fetches.
+	fetching chan struct{}
+}
+
+// NewSafePoints returns what is not known yet.
+func NewSafePoints(fetch func(ctx context.Context) (txn, gc uint64, err error)) *SafePoints {
+	s := &SafePoints{fetch: fetch, fetching: make(chan struct{}, 1)}
+	s.mu.asked = map[uint64]uint64{}
+	return s
+}
+
+// Txn is the timestamp up to which no transaction may begin, as of a moment after the region's term began.
+func (s *SafePoints) Txn(ctx context.Context, regionID, term uint64) (uint64, error) {
+	if s == nil {
+		return 0, nil
+	}
+	s.mu.Lock()
+	if s.mu.asked[regionID] == term {
+		defer s.mu.Unlock()
+		return s.mu.txn, nil
+	}
+	s.mu.Unlock()
+	if err := s.refresh(ctx); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.asked[regionID] = max(s.mu.asked[regionID], term)
+	return s.mu.txn, nil
+}
+
+// Known are the safe points as far as they are known.
+func (s *SafePoints) Known() (txn, gc uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.txn, s.mu.gc
+}
+
+// inForce fails unless a safe point is one that the placement service has published; of tells which.
+func (s *SafePoints) inForce(ctx context.Context, at uint64, of func(txn, gc uint64) uint64) error {
+	if s == nil {
+		return abortf("this store does not know of safe points")
+	}
+	if of(s.Known()) >= at {
+		return nil
+	}
+	if err := s.refresh(ctx); err != nil {
+		return err
+	}
+	if known := of(s.Known()); known < at {
+		return abortf("the safe point %d is not in force: it is %d", at, known)
+	}
+	return nil
+}
+
+// refresh returns after a fetch that has begun after the call. Those who wait while one is under way share the next.
+func (s *SafePoints) refresh(ctx context.Context) error {
+	s.mu.Lock()
+	before := s.mu.started
+	s.mu.Unlock()
+	select {
+	case s.fetching <- struct{}{}:
+		defer func() { <-s.fetching }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	if s.mu.done > before {
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.started++
+	n := s.mu.started
+	s.mu.Unlock()
+	txn, gc, err := s.fetch(ctx)
+	if err != nil {
+		return &SafePointError{err}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.done = n
+	s.mu.txn, s.mu.gc = max(s.mu.txn, txn, gc), max(s.mu.gc, gc)
+	return nil
+}
+
+// SafePointError: the placement service has not said what the safe point is, without which old transactions cannot be told
+// from current ones. Nothing was done.
+type SafePointError struct{ Cause error }
+
+func (e *SafePointError) Error() string { return "the safe point is not known: " + e.Cause.Error() }
+
+func (e *SafePointError) Unwrap() error { return e.Cause }
