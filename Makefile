@@ -152,7 +152,7 @@ lint-full: ## golangci-lint with .golangci.yml; the first time it builds the too
 comma := ,
 space := $(subst ,, )
 FLOOR ?= 60
-cover: ## how much of each package the short tests of all packages run; below FLOOR percent is marked
+cover: ## how much of each package the short tests of all packages run, with what is below FLOOR percent marked; takes a quarter of an hour
 	@rm -rf bin/cover && mkdir -p bin/cover
 	$(GO) test -short -timeout 30m -coverpkg=$(subst $(space),$(comma),$(PKGS)) $(PKGS) -args -test.gocoverdir=$(CURDIR)/bin/cover >bin/cover.log || { grep -v '^ok' bin/cover.log; exit 1; }
 	@$(GO) tool covdata percent -i=bin/cover | sed 's/%//' | sort -k3 -n | awk -v floor=$(FLOOR) \
