@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/pkg/memcomparable"
@@ -209,6 +210,9 @@ func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx 
 	return res
 }
 
+// tooOld is how stores refuse a transaction of which nothing may be known any more.
+const tooOld = "GC life time is shorter"
+
 // refusal is an error of a store that has decided that the transaction is not committed.
 type refusal struct{ error }
 
@@ -220,7 +224,11 @@ func (m *committer) committing(commitTS uint64) step {
 			Context: kctx, StartVersion: m.t.startTS, CommitVersion: commitTS, Keys: keys,
 		})
 		res.region, res.rpc = resp.GetRegionError(), err
-		if e := resp.GetError(); e != nil {
+		switch e := resp.GetError(); {
+		case e == nil:
+		case strings.HasPrefix(e.Abort, tooOld):
+			res.err = keyError(e) // what an earlier attempt has done may be forgotten
+		default:
 			res.err = &refusal{keyError(e)}
 		}
 		return res

@@ -63,6 +63,11 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 			return nil
 		case l == nil && !rec.RolledBack() && tx.policy.MissingCommits:
 			return nil
+		case !rec.RolledBack():
+			// Nothing is known of it. If it is too old, its record may have been removed, which can have been either.
+			if err := tx.young(startTS); err != nil {
+				return err
+			}
 		}
 		return &LockNotFoundError{Key: key, StartTS: startTS}
 	}

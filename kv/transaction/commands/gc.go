@@ -35,15 +35,13 @@ func (e *Executor) readable(ctx context.Context, c *kvrpcpb.Context, rd *Read) e
 }
 
 // young refuses a transaction whose records may be gone: a request of it may be an old one, sent again. It is called under
-// latches, in a term in which the safe points were asked for.
+// latches.
 func (tx *txn) young(startTS uint64) error {
-	if tx.safe == nil {
-		return nil
+	safePoint, err := tx.safePoint()
+	if err == nil && safePoint > 0 && startTS <= safePoint {
+		err = errTooOld(startTS, safePoint)
 	}
-	if safePoint, _ := tx.safe.Known(); safePoint > 0 && startTS <= safePoint {
-		return errTooOld(startTS, safePoint)
-	}
-	return nil
+	return err
 }
 
 // OldLocks is ScanLocks of all transactions that began by a safe point, from a key on. The safe point must be in force for
