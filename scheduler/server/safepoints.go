@@ -177,8 +177,18 @@ func (p safePoints) AdvanceGC(ctx context.Context, target uint64) (uint64, error
 	if err := p.noteClient(ctx); err != nil {
 		return 0, err
 	}
-	now, err := p.s.updateGCSafePoint(ctx, target)
-	return now, rpcErr(err)
+	now := uint64(0)
+	err := p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
+		now = max(st.GC, min(target, latestSafePoint()))
+		for i := range st.Barriers {
+			now = max(st.GC, min(now, st.Barriers[i].TS))
+		}
+		if now == st.GC {
+			return nil, nil
+		}
+		return []storage.Op{storage.Put(p.s.keys.GCSafePoint(), []byte(strconv.FormatUint(now, 16)))}, nil
+	})
+	return now, err
 }
 
 // advance is for stores: it raises the safe point of transactions up to the first barrier, and that of garbage up to the
