@@ -2,14 +2,15 @@
 
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS = -X github.com/tinykv/tinykv/kv/node/cli.Version=$(VERSION) -X github.com/tinykv/tinykv/scheduler/server/cli.Version=$(VERSION)
+LDFLAGS = -X github.com/tinykv/tinykv/pkg/cli.Version=$(VERSION)
 PKGS = ./...
 N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: attack build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: attack lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -144,6 +145,17 @@ fuzz: ## every fuzz target for T (20s)
 lint: fmt-check ## gofmt, vet, staticcheck
 	$(GO) vet $(PKGS)
 	$(GO) run $(STATICCHECK) $(PKGS)
+
+lint-full: ## golangci-lint with .golangci.yml; the first time it builds the tool, which takes minutes
+	$(GO) run $(GOLANGCI) run $(PKGS)
+
+FLOOR ?= 60
+cover: ## how much of each package the short tests of all packages run; below FLOOR percent is marked
+	@rm -rf bin/cover && mkdir -p bin/cover
+	$(GO) test -short -timeout 30m -coverpkg=$(PKGS) $(PKGS) -args -test.gocoverdir=$(CURDIR)/bin/cover >bin/cover.log || { grep -v '^ok' bin/cover.log; exit 1; }
+	@$(GO) tool covdata percent -i=bin/cover | sed 's/%//' | sort -k3 -n | awk -v floor=$(FLOOR) \
+		'{ mark = ""; if ($$3 < floor) { mark = "  below the floor"; low++ } printf "%6.1f %% %s%s\n", $$3, $$1, mark } \
+		END { printf "floor: %d %%, packages below it: %d\n", floor, low }'
 
 fmt-check: ## fail if gofmt would change a file
 	@out=$$(gofmt -s -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); if [ -n "$$out" ]; then echo "gofmt -s would change:"; echo "$$out"; exit 1; fi

@@ -107,13 +107,26 @@ func encoder(format string) zapcore.Encoder {
 
 // Fields with a fixed spelling.
 
+// ClusterID is the field of a cluster.
 func ClusterID(id uint64) zap.Field { return zap.Uint64("cluster-id", id) }
-func StoreID(id uint64) zap.Field   { return zap.Uint64("store-id", id) }
-func RegionID(id uint64) zap.Field  { return zap.Uint64("region-id", id) }
-func PeerID(id uint64) zap.Field    { return zap.Uint64("peer-id", id) }
-func Term(t uint64) zap.Field       { return zap.Uint64("term", t) }
-func Index(i uint64) zap.Field      { return zap.Uint64("index", i) }
-func Reason(r string) zap.Field     { return zap.String("reason", r) }
+
+// StoreID is the field of a store.
+func StoreID(id uint64) zap.Field { return zap.Uint64("store-id", id) }
+
+// RegionID is the field of a region.
+func RegionID(id uint64) zap.Field { return zap.Uint64("region-id", id) }
+
+// PeerID is the field of a peer.
+func PeerID(id uint64) zap.Field { return zap.Uint64("peer-id", id) }
+
+// Term is the field of a raft term.
+func Term(t uint64) zap.Field { return zap.Uint64("term", t) }
+
+// Index is the field of an index of a raft log.
+func Index(i uint64) zap.Field { return zap.Uint64("index", i) }
+
+// Reason is the field of why something was done or refused.
+func Reason(r string) zap.Field { return zap.String("reason", r) }
 
 // Key logs a key in hex under the given field name (start-key, end-key, key).
 func Key(name string, key []byte) zap.Field { return zap.String(name, hex.EncodeToString(key)) }

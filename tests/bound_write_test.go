@@ -9,7 +9,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -62,14 +62,14 @@ func TestDecisionOfAnEarlierTermIsRefused(t *testing.T) {
 		}
 	}
 	out := writeBound(st, rc, term, "k", "stale")
-	var notLeader *raftstore.NotLeaderError
+	var notLeader *regionerr.NotLeaderError
 	require.ErrorAs(t, out.err, &notLeader)
 	require.True(t, out.known)
 	mustPut(t, c, cl, "k", "2")
 	c.TransferLeader(cluster.FirstRegionID, rc.Peer)
 
 	out = writeBound(st, rc, term, "k", "stale")
-	var stale *raftstore.StaleCommandError
+	var stale *regionerr.StaleCommandError
 	require.ErrorAs(t, out.err, &stale)
 	require.True(t, out.known)
 	mustGet(t, c, cl, "k", "2")

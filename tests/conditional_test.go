@@ -14,8 +14,8 @@ import (
 
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/faultfs"
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -84,7 +84,7 @@ func TestRetriedSwapIsNotDecidedAgain(t *testing.T) {
 	for _, n := range c.Nodes() {
 		n.Restart()
 	}
-	var undetermined *raftstore.UndeterminedError
+	var undetermined *regionerr.UndeterminedError
 	res := w.swap(c.WaitLeader(right.Meta.Id), "A", "B", w.next(position(t, c, "k"), origin))
 	require.ErrorAs(t, res.Err, &undetermined)
 	mustGet(t, c, cl, "k", "A")
@@ -125,14 +125,14 @@ func TestDeleteRangeBehindASplit(t *testing.T) {
 	before := c.Placement.Region(first)
 	c.Split([]byte("m"))
 	all := message.AppendDeleteRange(nil, "default", nil, nil)
-	var epoch *raftstore.EpochNotMatchError
+	var epoch *regionerr.EpochNotMatchError
 	require.ErrorAs(t, wait(t, conditional(leader, before, "", all, message.Identity{}, nil)).Err, &epoch)
 	for i := range 26 {
 		mustGet(t, c, cl, string(rune('a'+i)), "v")
 	}
 	left, err := c.Placement.GetRegion(context.Background(), []byte("a"))
 	require.NoError(t, err)
-	var out *raftstore.KeyNotInRegionError
+	var out *regionerr.KeyNotInRegionError
 	n := c.WaitLeader(left.Meta.Id)
 	require.ErrorAs(t, wait(t, conditional(n, left.Meta, "", all, message.Identity{}, nil)).Err, &out)
 

@@ -11,8 +11,8 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/faultfs"
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
@@ -70,7 +70,7 @@ func wait(t *testing.T, cb *message.Callback) message.Result {
 // position is a committed index of the first region's log that is new enough for its leader.
 func position(t *testing.T, c *cluster.Cluster, key string) uint64 {
 	t.Helper()
-	var stale *raftstore.StalePositionError
+	var stale *regionerr.StalePositionError
 	c.Eventually(20*time.Second, func() string {
 		r, err := c.Placement.GetRegion(context.Background(), []byte(key))
 		if err != nil {
@@ -153,11 +153,11 @@ func TestLateAttemptIsRefused(t *testing.T) {
 	require.NoError(t, w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err)
 	mustPut(t, c, cl, "k", "B")
 
-	var busy *raftstore.BusyError
+	var busy *regionerr.BusyError
 	require.ErrorAs(t, w.send(leader, "A", late).Err, &busy)
 	mustGet(t, c, cl, "k", "B")
 
-	var stale *raftstore.StalePositionError
+	var stale *regionerr.StalePositionError
 	require.ErrorAs(t, w.send(moveLeader(t, c), "A", late).Err, &stale)
 	mustGet(t, c, cl, "k", "B")
 }
@@ -239,7 +239,7 @@ func TestRetryAfterASplit(t *testing.T) {
 
 	// A store that did not apply the split has no log to search.
 	strange := lost.next(q, message.Origin{RegionID: 12345, Position: p})
-	var undetermined *raftstore.UndeterminedError
+	var undetermined *regionerr.UndeterminedError
 	require.ErrorAs(t, lost.send(leader, "C", strange).Err, &undetermined)
 	mustGet(t, c, cl, "z", "A")
 }
@@ -263,7 +263,7 @@ func TestRetryWithoutLogIsUndetermined(t *testing.T) {
 		}
 		return ""
 	})
-	var undetermined *raftstore.UndeterminedError
+	var undetermined *regionerr.UndeterminedError
 	require.ErrorAs(t, w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err, &undetermined)
 	mustGet(t, c, cl, "k", "B")
 }

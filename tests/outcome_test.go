@@ -8,8 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -63,9 +63,9 @@ func TestPutOfARemovedLeaderIsUnknown(t *testing.T) {
 	c.Net.Heal()
 	res, err := w.Callback.Wait(ctx)
 	require.NoError(t, err)
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	require.ErrorAs(t, res.Err, &unknown, "the put has taken effect")
-	pb, ok := raftstore.RegionError(res.Err)
+	pb, ok := regionerr.ToProto(res.Err)
 	require.True(t, ok)
 	require.NotNil(t, pb.StaleCommand)
 	waitGone(t, c, old.ID, cluster.FirstRegionID)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -38,7 +38,7 @@ func TestPeerIDIsNotUsedAgain(t *testing.T) {
 			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
 			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: eraftpb.ConfChangeType_AddNode, Peer: p},
 		})
-		var invalid *raftstore.InvalidError
+		var invalid *regionerr.InvalidError
 		require.ErrorAs(t, err, &invalid, "peer %v", p)
 	}
 	mustPut(t, c, cl, "k", "new")

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/faultfs"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
@@ -62,7 +62,7 @@ func TestSplitThenDestroyedBeforeReport(t *testing.T) {
 	}))
 	c.Eventually(5*time.Second, func() string {
 		_, err := c.Node(3).Store().Peer(ctx, left.Id)
-		var gone *raftstore.RegionNotFoundError
+		var gone *regionerr.RegionNotFoundError
 		if !errors.As(err, &gone) {
 			return fmt.Sprintf("store 3 does not destroy its peer: %v", err)
 		}

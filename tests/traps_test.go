@@ -14,6 +14,7 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -52,7 +53,7 @@ func TestLateWriteIsNotProposed(t *testing.T) {
 	require.NoError(t, <-done)
 	res, err := w.Callback.Wait(ctx)
 	require.NoError(t, err)
-	require.ErrorIs(t, res.Err, raftstore.ErrDeadlineExceeded)
+	require.ErrorIs(t, res.Err, regionerr.ErrDeadlineExceeded)
 	mustGet(t, c, cl, "k", "old")
 	c.CheckConsistency()
 }
@@ -110,7 +111,7 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	require.NoError(t, store.HandleRaft(other))
 	c.Eventually(10*time.Second, func() string {
 		_, err := store.Peer(context.Background(), 999)
-		var absent *raftstore.RegionNotFoundError
+		var absent *regionerr.RegionNotFoundError
 		if errors.As(err, &absent) {
 			return "the other region's peer is not there yet"
 		}
@@ -127,7 +128,7 @@ func waitGone(t *testing.T, c *cluster.Cluster, store, region uint64) {
 	t.Helper()
 	c.Eventually(10*time.Second, func() string {
 		err := c.Node(store).Store().Inspect(context.Background(), region, func(*raftstore.PeerView) {})
-		var absent *raftstore.RegionNotFoundError
+		var absent *regionerr.RegionNotFoundError
 		if !errors.As(err, &absent) {
 			return fmt.Sprintf("store %d still has a peer of region %d", store, region)
 		}
@@ -299,7 +300,7 @@ func TestWriteBehindASplitIsRefused3B(t *testing.T) {
 	for _, cb := range []*message.Callback{late, stays} {
 		res, err = cb.Wait(ctx)
 		require.NoError(t, err)
-		var mismatch *raftstore.EpochNotMatchError
+		var mismatch *regionerr.EpochNotMatchError
 		require.ErrorAs(t, res.Err, &mismatch)
 		require.Len(t, mismatch.Regions, 2, "both halves are told")
 	}

@@ -3,16 +3,15 @@ package main
 
 import (
 	"os"
-	"slices"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/ctl"
-	"github.com/tinykv/tinykv/kv/timerslack"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 )
 
 func main() {
 	// A load generator leaves the CPU to the servers; for other commands this would only take time.
-	if slices.Contains(os.Args, "bench") {
-		timerslack.CalmMonitor()
+	if ctl.GeneratesLoad(os.Args[1:]) {
+		goruntime.CalmMonitor()
 	}
 	os.Exit(ctl.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

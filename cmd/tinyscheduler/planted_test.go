@@ -66,6 +66,31 @@ var planted = []struct {
 		change: [2]string{"	start := max(o.now().UnixMilli(), bound)\n", "	start := o.now().UnixMilli()\n	_ = bound\n"},
 		pkg:    "./scheduler/server/member", run: "TestIDsAndTimestampsOver200Leaders3C", tries: 5,
 	},
+	{
+		name: "voters-added-empty", file: "scheduler/server/schedule/view/view.go",
+		change: [2]string{"	if !v.Settings.Schedule.LearnerFirst {\n", "	if v.Settings.Schedule.LearnerFirst {\n"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/learners",
+	},
+	{
+		name: "learner-promoted-before-its-data", file: "scheduler/server/schedule/controller.go",
+		change: [2]string{"; !ok || !v.Healthy(r, p) {\n			return // its vote", "; !ok || p.ID == 0 {\n			return // its vote"},
+		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+	},
+	{
+		name: "learner-counts-as-a-replica", file: "scheduler/server/schedule/checker/replica.go",
+		change: [2]string{"	if r.Voters() > v.MaxReplicas() {\n		return remove(v, r, d,", "	if len(r.Peers()) > v.MaxReplicas() {\n		return remove(v, r, d,"},
+		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+	},
+	{
+		name: "learner-left-for-ever", file: "scheduler/server/schedule/controller.go",
+		change: [2]string{"	_, ok := c.mu.givenUp[peerID]\n	return ok\n", "	return false\n"},
+		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+	},
+	{
+		name: "unconfirmed-record-moves-an-operator", file: "scheduler/server/schedule/controller.go",
+		change: [2]string{"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/every_event",
+	},
 }
 
 var took = regexp.MustCompile(`--- FAIL: \S+ \(([0-9.]+s)\)`)

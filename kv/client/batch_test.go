@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
@@ -336,7 +336,7 @@ func TestPatience(t *testing.T) {
 	late := 0
 	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
 		if late--; late >= 0 {
-			return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: raftstore.ErrDeadlineExceeded.Error()}}
+			return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: regionerr.ErrDeadlineExceeded.Error()}}
 		}
 		return nil
 	}
@@ -371,7 +371,7 @@ func TestGivingUpTellsWhy(t *testing.T) {
 	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
 		reason := "the disk is full"
 		if attempts.Add(1) > 1 {
-			reason = raftstore.ErrDeadlineExceeded.Error()
+			reason = regionerr.ErrDeadlineExceeded.Error()
 		}
 		return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}}
 	}

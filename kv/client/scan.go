@@ -20,8 +20,12 @@ const (
 // comes from one region is a linearizable snapshot of it; over several regions it is not one snapshot.
 func (c *Client) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, error) {
 	var out []KV
-	err := c.Visit(ctx, start, end, limit, func(kv KV) error {
-		out = append(out, kv)
+	err := c.Pages(ctx, start, end, limit, func(page []KV) error {
+		if len(out) == 0 {
+			out = page // most often there is only this one
+		} else {
+			out = append(out, page...)
+		}
 		return nil
 	})
 	return out, err

@@ -97,7 +97,7 @@ func TestFileErrorsSayWhere(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return Default().LoadFile(path)
 	}
-	require.ErrorContains(t, load("[raftstore]\ntick-intervall = \"1s\"\n"), `unknown key "raftstore.tick-intervall"; did you mean "raftstore.tick-interval"?`)
+	require.ErrorContains(t, load("[raftstore]\ntick-intervall = \"1s\"\n"), `unknown key "raftstore.tick-intervall", did you mean "raftstore.tick-interval"?`)
 	require.ErrorContains(t, load("\n\naddr = 5\n"), "line 3")
 	require.ErrorContains(t, load("[raftstore]\ntick-interval = \"fast\"\n"), "fast")
 	require.ErrorContains(t, load("[storage]\ncache-size = \"many\"\n"), "many")

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/tinykv/tinykv/pkg/cli"
 )
 
 // LoadFile overlays the TOML file on c. An unknown key is an error that names the nearest known one.
@@ -32,7 +34,7 @@ func (c *Config) LoadFile(path string) error {
 		if strings.HasPrefix(name, "labels.") || slices.Contains(retired, name) {
 			continue
 		}
-		errs = append(errs, fmt.Errorf("config file %s: unknown key %q; did you mean %q?", path, name, Nearest(name, Keys())))
+		errs = append(errs, fmt.Errorf("config file %s: unknown key %q%s", path, name, cli.DidYouMean("%q", name, Keys())))
 	}
 	return errors.Join(errs...)
 }
@@ -69,34 +71,4 @@ func Keys() []string {
 	walk("", m)
 	sort.Strings(out)
 	return out
-}
-
-// Nearest is the candidate with the smallest edit distance.
-func Nearest(name string, candidates []string) string {
-	best, bestDist := "", 1<<30
-	for _, c := range candidates {
-		if d := editDistance(name, c); d < bestDist {
-			best, bestDist = c, d
-		}
-	}
-	return best
-}
-
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		prev := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := prev
-			if a[i-1] != b[j-1] {
-				cost = 1 + min(prev, row[j], row[j-1])
-			}
-			prev, row[j] = row[j], cost
-		}
-	}
-	return row[len(b)]
 }

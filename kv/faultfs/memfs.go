@@ -102,6 +102,7 @@ func pathError(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: name, Err: err}
 }
 
+// Create implements vfs.FS.
 func (m *MemFS) Create(name string) (vfs.File, error) {
 	if err := m.ctl.Step("fs", "create", name); err != nil {
 		return nil, pathError("create", name, err)
@@ -117,6 +118,7 @@ func (m *MemFS) Create(name string) (vfs.File, error) {
 	return &memFile{m, n, name}, nil
 }
 
+// Open implements vfs.FS.
 func (m *MemFS) Open(name string) (vfs.File, error) {
 	if err := m.ctl.StepRead("fs", "open", name); err != nil {
 		return nil, pathError("open", name, err)
@@ -130,6 +132,7 @@ func (m *MemFS) Open(name string) (vfs.File, error) {
 	return &memFile{m, n, name}, nil
 }
 
+// Rename implements vfs.FS.
 func (m *MemFS) Rename(oldName, newName string) error {
 	if err := m.ctl.Step("fs", "rename", newName); err != nil {
 		return pathError("rename", oldName, err)
@@ -146,6 +149,7 @@ func (m *MemFS) Rename(oldName, newName string) error {
 	return nil
 }
 
+// Remove implements vfs.FS.
 func (m *MemFS) Remove(name string) error {
 	if err := m.ctl.Step("fs", "remove", name); err != nil {
 		return pathError("remove", name, err)
@@ -163,6 +167,7 @@ func (m *MemFS) Remove(name string) error {
 	return m.takeSpace(-int64(len(n.data)))
 }
 
+// List implements vfs.FS.
 func (m *MemFS) List(dir string) ([]string, error) {
 	if err := m.ctl.StepRead("fs", "list", dir); err != nil {
 		return nil, pathError("list", dir, err)
@@ -179,6 +184,7 @@ func (m *MemFS) List(dir string) ([]string, error) {
 	return names, nil
 }
 
+// Exists implements vfs.FS.
 func (m *MemFS) Exists(dir string) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -186,6 +192,7 @@ func (m *MemFS) Exists(dir string) (bool, error) {
 	return dir == "." || dir == "/" || m.names[dir] == directory, nil
 }
 
+// Mkdir implements vfs.FS.
 func (m *MemFS) Mkdir(dir string) error {
 	dir = filepath.Clean(dir)
 	if err := m.ctl.Step("fs", "mkdir", dir); err != nil {
@@ -204,6 +211,7 @@ func (m *MemFS) Mkdir(dir string) error {
 	return nil
 }
 
+// SyncDir implements vfs.FS.
 func (m *MemFS) SyncDir(dir string) error {
 	if err := m.ctl.Step("fs", "syncdir", dir); err != nil {
 		return pathError("sync", dir, err)

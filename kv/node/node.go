@@ -158,7 +158,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		return err
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
-		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: unlike(int64(n.cfg.Storage.MemTable)),
+		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: spreadSize(int64(n.cfg.Storage.MemTable)),
 		OpenFiles: n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
 		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
@@ -555,6 +555,6 @@ func plainNetError(err error) error {
 	return err
 }
 
-// unlike takes up to a quarter off a memtable's size, at random: replicas write the same data, and stores with
+// spreadSize takes up to a quarter off a memtable's size, at random: replicas write the same data, and stores with
 // memtables of one size would all flush and compact at the same moments, with no quorum left that is quick.
-func unlike(size int64) int64 { return size - rand.Int64N(size/4+1) }
+func spreadSize(size int64) int64 { return size - rand.Int64N(size/4+1) }

@@ -22,7 +22,6 @@ type handRun struct {
 	value   []byte
 	next    uint64
 	boxes   []*mailbox
-	tasks   []applyTask
 }
 
 func newHandRun(t testing.TB, regions int) *handRun {
@@ -33,7 +32,7 @@ func newHandRun(t testing.TB, regions int) *handRun {
 	}
 	h.s, _ = newTestStore(t, h.regions...)
 	t.Cleanup(h.s.Stop)
-	require.NoError(t, h.s.recover())
+	require.NoError(t, (&recovery{h.s}).run())
 	h.raft = newRaftWorker(h.s, 0)
 	h.settle()
 	return h
@@ -41,15 +40,14 @@ func newHandRun(t testing.TB, regions int) *handRun {
 
 // settle runs turns until nothing is left to do.
 func (h *handRun) settle() {
-	w := h.s.appliers[0]
-	for len(h.s.router.ready.mu.boxes) > 0 || len(w.queue.tasks) > 0 {
+	for applied := true; applied || len(h.s.router.ready.mu.boxes) > 0; {
 		if len(h.s.router.ready.mu.boxes) > 0 {
 			h.boxes, _ = h.s.router.ready.pop(h.boxes[:0], 256, false)
 			require.NoError(h.t, h.raft.runTurn(h.boxes))
 		}
-		h.tasks, w.queue.tasks = w.queue.tasks, h.tasks[:0]
-		require.NoError(h.t, w.round(h.tasks))
-		clear(h.tasks)
+		var err error
+		applied, err = h.s.appliers[0].RunQueued()
+		require.NoError(h.t, err)
 	}
 }
 
@@ -79,7 +77,7 @@ func (h *handRun) writes(n int) {
 func (h *handRun) compact() {
 	for _, r := range h.regions {
 		p := h.s.router.get(r.Id).peer
-		p.proposeLogGC()
+		p.compact.propose()
 		require.NoError(h.t, h.s.router.push(p.box, &message.Start{}))
 	}
 	h.settle()

@@ -11,9 +11,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
-	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
-	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -31,7 +31,7 @@ import (
 //     touched.
 //
 // A hash that does not come (a slow replica, an older version, a message that got lost) says nothing. Reading all data
-// also finds damaged blocks: they are failed reads, see read_error.go.
+// also finds damaged blocks: they are failed reads, see quarantine.go.
 //
 // Time is divided into slots of Raftstore.CompareInterval, which begin at another time for each region. Each replica
 // notes in which slot its region was last found equal, and the leader compares when that is not the current one. So a
@@ -49,6 +49,15 @@ const (
 	compareLook = time.Minute
 )
 
+// comparer is a peer's part in it.
+type comparer struct {
+	p *peer
+	// current is the comparison that this leader carries out, nil if none; hashed is the last hash of this replica's own
+	// data.
+	current *comparison
+	hashed  rspb.ReplicaHash
+}
+
 // comparison is a leader's comparison that is under way.
 type comparison struct {
 	asked       *message.CompareReplicas
@@ -56,121 +65,110 @@ type comparison struct {
 	hashes      map[uint64]uint64
 }
 
-// onCompareReplicas begins a comparison.
-func (p *peer) onCompareReplicas(m *message.CompareReplicas) {
+// begin begins a comparison.
+func (cr *comparer) begin(m *message.CompareReplicas) {
 	refuse := func(err error) { m.Done(message.Comparison{}, err) }
-	if err := p.checkHeader(m.Header, false, false, zeroTime); err != nil {
+	if err := cr.p.checkHeader(m.Header, false, false, zeroTime); err != nil {
 		refuse(err)
 		return
 	}
-	if c := p.compare; c != nil {
-		if c.term == p.rn.Term() {
-			refuse(&BusyError{Reason: "the replicas of this region are being compared already"})
+	if c := cr.current; c != nil {
+		if c.term == cr.p.rn.Term() {
+			refuse(&regionerr.BusyError{Reason: "the replicas of this region are being compared already"})
 			return
 		}
-		p.dropComparison(p.notLeader()) // of an earlier leadership
+		cr.drop(cr.p.notLeader()) // of an earlier leadership
 	}
-	p.flushWrites()
+	cr.p.flushWrites()
 	admin := &message.Admin{Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash}}
-	if !p.proposeAdmin(admin) {
-		refuse(&BusyError{Reason: "the region takes no commands at the moment"})
+	if !cr.p.proposeAdmin(admin) {
+		refuse(&regionerr.BusyError{Reason: "the region takes no commands at the moment"})
 		return
 	}
-	p.compare = &comparison{asked: m, index: p.rn.LastIndex(), term: p.rn.Term(), hashes: map[uint64]uint64{}}
+	cr.current = &comparison{asked: m, index: cr.p.rn.LastIndex(), term: cr.p.rn.Term(), hashes: map[uint64]uint64{}}
 }
 
-// dropComparison ends a comparison that cannot be judged.
-func (p *peer) dropComparison(cause error) {
-	if p.compare != nil {
-		p.compare.asked.Done(message.Comparison{}, cause)
-		p.compare = nil
+// drop ends a comparison that cannot be judged.
+func (cr *comparer) drop(cause error) {
+	if cr.current != nil {
+		cr.current.asked.Done(message.Comparison{}, cause)
+		cr.current = nil
 	}
-}
-
-// applyComputeHash has the region hashed as of the entry. The batch is written first: what comes before the entry must be
-// in the snapshot, and nothing after it.
-func (w *applyWorker) applyComputeHash(a *applier, e *eraftpb.Entry) (message.Result, error) {
-	if err := w.flush(); err != nil {
-		return message.Result{}, err
-	}
-	m := message.Hashed{PeerID: a.peer.Id, Index: e.Index, Term: e.Term}
-	w.store.hasher.Hash(runner.HashTask{Region: a.region, Message: m, View: w.store.engine.NewSnapshot()})
-	return message.Result{}, nil
 }
 
 // onHashed takes the hash of this replica's own data.
-func (p *peer) onHashed(t *turn, m *message.Hashed) {
-	if m.PeerID != p.meta.Id {
+func (cr *comparer) onHashed(t *turn, m *message.Hashed) {
+	if m.PeerID != cr.p.self.Id {
 		return
 	}
 	if m.Err != nil {
-		p.store.ReadFailed(p.regionID, fmt.Errorf("hash the region: %w", m.Err))
+		cr.p.store.ReadFailed(cr.p.regionID, fmt.Errorf("hash the region: %w", m.Err))
 		return
 	}
-	p.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
-	if p.isLeader() {
-		p.noteHash(t, p.meta.Id, &p.hashed)
+	cr.hashed = rspb.ReplicaHash{Index: m.Index, Term: m.Term, Hash: m.Hash}
+	if cr.p.isLeader() {
+		cr.note(t, cr.p.self.Id, &cr.hashed)
 		return
 	}
-	if leader := p.leaderPeer(); leader != nil {
-		own := p.hashed
-		p.sendHash(t, leader, &own)
+	if leader := cr.p.leaderPeer(); leader != nil {
+		own := cr.hashed
+		cr.send(t, leader, &own)
 	}
 }
 
 // onReplicaHash takes a hash from a follower, or a verdict from the leader.
-func (p *peer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
+func (cr *comparer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
 	h, from := rm.Hash, rm.FromPeer.GetId()
 	if h.Verdict == rspb.ReplicaHash_None {
-		if p.isLeader() {
-			p.noteHash(t, from, h)
+		if cr.p.isLeader() {
+			cr.note(t, from, h)
 		}
 		return
 	}
-	if p.isLeader() || from != p.rn.Lead() || h.Term != p.rn.Term() {
+	if cr.p.isLeader() || from != cr.p.rn.Lead() || h.Term != cr.p.rn.Term() {
 		return // of a leader that is none any more
 	}
-	p.takeVerdict(h)
+	cr.takeVerdict(h)
 }
 
-// noteHash takes a replica's answer, and judges if it was the last one.
-func (p *peer) noteHash(t *turn, from uint64, h *rspb.ReplicaHash) {
-	c := p.compare
-	if c == nil || h.Index != c.index || h.Term != c.term || peerByID(p.region(), from) == nil {
+// note takes a replica's answer, and judges if it was the last one.
+func (cr *comparer) note(t *turn, from uint64, h *rspb.ReplicaHash) {
+	c := cr.current
+	if c == nil || h.Index != c.index || h.Term != c.term || regions.PeerByID(cr.p.region(), from) == nil {
 		return
 	}
 	c.hashes[from] = h.Hash
-	for _, q := range p.region().Peers {
+	for _, q := range cr.p.region().Peers {
 		if _, known := c.hashes[q.Id]; !known {
 			return
 		}
 	}
-	p.endComparison(t)
+	cr.end(t)
 }
 
-// endComparison judges by the answers that have come.
-func (p *peer) endComparison(t *turn) {
-	c := p.compare
-	if !p.isLeader() || p.rn.Term() != c.term {
-		p.dropComparison(p.notLeader())
+// end judges by the answers that have come.
+func (cr *comparer) end(t *turn) {
+	c := cr.current
+	if !cr.p.isLeader() || cr.p.rn.Term() != c.term {
+		cr.drop(cr.p.notLeader())
 		return
 	}
-	p.compare = nil
-	out, majority := judge(p.region(), c.hashes)
+	cr.current = nil
+	out, majority := judge(cr.p.region(), c.hashes)
 	out.Index = c.index
-	p.store.noteComparison(p, &out)
+	cr.p.store.comparisons.note(cr.p, &out)
 	verdict := rspb.ReplicaHash{Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority}
 	if out.Equal() {
 		verdict.Verdict = rspb.ReplicaHash_Equal
 	}
 	if out.Equal() || len(out.Diverged) > 0 {
-		for _, q := range p.region().Peers {
-			if q.Id != p.meta.Id {
+		for _, q := range cr.p.region().Peers {
+			if q.Id != cr.p.self.Id {
 				v := verdict
-				p.sendHash(t, q, &v)
+				cr.send(t, q, &v)
 			}
 		}
-		p.takeVerdict(&verdict)
+		cr.takeVerdict(&verdict)
 	}
 	c.asked.Done(out, nil)
 }
@@ -187,11 +185,11 @@ func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Compari
 			continue
 		}
 		out.Hashes[q.Id], differ[h] = h, true
-		if isLearner(q) {
+		if regions.IsLearner(q) {
 			continue
 		}
 		votes[h]++
-		if votes[h] > voterCount(region)/2 {
+		if votes[h] > regions.VoterCount(region)/2 {
 			majority, decided = h, true
 		}
 	}
@@ -212,21 +210,21 @@ func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Compari
 }
 
 // takeVerdict is what a replica makes of the comparison's outcome.
-func (p *peer) takeVerdict(v *rspb.ReplicaHash) {
+func (cr *comparer) takeVerdict(v *rspb.ReplicaHash) {
 	if v.Verdict == rspb.ReplicaHash_Equal {
-		p.box.compared.Store(p.store.compareSlot(p.regionID))
+		cr.p.box.compared.Store(cr.p.store.comparisons.slot(cr.p.regionID))
 		return
 	}
-	if own := &p.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
-		p.fallSick(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
+	if own := &cr.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
+		cr.p.sick.note(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
 	}
 }
 
-func (p *peer) sendHash(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
+func (cr *comparer) send(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, RegionEpoch: p.region().RegionEpoch,
-		ClusterId: p.store.clusterID, Hash: h,
+		RegionId: cr.p.regionID, FromPeer: cr.p.self, ToPeer: to, RegionEpoch: cr.p.region().RegionEpoch,
+		ClusterId: cr.p.store.clusterID, Hash: h,
 	}
 	t.send(to.StoreId, rm)
 }
@@ -263,20 +261,26 @@ func (d *diverged) list() []uint64 {
 	return ids
 }
 
-// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
-func (s *Store) Diverged() []uint64 { return s.diverged.list() }
+// comparisons are those of the regions that a store leads.
+type comparisons struct {
+	s        *Store
+	diverged diverged
+}
 
-// noteComparison counts, logs and remembers the outcome.
-func (s *Store) noteComparison(p *peer, out *message.Comparison) {
-	s.work.comparisons.Add(1)
-	s.diverged.set(p.regionID, out.Undecided)
+// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
+func (s *Store) Diverged() []uint64 { return s.comparisons.diverged.list() }
+
+// note counts, logs and remembers the outcome.
+func (cs *comparisons) note(p *peer, out *message.Comparison) {
+	cs.s.work.comparisons.Add(1)
+	cs.diverged.set(p.regionID, out.Undecided)
 	switch {
 	case out.Undecided:
-		s.work.divergences.Add(1)
+		cs.s.work.divergences.Add(1)
 		p.logger.Error("replicas differ, and none of their data has a majority; nothing is changed",
 			log.Index(out.Index), zap.Any("hashes", out.Hashes))
 	case len(out.Diverged) > 0:
-		s.work.divergences.Add(1)
+		cs.s.work.divergences.Add(1)
 		p.logger.Error("replicas differ from the majority and will be replaced",
 			log.Index(out.Index), zap.Uint64s("diverged-peer-ids", out.Diverged), zap.Any("hashes", out.Hashes))
 	}
@@ -300,7 +304,7 @@ func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.
 		case out := <-done:
 			return out.c, out.err
 		case <-s.ctx.Done():
-			return message.Comparison{}, ErrStopping
+			return message.Comparison{}, regionerr.ErrStopping
 		case <-over:
 			over = nil
 			if err := s.router.send(h.RegionID, &message.EndComparison{Comparison: m}); err != nil {
@@ -310,20 +314,20 @@ func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.
 	}
 }
 
-// compareSlot is the slot of time that a region is in.
-func (s *Store) compareSlot(regionID uint64) int64 {
-	interval := s.cfg.Raftstore.CompareInterval.Duration
+// slot is the slot of time that a region is in.
+func (cs *comparisons) slot(regionID uint64) int64 {
+	interval := cs.s.cfg.Raftstore.CompareInterval.Duration
 	if interval <= 0 {
 		return 0
 	}
 	// Spread evenly: ids are given out one after the other.
 	offset := int64(regionID * 0x9e3779b97f4a7c15 >> 1 % uint64(interval))
-	return (s.clock.Now().UnixNano() - offset) / int64(interval)
+	return (cs.s.clock.Now().UnixNano() - offset) / int64(interval)
 }
 
-// runComparisons compares the replicas of the regions that this store leads, one region at a time.
-func (s *Store) runComparisons() {
-	interval := s.cfg.Raftstore.CompareInterval.Duration
+// run compares the replicas of the regions that this store leads, one region at a time.
+func (cs *comparisons) run() {
+	interval := cs.s.cfg.Raftstore.CompareInterval.Duration
 	if interval <= 0 {
 		return
 	}
@@ -332,25 +336,25 @@ func (s *Store) runComparisons() {
 	notBefore := map[uint64]time.Time{}
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-cs.s.ctx.Done():
 			return
 		case <-ticker.C:
-			for _, b := range s.dueComparisons(notBefore) {
-				s.compareDue(b, notBefore)
+			for _, b := range cs.due(notBefore) {
+				cs.compareDue(b, notBefore)
 			}
 		}
 	}
 }
 
-// dueComparisons are the mailboxes of the regions that this store leads and that are due.
-func (s *Store) dueComparisons(notBefore map[uint64]time.Time) []*mailbox {
+// due are the mailboxes of the regions that this store leads and that are due.
+func (cs *comparisons) due(notBefore map[uint64]time.Time) []*mailbox {
 	var due []*mailbox
-	now := s.clock.Now()
-	s.router.boxes.Range(func(_, v any) bool {
+	now := cs.s.clock.Now()
+	cs.s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
 		h := b.handle.Load()
 		leads := h != nil && h.leader != nil && h.leader.Id == h.peer.Id
-		if leads && len(h.region.Peers) > 1 && b.compared.Load() != s.compareSlot(b.regionID) &&
+		if leads && len(h.region.Peers) > 1 && b.compared.Load() != cs.slot(b.regionID) &&
 			!now.Before(notBefore[b.regionID]) {
 			due = append(due, b)
 		}
@@ -364,19 +368,19 @@ func (s *Store) dueComparisons(notBefore map[uint64]time.Time) []*mailbox {
 	return due
 }
 
-func (s *Store) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
+func (cs *comparisons) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
 	h := b.handle.Load()
-	if h == nil || s.ctx.Err() != nil {
+	if h == nil || cs.s.ctx.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, compareWait)
+	ctx, cancel := context.WithTimeout(cs.s.ctx, compareWait)
 	defer cancel()
-	out, err := s.CompareReplicas(ctx, message.Header{RegionID: b.regionID, Peer: h.peer})
+	out, err := cs.s.CompareReplicas(ctx, message.Header{RegionID: b.regionID, Peer: h.peer})
 	if err == nil && out.Equal() {
 		return
 	}
-	notBefore[b.regionID] = s.clock.Now().Add(min(compareRetry, s.cfg.Raftstore.CompareInterval.Duration))
-	if err != nil && s.ctx.Err() == nil {
-		s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
+	notBefore[b.regionID] = cs.s.clock.Now().Add(min(compareRetry, cs.s.cfg.Raftstore.CompareInterval.Duration))
+	if err != nil && cs.s.ctx.Err() == nil {
+		cs.s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
 	}
 }

@@ -70,10 +70,10 @@ func TestCompareSlots(t *testing.T) {
 	for id := range uint64(1000) {
 		clock := &handClock{base: begin, now: begin}
 		s.clock = clock
-		slot, changed := s.compareSlot(id), 0
+		slot, changed := s.comparisons.slot(id), 0
 		for hour := range 24 {
 			clock.advance(s.cfg.Raftstore.CompareInterval.Duration / 24)
-			if next := s.compareSlot(id); next != slot {
+			if next := s.comparisons.slot(id); next != slot {
 				require.Equal(t, slot+1, next)
 				slot = next
 				changes[hour]++

@@ -6,14 +6,25 @@
 // (transport), and it decides nothing about placement: it follows the orders of the placement service,
 // each under the epoch for which it was given.
 //
-// The life of a write, in files: Store.Write (store.go) puts it into the region's mailbox (router.go); a
-// raft worker takes the region (worker.go), checks and proposes it (peer_propose.go), persists and sends
-// (peer_ready.go); the apply worker carries it out and answers (apply.go). Reads: read.go. What a start
-// may find: recover.go. How a peer ends: peer_destroy.go.
+// A file holds a life, from its cause to its end:
+//
+//	write.go admin.go exactly_once.go   a write; an admin command; a write that is sent again
+//	read.go                             a read, and the lease
+//	split.go confchange.go transfer.go  a split; a change of members; a change of the leader
+//	build.go install.go                 a raft snapshot: made here for another store; taken over from one
+//	create.go recover.go                peers that messages create; peers that a start finds
+//	destroy.go quarantine.go            peers that are removed; replicas that are damaged
+//	sleep.go                            regions in which nothing happens
+//	compare.go loggc.go report.go       comparison of replicas; log compaction; the placement service
+//
+// What all of them pass through: store.go (the picture, start and stop), router.go (mailboxes), worker.go (a turn),
+// peer.go (messages), incoming.go (raft messages), tick.go, ready.go (the order of a Ready), range_map.go (ranges). The state
+// machine is package apply; apply.go is what it knows of the store. A write passes write.go, router.go, worker.go, write.go,
+// ready.go, apply/entries.go.
 //
 // Concurrency: a peer belongs to whichever raft worker holds its mailbox, the applied state to the
 // region's apply worker, everything else has its own lock that is never held over IO or a send
-// (storeMeta). Others send messages, or read the immutable read handle.
+// (rangeMap). Others send messages, or read the immutable read handle.
 //
 // Invariants of the whole:
 //   - applied index, region state and data of a region change in one engine batch;

@@ -9,7 +9,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
@@ -38,6 +40,7 @@ import (
 
 // onceState is a peer's part in it. Only leaders use more than versions and ancestors.
 type onceState struct {
+	p *peer
 	// term is the term of leadership that floor and newest belong to.
 	term  uint64
 	floor uint64
@@ -70,10 +73,10 @@ const (
 	maxSearchBytes   = 64 << 20
 )
 
-// initOnce begins the history of versions at what is applied.
-func (p *peer) initOnce() {
-	p.once.versions = []message.VersionMark{{Index: p.appliedIndex, Version: p.region().GetRegionEpoch().GetVersion()}}
-	p.once.own = nil
+// begin begins the history of versions at what is applied.
+func (o *onceState) begin() {
+	o.versions = []message.VersionMark{{Index: o.p.appliedIndex, Version: o.p.region().GetRegionEpoch().GetVersion()}}
+	o.own = nil
 }
 
 // noteVersion records a split of this region.
@@ -92,57 +95,50 @@ func (o *onceState) heirs(regionID, index uint64) []message.Ancestor {
 	return all[max(0, len(all)-maxAncestors):]
 }
 
-// beginOnce starts a term of leadership. Retries of earlier terms are in the log up to the floor, not in newest.
-func (p *peer) beginOnce() {
-	o := &p.once
-	if o.term == p.rn.Term() {
+// beginTerm starts a term of leadership. Retries of earlier terms are in the log up to the floor, not in newest.
+func (o *onceState) beginTerm() {
+	if o.term == o.p.rn.Term() {
 		return
 	}
-	o.term, o.floor = p.rn.Term(), p.rn.LastIndex()
+	o.term, o.floor = o.p.rn.Term(), o.p.rn.LastIndex()
 	clear(o.newest)
 	o.order, o.own = nil, nil
 }
 
 // admit decides whether a write that its leader could propose now may be proposed with regard to its identity. False:
 // it is held or answered.
-func (p *peer) admit(w *message.Write) bool {
+func (o *onceState) admit(w *message.Write) bool {
 	id := &w.Identity
 	if id.ID == (message.WriteID{}) {
 		return true
 	}
-	p.beginOnce()
-	o := &p.once
+	o.beginTerm()
 	noted := w.NotedTerm == o.term
 	if newest, known := o.newest[id.ID]; known && (id.Attempt < newest || id.Attempt == newest && !noted) {
-		p.refuseWrite(w, &BusyError{Reason: "a later attempt at this write has come"})
+		o.p.refuseWrite(w, &regionerr.BusyError{Reason: "a later attempt at this write has come"})
 		return false
 	}
 	switch {
 	case len(id.Origins) > 0:
 		if !noted {
-			p.flushWrites() // what has come before is in the log
-			p.noteRetry(w)
-			w.HeldUntil = p.rn.LastIndex()
+			o.p.flushWrites() // what has come before is in the log
+			o.noteRetry(w)
+			w.HeldUntil = o.p.rn.LastIndex()
 		}
-		return p.holdRetry(w)
+		return o.hold(w)
 	case id.Position >= o.floor:
 		return true
-	case p.appliedIndex >= o.floor:
-		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+	case o.p.appliedIndex >= o.floor:
+		o.p.refuseWrite(w, &regionerr.StalePositionError{RegionID: o.p.regionID, Position: o.p.appliedIndex})
 		return false
 	}
 	w.HeldUntil = o.floor // no position that is new enough is committed yet
-	return p.holdRetry(w)
-}
-
-func (p *peer) refuseWrite(w *message.Write, err error) {
-	p.store.inflight.Add(-int64(len(w.Payload)))
-	w.Callback.Fail(err)
+	return o.hold(w)
 }
 
 // noteRetry remembers that earlier attempts at a write come too late from now on.
-func (p *peer) noteRetry(w *message.Write) {
-	o, id := &p.once, &w.Identity
+func (o *onceState) noteRetry(w *message.Write) {
+	id := &w.Identity
 	if o.newest == nil {
 		o.newest = map[message.WriteID]uint32{}
 	}
@@ -157,80 +153,80 @@ func (p *peer) noteRetry(w *message.Write) {
 			delete(o.newest, old)
 		}
 		o.order = slices.Delete(o.order, 0, n)
-		o.floor = p.rn.LastIndex()
+		o.floor = o.p.rn.LastIndex()
 	}
 }
 
-// holdRetry keeps a write until HeldUntil is applied. True: it is, and the write may be proposed.
-func (p *peer) holdRetry(w *message.Write) bool {
-	if p.appliedIndex >= w.HeldUntil {
-		return p.settle(w)
+// hold keeps a write until HeldUntil is applied. True: it is, and the write may be proposed.
+func (o *onceState) hold(w *message.Write) bool {
+	if o.p.appliedIndex >= w.HeldUntil {
+		return o.settle(w)
 	}
-	if len(p.once.held) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
-		p.refuseWrite(w, &BusyError{Reason: "too many retried writes wait for this region"})
+	if len(o.held) >= o.p.store.cfg.Raftstore.MaxPendingPerRegion {
+		o.p.refuseWrite(w, &regionerr.BusyError{Reason: "too many retried writes wait for this region"})
 		return false
 	}
-	p.once.held = append(p.once.held, heldWrite{write: w, term: p.once.term})
+	o.held = append(o.held, heldWrite{write: w, term: o.term})
 	return false
 }
 
-// resumeHeld goes on with the writes whose wait has ended: because what they wait for is applied, because this peer
+// resume goes on with the writes whose wait has ended: because what they wait for is applied, because this peer
 // does not lead any more, or because their time is up.
-func (p *peer) resumeHeld() {
-	if len(p.once.held) == 0 {
+func (o *onceState) resume() {
+	if len(o.held) == 0 {
 		return
 	}
-	held := p.once.held
-	p.once.held = nil
-	now := p.store.clock.Now()
+	held := o.held
+	o.held = nil
+	now := o.p.store.clock.Now()
 	for _, h := range held {
 		late := !h.write.Deadline.IsZero() && now.After(h.write.Deadline)
-		if !late && p.isLeader() && h.term == p.rn.Term() && p.appliedIndex < h.write.HeldUntil {
-			p.once.held = append(p.once.held, h)
+		if !late && o.p.isLeader() && h.term == o.p.rn.Term() && o.p.appliedIndex < h.write.HeldUntil {
+			o.held = append(o.held, h)
 			continue
 		}
-		p.onWrite(h.write)
+		o.p.onWrite(h.write)
 	}
 }
 
 // settle answers a retry whose earlier attempt is in the log. True: there is none, and the retry may be proposed.
-func (p *peer) settle(w *message.Write) bool {
+func (o *onceState) settle(w *message.Write) bool {
 	if len(w.Identity.Origins) == 0 {
-		p.refuseWrite(w, &StalePositionError{RegionID: p.regionID, Position: p.appliedIndex})
+		o.p.refuseWrite(w, &regionerr.StalePositionError{RegionID: o.p.regionID, Position: o.p.appliedIndex})
 		return false
 	}
-	found, err := p.searchWrite(&w.Identity)
+	found, err := o.search(&w.Identity)
 	switch {
 	case err != nil:
-		p.store.work.retriesUndetermined.Add(1)
-		p.refuseWrite(w, &UndeterminedError{RegionID: p.regionID, Reason: err.Error()})
+		o.p.store.work.retriesUndetermined.Add(1)
+		o.p.refuseWrite(w, &regionerr.UndeterminedError{RegionID: o.p.regionID, Reason: err.Error()})
 		return false
 	case found:
-		p.store.work.retriesFound.Add(1)
-		p.store.inflight.Add(-int64(len(w.Payload)))
-		res := message.Result{Index: p.appliedIndex}
+		o.p.store.work.retriesFound.Add(1)
+		o.p.store.inflight.Add(-int64(len(w.Payload)))
+		res := message.Result{Index: o.p.appliedIndex}
 		if w.Conditional != nil {
 			res.Answer = w.Conditional.IfDone
 		}
 		w.Callback.Done(res)
 		return false
 	}
-	p.store.work.retriesProposed.Add(1)
+	o.p.store.work.retriesProposed.Add(1)
 	return true
 }
 
-// searchWrite tells whether an attempt at a write was carried out. An error says that it can not be known.
-func (p *peer) searchWrite(id *message.Identity) (bool, error) {
+// search tells whether an attempt at a write was carried out. An error says that it can not be known.
+func (o *onceState) search(id *message.Identity) (bool, error) {
 	for _, origin := range id.Origins {
-		x, upTo, err := p.indexFor(origin)
+		x, upTo, err := o.indexFor(origin)
 		if err != nil {
 			return false, err
 		}
-		if err := x.extend(p.store.log, upTo); err != nil {
-			p.logger.Warn("cannot search the log for a write", log.RegionID(x.regionID), zap.Error(err))
+		if err := x.extend(o.p.store.log, upTo); err != nil {
+			o.p.logger.Warn("cannot search the log for a write", log.RegionID(x.regionID), zap.Error(err))
 			return false, err
 		}
-		x.used = p.store.clock.Now()
+		x.used = o.p.store.clock.Now()
 		switch x.fates[id.ID] {
 		case fateDone:
 			return true, nil
@@ -245,34 +241,34 @@ func (p *peer) searchWrite(id *message.Identity) (bool, error) {
 }
 
 // indexFor finds the index of the writes behind an origin, and up to where it has to reach.
-func (p *peer) indexFor(origin message.Origin) (x *writeIndex, upTo uint64, err error) {
-	if origin.RegionID == p.regionID {
-		if p.once.own == nil || origin.Position < p.once.own.from {
-			p.once.own = newWriteIndex(p.regionID, origin.Position, nil, &p.store.swaps)
+func (o *onceState) indexFor(origin message.Origin) (x *writeIndex, upTo uint64, err error) {
+	if origin.RegionID == o.p.regionID {
+		if o.own == nil || origin.Position < o.own.from {
+			o.own = newWriteIndex(o.p.regionID, origin.Position, nil, &o.p.store.swaps)
 		}
-		p.once.own.versions = p.once.versions
-		return p.once.own, p.appliedIndex, nil
+		o.own.versions = o.versions
+		return o.own, o.p.appliedIndex, nil
 	}
-	for _, a := range p.once.ancestors {
+	for _, a := range o.ancestors {
 		if a.RegionID == origin.RegionID {
-			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil
+			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), a.SplitIndex, nil
 		}
 	}
 	return nil, 0, fmt.Errorf("it went to region %d, of which this replica has no log", origin.RegionID)
 }
 
-// dropHeld gives up the writes that are held: they are not proposed.
-func (p *peer) dropHeld(err error) {
-	for _, h := range p.once.held {
-		p.refuseWrite(h.write, err)
+// drop gives up the writes that are held: they are not proposed.
+func (o *onceState) drop(err error) {
+	for _, h := range o.held {
+		o.p.refuseWrite(h.write, err)
 	}
-	p.once.held = nil
+	o.held = nil
 }
 
-// tickOnce marks the growth of the log and lets an index that nobody asks for go.
-func (p *peer) tickOnce(now time.Time) {
-	o, cfg := &p.once, &p.store.cfg.Raftstore
-	o.marks.note(now, p.appliedIndex, o.appended)
+// tick marks the growth of the log and lets an index that nobody asks for go.
+func (o *onceState) tick(now time.Time) {
+	cfg := &o.p.store.cfg.Raftstore
+	o.marks.note(now, o.p.appliedIndex, o.appended)
 	o.floor = max(o.floor, o.marks.recent(now, o.appended, cfg.LogGCKeep.Duration/2, uint64(cfg.LogGCSizeLimit)/4))
 	if o.own != nil && now.Sub(o.own.used) > 2*time.Second {
 		o.own = nil
@@ -296,11 +292,11 @@ type writeIndex struct {
 	bytes    uint64
 	fates    map[message.WriteID]fate
 	versions []message.VersionMark
-	swaps    *swapMemo
+	swaps    *apply.Swaps
 	used     time.Time
 }
 
-func newWriteIndex(regionID, from uint64, versions []message.VersionMark, swaps *swapMemo) *writeIndex {
+func newWriteIndex(regionID, from uint64, versions []message.VersionMark, swaps *apply.Swaps) *writeIndex {
 	return &writeIndex{
 		regionID: regionID, from: from, to: from, fates: map[message.WriteID]fate{}, versions: versions, swaps: swaps,
 	}
@@ -359,7 +355,7 @@ func (x *writeIndex) outcome(cmd *message.Entry, id message.WriteID, f fate) fat
 	if cmd.Conditional == nil || cmd.Conditional.CompareAndSwap == nil || f != fateDone {
 		return f
 	}
-	switch swapped, known := x.swaps.of(id); {
+	switch swapped, known := x.swaps.Of(id); {
 	case swapped:
 		return fateDone
 	case known:

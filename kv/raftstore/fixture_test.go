@@ -14,7 +14,9 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -36,13 +38,13 @@ func (lonely) RegionByID(context.Context, uint64) (*metapb.Region, error)       
 
 // newTestStore makes store 1 with replicas of the regions, over an engine and a raft log in memory. It is
 // not started. Its clock ticks so rarely that nothing happens by itself.
-func newTestStore(t testing.TB, regions ...*metapb.Region) (*Store, *memengine.Engine) {
+func newTestStore(t testing.TB, replicas ...*metapb.Region) (*Store, *memengine.Engine) {
 	t.Helper()
-	return newFaultyStore(t, nil, regions...)
+	return newFaultyStore(t, nil, replicas...)
 }
 
 // newFaultyStore is newTestStore with somebody who decides about the raft log's operations.
-func newFaultyStore(t testing.TB, log *faultfs.Controller, regions ...*metapb.Region) (*Store, *memengine.Engine) {
+func newFaultyStore(t testing.TB, log *faultfs.Controller, replicas ...*metapb.Region) (*Store, *memengine.Engine) {
 	t.Helper()
 	cfg := config.Default()
 	cfg.Raftstore.TickInterval = config.Dur(time.Minute)
@@ -57,8 +59,8 @@ func newFaultyStore(t testing.TB, log *faultfs.Controller, regions ...*metapb.Re
 	snaps, err := snap.Open(t.TempDir(), 4)
 	require.NoError(t, err)
 	b := e.NewBatch()
-	for _, r := range regions {
-		meta.PutRegionState(b, rspb.PeerState_Normal, r, PeerOnStore(r, 1))
+	for _, r := range replicas {
+		meta.PutRegionState(b, rspb.PeerState_Normal, r, regions.PeerOnStore(r, 1))
 		meta.Put(b, meta.ApplyStateKey(r.Id), meta.InitialApplyState())
 	}
 	require.NoError(t, e.Write(b, true))
@@ -87,7 +89,7 @@ func requireAlive(t testing.TB, s *Store, regionID uint64) {
 		t.Fatalf("the store failed: %v", failed)
 	default:
 	}
-	var absent *RegionNotFoundError
+	var absent *regionerr.RegionNotFoundError
 	if err != nil && !errors.As(err, &absent) {
 		t.Fatalf("region %d does not answer: %v", regionID, err)
 	}

@@ -6,7 +6,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -27,7 +29,7 @@ type peer struct {
 	box      *mailbox
 	logger   *zap.Logger
 	regionID uint64
-	meta     *metapb.Peer
+	self     *metapb.Peer
 	rn       *raft.RawNode
 	ps       *peerStorage
 	// cache holds peers learnt from messages, besides those of the region: answers to a peer that this
@@ -49,7 +51,7 @@ type peer struct {
 	// installing is the index of the raft snapshot being installed, 0 if none; entries committed
 	// meanwhile wait in heldApply.
 	installing uint64
-	heldApply  []applyTask
+	heldApply  []apply.Task
 	// offered: a raft snapshot was stepped in this turn and has its range reserved.
 	offered bool
 
@@ -58,10 +60,11 @@ type peer struct {
 	writeSize int
 	// boundWrites: one of writes is bound to a term.
 	boundWrites bool
-	handover    handover
+	transfer    transfer
 	once        onceState
-	// splitIndex is the newest proposed, not yet applied split: no local reads until then.
-	splitIndex uint64
+	split       splitter
+	compact     compactor
+	report      regionReport
 
 	reads   readQueue
 	lease   leaseState
@@ -71,32 +74,19 @@ type peer struct {
 	late []eraftpb.Message
 	// handedEarly is how many of rd's committed entries are with the apply worker already.
 	handedEarly int
-	// lazyCommit is a hard state that only moved the commit index: it is written with the next batch.
+	// unwrittenCommit is a hard state that only moved the commit index: it is written with the next batch.
 	// Empty if there is none.
-	lazyCommit eraftpb.HardState
+	unwrittenCommit eraftpb.HardState
 
 	stats peerStats
 	times peerTimes
 	// heartbeats notes when each other peer was last heard, to report down peers.
-	lastHeard map[uint64]time.Time
-	// pendingReported is the set of peers last reported as pending.
-	pendingReported map[uint64]bool
-	leaderSince     time.Time
-	lastLeaderSeen  time.Time
-	sleep           sleepState
-	sick            sickness
-	// compare is the comparison of replicas that this leader carries out, nil if none; hashed is the last hash of this
-	// replica's own data.
-	compare *comparison
-	hashed  rspb.ReplicaHash
-	// standstill are the followers that were behind at the last region heartbeat.
-	standstill map[uint64]standstill
-}
-
-// lingering is the state of a leader that was removed from its group.
-type lingering struct {
-	region *metapb.Region
-	round  uint64
+	lastHeard      map[uint64]time.Time
+	leaderSince    time.Time
+	lastLeaderSeen time.Time
+	sleep          sleeper
+	sick           sickness
+	compare        comparer
 }
 
 type peerStats struct {
@@ -125,17 +115,39 @@ type peerTimes struct {
 	tick time.Time
 }
 
-// newPeer makes a peer over what is durable. grace makes it refuse votes for one election timeout: it
-// may have acknowledged a leader's lease before the restart.
-func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, grace bool) (*peer, error) {
+// origin is what a peer begins with.
+type origin struct {
+	region    *metapb.Region
+	self      *metapb.Peer
+	applied   uint64
+	truncated rspb.RaftTruncatedState
+	// grace makes it refuse votes for one election timeout: it may have acknowledged a leader's lease before the restart.
+	grace bool
+	// bornAt and from are of the message that created it, if one did.
+	bornAt uint64
+	from   *metapb.Peer
+	// installing is the index of the raft snapshot that is being installed, 0 if none.
+	installing uint64
+	// ancestors are the regions that its data comes from.
+	ancestors []message.Ancestor
+}
+
+// newPeer makes a peer over what is durable.
+func newPeer(s *Store, o origin) (*peer, error) {
+	region, self, applied := o.region, o.self, o.applied
 	p := &peer{
-		store: s, regionID: region.Id, meta: meta,
-		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(meta.Id)),
+		store: s, regionID: region.Id, self: self, bornAt: o.bornAt, installing: o.installing,
+		logger:    s.logger.With(log.RegionID(region.Id), log.PeerID(self.Id)),
 		cache:     map[uint64]*metapb.Peer{},
 		lastHeard: map[uint64]time.Time{},
 	}
+	if o.from != nil {
+		p.cache[o.from.Id] = o.from
+	}
+	p.reads.p, p.lease.p, p.once.p, p.transfer.p, p.split.p, p.compact.p = p, p, p, p, p, p
+	p.report.p, p.sleep.p, p.sick.p, p.compare.p = p, p, p, p
 	p.box = &mailbox{regionID: region.Id, peer: p}
-	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: truncated}
+	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: o.truncated}
 	p.appliedIndex = applied
 	if applied > 0 {
 		t, err := p.ps.Term(applied)
@@ -146,8 +158,8 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	}
 	cfg := &s.cfg.Raftstore
 	rc := &raft.Config{
-		ID: meta.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
-		Storage: p.ps, Applied: applied, Rand: s.newRand(region.Id, meta.Id),
+		ID: self.Id, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks,
+		Storage: p.ps, Applied: applied, Rand: newRand(s.seed, region.Id, self.Id),
 		PreVote: true, CheckQuorum: true,
 		MaxSizePerMsg:   uint64(cfg.MaxMessageEntries),
 		MaxInflightMsgs: cfg.MaxInflightMsgs, MaxInflightBytes: uint64(cfg.MaxInflightBytes),
@@ -156,7 +168,7 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 		AckOnPersist:              true, AsyncApply: true,
 		LogCacheBytes: uint64(cfg.MaxMessageEntries), UnstableOnly: true, LazyCommit: true,
 	}
-	if grace && isInitialized(region) {
+	if o.grace && regions.IsInitialized(region) {
 		rc.VoteGraceTicks = cfg.ElectionTicks
 	}
 	rn, err := raft.NewRawNode(rc)
@@ -167,11 +179,12 @@ func newPeer(s *Store, region *metapb.Region, meta *metapb.Peer, applied uint64,
 	now := s.clock.Now()
 	p.heardLeader(now)
 	p.sleep.active = now
-	p.times.stale = now.Add(s.jitter(cfg.StalePeerCheck.Duration))
+	p.times.stale = now.Add(jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now
-	p.box.compared.Store(s.compareSlot(region.Id))
+	p.box.compared.Store(s.comparisons.slot(region.Id))
 	p.reads.init(s, region.Id)
-	p.initOnce()
+	p.once.begin()
+	p.once.ancestors = o.ancestors
 	p.publish()
 	return p, nil
 }
@@ -180,7 +193,7 @@ func (p *peer) region() *metapb.Region { return p.ps.region }
 func (p *peer) isLeader() bool         { return p.rn.State() == raft.StateLeader }
 
 // initialized tells whether the peer knows its range.
-func (p *peer) initialized() bool { return isInitialized(p.region()) }
+func (p *peer) initialized() bool { return regions.IsInitialized(p.region()) }
 
 // leaderPeer is the peer that this replica believes to lead, nil if unknown.
 func (p *peer) leaderPeer() *metapb.Peer {
@@ -192,22 +205,22 @@ func (p *peer) leaderPeer() *metapb.Peer {
 
 // peerOf finds a peer by id among the region's and those learnt from messages.
 func (p *peer) peerOf(id uint64) *metapb.Peer {
-	if q := peerByID(p.region(), id); q != nil {
+	if q := regions.PeerByID(p.region(), id); q != nil {
 		return q
 	}
 	return p.cache[id]
 }
 
 // setRegion makes a new region value the current one: the only place, so that the worker's view, raft's
-// storage, the store meta and the read handle change together.
+// storage, the range map and the read handle change together.
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
-	p.store.meta.setRegion(r, p.meta.Id)
-	if self := peerByID(r, p.meta.Id); self != nil {
-		p.meta = self
+	p.store.ranges.setRegion(r, p.self.Id)
+	if self := regions.PeerByID(r, p.self.Id); self != nil {
+		p.self = self
 	}
 	for id := range p.cache {
-		if peerByID(r, id) != nil {
+		if regions.PeerByID(r, id) != nil {
 			delete(p.cache, id)
 		}
 	}
@@ -223,7 +236,7 @@ func (p *peer) sendRaft(t *turn, m *eraftpb.Message) {
 	}
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: p.regionID, FromPeer: p.meta, ToPeer: to, Message: m,
+		RegionId: p.regionID, FromPeer: p.self, ToPeer: to, Message: m,
 		RegionEpoch: p.region().RegionEpoch, ClusterId: p.store.clusterID,
 	}
 	if p.initialized() && isInitialMessage(m) {
@@ -258,12 +271,151 @@ func isVote(m *eraftpb.Message) bool {
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
 	// A read that fails is tried again with the next message or tick.
-	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.handoverEnded())
+	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
 // off at once even if it only says how far the worker has come.
 func (p *peer) awaitsApplied() bool {
-	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.splitIndex != 0 || p.installing != 0 || p.removed != nil ||
+	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.split.index != 0 || p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
+}
+
+// handleMessages works off what was in the mailbox. Neighbouring writes become one raft entry.
+func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
+	for _, m := range msgs {
+		if p.stopped {
+			p.refuse(m)
+			continue
+		}
+		p.handleMessage(t, m)
+	}
+	if p.stopped {
+		return
+	}
+	p.transfer.resume()
+	p.once.resume()
+	p.flushWrites()
+	p.reads.ask()
+	p.sick.tend(t)
+}
+
+func (p *peer) handleMessage(t *turn, m message.Msg) {
+	p.sleep.stir(m)
+	switch m := m.(type) {
+	case *message.Raft:
+		p.onRaft(t, m.Message)
+	case *message.Write:
+		p.onWrite(m)
+	case *message.Read:
+		if err := p.checkHeader(m.Header, true, false, m.Deadline); err != nil {
+			m.Callback.Fail(err)
+		} else {
+			p.reads.arrived = append(p.reads.arrived, m)
+		}
+	case *message.Admin:
+		p.onAdmin(m)
+	case *message.Applied:
+		p.onApplied(t, m)
+	case *message.LogGC:
+		p.compact.onDurable(t, m)
+	case *message.Start:
+		p.onStart(m)
+	case *message.BecomeSplit:
+		p.split.onBecome(t, m)
+	case *message.StoreLost:
+		p.sleep.onStoreLost(m)
+	case *message.Unreachable:
+		p.rn.ReportUnreachable(m.ToPeer)
+	case *message.SnapshotSent:
+		p.rn.ReportSnapshot(m.ToPeer, m.OK)
+	case *message.SnapshotBuilt:
+		p.ps.onBuilt(m.Snapshot)
+		if p.isLeader() && m.Snapshot != nil {
+			p.rn.BroadcastHeartbeat() // the answers make raft try the follower again
+		}
+	case *message.SnapshotInstalled:
+		p.onInstalled(t, m)
+	case *message.SplitChecked:
+		p.split.onChecked(m)
+	case *message.AskedSplit:
+		p.split.onAsked(m)
+	case *message.SplitAt:
+		p.split.onSplitAt(m)
+	case *message.Operator:
+		p.onOperator(m.Response)
+	case *message.RegionTruth:
+		p.onRegionTruth(t, m.Region)
+	case *message.HeartbeatNow:
+		if p.isLeader() {
+			p.report.send()
+		}
+	case *message.ReadFailed:
+		p.sick.note(m.Err)
+	case *message.CompareReplicas:
+		p.compare.begin(m)
+	case *message.EndComparison:
+		if p.compare.current != nil && p.compare.current.asked == m.Comparison {
+			p.compare.end(t)
+		}
+	case *message.Hashed:
+		p.compare.onHashed(t, m)
+	case *message.Inspect:
+		m.Fn(&PeerView{p})
+	}
+}
+
+func (p *peer) onStart(m *message.Start) {
+	if m.Campaign || (len(p.region().Peers) == 1 && p.region().Peers[0].Id == p.self.Id) {
+		if err := p.rn.Campaign(); err != nil {
+			p.logger.Debug("campaign refused", zap.Error(err))
+		}
+	}
+}
+
+// onApplied takes the report of the apply worker.
+func (p *peer) onApplied(t *turn, m *message.Applied) {
+	if m.PeerID != p.self.Id || m.Index <= p.appliedIndex {
+		return
+	}
+	if p.installing != 0 {
+		// The report is older than the raft snapshot, whose region and members raft has taken over.
+		p.split.createRightHalves(m)
+		return
+	}
+	st := &p.stats
+	st.sizeDelta += m.SizeDelta
+	st.writtenBytes += uint64(m.Written)
+	st.sinceCount += uint64(m.Written)
+	st.writtenKeys += uint64(m.WrittenKeys)
+	st.size = uint64(max(0, int64(st.size)+m.SizeDelta))
+	st.keys = uint64(max(0, int64(st.keys)+m.KeysDelta))
+	if m.Shrunk {
+		st.sizeKnown = false // the next tick has it measured
+	}
+	for _, res := range m.Results {
+		switch res := res.(type) {
+		case message.ChangedPeer:
+			p.onChangedPeer(res)
+		case message.SplitDone:
+			p.split.onDone(res)
+		case message.SplitRefused:
+			if res.Index >= p.split.index {
+				p.split.index = 0
+			}
+		case message.CompactedLog:
+			p.ps.truncated = rspb.RaftTruncatedState{Index: res.Index, Term: res.Term}
+			p.store.logGC.Request(p.regionID, res.Index, res.Term)
+		}
+	}
+	p.appliedIndex, p.appliedTerm = m.Index, m.Term
+	if p.split.index != 0 && p.split.index <= m.Index {
+		p.split.index = 0
+	}
+	p.rn.AppliedTo(m.Index)
+	p.reads.answer()
+	p.publish()
+	if p.removed != nil && !p.isLeader() {
+		p.destroy(t, p.removed.region, nil)
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -64,6 +66,7 @@ func (c *leaseCell) valid(clock Clock) bool {
 
 // leaseState is the leader's bookkeeping of heartbeat rounds.
 type leaseState struct {
+	p      *peer
 	term   uint64
 	cell   *leaseCell
 	rounds []sentRound
@@ -79,38 +82,36 @@ type sentRound struct {
 
 // noteRounds records when heartbeat rounds were made. Called before their messages leave, so that the
 // recorded time is never later than the send time.
-func (p *peer) noteRounds() {
-	l := &p.lease
-	if !p.isLeader() {
+func (l *leaseState) noteRounds() {
+	if !l.p.isLeader() {
 		if l.cell != nil {
 			l.cell.end()
 			l.cell, l.rounds = nil, nil
 		}
 		return
 	}
-	if term := p.rn.Term(); l.term != term || l.cell == nil {
+	if term := l.p.rn.Term(); l.term != term || l.cell == nil {
 		if l.cell != nil {
 			l.cell.end()
 		}
-		*l = leaseState{term: term, cell: new(leaseCell), noLeaseTerm: l.noLeaseTerm}
+		*l = leaseState{p: l.p, term: term, cell: new(leaseCell), noLeaseTerm: l.noLeaseTerm}
 	}
-	if p.rn.LeadTransferee() != raft.None && l.noLeaseTerm != l.term {
+	if l.p.rn.LeadTransferee() != raft.None && l.noLeaseTerm != l.term {
 		l.noLeaseTerm = l.term
 		l.cell.end()
 	}
-	if r := p.rn.HeartbeatRound(); r > l.last {
-		l.rounds = append(l.rounds, sentRound{r, p.store.clock.Now()})
+	if r := l.p.rn.HeartbeatRound(); r > l.last {
+		l.rounds = append(l.rounds, sentRound{r, l.p.store.clock.Now()})
 		l.last = r
 	}
 }
 
-// renewLease extends the lease to what the answered rounds allow.
-func (p *peer) renewLease() {
-	l := &p.lease
+// renew extends the lease to what the answered rounds allow.
+func (l *leaseState) renew() {
 	if l.cell == nil || l.noLeaseTerm == l.term {
 		return
 	}
-	q := p.rn.QuorumRound()
+	q := l.p.rn.QuorumRound()
 	n := 0
 	for n < len(l.rounds) && l.rounds[n].round <= q {
 		n++
@@ -118,8 +119,16 @@ func (p *peer) renewLease() {
 	if n == 0 {
 		return
 	}
-	l.cell.set(p.store.clock, l.rounds[n-1].at, p.store.leaseDuration)
+	l.cell.set(l.p.store.clock, l.rounds[n-1].at, l.p.store.leaseDuration)
 	l.rounds = append(l.rounds[:0], l.rounds[n:]...)
+}
+
+// end ends the lease.
+func (l *leaseState) end() {
+	if l.cell != nil {
+		l.cell.end()
+		l.cell = nil
+	}
 }
 
 // publish makes the current state visible to readers, if it changed.
@@ -129,10 +138,10 @@ func (p *peer) publish() {
 		p.box.handle.Store(nil)
 		return
 	}
-	h := readHandle{region: p.region(), peer: p.meta, term: p.rn.Term(), leader: p.leaderPeer()}
+	h := readHandle{region: p.region(), peer: p.self, term: p.rn.Term(), leader: p.leaderPeer()}
 	if p.isLeader() {
-		h.leader = p.meta
-		local := p.store.leaseReads && p.appliedTerm == h.term && p.splitIndex == 0 && p.installing == 0 &&
+		h.leader = p.self
+		local := p.store.leaseReads && p.appliedTerm == h.term && p.split.index == 0 && p.installing == 0 &&
 			p.removed == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
 		if local {
 			h.lease = p.lease.cell
@@ -149,6 +158,7 @@ func (p *peer) publish() {
 
 // readQueue holds the reads that wait for proof of leadership or for the apply worker.
 type readQueue struct {
+	p         *peer
 	arrived   []*message.Read
 	nextID    uint64
 	asked     map[uint64][]*message.Read
@@ -166,86 +176,84 @@ func (q *readQueue) init(s *Store, regionID uint64) {
 	q.nextID = uint64(s.clock.Now().UnixNano())
 }
 
-// askReads starts one read-index request for all reads that have arrived. Each attempt has a fresh id.
-func (p *peer) askReads() {
-	q := &p.reads
+// ask starts one read-index request for all reads that have arrived. Each attempt has a fresh id.
+func (q *readQueue) ask() {
 	if len(q.arrived) == 0 {
 		return
 	}
 	reads := q.arrived
 	q.arrived = nil
 	q.nextID++
-	if err := p.rn.ReadIndex(q.nextID); err != nil {
-		failReads(reads, p.notLeader())
+	if err := q.p.rn.ReadIndex(q.nextID); err != nil {
+		failReads(reads, q.p.notLeader())
 		return
 	}
 	q.asked[q.nextID] = reads
 }
 
-// onReadStates moves confirmed reads on.
-func (p *peer) onReadStates(states []raft.ReadState) {
+// onStates moves confirmed reads on.
+func (q *readQueue) onStates(states []raft.ReadState) {
 	for _, st := range states {
-		reads := p.reads.asked[st.ID]
-		delete(p.reads.asked, st.ID)
+		reads := q.asked[st.ID]
+		delete(q.asked, st.ID)
 		if len(reads) == 0 {
 			continue
 		}
 		if st.Aborted {
-			failReads(reads, p.notLeader())
+			failReads(reads, q.p.notLeader())
 			continue
 		}
-		p.reads.confirmed = append(p.reads.confirmed, confirmedReads{st.Index, reads})
+		q.confirmed = append(q.confirmed, confirmedReads{st.Index, reads})
 	}
-	p.answerReads()
+	q.answer()
 }
 
-// answerReads answers confirmed reads whose index is applied.
-func (p *peer) answerReads() {
-	q := &p.reads
-	if len(q.confirmed) == 0 || p.installing != 0 {
+// answer answers confirmed reads whose index is applied.
+func (q *readQueue) answer() {
+	if len(q.confirmed) == 0 || q.p.installing != 0 {
 		return
 	}
 	var term uint64
-	if p.leadsIn(p.appliedTerm) {
-		term = p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
+	if q.p.leadsIn(q.p.appliedTerm) {
+		term = q.p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
 	}
 	kept := q.confirmed[:0]
 	for _, c := range q.confirmed {
-		if c.index > p.appliedIndex {
+		if c.index > q.p.appliedIndex {
 			kept = append(kept, c)
 			continue
 		}
 		for _, r := range c.reads {
 			r.Term = term
-			r.Callback.Done(message.Result{Region: p.region()})
+			r.Callback.Done(message.Result{Region: q.p.region()})
 		}
 	}
 	clear(q.confirmed[len(kept):])
 	q.confirmed = kept
 }
 
-// expireReads answers reads whose deadline has passed, so that a leader without quorum keeps none.
-func (p *peer) expireReads(now time.Time) {
+// expire answers reads whose deadline has passed, so that a leader without quorum keeps none.
+func (q *readQueue) expire(now time.Time) {
 	expire := func(reads []*message.Read) []*message.Read {
 		kept := reads[:0]
 		for _, r := range reads {
 			if !r.Deadline.IsZero() && now.After(r.Deadline) {
-				r.Callback.Fail(ErrDeadlineExceeded)
+				r.Callback.Fail(regionerr.ErrDeadlineExceeded)
 			} else {
 				kept = append(kept, r)
 			}
 		}
 		return kept
 	}
-	for id, reads := range p.reads.asked {
+	for id, reads := range q.asked {
 		if reads = expire(reads); len(reads) == 0 {
-			delete(p.reads.asked, id)
+			delete(q.asked, id)
 		} else {
-			p.reads.asked[id] = reads
+			q.asked[id] = reads
 		}
 	}
-	for i := range p.reads.confirmed {
-		p.reads.confirmed[i].reads = expire(p.reads.confirmed[i].reads)
+	for i := range q.confirmed {
+		q.confirmed[i].reads = expire(q.confirmed[i].reads)
 	}
 }
 
@@ -255,18 +263,18 @@ func failReads(reads []*message.Read, err error) {
 	}
 }
 
-// failAllReads answers every waiting read.
-func (p *peer) failAllReads(err error) {
-	failReads(p.reads.arrived, err)
-	p.reads.arrived = nil
-	for id, reads := range p.reads.asked {
+// failAll answers every waiting read.
+func (q *readQueue) failAll(err error) {
+	failReads(q.arrived, err)
+	q.arrived = nil
+	for id, reads := range q.asked {
 		failReads(reads, err)
-		delete(p.reads.asked, id)
+		delete(q.asked, id)
 	}
-	for _, c := range p.reads.confirmed {
+	for _, c := range q.confirmed {
 		failReads(c.reads, err)
 	}
-	p.reads.confirmed = nil
+	q.confirmed = nil
 }
 
 // LocalRead is a permission to read without asking the peer's worker.
@@ -317,14 +325,14 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, error) {
 	box := s.router.get(h.RegionID)
 	if box == nil {
-		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	hd := box.handle.Load()
 	if hd == nil {
-		return nil, nil, &RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
-	if err := s.checkHandle(hd, h, key); err != nil {
-		if _, ok := err.(*NotLeaderError); ok && box.asleep.Load() {
+	if err := hd.check(s, h, key); err != nil {
+		if _, ok := err.(*regionerr.NotLeaderError); ok && box.asleep.Load() {
 			// The client may not have reached the leader. One that lives answers the pre-vote.
 			_ = s.router.push(box, &message.Wake{}) // or the region is gone
 		}
@@ -333,30 +341,30 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 	return box, hd, nil
 }
 
-// checkHandle is the check order of a request: store, peer, leader, term, epoch, key.
-func (s *Store) checkHandle(hd *readHandle, h message.Header, key []byte) error {
+// check is the check order of a request: store, peer, leader, term, epoch, key.
+func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 	if h.Peer.GetStoreId() != s.storeID {
-		return &StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
+		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
 	}
 	if h.Peer.GetId() != hd.peer.Id {
-		return &PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
+		return &regionerr.PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
 	}
 	if hd.leader == nil || hd.leader.Id != hd.peer.Id {
-		return &NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
+		return &regionerr.NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
 	}
 	if h.Term != 0 && h.Term+1 < hd.term {
-		return &StaleCommandError{Term: hd.term}
+		return &regionerr.StaleCommandError{Term: hd.term}
 	}
 	if h.Epoch == nil {
-		return invalidf("request for region %d has no epoch", h.RegionID)
+		return regionerr.Invalidf("request for region %d has no epoch", h.RegionID)
 	}
-	if !epochMatches(hd.region, h.Epoch, true, false) {
-		return &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(hd.region)}
+	if !regions.EpochMatches(hd.region, h.Epoch, true, false) {
+		return &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(hd.region)}
 	}
 	if key == nil {
 		return nil
 	}
-	return checkKey(hd.region, key)
+	return regions.CheckKey(hd.region, key)
 }
 
 // CheckSnapshot verifies, after a read index, that the region still has the epoch of the request on
@@ -366,14 +374,14 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 	if err != nil {
 		return nil, err
 	}
-	if st == nil || st.State != normalState || PeerOnStore(st.Region, s.storeID) == nil {
-		return nil, &RegionNotFoundError{RegionID: h.RegionID}
+	if st == nil || st.State != normalState || regions.PeerOnStore(st.Region, s.storeID) == nil {
+		return nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
-	if !epochMatches(st.Region, h.Epoch, true, false) {
-		return nil, &EpochNotMatchError{RegionID: h.RegionID, Regions: s.meta.withNeighbours(st.Region)}
+	if !regions.EpochMatches(st.Region, h.Epoch, true, false) {
+		return nil, &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(st.Region)}
 	}
 	if key == nil {
 		return st.Region, nil
 	}
-	return st.Region, checkKey(st.Region, key)
+	return st.Region, regions.CheckKey(st.Region, key)
 }

@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -10,7 +9,9 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -65,7 +66,7 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 	// The apply worker has done all that was handed to it.
 	idle := make(chan struct{})
 	last := message.NewCallbackFunc(func(message.Result) { close(idle) })
-	s.appliers[0].push([]applyTask{{kind: applyEntries, regionID: 999, proposals: []message.Proposal{message.NewProposal(9, 6, 0, last)}}})
+	s.appliers[0].Push(apply.Task{RegionID: 999, Proposals: []message.Proposal{message.NewProposal(9, 6, 0, last)}})
 	<-idle
 	require.Equal(t, "h", applied(), "8 is applied, but not synced")
 	letGo()
@@ -79,19 +80,23 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 func TestDestructionFollowsTheTurn(t *testing.T) {
 	r := trio()
 	var ctl faultfs.Controller
-	s, _ := newFaultyStore(t, &ctl, r)
+	s, e := newFaultyStore(t, &ctl, r)
 	var lb logBatch
 	initialLogState(&lb, s.log, r.Id)
 	require.NoError(t, s.log.Write(&lb, true))
 	lb.Clear()
 	lb.Append(r.Id, []eraftpb.Entry{{Term: 6, Index: 6}, {Term: 6, Index: 7}})
 	require.NoError(t, s.log.Write(&lb, true))
-	require.NoError(t, s.recover())
+	require.NoError(t, (&recovery{s}).run())
 	box := s.router.get(r.Id)
 	box.peer.ps.truncated = rspb.RaftTruncatedState{Index: 6, Term: 6}
 
 	destroying := func() bool {
-		return slices.ContainsFunc(s.appliers[0].queue.tasks, func(task applyTask) bool { return task.kind == applyDestroy })
+		_, err := s.appliers[0].RunQueued()
+		require.NoError(t, err)
+		st, err := meta.LoadRegionState(e, r.Id)
+		require.NoError(t, err)
+		return st.State == rspb.PeerState_Tombstone
 	}
 	writes, early := 0, false
 	ctl.Set(func(op faultfs.Op) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -33,12 +34,15 @@ import (
 //
 // Data in ranges that belong to no region is what an unfinished destruction left: it is cleared.
 
-// recover builds the peers. Called before any goroutine runs.
-func (s *Store) recover() error {
-	if err := s.settleApplied(); err != nil {
+// recovery is the start of a store.
+type recovery struct{ s *Store }
+
+// run builds the peers. Called before any goroutine runs.
+func (rc *recovery) run() error {
+	if err := rc.settleApplied(); err != nil {
 		return err
 	}
-	snap := s.engine.NewSnapshot()
+	snap := rc.s.engine.NewSnapshot()
 	defer snap.Close()
 	var ranges []*metapb.Region
 	var tombstones []uint64
@@ -48,11 +52,11 @@ func (s *Store) recover() error {
 			tombstones = append(tombstones, st.Region.Id)
 			return nil
 		}
-		if isInitialized(st.Region) {
+		if regions.IsInitialized(st.Region) {
 			ranges = append(ranges, st.Region)
 		}
 		count++
-		return wrapRecover(st.Region.Id, s.recoverPeer(snap, st))
+		return wrapRecover(st.Region.Id, rc.recoverPeer(snap, st))
 	})
 	if err != nil {
 		return err
@@ -60,72 +64,68 @@ func (s *Store) recover() error {
 	if err := checkDisjoint(ranges); err != nil {
 		return err
 	}
-	if err := s.finishTombstones(tombstones); err != nil {
+	if err := rc.finishTombstones(tombstones); err != nil {
 		return err
 	}
-	if err := s.clearOrphans(snap, ranges); err != nil {
+	if err := rc.clearOrphans(snap, ranges); err != nil {
 		return err
 	}
-	s.logger.Info("recovered peers", zap.Int("count", count), zap.Int("tombstones", len(tombstones)))
+	rc.s.logger.Info("recovered peers", zap.Int("count", count), zap.Int("tombstones", len(tombstones)))
 	return nil
 }
 
 // settleApplied moves what the apply workers' tables say into the regions' apply states, so that those alone
 // count from here on.
-func (s *Store) settleApplied() error {
-	snap := s.engine.NewSnapshot()
+func (rc *recovery) settleApplied() error {
+	snap := rc.s.engine.NewSnapshot()
 	defer snap.Close()
-	b := s.engine.NewBatch()
+	b := rc.s.engine.NewBatch()
 	if err := meta.SettleApplied(snap, b); err != nil {
 		return fmt.Errorf("recover applied indexes: %w", err)
 	}
 	if b.Len() == 0 {
 		return nil
 	}
-	return s.engine.Write(b, false)
+	return rc.s.engine.Write(b, false)
 }
 
-func checkDisjoint(regions []*metapb.Region) error {
-	slices.SortFunc(regions, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
-	for i := 1; i < len(regions); i++ {
-		if a, b := regions[i-1], regions[i]; rangesOverlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
+func checkDisjoint(all []*metapb.Region) error {
+	slices.SortFunc(all, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	for i := 1; i < len(all); i++ {
+		if a, b := all[i-1], all[i]; regions.Overlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
 			return fmt.Errorf("%w: regions %d and %d overlap", engine.ErrCorrupt, a.Id, b.Id)
 		}
 	}
 	return nil
 }
 
-func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) error {
+func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) error {
 	region, self := st.Region, st.Peer
 	if self == nil {
-		self = PeerOnStore(region, s.storeID)
+		self = regions.PeerOnStore(region, rc.s.storeID)
 	}
-	if self == nil || self.StoreId != s.storeID {
-		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, s.storeID)
+	if self == nil || self.StoreId != rc.s.storeID {
+		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, rc.s.storeID)
 	}
-	if err := s.log.Damaged(region.Id); err != nil {
+	if err := rc.s.log.Damaged(region.Id); err != nil {
 		// Whatever the state is: a reset would forget the damage, and with it perhaps a vote.
-		s.quarantineRegion(region, self, err)
+		rc.s.quarantine.admit(region, self, err)
 		return nil
 	}
-	if self.Id <= s.quarantineThrough {
-		s.quarantineRegion(region, self, errOldCopy)
+	if self.Id <= rc.s.quarantineThrough {
+		rc.s.quarantine.admit(region, self, errOldCopy)
 		return nil
 	}
 	if st.Damaged != "" {
-		s.quarantineRegion(region, self, fmt.Errorf("%w: %s", errDamaged, st.Damaged))
+		rc.s.quarantine.admit(region, self, fmt.Errorf("%w: %s", errDamaged, st.Damaged))
 		return nil
 	}
 	if st.State == rspb.PeerState_Applying {
-		return s.recoverApplying(st, self)
+		return rc.recoverApplying(st, self)
 	}
-	if !isInitialized(region) {
+	if !regions.IsInitialized(region) {
 		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
-		err := s.addRecovered(blank, self, 0, rspb.RaftTruncatedState{}, nil)
-		if box := s.router.get(region.Id); box != nil {
-			box.peer.bornAt = region.GetRegionEpoch().GetConfVer()
-		}
-		return err
+		return rc.add(origin{region: blank, self: self, bornAt: region.GetRegionEpoch().GetConfVer()}, nil)
 	}
 	apply, err := meta.LoadApplyRecord(snap, region.Id)
 	if err != nil {
@@ -134,29 +134,29 @@ func (s *Store) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState) err
 	if apply == nil {
 		return fmt.Errorf("%w: no apply state", engine.ErrCorrupt)
 	}
-	if err := s.beginLog(region.Id, apply); err != nil {
+	if err := rc.beginLog(region.Id, apply); err != nil {
 		return err
 	}
-	if err := s.checkLog(region.Id, apply); err != nil {
-		s.quarantineRegion(region, self, err)
+	if err := rc.checkLog(region.Id, apply); err != nil {
+		rc.s.quarantine.admit(region, self, err)
 		return nil
 	}
-	return s.addRecovered(region, self, apply.AppliedIndex, *apply.TruncatedState, nil)
+	return rc.add(origin{region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState}, nil)
 }
 
 // beginLog makes the log of a region that a split has created, if a crash came in between. Errors are IO errors.
-func (s *Store) beginLog(regionID uint64, apply *rspb.RaftApplyState) error {
-	if st, ok := s.log.State(regionID); ok && st.Last != 0 || !meta.IsInitialApplyState(apply) {
+func (rc *recovery) beginLog(regionID uint64, apply *rspb.RaftApplyState) error {
+	if st, ok := rc.s.log.State(regionID); ok && st.Last != 0 || !meta.IsInitialApplyState(apply) {
 		return nil
 	}
 	var b logBatch
-	initialLogState(&b, s.log, regionID)
-	return s.log.Write(&b, true)
+	initialLogState(&b, rc.s.log, regionID)
+	return rc.s.log.Write(&b, true)
 }
 
 // checkLog verifies that the raft log has what the engine says was applied from it. Errors are damage.
-func (s *Store) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
-	st, ok := s.log.State(regionID)
+func (rc *recovery) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
+	st, ok := rc.s.log.State(regionID)
 	switch {
 	case !ok:
 		return fmt.Errorf("%w: applied index %d, but no raft log", errDamaged, apply.AppliedIndex)
@@ -168,21 +168,13 @@ func (s *Store) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
 	return nil
 }
 
-// quarantineRegion keeps a damaged replica on disk, but does not run it.
-func (s *Store) quarantineRegion(region *metapb.Region, self *metapb.Peer, err error) {
-	s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
-		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
-	s.meta.setRegion(region, self.Id)
-	s.quarantine.add(region, self, err)
-}
-
 // recoverApplying resumes the installation of a raft snapshot. The log may not have been reset yet.
-func (s *Store) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) error {
+func (rc *recovery) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) error {
 	md := st.Applying
 	if md == nil || md.Index == 0 {
 		return fmt.Errorf("%w: state Applying without a snapshot", engine.ErrCorrupt)
 	}
-	ls, _ := s.log.State(st.Region.Id)
+	ls, _ := rc.s.log.State(st.Region.Id)
 	if ls.TruncatedIndex < md.Index {
 		var b logBatch
 		hs := ls.HardState
@@ -192,69 +184,70 @@ func (s *Store) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer) er
 		}
 		b.Reset(st.Region.Id, md.Index, md.Term)
 		b.SetHardState(st.Region.Id, hs)
-		if err := s.log.Write(&b, true); err != nil {
+		if err := rc.s.log.Write(&b, true); err != nil {
 			return err
 		}
 	}
-	cf, err := s.snaps.ReceivedMeta(st.Region.Id, md.Term, md.Index)
+	cf, err := rc.s.snaps.ReceivedMeta(st.Region.Id, md.Term, md.Index)
 	if err != nil {
-		s.quarantineRegion(st.Region, self, fmt.Errorf("%w: raft snapshot to install: %w", errDamaged, err))
+		rc.s.quarantine.admit(st.Region, self, fmt.Errorf("%w: raft snapshot to install: %w", errDamaged, err))
 		return nil
 	}
 	truncated := rspb.RaftTruncatedState{Index: md.Index, Term: md.Term}
-	return s.addRecovered(st.Region, self, md.Index, truncated, &installTask{
-		region: st.Region, old: st.Region, peer: self, meta: cf, index: md.Index, term: md.Term,
+	return rc.add(origin{region: st.Region, self: self, applied: md.Index, truncated: truncated, installing: md.Index}, &installTask{
+		region: st.Region, old: st.Region, peer: self, files: cf, index: md.Index, term: md.Term,
 	})
 }
 
-func (s *Store) addRecovered(region *metapb.Region, self *metapb.Peer, applied uint64, truncated rspb.RaftTruncatedState, install *installTask) error {
-	p, err := newPeer(s, region, self, applied, truncated, true)
+// add makes a peer that goes on where it was. install is the installation to resume, nil if none.
+func (rc *recovery) add(o origin, install *installTask) error {
+	o.grace = true
+	p, err := newPeer(rc.s, o)
 	if err != nil {
 		return err
 	}
-	s.meta.setRegion(region, self.Id)
-	s.router.register(p)
+	rc.s.ranges.setRegion(o.region, o.self.Id)
+	rc.s.router.register(p)
 	if install != nil {
-		p.installing = install.index
-		s.regionRunner.install(install)
+		rc.s.regionRunner.install(install)
 	} else {
-		s.applierFor(region.Id).push([]applyTask{registerTask(p)})
-		s.layDormant(p)
+		rc.s.appliers.forRegion(o.region.Id).Push(p.beginTask())
+		rc.s.ticker.layDormant(p)
 	}
-	return s.router.push(p.box, &message.Start{})
+	return rc.s.router.push(p.box, &message.Start{})
 }
 
 // finishTombstones removes what a crash in mid-destruction left of peers besides their tombstone.
-func (s *Store) finishTombstones(ids []uint64) error {
+func (rc *recovery) finishTombstones(ids []uint64) error {
 	var lb logBatch
-	eb := s.engine.NewBatch()
+	eb := rc.s.engine.NewBatch()
 	for _, id := range ids {
-		if _, ok := s.log.State(id); ok {
+		if _, ok := rc.s.log.State(id); ok {
 			lb.Delete(id)
 		}
-		if _, found, err := s.engine.Get(meta.ApplyStateKey(id)); err != nil {
+		if _, found, err := rc.s.engine.Get(meta.ApplyStateKey(id)); err != nil {
 			return err
 		} else if found {
 			eb.Delete(meta.ApplyStateKey(id))
 		}
 	}
 	if !lb.Empty() {
-		if err := s.log.Write(&lb, true); err != nil {
+		if err := rc.s.log.Write(&lb, true); err != nil {
 			return err
 		}
 	}
 	if eb.Len() > 0 {
-		return s.engine.Write(eb, false)
+		return rc.s.engine.Write(eb, false)
 	}
 	return nil
 }
 
 // clearOrphans clears data between the ranges of the regions, which are sorted and disjoint.
-func (s *Store) clearOrphans(snap engine.Snapshot, regions []*metapb.Region) error {
+func (rc *recovery) clearOrphans(snap engine.Snapshot, sorted []*metapb.Region) error {
 	start := []byte{}
-	for _, r := range regions {
+	for _, r := range sorted {
 		if bytes.Compare(start, r.StartKey) < 0 {
-			if err := s.clearUserRange(snap, start, r.StartKey); err != nil {
+			if err := rc.clearUserRange(snap, start, r.StartKey); err != nil {
 				return err
 			}
 		}
@@ -263,11 +256,11 @@ func (s *Store) clearOrphans(snap engine.Snapshot, regions []*metapb.Region) err
 		}
 		start = r.EndKey
 	}
-	return s.clearUserRange(snap, start, nil)
+	return rc.clearUserRange(snap, start, nil)
 }
 
 // clearUserRange deletes the user keys in [start, end) of all column families.
-func (s *Store) clearUserRange(snap engine.Snapshot, start, end []byte) error {
+func (rc *recovery) clearUserRange(snap engine.Snapshot, start, end []byte) error {
 	for _, cf := range engine.CFs {
 		lo, hi := engine.DataKey(cf, start), engine.DataEndKey(cf, end)
 		it := snap.NewIterator(lo, hi)
@@ -278,11 +271,18 @@ func (s *Store) clearUserRange(snap engine.Snapshot, start, end []byte) error {
 			return err
 		}
 		if any {
-			s.logger.Info("clearing data that belongs to no region", log.Key("start-key", start), log.Key("end-key", end))
-			if err := engine.ClearRange(s.engine, lo, hi); err != nil {
+			rc.s.logger.Info("clearing data that belongs to no region", log.Key("start-key", start), log.Key("end-key", end))
+			if err := engine.ClearRange(rc.s.engine, lo, hi); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func wrapRecover(regionID uint64, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("recover region %d: %w", regionID, err)
 }

@@ -1,11 +1,13 @@
 package raftstore
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 )
 
 // maxQueuedRaftMessages bounds the messages from other stores that wait in one mailbox: beyond it
@@ -30,7 +32,7 @@ type mailbox struct {
 	handle atomic.Pointer[readHandle]
 	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
 	asleep  atomic.Bool
-	dormant atomic.Bool // asleep since the start of the store (dormant.go)
+	dormant atomic.Bool // asleep since the start of the store (sleep.go)
 	duty    atomic.Int64
 	counted atomic.Bool // in router.awake
 	// compared is the slot of time in which the region's replicas were last found equal (compare.go).
@@ -70,8 +72,7 @@ type router struct {
 // newRouter makes a router whose regions are run by the given number of workers.
 func newRouter(maxCommands, workers int) *router {
 	r := &router{maxCommands: maxCommands, stirred: make(chan struct{}, 1)}
-	r.ready.helpers = workers - 1
-	r.ready.mu.first, r.ready.mu.help = sync.NewCond(&r.ready.mu), sync.NewCond(&r.ready.mu)
+	r.ready.init(workers - 1)
 	return r
 }
 
@@ -98,20 +99,14 @@ func (r *router) close(b *mailbox) []message.Msg {
 		r.count.Add(-1)
 		r.noteAwake(b, false)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.mu.closed = true
-	left := b.mu.msgs
-	b.mu.msgs = nil
-	b.handle.Store(nil)
-	return left
+	return b.close()
 }
 
-// send queues a message for a region. It never blocks. Errors: RegionNotFoundError, BusyError.
+// send queues a message for a region. It never blocks. Errors: regionerr.RegionNotFoundError, regionerr.BusyError.
 func (r *router) send(regionID uint64, m message.Msg) error {
 	b := r.get(regionID)
 	if b == nil {
-		return &RegionNotFoundError{RegionID: regionID}
+		return &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	return r.push(b, m)
 }
@@ -124,25 +119,37 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 	return err
 }
 
-// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue:
-// whoever has messages for many regions does so with all of them at once, so that they share a turn.
+// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue: with messages
+// for many regions, all of them at once, so that they share a turn.
 func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
+	wake, err = b.put(m, r.maxCommands)
+	if errors.Is(err, errManyRafts) {
+		r.dropped.Add(1)
+	}
+	return wake, err
+}
+
+// errManyRafts refuses a raft message.
+var errManyRafts error = &regionerr.BusyError{Reason: "too many raft messages wait for this region"}
+
+// put lays a message into the mailbox, unless there are too many of its kind. If wake is true the mailbox belongs into the
+// ready queue.
+func (b *mailbox) put(m message.Msg, maxCommands int) (wake bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.closed {
-		return false, &RegionNotFoundError{RegionID: b.regionID}
+		return false, &regionerr.RegionNotFoundError{RegionID: b.regionID}
 	}
 	quiet := false
 	switch m := m.(type) {
 	case *message.Write, *message.Read, *message.Admin:
-		if b.mu.commands >= r.maxCommands {
-			return false, &BusyError{Reason: "too many requests wait for this region"}
+		if b.mu.commands >= maxCommands {
+			return false, &regionerr.BusyError{Reason: "too many requests wait for this region"}
 		}
 		b.mu.commands++
 	case *message.Raft:
 		if b.mu.rafts >= maxQueuedRaftMessages {
-			r.dropped.Add(1)
-			return false, &BusyError{Reason: "too many raft messages wait for this region"}
+			return false, errManyRafts
 		}
 		b.mu.rafts++
 	case *message.Applied:
@@ -153,6 +160,29 @@ func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 	wake = !b.mu.queued && b.due()
 	b.mu.queued = b.mu.queued || wake
 	return wake, nil
+}
+
+// close refuses further messages and returns what was still queued.
+func (b *mailbox) close() []message.Msg {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mu.closed = true
+	left := b.mu.msgs
+	b.mu.msgs = nil
+	b.handle.Store(nil)
+	return left
+}
+
+// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue.
+func (b *mailbox) addTicks(n int) (wake bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	wake = !b.mu.closed && !b.mu.queued
+	b.mu.ticks += n
+	if wake {
+		b.mu.queued = true
+	}
+	return wake
 }
 
 // due tells whether what is in the mailbox asks for a turn. The lock must be held.
@@ -188,14 +218,7 @@ func (r *router) tick(n int, now int64) {
 				return true
 			}
 		}
-		b.mu.Lock()
-		wake := !b.mu.closed && !b.mu.queued
-		b.mu.ticks += n
-		if wake {
-			b.mu.queued = true
-		}
-		b.mu.Unlock()
-		if wake {
+		if b.addTicks(n) {
 			woken = append(woken, b)
 		}
 		return true
@@ -204,14 +227,65 @@ func (r *router) tick(n int, now int64) {
 	r.ready.unstick()
 }
 
-// take empties the mailbox for the worker that holds it.
-func (b *mailbox) take() (msgs []message.Msg, ticks int) {
+// maxTurnBytes bounds the entries that regions bring into a turn. While they are written, heartbeats wait: with a slow
+// disk, for as long as followers do without a leader.
+const maxTurnBytes = 16 << 20
+
+// take empties the mailbox for the worker that holds it, up to the message whose entries exceed room; the first one comes
+// always. left is what is left of room.
+func (b *mailbox) take(room int) (msgs []message.Msg, ticks, left int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	msgs, ticks = b.mu.msgs, b.mu.ticks
 	b.mu.msgs, b.mu.spare = b.mu.spare[:0], nil
 	b.mu.commands, b.mu.rafts, b.mu.ticks, b.mu.urgent = 0, 0, 0, false
-	return msgs, ticks
+	n, left := fill(msgs, room)
+	if n < len(msgs) {
+		b.keep(msgs[n:])
+	}
+	return msgs[:n], ticks, left
+}
+
+// keep leaves messages for the next turn. The lock must be held, and the mailbox empty.
+func (b *mailbox) keep(msgs []message.Msg) {
+	b.mu.msgs = append(b.mu.msgs, msgs...)
+	clear(msgs)
+	b.mu.urgent = true
+	for _, m := range b.mu.msgs {
+		switch m.(type) {
+		case *message.Write, *message.Read, *message.Admin:
+			b.mu.commands++
+		case *message.Raft:
+			b.mu.rafts++
+		}
+	}
+}
+
+// fill tells how many of the messages, at least one of those that there are, bring entries of up to room bytes, and what is
+// left of room.
+func fill(msgs []message.Msg, room int) (n, left int) {
+	for i, m := range msgs {
+		size := entryBytes(m)
+		if size > room && i > 0 {
+			return i, 0
+		}
+		room = max(room-size, 0)
+	}
+	return len(msgs), room
+}
+
+// entryBytes is how much a message adds to the log, about.
+func entryBytes(m message.Msg) (size int) {
+	switch m := m.(type) {
+	case *message.Write:
+		return len(m.Payload)
+	case *message.Raft:
+		entries := m.Message.GetMessage().GetEntries()
+		for i := range entries {
+			size += len(entries[i].Data)
+		}
+	}
+	return size
 }
 
 // rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn, awaited for
@@ -246,6 +320,11 @@ type readyQueue struct {
 		stuck       bool
 		closed      bool
 	}
+}
+
+func (q *readyQueue) init(helpers int) {
+	q.helpers = helpers
+	q.mu.first, q.mu.help = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 }
 
 // goodTurn is the number of regions beyond which sharing a sync saves little.
@@ -325,22 +404,4 @@ func (q *readyQueue) close() {
 	q.mu.Unlock()
 	q.mu.first.Broadcast()
 	q.mu.help.Broadcast()
-}
-
-// routeRaft lays a message from another store into its region's mailbox, and returns that if it has to be put
-// into the ready queue; or gives it to the store worker if the region is not here.
-func (s *Store) routeRaft(letter *message.Raft) (*mailbox, error) {
-	m := letter.Message
-	b := s.router.get(m.RegionId)
-	if b == nil {
-		return nil, s.sendStore(storeRaft{m})
-	}
-	wake, err := s.router.put(b, letter)
-	if _, missing := err.(*RegionNotFoundError); missing {
-		return nil, s.sendStore(storeRaft{m})
-	}
-	if !wake {
-		b = nil
-	}
-	return b, err
 }

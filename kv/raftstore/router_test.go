@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -18,7 +20,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	p.box = &mailbox{regionID: 1, peer: p}
 	require.True(t, r.register(p))
 	require.False(t, r.register(p))
-	var busy *BusyError
+	var busy *regionerr.BusyError
 	commands, rafts := 0, 0
 	for ; ; commands++ {
 		if err := r.send(1, &message.Write{Callback: message.NewCallback()}); err != nil {
@@ -42,7 +44,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	boxes, ok := r.ready.pop(nil, 10, false)
 	require.True(t, ok)
 	require.Len(t, boxes, 1, "a mailbox waits in the queue once")
-	msgs, ticks := boxes[0].take()
+	msgs, ticks, _ := boxes[0].take(maxTurnBytes)
 	require.Equal(t, 100, ticks)
 	require.Len(t, msgs, commands+rafts+1)
 	require.NoError(t, r.send(1, &message.Write{Callback: message.NewCallback()}), "an emptied mailbox takes commands again")
@@ -50,7 +52,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	r.ready.push(boxes[0])
 	boxes, _ = r.ready.pop(nil, 10, false)
 	require.Len(t, boxes, 1, "what came meanwhile gets another turn")
-	msgs, ticks = boxes[0].take()
+	msgs, ticks, _ = boxes[0].take(maxTurnBytes)
 	require.Len(t, msgs, 1)
 	require.Zero(t, ticks)
 }
@@ -61,6 +63,54 @@ func boxOf(t *testing.T, r *router, id uint64) *mailbox {
 	p.box = &mailbox{regionID: id, peer: p}
 	require.True(t, r.register(p))
 	return p.box
+}
+
+// TestLargeEntriesTakeTurns: what does not fit into a turn waits for the next one, in order, and counts as waiting.
+func TestLargeEntriesTakeTurns(t *testing.T) {
+	r := newRouter(10, 1)
+	b := boxOf(t, r, 1)
+	write := func(size int) message.Msg {
+		return &message.Write{Payload: make([]byte, size), Callback: message.NewCallback()}
+	}
+	raft := func(sizes ...int) message.Msg {
+		m := &rspb.RaftMessage{Message: &eraftpb.Message{}}
+		for _, n := range sizes {
+			m.Message.Entries = append(m.Message.Entries, &eraftpb.Entry{Data: make([]byte, n)})
+		}
+		return &message.Raft{Message: m}
+	}
+	all := []message.Msg{write(60), raft(30, 10), &message.Applied{}, raft(1), write(300), write(0), &message.Applied{Quiet: true}}
+	for _, m := range all {
+		require.NoError(t, r.push(b, m))
+	}
+	r.tick(2, 0)
+	var got []message.Msg
+	for i, want := range []struct{ n, ticks, left int }{{3, 2, 0}, {1, 0, 0}, {3, 0, 0}} {
+		boxes, _ := r.ready.pop(nil, 10, false)
+		require.Equal(t, []*mailbox{b}, boxes)
+		msgs, ticks, left := b.take(100)
+		require.Len(t, msgs, want.n, "turn %d", i)
+		require.Equal(t, want.ticks, ticks)
+		require.Equal(t, want.left, left)
+		got = append(got, msgs...)
+		if b.rest(msgs, false, false) {
+			r.ready.push(b)
+		}
+	}
+	require.Equal(t, all, got)
+	require.Empty(t, r.ready.mu.boxes)
+	require.Zero(t, b.mu.commands)
+	require.Zero(t, b.mu.rafts)
+
+	for range 3 {
+		require.NoError(t, r.push(b, write(200)))
+	}
+	msgs, _, _ := b.take(0)
+	require.Len(t, msgs, 1, "the first one comes always")
+	require.Equal(t, 2, b.mu.commands)
+	msgs, _, left := b.take(500)
+	require.Len(t, msgs, 2)
+	require.Equal(t, 100, left)
 }
 
 // TestQuietReportsWaitForATurn: a report that nobody waits for gets no turn of its own, but is never left
@@ -92,7 +142,7 @@ func TestQuietReportsWaitForATurn(t *testing.T) {
 				c.after(r, b)
 			}
 			require.Equal(t, c.wakes, len(r.ready.mu.boxes) == 1)
-			msgs, _ := b.take()
+			msgs, _, _ := b.take(maxTurnBytes)
 			require.IsType(t, &message.Applied{}, msgs[0], "in its place")
 		})
 	}
@@ -100,11 +150,11 @@ func TestQuietReportsWaitForATurn(t *testing.T) {
 		r := newRouter(10, 1)
 		b := boxOf(t, r, 1)
 		require.NoError(t, r.push(b, &message.Start{}))
-		msgs, _ := b.take()
+		msgs, _, _ := b.take(maxTurnBytes)
 		require.NoError(t, r.push(b, &message.Applied{Quiet: true}))
 		require.False(t, b.rest(msgs, false, false), "quiet")
 		require.NoError(t, r.push(b, &message.Start{}))
-		msgs, _ = b.take()
+		msgs, _, _ = b.take(maxTurnBytes)
 		require.Len(t, msgs, 2)
 		require.NoError(t, r.push(b, &message.Applied{Quiet: true}))
 		require.True(t, b.rest(msgs, false, true), "the turn began to wait for it")

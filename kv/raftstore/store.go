@@ -2,8 +2,6 @@ package raftstore
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -14,14 +12,15 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
-	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
@@ -124,20 +123,23 @@ type Store struct {
 	stats        func(*schedulerpb.StoreStats)
 	diskCritical func() bool
 	features     func() feature.Set
-	swaps        swapMemo
+	swaps        apply.Swaps
 
-	meta         *storeMeta
+	ranges       *rangeMap
 	live         *liveness
-	dormant      dormantRegions
 	router       *router
-	appliers     []*applyWorker
+	appliers     appliers
 	regionRunner *regionRunner
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
 	hasher       *runner.Hasher
-	tasks        *runner.SchedulerTasks
+	creator      *creator
+	intake       intake
+	ticker       ticker
+	ask          placementTasks
+	reporter     storeReporter
+	comparisons  comparisons
 
-	storeCh       chan storeMsg
 	inflight      atomic.Int64
 	work          workCounters
 	diskFull      atomic.Bool
@@ -147,12 +149,10 @@ type Store struct {
 	startTime     time.Time
 
 	quarantine        quarantine
-	starving          starvation
 	quarantineThrough uint64
 	incarnation, run  uint64
 
 	readErrors readErrors
-	diverged   diverged
 
 	failOnce sync.Once
 	failed   chan error
@@ -171,7 +171,7 @@ func New(o Options) *Store {
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
 		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats, diskCritical: o.DiskCritical,
 		logger: o.Logger.With(log.StoreID(o.StoreID)),
-		meta:   newStoreMeta(), storeCh: make(chan storeMsg, 4096), failed: make(chan error, 1),
+		ranges: newRangeMap(), failed: make(chan error, 1),
 	}
 	if s.clock == nil {
 		s.clock = SystemClock()
@@ -186,9 +186,6 @@ func New(o Options) *Store {
 	s.leaseDuration = rc.LeaseDuration()
 	s.quarantineThrough, s.incarnation, s.run = o.QuarantineThrough, o.Incarnation, o.Run
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	for i := range rc.ApplyWorkers {
-		s.appliers = append(s.appliers, newApplyWorker(s, i))
-	}
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)
 	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize), uint64(rc.RegionMaxSize), s.Send)
@@ -196,32 +193,39 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
-	s.tasks = runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)
+	s.appliers = newAppliers(s)
+	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}
+	s.creator = newCreator(s)
+	s.intake.s, s.ticker.s, s.reporter.s, s.comparisons.s, s.quarantine.s, s.readErrors.s = s, s, s, s, s, s
 	return s
 }
 
 // Start recovers the peers from disk and starts to run them. Errors name what is damaged.
 func (s *Store) Start(context.Context) error {
 	s.startTime = s.clock.Now()
-	if err := s.recover(); err != nil {
+	if err := (&recovery{s}).run(); err != nil {
 		return err
 	}
 	for _, w := range s.appliers {
-		s.goIn(&s.applyWG, w.run)
+		s.goIn(&s.applyWG, func() {
+			if err := w.Run(); err != nil {
+				s.fail(err)
+			}
+		})
 	}
 	s.goIn(&s.wg, func() { s.regionRunner.run(s.ctx) })
 	s.goIn(&s.wg, func() { s.logGC.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.splitChecker.Run(s.ctx) })
-	s.goIn(&s.wg, func() { s.tasks.Run(s.ctx) })
+	s.goIn(&s.wg, func() { s.ask.tasks.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.hasher.Run(s.ctx) })
-	s.goIn(&s.wg, s.runComparisons)
+	s.goIn(&s.wg, s.comparisons.run)
 	for i := range s.cfg.Raftstore.RaftWorkers {
 		s.goIn(&s.workers, newRaftWorker(s, i).run)
 	}
-	s.goIn(&s.wg, s.runStoreWorker)
-	s.goIn(&s.wg, s.runTicker)
-	s.goIn(&s.wg, s.runStoreHeartbeat)
-	s.goIn(&s.wg, s.runSnapshotGC)
+	s.goIn(&s.wg, s.creator.run)
+	s.goIn(&s.wg, s.ticker.run)
+	s.goIn(&s.wg, s.reporter.run)
+	s.goIn(&s.wg, s.regionRunner.runSnapshotGC)
 	return nil
 }
 
@@ -242,11 +246,11 @@ func (s *Store) Stop() {
 		s.router.ready.close()
 		s.workers.Wait()
 		for _, w := range s.appliers {
-			w.close()
+			w.Close()
 		}
 		s.applyWG.Wait()
 		s.wg.Wait()
-		s.answerAll(ErrStopping)
+		s.answerAll(regionerr.ErrStopping)
 	})
 }
 
@@ -262,7 +266,7 @@ func (s *Store) fail(err error) {
 		s.cancel()
 		s.router.ready.close()
 		for _, w := range s.appliers {
-			w.close()
+			w.Close()
 		}
 	})
 }
@@ -278,8 +282,7 @@ func (s *Store) answerAll(err error) {
 		return true
 	})
 	for _, w := range s.appliers {
-		w.abandon(w.queue.tasks)
-		w.queue.tasks = nil
+		w.Abandon()
 	}
 }
 
@@ -289,24 +292,6 @@ func (s *Store) ClusterID() uint64 { return s.clusterID }
 // Send routes a message to a region's peer. It never blocks.
 func (s *Store) Send(regionID uint64, m message.Msg) error { return s.router.send(regionID, m) }
 
-// Write queues a write; its callback is answered exactly once. It never blocks.
-func (s *Store) Write(w *message.Write) {
-	size := int64(len(w.Payload))
-	if err := s.ready(); err != nil {
-		w.Callback.Fail(err)
-		return
-	}
-	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
-		s.inflight.Add(-size)
-		w.Callback.Fail(&BusyError{Reason: "too many bytes of writes are in flight on this store"})
-		return
-	}
-	if err := s.router.send(w.Header.RegionID, w); err != nil {
-		s.inflight.Add(-size)
-		w.Callback.Fail(err)
-	}
-}
-
 // Read queues a proof of leadership; its callback is answered exactly once.
 func (s *Store) Read(r *message.Read) {
 	err := s.ready()
@@ -315,17 +300,6 @@ func (s *Store) Read(r *message.Read) {
 	}
 	if err != nil {
 		r.Callback.Fail(err)
-	}
-}
-
-// Admin queues an admin command; its callback is answered exactly once.
-func (s *Store) Admin(a *message.Admin) {
-	err := s.ready()
-	if err == nil {
-		err = s.router.send(a.Header.RegionID, a)
-	}
-	if err != nil {
-		a.Callback.Fail(err)
 	}
 }
 
@@ -339,110 +313,17 @@ func (s *Store) Due(deadline time.Time) time.Time {
 
 func (s *Store) ready() error {
 	if s.broken.Load() {
-		return ErrFailed
+		return regionerr.ErrFailed
 	}
 	if s.ctx.Err() != nil {
-		return ErrStopping
+		return regionerr.ErrStopping
 	}
 	return nil
-}
-
-// HandleRaft takes a message from another store. It never blocks; the error says why it was dropped.
-func (s *Store) HandleRaft(m *rspb.RaftMessage) (err error) {
-	s.HandleRaftBatch([]*rspb.RaftMessage{m}, func(_ *rspb.RaftMessage, why error) { err = why })
-	return err
-}
-
-// HandleRaftBatch takes messages that came together, so that their regions share a turn. It never blocks;
-// dropped hears of each message that was not taken, and why.
-func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error)) {
-	woken := make([]*mailbox, 0, len(msgs))
-	letters := make([]message.Raft, len(msgs))
-	for i, m := range msgs {
-		letters[i].Message = m
-		box, err := s.takeRaft(&letters[i])
-		if err != nil {
-			dropped(m, err)
-		} else if box != nil {
-			woken = append(woken, box)
-		}
-	}
-	s.router.ready.push(woken...)
-}
-
-// takeRaft checks a message's envelope and routes it. It returns the mailbox that has to be put into the
-// ready queue, if there is one.
-func (s *Store) takeRaft(letter *message.Raft) (*mailbox, error) {
-	m := letter.Message
-	switch {
-	case m.ClusterId != 0 && m.ClusterId != s.clusterID:
-		return nil, invalidf("message of cluster %d arrived in cluster %d", m.ClusterId, s.clusterID)
-	case m.GetToPeer().GetStoreId() != s.storeID:
-		return nil, &StoreNotMatchError{Request: m.GetToPeer().GetStoreId(), Actual: s.storeID}
-	case isGreeting(m):
-		s.live.hear(m.FromPeer.StoreId, m.Incarnation)
-		return nil, nil
-	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
-		return nil, invalidf("raft message without region, sender or epoch")
-	case m.Hash != nil:
-		// It has no raft message.
-	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
-		return nil, invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
-	}
-	if err := s.verifyEntries(m); err != nil {
-		return nil, err
-	}
-	if !s.live.hear(m.FromPeer.StoreId, m.Incarnation) {
-		return nil, invalidf("message of an earlier run of store %d, incarnation %d", m.FromPeer.StoreId, m.Incarnation)
-	}
-	return s.routeRaft(letter)
-}
-
-// verifyEntries refuses a message with an entry that is not the one that was proposed: the leader sends it again. The log
-// refuses a batch with an entry of another type, and what does not decode is damage when it is applied. Either would
-// cost more than a message that comes again.
-func (s *Store) verifyEntries(m *rspb.RaftMessage) error {
-	for _, e := range m.GetMessage().GetEntries() {
-		if err := checkEntry(e); err != nil {
-			s.work.corruptEntries.Add(1)
-			s.logger.Error("dropped raft message with damaged entry", log.RegionID(m.RegionId), log.PeerID(m.ToPeer.Id),
-				zap.Uint64("from-store-id", m.FromPeer.StoreId), zap.Uint64("from-peer-id", m.FromPeer.Id),
-				log.Index(e.Index), zap.Error(err))
-			return invalidf("raft message of region %d has a damaged entry %d", m.RegionId, e.Index)
-		}
-	}
-	return nil
-}
-
-// HandleOperator takes an order of the placement service.
-func (s *Store) HandleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
-	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil) {
-		_ = s.router.send(resp.RegionId, &message.Operator{Response: resp})
-	}
-}
-
-// ReportUnreachable tells a region that messages to one of its peers were dropped.
-func (s *Store) ReportUnreachable(regionID, toPeer uint64) {
-	_ = s.router.send(regionID, &message.Unreachable{ToPeer: toPeer})
-}
-
-// ReportSnapshot tells a region how sending a raft snapshot ended.
-func (s *Store) ReportSnapshot(regionID, toPeer uint64, ok bool) {
-	_ = s.router.send(regionID, &message.SnapshotSent{ToPeer: toPeer, OK: ok})
-}
-
-// HeartbeatAll makes every leader report to the placement service at once: a new placement leader
-// begins without knowing the regions.
-func (s *Store) HeartbeatAll() {
-	s.router.boxes.Range(func(_, v any) bool {
-		_ = s.router.push(v.(*mailbox), &message.HeartbeatNow{})
-		return true
-	})
 }
 
 // newRand is the source of a peer's election timeouts: different for each peer, the same for a seed.
-func (s *Store) newRand(regionID, peerID uint64) *randSource {
-	return &randSource{rand.New(rand.NewPCG(s.seed^regionID, peerID))}
+func newRand(seed, regionID, peerID uint64) *randSource {
+	return &randSource{rand.New(rand.NewPCG(seed^regionID, peerID))}
 }
 
 type randSource struct{ r *rand.Rand }
@@ -451,111 +332,9 @@ type randSource struct{ r *rand.Rand }
 func (s *randSource) Intn(n int) int { return s.r.IntN(n) }
 
 // jitter spreads periodic work of many peers: d to 1.5 d.
-func (s *Store) jitter(d time.Duration) time.Duration {
+func jitter(d time.Duration) time.Duration {
 	return d + time.Duration(rand.Int64N(int64(d)/2+1))
 }
-
-func (s *Store) applierOf(regionID uint64) int { return int(regionID % uint64(len(s.appliers))) }
-
-func (s *Store) applierFor(regionID uint64) *applyWorker { return s.appliers[s.applierOf(regionID)] }
-
-// scheduleAsk asks the placement service for split ids in the background; false if too many wait.
-func (s *Store) scheduleAsk(done func(message.AskedSplit), region *metapb.Region) bool {
-	return s.tasks.Submit(func(ctx context.Context) {
-		ids, err := s.placement.AskSplit(ctx, region)
-		done(message.AskedSplit{IDs: ids, Err: err})
-	})
-}
-
-func (s *Store) reportSplit(left, right *metapb.Region) {
-	s.tasks.Submit(func(ctx context.Context) {
-		if err := s.placement.ReportSplit(ctx, left, right); err != nil {
-			s.logger.Debug("reporting split failed", zap.Error(err))
-		}
-	})
-}
-
-func (s *Store) askRegionTruth(regionID uint64) {
-	s.tasks.Submit(func(ctx context.Context) {
-		region, err := s.placement.RegionByID(ctx, regionID)
-		if err == nil {
-			_ = s.Send(regionID, &message.RegionTruth{Region: region})
-		}
-	})
-}
-
-// runTicker wakes every peer that is not asleep once in an interval; how many ticks have passed is each
-// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
-func (s *Store) runTicker() {
-	interval := s.cfg.Raftstore.TickInterval.Duration
-	asleep := max(interval, min(dutyInterval, greetTimeouts*s.cfg.Raftstore.ElectionTimeout()))
-	greetings := greetings{next: s.clock.Now()}
-	timer := time.NewTimer(interval)
-	defer timer.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.router.stirred:
-		case <-timer.C:
-			s.router.tick(1, s.live.now())
-			s.greet(&greetings)
-			s.rouse()
-		}
-		if s.router.awake.Load() > 0 || len(s.dormant.boxes) > 0 {
-			timer.Reset(interval)
-		} else {
-			timer.Reset(asleep)
-		}
-	}
-}
-
-// dutyInterval is how late the duty of a sleeping peer may be.
-const dutyInterval = time.Second
-
-// TransferLeaders hands the leadership of every region to another peer, as far as one is fit, and
-// returns when none is left or ctx ends. Part of a graceful stop.
-func (s *Store) TransferLeaders(ctx context.Context) {
-	ticker := time.NewTicker(50 * time.Millisecond)
-	defer ticker.Stop()
-	fewest, progress := -1, time.Now()
-	for {
-		left := 0
-		s.router.boxes.Range(func(_, v any) bool {
-			b := v.(*mailbox)
-			h := b.handle.Load()
-			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id || voterCount(h.region) < 2 {
-				return true
-			}
-			left++
-			_ = s.router.push(b, &message.Inspect{Fn: func(v any) {
-				if view, ok := v.(*PeerView); ok && view.p.isLeader() && view.p.rn.LeadTransferee() == 0 {
-					if to := view.p.bestTransferee(); to != nil {
-						view.p.startTransfer(to.Id)
-					}
-				}
-			}})
-			return true
-		})
-		if fewest < 0 || left < fewest {
-			fewest, progress = left, time.Now()
-		}
-		// Without progress there is nobody to hand over to: the other stores stop as well, or are gone.
-		if left == 0 || time.Since(progress) > handOverPatience {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
-}
-
-// handOverPatience is how long TransferLeaders goes on without any region changing hands.
-const handOverPatience = 700 * time.Millisecond
 
 // SetDiskFull switches the refusal of writes that need space.
 func (s *Store) SetDiskFull(full bool) {
@@ -563,62 +342,6 @@ func (s *Store) SetDiskFull(full bool) {
 		s.logger.Warn("disk space reserve", zap.Bool("full", full))
 	}
 }
-
-// AdminCommand runs an admin command on this store's peer of a region and waits: for tools and tests.
-func (s *Store) AdminCommand(ctx context.Context, regionID uint64, req *raft_cmdpb.AdminRequest) (message.Result, error) {
-	box := s.router.get(regionID)
-	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	h := box.handle.Load()
-	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	a := &message.Admin{
-		Header:  message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch},
-		Request: req, Callback: message.NewCallback(),
-	}
-	s.Admin(a)
-	res, err := a.Callback.Wait(ctx)
-	if err == nil {
-		err = res.Err
-	}
-	return res, err
-}
-
-// SplitAt splits a region at a key, or in the middle if key is empty, and waits for it.
-func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (message.Result, error) {
-	box := s.router.get(regionID)
-	if box == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	h := box.handle.Load()
-	if h == nil {
-		return message.Result{}, &RegionNotFoundError{RegionID: regionID}
-	}
-	return s.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
-}
-
-func (s *Store) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
-	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
-	if err := s.router.send(h.RegionID, m); err != nil {
-		return message.Result{}, err
-	}
-	res, err := m.Callback.Wait(ctx)
-	if err == nil {
-		err = res.Err
-	}
-	return res, err
-}
-
-func wrapRecover(regionID uint64, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("recover region %d: %w", regionID, err)
-}
-
-var errDamaged = errors.New("raftstore: damaged replica")
 
 // Done is closed when the store stops or fails.
 func (s *Store) Done() <-chan struct{} { return s.ctx.Done() }

@@ -12,6 +12,8 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -27,12 +29,12 @@ func (v *PeerView) Status() raft.Status { return v.p.rn.Status() }
 func (v *PeerView) Info() PeerInfo {
 	p := v.p
 	info := PeerInfo{
-		Region: p.region(), Peer: p.meta, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
+		Region: p.region(), Peer: p.self, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
 		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(), LastTerm: p.lastTerm(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
-	for _, q := range p.pending() {
+	for _, q := range p.report.pending() {
 		if p.isLeader() {
 			info.Pending = append(info.Pending, q.Id)
 		}
@@ -78,7 +80,7 @@ func (s *Store) Inspect(ctx context.Context, regionID uint64, fn func(*PeerView)
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.ctx.Done():
-		return ErrStopping
+		return regionerr.ErrStopping
 	}
 }
 
@@ -94,7 +96,7 @@ func (p *peer) lastTerm() uint64 {
 // MaxKnownID is the largest id of a region, peer or store that this store knows.
 func (s *Store) MaxKnownID() uint64 {
 	most := s.storeID
-	for _, r := range s.meta.all() {
+	for _, r := range s.ranges.all() {
 		most = max(most, r.Id, r.MaxPeerId)
 		for _, p := range r.Peers {
 			most = max(most, p.Id, p.StoreId)
@@ -112,7 +114,7 @@ func (s *Store) Peer(ctx context.Context, regionID uint64) (info PeerInfo, err e
 		}
 	})
 	if err == nil && gone {
-		err = &RegionNotFoundError{RegionID: regionID}
+		err = &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	return info, err
 }
@@ -141,8 +143,8 @@ func (s *Store) Peers(ctx context.Context) ([]PeerInfo, error) {
 // Regions returns the regions of this store as its range tree has them, initialized ones only.
 func (s *Store) Regions() []*metapb.Region {
 	var out []*metapb.Region
-	for _, r := range s.meta.all() {
-		if isInitialized(r) {
+	for _, r := range s.ranges.all() {
+		if regions.IsInitialized(r) {
 			out = append(out, r)
 		}
 	}
@@ -227,12 +229,12 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	if err != nil {
 		return RegionHash{}, err
 	}
-	apply, err := meta.LoadApplyState(snap, regionID, s.applierOf(regionID))
+	apply, err := meta.LoadApplyState(snap, regionID, s.appliers.of(regionID))
 	if err != nil {
 		return RegionHash{}, err
 	}
-	if st == nil || apply == nil || st.State != normalState || !isInitialized(st.Region) {
-		return RegionHash{}, &RegionNotFoundError{RegionID: regionID}
+	if st == nil || apply == nil || st.State != normalState || !regions.IsInitialized(st.Region) {
+		return RegionHash{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
 	out := RegionHash{Applied: apply.AppliedIndex}
 	h := sha256.New()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
+	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -39,10 +40,10 @@ type turn struct {
 	out    map[uint64][]*rspb.RaftMessage
 	room   []rspb.RaftMessage // for messages
 	ready  []*peer
-	apply  [][]applyTask
+	apply  [][]apply.Task
 	// ends are destructions. They begin after the turn's writes: one of those may be about the same region, whose raft
 	// log a destruction deletes.
-	ends []applyTask
+	ends []apply.Task
 	// held remembers the messages of each mailbox, to give the slice back.
 	held [][]message.Msg
 	// again are the mailboxes that want another turn.
@@ -55,7 +56,7 @@ const messageChunk = 16
 func newRaftWorker(s *Store, id int) *raftWorker {
 	w := &raftWorker{store: s, id: id}
 	w.turn.out = map[uint64][]*rspb.RaftMessage{}
-	w.turn.apply = make([][]applyTask, len(s.appliers))
+	w.turn.apply = make([][]apply.Task, len(s.appliers))
 	w.turn.states = s.engine.NewBatch()
 	return w
 }
@@ -80,8 +81,10 @@ func (w *raftWorker) run() {
 func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	t := &w.turn
 	t.held = t.held[:0]
+	room := maxTurnBytes
 	for _, b := range boxes {
-		msgs, ticks := b.take()
+		msgs, ticks, left := b.take(room)
+		room = left
 		t.held = append(t.held, msgs)
 		p := b.peer
 		p.handleMessages(t, msgs)
@@ -105,7 +108,7 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	}
 	w.flushMessages()
 	for _, task := range t.ends {
-		t.addApply(w.store.applierOf(task.regionID), task)
+		t.addApply(w.store.appliers.of(task.RegionID), task)
 	}
 	clear(t.ends)
 	t.ends = t.ends[:0]
@@ -164,14 +167,14 @@ func (w *raftWorker) flushMessages() (sent bool) {
 func (w *raftWorker) flushApply() {
 	for i, tasks := range w.turn.apply {
 		if len(tasks) > 0 {
-			w.store.appliers[i].push(tasks)
+			w.store.appliers[i].Push(tasks...)
 			w.turn.apply[i] = tasks[:0]
 			clear(tasks)
 		}
 	}
 }
 
-func (t *turn) addApply(worker int, task applyTask) {
+func (t *turn) addApply(worker int, task apply.Task) {
 	t.apply[worker] = append(t.apply[worker], task)
 }
 

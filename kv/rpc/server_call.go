@@ -95,13 +95,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 			return err
 		}
 	}
-	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: int64(c.s.opts.FirstWindow), left: int64(c.s.opts.FirstWindow)}}
-	if req.checksum {
-		call.check = checksum{sends: true, checks: true, seed: checksumSeed(m.sumOf(req.path), id)}
-	}
-	if req.timeout >= 0 {
-		call.deadline = time.Now().Add(req.timeout)
-	}
+	call := c.newCall(id, m, &req)
 	c.mu.Lock()
 	c.lastID = id
 	c.mu.reading = true
@@ -137,6 +131,18 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		return call.onEnd()
 	}
 	return nil
+}
+
+func (c *conn) newCall(id uint32, m *method, req *request) *Call {
+	window := int64(c.s.opts.FirstWindow)
+	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: window, left: window}}
+	if req.checksum {
+		call.check = checksum{sends: true, checks: true, seed: checksumSeed(m.sumOf(req.path), id)}
+	}
+	if req.timeout >= 0 {
+		call.deadline = time.Now().Add(req.timeout)
+	}
+	return call
 }
 
 // sumOf begins the checksums of a call; m is nil if the connection may not call it.

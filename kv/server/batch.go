@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
@@ -263,7 +263,7 @@ func (b *batchStream) reply(reply *kvrpcpb.BatchReply, err error, room *rpc.Room
 
 // busyReply puts the answer of a busy store in the place of a large one: only reads have those.
 func busyReply(reply *kvrpcpb.BatchReply) {
-	region, _, _ := outcome(&raftstore.BusyError{Reason: rpc.NoRoom})
+	region, _, _ := outcome(&regionerr.BusyError{Reason: rpc.NoRoom})
 	switch {
 	case reply.Get != nil:
 		reply.Get = &kvrpcpb.RawGetResponse{RegionError: region}

@@ -8,7 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -32,7 +32,7 @@ func TestCompareAndSwapRequests(t *testing.T) {
 		swap(&kvrpcpb.RawCASRequest{Key: key, PreviousValue: []byte("1"), Delete: true}))
 	require.Contains(t, swap(&kvrpcpb.RawCASRequest{}).Error, "empty")
 	require.Contains(t, swap(&kvrpcpb.RawCASRequest{Key: key, Cf: "holidays"}).Error, "column family")
-	_, text, rpc := outcome(&raftstore.FeatureError{Missing: 1})
+	_, text, rpc := outcome(&regionerr.FeatureError{Missing: 1})
 	require.NoError(t, rpc)
 	require.Contains(t, text, "every store of the cluster must run a version that knows conditional-ops")
 	without := New(config.Default(), new(fakeStorage), nil, nil, zap.NewNop())

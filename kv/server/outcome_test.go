@@ -7,8 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
-	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -23,9 +22,9 @@ func TestUnknownOutcomeOnTheWire(t *testing.T) {
 		require.Nil(t, e.NotLeader)
 	}
 	for _, cause := range []error{
-		&raftstore.RegionNotFoundError{RegionID: 1}, &raftstore.NotLeaderError{RegionID: 1}, raftstore.ErrStopping, raftstore.ErrFailed,
+		&regionerr.RegionNotFoundError{RegionID: 1}, &regionerr.NotLeaderError{RegionID: 1}, regionerr.ErrStopping, regionerr.ErrFailed,
 	} {
-		err := &message.UnknownError{Cause: cause}
+		err := &regionerr.UnknownError{Cause: cause}
 		resp, rpc := putAnswer(0, err)
 		require.NoError(t, rpc)
 		check(resp.RegionError)

@@ -5,14 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
@@ -31,7 +30,7 @@ func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 // failure is apart from outcome since what errors.As fills is allocated.
 func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	var invalid *requestError
-	var missing *raftstore.FeatureError
+	var missing *regionerr.FeatureError
 	switch {
 	case errors.As(err, &invalid):
 		return nil, invalid.Error(), nil
@@ -41,10 +40,10 @@ func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, raftstore.ErrStopping), errors.Is(err, raftstore.ErrFailed), errors.Is(err, engine.ErrClosed):
+	case errors.Is(err, regionerr.ErrStopping), errors.Is(err, regionerr.ErrFailed), errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
-	if pb, ok := raftstore.RegionError(err); ok {
+	if pb, ok := regionerr.ToProto(err); ok {
 		return pb, "", nil
 	}
 	return nil, "", status.Error(codes.Internal, err.Error())
@@ -229,16 +228,17 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 	if cut {
 		room = min(room, req.MaxBytes)
 	}
-	size := uint64(0)
+	size, pairs := uint64(0), pairs{most: int(req.Limit)}
 	for first(); it.Valid() && len(resp.Kvs) < int(req.Limit); next() {
-		pair := &kvrpcpb.KvPair{Key: slices.Clone(it.Key())}
+		pair := pairs.next()
+		pair.Key = pairs.copy(it.Key())
 		if !req.KeyOnly {
-			pair.Value = bytes.Clone(it.Value())
+			pair.Value = pairs.copy(it.Value())
 		}
 		size += uint64(len(pair.Key)+len(pair.Value)) + 16
 		full := !held.Gather(int(size))
 		if full && (!cut || len(resp.Kvs) == 0) {
-			return &raftstore.BusyError{Reason: rpc.NoRoom}
+			return &regionerr.BusyError{Reason: rpc.NoRoom}
 		}
 		if (full || size > room) && len(resp.Kvs) > 0 {
 			if !cut {
@@ -250,4 +250,40 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 		resp.Kvs = append(resp.Kvs, pair)
 	}
 	return it.Err()
+}
+
+// pairs allocates the pairs of an answer, several at a time: one by one, they are what the collector has most to do with.
+type pairs struct {
+	// most is how many there may be.
+	most, made int
+	free       []kvrpcpb.KvPair
+	room       []byte
+}
+
+const (
+	minChunk, maxChunk = 1 << 10, 32 << 10
+	maxPairChunk       = 64
+)
+
+func (p *pairs) next() *kvrpcpb.KvPair {
+	if len(p.free) == 0 {
+		p.free = make([]kvrpcpb.KvPair, max(min(2*p.made, maxPairChunk, p.most-p.made), 1))
+		p.made += len(p.free)
+	}
+	pair := &p.free[0]
+	p.free = p.free[1:]
+	return pair
+}
+
+// copy copies b into a chunk that others share; large ones get memory of their own.
+func (p *pairs) copy(b []byte) []byte {
+	if len(b) == 0 || len(b) > maxChunk/4 {
+		return bytes.Clone(b)
+	}
+	if cap(p.room)-len(p.room) < len(b) {
+		p.room = make([]byte, 0, max(min(2*cap(p.room), maxChunk), minChunk, len(b)))
+	}
+	at := len(p.room)
+	p.room = append(p.room, b...)
+	return p.room[at:len(p.room):len(p.room)]
 }

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
@@ -118,7 +118,7 @@ func Register(g *rpc.Server, svc *Server) {
 	svc.registerInline(g)
 	for name, answer := range busyAnswers {
 		g.OnBusy("/tinykvpb.TinyKv/"+name, func(reason string) any {
-			region, _, _ := outcome(&raftstore.BusyError{Reason: reason})
+			region, _, _ := outcome(&regionerr.BusyError{Reason: reason})
 			return answer(region)
 		})
 	}

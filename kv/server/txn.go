@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
@@ -101,7 +101,7 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 		return nil, key, nil
 	}
 	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
-		err = &raftstore.BusyError{Reason: err.Error()}
+		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, _, rpc = outcome(err)
 	return region, nil, rpc

@@ -52,7 +52,7 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 	if bytes.Compare(lo, hi) > 0 {
 		hi = lo
 	}
-	return userIterator{v.snap.NewIterator(lo, hi), v, cf}
+	return &userIterator{v.snap.NewIterator(lo, hi), v, cf}
 }
 
 // Close implements Reader.
@@ -64,14 +64,14 @@ type userIterator struct {
 	cf   engine.CF
 }
 
-func (it userIterator) SeekGE(key []byte) { it.Iterator.SeekGE(engine.DataKey(it.cf, key)) }
+func (it *userIterator) SeekGE(key []byte) { it.Iterator.SeekGE(engine.DataKey(it.cf, key)) }
 
-func (it userIterator) SeekLT(key []byte) { it.Iterator.SeekLT(engine.DataKey(it.cf, key)) }
+func (it *userIterator) SeekLT(key []byte) { it.Iterator.SeekLT(engine.DataKey(it.cf, key)) }
 
-func (it userIterator) Err() error {
+func (it *userIterator) Err() error {
 	err := it.Iterator.Err()
 	it.view.note(err)
 	return err
 }
 
-func (it userIterator) Key() []byte { return engine.UserKey(it.Iterator.Key()) }
+func (it *userIterator) Key() []byte { return engine.UserKey(it.Iterator.Key()) }

@@ -303,7 +303,7 @@ func (c *Cluster) WaitReplicas(ctx context.Context) error {
 		}
 		missing := len(regions) == 0
 		for _, r := range regions {
-			missing = missing || len(r.Meta.Peers) < min(c.cfg.Stores, 3) || len(r.PendingPeers) > 0 || r.Leader == nil
+			missing = missing || r.Voters() < min(c.cfg.Stores, 3) || len(r.PendingPeers) > 0 || r.Leader == nil
 		}
 		if !missing {
 			return nil

@@ -43,7 +43,7 @@ var (
 // exist, for each trap that is raft's.
 func TestTrapsAreShown(t *testing.T) {
 	exists := map[string]bool{}
-	for _, pattern := range []string{"../*_test.go", "*/*_test.go"} {
+	for _, pattern := range []string{"../*_test.go", "*/*_test.go", "../../tests/*_test.go"} {
 		paths, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		for _, path := range paths {

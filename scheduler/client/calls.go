@@ -19,6 +19,17 @@ type Region struct {
 	DownPeers    []*pb.PeerStats
 }
 
+// Voters is how many of the region's peers have a vote; the others are on their way to one.
+func (r *Region) Voters() int {
+	n := 0
+	for _, p := range r.Meta.GetPeers() {
+		if p.GetRole() != metapb.PeerRole_Learner {
+			n++
+		}
+	}
+	return n
+}
+
 // response is any answer with a header.
 type response interface{ GetHeader() *pb.ResponseHeader }
 

@@ -66,10 +66,10 @@ type placementJSON struct {
 // defects returns what is not as it should be with one region.
 func (s *Server) defects(v *view.View, r *core.RegionInfo) []string {
 	var out []string
-	if len(r.Peers()) < v.MaxReplicas() {
+	if r.Voters() < v.MaxReplicas() {
 		out = append(out, "miss-peer")
 	}
-	if len(r.Peers()) > v.MaxReplicas() {
+	if r.Voters() > v.MaxReplicas() {
 		out = append(out, "extra-peer")
 	}
 	if r.HasPending() {

@@ -35,7 +35,7 @@ func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse)
 
 func (s *Sim) transfer(r *Region, to *metapb.Peer) {
 	i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.Id == to.Id })
-	if i < 0 || r.noData[to.Id] || !s.usable(to.StoreId) || !s.usable(r.leader) {
+	if i < 0 || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) || !s.usable(r.leader) {
 		return
 	}
 	if r.leader != to.StoreId {
@@ -52,17 +52,12 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 	}
 	next := *r.meta
 	next.RegionEpoch = &metapb.RegionEpoch{Version: e.Version, ConfVer: e.ConfVer + 1}
-	before := s.healthy(r, r.meta)
+	before, votersBefore := s.healthy(r, r.meta), voters(r.meta)
 	switch cp.ChangeType {
-	case eraftpb.ConfChangeType_AddNode:
-		if slices.ContainsFunc(next.Peers, func(p *metapb.Peer) bool { return p.StoreId == cp.Peer.StoreId }) {
+	case eraftpb.ConfChangeType_AddNode, eraftpb.ConfChangeType_AddLearnerNode:
+		if !s.add(r, &next, cp) {
 			return
 		}
-		s.beforeAdd(r)
-		next.Peers = append(slices.Clip(next.Peers), cp.Peer)
-		r.noData[cp.Peer.Id] = true
-		s.stores[cp.Peer.StoreId].regions[r] = struct{}{}
-		s.snapshot(r, cp.Peer)
 	case eraftpb.ConfChangeType_RemoveNode:
 		if cp.Peer.StoreId == r.leader {
 			s.faultf("region %d: the leader was told to remove itself", r.meta.Id)
@@ -72,19 +67,50 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 		if len(next.Peers) == len(r.meta.Peers) {
 			return
 		}
+		s.checkRemoval(r, &next, cp.Peer.Id)
+		delete(r.sick, cp.Peer.Id)
 		delete(r.noData, cp.Peer.Id)
 		delete(s.stores[cp.Peer.StoreId].regions, r)
 	default:
 		return
 	}
 	r.meta = &next
-	if after := s.healthy(r, r.meta); after <= len(next.Peers)/2 && before > (len(next.Peers)-1)/2+1 {
-		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after, len(next.Peers))
+	if after := s.healthy(r, r.meta); after <= voters(r.meta)/2 && before > votersBefore/2 {
+		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after, voters(r.meta))
 	}
 	if cp.ChangeType == eraftpb.ConfChangeType_RemoveNode {
 		s.afterRemove(r, cp.Peer.StoreId)
 	}
 	s.changed(r)
+}
+
+// add gives a region a new peer, or a learner that it has its vote. It tells whether that changed anything.
+func (s *Sim) add(r *Region, next *metapb.Region, cp *schedulerpb.ChangePeer) bool {
+	voter := cp.ChangeType == eraftpb.ConfChangeType_AddNode
+	p := &metapb.Peer{Id: cp.Peer.Id, StoreId: cp.Peer.StoreId, Role: metapb.PeerRole_Voter}
+	if i := slices.IndexFunc(next.Peers, func(q *metapb.Peer) bool { return q.StoreId == p.StoreId }); i >= 0 {
+		if old := next.Peers[i]; old.Id != p.Id || !isLearner(old) || !voter {
+			return false
+		}
+		if r.noData[p.Id] {
+			s.faultf("region %d: learner %d was to be promoted without data", r.meta.Id, p.Id)
+			return false
+		}
+		next.Peers = slices.Clone(next.Peers)
+		next.Peers[i] = p
+		return true
+	}
+	if voter {
+		s.faultf("region %d: an empty voter was added", r.meta.Id)
+	} else {
+		p.Role = metapb.PeerRole_Learner
+	}
+	s.beforeAdd(r)
+	next.Peers = append(slices.Clip(next.Peers), p)
+	r.noData[p.Id] = true
+	s.stores[p.StoreId].regions[r] = struct{}{}
+	s.snapshot(r, p)
+	return true
 }
 
 // snapshot gives a new replica its data after a while.
@@ -97,7 +123,7 @@ func (s *Sim) snapshotDone(r *Region, p *metapb.Peer) {
 	if !r.noData[p.Id] {
 		return // removed meanwhile
 	}
-	if !s.usable(p.StoreId) || r.leader == 0 || !s.usable(r.leader) {
+	if !s.usable(p.StoreId) || s.stores[p.StoreId].stalled || r.leader == 0 || !s.usable(r.leader) {
 		s.after(electionTimeout, func() { s.snapshotDone(r, p) })
 		return
 	}
@@ -113,6 +139,39 @@ func (s *Sim) snapshotDone(r *Region, p *metapb.Peer) {
 		s.Stats.lastMove = s.now
 	}
 	s.changed(r)
+}
+
+// Sicken makes the replicas of n regions that have one on the store, and none that is sick, take no part any more.
+func (s *Sim) Sicken(id uint64, n int, damaged bool) {
+	st := s.stores[id]
+	st.sickened = true
+	for _, r := range s.regions {
+		i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.StoreId == id })
+		if n == 0 || i < 0 || len(r.sick) > 0 {
+			continue
+		}
+		n--
+		r.sick = map[uint64]sickness{r.meta.Peers[i].Id: {damaged, s.now}}
+		if r.leader == id {
+			r.leader = 0
+		}
+	}
+	s.elections()
+	s.storeBeat(st)
+}
+
+// damagedOn are the peers that a store reports as damaged.
+func (s *Sim) damagedOn(st *Store) []uint64 {
+	var out []uint64
+	for r := range st.regions {
+		for _, p := range r.meta.Peers {
+			if p.StoreId == st.id && r.sick[p.Id].damaged {
+				out = append(out, p.Id)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Kill stops a store; its leaders are replaced after an election timeout.

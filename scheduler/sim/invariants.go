@@ -112,15 +112,47 @@ func (s *Sim) checkOperators() {
 		}
 	}
 	for id, i := range all {
-		// What leaves a store that is dead, or being emptied, costs it nothing: others send the data.
+		// What leaves a store that is dead, or being emptied, or does not serve it, costs it nothing: others send the data.
 		info := s.cluster.Core().Store(id)
 		out := i.OutMoves
-		if !s.usable(id) || !info.IsUp() {
+		if !s.usable(id) || !info.IsUp() || s.stores[id].sickened {
 			out = 0
 		}
 		if most := 2 * s.opts.Schedule.StoreMovesInFlight; i.InMoves > most || out > most {
 			s.faultf("store %d takes part in %d moves in and %d out", id, i.InMoves, i.OutMoves)
 		}
+	}
+}
+
+// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have the data. So a move or
+// a repair never leaves a region with fewer of them than it had, whatever happens to the stores meanwhile.
+//
+// One that is not sound goes first only where no store is left for its successor.
+func (s *Sim) checkRemoval(r *Region, next *metapb.Region, id uint64) {
+	free := 0
+	for _, st := range s.order {
+		info := s.cluster.Core().Store(st.id)
+		has := slices.ContainsFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.StoreId == st.id })
+		if !has && s.usable(st.id) && info != nil && info.IsUp() && !st.stalled {
+			free++
+		}
+	}
+	if free > 0 && voters(next) < min(s.opts.Replicas, voters(r.meta)) {
+		s.faultf("region %d: peer %d was removed before its successor had a vote", r.meta.Id, id)
+	}
+	for _, p := range r.meta.Peers {
+		if p.Id == id && (isLearner(p) || !s.canServe(r, p)) {
+			return
+		}
+	}
+	full := 0
+	for _, p := range next.Peers {
+		if !isLearner(p) && !r.noData[p.Id] {
+			full++
+		}
+	}
+	if full < s.opts.Replicas {
+		s.faultf("region %d: a sound voter was removed, %d with the data are left", r.meta.Id, full)
 	}
 }
 

@@ -145,7 +145,8 @@ func (s *Sim) Result() Result {
 		}
 		live := 0
 		for _, p := range r.meta.Peers {
-			if s.stores[p.StoreId].alive && !r.noData[p.Id] {
+			_, sick := r.sick[p.Id]
+			if !isLearner(p) && s.stores[p.StoreId].alive && !r.noData[p.Id] && !sick {
 				live++
 			}
 		}

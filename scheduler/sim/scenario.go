@@ -22,6 +22,8 @@ import (
 //	run for=10m                  let time pass
 //	measure                      start counting moves against the lower bound
 //	kill|restart|cut|heal|offline|up|evict store=1
+//	stall|unstall store=4        raft snapshots to the store do not arrive
+//	damage|mute store=4 n=10     so many replicas of the store take no part; it says so, or they are just silent
 //	flap store=1 down=25s up=35s times=10
 //	failover                     a new placement leader that knows nothing
 //	load rate=20 [zipf=1.2] [split=144]
@@ -67,6 +69,10 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.Cut(uint64(args.num("store", 0)))
 	case "heal":
 		s.Heal(uint64(args.num("store", 0)))
+	case "damage", "mute":
+		s.Sicken(uint64(args.num("store", 0)), args.num("n", 1), cmd == "damage")
+	case "stall", "unstall":
+		s.stores[uint64(args.num("store", 0))].stalled = cmd == "stall"
 	case "offline":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Offline))
 	case "up":

@@ -53,6 +53,8 @@ type Store struct {
 	alive     bool
 	cut       bool // partitioned from the other stores, not from the placement service
 	busy      bool
+	stalled   bool // raft snapshots to it do not arrive
+	sickened  bool // replicas on it take no part, or did
 	capacity  uint64
 	labels    []*metapb.StoreLabel
 	regions   map[*Region]struct{}
@@ -66,8 +68,9 @@ type Region struct {
 	meta   *metapb.Region // replaced, never changed
 	leader uint64         // store, 0 while there is none
 	term   uint64
-	size   int64           // MiB
-	noData map[uint64]bool // peers that wait for a snapshot, by peer id
+	size   int64               // MiB
+	noData map[uint64]bool     // peers that wait for a snapshot, by peer id
+	sick   map[uint64]sickness // replicas that take no part although their stores live, by peer id
 	hb     *schedulerpb.RegionHeartbeatRequest
 	stale  *schedulerpb.RegionHeartbeatRequest // what a cut former leader still reports
 	moves  int
@@ -184,7 +187,7 @@ func (s *Sim) AddStore(capacityMiB uint64, labels ...*metapb.StoreLabel) *Store 
 }
 
 func (s *Sim) register(st *Store) {
-	m := &metapb.Store{Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels}
+	m := &metapb.Store{Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels, Version: "sim"}
 	if st.tombstone {
 		m.State = metapb.StoreState_Tombstone
 	}
@@ -232,22 +235,49 @@ func (s *Sim) usable(storeID uint64) bool {
 	return st != nil && st.alive && !st.cut
 }
 
-// healthy counts voters that are alive and have the data.
-func (s *Sim) healthy(r *Region, m *metapb.Region) int {
+// sickness is why and since when a replica takes no part.
+type sickness struct {
+	damaged bool // its store knows and says so; else it is only silent
+	since   time.Time
+}
+
+// peerDownAfter is the silence after which a leader reports a peer as down.
+const peerDownAfter = 5 * time.Minute
+
+func isLearner(p *metapb.Peer) bool { return p.Role == metapb.PeerRole_Learner }
+
+func voters(m *metapb.Region) int {
 	n := 0
 	for _, p := range m.Peers {
-		if s.usable(p.StoreId) && !r.noData[p.Id] {
+		if !isLearner(p) {
 			n++
 		}
 	}
 	return n
 }
 
-func (s *Sim) hasQuorum(r *Region) bool { return s.healthy(r, r.meta) > len(r.meta.Peers)/2 }
+// canServe tells whether a peer is alive and has the data.
+func (s *Sim) canServe(r *Region, p *metapb.Peer) bool {
+	_, sick := r.sick[p.Id]
+	return s.usable(p.StoreId) && !r.noData[p.Id] && !sick
+}
+
+// healthy counts voters that are alive and have the data.
+func (s *Sim) healthy(r *Region, m *metapb.Region) int {
+	n := 0
+	for _, p := range m.Peers {
+		if !isLearner(p) && s.canServe(r, p) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *Sim) hasQuorum(r *Region) bool { return s.healthy(r, r.meta) > voters(r.meta)/2 }
 
 // heartbeat builds the report of a region's leader; it is kept until the region changes.
 func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
-	if r.hb != nil {
+	if r.hb != nil && len(r.sick) == 0 {
 		return r.hb
 	}
 	hb := &schedulerpb.RegionHeartbeatRequest{
@@ -260,6 +290,11 @@ func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
 		}
 		if r.noData[p.Id] {
 			hb.PendingPeers = append(hb.PendingPeers, p)
+		}
+		if sick, ok := r.sick[p.Id]; ok && s.now.Sub(sick.since) >= peerDownAfter {
+			hb.DownPeers = append(hb.DownPeers, &schedulerpb.PeerStats{
+				Peer: p, DownSeconds: uint64(s.now.Sub(sick.since).Seconds()),
+			})
 		}
 	}
 	r.hb = hb
@@ -312,7 +347,7 @@ func (s *Sim) storeBeat(st *Store) {
 	used := st.used
 	_ = s.cluster.HandleStoreHeartbeat(&schedulerpb.StoreStats{
 		StoreId: st.id, Capacity: st.capacity, Available: st.capacity - min(used, st.capacity), UsedSize: used,
-		RegionCount: uint32(len(st.regions)), IsBusy: st.busy,
+		RegionCount: uint32(len(st.regions)), IsBusy: st.busy, DamagedPeerIds: s.damagedOn(st),
 	})
 }
 
@@ -410,7 +445,7 @@ func (s *Sim) elections() {
 			continue
 		}
 		for _, p := range r.meta.Peers {
-			if s.usable(p.StoreId) && !r.noData[p.Id] {
+			if !isLearner(p) && s.canServe(r, p) {
 				r.leader = p.StoreId
 				r.term++
 				s.changed(r)

@@ -10,7 +10,7 @@ import (
 // TestGoroutinesAreWatched: a package that starts goroutines has tests that fail if one is left.
 func TestGoroutinesAreWatched(t *testing.T) {
 	// They start for tests, which watch; or end with their process.
-	exempt := []string{"scheduler/server/servertest", "kv/engine/enginetest", "kv/timerslack", "tests/cluster", "tests/bench"}
+	exempt := []string{"scheduler/server/servertest", "kv/engine/enginetest", "pkg/goruntime", "tests/cluster", "tests/bench"}
 	starts, watched := map[string]string{}, map[string]bool{}
 	for _, s := range sources(t) {
 		if s.test {

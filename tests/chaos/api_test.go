@@ -21,6 +21,7 @@ var httpClient = &http.Client{Timeout: time.Second}
 
 type apiPeer struct {
 	StoreID uint64 `json:"store_id"`
+	Learner bool   `json:"learner"`
 }
 
 type apiRegion struct {
@@ -277,6 +278,9 @@ func (h *history) compareReplicas() (int, error) {
 		}
 		var first raftstore.RegionHash
 		for j, p := range r.Peers {
+			if p.Learner {
+				return 0, fmt.Errorf("region %d: the replica on store %d has no vote", r.ID, p.StoreID)
+			}
 			var hash raftstore.RegionHash
 			if err := fetch(fmt.Sprintf("http://%s/hash?region=%d", status[addrs[p.StoreID]], r.ID), &hash); err != nil {
 				return 0, err

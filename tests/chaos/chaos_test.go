@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,8 +213,8 @@ func (h *history) prepare() {
 			return fmt.Errorf("%d regions", len(regs))
 		}
 		for _, r := range regs {
-			if len(r.Peers) < 3 {
-				return fmt.Errorf("region %d has %d peers", r.ID, len(r.Peers))
+			if len(r.Peers) < 3 || slices.ContainsFunc(r.Peers, func(p apiPeer) bool { return p.Learner }) {
+				return fmt.Errorf("region %d has not three voters: %v", r.ID, r.Peers)
 			}
 		}
 		return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -129,7 +130,7 @@ func (c *Cluster) checkReplicas(id uint64, leader raftstore.PeerInfo, have map[u
 		hash = h
 	}
 	for store, info := range have {
-		if raftstore.PeerOnStore(leader.Region, store) == nil {
+		if regions.PeerOnStore(leader.Region, store) == nil {
 			return fmt.Sprintf("region %d: zombie peer %d on store %d", id, info.Peer.Id, store)
 		}
 	}
@@ -157,7 +158,7 @@ func checkForeign(n *Node) string {
 	if s == nil {
 		return ""
 	}
-	regions := s.Regions()
+	own := s.Regions()
 	snap := n.Engine().NewSnapshot()
 	defer snap.Close()
 	for _, cf := range engine.CFs {
@@ -165,8 +166,8 @@ func checkForeign(n *Node) string {
 		defer it.Close()
 		for it.First(); it.Valid(); it.Next() {
 			user, owned := engine.UserKey(it.Key()), false
-			for _, r := range regions {
-				owned = owned || raftstore.ContainsKey(r, user)
+			for _, r := range own {
+				owned = owned || regions.Contains(r, user)
 			}
 			if !owned {
 				return fmt.Sprintf("store %d has key %q, which is in none of its regions", n.ID, bytes.Clone(user))
@@ -177,7 +178,7 @@ func checkForeign(n *Node) string {
 }
 
 // OnStore returns the region's peer on a store; nil if there is none or no region.
-func OnStore(r *metapb.Region, store uint64) *metapb.Peer { return raftstore.PeerOnStore(r, store) }
+func OnStore(r *metapb.Region, store uint64) *metapb.Peer { return regions.PeerOnStore(r, store) }
 
 // PeerOf returns a store's peer of a region, nil if it has none.
 func PeerOf(c *Cluster, store, region uint64) *raftstore.PeerInfo {
@@ -200,7 +201,7 @@ func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error 
 	leader := c.WaitLeader(r.Id)
 	s := &stub{c: c, id: leader.ID}
 	resp, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{
-		Context: &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: raftstore.PeerOnStore(r, leader.ID)},
+		Context: &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: regions.PeerOnStore(r, leader.ID)},
 		Key:     key, Value: value,
 	})
 	if err != nil {

@@ -31,6 +31,7 @@ import (
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
@@ -655,6 +656,14 @@ func (c *Cluster) Transfer(regionID uint64, to *metapb.Peer) error {
 	})
 }
 
+// ChangePeer asks the region's leader once for a conf change.
+func (c *Cluster) ChangePeer(regionID uint64, kind eraftpb.ConfChangeType, p *metapb.Peer) error {
+	return c.adminOnce(regionID, &raft_cmdpb.AdminRequest{
+		CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
+		ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: kind, Peer: p},
+	})
+}
+
 func (c *Cluster) adminOnce(regionID uint64, req *raft_cmdpb.AdminRequest) error {
 	leader := c.Placement.Leader(regionID)
 	n := c.node(leader.GetStoreId())
@@ -678,7 +687,7 @@ func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
 	pick := c.rng.IntN(1 << 20)
 	var free []uint64
 	for id := range c.nodes {
-		if raftstore.PeerOnStore(r, id) == nil {
+		if regions.PeerOnStore(r, id) == nil {
 			free = append(free, id)
 		}
 	}

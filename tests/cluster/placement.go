@@ -20,6 +20,7 @@ type Placement struct {
 	mu      sync.Mutex
 	nextID  uint64
 	off     bool
+	refused int
 	regions map[uint64]*heard
 	orders  map[uint64]*order
 	nodes   func(storeID uint64) *Node
@@ -61,6 +62,13 @@ func (p *Placement) SetOff(off bool) {
 	p.off = off
 }
 
+// RefusedSplits is how many requests for a split came while every call failed.
+func (p *Placement) RefusedSplits() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refused
+}
+
 // AllocID returns a fresh id.
 func (p *Placement) AllocID() uint64 {
 	p.mu.Lock()
@@ -74,6 +82,7 @@ func (p *Placement) AskSplit(_ context.Context, region *metapb.Region) (*schedul
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.off {
+		p.refused++
 		return nil, errPlacementOff
 	}
 	p.nextID++

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 var binDir string
@@ -127,7 +129,8 @@ func waitReplicas(t *testing.T, c *localcluster.Cluster, n int) {
 		have := 0
 		for _, infos := range all {
 			for _, info := range infos {
-				if len(info.Region.GetPeers()) >= n && !info.Installing {
+				learner := func(p *metapb.Peer) bool { return p.GetRole() == metapb.PeerRole_Learner }
+				if peers := info.Region.GetPeers(); len(peers) >= n && !slices.ContainsFunc(peers, learner) && !info.Installing {
 					have++
 				}
 			}

@@ -305,7 +305,7 @@ func waitSecuredReplicas(t *testing.T, cl *client.Client, n int) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
 		r, err := cl.Placement().GetRegion(t.Context(), []byte("k"))
-		if err != nil || r == nil || len(r.Meta.Peers) != n || len(r.PendingPeers) > 0 {
+		if err != nil || r == nil || r.Voters() != n || len(r.PendingPeers) > 0 {
 			return fmt.Errorf("not %d replicas yet: %v, %w", n, r, err)
 		}
 		return nil

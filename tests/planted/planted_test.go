@@ -60,15 +60,23 @@ var bugs = []bug{
 		change: [][2]string{{"return p.index == index && p.term == term }", "return p.index == index }"}},
 	},
 	{
-		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
+		name: "B11-no-epoch-check-at-apply", file: "kv/raftstore/apply/entries.go", pkg: suitePkg, run: "TestWriteBehindASplitIsRefused3B", tries: 1,
 		change: [][2]string{
-			{"	if !epochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
-			{"refused = checkKey(a.region, op.Key)", "refused = nil"},
+			{"	if !regions.EpochMatches(a.region, cmd.Header.RegionEpoch, true, false) {\n		return message.Result{Err: w.epochNotMatch(a)}, nil\n	}\n	if cmd", "	if cmd"},
+			{"refused = regions.CheckKey(a.region, op.Key)", "refused, _ = nil, regions.CheckKey"},
 		},
 	},
 	{
 		name: "lease-of-good-clocks-only", file: "kv/config/config.go", pkg: "./kv/config", run: "TestLeaseOutlivesNoElection", tries: 1,
 		change: [][2]string{{"LeaseDrift: 20,", "LeaseDrift: 10,"}},
+	},
+	{
+		name: "learner-promoted-empty", file: "kv/raftstore/confchange.go", pkg: suitePkg, run: "TestLearnerIsPromotedWhenItHasCaughtUp", tries: 1,
+		change: [][2]string{{"		return p.checkPromotion(q)\n", "		return nil\n"}},
+	},
+	{
+		name: "refused-split-is-forgotten", file: "kv/raftstore/split.go", pkg: suitePkg, run: "TestSplitThatWasRefusedComesAgain", tries: 1,
+		change: [][2]string{{"	st.sizeKnown = false\n", ""}},
 	},
 	{
 		name: "window-follows-arrival", file: "kv/rpc/intake.go", pkg: "./kv/rpc", run: "TestHalfRequestsAreBounded", tries: 1,
@@ -80,15 +88,15 @@ var bugs = []bug{
 	},
 	{
 		name: "first-hash-is-the-majority", file: "kv/raftstore/compare.go", pkg: "./kv/raftstore", run: "TestJudge", tries: 1,
-		change: [][2]string{{"votes[h] > voterCount(region)/2", "votes[h] == 1"}},
+		change: [][2]string{{"votes[h] > regions.VoterCount(region)/2", "votes[h] == 1"}},
 	},
 	{
-		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/compare.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
+		name: "hash-without-what-is-in-the-batch", file: "kv/raftstore/apply/admin.go", pkg: suitePkg, run: "TestEqualReplicasAreFoundEqual", tries: 3,
 		change: [][2]string{{"	if err := w.flush(); err != nil {\n		return message.Result{}, err\n	}\n	m := message.Hashed", "	m := message.Hashed"}},
 	},
 	{
 		name: "retry-is-a-second-write", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryDoesNotOverwrite", tries: 1,
-		change: [][2]string{{"	found, err := p.searchWrite(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
+		change: [][2]string{{"	found, err := o.search(&w.Identity)\n", "	found, err := false, error(nil)\n"}},
 	},
 	{
 		name: "late-attempt-is-proposed", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestLateAttemptIsRefused", tries: 1,
@@ -96,14 +104,14 @@ var bugs = []bug{
 	},
 	{
 		name: "retry-forgets-where-the-data-came-from", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryAfterASplit", tries: 1,
-		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &p.store.swaps), origin.Position, nil\n"}},
+		change: [][2]string{{"			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), a.SplitIndex, nil\n", "			return newWriteIndex(a.RegionID, origin.Position, a.Versions, &o.p.store.swaps), origin.Position, nil\n"}},
 	},
 	{
 		name: "retry-does-not-wait-for-its-log", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetryWaitsForTheFirstAttempt", tries: 1,
-		change: [][2]string{{"			w.HeldUntil = p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
+		change: [][2]string{{"			w.HeldUntil = o.p.rn.LastIndex()\n", "			w.HeldUntil = 0\n"}},
 	},
 	{
-		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply_ops.go", pkg: "./kv/raftstore", run: "TestSwapSeesThePendingBatch", tries: 1,
+		name: "swap-compares-with-an-old-value", file: "kv/raftstore/apply/conditional.go", pkg: "./kv/raftstore/apply", run: "TestSwapSeesThePendingBatch", tries: 1,
 		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
 	},
 	{
@@ -123,11 +131,11 @@ var bugs = []bug{
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
 	{
-		name: "io-error-as-an-answer", file: "kv/raftstore/apply_admin.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
+		name: "io-error-as-an-answer", file: "kv/raftstore/apply/split.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
 		args: []string{"-maxfail", "1", "-errors", "300"},
 		change: [][2]string{{
 			"			return message.Result{}, fmt.Errorf(\"state of new region %d: %w\", right.Id, err)\n",
-			"			w.store.fail(err)\n			return message.Result{Err: ErrFailed}, nil\n",
+			"			return message.Result{Err: fmt.Errorf(\"%w\", err)}, nil\n",
 		}},
 	},
 	{
@@ -142,22 +150,22 @@ var bugs = []bug{
 		name: "recovery-picks-the-shorter-log", file: "pkg/recovery/regions.go", pkg: "./pkg/recovery", run: "TestNewestReplicaGoesOn", tries: 1,
 		change: [][2]string{{"cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),", "cmp.Or(-cmp.Compare(r.LastTerm, best.LastTerm), -cmp.Compare(r.LastIndex, best.LastIndex),"}},
 	},
-	enumerated("B12-no-applying-state", "kv/raftstore/peer_ready.go", "snapshot-receive", [2]string{
-		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.meta,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.meta,",
+	enumerated("B12-no-applying-state", "kv/raftstore/install.go", "snapshot-receive", [2]string{
+		"State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,", "State: rspb.PeerState_Normal, Region: p.region(), Peer: p.self,",
 	}),
 	{
-		name: "B13-no-deadline-at-propose", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
+		name: "B13-no-deadline-at-propose", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestLateWriteIsNotProposed", tries: 1,
 		change: [][2]string{{"	if !deadline.IsZero() && p.store.clock.Now().After(deadline) {", "	if false {"}},
 	},
 	{
-		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/region_runner.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
+		name: "B14-clearing-for-an-uninitialized-peer", file: "kv/raftstore/destroy.go", pkg: suitePkg, run: "TestDestroyedEmptyPeerClearsNothing3B", tries: 1,
 		change: [][2]string{
-			{"	if !isInitialized(r) {\n		return nil\n	}\n	for _, free := range s.meta.freeRanges(r) {", "	for _, free := range []keyRange{{r.StartKey, r.EndKey}} {"},
+			{"	if !regions.IsInitialized(of) {\n		return nil\n	}\n	for _, free := range r.store.ranges.freeRanges(of) {", "	for _, free := range []keyRange{{of.StartKey, of.EndKey}} {"},
 		},
 	},
 	{
-		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
-		change: [][2]string{{"rspb.PeerState_Tombstone, t.region, t.peer)", "rspb.PeerState_Tombstone, t.region, nil)"}},
+		name: "B15-tombstone-without-peer-id", file: "kv/raftstore/apply/worker.go", pkg: suitePkg, run: "TestTombstoneKeepsPeerID3B", tries: 1,
+		change: [][2]string{{"rspb.PeerState_Tombstone, end.Tombstone, end.Peer)", "rspb.PeerState_Tombstone, end.Tombstone, nil)"}},
 	},
 	{
 		name: "B19-log-that-forgets-to-sync", file: "kv/raftlog/commit.go", pkg: "./kv/raftlog", run: "CrashAtEvery", tries: 1,
@@ -167,12 +175,12 @@ var bugs = []bug{
 		"w.store.log.Write(&t.log, t.sync)", "w.store.log.Write(&t.log, false)",
 	}),
 	{
-		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/store_meta.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
+		name: "B20-no-overlap-check-of-snapshots", file: "kv/raftstore/range_map.go", pkg: suitePkg, run: "TestOverlappingSnapshotIsRefused3B|Split.*Snapshot.*3B", tries: 5,
 		change: [][2]string{{"	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {\n		return other\n	}\n", ""}},
 	},
 	{
 		name: "definite-error-after-the-proposal", file: "kv/raftstore/message/proposal.go", pkg: suitePkg, run: "TestPutOfARemovedLeaderIsUnknown", tries: 1,
-		change: [][2]string{{"{ p.end(Result{Err: &UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
+		change: [][2]string{{"{ p.end(Result{Err: &regionerr.UnknownError{Cause: cause}}) }", "{ p.end(Result{Err: cause}) }"}},
 	},
 	{
 		name: "older-truth-believed", file: "kv/raftstore/peer.go", pkg: "./kv/raftstore", run: "TestEmptyPeerDoesNotBelieveOlderTruth", tries: 1,
@@ -181,15 +189,15 @@ var bugs = []bug{
 	enumerated("log-gc-without-engine-sync", "kv/raftstore/store.go", "log-gc", [2]string{
 		"runner.NewRaftLogGC(s.engine.Sync,", "runner.NewRaftLogGC(func() error { return nil },",
 	}),
-	enumerated("vote-not-persisted", "kv/raftstore/peer_ready.go", "append-follower|remove-peer-leader", [2]string{
+	enumerated("vote-not-persisted", "kv/raftstore/ready.go", "append-follower|remove-peer-leader", [2]string{
 		"			t.log.SetHardState(p.regionID, rd.HardState)\n", "			hs := rd.HardState\n			hs.Vote = 0\n			t.log.SetHardState(p.regionID, hs)\n",
 	}),
 	{
-		name: "applied-before-synced", file: "kv/raftstore/peer_ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
+		name: "applied-before-synced", file: "kv/raftstore/ready.go", pkg: "./kv/raftstore", run: "TestOnlyWhatIsSyncedIsApplied", tries: 1,
 		change: [][2]string{{" || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {", " {"}},
 	},
 	enumerated("orphans-kept", "kv/raftstore/recover.go", "destroy", [2]string{
-		"	if err := s.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
+		"	if err := rc.clearOrphans(snap, ranges); err != nil {\n		return err\n	}\n", "",
 	}),
 	{
 		name: "directories-not-synced", file: "pkg/durable/durable.go", pkg: "./tests/power", run: "TestPowerLoss", tries: 1,
@@ -207,11 +215,11 @@ var bugs = []bug{
 		name: "reserve-less-than-a-start-needs", file: "kv/node/space.go", pkg: "./tests/e2e", run: "TestSmallDisks/bytes", tries: 1,
 		change: [][2]string{{"		s.free < more(min(o.need, s.total/2)) ||\n", ""}},
 	},
-	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply.go", "append", [2]string{
-		"	if w.batch.Len() > 0 {\n", "	if w.batch.Len() > 0 {\n		b := w.store.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.store.engine.Write(b, false); err != nil {\n			return err\n		}\n",
+	enumerated("applied-index-in-a-batch-of-its-own", "kv/raftstore/apply/worker.go", "append", [2]string{
+		"	if wrote {\n		if err", "	if wrote {\n		b := w.engine.NewBatch()\n		for _, a := range w.touched {\n			meta.Put(b, meta.ApplyStateKey(a.regionID), &rspb.RaftApplyState{AppliedIndex: a.applied, TruncatedState: &a.truncated})\n		}\n		if err := w.engine.Write(b, false); err != nil {\n			return err\n		}\n		if err",
 	}),
 	{
-		name: "txn-write-of-any-term", file: "kv/raftstore/peer_propose.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
+		name: "txn-write-of-any-term", file: "kv/raftstore/write.go", pkg: suitePkg, run: "TestDecisionOfAnEarlierTermIsRefused", tries: 1,
 		change: [][2]string{
 			{"	if w.Bound && !p.leadsIn(w.Header.Term) {", "	if false {"},
 			{"		if !w.Bound || p.leadsIn(w.Header.Term) {", "		if true {"},
@@ -232,7 +240,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-no-latches", file: executorFile, pkg: suitePkg, run: "TestBankWithReplays", tries: 5,
-		change: [][2]string{{"e.latches.Acquire(ctx, hashes, ", "e.latches.Acquire(ctx, hashes[:0], "}},
+		change: [][2]string{{"latch.Hashes(domain, keys), useless", "latch.Hashes(domain, keys[:0]), useless"}},
 	},
 	{
 		name: "txn-reads-pass-locks", file: "kv/transaction/commands/read.go", pkg: suitePkg, run: "TestBank$/quiet", tries: 3,
@@ -252,10 +260,10 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-old-prewrite-reports-a-conflict", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
-		change: [][2]string{{"			if rec.Committed() {\n", "			if rec.Committed() && false {\n"}},
+		change: [][2]string{{"		if rec.Committed() {\n", "		if rec.Committed() && false {\n"}},
 	},
 	{
-		name: "txn-time-to-live-by-the-whole-timestamp", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		name: "txn-time-to-live-by-the-whole-timestamp", file: "kv/transaction/commands/status.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
 		change: [][2]string{{"mvcc.PhysicalTime(l.Ts), mvcc.PhysicalTime(currentTS)", "l.Ts, currentTS"}},
 	},
 	{

@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/metapb"
 	"github.com/pingcap/kvproto/pkg/pdpb"
 	"github.com/stretchr/testify/require"
 	"github.com/tikv/client-go/v2/config"
@@ -224,7 +226,8 @@ func (c *cluster) awaitReplicas(t *testing.T) {
 			return false
 		}
 		for _, r := range got.Regions {
-			if len(r.Region.Peers) < 3 || r.Leader.GetId() == 0 || len(r.PendingPeers) > 0 {
+			learner := slices.ContainsFunc(r.Region.Peers, func(p *metapb.Peer) bool { return p.Role == metapb.PeerRole_Learner })
+			if len(r.Region.Peers) < 3 || learner || r.Leader.GetId() == 0 || len(r.PendingPeers) > 0 {
 				return false
 			}
 		}

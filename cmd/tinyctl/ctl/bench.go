@@ -12,7 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/client"
-	"github.com/tinykv/tinykv/kv/gcfloor"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 )
 
 // benchTarget says what is loaded, and how it is reached.
@@ -27,9 +27,12 @@ type benchTarget struct {
 	keys       int // see loadgen.EtcdOptions
 }
 
+// benchName is the command for load, and has the others for load below it.
+const benchName = "bench"
+
 func (a *app) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure throughput and latency with a closed-loop load", Args: args(cobra.NoArgs),
+		Use: benchName, Short: "Measure throughput and latency with a closed-loop load", Args: args(cobra.NoArgs),
 		Long: `Every worker has one request under way and sends the next when it is answered. Phases: load writes every
 key once; put, get, mixed (half puts, half gets), scan and delete run for --duration after --warmup.
 CPU and memory of the servers are shown when they are processes of this machine.`,
@@ -114,7 +117,7 @@ func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver,
 	if t.pids == nil {
 		t.pids = loadgen.ListenerPIDs(servers)
 	}
-	floor, closeTarget := gcfloor.Set(gcfloor.LoadGenerator), done
+	floor, closeTarget := goruntime.SetHeapFloor(goruntime.LoadGeneratorHeap), done
 	return d, func() { closeTarget(); floor.Stop() }, nil
 }
 

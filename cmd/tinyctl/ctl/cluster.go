@@ -9,6 +9,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
@@ -28,6 +29,8 @@ type storeRow struct {
 type peerRow struct {
 	ID    uint64 `json:"id"`
 	Store uint64 `json:"store_id"`
+	// Learner is a replica without a vote, on its way to one.
+	Learner bool `json:"learner,omitempty"`
 }
 
 type regionRow struct {
@@ -41,13 +44,24 @@ type regionRow struct {
 	Pending []uint64  `json:"pending_peers,omitempty"`
 }
 
+// voters is how many replicas have a vote.
+func (r *regionRow) voters() int {
+	n := 0
+	for _, p := range r.Peers {
+		if !p.Learner {
+			n++
+		}
+	}
+	return n
+}
+
 func toRegionRow(r *placement.Region) regionRow {
 	row := regionRow{
 		ID: r.Meta.Id, Start: encode("text", r.Meta.StartKey), End: encode("text", r.Meta.EndKey),
 		Version: r.Meta.GetRegionEpoch().GetVersion(), ConfVer: r.Meta.GetRegionEpoch().GetConfVer(), Leader: r.Leader.GetStoreId(),
 	}
 	for _, p := range r.Meta.Peers {
-		row.Peers = append(row.Peers, peerRow{p.Id, p.StoreId})
+		row.Peers = append(row.Peers, peerRow{p.Id, p.StoreId, p.Role == metapb.PeerRole_Learner})
 	}
 	for _, p := range r.PendingPeers {
 		row.Pending = append(row.Pending, p.Id)

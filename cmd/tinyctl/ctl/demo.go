@@ -150,7 +150,7 @@ func (d *demo) waitSpread() error {
 			healthy := true
 			for _, r := range rows {
 				leaders[r.Leader]++
-				healthy = healthy && len(r.Peers) == 3 && len(r.Pending) == 0 && r.Leader != 0
+				healthy = healthy && len(r.Peers) == 3 && r.voters() == 3 && len(r.Pending) == 0 && r.Leader != 0
 			}
 			lo, hi := len(rows), 0
 			for _, n := range leaders {

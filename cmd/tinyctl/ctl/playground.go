@@ -190,7 +190,7 @@ func (a *app) waitReplicas(ctx context.Context, c *localcluster.Cluster, n int) 
 		rows, err := a.regions(ctx, p)
 		ok := err == nil && len(rows) > 0
 		for _, r := range rows {
-			ok = ok && len(r.Peers) >= n && len(r.Pending) == 0 && r.Leader != 0
+			ok = ok && r.voters() >= n && len(r.Pending) == 0 && r.Leader != 0
 		}
 		if ok {
 			return nil

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/kv/client"
-	"github.com/tinykv/tinykv/kv/node/cli"
+	"github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -87,6 +87,17 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "tinyctl: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	return exitCode(err)
+}
+
+// GeneratesLoad tells whether the arguments are those of a command that loads a cluster with requests.
+func GeneratesLoad(args []string) bool {
+	cmd, _, err := (&app{}).root().Find(args)
+	for ; err == nil && cmd != nil; cmd = cmd.Parent() {
+		if cmd.Name() == benchName {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *app) root() *cobra.Command {

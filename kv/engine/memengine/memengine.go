@@ -97,11 +97,19 @@ func (d *Engine) noteSync() {
 	d.mu.unsynced = d.mu.unsynced[:0]
 }
 
-func (d *Engine) Name() string               { return Name }
-func (d *Engine) NativeRangeDelete() bool    { return true }
-func (d *Engine) NewBatch() engine.Batch     { return &batch{} }
+// Name implements engine.Engine.
+func (d *Engine) Name() string { return Name }
+
+// NativeRangeDelete implements engine.RangeDeleter.
+func (d *Engine) NativeRangeDelete() bool { return true }
+
+// NewBatch implements engine.Engine.
+func (d *Engine) NewBatch() engine.Batch { return &batch{} }
+
+// DiskUsage implements engine.Engine.
 func (d *Engine) DiskUsage() (uint64, error) { return 0, nil }
 
+// Sync implements engine.Engine.
 func (d *Engine) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -119,6 +127,7 @@ func (d *Engine) Close() error {
 	return nil
 }
 
+// Write implements engine.Engine.
 func (d *Engine) Write(eb engine.Batch, sync bool) error {
 	b := eb.(*batch)
 	d.mu.Lock()
@@ -147,6 +156,7 @@ func (d *Engine) Write(eb engine.Batch, sync bool) error {
 	return nil
 }
 
+// Get implements engine.Engine.
 func (d *Engine) Get(key []byte) ([]byte, bool, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -164,6 +174,7 @@ func get(t *btree.BTreeG[item], key []byte) ([]byte, bool, error) {
 	return append([]byte{}, i.value...), true, nil
 }
 
+// ApproximateSize implements engine.Engine.
 func (d *Engine) ApproximateSize(start, end []byte) (uint64, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -178,6 +189,7 @@ func (d *Engine) ApproximateSize(start, end []byte) (uint64, error) {
 	return n, nil
 }
 
+// NewSnapshot implements engine.Engine.
 func (d *Engine) NewSnapshot() engine.Snapshot {
 	// Clone marks both trees as sharing their nodes: a change, hence the write lock.
 	d.mu.Lock()

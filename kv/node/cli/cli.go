@@ -8,8 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,21 +16,12 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/log"
+	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 )
-
-// Exit codes.
-const (
-	exitOK    = 0
-	exitFail  = 1
-	exitUsage = 2
-)
-
-// Version is the release name; the build may set it.
-var Version = "dev"
 
 // envPrefix begins the environment variables that override the file: TINYKV_DATA_DIR is --data-dir.
 const envPrefix = "TINYKV_"
@@ -122,39 +111,6 @@ func setLabels(c *config.Config, v string) error {
 	return nil
 }
 
-// doubleDash accepts the single-dash spelling of long flags ("-path").
-func (o *options) doubleDash(args []string) []string {
-	out := make([]string, 0, len(args))
-	for i, a := range args {
-		if a == "--" {
-			return append(out, args[i:]...)
-		}
-		if len(a) > 2 && a[0] == '-' && a[1] != '-' {
-			name, _, _ := strings.Cut(a[1:], "=")
-			if o.set.Lookup(name) != nil || o.set.ShorthandLookup(a[1:2]) == nil {
-				a = "-" + a
-			}
-		}
-		out = append(out, a)
-	}
-	return out
-}
-
-func (o *options) parse(args []string) error {
-	err := o.set.Parse(o.doubleDash(args))
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) {
-		var names []string
-		o.set.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		name := unknown.GetSpecifiedName()
-		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, config.Nearest(name, names))
-	}
-	if err == nil && o.set.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", o.set.Arg(0))
-	}
-	return err
-}
-
 // build makes the configuration: defaults, file, environment, flags.
 func (o *options) build(env func(string) (string, bool)) (*config.Config, error) {
 	cfg := config.Default()
@@ -203,51 +159,52 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "tinykv-server: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return code
 	}
-	if err := o.parse(args); err != nil {
+	if err := shared.Parse(o.set, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			fmt.Fprintf(stdout, "Usage: tinykv-server [flags]\n\n%s\nEvery flag can be given as an environment variable, e.g. %sDATA_DIR.\n",
 				o.set.FlagUsages(), envPrefix)
-			return exitOK
+			return shared.ExitOK
 		}
-		return fail(exitUsage, err)
+		return fail(shared.ExitUsage, err)
 	}
 	switch {
 	case o.version:
-		fmt.Fprint(stdout, VersionText("tinykv-server"))
-		return exitOK
+		fmt.Fprint(stdout, shared.VersionText("tinykv-server"))
+		return shared.ExitOK
 	case o.sample:
 		fmt.Fprint(stdout, config.Sample())
-		return exitOK
+		return shared.ExitOK
 	}
 	cfg, err := o.build(os.LookupEnv)
 	if err != nil {
-		return fail(exitUsage, err)
+		return fail(shared.ExitUsage, err)
 	}
 	if o.check {
 		fmt.Fprintln(stdout, "configuration is fine")
-		return exitOK
+		return shared.ExitOK
 	}
 	logger, _, closeLog, err := log.New(cfg.Log)
 	if err != nil {
-		return fail(exitUsage, err)
+		return fail(shared.ExitUsage, err)
 	}
 	defer closeLog()
 	if err := run(cfg, logger); err != nil {
-		return fail(exitFail, err)
+		return fail(shared.ExitFail, err)
 	}
-	return exitOK
+	return shared.ExitOK
 }
 
 // run serves until a signal or a failure.
 func run(cfg *config.Config, logger *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.Server).Stop()
+	defer goruntime.SetHeapFloor(goruntime.ServerHeap).Stop()
+	logger.Info("prepared the runtime", zap.Bool("calm-monitor", goruntime.MonitorIsCalm()), zap.Int("heap-floor-bytes", goruntime.ServerHeap))
 	files, err := descriptors.Prepare()
 	if err != nil {
 		return err
 	}
-	n := node.New(cfg, Version, logger)
+	n := node.New(cfg, shared.Version, logger)
 	n.SetFiles(files)
 	started := make(chan error, 1)
 	// Ends with Start, or with the process: what failed meanwhile may keep Start from returning.
@@ -276,21 +233,4 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	n.Stop()
 	logger.Info("stopped")
 	return err
-}
-
-// VersionText is what --version prints.
-func VersionText(name string) string {
-	rev, when := "unknown", "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			switch s.Key {
-			case "vcs.revision":
-				rev = s.Value
-			case "vcs.time":
-				when = s.Value
-			}
-		}
-	}
-	return fmt.Sprintf("%s %s\nGit commit: %s\nCommit time: %s\nGo: %s %s/%s\n",
-		name, Version, rev, when, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	shared "github.com/tinykv/tinykv/pkg/cli"
 )
 
 // TestRefusedAtOnce: addresses that cannot work, and doors that would be open, end the start with one line.
@@ -17,7 +19,7 @@ func TestRefusedAtOnce(t *testing.T) {
 		"advertise-addr":         {"--addr", "0.0.0.0:20160", "--insecure"},
 	} {
 		var out, errs bytes.Buffer
-		require.Equal(t, exitUsage, Main(append(args, "--config-check"), &out, &errs), "%v", args)
+		require.Equal(t, shared.ExitUsage, Main(append(args, "--config-check"), &out, &errs), "%v", args)
 		require.Contains(t, errs.String(), want)
 		require.Equal(t, 1, bytes.Count(errs.Bytes(), []byte("\n")), errs.String())
 	}
@@ -25,6 +27,6 @@ func TestRefusedAtOnce(t *testing.T) {
 		{"--addr", "10.0.0.1:20160", "--insecure"}, {"--scheduler", "https://a:1,b:1"}, {"--pd", "http://a:1,b:1"},
 	} {
 		var out, errs bytes.Buffer
-		require.Equal(t, exitOK, Main(append(args, "--config-check"), &out, &errs), "%v: %s", args, &errs)
+		require.Equal(t, shared.ExitOK, Main(append(args, "--config-check"), &out, &errs), "%v: %s", args, &errs)
 	}
 }

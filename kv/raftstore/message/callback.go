@@ -4,11 +4,12 @@ import (
 	"context"
 	"sync/atomic"
 
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// Result is the answer to a command. Err is nil or one of the errors of package raftstore.
+// Result is the answer to a command. Err is nil or one of the errors of package regionerr.
 type Result struct {
 	Err error
 	// Region is the region as of the answer, for reads and admin commands.
@@ -25,6 +26,9 @@ type Answer struct {
 	Admin *raft_cmdpb.AdminResponse
 	Swap  *Swap
 }
+
+// AdminAnswer is the Answer of an admin command.
+func AdminAnswer(r *raft_cmdpb.AdminResponse) *Answer { return &Answer{Admin: r} }
 
 // Admin is the answer to an admin command that was carried out.
 func (r Result) Admin() *raft_cmdpb.AdminResponse {
@@ -66,7 +70,7 @@ func NewCallbackFunc(f func(Result)) *Callback { return &Callback{call: f} }
 // a worker.
 func (c *Callback) Done(res Result) {
 	if c != nil && c.proposed.Load() {
-		res = Result{Err: &UnknownError{Cause: res.Err}}
+		res = Result{Err: &regionerr.UnknownError{Cause: res.Err}}
 	}
 	c.answer(res)
 }

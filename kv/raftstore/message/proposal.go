@@ -1,27 +1,6 @@
 package message
 
-import "fmt"
-
-// UnknownError answers a command that was proposed and whose fate this store will not learn: the
-// entry may take effect on other stores, may have done so, or may never. It hides its cause from
-// errors.As on purpose: most causes say "nothing was done" when they answer a command that was not
-// proposed.
-type UnknownError struct{ Cause error }
-
-func (e *UnknownError) Error() string {
-	return fmt.Sprintf("the outcome of the command is unknown: %v", e.Cause)
-}
-
-// OverwrittenError answers a command whose place in the log another leader's entry has, committed:
-// it will never take effect.
-type OverwrittenError struct {
-	// Term is the term of the entry that has its place.
-	Term uint64
-}
-
-func (e *OverwrittenError) Error() string {
-	return fmt.Sprintf("another leader's entry of term %d has the command's place", e.Term)
-}
+import "github.com/tinykv/tinykv/kv/regionerr"
 
 // Proposal is one entry that raft has taken into the log, and the commands in it that wait for an
 // answer.
@@ -77,7 +56,7 @@ func (p *Proposal) RefusedAtApply(err error) { p.end(Result{Err: err}) }
 // Overwritten answers that the committed entry at index is another leader's. An entry elsewhere, or
 // of the same term, proves nothing.
 func (p *Proposal) Overwritten(index, term uint64) {
-	err := &OverwrittenError{Term: term}
+	err := &regionerr.OverwrittenError{Term: term}
 	if index != p.index || term == p.term {
 		p.Unknown(err)
 		return
@@ -86,7 +65,7 @@ func (p *Proposal) Overwritten(index, term uint64) {
 }
 
 // Unknown answers that the outcome will not be known here.
-func (p *Proposal) Unknown(cause error) { p.end(Result{Err: &UnknownError{Cause: cause}}) }
+func (p *Proposal) Unknown(cause error) { p.end(Result{Err: &regionerr.UnknownError{Cause: cause}}) }
 
 func (p *Proposal) end(res Result) {
 	for _, cb := range p.cbs {

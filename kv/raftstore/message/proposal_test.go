@@ -6,13 +6,15 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/regionerr"
 )
 
 // TestProposalEndings: each ending says what it stands for, and no more.
 func TestProposalEndings(t *testing.T) {
 	cause := errors.New("cause")
-	var unknown *UnknownError
-	var lost *OverwrittenError
+	var unknown *regionerr.UnknownError
+	var lost *regionerr.OverwrittenError
 	for name, tc := range map[string]struct {
 		end   func(*Proposal)
 		check func(error)
@@ -47,7 +49,7 @@ func TestProposedCommandsAreNotRefused(t *testing.T) {
 		answer(cb)
 		res, err := cb.Wait(context.Background())
 		require.NoError(t, err)
-		var unknown *UnknownError
+		var unknown *regionerr.UnknownError
 		require.ErrorAs(t, res.Err, &unknown)
 	}
 }

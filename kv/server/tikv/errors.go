@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	ownerror "github.com/tinykv/tinykv/proto/pkg/errorpb"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -53,7 +53,7 @@ func (e *requestError) Error() string { return e.reason }
 // or the status of the call.
 func outcome(err error) (region *errorpb.Error, text string, rpc error) {
 	var invalid *requestError
-	var missing *raftstore.FeatureError
+	var missing *regionerr.FeatureError
 	switch {
 	case err == nil:
 		return nil, "", nil
@@ -68,12 +68,12 @@ func outcome(err error) (region *errorpb.Error, text string, rpc error) {
 		)
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, raftstore.ErrStopping),
-		errors.Is(err, raftstore.ErrFailed),
+	case errors.Is(err, regionerr.ErrStopping),
+		errors.Is(err, regionerr.ErrFailed),
 		errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
-	if pb, ok := raftstore.RegionError(err); ok {
+	if pb, ok := regionerr.ToProto(err); ok {
 		return regionError(pb), "", nil
 	}
 	return nil, "", status.Error(codes.Internal, err.Error())

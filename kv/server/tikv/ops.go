@@ -9,7 +9,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
-	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/clustermode"
 )
@@ -67,7 +67,7 @@ func (s *Service) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest
 // call. A swap that may have been carried out must not be repeated: the second one would find what the first one has
 // written, and report that it did not swap. So the answer says that its outcome is unknown, which ends the client's call.
 func swapOutcome(err error) (region *errorpb.Error, text string, rpc error) {
-	var unknown *message.UnknownError
+	var unknown *regionerr.UnknownError
 	if errors.As(err, &unknown) || errors.Is(err, context.DeadlineExceeded) {
 		return nil, fmt.Sprintf("the outcome is unknown: the value may have been swapped (%v)", err), nil
 	}

@@ -10,8 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
-	"github.com/tinykv/tinykv/kv/raftstore"
-	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/storage/standalone"
@@ -63,12 +62,12 @@ func TestUnknownSwapsAreNotRepeated(t *testing.T) {
 		err           error
 		swap, deleted string
 	}{
-		{&message.UnknownError{Cause: raftstore.ErrStopping}, "message", "region"},
+		{&regionerr.UnknownError{Cause: regionerr.ErrStopping}, "message", "region"},
 		{context.DeadlineExceeded, "message", "call"},
-		{&message.OverwrittenError{Term: 5}, "region", "region"},
-		{&raftstore.NotLeaderError{RegionID: 1}, "region", "region"},
-		{raftstore.ErrStopping, "call", "call"},
-		{&raftstore.FeatureError{Missing: 1}, "message", "message"},
+		{&regionerr.OverwrittenError{Term: 5}, "region", "region"},
+		{&regionerr.NotLeaderError{RegionID: 1}, "region", "region"},
+		{regionerr.ErrStopping, "call", "call"},
+		{&regionerr.FeatureError{Missing: 1}, "message", "message"},
 	} {
 		s := serviceOver(failing{standalone.New(memengine.New()), c.err})
 		where := func(region, message bool, rpc error) string {

@@ -8,7 +8,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/clustermode"
@@ -144,7 +144,7 @@ func (s *Service) batchGet(
 			return nil, errAnswerTooLarge
 		}
 		if !held.Gather(maxScanBytes - room) {
-			return nil, &raftstore.BusyError{Reason: rpc.NoRoom}
+			return nil, &regionerr.BusyError{Reason: rpc.NoRoom}
 		}
 		pairs = append(pairs, &kvrpcpb.KvPair{Key: key, Value: value})
 	}

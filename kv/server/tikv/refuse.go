@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 )
 
@@ -54,7 +54,7 @@ func refuse(
 
 // refuseBusy is refuse for an answer that there is no room for. Those with a place for a region error have it there.
 func refuseBusy(resp *response) *response {
-	busy := regionErrorOf(&raftstore.BusyError{Reason: rpc.NoRoom})
+	busy := regionErrorOf(&regionerr.BusyError{Reason: rpc.NoRoom})
 	switch cmd := resp.Cmd.(type) {
 	case *tikvpb.BatchCommandsResponse_Response_RawGet:
 		cmd.RawGet = &kvrpcpb.RawGetResponse{RegionError: busy}

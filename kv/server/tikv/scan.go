@@ -9,7 +9,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
@@ -23,7 +23,7 @@ func within(r storage.Reader, regionID uint64, key []byte) error {
 	if bytes.Compare(key, start) >= 0 && (len(end) == 0 || bytes.Compare(key, end) < 0) {
 		return nil
 	}
-	return &raftstore.KeyNotInRegionError{
+	return &regionerr.KeyNotInRegionError{
 		Key:    key,
 		Region: &ownmeta.Region{Id: regionID, StartKey: start, EndKey: end},
 	}
@@ -146,7 +146,7 @@ func (r *scanRange) begins(view storage.Reader, to *own.Context) error {
 	start, end := view.Range()
 	outside := len(end) > 0 && (len(r.upper) == 0 || bytes.Compare(r.upper, end) > 0)
 	if outside || len(r.upper) > 0 && bytes.Compare(r.upper, start) < 0 {
-		return &raftstore.KeyNotInRegionError{
+		return &regionerr.KeyNotInRegionError{
 			Key: r.upper, Region: &ownmeta.Region{Id: to.RegionId, StartKey: start, EndKey: end},
 		}
 	}
@@ -183,7 +183,7 @@ func (r *scanRange) fill(
 			return nil, errAnswerTooLarge
 		}
 		if !held.Gather(maxScanBytes - *room) {
-			return nil, &raftstore.BusyError{Reason: rpc.NoRoom}
+			return nil, &regionerr.BusyError{Reason: rpc.NoRoom}
 		}
 		pairs = append(pairs, pair)
 		n++

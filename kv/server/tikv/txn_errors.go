@@ -6,7 +6,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/clustermode"
@@ -130,7 +130,7 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 		return nil, key, nil
 	}
 	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
-		err = &raftstore.BusyError{Reason: err.Error()}
+		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, text, rpc := outcome(err)
 	if text != "" {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
-	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
@@ -106,7 +106,7 @@ func (p *pairs) add(pair commands.Pair) error {
 		return errAnswerSize
 	}
 	if !p.room.Gather(p.size) {
-		return &raftstore.BusyError{Reason: rpc.NoRoom}
+		return &regionerr.BusyError{Reason: rpc.NoRoom}
 	}
 	p.list = append(p.list, kv)
 	return nil

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
-	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -58,7 +58,7 @@ func (s *Storage) DeleteRangeBound(
 	c *kvrpcpb.Context, b storage.Bound, cf engine.CF, start, end []byte, deadline time.Time, done func(err error, known bool),
 ) {
 	cb := message.NewCallbackFunc(func(r message.Result) {
-		var unknown *message.UnknownError
+		var unknown *regionerr.UnknownError
 		done(r.Err, !errors.As(r.Err, &unknown))
 	})
 	if err := s.checkContext(c); err != nil {
@@ -151,12 +151,12 @@ func clip(r *metapb.Region, start, end []byte) (lower, upper []byte) {
 // does no harm.
 func moved(err error) bool {
 	var (
-		leader  *raftstore.NotLeaderError
-		epoch   *raftstore.EpochNotMatchError
-		gone    *raftstore.RegionNotFoundError
-		busy    *raftstore.BusyError
-		unknown *message.UnknownError
-		lost    *message.OverwrittenError
+		leader  *regionerr.NotLeaderError
+		epoch   *regionerr.EpochNotMatchError
+		gone    *regionerr.RegionNotFoundError
+		busy    *regionerr.BusyError
+		unknown *regionerr.UnknownError
+		lost    *regionerr.OverwrittenError
 	)
 	return errors.As(err, &leader) || errors.As(err, &epoch) || errors.As(err, &gone) || errors.As(err, &busy) ||
 		errors.As(err, &unknown) || errors.As(err, &lost)

@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -46,10 +47,10 @@ func header(c *kvrpcpb.Context) message.Header {
 
 func (s *Storage) checkContext(c *kvrpcpb.Context) error {
 	if id := c.GetClusterId(); id != 0 && id != s.store.ClusterID() {
-		return &raftstore.ClusterNotMatchError{Request: id, Actual: s.store.ClusterID()}
+		return &regionerr.ClusterNotMatchError{Request: id, Actual: s.store.ClusterID()}
 	}
 	if c == nil || c.RegionId == 0 || c.Peer == nil || c.RegionEpoch == nil {
-		return &raftstore.InvalidError{Reason: "the request's context needs region_id, region_epoch and peer"}
+		return &regionerr.InvalidError{Reason: "the request's context needs region_id, region_epoch and peer"}
 	}
 	return nil
 }
@@ -123,7 +124,7 @@ func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byt
 	r, term, err := s.read(ctx, c, key)
 	if err == nil && term == 0 {
 		r.Close()
-		return nil, 0, &raftstore.StaleCommandError{}
+		return nil, 0, &regionerr.StaleCommandError{}
 	}
 	return r, term, err
 }
@@ -133,7 +134,7 @@ func (s *Storage) WriteBound(
 	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, done func(err error, known bool),
 ) {
 	s.write(c, b, mods, deadline, message.NewCallbackFunc(func(r message.Result) {
-		var unknown *message.UnknownError
+		var unknown *regionerr.UnknownError
 		done(r.Err, !errors.As(r.Err, &unknown))
 	}))
 }

@@ -8,8 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -17,23 +15,14 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/log"
+	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
-// Exit codes.
-const (
-	exitOK    = 0
-	exitFail  = 1
-	exitUsage = 2
-)
-
 // instanceEnv is how a program that starts tinyscheduler gives it the name that it shows in its answers.
 const instanceEnv = "TINYKV_INSTANCE"
-
-// Version is the release name; the build may set it.
-var Version = "dev"
 
 type flags struct {
 	set        *pflag.FlagSet
@@ -72,50 +61,6 @@ func newFlags() *flags {
 	s.StringVar(&v.Recover, "recover", "", "file of tinyctl recover scheduler: take over a cluster whose placement service is lost")
 	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
 	return f
-}
-
-// doubleDash accepts the single-dash spelling of long flags ("-client-urls").
-func (f *flags) doubleDash(args []string) []string {
-	out := make([]string, 0, len(args))
-	for i, a := range args {
-		if a == "--" {
-			return append(out, args[i:]...)
-		}
-		if len(a) > 2 && a[0] == '-' && a[1] != '-' {
-			name, _, _ := strings.Cut(a[1:], "=")
-			// A bundled short flag such as -Ldebug stays what it is.
-			if f.set.Lookup(name) != nil || f.set.ShorthandLookup(a[1:2]) == nil {
-				a = "-" + a
-			}
-		}
-		out = append(out, a)
-	}
-	return out
-}
-
-func (f *flags) names() []string {
-	var out []string
-	f.set.VisitAll(func(fl *pflag.Flag) { out = append(out, "--"+fl.Name) })
-	return out
-}
-
-func (f *flags) parse(args []string) error {
-	err := f.set.Parse(f.doubleDash(args))
-	if err != nil {
-		var unknown *pflag.NotExistError
-		if errors.As(err, &unknown) {
-			name := "--" + unknown.GetSpecifiedName()
-			if near := config.Nearest(name, f.names()); near != "" {
-				return fmt.Errorf("unknown flag %s, did you mean %s?", name, near)
-			}
-			return fmt.Errorf("unknown flag %s", name)
-		}
-		return err
-	}
-	if f.set.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", f.set.Arg(0))
-	}
-	return nil
 }
 
 // build makes the configuration: defaults, then the file, then flags.
@@ -161,33 +106,33 @@ func (f *flags) build() (*config.Config, error) {
 // wrong command line or configuration.
 func Main(args []string, stdout, stderr io.Writer) int {
 	f := newFlags()
-	if err := f.parse(args); err != nil {
+	if err := shared.Parse(f.set, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			printf(stdout, "Usage: tinyscheduler [flags]\n\nThe placement service of TinyKV.\n\n%s", f.set.FlagUsages())
-			return exitOK
+			return shared.ExitOK
 		}
-		return complain(stderr, err, exitUsage)
+		return complain(stderr, err, shared.ExitUsage)
 	}
 	if f.version {
-		printVersion(stdout)
-		return exitOK
+		printf(stdout, "%s", shared.VersionText("tinyscheduler"))
+		return shared.ExitOK
 	}
 	if f.sample {
 		sample, err := config.Sample()
 		if err != nil {
-			return complain(stderr, err, exitFail)
+			return complain(stderr, err, shared.ExitFail)
 		}
 		printf(stdout, "%s", sample)
-		return exitOK
+		return shared.ExitOK
 	}
 	cfg, err := f.build()
 	if err != nil {
-		return complain(stderr, err, exitUsage)
+		return complain(stderr, err, shared.ExitUsage)
 	}
-	cfg.Instance, cfg.Version = os.Getenv(instanceEnv), Version
+	cfg.Instance, cfg.Version = os.Getenv(instanceEnv), shared.Version
 	if f.check {
 		printf(stdout, "configuration is fine\n")
-		return exitOK
+		return shared.ExitOK
 	}
 	return run(cfg, stderr)
 }
@@ -195,63 +140,47 @@ func Main(args []string, stdout, stderr io.Writer) int {
 func run(cfg *config.Config, stderr io.Writer) int {
 	logger, level, closeLog, err := log.New(cfg.Log)
 	if err != nil {
-		return complain(stderr, err, exitFail)
+		return complain(stderr, err, shared.ExitFail)
 	}
 	defer closeLog()
 	files, err := descriptors.Prepare()
 	if err != nil {
-		return complain(stderr, err, exitFail)
+		return complain(stderr, err, shared.ExitFail)
 	}
 	cfg.MaxConnections = min(cfg.MaxConnections, files.Conns)
 	s, err := server.New(cfg, logger)
 	if err != nil {
-		return complain(stderr, err, exitFail)
+		return complain(stderr, err, shared.ExitFail)
 	}
 	s.SetLogLevel(level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	if err := s.Start(ctx); err != nil {
 		if ctx.Err() != nil {
-			return exitOK // told to stop while starting
+			return shared.ExitOK // told to stop while starting
 		}
-		return complain(stderr, err, exitFail)
+		return complain(stderr, err, shared.ExitFail)
 	}
 	defer s.Stop()
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")
 		s.Stop()
-		return exitOK
+		return shared.ExitOK
 	case err := <-s.Failed():
 		logger.Error("stopping after a failure", zap.Error(err))
 		s.Stop()
-		return complain(stderr, err, exitFail)
+		return complain(stderr, err, shared.ExitFail)
 	}
 }
 
 // complain prints one clear line.
 func complain(w io.Writer, err error, code int) int {
 	printf(w, "tinyscheduler: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-	if code == exitUsage {
+	if code == shared.ExitUsage {
 		printf(w, "Run 'tinyscheduler --help' for the flags.\n")
 	}
 	return code
-}
-
-func printVersion(w io.Writer) {
-	commit, built := "unknown", "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			switch s.Key {
-			case "vcs.revision":
-				commit = s.Value
-			case "vcs.time":
-				built = s.Value
-			}
-		}
-	}
-	printf(w, "tinyscheduler %s\nGit Commit Hash: %s\nCommit Time: %s\nGo Version: %s %s/%s\n",
-		Version, commit, built, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // printf ignores errors: there is nowhere left to report them.

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	shared "github.com/tinykv/tinykv/pkg/cli"
 )
 
 // run calls the command and returns its exit code and what it printed.
@@ -32,7 +34,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--config /does/not/exist", "no such file"},
 	} {
 		code, _, stderr := call(t, strings.Fields(tc.args)...)
-		require.Equal(t, exitUsage, code, tc.args)
+		require.Equal(t, shared.ExitUsage, code, tc.args)
 		require.Contains(t, stderr, tc.want, tc.args)
 		require.Len(t, strings.Split(strings.TrimSpace(stderr), "\n"), 2, "one line and a hint: %s", stderr)
 	}
@@ -40,7 +42,7 @@ func TestUsageErrors(t *testing.T) {
 
 func TestSingleDashSpellings(t *testing.T) {
 	f := newFlags()
-	require.NoError(t, f.parse([]string{
+	require.NoError(t, shared.Parse(f.set, []string{
 		"-name", "a", "-client-urls=http://127.0.0.1:1", "-L", "debug", "-Lwarn", "-data-dir", "d", "-force-new-cluster",
 	}))
 	require.Equal(t, "a", f.values.Name)
@@ -54,7 +56,7 @@ func TestSingleDashSpellings(t *testing.T) {
 
 func TestZeroFlags(t *testing.T) {
 	f := newFlags()
-	require.NoError(t, f.parse(nil))
+	require.NoError(t, shared.Parse(f.set, nil))
 	cfg, err := f.build()
 	require.NoError(t, err)
 	require.Equal(t, "default."+cfg.Name, cfg.DataDir)
@@ -65,31 +67,31 @@ func TestZeroFlags(t *testing.T) {
 // The sample is a valid file, and flags override what a file says.
 func TestSampleAndOverride(t *testing.T) {
 	code, sample, _ := call(t, "--print-sample-config")
-	require.Equal(t, exitOK, code)
+	require.Equal(t, shared.ExitOK, code)
 	path := filepath.Join(t.TempDir(), "c.toml")
 	require.NoError(t, os.WriteFile(path, []byte(sample), 0o600))
 	code, out, stderr := call(t, "--config", path, "--config-check")
-	require.Equal(t, exitOK, code, stderr)
+	require.Equal(t, shared.ExitOK, code, stderr)
 	require.Contains(t, out, "fine")
 	f := newFlags()
-	require.NoError(t, f.parse([]string{"--config", path, "--name", "other"}))
+	require.NoError(t, shared.Parse(f.set, []string{"--config", path, "--name", "other"}))
 	cfg, err := f.build()
 	require.NoError(t, err)
 	require.Equal(t, "other", cfg.Name)
 
 	require.NoError(t, os.WriteFile(path, []byte("[schedule]\nmax-store-downtime = \"1m\"\n"), 0o600))
 	code, _, stderr = call(t, "--config", path, "--config-check")
-	require.Equal(t, exitUsage, code)
+	require.Equal(t, shared.ExitUsage, code)
 	require.Contains(t, stderr, `did you mean "schedule.max-store-down-time"?`)
 }
 
 func TestVersionAndHelp(t *testing.T) {
 	for _, flag := range []string{"--version", "-V", "-version"} {
 		code, out, _ := call(t, flag)
-		require.Equal(t, exitOK, code)
+		require.Equal(t, shared.ExitOK, code)
 		require.Contains(t, out, "Go Version:")
 	}
 	code, out, _ := call(t, "--help")
-	require.Equal(t, exitOK, code)
+	require.Equal(t, shared.ExitOK, code)
 	require.Contains(t, out, "--initial-cluster")
 }

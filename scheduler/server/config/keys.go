@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/tinykv/tinykv/pkg/cli"
 )
 
 // Sample returns the default configuration as a TOML file.
@@ -22,29 +24,10 @@ func Sample() (string, error) {
 }
 
 func unknownKey(name string) error {
-	return fmt.Errorf("unknown key %q%s", name, suggest(name, knownKeys("", reflect.TypeFor[Config]())))
+	return fmt.Errorf("unknown key %q%s", name, cli.DidYouMean("%q", name, knownKeys("", reflect.TypeFor[Config]())))
 }
 
 func known(list []string, s string) bool { return slices.Contains(list, s) }
-
-// Suggest names the nearest known word, for error messages; "" if none is near.
-func suggest(name string, words []string) string {
-	if near := Nearest(name, words); near != "" {
-		return fmt.Sprintf(", did you mean %q?", near)
-	}
-	return ""
-}
-
-// Nearest returns the word with the smallest edit distance, "" if none is at all similar.
-func Nearest(name string, words []string) string {
-	best, bestDist := "", len(name)/2+1
-	for _, w := range words {
-		if d := distance(name, w); d < bestDist {
-			best, bestDist = w, d
-		}
-	}
-	return best
-}
 
 func knownKeys(prefix string, t reflect.Type) []string {
 	var out []string
@@ -64,25 +47,4 @@ func knownKeys(prefix string, t reflect.Type) []string {
 		}
 	}
 	return out
-}
-
-// distance is the Levenshtein distance.
-func distance(a, b string) int {
-	prev := make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := range len(a) {
-		cur := make([]int, len(b)+1)
-		cur[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			cur[j+1] = min(prev[j+1]+1, cur[j]+1, prev[j]+cost)
-		}
-		prev = cur
-	}
-	return prev[len(b)]
 }

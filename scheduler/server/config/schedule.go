@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/tinykv/tinykv/pkg/cli"
 )
 
 // Schedule is how and how fast the cluster is repaired and balanced.
@@ -13,6 +15,9 @@ type Schedule struct {
 	StoreDisconnect Duration `toml:"store-disconnect" json:"store-disconnect"`
 	// MaxStoreDownTime is the silence after which the replicas of a store are rebuilt elsewhere.
 	MaxStoreDownTime Duration `toml:"max-store-down-time" json:"max-store-down-time"`
+	// MaxPeerDownTime is for how long a peer may be silent although its store reports, before it is replaced on another
+	// store; at most MaxStoreDownTime. Stores report a peer as down after their own peer-down-after.
+	MaxPeerDownTime Duration `toml:"max-peer-down-time" json:"max-peer-down-time"`
 
 	LeaderScheduleLimit  int `toml:"leader-schedule-limit" json:"leader-schedule-limit"`
 	RegionScheduleLimit  int `toml:"region-schedule-limit" json:"region-schedule-limit"`
@@ -59,6 +64,7 @@ func DefaultSchedule() Schedule {
 		PatrolRegionInterval:  Duration(100 * time.Millisecond),
 		StoreDisconnect:       Duration(20 * time.Second),
 		MaxStoreDownTime:      Duration(30 * time.Minute),
+		MaxPeerDownTime:       Duration(5 * time.Minute),
 		LeaderScheduleLimit:   16,
 		RegionScheduleLimit:   2048,
 		ReplicaScheduleLimit:  512,
@@ -67,6 +73,7 @@ func DefaultSchedule() Schedule {
 		LowSpaceRatio:         0.1,
 		LeaderTolerance:       2,
 		LeaderCooldown:        Duration(30 * time.Second),
+		LearnerFirst:          true,
 		WeightByCapacity:      true,
 		LeaderStepTimeout:     Duration(10 * time.Second),
 		PeerStepTimeout:       Duration(60 * time.Second),
@@ -92,6 +99,7 @@ func (s *Schedule) Validate() error {
 	positive("patrol-region-interval", s.PatrolRegionInterval > 0)
 	positive("store-disconnect", s.StoreDisconnect > 0)
 	positive("max-store-down-time", s.MaxStoreDownTime > 0)
+	positive("max-peer-down-time", s.MaxPeerDownTime > 0)
 	positive("leader-step-timeout", s.LeaderStepTimeout > 0)
 	positive("peer-step-timeout", s.PeerStepTimeout > 0)
 	positive("snapshot-rate-mib", s.SnapshotRateMiB > 0)
@@ -105,7 +113,7 @@ func (s *Schedule) Validate() error {
 	}
 	for _, sc := range s.Schedulers {
 		if !known(SchedulerTypes, sc.Type) {
-			errs = append(errs, fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type, suggest(sc.Type, SchedulerTypes)))
+			errs = append(errs, fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type, cli.DidYouMean("%q", sc.Type, SchedulerTypes)))
 		}
 	}
 	return errors.Join(errs...)

@@ -79,7 +79,7 @@ var Table = []Kind{
 	{Alarm, SeverityCritical, "NOSPACE: tinyctl member reclaim; CORRUPT: replace the member", 0},
 	{DiskFull, SeverityCritical, "make room, delete data or add a store", 0},
 	{StoreSilent, SeverityWarning, "start the store again, or tinyctl store offline and bury, if it is lost for good", 0},
-	{ReplicaSilent, SeverityWarning, "look at the network between the stores; the replica is replaced after max-store-down-time", 0},
+	{ReplicaSilent, SeverityWarning, "look at the network between the stores; the replica is replaced after max-peer-down-time", 0},
 	{FewReplicas, SeverityWarning, "add a store, or wait for the replicas that are on their way: tinyctl operator list", 0},
 	{Starving, SeverityWarning, "look at the log of the follower's store and the network to it; if it stays: tinyctl region remove-peer", 0},
 	{Quarantined, SeverityWarning, "wait for the new replicas; look at the store's disk and its /status", 0},

@@ -19,6 +19,10 @@ import (
 const (
 	historySize = 10_000
 	recordTTL   = 10 * time.Minute
+	// timedOutTTL is for how long a store at which a region's replica did not arrive comes after others.
+	timedOutTTL = 5 * time.Minute
+	// givenUpTTL is long enough for the removal of a learner, however often that is tried.
+	givenUpTTL = 24 * time.Hour
 )
 
 // ErrNotAdmitted means that an operator was refused; the text says why.
@@ -49,6 +53,7 @@ type Controller struct {
 		history []operator.Record          // ring
 		next    int                        // where history is written next once it is full
 		failed  map[failKey]failState
+		givenUp map[uint64]time.Time // learners that did not catch up in time, by peer
 		cfg     *view.Settings
 		ended   map[string]uint64 // by desc and status
 	}
@@ -58,6 +63,7 @@ type failKey struct{ region, target uint64 }
 
 type failState struct {
 	count int
+	last  time.Time
 	until time.Time
 }
 
@@ -67,6 +73,7 @@ func NewController(regions *core.BasicCluster, send Sender, now func() time.Time
 	c.mu.ops = make(map[uint64]*operator.Operator)
 	c.mu.records = make(map[uint64]operator.Record)
 	c.mu.failed = make(map[failKey]failState)
+	c.mu.givenUp = make(map[uint64]time.Time)
 	c.mu.ended = make(map[string]uint64)
 	c.mu.cfg = cfg
 	return c
@@ -207,6 +214,14 @@ func targetOf(s operator.Step) uint64 {
 	}
 }
 
+// destination is targetOf, for steps too that only finish what has come there.
+func destination(s operator.Step) uint64 {
+	if s, ok := s.(operator.PromoteLearner); ok {
+		return s.ToStore
+	}
+	return targetOf(s)
+}
+
 // Dispatch looks at a region's operator after a heartbeat: steps that are done are passed, the
 // command under way is sent again. Nearly always there is no operator, which costs one load.
 func (c *Controller) Dispatch(v func() *view.View, r *core.RegionInfo) {
@@ -242,8 +257,15 @@ func (c *Controller) RegionGone(regionID uint64) {
 	}
 }
 
-// advanceLocked is the one place where a running operator changes.
+// advanceLocked is the one place where a running operator changes. A record that no leader has reported, as that of a
+// half of a split, says nothing of which peers have their data: it moves nothing on.
 func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time, onHeartbeat bool) {
+	if !r.Confirmed() {
+		if now.After(op.Deadline(c.timeoutsLocked())) {
+			c.endLocked(op, operator.Timeout, "region has no confirmed leader", now)
+		}
+		return
+	}
 	step := op.Advance(r, now)
 	if step == nil {
 		c.endLocked(op, operator.Success, "", now)
@@ -275,15 +297,15 @@ func (c *Controller) timeoutsLocked() operator.Timeouts {
 // the quorum guard of every membership change.
 func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.Step, r *core.RegionInfo) string {
 	switch s := step.(type) {
-	case operator.AddPeer, operator.AddLearner:
-		store := v.Store(targetOf(step))
+	case operator.AddPeer, operator.AddLearner, operator.PromoteLearner:
+		store := v.Store(destination(step))
 		switch {
 		case store == nil || !store.IsUp():
-			return fmt.Sprintf("store %d is not up any more", targetOf(step))
+			return fmt.Sprintf("store %d is not up any more", destination(step))
 		case filter.Down(store, v.Env()):
-			return fmt.Sprintf("store %d is down", targetOf(step))
+			return fmt.Sprintf("store %d is down", destination(step))
 		}
-		if _, listed := r.StorePeer(targetOf(step)); !listed {
+		if _, listed := r.StorePeer(destination(step)); !listed {
 			if _, voter := step.(operator.AddPeer); voter && !checker.SafeToAdd(v, r) {
 				return "adding a voter would endanger the quorum"
 			}
@@ -332,9 +354,14 @@ func (c *Controller) sendLocked(v *view.View, op *operator.Operator, step operat
 		}
 		step = operator.TransferLeader{FromStore: rm.FromStore, ToStore: to}
 	}
-	if t, isTransfer := step.(operator.TransferLeader); isTransfer {
-		if p, ok := r.StorePeer(t.ToStore); ok && r.IsPending(p.ID) {
+	switch s := step.(type) {
+	case operator.TransferLeader:
+		if p, ok := r.StorePeer(s.ToStore); ok && r.IsPending(p.ID) {
 			return // it could not win the election
+		}
+	case operator.PromoteLearner:
+		if p, ok := r.StorePeer(s.ToStore); !ok || !v.Healthy(r, p) {
+			return // its vote would only make the quorum larger
 		}
 	}
 	if step.Command(r, resp) {
@@ -344,8 +371,13 @@ func (c *Controller) sendLocked(v *view.View, op *operator.Operator, step operat
 }
 
 func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason string, now time.Time) {
-	if st == operator.Timeout {
+	switch st {
+	case operator.Timeout:
 		c.noteTimeoutLocked(op, now)
+	case operator.Success: // three in a row is what counts
+		for _, s := range op.Steps() {
+			delete(c.mu.failed, failKey{op.RegionID(), destination(s)})
+		}
 	}
 	op.Finish(st, reason, now)
 	delete(c.mu.ops, op.RegionID())
@@ -384,13 +416,19 @@ func (c *Controller) ForgetHistory() {
 
 // noteTimeoutLocked backs off from a region and target that fail again and again.
 func (c *Controller) noteTimeoutLocked(op *operator.Operator, now time.Time) {
-	target := targetOf(op.Current())
+	target := destination(op.Current())
 	if target == 0 {
 		return
 	}
+	switch s := op.Current().(type) {
+	case operator.AddLearner:
+		c.mu.givenUp[s.PeerID] = now
+	case operator.PromoteLearner:
+		c.mu.givenUp[s.PeerID] = now
+	}
 	key := failKey{op.RegionID(), target}
 	f := c.mu.failed[key]
-	f.count++
+	f.count, f.last = f.count+1, now
 	if f.count >= 3 {
 		f.until = now.Add(time.Minute << min(f.count-3, 6))
 	}
@@ -432,10 +470,32 @@ func (c *Controller) Prune() {
 		}
 	}
 	for k, f := range c.mu.failed {
-		if now.Sub(f.until) > time.Hour {
+		if now.Sub(f.until) > time.Hour && now.Sub(f.last) > time.Hour {
 			delete(c.mu.failed, k)
 		}
 	}
+	for id, at := range c.mu.givenUp {
+		if now.Sub(at) > givenUpTTL {
+			delete(c.mu.givenUp, id)
+		}
+	}
+}
+
+// GivenUp tells whether a learner did not catch up in the time that it had: it is to be removed.
+func (c *Controller) GivenUp(peerID uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.mu.givenUp[peerID]
+	return ok
+}
+
+// TimedOut tells whether replicas of a region have lately failed to arrive at a store: another one
+// is tried first.
+func (c *Controller) TimedOut(regionID, storeID uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.mu.failed[failKey{regionID, storeID}]
+	return ok && c.now().Sub(f.last) < timedOutTTL
 }
 
 // Cancel ends a region's operator on request.

@@ -32,13 +32,13 @@ type world struct {
 	lines []string
 }
 
-func newWorld(t *testing.T, stores, replicas int) *world {
+func newWorld(t *testing.T, stores, replicas int, version string) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Unix(1_700_000_000, 0), core: core.NewBasicCluster(), id: 100}
 	w.set = &view.Settings{Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: replicas}}
 	w.ctl = schedule.NewController(w.core, w, func() time.Time { return w.now }, w.set)
 	for i := range stores {
-		w.core.PutStore(core.NewStore(&metapb.Store{Id: uint64(i + 1), Address: fmt.Sprint(i + 1)}, w.now))
+		w.core.PutStore(core.NewStore(&metapb.Store{Id: uint64(i + 1), Address: fmt.Sprint(i + 1), Version: version}, w.now))
 	}
 	return w
 }
@@ -62,6 +62,7 @@ func (w *world) view() *view.View {
 	return view.New(view.View{
 		Now: w.now, Settings: w.set, Regions: w.core, Rand: rand.New(rand.NewPCG(1, 1)), Busy: w.ctl.Busy,
 		AllocID: func() (uint64, error) { w.id++; return w.id, nil },
+		GivenUp: w.ctl.GivenUp, TimedOut: w.ctl.TimedOut,
 	}, w.ctl.Running())
 }
 
@@ -165,7 +166,10 @@ func (w *world) do(line string) {
 		res := checker.Check(w.view(), r)
 		w.lines = append(w.lines, fmt.Sprintf("defect %q blocked %q", res.Defect, res.Blocked))
 		if res.Op != nil {
-			w.lines = append(w.lines, res.Op.String())
+			w.lines = append(w.lines, res.Op.String()+" because "+res.Op.Why())
+			if rest == "do" {
+				w.add(res.Op, nil)
+			}
 		}
 	case "wait":
 		d, err := time.ParseDuration(rest)
@@ -208,7 +212,11 @@ func TestTranscripts(t *testing.T) {
 			stores, replicas := 5, 3
 			d.MaybeScanArgs(t, "stores", &stores)
 			d.MaybeScanArgs(t, "replicas", &replicas)
-			w := newWorld(t, stores, replicas)
+			version := "" // as of the course's stores: replicas are added as voters
+			if strings.HasSuffix(path, "learners.txt") {
+				version = "1"
+			}
+			w := newWorld(t, stores, replicas, version)
 			for line := range strings.SplitSeq(d.Input, "\n") {
 				w.lines = append(w.lines, "> "+line)
 				w.do(line)

@@ -240,6 +240,10 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 			v.Trace.Count("target", t.ID(), "left-lately")
 			continue
 		}
+		if v.TimedOut != nil && v.TimedOut(r.ID(), t.ID()) {
+			v.Trace.Count("target", t.ID(), "timed-out")
+			continue
+		}
 		if len(labels) > 0 && filter.Isolation(labels, swap(v, r, source, t)) < isolation {
 			v.Trace.Count("target", t.ID(), "isolation")
 			continue

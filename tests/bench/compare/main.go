@@ -15,8 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/tinykv/tinykv/kv/gcfloor"
-	"github.com/tinykv/tinykv/kv/timerslack"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -36,7 +35,7 @@ type options struct {
 var allSystems = []string{"etcd", "tinykv", "ideal", "echo"}
 
 func main() {
-	timerslack.CalmMonitor()
+	goruntime.CalmMonitor()
 	o, err := parseOptions(os.Args[1:], os.Stderr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
@@ -44,7 +43,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
+	defer goruntime.SetHeapFloor(goruntime.LoadGeneratorHeap).Stop()
 	if err := run(ctx, o, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)

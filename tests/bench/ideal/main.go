@@ -19,8 +19,8 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/tinykv/tinykv/kv/gcfloor"
 	"github.com/tinykv/tinykv/kv/vfs"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -44,7 +44,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.Server).Stop()
+	defer goruntime.SetHeapFloor(goruntime.ServerHeap).Stop()
 	if err := serve(ctx, o, nil); err != nil {
 		fmt.Fprintln(os.Stderr, "ideal:", err)
 		os.Exit(1)

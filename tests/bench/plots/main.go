@@ -14,8 +14,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
-	"github.com/tinykv/tinykv/kv/gcfloor"
-	"github.com/tinykv/tinykv/kv/timerslack"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/tests/bench/plot"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
@@ -30,7 +29,7 @@ type options struct {
 }
 
 func main() {
-	timerslack.CalmMonitor()
+	goruntime.CalmMonitor()
 	o := options{progress: os.Stderr}
 	bin := flag.String("bin", "bin", "directory with the programs, as the Makefile builds them")
 	flag.StringVar(&o.out, "out", "docs", "directory for the pictures")
@@ -41,7 +40,7 @@ func main() {
 	o.bins = rig.DefaultBins(*bin)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
+	defer goruntime.SetHeapFloor(goruntime.LoadGeneratorHeap).Stop()
 	for _, draw := range []func(context.Context, options) error{byRegions, bySize} {
 		if err := draw(ctx, o); err != nil {
 			fmt.Fprintln(os.Stderr, "plots:", err)

@@ -96,7 +96,7 @@ func run(ctx context.Context, o options, progress io.Writer) (*figures, error) {
 		return f, err
 	}
 	for _, r := range regions {
-		if len(r.PendingPeers) > 0 || len(r.Meta.Peers) < 3 || r.Leader.GetId() == 0 {
+		if len(r.PendingPeers) > 0 || r.Voters() < 3 || r.Leader.GetId() == 0 {
 			f.behind++
 		}
 	}

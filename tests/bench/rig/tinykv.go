@@ -149,8 +149,8 @@ func (t *TinyKV) WaitReplicas(ctx context.Context, n int) error {
 				return errors.New("no region")
 			}
 			for _, r := range regions {
-				if len(r.Meta.Peers) < n || len(r.PendingPeers) > 0 || r.Leader.GetId() == 0 {
-					return fmt.Errorf("region %d has %d peers, %d pending", r.Meta.Id, len(r.Meta.Peers), len(r.PendingPeers))
+				if r.Voters() < n || len(r.PendingPeers) > 0 || r.Leader.GetId() == 0 {
+					return fmt.Errorf("region %d has %d voters, %d pending", r.Meta.Id, r.Voters(), len(r.PendingPeers))
 				}
 			}
 			return nil

@@ -15,8 +15,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
-	"github.com/tinykv/tinykv/kv/gcfloor"
-	"github.com/tinykv/tinykv/kv/timerslack"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
@@ -30,7 +29,7 @@ type options struct {
 }
 
 func main() {
-	timerslack.CalmMonitor()
+	goruntime.CalmMonitor()
 	var o options
 	bin := flag.String("bin", "bin", "directory with the programs, as the Makefile builds them")
 	flag.IntVar(&o.regions, "regions", 8, "number of regions")
@@ -42,7 +41,7 @@ func main() {
 	o.bins = rig.DefaultBins(*bin)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer gcfloor.Set(gcfloor.LoadGenerator).Stop()
+	defer goruntime.SetHeapFloor(goruntime.LoadGeneratorHeap).Stop()
 	rows, err := run(ctx, o, os.Stderr)
 	if err == nil {
 		err = report(os.Stdout, rows)

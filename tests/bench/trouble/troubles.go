@@ -41,7 +41,7 @@ func snapshots(ctx context.Context, s *rig.TinyKV) (string, error) {
 			return "", err
 		}
 		r := regions[n%len(regions)]
-		if store := follower(r); store != 0 && len(r.Meta.Peers) == 3 && len(r.PendingPeers) == 0 {
+		if store := follower(r); store != 0 && r.Voters() == 3 && len(r.PendingPeers) == 0 {
 			// Refused while the region has another plan.
 			if s.Post(ctx, fmt.Sprintf("/regions/%d/remove-peer", r.Meta.Id), map[string]uint64{"from": store}) == nil {
 				removed++

@@ -50,6 +50,7 @@ type Lost struct {
 	Bytes        int64
 }
 
+// Add adds what another loss took.
 func (l *Lost) Add(o Lost) { l.Names += o.Names; l.Files += o.Files; l.Bytes += o.Bytes }
 
 func (l Lost) String() string {

@@ -12,9 +12,13 @@ import (
 // store can. Callers rank by health, leaders and influence.
 type Leaders func(r *core.RegionInfo, exclude uint64) (store uint64, ok bool)
 
-// AddSteps returns the steps that add a replica: a learner that is promoted once it has caught up,
-// if the stores can do that, else a voter at once.
-func AddSteps(store, peerID uint64, learnerFirst bool) []Step {
+// addSteps returns the steps that add a replica: a learner that is promoted once it has caught up,
+// if the stores can do that, else a voter at once. A learner that the region has there already is
+// only promoted.
+func addSteps(r *core.RegionInfo, store, peerID uint64, learnerFirst bool) []Step {
+	if p, ok := r.StorePeer(store); ok && p.ID == peerID && p.Learner {
+		return []Step{PromoteLearner{store, peerID}}
+	}
 	if learnerFirst {
 		return []Step{AddLearner{store, peerID}, PromoteLearner{store, peerID}}
 	}
@@ -22,7 +26,9 @@ func AddSteps(store, peerID uint64, learnerFirst bool) []Step {
 }
 
 // CreateMovePeerOperator moves the replica on source to target: add first, so that there are never
-// fewer replicas than before, then move the leadership away if source leads, then remove.
+// fewer replicas than before, then move the leadership away if source leads, then remove. With a
+// learner the leadership goes before the promotion, if another voter can take it: the region has a
+// voter too many for as short as can be.
 func CreateMovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
 	source, target, peerID uint64, learnerFirst bool, leaders Leaders,
 ) (*Operator, error) {
@@ -30,13 +36,16 @@ func CreateMovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Pri
 	if !ok {
 		return nil, fmt.Errorf("operator: region %d has no peer on store %d", r.ID(), source)
 	}
-	steps := AddSteps(target, peerID, learnerFirst)
+	steps := addSteps(r, target, peerID, learnerFirst)
 	if r.LeaderStore() == source {
+		at, last := len(steps), steps[len(steps)-1]
 		to, ok := leaders(r, source)
 		if !ok {
 			to = target // the only healthy one by then
+		} else if _, promote := last.(PromoteLearner); promote {
+			at--
 		}
-		steps = append(steps, TransferLeader{FromStore: source, ToStore: to})
+		steps = slices.Insert(steps, at, Step(TransferLeader{FromStore: source, ToStore: to}))
 		kind |= OpLeader
 	}
 	steps = append(steps, RemovePeer{FromStore: source, PeerID: old.ID})
@@ -68,7 +77,7 @@ func CreateRemovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio P
 func CreateAddPeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
 	target, peerID uint64, learnerFirst bool,
 ) *Operator {
-	return New(desc, r, kind|OpRegion, prio, AddSteps(target, peerID, learnerFirst)...)
+	return New(desc, r, kind|OpRegion, prio, addSteps(r, target, peerID, learnerFirst)...)
 }
 
 // CreateTransferLeaderOperator moves the leadership.

@@ -153,9 +153,10 @@ func (s PromoteLearner) ConfChanges(r *core.RegionInfo) int {
 	return b2i(ok && p.ID == s.PeerID && !p.Learner)
 }
 
-// Command implements Step.
+// Command implements Step. The controller sends it only once the learner is healthy.
 func (s PromoteLearner) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
-	if p, ok := r.StorePeer(s.ToStore); !ok || p.ID != s.PeerID {
+	p, ok := r.StorePeer(s.ToStore)
+	if !ok || p.ID != s.PeerID || !p.Learner {
 		return false
 	}
 	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode, core.Peer{ID: s.PeerID, StoreID: s.ToStore})

@@ -35,6 +35,10 @@ type View struct {
 	Busy func(regionID uint64) bool
 	// AllocID returns a fresh id for a peer.
 	AllocID func() (uint64, error)
+	// GivenUp tells whether a learner did not catch up in the time that it had; nil: none.
+	GivenUp func(peerID uint64) bool
+	// TimedOut tells whether replicas of the region have lately failed to arrive at the store; nil: none.
+	TimedOut func(regionID, storeID uint64) bool
 
 	stores    []*core.StoreInfo
 	byID      map[uint64]*core.StoreInfo
@@ -185,7 +189,8 @@ func (v *View) Healthy(r *core.RegionInfo, p core.Peer) bool {
 const NoStore = "no-store"
 
 // Target picks the store for a new replica of a region, without the replica on exclude (0: none).
-// Stores are ranked by isolation, then by load. If the best store is refused only for the moment, no
+// Stores are ranked by isolation, then by load; one where the region's replica did not arrive lately
+// comes after all others. If the best store is refused only for the moment, no
 // store is returned: waiting is better than placing badly.
 func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.StoreInfo, string) {
 	labels := v.Settings.Replication.LocationLabels
@@ -199,6 +204,7 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		store     *core.StoreInfo
 		isolation int
 		refusal   string
+		late      int // 1: this region's replica did not arrive there lately
 	}
 	var list []candidate
 	reason := NoStore
@@ -215,13 +221,13 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		if name == "" && !v.HasBudget(s.ID(), true, repair) {
 			name = "budget"
 		}
-		list = append(list, candidate{s, filter.Isolation(labels, append(slices.Clip(rest), s)), name})
+		list = append(list, candidate{
+			s, filter.Isolation(labels, append(slices.Clip(rest), s)), name, v.late(r.ID(), s.ID()),
+		})
 	}
 	slices.SortStableFunc(list, func(a, b candidate) int {
-		if c := cmp.Compare(b.isolation, a.isolation); c != 0 {
-			return c
-		}
-		return cmp.Compare(v.Load(a.store), v.Load(b.store))
+		return cmp.Or(cmp.Compare(a.late, b.late), cmp.Compare(b.isolation, a.isolation),
+			cmp.Compare(v.Load(a.store), v.Load(b.store)))
 	})
 	for _, c := range list {
 		if c.refusal == "" {
@@ -235,6 +241,13 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		reason = c.refusal
 	}
 	return nil, reason
+}
+
+func (v *View) late(regionID, storeID uint64) int {
+	if v.TimedOut != nil && v.TimedOut(regionID, storeID) {
+		return 1
+	}
+	return 0
 }
 
 // NewLeader picks the store that should lead a region instead of exclude: a healthy voter on a store

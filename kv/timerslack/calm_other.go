@@ -1,5 +1,0 @@
-//go:build !linux
-
-package timerslack
-
-func calmMonitor([]string) {} // no timer slack there
