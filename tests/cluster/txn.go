@@ -81,15 +81,21 @@ func (s *stub) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.Ca
 	return call(ctx, s, in, (*server.Server).KvScan)
 }
 
-func (s *stub) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchGetResponse, error) {
+func (s *stub) KvBatchGet(
+	ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.BatchGetResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvBatchGet)
 }
 
-func (s *stub) KvScanLock(ctx context.Context, in *kvrpcpb.ScanLockRequest, _ ...grpc.CallOption) (*kvrpcpb.ScanLockResponse, error) {
+func (s *stub) KvScanLock(
+	ctx context.Context, in *kvrpcpb.ScanLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ScanLockResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvScanLock)
 }
 
-func (s *stub) MvccGetByKey(ctx context.Context, in *kvrpcpb.MvccGetByKeyRequest, _ ...grpc.CallOption) (*kvrpcpb.MvccGetByKeyResponse, error) {
+func (s *stub) MvccGetByKey(
+	ctx context.Context, in *kvrpcpb.MvccGetByKeyRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.MvccGetByKeyResponse, error) {
 	return call(ctx, s, in, (*server.Server).MvccGetByKey)
 }
 

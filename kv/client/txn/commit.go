@@ -43,8 +43,8 @@ func lockTTL(size int, since time.Duration) uint64 {
 // Rollback drops the transaction. Nothing of it has left this process.
 func (t *Txn) Rollback() { t.ended = true }
 
-// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may have
-// happened; any other, that it has not. ErrConflict says that another attempt may succeed.
+// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may
+// have happened; any other, that it has not. ErrConflict says that another attempt may succeed.
 func (t *Txn) Commit(ctx context.Context) error {
 	if t.ended {
 		return ErrFinished
@@ -156,8 +156,8 @@ func within(r *metapb.Region, keys [][]byte) int {
 	return n
 }
 
-// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how many
-// they are.
+// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how
+// many they are.
 func (m *committer) batch(ctx context.Context, keys [][]byte, do step) (n int, err error) {
 	wait := backoff{}
 	for {
