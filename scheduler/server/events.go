@@ -26,6 +26,8 @@ type Event struct {
 type copiedEvent struct {
 	Event
 	Operator *operator.Record `json:"operator,omitempty"`
+	// Began is when the conditions of health that hold have begun, in a line without an event.
+	Began map[string]time.Time `json:"began,omitempty"`
 }
 
 // eventLog keeps the last events, with a way to wait for the next. Adding never blocks.
@@ -52,7 +54,7 @@ func (l *eventLog) add(kind, text string) { l.addWith(kind, text, nil) }
 func (l *eventLog) addWith(kind, text string, op *operator.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.putLocked(copiedEvent{Event{Seq: l.mu.seq + 1, Time: l.now(), Kind: kind, Text: text}, op})
+	l.putLocked(copiedEvent{Event: Event{Seq: l.mu.seq + 1, Time: l.now(), Kind: kind, Text: text}, Operator: op})
 }
 
 // copyOf continues the log with an event of the leader. The first of a stream, and one behind a gap, begin it anew.
@@ -114,7 +116,7 @@ func (l *eventLog) copiesAfter(seq uint64) ([]copiedEvent, <-chan struct{}) {
 }
 
 // eventsPath is where followers get the leader's events, so that these and the history of operators outlive it. A
-// line is a copiedEvent; an empty object is a sign of life.
+// line is a copiedEvent; one without an event is a sign of life.
 const eventsPath = "/internal/events"
 
 // serveEvents is the leader's side: all that it still has, then what happens, until either side ends.
@@ -129,7 +131,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 	for {
 		events, more := s.cluster.events.copiesAfter(last)
 		if len(events) == 0 {
-			events = []copiedEvent{{}}
+			events = []copiedEvent{{Began: s.health.began()}}
 		}
 		for _, e := range events {
 			if out.Encode(e) != nil {
@@ -161,6 +163,9 @@ func (s *Server) readEvents(body io.Reader, alive func()) error {
 		}
 		alive()
 		if e.Seq == 0 || s.IsLeader() {
+			if e.Began != nil && !s.IsLeader() {
+				s.health.learn(e.Began)
+			}
 			continue
 		}
 		if first {

@@ -26,10 +26,12 @@ type healthKeeper struct {
 	s  *Server
 	mu struct {
 		sync.Mutex
-		began   time.Time // of the leadership
+		leads   time.Time // since then
 		last    *health.Report
 		took    time.Duration
 		members map[uint64]probed // the other members
+		// told is what the leader has told of when conditions began.
+		told map[string]time.Time
 	}
 }
 
@@ -37,7 +39,27 @@ type healthKeeper struct {
 func (k *healthKeeper) begin() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.mu.began, k.mu.last, k.mu.members = time.Now(), nil, nil
+	k.mu.leads, k.mu.last, k.mu.members = time.Now(), nil, nil
+}
+
+// began is when the conditions of the last report have begun.
+func (k *healthKeeper) began() map[string]time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[string]time.Time{}
+	if k.mu.last != nil {
+		for _, c := range k.mu.last.Conditions {
+			out[c.Key()] = c.Since
+		}
+	}
+	return out
+}
+
+// learn keeps what a leader says of when conditions began, for a leadership of this member.
+func (k *healthKeeper) learn(began map[string]time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.mu.told = began
 }
 
 // report judges the cluster, unless that was done a moment ago.
@@ -64,8 +86,8 @@ func (k *healthKeeper) pause() time.Duration {
 func (k *healthKeeper) viewLocked(now time.Time) *health.View {
 	s, set := k.s, k.s.cluster.Settings()
 	v := &health.View{
-		Now: now, Leading: now.Sub(k.mu.began), Prepared: s.cluster.Prepared(), Schedule: &set.Schedule, Replication: &set.Replication,
-		Stores: s.cluster.Core().Stores(), Regions: s.cluster.Core().ScanRegions(nil, nil, 0), Before: k.mu.last,
+		Now: now, Leading: now.Sub(k.mu.leads), Prepared: s.cluster.Prepared(), Schedule: &set.Schedule, Replication: &set.Replication,
+		Stores: s.cluster.Core().Stores(), Regions: s.cluster.Core().ScanRegions(nil, nil, 0), Before: k.mu.last, Told: k.mu.told,
 	}
 	v.Bootstrapped, _ = s.bootstrapped()
 	names := map[uint64]string{}

@@ -56,6 +56,35 @@ func replicated(c *client.Client, first *metapb.Region) *schedulerpb.RegionHeart
 	return hb
 }
 
+// TestConditionsOutliveTheLeader: a new leader knows since when a condition holds.
+func TestConditionsOutliveTheLeader(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, followers := leaderOf(t, members)
+	c, first := bootstrapped(t, leader, 3)
+	replicated(c, first)
+	becomes(t, leader, "ok")
+	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
+	becomes(t, leader, "ok", "read-errors store 3")
+	since := func(s *server.Server) string {
+		for _, c := range call(t, s, "GET", "/health", "", 200)["conditions"].([]any) {
+			return c.(map[string]any)["since"].(string)
+		}
+		return ""
+	}
+	began := since(leader)
+	for _, f := range followers {
+		require.Eventually(t, func() bool { return len(server.HealthTold(f)) == 1 }, waitFor, tick)
+	}
+	leader.Resign()
+	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+	next, _ := leaderOf(t, members)
+	c, _ = client.New(t.Context(), []string{next.ClientURL()})
+	defer c.Close()
+	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
+	require.Eventually(t, func() bool { return since(next) != "" }, waitFor, tick)
+	require.Equal(t, began, since(next))
+}
+
 // TestHealthOfStores: a new leader cannot tell, then all is well; what stores report shows in the API and the metrics, and
 // it goes away again.
 func TestHealthOfStores(t *testing.T) {

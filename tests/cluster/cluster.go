@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -388,16 +389,36 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	// All as of one moment: what the engine has applied is in the raft log, and what the raft log has dropped is synced
 	// in the engine. While the engine stands still the raft log may run ahead, which is as good as an engine that is late.
 	var fs *faultfs.MemFS
+	var dir string
 	eng := n.engine.CrashWith(loss, engineRng, func() {
 		fs = n.fs.Crash(loss, engineRng, n.ctl)
+		dir = n.keepSnapshots()
 	})
 	n.c.t.Logf("crash of store %d, loss %d", n.ID, loss)
 	n.mu.Unlock()
 	store.Stop()
 	_ = n.log.Close()
 	n.mu.Lock()
-	n.fs, n.engine = fs, eng
+	n.fs, n.engine, n.dir = fs, eng, dir
 	n.mu.Unlock()
+}
+
+// keepSnapshots returns a directory with the files of raft snapshots as they are: the dying store may delete what it has
+// installed, in an engine that nobody will see.
+func (n *Node) keepSnapshots() string {
+	dir := filepath.Join(n.c.dir, fmt.Sprintf("%d.%d", n.ID, n.life.Load()))
+	err := os.Mkdir(dir, 0o700)
+	files, lerr := os.ReadDir(n.dir)
+	for _, f := range files {
+		// It may be gone by now; then it was not needed at this moment either.
+		if e := os.Link(filepath.Join(n.dir, f.Name()), filepath.Join(dir, f.Name())); !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	if err = errors.Join(err, lerr); err != nil {
+		n.c.t.Errorf("store %d: snapshots: %v", n.ID, err)
+	}
+	return dir
 }
 
 // Restart starts a store that is down. A failure fails the test, but does not end it: it may be called

@@ -52,6 +52,33 @@ func tinyctl(t *testing.T, args ...string) string {
 	return string(out)
 }
 
+// inRecovery returns the arguments of the command in docs/recovery.md that begins as given, with what the page says as an
+// example replaced.
+func inRecovery(t *testing.T, begin string, replace map[string]string) []string {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/recovery.md")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(page)) {
+		line, ok := strings.CutPrefix(strings.TrimSpace(line), "tinyctl "+begin)
+		if !ok {
+			continue
+		}
+		line, _, _ = strings.Cut(line, "  ") // what it does
+		args := strings.Fields(begin + line)
+		left := len(replace)
+		for i, a := range args {
+			if with, ok := replace[a]; ok {
+				args[i] = with
+				left--
+			}
+		}
+		require.Zero(t, left, "%v lacks some of %v", args, replace)
+		return args
+	}
+	require.FailNow(t, "docs/recovery.md has no such command", begin)
+	return nil
+}
+
 // TestRecoverScheduler: the placement service's only member is lost with its disk. Another one takes the cluster over from
 // the stores: same id, ids and timestamps above all that were given out, all data there, splits go on.
 func TestRecoverScheduler(t *testing.T) {
@@ -73,7 +100,9 @@ func TestRecoverScheduler(t *testing.T) {
 	sched.Kill()
 	require.NoError(t, os.RemoveAll(sched.DataDir))
 	plan := filepath.Join(t.TempDir(), "plan.json")
-	out := tinyctl(t, "recover", "scheduler", "--stores", statusOf(c.Stores...), "--out", plan)
+	out := tinyctl(t, inRecovery(t, "recover scheduler", map[string]string{
+		"127.0.0.1:20180,127.0.0.1:20181,127.0.0.1:20182": statusOf(c.Stores...), "plan.json": plan,
+	})...)
 	require.Contains(t, out, "3 stores report")
 	text, err := os.ReadFile(plan)
 	require.NoError(t, err)
@@ -143,8 +172,10 @@ func TestRecoverRegions(t *testing.T) {
 	plan := filepath.Join(t.TempDir(), "plan.json")
 	var out string
 	eventually(t, 60*time.Second, func() error { // a store is buried once it has been silent for a while
-		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", c.Schedulers[0].Addr, "recover", "regions", "--lost-stores",
-			strings.Join(lostIDs, ","), "--stores", statusOf(left...), "--out", plan, "--yes")
+		args := append(inRecovery(t, "recover regions", map[string]string{
+			"2,3": strings.Join(lostIDs, ","), "127.0.0.1:20180": statusOf(left...), "plan.json": plan,
+		}), "--yes", "-s", c.Schedulers[0].Addr)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), args...)
 		data, err := cmd.CombinedOutput()
 		out = string(data)
 		if err != nil {
@@ -156,11 +187,14 @@ func TestRecoverRegions(t *testing.T) {
 	for _, p := range left {
 		_, err := p.End(syscall.SIGTERM, 20*time.Second)
 		require.NoError(t, err)
-		require.Contains(t, tinyctl(t, "debug", "verify", "--data-dir", p.DataDir), "regions")
-		out := tinyctl(t, "recover", "apply", "--data-dir", p.DataDir, "--plan", plan)
-		again := tinyctl(t, "recover", "apply", "--data-dir", p.DataDir, "--plan", plan)
+		dir := map[string]string{"DIR": p.DataDir}
+		require.Contains(t, tinyctl(t, inRecovery(t, "debug verify", dir)...), "regions")
+		apply := inRecovery(t, "recover apply", map[string]string{"DIR": p.DataDir, "plan.json": plan})
+		out := tinyctl(t, apply...)
+		again := tinyctl(t, apply...)
 		require.Contains(t, again, ": 0 regions go on", "after %s", out)
-		require.Contains(t, tinyctl(t, "debug", "regions", "--data-dir", p.DataDir), "store ")
+		require.Contains(t, tinyctl(t, inRecovery(t, "debug regions", dir)...), "store ")
+		require.NotContains(t, tinyctl(t, inRecovery(t, "debug keys", dir)...), "error")
 		require.NoError(t, p.Start())
 		require.NoError(t, p.WaitReady(t.Context()))
 	}

@@ -36,12 +36,7 @@ func Assess(v *View) *Report {
 func (a *assessment) raise(code Code, subject string, since time.Time, count int, regions []uint64, detail string) {
 	kind, k := Table[rank(code)], key{code, subject}
 	if since.IsZero() {
-		since = a.view.Now
-		if b := a.view.Before; b != nil {
-			if first, ok := b.first[k]; ok {
-				since = first
-			}
-		}
+		since = a.firstSeen(k)
 	}
 	a.out.first[k] = since
 	lasts := a.view.Now.Sub(since)
@@ -53,6 +48,20 @@ func (a *assessment) raise(code Code, subject string, since time.Time, count int
 		Code: code, Severity: kind.Severity, Subject: subject, Count: count, Regions: regions,
 		Since: since.UTC(), Seconds: max(lasts.Seconds(), 0), Detail: detail, Advice: kind.Advice,
 	})
+}
+
+// firstSeen is when a condition that holds now was first seen without a break.
+func (a *assessment) firstSeen(k key) time.Time {
+	if b := a.view.Before; b != nil {
+		if first, ok := b.first[k]; ok {
+			return first
+		}
+	}
+	told, ok := a.view.Told[Condition{Code: k.code, Subject: k.subject}.Key()]
+	if ok && a.view.Leading < toldAge && told.Before(a.view.Now) {
+		return told
+	}
+	return a.view.Now
 }
 
 // conclude finds the state. What is not known is never well.

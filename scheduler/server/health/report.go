@@ -106,7 +106,7 @@ type Condition struct {
 	Count int `json:"count"`
 	// Regions are some of the regions, at most examples.
 	Regions []uint64 `json:"regions,omitempty"`
-	// Since is when it began, as far as this leader knows; Seconds is how long ago that is.
+	// Since is when it began, as far as this leader and the one before know; Seconds is how long ago that is.
 	Since   time.Time `json:"since"`
 	Seconds float64   `json:"for_seconds"`
 	Detail  string    `json:"detail"`

@@ -41,7 +41,13 @@ type View struct {
 	Alarms                 []EtcdAlarm
 	// Before is the report before of the same leader, nil for its first one.
 	Before *Report
+	// Told is when conditions have begun, by Condition.Key, as the leader before has told. It counts while the leader of now
+	// has not led for as long as it takes to see them all again.
+	Told map[string]time.Time
 }
+
+// toldAge is for how long the word of the leader before counts.
+const toldAge = 2 * time.Minute
 
 func (v *View) env() filter.Env { return filter.Env{Now: v.Now, Schedule: v.Schedule} }
 
