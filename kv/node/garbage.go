@@ -25,8 +25,8 @@ func (n *Node) safePoints() *commands.SafePoints {
 	})
 }
 
-// newGC makes what collects the garbage of the cluster while this store leads the first region; nil where nothing does. close
-// ends its connections.
+// newGC makes what collects the garbage of the cluster while this store leads the first region; nil where nothing
+// does. close ends its connections.
 func (n *Node) newGC() (w *gcworker.Worker, close func()) {
 	if !n.transactional() || n.cfg.GC.Interval.Duration == 0 {
 		return nil, nil

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/gcworker"
 	"github.com/tinykv/tinykv/kv/rpc"
 )
 
@@ -145,20 +146,15 @@ func registerGC(gauge, counter func(name, help string, value func() float64), n 
 	if n.gc == nil {
 		return
 	}
-	gauge("tinykv_gc_safe_point_seconds", "Time up to which this store has collected everything; 0 while another one does.", func() float64 {
-		return float64(n.gc.Stats().SafePoint>>18) / 1000
-	})
-	for name, c := range map[string]struct {
-		help  string
-		value func() uint64
-	}{
-		"tinykv_gc_rounds_total":        {"Rounds of garbage collection.", func() uint64 { return n.gc.Stats().Rounds }},
-		"tinykv_gc_failed_rounds_total": {"Rounds of garbage collection that were given up.", func() uint64 { return n.gc.Stats().Failures }},
-		"tinykv_gc_versions_total":      {"Versions and records of rollbacks that were removed.", func() uint64 { return n.gc.Stats().Versions }},
-		"tinykv_gc_bytes_total":         {"Bytes of deletes that were written for it.", func() uint64 { return n.gc.Stats().Bytes }},
-		"tinykv_gc_expired_locks_total": {"Locks of dead clients that were resolved.", func() uint64 { return n.gc.Stats().Expired }},
-		"tinykv_gc_ended_locks_total":   {"Locks of transactions that were older than the safe point.", func() uint64 { return n.gc.Stats().Ended }},
-	} {
-		counter(name, c.help, func() float64 { return float64(c.value()) })
+	gauge("tinykv_gc_safe_point_seconds", "Time up to which this store has collected all garbage; 0: another one does.",
+		func() float64 { return float64(n.gc.Stats().SafePoint>>18) / 1000 })
+	count := func(name, help string, of func(s gcworker.Stats) uint64) {
+		counter("tinykv_gc_"+name+"_total", help, func() float64 { return float64(of(n.gc.Stats())) })
 	}
+	count("rounds", "Rounds of garbage collection.", func(s gcworker.Stats) uint64 { return s.Rounds })
+	count("failed_rounds", "Rounds that were given up.", func(s gcworker.Stats) uint64 { return s.Failures })
+	count("versions", "Old versions and rollbacks removed.", func(s gcworker.Stats) uint64 { return s.Versions })
+	count("bytes", "Bytes of deletes written for it.", func(s gcworker.Stats) uint64 { return s.Bytes })
+	count("expired_locks", "Locks of dead clients resolved.", func(s gcworker.Stats) uint64 { return s.Expired })
+	count("ended_locks", "Locks older than the safe point.", func(s gcworker.Stats) uint64 { return s.Ended })
 }

@@ -30,8 +30,8 @@ func (s *Server) SetMode(m clustermode.Mode) {
 // their own would miss each other's decisions. It is nil where transactions are refused.
 func (s *Server) Transactions() *commands.Executor { return s.txn }
 
-// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be called after SetMode and before
-// it serves.
+// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be called after SetMode
+// and before it serves.
 func (s *Server) SetSafePoints(p *commands.SafePoints) {
 	if s.txn != nil {
 		s.txn.SetSafePoints(p)

@@ -58,7 +58,9 @@ func (s *Server) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) (
 }
 
 // CollectGarbage implements tinykvpb.TinyKvServer.
-func (s *Server) CollectGarbage(ctx context.Context, req *kvrpcpb.CollectGarbageRequest) (*kvrpcpb.CollectGarbageResponse, error) {
+func (s *Server) CollectGarbage(
+	ctx context.Context, req *kvrpcpb.CollectGarbageRequest,
+) (*kvrpcpb.CollectGarbageResponse, error) {
 	resp := &kvrpcpb.CollectGarbageResponse{}
 	err := s.checkTxn()
 	if err == nil {
@@ -82,13 +84,15 @@ func bound(key []byte) []byte {
 
 func lockInfo(l *mvcc.KeyLock) *kvrpcpb.LockInfo {
 	return &kvrpcpb.LockInfo{
-		Key: l.Key, PrimaryLock: l.Primary, LockVersion: l.Ts, LockTtl: l.Ttl, TxnSize: l.TxnSize, MinCommitTs: l.MinCommitTS,
-		Type: l.Kind.String(),
+		Key: l.Key, PrimaryLock: l.Primary, LockVersion: l.Ts, LockTtl: l.Ttl, TxnSize: l.TxnSize,
+		MinCommitTs: l.MinCommitTS, Type: l.Kind.String(),
 	}
 }
 
 // MvccGetByKey implements tinykvpb.TinyKvServer.
-func (s *Server) MvccGetByKey(ctx context.Context, req *kvrpcpb.MvccGetByKeyRequest) (*kvrpcpb.MvccGetByKeyResponse, error) {
+func (s *Server) MvccGetByKey(
+	ctx context.Context, req *kvrpcpb.MvccGetByKeyRequest,
+) (*kvrpcpb.MvccGetByKeyResponse, error) {
 	resp := &kvrpcpb.MvccGetByKeyResponse{}
 	err := s.checkTxn(req.Key)
 	if err == nil {

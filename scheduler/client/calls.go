@@ -208,8 +208,8 @@ func (c *Client) GetGCState(ctx context.Context) (*pb.GetGCStateResponse, error)
 	return unary(ctx, c, "get gc state", &pb.GetGCStateRequest{Header: c.header()}, pb.SchedulerClient.GetGCState)
 }
 
-// AdvanceSafePoints raises the safe point of transactions up to the first barrier, and that of garbage up to the former, and
-// returns those in force. A target of 0 changes nothing. It is for stores.
+// AdvanceSafePoints raises the safe point of transactions up to the first barrier, and that of garbage up to the
+// former, and returns those in force. A target of 0 changes nothing. It is for stores.
 func (c *Client) AdvanceSafePoints(ctx context.Context, txnTarget, gcTarget uint64) (txn, gc uint64, err error) {
 	resp, err := unary(ctx, c, "advance safe points", &pb.AdvanceSafePointsRequest{
 		Header: c.header(), TxnTarget: txnTarget, GcTarget: gcTarget,

@@ -90,8 +90,8 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		Capacity:      st.Capacity(), Available: st.Available(), UsedSize: st.Stats().GetUsedSize(),
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
-		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(),
-		Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
+		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
+		LoadMiB: v.Load(st), MeanLoadMiB: mean,
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"testing"
+	"time"
 
 	"github.com/pingcap/kvproto/pkg/keyspacepb"
 	"github.com/pingcap/kvproto/pkg/meta_storagepb"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
@@ -268,4 +270,55 @@ func TestPDSafePoints(t *testing.T) {
 	require.Len(t, st.GcState.GcBarriers, 1)
 	_, err = pd.AdvanceGCSafePoint(ctx, &pdpb.AdvanceGCSafePointRequest{Header: h, Target: 109})
 	require.ErrorContains(t, err, "smaller value")
+}
+
+// Stores raise the safe points in their own way, and see that a client takes care of them. No safe point passes a barrier, or
+// comes near the time of now.
+func TestSafePointsOfStores(t *testing.T) {
+	s := servertest.StartTest(t)
+	bootstrapped(t, s, 1)
+	pd := pdpb.NewPDClient(pdConn(t, s))
+	c, err := client.New(t.Context(), []string{s.ClientAddr()})
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	h := &pdpb.RequestHeader{ClusterId: s.ClusterID()}
+	ctx := t.Context()
+	advance := func(txnTarget, gcTarget, txn, gc uint64) {
+		t.Helper()
+		gotTxn, gotGC, err := c.AdvanceSafePoints(ctx, txnTarget, gcTarget)
+		require.NoError(t, err)
+		require.Equal(t, []uint64{txn, gc}, []uint64{gotTxn, gotGC})
+	}
+	advance(50, 0, 50, 0)
+	advance(0, 60, 50, 50)
+	advance(40, 0, 50, 50)
+	st, err := c.GetGCState(ctx)
+	require.NoError(t, err)
+	require.False(t, st.ByClient)
+
+	_, err = pd.SetGCBarrier(ctx, &pdpb.SetGCBarrierRequest{Header: h, BarrierId: "backup", BarrierTs: 100, TtlSeconds: math.MaxInt64})
+	require.NoError(t, err)
+	advance(150, 150, 100, 100)
+	gc, err := pd.UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{Header: h, SafePoint: 200})
+	require.NoError(t, err)
+	require.EqualValues(t, 100, gc.NewSafePoint)
+	st, err = c.GetGCState(ctx)
+	require.NoError(t, err)
+	require.True(t, st.ByClient)
+	require.Less(t, st.ClientAgoMs, uint64(60_000))
+	require.Equal(t, []*schedulerpb.GCBarrier{{Id: "backup", Ts: 100, TtlSeconds: math.MaxInt64}}, st.Barriers)
+	require.EqualValues(t, 100, st.TxnSafePoint)
+
+	_, err = pd.DeleteGCBarrier(ctx, &pdpb.DeleteGCBarrierRequest{Header: h, BarrierId: "backup"})
+	require.NoError(t, err)
+	now := uint64(time.Now().UnixMilli())
+	for _, far := range []uint64{math.MaxUint64, (now + 3_600_000) << 18} {
+		gc, err = pd.UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{Header: h, SafePoint: far})
+		require.NoError(t, err)
+		require.LessOrEqual(t, gc.NewSafePoint>>18, uint64(time.Now().UnixMilli())-60_000)
+		adv, err := pd.AdvanceTxnSafePoint(ctx, &pdpb.AdvanceTxnSafePointRequest{Header: h, Target: far})
+		require.NoError(t, err)
+		require.LessOrEqual(t, adv.NewTxnSafePoint>>18, uint64(time.Now().UnixMilli())-60_000)
+	}
+	require.GreaterOrEqual(t, gc.NewSafePoint>>18, now-60_000)
 }

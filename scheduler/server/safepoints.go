@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	pb "github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/pdface"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
@@ -177,12 +178,22 @@ func (p safePoints) AdvanceGC(ctx context.Context, target uint64) (uint64, error
 	if err := p.noteClient(ctx); err != nil {
 		return 0, err
 	}
-	now, err := p.s.updateGCSafePoint(ctx, target)
-	return now, rpcErr(err)
+	now := uint64(0)
+	err := p.change(ctx, func(st *gcRead) ([]storage.Op, error) {
+		now = max(st.GC, min(target, latestSafePoint()))
+		for i := range st.Barriers {
+			now = max(st.GC, min(now, st.Barriers[i].TS))
+		}
+		if now == st.GC {
+			return nil, nil
+		}
+		return []storage.Op{storage.Put(p.s.keys.GCSafePoint(), []byte(strconv.FormatUint(now, 16)))}, nil
+	})
+	return now, err
 }
 
-// advance is for stores: it raises the safe point of transactions up to the first barrier, and that of garbage up to the
-// former.
+// advance is for stores: it raises the safe point of transactions up to the first barrier, and that of garbage up to
+// the former.
 func (p safePoints) advance(ctx context.Context, txn, gc uint64) (pdface.GCState, error) {
 	st, err := p.State(ctx)
 	if err != nil {
@@ -249,4 +260,50 @@ func (p safePoints) putBarriers(list []pdface.Barrier) ([]storage.Op, error) {
 		return nil, err
 	}
 	return []storage.Op{storage.Put(p.s.keys.GCBarriers(), data)}, nil
+}
+
+// GetGCState implements schedulerpb.SchedulerServer.
+func (v *service) GetGCState(ctx context.Context, req *pb.GetGCStateRequest) (*pb.GetGCStateResponse, error) {
+	if err := v.validate(req.GetHeader()); err != nil {
+		return nil, err
+	}
+	if h := v.notBootstrapped(); h != nil {
+		return &pb.GetGCStateResponse{Header: h}, nil
+	}
+	p := safePoints{s: v.s}
+	st, err := p.State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.GetGCStateResponse{Header: v.header(), TxnSafePoint: st.Txn, GcSafePoint: st.GC}
+	now := time.Now()
+	for i := range st.Barriers {
+		b := &st.Barriers[i]
+		resp.Barriers = append(resp.Barriers, &pb.GCBarrier{Id: b.ID, Ts: b.TS, TtlSeconds: b.TTL(now)})
+	}
+	at, _, err := p.clientAt(ctx)
+	if err != nil {
+		return nil, rpcErr(err)
+	}
+	if resp.ByClient = !at.IsZero(); resp.ByClient {
+		resp.ClientAgoMs = uint64(max(0, now.Sub(at).Milliseconds()))
+	}
+	return resp, nil
+}
+
+// AdvanceSafePoints implements schedulerpb.SchedulerServer.
+func (v *service) AdvanceSafePoints(
+	ctx context.Context, req *pb.AdvanceSafePointsRequest,
+) (*pb.AdvanceSafePointsResponse, error) {
+	if err := v.validate(req.GetHeader()); err != nil {
+		return nil, err
+	}
+	if h := v.notBootstrapped(); h != nil {
+		return &pb.AdvanceSafePointsResponse{Header: h}, nil
+	}
+	st, err := safePoints{s: v.s}.advance(ctx, req.GetTxnTarget(), req.GetGcTarget())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AdvanceSafePointsResponse{Header: v.header(), TxnSafePoint: st.Txn, GcSafePoint: st.GC}, nil
 }

@@ -567,9 +567,9 @@ func (v *service) UpdateGCSafePoint(ctx context.Context, req *pb.UpdateGCSafePoi
 	if h := v.notBootstrapped(); h != nil {
 		return &pb.UpdateGCSafePointResponse{Header: h}, nil
 	}
-	sp, err := v.s.updateGCSafePoint(ctx, req.GetSafePoint())
+	sp, err := safePoints{s: v.s}.AdvanceGC(ctx, req.GetSafePoint())
 	if err != nil {
-		return nil, rpcErr(err)
+		return nil, err
 	}
 	return &pb.UpdateGCSafePointResponse{Header: v.header(), NewSafePoint: sp}, nil
 }
@@ -723,27 +723,4 @@ func (s *Server) gcSafePoint(ctx context.Context) (uint64, int64, error) {
 	}
 	sp, err := strconv.ParseUint(string(kv.Value), 16, 64)
 	return sp, kv.ModRevision, err
-}
-
-// updateGCSafePoint raises the safe point by compare-and-swap: two callers at once can never make it
-// go back.
-func (s *Server) updateGCSafePoint(ctx context.Context, sp uint64) (uint64, error) {
-	for {
-		old, rev, err := s.gcSafePoint(ctx)
-		if sp = min(sp, latestSafePoint()); err != nil || sp <= old {
-			return old, err
-		}
-		fence, _, ok := s.fence()
-		if !ok {
-			return 0, errNotLeader
-		}
-		_, err = s.storage.Txn(ctx, []storage.Cond{fence, storage.RevisionIs(s.keys.GCSafePoint(), rev)},
-			[]storage.Op{storage.Put(s.keys.GCSafePoint(), []byte(strconv.FormatUint(sp, 16)))})
-		if err == nil {
-			return sp, nil
-		}
-		if !errors.Is(err, storage.ErrConflict) {
-			return 0, err
-		}
-	}
 }

@@ -276,6 +276,7 @@ func (n *Node) start() error {
 	n.server.SetPeers(peersOf{c})
 	if c.opts.Txn {
 		n.server.SetMode(clustermode.Txn)
+		n.server.SetSafePoints(c.Placement.safePoints())
 	}
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)

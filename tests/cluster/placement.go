@@ -30,6 +30,10 @@ type Placement struct {
 		sync.Mutex
 		physical, logical int64
 	}
+	safe struct {
+		sync.Mutex
+		txn, gc uint64
+	}
 }
 
 type heard struct {

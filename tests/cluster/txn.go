@@ -8,7 +8,9 @@ import (
 
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
 // GetTS gives a timestamp, as the placement service does: each is larger than those before.
@@ -20,6 +22,48 @@ func (p *Placement) GetTS(context.Context) (physical, logical int64, err error) 
 	}
 	p.tso.logical++
 	return p.tso.physical, p.tso.logical, nil
+}
+
+func (p *Placement) isOff() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.off
+}
+
+// GetGCState implements gcworker.Placement.
+func (p *Placement) GetGCState(context.Context) (*schedulerpb.GetGCStateResponse, error) {
+	if p.isOff() {
+		return nil, errPlacementOff
+	}
+	p.safe.Lock()
+	defer p.safe.Unlock()
+	return &schedulerpb.GetGCStateResponse{TxnSafePoint: p.safe.txn, GcSafePoint: p.safe.gc}, nil
+}
+
+// AdvanceSafePoints implements gcworker.Placement. Nothing holds them back.
+func (p *Placement) AdvanceSafePoints(_ context.Context, txnTarget, gcTarget uint64) (txn, gc uint64, err error) {
+	if p.isOff() {
+		return 0, 0, errPlacementOff
+	}
+	p.safe.Lock()
+	defer p.safe.Unlock()
+	p.safe.txn = max(p.safe.txn, txnTarget)
+	p.safe.gc = max(p.safe.gc, min(gcTarget, p.safe.txn))
+	return p.safe.txn, p.safe.gc, nil
+}
+
+// safePoints is how stores ask.
+func (p *Placement) safePoints() *commands.SafePoints {
+	return commands.NewSafePoints(func(ctx context.Context) (txn, gc uint64, err error) {
+		st, err := p.GetGCState(ctx)
+		return st.GetTxnSafePoint(), st.GetGcSafePoint(), err
+	})
+}
+
+func (s *stub) CollectGarbage(
+	ctx context.Context, in *kvrpcpb.CollectGarbageRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CollectGarbageResponse, error) {
+	return call(ctx, s, in, (*server.Server).CollectGarbage)
 }
 
 // TxnClient returns a client of transactions, and what closes it.
@@ -37,15 +81,21 @@ func (s *stub) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.Ca
 	return call(ctx, s, in, (*server.Server).KvScan)
 }
 
-func (s *stub) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchGetResponse, error) {
+func (s *stub) KvBatchGet(
+	ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.BatchGetResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvBatchGet)
 }
 
-func (s *stub) KvScanLock(ctx context.Context, in *kvrpcpb.ScanLockRequest, _ ...grpc.CallOption) (*kvrpcpb.ScanLockResponse, error) {
+func (s *stub) KvScanLock(
+	ctx context.Context, in *kvrpcpb.ScanLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ScanLockResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvScanLock)
 }
 
-func (s *stub) MvccGetByKey(ctx context.Context, in *kvrpcpb.MvccGetByKeyRequest, _ ...grpc.CallOption) (*kvrpcpb.MvccGetByKeyResponse, error) {
+func (s *stub) MvccGetByKey(
+	ctx context.Context, in *kvrpcpb.MvccGetByKeyRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.MvccGetByKeyResponse, error) {
 	return call(ctx, s, in, (*server.Server).MvccGetByKey)
 }
 

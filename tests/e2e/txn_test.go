@@ -48,6 +48,8 @@ func TestTransactions(t *testing.T) {
 	must("", 0, "txn", "delete", "a")
 	must("b\t2\n", 0, "txn", "scan", "-n", "1")
 	must("", 2, "txn", "put", "a")
+	must("transactions after   none yet\nversions kept since  none yet\nraised by            the stores\nlocks                0\n",
+		0, "gc", "status")
 	must("KEY  TYPE  TXN  BEGUN  LEFT  PRIMARY\n", 0, "lock", "list")
 	must("{\n  \"key\": \"c\",\n  \"versions\": []\n}\n", 1, "mvcc", "c", "-o", "json")
 	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "mvcc", "a").Output()

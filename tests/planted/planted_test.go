@@ -271,6 +271,50 @@ var bugs = []bug{
 		change: [][2]string{{"			return &UnknownError{err}\n", "			return err\n"}},
 	},
 	{
+		name: "txn-garbage-drops-the-newest", file: "kv/transaction/mvcc/garbage.go", pkg: commandsPkg, run: "TestCollectAgainstATwin", tries: 1,
+		change: [][2]string{{"		case decided || !f.Changes():\n", "		case decided || !f.Changes() || true:\n"}},
+	},
+	{
+		name: "txn-garbage-mark-goes-first", file: "kv/transaction/mvcc/garbage.go", pkg: commandsPkg, run: "TestCollectInSteps", tries: 1,
+		change: [][2]string{{"			mark = f\n", "			out = append(out, *f)\n"}},
+	},
+	{
+		name: "txn-garbage-leaves-values", file: "kv/transaction/mvcc/garbage.go", pkg: commandsPkg, run: "TestCollectAgainstATwin", tries: 1,
+		change: [][2]string{{"	if f.Kind == WriteKindPut && f.ShortValue == nil {\n", "	if false {\n"}},
+	},
+	{
+		name: "txn-garbage-before-locks", file: "kv/gcworker/worker.go", pkg: "./kv/gcworker", run: "TestOrderOfARound|TestFailures", tries: 1,
+		change: [][2]string{{"AdvanceSafePoints(ctx, before(now, w.opt.LifeTime), 0)", "AdvanceSafePoints(ctx, before(now, w.opt.LifeTime), before(now, w.opt.LifeTime))"}},
+	},
+	{
+		name: "txn-old-locks-missed", file: "kv/transaction/commands/gc.go", pkg: commandsPkg, run: "TestOldLocksSeesWhatIsUnderWay", tries: 1,
+		change: [][2]string{{"	if err := e.quiesce(ctx, c); err != nil {\n", "	if err := error(nil); err != nil {\n"}},
+	},
+	{
+		name: "txn-safe-point-of-an-earlier-term", file: "kv/transaction/commands/safepoint.go", pkg: commandsPkg, run: "TestSafePointIsLearnt", tries: 1,
+		change: [][2]string{{"	if s.mu.asked[regionID] == term {\n", "	if s.mu.asked[regionID] > 0 {\n"}},
+	},
+	{
+		name: "txn-old-prewrite-accepted", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestSafePointIsLearnt", tries: 1,
+		change: [][2]string{{"	if err := tx.young(p.StartTS); err != nil {\n", "	if err := tx.young(p.StartTS); err != nil && false {\n"}},
+	},
+	{
+		name: "txn-commit-below-the-promise", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	if commitTS < l.MinCommitTS {\n", "	if false {\n"}},
+	},
+	{
+		name: "txn-committed-locks-ignored", file: "kv/transaction/commands/read.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	case !rd.NeedCommitTS && slices.Contains(rd.Through, l.Ts):\n", "	case false:\n"}},
+	},
+	{
+		name: "txn-lite-resolve-takes-all", file: "kv/transaction/commands/resolve.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"		return e.Commit(ctx, c, keys, startTS, commitTS)\n", "		return e.ResolveLocks(ctx, c, Outcomes{startTS: commitTS})\n"}},
+	},
+	{
+		name: "txn-range-delete-beside-others", file: "kv/transaction/commands/ranges.go", pkg: commandsPkg, run: "TestDeleteRangeIsAlone", tries: 1,
+		change: [][2]string{{"	leave, err := e.exclude(ctx, c, term)\n", "	leave, err := func() {}, error(nil)\n"}},
+	},
+	{
 		name: "txn-split-among-versions", file: "kv/raftstore/runner/split_checker.go", pkg: "./kv/raftstore/runner", run: "TestVersionsStayTogether", tries: 1,
 		change: [][2]string{{"	if encoded {\n		var ok bool\n", "	if false {\n		var ok bool\n"}},
 	},

@@ -131,7 +131,8 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.getCmd(), a.putCmd(), a.casCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
 	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
-		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(), a.mvccCmd(), a.lockCmd(), a.gcCmd())
+		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
+		a.mvccCmd(), a.lockCmd(), a.gcCmd())
 	return root
 }
 

@@ -55,8 +55,8 @@ func Open(ctx context.Context, endpoints []string, opts client.Options) (*Client
 	return c, nil
 }
 
-// Close waits for what runs in the background, at most cleanTimeout. Keys that are not committed by then are committed by
-// those who read them.
+// Close waits for what runs in the background, at most cleanTimeout. Keys that are not committed by then are
+// committed by those who read them.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.mu.closed = true
@@ -84,8 +84,8 @@ func (c *Client) Begin(ctx context.Context) (*Txn, error) {
 	return &Txn{c: c, startTS: ts, begun: begun, writes: map[string]mutation{}}, nil
 }
 
-// Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction, until
-// ctx ends; fn must not have effects of its own. Any other error of fn or of the commit ends it.
+// Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction,
+// until ctx ends; fn must not have effects of its own. Any other error of fn or of the commit ends it.
 func (c *Client) Run(ctx context.Context, fn func(*Txn) error) error {
 	wait := backoff{}
 	for {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/pkg/memcomparable"
@@ -42,8 +43,8 @@ func lockTTL(size int, since time.Duration) uint64 {
 // Rollback drops the transaction. Nothing of it has left this process.
 func (t *Txn) Rollback() { t.ended = true }
 
-// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may have
-// happened; any other, that it has not. ErrConflict says that another attempt may succeed.
+// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may
+// have happened; any other, that it has not. ErrConflict says that another attempt may succeed.
 func (t *Txn) Commit(ctx context.Context) error {
 	if t.ended {
 		return ErrFinished
@@ -155,8 +156,8 @@ func within(r *metapb.Region, keys [][]byte) int {
 	return n
 }
 
-// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how many
-// they are.
+// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how
+// many they are.
 func (m *committer) batch(ctx context.Context, keys [][]byte, do step) (n int, err error) {
 	wait := backoff{}
 	for {
@@ -209,6 +210,9 @@ func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx 
 	return res
 }
 
+// tooOld is how stores refuse a transaction of which nothing may be known any more.
+const tooOld = "GC life time is shorter"
+
 // refusal is an error of a store that has decided that the transaction is not committed.
 type refusal struct{ error }
 
@@ -220,7 +224,11 @@ func (m *committer) committing(commitTS uint64) step {
 			Context: kctx, StartVersion: m.t.startTS, CommitVersion: commitTS, Keys: keys,
 		})
 		res.region, res.rpc = resp.GetRegionError(), err
-		if e := resp.GetError(); e != nil {
+		switch e := resp.GetError(); {
+		case e == nil:
+		case strings.HasPrefix(e.Abort, tooOld):
+			res.err = keyError(e) // what an earlier attempt has done may be forgotten
+		default:
 			res.err = &refusal{keyError(e)}
 		}
 		return res

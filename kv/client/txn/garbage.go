@@ -13,8 +13,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// ResolveExpired ends the transactions that began by a timestamp and whose locks' time is over, wherever they have locks, and
-// returns how many locks it has met of them.
+// ResolveExpired ends the transactions that began by a timestamp and whose locks' time is over, wherever they have
+// locks, and returns how many locks it has met of them.
 func (c *Client) ResolveExpired(ctx context.Context, before uint64) (ended int, err error) {
 	err = c.lockPages(ctx, &kvrpcpb.ScanLockRequest{MaxVersion: before}, func(locks []*kvrpcpb.LockInfo) error {
 		n, err := c.resolveAll(ctx, locks, false)
@@ -24,10 +24,11 @@ func (c *Client) ResolveExpired(ctx context.Context, before uint64) (ended int, 
 	return ended, err
 }
 
-// ResolveAll ends all transactions that began by a safe point, alive or not, and returns how many locks it has met. The safe
-// point must be in force for transactions. After it none of them has a lock in the cluster, or gets one.
+// ResolveAll ends all transactions that began by a safe point, alive or not, and returns how many locks it has met.
+// The safe point must be in force for transactions. After it none of them has a lock in the cluster, or gets one.
 func (c *Client) ResolveAll(ctx context.Context, safePoint uint64) (ended int, err error) {
-	err = c.lockPages(ctx, &kvrpcpb.ScanLockRequest{MaxVersion: safePoint, RefuseOlder: true}, func(locks []*kvrpcpb.LockInfo) error {
+	old := &kvrpcpb.ScanLockRequest{MaxVersion: safePoint, RefuseOlder: true}
+	err = c.lockPages(ctx, old, func(locks []*kvrpcpb.LockInfo) error {
 		n, err := c.resolveAll(ctx, locks, true)
 		ended += n
 		return err
@@ -70,9 +71,12 @@ func (c *Client) resolveAll(ctx context.Context, locks []*kvrpcpb.LockInfo, forc
 // Collected is what a step of Collect has done.
 type Collected struct{ Versions, Bytes, Locked uint64 }
 
-// Collect has each region's leader remove the records that no transaction can see which begins at safePoint or later. The safe
-// point must be in force for garbage, and ResolveAll must have been done for it. step is called after each step.
-func (c *Client) Collect(ctx context.Context, safePoint uint64, step func(ctx context.Context, done Collected) error) error {
+// Collect has each region's leader remove the records that no transaction can see which begins at safePoint or later.
+// The safe point must be in force for garbage, and ResolveAll must have been done for it. step is called after each
+// step.
+func (c *Client) Collect(
+	ctx context.Context, safePoint uint64, step func(ctx context.Context, done Collected) error,
+) error {
 	var start []byte
 	for {
 		var resp *kvrpcpb.CollectGarbageResponse
@@ -80,7 +84,9 @@ func (c *Client) Collect(ctx context.Context, safePoint uint64, step func(ctx co
 		err := c.kv.Call(ctx, memcomparable.Encode(start), 0, func(
 			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 		) (*errorpb.Error, error) {
-			r, err := s.CollectGarbage(ctx, &kvrpcpb.CollectGarbageRequest{Context: kctx, SafePoint: safePoint, StartKey: start})
+			r, err := s.CollectGarbage(ctx, &kvrpcpb.CollectGarbageRequest{
+				Context: kctx, SafePoint: safePoint, StartKey: start,
+			})
 			resp, end = r, region.EndKey
 			return r.GetRegionError(), err
 		})

@@ -34,8 +34,8 @@ func (c *Client) Records(ctx context.Context, key []byte) (*kvrpcpb.MvccInfo, er
 // lockPage is how many locks one answer has at most.
 const lockPage = 1024
 
-// Locks hands the locks of transactions that began by maxTS, on keys of [start, end), to visit, in key order, until that
-// returns false. An empty end is unbounded.
+// Locks hands the locks of transactions that began by maxTS, on keys of [start, end), to visit, in key order, until
+// that returns false. An empty end is unbounded.
 func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, visit func(*kvrpcpb.LockInfo) bool) error {
 	req := &kvrpcpb.ScanLockRequest{MaxVersion: maxTS, StartKey: start, EndKey: end}
 	err := c.lockPages(ctx, req, func(locks []*kvrpcpb.LockInfo) error {
@@ -55,7 +55,9 @@ func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, vis
 var errEnough = errors.New("txn: enough")
 
 // lockPages hands the locks that a request is for, in all regions, to visit, page by page; an error of visit ends it.
-func (c *Client) lockPages(ctx context.Context, from *kvrpcpb.ScanLockRequest, visit func([]*kvrpcpb.LockInfo) error) error {
+func (c *Client) lockPages(
+	ctx context.Context, from *kvrpcpb.ScanLockRequest, visit func([]*kvrpcpb.LockInfo) error,
+) error {
 	start := from.StartKey
 	for {
 		var resp *kvrpcpb.ScanLockResponse

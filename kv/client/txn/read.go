@@ -243,8 +243,8 @@ func (c *Client) scan(ctx context.Context, s span, ts uint64, visit func(KV) boo
 // top is a place behind that of every key.
 var top = bytes.Repeat([]byte{0xFF}, memcomparable.Size(64<<10))
 
-// last is a place just before that of a key: all keys below it lie in the regions up to that of the place. Regions end where
-// the place of a key begins, and no such place lies between the two.
+// last is a place just before that of a key: all keys below it lie in the regions up to that of the place. Regions
+// end where the place of a key begins, and no such place lies between the two.
 func last(end []byte) []byte {
 	if len(end) == 0 {
 		return top
@@ -255,7 +255,9 @@ func last(end []byte) []byte {
 }
 
 // scanOnce asks one region. rest is where to go on, nil at the end.
-func (c *Client) scanOnce(ctx context.Context, s span, ts uint64, limit int) (pairs []*kvrpcpb.KvPair, rest *span, err error) {
+func (c *Client) scanOnce(
+	ctx context.Context, s span, ts uint64, limit int,
+) (pairs []*kvrpcpb.KvPair, rest *span, err error) {
 	place := memcomparable.Encode(s.start)
 	if s.reverse {
 		place = last(s.end)

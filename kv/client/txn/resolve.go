@@ -10,8 +10,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// pass deals with locks that are in the way: those of transactions that have ended are resolved; while one's transaction
-// lives, it pauses.
+// pass deals with locks that are in the way: those of transactions that have ended are resolved; while one's
+// transaction lives, it pauses.
 func (c *Client) pass(ctx context.Context, wait *backoff, locks ...*kvrpcpb.LockInfo) error {
 	alive := false
 	for _, l := range locks {
@@ -27,8 +27,8 @@ func (c *Client) pass(ctx context.Context, wait *backoff, locks ...*kvrpcpb.Lock
 	return nil
 }
 
-// resolve asks the primary what became of a lock's transaction, which is rolled back if its time is over, and does the same
-// to all its locks in the region of this one. ended is false while the transaction lives.
+// resolve asks the primary what became of a lock's transaction, which is rolled back if its time is over, and does
+// the same to all its locks in the region of this one. ended is false while the transaction lives.
 func (c *Client) resolve(ctx context.Context, l *kvrpcpb.LockInfo) (ended bool, err error) {
 	now, err := c.Timestamp(ctx)
 	if err != nil {
@@ -42,15 +42,17 @@ func (c *Client) resolve(ctx context.Context, l *kvrpcpb.LockInfo) (ended bool, 
 	return err == nil, err
 }
 
-// expired tells whether the time of a lock is over, as far as the lock itself says: that of its transaction's primary may have
-// been prolonged.
+// expired tells whether the time of a lock is over, as far as the lock itself says: that of its transaction's primary
+// may have been prolonged.
 func expired(l *kvrpcpb.LockInfo, now uint64) bool {
 	return now>>logicalBits > l.LockVersion>>logicalBits+l.LockTtl
 }
 
-// status asks the primary what became of a lock's transaction, which is rolled back if its time is over at now. One whose
-// primary is not locked yet lives as long as the lock does.
-func (c *Client) status(ctx context.Context, l *kvrpcpb.LockInfo, now uint64) (st *kvrpcpb.CheckTxnStatusResponse, err error) {
+// status asks the primary what became of a lock's transaction, which is rolled back if its time is over at now. One
+// whose primary is not locked yet lives as long as the lock does.
+func (c *Client) status(
+	ctx context.Context, l *kvrpcpb.LockInfo, now uint64,
+) (st *kvrpcpb.CheckTxnStatusResponse, err error) {
 	err = c.kv.Call(ctx, memcomparable.Encode(l.PrimaryLock), 0, func(
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *metapb.Region,
 	) (*errorpb.Error, error) {
@@ -64,8 +66,8 @@ func (c *Client) status(ctx context.Context, l *kvrpcpb.LockInfo, now uint64) (s
 	return st, err
 }
 
-// resolveAt ends all locks of a lock's transaction in the region of the lock: commits them at commitTS, or rolls them back if
-// that is 0.
+// resolveAt ends all locks of a lock's transaction in the region of the lock: commits them at commitTS, or rolls them
+// back if that is 0.
 func (c *Client) resolveAt(ctx context.Context, l *kvrpcpb.LockInfo, commitTS uint64) error {
 	var resp *kvrpcpb.ResolveLockResponse
 	err := c.kv.Call(ctx, memcomparable.Encode(l.Key), 0, func(

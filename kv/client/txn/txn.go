@@ -42,8 +42,8 @@ func (t *Txn) Set(key, value []byte) {
 // Delete removes a key when the transaction is committed.
 func (t *Txn) Delete(key []byte) { t.writes[string(key)] = mutation{op: kvrpcpb.Op_Del} }
 
-// Lock makes the commit fail if another transaction has written the key since this one began. It is for keys that are only
-// read: two transactions that each read what the other one writes can both commit otherwise.
+// Lock makes the commit fail if another transaction has written the key since this one began. It is for keys that are
+// only read: two transactions that each read what the other one writes can both commit otherwise.
 func (t *Txn) Lock(key []byte) {
 	if _, written := t.writes[string(key)]; !written {
 		t.writes[string(key)] = mutation{op: kvrpcpb.Op_Lock}

@@ -142,8 +142,8 @@ func (s *Service) txnBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest,
 	return s.txn.BatchGet(ctx, to, req.Keys, rd, found.add)
 }
 
-// KvScan implements tikvpb.Tikv. It stays within the region. Clients take fewer pairs than the limit for the region's end,
-// so nothing else may cut the answer.
+// KvScan implements tikvpb.Tikv. It stays within the region. Clients take fewer pairs than the limit for the region's
+// end, so nothing else may cut the answer.
 func (s *Service) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb.ScanResponse, error) {
 	resp := &kvrpcpb.ScanResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)

@@ -41,8 +41,8 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 	return out, nil
 }
 
-// prewriteOf translates a prewrite. Asynchronous commit and commit in one phase are not refused: the answer's timestamps of 0
-// have the client go on in two phases.
+// prewriteOf translates a prewrite. Asynchronous commit and commit in one phase are not refused: the answer's
+// timestamps of 0 have the client go on in two phases.
 func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, error) {
 	pessimistic := req.ForUpdateTs > 0 || len(req.ForUpdateTsConstraints) > 0
 	for _, a := range req.PessimisticActions {

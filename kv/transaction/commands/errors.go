@@ -49,8 +49,8 @@ type ExistsError struct{ Key []byte }
 
 func (e *ExistsError) Error() string { return fmt.Sprintf("AlreadyExist: key %x exists", e.Key) }
 
-// AssertionError: a key is not as its transaction has asserted. The timestamps are those of the version that exists, 0 if
-// none does.
+// AssertionError: a key is not as its transaction has asserted. The timestamps are those of the version that exists,
+// 0 if none does.
 type AssertionError struct {
 	StartTS           uint64
 	Key               []byte
@@ -91,8 +91,8 @@ func (e *LockNotFoundError) Error() string {
 	return fmt.Sprintf("TxnLockNotFound: the transaction %d has no lock on key %x", e.StartTS, e.Key)
 }
 
-// CommitTooEarlyError: a reader has been promised that the transaction commits at MinCommitTS or later. The client takes
-// a new timestamp; nothing was done.
+// CommitTooEarlyError: a reader has been promised that the transaction commits at MinCommitTS or later. The client
+// takes a new timestamp; nothing was done.
 type CommitTooEarlyError struct {
 	Key                            []byte
 	StartTS, CommitTS, MinCommitTS uint64

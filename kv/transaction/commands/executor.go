@@ -56,7 +56,8 @@ type decision func(tx *txn) error
 // txn is what a decision has to work with. Owner: the goroutine of the command.
 type txn struct {
 	policy Policy
-	safe   *SafePoints
+	// safePoint is the one of transactions, as of a moment after the term of leadership began.
+	safePoint func() (uint64, error)
 	*mvcc.Reader
 	*mvcc.Writer
 }
@@ -120,7 +121,10 @@ func (e *Executor) updateIn(
 		return true, nil
 	}
 	policy := e.policy
-	tx := &txn{policy: policy, safe: e.safe, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec)}
+	tx := &txn{
+		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
+		safePoint: func() (uint64, error) { return e.safe.Txn(ctx, c.GetRegionId(), at) },
+	}
 	err = decide(tx)
 	tx.Close()
 	view.Close()

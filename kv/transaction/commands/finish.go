@@ -63,6 +63,11 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 			return nil
 		case l == nil && !rec.RolledBack() && tx.policy.MissingCommits:
 			return nil
+		case !rec.RolledBack():
+			// Nothing is known of it. If it is too old, its record may have been removed, which can have been either.
+			if err := tx.young(startTS); err != nil {
+				return err
+			}
 		}
 		return &LockNotFoundError{Key: key, StartTS: startTS}
 	}
@@ -120,8 +125,8 @@ func committed(key []byte, rec mvcc.Record) error {
 	return abortf("Committed: key %x of the transaction %d is committed at %d", key, rec.Own.StartTS, rec.Own.CommitTS)
 }
 
-// Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It returns the commit timestamp
-// of a transaction that is committed.
+// Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It returns the commit
+// timestamp of a transaction that is committed.
 func (e *Executor) Cleanup(
 	ctx context.Context, c *kvrpcpb.Context, key []byte, startTS, currentTS uint64,
 ) (commitTS uint64, err error) {
@@ -166,8 +171,8 @@ func (tx *txn) rollbackLock(key []byte, l *mvcc.Lock, rec mvcc.Record, protected
 }
 
 // putRollback writes that a transaction was rolled back at the key. Where another transaction's commit record has the
-// place, it stays: a protected rollback is noted in it, and an unprotected one is not needed, since a late prewrite meets
-// that record.
+// place, it stays: a protected rollback is noted in it, and an unprotected one is not needed, since a late prewrite
+// meets that record.
 func (tx *txn) putRollback(key []byte, startTS uint64, rec mvcc.Record, protected bool) error {
 	switch o := rec.Overlapped; {
 	case o == nil:

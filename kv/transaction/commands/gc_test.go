@@ -252,6 +252,27 @@ func TestSafePointIsLearntInEachTerm(t *testing.T) {
 	require.NoError(t, e.Commit(ctx, nil, keys("new"), 21, 23), "what has begun can end")
 }
 
+// TestOldCommits: of a transaction that is too old, and of which nothing is known, it is not said that it was rolled back: its
+// record may have been removed.
+func TestOldCommits(t *testing.T) {
+	mem := storage.NewMemStorage()
+	l := newLeader(mem)
+	e, p := collecting(l)
+	ctx := context.Background()
+	for _, ts := range []uint64{10, 20} {
+		_, err := prewriteOne(ctx, e, "k", ts)
+		require.NoError(t, err)
+		require.NoError(t, e.Commit(ctx, nil, keys("k"), ts, ts+1))
+	}
+	p.publish(30)
+	require.Equal(t, 1, collectAll(t, e, 30))
+	l.set(func() { l.mu.term++ })
+	require.ErrorContains(t, e.Commit(ctx, nil, keys("k"), 10, 11), "GC life time")
+	require.NoError(t, e.Commit(ctx, nil, keys("k"), 20, 21), "its record is there")
+	var gone *LockNotFoundError
+	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 40, 41), &gone)
+}
+
 // TestUnpublishedSafePoints: nothing is removed up to a safe point that the placement service does not have.
 func TestUnpublishedSafePoints(t *testing.T) {
 	e, p := collecting(newLeader(storage.NewMemStorage()))

@@ -47,8 +47,8 @@ type Prewrite struct {
 	StartTS, TTL uint64
 	// TxnSize is about how many keys the transaction has locked; it tells those who resolve a lock what to expect.
 	TxnSize uint64
-	// MinCommitTS is the least timestamp at which the transaction commits. A reader may raise that of the primary; 0 says that
-	// none may.
+	// MinCommitTS is the least timestamp at which the transaction commits. A reader may raise that of the primary; 0
+	// says that none may.
 	MinCommitTS uint64
 	// TxnSource is kept in lock and write record.
 	TxnSource uint64

@@ -28,8 +28,8 @@ const (
 type Read struct {
 	TS        uint64
 	Isolation Isolation
-	// Ignore are start timestamps of transactions that are not committed by TS, and Through of those that are: their locks
-	// hide nothing.
+	// Ignore are start timestamps of transactions that are not committed by TS, and Through of those that are: their
+	// locks hide nothing.
 	Ignore, Through []uint64
 	// NeedCommitTS: a value that is seen through a lock is not enough, since its commit timestamp is not known.
 	NeedCommitTS bool
@@ -49,9 +49,9 @@ func (rd *Read) look(key []byte, l *mvcc.Lock) mvcc.Sight {
 	return mvcc.Hidden
 }
 
-// blocks tells whether a lock keeps a read at version from knowing the key's value: its transaction may have committed
-// below version. A read of the newest value passes the lock on a primary, since that transaction is not committed as long
-// as this lock is there.
+// blocks tells whether a lock keeps a read at version from knowing the key's value: its transaction may have
+// committed below version. A read of the newest value passes the lock on a primary, since that transaction is not
+// committed as long as this lock is there.
 func blocks(key []byte, l *mvcc.Lock, version uint64) bool {
 	if l.Ts > version || l.MinCommitTS > version || l.Kind != mvcc.WriteKindPut && l.Kind != mvcc.WriteKindDelete {
 		return false
@@ -189,8 +189,8 @@ func (e *Executor) BatchGet(
 // Scan says what a scan returns.
 type Scan struct {
 	Read
-	// Start and End bound the keys in the order of the walk: [Start, End) upwards, [End, Start) downwards. An empty one is the
-	// end of the key space.
+	// Start and End bound the keys in the order of the walk: [Start, End) upwards, [End, Start) downwards. An empty
+	// one is the end of the key space.
 	Start, End       []byte
 	Limit            int
 	Reverse, KeyOnly bool
@@ -208,8 +208,8 @@ func (s *Scan) span() mvcc.Span {
 	return mvcc.Span{From: from, To: to}
 }
 
-// Scan hands the first pairs of the region to emit, up to the limit, as a read sees them. Locked keys count. Fewer than the
-// limit mean that the region has no more of the range. An error of emit ends it.
+// Scan hands the first pairs of the region to emit, up to the limit, as a read sees them. Locked keys count. Fewer
+// than the limit mean that the region has no more of the range. An error of emit ends it.
 func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit func(Pair) error) error {
 	view, err := e.scanView(ctx, c, s)
 	if err != nil {

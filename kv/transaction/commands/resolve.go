@@ -31,8 +31,8 @@ func (o Outcomes) check() error {
 	return nil
 }
 
-// ResolveLocks ends all locks of some transactions in the region. It takes several steps; one that fails leaves those before
-// it done.
+// ResolveLocks ends all locks of some transactions in the region. It takes several steps; one that fails leaves those
+// before it done.
 func (e *Executor) ResolveLocks(ctx context.Context, c *kvrpcpb.Context, of Outcomes) error {
 	if err := of.check(); err != nil {
 		return err
@@ -65,7 +65,8 @@ func (e *Executor) ResolveLocks(ctx context.Context, c *kvrpcpb.Context, of Outc
 	}
 }
 
-// ResolveKeys ends a transaction at keys: commits them at commitTS, or rolls them back if that is 0; all of them, or none.
+// ResolveKeys ends a transaction at keys: commits them at commitTS, or rolls them back if that is 0; all of them, or
+// none.
 func (e *Executor) ResolveKeys(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64) error {
 	if commitTS > 0 {
 		return e.Commit(ctx, c, keys, startTS, commitTS)
@@ -98,8 +99,8 @@ func (e *Executor) someLocks(
 // maxLockBytes bounds what one ScanLocks reads.
 const maxLockBytes = 64 << 20
 
-// ScanLocks lists the locks of transactions that began by maxTS, of keys of [start, end) in the region, at most limit; nil
-// bounds are those of the region.
+// ScanLocks lists the locks of transactions that began by maxTS, of keys of [start, end) in the region, at most
+// limit; nil bounds are those of the region.
 func (e *Executor) ScanLocks(
 	ctx context.Context, c *kvrpcpb.Context, maxTS uint64, start, end []byte, limit int,
 ) ([]mvcc.KeyLock, error) {

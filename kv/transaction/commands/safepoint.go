@@ -7,10 +7,10 @@ import (
 
 // SafePoints is what a store knows of the cluster's safe points. Safe for concurrent use.
 //
-// Old versions of a region may have been removed by its leader of now, or by earlier ones. The one of now has raised what is
-// known here before it removed anything. What earlier ones have removed lay below the safe point that was in force when the
-// leader of now began to lead: so a store asks for the safe points once in each of its terms, before it decides about
-// transactions that may be too old.
+// Old versions of a region may have been removed by its leader of now, or by earlier ones. The one of now has raised
+// what is known here before it removed anything. What earlier ones have removed lay below the safe point that was in
+// force when the leader of now began to lead: so a store asks for the safe points once in each of its terms, before
+// it decides about transactions that may be too old.
 type SafePoints struct {
 	// fetch asks the placement service.
 	fetch func(ctx context.Context) (txn, gc uint64, err error)
@@ -110,8 +110,8 @@ func (s *SafePoints) refresh(ctx context.Context) error {
 	return nil
 }
 
-// SafePointError: the placement service has not said what the safe point is, without which old transactions cannot be told
-// from current ones. Nothing was done.
+// SafePointError: the placement service has not said what the safe point is, without which old transactions cannot be
+// told from current ones. Nothing was done.
 type SafePointError struct{ Cause error }
 
 func (e *SafePointError) Error() string { return "the safe point is not known: " + e.Cause.Error() }

@@ -32,7 +32,8 @@ type StatusQuery struct {
 	LockTS  uint64
 	// CurrentTS is the time by which locks expire.
 	CurrentTS uint64
-	// CallerTS is the start timestamp of a reader that would pass the lock if the transaction committed behind it; 0 is nobody.
+	// CallerTS is the start timestamp of a reader that would pass the lock if the transaction committed behind it; 0
+	// is nobody.
 	CallerTS uint64
 	// RollbackIfMissing rolls back a transaction of which nothing is known; without it that is a *TxnNotFoundError.
 	RollbackIfMissing bool
@@ -52,7 +53,8 @@ type Status struct {
 	Lock *mvcc.KeyLock
 }
 
-// CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired, or was never there.
+// CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired, or was never
+// there.
 func (e *Executor) CheckTxnStatus(ctx context.Context, c *kvrpcpb.Context, q *StatusQuery) (st Status, err error) {
 	if err := checkStartTS(q.LockTS); err != nil {
 		return Status{}, err

@@ -39,8 +39,8 @@ type entry struct {
 
 type waiter struct{ granted chan struct{} }
 
-// Domain separates the latches of regions and of terms of leadership: a command of a later term need not wait for one of
-// an earlier term whose outcome is not known, since its view of the region holds what that one may have done.
+// Domain separates the latches of regions and of terms of leadership: a command of a later term need not wait for one
+// of an earlier term whose outcome is not known, since its view of the region holds what that one may have done.
 type Domain struct{ RegionID, Term uint64 }
 
 // Hashes are the sorted latches of the keys; equal keys have one latch.
@@ -66,9 +66,9 @@ type Guard struct {
 // recheck is how often a wait asks whether it still makes sense.
 const recheck = 50 * time.Millisecond
 
-// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends first or if useless,
-// which is asked now and then during a wait, returns an error. Because all commands take latches in the same order, no two
-// wait for each other.
+// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends first or if
+// useless, which is asked now and then during a wait, returns an error. Because all commands take latches in the same
+// order, no two wait for each other.
 func (t *Table) Acquire(ctx context.Context, hashes []uint64, useless func() error) (*Guard, error) {
 	for i, h := range hashes {
 		if err := t.take(ctx, h, useless); err != nil {

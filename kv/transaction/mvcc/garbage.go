@@ -7,9 +7,9 @@ import (
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 )
 
-// Garbage lists records of a key that no read at safePoint or later sees, at most max of them. All may be removed at once, and
-// so may a part of them: a Delete is listed only together with the last of the records that it hides. more says that there
-// are others.
+// Garbage lists records of a key that no read at safePoint or later sees, at most max of them. All may be removed at
+// once, and so may a part of them: a Delete is listed only together with the last of the records that it hides. more
+// says that there are others.
 //
 // Of the records up to safePoint, the newest Put stays, and so does all behind safePoint.
 func (r *Reader) Garbage(key []byte, safePoint uint64, max int) (out []Found, more bool, err error) {
@@ -48,9 +48,11 @@ func (w *Writer) Remove(key []byte, f *Found) {
 	}
 }
 
-// Suspects lists keys from a key on, or from the region's start on, that may have garbage. It ends after so many records or
-// keys; next is where to go on, nil at the region's end.
-func (r *Reader) Suspects(from []byte, safePoint uint64, maxRecords, maxKeys int) (keys [][]byte, next []byte, err error) {
+// Suspects lists keys from a key on, or from the region's start on, that may have garbage. It ends after so many
+// records or keys; next is where to go on, nil at the region's end.
+func (r *Reader) Suspects(
+	from []byte, safePoint uint64, maxRecords, maxKeys int,
+) (keys [][]byte, next []byte, err error) {
 	lower, _ := Span{From: from}.keys()
 	it := r.view.Iterate(engine.CFWrite, lower, nil)
 	defer it.Close()

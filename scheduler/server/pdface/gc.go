@@ -21,7 +21,7 @@ type SafePoints interface {
 		ctx context.Context,
 		target uint64,
 	) (before, after uint64, blocker *Barrier, err error)
-	// AdvanceGC raises the point below which old versions may be removed. It never goes back.
+	// AdvanceGC raises the point below which old versions may be removed, up to the first barrier. It never goes back.
 	AdvanceGC(ctx context.Context, target uint64) (uint64, error)
 	// SetBarrier sets or moves a barrier.
 	SetBarrier(ctx context.Context, b Barrier) error
