@@ -92,8 +92,8 @@ func (sp *splitter) onChecked(m *message.SplitChecked) {
 		}
 		return
 	}
-	// Until the split takes place the region is too big: whatever refuses it, a conf change or a placement service that is
-	// away, the next check finds that again, and nobody sleeps.
+	// Until the split takes place the region is too big: whatever refuses it, a conf change or a placement service
+	// that is away, the next check finds that again, and nobody sleeps.
 	st.sizeKnown = false
 	sp.ask(m.SplitKey, nil)
 }

@@ -15,9 +15,9 @@ import (
 )
 
 // memory is what a leader knows only because it has led for a while, kept for the next one: for how long each
-// store has been silent, which schedulers a person has paused, and for how long stores shed their leaders. Without it
-// leaders that follow each other faster than max-store-down-time would never take a store for dead, and a pause would end
-// with its leader.
+// store has been silent, which schedulers a person has paused, and for how long stores shed their leaders. Without
+// it leaders that follow each other faster than max-store-down-time would never take a store for dead, and a pause
+// would end with its leader.
 //
 // Durations are kept, not points in time: clocks of two members are never compared. What passes between the
 // last save of one leader and the start of the next is not counted, so that a silence is never overstated: nobody

@@ -112,7 +112,7 @@ func (s *Sim) checkOperators() {
 		}
 	}
 	for id, i := range all {
-		// What leaves a store that is dead, or being emptied, or does not serve it, costs it nothing: others send the data.
+		// What leaves a store that is dead, being emptied or damaged costs it nothing: others send the data.
 		info := s.cluster.Core().Store(id)
 		out := i.OutMoves
 		if !s.usable(id) || !info.IsUp() || s.stores[id].sickened {
@@ -124,8 +124,8 @@ func (s *Sim) checkOperators() {
 	}
 }
 
-// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have the data. So a move or
-// a repair never leaves a region with fewer of them than it had, whatever happens to the stores meanwhile.
+// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have the data. So a
+// move or a repair never leaves a region with fewer of them than it had, whatever happens to the stores meanwhile.
 //
 // One that is not sound goes first only where no store is left for its successor.
 func (s *Sim) checkRemoval(r *Region, next *metapb.Region, id uint64) {

@@ -80,7 +80,8 @@ func (d *drainInfo) waits() []string {
 	})
 	for _, why := range reasons {
 		w := d.Waiting[why]
-		out = append(out, fmt.Sprintf("%d wait (%s), as region %s", w.Count, why, strings.Trim(fmt.Sprint(w.Regions), "[]")))
+		some := strings.Trim(fmt.Sprint(w.Regions), "[]")
+		out = append(out, fmt.Sprintf("%d wait (%s), as region %s", w.Count, why, some))
 	}
 	return out
 }
@@ -106,8 +107,8 @@ func (a *app) storeOfflineCmd() *cobra.Command {
 	return cmd
 }
 
-// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line now and then. It goes on
-// if the placement leader changes.
+// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line now and then. It
+// goes on if the placement leader changes.
 func (a *app) waitOffline(cmd *cobra.Command, n uint64) error {
 	ctx := cmd.Context()
 	bar := a.barOf(100, fmt.Sprintf("emptying store %d", n), false, false)
@@ -218,7 +219,8 @@ func (a *app) printStore(st storeInfo) error {
 		{"labels", labelText(st.Labels)},
 		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
-		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s", mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
+		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s",
+			mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
 		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
 	}

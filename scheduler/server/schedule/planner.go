@@ -224,7 +224,7 @@ func (p *Planner) publishRepair(v *view.View) {
 		d.Lines = append(d.Lines, "last plan: "+p.repair.last)
 	}
 	if id := v.Unlabeled(); id != 0 {
-		d.Lines = append(d.Lines, fmt.Sprintf("store %d lacks a location label: nothing is moved to a better location", id))
+		d.Lines = append(d.Lines, fmt.Sprintf("store %d lacks a location label: nothing is moved for them", id))
 	}
 	p.repair.blocked = nil
 	p.explained.Lock()

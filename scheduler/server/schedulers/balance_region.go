@@ -241,7 +241,8 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 			v.Trace.Count("target", t.ID(), name)
 			continue
 		}
-		if at, ok := b.left[departure{r.ID(), t.ID()}]; ok && v.Now.Sub(at) < returnPause || v.CameFrom(r.ID(), t.ID()) {
+		at, left := b.left[departure{r.ID(), t.ID()}]
+		if left && v.Now.Sub(at) < returnPause || v.CameFrom(r.ID(), t.ID()) {
 			v.Trace.Count("target", t.ID(), "left-lately")
 			continue
 		}

@@ -48,7 +48,8 @@ func Check(v *view.View, r *core.RegionInfo) Result {
 		prio = operator.Urgent
 	}
 	for _, check := range []func(*view.View, *core.RegionInfo, operator.Priority) Result{
-		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner, checkMisplaced,
+		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner,
+		checkMisplaced,
 	} {
 		if res := check(v, r, prio); res.Defect != None {
 			return res
@@ -74,7 +75,8 @@ func lost(v *view.View, p core.Peer) bool {
 	return s == nil || s.IsTombstone() || filter.Down(s, v.Env())
 }
 
-// silence is for how long a peer has not answered its leader, as far as that counts it as down, whatever its store does.
+// silence is for how long a peer has not answered its leader, as far as that counts it as down, whatever its store
+// does.
 func silence(r *core.RegionInfo, p core.Peer) time.Duration {
 	for _, d := range r.DownPeers() {
 		if d.PeerID == p.ID {
@@ -233,7 +235,8 @@ func checkUselessLearner(v *view.View, r *core.RegionInfo, prio operator.Priorit
 		if why == "" {
 			continue
 		}
-		op, err := operator.CreateRemovePeerOperator("remove-learner", r, operator.OpReplica, prio, p.StoreID, v.NewLeader)
+		op, err := operator.CreateRemovePeerOperator("remove-learner", r, operator.OpReplica, prio, p.StoreID,
+			v.NewLeader)
 		if err != nil {
 			return Result{Defect: Learner, Blocked: err.Error()}
 		}
@@ -326,7 +329,8 @@ func remove(v *view.View, r *core.RegionInfo, d Defect, desc string, prio operat
 	if err != nil {
 		return Result{Defect: d, Blocked: err.Error()}
 	}
-	return Result{Defect: d, Op: op.Because("store %d is %s, %d of %d replicas", source, d, r.Voters(), v.MaxReplicas())}
+	op.Because("store %d is %s, %d of %d replicas", source, d, r.Voters(), v.MaxReplicas())
+	return Result{Defect: d, Op: op}
 }
 
 // SafeToRemove is the quorum guard of a removal: the healthy voters that remain must be a majority
