@@ -149,10 +149,12 @@ lint: fmt-check ## gofmt, vet, staticcheck
 lint-full: ## golangci-lint with .golangci.yml; the first time it builds the tool, which takes minutes
 	$(GO) run $(GOLANGCI) run $(PKGS)
 
+comma := ,
+space := $(subst ,, )
 FLOOR ?= 60
 cover: ## how much of each package the short tests of all packages run; below FLOOR percent is marked
 	@rm -rf bin/cover && mkdir -p bin/cover
-	$(GO) test -short -timeout 30m -coverpkg=$(PKGS) $(PKGS) -args -test.gocoverdir=$(CURDIR)/bin/cover >bin/cover.log || { grep -v '^ok' bin/cover.log; exit 1; }
+	$(GO) test -short -timeout 30m -coverpkg=$(subst $(space),$(comma),$(PKGS)) $(PKGS) -args -test.gocoverdir=$(CURDIR)/bin/cover >bin/cover.log || { grep -v '^ok' bin/cover.log; exit 1; }
 	@$(GO) tool covdata percent -i=bin/cover | sed 's/%//' | sort -k3 -n | awk -v floor=$(FLOOR) \
 		'{ mark = ""; if ($$3 < floor) { mark = "  below the floor"; low++ } printf "%6.1f %% %s%s\n", $$3, $$1, mark } \
 		END { printf "floor: %d %%, packages below it: %d\n", floor, low }'

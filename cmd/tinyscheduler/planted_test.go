@@ -87,6 +87,16 @@ var planted = []struct {
 		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
 	},
 	{
+		name: "isolation-need-not-rise", file: "scheduler/server/schedule/checker/location.go",
+		change: [2]string{"c.gain > 0 &&", "c.gain >= 0 &&"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/labels",
+	},
+	{
+		name: "moved-before-all-labels-are-there", file: "scheduler/server/schedule/checker/location.go",
+		change: [2]string{"	if v.Unlabeled() != 0 {", "	if false {"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/labels",
+	},
+	{
 		name: "unconfirmed-record-moves-an-operator", file: "scheduler/server/schedule/controller.go",
 		change: [2]string{"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After"},
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/every_event",

@@ -177,7 +177,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	var closeGC func()
 	n.gc, closeGC = n.newGC()
 	n.serve(st)
-	n.startGC(run, closeGC)
+	n.startGC(run, closeGC) //nolint:contextcheck // it lives as long as the node
 	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
 		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Duration("took", time.Since(n.started)))
 	return nil

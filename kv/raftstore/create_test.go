@@ -2,9 +2,11 @@ package raftstore
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -40,4 +42,20 @@ func TestOnlyInitialMessagesCreatePeers(t *testing.T) {
 		require.NoError(t, s.HandleRaft(envelope(r, voter(22, 2), voter(21, 1), m)))
 		waitPeerID(t, s, r.Id, 21)
 	}
+}
+
+// TestPostponedSplitBegins: the peer of a split begins once its predecessor is gone, and not before; nothing else repeats it.
+func TestPostponedSplitBegins(t *testing.T) {
+	right := region(9, "m", "", 2, 2, voter(11, 1))
+	s, _ := newTestStore(t, trio())
+	startTestStore(t, s)
+	old := &peer{store: s, regionID: 9, stopped: true}
+	old.box = &mailbox{regionID: 9, peer: old}
+	require.True(t, s.router.register(old))
+	require.Empty(t, old.box.close(), "it is being destroyed, and still known")
+	require.NoError(t, s.creator.createSplitPeer(&message.BecomeSplit{Region: right, Peer: right.Peers[0]}))
+	require.NoError(t, s.creator.retrySplits())
+	require.Same(t, old.box, s.router.get(9))
+	s.router.close(old.box)
+	require.Eventually(t, func() bool { return peerID(t, s, 9) == 11 }, 10*time.Second, time.Millisecond)
 }

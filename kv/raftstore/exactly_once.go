@@ -227,6 +227,7 @@ func (o *onceState) search(id *message.Identity) (bool, error) {
 			return false, err
 		}
 		x.used = o.p.store.clock.Now()
+		//exhaustive:enforce
 		switch x.fates[id.ID] {
 		case fateDone:
 			return true, nil

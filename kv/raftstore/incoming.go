@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 
 	"go.uber.org/zap"
@@ -97,7 +98,7 @@ func (in *intake) route(letter *message.Raft) (*mailbox, error) {
 		return nil, in.s.creator.send(m)
 	}
 	wake, err := in.s.router.put(b, letter)
-	if _, missing := err.(*regionerr.RegionNotFoundError); missing {
+	if err != nil && isMissing(err) {
 		return nil, in.s.creator.send(m)
 	}
 	if !wake {
@@ -177,4 +178,9 @@ func (p *peer) checkRaft(t *turn, rm *rspb.RaftMessage) bool {
 		return false
 	}
 	return true
+}
+
+func isMissing(err error) bool {
+	var missing *regionerr.RegionNotFoundError
+	return errors.As(err, &missing)
 }

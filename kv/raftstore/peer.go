@@ -56,19 +56,24 @@ type peer struct {
 	offered bool
 
 	proposals []message.Proposal // sorted by index
+	// writes are gathered for the next entry; writeSize is the sum of their bytes.
 	writes    []*message.Write
 	writeSize int
 	// boundWrites: one of writes is bound to a term.
 	boundWrites bool
-	transfer    transfer
-	once        onceState
-	split       splitter
-	compact     compactor
-	report      regionReport
 
-	reads   readQueue
-	lease   leaseState
-	handled *readHandle
+	// Parts of its life, each in the file that its type is in. Each has a pointer back to the peer.
+	reads    readQueue
+	lease    leaseState
+	once     onceState
+	split    splitter
+	transfer transfer
+	sleep    sleeper
+	sick     sickness
+	compare  comparer
+	compact  compactor
+	report   regionReport
+	handled  *readHandle // what readers see
 
 	rd   raft.Ready
 	late []eraftpb.Message
@@ -80,13 +85,10 @@ type peer struct {
 
 	stats peerStats
 	times peerTimes
-	// heartbeats notes when each other peer was last heard, to report down peers.
+	// lastHeard notes when each other peer was last heard, to report down peers.
 	lastHeard      map[uint64]time.Time
 	leaderSince    time.Time
 	lastLeaderSeen time.Time
-	sleep          sleeper
-	sick           sickness
-	compare        comparer
 }
 
 type peerStats struct {

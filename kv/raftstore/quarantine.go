@@ -139,7 +139,8 @@ func (sr *storeReporter) releaseQuarantine(ctx context.Context) {
 			regions.PeerByID(truth, d.peer.Id) != nil || len(truth.GetPeers()) == 0 {
 			continue
 		}
-		_ = sr.s.creator.send(gcMessage(sr.s.clusterID, truth.Id, truth.RegionEpoch, truth.Peers[0], d.peer)) // or again after the next heartbeat
+		gone := gcMessage(sr.s.clusterID, truth.Id, truth.RegionEpoch, truth.Peers[0], d.peer)
+		_ = sr.s.creator.send(gone) // or again after the next heartbeat
 	}
 }
 
@@ -263,8 +264,8 @@ type sickness struct {
 }
 
 // reason is the reason for log lines.
-func (s *sickness) reason() string {
-	if s.diverged {
+func (si *sickness) reason() string {
+	if si.diverged {
 		return "its data differ from the other replicas'"
 	}
 	return "reading failed"

@@ -332,7 +332,7 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	if err := hd.check(s, h, key); err != nil {
-		if _, ok := err.(*regionerr.NotLeaderError); ok && box.asleep.Load() {
+		if isNotLeader(err) && box.asleep.Load() {
 			// The client may not have reached the leader. One that lives answers the pre-vote.
 			_ = s.router.push(box, &message.Wake{}) // or the region is gone
 		}

@@ -74,7 +74,8 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 // isQuiet tells whether nothing is under way at a leader.
 func (sl *sleeper) isQuiet() bool {
 	st := &sl.p.stats
-	return sl.p.sick.err == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 && len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
+	return sl.p.sick.err == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 &&
+		len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
 		len(sl.p.once.held) == 0 &&
 		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 && len(sl.p.reads.confirmed) == 0 &&
 		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(sl.p.report.reported) == 0 &&
@@ -149,7 +150,8 @@ func (sl *sleeper) stir(m message.Msg) {
 			sl.wake()
 		}
 	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
-		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled, *message.ReadFailed:
+		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled,
+		*message.ReadFailed:
 		sl.wake()
 		sl.active = sl.p.store.clock.Now()
 		if dormant {

@@ -169,9 +169,10 @@ type Store struct {
 func New(o Options) *Store {
 	s := &Store{
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
-		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats, diskCritical: o.DiskCritical,
-		logger: o.Logger.With(log.StoreID(o.StoreID)),
-		ranges: newRangeMap(), failed: make(chan error, 1),
+		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats,
+		diskCritical: o.DiskCritical,
+		logger:       o.Logger.With(log.StoreID(o.StoreID)),
+		ranges:       newRangeMap(), failed: make(chan error, 1),
 	}
 	if s.clock == nil {
 		s.clock = SystemClock()

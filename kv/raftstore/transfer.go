@@ -135,7 +135,7 @@ func (tr *transfer) loseLeader(leader uint64) {
 
 // hold keeps a write if leadership is about to change. err is what is to be said to it otherwise.
 func (tr *transfer) hold(w *message.Write, err error) bool {
-	if _, elsewhere := err.(*regionerr.NotLeaderError); err != nil && !elsewhere || !tr.holds() {
+	if err != nil && !isNotLeader(err) || !tr.holds() {
 		return false
 	}
 	if len(tr.writes) >= tr.p.store.cfg.Raftstore.MaxPendingPerRegion {

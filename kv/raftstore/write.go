@@ -48,6 +48,11 @@ func (p *peer) notLeader() error {
 	return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: leader}
 }
 
+func isNotLeader(err error) bool {
+	var elsewhere *regionerr.NotLeaderError
+	return errors.As(err, &elsewhere)
+}
+
 func (p *peer) epochNotMatch() error {
 	return &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: p.store.ranges.withNeighbours(p.region())}
 }

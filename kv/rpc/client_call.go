@@ -81,7 +81,7 @@ func timeout(ctx context.Context) time.Duration {
 // beginLocked opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
 func (l *link) beginLocked(ctx context.Context, call *clientCall, method string) error {
 	own, ok := ctx.(*deadlineContext)
-	parent := ctx
+	parent := ctx //nolint:contextcheck // or what it was made from
 	if ok {
 		parent = own.Context // its own time is looked at below
 	}

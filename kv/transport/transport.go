@@ -418,7 +418,7 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 		l.r.drop(conn)
 		return nil, err
 	}
-	s.direct = rpc.ClientStreamOf(s.stream.Context())
+	s.direct = rpc.ClientStreamOf(s.stream.Context()) //nolint:contextcheck // it is the stream's own
 	if l == l.r.control {
 		l.r.t.watch(ctx, s.stream, l.r.storeID)
 	}

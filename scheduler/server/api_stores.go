@@ -35,7 +35,11 @@ type storeJSON struct {
 	// ReportedRegions is what the store itself says it holds.
 	ReportedRegions uint32  `json:"reported_regions"`
 	Weight          float64 `json:"weight"`
-	EvictLeaders    bool    `json:"evict_leaders"`
+	// LeaderWeight is the share of leaders, Weight that of data.
+	LeaderWeight float64 `json:"leader_weight"`
+	EvictLeaders bool    `json:"evict_leaders"`
+	// EvictSeconds is how long leaders are still kept off; absent if until somebody ends it.
+	EvictSeconds float64 `json:"evict_seconds,omitempty"`
 	// LimitMoves and LimitMiB bound what is in flight each way: the store's own limit or the general one.
 	LimitMoves int   `json:"limit_moves"`
 	LimitMiB   int64 `json:"limit_mib"`
@@ -54,6 +58,8 @@ type storeJSON struct {
 	NotSource string `json:"not_source,omitempty"`
 	// Features are those that the store knows; one that is missing here is not in force.
 	Features []string `json:"features,omitempty"`
+	// Drain is how far the emptying of an offline store has come.
+	Drain *drainJSON `json:"drain,omitempty"`
 	// Unproven says why the store is not known to be at its address.
 	Unproven string `json:"unproven,omitempty"`
 }
@@ -84,10 +90,15 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		Capacity:      st.Capacity(), Available: st.Available(), UsedSize: st.Stats().GetUsedSize(),
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
-		Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(), LoadMiB: v.Load(st), MeanLoadMiB: mean,
+		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
+		LoadMiB: v.Load(st), MeanLoadMiB: mean,
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}
+	if until := st.EvictUntil(); st.EvictLeaders() && !until.IsZero() {
+		out.EvictSeconds = max(0, until.Sub(v.Now).Seconds())
+	}
+	out.Drain = s.drain(st)
 	l := st.Limit()
 	out.OwnLimit = l != core.StoreLimit{}
 	out.LimitMoves, out.LimitMiB = v.Limit(st.ID())
@@ -149,7 +160,11 @@ func (s *Server) getStore(r *http.Request) (any, error) {
 	if st == nil {
 		return nil, notFound("store %d is not registered", id)
 	}
-	return s.storeJSON(v, st, meanLoad(v)), nil
+	out := s.storeJSON(v, st, meanLoad(v))
+	if out.Drain != nil {
+		out.Drain.Waiting = s.drainWaits(st)
+	}
+	return out, nil
 }
 
 func (s *Server) postStore(r *http.Request) (any, error) {
@@ -158,9 +173,10 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 		return nil, err
 	}
 	var body struct {
-		Weight *float64          `json:"weight"`
-		Force  bool              `json:"force"`
-		Labels map[string]string `json:"labels"`
+		Weight       *float64          `json:"weight"`
+		LeaderWeight *float64          `json:"leader_weight"`
+		Force        bool              `json:"force"`
+		Labels       map[string]string `json:"labels"`
 		core.StoreLimit
 	}
 	if err := decodeBody(r, &body); err != nil {
@@ -176,14 +192,27 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 	case "bury":
 		err = s.BuryStore(ctx, id, body.Force)
 	case "evict":
-		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = true })
+		var d time.Duration
+		if text := r.URL.Query().Get("for"); text != "" {
+			if d, err = time.ParseDuration(text); err != nil || d <= 0 {
+				return nil, badRequest("for: %q is not a duration above 0", text)
+			}
+		}
+		err = s.EvictLeaders(ctx, id, d)
 	case "unevict":
 		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = false })
 	case "weight":
-		if body.Weight == nil || *body.Weight <= 0 || *body.Weight > 1000 {
-			return nil, badRequest("weight: a number above 0 and up to 1000 is needed")
+		if err = checkWeights(body.Weight, body.LeaderWeight); err != nil {
+			return nil, err
 		}
-		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.Weight = *body.Weight })
+		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) {
+			if body.Weight != nil {
+				set.Weight = *body.Weight
+			}
+			if body.LeaderWeight != nil {
+				set.LeaderWeight = *body.LeaderWeight
+			}
+		})
 	case "labels":
 		if err := checkLabels(body.Labels); err != nil {
 			return nil, err
@@ -203,6 +232,17 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return s.getStore(r)
+}
+
+// checkWeights refuses shares that nothing could be balanced by. A leader weight of 0 takes the own one away.
+func checkWeights(weight, leaders *float64) error {
+	switch {
+	case weight == nil && leaders == nil, weight != nil && (*weight <= 0 || *weight > 1000):
+		return badRequest("weight: a number above 0 and up to 1000 is needed")
+	case leaders != nil && (*leaders < 0 || *leaders > 1000):
+		return badRequest("leader_weight: a number up to 1000 is needed; 0 is the weight of the data")
+	}
+	return nil
 }
 
 // checkLabels refuses names and values that filters and tables could not show.

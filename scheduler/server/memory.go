@@ -15,8 +15,9 @@ import (
 )
 
 // memory is what a leader knows only because it has led for a while, kept for the next one: for how long each
-// store has been silent, and which schedulers a person has paused. Without it leaders that follow each other faster
-// than max-store-down-time would never take a store for dead, and a pause would end with its leader.
+// store has been silent, which schedulers a person has paused, and for how long stores shed their leaders. Without it
+// leaders that follow each other faster than max-store-down-time would never take a store for dead, and a pause would end
+// with its leader.
 //
 // Durations are kept, not points in time: clocks of two members are never compared. What passes between the
 // last save of one leader and the start of the next is not counted, so that a silence is never overstated: nobody
@@ -24,11 +25,12 @@ import (
 type memory struct {
 	SilentMS map[uint64]int64 `json:"silent-ms,omitempty"` // by store
 	PausedMS map[string]int64 `json:"paused-ms,omitempty"` // what is left, by scheduler
+	EvictMS  map[uint64]int64 `json:"evict-ms,omitempty"`  // what is left, by store
 	// LogSequences are how far the stores have reported their raft logs as synced.
 	LogSequences map[uint64]uint64 `json:"log-sequences,omitempty"`
 }
 
-func (m memory) empty() bool { return len(m.SilentMS)+len(m.PausedMS) == 0 }
+func (m memory) empty() bool { return len(m.SilentMS)+len(m.PausedMS)+len(m.EvictMS) == 0 }
 
 const (
 	memoryInterval = 3 * time.Second
@@ -48,10 +50,16 @@ func (c *RaftCluster) memoryPauses() (save, listen time.Duration) {
 // remember is what the next leader should know.
 func (c *RaftCluster) remember() memory {
 	now := c.opts.Now()
-	m := memory{SilentMS: map[uint64]int64{}, PausedMS: map[string]int64{}, LogSequences: c.sequences.all()}
+	m := memory{
+		SilentMS: map[uint64]int64{}, PausedMS: map[string]int64{}, EvictMS: map[uint64]int64{},
+		LogSequences: c.sequences.all(),
+	}
 	for _, s := range c.core.Stores() {
 		if silent := now.Sub(s.SilentSince()); !s.IsTombstone() && silent >= time.Second/10 {
 			m.SilentMS[s.ID()] = silent.Milliseconds()
+		}
+		if until := s.EvictUntil(); !until.IsZero() && !s.IsTombstone() {
+			m.EvictMS[s.ID()] = max(1, until.Sub(now).Milliseconds()) // if it is over, the end is still to be written
 		}
 	}
 	for name, until := range c.planner.Paused() {
@@ -79,6 +87,13 @@ func (c *RaftCluster) recall(m memory) {
 		silent := time.Duration(max(0, min(ms, most))) * time.Millisecond
 		earlier := time.Duration(max(0, min(ms, maxSilentMS)))*time.Millisecond - silent
 		c.core.UpdateStore(id, core.WithLastHeartbeat(now.Add(-silent)), core.WithEarlierSilence(earlier))
+	}
+	for _, s := range c.core.Stores() {
+		var until time.Time
+		if ms, ok := m.EvictMS[s.ID()]; ok {
+			until = now.Add(time.Duration(ms) * time.Millisecond)
+		}
+		c.core.UpdateStore(s.ID(), core.WithEvictUntil(until))
 	}
 	pauses := make(map[string]time.Time)
 	for name, ms := range m.PausedMS {

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -84,4 +85,78 @@ func TestPausesOutliveTheLeader(t *testing.T) {
 	require.NotSame(t, leader, next)
 	require.WithinDuration(t, time.Now().Add(time.Hour), next.Cluster().Planner().PausedUntil("balance-region"), time.Minute)
 	require.True(t, next.Cluster().Planner().PausedUntil("balance-leader").Before(time.Now()))
+}
+
+// nextLeader has the leader resign and returns the one after it.
+func nextLeader(t *testing.T, members []*server.Server, leader *server.Server) *server.Server {
+	t.Helper()
+	leader.Resign()
+	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+	next, _ := leaderOf(t, members)
+	return next
+}
+
+// TestEvictionsEndInTime: a store sheds its leaders for as long as was asked for, no matter who leads.
+func TestEvictionsEndInTime(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, _ := leaderOf(t, members)
+	_, _ = bootstrapped(t, leader, 2)
+	call(t, leader, "POST", "/stores/1/evict?for=-1s", "", 400)
+	call(t, leader, "POST", "/stores/1/evict?for=1h", "", 200)
+	call(t, leader, "POST", "/stores/2/evict", "", 200)
+	leader = nextLeader(t, members, leader)
+	one := call(t, leader, "GET", "/stores/1", "", 200)
+	require.Equal(t, true, one["evict_leaders"])
+	require.InDelta(t, 3600, one["evict_seconds"], 120)
+	two := call(t, leader, "GET", "/stores/2", "", 200)
+	require.Equal(t, true, two["evict_leaders"])
+	require.Nil(t, two["evict_seconds"])
+
+	// Another end, to which a third leader comes; it is over then, for the leaders after it as well.
+	call(t, leader, "POST", "/stores/1/evict?for=1s", "", 200)
+	leader = nextLeader(t, members, leader)
+	require.Eventually(t, func() bool {
+		return !leader.Cluster().Core().Store(1).EvictLeaders()
+	}, waitFor, time.Millisecond)
+	leader = nextLeader(t, members, leader)
+	require.False(t, leader.Cluster().Core().Store(1).EvictLeaders())
+	require.True(t, leader.Cluster().Core().Store(2).EvictLeaders())
+}
+
+// TestLeaderWeightIsKept: the share of leaders is apart from that of data, also for the next leader.
+func TestLeaderWeightIsKept(t *testing.T) {
+	members := servertest.StartCluster(t, 3)
+	leader, _ := leaderOf(t, members)
+	_, _ = bootstrapped(t, leader, 2)
+	call(t, leader, "POST", "/stores/1/weight", `{"leader_weight":2000}`, 400)
+	call(t, leader, "POST", "/stores/1/weight", `{"weight":3,"leader_weight":0.5}`, 200)
+	call(t, leader, "POST", "/stores/2/weight", `{"weight":2}`, 200)
+	next := nextLeader(t, members, leader)
+	one, two := next.Cluster().Core().Store(1), next.Cluster().Core().Store(2)
+	require.Equal(t, []float64{3, 0.5}, []float64{one.Weight(), one.LeaderWeight()})
+	require.Equal(t, []float64{2, 2}, []float64{two.Weight(), two.LeaderWeight()})
+}
+
+// TestSilentStoresAreInTheEvents: that a store has fallen silent, is given up, and is heard again.
+func TestSilentStoresAreInTheEvents(t *testing.T) {
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.Schedule.StoreDisconnect = config.Duration(500 * time.Millisecond)
+	})
+	c, _ := bootstrapped(t, s, 2)
+	has := func(kind, text string) func() bool {
+		return func() bool {
+			for _, e := range call(t, s, "GET", "/events?limit=1000", "", 200)["events"].([]any) {
+				if e := e.(map[string]any); e["kind"] == kind && strings.Contains(e["text"].(string), text) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	require.Eventually(t, has("store-disconnected", "store 2"), waitFor, 10*time.Millisecond)
+	require.False(t, has("store-down", "store 2")())
+	call(t, s, "PATCH", "/config", `{"schedule":{"max-store-down-time":"1s"}}`, 200)
+	require.Eventually(t, has("store-down", "store 2"), waitFor, 10*time.Millisecond)
+	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 2, RegionCount: 1}))
+	require.Eventually(t, has("store-connected", "store 2"), waitFor, 10*time.Millisecond)
 }

@@ -95,7 +95,7 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	var watching context.Context
 	watching, n.unwatch = context.WithCancel(context.Background())
 	n.wg.Add(1)
-	go n.watch(watching, logger) // ends with close
+	go n.watch(watching, logger) //nolint:contextcheck // ends with close
 	return n, nil
 }
 

@@ -51,6 +51,7 @@ type Server struct {
 	ids       *id.Allocator
 	tso       *tso.Oracle
 	streams   *hbStreams
+	drains    drains
 	forward   *forwarder
 	metrics   *metrics
 	health    *healthKeeper
@@ -464,6 +465,7 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 	defer extend.Stop()
 	stores := time.NewTicker(storeCheckInterval)
 	defer stores.Stop()
+	var watch storeWatch
 	for {
 		select {
 		case <-ctx.Done():
@@ -476,6 +478,9 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 			}
 		case <-stores.C:
 			s.checkStores(ctx)
+			s.endEvictions(ctx)
+			s.drains.note(time.Now(), s.cluster.Core().Stores())
+			watch.look(s)
 			s.promoteLearners(ctx)
 		}
 	}

@@ -26,7 +26,9 @@ const (
 
 // storeSettings are what an operator set about a store.
 type storeSettings struct {
-	Weight       float64 `json:"weight,omitempty"`
+	Weight float64 `json:"weight,omitempty"`
+	// LeaderWeight is the share of leaders; 0 is Weight.
+	LeaderWeight float64 `json:"leader-weight,omitempty"`
 	EvictLeaders bool    `json:"evict-leaders,omitempty"`
 	// Labels go over those that the store brings; an empty value hides one of them.
 	Labels map[string]string `json:"labels,omitempty"`
@@ -37,7 +39,8 @@ func (s *storeSettings) apply(st *core.StoreInfo) *core.StoreInfo {
 	if s == nil {
 		return st
 	}
-	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders), core.WithLabels(s.Labels), core.WithLimit(s.Limit)}
+	opts := []core.StoreOption{core.WithEvictLeaders(s.EvictLeaders), core.WithLabels(s.Labels), core.WithLimit(s.Limit),
+		core.WithLeaderWeight(s.LeaderWeight)}
 	if s.Weight > 0 {
 		opts = append(opts, core.WithWeight(s.Weight))
 	}
@@ -176,7 +179,42 @@ func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
 	return s.setStoreState(ctx, id, metapb.StoreState_Tombstone)
 }
 
-// SetStoreSettings changes weight, labels, limit and leader eviction of a store.
+// EvictLeaders has a store shed its leaders, for a while or (0) until somebody ends it. How long is left is kept for the
+// next leader (memory.go) before anything begins: an eviction never outlasts what was asked for.
+func (s *Server) EvictLeaders(ctx context.Context, id uint64, d time.Duration) error {
+	var until time.Time
+	if d > 0 {
+		until = time.Now().Add(d)
+	}
+	if s.cluster.Core().UpdateStore(id, core.WithEvictUntil(until)) == nil {
+		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
+	}
+	if err := s.saveMemory(ctx); err != nil {
+		return err
+	}
+	if err := s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = true }); err != nil {
+		return err
+	}
+	s.cluster.Core().UpdateStore(id, core.WithEvictUntil(until)) // another change may have come between
+	return nil
+}
+
+// endEvictions lets leaders come back to stores whose time of shedding them is over.
+func (s *Server) endEvictions(ctx context.Context) {
+	now := time.Now()
+	for _, st := range s.cluster.Core().Stores() {
+		if until := st.EvictUntil(); !st.EvictLeaders() || until.IsZero() || now.Before(until) {
+			continue
+		}
+		if err := s.SetStoreSettings(ctx, st.ID(), func(set *storeSettings) { set.EvictLeaders = false }); err != nil {
+			s.logger.Warn("ending an eviction failed", log.StoreID(st.ID()), zap.Error(err))
+			return
+		}
+		s.cluster.events.add("store-unevict", fmt.Sprintf("store %d may lead again: its time is over", st.ID()))
+	}
+}
+
+// SetStoreSettings changes weights, labels, limit and leader eviction of a store.
 func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*storeSettings)) error {
 	c := s.cluster
 	c.storeMu.Lock()
@@ -185,7 +223,10 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 	if st == nil {
 		return fmt.Errorf("%w: %d", ErrUnknownStore, id)
 	}
-	set := &storeSettings{Weight: st.Weight(), EvictLeaders: st.EvictLeaders(), Labels: st.SetLabels(), Limit: st.Limit()}
+	set := &storeSettings{
+		Weight: st.Weight(), LeaderWeight: st.OwnLeaderWeight(), EvictLeaders: st.EvictLeaders(), Labels: st.SetLabels(),
+		Limit: st.Limit(),
+	}
 	change(set)
 	value, err := json.Marshal(set)
 	if err != nil {
@@ -195,7 +236,10 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 		return err
 	}
 	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders),
-		core.WithLabels(set.Labels), core.WithLimit(set.Limit))
+		core.WithLabels(set.Labels), core.WithLimit(set.Limit), core.WithLeaderWeight(set.LeaderWeight))
+	if !set.EvictLeaders {
+		c.Core().UpdateStore(id, core.WithEvictUntil(time.Time{}))
+	}
 	c.health.Store(nil)
 	c.planner.Wake()
 	return nil

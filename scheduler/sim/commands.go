@@ -7,6 +7,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/server/core"
 )
 
 // Send implements schedule.Sender: the command reaches the store a little later.
@@ -158,6 +159,17 @@ func (s *Sim) Sicken(id uint64, n int, damaged bool) {
 	}
 	s.elections()
 	s.storeBeat(st)
+}
+
+// Label gives a store labels while the cluster runs.
+func (s *Sim) Label(id uint64, labels ...*metapb.StoreLabel) {
+	s.stores[id].labels = labels
+	set := map[string]string{}
+	for _, l := range labels {
+		set[l.Key] = l.Value
+	}
+	s.cluster.Core().UpdateStore(id, core.WithLabels(set))
+	s.cluster.Planner().Wake()
 }
 
 // damagedOn are the peers that a store reports as damaged.

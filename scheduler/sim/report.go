@@ -167,6 +167,34 @@ func (r Result) String() string {
 		r.Missing, r.Extra)
 }
 
+// Together counts the regions whose replicas are in fewer zones than they could be.
+func (s *Sim) Together() int {
+	all := map[string]bool{}
+	for _, st := range s.eligible() {
+		for _, l := range st.labels {
+			all[l.Value] = true
+		}
+	}
+	n := 0
+	for _, r := range s.regions {
+		if s.zones(r.meta.Peers) < min(len(all), s.opts.Replicas) {
+			n++
+		}
+	}
+	return n
+}
+
+// BetterLocations counts the moves to a better location that have ended well.
+func (s *Sim) BetterLocations() int {
+	n := 0
+	for _, r := range s.cluster.Controller().History(1 << 20) {
+		if r.Desc == "better-location" && r.Status == operator.Success {
+			n++
+		}
+	}
+	return n
+}
+
 // History returns how many operators ended with each outcome.
 func (s *Sim) History() map[operator.Status]int {
 	out := map[operator.Status]int{}

@@ -23,13 +23,16 @@ import (
 //	measure                      start counting moves against the lower bound
 //	kill|restart|cut|heal|offline|up|evict store=1
 //	stall|unstall store=4        raft snapshots to the store do not arrive
+//	weight store=2 leaders=0.25  the store's share of leaders
+//	label store=4 zone=2         the store gets a label; cluster labels=zone has the service look at it
 //	damage|mute store=4 n=10     so many replicas of the store take no part; it says so, or they are just silent
 //	flap store=1 down=25s up=35s times=10
 //	failover                     a new placement leader that knows nothing
 //	load rate=20 [zipf=1.2] [split=144]
 //	                             clients write so many MiB/s; regions beyond a size are split
 //	giant region=5 size=10240    make one region big
-//	expect NAME<=VALUE ...       ratio, max-min, leaders, ping-pong, twice, quiet (>=), missing, extra,
+//	expect NAME<=VALUE ...       together (regions in fewer zones than they could be), better (moves for that),
+//	                             ratio, max-min, leaders, ping-pong, twice, quiet (>=), missing, extra,
 //	                             running, settled, transfers, moves, splits, audits
 //	report                       print the result (for people; not stable)
 type Scenario struct {
@@ -69,6 +72,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.Cut(uint64(args.num("store", 0)))
 	case "heal":
 		s.Heal(uint64(args.num("store", 0)))
+	case "label":
+		s.Label(uint64(args.num("store", 0)), zone(args.num("zone", 0))...)
 	case "damage", "mute":
 		s.Sicken(uint64(args.num("store", 0)), args.num("n", 1), cmd == "damage")
 	case "stall", "unstall":
@@ -77,6 +82,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Offline))
 	case "up":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Up))
+	case "weight":
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithLeaderWeight(args.float("leaders", 0)))
 	case "evict":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithEvictLeaders(true))
 	case "flap":
@@ -123,7 +130,7 @@ func (sc *Scenario) cluster(a args) error {
 	opts.Schedule.StoreBytesInFlightMiB = 1 << 30
 	opts.Schedule.MaxStoreDownTime = config.Duration(a.dur("max-down", 30*time.Minute))
 	zones := a.num("zones", 0)
-	if zones > 0 {
+	if zones > 0 || a["labels"] != "" {
 		opts.Labels = []string{"zone"}
 	}
 	s := New(opts)
@@ -190,6 +197,7 @@ func (sc *Scenario) expect(conds []string) (string, error) {
 		"twice": float64(res.Twice), "quiet": res.Quiet.Seconds(), "missing": float64(res.Missing),
 		"extra": float64(res.Extra), "running": float64(res.Running), "settled": res.Settled.Seconds(),
 		"transfers": float64(sc.Sim.Stats.Transfers), "moves": float64(res.Moves),
+		"together": float64(sc.Sim.Together()), "better": float64(sc.Sim.BetterLocations()),
 		"splits": float64(sc.Sim.Stats.Splits), "audits": float64(sc.Sim.Stats.Audits),
 	}
 	for id, st := range sc.Sim.stores {

@@ -100,12 +100,17 @@ func listFiles(dir string) (paths []string, total int64, err error) {
 }
 
 func (a *app) bar(total int64, what string, quiet bool) *progressbar.ProgressBar {
+	return a.barOf(total, what, quiet, true)
+}
+
+// barOf shows how much of a total is done, of bytes or of something else.
+func (a *app) barOf(total int64, what string, quiet, bytes bool) *progressbar.ProgressBar {
 	out := a.stderr
 	if f, ok := out.(*os.File); quiet || !ok || !term.IsTerminal(int(f.Fd())) {
 		out = io.Discard // in a file it would be one endless line
 	}
 	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what),
-		progressbar.OptionShowBytes(true), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionClearOnFinish())
+		progressbar.OptionShowBytes(bytes), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionClearOnFinish())
 }
 
 func (a *app) importDir(ctx context.Context, c *client.Client, dir, prefix string, workers int, quiet bool) (importStats, error) {

@@ -82,7 +82,7 @@ func (a *app) followEvents(ctx context.Context, last event) error {
 	for ctx.Err() == nil {
 		resp, err := a.reach(ctx, http.MethodGet, "/events?stream=1", nil)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the end that was asked for
 		}
 		if err != nil {
 			return err

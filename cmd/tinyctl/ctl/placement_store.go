@@ -1,8 +1,11 @@
 package ctl
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -31,7 +34,9 @@ type storeInfo struct {
 	Pending       int               `json:"pending_count"`
 	RegionMiB     int64             `json:"region_size_mib"`
 	Weight        float64           `json:"weight"`
+	LeaderWeight  float64           `json:"leader_weight"`
 	EvictLeaders  bool              `json:"evict_leaders"`
+	EvictSeconds  float64           `json:"evict_seconds"`
 	LimitMoves    int               `json:"limit_moves"`
 	LimitMiB      int64             `json:"limit_mib"`
 	OwnLimit      bool              `json:"own_limit"`
@@ -41,8 +46,103 @@ type storeInfo struct {
 	MovesOut      int               `json:"moves_out"`
 	InMiB         int64             `json:"in_flight_in_mib"`
 	OutMiB        int64             `json:"in_flight_out_mib"`
+	Drain         *drainInfo        `json:"drain"`
 	NotTarget     string            `json:"not_target"`
 	NotSource     string            `json:"not_source"`
+}
+
+// drainInfo is how far the emptying of a store has come.
+type drainInfo struct {
+	Done    float64  `json:"done_share"`
+	Regions int      `json:"regions_left"`
+	MiB     int64    `json:"size_left_mib"`
+	Rate    float64  `json:"mib_per_second"`
+	ETA     *float64 `json:"eta_seconds"`
+	Waiting map[string]struct {
+		Count   int      `json:"count"`
+		Regions []uint64 `json:"regions"`
+	} `json:"waiting"`
+}
+
+func (d *drainInfo) String() string {
+	text := fmt.Sprintf("%.0f %% done, %d regions with %s left, %.1f MiB/s", 100*d.Done, d.Regions, mib(d.MiB), d.Rate)
+	if d.ETA != nil {
+		text += ", about " + seconds(*d.ETA)
+	}
+	return text
+}
+
+// waits says for what regions wait, the most frequent first.
+func (d *drainInfo) waits() []string {
+	var out []string
+	reasons := slices.SortedFunc(maps.Keys(d.Waiting), func(x, y string) int {
+		return cmp.Or(cmp.Compare(d.Waiting[y].Count, d.Waiting[x].Count), cmp.Compare(x, y))
+	})
+	for _, why := range reasons {
+		w := d.Waiting[why]
+		out = append(out, fmt.Sprintf("%d wait (%s), as region %s", w.Count, why, strings.Trim(fmt.Sprint(w.Regions), "[]")))
+	}
+	return out
+}
+
+// storeOfflineCmd empties a store, and waits for that if it is asked to.
+func (a *app) storeOfflineCmd() *cobra.Command {
+	cmd := command("offline ID", "Empty a store, then retire it for good; up cancels", nil)
+	wait := cmd.Flags().Bool("wait", false, "until it is empty and retired")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if !*wait {
+			return a.changeStore(cmd, argv[0], "offline", nil)
+		}
+		n, err := number(argv[0], "store")
+		if err != nil {
+			return err
+		}
+		var st storeInfo
+		if _, err := a.ask(cmd.Context(), http.MethodPost, "/stores/"+id(n)+"/offline", nil, &st); err != nil {
+			return err
+		}
+		return a.waitOffline(cmd, n)
+	}
+	return cmd
+}
+
+// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line now and then. It goes on
+// if the placement leader changes.
+func (a *app) waitOffline(cmd *cobra.Command, n uint64) error {
+	ctx := cmd.Context()
+	bar := a.barOf(100, fmt.Sprintf("emptying store %d", n), false, false)
+	defer func() { _ = bar.Close() }()
+	poll := time.NewTicker(500 * time.Millisecond)
+	defer poll.Stop()
+	for failed, last := 0, ""; ; {
+		var st storeInfo
+		_, err := a.ask(ctx, http.MethodGet, "/stores/"+id(n), nil, &st)
+		switch {
+		case err != nil:
+			if failed++; failed > 60 {
+				return err
+			}
+		case st.State == "tombstone":
+			fmt.Fprintf(a.stdout, "store %d is empty and retired\n", n)
+			return nil
+		case st.State != "offline" || st.Drain == nil:
+			return fmt.Errorf("store %d is %s: somebody has cancelled that", n, st.State)
+		default:
+			failed = 0
+			bar.Describe(fmt.Sprintf("store %d: %s", n, st.Drain))
+			_ = bar.Set(int(100 * st.Drain.Done))
+			waits := strings.Join(st.Drain.waits(), "; ")
+			if waits != "" && waits != last {
+				fmt.Fprintln(a.stderr, waits)
+			}
+			last = waits
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return fmt.Errorf("store %d is still being emptied: %w", n, ctx.Err())
+		}
+	}
 }
 
 // storeCmds are the commands of `store` that go to the placement service's API.
@@ -57,24 +157,46 @@ func (a *app) storeCmds() []*cobra.Command {
 	bury.RunE = func(cmd *cobra.Command, argv []string) error {
 		return a.changeStore(cmd, argv[0], "bury", map[string]any{"force": *force})
 	}
+	evict := action("evict", "Move all leaders off a store and keep them off")
+	length := evict.Flags().Duration("for", 0, "for how long, as 2h; without it until unevict")
+	evict.RunE = func(cmd *cobra.Command, argv []string) error {
+		if *length < 0 {
+			return usagef("--for must be above 0")
+		}
+		if *length == 0 {
+			return a.changeStore(cmd, argv[0], "evict", nil)
+		}
+		return a.changeStore(cmd, argv[0], "evict?for="+length.String(), nil)
+	}
 	return []*cobra.Command{
 		command("show ID", "Show a store and why balance does not use it", func(cmd *cobra.Command, argv []string) error {
 			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
 		}),
-		action("offline", "Empty a store, then retire it for good; up cancels"),
+		a.storeOfflineCmd(),
 		action("up", "Cancel offline"),
-		action("evict", "Move all leaders off a store and keep them off"),
+		evict,
 		action("unevict", "Let a store have leaders again"),
 		bury,
-		command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", func(cmd *cobra.Command, argv []string) error {
-			w, err := strconv.ParseFloat(argv[1], 64)
-			if err != nil {
-				return usagef("%q is not a weight", argv[1])
-			}
-			return a.changeStore(cmd, argv[0], "weight", map[string]any{"weight": w})
-		}),
+		a.storeWeightCmd(),
 		a.storeRemoveCmd(), a.storeLimitCmd(), a.storeLabelCmd(),
 	}
+}
+
+func (a *app) storeWeightCmd() *cobra.Command {
+	cmd := command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", nil)
+	leaders := cmd.Flags().Float64("leaders", 0, "a share of the leaders of its own; 0 is that of the data")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		w, err := strconv.ParseFloat(argv[1], 64)
+		if err != nil {
+			return usagef("%q is not a weight", argv[1])
+		}
+		body := map[string]any{"weight": w}
+		if cmd.Flags().Changed("leaders") {
+			body["leader_weight"] = *leaders
+		}
+		return a.changeStore(cmd, argv[0], "weight", body)
+	}
+	return cmd
 }
 
 func (a *app) changeStore(cmd *cobra.Command, store, action string, body any) error {
@@ -96,7 +218,7 @@ func (a *app) printStore(st storeInfo) error {
 		{"labels", labelText(st.Labels)},
 		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
-		{"load", fmt.Sprintf("%s at weight %g; the mean is %s", mib(st.LoadMiB), st.Weight, mib(st.MeanMiB))},
+		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s", mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
 		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
 	}
@@ -107,7 +229,17 @@ func (a *app) printStore(st storeInfo) error {
 		rows = append(rows, []string{"started", st.StartTime.Local().Format(time.DateTime)})
 	}
 	if st.EvictLeaders {
-		rows = append(rows, []string{"leaders", "kept off (evict)"})
+		text := "kept off (evict)"
+		if st.EvictSeconds > 0 {
+			text += ", for another " + seconds(st.EvictSeconds)
+		}
+		rows = append(rows, []string{"leaders", text})
+	}
+	if st.Drain != nil {
+		rows = append(rows, []string{"offline", st.Drain.String()})
+		for _, w := range st.Drain.waits() {
+			rows = append(rows, []string{"", w})
+		}
 	}
 	if st.NotTarget != "" {
 		rows = append(rows, []string{"no target", "because of " + st.NotTarget})

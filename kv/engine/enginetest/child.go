@@ -91,7 +91,7 @@ func InChild(t *testing.T) bool {
 	if os.Getenv(envMode) == "test" {
 		return true
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), envMode+"=test")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -28,10 +28,10 @@ func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, erro
 	r := cmd.Conditional.CompareAndSwap
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil //nolint:nilerr // a refusal is a result
 	}
 	if err := regions.CheckKey(a.region, r.Key); err != nil {
-		return message.Result{Err: err}, nil
+		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
 	if w.batch.Len() > 0 {
 		if err := w.flush(); err != nil {
@@ -78,10 +78,10 @@ func (w *Worker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapReques
 func (w *Worker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequest) (message.Result, error) {
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil //nolint:nilerr // a refusal is a result
 	}
 	if err := regions.CheckRange(a.region, r.Start, r.End); err != nil {
-		return message.Result{Err: err}, nil
+		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
 	start, end := engine.DataKey(cf, r.Start), engine.DataEndKey(cf, r.End)
 	if d, ok := w.engine.(engine.RangeDeleter); ok && d.NativeRangeDelete() {

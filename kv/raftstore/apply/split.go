@@ -17,7 +17,7 @@ func (w *Worker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitR
 	left, right, err := regions.Split(a.region, req)
 	if err != nil {
 		a.report.Results = append(a.report.Results, message.SplitRefused{Index: e.Index})
-		return message.Result{Err: err}, nil
+		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
 	self := regions.PeerOnStore(right, w.storeID)
 	done := message.SplitDone{Index: e.Index, Left: left, Right: right, RightPeer: self}

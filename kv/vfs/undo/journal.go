@@ -85,7 +85,7 @@ func read(dir string) ([]record, error) {
 	var recs []record
 	for r := bufio.NewReaderSize(f, 1<<20); ; {
 		line, err := r.ReadBytes('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if len(line) > 0 { // so that the next record begins a line of its own
 				err = os.Truncate(f.Name(), offset(f, r)-int64(len(line)))
 			} else {

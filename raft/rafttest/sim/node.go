@@ -547,7 +547,7 @@ func (n *node) checkLimits() {
 	})
 	entries, bytes := n.rn.LogInMemory()
 	unstable := n.rn.LastIndex() - min(n.disk.raftNow.last(), n.rn.LastIndex())
-	if uint64(entries) > unstable && bytes > p.LogCacheBytes+uint64(unstable)*400 && !n.rn.HasReady() {
+	if uint64(entries) > unstable && bytes > p.LogCacheBytes+unstable*400 && !n.rn.HasReady() {
 		n.w.fail("I15", "node %d holds %d entries, %d bytes", n.id, entries, bytes)
 	}
 }

@@ -29,7 +29,9 @@ type StoreInfo struct {
 	earlier       time.Duration // silence before lastHeartbeat, for people only: see WithEarlierSilence
 	counts        StoreCounts
 	weight        float64
+	leaderWeight  float64 // 0: as weight
 	evictLeaders  bool
+	evictUntil    time.Time // zero: until somebody ends it
 	limit         StoreLimit
 	labels        map[string]string // set by an operator, over those the store brings; never changed
 	emptyBeats    int               // consecutive heartbeats with region_count == 0
@@ -100,6 +102,12 @@ func WithWeight(w float64) StoreOption { return func(s *StoreInfo) { s.weight = 
 
 // WithEvictLeaders makes leaders leave the store.
 func WithEvictLeaders(on bool) StoreOption { return func(s *StoreInfo) { s.evictLeaders = on } }
+
+// WithLeaderWeight sets the share of leaders this store should have relative to others; 0 is that of regions.
+func WithLeaderWeight(w float64) StoreOption { return func(s *StoreInfo) { s.leaderWeight = w } }
+
+// WithEvictUntil sets when leaders may come back; zero is never by itself.
+func WithEvictUntil(t time.Time) StoreOption { return func(s *StoreInfo) { s.evictUntil = t } }
 
 // WithLimit sets the store's own limit.
 func WithLimit(l StoreLimit) StoreOption { return func(s *StoreInfo) { s.limit = l } }
@@ -181,6 +189,9 @@ func (s *StoreInfo) LeaderCount() int { return s.counts.LeaderCount }
 // EvictLeaders tells whether leaders must leave.
 func (s *StoreInfo) EvictLeaders() bool { return s.evictLeaders }
 
+// EvictUntil is when leaders may come back to a store that sheds them; zero is never by itself.
+func (s *StoreInfo) EvictUntil() time.Time { return s.evictUntil }
+
 // EmptyBeats is how many store heartbeats in a row reported no region.
 func (s *StoreInfo) EmptyBeats() int { return s.emptyBeats }
 
@@ -191,6 +202,17 @@ func (s *StoreInfo) Weight() float64 {
 	}
 	return s.weight
 }
+
+// LeaderWeight is the store's relative share of leaders: its own, or that of regions.
+func (s *StoreInfo) LeaderWeight() float64 {
+	if s.leaderWeight > 0 {
+		return s.leaderWeight
+	}
+	return s.Weight()
+}
+
+// OwnLeaderWeight is the share of leaders that was set, 0 if none was.
+func (s *StoreInfo) OwnLeaderWeight() float64 { return s.leaderWeight }
 
 // Capacity in bytes, 0 if unknown.
 func (s *StoreInfo) Capacity() uint64 { return s.stats.GetCapacity() }

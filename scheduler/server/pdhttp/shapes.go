@@ -92,7 +92,7 @@ func StoreOf(st *core.StoreInfo, state string, score float64) Store {
 		Store: MetaStore{pdface.Store(st.Meta()), StateName(state)},
 		Status: StoreStatus{
 			Capacity: Size(st.Capacity()), Available: Size(st.Available()), UsedSize: Size(st.Stats().GetUsedSize()),
-			LeaderCount: c.LeaderCount, LeaderWeight: weight, LeaderScore: float64(c.LeaderCount), LeaderSize: c.LeaderSize,
+			LeaderCount: c.LeaderCount, LeaderWeight: st.LeaderWeight(), LeaderScore: float64(c.LeaderCount), LeaderSize: c.LeaderSize,
 			RegionCount: c.RegionCount, RegionWeight: weight, RegionScore: score, RegionSize: c.RegionSize,
 			PendingPeerCount: c.PendingCount, SendingSnapCount: st.Stats().GetSendingSnapCount(),
 			ReceivingSnapCount: st.Stats().GetReceivingSnapCount(), IsBusy: st.IsBusy(),

@@ -21,6 +21,8 @@ const (
 	recordTTL   = 10 * time.Minute
 	// timedOutTTL is for how long a store at which a region's replica did not arrive comes after others.
 	timedOutTTL = 5 * time.Minute
+	// leftTTL is how long a store is no target of balance for a region that has left it.
+	leftTTL = time.Hour
 	// givenUpTTL is long enough for the removal of a learner, however often that is tried.
 	givenUpTTL = 24 * time.Hour
 )
@@ -53,7 +55,8 @@ type Controller struct {
 		history []operator.Record          // ring
 		next    int                        // where history is written next once it is full
 		failed  map[failKey]failState
-		givenUp map[uint64]time.Time // learners that did not catch up in time, by peer
+		givenUp map[uint64]time.Time  // learners that did not catch up in time, by peer
+		left    map[failKey]time.Time // stores that replicas were moved away from without need, by region and store
 		cfg     *view.Settings
 		ended   map[string]uint64 // by desc and status
 	}
@@ -74,6 +77,7 @@ func NewController(regions *core.BasicCluster, send Sender, now func() time.Time
 	c.mu.records = make(map[uint64]operator.Record)
 	c.mu.failed = make(map[failKey]failState)
 	c.mu.givenUp = make(map[uint64]time.Time)
+	c.mu.left = make(map[failKey]time.Time)
 	c.mu.ended = make(map[string]uint64)
 	c.mu.cfg = cfg
 	return c
@@ -377,6 +381,9 @@ func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason
 	case operator.Success: // three in a row is what counts
 		for _, s := range op.Steps() {
 			delete(c.mu.failed, failKey{op.RegionID(), destination(s)})
+			if rm, ok := s.(operator.RemovePeer); ok && op.Priority() == operator.Low {
+				c.mu.left[failKey{op.RegionID(), rm.FromStore}] = now
+			}
 		}
 	}
 	op.Finish(st, reason, now)
@@ -474,6 +481,11 @@ func (c *Controller) Prune() {
 			delete(c.mu.failed, k)
 		}
 	}
+	for k, at := range c.mu.left {
+		if now.Sub(at) > leftTTL {
+			delete(c.mu.left, k)
+		}
+	}
 	for id, at := range c.mu.givenUp {
 		if now.Sub(at) > givenUpTTL {
 			delete(c.mu.givenUp, id)
@@ -487,6 +499,15 @@ func (c *Controller) GivenUp(peerID uint64) bool {
 	defer c.mu.Unlock()
 	_, ok := c.mu.givenUp[peerID]
 	return ok
+}
+
+// LeftLately tells whether a region's replica was moved away from a store within the hour, by balance or to a better
+// location: balance does not bring one back.
+func (c *Controller) LeftLately(regionID, storeID uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, ok := c.mu.left[failKey{regionID, storeID}]
+	return ok && c.now().Sub(at) <= leftTTL
 }
 
 // TimedOut tells whether replicas of a region have lately failed to arrive at a store: another one

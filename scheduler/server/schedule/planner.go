@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -40,6 +41,12 @@ type Planner struct {
 	nextPrune   time.Time
 	waiting     map[uint64]checker.Defect // regions with a defect that cannot be repaired now
 	rounds      int
+
+	// repair is what checks found in this round of the patrol, and the last plan that came of one.
+	repair struct {
+		blocked map[string]int
+		last    string
+	}
 
 	dirty struct {
 		sync.Mutex
@@ -189,7 +196,40 @@ func (p *Planner) patrol(v *view.View) {
 	}
 	if len(p.patrolKey) == 0 {
 		p.rounds++
+		p.publishRepair(v)
 	}
+}
+
+// note counts what a check found, for explain.
+func (p *Planner) note(res checker.Result) {
+	switch {
+	case res.Defect == checker.None:
+	case res.Op != nil:
+		p.repair.last = res.Op.String() + " because " + res.Op.Why()
+	default:
+		if p.repair.blocked == nil {
+			p.repair.blocked = map[string]int{}
+		}
+		p.repair.blocked[string(res.Defect)+" waits: "+res.Blocked]++
+	}
+}
+
+// publishRepair makes what the last round over all regions has found the decision of the policy "repair".
+func (p *Planner) publishRepair(v *view.View) {
+	d := Decision{Scheduler: "repair", At: v.Now, Result: "nothing to do", Refusals: p.repair.blocked}
+	if len(p.waiting) > 0 || len(p.repair.blocked) > 0 {
+		d.Result = fmt.Sprintf("%d regions wait", len(p.waiting))
+	}
+	if p.repair.last != "" {
+		d.Lines = append(d.Lines, "last plan: "+p.repair.last)
+	}
+	if id := v.Unlabeled(); id != 0 {
+		d.Lines = append(d.Lines, fmt.Sprintf("store %d lacks a location label: nothing is moved to a better location", id))
+	}
+	p.repair.blocked = nil
+	p.explained.Lock()
+	p.explained.decisions[d.Scheduler] = d
+	p.explained.Unlock()
 }
 
 func (p *Planner) checkRegion(v *view.View, r *core.RegionInfo, id uint64) {
@@ -200,17 +240,21 @@ func (p *Planner) checkRegion(v *view.View, r *core.RegionInfo, id uint64) {
 	res := checker.Result{}
 	if busy := v.Busy(id); !busy || p.mayReplace(id) {
 		res = checker.Check(v, r)
-		// A move has one replica too many on its way: that is no defect.
-		if busy && (res.Defect == checker.Extra || res.Defect == checker.Learner) {
+		// A move has one replica too many on its way: that is no defect. Nor is where it takes it from.
+		if busy && (res.Defect == checker.Extra || res.Defect == checker.Learner || res.Defect == checker.Misplaced) {
 			res = checker.Result{}
 		}
 	}
+	p.note(res)
 	if res.Defect == checker.None {
 		delete(p.waiting, id)
 		return
 	}
 	if res.Op == nil {
-		p.waiting[id] = res.Defect
+		// Misplaced regions may be all there are; the patrol comes to them again.
+		if delete(p.waiting, id); res.Defect != checker.Misplaced {
+			p.waiting[id] = res.Defect
+		}
 		return
 	}
 	if p.controller.Count(operator.OpReplica) >= v.Settings.Schedule.ReplicaScheduleLimit {
@@ -282,6 +326,9 @@ func (p *Planner) Decisions() []Decision {
 	p.explained.Lock()
 	defer p.explained.Unlock()
 	out := make([]Decision, 0, len(p.explained.decisions))
+	if d, ok := p.explained.decisions["repair"]; ok {
+		out = append(out, d)
+	}
 	for _, e := range p.schedulers {
 		if d, ok := p.explained.decisions[e.s.Name()]; ok {
 			out = append(out, d)

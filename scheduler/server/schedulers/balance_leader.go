@@ -52,10 +52,10 @@ func (b *BalanceLeader) Schedule(v *view.View) *operator.Operator {
 	total, weight := 0.0, 0.0
 	for _, s := range stores {
 		total += float64(v.Leaders(s))
-		weight += s.Weight()
+		weight += s.LeaderWeight()
 	}
 	mean := total / weight
-	share := func(s *core.StoreInfo) float64 { return float64(v.Leaders(s)) / s.Weight() }
+	share := func(s *core.StoreInfo) float64 { return float64(v.Leaders(s)) / s.LeaderWeight() }
 	slices.SortStableFunc(stores, func(a, c *core.StoreInfo) int { return cmp.Compare(share(c), share(a)) })
 	tolerance := max(float64(v.Settings.Schedule.LeaderTolerance), mean/100)
 	v.Trace.Addf("mean %.1f leaders over %d stores", mean, len(stores))

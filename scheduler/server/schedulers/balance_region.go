@@ -8,6 +8,7 @@ import (
 
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/checker"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
@@ -154,6 +155,10 @@ func (b *BalanceRegion) fromSource(v *view.View, source *core.StoreInfo, stores 
 			v.Trace.Addf("store %d: no region can be moved", source.ID())
 			return nil
 		}
+		if checker.Improvable(v, r) {
+			v.Trace.Count("source", source.ID(), "misplaced")
+			continue
+		}
 		target, wait := b.target(v, r, source, stores, mean)
 		if wait {
 			return nil
@@ -236,11 +241,11 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 			v.Trace.Count("target", t.ID(), name)
 			continue
 		}
-		if at, ok := b.left[departure{r.ID(), t.ID()}]; ok && v.Now.Sub(at) < returnPause {
+		if at, ok := b.left[departure{r.ID(), t.ID()}]; ok && v.Now.Sub(at) < returnPause || v.CameFrom(r.ID(), t.ID()) {
 			v.Trace.Count("target", t.ID(), "left-lately")
 			continue
 		}
-		if v.TimedOut != nil && v.TimedOut(r.ID(), t.ID()) {
+		if v.Late(r.ID(), t.ID()) {
 			v.Trace.Count("target", t.ID(), "timed-out")
 			continue
 		}

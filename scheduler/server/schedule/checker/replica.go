@@ -24,6 +24,8 @@ const (
 	Offline Defect = "offline-peer"
 	Extra   Defect = "extra-peer"
 	Learner Defect = "learner-peer"
+	// Misplaced replicas are closer together than need be.
+	Misplaced Defect = "misplaced-peer"
 )
 
 // Result is what a check found. With a defect and no operator, the region waits: Blocked says for
@@ -46,7 +48,7 @@ func Check(v *view.View, r *core.RegionInfo) Result {
 		prio = operator.Urgent
 	}
 	for _, check := range []func(*view.View, *core.RegionInfo, operator.Priority) Result{
-		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner,
+		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner, checkMisplaced,
 	} {
 		if res := check(v, r, prio); res.Defect != None {
 			return res

@@ -37,6 +37,8 @@ type View struct {
 	AllocID func() (uint64, error)
 	// GivenUp tells whether a learner did not catch up in the time that it had; nil: none.
 	GivenUp func(peerID uint64) bool
+	// LeftLately tells whether a replica of the region was moved away from the store within the hour; nil: none.
+	LeftLately func(regionID, storeID uint64) bool
 	// TimedOut tells whether replicas of the region have lately failed to arrive at the store; nil: none.
 	TimedOut func(regionID, storeID uint64) bool
 
@@ -45,6 +47,8 @@ type View struct {
 	influence operator.Influence
 	weights   map[uint64]float64
 	avgSize   int64
+	places    int    // values of the first location label among stores that are up
+	unlabeled uint64 // a store that is up and lacks a location label, 0 if there is none
 }
 
 // New takes the picture: stores and the regions of running operators are read at one instant.
@@ -63,9 +67,40 @@ func New(v View, running []*operator.Operator) *View {
 		v.byID[s.ID()] = s
 	}
 	v.avgSize = v.Regions.AverageRegionSize()
+	v.readLabels()
 	v.weights = weights(v.stores, v.Settings.Schedule.WeightByCapacity)
 	return &v
 }
+
+func (v *View) readLabels() {
+	labels := v.Settings.Replication.LocationLabels
+	if len(labels) == 0 {
+		return
+	}
+	seen := map[string]bool{}
+	for _, s := range v.stores {
+		if !s.IsUp() {
+			continue
+		}
+		for _, l := range labels {
+			if s.Label(l) == "" {
+				v.unlabeled = s.ID()
+			}
+		}
+		if place := s.Label(labels[0]); place != "" {
+			seen[place] = true
+		}
+	}
+	v.places = len(seen)
+}
+
+// BestIsolation is an upper bound of how far apart n replicas can be.
+func (v *View) BestIsolation(n int) int {
+	return filter.Best(v.Settings.Replication.LocationLabels, v.places, n)
+}
+
+// Unlabeled is a store that is up and lacks a location label, 0 if there is none.
+func (v *View) Unlabeled() uint64 { return v.unlabeled }
 
 // weights gives every store its share: what an operator set, times its share of the capacity if all
 // capacities are known. The mean weight is 1.
@@ -221,9 +256,11 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		if name == "" && !v.HasBudget(s.ID(), true, repair) {
 			name = "budget"
 		}
-		list = append(list, candidate{
-			s, filter.Isolation(labels, append(slices.Clip(rest), s)), name, v.late(r.ID(), s.ID()),
-		})
+		c := candidate{store: s, isolation: filter.Isolation(labels, append(slices.Clip(rest), s)), refusal: name}
+		if v.Late(r.ID(), s.ID()) {
+			c.late = 1
+		}
+		list = append(list, c)
 	}
 	slices.SortStableFunc(list, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.late, b.late), cmp.Compare(b.isolation, a.isolation),
@@ -243,11 +280,14 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 	return nil, reason
 }
 
-func (v *View) late(regionID, storeID uint64) int {
-	if v.TimedOut != nil && v.TimedOut(regionID, storeID) {
-		return 1
-	}
-	return 0
+// Late tells whether the region's replica did not arrive at the store lately.
+func (v *View) Late(regionID, storeID uint64) bool {
+	return v.TimedOut != nil && v.TimedOut(regionID, storeID)
+}
+
+// CameFrom tells whether a replica of the region was moved away from the store within the hour, without need.
+func (v *View) CameFrom(regionID, storeID uint64) bool {
+	return v.LeftLately != nil && v.LeftLately(regionID, storeID)
 }
 
 // NewLeader picks the store that should lead a region instead of exclude: a healthy voter on a store
