@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,8 @@ import (
 // process is killed twice: none of the increments is lost, or happens twice.
 func TestTransactions(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: 3, StoreConfig: fastStores, SchedulerConfig: "mode = \"txn\"\n",
+		BinDir: binDir, Dir: t.TempDir(), Stores: 3, SchedulerConfig: "mode = \"txn\"\n",
+		StoreConfig: fastStores + "\n[gc]\ninterval = \"200ms\"\nlife-time = \"2m\"\n",
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.Stop)
@@ -48,8 +50,11 @@ func TestTransactions(t *testing.T) {
 	must("", 0, "txn", "delete", "a")
 	must("b\t2\n", 0, "txn", "scan", "-n", "1")
 	must("", 2, "txn", "put", "a")
-	must("transactions after   none yet\nversions kept since  none yet\nraised by            the stores\nlocks                0\n",
-		0, "gc", "status")
+	require.Eventually(t, func() bool { // the stores raise the safe points
+		out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "gc", "status").Output()
+		require.NoError(t, err)
+		return regexp.MustCompile(`(?s)^transactions after +20.*\nversions kept since +20.*\nraised by +the stores\nlocks `).Match(out)
+	}, 30*time.Second, 100*time.Millisecond)
 	must("KEY  TYPE  TXN  BEGUN  LEFT  PRIMARY\n", 0, "lock", "list")
 	must("{\n  \"key\": \"c\",\n  \"versions\": []\n}\n", 1, "mvcc", "c", "-o", "json")
 	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "mvcc", "a").Output()

