@@ -108,7 +108,7 @@ func TestPlacementWithTLS(t *testing.T) {
 	cfg := config.Default()
 	cfg.Scheduler = []string{s.ClientAddr()}
 	n = New(cfg, "test", zap.NewNop())
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	require.ErrorContains(t, n.reachPlacement(ctx, 0), "give its address as https://")
 }
