@@ -201,7 +201,7 @@ func (k console) stores(region uint64) {
 	k.has(fmt.Sprintf("store show %d", follower), fmt.Sprintf("STORE %d", follower), "up", "free of", "heartbeat")
 	k.fails("store show 987654", "store 987654 is not registered")
 	k.has(fmt.Sprintf("store weight %d 1.5", follower), "at weight 1.5")
-	k.has(fmt.Sprintf("store weight %d 1", follower), "at weight 1;")
+	k.has(fmt.Sprintf("store weight %d 1", follower), "at weight 1 (leaders 1);")
 	k.has(fmt.Sprintf("store evict %d", follower), "kept off (evict)")
 	require.NotContains(k.t, k.run(0, fmt.Sprintf("store unevict %d", follower)), "evict")
 	k.has("store limit --moves 5", "0 of 5")

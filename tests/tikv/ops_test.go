@@ -181,11 +181,16 @@ func TestDeleteRange(t *testing.T) {
 	store, rc := c.target(t, "a")
 	one := func(start, end string) *kvrpcpb.RawDeleteRangeResponse {
 		t.Helper()
-		resp, err := store.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{
-			Context: rc, StartKey: []byte(start), EndKey: []byte(end),
-		})
-		require.NoError(t, err)
-		return resp
+		for {
+			resp, err := store.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{
+				Context: rc, StartKey: []byte(start), EndKey: []byte(end),
+			})
+			require.NoError(t, err)
+			if resp.RegionError.GetNotLeader() == nil {
+				return resp
+			}
+			store, rc = c.target(t, "a") // it was moved to balance the stores
+		}
 	}
 	require.NotNil(t, one("a", "f0").RegionError.KeyNotInRegion)
 	require.NotNil(t, one("a", "").RegionError.KeyNotInRegion)
