@@ -15,7 +15,7 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestLearnerIsPromotedWhenItHasCaughtUp: a learner that has no data, or has not answered, gets no vote, whoever asks for
+// TestLearnerIsPromotedWhenItHasCaughtUp: a learner that has no data, or has not answered, gets no vote, no matter who asks for
 // it. So with one of three replicas dead writes go on while the fourth is on its way. Then it gets its vote and counts.
 func TestLearnerIsPromotedWhenItHasCaughtUp(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3})

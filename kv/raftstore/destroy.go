@@ -86,7 +86,7 @@ func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 // is gone (it is for the newer peer).
 func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) {
 	if p.stopped || (!p.initialized() && !p.store.ranges.beginDying(p.regionID)) {
-		return // of a peer that a split takes over, whoever wants it gone will say so again
+		return // of a peer that a split takes over; the message that ends it comes again
 	}
 	p.sleep.wake() // ends its share in the store's accounts
 	p.stopped = true

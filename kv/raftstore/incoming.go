@@ -26,7 +26,7 @@ func (s *Store) HandleRaft(m *rspb.RaftMessage) (err error) {
 }
 
 // HandleRaftBatch takes messages that came together, so that their regions share a turn. It never blocks;
-// dropped hears of each message that was not taken, and why.
+// dropped is called with each message that was not taken, and why.
 func (s *Store) HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error)) {
 	woken := make([]*mailbox, 0, len(msgs))
 	letters := make([]message.Raft, len(msgs))

@@ -174,7 +174,7 @@ func (cr *creator) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage)
 var errDamaged = errors.New("raftstore: damaged replica")
 
 // A read that fails says that this replica's disk is not what it was, while others have the same
-// data. The error is the answer of whoever asked; besides, ReadFailed:
+// data. The error is the answer to the request; besides, ReadFailed:
 //
 //   - counts it (Counts, and with it metrics and status) and logs at most one line in readErrorPause;
 //   - has the region's leader hand its leadership over, at once, to a follower that is fit;

@@ -217,7 +217,7 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 }
 
 // checks writes to a region of about 268 KB, of which nothing is left to write anew after 1,000 writes, and checks its size
-// after each 64. found hears of every finding.
+// after each 64. found is called with every finding.
 func checks(t *testing.T, splitSize, maxSize config.Size, rounds int, found func(p *peer, m *message.SplitChecked)) {
 	h := newHandRun(t, 1)
 	cfg := &h.s.cfg.Raftstore

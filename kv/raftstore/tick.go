@@ -63,7 +63,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	p.reads.expire(now)
 	if err := p.store.log.Damaged(p.regionID); err != nil && !p.sick.damaged {
-		p.store.readErrors.note(p.regionID, err) // found by whoever read it
+		p.store.readErrors.note(p.regionID, err) // found by a read
 		p.sick.note(err)
 	}
 	if p.sick.tend(t); p.stopped {
