@@ -232,7 +232,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg, run: "TestLatchesOutliveTheClient", tries: 1,
-		change: [][2]string{{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		guard.Release()\n"}},
+		change: [][2]string{{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		release()\n"}},
 	},
 	{
 		name: "txn-latch-released-although-unknown", file: executorFile, pkg: commandsPkg, run: "TestLatchesOfATermThatHasEnded", tries: 1,
