@@ -333,13 +333,13 @@ func (l *link) pumpLocked() {
 	l.kickLocked()
 }
 
-// onGoAway: the server takes no further calls. Those that it has not seen can be made elsewhere.
 // retire has new calls take another connection; this one ends with its last call.
 func (l *link) retire() {
 	l.shut.Store(true)
 	l.c.up.CompareAndSwap(l, nil)
 }
 
+// onGoAway: the server takes no further calls. Those that it has not seen can be made elsewhere.
 func (l *link) onGoAway(f *http2.GoAwayFrame) error {
 	l.retire()
 	l.mu.Lock()
