@@ -7,7 +7,8 @@ import (
 )
 
 // Execute executes the program again, with the monitor's slack, and does not return then: same process id, arguments and
-// environment, with defaults (NAME=value) for variables that are not set. It returns where that has been done, is switched off or is not possible.
+// environment, with defaults (NAME=value) for variables that are not set. It returns where that has been done, is switched
+// off or is not possible.
 func Execute(defaults ...string) {
 	slack, err := Get()
 	// If Env says so and the slack is not there, the kernel or a sandbox has not kept it.
