@@ -390,6 +390,7 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	st.writtenBytes += uint64(m.Written)
 	st.sinceCount += uint64(m.Written)
 	st.writtenKeys += uint64(m.WrittenKeys)
+	p.store.written.add(uint64(m.WrittenKeys), uint64(m.Written))
 	st.size = uint64(max(0, int64(st.size)+m.SizeDelta))
 	st.keys = uint64(max(0, int64(st.keys)+m.KeysDelta))
 	if m.Shrunk {

@@ -291,6 +291,9 @@ func (l *LocalRead) Valid() bool {
 	return l.box.handle.Load() == l.handle && l.handle.lease.valid(l.clock)
 }
 
+// Note counts what was read, keys and bytes of keys and values, for the placement service.
+func (l *LocalRead) Note(keys, bytes int) { l.box.reads.add(uint64(keys), uint64(bytes)) }
+
 // Term is that of the leadership under which the read is made. An entry of it is applied.
 func (l *LocalRead) Term() uint64 { return l.handle.term }
 

@@ -141,6 +141,7 @@ func (p *peer) onRoleChange() {
 		}
 		// The first own heartbeat round comes with the next tick; do not make the first reads wait.
 		p.rn.BroadcastHeartbeat()
+		p.report.begin(now)
 		p.report.send()
 	}
 }

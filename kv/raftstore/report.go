@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"sync/atomic"
 	"slices"
 	"sync"
 	"time"
@@ -47,10 +48,18 @@ func (rr *regionReport) caughtUp() bool {
 	return n < len(rr.reported)
 }
 
+// begin forgets what was read and written before this peer leads: another has reported it.
+func (rr *regionReport) begin(now time.Time) {
+	rr.p.box.reads.take()
+	rr.p.stats.writtenBytes, rr.p.stats.writtenKeys, rr.p.times.lastReport = 0, 0, now
+}
+
 // send reports the region to the placement service. It never blocks.
 func (rr *regionReport) send() {
 	now := rr.p.store.clock.Now()
 	cfg := &rr.p.store.cfg.Raftstore
+	read := rr.p.box.reads.take()
+	rr.p.store.reads.add(read.keys, read.bytes)
 	rr.p.times.heartbeat = now.Add(cfg.RegionHeartbeatInterval.Duration)
 	req := &schedulerpb.RegionHeartbeatRequest{
 		Header: &schedulerpb.RequestHeader{ClusterId: rr.p.store.clusterID},
@@ -58,6 +67,7 @@ func (rr *regionReport) send() {
 		PendingPeers:    rr.pending(),
 		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys,
 		BytesWritten: rr.p.stats.writtenBytes, KeysWritten: rr.p.stats.writtenKeys,
+		BytesRead: read.bytes, KeysRead: read.keys,
 		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(rr.p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
 	}
 	if rr.p.times.lastReport.IsZero() {
@@ -306,6 +316,8 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 		IsBusy:     sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
 		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
 	}
+	read, written := sr.s.reads.take(), sr.s.written.take()
+	stats.BytesRead, stats.KeysRead, stats.BytesWritten, stats.KeysWritten = read.bytes, read.keys, written.bytes, written.keys
 	stats.SendingSnapCount, stats.ReceivingSnapCount = sr.s.snaps.Counts()
 	stats.ApplyingSnapCount = uint32(sr.s.regionRunner.installing.Load())
 	if sr.s.stats != nil {
@@ -318,4 +330,29 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 		stats.IsSlow = true // nothing new is to be placed here
 	}
 	return stats
+}
+
+// flow counts keys and bytes that pass. Safe for concurrent use.
+type flow struct {
+	_           [64]byte // readers on all processors write to it; what they only read lies in other cache lines
+	keys, bytes atomic.Uint64
+	_           [48]byte
+}
+
+func (f *flow) add(keys, bytes uint64) {
+	f.keys.Add(keys)
+	f.bytes.Add(bytes)
+}
+
+// passed is an amount of keys and bytes.
+type passed struct{ keys, bytes uint64 }
+
+// take returns what has passed since it was called before. What passes meanwhile is in this amount or the next.
+func (f *flow) take() passed { return passed{keys: f.keys.Swap(0), bytes: f.bytes.Swap(0)} }
+
+// NoteRead counts what was read of a region, keys and bytes of keys and values, for the placement service.
+func (s *Store) NoteRead(regionID uint64, keys, bytes int) {
+	if box := s.router.get(regionID); box != nil && keys > 0 {
+		box.reads.add(uint64(keys), uint64(bytes))
+	}
 }

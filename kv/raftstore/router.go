@@ -41,6 +41,8 @@ type mailbox struct {
 	sick atomic.Bool
 	// read is set by local reads, so that a region that is only read stays awake.
 	read atomic.Bool
+	// reads counts what was read of the region since its last report.
+	reads flow
 
 	mu struct {
 		sync.Mutex

@@ -140,13 +140,16 @@ type Store struct {
 	reporter     storeReporter
 	comparisons  comparisons
 
-	inflight      atomic.Int64
-	work          workCounters
-	diskFull      atomic.Bool
-	leaseReads    bool
-	encodedKeys   bool
-	leaseDuration time.Duration
-	startTime     time.Time
+	inflight atomic.Int64
+	// reads and written are what regions led here have reported as read, and what replicas here have applied, since the
+	// last report of the store.
+	reads, written flow
+	work           workCounters
+	diskFull       atomic.Bool
+	leaseReads     bool
+	encodedKeys    bool
+	leaseDuration  time.Duration
+	startTime      time.Time
 
 	quarantine        quarantine
 	quarantineThrough uint64

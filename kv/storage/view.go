@@ -11,6 +11,9 @@ type View struct {
 	snap       engine.Snapshot
 	start, end []byte
 	failed     func(error)
+	// read gets what was read when the view is closed.
+	read        func(keys, bytes int)
+	keys, bytes int
 }
 
 // NewView takes over the engine snapshot.
@@ -21,6 +24,12 @@ func NewView(snap engine.Snapshot, start, end []byte) *View {
 // Report has f called with the errors of reads.
 func (v *View) Report(f func(error)) *View {
 	v.failed = f
+	return v
+}
+
+// Count has f called, when the view is closed, with how many keys were read and how many bytes they and their values have.
+func (v *View) Count(f func(keys, bytes int)) *View {
+	v.read = f
 	return v
 }
 
@@ -37,6 +46,7 @@ func (v *View) Range() (start, end []byte) { return v.start, v.end }
 func (v *View) Get(cf engine.CF, key []byte) ([]byte, bool, error) {
 	value, found, err := v.snap.Get(engine.DataKey(cf, key))
 	v.note(err)
+	v.keys, v.bytes = v.keys+1, v.bytes+len(key)+len(value)
 	return value, found, err
 }
 
@@ -56,7 +66,12 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 }
 
 // Close implements Reader.
-func (v *View) Close() { v.snap.Close() }
+func (v *View) Close() {
+	v.snap.Close()
+	if v.read != nil && v.keys > 0 {
+		v.read(v.keys, v.bytes)
+	}
+}
 
 type userIterator struct {
 	engine.Iterator
@@ -74,4 +89,15 @@ func (it *userIterator) Err() error {
 	return err
 }
 
-func (it *userIterator) Key() []byte { return engine.UserKey(it.Iterator.Key()) }
+// Key counts as the read of a key: users ask for it once at each.
+func (it *userIterator) Key() []byte {
+	key := engine.UserKey(it.Iterator.Key())
+	it.view.keys, it.view.bytes = it.view.keys+1, it.view.bytes+len(key)
+	return key
+}
+
+func (it *userIterator) Value() []byte {
+	value := it.Iterator.Value()
+	it.view.bytes += len(value)
+	return value
+}

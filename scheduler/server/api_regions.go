@@ -33,8 +33,11 @@ type regionJSON struct {
 	Peers    []peerJSON `json:"peers"`
 	SizeMiB  int64      `json:"size_mib"`
 	Keys     int64      `json:"keys"`
-	Written  uint64     `json:"bytes_written"`
-	Read     uint64     `json:"bytes_read"`
+	// What was written and read in the leader's last interval, 10 s by default: bytes and keys.
+	Written     uint64 `json:"bytes_written"`
+	Read        uint64 `json:"bytes_read"`
+	KeysWritten uint64 `json:"keys_written"`
+	KeysRead    uint64 `json:"keys_read"`
 	// Confirmed is false until a leader has reported the region to this placement leader.
 	Confirmed bool     `json:"confirmed"`
 	Defects   []string `json:"defects,omitempty"`
@@ -44,7 +47,8 @@ func toRegionJSON(r *core.RegionInfo, defects []string) regionJSON {
 	out := regionJSON{
 		ID: r.ID(), StartKey: hex.EncodeToString(r.StartKey()), EndKey: hex.EncodeToString(r.EndKey()),
 		Version: r.Version(), ConfVer: r.ConfVer(), Term: r.Term(), Leader: r.LeaderStore(), SizeMiB: r.Size(),
-		Keys: r.Keys(), Written: r.Flow().BytesWritten, Read: r.Flow().BytesRead, Confirmed: r.Confirmed(), Defects: defects,
+		Keys: r.Keys(), Written: r.Flow().BytesWritten, Read: r.Flow().BytesRead,
+		KeysWritten: r.Flow().KeysWritten, KeysRead: r.Flow().KeysRead, Confirmed: r.Confirmed(), Defects: defects,
 	}
 	for _, p := range r.Peers() {
 		out.Peers = append(out.Peers, peerJSON{

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
@@ -60,8 +61,28 @@ type storeJSON struct {
 	Features []string `json:"features,omitempty"`
 	// Drain is how far the emptying of an offline store has come.
 	Drain *drainJSON `json:"drain,omitempty"`
+	// Flow is what the store has read for clients and written as a replica, a second, in its last interval.
+	Flow flowJSON `json:"flow"`
 	// Unproven says why the store is not known to be at its address.
 	Unproven string `json:"unproven,omitempty"`
+}
+
+// flowJSON is a rate, in keys and bytes a second.
+type flowJSON struct {
+	KeysRead     float64 `json:"keys_read"`
+	BytesRead    float64 `json:"bytes_read"`
+	KeysWritten  float64 `json:"keys_written"`
+	BytesWritten float64 `json:"bytes_written"`
+}
+
+// flow is what a store has reported last; all 0 if nothing.
+func flow(st *schedulerpb.StoreStats) flowJSON {
+	span := float64(max(1, int64(st.GetInterval().GetEndTimestamp()-st.GetInterval().GetStartTimestamp()))) // s
+	rate := func(n uint64) float64 { return float64(n) / span }
+	return flowJSON{
+		KeysRead: rate(st.GetKeysRead()), BytesRead: rate(st.GetBytesRead()),
+		KeysWritten: rate(st.GetKeysWritten()), BytesWritten: rate(st.GetBytesWritten()),
+	}
 }
 
 // stateName is the store's state for people.
@@ -91,7 +112,7 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
 		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
-		LoadMiB: v.Load(st), MeanLoadMiB: mean,
+		LoadMiB: v.Load(st), MeanLoadMiB: mean, Flow: flow(st.Stats()),
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}

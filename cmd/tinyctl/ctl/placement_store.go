@@ -47,6 +47,7 @@ type storeInfo struct {
 	InMiB         int64             `json:"in_flight_in_mib"`
 	OutMiB        int64             `json:"in_flight_out_mib"`
 	Drain         *drainInfo        `json:"drain"`
+	Flow          flowInfo          `json:"flow"`
 	NotTarget     string            `json:"not_target"`
 	NotSource     string            `json:"not_source"`
 }
@@ -221,6 +222,8 @@ func (a *app) printStore(st storeInfo) error {
 		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
 		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s",
 			mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
+		{"reads", rates(st.Flow.KeysRead, st.Flow.BytesRead)},
+		{"writes", rates(st.Flow.KeysWritten, st.Flow.BytesWritten)},
 		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
 		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
 	}
@@ -250,6 +253,18 @@ func (a *app) printStore(st storeInfo) error {
 		rows = append(rows, []string{"no source", "because of " + st.NotSource})
 	}
 	return a.table([]string{"STORE " + id(st.ID), strings.TrimSpace(st.State + " " + st.Version)}, rows)
+}
+
+// flowInfo is a rate, in keys and bytes a second.
+type flowInfo struct {
+	KeysRead     float64 `json:"keys_read"`
+	BytesRead    float64 `json:"bytes_read"`
+	KeysWritten  float64 `json:"keys_written"`
+	BytesWritten float64 `json:"bytes_written"`
+}
+
+func rates(keys, bytes float64) string {
+	return fmt.Sprintf("%s keys/s, %s/s", humanize.Comma(int64(keys)), humanize.IBytes(uint64(bytes)))
 }
 
 func labelText(labels map[string]string) string {

@@ -81,6 +81,7 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 	if value, found, err = s.engine.Get(engine.DataKey(cf, key)); err != nil {
 		s.store.ReadFailed(c.RegionId, err)
 	}
+	local.Note(1, len(key)+len(value))
 	return value, found, err != nil || local.Valid(), err
 }
 
@@ -163,10 +164,12 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	return s.view(snap, region), read.Term, nil
 }
 
-// view shows a region and reports reads that fail.
+// view shows a region, and reports what is read and which reads fail.
 func (s *Storage) view(snap engine.Snapshot, region *metapb.Region) storage.Reader {
 	id := region.Id
-	return storage.NewView(snap, region.StartKey, region.EndKey).Report(func(err error) { s.store.ReadFailed(id, err) })
+	return storage.NewView(snap, region.StartKey, region.EndKey).
+		Report(func(err error) { s.store.ReadFailed(id, err) }).
+		Count(func(keys, bytes int) { s.store.NoteRead(id, keys, bytes) })
 }
 
 // bound gives a request a deadline. One that has its own is waited for under it as it is: another context on
