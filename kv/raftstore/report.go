@@ -2,9 +2,9 @@ package raftstore
 
 import (
 	"context"
-	"sync/atomic"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
