@@ -242,7 +242,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		Snapshots: n.snaps, Transport: n.trans, Logger: n.logger,
 		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
-		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, DiskCritical: n.space.critical,
+		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, ReportNow: n.disk.alarm, DiskCritical: n.space.critical,
 		Features:    n.features.inForce,
 		EncodedKeys: clustermode.Mode(ident.Mode) == clustermode.Txn,
 	})
@@ -536,6 +536,8 @@ func (n *Node) fillStats(st *schedulerpb.StoreStats) {
 	}
 	st.Capacity, st.Available, st.UsedSize = capacity, free, used
 	st.IsSlow = n.disk.slow()
+	takes, hangs := n.disk.stats()
+	st.SyncMicros, st.SyncHangsMicros = uint64(takes.Microseconds()), uint64(hangs.Microseconds())
 }
 
 // noteCorrupt reports a message that was damaged on its way. Its connection ends, and what was under way on it is sent

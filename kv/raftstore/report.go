@@ -293,6 +293,7 @@ func (sr *storeReporter) run() {
 		select {
 		case <-sr.s.ctx.Done():
 			return
+		case <-sr.s.reportNow:
 		case <-ticker.C:
 		}
 	}

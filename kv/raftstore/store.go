@@ -88,6 +88,8 @@ type Options struct {
 	Seed uint64
 	// Stats fills capacity, available and used size of a store heartbeat; nil leaves them 0.
 	Stats func(*schedulerpb.StoreStats)
+	// ReportNow makes the store send a heartbeat at once with each value; nil means never.
+	ReportNow <-chan struct{}
 	// EncodedKeys: the cluster holds transactions, so regions are split between encoded keys only.
 	EncodedKeys bool
 	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
@@ -121,6 +123,7 @@ type Store struct {
 	logger       *zap.Logger
 	seed         uint64
 	stats        func(*schedulerpb.StoreStats)
+	reportNow    <-chan struct{}
 	diskCritical func() bool
 	features     func() feature.Set
 	swaps        apply.Swaps
@@ -172,7 +175,8 @@ type Store struct {
 func New(o Options) *Store {
 	s := &Store{
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
-		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed, stats: o.Stats,
+		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed,
+		stats: o.Stats, reportNow: o.ReportNow,
 		diskCritical: o.DiskCritical,
 		logger:       o.Logger.With(log.StoreID(o.StoreID)),
 		ranges:       newRangeMap(), failed: make(chan error, 1),

@@ -63,6 +63,8 @@ type storeJSON struct {
 	Drain *drainJSON `json:"drain,omitempty"`
 	// Flow is what the store has read for clients and written as a replica, a second, in its last interval.
 	Flow flowJSON `json:"flow"`
+	// Slow is present while leaders keep away because of the store's disk.
+	Slow *slowJSON `json:"slow,omitempty"`
 	// Unproven says why the store is not known to be at its address.
 	Unproven string `json:"unproven,omitempty"`
 }
@@ -73,6 +75,22 @@ type flowJSON struct {
 	BytesRead    float64 `json:"bytes_read"`
 	KeysWritten  float64 `json:"keys_written"`
 	BytesWritten float64 `json:"bytes_written"`
+}
+
+// slowJSON says how slow a store's disk is: what syncs of its raft log take, and at the others.
+type slowJSON struct {
+	Since      time.Time `json:"since"`
+	SyncMS     float64   `json:"sync_ms"`
+	UsualMS    float64   `json:"usual_ms"`
+	ForSeconds float64   `json:"for_seconds"` // until leaders may come back, unless another report is slow
+}
+
+func slow(s *core.StoreInfo, now time.Time) *slowJSON {
+	if !s.IsSlow(now) {
+		return nil
+	}
+	is, ms := s.Slowness(), func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return &slowJSON{Since: is.Since.UTC(), SyncMS: ms(is.Takes), UsualMS: ms(is.Usual), ForSeconds: is.Until.Sub(now).Seconds()}
 }
 
 // flow is what a store has reported last; all 0 if nothing.
@@ -112,7 +130,7 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
 		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
 		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
-		LoadMiB: v.Load(st), MeanLoadMiB: mean, Flow: flow(st.Stats()),
+		LoadMiB: v.Load(st), MeanLoadMiB: mean, Flow: flow(st.Stats()), Slow: slow(st, v.Now),
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
 	}

@@ -266,7 +266,9 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	wasDown := s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D()
 	firstStats := s.Stats() == nil
 	damaged := !slices.Equal(s.Stats().GetDamagedPeerIds(), stats.DamagedPeerIds)
-	c.core.UpdateStore(s.ID(), core.WithStats(stats, now))
+	was := s.Slowness()
+	s = c.core.UpdateStore(s.ID(), core.WithStats(stats, now), core.WithSyncs(c.usualSync(s.ID(), now), now))
+	slow := c.noteSlowness(s, was)
 	c.prepare.storeBeat(s.ID(), int(stats.GetRegionCount()))
 	if wasDown {
 		c.events.add("store-connected", fmt.Sprintf("store %d is heard again", s.ID()))
@@ -274,11 +276,38 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	if damaged {
 		c.events.add("store-damaged", fmt.Sprintf("store %d reports %d damaged replicas", s.ID(), len(stats.DamagedPeerIds)))
 	}
-	if wasDown || firstStats || damaged {
+	if wasDown || firstStats || damaged || slow {
 		c.health.Store(nil)
 		c.planner.Wake()
 	}
 	return nil
+}
+
+// usualSync is what syncs of the raft log take at the stores other than the given one that have reported lately.
+func (c *RaftCluster) usualSync(id uint64, now time.Time) time.Duration {
+	var others []*core.StoreInfo
+	for _, o := range c.core.Stores() {
+		if o.ID() != id && o.DownTime(now) <= c.Settings().Schedule.StoreDisconnect.D() {
+			others = append(others, o)
+		}
+	}
+	return core.UsualSync(others)
+}
+
+// noteSlowness adds an event if a store has become slow or is not any more, and tells whether it has.
+func (c *RaftCluster) noteSlowness(s *core.StoreInfo, was core.Slowness) bool {
+	is := s.Slowness()
+	switch {
+	case was.Since.IsZero() && !is.Since.IsZero():
+		c.events.add("store-slow", fmt.Sprintf("store %d: syncs take %v, at others %v; leaders leave it", s.ID(),
+			is.Takes.Round(time.Millisecond), is.Usual.Round(time.Millisecond)))
+	case !was.Since.IsZero() && is.Since.IsZero():
+		c.events.add("store-not-slow", fmt.Sprintf("store %d was slow for %v; leaders may come back", s.ID(),
+			was.Until.Sub(was.Since).Round(time.Second)))
+	default:
+		return false
+	}
+	return true
 }
 
 // Prepared tells whether enough has been heard to balance and to bury stores.

@@ -16,13 +16,15 @@ type Stats struct {
 	BytesMoved                                         int64
 	PingPong                                           int // peers that came back to a store the region had been given before
 
-	measuring  bool
-	began      time.Time
-	movesAt    int
-	lowerBound float64
-	lastMove   time.Time
-	settled    time.Time // when sizes were first within 5 % of the mean, zero if never
-	worst      float64   // largest size relative to the mean since measuring began
+	measuring bool
+	began     time.Time
+	movesAt   int
+	// transfersAt is how many there were when measuring began.
+	transfersAt int
+	lowerBound  float64
+	lastMove    time.Time
+	settled     time.Time // when sizes were first within 5 % of the mean, zero if never
+	worst       float64   // largest size relative to the mean since measuring began
 }
 
 // eligible are the stores that balancing evens out.
@@ -81,6 +83,7 @@ func (s *Sim) BeginMeasure() {
 		}
 	}
 	s.Stats.measuring, s.Stats.began, s.Stats.movesAt = true, s.now, s.Stats.PeersAdded
+	s.Stats.transfersAt = s.Stats.Transfers
 	s.Stats.lowerBound = surplus / (float64(sizes) / float64(max(1, len(s.regions))))
 	s.Stats.PingPong, s.Stats.settled, s.Stats.lastMove, s.Stats.worst = 0, time.Time{}, s.now, 0
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"container/heap"
 	"encoding/binary"
 	"fmt"
@@ -53,8 +54,9 @@ type Store struct {
 	alive     bool
 	cut       bool // partitioned from the other stores, not from the placement service
 	busy      bool
-	stalled   bool // raft snapshots to it do not arrive
-	sickened  bool // replicas on it take no part, or did
+	sync      time.Duration // what syncs take
+	stalled   bool          // raft snapshots to it do not arrive
+	sickened  bool          // replicas on it take no part, or did
 	capacity  uint64
 	labels    []*metapb.StoreLabel
 	regions   map[*Region]struct{}
@@ -348,6 +350,7 @@ func (s *Sim) storeBeat(st *Store) {
 	_ = s.cluster.HandleStoreHeartbeat(&schedulerpb.StoreStats{
 		StoreId: st.id, Capacity: st.capacity, Available: st.capacity - min(used, st.capacity), UsedSize: used,
 		RegionCount: uint32(len(st.regions)), IsBusy: st.busy, DamagedPeerIds: s.damagedOn(st),
+		SyncMicros: uint64(cmp.Or(st.sync, 2*time.Millisecond).Microseconds()),
 	})
 }
 

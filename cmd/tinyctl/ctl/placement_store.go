@@ -48,6 +48,7 @@ type storeInfo struct {
 	OutMiB        int64             `json:"in_flight_out_mib"`
 	Drain         *drainInfo        `json:"drain"`
 	Flow          flowInfo          `json:"flow"`
+	Slow          *slowInfo         `json:"slow"`
 	NotTarget     string            `json:"not_target"`
 	NotSource     string            `json:"not_source"`
 }
@@ -240,6 +241,11 @@ func (a *app) printStore(st storeInfo) error {
 		}
 		rows = append(rows, []string{"leaders", text})
 	}
+	if s := st.Slow; s != nil {
+		const text = "since %s, syncs take %.0f ms (%.0f ms at others); leaders stay away for another %s"
+		since := s.Since.Local().Format(time.DateTime)
+		rows = append(rows, []string{"slow disk", fmt.Sprintf(text, since, s.SyncMS, s.UsualMS, seconds(s.ForSeconds))})
+	}
 	if st.Drain != nil {
 		rows = append(rows, []string{"offline", st.Drain.String()})
 		for _, w := range st.Drain.waits() {
@@ -253,6 +259,14 @@ func (a *app) printStore(st storeInfo) error {
 		rows = append(rows, []string{"no source", "because of " + st.NotSource})
 	}
 	return a.table([]string{"STORE " + id(st.ID), strings.TrimSpace(st.State + " " + st.Version)}, rows)
+}
+
+// slowInfo says how slow a store's disk is.
+type slowInfo struct {
+	Since      time.Time `json:"since"`
+	SyncMS     float64   `json:"sync_ms"`
+	UsualMS    float64   `json:"usual_ms"`
+	ForSeconds float64   `json:"for_seconds"`
 }
 
 // flowInfo is a rate, in keys and bytes a second.

@@ -86,7 +86,7 @@ func DefaultSchedule() Schedule {
 }
 
 // SchedulerTypes are the balancing algorithms that can be named in the configuration.
-var SchedulerTypes = []string{"balance-region", "balance-leader"}
+var SchedulerTypes = []string{"balance-region", "balance-leader", "evict-slow-store"}
 
 // Validate reports every fault at once.
 func (s *Schedule) Validate() error {
@@ -129,5 +129,5 @@ func (s *Schedule) Enabled(name string) bool {
 			return !sc.Disable
 		}
 	}
-	return false
+	return name == "evict-slow-store" // on unless it is named and disabled
 }

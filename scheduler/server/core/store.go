@@ -37,6 +37,7 @@ type StoreInfo struct {
 	emptyBeats    int               // consecutive heartbeats with region_count == 0
 	unproven      string            // why it is not known that the store is where it says; "" if it is
 	clock         clockReading
+	slow          Slowness
 }
 
 // StoreOption changes a copy of a store.

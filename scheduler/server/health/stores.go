@@ -55,7 +55,10 @@ func (a *assessment) judgeReport(subject string, info *core.StoreInfo) {
 	case info.LowSpace(a.view.Schedule.LowSpaceRatio):
 		a.raise(LowDisk, subject, time.Time{}, 1, nil, free)
 	}
-	if stats.GetIsSlow() {
+	if slow := info.Slowness(); slow.Now() {
+		a.raise(SlowDisk, subject, slow.Since, 1, nil, fmt.Sprintf("syncs take %v, at other stores %v; leaders leave it",
+			slow.Takes.Round(time.Millisecond), slow.Usual.Round(time.Millisecond)))
+	} else if stats.GetIsSlow() {
 		a.raise(SlowDisk, subject, time.Time{}, 1, nil, "its disk is slow, or has failed to read more than once")
 	}
 	if n := len(stats.GetDamagedPeerIds()); n > 0 {

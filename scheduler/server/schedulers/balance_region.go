@@ -16,7 +16,7 @@ import (
 
 // Default returns all schedulers of a server.
 func Default() []schedule.Scheduler {
-	return []schedule.Scheduler{NewBalanceRegion(), NewBalanceLeader(), NewEvictLeader()}
+	return []schedule.Scheduler{NewBalanceRegion(), NewBalanceLeader(), NewEvictLeader(), NewEvictSlowStore()}
 }
 
 const regionRetries = 10

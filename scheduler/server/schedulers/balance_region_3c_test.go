@@ -390,3 +390,30 @@ func TestEvictLeader3C(t *testing.T) {
 	require.NotNil(t, op)
 	require.EqualValues(t, 3, op.Steps()[0].(operator.TransferLeader).ToStore, "store 1 is silent")
 }
+
+// TestEvictSlowStore: a region stays where a majority of its voters is slow, wherever it is led.
+func TestEvictSlowStore(t *testing.T) {
+	c := newCluster(t, 3)
+	for id := range uint64(5) {
+		c.store(id+1, 0)
+	}
+	slow := func(id uint64) {
+		for _, at := range []time.Duration{-2 * time.Second, 0} {
+			now := c.now.Add(at)
+			c.update(id, core.WithStats(&schedulerpb.StoreStats{SyncMicros: 200_000}, now), core.WithSyncs(2*time.Millisecond, now))
+		}
+	}
+	slow(1)
+	slow(2)
+	c.put(1, 1, regionSize, 1, 2, 3)
+	require.Nil(t, schedulers.NewEvictSlowStore().Schedule(c.view()))
+	c.put(2, 3, regionSize, 1, 3, 4)
+	require.Nil(t, schedulers.NewEvictSlowStore().Schedule(c.view()), "its leader is quick")
+	c.put(3, 1, regionSize, 1, 3, 4)
+	op := schedulers.NewEvictSlowStore().Schedule(c.view())
+	require.NotNil(t, op)
+	require.EqualValues(t, 3, op.RegionID())
+	require.Contains(t, []uint64{3, 4}, op.Steps()[0].(operator.TransferLeader).ToStore)
+	c.update(4, core.WithLastHeartbeat(c.now.Add(-time.Minute)))
+	require.Nil(t, schedulers.NewEvictSlowStore().Schedule(c.view()), "one of the two others is silent")
+}

@@ -47,6 +47,7 @@ var (
 		return s.DownTime(e.Now) > e.Schedule.StoreDisconnect.D()
 	}}
 	busy     = Rule{"busy", true, func(s *core.StoreInfo, _ Env) bool { return s.IsBusy() }}
+	slowDisk = Rule{"slow-disk", true, func(s *core.StoreInfo, e Env) bool { return s.IsSlow(e.Now) }}
 	lowSpace = Rule{"low-space", false, func(s *core.StoreInfo, e Env) bool {
 		return s.LowSpace(e.Schedule.LowSpaceRatio)
 	}}
@@ -59,9 +60,9 @@ var (
 var Rules = [...][]Rule{
 	// Offline and down stores are the replica checker's business, not balance's.
 	RegionSource: {notUp, down},
-	RegionTarget: {notUp, down, disconnected, busy, lowSpace, unproven},
+	RegionTarget: {notUp, down, disconnected, busy, slowDisk, lowSpace, unproven},
 	LeaderSource: {tombstone, down, disconnected},
-	LeaderTarget: {notUp, down, disconnected, busy, evicting},
+	LeaderTarget: {notUp, down, disconnected, busy, slowDisk, evicting},
 }
 
 // Refusal returns the name of the first rule that refuses the store, "" if none does, and whether

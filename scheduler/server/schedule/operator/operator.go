@@ -20,9 +20,10 @@ const (
 	OpAdmin                    // asked for by a person
 	OpScatter
 	OpSplit
+	OpSlow // leaves a slow store
 )
 
-var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split"}
+var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split", "slow"}
 
 func (k Kind) String() string {
 	var parts []string
