@@ -161,6 +161,14 @@ func (s *Sim) Sicken(id uint64, n int, damaged bool) {
 	s.storeBeat(st)
 }
 
+// Disk sets what syncs take at a store.
+func (s *Sim) Disk(id uint64, sync time.Duration) {
+	st := s.stores[id]
+	st.sync = sync
+	s.storeBeat(st)
+	s.after(2*time.Second, func() { s.storeBeat(st) })
+}
+
 // Label gives a store labels while the cluster runs.
 func (s *Sim) Label(id uint64, labels ...*metapb.StoreLabel) {
 	s.stores[id].labels = labels

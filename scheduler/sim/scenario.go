@@ -78,10 +78,7 @@ func (sc *Scenario) Do(line string) (string, error) {
 	case "damage", "mute":
 		s.Sicken(uint64(args.num("store", 0)), args.num("n", 1), cmd == "damage")
 	case "disk":
-		st := s.stores[uint64(args.num("store", 0))]
-		st.sync = args.dur("sync", 2*time.Millisecond)
-		s.storeBeat(st)
-		s.after(2*time.Second, func() { s.storeBeat(st) })
+		s.Disk(uint64(args.num("store", 0)), args.dur("sync", 2*time.Millisecond))
 	case "stall", "unstall":
 		s.stores[uint64(args.num("store", 0))].stalled = cmd == "stall"
 	case "offline":
