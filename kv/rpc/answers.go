@@ -27,7 +27,7 @@ const (
 	// idleReader is how long a client may take nothing until its calls are refused.
 	idleReader = time.Second
 	// largeAnswer is what is sent only if there is room.
-	largeAnswer = chunkSize / 2
+	largeAnswer = largeMessage
 	// gatherStep is what a handler takes at a time for an answer whose size it does not know.
 	gatherStep = 256 << 10
 )
@@ -46,7 +46,7 @@ func (o *Options) connAnswers() int64 { return o.MaxAnswers / 4 }
 
 // settleLocked has the server count what the connection holds now.
 func (c *conn) settleLocked() {
-	held := int64(c.mu.out.size+c.mu.inWrite) + c.mu.pending
+	held := int64(c.mu.out.size+c.mu.inWrite) + c.mu.out.pendingBytes
 	if held <= freeAnswers {
 		held = 0
 	}
@@ -64,27 +64,25 @@ func (c *conn) settleLocked() {
 
 // noteOutputLocked is settleLocked where it costs nothing if little is held.
 func (c *conn) noteOutputLocked() {
-	if c.mu.charged > 0 || c.mu.out.size > freeAnswers {
+	if c.mu.charged > 0 || int64(c.mu.out.size)+c.mu.out.pendingBytes > freeAnswers {
 		c.settleLocked()
 	}
 }
 
-// fitsLocked tells whether the call may answer with so many bytes. A connection may always hold one answer, if the
-// server has the room.
-func (call *Call) fitsLocked(size int) bool {
+// takeRoomLocked tells whether the call may answer with so many bytes, and takes what its handler has no room for: the
+// answer is encoded before the connection is charged for it, and others ask meanwhile. The caller gives it back. A
+// connection may always hold one answer, if the server has the room.
+func (call *Call) takeRoomLocked(size int) (taken int64, ok bool) {
 	c := call.c
 	more := int64(size) - call.room.size()
-	if more <= 0 || c.s.answers.used.Load()+more <= c.s.answers.limit && (c.mu.charged == 0 || c.mu.charged+int64(size) <= c.s.opts.connAnswers()) {
-		return true
+	if size <= largeAnswer || !call.mayNotFit() || more <= 0 {
+		return 0, true
 	}
-	c.s.answers.refused.Add(1)
-	return false
-}
-
-// setPendingLocked replaces what of the call waits for windows. It counts with all of its memory until it is gone.
-func (call *Call) setPendingLocked(buf []byte) {
-	call.c.mu.pending += int64(cap(buf) - call.mu.pendingCap)
-	call.mu.pending, call.mu.pendingCap = buf, cap(buf)
+	if c.mu.charged > 0 && c.mu.charged+int64(size) > c.s.opts.connAnswers() {
+		c.s.answers.refused.Add(1)
+		return 0, false
+	}
+	return more, c.s.answers.Take(more)
 }
 
 // readers are the connections that hold answers. Owned by the Server.

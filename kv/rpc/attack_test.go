@@ -291,15 +291,14 @@ func TestPingPolicy(t *testing.T) {
 	p := pingPolicy{min: time.Second}
 	now := time.Unix(1000, 0)
 	for range 10 {
-		require.True(t, p.allow(now))
+		require.True(t, p.allow(now, 0))
 		now = now.Add(time.Second)
 	}
 	now = now.Add(-500 * time.Millisecond)
-	require.True(t, p.allow(now))
-	require.True(t, p.allow(now))
-	require.False(t, p.allow(now))
-	p.forgive()
-	require.True(t, p.allow(now))
+	require.True(t, p.allow(now, 0))
+	require.True(t, p.allow(now, 0))
+	require.False(t, p.allow(now, 0))
+	require.True(t, p.allow(now, 1), "something was sent since")
 }
 
 // TestFatalFrames: what ends a connection, and the reason that is given.
@@ -449,7 +448,7 @@ func TestClientThatReadsNothing(t *testing.T) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		most = max(most, c.mu.out.size)
-		if n := c.frames.Load(); n != frames || !c.mu.writing {
+		if n := c.keep.frames.Load(); n != frames || !c.mu.writing {
 			frames, still = n, 0
 		}
 		still++

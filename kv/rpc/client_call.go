@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,8 +19,7 @@ import (
 // clientCall is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in
 // mu.
 type clientCall struct {
-	l  *link
-	id uint32
+	l *link
 
 	headed   bool
 	encoding string
@@ -43,14 +41,8 @@ type clientCall struct {
 	mu struct {
 		// deadline is when the connection ends the call; zero if its context does.
 		deadline time.Time
-		// ended: it is not among the connection's calls any more.
-		ended bool
-		// window is how much the server takes on this stream.
-		window int64
-		// pending waits for a window; last: nothing is sent after it.
-		pending []byte
-		last    bool
-		blocked bool
+		// gone: it has ended, and is not among the connection's calls any more.
+		sender
 	}
 }
 
@@ -78,8 +70,8 @@ func timeout(ctx context.Context) time.Duration {
 	return max(time.Until(d), 0)
 }
 
-// beginLocked opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
-func (l *link) beginLocked(ctx context.Context, call *clientCall, method string) error {
+// beginYielding opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
+func (l *link) beginYielding(ctx context.Context, call *clientCall, method string) error {
 	own, ok := ctx.(*deadlineContext)
 	parent := ctx //nolint:contextcheck // or what it was made from
 	if ok {
@@ -93,7 +85,7 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 			return notSentf("connection to %s: no call is taken any more", l.c.addr)
 		case len(l.mu.calls) >= int(l.mu.max) || l.mu.out.size > maxOut:
 			wait, stop := timed(ctx)
-			l.waitLocked(wait.Done())
+			l.waitYielding(wait.Done())
 			err := wait.Err()
 			stop()
 			if err != nil {
@@ -113,19 +105,19 @@ func (l *link) beginLocked(ctx context.Context, call *clientCall, method string)
 	if ok && left == 0 {
 		return &notSent{status.FromContextError(context.DeadlineExceeded)}
 	}
-	call.l, call.id, call.method = l, l.mu.nextID, method
+	call.l, call.method = l, method
+	l.mu.out.beginLocked(&call.mu.sender, l.mu.nextID, call)
 	if l.c.opts.Checksum {
-		call.check = checksum{sends: true, seed: checksumSeed(l.methodSumLocked(method), call.id)}
+		call.check = checksum{sends: true, seed: checksumSeed(l.methodSumLocked(method), call.mu.id)}
 	}
 	call.in = inflow{size: int64(l.c.opts.StreamWindow), left: int64(l.c.opts.StreamWindow)}
-	call.mu.window = l.mu.outflow.initial
 	l.mu.nextID += 2
-	l.mu.calls[call.id] = call
+	l.mu.calls[call.mu.id] = call
 	if ok {
 		l.boundLocked(call, own.deadline)
 	}
 	block := l.mu.enc.block(method, left)
-	writeHeaders(l.mu.fw, call.id, block, l.mu.outflow.maxFrame, false)
+	l.mu.out.headersLocked(call.mu.id, block, false)
 	return nil
 }
 
@@ -141,12 +133,12 @@ func (l *link) methodSumLocked(method string) uint32 {
 func (l *link) invoke(ctx context.Context, method string, args, reply any) error {
 	call := calls.Get().(*clientCall)
 	l.mu.Lock()
-	err := l.beginLocked(ctx, call, method)
+	err := l.beginYielding(ctx, call, method)
 	if err == nil {
 		if err = call.sendLocked(args, true); err != nil {
 			l.dropLocked(call)
 		}
-		l.pushLocked()
+		l.pushYielding()
 		if err != nil {
 			l.endIfDrainedLocked()
 		}
@@ -182,8 +174,8 @@ func orDeadline(ctx context.Context, err error) error {
 	return err
 }
 
-// pushLocked writes the output. Calls of goroutines that can run now are put beside it, unless this is the only one.
-func (l *link) pushLocked() {
+// pushYielding writes the output. Calls of goroutines that can run now are put beside it, unless this is the only one.
+func (l *link) pushYielding() {
 	if l.mu.writing || l.mu.reading {
 		return
 	}
@@ -194,7 +186,7 @@ func (l *link) pushLocked() {
 		l.mu.Lock()
 		l.mu.writing = false
 	}
-	l.flushLocked()
+	l.flushYielding()
 }
 
 // decode reads the answer of a unary call.
@@ -228,11 +220,11 @@ func decode(o *ClientOptions, body []byte, v any) error {
 func (l *link) cancel(call *clientCall) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if call.mu.ended {
+	if call.mu.gone {
 		return false
 	}
 	l.dropLocked(call)
-	l.pushLocked()
+	l.pushYielding()
 	l.endIfDrainedLocked()
 	return true
 }
@@ -240,22 +232,17 @@ func (l *link) cancel(call *clientCall) bool {
 // dropLocked ends a call that its caller does not wait for.
 func (l *link) dropLocked(call *clientCall) {
 	if l.removeLocked(call) {
-		_ = l.mu.fw.WriteRSTStream(call.id, http2.ErrCodeCancel)
+		_ = l.mu.out.fw.WriteRSTStream(call.mu.id, http2.ErrCodeCancel)
 	}
 }
 
 // removeLocked takes a call out; false if it was.
 func (l *link) removeLocked(call *clientCall) bool {
-	if call.mu.ended {
+	if call.mu.gone {
 		return false
 	}
-	call.mu.ended = true
-	call.mu.pending = nil
-	if call.mu.blocked {
-		o := &l.mu.outflow
-		o.blocked = slices.DeleteFunc(o.blocked, func(b *clientCall) bool { return b == call })
-	}
-	delete(l.mu.calls, call.id)
+	l.mu.out.dropLocked(&call.mu.sender)
+	delete(l.mu.calls, call.mu.id)
 	l.wakeWaitersLocked()
 	return true
 }
@@ -282,7 +269,7 @@ func (l *link) corrupt(call *clientCall) error {
 	if f := l.c.opts.OnCorrupt; f != nil {
 		f(l.nc.RemoteAddr(), call.method)
 	}
-	l.sayWhy(http2.ErrCodeProtocol)
+	l.sayWhy(&connError{http2.ErrCodeProtocol, ErrCorrupt.Error()})
 	return ErrCorrupt
 }
 
@@ -298,7 +285,7 @@ func (l *link) finish(call *clientCall, err error) {
 func (l *link) reset(id uint32, code http2.ErrCode, st *status.Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.mu.fw.WriteRSTStream(id, code)
+	_ = l.mu.out.fw.WriteRSTStream(id, code)
 	if call := l.mu.calls[id]; call != nil {
 		l.endLocked(call, st.Err())
 	}
@@ -333,14 +320,13 @@ func (l *link) onReset(f *http2.RSTStreamFrame) {
 // onData takes a part of the server's messages.
 func (l *link) onData(f *http2.DataFrame) error {
 	n := int64(f.Length)
-	if !l.in.take(n) {
-		return http2.ConnectionError(http2.ErrCodeFlowControl)
+	give, err := l.in.data(n)
+	if err != nil {
+		return err
 	}
-	l.owed += n
-	if give := l.in.due(l.owed); give > 0 {
-		l.owed = 0
+	if give > 0 {
 		l.mu.Lock()
-		_ = l.mu.fw.WriteWindowUpdate(0, uint32(give))
+		_ = l.mu.out.fw.WriteWindowUpdate(0, uint32(give))
 		l.mu.Unlock()
 	}
 	call := l.call(f.StreamID)
@@ -367,7 +353,7 @@ func (l *link) onData(f *http2.DataFrame) error {
 			return l.corrupt(call)
 		}
 		if err != nil {
-			l.reset(call.id, http2.ErrCodeCancel, status.Convert(err))
+			l.reset(call.mu.id, http2.ErrCodeCancel, status.Convert(err))
 			return nil
 		}
 		data = rest
@@ -401,8 +387,8 @@ func (call *clientCall) giveBack(padding int64) {
 }
 
 func (call *clientCall) windowUpdateLocked(n int64) {
-	if !call.mu.ended && n > 0 {
-		_ = call.l.mu.fw.WriteWindowUpdate(call.id, uint32(n))
+	if !call.mu.gone && n > 0 {
+		_ = call.l.mu.out.fw.WriteWindowUpdate(call.mu.id, uint32(n))
 		call.l.kickLocked()
 	}
 }
@@ -454,8 +440,8 @@ func (call *clientCall) onEnd(st *status.Status) {
 	l := call.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !call.mu.ended && (!call.mu.last || len(call.mu.pending) > 0) { // it wants no more of what is being sent
-		_ = l.mu.fw.WriteRSTStream(call.id, http2.ErrCodeNo)
+	if !call.mu.gone && (!call.mu.last || len(call.mu.pending) > 0) { // it wants no more of what is being sent
+		_ = l.mu.out.fw.WriteRSTStream(call.mu.id, http2.ErrCodeNo)
 	}
 	l.endLocked(call, err)
 	l.endIfDrainedLocked()
@@ -469,7 +455,8 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 		buf, err := encodeForeign(l.c.opts.Codec, m, l.c.opts.MaxSend, call.check.size())
 		if err == nil {
 			call.check.seal(toServer, buf[prefixSize:])
-			call.queueLocked(buf, last)
+			call.mu.last = last
+			l.mu.out.queueLocked(&call.mu.sender, buf)
 		}
 		return err
 	}
@@ -477,71 +464,9 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 	if size > l.c.opts.MaxSend {
 		return tooLarge("send", size, l.c.opts.MaxSend)
 	}
-	total := prefixSize + size + call.check.size()
-	o := &l.mu.outflow
-	if len(call.mu.pending) > 0 || total > chunkSize/2 || int64(total) > min(o.window, call.mu.window) {
-		buf := make([]byte, total)
-		if err := call.check.put(toServer, buf, g); err != nil {
-			return err
-		}
-		call.queueLocked(buf, last)
-		return nil
-	}
-	// The usual case: straight into the output.
-	n := frameCount(total, o.maxFrame)
-	framed := total + frameHeader*n
-	buf := l.mu.out.grow(framed)
-	if err := call.check.put(toServer, buf[framed-total:], g); err != nil {
-		l.mu.out.shrink(framed)
-		return err
-	}
-	frames(buf, total, o.maxFrame, call.id)
-	if last {
-		call.mu.last = true
-		endStream(buf[(n-1)*(frameHeader+o.maxFrame):])
-	}
-	o.window -= int64(total)
-	call.mu.window -= int64(total)
-	return nil
+	call.mu.last = last
+	return l.mu.out.messageLocked(&call.mu.sender, &call.check, toServer, g, prefixSize+size+call.check.size())
 }
 
-// endStream marks the frame at the beginning of b as the last of its stream.
-func endStream(b []byte) { b[4] |= byte(http2.FlagDataEndStream) }
-
-// queueLocked takes over bytes to send.
-func (call *clientCall) queueLocked(buf []byte, last bool) {
-	if len(call.mu.pending) == 0 {
-		call.mu.pending = buf
-	} else {
-		call.mu.pending = append(call.mu.pending, buf...)
-	}
-	call.mu.last = call.mu.last || last
-	call.sendPendingLocked()
-}
-
-// sendPendingLocked sends what the windows allow and joins the queue for windows with the rest.
-func (call *clientCall) sendPendingLocked() {
-	l := call.l
-	o := &l.mu.outflow
-	for len(call.mu.pending) > 0 && !call.mu.ended {
-		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
-		if n <= 0 {
-			if !call.mu.blocked {
-				call.mu.blocked = true
-				o.blocked = append(o.blocked, call)
-			}
-			return
-		}
-		buf := l.mu.out.grow(frameHeader + int(n))
-		putFrameHeader(buf, int(n), call.id)
-		copy(buf[frameHeader:], call.mu.pending)
-		call.mu.pending = call.mu.pending[n:]
-		if call.mu.last && len(call.mu.pending) == 0 {
-			endStream(buf)
-		}
-		o.window -= n
-		call.mu.window -= n
-	}
-	call.mu.pending = nil
-	l.wakeWaitersLocked()
-}
+// drainedLocked is called when what waited for windows has left.
+func (call *clientCall) drainedLocked() { call.l.wakeWaitersLocked() }

@@ -82,7 +82,7 @@ func (l *link) endLate() {
 		switch d := call.mu.deadline; {
 		case d.IsZero():
 		case !d.After(now):
-			_ = l.mu.fw.WriteRSTStream(id, http2.ErrCodeCancel)
+			_ = l.mu.out.fw.WriteRSTStream(id, http2.ErrCodeCancel)
 			l.endLocked(call, errDeadline)
 		case next.IsZero() || d.Before(next):
 			next = d

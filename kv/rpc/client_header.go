@@ -2,10 +2,8 @@ package rpc
 
 import (
 	"bytes"
-	"encoding/hex"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -114,21 +112,6 @@ func (e *requestEncoder) literal(name, value string) {
 	e.buf.WriteString(value)
 }
 
-// formatTimeout is the grpc-timeout header for d: at most 8 digits and a unit, rounded up.
-func formatTimeout(d time.Duration) string {
-	const most = 99_999_999
-	var buf [16]byte
-	for _, u := range []struct {
-		unit time.Duration
-		name byte
-	}{{time.Nanosecond, 'n'}, {time.Microsecond, 'u'}, {time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}} {
-		if n := (d + u.unit - 1) / u.unit; n <= most && d <= most*u.unit {
-			return string(append(strconv.AppendInt(buf[:0], int64(n), 10), u.name))
-		}
-	}
-	return strconv.FormatInt(int64(d/time.Hour)+1, 10) + "H"
-}
-
 // responseHead is what the header block says that is being read.
 type responseHead struct {
 	dec *hpack.Decoder
@@ -227,26 +210,6 @@ func codeOfReset(code http2.ErrCode) codes.Code {
 		return codes.PermissionDenied
 	}
 	return codes.Internal
-}
-
-// decodeMessage undoes the percent-encoding of grpc-message. What is no encoding stays.
-func decodeMessage(m string) string {
-	if !strings.Contains(m, "%") {
-		return m
-	}
-	var b strings.Builder
-	for i := 0; i < len(m); i++ {
-		if m[i] == '%' && i+2 < len(m) {
-			var ch [1]byte
-			if _, err := hex.Decode(ch[:], []byte(m[i+1:i+3])); err == nil {
-				b.WriteByte(ch[0])
-				i += 2
-				continue
-			}
-		}
-		b.WriteByte(m[i])
-	}
-	return b.String()
 }
 
 // onHeaderBlock reads a header block, or a part of it. Blocks of calls that have ended are read too: the table must be the

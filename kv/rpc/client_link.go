@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -32,17 +30,10 @@ type link struct {
 	since time.Time
 	// taken: calls were given it. Guarded by the client's lock.
 	taken bool
-	br    *bufio.Reader
-	fr    *http2.Framer
-	// in is the flow control of what comes, owed what it has not given back yet.
-	in   inflow
-	owed int64
+	in    incoming
 	// head takes in the header block that is being read.
 	head responseHead
-	// frames counts what was read, and quiet is when the reading goroutine last began to wait, since the connection
-	// began: for keep-alive.
-	frames atomic.Uint64
-	quiet  atomic.Int64
+	keep keepAlive
 	// shut: no further calls are taken.
 	shut atomic.Bool
 	// wake has the writer look for output; gone is closed when the connection has ended.
@@ -50,7 +41,7 @@ type link struct {
 
 	mu struct {
 		sync.Mutex
-		out     output
+		out     outgoing
 		writing bool
 		// reading: the reading goroutine is at work and will flush before it waits for more.
 		reading bool
@@ -62,49 +53,25 @@ type link struct {
 		acks int
 		// waiters wait for something to end or to be written.
 		waiters []chan struct{}
-		fw      *http2.Framer
 		enc     requestEncoder
 		// lastMethod is the last call's, lastSum its checksum.
 		lastMethod string
 		lastSum    uint32
 		sweep      sweep
-		outflow    struct {
-			window, initial int64
-			maxFrame        int
-			// blocked are the calls that wait for a window, in the order in which they began to.
-			blocked []*clientCall
-		}
-		keep struct {
-			timer *time.Timer
-			// seen is how many frames had come when the timer was set; asked, that a ping has been sent since.
-			seen  uint64
-			asked bool
-		}
 	}
 }
 
 func newLink(c *Client, nc net.Conn) *link {
-	l := &link{c: c, nc: nc, try: newTryWriter(nc), since: time.Now(), br: bufio.NewReaderSize(nc, readBuffer), wake: make(chan struct{}, 1), gone: make(chan struct{})}
-	l.fr = http2.NewFramer(io.Discard, l.br)
-	l.fr.SetReuseFrames()
-	l.fr.SetMaxReadFrameSize(maxFrameIn)
+	l := &link{c: c, nc: nc, try: newTryWriter(nc), since: time.Now(), wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	l.in.init(nc, c.opts.ConnWindow)
+	l.keep.began = l.since
 	l.head.init()
-	l.in = inflow{size: int64(c.opts.ConnWindow), left: int64(c.opts.ConnWindow)}
 	l.mu.calls = map[uint32]*clientCall{}
 	l.mu.nextID = 1
 	l.mu.max = 1 << 30 // until the server says otherwise
-	l.mu.fw = http2.NewFramer((*linkWriter)(l), nil)
 	l.mu.enc.init(c.addr, c.opts.Checksum)
-	l.mu.outflow.window, l.mu.outflow.initial, l.mu.outflow.maxFrame = initialWindow, initialWindow, 16<<10
+	l.mu.out.init(0)
 	return l
-}
-
-// linkWriter takes what a Framer writes into the output. The lock must be held.
-type linkWriter link
-
-func (w *linkWriter) Write(p []byte) (int, error) {
-	copy(w.mu.out.grow(len(p)), p)
-	return len(p), nil
 }
 
 // usable tells whether it takes further calls.
@@ -139,16 +106,16 @@ func (l *link) greet() error {
 	o := &l.c.opts
 	l.mu.Lock()
 	copy(l.mu.out.grow(len(preface)), preface)
-	_ = l.mu.fw.WriteSettings(
+	_ = l.mu.out.fw.WriteSettings(
 		http2.Setting{ID: http2.SettingEnablePush, Val: 0},
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: o.StreamWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxHeaderBytes})
 	if o.ConnWindow > initialWindow {
-		_ = l.mu.fw.WriteWindowUpdate(0, o.ConnWindow-initialWindow)
+		_ = l.mu.out.fw.WriteWindowUpdate(0, o.ConnWindow-initialWindow)
 	}
-	l.flushLocked()
+	l.flushYielding()
 	l.mu.Unlock()
-	f, err := l.fr.ReadFrame()
+	f, err := l.in.fr.ReadFrame()
 	if err != nil {
 		return err
 	}
@@ -162,23 +129,23 @@ func (l *link) greet() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.closed == nil {
-		l.mu.keep.timer = time.AfterFunc(o.KeepAlive, l.checkAlive)
+		l.keep.startLocked(o.KeepAlive, o.KeepAliveTimeout, true, l.checkAlive)
 	}
 	return nil
 }
 
 func (l *link) readLoop() error {
 	for {
-		if !frameBuffered(l.br) {
-			l.quiet.Store(int64(time.Since(l.since)))
+		if !l.in.isFrameBuffered() {
+			l.keep.waits()
 			l.mu.Lock()
 			l.mu.reading = false
-			l.flushLocked()
+			l.flushYielding()
 			l.mu.Unlock()
 		}
-		f, err := l.fr.ReadFrame()
+		f, err := l.in.fr.ReadFrame()
 		if err == nil {
-			l.frames.Add(1)
+			l.keep.read()
 			err = l.handle(f)
 		} else if se := (http2.StreamError{}); errors.As(err, &se) {
 			// The Framer has dropped the frame: if it had headers, the table is not the server's any more.
@@ -200,20 +167,19 @@ func (l *link) onError(err error) error {
 		l.reset(se.StreamID, se.Code, status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
 		return nil
 	}
-	var ce http2.ConnectionError
-	if errors.As(err, &ce) {
-		l.sayWhy(http2.ErrCode(ce))
+	if de, ok := l.in.why(err); ok {
+		l.sayWhy(de)
 	}
 	return err
 }
 
 // sayWhy tells the server, if it can be done at once, why the connection ends.
-func (l *link) sayWhy(code http2.ErrCode) {
+func (l *link) sayWhy(why *connError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.closed == nil {
-		_ = l.mu.fw.WriteGoAway(0, code, nil)
-		l.flushLocked()
+		_ = l.mu.out.fw.WriteGoAway(0, why.code, []byte(why.why))
+		l.flushYielding()
 	}
 }
 
@@ -235,7 +201,7 @@ func (l *link) handle(f http2.Frame) error {
 		if !f.IsAck() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			_ = l.mu.fw.WritePing(true, f.Data)
+			_ = l.mu.out.fw.WritePing(true, f.Data)
 			return l.ackedLocked()
 		}
 	case *http2.GoAwayFrame:
@@ -255,24 +221,16 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := f.ForeachSetting(func(st http2.Setting) error {
-		if err := st.Valid(); err != nil {
-			return err
-		}
+	err := l.mu.out.applyLocked(f, l.sendersLocked, func(st http2.Setting) {
 		switch st.ID {
-		case http2.SettingInitialWindowSize:
-			return l.setInitialWindowLocked(int64(st.Val))
-		case http2.SettingMaxFrameSize:
-			l.mu.outflow.maxFrame = int(st.Val)
 		case http2.SettingHeaderTableSize:
 			l.mu.enc.setTableSize(st.Val)
 		case http2.SettingMaxConcurrentStreams:
 			l.mu.max = st.Val
 			l.wakeWaitersLocked()
 		}
-		return nil
 	})
-	_ = l.mu.fw.WriteSettingsAck()
+	l.pumpLocked()
 	if err == nil {
 		err = l.ackedLocked()
 	}
@@ -290,30 +248,28 @@ func (l *link) ackedLocked() error {
 	return nil
 }
 
-func (l *link) setInitialWindowLocked(size int64) error {
-	delta := size - l.mu.outflow.initial
-	l.mu.outflow.initial = size
+// sendersLocked yields the sending halves of all calls.
+func (l *link) sendersLocked(yield func(*sender) bool) {
 	for _, call := range l.mu.calls {
-		if call.mu.window += delta; call.mu.window > maxWindow {
-			return http2.ConnectionError(http2.ErrCodeFlowControl)
+		if !yield(&call.mu.sender) {
+			return
 		}
 	}
-	l.pumpLocked()
-	return nil
 }
 
 func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := int64(f.Increment)
-	if f.StreamID == 0 {
-		if l.mu.outflow.window += n; l.mu.outflow.window > maxWindow {
-			return http2.ConnectionError(http2.ErrCodeFlowControl)
+	var s *sender
+	if f.StreamID != 0 {
+		call := l.mu.calls[f.StreamID]
+		if call == nil {
+			return nil // it has ended
 		}
-	} else if call := l.mu.calls[f.StreamID]; call != nil {
-		if call.mu.window += n; call.mu.window > maxWindow {
-			return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
-		}
+		s = &call.mu.sender
+	}
+	if err := l.mu.out.widenLocked(s, int64(f.Increment)); err != nil {
+		return err
 	}
 	l.pumpLocked()
 	return nil
@@ -321,16 +277,9 @@ func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 
 // pumpLocked sends what waited for a window.
 func (l *link) pumpLocked() {
-	blocked := l.mu.outflow.blocked
-	if len(blocked) == 0 {
-		return
+	if l.mu.out.pumpLocked() {
+		l.kickLocked()
 	}
-	l.mu.outflow.blocked = nil
-	for _, call := range blocked {
-		call.mu.blocked = false
-		call.sendPendingLocked() // may wait again
-	}
-	l.kickLocked()
 }
 
 // retire has new calls take another connection; this one ends with its last call.
@@ -371,27 +320,17 @@ var errOutOfIDs = errors.New("the connection has no numbers for calls left")
 
 // checkAlive runs when the keep-alive timer fires.
 func (l *link) checkAlive() {
-	n := l.frames.Load()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	k := &l.mu.keep
-	silent := time.Since(l.since) - time.Duration(l.quiet.Load())
-	keepAlive := l.c.opts.KeepAlive
-	switch {
-	case l.mu.closed != nil:
-	case k.asked && n == k.seen:
+	if l.mu.closed != nil {
+		return
+	}
+	switch l.keep.lookLocked() {
+	case keepDead:
 		l.closeLocked(errors.New("the server gave no sign of life"))
-	case silent < keepAlive:
-		k.seen, k.asked = n, false
-		k.timer.Reset(keepAlive - silent)
-	case n != k.seen: // the reading goroutine does not come to wait
-		k.seen, k.asked = n, false
-		k.timer.Reset(keepAlive/4 + 1)
-	default:
-		k.asked = true
-		_ = l.mu.fw.WritePing(false, [8]byte{})
+	case keepAsk:
+		_ = l.mu.out.fw.WritePing(false, [8]byte{})
 		l.kickLocked()
-		k.timer.Reset(l.c.opts.KeepAliveTimeout)
 	}
 }
 
@@ -423,10 +362,9 @@ func (l *link) writeLoop() {
 
 // takeLocked takes the output to write it.
 func (l *link) takeLocked() output {
-	out := l.mu.out
-	l.mu.out, l.mu.acks = output{}, 0
+	l.mu.acks = 0
 	l.mu.writing = true
-	return out
+	return l.mu.out.take()
 }
 
 func (l *link) wroteLocked(err error) {
@@ -437,9 +375,9 @@ func (l *link) wroteLocked(err error) {
 	l.wakeWaitersLocked()
 }
 
-// flushLocked writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
+// flushYielding writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
 // writer, and everything to whoever writes already.
-func (l *link) flushLocked() {
+func (l *link) flushYielding() {
 	for rounds := 0; l.mu.out.size > 0 && l.mu.closed == nil; rounds++ {
 		if l.mu.writing {
 			return
@@ -455,8 +393,8 @@ func (l *link) flushLocked() {
 		if err == nil && n < len(out.last) {
 			out.last = out.last[n:] // its chunk is not used again
 			out.size -= n
-			out.append(&l.mu.out)
-			l.mu.out = out
+			out.append(&l.mu.out.output)
+			l.mu.out.output = out
 			l.mu.writing = false
 			wake(l.wake)
 			return
@@ -466,8 +404,8 @@ func (l *link) flushLocked() {
 	}
 }
 
-// waitLocked waits, without the lock, until something has changed or done is closed.
-func (l *link) waitLocked(done <-chan struct{}) {
+// waitYielding waits, without the lock, until something has changed or done is closed.
+func (l *link) waitYielding(done <-chan struct{}) {
 	ch := make(chan struct{})
 	l.mu.waiters = append(l.mu.waiters, ch)
 	l.mu.Unlock()
@@ -503,17 +441,13 @@ func (l *link) closeLocked(err error) {
 	}
 	l.shut.Store(true)
 	l.mu.closed = err
-	l.mu.out = output{}
+	l.mu.out.closeLocked()
 	_ = l.nc.Close()
-	if l.mu.keep.timer != nil {
-		l.mu.keep.timer.Stop()
-	}
+	l.keep.stopLocked()
 	if l.mu.sweep.timer != nil {
 		l.mu.sweep.timer.Stop()
 	}
-	l.mu.outflow.blocked = nil
 	for _, call := range l.mu.calls {
-		call.mu.blocked = false
 		l.endLocked(call, l.lostLocked())
 	}
 	l.wakeWaitersLocked()
@@ -527,11 +461,4 @@ func (l *link) lostLocked() error {
 		code = codes.Canceled
 	}
 	return status.Errorf(code, "connection to %s lost: %v", l.c.addr, l.mu.closed)
-}
-
-// newHeaderDecoder is a header decoder as RFC 7541 has it at the beginning.
-func newHeaderDecoder(emit func(hpack.HeaderField)) *hpack.Decoder {
-	d := hpack.NewDecoder(tableSize, emit)
-	d.SetMaxStringLength(maxHeaderBytes)
-	return d
 }

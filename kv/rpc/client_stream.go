@@ -42,11 +42,11 @@ func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.beginLocked(ctx, st.call, method); err != nil {
+	if err := l.beginYielding(ctx, st.call, method); err != nil {
 		st.stop()
 		return nil, err
 	}
-	l.pushLocked()
+	l.pushYielding()
 	return st, nil
 }
 
@@ -148,27 +148,27 @@ func (st *ClientStream) send(m any, last bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case call.mu.ended:
+	case call.mu.gone:
 		return io.EOF
 	case call.mu.last:
 		return errSentAll
 	case m == nil:
-		call.closeSendLocked()
+		l.mu.out.finishLocked(&call.mu.sender)
 	default:
 		if err := call.sendLocked(m, last); err != nil {
 			return err
 		}
 	}
 	waits := len(call.mu.pending) > 0
-	l.pushLocked()
-	for !call.mu.ended && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
+	l.pushYielding()
+	for !call.mu.gone && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
 		waits = true
-		l.waitLocked(st.ctx.Done())
+		l.waitYielding(st.ctx.Done())
 		if err := st.ctx.Err(); err != nil {
 			return io.EOF
 		}
 	}
-	if call.mu.ended && waits { // what was left is dropped
+	if call.mu.gone && waits { // what was left is dropped
 		return io.EOF
 	}
 	return nil
@@ -184,14 +184,14 @@ func (st *ClientStream) TrySend(m codec.Message) bool {
 	total := int64(prefixSize + size + call.check.size())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if call.mu.ended || call.mu.last || len(call.mu.pending) > 0 || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||
-		size > l.c.opts.MaxSend || total > chunkSize/2 || total > min(l.mu.outflow.window, call.mu.window) {
+	if call.mu.gone || call.mu.last || len(call.mu.pending) > 0 || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||
+		size > l.c.opts.MaxSend || total > chunkSize/2 || total > min(l.mu.out.window, call.mu.window) {
 		return false
 	}
 	if call.sendLocked(m, false) != nil {
 		return false
 	}
-	l.flushLocked()
+	l.flushYielding()
 	return true
 }
 
@@ -203,16 +203,6 @@ func (st *ClientStream) CloseSend() error {
 		return err
 	}
 	return nil
-}
-
-// closeSendLocked says that nothing more is sent.
-func (call *clientCall) closeSendLocked() {
-	call.mu.last = true
-	if len(call.mu.pending) == 0 {
-		buf := call.l.mu.out.grow(frameHeader)
-		putFrameHeader(buf, 0, call.id)
-		endStream(buf)
-	}
 }
 
 // Context implements grpc.ClientStream.

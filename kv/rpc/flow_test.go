@@ -509,7 +509,7 @@ func (f *fedConn) Write(b []byte) (int, error) {
 	if f.writes++; f.writes < 100 {
 		f.c.mu.Lock()
 		defer f.c.mu.Unlock()
-		_ = f.c.mu.fw.WritePing(true, [8]byte{})
+		_ = f.c.mu.out.fw.WritePing(true, [8]byte{})
 	}
 	return len(b), nil
 }
@@ -523,13 +523,13 @@ func TestFlushEnds(t *testing.T) {
 	f.c = c
 	defer c.close(nil)
 	c.mu.Lock()
-	_ = c.mu.fw.WritePing(true, [8]byte{})
-	c.flushLocked()
+	_ = c.mu.out.fw.WritePing(true, [8]byte{})
+	c.flushYielding()
 	c.mu.Unlock()
 	require.Less(t, f.writes, 10)
 	require.Len(t, c.wake, 1, "the writer is told")
 	c.mu.Lock()
-	c.writeLocked(1 << 30)
+	c.writeYielding(1 << 30)
 	c.mu.Unlock()
 	require.Equal(t, 100, f.writes)
 }

@@ -1,20 +1,18 @@
 package rpc
 
 import (
-	"encoding/binary"
 	"net"
 	"sync"
 
 	"golang.org/x/net/http2"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/status"
-
-	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// chunkSize is the memory that output takes at a time. A frame of the usual size fits.
-const chunkSize = 64 << 10
+const (
+	// chunkSize is the memory that output takes at a time. A frame of the usual size fits.
+	chunkSize = 64 << 10
+	// largeMessage is what goes out from memory of its own.
+	largeMessage = chunkSize / 2
+)
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
@@ -42,6 +40,12 @@ func (o *output) grow(n int) []byte {
 	at := len(o.last)
 	o.last = o.last[:at+n]
 	return o.last[at:]
+}
+
+// Write adds a copy of p; it never fails. A Framer writes so.
+func (o *output) Write(p []byte) (int, error) {
+	copy(o.grow(len(p)), p)
+	return len(p), nil
 }
 
 // shrink takes back the n bytes that were added last.
@@ -113,48 +117,5 @@ func frames(b []byte, n, maxFrame int, id uint32) {
 // frameCount is how many frames n bytes take.
 func frameCount(n, maxFrame int) int { return (n + maxFrame - 1) / maxFrame }
 
-// writeHeaders writes a header block in as many frames as it takes. It never fails: fw writes to memory.
-func writeHeaders(fw *http2.Framer, id uint32, block []byte, maxFrame int, end bool) {
-	for first := true; first || len(block) > 0; first = false {
-		n := min(len(block), maxFrame)
-		if first {
-			_ = fw.WriteHeaders(http2.HeadersFrameParam{
-				StreamID: id, BlockFragment: block[:n], EndStream: end, EndHeaders: n == len(block),
-			})
-		} else {
-			_ = fw.WriteContinuation(id, n == len(block), block[:n])
-		}
-		block = block[n:]
-	}
-}
-
-// putMessage fills buf with a message, up to end, and its prefix, which counts what stands behind end as well.
-func putMessage(buf []byte, end int, m codec.Message) error {
-	buf[0] = 0
-	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-prefixSize))
-	if _, err := m.MarshalToSizedBuffer(buf[prefixSize:end]); err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	return nil
-}
-
-// encodeForeign is a message that only the codec can encode, with its prefix and room for extra bytes behind it.
-func encodeForeign(c encoding.CodecV2, m any, limit, extra int) ([]byte, error) {
-	bufs, err := c.Marshal(m)
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	defer bufs.Free()
-	size := bufs.Len()
-	if size > limit {
-		return nil, tooLarge("send", size, limit)
-	}
-	buf := make([]byte, prefixSize+size+extra)
-	binary.BigEndian.PutUint32(buf[1:], uint32(size+extra))
-	bufs.CopyTo(buf[prefixSize:])
-	return buf, nil
-}
-
-func tooLarge(what string, size, limit int) error {
-	return status.Errorf(codes.ResourceExhausted, "trying to %s message larger than max (%d vs. %d)", what, size, limit)
-}
+// endStream marks the frame at the beginning of b as the last of its stream.
+func endStream(b []byte) { b[4] |= byte(http2.FlagDataEndStream) }

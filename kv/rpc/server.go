@@ -105,6 +105,7 @@ type InlineFunc func(call *Call, request []byte) bool
 
 // method is one RPC.
 type method struct {
+	path   string
 	inline InlineFunc
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
@@ -183,14 +184,14 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	for _, m := range sd.Methods {
 		path := "/" + sd.ServiceName + "/" + m.MethodName
 		s.methods[path] = &method{
-			unary: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			path: path, unary: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
 	}
 	for _, m := range sd.Streams {
 		path := "/" + sd.ServiceName + "/" + m.StreamName
 		s.methods[path] = &method{
-			stream: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			path: path, stream: m.Handler, impl: impl, sum: methodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 		}
 		info.Methods = append(info.Methods,
 			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})

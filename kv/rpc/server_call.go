@@ -2,10 +2,9 @@ package rpc
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
-	"slices"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,21 +17,17 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// prefixSize is what stands before every message: one byte that says whether it is compressed, four of length.
-const prefixSize = 5
-
 // Call is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in mu.
 type Call struct {
-	c  *conn
-	id uint32
+	c *conn
 	// ended: the client has sent all it wants to. Written under the lock. discard: the messages broke a rule, or were too
 	// many; the rest is not looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
 	ended, discard         bool
 	hasRequest, dispatched bool
 	m                      *method
-	path                   string
-	deadline               time.Time
-	encoding               string
+	// deadline is when the client stops waiting, since the connection began; 0 if it never does.
+	deadline time.Duration
+	encoding string
 
 	in    inflow
 	parts assembler
@@ -52,15 +47,11 @@ type Call struct {
 	stream *Stream
 
 	mu struct {
-		// window is how much the client takes on this stream.
-		window int64
-		// pending is what was answered and waits for a window; finish, if set, ends the call after it.
-		pending    []byte
-		pendingCap int
-		finish     *status.Status
-		// gone: cancelled by the client, or ended from here. Nothing is sent any more.
-		headersSent, blocked, gone bool
-		cancel                     context.CancelFunc
+		// gone: cancelled by the client, or ended from here.
+		sender
+		// finish, if set, ends the call after what is pending.
+		finish *status.Status
+		cancel context.CancelFunc
 	}
 }
 
@@ -111,7 +102,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	}
 	c.mu.active++
 	c.mu.streams[id] = call
-	call.mu.window = c.mu.outflow.initial
+	c.mu.out.beginLocked(&call.mu.sender, id, call)
 	c.mu.Unlock()
 	c.last = call
 	if bad != nil {
@@ -135,12 +126,12 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 
 func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	window := int64(c.s.opts.FirstWindow)
-	call := &Call{c: c, id: id, path: req.path, encoding: req.encoding, in: inflow{size: window, left: window}}
+	call := &Call{c: c, encoding: req.encoding, in: inflow{size: window, left: window}}
 	if req.checksum {
 		call.check = checksum{sends: true, checks: true, seed: checksumSeed(m.sumOf(req.path), id)}
 	}
 	if req.timeout >= 0 {
-		call.deadline = time.Now().Add(req.timeout)
+		call.deadline = max(time.Since(c.keep.began)+min(req.timeout, math.MaxInt64/2), 1)
 	}
 	return call
 }
@@ -186,7 +177,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	}
 	call.countGrant()
 	if !call.in.take(n) {
-		return http2.StreamError{StreamID: call.id, Code: http2.ErrCodeFlowControl}
+		return http2.StreamError{StreamID: call.mu.id, Code: http2.ErrCodeFlowControl}
 	}
 	if call.discard || call.answered.Load() {
 		if f.StreamEnded() {
@@ -353,7 +344,7 @@ func (call *Call) more() int64 {
 
 func (call *Call) windowUpdateLocked(n int64) {
 	if !call.mu.gone && !call.ended && n > 0 {
-		_ = call.c.mu.fw.WriteWindowUpdate(call.id, uint32(n))
+		_ = call.c.mu.out.fw.WriteWindowUpdate(call.mu.id, uint32(n))
 		call.c.kickLocked()
 	}
 }
@@ -478,15 +469,15 @@ func (call *Call) runUnary() {
 	call.room.Give()
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
-	call.c.pushLocked()
+	call.c.pushYielding()
 }
 
 // context makes the handler's context, which ends with the connection or at the client's deadline.
 func (call *Call) context() (context.Context, context.CancelFunc) {
-	if call.deadline.IsZero() {
-		return context.WithCancel(call.c.ctx)
+	if d, ok := call.Deadline(); ok {
+		return context.WithDeadline(call.c.ctx, d)
 	}
-	return context.WithDeadline(call.c.ctx, call.deadline)
+	return context.WithCancel(call.c.ctx)
 }
 
 // onCancel registers what ends the handler's context; false if the client has cancelled already.
@@ -508,7 +499,12 @@ func (call *Call) decode(v any) error {
 }
 
 // Deadline is when the client stops waiting; ok is false if it never does.
-func (call *Call) Deadline() (t time.Time, ok bool) { return call.deadline, !call.deadline.IsZero() }
+func (call *Call) Deadline() (t time.Time, ok bool) {
+	if call.deadline == 0 {
+		return time.Time{}, false
+	}
+	return call.c.keep.began.Add(call.deadline), true
+}
 
 // Reply answers with a message and success. Of all answers the first counts. It does not block.
 func (call *Call) Reply(m any) {
@@ -582,27 +578,22 @@ func (call *Call) sendTrailersLocked(httpStatus int) {
 		call.sendHeadersLocked()
 		block = c.mu.enc.block(blockOK)
 	} else {
-		block = c.mu.enc.failure(st, !call.mu.headersSent, httpStatus)
+		block = c.mu.enc.failure(st, !call.mu.headed, httpStatus)
 	}
-	c.headersFrameLocked(call.id, block, true)
+	c.mu.out.headersLocked(call.mu.id, block, true)
 	if !call.ended {
-		_ = c.mu.fw.WriteRSTStream(call.id, http2.ErrCodeNo)
+		_ = c.mu.out.fw.WriteRSTStream(call.mu.id, http2.ErrCodeNo)
 	}
 	call.mu.gone = true
-	delete(c.mu.streams, call.id)
+	delete(c.mu.streams, call.mu.id)
 	c.endIfDrainedLocked()
 }
 
 func (call *Call) sendHeadersLocked() {
-	if !call.mu.headersSent {
-		call.mu.headersSent = true
-		call.c.headersFrameLocked(call.id, call.c.mu.enc.block(blockHeaders), false)
+	if !call.mu.headed {
+		call.mu.headed = true
+		call.c.mu.out.headersLocked(call.mu.id, call.c.mu.enc.block(blockHeaders), false)
 	}
-}
-
-func (c *conn) headersFrameLocked(id uint32, block []byte, end bool) {
-	c.mu.pings.forgive()
-	writeHeaders(c.mu.fw, id, block, c.mu.outflow.maxFrame, end)
 }
 
 // mayNotFit tells whether an answer is left out if there is no room for it.
@@ -615,81 +606,40 @@ func (call *Call) sendLocked(m any) error {
 	g, ok := m.(codec.Message)
 	if !ok {
 		buf, err := encodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.size())
-		if err == nil && len(buf) > largeAnswer && call.mayNotFit() && !call.fitsLocked(len(buf)) {
+		if err != nil {
+			return err
+		}
+		taken, ok := call.takeRoomLocked(len(buf))
+		if !ok {
 			return errAnswersFull
 		}
-		if err == nil {
-			call.check.seal(toClient, buf[prefixSize:])
-			call.queueLocked(buf)
-		}
-		return err
+		call.check.seal(toClient, buf[prefixSize:])
+		c.mu.out.queueLocked(&call.mu.sender, buf)
+		c.s.answers.Give(taken)
+		c.settleLocked()
+		return nil
 	}
 	size := g.Size()
 	if size > call.m.maxSend {
 		return tooLarge("send", size, call.m.maxSend)
 	}
 	total := prefixSize + size + call.check.size()
-	o := &c.mu.outflow
-	if total > largeAnswer && call.mayNotFit() && !call.fitsLocked(total) {
+	taken, ok := call.takeRoomLocked(total)
+	if !ok {
 		return errAnswersFull
 	}
-	if len(call.mu.pending) > 0 || total > largeAnswer || int64(total) > min(o.window, call.mu.window) {
-		buf := make([]byte, total)
-		if err := call.check.put(toClient, buf, g); err != nil {
-			return err
-		}
-		call.queueLocked(buf)
-		return nil
+	err := c.mu.out.messageLocked(&call.mu.sender, &call.check, toClient, g, total)
+	if taken > 0 {
+		c.s.answers.Give(taken)
 	}
-	// The usual case: straight into the output.
-	framed := total + frameHeader*frameCount(total, o.maxFrame)
-	buf := c.mu.out.grow(framed)
-	if err := call.check.put(toClient, buf[framed-total:], g); err != nil {
-		c.mu.out.shrink(framed)
-		return err
+	if c.mu.out.pendingBytes > 0 {
+		c.settleLocked()
 	}
-	frames(buf, total, o.maxFrame, call.id)
-	c.mu.pings.forgive()
-	o.window -= int64(total)
-	call.mu.window -= int64(total)
-	return nil
+	return err
 }
 
-// queueLocked takes over bytes to send.
-func (call *Call) queueLocked(buf []byte) {
-	if len(call.mu.pending) > 0 {
-		buf = append(call.mu.pending, buf...)
-	}
-	call.setPendingLocked(buf)
-	call.sendPendingLocked()
-	call.c.noteOutputLocked()
-	if call.c.mu.pending > 0 {
-		call.c.settleLocked()
-	}
-}
-
-// sendPendingLocked sends what the windows and the output allow and joins the queue for them with the rest.
-func (call *Call) sendPendingLocked() {
-	c := call.c
-	o := &c.mu.outflow
-	for len(call.mu.pending) > 0 && !call.mu.gone {
-		n := min(int64(o.maxFrame), o.window, call.mu.window, int64(len(call.mu.pending)))
-		if n <= 0 || c.mu.out.size >= largeOut {
-			if !call.mu.blocked {
-				call.mu.blocked = true
-				o.blocked = append(o.blocked, call)
-			}
-			return
-		}
-		c.mu.pings.forgive()
-		buf := c.mu.out.grow(frameHeader + int(n))
-		putFrameHeader(buf, int(n), call.id)
-		copy(buf[frameHeader:], call.mu.pending)
-		call.mu.pending = call.mu.pending[n:]
-		o.window -= n
-		call.mu.window -= n
-	}
-	call.setPendingLocked(nil)
+// drainedLocked is called when what waited for windows has left, or will not any more.
+func (call *Call) drainedLocked() {
 	if call.stream != nil {
 		call.stream.wakeSender()
 	}
@@ -713,7 +663,7 @@ func (c *conn) onReset(f *http2.RSTStreamFrame) error {
 func (c *conn) resetStream(id uint32, code http2.ErrCode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.mu.fw.WriteRSTStream(id, code)
+	_ = c.mu.out.fw.WriteRSTStream(id, code)
 	c.dropLocked(id)
 }
 
@@ -733,74 +683,11 @@ func (c *conn) dropLocked(id uint32) {
 
 // dropLocked: nothing is sent or received any more; the handler, if there is one, hears of it by its context.
 func (call *Call) dropLocked() {
-	call.mu.gone = true
-	call.setPendingLocked(nil)
-	if call.mu.blocked {
-		o := &call.c.mu.outflow
-		o.blocked = slices.DeleteFunc(o.blocked, func(b *Call) bool { return b == call })
-	}
+	call.c.mu.out.dropLocked(&call.mu.sender)
 	if call.mu.cancel != nil {
 		call.mu.cancel()
 	}
 	if call.stream != nil {
 		call.stream.wakeSender()
 	}
-}
-
-// assembler puts a message together from the frames it comes in.
-type assembler struct {
-	msg []byte
-	// need is the size of the message with its prefix, once that is known.
-	need int
-	// early is how many bytes of an answer were given back to the server's window already.
-	early int64
-}
-
-func (a *assembler) started() bool { return len(a.msg) > 0 }
-
-// add takes bytes from data. When a message is complete it is returned with its prefix: within data, or kept, in
-// memory of its own.
-func (a *assembler) add(data []byte, limit int) (msg []byte, kept bool, rest []byte, err error) {
-	if len(a.msg) < prefixSize {
-		if len(a.msg) == 0 && len(data) >= prefixSize {
-			if a.need, err = messageSize(data, limit); err != nil {
-				return nil, false, nil, err
-			}
-			if len(data) >= a.need { // the usual case: nothing to put together
-				return data[:a.need:a.need], false, data[a.need:], nil
-			}
-		}
-		n := min(prefixSize-len(a.msg), len(data))
-		a.msg = append(a.msg, data[:n]...)
-		data = data[n:]
-		if len(a.msg) < prefixSize {
-			return nil, false, nil, nil
-		}
-		if a.need, err = messageSize(a.msg, limit); err != nil {
-			return nil, false, nil, err
-		}
-		// Room for all of it, unless that is much: a size costs its sender nothing.
-		a.msg = append(make([]byte, 0, min(a.need, 64<<10)), a.msg...)
-	}
-	n := min(a.need-len(a.msg), len(data))
-	if len(a.msg)+n > cap(a.msg) { // it was charged for
-		a.msg = append(make([]byte, 0, a.need), a.msg...)
-	}
-	a.msg = append(a.msg, data[:n]...)
-	if len(a.msg) < a.need {
-		return nil, false, nil, nil
-	}
-	return a.msg, true, data[n:], nil
-}
-
-// messageSize reads a message's prefix.
-func messageSize(prefix []byte, limit int) (int, error) {
-	if prefix[0] > 1 {
-		return 0, status.Errorf(codes.Internal, "unknown message flag %d", prefix[0])
-	}
-	n := binary.BigEndian.Uint32(prefix[1:])
-	if uint64(n) > uint64(limit) {
-		return 0, status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, limit)
-	}
-	return prefixSize + int(n), nil
 }

@@ -1,10 +1,8 @@
 package rpc
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -16,47 +14,32 @@ import (
 )
 
 const (
-	readBuffer = 32 << 10
-	// maxFrameIn is the largest frame that a client may send; HTTP/2 asks for no less.
-	maxFrameIn = 16 << 10
 	// maxOut is how much output may wait before whoever can wait does: the reading goroutine, which makes the client
 	// wait in turn, and handlers of streams.
 	maxOut = 1 << 20
-	// maxSettings bounds one frame of settings: each may cost a walk over all calls.
-	maxSettings = 100
 	// forever is the last stream of a GOAWAY that refuses nothing yet.
 	forever = 1<<31 - 1
-	// preface is what HTTP/2 begins with, before its first frame.
-	preface = http2.ClientPreface
-	// tableSize is the size of header compression tables unless agreed otherwise.
-	tableSize = 4096
 )
 
 // conn is one connection. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu and to
 // whoever has set writing.
 //
 // Invariant (mu): active counts the calls whose handlers have not finished. streams has the calls that were not
-// cancelled and whose last frame is not in out yet: each of them is counted in active, or is in outflow.blocked.
+// cancelled and whose last frame is not in out yet: each of them is counted in active, or is in out.blocked.
 type conn struct {
 	s  *Server
 	nc net.Conn
-	br *bufio.Reader
-	fr *http2.Framer
 	// ctx ends with the connection.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// in is the flow control of what comes, owed what it has not given back yet; lastID is the newest call, written
-	// under the lock.
-	in     inflow
-	owed   int64
+	in     incoming
+	// lastID is the newest call, written under the lock.
 	lastID uint32
 	// last spares a look into streams: the frames of a call usually come one after the other.
 	last *Call
 	// head is the header block that is being read. Owned by the reading goroutine.
 	head requestHead
-	// frames counts what was read, for keep-alive.
-	frames atomic.Uint64
-	keep   keepAlive
+	keep keepAlive
 	// wake has the writer look for output.
 	wake chan struct{}
 	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
@@ -70,7 +53,7 @@ type conn struct {
 		sync.Mutex
 		// space is signalled when output was written or the connection ends.
 		space   sync.Cond
-		out     output
+		out     outgoing
 		writing bool
 		closed  error
 		// goingAway: no further calls are taken; the connection ends with the last one.
@@ -87,13 +70,10 @@ type conn struct {
 		reading bool
 		streams map[uint32]*Call
 		active  uint32
-		fw      *http2.Framer
 		enc     headerEncoder
 		pings   pingPolicy
-		outflow outflow
-		// pending is the memory of all that waits for windows, inWrite what is being written, charged what the server
-		// counts of that and of out. wrote counts what was written, and was readerSeen at time readerMoved.
-		pending           int64
+		// inWrite is what is being written, charged what the server counts of that, of out and of what waits for windows.
+		// wrote counts what was written, and was readerSeen at time readerMoved.
 		inWrite           int
 		charged           int64
 		wrote, readerSeen uint64
@@ -102,28 +82,17 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc, br: bufio.NewReaderSize(nc, readBuffer), wake: make(chan struct{}, 1)}
+	c := &conn{s: s, nc: nc, wake: make(chan struct{}, 1)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.fr = http2.NewFramer(io.Discard, c.br)
-	c.fr.SetReuseFrames()
-	c.fr.SetMaxReadFrameSize(maxFrameIn)
+	c.in.init(nc, s.opts.ConnWindow)
+	c.keep.began = time.Now()
 	c.head.init(s.opts.MaxHeaderBytes)
-	c.in = inflow{size: int64(s.opts.ConnWindow), left: int64(s.opts.ConnWindow)}
 	c.mu.pings.min = s.opts.MinPing
 	c.mu.space.L = &c.mu.Mutex
 	c.mu.streams = map[uint32]*Call{}
-	c.mu.fw = http2.NewFramer((*outWriter)(c), nil)
 	c.mu.enc.init()
-	c.mu.outflow.init()
+	c.mu.out.init(largeOut)
 	return c
-}
-
-// outWriter takes what a Framer writes into the output. The lock must be held.
-type outWriter conn
-
-func (w *outWriter) Write(p []byte) (int, error) {
-	copy(w.mu.out.grow(len(p)), p)
-	return len(p), nil
 }
 
 // serve runs until the connection ends, and returns when its writer has.
@@ -133,9 +102,7 @@ func (c *conn) serve() {
 	go func() { defer close(done); c.writeLoop() }()
 	err := c.handshake()
 	if err == nil {
-		c.keep.start(c)
 		err = c.readLoop()
-		c.keep.stop()
 	}
 	c.close(err)
 	<-done
@@ -155,7 +122,7 @@ func (c *conn) forget() {
 func (c *conn) handshake() error {
 	_ = c.nc.SetReadDeadline(time.Now().Add(c.s.opts.Handshake))
 	for n := 1; n <= len(preface); n++ {
-		got, err := c.br.Peek(n)
+		got, err := c.in.br.Peek(n)
 		if err != nil {
 			return err
 		}
@@ -163,18 +130,19 @@ func (c *conn) handshake() error {
 			return c.refuseProtocol(string(got))
 		}
 	}
-	_, _ = c.br.Discard(len(preface))
+	_, _ = c.in.br.Discard(len(preface))
 	_ = c.nc.SetReadDeadline(time.Time{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.mu.fw.WriteSettings(
+	_ = c.mu.out.fw.WriteSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.s.opts.MaxStreams},
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.FirstWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes})
 	if c.s.opts.ConnWindow > initialWindow {
-		_ = c.mu.fw.WriteWindowUpdate(0, c.s.opts.ConnWindow-initialWindow)
+		_ = c.mu.out.fw.WriteWindowUpdate(0, c.s.opts.ConnWindow-initialWindow)
 	}
 	c.mu.greeted = true
+	c.keep.startLocked(c.s.opts.KeepAlive, c.s.opts.KeepAliveTimeout, false, c.checkAlive)
 	if c.mu.drained {
 		c.drainLocked()
 	}
@@ -198,15 +166,15 @@ var errProtocol = errors.New("client does not speak HTTP/2")
 // readLoop handles frames until the connection fails or is closed.
 func (c *conn) readLoop() error {
 	for {
-		if !frameBuffered(c.br) {
+		if !c.in.isFrameBuffered() {
 			c.mu.Lock()
 			c.mu.reading = false
-			c.flushLocked()
+			c.flushYielding()
 			c.mu.Unlock()
 		}
-		f, err := c.fr.ReadFrame()
+		f, err := c.in.fr.ReadFrame()
 		if err == nil {
-			c.frames.Add(1)
+			c.keep.read()
 			err = c.handle(f)
 		}
 		if err != nil {
@@ -232,38 +200,18 @@ func (c *conn) onError(err error) error {
 	return nil
 }
 
-// frameBuffered tells whether another whole frame has arrived, so that reading it will not block.
-func frameBuffered(br *bufio.Reader) bool {
-	n := br.Buffered()
-	if n < frameHeader {
-		return false
-	}
-	h, err := br.Peek(3)
-	return err == nil && n >= frameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2]))
-}
-
 // sayWhy tells the client what it did wrong before the connection is closed.
 func (c *conn) sayWhy(err error) {
-	var ce http2.ConnectionError
-	var de *connError
-	switch {
-	case errors.As(err, &de):
-	case errors.As(err, &ce):
-		de = &connError{http2.ErrCode(ce), ""}
-		if d := c.fr.ErrorDetail(); d != nil {
-			de.why = d.Error()
-		}
-	case errors.Is(err, http2.ErrFrameTooLarge):
-		de = &connError{http2.ErrCodeFrameSize, "frame too large"}
-	default:
+	de, ok := c.in.why(err)
+	if !ok {
 		return
 	}
 	c.mu.Lock()
 	if c.mu.closed == nil {
-		_ = c.mu.fw.WriteGoAway(c.lastID, de.code, []byte(de.why))
+		_ = c.mu.out.fw.WriteGoAway(c.lastID, de.code, []byte(de.why))
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
-	c.flushLocked()
+	c.flushYielding()
 	for (c.mu.writing || c.mu.out.size > 0) && c.mu.closed == nil { // by others; linger would cut them off
 		c.wakeWriter()
 		c.mu.space.Wait()
@@ -280,13 +228,13 @@ func (c *conn) linger() {
 		return
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(time.Second))
-	_, _ = io.CopyN(io.Discard, c.br, 1<<20)
+	_, _ = io.CopyN(io.Discard, c.in.br, 1<<20)
 }
 
 // corrupt reports a message that was damaged on its way, and returns what ends the connection.
 func (c *conn) corrupt(call *Call) error {
 	if f := c.s.opts.OnCorrupt; f != nil {
-		f(c.nc.RemoteAddr(), call.path)
+		f(c.nc.RemoteAddr(), call.m.path)
 	}
 	return &connError{http2.ErrCodeProtocol, ErrCorrupt.Error()}
 }
@@ -297,14 +245,6 @@ func (c *conn) sawStream(id uint32) {
 	defer c.mu.Unlock()
 	c.lastID = max(c.lastID, id)
 }
-
-// connError ends a connection.
-type connError struct {
-	code http2.ErrCode
-	why  string
-}
-
-func (e *connError) Error() string { return fmt.Sprintf("%v: %s", e.code, e.why) }
 
 // handle works one frame off.
 func (c *conn) handle(f http2.Frame) error {
@@ -346,10 +286,10 @@ func (c *conn) onPing(f *http2.PingFrame) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.mu.pings.allow(time.Now()) {
+	if !c.mu.pings.allow(time.Now(), c.mu.out.sent) {
 		return &connError{http2.ErrCodeEnhanceYourCalm, "too_many_pings"}
 	}
-	_ = c.mu.fw.WritePing(true, f.Data)
+	_ = c.mu.out.fw.WritePing(true, f.Data)
 	return nil
 }
 
@@ -362,22 +302,22 @@ func (c *conn) onSettings(f *http2.SettingsFrame) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := f.ForeachSetting(func(st http2.Setting) error {
-		if err := st.Valid(); err != nil {
-			return err
-		}
-		switch st.ID {
-		case http2.SettingInitialWindowSize:
-			return c.setInitialWindowLocked(int64(st.Val))
-		case http2.SettingMaxFrameSize:
-			c.mu.outflow.maxFrame = int(st.Val)
-		case http2.SettingHeaderTableSize:
+	err := c.mu.out.applyLocked(f, c.sendersLocked, func(st http2.Setting) {
+		if st.ID == http2.SettingHeaderTableSize {
 			c.mu.enc.setTableSize(st.Val)
 		}
-		return nil
 	})
-	_ = c.mu.fw.WriteSettingsAck()
+	c.pumpLocked()
 	return err
+}
+
+// sendersLocked yields the sending halves of all calls.
+func (c *conn) sendersLocked(yield func(*sender) bool) {
+	for _, call := range c.mu.streams {
+		if !yield(&call.mu.sender) {
+			return
+		}
+	}
 }
 
 // waitForSpace holds the reader up while the client does not read its answers.
@@ -403,7 +343,7 @@ func (c *conn) writeLoop() {
 		c.sendGrants()
 		runtime.Gosched() // answers that come together leave together
 		c.mu.Lock()
-		c.writeLocked(1 << 30)
+		c.writeYielding(1 << 30)
 		end := c.mu.closed != nil
 		c.mu.Unlock()
 		if end {
@@ -412,25 +352,25 @@ func (c *conn) writeLoop() {
 	}
 }
 
-// flushLocked writes the output without the lock, unless somebody does so already: then that one goes on with it. What
+// flushYielding writes the output without the lock, unless somebody does so already: then that one goes on with it. What
 // others add all the time is left to the writer: the reading goroutine would not read any more.
-func (c *conn) flushLocked() { c.writeLocked(4) }
+func (c *conn) flushYielding() { c.writeYielding(4) }
 
-// writeLocked is flushLocked for at most so many writes.
-func (c *conn) writeLocked(rounds int) {
+// writeYielding is flushYielding for at most so many writes.
+func (c *conn) writeYielding(rounds int) {
 	if c.mu.writing {
 		return
 	}
 	if !c.mu.endBy.IsZero() {
-		c.mu.out = output{} // too late
+		c.mu.out.output = output{} // too late
 		c.noteOutputLocked()
 		c.mu.space.Broadcast()
 	}
 	c.mu.writing = true
 	for ; rounds > 0 && c.mu.out.size > 0 && c.mu.closed == nil; rounds-- {
 		c.noteOutputLocked()
-		out := c.mu.out
-		c.mu.out, c.mu.inWrite = output{}, out.size
+		out := c.mu.out.take()
+		c.mu.inWrite = out.size
 		c.mu.Unlock()
 		err := out.writeTo(c.nc)
 		c.mu.Lock()
@@ -468,15 +408,14 @@ func (c *conn) closeLocked(err error) {
 		err = io.EOF
 	}
 	c.mu.closed = err
-	c.mu.out = output{}
+	c.mu.out.closeLocked()
 	_ = c.nc.Close()
 	c.cancel()
+	c.keep.stopLocked()
 	if c.mu.drainTimer != nil {
 		c.mu.drainTimer.Stop()
 	}
-	c.mu.outflow.blocked = nil
 	for _, call := range c.mu.streams {
-		call.mu.blocked = false
 		call.dropLocked()
 	}
 	c.settleLocked()
@@ -498,8 +437,8 @@ func (c *conn) drain() {
 }
 
 func (c *conn) drainLocked() {
-	_ = c.mu.fw.WriteGoAway(forever, http2.ErrCodeNo, []byte("graceful_stop"))
-	_ = c.mu.fw.WritePing(false, drainPing)
+	_ = c.mu.out.fw.WriteGoAway(forever, http2.ErrCodeNo, []byte("graceful_stop"))
+	_ = c.mu.out.fw.WritePing(false, drainPing)
 	c.mu.drainTimer = time.AfterFunc(c.s.opts.KeepAliveTimeout, c.refuseNew)
 	c.wakeWriter()
 }
@@ -515,7 +454,7 @@ func (c *conn) refuseNew() {
 		return
 	}
 	c.mu.goingAway = true
-	_ = c.mu.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("graceful_stop"))
+	_ = c.mu.out.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("graceful_stop"))
 	c.wakeWriter()
 	c.endIfDrainedLocked()
 }

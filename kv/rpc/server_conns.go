@@ -86,7 +86,7 @@ func (s *Server) admitLocked(host string, now time.Time) (class connClass, victi
 func (s *Server) lookLocked(now time.Time) {
 	s.mu.registry.looked = now
 	for c := range s.mu.conns {
-		if n := c.frames.Load(); n != c.place.frames {
+		if n := c.keep.frames.Load(); n != c.place.frames {
 			c.place.frames, c.place.active = n, now
 			c.place.called = c.place.called || c.hasCalled()
 		}
@@ -219,9 +219,9 @@ func (c *conn) shed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mu.greeted && c.mu.closed == nil {
-		_ = c.mu.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("too many connections"))
+		_ = c.mu.out.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("too many connections"))
 		_ = c.nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		c.flushLocked()
+		c.flushYielding()
 	}
 	c.closeLocked(errShed)
 }

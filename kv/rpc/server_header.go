@@ -3,11 +3,8 @@ package rpc
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/status"
@@ -25,40 +22,6 @@ type request struct {
 
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
 var errMalformed = errors.New("malformed request")
-
-// isGRPCType accepts application/grpc, application/grpc+proto and parameters.
-func isGRPCType(v string) bool {
-	rest, ok := strings.CutPrefix(v, "application/grpc")
-	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
-}
-
-var timeoutUnits = [256]time.Duration{
-	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
-}
-
-// parseTimeout reads a grpc-timeout header: up to 8 digits and a unit.
-func parseTimeout(v string) (time.Duration, error) {
-	bad := func() (time.Duration, error) { return 0, fmt.Errorf("malformed grpc-timeout %q", v) }
-	if len(v) < 2 || len(v) > 9 {
-		return bad()
-	}
-	n := int64(0)
-	for _, d := range []byte(v[:len(v)-1]) {
-		if d < '0' || d > '9' {
-			return bad()
-		}
-		n = n*10 + int64(d-'0')
-	}
-	unit := timeoutUnits[v[len(v)-1]]
-	if unit == 0 {
-		return bad()
-	}
-	const longest = 1<<63 - 1
-	if n > longest/int64(unit) {
-		return longest, nil
-	}
-	return time.Duration(n) * unit, nil
-}
 
 // headerEncoder makes the header blocks of answers. Those of a successful answer are always the same: once their
 // fields are in the client's table they are a few bytes, which are kept.
@@ -142,21 +105,4 @@ func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []
 		e.field("grpc-message", encodeMessage(m), true)
 	}
 	return e.buf.Bytes()
-}
-
-// maxMessageHeader bounds a status message: clients bound their headers too.
-const maxMessageHeader = 4 << 10
-
-// encodeMessage is the percent-encoding of grpc-message. What is too long ends between two characters.
-func encodeMessage(m string) string {
-	m = strings.ToValidUTF8(m, "\uFFFD")
-	var b strings.Builder
-	for i := 0; i < len(m) && (b.Len() < maxMessageHeader || !utf8.RuneStart(m[i])); i++ {
-		if ch := m[i]; ch >= ' ' && ch <= '~' && ch != '%' {
-			b.WriteByte(ch)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", ch)
-		}
-	}
-	return b.String()
 }

@@ -13,12 +13,17 @@ type pingPolicy struct {
 	min     time.Duration
 	last    time.Time
 	strikes int
+	// sent is how much had been sent at the last ping.
+	sent uint64
 }
 
 const maxStrikes = 2
 
-// allow counts a ping. The connection's lock must be held.
-func (p *pingPolicy) allow(now time.Time) bool {
+// allow counts a ping; sent counts what was sent to the client. The connection's lock must be held.
+func (p *pingPolicy) allow(now time.Time, sent uint64) bool {
+	if sent != p.sent {
+		p.sent, p.strikes, p.last = sent, 0, time.Time{}
+	}
 	if !p.last.IsZero() && now.Sub(p.last) < p.min {
 		p.strikes++
 	}
@@ -26,49 +31,18 @@ func (p *pingPolicy) allow(now time.Time) bool {
 	return p.strikes <= maxStrikes
 }
 
-// forgive is called for whatever is sent to the client. The connection's lock must be held.
-func (p *pingPolicy) forgive() {
-	if p.strikes != 0 {
-		p.strikes = 0
-	}
-	if !p.last.IsZero() {
-		p.last = time.Time{}
-	}
-}
-
-// keepAlive closes a connection whose client is gone without a word.
-type keepAlive struct {
-	timer *time.Timer
-	// seen is how many frames had come when the timer was set; asked, that a ping has been sent since.
-	seen  uint64
-	asked bool
-}
-
-func (k *keepAlive) start(c *conn) {
+// checkAlive runs when the keep-alive timer fires.
+func (c *conn) checkAlive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	k.timer = time.AfterFunc(c.s.opts.KeepAlive, func() { k.check(c) })
-}
-
-func (k *keepAlive) stop() { k.timer.Stop() }
-
-// check runs when the timer fires. Everything but the timer itself belongs to it.
-func (k *keepAlive) check(c *conn) {
-	n := c.frames.Load()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.mu.closed != nil:
+	if c.mu.closed != nil {
 		return
-	case n != k.seen:
-		k.seen, k.asked = n, false
-		k.timer.Reset(c.s.opts.KeepAlive)
-	case k.asked:
+	}
+	switch c.keep.lookLocked() {
+	case keepDead:
 		c.closeLocked(errSilent)
-	default:
-		k.asked = true
-		_ = c.mu.fw.WritePing(false, [8]byte{})
+	case keepAsk:
+		_ = c.mu.out.fw.WritePing(false, [8]byte{})
 		c.wakeWriter()
-		k.timer.Reset(c.s.opts.KeepAliveTimeout)
 	}
 }

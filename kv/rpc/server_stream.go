@@ -1,14 +1,11 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // clients may compress with it
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -181,7 +178,7 @@ func (st *Stream) SendMsg(m any) error {
 		if err := st.call.sendLocked(m); err != nil {
 			return err
 		}
-		c.pushLocked()
+		c.pushYielding()
 	}
 	for !st.call.mu.gone && len(st.call.mu.pending) > 0 {
 		c.kickLocked()
@@ -220,7 +217,7 @@ func (st *Stream) SendHeader(md metadata.MD) error {
 	defer st.call.c.mu.Unlock()
 	if !st.call.mu.gone {
 		st.call.sendHeadersLocked()
-		st.call.c.pushLocked()
+		st.call.c.pushYielding()
 	}
 	return nil
 }
@@ -235,26 +232,3 @@ func (st *Stream) SetHeader(md metadata.MD) error {
 
 // SetTrailer implements grpc.ServerStream; there is no metadata, and no way to say so.
 func (st *Stream) SetTrailer(metadata.MD) {}
-
-// decompress undoes what grpc-encoding names.
-func decompress(flag byte, name string, body []byte, limit int) ([]byte, error) {
-	if flag != 1 || name == "" || name == "identity" {
-		return nil, status.Error(codes.Internal, "compressed message without grpc-encoding")
-	}
-	comp := encoding.GetCompressor(name)
-	if comp == nil {
-		return nil, status.Errorf(codes.Unimplemented, "no decompressor for grpc-encoding %q", name)
-	}
-	r, err := comp.Decompress(bytes.NewReader(body))
-	if err != nil {
-		return nil, status.Error(codes.Internal, fmt.Sprintf("decompress: %v", err))
-	}
-	out, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
-	if err != nil {
-		return nil, status.Error(codes.Internal, fmt.Sprintf("decompress: %v", err))
-	}
-	if len(out) > limit {
-		return nil, tooLarge("receive", len(out), limit)
-	}
-	return out, nil
-}

@@ -1,0 +1,108 @@
+package rpc
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// tableSize is the size of header compression tables unless agreed otherwise, in bytes.
+const tableSize = 4096
+
+// newHeaderDecoder is a header decoder as RFC 7541 has it at the beginning.
+func newHeaderDecoder(emit func(hpack.HeaderField)) *hpack.Decoder {
+	d := hpack.NewDecoder(tableSize, emit)
+	d.SetMaxStringLength(maxHeaderBytes)
+	return d
+}
+
+// isGRPCType accepts application/grpc, application/grpc+proto and parameters.
+func isGRPCType(v string) bool {
+	rest, ok := strings.CutPrefix(v, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+var timeoutUnits = [256]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+}
+
+// parseTimeout reads a grpc-timeout header: up to 8 digits and a unit.
+func parseTimeout(v string) (time.Duration, error) {
+	bad := func() (time.Duration, error) { return 0, fmt.Errorf("malformed grpc-timeout %q", v) }
+	if len(v) < 2 || len(v) > 9 {
+		return bad()
+	}
+	n := int64(0)
+	for _, d := range []byte(v[:len(v)-1]) {
+		if d < '0' || d > '9' {
+			return bad()
+		}
+		n = n*10 + int64(d-'0')
+	}
+	unit := timeoutUnits[v[len(v)-1]]
+	if unit == 0 {
+		return bad()
+	}
+	const longest = 1<<63 - 1
+	if n > longest/int64(unit) {
+		return longest, nil
+	}
+	return time.Duration(n) * unit, nil
+}
+
+// formatTimeout is the grpc-timeout header for d: at most 8 digits and a unit, rounded up.
+func formatTimeout(d time.Duration) string {
+	const most = 99_999_999
+	var buf [16]byte
+	for _, u := range []struct {
+		unit time.Duration
+		name byte
+	}{{time.Nanosecond, 'n'}, {time.Microsecond, 'u'}, {time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}} {
+		if n := (d + u.unit - 1) / u.unit; n <= most && d <= most*u.unit {
+			return string(append(strconv.AppendInt(buf[:0], int64(n), 10), u.name))
+		}
+	}
+	return strconv.FormatInt(int64(d/time.Hour)+1, 10) + "H"
+}
+
+// maxMessageHeader bounds a status message: clients bound their headers too.
+const maxMessageHeader = 4 << 10
+
+// encodeMessage is the percent-encoding of grpc-message. What is too long ends between two characters.
+func encodeMessage(m string) string {
+	m = strings.ToValidUTF8(m, "\uFFFD")
+	var b strings.Builder
+	for i := 0; i < len(m) && (b.Len() < maxMessageHeader || !utf8.RuneStart(m[i])); i++ {
+		if ch := m[i]; ch >= ' ' && ch <= '~' && ch != '%' {
+			b.WriteByte(ch)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", ch)
+		}
+	}
+	return b.String()
+}
+
+// decodeMessage undoes the percent-encoding of grpc-message. What is no encoding stays.
+func decodeMessage(m string) string {
+	if !strings.Contains(m, "%") {
+		return m
+	}
+	var b strings.Builder
+	for i := 0; i < len(m); i++ {
+		if m[i] == '%' && i+2 < len(m) {
+			var ch [1]byte
+			if _, err := hex.Decode(ch[:], []byte(m[i+1:i+3])); err == nil {
+				b.WriteByte(ch[0])
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(m[i])
+	}
+	return b.String()
+}
