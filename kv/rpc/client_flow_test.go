@@ -170,7 +170,7 @@ func TestClientBackpressure(t *testing.T) {
 	}
 	require.LessOrEqual(t, len(sent), 1, "sent beyond the window")
 	queued := 0
-	in := ClientStreamOf(st.Context())
+	in := &ClientStreamOf(st.Context()).in
 	in.mu.Lock()
 	for _, m := range in.mu.queue {
 		queued += len(m.body)

@@ -242,11 +242,11 @@ func TestQueueOfAStreamIsBounded(t *testing.T) {
 	}
 	r.sync()
 	queued := 0
-	st.mu.Lock()
-	for _, m := range st.mu.queue {
+	st.in.mu.Lock()
+	for _, m := range st.in.mu.queue {
 		queued += len(m.body)
 	}
-	st.mu.Unlock()
+	st.in.mu.Unlock()
 	require.LessOrEqual(t, queued, limit+window)
 }
 
@@ -321,9 +321,9 @@ func TestMessagesBehindAMessageThatWaits(t *testing.T) {
 		conn.mu.Lock()
 		defer conn.mu.Unlock()
 		for _, call := range conn.mu.streams {
-			call.stream.mu.Lock()
-			defer call.stream.mu.Unlock()
-			return len(call.stream.mu.queue) == 1 && call.stream.mu.held > 0
+			call.stream.in.mu.Lock()
+			defer call.stream.in.mu.Unlock()
+			return len(call.stream.in.mu.queue) == 1 && call.stream.in.mu.held > 0
 		}
 		return false
 	}
@@ -572,11 +572,11 @@ func TestCompressedMessagesInTheQueue(t *testing.T) {
 	st := c.mu.streams[1].stream
 	c.mu.Unlock()
 	queued := 0
-	st.mu.Lock()
-	for _, m := range st.mu.queue {
+	st.in.mu.Lock()
+	for _, m := range st.in.mu.queue {
 		queued += len(m.body)
 	}
-	st.mu.Unlock()
+	st.in.mu.Unlock()
 	require.Less(t, queued, 2*messages*len(msg))
 	close(open)
 	a := r.answer(1)

@@ -3,9 +3,7 @@ package rpc
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -275,13 +273,6 @@ func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 	return nil
 }
 
-// pumpLocked sends what waited for a window.
-func (l *link) pumpLocked() {
-	if l.mu.out.pumpLocked() {
-		l.kickLocked()
-	}
-}
-
 // retire has new calls take another connection; this one ends with its last call.
 func (l *link) retire() {
 	l.shut.Store(true)
@@ -332,133 +323,4 @@ func (l *link) checkAlive() {
 		_ = l.mu.out.fw.WritePing(false, [8]byte{})
 		l.kickLocked()
 	}
-}
-
-// kickLocked sees to it that the output is written soon.
-func (l *link) kickLocked() {
-	if !l.mu.reading {
-		wake(l.wake)
-	}
-}
-
-// writeLoop writes what others could not, until the connection ends.
-func (l *link) writeLoop() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for l.mu.closed == nil {
-		if l.mu.writing || l.mu.out.size == 0 {
-			l.mu.Unlock()
-			<-l.wake
-			l.mu.Lock()
-			continue
-		}
-		out := l.takeLocked()
-		l.mu.Unlock()
-		err := out.writeTo(l.nc)
-		l.mu.Lock()
-		l.wroteLocked(err)
-	}
-}
-
-// takeLocked takes the output to write it.
-func (l *link) takeLocked() output {
-	l.mu.acks = 0
-	l.mu.writing = true
-	return l.mu.out.take()
-}
-
-func (l *link) wroteLocked(err error) {
-	l.mu.writing = false
-	if err != nil {
-		l.closeLocked(err)
-	}
-	l.wakeWaitersLocked()
-}
-
-// flushYielding writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
-// writer, and everything to whoever writes already.
-func (l *link) flushYielding() {
-	for rounds := 0; l.mu.out.size > 0 && l.mu.closed == nil; rounds++ {
-		if l.mu.writing {
-			return
-		}
-		if l.try == nil || rounds == 4 || len(l.mu.out.full) > 0 {
-			wake(l.wake)
-			return
-		}
-		out := l.takeLocked()
-		l.mu.Unlock()
-		n, err := l.try(out.last)
-		l.mu.Lock()
-		if err == nil && n < len(out.last) {
-			out.last = out.last[n:] // its chunk is not used again
-			out.size -= n
-			out.append(&l.mu.out.output)
-			l.mu.out.output = out
-			l.mu.writing = false
-			wake(l.wake)
-			return
-		}
-		recycle(out.last)
-		l.wroteLocked(err)
-	}
-}
-
-// waitYielding waits, without the lock, until something has changed or done is closed.
-func (l *link) waitYielding(done <-chan struct{}) {
-	ch := make(chan struct{})
-	l.mu.waiters = append(l.mu.waiters, ch)
-	l.mu.Unlock()
-	select {
-	case <-ch:
-		l.mu.Lock()
-	case <-done:
-		l.mu.Lock()
-		l.mu.waiters = slices.DeleteFunc(l.mu.waiters, func(w chan struct{}) bool { return w == ch })
-	}
-}
-
-func (l *link) wakeWaitersLocked() {
-	for _, ch := range l.mu.waiters {
-		close(ch)
-	}
-	l.mu.waiters = nil
-}
-
-func (l *link) close(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closeLocked(err)
-}
-
-// closeLocked ends the connection and all its calls. The first reason counts.
-func (l *link) closeLocked(err error) {
-	if l.mu.closed != nil {
-		return
-	}
-	if err == nil {
-		err = io.EOF
-	}
-	l.shut.Store(true)
-	l.mu.closed = err
-	l.mu.out.closeLocked()
-	_ = l.nc.Close()
-	l.keep.stopLocked()
-	if l.mu.sweep.timer != nil {
-		l.mu.sweep.timer.Stop()
-	}
-	for _, call := range l.mu.calls {
-		l.endLocked(call, l.lostLocked())
-	}
-	l.wakeWaitersLocked()
-	wake(l.wake)
-}
-
-// lostLocked is the error of calls that were under way when the connection ended.
-func (l *link) lostLocked() error {
-	code := codes.Unavailable
-	if errors.Is(l.mu.closed, errClientClosed) {
-		code = codes.Canceled
-	}
-	return status.Errorf(code, "connection to %s lost: %v", l.c.addr, l.mu.closed)
 }

@@ -1,6 +1,8 @@
 package rpc
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+)
 
 // counters are what a Server counts since its start.
 type counters struct {

@@ -2,12 +2,16 @@ package rpc
 
 import (
 	"cmp"
+	"errors"
 	"net"
 	"slices"
 	"time"
 
 	"golang.org/x/net/http2"
 )
+
+// errShed is why a connection ends that had no call when there was no room for others.
+var errShed = errors.New("rpc: idle while there were too many connections")
 
 // A connection is of one of three classes. Clients' connections are bounded together and for each host. When a limit
 // is reached, those go first that have no call and were silent for the longest time. Connections between stores make

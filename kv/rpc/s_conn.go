@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -320,169 +319,99 @@ func (c *conn) sendersLocked(yield func(*sender) bool) {
 	}
 }
 
-// waitForSpace holds the reader up while the client does not read its answers.
-func (c *conn) waitForSpace() error {
+var errSilent = errors.New("client gave no sign of life")
+
+// pingPolicy finds clients that ping too often: each ping costs both sides a packet and a wake-up. As grpc's server
+// does, it forgives two, and forgets them whenever the server has sent something.
+type pingPolicy struct {
+	min     time.Duration
+	last    time.Time
+	strikes int
+	// sent is how much had been sent at the last ping.
+	sent uint64
+}
+
+const maxStrikes = 2
+
+// allow counts a ping; sent counts what was sent to the client. The connection's lock must be held.
+func (p *pingPolicy) allow(now time.Time, sent uint64) bool {
+	if sent != p.sent {
+		p.sent, p.strikes, p.last = sent, 0, time.Time{}
+	}
+	if !p.last.IsZero() && now.Sub(p.last) < p.min {
+		p.strikes++
+	}
+	p.last = now
+	return p.strikes <= maxStrikes
+}
+
+// checkAlive runs when the keep-alive timer fires.
+func (c *conn) checkAlive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.noteOutputLocked()
-	if c.mu.out.size > maxOut {
-		c.wakeWriter()
-	}
-	for c.mu.out.size > maxOut && c.mu.closed == nil {
-		c.mu.space.Wait()
-	}
-	return c.mu.closed
-}
-
-func (c *conn) wakeWriter() { wake(c.wake) }
-
-// writeLoop writes what others leave in the output, until the connection ends.
-func (c *conn) writeLoop() {
-	for {
-		<-c.wake
-		c.sendGrants()
-		runtime.Gosched() // answers that come together leave together
-		c.mu.Lock()
-		c.writeYielding(1 << 30)
-		end := c.mu.closed != nil
-		c.mu.Unlock()
-		if end {
-			return
-		}
-	}
-}
-
-// flushYielding writes the output without the lock, unless somebody does so already: then that one goes on with it. What
-// others add all the time is left to the writer: the reading goroutine would not read any more.
-func (c *conn) flushYielding() { c.writeYielding(4) }
-
-// writeYielding is flushYielding for at most so many writes.
-func (c *conn) writeYielding(rounds int) {
-	if c.mu.writing {
-		return
-	}
-	if !c.mu.endBy.IsZero() {
-		c.mu.out.output = output{} // too late
-		c.noteOutputLocked()
-		c.mu.space.Broadcast()
-	}
-	c.mu.writing = true
-	for ; rounds > 0 && c.mu.out.size > 0 && c.mu.closed == nil; rounds-- {
-		c.noteOutputLocked()
-		out := c.mu.out.take()
-		c.mu.inWrite = out.size
-		c.mu.Unlock()
-		err := out.writeTo(c.nc)
-		c.mu.Lock()
-		c.mu.wrote += uint64(c.mu.inWrite)
-		c.mu.inWrite = 0
-		if err != nil {
-			c.closeLocked(err)
-		}
-		c.noteOutputLocked()
-		c.mu.space.Broadcast()
-		c.pumpLocked() // what waited for room in the output
-	}
-	c.mu.writing = false
-	switch {
-	case c.mu.closed != nil:
-	case c.mu.out.size > 0:
-		c.wakeWriter()
-	case c.mu.ending:
-		c.endLocked()
-	}
-}
-
-// close ends the connection and whatever depends on it. The first reason counts.
-func (c *conn) close(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closeLocked(err)
-}
-
-func (c *conn) closeLocked(err error) {
 	if c.mu.closed != nil {
 		return
 	}
-	if err == nil {
-		err = io.EOF
-	}
-	c.mu.closed = err
-	c.mu.out.closeLocked()
-	_ = c.nc.Close()
-	c.cancel()
-	c.keep.stopLocked()
-	if c.mu.drainTimer != nil {
-		c.mu.drainTimer.Stop()
-	}
-	for _, call := range c.mu.streams {
-		call.dropLocked()
-	}
-	c.settleLocked()
-	c.mu.space.Broadcast()
-	c.wakeWriter()
-}
-
-// drain tells the client that no new calls are wanted, in two steps so that none that is on its way gets lost: a
-// GOAWAY that refuses nothing, and when the client's answer shows that it has seen it, one that does.
-func (c *conn) drain() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.mu.closed == nil && !c.mu.drained {
-		c.mu.drained = true
-		if c.mu.greeted {
-			c.drainLocked()
-		}
-	}
-}
-
-func (c *conn) drainLocked() {
-	_ = c.mu.out.fw.WriteGoAway(forever, http2.ErrCodeNo, []byte("graceful_stop"))
-	_ = c.mu.out.fw.WritePing(false, drainPing)
-	c.mu.drainTimer = time.AfterFunc(c.s.opts.KeepAliveTimeout, c.refuseNew)
-	c.wakeWriter()
-}
-
-// drainPing marks the ping of drain.
-var drainPing = [8]byte{'g', 'o', 'a', 'w', 'a', 'y'}
-
-// refuseNew is drain's second step.
-func (c *conn) refuseNew() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.mu.goingAway || !c.mu.drained || c.mu.closed != nil {
-		return
-	}
-	c.mu.goingAway = true
-	_ = c.mu.out.fw.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("graceful_stop"))
-	c.wakeWriter()
-	c.endIfDrainedLocked()
-}
-
-// endIfDrainedLocked has a connection that goes away end once its last answer is written.
-func (c *conn) endIfDrainedLocked() {
-	if c.mu.goingAway && c.mu.active == 0 && len(c.mu.streams) == 0 {
-		c.mu.ending = true
+	switch c.keep.lookLocked() {
+	case keepDead:
+		c.closeLocked(errSilent)
+	case keepAsk:
+		_ = c.mu.out.fw.WritePing(false, [8]byte{})
 		c.wakeWriter()
 	}
 }
 
-// endLocked says that nothing more comes. The client closes, and the reader notices; a close from here could
-// overtake the last answers, if the client had just sent something. A client that is still reading them sends window
-// updates, and has longer.
-func (c *conn) endLocked() {
-	now := time.Now()
-	if c.mu.endBy.IsZero() {
-		c.mu.endBy = now.Add(c.s.opts.KeepAliveTimeout)
-		tc, ok := c.nc.(interface{ CloseWrite() error })
-		if !ok || tc.CloseWrite() != nil {
-			c.closeLocked(ErrStopped)
-			return
+// onData counts and delivers what a client sent.
+func (c *conn) onData(f *http2.DataFrame) error {
+	give, err := c.in.data(int64(f.Length))
+	if err != nil {
+		return err
+	}
+	if give > 0 {
+		c.mu.Lock()
+		_ = c.mu.out.fw.WriteWindowUpdate(0, uint32(give))
+		c.mu.Unlock()
+	}
+	call := c.call(f.StreamID)
+	if call == nil {
+		if f.StreamID > c.lastID {
+			return &connError{http2.ErrCodeProtocol, "data on a stream that was never opened"}
 		}
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeStreamClosed}
 	}
-	until := now.Add(time.Second)
-	if until.After(c.mu.endBy) {
-		until = c.mu.endBy
+	if call.ended {
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeStreamClosed}
 	}
-	_ = c.nc.SetReadDeadline(until)
+	return call.onData(f)
+}
+
+// call finds an open call.
+func (c *conn) call(id uint32) *Call {
+	if c.last != nil && c.last.mu.id == id {
+		return c.last
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.streams[id]
+}
+
+func (c *conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var s *sender
+	if f.StreamID != 0 {
+		call := c.mu.streams[f.StreamID]
+		if call == nil {
+			if f.StreamID > c.lastID {
+				return &connError{http2.ErrCodeProtocol, "window of a stream that was never opened"}
+			}
+			return nil // it has ended from here
+		}
+		s = &call.mu.sender
+	}
+	if err := c.mu.out.widenLocked(s, int64(f.Increment)); err != nil {
+		return err
+	}
+	c.pumpLocked()
+	return nil
 }

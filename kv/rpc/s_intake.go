@@ -291,7 +291,7 @@ func (in *intake) judgeLocked(cl *claim, now time.Time, moving bool) int {
 		}
 		return claimGood
 	}
-	if st := cl.call.stream; st != nil && st.isBehind() {
+	if st := cl.call.stream; st != nil && st.in.isBehind() {
 		cl.began, cl.moved = now, now // its handler is late, and it has no more window
 		return claimGood
 	}
@@ -335,7 +335,7 @@ func (cl *claim) giveUp(count *atomic.Uint64, reason string) {
 	count.Add(1)
 	if st := cl.call.stream; st != nil {
 		// Not ResourceExhausted, which says that nothing was carried out.
-		st.endRecv(status.Error(codes.Unavailable, "the stream is ended: "+reason))
+		st.in.endRecv(status.Error(codes.Unavailable, "the stream is ended: "+reason))
 		return
 	}
 	cl.call.refuseBusy(reason)

@@ -6,12 +6,11 @@ import (
 	"io"
 	"sync/atomic"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or
@@ -25,7 +24,7 @@ type ClientStream struct {
 	stop func() bool
 	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
-	inbox
+	in       inbox
 }
 
 var _ grpc.ClientStream = (*ClientStream)(nil)
@@ -34,10 +33,10 @@ var _ grpc.ClientStream = (*ClientStream)(nil)
 func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method string) (*ClientStream, error) {
 	st := &ClientStream{desc: desc}
 	st.ctx = context.WithValue(ctx, clientStreamKey{}, st)
-	st.inbox.init(int64(l.c.opts.StreamWindow))
+	st.in.init(int64(l.c.opts.StreamWindow))
 	st.call = &clientCall{l: l, stream: st}
 	st.stop = context.AfterFunc(ctx, func() {
-		st.endRecv(status.FromContextError(ctx.Err()).Err())
+		st.in.endRecv(status.FromContextError(ctx.Err()).Err())
 		l.cancel(st.call)
 	})
 	l.mu.Lock()
@@ -63,11 +62,11 @@ func ClientStreamOf(ctx context.Context) *ClientStream {
 // RecvMsg. f must not wait for anything and must not keep msg. If it returns false RecvMsg returns the message.
 // Messages are seen in order, by one of the two at a time. When the stream is cancelled f may be about to return as
 // RecvMsg does.
-func (st *ClientStream) OnMessage(f func(msg []byte) bool) { st.onMessage(f) }
+func (st *ClientStream) OnMessage(f func(msg []byte) bool) { st.in.onMessage(f) }
 
 // offerInline has OnMessage see a message, if it may.
 func (st *ClientStream) offerInline(msg []byte) bool {
-	f := st.inline()
+	f := st.in.inline()
 	return f != nil && f(msg)
 }
 
@@ -97,7 +96,7 @@ func (st *ClientStream) RecvMsg(v any) error {
 		return end
 	}
 	if _, end = st.next(); end == nil {
-		st.endRecv(status.Error(codes.Internal, "more than one answer"))
+		st.in.endRecv(status.Error(codes.Internal, "more than one answer"))
 		st.call.l.cancel(st.call)
 		return status.Error(codes.Internal, "more than one answer")
 	} else if end != io.EOF {
@@ -109,14 +108,14 @@ func (st *ClientStream) RecvMsg(v any) error {
 // next waits for the next message or the end.
 func (st *ClientStream) next() (m message, end error) {
 	for {
-		m, give, ok, end := st.pop()
+		m, give, ok, end := st.in.pop()
 		if give > 0 {
 			st.giveBack(give)
 		}
 		if ok || end != nil {
 			return m, end
 		}
-		<-st.ready // the end comes, at the latest, with the context's
+		<-st.in.ready // the end comes, at the latest, with the context's
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
-	_ "google.golang.org/grpc/encoding/gzip" // clients may compress with it
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -24,7 +23,7 @@ type Stream struct {
 	returned atomic.Int64
 	// reserved is the part of MaxStreamWindows that the stream's window has; 0 if it has the first window only.
 	reserved int64
-	inbox
+	in       inbox
 }
 
 // startStream calls the handler on a goroutine.
@@ -39,7 +38,7 @@ func (call *Call) startStream() {
 		st.reserved = window
 		call.in = inflow{size: window, left: window}
 	}
-	st.inbox.init(call.in.size)
+	st.in.init(call.in.size)
 	var cancel context.CancelFunc
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
@@ -84,7 +83,7 @@ func StreamOf(ctx context.Context) *Stream {
 // OnMessage has f see each message, encoded, on the goroutine that reads the connection, while the handler waits in
 // RecvMsg. f must not wait for anything and must not keep msg. If it returns false the handler receives the message.
 // Messages are seen in order, by one of the two at a time.
-func (st *Stream) OnMessage(f func(msg []byte) bool) { st.onMessage(f) }
+func (st *Stream) OnMessage(f func(msg []byte) bool) { st.in.onMessage(f) }
 
 // Offer is SendMsg for those who must not wait: what the client's window does not take yet is kept. Backlog says how
 // much that is.
@@ -111,7 +110,7 @@ func (st *Stream) Backlog() int {
 
 // offerInline has the handler's OnMessage see a message, if it may.
 func (st *Stream) offerInline(msg []byte) bool {
-	f := st.inline()
+	f := st.in.inline()
 	if f == nil {
 		return false
 	}
@@ -125,7 +124,7 @@ func (st *Stream) offerInline(msg []byte) bool {
 // RecvMsg implements grpc.ServerStream. After the client's last message it returns io.EOF.
 func (st *Stream) RecvMsg(v any) error {
 	for {
-		m, give, ok, end := st.pop()
+		m, give, ok, end := st.in.pop()
 		if ok {
 			st.call.uncharge(m.charged)
 			if give > 0 {
@@ -137,7 +136,7 @@ func (st *Stream) RecvMsg(v any) error {
 			return end
 		}
 		select {
-		case <-st.ready:
+		case <-st.in.ready:
 		case <-st.ctx.Done():
 			return status.FromContextError(st.ctx.Err()).Err()
 		}

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +11,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tinykv/tinykv/proto/codec"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
-
-	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // ClientOptions are the limits of a Client. A zero value means the default in parentheses.
@@ -44,17 +44,17 @@ type ClientOptions struct {
 }
 
 func (o *ClientOptions) setDefaults() {
-	setDefault(&o.MaxRecv, 4<<20)
-	setDefault(&o.MaxSend, 4<<20)
-	setDefault(&o.StreamWindow, 4<<20)
-	setDefault(&o.ConnWindow, 8<<20)
+	o.MaxRecv = cmp.Or(o.MaxRecv, 4<<20)
+	o.MaxSend = cmp.Or(o.MaxSend, 4<<20)
+	o.StreamWindow = cmp.Or(o.StreamWindow, 4<<20)
+	o.ConnWindow = cmp.Or(o.ConnWindow, 8<<20)
 	o.StreamWindow = min(max(o.StreamWindow, initialWindow), maxWindow)
 	o.ConnWindow = min(max(o.ConnWindow, initialWindow), maxWindow)
-	setDefault(&o.ConnectTimeout, time.Second)
-	setDefault(&o.MinBackoff, 20*time.Millisecond)
-	setDefault(&o.MaxBackoff, time.Second)
-	setDefault(&o.KeepAlive, 10*time.Second)
-	setDefault(&o.KeepAliveTimeout, 3*time.Second)
+	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, time.Second)
+	o.MinBackoff = cmp.Or(o.MinBackoff, 20*time.Millisecond)
+	o.MaxBackoff = cmp.Or(o.MaxBackoff, time.Second)
+	o.KeepAlive = cmp.Or(o.KeepAlive, 10*time.Second)
+	o.KeepAliveTimeout = cmp.Or(o.KeepAliveTimeout, 3*time.Second)
 	if o.Codec == nil {
 		o.Codec = codec.New()
 	}
@@ -68,7 +68,8 @@ func (o *ClientOptions) setDefaults() {
 // notSent is the error of a call of which the server has certainly carried out nothing.
 type notSent struct{ st *status.Status }
 
-func (e *notSent) Error() string              { return e.st.Err().Error() }
+func (e *notSent) Error() string { return e.st.Err().Error() }
+
 func (e *notSent) GRPCStatus() *status.Status { return e.st }
 
 func notSentf(format string, a ...any) error {
