@@ -282,3 +282,10 @@ func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
 }
 
 var unimplemented = strconv.Itoa(int(codes.Unimplemented))
+
+// newHeaderDecoder is a header decoder as RFC 7541 has it at the beginning.
+func newHeaderDecoder(emit func(hpack.HeaderField)) *hpack.Decoder {
+	d := hpack.NewDecoder(tableSize, emit)
+	d.SetMaxStringLength(maxHeaderBytes)
+	return d
+}

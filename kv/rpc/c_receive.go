@@ -184,7 +184,7 @@ func (call *clientCall) onEnd(st *status.Status) {
 	l := call.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !call.mu.gone && (!call.mu.last || len(call.mu.pending) > 0) { // it wants no more of what is being sent
+	if !call.mu.gone && (!call.mu.last || call.mu.backlog() > 0) { // it wants no more of what is being sent
 		_ = l.mu.out.fw.WriteRSTStream(call.mu.id, http2.ErrCodeNo)
 	}
 	l.endLocked(call, err)

@@ -158,9 +158,9 @@ func (st *ClientStream) send(m any, last bool) error {
 			return err
 		}
 	}
-	waits := len(call.mu.pending) > 0
+	waits := call.mu.backlog() > 0
 	l.pushYielding()
-	for !call.mu.gone && (len(call.mu.pending) > 0 || l.mu.out.size > maxOut) {
+	for !call.mu.gone && (call.mu.backlog() > 0 || l.mu.out.size > maxOut) {
 		waits = true
 		l.waitYielding(st.ctx.Done())
 		if err := st.ctx.Err(); err != nil {
@@ -180,11 +180,11 @@ func (st *ClientStream) TrySend(m codec.Message) bool {
 	call := st.call
 	l := call.l
 	size := m.Size()
-	total := int64(prefixSize + size + call.check.size())
+	total := prefixSize + size + call.check.size()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if call.mu.gone || call.mu.last || len(call.mu.pending) > 0 || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||
-		size > l.c.opts.MaxSend || total > chunkSize/2 || total > min(l.mu.out.window, call.mu.window) {
+	if call.mu.gone || call.mu.last || l.mu.closed != nil || l.mu.out.size > 0 || l.try == nil ||
+		size > l.c.opts.MaxSend || !l.mu.out.takesLocked(&call.mu.sender, total) {
 		return false
 	}
 	if call.sendLocked(m, false) != nil {

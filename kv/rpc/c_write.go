@@ -80,24 +80,20 @@ func (l *link) flushYielding() {
 		if l.mu.writing {
 			return
 		}
-		if l.try == nil || rounds == 4 || len(l.mu.out.full) > 0 {
+		if l.try == nil || rounds == 4 || !l.mu.out.isOneChunk() {
 			wake(l.wake)
 			return
 		}
 		out := l.takeLocked()
 		l.mu.Unlock()
-		n, err := l.try(out.last)
+		left, err := out.try(l.try)
 		l.mu.Lock()
-		if err == nil && n < len(out.last) {
-			out.last = out.last[n:] // its chunk is not used again
-			out.size -= n
-			out.append(&l.mu.out.output)
-			l.mu.out.output = out
+		if left {
+			l.mu.out.unread(out)
 			l.mu.writing = false
 			wake(l.wake)
 			return
 		}
-		recycle(out.last)
 		l.wroteLocked(err)
 	}
 }

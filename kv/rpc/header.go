@@ -7,19 +7,10 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/net/http2/hpack"
 )
 
 // tableSize is the size of header compression tables unless agreed otherwise, in bytes.
 const tableSize = 4096
-
-// newHeaderDecoder is a header decoder as RFC 7541 has it at the beginning.
-func newHeaderDecoder(emit func(hpack.HeaderField)) *hpack.Decoder {
-	d := hpack.NewDecoder(tableSize, emit)
-	d.SetMaxStringLength(maxHeaderBytes)
-	return d
-}
 
 // isGRPCType accepts application/grpc, application/grpc+proto and parameters.
 func isGRPCType(v string) bool {

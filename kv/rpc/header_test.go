@@ -1,22 +1,16 @@
 package rpc
 
 import (
-	"bytes"
-	"encoding/binary"
-	"math"
 	"math/rand/v2"
-	"net/url"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"math"
+	"net/url"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 func TestParseTimeout(t *testing.T) {
@@ -60,191 +54,49 @@ func TestEncodeMessage(t *testing.T) {
 	}
 }
 
-// TestHeaderEncoder: whatever comes after what, the client reads what was meant.
-func TestHeaderEncoder(t *testing.T) {
-	for seed := range uint64(200) {
-		rnd := rand.New(rand.NewPCG(seed, 0))
-		var e headerEncoder
-		e.init()
-		dec := newDecoder()
-		for step := range 60 {
-			var block []byte
-			var want []string
-			switch rnd.IntN(7) {
-			case 0:
-				n := []uint32{0, 30, 60, 103, 104, 255, 256, 300, 4096, 1 << 20}[rnd.IntN(10)]
-				e.setTableSize(n)
-				dec.SetAllowedMaxDynamicTableSize(n)
-				continue
-			case 1:
-				code, m := codes.Code(1+rnd.IntN(20)), strings.Repeat("m", rnd.IntN(100))
-				httpStatus, only := []int{0, 405, 415}[rnd.IntN(3)], rnd.IntN(2) == 0
-				block = e.failure(status.New(code, m), only, httpStatus)
-				if only {
-					want = append(want, ":status", strconv.Itoa(max(httpStatus, 200)), "content-type", "application/grpc")
-				}
-				want = append(want, checksumHeader, checksumKind, "grpc-status", strconv.Itoa(int(code)))
-				if m != "" {
-					want = append(want, "grpc-message", m)
-				}
-			case 2, 3, 4:
-				block, want = e.block(blockHeaders), []string{":status", "200", "content-type", "application/grpc", checksumHeader, checksumKind}
-			default:
-				block, want = e.block(blockOK), []string{"grpc-status", "0"}
-			}
-			fields, err := dec.DecodeFull(block)
-			require.NoError(t, err, "seed %d step %d", seed, step)
-			require.Equal(t, want, flat(fields), "seed %d step %d", seed, step)
+// TestFormatTimeout: the server waits at least as long as the client, and at most one unit longer. A unit is small
+// beside the timeout.
+func TestFormatTimeout(t *testing.T) {
+	check := func(d time.Duration) {
+		v := formatTimeout(d)
+		require.LessOrEqual(t, len(v), 9, d)
+		got, err := parseTimeout(v)
+		require.NoError(t, err, d)
+		unit := timeoutUnits[v[len(v)-1]]
+		require.GreaterOrEqual(t, got, d, v)
+		require.LessOrEqual(t, got-d, unit, v)
+		if unit > 1 {
+			require.LessOrEqual(t, float64(unit), float64(d)/9e4+1, "%s: %v", v, d)
 		}
 	}
-}
-
-func flat(fields []hpack.HeaderField) (out []string) {
-	for _, f := range fields {
-		out = append(out, f.Name, f.Value)
-	}
-	return out
-}
-
-// TestHeaderEncoderKeepsBlocks: the usual blocks are a few bytes, and not encoded again.
-func TestHeaderEncoderKeepsBlocks(t *testing.T) {
-	var e headerEncoder
-	e.init()
-	for range 3 {
-		e.block(blockHeaders)
-		e.block(blockOK)
-	}
-	require.NotNil(t, e.blocks[blockHeaders])
-	require.NotNil(t, e.blocks[blockOK])
-	require.LessOrEqual(t, len(e.block(blockHeaders)), 3)
-	require.LessOrEqual(t, len(e.block(blockOK)), 1)
-}
-
-// twin puts messages together without thinking.
-type twin struct{ all []byte }
-
-func (w *twin) add(data []byte) (out [][]byte) {
-	w.all = append(w.all, data...)
-	for len(w.all) >= prefixSize {
-		n := prefixSize + int(binary.BigEndian.Uint32(w.all[1:]))
-		if len(w.all) < n {
-			break
-		}
-		out = append(out, bytes.Clone(w.all[:n]))
-		w.all = w.all[n:]
-	}
-	return out
-}
-
-// TestAssembler against its twin: the same messages, however they are cut.
-func TestAssembler(t *testing.T) {
-	for seed := range uint64(300) {
-		rnd := rand.New(rand.NewPCG(seed, 1))
-		var stream []byte
-		for range rnd.IntN(10) {
-			body := make([]byte, []int{0, 1, 10, 1000, 70_000}[rnd.IntN(5)])
-			for i := range body {
-				body[i] = byte(rnd.Uint32())
-			}
-			stream = binary.BigEndian.AppendUint32(append(stream, byte(rnd.IntN(2))), uint32(len(body)))
-			stream = append(stream, body...)
-		}
-		var a assembler
-		var w twin
-		for len(stream) > 0 {
-			chunk := bytes.Clone(stream[:min(len(stream), 1+rnd.IntN([]int{2, 8, 5000}[rnd.IntN(3)]))])
-			stream = stream[len(chunk):]
-			var got [][]byte
-			for data := chunk; len(data) > 0; {
-				msg, _, rest, err := a.add(data, 100_000)
-				require.NoError(t, err)
-				if msg != nil {
-					got = append(got, bytes.Clone(msg))
-					a = assembler{}
-				}
-				data = rest
-			}
-			want := w.add(chunk)
-			require.Equal(t, want, got, "seed %d", seed)
-			require.Equal(t, len(w.all) > 0, a.started())
-		}
-	}
-}
-
-func TestAssemblerLimits(t *testing.T) {
-	for _, prefix := range [][]byte{{0, 0, 0, 0, 11}, {0, 0xff, 0xff, 0xff, 0xff}, {2, 0, 0, 0, 1}} {
-		for cut := range prefixSize {
-			var a assembler
-			var err error
-			for _, part := range [][]byte{prefix[:cut], append(bytes.Clone(prefix[cut:]), 1, 2, 3)} {
-				if err == nil && len(part) > 0 {
-					_, _, _, err = a.add(part, 10)
+	for unit := time.Nanosecond; unit > 0 && unit <= time.Hour; unit *= 10 {
+		for _, n := range []time.Duration{0, 1, 9, 99_999_999, 100_000_000, 100_000_001} {
+			for _, d := range []time.Duration{-1, 0, 1} {
+				if v := n*unit + d; v >= 0 && v/unit <= n {
+					check(v)
 				}
 			}
-			require.Error(t, err)
 		}
 	}
-	// A size alone costs little.
-	var a assembler
-	_, _, _, err := a.add([]byte{0, 0x40, 0, 0, 0, 1}, 1<<30)
-	require.NoError(t, err)
-	require.LessOrEqual(t, cap(a.msg), 64<<10)
-}
-
-// TestFrames: http2 reads what frames lays out.
-func TestFrames(t *testing.T) {
-	for _, maxFrame := range []int{1, 10, 16 << 10, 1 << 20} {
-		for _, n := range []int{1, 9, 10, 11, 100, 16 << 10, 16<<10 + 1, 40_000} {
-			if n/maxFrame > 5000 {
-				continue
-			}
-			framed := n + frameHeader*frameCount(n, maxFrame)
-			b := make([]byte, framed)
-			want := make([]byte, n)
-			for i := range want {
-				want[i] = byte(i * 7)
-			}
-			copy(b[framed-n:], want)
-			frames(b, n, maxFrame, 77)
-			fr := http2.NewFramer(nil, bytes.NewReader(b))
-			fr.SetMaxReadFrameSize(1<<24 - 1)
-			var got []byte
-			for len(got) < n {
-				f, err := fr.ReadFrame()
-				require.NoError(t, err)
-				d := f.(*http2.DataFrame)
-				require.EqualValues(t, 77, d.StreamID)
-				require.False(t, d.StreamEnded())
-				require.LessOrEqual(t, len(d.Data()), maxFrame)
-				got = append(got, d.Data()...)
-			}
-			require.True(t, bytes.Equal(want, got), "%d in %d", n, maxFrame)
-		}
+	check(1<<63 - 1)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		check(time.Duration(rnd.Int64() >> rnd.IntN(63)))
 	}
 }
 
-// TestOutput: pieces of all sizes come out as they went in, whole.
-func TestOutput(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 1))
-	for range 50 {
-		var o output
-		var want []byte
-		for range rnd.IntN(40) {
-			n := 1 + rnd.IntN([]int{10, 1000, 70_000}[rnd.IntN(3)])
-			b := o.grow(n)
-			require.Len(t, b, n)
-			for i := range b {
-				b[i] = byte(rnd.Uint32())
-			}
-			if rnd.IntN(5) == 0 {
-				o.shrink(n)
-				continue
-			}
-			want = append(want, b...)
+func TestDecodeMessage(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "plain": "plain", "a%20b": "a b", "%": "%", "%2": "%2", "%zz": "%zz", "%E2%98%BA": "☺", "100%25": "100%", "%%41": "%A", "%41%": "A%",
+	} {
+		require.Equal(t, want, decodeMessage(in))
+	}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for range 2000 {
+		b := make([]rune, rnd.IntN(40))
+		for i := range b {
+			b[i] = rune(rnd.IntN(0x300))
 		}
-		require.Equal(t, len(want), o.size)
-		var w writeConn
-		require.NoError(t, o.writeTo(&w))
-		require.True(t, bytes.Equal(want, w.b))
+		require.Equal(t, string(b), decodeMessage(encodeMessage(string(b))))
 	}
 }

@@ -91,6 +91,16 @@ func (q *inbox) early(part int64) int64 {
 	return part
 }
 
+// queued is how many messages wait for the receiver, and their bytes. whole: no part of a message waits for them.
+func (q *inbox) queued() (messages, bytes int, whole bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.mu.queue[q.mu.head:] {
+		messages, bytes = messages+1, bytes+len(m.body)
+	}
+	return messages, bytes, q.mu.held == 0
+}
+
 // isBehind tells whether messages wait for the receiver.
 func (q *inbox) isBehind() bool {
 	q.mu.Lock()

@@ -39,6 +39,9 @@ func (k *keepAlive) stopLocked() {
 // read counts a frame.
 func (k *keepAlive) read() { k.frames.Add(1) }
 
+// count is how many frames were read. Any goroutine may ask.
+func (k *keepAlive) count() uint64 { return k.frames.Load() }
+
 // waits notes that all that has come is read.
 func (k *keepAlive) waits() { k.quiet.Store(int64(time.Since(k.began))) }
 

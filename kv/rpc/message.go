@@ -67,3 +67,6 @@ func decompress(flag byte, name string, body []byte, limit int) ([]byte, error) 
 	}
 	return out, nil
 }
+
+// okStatus is the status of a call that went well.
+var okStatus = status.New(codes.OK, "")

@@ -45,6 +45,12 @@ type sender struct {
 	owner      interface{ drainedLocked() }
 }
 
+// backlog is how many bytes wait for windows or the output.
+func (s *sender) backlog() int { return len(s.pending) }
+
+// maxOut is how much output may wait before those that can wait do, in bytes.
+const maxOut = 1 << 20
+
 // init makes the half of a new connection (RFC 9113, 6.9.2 and 6.5.2). most as in outgoing; 0: messages never wait for the
 // output.
 func (o *outgoing) init(most int) {
@@ -86,7 +92,7 @@ func (o *outgoing) headersLocked(id uint32, block []byte, end bool) {
 // messageLocked encodes a message and sends it as far as the windows allow; total is its size with prefix and checksum. If
 // it fails nothing was sent.
 func (o *outgoing) messageLocked(s *sender, k *checksum, d direction, m codec.Message, total int) error {
-	if len(s.pending) > 0 || total > largeMessage || int64(total) > min(o.window, s.window) {
+	if !o.takesLocked(s, total) {
 		buf := make([]byte, total)
 		if err := k.put(d, buf, m); err != nil {
 			return err
@@ -110,6 +116,11 @@ func (o *outgoing) messageLocked(s *sender, k *checksum, d direction, m codec.Me
 	o.window -= int64(total)
 	s.window -= int64(total)
 	return nil
+}
+
+// takesLocked tells whether a message of so many bytes would go straight into the output.
+func (o *outgoing) takesLocked(s *sender, total int) bool {
+	return len(s.pending) == 0 && total <= largeMessage && int64(total) <= min(o.window, s.window)
 }
 
 // queueLocked takes over bytes to send.

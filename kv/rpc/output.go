@@ -87,6 +87,29 @@ func (o *output) writeTo(nc net.Conn) error {
 	return err
 }
 
+// isOneChunk tells whether the output lies in one piece.
+func (o *output) isOneChunk() bool { return len(o.full) == 0 }
+
+// try writes what f takes at once of an output of one chunk. left: f has not taken it all, and the output has the rest;
+// otherwise the output must not be used any more.
+func (o *output) try(f func([]byte) (int, error)) (left bool, err error) {
+	n, err := f(o.last)
+	if err == nil && n < len(o.last) {
+		o.last = o.last[n:] // its chunk is not used again
+		o.size -= n
+		return true, nil
+	}
+	recycle(o.last)
+	*o = output{}
+	return false, err
+}
+
+// unread puts what was taken and not written before what has come since. first must not be used any more.
+func (o *output) unread(first output) {
+	first.append(o)
+	*o = first
+}
+
 func recycle(b []byte) {
 	if cap(b) == chunkSize {
 		chunks.Put((*[chunkSize]byte)(b[:chunkSize]))

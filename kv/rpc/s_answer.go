@@ -32,8 +32,6 @@ func (call *Call) Reply(m any) {
 	call.finishLocked(st, 0)
 }
 
-var okStatus = status.New(codes.OK, "")
-
 // Fail answers with an error: a status, or one of a context; anything else is Unknown. It does not block.
 func (call *Call) Fail(err error) {
 	st, ok := status.FromError(err)
@@ -67,7 +65,7 @@ func (call *Call) finishLocked(st *status.Status, httpStatus int) {
 		return
 	}
 	call.mu.finish = st
-	if len(call.mu.pending) == 0 {
+	if call.mu.backlog() == 0 {
 		call.sendTrailersLocked(httpStatus)
 	}
 	c.kickLocked()

@@ -199,7 +199,7 @@ func (call *Call) refuse(err error) {
 func (call *Call) dispatch() {
 	call.dispatched = true
 	if call.c.full.Load() {
-		call.c.s.answers.refused.Add(1)
+		call.c.s.answers.Refuse()
 		call.refuseBusy(NoRoom)
 		return
 	}

@@ -13,9 +13,6 @@ import (
 )
 
 const (
-	// maxOut is how much output may wait before whoever can wait does: the reading goroutine, which makes the client
-	// wait in turn, and handlers of streams.
-	maxOut = 1 << 20
 	// forever is the last stream of a GOAWAY that refuses nothing yet.
 	forever = 1<<31 - 1
 )

@@ -90,7 +90,7 @@ func (s *Server) admitLocked(host string, now time.Time) (class connClass, victi
 func (s *Server) lookLocked(now time.Time) {
 	s.mu.registry.looked = now
 	for c := range s.mu.conns {
-		if n := c.keep.frames.Load(); n != c.place.frames {
+		if n := c.keep.count(); n != c.place.frames {
 			c.place.frames, c.place.active = n, now
 			c.place.called = c.place.called || c.hasCalled()
 		}

@@ -57,7 +57,7 @@ func (c *conn) settleLocked() {
 		c.s.readers.watch(c, held > 0)
 		c.mu.readerSeen, c.mu.readerMoved = c.mu.wrote, time.Now()
 	}
-	c.s.answers.used.Add(held - c.mu.charged)
+	c.s.answers.Charge(held - c.mu.charged)
 	c.mu.charged = held
 	c.full.Store(held >= c.s.opts.connAnswers() || c.full.Load() && c.mu.wrote == c.mu.readerSeen)
 }
@@ -79,7 +79,7 @@ func (call *Call) takeRoomLocked(size int) (taken int64, ok bool) {
 		return 0, true
 	}
 	if c.mu.charged > 0 && c.mu.charged+int64(size) > c.s.opts.connAnswers() {
-		c.s.answers.refused.Add(1)
+		c.s.answers.Refuse()
 		return 0, false
 	}
 	return more, c.s.answers.Take(more)
@@ -128,7 +128,7 @@ func (r *readers) look(now time.Time) {
 	}
 	r.mu.Unlock()
 	patience := r.s.opts.Stall
-	if b := r.s.answers; b.Used() > b.limit*3/4 {
+	if b := r.s.answers; b.Used() > b.Limit()*3/4 {
 		patience = min(patience, stallPressed)
 	}
 	for _, c := range conns {
@@ -177,10 +177,10 @@ func (r *Room) Grow(n int64) bool {
 		return true
 	}
 	if !r.b.Take(n - r.n) {
-		if r.n < r.b.limit/2 {
+		if r.n < r.b.Limit()/2 {
 			return false
 		}
-		r.b.used.Add(n - r.n) // one answer may be larger than the limit
+		r.b.Charge(n - r.n) // one answer may be larger than the limit
 	}
 	r.n = n
 	return true

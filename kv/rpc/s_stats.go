@@ -15,6 +15,8 @@ type counters struct {
 type Stats struct {
 	// Conns are the connections of clients, Internal those of other stores, Trial those that have not said which.
 	Conns, Internal, Trial int
+	// Calls are those whose handlers have not returned, or whose answers have not been sent.
+	Calls int
 	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there was none.
 	ConnsShed, ConnsRefused uint64
 	// RequestBytes are held of clients' requests, InternalBytes of those of other stores. BusyRequests counts calls that
@@ -36,13 +38,23 @@ func (in *intake) bytes() int64 {
 // Stats reads the counters.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	classes := s.mu.registry.classes
+	classes, calls := s.mu.registry.classes, 0
+	for c := range s.mu.conns {
+		calls += c.calls()
+	}
 	s.mu.Unlock()
 	return Stats{
-		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial],
+		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial], Calls: calls,
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
 		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
 		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),
-		AnswerBytes: s.answers.Used(), BusyAnswers: s.answers.refused.Load(), StalledReaders: s.stats.stalledReaders.Load(),
+		AnswerBytes: s.answers.Used(), BusyAnswers: s.answers.Refused(), StalledReaders: s.stats.stalledReaders.Load(),
 	}
+}
+
+// calls is how many calls the connection has.
+func (c *conn) calls() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(int(c.mu.active), len(c.mu.streams))
 }

@@ -105,7 +105,7 @@ func (st *Stream) Offer(m any) error {
 func (st *Stream) Backlog() int {
 	st.call.c.mu.Lock()
 	defer st.call.c.mu.Unlock()
-	return len(st.call.mu.pending)
+	return st.call.mu.backlog()
 }
 
 // offerInline has the handler's OnMessage see a message, if it may.
@@ -179,7 +179,7 @@ func (st *Stream) SendMsg(m any) error {
 		}
 		c.pushYielding()
 	}
-	for !st.call.mu.gone && len(st.call.mu.pending) > 0 {
+	for !st.call.mu.gone && st.call.mu.backlog() > 0 {
 		c.kickLocked()
 		c.mu.Unlock()
 		select {

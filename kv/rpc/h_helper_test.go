@@ -12,18 +12,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-
-	"github.com/tinykv/tinykv/proto/codec"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
-	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	getPath    = "/tinykvpb.TinyKv/RawGet"
@@ -61,31 +57,6 @@ func (k *kv) BatchCommands(st tinykvpb.TinyKv_BatchCommandsServer) error {
 			return err
 		}
 	}
-}
-
-// start serves k until the test ends; inline, if not nil, sees gets first.
-func start(t testing.TB, o Options, k *kv, inline InlineFunc) (*Server, string) {
-	return startWith(t, o, func(s *Server) {
-		tinykvpb.RegisterTinyKvServer(s, k)
-		if inline != nil {
-			s.HandleInline(getPath, inline)
-		}
-	})
-}
-
-func startWith(t testing.TB, o Options, register func(*Server)) (*Server, string) {
-	t.Helper()
-	s := New(o)
-	register(s)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() {
-		s.Stop()
-		require.ErrorIs(t, <-done, ErrStopped)
-	})
-	return s, l.Addr().String()
 }
 
 // dial makes a client that lives as long as the test.
@@ -127,43 +98,6 @@ func returns(t testing.TB, what string, f func()) {
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
 	wait(t, done, what)
-}
-
-func (s *Server) allConns() []*conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []*conn
-	for c := range s.mu.conns {
-		out = append(out, c)
-	}
-	return out
-}
-
-// counts is what a connection believes about its calls.
-func (c *conn) counts() (active, streams int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return int(c.mu.active), len(c.mu.streams)
-}
-
-// idle waits until no connection has calls.
-func idle(t testing.TB, s *Server) {
-	t.Helper()
-	require.Eventually(t, func() bool {
-		for _, c := range s.allConns() {
-			if a, n := c.counts(); a != 0 || n != 0 {
-				return false
-			}
-		}
-		return true
-	}, patience, time.Millisecond, "calls are left")
-}
-
-// only is the one connection of a server.
-func only(t testing.TB, s *Server) *conn {
-	t.Helper()
-	require.Eventually(t, func() bool { return len(s.allConns()) == 1 }, patience, time.Millisecond)
-	return s.allConns()[0]
 }
 
 // raw is a client that says what it likes.
@@ -393,10 +327,41 @@ func newDecoder() *hpack.Decoder { return hpack.NewDecoder(tableSize, nil) }
 
 func newEncoder(w io.Writer) *hpack.Encoder { return hpack.NewEncoder(w) }
 
-// writeConn is a connection that keeps what is written.
-type writeConn struct {
-	net.Conn
-	bufferConn
+func initial(n uint32) http2.Setting {
+	return http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}
 }
 
-func (w *writeConn) Write(p []byte) (int, error) { return w.bufferConn.Write(p) }
+// dataOf reads until n bytes have come for a call, and that nothing more comes until the server has seen all.
+func (r *raw) dataOf(id uint32, n int) {
+	r.t.Helper()
+	got := 0
+	for got < n {
+		f, err := r.next()
+		require.NoError(r.t, err)
+		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
+			got += len(d.Data())
+		}
+	}
+	require.NoError(r.t, r.fr.WritePing(false, [8]byte{9}))
+	for {
+		f, err := r.next()
+		require.NoError(r.t, err)
+		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
+			got += len(d.Data())
+		}
+		if p, ok := f.(*http2.PingFrame); ok && p.IsAck() && p.Data == [8]byte{9} {
+			break
+		}
+	}
+	require.Equal(r.t, n, got)
+}
+
+// script records what a client sends after its SETTINGS.
+func script(f func(r *raw)) []byte {
+	var buf bytes.Buffer
+	r := &raw{fr: http2.NewFramer(&buf, nil)}
+	r.fr.AllowIllegalWrites = true
+	r.enc = newEncoder(&r.buf)
+	f(r)
+	return buf.Bytes()
+}

@@ -105,7 +105,7 @@ func TestClientConnectionWindow(t *testing.T) {
 	stuck := get(within(t), c, make([]byte, 1000))
 	stuckID := p.opened().StreamID
 	p.dataOf(stuckID, 10)
-	p.works(c, "x")
+	works(p, c, "x")
 	require.NoError(t, p.fr.WriteWindowUpdate(stuckID, 1000))
 	p.until("the end", func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && d.StreamEnded() })
 	p.reply(stuckID, "")
@@ -149,7 +149,7 @@ func TestClientLargeMessages(t *testing.T) {
 func TestClientBackpressure(t *testing.T) {
 	const size, window, messages = 10_000, 65535, 100
 	sent := make(chan int, messages)
-	_, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+	_, addr := startC(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
 		for i := range messages {
 			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: bytes.Repeat([]byte{byte(i)}, size)}); err != nil {
 				return err
@@ -157,7 +157,7 @@ func TestClientBackpressure(t *testing.T) {
 			sent <- i
 		}
 		return nil
-	}}, echoInline)
+	}}, echoInlineC)
 	c := client(t, addr, ClientOptions{StreamWindow: window})
 	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(within(t))
 	require.NoError(t, err)
@@ -169,13 +169,7 @@ func TestClientBackpressure(t *testing.T) {
 		require.NoError(t, r.err)
 	}
 	require.LessOrEqual(t, len(sent), 1, "sent beyond the window")
-	queued := 0
-	in := &ClientStreamOf(st.Context()).in
-	in.mu.Lock()
-	for _, m := range in.mu.queue {
-		queued += len(m.body)
-	}
-	in.mu.Unlock()
+	_, queued, _ := ClientStreamOf(st.Context()).in.queued()
 	require.LessOrEqual(t, queued, window)
 	for i := range messages {
 		resp := new(kvrpcpb.RawGetResponse)
@@ -188,7 +182,7 @@ func TestClientBackpressure(t *testing.T) {
 // TestClientOnMessage: messages are seen in order, inline or by RecvMsg, and the windows are given back either way.
 func TestClientOnMessage(t *testing.T) {
 	const messages, size = 400, 5000 // many times the window
-	_, addr := start(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
+	_, addr := startC(t, Options{}, &kv{stream: func(st grpc.ServerStream) error {
 		for i := range messages {
 			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: bytes.Repeat([]byte{byte(i)}, size)}); err != nil {
 				return err

@@ -48,7 +48,7 @@ func TestAnswersThatAreAlwaysSent(t *testing.T) {
 				s.Always(getPath)
 			}
 		})
-		s.Answers().used.Store(8 * mib) // others hold it all
+		s.Answers().Charge(8 * mib) // others hold it all
 		resp, err := dialKv(t, addr).RawGet(within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")})
 		if always {
 			require.NoError(t, err)
@@ -56,6 +56,6 @@ func TestAnswersThatAreAlwaysSent(t *testing.T) {
 		} else {
 			require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		}
-		s.Answers().used.Add(-8 * mib)
+		s.Answers().Charge(-8 * mib)
 	}
 }

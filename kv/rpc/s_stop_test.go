@@ -358,7 +358,7 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 	c := only(t, s)
 	require.NoError(t, c.nc.(*net.TCPConn).SetWriteBuffer(1<<20))
 	r.call(1, nil)
-	require.Eventually(t, func() bool { return c.keep.frames.Load() >= 5 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return c.keep.count() >= 5 }, patience, time.Millisecond)
 	done := stopping(t, s)
 	require.NoError(t, r.fr.WritePing(true, drainPing))
 	require.Eventually(t, func() bool {
@@ -367,9 +367,9 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 		return !c.mu.endBy.IsZero()
 	}, patience, time.Millisecond)
 	for range 10 {
-		n := c.keep.frames.Load()
+		n := c.keep.count()
 		require.NoError(t, r.fr.WriteSettings()) // wants an answer, but there is none any more
-		require.Eventually(t, func() bool { return c.keep.frames.Load() > n }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return c.keep.count() > n }, patience, time.Millisecond)
 	}
 	a := r.answer(1)
 	require.Len(t, a.value, size)

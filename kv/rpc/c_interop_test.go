@@ -38,9 +38,9 @@ func startGo(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.Se
 // servers runs a test against each server that a client may meet.
 func servers(t *testing.T, register func(grpc.ServiceRegistrar), f func(t *testing.T, addr string)) {
 	t.Run("ours", func(t *testing.T) {
-		s, addr := startWith(t, Options{MaxRecv: 16 << 20, MaxSend: 16 << 20}, func(s *Server) { register(s) })
+		s, addr := startWithC(t, Options{MaxRecv: 16 << 20, MaxSend: 16 << 20}, func(s *Server) { register(s) })
 		f(t, addr)
-		idle(t, s)
+		require.Eventually(t, func() bool { return s.Stats().Calls == 0 }, patience, time.Millisecond, "calls are left")
 	})
 	t.Run("grpc-go", func(t *testing.T) { f(t, startGo(t, register)) })
 	t.Run("grpc-go with our codec", func(t *testing.T) { f(t, startGo(t, register, codec.ServerOption())) })

@@ -101,7 +101,7 @@ func TestDeadlineWithoutAConnection(t *testing.T) {
 // TestDeadlineOfAStream and of calls that wait for their turn.
 func TestDeadlineOfAStream(t *testing.T) {
 	h := newHanging()
-	_, addr := start(t, Options{MaxStreams: 1}, &h.kv, nil)
+	_, addr := startC(t, Options{MaxStreams: 1}, &h.kv, nil)
 	c := client(t, addr, ClientOptions{})
 	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(WithDeadline(within(t), time.Now().Add(patience/2)))
 	require.NoError(t, err)

@@ -81,8 +81,8 @@ func stressSeed(t *testing.T) uint64 {
 func TestClientStress(t *testing.T) {
 	const workers, rounds = 16, 150
 	seed := stressSeed(t)
-	half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
-	s, addr := start(t, Options{}, &kv{}, half)
+	half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInlineC(call, request) }
+	s, addr := startC(t, Options{}, &kv{}, half)
 	p := cut(t, addr, rand.New(rand.NewPCG(seed, 0)))
 	cc := client(t, p.l.Addr().String(), ClientOptions{MinBackoff: 1, MaxBackoff: 1, StreamWindow: 100_000, ConnWindow: 200_000})
 	c := tinykvpb.NewTinyKvClient(cc)
@@ -113,7 +113,7 @@ func TestClientStress(t *testing.T) {
 		require.Eventually(t, func() bool { return l.open() == 0 }, patience, time.Millisecond)
 	}
 	returns(t, "Close", func() { _ = cc.Close() })
-	idle(t, s)
+	require.Eventually(t, func() bool { return s.Stats().Calls == 0 }, patience, time.Millisecond, "calls are left")
 }
 
 // mayFail are the errors of connections that are cut and calls that are cancelled.

@@ -155,8 +155,8 @@ func TestClientBrokenAnswers(t *testing.T) {
 		}},
 		"window overflow":   {codes.Internal, func(p *peer, id uint32) { _ = p.fr.WriteWindowUpdate(id, maxWindow) }},
 		"too large":         {codes.ResourceExhausted, func(p *peer, id uint32) { p.begin(id); p.data(id, []byte{0, 0xff, 0, 0, 0}, false) }},
-		"headers too large": {codes.ResourceExhausted, func(p *peer, id uint32) { p.headerBomb(id, false) }},
-		"end too large":     {codes.ResourceExhausted, func(p *peer, id uint32) { p.begin(id); p.data(id, answer, false); p.headerBomb(id, true) }},
+		"headers too large": {codes.ResourceExhausted, func(p *peer, id uint32) { headerBomb(p, id, false) }},
+		"end too large":     {codes.ResourceExhausted, func(p *peer, id uint32) { p.begin(id); p.data(id, answer, false); headerBomb(p, id, true) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := listen(t)
@@ -168,13 +168,13 @@ func TestClientBrokenAnswers(t *testing.T) {
 			r := wait(t, res, "the call")
 			require.Equal(t, say.code, status.Code(r.err), r.err)
 			require.False(t, NotSent(r.err))
-			p.works(c, "next")
+			works(p, c, "next")
 		})
 	}
 }
 
 // headerBomb is a few bytes that become many: a field of the table, again and again.
-func (p *peer) headerBomb(id uint32, end bool) {
+func headerBomb(p *peer, id uint32, end bool) {
 	p.t.Helper()
 	p.buf.Reset()
 	f := []string{":status", "200", "content-type", "application/grpc", "x", strings.Repeat("x", 3000)}
@@ -211,7 +211,7 @@ func TestClientIgnoredFrames(t *testing.T) {
 	require.Equal(t, "v", string(wait(t, res, "the answer").value))
 	p.reply(id, "twice")
 	_ = p.fr.WriteRSTStream(id, http2.ErrCodeNo)
-	p.works(c, "next")
+	works(p, c, "next")
 }
 
 // TestClientResets: every code has its meaning; only one says that nothing was done.
@@ -276,11 +276,11 @@ func TestClientGoAway(t *testing.T) {
 	require.Equal(t, "above", key)
 	q.reply(id2, "to above")
 	require.Equal(t, "to above", string(wait(t, above, "the call").value))
-	q.works(c, "new")
+	works(q, c, "new")
 	p.reply(id, "to below")
 	require.Equal(t, "to below", string(wait(t, below, "the call").value))
 	p.closed()
-	q.works(c, "newer")
+	works(q, c, "newer")
 }
 
 // TestClientGoAwayOfACallThatIsCancelled: the connection ends with its last call, however that ends.
@@ -419,7 +419,7 @@ func TestClientEarlyAnswer(t *testing.T) {
 	require.Equal(t, http2.ErrCodeNo, p.reset(id))
 	require.NoError(t, p.fr.WriteWindowUpdate(0, 100_000))
 	require.NoError(t, p.fr.WriteWindowUpdate(id, 100_000))
-	p.works(c, "next")
+	works(p, c, "next")
 }
 
 // TestClientOneAnswerToAStream: as with a unary call it counts only if the call has ended well.
@@ -460,7 +460,7 @@ func TestClientOneAnswerToAStream(t *testing.T) {
 			say.do(p, id)
 			err := wait(t, ended, "the call")
 			require.Equal(t, say.code, status.Code(err), err)
-			p.works(c, "next")
+			works(p, c, "next")
 		})
 	}
 }
@@ -514,5 +514,5 @@ func TestClientStreamWindow(t *testing.T) {
 		require.NoError(t, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
 	}
 	require.Equal(t, codes.Internal, status.Code(st.RecvMsg(new(kvrpcpb.RawGetResponse))))
-	p.works(c, "next")
+	works(p, c, "next")
 }

@@ -448,7 +448,7 @@ func TestClientThatReadsNothing(t *testing.T) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		most = max(most, c.mu.out.size)
-		if n := c.keep.frames.Load(); n != frames || !c.mu.writing {
+		if n := c.keep.count(); n != frames || !c.mu.writing {
 			frames, still = n, 0
 		}
 		still++
@@ -471,7 +471,7 @@ func TestMemoryOfAnIdleConnection(t *testing.T) {
 			returns(t, "Stop", s.Stop) // now everything may be looked at
 			require.Nil(t, c.last.request)
 			require.Nil(t, c.last.parts.msg)
-			require.Nil(t, c.last.mu.pending)
+			require.Zero(t, c.last.mu.backlog())
 		})
 	}
 	for name, path := range map[string]string{"half a request": getPath, "half a message": streamPath} {

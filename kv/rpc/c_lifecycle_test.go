@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"sync"
@@ -69,11 +68,16 @@ func TestClientOfAServerThatComesLater(t *testing.T) {
 // TestClientLosesCallsUnderWay: a call that may have been carried out is not made again.
 func TestClientLosesCallsUnderWay(t *testing.T) {
 	h := newHanging()
-	s, addr := start(t, Options{}, &h.kv, nil)
-	c := client(t, addr, ClientOptions{})
+	_, addr := startC(t, Options{}, &h.kv, nil)
+	dialed := make(chan net.Conn, 1)
+	c := client(t, addr, ClientOptions{Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		dialed <- nc
+		return nc, err
+	}})
 	res := get(context.Background(), c, nil)
 	wait(t, h.left, "the handler")
-	only(t, s).close(errors.New("cut"))
+	require.NoError(t, (<-dialed).Close())
 	r := wait(t, res, "the call")
 	require.Equal(t, codes.Unavailable, status.Code(r.err))
 	require.False(t, NotSent(r.err))
@@ -113,7 +117,7 @@ func TestClientOutOfIDs(t *testing.T) {
 	link.mu.Lock()
 	link.mu.nextID = 1<<31 - 3
 	link.mu.Unlock()
-	p.works(c, "last")
+	works(p, c, "last")
 	next := get(within(t), c, []byte("next"))
 	q := l.greeted()
 	id2, key := q.asked()
@@ -123,7 +127,7 @@ func TestClientOutOfIDs(t *testing.T) {
 	p.reply(id, "late")
 	require.Equal(t, "late", string(wait(t, first, "the first call").value))
 	p.closed()
-	q.works(c, "after")
+	works(q, c, "after")
 }
 
 // TestClientAttempts: callers share an attempt, and one that fails is followed by a pause.
@@ -206,7 +210,7 @@ func TestClientClose(t *testing.T) {
 	t.Run("unused", func(*testing.T) { closeTwice(NewClient("127.0.0.1:1", ClientOptions{})) })
 	t.Run("calls", func(t *testing.T) {
 		h := newHanging()
-		_, addr := start(t, Options{}, &h.kv, nil)
+		_, addr := startC(t, Options{}, &h.kv, nil)
 		c := NewClient(addr, ClientOptions{})
 		res := get(context.Background(), c, nil)
 		st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(context.Background())
@@ -232,7 +236,7 @@ func TestClientClose(t *testing.T) {
 
 // TestClientCloseWhileCallsBegin at every moment of a connection's life.
 func TestClientCloseWhileCallsBegin(t *testing.T) {
-	_, addr := start(t, Options{}, &kv{}, nil)
+	_, addr := startC(t, Options{}, &kv{}, nil)
 	for round := range 40 {
 		c := NewClient(addr, ClientOptions{})
 		begun := make(chan struct{}, 1000)
@@ -303,8 +307,8 @@ func TestClientKeepAlive(t *testing.T) {
 // TestClientLosesNoAnswerOfGracefulStop: what the server took it answers, and what it refused was not sent.
 func TestClientLosesNoAnswerOfGracefulStop(t *testing.T) {
 	for range 10 {
-		half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
-		s, addr := start(t, Options{}, &kv{}, half)
+		half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInlineC(call, request) }
+		s, addr := startC(t, Options{}, &kv{}, half)
 		c := client(t, addr, ClientOptions{})
 		var g group
 		var begun sync.WaitGroup

@@ -14,16 +14,6 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// script records what a client sends after its SETTINGS.
-func script(f func(r *raw)) []byte {
-	var buf bytes.Buffer
-	r := &raw{fr: http2.NewFramer(&buf, nil)}
-	r.fr.AllowIllegalWrites = true
-	r.enc = newEncoder(&r.buf)
-	f(r)
-	return buf.Bytes()
-}
-
 func seeds() [][]byte {
 	call := func(r *raw, id uint32, path, key string) {
 		_ = r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.block(path), EndHeaders: true})

@@ -24,20 +24,6 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-func initial(n uint32) http2.Setting {
-	return http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}
-}
-
-// TestInflow: the window of a connection is given back as it is used; beyond it is an error.
-func TestInflow(t *testing.T) {
-	w := inflow{size: 1000, left: 1000}
-	require.True(t, w.take(1000))
-	require.Zero(t, w.due(249))
-	require.EqualValues(t, 250, w.due(250))
-	require.True(t, w.take(250))
-	require.False(t, w.take(1))
-}
-
 // TestTinyWindows: answers come in as many pieces as the client's window asks for.
 func TestTinyWindows(t *testing.T) {
 	for name, inline := range map[string]InlineFunc{"handler": nil, "inline": echoInline} {
@@ -61,31 +47,6 @@ func TestTinyWindows(t *testing.T) {
 			})
 		}
 	}
-}
-
-// dataOf reads until n bytes have come for a call, and that nothing more comes until the server has seen all.
-func (r *raw) dataOf(id uint32, n int) {
-	r.t.Helper()
-	got := 0
-	for got < n {
-		f, err := r.next()
-		require.NoError(r.t, err)
-		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
-			got += len(d.Data())
-		}
-	}
-	require.NoError(r.t, r.fr.WritePing(false, [8]byte{9}))
-	for {
-		f, err := r.next()
-		require.NoError(r.t, err)
-		if d, ok := f.(*http2.DataFrame); ok && d.StreamID == id {
-			got += len(d.Data())
-		}
-		if p, ok := f.(*http2.PingFrame); ok && p.IsAck() && p.Data == [8]byte{9} {
-			break
-		}
-	}
-	require.Equal(r.t, n, got)
 }
 
 // TestWindowsChangeDuringACall also to below zero.
@@ -241,12 +202,7 @@ func TestQueueOfAStreamIsBounded(t *testing.T) {
 		r.data(1, large[len(large)-1:], false)
 	}
 	r.sync()
-	queued := 0
-	st.in.mu.Lock()
-	for _, m := range st.in.mu.queue {
-		queued += len(m.body)
-	}
-	st.in.mu.Unlock()
+	_, queued, _ := st.in.queued()
 	require.LessOrEqual(t, queued, limit+window)
 }
 
@@ -321,9 +277,8 @@ func TestMessagesBehindAMessageThatWaits(t *testing.T) {
 		conn.mu.Lock()
 		defer conn.mu.Unlock()
 		for _, call := range conn.mu.streams {
-			call.stream.in.mu.Lock()
-			defer call.stream.in.mu.Unlock()
-			return len(call.stream.in.mu.queue) == 1 && call.stream.in.mu.held > 0
+			n, _, whole := call.stream.in.queued()
+			return n == 1 && !whole
 		}
 		return false
 	}
@@ -445,7 +400,7 @@ func TestSendAfterTheDeadline(t *testing.T) {
 	wait(t, ended, "the handler")
 	c := only(t, s)
 	c.mu.Lock()
-	pending := len(c.mu.streams[1].mu.pending)
+	pending := c.mu.streams[1].mu.backlog()
 	c.mu.Unlock()
 	close(look)
 	require.Less(t, pending, 1100)
