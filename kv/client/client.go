@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/client/fill"
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -703,7 +703,7 @@ func (p *pool) dialer() security.Dialer {
 func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
-		conn := rpc.NewClient(addr, rpc.ClientOptions{
+		conn := rpc.New(addr, rpc.Options{
 			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true, Dial: p.dialer(),
 		})
 		s.conns = append(s.conns, conn)
