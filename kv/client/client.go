@@ -412,7 +412,11 @@ func (c *Client) clusterID() uint64 {
 func (c *Client) onRPCError(r *cachedRegion, err error) *verdict {
 	st := status.Convert(err)
 	v := &verdict{cause: fmt.Errorf("store %d: %w", r.leader.StoreId, err), pause: true}
-	switch st.Code() {
+	code := st.Code()
+	if rpc.NotConnected(err) {
+		code = codes.Unavailable
+	}
+	switch code {
 	case codes.Unavailable:
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)

@@ -14,8 +14,17 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// clientCall is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in
-// mu.
+// clientCall is one RPC under way.
+//
+// Each field has one owner, from the headers to the end of the call:
+//
+//   - l, method, stream and done do not change once the call has begun.
+//   - The goroutine that reads the connection owns the receiving half, from headed to hasAnswer.
+//   - The connection's lock guards mu. While gone is not set, the call is among the connection's calls. Whoever takes it
+//     out, under the lock, ends it: it gives err by done, or the end to the stream's inbox, once.
+//   - A unary call that has ended without an error belongs to its caller, with answer and compressed: the reading goroutine
+//     has ended it, and does not look at it again. One that ended with an error may still be seen by that goroutine, and is
+//     left to the garbage collector.
 type clientCall struct {
 	l *link
 
@@ -78,7 +87,7 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 	for {
 		switch {
 		case parent.Err() != nil:
-			return &notSent{status.FromContextError(parent.Err())}
+			return &notSent{st: status.FromContextError(parent.Err())}
 		case l.shut.Load():
 			return notSentf("connection to %s: no call is taken any more", l.c.addr)
 		case len(l.mu.calls) >= int(l.mu.max) || l.mu.out.Size > rpc.MaxOut:
@@ -87,7 +96,7 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 			err := wait.Err()
 			stop()
 			if err != nil {
-				return &notSent{status.FromContextError(err)}
+				return &notSent{st: status.FromContextError(err)}
 			}
 			continue
 		}
@@ -101,7 +110,7 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 	}
 	left := timeout(ctx)
 	if ok && left == 0 {
-		return &notSent{status.FromContextError(context.DeadlineExceeded)}
+		return &notSent{st: status.FromContextError(context.DeadlineExceeded)}
 	}
 	call.l, call.method = l, method
 	l.mu.out.BeginLocked(&call.mu.Sender, l.mu.nextID, call)

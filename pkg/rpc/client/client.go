@@ -69,15 +69,19 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// notSent is the error of a call of which the server has certainly carried out nothing.
-type notSent struct{ st *status.Status }
+// notSent is the error of a call of which the server has certainly carried out nothing. dialing: the call was still waiting
+// for a connection.
+type notSent struct {
+	st      *status.Status
+	dialing bool
+}
 
 func (e *notSent) Error() string { return e.st.Err().Error() }
 
 func (e *notSent) GRPCStatus() *status.Status { return e.st }
 
 func notSentf(format string, a ...any) error {
-	return &notSent{status.Newf(codes.Unavailable, format, a...)}
+	return &notSent{st: status.Newf(codes.Unavailable, format, a...)}
 }
 
 // NotSent tells whether err is that of a call of which the server has certainly carried out nothing: there was no
@@ -85,6 +89,12 @@ func notSentf(format string, a ...any) error {
 func NotSent(err error) bool {
 	var e *notSent
 	return errors.As(err, &e)
+}
+
+// NotConnected tells whether err is that of a call whose deadline passed while it waited for a connection to be made.
+func NotConnected(err error) bool {
+	var e *notSent
+	return errors.As(err, &e) && e.dialing && e.st.Code() == codes.DeadlineExceeded
 }
 
 // Client is a connection to one server, made when it is first needed and again when it was lost. It implements
@@ -182,15 +192,13 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 		return a.link, a.err
 	case <-ctx.Done():
 		st := status.FromContextError(ctx.Err())
-		if st.Code() == codes.DeadlineExceeded {
-			st = status.Newf(codes.Unavailable, "connection to %s: error while dialing: no connection before the deadline", c.addr)
-		}
-		return nil, &notSent{st}
+		st = status.Newf(st.Code(), "connection to %s: %s while dialing", c.addr, st.Message())
+		return nil, &notSent{st: st, dialing: true}
 	}
 }
 
 func (c *Client) closedError() error {
-	return &notSent{status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed)}
+	return &notSent{st: status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed)}
 }
 
 // connect makes one attempt.

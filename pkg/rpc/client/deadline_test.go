@@ -95,8 +95,9 @@ func TestDeadlineWithoutAConnection(t *testing.T) {
 	}
 	c := client(t, "nowhere:1", Options{Dial: dial, ConnectTimeout: rpctest.Patience})
 	err := rpctest.Wait(t, rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil), "the deadline").Err
-	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
 	require.True(t, NotSent(err))
+	require.True(t, NotConnected(err))
 }
 
 // TestDeadlineOfAStream and of calls that wait for their turn.
@@ -110,6 +111,7 @@ func TestDeadlineOfAStream(t *testing.T) {
 	err = rpctest.Wait(t, rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil), "the call in the queue").Err
 	require.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
 	require.True(t, NotSent(err))
+	require.False(t, NotConnected(err))
 	require.NoError(t, st.Context().Err())
 
 	c2 := client(t, addr, Options{})

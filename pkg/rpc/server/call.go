@@ -15,11 +15,21 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Call is one RPC under way. What the reading goroutine owns stands first, what the connection's lock guards is in mu.
+// Call is one RPC under way.
+//
+// Each field has one owner, from the headers to the end of the call:
+//
+//   - c, m, deadline and encoding do not change once the headers are read.
+//   - The goroutine that reads the connection owns the receiving half. ended and stream it writes under the connection's
+//     lock, so that others may read them under it.
+//   - request goes from there to the handler, once, when the call is dispatched; then it is the handler's, as is room.
+//   - The connection's lock guards mu: what is sent, and the end.
+//   - The intake's lock guards bill.
+//   - answered is set by whoever ends the call, and whoever has set it calls finishLocked, once.
 type Call struct {
 	c *conn
-	// ended: the client has sent all it wants to. Written under the lock. discard: the messages broke a rule, or were too
-	// many; the rest is not looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
+	// ended: the client has sent all it wants to. discard: the messages broke a rule, or were too many; the rest is not
+	// looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
 	ended, discard         bool
 	hasRequest, dispatched bool
 	m                      *method
@@ -36,12 +46,14 @@ type Call struct {
 	claim *claim
 	// charged: the call has been charged for requests.
 	charged, answered atomic.Bool
-	// held is what the call is charged for, open its claim. Both belong to the intake's lock.
-	held int64
-	open *claim
+	bill              struct {
+		// held is what the call is charged for, open its claim.
+		held int64
+		open *claim
+	}
 	// room is what the handler of a unary call has taken for its answer; nil before it is called.
 	room *Room
-	// stream is set for calls of stream methods. Written under the lock.
+	// stream is set for calls of stream methods.
 	stream *Stream
 
 	mu struct {

@@ -109,7 +109,7 @@ func (in *intake) begin(call *Call, need int64) *claim {
 	now := time.Now()
 	cl := &claim{call: call, in: in, need: need, charged: first, began: now, moved: now}
 	in.chargeLocked(call, first)
-	call.open = cl
+	call.bill.open = cl
 	in.mu.live[cl] = struct{}{}
 	in.watchLocked()
 	return cl
@@ -117,7 +117,7 @@ func (in *intake) begin(call *Call, need int64) *claim {
 
 func (in *intake) chargeLocked(call *Call, n int64) {
 	in.mu.used += n
-	call.held += n
+	call.bill.held += n
 }
 
 // The answers of ask.
@@ -132,7 +132,7 @@ func (in *intake) ask(cl *claim) int {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	switch {
-	case cl.call.open != cl: // the call has ended
+	case cl.call.bill.open != cl: // the call has ended
 		return askLater
 	case len(in.mu.waiting) == 0 && in.grantLocked(cl):
 		return askGranted
@@ -170,10 +170,10 @@ func (in *intake) complete(cl *claim) (charged, window int64) {
 
 // closeLocked takes a claim out; those behind it have their turn.
 func (in *intake) closeLocked(cl *claim) {
-	if cl.call.open != cl {
+	if cl.call.bill.open != cl {
 		return
 	}
-	cl.call.open = nil
+	cl.call.bill.open = nil
 	delete(in.mu.live, cl)
 	in.mu.waiting = slices.DeleteFunc(in.mu.waiting, func(w *claim) bool { return w == cl })
 	in.serveLocked()
@@ -187,8 +187,8 @@ func (in *intake) give(call *Call, n int64) {
 }
 
 func (in *intake) giveLocked(call *Call, n int64) {
-	n = min(n, call.held)
-	call.held -= n
+	n = min(n, call.bill.held)
+	call.bill.held -= n
 	in.mu.used -= n
 	in.serveLocked()
 }
@@ -197,17 +197,17 @@ func (in *intake) giveLocked(call *Call, n int64) {
 func (in *intake) release(call *Call) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if call.open != nil {
-		in.closeLocked(call.open)
+	if call.bill.open != nil {
+		in.closeLocked(call.bill.open)
 	}
-	in.giveLocked(call, call.held)
+	in.giveLocked(call, call.bill.held)
 }
 
 // abandon takes back what a message is charged that will not end.
 func (in *intake) abandon(cl *claim) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if cl.call.open == cl {
+	if cl.call.bill.open == cl {
 		in.closeLocked(cl)
 		in.giveLocked(cl.call, cl.charged)
 	}
