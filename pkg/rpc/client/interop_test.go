@@ -335,3 +335,23 @@ func TestClientAnswerBeforeTheEnd(t *testing.T) {
 		require.Zero(t, onlyLink(t, cc).open())
 	})
 }
+
+// TestCancelBeforeTheAnswer: what was cancelled before CloseAndRecv is never answered well, although the server may be
+// quicker than the watch for the context's end.
+func TestCancelBeforeTheAnswer(t *testing.T) {
+	servers(t, func(s grpc.ServiceRegistrar) {
+		svc := rpctest.NewTestService()
+		svc.Began, svc.Cancelled = make(chan struct{}, 5000), make(chan error, 5000)
+		grpc_testing.RegisterTestServiceServer(s, svc)
+	}, func(t *testing.T, addr string) {
+		c := grpc_testing.NewTestServiceClient(client(t, addr, Options{}))
+		for range 1500 {
+			ctx, cancel := context.WithCancel(rpctest.Within(t))
+			st, err := c.StreamingInputCall(ctx)
+			require.NoError(t, err)
+			cancel()
+			_, err = st.CloseAndRecv()
+			require.Equal(t, codes.Canceled, status.Code(err), "%v", err)
+		}
+	})
+}

@@ -182,7 +182,7 @@ func TestClientContextEndsDuringConnect(t *testing.T) {
 	ctx, cancel = context.WithTimeout(rpctest.Within(t), time.Millisecond)
 	defer cancel()
 	_, err := tinykvpb.NewTinyKvClient(c).BatchCommands(ctx)
-	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
 	require.True(t, NotSent(err))
 	res = rpctest.Get(rpctest.Within(t), c, []byte("k"))
 	require.NoError(t, p.Framer.WriteSettings())

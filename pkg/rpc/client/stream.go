@@ -23,6 +23,8 @@ type Stream struct {
 	desc *grpc.StreamDesc
 	// stop ends the watch for the context's end.
 	stop func() bool
+	// ended is what RecvMsg has returned at the end. Owned by the receiver.
+	ended error
 	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
 	in       rpc.Inbox
@@ -82,7 +84,33 @@ func (st *Stream) giveBack(n int64) {
 // RecvMsg implements grpc.ClientStream. After the server's last message it returns io.EOF, or the error with which the
 // server ended the stream. If there is one message only, as the answer to a stream of requests, it returns that when it
 // is known how the call ended.
+//
+// Once the context has ended it returns that, whatever has come: the call's outcome does not depend on which of the two was
+// seen first.
 func (st *Stream) RecvMsg(v any) error {
+	if st.ended != nil {
+		return st.ended
+	}
+	err := st.contextError()
+	if err == nil {
+		err = st.recv(v)
+	}
+	if err != nil && err != io.EOF {
+		st.call.l.cancel(st.call) // unless it is the end that the server has told
+	}
+	st.ended = err
+	return err
+}
+
+// contextError is the error of a stream whose context has ended.
+func (st *Stream) contextError() error {
+	if err := st.ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	return nil
+}
+
+func (st *Stream) recv(v any) error {
 	m, end := st.next()
 	if st.desc.ServerStreams {
 		if end != nil {
@@ -98,7 +126,6 @@ func (st *Stream) RecvMsg(v any) error {
 	}
 	if _, end = st.next(); end == nil {
 		st.in.EndRecv(status.Error(codes.Internal, "more than one answer"))
-		st.call.l.cancel(st.call)
 		return status.Error(codes.Internal, "more than one answer")
 	} else if end != io.EOF {
 		return end
@@ -148,7 +175,7 @@ func (st *Stream) send(m any, last bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case call.mu.Gone:
+	case call.mu.Gone || st.ctx.Err() != nil:
 		return io.EOF
 	case call.mu.Last:
 		return errSentAll
