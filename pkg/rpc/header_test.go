@@ -1,13 +1,12 @@
 package rpc
 
 import (
+	"math"
 	"math/rand/v2"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
-
-	"math"
-	"net/url"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"

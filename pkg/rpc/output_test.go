@@ -8,8 +8,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"golang.org/x/net/http2"
+
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 )
 
 // twin puts messages together without thinking.

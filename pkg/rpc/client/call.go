@@ -6,12 +6,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/proto/codec"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // clientCall is one RPC under way.

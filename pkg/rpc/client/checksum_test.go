@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/tinykv/tinykv/pkg/rpc"
 	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // flipper is a proxy that flips one bit of the byte at an offset of what passes in one direction.

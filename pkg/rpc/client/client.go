@@ -11,12 +11,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/proto/codec"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // OnCorrupt is the core's, for those who know this room only.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
 	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"

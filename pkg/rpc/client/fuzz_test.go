@@ -10,10 +10,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
+
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 // answers are what a server may say after its SETTINGS to a client with a stream, 1, and a unary call, 3.

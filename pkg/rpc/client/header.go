@@ -6,11 +6,12 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // requestEncoder makes the header blocks of calls. Those of a method are always the same but for the timeout: once

@@ -10,10 +10,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 )
 
 // fields are the decoded headers of a call.

@@ -3,10 +3,11 @@ package client
 import (
 	"errors"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // corrupt reports a message that was damaged on its way, and returns what ends the connection.

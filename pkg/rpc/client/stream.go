@@ -6,12 +6,13 @@ import (
 	"io"
 	"sync/atomic"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/proto/codec"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or

@@ -6,9 +6,10 @@ import (
 	"runtime"
 	"slices"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // pumpLocked sends what waited for a window.

@@ -3,11 +3,13 @@ package server
 import (
 	"errors"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/proto/codec"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/proto/codec"
 )
 
 // Reply answers with a message and success. Of all answers the first counts. It does not block.
@@ -80,7 +82,13 @@ func (call *Call) sendTrailersLocked(httpStatus int) {
 		call.sendHeadersLocked()
 		block = c.mu.enc.block(blockOK)
 	} else {
+		if call.mu.md != nil && len(call.mu.md.header) > 0 {
+			call.sendHeadersLocked()
+		}
 		block = c.mu.enc.failure(st, !call.mu.Headed, httpStatus)
+	}
+	if call.mu.md != nil {
+		block = c.mu.enc.with(block, call.mu.md.trailer)
 	}
 	c.mu.out.HeadersLocked(call.mu.ID, block, true)
 	if !call.ended {
@@ -94,7 +102,11 @@ func (call *Call) sendTrailersLocked(httpStatus int) {
 func (call *Call) sendHeadersLocked() {
 	if !call.mu.Headed {
 		call.mu.Headed = true
-		call.c.mu.out.HeadersLocked(call.mu.ID, call.c.mu.enc.block(blockHeaders), false)
+		block := call.c.mu.enc.block(blockHeaders)
+		if call.mu.md != nil {
+			block = call.c.mu.enc.with(block, call.mu.md.header)
+		}
+		call.c.mu.out.HeadersLocked(call.mu.ID, block, false)
 	}
 }
 
@@ -192,4 +204,76 @@ func (call *Call) dropLocked() {
 	if call.stream != nil {
 		call.stream.wakeSender()
 	}
+}
+
+// Method is the path of the call. With SetHeader, SendHeader and SetTrailer it makes a Call a grpc.ServerTransportStream,
+// which handlers find in their contexts by grpc's functions of these names.
+func (call *Call) Method() string { return call.m.path }
+
+// Metadata is what the client has sent with the call besides the protocol's headers; nil if that is nothing. It must not be
+// changed.
+func (call *Call) Metadata() metadata.MD {
+	if call.more == nil {
+		return nil
+	}
+	return call.more.md
+}
+
+// SetHeader adds to the metadata that is sent before the first message. It fails if that was sent, or cannot be.
+func (call *Call) SetHeader(md metadata.MD) error {
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	return call.setHeaderLocked(md)
+}
+
+func (call *Call) setHeaderLocked(md metadata.MD) error {
+	if call.mu.Headed {
+		return status.Error(codes.Internal, "the headers were sent already")
+	}
+	return call.addLocked(md, func(x *answerMetadata) *metadata.MD { return &x.header })
+}
+
+// addLocked adds to the metadata of the answer, unless it cannot be sent.
+func (call *Call) addLocked(md metadata.MD, to func(*answerMetadata) *metadata.MD) error {
+	if len(md) == 0 {
+		return nil
+	}
+	if err := rpc.CheckMetadata(md); err != nil {
+		return err
+	}
+	x := call.mu.md
+	if x == nil {
+		x = new(answerMetadata)
+	}
+	all := metadata.Join(*to(x), md)
+	if limit := call.c.s.opts.MaxHeaderBytes; rpc.MetadataSize(all) > int(limit) {
+		return status.Errorf(codes.ResourceExhausted, "metadata larger than max (%d)", limit)
+	}
+	*to(x), call.mu.md = all, x
+	return nil
+}
+
+// answerMetadata goes with an answer. It belongs to the connection's lock.
+type answerMetadata struct{ header, trailer metadata.MD }
+
+// SendHeader is SetHeader, and sends the metadata now.
+func (call *Call) SendHeader(md metadata.MD) error {
+	c := call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := call.setHeaderLocked(md); err != nil {
+		return err
+	}
+	if !call.mu.Gone {
+		call.sendHeadersLocked()
+		c.kickLocked()
+	}
+	return nil
+}
+
+// SetTrailer adds to the metadata that is sent with the status. It fails if that cannot be.
+func (call *Call) SetTrailer(md metadata.MD) error {
+	call.c.mu.Lock()
+	defer call.c.mu.Unlock()
+	return call.addLocked(md, func(x *answerMetadata) *metadata.MD { return &x.trailer })
 }

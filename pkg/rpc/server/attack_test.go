@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+
 	"github.com/tinykv/tinykv/pkg/rpc"
 	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
-	"golang.org/x/net/http2"
-	"google.golang.org/grpc"
 )
 
 // gate is a handler whose calls wait, whatever their client does, until the gate is opened.

@@ -8,18 +8,21 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // Call is one RPC under way.
 //
 // Each field has one owner, from the headers to the end of the call:
 //
-//   - c, m, deadline and encoding do not change once the headers are read.
+//   - c, m, deadline, encoding and more.md do not change once the headers are read.
 //   - The goroutine that reads the connection owns the receiving half. ended and stream it writes under the connection's
 //     lock, so that others may read them under it.
 //   - request goes from there to the handler, once, when the call is dispatched; then it is the handler's, as is room.
@@ -55,6 +58,8 @@ type Call struct {
 	room *Room
 	// stream is set for calls of stream methods.
 	stream *Stream
+	// more is what few calls have; nil for others. It is part of the receiving half.
+	more *callMore
 
 	mu struct {
 		// gone: cancelled by the client, or ended from here.
@@ -62,6 +67,8 @@ type Call struct {
 		// finish, if set, ends the call after what is pending.
 		finish *status.Status
 		cancel context.CancelFunc
+		// md goes with the answer, if there is any.
+		md *answerMetadata
 	}
 }
 
@@ -115,12 +122,15 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	c.mu.out.BeginLocked(&call.mu.Sender, id, call)
 	c.mu.Unlock()
 	c.last = call
-	if bad != nil {
+	call.m = m
+	switch {
+	case httpStatus != 0:
+		return call.refuseHTTP(bad, httpStatus, f.StreamEnded())
+	case bad != nil:
 		call.ended = f.StreamEnded()
-		call.end(status.Convert(bad), httpStatus)
+		call.Fail(bad)
 		return nil
-	}
-	if call.m = m; refused != nil {
+	case refused != nil:
 		call.ended = f.StreamEnded()
 		call.Fail(refused)
 		return nil
@@ -143,7 +153,34 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	if req.timeout >= 0 {
 		call.deadline = max(time.Since(c.keep.Began)+min(req.timeout, math.MaxInt64/2), 1)
 	}
+	if req.length >= 0 || req.md != nil {
+		call.more = &callMore{left: req.length, md: req.md}
+	}
 	return call
+}
+
+// refuseHTTP answers a request that is not gRPC. A client that sends more with it has the answer when it has sent that, or
+// has used its window up: only clients of gRPC expect an answer before.
+func (call *Call) refuseHTTP(err error, httpStatus int, ended bool) error {
+	if call.more == nil {
+		call.more = &callMore{left: -1}
+	}
+	call.more.refusal, call.more.httpStatus = status.Convert(err), httpStatus
+	call.discard = true
+	if ended {
+		return call.onEnd()
+	}
+	return nil
+}
+
+// callMore is what few calls have.
+type callMore struct {
+	// left is how many bytes of messages the client has still to send; negative if it has not said. md is its metadata.
+	left int64
+	md   metadata.MD
+	// refusal is the answer to a request that is not gRPC, with its HTTP status.
+	refusal    *status.Status
+	httpStatus int
 }
 
 // sumOf begins the checksums of a call; m is nil if the connection may not call it.
@@ -184,6 +221,15 @@ func (call *Call) onEnd() error {
 	call.c.mu.Lock()
 	call.ended = true
 	call.c.mu.Unlock()
+	if x := call.more; x != nil {
+		if x.left > 0 { // it has said that there would be more (RFC 9113, 8.1.1)
+			return http2.StreamError{StreamID: call.mu.ID, Code: http2.ErrCodeProtocol}
+		}
+		if x.refusal != nil {
+			call.end(x.refusal, x.httpStatus)
+			return nil
+		}
+	}
 	switch {
 	case call.discard || call.answered.Load():
 	case call.isWithin():
@@ -249,11 +295,16 @@ func (call *Call) runUnary() {
 }
 
 // context makes the handler's context, which ends with the connection or at the client's deadline.
-func (call *Call) context() (context.Context, context.CancelFunc) {
+func (call *Call) context() (ctx context.Context, cancel context.CancelFunc) {
 	if d, ok := call.Deadline(); ok {
-		return context.WithDeadline(call.c.ctx, d)
+		ctx, cancel = context.WithDeadline(call.c.ctx, d)
+	} else {
+		ctx, cancel = context.WithCancel(call.c.ctx)
 	}
-	return context.WithCancel(call.c.ctx)
+	if md := call.Metadata(); md != nil {
+		ctx = metadata.NewIncomingContext(ctx, md)
+	}
+	return grpc.NewContextWithServerTransportStream(ctx, call), cancel
 }
 
 // onCancel registers what ends the handler's context; false if the client has cancelled already.

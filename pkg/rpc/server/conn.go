@@ -9,8 +9,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 const (

@@ -7,8 +7,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // errShed is why a connection ends that had no call when there was no room for others.

@@ -15,14 +15,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 // TestTinyWindows: answers come in as many pieces as the client's window asks for.

@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+
 	"github.com/tinykv/tinykv/pkg/rpc"
 	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
-	"golang.org/x/net/http2"
 )
 
 func seeds() [][]byte {

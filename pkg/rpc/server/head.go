@@ -2,14 +2,16 @@ package server
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // requestHead is what the header block says that is being read. Blocks of a kind that clients send again and again, but
@@ -69,7 +71,7 @@ func (h *requestHead) init(limit uint32) {
 
 func (h *requestHead) begin(f *http2.HeadersFrame) {
 	h.frame, h.sent = f, 0
-	h.headFields = headFields{req: request{timeout: -1}}
+	h.headFields = headFields{req: request{timeout: -1, length: -1}}
 	h.dec.SetEmitEnabled(true)
 }
 
@@ -170,9 +172,28 @@ func (h *requestHead) takeRegular(f hpack.HeaderField) {
 		if f.Value != "trailers" {
 			h.bad = errMalformed
 		}
+	case "content-length":
+		h.takeLength(f.Value)
 	case "connection", "proxy-connection", "keep-alive", "upgrade", "transfer-encoding":
 		h.bad = errMalformed
+	default:
+		if !rpc.IsReserved(f.Name) {
+			var err error
+			if h.req.md, err = rpc.AppendMetadata(h.req.md, f.Name, f.Value); err != nil {
+				h.bad = err
+			}
+		}
 	}
+}
+
+// takeLength reads a content-length: several must agree (RFC 9110, 8.6).
+func (h *requestHead) takeLength(v string) {
+	n, err := strconv.ParseUint(v, 10, 62)
+	if err != nil || h.req.length >= 0 && h.req.length != int64(n) {
+		h.bad = errMalformed
+		return
+	}
+	h.req.length = int64(n)
 }
 
 func (h *requestHead) takeTimeout(v string) {

@@ -4,19 +4,21 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // oracle reads headers as the http2 package does, and makes a request of the fields one after the other.
 func oracle(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
-	r.timeout = -1
+	r.timeout, r.length = -1, -1
 	isGRPC, isPost, pseudo := false, false, map[string]bool{}
 	for _, h := range f.Fields {
 		switch h.Name {
@@ -38,6 +40,21 @@ func oracle(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
 			}
 		case "connection", "proxy-connection", "keep-alive", "upgrade", "transfer-encoding":
 			return r, 0, errMalformed
+		case "content-length":
+			n, err := strconv.Atoi(h.Value)
+			if err != nil || h.Value[0] == '+' || n < 0 || r.length >= 0 && r.length != int64(n) {
+				return r, 0, errMalformed
+			}
+			r.length = int64(n)
+		case rpc.ChecksumHeader:
+			r.checksum = h.Value == rpc.ChecksumKind
+		default:
+			if rpc.IsReserved(h.Name) {
+				break
+			}
+			if r.md, err = rpc.AppendMetadata(r.md, h.Name, h.Value); err != nil {
+				return r, 0, err
+			}
 		}
 		pseudo[h.Name] = true
 	}
@@ -153,6 +170,9 @@ func randomHeads(rng *rand.Rand) []byte {
 		} {
 			if !rare() {
 				field(f[0], f[1])
+			}
+			if rare() {
+				field(pick("content-length", "content-length", "x", "some-bin", "y"), pick("0", "17", "-1", "1", "YWI", "YWI="))
 			}
 			if rare() {
 				field(pick(":path", ":method", ":scheme", ":status", ":protocol", "te", "x", "X-Big", "bad name", "connection", "grpc-encoding", "grpc-timeout", "content-type"),

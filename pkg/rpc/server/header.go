@@ -6,9 +6,11 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // request is what the headers of a call say.
@@ -19,6 +21,10 @@ type request struct {
 	encoding string
 	// checksum: messages carry checksums, in both directions.
 	checksum bool
+	// length is what all messages take together, in bytes; negative if the client does not say.
+	length int64
+	// md is the call's metadata; nil if it has none of its own.
+	md metadata.MD
 }
 
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
@@ -89,6 +95,17 @@ func (e *headerEncoder) field(name, value string, once bool) {
 	_ = e.enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: once})
 }
 
+// with is a block that carries metadata, too. block is the last that was made.
+func (e *headerEncoder) with(block []byte, md metadata.MD) []byte {
+	if len(md) == 0 {
+		return block
+	}
+	block = bytes.Clone(block)
+	e.buf.Reset()
+	rpc.EachHeader(md, func(name, value string) { e.field(name, value, true) })
+	return append(block, e.buf.Bytes()...)
+}
+
 // failure is the block of a call that ends with an error; only, if nothing was sent before.
 func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []byte {
 	e.resized = false
@@ -104,6 +121,9 @@ func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []
 	e.field("grpc-status", strconv.Itoa(int(st.Code())), true)
 	if m := st.Message(); m != "" {
 		e.field("grpc-message", rpc.EncodeMessage(m), true)
+	}
+	if d := rpc.EncodeDetails(st); d != "" {
+		e.field(rpc.StatusDetails, d, true)
 	}
 	return e.buf.Bytes()
 }

@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 )
 
 // TestHeaderEncoder: whatever comes after what, the client reads what was meant.

@@ -7,12 +7,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 func keyOf(request []byte) string {

@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 // interop starts a server of the test service and its client.

@@ -4,9 +4,10 @@ import (
 	"cmp"
 	"time"
 
+	"google.golang.org/grpc/encoding"
+
 	"github.com/tinykv/tinykv/pkg/rpc"
 	"github.com/tinykv/tinykv/proto/codec"
-	"google.golang.org/grpc/encoding"
 )
 
 // Budget is the core's, for those who know this room only.

@@ -3,10 +3,11 @@ package server
 import (
 	"errors"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // onData takes a part of the client's messages.
@@ -19,14 +20,22 @@ func (call *Call) onData(f *http2.DataFrame) error {
 	if !call.in.Take(n) {
 		return http2.StreamError{StreamID: call.mu.ID, Code: http2.ErrCodeFlowControl}
 	}
+	data := f.Data()
+	padding := n - int64(len(data))
+	if x := call.more; x != nil && x.left >= 0 {
+		if x.left -= int64(len(data)); x.left < 0 {
+			return http2.StreamError{StreamID: call.mu.ID, Code: http2.ErrCodeProtocol}
+		}
+	}
 	if call.discard || call.answered.Load() {
 		if f.StreamEnded() {
 			return call.onEnd()
 		}
+		if x := call.more; x != nil && x.refusal != nil && call.in.Left == 0 {
+			call.end(x.refusal, x.httpStatus)
+		}
 		return nil
 	}
-	data := f.Data()
-	padding := n - int64(len(data))
 	for len(data) > 0 {
 		msg, kept, rest, err := call.assemble(data)
 		if err == nil && msg != nil {
@@ -142,7 +151,7 @@ func (call *Call) giveBack(padding int64) {
 	due := padding
 	if need, _ := call.coming(); need > 0 && !call.discard && call.in.Left < call.in.Size/2 {
 		// The parts of a message that is not complete cannot be taken by the handler yet.
-		due += call.more()
+		due += call.moreWindow()
 	}
 	if due == 0 {
 		return
@@ -153,8 +162,8 @@ func (call *Call) giveBack(padding int64) {
 	call.windowUpdateLocked(due)
 }
 
-// more tells how much window to give for the message that is coming.
-func (call *Call) more() int64 {
+// moreWindow tells how much window to give for the message that is coming.
+func (call *Call) moreWindow() int64 {
 	need, got := call.coming()
 	cl := call.claim
 	if cl == nil || call.stream != nil && call.stream.in.IsBehind() {

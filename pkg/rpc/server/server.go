@@ -8,8 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"google.golang.org/grpc"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // ErrStopped is returned by Serve once Stop or GracefulStop was called.

@@ -11,14 +11,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinykv/tinykv/pkg/rpc"
-	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
-	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
-	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
 // stopping starts GracefulStop and returns when all connections know; the channel is closed when it has returned.

@@ -5,11 +5,12 @@ import (
 	"io"
 	"sync/atomic"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // Stream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while another sends.
@@ -208,27 +209,11 @@ func (st *Stream) SendMsg(m any) error {
 // Context implements grpc.ServerStream: it ends with the call, its deadline or its connection.
 func (st *Stream) Context() context.Context { return st.ctx }
 
-// SendHeader implements grpc.ServerStream; there is no metadata.
-func (st *Stream) SendHeader(md metadata.MD) error {
-	if err := st.SetHeader(md); err != nil {
-		return err
-	}
-	st.call.c.mu.Lock()
-	defer st.call.c.mu.Unlock()
-	if !st.call.mu.Gone {
-		st.call.sendHeadersLocked()
-		st.call.c.pushYielding()
-	}
-	return nil
-}
+// SendHeader implements grpc.ServerStream, see Call.SendHeader.
+func (st *Stream) SendHeader(md metadata.MD) error { return st.call.SendHeader(md) }
 
-// SetHeader implements grpc.ServerStream; there is no metadata.
-func (st *Stream) SetHeader(md metadata.MD) error {
-	if len(md) > 0 {
-		return status.Error(codes.Unimplemented, "this server sends no metadata")
-	}
-	return nil
-}
+// SetHeader implements grpc.ServerStream, see Call.SetHeader.
+func (st *Stream) SetHeader(md metadata.MD) error { return st.call.SetHeader(md) }
 
-// SetTrailer implements grpc.ServerStream; there is no metadata, and no way to say so.
-func (st *Stream) SetTrailer(metadata.MD) {}
+// SetTrailer implements grpc.ServerStream. What cannot be sent is left out: there is no way to say so.
+func (st *Stream) SetTrailer(md metadata.MD) { _ = st.call.SetTrailer(md) }

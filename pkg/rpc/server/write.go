@@ -5,8 +5,9 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/rpc"
 	"golang.org/x/net/http2"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
 // waitForSpace holds the reader up while the client does not read its answers.
