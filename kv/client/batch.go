@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -355,7 +355,7 @@ func (b *batcher) open() (*batchStream, error) {
 
 func (b *batcher) receive(s *batchStream) {
 	defer s.cancel()
-	if st := rpc.ClientStreamOf(s.Context()); st != nil {
+	if st := rpc.StreamOf(s.Context()); st != nil {
 		// Callers are told from the goroutine that reads the connection, not by way of this one.
 		st.OnMessage(func(msg []byte) bool {
 			resp := new(kvrpcpb.BatchCommandsResponse)

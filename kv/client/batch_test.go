@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/regionerr"
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -300,8 +300,8 @@ func TestAttemptsEndByThemselves(t *testing.T) {
 // TestBatchedCallsEndByThemselves whether they were sent, wait for their turn or for a connection.
 func TestBatchedCallsEndByThemselves(t *testing.T) {
 	hang := make(chan struct{})
-	conn := rpc.NewClient(serve(t, hangingStore(hang)).addr, rpc.ClientOptions{})
-	nowhere := rpc.NewClient("nowhere:1", rpc.ClientOptions{
+	conn := rpc.New(serve(t, hangingStore(hang)).addr, rpc.Options{})
+	nowhere := rpc.New("nowhere:1", rpc.Options{
 		ConnectTimeout: time.Minute,
 		Dial:           func(ctx context.Context, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() },
 	})

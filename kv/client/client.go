@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/kv/client/fill"
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -412,7 +412,11 @@ func (c *Client) clusterID() uint64 {
 func (c *Client) onRPCError(r *cachedRegion, err error) *verdict {
 	st := status.Convert(err)
 	v := &verdict{cause: fmt.Errorf("store %d: %w", r.leader.StoreId, err), pause: true}
-	switch st.Code() {
+	code := st.Code()
+	if rpc.NotConnected(err) {
+		code = codes.Unavailable
+	}
+	switch code {
 	case codes.Unavailable:
 		// The next peer may lead now.
 		c.pool.suspect(r.leader.StoreId)
@@ -703,7 +707,7 @@ func (p *pool) dialer() security.Dialer {
 func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
-		conn := rpc.NewClient(addr, rpc.ClientOptions{
+		conn := rpc.New(addr, rpc.Options{
 			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true, Dial: p.dialer(),
 		})
 		s.conns = append(s.conns, conn)

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -19,7 +19,7 @@ func TestOutcomeOfRPCErrors(t *testing.T) {
 	regions, keys := filledCache(1)
 	c := New(nil, Options{})
 	c.cache = regions
-	nobody := rpc.NewClient("127.0.0.1:1", rpc.ClientOptions{})
+	nobody := rpc.New("127.0.0.1:1", rpc.Options{})
 	defer nobody.Close()
 	call := func(ctx context.Context) error {
 		_, err := tinykvpb.NewTinyKvClient(nobody).RawPut(ctx, &kvrpcpb.RawPutRequest{})

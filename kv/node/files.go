@@ -3,7 +3,7 @@ package node
 import (
 	"go.uber.org/zap"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/gcworker"
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
 // registerMetrics exposes the store's counters under TiKV-like names. They are read when scraped, so

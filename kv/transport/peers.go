@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 

@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
-	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/log"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
@@ -284,7 +284,7 @@ func (r *remote) warn(msg string, err error) {
 const KeepAlive = 10 * time.Second
 
 func (t *Transport) dial(addr string) *rpc.Client {
-	return rpc.NewClient(addr, rpc.ClientOptions{
+	return rpc.New(addr, rpc.Options{
 		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive, MinBackoff: 50 * time.Millisecond,
 		Checksum: true, OnCorrupt: t.opts.OnCorrupt, Dial: t.opts.Dial,
 	})
@@ -402,7 +402,7 @@ func (l *lane) refuseAll(batch []*rspb.RaftMessage) {
 type laneStream struct {
 	conn   *rpc.Client
 	stream tinykvpb.TinyKv_RaftBatchClient
-	direct *rpc.ClientStream // the same stream
+	direct *rpc.Stream // the same stream
 	cancel context.CancelFunc
 }
 
@@ -418,7 +418,7 @@ func (l *lane) open(ctx context.Context) (*laneStream, error) {
 		l.r.drop(conn)
 		return nil, err
 	}
-	s.direct = rpc.ClientStreamOf(s.stream.Context()) //nolint:contextcheck // it is the stream's own
+	s.direct = rpc.StreamOf(s.stream.Context()) //nolint:contextcheck // it is the stream's own
 	if l == l.r.control {
 		l.r.t.watch(ctx, s.stream, l.r.storeID)
 	}

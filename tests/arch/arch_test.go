@@ -82,16 +82,15 @@ var insideKV = map[string][]string{
 	"kv/regionerr": {},
 	"kv/raftlog":   {"kv/vfs"},
 	"kv/engine":    {},
-	"kv/rpc":       {},
-	"kv/transport": {"kv/raftstore/snap", "kv/rpc"},
+	"kv/transport": {"kv/raftstore/snap"},
 	"kv/storage":   {"kv/engine", "kv/raftstore/message"},
 	// Faces know storages and transactions, never the raftstore.
 	"kv/server": {
-		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/rpc", "kv/server/gate", "kv/storage",
+		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate", "kv/storage",
 		"kv/transaction/commands", "kv/transaction/latches", "kv/transaction/mvcc", "kv/transport",
 	},
 	"kv/server/tikv": {
-		"kv/config", "kv/engine", "kv/regionerr", "kv/rpc", "kv/server/gate", "kv/storage", "kv/transaction/commands",
+		"kv/config", "kv/engine", "kv/regionerr", "kv/server/gate", "kv/storage", "kv/transaction/commands",
 		"kv/transaction/mvcc",
 	},
 }
@@ -108,7 +107,7 @@ func mayImport(dir, own string) bool {
 // TestImportsGoOneWay holds the allowed directions: leaves stay leaves, kv and scheduler meet
 // only in scheduler/client, LSM libraries stay inside the engine, raft stays pure.
 func TestImportsGoOneWay(t *testing.T) {
-	testOnly := []string{"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest", "kv/engine/enginefault", "scheduler/sim", "raft/rafttest", "scheduler/server/servertest"}
+	testOnly := []string{"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest", "kv/engine/enginefault", "pkg/rpc/rpctest", "scheduler/sim", "raft/rafttest", "scheduler/server/servertest"}
 	for _, s := range sources(t) {
 		for _, imp := range imports(s) {
 			own, isOwn := strings.CutPrefix(imp, module)
@@ -126,6 +125,8 @@ func TestImportsGoOneWay(t *testing.T) {
 				bad = "servers do not contain a cluster"
 			case under(s.dir, "pkg") && isOwn && !under(own, "pkg") && !under(own, "proto") && own != "log" && !s.test:
 				bad = "pkg holds leaves that kv and scheduler share"
+			case under(s.dir, "pkg/rpc") && isOwn && !s.test && !under(own, "proto") && (own != "pkg/rpc" || s.dir == "pkg/rpc"):
+				bad = "the rooms of pkg/rpc know its core only, and the core knows neither"
 			case under(s.dir, "kv") && isOwn && under(own, "scheduler") && own != "scheduler/client" && !s.test:
 				bad = "kv knows scheduler/client only"
 			case under(s.dir, "kv/transaction") && isOwn && !s.test && !under(own, "kv/transaction") &&

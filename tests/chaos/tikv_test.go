@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 )
 
 // tikvClients are clients that speak TiKV's protocol, in the same history as the others. They send each request once: what
@@ -113,7 +113,7 @@ func (f *tikvFace) remember(key []byte, addr string, to *kvrpcpb.Context) *tikvR
 	defer f.mu.Unlock()
 	conn := f.mu.stores[addr]
 	if conn == nil {
-		conn = rpc.NewClient(addr, rpc.ClientOptions{Checksum: true})
+		conn = rpc.New(addr, rpc.Options{Checksum: true})
 		f.mu.stores[addr] = conn
 	}
 	r := &tikvRoute{conn, to}

@@ -20,7 +20,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -97,7 +97,7 @@ func TestSecuredCluster(t *testing.T) {
 
 	store, asClient := c.Stores[0].Addr, identityOf(t, filesOf(certs, "client"))
 	t.Run("a client in a store's place", func(t *testing.T) {
-		conn := rpc.NewClient(security.Address(store, true), rpc.ClientOptions{Dial: security.DialService(nil, asClient.Client)})
+		conn := rpc.New(security.Address(store, true), rpc.Options{Dial: security.DialService(nil, asClient.Client)})
 		defer conn.Close()
 		for name, open := range map[string]func(context.Context, tinykvpb.TinyKvClient) error{
 			"raft": func(ctx context.Context, s tinykvpb.TinyKvClient) error {
@@ -166,7 +166,7 @@ func TestSecuredCluster(t *testing.T) {
 // refused expects that a store does not serve a get.
 func refused(t *testing.T, name, store string, as func(...string) *tls.Config) {
 	t.Helper()
-	conn := rpc.NewClient(security.Address(store, as != nil), rpc.ClientOptions{Dial: security.DialService(nil, as)})
+	conn := rpc.New(security.Address(store, as != nil), rpc.Options{Dial: security.DialService(nil, as)})
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()

@@ -79,7 +79,7 @@ var bugs = []bug{
 		change: [][2]string{{"	st.sizeKnown = false\n", ""}},
 	},
 	{
-		name: "window-follows-arrival", file: "kv/rpc/intake.go", pkg: "./kv/rpc", run: "TestHalfRequestsAreBounded", tries: 1,
+		name: "window-follows-arrival", file: "pkg/rpc/server/intake.go", pkg: "./pkg/rpc/server", run: "TestHalfRequestsAreBounded", tries: 1,
 		change: [][2]string{{"	return in.mu.used+n <= limit || n > limit-in.limit/4 && in.mu.used <= in.limit/4\n", "	_ = limit\n	return true\n"}},
 	},
 	{

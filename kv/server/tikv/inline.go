@@ -7,7 +7,7 @@ import (
 
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
-	"github.com/tinykv/tinykv/kv/rpc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
 // inlineGet answers a get under a lease. A request that cannot be decoded is left to the usual

@@ -11,11 +11,11 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/server/gate"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/pkg/clustermode"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
 // Service answers TiKV's calls over a storage. Safe for concurrent use.

@@ -8,9 +8,9 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/regionerr"
-	"github.com/tinykv/tinykv/kv/rpc"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 

@@ -1,0 +1,194 @@
+package client
+
+import (
+	"errors"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/tinykv/tinykv/pkg/rpc"
+)
+
+// corrupt reports a message that was damaged on its way, and returns what ends the connection.
+func (l *link) corrupt(call *clientCall) error {
+	if f := l.c.opts.OnCorrupt; f != nil {
+		f(l.nc.RemoteAddr(), call.method)
+	}
+	l.sayWhy(&rpc.ConnError{Code: http2.ErrCodeProtocol, Why: rpc.ErrCorrupt.Error()})
+	return rpc.ErrCorrupt
+}
+
+// finish ends a call from the reading goroutine.
+func (l *link) finish(call *clientCall, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endLocked(call, err)
+	l.endIfDrainedLocked()
+}
+
+// reset ends a call that broke the protocol.
+func (l *link) reset(id uint32, code http2.ErrCode, st *status.Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.mu.out.Framer.WriteRSTStream(id, code)
+	if call := l.mu.calls[id]; call != nil {
+		l.endLocked(call, st.Err())
+	}
+	l.endIfDrainedLocked()
+}
+
+// call finds an open call for the reading goroutine.
+func (l *link) call(id uint32) *clientCall {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.reading = true
+	return l.mu.calls[id]
+}
+
+func (l *link) onReset(f *http2.RSTStreamFrame) {
+	call := l.call(f.StreamID)
+	if call == nil {
+		return
+	}
+	var err error
+	if f.ErrCode == http2.ErrCodeRefusedStream {
+		err = notSentf("the server refused the call before it looked at it")
+	} else {
+		err = status.Errorf(codeOfReset(f.ErrCode), "the server reset the call: %v", f.ErrCode)
+	}
+	if call.check.Sends && (f.ErrCode == http2.ErrCodeProtocol || f.ErrCode == http2.ErrCodeInternal) {
+		l.retire() // what the server does not understand may be in its header table
+	}
+	l.finish(call, err)
+}
+
+// onData takes a part of the server's messages.
+func (l *link) onData(f *http2.DataFrame) error {
+	n := int64(f.Length)
+	give, err := l.in.Data(n)
+	if err != nil {
+		return err
+	}
+	if give > 0 {
+		l.mu.Lock()
+		_ = l.mu.out.Framer.WriteWindowUpdate(0, uint32(give))
+		l.mu.Unlock()
+	}
+	call := l.call(f.StreamID)
+	if call == nil {
+		return nil // it was cancelled
+	}
+	if st := call.stream; st != nil {
+		call.in.Left += st.returned.Swap(0)
+	}
+	if !call.in.Take(n) {
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeFlowControl}
+	}
+	if !call.headed {
+		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
+	}
+	data := f.Data()
+	padding := n - int64(len(data))
+	for len(data) > 0 {
+		msg, kept, rest, err := call.parts.Add(data, l.c.opts.MaxRecv+call.check.Slack())
+		if err == nil && msg != nil {
+			err = call.deliver(msg, kept)
+		}
+		if errors.Is(err, rpc.ErrCorrupt) {
+			return l.corrupt(call)
+		}
+		if err != nil {
+			l.reset(call.mu.ID, http2.ErrCodeCancel, status.Convert(err))
+			return nil
+		}
+		data = rest
+	}
+	if f.StreamEnded() { // an answer ends with headers
+		l.finish(call, status.Error(codes.Internal, "the server ended the call without a status"))
+		return nil
+	}
+	call.giveBack(padding)
+	return nil
+}
+
+// giveBack lets the server send more: what is needed for the message that has begun to come.
+func (call *clientCall) giveBack(padding int64) {
+	due := padding
+	if call.parts.Need > 0 && call.in.Left < call.in.Size/2 {
+		if size := int64(len(call.parts.Msg)); call.stream != nil {
+			due += call.stream.in.Early(size)
+		} else {
+			due += size - call.parts.Early
+			call.parts.Early = size
+		}
+	}
+	if due == 0 {
+		return
+	}
+	call.in.Left += due
+	call.l.mu.Lock()
+	defer call.l.mu.Unlock()
+	call.windowUpdateLocked(due)
+}
+
+func (call *clientCall) windowUpdateLocked(n int64) {
+	if !call.mu.Gone && n > 0 {
+		_ = call.l.mu.out.Framer.WriteWindowUpdate(call.mu.ID, uint32(n))
+		call.l.kickLocked()
+	}
+}
+
+// deliver takes a complete message. kept: it is the call's own memory.
+func (call *clientCall) deliver(msg []byte, kept bool) error {
+	compressed := msg[0]
+	call.parts = rpc.Assembler{}
+	body, err := call.check.Open(rpc.ToClient, msg[rpc.PrefixSize:])
+	if err != nil {
+		return err
+	}
+	if st := call.stream; st != nil {
+		size := int64(len(msg))
+		if compressed == 0 && st.offerInline(body) {
+			if give := st.in.Took(size); give > 0 {
+				st.giveBack(give)
+			}
+			return nil
+		}
+		if !kept {
+			body = append([]byte(nil), body...)
+		}
+		st.in.Push(rpc.Message{Body: body, Compressed: compressed, Owed: size})
+		return nil
+	}
+	if call.hasAnswer {
+		return status.Error(codes.Internal, "more than one answer to a unary call")
+	}
+	call.hasAnswer, call.compressed = true, compressed
+	if kept {
+		call.answer = body
+	} else {
+		call.answer = append(call.answer[:0], body...)
+	}
+	return nil
+}
+
+// onEnd: the server has said all and how it went.
+func (call *clientCall) onEnd(st *status.Status) {
+	err := st.Err()
+	switch {
+	case err != nil:
+	case call.parts.Started():
+		err = status.Error(codes.Internal, "the call ended within a message")
+	case call.stream == nil && !call.hasAnswer:
+		err = status.Error(codes.Internal, "the server ended a unary call without an answer")
+	}
+	l := call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !call.mu.Gone && (!call.mu.Last || call.mu.Backlog() > 0) { // it wants no more of what is being sent
+		_ = l.mu.out.Framer.WriteRSTStream(call.mu.ID, http2.ErrCodeNo)
+	}
+	l.endLocked(call, err)
+	l.endIfDrainedLocked()
+}
