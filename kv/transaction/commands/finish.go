@@ -118,7 +118,19 @@ func (tx *txn) rollback(key []byte, startTS uint64) error {
 	case rec.RolledBack():
 		return nil
 	}
-	return tx.putRollback(key, startTS, rec, false)
+	return tx.rollbackMissing(key, startTS, l, rec, false)
+}
+
+// rollbackMissing is putRollback where the transaction has no lock; foreign is another one's, nil if there is none. A
+// foreign lock whose commit timestamp a store chooses may commit at startTS: it must know then that the place has a
+// rollback.
+func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, rec mvcc.Record, protected bool) error {
+	if protected && foreign != nil && foreign.AsyncCommit && startTS >= foreign.MinCommitTS {
+		noted := *foreign
+		noted.RollbackTS = append(slices.Clone(foreign.RollbackTS), startTS)
+		tx.PutLock(key, &noted)
+	}
+	return tx.putRollback(key, startTS, rec, protected)
 }
 
 func committed(key []byte, rec mvcc.Record) error {
@@ -156,7 +168,7 @@ func (e *Executor) Cleanup(
 		case rec.RolledBack():
 			return nil
 		}
-		return tx.putRollback(key, startTS, rec, true)
+		return tx.rollbackMissing(key, startTS, l, rec, true)
 	})
 	return commitTS, err
 }
