@@ -13,7 +13,9 @@ const TsMax uint64 = math.MaxUint64
 const logicalBits = 18
 
 // Timestamp puts a timestamp together, of milliseconds and a count.
-func Timestamp(physical, logical int64) uint64 { return uint64(physical)<<logicalBits | uint64(logical) }
+func Timestamp(physical, logical int64) uint64 {
+	return uint64(physical)<<logicalBits | uint64(logical)
+}
 
 // PhysicalTime is a timestamp's part in milliseconds.
 func PhysicalTime(ts uint64) uint64 { return ts >> logicalBits }
