@@ -111,6 +111,12 @@ func (w *world) KvCheckTxnStatus(
 	return w.srv.KvCheckTxnStatus(ctx, in)
 }
 
+func (w *world) KvCheckSecondaryLocks(
+	ctx context.Context, in *kvrpcpb.CheckSecondaryLocksRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	return w.srv.KvCheckSecondaryLocks(ctx, in)
+}
+
 func (w *world) KvBatchRollback(
 	ctx context.Context, in *kvrpcpb.BatchRollbackRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.BatchRollbackResponse, error) {

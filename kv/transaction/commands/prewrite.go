@@ -273,7 +273,7 @@ func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err e
 	if err != nil {
 		return nil, nil, err
 	}
-	if newest != nil && newest.CommitTS >= p.StartTS {
+	if newest != nil && inConflict(newest, p.StartTS) {
 		return nil, conflict(p, m, newest), nil
 	}
 	if l != nil {
@@ -283,12 +283,21 @@ func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err e
 	return nil, keyErr, err
 }
 
+// inConflict tells whether the newest record of a key is in the way of a transaction. One that was committed at its very
+// start timestamp, which a store has chosen, is seen by it.
+func inConflict(newest *mvcc.Found, startTS uint64) bool {
+	return newest.CommitTS > startTS || newest.CommitTS == startTS && rolledBackAt(newest)
+}
+
+// rolledBackAt tells whether a record says that the transaction that began at its timestamp was rolled back.
+func rolledBackAt(r *mvcc.Found) bool { return r.Kind == mvcc.WriteKindRollback || r.OverlappedRollback }
+
 func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
 	e := &ConflictError{
 		StartTS: p.StartTS, ConflictTS: newest.StartTS, CommitTS: newest.CommitTS,
 		Key: m.Key, Primary: bytes.Clone(p.Primary),
 	}
-	if newest.CommitTS == p.StartTS && (newest.Kind == mvcc.WriteKindRollback || newest.OverlappedRollback) {
+	if newest.CommitTS == p.StartTS {
 		e.Reason = ConflictRolledBack
 	}
 	return e
