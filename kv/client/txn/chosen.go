@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -68,7 +69,9 @@ func (m *committer) plan(ctx context.Context) (err error) {
 	}
 	few := len(m.keys) <= maxAsyncKeys && size <= maxAsyncBytes
 	ch := &m.chosen
-	ch.onePC = m.t.commits == Fastest && len(m.t.c.groups(m.keys)) == 1 && m.fitting(m.keys) == len(m.keys)
+	first := m.t.c.kv.KnownRegion(memcomparable.Encode(m.keys[0]))
+	together := first == nil || within(first, m.keys) == len(m.keys) // as far as is known
+	ch.onePC = m.t.commits == Fastest && together && m.fitting(m.keys) == len(m.keys)
 	ch.async = m.t.commits != TwoPhases && few
 	if ch.onePC || ch.async {
 		if ch.minTS, err = m.t.c.Timestamp(ctx); err != nil {

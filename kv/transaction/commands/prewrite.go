@@ -290,7 +290,9 @@ func inConflict(newest *mvcc.Found, startTS uint64) bool {
 }
 
 // rolledBackAt tells whether a record says that the transaction that began at its timestamp was rolled back.
-func rolledBackAt(r *mvcc.Found) bool { return r.Kind == mvcc.WriteKindRollback || r.OverlappedRollback }
+func rolledBackAt(r *mvcc.Found) bool {
+	return r.Kind == mvcc.WriteKindRollback || r.OverlappedRollback
+}
 
 func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
 	e := &ConflictError{
