@@ -94,6 +94,7 @@ func TestGarbageIsCollected(t *testing.T) {
 	}{{1, []int{1, 7, 15}}, {-1, []int{2, 8, 19}}} {
 		kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(dies.committed)} })
 		dead := txn.New(kv, c.Placement)
+		dead.SetCommits(txn.TwoPhases)
 		x, err := dead.Begin(ctx)
 		require.NoError(t, err)
 		for _, i := range dies.keys {

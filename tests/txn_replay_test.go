@@ -104,6 +104,14 @@ func (e echo) KvCheckTxnStatus(
 	})
 }
 
+func (e echo) KvCheckSecondaryLocks(
+	ctx context.Context, in *kvrpcpb.CheckSecondaryLocksRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+		return e.TinyKvClient.KvCheckSecondaryLocks(ctx, in)
+	})
+}
+
 func (e echo) KvResolveLock(
 	ctx context.Context, in *kvrpcpb.ResolveLockRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.ResolveLockResponse, error) {

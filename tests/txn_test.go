@@ -52,6 +52,9 @@ type bankTxn struct {
 
 const bankMoney = 100
 
+// commitKinds are the ways in which transactions are committed, side by side.
+var commitKinds = []txn.Commits{txn.Fastest, txn.NoOnePhase, txn.TwoPhases}
+
 func bankKey(i int) []byte { return fmt.Appendf(nil, "account-%03d", i) }
 
 func bankValue(id uint64, money int64) []byte {
@@ -98,6 +101,11 @@ func (b *bank) transfer(ctx context.Context, r *rand.Rand) error {
 	}
 	rec := bankTxn{id: b.ids.Add(1), start: x.StartTS(), reads: map[int]uint64{}}
 	rec.writes = r.Perm(b.accounts)[:2+r.IntN(2)]
+	if r.IntN(3) == 0 { // neighbours are in one region, mostly
+		at := r.IntN(b.accounts - 1)
+		rec.writes = []int{at + 1, at}
+	}
+	x.SetCommits(commitKinds[r.IntN(len(commitKinds))])
 	sum := int64(0)
 	for _, i := range rec.writes {
 		v, found, err := x.Get(ctx, bankKey(i))
@@ -291,6 +299,12 @@ func (b *bank) audit() {
 				ends[w.StartTS] = map[string]bool{}
 			}
 			ends[w.StartTS][end] = true
+			if w.OverlappedRollback {
+				if ends[commit] == nil {
+					ends[commit] = map[string]bool{}
+				}
+				ends[commit]["rolled back"] = true
+			}
 			if at := string(mvcc.EncodeKey(key, w.StartTS)); w.Kind == mvcc.WriteKindPut && w.ShortValue == nil {
 				require.True(b.t, values[at], "key %q at %d has lost its value", key, commit)
 				delete(values, at)
@@ -422,6 +436,7 @@ func TestTransactionOfADeadClient(t *testing.T) {
 	// The client dies right after its primary is committed: the other key stays locked.
 	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(1)} })
 	dead := txn.New(kv, c.Placement)
+	dead.SetCommits(txn.TwoPhases)
 	x, err := dead.Begin(ctx)
 	require.NoError(t, err)
 	x.Set(bankKey(1), []byte("new"))

@@ -7,7 +7,9 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/kv/gcworker"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/clustermode"
+	"github.com/tinykv/tinykv/pkg/feature"
 )
 
 // transactional tells whether the store is one of a cluster of transactions.
@@ -23,6 +25,17 @@ func (n *Node) safePoints() *commands.SafePoints {
 		st, err := n.placement.GetGCState(ctx)
 		return st.GetTxnSafePoint(), st.GetGcSafePoint(), err
 	})
+}
+
+// timestamps are those of the placement service. This store chooses such by itself only once all stores know the locks
+// of asynchronous commit.
+func (n *Node) timestamps() *commands.Timestamps {
+	return commands.NewTimestamps(func(ctx context.Context) (uint64, error) {
+		ctx, cancel := context.WithTimeout(ctx, n.cfg.Raftstore.SchedulerTimeout.Duration)
+		defer cancel()
+		physical, logical, err := n.placement.GetTS(ctx)
+		return mvcc.Timestamp(physical, logical), err
+	}, func() bool { return n.features.inForce().Has(feature.AsyncCommit) })
 }
 
 // newGC makes what collects the garbage of the cluster while this store leads the first region; nil where nothing

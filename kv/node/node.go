@@ -378,6 +378,7 @@ func (n *Node) serve(st storage.Storage) {
 	foreign.SetMode(mode)
 	if n.transactional() {
 		svc.SetSafePoints(n.safePoints())
+		svc.SetTimestamps(n.timestamps())
 	}
 	foreign.SetTransactions(svc.Transactions())
 	server.Register(n.grpc, svc)

@@ -38,6 +38,14 @@ func (s *Server) SetSafePoints(p *commands.SafePoints) {
 	}
 }
 
+// SetTimestamps lets the service choose the timestamps at which transactions commit. To be called after SetMode and
+// before it serves.
+func (s *Server) SetTimestamps(t *commands.Timestamps) {
+	if s.txn != nil {
+		s.txn.SetTimestamps(t)
+	}
+}
+
 // checkRaw refuses raw requests where transactions are served.
 func (s *Server) checkRaw() error {
 	if s.mode == clustermode.Txn {
@@ -76,15 +84,18 @@ func keyError(err error) *kvrpcpb.KeyError {
 	)
 	switch {
 	case errors.As(err, &locked):
-		return &kvrpcpb.KeyError{Locked: &kvrpcpb.LockInfo{
-			Key: locked.Key, PrimaryLock: locked.Primary, LockVersion: locked.Ts, LockTtl: locked.Ttl,
-			TxnSize: locked.TxnSize, MinCommitTs: locked.MinCommitTS,
-		}}
+		info := lockInfo(&locked.KeyLock)
+		info.Type = ""
+		return &kvrpcpb.KeyError{Locked: info}
 	case errors.As(err, &conflict):
 		return &kvrpcpb.KeyError{Conflict: &kvrpcpb.WriteConflict{
 			Key: conflict.Key, Primary: conflict.Primary, StartTs: conflict.StartTS, ConflictTs: conflict.ConflictTS,
 		}}
-	case errors.As(err, &notFound), errors.As(err, &early):
+	case errors.As(err, &early):
+		return &kvrpcpb.KeyError{Retryable: err.Error(), CommitTsExpired: &kvrpcpb.CommitTsExpired{
+			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key, MinCommitTs: early.MinCommitTS,
+		}}
+	case errors.As(err, &notFound):
 		return &kvrpcpb.KeyError{Retryable: err.Error()}
 	case errors.As(err, &abort), errors.As(err, &invalid), errors.Is(err, mvcc.ErrCorrupt):
 		return &kvrpcpb.KeyError{Abort: err.Error()}
@@ -100,7 +111,7 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 	if key = keyError(err); key != nil {
 		return nil, key, nil
 	}
-	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
+	if commands.NoPlacement(err) {
 		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, _, rpc = outcome(err)
@@ -193,10 +204,11 @@ func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
 // KvPrewrite implements tinykvpb.TinyKvServer.
 func (s *Server) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
 	resp := &kvrpcpb.PrewriteResponse{}
-	keyErrs, err := s.prewrite(ctx, req)
-	for _, e := range keyErrs {
+	res, err := s.prewrite(ctx, req)
+	for _, e := range res.InWay {
 		resp.Errors = append(resp.Errors, keyError(e))
 	}
+	resp.MinCommitTs, resp.OnePcCommitTs, resp.CommittedTs = res.MinCommitTS, res.CommitTS, res.Committed
 	region, key, rpc := txnOutcome(err)
 	if resp.RegionError = region; key != nil {
 		resp.Errors = []*kvrpcpb.KeyError{key}
@@ -204,25 +216,26 @@ func (s *Server) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (
 	return resp, rpc
 }
 
-func (s *Server) prewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) ([]error, error) {
+func (s *Server) prewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (commands.Prewritten, error) {
 	muts, err := mutations(req)
 	if err != nil {
-		return nil, err
+		return commands.Prewritten{}, err
 	}
 	keys := make([][]byte, len(muts))
 	for i, m := range muts {
 		keys[i] = m.Key
 	}
-	if err := s.checkTxn(keys...); err != nil {
-		return nil, err
+	if err := s.checkTxn(append(keys, req.Secondaries...)...); err != nil {
+		return commands.Prewritten{}, err
 	}
 	if len(muts) > 0 {
 		if err := s.checkKey(req.PrimaryLock); err != nil {
-			return nil, &requestError{"primary: " + err.Error()}
+			return commands.Prewritten{}, &requestError{"primary: " + err.Error()}
 		}
 	}
 	return s.txn.Prewrite(ctx, req.Context, &commands.Prewrite{
 		Mutations: muts, Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
+		MinCommitTS: req.MinCommitTs, AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc,
 	})
 }
 
@@ -258,14 +271,37 @@ func (s *Server) KvCheckTxnStatus(ctx context.Context, req *kvrpcpb.CheckTxnStat
 		var st commands.Status
 		st, err = s.txn.CheckTxnStatus(ctx, req.Context, &commands.StatusQuery{
 			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: !req.KeepMissing,
+			ForceSyncCommit: req.ForceSyncCommit,
 		})
 		if missing := (*commands.TxnNotFoundError)(nil); errors.As(err, &missing) {
 			st, err = commands.Status{LockTTL: 1, Action: commands.LockNotExistDoNothing}, nil
 		}
 		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
+		if st.Lock != nil {
+			resp.LockInfo = lockInfo(st.Lock)
+		}
 	}
 	var rpc error
 	resp.RegionError, rpc = bareOutcome(err)
+	return resp, rpc
+}
+
+// KvCheckSecondaryLocks implements tinykvpb.TinyKvServer.
+func (s *Server) KvCheckSecondaryLocks(
+	ctx context.Context, req *kvrpcpb.CheckSecondaryLocksRequest,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	resp := &kvrpcpb.CheckSecondaryLocksResponse{}
+	err := s.checkTxn(req.Keys...)
+	if err == nil {
+		var res commands.SecondaryLocks
+		res, err = s.txn.CheckSecondaryLocks(ctx, req.Context, req.Keys, req.StartVersion)
+		resp.CommitTs = res.CommitTS
+		for i := range res.Locks {
+			resp.Locks = append(resp.Locks, lockInfo(&res.Locks[i]))
+		}
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
 	return resp, rpc
 }
 

@@ -85,7 +85,7 @@ func bound(key []byte) []byte {
 func lockInfo(l *mvcc.KeyLock) *kvrpcpb.LockInfo {
 	return &kvrpcpb.LockInfo{
 		Key: l.Key, PrimaryLock: l.Primary, LockVersion: l.Ts, LockTtl: l.Ttl, TxnSize: l.TxnSize,
-		MinCommitTs: l.MinCommitTS, Type: l.Kind.String(),
+		MinCommitTs: l.MinCommitTS, Type: l.Kind.String(), UseAsyncCommit: l.AsyncCommit, Secondaries: l.Secondaries,
 	}
 }
 

@@ -277,6 +277,7 @@ func (n *Node) start() error {
 	if c.opts.Txn {
 		n.server.SetMode(clustermode.Txn)
 		n.server.SetSafePoints(c.Placement.safePoints())
+		n.server.SetTimestamps(c.Placement.timestamps())
 	}
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
@@ -58,6 +59,23 @@ func (p *Placement) safePoints() *commands.SafePoints {
 		st, err := p.GetGCState(ctx)
 		return st.GetTxnSafePoint(), st.GetGcSafePoint(), err
 	})
+}
+
+// timestamps is how stores ask for the time.
+func (p *Placement) timestamps() *commands.Timestamps {
+	return commands.NewTimestamps(func(ctx context.Context) (uint64, error) {
+		if p.isOff() {
+			return 0, errPlacementOff
+		}
+		physical, logical, err := p.GetTS(ctx)
+		return mvcc.Timestamp(physical, logical), err
+	}, func() bool { return true })
+}
+
+func (s *stub) KvCheckSecondaryLocks(
+	ctx context.Context, in *kvrpcpb.CheckSecondaryLocksRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvCheckSecondaryLocks)
 }
 
 func (s *stub) CollectGarbage(

@@ -34,6 +34,9 @@ const (
 	commandsPkg  = "./kv/transaction/commands"
 	executorFile = "kv/transaction/commands/executor.go"
 	finishFile   = "kv/transaction/commands/finish.go"
+	prewriteFile = "kv/transaction/commands/prewrite.go"
+	readFile     = "kv/transaction/commands/read.go"
+	chosenFile   = "kv/client/txn/chosen.go"
 )
 
 // enumerated is a bug that the crash enumeration finds always.
@@ -228,7 +231,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-view-of-another-term", file: executorFile, pkg: commandsPkg, run: "TestViewOfAnotherTerm", tries: 1,
-		change: [][2]string{{"	if at != b.Term {", "	if at != b.Term && false {"}},
+		change: [][2]string{{"	if at != term {", "	if at != term && false {"}},
 	},
 	{
 		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg, run: "TestLatchesOutliveTheClient", tries: 1,
@@ -248,7 +251,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-no-rollback-for-a-missing-lock", file: finishFile, pkg: commandsPkg, run: "TestAgainstTheModel", tries: 3,
-		change: [][2]string{{"	return tx.putRollback(key, startTS, rec, false)\n", "	return nil\n"}},
+		change: [][2]string{{"	return tx.rollbackMissing(key, startTS, l, rec, false)\n", "	return nil\n"}},
 	},
 	{
 		name: "txn-protected-rollback-collapsed", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
@@ -317,6 +320,81 @@ var bugs = []bug{
 	{
 		name: "txn-split-among-versions", file: "kv/raftstore/runner/split_checker.go", pkg: "./kv/raftstore/runner", run: "TestVersionsStayTogether", tries: 1,
 		change: [][2]string{{"	if encoded {\n		var ok bool\n", "	if false {\n		var ok bool\n"}},
+	},
+	{
+		name: "txn-batch-get-is-not-announced", file: readFile, pkg: commandsPkg, run: "TestReadsWaitForChosenCommits", tries: 1,
+		change: [][2]string{{"	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: keys}); err != nil {\n", "	if err := error(nil); err != nil {\n"}},
+	},
+	{
+		name: "txn-view-before-the-announcement", file: readFile, pkg: commandsPkg, run: "TestReadsMissNoChosenCommit", tries: 3,
+		change: [][2]string{
+			{"	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: [][]byte{key}}); err != nil {\n		return Value{}, err\n	}\n", ""},
+			{"	defer view.Close()\n	if err := e.readable(ctx, c, &rd); err != nil {\n		return Value{}, err\n	}\n", "	defer view.Close()\n	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: [][]byte{key}}); err != nil {\n		return Value{}, err\n	}\n	if err := e.readable(ctx, c, &rd); err != nil {\n		return Value{}, err\n	}\n"},
+		},
+	},
+	{
+		name: "txn-newest-value-passes-a-claim", file: readFile, pkg: commandsPkg, run: "TestReadsWaitForChosenCommits", tries: 1,
+		change: [][2]string{{"err != nil || rd.Isolation == ReadCommitted {\n		return err", "err != nil || rd.TS == mvcc.TsMax || rd.Isolation == ReadCommitted {\n		return err"}},
+	},
+	{
+		name: "txn-claim-ends-with-the-proposal", file: executorFile, pkg: commandsPkg, run: "TestReadsWaitForChosenCommits", tries: 1,
+		change: [][2]string{{"	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}", "	tx.unclaim()\n	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}"}},
+	},
+	{
+		name: "txn-choice-before-the-claim", file: prewriteFile, pkg: commandsPkg, run: "TestReadsMissNoChosenCommit", tries: 5,
+		change: [][2]string{{"	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	chosen := tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))\n", "	chosen := max(p.MinCommitTS, p.StartTS+1, tx.locks.MaxTS()+1)\n	for range 2000 {\n		tx.locks.Idle()\n	}\n	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	tx.claim.Decide(chosen)\n"}},
+	},
+	{
+		name: "txn-timestamp-of-an-earlier-term", file: "kv/transaction/commands/timestamps.go", pkg: commandsPkg, run: "TestFirstChoiceOfATerm", tries: 1,
+		change: [][2]string{{"	done := s.mu.synced[regionID] == term\n", "	done := s.mu.synced[regionID] > 0\n"}, {"	return s.mu.synced[regionID] == term\n", "	return true\n"}},
+	},
+	{
+		name: "txn-timestamp-of-an-earlier-term-in-a-cluster", file: "kv/transaction/commands/timestamps.go", pkg: suitePkg, run: "TestCommitsOfALaterLeader", tries: 3,
+		change: [][2]string{{"	locks.Raise(s.mu.seen)\n", ""}},
+	},
+	{
+		name: "txn-future-reads-are-believed", file: "kv/transaction/commands/timestamps.go", pkg: commandsPkg, run: "TestTimestampsOfTheFuture", tries: 1,
+		change: [][2]string{{"	if s == nil || s.reached(ts) {\n", "	if true {\n"}},
+	},
+	{
+		name: "txn-checks-of-absence-are-no-reads", file: prewriteFile, pkg: commandsPkg, run: "TestChecksOfAbsenceAreReads", tries: 1,
+		change: [][2]string{{"	if reads { // they", "	if false { // they"}},
+	},
+	{
+		name: "txn-client-timestamp-ignored", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))", "tx.claim.Decide(p.StartTS+1)"}},
+	},
+	{
+		name: "txn-fall-back-forgotten-at-a-retry", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	if !tx.chooses || len(todo) == 0 || own.plain || p.OnePC && own.any {\n", "	if !tx.chooses || len(todo) == 0 {\n"}, {"	if own.plain || chosen == 0 && len(todo) > 0 {\n", "	if chosen == 0 && len(todo) > 0 {\n"}},
+	},
+	{
+		name: "txn-flag-dropped-at-the-commit", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"			OverlappedRollback: slices.Contains(l.RollbackTS, commitTS),\n", "			OverlappedRollback: slices.Contains(l.RollbackTS, 0),\n"}},
+	},
+	{
+		name: "txn-rollback-under-a-foreign-lock-not-noted", file: finishFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	if foreign != nil && foreign.AsyncCommit &&", "	if false && foreign.AsyncCommit &&"}},
+	},
+	{
+		name: "txn-time-ends-an-asynchronous-commit", file: "kv/transaction/commands/status.go", pkg: suitePkg, run: "TestAsyncCommitOfADeadClient", tries: 1,
+		change: [][2]string{{"	if l.AsyncCommit && !q.ForceSyncCommit {\n", "	if false {\n"}},
+	},
+	{
+		name: "txn-missing-secondary-can-still-come", file: "kv/transaction/commands/secondary.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	return nil, 0, tx.rollbackMissing(key, startTS, l, rec, true)\n", "	return nil, 0, nil\n"}},
+	},
+	{
+		name: "txn-client-rolls-back-what-may-be-committed", file: chosenFile, pkg: "./kv/client/txn", run: "TestAnswersThatNeverCome", tries: 1,
+		change: [][2]string{{"	// Nothing is rolled back here: if all keys are locked, the transaction has happened.\n", "	m.cleanUp()\n"}},
+	},
+	{
+		name: "txn-lost-answer-called-failed", file: chosenFile, pkg: suitePkg, run: "TestAsyncCommitOfADeadClient", tries: 1,
+		change: [][2]string{{"	return ch.mu.lost\n", "	return false\n"}},
+	},
+	{
+		name: "txn-resolver-takes-the-primary-alone", file: "kv/client/txn/resolve.go", pkg: suitePkg, run: "TestAsyncCommitOfADeadClient", tries: 1,
+		change: [][2]string{{"	of, err := c.secondaries(ctx, primary.Secondaries, l.LockVersion)\n", "	of, err := c.secondaries(ctx, nil, l.LockVersion)\n"}},
 	},
 }
 

@@ -37,12 +37,14 @@ const (
 	byNative
 )
 
-// transfer moves money by a transaction of TiKV's client.
-func (b *bank) transfer(ctx context.Context, from, to string, amount int) error {
+// transfer moves money by a transaction of TiKV's client, which is committed in the n-th way.
+func (b *bank) transfer(ctx context.Context, n int, from, to string, amount int) error {
 	txn, err := b.cl.Begin()
 	if err != nil {
 		return err
 	}
+	txn.SetEnable1PC(n%3 == 0)
+	txn.SetEnableAsyncCommit(n%3 != 1)
 	for _, m := range []struct {
 		key    string
 		change int
@@ -134,7 +136,7 @@ func (b *bank) tikvClient(n int) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		if rng.IntN(3) > 0 {
 			p := rng.Perm(accounts)
-			err := b.transfer(ctx, account(p[0]), account(p[1]), 1+rng.IntN(5))
+			err := b.transfer(ctx, i, account(p[0]), account(p[1]), 1+rng.IntN(5))
 			if err == nil {
 				b.moved[byTiKV].Add(1)
 			} else if tikverr.IsErrWriteConflict(err) {

@@ -175,7 +175,7 @@ func TestTxn(t *testing.T) {
 		require.NoError(t, txn.GetMemBuffer().SetWithFlags([]byte("x"), []byte("5"), kv.SetPresumeKeyNotExists))
 		require.NoError(t, txn.Commit(ctx))
 	})
-	t.Run("faster commits fall back", func(t *testing.T) {
+	t.Run("faster commits", func(t *testing.T) {
 		for _, keys := range [][]string{{"a", "b"}, {"a", "h"}} {
 			txn := begin(t, cl)
 			txn.SetEnableAsyncCommit(true)

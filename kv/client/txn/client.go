@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/client"
@@ -23,6 +24,8 @@ type Client struct {
 	kv     *client.Client
 	oracle Oracle
 	own    bool
+	// commits are the ways in which transactions may be committed.
+	commits atomic.Int32
 	// background are the commits of secondary keys that are under way, slots how many there may be.
 	background sync.WaitGroup
 	slots      chan struct{}
@@ -81,7 +84,7 @@ func (c *Client) Begin(ctx context.Context) (*Txn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Txn{c: c, startTS: ts, begun: begun, writes: map[string]mutation{}}, nil
+	return &Txn{c: c, startTS: ts, begun: begun, writes: map[string]mutation{}, commits: Commits(c.commits.Load())}, nil
 }
 
 // Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction,

@@ -25,13 +25,15 @@ const (
 	cleanTimeout  = 5 * time.Second
 )
 
-// committer carries out the two phases. Owner: Commit, and then the background.
+// committer carries out the phases. Owner: Commit, and then the background.
 type committer struct {
 	t *Txn
 	// keys are sorted; the first is the primary.
 	keys   [][]byte
 	writes map[string]mutation
 	ttl    uint64
+	// chosen is what stores are asked to choose, and have chosen.
+	chosen chosen
 }
 
 // lockTTL is for how long, in milliseconds from the start timestamp on, others leave the locks alone: the time that has
@@ -67,9 +69,15 @@ func (t *Txn) Commit(ctx context.Context) error {
 	}
 	slices.SortFunc(m.keys, bytes.Compare)
 	m.ttl = lockTTL(size, time.Since(t.begun))
-	if err := m.prewriteAll(ctx); err != nil {
-		m.cleanUp()
+	if err := m.plan(ctx); err != nil {
 		return err
+	}
+	if err := m.prewriteAll(ctx); err != nil {
+		return m.failed(ctx, err)
+	}
+	if commitTS, committed := m.chosen.outcome(); committed {
+		m.finish(ctx, commitTS)
+		return nil
 	}
 	commitTS, err := t.c.Timestamp(ctx)
 	if err != nil {
@@ -79,8 +87,13 @@ func (t *Txn) Commit(ctx context.Context) error {
 	return m.decide(ctx, commitTS)
 }
 
-// prewriteAll locks the primary, and with it those keys that go in the same request, then all others.
+// prewriteAll locks all keys. In two phases the primary is locked first, with those keys that go in the same request;
+// so it is if one request may be enough. A transaction with asynchronous commit needs no order: its primary's lock names
+// all others.
 func (m *committer) prewriteAll(ctx context.Context) error {
+	if m.chosen.async && !m.chosen.onePC {
+		return m.each(ctx, m.keys, m.prewrite)
+	}
 	n, err := m.batch(ctx, m.keys, m.prewrite)
 	if err != nil {
 		return err
@@ -90,26 +103,48 @@ func (m *committer) prewriteAll(ctx context.Context) error {
 
 // decide commits the primary. From then on the transaction has happened.
 func (m *committer) decide(ctx context.Context, commitTS uint64) error {
-	commit := m.committing(commitTS)
-	n, err := m.batch(ctx, m.keys, commit)
-	if err != nil {
-		if _, told := err.(*refusal); !told {
-			// A request may have arrived, or may still.
-			return &UnknownError{err}
+	for {
+		n, err := m.batch(ctx, m.keys, m.committing(commitTS))
+		if early, ok := err.(*tooEarly); ok { // nothing was done: a reader was promised a later commit
+			if commitTS, err = m.t.c.Timestamp(ctx); err != nil {
+				m.cleanUp()
+				return fmt.Errorf("txn: get a later commit timestamp: %w", err)
+			}
+			commitTS = max(commitTS, early.least)
+			continue
 		}
-		m.cleanUp()
-		return err
-	}
-	m.t.commitTS = commitTS
-	rest := m.keys[n:]
-	if len(rest) == 0 {
+		if err != nil {
+			if _, told := err.(*refusal); !told {
+				// A request may have arrived, or may still.
+				return &UnknownError{err}
+			}
+			m.cleanUp()
+			return err
+		}
+		m.t.commitTS = commitTS
+		m.commitRest(ctx, m.keys[n:], commitTS)
 		return nil
 	}
-	inRest := func(ctx context.Context) { _ = m.each(ctx, rest, commit) } // or readers do it
-	if !m.t.c.inBackground(inRest) {
-		inRest(ctx)
+}
+
+// finish ends a transaction that is committed, by what stores have chosen.
+func (m *committer) finish(ctx context.Context, commitTS uint64) {
+	m.t.commitTS = commitTS
+	if !m.chosen.done {
+		m.commitRest(ctx, m.keys, commitTS)
 	}
-	return nil
+}
+
+// commitRest commits keys of a transaction that has happened, in the background if there is room. Where it fails,
+// readers do it.
+func (m *committer) commitRest(ctx context.Context, keys [][]byte, commitTS uint64) {
+	if len(keys) == 0 {
+		return
+	}
+	commit := func(ctx context.Context) { _ = m.each(ctx, keys, m.committing(commitTS)) }
+	if !m.t.c.inBackground(commit) {
+		commit(ctx)
+	}
 }
 
 // cleanUp rolls back what was prewritten, so that others need not wait for the locks to expire. They do if there is too
@@ -199,11 +234,13 @@ func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx 
 		w := m.writes[string(k)]
 		req.Mutations = append(req.Mutations, &kvrpcpb.Mutation{Op: w.op, Key: k, Value: w.value})
 	}
+	m.chosen.ask(req, m.keys)
 	resp, err := s.KvPrewrite(ctx, req)
+	m.chosen.answered(req, resp, err)
 	res.region, res.rpc = resp.GetRegionError(), err
 	for _, e := range resp.GetErrors() {
 		if e.Locked == nil {
-			return stepResult{err: keyError(e)}
+			return stepResult{err: &refusal{keyError(e)}}
 		}
 		res.locks = append(res.locks, e.Locked)
 	}
@@ -213,10 +250,17 @@ func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx 
 // tooOld is how stores refuse a transaction of which nothing may be known any more.
 const tooOld = "GC life time is shorter"
 
-// refusal is an error of a store that has decided that the transaction is not committed.
+// refusal is an error of a store that has decided that the transaction is not committed, or, of a prewrite, that the
+// keys of the request are not locked.
 type refusal struct{ error }
 
 func (r *refusal) Unwrap() error { return r.error }
+
+// tooEarly: the transaction must not be committed before least.
+type tooEarly struct {
+	error
+	least uint64
+}
 
 func (m *committer) committing(commitTS uint64) step {
 	return func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
@@ -226,6 +270,8 @@ func (m *committer) committing(commitTS uint64) step {
 		res.region, res.rpc = resp.GetRegionError(), err
 		switch e := resp.GetError(); {
 		case e == nil:
+		case e.CommitTsExpired != nil:
+			res.err = &tooEarly{keyError(e), e.CommitTsExpired.MinCommitTs}
 		case strings.HasPrefix(e.Abort, tooOld):
 			res.err = keyError(e) // what an earlier attempt has done may be forgotten
 		default:

@@ -45,22 +45,22 @@ func (c *Client) resolveAll(ctx context.Context, locks []*kvrpcpb.LockInfo, forc
 			return 0, err
 		}
 	}
-	known := map[uint64]*kvrpcpb.CheckTxnStatusResponse{}
+	known := map[uint64]fate{}
 	for _, l := range locks {
-		st := known[l.LockVersion]
-		if st == nil {
-			if st, err = c.status(ctx, l, now); err != nil {
+		of, asked := known[l.LockVersion]
+		if !asked {
+			if of, err = c.fate(ctx, l, now); err != nil {
 				return ended, err
 			}
-			known[l.LockVersion] = st
+			known[l.LockVersion] = of
 		}
-		if st.LockTtl > 0 {
-			if force {
-				return ended, fmt.Errorf("txn: the transaction %d does not end", l.LockVersion)
-			}
+		switch {
+		case of.alive && force:
+			return ended, fmt.Errorf("txn: the transaction %d does not end", l.LockVersion)
+		case of.alive:
 			continue
 		}
-		if err := c.resolveAt(ctx, l, st.CommitVersion); err != nil {
+		if err := c.resolveAt(ctx, l.Key, l.LockVersion, of.commitTS); err != nil {
 			return ended, err
 		}
 		ended++

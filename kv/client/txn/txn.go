@@ -20,6 +20,7 @@ type Txn struct {
 	begun             time.Time
 	writes            map[string]mutation
 	ended             bool
+	commits           Commits
 }
 
 // mutation is what the transaction does to a key.

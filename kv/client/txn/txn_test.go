@@ -19,6 +19,8 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -37,6 +39,8 @@ type world struct {
 	mu     sync.Mutex
 	now    int64
 	commit func(in *kvrpcpb.CommitRequest) (*kvrpcpb.CommitResponse, error)
+	// prewrite, if set, answers prewrites.
+	prewrite func(in *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error)
 }
 
 func newWorld(t *testing.T) (*world, *Client) {
@@ -44,6 +48,10 @@ func newWorld(t *testing.T) (*world, *Client) {
 	w := &world{mem: storage.NewMemStorage(), now: 1000}
 	w.srv = server.New(config.Default(), w.mem.Storage(), nil, nil, zap.NewNop())
 	w.srv.SetMode(clustermode.Txn)
+	w.srv.SetTimestamps(commands.NewTimestamps(func(ctx context.Context) (uint64, error) {
+		physical, logical, err := w.GetTS(ctx)
+		return mvcc.Timestamp(physical, logical), err
+	}, func() bool { return true }))
 	kv := client.New(w, client.Options{Dial: func(context.Context, uint64) (tinykvpb.TinyKvClient, error) { return w, nil }})
 	c := New(kv, w)
 	t.Cleanup(func() { c.Close(); kv.Close() })
@@ -92,7 +100,19 @@ func (w *world) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ .
 }
 
 func (w *world) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+	w.mu.Lock()
+	prewrite := w.prewrite
+	w.mu.Unlock()
+	if prewrite != nil {
+		return prewrite(in)
+	}
 	return w.srv.KvPrewrite(ctx, in)
+}
+
+func (w *world) onPrewrite(f func(in *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.prewrite = f
 }
 
 func (w *world) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
@@ -109,6 +129,12 @@ func (w *world) KvCheckTxnStatus(
 	ctx context.Context, in *kvrpcpb.CheckTxnStatusRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.CheckTxnStatusResponse, error) {
 	return w.srv.KvCheckTxnStatus(ctx, in)
+}
+
+func (w *world) KvCheckSecondaryLocks(
+	ctx context.Context, in *kvrpcpb.CheckSecondaryLocksRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	return w.srv.KvCheckSecondaryLocks(ctx, in)
 }
 
 func (w *world) KvBatchRollback(
@@ -133,6 +159,7 @@ func (w *world) onCommit(f func(in *kvrpcpb.CommitRequest) (*kvrpcpb.CommitRespo
 // the transaction happened all the same.
 func TestLostAnswersOfCommits(t *testing.T) {
 	w, c := newWorld(t)
+	c.SetCommits(TwoPhases)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	lost := 2

@@ -17,9 +17,6 @@ var (
 	errPessimistic = &requestError{
 		"pessimistic transactions are not served by this version: begin an optimistic one",
 	}
-	errAsyncCommit = &requestError{
-		"asynchronous commit is not served by this version: no transaction has secondary locks to check",
-	}
 	errAnswerSize = &requestError{
 		"the answer exceeds what one message may hold; lower the limit or ask for fewer keys",
 	}
@@ -129,7 +126,7 @@ func txnOutcome(err error) (region *errorpb.Error, key *kvrpcpb.KeyError, rpc er
 	if key = keyError(err); key != nil {
 		return nil, key, nil
 	}
-	if unknown := (*commands.SafePointError)(nil); errors.As(err, &unknown) {
+	if commands.NoPlacement(err) {
 		err = &regionerr.BusyError{Reason: err.Error()}
 	}
 	region, text, rpc := outcome(err)

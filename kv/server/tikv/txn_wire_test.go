@@ -50,6 +50,9 @@ func txnCases() []rpcCase {
 		{"CheckTxnStatus", func(c C, key string) encodable {
 			return &kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: []byte(key), LockTs: 50, RollbackIfNotExist: true}
 		}, func() answering { return new(kvrpcpb.CheckTxnStatusResponse) }},
+		{"CheckSecondaryLocks", func(c C, key string) encodable {
+			return &kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: two(key), StartVersion: 50}
+		}, func() answering { return new(kvrpcpb.CheckSecondaryLocksResponse) }},
 		{"TxnHeartBeat", func(c C, key string) encodable {
 			return &kvrpcpb.TxnHeartBeatRequest{Context: c, PrimaryLock: []byte(key), StartVersion: 50, AdviseLockTtl: 1 << 20}
 		}, func() answering { return new(kvrpcpb.TxnHeartBeatResponse) }},
@@ -235,7 +238,7 @@ func TestTxnRequestsThatAreWrong(t *testing.T) {
 		"raw put":          {"RawPut", &kvrpcpb.RawPutRequest{Context: good, Key: one[0]}, &kvrpcpb.RawPutResponse{}, "mode txn"},
 		"lock":             {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: good}, &kvrpcpb.PessimisticLockResponse{}, "pessimistic"},
 		"unlock":           {"KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: good}, &kvrpcpb.PessimisticRollbackResponse{}, "pessimistic"},
-		"secondaries":      {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good}, &kvrpcpb.CheckSecondaryLocksResponse{}, "asynchronous"},
+		"secondaries":      {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good, Keys: one}, &kvrpcpb.CheckSecondaryLocksResponse{}, "InvalidTxnTso"},
 	} {
 		err := ask(t, conn, c.method, c.req, c.resp)
 		if c.method == "SplitRegion" {
@@ -371,10 +374,10 @@ func TestTxnBatches(t *testing.T) {
 			require.True(t, odd.wanted(resp.GetRegionError()), "%s, %s: %v", rpc.method, name, resp)
 		}
 	}
-	require.Equal(t, 12, served)
+	require.Equal(t, 13, served)
 	require.Equal(t, before, records(t, conn))
 	for name, text := range map[string]string{
-		"PessimisticLock": "pessimistic", "PessimisticRollback": "pessimistic", "CheckSecondaryLocks": "asynchronous",
+		"PessimisticLock": "pessimistic", "PessimisticRollback": "pessimistic",
 		"Flush": "not served", "BufferBatchGet": "not served",
 	} {
 		require.Contains(t, one(numbers[name], &kvrpcpb.FlushRequest{}).String(), text, name)

@@ -41,8 +41,7 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 	return out, nil
 }
 
-// prewriteOf translates a prewrite. Asynchronous commit and commit in one phase are not refused: the answer's
-// timestamps of 0 have the client go on in two phases.
+// prewriteOf translates a prewrite.
 func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, error) {
 	pessimistic := req.ForUpdateTs > 0 || len(req.ForUpdateTsConstraints) > 0
 	for _, a := range req.PessimisticActions {
@@ -53,8 +52,8 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 		return nil, errPessimistic
 	case len(req.TxnFileChunks) > 0:
 		return nil, &requestError{"transactions in files are not served"}
-	case len(req.Mutations) > maxBatchKeys:
-		return nil, tooMany(len(req.Mutations))
+	case len(req.Mutations)+len(req.Secondaries) > maxBatchKeys:
+		return nil, tooMany(len(req.Mutations) + len(req.Secondaries))
 	}
 	if len(req.Mutations) > 0 {
 		if err := s.checkKey(req.PrimaryLock); err != nil {
@@ -64,6 +63,12 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 	p := &commands.Prewrite{
 		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, TxnSize: req.TxnSize,
 		MinCommitTS: req.MinCommitTs, TxnSource: req.Context.GetTxnSource(),
+		AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc, MaxCommitTS: req.MaxCommitTs,
+	}
+	for _, k := range req.Secondaries {
+		if err := s.checkKey(k); err != nil {
+			return nil, &requestError{"secondary: " + err.Error()}
+		}
 	}
 	for _, m := range req.Mutations {
 		out, err := mutation(m, req.AssertionLevel)
@@ -88,11 +93,18 @@ func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) 
 	if err == nil {
 		p, err = s.prewriteOf(req)
 	}
-	var inWay []error
+	var res commands.Prewritten
 	if err == nil {
-		inWay, err = s.txn.Prewrite(ctx, to, p)
+		res, err = s.txn.Prewrite(ctx, to, p)
 	}
-	resp.Errors = keyErrors(inWay)
+	resp.Errors = keyErrors(res.InWay)
+	// A client that has not asked for one of them dies of it.
+	switch {
+	case req.TryOnePc:
+		resp.OnePcCommitTs = max(res.CommitTS, res.Committed)
+	case req.UseAsyncCommit:
+		resp.MinCommitTs = max(res.MinCommitTS, res.Committed)
+	}
 	region, key, rpc := txnOutcome(err)
 	if resp.RegionError = region; key != nil {
 		resp.Errors = []*kvrpcpb.KeyError{key}
@@ -184,6 +196,30 @@ func (s *Service) KvCheckTxnStatus(
 	return resp, rpc
 }
 
+// KvCheckSecondaryLocks implements tikvpb.Tikv.
+func (s *Service) KvCheckSecondaryLocks(
+	ctx context.Context, req *kvrpcpb.CheckSecondaryLocksRequest,
+) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
+	resp := &kvrpcpb.CheckSecondaryLocksResponse{}
+	ctx, cancel := s.inTime(ctx, req.Context)
+	defer cancel()
+	to, err := s.txnTarget(req.Context, req.Keys...)
+	if err == nil && len(req.Keys) > maxBatchKeys {
+		err = tooMany(len(req.Keys))
+	}
+	if err == nil {
+		var res commands.SecondaryLocks
+		res, err = s.txn.CheckSecondaryLocks(ctx, to, req.Keys, req.StartVersion)
+		resp.CommitTs = res.CommitTS
+		for i := range res.Locks {
+			resp.Locks = append(resp.Locks, lockInfo(&res.Locks[i]))
+		}
+	}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = txnOutcome(err)
+	return resp, rpc
+}
+
 // KvResolveLock implements tikvpb.Tikv: at the keys that are named, or all locks of the transactions in the region.
 func (s *Service) KvResolveLock(
 	ctx context.Context, req *kvrpcpb.ResolveLockRequest,
@@ -261,13 +297,6 @@ func (s *Service) KVPessimisticRollback(
 	context.Context, *kvrpcpb.PessimisticRollbackRequest,
 ) (*kvrpcpb.PessimisticRollbackResponse, error) {
 	return &kvrpcpb.PessimisticRollbackResponse{Errors: []*kvrpcpb.KeyError{s.refusal(errPessimistic)}}, nil
-}
-
-// KvCheckSecondaryLocks refuses.
-func (s *Service) KvCheckSecondaryLocks(
-	context.Context, *kvrpcpb.CheckSecondaryLocksRequest,
-) (*kvrpcpb.CheckSecondaryLocksResponse, error) {
-	return &kvrpcpb.CheckSecondaryLocksResponse{Error: s.refusal(errAsyncCommit)}, nil
 }
 
 // refusal names the mode where that is the reason.

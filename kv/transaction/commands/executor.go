@@ -7,6 +7,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/latch"
+	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -36,12 +37,22 @@ type Executor struct {
 	timeout  time.Duration
 	// safe is nil where nothing is ever collected.
 	safe *SafePoints
+	// locks are for commits whose timestamp this store chooses; it chooses none while times is nil.
+	locks *memlock.Table
+	times *Timestamps
 }
 
 // New returns an executor; timeout bounds commands whose context has no deadline.
 func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
-	return &Executor{st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), timeout: timeout}
+	return &Executor{
+		st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
+		timeout: timeout,
+	}
 }
+
+// SetTimestamps lets the executor choose the timestamps at which transactions commit: by asynchronous commit and in one
+// phase. To be called before the first command.
+func (e *Executor) SetTimestamps(s *Timestamps) { e.times = s }
 
 func (e *Executor) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
@@ -58,17 +69,35 @@ type txn struct {
 	policy Policy
 	// safePoint is the one of transactions, as of a moment after the term of leadership began.
 	safePoint func() (uint64, error)
+	// chooses: this store may choose commit timestamps in the term of the view.
+	chooses bool
+	// claim, if set, lasts until the outcome of the write is known.
+	claim  *memlock.Claim
+	locks  *memlock.Table
+	domain latch.Domain
 	*mvcc.Reader
 	*mvcc.Writer
 }
 
-// effect tells commands apart that a full disk refuses.
-type effect bool
+// unclaim ends the claim, if there is one.
+func (tx *txn) unclaim() {
+	if tx.claim != nil {
+		tx.claim.Drop()
+		tx.claim = nil
+	}
+}
 
-const (
-	begins effect = false
-	// ends: it ends transactions, and with that what they take.
-	ends effect = true
+// effect is what a command does to transactions.
+type effect struct {
+	// ends: it ends them, and with that what they take. A full disk does not refuse it.
+	ends bool
+	// chooses: it may choose a commit timestamp.
+	chooses bool
+}
+
+var (
+	begins = effect{}
+	ends   = effect{ends: true}
 )
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
@@ -81,13 +110,15 @@ func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	defer cancel()
 	for {
 		term, err := e.st.Leadership(c)
-		if err == nil && does == begins {
+		if err == nil && !does.ends {
 			_, err = e.safe.Txn(ctx, c.GetRegionId(), term)
 		}
 		if err != nil {
 			return err
 		}
-		ended, err := e.updateIn(ctx, c, storage.Bound{Term: term, Ends: bool(does)}, keys, decide)
+		does := does
+		does.chooses = does.chooses && e.times.sync(ctx, e.locks, c.GetRegionId(), term)
+		ended, err := e.updateIn(ctx, c, term, does, keys, decide)
 		if !ended {
 			return err
 		}
@@ -104,9 +135,9 @@ func (termEnded) Error() string { return "the term of leadership has ended" }
 
 // updateIn is update under one leadership. ended: it was another one's by the time of the view, and nothing was done.
 func (e *Executor) updateIn(
-	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, keys [][]byte, decide decision,
+	ctx context.Context, c *kvrpcpb.Context, term uint64, does effect, keys [][]byte, decide decision,
 ) (ended bool, err error) {
-	release, err := e.acquire(ctx, c, b.Term, keys)
+	release, err := e.acquire(ctx, c, term, keys)
 	if err != nil {
 		return err == error(termEnded{}), err
 	}
@@ -115,7 +146,7 @@ func (e *Executor) updateIn(
 		release()
 		return false, err
 	}
-	if at != b.Term {
+	if at != term {
 		view.Close()
 		release()
 		return true, nil
@@ -124,6 +155,7 @@ func (e *Executor) updateIn(
 	tx := &txn{
 		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
 		safePoint: func() (uint64, error) { return e.safe.Txn(ctx, c.GetRegionId(), at) },
+		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term},
 	}
 	err = decide(tx)
 	tx.Close()
@@ -132,10 +164,14 @@ func (e *Executor) updateIn(
 		policy.Validate(tx.Modifies(), keys)
 	}
 	if err != nil || len(tx.Modifies()) == 0 {
+		tx.unclaim()
 		release()
 		return false, err
 	}
-	return false, e.write(ctx, c, b, tx.Modifies(), release)
+	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func() {
+		tx.unclaim()
+		release()
+	})
 }
 
 // inTerm ends the wait of a command for latches of a term that is over.
@@ -201,7 +237,7 @@ func (e *Executor) view(
 	return nil, 0, err
 }
 
-// write waits for the outcome until ctx ends. The latches are kept until it is known.
+// write waits for the outcome until ctx ends. The latches and the claim are kept until it is known.
 func (e *Executor) write(
 	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, release func(),
 ) error {

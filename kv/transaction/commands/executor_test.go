@@ -90,9 +90,10 @@ func (l *leader) set(f func()) {
 }
 
 func prewriteOne(ctx context.Context, e *Executor, key string, start uint64) ([]error, error) {
-	return e.Prewrite(ctx, nil, &Prewrite{
+	res, err := e.Prewrite(ctx, nil, &Prewrite{
 		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte(key), Value: []byte("v")}}, Primary: []byte(key), StartTS: start, TTL: 1,
 	})
+	return res.InWay, err
 }
 
 // TestLatchesOutliveTheClient: a command whose client has given up keeps its latches until its write is known, so that the

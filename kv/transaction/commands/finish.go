@@ -118,7 +118,19 @@ func (tx *txn) rollback(key []byte, startTS uint64) error {
 	case rec.RolledBack():
 		return nil
 	}
-	return tx.putRollback(key, startTS, rec, false)
+	return tx.rollbackMissing(key, startTS, l, rec, false)
+}
+
+// rollbackMissing is putRollback where the transaction has no lock; foreign is another one's, nil if there is none. A
+// foreign lock whose commit timestamp a store chooses may commit at startTS: it must know then that the place has a
+// rollback.
+func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, rec mvcc.Record, protected bool) error {
+	if foreign != nil && foreign.AsyncCommit && startTS >= foreign.MinCommitTS {
+		noted := *foreign
+		noted.RollbackTS = append(slices.Clone(foreign.RollbackTS), startTS)
+		tx.PutLock(key, &noted)
+	}
+	return tx.putRollback(key, startTS, rec, protected)
 }
 
 func committed(key []byte, rec mvcc.Record) error {
@@ -156,7 +168,7 @@ func (e *Executor) Cleanup(
 		case rec.RolledBack():
 			return nil
 		}
-		return tx.putRollback(key, startTS, rec, true)
+		return tx.rollbackMissing(key, startTS, l, rec, true)
 	})
 	return commitTS, err
 }
@@ -171,14 +183,13 @@ func (tx *txn) rollbackLock(key []byte, l *mvcc.Lock, rec mvcc.Record, protected
 }
 
 // putRollback writes that a transaction was rolled back at the key. Where another transaction's commit record has the
-// place, it stays: a protected rollback is noted in it, and an unprotected one is not needed, since a late prewrite
-// meets that record.
+// place, it stays, and the rollback is noted in it.
 func (tx *txn) putRollback(key []byte, startTS uint64, rec mvcc.Record, protected bool) error {
 	switch o := rec.Overlapped; {
 	case o == nil:
 		w := mvcc.Rollback(startTS, protected)
 		tx.PutWrite(key, startTS, &w)
-	case protected && !o.OverlappedRollback:
+	case !o.OverlappedRollback:
 		w := o.Write
 		w.OverlappedRollback, w.Fence = true, &rec.Newer
 		tx.PutWrite(key, startTS, &w)

@@ -87,8 +87,8 @@ func TestCollectAgainstATwin(t *testing.T) {
 				value := []byte(fmt.Sprint(ts, strings.Repeat("v", 300*rapid.IntRange(0, 1).Draw(t, "long"))))
 				pre.Mutations = append(pre.Mutations, Mutation{Kind: kind, Key: k, Value: value})
 			}
-			keyErrs, err := e.Prewrite(ctx, nil, pre)
-			require.NoError(t, errors.Join(append(keyErrs, err)...))
+			res, err := e.Prewrite(ctx, nil, pre)
+			require.NoError(t, errors.Join(append(res.InWay, err)...))
 			switch rapid.IntRange(0, 3).Draw(t, "end") {
 			case 0:
 				require.NoError(t, e.Rollback(ctx, nil, names, ts))

@@ -181,9 +181,9 @@ func (r *run) command() {
 		for _, n := range names {
 			p.Mutations = append(p.Mutations, Mutation{Kind: kind, Key: []byte(n), Value: []byte(value)})
 		}
-		var keyErrs []error
-		keyErrs, err = r.e.Prewrite(ctx, nil, p)
-		err = errors.Join(append(keyErrs, err)...)
+		var res Prewritten
+		res, err = r.e.Prewrite(ctx, nil, p)
+		err = errors.Join(append(res.InWay, err)...)
 		ok = r.m.prewrite(start, kind, value, names)
 	case 1:
 		if r.decided(start) {

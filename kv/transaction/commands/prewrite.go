@@ -52,6 +52,27 @@ type Prewrite struct {
 	MinCommitTS uint64
 	// TxnSource is kept in lock and write record.
 	TxnSource uint64
+	// AsyncCommit: the transaction is committed once all its keys are locked, at the largest of the timestamps that
+	// stores choose. Secondaries are all its keys but the primary, in the request that has the primary.
+	AsyncCommit bool
+	Secondaries [][]byte
+	// OnePC: the mutations are all of the transaction, and it is committed with them at once.
+	OnePC bool
+	// MaxCommitTS is the largest timestamp that a store may choose; 0 is no limit. Beyond it all locks are plain ones.
+	MaxCommitTS uint64
+}
+
+// Prewritten is the outcome of a prewrite.
+type Prewritten struct {
+	// InWay says what is in the way, for each key of which it is true. Then nothing was done.
+	InWay []error
+	// MinCommitTS is the timestamp that was chosen for a transaction with asynchronous commit. 0 says that some of the
+	// locks are plain ones, so that the transaction is committed by its primary.
+	MinCommitTS uint64
+	// CommitTS is the timestamp at which the request has committed the transaction in one phase; 0 if it has not.
+	CommitTS uint64
+	// Committed: the request is an old one. The transaction was committed at that timestamp, and nothing was done.
+	Committed uint64
 }
 
 // lastOfEach keeps the last mutation of each key.
@@ -69,44 +90,68 @@ func lastOfEach(muts []Mutation) []Mutation {
 	return out
 }
 
-// Prewrite locks all keys and stores their values, or does nothing. keyErrs says what is in the way, for each key of
-// which it is true: *LockedError, *ConflictError and *ExistsError, or *AssertionError if nothing else is in the way.
-func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (keyErrs []error, err error) {
+// Prewrite locks all keys and stores their values, or does nothing. What is in the way of that are *LockedError,
+// *ConflictError and *ExistsError, or *AssertionError if nothing else is.
+//
+// If the transaction asks for it, the store chooses the timestamp of its commit (memlock).
+func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, err error) {
 	if err := checkStartTS(p.StartTS); err != nil {
-		return nil, err
+		return Prewritten{}, err
 	}
 	muts := lastOfEach(p.Mutations)
 	keys := make([][]byte, len(muts))
+	reads := false
 	for i, m := range muts {
 		keys[i] = m.Key
+		reads = reads || m.reads()
 	}
-	err = e.update(ctx, c, keys, begins, func(tx *txn) error {
-		keyErrs, err = tx.prewriteAll(p, muts)
-		if err == nil && len(keyErrs) > 0 {
+	if reads { // they read the keys at the start timestamp
+		if err := e.raise(ctx, p.StartTS); err != nil {
+			return Prewritten{}, err
+		}
+	}
+	err = e.update(ctx, c, keys, effect{chooses: p.AsyncCommit || p.OnePC}, func(tx *txn) error {
+		res, err = tx.prewriteAll(p, muts)
+		if err == nil && (len(res.InWay) > 0 || res.Committed > 0) {
 			err = errNothing
 		}
 		return err
 	})
 	if err == errNothing {
-		err = nil
+		return res, nil
 	}
-	return keyErrs, err
+	if err != nil {
+		return Prewritten{}, err
+	}
+	return res, nil
 }
+
+// reads tells whether a mutation depends on whether its key exists.
+func (m *Mutation) reads() bool { return m.Insert || m.CheckOnly || m.Assert != AssertNothing }
 
 // errNothing has nothing written, without being an error to anyone.
 var errNothing = abortf("nothing to write")
 
-func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (keyErrs []error, err error) {
+func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (res Prewritten, err error) {
 	if err := tx.young(p.StartTS); err != nil {
-		return nil, err
+		return Prewritten{}, err
 	}
 	var asserted error
+	var own ownLocks
+	var todo []*Mutation
 	for i := range muts {
-		keyErr, err := tx.prewrite(p, &muts[i])
-		if err != nil {
-			return nil, err
-		}
-		if keyErr == nil {
+		m := &muts[i]
+		mine, keyErr, err := tx.examine(p, m)
+		switch {
+		case err != nil:
+			return Prewritten{}, err
+		case mine != nil:
+			own.add(mine)
+			continue
+		case keyErr == nil && m.CheckOnly:
+			continue
+		case keyErr == nil:
+			todo = append(todo, m)
 			continue
 		}
 		if _, ok := keyErr.(*AssertionError); ok {
@@ -114,56 +159,139 @@ func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (keyErrs []error, err e
 			continue
 		}
 		// What is in the way may have come after this transaction was committed: the request is an old one.
-		rec, err := tx.OwnRecord(muts[i].Key, p.StartTS)
+		rec, err := tx.OwnRecord(m.Key, p.StartTS)
 		if err != nil {
-			return nil, err
+			return Prewritten{}, err
 		}
 		if rec.Committed() {
-			return nil, errNothing
+			return Prewritten{Committed: rec.Own.CommitTS}, nil
 		}
-		keyErrs = append(keyErrs, keyErr)
+		res.InWay = append(res.InWay, keyErr)
 	}
-	if len(keyErrs) == 0 && asserted != nil {
-		keyErrs = []error{asserted}
+	if len(res.InWay) == 0 && asserted != nil {
+		res.InWay = []error{asserted}
 	}
-	return keyErrs, nil
+	if len(res.InWay) > 0 {
+		return res, nil
+	}
+	return tx.carryOut(p, todo, own), nil
 }
 
-// prewrite decides about one key. keyErr is what is in the way.
-func (tx *txn) prewrite(p *Prewrite, m *Mutation) (keyErr, err error) {
-	l, err := tx.Lock(m.Key)
-	if err != nil {
-		return nil, err
-	}
-	if l != nil && l.Ts == p.StartTS {
-		if l.Kind == mvcc.WriteKindPessimistic {
-			return nil, abortf("LockTypeNotMatch: key %x has a pessimistic lock of the transaction %d", m.Key, p.StartTS)
+// ownLocks are the locks that earlier attempts of a prewrite have left.
+type ownLocks struct {
+	// plain: one of them is no lock of asynchronous commit.
+	any, plain bool
+	// min is the largest timestamp that was chosen for one of them.
+	min uint64
+}
+
+func (o *ownLocks) add(l *mvcc.Lock) {
+	o.any = true
+	o.plain = o.plain || !l.AsyncCommit
+	o.min = max(o.min, l.MinCommitTS)
+}
+
+// carryOut locks or commits keys that nothing is in the way of.
+func (tx *txn) carryOut(p *Prewrite, todo []*Mutation, own ownLocks) Prewritten {
+	chosen := tx.choose(p, todo, own)
+	if chosen > 0 && p.OnePC {
+		for _, m := range todo {
+			tx.commitAtOnce(p, m, chosen)
 		}
-		return nil, nil // done by an earlier attempt
+		return Prewritten{CommitTS: chosen}
 	}
-	newest, err := tx.SeekWrite(m.Key, mvcc.TsMax)
-	if err != nil {
-		return nil, err
+	for _, m := range todo {
+		tx.lock(p, m, chosen)
 	}
-	if newest != nil && newest.CommitTS >= p.StartTS {
-		return conflict(p, m, newest), nil
+	if own.plain || chosen == 0 && len(todo) > 0 {
+		return Prewritten{}
 	}
-	if l != nil {
-		return &LockedError{mvcc.KeyLock{Key: m.Key, Lock: *l}}, nil
+	return Prewritten{MinCommitTS: max(chosen, own.min)}
+}
+
+// choose chooses the least timestamp of the commit. 0 leaves it to the client: then all locks of the request are plain
+// ones. The claim that comes with it lasts until the write is applied.
+func (tx *txn) choose(p *Prewrite, todo []*Mutation, own ownLocks) uint64 {
+	// What an earlier attempt has left as it is must not be half of something else.
+	if !tx.chooses || len(todo) == 0 || own.plain || p.OnePC && own.any {
+		return 0
 	}
-	if keyErr, err = tx.expected(p, m, newest); keyErr != nil || err != nil || m.CheckOnly {
-		return keyErr, err
+	keys := make([][]byte, len(todo))
+	for i, m := range todo {
+		keys[i] = m.Key
 	}
+	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)
+	chosen := tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))
+	if p.MaxCommitTS > 0 && chosen > p.MaxCommitTS {
+		tx.unclaim()
+		return 0
+	}
+	return chosen
+}
+
+// lock locks a key; chosen is 0 for a plain lock.
+func (tx *txn) lock(p *Prewrite, m *Mutation, chosen uint64) {
 	lock := &mvcc.Lock{
 		Primary: p.Primary, Ts: p.StartTS, Ttl: p.TTL, Kind: m.Kind,
 		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource,
+	}
+	if chosen > 0 {
+		lock.AsyncCommit, lock.MinCommitTS = true, chosen
+		if bytes.Equal(m.Key, p.Primary) {
+			lock.Secondaries = p.Secondaries
+		}
 	}
 	if m.Kind == mvcc.WriteKindPut {
 		tx.PutLockWithValue(m.Key, lock, m.Value)
 	} else {
 		tx.PutLock(m.Key, lock)
 	}
-	return nil, nil
+}
+
+// commitAtOnce writes what prewrite and commit would leave.
+func (tx *txn) commitAtOnce(p *Prewrite, m *Mutation, commitTS uint64) {
+	w := &mvcc.Write{StartTS: p.StartTS, Kind: m.Kind, TxnSource: p.TxnSource}
+	if m.Kind == mvcc.WriteKindPut {
+		w.ShortValue = tx.PutOrInline(m.Key, p.StartTS, m.Value)
+	}
+	tx.PutWrite(m.Key, commitTS, w)
+}
+
+// examine decides about one key: mine is the lock that an earlier attempt has left, keyErr what is in the way.
+func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err error) {
+	l, err := tx.Lock(m.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	if l != nil && l.Ts == p.StartTS {
+		if l.Kind == mvcc.WriteKindPessimistic {
+			return nil, nil, abortf("LockTypeNotMatch: key %x has a pessimistic lock of the transaction %d", m.Key, p.StartTS)
+		}
+		return l, nil, nil
+	}
+	newest, err := tx.SeekWrite(m.Key, mvcc.TsMax)
+	if err != nil {
+		return nil, nil, err
+	}
+	if newest != nil && inConflict(newest, p.StartTS) {
+		return nil, conflict(p, m, newest), nil
+	}
+	if l != nil {
+		return nil, &LockedError{mvcc.KeyLock{Key: m.Key, Lock: *l}}, nil
+	}
+	keyErr, err = tx.expected(p, m, newest)
+	return nil, keyErr, err
+}
+
+// inConflict tells whether the newest record of a key is in the way of a transaction. One that was committed at its very
+// start timestamp, which a store has chosen, is seen by it.
+func inConflict(newest *mvcc.Found, startTS uint64) bool {
+	return newest.CommitTS > startTS || newest.CommitTS == startTS && rolledBackAt(newest)
+}
+
+// rolledBackAt tells whether a record says that the transaction that began at its timestamp was rolled back.
+func rolledBackAt(r *mvcc.Found) bool {
+	return r.Kind == mvcc.WriteKindRollback || r.OverlappedRollback
 }
 
 func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
@@ -171,7 +299,7 @@ func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
 		StartTS: p.StartTS, ConflictTS: newest.StartTS, CommitTS: newest.CommitTS,
 		Key: m.Key, Primary: bytes.Clone(p.Primary),
 	}
-	if newest.CommitTS == p.StartTS && (newest.Kind == mvcc.WriteKindRollback || newest.OverlappedRollback) {
+	if newest.CommitTS == p.StartTS {
 		e.Reason = ConflictRolledBack
 	}
 	return e

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -122,8 +123,44 @@ func (rd *Read) get(r *mvcc.Reader, key []byte) (Value, error) {
 	return Value{Data: data, Found: err == nil, CommitTS: f.CommitTS}, err
 }
 
+// raise has all commits whose timestamp this store chooses from now on be behind ts.
+func (e *Executor) raise(ctx context.Context, ts uint64) error {
+	if ts == mvcc.TsMax || ts <= e.locks.MaxTS() {
+		return nil
+	}
+	if err := e.times.plausible(ctx, ts); err != nil {
+		return err
+	}
+	e.locks.Raise(ts)
+	return nil
+}
+
+// announce makes a read known to commits whose timestamp this store chooses, and waits for those that have chosen one
+// already and may be too early. It comes before the view of the read.
+func (e *Executor) announce(ctx context.Context, c *kvrpcpb.Context, rd *Read, of memlock.Search) error {
+	if err := e.raise(ctx, rd.TS); err != nil || rd.Isolation == ReadCommitted {
+		return err
+	}
+	of.TS, of.Ignore = rd.TS, rd.Ignore
+	return e.await(ctx, c, of)
+}
+
+// await waits for the claims that a search finds.
+func (e *Executor) await(ctx context.Context, c *kvrpcpb.Context, s memlock.Search) error {
+	if e.locks.Idle() {
+		return nil
+	}
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	s.RegionID, s.Term = c.GetRegionId(), func() (uint64, error) { return e.st.Leadership(c) }
+	return e.locks.Await(ctx, &s)
+}
+
 // Get reads a key. A lock that is in the way is a *LockedError.
 func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd Read) (Value, error) {
+	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: [][]byte{key}}); err != nil {
+		return Value{}, err
+	}
 	view, err := e.st.Reader(ctx, c, memcomparable.Encode(key))
 	if err != nil {
 		return Value{}, err
@@ -150,6 +187,9 @@ func (e *Executor) BatchGet(
 ) error {
 	if len(keys) == 0 {
 		return nil
+	}
+	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: keys}); err != nil {
+		return err
 	}
 	view, _, err := e.view(keys, func(key []byte) (storage.Reader, uint64, error) {
 		view, err := e.st.Reader(ctx, c, key)
@@ -211,6 +251,10 @@ func (s *Scan) span() mvcc.Span {
 // Scan hands the first pairs of the region to emit, up to the limit, as a read sees them. Locked keys count. Fewer
 // than the limit mean that the region has no more of the range. An error of emit ends it.
 func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit func(Pair) error) error {
+	span := s.span()
+	if err := e.announce(ctx, c, &s.Read, memlock.Search{Range: true, From: span.From, To: span.To}); err != nil {
+		return err
+	}
 	view, err := e.scanView(ctx, c, s)
 	if err != nil {
 		return err
@@ -221,7 +265,7 @@ func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit f
 	}
 	r := e.reader(view, &s.Read)
 	defer r.Close()
-	sc := mvcc.NewScanner(r, s.TS, mvcc.ScanOptions{Span: s.span(), Reverse: s.Reverse, KeyOnly: s.KeyOnly, Look: s.look})
+	sc := mvcc.NewScanner(r, s.TS, mvcc.ScanOptions{Span: span, Reverse: s.Reverse, KeyOnly: s.KeyOnly, Look: s.look})
 	defer sc.Close()
 	for range s.Limit {
 		if ctx.Err() != nil {

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 
+	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -104,6 +105,14 @@ const maxLockBytes = 64 << 20
 func (e *Executor) ScanLocks(
 	ctx context.Context, c *kvrpcpb.Context, maxTS uint64, start, end []byte, limit int,
 ) ([]mvcc.KeyLock, error) {
+	// Commits whose timestamp this store chooses from now on are behind maxTS, also those of transactions that began by
+	// then; locks under way are waited for.
+	if err := e.raise(ctx, maxTS); err != nil {
+		return nil, err
+	}
+	if err := e.await(ctx, c, memlock.Search{Range: true, From: start, To: end, TS: maxTS, Begun: true}); err != nil {
+		return nil, err
+	}
 	begun := func(l *mvcc.Lock) bool { return l.Ts <= maxTS }
 	locks, cut, err := e.someLocks(ctx, c, mvcc.Span{From: start, To: end}, limit, maxLockBytes, begun)
 	if err == nil && cut && len(locks) < limit {

@@ -22,16 +22,13 @@ type SafePoints struct {
 		txn, gc uint64
 		// asked are the terms of regions for which the safe points were fetched after they had begun.
 		asked map[uint64]uint64
-		// started counts the fetches, done is the last one that has succeeded.
-		started, done uint64
 	}
-	// fetching has one place, for the one that fetches.
-	fetching chan struct{}
+	fetches *joint
 }
 
 // NewSafePoints returns what is not known yet.
 func NewSafePoints(fetch func(ctx context.Context) (txn, gc uint64, err error)) *SafePoints {
-	s := &SafePoints{fetch: fetch, fetching: make(chan struct{}, 1)}
+	s := &SafePoints{fetch: fetch, fetches: newJoint()}
 	s.mu.asked = map[uint64]uint64{}
 	return s
 }
@@ -80,34 +77,18 @@ func (s *SafePoints) inForce(ctx context.Context, at uint64, of func(txn, gc uin
 	return nil
 }
 
-// refresh returns after a fetch that has begun after the call. Those who wait while one is under way share the next.
+// refresh returns after a fetch that has begun after the call.
 func (s *SafePoints) refresh(ctx context.Context) error {
-	s.mu.Lock()
-	before := s.mu.started
-	s.mu.Unlock()
-	select {
-	case s.fetching <- struct{}{}:
-		defer func() { <-s.fetching }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	s.mu.Lock()
-	if s.mu.done > before {
-		s.mu.Unlock()
+	return s.fetches.do(ctx, func(ctx context.Context) error {
+		txn, gc, err := s.fetch(ctx)
+		if err != nil {
+			return &SafePointError{err}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.mu.txn, s.mu.gc = max(s.mu.txn, txn, gc), max(s.mu.gc, gc)
 		return nil
-	}
-	s.mu.started++
-	n := s.mu.started
-	s.mu.Unlock()
-	txn, gc, err := s.fetch(ctx)
-	if err != nil {
-		return &SafePointError{err}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.done = n
-	s.mu.txn, s.mu.gc = max(s.mu.txn, txn, gc), max(s.mu.gc, gc)
-	return nil
+	})
 }
 
 // SafePointError: the placement service has not said what the safe point is, without which old transactions cannot be

@@ -54,10 +54,15 @@ type Status struct {
 }
 
 // CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired, or was never
-// there.
+// there. One with asynchronous commit is not ended: CheckSecondaryLocks finds out what became of it.
 func (e *Executor) CheckTxnStatus(ctx context.Context, c *kvrpcpb.Context, q *StatusQuery) (st Status, err error) {
 	if err := checkStartTS(q.LockTS); err != nil {
 		return Status{}, err
+	}
+	for _, ts := range []uint64{q.LockTS, q.CurrentTS, q.CallerTS} {
+		if err := e.raise(ctx, ts); err != nil {
+			return Status{}, err
+		}
 	}
 	err = e.update(ctx, c, [][]byte{q.Primary}, ends, func(tx *txn) error {
 		st, err = tx.checkStatus(q)
@@ -86,6 +91,7 @@ func (tx *txn) checkStatus(q *StatusQuery) (Status, error) {
 			return Status{}, &PrimaryMismatchError{mvcc.KeyLock{Key: q.Primary, Lock: *l}}
 		}
 		tx.DeleteLock(q.Primary) // the transaction has another primary by now, which alone decides
+		l = nil
 	}
 	switch {
 	case rec.Committed():
@@ -97,7 +103,7 @@ func (tx *txn) checkStatus(q *StatusQuery) (Status, error) {
 	case q.Pessimistic:
 		return Status{Action: LockNotExistDoNothing}, nil
 	}
-	return Status{Action: LockNotExistRollback}, tx.putRollback(q.Primary, q.LockTS, rec, true)
+	return Status{Action: LockNotExistRollback}, tx.rollbackMissing(q.Primary, q.LockTS, l, rec, true)
 }
 
 // lockedStatus is the status of a transaction whose primary is locked.

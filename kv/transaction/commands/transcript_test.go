@@ -26,6 +26,9 @@ func TestTranscripts(t *testing.T) {
 			s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
 		}
 		s.e = New(s.mem.Storage(), s.policy, 10*time.Second)
+		if strings.Contains(path, "chosen") {
+			s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) { return 1, nil }, func() bool { return true }))
+		}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
 	})
 }
@@ -79,6 +82,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "prewrite":
 		p := &Prewrite{
 			StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"), TxnSize: ts(t, d, "size"),
+			AsyncCommit: d.HasArg("async"), Secondaries: keysArg(d, "async"), OnePC: d.HasArg("one-phase"), MaxCommitTS: ts(t, d, "max"),
 		}
 		for _, line := range strings.Split(d.Input, "\n") {
 			f := strings.Fields(line)
@@ -97,8 +101,24 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			}
 			p.Mutations = append(p.Mutations, m)
 		}
-		keyErrs, err := s.e.Prewrite(ctx, nil, p)
-		return outcomeOf(append([]error{err}, keyErrs...)...)
+		res, err := s.e.Prewrite(ctx, nil, p)
+		out := outcomeOf(append([]error{err}, res.InWay...)...)
+		for _, f := range []struct {
+			name string
+			ts   uint64
+		}{{"chosen", res.MinCommitTS}, {"committed in one phase at", res.CommitTS}, {"was committed at", res.Committed}} {
+			if f.ts > 0 {
+				out = fmt.Sprintln(f.name, f.ts)
+			}
+		}
+		return out
+	case "check-secondaries":
+		res, err := s.e.CheckSecondaryLocks(ctx, nil, keysArg(d, "k"), start)
+		var out strings.Builder
+		for _, l := range res.Locks {
+			fmt.Fprintf(&out, "%s: async=%v min=%d\n", l.Key, l.AsyncCommit, l.MinCommitTS)
+		}
+		return out.String() + fmt.Sprintf("commit=%d ", res.CommitTS) + outcomeOf(err)
 	case "commit":
 		return outcomeOf(s.e.Commit(ctx, nil, keysArg(d, "k"), start, commit))
 	case "rollback":
@@ -108,7 +128,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "status":
 		st, err := s.e.CheckTxnStatus(ctx, nil, &StatusQuery{
 			Primary: keysArg(d, "k")[0], LockTS: start, CurrentTS: ts(t, d, "now"), CallerTS: ts(t, d, "caller"),
-			RollbackIfMissing: !d.HasArg("ask-only"), VerifyPrimary: d.HasArg("verify"), Pessimistic: d.HasArg("pessimistic"),
+			RollbackIfMissing: !d.HasArg("ask-only"), ForceSyncCommit: d.HasArg("force-sync"), VerifyPrimary: d.HasArg("verify"), Pessimistic: d.HasArg("pessimistic"),
 		})
 		if err != nil {
 			return outcomeOf(err)
@@ -230,6 +250,12 @@ func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
 		if l.MinCommitTS > 0 {
 			fmt.Fprintf(&out, " min=%d", l.MinCommitTS)
 		}
+		if l.AsyncCommit {
+			fmt.Fprintf(&out, " async=%q", l.Secondaries)
+		}
+		if len(l.RollbackTS) > 0 {
+			fmt.Fprintf(&out, " rollbacks=%d", l.RollbackTS)
+		}
 		if l.TxnSize > 0 {
 			fmt.Fprintf(&out, " size=%d", l.TxnSize)
 		}
@@ -243,7 +269,10 @@ func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
 		require.NoError(t, err)
 		fmt.Fprintf(&out, "write %s@%d: %s s=%d value=%q", key, c, w.Kind, w.StartTS, w.ShortValue)
 		if w.OverlappedRollback {
-			fmt.Fprintf(&out, " overlapped fence=%d", *w.Fence)
+			fmt.Fprint(&out, " overlapped")
+		}
+		if w.Fence != nil {
+			fmt.Fprintf(&out, " fence=%d", *w.Fence)
 		}
 		fmt.Fprintln(&out)
 	}

@@ -9,8 +9,16 @@ import (
 // TsMax is larger than the timestamp of any transaction.
 const TsMax uint64 = math.MaxUint64
 
+// logicalBits is how many bits of a timestamp count within a millisecond.
+const logicalBits = 18
+
+// Timestamp puts a timestamp together, of milliseconds and a count.
+func Timestamp(physical, logical int64) uint64 {
+	return uint64(physical)<<logicalBits | uint64(logical)
+}
+
 // PhysicalTime is a timestamp's part in milliseconds.
-func PhysicalTime(ts uint64) uint64 { return ts >> 18 }
+func PhysicalTime(ts uint64) uint64 { return ts >> logicalBits }
 
 // ErrCorrupt is wrapped by the errors about records that do not decode, or values that are missing.
 var ErrCorrupt = errors.New("mvcc: corrupt data")

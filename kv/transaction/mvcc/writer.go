@@ -57,12 +57,17 @@ func (w *Writer) DeleteWrite(key []byte, commitTS uint64) {
 
 // PutLockWithValue sets the lock of a transaction that puts value, inline if it is short. l is changed.
 func (w *Writer) PutLockWithValue(key []byte, l *Lock, value []byte) {
-	if len(value) <= w.codec.InlineLimit() {
-		l.ShortValue = append([]byte{}, value...)
-	} else {
-		w.PutValue(key, l.Ts, value)
-	}
+	l.ShortValue = w.PutOrInline(key, l.Ts, value)
 	w.PutLock(key, l)
+}
+
+// PutOrInline stores a value in the default family, unless it is short: then it returns what is to be stored inline.
+func (w *Writer) PutOrInline(key []byte, startTS uint64, value []byte) (short []byte) {
+	if len(value) <= w.codec.InlineLimit() {
+		return append([]byte{}, value...)
+	}
+	w.PutValue(key, startTS, value)
+	return nil
 }
 
 // PutValue stores a value in the default family.

@@ -1,0 +1,126 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/transaction/memlock"
+	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+)
+
+// Timestamps is how a store follows the placement service's timestamps. It needs them to choose commit timestamps
+// itself (memlock): once in each term of each region, and to refuse reads in the future. Safe for concurrent use.
+type Timestamps struct {
+	// fetch asks the placement service for a new timestamp.
+	fetch func(ctx context.Context) (uint64, error)
+	// ready tells whether every store of the cluster knows what is written with such timestamps.
+	ready   func() bool
+	now     func() time.Time
+	fetches *joint
+	mu      struct {
+		sync.Mutex
+		// seen is the largest timestamp that was fetched, at is when.
+		seen uint64
+		at   time.Time
+		// synced are the terms of regions for which a timestamp was fetched after they had begun.
+		synced map[uint64]uint64
+	}
+}
+
+// NewTimestamps returns what has seen no timestamp yet.
+func NewTimestamps(fetch func(ctx context.Context) (uint64, error), ready func() bool) *Timestamps {
+	s := &Timestamps{fetch: fetch, ready: ready, now: time.Now, fetches: newJoint()}
+	s.mu.synced = map[uint64]uint64{}
+	return s
+}
+
+// drift is by how much the clock of the placement service may be ahead of what this store takes it for, before the store
+// asks. A timestamp that is made up is believed if it is ahead by less.
+const drift = time.Second
+
+// plausible fails for a timestamp that the placement service has not given out yet: a read at it would push all later
+// commits behind it, so that transactions which begin after them do not see them.
+func (s *Timestamps) plausible(ctx context.Context, ts uint64) error {
+	if s == nil || s.reached(ts) {
+		return nil
+	}
+	if err := s.refresh(ctx); err != nil {
+		return err
+	}
+	if !s.reached(ts) {
+		return abortf("the timestamp %d is in the future: the placement service has not given it out", ts)
+	}
+	return nil
+}
+
+// reached tells whether ts has been given out by now, as far as is known.
+func (s *Timestamps) reached(ts uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ts <= s.mu.seen {
+		return true
+	}
+	if s.mu.seen == 0 {
+		return false
+	}
+	since := s.now().Sub(s.mu.at) + drift
+	return mvcc.PhysicalTime(ts) <= mvcc.PhysicalTime(s.mu.seen)+uint64(since.Milliseconds())
+}
+
+func (s *Timestamps) refresh(ctx context.Context) error {
+	return s.fetches.do(ctx, func(ctx context.Context) error {
+		at := s.now()
+		ts, err := s.fetch(ctx)
+		if err != nil {
+			return &TimestampError{err}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if ts > s.mu.seen {
+			s.mu.seen, s.mu.at = ts, at
+		}
+		return nil
+	})
+}
+
+// TimestampError: the placement service has given no timestamp. Nothing was done.
+type TimestampError struct{ Cause error }
+
+func (e *TimestampError) Error() string { return "no timestamp: " + e.Cause.Error() }
+
+func (e *TimestampError) Unwrap() error { return e.Cause }
+
+// sync raises max_ts above all reads that other stores have served in earlier terms of the region. false says that it is
+// not known to be, so that this store may not choose commit timestamps yet.
+//
+// A read has its timestamp before the store that serves it proves its leadership. That store led in an earlier term, so
+// the proof was before this term began, or there is none; and a timestamp that is fetched after that is larger.
+func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID, term uint64) bool {
+	if s == nil || !s.ready() {
+		return false
+	}
+	s.mu.Lock()
+	done := s.mu.synced[regionID] == term
+	s.mu.Unlock()
+	if done {
+		return true
+	}
+	if s.refresh(ctx) != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	locks.Raise(s.mu.seen)
+	s.mu.synced[regionID] = max(s.mu.synced[regionID], term)
+	locks.DropBefore(regionID, term)
+	return s.mu.synced[regionID] == term
+}
+
+// NoPlacement tells whether a command has failed because the placement service has not answered. It may be tried again.
+func NoPlacement(err error) bool {
+	var safePoint *SafePointError
+	var timestamp *TimestampError
+	return errors.As(err, &safePoint) || errors.As(err, &timestamp)
+}
