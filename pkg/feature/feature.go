@@ -23,10 +23,12 @@ const (
 	ConditionalOps Set = 1 << iota
 	// Transactions: transactions. Not served yet; the bit is reserved.
 	Transactions
+	// Merge: regions go into their neighbours.
+	Merge
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported = ConditionalOps
+const Supported = ConditionalOps | Merge
 
 type named struct {
 	bit  Set
@@ -34,7 +36,7 @@ type named struct {
 }
 
 // names are part of the data directory's format; do not change.
-var names = []named{{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}}
+var names = []named{{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {Merge, "merge"}}
 
 // Has tells whether all of other are in the set.
 func (s Set) Has(other Set) bool { return s&other == other }
