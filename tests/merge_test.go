@@ -59,3 +59,31 @@ func TestMerge(t *testing.T) {
 	check()
 	c.CheckConsistency()
 }
+
+// The suites of splits, with merges beside them.
+
+func TestMergeManyClients(t *testing.T) {
+	round{clients: 10, split: true, merge: true, minSplits: 3, minMerges: 3}.run(t)
+}
+
+func TestMergeRecover(t *testing.T) {
+	round{clients: 10, crash: true, split: true, merge: true, minSplits: 2, minMerges: 2}.run(t)
+}
+
+func TestMergeUnreliable(t *testing.T) {
+	round{clients: 5, unreliable: true, split: true, merge: true, minOps: 100, minSplits: 2, minMerges: 1}.run(t)
+}
+
+func TestMergeTransfersUnderLoad(t *testing.T) {
+	round{clients: 8, transfer: true, split: true, merge: true, clocks: true, minSplits: 2, minMerges: 2}.run(t)
+}
+
+func TestMergeSnapshotUnreliableRecoverPartition(t *testing.T) {
+	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true, transfer: true, maxRaftLog: 20,
+		minOps: 20, minSplits: 1}.run(t)
+}
+
+func TestMergeConfChangeSnapshotUnreliableRecoverPartition(t *testing.T) {
+	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true, confChange: true, transfer: true,
+		maxRaftLog: 20, minOps: 20}.run(t)
+}
