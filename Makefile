@@ -11,7 +11,7 @@ SEED ?=
 SEEDS ?= 300
 
 .PHONY: attack lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
-	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power corrupt chaos planted fuzz ci clean help \
+	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
 build: ## build bin/tinykv-server, bin/tinyscheduler, bin/tinyctl
@@ -98,6 +98,9 @@ errors: ## fail the operations of a store's disk one at a time, in ERRORS runs o
 LOSSES ?= 25
 power: ## take the power from a whole cluster LOSSES times, on a file system that forgets what was not synced
 	$(GO) test -count=1 -timeout 60m -v ./tests/power -args -rounds $(LOSSES) -seed $(if $(SEED),$(SEED),1)
+
+model: ## search the large configurations of the model of region merge; takes some 20 minutes and 3 GiB
+	$(GO) test -count=1 -timeout 90m -v -run TestMergeModel ./tests/model -args -long
 
 DURATION ?= 8s
 chaos: ## N histories with real processes and faults that rage for DURATION or as long as they need, from SEED on

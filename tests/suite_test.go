@@ -36,10 +36,12 @@ type round struct {
 	transfer    bool
 	clocks      bool // each store has a clock of its own, see newOddClock
 	split       bool
+	merge       bool
 	maxRaftLog  uint64 // log entries kept: snapshots are needed when it is small
 	duration    time.Duration
 	minOps      int
 	minSplits   int
+	minMerges   int
 	minSnaps    int
 	regionSplit config.Size
 }
@@ -63,6 +65,7 @@ func (r round) run(t *testing.T) {
 		if r.maxRaftLog > 0 {
 			cfg.Raftstore.LogGCCountLimit, cfg.Raftstore.LogGCThreshold = r.maxRaftLog, 1
 		}
+		cfg.Raftstore.Merge = r.merge
 		if r.regionSplit > 0 {
 			cfg.Raftstore.RegionSplitSize, cfg.Raftstore.RegionMaxSize = r.regionSplit, r.regionSplit*3/2
 		}
@@ -103,6 +106,9 @@ func (r round) run(t *testing.T) {
 	if r.split {
 		begin(splitter)
 	}
+	if r.merge {
+		begin(mergerOf)
+	}
 	if r.crash {
 		begin(crasher)
 	}
@@ -124,21 +130,23 @@ func (r round) run(t *testing.T) {
 	require.Positive(t, h.Swapped, "nothing was swapped")
 	require.GreaterOrEqual(t, h.OK, r.minOps, "too few operations for the round to mean anything")
 	require.GreaterOrEqual(t, int(counts.splits.Load()), r.minSplits, "too few splits")
+	require.GreaterOrEqual(t, int(counts.merges.Load()), r.minMerges, "too few merges")
 	require.GreaterOrEqual(t, int(c.Net.Snaps.Load()), r.minSnaps, "too few raft snapshots")
 	if !r.crash && !r.partitions && !r.unreliable {
 		t.Logf("unknown: %v", h.Notes())
 	}
-	t.Logf("%d operations, %d unknown, %d swapped; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, raft snapshots %d, messages %d (%d lost)",
+	t.Logf("%d operations, %d unknown, %d swapped; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, merges %d of %d, raft snapshots %d, messages %d (%d lost)",
 		h.OK, h.Unknown, h.Swapped, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
-		counts.splits.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
+		counts.splits.Load(), counts.merges.Load(), counts.freezes.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
 }
 
 // saw tells whether the round has had enough of what it is about to mean anything.
 func (r round) saw(c *cluster.Cluster, h *cluster.History, n *faultCounts) bool {
-	return h.Known() >= r.minOps && int(n.splits.Load()) >= r.minSplits && int(c.Net.Snaps.Load()) >= r.minSnaps
+	return h.Known() >= r.minOps && int(n.splits.Load()) >= r.minSplits && int(n.merges.Load()) >= r.minMerges &&
+		int(c.Net.Snaps.Load()) >= r.minSnaps
 }
 
-type faultCounts struct{ crashes, partitions, confChanges, transfers, splits atomic.Int64 }
+type faultCounts struct{ crashes, partitions, confChanges, transfers, splits, freezes, merges atomic.Int64 }
 
 const suiteKeys = 40
 
@@ -350,6 +358,34 @@ func splitter(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
 			n.splits.Add(1)
 		} else if errors.Is(err, context.Canceled) {
 			return
+		}
+	}
+}
+
+// mergerOf merges random neighbours, in either direction.
+func mergerOf(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
+	for pause(stop, 50*time.Millisecond, 200*time.Millisecond) {
+		regions := c.Placement.All()
+		if len(regions) < 2 {
+			continue
+		}
+		i := rand.IntN(len(regions) - 1)
+		source, target := regions[i], regions[i+1]
+		if rand.IntN(2) == 0 {
+			source, target = target, source
+		}
+		if c.MergeOnce(source.Id, target.Id) != nil {
+			continue
+		}
+		n.freezes.Add(1)
+		for range 20 {
+			if c.Placement.Region(source.Id) == nil {
+				n.merges.Add(1)
+				break
+			}
+			if !pause(stop, 5*time.Millisecond, 50*time.Millisecond) {
+				return
+			}
 		}
 	}
 }

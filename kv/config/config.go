@@ -184,6 +184,8 @@ type Raftstore struct {
 	CompareInterval Duration `toml:"compare-interval"`
 	// CompareRate bounds the bytes a second that a store reads for that; 0 does not.
 	CompareRate Size `toml:"compare-max-bytes-per-sec"`
+	// Merge allows this store's leaders to begin merges of regions. Experimental.
+	Merge bool `toml:"region-merge"`
 }
 
 // Default is what a tinykv-server does without any option.

@@ -50,6 +50,15 @@ func (m *Marker) format() int {
 	return 2
 }
 
+// announced is what Features names; nothing for a new directory.
+func (m *Marker) announced() feature.Set {
+	if m == nil {
+		return 0
+	}
+	s, _ := feature.Parse(m.Features)
+	return s
+}
+
 // inForce is what FeaturesOn names.
 func (m *Marker) inForce() feature.Set {
 	s, _ := feature.Parse(m.FeaturesOn)

@@ -185,13 +185,17 @@ func (n *Node) Start(ctx context.Context) (err error) {
 
 // openMarker reads the directory's marker, nil if it is new, and writes what it must say before anything else does.
 func (n *Node) openMarker(mode string) (*Marker, error) {
-	announce := n.features.known
-	if mode != "raft" {
-		announce = 0 // nothing is announced, and there is no log
-	}
 	marker, err := n.dir.ReadMarker()
 	if err != nil {
 		return nil, err
+	}
+	if !n.cfg.Raftstore.Merge && !marker.announced().Has(feature.Merge) {
+		// What is not announced cannot come into force, and an older program can go on with the directory.
+		n.features.known &^= feature.Merge
+	}
+	announce := n.features.known
+	if mode != "raft" {
+		announce = 0 // nothing is announced, and there is no log
 	}
 	now := Marker{Engine: n.cfg.Storage.Engine, Mode: mode, Features: announce.Names()}
 	if marker == nil {

@@ -59,6 +59,8 @@ func (p *peer) onAdmin(a *message.Admin) {
 			err = p.proposeChangePeer(a)
 		case raft_cmdpb.AdminCmdType_Split:
 			err = p.split.propose(a)
+		case raft_cmdpb.AdminCmdType_PrepareMerge:
+			err = p.merge.propose(a)
 		case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_ComputeHash:
 			p.proposeAdmin(a)
 		default:

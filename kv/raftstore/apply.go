@@ -37,6 +37,7 @@ func (a appliers) forRegion(regionID uint64) *apply.Worker { return a[a.of(regio
 func (p *peer) beginTask() apply.Task {
 	return apply.Task{RegionID: p.regionID, Begin: &apply.Begin{
 		Peer: p.self, Region: p.region(), Applied: p.appliedIndex, Term: p.appliedTerm, Truncated: p.ps.truncated,
+		Merging: p.merge.state,
 	}}
 }
 

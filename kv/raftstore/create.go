@@ -107,6 +107,9 @@ func (cr *creator) retrySplits() error {
 
 // onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are those of writes.
 func (cr *creator) onMissingRegion(m *rspb.RaftMessage) error {
+	if m.Merge.GetKind() == rspb.MergeMessage_Question {
+		return cr.s.answerMerge(m)
+	}
 	if cr.s.router.get(m.RegionId) != nil {
 		_ = cr.s.router.send(m.RegionId, &message.Raft{Message: m})
 		return nil
@@ -119,13 +122,18 @@ func (cr *creator) onMissingRegion(m *rspb.RaftMessage) error {
 	if st != nil {
 		switch {
 		case st.State != rspb.PeerState_Tombstone:
-			cr.onQuarantined(st, m)
+			if m.Merge == nil {
+				cr.onQuarantined(st, m)
+			}
+			return nil
+		case st.MergedInto != nil:
+			cr.s.tellMerged(st, m)
 			return nil
 		case !cr.wakesTombstone(st, m):
 			return nil
 		}
 	}
-	if m.IsTombstone || m.Hash != nil || !isInitialMessage(m.Message) {
+	if m.IsTombstone || m.Hash != nil || m.Merge != nil || !isInitialMessage(m.Message) {
 		return nil
 	}
 	if !cr.s.ranges.mayCreate(m) {

@@ -35,10 +35,7 @@ func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by another store"))
-	region := regions.Clone(p.region())
-	e := *rm.RegionEpoch
-	region.RegionEpoch = &e
-	p.destroy(t, region, nil)
+	p.destroy(t, regions.Told(p.region(), rm.RegionEpoch), nil)
 }
 
 // checkStale lets a peer that has long heard no leader ask the placement service whether it still
@@ -69,10 +66,7 @@ func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))
-	region := regions.Clone(p.region())
-	e := *truth.RegionEpoch
-	region.RegionEpoch = &e
-	p.destroy(t, region, nil)
+	p.destroy(t, regions.Told(p.region(), truth.RegionEpoch), nil)
 }
 
 // destroy begins the end of a peer. From now on it answers everything with RegionNotFound; the rest
@@ -112,6 +106,9 @@ func (p *peer) refuse(m message.Msg) {
 		m.Fn(nil)
 	case *message.Applied:
 		p.split.createRightHalves(m)
+		p.merge.endSources(m)
+	case *message.Absorbed:
+		p.store.retireSource(nil, p.region(), p.self)
 	case *message.CompareReplicas:
 		m.Done(message.Comparison{}, &regionerr.RegionNotFoundError{RegionID: p.regionID})
 	default:

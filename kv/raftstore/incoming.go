@@ -59,7 +59,7 @@ func (in *intake) take(letter *message.Raft) (*mailbox, error) {
 		return nil, nil
 	case m.RegionId == 0 || m.FromPeer == nil || m.FromPeer.Id == 0 || m.RegionEpoch == nil:
 		return nil, regionerr.Invalidf("raft message without region, sender or epoch")
-	case m.Hash != nil:
+	case m.Hash != nil, m.Merge != nil:
 		// It has no raft message.
 	case !m.IsTombstone && (m.Message == nil || m.Message.From != m.FromPeer.Id || m.Message.To != m.ToPeer.Id):
 		return nil, regionerr.Invalidf("raft message of region %d names other peers than its envelope", m.RegionId)
@@ -93,6 +93,9 @@ func (in *intake) verifyEntries(m *rspb.RaftMessage) error {
 // into the ready queue; or gives it to the store worker if the region is not here.
 func (in *intake) route(letter *message.Raft) (*mailbox, error) {
 	m := letter.Message
+	if m.Merge.GetKind() == rspb.MergeMessage_Question {
+		return nil, in.s.creator.send(m) // the answer is in the engine
+	}
 	b := in.s.router.get(m.RegionId)
 	if b == nil {
 		return nil, in.s.creator.send(m)
@@ -116,6 +119,10 @@ func (s *Store) ReportUnreachable(regionID, toPeer uint64) {
 func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	if rm.IsTombstone {
 		p.onGCMessage(t, rm)
+		return
+	}
+	if rm.Merge != nil {
+		p.merge.onMessage(t, rm) // peer ids say nothing here
 		return
 	}
 	if !p.checkRaft(t, rm) {

@@ -59,17 +59,18 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	if err := p.store.snaps.CheckReceived(p.regionID, snap.Metadata.Term, snap.Metadata.Index, data.GetMeta()); err != nil {
 		return drop("its files are not usable", zap.Error(err))
 	}
-	if other := p.store.ranges.reserveSnapshot(region); other != nil {
+	taken, other := p.store.ranges.reserveSnapshot(region)
+	if other != nil {
 		return drop("its range is taken", zap.Uint64("by-region-id", other.Id))
 	}
-	p.offered = true
+	p.offered, p.takeover = true, taken
 	return true
 }
 
 // releaseOffer gives back the range of a raft snapshot that raft has ignored, if there is one.
 func (p *peer) releaseOffer() {
 	if p.offered {
-		p.offered = false
+		p.offered, p.takeover = false, nil
 		p.store.ranges.releaseSnapshot(p.regionID)
 	}
 }
@@ -85,6 +86,10 @@ func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
 	meta.Put(t.states, meta.RegionStateKey(p.regionID), &rspb.RegionLocalState{
 		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,
 	})
+	for i := range p.takeover {
+		// In the same batch: a source must not be gone before its target has its range, nor after it (tests/model).
+		meta.PutMerged(t.states, p.takeover[i].record(), data.Region)
+	}
 	t.log.Reset(p.regionID, md.Index, md.Term)
 	p.unwrittenCommit = eraftpb.HardState{}
 	if raft.IsEmptyHardState(p.rd.HardState) {
@@ -101,11 +106,19 @@ func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	}
 	p.installing = snap.Metadata.Index
 	p.split.index = 0
+	if p.merge.state != nil {
+		p.merge.thaw() // the snapshot is from after the end of the freeze: a frozen region is not copied
+	}
 	p.stats.counted = message.Counted{} // the data is another, and came by no write
 	old := p.region()
 	// What waited for entries that the snapshot covers may or may not have been carried out.
 	p.store.endUnknown(p.takeProposals(snap.Metadata.Index), errCovered)
 	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
+	for _, source := range p.takeover {
+		p.logger.Info("taking over a frozen region", zap.Uint64("source-region-id", source.region.Id))
+		p.store.endSource(source.region, source.peer, data.Region, p.self.Id)
+	}
+	p.takeover = nil
 	p.setRegion(data.Region)
 	task := installTask{
 		region: data.Region, old: old, peer: p.self, files: data.Meta,

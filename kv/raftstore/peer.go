@@ -52,8 +52,10 @@ type peer struct {
 	// meanwhile wait in heldApply.
 	installing uint64
 	heldApply  []apply.Task
-	// offered: a raft snapshot was stepped in this turn and has its range reserved.
-	offered bool
+	// offered: a raft snapshot was stepped in this turn and has its range reserved; takeover are the frozen regions that it
+	// takes over.
+	offered  bool
+	takeover []frozenRegion
 
 	proposals []message.Proposal // sorted by index
 	// writes are gathered for the next entry; writeSize is the sum of their bytes.
@@ -68,6 +70,7 @@ type peer struct {
 	once     onceState
 	split    splitter
 	transfer transfer
+	merge    merger
 	sleep    sleeper
 	sick     sickness
 	compare  comparer
@@ -132,6 +135,8 @@ type origin struct {
 	installing uint64
 	// ancestors are the regions that its data comes from.
 	ancestors []message.Ancestor
+	// merging is set if the region is frozen.
+	merging *rspb.MergingState
 }
 
 // newPeer makes a peer over what is durable.
@@ -147,7 +152,7 @@ func newPeer(s *Store, o origin) (*peer, error) {
 		p.cache[o.from.Id] = o.from
 	}
 	p.reads.p, p.lease.p, p.once.p, p.transfer.p, p.split.p, p.compact.p = p, p, p, p, p, p
-	p.report.p, p.sleep.p, p.sick.p, p.compare.p = p, p, p, p
+	p.report.p, p.sleep.p, p.sick.p, p.compare.p, p.merge.p = p, p, p, p, p
 	p.box = &mailbox{regionID: region.Id, peer: p}
 	p.ps = &peerStorage{store: s, regionID: region.Id, region: region, truncated: o.truncated}
 	p.appliedIndex = applied
@@ -187,6 +192,7 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	p.reads.init(s, region.Id)
 	p.once.begin()
 	p.once.ancestors = o.ancestors
+	p.merge.resume(o.merging, now)
 	p.publish()
 	return p, nil
 }
@@ -338,6 +344,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		}
 	case *message.SnapshotInstalled:
 		p.onInstalled(t, m)
+	case *message.Absorbed:
+		p.merge.onAbsorbed(t, m)
 	case *message.SplitChecked:
 		p.split.onChecked(m)
 	case *message.AskedSplit:
@@ -383,6 +391,7 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	if p.installing != 0 {
 		// The report is older than the raft snapshot, whose region and members raft has taken over.
 		p.split.createRightHalves(m)
+		p.merge.endSources(m)
 		return
 	}
 	st := &p.stats
@@ -406,6 +415,10 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 			if res.Index >= p.split.index {
 				p.split.index = 0
 			}
+		case message.NewVersion:
+			p.merge.onNewVersion(res)
+		case message.MergeDone:
+			p.merge.onDone(res)
 		case message.CompactedLog:
 			p.ps.truncated = rspb.RaftTruncatedState{Index: res.Index, Term: res.Term}
 			p.store.logGC.Request(p.regionID, res.Index, res.Term)
@@ -418,6 +431,7 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	p.rn.AppliedTo(m.Index)
 	p.reads.answer()
 	p.publish()
+	p.merge.tick(t, p.store.clock.Now())
 	if p.removed != nil && !p.isLeader() {
 		p.destroy(t, p.removed.region, nil)
 	}

@@ -69,6 +69,13 @@ func (q *quarantine) remove(regionID uint64) {
 	delete(q.mu.regions, regionID)
 }
 
+func (q *quarantine) has(regionID uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, ok := q.mu.regions[regionID]
+	return ok
+}
+
 // peers are the ids of the damaged peers, in rising order.
 func (q *quarantine) peers() []uint64 {
 	q.mu.Lock()
@@ -162,10 +169,9 @@ func (cr *creator) onQuarantined(st *rspb.RegionLocalState, m *rspb.RaftMessage)
 	}
 	cr.s.quarantine.remove(m.RegionId)
 	cr.s.logger.Info("removing damaged replica", log.RegionID(m.RegionId))
-	region := regions.Clone(st.Region)
+	region := st.Region
 	if m.RegionEpoch.GetConfVer() > region.RegionEpoch.GetConfVer() {
-		e := *m.RegionEpoch
-		region.RegionEpoch = &e
+		region = regions.Told(region, m.RegionEpoch)
 	}
 	task := &destroyTask{region: region, data: st.Region, peer: st.Peer}
 	cr.s.appliers.forRegion(m.RegionId).Push(task.begin(cr.s.regionRunner))
@@ -278,7 +284,8 @@ func (si *sickness) note(err error) {
 	}
 	var d *raftlog.DamageError
 	si.diverged = si.diverged || errors.Is(err, errDiverged)
-	si.damaged = si.damaged || errors.As(err, &d) || errors.Is(err, apply.ErrUndecodable) || errors.Is(err, errDamaged)
+	si.damaged = si.damaged || errors.As(err, &d) || errors.Is(err, apply.ErrUndecodable) ||
+		errors.Is(err, apply.ErrNoSource) || errors.Is(err, errDamaged)
 }
 
 // tend lets a peer whose reads fail step aside, and end once another leads.

@@ -26,7 +26,21 @@ type rangeMap struct {
 		peers    map[uint64]uint64
 		ranges   *btree.BTreeG[*metapb.Region]
 		reserved reservations
+		// frozen are the regions that are to go into another one.
+		frozen map[uint64]frozenRegion
 	}
+}
+
+// frozenRegion is a replica of a region that is frozen to go into another one, as its peer knows it.
+type frozenRegion struct {
+	region *metapb.Region
+	peer   *metapb.Peer
+	state  *rspb.MergingState
+}
+
+// record is its state in the engine.
+func (f *frozenRegion) record() *rspb.RegionLocalState {
+	return &rspb.RegionLocalState{State: rspb.PeerState_Merging, Region: f.region, Peer: f.peer, Merging: f.state}
 }
 
 func lessByStart(a, b *metapb.Region) bool { return bytes.Compare(a.StartKey, b.StartKey) < 0 }
@@ -36,6 +50,7 @@ func newRangeMap() *rangeMap {
 	m.mu.regions = map[uint64]*metapb.Region{}
 	m.mu.peers = map[uint64]uint64{}
 	m.mu.ranges = btree.NewG(32, lessByStart)
+	m.mu.frozen = map[uint64]frozenRegion{}
 	return m
 }
 
@@ -76,18 +91,69 @@ func (m *rangeMap) removeRegion(regionID, peerID uint64) {
 	if r := m.mu.regions[regionID]; regions.IsInitialized(r) {
 		m.deleteRangeLocked(r)
 	}
+	m.forgetLocked(regionID)
+	m.mu.reserved.release(dying, regionID)
+}
+
+func (m *rangeMap) forgetLocked(regionID uint64) {
 	delete(m.mu.regions, regionID)
 	delete(m.mu.peers, regionID)
+	delete(m.mu.frozen, regionID)
 	m.mu.reserved.release(installing, regionID)
-	m.mu.reserved.release(dying, regionID)
+}
+
+// region returns a region of this store, nil if it is not here.
+func (m *rangeMap) region(id uint64) *metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.regions[id]
+}
+
+// freeze notes that a replica is frozen; thaw that it is not any more.
+func (m *rangeMap) freeze(f frozenRegion) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.frozen[f.region.Id] = f
+}
+
+func (m *rangeMap) isFrozen(regionID uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, frozen := m.mu.frozen[regionID]
+	return frozen
+}
+
+func (m *rangeMap) thaw(regionID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mu.frozen, regionID)
+}
+
+// absorb puts a joined region in the place of its target and a source, which it has taken over on disk. The source may be
+// gone already. At no moment is its range free: another region could take it. Without a joined region the source alone goes.
+func (m *rangeMap) absorb(sourceID uint64, joined *metapb.Region, peerID uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.mu.regions[sourceID]; regions.IsInitialized(r) {
+		m.deleteRangeLocked(r)
+	}
+	m.forgetLocked(sourceID)
+	if joined != nil {
+		m.setRegionLocked(joined, peerID)
+	}
 }
 
 // overlapLocked returns a region other than id that shares a key with [start, end), counting ranges
 // reserved by accepted raft snapshots.
 func (m *rangeMap) overlapLocked(id uint64, start, end []byte) *metapb.Region {
+	return m.overlapButLocked(id, start, end, func(*metapb.Region) bool { return false })
+}
+
+// overlapButLocked does not count regions for which but returns true.
+func (m *rangeMap) overlapButLocked(id uint64, start, end []byte, but func(*metapb.Region) bool) *metapb.Region {
 	var found *metapb.Region
 	check := func(r *metapb.Region) {
-		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) {
+		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) && !but(r) {
 			found = r
 		}
 	}
@@ -112,15 +178,25 @@ func (m *rangeMap) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 	return found
 }
 
-// reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any.
-func (m *rangeMap) reserveSnapshot(r *metapb.Region) *metapb.Region {
+// reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any. Frozen regions that went
+// into the snapshot's region are not in the way: it takes them over.
+func (m *rangeMap) reserveSnapshot(r *metapb.Region) (taken []frozenRegion, other *metapb.Region) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if other := m.overlapLocked(r.Id, r.StartKey, r.EndKey); other != nil {
-		return other
+	other = m.overlapButLocked(r.Id, r.StartKey, r.EndKey, func(o *metapb.Region) bool {
+		f, ok := m.mu.frozen[o.Id]
+		ok = ok && f.state.Target.Id == r.Id && r.RegionEpoch.Version > f.region.RegionEpoch.Version &&
+			regions.Covers(r, f.region) && !m.mu.reserved.has(installing, o.Id)
+		if ok && !slices.ContainsFunc(taken, func(t frozenRegion) bool { return t.region.Id == o.Id }) {
+			taken = append(taken, f)
+		}
+		return ok
+	})
+	if other != nil {
+		return nil, other
 	}
 	m.mu.reserved.set(installing, r)
-	return nil
+	return taken, nil
 }
 
 // releaseSnapshot gives back the range of a raft snapshot that raft has ignored.
@@ -274,5 +350,75 @@ func (m *rangeMap) freeRanges(r *metapb.Region) []keyRange {
 	if !done && regions.BeforeEnd(start, r.EndKey) {
 		out = append(out, keyRange{start, r.EndKey})
 	}
+	return out
+}
+
+// reservationKind is what a region is reserved for while the store's map does not show it:
+//
+//	kind        from                                   to                                keeps away
+//	----------  -------------------------------------  --------------------------------  ---------------------------------
+//	installing  a raft snapshot is accepted            it is in the map, or raft ignored  regions that overlap its range
+//	                                                   it, or the peer is gone
+//	splitting   a split that creates it is applied     its peer is there                 other peers of the region, its
+//	                                                                                     destruction, clearing of its range
+//	dying       its uninitialized peer is about to go  the peer is gone                  a split that would create it
+//
+// Of splitting and dying, the second to begin gives way: each writes the region's state from another worker, so nothing
+// else orders the two. A region that is splitting may be installing as well.
+type reservationKind uint8
+
+const (
+	installing reservationKind = iota
+	splitting
+	dying
+	reservationKinds
+)
+
+// reservations is the table of them, and of the first votes that wait until a split has created their region. Guarded by
+// rangeMap.mu.
+type reservations struct {
+	of    [reservationKinds]map[uint64]*metapb.Region
+	votes []*rspb.RaftMessage
+}
+
+// maxPendingVotes bounds the first votes that are parked for regions that a split will create.
+const maxPendingVotes = 1024
+
+func (t *reservations) set(kind reservationKind, r *metapb.Region) {
+	if t.of[kind] == nil {
+		t.of[kind] = map[uint64]*metapb.Region{}
+	}
+	t.of[kind][r.Id] = r
+}
+
+func (t *reservations) has(kind reservationKind, regionID uint64) bool {
+	return t.of[kind][regionID] != nil
+}
+
+func (t *reservations) release(kind reservationKind, regionID uint64) { delete(t.of[kind], regionID) }
+
+// park keeps a first vote for a region that a split is about to create. The oldest gives way if there are too many.
+func (t *reservations) park(vote *rspb.RaftMessage) {
+	if len(t.votes) >= maxPendingVotes {
+		copy(t.votes, t.votes[1:])
+		t.votes = t.votes[:maxPendingVotes-1]
+	}
+	t.votes = append(t.votes, vote)
+}
+
+// takeVotes removes and returns the parked votes for a peer. Those for other peers of the region are dropped.
+func (t *reservations) takeVotes(regionID, peerID uint64) []*rspb.RaftMessage {
+	var out []*rspb.RaftMessage
+	kept := t.votes[:0]
+	for _, v := range t.votes {
+		switch {
+		case v.RegionId != regionID:
+			kept = append(kept, v)
+		case v.GetToPeer().GetId() == peerID:
+			out = append(out, v)
+		}
+	}
+	clear(t.votes[len(kept):])
+	t.votes = kept
 	return out
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -142,7 +143,7 @@ func (p *peer) publish() {
 	if p.isLeader() {
 		h.leader = p.self
 		local := p.store.leaseReads && p.appliedTerm == h.term && p.split.index == 0 && p.installing == 0 &&
-			p.removed == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
+			p.removed == nil && p.merge.state == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
 		if local {
 			h.lease = p.lease.cell
 		}
@@ -376,6 +377,9 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 	st, err := meta.LoadRegionState(snap, h.RegionID)
 	if err != nil {
 		return nil, err
+	}
+	if st != nil && st.State == rspb.PeerState_Merging {
+		return nil, errMerging
 	}
 	if st == nil || st.State != normalState || regions.PeerOnStore(st.Region, s.storeID) == nil {
 		return nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}

@@ -26,6 +26,7 @@ import (
 //	                                            not vote, and is replaced through the placement service
 //	Normal, no peers  any but damaged           uninitialized peer: run, it waits for a raft snapshot
 //	any but Tombstone  damaged                  quarantine: a vote may be among what is lost
+//	Merging        as Normal                    as Normal; the region is frozen again before anyone can ask it
 //	Applying       any but damaged              reset the log to the snapshot, install it again
 //	Tombstone      any                          finish the clean-up
 //	none           some                         a region that the engine does not know yet: kept; its vote
@@ -107,6 +108,10 @@ func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState)
 	if self == nil || self.StoreId != rc.s.storeID {
 		return fmt.Errorf("%w: no peer of store %d in its state", engine.ErrCorrupt, rc.s.storeID)
 	}
+	if st.State == rspb.PeerState_Merging {
+		// Whether its peer runs or not: the target's entry, or its raft snapshot, takes the range.
+		rc.s.ranges.freeze(frozenRegion{region: region, peer: self, state: st.Merging})
+	}
 	if err := rc.s.log.Damaged(region.Id); err != nil {
 		// Whatever the state is: a reset would forget the damage, and with it perhaps a vote.
 		rc.s.quarantine.admit(region, self, err)
@@ -141,7 +146,13 @@ func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState)
 		rc.s.quarantine.admit(region, self, err)
 		return nil
 	}
-	return rc.add(origin{region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState}, nil)
+	var merging *rspb.MergingState
+	if st.State == rspb.PeerState_Merging {
+		merging = st.Merging
+	}
+	return rc.add(origin{
+		region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState, merging: merging,
+	}, nil)
 }
 
 // beginLog makes the log of a region that a split has created, if a crash came in between. Errors are IO errors.
@@ -212,7 +223,9 @@ func (rc *recovery) add(o origin, install *installTask) error {
 		rc.s.regionRunner.install(install)
 	} else {
 		rc.s.appliers.forRegion(o.region.Id).Push(p.beginTask())
-		rc.s.ticker.layDormant(p)
+		if o.merging == nil {
+			rc.s.ticker.layDormant(p)
+		}
 	}
 	return rc.s.router.push(p.box, &message.Start{})
 }
@@ -232,6 +245,10 @@ func (rc *recovery) finishTombstones(ids []uint64) error {
 		}
 	}
 	if !lb.Empty() {
+		// What the log could replay must be durable: the data of a region that went into another one has gone on.
+		if err := rc.s.engine.Sync(); err != nil {
+			return err
+		}
 		if err := rc.s.log.Write(&lb, true); err != nil {
 			return err
 		}

@@ -74,7 +74,7 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 // isQuiet tells whether nothing is under way at a leader.
 func (sl *sleeper) isQuiet() bool {
 	st := &sl.p.stats
-	return sl.p.sick.err == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 &&
+	return sl.p.sick.err == nil && sl.p.merge.state == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 &&
 		len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
 		len(sl.p.once.held) == 0 &&
 		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 && len(sl.p.reads.confirmed) == 0 &&
@@ -87,7 +87,8 @@ func (sl *sleeper) isQuiet() bool {
 // the message is to be treated as the heartbeat that it is, whose answer wakes the leader.
 func (sl *sleeper) onHibernate(m *eraftpb.Message) bool {
 	if !sl.p.initialized() || sl.p.rn.State() != raft.StateFollower || sl.p.rn.Term() != m.Term || sl.p.rn.Lead() != m.From ||
-		sl.p.installing != 0 || sl.p.removed != nil || sl.p.rn.LastIndex() != m.Commit || sl.p.rn.Committed() != m.Commit {
+		sl.p.installing != 0 || sl.p.removed != nil || sl.p.merge.state != nil ||
+		sl.p.rn.LastIndex() != m.Commit || sl.p.rn.Committed() != m.Commit {
 		return false
 	}
 	sl.p.heardLeader(sl.p.store.clock.Now())

@@ -70,6 +70,9 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		return
 	}
 	p.compact.trimCache()
+	if p.merge.tick(t, now); p.stopped {
+		return
+	}
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None && p.initialized() {
 			p.lastLeaderSeen = now
@@ -82,10 +85,10 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	if due(now, &p.times.heartbeat, cfg.RegionHeartbeatInterval.Duration) || p.report.caughtUp() {
 		p.report.send()
 	}
-	if due(now, &p.times.logGC, cfg.LogGCInterval.Duration) {
+	if p.merge.state == nil && due(now, &p.times.logGC, cfg.LogGCInterval.Duration) {
 		p.compact.propose()
 	}
-	if due(now, &p.times.splitCheck, cfg.SplitCheckInterval.Duration) {
+	if p.merge.state == nil && due(now, &p.times.splitCheck, cfg.SplitCheckInterval.Duration) {
 		p.split.check()
 	}
 	p.checkLinger(t)

@@ -82,6 +82,9 @@ func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline tim
 		// Proposing it now would let a write land after its client has given up (N3).
 		return regionerr.ErrDeadlineExceeded
 	}
+	if p.merge.state != nil {
+		return errMerging
+	}
 	return nil
 }
 

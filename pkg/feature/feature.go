@@ -25,10 +25,12 @@ const (
 	Transactions
 	// AsyncCommit: locks of transactions whose commit timestamp stores choose, and the command that asks for them.
 	AsyncCommit
+	// Merge: regions go into their neighbours.
+	Merge
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported = ConditionalOps | AsyncCommit
+const Supported = ConditionalOps | AsyncCommit | Merge
 
 type named struct {
 	bit  Set
@@ -36,7 +38,9 @@ type named struct {
 }
 
 // names are part of the data directory's format; do not change.
-var names = []named{{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}}
+var names = []named{
+	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}, {Merge, "merge"},
+}
 
 // Has tells whether all of other are in the set.
 func (s Set) Has(other Set) bool { return s&other == other }

@@ -18,6 +18,9 @@ func (w *Worker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) (m
 	if err := req.Unmarshal(cmd.Admin); err != nil {
 		return message.Result{}, fmt.Errorf("%w: admin command: %w", ErrUndecodable, err)
 	}
+	if a.merging != nil && req.CmdType != raft_cmdpb.AdminCmdType_RollbackMerge {
+		return message.Result{Err: w.frozen(a)}, nil
+	}
 	version, confVer := regions.EpochParts(&req)
 	if !regions.EpochMatches(a.region, cmd.Header.RegionEpoch, version, confVer) {
 		if req.CmdType == raft_cmdpb.AdminCmdType_Split {
@@ -32,6 +35,14 @@ func (w *Worker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) (m
 		return w.applyCompactLog(a, req.GetCompactLog()), nil
 	case raft_cmdpb.AdminCmdType_ComputeHash:
 		return w.applyComputeHash(a, e)
+	case raft_cmdpb.AdminCmdType_PrepareMerge:
+		return w.applyPrepareMerge(a, e, req.GetPrepareMerge()), nil
+	case raft_cmdpb.AdminCmdType_CommitMerge:
+		return w.applyCommitMerge(a, e, req.GetCommitMerge())
+	case raft_cmdpb.AdminCmdType_RollbackMerge:
+		return w.applyRollbackMerge(a, e, req.GetRollbackMerge()), nil
+	case raft_cmdpb.AdminCmdType_RefuseMerge:
+		return w.applyRefuseMerge(a, e), nil
 	}
 	return message.Result{Err: regionerr.Invalidf("admin command %v is not replicated", req.CmdType)}, nil
 }

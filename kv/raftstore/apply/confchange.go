@@ -27,6 +27,9 @@ func (w *Worker) applyConfChange(
 	if peer == nil || peer.Id != cc.NodeId || req.ChangeType != cc.ChangeType || peer.Id == 0 || peer.StoreId == 0 {
 		return none(regionerr.Invalidf("conf change %d is malformed", index))
 	}
+	if a.merging != nil {
+		return none(w.frozen(a))
+	}
 	if !regions.EpochMatches(a.region, cmd.GetHeader().GetRegionEpoch(), false, true) {
 		return none(w.epochNotMatch(a))
 	}

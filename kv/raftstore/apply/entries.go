@@ -28,7 +28,7 @@ func (w *Worker) applyEntries(t *Task) error {
 		}
 		w.endOverwritten(t, e)
 		res, err := w.applyEntry(a, e)
-		if errors.Is(err, ErrUndecodable) {
+		if errors.Is(err, ErrUndecodable) || errors.Is(err, ErrNoSource) {
 			w.giveUp(a, e, err)
 			break
 		}
@@ -58,9 +58,9 @@ func (w *Worker) applyEntries(t *Task) error {
 	return nil
 }
 
-// giveUp ends a region's part in the worker at an entry that is not the one that was committed: nothing is applied from it
-// on. The peer hands over what it leads and is quarantined. Stopping the store instead would stop it at each start, for
-// one replica of which others have the truth.
+// giveUp ends a region's part in the worker at an entry that is not the one that was committed, or that takes what is not
+// here: nothing is applied from it on. The peer hands over what it leads and is quarantined. Stopping the store instead
+// would stop it at each start, for one replica of which others have the truth.
 func (w *Worker) giveUp(a *applier, e *eraftpb.Entry, err error) {
 	a.removed, a.broken = true, true
 	w.host.Damaged(a.regionID, fmt.Errorf("entry %d: %w", e.Index, err))
@@ -120,6 +120,9 @@ func (w *Worker) applyEntry(a *applier, e *eraftpb.Entry) (message.Result, error
 	}
 	if cmd.Admin != nil {
 		return w.applyAdmin(a, e, &cmd)
+	}
+	if a.merging != nil {
+		return message.Result{Err: w.frozen(a)}, nil
 	}
 	if !regions.EpochMatches(a.region, cmd.Header.RegionEpoch, true, false) {
 		return message.Result{Err: w.epochNotMatch(a)}, nil

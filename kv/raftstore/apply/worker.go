@@ -62,6 +62,8 @@ type Begin struct {
 	Region        *metapb.Region
 	Applied, Term uint64
 	Truncated     rspb.RaftTruncatedState
+	// Merging is set if the region is frozen, to go into another one.
+	Merging *rspb.MergingState
 }
 
 // End ends the worker's part in a region: behind all earlier entries, whose effects are in the engine when Then is called.
@@ -90,6 +92,8 @@ type applier struct {
 	recorded rspb.RaftTruncatedState
 	// place in the worker's table, from 1; 0: not in it; noPlace: nor will it be.
 	place int
+	// merging: the region is frozen, and only an entry that ends it takes effect.
+	merging *rspb.MergingState
 	// removed: the conf change that removes this peer is applied; nothing after it is.
 	removed bool
 	// broken: nothing is applied any more because the next entry is damaged here. removed is set as well.
@@ -249,7 +253,7 @@ func (w *Worker) begin(regionID uint64, b *Begin) {
 	w.forget(regionID)
 	w.regions[regionID] = &applier{
 		regionID: regionID, peer: b.Peer, region: b.Region,
-		applied: b.Applied, term: b.Term, truncated: b.Truncated, recorded: b.Truncated,
+		applied: b.Applied, term: b.Term, truncated: b.Truncated, recorded: b.Truncated, merging: b.Merging,
 	}
 }
 
@@ -278,9 +282,11 @@ func (w *Worker) markDamaged(regionID uint64, why string) {
 	if a == nil || a.removed && !a.broken {
 		return // it is being destroyed, has been removed, or never had data
 	}
-	meta.Put(w.batch, meta.RegionStateKey(regionID), &rspb.RegionLocalState{
-		State: rspb.PeerState_Normal, Region: a.region, Peer: a.peer, Damaged: why,
-	})
+	st := &rspb.RegionLocalState{State: rspb.PeerState_Normal, Region: a.region, Peer: a.peer, Damaged: why}
+	if a.merging != nil {
+		st.State, st.Merging = rspb.PeerState_Merging, a.merging // the target relies on it
+	}
+	meta.Put(w.batch, meta.RegionStateKey(regionID), st)
 	w.sync = true
 }
 

@@ -179,10 +179,29 @@ type SplitRefused struct{ Index uint64 }
 // CompactedLog is an applied log compaction.
 type CompactedLog struct{ Index, Term uint64 }
 
+// NewVersion is an applied entry of a merge that gave the region another version and nothing else: it froze it, to go into
+// another region (Merging is set), ended that, or refused another region's merge into it.
+type NewVersion struct {
+	Index   uint64
+	Region  *metapb.Region
+	Merging *rspb.MergingState
+}
+
+// MergeDone is an applied merge at its target: the joined region, and the source that ended with it on this store. The
+// source's tombstone is written.
+type MergeDone struct {
+	Index      uint64
+	Region     *metapb.Region
+	Source     *metapb.Region
+	SourcePeer *metapb.Peer
+}
+
 func (ChangedPeer) applyResult()  {}
 func (SplitDone) applyResult()    {}
 func (SplitRefused) applyResult() {}
 func (CompactedLog) applyResult() {}
+func (NewVersion) applyResult()   {}
+func (MergeDone) applyResult()    {}
 
 // ReadFailed says that reading the region's data failed.
 type ReadFailed struct{ Err error }
@@ -245,6 +264,10 @@ type BecomeSplit struct {
 	Ancestors []Ancestor
 }
 
+// Absorbed ends a peer whose region went into another one: its tombstone is written, and its data are the other's. Into is
+// the joined region.
+type Absorbed struct{ Into *metapb.Region }
+
 // HeartbeatNow makes a leader send its region heartbeat at once.
 type HeartbeatNow struct{}
 
@@ -304,6 +327,7 @@ func (*SplitAt) msg()           {}
 func (*Operator) msg()          {}
 func (*RegionTruth) msg()       {}
 func (*BecomeSplit) msg()       {}
+func (*Absorbed) msg()          {}
 func (*HeartbeatNow) msg()      {}
 func (*Inspect) msg()           {}
 func (*ReadFailed) msg()        {}

@@ -137,3 +137,12 @@ func VisitRegionStates(snap engine.Snapshot, visit func(*rspb.RegionLocalState) 
 	}
 	return it.Err()
 }
+
+// PutMerged adds the tombstone of a region that was frozen and went into another one, joined, to a batch.
+func PutMerged(b engine.Batch, frozen *rspb.RegionLocalState, joined *metapb.Region) {
+	Put(b, RegionStateKey(frozen.Region.Id), &rspb.RegionLocalState{
+		State: rspb.PeerState_Tombstone, Region: frozen.Region, Peer: frozen.Peer, MergedInto: &rspb.MergedState{
+			TargetId: joined.Id, Commit: frozen.Merging.GetCommit(), Version: joined.RegionEpoch.Version,
+		},
+	})
+}

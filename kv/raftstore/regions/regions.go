@@ -49,6 +49,12 @@ func StrictlyInside(r *metapb.Region, key []byte) bool {
 // Overlap tells whether [s1, e1) and [s2, e2) share a key; empty ends are +infinity.
 func Overlap(s1, e1, s2, e2 []byte) bool { return BeforeEnd(s1, e2) && BeforeEnd(s2, e1) }
 
+// Covers tells whether all of b's range is in a's.
+func Covers(a, b *metapb.Region) bool {
+	return bytes.Compare(a.GetStartKey(), b.GetStartKey()) <= 0 &&
+		(len(a.GetEndKey()) == 0 || len(b.GetEndKey()) > 0 && bytes.Compare(b.EndKey, a.EndKey) <= 0)
+}
+
 // CheckKey refuses a key outside the region.
 func CheckKey(r *metapb.Region, key []byte) error {
 	if !Contains(r, key) {

@@ -33,18 +33,22 @@ const (
 	PeerState_Normal    PeerState = 0
 	PeerState_Applying  PeerState = 1
 	PeerState_Tombstone PeerState = 2
+	// Frozen, to go into another region.
+	PeerState_Merging PeerState = 3
 )
 
 var PeerState_name = map[int32]string{
 	0: "Normal",
 	1: "Applying",
 	2: "Tombstone",
+	3: "Merging",
 }
 
 var PeerState_value = map[string]int32{
 	"Normal":    0,
 	"Applying":  1,
 	"Tombstone": 2,
+	"Merging":   3,
 }
 
 func (x PeerState) String() string {
@@ -53,6 +57,80 @@ func (x PeerState) String() string {
 
 func (PeerState) EnumDescriptor() ([]byte, []int) {
 	return fileDescriptor_130ebc2f2c37a342, []int{0}
+}
+
+type MergeMessage_Kind int32
+
+const (
+	MergeMessage_Invalid MergeMessage_Kind = 0
+	// A frozen replica to its leader.
+	MergeMessage_Ack MergeMessage_Kind = 1
+	// The source's leader to the target: all replicas of the source are frozen.
+	MergeMessage_Ready MergeMessage_Kind = 2
+	// The source's leader to the target: refuse the merge.
+	MergeMessage_Cancel MergeMessage_Kind = 3
+	// A frozen replica to the stores of the source: what is known of the merge there?
+	MergeMessage_Question MergeMessage_Kind = 4
+	MergeMessage_Answer   MergeMessage_Kind = 5
+)
+
+var MergeMessage_Kind_name = map[int32]string{
+	0: "Invalid",
+	1: "Ack",
+	2: "Ready",
+	3: "Cancel",
+	4: "Question",
+	5: "Answer",
+}
+
+var MergeMessage_Kind_value = map[string]int32{
+	"Invalid":  0,
+	"Ack":      1,
+	"Ready":    2,
+	"Cancel":   3,
+	"Question": 4,
+	"Answer":   5,
+}
+
+func (x MergeMessage_Kind) String() string {
+	return proto.EnumName(MergeMessage_Kind_name, int32(x))
+}
+
+func (MergeMessage_Kind) EnumDescriptor() ([]byte, []int) {
+	return fileDescriptor_130ebc2f2c37a342, []int{1, 0}
+}
+
+type MergeMessage_Verdict int32
+
+const (
+	// The target there has not passed the epoch, or is not there.
+	MergeMessage_Nothing   MergeMessage_Verdict = 0
+	MergeMessage_Committed MergeMessage_Verdict = 1
+	MergeMessage_Refused   MergeMessage_Verdict = 2
+	// It has passed the epoch, and does not know any more how.
+	MergeMessage_Unknown MergeMessage_Verdict = 3
+)
+
+var MergeMessage_Verdict_name = map[int32]string{
+	0: "Nothing",
+	1: "Committed",
+	2: "Refused",
+	3: "Unknown",
+}
+
+var MergeMessage_Verdict_value = map[string]int32{
+	"Nothing":   0,
+	"Committed": 1,
+	"Refused":   2,
+	"Unknown":   3,
+}
+
+func (x MergeMessage_Verdict) String() string {
+	return proto.EnumName(MergeMessage_Verdict_name, int32(x))
+}
+
+func (MergeMessage_Verdict) EnumDescriptor() ([]byte, []int) {
+	return fileDescriptor_130ebc2f2c37a342, []int{1, 1}
 }
 
 type ReplicaHash_Verdict int32
@@ -83,7 +161,7 @@ func (x ReplicaHash_Verdict) String() string {
 }
 
 func (ReplicaHash_Verdict) EnumDescriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{1, 0}
+	return fileDescriptor_130ebc2f2c37a342, []int{2, 0}
 }
 
 type RaftMessage struct {
@@ -106,6 +184,8 @@ type RaftMessage struct {
 	// A message with it has no raft message: a replica tells its leader the hash of its data, or the leader tells a replica
 	// what came of the comparison.
 	Hash *ReplicaHash `protobuf:"bytes,12,opt,name=hash,proto3" json:"hash,omitempty"`
+	// A message with it has no raft message. It is about a merge, and not under the rules of raft messages about peer ids.
+	Merge *MergeMessage `protobuf:"bytes,20,opt,name=merge,proto3" json:"merge,omitempty"`
 }
 
 func (m *RaftMessage) Reset()         { *m = RaftMessage{} }
@@ -225,6 +305,126 @@ func (m *RaftMessage) GetHash() *ReplicaHash {
 	return nil
 }
 
+func (m *RaftMessage) GetMerge() *MergeMessage {
+	if m != nil {
+		return m.Merge
+	}
+	return nil
+}
+
+// MergeMessage is between the replicas of two regions of which the source is frozen to go into the target.
+type MergeMessage struct {
+	Kind MergeMessage_Kind `protobuf:"varint,1,opt,name=kind,proto3,enum=raft_serverpb.MergeMessage_Kind" json:"kind,omitempty"`
+	// The source region, as it was frozen, and the entry of its log that froze it.
+	Source   *metapb.Region `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Commit   uint64         `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	TargetId uint64         `protobuf:"varint,4,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`
+	// The epoch at which alone the merge may be committed.
+	TargetEpoch *metapb.RegionEpoch `protobuf:"bytes,5,opt,name=target_epoch,json=targetEpoch,proto3" json:"target_epoch,omitempty"`
+	// Question and its answer.
+	Nonce   uint64               `protobuf:"fixed64,6,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Verdict MergeMessage_Verdict `protobuf:"varint,7,opt,name=verdict,proto3,enum=raft_serverpb.MergeMessage_Verdict" json:"verdict,omitempty"`
+	// Answer: the source is frozen there by this entry; it ended there by this merge.
+	Frozen bool `protobuf:"varint,8,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Merged bool `protobuf:"varint,9,opt,name=merged,proto3" json:"merged,omitempty"`
+}
+
+func (m *MergeMessage) Reset()         { *m = MergeMessage{} }
+func (m *MergeMessage) String() string { return proto.CompactTextString(m) }
+func (*MergeMessage) ProtoMessage()    {}
+func (*MergeMessage) Descriptor() ([]byte, []int) {
+	return fileDescriptor_130ebc2f2c37a342, []int{1}
+}
+func (m *MergeMessage) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MergeMessage) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MergeMessage.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MergeMessage) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MergeMessage.Merge(m, src)
+}
+func (m *MergeMessage) XXX_Size() int {
+	return m.Size()
+}
+func (m *MergeMessage) XXX_DiscardUnknown() {
+	xxx_messageInfo_MergeMessage.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MergeMessage proto.InternalMessageInfo
+
+func (m *MergeMessage) GetKind() MergeMessage_Kind {
+	if m != nil {
+		return m.Kind
+	}
+	return MergeMessage_Invalid
+}
+
+func (m *MergeMessage) GetSource() *metapb.Region {
+	if m != nil {
+		return m.Source
+	}
+	return nil
+}
+
+func (m *MergeMessage) GetCommit() uint64 {
+	if m != nil {
+		return m.Commit
+	}
+	return 0
+}
+
+func (m *MergeMessage) GetTargetId() uint64 {
+	if m != nil {
+		return m.TargetId
+	}
+	return 0
+}
+
+func (m *MergeMessage) GetTargetEpoch() *metapb.RegionEpoch {
+	if m != nil {
+		return m.TargetEpoch
+	}
+	return nil
+}
+
+func (m *MergeMessage) GetNonce() uint64 {
+	if m != nil {
+		return m.Nonce
+	}
+	return 0
+}
+
+func (m *MergeMessage) GetVerdict() MergeMessage_Verdict {
+	if m != nil {
+		return m.Verdict
+	}
+	return MergeMessage_Nothing
+}
+
+func (m *MergeMessage) GetFrozen() bool {
+	if m != nil {
+		return m.Frozen
+	}
+	return false
+}
+
+func (m *MergeMessage) GetMerged() bool {
+	if m != nil {
+		return m.Merged
+	}
+	return false
+}
+
 // ReplicaHash is the hash of a replica's data as of an entry, which its index and term name.
 type ReplicaHash struct {
 	Index   uint64              `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -237,7 +437,7 @@ func (m *ReplicaHash) Reset()         { *m = ReplicaHash{} }
 func (m *ReplicaHash) String() string { return proto.CompactTextString(m) }
 func (*ReplicaHash) ProtoMessage()    {}
 func (*ReplicaHash) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{1}
+	return fileDescriptor_130ebc2f2c37a342, []int{2}
 }
 func (m *ReplicaHash) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -304,7 +504,7 @@ func (m *RaftLocalState) Reset()         { *m = RaftLocalState{} }
 func (m *RaftLocalState) String() string { return proto.CompactTextString(m) }
 func (*RaftLocalState) ProtoMessage()    {}
 func (*RaftLocalState) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{2}
+	return fileDescriptor_130ebc2f2c37a342, []int{3}
 }
 func (m *RaftLocalState) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -363,7 +563,7 @@ func (m *RaftApplyState) Reset()         { *m = RaftApplyState{} }
 func (m *RaftApplyState) String() string { return proto.CompactTextString(m) }
 func (*RaftApplyState) ProtoMessage()    {}
 func (*RaftApplyState) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{3}
+	return fileDescriptor_130ebc2f2c37a342, []int{4}
 }
 func (m *RaftApplyState) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -415,7 +615,7 @@ func (m *RaftTruncatedState) Reset()         { *m = RaftTruncatedState{} }
 func (m *RaftTruncatedState) String() string { return proto.CompactTextString(m) }
 func (*RaftTruncatedState) ProtoMessage()    {}
 func (*RaftTruncatedState) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{4}
+	return fileDescriptor_130ebc2f2c37a342, []int{5}
 }
 func (m *RaftTruncatedState) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -467,13 +667,17 @@ type RegionLocalState struct {
 	Peer *metapb.Peer `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
 	// Why this replica must not be served; empty if it may.
 	Damaged string `protobuf:"bytes,5,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	// State Merging: where to.
+	Merging *MergingState `protobuf:"bytes,6,opt,name=merging,proto3" json:"merging,omitempty"`
+	// A tombstone whose region went into another one.
+	MergedInto *MergedState `protobuf:"bytes,7,opt,name=merged_into,json=mergedInto,proto3" json:"merged_into,omitempty"`
 }
 
 func (m *RegionLocalState) Reset()         { *m = RegionLocalState{} }
 func (m *RegionLocalState) String() string { return proto.CompactTextString(m) }
 func (*RegionLocalState) ProtoMessage()    {}
 func (*RegionLocalState) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{5}
+	return fileDescriptor_130ebc2f2c37a342, []int{6}
 }
 func (m *RegionLocalState) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -537,6 +741,134 @@ func (m *RegionLocalState) GetDamaged() string {
 	return ""
 }
 
+func (m *RegionLocalState) GetMerging() *MergingState {
+	if m != nil {
+		return m.Merging
+	}
+	return nil
+}
+
+func (m *RegionLocalState) GetMergedInto() *MergedState {
+	if m != nil {
+		return m.MergedInto
+	}
+	return nil
+}
+
+// MergingState names a merge at its source: the target as it must be, and the entry that froze the region.
+type MergingState struct {
+	Target *metapb.Region `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Commit uint64         `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+}
+
+func (m *MergingState) Reset()         { *m = MergingState{} }
+func (m *MergingState) String() string { return proto.CompactTextString(m) }
+func (*MergingState) ProtoMessage()    {}
+func (*MergingState) Descriptor() ([]byte, []int) {
+	return fileDescriptor_130ebc2f2c37a342, []int{7}
+}
+func (m *MergingState) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MergingState) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MergingState.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MergingState) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MergingState.Merge(m, src)
+}
+func (m *MergingState) XXX_Size() int {
+	return m.Size()
+}
+func (m *MergingState) XXX_DiscardUnknown() {
+	xxx_messageInfo_MergingState.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MergingState proto.InternalMessageInfo
+
+func (m *MergingState) GetTarget() *metapb.Region {
+	if m != nil {
+		return m.Target
+	}
+	return nil
+}
+
+func (m *MergingState) GetCommit() uint64 {
+	if m != nil {
+		return m.Commit
+	}
+	return 0
+}
+
+// MergedState says where a region went, by which entry of its log, and what version the joined region got at least.
+type MergedState struct {
+	TargetId uint64 `protobuf:"varint,1,opt,name=target_id,json=targetId,proto3" json:"target_id,omitempty"`
+	Commit   uint64 `protobuf:"varint,2,opt,name=commit,proto3" json:"commit,omitempty"`
+	Version  uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+}
+
+func (m *MergedState) Reset()         { *m = MergedState{} }
+func (m *MergedState) String() string { return proto.CompactTextString(m) }
+func (*MergedState) ProtoMessage()    {}
+func (*MergedState) Descriptor() ([]byte, []int) {
+	return fileDescriptor_130ebc2f2c37a342, []int{8}
+}
+func (m *MergedState) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *MergedState) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_MergedState.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *MergedState) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_MergedState.Merge(m, src)
+}
+func (m *MergedState) XXX_Size() int {
+	return m.Size()
+}
+func (m *MergedState) XXX_DiscardUnknown() {
+	xxx_messageInfo_MergedState.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_MergedState proto.InternalMessageInfo
+
+func (m *MergedState) GetTargetId() uint64 {
+	if m != nil {
+		return m.TargetId
+	}
+	return 0
+}
+
+func (m *MergedState) GetCommit() uint64 {
+	if m != nil {
+		return m.Commit
+	}
+	return 0
+}
+
+func (m *MergedState) GetVersion() uint64 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
 type StoreIdent struct {
 	ClusterId uint64 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	StoreId   uint64 `protobuf:"varint,2,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
@@ -555,7 +887,7 @@ func (m *StoreIdent) Reset()         { *m = StoreIdent{} }
 func (m *StoreIdent) String() string { return proto.CompactTextString(m) }
 func (*StoreIdent) ProtoMessage()    {}
 func (*StoreIdent) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{6}
+	return fileDescriptor_130ebc2f2c37a342, []int{9}
 }
 func (m *StoreIdent) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -635,7 +967,7 @@ func (m *KeyValue) Reset()         { *m = KeyValue{} }
 func (m *KeyValue) String() string { return proto.CompactTextString(m) }
 func (*KeyValue) ProtoMessage()    {}
 func (*KeyValue) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{7}
+	return fileDescriptor_130ebc2f2c37a342, []int{10}
 }
 func (m *KeyValue) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -689,7 +1021,7 @@ func (m *RaftSnapshotData) Reset()         { *m = RaftSnapshotData{} }
 func (m *RaftSnapshotData) String() string { return proto.CompactTextString(m) }
 func (*RaftSnapshotData) ProtoMessage()    {}
 func (*RaftSnapshotData) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{8}
+	return fileDescriptor_130ebc2f2c37a342, []int{11}
 }
 func (m *RaftSnapshotData) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -756,7 +1088,7 @@ func (m *SnapshotCFFile) Reset()         { *m = SnapshotCFFile{} }
 func (m *SnapshotCFFile) String() string { return proto.CompactTextString(m) }
 func (*SnapshotCFFile) ProtoMessage()    {}
 func (*SnapshotCFFile) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{9}
+	return fileDescriptor_130ebc2f2c37a342, []int{12}
 }
 func (m *SnapshotCFFile) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -814,7 +1146,7 @@ func (m *SnapshotMeta) Reset()         { *m = SnapshotMeta{} }
 func (m *SnapshotMeta) String() string { return proto.CompactTextString(m) }
 func (*SnapshotMeta) ProtoMessage()    {}
 func (*SnapshotMeta) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{10}
+	return fileDescriptor_130ebc2f2c37a342, []int{13}
 }
 func (m *SnapshotMeta) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -859,7 +1191,7 @@ func (m *SnapshotChunk) Reset()         { *m = SnapshotChunk{} }
 func (m *SnapshotChunk) String() string { return proto.CompactTextString(m) }
 func (*SnapshotChunk) ProtoMessage()    {}
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{11}
+	return fileDescriptor_130ebc2f2c37a342, []int{14}
 }
 func (m *SnapshotChunk) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -909,7 +1241,7 @@ func (m *Done) Reset()         { *m = Done{} }
 func (m *Done) String() string { return proto.CompactTextString(m) }
 func (*Done) ProtoMessage()    {}
 func (*Done) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{12}
+	return fileDescriptor_130ebc2f2c37a342, []int{15}
 }
 func (m *Done) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -947,7 +1279,7 @@ func (m *BatchRaftMessage) Reset()         { *m = BatchRaftMessage{} }
 func (m *BatchRaftMessage) String() string { return proto.CompactTextString(m) }
 func (*BatchRaftMessage) ProtoMessage()    {}
 func (*BatchRaftMessage) Descriptor() ([]byte, []int) {
-	return fileDescriptor_130ebc2f2c37a342, []int{13}
+	return fileDescriptor_130ebc2f2c37a342, []int{16}
 }
 func (m *BatchRaftMessage) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -985,13 +1317,18 @@ func (m *BatchRaftMessage) GetMsgs() []*RaftMessage {
 
 func init() {
 	proto.RegisterEnum("raft_serverpb.PeerState", PeerState_name, PeerState_value)
+	proto.RegisterEnum("raft_serverpb.MergeMessage_Kind", MergeMessage_Kind_name, MergeMessage_Kind_value)
+	proto.RegisterEnum("raft_serverpb.MergeMessage_Verdict", MergeMessage_Verdict_name, MergeMessage_Verdict_value)
 	proto.RegisterEnum("raft_serverpb.ReplicaHash_Verdict", ReplicaHash_Verdict_name, ReplicaHash_Verdict_value)
 	proto.RegisterType((*RaftMessage)(nil), "raft_serverpb.RaftMessage")
+	proto.RegisterType((*MergeMessage)(nil), "raft_serverpb.MergeMessage")
 	proto.RegisterType((*ReplicaHash)(nil), "raft_serverpb.ReplicaHash")
 	proto.RegisterType((*RaftLocalState)(nil), "raft_serverpb.RaftLocalState")
 	proto.RegisterType((*RaftApplyState)(nil), "raft_serverpb.RaftApplyState")
 	proto.RegisterType((*RaftTruncatedState)(nil), "raft_serverpb.RaftTruncatedState")
 	proto.RegisterType((*RegionLocalState)(nil), "raft_serverpb.RegionLocalState")
+	proto.RegisterType((*MergingState)(nil), "raft_serverpb.MergingState")
+	proto.RegisterType((*MergedState)(nil), "raft_serverpb.MergedState")
 	proto.RegisterType((*StoreIdent)(nil), "raft_serverpb.StoreIdent")
 	proto.RegisterType((*KeyValue)(nil), "raft_serverpb.KeyValue")
 	proto.RegisterType((*RaftSnapshotData)(nil), "raft_serverpb.RaftSnapshotData")
@@ -1005,74 +1342,94 @@ func init() {
 func init() { proto.RegisterFile("raft_serverpb.proto", fileDescriptor_130ebc2f2c37a342) }
 
 var fileDescriptor_130ebc2f2c37a342 = []byte{
-	// 1059 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x8c, 0x56, 0xdd, 0x6e, 0xdc, 0x44,
-	0x14, 0x8e, 0xb3, 0xce, 0xae, 0x7d, 0xf6, 0x87, 0x65, 0x8a, 0x54, 0x37, 0xa1, 0xcb, 0xd6, 0x08,
-	0x14, 0x0a, 0x6c, 0x60, 0x29, 0x88, 0x8b, 0x0a, 0xa9, 0xa1, 0xad, 0x92, 0x96, 0x54, 0xd5, 0x24,
-	0xaa, 0x04, 0x37, 0xd6, 0xc4, 0x3e, 0xbb, 0x36, 0xf1, 0x5f, 0xc7, 0xe3, 0x88, 0xed, 0x0d, 0xe2,
-	0x0d, 0x78, 0x19, 0xc4, 0x2b, 0xf4, 0x82, 0x8b, 0x5e, 0x72, 0x83, 0x84, 0x92, 0x17, 0x41, 0x33,
-	0x63, 0xef, 0x5f, 0xd3, 0x8a, 0xab, 0x9d, 0x73, 0xce, 0x67, 0xcf, 0x77, 0xce, 0xe7, 0x6f, 0x66,
-	0xe1, 0x1a, 0x67, 0x13, 0xe1, 0x15, 0xc8, 0xcf, 0x91, 0xe7, 0xa7, 0xa3, 0x9c, 0x67, 0x22, 0x23,
-	0xdd, 0x95, 0xe4, 0x76, 0x17, 0x65, 0x5c, 0x57, 0xb7, 0x3b, 0x09, 0x0a, 0x56, 0x47, 0xee, 0xcb,
-	0x06, 0xb4, 0x29, 0x9b, 0x88, 0x23, 0x2c, 0x0a, 0x36, 0x45, 0xb2, 0x03, 0x36, 0xc7, 0x69, 0x94,
-	0xa5, 0x5e, 0x14, 0x38, 0xc6, 0xd0, 0xd8, 0x35, 0xa9, 0xa5, 0x13, 0x87, 0x01, 0xf9, 0x04, 0xec,
-	0x09, 0xcf, 0x12, 0x2f, 0x47, 0xe4, 0xce, 0xe6, 0xd0, 0xd8, 0x6d, 0x8f, 0x3b, 0xa3, 0xea, 0x75,
-	0x4f, 0x11, 0x39, 0xb5, 0x64, 0x59, 0xae, 0xc8, 0x47, 0xd0, 0x12, 0x99, 0x06, 0x36, 0xae, 0x00,
-	0x36, 0x45, 0xa6, 0x60, 0xb7, 0xa1, 0x95, 0xe8, 0x9d, 0x1d, 0x53, 0xc1, 0xfa, 0xa3, 0x9a, 0x6d,
-	0xc5, 0x88, 0xd6, 0x00, 0xf2, 0x0d, 0x74, 0x2a, 0x6a, 0x98, 0x67, 0x7e, 0xe8, 0x6c, 0xa9, 0x07,
-	0xae, 0xd5, 0xef, 0xa5, 0xaa, 0xf6, 0x40, 0x96, 0x68, 0x9b, 0x2f, 0x02, 0x72, 0x0b, 0x3a, 0x51,
-	0xe1, 0x89, 0x2c, 0x39, 0x2d, 0x44, 0x96, 0xa2, 0xd3, 0x1c, 0x1a, 0xbb, 0x16, 0x6d, 0x47, 0xc5,
-	0x49, 0x9d, 0x92, 0x5d, 0x17, 0x82, 0x71, 0xe1, 0x9d, 0xe1, 0xcc, 0x69, 0x0d, 0x8d, 0xdd, 0x0e,
-	0xb5, 0x54, 0xe2, 0x31, 0xce, 0xc8, 0x75, 0x68, 0x61, 0x1a, 0xa8, 0x92, 0xa5, 0x4a, 0x4d, 0x4c,
-	0x03, 0x59, 0xb8, 0x09, 0xe0, 0xc7, 0x65, 0x21, 0x90, 0xcb, 0x61, 0xd9, 0x6a, 0x58, 0x76, 0x95,
-	0x39, 0x0c, 0xc8, 0xfb, 0x60, 0x87, 0xd1, 0x29, 0xf2, 0x94, 0x09, 0x74, 0x40, 0x6d, 0xba, 0x48,
-	0x90, 0x21, 0xb4, 0xa3, 0xd4, 0x67, 0x32, 0x88, 0xb2, 0xd4, 0x69, 0xab, 0xa7, 0x97, 0x53, 0x64,
-	0x04, 0x66, 0xc8, 0x8a, 0xd0, 0xe9, 0xa8, 0x3e, 0xb7, 0x47, 0xab, 0x52, 0x53, 0xcc, 0xe3, 0xc8,
-	0x67, 0x07, 0xac, 0x08, 0xa9, 0xc2, 0xb9, 0x7f, 0x1a, 0xd0, 0x5e, 0xca, 0x92, 0xf7, 0x60, 0x2b,
-	0x4a, 0x03, 0xfc, 0xa5, 0x92, 0x51, 0x07, 0x84, 0x80, 0x29, 0x90, 0x27, 0x4a, 0x3e, 0x93, 0xaa,
-	0xb5, 0xcc, 0xa9, 0x9d, 0xa4, 0x52, 0x4d, 0xfd, 0x36, 0x72, 0x17, 0x5a, 0xe7, 0xc8, 0x83, 0xc8,
-	0x17, 0x4a, 0x99, 0xde, 0xd8, 0x7d, 0x33, 0x81, 0xd1, 0x33, 0x8d, 0xa4, 0xf5, 0x23, 0xee, 0x67,
-	0xd0, 0xaa, 0x72, 0xc4, 0x02, 0xf3, 0x49, 0x96, 0x62, 0x7f, 0x83, 0xd8, 0xb0, 0xf5, 0xe0, 0x79,
-	0xc9, 0xe2, 0xbe, 0x41, 0x3a, 0x60, 0x1d, 0xb1, 0x9f, 0x33, 0x1e, 0x89, 0x59, 0x7f, 0xd3, 0xfd,
-	0x15, 0x7a, 0xf2, 0x1b, 0xfc, 0x21, 0xf3, 0x59, 0x7c, 0x2c, 0xe4, 0x74, 0xbe, 0x04, 0x08, 0x19,
-	0x0f, 0xbc, 0x42, 0x46, 0xaa, 0x81, 0xf6, 0x98, 0xcc, 0x3f, 0x8d, 0x03, 0xc6, 0x03, 0x85, 0xa3,
-	0x76, 0x58, 0x2f, 0xa5, 0x1a, 0x31, 0x2b, 0x84, 0xa7, 0x7b, 0xd6, 0xed, 0xd9, 0x32, 0x73, 0xa8,
-	0xfa, 0xde, 0x01, 0x15, 0x78, 0xaa, 0xf9, 0x86, 0xfe, 0xb0, 0x65, 0xe2, 0x04, 0x79, 0xe2, 0xfe,
-	0x66, 0x68, 0x06, 0xf7, 0xf2, 0x3c, 0x9e, 0xe9, 0xd7, 0x7d, 0x08, 0x5d, 0x96, 0xe7, 0x71, 0x84,
-	0x81, 0xb7, 0x3c, 0xc5, 0x4e, 0x95, 0xd4, 0x2f, 0x7d, 0x04, 0xef, 0x08, 0x5e, 0xa6, 0x3e, 0x13,
-	0x58, 0x73, 0xd5, 0xb6, 0xb8, 0xb5, 0x3e, 0x2c, 0x36, 0x11, 0x27, 0x35, 0x52, 0x53, 0xef, 0x89,
-	0x95, 0xd8, 0xfd, 0x0e, 0xc8, 0xeb, 0xa8, 0xff, 0x2f, 0xa2, 0xfb, 0x8f, 0x01, 0x7d, 0xed, 0x81,
-	0xa5, 0x39, 0x8e, 0x60, 0x6b, 0x31, 0xc2, 0xde, 0xd8, 0x59, 0xa3, 0x25, 0x3d, 0xa8, 0xd9, 0x68,
-	0x18, 0xf9, 0x18, 0x9a, 0xda, 0x3a, 0x55, 0x1f, 0xbd, 0x55, 0x77, 0xd1, 0xaa, 0x4a, 0xbe, 0x06,
-	0x4b, 0x0e, 0x62, 0x16, 0xa5, 0xd3, 0xca, 0xdf, 0x37, 0xe6, 0xea, 0x1c, 0xa7, 0x2c, 0x2f, 0xc2,
-	0x4c, 0x1c, 0xa1, 0x60, 0x01, 0x13, 0x8c, 0xce, 0xa1, 0x64, 0x08, 0xa6, 0x3a, 0x12, 0xcc, 0x2b,
-	0x8e, 0x04, 0x55, 0x21, 0x0e, 0xb4, 0x02, 0x96, 0xb0, 0x29, 0x06, 0xca, 0xdf, 0x36, 0xad, 0x43,
-	0xf7, 0x2f, 0x03, 0xe0, 0x58, 0x64, 0x1c, 0x0f, 0x03, 0x4c, 0xc5, 0x9a, 0xf9, 0x8c, 0x75, 0xf3,
-	0xdd, 0x00, 0xab, 0x90, 0x60, 0x59, 0xd4, 0x53, 0x6a, 0x15, 0xfa, 0xe1, 0x75, 0xe7, 0xc1, 0xeb,
-	0xce, 0xfb, 0x00, 0xda, 0x39, 0xa6, 0x41, 0x94, 0x4e, 0x3d, 0x5e, 0x6a, 0x6f, 0x36, 0x29, 0x54,
-	0x29, 0x5a, 0xa6, 0xe4, 0x73, 0x20, 0xcf, 0x4b, 0xc6, 0x59, 0x2a, 0xa2, 0x14, 0x3d, 0x11, 0xf2,
-	0xac, 0x9c, 0x6a, 0xa3, 0x9a, 0xf4, 0xdd, 0x45, 0xe5, 0x44, 0x17, 0xa4, 0x5c, 0x49, 0x16, 0xa0,
-	0x73, 0x57, 0x75, 0xa4, 0xd6, 0xee, 0x18, 0xac, 0xc7, 0x38, 0x7b, 0xc6, 0xe2, 0x12, 0x49, 0x1f,
-	0x1a, 0xf2, 0x74, 0x31, 0xd4, 0xe9, 0x22, 0x97, 0x52, 0xf6, 0x73, 0x59, 0x52, 0xdc, 0x3b, 0x54,
-	0x07, 0xee, 0x1f, 0x52, 0x62, 0x36, 0x11, 0xf5, 0x84, 0xef, 0x33, 0xc1, 0x96, 0x24, 0x33, 0xde,
-	0x2a, 0xd9, 0x0e, 0xd8, 0x93, 0x28, 0x46, 0xaf, 0x88, 0x5e, 0x60, 0x35, 0x12, 0x4b, 0x26, 0x8e,
-	0xa3, 0x17, 0x48, 0x3e, 0x05, 0x53, 0x4a, 0xe5, 0x34, 0x86, 0x8d, 0xdd, 0xf6, 0xf8, 0xfa, 0xda,
-	0x67, 0x52, 0x13, 0xa5, 0x0a, 0x44, 0xf6, 0xc0, 0x94, 0x5b, 0x54, 0x07, 0xf0, 0xce, 0x1a, 0x78,
-	0x59, 0x7e, 0xaa, 0x80, 0xee, 0x53, 0xe8, 0xd5, 0xd9, 0xef, 0x1f, 0x3e, 0x8c, 0x62, 0x24, 0x3d,
-	0xd8, 0xf4, 0x27, 0x8a, 0xb0, 0x4d, 0x37, 0xfd, 0x89, 0x9c, 0xd0, 0x12, 0x2f, 0xb5, 0x26, 0xdb,
-	0x60, 0xf9, 0x21, 0xfa, 0x67, 0x45, 0xa9, 0x0d, 0xdb, 0xa5, 0xf3, 0xd8, 0x3d, 0x80, 0xce, 0xf2,
-	0x3e, 0xe4, 0x5b, 0xb0, 0xfc, 0x89, 0x27, 0xdb, 0x29, 0x1c, 0x43, 0xf5, 0x70, 0xf3, 0x0d, 0xb4,
-	0x34, 0x01, 0xda, 0xf2, 0x27, 0xf2, 0xb7, 0x70, 0x7f, 0x84, 0xee, 0xbc, 0x14, 0x96, 0xe9, 0x19,
-	0xb9, 0xb3, 0xb8, 0x92, 0x8c, 0xab, 0x4f, 0xde, 0xc5, 0x75, 0xb9, 0xb8, 0x9c, 0x48, 0x35, 0x40,
-	0xad, 0x97, 0x5a, 0xbb, 0x4d, 0x30, 0xef, 0x67, 0x29, 0xba, 0xfb, 0xd0, 0xdf, 0x67, 0xc2, 0x0f,
-	0x97, 0xef, 0xd9, 0x11, 0x98, 0x49, 0x31, 0xad, 0xc9, 0xbe, 0x6d, 0x0b, 0x85, 0xbb, 0x7d, 0x07,
-	0xec, 0xb9, 0x59, 0x09, 0x40, 0xf3, 0x49, 0xc6, 0x13, 0x16, 0xf7, 0x37, 0xe4, 0x49, 0x7a, 0xaf,
-	0xb2, 0x57, 0xdf, 0x20, 0x5d, 0xb0, 0xe7, 0xb7, 0x5a, 0x7f, 0x73, 0xff, 0xd1, 0xcb, 0x8b, 0x81,
-	0xf1, 0xea, 0x62, 0x60, 0xfc, 0x7b, 0x31, 0x30, 0x7e, 0xbf, 0x1c, 0x6c, 0xbc, 0xba, 0x1c, 0x6c,
-	0xfc, 0x7d, 0x39, 0xd8, 0xf8, 0xe9, 0x8b, 0x69, 0x24, 0xc2, 0xf2, 0x74, 0xe4, 0x67, 0xc9, 0x9e,
-	0x88, 0xd2, 0xd9, 0xd9, 0x79, 0xfd, 0xa3, 0xfe, 0x17, 0xec, 0xe5, 0x67, 0xd3, 0xbd, 0x15, 0x4e,
-	0xa7, 0x4d, 0x55, 0xf8, 0xea, 0xbf, 0x00, 0x00, 0x00, 0xff, 0xff, 0xdb, 0x35, 0xad, 0xe4, 0x73,
-	0x08, 0x00, 0x00,
+	// 1383 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x8c, 0x56, 0xdd, 0x6e, 0x1b, 0x45,
+	0x14, 0xce, 0xda, 0x1b, 0x7b, 0x7d, 0xec, 0x98, 0x65, 0x5a, 0xd1, 0x6d, 0x42, 0x83, 0xbb, 0x15,
+	0x28, 0x14, 0x70, 0x68, 0x68, 0x11, 0x12, 0x05, 0x94, 0xfe, 0xa9, 0x69, 0x49, 0x54, 0x26, 0xa1,
+	0x12, 0x08, 0xc9, 0x9a, 0xec, 0x8e, 0xed, 0xc5, 0xf6, 0x8c, 0x3b, 0x3b, 0x9b, 0xe2, 0xde, 0x20,
+	0xde, 0x80, 0x97, 0x41, 0xbc, 0x02, 0x17, 0x5c, 0x94, 0x3b, 0x2e, 0x51, 0x7b, 0xcf, 0x0b, 0x70,
+	0x83, 0xce, 0xcc, 0x6e, 0xfc, 0x93, 0x26, 0x70, 0xb5, 0x73, 0x7e, 0xf6, 0xcc, 0x39, 0xdf, 0xf9,
+	0x1b, 0x38, 0xa7, 0x58, 0x57, 0x77, 0x52, 0xae, 0x8e, 0xb8, 0x1a, 0x1f, 0xb6, 0xc7, 0x4a, 0x6a,
+	0x49, 0x56, 0xe6, 0x98, 0xab, 0x2b, 0x1c, 0xe9, 0x42, 0xba, 0xda, 0x18, 0x71, 0xcd, 0x0a, 0x2a,
+	0xfc, 0xa7, 0x0c, 0x75, 0xca, 0xba, 0x7a, 0x97, 0xa7, 0x29, 0xeb, 0x71, 0xb2, 0x06, 0x35, 0xc5,
+	0x7b, 0x89, 0x14, 0x9d, 0x24, 0x0e, 0x9c, 0x96, 0xb3, 0xe1, 0x52, 0xcf, 0x32, 0x76, 0x62, 0xf2,
+	0x2e, 0xd4, 0xba, 0x4a, 0x8e, 0x3a, 0x63, 0xce, 0x55, 0x50, 0x6a, 0x39, 0x1b, 0xf5, 0xad, 0x46,
+	0x3b, 0x37, 0xf7, 0x88, 0x73, 0x45, 0x3d, 0x14, 0xe3, 0x89, 0xbc, 0x0d, 0x55, 0x2d, 0xad, 0x62,
+	0xf9, 0x15, 0x8a, 0x15, 0x2d, 0x8d, 0xda, 0x55, 0xa8, 0x8e, 0xec, 0xcd, 0x81, 0x6b, 0xd4, 0xfc,
+	0x76, 0xe1, 0x6d, 0xee, 0x11, 0x2d, 0x14, 0xc8, 0xc7, 0xd0, 0xc8, 0x5d, 0xe3, 0x63, 0x19, 0xf5,
+	0x83, 0x65, 0xf3, 0xc3, 0xb9, 0xc2, 0x2e, 0x35, 0xb2, 0xbb, 0x28, 0xa2, 0x75, 0x35, 0x25, 0xc8,
+	0x65, 0x68, 0x24, 0x69, 0x47, 0xcb, 0xd1, 0x61, 0xaa, 0xa5, 0xe0, 0x41, 0xa5, 0xe5, 0x6c, 0x78,
+	0xb4, 0x9e, 0xa4, 0x07, 0x05, 0x0b, 0xa3, 0x4e, 0x35, 0x53, 0xba, 0x33, 0xe0, 0x93, 0xa0, 0xda,
+	0x72, 0x36, 0x1a, 0xd4, 0x33, 0x8c, 0x87, 0x7c, 0x42, 0x2e, 0x40, 0x95, 0x8b, 0xd8, 0x88, 0x3c,
+	0x23, 0xaa, 0x70, 0x11, 0xa3, 0xe0, 0x12, 0x40, 0x34, 0xcc, 0x52, 0xcd, 0x15, 0x82, 0x55, 0x33,
+	0x60, 0xd5, 0x72, 0xce, 0x4e, 0x4c, 0xde, 0x84, 0x5a, 0x3f, 0x39, 0xe4, 0x4a, 0x30, 0xcd, 0x03,
+	0x30, 0x97, 0x4e, 0x19, 0xa4, 0x05, 0xf5, 0x44, 0x44, 0x0c, 0x89, 0x44, 0x8a, 0xa0, 0x6e, 0xfe,
+	0x9e, 0x65, 0x91, 0x36, 0xb8, 0x7d, 0x96, 0xf6, 0x83, 0x86, 0x89, 0x73, 0xb5, 0x3d, 0x9f, 0x6a,
+	0xca, 0xc7, 0xc3, 0x24, 0x62, 0xf7, 0x59, 0xda, 0xa7, 0x46, 0x8f, 0x5c, 0x83, 0xe5, 0x11, 0x57,
+	0x3d, 0x1e, 0x9c, 0x37, 0x3f, 0xac, 0x2d, 0xfc, 0xb0, 0x8b, 0xb2, 0x02, 0x54, 0xab, 0x19, 0xfe,
+	0x5d, 0x86, 0xc6, 0x2c, 0x9f, 0x5c, 0x07, 0x77, 0x90, 0x08, 0x9b, 0xf9, 0xe6, 0x56, 0xeb, 0x0c,
+	0x13, 0xed, 0x87, 0x89, 0x88, 0xa9, 0xd1, 0x26, 0xef, 0x40, 0x25, 0x95, 0x99, 0x8a, 0x78, 0x5e,
+	0x14, 0xcd, 0xf9, 0x9c, 0xd0, 0x5c, 0x4a, 0xde, 0x80, 0x4a, 0x24, 0x47, 0xa3, 0x44, 0x9b, 0x9a,
+	0x70, 0x69, 0x4e, 0x21, 0xfc, 0x9a, 0xa9, 0x1e, 0xd7, 0x88, 0xa3, 0x6b, 0x8b, 0xce, 0x32, 0x76,
+	0x62, 0x4c, 0x7b, 0x2e, 0xfc, 0xef, 0xb4, 0x5b, 0x45, 0x9b, 0xf6, 0xf3, 0xb0, 0x2c, 0xa4, 0x88,
+	0x6c, 0xbe, 0x2b, 0xd4, 0x12, 0xe4, 0x33, 0xa8, 0x1e, 0x71, 0x15, 0x27, 0x91, 0x36, 0x79, 0x6e,
+	0x6e, 0x5d, 0x39, 0x2b, 0xc6, 0xc7, 0x56, 0x95, 0x16, 0xff, 0x60, 0x04, 0x5d, 0x25, 0x9f, 0x71,
+	0x61, 0x4a, 0xc1, 0xa3, 0x39, 0x85, 0x7c, 0x83, 0xa8, 0x2d, 0x03, 0x8f, 0xe6, 0x54, 0xb8, 0x0b,
+	0x2e, 0xe2, 0x44, 0xea, 0x50, 0xdd, 0x11, 0x47, 0x6c, 0x98, 0xc4, 0xfe, 0x12, 0xa9, 0x42, 0x79,
+	0x3b, 0x1a, 0xf8, 0x0e, 0xa9, 0xc1, 0x32, 0xe5, 0x2c, 0x9e, 0xf8, 0x25, 0x02, 0x50, 0xb9, 0xcd,
+	0x44, 0xc4, 0x87, 0x7e, 0x99, 0x34, 0xc0, 0xfb, 0x2a, 0xe3, 0x29, 0x16, 0x81, 0xef, 0xa2, 0x64,
+	0x5b, 0xa4, 0x4f, 0xb9, 0xf2, 0x97, 0xc3, 0x2f, 0xa0, 0x9a, 0xbb, 0x84, 0x16, 0xf7, 0xa4, 0xee,
+	0x27, 0xa2, 0xe7, 0x2f, 0x91, 0x15, 0xa8, 0xdd, 0x36, 0x50, 0x6a, 0x1e, 0xfb, 0x0e, 0xca, 0x28,
+	0xef, 0x66, 0x29, 0x8f, 0xfd, 0x12, 0x12, 0x5f, 0x8b, 0x81, 0x90, 0x4f, 0x85, 0x5f, 0x0e, 0x7f,
+	0x75, 0xa0, 0x3e, 0x53, 0x39, 0x08, 0x52, 0x22, 0x62, 0xfe, 0x43, 0xde, 0xea, 0x96, 0x20, 0x04,
+	0x5c, 0xcd, 0xd5, 0xc8, 0x64, 0xd3, 0xa5, 0xe6, 0x8c, 0x3c, 0x53, 0x8d, 0x65, 0x83, 0xa6, 0xad,
+	0xb8, 0x9b, 0x53, 0x30, 0x5d, 0x03, 0x66, 0x78, 0x7a, 0x91, 0x9e, 0xc0, 0x32, 0x7c, 0x7f, 0x1a,
+	0x8c, 0x07, 0xee, 0x9e, 0x14, 0xdc, 0x5f, 0x42, 0x48, 0xee, 0x3e, 0xc9, 0xd8, 0xd0, 0x77, 0x10,
+	0x86, 0x5d, 0xf6, 0xbd, 0x54, 0x89, 0x9e, 0xf8, 0xa5, 0xf0, 0x47, 0x68, 0xe2, 0x9c, 0xfa, 0x52,
+	0x46, 0x6c, 0xb8, 0xaf, 0xb1, 0x83, 0xae, 0x01, 0xf4, 0x99, 0x8a, 0x3b, 0x29, 0x52, 0x26, 0x80,
+	0xfa, 0x16, 0x39, 0x1e, 0x1f, 0xf7, 0x99, 0x8a, 0x8d, 0x1e, 0xad, 0xf5, 0x8b, 0x23, 0x76, 0xec,
+	0x90, 0xa5, 0xba, 0x63, 0x63, 0xb6, 0xe1, 0xd5, 0x90, 0xb3, 0x63, 0xe2, 0x5e, 0x03, 0x43, 0x74,
+	0x4c, 0xf0, 0xb6, 0x44, 0x3d, 0x64, 0x1c, 0x70, 0x35, 0x0a, 0x7f, 0x72, 0xac, 0x07, 0xdb, 0xe3,
+	0xf1, 0x70, 0x62, 0xcd, 0x5d, 0x81, 0x15, 0x36, 0x1e, 0x0f, 0x13, 0x1e, 0x77, 0x66, 0x51, 0x6c,
+	0xe4, 0x4c, 0x6b, 0xf4, 0x01, 0xbc, 0xa6, 0x55, 0x26, 0x22, 0xa6, 0x79, 0xe1, 0xab, 0xed, 0x92,
+	0xcb, 0x8b, 0x60, 0xb1, 0xae, 0x3e, 0x28, 0x34, 0xad, 0xeb, 0x4d, 0x3d, 0x47, 0x87, 0x9f, 0x03,
+	0x39, 0xa9, 0xf5, 0xff, 0x93, 0x18, 0xfe, 0x51, 0x02, 0xdf, 0x36, 0xcc, 0x0c, 0x8e, 0x6d, 0x58,
+	0x9e, 0x42, 0xd8, 0xdc, 0x0a, 0x16, 0xdc, 0xc2, 0x39, 0x6d, 0xbd, 0xb1, 0x6a, 0xd8, 0xed, 0x76,
+	0xbc, 0x9e, 0xd6, 0xed, 0x56, 0x4a, 0x6e, 0x80, 0x87, 0x40, 0x4c, 0x12, 0xd1, 0xcb, 0x77, 0xc0,
+	0xc5, 0xe3, 0xec, 0xec, 0x0b, 0x36, 0x4e, 0xfb, 0x52, 0xef, 0x72, 0xcd, 0x62, 0xa6, 0x19, 0x3d,
+	0x56, 0x25, 0x2d, 0x70, 0xcd, 0xda, 0x70, 0x5f, 0xb1, 0x36, 0x8c, 0x84, 0x04, 0x50, 0x8d, 0xd9,
+	0x88, 0x61, 0xb7, 0xe1, 0x30, 0xa8, 0xd1, 0x82, 0x24, 0x37, 0x70, 0x9d, 0xa8, 0x1e, 0xde, 0x58,
+	0x39, 0x75, 0x08, 0x26, 0xa2, 0x67, 0xe3, 0x29, 0x74, 0xc9, 0xa7, 0x50, 0xb7, 0xfd, 0xda, 0x49,
+	0x84, 0x96, 0x66, 0x30, 0x9c, 0x1c, 0xb8, 0x66, 0x30, 0xe4, 0x79, 0x01, 0xab, 0xbe, 0x23, 0xb4,
+	0x0c, 0xf7, 0xec, 0x08, 0x2d, 0xac, 0x22, 0x3c, 0x76, 0x0c, 0x9d, 0x06, 0x8f, 0x95, 0x9e, 0x36,
+	0x0c, 0xc3, 0xef, 0xa0, 0x3e, 0x73, 0xd5, 0xfc, 0x6c, 0x74, 0x16, 0x66, 0xe3, 0xd4, 0x46, 0x69,
+	0x6e, 0xa0, 0x06, 0xa6, 0x31, 0x53, 0xcc, 0x91, 0x35, 0x5e, 0x90, 0xe1, 0xef, 0x0e, 0xc0, 0xbe,
+	0x96, 0x8a, 0xef, 0xc4, 0x5c, 0xe8, 0x85, 0x15, 0xe6, 0x2c, 0xae, 0xb0, 0x8b, 0xe0, 0xa5, 0xa8,
+	0x8c, 0x42, 0x7b, 0x43, 0x35, 0xb5, 0x3f, 0x2f, 0xee, 0x2f, 0x38, 0xb9, 0xbf, 0xde, 0x82, 0xfa,
+	0x98, 0x8b, 0x38, 0x11, 0xbd, 0x8e, 0xca, 0xec, 0x86, 0xab, 0x50, 0xc8, 0x59, 0x34, 0x13, 0xe4,
+	0x03, 0x20, 0x4f, 0x32, 0xa6, 0x98, 0xd0, 0x89, 0xe0, 0x1d, 0xdd, 0x57, 0x32, 0xeb, 0xd9, 0x75,
+	0xe7, 0xd2, 0xd7, 0xa7, 0x92, 0x03, 0x2b, 0xc0, 0x82, 0x1e, 0xc9, 0x98, 0x07, 0x37, 0x4d, 0xce,
+	0xcd, 0x39, 0xdc, 0x02, 0xef, 0x21, 0x9f, 0x3c, 0x66, 0xc3, 0x8c, 0x13, 0x1f, 0xca, 0xb8, 0xa3,
+	0x1d, 0xb3, 0xa3, 0xf1, 0x88, 0x8d, 0x71, 0x84, 0x22, 0xe3, 0x7b, 0x83, 0x5a, 0x22, 0xfc, 0xc5,
+	0x01, 0x1f, 0xbb, 0xa8, 0xa8, 0xc1, 0x3b, 0x4c, 0xb3, 0x99, 0xa2, 0x76, 0xce, 0x2c, 0xea, 0x35,
+	0xa8, 0x75, 0x93, 0x21, 0xef, 0xa4, 0xc9, 0x33, 0x9e, 0x43, 0xe2, 0x21, 0x63, 0x3f, 0x79, 0xc6,
+	0xc9, 0x7b, 0xe0, 0x62, 0x31, 0x07, 0xe5, 0x56, 0x79, 0xa3, 0xbe, 0x75, 0x61, 0xa1, 0x80, 0x0a,
+	0x47, 0xa9, 0x51, 0x22, 0x9b, 0xe0, 0xe2, 0x15, 0xf9, 0x3e, 0x5b, 0x2c, 0xd4, 0xd9, 0x06, 0xa1,
+	0x46, 0x31, 0x7c, 0x04, 0xcd, 0x82, 0x7b, 0xfb, 0xde, 0xbd, 0x64, 0xc8, 0x49, 0x13, 0x4a, 0x51,
+	0xd7, 0x38, 0x5c, 0xa3, 0xa5, 0xa8, 0x8b, 0x08, 0xcd, 0xf8, 0x65, 0xce, 0x64, 0x15, 0xbc, 0xa8,
+	0xcf, 0xa3, 0x41, 0x9a, 0xd9, 0x91, 0xb6, 0x42, 0x8f, 0xe9, 0xf0, 0x3e, 0x34, 0x66, 0xef, 0x21,
+	0x9f, 0x80, 0x17, 0x75, 0x3b, 0x18, 0x4e, 0x1a, 0x38, 0x26, 0x86, 0x4b, 0xa7, 0xb8, 0x65, 0x1d,
+	0xa0, 0xd5, 0xa8, 0x8b, 0xdf, 0x34, 0xfc, 0x06, 0x56, 0x8e, 0x45, 0xfd, 0x4c, 0x0c, 0xc8, 0xf5,
+	0xe9, 0xc3, 0xce, 0x79, 0xf5, 0xfb, 0x65, 0xfa, 0xe8, 0x9c, 0x3e, 0xf1, 0x48, 0x0e, 0xa0, 0xcd,
+	0x97, 0x39, 0x87, 0x15, 0x70, 0xef, 0x48, 0xc1, 0xc3, 0x5b, 0xe0, 0xdf, 0x62, 0x3a, 0xea, 0xcf,
+	0xbe, 0x56, 0xdb, 0xe0, 0x8e, 0xd2, 0x5e, 0xe1, 0xec, 0x59, 0x57, 0x18, 0xbd, 0xab, 0xdb, 0x50,
+	0x3b, 0x1e, 0x67, 0xb8, 0x58, 0xf7, 0xa4, 0x1a, 0xb1, 0xa1, 0xbf, 0x84, 0xbb, 0x66, 0x3b, 0x1f,
+	0x40, 0xbe, 0x83, 0xeb, 0xf4, 0xf8, 0x6d, 0x68, 0x37, 0x68, 0xde, 0xe1, 0x7e, 0xf9, 0xd6, 0x83,
+	0xdf, 0x5e, 0xac, 0x3b, 0xcf, 0x5f, 0xac, 0x3b, 0x7f, 0xbd, 0x58, 0x77, 0x7e, 0x7e, 0xb9, 0xbe,
+	0xf4, 0xfc, 0xe5, 0xfa, 0xd2, 0x9f, 0x2f, 0xd7, 0x97, 0xbe, 0xfd, 0xb0, 0x97, 0xe8, 0x7e, 0x76,
+	0xd8, 0x8e, 0xe4, 0x68, 0x53, 0x27, 0x62, 0x32, 0x38, 0x2a, 0x3e, 0xe6, 0xa9, 0xbd, 0x39, 0x1e,
+	0xf4, 0x36, 0xe7, 0x1c, 0x3c, 0xac, 0x18, 0xc1, 0x47, 0xff, 0x06, 0x00, 0x00, 0xff, 0xff, 0x27,
+	0x22, 0xf2, 0x09, 0xc6, 0x0b, 0x00, 0x00,
 }
 
 func (m *RaftMessage) Marshal() (dAtA []byte, err error) {
@@ -1095,6 +1452,20 @@ func (m *RaftMessage) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.Merge != nil {
+		{
+			size, err := m.Merge.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xa2
+	}
 	if m.Hash != nil {
 		{
 			size, err := m.Hash.MarshalToSizedBuffer(dAtA[:i])
@@ -1201,6 +1572,99 @@ func (m *RaftMessage) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	}
 	if m.RegionId != 0 {
 		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.RegionId))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MergeMessage) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MergeMessage) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MergeMessage) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Merged {
+		i--
+		if m.Merged {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x48
+	}
+	if m.Frozen {
+		i--
+		if m.Frozen {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x40
+	}
+	if m.Verdict != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Verdict))
+		i--
+		dAtA[i] = 0x38
+	}
+	if m.Nonce != 0 {
+		i -= 8
+		encoding_binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.Nonce))
+		i--
+		dAtA[i] = 0x31
+	}
+	if m.TargetEpoch != nil {
+		{
+			size, err := m.TargetEpoch.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x2a
+	}
+	if m.TargetId != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.TargetId))
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Commit != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Commit))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.Source != nil {
+		{
+			size, err := m.Source.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Kind != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Kind))
 		i--
 		dAtA[i] = 0x8
 	}
@@ -1389,6 +1853,30 @@ func (m *RegionLocalState) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.MergedInto != nil {
+		{
+			size, err := m.MergedInto.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x3a
+	}
+	if m.Merging != nil {
+		{
+			size, err := m.Merging.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x32
+	}
 	if len(m.Damaged) > 0 {
 		i -= len(m.Damaged)
 		copy(dAtA[i:], m.Damaged)
@@ -1434,6 +1922,84 @@ func (m *RegionLocalState) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	}
 	if m.State != 0 {
 		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.State))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MergingState) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MergingState) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MergingState) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Commit != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Commit))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.Target != nil {
+		{
+			size, err := m.Target.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintRaftServerpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *MergedState) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *MergedState) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *MergedState) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Version != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.Commit != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.Commit))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.TargetId != 0 {
+		i = encodeVarintRaftServerpb(dAtA, i, uint64(m.TargetId))
 		i--
 		dAtA[i] = 0x8
 	}
@@ -1840,6 +2406,48 @@ func (m *RaftMessage) Size() (n int) {
 		l = m.Hash.Size()
 		n += 1 + l + sovRaftServerpb(uint64(l))
 	}
+	if m.Merge != nil {
+		l = m.Merge.Size()
+		n += 2 + l + sovRaftServerpb(uint64(l))
+	}
+	return n
+}
+
+func (m *MergeMessage) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Kind != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Kind))
+	}
+	if m.Source != nil {
+		l = m.Source.Size()
+		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	if m.Commit != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Commit))
+	}
+	if m.TargetId != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.TargetId))
+	}
+	if m.TargetEpoch != nil {
+		l = m.TargetEpoch.Size()
+		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	if m.Nonce != 0 {
+		n += 9
+	}
+	if m.Verdict != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Verdict))
+	}
+	if m.Frozen {
+		n += 2
+	}
+	if m.Merged {
+		n += 2
+	}
 	return n
 }
 
@@ -1938,6 +2546,48 @@ func (m *RegionLocalState) Size() (n int) {
 	l = len(m.Damaged)
 	if l > 0 {
 		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	if m.Merging != nil {
+		l = m.Merging.Size()
+		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	if m.MergedInto != nil {
+		l = m.MergedInto.Size()
+		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	return n
+}
+
+func (m *MergingState) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Target != nil {
+		l = m.Target.Size()
+		n += 1 + l + sovRaftServerpb(uint64(l))
+	}
+	if m.Commit != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Commit))
+	}
+	return n
+}
+
+func (m *MergedState) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.TargetId != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.TargetId))
+	}
+	if m.Commit != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Commit))
+	}
+	if m.Version != 0 {
+		n += 1 + sovRaftServerpb(uint64(m.Version))
 	}
 	return n
 }
@@ -2468,6 +3118,290 @@ func (m *RaftMessage) Unmarshal(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 20:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Merge", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Merge == nil {
+				m.Merge = &MergeMessage{}
+			}
+			if err := m.Merge.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftServerpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MergeMessage) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftServerpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MergeMessage: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MergeMessage: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Kind", wireType)
+			}
+			m.Kind = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Kind |= MergeMessage_Kind(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Source", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Source == nil {
+				m.Source = &metapb.Region{}
+			}
+			if err := m.Source.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Commit", wireType)
+			}
+			m.Commit = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Commit |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TargetId", wireType)
+			}
+			m.TargetId = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TargetId |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TargetEpoch", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.TargetEpoch == nil {
+				m.TargetEpoch = &metapb.RegionEpoch{}
+			}
+			if err := m.TargetEpoch.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 6:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Nonce", wireType)
+			}
+			m.Nonce = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Nonce = uint64(encoding_binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Verdict", wireType)
+			}
+			m.Verdict = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Verdict |= MergeMessage_Verdict(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Frozen", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Frozen = bool(v != 0)
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Merged", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Merged = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := skipRaftServerpb(dAtA[iNdEx:])
@@ -3111,6 +4045,290 @@ func (m *RegionLocalState) Unmarshal(dAtA []byte) error {
 			}
 			m.Damaged = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Merging", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Merging == nil {
+				m.Merging = &MergingState{}
+			}
+			if err := m.Merging.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field MergedInto", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.MergedInto == nil {
+				m.MergedInto = &MergedState{}
+			}
+			if err := m.MergedInto.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftServerpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MergingState) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftServerpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MergingState: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MergingState: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Target", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Target == nil {
+				m.Target = &metapb.Region{}
+			}
+			if err := m.Target.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Commit", wireType)
+			}
+			m.Commit = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Commit |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipRaftServerpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthRaftServerpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *MergedState) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowRaftServerpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: MergedState: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: MergedState: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TargetId", wireType)
+			}
+			m.TargetId = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TargetId |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Commit", wireType)
+			}
+			m.Commit = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Commit |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowRaftServerpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := skipRaftServerpb(dAtA[iNdEx:])
