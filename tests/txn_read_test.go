@@ -125,6 +125,7 @@ func TestRecordsAndLocks(t *testing.T) {
 	// A client dies when its primary is committed: the keys of other regions stay locked.
 	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(1)} })
 	dead := txn.New(kv, c.Placement)
+	dead.SetCommits(txn.TwoPhases) // the primary is committed when Commit returns
 	x, err := dead.Begin(ctx)
 	require.NoError(t, err)
 	for _, i := range []int{1, 7, 15, 19} {
