@@ -119,7 +119,7 @@ func (call *Call) sendLocked(m any) error {
 	call.sendHeadersLocked()
 	g, ok := m.(codec.Message)
 	if !ok {
-		buf, err := rpc.EncodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.Size())
+		buf, err := rpc.EncodeForeign(c.s.opts.Codec, nil, m, call.m.maxSend, call.check.Size())
 		if err != nil {
 			return err
 		}
