@@ -280,6 +280,7 @@ func (c *Client) lost(l *link, err error) {
 	defer c.mu.Unlock()
 	switch {
 	case !l.taken: // the attempt counts as a failure itself
+	case l.renewed.Load():
 	case time.Since(l.since) < c.opts.MaxBackoff:
 		c.failedLocked(notSentf("connection to %s: error while dialing: lost a moment ago: %v", c.addr, err))
 	default:

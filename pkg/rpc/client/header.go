@@ -322,7 +322,10 @@ func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
 	case l.c.confirmed.Load() && (!call.headed || failed):
 		return true, l.corrupt(call)
 	}
-	if !call.headed && l.head.check() != nil || failed && l.head.grpcStatus == unimplemented {
+	if failed && l.head.grpcStatus == unimplemented {
+		l.renewed.Store(true)
+		l.retire()
+	} else if !call.headed && l.head.check() != nil {
 		l.retire()
 	}
 	return false, nil

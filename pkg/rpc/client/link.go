@@ -42,6 +42,8 @@ type link struct {
 	keep rpc.KeepAlive
 	// shut: no further calls are taken.
 	shut atomic.Bool
+	// renewed: it was shut because of one answer, by a server that works.
+	renewed atomic.Bool
 	// wake has the writer look for output; gone is closed when the connection has ended.
 	wake, gone chan struct{}
 
