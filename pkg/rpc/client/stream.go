@@ -174,8 +174,10 @@ func (st *Stream) decode(m rpc.Message, v any) error {
 }
 
 // SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message, and io.EOF if the
-// stream has ended: RecvMsg says why. Another error is this side's, and ends the stream. For a stream of one request it returns nil then: generated code would else take
-// io.EOF for the call's error and not ask.
+// stream has ended: RecvMsg says why. Another error is this side's, and ends the stream.
+//
+// For a stream of one request it returns nil where it would return io.EOF: generated code would take that for the call's
+// error, and not ask.
 func (st *Stream) SendMsg(m any) error {
 	err := st.send(m, false)
 	if err == io.EOF && !st.desc.ClientStreams {
