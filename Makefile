@@ -10,7 +10,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: attack lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -33,6 +33,7 @@ demo: build ## store Go's source tree in a cluster, kill a store, compare every 
 test: build ## the tests that every change must pass
 	$(GO) test -timeout 20m $(PKGS)
 	$(GO) test -count=1 -timeout 20m ./tests/chaos -args -histories 10 -duration 5s
+	cd tests/conformance && $(GO) test -count=1 -short ./...
 
 test-race: ## the short tests under the race detector
 	$(GO) test -race -short -timeout 30m $(PKGS)
@@ -169,9 +170,13 @@ tidy-check: ## fail if go mod tidy would change a file
 	$(GO) mod tidy -diff
 	cd proto/gen && $(GO) mod tidy -diff
 	cd tests/tikv && $(GO) mod tidy -diff
+	cd tests/conformance && $(GO) mod tidy -diff
 
 tikv: ## TiKV's Go client against real processes
 	cd tests/tikv && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+conformance: ## h2spec and gRPC's interoperability cases against pkg/rpc, and grpc-go beside it; prints the counts
+	cd tests/conformance && $(GO) vet ./... && $(GO) test -count=1 -v ./...
 
 proto: ## generate proto/pkg from proto/proto
 	cd proto/gen && $(GO) run .

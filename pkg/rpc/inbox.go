@@ -122,6 +122,13 @@ func (q *Inbox) EndRecv(err error) {
 	Wake(q.Ready)
 }
 
+// End is what comes after the last message; nil if that is not known.
+func (q *Inbox) End() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.mu.end
+}
+
 // Pop takes the next message; give is how much the sender may now send more.
 func (q *Inbox) Pop() (m Message, give int64, ok bool, end error) {
 	q.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // peers may compress with it
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/proto/codec"
@@ -24,22 +25,46 @@ func putMessage(buf []byte, end int, m codec.Message) error {
 	return nil
 }
 
-// EncodeForeign is a message that only the codec can encode, of at most limit bytes, with its prefix and room for extra
-// bytes behind it. Errors are statuses.
-func EncodeForeign(c encoding.CodecV2, m any, limit, extra int) ([]byte, error) {
+// EncodeForeign is a message that only the codec can encode, or that is to be compressed, of at most limit bytes, with its
+// prefix and room for extra bytes behind it. comp may be nil. Errors are statuses.
+func EncodeForeign(c encoding.CodecV2, comp encoding.Compressor, m any, limit, extra int) ([]byte, error) {
 	bufs, err := c.Marshal(m)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	defer bufs.Free()
+	defer func() { bufs.Free() }()
+	if comp != nil {
+		packed := new(bytes.Buffer)
+		if err := compress(packed, comp, bufs); err != nil {
+			return nil, status.Error(codes.Internal, fmt.Sprintf("compress: %v", err))
+		}
+		bufs.Free()
+		bufs = mem.BufferSlice{mem.SliceBuffer(packed.Bytes())}
+	}
 	size := bufs.Len()
 	if size > limit {
 		return nil, TooLarge("send", size, limit)
 	}
 	buf := make([]byte, PrefixSize+size+extra)
+	if comp != nil {
+		buf[0] = 1
+	}
 	binary.BigEndian.PutUint32(buf[1:], uint32(size+extra))
 	bufs.CopyTo(buf[PrefixSize:])
 	return buf, nil
+}
+
+func compress(to io.Writer, comp encoding.Compressor, bufs mem.BufferSlice) error {
+	w, err := comp.Compress(to)
+	if err != nil {
+		return err
+	}
+	for _, b := range bufs {
+		if _, err := w.Write(b.ReadOnlyData()); err != nil {
+			return err
+		}
+	}
+	return w.Close()
 }
 
 // TooLarge is the error of a message of size bytes that exceeds a limit; what is "send" or "receive".

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
@@ -19,7 +20,7 @@ import (
 //
 // Each field has one owner, from the headers to the end of the call:
 //
-//   - l, method, stream and done do not change once the call has begun.
+//   - l, method, stream, info and done do not change once the call has begun.
 //   - The goroutine that reads the connection owns the receiving half, from headed to hasAnswer.
 //   - The connection's lock guards mu. While gone is not set, the call is among the connection's calls. Whoever takes it
 //     out, under the lock, ends it: it gives err by done, or the end to the stream's inbox, once.
@@ -45,6 +46,8 @@ type clientCall struct {
 	// done says that a unary call has ended; then err belongs to the caller.
 	done chan struct{}
 	err  error
+	// info is what is special about the call; nil for most unary calls.
+	info *callInfo
 
 	mu struct {
 		// deadline is when the connection ends the call; zero if its context does.
@@ -109,6 +112,9 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 		l.endIfDrainedLocked()
 		return notSentf("connection to %s: %v", l.c.addr, errOutOfIDs)
 	}
+	if err := l.mayCarryLocked(call.info); err != nil {
+		return err
+	}
 	left := timeout(ctx)
 	if ok && left == 0 {
 		return &notSent{st: status.FromContextError(context.DeadlineExceeded)}
@@ -124,10 +130,25 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 	if ok {
 		l.boundLocked(call, own.deadline)
 	}
-	block := l.mu.enc.block(method, left)
+	block := l.mu.enc.block(method, left, call.info)
 	l.mu.out.HeadersLocked(call.mu.ID, block, false)
 	return nil
 }
+
+// mayCarryLocked tells whether the connection may carry a call's metadata.
+func (l *link) mayCarryLocked(info *callInfo) error {
+	switch {
+	case info == nil:
+	case info.secret && !l.secure:
+		return status.Error(codes.Unauthenticated, "the call has credentials that must not be sent over a connection without TLS")
+	case len(info.md) > 0 && rpc.MetadataSize(info.md)+headerRoom > int(l.mu.maxHeaders):
+		return status.Errorf(codes.Internal, "the metadata is larger than the server takes (%d)", l.mu.maxHeaders)
+	}
+	return nil
+}
+
+// headerRoom is what the protocol's headers take of the server's limit, at most but for long paths.
+const headerRoom = 512
 
 // methodSumLocked keeps the sum of the last call's method: most connections carry one most of the time.
 func (l *link) methodSumLocked(method string) uint32 {
@@ -138,8 +159,9 @@ func (l *link) methodSumLocked(method string) uint32 {
 }
 
 // invoke makes a unary call.
-func (l *link) invoke(ctx context.Context, method string, args, reply any) error {
+func (l *link) invoke(ctx context.Context, info *callInfo, method string, args, reply any) error {
 	call := calls.Get().(*clientCall)
+	call.info = info
 	l.mu.Lock()
 	err := l.beginYielding(ctx, call, method)
 	if err == nil {
@@ -184,15 +206,14 @@ func orDeadline(ctx context.Context, err error) error {
 
 // decode reads the answer of a unary call.
 func (call *clientCall) decode(reply any) error {
-	o := &call.l.c.opts
 	body := call.answer
 	if call.compressed != 0 {
 		var err error
-		if body, err = rpc.Decompress(call.compressed, call.encoding, body, o.MaxRecv); err != nil {
+		if body, err = rpc.Decompress(call.compressed, call.encoding, body, call.maxRecv()); err != nil {
 			return err
 		}
 	}
-	return decode(o, body, reply)
+	return decode(&call.l.c.opts, body, reply)
 }
 
 func decode(o *Options, body []byte, v any) error {
@@ -251,18 +272,38 @@ func (l *link) endLocked(call *clientCall, err error) {
 		}
 		call.stream.stop()
 		call.stream.in.EndRecv(orDeadline(call.stream.ctx, err))
+		call.stream.knowLocked()
 		return
 	}
 	call.err = err
 	call.done <- struct{}{} // has room
 }
 
+// maxRecv and maxSend bound one message, in bytes.
+func (call *clientCall) maxRecv() int {
+	if call.info != nil && call.info.maxRecv != 0 {
+		return max(call.info.maxRecv, 0)
+	}
+	return call.l.c.opts.MaxRecv
+}
+
+func (call *clientCall) maxSend() int {
+	if call.info != nil && call.info.maxSend != 0 {
+		return max(call.info.maxSend, 0)
+	}
+	return call.l.c.opts.MaxSend
+}
+
 // sendLocked encodes a message and sends it as far as the server's windows allow. last: it is all that is sent.
 func (call *clientCall) sendLocked(m any, last bool) error {
 	l := call.l
 	g, ok := m.(codec.Message)
-	if !ok {
-		buf, err := rpc.EncodeForeign(l.c.opts.Codec, m, l.c.opts.MaxSend, call.check.Size())
+	if !ok || call.info.encoding() != "" {
+		var comp encoding.Compressor
+		if call.info != nil {
+			comp = call.info.compressor
+		}
+		buf, err := rpc.EncodeForeign(l.c.opts.Codec, comp, m, call.maxSend(), call.check.Size())
 		if err == nil {
 			call.check.Seal(rpc.ToServer, buf[rpc.PrefixSize:])
 			call.mu.Last = last
@@ -271,11 +312,12 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 		return err
 	}
 	size := g.Size()
-	if size > l.c.opts.MaxSend {
-		return rpc.TooLarge("send", size, l.c.opts.MaxSend)
+	if limit := call.maxSend(); size > limit {
+		return rpc.TooLarge("send", size, limit)
 	}
 	call.mu.Last = last
-	return l.mu.out.MessageLocked(&call.mu.Sender, &call.check, rpc.ToServer, g, rpc.PrefixSize+size+call.check.Size())
+	total := rpc.PrefixSize + size + call.check.Size()
+	return l.mu.out.MessageLocked(&call.mu.Sender, &call.check, rpc.ToServer, g, total)
 }
 
 // drainedLocked is called when what waited for windows has left.

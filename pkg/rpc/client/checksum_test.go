@@ -282,3 +282,15 @@ func TestFlippedBitsPassOver(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestUnimplementedDoesNotHoldUpOthers: the connection is replaced, since the method's name may be damaged in its header
+// table, and the next call does not wait for it.
+func TestUnimplementedDoesNotHoldUpOthers(t *testing.T) {
+	_, addr := start(t, server.Options{}, &rpctest.KV{}, nil)
+	c := client(t, addr, Options{Checksum: true, MinBackoff: time.Hour, MaxBackoff: time.Hour})
+	for range 10 {
+		err := c.Invoke(rpctest.Within(t), "/no/such", new(kvrpcpb.RawGetRequest), new(kvrpcpb.RawGetResponse))
+		require.Equal(t, codes.Unimplemented, status.Code(err))
+		require.NoError(t, rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, []byte("k")), "the next").Err)
+	}
+}

@@ -99,7 +99,7 @@ func NotConnected(err error) bool {
 }
 
 // Client is a connection to one server, made when it is first needed and again when it was lost. It implements
-// grpc.ClientConnInterface, for generated code; call options have no effect. Safe for concurrent use.
+// grpc.ClientConnInterface, for generated code; calloptions.go has the call options. Safe for concurrent use.
 //
 // Errors are statuses. Unavailable: there is no connection, or it was lost; see NotSent. While the server cannot be
 // reached, calls between two attempts to connect fail at once, those during an attempt wait for it.
@@ -280,6 +280,7 @@ func (c *Client) lost(l *link, err error) {
 	defer c.mu.Unlock()
 	switch {
 	case !l.taken: // the attempt counts as a failure itself
+	case l.renewed.Load():
 	case time.Since(l.since) < c.opts.MaxBackoff:
 		c.failedLocked(notSentf("connection to %s: error while dialing: lost a moment ago: %v", c.addr, err))
 	default:
@@ -298,31 +299,44 @@ func (c *Client) forget(l *link) {
 const maxReplays = 3
 
 // Invoke implements grpc.ClientConnInterface: one unary call.
-func (c *Client) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
+func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	info, err := c.newCallInfo(ctx, method, opts)
+	if err != nil {
+		return err
+	}
 	for replays := 0; ; replays++ {
-		l, err := c.connected(ctx)
-		if err != nil {
-			return err
+		l, err := c.ready(ctx, info)
+		if err == nil {
+			err = l.invoke(ctx, info, method, args, reply)
 		}
-		err = l.invoke(ctx, method, args, reply)
-		if err == nil || replays >= maxReplays || !NotSent(err) || ctx.Err() != nil {
+		if l == nil || err == nil || replays >= maxReplays || !NotSent(err) || ctx.Err() != nil {
+			info.finish(l, err)
 			return err
 		}
 	}
 }
 
 // NewStream implements grpc.ClientConnInterface: it begins a stream. See ClientStreamOf.
-func (c *Client) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+func (c *Client) NewStream(
+	ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	info, err := c.newCallInfo(ctx, method, opts)
+	if err != nil {
+		return nil, err
+	}
+	if info == nil {
+		info = new(callInfo) // Header and Trailer may be asked for later
+	}
 	for replays := 0; ; replays++ {
-		l, err := c.connected(ctx)
-		if err != nil {
-			return nil, err
-		}
-		st, err := l.newStream(ctx, desc, method)
+		l, err := c.ready(ctx, info)
 		if err == nil {
-			return st, nil
+			var st *Stream
+			if st, err = l.newStream(ctx, info, desc, method); err == nil {
+				return st, nil
+			}
 		}
-		if replays >= maxReplays || !NotSent(err) || ctx.Err() != nil {
+		if l == nil || replays >= maxReplays || !NotSent(err) || ctx.Err() != nil {
+			info.finish(l, err)
 			return nil, err
 		}
 	}

@@ -72,14 +72,14 @@ func FuzzClient(f *testing.F) {
 		run(func() { l.serve(greeted) })
 		_, _ = server.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0})
 		rpctest.Wait(t, greeted, "the greeting")
-		st, err := l.newStream(context.Background(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, rpctest.StreamPath)
+		st, err := l.newStream(context.Background(), new(callInfo), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, rpctest.StreamPath)
 		require.NoError(t, err)
 		run(func() {
 			for st.RecvMsg(new(kvrpcpb.RawGetResponse)) == nil {
 			}
 		})
 		run(func() {
-			_ = l.invoke(context.Background(), rpctest.GetPath, &kvrpcpb.RawGetRequest{}, new(kvrpcpb.RawGetResponse))
+			_ = l.invoke(context.Background(), nil, rpctest.GetPath, &kvrpcpb.RawGetRequest{}, new(kvrpcpb.RawGetResponse))
 		})
 		require.Eventually(t, func() bool { return l.open() == 2 }, rpctest.Patience, 10*time.Microsecond)
 		_ = server.SetWriteDeadline(time.Now().Add(rpctest.Patience))

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
@@ -17,10 +18,10 @@ import (
 // requestEncoder makes the header blocks of calls. Those of a method are always the same but for the timeout: once
 // their fields are in the server's table they are a few bytes, which are kept.
 type requestEncoder struct {
-	addr     string
-	checksum bool
-	buf      bytes.Buffer
-	enc      *hpack.Encoder
+	addr, scheme string
+	checksum     bool
+	buf          bytes.Buffer
+	enc          *hpack.Encoder
 	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
 	// as long as nothing enters the table, so that nothing in it moves.
 	seen map[string][]byte
@@ -31,8 +32,11 @@ type requestEncoder struct {
 	small bool
 }
 
-func (e *requestEncoder) init(addr string, checksum bool) {
-	e.addr, e.checksum = addr, checksum
+func (e *requestEncoder) init(addr string, secure, checksum bool) {
+	e.addr, e.scheme, e.checksum = addr, "http", checksum
+	if secure {
+		e.scheme = "https"
+	}
 	e.enc = hpack.NewEncoder(&e.buf)
 	e.seen = map[string][]byte{}
 	e.room = rpc.TableSize
@@ -66,14 +70,14 @@ func (e *requestEncoder) setTableSize(n uint32) {
 }
 
 // block is the header block of a call; it is valid until the next one. A timeout below zero means none.
-func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
+func (e *requestEncoder) block(method string, timeout time.Duration, info *callInfo) []byte {
 	kept, known := e.seen[method]
 	if kept == nil {
 		e.buf.Reset()
 		path := hpack.HeaderField{Name: ":path", Value: method}
 		index := !e.small && (known || int(path.Size()) <= e.room)
 		e.field(hpack.HeaderField{Name: ":method", Value: "POST"}, index)
-		e.field(hpack.HeaderField{Name: ":scheme", Value: "http"}, index)
+		e.field(hpack.HeaderField{Name: ":scheme", Value: e.scheme}, index)
 		e.field(path, index)
 		for _, f := range e.common() {
 			e.field(f, index)
@@ -95,6 +99,12 @@ func (e *requestEncoder) block(method string, timeout time.Duration) []byte {
 	}
 	if timeout >= 0 {
 		e.literal("grpc-timeout", rpc.FormatTimeout(timeout))
+	}
+	if info != nil {
+		if name := info.encoding(); name != "" {
+			e.field(hpack.HeaderField{Name: "grpc-encoding", Value: name}, false)
+		}
+		rpc.EachHeader(info.md, func(name, value string) { e.field(hpack.HeaderField{Name: name, Value: value}, false) })
 	}
 	return e.buf.Bytes()
 }
@@ -124,8 +134,11 @@ type responseHead struct {
 	// sent is what the block takes on the wire.
 	sent int
 	// The fields.
-	httpStatus, contentType, grpcStatus, message, encoding string
-	checksum                                               bool
+	httpStatus, contentType, grpcStatus, message, details, encoding string
+	checksum                                                        bool
+	// md is the metadata; nil if there is none. bad is what is wrong with it.
+	md  metadata.MD
+	bad error
 }
 
 func (h *responseHead) init() { h.dec = newHeaderDecoder(h.take) }
@@ -151,6 +164,12 @@ func (h *responseHead) take(f hpack.HeaderField) {
 		h.encoding = f.Value
 	case rpc.ChecksumHeader:
 		h.checksum = f.Value == rpc.ChecksumKind
+	case rpc.StatusDetails:
+		h.details = f.Value
+	default:
+		if h.bad == nil && !rpc.IsReserved(f.Name) {
+			h.md, h.bad = rpc.AppendMetadata(h.md, f.Name, f.Value)
+		}
 	}
 }
 
@@ -163,6 +182,8 @@ func (h *responseHead) check() *status.Status {
 		return status.Newf(codeOfHTTP(h.httpStatus), "the server answered with HTTP status %q", h.httpStatus)
 	case !rpc.IsGRPCType(h.contentType):
 		return status.Newf(codes.Unknown, "the server answered with content-type %q", h.contentType)
+	case h.bad != nil:
+		return status.Convert(h.bad)
 	}
 	return nil
 }
@@ -172,6 +193,9 @@ func (h *responseHead) status() *status.Status {
 	if h.size > maxHeaderBytes {
 		return status.New(codes.ResourceExhausted, "the server's headers are larger than the limit")
 	}
+	if h.bad != nil {
+		return status.Convert(h.bad)
+	}
 	if h.grpcStatus == "0" {
 		return rpc.StatusOK
 	}
@@ -179,7 +203,7 @@ func (h *responseHead) status() *status.Status {
 	if err != nil {
 		return status.Newf(codes.Unknown, "the server ended the call with grpc-status %q", h.grpcStatus)
 	}
-	return status.New(codes.Code(n), rpc.DecodeMessage(h.message))
+	return rpc.DecodeDetails(status.New(codes.Code(n), rpc.DecodeMessage(h.message)), h.details)
 }
 
 // codeOfHTTP is gRPC's code for an HTTP status (http-grpc-status-mapping.md).
@@ -241,6 +265,7 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	if damaged, err := l.noteHead(call, end); damaged {
 		return err
 	}
+	l.keepMetadata(call, end)
 	if !call.headed {
 		call.headed = true
 		st := l.head.check()
@@ -264,6 +289,26 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	return nil
 }
 
+// keepMetadata keeps what the header block that was read has of it, for those who ask.
+func (l *link) keepMetadata(call *clientCall, end bool) {
+	if call.info == nil || call.headed && !end {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case call.mu.Gone:
+	case end:
+		call.info.trailer = l.head.md // what waits for headers is told of the end when that is known
+	default:
+		call.info.header = l.head.md
+		call.mu.Headed = true
+		if call.stream != nil {
+			call.stream.knowLocked()
+		}
+	}
+}
+
 // noteHead looks at the headers of an answer for damage that would stay in the header tables of this connection; true if
 // the connection is to end.
 func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
@@ -277,7 +322,10 @@ func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
 	case l.c.confirmed.Load() && (!call.headed || failed):
 		return true, l.corrupt(call)
 	}
-	if !call.headed && l.head.check() != nil || failed && l.head.grpcStatus == unimplemented {
+	if failed && l.head.grpcStatus == unimplemented {
+		l.renewed.Store(true)
+		l.retire()
+	} else if !call.headed && l.head.check() != nil {
 		l.retire()
 	}
 	return false, nil

@@ -42,7 +42,7 @@ func TestRequestHeaders(t *testing.T) {
 			methods[i] = fmt.Sprintf("/s/%d%s", i, strings.Repeat("m", rnd.IntN(longest)))
 		}
 		var e requestEncoder
-		e.init(addr, false)
+		e.init(addr, false, false)
 		dec := hpack.NewDecoder(rpc.TableSize, nil)
 		for range 400 {
 			if rnd.IntN(40) == 0 {
@@ -57,7 +57,7 @@ func TestRequestHeaders(t *testing.T) {
 				timeout = time.Duration(rnd.Int64() >> rnd.IntN(63))
 				want = rpc.FormatTimeout(timeout)
 			}
-			got := fields(t, dec, e.block(method, timeout))
+			got := fields(t, dec, e.block(method, timeout, nil))
 			require.Equal(t, method, got[":path"], "seed %d", seed)
 			require.Equal(t, addr, got[":authority"], "seed %d", seed)
 			require.Equal(t, want, got["grpc-timeout"], "seed %d", seed)
@@ -69,14 +69,14 @@ func TestRequestHeaders(t *testing.T) {
 // TestRequestHeadersAreSmall: a method's block is a few bytes once the server knows it.
 func TestRequestHeadersAreSmall(t *testing.T) {
 	var e requestEncoder
-	e.init("127.0.0.1:20160", false)
+	e.init("127.0.0.1:20160", false, false)
 	for range 3 {
 		for i := range 30 {
-			e.block(fmt.Sprint("/tinykvpb.TinyKv/Method", i), -1)
+			e.block(fmt.Sprint("/tinykvpb.TinyKv/Method", i), -1, nil)
 		}
 	}
 	for i := range 30 {
-		require.Len(t, e.block(fmt.Sprint("/tinykvpb.TinyKv/Method", i), -1), 7)
+		require.Len(t, e.block(fmt.Sprint("/tinykvpb.TinyKv/Method", i), -1, nil), 7)
 	}
 }
 

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -10,6 +12,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
@@ -28,6 +32,8 @@ type link struct {
 	nc    net.Conn
 	try   tryWriter
 	since time.Time
+	// secure: the connection has TLS.
+	secure bool
 	// taken: calls were given it. Guarded by the client's lock.
 	taken bool
 	in    rpc.Incoming
@@ -36,6 +42,8 @@ type link struct {
 	keep rpc.KeepAlive
 	// shut: no further calls are taken.
 	shut atomic.Bool
+	// renewed: it was shut because of one answer, by a server that works.
+	renewed atomic.Bool
 	// wake has the writer look for output; gone is closed when the connection has ended.
 	wake, gone chan struct{}
 
@@ -48,7 +56,8 @@ type link struct {
 		closed  error
 		calls   map[uint32]*clientCall
 		nextID  uint32
-		max     uint32
+		// max is how many calls the server takes at a time, maxHeaders how large their headers may be, in bytes.
+		max, maxHeaders uint32
 		// acks are the answers to settings and pings in the output.
 		acks int
 		// waiters wait for something to end or to be written.
@@ -69,9 +78,20 @@ func newLink(c *Client, nc net.Conn) *link {
 	l.mu.calls = map[uint32]*clientCall{}
 	l.mu.nextID = 1
 	l.mu.max = 1 << 30 // until the server says otherwise
-	l.mu.enc.init(c.addr, c.opts.Checksum)
+	_, l.secure = nc.(interface{ ConnectionState() tls.ConnectionState })
+	l.mu.maxHeaders = math.MaxUint32 // until the server says otherwise
+	l.mu.enc.init(c.addr, l.secure, c.opts.Checksum)
 	l.mu.out.Init(0)
 	return l
+}
+
+// peer is the other side, for those who ask.
+func (l *link) peer() *peer.Peer {
+	p := &peer.Peer{Addr: l.nc.RemoteAddr(), LocalAddr: l.nc.LocalAddr()}
+	if tc, ok := l.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
+		p.AuthInfo = credentials.TLSInfo{State: tc.ConnectionState()}
+	}
+	return p
 }
 
 // usable tells whether it takes further calls.
@@ -225,6 +245,8 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 		switch st.ID {
 		case http2.SettingHeaderTableSize:
 			l.mu.enc.setTableSize(st.Val)
+		case http2.SettingMaxHeaderListSize:
+			l.mu.maxHeaders = st.Val
 		case http2.SettingMaxConcurrentStreams:
 			l.mu.max = st.Val
 			l.wakeWaitersLocked()

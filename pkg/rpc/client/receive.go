@@ -91,7 +91,7 @@ func (l *link) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.Add(data, l.c.opts.MaxRecv+call.check.Slack())
+		msg, kept, rest, err := call.parts.Add(data, call.maxRecv()+call.check.Slack())
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept)
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync/atomic"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -28,17 +29,20 @@ type Stream struct {
 	ended error
 	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
 	returned atomic.Int64
-	in       rpc.Inbox
+	// known is closed when there are headers, or will be none. isKnown says that it is, under the connection's lock.
+	known   chan struct{}
+	isKnown bool
+	in      rpc.Inbox
 }
 
 var _ grpc.ClientStream = (*Stream)(nil)
 
 // newStream begins a stream.
-func (l *link) newStream(ctx context.Context, desc *grpc.StreamDesc, method string) (*Stream, error) {
-	st := &Stream{desc: desc}
+func (l *link) newStream(ctx context.Context, info *callInfo, desc *grpc.StreamDesc, method string) (*Stream, error) {
+	st := &Stream{desc: desc, known: make(chan struct{})}
 	st.ctx = context.WithValue(ctx, clientStreamKey{}, st)
 	st.in.Init(int64(l.c.opts.StreamWindow))
-	st.call = &clientCall{l: l, stream: st}
+	st.call = &clientCall{l: l, stream: st, info: info}
 	st.stop = context.AfterFunc(ctx, func() {
 		st.in.EndRecv(status.FromContextError(ctx.Err()).Err())
 		l.cancel(st.call)
@@ -99,7 +103,17 @@ func (st *Stream) RecvMsg(v any) error {
 	if err != nil && err != io.EOF {
 		st.call.l.cancel(st.call) // unless it is the end that the server has told
 	}
-	st.ended = err
+	if st.ended = err; err != nil {
+		st.call.info.finish(st.call.l, noEOF(err))
+	}
+	return err
+}
+
+// noEOF is the outcome of a stream whose end RecvMsg has returned.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
 	return err
 }
 
@@ -152,7 +166,7 @@ func (st *Stream) decode(m rpc.Message, v any) error {
 	o := &st.call.l.c.opts
 	if m.Compressed != 0 {
 		var err error
-		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body, o.MaxRecv); err != nil {
+		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body, st.call.maxRecv()); err != nil {
 			return err
 		}
 	}
@@ -160,8 +174,10 @@ func (st *Stream) decode(m rpc.Message, v any) error {
 }
 
 // SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message, and io.EOF if the
-// stream has ended: RecvMsg says why. For a stream of one request it returns nil then: generated code would else take
-// io.EOF for the call's error and not ask.
+// stream has ended: RecvMsg says why. Another error is this side's, and ends the stream.
+//
+// For a stream of one request it returns nil where it would return io.EOF: generated code would take that for the call's
+// error, and not ask.
 func (st *Stream) SendMsg(m any) error {
 	err := st.send(m, false)
 	if err == io.EOF && !st.desc.ClientStreams {
@@ -184,6 +200,8 @@ func (st *Stream) send(m any, last bool) error {
 		l.mu.out.FinishLocked(&call.mu.Sender)
 	default:
 		if err := call.sendLocked(m, last); err != nil {
+			st.abortLocked(err)
+			l.pushYielding()
 			return err
 		}
 	}
@@ -202,6 +220,14 @@ func (st *Stream) send(m any, last bool) error {
 	return nil
 }
 
+// abortLocked ends a stream of which a message cannot be sent.
+func (st *Stream) abortLocked(err error) {
+	l := st.call.l
+	_ = l.mu.out.Framer.WriteRSTStream(st.call.mu.ID, http2.ErrCodeCancel)
+	l.endLocked(st.call, err)
+	l.endIfDrainedLocked()
+}
+
 // TrySend sends a message on the caller's time if that needs no waiting, neither for the server's windows nor for what is
 // to be written before it. If it returns false nothing was sent, and SendMsg will wait, or say why not. It may be called by
 // whoever may call SendMsg.
@@ -213,7 +239,7 @@ func (st *Stream) TrySend(m codec.Message) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if call.mu.Gone || call.mu.Last || l.mu.closed != nil || l.mu.out.Size > 0 || l.try == nil ||
-		size > l.c.opts.MaxSend || !l.mu.out.TakesLocked(&call.mu.Sender, total) {
+		size > call.maxSend() || call.info.encoding() != "" || !l.mu.out.TakesLocked(&call.mu.Sender, total) {
 		return false
 	}
 	if call.sendLocked(m, false) != nil {
@@ -236,8 +262,37 @@ func (st *Stream) CloseSend() error {
 // Context implements grpc.ClientStream.
 func (st *Stream) Context() context.Context { return st.ctx }
 
-// Header implements grpc.ClientStream; there is no metadata. It does not wait.
-func (st *Stream) Header() (metadata.MD, error) { return nil, nil }
+// Header implements grpc.ClientStream: it waits until the server has sent its headers, and returns the stream's error if it
+// ends without.
+func (st *Stream) Header() (metadata.MD, error) {
+	select {
+	case <-st.known:
+	case <-st.ctx.Done():
+	}
+	l := st.call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if st.call.mu.Headed {
+		return st.call.info.header, nil
+	}
+	if err := st.contextError(); err != nil {
+		return nil, err
+	}
+	return nil, noEOF(st.in.End())
+}
 
-// Trailer implements grpc.ClientStream; there is no metadata.
-func (st *Stream) Trailer() metadata.MD { return nil }
+// Trailer implements grpc.ClientStream: the metadata that came with the end, once RecvMsg has returned that.
+func (st *Stream) Trailer() metadata.MD {
+	l := st.call.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return st.call.info.trailer
+}
+
+// knowLocked wakes those who wait in Header.
+func (st *Stream) knowLocked() {
+	if !st.isKnown {
+		st.isKnown = true
+		close(st.known)
+	}
+}

@@ -32,7 +32,7 @@ func (call *Call) Reply(m any) {
 			st = status.Convert(err)
 		}
 	}
-	call.finishLocked(st, 0)
+	call.finishLocked(st)
 }
 
 // Fail answers with an error: a status, or one of a context; anything else is Unknown. It does not block.
@@ -41,20 +41,43 @@ func (call *Call) Fail(err error) {
 	if !ok {
 		st = status.FromContextError(err)
 	}
-	call.end(st, 0)
+	call.end(st)
 }
 
-func (call *Call) end(st *status.Status, httpStatus int) {
+func (call *Call) end(st *status.Status) {
 	if call.answered.Swap(true) {
 		return
 	}
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
-	call.finishLocked(st, httpStatus)
+	call.finishLocked(st)
 }
 
+// endHTTP answers a request that is not gRPC, in words.
+func (call *Call) endHTTP(x *callMore) {
+	if call.answered.Swap(true) {
+		return
+	}
+	c := call.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !call.mu.Gone && c.mu.closed == nil {
+		words := notGRPC + x.refusal.Message() + ".\n"
+		block := c.mu.enc.plain(x.httpStatus, len(words))
+		call.mu.Headed, call.mu.Last = true, true
+		c.mu.out.HeadersLocked(call.mu.ID, block, x.isHead)
+		if !x.isHead {
+			c.mu.out.QueueLocked(&call.mu.Sender, []byte(words))
+		}
+	}
+	call.finishLocked(x.refusal)
+}
+
+// notGRPC is what is told to clients of another kind.
+const notGRPC = "This port speaks gRPC: "
+
 // finishLocked ends the call after what it has sent. Called once per call.
-func (call *Call) finishLocked(st *status.Status, httpStatus int) {
+func (call *Call) finishLocked(st *status.Status) {
 	c := call.c
 	c.mu.active--
 	if call.charged.Load() {
@@ -69,15 +92,28 @@ func (call *Call) finishLocked(st *status.Status, httpStatus int) {
 	}
 	call.mu.finish = st
 	if call.mu.Backlog() == 0 {
-		call.sendTrailersLocked(httpStatus)
+		call.sendTrailersLocked()
 	}
 	c.kickLocked()
 }
 
-// sendTrailersLocked writes the last frame.
-func (call *Call) sendTrailersLocked(httpStatus int) {
+// sendTrailersLocked writes the last frame, unless what was sent before it ends the stream.
+func (call *Call) sendTrailersLocked() {
 	c := call.c
-	var block []byte
+	if !call.mu.Last {
+		c.mu.out.HeadersLocked(call.mu.ID, call.trailersLocked(), true)
+	}
+	if !call.ended {
+		_ = c.mu.out.Framer.WriteRSTStream(call.mu.ID, http2.ErrCodeNo)
+	}
+	call.mu.Gone = true
+	delete(c.mu.streams, call.mu.ID)
+	c.endIfDrainedLocked()
+}
+
+// trailersLocked is the block that says how the call ended.
+func (call *Call) trailersLocked() (block []byte) {
+	c := call.c
 	if st := call.mu.finish; st.Code() == codes.OK {
 		call.sendHeadersLocked()
 		block = c.mu.enc.block(blockOK)
@@ -85,18 +121,12 @@ func (call *Call) sendTrailersLocked(httpStatus int) {
 		if call.mu.md != nil && len(call.mu.md.header) > 0 {
 			call.sendHeadersLocked()
 		}
-		block = c.mu.enc.failure(st, !call.mu.Headed, httpStatus)
+		block = c.mu.enc.failure(st, !call.mu.Headed)
 	}
 	if call.mu.md != nil {
 		block = c.mu.enc.with(block, call.mu.md.trailer)
 	}
-	c.mu.out.HeadersLocked(call.mu.ID, block, true)
-	if !call.ended {
-		_ = c.mu.out.Framer.WriteRSTStream(call.mu.ID, http2.ErrCodeNo)
-	}
-	call.mu.Gone = true
-	delete(c.mu.streams, call.mu.ID)
-	c.endIfDrainedLocked()
+	return block
 }
 
 func (call *Call) sendHeadersLocked() {
@@ -119,7 +149,7 @@ func (call *Call) sendLocked(m any) error {
 	call.sendHeadersLocked()
 	g, ok := m.(codec.Message)
 	if !ok {
-		buf, err := rpc.EncodeForeign(c.s.opts.Codec, m, call.m.maxSend, call.check.Size())
+		buf, err := rpc.EncodeForeign(c.s.opts.Codec, nil, m, call.m.maxSend, call.check.Size())
 		if err != nil {
 			return err
 		}
@@ -158,7 +188,7 @@ func (call *Call) DrainedLocked() {
 		call.stream.wakeSender()
 	}
 	if call.mu.finish != nil && !call.mu.Gone {
-		call.sendTrailersLocked(0)
+		call.sendTrailersLocked()
 	}
 }
 
@@ -166,6 +196,9 @@ func (call *Call) DrainedLocked() {
 func (c *conn) onReset(f *http2.RSTStreamFrame) error {
 	if f.StreamID > c.lastID {
 		return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "reset of a stream that was never opened"}
+	}
+	if c.last != nil && c.last.mu.ID == f.StreamID {
+		c.last = nil // what still comes for it is against the rules
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -190,7 +223,7 @@ func (c *conn) dropLocked(id uint32) {
 	call.dropLocked()
 	call.dropParts()
 	if call.stream == nil && !call.dispatched && !call.answered.Swap(true) {
-		call.finishLocked(rpc.StatusOK, 0) // its request will never be complete
+		call.finishLocked(rpc.StatusOK) // its request will never be complete
 	}
 	c.endIfDrainedLocked()
 }

@@ -125,7 +125,7 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	call.m = m
 	switch {
 	case httpStatus != 0:
-		return call.refuseHTTP(bad, httpStatus, f.StreamEnded())
+		return call.refuseHTTP(bad, httpStatus, req.isHead, f.StreamEnded())
 	case bad != nil:
 		call.ended = f.StreamEnded()
 		call.Fail(bad)
@@ -161,11 +161,12 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 
 // refuseHTTP answers a request that is not gRPC. A client that sends more with it has the answer when it has sent that, or
 // has used its window up: only clients of gRPC expect an answer before.
-func (call *Call) refuseHTTP(err error, httpStatus int, ended bool) error {
+func (call *Call) refuseHTTP(err error, httpStatus int, isHead, ended bool) error {
 	if call.more == nil {
 		call.more = &callMore{left: -1}
 	}
-	call.more.refusal, call.more.httpStatus = status.Convert(err), httpStatus
+	x := call.more
+	x.refusal, x.httpStatus, x.isHead = status.Convert(err), httpStatus, isHead
 	call.discard = true
 	if ended {
 		return call.onEnd()
@@ -181,6 +182,8 @@ type callMore struct {
 	// refusal is the answer to a request that is not gRPC, with its HTTP status.
 	refusal    *status.Status
 	httpStatus int
+	// isHead: it was a HEAD, whose answer has no body.
+	isHead bool
 }
 
 // sumOf begins the checksums of a call; m is nil if the connection may not call it.
@@ -226,7 +229,7 @@ func (call *Call) onEnd() error {
 			return http2.StreamError{StreamID: call.mu.ID, Code: http2.ErrCodeProtocol}
 		}
 		if x.refusal != nil {
-			call.end(x.refusal, x.httpStatus)
+			call.endHTTP(x)
 			return nil
 		}
 	}

@@ -145,6 +145,7 @@ func (h *requestHead) takePseudo(f hpack.HeaderField) {
 		which, h.req.path = hasPath, f.Value
 	case ":method":
 		which, h.isPost = hasMethod, f.Value == "POST"
+		h.req.isHead = f.Value == "HEAD"
 	case ":scheme":
 		which = hasScheme
 	case ":authority":

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -25,6 +26,8 @@ type request struct {
 	length int64
 	// md is the call's metadata; nil if it has none of its own.
 	md metadata.MD
+	// isHead: it is no call but a HEAD.
+	isHead bool
 }
 
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
@@ -106,15 +109,25 @@ func (e *headerEncoder) with(block []byte, md metadata.MD) []byte {
 	return append(block, e.buf.Bytes()...)
 }
 
+// plain is the block of an answer that is not gRPC, of so many bytes.
+func (e *headerEncoder) plain(httpStatus, length int) []byte {
+	e.resized = false
+	e.buf.Reset()
+	e.field(":status", strconv.Itoa(httpStatus), true)
+	e.field("content-type", "text/plain", true)
+	e.field("content-length", strconv.Itoa(length), true)
+	if httpStatus == http.StatusMethodNotAllowed {
+		e.field("allow", http.MethodPost, true)
+	}
+	return e.buf.Bytes()
+}
+
 // failure is the block of a call that ends with an error; only, if nothing was sent before.
-func (e *headerEncoder) failure(st *status.Status, only bool, httpStatus int) []byte {
+func (e *headerEncoder) failure(st *status.Status, only bool) []byte {
 	e.resized = false
 	e.buf.Reset()
 	if only {
-		if httpStatus == 0 {
-			httpStatus = 200
-		}
-		e.field(":status", strconv.Itoa(httpStatus), true)
+		e.field(":status", "200", true)
 		e.field("content-type", "application/grpc", false)
 	}
 	e.field(rpc.ChecksumHeader, rpc.ChecksumKind, true)

@@ -32,7 +32,7 @@ func (call *Call) onData(f *http2.DataFrame) error {
 			return call.onEnd()
 		}
 		if x := call.more; x != nil && x.refusal != nil && call.in.Left == 0 {
-			call.end(x.refusal, x.httpStatus)
+			call.endHTTP(x)
 		}
 		return nil
 	}

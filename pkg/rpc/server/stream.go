@@ -58,7 +58,7 @@ func (call *Call) startStream() {
 		if err := call.m.stream(call.m.impl, st); err != nil {
 			call.Fail(err)
 		} else {
-			call.end(rpc.StatusOK, 0)
+			call.end(rpc.StatusOK)
 		}
 	}()
 }
