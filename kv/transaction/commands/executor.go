@@ -95,10 +95,7 @@ type effect struct {
 	chooses bool
 }
 
-var (
-	begins = effect{}
-	ends   = effect{ends: true}
-)
+var ends = effect{ends: true}
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
 func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
