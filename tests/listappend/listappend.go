@@ -65,7 +65,9 @@ type Anomaly struct {
 	Text string
 }
 
-func (a Anomaly) String() string { return fmt.Sprintf("%s of transactions %v: %s", a.Kind, a.Txns, a.Text) }
+func (a Anomaly) String() string {
+	return fmt.Sprintf("%s of transactions %v: %s", a.Kind, a.Txns, a.Text)
+}
 
 // Report is the judgement of a history.
 type Report struct {
