@@ -7,12 +7,12 @@ import (
 )
 
 func TestNames(t *testing.T) {
-	all := ConditionalOps | Transactions
-	require.Equal(t, Set(3), all, "the bits are part of the wire format")
-	require.Equal(t, "conditional-ops, transactions", all.String())
+	all := ConditionalOps | Transactions | AsyncCommit
+	require.Equal(t, Set(7), all, "the bits are part of the wire format")
+	require.Equal(t, "conditional-ops, transactions, async-commit", all.String())
 	require.Equal(t, []string{"transactions", "feature-5"}, (Transactions | 1<<5).Names())
 	require.Empty(t, Set(0).Names())
-	got, unknown := Parse([]string{"conditional-ops", "transactions", "holidays"})
+	got, unknown := Parse([]string{"conditional-ops", "transactions", "async-commit", "holidays"})
 	require.Equal(t, all, got)
 	require.Equal(t, []string{"holidays"}, unknown)
 	require.True(t, all.Has(Transactions))
