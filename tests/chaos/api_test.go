@@ -189,7 +189,7 @@ func (h *history) transferStorm(*rand.Rand) error {
 
 func (h *history) splitStorm(*rand.Rand) error {
 	k := append(key(rand.IntN(keyCount)), byte('0'+rand.IntN(4)))
-	return h.splitAt(k)
+	return h.splitAt(h.place(k))
 }
 
 // move moves a replica to a store that has none, or away from a random one for a while.
@@ -216,8 +216,12 @@ var knownKey = regexp.MustCompile(`^key-\d{3}(-pad|~\d-\d{4,}-[ab])?$`)
 
 // check verifies the history and that the replicas agree.
 func (h *history) check() {
-	h.finalScan()
-	h.rec.Check(h.t)
+	if h.lists == nil {
+		h.finalScan()
+		h.rec.Check(h.t)
+	} else {
+		h.lists.check(h)
+	}
 	var replicas int
 	h.eventually(30*time.Second, func() (err error) {
 		replicas, err = h.compareReplicas()

@@ -116,6 +116,8 @@ type history struct {
 	// tikvOps and tikvUnknown are what clients of TiKV's protocol have done, and what they do not know of.
 	tikvOps, tikvUnknown atomic.Int64
 	bitten               map[string]int
+	// lists are the work of a cluster of transactions; nil in one of raw keys.
+	lists *lists
 	// Used by the track of process faults alone: what has been replaced already.
 	wiped, wipedMember bool
 	broken             sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
@@ -130,14 +132,14 @@ func TestChaos(t *testing.T) {
 	}
 	for i := range *flagHistories {
 		seed := *flagSeed + uint64(i)
-		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed) })
+		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed, nil) })
 		if !ok {
 			t.Logf("again: go test ./tests/chaos -run TestChaos -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
 		}
 	}
 }
 
-func runHistory(t *testing.T, seed uint64) {
+func runHistory(t *testing.T, seed uint64, work *lists) {
 	rng := rand.New(rand.NewPCG(seed, 5))
 	stores := 3 + rng.IntN(3)
 	if *flagStores > 0 {
@@ -148,12 +150,16 @@ func runHistory(t *testing.T, seed uint64) {
 		schedulers = *flagScheds
 	}
 	dir := t.TempDir()
-	h := &history{t: t, seed: seed, rng: rng, rec: cluster.NewHistory(), stop: make(chan struct{}), bitten: map[string]int{}}
+	h := &history{t: t, seed: seed, rng: rng, rec: cluster.NewHistory(), stop: make(chan struct{}), bitten: map[string]int{}, lists: work}
+	placement := schedulerConfig
+	if work != nil {
+		placement = "mode = \"txn\"\n" + placement
+	}
 	h.net = netproxy.New(h.pid)
 	t.Cleanup(h.net.Close)
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: dir, Stores: stores, Schedulers: schedulers,
-		StoreConfig: storeConfig, SchedulerConfig: schedulerConfig, OnExit: h.ended, Advertise: h.net.Listen,
+		StoreConfig: storeConfig, SchedulerConfig: placement, OnExit: h.ended, Advertise: h.net.Listen,
 	})
 	require.NoError(t, err)
 	h.c = c
@@ -201,7 +207,7 @@ func (h *history) ended(p *localcluster.Process, err error) {
 func (h *history) prepare() {
 	h.eventually(20*time.Second, func() error {
 		for i := range keyCount / 6 {
-			if err := h.splitAt(key(i * 6)); err != nil {
+			if err := h.splitAt(h.place(key(i * 6))); err != nil {
 				return err
 			}
 		}
@@ -223,21 +229,12 @@ func (h *history) prepare() {
 
 // rage runs clients alone for a second, then with the faults, then alone again.
 func (h *history) rage() {
-	h.fill()
 	var wg sync.WaitGroup
-	for i := range clients {
-		wg.Add(1)
-		go func() { defer wg.Done(); h.client(i) }()
-	}
-	for i := range pairWriters {
-		wg.Add(2)
-		go func() { defer wg.Done(); h.writePairs(i) }()
-		go func() { defer wg.Done(); h.readPairs() }()
-	}
-	face := h.newTikvFace()
-	for i := range tikvClients {
-		wg.Add(1)
-		go func() { defer wg.Done(); h.tikvClient(face, i) }()
+	if h.lists == nil {
+		h.fill()
+		h.useRaw(&wg)
+	} else {
+		h.lists.use(h, &wg)
 	}
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
@@ -256,16 +253,38 @@ func (h *history) rage() {
 	h.checkHealth()
 	close(h.stop)
 	wg.Wait()
-	h.t.Logf("by TiKV's protocol: %d operations, %d of unknown outcome", h.tikvOps.Load(), h.tikvUnknown.Load())
-	require.Positive(h.t, h.tikvOps.Load(), "nothing was done by TiKV's protocol")
 	held, delayed, reset := h.net.Met()
 	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
 	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; without power lost: %s; faults %v",
 		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.lost, h.bitten)
-	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
+	if h.lists != nil {
+		require.Positive(h.t, before, "nothing was done before the faults")
+		return
+	}
+	h.t.Logf("by TiKV's protocol: %d operations, %d of unknown outcome", h.tikvOps.Load(), h.tikvUnknown.Load())
+	require.Positive(h.t, h.tikvOps.Load(), "nothing was done by TiKV's protocol")
+	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, h.pairs.Load(), "no page showed a pair")
+}
+
+// useRaw begins the clients of a cluster of raw keys.
+func (h *history) useRaw(wg *sync.WaitGroup) {
+	for i := range clients {
+		wg.Add(1)
+		go func() { defer wg.Done(); h.client(i) }()
+	}
+	for i := range pairWriters {
+		wg.Add(2)
+		go func() { defer wg.Done(); h.writePairs(i) }()
+		go func() { defer wg.Done(); h.readPairs() }()
+	}
+	face := h.newTikvFace()
+	for i := range tikvClients {
+		wg.Add(1)
+		go func() { defer wg.Done(); h.tikvClient(face, i) }()
+	}
 }
 
 // fill writes so much beside the keys that regions split by size as well.

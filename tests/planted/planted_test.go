@@ -235,7 +235,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg, run: "TestLatchesOutliveTheClient", tries: 1,
-		change: [][2]string{{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		release()\n"}},
+		change: [][2]string{{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		release(false)\n"}},
 	},
 	{
 		name: "txn-latch-released-although-unknown", file: executorFile, pkg: commandsPkg, run: "TestLatchesOfATermThatHasEnded", tries: 1,

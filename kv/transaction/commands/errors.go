@@ -23,6 +23,11 @@ const (
 	ConflictOptimistic ConflictReason = iota
 	// ConflictRolledBack: the record in the way is the transaction's own rollback.
 	ConflictRolledBack
+	// ConflictPessimistic: the key was written after the timestamp at which a transaction wants to lock it. Another
+	// attempt with a later one may succeed.
+	ConflictPessimistic
+	// ConflictLazy: a key that a pessimistic transaction has not locked was written after it began.
+	ConflictLazy
 	// ConflictNewest: a read of the newest value would not see it (ReadNewest).
 	ConflictNewest
 )

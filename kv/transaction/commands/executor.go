@@ -6,9 +6,11 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/deadlock"
 	"github.com/tinykv/tinykv/kv/transaction/latch"
 	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/kv/transaction/waiting"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -40,13 +42,19 @@ type Executor struct {
 	// locks are for commits whose timestamp this store chooses; it chooses none while times is nil.
 	locks *memlock.Table
 	times *Timestamps
+	// waiting are those who wait for locks. graph is who waits for whom in the cluster, at the store that keeps it, and
+	// detector the way to it.
+	waiting  *waiting.Queues
+	graph    *deadlock.Graph
+	detector Detector
 }
 
 // New returns an executor; timeout bounds commands whose context has no deadline.
 func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
+	graph := deadlock.NewGraph(nil)
 	return &Executor{
 		st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
-		timeout: timeout,
+		waiting: new(waiting.Queues), graph: graph, detector: localDetector{graph}, timeout: timeout,
 	}
 }
 
@@ -95,10 +103,7 @@ type effect struct {
 	chooses bool
 }
 
-var (
-	begins = effect{}
-	ends   = effect{ends: true}
-)
+var ends = effect{ends: true}
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
 func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
@@ -168,9 +173,12 @@ func (e *Executor) updateIn(
 		release()
 		return false, err
 	}
-	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func() {
+	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func(done bool) {
 		tx.unclaim()
 		release()
+		if done {
+			e.wake(tx.Modifies())
+		}
 	})
 }
 
@@ -239,13 +247,13 @@ func (e *Executor) view(
 
 // write waits for the outcome until ctx ends. The latches and the claim are kept until it is known.
 func (e *Executor) write(
-	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, release func(),
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, release func(done bool),
 ) error {
 	deadline, _ := ctx.Deadline()
 	done := make(chan error, 1)
 	e.st.WriteBound(c, b, mods, deadline, func(err error, known bool) {
 		if known {
-			release()
+			release(err == nil)
 		}
 		done <- err
 	})

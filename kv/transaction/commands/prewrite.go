@@ -38,7 +38,27 @@ type Mutation struct {
 	// CheckOnly: nothing is written, only what is in the way is said.
 	CheckOnly bool
 	Assert    Assertion
+	// Check is what a pessimistic transaction has checked at the key before.
+	Check PessimisticCheck
+	// ExpectedForUpdateTS, if not 0, is what the key's pessimistic lock must have.
+	ExpectedForUpdateTS uint64
+
+	// held is the pessimistic lock that the mutation takes the place of.
+	held *mvcc.Lock
 }
+
+// PessimisticCheck says what the prewrite of a key in a pessimistic transaction relies on.
+type PessimisticCheck int
+
+// The checks; their numbers are those of the protocols.
+const (
+	// Unlocked: the key was not locked, and the client knows that nobody else has changed it.
+	Unlocked PessimisticCheck = iota
+	// LockedBefore: the key has a pessimistic lock, which may have got lost if nobody has changed it since.
+	LockedBefore
+	// CheckConflict: the key was not locked, and is checked as in an optimistic transaction.
+	CheckConflict
+)
 
 // Prewrite is the first phase of a transaction.
 type Prewrite struct {
@@ -60,6 +80,10 @@ type Prewrite struct {
 	OnePC bool
 	// MaxCommitTS is the largest timestamp that a store may choose; 0 is no limit. Beyond it all locks are plain ones.
 	MaxCommitTS uint64
+	// ForUpdateTS is the timestamp of the newest lock of a pessimistic transaction; 0 is an optimistic one.
+	ForUpdateTS uint64
+	// Retry: an earlier attempt may have been carried out.
+	Retry bool
 }
 
 // Prewritten is the outcome of a prewrite.
@@ -221,7 +245,7 @@ func (tx *txn) choose(p *Prewrite, todo []*Mutation, own ownLocks) uint64 {
 		keys[i] = m.Key
 	}
 	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)
-	chosen := tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))
+	chosen := tx.claim.Decide(max(p.floor(todo), p.StartTS+1))
 	if p.MaxCommitTS > 0 && chosen > p.MaxCommitTS {
 		tx.unclaim()
 		return 0
@@ -229,11 +253,29 @@ func (tx *txn) choose(p *Prewrite, todo []*Mutation, own ownLocks) uint64 {
 	return chosen
 }
 
+// floor is the least commit timestamp that the client and its pessimistic locks allow.
+func (p *Prewrite) floor(todo []*Mutation) uint64 {
+	floor := p.MinCommitTS
+	if p.ForUpdateTS > 0 {
+		floor = max(floor, p.ForUpdateTS+1)
+	}
+	for _, m := range todo {
+		if m.held != nil {
+			floor = max(floor, m.held.MinCommitTS, m.held.ForUpdateTS+1)
+		}
+	}
+	return floor
+}
+
 // lock locks a key; chosen is 0 for a plain lock.
 func (tx *txn) lock(p *Prewrite, m *Mutation, chosen uint64) {
 	lock := &mvcc.Lock{
 		Primary: p.Primary, Ts: p.StartTS, Ttl: p.TTL, Kind: m.Kind,
-		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource,
+		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource, ForUpdateTS: p.ForUpdateTS,
+	}
+	if m.held != nil {
+		lock.Ttl, lock.MinCommitTS = max(lock.Ttl, m.held.Ttl), max(lock.MinCommitTS, m.held.MinCommitTS)
+		lock.ForUpdateTS = max(lock.ForUpdateTS, m.held.ForUpdateTS)
 	}
 	if chosen > 0 {
 		lock.AsyncCommit, lock.MinCommitTS = true, chosen
@@ -255,19 +297,28 @@ func (tx *txn) commitAtOnce(p *Prewrite, m *Mutation, commitTS uint64) {
 		w.ShortValue = tx.PutOrInline(m.Key, p.StartTS, m.Value)
 	}
 	tx.PutWrite(m.Key, commitTS, w)
+	if m.held != nil {
+		tx.DeleteLock(m.Key)
+	}
 }
 
 // examine decides about one key: mine is the lock that an earlier attempt has left, keyErr what is in the way.
 func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err error) {
+	m.held = nil
 	l, err := tx.Lock(m.Key)
 	if err != nil {
 		return nil, nil, err
 	}
 	if l != nil && l.Ts == p.StartTS {
-		if l.Kind == mvcc.WriteKindPessimistic {
-			return nil, nil, abortf("LockTypeNotMatch: key %x has a pessimistic lock of the transaction %d", m.Key, p.StartTS)
+		if l.Kind != mvcc.WriteKindPessimistic {
+			return l, nil, nil
 		}
-		return l, nil, nil
+		m.held = l
+		return nil, nil, m.mayReplace(p, l)
+	}
+	if p.ForUpdateTS > 0 {
+		keyErr, err = tx.examinePessimistic(p, m, l)
+		return nil, keyErr, err
 	}
 	newest, err := tx.SeekWrite(m.Key, mvcc.TsMax)
 	if err != nil {

@@ -26,7 +26,7 @@ func TestTranscripts(t *testing.T) {
 			s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
 		}
 		s.e = New(s.mem.Storage(), s.policy, 10*time.Second)
-		if strings.Contains(path, "chosen") {
+		if strings.Contains(path, "chosen") || strings.Contains(path, "pessimistic") {
 			s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) { return 1, nil }, func() bool { return true }))
 		}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
@@ -83,14 +83,22 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		p := &Prewrite{
 			StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"), TxnSize: ts(t, d, "size"),
 			AsyncCommit: d.HasArg("async"), Secondaries: keysArg(d, "async"), OnePC: d.HasArg("one-phase"), MaxCommitTS: ts(t, d, "max"),
+			ForUpdateTS: ts(t, d, "f"), Retry: d.HasArg("retry"),
 		}
 		for _, line := range strings.Split(d.Input, "\n") {
 			f := strings.Fields(line)
+			var check PessimisticCheck
+			if op, locked := strings.CutPrefix(f[0], "locked-"); locked {
+				f[0], check = op, LockedBefore
+			} else if op, checked := strings.CutPrefix(f[0], "checked-"); checked {
+				f[0], check = op, CheckConflict
+			}
 			m := Mutation{Key: []byte(f[1]), Kind: map[string]mvcc.WriteKind{
 				"put": mvcc.WriteKindPut, "delete": mvcc.WriteKindDelete, "lock": mvcc.WriteKindLock,
 				"insert": mvcc.WriteKindPut, "check": mvcc.WriteKindPut,
 				"put-existing": mvcc.WriteKindPut, "put-absent": mvcc.WriteKindPut,
 			}[f[0]]}
+			m.Check, m.ExpectedForUpdateTS = check, ts(t, d, "expect")
 			m.Insert, m.CheckOnly = f[0] == "insert", f[0] == "check"
 			m.Assert = map[string]Assertion{"put-existing": AssertExists, "put-absent": AssertAbsent}[f[0]]
 			if len(f) > 2 {
@@ -112,6 +120,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			}
 		}
 		return out
+	case "acquire":
+		return s.acquire(ctx, t, d)
+	case "release":
+		return outcomeOf(s.e.ReleaseLocks(ctx, nil, keysArg(d, "k"), start, ts(t, d, "f")))
 	case "check-secondaries":
 		res, err := s.e.CheckSecondaryLocks(ctx, nil, keysArg(d, "k"), start)
 		var out strings.Builder
@@ -183,6 +195,25 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	return ""
 }
 
+// acquire takes pessimistic locks, and shows what was read.
+func (s *story) acquire(ctx context.Context, t *testing.T, d *datadriven.TestData) string {
+	p := &PessimisticLock{
+		StartTS: ts(t, d, "s"), ForUpdateTS: ts(t, d, "f"), Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"),
+		ReturnValues: d.HasArg("values"), Exists: d.HasArg("exists"), OnlyIfExists: d.HasArg("only-existing"),
+	}
+	for _, k := range keysArg(d, "k") {
+		p.Keys = append(p.Keys, LockedKey{Key: k, Absent: d.HasArg("absent")})
+	}
+	values, err := s.e.AcquireLocks(ctx, nil, p)
+	var out strings.Builder
+	for i, v := range values {
+		if v.Found {
+			fmt.Fprintf(&out, "%s = %q\n", p.Keys[i].Key, v.Data)
+		}
+	}
+	return out.String() + outcomeOf(err)
+}
+
 // read is "at", with the transactions whose locks are known to hide nothing.
 func read(t *testing.T, d *datadriven.TestData) Read {
 	rd := At(ts(t, d, "at"))
@@ -249,6 +280,9 @@ func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
 		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q", key, l.Kind, l.Ts, l.Primary, l.Ttl, l.ShortValue)
 		if l.MinCommitTS > 0 {
 			fmt.Fprintf(&out, " min=%d", l.MinCommitTS)
+		}
+		if l.ForUpdateTS > 0 {
+			fmt.Fprintf(&out, " for-update=%d", l.ForUpdateTS)
 		}
 		if l.AsyncCommit {
 			fmt.Fprintf(&out, " async=%q", l.Secondaries)

@@ -1,0 +1,47 @@
+package waiting
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func woken(w *Waiter) bool {
+	select {
+	case <-w.Woken():
+		return true
+	default:
+		return false
+	}
+}
+
+// TestOrder: the transaction that began first is woken at once, the others after it.
+func TestOrder(t *testing.T) {
+	var q Queues
+	require.True(t, q.Idle())
+	late, early, other := q.Join([]byte("k"), 30), q.Join([]byte("k"), 10), q.Join([]byte("l"), 5)
+	require.False(t, q.Idle())
+	q.Wake([]byte("nobody's"))
+	require.False(t, woken(early) || woken(late) || woken(other))
+	q.Wake([]byte("k"))
+	require.True(t, woken(early))
+	require.False(t, woken(other))
+	select {
+	case <-late.Woken():
+	case <-time.After(time.Minute):
+		t.Fatal("the second one was not woken")
+	}
+	// A second wake before the first is looked at is one.
+	q.Wake([]byte("k"))
+	q.Wake([]byte("k"))
+	require.True(t, woken(early))
+	require.False(t, woken(early))
+	early.Leave()
+	q.Wake([]byte("k"))
+	require.False(t, woken(early))
+	late.Leave()
+	other.Leave()
+	require.True(t, q.Idle())
+	require.Empty(t, q.mu.byKey)
+}

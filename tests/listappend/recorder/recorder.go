@@ -1,0 +1,148 @@
+// Package recorder runs transactions over lists and records them for package listappend.
+package recorder
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tinykv/tinykv/kv/client/txn"
+	"github.com/tinykv/tinykv/tests/listappend"
+)
+
+// Recorder runs transactions and keeps what its clients saw. Safe for concurrent use.
+type Recorder struct {
+	keys   [][]byte
+	began  time.Time
+	values atomic.Uint64
+	mu     struct {
+		sync.Mutex
+		history []listappend.Txn
+	}
+}
+
+// New makes a recorder of transactions over lists at keys.
+func New(keys [][]byte) *Recorder { return &Recorder{keys: keys, began: time.Now()} }
+
+func (r *Recorder) now() int64 { return int64(time.Since(r.began)) }
+
+// kinds are the ways in which transactions are committed, side by side.
+var kinds = []txn.Commits{txn.Fastest, txn.NoOnePhase, txn.TwoPhases}
+
+// Run carries out one transaction of one to four steps. An error says that it has not happened, or may not have.
+func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
+	rec := listappend.Txn{Begun: r.now(), Outcome: listappend.Unknown}
+	x, err := cl.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	rec.Start = x.StartTS()
+	x.SetCommits(kinds[rng.IntN(len(kinds))])
+	at := rng.IntN(len(r.keys))
+	for range 1 + rng.IntN(4) {
+		if rng.IntN(3) > 0 { // else at the same key, or its neighbour
+			at = rng.IntN(len(r.keys))
+		}
+		if err := r.step(ctx, x, &rec, r.keys[at], rng.IntN(2) == 0); err != nil {
+			return err
+		}
+		at = (at + rng.IntN(2)) % len(r.keys)
+	}
+	err = x.Commit(ctx)
+	switch {
+	case err == nil:
+		rec.Outcome, rec.Commit = listappend.Committed, x.CommitTS()
+	case !txn.IsUnknown(err):
+		rec.Outcome = listappend.Failed
+	}
+	rec.Ended = r.now()
+	r.add(rec)
+	return err
+}
+
+// step reads a list, and appends to it.
+func (r *Recorder) step(ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool) error {
+	data, _, err := x.Get(ctx, key)
+	if err != nil {
+		return err
+	}
+	list, err := decode(data)
+	if err != nil {
+		return err
+	}
+	rec.Ops = append(rec.Ops, listappend.Read(string(key), list...))
+	if appends {
+		v := r.values.Add(1)
+		x.Set(key, binary.BigEndian.AppendUint64(data, v))
+		rec.Ops = append(rec.Ops, listappend.Append(string(key), v))
+	}
+	return nil
+}
+
+func decode(data []byte) (list []uint64, err error) {
+	if len(data)%8 != 0 {
+		return nil, fmt.Errorf("%x is no list", data)
+	}
+	for ; len(data) > 0; data = data[8:] {
+		list = append(list, binary.BigEndian.Uint64(data))
+	}
+	return list, nil
+}
+
+func (r *Recorder) add(t listappend.Txn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.history = append(r.mu.history, t)
+}
+
+// Look reads all lists in one transaction, by a scan.
+func (r *Recorder) Look(ctx context.Context, cl *txn.Client) error {
+	rec := listappend.Txn{Begun: r.now()}
+	x, err := cl.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	rec.Start = x.StartTS()
+	got := map[string][]byte{}
+	first, last := r.keys[0], r.keys[len(r.keys)-1]
+	pairs, err := x.Scan(ctx, first, append(append([]byte{}, last...), 0), 0)
+	if err != nil {
+		return err
+	}
+	for _, kv := range pairs {
+		got[string(kv.Key)] = kv.Value
+	}
+	for _, k := range r.keys {
+		list, err := decode(got[string(k)])
+		if err != nil {
+			return err
+		}
+		rec.Ops = append(rec.Ops, listappend.Read(string(k), list...))
+	}
+	rec.Ended = r.now()
+	r.add(rec)
+	return nil
+}
+
+// Committed is how many transactions have changed something, as far as is known.
+func (r *Recorder) Committed() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.mu.history {
+		if t.Outcome == listappend.Committed && t.Commit != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Check judges what was recorded.
+func (r *Recorder) Check() listappend.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return listappend.Check(r.mu.history)
+}
