@@ -26,7 +26,7 @@ func (c *Cluster) MergeOnce(source, target uint64) error {
 // Merge merges two regions and waits until no store has anything of the source but its tombstone.
 func (c *Cluster) Merge(source, target uint64) {
 	c.t.Helper()
-	c.Eventually(20*time.Second, func() string {
+	c.Eventually(60*time.Second, func() string { // on a busy machine attempts are given up, and come again
 		if c.Placement.Region(source) == nil {
 			return c.Remains(source)
 		}
@@ -43,7 +43,7 @@ func (c *Cluster) Remains(region uint64) string {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, err := s.Peer(ctx, region)
+		info, err := s.Peer(ctx, region)
 		cancel()
 		st, loadErr := meta.LoadRegionState(n.Engine(), region)
 		apply, applyErr := meta.LoadApplyRecord(n.Engine(), region)
@@ -51,7 +51,7 @@ func (c *Cluster) Remains(region uint64) string {
 		case errors.Join(loadErr, applyErr) != nil:
 			return fmt.Sprintf("store %d: %v", n.ID, errors.Join(loadErr, applyErr))
 		case err == nil:
-			return fmt.Sprintf("store %d runs a peer of region %d", n.ID, region)
+			return fmt.Sprintf("store %d runs a peer of region %d: %+v, on disk %v", n.ID, region, info, st)
 		case st != nil && st.State != rspb.PeerState_Tombstone:
 			return fmt.Sprintf("store %d has region %d in state %v", n.ID, region, st.State)
 		case log:
