@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -61,4 +62,16 @@ func (c *Cluster) Remains(region uint64) string {
 		}
 	}
 	return ""
+}
+
+// CommitsMerge tells whether a raft message has a CommitMerge among its entries.
+func CommitsMerge(m *rspb.RaftMessage) bool {
+	for _, e := range m.GetMessage().GetEntries() {
+		cmd, err := message.DecodeEntry(e.Data)
+		var admin raft_cmdpb.AdminRequest
+		if err == nil && cmd.Admin != nil && admin.Unmarshal(cmd.Admin) == nil && admin.CmdType == raft_cmdpb.AdminCmdType_CommitMerge {
+			return true
+		}
+	}
+	return false
 }

@@ -7,9 +7,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/config"
-	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
-	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
@@ -247,7 +245,7 @@ func tryMissMerge(c *cluster.Cluster, w *writer, store uint64) bool {
 	c.TransferLeader(target, cluster.OnStore(c.Placement.Region(target), 1))
 	var missed atomic.Bool
 	c.Net.Hold(func(to uint64, m *rspb.RaftMessage) bool {
-		if to == store && m.RegionId == target && commitsMerge(m) {
+		if to == store && m.RegionId == target && cluster.CommitsMerge(m) {
 			missed.Store(true)
 		}
 		return to == store && m.RegionId == target && missed.Load()
@@ -270,18 +268,6 @@ func tryMissMerge(c *cluster.Cluster, w *writer, store uint64) bool {
 		return ""
 	})
 	return stateOf(c, store, source).GetState() == rspb.PeerState_Merging
-}
-
-// commitsMerge tells whether a raft message has a CommitMerge among its entries.
-func commitsMerge(m *rspb.RaftMessage) bool {
-	for _, e := range m.GetMessage().GetEntries() {
-		cmd, err := message.DecodeEntry(e.Data)
-		var admin raft_cmdpb.AdminRequest
-		if err == nil && cmd.Admin != nil && admin.Unmarshal(cmd.Admin) == nil && admin.CmdType == raft_cmdpb.AdminCmdType_CommitMerge {
-			return true
-		}
-	}
-	return false
 }
 
 func stateOf(c *cluster.Cluster, store, region uint64) *rspb.RegionLocalState {
