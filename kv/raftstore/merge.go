@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -190,6 +191,22 @@ func (mg *merger) tick(t *turn, now time.Time) {
 	if mg.refused {
 		mg.send(t, leader, &rspb.MergeMessage{Kind: rspb.MergeMessage_Answer, Verdict: rspb.MergeMessage_Refused})
 	}
+}
+
+// describe says how the merge of a frozen region stands, for people.
+func (mg *merger) describe() string {
+	what := "waits for the target"
+	switch {
+	case mg.refused:
+		what = "refused"
+	case mg.merged:
+		what = "merged elsewhere"
+	case mg.beyond:
+		what = "the target has gone on"
+	case mg.p.isLeader() && !mg.allAcked():
+		what = fmt.Sprintf("%d of %d replicas are frozen", len(mg.acks), len(mg.p.region().Peers))
+	}
+	return fmt.Sprintf("frozen by entry %d for the target at %v: %s", mg.state.Commit, mg.state.Target.RegionEpoch, what)
 }
 
 // look judges by what this store has of the target, all from one engine snapshot: the source may have ended in it. False: this

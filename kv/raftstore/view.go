@@ -34,6 +34,9 @@ func (v *PeerView) Info() PeerInfo {
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
+	if m := p.merge.state; m != nil {
+		info.MergingInto, info.Merge = m.Target.Id, p.merge.describe()
+	}
 	for _, q := range p.report.pending() {
 		if p.isLeader() {
 			info.Pending = append(info.Pending, q.Id)
@@ -61,6 +64,9 @@ type PeerInfo struct {
 	Proposals      int            `json:"proposals,omitempty"`
 	// Asleep is a sleep that leader and followers agreed on, not that since the store's start.
 	Asleep bool `json:"asleep,omitempty"`
+	// MergingInto is the region into which this one, frozen, is to go; 0 if it is not frozen. Merge says how that stands.
+	MergingInto uint64 `json:"merging_into,omitempty"`
+	Merge       string `json:"merge,omitempty"`
 }
 
 // Inspect runs fn on the worker that holds the region's peer; fn gets nil if the peer is being destroyed.

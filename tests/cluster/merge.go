@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -26,7 +27,7 @@ func (c *Cluster) MergeOnce(source, target uint64) error {
 // Merge merges two regions and waits until no store has anything of the source but its tombstone.
 func (c *Cluster) Merge(source, target uint64) {
 	c.t.Helper()
-	c.Eventually(20*time.Second, func() string {
+	c.Eventually(60*time.Second, func() string { // on a busy machine attempts are given up, and come again
 		if c.Placement.Region(source) == nil {
 			return c.Remains(source)
 		}
@@ -43,7 +44,7 @@ func (c *Cluster) Remains(region uint64) string {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, err := s.Peer(ctx, region)
+		info, err := s.Peer(ctx, region)
 		cancel()
 		st, loadErr := meta.LoadRegionState(n.Engine(), region)
 		apply, applyErr := meta.LoadApplyRecord(n.Engine(), region)
@@ -51,7 +52,7 @@ func (c *Cluster) Remains(region uint64) string {
 		case errors.Join(loadErr, applyErr) != nil:
 			return fmt.Sprintf("store %d: %v", n.ID, errors.Join(loadErr, applyErr))
 		case err == nil:
-			return fmt.Sprintf("store %d runs a peer of region %d", n.ID, region)
+			return fmt.Sprintf("store %d runs a peer of region %d: %+v, on disk %v", n.ID, region, info, st)
 		case st != nil && st.State != rspb.PeerState_Tombstone:
 			return fmt.Sprintf("store %d has region %d in state %v", n.ID, region, st.State)
 		case log:
@@ -61,4 +62,16 @@ func (c *Cluster) Remains(region uint64) string {
 		}
 	}
 	return ""
+}
+
+// CommitsMerge tells whether a raft message has a CommitMerge among its entries.
+func CommitsMerge(m *rspb.RaftMessage) bool {
+	for _, e := range m.GetMessage().GetEntries() {
+		cmd, err := message.DecodeEntry(e.Data)
+		var admin raft_cmdpb.AdminRequest
+		if err == nil && cmd.Admin != nil && admin.Unmarshal(cmd.Admin) == nil && admin.CmdType == raft_cmdpb.AdminCmdType_CommitMerge {
+			return true
+		}
+	}
+	return false
 }
