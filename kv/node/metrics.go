@@ -5,6 +5,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/gcworker"
+	"github.com/tinykv/tinykv/kv/raftstore"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
@@ -27,6 +28,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		return float64(used)
 	})
 	registerLimits(gauge, counter, n)
+	reg.MustRegister(requestMetrics{n})
 	registerGC(gauge, counter, n)
 	if r, ok := n.engine.(engine.Reporter); ok {
 		reg.MustRegister(newEngineMetrics(r))
@@ -34,8 +36,14 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	if n.store == nil {
 		return
 	}
-	gauge("tikv_raftstore_region_count", "Regions with a peer on this store.", func() float64 { return float64(n.store.Counts().Regions) })
-	gauge("tikv_raftstore_leader_count", "Regions led by this store.", func() float64 { return float64(n.store.Counts().Leaders) })
+	for kind, of := range map[string]func(raftstore.Counts) int{
+		"region": func(c raftstore.Counts) int { return c.Regions }, "leader": func(c raftstore.Counts) int { return c.Leaders },
+	} {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tikv_raftstore_region_count", Help: "Regions with a peer on this store, and those that it leads.",
+			ConstLabels: prometheus.Labels{"type": kind},
+		}, func() float64 { return float64(of(n.store.Counts())) }))
+	}
 	gauge("tikv_raftstore_inflight_bytes", "Bytes of writes that are not applied yet.", func() float64 { return float64(n.store.Counts().InflightBytes) })
 	counter("tikv_raftstore_dropped_messages_total", "Raft messages dropped because a mailbox was full.", func() float64 { return float64(n.store.Counts().DroppedMessages) })
 	counter("tikv_raftstore_read_errors_total", "Reads of regions' data and logs that failed.", func() float64 { return float64(n.store.Counts().ReadErrors) })

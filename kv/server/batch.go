@@ -116,11 +116,7 @@ func (b *batchStream) receive() error {
 		if err != nil {
 			return err
 		}
-		for _, c := range req.Commands {
-			if c != nil {
-				b.begin(c)
-			}
-		}
+		b.beginAll(req)
 		b.flush() // waits while the client does not take what there is
 	}
 }
@@ -140,30 +136,40 @@ func (b *batchStream) inline(msg []byte) bool {
 	if req.Unmarshal(msg) != nil || len(req.Commands) > cap(b.slots)-len(b.slots) {
 		return false
 	}
-	for _, c := range req.Commands {
-		if c != nil {
-			b.begin(c)
-		}
-	}
+	b.beginAll(req)
 	b.offer()
 	return true
 }
 
-// begin answers a request, or sees to it that it will be. It waits for a slot if it needs one.
-func (b *batchStream) begin(c *kvrpcpb.BatchCommand) {
+// beginAll begins the requests of a message. The time of those that are answered at once, gets, is that of all of them.
+func (b *batchStream) beginAll(req *kvrpcpb.BatchCommandsRequest) {
+	began, answered := time.Now(), 0
+	for _, c := range req.Commands {
+		if c != nil && b.begin(c, began) {
+			answered++
+		}
+	}
+	if answered > 0 {
+		b.server.timings.get.Note(time.Since(began), answered)
+	}
+}
+
+// begin answers a request, which it tells, or sees to it that it will be answered. It waits for a slot if it needs one.
+func (b *batchStream) begin(c *kvrpcpb.BatchCommand, began time.Time) (answered bool) {
 	if b.answerNow(c) {
-		return
+		return true
 	}
 	select {
 	case b.slots <- struct{}{}: // a client that sends more than it may waits
 	case <-b.ctx.Done():
-		return
+		return false
 	}
-	if !b.startWrite(c) {
+	if !b.startWrite(c, began) {
 		b.handlers.Add(1)
 		// Bounded by slots; each ends with its request's deadline, or the stream.
-		go b.handle(c)
+		go b.handle(c, began)
 	}
+	return false
 }
 
 // timeout is how long a request may take.
@@ -176,27 +182,42 @@ func (b *batchStream) timeout(c *kvrpcpb.BatchCommand) time.Duration {
 }
 
 // handle carries a request out on a goroutine of its own.
-func (b *batchStream) handle(c *kvrpcpb.BatchCommand) {
+func (b *batchStream) handle(c *kvrpcpb.BatchCommand, began time.Time) {
 	defer b.handlers.Done()
 	ctx, cancel := context.WithTimeout(b.ctx, b.timeout(c))
 	defer cancel()
 	reply := &kvrpcpb.BatchReply{Id: c.Id}
 	var err error
 	var room *rpc.Room
-	switch {
+	var timing *rpc.Timing
+	switch t := &b.server.timings; {
 	case c.Get != nil:
+		timing = t.get
 		reply.Get, err = b.server.RawGet(ctx, c.Get)
 	case c.Put != nil:
+		timing = t.put
 		reply.Put, err = b.server.RawPut(ctx, c.Put)
 	case c.Delete != nil:
+		timing = t.del
 		reply.Delete, err = b.server.RawDelete(ctx, c.Delete)
 	case c.Scan != nil:
+		timing = t.scan
 		room = rpc.NewRoom(b.server.answers)
 		reply.Scan, err = b.server.RawScan(rpc.WithRoom(ctx, room), c.Scan)
 	default:
 		err = status.Error(codes.InvalidArgument, "a batch command without a request")
 	}
 	b.finish(reply, err, room)
+	count(timing, began, err)
+}
+
+// count counts a request that has been answered.
+func count(t *rpc.Timing, began time.Time, err error) {
+	if err != nil {
+		t.Fail(status.Code(err))
+		return
+	}
+	t.Note(time.Since(began), 1)
 }
 
 // answerNow carries out a get that need not wait for anyone, without a goroutine and a timer of its own.
@@ -212,21 +233,23 @@ func (b *batchStream) answerNow(c *kvrpcpb.BatchCommand) bool {
 }
 
 // startWrite begins a write whose answer needs no goroutine; false if it is none.
-func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand) bool {
+func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand, began time.Time) bool {
 	if b.server.async == nil {
 		return false
 	}
-	deadline := time.Now().Add(b.timeout(c))
+	deadline := began.Add(b.timeout(c))
 	switch {
 	case c.Get != nil: // as in handle, which looks at them in this order
 		return false
 	case c.Put != nil:
 		b.server.rawPutAsync(c.Put, deadline, func(resp *kvrpcpb.RawPutResponse, err error) {
 			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Put: resp}, err, nil)
+			count(b.server.timings.put, began, err)
 		})
 	case c.Delete != nil:
 		b.server.rawDeleteAsync(c.Delete, deadline, func(resp *kvrpcpb.RawDeleteResponse, err error) {
 			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err, nil)
+			count(b.server.timings.del, began, err)
 		})
 	default:
 		return false

@@ -60,6 +60,8 @@ type Server struct {
 	forward forwarder
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
+	// timings count requests by kind, those on streams too; nil: nobody does.
+	timings struct{ get, put, del, scan *rpc.Timing }
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
@@ -115,6 +117,9 @@ func Register(g *rpc.Server, svc *Server) {
 	}
 	g.OnBusy("/tinykvpb.TinyKv/Forward", func(string) any { return &kvrpcpb.ForwardResponse{NotSent: true} })
 	svc.answers = g.Answers()
+	t := &svc.timings
+	t.get, t.put = g.Timing("/tinykvpb.TinyKv/RawGet"), g.Timing("/tinykvpb.TinyKv/RawPut")
+	t.del, t.scan = g.Timing("/tinykvpb.TinyKv/RawDelete"), g.Timing("/tinykvpb.TinyKv/RawScan")
 	svc.registerInline(g)
 	for name, answer := range busyAnswers {
 		g.OnBusy("/tinykvpb.TinyKv/"+name, func(reason string) any {

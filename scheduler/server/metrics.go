@@ -53,7 +53,7 @@ var (
 	descCondition = desc("tinykv_health_conditions", "Regions, replicas, stores or members that are not as they should be.", "code", "severity")
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
-	descRefused   = desc("tinykv_client_port_refused_connections", "Connections to the client port that there was no room for.")
+	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 

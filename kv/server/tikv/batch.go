@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"reflect"
 	"sync"
 	"time"
 
@@ -145,11 +146,25 @@ func (b *batchStream) beginAll(m *tikvpb.BatchCommandsRequest) error {
 			len(m.RequestIds),
 		)
 	}
-	for i, req := range m.Requests {
-		b.begin(m.RequestIds[i], req)
-	}
+	b.begin(m)
 	return nil
 }
+
+// begin begins the requests of a message. The time of those that are answered at once, gets, is that of all of them.
+func (b *batchStream) begin(m *tikvpb.BatchCommandsRequest) {
+	began, answered := time.Now(), 0
+	for i, req := range m.Requests {
+		if b.beginOne(m.RequestIds[i], req, began) {
+			answered++
+		}
+	}
+	if answered > 0 {
+		b.service.timings[getType].Note(time.Since(began), answered)
+	}
+}
+
+// getType is the type of the commands that may be answered at once.
+var getType = reflect.TypeOf((*tikvpb.BatchCommandsRequest_Request_RawGet)(nil))
 
 // inline works a message off on the goroutine that reads it. It leaves it to receive, which may
 // wait, if the client has too many requests or answers under way.
@@ -167,28 +182,41 @@ func (b *batchStream) inline(msg []byte) bool {
 		len(m.Requests) > cap(b.slots)-len(b.slots) {
 		return false
 	}
-	for i, req := range m.Requests {
-		b.begin(m.RequestIds[i], req)
-	}
+	b.begin(m)
 	b.offer()
 	return true
 }
 
-// begin answers a request, or has it answered later. It waits for a slot if it needs one.
-func (b *batchStream) begin(id uint64, req *request) {
-	if req == nil || b.answerNow(id, req) {
-		return
+// beginOne answers a get, which it tells, or has a request answered later. It waits for a slot if it needs one.
+func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bool) {
+	if req == nil {
+		return false
+	}
+	if b.answerNow(id, req) {
+		_, get = req.Cmd.(*tikvpb.BatchCommandsRequest_Request_RawGet)
+		return get
 	}
 	select {
 	case b.slots <- struct{}{}: // a client that sends more than it may waits
 	case <-b.ctx.Done():
-		return
+		return false
 	}
-	if b.service.async == nil || !b.startWrite(id, req) {
+	if b.service.async == nil || !b.startWrite(id, req, began) {
 		b.handlers.Add(1)
 		// Bounded by slots; each ends with its request's deadline, or the stream.
-		go b.handle(id, req)
+		go b.handle(id, req, began)
 	}
+	return false
+}
+
+// count counts a request that has been answered.
+func (b *batchStream) count(req *request, began time.Time, err error) {
+	t := b.service.timings[reflect.TypeOf(req.Cmd)]
+	if err != nil {
+		t.Fail(status.Code(err))
+		return
+	}
+	t.Note(time.Since(began), 1)
 }
 
 // answerNow answers a get that need not wait for anyone, and what no store can answer.
@@ -216,12 +244,13 @@ func wrapGet(r *kvrpcpb.RawGetResponse) *response {
 }
 
 // startWrite begins a write whose answer needs no goroutine; false if it is none.
-func (b *batchStream) startWrite(id uint64, req *request) bool {
+func (b *batchStream) startWrite(id uint64, req *request, began time.Time) bool {
 	s := b.service
 	begin := func(c *kvrpcpb.Context, ch change, wrap func(error) (*response, error)) bool {
-		s.writeAsync(ch, time.Now().Add(s.timeout(c)), func(err error) {
+		s.writeAsync(ch, began.Add(s.timeout(c)), func(err error) {
 			resp, err := wrap(err)
 			b.finish(id, req, resp, err, nil)
+			b.count(req, began, err)
 		})
 		return true
 	}
@@ -261,11 +290,12 @@ func wrapBatchDelete(err error) (resp *response, rpc error) {
 }
 
 // handle carries a request out on a goroutine of its own.
-func (b *batchStream) handle(id uint64, req *request) {
+func (b *batchStream) handle(id uint64, req *request, began time.Time) {
 	defer b.handlers.Done()
 	room := rpc.NewRoom(b.service.answers)
 	resp, err := b.call(rpc.WithRoom(b.ctx, room), req)
 	b.finish(id, req, resp, err, room)
+	b.count(req, began, err)
 }
 
 // bounded gives a request its time.

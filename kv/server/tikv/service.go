@@ -3,6 +3,8 @@ package tikv
 import (
 	"context"
 	"math"
+	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +32,8 @@ type Service struct {
 	split storage.Splitter
 	// answers bounds answers that clients have not taken; nil: nothing does.
 	answers *rpc.Budget
+	// timings count requests on streams, by the type of their command, as calls of their methods.
+	timings map[reflect.Type]*rpc.Timing
 	mode    clustermode.Mode
 	// txn carries out transactions; nil where they are refused.
 	txn *commands.Executor
@@ -167,6 +171,7 @@ func Register(g *rpc.Server, s *Service) {
 	desc := serviceDesc()
 	g.RegisterService(desc, s)
 	s.answers = g.Answers()
+	s.timings = timings(g)
 	for _, m := range desc.Methods {
 		g.Limit("/"+serviceName+"/"+m.MethodName, MaxMessage, MaxMessage)
 	}
@@ -186,6 +191,21 @@ func Register(g *rpc.Server, s *Service) {
 		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
 		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)
 	}
+}
+
+// timings finds for each command of a stream the method that does the same: RawGet, or with another name KvGet.
+func timings(g *rpc.Server) map[reflect.Type]*rpc.Timing {
+	out := map[reflect.Type]*rpc.Timing{}
+	for _, cmd := range (*request)(nil).XXX_OneofWrappers() {
+		t := reflect.TypeOf(cmd)
+		_, name, _ := strings.Cut(t.Elem().Name(), "BatchCommandsRequest_Request_")
+		for _, prefix := range []string{"", "Kv"} {
+			if timing := g.Timing("/" + serviceName + "/" + prefix + name); timing != nil {
+				out[t] = timing
+			}
+		}
+	}
+	return out
 }
 
 // GetStoreSafeTS says that no timestamp is safe to read at without asking a leader.

@@ -79,6 +79,7 @@ const notGRPC = "This port speaks gRPC: "
 // finishLocked ends the call after what it has sent. Called once per call.
 func (call *Call) finishLocked(st *status.Status) {
 	c := call.c
+	call.time(st.Code())
 	c.mu.active--
 	if call.charged.Load() {
 		call.intake().release(call)

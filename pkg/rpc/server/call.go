@@ -22,7 +22,7 @@ import (
 //
 // Each field has one owner, from the headers to the end of the call:
 //
-//   - c, m, deadline, encoding and more.md do not change once the headers are read.
+//   - c, m, began, deadline, encoding and more.md do not change once the headers are read.
 //   - The goroutine that reads the connection owns the receiving half. ended and stream it writes under the connection's
 //     lock, so that others may read them under it.
 //   - request goes from there to the handler, once, when the call is dispatched; then it is the handler's, as is room.
@@ -35,7 +35,9 @@ type Call struct {
 	// looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
 	ended, discard         bool
 	hasRequest, dispatched bool
-	m                      *method
+	// began is when the headers were read, by conn.micros.
+	began uint32
+	m     *method
 	// deadline is when the client stops waiting, since the connection began; 0 if it never does.
 	deadline time.Duration
 	encoding string
@@ -150,8 +152,10 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	if req.checksum {
 		call.check = rpc.Checksum{Sends: true, Checks: true, Seed: rpc.ChecksumSeed(m.sumOf(req.path), id)}
 	}
+	age := time.Since(c.keep.Began)
+	call.began = uint32(age.Microseconds())
 	if req.timeout >= 0 {
-		call.deadline = max(time.Since(c.keep.Began)+min(req.timeout, math.MaxInt64/2), 1)
+		call.deadline = max(age+min(req.timeout, math.MaxInt64/2), 1)
 	}
 	if req.length >= 0 || req.md != nil {
 		call.more = &callMore{left: req.length, md: req.md}

@@ -40,6 +40,7 @@ type method struct {
 	busy func(reason string) any
 	// maxRecv and maxSend are those of the server, if the method has none of its own.
 	maxRecv, maxSend int
+	timing           Timing
 }
 
 // Server accepts connections and serves the registered services. Safe for concurrent use once it serves.

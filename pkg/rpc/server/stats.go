@@ -1,7 +1,11 @@
 package server
 
 import (
+	"math/bits"
 	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
 )
 
 // counters are what a Server counts since its start.
@@ -58,3 +62,100 @@ func (c *conn) calls() int {
 	defer c.mu.Unlock()
 	return max(int(c.mu.active), len(c.mu.streams))
 }
+
+// TimingBuckets is how many classes of times a Timing has. Class i is up to 16 us << i; the last has no bound.
+const TimingBuckets = 22
+
+// shortestBits: the first class is up to 1 << shortestBits microseconds.
+const shortestBits = 4
+
+// Timing counts the calls of one method: how long those that succeeded took, and how others ended. Safe for concurrent use. A nil
+// Timing counts nothing.
+type Timing struct {
+	classes [TimingBuckets]atomic.Uint64
+	micros  atomic.Uint64
+	failed  [codes.Unauthenticated + 1]atomic.Uint64
+}
+
+// Note counts n calls that have succeeded, each in the given time.
+func (t *Timing) Note(took time.Duration, n int) {
+	if t == nil || n <= 0 {
+		return
+	}
+	us := uint64(max(0, took.Microseconds()))
+	t.classes[min(max(bits.Len64(us)-shortestBits, 0), TimingBuckets-1)].Add(uint64(n))
+	t.micros.Add(us * uint64(n))
+}
+
+// Fail counts a call that ended with an error.
+func (t *Timing) Fail(code codes.Code) {
+	if t == nil {
+		return
+	}
+	t.failed[min(code, codes.Unauthenticated)].Add(1)
+}
+
+// Timed is what a Timing has counted.
+type Timed struct {
+	// Classes counts calls by TimingBound, Total is their time.
+	Classes [TimingBuckets]uint64
+	Total   time.Duration
+	// Failed counts others by their code.
+	Failed map[codes.Code]uint64
+}
+
+// TimingBound is the upper bound of a class; the last has none.
+func TimingBound(class int) time.Duration {
+	return time.Duration(1<<(shortestBits+class)) * time.Microsecond
+}
+
+// Read returns what was counted.
+func (t *Timing) Read() Timed {
+	var out Timed
+	for i := range t.classes {
+		out.Classes[i] = t.classes[i].Load()
+	}
+	out.Total = time.Duration(t.micros.Load()) * time.Microsecond
+	for code := range t.failed {
+		if n := t.failed[code].Load(); n > 0 {
+			if out.Failed == nil {
+				out.Failed = map[codes.Code]uint64{}
+			}
+			out.Failed[codes.Code(code)] = n
+		}
+	}
+	return out
+}
+
+// Timing is that of a registered unary method, by its path; nil if there is none. The server counts its calls; who serves the same
+// requests in another way, as on a stream of many, may count them too.
+func (s *Server) Timing(path string) *Timing {
+	if m := s.methods[path]; m != nil && m.unary != nil {
+		return &m.timing
+	}
+	return nil
+}
+
+// Timings calls f with all unary methods.
+func (s *Server) Timings(f func(path string, t *Timing)) {
+	for path, m := range s.methods {
+		if m.unary != nil {
+			f(path, &m.timing)
+		}
+	}
+}
+
+// time counts a call that ends.
+func (call *Call) time(code codes.Code) {
+	if call.m == nil || call.m.unary == nil {
+		return
+	}
+	if code != codes.OK {
+		call.m.timing.Fail(code)
+		return
+	}
+	call.m.timing.Note(time.Duration(call.c.micros()-call.began)*time.Microsecond, 1)
+}
+
+// micros is the age of the connection in microseconds, modulo 71 minutes.
+func (c *conn) micros() uint32 { return uint32(time.Since(c.keep.Began).Microseconds()) }
