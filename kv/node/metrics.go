@@ -30,6 +30,10 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	registerLimits(gauge, counter, n)
 	reg.MustRegister(requestMetrics{n})
 	registerGC(gauge, counter, n)
+	if n.identity != nil {
+		gauge("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.",
+			func() float64 { return float64(n.identity.Expires().Unix()) })
+	}
 	if r, ok := n.engine.(engine.Reporter); ok {
 		reg.MustRegister(newEngineMetrics(r))
 	}

@@ -107,6 +107,21 @@ func (i *Identity) Err() error {
 	return i.mu.err
 }
 
+// Expires is when the certificate, or one of those that prove it, ends; zero without a certificate.
+func (i *Identity) Expires() (end time.Time) {
+	m := i.current()
+	if m.pair == nil {
+		return end
+	}
+	for _, der := range m.pair.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err == nil && (end.IsZero() || c.NotAfter.Before(end)) {
+			end = c.NotAfter
+		}
+	}
+	return end
+}
+
 // Client is for one connection to a server: it holds what the files hold now.
 func (i *Identity) Client(protocols ...string) *tls.Config {
 	m := i.current()

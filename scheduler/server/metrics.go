@@ -54,6 +54,7 @@ var (
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
+	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -62,7 +63,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
-		descConns, descRefused,
+		descConns, descRefused, descExpiry,
 	} {
 		ch <- d
 	}
@@ -88,6 +89,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if f := m.s.front; f != nil {
 		gauge(descConns, float64(f.open.Load()))
 		counter(descRefused, f.refused.Load())
+	}
+	if id := m.s.identity; id != nil {
+		gauge(descExpiry, float64(id.Expires().Unix()))
 	}
 	if m.s.node != nil {
 		for _, a := range m.s.node.alarms() {
