@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -20,6 +21,9 @@ import (
 
 // mirror sends a call's metadata back, that of names with t- in the trailer, and fails if the key says so.
 func mirror(ctx context.Context, key []byte) error {
+	if p, ok := peer.FromContext(ctx); !ok || p.Addr.Network() != "tcp" {
+		return errors.New("no peer")
+	}
 	md, _ := metadata.FromIncomingContext(ctx)
 	header, trailer := metadata.MD{}, metadata.MD{}
 	for name, values := range md {
