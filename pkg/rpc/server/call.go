@@ -135,6 +135,11 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		call.Fail(refused)
 		return nil
 	}
+	if !call.holdMetadata() {
+		call.ended = f.StreamEnded()
+		call.busy()
+		return nil
+	}
 	if call.m.stream != nil {
 		call.startStream()
 	}
@@ -166,6 +171,7 @@ func (call *Call) refuseHTTP(err error, httpStatus int, isHead, ended bool) erro
 		call.more = &callMore{left: -1}
 	}
 	x := call.more
+	x.md = nil
 	x.refusal, x.httpStatus, x.isHead = status.Convert(err), httpStatus, isHead
 	call.discard = true
 	if ended {
