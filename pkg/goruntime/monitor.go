@@ -2,7 +2,8 @@ package goruntime
 
 import (
 	"os"
-	"time"
+
+	"github.com/tinykv/tinykv/pkg/goruntime/slack"
 )
 
 // The monitor thread. While a Go program works, a thread of the runtime, sysmon, looks every 20 us whether a system call
@@ -14,23 +15,14 @@ import (
 //
 // A thread can set its own slack only; the monitor is the runtime's, and runs no code of the program. But a thread
 // begins with the slack of the one that made it, and keeps it when the process executes another program. So
-// CalmMonitor sets the slack of its own thread and executes the program again; then the runtime's first threads have
-// it, and all but the monitor set it back.
-
-const (
-	// Monitor is the slack of the monitor thread, in which it may be late.
-	Monitor = 2 * time.Millisecond
-	// Others is the slack of all other threads, Linux's default.
-	Others = 50 * time.Microsecond
-	// Env switches CalmMonitor off if it is set to "off"; debuggers lose a process that executes itself.
-	Env = "TINYKV_TIMER_SLACK"
-)
+// CalmMonitor sets the slack of its own thread and executes the program again (package slack; in a server, package early has
+// done so); then the runtime's first threads have it, and all but the monitor set it back.
 
 // CalmMonitor is to be called first in main. It may execute the program again, with the same process id, arguments and
 // environment, and does not return then. Where it cannot help it does nothing. defaults are variables, NAME=value, that
 // the environment is given on this occasion, unless they are set.
 func CalmMonitor(defaults ...string) {
-	if os.Getenv(Env) != "off" {
+	if os.Getenv(slack.Env) != slack.Off {
 		calmMonitor(defaults)
 	}
 }

@@ -3,56 +3,21 @@ package goruntime
 import (
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/tinykv/tinykv/pkg/goruntime/slack"
 )
 
 func calmMonitor(defaults []string) {
-	slack, err := getSlack()
-	switch {
-	case err != nil:
-	case slack == int(Monitor): // the process has executed itself
-		_ = os.Unsetenv(Env)
+	slack.Execute(defaults...)
+	if ns, err := slack.Get(); err == nil && ns == slack.Monitor { // the process has executed itself
+		_ = os.Unsetenv(slack.Env)
 		resetOthers()
 		calmed = true
-	case os.Getenv(Env) == executed: // the kernel or a sandbox did not keep the slack: give up
-	default:
-		// By its path: under the name /proc/self/exe it would be called exe by ps and pkill.
-		path, err := os.Executable()
-		if err != nil {
-			return
-		}
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if setSlack(int(Monitor)) == nil {
-			_ = syscall.Exec(path, os.Args, append(environ(defaults), Env+"="+executed))
-			_ = setSlack(slack) // it could not be executed
-		}
 	}
 }
-
-func environ(defaults []string) []string {
-	env := os.Environ()
-	for _, d := range defaults {
-		name, _, _ := strings.Cut(d, "=")
-		if _, set := os.LookupEnv(name); !set {
-			env = append(env, d)
-		}
-	}
-	return env
-}
-
-// executed in Env tells the process that it has executed itself, so that it does not do it for ever.
-const executed = "executed"
-
-func getSlack() (int, error) { return unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0) }
-
-func setSlack(ns int) error { return unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(ns), 0, 0, 0) }
 
 // workers is how many threads there are afterwards to run goroutines, most of them asleep until they are needed. The
 // monitor, too, makes one when a system call holds up others and none is there: that one would have the monitor's slack.
@@ -62,9 +27,10 @@ const workers = 16
 // because one may be asleep for as long as its slack when the others get theirs.
 func resetOthers() {
 	before := runtime.GOMAXPROCS(workers)
-	for range 4 {
+	resetWorkers()
+	for range 2 {
+		time.Sleep(slack.Monitor * time.Nanosecond)
 		resetWorkers()
-		time.Sleep(Monitor)
 	}
 	runtime.GOMAXPROCS(before)
 }
@@ -80,10 +46,10 @@ func resetWorkers() {
 		// Ends when each has a thread, or after a while.
 		go func() {
 			defer wg.Done()
-			_ = setSlack(int(Others))
+			_ = slack.Set(slack.Others)
 			there.Add(1)
 			for start := time.Now(); there.Load() < workers && time.Since(start) < 100*time.Millisecond; {
-				_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+				slack.Yield()
 			}
 		}()
 	}

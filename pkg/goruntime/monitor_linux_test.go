@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/pkg/goruntime/slack"
 )
 
 // report is what the child process found out about itself.
@@ -40,7 +42,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
 		CalmMonitor(given+"=default", kept+"=default")
 		busy(workers + 8)
-		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(Env), Given: os.Getenv(given), Kept: os.Getenv(kept), Slacks: slacks()})
+		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(slack.Env), Given: os.Getenv(given), Kept: os.Getenv(kept), Slacks: slacks()})
 		return
 	}
 	os.Exit(m.Run())
@@ -102,7 +104,7 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	require.Empty(t, r.Env)
 	require.Equal(t, "default", r.Given)
 	require.Equal(t, "own", r.Kept)
-	_, plain := start(t, Env+"=off")
+	_, plain := start(t, slack.Env+"=off")
 	require.Equal(t, plain.Name, r.Name)
 	require.NotEmpty(t, r.Name)
 	require.Equal(t, []string{"one", "two words", ""}, r.Args[1:])
@@ -114,24 +116,24 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 		count[time.Duration(ns)]++
 	}
 	// The monitor, and if the test is linked with C a thread that runs no goroutines.
-	require.Contains(t, []int{1, 2}, count[Monitor], "%v", count)
-	require.Equal(t, len(r.Slacks)-count[Monitor], count[Others], "%v", count)
+	require.Contains(t, []int{1, 2}, count[slack.Monitor*time.Nanosecond], "%v", count)
+	require.Equal(t, len(r.Slacks)-count[slack.Monitor*time.Nanosecond], count[slack.Others*time.Nanosecond], "%v", count)
 	require.Greater(t, len(r.Slacks), workers)
 }
 
 // TestNotForEver: where the slack does not outlive the execution, there is no second one.
 func TestNotForEver(t *testing.T) {
-	_, r := start(t, Env+"="+executed)
+	_, r := start(t, slack.Env+"="+slack.Executed)
 	for _, ns := range r.Slacks {
-		require.NotEqual(t, int(Monitor), ns)
+		require.NotEqual(t, slack.Monitor, ns)
 	}
 }
 
 // TestOff: the variable leaves everything as it is.
 func TestOff(t *testing.T) {
-	_, r := start(t, Env+"=off")
+	_, r := start(t, slack.Env+"=off")
 	for _, ns := range r.Slacks {
-		require.NotEqual(t, int(Monitor), ns)
+		require.NotEqual(t, slack.Monitor, ns)
 	}
 }
 
