@@ -104,23 +104,9 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		}
 	}
 	call := c.newCall(id, m, &req)
-	c.mu.Lock()
-	c.lastID = id
-	c.mu.reading = true
-	switch {
-	case c.mu.closed != nil:
-		err := c.mu.closed
-		c.mu.Unlock()
+	if err := c.enter(call, id); err != nil {
 		return err
-	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
-		// Too many handlers run, or too many answers wait for the client's windows.
-		c.mu.Unlock()
-		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}
-	c.mu.active++
-	c.mu.streams[id] = call
-	c.mu.out.BeginLocked(&call.mu.Sender, id, call)
-	c.mu.Unlock()
 	c.last = call
 	call.m = m
 	switch {
@@ -146,6 +132,25 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	if f.StreamEnded() {
 		return call.onEnd()
 	}
+	return nil
+}
+
+// enter puts a new call among those of the connection; an error says why it is not taken.
+func (c *conn) enter(call *Call, id uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastID = id
+	c.mu.reading = true
+	switch {
+	case c.mu.closed != nil:
+		return c.mu.closed
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
+		// Too many handlers run, or too many answers wait for the client's windows.
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
+	}
+	c.mu.active++
+	c.mu.streams[id] = call
+	c.mu.out.BeginLocked(&call.mu.Sender, id, call)
 	return nil
 }
 
