@@ -27,7 +27,9 @@ func cpuTime(b *testing.B) int64 {
 // batchKV answers batches of gets, as a store does.
 func batchKV() *rpctest.KV {
 	return &rpctest.KV{
-		Get: func(context.Context, *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) { return fixedAnswer, nil },
+		Get: func(context.Context, *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+			return fixedAnswer, nil
+		},
 		Stream: func(st grpc.ServerStream) error {
 			for {
 				req := new(kvrpcpb.BatchCommandsRequest)
