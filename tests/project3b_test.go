@@ -123,7 +123,13 @@ func TestOneSplit3B(t *testing.T) {
 	cl := c.Client()
 	defer cl.Close()
 	c.WaitLeader(cluster.FirstRegionID)
-	before := c.Placement.Region(cluster.FirstRegionID)
+	var before *metapb.Region
+	c.Eventually(20*time.Second, func() string {
+		if before = c.Placement.Region(cluster.FirstRegionID); before == nil {
+			return "the leader has not reported the region"
+		}
+		return ""
+	})
 	for i := range 60 {
 		mustPut(t, c, cl, fmt.Sprintf("%03d", i), "value-0123456789")
 	}

@@ -366,7 +366,7 @@ func (n *Node) serve(st storage.Storage) {
 	opts.OnCorrupt = n.noteCorrupt
 	n.boundConns(&opts)
 	n.grpc = rpc.New(opts)
-	var raft server.RaftHandler
+	var raft transport.RaftHandler
 	if n.store != nil {
 		raft = n.store
 	}

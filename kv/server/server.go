@@ -4,10 +4,7 @@
 package server
 
 import (
-	"errors"
-	"io"
 	"net"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,25 +25,16 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
-	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
-
-// RaftHandler takes raft messages from other stores; its methods never block.
-type RaftHandler interface {
-	HandleRaft(m *rspb.RaftMessage) error
-	// HandleRaftBatch takes messages that came together; dropped hears of those not taken.
-	HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error))
-}
 
 // Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer Unimplemented.
 type Server struct {
 	tinykvpb.UnimplementedTinyKvServer
 	cfg     *config.Config
 	storage storage.Storage
-	raft    RaftHandler
-	snaps   *snap.Manager
-	logger  *zap.Logger
+	// stores takes what other stores send.
+	stores *transport.Receiver
 	// local and async are the storage, if it can do that.
 	local storage.LocalGetter
 	async storage.AsyncWriter
@@ -65,8 +53,11 @@ type Server struct {
 }
 
 // New makes the service; raft and snaps are nil for an unreplicated store.
-func New(cfg *config.Config, st storage.Storage, raft RaftHandler, snaps *snap.Manager, logger *zap.Logger) *Server {
-	s := &Server{cfg: cfg, storage: st, raft: raft, snaps: snaps, logger: logger, gate: new(gate.Gate)}
+func New(
+	cfg *config.Config, st storage.Storage, raft transport.RaftHandler, snaps *snap.Manager, logger *zap.Logger,
+) *Server {
+	s := &Server{cfg: cfg, storage: st, gate: new(gate.Gate)}
+	s.stores = transport.NewReceiver(raft, snaps, logger)
 	s.local, _ = st.(storage.LocalGetter)
 	s.async, _ = st.(storage.AsyncWriter)
 	return s
@@ -138,79 +129,15 @@ func storesOnly(nc net.Conn) error {
 	return nil
 }
 
-func (s *Server) noRaft() error {
-	if s.raft == nil {
-		return status.Error(codes.FailedPrecondition, "this store is not replicated")
-	}
-	return nil
-}
-
 // Raft implements tinykvpb.TinyKvServer.
-func (s *Server) Raft(stream tinykvpb.TinyKv_RaftServer) error {
-	if err := s.noRaft(); err != nil {
-		return err
-	}
-	for {
-		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return stream.SendAndClose(&rspb.Done{})
-		}
-		if err != nil {
-			return err
-		}
-		s.handleRaft(m)
-	}
-}
+func (s *Server) Raft(stream tinykvpb.TinyKv_RaftServer) error { return s.stores.Raft(stream) }
 
-// RaftBatch implements tinykvpb.TinyKvServer. Since the store takes messages without waiting, the goroutine that reads
-// them hands them over.
+// RaftBatch implements tinykvpb.TinyKvServer.
 func (s *Server) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
-	if err := s.noRaft(); err != nil {
-		return err
-	}
-	if st := rpc.StreamOf(stream.Context()); st != nil {
-		st.OnMessage(func(msg []byte) bool {
-			msgs, err := transport.DecodeBatch(msg)
-			if err != nil {
-				return false // Recv reports it
-			}
-			s.handleRaft(msgs...)
-			return true
-		})
-	}
-	for {
-		batch, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return stream.SendAndClose(&rspb.Done{})
-		}
-		if err != nil {
-			return err
-		}
-		s.handleRaft(batch.Msgs...)
-	}
-}
-
-// handleRaft routes messages. A dropped one is no error: raft sends it again.
-func (s *Server) handleRaft(msgs ...*rspb.RaftMessage) {
-	msgs = slices.DeleteFunc(msgs, func(m *rspb.RaftMessage) bool {
-		// A raft snapshot comes by the Snapshot RPC only, after its files.
-		return m == nil || m.GetMessage().GetSnapshot() != nil
-	})
-	s.raft.HandleRaftBatch(msgs, func(m *rspb.RaftMessage, why error) {
-		s.logger.Debug("dropped raft message", zap.Uint64("region-id", m.RegionId), zap.Error(why))
-	})
+	return s.stores.RaftBatch(stream)
 }
 
 // Snapshot implements tinykvpb.TinyKvServer.
 func (s *Server) Snapshot(stream tinykvpb.TinyKv_SnapshotServer) error {
-	if err := s.noRaft(); err != nil {
-		return err
-	}
-	check := func(m *rspb.RaftMessage) error {
-		if m.GetToPeer() == nil || m.GetFromPeer() == nil || m.RegionEpoch == nil {
-			return errors.New("snapshot message without peers or epoch")
-		}
-		return nil
-	}
-	return transport.ReceiveSnapshot(stream, s.snaps, check, s.raft.HandleRaft)
+	return s.stores.Snapshot(stream)
 }

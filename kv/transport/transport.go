@@ -5,6 +5,8 @@
 // a megabyte of entries. Send never blocks: what does not fit is dropped, and the region is told that
 // its peer is unreachable; raft sends it again. Raft snapshots go on a stream and connection of their
 // own, a few at a time.
+//
+// Receiver is the other end: it serves these streams and hands what comes to the store.
 package transport
 
 import (

@@ -160,8 +160,8 @@ func (call *Call) sendLocked(m any) error {
 		}
 		call.check.Seal(rpc.ToClient, buf[rpc.PrefixSize:])
 		c.mu.out.QueueLocked(&call.mu.Sender, buf)
+		c.settleLocked() // before it is given back: the limit holds at every moment
 		c.s.answers.Give(taken)
-		c.settleLocked()
 		return nil
 	}
 	size := g.Size()
@@ -174,11 +174,9 @@ func (call *Call) sendLocked(m any) error {
 		return errAnswersFull
 	}
 	err := c.mu.out.MessageLocked(&call.mu.Sender, &call.check, rpc.ToClient, g, total)
+	c.noteOutputLocked()
 	if taken > 0 {
 		c.s.answers.Give(taken)
-	}
-	if c.mu.out.PendingBytes > 0 {
-		c.settleLocked()
 	}
 	return err
 }

@@ -106,23 +106,9 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		}
 	}
 	call := c.newCall(id, m, &req)
-	c.mu.Lock()
-	c.lastID = id
-	c.mu.reading = true
-	switch {
-	case c.mu.closed != nil:
-		err := c.mu.closed
-		c.mu.Unlock()
+	if err := c.enter(call, id); err != nil {
 		return err
-	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
-		// Too many handlers run, or too many answers wait for the client's windows.
-		c.mu.Unlock()
-		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}
-	c.mu.active++
-	c.mu.streams[id] = call
-	c.mu.out.BeginLocked(&call.mu.Sender, id, call)
-	c.mu.Unlock()
 	c.last = call
 	call.m = m
 	switch {
@@ -137,12 +123,36 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 		call.Fail(refused)
 		return nil
 	}
+	if !call.holdMetadata() {
+		call.ended = f.StreamEnded()
+		call.busy()
+		return nil
+	}
 	if call.m.stream != nil {
 		call.startStream()
 	}
 	if f.StreamEnded() {
 		return call.onEnd()
 	}
+	return nil
+}
+
+// enter puts a new call among those of the connection; an error says why it is not taken.
+func (c *conn) enter(call *Call, id uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastID = id
+	c.mu.reading = true
+	switch {
+	case c.mu.closed != nil:
+		return c.mu.closed
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
+		// Too many handlers run, or too many answers wait for the client's windows.
+		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
+	}
+	c.mu.active++
+	c.mu.streams[id] = call
+	c.mu.out.BeginLocked(&call.mu.Sender, id, call)
 	return nil
 }
 
@@ -170,6 +180,7 @@ func (call *Call) refuseHTTP(err error, httpStatus int, isHead, ended bool) erro
 		call.more = &callMore{left: -1}
 	}
 	x := call.more
+	x.md = nil
 	x.refusal, x.httpStatus, x.isHead = status.Convert(err), httpStatus, isHead
 	call.discard = true
 	if ended {

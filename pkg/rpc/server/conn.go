@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
@@ -129,6 +132,7 @@ func (c *conn) handshake() error {
 		}
 	}
 	_, _ = c.in.Reader.Discard(len(rpc.Preface))
+	c.ctx = peer.NewContext(c.ctx, c.peer()) // no call has it yet
 	_ = c.nc.SetReadDeadline(time.Time{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,6 +149,15 @@ func (c *conn) handshake() error {
 		c.drainLocked()
 	}
 	return nil
+}
+
+// peer is the client, as handlers find it in their contexts.
+func (c *conn) peer() *peer.Peer {
+	p := &peer.Peer{Addr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
+	if tc, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
+		p.AuthInfo = credentials.TLSInfo{State: tc.ConnectionState()}
+	}
+	return p
 }
 
 // refuseProtocol answers somebody who came with a browser or curl.

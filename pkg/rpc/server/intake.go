@@ -116,6 +116,18 @@ func (in *intake) begin(call *Call, need int64) *claim {
 	return cl
 }
 
+// hold charges a call that has just begun for n bytes, until it ends; false if there is no room.
+func (in *intake) hold(call *Call, n int64) bool {
+	call.charged.Store(true)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.fitsLocked(n, false) {
+		return false
+	}
+	in.chargeLocked(call, n)
+	return true
+}
+
 func (in *intake) chargeLocked(call *Call, n int64) {
 	in.mu.used += n
 	call.bill.held += n

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -20,6 +22,9 @@ import (
 
 // mirror sends a call's metadata back, that of names with t- in the trailer, and fails if the key says so.
 func mirror(ctx context.Context, key []byte) error {
+	if p, ok := peer.FromContext(ctx); !ok || p.Addr.Network() != "tcp" {
+		return errors.New("no peer")
+	}
 	md, _ := metadata.FromIncomingContext(ctx)
 	header, trailer := metadata.MD{}, metadata.MD{}
 	for name, values := range md {
@@ -228,4 +233,22 @@ func TestNotGRPCIsAnsweredAtItsEnd(t *testing.T) {
 	r.Sync()
 	idle(t, s)
 	r.Works(7, "k")
+}
+
+// TestMetadataIsBounded: what clients hold of it in calls that do not end counts as requests do.
+func TestMetadataIsBounded(t *testing.T) {
+	const limit = 64 << 10
+	s, addr := start(t, Options{MaxRecv: 1 << 10, MaxRequests: limit}, &rpctest.KV{}, nil)
+	r := rpctest.Greet(t, addr)
+	large := strings.Repeat("x", 10<<10)
+	for id := uint32(1); id < 100; id += 2 {
+		r.Open(id, []string{rpctest.GetPath, rpctest.StreamPath}[id/2%2], false, "k", large)
+	}
+	require.Eventually(t, func() bool { return s.Stats().BusyRequests >= 43 }, rpctest.Patience, time.Millisecond)
+	require.LessOrEqual(t, s.Stats().RequestBytes, int64(limit))
+	require.Equal(t, "8", r.Answer(99).Status)
+	rpctest.Greet(t, addr).Works(1, "k")
+	require.NoError(t, r.Conn.Close())
+	idle(t, s)
+	require.Zero(t, s.Stats().RequestBytes)
 }

@@ -35,8 +35,9 @@ type Options struct {
 	// windows of their own.
 	StreamWindow     uint32
 	MaxStreamWindows int64
-	// MaxRequests bounds the bytes of requests that need more than one frame, from their first frame to their answers
-	// (64 MiB); at least twice MaxRecv. Those of internal methods have twice as many of their own. See intake.
+	// MaxRequests bounds the bytes of requests that need more than one frame, from their first frame to their answers, and
+	// of metadata of more than 1 KiB a call (64 MiB); at least twice MaxRecv. Those of internal methods have twice as many
+	// of their own. See intake.
 	MaxRequests int64
 	// MaxAnswers bounds the bytes of answers that clients have not taken (64 MiB; at least four times MaxSend).
 	MaxAnswers int64

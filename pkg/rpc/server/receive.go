@@ -71,7 +71,19 @@ func (call *Call) intake() *intake {
 	return call.c.s.intakes[0]
 }
 
-// busy refuses a unary call for whose request there is no room.
+// freeMetadata is how much metadata a call may have uncharged, in bytes.
+const freeMetadata = 1 << 10
+
+// holdMetadata charges the call for metadata that is not small, until it ends; false if there is no room.
+func (call *Call) holdMetadata() bool {
+	if call.more == nil || call.more.md == nil {
+		return true
+	}
+	size := rpc.MetadataSize(call.more.md)
+	return size <= freeMetadata || call.intake().hold(call, int64(size))
+}
+
+// busy refuses a call for whose request there is no room.
 func (call *Call) busy() {
 	call.dropParts()
 	if !call.answered.Load() {
