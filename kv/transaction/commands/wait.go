@@ -98,6 +98,13 @@ func (e *Executor) lockOrWait(
 		select {
 		case <-w.place.Woken():
 		case <-again.C:
+			// Only the first looks: the others would come before it.
+			if _, err := e.st.Leadership(c); err != nil {
+				return nil, err
+			}
+			if !w.place.First() {
+				continue
+			}
 		case <-timer.C:
 			again.Stop()
 			return nil, w.locked
