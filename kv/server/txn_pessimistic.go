@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"time"
 
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/deadlock"
@@ -27,10 +26,7 @@ func (s *Server) KvPessimisticLock(
 	if err == nil {
 		p := &commands.PessimisticLock{
 			Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, ForUpdateTS: req.ForUpdateTs,
-			First: req.IsFirstLock, ReturnValues: req.ReturnValues, Wait: commands.MaxLockWait,
-		}
-		if req.WaitTimeout != 0 {
-			p.Wait = time.Duration(req.WaitTimeout) * time.Millisecond
+			First: req.IsFirstLock, ReturnValues: req.ReturnValues, Wait: commands.LockWait(req.WaitTimeout),
 		}
 		for _, k := range req.Keys {
 			p.Keys = append(p.Keys, commands.LockedKey{Key: k})

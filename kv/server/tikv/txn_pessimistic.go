@@ -3,7 +3,6 @@ package tikv
 import (
 	"bytes"
 	"context"
-	"time"
 
 	"github.com/dgryski/go-farm"
 	deadlockpb "github.com/pingcap/kvproto/pkg/deadlock"
@@ -53,11 +52,8 @@ func (s *Service) lockRequest(req *kvrpcpb.PessimisticLockRequest) (*commands.Pe
 	p := &commands.PessimisticLock{
 		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, ForUpdateTS: req.ForUpdateTs,
 		MinCommitTS: req.MinCommitTs, ReturnValues: req.ReturnValues, Exists: req.CheckExistence,
-		OnlyIfExists: req.LockOnlyIfExists, First: req.IsFirstLock, Wait: commands.MaxLockWait,
+		OnlyIfExists: req.LockOnlyIfExists, First: req.IsFirstLock, Wait: commands.LockWait(req.WaitTimeout),
 		Tag: bytes.Clone(req.Context.GetResourceGroupTag()),
-	}
-	if req.WaitTimeout != 0 {
-		p.Wait = time.Duration(req.WaitTimeout) * time.Millisecond
 	}
 	for _, m := range req.Mutations {
 		if m.GetOp() != kvrpcpb.Op_PessimisticLock {

@@ -57,6 +57,17 @@ const (
 	tellTimeout = 300 * time.Millisecond
 )
 
+// LockWait is the wait that a request asks for by a number of milliseconds: 0 is the store's choice, a negative one none.
+func LockWait(ms int64) time.Duration {
+	switch most := MaxLockWait.Milliseconds(); {
+	case ms < 0:
+		return 0
+	case ms == 0 || ms > most:
+		return MaxLockWait
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
 // wait is one request that waits for the locks of others, one after the other.
 type wait struct {
 	e      *Executor

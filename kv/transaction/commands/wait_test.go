@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -144,6 +145,11 @@ func TestDeadlocks(t *testing.T) {
 	require.Empty(t, e.Waits())
 	_, err = e.DetectDeadlock(ctx, nil, deadlock.Edge{Waiter: 5, Holder: 5}, false)
 	require.Error(t, err)
+}
+
+func TestLockWait(t *testing.T) {
+	require.Equal(t, []time.Duration{0, MaxLockWait, 7 * time.Millisecond, MaxLockWait},
+		[]time.Duration{LockWait(-1), LockWait(0), LockWait(7), LockWait(math.MaxInt64)})
 }
 
 // silentDetector never answers.
