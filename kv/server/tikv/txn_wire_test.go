@@ -262,8 +262,8 @@ func TestTxnRequestsThatAreWrong(t *testing.T) {
 		"lock what exists": {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{
 			Context: good, StartVersion: 70, ForUpdateTs: 70, LockOnlyIfExists: true,
 		}, &kvrpcpb.PessimisticLockResponse{}, "return_values"},
-		"unlock":           {"KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: good}, &kvrpcpb.PessimisticRollbackResponse{}, "InvalidTxnTso"},
-		"secondaries":      {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good, Keys: one}, &kvrpcpb.CheckSecondaryLocksResponse{}, "InvalidTxnTso"},
+		"unlock":      {"KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: good}, &kvrpcpb.PessimisticRollbackResponse{}, "InvalidTxnTso"},
+		"secondaries": {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good, Keys: one}, &kvrpcpb.CheckSecondaryLocksResponse{}, "InvalidTxnTso"},
 	} {
 		err := ask(t, conn, c.method, c.req, c.resp)
 		if c.method == "SplitRegion" {
