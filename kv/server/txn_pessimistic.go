@@ -5,7 +5,6 @@ import (
 	"context"
 
 	"github.com/tinykv/tinykv/kv/transaction/commands"
-	"github.com/tinykv/tinykv/kv/transaction/deadlock"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -84,8 +83,8 @@ func (s *Server) DetectDeadlock(
 	err := s.checkTxn(req.GetEntry().GetKey())
 	if err == nil {
 		e := req.Entry
-		var chain []deadlock.Edge
-		chain, err = s.txn.DetectDeadlock(ctx, req.Context, deadlock.Edge{
+		var chain []commands.Edge
+		chain, err = s.txn.DetectDeadlock(ctx, req.Context, commands.Edge{
 			Waiter: e.Txn, Holder: e.WaitForTxn, Key: bytes.Clone(e.Key), Tag: bytes.Clone(e.Tag),
 		}, req.Remove)
 		for _, c := range chain {

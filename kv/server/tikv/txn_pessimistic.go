@@ -9,7 +9,6 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/transaction/commands"
-	"github.com/tinykv/tinykv/kv/transaction/deadlock"
 )
 
 var pessimisticChecks = map[kvrpcpb.PrewriteRequest_PessimisticAction]commands.PessimisticCheck{
@@ -40,7 +39,7 @@ func pessimistic(req *kvrpcpb.PrewriteRequest, p *commands.Prewrite) error {
 }
 
 // lockRequest translates a request for pessimistic locks.
-func (s *Service) lockRequest(req *kvrpcpb.PessimisticLockRequest) (*commands.PessimisticLock, error) {
+func lockRequest(s *Service, req *kvrpcpb.PessimisticLockRequest) (*commands.PessimisticLock, error) {
 	switch {
 	case req.WakeUpMode != kvrpcpb.PessimisticLockWakeUpMode_WakeUpModeNormal:
 		return nil, errFairLocking
@@ -82,7 +81,7 @@ func (s *Service) KvPessimisticLock(
 	to, err := s.txnTarget(req.Context)
 	var p *commands.PessimisticLock
 	if err == nil {
-		p, err = s.lockRequest(req)
+		p, err = lockRequest(s, req)
 	}
 	var values []commands.Value
 	if err == nil {
@@ -134,7 +133,7 @@ func (s *Service) GetLockWaitInfo(
 	return resp, nil
 }
 
-func waits(edges []deadlock.Edge) (out []*deadlockpb.WaitForEntry) {
+func waits(edges []commands.Edge) (out []*deadlockpb.WaitForEntry) {
 	for _, e := range edges {
 		out = append(out, &deadlockpb.WaitForEntry{
 			Txn: e.Waiter, WaitForTxn: e.Holder, Key: e.Key, KeyHash: keyHash(e.Key), ResourceGroupTag: e.Tag,

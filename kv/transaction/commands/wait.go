@@ -14,6 +14,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
+// Edge says that a transaction waits for another one's lock.
+type Edge = deadlock.Edge
+
 // Detector finds circles of transactions that wait for each other, in the whole cluster. Safe for concurrent use.
 type Detector interface {
 	// Detect adds an edge. It returns the other edges of a circle that it would close; then it is not added. Without an
