@@ -104,6 +104,22 @@ func (e echo) KvCheckTxnStatus(
 	})
 }
 
+func (e echo) KvPessimisticLock(
+	ctx context.Context, in *kvrpcpb.PessimisticLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticLockResponse, error) {
+	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.PessimisticLockResponse, error) {
+		return e.TinyKvClient.KvPessimisticLock(ctx, in)
+	})
+}
+
+func (e echo) KvPessimisticRollback(
+	ctx context.Context, in *kvrpcpb.PessimisticRollbackRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticRollbackResponse, error) {
+	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.PessimisticRollbackResponse, error) {
+		return e.TinyKvClient.KvPessimisticRollback(ctx, in)
+	})
+}
+
 func (e echo) KvCheckSecondaryLocks(
 	ctx context.Context, in *kvrpcpb.CheckSecondaryLocksRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.CheckSecondaryLocksResponse, error) {

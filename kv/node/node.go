@@ -59,6 +59,8 @@ type Node struct {
 	engine    engine.Engine
 	raftLog   *raftlog.Log
 	placement *client.Client
+	// deadlocks is nil where there are no transactions.
+	deadlocks *detector
 	// gc is nil where nothing is collected.
 	gc        *gcworker.Worker
 	snaps     *snap.Manager
@@ -383,6 +385,7 @@ func (n *Node) serve(st storage.Storage) {
 	if n.transactional() {
 		svc.SetSafePoints(n.safePoints())
 		svc.SetTimestamps(n.timestamps())
+		svc.SetDetector(n.newDetector())
 	}
 	foreign.SetTransactions(svc.Transactions())
 	server.Register(n.grpc, svc)
@@ -470,6 +473,9 @@ func (n *Node) stop() {
 	}
 	if n.trans != nil {
 		n.trans.Stop()
+	}
+	if n.deadlocks != nil {
+		n.deadlocks.kv.Close()
 	}
 	if n.placement != nil {
 		n.placement.Close()

@@ -79,6 +79,8 @@ func keyError(err error) *kvrpcpb.KeyError {
 		conflict *commands.ConflictError
 		notFound *commands.LockNotFoundError
 		early    *commands.CommitTooEarlyError
+		dead     *commands.DeadlockError
+		unknown  *commands.TxnNotFoundError
 		abort    *commands.AbortError
 		invalid  *requestError
 	)
@@ -95,6 +97,10 @@ func keyError(err error) *kvrpcpb.KeyError {
 		return &kvrpcpb.KeyError{Retryable: err.Error(), CommitTsExpired: &kvrpcpb.CommitTsExpired{
 			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key, MinCommitTs: early.MinCommitTS,
 		}}
+	case errors.As(err, &dead):
+		return &kvrpcpb.KeyError{Deadlock: &kvrpcpb.Deadlock{LockTs: dead.HolderTS, LockKey: dead.Key}}
+	case errors.As(err, &unknown):
+		return &kvrpcpb.KeyError{Retryable: err.Error()}
 	case errors.As(err, &notFound):
 		return &kvrpcpb.KeyError{Retryable: err.Error()}
 	case errors.As(err, &abort), errors.As(err, &invalid), errors.Is(err, mvcc.ErrCorrupt):
@@ -197,6 +203,12 @@ func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
 			return nil, &requestError{"a mutation is neither a put, nor a delete, nor a lock"}
 		}
 		out[i] = commands.Mutation{Kind: kind, Key: m.Key, Value: m.Value}
+		if req.ForUpdateTs > 0 {
+			out[i].Check = commands.CheckConflict
+			if i < len(req.IsPessimisticLock) && req.IsPessimisticLock[i] {
+				out[i].Check = commands.LockedBefore
+			}
+		}
 	}
 	return out, nil
 }
@@ -236,6 +248,7 @@ func (s *Server) prewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (co
 	return s.txn.Prewrite(ctx, req.Context, &commands.Prewrite{
 		Mutations: muts, Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
 		MinCommitTS: req.MinCommitTs, AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc,
+		ForUpdateTS: req.ForUpdateTs,
 	})
 }
 

@@ -278,6 +278,7 @@ func (n *Node) start() error {
 		n.server.SetMode(clustermode.Txn)
 		n.server.SetSafePoints(c.Placement.safePoints())
 		n.server.SetTimestamps(c.Placement.timestamps())
+		n.server.SetDetector(detector{c})
 	}
 	if err := n.store.Start(context.Background()); err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)

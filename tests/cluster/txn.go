@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc"
@@ -9,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
+	"github.com/tinykv/tinykv/kv/transaction/deadlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -70,6 +72,54 @@ func (p *Placement) timestamps() *commands.Timestamps {
 		physical, logical, err := p.GetTS(ctx)
 		return mvcc.Timestamp(physical, logical), err
 	}, func() bool { return true })
+}
+
+// detector is the way to the store that leads the first region.
+type detector struct{ c *Cluster }
+
+func (d detector) ask(ctx context.Context, e deadlock.Edge, remove bool) (*kvrpcpb.DetectDeadlockResponse, error) {
+	r, err := d.c.Placement.GetRegion(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := call(ctx, &stub{c: d.c, id: r.Leader.GetStoreId()}, &kvrpcpb.DetectDeadlockRequest{
+		Context: &kvrpcpb.Context{RegionId: r.Meta.Id, RegionEpoch: r.Meta.RegionEpoch, Peer: r.Leader}, Remove: remove,
+		Entry: &kvrpcpb.WaitForEntry{Txn: e.Waiter, WaitForTxn: e.Holder, Key: e.Key, Tag: e.Tag},
+	}, (*server.Server).DetectDeadlock)
+	if err == nil && resp.RegionError != nil {
+		err = errors.New(resp.RegionError.Message)
+	}
+	return resp, err
+}
+
+// Detect implements commands.Detector.
+func (d detector) Detect(ctx context.Context, e deadlock.Edge) (chain []deadlock.Edge, err error) {
+	resp, err := d.ask(ctx, e, false)
+	for _, c := range resp.GetChain() {
+		chain = append(chain, deadlock.Edge{Waiter: c.Txn, Holder: c.WaitForTxn, Key: c.Key, Tag: c.Tag})
+	}
+	return chain, err
+}
+
+// Remove implements commands.Detector.
+func (d detector) Remove(ctx context.Context, e deadlock.Edge) { _, _ = d.ask(ctx, e, true) }
+
+func (s *stub) KvPessimisticLock(
+	ctx context.Context, in *kvrpcpb.PessimisticLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticLockResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvPessimisticLock)
+}
+
+func (s *stub) KvPessimisticRollback(
+	ctx context.Context, in *kvrpcpb.PessimisticRollbackRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticRollbackResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvPessimisticRollback)
+}
+
+func (s *stub) KvTxnHeartBeat(
+	ctx context.Context, in *kvrpcpb.TxnHeartBeatRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.TxnHeartBeatResponse, error) {
+	return call(ctx, s, in, (*server.Server).KvTxnHeartBeat)
 }
 
 func (s *stub) KvCheckSecondaryLocks(

@@ -396,6 +396,42 @@ var bugs = []bug{
 		name: "txn-resolver-takes-the-primary-alone", file: "kv/client/txn/resolve.go", pkg: suitePkg, run: "TestAsyncCommitOfADeadClient", tries: 1,
 		change: [][2]string{{"	of, err := c.secondaries(ctx, primary.Secondaries, l.LockVersion)\n", "	of, err := c.secondaries(ctx, nil, l.LockVersion)\n"}},
 	},
+	{
+		name: "txn-lock-forgets-the-rollback", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	case rec.RolledBack():\n		return abortf(\"PessimisticLockRolledBack", "	case false:\n		return abortf(\"PessimisticLockRolledBack"}},
+	},
+	{
+		name: "txn-lost-lock-is-always-forgiven", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " {\n"}},
+	},
+	{
+		name: "txn-lock-passes-newer-commits", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestCountersUnderPessimisticLocks", tries: 3,
+		change: [][2]string{{"	if err != nil || newer == nil {\n		return err\n	}\n	return &ConflictError{", "	if err != nil || newer == nil || true {\n		return err\n	}\n	return &ConflictError{"}, {"tx.Version(k.Key, p.ForUpdateTS)", "tx.Version(k.Key, p.StartTS)"}},
+	},
+	{
+		name: "txn-one-phase-leaves-locks", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"	if m.held != nil {\n		tx.DeleteLock(m.Key)\n	}\n", ""}},
+	},
+	{
+		name: "txn-expected-lock-ignored", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		change: [][2]string{{"		m.held = l\n		return nil, nil, m.mayReplace(p, l)\n", "		m.held, m.ExpectedForUpdateTS = l, 0\n		return nil, nil, m.mayReplace(p, l)\n"}},
+	},
+	{
+		name: "txn-wake-up-is-lost", file: "kv/transaction/commands/wait.go", pkg: commandsPkg, run: "TestWaitersTakeTheLock", tries: 1,
+		change: [][2]string{{"m.Delete && m.CF == engine.CFLock {", "m.Delete && m.CF == engine.CFWrite {"}, {"	lookAgain = 200 * time.Millisecond\n", "	lookAgain = time.Hour\n"}},
+	},
+	{
+		name: "txn-deadlock-edge-is-never-removed", file: "kv/transaction/commands/wait.go", pkg: commandsPkg, run: "TestWaitersTakeTheLock|TestWaitsEnd", tries: 1,
+		change: [][2]string{{"	w.e.detector.Remove(ctx, w.edge)\n", "	_ = ctx\n"}},
+	},
+	{
+		name: "txn-deadlock-of-two-only", file: "kv/transaction/deadlock/deadlock.go", pkg: "./kv/transaction/deadlock", run: "TestCircles|TestAgainstATwin", tries: 1,
+		change: [][2]string{{"				queue = append(queue, holder)\n", ""}},
+	},
+	{
+		name: "txn-snapshots-are-not-judged", file: "kv/transaction/memlock/memlock.go", pkg: suitePkg, run: "TestListAppend", tries: 5,
+		change: [][2]string{{"	c.min = max(floor, c.t.maxTS.Load()+1)\n", "	c.min = max(min(floor, 1), floor>>19<<18)\n"}},
+	},
 }
 
 // plant writes the file with the bug and returns the overlay that puts it in place.

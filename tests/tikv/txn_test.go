@@ -189,13 +189,6 @@ func TestTxn(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, map[string][]byte{"a": []byte("6"), "b": []byte("6"), "h": []byte("6")}, many)
 	})
-	t.Run("pessimistic locks are refused", func(t *testing.T) {
-		txn := begin(t, cl)
-		txn.SetPessimistic(true)
-		lock := kv.NewLockCtx(txn.StartTS(), kv.LockNoWait, time.Now())
-		require.ErrorContains(t, txn.LockKeys(ctx, lock, []byte("a")), "pessimistic transactions are not served")
-		require.NoError(t, txn.Rollback())
-	})
 	t.Run("ranges", func(t *testing.T) {
 		done, err := cl.DeleteRange(ctx, []byte("d"), []byte("g"), 2)
 		require.NoError(t, err)

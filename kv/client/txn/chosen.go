@@ -1,9 +1,11 @@
 package txn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -90,8 +92,9 @@ func (ch *chosen) ask(req *kvrpcpb.PrewriteRequest, all [][]byte) {
 		req.TryOnePc = true
 	case ch.async && !ch.mu.plain:
 		req.UseAsyncCommit = true
-		if string(req.Mutations[0].Key) == string(all[0]) {
-			req.Secondaries = all[1:]
+		primary := func(k []byte) bool { return bytes.Equal(k, req.PrimaryLock) }
+		if slices.ContainsFunc(req.Mutations, func(m *kvrpcpb.Mutation) bool { return primary(m.Key) }) {
+			req.Secondaries = slices.DeleteFunc(slices.Clone(all), primary)
 		}
 	default:
 		return
@@ -147,7 +150,7 @@ func (ch *chosen) committed() (commitTS uint64, known bool) {
 func (ch *chosen) doubtful(err error) bool {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	if !ch.mu.sent || ch.mu.plain || errors.Is(err, ErrConflict) {
+	if !ch.mu.sent || ch.mu.plain || errors.Is(err, ErrConflict) && !errors.Is(err, ErrLockLost) {
 		return false
 	}
 	return ch.mu.lost

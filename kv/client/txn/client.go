@@ -28,10 +28,12 @@ type Client struct {
 	commits atomic.Int32
 	// background are the commits of secondary keys that are under way, slots how many there may be.
 	background sync.WaitGroup
-	slots      chan struct{}
-	stop       context.CancelFunc
-	ctx        context.Context
-	mu         struct {
+	// beats are the heartbeats of pessimistic transactions.
+	beats sync.WaitGroup
+	slots chan struct{}
+	stop  context.CancelFunc
+	ctx   context.Context
+	mu    struct {
 		sync.Mutex
 		closed bool
 	}
@@ -66,6 +68,7 @@ func (c *Client) Close() {
 	c.mu.Unlock()
 	c.background.Wait()
 	c.stop()
+	c.beats.Wait()
 	if c.own {
 		c.kv.Close()
 	}
@@ -90,9 +93,18 @@ func (c *Client) Begin(ctx context.Context) (*Txn, error) {
 // Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction,
 // until ctx ends; fn must not have effects of its own. Any other error of fn or of the commit ends it.
 func (c *Client) Run(ctx context.Context, fn func(*Txn) error) error {
+	return c.run(ctx, c.Begin, fn)
+}
+
+// RunPessimistic is Run with a pessimistic transaction.
+func (c *Client) RunPessimistic(ctx context.Context, fn func(*Txn) error) error {
+	return c.run(ctx, c.BeginPessimistic, fn)
+}
+
+func (c *Client) run(ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error) error {
 	wait := backoff{}
 	for {
-		err := c.runOnce(ctx, fn)
+		err := runOnce(ctx, begin, fn)
 		if !errors.Is(err, ErrConflict) || IsUnknown(err) {
 			return err
 		}
@@ -102,8 +114,8 @@ func (c *Client) Run(ctx context.Context, fn func(*Txn) error) error {
 	}
 }
 
-func (c *Client) runOnce(ctx context.Context, fn func(*Txn) error) error {
-	t, err := c.Begin(ctx)
+func runOnce(ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error) error {
+	t, err := begin(ctx)
 	if err != nil {
 		return err
 	}

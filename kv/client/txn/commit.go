@@ -28,10 +28,11 @@ const (
 // committer carries out the phases. Owner: Commit, and then the background.
 type committer struct {
 	t *Txn
-	// keys are sorted; the first is the primary.
-	keys   [][]byte
-	writes map[string]mutation
-	ttl    uint64
+	// keys are sorted. The primary is one of them, the first unless another one was locked before.
+	keys    [][]byte
+	primary []byte
+	writes  map[string]mutation
+	ttl     uint64
 	// chosen is what stores are asked to choose, and have chosen.
 	chosen chosen
 }
@@ -43,7 +44,10 @@ func lockTTL(size int, since time.Duration) uint64 {
 }
 
 // Rollback drops the transaction. Nothing of it has left this process.
-func (t *Txn) Rollback() { t.ended = true }
+func (t *Txn) Rollback() {
+	t.ended = true
+	t.locks.drop(t)
+}
 
 // Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may
 // have happened; any other, that it has not. ErrConflict says that another attempt may succeed.
@@ -53,8 +57,10 @@ func (t *Txn) Commit(ctx context.Context) error {
 	}
 	t.ended = true
 	if len(t.writes) == 0 {
+		t.locks.drop(t)
 		return nil
 	}
+	defer t.locks.rest()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, commitTimeout)
@@ -62,14 +68,19 @@ func (t *Txn) Commit(ctx context.Context) error {
 	}
 	m := &committer{t: t, writes: t.writes}
 	t.writes = map[string]mutation{}
+	t.locks.join(m.writes)
 	size := 0
 	for k, w := range m.writes {
 		m.keys = append(m.keys, []byte(k))
 		size += len(k) + len(w.value)
 	}
 	slices.SortFunc(m.keys, bytes.Compare)
+	if m.primary = t.locks.primary; m.primary == nil {
+		m.primary = m.keys[0]
+	}
 	m.ttl = lockTTL(size, time.Since(t.begun))
 	if err := m.plan(ctx); err != nil {
+		t.locks.drop(t)
 		return err
 	}
 	if err := m.prewriteAll(ctx); err != nil {
@@ -94,17 +105,44 @@ func (m *committer) prewriteAll(ctx context.Context) error {
 	if m.chosen.async && !m.chosen.onePC {
 		return m.each(ctx, m.keys, m.prewrite)
 	}
-	n, err := m.batch(ctx, m.keys, m.prewrite)
+	first := m.primaryFirst()
+	if m.chosen.onePC {
+		first = m.keys
+	}
+	n, err := m.batch(ctx, first, m.prewrite)
 	if err != nil {
 		return err
 	}
-	return m.each(ctx, m.keys[n:], m.prewrite)
+	return m.each(ctx, m.without(first[:n]), m.prewrite)
+}
+
+// primaryFirst is the primary with the keys behind it that may go in the same request.
+func (m *committer) primaryFirst() [][]byte {
+	if bytes.Equal(m.keys[0], m.primary) {
+		return m.keys
+	}
+	return [][]byte{m.primary}
+}
+
+// without is the keys that are not among some.
+func (m *committer) without(some [][]byte) (rest [][]byte) {
+	gone := make(map[string]bool, len(some))
+	for _, k := range some {
+		gone[string(k)] = true
+	}
+	for _, k := range m.keys {
+		if !gone[string(k)] {
+			rest = append(rest, k)
+		}
+	}
+	return rest
 }
 
 // decide commits the primary. From then on the transaction has happened.
 func (m *committer) decide(ctx context.Context, commitTS uint64) error {
 	for {
-		n, err := m.batch(ctx, m.keys, m.committing(commitTS))
+		first := m.primaryFirst()
+		n, err := m.batch(ctx, first, m.committing(commitTS))
 		if early, ok := err.(*tooEarly); ok { // nothing was done: a reader was promised a later commit
 			if commitTS, err = m.t.c.Timestamp(ctx); err != nil {
 				m.cleanUp()
@@ -122,7 +160,7 @@ func (m *committer) decide(ctx context.Context, commitTS uint64) error {
 			return err
 		}
 		m.t.commitTS = commitTS
-		m.commitRest(ctx, m.keys[n:], commitTS)
+		m.commitRest(ctx, m.without(first[:n]), commitTS)
 		return nil
 	}
 }
@@ -229,10 +267,15 @@ func (m *committer) fitting(keys [][]byte) int {
 }
 
 func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
-	req := &kvrpcpb.PrewriteRequest{Context: kctx, PrimaryLock: m.keys[0], StartVersion: m.t.startTS, LockTtl: m.ttl}
+	req := &kvrpcpb.PrewriteRequest{
+		Context: kctx, PrimaryLock: m.primary, StartVersion: m.t.startTS, LockTtl: m.ttl, ForUpdateTs: m.t.locks.forUpdateTS,
+	}
 	for _, k := range keys {
 		w := m.writes[string(k)]
 		req.Mutations = append(req.Mutations, &kvrpcpb.Mutation{Op: w.op, Key: k, Value: w.value})
+		if req.ForUpdateTs > 0 {
+			req.IsPessimisticLock = append(req.IsPessimisticLock, m.t.locks.has(k))
+		}
 	}
 	m.chosen.ask(req, m.keys)
 	resp, err := s.KvPrewrite(ctx, req)

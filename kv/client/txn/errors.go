@@ -3,6 +3,7 @@ package txn
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -10,6 +11,14 @@ import (
 // ErrConflict is wrapped by errors that say that the transaction has not happened, and that another attempt from the
 // beginning may succeed.
 var ErrConflict = errors.New("txn: write conflict")
+
+// ErrDeadlock says that the transaction would wait for one that waits for it. It has not happened; it is to be rolled
+// back, and another attempt from the beginning may succeed.
+var ErrDeadlock = fmt.Errorf("%w: deadlock", ErrConflict)
+
+// ErrLockLost says that a lock of a pessimistic transaction was taken away, since its time was over or its client seemed
+// dead, and that another transaction has come before it.
+var ErrLockLost = fmt.Errorf("%w: a lock got lost", ErrConflict)
 
 // ErrFinished is returned by calls on a transaction that was committed or rolled back.
 var ErrFinished = errors.New("txn: the transaction has ended")
@@ -29,6 +38,9 @@ func IsUnknown(err error) bool {
 	return errors.As(err, &u)
 }
 
+// lockLost is how stores tell that a pessimistic lock is gone.
+const lockLost = "PessimisticLock"
+
 // keyError is what a store said of a key, but for locks.
 func keyError(e *kvrpcpb.KeyError) error {
 	switch {
@@ -37,6 +49,10 @@ func keyError(e *kvrpcpb.KeyError) error {
 			ErrConflict, e.Conflict.Key, e.Conflict.ConflictTs, e.Conflict.StartTs)
 	case e.Retryable != "":
 		return fmt.Errorf("%w: %s", ErrConflict, e.Retryable)
+	case e.Deadlock != nil:
+		return fmt.Errorf("%w: key %x is locked by the transaction %d", ErrDeadlock, e.Deadlock.LockKey, e.Deadlock.LockTs)
+	case strings.HasPrefix(e.Abort, lockLost):
+		return fmt.Errorf("%w: %s", ErrLockLost, e.Abort)
 	case e.Abort != "":
 		return fmt.Errorf("txn: %s", e.Abort)
 	}

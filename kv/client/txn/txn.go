@@ -21,6 +21,7 @@ type Txn struct {
 	writes            map[string]mutation
 	ended             bool
 	commits           Commits
+	locks             locks
 }
 
 // mutation is what the transaction does to a key.
@@ -50,6 +51,10 @@ func (t *Txn) Lock(key []byte) {
 		t.writes[string(key)] = mutation{op: kvrpcpb.Op_Lock}
 	}
 }
+
+// Own is the value that the transaction itself has given to a key, found is false if it has removed it; known is false
+// if it has not changed it.
+func (t *Txn) Own(key []byte) (value []byte, found, known bool) { return t.own(key) }
 
 // own is the value that the transaction itself has given to a key; known is false if it has not changed it.
 func (t *Txn) own(key []byte) (value []byte, found, known bool) {

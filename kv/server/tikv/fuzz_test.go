@@ -325,6 +325,7 @@ func requestSeeds(t testing.TB) []seed {
 		add("CheckTxnStatus", &kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: n, CallerStartTs: ^n, CurrentTs: ^n})
 		add("KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: c, Mutations: muts[:1]})
 		add("KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: c, Keys: [][]byte{key}})
+		add("GetLockWaitInfo", &kvrpcpb.GetLockWaitInfoRequest{Context: c})
 		add("KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: [][]byte{key}, StartVersion: n})
 	}
 	for number := range commandKinds() {

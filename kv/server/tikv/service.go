@@ -131,6 +131,7 @@ func txnMethods() []grpc.MethodDesc {
 		unary("MvccGetByStartTs", (*Service).MvccGetByStartTs),
 		unary("KvPessimisticLock", (*Service).KvPessimisticLock),
 		unary("KVPessimisticRollback", (*Service).KVPessimisticRollback),
+		unary("GetLockWaitInfo", (*Service).GetLockWaitInfo),
 		unary("KvCheckSecondaryLocks", (*Service).KvCheckSecondaryLocks),
 	}
 }

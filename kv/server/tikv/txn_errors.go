@@ -14,8 +14,8 @@ import (
 
 var (
 	errTxnRefused  = &requestError{clustermode.Raw.Refusal()}
-	errPessimistic = &requestError{
-		"pessimistic transactions are not served by this version: begin an optimistic one",
+	errFairLocking = &requestError{
+		"locks that are taken in spite of a conflict are not served by this version: use the normal mode",
 	}
 	errAnswerSize = &requestError{
 		"the answer exceeds what one message may hold; lower the limit or ask for fewer keys",
@@ -42,9 +42,11 @@ func lockInfo(l *mvcc.KeyLock) *kvrpcpb.LockInfo {
 }
 
 var conflictReasons = map[commands.ConflictReason]kvrpcpb.WriteConflict_Reason{
-	commands.ConflictOptimistic: kvrpcpb.WriteConflict_Optimistic,
-	commands.ConflictRolledBack: kvrpcpb.WriteConflict_SelfRolledBack,
-	commands.ConflictNewest:     kvrpcpb.WriteConflict_RcCheckTs,
+	commands.ConflictOptimistic:  kvrpcpb.WriteConflict_Optimistic,
+	commands.ConflictRolledBack:  kvrpcpb.WriteConflict_SelfRolledBack,
+	commands.ConflictPessimistic: kvrpcpb.WriteConflict_PessimisticRetry,
+	commands.ConflictLazy:        kvrpcpb.WriteConflict_LazyUniquenessCheck,
+	commands.ConflictNewest:      kvrpcpb.WriteConflict_RcCheckTs,
 }
 
 var assertions = map[commands.Assertion]kvrpcpb.Assertion{
@@ -87,8 +89,11 @@ func lockError(err error) *kvrpcpb.KeyError {
 		asserted *commands.AssertionError
 		unknown  *commands.TxnNotFoundError
 		primary  *commands.PrimaryMismatchError
+		dead     *commands.DeadlockError
 	)
 	switch {
+	case errors.As(err, &dead):
+		return &kvrpcpb.KeyError{Deadlock: deadlockOf(dead)}
 	case errors.As(err, &locked):
 		return &kvrpcpb.KeyError{Locked: lockInfo(&locked.KeyLock)}
 	case errors.As(err, &early):

@@ -53,6 +53,15 @@ func txnCases() []rpcCase {
 		{"CheckSecondaryLocks", func(c C, key string) encodable {
 			return &kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: two(key), StartVersion: 50}
 		}, func() answering { return new(kvrpcpb.CheckSecondaryLocksResponse) }},
+		{"PessimisticLock", func(c C, key string) encodable {
+			return &kvrpcpb.PessimisticLockRequest{
+				Context: c, PrimaryLock: []byte("b"), StartVersion: 100, ForUpdateTs: 100, LockTtl: 9, WaitTimeout: -1,
+				Mutations: []*kvrpcpb.Mutation{{Op: kvrpcpb.Op_PessimisticLock, Key: []byte("b")}, {Op: kvrpcpb.Op_PessimisticLock, Key: []byte(key)}},
+			}
+		}, func() answering { return new(kvrpcpb.PessimisticLockResponse) }},
+		{"PessimisticRollback", func(c C, key string) encodable {
+			return &kvrpcpb.PessimisticRollbackRequest{Context: c, Keys: two(key), StartVersion: 50, ForUpdateTs: 60}
+		}, func() answering { return new(kvrpcpb.PessimisticRollbackResponse) }},
 		{"TxnHeartBeat", func(c C, key string) encodable {
 			return &kvrpcpb.TxnHeartBeatRequest{Context: c, PrimaryLock: []byte(key), StartVersion: 50, AdviseLockTtl: 1 << 20}
 		}, func() answering { return new(kvrpcpb.TxnHeartBeatResponse) }},
@@ -82,6 +91,8 @@ func (c *rpcCase) path() string {
 	switch c.method {
 	case "MvccGetByKey", "MvccGetByStartTs", "SplitRegion":
 		return c.method
+	case "PessimisticRollback":
+		return "KV" + c.method
 	}
 	return "Kv" + c.method
 }
@@ -208,11 +219,16 @@ func TestTxnRequestsThatAreWrong(t *testing.T) {
 		"limit":             {"KvScan", &kvrpcpb.ScanRequest{Context: good, StartKey: one[0], Limit: 1 << 30}, &kvrpcpb.ScanResponse{}, "limit"},
 		"rollback":          {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.Mutations = mut(kvrpcpb.Op_Rollback) }), &kvrpcpb.PrewriteResponse{}, "Rollback"},
 		"unknown op":        {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.Mutations = mut(99) }), &kvrpcpb.PrewriteResponse{}, "99"},
-		"pessimistic op":    {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.Mutations = mut(kvrpcpb.Op_PessimisticLock) }), &kvrpcpb.PrewriteResponse{}, "pessimistic"},
-		"for update":        {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.ForUpdateTs = 100 }), &kvrpcpb.PrewriteResponse{}, "pessimistic"},
+		"pessimistic op":    {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.Mutations = mut(kvrpcpb.Op_PessimisticLock) }), &kvrpcpb.PrewriteResponse{}, "PessimisticLock"},
+		"constraints": {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) {
+			r.ForUpdateTsConstraints = []*kvrpcpb.PrewriteRequest_ForUpdateTSConstraint{{Index: 9}}
+		}), &kvrpcpb.PrewriteResponse{}, "do not fit"},
 		"checks": {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) {
-			r.PessimisticActions = []kvrpcpb.PrewriteRequest_PessimisticAction{0, 1}
-		}), &kvrpcpb.PrewriteResponse{}, "pessimistic"},
+			r.PessimisticActions = []kvrpcpb.PrewriteRequest_PessimisticAction{1}
+		}), &kvrpcpb.PrewriteResponse{}, "for_update_ts"},
+		"more checks": {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) {
+			r.PessimisticActions = make([]kvrpcpb.PrewriteRequest_PessimisticAction, 9)
+		}), &kvrpcpb.PrewriteResponse{}, "do not fit"},
 		"no primary":     {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.PrimaryLock = nil }), &kvrpcpb.PrewriteResponse{}, "primary"},
 		"no start":       {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.StartVersion = 0 }), &kvrpcpb.PrewriteResponse{}, "InvalidTxnTso"},
 		"start at end":   {"KvPrewrite", pre(func(r *kvrpcpb.PrewriteRequest) { r.StartVersion = math.MaxUint64 }), &kvrpcpb.PrewriteResponse{}, "InvalidTxnTso"},
@@ -236,9 +252,18 @@ func TestTxnRequestsThatAreWrong(t *testing.T) {
 		"destroy upwards":  {"UnsafeDestroyRange", &kvrpcpb.UnsafeDestroyRangeRequest{Context: good, StartKey: []byte("c")}, &kvrpcpb.UnsafeDestroyRangeResponse{}, "two bounds"},
 		"split at nothing": {"SplitRegion", &kvrpcpb.SplitRegionRequest{Context: good}, &kvrpcpb.SplitRegionResponse{}, ""},
 		"raw put":          {"RawPut", &kvrpcpb.RawPutRequest{Context: good, Key: one[0]}, &kvrpcpb.RawPutResponse{}, "mode txn"},
-		"lock":             {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: good}, &kvrpcpb.PessimisticLockResponse{}, "pessimistic"},
-		"unlock":           {"KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: good}, &kvrpcpb.PessimisticRollbackResponse{}, "pessimistic"},
-		"secondaries":      {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good, Keys: one}, &kvrpcpb.CheckSecondaryLocksResponse{}, "InvalidTxnTso"},
+		"lock":             {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: good, StartVersion: 70, ForUpdateTs: 69}, &kvrpcpb.PessimisticLockResponse{}, "InvalidTxnTso"},
+		"lock a put": {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{
+			Context: good, StartVersion: 70, ForUpdateTs: 70, Mutations: mut(kvrpcpb.Op_Put), PrimaryLock: one[0],
+		}, &kvrpcpb.PessimisticLockResponse{}, "operation Put"},
+		"lock in spite of all": {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{
+			Context: good, StartVersion: 70, ForUpdateTs: 70, WakeUpMode: kvrpcpb.PessimisticLockWakeUpMode_WakeUpModeForceLock,
+		}, &kvrpcpb.PessimisticLockResponse{}, "in spite of a conflict"},
+		"lock what exists": {"KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{
+			Context: good, StartVersion: 70, ForUpdateTs: 70, LockOnlyIfExists: true,
+		}, &kvrpcpb.PessimisticLockResponse{}, "return_values"},
+		"unlock":      {"KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: good}, &kvrpcpb.PessimisticRollbackResponse{}, "InvalidTxnTso"},
+		"secondaries": {"KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: good, Keys: one}, &kvrpcpb.CheckSecondaryLocksResponse{}, "InvalidTxnTso"},
 	} {
 		err := ask(t, conn, c.method, c.req, c.resp)
 		if c.method == "SplitRegion" {
@@ -374,10 +399,9 @@ func TestTxnBatches(t *testing.T) {
 			require.True(t, odd.wanted(resp.GetRegionError()), "%s, %s: %v", rpc.method, name, resp)
 		}
 	}
-	require.Equal(t, 13, served)
+	require.Equal(t, 15, served)
 	require.Equal(t, before, records(t, conn))
 	for name, text := range map[string]string{
-		"PessimisticLock": "pessimistic", "PessimisticRollback": "pessimistic",
 		"Flush": "not served", "BufferBatchGet": "not served",
 	} {
 		require.Contains(t, one(numbers[name], &kvrpcpb.FlushRequest{}).String(), text, name)

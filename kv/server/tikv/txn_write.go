@@ -24,8 +24,6 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 		out.Kind = mvcc.WriteKindLock
 	case kvrpcpb.Op_CheckNotExists:
 		out.Kind, out.CheckOnly = mvcc.WriteKindLock, true
-	case kvrpcpb.Op_PessimisticLock:
-		return out, errPessimistic
 	default:
 		return out, &requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
 	}
@@ -43,13 +41,7 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 
 // prewriteOf translates a prewrite.
 func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, error) {
-	pessimistic := req.ForUpdateTs > 0 || len(req.ForUpdateTsConstraints) > 0
-	for _, a := range req.PessimisticActions {
-		pessimistic = pessimistic || a != kvrpcpb.PrewriteRequest_SKIP_PESSIMISTIC_CHECK
-	}
 	switch {
-	case pessimistic:
-		return nil, errPessimistic
 	case len(req.TxnFileChunks) > 0:
 		return nil, &requestError{"transactions in files are not served"}
 	case len(req.Mutations)+len(req.Secondaries) > maxBatchKeys:
@@ -64,6 +56,7 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, TxnSize: req.TxnSize,
 		MinCommitTS: req.MinCommitTs, TxnSource: req.Context.GetTxnSource(),
 		AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc, MaxCommitTS: req.MaxCommitTs,
+		ForUpdateTS: req.ForUpdateTs, Retry: req.Context.GetIsRetryRequest(),
 	}
 	for _, k := range req.Secondaries {
 		if err := s.checkKey(k); err != nil {
@@ -80,7 +73,7 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 		}
 		p.Mutations = append(p.Mutations, out)
 	}
-	return p, nil
+	return p, pessimistic(req, p)
 }
 
 // KvPrewrite implements tikvpb.Tikv.
@@ -281,28 +274,4 @@ func (s *Service) KvDeleteRange(
 	var rpc error
 	resp.RegionError, resp.Error, rpc = textOutcome(err)
 	return resp, rpc
-}
-
-// Commands of protocols that are not served are refused by an error of their answer, at which clients give up at once.
-
-// KvPessimisticLock refuses.
-func (s *Service) KvPessimisticLock(
-	context.Context, *kvrpcpb.PessimisticLockRequest,
-) (*kvrpcpb.PessimisticLockResponse, error) {
-	return &kvrpcpb.PessimisticLockResponse{Errors: []*kvrpcpb.KeyError{s.refusal(errPessimistic)}}, nil
-}
-
-// KVPessimisticRollback refuses.
-func (s *Service) KVPessimisticRollback(
-	context.Context, *kvrpcpb.PessimisticRollbackRequest,
-) (*kvrpcpb.PessimisticRollbackResponse, error) {
-	return &kvrpcpb.PessimisticRollbackResponse{Errors: []*kvrpcpb.KeyError{s.refusal(errPessimistic)}}, nil
-}
-
-// refusal names the mode where that is the reason.
-func (s *Service) refusal(err error) *kvrpcpb.KeyError {
-	if s.txn == nil {
-		err = errTxnRefused
-	}
-	return &kvrpcpb.KeyError{Abort: err.Error()}
 }

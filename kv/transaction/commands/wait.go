@@ -14,6 +14,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
+// Edge says that a transaction waits for another one's lock.
+type Edge = deadlock.Edge
+
 // Detector finds circles of transactions that wait for each other, in the whole cluster. Safe for concurrent use.
 type Detector interface {
 	// Detect adds an edge. It returns the other edges of a circle that it would close; then it is not added. Without an
@@ -57,6 +60,17 @@ const (
 	tellTimeout = 300 * time.Millisecond
 )
 
+// LockWait is the wait that a request asks for by a number of milliseconds: 0 is the store's choice, a negative one none.
+func LockWait(ms int64) time.Duration {
+	switch most := MaxLockWait.Milliseconds(); {
+	case ms < 0:
+		return 0
+	case ms == 0 || ms > most:
+		return MaxLockWait
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
 // wait is one request that waits for the locks of others, one after the other.
 type wait struct {
 	e      *Executor
@@ -98,6 +112,13 @@ func (e *Executor) lockOrWait(
 		select {
 		case <-w.place.Woken():
 		case <-again.C:
+			// Only the first looks: the others would come before it.
+			if _, err := e.st.Leadership(c); err != nil {
+				return nil, err
+			}
+			if !w.place.First() {
+				continue
+			}
 		case <-timer.C:
 			again.Stop()
 			return nil, w.locked

@@ -63,6 +63,14 @@ func (w *Waiter) Leave() {
 	w.q.count.Add(-1)
 }
 
+// First tells whether nobody stands before it.
+func (w *Waiter) First() bool {
+	w.q.mu.Lock()
+	defer w.q.mu.Unlock()
+	list := w.q.mu.byKey[w.key]
+	return len(list) > 0 && list[0] == w
+}
+
 // Woken has something once the lock may have gone.
 func (w *Waiter) Woken() <-chan struct{} { return w.woken }
 

@@ -22,6 +22,7 @@ func TestOrder(t *testing.T) {
 	require.True(t, q.Idle())
 	late, early, other := q.Join([]byte("k"), 30), q.Join([]byte("k"), 10), q.Join([]byte("l"), 5)
 	require.False(t, q.Idle())
+	require.True(t, early.First() && other.First() && !late.First())
 	q.Wake([]byte("nobody's"))
 	require.False(t, woken(early) || woken(late) || woken(other))
 	q.Wake([]byte("k"))

@@ -1081,6 +1081,10 @@ type PrewriteRequest struct {
 	PrimaryLock  []byte      `protobuf:"bytes,3,opt,name=primary_lock,json=primaryLock,proto3" json:"primary_lock,omitempty"`
 	StartVersion uint64      `protobuf:"varint,4,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
 	LockTtl      uint64      `protobuf:"varint,5,opt,name=lock_ttl,json=lockTtl,proto3" json:"lock_ttl,omitempty"`
+	// is_pessimistic_lock says of each mutation whether its key was locked before. Without for_update_ts there are no such locks.
+	IsPessimisticLock []bool `protobuf:"varint,7,rep,packed,name=is_pessimistic_lock,json=isPessimisticLock,proto3" json:"is_pessimistic_lock,omitempty"`
+	// for_update_ts is the timestamp of the newest of the locks that were taken before the commit.
+	ForUpdateTs uint64 `protobuf:"varint,9,opt,name=for_update_ts,json=forUpdateTs,proto3" json:"for_update_ts,omitempty"`
 	// min_commit_ts is the least timestamp at which the transaction may commit, where the store chooses it.
 	MinCommitTs uint64 `protobuf:"varint,10,opt,name=min_commit_ts,json=minCommitTs,proto3" json:"min_commit_ts,omitempty"`
 	// use_async_commit: the transaction is committed once all its keys are locked. The primary's lock names the others.
@@ -1155,6 +1159,20 @@ func (m *PrewriteRequest) GetStartVersion() uint64 {
 func (m *PrewriteRequest) GetLockTtl() uint64 {
 	if m != nil {
 		return m.LockTtl
+	}
+	return 0
+}
+
+func (m *PrewriteRequest) GetIsPessimisticLock() []bool {
+	if m != nil {
+		return m.IsPessimisticLock
+	}
+	return nil
+}
+
+func (m *PrewriteRequest) GetForUpdateTs() uint64 {
+	if m != nil {
+		return m.ForUpdateTs
 	}
 	return 0
 }
@@ -1267,6 +1285,628 @@ func (m *PrewriteResponse) GetCommittedTs() uint64 {
 	return 0
 }
 
+// PessimisticLockRequest locks keys before the commit of their transaction.
+type PessimisticLockRequest struct {
+	Context      *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	PrimaryLock  []byte   `protobuf:"bytes,3,opt,name=primary_lock,json=primaryLock,proto3" json:"primary_lock,omitempty"`
+	StartVersion uint64   `protobuf:"varint,4,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
+	LockTtl      uint64   `protobuf:"varint,5,opt,name=lock_ttl,json=lockTtl,proto3" json:"lock_ttl,omitempty"`
+	// for_update_ts is the timestamp of the request: what was committed later is a conflict.
+	ForUpdateTs uint64 `protobuf:"varint,6,opt,name=for_update_ts,json=forUpdateTs,proto3" json:"for_update_ts,omitempty"`
+	// is_first_lock: the transaction has no other lock, so that it is part of no deadlock.
+	IsFirstLock bool `protobuf:"varint,7,opt,name=is_first_lock,json=isFirstLock,proto3" json:"is_first_lock,omitempty"`
+	// wait_timeout is for how many milliseconds to wait for locks of others; negative does not wait, 0 is the store's choice.
+	WaitTimeout int64 `protobuf:"varint,8,opt,name=wait_timeout,json=waitTimeout,proto3" json:"wait_timeout,omitempty"`
+	// return_values asks for the values as of for_update_ts.
+	ReturnValues bool     `protobuf:"varint,10,opt,name=return_values,json=returnValues,proto3" json:"return_values,omitempty"`
+	Keys         [][]byte `protobuf:"bytes,100,rep,name=keys,proto3" json:"keys,omitempty"`
+}
+
+func (m *PessimisticLockRequest) Reset()         { *m = PessimisticLockRequest{} }
+func (m *PessimisticLockRequest) String() string { return proto.CompactTextString(m) }
+func (*PessimisticLockRequest) ProtoMessage()    {}
+func (*PessimisticLockRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{16}
+}
+func (m *PessimisticLockRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *PessimisticLockRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_PessimisticLockRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *PessimisticLockRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_PessimisticLockRequest.Merge(m, src)
+}
+func (m *PessimisticLockRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *PessimisticLockRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_PessimisticLockRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_PessimisticLockRequest proto.InternalMessageInfo
+
+func (m *PessimisticLockRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *PessimisticLockRequest) GetPrimaryLock() []byte {
+	if m != nil {
+		return m.PrimaryLock
+	}
+	return nil
+}
+
+func (m *PessimisticLockRequest) GetStartVersion() uint64 {
+	if m != nil {
+		return m.StartVersion
+	}
+	return 0
+}
+
+func (m *PessimisticLockRequest) GetLockTtl() uint64 {
+	if m != nil {
+		return m.LockTtl
+	}
+	return 0
+}
+
+func (m *PessimisticLockRequest) GetForUpdateTs() uint64 {
+	if m != nil {
+		return m.ForUpdateTs
+	}
+	return 0
+}
+
+func (m *PessimisticLockRequest) GetIsFirstLock() bool {
+	if m != nil {
+		return m.IsFirstLock
+	}
+	return false
+}
+
+func (m *PessimisticLockRequest) GetWaitTimeout() int64 {
+	if m != nil {
+		return m.WaitTimeout
+	}
+	return 0
+}
+
+func (m *PessimisticLockRequest) GetReturnValues() bool {
+	if m != nil {
+		return m.ReturnValues
+	}
+	return false
+}
+
+func (m *PessimisticLockRequest) GetKeys() [][]byte {
+	if m != nil {
+		return m.Keys
+	}
+	return nil
+}
+
+// PessimisticLockResponse has the values in the order of the keys, if they were asked for.
+type PessimisticLockResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Errors      []*KeyError    `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"`
+	Values      [][]byte       `protobuf:"bytes,5,rep,name=values,proto3" json:"values,omitempty"`
+	NotFounds   []bool         `protobuf:"varint,6,rep,packed,name=not_founds,json=notFounds,proto3" json:"not_founds,omitempty"`
+}
+
+func (m *PessimisticLockResponse) Reset()         { *m = PessimisticLockResponse{} }
+func (m *PessimisticLockResponse) String() string { return proto.CompactTextString(m) }
+func (*PessimisticLockResponse) ProtoMessage()    {}
+func (*PessimisticLockResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{17}
+}
+func (m *PessimisticLockResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *PessimisticLockResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_PessimisticLockResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *PessimisticLockResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_PessimisticLockResponse.Merge(m, src)
+}
+func (m *PessimisticLockResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *PessimisticLockResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_PessimisticLockResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_PessimisticLockResponse proto.InternalMessageInfo
+
+func (m *PessimisticLockResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *PessimisticLockResponse) GetErrors() []*KeyError {
+	if m != nil {
+		return m.Errors
+	}
+	return nil
+}
+
+func (m *PessimisticLockResponse) GetValues() [][]byte {
+	if m != nil {
+		return m.Values
+	}
+	return nil
+}
+
+func (m *PessimisticLockResponse) GetNotFounds() []bool {
+	if m != nil {
+		return m.NotFounds
+	}
+	return nil
+}
+
+// PessimisticRollbackRequest drops locks that were taken at for_update_ts or before, and leaves no record.
+type PessimisticRollbackRequest struct {
+	Context      *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	StartVersion uint64   `protobuf:"varint,2,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
+	ForUpdateTs  uint64   `protobuf:"varint,3,opt,name=for_update_ts,json=forUpdateTs,proto3" json:"for_update_ts,omitempty"`
+	Keys         [][]byte `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+}
+
+func (m *PessimisticRollbackRequest) Reset()         { *m = PessimisticRollbackRequest{} }
+func (m *PessimisticRollbackRequest) String() string { return proto.CompactTextString(m) }
+func (*PessimisticRollbackRequest) ProtoMessage()    {}
+func (*PessimisticRollbackRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{18}
+}
+func (m *PessimisticRollbackRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *PessimisticRollbackRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_PessimisticRollbackRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *PessimisticRollbackRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_PessimisticRollbackRequest.Merge(m, src)
+}
+func (m *PessimisticRollbackRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *PessimisticRollbackRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_PessimisticRollbackRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_PessimisticRollbackRequest proto.InternalMessageInfo
+
+func (m *PessimisticRollbackRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *PessimisticRollbackRequest) GetStartVersion() uint64 {
+	if m != nil {
+		return m.StartVersion
+	}
+	return 0
+}
+
+func (m *PessimisticRollbackRequest) GetForUpdateTs() uint64 {
+	if m != nil {
+		return m.ForUpdateTs
+	}
+	return 0
+}
+
+func (m *PessimisticRollbackRequest) GetKeys() [][]byte {
+	if m != nil {
+		return m.Keys
+	}
+	return nil
+}
+
+type PessimisticRollbackResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Errors      []*KeyError    `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"`
+}
+
+func (m *PessimisticRollbackResponse) Reset()         { *m = PessimisticRollbackResponse{} }
+func (m *PessimisticRollbackResponse) String() string { return proto.CompactTextString(m) }
+func (*PessimisticRollbackResponse) ProtoMessage()    {}
+func (*PessimisticRollbackResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{19}
+}
+func (m *PessimisticRollbackResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *PessimisticRollbackResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_PessimisticRollbackResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *PessimisticRollbackResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_PessimisticRollbackResponse.Merge(m, src)
+}
+func (m *PessimisticRollbackResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *PessimisticRollbackResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_PessimisticRollbackResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_PessimisticRollbackResponse proto.InternalMessageInfo
+
+func (m *PessimisticRollbackResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *PessimisticRollbackResponse) GetErrors() []*KeyError {
+	if m != nil {
+		return m.Errors
+	}
+	return nil
+}
+
+// TxnHeartBeatRequest has the primary's lock live for advise_lock_ttl milliseconds from the start timestamp on.
+type TxnHeartBeatRequest struct {
+	Context       *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	PrimaryLock   []byte   `protobuf:"bytes,2,opt,name=primary_lock,json=primaryLock,proto3" json:"primary_lock,omitempty"`
+	StartVersion  uint64   `protobuf:"varint,3,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
+	AdviseLockTtl uint64   `protobuf:"varint,4,opt,name=advise_lock_ttl,json=adviseLockTtl,proto3" json:"advise_lock_ttl,omitempty"`
+}
+
+func (m *TxnHeartBeatRequest) Reset()         { *m = TxnHeartBeatRequest{} }
+func (m *TxnHeartBeatRequest) String() string { return proto.CompactTextString(m) }
+func (*TxnHeartBeatRequest) ProtoMessage()    {}
+func (*TxnHeartBeatRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{20}
+}
+func (m *TxnHeartBeatRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *TxnHeartBeatRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_TxnHeartBeatRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *TxnHeartBeatRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_TxnHeartBeatRequest.Merge(m, src)
+}
+func (m *TxnHeartBeatRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *TxnHeartBeatRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_TxnHeartBeatRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_TxnHeartBeatRequest proto.InternalMessageInfo
+
+func (m *TxnHeartBeatRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *TxnHeartBeatRequest) GetPrimaryLock() []byte {
+	if m != nil {
+		return m.PrimaryLock
+	}
+	return nil
+}
+
+func (m *TxnHeartBeatRequest) GetStartVersion() uint64 {
+	if m != nil {
+		return m.StartVersion
+	}
+	return 0
+}
+
+func (m *TxnHeartBeatRequest) GetAdviseLockTtl() uint64 {
+	if m != nil {
+		return m.AdviseLockTtl
+	}
+	return 0
+}
+
+type TxnHeartBeatResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       *KeyError      `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	LockTtl     uint64         `protobuf:"varint,3,opt,name=lock_ttl,json=lockTtl,proto3" json:"lock_ttl,omitempty"`
+}
+
+func (m *TxnHeartBeatResponse) Reset()         { *m = TxnHeartBeatResponse{} }
+func (m *TxnHeartBeatResponse) String() string { return proto.CompactTextString(m) }
+func (*TxnHeartBeatResponse) ProtoMessage()    {}
+func (*TxnHeartBeatResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{21}
+}
+func (m *TxnHeartBeatResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *TxnHeartBeatResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_TxnHeartBeatResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *TxnHeartBeatResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_TxnHeartBeatResponse.Merge(m, src)
+}
+func (m *TxnHeartBeatResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *TxnHeartBeatResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_TxnHeartBeatResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_TxnHeartBeatResponse proto.InternalMessageInfo
+
+func (m *TxnHeartBeatResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *TxnHeartBeatResponse) GetError() *KeyError {
+	if m != nil {
+		return m.Error
+	}
+	return nil
+}
+
+func (m *TxnHeartBeatResponse) GetLockTtl() uint64 {
+	if m != nil {
+		return m.LockTtl
+	}
+	return 0
+}
+
+// DetectDeadlockRequest is for stores: a transaction waits for another one, or does not any more.
+type DetectDeadlockRequest struct {
+	Context *Context      `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Entry   *WaitForEntry `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Remove  bool          `protobuf:"varint,3,opt,name=remove,proto3" json:"remove,omitempty"`
+}
+
+func (m *DetectDeadlockRequest) Reset()         { *m = DetectDeadlockRequest{} }
+func (m *DetectDeadlockRequest) String() string { return proto.CompactTextString(m) }
+func (*DetectDeadlockRequest) ProtoMessage()    {}
+func (*DetectDeadlockRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{22}
+}
+func (m *DetectDeadlockRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *DetectDeadlockRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_DetectDeadlockRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *DetectDeadlockRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_DetectDeadlockRequest.Merge(m, src)
+}
+func (m *DetectDeadlockRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *DetectDeadlockRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_DetectDeadlockRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_DetectDeadlockRequest proto.InternalMessageInfo
+
+func (m *DetectDeadlockRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *DetectDeadlockRequest) GetEntry() *WaitForEntry {
+	if m != nil {
+		return m.Entry
+	}
+	return nil
+}
+
+func (m *DetectDeadlockRequest) GetRemove() bool {
+	if m != nil {
+		return m.Remove
+	}
+	return false
+}
+
+// DetectDeadlockResponse has the other waits of a circle, if there is one.
+type DetectDeadlockResponse struct {
+	RegionError *errorpb.Error  `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       *KeyError       `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Chain       []*WaitForEntry `protobuf:"bytes,3,rep,name=chain,proto3" json:"chain,omitempty"`
+}
+
+func (m *DetectDeadlockResponse) Reset()         { *m = DetectDeadlockResponse{} }
+func (m *DetectDeadlockResponse) String() string { return proto.CompactTextString(m) }
+func (*DetectDeadlockResponse) ProtoMessage()    {}
+func (*DetectDeadlockResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{23}
+}
+func (m *DetectDeadlockResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *DetectDeadlockResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_DetectDeadlockResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *DetectDeadlockResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_DetectDeadlockResponse.Merge(m, src)
+}
+func (m *DetectDeadlockResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *DetectDeadlockResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_DetectDeadlockResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_DetectDeadlockResponse proto.InternalMessageInfo
+
+func (m *DetectDeadlockResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *DetectDeadlockResponse) GetError() *KeyError {
+	if m != nil {
+		return m.Error
+	}
+	return nil
+}
+
+func (m *DetectDeadlockResponse) GetChain() []*WaitForEntry {
+	if m != nil {
+		return m.Chain
+	}
+	return nil
+}
+
+type WaitForEntry struct {
+	Txn        uint64 `protobuf:"varint,1,opt,name=txn,proto3" json:"txn,omitempty"`
+	WaitForTxn uint64 `protobuf:"varint,2,opt,name=wait_for_txn,json=waitForTxn,proto3" json:"wait_for_txn,omitempty"`
+	Key        []byte `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Tag        []byte `protobuf:"bytes,5,opt,name=tag,proto3" json:"tag,omitempty"`
+}
+
+func (m *WaitForEntry) Reset()         { *m = WaitForEntry{} }
+func (m *WaitForEntry) String() string { return proto.CompactTextString(m) }
+func (*WaitForEntry) ProtoMessage()    {}
+func (*WaitForEntry) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{24}
+}
+func (m *WaitForEntry) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *WaitForEntry) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_WaitForEntry.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *WaitForEntry) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_WaitForEntry.Merge(m, src)
+}
+func (m *WaitForEntry) XXX_Size() int {
+	return m.Size()
+}
+func (m *WaitForEntry) XXX_DiscardUnknown() {
+	xxx_messageInfo_WaitForEntry.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_WaitForEntry proto.InternalMessageInfo
+
+func (m *WaitForEntry) GetTxn() uint64 {
+	if m != nil {
+		return m.Txn
+	}
+	return 0
+}
+
+func (m *WaitForEntry) GetWaitForTxn() uint64 {
+	if m != nil {
+		return m.WaitForTxn
+	}
+	return 0
+}
+
+func (m *WaitForEntry) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+func (m *WaitForEntry) GetTag() []byte {
+	if m != nil {
+		return m.Tag
+	}
+	return nil
+}
+
 type CommitRequest struct {
 	Context       *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
 	StartVersion  uint64   `protobuf:"varint,2,opt,name=start_version,json=startVersion,proto3" json:"start_version,omitempty"`
@@ -1278,7 +1918,7 @@ func (m *CommitRequest) Reset()         { *m = CommitRequest{} }
 func (m *CommitRequest) String() string { return proto.CompactTextString(m) }
 func (*CommitRequest) ProtoMessage()    {}
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{16}
+	return fileDescriptor_1afe832be69693c7, []int{25}
 }
 func (m *CommitRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1344,7 +1984,7 @@ func (m *CommitResponse) Reset()         { *m = CommitResponse{} }
 func (m *CommitResponse) String() string { return proto.CompactTextString(m) }
 func (*CommitResponse) ProtoMessage()    {}
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{17}
+	return fileDescriptor_1afe832be69693c7, []int{26}
 }
 func (m *CommitResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1402,7 +2042,7 @@ func (m *ScanRequest) Reset()         { *m = ScanRequest{} }
 func (m *ScanRequest) String() string { return proto.CompactTextString(m) }
 func (*ScanRequest) ProtoMessage()    {}
 func (*ScanRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{18}
+	return fileDescriptor_1afe832be69693c7, []int{27}
 }
 func (m *ScanRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1489,7 +2129,7 @@ func (m *ScanResponse) Reset()         { *m = ScanResponse{} }
 func (m *ScanResponse) String() string { return proto.CompactTextString(m) }
 func (*ScanResponse) ProtoMessage()    {}
 func (*ScanResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{19}
+	return fileDescriptor_1afe832be69693c7, []int{28}
 }
 func (m *ScanResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1542,7 +2182,7 @@ func (m *BatchGetRequest) Reset()         { *m = BatchGetRequest{} }
 func (m *BatchGetRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchGetRequest) ProtoMessage()    {}
 func (*BatchGetRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{20}
+	return fileDescriptor_1afe832be69693c7, []int{29}
 }
 func (m *BatchGetRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1603,7 +2243,7 @@ func (m *BatchGetResponse) Reset()         { *m = BatchGetResponse{} }
 func (m *BatchGetResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchGetResponse) ProtoMessage()    {}
 func (*BatchGetResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{21}
+	return fileDescriptor_1afe832be69693c7, []int{30}
 }
 func (m *BatchGetResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1669,7 +2309,7 @@ func (m *ScanLockRequest) Reset()         { *m = ScanLockRequest{} }
 func (m *ScanLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ScanLockRequest) ProtoMessage()    {}
 func (*ScanLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{22}
+	return fileDescriptor_1afe832be69693c7, []int{31}
 }
 func (m *ScanLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1750,7 +2390,7 @@ func (m *ScanLockResponse) Reset()         { *m = ScanLockResponse{} }
 func (m *ScanLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ScanLockResponse) ProtoMessage()    {}
 func (*ScanLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{23}
+	return fileDescriptor_1afe832be69693c7, []int{32}
 }
 func (m *ScanLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1812,7 +2452,7 @@ func (m *CollectGarbageRequest) Reset()         { *m = CollectGarbageRequest{} }
 func (m *CollectGarbageRequest) String() string { return proto.CompactTextString(m) }
 func (*CollectGarbageRequest) ProtoMessage()    {}
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{24}
+	return fileDescriptor_1afe832be69693c7, []int{33}
 }
 func (m *CollectGarbageRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1878,7 +2518,7 @@ func (m *CollectGarbageResponse) Reset()         { *m = CollectGarbageResponse{}
 func (m *CollectGarbageResponse) String() string { return proto.CompactTextString(m) }
 func (*CollectGarbageResponse) ProtoMessage()    {}
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{25}
+	return fileDescriptor_1afe832be69693c7, []int{34}
 }
 func (m *CollectGarbageResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1965,7 +2605,7 @@ func (m *MvccGetByKeyRequest) Reset()         { *m = MvccGetByKeyRequest{} }
 func (m *MvccGetByKeyRequest) String() string { return proto.CompactTextString(m) }
 func (*MvccGetByKeyRequest) ProtoMessage()    {}
 func (*MvccGetByKeyRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{26}
+	return fileDescriptor_1afe832be69693c7, []int{35}
 }
 func (m *MvccGetByKeyRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2018,7 +2658,7 @@ func (m *MvccGetByKeyResponse) Reset()         { *m = MvccGetByKeyResponse{} }
 func (m *MvccGetByKeyResponse) String() string { return proto.CompactTextString(m) }
 func (*MvccGetByKeyResponse) ProtoMessage()    {}
 func (*MvccGetByKeyResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{27}
+	return fileDescriptor_1afe832be69693c7, []int{36}
 }
 func (m *MvccGetByKeyResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2081,7 +2721,7 @@ func (m *MvccInfo) Reset()         { *m = MvccInfo{} }
 func (m *MvccInfo) String() string { return proto.CompactTextString(m) }
 func (*MvccInfo) ProtoMessage()    {}
 func (*MvccInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{28}
+	return fileDescriptor_1afe832be69693c7, []int{37}
 }
 func (m *MvccInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2151,7 +2791,7 @@ func (m *MvccWrite) Reset()         { *m = MvccWrite{} }
 func (m *MvccWrite) String() string { return proto.CompactTextString(m) }
 func (*MvccWrite) ProtoMessage()    {}
 func (*MvccWrite) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{29}
+	return fileDescriptor_1afe832be69693c7, []int{38}
 }
 func (m *MvccWrite) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2231,7 +2871,7 @@ func (m *MvccValue) Reset()         { *m = MvccValue{} }
 func (m *MvccValue) String() string { return proto.CompactTextString(m) }
 func (*MvccValue) ProtoMessage()    {}
 func (*MvccValue) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{30}
+	return fileDescriptor_1afe832be69693c7, []int{39}
 }
 func (m *MvccValue) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2284,7 +2924,7 @@ func (m *BatchRollbackRequest) Reset()         { *m = BatchRollbackRequest{} }
 func (m *BatchRollbackRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackRequest) ProtoMessage()    {}
 func (*BatchRollbackRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{31}
+	return fileDescriptor_1afe832be69693c7, []int{40}
 }
 func (m *BatchRollbackRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2343,7 +2983,7 @@ func (m *BatchRollbackResponse) Reset()         { *m = BatchRollbackResponse{} }
 func (m *BatchRollbackResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackResponse) ProtoMessage()    {}
 func (*BatchRollbackResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{32}
+	return fileDescriptor_1afe832be69693c7, []int{41}
 }
 func (m *BatchRollbackResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2402,7 +3042,7 @@ func (m *CheckTxnStatusRequest) Reset()         { *m = CheckTxnStatusRequest{} }
 func (m *CheckTxnStatusRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusRequest) ProtoMessage()    {}
 func (*CheckTxnStatusRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{33}
+	return fileDescriptor_1afe832be69693c7, []int{42}
 }
 func (m *CheckTxnStatusRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2486,7 +3126,7 @@ func (m *CheckTxnStatusResponse) Reset()         { *m = CheckTxnStatusResponse{}
 func (m *CheckTxnStatusResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusResponse) ProtoMessage()    {}
 func (*CheckTxnStatusResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{34}
+	return fileDescriptor_1afe832be69693c7, []int{43}
 }
 func (m *CheckTxnStatusResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2562,7 +3202,7 @@ func (m *CheckSecondaryLocksRequest) Reset()         { *m = CheckSecondaryLocksR
 func (m *CheckSecondaryLocksRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckSecondaryLocksRequest) ProtoMessage()    {}
 func (*CheckSecondaryLocksRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{35}
+	return fileDescriptor_1afe832be69693c7, []int{44}
 }
 func (m *CheckSecondaryLocksRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2625,7 +3265,7 @@ func (m *CheckSecondaryLocksResponse) Reset()         { *m = CheckSecondaryLocks
 func (m *CheckSecondaryLocksResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckSecondaryLocksResponse) ProtoMessage()    {}
 func (*CheckSecondaryLocksResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{36}
+	return fileDescriptor_1afe832be69693c7, []int{45}
 }
 func (m *CheckSecondaryLocksResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2692,7 +3332,7 @@ func (m *ResolveLockRequest) Reset()         { *m = ResolveLockRequest{} }
 func (m *ResolveLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockRequest) ProtoMessage()    {}
 func (*ResolveLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{37}
+	return fileDescriptor_1afe832be69693c7, []int{46}
 }
 func (m *ResolveLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2751,7 +3391,7 @@ func (m *ResolveLockResponse) Reset()         { *m = ResolveLockResponse{} }
 func (m *ResolveLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockResponse) ProtoMessage()    {}
 func (*ResolveLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{38}
+	return fileDescriptor_1afe832be69693c7, []int{47}
 }
 func (m *ResolveLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2804,7 +3444,7 @@ func (m *KvPair) Reset()         { *m = KvPair{} }
 func (m *KvPair) String() string { return proto.CompactTextString(m) }
 func (*KvPair) ProtoMessage()    {}
 func (*KvPair) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{39}
+	return fileDescriptor_1afe832be69693c7, []int{48}
 }
 func (m *KvPair) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2864,7 +3504,7 @@ func (m *Mutation) Reset()         { *m = Mutation{} }
 func (m *Mutation) String() string { return proto.CompactTextString(m) }
 func (*Mutation) ProtoMessage()    {}
 func (*Mutation) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{40}
+	return fileDescriptor_1afe832be69693c7, []int{49}
 }
 func (m *Mutation) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2919,6 +3559,8 @@ type KeyError struct {
 	Retryable string         `protobuf:"bytes,2,opt,name=retryable,proto3" json:"retryable,omitempty"`
 	Abort     string         `protobuf:"bytes,3,opt,name=abort,proto3" json:"abort,omitempty"`
 	Conflict  *WriteConflict `protobuf:"bytes,4,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	// deadlock: the transaction would wait for one that waits for it.
+	Deadlock *Deadlock `protobuf:"bytes,6,opt,name=deadlock,proto3" json:"deadlock,omitempty"`
 	// commit_ts_expired: a reader has been promised that the transaction commits later. The request has done nothing.
 	CommitTsExpired *CommitTsExpired `protobuf:"bytes,7,opt,name=commit_ts_expired,json=commitTsExpired,proto3" json:"commit_ts_expired,omitempty"`
 }
@@ -2927,7 +3569,7 @@ func (m *KeyError) Reset()         { *m = KeyError{} }
 func (m *KeyError) String() string { return proto.CompactTextString(m) }
 func (*KeyError) ProtoMessage()    {}
 func (*KeyError) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{41}
+	return fileDescriptor_1afe832be69693c7, []int{50}
 }
 func (m *KeyError) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2984,9 +3626,68 @@ func (m *KeyError) GetConflict() *WriteConflict {
 	return nil
 }
 
+func (m *KeyError) GetDeadlock() *Deadlock {
+	if m != nil {
+		return m.Deadlock
+	}
+	return nil
+}
+
 func (m *KeyError) GetCommitTsExpired() *CommitTsExpired {
 	if m != nil {
 		return m.CommitTsExpired
+	}
+	return nil
+}
+
+type Deadlock struct {
+	LockTs  uint64 `protobuf:"varint,1,opt,name=lock_ts,json=lockTs,proto3" json:"lock_ts,omitempty"`
+	LockKey []byte `protobuf:"bytes,2,opt,name=lock_key,json=lockKey,proto3" json:"lock_key,omitempty"`
+}
+
+func (m *Deadlock) Reset()         { *m = Deadlock{} }
+func (m *Deadlock) String() string { return proto.CompactTextString(m) }
+func (*Deadlock) ProtoMessage()    {}
+func (*Deadlock) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{51}
+}
+func (m *Deadlock) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Deadlock) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Deadlock.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Deadlock) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Deadlock.Merge(m, src)
+}
+func (m *Deadlock) XXX_Size() int {
+	return m.Size()
+}
+func (m *Deadlock) XXX_DiscardUnknown() {
+	xxx_messageInfo_Deadlock.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Deadlock proto.InternalMessageInfo
+
+func (m *Deadlock) GetLockTs() uint64 {
+	if m != nil {
+		return m.LockTs
+	}
+	return 0
+}
+
+func (m *Deadlock) GetLockKey() []byte {
+	if m != nil {
+		return m.LockKey
 	}
 	return nil
 }
@@ -3002,7 +3703,7 @@ func (m *CommitTsExpired) Reset()         { *m = CommitTsExpired{} }
 func (m *CommitTsExpired) String() string { return proto.CompactTextString(m) }
 func (*CommitTsExpired) ProtoMessage()    {}
 func (*CommitTsExpired) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{42}
+	return fileDescriptor_1afe832be69693c7, []int{52}
 }
 func (m *CommitTsExpired) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3077,7 +3778,7 @@ func (m *LockInfo) Reset()         { *m = LockInfo{} }
 func (m *LockInfo) String() string { return proto.CompactTextString(m) }
 func (*LockInfo) ProtoMessage()    {}
 func (*LockInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{43}
+	return fileDescriptor_1afe832be69693c7, []int{53}
 }
 func (m *LockInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3180,7 +3881,7 @@ func (m *WriteConflict) Reset()         { *m = WriteConflict{} }
 func (m *WriteConflict) String() string { return proto.CompactTextString(m) }
 func (*WriteConflict) ProtoMessage()    {}
 func (*WriteConflict) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{44}
+	return fileDescriptor_1afe832be69693c7, []int{54}
 }
 func (m *WriteConflict) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3260,7 +3961,7 @@ func (m *Context) Reset()         { *m = Context{} }
 func (m *Context) String() string { return proto.CompactTextString(m) }
 func (*Context) ProtoMessage()    {}
 func (*Context) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{45}
+	return fileDescriptor_1afe832be69693c7, []int{55}
 }
 func (m *Context) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3369,7 +4070,7 @@ func (m *WriteOrigin) Reset()         { *m = WriteOrigin{} }
 func (m *WriteOrigin) String() string { return proto.CompactTextString(m) }
 func (*WriteOrigin) ProtoMessage()    {}
 func (*WriteOrigin) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{46}
+	return fileDescriptor_1afe832be69693c7, []int{56}
 }
 func (m *WriteOrigin) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3428,7 +4129,7 @@ func (m *BatchCommand) Reset()         { *m = BatchCommand{} }
 func (m *BatchCommand) String() string { return proto.CompactTextString(m) }
 func (*BatchCommand) ProtoMessage()    {}
 func (*BatchCommand) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{47}
+	return fileDescriptor_1afe832be69693c7, []int{57}
 }
 func (m *BatchCommand) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3515,7 +4216,7 @@ func (m *BatchReply) Reset()         { *m = BatchReply{} }
 func (m *BatchReply) String() string { return proto.CompactTextString(m) }
 func (*BatchReply) ProtoMessage()    {}
 func (*BatchReply) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{48}
+	return fileDescriptor_1afe832be69693c7, []int{58}
 }
 func (m *BatchReply) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3601,7 +4302,7 @@ func (m *BatchCommandsRequest) Reset()         { *m = BatchCommandsRequest{} }
 func (m *BatchCommandsRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsRequest) ProtoMessage()    {}
 func (*BatchCommandsRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{49}
+	return fileDescriptor_1afe832be69693c7, []int{59}
 }
 func (m *BatchCommandsRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3645,7 +4346,7 @@ func (m *BatchCommandsResponse) Reset()         { *m = BatchCommandsResponse{} }
 func (m *BatchCommandsResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsResponse) ProtoMessage()    {}
 func (*BatchCommandsResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{50}
+	return fileDescriptor_1afe832be69693c7, []int{60}
 }
 func (m *BatchCommandsResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3693,7 +4394,7 @@ func (m *CheckConsistencyRequest) Reset()         { *m = CheckConsistencyRequest
 func (m *CheckConsistencyRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyRequest) ProtoMessage()    {}
 func (*CheckConsistencyRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{51}
+	return fileDescriptor_1afe832be69693c7, []int{61}
 }
 func (m *CheckConsistencyRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3750,7 +4451,7 @@ func (m *CheckConsistencyResponse) Reset()         { *m = CheckConsistencyRespon
 func (m *CheckConsistencyResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyResponse) ProtoMessage()    {}
 func (*CheckConsistencyResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{52}
+	return fileDescriptor_1afe832be69693c7, []int{62}
 }
 func (m *CheckConsistencyResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3827,7 +4528,7 @@ func (m *ReplicaHashResult) Reset()         { *m = ReplicaHashResult{} }
 func (m *ReplicaHashResult) String() string { return proto.CompactTextString(m) }
 func (*ReplicaHashResult) ProtoMessage()    {}
 func (*ReplicaHashResult) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{53}
+	return fileDescriptor_1afe832be69693c7, []int{63}
 }
 func (m *ReplicaHashResult) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3894,7 +4595,7 @@ func (m *ForwardRequest) Reset()         { *m = ForwardRequest{} }
 func (m *ForwardRequest) String() string { return proto.CompactTextString(m) }
 func (*ForwardRequest) ProtoMessage()    {}
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{54}
+	return fileDescriptor_1afe832be69693c7, []int{64}
 }
 func (m *ForwardRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3947,7 +4648,7 @@ func (m *ForwardResponse) Reset()         { *m = ForwardResponse{} }
 func (m *ForwardResponse) String() string { return proto.CompactTextString(m) }
 func (*ForwardResponse) ProtoMessage()    {}
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{55}
+	return fileDescriptor_1afe832be69693c7, []int{65}
 }
 func (m *ForwardResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4009,6 +4710,15 @@ func init() {
 	proto.RegisterType((*GetResponse)(nil), "kvrpcpb.GetResponse")
 	proto.RegisterType((*PrewriteRequest)(nil), "kvrpcpb.PrewriteRequest")
 	proto.RegisterType((*PrewriteResponse)(nil), "kvrpcpb.PrewriteResponse")
+	proto.RegisterType((*PessimisticLockRequest)(nil), "kvrpcpb.PessimisticLockRequest")
+	proto.RegisterType((*PessimisticLockResponse)(nil), "kvrpcpb.PessimisticLockResponse")
+	proto.RegisterType((*PessimisticRollbackRequest)(nil), "kvrpcpb.PessimisticRollbackRequest")
+	proto.RegisterType((*PessimisticRollbackResponse)(nil), "kvrpcpb.PessimisticRollbackResponse")
+	proto.RegisterType((*TxnHeartBeatRequest)(nil), "kvrpcpb.TxnHeartBeatRequest")
+	proto.RegisterType((*TxnHeartBeatResponse)(nil), "kvrpcpb.TxnHeartBeatResponse")
+	proto.RegisterType((*DetectDeadlockRequest)(nil), "kvrpcpb.DetectDeadlockRequest")
+	proto.RegisterType((*DetectDeadlockResponse)(nil), "kvrpcpb.DetectDeadlockResponse")
+	proto.RegisterType((*WaitForEntry)(nil), "kvrpcpb.WaitForEntry")
 	proto.RegisterType((*CommitRequest)(nil), "kvrpcpb.CommitRequest")
 	proto.RegisterType((*CommitResponse)(nil), "kvrpcpb.CommitResponse")
 	proto.RegisterType((*ScanRequest)(nil), "kvrpcpb.ScanRequest")
@@ -4035,6 +4745,7 @@ func init() {
 	proto.RegisterType((*KvPair)(nil), "kvrpcpb.KvPair")
 	proto.RegisterType((*Mutation)(nil), "kvrpcpb.Mutation")
 	proto.RegisterType((*KeyError)(nil), "kvrpcpb.KeyError")
+	proto.RegisterType((*Deadlock)(nil), "kvrpcpb.Deadlock")
 	proto.RegisterType((*CommitTsExpired)(nil), "kvrpcpb.CommitTsExpired")
 	proto.RegisterType((*LockInfo)(nil), "kvrpcpb.LockInfo")
 	proto.RegisterType((*WriteConflict)(nil), "kvrpcpb.WriteConflict")
@@ -4054,170 +4765,195 @@ func init() {
 func init() { proto.RegisterFile("kvrpcpb.proto", fileDescriptor_1afe832be69693c7) }
 
 var fileDescriptor_1afe832be69693c7 = []byte{
-	// 2594 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xcc, 0x5a, 0x4f, 0x6f, 0x24, 0x47,
-	0x15, 0xdf, 0x9e, 0x19, 0xcf, 0xf4, 0xbc, 0x99, 0xb1, 0xc7, 0xbd, 0xf6, 0xba, 0xd7, 0x1b, 0x1c,
-	0x6f, 0x47, 0x61, 0xbd, 0x26, 0x78, 0x15, 0x23, 0x45, 0x42, 0xe2, 0xb2, 0xeb, 0xfd, 0x83, 0xd9,
-	0x78, 0x6d, 0xb5, 0xad, 0x44, 0x20, 0xa0, 0x69, 0x77, 0x97, 0x67, 0x5a, 0xd3, 0xd3, 0xd5, 0xe9,
-	0xaa, 0x19, 0x7b, 0x12, 0x09, 0x44, 0x0e, 0x48, 0x48, 0x39, 0x00, 0x12, 0xe2, 0x40, 0x3e, 0x00,
-	0xdf, 0x82, 0x2b, 0x17, 0x44, 0x0e, 0x1c, 0x72, 0x23, 0xda, 0x15, 0x1c, 0x40, 0x1c, 0xf8, 0x06,
-	0xa8, 0xfe, 0xf5, 0x1f, 0xb7, 0xbd, 0x59, 0x26, 0xb6, 0xc5, 0x69, 0xfa, 0xbd, 0x7a, 0x5d, 0x55,
-	0xef, 0xd5, 0xaf, 0xde, 0xfb, 0x55, 0xf5, 0x40, 0x67, 0x30, 0x4e, 0x62, 0x2f, 0x3e, 0xdc, 0x88,
-	0x13, 0x4c, 0xb1, 0xd1, 0x90, 0xe2, 0x72, 0x07, 0x25, 0x09, 0x4e, 0x94, 0x7e, 0xb9, 0x3d, 0x44,
-	0xd4, 0x55, 0x92, 0xf5, 0x23, 0xe8, 0xd8, 0xee, 0xf1, 0x13, 0x44, 0x6d, 0xf4, 0xc1, 0x08, 0x11,
-	0x6a, 0xac, 0x43, 0xc3, 0xc3, 0x11, 0x45, 0x27, 0xd4, 0xd4, 0x56, 0xb5, 0xb5, 0xd6, 0x66, 0x77,
-	0x43, 0xf5, 0xbb, 0x25, 0xf4, 0xb6, 0x32, 0x30, 0xba, 0x50, 0x1d, 0xa0, 0x89, 0x59, 0x59, 0xd5,
-	0xd6, 0xda, 0x36, 0x7b, 0x34, 0x66, 0xa1, 0xe2, 0x1d, 0x99, 0xd5, 0x55, 0x6d, 0xad, 0x69, 0x57,
-	0xbc, 0x23, 0xeb, 0x13, 0x0d, 0x66, 0x55, 0xff, 0x24, 0xc6, 0x11, 0x41, 0xc6, 0xdb, 0xd0, 0x4e,
-	0x50, 0x2f, 0xc0, 0x91, 0xc3, 0xe7, 0x25, 0x47, 0x99, 0xdd, 0x50, 0xb3, 0x7c, 0xc4, 0x7e, 0xed,
-	0x96, 0xb0, 0xe1, 0x82, 0xb1, 0x00, 0x33, 0xc2, 0xb6, 0xc2, 0x3b, 0x16, 0x02, 0xd3, 0x8e, 0xdd,
-	0x70, 0x84, 0xf8, 0x70, 0x6d, 0x5b, 0x08, 0xc6, 0x2d, 0x68, 0x46, 0x98, 0x3a, 0x47, 0x78, 0x14,
-	0xf9, 0x66, 0x6d, 0x55, 0x5b, 0xd3, 0x6d, 0x3d, 0xc2, 0xf4, 0x31, 0x93, 0x2d, 0xc2, 0xbd, 0xdd,
-	0x1b, 0x5d, 0x90, 0xb7, 0x67, 0xcf, 0x40, 0xc4, 0xa0, 0x96, 0xc6, 0x60, 0xcc, 0x43, 0xc0, 0x07,
-	0xbd, 0xe8, 0x10, 0xdc, 0x82, 0x66, 0x88, 0x7b, 0x4e, 0x10, 0xf9, 0xe8, 0xc4, 0xf4, 0x57, 0xb5,
-	0xb5, 0x9a, 0xad, 0x87, 0xb8, 0xb7, 0xcd, 0x64, 0xeb, 0x27, 0xd0, 0xb5, 0xdd, 0xe3, 0x87, 0x28,
-	0x44, 0x14, 0x5d, 0xce, 0xea, 0x4e, 0x60, 0x3e, 0x37, 0xc2, 0x95, 0x3a, 0xf7, 0x85, 0xc6, 0x97,
-	0x72, 0xeb, 0xfe, 0xfe, 0x65, 0x2e, 0xe5, 0x5b, 0x60, 0xc4, 0x09, 0x1a, 0x07, 0x78, 0x44, 0x1c,
-	0x86, 0x2a, 0x74, 0x12, 0x10, 0x2a, 0x51, 0xd5, 0x55, 0x2d, 0xcf, 0x30, 0x7d, 0xc4, 0xf4, 0xc6,
-	0x9b, 0x30, 0x9b, 0x5a, 0x8b, 0xce, 0x66, 0x78, 0x67, 0x1d, 0xa5, 0x7d, 0x2f, 0x87, 0x8f, 0xba,
-	0x8a, 0xa2, 0x71, 0x03, 0xea, 0x3e, 0x0f, 0xa1, 0xa9, 0xf3, 0x8e, 0xa5, 0x64, 0xfd, 0x5d, 0xec,
-	0x1d, 0xee, 0xe2, 0x45, 0xc7, 0xd6, 0x84, 0x06, 0x19, 0x79, 0x1e, 0x42, 0x3e, 0x77, 0x58, 0xb7,
-	0x95, 0x78, 0x39, 0x2e, 0xbf, 0x74, 0x29, 0x7f, 0xa9, 0xc1, 0x62, 0x06, 0x23, 0x37, 0xea, 0x4d,
-	0x85, 0xd6, 0x5b, 0xd0, 0x24, 0xd4, 0x4d, 0xa8, 0x93, 0x2d, 0xac, 0xce, 0x15, 0x4f, 0xd1, 0xc4,
-	0x58, 0x82, 0x06, 0x8a, 0x7c, 0xde, 0x24, 0xd6, 0xb7, 0x8e, 0x22, 0xff, 0x69, 0x8a, 0xe8, 0x6c,
-	0xaf, 0xfe, 0x14, 0x6e, 0x9c, 0x9e, 0xca, 0x95, 0xc2, 0xfa, 0x9f, 0x62, 0xcd, 0xf7, 0x3d, 0x37,
-	0xba, 0xf0, 0x20, 0x2c, 0xc0, 0x4c, 0x18, 0x0c, 0x03, 0xca, 0x43, 0xd0, 0xb1, 0x85, 0x70, 0x3a,
-	0x02, 0x0c, 0x19, 0x09, 0x1a, 0xa3, 0x84, 0x20, 0x0e, 0x51, 0xdd, 0x56, 0x62, 0x3e, 0x88, 0x8d,
-	0x42, 0x10, 0x6f, 0x82, 0x3e, 0x40, 0x13, 0x07, 0x47, 0xe1, 0x44, 0x42, 0xb8, 0x31, 0x40, 0x93,
-	0xdd, 0x28, 0x9c, 0xb0, 0x09, 0x0d, 0xdd, 0x13, 0xe7, 0x70, 0x42, 0x11, 0x31, 0x9b, 0xc2, 0xd9,
-	0xa1, 0x7b, 0xf2, 0x80, 0xc9, 0xd6, 0xaf, 0x35, 0x98, 0x4b, 0x9d, 0xbd, 0xe8, 0x30, 0xdf, 0x86,
-	0xea, 0x60, 0x4c, 0xcc, 0xea, 0x6a, 0x75, 0xad, 0xb5, 0x39, 0x97, 0x86, 0xec, 0xe9, 0x78, 0xcf,
-	0x0d, 0x12, 0x9b, 0xb5, 0x19, 0x06, 0xd4, 0x86, 0x38, 0x41, 0x12, 0xdc, 0xfc, 0xd9, 0xf2, 0x01,
-	0x2e, 0xac, 0x18, 0x9a, 0xd0, 0x60, 0x91, 0x0b, 0x70, 0xc4, 0x43, 0x5e, 0xb3, 0x95, 0x68, 0x7d,
-	0xaa, 0x41, 0xeb, 0x2b, 0xd6, 0xc4, 0x3b, 0x79, 0xaf, 0x5b, 0x9b, 0xf3, 0x99, 0x87, 0x68, 0x22,
-	0xcc, 0xa7, 0x2f, 0x93, 0x7f, 0xab, 0xc0, 0xdc, 0x5e, 0x82, 0x8e, 0x93, 0x60, 0xba, 0xca, 0x71,
-	0x0f, 0x9a, 0xc3, 0x11, 0x75, 0x69, 0x80, 0x23, 0x62, 0x56, 0xf8, 0x0a, 0x64, 0xf3, 0xdb, 0x91,
-	0x2d, 0x76, 0x66, 0x63, 0xdc, 0x86, 0x76, 0x9c, 0x04, 0x43, 0x37, 0x99, 0x38, 0x21, 0xf6, 0x06,
-	0x72, 0xaa, 0x2d, 0xa9, 0x7b, 0x17, 0x7b, 0x03, 0xe3, 0x0d, 0xe8, 0x08, 0x68, 0xab, 0x90, 0xd6,
-	0x78, 0x48, 0xdb, 0x5c, 0xf9, 0x9e, 0xd0, 0x31, 0x24, 0xb2, 0xf7, 0x1d, 0x4a, 0x43, 0x9e, 0x88,
-	0x6a, 0x76, 0x83, 0xc9, 0x07, 0x34, 0x34, 0x2c, 0xe8, 0x0c, 0x83, 0xc8, 0xf1, 0xf0, 0x70, 0x18,
-	0x50, 0x87, 0x12, 0x13, 0x78, 0x7b, 0x6b, 0x18, 0x44, 0x5b, 0x5c, 0x77, 0x40, 0x8c, 0x35, 0xe8,
-	0x8e, 0x08, 0x72, 0x5c, 0x32, 0x89, 0x3c, 0x69, 0x69, 0xb6, 0x78, 0x6c, 0x66, 0x47, 0x04, 0xdd,
-	0x67, 0x6a, 0x61, 0x6b, 0xac, 0x42, 0x8b, 0x20, 0x0f, 0x47, 0xbe, 0x9b, 0x04, 0x88, 0x98, 0xed,
-	0xd5, 0x2a, 0x9b, 0x6f, 0x4e, 0x65, 0xbc, 0x06, 0x40, 0x13, 0xb6, 0x29, 0x90, 0x13, 0x7b, 0x66,
-	0x47, 0x44, 0x98, 0x26, 0x93, 0xdd, 0x08, 0xed, 0x79, 0xac, 0x7c, 0x75, 0xb3, 0x08, 0x4f, 0x8f,
-	0x82, 0xbb, 0x50, 0xe7, 0xad, 0xe5, 0x30, 0xa7, 0x30, 0x90, 0x06, 0xe5, 0x00, 0x54, 0xcb, 0x01,
-	0xb8, 0x03, 0x5d, 0x31, 0xe1, 0x9c, 0x99, 0x88, 0x73, 0x07, 0xb3, 0x79, 0xa7, 0x86, 0xb7, 0xa1,
-	0x2d, 0x2c, 0x28, 0xf2, 0x99, 0x91, 0xc8, 0x63, 0xad, 0x54, 0x77, 0x40, 0xac, 0xdf, 0x6b, 0xd0,
-	0x11, 0xf6, 0xd3, 0x40, 0xa8, 0xb4, 0xdc, 0x95, 0x33, 0x96, 0xdb, 0x80, 0xda, 0x00, 0x4d, 0xc4,
-	0x26, 0x6f, 0xdb, 0xfc, 0x99, 0x55, 0x24, 0x39, 0xf7, 0x22, 0x50, 0x3a, 0x42, 0x2b, 0x5f, 0xb5,
-	0x42, 0x98, 0x55, 0x93, 0xbb, 0xfc, 0x3d, 0x68, 0xfd, 0x55, 0x83, 0xd6, 0x15, 0xe6, 0xf4, 0x5c,
-	0xe2, 0xa9, 0x15, 0x12, 0x4f, 0x21, 0x55, 0xcf, 0x14, 0x53, 0xf5, 0xff, 0x9e, 0xf8, 0xad, 0x3e,
-	0xb4, 0xbf, 0x6a, 0xf2, 0x7e, 0x13, 0x66, 0x62, 0x37, 0x48, 0xf1, 0x5b, 0x4a, 0xd4, 0xa2, 0xd5,
-	0x1a, 0xc0, 0xdc, 0x03, 0x97, 0x7a, 0xfd, 0x29, 0x73, 0xb3, 0x02, 0x4a, 0x25, 0x07, 0x94, 0xf3,
-	0xb3, 0xf3, 0x6f, 0x35, 0xe8, 0x66, 0xa3, 0x5d, 0xb6, 0x6f, 0x19, 0x8a, 0x6a, 0x5f, 0x82, 0xa2,
-	0x3f, 0x6b, 0x30, 0xc7, 0xe2, 0xcd, 0xf2, 0xe1, 0x34, 0x51, 0x78, 0x1d, 0x5a, 0xac, 0x18, 0x17,
-	0x77, 0x14, 0x0c, 0xdd, 0x13, 0xb5, 0x9f, 0x0a, 0x50, 0xab, 0x9e, 0x07, 0xb5, 0x5a, 0x1e, 0x6a,
-	0x39, 0x6c, 0xcc, 0x14, 0x48, 0xc1, 0x6d, 0x16, 0xaf, 0x23, 0x96, 0x4e, 0x71, 0xe8, 0xa3, 0x84,
-	0x67, 0x08, 0x9d, 0xc5, 0x87, 0xe9, 0x76, 0x99, 0xca, 0xfa, 0x9d, 0x06, 0xdd, 0xcc, 0x9f, 0x2b,
-	0x28, 0x85, 0x77, 0x60, 0x86, 0x95, 0x03, 0xc5, 0x0a, 0x32, 0x43, 0x36, 0x83, 0xed, 0xe8, 0x08,
-	0xdb, 0xa2, 0xdd, 0xfa, 0x19, 0x2c, 0x6e, 0xe1, 0x30, 0x44, 0x1e, 0x7d, 0xe2, 0x26, 0x87, 0xee,
-	0x74, 0x8c, 0xf4, 0x6b, 0x00, 0xc4, 0x3d, 0x42, 0x4e, 0x8c, 0x83, 0x88, 0xca, 0x68, 0x37, 0x99,
-	0x66, 0x8f, 0x29, 0x5e, 0x1a, 0x6c, 0xeb, 0xdf, 0x1a, 0xdc, 0x38, 0x3d, 0x83, 0x2b, 0x08, 0xd0,
-	0x4d, 0xd0, 0x23, 0x74, 0x92, 0x9f, 0x52, 0x83, 0xc9, 0x6c, 0x3d, 0x0d, 0xa8, 0xf9, 0x38, 0x4a,
-	0xc9, 0x12, 0x7b, 0x36, 0x96, 0x41, 0x97, 0x60, 0x22, 0xb2, 0xdc, 0xa6, 0x32, 0x83, 0x8b, 0x60,
-	0x7d, 0x75, 0xde, 0x20, 0x04, 0x76, 0xd6, 0x61, 0x11, 0x46, 0x3e, 0xcf, 0x24, 0x35, 0x5b, 0x4a,
-	0xd6, 0x3e, 0x5c, 0xdf, 0x19, 0x7b, 0xde, 0x13, 0x44, 0x1f, 0x4c, 0x9e, 0xa2, 0xc9, 0x85, 0xf0,
-	0x2f, 0xeb, 0x17, 0x1a, 0x2c, 0x14, 0x7b, 0xbd, 0x68, 0x92, 0xf9, 0x26, 0xd4, 0x82, 0xe8, 0x08,
-	0xf3, 0x58, 0x15, 0x38, 0xce, 0xd8, 0xf3, 0x38, 0x9e, 0x78, 0xb3, 0xf5, 0x07, 0x0d, 0x74, 0xa5,
-	0x62, 0xef, 0x70, 0x8e, 0xa3, 0x9d, 0x7a, 0x27, 0xc5, 0x20, 0x6f, 0x66, 0xe8, 0xe1, 0x54, 0x46,
-	0x70, 0x37, 0xe1, 0x55, 0x93, 0x69, 0xc4, 0x89, 0x6a, 0x1d, 0xea, 0x9c, 0x3c, 0x28, 0x2c, 0x1b,
-	0x85, 0xb1, 0xdf, 0xe7, 0xbc, 0x42, 0x5a, 0x30, 0x5b, 0xde, 0x0b, 0xab, 0xe5, 0x65, 0x5b, 0xde,
-	0x9f, 0x2d, 0x2d, 0xac, 0xcf, 0x35, 0x68, 0xa6, 0x3d, 0xb0, 0x45, 0xa7, 0x93, 0x18, 0xf1, 0xb9,
-	0x36, 0x6d, 0xfe, 0xcc, 0x30, 0x22, 0x70, 0x4b, 0x89, 0x04, 0x75, 0x83, 0xcb, 0x07, 0x84, 0x41,
-	0xfa, 0x34, 0xbd, 0xd0, 0x3d, 0x45, 0x19, 0x5e, 0x87, 0x16, 0xe9, 0x63, 0x56, 0xd1, 0xb9, 0x47,
-	0x35, 0xee, 0x11, 0x70, 0x95, 0x70, 0xe9, 0xeb, 0x30, 0xd7, 0x77, 0x89, 0x93, 0x37, 0x12, 0x25,
-	0xaa, 0xd3, 0x77, 0xc9, 0x7e, 0x66, 0xf7, 0x0e, 0x2c, 0x31, 0x3b, 0x3c, 0x46, 0x49, 0xe8, 0xc6,
-	0x31, 0xf2, 0x9d, 0x04, 0x87, 0xe1, 0xa1, 0xeb, 0x0d, 0x64, 0xe1, 0x5a, 0xec, 0xbb, 0x64, 0x37,
-	0x6d, 0xb5, 0x65, 0xa3, 0xf5, 0x1d, 0xe1, 0x99, 0xe8, 0x24, 0xef, 0x85, 0x56, 0xf4, 0x22, 0x25,
-	0xcc, 0x95, 0x1c, 0x61, 0xb6, 0x3e, 0x82, 0x05, 0x5e, 0x13, 0x54, 0x77, 0x57, 0x49, 0x6a, 0x2c,
-	0x02, 0x8b, 0xa7, 0x06, 0xbf, 0x02, 0xd2, 0xf2, 0x2f, 0x0d, 0x16, 0xb7, 0xfa, 0xc8, 0x1b, 0x1c,
-	0x9c, 0x44, 0xfb, 0xd4, 0xa5, 0x23, 0x32, 0x65, 0xd1, 0x51, 0xd4, 0x3e, 0xdb, 0x9e, 0x20, 0x55,
-	0xf2, 0x6c, 0x2e, 0x38, 0xbb, 0x82, 0x0c, 0xcf, 0x09, 0x07, 0x84, 0xed, 0x00, 0x6f, 0x94, 0x24,
-	0x28, 0xca, 0xd1, 0xd0, 0xa6, 0xd4, 0x08, 0x0a, 0x3a, 0x40, 0x28, 0x76, 0x86, 0x01, 0x21, 0x41,
-	0xd4, 0x53, 0x05, 0x86, 0xe9, 0x76, 0x84, 0xca, 0x58, 0x87, 0xf9, 0x23, 0x9c, 0x78, 0xc8, 0xc9,
-	0x13, 0xfa, 0x06, 0xb7, 0x9b, 0xe3, 0x0d, 0xfb, 0x29, 0xa3, 0xb7, 0xfe, 0xc1, 0x32, 0xee, 0x29,
-	0x6f, 0xa7, 0x0f, 0x72, 0xfe, 0x20, 0x52, 0x29, 0x1e, 0x44, 0xca, 0x04, 0xb5, 0x7a, 0x06, 0x41,
-	0x35, 0xee, 0x40, 0xdd, 0xf5, 0xa8, 0xa2, 0x70, 0xb3, 0x39, 0xf6, 0x70, 0x9f, 0xab, 0x6d, 0xd9,
-	0x6c, 0x6c, 0x00, 0x4f, 0x0b, 0x0e, 0x4f, 0x44, 0x33, 0xe7, 0x25, 0x15, 0x3e, 0x1d, 0xf6, 0x64,
-	0xfd, 0x5c, 0x83, 0x65, 0xee, 0xe8, 0xbe, 0x3c, 0xad, 0xf0, 0xf3, 0x15, 0xb9, 0x28, 0x5a, 0x55,
-	0xc2, 0x78, 0xb5, 0x8c, 0x71, 0xeb, 0x8f, 0x1a, 0xdc, 0x3a, 0x73, 0x0e, 0xff, 0x47, 0x24, 0xa0,
-	0x98, 0xcd, 0x6a, 0xc5, 0x6c, 0x66, 0x7d, 0xa2, 0x81, 0x61, 0x23, 0x82, 0xc3, 0x31, 0x9a, 0x96,
-	0x8e, 0xbd, 0x52, 0x36, 0x78, 0x35, 0xb4, 0x58, 0x1f, 0xc0, 0xf5, 0xc2, 0x6c, 0xae, 0x20, 0x3d,
-	0x7c, 0x1f, 0xea, 0x82, 0xc7, 0x66, 0xaf, 0x68, 0x5f, 0x12, 0xfa, 0x57, 0xbc, 0x76, 0xb5, 0x76,
-	0x41, 0x57, 0xb7, 0x04, 0xc6, 0x2d, 0xa8, 0xe0, 0x98, 0xf7, 0x3c, 0xbb, 0xd9, 0x4a, 0x7b, 0xde,
-	0x8d, 0xed, 0x0a, 0x8e, 0x5f, 0xb9, 0xc3, 0x17, 0x1a, 0xe8, 0x6a, 0x32, 0xec, 0xcc, 0x2c, 0x39,
-	0xc8, 0xb9, 0x25, 0x58, 0x1a, 0x18, 0xaf, 0x41, 0x33, 0x41, 0x34, 0x99, 0xb8, 0x87, 0x21, 0x92,
-	0x95, 0x3f, 0x53, 0xb0, 0xb1, 0xdc, 0x43, 0x9c, 0x50, 0x79, 0x23, 0x2e, 0x04, 0x63, 0x13, 0x74,
-	0x0f, 0x47, 0x47, 0x61, 0xe0, 0x51, 0xc9, 0xe8, 0x6f, 0xa4, 0x03, 0xf0, 0xaa, 0xba, 0x25, 0x5b,
-	0xed, 0xd4, 0xce, 0x78, 0x08, 0xf3, 0x29, 0xd4, 0x1c, 0x74, 0x12, 0x07, 0x89, 0x64, 0x48, 0xad,
-	0x4d, 0x33, 0x07, 0x20, 0x81, 0xbd, 0x47, 0xa2, 0xdd, 0x9e, 0xf3, 0x8a, 0x0a, 0xeb, 0x37, 0x1a,
-	0xcc, 0x9d, 0x32, 0x7a, 0x59, 0x9d, 0xdb, 0x80, 0xeb, 0x2e, 0xa5, 0x68, 0x18, 0xb3, 0x33, 0x7c,
-	0x86, 0x74, 0x81, 0xc2, 0xf9, 0xb4, 0x29, 0x3d, 0xf3, 0xcb, 0x60, 0x57, 0xb3, 0x60, 0x97, 0xae,
-	0x14, 0x6a, 0xa5, 0x2b, 0x05, 0xeb, 0xd3, 0x0a, 0xe8, 0x2a, 0xae, 0xa5, 0x7b, 0x1e, 0xad, 0x7c,
-	0xcf, 0x73, 0x1b, 0xda, 0x82, 0xf7, 0x14, 0x36, 0x45, 0x8b, 0x33, 0x1f, 0xb9, 0x27, 0xca, 0x13,
-	0xc9, 0xa7, 0xdb, 0x5a, 0x31, 0xdd, 0xde, 0x04, 0x9d, 0x9e, 0x44, 0x0e, 0x09, 0x3e, 0x44, 0xea,
-	0x4a, 0x88, 0x9e, 0x44, 0xfb, 0xc1, 0x87, 0xe8, 0xcc, 0xeb, 0x1e, 0xfd, 0xcc, 0xeb, 0x9e, 0x92,
-	0xa3, 0xcd, 0xf2, 0xdd, 0xc9, 0xa9, 0x2b, 0x21, 0x28, 0x5f, 0x09, 0x29, 0x36, 0xe5, 0x67, 0x6c,
-	0xca, 0x3a, 0x86, 0x4e, 0x01, 0x14, 0x2f, 0x5b, 0xb0, 0xd7, 0xa1, 0xa5, 0x10, 0x93, 0x2d, 0x14,
-	0x28, 0xd5, 0x99, 0x2b, 0x64, 0x42, 0x43, 0x06, 0x57, 0x12, 0x2e, 0x25, 0x5a, 0x1f, 0x57, 0xa1,
-	0xb1, 0x95, 0x5d, 0x31, 0xc8, 0x34, 0x11, 0xf8, 0x72, 0x50, 0x5d, 0x28, 0xb6, 0x7d, 0xe3, 0x9d,
-	0x2c, 0x87, 0xc4, 0xd8, 0xeb, 0xcb, 0xbc, 0x70, 0x7d, 0x43, 0x7e, 0x46, 0xb4, 0x45, 0xee, 0x60,
-	0x4d, 0x69, 0x22, 0x61, 0x82, 0xb1, 0x0a, 0xb5, 0x18, 0xa1, 0x44, 0x72, 0xe3, 0xb6, 0xb2, 0xdf,
-	0x43, 0x28, 0xb1, 0x79, 0x0b, 0x8f, 0x07, 0x4a, 0x86, 0x72, 0x59, 0xf8, 0x33, 0x2f, 0xfa, 0xe1,
-	0x88, 0x50, 0x94, 0xb0, 0xb9, 0xbc, 0x21, 0x8b, 0xbe, 0xd0, 0x6c, 0xfb, 0x0c, 0x1d, 0x9c, 0xd4,
-	0x3a, 0x5e, 0x18, 0xa0, 0x88, 0x9a, 0x68, 0x55, 0x5b, 0xab, 0xdb, 0x2d, 0xae, 0xdb, 0xe2, 0xaa,
-	0xcc, 0x24, 0x1a, 0x0d, 0x0f, 0x51, 0x62, 0x1e, 0x89, 0xa5, 0xe2, 0xba, 0x67, 0x5c, 0xc5, 0x32,
-	0xaf, 0x30, 0x91, 0x20, 0x37, 0x7b, 0xfc, 0x48, 0x2b, 0xde, 0xbb, 0x2f, 0x74, 0x02, 0x88, 0x3d,
-	0x27, 0xc6, 0x24, 0xe0, 0x65, 0xb8, 0xaf, 0x80, 0xd8, 0xdb, 0x93, 0x2a, 0xe3, 0xdb, 0xaa, 0x1f,
-	0x9c, 0x04, 0xbd, 0x20, 0x22, 0x66, 0xc0, 0x4b, 0xca, 0x42, 0x71, 0xbf, 0xef, 0xf2, 0x46, 0xd9,
-	0xbb, 0x10, 0xc8, 0xf7, 0x6a, 0xba, 0xdf, 0x45, 0xd6, 0x0e, 0xb4, 0x72, 0x26, 0x2f, 0x5f, 0x87,
-	0xd3, 0xf3, 0xa9, 0x94, 0xe6, 0x63, 0xfd, 0x47, 0x83, 0x36, 0xe7, 0x89, 0x0c, 0x94, 0x6e, 0xe4,
-	0x1b, 0xb3, 0x50, 0x49, 0x7b, 0xaa, 0x04, 0x3e, 0x8b, 0x2e, 0x0d, 0x86, 0x08, 0x8f, 0xa8, 0x33,
-	0x54, 0x00, 0x6a, 0x4a, 0xcd, 0x0e, 0x31, 0xd6, 0xa0, 0xda, 0x43, 0x54, 0xae, 0x58, 0x96, 0xb5,
-	0x0a, 0x1f, 0x88, 0x6d, 0x66, 0xc2, 0x2c, 0xe3, 0x51, 0x39, 0xbf, 0x15, 0x3e, 0xae, 0xda, 0xcc,
-	0xc4, 0x78, 0x3b, 0xfd, 0xba, 0x25, 0xb8, 0xc9, 0xcd, 0xbc, 0x71, 0xe1, 0xe3, 0xa4, 0xfa, 0xf0,
-	0x65, 0x7c, 0x03, 0x6a, 0xc4, 0x73, 0x23, 0xce, 0xe6, 0x5b, 0x9b, 0x4b, 0xf9, 0x17, 0x72, 0x97,
-	0x68, 0x36, 0x37, 0xb2, 0x3e, 0xae, 0x00, 0x08, 0x6e, 0x8c, 0xe2, 0x70, 0x52, 0xf2, 0xf8, 0x6e,
-	0xde, 0xa5, 0xa5, 0x92, 0x4b, 0xa2, 0x4e, 0x0a, 0x9f, 0xee, 0xe6, 0x7d, 0x5a, 0x2a, 0xf9, 0xa4,
-	0x4c, 0x99, 0x53, 0x9b, 0xa7, 0x9c, 0x5a, 0x3e, 0xcb, 0x29, 0xf9, 0x82, 0xf2, 0xea, 0xad, 0x82,
-	0x57, 0x66, 0xd9, 0x2b, 0x69, 0xcf, 0xad, 0xd8, 0xde, 0xf0, 0xb0, 0x8f, 0x78, 0x11, 0xe8, 0xd8,
-	0xfc, 0x99, 0x6d, 0xe6, 0x21, 0x22, 0xc4, 0xed, 0x89, 0x2f, 0x85, 0x4d, 0x5b, 0x89, 0xd6, 0xb6,
-	0x3c, 0x9c, 0xc8, 0x75, 0x4f, 0xc9, 0xdc, 0xdb, 0xc0, 0x19, 0x0b, 0x53, 0x99, 0x1a, 0xc7, 0xe6,
-	0x62, 0x3a, 0x6e, 0xfe, 0x05, 0x3b, 0x35, 0xb3, 0x1e, 0xcb, 0xa3, 0x46, 0xd6, 0x95, 0xe4, 0x12,
-	0xdf, 0x84, 0x46, 0x82, 0xe2, 0x90, 0xe5, 0x36, 0xd1, 0xd5, 0xf5, 0x62, 0x57, 0x3c, 0xfe, 0xb6,
-	0xb2, 0xb1, 0x7e, 0x0c, 0x4b, 0x9c, 0xe1, 0x6d, 0xe1, 0x88, 0x04, 0x84, 0xa2, 0xc8, 0x9b, 0xea,
-	0x54, 0xbf, 0x04, 0x8d, 0x63, 0x37, 0xc8, 0xc1, 0xb5, 0xce, 0xc4, 0x1d, 0x62, 0xfd, 0x45, 0x03,
-	0xb3, 0x3c, 0xc0, 0x25, 0xfc, 0xc7, 0x40, 0x7c, 0xa8, 0x13, 0xac, 0x4b, 0x08, 0xc6, 0x3b, 0xa0,
-	0x73, 0x37, 0x3d, 0x57, 0x1d, 0xa9, 0x73, 0x00, 0x10, 0x0d, 0xdf, 0x75, 0x49, 0xdf, 0x46, 0x64,
-	0x14, 0x52, 0x3b, 0xb5, 0x65, 0x74, 0x62, 0x14, 0xf9, 0xc8, 0x0b, 0x7c, 0xe4, 0xcb, 0xb3, 0x6d,
-	0xa6, 0xb0, 0x3e, 0x82, 0xf9, 0xd2, 0xcb, 0x69, 0x16, 0xd5, 0xce, 0xcd, 0xa2, 0x0b, 0x30, 0x33,
-	0x88, 0xf0, 0xb1, 0x48, 0x08, 0xba, 0x2d, 0x04, 0x86, 0x9f, 0xbe, 0x4b, 0xfa, 0x7c, 0xde, 0x75,
-	0x9b, 0x3f, 0x1b, 0xcb, 0xa0, 0xfb, 0xc1, 0x18, 0x25, 0x3d, 0x94, 0x7e, 0xf2, 0x51, 0xb2, 0xf5,
-	0x43, 0x98, 0x7d, 0x8c, 0x93, 0x63, 0x37, 0xf1, 0xd5, 0x2a, 0xf1, 0x42, 0x84, 0x13, 0x94, 0xe5,
-	0xa2, 0x06, 0x97, 0xb7, 0x7d, 0xe3, 0x1e, 0x5b, 0x40, 0x0e, 0x0f, 0x59, 0x0d, 0xce, 0x41, 0x95,
-	0xb2, 0xb2, 0xde, 0x87, 0xb9, 0xb4, 0x77, 0xb9, 0x44, 0x77, 0x61, 0x86, 0xc5, 0x65, 0x22, 0x3d,
-	0x3b, 0x13, 0x4c, 0xc2, 0x82, 0xdf, 0x4a, 0x61, 0xea, 0x10, 0x24, 0xaf, 0xd1, 0x74, 0xbb, 0x11,
-	0x61, 0xba, 0x8f, 0x22, 0xba, 0xbe, 0x01, 0x95, 0xdd, 0xd8, 0x68, 0x40, 0x75, 0x6f, 0x44, 0xbb,
-	0xd7, 0xd8, 0xc3, 0x43, 0x14, 0x76, 0x35, 0xa3, 0x0d, 0xba, 0x3a, 0x2b, 0x77, 0x2b, 0x86, 0x0e,
-	0x35, 0xc6, 0x2d, 0xba, 0xd5, 0xf5, 0x27, 0x50, 0x17, 0xc7, 0x27, 0x66, 0xf1, 0x0c, 0x8b, 0xe7,
-	0xee, 0x35, 0x63, 0x11, 0xe6, 0x0f, 0x0e, 0xde, 0x15, 0xa4, 0x29, 0x7d, 0x51, 0x33, 0x4c, 0x58,
-	0x60, 0x2f, 0xaa, 0xcf, 0xdd, 0x59, 0x97, 0x0f, 0x1e, 0xfe, 0xe9, 0xf9, 0x8a, 0xf6, 0xd9, 0xf3,
-	0x15, 0xed, 0x8b, 0xe7, 0x2b, 0xda, 0xaf, 0x5e, 0xac, 0x5c, 0xfb, 0xec, 0xc5, 0xca, 0xb5, 0xcf,
-	0x5f, 0xac, 0x5c, 0xfb, 0xc1, 0x7a, 0x2f, 0xa0, 0xfd, 0xd1, 0xe1, 0x86, 0x87, 0x87, 0xf7, 0x68,
-	0x10, 0x4d, 0x06, 0x63, 0xf5, 0xc3, 0xff, 0x71, 0x73, 0x2f, 0x1e, 0xf4, 0xee, 0x49, 0x5f, 0x0f,
-	0xeb, 0x5c, 0xf5, 0xad, 0xff, 0x06, 0x00, 0x00, 0xff, 0xff, 0xc7, 0xe3, 0xee, 0xe1, 0xbb, 0x23,
-	0x00, 0x00,
+	// 2995 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xcc, 0x5a, 0xcd, 0x6f, 0x1b, 0xd7,
+	0xb5, 0xf7, 0x90, 0x14, 0x39, 0x3c, 0x24, 0x25, 0x6a, 0x2c, 0x59, 0x8c, 0x9c, 0x38, 0xf2, 0x04,
+	0x89, 0x65, 0x27, 0x91, 0x11, 0x3d, 0x20, 0xc0, 0x03, 0x1e, 0x1e, 0x60, 0xcb, 0x1f, 0xf1, 0x73,
+	0x1c, 0x09, 0x23, 0xbd, 0x04, 0x2d, 0xda, 0x4e, 0x47, 0x33, 0x97, 0xe4, 0x80, 0xc3, 0xb9, 0x93,
+	0xb9, 0x97, 0x14, 0x99, 0x00, 0x2d, 0x9a, 0x45, 0xd1, 0x02, 0x29, 0xd0, 0x06, 0x28, 0xba, 0x68,
+	0x36, 0x5d, 0x14, 0xe8, 0xaa, 0x40, 0xd1, 0x3f, 0xa0, 0xdb, 0x02, 0x45, 0xd1, 0x2c, 0xba, 0xc8,
+	0x32, 0x48, 0xd0, 0x2e, 0x5a, 0x74, 0xd1, 0xff, 0xa0, 0xb8, 0x5f, 0xf3, 0xc1, 0xa1, 0x1d, 0x97,
+	0x91, 0x84, 0xae, 0x38, 0xe7, 0xdc, 0x33, 0xf7, 0x9e, 0x8f, 0xdf, 0x3d, 0xf7, 0xdc, 0xc3, 0x81,
+	0xd6, 0x60, 0x1c, 0x47, 0x6e, 0x74, 0xbc, 0x13, 0xc5, 0x98, 0x62, 0xa3, 0x26, 0xc9, 0xcd, 0x16,
+	0x8a, 0x63, 0x1c, 0x2b, 0xfe, 0x66, 0x73, 0x88, 0xa8, 0xa3, 0x28, 0xf3, 0x9b, 0xd0, 0xb2, 0x9c,
+	0x93, 0xfb, 0x88, 0x5a, 0xe8, 0xdd, 0x11, 0x22, 0xd4, 0xb8, 0x01, 0x35, 0x17, 0x87, 0x14, 0x4d,
+	0x68, 0x47, 0xdb, 0xd2, 0xb6, 0x1b, 0xbb, 0xed, 0x1d, 0x35, 0xef, 0x9e, 0xe0, 0x5b, 0x4a, 0xc0,
+	0x68, 0x43, 0x79, 0x80, 0xa6, 0x9d, 0xd2, 0x96, 0xb6, 0xdd, 0xb4, 0xd8, 0xa3, 0xb1, 0x0c, 0x25,
+	0xb7, 0xdb, 0x29, 0x6f, 0x69, 0xdb, 0x75, 0xab, 0xe4, 0x76, 0xcd, 0x0f, 0x35, 0x58, 0x56, 0xf3,
+	0x93, 0x08, 0x87, 0x04, 0x19, 0xaf, 0x41, 0x33, 0x46, 0x3d, 0x1f, 0x87, 0x36, 0xd7, 0x4b, 0xae,
+	0xb2, 0xbc, 0xa3, 0xb4, 0xbc, 0xcb, 0x7e, 0xad, 0x86, 0x90, 0xe1, 0x84, 0xb1, 0x06, 0x4b, 0x42,
+	0xb6, 0xc4, 0x27, 0x16, 0x04, 0xe3, 0x8e, 0x9d, 0x60, 0x84, 0xf8, 0x72, 0x4d, 0x4b, 0x10, 0xc6,
+	0x65, 0xa8, 0x87, 0x98, 0xda, 0x5d, 0x3c, 0x0a, 0xbd, 0x4e, 0x65, 0x4b, 0xdb, 0xd6, 0x2d, 0x3d,
+	0xc4, 0xf4, 0x1e, 0xa3, 0x4d, 0xc2, 0xad, 0x3d, 0x18, 0x9d, 0x92, 0xb5, 0xf3, 0x35, 0x10, 0x3e,
+	0xa8, 0x24, 0x3e, 0x18, 0x73, 0x17, 0xf0, 0x45, 0x4f, 0xdb, 0x05, 0x97, 0xa1, 0x1e, 0xe0, 0x9e,
+	0xed, 0x87, 0x1e, 0x9a, 0x74, 0xbc, 0x2d, 0x6d, 0xbb, 0x62, 0xe9, 0x01, 0xee, 0x3d, 0x60, 0xb4,
+	0xf9, 0x6d, 0x68, 0x5b, 0xce, 0xc9, 0x1d, 0x14, 0x20, 0x8a, 0xce, 0x26, 0xba, 0x53, 0x58, 0xcd,
+	0xac, 0x70, 0xae, 0xc6, 0x7d, 0xa6, 0xf1, 0x50, 0xee, 0xdd, 0x3a, 0x3c, 0xcb, 0x50, 0xbe, 0x02,
+	0x46, 0x14, 0xa3, 0xb1, 0x8f, 0x47, 0xc4, 0x66, 0xa8, 0x42, 0x13, 0x9f, 0x50, 0x89, 0xaa, 0xb6,
+	0x1a, 0x79, 0x0b, 0xd3, 0xbb, 0x8c, 0x6f, 0xbc, 0x08, 0xcb, 0x89, 0xb4, 0x98, 0x6c, 0x89, 0x4f,
+	0xd6, 0x52, 0xdc, 0xb7, 0x33, 0xf8, 0xa8, 0x2a, 0x2f, 0x1a, 0x97, 0xa0, 0xea, 0x71, 0x17, 0x76,
+	0x74, 0x3e, 0xb1, 0xa4, 0xcc, 0xbf, 0x88, 0xbd, 0xc3, 0x4d, 0x3c, 0x6d, 0xdf, 0x76, 0xa0, 0x46,
+	0x46, 0xae, 0x8b, 0x90, 0xc7, 0x0d, 0xd6, 0x2d, 0x45, 0x9e, 0x8d, 0xc9, 0x4f, 0x0c, 0xe5, 0x0f,
+	0x35, 0x58, 0x4f, 0x61, 0xe4, 0x84, 0xbd, 0x85, 0xd0, 0x7a, 0x19, 0xea, 0x84, 0x3a, 0x31, 0xb5,
+	0xd3, 0xc0, 0xea, 0x9c, 0xf1, 0x10, 0x4d, 0x8d, 0x0d, 0xa8, 0xa1, 0xd0, 0xe3, 0x43, 0x22, 0xbe,
+	0x55, 0x14, 0x7a, 0x0f, 0x13, 0x44, 0xa7, 0x7b, 0xf5, 0x3b, 0x70, 0x69, 0x56, 0x95, 0x73, 0x85,
+	0xf5, 0xdf, 0x44, 0xcc, 0x0f, 0x5d, 0x27, 0x3c, 0x75, 0x27, 0xac, 0xc1, 0x52, 0xe0, 0x0f, 0x7d,
+	0xca, 0x5d, 0xd0, 0xb2, 0x04, 0x31, 0xeb, 0x01, 0x86, 0x8c, 0x18, 0x8d, 0x51, 0x4c, 0x10, 0x87,
+	0xa8, 0x6e, 0x29, 0x32, 0xeb, 0xc4, 0x5a, 0xce, 0x89, 0xcf, 0x80, 0x3e, 0x40, 0x53, 0x1b, 0x87,
+	0xc1, 0x54, 0x42, 0xb8, 0x36, 0x40, 0xd3, 0xfd, 0x30, 0x98, 0x32, 0x85, 0x86, 0xce, 0xc4, 0x3e,
+	0x9e, 0x52, 0x44, 0x3a, 0x75, 0x61, 0xec, 0xd0, 0x99, 0xdc, 0x66, 0xb4, 0xf9, 0x13, 0x0d, 0x56,
+	0x12, 0x63, 0x4f, 0xdb, 0xcd, 0x57, 0xa1, 0x3c, 0x18, 0x93, 0x4e, 0x79, 0xab, 0xbc, 0xdd, 0xd8,
+	0x5d, 0x49, 0x5c, 0xf6, 0x70, 0x7c, 0xe0, 0xf8, 0xb1, 0xc5, 0xc6, 0x0c, 0x03, 0x2a, 0x43, 0x1c,
+	0x23, 0x09, 0x6e, 0xfe, 0x6c, 0x7a, 0x00, 0xa7, 0x76, 0x18, 0x76, 0xa0, 0xc6, 0x3c, 0xe7, 0xe3,
+	0x90, 0xbb, 0xbc, 0x62, 0x29, 0xd2, 0xfc, 0x58, 0x83, 0xc6, 0x57, 0x3c, 0x13, 0xaf, 0x65, 0xad,
+	0x6e, 0xec, 0xae, 0xa6, 0x16, 0xa2, 0xa9, 0x10, 0x5f, 0xfc, 0x98, 0xfc, 0x6d, 0x19, 0x56, 0x0e,
+	0x62, 0x74, 0x12, 0xfb, 0x8b, 0x9d, 0x1c, 0x37, 0xa1, 0x3e, 0x1c, 0x51, 0x87, 0xfa, 0x38, 0x24,
+	0x9d, 0x12, 0x8f, 0x40, 0xaa, 0xdf, 0x23, 0x39, 0x62, 0xa5, 0x32, 0xc6, 0x55, 0x68, 0x46, 0xb1,
+	0x3f, 0x74, 0xe2, 0xa9, 0x1d, 0x60, 0x77, 0x20, 0x55, 0x6d, 0x48, 0xde, 0x9b, 0xd8, 0x1d, 0x18,
+	0x2f, 0x40, 0x4b, 0x40, 0x5b, 0xb9, 0xb4, 0xc2, 0x5d, 0xda, 0xe4, 0xcc, 0xb7, 0x05, 0x8f, 0x21,
+	0x91, 0xbd, 0x6f, 0x53, 0x1a, 0xf0, 0x44, 0x54, 0xb1, 0x6a, 0x8c, 0x3e, 0xa2, 0x81, 0xb1, 0x03,
+	0x17, 0x7d, 0x62, 0x47, 0x88, 0x10, 0x7f, 0xe8, 0x13, 0xea, 0xbb, 0x62, 0xa5, 0xda, 0x56, 0x79,
+	0x5b, 0xb7, 0x56, 0x7d, 0x72, 0x90, 0x8e, 0xf0, 0xf5, 0x4c, 0x68, 0x75, 0x71, 0x6c, 0x8f, 0x22,
+	0xcf, 0xa1, 0xc8, 0xa6, 0x0a, 0xbd, 0x8d, 0x2e, 0x8e, 0xff, 0x9f, 0xf3, 0x8e, 0x08, 0x93, 0x19,
+	0xfa, 0xa1, 0xed, 0xe2, 0xe1, 0xd0, 0xa7, 0x4c, 0x06, 0x84, 0xcc, 0xd0, 0x0f, 0xf7, 0x38, 0xef,
+	0x88, 0x18, 0xdb, 0xd0, 0x1e, 0x11, 0x64, 0x3b, 0x64, 0x1a, 0xba, 0x52, 0xb2, 0xd3, 0xe0, 0xfe,
+	0x5e, 0x1e, 0x11, 0x74, 0x8b, 0xb1, 0x85, 0xac, 0xb1, 0x05, 0x0d, 0x82, 0x5c, 0x1c, 0x7a, 0x4e,
+	0xec, 0x23, 0xd2, 0x69, 0x6e, 0x95, 0x99, 0x0f, 0x32, 0x2c, 0xe3, 0x59, 0x00, 0x1a, 0xb3, 0x8d,
+	0x86, 0xec, 0xc8, 0xed, 0xb4, 0x44, 0xd4, 0x68, 0x3c, 0xdd, 0x0f, 0xd1, 0x81, 0xcb, 0x8e, 0xc4,
+	0x76, 0x1a, 0xb5, 0xc5, 0x91, 0x75, 0x1d, 0xaa, 0x7c, 0xb4, 0x18, 0xba, 0x04, 0x5a, 0x52, 0xa0,
+	0xe8, 0x80, 0x72, 0xd1, 0x01, 0xd7, 0xa0, 0x2d, 0x14, 0xce, 0x88, 0x89, 0xd8, 0xb5, 0x30, 0xd3,
+	0x3b, 0x11, 0xbc, 0x0a, 0x4d, 0x21, 0x41, 0x91, 0xc7, 0x84, 0x44, 0x6e, 0x6c, 0x24, 0xbc, 0x23,
+	0x62, 0xfe, 0xa1, 0x04, 0x97, 0x66, 0x02, 0xb5, 0x08, 0x3e, 0xcf, 0x01, 0x6e, 0x05, 0xf8, 0x54,
+	0xe7, 0xc2, 0xc7, 0x27, 0x76, 0xd7, 0x8f, 0x09, 0x55, 0x60, 0x64, 0x11, 0x6d, 0xf8, 0xe4, 0x1e,
+	0xe3, 0x71, 0x3d, 0xae, 0x42, 0xf3, 0xc4, 0x61, 0x4e, 0xf3, 0x87, 0x08, 0x8f, 0x28, 0xcf, 0xaf,
+	0x65, 0xab, 0xc1, 0x78, 0x47, 0x82, 0xc5, 0x54, 0x8d, 0x11, 0x1d, 0xc5, 0xa1, 0x38, 0x81, 0x05,
+	0x0a, 0x75, 0xab, 0x29, 0x98, 0xfc, 0x00, 0xe6, 0xb9, 0x6e, 0x80, 0xa6, 0xcc, 0xa9, 0x0c, 0x55,
+	0xfc, 0xd9, 0xfc, 0xb5, 0x06, 0x1b, 0x05, 0x6f, 0x9e, 0x0b, 0x6e, 0x2e, 0x41, 0x55, 0xea, 0xba,
+	0xc4, 0xf5, 0x91, 0x94, 0xf1, 0x1c, 0x40, 0x92, 0x95, 0x98, 0xcb, 0xd8, 0xde, 0xac, 0xab, 0xb4,
+	0x44, 0xcc, 0x5f, 0x6a, 0xb0, 0x99, 0x51, 0xd8, 0xc2, 0x41, 0x70, 0xec, 0x2c, 0x06, 0x81, 0x42,
+	0x7c, 0x4b, 0x73, 0xe2, 0x5b, 0x08, 0x62, 0xb9, 0x18, 0x44, 0xe5, 0xd8, 0x4a, 0xc6, 0xb1, 0xef,
+	0xc3, 0xe5, 0xb9, 0x6a, 0x9e, 0x87, 0x6f, 0xcd, 0xdf, 0x68, 0x70, 0xf1, 0x68, 0x12, 0xbe, 0x81,
+	0x9c, 0x98, 0xde, 0x46, 0x0e, 0x3d, 0x8d, 0x0d, 0x52, 0x7a, 0x8a, 0x0d, 0x52, 0x9e, 0xe3, 0xc0,
+	0x97, 0x60, 0xc5, 0xf1, 0xc6, 0x3e, 0x41, 0x76, 0xb2, 0x4f, 0xe4, 0xd6, 0x17, 0xec, 0x37, 0xc5,
+	0x6e, 0x31, 0x7f, 0xa4, 0xc1, 0x5a, 0x5e, 0xe7, 0x73, 0x38, 0x18, 0xb3, 0xbb, 0xb7, 0x9c, 0xdb,
+	0xbd, 0xe6, 0x0f, 0x34, 0x58, 0xbf, 0x83, 0x28, 0x72, 0xe9, 0x1d, 0xe4, 0x78, 0xc1, 0x82, 0x69,
+	0xe6, 0x65, 0x58, 0x42, 0x21, 0x8d, 0xa7, 0x52, 0x93, 0xf5, 0x44, 0xf2, 0x1d, 0xc7, 0xa7, 0xf7,
+	0x70, 0x7c, 0x97, 0x0d, 0x5a, 0x42, 0x86, 0x6d, 0x89, 0x18, 0x0d, 0xf1, 0x18, 0xc9, 0x82, 0x5c,
+	0x52, 0xe6, 0x2f, 0x34, 0xb8, 0x34, 0xab, 0xca, 0x39, 0x38, 0xe7, 0x65, 0x58, 0x72, 0xfb, 0x8e,
+	0x1f, 0xca, 0x02, 0xea, 0x71, 0xba, 0x73, 0x19, 0xb3, 0x0b, 0xcd, 0x2c, 0x9b, 0x95, 0x42, 0x74,
+	0x12, 0x72, 0x7d, 0x2a, 0x16, 0x7b, 0x34, 0xb6, 0x64, 0x1a, 0x63, 0xdb, 0x89, 0x0d, 0x89, 0xdd,
+	0x06, 0x27, 0xe2, 0xad, 0xa3, 0x49, 0xa8, 0xca, 0xa7, 0x4a, 0x5a, 0x3e, 0xb1, 0x59, 0x9c, 0x9e,
+	0xbc, 0x50, 0xb0, 0x47, 0xf3, 0xe7, 0x1a, 0xb4, 0xc4, 0x71, 0x71, 0x66, 0x5b, 0x5e, 0x6d, 0xe7,
+	0x72, 0xba, 0x9d, 0xd9, 0x25, 0x47, 0x1e, 0x5d, 0xf9, 0xc3, 0xa0, 0x25, 0xb8, 0xf2, 0x55, 0x33,
+	0x80, 0x65, 0xa5, 0xdc, 0xd9, 0x07, 0xc8, 0xfc, 0xb3, 0x06, 0x8d, 0x73, 0xbc, 0x26, 0x64, 0x6a,
+	0xd9, 0x4a, 0xae, 0x96, 0xcd, 0x55, 0xff, 0x4b, 0xf9, 0xea, 0xff, 0xdf, 0xbf, 0x4b, 0x98, 0x7d,
+	0x68, 0x7e, 0xd5, 0xfb, 0xc0, 0x8b, 0xb0, 0x14, 0x39, 0x7e, 0x92, 0x2a, 0x0b, 0xb5, 0xbf, 0x18,
+	0x35, 0x07, 0xb0, 0x72, 0xdb, 0xa1, 0x6e, 0x7f, 0xc1, 0x72, 0x5f, 0x01, 0xa5, 0x94, 0x01, 0xca,
+	0xe3, 0x0b, 0xfe, 0x9f, 0x6a, 0xd0, 0x4e, 0x57, 0x3b, 0x6b, 0xdb, 0x52, 0x14, 0x55, 0xbe, 0x04,
+	0x45, 0x7f, 0xd4, 0x60, 0x85, 0xf9, 0x7b, 0xd1, 0x4a, 0xea, 0x79, 0x68, 0xb0, 0xfb, 0x5d, 0x7e,
+	0x47, 0xc1, 0xd0, 0x99, 0xa8, 0xfd, 0x94, 0x83, 0x5a, 0xf9, 0x71, 0x50, 0xab, 0x64, 0xa1, 0x96,
+	0xc1, 0xc6, 0x52, 0xee, 0x9e, 0x79, 0x95, 0xf9, 0xab, 0xcb, 0xaa, 0x69, 0x1c, 0x78, 0x28, 0xe6,
+	0x05, 0xa2, 0xce, 0xfc, 0xc3, 0x78, 0xfb, 0x8c, 0x65, 0xfe, 0x4c, 0x83, 0x76, 0x6a, 0xcf, 0x39,
+	0xe4, 0xc9, 0x6b, 0xb0, 0xc4, 0x72, 0xb2, 0xba, 0x68, 0xa6, 0x82, 0x4c, 0x83, 0x07, 0x61, 0x17,
+	0x5b, 0x62, 0xdc, 0xfc, 0x2e, 0xac, 0xef, 0xe1, 0x20, 0x40, 0x2e, 0xbd, 0xef, 0xc4, 0xc7, 0xce,
+	0x62, 0x4d, 0x8e, 0xe7, 0x00, 0x88, 0xd3, 0x45, 0x76, 0x84, 0xfd, 0x90, 0x4a, 0x6f, 0xd7, 0x19,
+	0xe7, 0x80, 0x31, 0x9e, 0xe8, 0x6c, 0xf3, 0x1f, 0x1a, 0x5c, 0x9a, 0xd5, 0xe0, 0x7c, 0x4e, 0xd9,
+	0x10, 0x4d, 0xb2, 0x2a, 0xd5, 0x18, 0xcd, 0xe2, 0x69, 0x40, 0xc5, 0xc3, 0x61, 0x72, 0xff, 0x66,
+	0xcf, 0xc6, 0x26, 0xe8, 0x12, 0x4c, 0x44, 0x96, 0xd4, 0x09, 0xcd, 0xe0, 0x22, 0x1a, 0x09, 0xa2,
+	0x96, 0x16, 0x04, 0x3b, 0x38, 0x99, 0x87, 0x91, 0xc7, 0x33, 0x49, 0xc5, 0x92, 0x94, 0x79, 0x08,
+	0x17, 0x1f, 0x8d, 0x5d, 0xf7, 0x3e, 0xa2, 0xb7, 0xa7, 0x0f, 0xd1, 0xf4, 0x54, 0xae, 0xf4, 0xe6,
+	0xf7, 0x35, 0x58, 0xcb, 0xcf, 0x7a, 0xda, 0x7d, 0x8b, 0x17, 0xa1, 0xe2, 0x87, 0x5d, 0xcc, 0x7d,
+	0x95, 0xbb, 0x36, 0x8f, 0x5d, 0x97, 0xe3, 0x89, 0x0f, 0x9b, 0xbf, 0xd2, 0x40, 0x57, 0x2c, 0xf6,
+	0x0e, 0x2f, 0xd3, 0xb4, 0x99, 0x77, 0x12, 0x0c, 0xf2, 0x61, 0x86, 0x1e, 0x5e, 0xf0, 0x88, 0x76,
+	0x80, 0xb0, 0xaa, 0xce, 0x38, 0xa2, 0x49, 0x77, 0x03, 0xaa, 0xfc, 0xee, 0xa8, 0xb0, 0x6c, 0xe4,
+	0xd6, 0x7e, 0x87, 0x5f, 0x2b, 0xa5, 0x04, 0x93, 0x95, 0x05, 0x7c, 0x65, 0x8e, 0x2c, 0x9f, 0x4f,
+	0x15, 0xf5, 0xe6, 0xa7, 0x1a, 0xd4, 0x93, 0x19, 0x58, 0xd0, 0xe9, 0x34, 0x42, 0x5c, 0xd7, 0xba,
+	0xc5, 0x9f, 0x19, 0x46, 0x04, 0x6e, 0x29, 0x91, 0xa0, 0xae, 0x71, 0xfa, 0x88, 0x30, 0x48, 0xcf,
+	0xde, 0x2e, 0x75, 0x57, 0xdd, 0x18, 0x9f, 0x87, 0x06, 0xe9, 0x63, 0x76, 0xa2, 0x73, 0x8b, 0x44,
+	0xed, 0x00, 0x9c, 0x25, 0x4c, 0x7a, 0x09, 0x56, 0xfa, 0x0e, 0xb1, 0xb3, 0x42, 0xe2, 0x88, 0x6a,
+	0xf5, 0x1d, 0x72, 0x98, 0xca, 0xbd, 0x0e, 0x1b, 0x4c, 0x0e, 0x8f, 0x51, 0x1c, 0x38, 0x51, 0x84,
+	0x3c, 0x3b, 0x96, 0x45, 0xbb, 0x3c, 0xb8, 0xd6, 0xfb, 0x0e, 0xd9, 0x4f, 0x46, 0x55, 0x45, 0x6f,
+	0xfe, 0x8f, 0xb0, 0x4c, 0x4c, 0x92, 0xb5, 0x42, 0xcb, 0x5b, 0x91, 0xf4, 0x60, 0x4a, 0x99, 0x1e,
+	0x8c, 0xf9, 0x3e, 0xac, 0xf1, 0x33, 0xe1, 0xcc, 0xef, 0x31, 0x73, 0x8a, 0x1a, 0x93, 0xc0, 0xfa,
+	0xcc, 0xe2, 0xe7, 0x50, 0xb4, 0xfc, 0x5d, 0x83, 0xf5, 0xbd, 0x3e, 0x72, 0x07, 0x47, 0x93, 0xf0,
+	0x90, 0x3a, 0x74, 0x44, 0x16, 0x3c, 0x74, 0xd4, 0xed, 0x24, 0xdd, 0x9e, 0x20, 0x59, 0xb2, 0xdd,
+	0x2b, 0x2a, 0x7b, 0x05, 0x19, 0x9e, 0x13, 0x8e, 0xf8, 0xfd, 0xd2, 0x1d, 0xc5, 0x31, 0x0a, 0x33,
+	0x5d, 0x88, 0xba, 0xe4, 0x88, 0x0e, 0xc4, 0x00, 0xa1, 0xc8, 0x1e, 0xfa, 0x84, 0xf8, 0x61, 0x4f,
+	0x1d, 0x30, 0x8c, 0xf7, 0x48, 0xb0, 0x8c, 0x1b, 0xb0, 0xda, 0xc5, 0xb1, 0x8b, 0xec, 0x6c, 0x3f,
+	0x47, 0xdc, 0xdb, 0x57, 0xf8, 0xc0, 0x61, 0xd2, 0xd0, 0x31, 0xff, 0xca, 0x32, 0xee, 0x8c, 0xb5,
+	0x8b, 0x3b, 0x39, 0x7b, 0x5d, 0x29, 0xe5, 0x9b, 0x0d, 0xc5, 0x02, 0xb5, 0x3c, 0xa7, 0x40, 0x35,
+	0xae, 0x41, 0xd5, 0x71, 0xa9, 0x2a, 0xe1, 0x96, 0x33, 0xd5, 0xc3, 0x2d, 0xce, 0xb6, 0xe4, 0xb0,
+	0xb1, 0x03, 0x3c, 0x2d, 0xd8, 0x3c, 0x11, 0x2d, 0x3d, 0x2e, 0xa9, 0x70, 0x75, 0xd8, 0x93, 0xf9,
+	0x3d, 0x0d, 0x36, 0xb9, 0xa1, 0x87, 0xb2, 0x59, 0xc5, 0xaf, 0x88, 0xe4, 0xb4, 0xca, 0xaa, 0xa7,
+	0xb9, 0x6a, 0x9a, 0xbf, 0xd3, 0xe0, 0xf2, 0x5c, 0x1d, 0xfe, 0x83, 0x8a, 0x80, 0x7c, 0x36, 0xab,
+	0xe4, 0xb3, 0x99, 0xf9, 0xa1, 0x06, 0x86, 0x85, 0x08, 0x0e, 0xc6, 0x68, 0xd1, 0x72, 0xec, 0xa9,
+	0xb2, 0xc1, 0xd3, 0xa1, 0xc5, 0x7c, 0x17, 0x2e, 0xe6, 0xb4, 0x39, 0x87, 0xf4, 0xf0, 0x35, 0xa8,
+	0x8a, 0x3a, 0x36, 0x7d, 0x45, 0xfb, 0x12, 0xd7, 0x3f, 0xe5, 0x3f, 0x79, 0xe6, 0x3e, 0xe8, 0xaa,
+	0xf1, 0x6c, 0x5c, 0x86, 0x12, 0x8e, 0xf8, 0xcc, 0xcb, 0xbb, 0x8d, 0x64, 0xe6, 0xfd, 0xc8, 0x2a,
+	0xe1, 0xe8, 0xa9, 0x27, 0xfc, 0xa8, 0x04, 0xba, 0x52, 0xc6, 0xb8, 0x9e, 0xd4, 0x20, 0x8f, 0x3d,
+	0x82, 0xa5, 0x80, 0xf1, 0x2c, 0xd4, 0x63, 0x44, 0xe3, 0xa9, 0x73, 0x1c, 0x20, 0x79, 0xf2, 0xa7,
+	0x0c, 0xb6, 0x96, 0x73, 0x8c, 0x63, 0x2a, 0xff, 0x64, 0x15, 0x84, 0xb1, 0x0b, 0xba, 0x8b, 0xc3,
+	0x6e, 0xe0, 0xbb, 0x54, 0x56, 0xf4, 0x97, 0xd2, 0xfb, 0x38, 0x3b, 0x55, 0xf7, 0xe4, 0xa8, 0x95,
+	0xc8, 0x19, 0xaf, 0x82, 0xee, 0xc9, 0x86, 0x01, 0x3f, 0xc3, 0xb2, 0x4a, 0x25, 0x9d, 0x84, 0x44,
+	0xc4, 0xb8, 0x03, 0xab, 0x09, 0x32, 0x6d, 0x34, 0x89, 0xfc, 0x58, 0x16, 0x54, 0x8d, 0xdd, 0x4e,
+	0x06, 0x6f, 0x02, 0xaa, 0x77, 0xc5, 0xb8, 0xb5, 0xe2, 0xe6, 0x19, 0xe6, 0xff, 0x82, 0xae, 0xe6,
+	0xce, 0x26, 0x61, 0x2d, 0x97, 0x84, 0x55, 0x22, 0x4b, 0xdd, 0xcc, 0x05, 0x59, 0x8d, 0xfa, 0x91,
+	0x06, 0x2b, 0x33, 0x8b, 0x3c, 0xe9, 0x58, 0xdd, 0x81, 0x8b, 0x0e, 0xa5, 0x68, 0x18, 0x51, 0xe4,
+	0x65, 0xba, 0xcb, 0x02, 0xf4, 0xab, 0xc9, 0x50, 0xd2, 0x61, 0x96, 0xb1, 0x2d, 0xa7, 0xb1, 0x2d,
+	0x34, 0xb0, 0x2b, 0x85, 0x06, 0xb6, 0xf9, 0x71, 0x09, 0x74, 0x15, 0xc6, 0x42, 0x67, 0x4c, 0x2b,
+	0x76, 0xc6, 0xae, 0x42, 0x53, 0x94, 0x59, 0xb9, 0x3d, 0xd8, 0xe0, 0x85, 0x96, 0xdc, 0x82, 0x45,
+	0x45, 0xb2, 0xd9, 0xbd, 0x92, 0xcf, 0xee, 0xcf, 0x80, 0x4e, 0x27, 0xa1, 0x4d, 0xfc, 0xf7, 0x90,
+	0xea, 0x32, 0xd3, 0x49, 0x78, 0xe8, 0xbf, 0x87, 0xe6, 0xfe, 0xb9, 0xa0, 0xcf, 0xfd, 0x73, 0xa1,
+	0x60, 0x68, 0xbd, 0xd8, 0xa9, 0x9f, 0xf9, 0x03, 0x02, 0x8a, 0x7f, 0x40, 0xa8, 0xe2, 0xcd, 0x4b,
+	0x8b, 0x37, 0xf3, 0x04, 0x5a, 0x39, 0x0c, 0x3e, 0x29, 0x60, 0xcf, 0x43, 0x43, 0x01, 0x34, 0x0d,
+	0x14, 0x28, 0xd6, 0xdc, 0x08, 0x75, 0xa0, 0x26, 0x9d, 0x2b, 0xeb, 0x3b, 0x45, 0x9a, 0x1f, 0x94,
+	0xa1, 0xb6, 0x97, 0x76, 0x34, 0x64, 0x56, 0xf2, 0x3d, 0xb9, 0xa8, 0x2e, 0x18, 0x0f, 0x3c, 0xe3,
+	0xf5, 0x34, 0x65, 0x45, 0xd8, 0xed, 0xcb, 0x34, 0x74, 0x71, 0x47, 0x7e, 0x08, 0x63, 0x89, 0x54,
+	0xc5, 0x86, 0x92, 0xbc, 0xc5, 0x08, 0x63, 0x0b, 0x2a, 0x11, 0x42, 0xb1, 0x2c, 0xc5, 0x9b, 0x4a,
+	0xfe, 0x00, 0xa1, 0xd8, 0xe2, 0x23, 0xdc, 0x1f, 0x28, 0x1e, 0xca, 0xb0, 0xf0, 0x67, 0x5e, 0x63,
+	0x04, 0x23, 0x42, 0x51, 0xcc, 0x74, 0x79, 0x41, 0xd6, 0x18, 0x82, 0xf3, 0xc0, 0xe3, 0x0d, 0x7d,
+	0xe6, 0x2e, 0xdb, 0x0d, 0x7c, 0x14, 0xd2, 0x0e, 0xda, 0xd2, 0xb6, 0xab, 0x56, 0x83, 0xf3, 0xf6,
+	0x38, 0x2b, 0x15, 0x09, 0x47, 0xc3, 0x63, 0x14, 0x77, 0xba, 0x22, 0x54, 0x9c, 0xf7, 0x16, 0x67,
+	0xb1, 0x44, 0x2f, 0x44, 0x24, 0xc8, 0x3b, 0x3d, 0x7e, 0x83, 0x16, 0xef, 0xdd, 0x12, 0x3c, 0x01,
+	0xc4, 0x9e, 0x1d, 0x61, 0xe2, 0xf3, 0x53, 0xbf, 0xaf, 0x80, 0xd8, 0x3b, 0x90, 0x2c, 0xe3, 0xbf,
+	0xd5, 0x3c, 0x38, 0xf6, 0x7b, 0x7e, 0x48, 0x3a, 0x3e, 0x3f, 0xc1, 0xd6, 0xf2, 0xe9, 0x65, 0x9f,
+	0x0f, 0xca, 0xd9, 0x05, 0x41, 0xfe, 0xaf, 0xa2, 0x7b, 0x6d, 0x64, 0x3e, 0x82, 0x46, 0x46, 0xe4,
+	0xc9, 0x71, 0x98, 0xd5, 0xa7, 0x54, 0xd0, 0xc7, 0xfc, 0xa7, 0x06, 0x4d, 0x5e, 0x96, 0x32, 0x50,
+	0x3a, 0xa1, 0x67, 0x2c, 0x43, 0x29, 0x99, 0xa9, 0xe4, 0x7b, 0xcc, 0xbb, 0xf2, 0xaf, 0x10, 0x7b,
+	0xa8, 0x00, 0x54, 0x97, 0x9c, 0x47, 0xc4, 0xd8, 0x86, 0x72, 0x0f, 0x51, 0x19, 0xb1, 0x34, 0x49,
+	0xe6, 0x3e, 0x71, 0xb2, 0x98, 0x08, 0x93, 0x8c, 0x46, 0xc5, 0x74, 0x9a, 0xfb, 0x3c, 0xc8, 0x62,
+	0x22, 0xc6, 0x6b, 0xc9, 0xf7, 0x19, 0xa2, 0x14, 0x7a, 0x26, 0x2b, 0x9c, 0xfb, 0xbc, 0x46, 0x7d,
+	0xba, 0x61, 0xbc, 0x0c, 0x15, 0xe2, 0x3a, 0xa1, 0x4c, 0xbc, 0x1b, 0xd9, 0x17, 0x32, 0x3d, 0x3b,
+	0x8b, 0x0b, 0x99, 0x1f, 0x94, 0x00, 0x44, 0x29, 0x8e, 0xa2, 0x60, 0x5a, 0xb0, 0xf8, 0x7a, 0xd6,
+	0xa4, 0x8d, 0x82, 0x49, 0xe2, 0x58, 0x16, 0x36, 0x5d, 0xcf, 0xda, 0xb4, 0x51, 0xb0, 0x49, 0x89,
+	0x32, 0xa3, 0x76, 0x67, 0x8c, 0xda, 0x9c, 0x67, 0x94, 0x7c, 0x41, 0x59, 0xf5, 0x4a, 0xce, 0xaa,
+	0x4e, 0xd1, 0x2a, 0x29, 0xcf, 0xa5, 0xd8, 0xde, 0x70, 0xb1, 0x87, 0xf8, 0x21, 0xd2, 0xb2, 0xf8,
+	0x33, 0xdb, 0xcc, 0x43, 0x44, 0x88, 0xd3, 0x13, 0xdf, 0xba, 0xd4, 0x2d, 0x45, 0x9a, 0x0f, 0xe4,
+	0x5d, 0x48, 0xc6, 0x3d, 0xa9, 0x1d, 0x5f, 0x03, 0x5e, 0x20, 0x31, 0x56, 0x47, 0x9b, 0x69, 0x45,
+	0x67, 0x5f, 0xb0, 0x12, 0x31, 0xf3, 0x9e, 0xbc, 0xd9, 0xa4, 0x53, 0xc9, 0xd2, 0xe5, 0x55, 0xa8,
+	0xc5, 0x28, 0x0a, 0x58, 0x6e, 0x13, 0x53, 0x5d, 0xcc, 0x4f, 0xc5, 0xfd, 0x6f, 0x29, 0x19, 0xf3,
+	0x5b, 0xb0, 0xc1, 0x0b, 0xca, 0x3d, 0x1c, 0x12, 0x9f, 0x50, 0x14, 0xba, 0x0b, 0x35, 0x11, 0x36,
+	0xa0, 0xc6, 0x5b, 0xdf, 0x09, 0x5c, 0xab, 0x8c, 0x7c, 0x44, 0xcc, 0x3f, 0x69, 0xd0, 0x29, 0x2e,
+	0x70, 0x06, 0x5f, 0xc9, 0x89, 0x4f, 0x4d, 0x44, 0x91, 0x27, 0x08, 0xe3, 0x75, 0xd0, 0xb9, 0x99,
+	0xae, 0xa3, 0x6e, 0xf0, 0x19, 0x00, 0x88, 0x81, 0x37, 0x1c, 0xd2, 0xb7, 0x10, 0x19, 0x05, 0xd4,
+	0x4a, 0x64, 0x59, 0xf5, 0x32, 0x0a, 0x3d, 0xe4, 0xfa, 0x1e, 0xf2, 0xe4, 0x55, 0x3a, 0x65, 0x98,
+	0xef, 0xc3, 0x6a, 0xe1, 0xe5, 0x24, 0x8b, 0x6a, 0x8f, 0xcd, 0xa2, 0x6b, 0xb0, 0x34, 0x08, 0xf1,
+	0x89, 0x48, 0x08, 0xba, 0x25, 0x08, 0x86, 0x9f, 0xbe, 0x43, 0xfa, 0x5c, 0xef, 0xaa, 0xc5, 0x9f,
+	0x8d, 0x4d, 0xd0, 0x3d, 0x7f, 0x8c, 0xe2, 0x1e, 0x4a, 0x3e, 0x5a, 0x50, 0xb4, 0xf9, 0x0d, 0x58,
+	0xbe, 0x87, 0xe3, 0x13, 0x27, 0xf6, 0x54, 0x94, 0xf8, 0x41, 0x84, 0x63, 0x94, 0xe6, 0xa2, 0x1a,
+	0xa7, 0x1f, 0x78, 0xc6, 0x4d, 0x16, 0x40, 0x0e, 0x8f, 0xc2, 0x9f, 0x33, 0x39, 0x54, 0x29, 0x29,
+	0xf3, 0x1d, 0x58, 0x49, 0x66, 0x97, 0x21, 0xba, 0x0e, 0x4b, 0xcc, 0x2f, 0x53, 0x69, 0xd9, 0x5c,
+	0x30, 0x09, 0x09, 0xde, 0x04, 0xc3, 0xd4, 0x26, 0x48, 0x76, 0xed, 0x74, 0xab, 0x16, 0x62, 0x7a,
+	0x88, 0x42, 0x7a, 0x63, 0x07, 0x4a, 0xfb, 0x91, 0x51, 0x83, 0xf2, 0xc1, 0x88, 0xb6, 0x2f, 0xb0,
+	0x87, 0x3b, 0x28, 0x68, 0x6b, 0x46, 0x13, 0x74, 0x75, 0x35, 0x6f, 0x97, 0x0c, 0x1d, 0x2a, 0xac,
+	0xb6, 0x68, 0x97, 0x6f, 0xdc, 0x87, 0xaa, 0xb8, 0xad, 0x31, 0x89, 0xb7, 0xb0, 0x78, 0x6e, 0x5f,
+	0x30, 0xd6, 0x61, 0xf5, 0xe8, 0xe8, 0x4d, 0x51, 0x34, 0x25, 0x2f, 0x6a, 0x46, 0x07, 0xd6, 0xd8,
+	0x8b, 0xea, 0x83, 0xad, 0x74, 0xca, 0xdb, 0x77, 0x7e, 0xff, 0xf9, 0x15, 0xed, 0x93, 0xcf, 0xaf,
+	0x68, 0x9f, 0x7d, 0x7e, 0x45, 0xfb, 0xf1, 0x17, 0x57, 0x2e, 0x7c, 0xf2, 0xc5, 0x95, 0x0b, 0x9f,
+	0x7e, 0x71, 0xe5, 0xc2, 0xd7, 0x6f, 0xf4, 0x7c, 0xda, 0x1f, 0x1d, 0xef, 0xb8, 0x78, 0x78, 0x93,
+	0xfa, 0xe1, 0x74, 0x30, 0x56, 0x3f, 0xfc, 0x9b, 0xd1, 0x9b, 0xd1, 0xa0, 0x77, 0x53, 0xda, 0x7a,
+	0x5c, 0xe5, 0xac, 0xff, 0xfa, 0x57, 0x00, 0x00, 0x00, 0xff, 0xff, 0x2d, 0x10, 0x36, 0x07, 0x7d,
+	0x2a, 0x00, 0x00,
 }
 
 func (m *RawGetRequest) Marshal() (dAtA []byte, err error) {
@@ -5112,6 +5848,24 @@ func (m *PrewriteRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		i--
 		dAtA[i] = 0x50
 	}
+	if m.ForUpdateTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.ForUpdateTs))
+		i--
+		dAtA[i] = 0x48
+	}
+	if len(m.IsPessimisticLock) > 0 {
+		for iNdEx := len(m.IsPessimisticLock) - 1; iNdEx >= 0; iNdEx-- {
+			i--
+			if m.IsPessimisticLock[iNdEx] {
+				dAtA[i] = 1
+			} else {
+				dAtA[i] = 0
+			}
+		}
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.IsPessimisticLock)))
+		i--
+		dAtA[i] = 0x3a
+	}
 	if m.LockTtl != 0 {
 		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LockTtl))
 		i--
@@ -5220,6 +5974,542 @@ func (m *PrewriteResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		}
 		i--
 		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *PessimisticLockRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *PessimisticLockRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *PessimisticLockRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Keys) > 0 {
+		for iNdEx := len(m.Keys) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Keys[iNdEx])
+			copy(dAtA[i:], m.Keys[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Keys[iNdEx])))
+			i--
+			dAtA[i] = 0x6
+			i--
+			dAtA[i] = 0xa2
+		}
+	}
+	if m.ReturnValues {
+		i--
+		if m.ReturnValues {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x50
+	}
+	if m.WaitTimeout != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.WaitTimeout))
+		i--
+		dAtA[i] = 0x40
+	}
+	if m.IsFirstLock {
+		i--
+		if m.IsFirstLock {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x38
+	}
+	if m.ForUpdateTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.ForUpdateTs))
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.LockTtl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LockTtl))
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.StartVersion != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.StartVersion))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.PrimaryLock) > 0 {
+		i -= len(m.PrimaryLock)
+		copy(dAtA[i:], m.PrimaryLock)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.PrimaryLock)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *PessimisticLockResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *PessimisticLockResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *PessimisticLockResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.NotFounds) > 0 {
+		for iNdEx := len(m.NotFounds) - 1; iNdEx >= 0; iNdEx-- {
+			i--
+			if m.NotFounds[iNdEx] {
+				dAtA[i] = 1
+			} else {
+				dAtA[i] = 0
+			}
+		}
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.NotFounds)))
+		i--
+		dAtA[i] = 0x32
+	}
+	if len(m.Values) > 0 {
+		for iNdEx := len(m.Values) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Values[iNdEx])
+			copy(dAtA[i:], m.Values[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Values[iNdEx])))
+			i--
+			dAtA[i] = 0x2a
+		}
+	}
+	if len(m.Errors) > 0 {
+		for iNdEx := len(m.Errors) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Errors[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *PessimisticRollbackRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *PessimisticRollbackRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *PessimisticRollbackRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Keys) > 0 {
+		for iNdEx := len(m.Keys) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Keys[iNdEx])
+			copy(dAtA[i:], m.Keys[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Keys[iNdEx])))
+			i--
+			dAtA[i] = 0x22
+		}
+	}
+	if m.ForUpdateTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.ForUpdateTs))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.StartVersion != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.StartVersion))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *PessimisticRollbackResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *PessimisticRollbackResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *PessimisticRollbackResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Errors) > 0 {
+		for iNdEx := len(m.Errors) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Errors[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *TxnHeartBeatRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *TxnHeartBeatRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *TxnHeartBeatRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.AdviseLockTtl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.AdviseLockTtl))
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.StartVersion != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.StartVersion))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.PrimaryLock) > 0 {
+		i -= len(m.PrimaryLock)
+		copy(dAtA[i:], m.PrimaryLock)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.PrimaryLock)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *TxnHeartBeatResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *TxnHeartBeatResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *TxnHeartBeatResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LockTtl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LockTtl))
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.Error != nil {
+		{
+			size, err := m.Error.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *DetectDeadlockRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *DetectDeadlockRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *DetectDeadlockRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Remove {
+		i--
+		if m.Remove {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.Entry != nil {
+		{
+			size, err := m.Entry.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *DetectDeadlockResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *DetectDeadlockResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *DetectDeadlockResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Chain) > 0 {
+		for iNdEx := len(m.Chain) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Chain[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1a
+		}
+	}
+	if m.Error != nil {
+		{
+			size, err := m.Error.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *WaitForEntry) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *WaitForEntry) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *WaitForEntry) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Tag) > 0 {
+		i -= len(m.Tag)
+		copy(dAtA[i:], m.Tag)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Tag)))
+		i--
+		dAtA[i] = 0x2a
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if m.WaitForTxn != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.WaitForTxn))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Txn != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Txn))
+		i--
+		dAtA[i] = 0x8
 	}
 	return len(dAtA) - i, nil
 }
@@ -6651,6 +7941,18 @@ func (m *KeyError) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		i--
 		dAtA[i] = 0x3a
 	}
+	if m.Deadlock != nil {
+		{
+			size, err := m.Deadlock.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x32
+	}
 	if m.Conflict != nil {
 		{
 			size, err := m.Conflict.MarshalToSizedBuffer(dAtA[:i])
@@ -6688,6 +7990,41 @@ func (m *KeyError) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		}
 		i--
 		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Deadlock) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Deadlock) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Deadlock) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.LockKey) > 0 {
+		i -= len(m.LockKey)
+		copy(dAtA[i:], m.LockKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.LockKey)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.LockTs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LockTs))
+		i--
+		dAtA[i] = 0x8
 	}
 	return len(dAtA) - i, nil
 }
@@ -7896,6 +9233,12 @@ func (m *PrewriteRequest) Size() (n int) {
 	if m.LockTtl != 0 {
 		n += 1 + sovKvrpcpb(uint64(m.LockTtl))
 	}
+	if len(m.IsPessimisticLock) > 0 {
+		n += 1 + sovKvrpcpb(uint64(len(m.IsPessimisticLock))) + len(m.IsPessimisticLock)*1
+	}
+	if m.ForUpdateTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.ForUpdateTs))
+	}
 	if m.MinCommitTs != 0 {
 		n += 1 + sovKvrpcpb(uint64(m.MinCommitTs))
 	}
@@ -7938,6 +9281,228 @@ func (m *PrewriteResponse) Size() (n int) {
 	}
 	if m.CommittedTs != 0 {
 		n += 2 + sovKvrpcpb(uint64(m.CommittedTs))
+	}
+	return n
+}
+
+func (m *PessimisticLockRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.PrimaryLock)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.StartVersion != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.StartVersion))
+	}
+	if m.LockTtl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.LockTtl))
+	}
+	if m.ForUpdateTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.ForUpdateTs))
+	}
+	if m.IsFirstLock {
+		n += 2
+	}
+	if m.WaitTimeout != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.WaitTimeout))
+	}
+	if m.ReturnValues {
+		n += 2
+	}
+	if len(m.Keys) > 0 {
+		for _, b := range m.Keys {
+			l = len(b)
+			n += 2 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *PessimisticLockResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Errors) > 0 {
+		for _, e := range m.Errors {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if len(m.Values) > 0 {
+		for _, b := range m.Values {
+			l = len(b)
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if len(m.NotFounds) > 0 {
+		n += 1 + sovKvrpcpb(uint64(len(m.NotFounds))) + len(m.NotFounds)*1
+	}
+	return n
+}
+
+func (m *PessimisticRollbackRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.StartVersion != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.StartVersion))
+	}
+	if m.ForUpdateTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.ForUpdateTs))
+	}
+	if len(m.Keys) > 0 {
+		for _, b := range m.Keys {
+			l = len(b)
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *PessimisticRollbackResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Errors) > 0 {
+		for _, e := range m.Errors {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *TxnHeartBeatRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.PrimaryLock)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.StartVersion != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.StartVersion))
+	}
+	if m.AdviseLockTtl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.AdviseLockTtl))
+	}
+	return n
+}
+
+func (m *TxnHeartBeatResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Error != nil {
+		l = m.Error.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.LockTtl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.LockTtl))
+	}
+	return n
+}
+
+func (m *DetectDeadlockRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Entry != nil {
+		l = m.Entry.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Remove {
+		n += 2
+	}
+	return n
+}
+
+func (m *DetectDeadlockResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Error != nil {
+		l = m.Error.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Chain) > 0 {
+		for _, e := range m.Chain {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *WaitForEntry) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Txn != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Txn))
+	}
+	if m.WaitForTxn != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.WaitForTxn))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Tag)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
 	return n
 }
@@ -8540,8 +10105,28 @@ func (m *KeyError) Size() (n int) {
 		l = m.Conflict.Size()
 		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
+	if m.Deadlock != nil {
+		l = m.Deadlock.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
 	if m.CommitTsExpired != nil {
 		l = m.CommitTsExpired.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *Deadlock) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.LockTs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.LockTs))
+	}
+	l = len(m.LockKey)
+	if l > 0 {
 		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
 	return n
@@ -11546,6 +13131,95 @@ func (m *PrewriteRequest) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 7:
+			if wireType == 0 {
+				var v int
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					v |= int(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				m.IsPessimisticLock = append(m.IsPessimisticLock, bool(v != 0))
+			} else if wireType == 2 {
+				var packedLen int
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					packedLen |= int(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				if packedLen < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				postIndex := iNdEx + packedLen
+				if postIndex < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				if postIndex > l {
+					return io.ErrUnexpectedEOF
+				}
+				var elementCount int
+				elementCount = packedLen
+				if elementCount != 0 && len(m.IsPessimisticLock) == 0 {
+					m.IsPessimisticLock = make([]bool, 0, elementCount)
+				}
+				for iNdEx < postIndex {
+					var v int
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowKvrpcpb
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						v |= int(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+					m.IsPessimisticLock = append(m.IsPessimisticLock, bool(v != 0))
+				}
+			} else {
+				return fmt.Errorf("proto: wrong wireType = %d for field IsPessimisticLock", wireType)
+			}
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ForUpdateTs", wireType)
+			}
+			m.ForUpdateTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ForUpdateTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		case 10:
 			if wireType != 0 {
 				return fmt.Errorf("proto: wrong wireType = %d for field MinCommitTs", wireType)
@@ -11814,6 +13488,1525 @@ func (m *PrewriteResponse) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *PessimisticLockRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: PessimisticLockRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: PessimisticLockRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PrimaryLock", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.PrimaryLock = append(m.PrimaryLock[:0], dAtA[iNdEx:postIndex]...)
+			if m.PrimaryLock == nil {
+				m.PrimaryLock = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartVersion", wireType)
+			}
+			m.StartVersion = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartVersion |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LockTtl", wireType)
+			}
+			m.LockTtl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LockTtl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ForUpdateTs", wireType)
+			}
+			m.ForUpdateTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ForUpdateTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field IsFirstLock", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.IsFirstLock = bool(v != 0)
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WaitTimeout", wireType)
+			}
+			m.WaitTimeout = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WaitTimeout |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 10:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ReturnValues", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.ReturnValues = bool(v != 0)
+		case 100:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Keys", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Keys = append(m.Keys, make([]byte, postIndex-iNdEx))
+			copy(m.Keys[len(m.Keys)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *PessimisticLockResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: PessimisticLockResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: PessimisticLockResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Errors", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Errors = append(m.Errors, &KeyError{})
+			if err := m.Errors[len(m.Errors)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Values", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Values = append(m.Values, make([]byte, postIndex-iNdEx))
+			copy(m.Values[len(m.Values)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 6:
+			if wireType == 0 {
+				var v int
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					v |= int(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				m.NotFounds = append(m.NotFounds, bool(v != 0))
+			} else if wireType == 2 {
+				var packedLen int
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					packedLen |= int(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				if packedLen < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				postIndex := iNdEx + packedLen
+				if postIndex < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				if postIndex > l {
+					return io.ErrUnexpectedEOF
+				}
+				var elementCount int
+				elementCount = packedLen
+				if elementCount != 0 && len(m.NotFounds) == 0 {
+					m.NotFounds = make([]bool, 0, elementCount)
+				}
+				for iNdEx < postIndex {
+					var v int
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowKvrpcpb
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						v |= int(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+					m.NotFounds = append(m.NotFounds, bool(v != 0))
+				}
+			} else {
+				return fmt.Errorf("proto: wrong wireType = %d for field NotFounds", wireType)
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *PessimisticRollbackRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: PessimisticRollbackRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: PessimisticRollbackRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartVersion", wireType)
+			}
+			m.StartVersion = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartVersion |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ForUpdateTs", wireType)
+			}
+			m.ForUpdateTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ForUpdateTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Keys", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Keys = append(m.Keys, make([]byte, postIndex-iNdEx))
+			copy(m.Keys[len(m.Keys)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *PessimisticRollbackResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: PessimisticRollbackResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: PessimisticRollbackResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Errors", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Errors = append(m.Errors, &KeyError{})
+			if err := m.Errors[len(m.Errors)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *TxnHeartBeatRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: TxnHeartBeatRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: TxnHeartBeatRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PrimaryLock", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.PrimaryLock = append(m.PrimaryLock[:0], dAtA[iNdEx:postIndex]...)
+			if m.PrimaryLock == nil {
+				m.PrimaryLock = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartVersion", wireType)
+			}
+			m.StartVersion = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartVersion |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field AdviseLockTtl", wireType)
+			}
+			m.AdviseLockTtl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.AdviseLockTtl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *TxnHeartBeatResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: TxnHeartBeatResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: TxnHeartBeatResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Error == nil {
+				m.Error = &KeyError{}
+			}
+			if err := m.Error.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LockTtl", wireType)
+			}
+			m.LockTtl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LockTtl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *DetectDeadlockRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: DetectDeadlockRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: DetectDeadlockRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Entry", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Entry == nil {
+				m.Entry = &WaitForEntry{}
+			}
+			if err := m.Entry.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Remove", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Remove = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *DetectDeadlockResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: DetectDeadlockResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: DetectDeadlockResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Error == nil {
+				m.Error = &KeyError{}
+			}
+			if err := m.Error.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Chain", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Chain = append(m.Chain, &WaitForEntry{})
+			if err := m.Chain[len(m.Chain)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *WaitForEntry) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: WaitForEntry: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: WaitForEntry: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Txn", wireType)
+			}
+			m.Txn = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Txn |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WaitForTxn", wireType)
+			}
+			m.WaitForTxn = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WaitForTxn |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Tag", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Tag = append(m.Tag[:0], dAtA[iNdEx:postIndex]...)
+			if m.Tag == nil {
+				m.Tag = []byte{}
+			}
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
@@ -15907,6 +19100,42 @@ func (m *KeyError) Unmarshal(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Deadlock", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Deadlock == nil {
+				m.Deadlock = &Deadlock{}
+			}
+			if err := m.Deadlock.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
 		case 7:
 			if wireType != 2 {
 				return fmt.Errorf("proto: wrong wireType = %d for field CommitTsExpired", wireType)
@@ -15941,6 +19170,109 @@ func (m *KeyError) Unmarshal(dAtA []byte) error {
 			}
 			if err := m.CommitTsExpired.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
 				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Deadlock) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Deadlock: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Deadlock: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LockTs", wireType)
+			}
+			m.LockTs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LockTs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LockKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.LockKey = append(m.LockKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.LockKey == nil {
+				m.LockKey = []byte{}
 			}
 			iNdEx = postIndex
 		default:

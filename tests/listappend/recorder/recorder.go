@@ -2,6 +2,7 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -36,7 +37,12 @@ var kinds = []txn.Commits{txn.Fastest, txn.NoOnePhase, txn.TwoPhases}
 // Run carries out one transaction of one to four steps. An error says that it has not happened, or may not have.
 func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
 	rec := listappend.Txn{Begun: r.now(), Outcome: listappend.Unknown}
-	x, err := cl.Begin(ctx)
+	begin := cl.Begin
+	locking := rng.IntN(4) == 0
+	if locking {
+		begin = cl.BeginPessimistic
+	}
+	x, err := begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -47,7 +53,12 @@ func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) erro
 		if rng.IntN(3) > 0 { // else at the same key, or its neighbour
 			at = rng.IntN(len(r.keys))
 		}
-		if err := r.step(ctx, x, &rec, r.keys[at], rng.IntN(2) == 0); err != nil {
+		do := r.step
+		if locking {
+			do = r.lockedStep
+		}
+		if err := do(ctx, x, &rec, r.keys[at], rng.IntN(2) == 0); err != nil {
+			x.Rollback()
 			return err
 		}
 		at = (at + rng.IntN(2)) % len(r.keys)
@@ -78,6 +89,31 @@ func (r *Recorder) step(ctx context.Context, x *txn.Txn, rec *listappend.Txn, ke
 	if appends {
 		v := r.values.Add(1)
 		x.Set(key, binary.BigEndian.AppendUint64(data, v))
+		rec.Ops = append(rec.Ops, listappend.Append(string(key), v))
+	}
+	return nil
+}
+
+// lockedStep is step at a key that is locked first. All that is locked stays as it is until the end, so what was read is
+// what was there at the newest lock's timestamp.
+func (r *Recorder) lockedStep(ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool) error {
+	values, err := x.LockKeys(ctx, key)
+	if err != nil {
+		return err
+	}
+	rec.Start = x.ForUpdateTS()
+	data := values[string(key)]
+	if own, found, known := x.Own(key); known && found {
+		data = own
+	}
+	list, err := decode(data)
+	if err != nil {
+		return err
+	}
+	rec.Ops = append(rec.Ops, listappend.Read(string(key), list...))
+	if appends {
+		v := r.values.Add(1)
+		x.Set(key, binary.BigEndian.AppendUint64(bytes.Clone(data), v))
 		rec.Ops = append(rec.Ops, listappend.Append(string(key), v))
 	}
 	return nil
