@@ -273,7 +273,10 @@ func TestMergeRefusedByAnotherChange(t *testing.T) {
 // the replica says of that attempt later does not count for the next one.
 func TestMergeNeedsEveryReplica(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
-	m.hold(rspb.MergeMessage_Ack)
+	var late atomic.Bool
+	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool {
+		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && rm.FromPeer.StoreId == 3 && !late.Load()
+	})
 	before := m.version()
 	m.begin()
 	m.awaitRefused(before)
@@ -281,10 +284,6 @@ func TestMergeNeedsEveryReplica(t *testing.T) {
 	acks := m.c.Net.Held(func(uint64, *rspb.RaftMessage) bool { return true })
 	require.Positive(t, acks)
 
-	var late atomic.Bool
-	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool {
-		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && !late.Load()
-	})
 	m.lead()
 	m.begin()
 	late.Store(true)

@@ -20,9 +20,10 @@ const (
 	OpAdmin                    // asked for by a person
 	OpScatter
 	OpSplit
+	OpMerge
 )
 
-var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split"}
+var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split", "merge"}
 
 func (k Kind) String() string {
 	var parts []string
@@ -193,6 +194,10 @@ type Timeouts struct {
 // would cancel every move of a big region for ever.
 func (o *Operator) Deadline(t Timeouts) time.Time {
 	s := o.Current()
+	switch s.(type) {
+	case MergeRegion, TakeRegion:
+		return o.stepStart.Add(t.Peer) // it may be refused, which takes the stores seconds
+	}
 	if s == nil || !s.conf() {
 		return o.stepStart.Add(t.Leader)
 	}
