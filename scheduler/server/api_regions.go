@@ -205,7 +205,7 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		}
 		op = operator.CreateSplitOperator("admin-split", reg, operator.OpAdmin, operator.Medium, keys)
 	case "merge":
-		return s.merge(reg, body.Into, r.RemoteAddr)
+		return orderMerge(s, reg, body.Into, r.RemoteAddr)
 	case "scatter":
 		return s.scatter(reg.ID(), "asked for by "+r.RemoteAddr)
 	default:
@@ -221,8 +221,8 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 	return toOperatorJSON(rec), nil
 }
 
-// merge lets a region go into a neighbour. Both get an operator, or neither.
-func (s *Server) merge(source *core.RegionInfo, into uint64, by string) (any, error) {
+// orderMerge lets a region go into a neighbour. Both get an operator, or neither.
+func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any, error) {
 	if !s.cluster.Features().Has(feature.Merge) {
 		return nil, badRequest("regions are merged once all stores have been started with raftstore.region-merge = true")
 	}

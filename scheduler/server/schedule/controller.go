@@ -260,7 +260,8 @@ func (c *Controller) RegionGone(regionID uint64, by *core.RegionInfo) {
 	if op == nil {
 		return
 	}
-	if m, merging := op.Current().(operator.MergeRegion); merging && by != nil && by.ID() == m.Target.GetId() && by.Version() > m.Version+1 {
+	m, merging := op.Current().(operator.MergeRegion)
+	if merging && by != nil && by.ID() == m.Target.GetId() && by.Version() > m.Version+1 {
 		c.endLocked(op, operator.Success, "", c.now())
 		return
 	}

@@ -103,7 +103,8 @@ func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kin
 	}
 	for _, p := range source.Peers() {
 		if _, ok := target.StorePeer(p.StoreID); !ok || len(source.Peers()) != len(target.Peers()) {
-			return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores", source.ID(), target.ID())
+			return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
+				source.ID(), target.ID())
 		}
 	}
 	merge = New(desc, source, kind|OpMerge, prio, MergeRegion{Target: target.Meta(), Version: source.Version()})
