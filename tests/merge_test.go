@@ -26,7 +26,13 @@ func regionAt(t *testing.T, c *cluster.Cluster, key string) uint64 {
 // TestMerge merges a region into its right and into its left neighbour. What was written is there, is served by the joined
 // region, and nothing is left of the source.
 func TestMerge(t *testing.T) {
-	c := cluster.New(t, cluster.Options{Stores: 3, Replicas: 3, Tune: mergeOn})
+	for _, replicas := range []int{1, 2, 3, 5} {
+		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) { checkMerge(t, replicas) })
+	}
+}
+
+func checkMerge(t *testing.T, replicas int) {
+	c := cluster.New(t, cluster.Options{Stores: replicas, Replicas: replicas, Tune: mergeOn})
 	cl := c.Client()
 	defer cl.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)

@@ -14,6 +14,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
@@ -272,7 +273,10 @@ func TestMergeRefusedByAnotherChange(t *testing.T) {
 // the replica says of that attempt later does not count for the next one.
 func TestMergeNeedsEveryReplica(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
-	m.hold(rspb.MergeMessage_Ack)
+	var late atomic.Bool
+	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool {
+		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && rm.FromPeer.StoreId == 3 && !late.Load()
+	})
 	before := m.version()
 	m.begin()
 	m.awaitRefused(before)
@@ -280,10 +284,6 @@ func TestMergeNeedsEveryReplica(t *testing.T) {
 	acks := m.c.Net.Held(func(uint64, *rspb.RaftMessage) bool { return true })
 	require.Positive(t, acks)
 
-	var late atomic.Bool
-	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool {
-		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && !late.Load()
-	})
 	m.lead()
 	m.begin()
 	late.Store(true)
@@ -324,6 +324,7 @@ func TestMergeFrozenAcrossRestarts(t *testing.T) {
 				r := *info.Region
 				r.RegionEpoch = &metapb.RegionEpoch{Version: version, ConfVer: info.Region.RegionEpoch.ConfVer}
 				require.NotNil(t, cluster.RawPutWith(m.c, &r, []byte("x"), []byte("lost")), "version %d", version)
+				m.refusesReads(n.ID, &r, info.Peer)
 			}
 		}
 	}
@@ -337,6 +338,43 @@ func TestMergeFrozenAcrossRestarts(t *testing.T) {
 		}
 		return ""
 	})
+	m.c.CheckConsistency()
+	m.check("a", "x")
+}
+
+// refusesReads reads from a frozen region for longer than a lease takes to begin.
+func (m *merging) refusesReads(store uint64, r *metapb.Region, peer *metapb.Peer) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for begun := time.Now(); time.Since(begun) < 2*m.c.ElectionTimeout(); {
+		_, refused, err := cluster.GetFrom(ctx, m.c, store, &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: peer}, []byte("x"))
+		require.NoError(m.t, err)
+		require.NotNil(m.t, refused, "a frozen region is read")
+	}
+}
+
+// TestMergeLateOrder: the source's leader has waited for too long and wants out, but only the target can let it go. The
+// order to merge comes late, and is carried out.
+func TestMergeLateOrder(t *testing.T) {
+	m := newMerging(t, cluster.Options{Stores: 3})
+	m.hold(rspb.MergeMessage_Ready, rspb.MergeMessage_Cancel)
+	before := m.version()
+	m.freeze()
+	of := func(kind rspb.MergeMessage_Kind) func(uint64, *rspb.RaftMessage) bool {
+		return func(_ uint64, rm *rspb.RaftMessage) bool { return rm.Merge.GetKind() == kind }
+	}
+	m.c.Eventually(20*time.Second, func() string {
+		if m.c.Net.Held(of(rspb.MergeMessage_Cancel)) < 3 {
+			return "it does not want out"
+		}
+		return ""
+	})
+	m.awaitFrozen()
+	require.Equal(t, before+1, cluster.PeerOf(m.c, 1, m.source).Region.RegionEpoch.Version, "it has gone on without proof")
+	require.Positive(t, m.c.Net.Release(of(rspb.MergeMessage_Ready)))
+	m.awaitMerged()
+	m.release()
 	m.c.CheckConsistency()
 	m.check("a", "x")
 }

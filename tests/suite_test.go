@@ -369,23 +369,25 @@ func mergerOf(c *cluster.Cluster, n *faultCounts, stop <-chan struct{}) {
 		if len(regions) < 2 {
 			continue
 		}
-		i := rand.IntN(len(regions) - 1)
-		source, target := regions[i], regions[i+1]
-		if rand.IntN(2) == 0 {
-			source, target = target, source
-		}
-		if c.MergeOnce(source.Id, target.Id) != nil {
-			continue
-		}
-		n.freezes.Add(1)
-		for range 20 {
-			if c.Placement.Region(source.Id) == nil {
-				n.merges.Add(1)
-				break
+		for _, i := range rand.Perm(len(regions) - 1) {
+			source, target := regions[i], regions[i+1]
+			if rand.IntN(2) == 0 {
+				source, target = target, source
 			}
-			if !pause(stop, 5*time.Millisecond, 50*time.Millisecond) {
-				return
+			if c.MergeOnce(source.Id, target.Id) != nil {
+				continue // they may not be on the same stores
 			}
+			n.freezes.Add(1)
+			for range 20 {
+				if c.Placement.Region(source.Id) == nil {
+					n.merges.Add(1)
+					break
+				}
+				if !pause(stop, 5*time.Millisecond, 50*time.Millisecond) {
+					return
+				}
+			}
+			break
 		}
 	}
 }

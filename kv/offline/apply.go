@@ -3,10 +3,12 @@ package offline
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/pkg/recovery"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -110,6 +112,8 @@ func (s *Store) rebirth(snap engine.Snapshot, b engine.Batch, r *recovery.Rebirt
 	}
 	region := toRegion(&r.Becomes)
 	region.MaxPeerId = max(region.MaxPeerId, st.Region.MaxPeerId)
+	// What merges it had up to its new epoch, which does not come from its log, is not known to those who ask.
+	region.Merges, region.MergesFloor = st.Region.Merges, math.MaxUint64
 	meta.PutRegionState(b, rspb.PeerState_Normal, region, region.Peers[0])
 	return true, nil
 }
@@ -123,9 +127,8 @@ func (s *Store) end(snap engine.Snapshot, b engine.Batch, e *recovery.End) (bool
 	if st.GetPeer().GetId() != e.PeerID {
 		return false, fmt.Errorf("region %d: peer %d is not here", e.RegionID, e.PeerID)
 	}
-	region := *st.Region
-	region.RegionEpoch = &metapb.RegionEpoch{Version: e.Version, ConfVer: e.ConfVer}
-	meta.PutRegionState(b, rspb.PeerState_Tombstone, &region, st.Peer)
+	region := regions.Told(st.Region, &metapb.RegionEpoch{Version: e.Version, ConfVer: e.ConfVer})
+	meta.PutRegionState(b, rspb.PeerState_Tombstone, region, st.Peer)
 	return true, nil
 }
 

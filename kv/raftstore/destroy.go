@@ -105,8 +105,8 @@ func (p *peer) refuse(m message.Msg) {
 	case *message.Inspect:
 		m.Fn(nil)
 	case *message.Applied:
-		p.split.createRightHalves(m)
 		p.merge.endSources(m)
+		p.split.createRightHalves(m)
 	case *message.Absorbed:
 		p.store.retireSource(nil, p.region(), p.self)
 	case *message.CompareReplicas:

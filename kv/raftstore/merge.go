@@ -24,8 +24,8 @@ import (
 //
 //	propose       S's leader proposes PrepareMerge, with T's epoch T0
 //	onNewVersion  it is applied, as entry P: S is frozen. It serves nothing, and no other entry takes effect
-//	ack           each frozen replica tells S's leader once it has published that, and again each second
-//	sendReady     all have: the leader tells T's replicas, and again each second
+//	ack           each frozen replica tells S's leader once it has published that, and again in each mergeInterval
+//	sendReady     all have: the leader tells T's replicas, and again in each mergeInterval
 //	onOrder       T's leader, if T is exactly at T0 and all its replicas are initialized, proposes CommitMerge
 //	apply         CommitMerge takes effect at T0 only: T joined, S's tombstone, in one synced batch (apply/merge.go)
 //	onDone        T takes the range in memory, S's peer ends (onAbsorbed), its log goes (retireSource)
@@ -46,7 +46,7 @@ import (
 
 const (
 	// mergeInterval is how often a frozen replica looks how the merge stands, and says what it has to say again.
-	mergeInterval = time.Second
+	mergeInterval = 200 * time.Millisecond
 	// mergeAckLimit bounds the wait for the acknowledgements, mergeReadyLimit that for the target's answer. Clients wait.
 	mergeAckLimit   = time.Second
 	mergeReadyLimit = 5 * time.Second

@@ -390,8 +390,8 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 	}
 	if p.installing != 0 {
 		// The report is older than the raft snapshot, whose region and members raft has taken over.
-		p.split.createRightHalves(m)
 		p.merge.endSources(m)
+		p.split.createRightHalves(m)
 		return
 	}
 	st := &p.stats

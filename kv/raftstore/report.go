@@ -112,7 +112,8 @@ func (s *Store) HeartbeatAll() {
 
 // HandleOperator takes an order of the placement service.
 func (s *Store) HandleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
-	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil) {
+	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil ||
+		resp.Merge != nil) {
 		_ = s.router.send(resp.RegionId, &message.Operator{Response: resp})
 	}
 }
@@ -136,6 +137,11 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
 			CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
 			TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: resp.TransferLeader.Peer},
+		}})
+	case resp.Merge != nil:
+		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
+			CmdType:      raft_cmdpb.AdminCmdType_PrepareMerge,
+			PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: resp.Merge.Target},
 		}})
 	case resp.SplitRegion != nil:
 		var key []byte

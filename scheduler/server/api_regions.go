@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 )
@@ -157,7 +159,8 @@ func (s *Server) getRegion(r *http.Request) (any, error) {
 }
 
 // postRegion plans an operator: transfer-leader {"to": store}, move-peer {"from": store, "to":
-// store}, add-peer {"to": store}, remove-peer {"from": store}, split {"keys": [hex]}, scatter.
+// store}, add-peer {"to": store}, remove-peer {"from": store}, split {"keys": [hex]},
+// merge {"into": region}, scatter.
 func (s *Server) postRegion(r *http.Request) (any, error) {
 	reg, err := s.regionOf(r)
 	if err != nil {
@@ -167,6 +170,7 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		From uint64   `json:"from"`
 		To   uint64   `json:"to"`
 		Keys []string `json:"keys"`
+		Into uint64   `json:"into"`
 	}
 	if err := decodeBody(r, &body); err != nil {
 		return nil, err
@@ -204,10 +208,12 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 			return nil, kerr
 		}
 		op = operator.CreateSplitOperator("admin-split", reg, operator.OpAdmin, operator.Medium, keys)
+	case "merge":
+		return orderMerge(s, reg, body.Into, r.RemoteAddr)
 	case "scatter":
 		return s.scatter(reg.ID(), "asked for by "+r.RemoteAddr)
 	default:
-		return nil, badRequest("unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split or scatter", action)
+		return nil, badRequest("unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split, merge or scatter", action)
 	}
 	if err != nil {
 		return nil, badRequest("%v", err)
@@ -216,6 +222,30 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		return nil, err
 	}
 	rec, _ := s.cluster.Controller().Find(reg.ID())
+	return toOperatorJSON(rec), nil
+}
+
+// orderMerge lets a region go into a neighbour. Both get an operator, or neither.
+func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any, error) {
+	if !s.cluster.Features().Has(feature.Merge) {
+		return nil, badRequest("regions are merged once all stores have been started with raftstore.region-merge = true")
+	}
+	target := s.cluster.core.Region(into)
+	if target == nil {
+		return nil, badRequest("region %d is not known", into)
+	}
+	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target, operator.OpAdmin, operator.Medium)
+	if err != nil {
+		return nil, badRequest("%v", err)
+	}
+	if err := s.cluster.AddOperator(take.Because("asked for by %s", by)); err != nil {
+		return nil, err
+	}
+	if err := s.cluster.AddOperator(merge.Because("asked for by %s", by)); err != nil {
+		s.cluster.Controller().Cancel(into, "region "+strconv.FormatUint(source.ID(), 10)+" does not come")
+		return nil, err
+	}
+	rec, _ := s.cluster.Controller().Find(source.ID())
 	return toOperatorJSON(rec), nil
 }
 
@@ -394,7 +424,7 @@ func (s *Server) deleteRegion(r *http.Request) (any, error) {
 	if s.cluster.Core().RemoveRegion(id) == nil {
 		return nil, notFound("region %d is not known", id)
 	}
-	s.cluster.controller.RegionGone(id)
+	s.cluster.controller.RegionGone(id, nil)
 	s.cluster.events.add("region-forgotten", fmt.Sprintf("region %d, by an operator", id))
 	s.cluster.health.Store(nil)
 	s.cluster.planner.Wake()

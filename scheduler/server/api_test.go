@@ -97,6 +97,7 @@ func TestHTTPAPI(t *testing.T) {
 	long := `{"keys":["` + strings.Repeat("6b", 400_000) + `"]}`
 	call(t, s, "POST", "/regions/987654/split", long, 404)
 	require.Contains(t, call(t, s, "POST", "/regions/1000/split", strings.Repeat(" ", 1+1<<20), 400)["message"], "at most")
+	require.Contains(t, call(t, s, "POST", "/regions/1000/merge", `{"into":7}`, 400)["message"], "region-merge")
 	call(t, s, "POST", "/regions/1000/split", `{"keys":["6b"]}`, 200)
 
 	cfg := call(t, s, "PATCH", "/config", `{"schedule":{"store-moves-in-flight":3}}`, 200)

@@ -203,7 +203,7 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 	c.stats.updated.Add(1)
 	c.core.UpdateStoreStatus(touchedStores(r, res)...)
 	for _, d := range res.Displaced {
-		c.controller.RegionGone(d.ID())
+		c.controller.RegionGone(d.ID(), r)
 		c.prepare.gone(d)
 	}
 	c.prepare.collect(res.Old, r, c.opts.Now())

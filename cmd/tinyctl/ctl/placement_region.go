@@ -46,6 +46,7 @@ func (a *app) regionCmds() []*cobra.Command {
 		a.regionMoveCmd("transfer-leader ID STORE", "Have the replica on a store lead", "to"),
 		a.regionMoveCmd("move-peer ID FROM TO", "Move a replica from one store to another", "from", "to"),
 		a.regionMoveCmd("add-peer ID STORE", "Add a replica on a store", "to"),
+		a.regionMoveCmd("merge ID INTO", "Let a region go into its neighbour, whose id stays", "into"),
 		a.regionMoveCmd("remove-peer ID STORE", "Remove the replica on a store", "from"),
 	}
 }
@@ -176,7 +177,7 @@ func (a *app) regionSplitCmd() *cobra.Command {
 	return cmd
 }
 
-// regionMoveCmd is an action on one region whose further arguments are stores, the fields of the request.
+// regionMoveCmd is an action on one region whose further arguments are stores, or a region, the fields of the request.
 func (a *app) regionMoveCmd(use, short string, fields ...string) *cobra.Command {
 	action, _, _ := strings.Cut(use, " ")
 	cmd := command(use, short, nil)
@@ -188,7 +189,11 @@ func (a *app) regionMoveCmd(use, short string, fields ...string) *cobra.Command 
 		}
 		body := map[string]uint64{}
 		for i, field := range fields {
-			if body[field], err = number(argv[i+1], "store"); err != nil {
+			what := "store"
+			if field == "into" {
+				what = "region"
+			}
+			if body[field], err = number(argv[i+1], what); err != nil {
 				return err
 			}
 		}

@@ -82,6 +82,11 @@ func (w *Worker) applyCommitMerge(a *applier, e *eraftpb.Entry, req *raft_cmdpb.
 	if err != nil {
 		return message.Result{}, fmt.Errorf("state of region %d, which goes into region %d: %w", source.Id, a.regionID, err)
 	}
+	if into := st.GetMergedInto(); into.GetTargetId() == a.regionID && into.Commit == req.Commit {
+		// A raft snapshot from behind this entry has taken the source over, and replaces all of this soon.
+		a.region = joined
+		return message.Result{Region: joined}, nil
+	}
 	if st.GetState() != rspb.PeerState_Merging || st.Merging.GetCommit() != req.Commit || st.Merging.GetTarget().GetId() != a.regionID {
 		return message.Result{}, fmt.Errorf("%w: region %d has state %v, entry %d",
 			ErrNoSource, source.Id, st.GetState(), st.GetMerging().GetCommit())

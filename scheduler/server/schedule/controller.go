@@ -249,16 +249,23 @@ func (c *Controller) Dispatch(v func() *view.View, r *core.RegionInfo) {
 	}
 }
 
-// RegionGone ends the operator of a region that left the map.
-func (c *Controller) RegionGone(regionID uint64) {
+// RegionGone ends the operator of a region that left the map; by is the region that has its range now, nil if there is none.
+func (c *Controller) RegionGone(regionID uint64, by *core.RegionInfo) {
 	if c.running.Load() == 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if op := c.mu.ops[regionID]; op != nil {
-		c.endLocked(op, operator.Canceled, "region is gone", c.now())
+	op := c.mu.ops[regionID]
+	if op == nil {
+		return
 	}
+	m, merging := op.Current().(operator.MergeRegion)
+	if merging && by != nil && by.ID() == m.Target.GetId() && by.Version() > m.Version+1 {
+		c.endLocked(op, operator.Success, "", c.now())
+		return
+	}
+	c.endLocked(op, operator.Canceled, "region is gone", c.now())
 }
 
 // advanceLocked is the one place where a running operator changes. A record that no leader has reported, as that of a
@@ -332,6 +339,10 @@ func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.S
 		}
 		if p.Learner {
 			return fmt.Sprintf("peer on store %d is a learner", s.ToStore)
+		}
+	case operator.MergeRegion:
+		if s.Refused(r) {
+			return "the merge was refused: a replica did not answer, or the target has changed"
 		}
 	case operator.SplitRegion:
 		if len(s.Key) > 0 && !r.CutBy(s.Key) {

@@ -51,6 +51,8 @@ func (w *world) Send(store uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 		text = fmt.Sprintf("transfer leader to %d@s%d", resp.TransferLeader.Peer.Id, resp.TransferLeader.Peer.StoreId)
 	case resp.SplitRegion != nil:
 		text = fmt.Sprintf("split %q", resp.SplitRegion.Keys)
+	case resp.Merge != nil:
+		text = fmt.Sprintf("merge into region %d at v%d", resp.Merge.Target.Id, resp.Merge.Target.RegionEpoch.Version)
 	default:
 		cp := resp.ChangePeer
 		text = fmt.Sprintf("%s %d@s%d", eraftpb.ConfChangeType_name[int32(cp.ChangeType)], cp.Peer.Id, cp.Peer.StoreId)
@@ -84,6 +86,14 @@ func (w *world) region(line string) *core.RegionInfo {
 			m.RegionEpoch.Version = n
 			continue
 		}
+		if _, err := fmt.Sscanf(f, "id=%d", &n); err == nil {
+			m.Id = n
+			continue
+		}
+		if key, ok := strings.CutPrefix(f, "start="); ok {
+			m.StartKey = []byte(key)
+			continue
+		}
 		if key, ok := strings.CutPrefix(f, "end="); ok {
 			m.EndKey = []byte(key)
 			continue
@@ -101,7 +111,7 @@ func (w *world) region(line string) *core.RegionInfo {
 		if _, err := fmt.Sscanf(bare, "%d@%d", &p.Id, &p.StoreId); err != nil {
 			_, err := fmt.Sscanf(bare, "%d", &p.StoreId)
 			require.NoError(w.t, err, f)
-			p.Id = 10 + p.StoreId
+			p.Id = 10*m.Id + p.StoreId
 		}
 		if strings.Contains(f, "*") {
 			leader = p.StoreId
@@ -119,8 +129,12 @@ func (w *world) region(line string) *core.RegionInfo {
 }
 
 func (w *world) put(line string) {
-	_, err := w.core.PutRegion(w.region(line))
+	r := w.region(line)
+	res, err := w.core.PutRegion(r)
 	require.NoError(w.t, err)
+	for _, d := range res.Displaced {
+		w.ctl.RegionGone(d.ID(), r)
+	}
 }
 
 func (w *world) add(op *operator.Operator, err error) {
@@ -145,7 +159,7 @@ func (w *world) do(line string) {
 		w.put(rest)
 	case "heartbeat":
 		w.put(rest)
-		w.ctl.Dispatch(w.view, w.core.Region(1))
+		w.ctl.Dispatch(w.view, w.core.Region(w.region(rest).ID()))
 	case "move":
 		w.add(operator.CreateMovePeerOperator("move", r, operator.OpBalance, operator.Low, a, b, w.nextID(), false, leaders))
 	case "move-learner":
@@ -162,6 +176,10 @@ func (w *world) do(line string) {
 			keys = append(keys, []byte(key))
 		}
 		w.add(operator.CreateSplitOperator("split", r, operator.OpAdmin, operator.Medium, keys), nil)
+	case "merge":
+		merge, take, err := operator.CreateMergeOperators("merge", r, w.core.Region(a), operator.OpAdmin, operator.Medium)
+		w.add(take, err)
+		w.add(merge, err)
 	case "check":
 		res := checker.Check(w.view(), r)
 		w.lines = append(w.lines, fmt.Sprintf("defect %q blocked %q", res.Defect, res.Blocked))
@@ -197,7 +215,7 @@ func (w *world) do(line string) {
 		w.ctl.Cancel(1, "by hand")
 	case "gone":
 		w.core.RemoveRegion(1)
-		w.ctl.RegionGone(1)
+		w.ctl.RegionGone(1, nil)
 	default:
 		w.t.Fatalf("unknown line %q", line)
 	}

@@ -87,6 +87,35 @@ func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, pr
 	return New(desc, r, kind|OpLeader, prio, TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
 }
 
+// CreateMergeOperators let a region go into a neighbour. The second operator is of the neighbour: it waits, and keeps others
+// from changing it. Both regions must have healthy voters on the same stores, and nothing else.
+func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kind, prio Priority) (merge, take *Operator, err error) {
+	switch {
+	case source.ID() == target.ID():
+		return nil, nil, fmt.Errorf("operator: region %d cannot go into itself", source.ID())
+	case !endsAt(source, target) && !endsAt(target, source):
+		return nil, nil, fmt.Errorf("operator: regions %d and %d are not neighbours", source.ID(), target.ID())
+	}
+	for _, r := range []*core.RegionInfo{source, target} {
+		if r.HasPending() || len(r.DownPeers()) > 0 || r.Voters() != len(r.Peers()) {
+			return nil, nil, fmt.Errorf("operator: region %d has a replica that is a learner, down or pending", r.ID())
+		}
+	}
+	for _, p := range source.Peers() {
+		if _, ok := target.StorePeer(p.StoreID); !ok || len(source.Peers()) != len(target.Peers()) {
+			return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
+				source.ID(), target.ID())
+		}
+	}
+	merge = New(desc, source, kind|OpMerge, prio, MergeRegion{Target: target.Meta(), Version: source.Version()})
+	take = New(desc, target, kind|OpMerge, prio, TakeRegion{Source: source.ID(), Version: target.Version()})
+	return merge, take, nil
+}
+
+func endsAt(left, right *core.RegionInfo) bool {
+	return len(left.EndKey()) > 0 && bytes.Equal(left.EndKey(), right.StartKey())
+}
+
 // CreateSplitOperator cuts a region at keys inside it (in any order, doubles count once), or without any where
 // its leader thinks best.
 func CreateSplitOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority, keys [][]byte) *Operator {

@@ -21,9 +21,10 @@ const (
 	OpScatter
 	OpSplit
 	OpSlow // leaves a slow store
+	OpMerge
 )
 
-var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split", "slow"}
+var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split", "slow", "merge"}
 
 func (k Kind) String() string {
 	var parts []string
@@ -194,6 +195,10 @@ type Timeouts struct {
 // would cancel every move of a big region for ever.
 func (o *Operator) Deadline(t Timeouts) time.Time {
 	s := o.Current()
+	switch s.(type) {
+	case MergeRegion, TakeRegion:
+		return o.stepStart.Add(t.Peer) // it may be refused, which takes the stores seconds
+	}
 	if s == nil || !s.conf() {
 		return o.stepStart.Add(t.Leader)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
@@ -46,6 +47,17 @@ type SplitRegion struct {
 	// Version is that of the region when the step was planned.
 	Version uint64
 }
+
+// MergeRegion lets a region go into its neighbour, as that was when the step was planned. The end of it is that the region is
+// gone (Controller.RegionGone); it is refused if the region has gone on.
+type MergeRegion struct {
+	Target *metapb.Region
+	// Version is the region's when the step was planned. Stores add one when they begin, and another one if it is refused.
+	Version uint64
+}
+
+// TakeRegion waits for another region to come, or to be refused: either gives this one another version.
+type TakeRegion struct{ Source, Version uint64 }
 
 func (s TransferLeader) String() string {
 	return fmt.Sprintf("transfer leader from store %d to store %d", s.FromStore, s.ToStore)
@@ -232,6 +244,44 @@ func (s SplitRegion) Command(_ *core.RegionInfo, resp *schedulerpb.RegionHeartbe
 func (s SplitRegion) conf() bool { return false }
 
 func (s SplitRegion) influence(*core.RegionInfo, Influence) {}
+
+func (s MergeRegion) String() string { return fmt.Sprintf("merge into region %d", s.Target.GetId()) }
+
+// Done implements Step: a region that is there has not been merged.
+func (s MergeRegion) Done(*core.RegionInfo) bool { return false }
+
+// Refused tells whether the region was frozen, and has gone on.
+func (s MergeRegion) Refused(r *core.RegionInfo) bool { return r.Version() > s.Version+1 }
+
+// ConfChanges implements Step.
+func (s MergeRegion) ConfChanges(*core.RegionInfo) int { return 0 }
+
+// Command implements Step. A region that is frozen has begun already.
+func (s MergeRegion) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+	resp.Merge = &schedulerpb.Merge{Target: s.Target}
+	return r.Version() == s.Version
+}
+
+func (s MergeRegion) conf() bool { return false }
+
+func (s MergeRegion) influence(*core.RegionInfo, Influence) {}
+
+func (s TakeRegion) String() string { return fmt.Sprintf("take region %d", s.Source) }
+
+// Done implements Step.
+func (s TakeRegion) Done(r *core.RegionInfo) bool { return r.Version() > s.Version }
+
+// ConfChanges implements Step.
+func (s TakeRegion) ConfChanges(*core.RegionInfo) int { return 0 }
+
+// Command implements Step: there is nothing to tell.
+func (s TakeRegion) Command(*core.RegionInfo, *schedulerpb.RegionHeartbeatResponse) bool {
+	return false
+}
+
+func (s TakeRegion) conf() bool { return false }
+
+func (s TakeRegion) influence(*core.RegionInfo, Influence) {}
 
 func changePeer(t eraftpb.ConfChangeType, p core.Peer) *schedulerpb.ChangePeer {
 	return &schedulerpb.ChangePeer{ChangeType: t, Peer: p.ToProto()}
