@@ -342,7 +342,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-choice-before-the-claim", file: prewriteFile, pkg: commandsPkg, run: "TestReadsMissNoChosenCommit", tries: 5,
-		change: [][2]string{{"	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	chosen := tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))\n", "	chosen := max(p.MinCommitTS, p.StartTS+1, tx.locks.MaxTS()+1)\n	for range 2000 {\n		tx.locks.Idle()\n	}\n	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	tx.claim.Decide(chosen)\n"}},
+		change: [][2]string{{"	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	chosen := tx.claim.Decide(max(p.floor(todo), p.StartTS+1))\n", "	chosen := max(p.MinCommitTS, p.StartTS+1, tx.locks.MaxTS()+1)\n	for range 2000 {\n		tx.locks.Idle()\n	}\n	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	tx.claim.Decide(chosen)\n"}},
 	},
 	{
 		name: "txn-timestamp-of-an-earlier-term", file: "kv/transaction/commands/timestamps.go", pkg: commandsPkg, run: "TestFirstChoiceOfATerm", tries: 1,
@@ -362,7 +362,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-client-timestamp-ignored", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
-		change: [][2]string{{"tx.claim.Decide(max(p.MinCommitTS, p.StartTS+1))", "tx.claim.Decide(p.StartTS+1)"}},
+		change: [][2]string{{"tx.claim.Decide(max(p.floor(todo), p.StartTS+1))", "tx.claim.Decide(p.StartTS+1)"}},
 	},
 	{
 		name: "txn-fall-back-forgotten-at-a-retry", file: prewriteFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
@@ -402,7 +402,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-lost-lock-is-always-forgiven", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
-		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " {\n"}},
+		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " || newest != nil && false {\n"}},
 	},
 	{
 		name: "txn-lock-passes-newer-commits", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestCountersUnderPessimisticLocks", tries: 3,
@@ -429,8 +429,8 @@ var bugs = []bug{
 		change: [][2]string{{"				queue = append(queue, holder)\n", ""}},
 	},
 	{
-		name: "txn-snapshots-are-not-judged", file: "kv/transaction/memlock/memlock.go", pkg: suitePkg, run: "TestListAppend", tries: 5,
-		change: [][2]string{{"	c.min = max(floor, c.t.maxTS.Load()+1)\n", "	c.min = max(min(floor, 1), floor>>19<<18)\n"}},
+		name: "txn-commit-right-behind-the-start", file: prewriteFile, pkg: suitePkg, run: "TestListAppend", tries: 3,
+		change: [][2]string{{"	chosen := tx.claim.Decide(max(p.floor(todo), p.StartTS+1))\n", "	tx.claim.Decide(0)\n	chosen := p.StartTS + 1\n"}},
 	},
 }
 
