@@ -452,7 +452,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-lost-lock-is-always-forgiven", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
-		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " {\n"}},
+		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " || newest != nil && false {\n"}},
 	},
 	{
 		name: "txn-lock-passes-newer-commits", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestCountersUnderPessimisticLocks", tries: 3,
@@ -479,8 +479,8 @@ var bugs = []bug{
 		change: [][2]string{{"				queue = append(queue, holder)\n", ""}},
 	},
 	{
-		name: "txn-snapshots-are-not-judged", file: "kv/transaction/memlock/memlock.go", pkg: suitePkg, run: "TestListAppend", tries: 5,
-		change: [][2]string{{"	c.min = max(floor, c.t.maxTS.Load()+1)\n", "	c.min = max(min(floor, 1), floor>>19<<18)\n"}},
+		name: "txn-commit-right-behind-the-start", file: prewriteFile, pkg: suitePkg, run: "TestListAppend", tries: 3,
+		change: [][2]string{{"	chosen := tx.claim.Decide(max(p.floor(todo), p.StartTS+1))\n", "	tx.claim.Decide(0)\n	chosen := p.StartTS + 1\n"}},
 	},
 }
 

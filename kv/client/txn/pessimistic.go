@@ -188,11 +188,11 @@ func (t *Txn) lockSome(ctx context.Context, keys [][]byte, values map[string][]b
 	if err != nil {
 		return 0, err
 	}
-	for _, e := range resp.Errors {
-		if e.Locked != nil {
-			return 0, &heldError{e.Locked}
+	if len(resp.Errors) > 0 {
+		if l := resp.Errors[0].Locked; l != nil {
+			return 0, &heldError{l}
 		}
-		return 0, keyError(e)
+		return 0, keyError(resp.Errors[0])
 	}
 	note(keys[:n])
 	for i, k := range keys[:n] {
