@@ -1,14 +1,24 @@
 package ctl
 
 import (
+	"bytes"
+	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/cmd/tinyctl/keyspace"
+	"github.com/tinykv/tinykv/pkg/clustermode"
+	"github.com/tinykv/tinykv/pkg/memcomparable"
+	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
 // defects are what `region check` can look for, in the API's words.
@@ -213,4 +223,170 @@ func (a *app) regionScatterCmd() *cobra.Command {
 		return a.operate(cmd, n, "scatter", nil, *wait)
 	}
 	return cmd
+}
+
+// keyspaceCmd are the commands on ranges of keys.
+func keyspaceCmd(a *app) *cobra.Command {
+	return group("keyspace", "Prepare ranges of keys", keyspaceSplitCmd(a))
+}
+
+// keyspaceSplitCmd cuts a range before it is written to.
+func keyspaceSplitCmd(a *app) *cobra.Command {
+	cmd := command("split", "Cut a range of keys into regions and spread them, before it is written to", nil)
+	cmd.Long = `Keys that are written into an empty range all go to one region, until it has been split often enough. This cuts
+the range of a prefix at once, and spreads the regions over the stores.
+
+  tinyctl keyspace split --prefix user: --into 64 --like uuid
+  tinyctl keyspace split --prefix user: --into 64 --like sample.txt   # a key in each line
+
+Repeated, it goes on where it was. Regions without data stay: none is merged by itself.`
+	f := cmd.Flags()
+	prefix := f.String("prefix", "", "what the keys begin with")
+	into := f.Int("into", 0, "number of regions")
+	like := f.String("like", "bytes",
+		"what follows the prefix: "+strings.Join(keyspace.Shapes, ", ")+", or a file with a sample of keys, one in each line")
+	f.StringVarP(&a.encoding, "encoding", "e", "text", "form of the prefix and of the sample: text, hex or escaped")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		borders, err := bordersOf(a, *prefix, *into, *like)
+		if err != nil {
+			return err
+		}
+		return keyspaceSplit(a, cmd, borders)
+	}
+	return cmd
+}
+
+func bordersOf(a *app, prefix string, into int, like string) ([][]byte, error) {
+	p, err := decode(a.encoding, prefix)
+	if err != nil {
+		return nil, err
+	}
+	var out [][]byte
+	if slices.Contains(keyspace.Shapes, like) {
+		out, err = keyspace.Borders(p, into, like)
+	} else {
+		data, fileErr := os.ReadFile(like)
+		if fileErr != nil {
+			return nil, usagef("--like: not one of %s, and no file that can be read: %v", strings.Join(keyspace.Shapes, ", "), fileErr)
+		}
+		var sample [][]byte
+		for line := range strings.Lines(string(data)) {
+			key, err := decode(a.encoding, strings.TrimRight(line, "\r\n"))
+			if err != nil {
+				return nil, err
+			}
+			sample = append(sample, key)
+		}
+		out, err = keyspace.Quantiles(p, into, sample)
+	}
+	if err != nil {
+		return nil, usagef("%v", err)
+	}
+	if len(out) > 1 && len(out[0]) == 0 {
+		out = out[1:] // the first region of all begins there
+	}
+	return out, nil
+}
+
+func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte) error {
+	var regions []keyspace.Region
+	err := a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
+		cfg, err := p.GetClusterConfig(ctx)
+		if err != nil {
+			return err
+		}
+		if cfg.GetMode() == string(clustermode.Txn) { // its regions begin at encoded keys
+			for i, b := range borders {
+				borders[i] = memcomparable.Encode(b)
+			}
+		}
+		bar := a.barOf(int64(len(borders)), "regions", false, false)
+		defer func() { _ = bar.Close() }()
+		regions, err = keyspace.Split(ctx, keyspaceService{a}, borders, func(n int) { _ = bar.Set(n) })
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("not done within %s (--timeout); the same command goes on: %w", a.timeout, err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	leaders := map[uint64]int{}
+	for _, r := range regions {
+		leaders[r.Leader]++
+	}
+	if a.output == "json" {
+		return a.json(map[string]any{"regions": len(regions), "leaders": leaders})
+	}
+	rows := [][]string{}
+	for _, store := range slices.Sorted(maps.Keys(leaders)) {
+		rows = append(rows, []string{id(store), fmt.Sprint(leaders[store])})
+	}
+	fmt.Fprintf(a.stdout, "%d regions begin at a border\n", len(regions))
+	return a.table([]string{"STORE", "LEADERS"}, rows)
+}
+
+// keyspaceService is the placement service's API.
+type keyspaceService struct{ a *app }
+
+// Regions implements keyspace.Service.
+func (s keyspaceService) Regions(ctx context.Context, start, end []byte) (out []keyspace.Region, err error) {
+	for from := hex.EncodeToString(start); ; {
+		var page struct {
+			Cursor  string       `json:"cursor"`
+			Regions []regionInfo `json:"regions"`
+		}
+		if _, err := s.a.ask(ctx, http.MethodGet, "/regions?limit=1000&start="+from, nil, &page); err != nil {
+			return nil, err
+		}
+		for _, r := range page.Regions {
+			k := keyspace.Region{ID: r.ID, Confirmed: r.Confirmed}
+			if k.Start, err = hex.DecodeString(r.Start); err != nil {
+				return nil, err
+			}
+			for _, p := range r.Peers {
+				if p.Leader {
+					k.Leader = p.Store
+				}
+			}
+			if bytes.Compare(k.Start, end) > 0 {
+				return out, nil
+			}
+			out = append(out, k)
+		}
+		if from = page.Cursor; from == "" {
+			return out, nil
+		}
+	}
+}
+
+// Split implements keyspace.Service.
+func (s keyspaceService) Split(ctx context.Context, region uint64, keys [][]byte) error {
+	text := make([]string, len(keys))
+	for i, k := range keys {
+		text[i] = hex.EncodeToString(k)
+	}
+	_, err := s.a.ask(ctx, http.MethodPost, "/regions/"+id(region)+"/split", map[string]any{"keys": text}, nil)
+	return err
+}
+
+// Scatter implements keyspace.Service.
+func (s keyspaceService) Scatter(ctx context.Context, region uint64) error {
+	_, err := s.a.ask(ctx, http.MethodPost, "/regions/"+id(region)+"/scatter", nil, nil)
+	return err
+}
+
+// Operators implements keyspace.Service.
+func (s keyspaceService) Operators(ctx context.Context) (map[uint64]bool, error) {
+	var running struct {
+		Operators []operatorInfo `json:"operators"`
+	}
+	if _, err := s.a.ask(ctx, http.MethodGet, "/operators", nil, &running); err != nil {
+		return nil, err
+	}
+	out := map[uint64]bool{}
+	for _, op := range running.Operators {
+		out[op.Region] = true
+	}
+	return out, nil
 }
