@@ -100,7 +100,7 @@ func Register(g *rpc.Server, svc *Server) {
 	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
 		g.Internal("/tinykvpb.TinyKv/" + m)
 	}
-	for _, m := range []string{"Raft", "RaftBatch", "Snapshot", "CollectGarbage"} {
+	for _, m := range []string{"Raft", "RaftBatch", "Snapshot", "CollectGarbage", "DetectDeadlock"} {
 		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
 	}
 	for _, m := range []string{"RawCAS", "RawDeleteRange", "Forward"} {
