@@ -123,6 +123,12 @@ func TestOneSplit3B(t *testing.T) {
 	cl := c.Client()
 	defer cl.Close()
 	c.WaitLeader(cluster.FirstRegionID)
+	c.Eventually(20*time.Second, func() string {
+		if c.Placement.Region(cluster.FirstRegionID) == nil {
+			return "no region heartbeat yet"
+		}
+		return ""
+	})
 	before := c.Placement.Region(cluster.FirstRegionID)
 	for i := range 60 {
 		mustPut(t, c, cl, fmt.Sprintf("%03d", i), "value-0123456789")
