@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -124,4 +125,17 @@ func TestToldSaysNothingOfMerges(t *testing.T) {
 	require.Equal(t, rspb.MergeMessage_Unknown, MergeVerdict(told, 2, 7, r.RegionEpoch))
 	require.EqualValues(t, 4, r.RegionEpoch.Version)
 	require.Equal(t, rspb.MergeMessage_Nothing, MergeVerdict(told, 2, 7, told.RegionEpoch))
+}
+
+// TestSplitKeepsTheMerges: the half with the region's id remembers what came into the region. The other one is new.
+func TestSplitKeepsTheMerges(t *testing.T) {
+	joined, err := Join(mergeRegion(1, "b", "m", 3, 2), mergeRegion(2, "m", "t", 9, 5), 7)
+	require.NoError(t, err)
+	joined.MergesFloor = 2
+	left, right, err := Split(joined, &raft_cmdpb.SplitRequest{SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31}})
+	require.NoError(t, err)
+	require.Equal(t, joined.Merges, left.Merges)
+	require.EqualValues(t, 2, left.MergesFloor)
+	require.Empty(t, right.Merges)
+	require.Zero(t, right.MergesFloor)
 }

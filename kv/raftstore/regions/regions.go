@@ -241,6 +241,7 @@ func Split(r *metapb.Region, req *raft_cmdpb.SplitRequest) (left, right *metapb.
 	for i, p := range right.Peers {
 		p.Id = req.NewPeerIds[i]
 	}
+	right.Merges, right.MergesFloor = nil, 0 // they were into the left one
 	right.MaxPeerId = 0
 	right.MaxPeerId = MaxPeerID(right)
 	return left, right, nil
