@@ -215,12 +215,6 @@ func TestClientIgnoredFrames(t *testing.T) {
 	res := rpctest.Get(rpctest.Within(t), c, []byte("k"))
 	p := l.Greeted()
 	id, _ := p.Asked()
-	for _, other := range []uint32{2, 4, 99} {
-		p.Headers(other, other == 2, ":status", "200", "x", "in the table")
-		p.Data(other, []byte("nobody's"), true)
-		_ = p.Framer.WriteWindowUpdate(other, rpc.MaxWindow)
-		_ = p.Framer.WriteRSTStream(other, http2.ErrCodeCancel)
-	}
 	_ = p.Framer.WriteRawFrame(77, 0xff, id, []byte("unknown"))
 	_ = p.Framer.WritePriority(id, http2.PriorityParam{})
 	_ = p.Framer.WriteSettingsAck()
@@ -229,8 +223,93 @@ func TestClientIgnoredFrames(t *testing.T) {
 	p.Sync()
 	p.Reply(id, "v")
 	require.Equal(t, "v", string(rpctest.Wait(t, res, "the answer").Value))
-	p.Reply(id, "twice")
-	_ = p.Framer.WriteRSTStream(id, http2.ErrCodeNo)
+	_ = p.Framer.WriteRSTStream(id, http2.ErrCodeNo) // as servers do that have not seen the end of a request
+	_ = p.Framer.WriteWindowUpdate(id, 1)
+	works(p, c, "next")
+}
+
+// TestClientFramesOfNoStream end the connection: of streams that were never opened, or that the server has ended (RFC 9113,
+// 5.1). What comes of a call that was cancelled was on its way.
+func TestClientFramesOfNoStream(t *testing.T) {
+	headers := func(p *rpctest.Peer, id uint32) { p.Headers(id, false, ":status", "200") }
+	data := func(p *rpctest.Peer, id uint32) { p.Data(id, []byte("x"), false) }
+	for name, tc := range map[string]struct {
+		do   func(p *rpctest.Peer, id uint32)
+		code http2.ErrCode
+	}{
+		"headers, even":     {func(p *rpctest.Peer, _ uint32) { headers(p, 2) }, http2.ErrCodeProtocol},
+		"headers, idle":     {func(p *rpctest.Peer, id uint32) { headers(p, id+2) }, http2.ErrCodeProtocol},
+		"data, idle":        {func(p *rpctest.Peer, id uint32) { data(p, id+2) }, http2.ErrCodeProtocol},
+		"window, idle":      {func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteWindowUpdate(id+2, 1) }, http2.ErrCodeProtocol},
+		"reset, idle":       {func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteRSTStream(id+2, http2.ErrCodeNo) }, http2.ErrCodeProtocol},
+		"headers after end": {func(p *rpctest.Peer, id uint32) { p.Reply(id, "v"); headers(p, id) }, http2.ErrCodeStreamClosed},
+		"data after end":    {func(p *rpctest.Peer, id uint32) { p.Reply(id, "v"); data(p, id) }, http2.ErrCodeStreamClosed},
+		"data after reset": {func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteRSTStream(id, http2.ErrCodeCancel)
+			data(p, id)
+		}, http2.ErrCodeStreamClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := rpctest.Listen(t)
+			c := client(t, l.Address(), Options{})
+			res := rpctest.Get(rpctest.Within(t), c, nil)
+			p := l.Greeted()
+			id, _ := p.Asked()
+			tc.do(p, id)
+			for { // the reason is told if that can be done at once
+				f, err := p.Next()
+				if err != nil {
+					break
+				}
+				if f, ok := f.(*http2.GoAwayFrame); ok {
+					require.Equal(t, tc.code, f.ErrCode)
+				}
+			}
+			p.Closed()
+			rpctest.Wait(t, res, "the call")
+		})
+	}
+	l := rpctest.Listen(t)
+	c := client(t, l.Address(), Options{})
+	ctx, cancel := context.WithCancel(rpctest.Within(t))
+	res := rpctest.Get(ctx, c, nil)
+	p := l.Greeted()
+	id, _ := p.Asked()
+	cancel()
+	require.Equal(t, codes.Canceled, status.Code(rpctest.Wait(t, res, "the call").Err))
+	require.Equal(t, http2.ErrCodeCancel, p.Reset(id))
+	p.Reply(id, "late")
+	works(p, c, "next")
+}
+
+// TestClientForeignAnswers: the beginning of an answer that is not gRPC is told, however long it is.
+func TestClientForeignAnswers(t *testing.T) {
+	l := rpctest.Listen(t)
+	c := client(t, l.Address(), Options{})
+	res := rpctest.Get(rpctest.Within(t), c, nil)
+	p := l.Greeted()
+	id, _ := p.Asked()
+	p.Headers(id, false, ":status", "503", "content-type", "text/plain")
+	p.Data(id, []byte("over"), false)
+	p.Data(id, []byte("loaded"), true)
+	r := rpctest.Wait(t, res, "the call")
+	require.Equal(t, codes.Unavailable, status.Code(r.Err))
+	require.ErrorContains(t, r.Err, `"overloaded"`)
+
+	res = rpctest.Get(rpctest.Within(t), c, nil)
+	id, _ = p.Asked()
+	p.Headers(id, false, ":status", "200", "content-type", "text/html")
+	p.Data(id, bytes.Repeat([]byte("x"), 2000), false)
+	r = rpctest.Wait(t, res, "the call")
+	require.Equal(t, codes.Unknown, status.Code(r.Err))
+	require.ErrorContains(t, r.Err, strings.Repeat("x", maxForeign))
+	require.Equal(t, http2.ErrCodeCancel, p.Reset(id))
+
+	res = rpctest.Get(rpctest.Within(t), c, nil)
+	id, _ = p.Asked()
+	p.Headers(id, false, ":status", "404")
+	p.Headers(id, true, "grpc-status", "0")
+	require.Equal(t, codes.Unimplemented, status.Code(rpctest.Wait(t, res, "the call").Err))
 	works(p, c, "next")
 }
 

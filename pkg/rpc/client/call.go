@@ -40,6 +40,8 @@ type clientCall struct {
 	answer     []byte
 	compressed byte
 	hasAnswer  bool
+	// foreign is what is wrong with an answer that is not gRPC; then answer is its beginning.
+	foreign *status.Status
 	// stream is set for streams; it does not change.
 	stream *Stream
 
@@ -271,7 +273,7 @@ func (l *link) endLocked(call *clientCall, err error) {
 			err = io.EOF
 		}
 		call.stream.stop()
-		call.stream.in.EndRecv(orDeadline(call.stream.ctx, err))
+		call.stream.in.EndRecv(call.stream.outcome(err))
 		call.stream.knowLocked()
 		return
 	}

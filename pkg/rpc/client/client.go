@@ -313,6 +313,7 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 			info.finish(l, err)
 			return err
 		}
+		l.awaitEnd(ctx)
 	}
 }
 
@@ -339,5 +340,6 @@ func (c *Client) NewStream(
 			info.finish(l, err)
 			return nil, err
 		}
+		l.awaitEnd(ctx)
 	}
 }

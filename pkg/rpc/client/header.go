@@ -188,6 +188,11 @@ func (h *responseHead) check() *status.Status {
 	return nil
 }
 
+// isForeign tells whether the first headers are those of an answer that is not gRPC.
+func (h *responseHead) isForeign() bool {
+	return h.size <= maxHeaderBytes && h.httpStatus != "" && (h.httpStatus != "200" || !rpc.IsGRPCType(h.contentType))
+}
+
 // status is what the last headers of an answer say.
 func (h *responseHead) status() *status.Status {
 	if h.size > maxHeaderBytes {
@@ -258,9 +263,12 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 		return nil
 	}
 	l.head.stream = 0
-	call := l.call(id)
-	if call == nil {
-		return nil
+	call, err := l.call(id)
+	if err == nil {
+		err = l.ends.note(id, end)
+	}
+	if err != nil || call == nil {
+		return err
 	}
 	if damaged, err := l.noteHead(call, end); damaged {
 		return err
@@ -275,7 +283,11 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 			return nil
 		}
 		if st != nil && !end {
-			l.reset(id, http2.ErrCodeCancel, st)
+			if l.head.isForeign() {
+				call.foreign = st
+			} else {
+				l.reset(id, http2.ErrCodeCancel, st)
+			}
 			return nil
 		}
 		if st != nil {
@@ -284,6 +296,10 @@ func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 		}
 	} else if !end {
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
+	}
+	if call.foreign != nil {
+		l.finish(call, call.foreign.Err())
+		return nil
 	}
 	call.onEnd(l.head.status())
 	return nil

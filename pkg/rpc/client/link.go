@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -24,7 +25,8 @@ const maxHeaderBytes = 64 << 10
 
 // link is one connection of a Client. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu
 // and to whoever has set writing: a caller writes its request itself as far as that does not block, the writing
-// goroutine does the rest.
+// goroutine does the rest. What is named ...Locked holds mu until it returns; what gives it up in between is named
+// ...Yielding.
 //
 // Invariant (mu): calls has the calls that have begun and not ended. Whoever removes one from it tells its caller.
 type link struct {
@@ -39,6 +41,7 @@ type link struct {
 	in    rpc.Incoming
 	// head takes in the header block that is being read.
 	head responseHead
+	ends ends
 	keep rpc.KeepAlive
 	// shut: no further calls are taken.
 	shut atomic.Bool
@@ -83,6 +86,23 @@ func newLink(c *Client, nc net.Conn) *link {
 	l.mu.enc.init(c.addr, l.secure, c.opts.Checksum)
 	l.mu.out.Init(0)
 	return l
+}
+
+// awaitEnd waits for the end of a connection that takes no calls and has none: only then is it known as one that failed, and
+// another attempt would be made at once.
+func (l *link) awaitEnd(ctx context.Context) {
+	l.mu.Lock()
+	ending := l.shut.Load() && len(l.mu.calls) == 0
+	l.mu.Unlock()
+	if !ending {
+		return
+	}
+	ctx, stop := timed(ctx)
+	defer stop()
+	select {
+	case <-l.gone:
+	case <-ctx.Done():
+	}
 }
 
 // peer is the other side, for those who ask.
@@ -214,7 +234,7 @@ func (l *link) handle(f http2.Frame) error {
 	case *http2.WindowUpdateFrame:
 		return l.onWindowUpdate(f)
 	case *http2.RSTStreamFrame:
-		l.onReset(f)
+		return l.onReset(f)
 	case *http2.SettingsFrame:
 		return l.onSettings(f)
 	case *http2.PingFrame:
@@ -286,6 +306,9 @@ func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 	if f.StreamID != 0 {
 		call := l.mu.calls[f.StreamID]
 		if call == nil {
+			if f.StreamID%2 == 0 || f.StreamID >= l.mu.nextID {
+				return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "the window of a stream that was never opened"}
+			}
 			return nil // it has ended
 		}
 		s = &call.mu.Sender

@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
@@ -38,20 +39,48 @@ func (l *link) reset(id uint32, code http2.ErrCode, st *status.Status) {
 	l.endIfDrainedLocked()
 }
 
-// call finds an open call for the reading goroutine.
-func (l *link) call(id uint32) *clientCall {
+// call finds an open call for the reading goroutine; nil if it has ended. An error ends the connection: there was never such
+// a call.
+func (l *link) call(id uint32) (*clientCall, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.reading = true
-	return l.mu.calls[id]
+	call := l.mu.calls[id]
+	if call == nil && (id%2 == 0 || id >= l.mu.nextID) {
+		return nil, &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "a frame of a stream that was never opened"}
+	}
+	return call, nil
 }
 
-func (l *link) onReset(f *http2.RSTStreamFrame) {
-	call := l.call(f.StreamID)
-	if call == nil {
-		return
+// ends are the streams that the server has ended last, of which nothing more may come. Streams that were ended from here are
+// none of them: what still comes of those was on its way. Owned by the reading goroutine.
+type ends struct {
+	ids  [16]uint32
+	next int
+}
+
+// note notes a frame of a call's answer; last: it ends the stream. An error ends the connection: the server had ended it
+// before.
+func (e *ends) note(id uint32, last bool) error {
+	if slices.Contains(e.ids[:], id) {
+		return &rpc.ConnError{Code: http2.ErrCodeStreamClosed, Why: "a frame of a stream that has ended"}
 	}
-	var err error
+	if last {
+		e.ids[e.next] = id
+		e.next = (e.next + 1) % len(e.ids)
+	}
+	return nil
+}
+
+func (l *link) onReset(f *http2.RSTStreamFrame) error {
+	call, err := l.call(f.StreamID)
+	if err != nil {
+		return err
+	}
+	_ = l.ends.note(f.StreamID, true) // after its end a server may reset a stream whose request is not complete
+	if call == nil {
+		return nil
+	}
 	if f.ErrCode == http2.ErrCodeRefusedStream {
 		err = notSentf("the server refused the call before it looked at it")
 	} else {
@@ -61,6 +90,28 @@ func (l *link) onReset(f *http2.RSTStreamFrame) {
 		l.retire() // what the server does not understand may be in its header table
 	}
 	l.finish(call, err)
+	return nil
+}
+
+// maxForeign is how much of an answer that is not gRPC is told, in bytes.
+const maxForeign = 1 << 10
+
+// onForeign takes a part of an answer that is not gRPC: a proxy may say there what is wrong.
+func (l *link) onForeign(call *clientCall, f *http2.DataFrame) {
+	data := f.Data()
+	call.answer = append(call.answer, data[:min(len(data), maxForeign-len(call.answer))]...)
+	if !f.StreamEnded() && len(call.answer) < maxForeign {
+		return
+	}
+	st := call.foreign
+	if len(call.answer) > 0 {
+		st = status.Newf(st.Code(), "%s: %q", st.Message(), call.answer)
+	}
+	if f.StreamEnded() {
+		l.finish(call, st.Err())
+	} else {
+		l.reset(call.mu.ID, http2.ErrCodeCancel, st)
+	}
 }
 
 // onData takes a part of the server's messages.
@@ -75,9 +126,12 @@ func (l *link) onData(f *http2.DataFrame) error {
 		_ = l.mu.out.Framer.WriteWindowUpdate(0, uint32(give))
 		l.mu.Unlock()
 	}
-	call := l.call(f.StreamID)
-	if call == nil {
-		return nil // it was cancelled
+	call, err := l.call(f.StreamID)
+	if err == nil {
+		err = l.ends.note(f.StreamID, f.StreamEnded())
+	}
+	if err != nil || call == nil { // it was cancelled
+		return err
 	}
 	if st := call.stream; st != nil {
 		call.in.Left += st.returned.Swap(0)
@@ -87,6 +141,10 @@ func (l *link) onData(f *http2.DataFrame) error {
 	}
 	if !call.headed {
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
+	}
+	if call.foreign != nil {
+		l.onForeign(call, f)
+		return nil
 	}
 	data := f.Data()
 	padding := n - int64(len(data))

@@ -90,16 +90,12 @@ func (st *Stream) giveBack(n int64) {
 // server ended the stream. If there is one message only, as the answer to a stream of requests, it returns that when it
 // is known how the call ended.
 //
-// Once the context has ended it returns that, whatever has come: the call's outcome does not depend on which of the two was
-// seen first.
+// A stream whose context has ended before the server ended it never ends well.
 func (st *Stream) RecvMsg(v any) error {
 	if st.ended != nil {
 		return st.ended
 	}
-	err := st.contextError()
-	if err == nil {
-		err = st.recv(v)
-	}
+	err := st.recv(v)
 	if err != nil && err != io.EOF {
 		st.call.l.cancel(st.call) // unless it is the end that the server has told
 	}
@@ -115,6 +111,15 @@ func noEOF(err error) error {
 		return nil
 	}
 	return err
+}
+
+// outcome is what the end of a stream comes to; err is io.EOF if the server says that it went well. It may be seen before the
+// watch for the context's end has come to run.
+func (st *Stream) outcome(err error) error {
+	if late := st.contextError(); late != nil && err == io.EOF {
+		return late
+	}
+	return orDeadline(st.ctx, err)
 }
 
 // contextError is the error of a stream whose context has ended.
@@ -275,10 +280,10 @@ func (st *Stream) Header() (metadata.MD, error) {
 	if st.call.mu.Headed {
 		return st.call.info.header, nil
 	}
-	if err := st.contextError(); err != nil {
-		return nil, err
+	if end := st.in.End(); end != nil {
+		return nil, noEOF(end)
 	}
-	return nil, noEOF(st.in.End())
+	return nil, st.contextError()
 }
 
 // Trailer implements grpc.ClientStream: the metadata that came with the end, once RecvMsg has returned that.
