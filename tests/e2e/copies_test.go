@@ -53,6 +53,28 @@ func TestOlderCopiesAreRebuilt(t *testing.T) {
 			require.NoError(t, cl.Put(t.Context(), []byte("k"), fmt.Append(nil, n)))
 		}
 	}
+	// acknowledged returns when the victim's replica has all entries of the leader's log.
+	acknowledged := func() {
+		eventually(t, 60*time.Second, func() error {
+			all, err := peers(c)
+			if err != nil {
+				return err
+			}
+			var leader uint64
+			for _, infos := range all {
+				for _, info := range infos {
+					if info.IsLeader {
+						leader = info.LastIndex
+					}
+				}
+			}
+			own := all[victim.Name]
+			if leader == 0 || len(own) != 1 || own[0].LastIndex < leader {
+				return fmt.Errorf("the leader has %d entries, the store %+v", leader, own)
+			}
+			return nil
+		})
+	}
 	// replica is the id of the victim's only replica.
 	replica := func() (uint64, error) {
 		all, err := peers(c)
@@ -105,6 +127,7 @@ func TestOlderCopiesAreRebuilt(t *testing.T) {
 	require.NoError(t, victim.Start())
 	require.NoError(t, victim.WaitReady(t.Context()))
 	write()
+	acknowledged() // a run that has promised nothing leaves nothing behind that a copy could break
 	end()
 	replace(t, dir, old)
 	rebuilt("a copy from before the last run")
