@@ -97,6 +97,26 @@ var planted = []struct {
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/labels",
 	},
 	{
+		name: "slow-disk-without-comparison", file: "scheduler/server/core/slow.go",
+		change: [2]string{"own < slowSync || own < slowFactor*usual", "own < slowSync"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/disk",
+	},
+	{
+		name: "slow-disk-by-one-report", file: "scheduler/server/core/slow.go",
+		change: [2]string{"now.Sub(s.suspect) < suspicion", "false"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/disk",
+	},
+	{
+		name: "slow-disk-is-forgiven-at-once", file: "scheduler/server/core/slow.go",
+		change: [2]string{"now.Before(s.slow.Until)", "s.slow.Now()"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/disk",
+	},
+	{
+		name: "slow-majority-changes-its-leader", file: "scheduler/server/schedulers/evict_slow.go",
+		change: [2]string{"|| !quickMajority(v, r)", ""},
+		pkg:    "./scheduler/server/schedulers", run: "TestEvictSlowStore",
+	},
+	{
 		name: "unconfirmed-record-moves-an-operator", file: "scheduler/server/schedule/controller.go",
 		change: [2]string{"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After"},
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/every_event",
