@@ -186,6 +186,9 @@ type Raftstore struct {
 	CompareRate Size `toml:"compare-max-bytes-per-sec"`
 	// Merge allows this store's leaders to begin merges of regions. Experimental.
 	Merge bool `toml:"region-merge"`
+	// AsyncCommit allows stores to choose the timestamps of commits, for transactions that ask for it: asynchronous commit and
+	// commit in one phase. Experimental: it is in force once every store has it.
+	AsyncCommit bool `toml:"async-commit"`
 }
 
 // Default is what a tinykv-server does without any option.

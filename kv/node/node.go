@@ -191,9 +191,14 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !n.cfg.Raftstore.Merge && !marker.announced().Has(feature.Merge) {
-		// What is not announced cannot come into force, and an older program can go on with the directory.
-		n.features.known &^= feature.Merge
+	for _, experiment := range []struct {
+		on      bool
+		feature feature.Set
+	}{{n.cfg.Raftstore.Merge, feature.Merge}, {n.cfg.Raftstore.AsyncCommit, feature.AsyncCommit}} {
+		if !experiment.on && !marker.announced().Has(experiment.feature) {
+			// What is not announced cannot come into force, and an older program can go on with the directory.
+			n.features.known &^= experiment.feature
+		}
 	}
 	announce := n.features.known
 	if mode != "raft" {

@@ -48,6 +48,8 @@ var (
 	}}
 	busy     = Rule{"busy", true, func(s *core.StoreInfo, _ Env) bool { return s.IsBusy() }}
 	slowDisk = Rule{"slow-disk", true, func(s *core.StoreInfo, e Env) bool { return s.IsSlow(e.Now) }}
+	// Replicas only keep away while the disk is slow: one that is missing cannot wait for as long as leaders do.
+	slowNow  = Rule{"slow-disk", true, func(s *core.StoreInfo, _ Env) bool { return s.Slowness().Now() }}
 	lowSpace = Rule{"low-space", false, func(s *core.StoreInfo, e Env) bool {
 		return s.LowSpace(e.Schedule.LowSpaceRatio)
 	}}
@@ -60,7 +62,7 @@ var (
 var Rules = [...][]Rule{
 	// Offline and down stores are the replica checker's business, not balance's.
 	RegionSource: {notUp, down},
-	RegionTarget: {notUp, down, disconnected, busy, slowDisk, lowSpace, unproven},
+	RegionTarget: {notUp, down, disconnected, busy, slowNow, lowSpace, unproven},
 	LeaderSource: {tombstone, down, disconnected},
 	LeaderTarget: {notUp, down, disconnected, busy, slowDisk, evicting},
 }
