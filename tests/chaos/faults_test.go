@@ -185,6 +185,9 @@ func (h *history) lacking(names []string) []string {
 	var out []string
 	e := h.happened()
 	for _, name := range names {
+		if name == "snapshots" && h.lists != nil && e.Snapshots > 0 {
+			continue // transactions write a tenth of what raw clients do: logs are cut less often
+		}
 		if f := enough[name]; f != nil && !f(e) {
 			out = append(out, name)
 		}
