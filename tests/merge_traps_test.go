@@ -238,7 +238,7 @@ func TestMergeTargetRemoved(t *testing.T) {
 		}
 		return fmt.Sprint(m.c.ChangePeer(m.target, eraftpb.ConfChangeType_RemoveNode, removed))
 	})
-	// The store hears of its removal, and of nothing else.
+	// The store gets the message of its removal, and no other.
 	r := m.c.Placement.Region(m.target)
 	require.NoError(t, m.c.Node(3).Store().HandleRaft(&rspb.RaftMessage{
 		RegionId: r.Id, FromPeer: r.Peers[0], ToPeer: removed, RegionEpoch: r.RegionEpoch, IsTombstone: true, ClusterId: cluster.ClusterID,

@@ -2,7 +2,7 @@ package rpc
 
 import "sync"
 
-// Inbox holds the messages of a stream until whoever receives takes them, and knows how much of the sender's window is
+// Inbox holds the messages of a stream until the receiver takes them, and knows how much of the sender's window is
 // to be given back. The reading goroutine of the connection puts in, one other goroutine takes out.
 type Inbox struct {
 	// Ready wakes the receiver: something has come.

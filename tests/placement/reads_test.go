@@ -16,7 +16,7 @@ import (
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
-// api asks the placement service's API, whoever of its members leads.
+// api asks the placement service's API; any member passes the request to the leader.
 func (c *cluster) api(path string, into any) error {
 	resp, err := http.Get("http://" + c.Endpoints()[0] + "/api/v1/" + path)
 	if err != nil {

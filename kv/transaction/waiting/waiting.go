@@ -29,7 +29,7 @@ type Waiter struct {
 	woken   chan struct{}
 }
 
-// Join enters the queue of a key. Whoever joins must look once more whether the key is still locked: the lock may have
+// Join enters the queue of a key. The caller must look once more whether the key is still locked: the lock may have
 // gone before.
 func (q *Queues) Join(key []byte, startTS uint64) *Waiter {
 	w := &Waiter{q: q, key: string(key), startTS: startTS, woken: make(chan struct{}, 1)}

@@ -17,7 +17,7 @@ import (
 )
 
 // ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or
-// with its context: whoever does not receive until an error comes must cancel that.
+// with its context: a caller that does not receive until an error comes must cancel that.
 type Stream struct {
 	call *clientCall
 	ctx  context.Context

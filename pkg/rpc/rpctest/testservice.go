@@ -14,7 +14,7 @@ import (
 // TestService is what gRPC's interoperability tests call.
 type TestService struct {
 	grpc_testing.UnimplementedTestServiceServer
-	// Began hears of each message of an input stream that was taken, cancelled of each stream whose client went away.
+	// Began gets each message of an input stream that was taken, cancelled each stream whose client went away.
 	Began     chan struct{}
 	Cancelled chan error
 }
