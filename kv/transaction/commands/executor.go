@@ -175,10 +175,10 @@ func (e *Executor) updateIn(
 	}
 	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func(done bool) {
 		tx.unclaim()
-		release()
 		if done {
-			e.wake(tx.Modifies())
+			e.wake(tx.Modifies()) // before another command can see that the locks are gone
 		}
+		release()
 	})
 }
 

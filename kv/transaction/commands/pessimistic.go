@@ -148,7 +148,7 @@ func (e *Executor) AcquireLocks(ctx context.Context, c *kvrpcpb.Context, p *Pess
 	for i, k := range p.Keys {
 		keys[i] = k.Key
 	}
-	return e.lockOrWait(ctx, c, p, func() ([]Value, error) {
+	return e.lockOrWait(ctx, c, p, keys, func() ([]Value, error) {
 		err := e.update(ctx, c, keys, effect{}, func(tx *txn) error {
 			values, err = tx.lockAll(p)
 			return err

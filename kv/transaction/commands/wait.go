@@ -84,8 +84,11 @@ type wait struct {
 
 // lockOrWait tries until the keys are locked, or something other than a lock is in the way, or the time is over.
 func (e *Executor) lockOrWait(
-	ctx context.Context, c *kvrpcpb.Context, p *PessimisticLock, try func() ([]Value, error),
+	ctx context.Context, c *kvrpcpb.Context, p *PessimisticLock, keys [][]byte, try func() ([]Value, error),
 ) ([]Value, error) {
+	if p.Wait > 0 {
+		e.waiting.Yield(ctx, p.StartTS, keys...)
+	}
 	values, err := try()
 	w := &wait{e: e, p: p}
 	if p.Wait <= 0 || !errors.As(err, &w.locked) {
@@ -127,7 +130,9 @@ func (e *Executor) lockOrWait(
 			return nil, ctx.Err()
 		}
 		again.Stop()
-		if values, err = try(); !errors.As(err, &w.locked) {
+		values, err = try()
+		w.place.Tried()
+		if !errors.As(err, &w.locked) {
 			return values, err
 		}
 	}

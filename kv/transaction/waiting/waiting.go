@@ -3,6 +3,7 @@
 package waiting
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,8 @@ type Waiter struct {
 	key     string
 	startTS uint64
 	woken   chan struct{}
+	// turn is open from the moment at which the waiter is woken until it has tried; nil else. Guarded by q.mu.
+	turn chan struct{}
 }
 
 // Join enters the queue of a key. The caller must look once more whether the key is still locked: the lock may have
@@ -54,6 +57,7 @@ func (q *Queues) Join(key []byte, startTS uint64) *Waiter {
 func (w *Waiter) Leave() {
 	w.q.mu.Lock()
 	defer w.q.mu.Unlock()
+	w.triedLocked()
 	left := slices.DeleteFunc(w.q.mu.byKey[w.key], func(o *Waiter) bool { return o == w })
 	if len(left) == 0 {
 		delete(w.q.mu.byKey, w.key)
@@ -77,11 +81,64 @@ func (w *Waiter) Woken() <-chan struct{} { return w.woken }
 // Idle tells whether nobody waits.
 func (q *Queues) Idle() bool { return q.count.Load() == 0 }
 
+// Tried ends the turn of a waiter that was woken: it has the lock, or another one.
+func (w *Waiter) Tried() {
+	w.q.mu.Lock()
+	defer w.q.mu.Unlock()
+	w.triedLocked()
+}
+
+func (w *Waiter) triedLocked() {
+	if w.turn != nil {
+		close(w.turn)
+		w.turn = nil
+	}
+}
+
+// Yield lets waiters that have just been woken try first, if they began before a transaction that is about to lock the
+// keys, but only for as long as they stand before other waiters. Without it a transaction that comes again at once,
+// having given its locks up, takes them from those it gave them up for: the next deadlock, and so on.
+func (q *Queues) Yield(ctx context.Context, startTS uint64, keys ...[]byte) {
+	if q.Idle() {
+		return
+	}
+	var timer <-chan time.Time
+	for _, key := range keys {
+		turn := q.turn(key, startTS)
+		if turn == nil {
+			continue
+		}
+		if timer == nil {
+			timer = time.After(stagger)
+		}
+		select {
+		case <-turn:
+		case <-timer:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// turn is that of the first waiter of a key, if it is to try before a transaction.
+func (q *Queues) turn(key []byte, startTS uint64) <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if list := q.mu.byKey[string(key)]; len(list) > 0 && list[0].startTS < startTS {
+		return list[0].turn
+	}
+	return nil
+}
+
 // Wake tells those who wait for a key that its lock has gone: the transaction that began first at once, the others a
 // little later.
 func (q *Queues) Wake(key []byte) {
 	q.mu.Lock()
 	list := slices.Clone(q.mu.byKey[string(key)])
+	if len(list) > 0 && list[0].turn == nil {
+		list[0].turn = make(chan struct{})
+	}
 	q.mu.Unlock()
 	if len(list) == 0 {
 		return

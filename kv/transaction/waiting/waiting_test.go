@@ -1,6 +1,7 @@
 package waiting
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -45,4 +46,37 @@ func TestOrder(t *testing.T) {
 	other.Leave()
 	require.True(t, q.Idle())
 	require.Empty(t, q.mu.byKey)
+}
+
+// TestYield: who comes anew lets the first waiter try that was woken, unless it began before it.
+func TestYield(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var q Queues
+	key := []byte("k")
+	first, second := q.Join(key, 10), q.Join(key, 20)
+	require.Nil(t, q.turn(key, 30), "the lock has not gone")
+	q.Yield(ctx, 30, key)
+	q.Wake(key)
+	q.Wake(key)
+	require.Nil(t, q.turn(key, 5))
+	turn := q.turn(key, 30)
+	require.NotNil(t, turn)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-turn
+	}()
+	first.Tried()
+	first.Tried()
+	<-done
+	require.Nil(t, q.turn(key, 30))
+	q.Wake(key)
+	q.Yield(ctx, 30, []byte("j"), key) // at most for a moment
+	first.Leave()
+	require.Nil(t, q.turn(key, 30))
+	q.Wake(key)
+	require.NotNil(t, q.turn(key, 30))
+	second.Leave()
+	require.True(t, q.Idle())
 }
