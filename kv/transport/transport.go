@@ -10,6 +10,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ const (
 	// resolveTTL is how long an address is used before it is asked for again; a failure asks at once.
 	resolveTTL    = time.Minute
 	retryPause    = 100 * time.Millisecond
+	// stallTimeout is how long the other store may take no message although its connection lives.
+	stallTimeout  = 15 * time.Second
 	snapshotChunk = 1 << 20
 )
 
@@ -60,6 +63,9 @@ type Options struct {
 	SnapshotLimit   int
 	SnapshotTimeout time.Duration
 	MaxMessage      int
+	// StallTimeout is how long the other store may take no message although its connection lives (15 s): longer, and the
+	// connection is made anew. Damage on the way may have cost windows that nobody gives back.
+	StallTimeout time.Duration
 	// Dial replaces how connections are made; nil is by TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// OnCorrupt is told of answers that were damaged on their way; may be nil.
@@ -89,6 +95,7 @@ type Transport struct {
 
 // New makes a transport; SetFeedback must be called before the first Send.
 func New(o Options) *Transport {
+	o.StallTimeout = cmp.Or(o.StallTimeout, stallTimeout)
 	t := &Transport{opts: o, logger: o.Logger, slots: make(chan struct{}, o.SnapshotLimit)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.mu.remotes = map[uint64]*remote{}
@@ -206,7 +213,10 @@ func (t *Transport) Stop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range t.mu.remotes {
-		r.drop(nil)
+		r.mu.Lock()
+		conn := r.mu.conn
+		r.mu.Unlock()
+		r.disconnect(conn)
 	}
 }
 
@@ -254,17 +264,22 @@ func (r *remote) connect(ctx context.Context) (*rpc.Client, error) {
 	return r.mu.conn, nil
 }
 
-// drop forgets the address, so that the next attempt asks for it again. Only the connection that failed
-// is closed, never a newer one.
+// drop forgets the address, so that the next attempt asks for it again, if failed is the present connection.
 func (r *remote) drop(failed *rpc.Client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if failed == nil && r.mu.conn != nil {
-		_ = r.mu.conn.Close()
-		r.mu.conn = nil
-	}
-	if failed != nil && failed == r.mu.conn {
+	if failed == r.mu.conn {
 		r.mu.resolved = time.Time{}
+	}
+}
+
+// disconnect closes the connection, if it is the present one.
+func (r *remote) disconnect(conn *rpc.Client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if conn == r.mu.conn && conn != nil {
+		_ = conn.Close()
+		r.mu.conn = nil
 	}
 }
 
@@ -463,7 +478,7 @@ func (l *lane) run(ctx context.Context) {
 			s, err = l.open(ctx)
 		}
 		if err == nil {
-			err = s.stream.Send(&rspb.BatchRaftMessage{Msgs: batch})
+			err = l.send(s, batch)
 		}
 		if err == nil {
 			l.sent(batch)
@@ -486,6 +501,19 @@ func (l *lane) run(ctx context.Context) {
 		}
 		l.refuseAll(l.take(nil))
 	}
+}
+
+var errStalled = errors.New("the store takes no messages although its connection lives")
+
+// send sends a batch, which waits for the store to take it, but not for ever.
+func (l *lane) send(s *laneStream, batch []*rspb.RaftMessage) error {
+	stalled := time.AfterFunc(l.r.t.opts.StallTimeout, s.cancel)
+	err := s.stream.Send(&rspb.BatchRaftMessage{Msgs: batch})
+	if !stalled.Stop() && err != nil {
+		l.r.disconnect(s.conn)
+		return errStalled
+	}
+	return err
 }
 
 // sendSnapshot sends a raft snapshot in the background and reports how it ended, in every case: else

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"golang.org/x/net/http2"
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/engine"
@@ -26,6 +27,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server"
 	"github.com/tinykv/tinykv/kv/transport"
+	"github.com/tinykv/tinykv/pkg/rpc/rpctest"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -142,15 +144,19 @@ func (s *sender) lostStores() []uint64 {
 	return append([]uint64{}, s.gone...)
 }
 
-func newSender(t *testing.T, addr string) *sender {
+func newSender(t *testing.T, addr string, change ...func(*transport.Options)) *sender {
 	t.Helper()
 	dir := t.TempDir()
 	snaps, err := snap.Open(dir, 4)
 	require.NoError(t, err)
 	s := &sender{snaps: snaps, dir: dir, addr: addr}
-	s.Transport = transport.New(transport.Options{
+	o := transport.Options{
 		Resolver: s.resolve, Snapshots: snaps, SnapshotLimit: 1, SnapshotTimeout: 10 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	s.Transport = transport.New(o)
 	s.SetFeedback(s)
 	t.Cleanup(s.Stop)
 	return s
@@ -251,6 +257,32 @@ func TestQueuesAreBounded(t *testing.T) {
 		src.Send(2, msgs)
 	}
 	require.Greater(t, src.lostCount(), 10_000)
+}
+
+// TestStoreThatTakesNothing: a store whose connection lives gives no window back. Its peers are unreachable, and the
+// connection is made anew.
+func TestStoreThatTakesNothing(t *testing.T) {
+	l := rpctest.Listen(t)
+	s := newSender(t, l.Address(), func(o *transport.Options) { o.StallTimeout = 50 * time.Millisecond })
+	big := message(1, 2000)
+	for i := range 2 {
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { // what comes in the pause after a failure is dropped
+			defer close(done)
+			for ctx.Err() == nil {
+				m := *big
+				s.Send(2, []*rspb.RaftMessage{&m})
+				time.Sleep(10 * time.Millisecond) // the pace of a leader
+			}
+		}()
+		p := l.Greeted()
+		p.Until("data", func(f http2.Frame) bool { return f.Header().Type == http2.FrameData })
+		stop()
+		<-done
+		p.Closed()
+		require.Eventually(t, func() bool { return s.lostCount() > 0 }, 10*time.Second, time.Millisecond, "connection %d", i)
+	}
 }
 
 func buildSnapshot(t *testing.T, src *sender, index uint64) *rspb.RaftMessage {

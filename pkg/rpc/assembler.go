@@ -1,12 +1,5 @@
 package rpc
 
-import (
-	"encoding/binary"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-)
-
 // PrefixSize is what stands before every message: one byte that says whether it is compressed, four of length.
 const PrefixSize = 5
 
@@ -24,11 +17,11 @@ type Assembler struct {
 func (a *Assembler) Started() bool { return len(a.Msg) > 0 }
 
 // Add takes bytes from data. When a message is complete it is returned with its prefix: within data, or kept, in
-// memory of its own.
-func (a *Assembler) Add(data []byte, limit int) (msg []byte, kept bool, rest []byte, err error) {
+// memory of its own. k is the call's checksum. Errors are statuses, or ErrCorrupt.
+func (a *Assembler) Add(data []byte, limit int, k *Checksum) (msg []byte, kept bool, rest []byte, err error) {
 	if len(a.Msg) < PrefixSize {
 		if len(a.Msg) == 0 && len(data) >= PrefixSize {
-			if a.Need, err = messageSize(data, limit); err != nil {
+			if a.Need, err = k.messageSize(data, limit); err != nil {
 				return nil, false, nil, err
 			}
 			if len(data) >= a.Need { // the usual case: nothing to put together
@@ -41,7 +34,7 @@ func (a *Assembler) Add(data []byte, limit int) (msg []byte, kept bool, rest []b
 		if len(a.Msg) < PrefixSize {
 			return nil, false, nil, nil
 		}
-		if a.Need, err = messageSize(a.Msg, limit); err != nil {
+		if a.Need, err = k.messageSize(a.Msg, limit); err != nil {
 			return nil, false, nil, err
 		}
 		// Room for all of it, unless that is much: a size costs its sender nothing.
@@ -56,16 +49,4 @@ func (a *Assembler) Add(data []byte, limit int) (msg []byte, kept bool, rest []b
 		return nil, false, nil, nil
 	}
 	return a.Msg, true, data[n:], nil
-}
-
-// messageSize reads a message's prefix.
-func messageSize(prefix []byte, limit int) (int, error) {
-	if prefix[0] > 1 {
-		return 0, status.Errorf(codes.Internal, "unknown message flag %d", prefix[0])
-	}
-	n := binary.BigEndian.Uint32(prefix[1:])
-	if uint64(n) > uint64(limit) {
-		return 0, status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, limit)
-	}
-	return PrefixSize + int(n), nil
 }

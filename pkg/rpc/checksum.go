@@ -7,6 +7,10 @@ import (
 	"hash/crc32"
 	"net"
 
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
@@ -22,6 +26,12 @@ import (
 //
 // A message whose sum is wrong ends the connection. What was under way on it is sent again, or is of unknown outcome.
 //
+// The length before a message needs a sum of its own: with one that is damaged, whatever comes after it on the stream,
+// perhaps for ever, would be taken for the rest of the message. gRPC has a byte there for one bit, whether the message
+// is compressed; the other seven have a CRC-7 of that bit and the length. It finds each one and two flipped bits. A server
+// that knows it says so by the setting SettingPrefixSums, before the first call; a client that does asks for it by the
+// value "crc32c+prefix" of the header.
+//
 // Headers have no sum, and what is damaged in them stays in the connection's header table, for all calls after. So a
 // message that has a sum ends a connection whose headers do not say so. An answer that does not say it, of a server that
 // has said it before, ends it too: failures say it as well. And a connection on which an answer is of no gRPC server, or
@@ -32,6 +42,11 @@ const (
 	ChecksumHeader = "tinykv-checksum"
 	// ChecksumKind is its value.
 	ChecksumKind = "crc32c"
+	// ChecksumPrefixKind is the value by which a client asks for sums of prefixes as well, in both directions.
+	ChecksumPrefixKind = "crc32c+prefix"
+	// SettingPrefixSums is an HTTP/2 setting of a number that is not assigned: 1 says that the server knows
+	// ChecksumPrefixKind.
+	SettingPrefixSums http2.SettingID = 0xf1c7
 	// checksumSize is what stands behind a message.
 	checksumSize = 6
 	checksumTag0 = 0xfd
@@ -59,10 +74,11 @@ const (
 // Checksum is a call's part. Sums of sent messages are made under the connection's lock, received ones are checked by the
 // reading goroutine: sent belongs to the lock, got to the goroutine, the rest does not change once it is set.
 type Checksum struct {
-	// Sends and Checks tell whether messages carry sums each way. Seed is what the sums begin with, see ChecksumSeed.
-	Sends, Checks bool
-	Seed          uint32
-	sent, got     uint32
+	// Sends and Checks tell whether messages carry sums each way, Prefixes whether those that do have sums of their
+	// prefixes. Seed is what the sums begin with, see ChecksumSeed.
+	Sends, Checks, Prefixes bool
+	Seed                    uint32
+	sent, got               uint32
 }
 
 // MethodSum is the checksum of a method's path, with which the sums of its calls begin.
@@ -102,11 +118,15 @@ func (k *Checksum) Slack() int {
 	return 0
 }
 
-// Seal fills the last bytes of an encoded message, without its prefix, with the sum of the rest.
-func (k *Checksum) Seal(d Direction, body []byte) {
+// Seal fills the last bytes of an encoded message, with its prefix, with the sum of the rest, and the prefix's.
+func (k *Checksum) Seal(d Direction, msg []byte) {
 	if !k.Sends {
 		return
 	}
+	if k.Prefixes {
+		msg[0] |= crc7(msg[:PrefixSize]) << 1
+	}
+	body := msg[PrefixSize:]
 	n := len(body) - checksumSize
 	body[n], body[n+1] = checksumTag0, checksumTag1
 	binary.LittleEndian.PutUint32(body[n+2:], k.sum(d, k.sent, body[:n]))
@@ -133,6 +153,52 @@ func (k *Checksum) put(d Direction, buf []byte, m codec.Message) error {
 	if err := putMessage(buf, len(buf)-k.Size(), m); err != nil {
 		return err
 	}
-	k.Seal(d, buf[PrefixSize:])
+	k.Seal(d, buf)
 	return nil
+}
+
+// crc7Table is for the polynomial x^7+x^3+1; remainders stand in the upper seven bits.
+var crc7Table = func() (t [256]byte) {
+	for i := range t {
+		c := byte(i)
+		for range 8 {
+			if c&0x80 != 0 {
+				c ^= 0x89
+			}
+			c <<= 1
+		}
+		t[i] = c
+	}
+	return t
+}()
+
+// crc7 is the CRC-7 of a prefix, of whose first byte the lowest bit counts.
+func crc7(prefix []byte) byte {
+	c := crc7Table[prefix[0]&1]
+	for _, b := range prefix[1:PrefixSize] {
+		c = crc7Table[c^b]
+	}
+	return c >> 1
+}
+
+// messageSize reads the prefix of a message that is received: its size with the prefix. ErrCorrupt.
+func (k *Checksum) messageSize(prefix []byte, limit int) (int, error) {
+	flag := prefix[0]
+	sums := k.Prefixes && k.Checks
+	switch sealed := flag>>1 == crc7(prefix); {
+	case sums && !sealed, !sums && sealed && flag > 1: // in the second case, the header that says so was damaged
+		return 0, fmt.Errorf("the length of message %d: %w", k.got, ErrCorrupt)
+	case !sums && flag > 1:
+		return 0, status.Errorf(codes.Internal, "unknown message flag %d", flag)
+	}
+	n := binary.BigEndian.Uint32(prefix[1:])
+	if uint64(n) > uint64(limit) {
+		return 0, status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, limit)
+	}
+	return PrefixSize + int(n), nil
+}
+
+// Compressed is the flag of a received message, of which msg is the beginning and whose prefix is good.
+func Compressed(msg []byte) byte {
+	return msg[0] & 1
 }

@@ -49,7 +49,7 @@ func TestAssembler(t *testing.T) {
 			stream = stream[len(chunk):]
 			var got [][]byte
 			for data := chunk; len(data) > 0; {
-				msg, _, rest, err := a.Add(data, 100_000)
+				msg, _, rest, err := a.Add(data, 100_000, new(Checksum))
 				require.NoError(t, err)
 				if msg != nil {
 					got = append(got, bytes.Clone(msg))
@@ -71,7 +71,7 @@ func TestAssemblerLimits(t *testing.T) {
 			var err error
 			for _, part := range [][]byte{prefix[:cut], append(bytes.Clone(prefix[cut:]), 1, 2, 3)} {
 				if err == nil && len(part) > 0 {
-					_, _, _, err = a.Add(part, 10)
+					_, _, _, err = a.Add(part, 10, new(Checksum))
 				}
 			}
 			require.Error(t, err)
@@ -79,7 +79,7 @@ func TestAssemblerLimits(t *testing.T) {
 	}
 	// A size alone costs little.
 	var a Assembler
-	_, _, _, err := a.Add([]byte{0, 0x40, 0, 0, 0, 1}, 1<<30)
+	_, _, _, err := a.Add([]byte{0, 0x40, 0, 0, 0, 1}, 1<<30, new(Checksum))
 	require.NoError(t, err)
 	require.LessOrEqual(t, cap(a.Msg), 64<<10)
 }

@@ -184,6 +184,10 @@ var bugs = []bug{
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
 	{
+		name: "damaged-lengths-are-taken", file: "pkg/rpc/checksum.go", pkg: "./pkg/rpc/client", run: "TestFlippedLengthEndsTheStream", tries: 1,
+		change: [][2]string{{"case sums && !sealed, !sums", "case !sums"}},
+	},
+	{
 		name: "io-error-as-an-answer", file: "kv/raftstore/apply/split.go", pkg: crashPkg, run: "^TestErrors$/^split", tries: 2,
 		args: []string{"-maxfail", "1", "-errors", "300"},
 		change: [][2]string{{

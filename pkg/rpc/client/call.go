@@ -124,7 +124,7 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 	call.l, call.method = l, method
 	l.mu.out.BeginLocked(&call.mu.Sender, l.mu.nextID, call)
 	if l.c.opts.Checksum {
-		call.check = rpc.Checksum{Sends: true, Seed: rpc.ChecksumSeed(l.methodSumLocked(method), call.mu.ID)}
+		call.check = rpc.Checksum{Sends: true, Prefixes: l.mu.enc.prefixes, Seed: rpc.ChecksumSeed(l.methodSumLocked(method), call.mu.ID)}
 	}
 	call.in = rpc.Inflow{Size: int64(l.c.opts.StreamWindow), Left: int64(l.c.opts.StreamWindow)}
 	l.mu.nextID += 2
@@ -307,7 +307,7 @@ func (call *clientCall) sendLocked(m any, last bool) error {
 		}
 		buf, err := rpc.EncodeForeign(l.c.opts.Codec, comp, m, call.maxSend(), call.check.Size())
 		if err == nil {
-			call.check.Seal(rpc.ToServer, buf[rpc.PrefixSize:])
+			call.check.Seal(rpc.ToServer, buf)
 			call.mu.Last = last
 			l.mu.out.QueueLocked(&call.mu.Sender, buf)
 		}

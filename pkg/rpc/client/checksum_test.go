@@ -28,7 +28,8 @@ type flipper struct {
 	net.Listener
 	to string
 	d  rpc.Direction
-	at int64
+	// at is the byte's offset, bit the bit of it; they may be set while nothing passes.
+	at, bit atomic.Int64
 	// passed counts bytes in each direction, of the first connection.
 	passed [2]atomic.Int64
 	wg     sync.WaitGroup
@@ -37,7 +38,9 @@ type flipper struct {
 func newFlipper(t *testing.T, to string, d rpc.Direction, at int64) *flipper {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	f := &flipper{Listener: l, to: to, d: d, at: at}
+	f := &flipper{Listener: l, to: to, d: d}
+	f.at.Store(at)
+	f.bit.Store(at & 7)
 	f.wg.Add(1)
 	go func() { defer f.wg.Done(); f.run() }()
 	t.Cleanup(f.stop)
@@ -74,8 +77,8 @@ func (f *flipper) pass(to, from net.Conn, d rpc.Direction) {
 	for {
 		n, err := from.Read(buf)
 		end := f.passed[d].Add(int64(n))
-		if at := f.at - (end - int64(n)); d == f.d && at >= 0 && at < int64(n) {
-			buf[at] ^= 1 << (f.at % 8)
+		if at := f.at.Load() - (end - int64(n)); d == f.d && at >= 0 && at < int64(n) {
+			buf[at] ^= 1 << f.bit.Load()
 		}
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
@@ -185,10 +188,34 @@ func newFlipperUnowned(t *testing.T, to string, d rpc.Direction, at int64) *flip
 		t.Error(err)
 		panic(err)
 	}
-	f := &flipper{Listener: l, to: to, d: d, at: at}
+	f := &flipper{Listener: l, to: to, d: d}
+	f.at.Store(at)
+	f.bit.Store(at & 7)
 	f.wg.Add(1)
 	go func() { defer f.wg.Done(); f.run() }()
 	return f
+}
+
+// TestFlippedLengthEndsTheStream: a stream on which the length of a message was damaged ends at once, in either direction. It
+// would else take what follows for the rest of that message.
+func TestFlippedLengthEndsTheStream(t *testing.T) {
+	_, addr := start(t, server.Options{MaxRecv: 64 << 20, MaxSend: 64 << 20}, &rpctest.KV{}, nil)
+	for _, d := range []rpc.Direction{rpc.ToServer, rpc.ToClient} {
+		for bit := range int64(8 * rpc.PrefixSize) {
+			f := newFlipper(t, addr, d, -1)
+			c := client(t, f.Addr().String(), Options{Checksum: true, MaxRecv: 64 << 20, MaxSend: 64 << 20})
+			st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(rpctest.Within(t))
+			require.NoError(t, err)
+			resp := new(kvrpcpb.RawGetResponse)
+			require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: []byte("k")}))
+			require.NoError(t, st.RecvMsg(resp))
+			f.bit.Store(bit % 8)
+			f.at.Store(f.passed[d].Load() + rpc.FrameHeader + bit/8)
+			require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: []byte("k")}))
+			err = st.RecvMsg(resp)
+			require.Equal(t, codes.Unavailable, status.Code(err), "direction %d, bit %d: %v", d, bit, err)
+		}
+	}
 }
 
 // TestChecksumsAreAgreedUpon: clients that do not ask, and servers that do not know, exchange messages as ever.

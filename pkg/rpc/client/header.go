@@ -19,9 +19,10 @@ import (
 // their fields are in the server's table they are a few bytes, which are kept.
 type requestEncoder struct {
 	addr, scheme string
-	checksum     bool
-	buf          bytes.Buffer
-	enc          *hpack.Encoder
+	// checksum: calls ask for checksums; prefixes: and for those of prefixes.
+	checksum, prefixes bool
+	buf                bytes.Buffer
+	enc                *hpack.Encoder
 	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
 	// as long as nothing enters the table, so that nothing in it moves.
 	seen map[string][]byte
@@ -40,10 +41,15 @@ func (e *requestEncoder) init(addr string, secure, checksum bool) {
 	e.enc = hpack.NewEncoder(&e.buf)
 	e.seen = map[string][]byte{}
 	e.room = rpc.TableSize
+	e.prefixes = true // the longer value
 	for _, f := range e.common() {
 		e.room -= int(f.Size())
 	}
+	e.prefixes = false
 }
+
+// setPrefixes follows the server's SettingPrefixSums. A server says it before the first call, or not at all.
+func (e *requestEncoder) setPrefixes(n uint32) { e.prefixes = n == 1 && e.checksum && len(e.seen) == 0 }
 
 // common are the fields after the path.
 func (e *requestEncoder) common() []hpack.HeaderField {
@@ -54,6 +60,9 @@ func (e *requestEncoder) common() []hpack.HeaderField {
 	}
 	if !e.checksum {
 		return all[:len(all)-1]
+	}
+	if e.prefixes {
+		all[len(all)-1].Value = rpc.ChecksumPrefixKind
 	}
 	return all[:]
 }

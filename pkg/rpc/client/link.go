@@ -270,6 +270,8 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 		case http2.SettingMaxConcurrentStreams:
 			l.mu.max = st.Val
 			l.wakeWaitersLocked()
+		case rpc.SettingPrefixSums:
+			l.mu.enc.setPrefixes(st.Val)
 		}
 	})
 	l.pumpLocked()

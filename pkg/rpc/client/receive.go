@@ -149,7 +149,7 @@ func (l *link) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.Add(data, call.maxRecv()+call.check.Slack())
+		msg, kept, rest, err := call.parts.Add(data, call.maxRecv()+call.check.Slack(), &call.check)
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept)
 		}
@@ -199,7 +199,7 @@ func (call *clientCall) windowUpdateLocked(n int64) {
 
 // deliver takes a complete message. kept: it is the call's own memory.
 func (call *clientCall) deliver(msg []byte, kept bool) error {
-	compressed := msg[0]
+	compressed := rpc.Compressed(msg)
 	call.parts = rpc.Assembler{}
 	body, err := call.check.Open(rpc.ToClient, msg[rpc.PrefixSize:])
 	if err != nil {

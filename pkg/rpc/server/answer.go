@@ -158,7 +158,7 @@ func (call *Call) sendLocked(m any) error {
 		if !ok {
 			return errAnswersFull
 		}
-		call.check.Seal(rpc.ToClient, buf[rpc.PrefixSize:])
+		call.check.Seal(rpc.ToClient, buf)
 		c.mu.out.QueueLocked(&call.mu.Sender, buf)
 		c.settleLocked() // before it is given back: the limit holds at every moment
 		c.s.answers.Give(taken)

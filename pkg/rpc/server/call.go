@@ -160,7 +160,7 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	window := int64(c.s.opts.FirstWindow)
 	call := &Call{c: c, encoding: req.encoding, in: rpc.Inflow{Size: window, Left: window}}
 	if req.checksum {
-		call.check = rpc.Checksum{Sends: true, Checks: true, Seed: rpc.ChecksumSeed(m.sumOf(req.path), id)}
+		call.check = rpc.Checksum{Sends: true, Checks: true, Prefixes: req.prefixes, Seed: rpc.ChecksumSeed(m.sumOf(req.path), id)}
 	}
 	age := time.Since(c.keep.Began)
 	call.began = uint32(age.Microseconds())

@@ -140,7 +140,8 @@ func (c *conn) handshake() error {
 	_ = c.mu.out.Framer.WriteSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.s.opts.MaxStreams},
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.s.opts.FirstWindow},
-		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes})
+		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: c.s.opts.MaxHeaderBytes},
+		http2.Setting{ID: rpc.SettingPrefixSums, Val: 1})
 	if c.s.opts.ConnWindow > rpc.InitialWindow {
 		_ = c.mu.out.Framer.WriteWindowUpdate(0, c.s.opts.ConnWindow-rpc.InitialWindow)
 	}

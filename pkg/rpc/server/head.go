@@ -166,7 +166,8 @@ func (h *requestHead) takeRegular(f hpack.HeaderField) {
 	case "grpc-encoding":
 		h.req.encoding = f.Value
 	case rpc.ChecksumHeader:
-		h.req.checksum = f.Value == rpc.ChecksumKind
+		h.req.prefixes = f.Value == rpc.ChecksumPrefixKind
+		h.req.checksum = h.req.prefixes || f.Value == rpc.ChecksumKind
 	case "grpc-timeout":
 		h.takeTimeout(f.Value)
 	case "te":

@@ -47,7 +47,8 @@ func oracle(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
 			}
 			r.length = int64(n)
 		case rpc.ChecksumHeader:
-			r.checksum = h.Value == rpc.ChecksumKind
+			r.prefixes = h.Value == rpc.ChecksumPrefixKind
+			r.checksum = r.prefixes || h.Value == rpc.ChecksumKind
 		default:
 			if rpc.IsReserved(h.Name) {
 				break

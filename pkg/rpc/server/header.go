@@ -20,8 +20,8 @@ type request struct {
 	// timeout is negative if there is none.
 	timeout  time.Duration
 	encoding string
-	// checksum: messages carry checksums, in both directions.
-	checksum bool
+	// checksum: messages carry checksums, in both directions; prefixes: their prefixes as well.
+	checksum, prefixes bool
 	// length is what all messages take together, in bytes; negative if the client does not say.
 	length int64
 	// md is the call's metadata; nil if it has none of its own.

@@ -104,7 +104,7 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 			return nil, false, nil, nil
 		}
 	}
-	msg, kept, rest, err = call.parts.Add(data, limit)
+	msg, kept, rest, err = call.parts.Add(data, limit, &call.check)
 	if cl != nil {
 		cl.got.Store(int64(len(call.parts.Msg)))
 		cl.done = msg != nil
@@ -212,7 +212,7 @@ func (call *Call) windowUpdateLocked(n int64) {
 
 // deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
-	compressed := msg[0]
+	compressed := rpc.Compressed(msg)
 	size := int64(len(msg))
 	charged := int64(0)
 	if cl := call.claim; cl != nil {
