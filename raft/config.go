@@ -33,7 +33,7 @@ type RandSource interface {
 	Intn(n int) int
 }
 
-// Logger receives what a person who debugs a group wants to read. It may be nil.
+// Logger receives what helps a person who debugs a group. It may be nil.
 type Logger interface {
 	Debugf(format string, args ...any)
 	Infof(format string, args ...any)

@@ -10,7 +10,7 @@ func (r *Raft) promotable() bool {
 
 // hearsLeader says whether this node has to refuse votes because a leader may rest a lease on it.
 // It does not matter who that leader was or which term it is now: the promise was made to the clock.
-// A leader hears itself until check-quorum deposes it.
+// A leader counts as one that is in contact until check-quorum deposes it.
 func (r *Raft) hearsLeader() bool {
 	if r.graceTicks > 0 {
 		return true
@@ -35,7 +35,7 @@ func (r *Raft) mayCampaign() bool {
 	return true
 }
 
-// hup starts an election, unless this node hears a leader: its own vote is refused like any other's.
+// hup starts an election, unless this node has contact with a leader: its own vote is refused like any other's.
 // A group of one has nobody to hear.
 func (r *Raft) hup() {
 	if !r.mayCampaign() || r.hearsLeader() && r.voterCount() > 1 {
@@ -57,7 +57,7 @@ func (r *Raft) handleTimeoutNow(round uint64) {
 	}
 }
 
-// isForced says whether a vote request may be granted by somebody who hears a leader: it comes from
+// isForced says whether a vote request may be granted by a node in contact with a leader: it comes from
 // a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
 func (r *Raft) isForced(m *eraftpb.Message) bool {
 	term, round := r.heardTerm, r.heardRound
@@ -102,7 +102,7 @@ func (r *Raft) requestVotes(t eraftpb.MessageType, term uint64, force bool, roun
 // MsgRequestVote's term ours; a MsgPreVote's term is the one asked about.
 func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 	if m.MsgType == eraftpb.MessageType_MsgPreVote {
-		// A pre-vote promises nothing and so writes nothing; but who hears a leader says no.
+		// A pre-vote promises nothing and so writes nothing; but a node in contact with a leader says no.
 		grant := m.Term > r.Term && !r.hearsLeader() && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 		term := r.Term
 		if grant {

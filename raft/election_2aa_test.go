@@ -15,7 +15,7 @@ func TestNodeStartsAsFollowerOfNobody2AA(t *testing.T) {
 	equal(t, "term", r.Term, uint64(0))
 }
 
-// Whoever is behind in the term, in whatever role, follows (section 5.1).
+// A node that is behind in the term, in any role, follows (section 5.1).
 func TestHigherTermMakesFollowerInEveryRole2AA(t *testing.T) {
 	for _, typ := range []eraftpb.MessageType{tApp, tHeartbeat, tVote, tVoteResp, tAppResp, tHeartResp} {
 		for _, state := range []StateType{StateFollower, StateCandidate, StateLeader} {
@@ -39,7 +39,7 @@ func TestHigherTermMakesFollowerInEveryRole2AA(t *testing.T) {
 	}
 }
 
-// A candidate that hears a leader of its own term gives in.
+// A candidate that gets a message of a leader of its own term gives in.
 func TestCandidateGivesInToLeaderOfItsTerm2AA(t *testing.T) {
 	for _, typ := range []eraftpb.MessageType{tApp, tHeartbeat} {
 		r := mkRaft(1, []uint64{1, 2, 3})
@@ -51,7 +51,7 @@ func TestCandidateGivesInToLeaderOfItsTerm2AA(t *testing.T) {
 	}
 }
 
-// A follower that hears nothing for its timeout enters the next term, votes for itself and asks
+// A follower that gets nothing for its timeout enters the next term, votes for itself and asks
 // everyone else (section 5.2).
 func TestSilenceStartsElection2AA(t *testing.T) {
 	for _, candidate := range []bool{false, true} {
@@ -405,7 +405,7 @@ func TestBadConfigIsRefused2AA(t *testing.T) {
 	}
 }
 
-// Leaders do not campaign and followers do not lead: whoever calls that has a bug.
+// Leaders do not campaign and followers do not lead: a caller of that has a bug.
 func TestForbiddenChangesOfRolePanic2AA(t *testing.T) {
 	leader := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	mustPanic(t, "leader", "became candidate", leader.becomeCandidate)

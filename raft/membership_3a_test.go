@@ -254,7 +254,7 @@ func TestSilentQuorumDeposes3A(t *testing.T) {
 	}
 }
 
-// Votes are refused while a leader is heard, whoever asks, and after a restart for the grace time.
+// Votes are refused while a leader is there, to every candidate, and after a restart for the grace time.
 func TestVotesAreRefusedWhileALeaderIsHeard3A(t *testing.T) {
 	r := mkRaft(1, []uint64{1, 2, 3}, withCheckQuorum)
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartbeat, From: 2, Term: 1})
@@ -415,7 +415,7 @@ func TestLastMemberGoes3A(t *testing.T) {
 }
 
 // A leader of two removes the other voter. What it tells of the commit leaves only when the commit index
-// is on disk: the other one is gone when it hears of it, and could not vote for a leader that forgot.
+// is on disk: the other one is gone when it learns of it, and could not vote for a leader that forgot.
 func TestCommitOfRemovalIsSyncedBeforeItIsTold3A(t *testing.T) {
 	st := NewMemoryStorage()
 	rn := mkRaw(t, st, []uint64{1, 2}, func(c *Config) { c.AckOnPersist = true })

@@ -85,7 +85,7 @@ func TestPaper53LeaderAppendOnly(t *testing.T) {
 }
 
 // Section 5.4.1: "the voter denies its vote if its own log is more up-to-date than that of the
-// candidate" - so whoever is elected has every committed entry.
+// candidate" - so a node that is elected has every committed entry.
 func TestPaper541ElectedHasAllCommitted(t *testing.T) {
 	c := mkCluster(t, 5)
 	c.campaign(1)

@@ -342,7 +342,7 @@ func (r *Raft) becomeLeader() {
 }
 
 // commitsConfChange tells whether the leader has committed a conf change since the commit index was
-// known. It must have that on disk before it tells anyone: a peer that hears of its own removal may be
+// known. It must have that on disk before it tells anyone: a peer that learns of its own removal may be
 // gone at once, and its vote with it, and a leader that then crashed and forgot would still count by
 // the old members. With two voters it would never lead again (trap C3).
 func (r *Raft) commitsConfChange(known uint64) bool {

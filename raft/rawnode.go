@@ -100,7 +100,7 @@ func (rn *RawNode) Tick() { rn.Raft.tick() }
 // should differ. Safety and the leader's lease do not depend on the guess being right.
 func (rn *RawNode) ExpectElection(delay int) { rn.Raft.expectElection(delay) }
 
-// Campaign starts an election now, unless this node may not or hears a leader.
+// Campaign starts an election now, unless this node may not or is in contact with a leader.
 func (rn *RawNode) Campaign() error {
 	return rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgHup, From: rn.Raft.id})
 }

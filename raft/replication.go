@@ -175,7 +175,7 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 	return true
 }
 
-// pointersTo returns ents as a message wants them. The slots behind ents are never written again, so
+// pointersTo returns ents as a message takes them. The slots behind ents are never written again, so
 // messages may look at them, and those of one broadcast share one slice, which nobody writes to either.
 func (r *Raft) pointersTo(ents []eraftpb.Entry) []*eraftpb.Entry {
 	if len(r.shared) == len(ents) && r.shared[0] == &ents[0] {

@@ -49,7 +49,7 @@ type LimitedStorage interface {
 }
 
 // MemoryStorage is a Storage in memory, for tests and for learning what a Storage has to do.
-// Owner: whoever owns the RawNode; not safe for concurrent use.
+// Owner: that of the RawNode; not safe for concurrent use.
 //
 // Invariant: ents[0] is a dummy with index and term of the last entry truncated away, so
 // ents[i].Index == ents[0].Index+i. Slots once handed out by Entries are never written again.

@@ -45,7 +45,7 @@ func TestLeaderTransferFromFollower3A(t *testing.T) {
 	equal(t, "messages", len(take(lost)), 0)
 }
 
-// refused asks a leader for a transfer that makes no sense, and wants nothing to come of it.
+// refused asks a leader for a transfer that makes no sense; nothing must come of it.
 func refused(t *testing.T, r *Raft, target uint64) {
 	t.Helper()
 	mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: target})
@@ -235,7 +235,7 @@ func TestLeaderTransferTargetThatCannotWin3A(t *testing.T) {
 	c.wantState(1, StateLeader, 1)
 }
 
-// With pre-vote and check-quorum the target is elected although everyone hears the leader (trap A8).
+// With pre-vote and check-quorum the target is elected although every node is in contact with the leader (trap A8).
 func TestLeaderTransferWithCheckQuorum3A(t *testing.T) {
 	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
 	c.campaign(1)

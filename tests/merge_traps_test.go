@@ -249,7 +249,7 @@ func TestMergeTargetRemoved(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeRefusedByAnotherChange: the target is split before it hears that it may take the source over. What it hears
+// TestMergeRefusedByAnotherChange: the target is split before it learns that it may take the source over. What it learns
 // later changes nothing, and the source goes on.
 func TestMergeRefusedByAnotherChange(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
@@ -346,7 +346,7 @@ func (m *merging) refusesReads(store uint64, r *metapb.Region, peer *metapb.Peer
 	}
 }
 
-// TestMergeLateOrder: the source's leader has waited for too long and wants out, but only the target can let it go, and that
+// TestMergeLateOrder: the source's leader has waited for too long and is to give up, but only the target can let it go, and that
 // has no quorum. The orders come late, and one of them is carried out.
 func TestMergeLateOrder(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})

@@ -60,7 +60,7 @@ func TestBasicConfChange3B(t *testing.T) {
 	}
 }
 
-// TestConfChangeRemoveLeader3B removes whoever leads, again and again, under loss, down to one replica
+// TestConfChangeRemoveLeader3B removes the leader, again and again, under loss, down to one replica
 // and up again: the region must never lose its last majority (two voters are the hard case).
 func TestConfChangeRemoveLeader3B(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 5})

@@ -145,7 +145,7 @@ func waitOther(t *testing.T, members []*process, old *process) {
 	}, 10*time.Second, 5*time.Millisecond)
 }
 
-// waitWarm waits until every member knows the region and its leader, so that whoever leads next can tell.
+// waitWarm waits until every member knows the region and its leader, so that the next leader can tell.
 func waitWarm(t *testing.T, members []*process) {
 	t.Helper()
 	for _, p := range members {

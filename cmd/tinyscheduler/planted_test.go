@@ -125,7 +125,7 @@ var planted = []struct {
 
 var took = regexp.MustCompile(`--- FAIL: \S+ \(([0-9.]+s)\)`)
 
-// TestPlanted builds each bug in and wants its finder to fail.
+// TestPlanted builds each bug in; its finder must fail.
 func TestPlanted(t *testing.T) {
 	if os.Getenv("PLANTED") == "" {
 		t.Skip("PLANTED=1 runs it; it compiles the service and runs a test once for each bug")

@@ -8,7 +8,7 @@ import (
 // Group commit.
 //
 // Writers queue up; the first one leads. The leader takes what is waiting, appends it with one
-// write and at most one sync, applies it, wakes its group and hands the lead to whoever came
+// write and at most one sync, applies it, wakes its group and hands the lead to the caller that came
 // meanwhile. There is no goroutine of our own in between and no lingering: the time of one sync is
 // what gathers the next group. All fields of committer are touched by the leader alone; the lead
 // passes through queue.mu and request.ch, which order the accesses.
@@ -105,7 +105,7 @@ func (l *Log) lead() {
 	} else {
 		q.mu.led = false
 	}
-	// The group's slice belongs to whoever leads: let go of it before the lead passes.
+	// The group's slice belongs to the leader: let go of it before the lead passes.
 	followers := l.end.group[1:]
 	for _, r := range followers {
 		r.ch <- false // never blocks: one slot, one answer

@@ -266,7 +266,7 @@ func isInitialMessage(m *eraftpb.Message) bool {
 	return false
 }
 
-// confVer is the newest conf version at which this peer is known to have been a member. Whoever says that it
+// confVer is the newest conf version at which this peer is known to have been a member. A message that says that it
 // is none must know a newer one. An uninitialized peer that believed an older one, of a placement service which has not
 // heard of it yet, would leave a tombstone behind, and the region would miss a voter for ever.
 func (p *peer) confVer() uint64 { return max(p.region().GetRegionEpoch().GetConfVer(), p.bornAt) }

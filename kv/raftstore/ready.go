@@ -9,7 +9,7 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// collectReady takes the raft Ready of this turn and adds what it wants persisted to the turn. It
+// collectReady takes the raft Ready of this turn and adds what is to be persisted to the turn. It
 // reports whether there was one.
 //
 // Order of a Ready, over all regions of a turn (see raftWorker): persist raft snapshot, entries and

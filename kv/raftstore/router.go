@@ -30,7 +30,7 @@ type mailbox struct {
 	peer *peer
 	// handle is what readers on other goroutines may know.
 	handle atomic.Pointer[readHandle]
-	// asleep: the peer wants no ticks, except at duty (since the clock's base) if that is not 0.
+	// asleep: the peer gets no ticks, except at duty (since the clock's base) if that is not 0.
 	asleep  atomic.Bool
 	dormant atomic.Bool // asleep since the start of the store (sleep.go)
 	duty    atomic.Int64
@@ -192,7 +192,7 @@ func (b *mailbox) due() bool {
 	return b.mu.urgent || b.mu.ticks > 0 || len(b.mu.msgs) > 0 && (b.mu.awaited || b.asleep.Load())
 }
 
-// noteAwake counts a mailbox among those that want ticks, or not any more. Called by whoever holds the
+// noteAwake counts a mailbox among those that get ticks, or not any more. Called by the holder of the
 // mailbox, or registers or closes it; a mailbox that is not registered does not count.
 func (r *router) noteAwake(b *mailbox, awake bool) {
 	if b.counted.Swap(awake) == awake {
@@ -360,7 +360,7 @@ func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mail
 		if q.mu.closed {
 			break
 		}
-		// Whoever woke this worker did so with its first message. Goroutines that can run beside it, of other
+		// The sender that woke this worker did so with its first message. Goroutines that can run beside it, of other
 		// requests, get to queue theirs first and share the turn; a lone one loses nothing.
 		q.mu.Unlock()
 		runtime.Gosched()

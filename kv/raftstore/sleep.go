@@ -161,7 +161,7 @@ func (sl *sleeper) stir(m message.Msg) {
 	}
 }
 
-// sleepingChecks is how many times longer than one that hears no leader a sleeping follower goes on before it asks
+// sleepingChecks is how many times longer than one without a leader a sleeping follower goes on before it asks
 // the placement service whether it still belongs to its region.
 const sleepingChecks = 4
 

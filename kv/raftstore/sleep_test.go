@@ -31,7 +31,7 @@ func (o *oracle) RegionByID(context.Context, uint64) (*metapb.Region, error) {
 	return o.truth.Load(), nil
 }
 
-// TestRemovedPeerDoesNotSleepForEver: a sleeping follower to whom the news of its removal got lost hears from nobody. It
+// TestRemovedPeerDoesNotSleepForEver: a sleeping follower to whom the news of its removal got lost gets no message any more. It
 // asks after a while, sleeps on if it still belongs, and goes if it does not (G6).
 func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	s, _ := newTestStore(t, trio())
@@ -58,7 +58,7 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// TestSleepingFollowerAsksSeldom: not with each tick, and after it was awake no later than one that hears no leader.
+// TestSleepingFollowerAsksSeldom: not with each tick, and after it was awake no later than one without a leader.
 func TestSleepingFollowerAsksSeldom(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	o := &oracle{}

@@ -16,7 +16,7 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// obliging answers for the other stores: they vote for whoever asks and take what they are sent.
+// obliging answers for the other stores: they vote for every candidate and take what they are sent.
 type obliging struct {
 	listening
 	s *Store

@@ -96,7 +96,7 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	sent := w.flushMessages()
 	w.flushApply()
 	if sent && !t.log.Empty() {
-		// Whoever could run beside it, requests and what the transport has left to others to send, would else wait
+		// What could run beside it, requests and what the transport has left to others to send, would else wait
 		// until the sync has given its processor away.
 		runtime.Gosched()
 	}

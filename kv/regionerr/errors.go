@@ -155,7 +155,7 @@ func (e *FeatureError) Error() string {
 	return fmt.Sprintf("not served yet: every store of the cluster must run a version that knows %s", e.Missing)
 }
 
-// InvalidError: the request itself is wrong, whoever gets it.
+// InvalidError: the request itself is wrong, at every store.
 type InvalidError struct{ Reason string }
 
 func (e *InvalidError) Error() string { return e.Reason }

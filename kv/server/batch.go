@@ -70,7 +70,7 @@ func (b *batchStream) dropRooms() {
 }
 
 // finishAll waits until every request is answered; false if the stream ends first. Writes may then still be under way,
-// nobody hears of them.
+// nobody is told of them.
 func (b *batchStream) finishAll() bool {
 	for range cap(b.slots) {
 		select {
@@ -96,7 +96,7 @@ type batchStream struct {
 	// inlining is held while inline runs; once ended, it begins nothing any more.
 	inlining sync.Mutex
 	ended    bool
-	// sending is held by whoever sends replies. Lock order: sending < mu.
+	// sending is held by the goroutine that sends replies. Lock order: sending < mu.
 	sending sync.Mutex
 	mu      struct {
 		sync.Mutex

@@ -92,7 +92,7 @@ func (s *Server) deadline(call *rpc.Call) time.Time {
 	return time.Now().Add(s.cfg.Server.RequestTimeout.Duration)
 }
 
-// rawPutAsync is RawPut for a storage that writes asynchronously: done hears the answer, exactly once, by deadline.
+// rawPutAsync is RawPut for a storage that writes asynchronously: done is called with the answer, exactly once, by deadline.
 func (s *Server) rawPutAsync(req *kvrpcpb.RawPutRequest, deadline time.Time, done func(*kvrpcpb.RawPutResponse, error)) {
 	mods, err := s.put(req)
 	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) { done(putAnswer(index, err)) })

@@ -407,7 +407,7 @@ func (n noteMessages) HandleRaftBatch(msgs []*rspb.RaftMessage, _ func(*rspb.Raf
 	}
 }
 
-// TestRaftBatchInOrder: whoever works the messages off, the reader or the handler, they arrive once and in order.
+// TestRaftBatchInOrder: whether the reader or the handler works the messages off, they arrive once and in order.
 func TestRaftBatchInOrder(t *testing.T) {
 	h := noteMessages{make(chan uint64, 10_000)}
 	c := overTheWire(t, New(config.Default(), new(fakeStorage), h, nil, zap.NewNop()))

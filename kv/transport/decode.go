@@ -25,7 +25,7 @@ type received struct {
 }
 
 // DecodeBatch decodes a BatchRaftMessage as its Unmarshal does, with fewer allocations. The messages lie in one
-// piece of memory: whoever keeps a part of one for long should copy it.
+// piece of memory: a part of one that is kept for long should be copied.
 func DecodeBatch(data []byte) ([]*rspb.RaftMessage, error) {
 	n := 0
 	plain, _ := visitMessages(data, func(one []byte) error {

@@ -35,8 +35,8 @@ const (
 	batchMessages = 256
 	batchBytes    = 1 << 20
 	// resolveTTL is how long an address is used before it is asked for again; a failure asks at once.
-	resolveTTL    = time.Minute
-	retryPause    = 100 * time.Millisecond
+	resolveTTL = time.Minute
+	retryPause = 100 * time.Millisecond
 	// stallTimeout is how long the other store may take no message although its connection lives.
 	stallTimeout  = 15 * time.Second
 	snapshotChunk = 1 << 20
@@ -48,7 +48,7 @@ var ErrNoAddress = errors.New("transport: store has no address")
 // Resolver finds the address of a store.
 type Resolver func(ctx context.Context, storeID uint64) (addr string, err error)
 
-// Feedback hears what became of messages; its methods must not block.
+// Feedback is told what became of messages; its methods must not block.
 type Feedback interface {
 	ReportUnreachable(regionID, toPeer uint64)
 	ReportSnapshot(regionID, toPeer uint64, ok bool)
@@ -102,7 +102,7 @@ func New(o Options) *Transport {
 	return t
 }
 
-// SetFeedback says who hears of dropped messages.
+// SetFeedback sets what is told of dropped messages.
 func (t *Transport) SetFeedback(f Feedback) { t.feedback.Store(&f) }
 
 func (t *Transport) unreachable(m *rspb.RaftMessage) {
@@ -308,7 +308,7 @@ func (t *Transport) dial(addr string) *rpc.Client {
 }
 
 // lane is a bounded queue of messages with the goroutine that sends them. What comes while that has nothing to do is
-// sent by whoever brings it, if the stream takes it without waiting: a goroutine less to wake for each batch.
+// sent by the goroutine that brings it, if the stream takes it without waiting: a goroutine less to wake for each batch.
 type lane struct {
 	r  *remote
 	mu struct {

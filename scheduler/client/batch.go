@@ -75,7 +75,7 @@ func (b *batcher[Q, R]) take() *batch[Q, R] {
 	return next
 }
 
-// shut ends the batch that will not be sent any more; whoever joins it from now on ends at once.
+// shut ends the batch that will not be sent any more; a caller that joins it from now on ends at once.
 func (b *batcher[Q, R]) shut() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -171,7 +171,7 @@ func (j *joined) fill(name string, ec *embed.Config) error {
 	return nil
 }
 
-// codeChanging is the code of the answer to who wants to join while another member does.
+// codeChanging is the code of the answer to a member that is to join while another member does.
 const codeChanging = "changing"
 
 func changing(format string, args ...any) error {

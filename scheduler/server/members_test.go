@@ -240,7 +240,7 @@ func TestJoinAndRemove(t *testing.T) {
 	require.ErrorContains(t, s.Start(t.Context()), `a member named "m2" exists already`)
 
 	leader, followers := leaderOf(t, []*server.Server{first, second})
-	require.Eventually(t, func() bool { // etcd wants a healthy while before it changes members
+	require.Eventually(t, func() bool { // etcd needs a healthy while before it changes members
 		return callStatus(t, leader, "DELETE", "/members/"+followers[0].Name()) == 200
 	}, waitFor, 100*time.Millisecond)
 	require.Len(t, call(t, leader, "GET", "/members", "", 200)["members"], 1)

@@ -158,7 +158,7 @@ func (v *service) serveTSO(stream pb.Scheduler_TsoServer) error {
 		if err != nil {
 			return rpcErr(err)
 		}
-		// Whoever lost the leadership while it computed must not answer.
+		// A member that lost the leadership while it computed must not answer.
 		if v.s.leadership() == nil {
 			return errNotLeader
 		}

@@ -240,7 +240,7 @@ func (s *Server) dumpRegions(w io.Writer) error {
 	}
 }
 
-// follow is a follower's side: it stays connected to whoever leads until ctx ends, and lets read have what it says at
+// follow is a follower's side: it stays connected to the leader until ctx ends, and lets read have what it says at
 // path. read calls alive with each frame.
 func (s *Server) follow(ctx context.Context, path string, read func(body io.Reader, alive func()) error) {
 	client := &http.Client{Transport: s.transport}

@@ -195,7 +195,7 @@ func (h *history) pid(name string) int {
 	return 0
 }
 
-// ended hears of processes that nobody has killed. Only a broken disk may be a reason.
+// ended is told of processes that nobody has killed. Only a broken disk may be a reason.
 func (h *history) ended(p *localcluster.Process, err error) {
 	if _, broken := h.broken.Load(p.Name); broken {
 		return

@@ -10,7 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// pairWriters write pairs of neighbouring keys, first a and then b, with growing numbers: whoever sees
+// pairWriters write pairs of neighbouring keys, first a and then b, with growing numbers: a reader that sees
 // both in one page of a scan, which is one snapshot of a region, must not see b ahead of a.
 const pairWriters = 3
 

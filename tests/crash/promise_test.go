@@ -26,7 +26,7 @@ type promise struct {
 
 type promises map[peerKey]promise
 
-// witness hears every raft message that is sent.
+// witness sees every raft message that is sent.
 type witness struct {
 	mu  sync.Mutex
 	all promises

@@ -202,7 +202,7 @@ func merges(c *cluster.Cluster, w *writer) {
 	c.CheckConsistency()
 }
 
-// refuse freezes a region whose target never hears that it may take it: it asks to be refused, and goes on.
+// refuse freezes a region whose target never learns that it may take it: it asks to be refused, and goes on.
 func refuse(c *cluster.Cluster, w *writer) {
 	c.Net.Hold(func(_ uint64, m *rspb.RaftMessage) bool { return m.Merge.GetKind() == rspb.MergeMessage_Ack })
 	source := regionOf(c, "e")

@@ -122,7 +122,7 @@ func (g *group) try(t *testing.T, promised raftlog.State) string {
 	return fmt.Sprintf("STUCK: %+v, %v; the leader has %+v", info, err, leader)
 }
 
-// refusal wants an error that says where the damage is.
+// refusal requires an error that says where the damage is.
 func refusal(g *group, err error) string {
 	if !strings.Contains(err.Error(), g.path(3)) {
 		return fmt.Sprintf("NAMELESS: %v", err)

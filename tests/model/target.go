@@ -283,7 +283,7 @@ func (m *model) commitMerge(s *state, a int) bool {
 	return same && s.appendTarget(newChange(commit, uint8(a+1)))
 }
 
-// refuseMerge appends RefuseMerge, for a leader of S that wants out.
+// refuseMerge appends RefuseMerge, for a leader of S that is to give up.
 func (m *model) refuseMerge(s *state, a int) bool {
 	asked := false
 	for i := range s.s {

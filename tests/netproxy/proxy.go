@@ -18,7 +18,7 @@ type Rule struct {
 	// Hold keeps bytes back until the rule changes, in order and without a sign: a network that is
 	// silent, not one that refuses. What was held arrives late.
 	Hold bool
-	// Cut resets connections between the two, whoever has dialed, and refuses new ones.
+	// Cut resets connections between the two, from either side, and refuses new ones.
 	Cut bool
 	// Flip is the probability with which one bit of a piece of data flips.
 	Flip float64

@@ -513,7 +513,7 @@ var (
 	reason = regexp.MustCompile(`(?m)^.*(Error:|crash before|not linearizable|panic:).*$`)
 )
 
-// TestPlanted builds each bug in and wants the named tests to fail.
+// TestPlanted builds each bug in; the named tests must fail.
 func TestPlanted(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	require.NoError(t, err)

@@ -336,7 +336,7 @@ func TestTxnHeartbeats(t *testing.T) {
 	case err := <-committed:
 		t.Fatalf("the transaction has ended: %v", err)
 	}
-	// One that wants a key of it waits until the lock would have expired twice over, and the transaction is alive.
+	// One that needs a key of it waits until the lock would have expired twice over, and the transaction is alive.
 	other := begin(t, cl)
 	require.NoError(t, other.Set([]byte("k3-0003"), []byte("other")))
 	short, stop := context.WithTimeout(ctx, 5*time.Second)

@@ -48,7 +48,7 @@ func (r Result) Swap() *Swap {
 
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,
 // refused, overtaken by another term, peer destroyed, store stopping, deadline). A nil *Callback
-// wants no answer. Done and Wait are safe for concurrent use.
+// needs no answer. Done and Wait are safe for concurrent use.
 //
 // Once the command is proposed, the answer is up to the Proposal.
 type Callback struct {

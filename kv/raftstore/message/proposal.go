@@ -14,7 +14,7 @@ import "github.com/tinykv/tinykv/kv/regionerr"
 // Invariant: a callback in a Proposal is answered by the Proposal. Callback.Done and Fail, called
 // by mistake, say unknown.
 //
-// Not safe for concurrent use; whoever holds it ends it, once.
+// Not safe for concurrent use; its holder ends it, once.
 type Proposal struct {
 	index, term uint64
 	size        int

@@ -38,7 +38,7 @@ func TestProposalEndings(t *testing.T) {
 	}
 }
 
-// TestProposedCommandsAreNotRefused: whoever answers a command past its Proposal says unknown.
+// TestProposedCommandsAreNotRefused: an answer past a command's Proposal says unknown.
 func TestProposedCommandsAreNotRefused(t *testing.T) {
 	for _, answer := range []func(*Callback){
 		func(c *Callback) { c.Fail(errors.New("not here")) },

@@ -32,7 +32,7 @@ func (t *SchedulerTasks) Submit(task func(context.Context)) bool {
 	}
 }
 
-// Run works until ctx ends. Tasks still queued then run with an ended context, so that whoever waits
+// Run works until ctx ends. Tasks still queued then run with an ended context, so that each caller that waits
 // for their answer gets one.
 func (t *SchedulerTasks) Run(ctx context.Context) {
 	var wg sync.WaitGroup

@@ -84,7 +84,7 @@ func regionErrorOf(err error) *errorpb.Error {
 }
 
 // setError puts an error where the answer has a place for it. Clients give up at a message of the
-// answer itself, and try another replica at a region error; a store that stops wants the latter.
+// answer itself, and try another replica at a region error; for a store that stops, the latter is right.
 func setError(answer reflect.Value, err error) {
 	text := status.Convert(err).Message()
 	if status.Code(err) != codes.Unavailable {

@@ -23,7 +23,7 @@ const (
 	ConflictOptimistic ConflictReason = iota
 	// ConflictRolledBack: the record in the way is the transaction's own rollback.
 	ConflictRolledBack
-	// ConflictPessimistic: the key was written after the timestamp at which a transaction wants to lock it. Another
+	// ConflictPessimistic: the key was written after the timestamp at which a transaction is to lock it. Another
 	// attempt with a later one may succeed.
 	ConflictPessimistic
 	// ConflictLazy: a key that a pessimistic transaction has not locked was written after it began.

@@ -9,7 +9,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// LockedKey is a key that a pessimistic transaction wants to lock.
+// LockedKey is a key that a pessimistic transaction is to lock.
 type LockedKey struct {
 	Key []byte
 	// Absent: the key must not exist.

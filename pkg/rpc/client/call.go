@@ -22,7 +22,7 @@ import (
 //
 //   - l, method, stream, info and done do not change once the call has begun.
 //   - The goroutine that reads the connection owns the receiving half, from headed to hasAnswer.
-//   - The connection's lock guards mu. While gone is not set, the call is among the connection's calls. Whoever takes it
+//   - The connection's lock guards mu. While gone is not set, the call is among the connection's calls. The one that takes it
 //     out, under the lock, ends it: it gives err by done, or the end to the stream's inbox, once.
 //   - A unary call that has ended without an error belongs to its caller, with answer and compressed: the reading goroutine
 //     has ended it, and does not look at it again. One that ended with an error may still be seen by that goroutine, and is

@@ -223,7 +223,7 @@ func (c *Client) connect(a *attempt) {
 	}
 	a.link, l.taken = l, true
 	c.up.Store(l)
-	if !l.usable() { // since then; whoever shut it may have looked at up before
+	if !l.usable() { // since then, perhaps after a look at up
 		c.up.CompareAndSwap(l, nil)
 	}
 }

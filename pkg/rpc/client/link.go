@@ -24,11 +24,11 @@ import (
 const maxHeaderBytes = 64 << 10
 
 // link is one connection of a Client. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu
-// and to whoever has set writing: a caller writes its request itself as far as that does not block, the writing
+// and to the goroutine that has set writing: a caller writes its request itself as far as that does not block, the writing
 // goroutine does the rest. What is named ...Locked holds mu until it returns; what gives it up in between is named
 // ...Yielding.
 //
-// Invariant (mu): calls has the calls that have begun and not ended. Whoever removes one from it tells its caller.
+// Invariant (mu): calls has the calls that have begun and not ended. The one that removes a call from it tells its caller.
 type link struct {
 	c     *Client
 	nc    net.Conn

@@ -244,7 +244,7 @@ func (call *clientCall) onEnd(st *status.Status) {
 	l := call.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !call.mu.Gone && (!call.mu.Last || call.mu.Backlog() > 0) { // it wants no more of what is being sent
+	if !call.mu.Gone && (!call.mu.Last || call.mu.Backlog() > 0) { // the server takes no more of what is being sent
 		_ = l.mu.out.Framer.WriteRSTStream(call.mu.ID, http2.ErrCodeNo)
 	}
 	l.endLocked(call, err)

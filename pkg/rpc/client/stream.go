@@ -235,7 +235,7 @@ func (st *Stream) abortLocked(err error) {
 
 // TrySend sends a message on the caller's time if that needs no waiting, neither for the server's windows nor for what is
 // to be written before it. If it returns false nothing was sent, and SendMsg will wait, or say why not. It may be called by
-// whoever may call SendMsg.
+// the goroutine that may call SendMsg.
 func (st *Stream) TrySend(m codec.Message) bool {
 	call := st.call
 	l := call.l

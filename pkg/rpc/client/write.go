@@ -76,7 +76,7 @@ func (l *link) wroteLocked(err error) {
 }
 
 // flushYielding writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
-// writer, and everything to whoever writes already.
+// writer, and everything to a goroutine that writes already.
 func (l *link) flushYielding() {
 	for rounds := 0; l.mu.out.Size > 0 && l.mu.closed == nil; rounds++ {
 		if l.mu.writing {

@@ -227,7 +227,7 @@ func (c *conn) dropLocked(id uint32) {
 	c.endIfDrainedLocked()
 }
 
-// dropLocked: nothing is sent or received any more; the handler, if there is one, hears of it by its context.
+// dropLocked: nothing is sent or received any more; the handler, if there is one, learns it from its context.
 func (call *Call) dropLocked() {
 	call.c.mu.out.DropLocked(&call.mu.Sender)
 	if call.mu.cancel != nil {

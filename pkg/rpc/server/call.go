@@ -28,10 +28,10 @@ import (
 //   - request goes from there to the handler, once, when the call is dispatched; then it is the handler's, as is room.
 //   - The connection's lock guards mu: what is sent, and the end.
 //   - The intake's lock guards bill.
-//   - answered is set by whoever ends the call, and whoever has set it calls finishLocked, once.
+//   - answered is set by the one that ends the call, which then calls finishLocked, once.
 type Call struct {
 	c *conn
-	// ended: the client has sent all it wants to. discard: the messages broke a rule, or were too many; the rest is not
+	// ended: the client has sent everything. discard: the messages broke a rule, or were too many; the rest is not
 	// looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
 	ended, discard         bool
 	hasRequest, dispatched bool

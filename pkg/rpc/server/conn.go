@@ -23,7 +23,7 @@ const (
 )
 
 // conn is one connection. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu and to
-// whoever has set writing. What is named ...Locked holds mu until it returns; what gives it up in between is named
+// the goroutine that has set writing. What is named ...Locked holds mu until it returns; what gives it up in between is named
 // ...Yielding.
 //
 // Invariant (mu): active counts the calls whose handlers have not finished. streams has the calls that were not

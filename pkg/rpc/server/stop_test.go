@@ -370,7 +370,7 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 	}, rpctest.Patience, time.Millisecond)
 	for range 10 {
 		n := c.keep.Count()
-		require.NoError(t, r.Framer.WriteSettings()) // wants an answer, but there is none any more
+		require.NoError(t, r.Framer.WriteSettings()) // asks for an answer, but there is none any more
 		require.Eventually(t, func() bool { return c.keep.Count() > n }, rpctest.Patience, time.Millisecond)
 	}
 	a := r.Answer(1)

@@ -235,7 +235,7 @@ func (w *World) fault() {
 		for other := uint64(1); other <= last; other++ {
 			w.cut[id][other], w.cut[other][id] = true, true
 		}
-	case 2: // it hears nobody, or nobody hears it
+	case 2: // nothing reaches it, or nothing of it arrives
 		in := w.rng.chance(0.5)
 		for other := uint64(1); other <= last; other++ {
 			w.cut[id][other] = w.cut[id][other] || !in

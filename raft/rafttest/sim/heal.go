@@ -23,7 +23,7 @@ type recovery struct {
 	askedTerm uint64
 }
 
-// heal ends all mishaps and wants the group to recover: a leader, every member up to date with it,
+// heal ends all mishaps after which the group must recover: a leader, every member up to date with it,
 // every operation answered, and then silence but for heartbeats.
 func (w *World) heal() {
 	w.healing = true

@@ -4,7 +4,7 @@ import "slices"
 
 // wipe takes a node's whole disk. It never comes back under its ID: it is removed, and an empty node
 // with another ID is added (duty 7 in doc.go, traps B-3 and B-4). Only where the group can do without
-// it, as whoever runs it would have to see to.
+// it, as its operator would have to see to.
 func (w *World) wipe(n *node) {
 	if !w.mayWipe(n) {
 		return

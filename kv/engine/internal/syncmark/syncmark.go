@@ -119,7 +119,7 @@ func (m *Mark) Set(s State, durable bool) error {
 // Close closes the file.
 func (m *Mark) Close() error { return m.f.Close() }
 
-// Group lets callers share syncs: whoever comes while one runs is served by the next, which they
+// Group lets callers share syncs: a caller that comes while one runs is served by the next, which they
 // share. A sync serves only those who came before it began.
 type Group struct {
 	turn sync.Mutex // held by the caller whose sync runs

@@ -49,7 +49,7 @@ func TestMark(t *testing.T) {
 	}
 }
 
-// TestGroup: whoever returns from Do was served by a run that began after the call.
+// TestGroup: each caller of Do was served by a run that began after the call.
 func TestGroup(t *testing.T) {
 	var g syncmark.Group
 	var written, synced, runs atomic.Int64
