@@ -58,6 +58,30 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
+// TestRemovedLearnerAsks: a learner knows a leader, and misses its own removal. Nothing has it look for another leader, so only
+// the placement service tells (G6).
+func TestRemovedLearnerAsks(t *testing.T) {
+	learner := &metapb.Peer{Id: 1, StoreId: 1, Role: metapb.PeerRole_Learner}
+	r := region(1, "", "m", 2, 2, learner, voter(2, 2), voter(3, 3))
+	s, _ := newTestStore(t, r)
+	o := &oracle{}
+	o.truth.Store(r)
+	s.placement = o
+	s.cfg.Raftstore.StalePeerCheck = config.Dur(time.Millisecond)
+	startTestStore(t, s)
+	beat := envelope(r, voter(2, 2), learner, eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 9})
+	require.NoError(t, s.HandleRaft(beat))
+	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
+		require.Equal(t, uint64(2), v.p.rn.Lead())
+		require.False(t, v.p.sleep.asleep)
+	}))
+	o.truth.Store(region(1, "", "m", 2, 3, voter(2, 2), voter(3, 3)))
+	require.Eventually(t, func() bool {
+		s.router.tick(1, s.live.now())
+		return peerID(t, s, 1) == 0
+	}, 10*time.Second, time.Millisecond)
+}
+
 // TestSleepingFollowerAsksSeldom: not with each tick, and after it was awake no later than one without a leader.
 func TestSleepingFollowerAsksSeldom(t *testing.T) {
 	s, _ := newTestStore(t, trio())

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"time"
 
+	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -74,8 +75,8 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		return
 	}
 	if !p.isLeader() {
-		if p.rn.Lead() != raft.None && p.initialized() {
-			p.lastLeaderSeen = now
+		if p.rn.Lead() != raft.None && p.initialized() && !regions.IsLearner(p.self) {
+			p.lastLeaderSeen = now // a voter forgets a silent leader; a learner never does, and only messages count for it
 		}
 		p.checkStale(now)
 		return

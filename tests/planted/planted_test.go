@@ -184,6 +184,10 @@ var bugs = []bug{
 		change: [][2]string{{"binary.LittleEndian.Uint32(field) != crc32.Checksum(data[:n], castagnoli)", "false"}},
 	},
 	{
+		name: "removed-learner-stays", file: "kv/raftstore/tick.go", pkg: "./kv/raftstore", run: "TestRemovedLearnerAsks", tries: 1,
+		change: [][2]string{{" && !regions.IsLearner(p.self) {", " && regions.PeerByID(p.region(), p.self.Id) != nil {"}},
+	},
+	{
 		name: "damaged-lengths-are-taken", file: "pkg/rpc/checksum.go", pkg: "./pkg/rpc/client", run: "TestFlippedLengthEndsTheStream", tries: 1,
 		change: [][2]string{{"case sums && !sealed, !sums", "case !sums"}},
 	},
