@@ -13,7 +13,7 @@ import (
 // healthLimit is how soon after the faults have ended all must be well.
 const healthLimit = 30 * time.Second
 
-// report asks the placement service for the state and the conditions as "code subject".
+// report asks the placement service for the state and the conditions as "code subject", and behind them what is not known.
 func (h *history) report() (health.State, []string, error) {
 	var r health.Report
 	if err := h.get("/health", &r); err != nil {
@@ -22,6 +22,9 @@ func (h *history) report() (health.State, []string, error) {
 	var out []string
 	for _, c := range r.Conditions {
 		out = append(out, c.Key())
+	}
+	if r.Incomplete != "" {
+		out = append(out, "incomplete: "+r.Incomplete)
 	}
 	return r.Health, out, nil
 }
