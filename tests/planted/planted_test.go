@@ -415,10 +415,12 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-released-locks-push-nothing-in-a-model", file: pessimisticFile, pkg: modelPkg, run: "TestHistories", tries: 1,
+		args:   []string{"-seeds", "300"},
 		change: [][2]string{{"	if forUpdateTS == mvcc.TsMax || e.raise(ctx, forUpdateTS) != nil {\n", "	if false {\n"}},
 	},
 	{
 		name: "txn-claim-ends-with-the-term-in-a-model", file: "kv/transaction/memlock/memlock.go", pkg: modelPkg, run: "TestHistories", tries: 1,
+		args:   []string{"-seeds", "300"},
 		change: [][2]string{{"now <= c.domain.Term {", "now < c.domain.Term {"}},
 	},
 	{

@@ -34,7 +34,7 @@ import (
 
 var (
 	flagSeed  = flag.Uint64("seed", 0, "the first seed; 0 draws one")
-	flagSeeds = flag.Int("seeds", 60, "how many histories")
+	flagSeeds = flag.Int("seeds", 100, "how many histories")
 )
 
 const (
