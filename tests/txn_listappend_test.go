@@ -87,12 +87,45 @@ func TestListAppend(t *testing.T) {
 			require.NoError(t, rec.Look(ctx, clean), "and it resolves what is left")
 			require.NoError(t, rec.Look(ctx, clean))
 			report := rec.Check()
-			require.Empty(t, report.Anomalies, "%v", report)
+			require.Empty(t, report.Anomalies, "%v\n%s", report, rec.Explain(report))
 			c.CheckConsistency()
 			t.Logf("%v; %d transactions committed; crashes %d, partitions %d, transfers %d", report, rec.Committed(),
 				counts.crashes.Load(), counts.partitions.Load(), counts.transfers.Load())
 		})
 	}
+}
+
+// TestLockedReadsAreOfTheirTimestamp: transactions that lock what they read, and change nothing, beside others that wait for
+// these locks and append. Once a transaction has gone, nobody commits before its newest lock what it has not seen, although
+// stores choose the timestamps, and the store of the one key knows nothing of the lock on the other.
+func TestLockedReadsAreOfTheirTimestamp(t *testing.T) {
+	c, cl := txnCluster(t, 4, 4)
+	for i, r := range c.Placement.All() {
+		c.TransferLeader(r.Id, r.Peers[i%len(r.Peers)])
+	}
+	rec := recorder.New(listKeys(4))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var clients sync.WaitGroup
+	for n := range 8 {
+		do := rec.Append
+		if n%2 == 0 {
+			do = rec.LockAndRead
+		}
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			rng := rand.New(rand.NewPCG(uint64(n), uint64(time.Now().UnixNano())))
+			for rec.Committed() < 300 && ctx.Err() == nil {
+				_ = do(ctx, cl, rng) // conflicts are to be expected
+			}
+		}()
+	}
+	clients.Wait()
+	require.NoError(t, rec.Look(ctx, cl))
+	report := rec.Check()
+	require.Empty(t, report.Anomalies, "%v\n%s", report, rec.Explain(report))
+	t.Logf("%v; %d transactions committed", report, rec.Committed())
 }
 
 func stopped(stop <-chan struct{}) bool {

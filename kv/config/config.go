@@ -187,7 +187,7 @@ type Raftstore struct {
 	// Merge allows this store's leaders to begin merges of regions. Experimental.
 	Merge bool `toml:"region-merge"`
 	// AsyncCommit allows stores to choose the timestamps of commits, for transactions that ask for it: asynchronous commit and
-	// commit in one phase. Experimental: it is in force once every store has it.
+	// commit in one phase. It is in force once every store has it.
 	AsyncCommit bool `toml:"async-commit"`
 }
 
@@ -225,7 +225,7 @@ func Default() *Config {
 			SchedulerTimeout: Dur(3 * time.Second), StalePeerCheck: Dur(5 * time.Minute),
 			PeerDownAfter: Dur(5 * time.Minute), SnapshotGCInterval: Dur(1 * time.Minute),
 			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
-			HibernateAfter:  Dur(time.Second),
+			HibernateAfter: Dur(time.Second), AsyncCommit: true,
 			CompareInterval: Dur(24 * time.Hour), CompareRate: 16 * MiB,
 		},
 		GC: GC{LifeTime: Dur(time.Hour), Interval: Dur(10 * time.Minute), Rate: 4 * MiB},

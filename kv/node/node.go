@@ -191,13 +191,13 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, experiment := range []struct {
+	for _, option := range []struct {
 		on      bool
 		feature feature.Set
 	}{{n.cfg.Raftstore.Merge, feature.Merge}, {n.cfg.Raftstore.AsyncCommit, feature.AsyncCommit}} {
-		if !experiment.on && !marker.announced().Has(experiment.feature) {
+		if !option.on && !marker.announced().Has(option.feature) {
 			// What is not announced cannot come into force, and an older program can go on with the directory.
-			n.features.known &^= experiment.feature
+			n.features.known &^= option.feature
 		}
 	}
 	announce := n.features.known

@@ -92,6 +92,6 @@ func (l *lists) check(h *history) {
 	}
 	report := l.rec.Check()
 	h.t.Logf("%v; %d transactions committed", report, l.rec.Committed())
-	require.Empty(h.t, report.Anomalies, "%v", report)
+	require.Empty(h.t, report.Anomalies, "%v\n%s", report, l.rec.Explain(report))
 	require.Positive(h.t, l.rec.Committed())
 }

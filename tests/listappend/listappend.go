@@ -54,6 +54,8 @@ type Txn struct {
 	// Begun and Ended are moments of one clock, from before its start timestamp was given out and from after its outcome
 	// was known; 0 if they are not known.
 	Begun, Ended int64
+	// Locking: it has locked what it read, so that its Start is the timestamp of its newest lock. For people.
+	Locking bool
 }
 
 // Anomaly is something that snapshot isolation forbids.
@@ -349,6 +351,25 @@ func (c *checker) realTime() {
 				c.history[latest].Commit, c.history[b.txn].Start)
 		}
 	}
+}
+
+// String is the transaction as its client saw it.
+func (t Txn) String() string {
+	var out strings.Builder
+	word := [...]string{"committed", "failed", "unknown"}[t.Outcome]
+	kind := ""
+	if t.Locking {
+		kind = ", locking"
+	}
+	fmt.Fprintf(&out, "start %d, commit %d, %s%s, from %d to %d:", t.Start, t.Commit, word, kind, t.Begun, t.Ended)
+	for _, op := range t.Ops {
+		if op.Value != 0 {
+			fmt.Fprintf(&out, " append %d to %s;", op.Value, op.Key)
+			continue
+		}
+		fmt.Fprintf(&out, " %d elements of %s, last %v;", len(op.List), op.Key, op.List[max(0, len(op.List)-3):])
+	}
+	return out.String()
 }
 
 func (r Report) String() string {

@@ -31,12 +31,15 @@ const (
 	crashPkg = "./tests/crash"
 	suitePkg = "./tests"
 
-	commandsPkg  = "./kv/transaction/commands"
-	executorFile = "kv/transaction/commands/executor.go"
-	finishFile   = "kv/transaction/commands/finish.go"
-	prewriteFile = "kv/transaction/commands/prewrite.go"
-	readFile     = "kv/transaction/commands/read.go"
-	chosenFile   = "kv/client/txn/chosen.go"
+	modelPkg        = "./tests/txnsim"
+	commandsPkg     = "./kv/transaction/commands"
+	executorFile    = "kv/transaction/commands/executor.go"
+	finishFile      = "kv/transaction/commands/finish.go"
+	prewriteFile    = "kv/transaction/commands/prewrite.go"
+	pessimisticFile = "kv/transaction/commands/pessimistic.go"
+	timestampsFile  = "kv/transaction/commands/timestamps.go"
+	readFile        = "kv/transaction/commands/read.go"
+	chosenFile      = "kv/client/txn/chosen.go"
 )
 
 // enumerated is a bug that the crash enumeration finds always.
@@ -289,7 +292,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-view-of-another-term", file: executorFile, pkg: commandsPkg, run: "TestViewOfAnotherTerm", tries: 1,
-		change: [][2]string{{"	if at != term {", "	if at != term && false {"}},
+		change: [][2]string{{"	if at != term || does.chooses && ", "	if does.chooses && "}},
 	},
 	{
 		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg, run: "TestLatchesOutliveTheClient", tries: 1,
@@ -403,15 +406,49 @@ var bugs = []bug{
 		change: [][2]string{{"	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	chosen := tx.claim.Decide(max(p.floor(todo), p.StartTS+1))\n", "	chosen := max(p.MinCommitTS, p.StartTS+1, tx.locks.MaxTS()+1)\n	for range 2000 {\n		tx.locks.Idle()\n	}\n	tx.claim = tx.locks.Claim(tx.domain, p.StartTS, keys)\n	tx.claim.Decide(chosen)\n"}},
 	},
 	{
-		name: "txn-timestamp-of-an-earlier-term", file: "kv/transaction/commands/timestamps.go", pkg: commandsPkg, run: "TestFirstChoiceOfATerm", tries: 1,
-		change: [][2]string{{"	done := s.mu.synced[regionID] == term\n", "	done := s.mu.synced[regionID] > 0\n"}, {"	return s.mu.synced[regionID] == term\n", "	return true\n"}},
+		name: "txn-timestamp-of-an-earlier-term", file: timestampsFile, pkg: commandsPkg, run: "TestFirstChoiceOfATerm", tries: 1,
+		change: [][2]string{{"	if before.term == term {\n", "	if before.term > 0 {\n"}, {"	return s.mu.standings[regionID].term == term\n", "	return true\n"}},
 	},
 	{
-		name: "txn-timestamp-of-an-earlier-term-in-a-cluster", file: "kv/transaction/commands/timestamps.go", pkg: suitePkg, run: "TestCommitsOfALaterLeader", tries: 3,
+		name: "txn-timestamp-of-an-earlier-term-in-a-cluster", file: timestampsFile, pkg: suitePkg, run: "TestCommitsOfALaterLeader", tries: 3,
 		change: [][2]string{{"	locks.Raise(s.mu.seen)\n", ""}},
 	},
 	{
-		name: "txn-future-reads-are-believed", file: "kv/transaction/commands/timestamps.go", pkg: commandsPkg, run: "TestTimestampsOfTheFuture", tries: 1,
+		name: "txn-released-locks-push-nothing", file: pessimisticFile, pkg: suitePkg, run: "TestLockedReadsAreOfTheirTimestamp", tries: 2,
+		change: [][2]string{{"	if forUpdateTS == mvcc.TsMax || e.raise(ctx, forUpdateTS) != nil {\n", "	if false {\n"}},
+	},
+	{
+		name: "txn-timestamp-of-an-earlier-term-in-a-model", file: timestampsFile, pkg: modelPkg, run: "TestHistories", tries: 2,
+		args: []string{"-seeds", "300"}, change: [][2]string{{"	locks.Raise(s.mu.seen)\n", ""}},
+	},
+	{
+		name: "txn-released-locks-push-nothing-in-a-model", file: pessimisticFile, pkg: modelPkg, run: "TestHistories", tries: 1,
+		args:   []string{"-seeds", "300"},
+		change: [][2]string{{"	if forUpdateTS == mvcc.TsMax || e.raise(ctx, forUpdateTS) != nil {\n", "	if false {\n"}},
+	},
+	{
+		name: "txn-claim-ends-with-the-term-in-a-model", file: "kv/transaction/memlock/memlock.go", pkg: modelPkg, run: "TestHistories", tries: 1,
+		args:   []string{"-seeds", "300"},
+		change: [][2]string{{"now <= c.domain.Term {", "now < c.domain.Term {"}},
+	},
+	{
+		name: "txn-locks-taken-away-push-nothing", file: pessimisticFile, pkg: commandsPkg, run: "TestLocksThatGoPushLaterCommits", tries: 1,
+		change: [][2]string{{"	tx.times.doubt(tx.domain.RegionID)\n", ""}},
+	},
+	{
+		name: "txn-choice-does-not-look-again", file: executorFile, pkg: commandsPkg, run: "TestLocksThatGoMeanwhile", tries: 1,
+		change: [][2]string{{"	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), term) {\n", "	if at != term {\n"}},
+	},
+	{
+		name: "txn-doubt-forgotten-by-a-fetch-under-way", file: timestampsFile, pkg: commandsPkg, run: "TestDoubtDuringASync", tries: 1,
+		change: [][2]string{{"	if now.doubts == before.doubts { // else", "	if true { // else"}},
+	},
+	{
+		name: "txn-lost-locks-of-readers-not-told", file: "kv/client/txn/commit.go", pkg: "./kv/client/txn", run: "TestLockedReadsOfALostLock", tries: 1,
+		change: [][2]string{{"		err := t.locks.kept(ctx, t)\n", "		var err error\n"}},
+	},
+	{
+		name: "txn-future-reads-are-believed", file: timestampsFile, pkg: commandsPkg, run: "TestTimestampsOfTheFuture", tries: 1,
 		change: [][2]string{{"	if s == nil || s.reached(ts) {\n", "	if true {\n"}},
 	},
 	{
@@ -455,15 +492,15 @@ var bugs = []bug{
 		change: [][2]string{{"	of, err := c.secondaries(ctx, primary.Secondaries, l.LockVersion)\n", "	of, err := c.secondaries(ctx, nil, l.LockVersion)\n"}},
 	},
 	{
-		name: "txn-lock-forgets-the-rollback", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		name: "txn-lock-forgets-the-rollback", file: pessimisticFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
 		change: [][2]string{{"	case rec.RolledBack():\n		return abortf(\"PessimisticLockRolledBack", "	case false:\n		return abortf(\"PessimisticLockRolledBack"}},
 	},
 	{
-		name: "txn-lost-lock-is-always-forgiven", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestTranscripts", tries: 1,
+		name: "txn-lost-lock-is-always-forgiven", file: pessimisticFile, pkg: commandsPkg, run: "TestTranscripts", tries: 1,
 		change: [][2]string{{" || newest != nil && newest.CommitTS >= p.StartTS {\n", " || newest != nil && false {\n"}},
 	},
 	{
-		name: "txn-lock-passes-newer-commits", file: "kv/transaction/commands/pessimistic.go", pkg: commandsPkg, run: "TestCountersUnderPessimisticLocks", tries: 3,
+		name: "txn-lock-passes-newer-commits", file: pessimisticFile, pkg: commandsPkg, run: "TestCountersUnderPessimisticLocks", tries: 3,
 		change: [][2]string{{"	if err != nil || newer == nil {\n		return err\n	}\n	return &ConflictError{", "	if err != nil || newer == nil || true {\n		return err\n	}\n	return &ConflictError{"}, {"tx.Version(k.Key, p.ForUpdateTS)", "tx.Version(k.Key, p.StartTS)"}},
 	},
 	{

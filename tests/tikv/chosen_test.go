@@ -3,8 +3,6 @@ package tikv
 import (
 	"bytes"
 	"context"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -37,14 +35,6 @@ func way(t *testing.T, cl *txnkv.Client, onePC, async bool, keys ...string) (how
 	return how, probe.GetCommitTS()
 }
 
-// startChoosing starts a cluster of transactions whose stores choose commit timestamps, which is off by default.
-func startChoosing(t *testing.T, stores int) *cluster {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "store.toml")
-	require.NoError(t, os.WriteFile(file, []byte("[raftstore]\nasync-commit = true\n"), 0o600))
-	return startClusterWith(t, stores, "http://", []string{"--mode", "txn"}, []string{"--config", file})
-}
-
 // fast waits until the stores choose commit timestamps: they do once all have said that they can.
 func (c *cluster) fast(t *testing.T, cl *txnkv.Client) {
 	t.Helper()
@@ -56,7 +46,7 @@ func (c *cluster) fast(t *testing.T, cl *txnkv.Client) {
 
 // TiKV's client commits in one phase and asynchronously, over one region and several, while leaders move.
 func TestTxnFastCommits(t *testing.T) {
-	c := startChoosing(t, 3)
+	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -123,7 +113,7 @@ func (c *cluster) asyncPrewritten(t *testing.T, cl *txnkv.Client, value string, 
 // An asynchronous commit of a client that has died has happened if all keys are locked. TiKV's client and the native one find
 // out alike.
 func TestTxnAsyncCommitOfADeadClient(t *testing.T) {
-	c := startChoosing(t, 3)
+	c := startTxnCluster(t, 3)
 	cl, natives := c.txnClient(t), startNatives(t, c)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -232,3 +232,32 @@ func TestPushedCommits(t *testing.T) {
 	require.GreaterOrEqual(t, x.CommitTS(), pushed)
 	require.Equal(t, mvcc.PhysicalTime(pushed), mvcc.PhysicalTime(x.CommitTS()))
 }
+
+// TestLockedReadsOfALostLock: a transaction that has only locked keys fails at its end if it may have lost them, and asks
+// only where it may.
+func TestLockedReadsOfALostLock(t *testing.T) {
+	w, c := newWorld(t)
+	ctx := context.Background()
+	lock := func(age time.Duration) *Txn {
+		x, err := c.BeginPessimistic(ctx)
+		require.NoError(t, err)
+		_, err = x.LockKeys(ctx, []byte("k"))
+		require.NoError(t, err)
+		x.begun = x.begun.Add(-age) // as if it had begun and locked then
+		return x
+	}
+	lose := func(x *Txn) {
+		resp, err := w.KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{StartVersion: x.StartTS(), Keys: [][]byte{[]byte("k")}})
+		require.NoError(t, err)
+		require.Nil(t, resp.Error)
+	}
+	x := lock(lockLives/2 + time.Second)
+	lose(x)
+	require.ErrorIs(t, x.Commit(ctx), ErrLockLost)
+	x = lock(lockLives/2 + time.Second)
+	require.NoError(t, x.Commit(ctx))
+	require.Greater(t, time.Duration(x.locks.alive.Load()), lockLives/2, "it has asked")
+	x = lock(0)
+	require.NoError(t, x.Commit(ctx))
+	require.Less(t, time.Duration(x.locks.alive.Load()), lockLives/2)
+}

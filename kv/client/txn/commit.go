@@ -57,8 +57,9 @@ func (t *Txn) Commit(ctx context.Context) error {
 	}
 	t.ended = true
 	if len(t.writes) == 0 {
+		err := t.locks.kept(ctx, t)
 		t.locks.drop(t)
-		return nil
+		return err
 	}
 	defer t.locks.rest()
 	if _, ok := ctx.Deadline(); !ok {

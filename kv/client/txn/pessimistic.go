@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/tinykv/tinykv/pkg/memcomparable"
@@ -23,7 +25,7 @@ const (
 )
 
 // locks are those that a pessimistic transaction has taken before its commit. Owner: the transaction; the heartbeat
-// reads what does not change.
+// moves alive, and nothing else of it.
 type locks struct {
 	pessimistic bool
 	// keys are locked, primary is the first of them.
@@ -31,6 +33,9 @@ type locks struct {
 	primary []byte
 	// forUpdateTS is the timestamp of the newest lock.
 	forUpdateTS uint64
+	// alive is a moment, in nanoseconds since the begin of the transaction, from which on the primary's lock lives for
+	// lockLives. The heartbeat moves it.
+	alive atomic.Int64
 	// stop ends the heartbeat.
 	stop context.CancelFunc
 }
@@ -51,6 +56,15 @@ func (l *locks) rest() {
 	if l.stop != nil {
 		l.stop()
 	}
+}
+
+// kept fails if the locks of a transaction that has only locked keys may have gone before its end: then what it has read
+// need not be of one moment. Nobody takes the others before the primary's.
+func (l *locks) kept(ctx context.Context, t *Txn) error {
+	if len(l.keys) == 0 || time.Since(t.begun)-time.Duration(l.alive.Load()) < lockLives/2 {
+		return nil
+	}
+	return t.c.heartbeat(ctx, t, l.primary)
 }
 
 // drop lets the locks go, if there are any, in the background if there is room.
@@ -164,6 +178,7 @@ func (t *Txn) lockSome(ctx context.Context, keys [][]byte, values map[string][]b
 		primary, keys = bytes.Clone(keys[0]), keys[:1]
 	}
 	var resp *kvrpcpb.PessimisticLockResponse
+	asked := time.Since(t.begun)
 	// A lock may be taken although no answer comes: it is dropped with the others.
 	note := func(some [][]byte) {
 		for _, k := range some {
@@ -195,6 +210,9 @@ func (t *Txn) lockSome(ctx context.Context, keys [][]byte, values map[string][]b
 		return 0, keyError(resp.Errors[0])
 	}
 	note(keys[:n])
+	if first {
+		l.alive.Store(int64(asked))
+	}
 	for i, k := range keys[:n] {
 		if i < len(resp.NotFounds) && !resp.NotFounds[i] {
 			values[string(k)] = bytes.Clone(resp.Values[i])
@@ -214,7 +232,7 @@ func (t *Txn) keepAlive() {
 	t.c.beats.Add(1)
 	ctx, cancel := context.WithTimeout(t.c.ctx, maxLives)
 	t.locks.stop = cancel
-	c, primary, startTS, begun := t.c, t.locks.primary, t.startTS, t.begun
+	c, primary := t.c, t.locks.primary
 	// Ends with the transaction, with the client, or after maxLives.
 	go func() {
 		defer c.beats.Done()
@@ -227,21 +245,32 @@ func (t *Txn) keepAlive() {
 			case <-tick.C:
 			}
 			// If it fails the next one may get through; where the lock is gone, the commit says so.
-			_ = c.heartbeat(ctx, primary, startTS, time.Since(begun)+lockLives)
+			_ = c.heartbeat(ctx, t, primary)
 		}
 	}()
 }
 
-// heartbeat has a transaction live for so long from its start on.
-func (c *Client) heartbeat(ctx context.Context, primary []byte, startTS uint64, lives time.Duration) error {
+// heartbeat has a transaction live for lockLives from now on. ErrLockLost says that it does not live any more.
+func (c *Client) heartbeat(ctx context.Context, t *Txn, primary []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, beat)
 	defer cancel()
-	return c.kv.Call(ctx, memcomparable.Encode(primary), 0, func(
+	since := time.Since(t.begun)
+	var resp *kvrpcpb.TxnHeartBeatResponse
+	err := c.kv.Call(ctx, memcomparable.Encode(primary), 0, func(
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *metapb.Region,
 	) (*errorpb.Error, error) {
 		r, err := s.KvTxnHeartBeat(ctx, &kvrpcpb.TxnHeartBeatRequest{
-			Context: kctx, PrimaryLock: primary, StartVersion: startTS, AdviseLockTtl: uint64(lives.Milliseconds()),
+			Context: kctx, PrimaryLock: primary, StartVersion: t.startTS, AdviseLockTtl: uint64((since + lockLives).Milliseconds()),
 		})
+		resp = r
 		return r.GetRegionError(), err
 	})
+	switch {
+	case err != nil:
+		return err
+	case resp.Error != nil:
+		return fmt.Errorf("%w: %v", ErrLockLost, resp.Error)
+	}
+	t.locks.alive.Store(int64(since))
+	return nil
 }

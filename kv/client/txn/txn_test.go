@@ -99,6 +99,24 @@ func (w *world) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ .
 	return w.srv.KvBatchGet(ctx, in)
 }
 
+func (w *world) KvPessimisticLock(
+	ctx context.Context, in *kvrpcpb.PessimisticLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticLockResponse, error) {
+	return w.srv.KvPessimisticLock(ctx, in)
+}
+
+func (w *world) KvPessimisticRollback(
+	ctx context.Context, in *kvrpcpb.PessimisticRollbackRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PessimisticRollbackResponse, error) {
+	return w.srv.KvPessimisticRollback(ctx, in)
+}
+
+func (w *world) KvTxnHeartBeat(
+	ctx context.Context, in *kvrpcpb.TxnHeartBeatRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.TxnHeartBeatResponse, error) {
+	return w.srv.KvTxnHeartBeat(ctx, in)
+}
+
 func (w *world) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
 	w.mu.Lock()
 	prewrite := w.prewrite

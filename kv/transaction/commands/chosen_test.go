@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -415,4 +416,148 @@ func TestReadsMissNoChosenCommit(t *testing.T) {
 		require.Equal(t, want, s.value, "%s at %d", s.way, s.ts)
 	}
 	require.True(t, e.locks.Idle())
+}
+
+// partings are all ways in which the pessimistic lock of the transaction 105 on the key "k" goes without a record of a commit.
+var partings = map[string]func(ctx context.Context, e *Executor) error{
+	"release": func(ctx context.Context, e *Executor) error { return e.ReleaseLocks(ctx, nil, keys("k"), 105, 150) },
+	"release of all": func(ctx context.Context, e *Executor) error {
+		return e.ReleaseLocks(ctx, nil, nil, 105, 150)
+	},
+	"release at the end of time": func(ctx context.Context, e *Executor) error {
+		return e.ReleaseLocks(ctx, nil, keys("k"), 105, mvcc.TsMax)
+	},
+	"release in the future": func(ctx context.Context, e *Executor) error {
+		return e.ReleaseLocks(ctx, nil, keys("k"), 105, mvcc.Timestamp(3600_000, 0))
+	},
+	"rollback": func(ctx context.Context, e *Executor) error { return e.Rollback(ctx, nil, keys("k"), 105) },
+	"cleanup": func(ctx context.Context, e *Executor) error {
+		_, err := e.Cleanup(ctx, nil, []byte("k"), 105, 0)
+		return err
+	},
+	"resolving": func(ctx context.Context, e *Executor) error { return e.ResolveLocks(ctx, nil, Outcomes{105: 0}) },
+	"secondary": func(ctx context.Context, e *Executor) error {
+		_, err := e.CheckSecondaryLocks(ctx, nil, keys("k"), 105)
+		return err
+	},
+	"status": func(ctx context.Context, e *Executor) error {
+		_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{Primary: []byte("k"), LockTS: 105, CurrentTS: mvcc.TsMax})
+		return err
+	},
+	"status of a pessimistic lock": func(ctx context.Context, e *Executor) error {
+		_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{
+			Primary: []byte("k"), LockTS: 105, CurrentTS: mvcc.TsMax, Pessimistic: true,
+		})
+		return err
+	},
+	"status of another primary": func(ctx context.Context, e *Executor) error {
+		_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{
+			Primary: []byte("k"), LockTS: 105, VerifyPrimary: true, RollbackIfMissing: true,
+		})
+		return err
+	},
+}
+
+// lockedOnce has the transaction 105 lock "k" at 110, in an executor that has chosen a timestamp before.
+func lockedOnce(t *testing.T, e *Executor, o *oracle) {
+	t.Helper()
+	o.at.Store(100)
+	res, err := e.Prewrite(context.Background(), nil, put(5, "a"))
+	require.NoError(t, err)
+	require.Equal(t, uint64(102), res.CommitTS)
+	_, err = e.AcquireLocks(context.Background(), nil, &PessimisticLock{
+		Keys: []LockedKey{{Key: []byte("k")}}, Primary: []byte("p"), StartTS: 105, ForUpdateTS: 110, TTL: 1,
+	})
+	require.NoError(t, err)
+	o.at.Store(150)
+}
+
+// TestLocksThatGoPushLaterCommits: a transaction has locked a key, and then another one, in another store, at 150. Then the lock
+// goes. Who has waited for it commits behind 150, although this store has heard of no such timestamp; and the lock goes
+// although the placement service does not answer.
+func TestLocksThatGoPushLaterCommits(t *testing.T) {
+	for name, part := range partings {
+		t.Run(name, func(t *testing.T) {
+			o := &oracle{}
+			e := choosing(newLeader(storage.NewMemStorage()), o)
+			lockedOnce(t, e, o)
+			ctx := context.Background()
+			waits := put(106, "k")
+			waits.MinCommitTS = 120
+			res, err := e.Prewrite(ctx, nil, waits)
+			require.NoError(t, err)
+			require.Len(t, res.InWay, 1)
+			o.broken.Store(true)
+			require.NoError(t, part(ctx, e))
+			o.broken.Store(false)
+			res, err = e.Prewrite(ctx, nil, waits)
+			require.NoError(t, err)
+			require.Empty(t, res.InWay)
+			require.Greater(t, res.CommitTS, uint64(150))
+			n := o.fetched.Load()
+			res, err = e.Prewrite(ctx, nil, put(107, "l"))
+			require.NoError(t, err)
+			require.NotZero(t, res.CommitTS)
+			require.Equal(t, n, o.fetched.Load(), "one timestamp is enough")
+		})
+	}
+}
+
+// TestLocksThatGoMeanwhile: the lock goes after a commit has found max_ts large enough, while it waits for its latch.
+func TestLocksThatGoMeanwhile(t *testing.T) {
+	o := &oracle{}
+	l := newLeader(storage.NewMemStorage())
+	e := choosing(l, o)
+	lockedOnce(t, e, o)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	l.set(func() { l.hold = true })
+	ends := make(chan error, 3)
+	go func() {
+		_, err := e.HeartBeat(ctx, nil, []byte("k"), 105, 2)
+		ends <- err
+	}()
+	held := func() (n int) {
+		l.set(func() { n = len(l.mu.held) })
+		return n
+	}
+	require.Eventually(t, func() bool { return held() == 1 }, time.Minute, time.Millisecond)
+	waiters := func(n int) func() bool { return func() bool { return e.latches.Waiting() == n } }
+	go func() { ends <- e.Rollback(ctx, nil, keys("k"), 105) }()
+	require.Eventually(t, waiters(1), time.Minute, time.Millisecond)
+	chosen := make(chan uint64, 1)
+	go func() {
+		res, err := e.Prewrite(ctx, nil, put(106, "k"))
+		chosen <- res.CommitTS
+		ends <- err
+	}()
+	require.Eventually(t, waiters(2), time.Minute, time.Millisecond)
+	l.set(func() { l.hold = false; l.mu.held[0]() })
+	require.Greater(t, <-chosen, uint64(150))
+	for range 3 {
+		require.NoError(t, <-ends)
+	}
+}
+
+// TestDoubtDuringASync: a timestamp that was asked for before a lock went is not enough.
+func TestDoubtDuringASync(t *testing.T) {
+	var s *Timestamps
+	doubts, at := 1, uint64(0)
+	s = NewTimestamps(func(context.Context) (uint64, error) {
+		at++
+		if doubts--; doubts >= 0 {
+			s.doubt(1)
+		}
+		return at, nil
+	}, yes)
+	var locks memlock.Table
+	ctx := context.Background()
+	require.False(t, s.sync(ctx, &locks, 1, 5))
+	require.True(t, s.sync(ctx, &locks, 1, 5))
+	require.True(t, s.synced(1, 5))
+	s.doubt(2)
+	require.True(t, s.synced(1, 5), "that was another region")
+	s.doubt(1)
+	require.False(t, s.synced(1, 5))
+	require.Equal(t, uint64(2), at)
 }

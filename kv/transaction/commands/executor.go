@@ -83,6 +83,7 @@ type txn struct {
 	claim  *memlock.Claim
 	locks  *memlock.Table
 	domain latch.Domain
+	times  *Timestamps
 	*mvcc.Reader
 	*mvcc.Writer
 }
@@ -138,7 +139,8 @@ type termEnded struct{}
 
 func (termEnded) Error() string { return "the term of leadership has ended" }
 
-// updateIn is update under one leadership. ended: it was another one's by the time of the view, and nothing was done.
+// updateIn is update under one leadership. ended: it was another one's by the time of the view, or max_ts is not known any
+// more to be large enough for a choice. Nothing was done.
 func (e *Executor) updateIn(
 	ctx context.Context, c *kvrpcpb.Context, term uint64, does effect, keys [][]byte, decide decision,
 ) (ended bool, err error) {
@@ -151,7 +153,8 @@ func (e *Executor) updateIn(
 		release()
 		return false, err
 	}
-	if at != term {
+	// A lock may have gone while this command waited for its latches (txn.letGo).
+	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), term) {
 		view.Close()
 		release()
 		return true, nil
@@ -160,7 +163,7 @@ func (e *Executor) updateIn(
 	tx := &txn{
 		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
 		safePoint: func() (uint64, error) { return e.safe.Txn(ctx, c.GetRegionId(), at) },
-		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term},
+		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
 	}
 	err = decide(tx)
 	tx.Close()

@@ -178,7 +178,11 @@ func (tx *txn) rollbackLock(key []byte, l *mvcc.Lock, rec mvcc.Record, protected
 	if l.Kind == mvcc.WriteKindPut && l.ShortValue == nil {
 		tx.DeleteValue(key, l.Ts)
 	}
-	tx.DeleteLock(key)
+	if l.ForUpdateTS > 0 {
+		tx.letGo(key)
+	} else {
+		tx.DeleteLock(key)
+	}
 	return tx.putRollback(key, l.Ts, rec, protected)
 }
 

@@ -252,13 +252,31 @@ func (tx *txn) current(p *PessimisticLock, k *LockedKey) (Value, error) {
 	return v, err
 }
 
+// A transaction that has locked a key relies on it, from the timestamp of that lock up to the one of its newest lock,
+// wherever that is: what it has read is what was there then. If it writes the key, or commits it as locked, the record
+// keeps earlier timestamps away. Else, once the lock has gone, only max_ts does: another transaction may have taken its own
+// timestamp long ago, and have waited for the lock since.
+//
+// Invariant: the lock of a pessimistic transaction goes without a commit record only after max_ts is at the timestamp of
+// the transaction's newest lock, or later, or this store may not choose before it is (Timestamps.doubt).
+
+// letGo removes such a lock. What the newest one is is not known here.
+func (tx *txn) letGo(key []byte) {
+	tx.times.doubt(tx.domain.RegionID)
+	tx.DeleteLock(key)
+}
+
 // ReleaseLocks drops a transaction's pessimistic locks of keys, or of all the region without keys, that were taken at
-// forUpdateTS or before. No record is left: the transaction may lock the keys again.
+// forUpdateTS or before; it is to be the timestamp of the transaction's newest lock. No record is left: the transaction may
+// lock the keys again.
 func (e *Executor) ReleaseLocks(
 	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, forUpdateTS uint64,
 ) error {
 	if err := checkStartTS(startTS); err != nil {
 		return err
+	}
+	if forUpdateTS == mvcc.TsMax || e.raise(ctx, forUpdateTS) != nil {
+		e.times.doubt(c.GetRegionId()) // that is as good, and needs no placement service
 	}
 	if len(keys) > 0 {
 		return e.release(ctx, c, distinct(keys), startTS, forUpdateTS)

@@ -90,7 +90,7 @@ func (tx *txn) checkStatus(q *StatusQuery) (Status, error) {
 		if q.Pessimistic || l.Kind != mvcc.WriteKindPessimistic {
 			return Status{}, &PrimaryMismatchError{mvcc.KeyLock{Key: q.Primary, Lock: *l}}
 		}
-		tx.DeleteLock(q.Primary) // the transaction has another primary by now, which alone decides
+		tx.letGo(q.Primary) // the transaction has another primary by now, which alone decides
 		l = nil
 	}
 	switch {
@@ -116,7 +116,7 @@ func (tx *txn) lockedStatus(q *StatusQuery, l *mvcc.Lock, rec mvcc.Record) (Stat
 	}
 	if expired(l, q.CurrentTS) {
 		if q.Pessimistic && l.Kind == mvcc.WriteKindPessimistic {
-			tx.DeleteLock(q.Primary)
+			tx.letGo(q.Primary)
 			return Status{Action: TTLExpirePessimisticRollback}, nil
 		}
 		return Status{Action: TTLExpireRollback}, tx.rollbackLock(q.Primary, l, rec, true)

@@ -24,16 +24,24 @@ type Timestamps struct {
 		// seen is the largest timestamp that was fetched, at is when.
 		seen uint64
 		at   time.Time
-		// synced are the terms of regions for which a timestamp was fetched after they had begun.
-		synced map[uint64]uint64
+		// standings are of the regions in which this store chooses.
+		standings map[uint64]standing
 	}
 }
 
 // NewTimestamps returns what has seen no timestamp yet.
 func NewTimestamps(fetch func(ctx context.Context) (uint64, error), ready func() bool) *Timestamps {
 	s := &Timestamps{fetch: fetch, ready: ready, now: time.Now, fetches: newJoint()}
-	s.mu.synced = map[uint64]uint64{}
+	s.mu.standings = map[uint64]standing{}
 	return s
+}
+
+// standing is what max_ts is known to be behind of.
+type standing struct {
+	// term: a timestamp was fetched after it had begun, and none of the doubts came later. 0 is none.
+	term uint64
+	// doubts counts the moments from which on an earlier timestamp is not enough.
+	doubts uint64
 }
 
 // drift is by how much the clock of the placement service may be ahead of what this store takes it for, before the store
@@ -92,8 +100,9 @@ func (e *TimestampError) Error() string { return "no timestamp: " + e.Cause.Erro
 
 func (e *TimestampError) Unwrap() error { return e.Cause }
 
-// sync raises max_ts above all reads that other stores have served in earlier terms of the region. false says that it is
-// not known to be, so that this store may not choose commit timestamps yet.
+// sync raises max_ts above all reads that other stores have served in earlier terms of the region, and above all that
+// transactions have relied on whose locks have gone (doubt). false says that it is not known to be, so that this store may
+// not choose commit timestamps yet.
 //
 // A read has its timestamp before the store that serves it proves its leadership. That store led in an earlier term, so
 // the proof was before this term began, or there is none; and a timestamp that is fetched after that is larger.
@@ -102,9 +111,9 @@ func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID, t
 		return false
 	}
 	s.mu.Lock()
-	done := s.mu.synced[regionID] == term
+	before := s.mu.standings[regionID]
 	s.mu.Unlock()
-	if done {
+	if before.term == term {
 		return true
 	}
 	if s.refresh(ctx) != nil {
@@ -113,9 +122,31 @@ func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID, t
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	locks.Raise(s.mu.seen)
-	s.mu.synced[regionID] = max(s.mu.synced[regionID], term)
+	now := s.mu.standings[regionID]
+	if now.doubts == before.doubts { // else the timestamp may be from before the last one
+		now.term = max(now.term, term)
+		s.mu.standings[regionID] = now
+	}
 	locks.DropBefore(regionID, term)
-	return s.mu.synced[regionID] == term
+	return now.term == term
+}
+
+// synced tells whether the last sync of the region in a term still counts.
+func (s *Timestamps) synced(regionID, term uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.standings[regionID].term == term
+}
+
+// doubt has the next choice in the region take a new timestamp first. It asks nobody, so that what removes locks does not
+// depend on the placement service.
+func (s *Timestamps) doubt(regionID uint64) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.standings[regionID] = standing{doubts: s.mu.standings[regionID].doubts + 1}
 }
 
 // NoPlacement tells whether a command has failed because the placement service has not answered. It may be tried again.

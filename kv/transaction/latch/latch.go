@@ -122,6 +122,19 @@ func (t *Table) take(ctx context.Context, hash uint64, useless func() error) err
 	return err
 }
 
+// Waiting is how many commands wait for a latch, for tests and for people.
+func (t *Table) Waiting() (n int) {
+	for i := range t.stripes {
+		s := &t.stripes[i]
+		s.mu.Lock()
+		for _, e := range s.mu.taken {
+			n += len(e.waiters)
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
 // wait returns nil when the latch is granted.
 func (w *waiter) wait(ctx context.Context, useless func() error) error {
 	tick := time.NewTicker(recheck)

@@ -10,6 +10,9 @@
 // view. A writer claims its keys, then reads max_ts, and drops the claim when its write is applied. One of the two
 // always sees the other: either the read finds the claim, or the writer finds max_ts raised.
 //
+// A transaction that locks what it reads relies on a key until its lock goes, as of its newest lock, which may be in another
+// store. So max_ts is at that timestamp, or later, before a commit that has waited for the lock chooses (package commands).
+//
 // What reads other stores have served, which led the region before, is not known here. They had timestamps that were
 // given out before the leadership changed; so max_ts is raised to a new timestamp once in each term, before the first
 // choice in it.

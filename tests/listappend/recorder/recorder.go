@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,19 +35,42 @@ func (r *Recorder) now() int64 { return int64(time.Since(r.began)) }
 // kinds are the ways in which transactions are committed, side by side.
 var kinds = []txn.Commits{txn.Fastest, txn.NoOnePhase, txn.TwoPhases}
 
-// Run carries out one transaction of one to four steps. An error says that it has not happened, or may not have.
-func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
-	rec := listappend.Txn{Begun: r.now(), Outcome: listappend.Unknown}
+// begin starts a transaction and its record.
+func (r *Recorder) begin(ctx context.Context, cl *txn.Client, locking bool) (*txn.Txn, *listappend.Txn, error) {
+	rec := &listappend.Txn{Begun: r.now(), Outcome: listappend.Unknown, Locking: locking}
 	begin := cl.Begin
-	locking := rng.IntN(4) == 0
 	if locking {
 		begin = cl.BeginPessimistic
 	}
 	x, err := begin(ctx)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	rec.Start = x.StartTS()
+	return x, rec, nil
+}
+
+// end commits a transaction and keeps its record.
+func (r *Recorder) end(ctx context.Context, x *txn.Txn, rec *listappend.Txn) error {
+	err := x.Commit(ctx)
+	switch {
+	case err == nil:
+		rec.Outcome, rec.Commit = listappend.Committed, x.CommitTS()
+	case !txn.IsUnknown(err):
+		rec.Outcome = listappend.Failed
+	}
+	rec.Ended = r.now()
+	r.add(*rec)
+	return err
+}
+
+// Run carries out one transaction of one to four steps. An error says that it has not happened, or may not have.
+func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
+	locking := rng.IntN(4) == 0
+	x, rec, err := r.begin(ctx, cl, locking)
+	if err != nil {
+		return err
+	}
 	x.SetCommits(kinds[rng.IntN(len(kinds))])
 	at := rng.IntN(len(r.keys))
 	for range 1 + rng.IntN(4) {
@@ -57,22 +81,43 @@ func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) erro
 		if locking {
 			do = r.lockedStep
 		}
-		if err := do(ctx, x, &rec, r.keys[at], rng.IntN(2) == 0); err != nil {
+		if err := do(ctx, x, rec, r.keys[at], rng.IntN(2) == 0); err != nil {
 			x.Rollback()
 			return err
 		}
 		at = (at + rng.IntN(2)) % len(r.keys)
 	}
-	err = x.Commit(ctx)
-	switch {
-	case err == nil:
-		rec.Outcome, rec.Commit = listappend.Committed, x.CommitTS()
-	case !txn.IsUnknown(err):
-		rec.Outcome = listappend.Failed
+	return r.end(ctx, x, rec)
+}
+
+// Append appends to one list.
+func (r *Recorder) Append(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
+	x, rec, err := r.begin(ctx, cl, false)
+	if err != nil {
+		return err
 	}
-	rec.Ended = r.now()
-	r.add(rec)
-	return err
+	x.SetCommits(kinds[rng.IntN(len(kinds))])
+	if err := r.step(ctx, x, rec, r.keys[rng.IntN(len(r.keys))], true); err != nil {
+		x.Rollback()
+		return err
+	}
+	return r.end(ctx, x, rec)
+}
+
+// LockAndRead locks and reads two lists, one after the other, and changes none.
+func (r *Recorder) LockAndRead(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
+	x, rec, err := r.begin(ctx, cl, true)
+	if err != nil {
+		return err
+	}
+	at := rng.IntN(len(r.keys) - 1)
+	for _, k := range r.keys[at : at+2] {
+		if err := r.lockedStep(ctx, x, rec, k, false); err != nil {
+			x.Rollback()
+			return err
+		}
+	}
+	return r.end(ctx, x, rec)
 }
 
 // step reads a list, and appends to it.
@@ -181,4 +226,18 @@ func (r *Recorder) Check() listappend.Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return listappend.Check(r.mu.history)
+}
+
+// Explain shows the transactions that the first anomalies of a report name.
+func (r *Recorder) Explain(report listappend.Report) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out strings.Builder
+	for _, a := range report.Anomalies[:min(len(report.Anomalies), 5)] {
+		fmt.Fprintf(&out, "%s\n", a)
+		for _, n := range a.Txns {
+			fmt.Fprintf(&out, "  %d: %s\n", n, r.mu.history[n])
+		}
+	}
+	return out.String()
 }
