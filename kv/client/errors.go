@@ -39,5 +39,5 @@ func regionError(pb *errorpb.Error) error {
 	if pb.Message != "" {
 		return fmt.Errorf("region error: %s", pb.Message)
 	}
-	return fmt.Errorf("region error: %v", pb)
+	return errors.New("region error of a kind that is not known here") // the message itself has keys in it
 }
