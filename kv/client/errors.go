@@ -39,5 +39,8 @@ func regionError(pb *errorpb.Error) error {
 	if pb.Message != "" {
 		return fmt.Errorf("region error: %s", pb.Message)
 	}
-	return errors.New("region error of a kind that is not known here") // the message itself has keys in it
+	if pb.KeyNotInRegion != nil || pb.EpochNotMatch != nil { // these have keys in them
+		return errors.New("region error: the key is not in the region, or the region has changed")
+	}
+	return fmt.Errorf("region error: %v", pb)
 }
