@@ -2,11 +2,11 @@
 // project carry, so that one thing has one spelling everywhere.
 //
 // Loggers are injected, never global: a component receives a *zap.Logger and narrows it once with
-// the fields of what it owns (log.RegionID, log.PeerID). Keys are logged in hex, values never.
+// the fields of what it owns (log.RegionID, log.PeerID). Keys are logged as redact.Key writes them, in hex or, with
+// redact-keys, as hashes; values never.
 package log
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"gopkg.in/natefinch/lumberjack.v2"
+
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // Config says where log lines go and what they look like.
@@ -65,8 +67,9 @@ func ParseLevel(s string) (zapcore.Level, error) {
 }
 
 // New builds the logger. The returned level can be changed while the process runs; close flushes
-// and closes the log file, if there is one.
-func New(cfg Config) (logger *zap.Logger, level zap.AtomicLevel, closeLog func(), err error) {
+// and closes the log file, if there is one. With redactKeys all keys in all lines are replaced by hashes, whose secret
+// lives as long as the logger.
+func New(cfg Config, redactKeys bool) (logger *zap.Logger, level zap.AtomicLevel, closeLog func(), err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, level, nil, err
 	}
@@ -88,6 +91,9 @@ func New(cfg Config) (logger *zap.Logger, level zap.AtomicLevel, closeLog func()
 		}
 		out = rotated
 		closer = func() { _ = rotated.Close() }
+	}
+	if redactKeys {
+		out = redact.New().Writer(out)
 	}
 	core := zapcore.NewCore(encoder(cfg.Format), zapcore.AddSync(out), level)
 	logger = zap.New(core, zap.AddCaller(), zap.AddStacktrace(zapcore.DPanicLevel))
@@ -128,5 +134,5 @@ func Index(i uint64) zap.Field { return zap.Uint64("index", i) }
 // Reason is the field of why something was done or refused.
 func Reason(r string) zap.Field { return zap.String("reason", r) }
 
-// Key logs a key in hex under the given field name (start-key, end-key, key).
-func Key(name string, key []byte) zap.Field { return zap.String(name, hex.EncodeToString(key)) }
+// Key logs a key under the given field name (start-key, end-key, key).
+func Key(name string, key []byte) zap.Field { return zap.Stringer(name, redact.Key(key)) }

@@ -39,5 +39,8 @@ func regionError(pb *errorpb.Error) error {
 	if pb.Message != "" {
 		return fmt.Errorf("region error: %s", pb.Message)
 	}
+	if pb.KeyNotInRegion != nil || pb.EpochNotMatch != nil { // these have keys in them
+		return errors.New("region error: the key is not in the region, or the region has changed")
+	}
 	return fmt.Errorf("region error: %v", pb)
 }

@@ -66,6 +66,8 @@ type Security struct {
 	Insecure bool `toml:"insecure"`
 	// AllowedHosts are further names of this store that may stand in the Host header at the status port.
 	AllowedHosts []string `toml:"allowed-hosts"`
+	// RedactKeys replaces keys in the log by hashes under a secret of the process; answers to clients stay as they are.
+	RedactKeys bool `toml:"redact-keys"`
 }
 
 // Files are what the placement service's client needs.

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -57,7 +58,7 @@ func (s *Store) Verify() (*Report, error) {
 		rep.Keys++
 		rep.Bytes += uint64(len(k.Key) + k.Bytes)
 		if !covered(ranges, k.Key) && len(rep.Problems) < maxProblems {
-			rep.problem("key %x of column family %s lies in no region of this store", k.Key, k.CF)
+			rep.problem("key %v of column family %s lies in no region of this store", redact.Key(k.Key), k.CF)
 		}
 		return nil
 	}); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -202,7 +203,7 @@ func (r *regionRunner) doInstall(t *installTask) error {
 			return errCanceled
 		}
 		if user := engine.UserKey(k); !regions.Contains(t.region, user) {
-			return fmt.Errorf("%w: key %x is outside the region", snap.ErrUnusable, user)
+			return fmt.Errorf("%w: key %v is outside the region", snap.ErrUnusable, redact.Key(user))
 		}
 		b.Put(k, v)
 		if b.Size() < installBatchBytes {

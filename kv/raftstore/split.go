@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -164,7 +165,7 @@ func (s *Store) Split(
 		}
 		halves := res.Admin().GetSplit().GetRegions()
 		if len(halves) != 2 {
-			return nil, regionerr.Invalidf("split of region %d at %x made %d regions", h.RegionID, key, len(halves))
+			return nil, regionerr.Invalidf("split of region %d at %v made %d regions", h.RegionID, redact.Key(key), len(halves))
 		}
 		h.Epoch = halves[0].RegionEpoch
 		parts = append(halves, parts[min(len(parts), 1):]...)
@@ -195,13 +196,13 @@ func (sp *splitter) onSplitAt(m *message.SplitAt) {
 	if sp.p.store.encodedKeys {
 		cut, ok := memcomparable.CutTimestamp(m.Key)
 		if !ok {
-			m.Callback.Fail(regionerr.Invalidf("split key %x is not an encoded key, and this cluster is in mode txn", m.Key))
+			m.Callback.Fail(regionerr.Invalidf("split key %v is not an encoded key, and this cluster is in mode txn", redact.Key(m.Key)))
 			return
 		}
 		m.Key = cut
 	}
 	if !regions.StrictlyInside(sp.p.region(), m.Key) {
-		m.Callback.Fail(regionerr.Invalidf("split key %x is not strictly inside region %d", m.Key, sp.p.regionID))
+		m.Callback.Fail(regionerr.Invalidf("split key %v is not strictly inside region %d", redact.Key(m.Key), sp.p.regionID))
 		return
 	}
 	sp.ask(m.Key, m.Callback)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
@@ -47,7 +48,8 @@ type KeyNotInRegionError struct {
 }
 
 func (e *KeyNotInRegionError) Error() string {
-	return fmt.Sprintf("key %x is not in region %d [%x, %x)", e.Key, e.Region.GetId(), e.Region.GetStartKey(), e.Region.GetEndKey())
+	start, end := redact.Key(e.Region.GetStartKey()), redact.Key(e.Region.GetEndKey())
+	return fmt.Sprintf("key %v is not in region %d [%v, %v)", redact.Key(e.Key), e.Region.GetId(), start, end)
 }
 
 // EpochNotMatchError: the request was made for another version of the region. Regions holds the

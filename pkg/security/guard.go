@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // ProofHeader is a header that every client of the project sends with a change. A page of a foreign
@@ -29,6 +30,10 @@ type Guard struct {
 	// Origins are the web origins (scheme://host[:port]) whose pages may read and change, beside those
 	// that come from this port.
 	Origins []string
+	// Sessions, if set, are logins of browsers, which stand for the token: see Login. They need a Token.
+	Sessions *Sessions
+	// Attempts, if set, bounds how often an address may be wrong about the token.
+	Attempts *Attempts
 	// Refuse answers a request that is not served. Nil answers with a line of text.
 	Refuse func(http.ResponseWriter, *Refusal)
 }
@@ -80,24 +85,31 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 	})
 }
 
-// Admin serves only what may change something: requests with the token or, if none is set and the port
-// is on loopback, those that no foreign page can have made.
+// Admin serves only what may change something: requests with the token; those of a session, of an admin's certificate or,
+// if no token is set and the port is on loopback, of anybody, if no foreign page can have made them.
 func (g *Guard) Admin(next http.Handler) http.Handler {
 	return g.demand(next, func(r *http.Request) *Refusal {
-		if !certified(r) {
+		if !certified(r) && !g.inSession(r) {
 			if f := g.checkAdmin(r); f != nil || g.Token != "" {
 				return f
 			}
 		}
-		// A browser shows its certificate to whatever page makes it ask.
-		if r.Header.Get(ProofHeader) == "" && !g.fromPage(r) {
-			return &Refusal{
-				http.StatusForbidden, "no-proof", "a change needs the header " + ProofHeader + ": 1",
-				"it shows that no page of another site made the request; tinyctl sends it by itself",
-			}
-		}
-		return nil
+		// A browser shows its certificate, and its cookies, to whatever page makes it ask.
+		return g.checkProof(r)
 	})
+}
+
+// Proven serves requests that no page of a foreign origin can have made.
+func (g *Guard) Proven(next http.Handler) http.Handler { return g.demand(next, g.checkProof) }
+
+func (g *Guard) checkProof(r *http.Request) *Refusal {
+	if r.Header.Get(ProofHeader) == "" && !g.fromPage(r) {
+		return &Refusal{
+			http.StatusForbidden, "no-proof", "a change needs the header " + ProofHeader + ": 1",
+			"it shows that no page of another site made the request; tinyctl sends it by itself",
+		}
+	}
+	return nil
 }
 
 // Private serves what changes nothing but costs much or shows the inside, such as profiles: requests with
@@ -110,7 +122,10 @@ func (g *Guard) Private(next http.Handler) http.Handler {
 		if f := g.checkOrigin(r); f != nil {
 			return f
 		}
-		if g.HasToken(r) && g.Token != "" {
+		if g.Token != "" && r.Header.Get("Authorization") != "" {
+			return g.CheckToken(r)
+		}
+		if g.inSession(r) {
 			return nil
 		}
 		if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil && LoopbackHost(host) {
@@ -123,16 +138,88 @@ func (g *Guard) Private(next http.Handler) http.Handler {
 	})
 }
 
-// HasToken is true if the request carries the token, or none is set.
-func (g *Guard) HasToken(r *http.Request) bool {
-	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return g.Token == "" || subtle.ConstantTimeCompare([]byte(got), []byte(g.Token)) == 1
+// CheckToken refuses a request without the token, if one is set.
+func (g *Guard) CheckToken(r *http.Request) *Refusal {
+	got := r.Header.Get("Authorization")
+	switch {
+	case g.Token == "":
+		return nil
+	case got == "":
+		return errNoToken
+	}
+	return g.Try(r.RemoteAddr, strings.TrimPrefix(got, "Bearer "))
 }
 
-// ErrNoToken refuses what came without the token.
-var ErrNoToken = &Refusal{
-	http.StatusUnauthorized, "unauthorized", "this needs the API token",
-	"send it as: Authorization: Bearer <token>",
+// Try compares what remote ("host:port") takes for the token with it, and refuses what it is not, or if the address was
+// wrong too often. There must be a token.
+func (g *Guard) Try(remote, token string) *Refusal {
+	right := func() bool { return g.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(g.Token)) == 1 }
+	ok, refused := false, false
+	if g.Attempts != nil {
+		ok, refused = g.Attempts.try(remote, right)
+	} else {
+		ok = right()
+	}
+	switch {
+	case refused:
+		return errTooMany
+	case !ok:
+		return errNoToken
+	}
+	return nil
+}
+
+var (
+	errNoToken = &Refusal{
+		http.StatusUnauthorized, "unauthorized", "this needs the API token",
+		"send it as: Authorization: Bearer <token>",
+	}
+	errTooMany = &Refusal{
+		http.StatusTooManyRequests, "too-many-attempts", "too many wrong tokens came from this address",
+		"wait for a few seconds; tokens from this address are not looked at before",
+	}
+)
+
+// LoggedIn tells whether a request is one of the admin: by a session, by the token or by a certificate.
+func (g *Guard) LoggedIn(r *http.Request) bool {
+	return certified(r) || g.inSession(r) || g.Token != "" && r.Header.Get("Authorization") != "" && g.CheckToken(r) == nil
+}
+
+func (g *Guard) inSession(r *http.Request) bool {
+	if g.Sessions == nil || g.Token == "" {
+		return false
+	}
+	c, err := r.Cookie(cookieName(r))
+	return err == nil && g.Sessions.Valid(c.Value)
+}
+
+// Login begins a session, as a cookie of the answer, for who knows the token.
+func (g *Guard) Login(w http.ResponseWriter, r *http.Request, token string) *Refusal {
+	if g.Token == "" || g.Sessions == nil {
+		return &Refusal{http.StatusNotFound, "no-login", "there is no login here: no API token is set", ""}
+	}
+	if f := g.Try(r.RemoteAddr, token); f != nil {
+		return f
+	}
+	http.SetCookie(w, cookie(r, g.Sessions.Begin(), SessionLife))
+	return nil
+}
+
+// Logout ends the session of a request, if it has one.
+func (g *Guard) Logout(w http.ResponseWriter, r *http.Request) {
+	if c, err := r.Cookie(cookieName(r)); err == nil && g.Sessions != nil {
+		g.Sessions.End(c.Value)
+	}
+	http.SetCookie(w, cookie(r, "", -time.Second))
+}
+
+// PassOn gives a request that is on its way to another server of the cluster the token in the place of its session, which
+// is of this server only.
+func (g *Guard) PassOn(in, out *http.Request) {
+	if g.inSession(in) {
+		out.Header.Set("Authorization", "Bearer "+g.Token)
+	}
+	out.Header.Del("Cookie")
 }
 
 // certified tells whether a request comes with the certificate of an admin, or of a node, which passes on what it has
@@ -147,9 +234,9 @@ func certified(r *http.Request) bool {
 
 func (g *Guard) checkAdmin(r *http.Request) *Refusal {
 	switch {
-	case g.Token != "" && !g.HasToken(r):
-		return ErrNoToken
-	case g.Token == "" && !g.Loopback:
+	case g.Token != "":
+		return g.CheckToken(r)
+	case !g.Loopback:
 		return &Refusal{
 			http.StatusForbidden, "no-admin",
 			"this port is reached from other machines and no API token is set, so nothing may be changed here",

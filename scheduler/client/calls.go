@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -173,9 +174,17 @@ func (c *Client) GetClusterConfig(ctx context.Context) (*metapb.Cluster, error) 
 	return resp.GetCluster(), err
 }
 
-// PutClusterConfig changes the number of replicas.
+// asAdmin adds the token to a call, if there is one.
+func (c *Client) asAdmin(ctx context.Context) context.Context {
+	if c.token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
+}
+
+// PutClusterConfig changes the number of replicas. It is for the admin: see WithToken.
 func (c *Client) PutClusterConfig(ctx context.Context, cluster *metapb.Cluster) error {
-	_, err := unary(ctx, c, "put cluster config", &pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster}, pb.SchedulerClient.PutClusterConfig)
+	_, err := unary(c.asAdmin(ctx), c, "put cluster config", &pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster}, pb.SchedulerClient.PutClusterConfig)
 	return err
 }
 
@@ -196,9 +205,9 @@ func (c *Client) GetGCSafePoint(ctx context.Context) (uint64, error) {
 	return resp.GetSafePoint(), err
 }
 
-// UpdateGCSafePoint raises the safe point and returns the one in force: it never goes back.
+// UpdateGCSafePoint raises the safe point and returns the one in force: it never goes back. It is for the admin: see WithToken.
 func (c *Client) UpdateGCSafePoint(ctx context.Context, safePoint uint64) (uint64, error) {
-	resp, err := unary(ctx, c, "update gc safe point",
+	resp, err := unary(c.asAdmin(ctx), c, "update gc safe point",
 		&pb.UpdateGCSafePointRequest{Header: c.header(), SafePoint: safePoint}, pb.SchedulerClient.UpdateGCSafePoint)
 	return resp.GetNewSafePoint(), err
 }

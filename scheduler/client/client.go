@@ -38,6 +38,9 @@ func WithTLS(cfg *tls.Config) Option { return func(c *Client) { c.tls = cfg } }
 // WithIdentity makes connections use TLS, with certificates that are read again when their files change.
 func WithIdentity(id *security.Identity) Option { return func(c *Client) { c.identity = id } }
 
+// WithToken has calls that are for the admin, PutClusterConfig and UpdateGCSafePoint, carry the API token of the service.
+func WithToken(token string) Option { return func(c *Client) { c.token = token } }
+
 // WithDialer replaces how connections are made, which is by TCP.
 func WithDialer(dial func(ctx context.Context, addr string) (net.Conn, error)) Option {
 	return func(c *Client) { c.dial = dial }
@@ -55,6 +58,7 @@ type Client struct {
 	logger    *zap.Logger
 	tls       *tls.Config
 	identity  *security.Identity
+	token     string
 	dial      func(ctx context.Context, addr string) (net.Conn, error)
 	clusterID atomic.Uint64
 	alone     uint64          // the cluster's id if New may return without a leader

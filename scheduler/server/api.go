@@ -108,7 +108,10 @@ func (s *Server) api() http.Handler {
 	top.Handle(apiPrefix+"/", s.whenReady(mux))
 	top.Handle(pdAPIPrefix+"/", s.whenReady(s.pdAPI()))
 	top.Handle("GET /metrics", s.metrics.handler())
-	top.Handle("GET /ui/", s.page())
+	ui := pages{s.guard}
+	top.Handle("GET /ui/", ui.page())
+	top.Handle("POST "+loginPath, s.guard.Proven(http.HandlerFunc(ui.login)))
+	top.Handle("POST "+logoutPath, s.guard.Proven(http.HandlerFunc(ui.logout)))
 	top.Handle("GET /health", s.whenReady(http.HandlerFunc(s.plainHealth)))
 	top.Handle("GET "+syncPath, s.whenReady(s.internal(s.serveRegions)))
 	top.Handle("GET "+alivePath, s.whenReady(s.internal(s.serveAlive)))
@@ -137,7 +140,7 @@ func (s *Server) named(next http.Handler) http.Handler {
 // newGuard checks the requests of the client port as the configuration says.
 func newGuard(cfg *config.Config) *security.Guard {
 	g := &security.Guard{
-		Token: cfg.API.Token, Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
+		Token: cfg.API.Token, Sessions: security.NewSessions(time.Now), Attempts: security.NewAttempts(time.Now), Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
 		Refuse: func(w http.ResponseWriter, f *security.Refusal) {
 			writeError(w, &apiError{Code: f.Code, Message: f.Message, Detail: f.Detail, status: f.Status})
 		},
@@ -241,6 +244,7 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 					p.Out.Header.Del(h)
 				}
 				p.Out.Header.Set(security.ProofHeader, "1")
+				s.guard.PassOn(p.In, p.Out)
 			},
 			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 				writeError(w, &apiError{

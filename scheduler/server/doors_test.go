@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/pdpb"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -20,8 +21,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/tinykv/tinykv/proto/codec"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
+	"github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
@@ -347,4 +353,159 @@ func TestConnectionsAreBounded(t *testing.T) {
 	require.Contains(t, get(held[0]), "200 OK")
 	require.NoError(t, held[0].Close())
 	require.Eventually(t, func() bool { return strings.Contains(get(dial()), "200 OK") }, 20*time.Second, time.Millisecond)
+}
+
+// TestLogin: with a token the page asks for it; a session does what the token does, at every member, and needs a proof of its
+// origin; a flood of wrong tokens is bounded and counted.
+func TestLogin(t *testing.T) {
+	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
+	_, followers := leaderOf(t, members)
+	s := followers[0]
+	page := func(headers ...string) string {
+		t.Helper()
+		code, head, body := ask(t, s, "GET", "/ui/", "", headers...)
+		require.Equal(t, 200, code)
+		require.Contains(t, head.Get("Content-Security-Policy"), "form-action 'self'")
+		require.Contains(t, head.Get("Content-Security-Policy"), "frame-ancestors 'none'")
+		require.Equal(t, "no-store", head.Get("Cache-Control"))
+		return body
+	}
+	require.Contains(t, page(), `type="password"`)
+	require.NotContains(t, page(), "<main")
+	origin, form := "Origin: http://"+s.ClientAddr(), "Content-Type: application/x-www-form-urlencoded"
+
+	code, _, _ := askOnce(t, s, "POST", "/ui/login", "token=secret", form)
+	require.Equal(t, 403, code, "no proof")
+	code, _, _ = askOnce(t, s, "POST", "/ui/login", "token=secret", form, "Origin: https://evil.example")
+	require.Equal(t, 403, code)
+	code, head, said := askOnce(t, s, "POST", "/ui/login", "token=wrong", form, origin)
+	require.Equal(t, 401, code)
+	require.Contains(t, said, "This is not the token")
+	require.Empty(t, head.Get("Set-Cookie"))
+	code, _, _ = askOnce(t, s, "POST", "/ui/login", "token=%zz", form, origin)
+	require.Equal(t, 400, code)
+	code, head, _ = askOnce(t, s, "POST", "/ui/login", "token=secret", form, origin)
+	require.Equal(t, 303, code)
+	require.Equal(t, "/ui/", head.Get("Location"))
+	require.Contains(t, head.Get("Set-Cookie"), "HttpOnly")
+	require.Contains(t, head.Get("Set-Cookie"), "SameSite=Strict")
+	session, _, _ := strings.Cut(head.Get("Set-Cookie"), ";")
+	cookie := "Cookie: " + session
+	require.Contains(t, page(cookie), "Log out")
+	require.Contains(t, page(cookie), "<main")
+
+	const path, body = "/api/v1/config", `{"schedule":{"max-store-down-time":"11m"}}`
+	code, _, said = ask(t, s, "PATCH", path, body, cookie, origin)
+	require.Equal(t, 200, code, "passed on to the leader: %s", said)
+	code, _, _ = ask(t, s, "PATCH", path, body, cookie)
+	require.Equal(t, 403, code)
+	code, _, _ = ask(t, s, "PATCH", path, body, cookie, "Origin: http://127.0.0.1:1")
+	require.Equal(t, 403, code, "another port of the same host")
+	code, _, _ = ask(t, s, "PATCH", path, body, origin)
+	require.Equal(t, 401, code)
+
+	code, _, _ = askOnce(t, s, "POST", "/ui/logout", "", cookie, origin)
+	require.Equal(t, 303, code)
+	require.NotContains(t, page(cookie), "Log out")
+	code, _, _ = ask(t, s, "PATCH", path, body, cookie, origin)
+	require.Equal(t, 401, code)
+
+	refused := 0
+	for range 100 {
+		code, head, _ = askOnce(t, s, "POST", "/ui/login", "token=wrong", form, origin)
+		if code == 429 {
+			refused++
+			require.NotEmpty(t, head.Get("Retry-After"))
+		}
+	}
+	require.Positive(t, refused)
+	code, _, _ = ask(t, s, "PATCH", path, body, "Authorization: Bearer wrong")
+	require.Equal(t, 429, code, "the header is no way around")
+	_, _, said = ask(t, s, "GET", "/metrics", "")
+	require.Contains(t, said, `tinykv_failed_logins_total{result="wrong"}`)
+	require.NotContains(t, said, `tinykv_failed_logins_total{result="refused"} 0`)
+
+	plain := servertest.StartTest(t)
+	_, _, said = ask(t, plain, "GET", "/ui/", "")
+	require.Contains(t, said, "<main", "without a token the page is as it was")
+	require.NotContains(t, said, "Log out")
+	code, _, _ = askOnce(t, plain, "POST", "/ui/login", "token=", form, "Origin: http://"+plain.ClientAddr())
+	require.Equal(t, 404, code)
+}
+
+// askOnce is ask without following redirects.
+func askOnce(t *testing.T, s *server.Server, method, path, body string, headers ...string) (int, http.Header, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path, strings.NewReader(body))
+	require.NoError(t, err)
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		req.Header.Set(name, value)
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(req)
+	require.NoError(t, err)
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp.StatusCode, resp.Header, string(data)
+}
+
+// TestAdminCallsInTheClear: without certificates PutClusterConfig and UpdateGCSafePoint need what a change over HTTP needs, also
+// through a follower; the safe point of TiKV's clients stays open to them.
+func TestAdminCallsInTheClear(t *testing.T) {
+	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
+	leader, followers := leaderOf(t, members)
+	bootstrapped(t, leader, 1)
+	calls := func(s *server.Server, token string) (put, safe error) {
+		t.Helper()
+		conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(codec.CallOption()))
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		ctx := t.Context()
+		if token != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+		}
+		h := &schedulerpb.RequestHeader{ClusterId: s.ClusterID()}
+		c := schedulerpb.NewSchedulerClient(conn)
+		_, put = c.PutClusterConfig(ctx, &schedulerpb.PutClusterConfigRequest{Header: h, Cluster: &metapb.Cluster{MaxPeerCount: 3}})
+		_, safe = c.UpdateGCSafePoint(ctx, &schedulerpb.UpdateGCSafePointRequest{Header: h, SafePoint: 1})
+		_, err = pdpb.NewPDClient(conn).UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{
+			Header: &pdpb.RequestHeader{ClusterId: s.ClusterID()}, SafePoint: 1,
+		})
+		require.NotContains(t, []codes.Code{codes.PermissionDenied, codes.Unauthenticated}, status.Code(err))
+		_, err = c.GetMembers(ctx, &schedulerpb.GetMembersRequest{})
+		require.NoError(t, err, "other calls need no token")
+		return put, safe
+	}
+	for _, s := range []*server.Server{leader, followers[0]} {
+		for _, token := range []string{"", "wrong"} {
+			put, safe := calls(s, token)
+			require.Equal(t, codes.Unauthenticated, status.Code(put), "%v", put)
+			require.Equal(t, codes.Unauthenticated, status.Code(safe), "%v", safe)
+		}
+		put, safe := calls(s, "secret")
+		require.NoError(t, put)
+		require.NoError(t, safe)
+	}
+	c, err := client.New(t.Context(), []string{followers[0].ClientURL()}, client.WithToken("secret"))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.PutClusterConfig(t.Context(), &metapb.Cluster{MaxPeerCount: 3}))
+	_, err = c.UpdateGCSafePoint(t.Context(), 2)
+	require.NoError(t, err)
+
+	var last error
+	for range 100 {
+		last, _ = calls(leader, "wrong")
+	}
+	require.Equal(t, codes.ResourceExhausted, status.Code(last), "guesses are bounded")
+
+	open := servertest.StartTest(t, func(c *config.Config) {
+		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0", "http://127.0.0.1:0", true
+	})
+	put, safe := calls(open, "")
+	require.Equal(t, codes.PermissionDenied, status.Code(put))
+	require.ErrorContains(t, safe, "[api] token")
 }

@@ -113,7 +113,7 @@ func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	if reply == nil {
 		return nil, errNotLeader
 	}
-	if err := conn.Invoke(outgoing(ctx), info.FullMethod, req, reply); err != nil {
+	if err := conn.Invoke(roleCheck{f.s.guard}.passOn(outgoing(ctx), info.FullMethod), info.FullMethod, req, reply); err != nil {
 		return nil, err
 	}
 	return reply, nil

@@ -54,6 +54,7 @@ var (
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
+	descLogins    = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
 	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
@@ -63,7 +64,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
-		descConns, descRefused, descExpiry,
+		descConns, descRefused, descExpiry, descLogins,
 	} {
 		ch <- d
 	}
@@ -90,6 +91,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descConns, float64(f.open.Load()))
 		counter(descRefused, f.refused.Load())
 	}
+	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")
+	counter(descLogins, m.s.guard.Attempts.Refused(), "refused")
 	if id := m.s.identity; id != nil {
 		gauge(descExpiry, float64(id.Expires().Unix()))
 	}

@@ -395,8 +395,8 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		codec.ServerOption(),
 		grpc.UnknownServiceHandler(refuseUnknown),
 		grpc.Creds(shaken{}),
-		grpc.ChainUnaryInterceptor(roleUnary, s.forward.unary),
-		grpc.ChainStreamInterceptor(roleStream),
+		grpc.ChainUnaryInterceptor(roleCheck{s.guard}.unary, s.forward.unary),
+		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),

@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -38,22 +40,64 @@ var methodRoles = map[string]security.Role{
 	"/pdpb.PD/PutClusterConfig": security.RoleAdmin,
 }
 
-// checkRole refuses a call of a certificate that is for something else. Members may do what admins may.
-func checkRole(ctx context.Context, method string) error {
+// roleCheck decides which calls are served.
+type roleCheck struct{ guard *security.Guard }
+
+// check refuses a call that needs a role which the caller does not have. With a certificate that is its role; members may
+// do what admins may. An admin may also show the API token, in the metadata "authorization". Without a certificate stores
+// are believed, and calls for the admin are held to what changes over HTTP are: the token or, if none is set, a port that
+// only this machine reaches. No page of a browser can make a call of gRPC, so none needs a proof that it is not one.
+func (c roleCheck) check(ctx context.Context, method string) error {
 	role, special := methodRoles[method]
-	if !special {
-		return nil
-	}
 	p, ok := peer.FromContext(ctx)
-	if !ok {
+	if !special || !ok {
 		return nil
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || security.May(&info.State, role) || security.May(&info.State, security.RoleNode) {
+	certified := ok && len(info.State.PeerCertificates) > 0
+	switch {
+	case certified && (security.May(&info.State, role) || security.May(&info.State, security.RoleNode)):
+		return nil
+	case role == security.RoleAdmin && (!certified || c.guard.Token != "" && len(metadata.ValueFromIncomingContext(ctx, authorization)) > 0):
+		return c.checkAdmin(ctx, p.Addr.String(), method)
+	case !certified:
 		return nil
 	}
 	return status.Errorf(codes.PermissionDenied, "%s needs a certificate of the role %s; that of %q is for %s",
 		method, role, info.State.PeerCertificates[0].Subject.CommonName, rolesText(&info.State))
+}
+
+// authorization is the metadata that carries "Bearer <token>".
+const authorization = "authorization"
+
+func (c roleCheck) checkAdmin(ctx context.Context, remote, method string) error {
+	if c.guard.Token == "" {
+		if c.guard.Loopback {
+			return nil
+		}
+		return status.Errorf(codes.PermissionDenied, "%s is for the admin: this port is reached from other machines, and neither "+
+			"certificates nor [api] token are set", method)
+	}
+	sent := metadata.ValueFromIncomingContext(ctx, authorization)
+	if len(sent) != 1 {
+		return status.Errorf(codes.Unauthenticated, "%s needs the API token, as the metadata authorization: Bearer <token>", method)
+	}
+	f := c.guard.Try(remote, strings.TrimPrefix(sent[0], "Bearer "))
+	switch {
+	case f == nil:
+		return nil
+	case f.Status == http.StatusTooManyRequests:
+		return status.Error(codes.ResourceExhausted, f.Error())
+	}
+	return status.Errorf(codes.Unauthenticated, "%s needs the API token, and this is not it", method)
+}
+
+// passOn gives a call for the admin, which was checked here, to the leader as one of this member.
+func (c roleCheck) passOn(ctx context.Context, method string) context.Context {
+	if methodRoles[method] != security.RoleAdmin || c.guard.Token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, authorization, "Bearer "+c.guard.Token)
 }
 
 func rolesText(cs *tls.ConnectionState) string {
@@ -64,15 +108,15 @@ func rolesText(cs *tls.ConnectionState) string {
 	return strings.Join(out, ", ")
 }
 
-func roleUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if err := checkRole(ctx, info.FullMethod); err != nil {
+func (c roleCheck) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := c.check(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return next(ctx, req)
 }
 
-func roleStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if err := checkRole(ss.Context(), info.FullMethod); err != nil {
+func (c roleCheck) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := c.check(ss.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	return next(srv, ss)

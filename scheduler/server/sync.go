@@ -17,7 +17,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/tinykv/tinykv/pkg/durable"
-	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
@@ -157,14 +156,15 @@ func (s *Server) signInternal(r *http.Request) {
 // internal serves requests of members of this cluster only.
 func (s *Server) internal(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.Header.Get(clusterHeader) != utoa(s.clusterID):
+		if r.Header.Get(clusterHeader) != utoa(s.clusterID) {
 			writeError(w, &apiError{Code: "wrong-cluster", Message: "this is for members of the cluster", status: http.StatusForbidden})
-		case !s.guard.HasToken(r):
-			s.guard.Refuse(w, security.ErrNoToken)
-		default:
-			next(w, r)
+			return
 		}
+		if f := s.guard.CheckToken(r); f != nil {
+			s.guard.Refuse(w, f)
+			return
+		}
+		next(w, r)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -45,16 +46,16 @@ const lockLost = "PessimisticLock"
 func keyError(e *kvrpcpb.KeyError) error {
 	switch {
 	case e.Conflict != nil:
-		return fmt.Errorf("%w: key %x was written by the transaction %d, after %d",
-			ErrConflict, e.Conflict.Key, e.Conflict.ConflictTs, e.Conflict.StartTs)
+		return fmt.Errorf("%w: key %v was written by the transaction %d, after %d",
+			ErrConflict, redact.Key(e.Conflict.Key), e.Conflict.ConflictTs, e.Conflict.StartTs)
 	case e.Retryable != "":
 		return fmt.Errorf("%w: %s", ErrConflict, e.Retryable)
 	case e.Deadlock != nil:
-		return fmt.Errorf("%w: key %x is locked by the transaction %d", ErrDeadlock, e.Deadlock.LockKey, e.Deadlock.LockTs)
+		return fmt.Errorf("%w: key %v is locked by the transaction %d", ErrDeadlock, redact.Key(e.Deadlock.LockKey), e.Deadlock.LockTs)
 	case strings.HasPrefix(e.Abort, lockLost):
 		return fmt.Errorf("%w: %s", ErrLockLost, e.Abort)
 	case e.Abort != "":
 		return fmt.Errorf("txn: %s", e.Abort)
 	}
-	return fmt.Errorf("txn: unexpected error of a key: %v", e)
+	return errors.New("txn: error of a key, of a kind that is not known here") // the message itself has the key in it
 }

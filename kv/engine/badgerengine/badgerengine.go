@@ -95,7 +95,7 @@ func Open(opts engine.Options) (_ engine.Engine, err error) {
 	err = d.guard(func() error {
 		b, err := badger.Open(d.badgerOptions())
 		if err != nil {
-			return fmt.Errorf("%w: %w", engine.ErrCorrupt, err)
+			return fmt.Errorf("%w: %w", engine.ErrCorrupt, keyError{err})
 		}
 		d.b = b
 		return nil

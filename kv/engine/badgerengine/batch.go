@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 type opKind uint8
@@ -34,7 +35,7 @@ func checksum(key, value []byte) uint32 {
 func unseal(key, stored []byte) ([]byte, error) {
 	n := len(stored) - sumLen
 	if n < 0 || checksum(key, stored[:n]) != binary.LittleEndian.Uint32(stored[n:]) {
-		return nil, fmt.Errorf("%w: checksum of key %x does not match", engine.ErrCorrupt, key)
+		return nil, fmt.Errorf("%w: checksum of key %v does not match", engine.ErrCorrupt, redact.Key(key))
 	}
 	return stored[:n], nil
 }
@@ -51,7 +52,7 @@ type batch struct {
 // through the slices into it.
 func (b *batch) add(kind opKind, key, value []byte) {
 	if len(key) == 0 || key[0] == 0x00 || key[0] == '!' {
-		b.err = fmt.Errorf("engine: key %x begins with a byte that badger cannot hold", key)
+		b.err = fmt.Errorf("engine: key %v begins with a byte that badger cannot hold", redact.Key(key))
 	}
 	need := len(key) + len(value) + sumLen
 	if cap(b.buf)-len(b.buf) < need {

@@ -95,7 +95,7 @@ func (c listenerCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.
 func (c listenerCore) Sync() error { return nil }
 
 func (c listenerCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	all := append(append([]zapcore.Field(nil), c.fields...), fields...)
+	all := withoutKeys(append(append([]zapcore.Field(nil), c.fields...), fields...))
 	bad := e.Level >= zapcore.ErrorLevel || strings.Contains(e.Message, lostWork)
 	err := lineError(e.Message, all)
 	for _, d := range listening() {
@@ -115,7 +115,7 @@ func lineError(message string, fields []zapcore.Field) error {
 		f.AddTo(enc)
 	}
 	if cause, ok := enc.Fields["error"]; ok {
-		return fmt.Errorf("engine: badger: %s: %v", message, cause)
+		return keyError{fmt.Errorf("engine: badger: %s: %v", message, cause)}
 	}
 	return fmt.Errorf("engine: badger: %s", message)
 }

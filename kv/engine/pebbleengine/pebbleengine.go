@@ -16,6 +16,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"runtime"
 	"sync"
@@ -29,6 +30,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/internal/syncmark"
 	"github.com/tinykv/tinykv/pkg/durable"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // Name is the backend's name.
@@ -163,6 +165,7 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		// Most writes are not synced, but some of any region are, and then everything before them is: let the
 		// disk begin earlier.
 		WALBytesPerSync: 512 << 10,
+		Comparer:        &comparer,
 		Logger:          &logger{d},
 		EventListener:   d.events(),
 	}
@@ -181,6 +184,18 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 	}
 	return o
 }
+
+// comparer is pebble's own, under its name, but for how it writes keys into texts.
+var comparer = func() pebble.Comparer {
+	c := *pebble.DefaultComparer
+	c.FormatKey = func(key []byte) fmt.Formatter { return formattedKey(key) }
+	return c
+}()
+
+// formattedKey writes itself as redact writes keys, under any verb.
+type formattedKey []byte
+
+func (k formattedKey) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redact.Key(k).String()) }
 
 func (d *db) events() *pebble.EventListener {
 	return &pebble.EventListener{

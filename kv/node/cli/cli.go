@@ -21,6 +21,7 @@ import (
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/goruntime"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // envPrefix begins the environment variables that override the file: TINYKV_DATA_DIR is --data-dir.
@@ -183,11 +184,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "configuration is fine")
 		return shared.ExitOK
 	}
-	logger, _, closeLog, err := log.New(cfg.Log)
+	logger, _, closeLog, err := log.New(cfg.Log, cfg.Security.RedactKeys)
 	if err != nil {
 		return fail(shared.ExitUsage, err)
 	}
 	defer closeLog()
+	if cfg.Security.RedactKeys {
+		stderr = redact.New().Writer(stderr)
+	}
 	if err := run(cfg, logger); err != nil {
 		return fail(shared.ExitFail, err)
 	}

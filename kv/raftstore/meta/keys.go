@@ -17,6 +17,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 const (
@@ -66,7 +67,7 @@ func RegionStateKey(regionID uint64) []byte {
 func DecodeRegionStateKey(key []byte) (uint64, error) {
 	if len(key) != regionKeyLen || key[0] != engine.LocalPrefix || key[1] != regionMetaPrefix ||
 		key[regionKeyLen-1] != regionStateSuffix {
-		return 0, fmt.Errorf("meta: %x is not a region state key", key)
+		return 0, fmt.Errorf("meta: %v is not a region state key", redact.Key(key))
 	}
 	return binary.BigEndian.Uint64(key[2:]), nil
 }

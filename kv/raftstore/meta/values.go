@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -36,7 +37,7 @@ func Load(from getter, key []byte, into message) (found bool, err error) {
 		return false, err
 	}
 	if err := into.Unmarshal(value); err != nil {
-		return false, fmt.Errorf("%w: record %x: %w", engine.ErrCorrupt, key, err)
+		return false, fmt.Errorf("%w: record %v: %w", engine.ErrCorrupt, redact.Key(key), err)
 	}
 	return true, nil
 }
@@ -46,7 +47,7 @@ func Put(b engine.Batch, key []byte, value message) {
 	data, err := value.Marshal()
 	if err != nil {
 		// Generated code fails only on malformed extensions, which these messages do not have.
-		panic(fmt.Sprintf("meta: marshal record %x: %v", key, err))
+		panic(fmt.Sprintf("meta: marshal record %v: %v", redact.Key(key), err))
 	}
 	b.Put(key, data)
 }

@@ -9,6 +9,7 @@ import (
 	"bytes"
 
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -66,7 +67,7 @@ func CheckKey(r *metapb.Region, key []byte) error {
 // CheckRange refuses a range [start, end) that is empty or not within the region; an empty end is the end of the key space.
 func CheckRange(r *metapb.Region, start, end []byte) error {
 	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
-		return regionerr.Invalidf("the range from %x to %x is empty", start, end)
+		return regionerr.Invalidf("the range from %v to %v is empty", redact.Key(start), redact.Key(end))
 	}
 	if last := r.GetEndKey(); len(last) > 0 && (len(end) == 0 || bytes.Compare(end, last) > 0) {
 		return &regionerr.KeyNotInRegionError{Key: end, Region: r}
@@ -215,8 +216,8 @@ func withoutPeer(r *metapb.Region, p *metapb.Peer) *metapb.Region {
 // takes the new ids, in the same order of stores. Both get version+1.
 func Split(r *metapb.Region, req *raft_cmdpb.SplitRequest) (left, right *metapb.Region, err error) {
 	if !StrictlyInside(r, req.GetSplitKey()) {
-		return nil, nil, regionerr.Invalidf("split key %x is not strictly inside region %d [%x, %x)",
-			req.GetSplitKey(), r.Id, r.StartKey, r.EndKey)
+		return nil, nil, regionerr.Invalidf("split key %v is not strictly inside region %d [%v, %v)",
+			redact.Key(req.GetSplitKey()), r.Id, redact.Key(r.StartKey), redact.Key(r.EndKey))
 	}
 	if len(req.NewPeerIds) != len(r.Peers) {
 		return nil, nil, regionerr.Invalidf("split of region %d: %d new peer ids for %d peers", r.Id, len(req.NewPeerIds), len(r.Peers))

@@ -34,6 +34,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/pkg/durable"
+	"github.com/tinykv/tinykv/pkg/redact"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -568,7 +569,7 @@ func readRecords(path string, cf engine.CF, visit func(key, value []byte) error)
 			return fmt.Errorf("%w: %s: %w", ErrUnusable, path, err)
 		}
 		if len(key) < len(prefix) || string(key[:len(prefix)]) != string(prefix) {
-			return fmt.Errorf("%w: %s: key %x of another column family", ErrUnusable, path, key)
+			return fmt.Errorf("%w: %s: key %v of another column family", ErrUnusable, path, redact.Key(key))
 		}
 		if err := visit(key, value); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/pkg/redact"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -252,7 +253,7 @@ func (s *Service) MvccGetByStartTs(
 // mvccInfo is what is stored of a key in TiKV's form.
 func mvccInfo(all *mvcc.Records) (*kvrpcpb.MvccInfo, error) {
 	if all.Cut {
-		return nil, &requestError{fmt.Sprintf("key %x has more records than one answer holds", all.Key)}
+		return nil, &requestError{fmt.Sprintf("key %v has more records than one answer holds", redact.Key(all.Key))}
 	}
 	out := &kvrpcpb.MvccInfo{}
 	if l := all.Lock; l != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // LockedError: another transaction's lock is in the way. The client finds out what became of that transaction, resolves
@@ -11,7 +12,7 @@ import (
 type LockedError struct{ mvcc.KeyLock }
 
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("key %x is locked by the transaction %d", e.Key, e.Ts)
+	return fmt.Sprintf("key %v is locked by the transaction %d", redact.Key(e.Key), e.Ts)
 }
 
 // ConflictReason says why two transactions are in conflict.
@@ -43,16 +44,18 @@ type ConflictError struct {
 
 func (e *ConflictError) Error() string {
 	if e.Reason == ConflictRolledBack {
-		return fmt.Sprintf("write conflict: the transaction %d was rolled back at key %x", e.StartTS, e.Key)
+		return fmt.Sprintf("write conflict: the transaction %d was rolled back at key %v", e.StartTS, redact.Key(e.Key))
 	}
-	return fmt.Sprintf("write conflict: key %x was written by the transaction %d at %d, after %d",
-		e.Key, e.ConflictTS, e.CommitTS, e.StartTS)
+	return fmt.Sprintf("write conflict: key %v was written by the transaction %d at %d, after %d",
+		redact.Key(e.Key), e.ConflictTS, e.CommitTS, e.StartTS)
 }
 
 // ExistsError: a key that must not exist does.
 type ExistsError struct{ Key []byte }
 
-func (e *ExistsError) Error() string { return fmt.Sprintf("AlreadyExist: key %x exists", e.Key) }
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("AlreadyExist: key %v exists", redact.Key(e.Key))
+}
 
 // AssertionError: a key is not as its transaction has asserted. The timestamps are those of the version that exists,
 // 0 if none does.
@@ -64,8 +67,8 @@ type AssertionError struct {
 }
 
 func (e *AssertionError) Error() string {
-	return fmt.Sprintf("AssertionFailed: the transaction %d asserts %s of key %x, whose version is of the transaction %d at %d",
-		e.StartTS, e.Assertion, e.Key, e.Existing, e.Written)
+	return fmt.Sprintf("AssertionFailed: the transaction %d asserts %s of key %v, whose version is of the transaction %d at %d",
+		e.StartTS, e.Assertion, redact.Key(e.Key), e.Existing, e.Written)
 }
 
 // TxnNotFoundError: nothing is known of a transaction at its primary.
@@ -75,14 +78,15 @@ type TxnNotFoundError struct {
 }
 
 func (e *TxnNotFoundError) Error() string {
-	return fmt.Sprintf("TxnNotFound: nothing is known of the transaction %d at key %x", e.StartTS, e.Primary)
+	return fmt.Sprintf("TxnNotFound: nothing is known of the transaction %d at key %v", e.StartTS, redact.Key(e.Primary))
 }
 
 // PrimaryMismatchError: the key that was asked about as a transaction's primary is locked as a secondary.
 type PrimaryMismatchError struct{ mvcc.KeyLock }
 
 func (e *PrimaryMismatchError) Error() string {
-	return fmt.Sprintf("PrimaryMismatch: key %x is not the primary of the transaction %d, which is %x", e.Key, e.Ts, e.Primary)
+	return fmt.Sprintf("PrimaryMismatch: key %v is not the primary of the transaction %d, which is %v",
+		redact.Key(e.Key), e.Ts, redact.Key(e.Primary))
 }
 
 // LockNotFoundError: a key cannot be committed, because its lock is gone: the transaction was rolled back.
@@ -93,7 +97,7 @@ type LockNotFoundError struct {
 
 // Error has the word by which programs recognize it.
 func (e *LockNotFoundError) Error() string {
-	return fmt.Sprintf("TxnLockNotFound: the transaction %d has no lock on key %x", e.StartTS, e.Key)
+	return fmt.Sprintf("TxnLockNotFound: the transaction %d has no lock on key %v", e.StartTS, redact.Key(e.Key))
 }
 
 // CommitTooEarlyError: a reader has been promised that the transaction commits at MinCommitTS or later. The client
@@ -104,8 +108,8 @@ type CommitTooEarlyError struct {
 }
 
 func (e *CommitTooEarlyError) Error() string {
-	return fmt.Sprintf("commit timestamp %d of the transaction %d is below %d, the least allowed for key %x",
-		e.CommitTS, e.StartTS, e.MinCommitTS, e.Key)
+	return fmt.Sprintf("commit timestamp %d of the transaction %d is below %d, the least allowed for key %v",
+		e.CommitTS, e.StartTS, e.MinCommitTS, redact.Key(e.Key))
 }
 
 // AbortError: the command cannot succeed, however often it is sent.

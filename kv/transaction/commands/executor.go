@@ -12,6 +12,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/kv/transaction/waiting"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -243,7 +244,7 @@ func (e *Executor) view(
 	view.Close()
 	if view, _, err = open(last); err == nil { // else it says which key is outside
 		view.Close()
-		err = abortf("the keys %x and %x are not of one region", least, most)
+		err = abortf("the keys %v and %v are not of one region", redact.Key(least), redact.Key(most))
 	}
 	return nil, 0, err
 }

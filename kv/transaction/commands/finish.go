@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -134,7 +135,7 @@ func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, r
 }
 
 func committed(key []byte, rec mvcc.Record) error {
-	return abortf("Committed: key %x of the transaction %d is committed at %d", key, rec.Own.StartTS, rec.Own.CommitTS)
+	return abortf("Committed: key %v of the transaction %d is committed at %d", redact.Key(key), rec.Own.StartTS, rec.Own.CommitTS)
 }
 
 // Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It returns the commit

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -39,16 +40,16 @@ type PessimisticLock struct {
 
 // errLockNotFound has the words by which programs recognize it.
 func errLockNotFound(key []byte, startTS uint64) error {
-	return abortf("PessimisticLockNotFound: the transaction %d has lost its lock on key %x", startTS, key)
+	return abortf("PessimisticLockNotFound: the transaction %d has lost its lock on key %v", startTS, redact.Key(key))
 }
 
 // mayReplace tells whether a mutation may take the place of the transaction's own pessimistic lock.
 func (m *Mutation) mayReplace(p *Prewrite, held *mvcc.Lock) error {
 	switch {
 	case p.ForUpdateTS == 0:
-		return abortf("LockTypeNotMatch: key %x has a pessimistic lock of the transaction %d", m.Key, p.StartTS)
+		return abortf("LockTypeNotMatch: key %v has a pessimistic lock of the transaction %d", redact.Key(m.Key), p.StartTS)
 	case m.CheckOnly:
-		return abortf("key %x is locked, and cannot only be checked", m.Key)
+		return abortf("key %v is locked, and cannot only be checked", redact.Key(m.Key))
 	case m.ExpectedForUpdateTS > 0 && held.ForUpdateTS != m.ExpectedForUpdateTS:
 		return errLockNotFound(m.Key, p.StartTS)
 	}
@@ -58,7 +59,7 @@ func (m *Mutation) mayReplace(p *Prewrite, held *mvcc.Lock) error {
 // examinePessimistic is examine where a pessimistic transaction has no lock.
 func (tx *txn) examinePessimistic(p *Prewrite, m *Mutation, foreign *mvcc.Lock) (keyErr, err error) {
 	if m.CheckOnly {
-		return nil, abortf("a pessimistic transaction cannot only check key %x", m.Key)
+		return nil, abortf("a pessimistic transaction cannot only check key %v", redact.Key(m.Key))
 	}
 	if m.Check == LockedBefore {
 		return tx.amend(p, m, foreign)
@@ -185,7 +186,7 @@ func (tx *txn) lockEarly(p *PessimisticLock, k *LockedKey) (Value, error) {
 	own := l != nil && l.Ts == p.StartTS
 	switch {
 	case own && l.Kind != mvcc.WriteKindPessimistic:
-		return Value{}, abortf("LockTypeNotMatch: key %x of the transaction %d is prewritten", k.Key, p.StartTS)
+		return Value{}, abortf("LockTypeNotMatch: key %v of the transaction %d is prewritten", redact.Key(k.Key), p.StartTS)
 	case l != nil && !own:
 		return Value{}, &LockedError{mvcc.KeyLock{Key: k.Key, Lock: *l}}
 	case !own:
@@ -220,7 +221,7 @@ func (tx *txn) lockable(p *PessimisticLock, k *LockedKey) error {
 	case rec.Committed():
 		return committed(k.Key, rec)
 	case rec.RolledBack():
-		return abortf("PessimisticLockRolledBack: the transaction %d was rolled back at key %x", p.StartTS, k.Key)
+		return abortf("PessimisticLockRolledBack: the transaction %d was rolled back at key %v", p.StartTS, redact.Key(k.Key))
 	}
 	newer, err := tx.changedBehind(k.Key, p.ForUpdateTS)
 	if err != nil || newer == nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/tinykv/tinykv/kv/transaction/deadlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/kv/transaction/waiting"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
@@ -48,7 +49,7 @@ type DeadlockError struct {
 }
 
 func (e *DeadlockError) Error() string {
-	return fmt.Sprintf("Deadlock: key %x is locked by the transaction %d, which waits for this one", e.Key, e.HolderTS)
+	return fmt.Sprintf("Deadlock: key %v is locked by the transaction %d, which waits for this one", redact.Key(e.Key), e.HolderTS)
 }
 
 const (

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // Codec turns locks and write records into bytes. Both codecs encode the keys of the default and the write family
@@ -31,7 +32,7 @@ func EncodeKey(key []byte, ts uint64) []byte {
 func SplitKey(encoded []byte) (key []byte, ts uint64, err error) {
 	key, rest, err := memcomparable.Decode(encoded)
 	if err != nil || len(rest) != 8 {
-		return nil, 0, fmt.Errorf("%w: %x is not a key with a timestamp", ErrCorrupt, encoded)
+		return nil, 0, fmt.Errorf("%w: %v is not a key with a timestamp", ErrCorrupt, redact.Key(encoded))
 	}
 	return key, ^binary.BigEndian.Uint64(rest), nil
 }
@@ -46,7 +47,7 @@ func (tikvCodec) LockKey(key []byte) []byte { return memcomparable.Encode(key) }
 func (tikvCodec) UserKey(lockKey []byte) ([]byte, error) {
 	key, rest, err := memcomparable.Decode(lockKey)
 	if err != nil || len(rest) != 0 {
-		return nil, fmt.Errorf("%w: %x is not the key of a lock", ErrCorrupt, lockKey)
+		return nil, fmt.Errorf("%w: %v is not the key of a lock", ErrCorrupt, redact.Key(lockKey))
 	}
 	return key, nil
 }

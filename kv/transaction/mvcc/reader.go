@@ -8,6 +8,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // Reader reads locks and versions from one view. It keeps one iterator over the write family, since opening it is most
@@ -34,7 +35,7 @@ type NewerError struct {
 }
 
 func (e *NewerError) Error() string {
-	return fmt.Sprintf("write conflict: key %x has a newer version of the transaction %d at %d", e.Key, e.StartTS, e.CommitTS)
+	return fmt.Sprintf("write conflict: key %v has a newer version of the transaction %d at %d", redact.Key(e.Key), e.StartTS, e.CommitTS)
 }
 
 // Close releases the iterator.
@@ -53,7 +54,7 @@ func (r *Reader) Lock(key []byte) (*Lock, error) {
 	}
 	l, err := r.codec.DecodeLock(data)
 	if err != nil {
-		return nil, fmt.Errorf("lock of key %x: %w", key, err)
+		return nil, fmt.Errorf("lock of key %v: %w", redact.Key(key), err)
 	}
 	return &l, nil
 }
@@ -98,7 +99,7 @@ func (r *Reader) current() (*Found, error) {
 	ts := ^binary.BigEndian.Uint64(at[len(r.encoded):])
 	w, err := r.codec.DecodeWrite(it.Value())
 	if err != nil {
-		return nil, fmt.Errorf("write record of key %x at %d: %w", r.encoded, ts, err)
+		return nil, fmt.Errorf("write record of key %v at %d: %w", redact.Key(r.encoded), ts, err)
 	}
 	return &Found{Write: w, CommitTS: ts}, nil
 }
@@ -163,7 +164,7 @@ func (r *Reader) LockedValue(key []byte, l *Lock) (value []byte, found bool, err
 func (r *Reader) stored(key []byte, startTS uint64) ([]byte, error) {
 	value, found, err := r.view.Get(engine.CFDefault, EncodeKey(key, startTS))
 	if err == nil && !found {
-		err = fmt.Errorf("%w: DefaultNotFound: key %x has no value of the transaction %d", ErrCorrupt, key, startTS)
+		err = fmt.Errorf("%w: DefaultNotFound: key %v has no value of the transaction %d", ErrCorrupt, redact.Key(key), startTS)
 	}
 	return value, err
 }
@@ -263,7 +264,7 @@ func (r *Reader) lockAt(it storage.Iterator) (KeyLock, error) {
 	}
 	l, err := r.codec.DecodeLock(it.Value())
 	if err != nil {
-		return KeyLock{}, fmt.Errorf("lock of key %x: %w", key, err)
+		return KeyLock{}, fmt.Errorf("lock of key %v: %w", redact.Key(key), err)
 	}
 	return KeyLock{Key: key, Lock: l}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/tinykv/tinykv/log"
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
@@ -138,11 +139,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 }
 
 func run(cfg *config.Config, stderr io.Writer) int {
-	logger, level, closeLog, err := log.New(cfg.Log)
+	logger, level, closeLog, err := log.New(cfg.Log, cfg.Security.RedactKeys)
 	if err != nil {
 		return complain(stderr, err, shared.ExitFail)
 	}
 	defer closeLog()
+	if cfg.Security.RedactKeys {
+		stderr = redact.New().Writer(stderr)
+	}
 	files, err := descriptors.Prepare()
 	if err != nil {
 		return complain(stderr, err, shared.ExitFail)

@@ -137,6 +137,8 @@ type Security struct {
 	CertAllowedCN []string `toml:"cert-allowed-cn"`
 	// AllowPlain serves connections without TLS on the client port too: for the time in which a cluster changes to TLS.
 	AllowPlain bool `toml:"allow-plain"`
+	// RedactKeys replaces keys in the log by hashes under a secret of the process; answers to clients stay as they are.
+	RedactKeys bool `toml:"redact-keys"`
 }
 
 // Files are the paths.

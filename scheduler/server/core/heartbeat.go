@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
@@ -93,7 +94,7 @@ func (r *RegionInfo) Validate() error {
 		return fmt.Errorf("%w: id 0", ErrInvalidRegion)
 	}
 	if len(r.end) != 0 && bytes.Compare(r.start, r.end) >= 0 {
-		return fmt.Errorf("%w: region %d has range [%x, %x)", ErrInvalidRegion, r.id, r.start, r.end)
+		return fmt.Errorf("%w: region %d has range [%v, %v)", ErrInvalidRegion, r.id, redact.Key(r.start), redact.Key(r.end))
 	}
 	if len(r.peers) > maxPeers {
 		return fmt.Errorf("%w: region %d has %d peers", ErrInvalidRegion, r.id, len(r.peers))

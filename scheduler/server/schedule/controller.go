@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/checker"
@@ -346,7 +347,7 @@ func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.S
 		}
 	case operator.SplitRegion:
 		if len(s.Key) > 0 && !r.CutBy(s.Key) {
-			return fmt.Sprintf("key %x is not inside the region any more: it was split elsewhere", s.Key)
+			return fmt.Sprintf("key %v is not inside the region any more: it was split elsewhere", redact.Key(s.Key))
 		}
 	}
 	return ""

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
+	"github.com/tinykv/tinykv/pkg/redact"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -218,7 +219,7 @@ func (s SplitRegion) String() string {
 	if len(s.Key) == 0 {
 		return "split region"
 	}
-	return fmt.Sprintf("split region at %x", s.Key)
+	return fmt.Sprintf("split region at %v", redact.Key(s.Key))
 }
 
 // Done implements Step: the region ends at the key. Without one a split shows as a new version.
