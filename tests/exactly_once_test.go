@@ -278,11 +278,12 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	leader := c.WaitLeader(first)
 	cl := c.Client()
 	defer cl.Close()
+	large := strings.Repeat("B", 2<<20)
+	mustPut(t, c, cl, "k", large) // from here on they remember
 	done, lost := newWriter(t, c, "k", 1), newWriter(t, c, "l", 2)
 	p := position(t, c, "k")
 	require.NoError(t, done.send(leader, "A", done.next(p)).Err)
 	lost.next(p) // never sent
-	large := strings.Repeat("B", 2<<20)
 	c.Eventually(60*time.Second, func() string {
 		mustPut(t, c, cl, "k", large)
 		for _, n := range c.Nodes() {

@@ -2,7 +2,7 @@ package tests
 
 import (
 	"fmt"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,8 +42,13 @@ func TestLeaderOutlivesASlowSync(t *testing.T) {
 		w := newWriter(t, c, "k", number)
 		id := w.next(position(t, c, "k"))
 		hangs, until := make(chan struct{}, 1), make(chan struct{})
+		release = sync.OnceFunc(func() {
+			ctls[leader.ID].Set(nil)
+			close(until)
+		})
+		t.Cleanup(release) // before the cluster's end, which waits for it
 		ctls[leader.ID].Set(func(op faultfs.Op) error {
-			if op.Layer == "fs" && op.Kind == "sync" && strings.HasSuffix(op.Name, ".rlog") {
+			if op.Layer == "fs" && op.Kind == "sync" {
 				select {
 				case hangs <- struct{}{}:
 				default:
@@ -53,11 +58,12 @@ func TestLeaderOutlivesASlowSync(t *testing.T) {
 			return nil
 		})
 		w.begin(leader, "w", id) // committed by the others; its answer is of no matter
-		<-hangs
-		return func() {
-			ctls[leader.ID].Set(nil)
-			close(until)
+		select {
+		case <-hangs:
+		case <-time.After(20 * time.Second):
+			require.FailNow(t, "the write is not synced")
 		}
+		return release
 	}
 	release := hang()
 	before := leader.Store().Work().RepeatedBeats

@@ -152,7 +152,7 @@ func (s *site) store(command, name string, replace map[string]string) *localclus
 	}
 	bin, args := s.m.args(s.T, command, all)
 	p := localcluster.Command(dir, name, bin, addr, append(args, "--config", conf, "--status-addr", status)...)
-	p.Status = status
+	p.Status, p.DataDir = status, all["DIR"]
 	s.Cleanup(func() { p.Stop(15 * time.Second) })
 	return p
 }
@@ -307,7 +307,7 @@ func manualStores(t *testing.T, m *manual) {
 	s.run(0, "tinyctl store show STORE", nowhere)
 	_, err = third.End(syscall.SIGTERM, 20*time.Second)
 	require.NoError(t, err)
-	third = s.store(startStore, "third", map[string]string{"DIR": filepath.Join(filepath.Dir(third.LogFile), "data")})
+	third = s.store(startStore, "third", map[string]string{"DIR": third.DataDir})
 	s.start(third)
 	s.k.until(0, "All 1 regions have 3 replicas and a leader.", "3 of 3 stores up")
 
@@ -323,7 +323,7 @@ func manualStores(t *testing.T, m *manual) {
 
 	_, err = third.End(syscall.SIGTERM, 20*time.Second) // its raft log is lost
 	require.NoError(t, err)
-	require.NoError(t, os.RemoveAll(filepath.Join(filepath.Dir(third.LogFile), "data", "raft")))
+	require.NoError(t, os.RemoveAll(filepath.Join(third.DataDir, "raft")))
 	s.start(third)
 	s.k.until(1, "quarantined: store")
 	s.k.until(0)
@@ -344,21 +344,27 @@ func (s *site) leaves(third *localcluster.Process) {
 	s.eventually("tinyctl store bury STORE") // once its replicas were made up elsewhere
 	s.k.until(0, "3 of 3 stores up")
 
+	fifth := s.store(startStore, "fifth", nil)
+	s.start(fifth)
+	s.id(fifth)
+	s.k.until(0, "4 of 4 stores up")
+	s.k.run(0, "config set schedule.replica-schedule-limit 0") // it is to be seen leaving
 	s.in["STORE"] = s.id(third)
 	bin, args := s.m.args(s.T, "tinyctl store offline STORE --wait", s.in)
 	waits := exec.CommandContext(s.Context(), bin, append(args, "-s", s.endpoints(), "--timeout", "2m")...)
 	out := new(output)
 	waits.Stdout, waits.Stderr = out, out
 	require.NoError(s, waits.Start())
-	s.k.until(0, "store-leaving: store "+s.in["STORE"]) // three stores, three replicas: it can not
+	s.k.until(0, "store-leaving: store "+s.in["STORE"])
 	s.run(0, "tinyctl store show STORE", "Offline")
 	s.run(0, "tinyctl store up STORE")
-	_ = waits.Wait()
-	s.k.until(0, "3 of 3 stores up")
+	var exit *exec.ExitError
+	if err := waits.Wait(); err != nil {
+		require.ErrorAs(s, err, &exit, out)
+	}
+	s.k.until(0, "4 of 4 stores up")
 	require.NotContains(s, s.k.run(0, "status"), "store-leaving")
-	fifth := s.store(startStore, "fifth", nil)
-	s.start(fifth)
-	s.id(fifth)
+	s.k.run(0, "config set schedule.replica-schedule-limit 4")
 	s.run(0, "tinyctl store offline STORE --wait")
 
 	s.run(0, "tinyctl keyspace split --prefix user: --into 64 --like uuid", "64")
