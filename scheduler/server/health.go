@@ -145,8 +145,8 @@ type healthJSON struct {
 	Mode    string `json:"mode,omitempty"`
 }
 
-// healthAnswer is a report as the API gives it.
-func (s *Server) healthAnswer(r *health.Report) healthJSON {
+// healthAnswer is the leader's report as the API gives it.
+func healthAnswer(s *Server, r *health.Report) healthJSON {
 	s.leaderMu.RLock()
 	meta := s.leaderMu.meta
 	s.leaderMu.RUnlock()
@@ -160,7 +160,7 @@ func (s *Server) healthAnswer(r *health.Report) healthJSON {
 // getHealth answers 200 whatever the state is: degraded placement is not a reason to restart anything.
 func (s *Server) getHealth(*http.Request) (any, error) {
 	r := s.health.report()
-	return s.healthAnswer(r), nil
+	return healthAnswer(s, r), nil
 }
 
 // leaderKnown is nil if somebody leads and, if it is this member, serves.

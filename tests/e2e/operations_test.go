@@ -356,7 +356,7 @@ func (s *site) leaves(third *localcluster.Process) {
 	waits.Stdout, waits.Stderr = out, out
 	require.NoError(s, waits.Start())
 	s.k.until(0, "store-leaving: store "+s.in["STORE"])
-	s.run(0, "tinyctl store show STORE", "Offline")
+	s.run(0, "tinyctl store show STORE", "offline")
 	s.run(0, "tinyctl store up STORE")
 	var exit *exec.ExitError
 	if err := waits.Wait(); err != nil {
