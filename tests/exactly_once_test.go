@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -266,4 +267,51 @@ func TestRetryWithoutLogIsUndetermined(t *testing.T) {
 	var undetermined *regionerr.UndeterminedError
 	require.ErrorAs(t, w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err, &undetermined)
 	mustGet(t, c, cl, "k", "B")
+}
+
+// TestRetryAfterLogGCOfLargeEntries: log GC leaves few large entries, but the peers remember whose they were. So the leader can
+// tell what became of a write whose entry is gone from the log, and so can the next leader.
+func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 3, LogSegment: 8 << 20, Tune: func(cfg *config.Config) {
+		cfg.Raftstore.LogGCKeep, cfg.Raftstore.LogGCThreshold = config.Dur(time.Millisecond), 1
+	}})
+	leader := c.WaitLeader(first)
+	cl := c.Client()
+	defer cl.Close()
+	large := strings.Repeat("B", 2<<20)
+	mustPut(t, c, cl, "k", large) // from here on they remember
+	done, lost := newWriter(t, c, "k", 1), newWriter(t, c, "l", 2)
+	p := position(t, c, "k")
+	require.NoError(t, done.send(leader, "A", done.next(p)).Err)
+	lost.next(p) // never sent
+	c.Eventually(60*time.Second, func() string {
+		mustPut(t, c, cl, "k", large)
+		for _, n := range c.Nodes() {
+			if st, _ := n.Log().State(first); st.TruncatedIndex <= p {
+				return fmt.Sprintf("the log of store %d begins at %d", n.ID, st.First)
+			}
+		}
+		return ""
+	})
+	retry := func(leader *cluster.Node) {
+		t.Helper()
+		before := leader.Store().Work()
+		require.NoError(t, done.send(leader, "A", done.next(p, message.Origin{RegionID: first, Position: p})).Err)
+		after := leader.Store().Work()
+		require.Equal(t, before.RetriesFound+1, after.RetriesFound)
+		require.Zero(t, after.RetriesUndetermined)
+		mustGet(t, c, cl, "k", large)
+	}
+	retry(leader)
+	next := leader.ID%3 + 1
+	require.NoError(t, c.Transfer(first, cluster.OnStore(c.Placement.Region(first), next)))
+	c.Eventually(20*time.Second, func() string {
+		if leader = c.WaitLeader(first); leader.ID != next {
+			return fmt.Sprintf("store %d leads", leader.ID)
+		}
+		return ""
+	})
+	retry(leader)
+	require.NoError(t, lost.send(leader, "C", lost.next(p, message.Origin{RegionID: first, Position: p})).Err)
+	mustGet(t, c, cl, "l", "C")
 }

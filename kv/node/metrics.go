@@ -63,6 +63,8 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tinykv_replica_divergences_total", "Comparisons of a region's replicas that found a difference.", func() float64 { return float64(n.store.Work().Divergences) })
 	gauge("tinykv_undecided_regions", "Regions led here whose replicas differ without a majority.", func() float64 { return float64(len(n.store.Diverged())) })
 	counter("tinykv_corrupt_messages_total", "Messages that were damaged on their way to this store.", func() float64 { return float64(n.corrupt.Load()) })
+	counter("tinykv_repeated_heartbeats_total", "Raft heartbeats sent again because a raft worker was in a long turn.",
+		func() float64 { return float64(n.store.Work().RepeatedBeats) })
 	counter("tinykv_retries_found_total", "Writes sent again whose earlier attempt was found in the log.", func() float64 { return float64(n.store.Work().RetriesFound) })
 	counter("tinykv_retries_proposed_total", "Writes sent again of which no earlier attempt was in the log.", func() float64 { return float64(n.store.Work().RetriesProposed) })
 	counter("tinykv_retries_undetermined_total", "Writes sent again of which the log could not tell whether they were carried out.", func() float64 { return float64(n.store.Work().RetriesUndetermined) })

@@ -8,6 +8,7 @@ package offline
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,12 +173,16 @@ func (s *Store) Entries(regionID, from, to uint64) ([]eraftpb.Entry, error) {
 	return s.log.Entries(regionID, from, to, 16<<20)
 }
 
-// UserKey is a key of users with its value's size.
+// UserKey is a key of users with what its value looks like: its size in bytes and its CRC-32C, by which the values of two
+// replicas are compared. Key is valid until visit returns.
 type UserKey struct {
 	CF    engine.CF
 	Key   []byte
 	Bytes int
+	Sum   uint32
 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Keys visits the user keys of [start, end) in key order, one column family after the other.
 func (s *Store) Keys(start, end []byte, visit func(UserKey) error) error {
@@ -196,7 +201,7 @@ func visitCF(snap engine.Snapshot, cf engine.CF, start, end []byte, visit func(U
 	defer it.Close()
 	prefix := len(engine.DataKey(cf, nil))
 	for it.First(); it.Valid(); it.Next() {
-		if err := visit(UserKey{cf, it.Key()[prefix:], len(it.Value())}); err != nil {
+		if err := visit(UserKey{cf, it.Key()[prefix:], len(it.Value()), crc32.Checksum(it.Value(), castagnoli)}); err != nil {
 			return err
 		}
 	}

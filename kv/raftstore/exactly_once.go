@@ -55,6 +55,8 @@ type onceState struct {
 	marks     logMarks
 	// appended are the bytes of entries since this peer began.
 	appended uint64
+	// recent is nil while the region gets no large entries.
+	recent *recentWrites
 }
 
 // heldWrite waits until an index is applied.
@@ -71,12 +73,20 @@ const (
 	// maxSearchEntries and maxSearchBytes bound what is read of a log for retries. Beyond, they are undetermined.
 	maxSearchEntries = 1 << 17
 	maxSearchBytes   = 64 << 20
+	// largeEntry is the size from which on an entry has the peer remember what it appends.
+	largeEntry = 1 << 20
+	// maxRecent bounds the identities and entries that are remembered, and recentFor the time after the last large entry.
+	maxRecent = 1024
+	recentFor = 5 * time.Minute
+	// backfill bounds the bytes of entries that are read from the log when the memory begins, and backfillEntries their number.
+	backfill        = 1 << 20
+	backfillEntries = 64
 )
 
 // begin begins the history of versions at what is applied.
 func (o *onceState) begin() {
 	o.versions = []message.VersionMark{{Index: o.p.appliedIndex, Version: o.p.region().GetRegionEpoch().GetVersion()}}
-	o.own = nil
+	o.own, o.recent = nil, nil
 }
 
 // noteVersion records a split of this region.
@@ -218,17 +228,12 @@ func (o *onceState) settle(w *message.Write) bool {
 // search tells whether an attempt at a write was carried out. An error says that it can not be known.
 func (o *onceState) search(id *message.Identity) (bool, error) {
 	for _, origin := range id.Origins {
-		x, upTo, err := o.indexFor(origin)
+		f, err := o.fateSince(origin, id.ID)
 		if err != nil {
 			return false, err
 		}
-		if err := x.extend(o.p.store.log, upTo); err != nil {
-			o.p.logger.Warn("cannot search the log for a write", log.RegionID(x.regionID), zap.Error(err))
-			return false, err
-		}
-		x.used = o.p.store.clock.Now()
 		//exhaustive:enforce
-		switch x.fates[id.ID] {
+		switch f {
 		case fateDone:
 			return true, nil
 		case fateForgotten:
@@ -239,6 +244,23 @@ func (o *onceState) search(id *message.Identity) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// fateSince is what became of a write since an origin.
+func (o *onceState) fateSince(origin message.Origin, id message.WriteID) (fate, error) {
+	if origin.RegionID == o.p.regionID && o.recent.covers(origin.Position, o.p.appliedIndex) {
+		return o.recent.fateOf(id, origin.Position, o.p.appliedIndex, o.versions, &o.p.store.swaps), nil
+	}
+	x, upTo, err := o.indexFor(origin)
+	if err != nil {
+		return fateNone, err
+	}
+	if err := x.extend(o.p.store.log, upTo); err != nil {
+		o.p.logger.Warn("cannot search the log for a write", log.RegionID(x.regionID), zap.Error(err))
+		return fateNone, err
+	}
+	x.used = o.p.store.clock.Now()
+	return x.fates[id], nil
 }
 
 // indexFor finds the index of the writes behind an origin, and up to where it has to reach.
@@ -274,6 +296,138 @@ func (o *onceState) tick(now time.Time) {
 	if o.own != nil && now.Sub(o.own.used) > 2*time.Second {
 		o.own = nil
 	}
+}
+
+// noteAppended is told of the entries that are appended to the region's log, at leaders and followers.
+func (o *onceState) noteAppended(ents []eraftpb.Entry) {
+	large := false
+	for i := range ents {
+		o.appended += uint64(len(ents[i].Data)) + 32
+		large = large || len(ents[i].Data) >= largeEntry
+	}
+	if o.recent == nil && !large {
+		return
+	}
+	now := o.p.store.clock.Now()
+	switch {
+	case o.recent == nil:
+		o.recent = o.beginRecent(ents[0].Index)
+	case !large && now.Sub(o.recent.large) > recentFor:
+		o.recent = nil
+		return
+	}
+	if large {
+		o.recent.large = now
+	}
+	for i := range ents {
+		if !o.recent.add(&ents[i]) {
+			o.recent = nil
+			return
+		}
+	}
+}
+
+// beginRecent begins the memory before an entry, with what can cheaply be read of the log before that.
+func (o *onceState) beginRecent(next uint64) *recentWrites {
+	r := &recentWrites{from: next - 1, to: next - 1}
+	st, ok := o.p.store.log.State(o.p.regionID)
+	if !ok || st.First >= next {
+		return r
+	}
+	lo := max(st.First, next-min(next, backfillEntries))
+	ents, err := o.p.store.log.Entries(o.p.regionID, lo, next, backfill)
+	if err != nil || len(ents) == 0 || ents[len(ents)-1].Index != next-1 {
+		return r // shorter, and complete all the same
+	}
+	filled := &recentWrites{from: lo - 1, to: lo - 1}
+	for i := range ents {
+		if !filled.add(&ents[i]) {
+			return r
+		}
+	}
+	return filled
+}
+
+// recentWrites holds the identities of all writes in (from, to] of a region's log. Where entries are large, the limit on
+// the size of the log leaves few of them: after a change of leadership most retries would look for a log that is gone,
+// and to read the rest takes a raft worker as long as an election timeout. The identities themselves are small.
+//
+// Invariant: each entry with an identity that the log had, or has, in (from, to] is in entries; what a new leader has
+// replaced is not. It is lost with the process, as a cache of the log is.
+type recentWrites struct {
+	from, to uint64
+	entries  []recentEntry // by index
+	ids      int           // in all entries
+	large    time.Time     // when the last large entry came
+}
+
+// recentEntry is what has to be known of an entry to tell what became of its writes.
+type recentEntry struct {
+	index, version uint64
+	// decided: a compare-and-swap, which is decided when it is applied.
+	decided bool
+	ids     []message.WriteID
+}
+
+// covers tells whether all of (from, to] is known. Nil knows nothing.
+func (r *recentWrites) covers(from, to uint64) bool { return r != nil && r.from <= from && to <= r.to }
+
+// add notes an entry and forgets those that it replaces. False: the memory is of no use any more.
+func (r *recentWrites) add(e *eraftpb.Entry) bool {
+	if e.Index <= r.from || e.Index > r.to+1 {
+		return false
+	}
+	for n := len(r.entries); n > 0 && r.entries[n-1].index >= e.Index; n-- {
+		r.ids -= len(r.entries[n-1].ids)
+		r.entries = r.entries[:n-1]
+	}
+	r.to = e.Index
+	if e.EntryType != eraftpb.EntryType_EntryNormal || len(e.Data) == 0 {
+		return true
+	}
+	cmd, err := message.DecodeEntry(e.Data)
+	if err != nil {
+		return false
+	}
+	noted := recentEntry{index: e.Index, version: cmd.Header.GetRegionEpoch().GetVersion(), decided: isSwap(&cmd)}
+	if cmd.Admin == nil {
+		cmd.VisitIDs(func(id message.WriteID) { noted.ids = append(noted.ids, id) })
+	}
+	if len(noted.ids) == 0 {
+		return true
+	}
+	r.entries, r.ids = append(r.entries, noted), r.ids+len(noted.ids)
+	if r.ids > maxRecent {
+		r.forget()
+	}
+	return true
+}
+
+// forget drops the older half.
+func (r *recentWrites) forget() {
+	n := 0
+	for n < len(r.entries)-1 && r.ids > maxRecent/2 {
+		r.ids -= len(r.entries[n].ids)
+		n++
+	}
+	if n > 0 {
+		r.from = r.entries[n-1].index
+		r.entries = slices.Delete(r.entries, 0, n)
+	}
+}
+
+// fateOf is what became of a write in (from, to], which r covers.
+func (r *recentWrites) fateOf(id message.WriteID, from, to uint64, versions []message.VersionMark, swaps *apply.Swaps) fate {
+	out := fateNone
+	for i := range r.entries {
+		e := &r.entries[i]
+		if e.index > from && e.index <= to && slices.Contains(e.ids, id) {
+			if f := fateOf(versions, e.index, e.version); f != fateNone {
+				out = max(out, outcome(e.decided, swaps, id, f))
+			}
+		}
+	}
+	return out
 }
 
 // fate is what became of a write whose identity is in a log.
@@ -343,20 +497,24 @@ func (x *writeIndex) add(e *eraftpb.Entry) error {
 	if err != nil {
 		return fmt.Errorf("entry %d of region %d: %w", e.Index, x.regionID, err)
 	}
-	fate := x.fateOf(e.Index, cmd.Header.GetRegionEpoch().GetVersion())
+	fate := fateOf(x.versions, e.Index, cmd.Header.GetRegionEpoch().GetVersion())
 	if cmd.Admin == nil && fate != fateNone {
-		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], x.outcome(&cmd, id, fate)) })
+		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], outcome(isSwap(&cmd), x.swaps, id, fate)) })
 	}
 	return nil
 }
 
+func isSwap(cmd *message.Entry) bool {
+	return cmd.Conditional != nil && cmd.Conditional.CompareAndSwap != nil
+}
+
 // outcome is the fate of a write whose entry had a fate. A compare-and-swap that was applied and found another value has
 // changed nothing: the retry may be decided anew.
-func (x *writeIndex) outcome(cmd *message.Entry, id message.WriteID, f fate) fate {
-	if cmd.Conditional == nil || cmd.Conditional.CompareAndSwap == nil || f != fateDone {
+func outcome(swap bool, swaps *apply.Swaps, id message.WriteID, f fate) fate {
+	if !swap || f != fateDone {
 		return f
 	}
-	switch swapped, known := x.swaps.Of(id); {
+	switch swapped, known := swaps.Of(id); {
 	case swapped:
 		return fateDone
 	case known:
@@ -368,12 +526,12 @@ func (x *writeIndex) outcome(cmd *message.Entry, id message.WriteID, f fate) fat
 // fateOf tells whether an entry that was proposed under a version was carried out. A region's version only grows, and
 // the leader that proposed the entry had applied that version. So an entry from before the first mark was carried out
 // if its version is the one of the mark.
-func (x *writeIndex) fateOf(index, version uint64) fate {
-	at := len(x.versions) - 1
-	for at > 0 && x.versions[at].Index >= index {
+func fateOf(versions []message.VersionMark, index, version uint64) fate {
+	at := len(versions) - 1
+	for at > 0 && versions[at].Index >= index {
 		at--
 	}
-	switch mark := x.versions[at]; {
+	switch mark := versions[at]; {
 	case version == mark.Version:
 		return fateDone
 	case mark.Index >= index && version < mark.Version:

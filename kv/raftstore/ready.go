@@ -30,6 +30,7 @@ func (p *peer) collectReady(t *turn) bool {
 	rd := &p.rd
 	early, late := rd.SplitMessages()
 	p.late = late
+	p.noteBeats(early)
 	for i := range early {
 		p.sendRaft(t, &early[i])
 	}
@@ -43,8 +44,8 @@ func (p *peer) collectReady(t *turn) bool {
 		t.log.Append(p.regionID, rd.Entries)
 		for i := range rd.Entries {
 			p.stats.logBytes += uint64(len(rd.Entries[i].Data)) + 32
-			p.once.appended += uint64(len(rd.Entries[i].Data)) + 32
 		}
+		p.once.noteAppended(rd.Entries)
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
 		// A moved commit index alone is not worth a write: after a crash it is learnt again, and never

@@ -30,6 +30,8 @@ type mailbox struct {
 	peer *peer
 	// handle is what readers on other goroutines may know.
 	handle atomic.Pointer[readHandle]
+	// beats are the heartbeats that the ticker repeats while no worker handles ticks (repeatBeats).
+	beats atomic.Pointer[heartbeats]
 	// asleep: the peer gets no ticks, except at duty (since the clock's base) if that is not 0.
 	asleep  atomic.Bool
 	dormant atomic.Bool // asleep since the start of the store (sleep.go)
@@ -175,8 +177,9 @@ func (b *mailbox) close() []message.Msg {
 	return left
 }
 
-// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue.
-func (b *mailbox) addTicks(n int) (wake bool) {
+// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue. waiting are the ticks that no worker has
+// taken.
+func (b *mailbox) addTicks(n int) (wake bool, waiting int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	wake = !b.mu.closed && !b.mu.queued
@@ -184,7 +187,7 @@ func (b *mailbox) addTicks(n int) (wake bool) {
 	if wake {
 		b.mu.queued = true
 	}
-	return wake
+	return wake, b.mu.ticks
 }
 
 // due tells whether what is in the mailbox asks for a turn. The lock must be held.
@@ -210,23 +213,30 @@ func (r *router) noteAwake(b *mailbox, awake bool) {
 	}
 }
 
-// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base.
-func (r *router) tick(n int, now int64) {
+// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base. It returns
+// those of peers that are awake, and of whose waiting ticks stalls says so.
+func (r *router) tick(n int, now int64, stalls func(ticks int) bool) (stalled []*mailbox) {
 	var woken []*mailbox
 	r.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
-		if b.asleep.Load() {
+		asleep := b.asleep.Load()
+		if asleep {
 			if duty := b.duty.Load(); duty == 0 || now < duty {
 				return true
 			}
 		}
-		if b.addTicks(n) {
+		wake, waiting := b.addTicks(n)
+		if wake {
 			woken = append(woken, b)
+		}
+		if !asleep && stalls(waiting) {
+			stalled = append(stalled, b)
 		}
 		return true
 	})
 	r.ready.push(woken...)
 	r.ready.unstick()
+	return stalled
 }
 
 // maxTurnBytes bounds the entries that regions bring into a turn. While they are written, heartbeats wait: with a slow

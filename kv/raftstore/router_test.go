@@ -38,7 +38,7 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	require.Equal(t, maxQueuedRaftMessages, rafts)
 	require.EqualValues(t, 1, r.dropped.Load())
 	for range 100 {
-		r.tick(1, 0)
+		r.tick(1, 0, func(int) bool { return false })
 	}
 	require.NoError(t, r.send(1, &message.Applied{}))
 	boxes, ok := r.ready.pop(nil, 10, false)
@@ -83,7 +83,7 @@ func TestLargeEntriesTakeTurns(t *testing.T) {
 	for _, m := range all {
 		require.NoError(t, r.push(b, m))
 	}
-	r.tick(2, 0)
+	r.tick(2, 0, func(int) bool { return false })
 	var got []message.Msg
 	for i, want := range []struct{ n, ticks, left int }{{3, 2, 0}, {1, 0, 0}, {3, 0, 0}} {
 		boxes, _ := r.ready.pop(nil, 10, false)
@@ -122,7 +122,7 @@ func TestQuietReportsWaitForATurn(t *testing.T) {
 	}{
 		"nobody waits":   {},
 		"a message":      {after: func(r *router, b *mailbox) { _ = r.push(b, &message.Write{}) }, wakes: true},
-		"a tick":         {after: func(r *router, _ *mailbox) { r.tick(1, 0) }, wakes: true},
+		"a tick":         {after: func(r *router, _ *mailbox) { r.tick(1, 0, func(int) bool { return false }) }, wakes: true},
 		"a sleeper":      {before: func(_ *router, b *mailbox) { b.asleep.Store(true) }, wakes: true},
 		"a waiting peer": {before: func(_ *router, b *mailbox) { b.rest(nil, false, true) }, wakes: true},
 		"a peer that does not wait any more": {before: func(_ *router, b *mailbox) {

@@ -238,8 +238,8 @@ func (sl *sleeper) onStoreLost(m *message.StoreLost) {
 // the leader is heard. A dormant peer watches no other store: there is no leader whose loss it would miss.
 //
 // Safety: a restarted voter refuses votes, its own too, until an election timeout after the start has passed
-// (Config.VoteGraceTicks). Time counts for that as it does for a peer that is awake: what has really passed,
-// up to an election timeout (elapsedTicks).
+// (Config.VoteGraceTicks). What counts for that is the time that has really passed, up to an election timeout
+// (elapsedTicks).
 
 // A store rouses rouseMany regions in a tick while fewer than rouseAwake peers are awake; beyond that rouseFew,
 // so that regions which find no quorum do not keep the others from their turn.
@@ -295,7 +295,7 @@ func (ti *ticker) rouse() {
 
 // countDormantTime lets raft count the time since the start. No leader was heard in it.
 func (sl *sleeper) countDormantTime(now time.Time) {
-	for range sl.p.elapsedTicks(now) {
+	for range sl.p.elapsedTicks(now, sl.p.store.cfg.Raftstore.ElectionTicks) {
 		sl.p.rn.Tick()
 	}
 }

@@ -43,7 +43,7 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.sleep.wake(); v.p.sleep.begin() })) // it was dormant
 	asked := func(n int64) func() bool {
 		return func() bool {
-			s.router.tick(1, s.live.now())
+			s.router.tick(1, s.live.now(), s.stalls)
 			return o.asked.Load() >= n
 		}
 	}
@@ -53,7 +53,7 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	}))
 	o.truth.Store(region(1, "", "m", 2, 3, voter(2, 2), voter(3, 3)))
 	require.Eventually(t, func() bool {
-		s.router.tick(1, s.live.now())
+		s.router.tick(1, s.live.now(), s.stalls)
 		return peerID(t, s, 1) == 0
 	}, 10*time.Second, time.Millisecond)
 }
@@ -77,7 +77,7 @@ func TestRemovedLearnerAsks(t *testing.T) {
 	}))
 	o.truth.Store(region(1, "", "m", 2, 3, voter(2, 2), voter(3, 3)))
 	require.Eventually(t, func() bool {
-		s.router.tick(1, s.live.now())
+		s.router.tick(1, s.live.now(), s.stalls)
 		return peerID(t, s, 1) == 0
 	}, 10*time.Second, time.Millisecond)
 }

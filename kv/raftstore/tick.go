@@ -4,6 +4,9 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -33,7 +36,7 @@ func (ti *ticker) run() {
 			return
 		case <-ti.s.router.stirred:
 		case <-timer.C:
-			ti.s.router.tick(1, ti.s.live.now())
+			ti.s.repeatBeats(ti.s.router.tick(1, ti.s.live.now(), ti.s.stalls))
 			ti.greet()
 			ti.rouse()
 		}
@@ -59,7 +62,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 		p.sleep.doDuty(now)
 		return
 	}
-	for range p.elapsedTicks(now) {
+	for range p.elapsedTicks(now, max(2, p.store.cfg.Raftstore.HeartbeatTicks)) {
 		p.rn.Tick()
 	}
 	p.reads.expire(now)
@@ -96,17 +99,22 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	p.sleep.try(t, now)
 }
 
-// elapsedTicks turns the time since the last tick into whole ticks, at most an election timeout's.
+// elapsedTicks turns the time since the last tick into whole ticks, at most so many.
+//
+// A turn counts an interval between heartbeats at most. What took longer was a turn that wrote, or a process that did not
+// get a processor: time in which the messages of others could not be taken, and which says nothing about them. A follower
+// would campaign while its leader's heartbeats wait to be read, and a leader would step down for the silence of followers
+// whom it has sent nothing. The price: a peer whose turns are that slow waits for longer until it campaigns, and others do.
 //
 // Invariant: raft never counts more ticks since it heard a leader than time has really passed. The
 // leader's lease relies on it: a follower must not vote within an election timeout of hearing the leader,
 // so ticks that were missed before that must not be made up for afterwards (heardLeader).
-func (p *peer) elapsedTicks(now time.Time) int {
+func (p *peer) elapsedTicks(now time.Time, most int) int {
 	interval := p.store.cfg.Raftstore.TickInterval.Duration
 	n := int(now.Sub(p.times.tick) / interval)
-	if limit := p.store.cfg.Raftstore.ElectionTicks; n > limit {
+	if n > most {
 		p.times.tick = now
-		return limit
+		return most
 	}
 	p.times.tick = p.times.tick.Add(time.Duration(n) * interval)
 	return n
@@ -142,4 +150,91 @@ func (lc *compactor) trimCache() {
 		lc.p.stats.trimmed = keep
 		lc.p.store.log.TrimCache(lc.p.regionID, keep)
 	}
+}
+
+// A raft worker that writes many bytes, or waits for a slow sync, sends no heartbeats meanwhile. Followers do without a
+// leader for an election timeout, so a write of a second would cost every region of that turn its leader, although its
+// store lives. The ticker therefore sends a region's heartbeats again while nobody handles its ticks.
+//
+// Safety: a heartbeat that is repeated is a message that the network has doubled, which raft has to bear. It carries the
+// term, commit index and round of when the worker sent it. It begins no lease: the lease of a round begins when the
+// round's first heartbeat was sent, and the peer reckons with the round that is in the answer.
+//
+// Limit: a disk that hangs must not keep a leader for ever. After repeatTimeouts election timeouts without a turn the
+// ticker falls silent, and the followers elect another leader.
+
+// repeatTimeouts is for how many election timeouts without a turn a region's heartbeats are repeated.
+const repeatTimeouts = 3
+
+// heartbeats are those that a leader has sent to the followers that it knows something of.
+//
+// Invariant: immutable, and nil in the mailbox of a peer whose last Ready was not a leader's.
+type heartbeats struct {
+	term   uint64
+	region *metapb.Region
+	// complete: there is one for each other peer of the region.
+	complete bool
+	messages []rspb.RaftMessage
+}
+
+// noteBeats keeps a leader's heartbeats for repeatBeats: once a term and state of the region, and until all followers
+// have one. A heartbeat with commit index 0 is left out, it may create a peer. early are the messages of this turn's
+// Ready that leave before the sync.
+func (p *peer) noteBeats(early []eraftpb.Message) {
+	had := p.box.beats.Load()
+	if !p.isLeader() {
+		if had != nil {
+			p.box.beats.Store(nil)
+		}
+		return
+	}
+	if had != nil && had.complete && had.term == p.rn.Term() && had.region == p.region() {
+		return
+	}
+	h := &heartbeats{term: p.rn.Term(), region: p.region()}
+	for i := range early {
+		m := &early[i]
+		to := p.peerOf(m.To)
+		if m.MsgType != eraftpb.MessageType_MsgHeartbeat || m.Commit == 0 || to == nil {
+			continue
+		}
+		h.messages = append(h.messages, rspb.RaftMessage{
+			RegionId: p.regionID, FromPeer: p.self, ToPeer: to, Message: m, RegionEpoch: p.region().RegionEpoch,
+			ClusterId: p.store.clusterID, Incarnation: p.store.incarnation,
+		})
+	}
+	h.complete = len(h.messages) == len(p.region().GetPeers())-1
+	switch {
+	case len(h.messages) > 0:
+		p.box.beats.Store(h)
+	case had != nil && had.term != h.term:
+		p.box.beats.Store(nil)
+	}
+}
+
+// repeatBeats sends the heartbeats of mailboxes whose ticks nobody has handled for a while. Called by the ticker.
+func (s *Store) repeatBeats(stalled []*mailbox) {
+	var out map[uint64][]*rspb.RaftMessage
+	for _, b := range stalled {
+		h := b.beats.Load()
+		if h == nil {
+			continue
+		}
+		if out == nil {
+			out = map[uint64][]*rspb.RaftMessage{}
+		}
+		for _, m := range h.messages { // a copy: the transport takes it over
+			out[m.ToPeer.StoreId] = append(out[m.ToPeer.StoreId], &m)
+		}
+	}
+	for store, msgs := range out {
+		s.work.repeatedBeats.Add(uint64(len(msgs)))
+		s.trans.Send(store, msgs)
+	}
+}
+
+// stalls tells by the number of ticks that wait in a mailbox whether its heartbeats are to be repeated now.
+func (s *Store) stalls(ticks int) bool {
+	cfg := &s.cfg.Raftstore
+	return ticks > cfg.HeartbeatTicks && ticks%cfg.HeartbeatTicks == 0 && ticks <= repeatTimeouts*cfg.ElectionTicks
 }

@@ -184,6 +184,7 @@ func (s *Store) Counts() Counts {
 type workCounters struct {
 	turns, turnRegions, applyBatches, appliedEntries   atomic.Uint64
 	retriesFound, retriesProposed, retriesUndetermined atomic.Uint64
+	repeatedBeats                                      atomic.Uint64
 	corruptEntries                                     atomic.Uint64
 	comparisons, divergences                           atomic.Uint64
 }
@@ -198,6 +199,8 @@ type Work struct {
 	// Writes that clients sent again: whose earlier attempt was found in the log, which were proposed because none
 	// was, and of which the log could not tell.
 	RetriesFound, RetriesProposed, RetriesUndetermined uint64
+	// RepeatedBeats are heartbeats that were sent again while a raft worker was in a long turn.
+	RepeatedBeats uint64
 	// CorruptEntries are entries in raft messages that were not the ones that were proposed.
 	CorruptEntries uint64
 	// Comparisons of a region's replicas that were judged, and those of them that found a difference.
@@ -210,7 +213,8 @@ func (s *Store) Work() Work {
 	return Work{
 		Turns: w.turns.Load(), TurnRegions: w.turnRegions.Load(),
 		ApplyBatches: w.applyBatches.Load(), AppliedEntries: w.appliedEntries.Load(),
-		RetriesFound: w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
+		RepeatedBeats: w.repeatedBeats.Load(),
+		RetriesFound:  w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
 		RetriesUndetermined: w.retriesUndetermined.Load(), CorruptEntries: w.corruptEntries.Load(),
 		Comparisons: w.comparisons.Load(), Divergences: w.divergences.Load(),
 	}

@@ -156,7 +156,7 @@ func (s *Server) getCluster(r *http.Request) (any, error) {
 		"id": s.clusterID, "bootstrapped": booted, "bootstrap_time": bootTime, "leader": s.cfg.Name, "term": term,
 		"members": s.memberList(), "prepared": s.cluster.Prepared(), "stores": states,
 		"capacity": capacity, "available": available, "used_size": used,
-		"health": healthJSON{report, report.Text(), s.cfg.Name}, "placement": s.placement(), "operators": ops, "max_replicas": v.MaxReplicas(),
+		"health": healthAnswer(s, report), "placement": s.placement(), "operators": ops, "max_replicas": v.MaxReplicas(),
 		"features": nonNil(s.cluster.Features().Names()),
 		"heartbeats": map[string]uint64{
 			"unchanged": s.cluster.stats.unchanged.Load(), "updated": s.cluster.stats.updated.Load(),

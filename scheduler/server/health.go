@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/scheduler/server/health"
 )
 
@@ -136,17 +137,30 @@ func (s *Server) sayHealth(said map[string]health.Condition, r *health.Report) m
 	return now
 }
 
-// healthJSON is the report with who made it.
+// healthJSON is the report with who made it, and the cluster's mode, empty before the first store came.
 type healthJSON struct {
 	*health.Report
 	Summary string `json:"summary"`
 	Leader  string `json:"leader"`
+	Mode    string `json:"mode,omitempty"`
+}
+
+// healthAnswer is the leader's report as the API gives it.
+func healthAnswer(s *Server, r *health.Report) healthJSON {
+	s.leaderMu.RLock()
+	meta := s.leaderMu.meta
+	s.leaderMu.RUnlock()
+	h := healthJSON{Report: r, Summary: r.Text(), Leader: s.cfg.Name, Mode: meta.GetMode()}
+	if meta != nil && h.Mode == "" {
+		h.Mode = string(clustermode.Raw)
+	}
+	return h
 }
 
 // getHealth answers 200 whatever the state is: degraded placement is not a reason to restart anything.
 func (s *Server) getHealth(*http.Request) (any, error) {
 	r := s.health.report()
-	return healthJSON{r, r.Text(), s.cfg.Name}, nil
+	return healthAnswer(s, r), nil
 }
 
 // leaderKnown is nil if somebody leads and, if it is this member, serves.

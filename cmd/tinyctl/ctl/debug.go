@@ -35,7 +35,7 @@ func (a *app) debugCmd() *cobra.Command {
 	entries.Flags().Uint64Var(&from, "from", 0, "first index")
 	entries.Flags().Uint64Var(&to, "to", 0, "index after the last; 0 for the end")
 	var limit int
-	keys := command("keys", "Show keys and the sizes of their values", with(func(s *offline.Store, _ []string) error {
+	keys := command("keys", "Show keys with the sizes and checksums of their values", with(func(s *offline.Store, _ []string) error {
 		return a.debugKeys(s, limit)
 	}))
 	keys.Flags().IntVar(&limit, "limit", 100, "how many; 0 for all")
@@ -157,6 +157,7 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 		CF    string `json:"cf"`
 		Key   string `json:"key_hex"`
 		Bytes int    `json:"value_bytes"`
+		Sum   string `json:"value_crc32c"`
 	}
 	rows := []row{}
 	stop := fmt.Errorf("limit")
@@ -164,7 +165,7 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 		if limit > 0 && len(rows) == limit {
 			return stop
 		}
-		rows = append(rows, row{string(k.CF), fmt.Sprintf("%x", k.Key), k.Bytes})
+		rows = append(rows, row{string(k.CF), fmt.Sprintf("%x", k.Key), k.Bytes, fmt.Sprintf("%08x", k.Sum)})
 		return nil
 	})
 	if err != nil && err != stop { //nolint:errorlint // it is the very value
@@ -175,12 +176,12 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 	}
 	var out [][]string
 	for _, r := range rows {
-		out = append(out, []string{r.CF, r.Key, strconv.Itoa(r.Bytes)})
+		out = append(out, []string{r.CF, r.Key, strconv.Itoa(r.Bytes), r.Sum})
 	}
 	if err == stop { //nolint:errorlint // it is the very value
 		defer fmt.Fprintf(a.stderr, "stopped at --limit %d\n", limit)
 	}
-	return a.table([]string{"FAMILY", "KEY", "BYTES"}, out)
+	return a.table([]string{"FAMILY", "KEY", "BYTES", "CRC-32C"}, out)
 }
 
 func (a *app) debugVerify(s *offline.Store) error {

@@ -28,6 +28,8 @@ type clusterInfo struct {
 	health.Report
 	Summary string `json:"summary"`
 	Leader  string `json:"leader"`
+	// Mode is raw or txn; empty before the first store came.
+	Mode string `json:"mode,omitempty"`
 	// Unreachable are the processes that this machine does not reach.
 	Unreachable []string   `json:"unreachable"`
 	Stores      []storeRow `json:"stores"`
@@ -181,8 +183,12 @@ func hostPort(addr string) string {
 }
 
 func (a *app) printStatus(info *clusterInfo) error {
-	fmt.Fprintf(a.stdout, "Cluster %s: %d of %d stores up, %d regions, %d replicas wanted, %d of %d placement members alive.\n",
-		info.ClusterID, info.Counts.StoresUp, info.Counts.Stores, info.Counts.Regions, info.Counts.Replicas,
+	mode := ""
+	if info.Mode != "" {
+		mode = ", mode " + info.Mode
+	}
+	fmt.Fprintf(a.stdout, "Cluster %s%s: %d of %d stores up, %d regions, %d replicas wanted, %d of %d placement members alive.\n",
+		info.ClusterID, mode, info.Counts.StoresUp, info.Counts.Stores, info.Counts.Regions, info.Counts.Replicas,
 		info.Counts.MembersAlive, info.Counts.Members)
 	fmt.Fprintln(a.stdout, info.Summary)
 	for _, c := range info.Conditions {
