@@ -15,6 +15,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
@@ -314,4 +315,21 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	retry(leader)
 	require.NoError(t, lost.send(leader, "C", lost.next(p, message.Origin{RegionID: first, Position: p})).Err)
 	mustGet(t, c, cl, "l", "C")
+}
+
+// TestPositionBeforeANewReplicaIsStale: a new replica has no log from before it came, and might lead when the write is sent
+// again. So a first attempt has to have a position from after that.
+func TestPositionBeforeANewReplicaIsStale(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Stores: 3, Replicas: 2})
+	leader := c.WaitLeader(first)
+	w := newWriter(t, c, "k", 1)
+	p := position(t, c, "k")
+	require.NoError(t, w.send(leader, "A", w.next(p)).Err)
+	w = newWriter(t, c, "k", 2)
+	require.NoError(t, c.ChangePeer(first, eraftpb.ConfChangeType_AddNode, &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 3}))
+	leader = c.WaitLeader(first)
+	var stale *regionerr.StalePositionError
+	require.ErrorAs(t, w.send(leader, "B", w.next(p)).Err, &stale)
+	require.Greater(t, stale.Position, p)
+	require.NoError(t, w.send(leader, "B", w.next(stale.Position)).Err)
 }

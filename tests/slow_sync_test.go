@@ -10,6 +10,8 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
@@ -35,6 +37,25 @@ func TestLeaderOutlivesASlowSync(t *testing.T) {
 	leader := c.WaitLeader(cluster.FirstRegionID)
 	term := termOf(c, leader)
 	require.NotZero(t, term)
+
+	heard := make(chan struct{}, 1) // a follower has had a heartbeat of which one can tell
+	c.Net.Tap(func(from uint64, m *rspb.RaftMessage) {
+		beat := m.GetMessage().GetMsgType() == eraftpb.MessageType_MsgHeartbeat
+		if beat && from == leader.ID && m.Message.Term == term && m.Message.Commit > 0 {
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
+		}
+	})
+	for range 4 { // rounds of two followers
+		select {
+		case <-heard:
+		case <-time.After(20 * time.Second):
+			require.FailNow(t, "the leader sends no heartbeats")
+		}
+	}
+	c.Net.Tap(nil)
 
 	number := uint64(0)
 	hang := func() (release func()) {

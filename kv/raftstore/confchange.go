@@ -129,6 +129,7 @@ func (p *peer) onChangedPeer(res message.ChangedPeer) {
 		p.logger.Info("applied conf change", zap.Stringer("type", cc.ChangeType), zap.Uint64("changed-peer-id", res.Peer.Id),
 			zap.Uint64("changed-store-id", res.Peer.StoreId), zap.Uint64("conf-ver", res.Region.RegionEpoch.ConfVer))
 		p.setRegion(res.Region)
+		p.once.raiseFloor(res.Index)
 		if cc.ChangeType == eraftpb.ConfChangeType_RemoveNode {
 			delete(p.lastHeard, res.Peer.Id)
 		} else {

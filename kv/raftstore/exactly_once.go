@@ -115,6 +115,10 @@ func (o *onceState) beginTerm() {
 	o.order, o.own = nil, nil
 }
 
+// raiseFloor has first attempts from before an index come again with a newer position. A replica that is added has no log from
+// before its raft snapshot: if it leads later, it could not tell what became of them.
+func (o *onceState) raiseFloor(index uint64) { o.floor = max(o.floor, index) }
+
 // admit decides whether a write that its leader could propose now may be proposed with regard to its identity. False:
 // it is held or answered.
 func (o *onceState) admit(w *message.Write) bool {

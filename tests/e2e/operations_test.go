@@ -24,6 +24,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/engines"
 	"github.com/tinykv/tinykv/kv/node"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // manual is docs/operations.md as a list of commands, each of which a test runs as it is written.
@@ -373,7 +374,8 @@ func (s *site) leaves(third *localcluster.Process) {
 	s.eventually("tinyctl check consistency --region REGION", "1 of 1 regions have equal replicas")
 }
 
-// manualMembers: a member of the placement service that is dead is started again, and another time removed.
+// manualMembers: a member of the placement service that is dead is started again, and another time removed. Then a region is
+// known that nobody leads.
 func manualMembers(t *testing.T, m *manual) {
 	c := startWith(t, 1, 3)
 	s := m.at(t, c)
@@ -398,6 +400,25 @@ func manualMembers(t *testing.T, m *manual) {
 		}
 		return nil
 	})
+	s.leaderless()
+}
+
+// leaderless has the placement service know a region from a split whose right half no leader ever reports.
+func (s *site) leaderless() {
+	s.Helper()
+	p := open(s.T, s.c).Placement()
+	r, err := p.GetRegion(s.Context(), []byte("m"))
+	require.NoError(s, err)
+	id, err := p.AllocID(s.Context())
+	require.NoError(s, err)
+	left, right := *r.Meta, *r.Meta
+	left.EndKey, right.StartKey, right.Id = []byte("m"), []byte("m"), id
+	left.RegionEpoch = &metapb.RegionEpoch{Version: r.Meta.RegionEpoch.Version + 1, ConfVer: r.Meta.RegionEpoch.ConfVer}
+	right.RegionEpoch = left.RegionEpoch
+	require.NoError(s, p.ReportSplit(s.Context(), &left, &right))
+	s.k.until(1, "critical no-leader: regions")
+	s.in["REGION"] = fmt.Sprint(id)
+	s.run(0, "tinyctl region show REGION", s.in["REGION"])
 }
 
 // manualLocations: two replicas share a location although there is another one.
