@@ -139,7 +139,7 @@ func (k console) regions(region uint64) {
 	_, _, vacated := k.where(region)
 	require.Equal(k.t, r.Leader, vacated)
 
-	k.has(fmt.Sprintf("region split %d m t --wait", region), "success", "[x] split region at 74", "[x] split region at 6d")
+	k.has(fmt.Sprintf("region split %d m t --wait", region), "success", "[x] split region at x'74'", "[x] split region at x'6d'")
 	parts := k.run(0, "region list")
 	require.Equal(k.t, 4, strings.Count(parts, "\n"), parts)
 	require.Equal(k.t, 1+3, strings.Count(parts, "*"), "the header's, and each has a leader: %s", parts)
