@@ -116,10 +116,15 @@ func run(f func(context.Context, grpc.ClientConnInterface), cc grpc.ClientConnIn
 // startOurs serves with pkg/rpc until the test ends.
 func startOurs(t *testing.T) string {
 	t.Helper()
-	s := server.New(server.Options{})
-	grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	return serveOurs(t, l)
+}
+
+func serveOurs(t *testing.T, l net.Listener) string {
+	t.Helper()
+	s := server.New(server.Options{})
+	grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(); <-done })
@@ -147,6 +152,12 @@ func TestInterop(t *testing.T) {
 			return c, c.Close
 		},
 	}
+	everyPair(t, servers, clients)
+}
+
+// everyPair carries out all cases from each client to each server, but for grpc-go's with each other.
+func everyPair(t *testing.T, servers map[string]string, clients map[string]func(addr string) (grpc.ClientConnInterface, func() error)) {
+	t.Helper()
 	for to, addr := range servers {
 		for from, dial := range clients {
 			if from == "grpc-go" && to == "grpc-go" {
