@@ -140,7 +140,9 @@ func (s *Server) named(next http.Handler) http.Handler {
 // newGuard checks the requests of the client port as the configuration says.
 func newGuard(cfg *config.Config) *security.Guard {
 	g := &security.Guard{
-		Token: cfg.API.Token, Sessions: security.NewSessions(time.Now), Attempts: security.NewAttempts(time.Now), Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
+		Token: cfg.API.Token, Loopback: true,
+		Sessions: security.NewSessions(time.Now), Attempts: security.NewAttempts(time.Now),
+		Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
 		Refuse: func(w http.ResponseWriter, f *security.Refusal) {
 			writeError(w, &apiError{Code: f.Code, Message: f.Message, Detail: f.Detail, status: f.Status})
 		},

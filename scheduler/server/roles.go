@@ -55,10 +55,11 @@ func (c roleCheck) check(ctx context.Context, method string) error {
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	certified := ok && len(info.State.PeerCertificates) > 0
+	tokenSent := len(metadata.ValueFromIncomingContext(ctx, authorization)) > 0
 	switch {
 	case certified && (security.May(&info.State, role) || security.May(&info.State, security.RoleNode)):
 		return nil
-	case role == security.RoleAdmin && (!certified || c.guard.Token != "" && len(metadata.ValueFromIncomingContext(ctx, authorization)) > 0):
+	case role == security.RoleAdmin && (!certified || c.guard.Token != "" && tokenSent):
 		return c.checkAdmin(ctx, p.Addr.String(), method)
 	case !certified:
 		return nil
