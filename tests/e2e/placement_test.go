@@ -53,6 +53,20 @@ func (k console) has(line string, want ...string) {
 	}
 }
 
+// soon is has for a command that fails at first, for a reason that passes.
+func (k console) soon(line, reason string, want ...string) {
+	k.t.Helper()
+	var out string
+	require.Eventually(k.t, func() bool {
+		var code int
+		code, out = k.try(line)
+		return code == 0 || !strings.Contains(out, reason)
+	}, 30*time.Second, 50*time.Millisecond)
+	for _, w := range want {
+		require.Contains(k.t, out, w, "tinyctl %s", line)
+	}
+}
+
 func (k console) fails(line, want string) {
 	k.t.Helper()
 	out := k.run(1, line)
@@ -145,7 +159,7 @@ func (k console) regions(region uint64) {
 	require.Equal(k.t, 1+3, strings.Count(parts, "*"), "the header's, and each has a leader: %s", parts)
 	k.has("region key a", " m ")
 	k.has("region key m", " t ")
-	k.has(fmt.Sprintf("region scatter %d --wait", region), "scatter", "success")
+	k.soon(fmt.Sprintf("region scatter %d --wait", region), "not fully replicated yet", "scatter", "success")
 }
 
 // operators looks at what regions left behind, and cancels an operator that runs.
