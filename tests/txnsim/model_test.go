@@ -238,7 +238,7 @@ func (m *model) stepDown(r *region, at int, term uint64) {
 	}
 }
 
-// dropLocked ends a proposal that no log has any more: its store learns that, or never hears of it.
+// dropLocked ends a proposal that no log has any more: its store learns that, or never does.
 func (m *model) dropLocked(e entry) {
 	m.events.dropped++
 	if e.done != nil {
