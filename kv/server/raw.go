@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -228,7 +227,8 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 	if cut {
 		room = min(room, req.MaxBytes)
 	}
-	size, pairs := uint64(0), pairs{most: int(req.Limit)}
+	size, pairs := uint64(0), newPairs(held, int(req.Limit))
+	resp.Kvs = pairs.list
 	for first(); it.Valid() && len(resp.Kvs) < int(req.Limit); next() {
 		pair := pairs.next()
 		pair.Key = pairs.copy(it.Key())
@@ -249,41 +249,6 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 		}
 		resp.Kvs = append(resp.Kvs, pair)
 	}
+	pairs.list = resp.Kvs
 	return it.Err()
-}
-
-// pairs allocates the pairs of an answer, several at a time: one by one, they are what the collector has most to do with.
-type pairs struct {
-	// most is how many there may be.
-	most, made int
-	free       []kvrpcpb.KvPair
-	room       []byte
-}
-
-const (
-	minChunk, maxChunk = 1 << 10, 32 << 10
-	maxPairChunk       = 64
-)
-
-func (p *pairs) next() *kvrpcpb.KvPair {
-	if len(p.free) == 0 {
-		p.free = make([]kvrpcpb.KvPair, max(min(2*p.made, maxPairChunk, p.most-p.made), 1))
-		p.made += len(p.free)
-	}
-	pair := &p.free[0]
-	p.free = p.free[1:]
-	return pair
-}
-
-// copy copies b into a chunk that others share; large ones get memory of their own.
-func (p *pairs) copy(b []byte) []byte {
-	if len(b) == 0 || len(b) > maxChunk/4 {
-		return bytes.Clone(b)
-	}
-	if cap(p.room)-len(p.room) < len(b) {
-		p.room = make([]byte, 0, max(min(2*cap(p.room), maxChunk), minChunk, len(b)))
-	}
-	at := len(p.room)
-	p.room = append(p.room, b...)
-	return p.room[at:len(p.room):len(p.room)]
 }

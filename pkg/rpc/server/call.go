@@ -299,14 +299,14 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	call.room = NewRoom(call.c.s.answers)
+	call.room = &Room{b: call.c.s.answers, keeps: true}
 	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, nil)
 	if err != nil {
 		call.Fail(err)
 	} else {
 		call.Reply(reply)
 	}
-	call.room.Give()
+	call.room.end()
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.c.pushYielding()

@@ -168,6 +168,9 @@ func (r *readers) stop() {
 type Room struct {
 	b *rpc.Budget
 	n int64
+	// keeps: the owner of the room calls done when the answer has been encoded.
+	keeps bool
+	done  func()
 }
 
 // NewRoom makes a room without bytes; b may be nil.
@@ -194,6 +197,22 @@ func (r *Room) Gather(size int) bool {
 		return true
 	}
 	return r.Grow((int64(size) + gatherStep - 1) / gatherStep * gatherStep)
+}
+
+// Keeps tells whether Keep may be called.
+func (r *Room) Keeps() bool { return r != nil && r.keeps && r.done == nil }
+
+// Keep has done called, once, when nothing refers to the answer of the handler any more: it was encoded, or is not sent.
+// The answer may be made of memory that is used again then. Only if Keeps, and not if the handler's answer was handed to
+// others.
+func (r *Room) Keep(done func()) { r.done = done }
+
+// end gives everything back, after the answer.
+func (r *Room) end() {
+	r.Give()
+	if r.done != nil {
+		r.done()
+	}
 }
 
 // size is how much the room has.
