@@ -271,7 +271,8 @@ func TestRetryWithoutLogIsUndetermined(t *testing.T) {
 }
 
 // TestRetryAfterLogGCOfLargeEntries: log GC leaves few large entries, but the peers remember whose they were. So the leader can
-// tell what became of a write whose entry is gone from the log, and so can the next leader.
+// tell what became of a write whose entry is gone from the log, and so can the next leader, and those of the regions that are
+// split off.
 func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, LogSegment: 8 << 20, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.LogGCKeep, cfg.Raftstore.LogGCThreshold = config.Dur(time.Millisecond), 1
@@ -282,9 +283,12 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	large := strings.Repeat("B", 2<<20)
 	mustPut(t, c, cl, "k", large) // from here on they remember
 	done, lost := newWriter(t, c, "k", 1), newWriter(t, c, "l", 2)
+	right, lostRight := newWriter(t, c, "y", 3), newWriter(t, c, "z", 4)
 	p := position(t, c, "k")
 	require.NoError(t, done.send(leader, "A", done.next(p)).Err)
+	require.NoError(t, right.send(leader, "A", right.next(p)).Err)
 	lost.next(p) // never sent
+	lostRight.next(p)
 	c.Eventually(60*time.Second, func() string {
 		mustPut(t, c, cl, "k", large)
 		for _, n := range c.Nodes() {
@@ -294,16 +298,16 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 		}
 		return ""
 	})
-	retry := func(leader *cluster.Node) {
+	retry := func(leader *cluster.Node, w *writer, position uint64) {
 		t.Helper()
 		before := leader.Store().Work()
-		require.NoError(t, done.send(leader, "A", done.next(p, message.Origin{RegionID: first, Position: p})).Err)
+		require.NoError(t, w.send(leader, "A", w.next(position, message.Origin{RegionID: first, Position: p})).Err)
 		after := leader.Store().Work()
 		require.Equal(t, before.RetriesFound+1, after.RetriesFound)
 		require.Zero(t, after.RetriesUndetermined)
 		mustGet(t, c, cl, "k", large)
 	}
-	retry(leader)
+	retry(leader, done, p)
 	next := leader.ID%3 + 1
 	require.NoError(t, c.Transfer(first, cluster.OnStore(c.Placement.Region(first), next)))
 	c.Eventually(20*time.Second, func() string {
@@ -312,9 +316,21 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 		}
 		return ""
 	})
-	retry(leader)
+	retry(leader, done, p)
 	require.NoError(t, lost.send(leader, "C", lost.next(p, message.Origin{RegionID: first, Position: p})).Err)
 	mustGet(t, c, cl, "l", "C")
+
+	mustPut(t, c, cl, "y", "B")
+	c.Split([]byte("m"))
+	c.Split([]byte("t"))
+	q := position(t, c, "y")
+	r, err := c.Placement.GetRegion(context.Background(), []byte("y"))
+	require.NoError(t, err)
+	leader = c.WaitLeader(r.Meta.Id)
+	retry(leader, right, q)
+	mustGet(t, c, cl, "y", "B")
+	require.NoError(t, lostRight.send(leader, "C", lostRight.next(q, message.Origin{RegionID: first, Position: p})).Err)
+	mustGet(t, c, cl, "z", "C")
 }
 
 // TestPositionBeforeANewReplicaIsStale: a new replica has no log from before it came, and might lead when the write is sent

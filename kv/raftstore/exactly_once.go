@@ -56,7 +56,7 @@ type onceState struct {
 	// appended are the bytes of entries since this peer began.
 	appended uint64
 	// recent is nil while the region gets no large entries.
-	recent *recentWrites
+	recent *message.RecentWrites
 }
 
 // heldWrite waits until an index is applied.
@@ -75,8 +75,7 @@ const (
 	maxSearchBytes   = 64 << 20
 	// largeEntry is the size from which on an entry has the peer remember what it appends.
 	largeEntry = 1 << 20
-	// maxRecent bounds the identities and entries that are remembered, and recentFor the time after the last large entry.
-	maxRecent = 1024
+	// recentFor is how long what is appended is remembered after the last large entry.
 	recentFor = 5 * time.Minute
 	// backfill bounds the bytes of entries that are read from the log when the memory begins, and backfillEntries their number.
 	backfill        = 1 << 20
@@ -100,7 +99,7 @@ func (o *onceState) noteVersion(index, version uint64) {
 // heirs are the ancestors of a region that the split at index creates.
 func (o *onceState) heirs(regionID, index uint64) []message.Ancestor {
 	all := append(slices.Clone(o.ancestors), message.Ancestor{
-		RegionID: regionID, SplitIndex: index, Versions: slices.Clone(o.versions),
+		RegionID: regionID, SplitIndex: index, Versions: slices.Clone(o.versions), Recent: o.recent.Clone(),
 	})
 	return all[max(0, len(all)-maxAncestors):]
 }
@@ -252,8 +251,13 @@ func (o *onceState) search(id *message.Identity) (bool, error) {
 
 // fateSince is what became of a write since an origin.
 func (o *onceState) fateSince(origin message.Origin, id message.WriteID) (fate, error) {
-	if origin.RegionID == o.p.regionID && o.recent.covers(origin.Position, o.p.appliedIndex) {
-		return o.recent.fateOf(id, origin.Position, o.p.appliedIndex, o.versions, &o.p.store.swaps), nil
+	if origin.RegionID == o.p.regionID && o.recent.Covers(origin.Position, o.p.appliedIndex) {
+		return fateIn(o.recent, id, origin.Position, o.p.appliedIndex, o.versions, &o.p.store.swaps), nil
+	}
+	for _, a := range o.ancestors {
+		if a.RegionID == origin.RegionID && a.Recent.Covers(origin.Position, a.SplitIndex) {
+			return fateIn(a.Recent, id, origin.Position, a.SplitIndex, a.Versions, &o.p.store.swaps), nil
+		}
 	}
 	x, upTo, err := o.indexFor(origin)
 	if err != nil {
@@ -300,6 +304,11 @@ func (o *onceState) tick(now time.Time) {
 	if o.own != nil && now.Sub(o.own.used) > 2*time.Second {
 		o.own = nil
 	}
+	for i := range o.ancestors {
+		if a := &o.ancestors[i]; a.Recent != nil && now.Sub(a.Recent.Large) > recentFor {
+			a.Recent = nil
+		}
+	}
 }
 
 // noteAppended is told of the entries that are appended to the region's log, at leaders and followers.
@@ -316,15 +325,15 @@ func (o *onceState) noteAppended(ents []eraftpb.Entry) {
 	switch {
 	case o.recent == nil:
 		o.recent = o.beginRecent(ents[0].Index)
-	case !large && now.Sub(o.recent.large) > recentFor:
+	case !large && now.Sub(o.recent.Large) > recentFor:
 		o.recent = nil
 		return
 	}
 	if large {
-		o.recent.large = now
+		o.recent.Large = now
 	}
 	for i := range ents {
-		if !o.recent.add(&ents[i]) {
+		if !o.recent.Add(&ents[i]) {
 			o.recent = nil
 			return
 		}
@@ -332,8 +341,8 @@ func (o *onceState) noteAppended(ents []eraftpb.Entry) {
 }
 
 // beginRecent begins the memory before an entry, with what can cheaply be read of the log before that.
-func (o *onceState) beginRecent(next uint64) *recentWrites {
-	r := &recentWrites{from: next - 1, to: next - 1}
+func (o *onceState) beginRecent(next uint64) *message.RecentWrites {
+	r := message.NewRecentWrites(next - 1)
 	st, ok := o.p.store.log.State(o.p.regionID)
 	if !ok || st.First >= next {
 		return r
@@ -343,94 +352,25 @@ func (o *onceState) beginRecent(next uint64) *recentWrites {
 	if err != nil || len(ents) == 0 || ents[len(ents)-1].Index != next-1 {
 		return r // shorter, and complete all the same
 	}
-	filled := &recentWrites{from: lo - 1, to: lo - 1}
+	filled := message.NewRecentWrites(lo - 1)
 	for i := range ents {
-		if !filled.add(&ents[i]) {
+		if !filled.Add(&ents[i]) {
 			return r
 		}
 	}
 	return filled
 }
 
-// recentWrites holds the identities of all writes in (from, to] of a region's log. Where entries are large, the limit on
-// the size of the log leaves few of them: after a change of leadership most retries would look for a log that is gone,
-// and to read the rest takes a raft worker as long as an election timeout. The identities themselves are small.
-//
-// Invariant: each entry with an identity that the log had, or has, in (from, to] is in entries; what a new leader has
-// replaced is not. It is lost with the process, as a cache of the log is.
-type recentWrites struct {
-	from, to uint64
-	entries  []recentEntry // by index
-	ids      int           // in all entries
-	large    time.Time     // when the last large entry came
-}
-
-// recentEntry is what has to be known of an entry to tell what became of its writes.
-type recentEntry struct {
-	index, version uint64
-	// decided: a compare-and-swap, which is decided when it is applied.
-	decided bool
-	ids     []message.WriteID
-}
-
-// covers tells whether all of (from, to] is known. Nil knows nothing.
-func (r *recentWrites) covers(from, to uint64) bool { return r != nil && r.from <= from && to <= r.to }
-
-// add notes an entry and forgets those that it replaces. False: the memory is of no use any more.
-func (r *recentWrites) add(e *eraftpb.Entry) bool {
-	if e.Index <= r.from || e.Index > r.to+1 {
-		return false
-	}
-	for n := len(r.entries); n > 0 && r.entries[n-1].index >= e.Index; n-- {
-		r.ids -= len(r.entries[n-1].ids)
-		r.entries = r.entries[:n-1]
-	}
-	r.to = e.Index
-	if e.EntryType != eraftpb.EntryType_EntryNormal || len(e.Data) == 0 {
-		return true
-	}
-	cmd, err := message.DecodeEntry(e.Data)
-	if err != nil {
-		return false
-	}
-	noted := recentEntry{index: e.Index, version: cmd.Header.GetRegionEpoch().GetVersion(), decided: isSwap(&cmd)}
-	if cmd.Admin == nil {
-		cmd.VisitIDs(func(id message.WriteID) { noted.ids = append(noted.ids, id) })
-	}
-	if len(noted.ids) == 0 {
-		return true
-	}
-	r.entries, r.ids = append(r.entries, noted), r.ids+len(noted.ids)
-	if r.ids > maxRecent {
-		r.forget()
-	}
-	return true
-}
-
-// forget drops the older half.
-func (r *recentWrites) forget() {
-	n := 0
-	for n < len(r.entries)-1 && r.ids > maxRecent/2 {
-		r.ids -= len(r.entries[n].ids)
-		n++
-	}
-	if n > 0 {
-		r.from = r.entries[n-1].index
-		r.entries = slices.Delete(r.entries, 0, n)
-	}
-}
-
-// fateOf is what became of a write in (from, to], which r covers.
-func (r *recentWrites) fateOf(id message.WriteID, from, to uint64, versions []message.VersionMark, swaps *apply.Swaps) fate {
+// fateIn is what became of a write in (from, to], which r covers.
+func fateIn(
+	r *message.RecentWrites, id message.WriteID, from, to uint64, versions []message.VersionMark, swaps *apply.Swaps,
+) fate {
 	out := fateNone
-	for i := range r.entries {
-		e := &r.entries[i]
-		if e.index > from && e.index <= to && slices.Contains(e.ids, id) {
-			if f := fateOf(versions, e.index, e.version); f != fateNone {
-				out = max(out, outcome(e.decided, swaps, id, f))
-			}
+	r.Visit(id, from, to, func(index, version uint64, decided bool) {
+		if f := fateOf(versions, index, version); f != fateNone {
+			out = max(out, outcome(decided, swaps, id, f))
 		}
-	}
+	})
 	return out
 }
 
@@ -503,13 +443,9 @@ func (x *writeIndex) add(e *eraftpb.Entry) error {
 	}
 	fate := fateOf(x.versions, e.Index, cmd.Header.GetRegionEpoch().GetVersion())
 	if cmd.Admin == nil && fate != fateNone {
-		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], outcome(isSwap(&cmd), x.swaps, id, fate)) })
+		cmd.VisitIDs(func(id message.WriteID) { x.fates[id] = max(x.fates[id], outcome(cmd.IsSwap(), x.swaps, id, fate)) })
 	}
 	return nil
-}
-
-func isSwap(cmd *message.Entry) bool {
-	return cmd.Conditional != nil && cmd.Conditional.CompareAndSwap != nil
 }
 
 // outcome is the fate of a write whose entry had a fate. A compare-and-swap that was applied and found another value has

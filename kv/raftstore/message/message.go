@@ -49,6 +49,8 @@ type Ancestor struct {
 	SplitIndex uint64
 	// Versions are those of the ancestor up to there.
 	Versions []VersionMark
+	// Recent is what this store's peer of the ancestor remembered of its log when it was split; nil if it did not.
+	Recent *RecentWrites
 }
 
 // VersionMark says which version a region has for the entries after an index.

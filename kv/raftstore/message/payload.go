@@ -192,6 +192,9 @@ func DecodeEntry(data []byte) (Entry, error) {
 	return e, nil
 }
 
+// IsSwap tells whether the entry is a compare-and-swap, which is decided when it is applied.
+func (e *Entry) IsSwap() bool { return e.Conditional != nil && e.Conditional.CompareAndSwap != nil }
+
 // VisitIDs calls visit for the identity of each write that has one, in order.
 func (e *Entry) VisitIDs(visit func(WriteID)) {
 	for data := e.data; len(data) > 0; {
