@@ -75,8 +75,8 @@ func (s *Server) defects(v *view.View, r *core.RegionInfo) []string {
 	if r.HasPending() {
 		out = append(out, "pending-peer")
 	}
-	if _, ok := r.Leader(); !ok {
-		out = append(out, "no-leader")
+	if _, ok := r.Leader(); !ok || !r.Confirmed() && s.cluster.Prepared() {
+		out = append(out, "no-leader") // as health reports it
 	}
 	down, offline := len(r.DownPeers()) > 0, false
 	for _, st := range v.StoresOf(r) {

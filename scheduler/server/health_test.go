@@ -248,4 +248,5 @@ func TestHealthOfTheRest(t *testing.T) {
 	becomes(t, s, "critical", "no-leader regions", "disk-full store 3", "replica-silent regions", "misplaced regions",
 		"store-unreached store 2", "store-unreached store 3", "store-unreached store 4", "store-unreached store 5",
 		"slow-disk store 4", "versions-differ stores", "store-leaving store 5")
+	require.EqualValues(t, 1, call(t, s, "GET", "/regions?check=no-leader", "", 200)["count"])
 }
