@@ -115,10 +115,13 @@ type Server struct {
 // Storage chooses and sizes the embedded engine.
 type Storage struct {
 	// Raft false serves one unreplicated store, without a placement service.
-	Raft     bool   `toml:"raft"`
-	Engine   string `toml:"engine"`
-	Cache    Size   `toml:"cache-size"`
-	MemTable Size   `toml:"memtable-size"`
+	Raft   bool   `toml:"raft"`
+	Engine string `toml:"engine"`
+	// Memory is what blocks and memtables may take; 0 is a quarter of what the process may use. Cache and MemTable are the
+	// parts of it; 0 has them follow from it. See Fit.
+	Memory   Size `toml:"memory"`
+	Cache    Size `toml:"cache-size"`
+	MemTable Size `toml:"memtable-size"`
 	// ReserveSpace is kept free on the disk: below it writes are refused with DiskFull.
 	ReserveSpace Size `toml:"reserve-space"`
 	// Capacity caps what the store reports as its size; 0 means the whole disk.
@@ -210,7 +213,7 @@ func Default() *Config {
 			SnapshotRate: 32 * MiB,
 		},
 		Storage: Storage{
-			Raft: true, Engine: "pebble", Cache: 32 * MiB, MemTable: 12 * MiB, ReserveSpace: 1 * GiB,
+			Raft: true, Engine: "pebble", ReserveSpace: 1 * GiB,
 		},
 		RaftLog: RaftLog{SegmentSize: 32 * MiB, Cache: 16 * MiB},
 		Raftstore: Raftstore{
@@ -363,9 +366,7 @@ func (s *Storage) validate(bad func(string, ...any)) {
 	if s.Engine != "badger" && s.Engine != "pebble" {
 		bad("storage.engine: %q is neither \"badger\" nor \"pebble\"", s.Engine)
 	}
-	if s.Cache < 0 || s.MemTable < 256*KiB || s.ReserveSpace < 0 || s.Capacity < 0 {
-		bad("storage: sizes must not be negative, memtable-size at least 256KiB")
-	}
+	s.validateSizes(bad)
 }
 
 func (r *Raftstore) validate(bad func(string, ...any)) {

@@ -136,6 +136,7 @@ func (n *Node) Start(ctx context.Context) (err error) {
 			return fmt.Errorf("security: %w", err)
 		}
 	}
+	n.cfg = sized(n.cfg)
 	// The address first: a wrong one must not leave a half-made data directory behind.
 	if n.listener, err = net.Listen("tcp", n.cfg.Addr); err != nil {
 		return fmt.Errorf("addr %s: %w", n.cfg.Addr, plainNetError(err))
@@ -181,7 +182,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	n.serve(st)
 	n.startGC(run, closeGC) //nolint:contextcheck // it lives as long as the node
 	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
-		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Duration("took", time.Since(n.started)))
+		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Stringer("memtable-size", n.cfg.Storage.MemTable),
+		zap.Stringer("cache-size", n.cfg.Storage.Cache), zap.Duration("took", time.Since(n.started)))
 	return nil
 }
 

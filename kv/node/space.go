@@ -15,6 +15,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/vfs"
+	"github.com/tinykv/tinykv/pkg/goruntime"
 )
 
 // spaceGuard watches the space that the store has: what is free on the disk under the data directory, bytes
@@ -71,6 +72,38 @@ const (
 // raft log, the next one and one into which live entries are moved.
 func spaceNeed(cfg *config.Config) uint64 {
 	return 2*4*uint64(cfg.Storage.MemTable) + compactionRoom + 2*uint64(cfg.RaftLog.SegmentSize)
+}
+
+// sized is the configuration with the engine's sizes that follow from this machine.
+func sized(cfg *config.Config) *config.Config {
+	out := *cfg
+	disk := diskOf(cfg.DataDir)
+	if capacity := uint64(cfg.Storage.Capacity); capacity > 0 {
+		disk = min(disk, capacity)
+	}
+	out.Storage.Fit(goruntime.Memory(), disk)
+	return &out
+}
+
+// diskOf is the size of the disk that has a directory, or will have it; 0 if it cannot be measured, of which the space
+// guard will tell.
+func diskOf(dir string) uint64 {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return 0
+	}
+	for {
+		var st unix.Statfs_t
+		err := ignoringEINTR(func() error { return unix.Statfs(dir, &st) })
+		switch parent := filepath.Dir(dir); {
+		case err == nil:
+			return st.Blocks * uint64(st.Bsize)
+		case !errors.Is(err, fs.ErrNotExist) || parent == dir:
+			return 0
+		default:
+			dir = parent
+		}
+	}
 }
 
 func newSpaceGuard(path string, o spaceOptions) (*spaceGuard, error) {

@@ -27,7 +27,9 @@ func TestWhenTheDiskIsFull(t *testing.T) {
 	none.inodes, none.freeInodes = 0, 0
 	capped := measured(100*gib, 50*gib)
 	capped.capTotal, capped.capFree = gib, 40*mib
-	need := spaceNeed(config.Default())
+	cfg := config.Default()
+	cfg.Storage.Fit(0, 0)
+	need := spaceNeed(cfg)
 	require.Equal(t, uint64(8*12+64+64)<<20, need)
 	o := spaceOptions{reserve: gib, capacity: 0, need: need}
 	for _, c := range []struct {
@@ -51,6 +53,21 @@ func TestWhenTheDiskIsFull(t *testing.T) {
 	} {
 		require.Equal(t, c.full, o.full(c.state, c.was), c.name)
 	}
+}
+
+// TestSized: the engine's sizes follow from the machine and the disk, which is found before the directory exists.
+func TestSized(t *testing.T) {
+	cfg := config.Default()
+	cfg.DataDir = filepath.Join(t.TempDir(), "not", "yet", "there")
+	require.Positive(t, diskOf(cfg.DataDir))
+	require.Equal(t, diskOf(t.TempDir()), diskOf(cfg.DataDir))
+	require.Zero(t, diskOf(string([]byte{'a', 0, 'b'})))
+	out := sized(cfg)
+	require.Zero(t, cfg.Storage.Cache, "the given configuration stays as it is")
+	require.GreaterOrEqual(t, out.Storage.Memory, 80*config.MiB)
+	require.Positive(t, out.Storage.Cache)
+	cfg.Storage.Capacity = 2 * config.GiB
+	require.LessOrEqual(t, sized(cfg).Storage.MemTable, 16*config.MiB)
 }
 
 // disk answers as Statfs for a disk of 1000 MiB.

@@ -77,7 +77,7 @@ func (a *app) demo(ctx context.Context, source string, keep bool) (err error) {
 		}
 	}()
 	d.cluster, err = localcluster.New(localcluster.Options{
-		Dir: dir, StoreConfig: demoStoreConfig,
+		Dir: dir, StoreConfig: demoStoreConfig, StoreMemory: playgroundMemory,
 		OnExit: func(p *localcluster.Process, err error) {
 			d.unasked <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 		},

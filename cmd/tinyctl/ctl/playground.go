@@ -46,10 +46,14 @@ func (a *app) playgroundCmd() *cobra.Command {
 		}
 		return a.playground(cmd.Context(), *dataDir, *tmp, localcluster.Options{
 			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure, SchedulerConfig: fmt.Sprintf("mode = %q\n", *mode),
+			StoreMemory: playgroundMemory,
 		})
 	}
 	return cmd
 }
+
+// playgroundMemory is small: all stores share a machine with whatever else runs there.
+const playgroundMemory = 256 << 20
 
 func (a *app) playground(ctx context.Context, dir string, tmp bool, o localcluster.Options) error {
 	switch {

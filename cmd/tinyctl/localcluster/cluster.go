@@ -36,6 +36,8 @@ type Options struct {
 	// StoreConfig and SchedulerConfig are TOML text for the servers.
 	StoreConfig     string
 	SchedulerConfig string
+	// StoreMemory bounds the engine of each store, in bytes; 0 leaves it to the stores, as if each had the machine.
+	StoreMemory uint64
 	// TLS secures all ports, with certificates in the directory certs; those that are there already are used.
 	TLS bool
 	// OnExit is told of a process that ended without being asked to.
@@ -205,6 +207,9 @@ func (c *Cluster) layOut(ports portPlan) error {
 			return err
 		}
 		p.args = append(p.args, "--advertise-addr", p.Addr)
+		if o.StoreMemory > 0 {
+			p.args = append(p.args, "--memory", fmt.Sprintf("%dB", o.StoreMemory))
+		}
 		p.args = append(p.args, c.certs.args("--ca")...)
 		c.Stores = append(c.Stores, p)
 	}

@@ -159,7 +159,7 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		MemTableStopWritesThreshold: stallMemTables,
 		L0CompactionThreshold:       compactDepth,
 		L0StopWritesThreshold:       stopDepth,
-		LBaseMaxBytes:               64 << 20,
+		LBaseMaxBytes:               max(64<<20, compactDepth*d.opts.MemTableBytes), // as much as level 0 brings at a time
 		MaxOpenFiles:                d.opts.OpenFiles,
 		BytesPerSync:                1 << 20,
 		// Most writes are not synced, but some of any region are, and then everything before them is: let the
