@@ -173,6 +173,58 @@ func functions(f *ast.File) map[string]bool {
 }
 
 var (
+	picture = regexp.MustCompile("(?ms)^```mermaid\n(.*?)^```$")
+	arrow   = regexp.MustCompile(`^(\w+)(?:-->>|->>|--x|-x)(\w+): .`)
+	blockOf = regexp.MustCompile(`^(?:subgraph|alt|loop|opt|par) `)
+	actor   = regexp.MustCompile(`^participant (\w+) as .`)
+)
+
+// TestPictures looks at the outline of pictures: their kind, blocks that end, and in sequences the actors.
+func TestPictures(t *testing.T) {
+	pictures := 0
+	for _, path := range documentPaths(t) {
+		for _, m := range picture.FindAllStringSubmatch(readText(t, path), -1) {
+			pictures++
+			if fault := pictureFault(m[1]); fault != "" {
+				t.Errorf("%s: picture: %s", path, fault)
+			}
+		}
+	}
+	require.Greater(t, pictures, 15)
+}
+
+// pictureFault says what is wrong with a Mermaid picture; "" if nothing is seen.
+func pictureFault(text string) string {
+	kind, rest, _ := strings.Cut(text, "\n")
+	kind, _, _ = strings.Cut(kind, " ")
+	if !slices.Contains([]string{"flowchart", "sequenceDiagram", "stateDiagram-v2"}, kind) {
+		return "unknown kind " + kind
+	}
+	open, actors := 0, map[string]bool{}
+	for line := range strings.Lines(rest) {
+		line = strings.TrimSpace(line)
+		switch {
+		case blockOf.MatchString(line):
+			open++
+		case line == "end":
+			open--
+		case kind != "sequenceDiagram" || strings.HasPrefix(line, "else "):
+		case actor.MatchString(line):
+			actors[actor.FindStringSubmatch(line)[1]] = true
+		default:
+			m := arrow.FindStringSubmatch(line)
+			if m == nil || !actors[m[1]] || !actors[m[2]] || strings.ContainsAny(line, ";#") {
+				return "not a message between its participants: " + line
+			}
+		}
+	}
+	if open != 0 {
+		return "a block does not end"
+	}
+	return ""
+}
+
+var (
 	relativeLink = regexp.MustCompile(`\]\(([^)\s:]+)\)`)
 	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	notInAnchor  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
@@ -232,6 +284,10 @@ func TestDocumentChecksJudge(t *testing.T) {
 	require.Equal(t, "there is no docs/nothing.md", deadLink(t, "docs/raft.md", "nothing.md"))
 	require.Equal(t, "docs/raft.md has no heading for #nothing", deadLink(t, "README.md", "docs/raft.md#nothing"))
 	require.Empty(t, deadLink(t, "docs/raft.md", "#invariants"))
+	require.Empty(t, pictureFault("sequenceDiagram\n  participant A as a\n  loop x\n  A->>A: b\n  end\n"))
+	for _, wrong := range []string{"pie\n", "flowchart LR\nsubgraph x\n", "sequenceDiagram\nA->>B: c\n", "sequenceDiagram\nparticipant A as a\nA->>A: b; c\n"} {
+		require.NotEmpty(t, pictureFault(wrong), wrong)
+	}
 }
 
 // documentPaths are the paths of all documents.
