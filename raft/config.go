@@ -110,7 +110,7 @@ type Config struct {
 	UnstableOnly bool
 	// LazyCommit lets a moved commit index wait for the next append, or the next tick, instead of sending
 	// it in messages of its own: fewer messages under load, and followers apply up to a tick later.
-	// What commits a conf change is told at once.
+	// The commit of a conf change is sent at once.
 	LazyCommit    bool
 	LogCacheBytes uint64
 

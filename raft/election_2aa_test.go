@@ -287,7 +287,7 @@ type countdown struct{ n int }
 
 func (c *countdown) Intn(int) int { return c.n }
 
-// A leader that is told to campaign, and a message type that is not for the role, change nothing.
+// A MsgHup at a leader, and a message type that is not for the role, change nothing.
 func TestRolesIgnoreWhatIsNotTheirs2AA(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	mustStep(t, r, eraftpb.Message{MsgType: tHup})
@@ -306,7 +306,7 @@ func TestRolesIgnoreWhatIsNotTheirs2AA(t *testing.T) {
 	equal(t, "state", f.State, StateFollower)
 }
 
-// A leader in its term that is told of another leader of the same term does not follow: it would
+// A leader in its term that gets a message of another leader of the same term does not follow: it would
 // have to cut its own log off (trap A3).
 func TestLeaderDoesNotFollowItsEqual2AA(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))

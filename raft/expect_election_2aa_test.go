@@ -6,8 +6,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
-// Who is told that its leader is probably gone campaigns after the smallest timeout plus its delay, and
-// never before the smallest timeout, whatever it is told: leases rely on that.
+// A node whose leader is reported as probably gone campaigns after the smallest timeout plus its delay, and
+// never before the smallest timeout, whatever the report says: leases rely on that.
 func TestExpectedElectionKeepsSmallestTimeout2AA(t *testing.T) {
 	for _, delay := range []int{-3, 0, 1, 3} {
 		r := mkRaft(1, []uint64{1, 2, 3})

@@ -27,7 +27,7 @@ func appends(r *Raft) []eraftpb.Message {
 	return out
 }
 
-// With LazyCommit a commit index waits for the next entries, or for the next tick, and is told then.
+// With LazyCommit a commit index waits for the next entries, or for the next tick, and is sent then.
 func TestLazyCommitWaitsForEntriesOrTick2AB(t *testing.T) {
 	r := lazyLeader(t)
 	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("a")}}})
@@ -53,7 +53,7 @@ func TestLazyCommitWaitsForEntriesOrTick2AB(t *testing.T) {
 	equal(t, "appends of the next tick", len(appends(r)), 0)
 }
 
-// A conf change is told at once all the same.
+// The commit of a conf change is sent at once all the same.
 func TestLazyCommitTellsConfChangeAtOnce2AB(t *testing.T) {
 	r := lazyLeader(t)
 	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{EntryType: eraftpb.EntryType_EntryConfChange}}})

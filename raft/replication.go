@@ -79,7 +79,7 @@ func (r *Raft) ackSelf() {
 	}
 }
 
-// persisted is told that more of the own log is on disk.
+// persisted counts more of the own log as on disk.
 func (r *Raft) persisted() {
 	if r.State != StateLeader || !r.ackOnPersist {
 		return

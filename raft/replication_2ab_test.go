@@ -50,7 +50,7 @@ func TestProposalsAreDroppedWhereNobodyLeads2AB(t *testing.T) {
 	}
 }
 
-// An entry is committed by a majority, itself included, and everyone is told at once.
+// An entry is committed by a majority, itself included, and the commit is sent to everyone at once.
 func TestMajorityCommits2AB(t *testing.T) {
 	for _, tc := range []struct {
 		size int
@@ -91,7 +91,7 @@ func TestMajorityCommits2AB(t *testing.T) {
 	}
 }
 
-// Each follower is told of a commit once.
+// A commit is sent to each follower once.
 func TestCommitIsToldOnce2AB(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})

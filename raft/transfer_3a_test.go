@@ -275,5 +275,5 @@ func TestLateTimeoutNowForcesNobody3A(t *testing.T) {
 	c.heal()
 	c.send(late)
 	c.wantState(1, StateLeader, 1)
-	equal(t, "3 hears its leader", c.nodes[3].Vote, uint64(1))
+	equal(t, "3 is in contact with its leader", c.nodes[3].Vote, uint64(1))
 }

@@ -53,7 +53,7 @@ func requireSwap(t *testing.T, res message.Result, swapped bool, previous string
 }
 
 // TestRetriedSwapIsNotDecidedAgain: a compare-and-swap swaps, its answer is lost, another client puts the old value back.
-// The retry must not swap again, and is told that it has swapped: by the same leader, by the next one, after a split. When
+// The retry must not swap again, and the answer says that it has: by the same leader, by the next one, after a split. When
 // all stores have started again nobody knows any more how it ended, and nobody guesses.
 func TestRetriedSwapIsNotDecidedAgain(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})

@@ -152,7 +152,7 @@ func TestOneSplit3B(t *testing.T) {
 	for i := range 60 {
 		mustGet(t, c, cl, fmt.Sprintf("%03d", i), "value-0123456789")
 	}
-	// A request that was made for the region before the split is told about both halves.
+	// The answer to a request that was made for the region before the split names both halves.
 	errEpoch := cluster.RawPutWith(c, before, []byte("000"), []byte("x"))
 	require.NotNil(t, errEpoch)
 	require.NotNil(t, errEpoch.EpochNotMatch, errEpoch.String())

@@ -18,7 +18,7 @@ import (
 )
 
 // TestSplitThenDestroyedBeforeReport: a store applies a split, and before its raft worker learns of that
-// it is told that it was removed from the left half. The right half must begin all the same, with its
+// a message removes it from the left half. The right half must begin all the same, with its
 // data. Found by tests/chaos with a stopped store, splits and moves: the report was dropped, so the
 // right half's peer did not run until the next start, and the destruction of the left one, which still
 // counted as the whole, had cleared the data of both.

@@ -143,7 +143,7 @@ func TestOneSnapshotAtATime(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestDestroyedWhileInstalling: a peer is told that it was removed when the installation of its raft
+// TestDestroyedWhileInstalling: the message that a peer was removed comes when the installation of its raft
 // snapshot cannot be called off any more. What is left on disk must be the tombstone: the last batch of the
 // installation used to put the state Normal over it, and with the log and the apply state gone the next
 // start failed (G8, G9).

@@ -32,7 +32,7 @@ type Bootstrapper interface {
 // Join gives the store its identity and makes the cluster's first region if there is none yet.
 //
 // It can be interrupted after every step and run again: the identity is kept first, and the run's number before the
-// placement service counts it; a prepared first region is kept before the placement service is told, and dropped if
+// placement service counts it; a prepared first region is kept before it is proposed to the service, and dropped if
 // another store was faster (K15).
 //
 // If the placement service knows that the data is an older copy than what the store had promised, the identity says so

@@ -234,7 +234,7 @@ func (l *Log) openMark() (m mark, existed bool, err error) {
 		}
 		s := mark{binary.LittleEndian.Uint64(b[8:]), b[16] == 1}
 		// At equal seq the clean one wins only if it is the later one; slots do not tell, so a
-		// log that was opened again is told by openDone, which overwrites both.
+		// log that was opened again is recognised by openDone, which overwrites both.
 		if s.seq > m.seq || s.seq == m.seq && s.clean {
 			m = s
 			l.end.markSlot = slot

@@ -39,7 +39,7 @@ func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
 }
 
 // checkStale lets a peer that has long heard no leader ask the placement service whether it still
-// belongs to its region: not every removed peer campaigns and is told by the others (G6).
+// belongs to its region: not every removed peer campaigns, so not every one gets an answer from the others (G6).
 func (p *peer) checkStale(now time.Time) {
 	if now.Before(p.times.stale) {
 		return

@@ -231,7 +231,7 @@ func TestStartFinishesDestruction(t *testing.T) {
 	}
 }
 
-// TestStaleSenderIsTold: whatever a removed peer says, it is told that it was removed, by a peer of the
+// TestStaleSenderIsTold: each message of a removed peer is answered with its removal, by a peer of the
 // region and by a tombstone (G6).
 func TestStaleSenderIsTold(t *testing.T) {
 	r := trio()

@@ -311,7 +311,7 @@ func (o *onceState) tick(now time.Time) {
 	}
 }
 
-// noteAppended is told of the entries that are appended to the region's log, at leaders and followers.
+// noteAppended records the entries that are appended to the region's log, at leaders and followers.
 func (o *onceState) noteAppended(ents []eraftpb.Entry) {
 	large := false
 	for i := range ents {

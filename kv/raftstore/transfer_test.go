@@ -125,7 +125,7 @@ func requireHeld(t *testing.T, s *Store, writes ...pending) {
 	}
 }
 
-// TestWritesWaitForTheNextLeader: a write that comes during a transfer is told who leads as soon as that is known,
+// TestWritesWaitForTheNextLeader: a write that comes during a transfer is answered with the next leader once it is known,
 // and not before.
 func TestWritesWaitForTheNextLeader(t *testing.T) {
 	s, _, term := handingOver(t)

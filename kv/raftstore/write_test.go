@@ -16,7 +16,7 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// What a client is told of a command that was proposed (message.Proposal), path by path: whatever
+// The answers to a command that was proposed (message.Proposal), path by path: whatever
 // ends the wait besides the entry's fate leaves the outcome unknown; what was not proposed is
 // refused for certain.
 

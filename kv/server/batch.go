@@ -70,7 +70,7 @@ func (b *batchStream) dropRooms() {
 }
 
 // finishAll waits until every request is answered; false if the stream ends first. Writes may then still be under way,
-// nobody is told of them.
+// their answers are dropped.
 func (b *batchStream) finishAll() bool {
 	for range cap(b.slots) {
 		select {

@@ -103,7 +103,7 @@ func TestInlineAnswers(t *testing.T) {
 	}
 }
 
-// fakeStorage answers gets with a value of its own size, after a while, and writes when it is told to.
+// fakeStorage answers gets with a value of its own size, after a while, and writes when the test asks for it.
 type fakeStorage struct {
 	value []byte
 	gets  atomic.Int64

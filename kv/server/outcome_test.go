@@ -12,7 +12,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// TestUnknownOutcomeOnTheWire: a write of unknown outcome is told as such on each way to the
+// TestUnknownOutcomeOnTheWire: a write of unknown outcome is reported as such on each way to the
 // client, whatever the reason.
 func TestUnknownOutcomeOnTheWire(t *testing.T) {
 	check := func(e *errorpb.Error) {

@@ -200,7 +200,7 @@ func TestPrewriteLocksAllOrNothing4B(t *testing.T) {
 	require.NotNil(t, errs[0].Conflict, "the transaction was rolled back")
 }
 
-// TestCommits4B: what is locked becomes visible; all else is told apart.
+// TestCommits4B: what is locked becomes visible; each other case has an answer of its own.
 func TestCommits4B(t *testing.T) {
 	b := newBench(t)
 	require.Nil(t, b.commit(100, 110), "no keys")

@@ -2,8 +2,8 @@
 //
 // Each remote store has two lanes, each a goroutine with a bounded queue and one RaftBatch stream: bulk
 // for messages with entries, control for everything else, so that a heartbeat or a vote is never behind
-// a megabyte of entries. Send never blocks: what does not fit is dropped, and the region is told that
-// its peer is unreachable; raft sends it again. Raft snapshots go on a stream and connection of their
+// a megabyte of entries. Send never blocks: what does not fit is dropped and reported to the region as
+// an unreachable peer; raft sends it again. Raft snapshots go on a stream and connection of their
 // own, a few at a time.
 //
 // Receiver is the other end: it serves these streams and hands what comes to the store.
@@ -48,7 +48,7 @@ var ErrNoAddress = errors.New("transport: store has no address")
 // Resolver finds the address of a store.
 type Resolver func(ctx context.Context, storeID uint64) (addr string, err error)
 
-// Feedback is told what became of messages; its methods must not block.
+// Feedback receives what became of messages; its methods must not block.
 type Feedback interface {
 	ReportUnreachable(regionID, toPeer uint64)
 	ReportSnapshot(regionID, toPeer uint64, ok bool)
@@ -68,7 +68,7 @@ type Options struct {
 	StallTimeout time.Duration
 	// Dial replaces how connections are made; nil is by TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	// OnCorrupt is told of answers that were damaged on their way; may be nil.
+	// OnCorrupt is called for answers that were damaged on their way; may be nil.
 	OnCorrupt rpc.OnCorrupt
 	Logger    *zap.Logger
 }
@@ -102,7 +102,7 @@ func New(o Options) *Transport {
 	return t
 }
 
-// SetFeedback sets what is told of dropped messages.
+// SetFeedback sets the receiver of reports about dropped messages.
 func (t *Transport) SetFeedback(f Feedback) { t.feedback.Store(&f) }
 
 func (t *Transport) unreachable(m *rspb.RaftMessage) {

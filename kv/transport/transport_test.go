@@ -305,7 +305,7 @@ func buildSnapshot(t *testing.T, src *sender, index uint64) *rspb.RaftMessage {
 	return m
 }
 
-// TestSnapshot: the files arrive whole before the message does, and the sender is told of it.
+// TestSnapshot: the files arrive whole before the message does, and the sender gets a report of it.
 func TestSnapshot(t *testing.T) {
 	dst := startStore(t, "127.0.0.1:0")
 	src := newSender(t, dst.addr)

@@ -364,7 +364,7 @@ func (s *Store) Start(ctx context.Context) error {
 // Stop stops the store as an operator would: leaders are handed over first. Nothing happens if it does not run.
 func (s *Store) Stop() { s.end((*node.Node).Stop) }
 
-// Kill ends the store at once: its connections break, and nobody is told. Nothing happens if it does not run.
+// Kill ends the store at once: its connections break without a farewell. Nothing happens if it does not run.
 func (s *Store) Kill() { s.end((*node.Node).Kill) }
 
 func (s *Store) end(how func(*node.Node)) {

@@ -43,7 +43,7 @@ func TestTransactions(t *testing.T) {
 	require.Equal(t, []txn.KV{{Key: []byte("counter"), Value: []byte("++")}}, pairs)
 }
 
-// TestTransactionsAreRefused: a cluster is in mode raw unless it is told otherwise.
+// TestTransactionsAreRefused: a cluster is in mode raw unless its configuration names another.
 func TestTransactionsAreRefused(t *testing.T) {
 	c, _ := begin(t, Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -58,7 +58,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrCorrupt says that a message was changed on its way.
 var ErrCorrupt = errors.New("rpc: a message was damaged on its way")
 
-// OnCorrupt is told of a message that was damaged on its way, before its connection ends. It must not block.
+// OnCorrupt is called for a message that was damaged on its way, before its connection ends. It must not block.
 type OnCorrupt func(remote net.Addr, method string)
 
 // Direction tells requests from answers.

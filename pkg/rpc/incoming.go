@@ -104,7 +104,7 @@ func (w *Inflow) due(consumed int64) int64 {
 	return consumed
 }
 
-// ConnError ends a connection; the other side is told Code and Why.
+// ConnError ends a connection; Code and Why are sent to the other side.
 type ConnError struct {
 	Code http2.ErrCode
 	Why  string

@@ -64,7 +64,7 @@ func (o *Outgoing) Init(most int) {
 	o.Framer = http2.NewFramer(&o.Output, nil)
 }
 
-// BeginLocked makes a sender that of a new stream; owner is told when what waited has left.
+// BeginLocked makes a sender that of a new stream; it calls owner when what waited has left.
 func (o *Outgoing) BeginLocked(s *Sender, id uint32, owner interface{ DrainedLocked() }) {
 	s.ID, s.owner, s.window = id, owner, o.initial
 }

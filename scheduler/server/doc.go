@@ -4,8 +4,8 @@
 //
 // The life of a region heartbeat: the stream's goroutine compares it with the record
 // (RaftCluster.HandleRegionHeartbeat); if nothing changed and the region has no operator that is
-// all. Otherwise processRegionHeartbeat checks epochs and installs a new record, the planner is told
-// to look at the region, and the controller advances the region's operator. Commands go to the
+// all. Otherwise processRegionHeartbeat checks epochs and installs a new record, notes the region for
+// the planner, and lets the controller advance the region's operator. Commands go to the
 // store of the region's leader through its own small queue.
 //
 // Soft state (regions, counters, operators) lives in memory and dies with the process; hard state

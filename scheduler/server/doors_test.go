@@ -297,7 +297,7 @@ func TestListeningInTheClear(t *testing.T) {
 	require.NoError(t, try(func(c *config.Config) { c.PeerUrls, c.Security.Insecure = "http://10.0.0.1:1", true }))
 	require.ErrorContains(t, try(func(c *config.Config) {
 		c.ClientUrls, c.Security.Insecure = "http://0.0.0.0:1", true
-	}), "advertise-client-urls", "the default of what is told to others is where one listens")
+	}), "advertise-client-urls", "the advertised address defaults to the listening one")
 }
 
 // TestFrontSharesAPort: one port for gRPC and HTTP; connections that say nothing hold up neither others nor the end.

@@ -16,7 +16,7 @@ import (
 // log ends before what the store has reported as synced. Such a store must not vote: it has forgotten what it promised.
 //
 // Of two runs of one store, the later registers under a larger incarnation. It is refused while the earlier one answers
-// at its address; else the earlier one is told with its next heartbeat, and ends. Stores drop raft messages of an earlier
+// at its address; else the earlier one ends when its next heartbeat is answered. Stores drop raft messages of an earlier
 // incarnation than they have seen.
 
 var (

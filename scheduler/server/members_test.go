@@ -80,7 +80,7 @@ func TestFollowersForward(t *testing.T) {
 	require.Len(t, call(t, followers[1], "GET", "/members", "", 200)["members"], 3)
 }
 
-// Followers know the regions before they lead: after a change of leader nobody is told "no region".
+// Followers know the regions before they lead: after a change of leader no request is answered "no region".
 func TestFollowersAreWarm(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)

@@ -100,7 +100,7 @@ func (c *RaftCluster) applyRecord(payload []byte, from core.Source) error {
 	return nil
 }
 
-// changeFeed tells every subscriber which regions changed. A region that changes often is told once
+// changeFeed sends every subscriber the regions that changed. A region that changes often is sent once
 // per pause.
 type changeFeed struct {
 	mu   sync.Mutex

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,12 +28,19 @@ type source struct {
 	fset      *token.FileSet
 }
 
-// sources parses every hand-written Go file of the main module.
+// sources are the hand-written Go files of the main module, parsed once for all tests, which must not change them.
 func sources(t *testing.T) []source {
 	t.Helper()
-	root, err := filepath.Abs("../..")
+	out, err := parseAll()
 	require.NoError(t, err)
-	var out []source
+	return out
+}
+
+var parseAll = sync.OnceValues(func() (out []source, err error) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return nil, err
+	}
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -53,9 +61,8 @@ func sources(t *testing.T) []source {
 		out = append(out, source{rel, filepath.ToSlash(filepath.Dir(rel)), strings.HasSuffix(rel, "_test.go"), f, fset})
 		return nil
 	})
-	require.NoError(t, err)
-	return out
-}
+	return out, err
+})
 
 func imports(s source) []string {
 	var out []string

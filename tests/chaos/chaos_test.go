@@ -195,7 +195,7 @@ func (h *history) pid(name string) int {
 	return 0
 }
 
-// ended is told of processes that nobody has killed. Only a broken disk may be a reason.
+// ended handles the end of a process that no test has killed. Only a broken disk may be a reason.
 func (h *history) ended(p *localcluster.Process, err error) {
 	if _, broken := h.broken.Load(p.Name); broken {
 		return
@@ -400,7 +400,7 @@ func (h *history) eventually(timeout time.Duration, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			require.NoError(h.t, err, "waited in vain")
+			require.NoError(h.t, err, "the deadline passed")
 		}
 		time.Sleep(50 * time.Millisecond) // polls a condition
 	}

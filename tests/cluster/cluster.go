@@ -591,7 +591,7 @@ func (c *Cluster) Eventually(timeout time.Duration, check func() string) {
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
 			c.t.Logf("goroutines:\n%s", buf[:runtime.Stack(buf, true)])
-			require.FailNow(c.t, "waited in vain", "%s", what)
+			require.FailNow(c.t, "the deadline passed", "%s", what)
 		}
 		time.Sleep(5 * time.Millisecond) // polls a condition
 	}

@@ -43,7 +43,7 @@ type heard struct {
 	term    uint64
 }
 
-// order is what the region is told at every heartbeat until done says so.
+// order is the answer to each of the region's heartbeats until done returns true.
 type order struct {
 	resp schedulerpb.RegionHeartbeatResponse
 	done func(*heard) bool

@@ -180,7 +180,7 @@ func everyPair(t *testing.T, servers map[string]string, clients map[string]func(
 	}
 }
 
-// TestInteropJudges: a case that fails is told.
+// TestInteropJudges: a case that fails is reported.
 func TestInteropJudges(t *testing.T) {
 	nobody := client.New("127.0.0.1:1", client.Options{})
 	defer func() { require.NoError(t, nobody.Close()) }()

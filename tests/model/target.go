@@ -155,7 +155,7 @@ func (m *model) applyTarget(s *state, x int) bool {
 	return true
 }
 
-// removeByMessage ends a replica of T that is told that it is no member at index j.
+// removeByMessage ends a replica of T that gets the message that it is no member at index j.
 func (m *model) removeByMessage(s *state, x int, j uint8) bool {
 	t := &s.t[x]
 	if t.kind != alive && t.kind != blank || j <= t.applied || j < t.id {

@@ -68,7 +68,7 @@ type entry struct {
 	mods    []storage.Modify
 	split   *region
 	at      []byte
-	// from is who proposed it, and is told what became of it.
+	// from proposed it, and gets its outcome.
 	from int
 	done func(err error, known bool)
 }

@@ -40,7 +40,7 @@ type Options struct {
 	StoreMemory uint64
 	// TLS secures all ports, with certificates in the directory certs; those that are there already are used.
 	TLS bool
-	// OnExit is told of a process that ended without being asked to.
+	// OnExit receives each process that ended without being asked to.
 	OnExit func(p *Process, err error)
 	// Advertise may put something between the processes: given a process and one of the addresses it
 	// listens on, it returns the address that all others are told. Nil tells them the address itself.

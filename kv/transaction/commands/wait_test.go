@@ -121,7 +121,7 @@ func TestWaitsEnd(t *testing.T) {
 	require.Empty(t, e.Waits())
 }
 
-// TestDeadlocks: the one that would close the circle is told; when it ends, the others go on.
+// TestDeadlocks: the one that would close the circle gets the error; when it ends, the others go on.
 func TestDeadlocks(t *testing.T) {
 	ctx := context.Background()
 	e := New(storage.NewMemStorage().Storage(), Disk(), time.Minute)

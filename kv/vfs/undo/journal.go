@@ -55,7 +55,7 @@ type Journal struct {
 	names []record // not durable yet, of this process: to drop their asides
 }
 
-// Open continues the journal in dir, or begins one. Everything that it is told of must be on dir's file system.
+// Open continues the journal in dir, or begins one. Everything that it records must be on dir's file system.
 func Open(dir string) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

@@ -256,7 +256,7 @@ func TestClientFramesOfNoStream(t *testing.T) {
 			p := l.Greeted()
 			id, _ := p.Asked()
 			tc.do(p, id)
-			for { // the reason is told if that can be done at once
+			for { // the reason is sent if that can be done at once
 				f, err := p.Next()
 				if err != nil {
 					break
@@ -282,7 +282,7 @@ func TestClientFramesOfNoStream(t *testing.T) {
 	works(p, c, "next")
 }
 
-// TestClientForeignAnswers: the beginning of an answer that is not gRPC is told, however long it is.
+// TestClientForeignAnswers: the error has the beginning of an answer that is not gRPC, however long it is.
 func TestClientForeignAnswers(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})

@@ -44,7 +44,7 @@ type Options struct {
 	Codec encoding.CodecV2
 	// Checksum has messages carry checksums in both directions, if the server knows them.
 	Checksum bool
-	// OnCorrupt is told of messages that were damaged on their way; may be nil.
+	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
 }
 

@@ -324,7 +324,7 @@ func (l *link) keepMetadata(call *clientCall, end bool) {
 	switch {
 	case call.mu.Gone:
 	case end:
-		call.info.trailer = l.head.md // what waits for headers is told of the end when that is known
+		call.info.trailer = l.head.md // what waits for headers gets the end when that is known
 	default:
 		call.info.header = l.head.md
 		call.mu.Headed = true

@@ -93,7 +93,7 @@ func (l *link) onReset(f *http2.RSTStreamFrame) error {
 	return nil
 }
 
-// maxForeign is how much of an answer that is not gRPC is told, in bytes.
+// maxForeign is how much of an answer that is not gRPC an error quotes, in bytes.
 const maxForeign = 1 << 10
 
 // onForeign takes a part of an answer that is not gRPC: a proxy may say there what is wrong.

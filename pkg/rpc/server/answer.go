@@ -73,7 +73,7 @@ func (call *Call) endHTTP(x *callMore) {
 	call.finishLocked(x.refusal)
 }
 
-// notGRPC is what is told to clients of another kind.
+// notGRPC begins the answer to clients of another protocol.
 const notGRPC = "This port speaks gRPC: "
 
 // finishLocked ends the call after what it has sent. Called once per call.

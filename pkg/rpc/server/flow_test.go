@@ -484,7 +484,7 @@ func TestFlushEnds(t *testing.T) {
 	c.flushYielding()
 	c.mu.Unlock()
 	require.Less(t, f.writes, 10)
-	require.Len(t, c.wake, 1, "the writer is told")
+	require.Len(t, c.wake, 1, "the writer is woken")
 	c.mu.Lock()
 	c.writeYielding(1 << 30)
 	c.mu.Unlock()

@@ -40,7 +40,7 @@ func TestGuard(t *testing.T) {
 	require.False(t, only(t, s).internal, "a call that is refused proves nothing")
 }
 
-// TestAnswersThatAreAlwaysSent: what was carried out is told, although there is no room for the answer.
+// TestAnswersThatAreAlwaysSent: what was carried out is answered, although there is no room for the answer.
 func TestAnswersThatAreAlwaysSent(t *testing.T) {
 	for _, always := range []bool{false, true} {
 		s, addr := startWith(t, Options{MaxSend: 2 * mib, MaxAnswers: 8 * mib, Stall: time.Minute}, func(s *Server) {

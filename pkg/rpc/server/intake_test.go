@@ -216,7 +216,7 @@ func occupy(t *testing.T, o Options) (s *Server, addr string, free func()) {
 	return s, addr, free
 }
 
-// TestRequestsWaitForTheirTurn: a request waits until others were answered; one that waits for too long is told why.
+// TestRequestsWaitForTheirTurn: a request waits until others were answered; one that waits too long gets the reason.
 // Middling requests do not wait for large ones.
 func TestRequestsWaitForTheirTurn(t *testing.T) {
 	for name, wait := range map[string]time.Duration{"patient": time.Hour, "impatient": 1} {
@@ -255,7 +255,7 @@ func TestWaitingCallsThatEnd(t *testing.T) {
 	nothingHeld(t, s)
 }
 
-// TestTooManyWaitingRequests: the queue is bounded, and who finds it full is told so.
+// TestTooManyWaitingRequests: the queue is bounded, and a request that finds it full is refused with the reason.
 func TestTooManyWaitingRequests(t *testing.T) {
 	s, addr, _ := occupy(t, Options{MaxRecv: 20 << 20, MaxRequests: 64 << 20, MaxWait: time.Hour})
 	r := half(t, addr, 3, 18<<20)

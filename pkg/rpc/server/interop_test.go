@@ -269,7 +269,7 @@ func TestOtherClient(t *testing.T) {
 	require.NoError(t, proto.Unmarshal(got[rpc.PrefixSize:], out))
 	require.Len(t, out.Payload.Body, 100_000)
 
-	// What is not gRPC is told so.
+	// A request that is not gRPC gets a sentence that says so.
 	req, err = http.NewRequestWithContext(rpctest.Within(t), http.MethodGet, "http://"+cc.Target()+"/", strings.NewReader(""))
 	require.NoError(t, err)
 	resp, err = tr.RoundTrip(req)

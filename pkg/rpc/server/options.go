@@ -53,7 +53,7 @@ type Options struct {
 	MinPing time.Duration
 	// Codec encodes messages (proto/codec).
 	Codec encoding.CodecV2
-	// OnCorrupt is told of messages that were damaged on their way; may be nil.
+	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
 }
 

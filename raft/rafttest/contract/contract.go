@@ -60,7 +60,7 @@ type Checker struct {
 	soft   raft.SoftState
 	hard   eraftpb.HardState
 	handed uint64
-	// out is the Ready that was not advanced, as far as it is told apart by.
+	// out is the Ready that was not advanced: the parts by which it is recognised.
 	out      bool
 	outFirst *eraftpb.Entry
 	outCount int
@@ -138,7 +138,7 @@ func (c *Checker) Advance(rd *raft.Ready) error {
 	return nil
 }
 
-// states checks what is told of soft and hard state.
+// states checks the soft and hard state of a Ready.
 func (c *Checker) states(v View, rd *raft.Ready) error {
 	told := c.soft
 	if rd.SoftState != nil {

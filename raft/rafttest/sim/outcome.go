@@ -89,7 +89,7 @@ func (n *node) answer(e *eraftpb.Entry) {
 		f := &n.w.oracle.fates[p.id]
 		f.refused = true
 		if f.index != 0 {
-			n.w.fail("I13", "proposal %d is told never, and was applied at %d", p.id, f.index)
+			n.w.fail("I13", "proposal %d was answered as never applied, and was applied at %d", p.id, f.index)
 		}
 		return true
 	})
@@ -103,7 +103,7 @@ func (n *node) loseProposals(upTo uint64) {
 }
 
 // expireProposals gives up those of terms that the node no longer leads, some time afterwards. Those
-// of a leader in office have no deadline: raft owes them an outcome.
+// of a leader in office have no deadline: raft must give them an outcome.
 func (n *node) expireProposals() {
 	if len(n.props) == 0 {
 		return

@@ -40,7 +40,7 @@ func (k Keys) Cluster() string { return k.root + "/raft" }
 func (k Keys) BootstrapTime() string { return k.root + "/raft/status/raft_bootstrap_time" }
 
 // BootstrapStore holds the id of the store that bootstrapped the cluster (8 bytes, big-endian), so
-// that the same store, asking again after a lost answer, is told "yes" and not "somebody else did".
+// that the same store, asking again after a lost answer, gets "yes" and not "somebody else did".
 func (k Keys) BootstrapStore() string { return k.root + "/raft/status/bootstrap_store" }
 
 // Features holds the features in force (8 bytes, big-endian; bits of pkg/feature). It only gains bits.
