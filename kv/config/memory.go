@@ -10,10 +10,9 @@ const (
 	memoryShare = 4
 	// memTables is how many memtables are counted on: the one that is written, and three that wait for their flush.
 	memTables                = 4
-	leastMemTable            = 12 * MiB
 	mostMemTable             = 64 * MiB
 	leastCache               = 32 * MiB
-	leastMemory              = memTables*leastMemTable + leastCache
+	leastMemory              = memTables*LeastMemTable + leastCache
 	memTablesOfMemory        = 16
 	diskOfMemTable    uint64 = 128
 )
@@ -25,8 +24,8 @@ func (s *Storage) Fit(available, disk uint64) {
 		s.Memory = max(Size(available/memoryShare), leastMemory)
 	}
 	if s.MemTable == 0 {
-		s.MemTable = min(max(s.Memory/memTablesOfMemory, leastMemTable), mostMemTable)
-		s.MemTable = min(s.MemTable, max(Size(disk/diskOfMemTable), leastMemTable)).whole()
+		s.MemTable = min(max(s.Memory/memTablesOfMemory, LeastMemTable), mostMemTable)
+		s.MemTable = min(s.MemTable, max(Size(disk/diskOfMemTable), LeastMemTable)).whole()
 	}
 	if s.Cache == 0 {
 		s.Cache = max(s.Memory-memTables*s.MemTable, leastCache).whole()
@@ -35,6 +34,9 @@ func (s *Storage) Fit(available, disk uint64) {
 
 // whole is the size in whole MiB, rounded down.
 func (s Size) whole() Size { return s - s%MiB }
+
+// LeastMemTable is the least size of memtables that follows from memory, and that of a store with little data.
+const LeastMemTable = 12 * MiB
 
 func (s *Storage) validateSizes(bad func(string, ...any)) {
 	if s.Cache < 0 || s.MemTable < 0 || s.ReserveSpace < 0 || s.Capacity < 0 || s.Memory < 0 {

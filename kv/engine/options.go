@@ -17,6 +17,8 @@ type Options struct {
 	CacheBytes int64
 	// MemTableBytes is the size of a memtable, default 16 MiB. A batch may be larger.
 	MemTableBytes int64
+	// LeastMemTableBytes is the size at which the memtable of a small store is flushed already, default MemTableBytes.
+	LeastMemTableBytes int64
 	// OpenFiles is how many files of tables stay open, default 1000.
 	OpenFiles int
 	Logger    *zap.Logger
@@ -38,6 +40,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.MemTableBytes <= 0 {
 		o.MemTableBytes = 16 << 20
+	}
+	if o.LeastMemTableBytes <= 0 || o.LeastMemTableBytes > o.MemTableBytes {
+		o.LeastMemTableBytes = o.MemTableBytes
 	}
 	if o.OpenFiles <= 0 {
 		o.OpenFiles = 1000

@@ -162,7 +162,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
 		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: spreadSize(int64(n.cfg.Storage.MemTable)),
-		OpenFiles: n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
+		LeastMemTableBytes: spreadSize(int64(min(n.cfg.Storage.MemTable, config.LeastMemTable))),
+		OpenFiles:          n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
 		return fmt.Errorf("open engine in %s: %w", n.dir.Sub("kv"), err)
 	}

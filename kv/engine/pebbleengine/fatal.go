@@ -1,9 +1,9 @@
 package pebbleengine
 
 import (
+	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -67,48 +67,13 @@ func (d *db) detached(f func() error) error {
 // or may stall: if the flush keeps failing, a stalled write never comes back.
 func (d *db) write(b *pebble.Batch) error {
 	apply := func() error { return d.p.Apply(b, pebble.NoSync) }
-	if d.room.take(b) && d.pacer.immutable.Load() < nearStall {
+	fits, behind := d.room.take(b), d.pacer.immutable.Load() >= nearStall
+	if d.room.reached(behind) {
+		apply = func() error { return errors.Join(d.p.Apply(b, pebble.NoSync), d.flushEarly()) }
+	} else if fits && !behind {
 		return d.guard(apply)
 	}
 	return d.detached(apply)
-}
-
-// room estimates how full the memtable is, from the safe side: with a full one a new log begins. That is
-// what makes most of the writes go the short way.
-type room struct {
-	limit int64 // of a memtable
-	size  atomic.Int64
-	used  atomic.Int64
-}
-
-// firstMemTable is the size of pebble's first memtable; each next one is twice as large, up to the limit.
-const firstMemTable = 256 << 10
-
-// entryOverhead is more than an entry takes in a memtable beside its key and value, and half of what
-// pebble sets aside for one before it knows.
-const entryOverhead = 100
-
-// take accounts for a batch that is about to be written, and tells whether it fits for sure. The margin
-// is for those that were under way when the memtable was renewed.
-func (r *room) take(b *pebble.Batch) bool {
-	overhead := entryOverhead * int64(b.Count())
-	size := r.size.Load()
-	return r.used.Add(int64(b.Len())+overhead)+overhead < size-size/8
-}
-
-// empty tells whether nothing to speak of was written since the memtable was begun.
-func (r *room) empty() bool { return r.used.Load() < 4096 }
-
-// renew is called when a new log has begun, and with it a new memtable. One that was not filled tells
-// that pebble did not make it as large as that.
-func (r *room) renew() {
-	used, size := r.used.Swap(0), r.size.Load()
-	switch {
-	case size == 0:
-		r.size.Store(min(firstMemTable, r.limit))
-	case used >= size/2:
-		r.size.Store(min(2*size, r.limit))
-	}
 }
 
 // rimFS stops, once the engine is open, the goroutines that meet an error of a file which pebble answers

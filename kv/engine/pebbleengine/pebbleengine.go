@@ -76,7 +76,7 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 	// Pebble takes its memtables out of the block cache; CacheBytes is for blocks.
 	cache := pebble.NewCache(opts.CacheBytes + 2*opts.MemTableBytes)
 	defer cache.Unref()
-	d.room.limit = opts.MemTableBytes
+	d.room.limit, d.room.least = opts.MemTableBytes, opts.LeastMemTableBytes
 	err = d.detached(func() error {
 		if err := durable.MkdirAll(dirs{files}, opts.Dir); err != nil {
 			return err
