@@ -125,6 +125,45 @@ func TestWalksNameWhatExists(t *testing.T) {
 	require.Greater(t, rows, 40)
 }
 
+// TestTestsOfDocumentsExist: a test that a document names is one of some package.
+func TestTestsOfDocumentsExist(t *testing.T) {
+	exists := testNames(t, "../..")
+	for _, path := range documentPaths(t) {
+		for _, m := range namedTest.FindAllStringSubmatch(readText(t, path), -1) {
+			if !exists[m[1]] {
+				t.Errorf("%s: there is no %s", path, m[1])
+			}
+		}
+	}
+}
+
+var (
+	makeInText = regexp.MustCompile("(?m)(?:^(?: {4})?|`)make ((?:[a-z0-9-]+ ?)+)")
+	makeTarget = regexp.MustCompile(`(?m)^([a-z0-9-]+(?: [a-z0-9-]+)*):`)
+)
+
+// TestTargetsOfDocumentsExist: what a document has make do is a target of the Makefile.
+func TestTargetsOfDocumentsExist(t *testing.T) {
+	targets := map[string]bool{}
+	for _, m := range makeTarget.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
+		for name := range strings.FieldsSeq(m[1]) {
+			targets[name] = true
+		}
+	}
+	named := 0
+	for _, path := range documentPaths(t) {
+		for _, m := range makeInText.FindAllStringSubmatch(readText(t, path), -1) {
+			for name := range strings.FieldsSeq(m[1]) {
+				named++
+				if !targets[name] {
+					t.Errorf("%s: make has no target %s", path, name)
+				}
+			}
+		}
+	}
+	require.Greater(t, named, 50)
+}
+
 // walkHead is the first line of the table of a walk.
 const walkHead = "| step | file | functions |"
 
