@@ -88,7 +88,28 @@ func TestSentencesAreShort(t *testing.T) {
 var (
 	fileInText = regexp.MustCompile("`((?:[a-z0-9_.-]+/)*[a-z0-9_-]+\\.go)`")
 	nameInText = regexp.MustCompile("`(?:[A-Za-z]+\\.)?([A-Za-z]+)`")
+	partOfFile = regexp.MustCompile("`((?:[a-z0-9_-]+/)+[a-z0-9_-]+\\.go)`\\s\\(((?:`[A-Za-z.]+`,?\\s?)+)")
 )
+
+// TestPartsOfFilesExist: names in brackets behind the path of a file are in it.
+func TestPartsOfFilesExist(t *testing.T) {
+	parts := 0
+	for _, path := range documentPaths(t) {
+		for _, m := range partOfFile.FindAllStringSubmatch(readText(t, path), -1) {
+			data, err := os.ReadFile(filepath.Join("../..", m[1]))
+			if err != nil {
+				continue // a path that begins elsewhere
+			}
+			for _, name := range nameInText.FindAllStringSubmatch(m[2], -1) {
+				parts++
+				if !strings.Contains(string(data), name[1]) {
+					t.Errorf("%s: %s has no %s", path, m[1], name[1])
+				}
+			}
+		}
+	}
+	require.Greater(t, parts, 5)
+}
 
 // TestFilesOfDocumentsExist: a file of code that a document names is there, under that path or behind some directory.
 func TestFilesOfDocumentsExist(t *testing.T) {
