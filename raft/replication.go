@@ -306,7 +306,7 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 		r.sendMore(m.From)
 	}
 	if !r.lazyCommit && pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
-		// It could not be told when the commit index moved (trap B-7).
+		// It could not go out when the commit index moved (trap B-7).
 		r.sendAppend(m.From)
 	}
 	if news {

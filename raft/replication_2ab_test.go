@@ -82,7 +82,7 @@ func TestMajorityCommits2AB(t *testing.T) {
 		if tc.want && tc.size > 1 {
 			msgs := ofType(take(r), tApp)
 			if len(msgs) < tc.size-1 {
-				t.Fatalf("%+v: %d are told", tc, len(msgs))
+				t.Fatalf("%+v: %d get it", tc, len(msgs))
 			}
 			for _, m := range msgs {
 				equal(t, "commit told", m.Commit, uint64(2))

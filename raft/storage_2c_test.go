@@ -11,7 +11,7 @@ import (
 
 var errBroken = errors.New("broken disk")
 
-// moody is a storage whose calls fail when they are told to: fails has an error by the name of a call,
+// moody is a storage whose calls fail when the test asks for it: fails has an error by the name of a call,
 // and short makes Entries return less than was asked for.
 type moody struct {
 	*MemoryStorage
@@ -180,7 +180,7 @@ func (l *lines) Warnf(format string, args ...any)  { l.add(format, args...) }
 func (l *lines) Errorf(format string, args ...any) { l.add(format, args...) }
 func (l *lines) have(text string) bool             { return strings.Contains(l.text, text) }
 
-// Changes of role are told to the logger, if there is one.
+// Changes of role are logged, if there is a logger.
 func TestLoggerHearsOfRoles2AA(t *testing.T) {
 	log := &lines{}
 	r := mkRaft(1, []uint64{1}, func(c *Config) { c.Logger = log })

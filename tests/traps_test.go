@@ -302,7 +302,7 @@ func TestWriteBehindASplitIsRefused3B(t *testing.T) {
 		require.NoError(t, err)
 		var mismatch *regionerr.EpochNotMatchError
 		require.ErrorAs(t, res.Err, &mismatch)
-		require.Len(t, mismatch.Regions, 2, "both halves are told")
+		require.Len(t, mismatch.Regions, 2, "the answer has both halves")
 	}
 	mustGet(t, c, cl, "m", "old")
 	mustGet(t, c, cl, "a", "w")

@@ -356,7 +356,7 @@ func (b *batcher) open() (*batchStream, error) {
 func (b *batcher) receive(s *batchStream) {
 	defer s.cancel()
 	if st := rpc.StreamOf(s.Context()); st != nil {
-		// Callers are told from the goroutine that reads the connection, not by way of this one.
+		// The goroutine that reads the connection answers the callers, not this one.
 		st.OnMessage(func(msg []byte) bool {
 			resp := new(kvrpcpb.BatchCommandsResponse)
 			if resp.Unmarshal(msg) != nil {

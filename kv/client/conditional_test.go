@@ -15,7 +15,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// swapper is a store that answers compare-and-swaps and range deletes one after the other as it was told.
+// swapper is a store that answers compare-and-swaps and range deletes one after the other as the test has set.
 type swapper struct {
 	tinykvpb.TinyKvClient
 	answers []func() (*kvrpcpb.RawCASResponse, error)

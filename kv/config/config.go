@@ -14,14 +14,14 @@ import (
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
-// Config is everything a tinykv-server can be told. Flags override the environment, which overrides
+// Config has all options of a tinykv-server. Flags override the environment, which overrides
 // the file, which overrides Default.
 type Config struct {
 	// Scheduler lists the placement service's client addresses, host:port.
 	Scheduler []string `toml:"scheduler"`
 	// ClusterID is the only cluster that a store joins; 0 joins the one that the placement service serves.
 	ClusterID uint64 `toml:"cluster-id"`
-	// Addr is bound exactly as given; AdvertiseAddr is what others are told (default: Addr).
+	// Addr is bound exactly as given; AdvertiseAddr is the address that others use (default: Addr).
 	Addr          string `toml:"addr"`
 	AdvertiseAddr string `toml:"advertise-addr"`
 	// StatusAddr serves /metrics, /status, /config and /debug/pprof; empty turns it off.

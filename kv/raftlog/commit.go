@@ -46,7 +46,7 @@ type committer struct {
 	prev   uint32 // its CRC
 	synced uint64 // the last record known to be durable
 
-	// askedSpare: the keeper was told that a new segment will be wanted soon.
+	// askedSpare: the keeper has the request for the next segment.
 	askedSpare bool
 
 	buf      []byte // records of the group that are not written yet; they go to bufOff

@@ -51,16 +51,16 @@ func TestSplitMeetsOtherPeers(t *testing.T) {
 		running bool
 		want    bool
 	}{
-		"nothing":                    {want: true},
-		"uninitialized, same id":     {rspb.PeerState_Normal, none, 11, true, true},
-		"uninitialized, smaller id":  {rspb.PeerState_Normal, none, 10, true, true},
-		"uninitialized, larger id":   {rspb.PeerState_Normal, none, 12, true, false},
-		"initialized":                {rspb.PeerState_Normal, known, 11, true, false},
-		"being installed":            {rspb.PeerState_Applying, known, 11, true, false},
-		"removed, smaller id":        {rspb.PeerState_Tombstone, none, 10, false, true},
-		"removed, same id":           {rspb.PeerState_Tombstone, none, 11, false, false},
-		"removed, larger id":         {rspb.PeerState_Tombstone, known, 12, false, false},
-		"removed before it was told": {rspb.PeerState_Tombstone, known, 11, false, false},
+		"nothing":                   {want: true},
+		"uninitialized, same id":    {rspb.PeerState_Normal, none, 11, true, true},
+		"uninitialized, smaller id": {rspb.PeerState_Normal, none, 10, true, true},
+		"uninitialized, larger id":  {rspb.PeerState_Normal, none, 12, true, false},
+		"initialized":               {rspb.PeerState_Normal, known, 11, true, false},
+		"being installed":           {rspb.PeerState_Applying, known, 11, true, false},
+		"removed, smaller id":       {rspb.PeerState_Tombstone, none, 10, false, true},
+		"removed, same id":          {rspb.PeerState_Tombstone, none, 11, false, false},
+		"removed, larger id":        {rspb.PeerState_Tombstone, known, 12, false, false},
+		"removed before the report": {rspb.PeerState_Tombstone, known, 11, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := trio()

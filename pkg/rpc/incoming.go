@@ -68,7 +68,7 @@ func (in *Incoming) Data(n int64) (give int64, err error) {
 	return give, nil
 }
 
-// Why is what ends the connection, if it is to be told to the other side because of err.
+// Why is what ends the connection, if err is one that the other side must get.
 func (in *Incoming) Why(err error) (de *ConnError, ok bool) {
 	var ce http2.ConnectionError
 	switch {

@@ -17,8 +17,8 @@ func LoopbackHost(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// AnyHost tells whether a host means all addresses of a machine. One may listen there, but nobody can
-// be told to connect to it.
+// AnyHost tells whether a host means all addresses of a machine. A server may listen there, but no client can
+// connect to it.
 func AnyHost(host string) bool {
 	host = hostOf(host)
 	ip := net.ParseIP(host)

@@ -121,7 +121,7 @@ func (d *dataDir) claim(clusterID uint64) error {
 	return d.writeMarker()
 }
 
-// joins makes it known for ever that this member was told to join a cluster.
+// joins marks the directory for ever as that of a member that joins a cluster.
 func (d *dataDir) joins() error {
 	if d.mark.Joins {
 		return nil

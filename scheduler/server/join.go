@@ -43,10 +43,10 @@ type joinedPeer struct {
 	PeerURLs []string `json:"peer_urls"`
 }
 
-// join has a running cluster add this member as a learner, if it was told to and is not in one yet, and fills
+// join has a running cluster add this member as a learner, if its configuration asks for it and it is not in one yet, and fills
 // the etcd configuration with what the cluster says. The leader promotes it when it has caught up.
 //
-// That this member was told to join is durable before the cluster is asked. Else the same directory, started
+// The mark that this member joins is durable before the cluster is asked. Else the same directory, started
 // once without the flag, would begin a second cluster while the first one counts on this member.
 func join(ctx context.Context, cfg *config.Config, dir *dataDir, ec *embed.Config, logger *zap.Logger) error {
 	if dir.hasMember() {
@@ -54,7 +54,7 @@ func join(ctx context.Context, cfg *config.Config, dir *dataDir, ec *embed.Confi
 	}
 	if cfg.Join == "" {
 		if dir.mark.Joins {
-			return fmt.Errorf("data-dir: %s is of a member that was told to join a cluster and has not got there; start it "+
+			return fmt.Errorf("data-dir: %s is of a member that was started to join a cluster and has not got there; start it "+
 				"with --join, or empty the directory to begin a new cluster", cfg.DataDir)
 		}
 		return nil

@@ -270,7 +270,7 @@ func TestJoinsAtTheSameTime(t *testing.T) {
 	require.Len(t, call(t, first, "GET", "/members", "", 200)["members"], 4)
 }
 
-// A member that was told to join never begins a cluster of its own, whatever the first attempt came to.
+// A member that was started to join never begins a cluster of its own, whatever the first attempt came to.
 func TestToldToJoinNeverBeginsAlone(t *testing.T) {
 	cfg := fixedPorts(t, "m2")
 	cfg.Join = "http://" + servertest.FreeAddr(t)
@@ -285,13 +285,13 @@ func TestToldToJoinNeverBeginsAlone(t *testing.T) {
 	defer cancel()
 	require.ErrorContains(t, start(ctx), "join")
 	cfg.Join, cfg.InitialCluster = "", ""
-	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+	require.ErrorContains(t, start(t.Context()), "started to join a cluster")
 	cfg.ForceNewCluster = true
-	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+	require.ErrorContains(t, start(t.Context()), "started to join a cluster")
 	// What a start leaves that ended before etcd had its log is no membership.
 	require.NoError(t, os.MkdirAll(cfg.DataDir+"/member/snap", 0o700))
 	cfg.ForceNewCluster = false
-	require.ErrorContains(t, start(t.Context()), "told to join a cluster")
+	require.ErrorContains(t, start(t.Context()), "started to join a cluster")
 
 	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
 	cfg.Join = first.ClientURL()

@@ -61,7 +61,7 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 		}
 	case eraftpb.ConfChangeType_RemoveNode:
 		if cp.Peer.StoreId == r.leader {
-			s.faultf("region %d: the leader was told to remove itself", r.meta.Id)
+			s.faultf("region %d: the leader got the command to remove itself", r.meta.Id)
 			return
 		}
 		next.Peers = slices.DeleteFunc(slices.Clone(next.Peers), func(p *metapb.Peer) bool { return p.Id == cp.Peer.Id })

@@ -46,7 +46,7 @@ func TestReadmeIsShort(t *testing.T) {
 
 // vague matches words by which a text says that somebody learns something instead of what the code does. A bracket in each
 // keeps this line from matching itself.
-var vague = regexp.MustCompile(`(?i)\b(is t[o]ld|in v[a]in|ow[e]s|who[e]ver|he[a]rs)\b`)
+var vague = regexp.MustCompile(`(?i)\b((is|are|was|were|be|been|being) t[o]ld|in v[a]in|ow[e]s|who[e]ver|he[a]rs)\b`)
 
 // TestPlainWords looks at documents, and at comments and messages of code. words_allow.txt lists files with how many lines have
 // such words; it may only shrink.
@@ -88,7 +88,28 @@ func TestSentencesAreShort(t *testing.T) {
 var (
 	fileInText = regexp.MustCompile("`((?:[a-z0-9_.-]+/)*[a-z0-9_-]+\\.go)`")
 	nameInText = regexp.MustCompile("`(?:[A-Za-z]+\\.)?([A-Za-z]+)`")
+	partOfFile = regexp.MustCompile("`((?:[a-z0-9_-]+/)+[a-z0-9_-]+\\.go)`\\s\\(((?:`[A-Za-z.]+`,?\\s?)+)")
 )
+
+// TestPartsOfFilesExist: names in brackets behind the path of a file are in it.
+func TestPartsOfFilesExist(t *testing.T) {
+	parts := 0
+	for _, path := range documentPaths(t) {
+		for _, m := range partOfFile.FindAllStringSubmatch(readText(t, path), -1) {
+			data, err := os.ReadFile(filepath.Join("../..", m[1]))
+			if err != nil {
+				continue // a path that begins elsewhere
+			}
+			for _, name := range nameInText.FindAllStringSubmatch(m[2], -1) {
+				parts++
+				if !strings.Contains(string(data), name[1]) {
+					t.Errorf("%s: %s has no %s", path, m[1], name[1])
+				}
+			}
+		}
+	}
+	require.Greater(t, parts, 5)
+}
 
 // TestFilesOfDocumentsExist: a file of code that a document names is there, under that path or behind some directory.
 func TestFilesOfDocumentsExist(t *testing.T) {
@@ -123,6 +144,45 @@ func TestWalksNameWhatExists(t *testing.T) {
 		}
 	}
 	require.Greater(t, rows, 40)
+}
+
+// TestTestsOfDocumentsExist: a test that a document names is one of some package.
+func TestTestsOfDocumentsExist(t *testing.T) {
+	exists := testNames(t, "../..")
+	for _, path := range documentPaths(t) {
+		for _, m := range namedTest.FindAllStringSubmatch(readText(t, path), -1) {
+			if !exists[m[1]] {
+				t.Errorf("%s: there is no %s", path, m[1])
+			}
+		}
+	}
+}
+
+var (
+	makeInText = regexp.MustCompile("(?m)(?:^(?: {4})?|`)make ((?:[a-z0-9-]+ ?)+)")
+	makeTarget = regexp.MustCompile(`(?m)^([a-z0-9-]+(?: [a-z0-9-]+)*):`)
+)
+
+// TestTargetsOfDocumentsExist: what a document has make do is a target of the Makefile.
+func TestTargetsOfDocumentsExist(t *testing.T) {
+	targets := map[string]bool{}
+	for _, m := range makeTarget.FindAllStringSubmatch(readText(t, "Makefile"), -1) {
+		for name := range strings.FieldsSeq(m[1]) {
+			targets[name] = true
+		}
+	}
+	named := 0
+	for _, path := range documentPaths(t) {
+		for _, m := range makeInText.FindAllStringSubmatch(readText(t, path), -1) {
+			for name := range strings.FieldsSeq(m[1]) {
+				named++
+				if !targets[name] {
+					t.Errorf("%s: make has no target %s", path, name)
+				}
+			}
+		}
+	}
+	require.Greater(t, named, 50)
 }
 
 // walkHead is the first line of the table of a walk.

@@ -509,7 +509,7 @@ func manualDiverged(t *testing.T, m *manual) {
 			}
 		}
 	}
-	require.Len(t, sums, 3, "three values of one size are told apart")
+	require.Len(t, sums, 3, "three values of one size have different sums")
 	s.start(c.Stores...)
 	rightID := s.id(right)
 	if fmt.Sprint(s.region().Leader) != rightID {

@@ -7,8 +7,8 @@
 //   - of S each replica's term, log, applied index and state; elections, replication entry by entry, leaders of old
 //     terms that go on appending, crashes;
 //   - of T its committed log, of entries that change its epoch, and how far each replica has applied it: by log, or by a
-//     raft snapshot that may have been built any time before. Replicas are removed and added again, and are told so by
-//     their log or by a message;
+//     raft snapshot that may have been built any time before. Replicas are removed and added again, and learn that from
+//     their log or from a message;
 //   - messages never leave the network once sent, so each may be late, doubled, or, as its step need not be taken, lost.
 //
 // # The protocol

@@ -2,7 +2,7 @@
 // delay and reset the connections between any two of them, in either direction, without privileges.
 //
 // Who has dialed is found from the socket tables under /proc, so the processes need to know nothing: they
-// only have to be told the proxies' addresses instead of each other's. Linux only.
+// only need the proxies' addresses instead of each other's. Linux only.
 package netproxy
 
 import (

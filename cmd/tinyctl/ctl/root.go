@@ -29,7 +29,7 @@ const (
 	exitOK    = 0
 	exitFail  = 1
 	exitUsage = 2
-	// exitUnknown: what was asked for cannot be told.
+	// exitUnknown: what was asked for is not known.
 	exitUnknown = 3
 )
 

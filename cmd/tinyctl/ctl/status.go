@@ -39,7 +39,7 @@ func (a *app) statusCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show the cluster's health; exit code 0 healthy, 1 not, 3 cannot tell", Args: args(cobra.NoArgs),
 		Long: "Shows what the placement service says of the cluster's health, and which of its processes are not reached from here.\n" +
-			"Exit codes: 0 healthy, 1 not healthy or not reached, 2 wrong usage, 3 it cannot be told.",
+			"Exit codes: 0 healthy, 1 not healthy or not reached, 2 wrong usage, 3 cannot tell.",
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)

@@ -43,7 +43,7 @@ type Options struct {
 	// OnExit receives each process that ended without being asked to.
 	OnExit func(p *Process, err error)
 	// Advertise may put something between the processes: given a process and one of the addresses it
-	// listens on, it returns the address that all others are told. Nil tells them the address itself.
+	// listens on, it returns the address that all others use. Nil gives them the address itself.
 	Advertise func(process, listen string) (string, error)
 }
 

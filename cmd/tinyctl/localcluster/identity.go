@@ -14,9 +14,9 @@ import (
 )
 
 // Something else may listen where a process of this cluster should: another playground, a real cluster. Stores that
-// were told to go there would become members of it, and be missed by it when they are gone. So the ports are tried
+// connect there would become members of it, and be missed by it when they are gone. So the ports are tried
 // before anything is started; each scheduler must then show the token that its process was given, and the stores
-// are told which cluster it is and join no other, also if the port changes hands later.
+// are started with the cluster's id and join no other, also if the port changes hands later.
 const (
 	instanceEnv    = "TINYKV_INSTANCE" // tinyscheduler's; see its package cli
 	instanceHeader = "Tinykv-Instance"

@@ -112,7 +112,7 @@ func TestEveryWriteFails(t *testing.T) {
 				if !errors.Is(err, f.err) {
 					t.Fatalf("operation %d, %s: %v", k, op, err)
 				}
-				wait := 30 * time.Second // another goroutine may be about to report what this one has been told
+				wait := 30 * time.Second // another goroutine may be about to report the error that this one has
 				if synced == 0 || synced == batches {
 					wait = 0 // Open or Close may have returned it, after which there is no engine to report anything
 				}

@@ -19,7 +19,7 @@ import (
 
 func serviceOver(st storage.Storage) *Service { return New(config.Default(), 1, st, new(gate.Gate)) }
 
-// TestSwapRequests: what clients can ask for, and what they are told.
+// TestSwapRequests: what clients can ask for, and the answers.
 func TestSwapRequests(t *testing.T) {
 	s := serviceOver(standalone.New(memengine.New()))
 	swap := func(req *kvrpcpb.RawCASRequest) *kvrpcpb.RawCASResponse {

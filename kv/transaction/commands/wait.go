@@ -208,7 +208,7 @@ func (e *Executor) wake(mods []storage.Modify) {
 func (e *Executor) Waits() []deadlock.Edge { return e.graph.Edges() }
 
 // DetectDeadlock is Detector.Detect, or Remove, for the cluster: asked at the store that leads the first region. What an
-// earlier leader was told comes again, since those who wait repeat themselves.
+// earlier leader has kept comes again, since requests that wait repeat themselves.
 func (e *Executor) DetectDeadlock(
 	ctx context.Context, c *kvrpcpb.Context, edge deadlock.Edge, remove bool,
 ) (chain []deadlock.Edge, err error) {

@@ -11,7 +11,7 @@
 // Journal.Write appends a record with the old bytes of the range to the journal, then lets the write happen.
 // A sync notes how far the journal had come when it began; when it has succeeded, a second record says
 // that the file's writes up to there are durable. Killed in between, the write counts as lost although
-// it was not: that is allowed, since nobody has been told. Names work the same way, by directory.
+// it was not: that is allowed, since nothing was acknowledged. Names work the same way, by directory.
 //
 // # What Lose leaves
 //

@@ -21,7 +21,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestClientOfNoServer: whatever answers that is no HTTP/2 server, callers are told soon, and that nothing was sent.
+// TestClientOfNoServer: whatever answers that is no HTTP/2 server, callers soon get an error which says that nothing was sent.
 func TestClientOfNoServer(t *testing.T) {
 	for name, say := range map[string]func(p *rpctest.Peer){
 		"closes":   func(p *rpctest.Peer) { _ = p.Conn.Close() },

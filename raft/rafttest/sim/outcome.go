@@ -62,7 +62,7 @@ func (w *World) sawEntry(e *eraftpb.Entry) {
 	case f.index != 0:
 		w.fail("I13", "proposal %d is applied at %d and at %d", id, f.index, e.Index)
 	case f.refused:
-		w.fail("I13", "proposal %d is applied at %d, and its node was told never", id, e.Index)
+		w.fail("I13", "proposal %d is applied at %d, and was answered as never applied", id, e.Index)
 	}
 	f.index = e.Index
 }

@@ -122,7 +122,7 @@ func (s *Schedule) Validate() error {
 // Enabled tells whether a scheduler is named and not disabled.
 func (s *Schedule) Enabled(name string) bool {
 	if name == "evict-leader" {
-		return true // it acts only on stores that were told to shed leaders
+		return true // it acts only on stores that shed their leaders
 	}
 	for _, sc := range s.Schedulers {
 		if sc.Type == name {
