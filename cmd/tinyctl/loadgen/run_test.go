@@ -264,7 +264,8 @@ func TestValidate(t *testing.T) {
 // TestResultSchema: the names of the JSON form are what other programs read.
 func TestResultSchema(t *testing.T) {
 	cpu, rss := 0.5, int64(1<<20)
-	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss, ClientCPUPerKop: &cpu, OtherCPU: &cpu, FirstError: "e"}
+	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &cpu,
+		ClientCPUPerKop: &cpu, OtherCPU: &cpu, FirstError: "e"}
 	names := func(r Result) []string {
 		data, err := json.Marshal(r)
 		require.NoError(t, err)
@@ -277,23 +278,24 @@ func TestResultSchema(t *testing.T) {
 		"phase", "seconds", "value_size", "workers",
 	}
 	require.Equal(t, always, names(Result{}))
-	sometimes := []string{"client_cpu_s_per_kop", "first_error", "other_cpu_cores", "server_cpu_s_per_kop", "server_rss_bytes", "zipf"}
+	sometimes := []string{"client_cpu_s_per_kop", "first_error", "other_cpu_cores", "server_cpu_s_per_kop", "server_rss_bytes",
+		"server_written_bytes_per_op", "zipf"}
 	require.Equal(t, slices.Sorted(slices.Values(append(sometimes, always...))), names(full))
 }
 
 func TestTable(t *testing.T) {
-	cpu, rss := 0.1234, int64(100<<20)
+	cpu, rss, written := 0.1234, int64(100<<20), 812.3
 	var b strings.Builder
 	table := NewTable(&b)
 	require.NoError(t, table.Add(Result{Phase: "put", OpsPerS: 1234.4, P99Us: 1500}))
 	require.Equal(t, 2, strings.Count(b.String(), "\n"), "a row is printed at once")
-	require.NoError(t, table.Add(Result{Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss}))
+	require.NoError(t, table.Add(Result{Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &written}))
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	require.Len(t, lines, 3)
 	require.Equal(t, len(tableHead), len(strings.Fields(lines[1])))
 	require.Contains(t, lines[1], "1234")
 	require.Contains(t, lines[1], "1.50")
-	require.Equal(t, 3, strings.Count(lines[1], "n/a"))
-	require.Equal(t, []string{"0.1234", "100", "n/a"}, strings.Fields(lines[2])[11:])
+	require.Equal(t, 4, strings.Count(lines[1], "n/a"))
+	require.Equal(t, []string{"0.1234", "100", "812", "n/a"}, strings.Fields(lines[2])[11:])
 	require.Equal(t, strings.Index(lines[0], "P99"), strings.Index(lines[1], "1.50"), "columns are aligned")
 }
