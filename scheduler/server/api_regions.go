@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -234,15 +233,12 @@ func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any
 	if target == nil {
 		return nil, badRequest("region %d is not known", into)
 	}
-	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target, operator.OpAdmin, operator.Medium)
+	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target, operator.OpAdmin, operator.Medium,
+		operator.Alignment{})
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if err := s.cluster.AddOperator(take.Because("asked for by %s", by)); err != nil {
-		return nil, err
-	}
-	if err := s.cluster.AddOperator(merge.Because("asked for by %s", by)); err != nil {
-		s.cluster.Controller().Cancel(into, "region "+strconv.FormatUint(source.ID(), 10)+" does not come")
+	if err := s.cluster.addPair(merge.Because("asked for by %s", by), take.Because("asked for by %s", by)); err != nil {
 		return nil, err
 	}
 	rec, _ := s.cluster.Controller().Find(source.ID())

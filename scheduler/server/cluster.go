@@ -382,6 +382,12 @@ func (c *RaftCluster) AddOperator(op *operator.Operator) error {
 	return c.controller.Add(c.newView(), op)
 }
 
+// addPair admits the two operators of a merge that a person asked for, or neither.
+func (c *RaftCluster) addPair(merge, take *operator.Operator) error {
+	defer c.planner.Wake()
+	return c.controller.AddPair(c.newView(), merge, take)
+}
+
 // SetStores replaces what is known of all stores by what the storage holds.
 func (c *RaftCluster) SetStores(stores []*core.StoreInfo) {
 	keep := map[uint64]bool{}
