@@ -132,6 +132,7 @@ func (c *RaftCluster) viewBase() view.View {
 		Now: c.opts.Now(), Settings: c.Settings(), Regions: c.core, Rand: c.rng,
 		Busy: c.controller.Busy, AllocID: c.opts.AllocID,
 		GivenUp: c.controller.GivenUp, TimedOut: c.controller.TimedOut, LeftLately: c.controller.LeftLately,
+		Merges: c.planner.WillMerge,
 	}
 }
 

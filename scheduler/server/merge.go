@@ -81,8 +81,11 @@ func loadHolds(s *Server, d hardState) {
 			list = []merge.Hold{{Until: time.Now().Add(24 * time.Hour), Why: "the saved holds are not readable"}}
 		}
 	}
-	s.cluster.merges.SetHolds(list)
+	s.cluster.SetHolds(list)
 }
+
+// SetHolds replaces the ranges whose regions are not merged.
+func (c *RaftCluster) SetHolds(list []merge.Hold) { c.merges.SetHolds(list) }
 
 // changeHolds writes a new list of holds, and then has it in force.
 func changeHolds(s *Server, ctx context.Context, change func(old []merge.Hold) ([]merge.Hold, error)) error {
@@ -99,7 +102,7 @@ func changeHolds(s *Server, ctx context.Context, change func(old []merge.Hold) (
 	if err := s.write(ctx, storage.Put(s.keys.MergeHolds(), value)); err != nil {
 		return err
 	}
-	s.cluster.merges.SetHolds(next)
+	s.cluster.SetHolds(next)
 	return nil
 }
 

@@ -47,6 +47,9 @@ type Planner struct {
 	merges *merge.Policy
 	// merging is what the patrol found about merges in this round.
 	merging struct {
+		open   bool // nothing is against merges as a whole, as of this turn
+		limits merge.Limits
+
 		small   int
 		blocked map[string]int
 		last    string
@@ -152,6 +155,10 @@ func (p *Planner) takeDirty() []uint64 {
 // Tick takes one turn and returns when the next one is due.
 func (p *Planner) Tick() time.Time {
 	v := p.newView()
+	p.merging.open = p.merges != nil && p.MayMerge(v).None()
+	if p.merging.open {
+		p.merging.limits = merge.LimitsOf(v)
+	}
 	p.controller.Tick(v)
 	p.check(v)
 	prepared := p.prepared()
@@ -233,17 +240,16 @@ func (p *Planner) MayMerge(v *view.View) merge.Refusal {
 
 // merge lets small regions of the batch go into their neighbours, as far as nothing better is to be done with them.
 func (p *Planner) merge(v *view.View, batch []*core.RegionInfo) {
-	if p.merges == nil || !p.MayMerge(v).None() {
+	if !p.merging.open {
 		return
 	}
-	lim := merge.LimitsOf(v)
 	room := v.Settings.Schedule.MergeScheduleLimit - (p.controller.Count(operator.OpMerge)+1)/2
 	for _, r := range batch {
 		if room <= 0 {
 			p.noteMerge(merge.Refusal{Rule: "limit"})
 			return
 		}
-		res := p.merges.Plan(v, r, lim)
+		res := p.merges.Plan(v, r, p.merging.limits)
 		if res.Merge == nil {
 			p.noteMerge(res.Refusal)
 			continue
@@ -256,6 +262,11 @@ func (p *Planner) merge(v *view.View, batch []*core.RegionInfo) {
 		p.merging.small++
 		p.merging.last = res.Merge.String() + " because " + res.Merge.Why()
 	}
+}
+
+// WillMerge tells whether a region is to go into a neighbour soon. Only the goroutine that calls Tick may call it.
+func (p *Planner) WillMerge(v *view.View, r *core.RegionInfo) bool {
+	return p.merging.open && p.merges.Wants(v, r, p.merging.limits)
 }
 
 // noteMerge counts what keeps a small region from being merged, for explain.

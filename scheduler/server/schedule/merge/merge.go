@@ -100,6 +100,16 @@ func (p *Policy) Plan(v *view.View, r *core.RegionInfo, lim Limits) Result {
 	return p.operators(v, r, best)
 }
 
+// Wants tells whether a region is to go into a neighbour, now, once stores have room for the moves, or once an hour has passed
+// since balance has moved it. If balance moved it again meanwhile, that hour would begin anew.
+func (p *Policy) Wants(v *view.View, r *core.RegionInfo, lim Limits) bool {
+	if r.Size() > lim.Source || r.Keys() > lim.Keys || !p.region(v, r).None() {
+		return false
+	}
+	_, f := p.best(v, r, lim)
+	return f.None() || f.Rule == "budget" || f.Rule == "balance"
+}
+
 // best is the better of the two neighbours. If there is none, the refusal is of the one that comes first in the order of
 // candidates.
 func (p *Policy) best(v *view.View, r *core.RegionInfo, lim Limits) (candidate, Refusal) {
