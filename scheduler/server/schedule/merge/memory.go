@@ -26,7 +26,10 @@ type Policy struct {
 	}
 }
 
-type pair struct{ source, target uint64 }
+// pair are two regions, whichever of them is to go into the other one: what keeps it from that keeps the other one too.
+type pair struct{ a, b uint64 }
+
+func pairOf(source, target uint64) pair { return pair{min(source, target), max(source, target)} }
 
 // failure is how often in a row a pair has not become one region, and until when it is not tried again.
 type failure struct {
@@ -91,7 +94,7 @@ func (p *Policy) Ended(rec operator.Record) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	key := pair{rec.RegionID, rec.Into}
+	key := pairOf(rec.RegionID, rec.Into)
 	if rec.Status == operator.Success {
 		p.mu.merged++
 		delete(p.mu.failed, key)
@@ -144,6 +147,6 @@ func (p *Policy) leadsSince() time.Time {
 func (p *Policy) failure(source, target uint64, now time.Time) (failure, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f, ok := p.mu.failed[pair{source, target}]
+	f, ok := p.mu.failed[pairOf(source, target)]
 	return f, ok && now.Before(f.until)
 }
