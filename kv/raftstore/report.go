@@ -318,7 +318,7 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 	now := sr.s.clock.Now()
 	stats := &schedulerpb.StoreStats{
 		StoreId: sr.s.storeID, RegionCount: uint32(sr.s.router.count.Load()),
-		StartTime:  uint32(sr.s.startTime.Unix()), RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
+		StartTime: uint32(sr.s.startTime.Unix()), RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
 		IsDiskFull: sr.s.diskFull.Load(),
 		IsBusy:     sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
 		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},

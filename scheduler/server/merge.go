@@ -27,8 +27,8 @@ func (c *RaftCluster) noMerges() string {
 	switch {
 	case !c.Features().Has(feature.Merge):
 		return "not all stores have been started with raftstore.region-merge = true"
-	case c.opts.Mode != nil && c.opts.Mode() == string(clustermode.Txn):
-		return "regions of a cluster of transactions are not merged"
+	case c.opts.Mode != nil && c.opts.Mode() == string(clustermode.Txn) && !c.Features().Has(feature.TxnMerge):
+		return "not all stores know how regions of a cluster of transactions are merged"
 	}
 	return ""
 }
