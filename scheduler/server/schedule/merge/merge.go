@@ -52,15 +52,21 @@ type Limits struct {
 }
 
 // LimitsOf are those of a cluster: the settings, and below them what the smallest size allows at which a store splits regions.
+// Sizes are known by the MiB, of which even an empty region counts for one: where regions are split at less than 4 MiB, none is
+// merged.
 func LimitsOf(v *view.View) Limits {
-	split := int64(0)
+	split := int64(-1)
 	for _, s := range v.Stores() {
-		if mib := int64(s.Stats().GetRegionSplitSize() >> 20); s.IsUp() && s.Stats() != nil {
-			mib = cmp.Or(mib, defaultSplitMiB)
-			split = min(cmp.Or(split, mib), mib)
+		if s.IsUp() && s.Stats() != nil {
+			mib := int64(cmp.Or(s.Stats().GetRegionSplitSize(), defaultSplitMiB<<20) >> 20)
+			if split < 0 || mib < split {
+				split = mib
+			}
 		}
 	}
-	split = cmp.Or(split, defaultSplitMiB)
+	if split < 0 {
+		split = defaultSplitMiB
+	}
 	cfg := &v.Settings.Schedule
 	return Limits{
 		Source: min(cfg.MaxMergeRegionSize, max(1, int64(sourceShare*float64(split)))),

@@ -53,7 +53,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) beat(store, split uint64) {
 	w.core.UpdateStore(store, core.WithStats(&schedulerpb.StoreStats{
-		StoreId: store, Capacity: 1 << 40, Available: 1 << 40, RegionSplitSize: split << 20,
+		StoreId: store, Capacity: 1 << 40, Available: 1 << 40, RegionSplitSize: split<<20 | min(split, 1)<<19,
 	}, w.now))
 }
 
@@ -146,7 +146,7 @@ func (w *world) do(line string) {
 	case "busy":
 		w.busy[a] = !w.busy[a]
 	case "split-size":
-		w.beat(a, b)
+		w.beat(a, b) // in MiB
 	case "ended": // a merge of region a into b, with an outcome
 		st := operator.Canceled
 		if strings.HasSuffix(rest, "success") {
