@@ -175,7 +175,8 @@ func postHold(s *Server) handler {
 			return nil, err
 		}
 		s.cluster.endMerges(&h)
-		s.cluster.events.add("range-held", fmt.Sprintf("[%v, %v) for %v: its regions are not merged", redact.Key(start), redact.Key(end), d))
+		s.cluster.events.add("range-held", fmt.Sprintf("[%v, %v) for %v: its regions are not merged",
+			redact.Key(start), redact.Key(end), d))
 		return getHolds(s)(r)
 	}
 }

@@ -58,7 +58,7 @@ var (
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
 	descLogins    = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
 	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
-	descMerges    = desc("tinykv_merge_regions", "Small regions that the last round over all regions found, by what keeps them from being merged.", "reason")
+	descMerges    = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
 	descHolds     = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
@@ -137,8 +137,12 @@ func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string)
 	for name, n := range running {
 		gauge(descRunning, float64(n), name)
 	}
-	for rule, n := range c.Planner().Refusals(merge.Name) {
+	refusals := c.Planner().Refusals(merge.Name)
+	for rule, n := range refusals {
 		gauge(descMerges, float64(n), rule)
+	}
+	if refusals["limit"] == 0 { // there is always one
+		gauge(descMerges, 0, "limit")
 	}
 	gauge(descHolds, float64(len(c.merges.Holds(time.Now()))))
 	h := m.s.placement()

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 // freeze begins a merge if both regions are as the order says and all their replicas take part.
 func (s *Sim) freeze(r *Region, e *metapb.RegionEpoch, order *metapb.Region) {
 	t := s.byID[order.Id]
-	if t == nil || r.meta.RegionEpoch != e || r.frozen || t.frozen || !s.whole(r) || !sameStores(r.meta, t.meta) ||
+	if t == nil || r.meta.RegionEpoch != e || r.frozen || t.frozen || !whole(s, r) || !sameStores(r.meta, t.meta) ||
 		*t.meta.RegionEpoch != *order.RegionEpoch {
 		return
 	}
@@ -37,24 +38,24 @@ func (s *Sim) freeze(r *Region, e *metapb.RegionEpoch, order *metapb.Region) {
 	}
 	s.Stats.MergeOrders++
 	r.frozen = true
-	s.newVersion(r)
+	newVersion(r)
 	s.after(commitTime, func() { s.commitMerge(r, t, order.RegionEpoch) })
 }
 
 // whole tells whether all replicas of a region are voters that take part.
-func (s *Sim) whole(r *Region) bool {
+func whole(s *Sim, r *Region) bool {
 	return r.leader != 0 && s.usable(r.leader) && s.healthy(r, r.meta) == len(r.meta.Peers)
 }
 
-func (s *Sim) newVersion(r *Region) {
+func newVersion(r *Region) {
 	next := *r.meta
 	next.RegionEpoch = &metapb.RegionEpoch{Version: r.meta.RegionEpoch.Version + 1, ConfVer: r.meta.RegionEpoch.ConfVer}
 	r.meta, r.hb = &next, nil
 }
 
 func (s *Sim) commitMerge(r, t *Region, at *metapb.RegionEpoch) {
-	if *t.meta.RegionEpoch != *at || !s.whole(r) || !s.whole(t) {
-		s.after(refuseTime, func() { s.refuseMerge(r, t, at) })
+	if *t.meta.RegionEpoch != *at || !whole(s, r) || !whole(s, t) {
+		s.after(refuseTime, func() { refuseMerge(s, r, t, at) })
 		return
 	}
 	next := *t.meta
@@ -79,18 +80,18 @@ func (s *Sim) commitMerge(r, t *Region, at *metapb.RegionEpoch) {
 }
 
 // refuseMerge ends a merge that was not committed: the target leaves the epoch at which alone it could be.
-func (s *Sim) refuseMerge(r, t *Region, at *metapb.RegionEpoch) {
+func refuseMerge(s *Sim, r, t *Region, at *metapb.RegionEpoch) {
 	if !s.hasQuorum(t) || !s.hasQuorum(r) || t.leader == 0 || r.leader == 0 {
-		s.after(refuseTime, func() { s.refuseMerge(r, t, at) })
+		s.after(refuseTime, func() { refuseMerge(s, r, t, at) })
 		return
 	}
 	s.Stats.MergeRefusals++
 	if *t.meta.RegionEpoch == *at {
-		s.newVersion(t)
+		newVersion(t)
 		s.changed(t)
 	}
 	r.frozen = false
-	s.newVersion(r)
+	newVersion(r)
 	s.changed(r)
 }
 
@@ -109,10 +110,11 @@ func covers(h *merge.Hold, m *metapb.Region) bool {
 	return (len(h.End) == 0 || bytes.Compare(m.StartKey, h.End) < 0) && (len(m.EndKey) == 0 || bytes.Compare(h.Start, m.EndKey) < 0)
 }
 
-// Hold has the placement service keep the regions that share keys with regions from to last from being merged, for a time. It is
-// persisted: the next placement leader has it too.
+// Hold has the placement service keep the regions that share keys with those that AddRegions has made as from to last from being
+// merged, for a time. It is persisted: the next placement leader has it too.
 func (s *Sim) Hold(from, last uint64, d time.Duration) error {
-	h := merge.Hold{Start: s.byID[from].meta.StartKey, End: s.byID[last].meta.EndKey, Until: s.now.Add(d), Why: "scenario"}
+	key := func(i uint64) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
+	h := merge.Hold{Start: key(from - 1), End: key(last), Until: s.now.Add(d), Why: "scenario"}
 	next, err := merge.With(s.holds, h, s.now)
 	if err == nil {
 		s.holds = next
@@ -122,7 +124,7 @@ func (s *Sim) Hold(from, last uint64, d time.Duration) error {
 }
 
 // held counts the regions that are in a hold, frozen those whose merge is not decided.
-func (s *Sim) held() (n int) {
+func held(s *Sim) (n int) {
 	for _, r := range s.regions {
 		if slices.ContainsFunc(s.holds, func(h merge.Hold) bool { return s.now.Before(h.Until) && covers(&h, r.meta) }) {
 			n++
@@ -131,7 +133,7 @@ func (s *Sim) held() (n int) {
 	return n
 }
 
-func (s *Sim) frozen() (n int) {
+func frozen(s *Sim) (n int) {
 	for _, r := range s.regions {
 		if r.frozen {
 			n++
@@ -141,7 +143,7 @@ func (s *Sim) frozen() (n int) {
 }
 
 // checkTruth: the regions that are there have every key once.
-func (s *Sim) checkTruth() {
+func checkTruth(s *Sim) {
 	list := slices.Clone(s.regions)
 	slices.SortFunc(list, func(a, b *Region) int { return bytes.Compare(a.meta.StartKey, b.meta.StartKey) })
 	var end []byte

@@ -69,14 +69,9 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.Run(args.dur("for", time.Minute))
 	case "measure":
 		s.BeginMeasure()
-	case "kill":
-		s.Kill(uint64(args.num("store", 0)))
-	case "restart":
-		s.Restart(uint64(args.num("store", 0)))
-	case "cut":
-		s.Cut(uint64(args.num("store", 0)))
-	case "heal":
-		s.Heal(uint64(args.num("store", 0)))
+	case "kill", "restart", "cut", "heal":
+		change := map[string]func(uint64){"kill": s.Kill, "restart": s.Restart, "cut": s.Cut, "heal": s.Heal}
+		change[cmd](uint64(args.num("store", 0)))
 	case "label":
 		s.Label(uint64(args.num("store", 0)), zone(args.num("zone", 0))...)
 	case "damage", "mute":
@@ -107,24 +102,32 @@ func (sc *Scenario) Do(line string) (string, error) {
 		r.size = int64(args.num("size", 10240))
 		s.changed(r)
 	case "load":
-		s.SetLoad(Load{
-			RateMiB: args.float("rate", 0), Zipf: args.float("zipf", 0), SplitMiB: int64(args.num("split", 144)),
-			Drop: args.float("drop", 0),
-		})
+		s.SetLoad(args.load())
 	case "hold":
 		return "ok", s.Hold(uint64(args.num("from", 1)), uint64(args.num("to", 1)), args.dur("for", 24*time.Hour))
 	case "report":
-		sc.logf("%v", s.Result())
-		sc.logf("operators: %v", s.cluster.Controller().Ended())
-		for _, d := range s.cluster.Planner().Decisions() {
-			sc.logf("%s: %s %v %v", d.Scheduler, d.Result, d.Refusals, d.Lines)
-		}
+		sc.report()
 	case "expect":
 		return sc.expect(fields[1:])
 	default:
 		return "", fmt.Errorf("unknown command %q", cmd)
 	}
 	return "ok", nil
+}
+
+// report logs the result of the run, and what the policies have decided last.
+func (sc *Scenario) report() {
+	sc.logf("%v", sc.Sim.Result())
+	sc.logf("operators: %v", sc.Sim.cluster.Controller().Ended())
+	for _, d := range sc.Sim.cluster.Planner().Decisions() {
+		sc.logf("%s: %s %v %v", d.Scheduler, d.Result, d.Refusals, d.Lines)
+	}
+}
+
+func (a args) load() Load {
+	return Load{
+		RateMiB: a.float("rate", 0), Zipf: a.float("zipf", 0), SplitMiB: int64(a.num("split", 144)), Drop: a.float("drop", 0),
+	}
 }
 
 func (sc *Scenario) logf(format string, args ...any) {
@@ -222,7 +225,7 @@ func (sc *Scenario) expect(conds []string) (string, error) {
 		"regions": float64(len(sc.Sim.regions)), "merges": float64(sc.Sim.Stats.Merges), "orders": float64(sc.Sim.Stats.MergeOrders),
 		"refused": float64(sc.Sim.Stats.MergeRefusals), "split-again": float64(sc.Sim.Stats.SplitAgain),
 		"biggest-joined": float64(sc.Sim.Stats.BiggestJoined),
-		"held":           float64(sc.Sim.held()), "frozen": float64(sc.Sim.frozen()),
+		"held":           float64(held(sc.Sim)), "frozen": float64(frozen(sc.Sim)),
 	}
 	for id, st := range sc.Sim.stores {
 		info := sc.Sim.cluster.Core().Store(id)

@@ -123,7 +123,8 @@ func (a *app) copyEvents(stream io.Reader, last *event) error {
 
 func (a *app) explainCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "explain [POLICY [REGION]]", Short: "Say what each policy decided last, and what refused whom", Args: args(cobra.MaximumNArgs(2)),
+		Use: "explain [POLICY [REGION]]", Short: "Say what each policy decided last, and what refused whom",
+		Args: args(cobra.MaximumNArgs(2)),
 	}
 	cmd.Long = `What each policy of the placement service decided last, and what refused whom.
 

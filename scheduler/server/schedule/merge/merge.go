@@ -220,7 +220,8 @@ type candidate struct {
 // pair has the rules of a source and a target.
 func (p *Policy) pair(v *view.View, r, target *core.RegionInfo, lim Limits) (candidate, Refusal) {
 	if sum := r.Size() + target.Size(); sum > lim.Joined {
-		return candidate{}, refuse("no-room", "region %d has %d MiB, both together %d, more than %d", target.ID(), target.Size(), sum, lim.Joined)
+		return candidate{}, refuse("no-room", "region %d has %d MiB, both together %d, more than %d", target.ID(), target.Size(),
+			sum, lim.Joined)
 	}
 	if f, waits := p.failure(r.ID(), target.ID(), v.Now); waits {
 		return candidate{}, refuse("failed-lately", "the merge into region %d ended %d times in a row, at last as %s; it waits until %s",
@@ -328,7 +329,8 @@ func (p *Policy) Explain(v *view.View, r *core.RegionInfo) []string {
 		lines = append(lines, "no region is merged now: "+f.String())
 	}
 	if r.Size() > lim.Source || r.Keys() > lim.Keys {
-		return append(lines, fmt.Sprintf("too large to go into another one: a region of at most %d MiB and %d keys does", lim.Source, lim.Keys))
+		return append(lines, fmt.Sprintf("too large to go into another one: a region of at most %d MiB and %d keys does",
+			lim.Source, lim.Keys))
 	}
 	lines = append(lines, fmt.Sprintf("small enough to go into another one: at most %d MiB and %d keys", lim.Source, lim.Keys))
 	if f := p.region(v, r); !f.None() {
