@@ -347,7 +347,7 @@ func (b *bank) rage(length time.Duration) {
 // txnCluster is a cluster of transactions with accounts in several regions.
 func txnCluster(t *testing.T, accounts, regions int) (*cluster.Cluster, *txn.Client) {
 	t.Helper()
-	c := cluster.New(t, cluster.Options{Stores: 3, Txn: true})
+	c := cluster.New(t, cluster.Options{Stores: 3, Txn: true, Tune: mergeOn})
 	c.WaitLeader(cluster.FirstRegionID)
 	for i := 1; i < regions; i++ {
 		c.Split(memcomparable.Encode(bankKey(i * accounts / regions)))
@@ -357,13 +357,14 @@ func txnCluster(t *testing.T, accounts, regions int) (*cluster.Cluster, *txn.Cli
 	return c, cl
 }
 
-// TestBank: sums stay the same while leaders move, stores crash and regions split, and every read is of a snapshot.
+// TestBank: sums stay the same while leaders move, stores crash, and regions split and merge, and every read is of a snapshot.
 func TestBank(t *testing.T) {
 	for name, faults := range map[string][]func(*cluster.Cluster, *faultCounts, <-chan struct{}){
 		"quiet":      nil,
 		"transfers":  {transferer},
 		"crashes":    {crasher},
 		"partitions": {partitioner, loser},
+		"merges":     {mergerOf, bankSplitter, transferer},
 		"all":        {crasher, transferer, partitioner, loser},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -400,7 +401,11 @@ func TestBank(t *testing.T) {
 			b.check()
 			b.audit()
 			c.CheckConsistency()
-			t.Logf("crashes %d, partitions %d, transfers %d", counts.crashes.Load(), counts.partitions.Load(), counts.transfers.Load())
+			if name == "merges" {
+				require.NotZero(t, counts.merges.Load(), "%d began", counts.freezes.Load())
+			}
+			t.Logf("crashes %d, partitions %d, transfers %d, splits %d, merges %d of %d", counts.crashes.Load(), counts.partitions.Load(),
+				counts.transfers.Load(), counts.splits.Load(), counts.merges.Load(), counts.freezes.Load())
 		})
 	}
 }

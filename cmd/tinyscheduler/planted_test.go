@@ -121,7 +121,44 @@ var planted = []struct {
 		change: [2]string{"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After"},
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/every_event",
 	},
+	{
+		name: "held-regions-are-merged", file: mergeFile,
+		change: [2]string{"p.held(r, v.Now); ok {", "p.held(r, v.Now); ok && false {"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/merge",
+	},
+	{
+		name: "merged-right-after-a-split", file: mergeFile,
+		change: [2]string{"p.splitAt(r.ID()); ok &&", "p.splitAt(r.ID()); ok && false &&"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/merge",
+	},
+	{
+		name: "merged-beyond-the-size-of-a-split", file: mergeFile,
+		change: [2]string{"sum > lim.Joined {", "sum > 1000*lim.Joined {"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/merge",
+	},
+	{
+		name: "guessed-sizes-are-believed", file: mergeFile,
+		change: [2]string{"	case !r.Measured():", "	case false:"},
+		pkg:    "./scheduler/server/schedule/merge", run: "TestTranscripts",
+	},
+	{
+		name: "failed-merges-come-again-at-once", file: mergeFile,
+		change: [2]string{"v.Now); waits {", "v.Now); waits && false {"},
+		pkg:    "./scheduler/server/schedule/merge", run: "TestTranscripts",
+	},
+	{
+		name: "balance-moves-what-is-merged", file: "scheduler/server/schedulers/balance_region.go",
+		change: [2]string{"if nearly(v, source, mean) &&", "if false && nearly(v, source, mean) &&"},
+		pkg:    "./scheduler/sim", run: "TestScenarios3C/merge",
+	},
+	{
+		name: "half-of-a-merge-goes-on", file: "scheduler/server/schedule/controller.go",
+		change: [2]string{"other.Partner() == op.RegionID() && st != operator.Success {", "false {"},
+		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/merges",
+	},
 }
+
+const mergeFile = "scheduler/server/schedule/merge/merge.go"
 
 var took = regexp.MustCompile(`--- FAIL: \S+ \(([0-9.]+s)\)`)
 

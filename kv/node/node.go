@@ -197,7 +197,10 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 	for _, option := range []struct {
 		on      bool
 		feature feature.Set
-	}{{n.cfg.Raftstore.Merge, feature.Merge}, {n.cfg.Raftstore.AsyncCommit, feature.AsyncCommit}} {
+	}{
+		{n.cfg.Raftstore.Merge, feature.Merge}, {n.cfg.Raftstore.Merge, feature.TxnMerge},
+		{n.cfg.Raftstore.AsyncCommit, feature.AsyncCommit},
+	} {
 		if !option.on && !marker.announced().Has(option.feature) {
 			// What is not announced cannot come into force, and an older program can go on with the directory.
 			n.features.known &^= option.feature

@@ -102,8 +102,8 @@ func (mg *merger) propose(a *message.Admin) error {
 	switch {
 	case !p.store.cfg.Raftstore.Merge:
 		return regionerr.Invalidf("merging regions is switched off (raftstore.region-merge)")
-	case p.store.encodedKeys:
-		return regionerr.Invalidf("regions of a cluster of transactions are not merged")
+	case p.store.encodedKeys && !p.store.features().Has(feature.TxnMerge):
+		return &regionerr.FeatureError{Missing: feature.TxnMerge}
 	case !p.store.features().Has(feature.Merge):
 		return &regionerr.FeatureError{Missing: feature.Merge}
 	case !regions.IsInitialized(target):

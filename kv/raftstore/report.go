@@ -65,7 +65,7 @@ func (rr *regionReport) send() {
 		Header: &schedulerpb.RequestHeader{ClusterId: rr.p.store.clusterID},
 		Region: rr.p.region(), Leader: rr.p.self, Term: rr.p.rn.Term(),
 		PendingPeers:    rr.pending(),
-		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys,
+		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys, SizeMeasured: rr.p.stats.sizeKnown,
 		BytesWritten: rr.p.stats.writtenBytes, KeysWritten: rr.p.stats.writtenKeys,
 		BytesRead: read.bytes, KeysRead: read.keys,
 		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(rr.p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
@@ -318,7 +318,7 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 	now := sr.s.clock.Now()
 	stats := &schedulerpb.StoreStats{
 		StoreId: sr.s.storeID, RegionCount: uint32(sr.s.router.count.Load()),
-		StartTime:  uint32(sr.s.startTime.Unix()),
+		StartTime: uint32(sr.s.startTime.Unix()), RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
 		IsDiskFull: sr.s.diskFull.Load(),
 		IsBusy:     sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
 		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},

@@ -27,10 +27,13 @@ const (
 	AsyncCommit
 	// Merge: regions go into their neighbours.
 	Merge
+	// TxnMerge: so do those of clusters of transactions. A store without it would not ask for a new timestamp and for the safe
+	// point when its region has taken another one in.
+	TxnMerge
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported = ConditionalOps | AsyncCommit | Merge
+const Supported = ConditionalOps | AsyncCommit | Merge | TxnMerge
 
 type named struct {
 	bit  Set
@@ -40,6 +43,7 @@ type named struct {
 // names are part of the data directory's format; do not change.
 var names = []named{
 	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}, {Merge, "merge"},
+	{TxnMerge, "merge-transactions"},
 }
 
 // Has tells whether all of other are in the set.

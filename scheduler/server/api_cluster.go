@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
@@ -267,6 +268,17 @@ func (s *Server) postScheduler(r *http.Request) (any, error) {
 func (s *Server) getExplain(r *http.Request) (any, error) {
 	want := r.URL.Query().Get("scheduler")
 	var out []any
+	reg, err := regionParam(s, r)
+	if err != nil {
+		return nil, err
+	}
+	if reg != nil {
+		if want != merge.Name {
+			return nil, badRequest("only the policy merge says something of single regions")
+		}
+		d := s.cluster.explainMerge(reg)
+		return map[string]any{"prepared": s.cluster.Prepared(), "decisions": []any{d}}, nil
+	}
 	for _, d := range s.cluster.Planner().Decisions() {
 		if want == "" || want == d.Scheduler {
 			out = append(out, d)

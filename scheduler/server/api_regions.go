@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 )
@@ -222,30 +220,6 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		return nil, err
 	}
 	rec, _ := s.cluster.Controller().Find(reg.ID())
-	return toOperatorJSON(rec), nil
-}
-
-// orderMerge lets a region go into a neighbour. Both get an operator, or neither.
-func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any, error) {
-	if !s.cluster.Features().Has(feature.Merge) {
-		return nil, badRequest("regions are merged once all stores have been started with raftstore.region-merge = true")
-	}
-	target := s.cluster.core.Region(into)
-	if target == nil {
-		return nil, badRequest("region %d is not known", into)
-	}
-	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target, operator.OpAdmin, operator.Medium)
-	if err != nil {
-		return nil, badRequest("%v", err)
-	}
-	if err := s.cluster.AddOperator(take.Because("asked for by %s", by)); err != nil {
-		return nil, err
-	}
-	if err := s.cluster.AddOperator(merge.Because("asked for by %s", by)); err != nil {
-		s.cluster.Controller().Cancel(into, "region "+strconv.FormatUint(source.ID(), 10)+" does not come")
-		return nil, err
-	}
-	rec, _ := s.cluster.Controller().Find(source.ID())
 	return toOperatorJSON(rec), nil
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 	"github.com/tinykv/tinykv/scheduler/server/schedulers"
@@ -36,6 +37,8 @@ type ClusterOptions struct {
 	Sender   schedule.Sender
 	AllocID  func() (uint64, error)
 	Logger   *zap.Logger
+	// Mode is that of the cluster; nil, or empty, is raw.
+	Mode func() string
 	// VerifyStores keeps new stores from getting regions until somebody says that they were reached.
 	VerifyStores bool
 }
@@ -58,6 +61,7 @@ type RaftCluster struct {
 	confirmed  atomic.Bool            // some record may come from a heartbeat
 
 	scatter scatterer
+	merges  *merge.Policy
 
 	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
 	// nothing else waits for it but other changes of stores.
@@ -87,8 +91,13 @@ func NewRaftCluster(opts ClusterOptions) *RaftCluster {
 	c.settings.Store(opts.Settings)
 	c.controller = schedule.NewController(c.core, opts.Sender, opts.Now, opts.Settings)
 	c.controller.OnStart(c.events.operatorStarted)
-	c.controller.OnEnd(c.events.operatorEnded)
+	c.merges = merge.New(opts.Now(), c.noMerges)
+	c.controller.OnEnd(func(rec operator.Record) {
+		c.events.operatorEnded(rec)
+		c.merges.Ended(rec)
+	})
 	c.planner = schedule.NewPlanner(c.core, c.controller, c.newView, c.Prepared, schedulers.Default()...)
+	c.planner.UseMerges(c.merges)
 	c.prepare.reset(opts.Now())
 	return c
 }
@@ -123,6 +132,7 @@ func (c *RaftCluster) viewBase() view.View {
 		Now: c.opts.Now(), Settings: c.Settings(), Regions: c.core, Rand: c.rng,
 		Busy: c.controller.Busy, AllocID: c.opts.AllocID,
 		GivenUp: c.controller.GivenUp, TimedOut: c.controller.TimedOut, LeftLately: c.controller.LeftLately,
+		Merges: c.planner.WillMerge,
 	}
 }
 
@@ -207,6 +217,7 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 		c.prepare.gone(d)
 	}
 	c.prepare.collect(res.Old, r, c.opts.Now())
+	c.merges.Note(r, res.Old, res.Displaced, c.opts.Now())
 	if needsCheck(r, res.Old, c.Settings().Replication.MaxReplicas) {
 		c.planner.MarkDirty(r.ID())
 	}
@@ -374,12 +385,46 @@ func (c *RaftCluster) TakeOver() {
 	}
 	c.health.Store(nil)
 	c.prepare.reset(now)
+	c.merges.Reset(now)
 }
 
 // AddOperator admits an operator that a person asked for.
 func (c *RaftCluster) AddOperator(op *operator.Operator) error {
 	defer c.planner.Wake() // turns come often while operators run
 	return c.controller.Add(c.newView(), op)
+}
+
+// addPair admits the two operators of a merge that a person asked for, or neither.
+func (c *RaftCluster) addPair(merge, take *operator.Operator) error {
+	defer c.planner.Wake()
+	return c.controller.AddPair(c.newView(), merge, take)
+}
+
+// ReportSplit installs both halves of a split for routing. They count as confirmed only after their
+// own heartbeats.
+func (c *RaftCluster) ReportSplit(left, right *metapb.Region) error {
+	if left.GetId() == 0 || right.GetId() == 0 {
+		return errors.New("invalid split report: a half has no id")
+	}
+	if string(left.EndKey) != string(right.StartKey) || len(left.EndKey) == 0 {
+		return fmt.Errorf("invalid split report: regions %d and %d are not neighbours", left.Id, right.Id)
+	}
+	var leaderStore uint64
+	for _, id := range []uint64{left.Id, right.Id} {
+		if old := c.core.Region(id); old != nil && leaderStore == 0 {
+			leaderStore = old.LeaderStore()
+		}
+	}
+	for _, m := range []*metapb.Region{left, right} {
+		r := core.NewRegion(m, nil, core.WithLeaderStore(leaderStore), core.WithSource(core.SourceReport))
+		if old := c.core.Region(m.Id); old != nil && old.Confirmed() && old.Version() >= r.Version() {
+			continue // its heartbeat was faster
+		}
+		if err := c.processRegionHeartbeat(r); err != nil && !errors.Is(err, core.ErrStale) {
+			return err
+		}
+	}
+	return nil
 }
 
 // SetStores replaces what is known of all stores by what the storage holds.

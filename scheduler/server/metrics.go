@@ -3,11 +3,13 @@ package server
 import (
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/tinykv/tinykv/scheduler/server/health"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
@@ -56,6 +58,8 @@ var (
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
 	descLogins    = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
 	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
+	descMerges    = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
+	descHolds     = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
 	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
@@ -64,7 +68,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
-		descConns, descRefused, descExpiry, descLogins,
+		descConns, descRefused, descExpiry, descLogins, descMerges, descHolds,
 	} {
 		ch <- d
 	}
@@ -133,6 +137,14 @@ func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string)
 	for name, n := range running {
 		gauge(descRunning, float64(n), name)
 	}
+	refusals := c.Planner().Refusals(merge.Name)
+	for rule, n := range refusals {
+		gauge(descMerges, float64(n), rule)
+	}
+	if refusals["limit"] == 0 { // there is always one
+		gauge(descMerges, 0, "limit")
+	}
+	gauge(descHolds, float64(len(c.merges.Holds(time.Now()))))
 	h := m.s.placement()
 	for name, n := range map[string]int{
 		"miss-peer-region-count": h.Missing, "extra-peer-region-count": h.Extra, "down-peer-region-count": h.Down,

@@ -82,6 +82,8 @@ type Server struct {
 	// memoryMu holds back a save while another one is written; saved is the last one.
 	memoryMu sync.Mutex
 	saved    memory
+	// holdsMu makes read-change-write of the merge holds atomic; it is held over the write.
+	holdsMu  sync.Mutex
 	stopOnce sync.Once
 }
 
@@ -107,7 +109,7 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s.forward, s.transport = newForwarder(s), transportOf(s.identity)
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
-		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,
+		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores, Mode: func() string { return modeOf(s) },
 	})
 	s.cluster.onChange = s.feed.changed
 	s.metrics, s.health = newMetrics(s), &healthKeeper{s: s}
@@ -528,6 +530,7 @@ func (s *Server) load(ctx context.Context) error {
 	if err := s.loadFeatures(d); err != nil {
 		return err
 	}
+	loadHolds(s, d)
 	s.recalled = s.loadMemory(d)
 	s.cluster.SetStores(stores)
 	s.leaderMu.Lock()

@@ -19,7 +19,7 @@ func (s *Sim) Send(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 // execute does what a region's leader does with a command.
 func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 	r := s.byID[resp.RegionId]
-	if r == nil || r.leader != storeID || !s.usable(storeID) || !s.hasQuorum(r) {
+	if r == nil || r.frozen || r.leader != storeID || !s.usable(storeID) || !s.hasQuorum(r) {
 		return
 	}
 	e := r.meta.RegionEpoch
@@ -31,12 +31,14 @@ func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse)
 		s.after(transferTime, func() { s.transfer(r, resp.TransferLeader.Peer) })
 	case resp.ChangePeer != nil:
 		s.after(confChangeTime, func() { s.changePeer(r, e, resp.ChangePeer) })
+	case resp.Merge != nil:
+		s.after(freezeTime, func() { s.freeze(r, e, resp.Merge.Target) })
 	}
 }
 
 func (s *Sim) transfer(r *Region, to *metapb.Peer) {
 	i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.Id == to.Id })
-	if i < 0 || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) || !s.usable(r.leader) {
+	if i < 0 || r.frozen || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) || !s.usable(r.leader) {
 		return
 	}
 	if r.leader != to.StoreId {
@@ -48,7 +50,7 @@ func (s *Sim) transfer(r *Region, to *metapb.Peer) {
 }
 
 func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.ChangePeer) {
-	if r.meta.RegionEpoch != e || !s.usable(r.leader) || !s.hasQuorum(r) {
+	if r.meta.RegionEpoch != e || r.frozen || !s.usable(r.leader) || !s.hasQuorum(r) {
 		return // another change came first: the epoch does not fit any more
 	}
 	next := *r.meta

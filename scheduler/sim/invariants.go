@@ -37,6 +37,7 @@ func (s *Sim) checkEpoch(id uint64) {
 // audit compares the placement service's indexes and counters with a recount, and looks at the
 // running operators.
 func (s *Sim) audit() {
+	checkTruth(s)
 	type members struct {
 		counts core.StoreCounts
 		ids    []uint64

@@ -13,8 +13,10 @@ import (
 type Load struct {
 	RateMiB float64
 	// Zipf is the exponent of the distribution of writes over regions, above 1; 0 is uniform.
-	Zipf      float64
-	SplitMiB  int64
+	Zipf     float64
+	SplitMiB int64
+	// Drop is the share of the writes that empty the region instead.
+	Drop      float64
 	remainder float64
 }
 
@@ -45,10 +47,13 @@ func (s *Sim) write() {
 	l.remainder -= float64(each * writesPerSecond)
 	for range writesPerSecond {
 		r := s.regions[pick()]
-		if each == 0 || r.leader == 0 || !s.usable(r.leader) || !s.hasQuorum(r) {
+		if each == 0 || r.frozen || r.leader == 0 || !s.usable(r.leader) || !s.hasQuorum(r) {
 			continue
 		}
 		r.size += each
+		if l.Drop > 0 && s.rng.Float64() < l.Drop {
+			r.size = 1
+		}
 		r.hb = nil
 		r.written += uint64(each) << 20
 		if r.size >= l.SplitMiB {
@@ -79,6 +84,10 @@ func (s *Sim) split(r *Region) {
 		}
 	}
 	r.meta, r.size = &left, r.size-n.size
+	if !r.joined.IsZero() && s.now.Sub(r.joined) < s.opts.Schedule.SplitMergeInterval.D() {
+		s.Stats.SplitAgain++
+	}
+	r.split, n.split = s.now, s.now
 	s.regions, s.byID[right.Id] = append(s.regions, n), n
 	s.Stats.Splits++
 	s.checked(r.meta.Id, func() {

@@ -13,6 +13,9 @@ import (
 type Stats struct {
 	Heartbeats, Commands, Ticks, Transfers, PeersAdded int
 	Splits, Audits                                     int
+	Merges, MergeOrders, MergeRefusals                 int
+	BiggestJoined                                      int64
+	SplitAgain                                         int // splits of a region that took another one within the hour before
 	BytesMoved                                         int64
 	PingPong                                           int // peers that came back to a store the region had been given before
 

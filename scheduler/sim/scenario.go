@@ -17,6 +17,7 @@ import (
 //
 //	cluster stores=6 regions=3000 size=uniform(48,144) [replicas=3] [seed=1] [capacity=1024]
 //	        [zones=3] [loss=0.1] [delay=30s] [duplicates=0.1] [heartbeat=60s] [moves-in-flight=8]
+//	        [merge=1] [merge-limit=8] [interval=1h] [patrol=1s]   stores merge regions
 //	        [audit=each]         check all invariants after every event instead of once a minute
 //	add-stores n=1 [capacity=1024] [zone=1]
 //	run for=10m                  let time pass
@@ -29,12 +30,15 @@ import (
 //	damage|mute store=4 n=10     so many replicas of the store take no part; it says so, or they are just silent
 //	flap store=1 down=25s up=35s times=10
 //	failover                     a new placement leader that knows nothing
-//	load rate=20 [zipf=1.2] [split=144]
-//	                             clients write so many MiB/s; regions beyond a size are split
+//	load rate=20 [zipf=1.2] [split=144] [drop=0.1]
+//	                             clients write so many MiB/s; regions beyond a size are split; a share of the writes
+//	                             empties the region instead
+//	hold from=1 to=9 for=24h     the regions from one id to another one are not to be merged
 //	giant region=5 size=10240    make one region big
 //	expect NAME<=VALUE ...       together (regions in fewer zones than they could be), better (moves for that),
 //	                             ratio, max-min, leaders, ping-pong, twice, quiet (>=), missing, extra,
-//	                             running, settled, transfers, moves, splits, audits
+//	                             running, settled, transfers, moves, splits, audits,
+//	                             regions, merges, refused, orders, split-again, biggest-joined, held, frozen
 //	report                       print the result (for people; not stable)
 type Scenario struct {
 	Sim *Sim
@@ -65,14 +69,9 @@ func (sc *Scenario) Do(line string) (string, error) {
 		s.Run(args.dur("for", time.Minute))
 	case "measure":
 		s.BeginMeasure()
-	case "kill":
-		s.Kill(uint64(args.num("store", 0)))
-	case "restart":
-		s.Restart(uint64(args.num("store", 0)))
-	case "cut":
-		s.Cut(uint64(args.num("store", 0)))
-	case "heal":
-		s.Heal(uint64(args.num("store", 0)))
+	case "kill", "restart", "cut", "heal":
+		change := map[string]func(uint64){"kill": s.Kill, "restart": s.Restart, "cut": s.Cut, "heal": s.Heal}
+		change[cmd](uint64(args.num("store", 0)))
 	case "label":
 		s.Label(uint64(args.num("store", 0)), zone(args.num("zone", 0))...)
 	case "damage", "mute":
@@ -103,15 +102,32 @@ func (sc *Scenario) Do(line string) (string, error) {
 		r.size = int64(args.num("size", 10240))
 		s.changed(r)
 	case "load":
-		s.SetLoad(Load{RateMiB: args.float("rate", 0), Zipf: args.float("zipf", 0), SplitMiB: int64(args.num("split", 144))})
+		s.SetLoad(args.load())
+	case "hold":
+		return "ok", s.Hold(uint64(args.num("from", 1)), uint64(args.num("to", 1)), args.dur("for", 24*time.Hour))
 	case "report":
-		sc.logf("%v", s.Result())
+		sc.report()
 	case "expect":
 		return sc.expect(fields[1:])
 	default:
 		return "", fmt.Errorf("unknown command %q", cmd)
 	}
 	return "ok", nil
+}
+
+// report logs the result of the run, and what the policies have decided last.
+func (sc *Scenario) report() {
+	sc.logf("%v", sc.Sim.Result())
+	sc.logf("operators: %v", sc.Sim.cluster.Controller().Ended())
+	for _, d := range sc.Sim.cluster.Planner().Decisions() {
+		sc.logf("%s: %s %v %v", d.Scheduler, d.Result, d.Refusals, d.Lines)
+	}
+}
+
+func (a args) load() Load {
+	return Load{
+		RateMiB: a.float("rate", 0), Zipf: a.float("zipf", 0), SplitMiB: int64(a.num("split", 144)), Drop: a.float("drop", 0),
+	}
 }
 
 func (sc *Scenario) logf(format string, args ...any) {
@@ -131,6 +147,10 @@ func (sc *Scenario) cluster(a args) error {
 	opts.HeartbeatTime = a.dur("heartbeat", opts.HeartbeatTime)
 	opts.Schedule.StoreMovesInFlight = a.num("moves-in-flight", opts.Schedule.StoreMovesInFlight)
 	opts.Schedule.StoreBytesInFlightMiB = 1 << 30
+	opts.Merge = a["merge"] != ""
+	opts.Schedule.MergeScheduleLimit = a.num("merge-limit", opts.Schedule.MergeScheduleLimit)
+	opts.Schedule.SplitMergeInterval = config.Duration(a.dur("interval", opts.Schedule.SplitMergeInterval.D()))
+	opts.Schedule.PatrolRegionInterval = config.Duration(a.dur("patrol", opts.Schedule.PatrolRegionInterval.D()))
 	opts.Schedule.MaxStoreDownTime = config.Duration(a.dur("max-down", 30*time.Minute))
 	zones := a.num("zones", 0)
 	if zones > 0 || a["labels"] != "" {
@@ -202,6 +222,10 @@ func (sc *Scenario) expect(conds []string) (string, error) {
 		"transfers": float64(sc.Sim.Stats.Transfers - sc.Sim.Stats.transfersAt), "moves": float64(res.Moves),
 		"together": float64(sc.Sim.Together()), "better": float64(sc.Sim.BetterLocations()),
 		"splits": float64(sc.Sim.Stats.Splits), "audits": float64(sc.Sim.Stats.Audits),
+		"regions": float64(len(sc.Sim.regions)), "merges": float64(sc.Sim.Stats.Merges), "orders": float64(sc.Sim.Stats.MergeOrders),
+		"refused": float64(sc.Sim.Stats.MergeRefusals), "split-again": float64(sc.Sim.Stats.SplitAgain),
+		"biggest-joined": float64(sc.Sim.Stats.BiggestJoined),
+		"held":           float64(held(sc.Sim)), "frozen": float64(frozen(sc.Sim)),
 	}
 	for id, st := range sc.Sim.stores {
 		info := sc.Sim.cluster.Core().Store(id)

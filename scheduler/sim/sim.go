@@ -9,11 +9,13 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
@@ -37,6 +39,7 @@ type Options struct {
 	AuditEach     bool          // check all invariants after every event, not once a minute
 	Schedule      config.Schedule
 	Labels        []string
+	Merge         bool // stores can merge regions
 }
 
 // DefaultOptions: a move of an average region takes about ten seconds.
@@ -80,6 +83,9 @@ type Region struct {
 	spread int      // zones before the move under way
 	// written counts bytes since the last report.
 	written uint64
+	frozen  bool      // it is being merged
+	split   time.Time // when it was made by a split, or lost keys by one
+	joined  time.Time // when it took another region last
 }
 
 // Sim is one run.
@@ -101,6 +107,7 @@ type Sim struct {
 	nextBeatSlot, nextStoreBeat, nextAudit time.Time
 	load                                   Load
 	epochs                                 map[uint64][2]uint64 // what the placement leader last knew
+	holds                                  []merge.Hold
 
 	// Faults lists violated invariants; a run that has any failed.
 	Faults []string
@@ -159,6 +166,7 @@ func (s *Sim) newScheduler() {
 		Now: func() time.Time { return s.now }, Seed: s.rng.Uint64(), Sender: s,
 		AllocID: func() (uint64, error) { s.nextID++; return s.nextID, nil },
 	})
+	s.cluster.SetHolds(s.holds)
 }
 
 // Failover replaces the placement leader by one that has to learn everything from heartbeats.
@@ -193,7 +201,11 @@ func (s *Sim) register(st *Store) {
 	if st.tombstone {
 		m.State = metapb.StoreState_Tombstone
 	}
+	if s.opts.Merge {
+		m.Features = uint64(feature.Merge)
+	}
 	s.cluster.Core().PutStore(core.NewStore(m, s.now))
+	_ = s.cluster.AgreeFeatures(func(feature.Set) error { return nil })
 }
 
 // AddRegions spreads n regions over the stores, sizes drawn by size.
@@ -283,7 +295,7 @@ func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
 		return r.hb
 	}
 	hb := &schedulerpb.RegionHeartbeatRequest{
-		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20, BytesWritten: r.written,
+		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20, BytesWritten: r.written, SizeMeasured: true,
 	}
 	r.written = 0
 	for _, p := range r.meta.Peers {

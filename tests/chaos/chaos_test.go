@@ -31,6 +31,7 @@ var (
 	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
 	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
 	flagFaults    = flag.String("faults", "", "comma-separated faults instead of drawn ones")
+	flagMerge     = flag.Bool("merge", false, "small regions go into their neighbours by themselves, and are split again")
 	flagKeep      = flag.String("keep", "", "keep logs and data of failed histories in this directory")
 )
 
@@ -92,6 +93,16 @@ store-disconnect = "2s"
 leader-cooldown = "1s"
 peer-step-timeout = "10s"
 `
+
+// merging are the configurations with merges: regions are split by order only, and merged as soon as may be.
+func merging(stores, placement string) (string, string) {
+	if !*flagMerge {
+		return stores, placement
+	}
+	stores = strings.Replace(stores, "[raftstore]\n", "[raftstore]\nregion-merge = true\n", 1)
+	stores = strings.NewReplacer("\"64KiB\"", "\"32MiB\"", "\"96KiB\"", "\"48MiB\"").Replace(stores)
+	return stores, placement + "split-merge-interval = \"1s\"\n"
+}
 
 const (
 	keyCount = 48
@@ -155,11 +166,12 @@ func runHistory(t *testing.T, seed uint64, work *lists) {
 	if work != nil {
 		placement = "mode = \"txn\"\n" + placement
 	}
+	onStores, placement := merging(storeConfig, placement)
 	h.net = netproxy.New(h.pid)
 	t.Cleanup(h.net.Close)
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: dir, Stores: stores, Schedulers: schedulers,
-		StoreConfig: storeConfig, SchedulerConfig: placement, OnExit: h.ended, Advertise: h.net.Listen,
+		StoreConfig: onStores, SchedulerConfig: placement, OnExit: h.ended, Advertise: h.net.Listen,
 	})
 	require.NoError(t, err)
 	h.c = c
@@ -215,7 +227,7 @@ func (h *history) prepare() {
 		if err != nil {
 			return err
 		}
-		if len(regs) < 8 {
+		if len(regs) < 8 && !*flagMerge { // those that are merged already are split again
 			return fmt.Errorf("%d regions", len(regs))
 		}
 		for _, r := range regs {
@@ -235,6 +247,10 @@ func (h *history) rage() {
 		h.useRaw(&wg)
 	} else {
 		h.lists.use(h, &wg)
+	}
+	if *flagMerge {
+		wg.Add(1)
+		go func() { defer wg.Done(); h.keepSplitting() }()
 	}
 	calm := time.Second
 	time.Sleep(calm) // how long the cluster is left alone; not a synchronisation
@@ -259,6 +275,9 @@ func (h *history) rage() {
 		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.lost, h.bitten)
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
+	if *flagMerge {
+		require.Positive(h.t, h.happened().Merges, "nothing was merged")
+	}
 	if h.lists != nil {
 		require.Positive(h.t, before, "nothing was done before the faults")
 		return
@@ -267,6 +286,21 @@ func (h *history) rage() {
 	require.Positive(h.t, h.tikvOps.Load(), "nothing was done by TiKV's protocol")
 	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
 	require.Positive(h.t, h.pairs.Load(), "no page showed a pair")
+}
+
+// keepSplitting orders splits until stopped: what is merged has to be split before. Most orders are for keys at which a region
+// begins already, and some reach nobody.
+func (h *history) keepSplitting() {
+	every := time.NewTicker(100 * time.Millisecond)
+	defer every.Stop()
+	for i := 0; ; i++ {
+		select {
+		case <-h.stop:
+			return
+		case <-every.C:
+			_ = h.splitAt(h.place(key(i * 7 % keyCount)))
+		}
+	}
 }
 
 // useRaw begins the clients of a cluster of raw keys.

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/kv/client"
 )
 
 // TestMergeCommand merges regions of a cluster of processes while clients write, with a store that dies in between. What
@@ -109,5 +110,105 @@ func TestMergeCommand(t *testing.T) {
 		require.LessOrEqual(t, n, last[i]+1, "key %s", key(i))
 	}
 	k.fails(fmt.Sprintf("region merge %d %d", ids()[0], ids()[0]), "cannot go into itself")
+	k.until(0)
+}
+
+// TestSmallRegionsShrink: many small regions become one by themselves, while clients write with their defaults. A range that is
+// held stays as it is until it is released, also when the placement leader has changed. Afterwards the replicas are equal, and
+// everything that was acknowledged is there.
+func TestSmallRegionsShrink(t *testing.T) {
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: t.TempDir(), Stores: 4, Schedulers: 1,
+		StoreConfig:     strings.Replace(fastStores, "[raftstore]", "[raftstore]\nregion-merge = true", 1),
+		SchedulerConfig: "[schedule]\nsplit-merge-interval = \"2s\"\n",
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := open(t, c)
+	require.NoError(t, cl.Put(t.Context(), []byte("k"), nil))
+	waitReplicas(t, c, 3)
+	k := console{t, c}
+
+	const parts, writers = 24, 12
+	k.run(0, fmt.Sprintf("keyspace split --prefix k --into %d --hold 1h", parts))
+	key := func(i int) []byte { return []byte{'k', byte(256 * i / writers), 'x'} }
+	stop, last := make(chan struct{}), make([]int, writers)
+	var failed [writers]error
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Add(1)
+		go func() { // ends before the test does
+			defer wg.Done()
+			for n := 1; failed[i] == nil; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if failed[i] = cl.Put(t.Context(), key(i), fmt.Append(nil, n)); failed[i] == nil {
+					last[i] = n
+				}
+			}
+		}()
+	}
+	count := func() int {
+		t.Helper()
+		var rs []regionView
+		k.json("region list", &rs)
+		return len(rs)
+	}
+	leader := c.Schedulers[0]
+	leader.Kill()
+	require.NoError(t, leader.Start())
+	eventually(t, 60*time.Second, func() error {
+		if _, out := k.try("explain merge"); !strings.Contains(out, "refused by held") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	require.GreaterOrEqual(t, count(), parts)
+	k.has("region holds", "keyspace split")
+	var holds struct {
+		Holds []struct{ Start, End string }
+	}
+	k.json("region holds", &holds)
+	require.Len(t, holds.Holds, 1)
+	k.run(0, fmt.Sprintf("region release -e hex --range %s..%s", holds.Holds[0].Start, holds.Holds[0].End))
+	began := time.Now()
+	eventually(t, 120*time.Second, func() error {
+		if n := count(); n > 1 {
+			_, out := k.try("explain merge")
+			return fmt.Errorf("%d regions; %s", n, out)
+		}
+		return nil
+	})
+	t.Logf("%d regions became one in %v", parts, time.Since(began).Round(time.Millisecond))
+	close(stop)
+	wg.Wait()
+	for i := range writers {
+		v, found, err := cl.Get(t.Context(), key(i))
+		require.NoError(t, err)
+		require.True(t, found)
+		var n int
+		_, err = fmt.Sscan(string(v), &n)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, n, last[i], "key %d", i)
+		require.LessOrEqual(t, n, last[i]+1, "key %d", i)
+		if failed[i] != nil { // a retried write of which no store can tell whether it was carried out before (docs/merge.md)
+			var unknown *client.UnknownError
+			require.ErrorAs(t, failed[i], &unknown)
+			t.Logf("key %d: %v", i, failed[i])
+		}
+	}
+	k.has("operator history", "merge-region", "success")
+	eventually(t, 60*time.Second, func() error {
+		if _, out := k.try("check consistency"); !strings.Contains(out, "1 of 1 regions have equal replicas") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
 	k.until(0)
 }

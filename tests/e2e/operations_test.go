@@ -372,6 +372,14 @@ func (s *site) leaves(third *localcluster.Process) {
 	s.eventually("tinyctl check consistency", "have equal replicas")
 	s.region()
 	s.eventually("tinyctl check consistency --region REGION", "1 of 1 regions have equal replicas")
+	s.run(0, "tinyctl explain merge", "region-merge = true")
+	s.run(0, "tinyctl explain merge REGION", "keys, on stores")
+	s.run(0, "tinyctl region hold --prefix user: --for 24h", "user:")
+	s.run(0, "tinyctl region holds", "keyspace split")
+	s.run(0, "tinyctl region release --prefix user:")
+	s.run(0, "tinyctl scheduler pause merge --for 2h", "merge")
+	s.run(0, "tinyctl config set merge-schedule-limit 0")
+	s.run(0, "tinyctl config set merge-schedule-limit 8")
 }
 
 // manualMembers: a member of the placement service that is dead is started again, and another time removed. Then a region is

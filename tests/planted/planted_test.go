@@ -56,6 +56,14 @@ func merges(name, file, test string, change ...[2]string) bug {
 }
 
 var bugs = []bug{
+	merges("merge-without-a-new-timestamp", timestampsFile, "TestCommitsAfterAMerge", [2]string{
+		"	if before.tenure == at {\n", "	if before.tenure.term == at.term {\n",
+	}, [2]string{
+		"	return s.mu.standings[regionID].tenure == at\n", "	return s.mu.standings[regionID].tenure.term == at.term\n",
+	}),
+	merges("merge-with-an-old-safe-point", "kv/transaction/commands/safepoint.go", "TestSafePointAfterAMerge", [2]string{
+		"	if s.mu.asked[regionID] == at {\n", "	if s.mu.asked[regionID].term == at.term {\n",
+	}),
 	merges("merge-counts-a-quorum", "kv/raftstore/merge.go", "TestMergeNeedsEveryReplica", [2]string{
 		"		if !mg.acks[q.Id] {\n			return false\n		}\n	}\n	return true\n", "		_ = q\n	}\n	return len(mg.acks) >= 2\n",
 	}),
@@ -356,7 +364,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-safe-point-of-an-earlier-term", file: "kv/transaction/commands/safepoint.go", pkg: commandsPkg, run: "TestSafePointIsLearnt", tries: 1,
-		change: [][2]string{{"	if s.mu.asked[regionID] == term {\n", "	if s.mu.asked[regionID] > 0 {\n"}},
+		change: [][2]string{{"	if s.mu.asked[regionID] == at {\n", "	if s.mu.asked[regionID].term > 0 {\n"}},
 	},
 	{
 		name: "txn-old-prewrite-accepted", file: "kv/transaction/commands/prewrite.go", pkg: commandsPkg, run: "TestSafePointIsLearnt", tries: 1,
@@ -407,7 +415,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-timestamp-of-an-earlier-term", file: timestampsFile, pkg: commandsPkg, run: "TestFirstChoiceOfATerm", tries: 1,
-		change: [][2]string{{"	if before.term == term {\n", "	if before.term > 0 {\n"}, {"	return s.mu.standings[regionID].term == term\n", "	return true\n"}},
+		change: [][2]string{{"	if before.tenure == at {\n", "	if before.tenure.term > 0 {\n"}, {"	return s.mu.standings[regionID].tenure == at\n", "	return true\n"}},
 	},
 	{
 		name: "txn-timestamp-of-an-earlier-term-in-a-cluster", file: timestampsFile, pkg: suitePkg, run: "TestCommitsOfALaterLeader", tries: 3,
@@ -437,7 +445,7 @@ var bugs = []bug{
 	},
 	{
 		name: "txn-choice-does-not-look-again", file: executorFile, pkg: commandsPkg, run: "TestLocksThatGoMeanwhile", tries: 1,
-		change: [][2]string{{"	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), term) {\n", "	if at != term {\n"}},
+		change: [][2]string{{"	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), tenureOf(c, term)) {\n", "	if at != term {\n"}},
 	},
 	{
 		name: "txn-doubt-forgotten-by-a-fetch-under-way", file: timestampsFile, pkg: commandsPkg, run: "TestDoubtDuringASync", tries: 1,

@@ -123,12 +123,25 @@ func (a *app) copyEvents(stream io.Reader, last *event) error {
 
 func (a *app) explainCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "explain [POLICY]", Short: "Say what each policy decided last, and what refused whom", Args: args(cobra.MaximumNArgs(1)),
+		Use: "explain [POLICY [REGION]]", Short: "Say what each policy decided last, and what refused whom",
+		Args: args(cobra.MaximumNArgs(2)),
 	}
+	cmd.Long = `What each policy of the placement service decided last, and what refused whom.
+
+  tinyctl explain
+  tinyctl explain balance-region
+  tinyctl explain merge 42          # why region 42 is merged or not`
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		path := "/explain"
-		if len(argv) == 1 {
+		if len(argv) > 0 {
 			path += "?scheduler=" + url.QueryEscape(argv[0])
+		}
+		if len(argv) == 2 {
+			n, err := number(argv[1], "region")
+			if err != nil {
+				return err
+			}
+			path += "&region=" + id(n)
 		}
 		var out struct {
 			Prepared  bool       `json:"prepared"`
@@ -138,7 +151,7 @@ func (a *app) explainCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if len(argv) == 1 && len(out.Decisions) == 0 {
+		if len(argv) > 0 && len(out.Decisions) == 0 {
 			return fmt.Errorf("no decision of a policy %q; `tinyctl explain` shows all there are", argv[0])
 		}
 		if a.output == "json" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -58,7 +59,116 @@ func (a *app) regionCmds() []*cobra.Command {
 		a.regionMoveCmd("add-peer ID STORE", "Add a replica on a store", "to"),
 		a.regionMoveCmd("merge ID INTO", "Let a region go into its neighbour, whose id stays", "into"),
 		a.regionMoveCmd("remove-peer ID STORE", "Remove the replica on a store", "from"),
+		regionHoldCmd(a), command("holds", "List the ranges whose regions are not merged", func(cmd *cobra.Command, _ []string) error {
+			return showHolds(a, cmd, http.MethodGet, "/holds", nil)
+		}), regionReleaseCmd(a),
 	}
+}
+
+// holdInfo is a range whose regions are not merged; keys are hexadecimal.
+type holdInfo struct {
+	Start   string  `json:"start"`
+	End     string  `json:"end"`
+	Seconds float64 `json:"seconds"`
+	Why     string  `json:"why"`
+}
+
+// showHolds prints the holds that there are after a request.
+func showHolds(a *app, cmd *cobra.Command, method, path string, body any) error {
+	var out struct {
+		Holds []holdInfo `json:"holds"`
+	}
+	return a.show(cmd, method, path, body, &out, func() error {
+		rows := [][]string{}
+		for _, h := range out.Holds {
+			left := time.Duration(h.Seconds * float64(time.Second)).Round(time.Second)
+			rows = append(rows, []string{shownKey(h.Start, "-inf"), shownKey(h.End, "+inf"), left.String(), h.Why})
+		}
+		return a.table([]string{"START", "END", "FOR", "WHY"}, rows)
+	})
+}
+
+// holdFlags are the two ways to name a range.
+type holdFlags struct{ prefix, keys *string }
+
+func newHoldFlags(a *app, cmd *cobra.Command) holdFlags {
+	f := cmd.Flags()
+	f.StringVarP(&a.encoding, "encoding", "e", "text", "form of the keys: text, hex or escaped")
+	return holdFlags{
+		prefix: f.String("prefix", "", "the keys that begin with this"),
+		keys:   f.String("range", "", "the keys from START to before END, as START..END; without END all that follow"),
+	}
+}
+
+// bounds are the range as regions have it: in clusters of transactions they begin at encoded keys.
+func (h holdFlags) bounds(a *app, cmd *cobra.Command) (start, end []byte, err error) {
+	from, to, ranged := strings.Cut(*h.keys, "..")
+	switch {
+	case (*h.prefix == "") == (*h.keys == ""):
+		return nil, nil, usagef("give either --prefix or --range")
+	case *h.prefix != "":
+		start, err = decode(a.encoding, *h.prefix)
+		end = prefixEnd(start)
+	case !ranged:
+		return nil, nil, usagef("--range: %q is not START..END", *h.keys)
+	default:
+		if start, err = decode(a.encoding, from); err == nil {
+			end, err = decode(a.encoding, to)
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	err = a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
+		cfg, err := p.GetClusterConfig(ctx)
+		if err == nil && cfg.GetMode() == string(clustermode.Txn) {
+			if len(start) > 0 {
+				start = memcomparable.Encode(start)
+			}
+			if len(end) > 0 {
+				end = memcomparable.Encode(end)
+			}
+		}
+		return err
+	})
+	return start, end, err
+}
+
+func regionHoldCmd(a *app) *cobra.Command {
+	cmd := command("hold", "Keep the regions of a range from being merged for a time", nil)
+	cmd.Long = `Small regions go into their neighbours by themselves. This keeps those of a range as they are for a time.
+
+  tinyctl region hold --prefix user: --for 24h
+  tinyctl region hold --range a..m --for 2h --why import`
+	h := newHoldFlags(a, cmd)
+	d := cmd.Flags().Duration("for", 24*time.Hour, "for how long")
+	why := cmd.Flags().String("why", "", "the reason, for people")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		start, end, err := h.bounds(a, cmd)
+		if err != nil {
+			return err
+		}
+		return showHolds(a, cmd, http.MethodPost, "/holds", holdBody(start, end, *d, *why))
+	}
+	return cmd
+}
+
+func holdBody(start, end []byte, d time.Duration, why string) map[string]any {
+	return map[string]any{"start": hex.EncodeToString(start), "end": hex.EncodeToString(end), "for": d.String(), "why": why}
+}
+
+func regionReleaseCmd(a *app) *cobra.Command {
+	cmd := command("release", "Let the regions of a range that was held be merged again", nil)
+	h := newHoldFlags(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		start, end, err := h.bounds(a, cmd)
+		if err != nil {
+			return err
+		}
+		path := "/holds?start=" + hex.EncodeToString(start) + "&end=" + hex.EncodeToString(end)
+		return showHolds(a, cmd, http.MethodDelete, path, nil)
+	}
+	return cmd
 }
 
 func (a *app) regionShow(cmd *cobra.Command, argv []string) error {
@@ -239,19 +349,21 @@ the range of a prefix at once, and spreads the regions over the stores.
   tinyctl keyspace split --prefix user: --into 64 --like uuid
   tinyctl keyspace split --prefix user: --into 64 --like sample.txt   # a key in each line
 
-Repeated, it goes on where it was. Regions without data stay: none is merged by itself.`
+Repeated, it goes on where it was. Small regions may be merged into their neighbours by themselves; those that this makes are
+kept from it for --hold, a day if nothing else is said.`
 	f := cmd.Flags()
 	prefix := f.String("prefix", "", "what the keys begin with")
 	into := f.Int("into", 0, "number of regions")
 	like := f.String("like", "bytes",
 		"what follows the prefix: "+strings.Join(keyspace.Shapes, ", ")+", or a file with a sample of keys, one in each line")
 	f.StringVarP(&a.encoding, "encoding", "e", "text", "form of the prefix and of the sample: text, hex or escaped")
+	hold := f.Duration("hold", 24*time.Hour, "for how long the regions are not merged again; 0 is not at all")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		borders, err := bordersOf(a, *prefix, *into, *like)
 		if err != nil {
 			return err
 		}
-		return keyspaceSplit(a, cmd, borders)
+		return keyspaceSplit(a, cmd, borders, *hold)
 	}
 	return cmd
 }
@@ -288,7 +400,19 @@ func bordersOf(a *app, prefix string, into int, like string) ([][]byte, error) {
 	return out, nil
 }
 
-func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte) error {
+// holdBorders keeps the regions that begin at borders from being merged.
+func holdBorders(ctx context.Context, a *app, borders [][]byte, d time.Duration) error {
+	if d == 0 || len(borders) == 0 {
+		return nil
+	}
+	end := append(slices.Clone(borders[len(borders)-1]), 0) // the region that begins at the last border has a key below this
+	if _, err := a.ask(ctx, http.MethodPost, "/holds", holdBody(borders[0], end, d, "keyspace split"), nil); err != nil {
+		return fmt.Errorf("hold the range: %w", err)
+	}
+	return nil
+}
+
+func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte, hold time.Duration) error {
 	var regions []keyspace.Region
 	err := a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
 		cfg, err := p.GetClusterConfig(ctx)
@@ -299,6 +423,9 @@ func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte) error {
 			for i, b := range borders {
 				borders[i] = memcomparable.Encode(b)
 			}
+		}
+		if err := holdBorders(ctx, a, borders, hold); err != nil {
+			return err
 		}
 		bar := a.barOf(int64(len(borders)), "regions", false, false)
 		defer func() { _ = bar.Close() }()

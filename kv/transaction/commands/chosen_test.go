@@ -552,12 +552,35 @@ func TestDoubtDuringASync(t *testing.T) {
 	}, yes)
 	var locks memlock.Table
 	ctx := context.Background()
-	require.False(t, s.sync(ctx, &locks, 1, 5))
-	require.True(t, s.sync(ctx, &locks, 1, 5))
-	require.True(t, s.synced(1, 5))
+	require.False(t, s.sync(ctx, &locks, 1, tenure{5, 1}))
+	require.True(t, s.sync(ctx, &locks, 1, tenure{5, 1}))
+	require.True(t, s.synced(1, tenure{5, 1}))
 	s.doubt(2)
-	require.True(t, s.synced(1, 5), "that was another region")
+	require.True(t, s.synced(1, tenure{5, 1}), "that was another region")
 	s.doubt(1)
-	require.False(t, s.synced(1, 5))
+	require.False(t, s.synced(1, tenure{5, 1}))
 	require.Equal(t, uint64(2), at)
+}
+
+// TestTenures: what was fetched counts for one version of the region in one term. A region of another version may have taken
+// another one in, with keys that other leaders have served, and from which they have removed versions.
+func TestTenures(t *testing.T) {
+	at := uint64(0)
+	s := NewTimestamps(func(context.Context) (uint64, error) { at++; return at, nil }, yes)
+	safe := NewSafePoints(func(context.Context) (txn, gc uint64, err error) { at++; return at, at, nil })
+	var locks memlock.Table
+	ctx := context.Background()
+	for i, next := range []tenure{{5, 1}, {5, 2}, {6, 2}, {7, 3}} {
+		require.False(t, s.synced(1, next))
+		require.True(t, s.sync(ctx, &locks, 1, next))
+		require.True(t, s.sync(ctx, &locks, 1, next))
+		require.Equal(t, uint64(2*i+1), locks.MaxTS())
+		for range 2 {
+			got, err := safe.txnIn(ctx, 1, next)
+			require.NoError(t, err)
+			require.Equal(t, uint64(2*i+2), got)
+		}
+	}
+	require.False(t, s.sync(ctx, &locks, 1, tenure{7, 2}), "that version is over")
+	require.True(t, s.synced(1, tenure{7, 3}))
 }

@@ -118,13 +118,13 @@ func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	for {
 		term, err := e.st.Leadership(c)
 		if err == nil && !does.ends {
-			_, err = e.safe.Txn(ctx, c.GetRegionId(), term)
+			_, err = e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, term))
 		}
 		if err != nil {
 			return err
 		}
 		does := does
-		does.chooses = does.chooses && e.times.sync(ctx, e.locks, c.GetRegionId(), term)
+		does.chooses = does.chooses && e.times.sync(ctx, e.locks, c.GetRegionId(), tenureOf(c, term))
 		ended, err := e.updateIn(ctx, c, term, does, keys, decide)
 		if !ended {
 			return err
@@ -155,7 +155,7 @@ func (e *Executor) updateIn(
 		return false, err
 	}
 	// A lock may have gone while this command waited for its latches (txn.letGo).
-	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), term) {
+	if at != term || does.chooses && !e.times.synced(c.GetRegionId(), tenureOf(c, term)) {
 		view.Close()
 		release()
 		return true, nil
@@ -163,7 +163,7 @@ func (e *Executor) updateIn(
 	policy := e.policy
 	tx := &txn{
 		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
-		safePoint: func() (uint64, error) { return e.safe.Txn(ctx, c.GetRegionId(), at) },
+		safePoint: func() (uint64, error) { return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at)) },
 		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
 	}
 	err = decide(tx)

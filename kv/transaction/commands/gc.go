@@ -27,7 +27,7 @@ func (e *Executor) readable(ctx context.Context, c *kvrpcpb.Context, rd *Read) e
 	if err != nil {
 		return err
 	}
-	safePoint, err := e.safe.Txn(ctx, c.GetRegionId(), term)
+	safePoint, err := e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, term))
 	if err == nil && rd.TS < safePoint {
 		err = errTooOld(rd.TS, safePoint)
 	}

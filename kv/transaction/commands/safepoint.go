@@ -10,7 +10,8 @@ import (
 // Old versions of a region may have been removed by its leader of now, or by earlier ones. The one of now has raised
 // what is known here before it removed anything. What earlier ones have removed lay below the safe point that was in
 // force when the leader of now began to lead: so a store asks for the safe points once in each of its terms, before
-// it decides about transactions that may be too old.
+// it decides about transactions that may be too old. And it asks again when the region has another version: then it may have
+// taken another region in, whose leaders have removed versions, up to when that was frozen.
 type SafePoints struct {
 	// fetch asks the placement service.
 	fetch func(ctx context.Context) (txn, gc uint64, err error)
@@ -20,8 +21,8 @@ type SafePoints struct {
 		//
 		// Invariant: both only grow.
 		txn, gc uint64
-		// asked are the terms of regions for which the safe points were fetched after they had begun.
-		asked map[uint64]uint64
+		// asked are the tenures of regions for which the safe points were fetched after they had begun.
+		asked map[uint64]tenure
 	}
 	fetches *joint
 }
@@ -29,17 +30,17 @@ type SafePoints struct {
 // NewSafePoints returns what is not known yet.
 func NewSafePoints(fetch func(ctx context.Context) (txn, gc uint64, err error)) *SafePoints {
 	s := &SafePoints{fetch: fetch, fetches: newJoint()}
-	s.mu.asked = map[uint64]uint64{}
+	s.mu.asked = map[uint64]tenure{}
 	return s
 }
 
-// Txn is the timestamp up to which no transaction may begin, as of a moment after the region's term began.
-func (s *SafePoints) Txn(ctx context.Context, regionID, term uint64) (uint64, error) {
+// txnIn is the timestamp up to which no transaction may begin, as of a moment after the region's tenure began.
+func (s *SafePoints) txnIn(ctx context.Context, regionID uint64, at tenure) (uint64, error) {
 	if s == nil {
 		return 0, nil
 	}
 	s.mu.Lock()
-	if s.mu.asked[regionID] == term {
+	if s.mu.asked[regionID] == at {
 		defer s.mu.Unlock()
 		return s.mu.txn, nil
 	}
@@ -49,7 +50,9 @@ func (s *SafePoints) Txn(ctx context.Context, regionID, term uint64) (uint64, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.asked[regionID] = max(s.mu.asked[regionID], term)
+	if at.later(s.mu.asked[regionID]) {
+		s.mu.asked[regionID] = at
+	}
 	return s.mu.txn, nil
 }
 

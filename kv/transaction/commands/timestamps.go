@@ -8,10 +8,11 @@ import (
 
 	"github.com/tinykv/tinykv/kv/transaction/memlock"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
+	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
 // Timestamps is how a store follows the placement service's timestamps. It needs them to choose commit timestamps
-// itself (memlock): once in each term of each region, and to refuse reads in the future. Safe for concurrent use.
+// itself (memlock): once in each term and version of each region, and to refuse reads in the future. Safe for concurrent use.
 type Timestamps struct {
 	// fetch asks the placement service for a new timestamp.
 	fetch func(ctx context.Context) (uint64, error)
@@ -36,10 +37,25 @@ func NewTimestamps(fetch func(ctx context.Context) (uint64, error), ready func()
 	return s
 }
 
+// tenure is a term of leadership in which the region has one version. What a store knows of what was done in a region before
+// it led ends with either: a region that takes another one in, which is a new version, has keys then that another leader has
+// served until that one's region was frozen.
+type tenure struct{ term, version uint64 }
+
+// later tells whether the tenure is of a later term, or of a later version in the same term.
+func (t tenure) later(o tenure) bool {
+	return t.term > o.term || t.term == o.term && t.version > o.version
+}
+
+// tenureOf is the tenure of a request that was found to be for the region as it is, in a term.
+func tenureOf(c *kvrpcpb.Context, term uint64) tenure {
+	return tenure{term, c.GetRegionEpoch().GetVersion()}
+}
+
 // standing is what max_ts is known to be behind of.
 type standing struct {
-	// term: a timestamp was fetched after it had begun, and none of the doubts came later. 0 is none.
-	term uint64
+	// tenure: a timestamp was fetched after it had begun, and none of the doubts came later. The zero value is none.
+	tenure tenure
 	// doubts counts the moments from which on an earlier timestamp is not enough.
 	doubts uint64
 }
@@ -100,20 +116,21 @@ func (e *TimestampError) Error() string { return "no timestamp: " + e.Cause.Erro
 
 func (e *TimestampError) Unwrap() error { return e.Cause }
 
-// sync raises max_ts above all reads that other stores have served in earlier terms of the region, and above all that
-// transactions have relied on whose locks have gone (doubt). false says that it is not known to be, so that this store may
-// not choose commit timestamps yet.
+// sync raises max_ts above all reads that other stores have served in earlier terms of the region, or of a region that went
+// into it, and above all that transactions have relied on whose locks have gone (doubt). false says that it is not known to
+// be, so that this store may not choose commit timestamps yet.
 //
 // A read has its timestamp before the store that serves it proves its leadership. That store led in an earlier term, so
-// the proof was before this term began, or there is none; and a timestamp that is fetched after that is larger.
-func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID, term uint64) bool {
+// the proof was before this term began, or there is none; and a timestamp that is fetched after that is larger. The same
+// goes for a region that went into this one: all its replicas were frozen, and served nothing, before this one had its version.
+func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID uint64, at tenure) bool {
 	if s == nil || !s.ready() {
 		return false
 	}
 	s.mu.Lock()
 	before := s.mu.standings[regionID]
 	s.mu.Unlock()
-	if before.term == term {
+	if before.tenure == at {
 		return true
 	}
 	if s.refresh(ctx) != nil {
@@ -124,18 +141,20 @@ func (s *Timestamps) sync(ctx context.Context, locks *memlock.Table, regionID, t
 	locks.Raise(s.mu.seen)
 	now := s.mu.standings[regionID]
 	if now.doubts == before.doubts { // else the timestamp may be from before the last one
-		now.term = max(now.term, term)
+		if at.later(now.tenure) {
+			now.tenure = at
+		}
 		s.mu.standings[regionID] = now
 	}
-	locks.DropBefore(regionID, term)
-	return now.term == term
+	locks.DropBefore(regionID, at.term)
+	return now.tenure == at
 }
 
-// synced tells whether the last sync of the region in a term still counts.
-func (s *Timestamps) synced(regionID, term uint64) bool {
+// synced tells whether the last sync of the region in a tenure still counts.
+func (s *Timestamps) synced(regionID uint64, at tenure) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.mu.standings[regionID].term == term
+	return s.mu.standings[regionID].tenure == at
 }
 
 // doubt has the next choice in the region take a new timestamp first. It asks nobody, so that what removes locks does not

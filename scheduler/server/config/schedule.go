@@ -23,6 +23,15 @@ type Schedule struct {
 	RegionScheduleLimit  int `toml:"region-schedule-limit" json:"region-schedule-limit"`
 	ReplicaScheduleLimit int `toml:"replica-schedule-limit" json:"replica-schedule-limit"`
 
+	// MergeScheduleLimit is how many merges of small regions may be under way; 0 switches them off.
+	MergeScheduleLimit int `toml:"merge-schedule-limit" json:"merge-schedule-limit"`
+	// MaxMergeRegionSize, in MiB, and MaxMergeRegionKeys are what a region has at most that goes into its neighbour.
+	MaxMergeRegionSize int64 `toml:"max-merge-region-size" json:"max-merge-region-size"`
+	MaxMergeRegionKeys int64 `toml:"max-merge-region-keys" json:"max-merge-region-keys"`
+	// SplitMergeInterval is for how long a region is not merged after its split, and none after a change of the placement
+	// leader.
+	SplitMergeInterval Duration `toml:"split-merge-interval" json:"split-merge-interval"`
+
 	// StoreBytesInFlightMiB and StoreMovesInFlight bound what one store sends and receives at
 	// once, each way; repair may use twice that.
 	StoreBytesInFlightMiB int64 `toml:"store-bytes-in-flight-mib" json:"store-bytes-in-flight-mib"`
@@ -68,6 +77,10 @@ func DefaultSchedule() Schedule {
 		LeaderScheduleLimit:   16,
 		RegionScheduleLimit:   2048,
 		ReplicaScheduleLimit:  512,
+		MergeScheduleLimit:    8,
+		MaxMergeRegionSize:    20,
+		MaxMergeRegionKeys:    200_000,
+		SplitMergeInterval:    Duration(time.Hour),
 		StoreBytesInFlightMiB: 512,
 		StoreMovesInFlight:    8,
 		LowSpaceRatio:         0.1,
@@ -86,7 +99,7 @@ func DefaultSchedule() Schedule {
 }
 
 // SchedulerTypes are the balancing algorithms that can be named in the configuration.
-var SchedulerTypes = []string{"balance-region", "balance-leader", "evict-slow-store"}
+var SchedulerTypes = []string{"balance-region", "balance-leader", "evict-slow-store", "merge"}
 
 // Validate reports every fault at once.
 func (s *Schedule) Validate() error {
@@ -105,7 +118,10 @@ func (s *Schedule) Validate() error {
 	positive("snapshot-rate-mib", s.SnapshotRateMiB > 0)
 	positive("store-bytes-in-flight-mib", s.StoreBytesInFlightMiB > 0)
 	positive("store-moves-in-flight", s.StoreMovesInFlight > 0)
-	if s.LeaderScheduleLimit < 0 || s.RegionScheduleLimit < 0 || s.ReplicaScheduleLimit < 0 {
+	positive("max-merge-region-size", s.MaxMergeRegionSize > 0)
+	positive("max-merge-region-keys", s.MaxMergeRegionKeys > 0)
+	positive("split-merge-interval", s.SplitMergeInterval > 0)
+	if s.LeaderScheduleLimit < 0 || s.RegionScheduleLimit < 0 || s.ReplicaScheduleLimit < 0 || s.MergeScheduleLimit < 0 {
 		errs = append(errs, errors.New("schedule: limits must not be negative"))
 	}
 	if s.LowSpaceRatio < 0 || s.LowSpaceRatio >= 1 {
@@ -129,5 +145,5 @@ func (s *Schedule) Enabled(name string) bool {
 			return !sc.Disable
 		}
 	}
-	return name == "evict-slow-store" // on unless it is named and disabled
+	return name == "evict-slow-store" || name == "merge" // on unless they are named and disabled
 }

@@ -31,7 +31,7 @@ func (r *RegionInfo) Unchanged(hb *schedulerpb.RegionHeartbeatRequest) bool {
 	if r.pending != 0 || len(hb.PendingPeers) != 0 || len(r.down()) != 0 || len(hb.DownPeers) != 0 {
 		return false
 	}
-	if r.peers[r.leader].ID != hb.Leader.Id || r.size != sizeMiB(hb.ApproximateSize) {
+	if r.peers[r.leader].ID != hb.Leader.Id || r.size != sizeMiB(hb.ApproximateSize) || r.measured != hb.SizeMeasured {
 		return false
 	}
 	return r.sameFlow(hb) && r.samePeers(hb) && r.sameRange(hb)
@@ -70,7 +70,7 @@ func (r *RegionInfo) sameRange(hb *schedulerpb.RegionHeartbeatRequest) bool {
 // SameAs tells whether replacing r by n would change nothing that anybody can see.
 func (r *RegionInfo) SameAs(n *RegionInfo) bool {
 	if r.version != n.version || r.confVer != n.confVer || r.term != n.term ||
-		r.leader != n.leader || r.size != n.size || r.source != n.source {
+		r.leader != n.leader || r.size != n.size || r.measured != n.measured || r.source != n.source {
 		return false
 	}
 	if r.leader < 0 || r.pending != 0 || n.pending != 0 || len(r.down()) != 0 || len(n.down()) != 0 {

@@ -69,6 +69,7 @@ type RegionInfo struct {
 	size                 int32  // MiB, at least 1
 	leader               int8
 	source               Source
+	measured             bool // size and keys are no guess
 	peerBuf              [3]Peer
 	keyBuf               [56]byte
 }
@@ -145,6 +146,7 @@ func RegionFromHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) *RegionInfo {
 	r := NewRegion(hb.GetRegion(), hb.GetLeader())
 	r.size = sizeMiB(hb.GetApproximateSize())
 	r.keys = saturate(hb.GetApproximateKeys())
+	r.measured = hb.GetSizeMeasured()
 	r.term = hb.GetTerm()
 	for _, p := range hb.GetPendingPeers() {
 		if i := r.indexOf(p); i >= 0 {
@@ -184,6 +186,11 @@ func WithSource(s Source) RegionOption { return func(r *RegionInfo) { r.source =
 
 // WithSize sets the approximate size in MiB.
 func WithSize(mib int64) RegionOption { return func(r *RegionInfo) { r.size = int32(max(1, mib)) } }
+
+// WithMeasured sets keys and says that they and the size are no guess.
+func WithMeasured(keys uint64) RegionOption {
+	return func(r *RegionInfo) { r.keys, r.measured = saturate(keys), true }
+}
 
 // WithTerm sets the raft term of the report.
 func WithTerm(t uint64) RegionOption { return func(r *RegionInfo) { r.term = t } }
@@ -279,6 +286,10 @@ func (r *RegionInfo) Size() int64 { return int64(r.size) }
 
 // Keys is the approximate number of keys.
 func (r *RegionInfo) Keys() int64 { return int64(r.keys) }
+
+// Measured tells whether the leader has measured size and keys. A leader that has just begun, or whose range has just changed,
+// reports what may be far too little.
+func (r *RegionInfo) Measured() bool { return r.measured }
 
 // DownPeers returns the peers that do not answer their leader.
 func (r *RegionInfo) DownPeers() []DownPeer { return r.down() }

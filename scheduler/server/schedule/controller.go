@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -148,6 +149,34 @@ func (c *Controller) Add(v *view.View, op *operator.Operator) error {
 		op.Finish(operator.Canceled, reason, now)
 		return fmt.Errorf("%w: %s", ErrNotAdmitted, reason)
 	}
+	c.startLocked(v, op, r, now)
+	return nil
+}
+
+// AddPair admits the two operators of a merge, or neither. If one of them ends in another way than with success, so does the
+// other.
+func (c *Controller) AddPair(v *view.View, merge, take *operator.Operator) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	pair := [2]*operator.Operator{take, merge} // the target is kept still before the source begins
+	var regions [2]*core.RegionInfo
+	for i, op := range pair {
+		regions[i] = c.regions.Region(op.RegionID())
+		if reason := c.refusalLocked(v, op, regions[i], now); reason != "" {
+			for _, op := range pair {
+				op.Finish(operator.Canceled, reason, now)
+			}
+			return fmt.Errorf("%w: region %d: %s", ErrNotAdmitted, op.RegionID(), reason)
+		}
+	}
+	for i, op := range pair {
+		c.startLocked(v, op, regions[i], now)
+	}
+	return nil
+}
+
+func (c *Controller) startLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time) {
 	if old := c.mu.ops[op.RegionID()]; old != nil {
 		c.endLocked(old, operator.Replaced, "replaced by "+op.Desc(), now)
 	}
@@ -159,7 +188,6 @@ func (c *Controller) Add(v *view.View, op *operator.Operator) error {
 		c.onStart(op.Record())
 	}
 	c.advanceLocked(v, op, r, now, true)
-	return nil
 }
 
 func (c *Controller) refusalLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time) string {
@@ -283,6 +311,10 @@ func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.
 		c.endLocked(op, operator.Success, "", now)
 		return
 	}
+	if reason := c.overtaken(op, step, r); reason != "" {
+		c.endLocked(op, operator.Canceled, reason, now)
+		return
+	}
 	if op.Foreign(r) {
 		c.endLocked(op, operator.Canceled, "somebody else changed the region's peers", now)
 		return
@@ -298,6 +330,27 @@ func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.
 	if op.ShouldSend(now, onHeartbeat, r.LeaderStore()) {
 		c.sendLocked(v, op, step, r, now)
 	}
+}
+
+// overtaken says why a merge cannot take place any more: the stores have refused it, or one of the two regions is not as it was
+// when the merge was planned. A source that is frozen has one version more than then.
+func (c *Controller) overtaken(op *operator.Operator, step operator.Step, r *core.RegionInfo) string {
+	m, ok := op.Merge()
+	if !ok {
+		return ""
+	}
+	_, ordered := step.(operator.MergeRegion)
+	switch target := c.regions.Region(m.Target.GetId()); {
+	case m.Refused(r):
+		return "the merge was refused: a replica did not answer, or the target has changed"
+	case target == nil:
+		return fmt.Sprintf("region %d, the target, is gone", m.Target.GetId())
+	case target.Version() != m.Target.RegionEpoch.GetVersion() || target.ConfVer() != m.Target.RegionEpoch.GetConfVer():
+		return fmt.Sprintf("region %d, the target, has changed", target.ID())
+	case !ordered && r.Version() != m.Version:
+		return "the region was split"
+	}
+	return ""
 }
 
 func (c *Controller) timeoutsLocked() operator.Timeouts {
@@ -340,10 +393,6 @@ func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.S
 		}
 		if p.Learner {
 			return fmt.Sprintf("peer on store %d is a learner", s.ToStore)
-		}
-	case operator.MergeRegion:
-		if s.Refused(r) {
-			return "the merge was refused: a replica did not answer, or the target has changed"
 		}
 	case operator.SplitRegion:
 		if len(s.Key) > 0 && !r.CutBy(s.Key) {
@@ -408,6 +457,9 @@ func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason
 	if c.onEnd != nil {
 		c.onEnd(rec)
 	}
+	if other := c.mu.ops[op.Partner()]; other != nil && other.Partner() == op.RegionID() && st != operator.Success {
+		c.endLocked(other, operator.Canceled, fmt.Sprintf("region %d: %s", op.RegionID(), cmp.Or(reason, st.String())), now)
+	}
 }
 
 func (c *Controller) rememberLocked(rec operator.Record) {
@@ -470,6 +522,9 @@ func (c *Controller) Tick(v *view.View) {
 	slices.Sort(ids)
 	for _, id := range ids {
 		op := c.mu.ops[id]
+		if op == nil {
+			continue // the other half of a merge ended it
+		}
 		if r := c.regions.Region(id); r != nil {
 			c.advanceLocked(v, op, r, now, false)
 		} else {

@@ -177,9 +177,22 @@ func (w *world) do(line string) {
 		}
 		w.add(operator.CreateSplitOperator("split", r, operator.OpAdmin, operator.Medium, keys), nil)
 	case "merge":
-		merge, take, err := operator.CreateMergeOperators("merge", r, w.core.Region(a), operator.OpAdmin, operator.Medium)
-		w.add(take, err)
-		w.add(merge, err)
+		align := operator.Alignment{LearnerFirst: true}
+		for f := range strings.FieldsSeq(rest) { // 3>4: the replica on store 3 goes to store 4
+			var m operator.Move
+			if n, _ := fmt.Sscanf(f, "%d>%d", &m.From, &m.To); n == 2 {
+				m.PeerID = w.nextID()
+				align.Moves = append(align.Moves, m)
+			}
+			_, _ = fmt.Sscanf(f, "lead=%d", &align.Lead)
+		}
+		merge, take, err := operator.CreateMergeOperators("merge", r, w.core.Region(a), operator.OpMerge, operator.Low, align)
+		if err == nil {
+			err = w.ctl.AddPair(w.view(), merge, take)
+		}
+		if err != nil {
+			w.lines = append(w.lines, err.Error())
+		}
 	case "check":
 		res := checker.Check(w.view(), r)
 		w.lines = append(w.lines, fmt.Sprintf("defect %q blocked %q", res.Defect, res.Blocked))
@@ -212,7 +225,11 @@ func (w *world) do(line string) {
 	case "offline":
 		w.core.UpdateStore(a, core.WithState(metapb.StoreState_Offline))
 	case "cancel":
-		w.ctl.Cancel(1, "by hand")
+		w.ctl.Cancel(max(a, 1), "by hand")
+	case "operators":
+		for _, rec := range w.ctl.Records() {
+			w.lines = append(w.lines, fmt.Sprintf("r%d: %s", rec.RegionID, strings.Join(rec.Steps, "; ")))
+		}
 	case "gone":
 		w.core.RemoveRegion(1)
 		w.ctl.RegionGone(1, nil)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/checker"
+	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
@@ -41,6 +42,18 @@ type Planner struct {
 	nextPrune   time.Time
 	waiting     map[uint64]checker.Defect // regions with a defect that cannot be repaired now
 	rounds      int
+
+	// merges decides which regions go into a neighbour; nil: none.
+	merges *merge.Policy
+	// merging is what the patrol found about merges in this round.
+	merging struct {
+		open   bool // nothing is against merges as a whole, as of this turn
+		limits merge.Limits
+
+		small   int
+		blocked map[string]int
+		last    string
+	}
 
 	// repair is what checks found in this round of the patrol, and the last plan that came of one.
 	repair struct {
@@ -94,6 +107,9 @@ func NewPlanner(regions *core.BasicCluster, c *Controller, newView func() *view.
 	return p
 }
 
+// UseMerges has the patrol merge regions as the policy says. Call it before the first turn.
+func (p *Planner) UseMerges(m *merge.Policy) { p.merges = m }
+
 // MarkDirty has a region checked at the next turn. Beyond a limit the patrol will find it.
 func (p *Planner) MarkDirty(regionID uint64) {
 	p.dirty.Lock()
@@ -139,6 +155,10 @@ func (p *Planner) takeDirty() []uint64 {
 // Tick takes one turn and returns when the next one is due.
 func (p *Planner) Tick() time.Time {
 	v := p.newView()
+	p.merging.open = p.merges != nil && p.MayMerge(v).None()
+	if p.merging.open {
+		p.merging.limits = merge.LimitsOf(v)
+	}
 	p.controller.Tick(v)
 	p.check(v)
 	prepared := p.prepared()
@@ -148,6 +168,9 @@ func (p *Planner) Tick() time.Time {
 	if v.Now.After(p.nextPrune) {
 		p.nextPrune = v.Now.Add(pruneInterval)
 		p.controller.Prune()
+		if p.merges != nil {
+			p.merges.Prune(v.Now, v.Settings.Schedule.SplitMergeInterval.D())
+		}
 	}
 	next := p.nextPatrol
 	for _, e := range p.schedulers {
@@ -190,6 +213,7 @@ func (p *Planner) patrol(v *view.View) {
 	for _, r := range batch {
 		p.checkRegion(v, r, r.ID())
 	}
+	p.merge(v, batch)
 	p.patrolKey = nil
 	if len(batch) == patrolBatch {
 		p.patrolKey = batch[len(batch)-1].EndKey()
@@ -197,7 +221,85 @@ func (p *Planner) patrol(v *view.View) {
 	if len(p.patrolKey) == 0 {
 		p.rounds++
 		p.publishRepair(v)
+		p.publishMerges(v)
 	}
+}
+
+// MayMerge says what keeps the cluster as a whole from merging regions now.
+func (p *Planner) MayMerge(v *view.View) merge.Refusal {
+	switch {
+	case p.merges == nil || !v.Settings.Schedule.Enabled(merge.Name):
+		return merge.Refusal{Rule: "switched-off", Detail: "the policy is disabled"}
+	case p.isPaused(merge.Name, v.Now):
+		return merge.Refusal{Rule: "paused", Detail: "until " + p.PausedUntil(merge.Name).UTC().Format(time.RFC3339)}
+	case !p.prepared():
+		return merge.Refusal{Rule: "not-prepared", Detail: "the stores have not reported all their regions"}
+	}
+	return p.merges.Cluster(v)
+}
+
+// merge lets small regions of the batch go into their neighbours, as far as nothing better is to be done with them.
+func (p *Planner) merge(v *view.View, batch []*core.RegionInfo) {
+	if !p.merging.open {
+		return
+	}
+	room := v.Settings.Schedule.MergeScheduleLimit - (p.controller.Count(operator.OpMerge)+1)/2
+	for _, r := range batch {
+		if room <= 0 {
+			p.noteMerge(merge.Refusal{Rule: "limit"})
+			return
+		}
+		res := p.merges.Plan(v, r, p.merging.limits)
+		if res.Merge == nil {
+			p.noteMerge(res.Refusal)
+			continue
+		}
+		if err := p.controller.AddPair(v, res.Merge, res.Take); err != nil {
+			p.noteMerge(merge.Refusal{Rule: "not-admitted"})
+			continue
+		}
+		room--
+		p.merging.small++
+		p.merging.last = res.Merge.String() + " because " + res.Merge.Why()
+	}
+}
+
+// WillMerge tells whether a region is to go into a neighbour soon. Only the goroutine that calls Tick may call it.
+func (p *Planner) WillMerge(v *view.View, r *core.RegionInfo) bool {
+	return p.merging.open && p.merges.Wants(v, r, p.merging.limits)
+}
+
+// noteMerge counts what keeps a small region from being merged, for explain.
+func (p *Planner) noteMerge(f merge.Refusal) {
+	if f.None() {
+		return
+	}
+	if p.merging.blocked == nil {
+		p.merging.blocked = map[string]int{}
+	}
+	p.merging.small++
+	p.merging.blocked[f.Rule]++
+}
+
+// publishMerges makes what the last round over all regions has found the decision of the policy "merge".
+func (p *Planner) publishMerges(v *view.View) {
+	if p.merges == nil {
+		return
+	}
+	d := Decision{Scheduler: merge.Name, At: v.Now, Result: "nothing to do", Refusals: p.merging.blocked}
+	switch f := p.MayMerge(v); {
+	case !f.None():
+		d.Result = f.String()
+	case p.merging.small > 0:
+		d.Result = fmt.Sprintf("%d regions are small", p.merging.small)
+	}
+	if p.merging.last != "" {
+		d.Lines = append(d.Lines, "last plan: "+p.merging.last)
+	}
+	p.merging.small, p.merging.blocked = 0, nil
+	p.explained.Lock()
+	p.explained.decisions[d.Scheduler] = d
+	p.explained.Unlock()
 }
 
 // note counts what a check found, for explain.
@@ -326,8 +428,10 @@ func (p *Planner) Decisions() []Decision {
 	p.explained.Lock()
 	defer p.explained.Unlock()
 	out := make([]Decision, 0, len(p.explained.decisions))
-	if d, ok := p.explained.decisions["repair"]; ok {
-		out = append(out, d)
+	for _, name := range []string{"repair", merge.Name} {
+		if d, ok := p.explained.decisions[name]; ok {
+			out = append(out, d)
+		}
 	}
 	for _, e := range p.schedulers {
 		if d, ok := p.explained.decisions[e.s.Name()]; ok {
@@ -337,11 +441,21 @@ func (p *Planner) Decisions() []Decision {
 	return out
 }
 
+// Refusals are those of the last decision of a policy, by rule.
+func (p *Planner) Refusals(policy string) map[string]int {
+	p.explained.Lock()
+	defer p.explained.Unlock()
+	return p.explained.decisions[policy].Refusals // never changed once it is there
+}
+
 // Schedulers returns the names of all schedulers.
 func (p *Planner) Schedulers() []string {
 	var out []string
 	for _, e := range p.schedulers {
 		out = append(out, e.s.Name())
+	}
+	if p.merges != nil {
+		out = append(out, merge.Name)
 	}
 	return out
 }

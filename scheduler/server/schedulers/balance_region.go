@@ -159,6 +159,10 @@ func (b *BalanceRegion) fromSource(v *view.View, source *core.StoreInfo, stores 
 			v.Trace.Count("source", source.ID(), "misplaced")
 			continue
 		}
+		if nearly(v, source, mean) && v.Merges != nil && v.Merges(v, r) {
+			v.Trace.Count("source", source.ID(), "to-be-merged")
+			continue
+		}
 		target, wait := b.target(v, r, source, stores, mean)
 		if wait {
 			return nil
@@ -169,6 +173,15 @@ func (b *BalanceRegion) fromSource(v *view.View, source *core.StoreInfo, stores 
 		return b.move(v, r, source, target, mean)
 	}
 	return nil
+}
+
+// mergeSlackMiB is by how much a store's load may exceed the mean while regions that are to be merged are left alone.
+const mergeSlackMiB = 512
+
+// nearly tells whether a store's load is so close to the mean that moving a region which is to be merged soon is not worth
+// it: it would have to be moved again.
+func nearly(v *view.View, s *core.StoreInfo, mean float64) bool {
+	return v.Load(s)-mean <= max(mergeSlackMiB, mean/10)
 }
 
 func (b *BalanceRegion) move(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64) *operator.Operator {

@@ -64,6 +64,9 @@ func (k Keys) ScheduleConfig() string { return k.root + "/schedule/config" }
 // Memory holds what the next leader should know of silent stores and pauses, as JSON.
 func (k Keys) Memory() string { return k.root + "/schedule/memory" }
 
+// MergeHolds holds the ranges whose regions are not merged, as JSON.
+func (k Keys) MergeHolds() string { return k.root + "/schedule/holds" }
+
 // GCSafePoint holds the safe point in hexadecimal.
 func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 

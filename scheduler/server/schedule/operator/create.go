@@ -87,9 +87,23 @@ func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, pr
 	return New(desc, r, kind|OpLeader, prio, TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
 }
 
+// Alignment brings the replicas of a region that is to be merged to the stores of the other one.
+type Alignment struct {
+	// Moves are carried out one after the other. Invariant: the region's stores after all of them are the target's.
+	Moves []Move
+	// Lead is the store that leads before the leader's own replica is moved; 0 is the last store that a replica comes to.
+	Lead         uint64
+	LearnerFirst bool
+}
+
+// Move is a replica that goes from one store to another, where its peer has the id.
+type Move struct{ From, To, PeerID uint64 }
+
 // CreateMergeOperators let a region go into a neighbour. The second operator is of the neighbour: it waits, and keeps others
-// from changing it. Both regions must have healthy voters on the same stores, and nothing else.
-func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kind, prio Priority) (merge, take *Operator, err error) {
+// from changing it. Both regions must have healthy voters and nothing else; on the same stores, or the alignment brings the
+// first one's there.
+func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kind, prio Priority, align Alignment,
+) (merge, take *Operator, err error) {
 	switch {
 	case source.ID() == target.ID():
 		return nil, nil, fmt.Errorf("operator: region %d cannot go into itself", source.ID())
@@ -101,15 +115,61 @@ func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kin
 			return nil, nil, fmt.Errorf("operator: region %d has a replica that is a learner, down or pending", r.ID())
 		}
 	}
-	for _, p := range source.Peers() {
-		if _, ok := target.StorePeer(p.StoreID); !ok || len(source.Peers()) != len(target.Peers()) {
-			return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
-				source.ID(), target.ID())
+	if !slices.Equal(storesAfter(source, align.Moves), storesAfter(target, nil)) {
+		return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
+			source.ID(), target.ID())
+	}
+	steps, err := align.steps(source)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(steps) > 0 {
+		kind |= OpRegion
+	}
+	steps = append(steps, MergeRegion{Target: target.Meta(), Version: source.Version()})
+	merge = New(desc, source, kind|OpMerge, prio, steps...)
+	take = New(desc, target, kind&^OpRegion|OpMerge, prio, TakeRegion{
+		Source: source.ID(), Version: target.Version(), Moves: len(align.Moves), Size: source.Size(),
+	})
+	merge.partner, take.partner = target.ID(), source.ID()
+	return merge, take, nil
+}
+
+// storesAfter are the stores of a region after moves, in rising order.
+func storesAfter(r *core.RegionInfo, moves []Move) []uint64 {
+	var out []uint64
+	for _, p := range r.Peers() {
+		out = append(out, p.StoreID)
+	}
+	for _, m := range moves {
+		if i := slices.Index(out, m.From); i >= 0 {
+			out[i] = m.To
 		}
 	}
-	merge = New(desc, source, kind|OpMerge, prio, MergeRegion{Target: target.Meta(), Version: source.Version()})
-	take = New(desc, target, kind|OpMerge, prio, TakeRegion{Source: source.ID(), Version: target.Version()})
-	return merge, take, nil
+	slices.Sort(out)
+	return out
+}
+
+// steps are those of moves one by one: a replica is added before one is removed, and a leader goes before its replica.
+func (a *Alignment) steps(r *core.RegionInfo) (out []Step, err error) {
+	for _, m := range a.Moves {
+		old, ok := r.StorePeer(m.From)
+		if !ok {
+			return nil, fmt.Errorf("operator: region %d has no peer on store %d", r.ID(), m.From)
+		}
+		add := addSteps(r, m.To, m.PeerID, a.LearnerFirst)
+		if r.LeaderStore() == m.From {
+			to, at := a.Lead, len(add)
+			if to == 0 {
+				to = m.To
+			} else if a.LearnerFirst {
+				at-- // the leadership goes before the promotion, as in every move
+			}
+			add = slices.Insert(add, at, Step(TransferLeader{FromStore: m.From, ToStore: to}))
+		}
+		out = append(append(out, add...), RemovePeer{FromStore: m.From, PeerID: old.ID})
+	}
+	return out, nil
 }
 
 func endsAt(left, right *core.RegionInfo) bool {

@@ -89,6 +89,8 @@ type Operator struct {
 	steps    []Step
 	why      string
 	size     int64
+	// partner is the other region of a merge, whose operator ends with this one; 0 in other operators.
+	partner uint64
 
 	status    Status
 	reason    string
@@ -108,6 +110,18 @@ func New(desc string, r *core.RegionInfo, kind Kind, prio Priority, steps ...Ste
 		desc: desc, regionID: r.ID(), version: r.Version(), confVer: r.ConfVer(),
 		kind: kind, priority: prio, steps: steps, size: r.Size(),
 	}
+}
+
+// Partner returns the other region of a merge, 0 for other operators.
+func (o *Operator) Partner() uint64 { return o.partner }
+
+// Merge returns the step that lets the region go into another one: the last one, if there is any.
+func (o *Operator) Merge() (MergeRegion, bool) {
+	if len(o.steps) == 0 {
+		return MergeRegion{}, false
+	}
+	m, ok := o.steps[len(o.steps)-1].(MergeRegion)
+	return m, ok
 }
 
 // Because keeps why the operator was made (scores before and after, or the defect).
@@ -195,14 +209,21 @@ type Timeouts struct {
 // would cancel every move of a big region for ever.
 func (o *Operator) Deadline(t Timeouts) time.Time {
 	s := o.Current()
-	switch s.(type) {
-	case MergeRegion, TakeRegion:
+	switch s := s.(type) {
+	case MergeRegion:
 		return o.stepStart.Add(t.Peer) // it may be refused, which takes the stores seconds
+	case TakeRegion: // it ends with the other one; this is for one that has none any more
+		return o.stepStart.Add(t.Peer + time.Duration(3*s.Moves)*t.move(s.Size) + time.Duration(s.Moves)*t.Leader)
 	}
 	if s == nil || !s.conf() {
 		return o.stepStart.Add(t.Leader)
 	}
-	return o.stepStart.Add(t.Peer + time.Duration(o.size/max(1, t.RateMiB))*time.Second)
+	return o.stepStart.Add(t.move(o.size))
+}
+
+// move is how long a membership change of a region of so many MiB may take.
+func (t Timeouts) move(size int64) time.Duration {
+	return t.Peer + time.Duration(size/max(1, t.RateMiB))*time.Second
 }
 
 // Finish ends the operator.
@@ -231,15 +252,17 @@ func (o *Operator) Sent(now time.Time, leader uint64) { o.lastSent, o.sentTo = n
 
 // Record is a copy of an operator for history and for people.
 type Record struct {
-	RegionID  uint64
-	Desc      string
-	Why       string
-	Kind      Kind
-	Priority  Priority
-	Status    Status
-	Reason    string
-	Steps     []string
-	Current   int
+	RegionID uint64
+	Desc     string
+	Why      string
+	Kind     Kind
+	Priority Priority
+	Status   Status
+	Reason   string
+	Steps    []string
+	Current  int
+	// Into is the region that this one was to go into, 0 in other operators.
+	Into      uint64
 	Size      int64
 	Started   time.Time
 	Finished  time.Time
@@ -256,6 +279,9 @@ func (o *Operator) Record() Record {
 	}
 	for _, s := range o.steps {
 		rec.Steps = append(rec.Steps, s.String())
+	}
+	if m, ok := o.Merge(); ok {
+		rec.Into = m.Target.GetId()
 	}
 	return rec
 }

@@ -58,7 +58,12 @@ type MergeRegion struct {
 }
 
 // TakeRegion waits for another region to come, or to be refused: either gives this one another version.
-type TakeRegion struct{ Source, Version uint64 }
+type TakeRegion struct {
+	Source, Version uint64
+	// Moves is how many replicas of the source are moved before, Size its size in MiB: so long it may take.
+	Moves int
+	Size  int64
+}
 
 func (s TransferLeader) String() string {
 	return fmt.Sprintf("transfer leader from store %d to store %d", s.FromStore, s.ToStore)

@@ -41,6 +41,8 @@ type View struct {
 	LeftLately func(regionID, storeID uint64) bool
 	// TimedOut tells whether replicas of the region have lately failed to arrive at the store; nil: none.
 	TimedOut func(regionID, storeID uint64) bool
+	// Merges tells whether the region is to go into a neighbour soon; nil: none is. Only the planner's goroutine calls it.
+	Merges func(v *View, r *core.RegionInfo) bool
 
 	stores    []*core.StoreInfo
 	byID      map[uint64]*core.StoreInfo
