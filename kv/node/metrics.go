@@ -71,6 +71,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tikv_raftstore_applied_entries_total", "Raft entries in those engine batches.", func() float64 { return float64(n.store.Work().AppliedEntries) })
 	gauge("tikv_raft_engine_segments", "Segment files of the raft log.", func() float64 { return float64(n.raftLog.Stats().Segments) })
 	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.", func() float64 { return float64(n.raftLog.Stats().Syncs) })
+	counter("tikv_raft_engine_bytes_total", "Bytes written to the raft log.", func() float64 { return float64(n.raftLog.Stats().BytesWritten) })
 	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.", func() float64 { return float64(n.raftLog.Stats().Writes) })
 	reg.MustRegister(n.disk.seconds)
 	gauge("tikv_raftstore_slow_disk", "1 while the raft log's disk counts as slow.", func() float64 {

@@ -75,11 +75,6 @@ func (f osFile) Size() (int64, error) {
 	return info.Size(), nil
 }
 
-// pageSize is how much of a new file is written at a time. The kernel keeps what one call writes as one piece of its page
-// cache, up to some limit, and counts the whole piece as written whenever a part of it changes: with larger ones the
-// counter of bytes that a process has written is of no use (/proc/PID/io).
-const pageSize = 4 << 10
-
 // Allocate writes zeros instead of leaving it at fallocate: extents that are allocated but never
 // written need a metadata update at their first sync, which is what allocation is to spare.
 func (f osFile) Allocate(size int64) error {
@@ -95,7 +90,7 @@ func (f osFile) Allocate(size int64) error {
 		!errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINTR) {
 		return &os.PathError{Op: "fallocate", Path: f.File.Name(), Err: err}
 	}
-	zeros := make([]byte, min(size-have, pageSize))
+	zeros := make([]byte, min(size-have, 256<<10))
 	for off := have; off < size; {
 		n := min(size-off, int64(len(zeros)))
 		if _, err := f.WriteAt(zeros[:n], off); err != nil {

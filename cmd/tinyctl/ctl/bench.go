@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/pkg/goruntime"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // benchTarget says what is loaded, and how it is reached.
@@ -23,6 +24,7 @@ type benchTarget struct {
 	conns      int
 	unary      bool
 	pids       []int
+	written    func() (*loadgen.Written, error)
 	format     string
 	keys       int // see loadgen.EtcdOptions
 }
@@ -69,7 +71,7 @@ CPU and memory of the servers are shown when they are processes of this machine.
 			return err
 		}
 		defer done()
-		c.PIDs = t.pids
+		c.PIDs, c.Written = t.pids, t.written
 		return a.bench(cmd.Context(), d, c, names, t.format)
 	}
 	cmd.AddCommand(a.ycsbCmd())
@@ -141,7 +143,32 @@ func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, [
 		c.Close()
 		return nil, nil, nil, err
 	}
+	stores, err := c.Placement().GetAllStores(ctx, true)
+	if err != nil {
+		c.Close()
+		return nil, nil, nil, err
+	}
+	t.written = func() (*loadgen.Written, error) { return a.written(ctx, stores) }
 	return loadgen.NewTinyKV(c, name), servers, c.Close, nil
+}
+
+// written asks all stores what they have written to their disks.
+func (a *app) written(ctx context.Context, stores []*metapb.Store) (*loadgen.Written, error) {
+	secure, err := a.secure()
+	if err != nil {
+		return nil, err
+	}
+	out := &loadgen.Written{}
+	for _, s := range stores {
+		metrics, err := scrape(ctx, s.StatusAddress, secure, loadgen.WrittenMetrics()...)
+		if err == nil {
+			err = out.Add(metrics)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("store %d: %w", s.Id, err)
+		}
+	}
+	return out, nil
 }
 
 func openEtcd(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {

@@ -27,6 +27,8 @@ type Config struct {
 	Rate float64
 	// PIDs are the servers, if they are processes of this machine.
 	PIDs []int
+	// Written, if set, asks the servers what they have written so far; else the kernel is asked about PIDs.
+	Written func() (*Written, error)
 	// OnMeasure is called in a goroutine of its own when the warm-up ends. May be nil.
 	OnMeasure func()
 }

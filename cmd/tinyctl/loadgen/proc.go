@@ -21,20 +21,20 @@ type sample struct {
 	ok      bool // every server could be read, and there is one
 	servers float64
 	rss     int64
-	// written is what the servers have had written to disks, in bytes, if writtenOK: it is the owner's to know.
-	writtenOK bool
-	written   int64
-	selfOK    bool
-	self      float64
-	machine   float64 // busy time of all cores
+	written *Written // nil if it is not known
+	selfOK  bool
+	self    float64
+	machine float64 // busy time of all cores
 }
 
-func takeSample(pids []int) sample {
+func takeSample(pids []int, written func() (*Written, error)) sample {
 	s := sample{at: time.Now()}
+	if written == nil {
+		written = func() (*Written, error) { return writtenBy(pids) }
+	}
 	if cpu, rss, err := ProcessUsage(pids...); err == nil && len(pids) > 0 {
 		s.ok, s.servers, s.rss = true, cpu, rss
-		s.written, err = bytesWritten(pids)
-		s.writtenOK = err == nil
+		s.written, _ = written() // nil: it is not known
 	}
 	cpu, _, err := ProcessUsage(os.Getpid())
 	busy, merr := machineBusy()
@@ -75,50 +75,6 @@ func parseStat(line string) (cpuSeconds float64, rssBytes int64, err error) {
 		}
 	}
 	return float64(n[0]+n[1]) / ticksPerSecond, n[2] * int64(os.Getpagesize()), nil
-}
-
-// bytesWritten is what processes have had written to disks so far, in bytes. Linux only, and only for processes of the same
-// user.
-func bytesWritten(pids []int) (n int64, err error) {
-	for _, pid := range pids {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
-		if err != nil {
-			return 0, err
-		}
-		one, err := parseIO(string(data))
-		if err != nil {
-			return 0, fmt.Errorf("process %d: %w", pid, err)
-		}
-		n += one
-	}
-	return n, nil
-}
-
-// parseIO reads what a process has had written, without what was removed before it left the page cache.
-func parseIO(text string) (int64, error) {
-	var written, cancelled int64
-	found := false
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		to := &written
-		switch name {
-		case "write_bytes":
-			found = true
-		case "cancelled_write_bytes":
-			to = &cancelled
-		default:
-			continue
-		}
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		*to = n
-	}
-	if !found {
-		return 0, fmt.Errorf("io has no write_bytes: %q", text)
-	}
-	return written - cancelled, nil
 }
 
 // machineBusy is the time in seconds that all cores together were not idle.
@@ -165,9 +121,8 @@ func (r *Result) setUsage(from, to sample) {
 		r.ServerCPUPerKop = perKop(servers)
 		rss := to.rss
 		r.ServerRSS = &rss
-		if from.writtenOK && to.writtenOK && r.Ops > 0 {
-			written := float64(to.written-from.written) / float64(r.Ops)
-			r.ServerWritten = &written
+		if from.written != nil && to.written != nil && r.Ops > 0 {
+			r.ServerWritten = to.written.since(from.written, float64(r.Ops))
 		}
 	}
 	if from.selfOK && to.selfOK {

@@ -22,16 +22,6 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-func TestParseIO(t *testing.T) {
-	n, err := parseIO("rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n")
-	require.NoError(t, err)
-	require.EqualValues(t, 4096, n)
-	for _, bad := range []string{"", "wchar: 2\n", "write_bytes: x\n", "write_bytes\n"} {
-		_, err := parseIO(bad)
-		require.Error(t, err, bad)
-	}
-}
-
 func TestParseBusy(t *testing.T) {
 	busy, err := parseBusy("cpu  100 10 200 99999 5000 3 7 20 55 0\ncpu0 1 2 3\n")
 	require.NoError(t, err)

@@ -32,8 +32,8 @@ type Result struct {
 	ServerCPUPerKop *float64 `json:"server_cpu_s_per_kop,omitempty"`
 	// ServerRSS is the resident memory of all servers at the end, in bytes.
 	ServerRSS *int64 `json:"server_rss_bytes,omitempty"`
-	// ServerWritten is how many bytes all servers together had written to disks per operation.
-	ServerWritten *float64 `json:"server_written_bytes_per_op,omitempty"`
+	// ServerWritten is what all servers together had written to disks, in bytes per operation.
+	ServerWritten *Written `json:"server_written_bytes_per_op,omitempty"`
 	// ClientCPUPerKop is CPU seconds of this process per 1,000 operations.
 	ClientCPUPerKop *float64 `json:"client_cpu_s_per_kop,omitempty"`
 	// OtherCPU is what neither the servers nor this process used, in cores: the noise.
@@ -76,10 +76,13 @@ func (t *Table) Add(r Result) error {
 	row := []string{
 		r.Phase, fmt.Sprint(r.Workers), fmt.Sprint(r.Ops), fmt.Sprint(r.Errors), fmt.Sprintf("%.0f", r.OpsPerS),
 		fmt.Sprintf("%.2f", r.MeanUs/1000), ms(r.P50Us), ms(r.P95Us), ms(r.P99Us), ms(r.P999Us), ms(r.MaxUs),
-		orNA(r.ServerCPUPerKop, 1, "%.4f"), "n/a", orNA(r.ServerWritten, 1, "%.0f"), orNA(r.ClientCPUPerKop, 1, "%.4f"),
+		orNA(r.ServerCPUPerKop, 1, "%.4f"), "n/a", "n/a", orNA(r.ClientCPUPerKop, 1, "%.4f"),
 	}
 	if r.ServerRSS != nil {
 		row[12] = fmt.Sprintf("%.0f", float64(*r.ServerRSS)/(1<<20))
+	}
+	if r.ServerWritten != nil {
+		row[13] = fmt.Sprintf("%.0f", r.ServerWritten.Total)
 	}
 	var out strings.Builder
 	if !t.headed {

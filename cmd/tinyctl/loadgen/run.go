@@ -135,7 +135,7 @@ func (p *phase) watch(ended <-chan struct{}) (out [2]sample) {
 			}
 		}
 		t.Stop()
-		out[i] = takeSample(p.c.PIDs)
+		out[i] = takeSample(p.c.PIDs, p.c.Written)
 		if i == 0 && p.c.OnMeasure != nil {
 			// Owned by the caller.
 			go p.c.OnMeasure()

@@ -264,7 +264,7 @@ func TestValidate(t *testing.T) {
 // TestResultSchema: the names of the JSON form are what other programs read.
 func TestResultSchema(t *testing.T) {
 	cpu, rss := 0.5, int64(1<<20)
-	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &cpu,
+	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &Written{Total: 5},
 		ClientCPUPerKop: &cpu, OtherCPU: &cpu, FirstError: "e"}
 	names := func(r Result) []string {
 		data, err := json.Marshal(r)
@@ -284,7 +284,7 @@ func TestResultSchema(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	cpu, rss, written := 0.1234, int64(100<<20), 812.3
+	cpu, rss, written := 0.1234, int64(100<<20), Written{Total: 812.3}
 	var b strings.Builder
 	table := NewTable(&b)
 	require.NoError(t, table.Add(Result{Phase: "put", OpsPerS: 1234.4, P99Us: 1500}))
