@@ -144,6 +144,8 @@ type Store struct {
 	comparisons  comparisons
 
 	inflight atomic.Int64
+	// millis is the latest time that Millis has returned.
+	millis atomic.Uint64
 	// reads and written are what regions led here have reported as read, and what replicas here have applied, since the
 	// last report of the store.
 	reads, written flow

@@ -249,7 +249,7 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	out := RegionHash{Applied: apply.AppliedIndex}
 	h := sha256.New()
 	var length [8]byte
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.Families(st.Region.ExpiryFloor > 0) {
 		it := snap.NewIterator(engine.DataKey(cf, st.Region.StartKey), engine.DataEndKey(cf, st.Region.EndKey))
 		for it.First(); it.Valid(); it.Next() {
 			for _, part := range [2][]byte{it.Key(), it.Value()} {

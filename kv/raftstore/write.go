@@ -8,6 +8,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -156,16 +157,33 @@ func (p *peer) checkWrite(w *message.Write) error {
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &regionerr.EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
 	}
-	if w.Conditional != nil {
-		if missing := w.Conditional.Needs &^ p.store.features(); missing != 0 {
-			return &regionerr.FeatureError{Missing: missing}
-		}
+	if err := p.checkFeatures(w); err != nil {
+		return err
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
 		return &regionerr.DiskFullError{StoreID: p.store.storeID}
 	}
 	if len(p.proposals) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
 		return &regionerr.BusyError{Reason: "too many writes of this region are not applied yet"}
+	}
+	return nil
+}
+
+// checkFeatures refuses what not every store of the cluster can carry out.
+func (p *peer) checkFeatures(w *message.Write) error {
+	var needs feature.Set
+	if w.Conditional != nil {
+		needs = w.Conditional.Needs
+	}
+	if w.Expiring {
+		needs |= feature.TTL
+	}
+	if missing := needs &^ p.store.features(); missing != 0 {
+		return &regionerr.FeatureError{Missing: missing}
+	}
+	if w.Expiring && p.region().ExpiryFloor == 0 {
+		// The floor is raised before the write is sent, so the region has changed since.
+		return &regionerr.BusyError{Reason: "the region is not prepared for keys that expire"}
 	}
 	return nil
 }

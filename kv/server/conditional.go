@@ -30,6 +30,9 @@ func (s *Server) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest)
 	if err == nil {
 		err = s.checkKey(req.Key)
 	}
+	if err == nil && !req.Delete {
+		err = s.checkTTL(req.Ttl)
+	}
 	if err != nil {
 		return storage.Swapped{}, err
 	}
@@ -39,7 +42,7 @@ func (s *Server) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest)
 	}
 	return cond.CompareAndSwap(ctx, req.Context, &storage.Swap{
 		CF: cf, Key: req.Key, Value: req.Value, Delete: req.Delete,
-		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist,
+		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist, TTL: req.Ttl,
 	})
 }
 

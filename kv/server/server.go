@@ -90,6 +90,7 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 	"RawDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
 	"RawScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
 
+	"RawGetKeyTTL":   func(e *errorpb.Error) any { return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e} },
 	"RawCAS":         func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
 	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
 }

@@ -27,10 +27,12 @@ const (
 	AsyncCommit
 	// Merge: regions go into their neighbours.
 	Merge
+	// TTL: keys that expire.
+	TTL
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported = ConditionalOps | AsyncCommit | Merge
+const Supported = ConditionalOps | AsyncCommit | Merge | TTL
 
 type named struct {
 	bit  Set
@@ -40,6 +42,7 @@ type named struct {
 // names are part of the data directory's format; do not change.
 var names = []named{
 	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}, {Merge, "merge"},
+	{TTL, "ttl"},
 }
 
 // Has tells whether all of other are in the set.

@@ -168,7 +168,11 @@ func (s *Service) RawGetKeyTTL(
 	resp := &kvrpcpb.RawGetKeyTTLResponse{}
 	if err == nil {
 		var found bool
-		_, found, err = s.storage.Get(ctx, to, cf, req.Key)
+		if e, ok := s.storage.(storage.Expirer); ok {
+			resp.Ttl, found, err = e.TTL(ctx, to, cf, req.Key)
+		} else {
+			_, found, err = s.storage.Get(ctx, to, cf, req.Key)
+		}
 		resp.NotFound = err == nil && !found
 	}
 	var rpc error
@@ -183,15 +187,30 @@ type change struct {
 	err  error
 }
 
-var errTTL = &requestError{"this cluster has no TTL: values do not expire"}
+// errNoTTL refuses TTLs where the storage has none.
+var errNoTTL = &requestError{"this store has no TTL: it is not replicated"}
+
+// checkTTL refuses a TTL that is too long, or that the storage cannot keep; 0 is none.
+func checkTTL(st storage.Storage, seconds uint64) error {
+	if seconds == 0 {
+		return nil
+	}
+	if _, ok := st.(storage.Expirer); !ok {
+		return errNoTTL
+	}
+	if err := storage.CheckTTL(seconds); err != nil {
+		return &requestError{err.Error()}
+	}
+	return nil
+}
 
 func (s *Service) put(req *kvrpcpb.RawPutRequest) (c change) {
 	var cf engine.CF
 	c.to, cf, c.err = s.target(req.Context, req.Cf, req.Key)
-	if req.Ttl > 0 && c.err == nil {
-		c.err = errTTL
+	if c.err == nil {
+		c.err = checkTTL(s.storage, req.Ttl)
 	}
-	c.mods = []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}}
+	c.mods = []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value, TTL: req.Ttl}}
 	return c
 }
 
@@ -219,10 +238,10 @@ func (s *Service) batchPut(req *kvrpcpb.RawBatchPutRequest) (c change) {
 		if c.err = s.checkKey(p.GetKey()); c.err != nil {
 			return c
 		}
-		if ttls(i) > 0 {
-			return change{err: errTTL}
+		if c.err = checkTTL(s.storage, ttls(i)); c.err != nil {
+			return c
 		}
-		c.mods = append(c.mods, storage.Modify{CF: cf, Key: p.Key, Value: p.Value})
+		c.mods = append(c.mods, storage.Modify{CF: cf, Key: p.Key, Value: p.Value, TTL: ttls(i)})
 	}
 	return c
 }
