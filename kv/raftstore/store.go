@@ -136,6 +136,7 @@ type Store struct {
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
 	hasher       *runner.Hasher
+	sweeper      *runner.Sweeper
 	creator      *creator
 	intake       intake
 	ticker       ticker
@@ -203,6 +204,9 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
+	s.sweeper = runner.NewSweeper(runner.SweeperOptions{
+		Engine: s.engine, Interval: rc.ExpirySweep.Duration, Millis: s.Millis, Led: s.expiringLed, Expire: s.expire, Failed: s.ReadFailed, Logger: s.logger,
+	})
 	s.appliers = newAppliers(s)
 	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}
 	s.creator = newCreator(s)
@@ -228,6 +232,7 @@ func (s *Store) Start(context.Context) error {
 	s.goIn(&s.wg, func() { s.splitChecker.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.ask.tasks.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.hasher.Run(s.ctx) })
+	s.goIn(&s.wg, func() { s.sweeper.Run(s.ctx) })
 	s.goIn(&s.wg, s.comparisons.run)
 	for i := range s.cfg.Raftstore.RaftWorkers {
 		s.goIn(&s.workers, newRaftWorker(s, i).run)

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -39,6 +42,22 @@ func (s *Store) Write(w *message.Write) {
 		s.inflight.Add(-size)
 		w.Callback.Fail(err)
 	}
+}
+
+// expire has a region that this store leads remove keys that have expired. A full disk is no reason not to.
+func (s *Store) expire(ctx context.Context, r *metapb.Region, req *raft_cmdpb.ExpireRequest) error {
+	deadline, _ := ctx.Deadline()
+	w := &message.Write{
+		Header: message.Header{RegionID: r.Id, Peer: regions.PeerOnStore(r, s.storeID), Epoch: r.RegionEpoch},
+		MinKey: r.StartKey, MaxKey: r.StartKey, DeletesOnly: true, Deadline: s.Due(deadline), Callback: message.NewCallback(),
+		Conditional: &message.Condition{Needs: feature.TTL}, Payload: message.AppendExpire(nil, req),
+	}
+	s.Write(w)
+	res, err := w.Callback.Wait(ctx)
+	if err == nil {
+		err = res.Err
+	}
+	return err
 }
 
 func (p *peer) notLeader() error {

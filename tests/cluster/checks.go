@@ -142,7 +142,7 @@ func hashRange(e engine.Engine, r *metapb.Region) uint64 {
 	h := fnv.New64a()
 	snap := e.NewSnapshot()
 	defer snap.Close()
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		it := snap.NewIterator(engine.DataKey(cf, r.StartKey), engine.DataEndKey(cf, r.EndKey))
 		for it.First(); it.Valid(); it.Next() {
 			fmt.Fprintf(h, "%d:%s%d:%s", len(it.Key()), it.Key(), len(it.Value()), it.Value())
@@ -161,7 +161,7 @@ func checkForeign(n *Node) string {
 	own := s.Regions()
 	snap := n.Engine().NewSnapshot()
 	defer snap.Close()
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		it := snap.NewIterator(engine.DataKey(cf, nil), engine.DataEndKey(cf, nil))
 		defer it.Close()
 		for it.First(); it.Valid(); it.Next() {

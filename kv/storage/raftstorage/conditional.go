@@ -84,7 +84,8 @@ func (s *Storage) DeleteRangeBound(
 func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer, decided func()) (message.Result, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	w.Deadline, _ = ctx.Deadline()
+	deadline, _ := ctx.Deadline()
+	w.Deadline = s.store.Due(deadline)
 	answer := message.NewCallback()
 	w.Conditional, w.Callback = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}, message.NewCallbackFunc(func(r message.Result) {
 		decided()

@@ -1,0 +1,213 @@
+package tests
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine"
+	"github.com/tinykv/tinykv/kv/faultfs"
+	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/tests/cluster"
+)
+
+// movedClock is the process's clock, as far ahead as a test wants it.
+type movedClock struct {
+	base  time.Time
+	ahead atomic.Int64
+}
+
+func (c *movedClock) Base() time.Time { return c.base }
+func (c *movedClock) Now() time.Time  { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+func (c *movedClock) move(d time.Duration) { c.ahead.Add(int64(d)) }
+
+// ttlCluster has stores whose clocks a test moves. sweep is the pause between two rounds of the sweep; 0: there are none.
+func ttlCluster(t *testing.T, stores int, sweep time.Duration) (*cluster.Cluster, map[uint64]*movedClock) {
+	t.Helper()
+	clocks := map[uint64]*movedClock{}
+	for id := uint64(1); id <= uint64(stores); id++ {
+		clocks[id] = &movedClock{base: time.Now()}
+	}
+	return cluster.New(t, cluster.Options{
+		Stores: stores, Replicas: 3,
+		Tune:   func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(sweep) },
+		Clock:  func(id uint64) raftstore.Clock { return clocks[id] },
+	}), clocks
+}
+
+func mustPutTTL(t *testing.T, c *cluster.Cluster, cl *client.Client, key, value string, seconds uint64) {
+	t.Helper()
+	c.Eventually(20*time.Second, func() string {
+		if err := cl.PutTTL(context.Background(), []byte(key), []byte(value), seconds); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// requireScan fails unless a scan shows these pairs.
+func requireScan(t *testing.T, c *cluster.Cluster, cl *client.Client, want ...string) {
+	t.Helper()
+	c.Eventually(20*time.Second, func() string {
+		kvs, err := cl.Scan(context.Background(), nil, nil, 1000)
+		if err != nil {
+			return err.Error()
+		}
+		got := []string{}
+		for _, kv := range kvs {
+			got = append(got, string(kv.Key)+"="+string(kv.Value))
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Sprintf("the scan shows %v, not %v", got, want)
+		}
+		return ""
+	})
+}
+
+// engineKeys counts what a store's engine holds in all families.
+func engineKeys(n *cluster.Node) (values, times int) {
+	snap := n.Engine().NewSnapshot()
+	defer snap.Close()
+	for _, cf := range engine.AllCFs {
+		it := snap.NewIterator(engine.DataKey(cf, nil), engine.DataEndKey(cf, nil))
+		for it.First(); it.Valid(); it.Next() {
+			if cf.HoldsExpiry() {
+				times++
+			} else {
+				values++
+			}
+		}
+		it.Close()
+	}
+	return values, times
+}
+
+// TestTTLGoesWithTheData: what is known of expiry is kept over a split, a raft snapshot to a new replica, a crash of all stores.
+func TestTTLGoesWithTheData(t *testing.T) {
+	c, clocks := ttlCluster(t, 4, 0)
+	cl := c.Client()
+	defer cl.Close()
+	mustPut(t, c, cl, "a", "1")
+	mustPutTTL(t, c, cl, "b", "1", 10_000)
+	mustPutTTL(t, c, cl, "x", "1", 10_000)
+	mustPutTTL(t, c, cl, "y", "1", 20_000)
+	mustPutTTL(t, c, cl, "z", "1", 20_000)
+	mustPut(t, c, cl, "z", "2")
+	c.Split([]byte("m"))
+	right, err := c.Placement.GetRegion(context.Background(), []byte("x"))
+	require.NoError(t, err)
+	mustPutTTL(t, c, cl, "w", "1", 10_000)
+	require.NoError(t, c.CompactLog(right.Meta.Id))
+	c.AddPeer(right.Meta.Id, 4)
+	c.CheckConsistency()
+	for _, n := range c.Nodes() {
+		n.Crash(faultfs.DropAll)
+	}
+	for _, n := range c.Nodes() {
+		n.Restart()
+	}
+	requireScan(t, c, cl, "a=1", "b=1", "w=1", "x=1", "y=1", "z=2")
+	ttl, found, err := cl.TTL(context.Background(), []byte("y"))
+	require.NoError(t, err)
+	require.True(t, found)
+	require.InDelta(t, 20_000, ttl, 300)
+	for _, cl := range clocks {
+		cl.move(15_000 * time.Second)
+	}
+	requireScan(t, c, cl, "a=1", "y=1", "z=2")
+	_, found, err = cl.TTL(context.Background(), []byte("x"))
+	require.NoError(t, err)
+	require.False(t, found)
+	c.CheckConsistency()
+}
+
+// TestTTLSweep: what has expired goes from every replica's engine, what has not or was put again stays, and replicas are equal.
+func TestTTLSweep(t *testing.T) {
+	c, clocks := ttlCluster(t, 3, 50*time.Millisecond)
+	cl := c.Client()
+	defer cl.Close()
+	for i := range 1200 { // more than one entry of the sweep takes
+		mustPutTTL(t, c, cl, fmt.Sprintf("k%04d", i), "v", 1000)
+	}
+	mustPutTTL(t, c, cl, "long", "v", 100_000)
+	mustPut(t, c, cl, "k0007", "again")
+	for _, cl := range clocks {
+		cl.move(2000 * time.Second)
+	}
+	requireScan(t, c, cl, "k0007=again", "long=v")
+	c.Eventually(20*time.Second, func() string {
+		for _, n := range c.Nodes() {
+			if values, times := engineKeys(n); values != 2 || times != 1 {
+				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values, times)
+			}
+		}
+		return ""
+	})
+	requireScan(t, c, cl, "k0007=again", "long=v")
+	c.CheckConsistency()
+}
+
+// TestTTLUnderALeaderWhoseClockIsBehind: a key that one leader showed as expired is shown again by a leader whose clock is
+// behind, until the floor or that clock says otherwise. What a compare-and-swap found expired stays away at once.
+func TestTTLUnderALeaderWhoseClockIsBehind(t *testing.T) {
+	c, clocks := ttlCluster(t, 3, 0)
+	cl := c.Client()
+	defer cl.Close()
+	mustPutTTL(t, c, cl, "a", "1", 1000)
+	mustPutTTL(t, c, cl, "b", "1", 1000)
+	ahead := c.WaitLeader(first)
+	clocks[ahead.ID].move(5000 * time.Second)
+	requireScan(t, c, cl)
+	previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("a"), []byte("1"), []byte("2"))
+	require.NoError(t, err)
+	require.False(t, swapped)
+	require.Nil(t, previous)
+
+	behind := moveLeader(t, c)
+	require.NotEqual(t, ahead.ID, behind.ID)
+	requireScan(t, c, cl, "b=1")
+	mustPutTTL(t, c, cl, "c", "1", 1000)
+	clocks[behind.ID].move(5000 * time.Second)
+	requireScan(t, c, cl)
+	c.CheckConsistency()
+}
+
+// TestTTLReplicasDecideAlike: the clocks of stores are hours apart, and run at other rates. Each replica decides by the clock in
+// the entry: all have the same data.
+func TestTTLReplicasDecideAlike(t *testing.T) {
+	c := cluster.New(t, cluster.Options{
+		Stores: 3, Clock: newOddClock, Tune: func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond) },
+	})
+	cl := c.Client()
+	defer cl.Close()
+	ctx := context.Background()
+	for i := range 120 {
+		key := fmt.Sprint(i % 7)
+		if i%40 == 39 {
+			moveLeader(t, c)
+		}
+		switch i % 5 {
+		case 0:
+			mustPut(t, c, cl, key, fmt.Sprint(i))
+		case 1, 2:
+			mustPutTTL(t, c, cl, key, fmt.Sprint(i), 1+uint64(i%2)*4000)
+		default:
+			c.Eventually(20*time.Second, func() string {
+				previous, swapped, err := cl.CompareAndSwapTTL(ctx, []byte(key), nil, []byte("swapped"), 5000)
+				if err != nil {
+					return err.Error()
+				}
+				require.Equal(t, previous == nil, swapped)
+				return ""
+			})
+		}
+	}
+	c.CheckConsistency()
+}
