@@ -37,8 +37,8 @@ func ttlCluster(t *testing.T, stores int, sweep time.Duration) (*cluster.Cluster
 	}
 	return cluster.New(t, cluster.Options{
 		Stores: stores, Replicas: 3,
-		Tune:   func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(sweep) },
-		Clock:  func(id uint64) raftstore.Clock { return clocks[id] },
+		Tune:  func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(sweep) },
+		Clock: func(id uint64) raftstore.Clock { return clocks[id] },
 	}), clocks
 }
 
