@@ -211,3 +211,50 @@ func TestTTLReplicasDecideAlike(t *testing.T) {
 	}
 	c.CheckConsistency()
 }
+
+// TestScanBackwards: over regions whose borders are near the bounds, a scan from the end shows what one from the start does.
+func TestScanBackwards(t *testing.T) {
+	c, _ := ttlCluster(t, 3, 0)
+	cl := c.Client()
+	defer cl.Close()
+	keys := []string{"a", "a\x00", "a\xff", "b", "b\x00\x00", "c\xff\xff", "d", "da", "e\xff\xff\xff"}
+	for _, k := range keys {
+		mustPut(t, c, cl, k, "v")
+	}
+	for _, border := range []string{"b", "b\x00", "d", "c\xff\xff\xff", "e\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"} {
+		c.Split([]byte(border))
+	}
+	bounds := append([]string{"", "aa", "b\x00", "c\xff\xff\xff", "z"}, keys...)
+	for _, start := range bounds {
+		for _, end := range bounds {
+			if end != "" && start >= end {
+				continue
+			}
+			for _, limit := range []int{0, 1, 2, 100} {
+				o := client.ScanOptions{Limit: limit, Reverse: true, KeysOnly: limit == 2}
+				var want []string
+				for i := range keys {
+					k := keys[len(keys)-1-i]
+					if k >= start && (end == "" || k < end) && (limit == 0 || len(want) < limit) {
+						want = append(want, k)
+					}
+				}
+				c.Eventually(20*time.Second, func() string {
+					var got []string
+					err := cl.ScanPages(context.Background(), []byte(start), []byte(end), o, func(page []client.KV) error {
+						for _, kv := range page {
+							got = append(got, string(kv.Key))
+							require.Equal(t, o.KeysOnly, len(kv.Value) == 0)
+						}
+						return nil
+					})
+					if err != nil {
+						return err.Error()
+					}
+					require.Equal(t, want, got, "[%q, %q) limit %d", start, end, limit)
+					return ""
+				})
+			}
+		}
+	}
+}
