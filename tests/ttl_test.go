@@ -258,3 +258,62 @@ func TestScanBackwards(t *testing.T) {
 		}
 	}
 }
+
+// TestBatches: over several regions, batches write, read and remove; sums do not depend on borders.
+func TestBatches(t *testing.T) {
+	c, clocks := ttlCluster(t, 3, 0)
+	cl := c.Client()
+	defer cl.Close()
+	ctx := context.Background()
+	var pairs []client.KV
+	var keys [][]byte
+	var ttls []uint64
+	for i := range 2500 {
+		key := []byte(fmt.Sprintf("k%04d", i))
+		pairs, keys = append(pairs, client.KV{Key: key, Value: append([]byte("v"), key...)}), append(keys, key)
+		ttls = append(ttls, uint64(i%2)*1000)
+	}
+	mustPut(t, c, cl, "a", "1")
+	require.NoError(t, cl.BatchPut(ctx, pairs[:100]))
+	one, err := cl.Checksum(ctx, nil, nil)
+	require.NoError(t, err)
+	require.EqualValues(t, 101, one.Pairs)
+	require.EqualValues(t, 100*11+2, one.Bytes)
+	for _, border := range []string{"k0030", "k1000", "k2000"} {
+		c.Split([]byte(border))
+	}
+	again, err := cl.Checksum(ctx, nil, nil)
+	require.NoError(t, err)
+	require.Equal(t, one, again)
+	part, err := cl.Checksum(ctx, []byte("k0000"), []byte("k0040"))
+	require.NoError(t, err)
+	require.EqualValues(t, 40, part.Pairs)
+
+	require.NoError(t, cl.BatchPut(ctx, pairs, ttls...))
+	require.NoError(t, cl.BatchPut(ctx, []client.KV{{Key: []byte("twice"), Value: []byte("1")}, {Key: []byte("twice"), Value: []byte("2")}}, 5000))
+	mustGet(t, c, cl, "twice", "2")
+	check := func(there func(i int) bool) {
+		t.Helper()
+		values, err := cl.BatchGet(ctx, append([][]byte{[]byte("absent")}, keys...))
+		require.NoError(t, err)
+		require.Nil(t, values[0])
+		for i, p := range pairs {
+			if !there(i) {
+				require.Nil(t, values[i+1])
+				continue
+			}
+			require.Equal(t, string(p.Value), string(values[i+1]))
+		}
+	}
+	check(func(int) bool { return true })
+	for _, clock := range clocks {
+		clock.move(2000 * time.Second)
+	}
+	check(func(i int) bool { return i%2 == 0 })
+	require.NoError(t, cl.BatchDelete(ctx, keys[1000:2000]))
+	check(func(i int) bool { return i%2 == 0 && (i < 1000 || i >= 2000) })
+	require.Error(t, cl.BatchPut(ctx, pairs[:3], 1, 2))
+	require.Error(t, cl.BatchPut(ctx, pairs[:3], 1<<63))
+	require.Error(t, cl.BatchPut(ctx, []client.KV{{}}))
+	c.CheckConsistency()
+}

@@ -119,6 +119,10 @@ var rpcs = []procedure{
 	unary(func() *kvrpcpb.BatchGetRequest { return new(kvrpcpb.BatchGetRequest) }, (*Server).KvBatchGet),
 	unary(func() *kvrpcpb.ScanLockRequest { return new(kvrpcpb.ScanLockRequest) }, (*Server).KvScanLock),
 	unary(func() *kvrpcpb.MvccGetByKeyRequest { return new(kvrpcpb.MvccGetByKeyRequest) }, (*Server).MvccGetByKey),
+	unary(func() *kvrpcpb.RawBatchGetRequest { return new(kvrpcpb.RawBatchGetRequest) }, (*Server).RawBatchGet),
+	unary(func() *kvrpcpb.RawBatchPutRequest { return new(kvrpcpb.RawBatchPutRequest) }, (*Server).RawBatchPut),
+	unary(func() *kvrpcpb.RawBatchDeleteRequest { return new(kvrpcpb.RawBatchDeleteRequest) }, (*Server).RawBatchDelete),
+	unary(func() *kvrpcpb.RawChecksumRequest { return new(kvrpcpb.RawChecksumRequest) }, (*Server).RawChecksum),
 	unary(func() *kvrpcpb.RawGetKeyTTLRequest { return new(kvrpcpb.RawGetKeyTTLRequest) }, (*Server).RawGetKeyTTL),
 }
 

@@ -3,25 +3,21 @@ package server
 import (
 	"context"
 
-	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// errNoTTL refuses TTLs where the storage has none.
-var errNoTTL = &requestError{"this store has no TTL: it is not replicated"}
-
 // checkTTL refuses a TTL that is too long, or that the storage cannot keep; 0 is none.
 func (s *Server) checkTTL(seconds uint64) error {
-	if seconds == 0 {
+	return asRequestError(rawops.CheckTTL(s.storage, seconds))
+}
+
+// asRequestError is an error of the request itself.
+func asRequestError(err error) error {
+	if err == nil {
 		return nil
 	}
-	if _, ok := s.storage.(storage.Expirer); !ok {
-		return errNoTTL
-	}
-	if err := storage.CheckTTL(seconds); err != nil {
-		return &requestError{err.Error()}
-	}
-	return nil
+	return &requestError{err.Error()}
 }
 
 // RawGetKeyTTL implements tinykvpb.TinyKvServer: how many seconds a key has left, rounded up.
@@ -43,10 +39,5 @@ func (s *Server) keyTTL(ctx context.Context, req *kvrpcpb.RawGetKeyTTLRequest) (
 	if err != nil {
 		return 0, false, err
 	}
-	e, ok := s.storage.(storage.Expirer)
-	if !ok { // nothing has a TTL
-		_, found, err = s.storage.Get(ctx, req.Context, cf, req.Key)
-		return 0, found, err
-	}
-	return e.TTL(ctx, req.Context, cf, req.Key)
+	return rawops.TTL(ctx, s.storage, req.Context, cf, req.Key)
 }

@@ -545,6 +545,30 @@ func (s *stub) RawDeleteRange(
 	return call(ctx, s, in, (*server.Server).RawDeleteRange)
 }
 
+func (s *stub) RawBatchGet(
+	ctx context.Context, in *kvrpcpb.RawBatchGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchGetResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchGet)
+}
+
+func (s *stub) RawBatchPut(
+	ctx context.Context, in *kvrpcpb.RawBatchPutRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchPutResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchPut)
+}
+
+func (s *stub) RawBatchDelete(
+	ctx context.Context, in *kvrpcpb.RawBatchDeleteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchDeleteResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchDelete)
+}
+
+func (s *stub) RawChecksum(
+	ctx context.Context, in *kvrpcpb.RawChecksumRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawChecksumResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawChecksum)
+}
+
 func (s *stub) RawGetKeyTTL(
 	ctx context.Context, in *kvrpcpb.RawGetKeyTTLRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.RawGetKeyTTLResponse, error) {

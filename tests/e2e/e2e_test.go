@@ -372,6 +372,7 @@ func commandLineOfTTLs(t *testing.T, run func(...string) (string, int), must fun
 	require.Equal(t, 1, code)
 	require.JSONEq(t, `{"key": "t", "found": false, "ttl_seconds": 0}`, out)
 	must("", "put", "t", "v")
+	must("0ffe5ab00f8ef44e, 1 pairs, 2 bytes\n", "checksum", "t", "u")
 	must("never\n", "ttl", "t")
 	must("", "delete", "t")
 }

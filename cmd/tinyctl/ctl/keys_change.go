@@ -232,3 +232,40 @@ func ttlCmd(a *app) *cobra.Command {
 	}
 	return cmd
 }
+
+type checksumJSON struct {
+	Checksum string `json:"checksum"`
+	Pairs    uint64 `json:"pairs"`
+	Bytes    uint64 `json:"bytes"`
+}
+
+func checksumCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "checksum [START [END]]", Args: args(cobra.MaximumNArgs(2)),
+		Short: "Sum up the pairs of [START, END): the CRC-64/XZ of each key and value, exclusive or; how many; their bytes",
+	}
+	a.keyFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		bounds, err := a.decodeAll(argv)
+		if err != nil {
+			return err
+		}
+		bounds = append(bounds, nil, nil)
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		sum, err := c.Checksum(cmd.Context(), bounds[0], bounds[1])
+		if err != nil {
+			return err
+		}
+		out := checksumJSON{Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes}
+		if a.output == "json" {
+			return a.json(out)
+		}
+		fmt.Fprintf(a.stdout, "%s, %d pairs, %d bytes\n", out.Checksum, out.Pairs, out.Bytes)
+		return nil
+	}
+	return cmd
+}
