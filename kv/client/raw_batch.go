@@ -218,7 +218,8 @@ func (c *Client) Checksum(ctx context.Context, start, end []byte) (Sum, error) {
 		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
 			upper = within(r, end)
 			var err error
-			if got, err = s.RawChecksum(ctx, &kvrpcpb.RawChecksumRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf}); err != nil {
+			got, err = s.RawChecksum(ctx, &kvrpcpb.RawChecksumRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf})
+			if err != nil {
 				return withoutBatches(r, err)
 			}
 			return got.RegionError, got.Error, nil
@@ -241,6 +242,6 @@ func withoutBatches(r *cachedRegion, err error) (*errorpb.Error, string, error) 
 	if status.Code(err) != codes.Unimplemented {
 		return nil, "", err
 	}
-	return nil, fmt.Sprintf("store %d is of a version without batches and checksums: every store of the cluster must run a newer one",
-		r.leader.GetStoreId()), nil
+	return nil, fmt.Sprintf("store %d is of a version without batches and checksums: "+
+		"every store of the cluster must run a newer one", r.leader.GetStoreId()), nil
 }

@@ -205,7 +205,8 @@ func New(o Options) *Store {
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
 	s.sweeper = runner.NewSweeper(runner.SweeperOptions{
-		Engine: s.engine, Interval: rc.ExpirySweep.Duration, Millis: s.Millis, Led: s.expiringLed, Expire: s.expire, Failed: s.ReadFailed, Logger: s.logger,
+		Engine: s.engine, Interval: rc.ExpirySweep.Duration, Millis: s.Millis, Logger: s.logger,
+		Led: s.expiringLed, Expire: s.expire, Failed: s.ReadFailed,
 	})
 	s.appliers = newAppliers(s)
 	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}

@@ -176,7 +176,7 @@ func (p *peer) checkWrite(w *message.Write) error {
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &regionerr.EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
 	}
-	if err := p.checkFeatures(w); err != nil {
+	if err := checkFeatures(p, w); err != nil {
 		return err
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
@@ -189,7 +189,7 @@ func (p *peer) checkWrite(w *message.Write) error {
 }
 
 // checkFeatures refuses what not every store of the cluster can carry out.
-func (p *peer) checkFeatures(w *message.Write) error {
+func checkFeatures(p *peer, w *message.Write) error {
 	var needs feature.Set
 	if w.Conditional != nil {
 		needs = w.Conditional.Needs

@@ -127,7 +127,7 @@ func (s *Server) put(req *kvrpcpb.RawPutRequest) ([]storage.Modify, error) {
 		err = s.checkKey(req.Key)
 	}
 	if err == nil {
-		err = s.checkTTL(req.Ttl)
+		err = checkTTL(s.storage, req.Ttl)
 	}
 	return []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value, TTL: req.Ttl}}, err
 }

@@ -15,7 +15,7 @@ import (
 // Requests for many raw keys of one region.
 
 // checkKeys checks the column family of a request, how many keys it has, and each of them.
-func (s *Server) checkKeys(cfName string, n int, key func(i int) []byte) (engine.CF, error) {
+func checkKeys(s *Server, cfName string, n int, key func(i int) []byte) (engine.CF, error) {
 	cf, err := s.checkCF(cfName)
 	if err == nil {
 		err = asRequestError(rawops.CheckCount(n))
@@ -29,7 +29,7 @@ func (s *Server) checkKeys(cfName string, n int, key func(i int) []byte) (engine
 // RawBatchGet implements tinykvpb.TinyKvServer: the pairs that exist, of one moment. An answer that is cut says so.
 func (s *Server) RawBatchGet(ctx context.Context, req *kvrpcpb.RawBatchGetRequest) (*kvrpcpb.RawBatchGetResponse, error) {
 	resp := &kvrpcpb.RawBatchGetResponse{}
-	err := s.rawBatchGet(ctx, req, resp)
+	err := rawBatchGet(ctx, s, req, resp)
 	if err != nil {
 		*resp = kvrpcpb.RawBatchGetResponse{}
 	}
@@ -38,8 +38,10 @@ func (s *Server) RawBatchGet(ctx context.Context, req *kvrpcpb.RawBatchGetReques
 	return resp, rpc
 }
 
-func (s *Server) rawBatchGet(ctx context.Context, req *kvrpcpb.RawBatchGetRequest, resp *kvrpcpb.RawBatchGetResponse) error {
-	cf, err := s.checkKeys(req.Cf, len(req.Keys), func(i int) []byte { return req.Keys[i] })
+func rawBatchGet(
+	ctx context.Context, s *Server, req *kvrpcpb.RawBatchGetRequest, resp *kvrpcpb.RawBatchGetResponse,
+) error {
+	cf, err := checkKeys(s, req.Cf, len(req.Keys), func(i int) []byte { return req.Keys[i] })
 	if err != nil || len(req.Keys) == 0 {
 		return err
 	}
@@ -68,7 +70,7 @@ func (s *Server) rawBatchGet(ctx context.Context, req *kvrpcpb.RawBatchGetReques
 // RawBatchPut implements tinykvpb.TinyKvServer: all pairs or none.
 func (s *Server) RawBatchPut(ctx context.Context, req *kvrpcpb.RawBatchPutRequest) (*kvrpcpb.RawBatchPutResponse, error) {
 	resp := &kvrpcpb.RawBatchPutResponse{}
-	mods, err := s.batchPut(req)
+	mods, err := batchPut(s, req)
 	if err == nil && len(mods) > 0 {
 		resp.LogIndex, err = s.storage.Write(ctx, req.Context, mods)
 	}
@@ -77,8 +79,8 @@ func (s *Server) RawBatchPut(ctx context.Context, req *kvrpcpb.RawBatchPutReques
 	return resp, rpc
 }
 
-func (s *Server) batchPut(req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, error) {
-	cf, err := s.checkKeys(req.Cf, len(req.Pairs), func(i int) []byte { return req.Pairs[i].GetKey() })
+func batchPut(s *Server, req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, error) {
+	cf, err := checkKeys(s, req.Cf, len(req.Pairs), func(i int) []byte { return req.Pairs[i].GetKey() })
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (s *Server) batchPut(req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, er
 	}
 	mods := make([]storage.Modify, 0, len(req.Pairs))
 	for i, p := range req.Pairs {
-		if err := s.checkTTL(ttls(i)); err != nil {
+		if err := checkTTL(s.storage, ttls(i)); err != nil {
 			return nil, err
 		}
 		mods = append(mods, storage.Modify{CF: cf, Key: p.Key, Value: p.Value, TTL: ttls(i)})
@@ -99,7 +101,7 @@ func (s *Server) batchPut(req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, er
 // RawBatchDelete implements tinykvpb.TinyKvServer: all keys or none.
 func (s *Server) RawBatchDelete(ctx context.Context, req *kvrpcpb.RawBatchDeleteRequest) (*kvrpcpb.RawBatchDeleteResponse, error) {
 	resp := &kvrpcpb.RawBatchDeleteResponse{}
-	cf, err := s.checkKeys(req.Cf, len(req.Keys), func(i int) []byte { return req.Keys[i] })
+	cf, err := checkKeys(s, req.Cf, len(req.Keys), func(i int) []byte { return req.Keys[i] })
 	if err == nil && len(req.Keys) > 0 {
 		mods := make([]storage.Modify, 0, len(req.Keys))
 		for _, key := range req.Keys {
@@ -115,7 +117,7 @@ func (s *Server) RawBatchDelete(ctx context.Context, req *kvrpcpb.RawBatchDelete
 // RawChecksum implements tinykvpb.TinyKvServer. The range is clipped to the region.
 func (s *Server) RawChecksum(ctx context.Context, req *kvrpcpb.RawChecksumRequest) (*kvrpcpb.RawChecksumResponse, error) {
 	resp := &kvrpcpb.RawChecksumResponse{}
-	sum, err := s.checksum(ctx, req)
+	sum, err := checksum(ctx, s, req)
 	var rpc error
 	if resp.RegionError, resp.Error, rpc = outcome(err); err == nil {
 		resp.Checksum, resp.TotalKvs, resp.TotalBytes = sum.Checksum, sum.Pairs, sum.Bytes
@@ -123,7 +125,7 @@ func (s *Server) RawChecksum(ctx context.Context, req *kvrpcpb.RawChecksumReques
 	return resp, rpc
 }
 
-func (s *Server) checksum(ctx context.Context, req *kvrpcpb.RawChecksumRequest) (sum rawops.Sum, err error) {
+func checksum(ctx context.Context, s *Server, req *kvrpcpb.RawChecksumRequest) (sum rawops.Sum, err error) {
 	cf, err := s.checkCF(req.Cf)
 	if err != nil {
 		return sum, err

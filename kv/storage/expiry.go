@@ -63,8 +63,8 @@ func (v *View) TTL(cf engine.CF, key []byte) (seconds uint64, found bool, err er
 	return Seconds(v.now, at), true, err
 }
 
-// livingIterator walks physical keys of a column family and leaves out what has expired. A second iterator walks the expiry times beside the values. As every key with a
-// time has a value, both together take no more steps than there are keys.
+// livingIterator walks physical keys of a column family and leaves out what has expired. A second iterator walks the expiry
+// times beside the values. Every key with a time has a value, so both together take at most two steps for each key.
 type livingIterator struct {
 	engine.Iterator
 	times   engine.Iterator

@@ -199,7 +199,8 @@ type ttlJSON struct {
 
 func ttlCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ttl KEY", Short: "Print how many seconds a key has left, or never; exit code 1 if there is none", Args: args(cobra.ExactArgs(1)),
+		Use: "ttl KEY", Args: args(cobra.ExactArgs(1)),
+		Short: "Print how many seconds a key has left, or never; exit code 1 if there is no such key",
 	}
 	a.keyFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {

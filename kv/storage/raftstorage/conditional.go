@@ -87,7 +87,8 @@ func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Ans
 	deadline, _ := ctx.Deadline()
 	w.Deadline = s.store.Due(deadline)
 	answer := message.NewCallback()
-	w.Conditional, w.Callback = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}, message.NewCallbackFunc(func(r message.Result) {
+	w.Conditional = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}
+	w.Callback = message.NewCallbackFunc(func(r message.Result) {
 		decided()
 		answer.Done(r)
 	})
