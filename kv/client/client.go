@@ -92,6 +92,8 @@ type identities struct {
 	writes atomic.Uint64
 	// exact is set once a store has answered with a log position: the cluster knows identities.
 	exact atomic.Bool
+	// ttl are the ids of stores that keep TTLs.
+	ttl sync.Map
 }
 
 // Open connects to the placement service at endpoints. The caller closes the client.

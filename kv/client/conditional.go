@@ -18,11 +18,21 @@ import (
 // what the key had before, nil if there was nothing. It is carried out at most once, whatever is sent again; an
 // UnknownError says that it may have been.
 func (c *Client) CompareAndSwap(ctx context.Context, key, expected, value []byte) (previous []byte, swapped bool, err error) {
+	return c.CompareAndSwapTTL(ctx, key, expected, value, 0)
+}
+
+// CompareAndSwapTTL is CompareAndSwap with a value that lives for a number of seconds; 0 is for ever.
+func (c *Client) CompareAndSwapTTL(
+	ctx context.Context, key, expected, value []byte, seconds uint64,
+) (previous []byte, swapped bool, err error) {
 	size := len(expected) + len(value)
 	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		if region, text, err := c.keepsTTL(ctx, s, kctx, r, key, seconds); region != nil || text != "" || err != nil {
+			return region, text, err
+		}
 		resp, err := s.RawCAS(ctx, &kvrpcpb.RawCASRequest{
 			Context: kctx, Key: key, Cf: c.cf, Value: value, Delete: value == nil,
-			PreviousValue: expected, PreviousNotExist: expected == nil,
+			PreviousValue: expected, PreviousNotExist: expected == nil, Ttl: seconds,
 		})
 		if err != nil {
 			return olderStore(r, err)

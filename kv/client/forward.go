@@ -192,6 +192,9 @@ func (s forwardStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ..
 }
 
 func (s forwardStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+	if in.Ttl > 0 {
+		return nil, errNotSent // a store of an older version would pass it on without the TTL
+	}
 	reply, err := s.do(ctx, &kvrpcpb.BatchCommand{Put: in})
 	return answer(reply.GetPut(), err)
 }

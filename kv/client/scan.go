@@ -47,23 +47,50 @@ func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit 
 // Pages calls visit for the pairs of [start, end) page by page, at most limit pairs in all (0: no limit).
 // Each page is a linearizable snapshot of a part of one region; it may be empty.
 func (c *Client) Pages(ctx context.Context, start, end []byte, limit int, visit func(page []KV) error) error {
-	left := limit
+	return c.ScanPages(ctx, start, end, ScanOptions{Limit: limit}, visit)
+}
+
+// ScanOptions say what a scan shows.
+type ScanOptions struct {
+	// Limit is how many pairs at most; 0: all.
+	Limit int
+	// Reverse walks from the end of the range down.
+	Reverse bool
+	// KeysOnly leaves the values out.
+	KeysOnly bool
+}
+
+// ScanPages is Pages with options. An empty end is unbounded in either direction.
+func (c *Client) ScanPages(ctx context.Context, start, end []byte, o ScanOptions, visit func(page []KV) error) error {
+	left := o.Limit
 	for {
-		p := page{limit: scanPage}
-		if limit > 0 {
+		p := page{limit: scanPage, keysOnly: o.KeysOnly}
+		if o.Limit > 0 {
 			p.limit = min(p.limit, left)
 		}
-		pairs, next, done, err := c.scanPage(ctx, start, end, p)
+		var pairs []KV
+		var next []byte
+		var done bool
+		var err error
+		if o.Reverse {
+			pairs, next, done, err = c.scanPageBack(ctx, start, end, p)
+		} else {
+			pairs, next, done, err = c.scanPage(ctx, start, end, p)
+		}
 		if err != nil {
 			return err
 		}
 		if err := visit(pairs); err != nil {
 			return err
 		}
-		if left -= len(pairs); done || (limit > 0 && left <= 0) {
+		if left -= len(pairs); done || (o.Limit > 0 && left <= 0) {
 			return nil
 		}
-		start = next
+		if o.Reverse {
+			end = next
+		} else {
+			start = next
+		}
 	}
 }
 
@@ -100,6 +127,60 @@ func (c *Client) scanPage(ctx context.Context, start, end []byte, p page) (pairs
 	}
 	err = c.retryWith(ctx, start, patience{answer: 5 * c.opts.AttemptTimeout}, do)
 	return pairs, next, done, err
+}
+
+// scanPageBack asks the region that ends at the range's end, or behind it, once for its last pairs; next is where the rest ends.
+// Regions are found by a key that they have, and no key is known to lie right below end. So the search begins a little below it
+// and goes up.
+func (c *Client) scanPageBack(ctx context.Context, start, end []byte, p page) (pairs []KV, next []byte, done bool, err error) {
+	anchor, up := below(end), false
+	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		first, last := r.meta.StartKey, r.meta.EndKey
+		if up = len(last) > 0 && (len(end) == 0 || bytes.Compare(last, end) < 0); up {
+			anchor = last
+			return nil, "", nil
+		}
+		lower := start
+		if bytes.Compare(first, lower) > 0 {
+			lower = first
+		}
+		resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{
+			Context: kctx, StartKey: end, EndKey: lower, Limit: uint32(p.limit), KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
+			Reverse: true,
+		})
+		if err != nil {
+			return nil, "", err
+		}
+		pairs = make([]KV, 0, len(resp.Kvs))
+		for _, kv := range resp.Kvs {
+			pairs = append(pairs, KV{kv.Key, kv.Value})
+		}
+		if n := len(pairs); n > 0 && (n == p.limit || resp.More) {
+			next, done = pairs[n-1].Key, false
+		} else {
+			next, done = lower, bytes.Compare(lower, start) <= 0
+		}
+		return resp.RegionError, resp.Error, nil
+	}
+	for again := true; again && err == nil; again = up {
+		err = c.retryWith(ctx, anchor, patience{answer: 5 * c.opts.AttemptTimeout}, do)
+	}
+	return pairs, next, done, err
+}
+
+// below is a key a little below end; empty stands for the end of all keys.
+func below(end []byte) []byte {
+	high := bytes.Repeat([]byte{0xff}, 16)
+	n := len(end)
+	switch {
+	case n == 0:
+		return high
+	case end[n-1] == 0:
+		return end[:n-1]
+	}
+	key := bytes.Clone(end)
+	key[n-1]--
+	return append(key, high...)
 }
 
 // PutAll sets many keys with the given number of concurrent writers. It is not atomic: on an error some

@@ -189,6 +189,9 @@ type Raftstore struct {
 	CompareInterval Duration `toml:"compare-interval"`
 	// CompareRate bounds the bytes a second that a store reads for that; 0 does not.
 	CompareRate Size `toml:"compare-max-bytes-per-sec"`
+	// ExpirySweep is how often the regions that this store leads are searched for keys that have expired, to give back their
+	// space; 0 never.
+	ExpirySweep Duration `toml:"expiry-sweep-interval"`
 	// Merge allows this store's leaders to begin merges of regions. Experimental.
 	Merge bool `toml:"region-merge"`
 	// AsyncCommit allows stores to choose the timestamps of commits, for transactions that ask for it: asynchronous commit and
@@ -232,6 +235,7 @@ func Default() *Config {
 			SnapshotMaxAge: Dur(4 * time.Hour), SlowSync: Dur(500 * time.Millisecond),
 			HibernateAfter: Dur(time.Second), AsyncCommit: true,
 			CompareInterval: Dur(24 * time.Hour), CompareRate: 16 * MiB,
+			ExpirySweep: Dur(time.Minute),
 		},
 		GC: GC{LifeTime: Dur(time.Hour), Interval: Dur(10 * time.Minute), Rate: 4 * MiB},
 	}
@@ -417,6 +421,9 @@ func (r *Raftstore) validate(bad func(string, ...any)) {
 	if c := r.CompareInterval.Duration; c < 0 || c > 0 && c < time.Second || r.CompareRate < 0 {
 		bad("raftstore: compare-interval (%s) must be at least 1s, or 0 for never, and compare-max-bytes-per-sec not negative",
 			r.CompareInterval)
+	}
+	if e := r.ExpirySweep.Duration; e < 0 || e > 0 && e < 10*time.Millisecond {
+		bad("raftstore.expiry-sweep-interval: %s must be at least 10ms, or 0 for never", r.ExpirySweep)
 	}
 	if r.LogGCCountLimit == 0 || r.LogGCSizeLimit <= 0 {
 		bad("raftstore: log-gc limits must be positive")

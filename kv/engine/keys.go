@@ -8,6 +8,7 @@ import (
 // Physical keys, part of the on-disk format; do not change:
 //
 //	'z' | CF byte | user key     users' data (seed 001: data keys begin with 'z')
+//	'z' | 'D' 'W' or 'L' | key   when a key of the family in lower case expires (Expiry)
 //	0x01 | ...                   the store's own records (package meta)
 //
 // So no user key can touch a local record, and no key begins with '!', which badger's iterators hide.
@@ -28,6 +29,43 @@ const (
 
 // CFs lists all column families in snapshot-file order.
 var CFs = []CF{CFDefault, CFWrite, CFLock}
+
+// The families of expiry times. A key of one says until when the same key of the family in its name lives. Requests do not
+// name them.
+const (
+	cfDefaultExpiry CF = "default-expiry"
+	cfWriteExpiry   CF = "write-expiry"
+	cfLockExpiry    CF = "lock-expiry"
+)
+
+// AllCFs lists the column families and then the families of their expiry times, in snapshot-file order.
+var AllCFs = []CF{CFDefault, CFWrite, CFLock, cfDefaultExpiry, cfWriteExpiry, cfLockExpiry}
+
+// Families lists what a region may have data in: AllCFs if its keys may expire, else CFs.
+func Families(expiring bool) []CF {
+	if expiring {
+		return AllCFs
+	}
+	return CFs
+}
+
+// Expiry is the family of the expiry times of a column family.
+func (cf CF) Expiry() CF {
+	switch cf {
+	case CFDefault:
+		return cfDefaultExpiry
+	case CFWrite:
+		return cfWriteExpiry
+	case CFLock:
+		return cfLockExpiry
+	}
+	panic(fmt.Sprintf("engine: column family %q has no expiry times", string(cf)))
+}
+
+// HoldsExpiry tells whether the family is one of expiry times.
+func (cf CF) HoldsExpiry() bool {
+	return cf == cfDefaultExpiry || cf == cfWriteExpiry || cf == cfLockExpiry
+}
 
 // ParseCF turns a request's column family into a CF; the empty name means default.
 func ParseCF(name string) (CF, error) {
@@ -51,6 +89,12 @@ func (cf CF) tag() byte {
 		return 'w'
 	case CFLock:
 		return 'l'
+	case cfDefaultExpiry:
+		return 'D'
+	case cfWriteExpiry:
+		return 'W'
+	case cfLockExpiry:
+		return 'L'
 	}
 	panic(fmt.Sprintf("engine: unknown column family %q", string(cf)))
 }

@@ -60,6 +60,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tinykv_corrupt_entries_total", "Entries in raft messages that were not the ones that were proposed.", func() float64 { return float64(n.store.Work().CorruptEntries) })
 	counter("tinykv_forwarded_requests_total", "Requests of clients that were passed on to a store which they could not reach.", func() float64 { return float64(n.service.Forwarded()) })
 	counter("tinykv_replica_comparisons_total", "Comparisons of a region's replicas with each other.", func() float64 { return float64(n.store.Work().Comparisons) })
+	registerSweep(counter, n)
 	counter("tinykv_replica_divergences_total", "Comparisons of a region's replicas that found a difference.", func() float64 { return float64(n.store.Work().Divergences) })
 	gauge("tinykv_undecided_regions", "Regions led here whose replicas differ without a majority.", func() float64 { return float64(len(n.store.Diverged())) })
 	counter("tinykv_corrupt_messages_total", "Messages that were damaged on their way to this store.", func() float64 { return float64(n.corrupt.Load()) })
@@ -80,6 +81,12 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return 0
 	})
+}
+
+// registerSweep exposes what the sweep of expired keys has done.
+func registerSweep(counter func(name, help string, value func() float64), n *Node) {
+	counter("tinykv_expired_keys_total", "Keys whose TTL was over and that the sweep has removed.",
+		func() float64 { return float64(n.store.Work().ExpiredKeys) })
 }
 
 // registerLimits exposes what is held for clients, and what the limits on it have done.

@@ -114,6 +114,7 @@ func (s *Store) rebirth(snap engine.Snapshot, b engine.Batch, r *recovery.Rebirt
 	region.MaxPeerId = max(region.MaxPeerId, st.Region.MaxPeerId)
 	// What merges it had up to its new epoch, which does not come from its log, is not known to those who ask.
 	region.Merges, region.MergesFloor = st.Region.Merges, math.MaxUint64
+	region.ExpiryFloor = st.Region.ExpiryFloor
 	meta.PutRegionState(b, rspb.PeerState_Normal, region, region.Peers[0])
 	return true, nil
 }

@@ -188,7 +188,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func (s *Store) Keys(start, end []byte, visit func(UserKey) error) error {
 	snap := s.engine.NewSnapshot()
 	defer snap.Close()
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		if err := visitCF(snap, cf, start, end, visit); err != nil {
 			return err
 		}

@@ -103,8 +103,7 @@ func (r *regionRunner) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error)
 	if err != nil {
 		return nil, fmt.Errorf("term of applied entry %d: %w", apply.AppliedIndex, err)
 	}
-	files, size, err := r.store.snaps.Build(view, snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex},
-		st.Region.StartKey, st.Region.EndKey)
+	files, size, err := r.store.snaps.Build(view, snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex}, st.Region)
 	if err != nil {
 		return nil, err
 	}

@@ -179,10 +179,8 @@ func (r *regionRunner) clearData(of *metapb.Region) error {
 		return nil
 	}
 	for _, free := range r.store.ranges.freeRanges(of) {
-		for _, cf := range engine.CFs {
-			if err := engine.ClearRange(r.store.engine, engine.DataKey(cf, free.start), engine.DataEndKey(cf, free.end)); err != nil {
-				return err
-			}
+		if err := engine.ClearFamilies(r.store.engine, free.start, free.end); err != nil {
+			return err
 		}
 	}
 	return nil

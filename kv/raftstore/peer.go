@@ -417,6 +417,8 @@ func (p *peer) onApplied(t *turn, m *message.Applied) {
 			}
 		case message.NewVersion:
 			p.merge.onNewVersion(res)
+		case message.RaisedFloor:
+			p.setRegion(res.Region)
 		case message.MergeDone:
 			p.merge.onDone(res)
 		case message.CompactedLog:

@@ -298,6 +298,28 @@ func (l *LocalRead) Note(keys, bytes int) { l.box.reads.add(uint64(keys), uint64
 // Term is that of the leadership under which the read is made. An entry of it is applied.
 func (l *LocalRead) Term() uint64 { return l.handle.term }
 
+// Millis is the store's time in milliseconds since 1970, at least 1. It never falls: after the clock is set back, it stands still
+// until the clock has caught up.
+func (s *Store) Millis() uint64 {
+	now := uint64(max(1, s.clock.Now().UnixMilli()))
+	for {
+		last := s.millis.Load()
+		if now <= last {
+			return last
+		}
+		if s.millis.CompareAndSwap(last, now) {
+			return now
+		}
+	}
+}
+
+// MayExpire tells whether the region of a request is known here to be prepared for keys that expire. False also if the
+// request is not for this store.
+func (s *Store) MayExpire(h message.Header) bool {
+	_, hd, err := s.handleFor(h, nil)
+	return err == nil && hd.region.ExpiryFloor > 0
+}
+
 // LeaderTerm checks a request against the region's read handle and returns the term in which this peer leads. It proves
 // nothing: the leadership may have ended.
 func (s *Store) LeaderTerm(h message.Header) (uint64, error) {

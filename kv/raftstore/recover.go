@@ -278,7 +278,7 @@ func (rc *recovery) clearOrphans(snap engine.Snapshot, sorted []*metapb.Region) 
 
 // clearUserRange deletes the user keys in [start, end) of all column families.
 func (rc *recovery) clearUserRange(snap engine.Snapshot, start, end []byte) error {
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		lo, hi := engine.DataKey(cf, start), engine.DataEndKey(cf, end)
 		it := snap.NewIterator(lo, hi)
 		it.First()

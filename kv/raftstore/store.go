@@ -136,6 +136,7 @@ type Store struct {
 	logGC        *runner.RaftLogGC
 	splitChecker *runner.SplitChecker
 	hasher       *runner.Hasher
+	sweeper      *runner.Sweeper
 	creator      *creator
 	intake       intake
 	ticker       ticker
@@ -144,6 +145,8 @@ type Store struct {
 	comparisons  comparisons
 
 	inflight atomic.Int64
+	// millis is the latest time that Millis has returned.
+	millis atomic.Uint64
 	// reads and written are what regions led here have reported as read, and what replicas here have applied, since the
 	// last report of the store.
 	reads, written flow
@@ -201,6 +204,10 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
+	s.sweeper = runner.NewSweeper(runner.SweeperOptions{
+		Engine: s.engine, Interval: rc.ExpirySweep.Duration, Millis: s.Millis, Logger: s.logger,
+		Led: s.expiringLed, Expire: s.expire, Failed: s.ReadFailed,
+	})
 	s.appliers = newAppliers(s)
 	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}
 	s.creator = newCreator(s)
@@ -226,6 +233,7 @@ func (s *Store) Start(context.Context) error {
 	s.goIn(&s.wg, func() { s.splitChecker.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.ask.tasks.Run(s.ctx) })
 	s.goIn(&s.wg, func() { s.hasher.Run(s.ctx) })
+	s.goIn(&s.wg, func() { s.sweeper.Run(s.ctx) })
 	s.goIn(&s.wg, s.comparisons.run)
 	for i := range s.cfg.Raftstore.RaftWorkers {
 		s.goIn(&s.workers, newRaftWorker(s, i).run)

@@ -157,6 +157,19 @@ func (s *Store) Regions() []*metapb.Region {
 	return out
 }
 
+// expiringLed are the regions that this store leads and whose keys may expire.
+func (s *Store) expiringLed() []*metapb.Region {
+	var out []*metapb.Region
+	s.router.boxes.Range(func(_, v any) bool {
+		h := v.(*mailbox).handle.Load()
+		if h != nil && h.region.ExpiryFloor > 0 && h.leader != nil && h.leader.Id == h.peer.Id {
+			out = append(out, h.region)
+		}
+		return true
+	})
+	return out
+}
+
 // Counts are the store's gauges.
 type Counts struct {
 	Regions, Leaders int
@@ -205,6 +218,8 @@ type Work struct {
 	CorruptEntries uint64
 	// Comparisons of a region's replicas that were judged, and those of them that found a difference.
 	Comparisons, Divergences uint64
+	// ExpiredKeys were removed by the sweep, in regions that this store led.
+	ExpiredKeys uint64
 }
 
 // Work reads the counters.
@@ -217,6 +232,7 @@ func (s *Store) Work() Work {
 		RetriesFound:  w.retriesFound.Load(), RetriesProposed: w.retriesProposed.Load(),
 		RetriesUndetermined: w.retriesUndetermined.Load(), CorruptEntries: w.corruptEntries.Load(),
 		Comparisons: w.comparisons.Load(), Divergences: w.divergences.Load(),
+		ExpiredKeys: s.sweeper.Swept(),
 	}
 }
 
@@ -249,7 +265,7 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	out := RegionHash{Applied: apply.AppliedIndex}
 	h := sha256.New()
 	var length [8]byte
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.Families(st.Region.ExpiryFloor > 0) {
 		it := snap.NewIterator(engine.DataKey(cf, st.Region.StartKey), engine.DataEndKey(cf, st.Region.EndKey))
 		for it.First(); it.Valid(); it.Next() {
 			for _, part := range [2][]byte{it.Key(), it.Value()} {

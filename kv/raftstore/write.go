@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -8,7 +9,10 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/raft"
 )
 
@@ -38,6 +42,22 @@ func (s *Store) Write(w *message.Write) {
 		s.inflight.Add(-size)
 		w.Callback.Fail(err)
 	}
+}
+
+// expire has a region that this store leads remove keys that have expired. A full disk is no reason not to.
+func (s *Store) expire(ctx context.Context, r *metapb.Region, req *raft_cmdpb.ExpireRequest) error {
+	deadline, _ := ctx.Deadline()
+	w := &message.Write{
+		Header: message.Header{RegionID: r.Id, Peer: regions.PeerOnStore(r, s.storeID), Epoch: r.RegionEpoch},
+		MinKey: r.StartKey, MaxKey: r.StartKey, DeletesOnly: true, Deadline: s.Due(deadline), Callback: message.NewCallback(),
+		Conditional: &message.Condition{Needs: feature.TTL}, Payload: message.AppendExpire(nil, req),
+	}
+	s.Write(w)
+	res, err := w.Callback.Wait(ctx)
+	if err == nil {
+		err = res.Err
+	}
+	return err
 }
 
 func (p *peer) notLeader() error {
@@ -156,16 +176,33 @@ func (p *peer) checkWrite(w *message.Write) error {
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
 		return &regionerr.EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
 	}
-	if w.Conditional != nil {
-		if missing := w.Conditional.Needs &^ p.store.features(); missing != 0 {
-			return &regionerr.FeatureError{Missing: missing}
-		}
+	if err := checkFeatures(p, w); err != nil {
+		return err
 	}
 	if !w.DeletesOnly && p.store.diskFull.Load() {
 		return &regionerr.DiskFullError{StoreID: p.store.storeID}
 	}
 	if len(p.proposals) >= p.store.cfg.Raftstore.MaxPendingPerRegion {
 		return &regionerr.BusyError{Reason: "too many writes of this region are not applied yet"}
+	}
+	return nil
+}
+
+// checkFeatures refuses what not every store of the cluster can carry out.
+func checkFeatures(p *peer, w *message.Write) error {
+	var needs feature.Set
+	if w.Conditional != nil {
+		needs = w.Conditional.Needs
+	}
+	if w.Expiring {
+		needs |= feature.TTL
+	}
+	if missing := needs &^ p.store.features(); missing != 0 {
+		return &regionerr.FeatureError{Missing: missing}
+	}
+	if w.Expiring && p.region().ExpiryFloor == 0 {
+		// The floor is raised before the write is sent, so the region has changed since.
+		return &regionerr.BusyError{Reason: "the region is not prepared for keys that expire"}
 	}
 	return nil
 }

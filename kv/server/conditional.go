@@ -16,7 +16,7 @@ var errNotConditional = &requestError{"this store has no compare-and-swap and no
 // RawCAS implements tinykvpb.TinyKvServer.
 func (s *Server) RawCAS(ctx context.Context, req *kvrpcpb.RawCASRequest) (*kvrpcpb.RawCASResponse, error) {
 	resp := &kvrpcpb.RawCASResponse{}
-	out, err := s.compareAndSwap(ctx, req)
+	out, err := compareAndSwap(ctx, s, req)
 	var rpc error
 	if resp.RegionError, resp.Error, rpc = outcome(err); err == nil {
 		resp.Succeed, resp.LogIndex = out.Swapped, out.Index
@@ -25,10 +25,13 @@ func (s *Server) RawCAS(ctx context.Context, req *kvrpcpb.RawCASRequest) (*kvrpc
 	return resp, rpc
 }
 
-func (s *Server) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest) (storage.Swapped, error) {
+func compareAndSwap(ctx context.Context, s *Server, req *kvrpcpb.RawCASRequest) (storage.Swapped, error) {
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)
+	}
+	if err == nil && !req.Delete {
+		err = checkTTL(s.storage, req.Ttl)
 	}
 	if err != nil {
 		return storage.Swapped{}, err
@@ -39,7 +42,7 @@ func (s *Server) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest)
 	}
 	return cond.CompareAndSwap(ctx, req.Context, &storage.Swap{
 		CF: cf, Key: req.Key, Value: req.Value, Delete: req.Delete,
-		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist,
+		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist, TTL: req.Ttl,
 	})
 }
 
@@ -48,14 +51,14 @@ func (s *Server) RawDeleteRange(
 	ctx context.Context, req *kvrpcpb.RawDeleteRangeRequest,
 ) (*kvrpcpb.RawDeleteRangeResponse, error) {
 	resp := &kvrpcpb.RawDeleteRangeResponse{}
-	index, err := s.deleteRange(ctx, req)
+	index, err := deleteRange(ctx, s, req)
 	var rpc error
 	resp.RegionError, resp.Error, rpc = outcome(err)
 	resp.LogIndex = index
 	return resp, rpc
 }
 
-func (s *Server) deleteRange(ctx context.Context, req *kvrpcpb.RawDeleteRangeRequest) (uint64, error) {
+func deleteRange(ctx context.Context, s *Server, req *kvrpcpb.RawDeleteRangeRequest) (uint64, error) {
 	cf, err := s.checkCF(req.Cf)
 	if err != nil {
 		return 0, err

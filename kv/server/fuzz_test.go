@@ -47,6 +47,12 @@ func (nobody) RegionByID(context.Context, uint64) (*metapb.Region, error)       
 // newReplicated is a server over a store with one region [a, m) of one replica, which leads.
 func newReplicated(t testing.TB) *Server {
 	t.Helper()
+	return newReplicatedWith(t, raftstore.Options{})
+}
+
+// newReplicatedWith has a store that takes its clock and its features from o.
+func newReplicatedWith(t testing.TB, o raftstore.Options) *Server {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Server.RequestTimeout = config.Dur(5 * time.Second)
 	e := memengine.New()
@@ -63,6 +69,7 @@ func newReplicated(t testing.TB) *Server {
 	require.NoError(t, e.Write(b, true))
 	store := raftstore.New(raftstore.Options{
 		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps, Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(),
+		Clock: o.Clock, Features: o.Features,
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
@@ -112,6 +119,11 @@ var rpcs = []procedure{
 	unary(func() *kvrpcpb.BatchGetRequest { return new(kvrpcpb.BatchGetRequest) }, (*Server).KvBatchGet),
 	unary(func() *kvrpcpb.ScanLockRequest { return new(kvrpcpb.ScanLockRequest) }, (*Server).KvScanLock),
 	unary(func() *kvrpcpb.MvccGetByKeyRequest { return new(kvrpcpb.MvccGetByKeyRequest) }, (*Server).MvccGetByKey),
+	unary(func() *kvrpcpb.RawBatchGetRequest { return new(kvrpcpb.RawBatchGetRequest) }, (*Server).RawBatchGet),
+	unary(func() *kvrpcpb.RawBatchPutRequest { return new(kvrpcpb.RawBatchPutRequest) }, (*Server).RawBatchPut),
+	unary(func() *kvrpcpb.RawBatchDeleteRequest { return new(kvrpcpb.RawBatchDeleteRequest) }, (*Server).RawBatchDelete),
+	unary(func() *kvrpcpb.RawChecksumRequest { return new(kvrpcpb.RawChecksumRequest) }, (*Server).RawChecksum),
+	unary(func() *kvrpcpb.RawGetKeyTTLRequest { return new(kvrpcpb.RawGetKeyTTLRequest) }, (*Server).RawGetKeyTTL),
 }
 
 // batchOf is a BatchCommands stream of one message.

@@ -125,7 +125,10 @@ func (s *Server) put(req *kvrpcpb.RawPutRequest) ([]storage.Modify, error) {
 	if err == nil {
 		err = s.checkKey(req.Key)
 	}
-	return []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}}, err
+	if err == nil {
+		err = checkTTL(s.storage, req.Ttl)
+	}
+	return []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value, TTL: req.Ttl}}, err
 }
 
 // del checks a delete and says what it changes.

@@ -90,6 +90,11 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 	"RawDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
 	"RawScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
 
+	"RawBatchGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchGetResponse{RegionError: e} },
+	"RawBatchPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchPutResponse{RegionError: e} },
+	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
+	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
+	"RawGetKeyTTL":   func(e *errorpb.Error) any { return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e} },
 	"RawCAS":         func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
 	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
 }

@@ -17,6 +17,8 @@ type Modify struct {
 	Delete     bool
 	CF         engine.CF
 	Key, Value []byte
+	// TTL is how many seconds the value of a put lives, at most MaxTTL; 0: it does not expire. Only an Expirer takes another.
+	TTL uint64
 }
 
 // Storage serves reads and writes. Safe for concurrent use.
@@ -56,6 +58,8 @@ type Swap struct {
 	// Expected is the value that the key must have; with ExpectAbsent, it must not exist.
 	Expected     []byte
 	ExpectAbsent bool
+	// TTL is that of the new value, as in Modify.
+	TTL uint64
 }
 
 // Swapped is the outcome of a compare-and-swap.

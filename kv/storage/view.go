@@ -11,6 +11,8 @@ type View struct {
 	snap       engine.Snapshot
 	start, end []byte
 	failed     func(error)
+	// now hides what has expired by it, in milliseconds since 1970; 0: nothing can have.
+	now uint64
 	// read gets what was read when the view is closed.
 	read        func(keys, bytes int)
 	keys, bytes int
@@ -46,6 +48,12 @@ func (v *View) Range() (start, end []byte) { return v.start, v.end }
 func (v *View) Get(cf engine.CF, key []byte) ([]byte, bool, error) {
 	value, found, err := v.snap.Get(engine.DataKey(cf, key))
 	v.note(err)
+	if found && v.now > 0 {
+		var expired bool
+		if expired, err = v.expired(cf, key); expired || err != nil {
+			value, found = nil, false
+		}
+	}
 	v.keys, v.bytes = v.keys+1, v.bytes+len(key)+len(value)
 	return value, found, err
 }
@@ -58,11 +66,19 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 	if len(upper) == 0 || (len(v.end) > 0 && bytes.Compare(upper, v.end) > 0) {
 		upper = v.end
 	}
+	it := v.iterate(cf, lower, upper)
+	if v.now > 0 {
+		it = &livingIterator{Iterator: it, times: v.iterate(cf.Expiry(), lower, upper), cf: cf, now: v.now}
+	}
+	return &userIterator{it, v, cf}
+}
+
+func (v *View) iterate(cf engine.CF, lower, upper []byte) engine.Iterator {
 	lo, hi := engine.DataKey(cf, lower), engine.DataEndKey(cf, upper)
 	if bytes.Compare(lo, hi) > 0 {
 		hi = lo
 	}
-	return &userIterator{v.snap.NewIterator(lo, hi), v, cf}
+	return v.snap.NewIterator(lo, hi)
 }
 
 // Close implements Reader.

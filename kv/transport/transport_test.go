@@ -295,7 +295,7 @@ func buildSnapshot(t *testing.T, src *sender, index uint64) *rspb.RaftMessage {
 	require.NoError(t, e.Write(b, true))
 	view := e.NewSnapshot()
 	defer view.Close()
-	files, size, err := src.snaps.Build(view, snap.Key{RegionID: 1, Term: 6, Index: index}, nil, nil)
+	files, size, err := src.snaps.Build(view, snap.Key{RegionID: 1, Term: 6, Index: index}, &metapb.Region{})
 	require.NoError(t, err)
 	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: files}).Marshal()
 	require.NoError(t, err)
@@ -486,7 +486,7 @@ func smallSnapshot(t testing.TB, snaps *snap.Manager) (*rspb.RaftMessage, []byte
 	view := e.NewSnapshot()
 	defer view.Close()
 	key := snap.Key{RegionID: 1, Term: 6, Index: 42}
-	meta, size, err := snaps.Build(view, key, nil, nil)
+	meta, size, err := snaps.Build(view, key, &metapb.Region{})
 	require.NoError(t, err)
 	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: meta}).Marshal()
 	require.NoError(t, err)

@@ -30,10 +30,12 @@ const (
 	// TxnMerge: so do those of clusters of transactions. A store without it would not ask for a new timestamp and for the safe
 	// point when its region has taken another one in.
 	TxnMerge
+	// TTL: keys that expire.
+	TTL
 )
 
 // Supported is what this program knows. A feature is added here with the code that carries it out.
-const Supported = ConditionalOps | AsyncCommit | Merge | TxnMerge
+const Supported = ConditionalOps | AsyncCommit | Merge | TxnMerge | TTL
 
 type named struct {
 	bit  Set
@@ -43,7 +45,7 @@ type named struct {
 // names are part of the data directory's format; do not change.
 var names = []named{
 	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}, {Merge, "merge"},
-	{TxnMerge, "merge-transactions"},
+	{TxnMerge, "merge-transactions"}, {TTL, "ttl"},
 }
 
 // Has tells whether all of other are in the set.

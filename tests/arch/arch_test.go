@@ -93,13 +93,14 @@ var insideKV = map[string][]string{
 	"kv/storage":   {"kv/engine", "kv/raftstore/message"},
 	// Faces know storages and transactions, never the raftstore.
 	"kv/server": {
-		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate", "kv/storage",
+		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate", "kv/server/rawops", "kv/storage",
 		"kv/transaction/commands", "kv/transaction/latches", "kv/transaction/mvcc", "kv/transport",
 	},
 	"kv/server/tikv": {
-		"kv/config", "kv/engine", "kv/regionerr", "kv/server/gate", "kv/storage", "kv/transaction/commands",
-		"kv/transaction/mvcc",
+		"kv/config", "kv/engine", "kv/regionerr", "kv/server/gate", "kv/server/rawops", "kv/storage",
+		"kv/transaction/commands", "kv/transaction/mvcc",
 	},
+	"kv/server/rawops": {"kv/engine", "kv/regionerr", "kv/storage"},
 }
 
 // mayImport tells whether a package may import another one of this project by the directions inside kv.

@@ -142,7 +142,7 @@ func hashRange(e engine.Engine, r *metapb.Region) uint64 {
 	h := fnv.New64a()
 	snap := e.NewSnapshot()
 	defer snap.Close()
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		it := snap.NewIterator(engine.DataKey(cf, r.StartKey), engine.DataEndKey(cf, r.EndKey))
 		for it.First(); it.Valid(); it.Next() {
 			fmt.Fprintf(h, "%d:%s%d:%s", len(it.Key()), it.Key(), len(it.Value()), it.Value())
@@ -161,7 +161,7 @@ func checkForeign(n *Node) string {
 	own := s.Regions()
 	snap := n.Engine().NewSnapshot()
 	defer snap.Close()
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		it := snap.NewIterator(engine.DataKey(cf, nil), engine.DataEndKey(cf, nil))
 		defer it.Close()
 		for it.First(); it.Valid(); it.Next() {
@@ -172,9 +172,23 @@ func checkForeign(n *Node) string {
 			if !owned {
 				return fmt.Sprintf("store %d has key %q, which is in none of its regions", n.ID, bytes.Clone(user))
 			}
+			if cf.HoldsExpiry() && !hasValue(snap, cf, user) {
+				return fmt.Sprintf("store %d has an expiry time of %q, which has no value", n.ID, bytes.Clone(user))
+			}
 		}
 	}
 	return ""
+}
+
+// hasValue tells whether the key of an expiry time exists.
+func hasValue(snap engine.Snapshot, times engine.CF, key []byte) bool {
+	for _, cf := range engine.CFs {
+		if cf.Expiry() == times {
+			_, found, err := snap.Get(engine.DataKey(cf, key))
+			return found && err == nil
+		}
+	}
+	return false
 }
 
 // OnStore returns the region's peer on a store; nil if there is none or no region.

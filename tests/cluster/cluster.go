@@ -94,6 +94,7 @@ func TestConfig() *config.Config {
 	r.StoreHeartbeatInterval = config.Dur(200 * time.Millisecond)
 	r.StalePeerCheck = config.Dur(500 * time.Millisecond)
 	r.SnapshotGCInterval = config.Dur(time.Second)
+	r.ExpirySweep = config.Dur(100 * time.Millisecond)
 	c.Server.RequestTimeout = config.Dur(5 * time.Second)
 	return c
 }
@@ -542,6 +543,36 @@ func (s *stub) RawDeleteRange(
 	ctx context.Context, in *kvrpcpb.RawDeleteRangeRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.RawDeleteRangeResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawDeleteRange)
+}
+
+func (s *stub) RawBatchGet(
+	ctx context.Context, in *kvrpcpb.RawBatchGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchGetResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchGet)
+}
+
+func (s *stub) RawBatchPut(
+	ctx context.Context, in *kvrpcpb.RawBatchPutRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchPutResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchPut)
+}
+
+func (s *stub) RawBatchDelete(
+	ctx context.Context, in *kvrpcpb.RawBatchDeleteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawBatchDeleteResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawBatchDelete)
+}
+
+func (s *stub) RawChecksum(
+	ctx context.Context, in *kvrpcpb.RawChecksumRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawChecksumResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawChecksum)
+}
+
+func (s *stub) RawGetKeyTTL(
+	ctx context.Context, in *kvrpcpb.RawGetKeyTTLRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawGetKeyTTLResponse, error) {
+	return call(ctx, s, in, (*server.Server).RawGetKeyTTL)
 }
 
 func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {

@@ -190,6 +190,9 @@ func (s *scenario) verify(t *testing.T, p *point, crash uint64, i int, l loss, s
 		got, err := w.get(ctx, key)
 		require.NoError(t, err, "get %s", key)
 		require.Contains(t, allowed, got, "key %s: the value that was acknowledged is gone", key)
+		right, err := w.hasTTL(ctx, key, got)
+		require.NoError(t, err, "TTL of %s", key)
+		require.True(t, right, "key %s: the value %q and its TTL are not of one write", key, got)
 	}
 	for key := range p.values {
 		require.NoError(t, w.putCtx(ctx, key, "after"), "put %s", key)

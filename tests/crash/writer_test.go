@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,11 +48,19 @@ func (w *writer) values() values {
 
 // put writes a new value, or deletes the key at every fifth time. It goes on until it is acknowledged:
 // an attempt of unknown outcome stays among what may be found.
-func (w *writer) put(keys ...string) {
+func (w *writer) put(keys ...string) { w.putAs("%s=%d", keys...) }
+
+// expires is how the values begin that have a TTL.
+const expires = "expires "
+
+// putTTL is put with values that have a TTL, of hours.
+func (w *writer) putTTL(keys ...string) { w.putAs(expires+"%s=%d", keys...) }
+
+func (w *writer) putAs(format string, keys ...string) {
 	for _, key := range keys {
 		w.mu.Lock()
 		w.next++
-		value := fmt.Sprintf("%s=%d", key, w.next)
+		value := fmt.Sprintf(format, key, w.next)
 		if w.next%5 == 0 {
 			value = ""
 		}
@@ -158,10 +167,24 @@ func (w *writer) putCtx(ctx context.Context, key, value string) error {
 		if value == "" {
 			err = w.cl.Delete(ctx, []byte(key))
 		} else {
-			err = w.cl.Put(ctx, []byte(key), []byte(value))
+			ttl := uint64(0)
+			if strings.HasPrefix(value, expires) {
+				ttl = 10_000
+			}
+			err = w.cl.PutTTL(ctx, []byte(key), []byte(value), ttl)
 		}
 		if err == nil || ctx.Err() != nil {
 			return err
+		}
+	}
+}
+
+// hasTTL tells whether a key has a TTL exactly if its value says so.
+func (w *writer) hasTTL(ctx context.Context, key, value string) (bool, error) {
+	for {
+		ttl, _, err := w.cl.TTL(ctx, []byte(key))
+		if err == nil || ctx.Err() != nil {
+			return ttl > 0 == strings.HasPrefix(value, expires), err
 		}
 	}
 }

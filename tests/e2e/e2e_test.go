@@ -359,6 +359,24 @@ func TestBadStarts(t *testing.T) {
 	}
 }
 
+// commandLineOfTTLs leaves no key behind.
+func commandLineOfTTLs(t *testing.T, run func(...string) (string, int), must func(string, ...string)) {
+	t.Helper()
+	must("", "put", "t", "v", "--ttl", "1h")
+	out, code := run("ttl", "t")
+	require.Zero(t, code)
+	require.Regexp(t, `^3[56]\d\d\n$`, out)
+	must("", "cas", "t", "v", "w", "--ttl", "1s")
+	require.Eventually(t, func() bool { _, code := run("get", "t"); return code == 1 }, 20*time.Second, 50*time.Millisecond)
+	out, code = run("ttl", "t", "-o", "json")
+	require.Equal(t, 1, code)
+	require.JSONEq(t, `{"key": "t", "found": false, "ttl_seconds": 0}`, out)
+	must("", "put", "t", "v")
+	must("0ffe5ab00f8ef44e, 1 pairs, 2 bytes\n", "checksum", "t", "u")
+	must("never\n", "ttl", "t")
+	must("", "delete", "t")
+}
+
 // TestCommandLine goes through tinyctl's key commands and its exit codes.
 func TestCommandLine(t *testing.T) {
 	c := start(t, 1)
@@ -400,6 +418,9 @@ func TestCommandLine(t *testing.T) {
 	for _, key := range []string{"r1", "r2", "r3", "s1"} {
 		must("", "put", key, "v")
 	}
+	must("s1\tv\nr3\tv\n", "scan", "r", "--reverse", "-n", "2")
+	must("r3\nr2\nr1\n", "scan", "--prefix", "r", "--reverse", "--keys-only")
+	commandLineOfTTLs(t, run, must)
 	out, code = run("delete", "--prefix", "r") // standard input is empty
 	require.Equal(t, 1, code)
 	require.Equal(t, `There are 3 keys from "r" to "s". Remove them all? Type yes: `, out)
@@ -409,6 +430,7 @@ func TestCommandLine(t *testing.T) {
 	must("removed the range; it had 1 keys\n", "delete", "--range", "s", "--yes")
 	for _, wrong := range [][]string{
 		{"delete"}, {"delete", "--range"}, {"delete", "--prefix", "a", "b"}, {"delete", "--prefix", ""}, {"cas", "k", "v"},
+		{"put", "k", "v", "--ttl", "100ms"}, {"put", "k", "v", "--ttl", "-1s"}, {"cas", "--delete", "k", "v", "--ttl", "1s"},
 		{"delete", "--range", "--prefix", "a"}, {"cas", "--absent", "--delete", "k", "v"}, {"delete", "--range", "a", "-o", "json"},
 	} {
 		_, code = run(wrong...)

@@ -179,6 +179,21 @@ var bugs = []bug{
 		change: [][2]string{{"	if w.batch.Len() > 0 {\n		if err := w.flush(); err != nil {\n			return message.Result{}, err\n		}\n	}\n	key :=", "	key :="}},
 	},
 	{
+		name: "expiry-without-the-clock-of-the-entry", file: "kv/raftstore/apply/expiry.go", pkg: "./kv/raftstore/apply", run: "TestExpiry", tries: 1,
+		change: [][2]string{{"at <= max(now, a.region.ExpiryFloor), nil", "at <= a.region.ExpiryFloor, nil"}},
+	},
+	{
+		name: "swap-leaves-what-has-expired", file: "kv/raftstore/apply/conditional.go", pkg: "./kv/raftstore/apply", run: "TestExpiry", tries: 1,
+		change: [][2]string{{"		w.remove(a, cf, r.Key, len(previous))\n", ""}},
+	},
+	{
+		name: "readers-ahead-of-swaps", file: "kv/storage/raftstorage/expiry.go", pkg: "./kv/storage/raftstorage", run: "TestTimes", tries: 1,
+		change: [][2]string{{"		return list[0].at\n", "		return t.millis()\n"}},
+	},
+	merges("split-loses-the-expiry-floor", "kv/raftstore/regions/regions.go", "TestTTLGoesWithTheData", [2]string{
+		"	right.MaxPeerId = 0\n", "	right.MaxPeerId, right.ExpiryFloor = 0, 0\n",
+	}),
+	{
 		name: "retried-swap-is-decided-again", file: "kv/raftstore/exactly_once.go", pkg: suitePkg, run: "TestRetriedSwapIsNotDecidedAgain", tries: 1,
 		change: [][2]string{{"	case swapped:\n		return fateDone\n", "	case swapped:\n		return fateNone\n"}},
 	},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -48,7 +49,7 @@ func TestCompareAndSwap(t *testing.T) {
 
 	store, rc := c.target(t, "k")
 	for name, req := range map[string]*kvrpcpb.RawCASRequest{
-		"empty": {Context: rc}, "no TTL": {Context: rc, Key: key, Ttl: 1},
+		"empty": {Context: rc}, "longest": {Context: rc, Key: key, Ttl: math.MaxUint64},
 		"column family": {Context: rc, Key: key, Cf: "holidays"},
 	} {
 		resp, err := store.RawCompareAndSwap(ctx, req)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 	"github.com/pingcap/kvproto/pkg/pdpb"
 	"github.com/stretchr/testify/require"
 	"github.com/tikv/client-go/v2/rawkv"
@@ -103,6 +104,7 @@ func TestRaw(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "e f g h", joined(ks))
 	})
+	t.Run("TTL", func(t *testing.T) { checkTTL(ctx, t, c, cl) })
 	t.Run("large values", func(t *testing.T) {
 		var ks, vs [][]byte
 		for i := range 16 {
@@ -124,6 +126,58 @@ func TestRaw(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, vs, got)
 	})
+}
+
+// checkTTL has keys of several regions expire: b, d, f of a short TTL, a of a long one.
+func checkTTL(ctx context.Context, t *testing.T, c *cluster, cl *rawkv.Client) {
+	t.Helper()
+	keys := bytesOf("a", "b", "d", "e", "f", "g", "h")
+	require.NoError(t, cl.BatchPutWithTTL(ctx, keys, keys, []uint64{1000, 2, 2, 0, 2, 0, 2}))
+	require.NoError(t, cl.Put(ctx, []byte("h"), []byte("for ever")))
+	ttl, err := cl.GetKeyTTL(ctx, []byte("a"))
+	require.NoError(t, err)
+	require.InDelta(t, 1000, *ttl, 60)
+	ttl, err = cl.GetKeyTTL(ctx, []byte("e"))
+	require.NoError(t, err)
+	require.Zero(t, *ttl)
+	swaps := c.client(t).SetAtomicForCAS(true)
+	require.Eventually(t, func() bool {
+		ttl, err := cl.GetKeyTTL(ctx, []byte("f"))
+		require.NoError(t, err)
+		return ttl == nil
+	}, 30*time.Second, 50*time.Millisecond)
+	ks, _, err := cl.Scan(ctx, nil, nil, 100)
+	require.NoError(t, err)
+	require.Equal(t, "a e g h", joined(ks))
+	ks, _, err = cl.ReverseScan(ctx, []byte("z"), nil, 3, rawkv.ScanKeyOnly())
+	require.NoError(t, err)
+	require.Equal(t, "h g e", joined(ks))
+	got, err := cl.BatchGet(ctx, keys)
+	require.NoError(t, err)
+	require.Equal(t, [][]byte{[]byte("a"), nil, nil, []byte("e"), nil, []byte("g"), []byte("for ever")}, got)
+	sum, err := cl.Checksum(ctx, []byte("a"), []byte("z"))
+	require.NoError(t, err)
+	require.EqualValues(t, 4, sum.TotalKvs)
+	previous, swapped, err := swaps.CompareAndSwap(ctx, []byte("b"), []byte("b"), []byte("2"))
+	require.NoError(t, err)
+	require.False(t, swapped)
+	require.Nil(t, previous)
+
+	store, rc := c.target(t, "b")
+	resp, err := store.RawCompareAndSwap(ctx, &kvrpcpb.RawCASRequest{
+		Context: rc, Key: []byte("b"), Value: []byte("2"), PreviousNotExist: true, Ttl: 1000,
+	})
+	require.NoError(t, err)
+	require.True(t, resp.Succeed, resp.String())
+	ttl, err = cl.GetKeyTTL(ctx, []byte("b"))
+	require.NoError(t, err)
+	require.InDelta(t, 1000, *ttl, 60)
+	require.NoError(t, cl.PutWithTTL(ctx, []byte("b"), []byte("2"), 5000))
+	ttl, err = cl.GetKeyTTL(ctx, []byte("b"))
+	require.NoError(t, err)
+	require.InDelta(t, 5000, *ttl, 60)
+	require.ErrorContains(t, cl.PutWithTTL(ctx, []byte("b"), []byte("2"), 1<<63), "longest")
+	require.NoError(t, cl.BatchDelete(ctx, keys))
 }
 
 // Many callers share the client's streams while regions split and a store is killed; what was

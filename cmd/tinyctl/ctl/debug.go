@@ -10,6 +10,7 @@ import (
 	"github.com/tinykv/tinykv/kv/offline"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
 // debugCmd looks into the data directory of a store that does not run.
@@ -127,11 +128,7 @@ func viewEntry(e *eraftpb.Entry) entryView {
 	}
 	if cmd.Conditional != nil {
 		v.Kind = "conditional"
-		if r := cmd.Conditional.CompareAndSwap; r != nil {
-			v.What = fmt.Sprintf("compare and swap %x (%d)", r.Key, len(r.Value))
-		} else if r := cmd.Conditional.DeleteRange; r != nil {
-			v.What = fmt.Sprintf("delete from %x to %x", r.Start, r.End)
-		}
+		v.What = whatConditional(cmd.Conditional)
 		return v
 	}
 	v.Kind = "write"
@@ -143,6 +140,9 @@ func viewEntry(e *eraftpb.Entry) entryView {
 		}
 		if n++; n <= 4 {
 			v.What += fmt.Sprintf("%s %x (%d) ", kind, op.Key, len(op.Value))
+			if op.Life.TTL > 0 {
+				v.What += fmt.Sprintf("for %d ms ", op.Life.TTL)
+			}
 		}
 		return true
 	})
@@ -150,6 +150,18 @@ func viewEntry(e *eraftpb.Entry) entryView {
 		v.What += fmt.Sprintf("and %d more", n-4)
 	}
 	return v
+}
+
+func whatConditional(c *raft_cmdpb.Request) string {
+	switch {
+	case c.CompareAndSwap != nil:
+		return fmt.Sprintf("compare and swap %x (%d)", c.CompareAndSwap.Key, len(c.CompareAndSwap.Value))
+	case c.DeleteRange != nil:
+		return fmt.Sprintf("delete from %x to %x", c.DeleteRange.Start, c.DeleteRange.End)
+	case c.Expire != nil:
+		return fmt.Sprintf("expire %d keys at %d", len(c.Expire.Keys), c.Expire.Now)
+	}
+	return ""
 }
 
 func (a *app) debugKeys(s *offline.Store, limit int) error {

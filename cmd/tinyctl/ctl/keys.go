@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/kv/client"
 )
 
 // Keys and values are given and shown in one of three forms:
@@ -115,7 +117,12 @@ func (a *app) getCmd() *cobra.Command {
 func (a *app) putCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "put KEY VALUE", Short: "Set a key; VALUE - reads the value from standard input", Args: args(cobra.ExactArgs(2))}
 	a.keyFlags(cmd)
+	ttl := ttlFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		seconds, err := wholeSeconds(*ttl)
+		if err != nil {
+			return err
+		}
 		key, err := decode(a.encoding, argv[0])
 		if err != nil {
 			return err
@@ -134,7 +141,7 @@ func (a *app) putCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		return c.Put(cmd.Context(), key, value)
+		return c.PutTTL(cmd.Context(), key, value, seconds)
 	}
 	return cmd
 }
@@ -144,6 +151,7 @@ func (a *app) scanCmd() *cobra.Command {
 	a.keyFlags(cmd)
 	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many pairs; 0 for all")
 	keysOnly := cmd.Flags().Bool("keys-only", false, "print keys without values")
+	reverse := cmd.Flags().Bool("reverse", false, "begin with the last pair of the range")
 	prefix := cmd.Flags().String("prefix", "", "only keys that begin with this")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		var start, end []byte
@@ -172,7 +180,12 @@ func (a *app) scanCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		kvs, err := c.Scan(cmd.Context(), start, end, *limit)
+		var kvs []client.KV
+		o := client.ScanOptions{Limit: *limit, Reverse: *reverse, KeysOnly: *keysOnly}
+		err = c.ScanPages(cmd.Context(), start, end, o, func(page []client.KV) error {
+			kvs = append(kvs, page...)
+			return nil
+		})
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -115,6 +116,7 @@ func (a *app) casCmd() *cobra.Command {
 	a.keyFlags(cmd)
 	absent := cmd.Flags().Bool("absent", false, "the key must not exist: cas --absent KEY VALUE")
 	remove := cmd.Flags().Bool("delete", false, "remove the key: cas --delete KEY EXPECTED")
+	ttl := ttlFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		want := 3
 		if *absent || *remove {
@@ -122,6 +124,13 @@ func (a *app) casCmd() *cobra.Command {
 		}
 		if *absent && *remove || len(argv) != want {
 			return usagef("give KEY EXPECTED VALUE, or --absent KEY VALUE, or --delete KEY EXPECTED")
+		}
+		if *remove && *ttl != 0 {
+			return usagef("--delete and --ttl exclude each other")
+		}
+		seconds, err := wholeSeconds(*ttl)
+		if err != nil {
+			return err
 		}
 		words, err := a.decodeAll(argv)
 		if err != nil {
@@ -139,7 +148,7 @@ func (a *app) casCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		previous, swapped, err := c.CompareAndSwap(cmd.Context(), words[0], expected, value)
+		previous, swapped, err := c.CompareAndSwapTTL(cmd.Context(), words[0], expected, value, seconds)
 		if err != nil {
 			return err
 		}
@@ -167,4 +176,97 @@ func (a *app) showSwap(key string, previous []byte, swapped bool) error {
 		return fmt.Errorf("not set: key %s does not exist", key)
 	}
 	return fmt.Errorf("not set: key %s has the value %s", key, encode(a.encoding, previous))
+}
+
+// ttlFlag says how long a value lives.
+func ttlFlag(cmd *cobra.Command) *time.Duration {
+	return cmd.Flags().Duration("ttl", 0, "how long the key lives, such as 90s or 24h, in whole seconds; 0 for ever")
+}
+
+func wholeSeconds(ttl time.Duration) (uint64, error) {
+	if ttl < 0 || ttl%time.Second != 0 {
+		return 0, usagef("--ttl %s: a time in whole seconds is needed", ttl)
+	}
+	return uint64(ttl / time.Second), nil
+}
+
+type ttlJSON struct {
+	Key   string `json:"key"`
+	Found bool   `json:"found"`
+	// Seconds are what the key has left, 0 if it does not expire.
+	Seconds uint64 `json:"ttl_seconds"`
+}
+
+func ttlCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "ttl KEY", Args: args(cobra.ExactArgs(1)),
+		Short: "Print how many seconds a key has left, or never; exit code 1 if there is no such key",
+	}
+	a.keyFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		key, err := decode(a.encoding, argv[0])
+		if err != nil {
+			return err
+		}
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		seconds, found, err := c.TTL(cmd.Context(), key)
+		switch {
+		case err != nil:
+			return err
+		case a.output == "json":
+			if err := a.json(ttlJSON{Key: argv[0], Found: found, Seconds: seconds}); err != nil || found {
+				return err
+			}
+			return errSilent
+		case !found:
+			return fmt.Errorf("key %s does not exist", argv[0])
+		case seconds == 0:
+			fmt.Fprintln(a.stdout, "never")
+		default:
+			fmt.Fprintln(a.stdout, seconds)
+		}
+		return nil
+	}
+	return cmd
+}
+
+type checksumJSON struct {
+	Checksum string `json:"checksum"`
+	Pairs    uint64 `json:"pairs"`
+	Bytes    uint64 `json:"bytes"`
+}
+
+func checksumCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "checksum [START [END]]", Args: args(cobra.MaximumNArgs(2)),
+		Short: "Sum up the pairs of [START, END): the CRC-64/XZ of each key and value, exclusive or; how many; their bytes",
+	}
+	a.keyFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		bounds, err := a.decodeAll(argv)
+		if err != nil {
+			return err
+		}
+		bounds = append(bounds, nil, nil)
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		sum, err := c.Checksum(cmd.Context(), bounds[0], bounds[1])
+		if err != nil {
+			return err
+		}
+		out := checksumJSON{Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes}
+		if a.output == "json" {
+			return a.json(out)
+		}
+		fmt.Fprintf(a.stdout, "%s, %d pairs, %d bytes\n", out.Checksum, out.Pairs, out.Bytes)
+		return nil
+	}
+	return cmd
 }

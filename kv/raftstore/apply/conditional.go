@@ -16,8 +16,11 @@ import (
 
 // applyConditional carries out the one request of an entry. A refusal is a result, an error is for this replica alone.
 func (w *Worker) applyConditional(a *applier, cmd *message.Entry) (message.Result, error) {
-	if r := cmd.Conditional.DeleteRange; r != nil {
-		return w.applyDeleteRange(a, r)
+	switch c := cmd.Conditional; {
+	case c.DeleteRange != nil:
+		return w.applyDeleteRange(a, c.DeleteRange)
+	case c.Expire != nil:
+		return w.applyExpire(a, c.Expire)
 	}
 	return w.applySwap(a, cmd)
 }
@@ -33,6 +36,9 @@ func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, erro
 	if err := regions.CheckKey(a.region, r.Key); err != nil {
 		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
+	if r.Ttl > 0 && a.region.ExpiryFloor == 0 {
+		return message.Result{Err: errNotExpiring}, nil
+	}
 	if w.batch.Len() > 0 {
 		if err := w.flush(); err != nil {
 			return message.Result{}, err
@@ -43,19 +49,29 @@ func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, erro
 	if err != nil {
 		return message.Result{}, fmt.Errorf("read the value to compare with: %w", err)
 	}
+	expired, err := w.expired(a, cf, r.Key, r.Now)
+	if err != nil {
+		return message.Result{}, err
+	}
+	if expired {
+		// What this entry does not see no later one may see: another leader's clock may be behind.
+		w.remove(a, cf, r.Key, len(previous))
+		previous, found = nil, false
+	}
 	out := &message.Swap{Previous: previous, Found: found, Swapped: found == (r.Expected != nil)}
 	if found && out.Swapped {
 		out.Swapped = bytes.Equal(previous, r.Expected.Value)
 	}
 	if out.Swapped {
-		w.swap(a, key, r, out)
+		w.swap(a, cf, r, out)
 	}
 	cmd.VisitIDs(func(id message.WriteID) { w.swaps.Note(id, out.Swapped) })
 	return message.Result{Answer: &message.Answer{Swap: out}}, nil
 }
 
 // swap makes the change of a compare-and-swap whose condition holds.
-func (w *Worker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap) {
+func (w *Worker) swap(a *applier, cf engine.CF, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap) {
+	key := engine.DataKey(cf, r.Key)
 	if was.Found {
 		a.report.KeysDelta--
 		a.report.SizeDelta -= int64(len(r.Key) + len(was.Previous))
@@ -64,9 +80,11 @@ func (w *Worker) swap(a *applier, key []byte, r *raft_cmdpb.CompareAndSwapReques
 	a.report.Written += int64(len(r.Key))
 	if r.Delete {
 		w.batch.Delete(key)
+		w.live(a, cf, r.Key, message.Life{})
 		return
 	}
 	w.batch.Put(key, r.Value)
+	w.live(a, cf, r.Key, message.Life{Now: r.Now, TTL: r.Ttl})
 	a.report.Written += int64(len(r.Value))
 	a.report.KeysDelta++
 	a.report.SizeDelta += int64(len(r.Key) + len(r.Value))
@@ -83,14 +101,24 @@ func (w *Worker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequest) 
 	if err := regions.CheckRange(a.region, r.Start, r.End); err != nil {
 		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
-	start, end := engine.DataKey(cf, r.Start), engine.DataEndKey(cf, r.End)
-	if d, ok := w.engine.(engine.RangeDeleter); ok && d.NativeRangeDelete() {
-		w.batch.DeleteRange(start, end)
-	} else {
+	families := []engine.CF{cf}
+	if a.region.ExpiryFloor > 0 {
+		families = append(families, cf.Expiry()) // behind the values: a value without its time would live for ever
+	}
+	native := false
+	if d, ok := w.engine.(engine.RangeDeleter); ok {
+		native = d.NativeRangeDelete()
+	}
+	if !native {
 		if err := w.flush(); err != nil {
 			return message.Result{}, err
 		}
-		if err := engine.ClearRange(w.engine, start, end); err != nil {
+	}
+	for _, f := range families {
+		start, end := engine.DataKey(f, r.Start), engine.DataEndKey(f, r.End)
+		if native {
+			w.batch.DeleteRange(start, end)
+		} else if err := engine.ClearRange(w.engine, start, end); err != nil {
 			return message.Result{}, fmt.Errorf("delete a range: %w", err)
 		}
 	}

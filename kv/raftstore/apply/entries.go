@@ -166,6 +166,9 @@ func (w *Worker) applyWrite(a *applier, cmd *message.Entry) message.Result {
 		} else {
 			refused = regions.CheckKey(a.region, op.Key)
 		}
+		if refused == nil && op.Life.TTL > 0 && a.region.ExpiryFloor == 0 {
+			refused = errNotExpiring
+		}
 		return refused == nil
 	})
 	if refused != nil {
@@ -186,6 +189,7 @@ func (w *Worker) applyWrite(a *applier, cmd *message.Entry) message.Result {
 			a.report.KeysDelta++
 			a.report.SizeDelta += n
 		}
+		w.live(a, cf, op.Key, op.Life)
 		return true
 	})
 	return message.Result{}

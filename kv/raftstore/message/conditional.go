@@ -7,7 +7,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// Conditional requests are decided when their entry is applied: compare-and-swaps and deletes of ranges. Each is alone in
+// Conditional requests are decided when their entry is applied: compare-and-swaps, deletes of ranges, and what ends the life
+// of keys. Each is alone in
 // its entry, with at most one identity, so that the entry's answer is the request's own, and so that a search for the
 // identity finds what became of it.
 
@@ -33,6 +34,11 @@ func AppendDeleteRange(buf []byte, cf string, start, end []byte) []byte {
 	})
 }
 
+// AppendExpire appends what raises a region's expiry floor and removes keys that have expired to a payload.
+func AppendExpire(buf []byte, r *raft_cmdpb.ExpireRequest) []byte {
+	return appendConditional(buf, &raft_cmdpb.Request{CmdType: raft_cmdpb.CmdType_Expire, Expire: r})
+}
+
 func appendConditional(buf []byte, r *raft_cmdpb.Request) []byte {
 	data, err := r.Marshal()
 	if err != nil {
@@ -49,7 +55,7 @@ func isConditional(request []byte) bool {
 		return false
 	}
 	kind := raft_cmdpb.CmdType(request[1])
-	return kind == raft_cmdpb.CmdType_CompareAndSwap || kind == raft_cmdpb.CmdType_DeleteRange
+	return kind == raft_cmdpb.CmdType_CompareAndSwap || kind == raft_cmdpb.CmdType_DeleteRange || kind == raft_cmdpb.CmdType_Expire
 }
 
 func decodeConditional(request []byte) (*raft_cmdpb.Request, error) {
@@ -57,8 +63,10 @@ func decodeConditional(request []byte) (*raft_cmdpb.Request, error) {
 	if err := r.Unmarshal(request); err != nil {
 		return nil, fmt.Errorf("%w: conditional request: %w", errPayload, err)
 	}
-	swap := r.CmdType == raft_cmdpb.CmdType_CompareAndSwap
-	if swap != (r.CompareAndSwap != nil) || swap == (r.DeleteRange != nil) || r.Put != nil || r.Delete != nil {
+	kind := r.CmdType
+	if (kind == raft_cmdpb.CmdType_CompareAndSwap) != (r.CompareAndSwap != nil) ||
+		(kind == raft_cmdpb.CmdType_DeleteRange) != (r.DeleteRange != nil) ||
+		(kind == raft_cmdpb.CmdType_Expire) != (r.Expire != nil) || r.Put != nil || r.Delete != nil {
 		return nil, fmt.Errorf("%w: %v does not say what to do", errPayload, r.CmdType)
 	}
 	return r, nil

@@ -62,7 +62,8 @@ type Write struct {
 	Header Header
 	// MinKey and MaxKey are the smallest and the largest user key of the payload.
 	MinKey, MaxKey []byte
-	// Payload is made by AppendWriteID, AppendPut and AppendDelete, or AppendSwap, or AppendDeleteRange.
+	// Payload is made by AppendWriteID, AppendPut, AppendPutWithLife and AppendDelete, or by AppendSwap,
+	// AppendDeleteRange or AppendExpire.
 	Payload []byte
 	// Identity is zero for a write that may happen again when it is sent again.
 	Identity Identity
@@ -74,6 +75,8 @@ type Write struct {
 	// Bound: the write may be proposed in the header's term only, and its peer must lead in it. It was decided on a view of
 	// the region under that leadership.
 	Bound bool
+	// Expiring: a put of it has a TTL, which only regions whose keys may expire take.
+	Expiring bool
 	// Conditional is set if the payload is a conditional request, which is an entry by itself.
 	Conditional *Condition
 	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
@@ -198,6 +201,10 @@ type MergeDone struct {
 	SourcePeer *metapb.Peer
 }
 
+// RaisedFloor is an applied entry that raised the region's expiry floor and changed nothing else of the region.
+type RaisedFloor struct{ Region *metapb.Region }
+
+func (RaisedFloor) applyResult()  {}
 func (ChangedPeer) applyResult()  {}
 func (SplitDone) applyResult()    {}
 func (SplitRefused) applyResult() {}

@@ -28,7 +28,14 @@ const (
 	tagCF    = 1<<3 | 2
 	tagKey   = 2<<3 | 2
 	tagValue = 3<<3 | 2
+	tagLife  = 4<<3 | 2
 )
+
+// lifeSize is the length of PutRequest.life.
+const lifeSize = 16
+
+// Life says how long a value lives: TTL from Now on, in milliseconds; Now is since 1970. A TTL of 0 is for ever.
+type Life struct{ Now, TTL uint64 }
 
 func uvarintLen(x uint64) int {
 	n := 1
@@ -71,6 +78,18 @@ func AppendPut(buf []byte, cf string, key, value []byte) []byte {
 	buf = appendFieldString(buf, tagCF, cf)
 	buf = appendField(buf, tagKey, key)
 	return appendField(buf, tagValue, value)
+}
+
+// AppendPutWithLife appends a put of a value that expires to a payload.
+func AppendPutWithLife(buf []byte, cf string, key, value []byte, life Life) []byte {
+	body := fieldLen(len(cf)) + fieldLen(len(key)) + fieldLen(len(value)) + fieldLen(lifeSize)
+	buf = appendRequest(buf, raft_cmdpb.CmdType_Put, tagPut, body)
+	buf = appendFieldString(buf, tagCF, cf)
+	buf = appendField(buf, tagKey, key)
+	buf = appendField(buf, tagValue, value)
+	buf = append(buf, tagLife, lifeSize)
+	buf = binary.LittleEndian.AppendUint64(buf, life.Now)
+	return binary.LittleEndian.AppendUint64(buf, life.TTL)
 }
 
 // AppendDelete appends a delete to a payload.
@@ -134,6 +153,7 @@ type Op struct {
 	Delete     bool
 	CF         []byte
 	Key, Value []byte
+	Life       Life
 }
 
 // Entry is a decoded raft entry. Its slices alias the entry's data.
@@ -262,6 +282,11 @@ func decodeOp(data []byte) (Op, error) {
 				op.Key = f
 			case tagValue:
 				op.Value = f
+			case tagLife:
+				if len(f) != lifeSize {
+					return Op{}, fmt.Errorf("%w: life of %d bytes", errPayload, len(f))
+				}
+				op.Life = Life{Now: binary.LittleEndian.Uint64(f), TTL: binary.LittleEndian.Uint64(f[8:])}
 			}
 			field = r
 		}

@@ -62,6 +62,7 @@ func Join(target, source *metapb.Region, commit uint64) (*metapb.Region, error) 
 		c.EndKey = source.EndKey
 	}
 	c.RegionEpoch.Version = max(target.RegionEpoch.GetVersion(), source.RegionEpoch.GetVersion()) + 1
+	c.ExpiryFloor = max(target.ExpiryFloor, source.ExpiryFloor)
 	c.Merges = append(slices.Clone(target.Merges), &metapb.Merge{
 		SourceId: source.Id, Commit: commit, Version: c.RegionEpoch.Version,
 	})

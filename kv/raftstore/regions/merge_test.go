@@ -48,6 +48,21 @@ func TestJoin(t *testing.T) {
 	require.False(t, Adjacent(mergeRegion(1, "", "", 1, 1), mergeRegion(2, "", "", 1, 1)), "an empty end is no border")
 }
 
+// TestFloorOfJoinAndSplit: what a region is made of takes its expiry floor along.
+func TestFloorOfJoinAndSplit(t *testing.T) {
+	for _, c := range [][3]uint64{{0, 0, 0}, {7, 0, 7}, {0, 8, 8}, {7, 8, 8}, {9, 8, 9}} {
+		target, source := mergeRegion(1, "b", "m", 3, 2), mergeRegion(2, "m", "t", 9, 5)
+		target.ExpiryFloor, source.ExpiryFloor = c[0], c[1]
+		joined, err := Join(target, source, 7)
+		require.NoError(t, err)
+		require.Equal(t, c[2], joined.ExpiryFloor)
+		left, right, err := Split(joined, &raft_cmdpb.SplitRequest{SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31}})
+		require.NoError(t, err)
+		require.Equal(t, [2]uint64{c[2], c[2]}, [2]uint64{left.ExpiryFloor, right.ExpiryFloor})
+		require.Equal(t, c[2], NextVersion(joined).ExpiryFloor)
+	}
+}
+
 // TestMergeVerdict has a target go through random changes, and compares what each of its states says with its history.
 func TestMergeVerdict(t *testing.T) {
 	for seed := range uint64(200) {

@@ -127,7 +127,7 @@ func HashRegion(view engine.Snapshot, region *metapb.Region, pace func(n int) er
 	h.add(region.EndKey)
 	h.number(region.GetRegionEpoch().GetVersion())
 	h.number(region.GetRegionEpoch().GetConfVer())
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.Families(region.ExpiryFloor > 0) {
 		h.add([]byte(cf))
 		if err := h.family(view, cf, region, pace); err != nil {
 			return 0, err

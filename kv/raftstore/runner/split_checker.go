@@ -135,7 +135,7 @@ func (c *SplitChecker) stored(region *metapb.Region) (disk, memory uint64, ok bo
 	if !ok {
 		return 0, 0, false
 	}
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.Families(region.ExpiryFloor > 0) {
 		n, err := c.engine.ApproximateSize(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
 		if err != nil {
 			return 0, 0, false
@@ -174,22 +174,28 @@ type Measurement struct {
 	SplitKey []byte
 }
 
-// Measure walks the region's data in the order of user keys, merging the column families. With encoded, the split key is
+// Measure walks the region's data in the order of user keys, merging the families. Expiry times count as bytes, not as
+// keys. With encoded, the split key is
 // where an encoded key begins, and a region of one key has none.
 func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, encoded bool) (Measurement, error) {
 	var m Measurement
 	before := region.StartKey
-	iters := make([]engine.Iterator, len(engine.CFs))
-	for i, cf := range engine.CFs {
+	families := engine.Families(region.ExpiryFloor > 0)
+	iters := make([]engine.Iterator, len(families))
+	for i, cf := range families {
 		iters[i] = snap.NewIterator(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
 		defer iters[i].Close()
 		iters[i].First()
 	}
 	for {
 		var least engine.Iterator
-		for _, it := range iters {
+		counts := uint64(1)
+		for i, it := range iters {
 			if it.Valid() && (least == nil || bytes.Compare(engine.UserKey(it.Key()), engine.UserKey(least.Key())) < 0) {
 				least = it
+				if families[i].HoldsExpiry() {
+					counts = 0 // a family of values comes first, and has the key too
+				}
 			}
 		}
 		if least == nil {
@@ -203,7 +209,7 @@ func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, enco
 			m.SplitKey = splitKeyAt(user, before, encoded)
 		}
 		m.Size += uint64(len(user) + len(least.Value()))
-		m.Keys++
+		m.Keys += counts
 		least.Next()
 	}
 	for _, it := range iters {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
 // TestPace: building and installing keep to the limit, and go on at once when it is lifted.
@@ -23,7 +24,7 @@ func TestPace(t *testing.T) {
 	require.NoError(t, err)
 	build := func(index uint64) (Key, error) {
 		key := Key{RegionID: 1, Term: 6, Index: index}
-		_, _, err := m.Build(view, key, []byte("a"), []byte("z"))
+		_, _, err := m.Build(view, key, &metapb.Region{StartKey: []byte("a"), EndKey: []byte("z")})
 		return key, err
 	}
 	// least is how long work takes at a limit that is held; the first part is free.

@@ -35,6 +35,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/pkg/durable"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -134,9 +135,9 @@ func (m *Manager) cfPath(prefix string, k Key, cf string) string {
 	return m.path(prefix, k, "_"+cf+".sst")
 }
 
-// Build writes the files of a raft snapshot of the user keys [start, end). It returns their list and
-// total size. Files that are there already are used again.
-func (m *Manager) Build(view engine.Snapshot, k Key, start, end []byte) (*rspb.SnapshotMeta, uint64, error) {
+// Build writes the files of a raft snapshot of a region: its user keys in all families that it may have. It returns their list
+// and total size. Files that are there already are used again.
+func (m *Manager) Build(view engine.Snapshot, k Key, r *metapb.Region) (*rspb.SnapshotMeta, uint64, error) {
 	if m.full != nil && m.full() {
 		return nil, 0, fmt.Errorf("%w: the disk is full", ErrBusy)
 	}
@@ -145,8 +146,8 @@ func (m *Manager) Build(view engine.Snapshot, k Key, start, end []byte) (*rspb.S
 		return meta, totalSize(meta), nil
 	}
 	meta := &rspb.SnapshotMeta{}
-	for _, cf := range engine.CFs {
-		f, err := m.buildCF(view, k, cf, start, end)
+	for _, cf := range engine.Families(r.GetExpiryFloor() > 0) {
+		f, err := m.buildCF(view, k, cf, r.GetStartKey(), r.GetEndKey())
 		if err != nil {
 			return nil, 0, fmt.Errorf("build snapshot %s: %w", k, err)
 		}
@@ -288,15 +289,15 @@ func (m *Manager) readMeta(prefix string, k Key) (*rspb.SnapshotMeta, error) {
 	return meta, checkMeta(meta)
 }
 
-// checkMeta refuses a list that is not exactly the known column families in order: file names are built
-// from it.
+// checkMeta refuses a list that is not exactly the known families in order, with or without those of expiry times: file
+// names are built from it.
 func checkMeta(meta *rspb.SnapshotMeta) error {
-	if len(meta.GetCfFiles()) != len(engine.CFs) {
-		return fmt.Errorf("%w: %d column families, want %d", ErrUnusable, len(meta.GetCfFiles()), len(engine.CFs))
+	if n := len(meta.GetCfFiles()); n != len(engine.CFs) && n != len(engine.AllCFs) {
+		return fmt.Errorf("%w: %d column families, want %d or %d", ErrUnusable, n, len(engine.CFs), len(engine.AllCFs))
 	}
 	for i, f := range meta.CfFiles {
-		if f.GetCf() != string(engine.CFs[i]) {
-			return fmt.Errorf("%w: column family %q, want %q", ErrUnusable, f.GetCf(), engine.CFs[i])
+		if f.GetCf() != string(engine.AllCFs[i]) {
+			return fmt.Errorf("%w: column family %q, want %q", ErrUnusable, f.GetCf(), engine.AllCFs[i])
 		}
 	}
 	return nil
@@ -538,7 +539,7 @@ func (m *Manager) Read(k Key, meta *rspb.SnapshotMeta, visit func(key, value []b
 		if f.Size_ == 0 {
 			continue
 		}
-		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.CFs[i], paced); err != nil {
+		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.AllCFs[i], paced); err != nil {
 			return err
 		}
 	}
@@ -600,7 +601,7 @@ func readPart(r *bufio.Reader, buf []byte) ([]byte, error) {
 func (m *Manager) remove(prefix string, k Key) error {
 	// The meta file first: without it the others do not count.
 	errs := []error{os.Remove(m.path(prefix, k, ".meta"))}
-	for _, cf := range engine.CFs {
+	for _, cf := range engine.AllCFs {
 		errs = append(errs, os.Remove(m.cfPath(prefix, k, string(cf))))
 	}
 	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })...)

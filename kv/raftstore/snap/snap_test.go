@@ -14,6 +14,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -59,7 +60,7 @@ func newFixture(t *testing.T) *fixture {
 	f.dst, err = Open(f.dstDir, 1)
 	require.NoError(t, err)
 	var size uint64
-	f.meta, size, err = f.src.Build(view, f.key, []byte("b"), []byte("y"))
+	f.meta, size, err = f.src.Build(view, f.key, &metapb.Region{StartKey: []byte("b"), EndKey: []byte("y")})
 	require.NoError(t, err)
 	require.Equal(t, totalSize(f.meta), size)
 	require.Len(t, f.meta.CfFiles, 3)

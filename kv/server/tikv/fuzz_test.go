@@ -74,6 +74,12 @@ func replicated(t testing.TB) storage.Storage {
 
 func replicatedOf(t testing.TB, start, end []byte, encoded bool) storage.Storage {
 	t.Helper()
+	return replicatedWith(t, start, end, raftstore.Options{EncodedKeys: encoded})
+}
+
+// replicatedWith is replicatedOf with a store that takes what else there is to choose from o.
+func replicatedWith(t testing.TB, start, end []byte, o raftstore.Options) storage.Storage {
+	t.Helper()
 	cfg, e := testConfig(), memengine.New()
 	log, err := raftlog.Open("raft", raftlog.Options{
 		SegmentSize: 1 << 20, FS: faultfs.NewMemFS(nil), Logger: zap.NewNop(),
@@ -90,7 +96,8 @@ func replicatedOf(t testing.TB, start, end []byte, encoded bool) storage.Storage
 	require.NoError(t, e.Write(b, true))
 	store := raftstore.New(raftstore.Options{
 		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps,
-		Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(), EncodedKeys: encoded,
+		Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(), EncodedKeys: o.EncodedKeys,
+		Clock: o.Clock, Features: o.Features,
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })

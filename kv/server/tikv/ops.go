@@ -47,8 +47,8 @@ func (s *Service) RawCompareAndSwap(
 
 func (s *Service) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest) (storage.Swapped, error) {
 	to, cf, err := s.target(req.Context, req.Cf, req.Key)
-	if err == nil && req.Ttl > 0 {
-		err = errTTL
+	if err == nil && !req.Delete {
+		err = checkTTL(s.storage, req.Ttl)
 	}
 	if err != nil {
 		return storage.Swapped{}, err
@@ -59,7 +59,7 @@ func (s *Service) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest
 	}
 	return cond.CompareAndSwap(ctx, to, &storage.Swap{
 		CF: cf, Key: req.Key, Value: req.Value, Delete: req.Delete,
-		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist,
+		Expected: req.PreviousValue, ExpectAbsent: req.PreviousNotExist, TTL: req.Ttl,
 	})
 }
 

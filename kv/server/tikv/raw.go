@@ -9,14 +9,12 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/clustermode"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
-
-// maxBatchKeys bounds the keys of one request.
-const maxBatchKeys = 1 << 16
 
 func (s *Service) checkKey(key []byte) error {
 	switch limit := int(s.cfg.Server.MaxKeySize); {
@@ -115,7 +113,7 @@ func (s *Service) batchGet(
 	ctx context.Context,
 	req *kvrpcpb.RawBatchGetRequest,
 ) ([]*kvrpcpb.KvPair, error) {
-	if n := len(req.Keys); n > maxBatchKeys {
+	if n := len(req.Keys); n > rawops.MaxKeys {
 		return nil, tooMany(n)
 	}
 	to, cf, err := s.target(req.Context, req.Cf, req.Keys...)
@@ -129,24 +127,18 @@ func (s *Service) batchGet(
 	defer r.Close()
 	var pairs []*kvrpcpb.KvPair
 	room, held := maxScanBytes, rpc.RoomOf(ctx)
-	for _, key := range req.Keys {
-		if err := within(r, to.RegionId, key); err != nil {
-			return nil, err
-		}
-		value, found, err := r.Get(cf, key)
-		if err != nil {
-			return nil, err
-		}
-		if !found {
-			continue
-		}
-		if room -= len(key) + len(value); room < 0 {
-			return nil, errAnswerTooLarge
+	err = rawops.BatchGet(r, to.RegionId, cf, req.Keys, func(i int, value []byte) (bool, error) {
+		if room -= len(req.Keys[i]) + len(value); room < 0 {
+			return false, errAnswerTooLarge
 		}
 		if !held.Gather(maxScanBytes - room) {
-			return nil, &regionerr.BusyError{Reason: rpc.NoRoom}
+			return false, &regionerr.BusyError{Reason: rpc.NoRoom}
 		}
-		pairs = append(pairs, &kvrpcpb.KvPair{Key: key, Value: value})
+		pairs = append(pairs, &kvrpcpb.KvPair{Key: req.Keys[i], Value: value})
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return pairs, nil
 }
@@ -155,8 +147,14 @@ var errAnswerTooLarge = &requestError{
 	fmt.Sprintf("the answer would exceed %d bytes; ask for less at a time", maxScanBytes),
 }
 
-func tooMany(n int) error {
-	return &requestError{fmt.Sprintf("%d keys in one request, at most %d", n, maxBatchKeys)}
+func tooMany(n int) error { return asRequestError(rawops.CheckCount(n)) }
+
+// asRequestError is an error of the request itself.
+func asRequestError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &requestError{err.Error()}
 }
 
 // RawGetKeyTTL implements tikvpb.Tikv.
@@ -168,7 +166,7 @@ func (s *Service) RawGetKeyTTL(
 	resp := &kvrpcpb.RawGetKeyTTLResponse{}
 	if err == nil {
 		var found bool
-		_, found, err = s.storage.Get(ctx, to, cf, req.Key)
+		resp.Ttl, found, err = rawops.TTL(ctx, s.storage, to, cf, req.Key)
 		resp.NotFound = err == nil && !found
 	}
 	var rpc error
@@ -183,15 +181,18 @@ type change struct {
 	err  error
 }
 
-var errTTL = &requestError{"this cluster has no TTL: values do not expire"}
+// checkTTL refuses a TTL that is too long, or that the storage cannot keep; 0 is none.
+func checkTTL(st storage.Storage, seconds uint64) error {
+	return asRequestError(rawops.CheckTTL(st, seconds))
+}
 
 func (s *Service) put(req *kvrpcpb.RawPutRequest) (c change) {
 	var cf engine.CF
 	c.to, cf, c.err = s.target(req.Context, req.Cf, req.Key)
-	if req.Ttl > 0 && c.err == nil {
-		c.err = errTTL
+	if c.err == nil {
+		c.err = checkTTL(s.storage, req.Ttl)
 	}
-	c.mods = []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value}}
+	c.mods = []storage.Modify{{CF: cf, Key: req.Key, Value: req.Value, TTL: req.Ttl}}
 	return c
 }
 
@@ -204,7 +205,7 @@ func (s *Service) del(req *kvrpcpb.RawDeleteRequest) (c change) {
 
 // batchPut makes one write of all pairs, so that they take effect together.
 func (s *Service) batchPut(req *kvrpcpb.RawBatchPutRequest) (c change) {
-	if n := len(req.Pairs); n > maxBatchKeys {
+	if n := len(req.Pairs); n > rawops.MaxKeys {
 		return change{err: tooMany(n)}
 	}
 	var cf engine.CF
@@ -219,10 +220,10 @@ func (s *Service) batchPut(req *kvrpcpb.RawBatchPutRequest) (c change) {
 		if c.err = s.checkKey(p.GetKey()); c.err != nil {
 			return c
 		}
-		if ttls(i) > 0 {
-			return change{err: errTTL}
+		if c.err = checkTTL(s.storage, ttls(i)); c.err != nil {
+			return c
 		}
-		c.mods = append(c.mods, storage.Modify{CF: cf, Key: p.Key, Value: p.Value})
+		c.mods = append(c.mods, storage.Modify{CF: cf, Key: p.Key, Value: p.Value, TTL: ttls(i)})
 	}
 	return c
 }
@@ -231,20 +232,12 @@ func (s *Service) batchPut(req *kvrpcpb.RawBatchPutRequest) (c change) {
 func batchTTLs(req *kvrpcpb.RawBatchPutRequest) (func(i int) uint64, error) {
 	//lint:ignore SA1019 old clients set nothing else
 	all := req.GetTtl()
-	switch n := len(req.Ttls); {
-	case n == 0:
-		return func(int) uint64 { return all }, nil
-	case n == 1:
-		return func(int) uint64 { return req.Ttls[0] }, nil
-	case n == len(req.Pairs):
-		return func(i int) uint64 { return req.Ttls[i] }, nil
-	default:
-		return nil, &requestError{fmt.Sprintf("%d TTLs for %d pairs", n, len(req.Pairs))}
-	}
+	ttls, err := rawops.TTLs(len(req.Pairs), all, req.Ttls)
+	return ttls, asRequestError(err)
 }
 
 func (s *Service) batchDelete(req *kvrpcpb.RawBatchDeleteRequest) (c change) {
-	if n := len(req.Keys); n > maxBatchKeys {
+	if n := len(req.Keys); n > rawops.MaxKeys {
 		return change{err: tooMany(n)}
 	}
 	var cf engine.CF

@@ -4,30 +4,18 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"hash/crc64"
 
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	ownmeta "github.com/tinykv/tinykv/proto/pkg/metapb"
 )
-
-// within refuses a key that a view does not show.
-func within(r storage.Reader, regionID uint64, key []byte) error {
-	start, end := r.Range()
-	if bytes.Compare(key, start) >= 0 && (len(end) == 0 || bytes.Compare(key, end) < 0) {
-		return nil
-	}
-	return &regionerr.KeyNotInRegionError{
-		Key:    key,
-		Region: &ownmeta.Region{Id: regionID, StartKey: start, EndKey: end},
-	}
-}
 
 // scanRange is one range of a scan: [lower, upper) in either direction.
 type scanRange struct {
@@ -87,7 +75,7 @@ func (s *Service) RawBatchScan(
 	resp := &kvrpcpb.RawBatchScanResponse{}
 	var err error
 	var ranges []scanRange
-	if n := len(req.Ranges); n > maxBatchKeys {
+	if n := len(req.Ranges); n > rawops.MaxKeys {
 		err = tooMany(n)
 	} else {
 		for _, r := range req.Ranges {
@@ -141,7 +129,7 @@ func (s *Service) scan(
 // it.
 func (r *scanRange) begins(view storage.Reader, to *own.Context) error {
 	if !r.reverse {
-		return within(view, to.RegionId, r.lower)
+		return rawops.Within(view, to.RegionId, r.lower)
 	}
 	start, end := view.Range()
 	outside := len(end) > 0 && (len(r.upper) == 0 || bytes.Compare(r.upper, end) > 0)
@@ -191,9 +179,6 @@ func (r *scanRange) fill(
 	return pairs, it.Err()
 }
 
-// crcXZ is the polynomial of CRC-64/XZ, by which TiKV sums up pairs.
-var crcXZ = crc64.MakeTable(crc64.ECMA)
-
 // RawChecksum implements tikvpb.Tikv. The ranges are clipped to the region, as clients expect.
 func (s *Service) RawChecksum(
 	ctx context.Context,
@@ -226,26 +211,13 @@ func (s *Service) checksum(
 		return err
 	}
 	defer r.Close()
+	var sum rawops.Sum
 	for _, rng := range req.Ranges {
-		it := r.Iterate(cf, rng.GetStartKey(), rng.GetEndKey())
-		for it.First(); it.Valid(); it.Next() {
-			if resp.TotalKvs%1024 == 1023 && ctx.Err() != nil {
-				break
-			}
-			sum := crc64.Update(crc64.Checksum(it.Key(), crcXZ), crcXZ, it.Value())
-			resp.Checksum ^= sum
-			resp.TotalKvs++
-			resp.TotalBytes += uint64(len(it.Key()) + len(it.Value()))
-		}
-		err := it.Err()
-		it.Close()
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
+		if err := sum.Add(ctx, r, cf, rng.GetStartKey(), rng.GetEndKey()); err != nil {
 			return err
 		}
 	}
+	resp.Checksum, resp.TotalKvs, resp.TotalBytes = sum.Checksum, sum.Pairs, sum.Bytes
 	return nil
 }
 

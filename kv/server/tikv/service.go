@@ -146,6 +146,7 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
 	"RawScan":        func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
 	"RawBatchScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawBatchScanResponse{RegionError: e} },
+	"RawGetKeyTTL":   func(e *errorpb.Error) any { return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e} },
 	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
 	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
 

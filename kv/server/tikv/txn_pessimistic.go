@@ -8,6 +8,7 @@ import (
 	deadlockpb "github.com/pingcap/kvproto/pkg/deadlock"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 )
 
@@ -43,7 +44,7 @@ func lockRequest(s *Service, req *kvrpcpb.PessimisticLockRequest) (*commands.Pes
 	switch {
 	case req.WakeUpMode != kvrpcpb.PessimisticLockWakeUpMode_WakeUpModeNormal:
 		return nil, errFairLocking
-	case len(req.Mutations) > maxBatchKeys:
+	case len(req.Mutations) > rawops.MaxKeys:
 		return nil, tooMany(len(req.Mutations))
 	case req.LockOnlyIfExists && !req.ReturnValues:
 		return nil, &requestError{"lock_only_if_exists needs return_values"}

@@ -8,6 +8,7 @@ import (
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
 	"github.com/tinykv/tinykv/kv/regionerr"
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/pkg/redact"
@@ -129,7 +130,7 @@ func (s *Service) KvBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest) 
 }
 
 func (s *Service) txnBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest, found *pairs) error {
-	if n := len(req.Keys); n > maxBatchKeys {
+	if n := len(req.Keys); n > rawops.MaxKeys {
 		return tooMany(n)
 	}
 	to, err := s.txnTarget(req.Context, req.Keys...)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
+	"github.com/tinykv/tinykv/kv/server/rawops"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 )
@@ -44,7 +45,7 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 	switch {
 	case len(req.TxnFileChunks) > 0:
 		return nil, &requestError{"transactions in files are not served"}
-	case len(req.Mutations)+len(req.Secondaries) > maxBatchKeys:
+	case len(req.Mutations)+len(req.Secondaries) > rawops.MaxKeys:
 		return nil, tooMany(len(req.Mutations) + len(req.Secondaries))
 	}
 	if len(req.Mutations) > 0 {
@@ -197,7 +198,7 @@ func (s *Service) KvCheckSecondaryLocks(
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
 	to, err := s.txnTarget(req.Context, req.Keys...)
-	if err == nil && len(req.Keys) > maxBatchKeys {
+	if err == nil && len(req.Keys) > rawops.MaxKeys {
 		err = tooMany(len(req.Keys))
 	}
 	if err == nil {

@@ -23,15 +23,20 @@ func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *
 		return storage.Swapped{}, err
 	}
 	req := &raft_cmdpb.CompareAndSwapRequest{Cf: string(swap.CF), Key: swap.Key, Value: swap.Value, Delete: swap.Delete}
+	var decided func()
+	req.Now, decided = s.times.begin(c.RegionId)
+	if !swap.Delete {
+		req.Ttl = life(req.Now, swap.TTL).TTL
+	}
 	if !swap.ExpectAbsent {
 		req.Expected = &raft_cmdpb.ExpectedValue{Value: swap.Expected}
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c),
+		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c), Expiring: req.Ttl > 0,
 	}
 	done := &message.Answer{Swap: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent}}
 	w.Payload = message.AppendSwap(message.AppendWriteID(nil, w.Identity.ID), req)
-	res, err := s.alone(ctx, w, done)
+	res, err := s.alone(ctx, w, done, decided)
 	out := res.Swap()
 	switch {
 	case err != nil:
@@ -49,7 +54,7 @@ func (s *Storage) DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine
 	}
 	w := &message.Write{Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Identity: identity(c)}
 	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
-	res, err := s.alone(ctx, w, nil)
+	res, err := s.alone(ctx, w, nil, func() {})
 	return res.Index, err
 }
 
@@ -74,14 +79,21 @@ func (s *Storage) DeleteRangeBound(
 	s.store.Write(w)
 }
 
-// alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done.
-func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer) (message.Result, error) {
+// alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done. decided is
+// called with the answer, which may come after the end of ctx.
+func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer, decided func()) (message.Result, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	w.Deadline, _ = ctx.Deadline()
-	w.Conditional, w.Callback = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}, message.NewCallback()
-	s.store.Write(w)
-	res, err := w.Callback.Wait(ctx)
+	deadline, _ := ctx.Deadline()
+	w.Deadline = s.store.Due(deadline)
+	answer := message.NewCallback()
+	w.Conditional = &message.Condition{Needs: feature.ConditionalOps, IfDone: done}
+	w.Callback = message.NewCallbackFunc(func(r message.Result) {
+		decided()
+		answer.Done(r)
+	})
+	s.send(w)
+	res, err := answer.Wait(ctx)
 	if err == nil {
 		err = res.Err
 	}

@@ -22,6 +22,7 @@ type Storage struct {
 	store   *raftstore.Store
 	engine  engine.Engine
 	timeout time.Duration
+	times   *times
 }
 
 var (
@@ -34,11 +35,12 @@ var (
 	_ storage.BoundStorage = (*Storage)(nil)
 
 	_ storage.BoundRangeDeleter = (*Storage)(nil)
+	_ storage.Expirer           = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.
 func New(store *raftstore.Store, e engine.Engine, timeout time.Duration) *Storage {
-	return &Storage{store: store, engine: e, timeout: timeout}
+	return &Storage{store: store, engine: e, timeout: timeout, times: newTimes(store.Millis)}
 }
 
 func header(c *kvrpcpb.Context) message.Header {
@@ -78,6 +80,9 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 	if err != nil || local == nil {
 		return nil, false, err != nil, err
 	}
+	if local.Region.ExpiryFloor > 0 {
+		return s.getLiving(local, cf, key)
+	}
 	if value, found, err = s.engine.Get(engine.DataKey(cf, key)); err != nil {
 		s.store.ReadFailed(c.RegionId, err)
 	}
@@ -88,11 +93,14 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 // Reader implements storage.Storage.
 func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
 	r, _, err := s.read(ctx, c, key)
-	return r, err
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // read returns a view, and the term in which this store led the region at that moment; 0 if it did not any more.
-func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (*storage.View, uint64, error) {
 	if err := s.checkContext(c); err != nil {
 		return nil, 0, err
 	}
@@ -103,9 +111,13 @@ func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (sto
 	}
 	if local != nil {
 		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for itself.
+		var at uint64
+		if local.Region.ExpiryFloor > 0 {
+			at = s.times.ofReader(h.RegionID)
+		}
 		snap := s.engine.NewSnapshot()
 		if local.Valid() {
-			return s.view(snap, local.Region), local.Term(), nil
+			return s.view(snap, local.Region, at), local.Term(), nil
 		}
 		snap.Close()
 	}
@@ -123,11 +135,14 @@ func (s *Storage) Leadership(c *kvrpcpb.Context) (uint64, error) {
 // BoundReader implements storage.BoundStorage.
 func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
 	r, term, err := s.read(ctx, c, key)
-	if err == nil && term == 0 {
+	if err != nil {
+		return nil, 0, err
+	}
+	if term == 0 {
 		r.Close()
 		return nil, 0, &regionerr.StaleCommandError{}
 	}
-	return r, term, err
+	return r, term, nil
 }
 
 // WriteBound implements storage.BoundStorage.
@@ -141,7 +156,7 @@ func (s *Storage) WriteBound(
 }
 
 // confirmed proves leadership through the region's peer, then takes the view and checks the epoch on it.
-func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (storage.Reader, uint64, error) {
+func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (*storage.View, uint64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -154,6 +169,7 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	if err != nil {
 		return nil, 0, err
 	}
+	at := s.times.ofReader(h.RegionID)
 	snap := s.engine.NewSnapshot()
 	region, err := s.store.CheckSnapshot(snap, h, key)
 	if err != nil {
@@ -161,13 +177,17 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 		s.store.ReadFailed(h.RegionID, err)
 		return nil, 0, err
 	}
-	return s.view(snap, region), read.Term, nil
+	return s.view(snap, region, at), read.Term, nil
 }
 
-// view shows a region, and reports what is read and which reads fail.
-func (s *Storage) view(snap engine.Snapshot, region *metapb.Region) storage.Reader {
+// view shows a region, and reports what is read and which reads fail. at is the time before the snapshot was taken: by a later
+// one, a key would be hidden that has been put again since.
+func (s *Storage) view(snap engine.Snapshot, region *metapb.Region, at uint64) *storage.View {
 	id := region.Id
-	return storage.NewView(snap, region.StartKey, region.EndKey).
+	if region.ExpiryFloor == 0 {
+		at = 0
+	}
+	return storage.NewView(snap, region.StartKey, region.EndKey).HideExpired(max(at, region.ExpiryFloor)).
 		Report(func(err error) { s.store.ReadFailed(id, err) }).
 		Count(func(keys, bytes int) { s.store.NoteRead(id, keys, bytes) })
 }
@@ -229,14 +249,18 @@ func (s *Storage) write(
 		if bytes.Compare(m.Key, w.MaxKey) > 0 {
 			w.MaxKey = m.Key
 		}
-		if m.Delete {
+		switch {
+		case m.Delete:
 			w.Payload = message.AppendDelete(w.Payload, string(m.CF), m.Key)
-		} else {
+		case m.TTL > 0:
+			w.DeletesOnly, w.Expiring = false, true
+			w.Payload = message.AppendPutWithLife(w.Payload, string(m.CF), m.Key, m.Value, life(s.store.Millis(), m.TTL))
+		default:
 			w.DeletesOnly = b.Ends
 			w.Payload = message.AppendPut(w.Payload, string(m.CF), m.Key, m.Value)
 		}
 	}
-	s.store.Write(w)
+	s.send(w)
 }
 
 // Split implements storage.Splitter.

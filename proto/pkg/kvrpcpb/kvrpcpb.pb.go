@@ -219,6 +219,9 @@ type RawPutRequest struct {
 	Key     []byte   `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	Value   []byte   `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	Cf      string   `protobuf:"bytes,4,opt,name=cf,proto3" json:"cf,omitempty"`
+	// Seconds after which the key does not exist any more; 0: it does not expire. Stores that know no TTL do not look at it:
+	// RawGetKeyTTL says whether a store does.
+	Ttl uint64 `protobuf:"varint,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
 }
 
 func (m *RawPutRequest) Reset()         { *m = RawPutRequest{} }
@@ -280,6 +283,13 @@ func (m *RawPutRequest) GetCf() string {
 		return m.Cf
 	}
 	return ""
+}
+
+func (m *RawPutRequest) GetTtl() uint64 {
+	if m != nil {
+		return m.Ttl
+	}
+	return 0
 }
 
 type RawPutResponse struct {
@@ -473,7 +483,9 @@ type RawCASRequest struct {
 	PreviousNotExist bool   `protobuf:"varint,4,opt,name=previous_not_exist,json=previousNotExist,proto3" json:"previous_not_exist,omitempty"`
 	PreviousValue    []byte `protobuf:"bytes,5,opt,name=previous_value,json=previousValue,proto3" json:"previous_value,omitempty"`
 	Cf               string `protobuf:"bytes,6,opt,name=cf,proto3" json:"cf,omitempty"`
-	Delete           bool   `protobuf:"varint,8,opt,name=delete,proto3" json:"delete,omitempty"`
+	// Seconds that the new value lives; 0: it does not expire.
+	Ttl    uint64 `protobuf:"varint,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Delete bool   `protobuf:"varint,8,opt,name=delete,proto3" json:"delete,omitempty"`
 }
 
 func (m *RawCASRequest) Reset()         { *m = RawCASRequest{} }
@@ -549,6 +561,13 @@ func (m *RawCASRequest) GetCf() string {
 		return m.Cf
 	}
 	return ""
+}
+
+func (m *RawCASRequest) GetTtl() uint64 {
+	if m != nil {
+		return m.Ttl
+	}
+	return 0
 }
 
 func (m *RawCASRequest) GetDelete() bool {
@@ -644,6 +663,663 @@ func (m *RawCASResponse) GetLogIndex() uint64 {
 	return 0
 }
 
+// Reads keys of one region at one moment.
+type RawBatchGetRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Keys    [][]byte `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	Cf      string   `protobuf:"bytes,3,opt,name=cf,proto3" json:"cf,omitempty"`
+}
+
+func (m *RawBatchGetRequest) Reset()         { *m = RawBatchGetRequest{} }
+func (m *RawBatchGetRequest) String() string { return proto.CompactTextString(m) }
+func (*RawBatchGetRequest) ProtoMessage()    {}
+func (*RawBatchGetRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{8}
+}
+func (m *RawBatchGetRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchGetRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchGetRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchGetRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchGetRequest.Merge(m, src)
+}
+func (m *RawBatchGetRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchGetRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchGetRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchGetRequest proto.InternalMessageInfo
+
+func (m *RawBatchGetRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawBatchGetRequest) GetKeys() [][]byte {
+	if m != nil {
+		return m.Keys
+	}
+	return nil
+}
+
+func (m *RawBatchGetRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+type RawBatchGetResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Those that exist, in the order of the request.
+	Pairs []*KvPair `protobuf:"bytes,3,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	// How many of the keys were read, at least one: as many as one message can carry the values of.
+	Read uint32 `protobuf:"varint,4,opt,name=read,proto3" json:"read,omitempty"`
+}
+
+func (m *RawBatchGetResponse) Reset()         { *m = RawBatchGetResponse{} }
+func (m *RawBatchGetResponse) String() string { return proto.CompactTextString(m) }
+func (*RawBatchGetResponse) ProtoMessage()    {}
+func (*RawBatchGetResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{9}
+}
+func (m *RawBatchGetResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchGetResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchGetResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchGetResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchGetResponse.Merge(m, src)
+}
+func (m *RawBatchGetResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchGetResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchGetResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchGetResponse proto.InternalMessageInfo
+
+func (m *RawBatchGetResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawBatchGetResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawBatchGetResponse) GetPairs() []*KvPair {
+	if m != nil {
+		return m.Pairs
+	}
+	return nil
+}
+
+func (m *RawBatchGetResponse) GetRead() uint32 {
+	if m != nil {
+		return m.Read
+	}
+	return 0
+}
+
+// Sets keys of one region in one step.
+type RawBatchPutRequest struct {
+	Context *Context  `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Pairs   []*KvPair `protobuf:"bytes,2,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	Cf      string    `protobuf:"bytes,3,opt,name=cf,proto3" json:"cf,omitempty"`
+	// Seconds that each key lives, 0 for ever: none, one for all, or one for each.
+	Ttls []uint64 `protobuf:"varint,4,rep,packed,name=ttls,proto3" json:"ttls,omitempty"`
+}
+
+func (m *RawBatchPutRequest) Reset()         { *m = RawBatchPutRequest{} }
+func (m *RawBatchPutRequest) String() string { return proto.CompactTextString(m) }
+func (*RawBatchPutRequest) ProtoMessage()    {}
+func (*RawBatchPutRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{10}
+}
+func (m *RawBatchPutRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchPutRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchPutRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchPutRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchPutRequest.Merge(m, src)
+}
+func (m *RawBatchPutRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchPutRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchPutRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchPutRequest proto.InternalMessageInfo
+
+func (m *RawBatchPutRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawBatchPutRequest) GetPairs() []*KvPair {
+	if m != nil {
+		return m.Pairs
+	}
+	return nil
+}
+
+func (m *RawBatchPutRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+func (m *RawBatchPutRequest) GetTtls() []uint64 {
+	if m != nil {
+		return m.Ttls
+	}
+	return nil
+}
+
+type RawBatchPutResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	LogIndex    uint64         `protobuf:"varint,100,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+}
+
+func (m *RawBatchPutResponse) Reset()         { *m = RawBatchPutResponse{} }
+func (m *RawBatchPutResponse) String() string { return proto.CompactTextString(m) }
+func (*RawBatchPutResponse) ProtoMessage()    {}
+func (*RawBatchPutResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{11}
+}
+func (m *RawBatchPutResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchPutResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchPutResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchPutResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchPutResponse.Merge(m, src)
+}
+func (m *RawBatchPutResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchPutResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchPutResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchPutResponse proto.InternalMessageInfo
+
+func (m *RawBatchPutResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawBatchPutResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawBatchPutResponse) GetLogIndex() uint64 {
+	if m != nil {
+		return m.LogIndex
+	}
+	return 0
+}
+
+// Deletes keys of one region in one step.
+type RawBatchDeleteRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Keys    [][]byte `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	Cf      string   `protobuf:"bytes,3,opt,name=cf,proto3" json:"cf,omitempty"`
+}
+
+func (m *RawBatchDeleteRequest) Reset()         { *m = RawBatchDeleteRequest{} }
+func (m *RawBatchDeleteRequest) String() string { return proto.CompactTextString(m) }
+func (*RawBatchDeleteRequest) ProtoMessage()    {}
+func (*RawBatchDeleteRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{12}
+}
+func (m *RawBatchDeleteRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchDeleteRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchDeleteRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchDeleteRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchDeleteRequest.Merge(m, src)
+}
+func (m *RawBatchDeleteRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchDeleteRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchDeleteRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchDeleteRequest proto.InternalMessageInfo
+
+func (m *RawBatchDeleteRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawBatchDeleteRequest) GetKeys() [][]byte {
+	if m != nil {
+		return m.Keys
+	}
+	return nil
+}
+
+func (m *RawBatchDeleteRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+type RawBatchDeleteResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	LogIndex    uint64         `protobuf:"varint,100,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+}
+
+func (m *RawBatchDeleteResponse) Reset()         { *m = RawBatchDeleteResponse{} }
+func (m *RawBatchDeleteResponse) String() string { return proto.CompactTextString(m) }
+func (*RawBatchDeleteResponse) ProtoMessage()    {}
+func (*RawBatchDeleteResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{13}
+}
+func (m *RawBatchDeleteResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawBatchDeleteResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawBatchDeleteResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawBatchDeleteResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawBatchDeleteResponse.Merge(m, src)
+}
+func (m *RawBatchDeleteResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawBatchDeleteResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawBatchDeleteResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawBatchDeleteResponse proto.InternalMessageInfo
+
+func (m *RawBatchDeleteResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawBatchDeleteResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawBatchDeleteResponse) GetLogIndex() uint64 {
+	if m != nil {
+		return m.LogIndex
+	}
+	return 0
+}
+
+// Sums up what [start_key, end_key) has in the region, at one moment; empty bounds are those of the region.
+type RawChecksumRequest struct {
+	Context  *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	StartKey []byte   `protobuf:"bytes,2,opt,name=start_key,json=startKey,proto3" json:"start_key,omitempty"`
+	EndKey   []byte   `protobuf:"bytes,3,opt,name=end_key,json=endKey,proto3" json:"end_key,omitempty"`
+	Cf       string   `protobuf:"bytes,4,opt,name=cf,proto3" json:"cf,omitempty"`
+}
+
+func (m *RawChecksumRequest) Reset()         { *m = RawChecksumRequest{} }
+func (m *RawChecksumRequest) String() string { return proto.CompactTextString(m) }
+func (*RawChecksumRequest) ProtoMessage()    {}
+func (*RawChecksumRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{14}
+}
+func (m *RawChecksumRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawChecksumRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawChecksumRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawChecksumRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawChecksumRequest.Merge(m, src)
+}
+func (m *RawChecksumRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawChecksumRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawChecksumRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawChecksumRequest proto.InternalMessageInfo
+
+func (m *RawChecksumRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawChecksumRequest) GetStartKey() []byte {
+	if m != nil {
+		return m.StartKey
+	}
+	return nil
+}
+
+func (m *RawChecksumRequest) GetEndKey() []byte {
+	if m != nil {
+		return m.EndKey
+	}
+	return nil
+}
+
+func (m *RawChecksumRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+type RawChecksumResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// The CRC-64/XZ of each key followed by its value, exclusive or.
+	Checksum   uint64 `protobuf:"fixed64,3,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	TotalKvs   uint64 `protobuf:"varint,4,opt,name=total_kvs,json=totalKvs,proto3" json:"total_kvs,omitempty"`
+	TotalBytes uint64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+}
+
+func (m *RawChecksumResponse) Reset()         { *m = RawChecksumResponse{} }
+func (m *RawChecksumResponse) String() string { return proto.CompactTextString(m) }
+func (*RawChecksumResponse) ProtoMessage()    {}
+func (*RawChecksumResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{15}
+}
+func (m *RawChecksumResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawChecksumResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawChecksumResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawChecksumResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawChecksumResponse.Merge(m, src)
+}
+func (m *RawChecksumResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawChecksumResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawChecksumResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawChecksumResponse proto.InternalMessageInfo
+
+func (m *RawChecksumResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawChecksumResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawChecksumResponse) GetChecksum() uint64 {
+	if m != nil {
+		return m.Checksum
+	}
+	return 0
+}
+
+func (m *RawChecksumResponse) GetTotalKvs() uint64 {
+	if m != nil {
+		return m.TotalKvs
+	}
+	return 0
+}
+
+func (m *RawChecksumResponse) GetTotalBytes() uint64 {
+	if m != nil {
+		return m.TotalBytes
+	}
+	return 0
+}
+
+type RawGetKeyTTLRequest struct {
+	Context *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	Key     []byte   `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Cf      string   `protobuf:"bytes,3,opt,name=cf,proto3" json:"cf,omitempty"`
+}
+
+func (m *RawGetKeyTTLRequest) Reset()         { *m = RawGetKeyTTLRequest{} }
+func (m *RawGetKeyTTLRequest) String() string { return proto.CompactTextString(m) }
+func (*RawGetKeyTTLRequest) ProtoMessage()    {}
+func (*RawGetKeyTTLRequest) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{16}
+}
+func (m *RawGetKeyTTLRequest) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawGetKeyTTLRequest) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawGetKeyTTLRequest.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawGetKeyTTLRequest) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawGetKeyTTLRequest.Merge(m, src)
+}
+func (m *RawGetKeyTTLRequest) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawGetKeyTTLRequest) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawGetKeyTTLRequest.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawGetKeyTTLRequest proto.InternalMessageInfo
+
+func (m *RawGetKeyTTLRequest) GetContext() *Context {
+	if m != nil {
+		return m.Context
+	}
+	return nil
+}
+
+func (m *RawGetKeyTTLRequest) GetKey() []byte {
+	if m != nil {
+		return m.Key
+	}
+	return nil
+}
+
+func (m *RawGetKeyTTLRequest) GetCf() string {
+	if m != nil {
+		return m.Cf
+	}
+	return ""
+}
+
+type RawGetKeyTTLResponse struct {
+	RegionError *errorpb.Error `protobuf:"bytes,1,opt,name=region_error,json=regionError,proto3" json:"region_error,omitempty"`
+	Error       string         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Seconds that the key has left, rounded up; 0: it does not expire.
+	Ttl      uint64 `protobuf:"varint,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	NotFound bool   `protobuf:"varint,4,opt,name=not_found,json=notFound,proto3" json:"not_found,omitempty"`
+}
+
+func (m *RawGetKeyTTLResponse) Reset()         { *m = RawGetKeyTTLResponse{} }
+func (m *RawGetKeyTTLResponse) String() string { return proto.CompactTextString(m) }
+func (*RawGetKeyTTLResponse) ProtoMessage()    {}
+func (*RawGetKeyTTLResponse) Descriptor() ([]byte, []int) {
+	return fileDescriptor_1afe832be69693c7, []int{17}
+}
+func (m *RawGetKeyTTLResponse) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *RawGetKeyTTLResponse) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_RawGetKeyTTLResponse.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *RawGetKeyTTLResponse) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_RawGetKeyTTLResponse.Merge(m, src)
+}
+func (m *RawGetKeyTTLResponse) XXX_Size() int {
+	return m.Size()
+}
+func (m *RawGetKeyTTLResponse) XXX_DiscardUnknown() {
+	xxx_messageInfo_RawGetKeyTTLResponse.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_RawGetKeyTTLResponse proto.InternalMessageInfo
+
+func (m *RawGetKeyTTLResponse) GetRegionError() *errorpb.Error {
+	if m != nil {
+		return m.RegionError
+	}
+	return nil
+}
+
+func (m *RawGetKeyTTLResponse) GetError() string {
+	if m != nil {
+		return m.Error
+	}
+	return ""
+}
+
+func (m *RawGetKeyTTLResponse) GetTtl() uint64 {
+	if m != nil {
+		return m.Ttl
+	}
+	return 0
+}
+
+func (m *RawGetKeyTTLResponse) GetNotFound() bool {
+	if m != nil {
+		return m.NotFound
+	}
+	return false
+}
+
 // Deletes the keys of [start_key, end_key), which must lie in one region; an empty end_key is the end of the key space.
 type RawDeleteRangeRequest struct {
 	Context  *Context `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
@@ -656,7 +1332,7 @@ func (m *RawDeleteRangeRequest) Reset()         { *m = RawDeleteRangeRequest{} }
 func (m *RawDeleteRangeRequest) String() string { return proto.CompactTextString(m) }
 func (*RawDeleteRangeRequest) ProtoMessage()    {}
 func (*RawDeleteRangeRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{8}
+	return fileDescriptor_1afe832be69693c7, []int{18}
 }
 func (m *RawDeleteRangeRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -724,7 +1400,7 @@ func (m *RawDeleteRangeResponse) Reset()         { *m = RawDeleteRangeResponse{}
 func (m *RawDeleteRangeResponse) String() string { return proto.CompactTextString(m) }
 func (*RawDeleteRangeResponse) ProtoMessage()    {}
 func (*RawDeleteRangeResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{9}
+	return fileDescriptor_1afe832be69693c7, []int{19}
 }
 func (m *RawDeleteRangeResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -793,7 +1469,7 @@ func (m *RawScanRequest) Reset()         { *m = RawScanRequest{} }
 func (m *RawScanRequest) String() string { return proto.CompactTextString(m) }
 func (*RawScanRequest) ProtoMessage()    {}
 func (*RawScanRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{10}
+	return fileDescriptor_1afe832be69693c7, []int{20}
 }
 func (m *RawScanRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -890,7 +1566,7 @@ func (m *RawScanResponse) Reset()         { *m = RawScanResponse{} }
 func (m *RawScanResponse) String() string { return proto.CompactTextString(m) }
 func (*RawScanResponse) ProtoMessage()    {}
 func (*RawScanResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{11}
+	return fileDescriptor_1afe832be69693c7, []int{21}
 }
 func (m *RawScanResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -957,7 +1633,7 @@ func (m *GetRequest) Reset()         { *m = GetRequest{} }
 func (m *GetRequest) String() string { return proto.CompactTextString(m) }
 func (*GetRequest) ProtoMessage()    {}
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{12}
+	return fileDescriptor_1afe832be69693c7, []int{22}
 }
 func (m *GetRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1018,7 +1694,7 @@ func (m *GetResponse) Reset()         { *m = GetResponse{} }
 func (m *GetResponse) String() string { return proto.CompactTextString(m) }
 func (*GetResponse) ProtoMessage()    {}
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{13}
+	return fileDescriptor_1afe832be69693c7, []int{23}
 }
 func (m *GetResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1099,7 +1775,7 @@ func (m *PrewriteRequest) Reset()         { *m = PrewriteRequest{} }
 func (m *PrewriteRequest) String() string { return proto.CompactTextString(m) }
 func (*PrewriteRequest) ProtoMessage()    {}
 func (*PrewriteRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{14}
+	return fileDescriptor_1afe832be69693c7, []int{24}
 }
 func (m *PrewriteRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1221,7 +1897,7 @@ func (m *PrewriteResponse) Reset()         { *m = PrewriteResponse{} }
 func (m *PrewriteResponse) String() string { return proto.CompactTextString(m) }
 func (*PrewriteResponse) ProtoMessage()    {}
 func (*PrewriteResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{15}
+	return fileDescriptor_1afe832be69693c7, []int{25}
 }
 func (m *PrewriteResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1306,7 +1982,7 @@ func (m *PessimisticLockRequest) Reset()         { *m = PessimisticLockRequest{}
 func (m *PessimisticLockRequest) String() string { return proto.CompactTextString(m) }
 func (*PessimisticLockRequest) ProtoMessage()    {}
 func (*PessimisticLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{16}
+	return fileDescriptor_1afe832be69693c7, []int{26}
 }
 func (m *PessimisticLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1410,7 +2086,7 @@ func (m *PessimisticLockResponse) Reset()         { *m = PessimisticLockResponse
 func (m *PessimisticLockResponse) String() string { return proto.CompactTextString(m) }
 func (*PessimisticLockResponse) ProtoMessage()    {}
 func (*PessimisticLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{17}
+	return fileDescriptor_1afe832be69693c7, []int{27}
 }
 func (m *PessimisticLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1479,7 +2155,7 @@ func (m *PessimisticRollbackRequest) Reset()         { *m = PessimisticRollbackR
 func (m *PessimisticRollbackRequest) String() string { return proto.CompactTextString(m) }
 func (*PessimisticRollbackRequest) ProtoMessage()    {}
 func (*PessimisticRollbackRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{18}
+	return fileDescriptor_1afe832be69693c7, []int{28}
 }
 func (m *PessimisticRollbackRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1545,7 +2221,7 @@ func (m *PessimisticRollbackResponse) Reset()         { *m = PessimisticRollback
 func (m *PessimisticRollbackResponse) String() string { return proto.CompactTextString(m) }
 func (*PessimisticRollbackResponse) ProtoMessage()    {}
 func (*PessimisticRollbackResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{19}
+	return fileDescriptor_1afe832be69693c7, []int{29}
 }
 func (m *PessimisticRollbackResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1600,7 +2276,7 @@ func (m *TxnHeartBeatRequest) Reset()         { *m = TxnHeartBeatRequest{} }
 func (m *TxnHeartBeatRequest) String() string { return proto.CompactTextString(m) }
 func (*TxnHeartBeatRequest) ProtoMessage()    {}
 func (*TxnHeartBeatRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{20}
+	return fileDescriptor_1afe832be69693c7, []int{30}
 }
 func (m *TxnHeartBeatRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1667,7 +2343,7 @@ func (m *TxnHeartBeatResponse) Reset()         { *m = TxnHeartBeatResponse{} }
 func (m *TxnHeartBeatResponse) String() string { return proto.CompactTextString(m) }
 func (*TxnHeartBeatResponse) ProtoMessage()    {}
 func (*TxnHeartBeatResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{21}
+	return fileDescriptor_1afe832be69693c7, []int{31}
 }
 func (m *TxnHeartBeatResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1728,7 +2404,7 @@ func (m *DetectDeadlockRequest) Reset()         { *m = DetectDeadlockRequest{} }
 func (m *DetectDeadlockRequest) String() string { return proto.CompactTextString(m) }
 func (*DetectDeadlockRequest) ProtoMessage()    {}
 func (*DetectDeadlockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{22}
+	return fileDescriptor_1afe832be69693c7, []int{32}
 }
 func (m *DetectDeadlockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1789,7 +2465,7 @@ func (m *DetectDeadlockResponse) Reset()         { *m = DetectDeadlockResponse{}
 func (m *DetectDeadlockResponse) String() string { return proto.CompactTextString(m) }
 func (*DetectDeadlockResponse) ProtoMessage()    {}
 func (*DetectDeadlockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{23}
+	return fileDescriptor_1afe832be69693c7, []int{33}
 }
 func (m *DetectDeadlockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1850,7 +2526,7 @@ func (m *WaitForEntry) Reset()         { *m = WaitForEntry{} }
 func (m *WaitForEntry) String() string { return proto.CompactTextString(m) }
 func (*WaitForEntry) ProtoMessage()    {}
 func (*WaitForEntry) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{24}
+	return fileDescriptor_1afe832be69693c7, []int{34}
 }
 func (m *WaitForEntry) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1918,7 +2594,7 @@ func (m *CommitRequest) Reset()         { *m = CommitRequest{} }
 func (m *CommitRequest) String() string { return proto.CompactTextString(m) }
 func (*CommitRequest) ProtoMessage()    {}
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{25}
+	return fileDescriptor_1afe832be69693c7, []int{35}
 }
 func (m *CommitRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -1984,7 +2660,7 @@ func (m *CommitResponse) Reset()         { *m = CommitResponse{} }
 func (m *CommitResponse) String() string { return proto.CompactTextString(m) }
 func (*CommitResponse) ProtoMessage()    {}
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{26}
+	return fileDescriptor_1afe832be69693c7, []int{36}
 }
 func (m *CommitResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2042,7 +2718,7 @@ func (m *ScanRequest) Reset()         { *m = ScanRequest{} }
 func (m *ScanRequest) String() string { return proto.CompactTextString(m) }
 func (*ScanRequest) ProtoMessage()    {}
 func (*ScanRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{27}
+	return fileDescriptor_1afe832be69693c7, []int{37}
 }
 func (m *ScanRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2129,7 +2805,7 @@ func (m *ScanResponse) Reset()         { *m = ScanResponse{} }
 func (m *ScanResponse) String() string { return proto.CompactTextString(m) }
 func (*ScanResponse) ProtoMessage()    {}
 func (*ScanResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{28}
+	return fileDescriptor_1afe832be69693c7, []int{38}
 }
 func (m *ScanResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2182,7 +2858,7 @@ func (m *BatchGetRequest) Reset()         { *m = BatchGetRequest{} }
 func (m *BatchGetRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchGetRequest) ProtoMessage()    {}
 func (*BatchGetRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{29}
+	return fileDescriptor_1afe832be69693c7, []int{39}
 }
 func (m *BatchGetRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2243,7 +2919,7 @@ func (m *BatchGetResponse) Reset()         { *m = BatchGetResponse{} }
 func (m *BatchGetResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchGetResponse) ProtoMessage()    {}
 func (*BatchGetResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{30}
+	return fileDescriptor_1afe832be69693c7, []int{40}
 }
 func (m *BatchGetResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2309,7 +2985,7 @@ func (m *ScanLockRequest) Reset()         { *m = ScanLockRequest{} }
 func (m *ScanLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ScanLockRequest) ProtoMessage()    {}
 func (*ScanLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{31}
+	return fileDescriptor_1afe832be69693c7, []int{41}
 }
 func (m *ScanLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2390,7 +3066,7 @@ func (m *ScanLockResponse) Reset()         { *m = ScanLockResponse{} }
 func (m *ScanLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ScanLockResponse) ProtoMessage()    {}
 func (*ScanLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{32}
+	return fileDescriptor_1afe832be69693c7, []int{42}
 }
 func (m *ScanLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2452,7 +3128,7 @@ func (m *CollectGarbageRequest) Reset()         { *m = CollectGarbageRequest{} }
 func (m *CollectGarbageRequest) String() string { return proto.CompactTextString(m) }
 func (*CollectGarbageRequest) ProtoMessage()    {}
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{33}
+	return fileDescriptor_1afe832be69693c7, []int{43}
 }
 func (m *CollectGarbageRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2518,7 +3194,7 @@ func (m *CollectGarbageResponse) Reset()         { *m = CollectGarbageResponse{}
 func (m *CollectGarbageResponse) String() string { return proto.CompactTextString(m) }
 func (*CollectGarbageResponse) ProtoMessage()    {}
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{34}
+	return fileDescriptor_1afe832be69693c7, []int{44}
 }
 func (m *CollectGarbageResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2605,7 +3281,7 @@ func (m *MvccGetByKeyRequest) Reset()         { *m = MvccGetByKeyRequest{} }
 func (m *MvccGetByKeyRequest) String() string { return proto.CompactTextString(m) }
 func (*MvccGetByKeyRequest) ProtoMessage()    {}
 func (*MvccGetByKeyRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{35}
+	return fileDescriptor_1afe832be69693c7, []int{45}
 }
 func (m *MvccGetByKeyRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2658,7 +3334,7 @@ func (m *MvccGetByKeyResponse) Reset()         { *m = MvccGetByKeyResponse{} }
 func (m *MvccGetByKeyResponse) String() string { return proto.CompactTextString(m) }
 func (*MvccGetByKeyResponse) ProtoMessage()    {}
 func (*MvccGetByKeyResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{36}
+	return fileDescriptor_1afe832be69693c7, []int{46}
 }
 func (m *MvccGetByKeyResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2721,7 +3397,7 @@ func (m *MvccInfo) Reset()         { *m = MvccInfo{} }
 func (m *MvccInfo) String() string { return proto.CompactTextString(m) }
 func (*MvccInfo) ProtoMessage()    {}
 func (*MvccInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{37}
+	return fileDescriptor_1afe832be69693c7, []int{47}
 }
 func (m *MvccInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2791,7 +3467,7 @@ func (m *MvccWrite) Reset()         { *m = MvccWrite{} }
 func (m *MvccWrite) String() string { return proto.CompactTextString(m) }
 func (*MvccWrite) ProtoMessage()    {}
 func (*MvccWrite) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{38}
+	return fileDescriptor_1afe832be69693c7, []int{48}
 }
 func (m *MvccWrite) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2871,7 +3547,7 @@ func (m *MvccValue) Reset()         { *m = MvccValue{} }
 func (m *MvccValue) String() string { return proto.CompactTextString(m) }
 func (*MvccValue) ProtoMessage()    {}
 func (*MvccValue) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{39}
+	return fileDescriptor_1afe832be69693c7, []int{49}
 }
 func (m *MvccValue) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2924,7 +3600,7 @@ func (m *BatchRollbackRequest) Reset()         { *m = BatchRollbackRequest{} }
 func (m *BatchRollbackRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackRequest) ProtoMessage()    {}
 func (*BatchRollbackRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{40}
+	return fileDescriptor_1afe832be69693c7, []int{50}
 }
 func (m *BatchRollbackRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -2983,7 +3659,7 @@ func (m *BatchRollbackResponse) Reset()         { *m = BatchRollbackResponse{} }
 func (m *BatchRollbackResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchRollbackResponse) ProtoMessage()    {}
 func (*BatchRollbackResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{41}
+	return fileDescriptor_1afe832be69693c7, []int{51}
 }
 func (m *BatchRollbackResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3042,7 +3718,7 @@ func (m *CheckTxnStatusRequest) Reset()         { *m = CheckTxnStatusRequest{} }
 func (m *CheckTxnStatusRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusRequest) ProtoMessage()    {}
 func (*CheckTxnStatusRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{42}
+	return fileDescriptor_1afe832be69693c7, []int{52}
 }
 func (m *CheckTxnStatusRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3126,7 +3802,7 @@ func (m *CheckTxnStatusResponse) Reset()         { *m = CheckTxnStatusResponse{}
 func (m *CheckTxnStatusResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckTxnStatusResponse) ProtoMessage()    {}
 func (*CheckTxnStatusResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{43}
+	return fileDescriptor_1afe832be69693c7, []int{53}
 }
 func (m *CheckTxnStatusResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3202,7 +3878,7 @@ func (m *CheckSecondaryLocksRequest) Reset()         { *m = CheckSecondaryLocksR
 func (m *CheckSecondaryLocksRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckSecondaryLocksRequest) ProtoMessage()    {}
 func (*CheckSecondaryLocksRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{44}
+	return fileDescriptor_1afe832be69693c7, []int{54}
 }
 func (m *CheckSecondaryLocksRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3265,7 +3941,7 @@ func (m *CheckSecondaryLocksResponse) Reset()         { *m = CheckSecondaryLocks
 func (m *CheckSecondaryLocksResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckSecondaryLocksResponse) ProtoMessage()    {}
 func (*CheckSecondaryLocksResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{45}
+	return fileDescriptor_1afe832be69693c7, []int{55}
 }
 func (m *CheckSecondaryLocksResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3332,7 +4008,7 @@ func (m *ResolveLockRequest) Reset()         { *m = ResolveLockRequest{} }
 func (m *ResolveLockRequest) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockRequest) ProtoMessage()    {}
 func (*ResolveLockRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{46}
+	return fileDescriptor_1afe832be69693c7, []int{56}
 }
 func (m *ResolveLockRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3391,7 +4067,7 @@ func (m *ResolveLockResponse) Reset()         { *m = ResolveLockResponse{} }
 func (m *ResolveLockResponse) String() string { return proto.CompactTextString(m) }
 func (*ResolveLockResponse) ProtoMessage()    {}
 func (*ResolveLockResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{47}
+	return fileDescriptor_1afe832be69693c7, []int{57}
 }
 func (m *ResolveLockResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3444,7 +4120,7 @@ func (m *KvPair) Reset()         { *m = KvPair{} }
 func (m *KvPair) String() string { return proto.CompactTextString(m) }
 func (*KvPair) ProtoMessage()    {}
 func (*KvPair) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{48}
+	return fileDescriptor_1afe832be69693c7, []int{58}
 }
 func (m *KvPair) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3504,7 +4180,7 @@ func (m *Mutation) Reset()         { *m = Mutation{} }
 func (m *Mutation) String() string { return proto.CompactTextString(m) }
 func (*Mutation) ProtoMessage()    {}
 func (*Mutation) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{49}
+	return fileDescriptor_1afe832be69693c7, []int{59}
 }
 func (m *Mutation) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3569,7 +4245,7 @@ func (m *KeyError) Reset()         { *m = KeyError{} }
 func (m *KeyError) String() string { return proto.CompactTextString(m) }
 func (*KeyError) ProtoMessage()    {}
 func (*KeyError) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{50}
+	return fileDescriptor_1afe832be69693c7, []int{60}
 }
 func (m *KeyError) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3649,7 +4325,7 @@ func (m *Deadlock) Reset()         { *m = Deadlock{} }
 func (m *Deadlock) String() string { return proto.CompactTextString(m) }
 func (*Deadlock) ProtoMessage()    {}
 func (*Deadlock) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{51}
+	return fileDescriptor_1afe832be69693c7, []int{61}
 }
 func (m *Deadlock) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3703,7 +4379,7 @@ func (m *CommitTsExpired) Reset()         { *m = CommitTsExpired{} }
 func (m *CommitTsExpired) String() string { return proto.CompactTextString(m) }
 func (*CommitTsExpired) ProtoMessage()    {}
 func (*CommitTsExpired) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{52}
+	return fileDescriptor_1afe832be69693c7, []int{62}
 }
 func (m *CommitTsExpired) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3778,7 +4454,7 @@ func (m *LockInfo) Reset()         { *m = LockInfo{} }
 func (m *LockInfo) String() string { return proto.CompactTextString(m) }
 func (*LockInfo) ProtoMessage()    {}
 func (*LockInfo) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{53}
+	return fileDescriptor_1afe832be69693c7, []int{63}
 }
 func (m *LockInfo) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3881,7 +4557,7 @@ func (m *WriteConflict) Reset()         { *m = WriteConflict{} }
 func (m *WriteConflict) String() string { return proto.CompactTextString(m) }
 func (*WriteConflict) ProtoMessage()    {}
 func (*WriteConflict) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{54}
+	return fileDescriptor_1afe832be69693c7, []int{64}
 }
 func (m *WriteConflict) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -3961,7 +4637,7 @@ func (m *Context) Reset()         { *m = Context{} }
 func (m *Context) String() string { return proto.CompactTextString(m) }
 func (*Context) ProtoMessage()    {}
 func (*Context) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{55}
+	return fileDescriptor_1afe832be69693c7, []int{65}
 }
 func (m *Context) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4070,7 +4746,7 @@ func (m *WriteOrigin) Reset()         { *m = WriteOrigin{} }
 func (m *WriteOrigin) String() string { return proto.CompactTextString(m) }
 func (*WriteOrigin) ProtoMessage()    {}
 func (*WriteOrigin) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{56}
+	return fileDescriptor_1afe832be69693c7, []int{66}
 }
 func (m *WriteOrigin) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4129,7 +4805,7 @@ func (m *BatchCommand) Reset()         { *m = BatchCommand{} }
 func (m *BatchCommand) String() string { return proto.CompactTextString(m) }
 func (*BatchCommand) ProtoMessage()    {}
 func (*BatchCommand) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{57}
+	return fileDescriptor_1afe832be69693c7, []int{67}
 }
 func (m *BatchCommand) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4216,7 +4892,7 @@ func (m *BatchReply) Reset()         { *m = BatchReply{} }
 func (m *BatchReply) String() string { return proto.CompactTextString(m) }
 func (*BatchReply) ProtoMessage()    {}
 func (*BatchReply) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{58}
+	return fileDescriptor_1afe832be69693c7, []int{68}
 }
 func (m *BatchReply) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4302,7 +4978,7 @@ func (m *BatchCommandsRequest) Reset()         { *m = BatchCommandsRequest{} }
 func (m *BatchCommandsRequest) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsRequest) ProtoMessage()    {}
 func (*BatchCommandsRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{59}
+	return fileDescriptor_1afe832be69693c7, []int{69}
 }
 func (m *BatchCommandsRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4346,7 +5022,7 @@ func (m *BatchCommandsResponse) Reset()         { *m = BatchCommandsResponse{} }
 func (m *BatchCommandsResponse) String() string { return proto.CompactTextString(m) }
 func (*BatchCommandsResponse) ProtoMessage()    {}
 func (*BatchCommandsResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{60}
+	return fileDescriptor_1afe832be69693c7, []int{70}
 }
 func (m *BatchCommandsResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4394,7 +5070,7 @@ func (m *CheckConsistencyRequest) Reset()         { *m = CheckConsistencyRequest
 func (m *CheckConsistencyRequest) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyRequest) ProtoMessage()    {}
 func (*CheckConsistencyRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{61}
+	return fileDescriptor_1afe832be69693c7, []int{71}
 }
 func (m *CheckConsistencyRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4451,7 +5127,7 @@ func (m *CheckConsistencyResponse) Reset()         { *m = CheckConsistencyRespon
 func (m *CheckConsistencyResponse) String() string { return proto.CompactTextString(m) }
 func (*CheckConsistencyResponse) ProtoMessage()    {}
 func (*CheckConsistencyResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{62}
+	return fileDescriptor_1afe832be69693c7, []int{72}
 }
 func (m *CheckConsistencyResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4528,7 +5204,7 @@ func (m *ReplicaHashResult) Reset()         { *m = ReplicaHashResult{} }
 func (m *ReplicaHashResult) String() string { return proto.CompactTextString(m) }
 func (*ReplicaHashResult) ProtoMessage()    {}
 func (*ReplicaHashResult) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{63}
+	return fileDescriptor_1afe832be69693c7, []int{73}
 }
 func (m *ReplicaHashResult) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4595,7 +5271,7 @@ func (m *ForwardRequest) Reset()         { *m = ForwardRequest{} }
 func (m *ForwardRequest) String() string { return proto.CompactTextString(m) }
 func (*ForwardRequest) ProtoMessage()    {}
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{64}
+	return fileDescriptor_1afe832be69693c7, []int{74}
 }
 func (m *ForwardRequest) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4648,7 +5324,7 @@ func (m *ForwardResponse) Reset()         { *m = ForwardResponse{} }
 func (m *ForwardResponse) String() string { return proto.CompactTextString(m) }
 func (*ForwardResponse) ProtoMessage()    {}
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return fileDescriptor_1afe832be69693c7, []int{65}
+	return fileDescriptor_1afe832be69693c7, []int{75}
 }
 func (m *ForwardResponse) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -4702,6 +5378,16 @@ func init() {
 	proto.RegisterType((*RawDeleteResponse)(nil), "kvrpcpb.RawDeleteResponse")
 	proto.RegisterType((*RawCASRequest)(nil), "kvrpcpb.RawCASRequest")
 	proto.RegisterType((*RawCASResponse)(nil), "kvrpcpb.RawCASResponse")
+	proto.RegisterType((*RawBatchGetRequest)(nil), "kvrpcpb.RawBatchGetRequest")
+	proto.RegisterType((*RawBatchGetResponse)(nil), "kvrpcpb.RawBatchGetResponse")
+	proto.RegisterType((*RawBatchPutRequest)(nil), "kvrpcpb.RawBatchPutRequest")
+	proto.RegisterType((*RawBatchPutResponse)(nil), "kvrpcpb.RawBatchPutResponse")
+	proto.RegisterType((*RawBatchDeleteRequest)(nil), "kvrpcpb.RawBatchDeleteRequest")
+	proto.RegisterType((*RawBatchDeleteResponse)(nil), "kvrpcpb.RawBatchDeleteResponse")
+	proto.RegisterType((*RawChecksumRequest)(nil), "kvrpcpb.RawChecksumRequest")
+	proto.RegisterType((*RawChecksumResponse)(nil), "kvrpcpb.RawChecksumResponse")
+	proto.RegisterType((*RawGetKeyTTLRequest)(nil), "kvrpcpb.RawGetKeyTTLRequest")
+	proto.RegisterType((*RawGetKeyTTLResponse)(nil), "kvrpcpb.RawGetKeyTTLResponse")
 	proto.RegisterType((*RawDeleteRangeRequest)(nil), "kvrpcpb.RawDeleteRangeRequest")
 	proto.RegisterType((*RawDeleteRangeResponse)(nil), "kvrpcpb.RawDeleteRangeResponse")
 	proto.RegisterType((*RawScanRequest)(nil), "kvrpcpb.RawScanRequest")
@@ -4765,195 +5451,206 @@ func init() {
 func init() { proto.RegisterFile("kvrpcpb.proto", fileDescriptor_1afe832be69693c7) }
 
 var fileDescriptor_1afe832be69693c7 = []byte{
-	// 2995 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xcc, 0x5a, 0xcd, 0x6f, 0x1b, 0xd7,
-	0xb5, 0xf7, 0x90, 0x14, 0x39, 0x3c, 0x24, 0x25, 0x6a, 0x2c, 0x59, 0x8c, 0x9c, 0x38, 0xf2, 0x04,
-	0x89, 0x65, 0x27, 0x91, 0x11, 0x3d, 0x20, 0xc0, 0x03, 0x1e, 0x1e, 0x60, 0xcb, 0x1f, 0xf1, 0x73,
-	0x1c, 0x09, 0x23, 0xbd, 0x04, 0x2d, 0xda, 0x4e, 0x47, 0x33, 0x97, 0xe4, 0x80, 0xc3, 0xb9, 0x93,
-	0xb9, 0x97, 0x14, 0x99, 0x00, 0x2d, 0x9a, 0x45, 0xd1, 0x02, 0x29, 0xd0, 0x06, 0x28, 0xba, 0x68,
-	0x36, 0x5d, 0x14, 0xe8, 0xaa, 0x40, 0xd1, 0x3f, 0xa0, 0xdb, 0x02, 0x45, 0xd1, 0x2c, 0xba, 0xc8,
-	0x32, 0x48, 0xd0, 0x2e, 0x5a, 0x74, 0xd1, 0xff, 0xa0, 0xb8, 0x5f, 0xf3, 0xc1, 0xa1, 0x1d, 0x97,
-	0x91, 0x84, 0xae, 0x38, 0xe7, 0xdc, 0x33, 0xf7, 0x9e, 0x8f, 0xdf, 0x3d, 0xf7, 0xdc, 0xc3, 0x81,
-	0xd6, 0x60, 0x1c, 0x47, 0x6e, 0x74, 0xbc, 0x13, 0xc5, 0x98, 0x62, 0xa3, 0x26, 0xc9, 0xcd, 0x16,
-	0x8a, 0x63, 0x1c, 0x2b, 0xfe, 0x66, 0x73, 0x88, 0xa8, 0xa3, 0x28, 0xf3, 0x9b, 0xd0, 0xb2, 0x9c,
-	0x93, 0xfb, 0x88, 0x5a, 0xe8, 0xdd, 0x11, 0x22, 0xd4, 0xb8, 0x01, 0x35, 0x17, 0x87, 0x14, 0x4d,
-	0x68, 0x47, 0xdb, 0xd2, 0xb6, 0x1b, 0xbb, 0xed, 0x1d, 0x35, 0xef, 0x9e, 0xe0, 0x5b, 0x4a, 0xc0,
-	0x68, 0x43, 0x79, 0x80, 0xa6, 0x9d, 0xd2, 0x96, 0xb6, 0xdd, 0xb4, 0xd8, 0xa3, 0xb1, 0x0c, 0x25,
-	0xb7, 0xdb, 0x29, 0x6f, 0x69, 0xdb, 0x75, 0xab, 0xe4, 0x76, 0xcd, 0x0f, 0x35, 0x58, 0x56, 0xf3,
-	0x93, 0x08, 0x87, 0x04, 0x19, 0xaf, 0x41, 0x33, 0x46, 0x3d, 0x1f, 0x87, 0x36, 0xd7, 0x4b, 0xae,
-	0xb2, 0xbc, 0xa3, 0xb4, 0xbc, 0xcb, 0x7e, 0xad, 0x86, 0x90, 0xe1, 0x84, 0xb1, 0x06, 0x4b, 0x42,
-	0xb6, 0xc4, 0x27, 0x16, 0x04, 0xe3, 0x8e, 0x9d, 0x60, 0x84, 0xf8, 0x72, 0x4d, 0x4b, 0x10, 0xc6,
-	0x65, 0xa8, 0x87, 0x98, 0xda, 0x5d, 0x3c, 0x0a, 0xbd, 0x4e, 0x65, 0x4b, 0xdb, 0xd6, 0x2d, 0x3d,
-	0xc4, 0xf4, 0x1e, 0xa3, 0x4d, 0xc2, 0xad, 0x3d, 0x18, 0x9d, 0x92, 0xb5, 0xf3, 0x35, 0x10, 0x3e,
-	0xa8, 0x24, 0x3e, 0x18, 0x73, 0x17, 0xf0, 0x45, 0x4f, 0xdb, 0x05, 0x97, 0xa1, 0x1e, 0xe0, 0x9e,
-	0xed, 0x87, 0x1e, 0x9a, 0x74, 0xbc, 0x2d, 0x6d, 0xbb, 0x62, 0xe9, 0x01, 0xee, 0x3d, 0x60, 0xb4,
-	0xf9, 0x6d, 0x68, 0x5b, 0xce, 0xc9, 0x1d, 0x14, 0x20, 0x8a, 0xce, 0x26, 0xba, 0x53, 0x58, 0xcd,
-	0xac, 0x70, 0xae, 0xc6, 0x7d, 0xa6, 0xf1, 0x50, 0xee, 0xdd, 0x3a, 0x3c, 0xcb, 0x50, 0xbe, 0x02,
-	0x46, 0x14, 0xa3, 0xb1, 0x8f, 0x47, 0xc4, 0x66, 0xa8, 0x42, 0x13, 0x9f, 0x50, 0x89, 0xaa, 0xb6,
-	0x1a, 0x79, 0x0b, 0xd3, 0xbb, 0x8c, 0x6f, 0xbc, 0x08, 0xcb, 0x89, 0xb4, 0x98, 0x6c, 0x89, 0x4f,
-	0xd6, 0x52, 0xdc, 0xb7, 0x33, 0xf8, 0xa8, 0x2a, 0x2f, 0x1a, 0x97, 0xa0, 0xea, 0x71, 0x17, 0x76,
-	0x74, 0x3e, 0xb1, 0xa4, 0xcc, 0xbf, 0x88, 0xbd, 0xc3, 0x4d, 0x3c, 0x6d, 0xdf, 0x76, 0xa0, 0x46,
-	0x46, 0xae, 0x8b, 0x90, 0xc7, 0x0d, 0xd6, 0x2d, 0x45, 0x9e, 0x8d, 0xc9, 0x4f, 0x0c, 0xe5, 0x0f,
-	0x35, 0x58, 0x4f, 0x61, 0xe4, 0x84, 0xbd, 0x85, 0xd0, 0x7a, 0x19, 0xea, 0x84, 0x3a, 0x31, 0xb5,
-	0xd3, 0xc0, 0xea, 0x9c, 0xf1, 0x10, 0x4d, 0x8d, 0x0d, 0xa8, 0xa1, 0xd0, 0xe3, 0x43, 0x22, 0xbe,
-	0x55, 0x14, 0x7a, 0x0f, 0x13, 0x44, 0xa7, 0x7b, 0xf5, 0x3b, 0x70, 0x69, 0x56, 0x95, 0x73, 0x85,
-	0xf5, 0xdf, 0x44, 0xcc, 0x0f, 0x5d, 0x27, 0x3c, 0x75, 0x27, 0xac, 0xc1, 0x52, 0xe0, 0x0f, 0x7d,
-	0xca, 0x5d, 0xd0, 0xb2, 0x04, 0x31, 0xeb, 0x01, 0x86, 0x8c, 0x18, 0x8d, 0x51, 0x4c, 0x10, 0x87,
-	0xa8, 0x6e, 0x29, 0x32, 0xeb, 0xc4, 0x5a, 0xce, 0x89, 0xcf, 0x80, 0x3e, 0x40, 0x53, 0x1b, 0x87,
-	0xc1, 0x54, 0x42, 0xb8, 0x36, 0x40, 0xd3, 0xfd, 0x30, 0x98, 0x32, 0x85, 0x86, 0xce, 0xc4, 0x3e,
-	0x9e, 0x52, 0x44, 0x3a, 0x75, 0x61, 0xec, 0xd0, 0x99, 0xdc, 0x66, 0xb4, 0xf9, 0x13, 0x0d, 0x56,
-	0x12, 0x63, 0x4f, 0xdb, 0xcd, 0x57, 0xa1, 0x3c, 0x18, 0x93, 0x4e, 0x79, 0xab, 0xbc, 0xdd, 0xd8,
-	0x5d, 0x49, 0x5c, 0xf6, 0x70, 0x7c, 0xe0, 0xf8, 0xb1, 0xc5, 0xc6, 0x0c, 0x03, 0x2a, 0x43, 0x1c,
-	0x23, 0x09, 0x6e, 0xfe, 0x6c, 0x7a, 0x00, 0xa7, 0x76, 0x18, 0x76, 0xa0, 0xc6, 0x3c, 0xe7, 0xe3,
-	0x90, 0xbb, 0xbc, 0x62, 0x29, 0xd2, 0xfc, 0x58, 0x83, 0xc6, 0x57, 0x3c, 0x13, 0xaf, 0x65, 0xad,
-	0x6e, 0xec, 0xae, 0xa6, 0x16, 0xa2, 0xa9, 0x10, 0x5f, 0xfc, 0x98, 0xfc, 0x6d, 0x19, 0x56, 0x0e,
-	0x62, 0x74, 0x12, 0xfb, 0x8b, 0x9d, 0x1c, 0x37, 0xa1, 0x3e, 0x1c, 0x51, 0x87, 0xfa, 0x38, 0x24,
-	0x9d, 0x12, 0x8f, 0x40, 0xaa, 0xdf, 0x23, 0x39, 0x62, 0xa5, 0x32, 0xc6, 0x55, 0x68, 0x46, 0xb1,
-	0x3f, 0x74, 0xe2, 0xa9, 0x1d, 0x60, 0x77, 0x20, 0x55, 0x6d, 0x48, 0xde, 0x9b, 0xd8, 0x1d, 0x18,
-	0x2f, 0x40, 0x4b, 0x40, 0x5b, 0xb9, 0xb4, 0xc2, 0x5d, 0xda, 0xe4, 0xcc, 0xb7, 0x05, 0x8f, 0x21,
-	0x91, 0xbd, 0x6f, 0x53, 0x1a, 0xf0, 0x44, 0x54, 0xb1, 0x6a, 0x8c, 0x3e, 0xa2, 0x81, 0xb1, 0x03,
-	0x17, 0x7d, 0x62, 0x47, 0x88, 0x10, 0x7f, 0xe8, 0x13, 0xea, 0xbb, 0x62, 0xa5, 0xda, 0x56, 0x79,
-	0x5b, 0xb7, 0x56, 0x7d, 0x72, 0x90, 0x8e, 0xf0, 0xf5, 0x4c, 0x68, 0x75, 0x71, 0x6c, 0x8f, 0x22,
-	0xcf, 0xa1, 0xc8, 0xa6, 0x0a, 0xbd, 0x8d, 0x2e, 0x8e, 0xff, 0x9f, 0xf3, 0x8e, 0x08, 0x93, 0x19,
-	0xfa, 0xa1, 0xed, 0xe2, 0xe1, 0xd0, 0xa7, 0x4c, 0x06, 0x84, 0xcc, 0xd0, 0x0f, 0xf7, 0x38, 0xef,
-	0x88, 0x18, 0xdb, 0xd0, 0x1e, 0x11, 0x64, 0x3b, 0x64, 0x1a, 0xba, 0x52, 0xb2, 0xd3, 0xe0, 0xfe,
-	0x5e, 0x1e, 0x11, 0x74, 0x8b, 0xb1, 0x85, 0xac, 0xb1, 0x05, 0x0d, 0x82, 0x5c, 0x1c, 0x7a, 0x4e,
-	0xec, 0x23, 0xd2, 0x69, 0x6e, 0x95, 0x99, 0x0f, 0x32, 0x2c, 0xe3, 0x59, 0x00, 0x1a, 0xb3, 0x8d,
-	0x86, 0xec, 0xc8, 0xed, 0xb4, 0x44, 0xd4, 0x68, 0x3c, 0xdd, 0x0f, 0xd1, 0x81, 0xcb, 0x8e, 0xc4,
-	0x76, 0x1a, 0xb5, 0xc5, 0x91, 0x75, 0x1d, 0xaa, 0x7c, 0xb4, 0x18, 0xba, 0x04, 0x5a, 0x52, 0xa0,
-	0xe8, 0x80, 0x72, 0xd1, 0x01, 0xd7, 0xa0, 0x2d, 0x14, 0xce, 0x88, 0x89, 0xd8, 0xb5, 0x30, 0xd3,
-	0x3b, 0x11, 0xbc, 0x0a, 0x4d, 0x21, 0x41, 0x91, 0xc7, 0x84, 0x44, 0x6e, 0x6c, 0x24, 0xbc, 0x23,
-	0x62, 0xfe, 0xa1, 0x04, 0x97, 0x66, 0x02, 0xb5, 0x08, 0x3e, 0xcf, 0x01, 0x6e, 0x05, 0xf8, 0x54,
-	0xe7, 0xc2, 0xc7, 0x27, 0x76, 0xd7, 0x8f, 0x09, 0x55, 0x60, 0x64, 0x11, 0x6d, 0xf8, 0xe4, 0x1e,
-	0xe3, 0x71, 0x3d, 0xae, 0x42, 0xf3, 0xc4, 0x61, 0x4e, 0xf3, 0x87, 0x08, 0x8f, 0x28, 0xcf, 0xaf,
-	0x65, 0xab, 0xc1, 0x78, 0x47, 0x82, 0xc5, 0x54, 0x8d, 0x11, 0x1d, 0xc5, 0xa1, 0x38, 0x81, 0x05,
-	0x0a, 0x75, 0xab, 0x29, 0x98, 0xfc, 0x00, 0xe6, 0xb9, 0x6e, 0x80, 0xa6, 0xcc, 0xa9, 0x0c, 0x55,
-	0xfc, 0xd9, 0xfc, 0xb5, 0x06, 0x1b, 0x05, 0x6f, 0x9e, 0x0b, 0x6e, 0x2e, 0x41, 0x55, 0xea, 0xba,
-	0xc4, 0xf5, 0x91, 0x94, 0xf1, 0x1c, 0x40, 0x92, 0x95, 0x98, 0xcb, 0xd8, 0xde, 0xac, 0xab, 0xb4,
-	0x44, 0xcc, 0x5f, 0x6a, 0xb0, 0x99, 0x51, 0xd8, 0xc2, 0x41, 0x70, 0xec, 0x2c, 0x06, 0x81, 0x42,
-	0x7c, 0x4b, 0x73, 0xe2, 0x5b, 0x08, 0x62, 0xb9, 0x18, 0x44, 0xe5, 0xd8, 0x4a, 0xc6, 0xb1, 0xef,
-	0xc3, 0xe5, 0xb9, 0x6a, 0x9e, 0x87, 0x6f, 0xcd, 0xdf, 0x68, 0x70, 0xf1, 0x68, 0x12, 0xbe, 0x81,
-	0x9c, 0x98, 0xde, 0x46, 0x0e, 0x3d, 0x8d, 0x0d, 0x52, 0x7a, 0x8a, 0x0d, 0x52, 0x9e, 0xe3, 0xc0,
-	0x97, 0x60, 0xc5, 0xf1, 0xc6, 0x3e, 0x41, 0x76, 0xb2, 0x4f, 0xe4, 0xd6, 0x17, 0xec, 0x37, 0xc5,
-	0x6e, 0x31, 0x7f, 0xa4, 0xc1, 0x5a, 0x5e, 0xe7, 0x73, 0x38, 0x18, 0xb3, 0xbb, 0xb7, 0x9c, 0xdb,
-	0xbd, 0xe6, 0x0f, 0x34, 0x58, 0xbf, 0x83, 0x28, 0x72, 0xe9, 0x1d, 0xe4, 0x78, 0xc1, 0x82, 0x69,
-	0xe6, 0x65, 0x58, 0x42, 0x21, 0x8d, 0xa7, 0x52, 0x93, 0xf5, 0x44, 0xf2, 0x1d, 0xc7, 0xa7, 0xf7,
-	0x70, 0x7c, 0x97, 0x0d, 0x5a, 0x42, 0x86, 0x6d, 0x89, 0x18, 0x0d, 0xf1, 0x18, 0xc9, 0x82, 0x5c,
-	0x52, 0xe6, 0x2f, 0x34, 0xb8, 0x34, 0xab, 0xca, 0x39, 0x38, 0xe7, 0x65, 0x58, 0x72, 0xfb, 0x8e,
-	0x1f, 0xca, 0x02, 0xea, 0x71, 0xba, 0x73, 0x19, 0xb3, 0x0b, 0xcd, 0x2c, 0x9b, 0x95, 0x42, 0x74,
-	0x12, 0x72, 0x7d, 0x2a, 0x16, 0x7b, 0x34, 0xb6, 0x64, 0x1a, 0x63, 0xdb, 0x89, 0x0d, 0x89, 0xdd,
-	0x06, 0x27, 0xe2, 0xad, 0xa3, 0x49, 0xa8, 0xca, 0xa7, 0x4a, 0x5a, 0x3e, 0xb1, 0x59, 0x9c, 0x9e,
-	0xbc, 0x50, 0xb0, 0x47, 0xf3, 0xe7, 0x1a, 0xb4, 0xc4, 0x71, 0x71, 0x66, 0x5b, 0x5e, 0x6d, 0xe7,
-	0x72, 0xba, 0x9d, 0xd9, 0x25, 0x47, 0x1e, 0x5d, 0xf9, 0xc3, 0xa0, 0x25, 0xb8, 0xf2, 0x55, 0x33,
-	0x80, 0x65, 0xa5, 0xdc, 0xd9, 0x07, 0xc8, 0xfc, 0xb3, 0x06, 0x8d, 0x73, 0xbc, 0x26, 0x64, 0x6a,
-	0xd9, 0x4a, 0xae, 0x96, 0xcd, 0x55, 0xff, 0x4b, 0xf9, 0xea, 0xff, 0xdf, 0xbf, 0x4b, 0x98, 0x7d,
-	0x68, 0x7e, 0xd5, 0xfb, 0xc0, 0x8b, 0xb0, 0x14, 0x39, 0x7e, 0x92, 0x2a, 0x0b, 0xb5, 0xbf, 0x18,
-	0x35, 0x07, 0xb0, 0x72, 0xdb, 0xa1, 0x6e, 0x7f, 0xc1, 0x72, 0x5f, 0x01, 0xa5, 0x94, 0x01, 0xca,
-	0xe3, 0x0b, 0xfe, 0x9f, 0x6a, 0xd0, 0x4e, 0x57, 0x3b, 0x6b, 0xdb, 0x52, 0x14, 0x55, 0xbe, 0x04,
-	0x45, 0x7f, 0xd4, 0x60, 0x85, 0xf9, 0x7b, 0xd1, 0x4a, 0xea, 0x79, 0x68, 0xb0, 0xfb, 0x5d, 0x7e,
-	0x47, 0xc1, 0xd0, 0x99, 0xa8, 0xfd, 0x94, 0x83, 0x5a, 0xf9, 0x71, 0x50, 0xab, 0x64, 0xa1, 0x96,
-	0xc1, 0xc6, 0x52, 0xee, 0x9e, 0x79, 0x95, 0xf9, 0xab, 0xcb, 0xaa, 0x69, 0x1c, 0x78, 0x28, 0xe6,
-	0x05, 0xa2, 0xce, 0xfc, 0xc3, 0x78, 0xfb, 0x8c, 0x65, 0xfe, 0x4c, 0x83, 0x76, 0x6a, 0xcf, 0x39,
-	0xe4, 0xc9, 0x6b, 0xb0, 0xc4, 0x72, 0xb2, 0xba, 0x68, 0xa6, 0x82, 0x4c, 0x83, 0x07, 0x61, 0x17,
-	0x5b, 0x62, 0xdc, 0xfc, 0x2e, 0xac, 0xef, 0xe1, 0x20, 0x40, 0x2e, 0xbd, 0xef, 0xc4, 0xc7, 0xce,
-	0x62, 0x4d, 0x8e, 0xe7, 0x00, 0x88, 0xd3, 0x45, 0x76, 0x84, 0xfd, 0x90, 0x4a, 0x6f, 0xd7, 0x19,
-	0xe7, 0x80, 0x31, 0x9e, 0xe8, 0x6c, 0xf3, 0x1f, 0x1a, 0x5c, 0x9a, 0xd5, 0xe0, 0x7c, 0x4e, 0xd9,
-	0x10, 0x4d, 0xb2, 0x2a, 0xd5, 0x18, 0xcd, 0xe2, 0x69, 0x40, 0xc5, 0xc3, 0x61, 0x72, 0xff, 0x66,
-	0xcf, 0xc6, 0x26, 0xe8, 0x12, 0x4c, 0x44, 0x96, 0xd4, 0x09, 0xcd, 0xe0, 0x22, 0x1a, 0x09, 0xa2,
-	0x96, 0x16, 0x04, 0x3b, 0x38, 0x99, 0x87, 0x91, 0xc7, 0x33, 0x49, 0xc5, 0x92, 0x94, 0x79, 0x08,
-	0x17, 0x1f, 0x8d, 0x5d, 0xf7, 0x3e, 0xa2, 0xb7, 0xa7, 0x0f, 0xd1, 0xf4, 0x54, 0xae, 0xf4, 0xe6,
-	0xf7, 0x35, 0x58, 0xcb, 0xcf, 0x7a, 0xda, 0x7d, 0x8b, 0x17, 0xa1, 0xe2, 0x87, 0x5d, 0xcc, 0x7d,
-	0x95, 0xbb, 0x36, 0x8f, 0x5d, 0x97, 0xe3, 0x89, 0x0f, 0x9b, 0xbf, 0xd2, 0x40, 0x57, 0x2c, 0xf6,
-	0x0e, 0x2f, 0xd3, 0xb4, 0x99, 0x77, 0x12, 0x0c, 0xf2, 0x61, 0x86, 0x1e, 0x5e, 0xf0, 0x88, 0x76,
-	0x80, 0xb0, 0xaa, 0xce, 0x38, 0xa2, 0x49, 0x77, 0x03, 0xaa, 0xfc, 0xee, 0xa8, 0xb0, 0x6c, 0xe4,
-	0xd6, 0x7e, 0x87, 0x5f, 0x2b, 0xa5, 0x04, 0x93, 0x95, 0x05, 0x7c, 0x65, 0x8e, 0x2c, 0x9f, 0x4f,
-	0x15, 0xf5, 0xe6, 0xa7, 0x1a, 0xd4, 0x93, 0x19, 0x58, 0xd0, 0xe9, 0x34, 0x42, 0x5c, 0xd7, 0xba,
-	0xc5, 0x9f, 0x19, 0x46, 0x04, 0x6e, 0x29, 0x91, 0xa0, 0xae, 0x71, 0xfa, 0x88, 0x30, 0x48, 0xcf,
-	0xde, 0x2e, 0x75, 0x57, 0xdd, 0x18, 0x9f, 0x87, 0x06, 0xe9, 0x63, 0x76, 0xa2, 0x73, 0x8b, 0x44,
-	0xed, 0x00, 0x9c, 0x25, 0x4c, 0x7a, 0x09, 0x56, 0xfa, 0x0e, 0xb1, 0xb3, 0x42, 0xe2, 0x88, 0x6a,
-	0xf5, 0x1d, 0x72, 0x98, 0xca, 0xbd, 0x0e, 0x1b, 0x4c, 0x0e, 0x8f, 0x51, 0x1c, 0x38, 0x51, 0x84,
-	0x3c, 0x3b, 0x96, 0x45, 0xbb, 0x3c, 0xb8, 0xd6, 0xfb, 0x0e, 0xd9, 0x4f, 0x46, 0x55, 0x45, 0x6f,
-	0xfe, 0x8f, 0xb0, 0x4c, 0x4c, 0x92, 0xb5, 0x42, 0xcb, 0x5b, 0x91, 0xf4, 0x60, 0x4a, 0x99, 0x1e,
-	0x8c, 0xf9, 0x3e, 0xac, 0xf1, 0x33, 0xe1, 0xcc, 0xef, 0x31, 0x73, 0x8a, 0x1a, 0x93, 0xc0, 0xfa,
-	0xcc, 0xe2, 0xe7, 0x50, 0xb4, 0xfc, 0x5d, 0x83, 0xf5, 0xbd, 0x3e, 0x72, 0x07, 0x47, 0x93, 0xf0,
-	0x90, 0x3a, 0x74, 0x44, 0x16, 0x3c, 0x74, 0xd4, 0xed, 0x24, 0xdd, 0x9e, 0x20, 0x59, 0xb2, 0xdd,
-	0x2b, 0x2a, 0x7b, 0x05, 0x19, 0x9e, 0x13, 0x8e, 0xf8, 0xfd, 0xd2, 0x1d, 0xc5, 0x31, 0x0a, 0x33,
-	0x5d, 0x88, 0xba, 0xe4, 0x88, 0x0e, 0xc4, 0x00, 0xa1, 0xc8, 0x1e, 0xfa, 0x84, 0xf8, 0x61, 0x4f,
-	0x1d, 0x30, 0x8c, 0xf7, 0x48, 0xb0, 0x8c, 0x1b, 0xb0, 0xda, 0xc5, 0xb1, 0x8b, 0xec, 0x6c, 0x3f,
-	0x47, 0xdc, 0xdb, 0x57, 0xf8, 0xc0, 0x61, 0xd2, 0xd0, 0x31, 0xff, 0xca, 0x32, 0xee, 0x8c, 0xb5,
-	0x8b, 0x3b, 0x39, 0x7b, 0x5d, 0x29, 0xe5, 0x9b, 0x0d, 0xc5, 0x02, 0xb5, 0x3c, 0xa7, 0x40, 0x35,
-	0xae, 0x41, 0xd5, 0x71, 0xa9, 0x2a, 0xe1, 0x96, 0x33, 0xd5, 0xc3, 0x2d, 0xce, 0xb6, 0xe4, 0xb0,
-	0xb1, 0x03, 0x3c, 0x2d, 0xd8, 0x3c, 0x11, 0x2d, 0x3d, 0x2e, 0xa9, 0x70, 0x75, 0xd8, 0x93, 0xf9,
-	0x3d, 0x0d, 0x36, 0xb9, 0xa1, 0x87, 0xb2, 0x59, 0xc5, 0xaf, 0x88, 0xe4, 0xb4, 0xca, 0xaa, 0xa7,
-	0xb9, 0x6a, 0x9a, 0xbf, 0xd3, 0xe0, 0xf2, 0x5c, 0x1d, 0xfe, 0x83, 0x8a, 0x80, 0x7c, 0x36, 0xab,
-	0xe4, 0xb3, 0x99, 0xf9, 0xa1, 0x06, 0x86, 0x85, 0x08, 0x0e, 0xc6, 0x68, 0xd1, 0x72, 0xec, 0xa9,
-	0xb2, 0xc1, 0xd3, 0xa1, 0xc5, 0x7c, 0x17, 0x2e, 0xe6, 0xb4, 0x39, 0x87, 0xf4, 0xf0, 0x35, 0xa8,
-	0x8a, 0x3a, 0x36, 0x7d, 0x45, 0xfb, 0x12, 0xd7, 0x3f, 0xe5, 0x3f, 0x79, 0xe6, 0x3e, 0xe8, 0xaa,
-	0xf1, 0x6c, 0x5c, 0x86, 0x12, 0x8e, 0xf8, 0xcc, 0xcb, 0xbb, 0x8d, 0x64, 0xe6, 0xfd, 0xc8, 0x2a,
-	0xe1, 0xe8, 0xa9, 0x27, 0xfc, 0xa8, 0x04, 0xba, 0x52, 0xc6, 0xb8, 0x9e, 0xd4, 0x20, 0x8f, 0x3d,
-	0x82, 0xa5, 0x80, 0xf1, 0x2c, 0xd4, 0x63, 0x44, 0xe3, 0xa9, 0x73, 0x1c, 0x20, 0x79, 0xf2, 0xa7,
-	0x0c, 0xb6, 0x96, 0x73, 0x8c, 0x63, 0x2a, 0xff, 0x64, 0x15, 0x84, 0xb1, 0x0b, 0xba, 0x8b, 0xc3,
-	0x6e, 0xe0, 0xbb, 0x54, 0x56, 0xf4, 0x97, 0xd2, 0xfb, 0x38, 0x3b, 0x55, 0xf7, 0xe4, 0xa8, 0x95,
-	0xc8, 0x19, 0xaf, 0x82, 0xee, 0xc9, 0x86, 0x01, 0x3f, 0xc3, 0xb2, 0x4a, 0x25, 0x9d, 0x84, 0x44,
-	0xc4, 0xb8, 0x03, 0xab, 0x09, 0x32, 0x6d, 0x34, 0x89, 0xfc, 0x58, 0x16, 0x54, 0x8d, 0xdd, 0x4e,
-	0x06, 0x6f, 0x02, 0xaa, 0x77, 0xc5, 0xb8, 0xb5, 0xe2, 0xe6, 0x19, 0xe6, 0xff, 0x82, 0xae, 0xe6,
-	0xce, 0x26, 0x61, 0x2d, 0x97, 0x84, 0x55, 0x22, 0x4b, 0xdd, 0xcc, 0x05, 0x59, 0x8d, 0xfa, 0x91,
-	0x06, 0x2b, 0x33, 0x8b, 0x3c, 0xe9, 0x58, 0xdd, 0x81, 0x8b, 0x0e, 0xa5, 0x68, 0x18, 0x51, 0xe4,
-	0x65, 0xba, 0xcb, 0x02, 0xf4, 0xab, 0xc9, 0x50, 0xd2, 0x61, 0x96, 0xb1, 0x2d, 0xa7, 0xb1, 0x2d,
-	0x34, 0xb0, 0x2b, 0x85, 0x06, 0xb6, 0xf9, 0x71, 0x09, 0x74, 0x15, 0xc6, 0x42, 0x67, 0x4c, 0x2b,
-	0x76, 0xc6, 0xae, 0x42, 0x53, 0x94, 0x59, 0xb9, 0x3d, 0xd8, 0xe0, 0x85, 0x96, 0xdc, 0x82, 0x45,
-	0x45, 0xb2, 0xd9, 0xbd, 0x92, 0xcf, 0xee, 0xcf, 0x80, 0x4e, 0x27, 0xa1, 0x4d, 0xfc, 0xf7, 0x90,
-	0xea, 0x32, 0xd3, 0x49, 0x78, 0xe8, 0xbf, 0x87, 0xe6, 0xfe, 0xb9, 0xa0, 0xcf, 0xfd, 0x73, 0xa1,
-	0x60, 0x68, 0xbd, 0xd8, 0xa9, 0x9f, 0xf9, 0x03, 0x02, 0x8a, 0x7f, 0x40, 0xa8, 0xe2, 0xcd, 0x4b,
-	0x8b, 0x37, 0xf3, 0x04, 0x5a, 0x39, 0x0c, 0x3e, 0x29, 0x60, 0xcf, 0x43, 0x43, 0x01, 0x34, 0x0d,
-	0x14, 0x28, 0xd6, 0xdc, 0x08, 0x75, 0xa0, 0x26, 0x9d, 0x2b, 0xeb, 0x3b, 0x45, 0x9a, 0x1f, 0x94,
-	0xa1, 0xb6, 0x97, 0x76, 0x34, 0x64, 0x56, 0xf2, 0x3d, 0xb9, 0xa8, 0x2e, 0x18, 0x0f, 0x3c, 0xe3,
-	0xf5, 0x34, 0x65, 0x45, 0xd8, 0xed, 0xcb, 0x34, 0x74, 0x71, 0x47, 0x7e, 0x08, 0x63, 0x89, 0x54,
-	0xc5, 0x86, 0x92, 0xbc, 0xc5, 0x08, 0x63, 0x0b, 0x2a, 0x11, 0x42, 0xb1, 0x2c, 0xc5, 0x9b, 0x4a,
-	0xfe, 0x00, 0xa1, 0xd8, 0xe2, 0x23, 0xdc, 0x1f, 0x28, 0x1e, 0xca, 0xb0, 0xf0, 0x67, 0x5e, 0x63,
-	0x04, 0x23, 0x42, 0x51, 0xcc, 0x74, 0x79, 0x41, 0xd6, 0x18, 0x82, 0xf3, 0xc0, 0xe3, 0x0d, 0x7d,
-	0xe6, 0x2e, 0xdb, 0x0d, 0x7c, 0x14, 0xd2, 0x0e, 0xda, 0xd2, 0xb6, 0xab, 0x56, 0x83, 0xf3, 0xf6,
-	0x38, 0x2b, 0x15, 0x09, 0x47, 0xc3, 0x63, 0x14, 0x77, 0xba, 0x22, 0x54, 0x9c, 0xf7, 0x16, 0x67,
-	0xb1, 0x44, 0x2f, 0x44, 0x24, 0xc8, 0x3b, 0x3d, 0x7e, 0x83, 0x16, 0xef, 0xdd, 0x12, 0x3c, 0x01,
-	0xc4, 0x9e, 0x1d, 0x61, 0xe2, 0xf3, 0x53, 0xbf, 0xaf, 0x80, 0xd8, 0x3b, 0x90, 0x2c, 0xe3, 0xbf,
-	0xd5, 0x3c, 0x38, 0xf6, 0x7b, 0x7e, 0x48, 0x3a, 0x3e, 0x3f, 0xc1, 0xd6, 0xf2, 0xe9, 0x65, 0x9f,
-	0x0f, 0xca, 0xd9, 0x05, 0x41, 0xfe, 0xaf, 0xa2, 0x7b, 0x6d, 0x64, 0x3e, 0x82, 0x46, 0x46, 0xe4,
-	0xc9, 0x71, 0x98, 0xd5, 0xa7, 0x54, 0xd0, 0xc7, 0xfc, 0xa7, 0x06, 0x4d, 0x5e, 0x96, 0x32, 0x50,
-	0x3a, 0xa1, 0x67, 0x2c, 0x43, 0x29, 0x99, 0xa9, 0xe4, 0x7b, 0xcc, 0xbb, 0xf2, 0xaf, 0x10, 0x7b,
-	0xa8, 0x00, 0x54, 0x97, 0x9c, 0x47, 0xc4, 0xd8, 0x86, 0x72, 0x0f, 0x51, 0x19, 0xb1, 0x34, 0x49,
-	0xe6, 0x3e, 0x71, 0xb2, 0x98, 0x08, 0x93, 0x8c, 0x46, 0xc5, 0x74, 0x9a, 0xfb, 0x3c, 0xc8, 0x62,
-	0x22, 0xc6, 0x6b, 0xc9, 0xf7, 0x19, 0xa2, 0x14, 0x7a, 0x26, 0x2b, 0x9c, 0xfb, 0xbc, 0x46, 0x7d,
-	0xba, 0x61, 0xbc, 0x0c, 0x15, 0xe2, 0x3a, 0xa1, 0x4c, 0xbc, 0x1b, 0xd9, 0x17, 0x32, 0x3d, 0x3b,
-	0x8b, 0x0b, 0x99, 0x1f, 0x94, 0x00, 0x44, 0x29, 0x8e, 0xa2, 0x60, 0x5a, 0xb0, 0xf8, 0x7a, 0xd6,
-	0xa4, 0x8d, 0x82, 0x49, 0xe2, 0x58, 0x16, 0x36, 0x5d, 0xcf, 0xda, 0xb4, 0x51, 0xb0, 0x49, 0x89,
-	0x32, 0xa3, 0x76, 0x67, 0x8c, 0xda, 0x9c, 0x67, 0x94, 0x7c, 0x41, 0x59, 0xf5, 0x4a, 0xce, 0xaa,
-	0x4e, 0xd1, 0x2a, 0x29, 0xcf, 0xa5, 0xd8, 0xde, 0x70, 0xb1, 0x87, 0xf8, 0x21, 0xd2, 0xb2, 0xf8,
-	0x33, 0xdb, 0xcc, 0x43, 0x44, 0x88, 0xd3, 0x13, 0xdf, 0xba, 0xd4, 0x2d, 0x45, 0x9a, 0x0f, 0xe4,
-	0x5d, 0x48, 0xc6, 0x3d, 0xa9, 0x1d, 0x5f, 0x03, 0x5e, 0x20, 0x31, 0x56, 0x47, 0x9b, 0x69, 0x45,
-	0x67, 0x5f, 0xb0, 0x12, 0x31, 0xf3, 0x9e, 0xbc, 0xd9, 0xa4, 0x53, 0xc9, 0xd2, 0xe5, 0x55, 0xa8,
-	0xc5, 0x28, 0x0a, 0x58, 0x6e, 0x13, 0x53, 0x5d, 0xcc, 0x4f, 0xc5, 0xfd, 0x6f, 0x29, 0x19, 0xf3,
-	0x5b, 0xb0, 0xc1, 0x0b, 0xca, 0x3d, 0x1c, 0x12, 0x9f, 0x50, 0x14, 0xba, 0x0b, 0x35, 0x11, 0x36,
-	0xa0, 0xc6, 0x5b, 0xdf, 0x09, 0x5c, 0xab, 0x8c, 0x7c, 0x44, 0xcc, 0x3f, 0x69, 0xd0, 0x29, 0x2e,
-	0x70, 0x06, 0x5f, 0xc9, 0x89, 0x4f, 0x4d, 0x44, 0x91, 0x27, 0x08, 0xe3, 0x75, 0xd0, 0xb9, 0x99,
-	0xae, 0xa3, 0x6e, 0xf0, 0x19, 0x00, 0x88, 0x81, 0x37, 0x1c, 0xd2, 0xb7, 0x10, 0x19, 0x05, 0xd4,
-	0x4a, 0x64, 0x59, 0xf5, 0x32, 0x0a, 0x3d, 0xe4, 0xfa, 0x1e, 0xf2, 0xe4, 0x55, 0x3a, 0x65, 0x98,
-	0xef, 0xc3, 0x6a, 0xe1, 0xe5, 0x24, 0x8b, 0x6a, 0x8f, 0xcd, 0xa2, 0x6b, 0xb0, 0x34, 0x08, 0xf1,
-	0x89, 0x48, 0x08, 0xba, 0x25, 0x08, 0x86, 0x9f, 0xbe, 0x43, 0xfa, 0x5c, 0xef, 0xaa, 0xc5, 0x9f,
-	0x8d, 0x4d, 0xd0, 0x3d, 0x7f, 0x8c, 0xe2, 0x1e, 0x4a, 0x3e, 0x5a, 0x50, 0xb4, 0xf9, 0x0d, 0x58,
-	0xbe, 0x87, 0xe3, 0x13, 0x27, 0xf6, 0x54, 0x94, 0xf8, 0x41, 0x84, 0x63, 0x94, 0xe6, 0xa2, 0x1a,
-	0xa7, 0x1f, 0x78, 0xc6, 0x4d, 0x16, 0x40, 0x0e, 0x8f, 0xc2, 0x9f, 0x33, 0x39, 0x54, 0x29, 0x29,
-	0xf3, 0x1d, 0x58, 0x49, 0x66, 0x97, 0x21, 0xba, 0x0e, 0x4b, 0xcc, 0x2f, 0x53, 0x69, 0xd9, 0x5c,
-	0x30, 0x09, 0x09, 0xde, 0x04, 0xc3, 0xd4, 0x26, 0x48, 0x76, 0xed, 0x74, 0xab, 0x16, 0x62, 0x7a,
-	0x88, 0x42, 0x7a, 0x63, 0x07, 0x4a, 0xfb, 0x91, 0x51, 0x83, 0xf2, 0xc1, 0x88, 0xb6, 0x2f, 0xb0,
-	0x87, 0x3b, 0x28, 0x68, 0x6b, 0x46, 0x13, 0x74, 0x75, 0x35, 0x6f, 0x97, 0x0c, 0x1d, 0x2a, 0xac,
-	0xb6, 0x68, 0x97, 0x6f, 0xdc, 0x87, 0xaa, 0xb8, 0xad, 0x31, 0x89, 0xb7, 0xb0, 0x78, 0x6e, 0x5f,
-	0x30, 0xd6, 0x61, 0xf5, 0xe8, 0xe8, 0x4d, 0x51, 0x34, 0x25, 0x2f, 0x6a, 0x46, 0x07, 0xd6, 0xd8,
-	0x8b, 0xea, 0x83, 0xad, 0x74, 0xca, 0xdb, 0x77, 0x7e, 0xff, 0xf9, 0x15, 0xed, 0x93, 0xcf, 0xaf,
-	0x68, 0x9f, 0x7d, 0x7e, 0x45, 0xfb, 0xf1, 0x17, 0x57, 0x2e, 0x7c, 0xf2, 0xc5, 0x95, 0x0b, 0x9f,
-	0x7e, 0x71, 0xe5, 0xc2, 0xd7, 0x6f, 0xf4, 0x7c, 0xda, 0x1f, 0x1d, 0xef, 0xb8, 0x78, 0x78, 0x93,
-	0xfa, 0xe1, 0x74, 0x30, 0x56, 0x3f, 0xfc, 0x9b, 0xd1, 0x9b, 0xd1, 0xa0, 0x77, 0x53, 0xda, 0x7a,
-	0x5c, 0xe5, 0xac, 0xff, 0xfa, 0x57, 0x00, 0x00, 0x00, 0xff, 0xff, 0x2d, 0x10, 0x36, 0x07, 0x7d,
-	0x2a, 0x00, 0x00,
+	// 3175 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xcc, 0x3a, 0xdd, 0x6f, 0x23, 0x57,
+	0xf5, 0x3b, 0xb6, 0x13, 0x8f, 0x8f, 0xed, 0xc4, 0x99, 0x24, 0x1b, 0x37, 0xdb, 0xee, 0x66, 0x6f,
+	0xd5, 0x6e, 0x76, 0xdb, 0x66, 0xd5, 0xfd, 0x49, 0x95, 0x7e, 0x12, 0x42, 0xda, 0xcd, 0x7e, 0x74,
+	0xd9, 0xdd, 0x26, 0x9a, 0x84, 0x56, 0x20, 0x60, 0x98, 0xcc, 0xdc, 0x38, 0xa3, 0x8c, 0x67, 0xa6,
+	0x73, 0xaf, 0x1d, 0xbb, 0x2b, 0x81, 0xa8, 0x44, 0x05, 0xa2, 0x20, 0xa8, 0x84, 0x10, 0xa2, 0x2f,
+	0x3c, 0x20, 0xf1, 0x84, 0x84, 0x78, 0xe1, 0x8d, 0x57, 0x24, 0x84, 0xe8, 0x03, 0x0f, 0x7d, 0xac,
+	0x5a, 0xc1, 0x03, 0x88, 0x07, 0xf8, 0x0b, 0xd0, 0xfd, 0x9a, 0x0f, 0x4f, 0x36, 0x0d, 0xae, 0x63,
+	0x78, 0xf2, 0x9c, 0x73, 0xcf, 0xdc, 0x7b, 0xbe, 0xee, 0xf9, 0xf2, 0x40, 0xf3, 0xb0, 0x1f, 0x47,
+	0x4e, 0xb4, 0xb7, 0x11, 0xc5, 0x21, 0x0d, 0x8d, 0xaa, 0x04, 0x57, 0x9b, 0x38, 0x8e, 0xc3, 0x58,
+	0xe1, 0x57, 0x1b, 0x5d, 0x4c, 0x6d, 0x05, 0xa1, 0xaf, 0x42, 0xd3, 0xb4, 0x8f, 0xee, 0x61, 0x6a,
+	0xe2, 0x37, 0x7b, 0x98, 0x50, 0xe3, 0x1a, 0x54, 0x9d, 0x30, 0xa0, 0x78, 0x40, 0xdb, 0xda, 0x9a,
+	0xb6, 0x5e, 0xbf, 0xd1, 0xda, 0x50, 0xfb, 0x6e, 0x0a, 0xbc, 0xa9, 0x08, 0x8c, 0x16, 0x94, 0x0f,
+	0xf1, 0xb0, 0x5d, 0x5a, 0xd3, 0xd6, 0x1b, 0x26, 0x7b, 0x34, 0xe6, 0xa0, 0xe4, 0xec, 0xb7, 0xcb,
+	0x6b, 0xda, 0x7a, 0xcd, 0x2c, 0x39, 0xfb, 0xe8, 0x5d, 0x0d, 0xe6, 0xd4, 0xfe, 0x24, 0x0a, 0x03,
+	0x82, 0x8d, 0x97, 0xa1, 0x11, 0xe3, 0x8e, 0x17, 0x06, 0x16, 0xe7, 0x4b, 0x9e, 0x32, 0xb7, 0xa1,
+	0xb8, 0xbc, 0xc3, 0x7e, 0xcd, 0xba, 0xa0, 0xe1, 0x80, 0xb1, 0x04, 0x33, 0x82, 0xb6, 0xc4, 0x37,
+	0x16, 0x00, 0xc3, 0xf6, 0x6d, 0xbf, 0x87, 0xf9, 0x71, 0x0d, 0x53, 0x00, 0xc6, 0x05, 0xa8, 0x05,
+	0x21, 0xb5, 0xf6, 0xc3, 0x5e, 0xe0, 0xb6, 0x2b, 0x6b, 0xda, 0xba, 0x6e, 0xea, 0x41, 0x48, 0xef,
+	0x32, 0x18, 0x7d, 0x5b, 0xe3, 0xe2, 0x6e, 0xf7, 0x26, 0x24, 0xee, 0xf1, 0x2c, 0x08, 0x25, 0x54,
+	0x94, 0x12, 0xd8, 0x7b, 0x94, 0xfa, 0xed, 0x99, 0x35, 0x6d, 0xbd, 0x62, 0xb2, 0x47, 0xd4, 0xe7,
+	0x5a, 0xe1, 0x6c, 0x4c, 0x5a, 0x2b, 0x17, 0xa0, 0xe6, 0x87, 0x1d, 0xcb, 0x0b, 0x5c, 0x3c, 0x68,
+	0xbb, 0xfc, 0x48, 0xdd, 0x0f, 0x3b, 0xf7, 0x19, 0x8c, 0xbe, 0x0e, 0x2d, 0xd3, 0x3e, 0xba, 0x8d,
+	0x7d, 0x4c, 0xf1, 0xd9, 0x18, 0x7c, 0x08, 0x0b, 0x99, 0x13, 0xa6, 0x2a, 0xdc, 0xbf, 0x84, 0x71,
+	0x37, 0x6f, 0xee, 0x9c, 0xa5, 0x71, 0x5f, 0x04, 0x23, 0x8a, 0x71, 0xdf, 0x0b, 0x7b, 0xc4, 0x62,
+	0x8e, 0x86, 0x07, 0x1e, 0xa1, 0xd2, 0xd1, 0x5a, 0x6a, 0xe5, 0xb5, 0x90, 0xde, 0x61, 0x78, 0xe3,
+	0x39, 0x98, 0x4b, 0xa8, 0xc5, 0x66, 0x33, 0x7c, 0xb3, 0xa6, 0xc2, 0xbe, 0x9e, 0xf1, 0x98, 0xd9,
+	0x51, 0x8f, 0xa9, 0x26, 0x1e, 0x63, 0x9c, 0x87, 0x59, 0x97, 0x2b, 0xb5, 0xad, 0xf3, 0xa3, 0x24,
+	0x84, 0xfe, 0x22, 0x2e, 0x18, 0x17, 0x7a, 0xd2, 0xda, 0x6e, 0x43, 0x95, 0xf4, 0x1c, 0x07, 0x63,
+	0x97, 0xab, 0x40, 0x37, 0x15, 0x78, 0x36, 0x4a, 0x38, 0xd1, 0xb8, 0x2e, 0x18, 0xa6, 0x7d, 0x74,
+	0xcb, 0xa6, 0xce, 0xc1, 0x98, 0xc1, 0xca, 0x80, 0xca, 0x21, 0x1e, 0x92, 0x76, 0x69, 0xad, 0xbc,
+	0xde, 0x30, 0xf9, 0x73, 0xc1, 0x7b, 0x7f, 0xaa, 0xc1, 0x62, 0xee, 0x98, 0x49, 0xab, 0xf4, 0x39,
+	0x98, 0x89, 0x6c, 0x2f, 0x26, 0xed, 0xf2, 0x5a, 0x79, 0xbd, 0x7e, 0x63, 0x3e, 0x61, 0xf7, 0x41,
+	0x7f, 0xdb, 0xf6, 0x62, 0x53, 0xac, 0x32, 0x5e, 0x63, 0x6c, 0x8b, 0xf8, 0xd5, 0x34, 0xf9, 0x33,
+	0xfa, 0x9e, 0x96, 0xaa, 0x60, 0xcc, 0x00, 0x96, 0x9c, 0x5e, 0x3a, 0xf1, 0xf4, 0x11, 0xad, 0x30,
+	0x6e, 0x28, 0xf5, 0x49, 0xbb, 0xb2, 0x56, 0x5e, 0xaf, 0x98, 0xfc, 0x19, 0x3d, 0x4e, 0x15, 0x35,
+	0xfd, 0x30, 0xd6, 0x81, 0x65, 0x75, 0xf8, 0xf8, 0xb1, 0xec, 0x34, 0xfe, 0xf0, 0x0d, 0x38, 0x3f,
+	0x7a, 0xd0, 0x54, 0x05, 0x7d, 0x47, 0xd8, 0x7c, 0xf3, 0x00, 0x3b, 0x87, 0xa4, 0xd7, 0x1d, 0x47,
+	0xcc, 0x0b, 0x50, 0x23, 0xd4, 0x8e, 0xa9, 0x95, 0x46, 0x37, 0x9d, 0x23, 0x1e, 0xe0, 0xa1, 0xb1,
+	0x02, 0x55, 0x1c, 0xb8, 0x7c, 0x49, 0x04, 0xb9, 0x59, 0x1c, 0xb8, 0x0f, 0x92, 0xb0, 0x9e, 0xa4,
+	0x30, 0xf4, 0x5b, 0x71, 0x31, 0x52, 0x46, 0x26, 0xad, 0x86, 0x55, 0xd0, 0x1d, 0xb9, 0x39, 0x67,
+	0x65, 0xd6, 0x4c, 0x60, 0x26, 0x02, 0x0d, 0xa9, 0xed, 0x5b, 0x87, 0x7d, 0xc2, 0x79, 0xaa, 0x98,
+	0x3a, 0x47, 0x3c, 0xe8, 0x13, 0xe3, 0x12, 0xd4, 0xc5, 0xe2, 0xde, 0x90, 0x62, 0x22, 0x93, 0x2c,
+	0x70, 0xd4, 0x2d, 0x86, 0x41, 0x0e, 0xe7, 0xfc, 0x1e, 0x66, 0x02, 0xef, 0xee, 0x3e, 0x3c, 0x9b,
+	0xb4, 0xf7, 0x03, 0x0d, 0x96, 0xf2, 0xa7, 0x4c, 0x5a, 0x41, 0x32, 0x25, 0x94, 0xd3, 0x94, 0x70,
+	0x62, 0xa5, 0xf3, 0x5d, 0x8d, 0xdf, 0x11, 0xe9, 0xb5, 0x76, 0xd0, 0xc1, 0xff, 0x3d, 0xe7, 0x11,
+	0xb7, 0x28, 0xc7, 0xca, 0x54, 0x6f, 0xd1, 0xdf, 0x44, 0x8e, 0xdc, 0x71, 0xec, 0x60, 0xe2, 0x4a,
+	0x58, 0x82, 0x19, 0xdf, 0xeb, 0x7a, 0x94, 0xab, 0xa0, 0x69, 0x0a, 0xa0, 0x50, 0x01, 0xb6, 0xa1,
+	0x1a, 0xe3, 0x3e, 0x8e, 0x09, 0xe6, 0x49, 0x5e, 0x37, 0x15, 0x98, 0x55, 0x62, 0x35, 0xa7, 0xc4,
+	0xa7, 0x40, 0x3f, 0xc4, 0x43, 0x2b, 0x0c, 0xfc, 0xa1, 0x4c, 0xf9, 0xd5, 0x43, 0x3c, 0xdc, 0x0a,
+	0xfc, 0x21, 0x63, 0xa8, 0x6b, 0x0f, 0xa4, 0xc3, 0xd7, 0x84, 0xb0, 0x5d, 0x7b, 0x20, 0xdc, 0xfd,
+	0x47, 0x1a, 0xcc, 0x27, 0xc2, 0x4e, 0x5a, 0xcd, 0x97, 0xa1, 0xcc, 0xee, 0xe0, 0x13, 0x92, 0x17,
+	0x5b, 0x63, 0x61, 0xb5, 0x1b, 0xc6, 0x58, 0x3a, 0x24, 0x7f, 0x46, 0x2e, 0xc0, 0xc4, 0x3a, 0x8c,
+	0x36, 0x54, 0x99, 0xe6, 0xbc, 0x30, 0x90, 0x77, 0x41, 0x81, 0xe8, 0x7d, 0x0d, 0xea, 0x9f, 0x31,
+	0x69, 0x5f, 0xc9, 0x4a, 0x5d, 0xbf, 0xb1, 0x90, 0x4a, 0x88, 0x87, 0x82, 0x7c, 0xfc, 0xde, 0xe3,
+	0x37, 0x65, 0x98, 0xdf, 0x8e, 0xf1, 0x51, 0xec, 0x8d, 0x97, 0xaf, 0xae, 0x43, 0xad, 0xdb, 0xa3,
+	0x36, 0xf5, 0xc2, 0x40, 0x25, 0xf0, 0x94, 0xbf, 0x47, 0x72, 0xc5, 0x4c, 0x69, 0x8c, 0xcb, 0xd0,
+	0x88, 0x62, 0xaf, 0x6b, 0xc7, 0x43, 0xcb, 0x0f, 0x9d, 0x43, 0xc9, 0x6a, 0x5d, 0xe2, 0x1e, 0x86,
+	0xce, 0xa1, 0xf1, 0x2c, 0x34, 0x85, 0x6b, 0x2b, 0x95, 0x8a, 0xe8, 0xda, 0xe0, 0xc8, 0xd7, 0x05,
+	0x8e, 0x79, 0x22, 0x7b, 0xdf, 0x4a, 0x7b, 0x98, 0x2a, 0x83, 0x77, 0xa9, 0x6f, 0x6c, 0xc0, 0xa2,
+	0x47, 0xac, 0x08, 0x13, 0xe2, 0x75, 0x3d, 0x42, 0x3d, 0x47, 0x9c, 0x54, 0x5d, 0x2b, 0xaf, 0xeb,
+	0xe6, 0x82, 0x47, 0xb6, 0xd3, 0x15, 0x7e, 0x1e, 0x82, 0xe6, 0x7e, 0x18, 0x5b, 0xbd, 0xc8, 0xb5,
+	0x29, 0xb6, 0xa8, 0xf2, 0xde, 0xfa, 0x7e, 0x18, 0x7f, 0x91, 0xe3, 0x76, 0x09, 0xa3, 0xe9, 0x7a,
+	0x81, 0xe5, 0x84, 0xdd, 0xae, 0x47, 0x19, 0x0d, 0x08, 0x9a, 0xae, 0x17, 0x6c, 0x72, 0xdc, 0x2e,
+	0x31, 0xd6, 0xa1, 0xd5, 0x23, 0xd8, 0xb2, 0xc9, 0x30, 0x70, 0x24, 0x65, 0xbb, 0xce, 0xf5, 0x3d,
+	0xd7, 0x23, 0xf8, 0x26, 0x43, 0x0b, 0x5a, 0x63, 0x0d, 0xea, 0x04, 0x3b, 0x61, 0xe0, 0xda, 0xb1,
+	0x87, 0x49, 0xbb, 0xc1, 0x93, 0x7d, 0x16, 0x65, 0x3c, 0x0d, 0x40, 0x63, 0x76, 0xd1, 0xb0, 0x15,
+	0x39, 0xed, 0xa6, 0xb0, 0x1a, 0x8d, 0x87, 0x5b, 0x01, 0xde, 0x76, 0xd0, 0x47, 0x1a, 0xb4, 0x52,
+	0xab, 0x8d, 0xef, 0x59, 0x57, 0x61, 0x96, 0xaf, 0x16, 0x4d, 0x97, 0xb8, 0x96, 0x24, 0x28, 0x2a,
+	0xa0, 0x5c, 0x54, 0xc0, 0x15, 0x68, 0x09, 0x86, 0x33, 0x64, 0xc2, 0x76, 0xcd, 0x90, 0xf1, 0x9d,
+	0x10, 0x5e, 0x86, 0x86, 0xa0, 0xa0, 0xd8, 0x65, 0x44, 0x22, 0x36, 0xd6, 0x13, 0xdc, 0x2e, 0x41,
+	0x7f, 0x28, 0xc1, 0xf9, 0x11, 0x43, 0x8d, 0xe3, 0x9f, 0x53, 0x70, 0xb7, 0x82, 0xfb, 0xcc, 0x1e,
+	0xeb, 0x3e, 0x1e, 0xb1, 0xf6, 0xbd, 0x98, 0x50, 0xe5, 0x8c, 0xcc, 0xa2, 0x75, 0x8f, 0xdc, 0x65,
+	0x38, 0xce, 0xc7, 0x65, 0x68, 0x1c, 0xd9, 0x4c, 0x69, 0x5e, 0x17, 0x87, 0x3d, 0xca, 0xe3, 0x6b,
+	0xd9, 0xac, 0x33, 0xdc, 0xae, 0x40, 0x31, 0x56, 0x63, 0x4c, 0x7b, 0x71, 0x20, 0x3a, 0x16, 0xe1,
+	0x85, 0xba, 0xd9, 0x10, 0x48, 0xde, 0xb0, 0x90, 0xa4, 0x84, 0x74, 0xd3, 0x12, 0x12, 0xfd, 0x4a,
+	0x83, 0x95, 0x82, 0x36, 0xa7, 0xe2, 0x37, 0xe7, 0x61, 0x56, 0xf2, 0x3a, 0xc3, 0xf9, 0x91, 0x90,
+	0xf1, 0x0c, 0x40, 0x12, 0x95, 0x98, 0xca, 0xd8, 0xdd, 0xac, 0xa9, 0xb0, 0x44, 0xd0, 0x2f, 0x34,
+	0x58, 0xcd, 0x30, 0x6c, 0x86, 0xbe, 0xbf, 0x67, 0x8f, 0xe7, 0x02, 0x05, 0xfb, 0x96, 0x8e, 0xb1,
+	0x6f, 0xc1, 0x88, 0xe5, 0xa2, 0x11, 0x95, 0x62, 0x2b, 0x19, 0xc5, 0x3e, 0x86, 0x0b, 0xc7, 0xb2,
+	0x39, 0x0d, 0xdd, 0xa2, 0x5f, 0x6b, 0xb0, 0xb8, 0x3b, 0x08, 0x5e, 0xc5, 0x76, 0x4c, 0x6f, 0x61,
+	0x9b, 0x4e, 0xe2, 0x82, 0x94, 0x4e, 0x71, 0x41, 0xca, 0xc7, 0x28, 0xf0, 0x79, 0x98, 0xb7, 0xdd,
+	0xbe, 0x47, 0xb0, 0x95, 0xdc, 0x13, 0x79, 0xf5, 0x05, 0xfa, 0xa1, 0xb8, 0x2d, 0xe8, 0xfb, 0x1a,
+	0x2c, 0xe5, 0x79, 0x9e, 0x42, 0x62, 0xcc, 0xde, 0xde, 0x72, 0xee, 0xf6, 0xa2, 0xef, 0x68, 0xb0,
+	0x7c, 0x1b, 0x53, 0xec, 0xd0, 0xdb, 0xd8, 0x76, 0xfd, 0x31, 0xc3, 0xcc, 0x0b, 0x30, 0x83, 0x03,
+	0x1a, 0x0f, 0x25, 0x27, 0xcb, 0x09, 0xe5, 0x1b, 0xb6, 0x47, 0xef, 0x86, 0xf1, 0x1d, 0xb6, 0x68,
+	0x0a, 0x1a, 0x76, 0x25, 0x62, 0xdc, 0x0d, 0xfb, 0x58, 0x0e, 0x30, 0x24, 0x84, 0x7e, 0xae, 0xc1,
+	0xf9, 0x51, 0x56, 0xa6, 0xa0, 0x9c, 0x17, 0x60, 0xc6, 0x39, 0xb0, 0xbd, 0x40, 0x16, 0x50, 0x4f,
+	0xe2, 0x9d, 0xd3, 0xa0, 0x7d, 0x68, 0x64, 0xd1, 0xbc, 0x01, 0x18, 0x04, 0x9c, 0x1f, 0xd6, 0x00,
+	0x0c, 0x02, 0x63, 0x4d, 0x86, 0x31, 0x76, 0x9d, 0xd8, 0x92, 0xb8, 0x6d, 0x70, 0x24, 0xde, 0xda,
+	0x1d, 0x04, 0xaa, 0x7c, 0xaa, 0xa4, 0xe5, 0x13, 0xdb, 0xc5, 0xee, 0xc8, 0x01, 0x0c, 0x7b, 0x44,
+	0x3f, 0xd3, 0xa0, 0x29, 0xd2, 0xc5, 0x99, 0x5d, 0x79, 0x75, 0x9d, 0xcb, 0x99, 0x56, 0xfb, 0x39,
+	0x98, 0x93, 0xa9, 0x2b, 0x9f, 0x0c, 0x9a, 0x02, 0x2b, 0x5f, 0x45, 0x3e, 0xcc, 0x29, 0xe6, 0xce,
+	0xde, 0x40, 0xe8, 0xcf, 0x1a, 0xd4, 0xa7, 0xd8, 0x26, 0x64, 0x6a, 0xd9, 0x4a, 0xae, 0x96, 0xcd,
+	0x55, 0xff, 0x33, 0xf9, 0xea, 0xff, 0x3f, 0xef, 0x25, 0xd0, 0x01, 0x34, 0x3e, 0x6b, 0x3f, 0x70,
+	0xba, 0xd1, 0x11, 0x3a, 0x84, 0xf9, 0x49, 0xcf, 0xe8, 0x9e, 0x5c, 0xf0, 0xff, 0x58, 0x83, 0xd6,
+	0x24, 0x46, 0x75, 0xa7, 0x1c, 0x8b, 0x25, 0x5e, 0x54, 0xf9, 0x14, 0x2f, 0xfa, 0xa3, 0x06, 0xf3,
+	0x4c, 0xdf, 0xe3, 0x56, 0x52, 0x97, 0xa0, 0xce, 0xfa, 0xbb, 0xfc, 0x8d, 0x82, 0xae, 0x3d, 0x50,
+	0xf7, 0x29, 0xe7, 0x6a, 0xe5, 0x27, 0xb9, 0x5a, 0x25, 0xeb, 0x6a, 0x19, 0xdf, 0x98, 0xc9, 0xf5,
+	0x99, 0x97, 0x99, 0xbe, 0xf6, 0x59, 0x35, 0x1d, 0xfa, 0x2e, 0x8e, 0x79, 0x81, 0xa8, 0x33, 0xfd,
+	0x30, 0xdc, 0x16, 0x43, 0xa1, 0x9f, 0x68, 0xd0, 0x4a, 0xe5, 0x99, 0x42, 0x9c, 0xbc, 0x02, 0x33,
+	0x2c, 0x26, 0xab, 0x46, 0x33, 0x25, 0x64, 0x1c, 0xdc, 0x0f, 0xf6, 0x43, 0x53, 0xac, 0xa3, 0x6f,
+	0xc2, 0xf2, 0x66, 0xe8, 0xfb, 0xd8, 0xa1, 0xf7, 0xec, 0x78, 0xcf, 0x1e, 0x6f, 0xc8, 0xf1, 0x0c,
+	0x00, 0xb1, 0xf7, 0xb1, 0x15, 0x85, 0x5e, 0x40, 0xa5, 0xb6, 0x6b, 0x0c, 0xb3, 0xcd, 0x10, 0x27,
+	0x2a, 0x1b, 0xfd, 0x43, 0x83, 0xf3, 0xa3, 0x1c, 0x4c, 0x27, 0xcb, 0x06, 0x78, 0x90, 0x65, 0xa9,
+	0xca, 0x60, 0x66, 0x4f, 0x03, 0x2a, 0x6e, 0x18, 0x24, 0xfd, 0x37, 0x7b, 0x36, 0x56, 0x41, 0x97,
+	0xce, 0xa4, 0x06, 0x64, 0x09, 0xcc, 0xdc, 0x45, 0x0c, 0x12, 0x44, 0x2d, 0x2d, 0x00, 0x96, 0x38,
+	0x99, 0x86, 0xb1, 0x2b, 0xff, 0x83, 0x90, 0x10, 0xda, 0x81, 0xc5, 0x47, 0x7d, 0xc7, 0xb9, 0x87,
+	0xe9, 0xad, 0xe1, 0x03, 0x3c, 0x9c, 0x48, 0x4b, 0x8f, 0xde, 0xd1, 0x60, 0x29, 0xbf, 0xeb, 0xe4,
+	0xc7, 0xee, 0x15, 0x2f, 0xd8, 0x0f, 0xb9, 0xae, 0x72, 0x6d, 0x73, 0xdf, 0x71, 0xb8, 0x3f, 0xf1,
+	0x65, 0xf4, 0x4b, 0x0d, 0x74, 0x85, 0x62, 0xef, 0xf0, 0x32, 0x4d, 0x1b, 0x79, 0x27, 0xf1, 0x41,
+	0xbe, 0xcc, 0xbc, 0x87, 0x17, 0x3c, 0x62, 0x1c, 0x20, 0xa4, 0xaa, 0x31, 0x8c, 0xf8, 0x53, 0xe3,
+	0x1a, 0xcc, 0xf2, 0xde, 0x51, 0xf9, 0xb2, 0x91, 0x3b, 0xfb, 0x0d, 0xde, 0x56, 0x4a, 0x0a, 0x46,
+	0x2b, 0x0b, 0xf8, 0xca, 0x31, 0xb4, 0x7c, 0x3f, 0x55, 0xd4, 0xa3, 0x0f, 0x35, 0xa8, 0x25, 0x3b,
+	0xf0, 0x09, 0xfd, 0x30, 0xc2, 0x9c, 0xd7, 0x9a, 0xc9, 0x9f, 0x99, 0x8f, 0x08, 0xbf, 0xa5, 0x44,
+	0x3a, 0x75, 0x95, 0xc3, 0xbb, 0x84, 0xb9, 0xf4, 0x68, 0x77, 0xa9, 0x3b, 0xaa, 0x63, 0xbc, 0x04,
+	0x75, 0x72, 0x10, 0xb2, 0x8c, 0xce, 0x25, 0x12, 0xb5, 0x03, 0x70, 0x94, 0x10, 0xe9, 0x79, 0x98,
+	0x3f, 0xb0, 0x89, 0x95, 0x25, 0x12, 0x29, 0xaa, 0x79, 0x60, 0x93, 0x9d, 0x94, 0xee, 0x15, 0x58,
+	0x61, 0x74, 0x61, 0x1f, 0xc7, 0xbe, 0x1d, 0x45, 0xd8, 0xb5, 0x62, 0x59, 0xb4, 0xcb, 0xc4, 0xb5,
+	0x7c, 0x60, 0x93, 0xad, 0x64, 0x55, 0x55, 0xf4, 0xe8, 0x73, 0x42, 0x32, 0xb1, 0x49, 0x56, 0x0a,
+	0x2d, 0x2f, 0x45, 0x32, 0x83, 0x29, 0x65, 0x66, 0x30, 0xe8, 0x31, 0x2c, 0xf1, 0x9c, 0x70, 0xe6,
+	0x7d, 0xcc, 0x31, 0x45, 0x0d, 0x22, 0xb0, 0x3c, 0x72, 0xf8, 0x14, 0x8a, 0x96, 0xbf, 0x6b, 0xb0,
+	0xcc, 0x07, 0xf3, 0xbb, 0x83, 0x60, 0x87, 0xda, 0xb4, 0x47, 0xc6, 0x4c, 0x3a, 0xaa, 0x3b, 0x49,
+	0xaf, 0x27, 0x48, 0x94, 0x1c, 0xf7, 0x8a, 0xca, 0x5e, 0xb9, 0x0c, 0x8f, 0x09, 0xbb, 0xbc, 0xbf,
+	0x74, 0x7a, 0x71, 0x8c, 0x83, 0xcc, 0x14, 0xa2, 0x26, 0x31, 0x62, 0x02, 0x71, 0x88, 0x71, 0x64,
+	0x75, 0x3d, 0x42, 0xbc, 0xa0, 0xa3, 0x12, 0x0c, 0xc3, 0x3d, 0x12, 0x28, 0xe3, 0x1a, 0x2c, 0xec,
+	0x87, 0xb1, 0x83, 0xad, 0xec, 0x3c, 0x47, 0xf4, 0xed, 0xf3, 0x7c, 0x61, 0x27, 0x19, 0xe8, 0xa0,
+	0xbf, 0xb2, 0x88, 0x3b, 0x22, 0xed, 0xf8, 0x4a, 0xce, 0xb6, 0x2b, 0xa5, 0xfc, 0xb0, 0xa1, 0x58,
+	0xa0, 0x96, 0x8f, 0x29, 0x50, 0x8d, 0x2b, 0x30, 0x6b, 0x3b, 0x54, 0x95, 0x70, 0x73, 0x99, 0xea,
+	0xe1, 0x26, 0x47, 0x9b, 0x72, 0xd9, 0xd8, 0x00, 0x1e, 0x16, 0x2c, 0x1e, 0x88, 0x66, 0x9e, 0x14,
+	0x54, 0x38, 0x3b, 0xec, 0x09, 0x7d, 0x4b, 0x83, 0x55, 0x2e, 0xe8, 0x8e, 0x1c, 0x56, 0xf1, 0x16,
+	0x91, 0x4c, 0xaa, 0xac, 0x3a, 0x4d, 0xab, 0x89, 0x7e, 0xa7, 0xc1, 0x85, 0x63, 0x79, 0xf8, 0x1f,
+	0x2a, 0x02, 0xf2, 0xd1, 0xac, 0x92, 0x8f, 0x66, 0xe8, 0x5d, 0x0d, 0x0c, 0x13, 0x93, 0xd0, 0xef,
+	0xe3, 0x71, 0xcb, 0xb1, 0x53, 0x45, 0x83, 0xd3, 0x79, 0x0b, 0x7a, 0x13, 0x16, 0x73, 0xdc, 0x4c,
+	0x21, 0x3c, 0x7c, 0x09, 0x66, 0x45, 0x1d, 0x9b, 0xbe, 0xa2, 0x7d, 0x8a, 0xea, 0x4f, 0xf9, 0x2d,
+	0x04, 0xda, 0x02, 0x5d, 0x0d, 0x9e, 0x8d, 0x0b, 0x50, 0x0a, 0x23, 0xbe, 0xf3, 0xdc, 0x8d, 0x7a,
+	0xb2, 0xf3, 0x56, 0x64, 0x96, 0xc2, 0xe8, 0xd4, 0x1b, 0xbe, 0x57, 0x02, 0x5d, 0x31, 0x63, 0x5c,
+	0x4d, 0x6a, 0x90, 0x27, 0xa6, 0x60, 0x49, 0x60, 0x3c, 0x0d, 0xb5, 0x18, 0xd3, 0x78, 0x68, 0xef,
+	0xf9, 0x58, 0x66, 0xfe, 0x14, 0xc1, 0xce, 0xb2, 0xf7, 0xc2, 0x98, 0xca, 0xff, 0xeb, 0x04, 0x60,
+	0xdc, 0x00, 0xdd, 0x09, 0x83, 0x7d, 0xdf, 0x73, 0xa8, 0xac, 0xe8, 0xcf, 0xa7, 0xfd, 0x38, 0xcb,
+	0xaa, 0x9b, 0x72, 0xd5, 0x4c, 0xe8, 0x8c, 0x97, 0x40, 0x77, 0xe5, 0xc0, 0x80, 0xe7, 0xb0, 0x2c,
+	0x53, 0xc9, 0x24, 0x21, 0x21, 0x31, 0x6e, 0xc3, 0x42, 0xe2, 0x99, 0x16, 0x1e, 0x44, 0x5e, 0x2c,
+	0x0b, 0xaa, 0xfa, 0x8d, 0x76, 0xc6, 0xdf, 0x84, 0xab, 0xde, 0x11, 0xeb, 0xe6, 0xbc, 0x93, 0x47,
+	0xa0, 0xcf, 0x83, 0xae, 0xf6, 0xce, 0x06, 0x61, 0x2d, 0x17, 0x84, 0x55, 0x20, 0x4b, 0xd5, 0xcc,
+	0x09, 0x59, 0x8d, 0xfa, 0x9e, 0x06, 0xf3, 0x23, 0x87, 0x9c, 0x94, 0x56, 0x37, 0x60, 0xd1, 0xa6,
+	0x14, 0x77, 0x23, 0x8a, 0xdd, 0xcc, 0x74, 0x59, 0x38, 0xfd, 0x42, 0xb2, 0x94, 0x4c, 0x98, 0xa5,
+	0x6d, 0xcb, 0xa9, 0x6d, 0x0b, 0x03, 0xec, 0x4a, 0x61, 0x80, 0x8d, 0xde, 0x2f, 0x81, 0xae, 0xcc,
+	0x58, 0x98, 0x8c, 0x69, 0xc5, 0xc9, 0xd8, 0x65, 0x68, 0x88, 0x32, 0x2b, 0x77, 0x07, 0xeb, 0xbc,
+	0xd0, 0x92, 0x57, 0xb0, 0xc8, 0x48, 0x36, 0xba, 0x57, 0xf2, 0xd1, 0xfd, 0x29, 0xd0, 0xe9, 0x20,
+	0xb0, 0x88, 0xf7, 0x16, 0x56, 0x53, 0x66, 0x3a, 0x08, 0x76, 0xbc, 0xb7, 0xf0, 0xb1, 0x7f, 0x2e,
+	0xe8, 0xc7, 0xfe, 0xb9, 0x50, 0x10, 0xb4, 0x56, 0x9c, 0xd4, 0x8f, 0xfc, 0x01, 0x01, 0xc5, 0x3f,
+	0x20, 0x54, 0xf1, 0xe6, 0xa6, 0xc5, 0x1b, 0x3a, 0x82, 0x66, 0xce, 0x07, 0x4f, 0x32, 0xd8, 0x25,
+	0xa8, 0x2b, 0x07, 0x4d, 0x0d, 0x05, 0x0a, 0x75, 0xac, 0x85, 0xda, 0x50, 0x95, 0xca, 0x95, 0xf5,
+	0x9d, 0x02, 0xd1, 0xdb, 0x65, 0xa8, 0x6e, 0xa6, 0x13, 0x0d, 0x19, 0x95, 0x3c, 0x57, 0x1e, 0xaa,
+	0x0b, 0xc4, 0x7d, 0xd7, 0x78, 0x25, 0x0d, 0x59, 0x51, 0xe8, 0x1c, 0xc8, 0x30, 0xb4, 0xb8, 0x21,
+	0xbf, 0x2e, 0x34, 0x45, 0xa8, 0x62, 0x4b, 0x49, 0xdc, 0x62, 0x80, 0xb1, 0x06, 0x95, 0x08, 0xe3,
+	0x58, 0x96, 0xe2, 0x0d, 0x45, 0xbf, 0x8d, 0x71, 0x6c, 0xf2, 0x15, 0xae, 0x0f, 0x1c, 0x77, 0xa5,
+	0x59, 0xf8, 0x33, 0xaf, 0x31, 0xfc, 0x1e, 0xa1, 0x38, 0x66, 0xbc, 0x3c, 0x2b, 0x6b, 0x0c, 0x81,
+	0xb9, 0xef, 0xf2, 0x81, 0x3e, 0x53, 0x97, 0xe5, 0xf8, 0x1e, 0x0e, 0x68, 0x1b, 0xf3, 0x2f, 0x08,
+	0xea, 0x1c, 0xb7, 0xc9, 0x51, 0x29, 0x49, 0xd0, 0xeb, 0xee, 0xe1, 0xb8, 0xbd, 0x2f, 0x4c, 0xc5,
+	0x71, 0xaf, 0x71, 0x14, 0x0b, 0xf4, 0x82, 0x44, 0x3a, 0x79, 0xbb, 0xc3, 0x3b, 0x68, 0xf1, 0xde,
+	0x4d, 0x81, 0x13, 0x8e, 0xd8, 0xb1, 0xa2, 0x90, 0x78, 0x3c, 0xeb, 0x1f, 0x28, 0x47, 0xec, 0x6c,
+	0x4b, 0x94, 0xf1, 0xff, 0x6a, 0x9f, 0x30, 0xf6, 0x3a, 0x5e, 0x40, 0xda, 0x1e, 0xcf, 0x60, 0x4b,
+	0xf9, 0xf0, 0xb2, 0xc5, 0x17, 0xe5, 0xee, 0x02, 0x20, 0x5f, 0xa8, 0xe8, 0x6e, 0x0b, 0xa3, 0x47,
+	0x50, 0xcf, 0x90, 0x9c, 0x6c, 0x87, 0x51, 0x7e, 0x4a, 0x05, 0x7e, 0xd0, 0x3f, 0x35, 0x68, 0xf0,
+	0xb2, 0x94, 0x39, 0xa5, 0x1d, 0xb8, 0xc6, 0x1c, 0x94, 0x92, 0x9d, 0x4a, 0x9e, 0xcb, 0xb4, 0x2b,
+	0xff, 0x0a, 0xb1, 0xba, 0xca, 0x81, 0x6a, 0x12, 0xf3, 0x88, 0x18, 0xeb, 0x50, 0xee, 0x60, 0x2a,
+	0x2d, 0x96, 0x06, 0xc9, 0xdc, 0x77, 0xa3, 0x26, 0x23, 0x61, 0x94, 0x51, 0xaf, 0x18, 0x4e, 0x73,
+	0x9f, 0x5c, 0x9a, 0x8c, 0xc4, 0x78, 0x39, 0xf9, 0x9e, 0x4d, 0x94, 0x42, 0x4f, 0x65, 0x89, 0x73,
+	0x1f, 0xf5, 0xa8, 0x4f, 0xdd, 0x8c, 0x17, 0xa0, 0x42, 0x1c, 0x3b, 0x90, 0x81, 0x77, 0x25, 0xfb,
+	0x42, 0x66, 0x66, 0x67, 0x72, 0x22, 0xf4, 0x76, 0x09, 0x40, 0x94, 0xe2, 0x38, 0xf2, 0x87, 0x05,
+	0x89, 0xaf, 0x66, 0x45, 0x5a, 0x29, 0x88, 0x24, 0xd2, 0xb2, 0x90, 0xe9, 0x6a, 0x56, 0xa6, 0x95,
+	0x82, 0x4c, 0x8a, 0x94, 0x09, 0x75, 0x63, 0x44, 0xa8, 0xd5, 0xe3, 0x84, 0x92, 0x2f, 0x28, 0xa9,
+	0x5e, 0xcc, 0x49, 0xd5, 0x2e, 0x4a, 0x25, 0xe9, 0x39, 0x15, 0xbb, 0x1b, 0x4e, 0xe8, 0x62, 0x9e,
+	0x44, 0x9a, 0x26, 0x7f, 0x66, 0x97, 0xb9, 0x8b, 0x09, 0xb1, 0x3b, 0xe2, 0xdb, 0xc0, 0x9a, 0xa9,
+	0x40, 0x74, 0x5f, 0xf6, 0x42, 0xd2, 0xee, 0x49, 0xed, 0xf8, 0x32, 0xf0, 0x02, 0x89, 0xa1, 0xda,
+	0xda, 0xc8, 0x28, 0x3a, 0xfb, 0x82, 0x99, 0x90, 0xa1, 0xbb, 0xb2, 0xb3, 0x49, 0xb7, 0x92, 0xa5,
+	0xcb, 0x4b, 0x50, 0x8d, 0x71, 0xe4, 0xb3, 0xd8, 0x26, 0xb6, 0x5a, 0xcc, 0x6f, 0xc5, 0xf5, 0x6f,
+	0x2a, 0x1a, 0xf4, 0x35, 0x58, 0xe1, 0x05, 0xe5, 0x66, 0x18, 0x10, 0x8f, 0x50, 0x1c, 0x38, 0x63,
+	0x0d, 0x11, 0x56, 0xa0, 0xca, 0x47, 0xdf, 0x89, 0xbb, 0xce, 0x32, 0xf0, 0x11, 0x41, 0x7f, 0xd2,
+	0xa0, 0x5d, 0x3c, 0xe0, 0x0c, 0x3e, 0x3d, 0x16, 0x9f, 0x9a, 0x88, 0x22, 0x4f, 0x00, 0xc6, 0x2b,
+	0xa0, 0x73, 0x31, 0x1d, 0x5b, 0x75, 0xf0, 0x19, 0x07, 0x10, 0x0b, 0xaf, 0xda, 0xe4, 0xc0, 0xc4,
+	0xa4, 0xe7, 0x53, 0x33, 0xa1, 0x65, 0xd5, 0x4b, 0x2f, 0x70, 0xb1, 0xe3, 0xb9, 0xd8, 0x95, 0xad,
+	0x74, 0x8a, 0x40, 0x8f, 0x61, 0xa1, 0xf0, 0x72, 0x12, 0x45, 0xb5, 0x27, 0x46, 0xd1, 0x25, 0x98,
+	0x39, 0x0c, 0xc2, 0x23, 0x11, 0x10, 0x74, 0x53, 0x00, 0xcc, 0x7f, 0x0e, 0x6c, 0x72, 0x20, 0x3f,
+	0xb1, 0xe2, 0xcf, 0xc6, 0x2a, 0xe8, 0xae, 0xd7, 0xc7, 0x71, 0x07, 0x27, 0x1f, 0x2d, 0x28, 0x18,
+	0x7d, 0x05, 0xe6, 0xee, 0x86, 0xf1, 0x91, 0x1d, 0xbb, 0xca, 0x4a, 0x3c, 0x11, 0x85, 0x31, 0x4e,
+	0x63, 0x51, 0x95, 0xc3, 0xf7, 0x5d, 0xe3, 0x3a, 0x33, 0x20, 0x77, 0x8f, 0xc2, 0x9f, 0x33, 0x39,
+	0xaf, 0x52, 0x54, 0xe8, 0x0d, 0x98, 0x4f, 0x76, 0x97, 0x26, 0xba, 0x0a, 0x33, 0x4c, 0x2f, 0x43,
+	0x29, 0xd9, 0xb1, 0xce, 0x24, 0x28, 0xf8, 0x10, 0x2c, 0xa4, 0x16, 0xc1, 0x72, 0x6a, 0xa7, 0x9b,
+	0xd5, 0x20, 0xa4, 0x3b, 0x38, 0xa0, 0xd7, 0x36, 0xa0, 0xb4, 0x15, 0x19, 0x55, 0x28, 0x6f, 0xf7,
+	0x68, 0xeb, 0x1c, 0x7b, 0xb8, 0x8d, 0xfd, 0x96, 0x66, 0x34, 0x40, 0x57, 0xad, 0x79, 0xab, 0x64,
+	0xe8, 0x50, 0x61, 0xb5, 0x45, 0xab, 0x7c, 0xed, 0x1e, 0xcc, 0x8a, 0x6e, 0x8d, 0x51, 0xbc, 0x16,
+	0x8a, 0xe7, 0xd6, 0x39, 0x63, 0x19, 0x16, 0x76, 0x77, 0x1f, 0x8a, 0xa2, 0x29, 0x79, 0x51, 0x33,
+	0xda, 0xb0, 0xc4, 0x5e, 0x54, 0x1f, 0xb8, 0xa6, 0x5b, 0xde, 0xba, 0xfd, 0xfb, 0x8f, 0x2f, 0x6a,
+	0x1f, 0x7c, 0x7c, 0x51, 0xfb, 0xe8, 0xe3, 0x8b, 0xda, 0x0f, 0x3f, 0xb9, 0x78, 0xee, 0x83, 0x4f,
+	0x2e, 0x9e, 0xfb, 0xf0, 0x93, 0x8b, 0xe7, 0xbe, 0x7c, 0xad, 0xe3, 0xd1, 0x83, 0xde, 0xde, 0x86,
+	0x13, 0x76, 0xaf, 0x53, 0x2f, 0x18, 0x1e, 0xf6, 0xd5, 0x0f, 0xff, 0x10, 0xff, 0x7a, 0x74, 0xd8,
+	0xb9, 0x2e, 0x65, 0xdd, 0x9b, 0xe5, 0xa8, 0xff, 0xfb, 0x77, 0x00, 0x00, 0x00, 0xff, 0xff, 0x08,
+	0x1d, 0x61, 0xb5, 0xd2, 0x2f, 0x00, 0x00,
 }
 
 func (m *RawGetRequest) Marshal() (dAtA []byte, err error) {
@@ -5084,6 +5781,11 @@ func (m *RawPutRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.Ttl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Ttl))
+		i--
+		dAtA[i] = 0x28
+	}
 	if len(m.Cf) > 0 {
 		i -= len(m.Cf)
 		copy(dAtA[i:], m.Cf)
@@ -5297,6 +5999,11 @@ func (m *RawCASRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		i--
 		dAtA[i] = 0x40
 	}
+	if m.Ttl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Ttl))
+		i--
+		dAtA[i] = 0x38
+	}
 	if len(m.Cf) > 0 {
 		i -= len(m.Cf)
 		copy(dAtA[i:], m.Cf)
@@ -5401,6 +6108,561 @@ func (m *RawCASResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		} else {
 			dAtA[i] = 0
 		}
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchGetRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchGetRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchGetRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Keys) > 0 {
+		for iNdEx := len(m.Keys) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Keys[iNdEx])
+			copy(dAtA[i:], m.Keys[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Keys[iNdEx])))
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchGetResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchGetResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchGetResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Read != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Read))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.Pairs) > 0 {
+		for iNdEx := len(m.Pairs) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Pairs[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1a
+		}
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchPutRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchPutRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchPutRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Ttls) > 0 {
+		dAtA12 := make([]byte, len(m.Ttls)*10)
+		var j11 int
+		for _, num := range m.Ttls {
+			for num >= 1<<7 {
+				dAtA12[j11] = uint8(uint64(num)&0x7f | 0x80)
+				num >>= 7
+				j11++
+			}
+			dAtA12[j11] = uint8(num)
+			j11++
+		}
+		i -= j11
+		copy(dAtA[i:], dAtA12[:j11])
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(j11))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Pairs) > 0 {
+		for iNdEx := len(m.Pairs) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Pairs[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchPutResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchPutResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchPutResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LogIndex != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LogIndex))
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchDeleteRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchDeleteRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchDeleteRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Keys) > 0 {
+		for iNdEx := len(m.Keys) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Keys[iNdEx])
+			copy(dAtA[i:], m.Keys[iNdEx])
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Keys[iNdEx])))
+			i--
+			dAtA[i] = 0x12
+		}
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawBatchDeleteResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawBatchDeleteResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawBatchDeleteResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.LogIndex != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.LogIndex))
+		i--
+		dAtA[i] = 0x6
+		i--
+		dAtA[i] = 0xa0
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawChecksumRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawChecksumRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawChecksumRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.EndKey) > 0 {
+		i -= len(m.EndKey)
+		copy(dAtA[i:], m.EndKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.EndKey)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.StartKey) > 0 {
+		i -= len(m.StartKey)
+		copy(dAtA[i:], m.StartKey)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.StartKey)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawChecksumResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawChecksumResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawChecksumResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.TotalBytes != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.TotalBytes))
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.TotalKvs != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.TotalKvs))
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Checksum != 0 {
+		i -= 8
+		encoding_binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.Checksum))
+		i--
+		dAtA[i] = 0x19
+	}
+	if len(m.Error) > 0 {
+		i -= len(m.Error)
+		copy(dAtA[i:], m.Error)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Error)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.RegionError != nil {
+		{
+			size, err := m.RegionError.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawGetKeyTTLRequest) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawGetKeyTTLRequest) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawGetKeyTTLRequest) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Cf) > 0 {
+		i -= len(m.Cf)
+		copy(dAtA[i:], m.Cf)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Cf)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Context != nil {
+		{
+			size, err := m.Context.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintKvrpcpb(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *RawGetKeyTTLResponse) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *RawGetKeyTTLResponse) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *RawGetKeyTTLResponse) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.NotFound {
+		i--
+		if m.NotFound {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Ttl != 0 {
+		i = encodeVarintKvrpcpb(dAtA, i, uint64(m.Ttl))
 		i--
 		dAtA[i] = 0x18
 	}
@@ -8926,6 +10188,9 @@ func (m *RawPutRequest) Size() (n int) {
 	if l > 0 {
 		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
+	if m.Ttl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Ttl))
+	}
 	return n
 }
 
@@ -9019,6 +10284,9 @@ func (m *RawCASRequest) Size() (n int) {
 	if l > 0 {
 		n += 1 + l + sovKvrpcpb(uint64(l))
 	}
+	if m.Ttl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Ttl))
+	}
 	if m.Delete {
 		n += 2
 	}
@@ -9051,6 +10319,243 @@ func (m *RawCASResponse) Size() (n int) {
 	}
 	if m.LogIndex != 0 {
 		n += 2 + sovKvrpcpb(uint64(m.LogIndex))
+	}
+	return n
+}
+
+func (m *RawBatchGetRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Keys) > 0 {
+		for _, b := range m.Keys {
+			l = len(b)
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *RawBatchGetResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Pairs) > 0 {
+		for _, e := range m.Pairs {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	if m.Read != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Read))
+	}
+	return n
+}
+
+func (m *RawBatchPutRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Pairs) > 0 {
+		for _, e := range m.Pairs {
+			l = e.Size()
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Ttls) > 0 {
+		l = 0
+		for _, e := range m.Ttls {
+			l += sovKvrpcpb(uint64(e))
+		}
+		n += 1 + sovKvrpcpb(uint64(l)) + l
+	}
+	return n
+}
+
+func (m *RawBatchPutResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.LogIndex != 0 {
+		n += 2 + sovKvrpcpb(uint64(m.LogIndex))
+	}
+	return n
+}
+
+func (m *RawBatchDeleteRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if len(m.Keys) > 0 {
+		for _, b := range m.Keys {
+			l = len(b)
+			n += 1 + l + sovKvrpcpb(uint64(l))
+		}
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *RawBatchDeleteResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.LogIndex != 0 {
+		n += 2 + sovKvrpcpb(uint64(m.LogIndex))
+	}
+	return n
+}
+
+func (m *RawChecksumRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.StartKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.EndKey)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *RawChecksumResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Checksum != 0 {
+		n += 9
+	}
+	if m.TotalKvs != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.TotalKvs))
+	}
+	if m.TotalBytes != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.TotalBytes))
+	}
+	return n
+}
+
+func (m *RawGetKeyTTLRequest) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Context != nil {
+		l = m.Context.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Cf)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	return n
+}
+
+func (m *RawGetKeyTTLResponse) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.RegionError != nil {
+		l = m.RegionError.Size()
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	l = len(m.Error)
+	if l > 0 {
+		n += 1 + l + sovKvrpcpb(uint64(l))
+	}
+	if m.Ttl != 0 {
+		n += 1 + sovKvrpcpb(uint64(m.Ttl))
+	}
+	if m.NotFound {
+		n += 2
 	}
 	return n
 }
@@ -10968,6 +12473,25 @@ func (m *RawPutRequest) Unmarshal(dAtA []byte) error {
 			}
 			m.Cf = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Ttl", wireType)
+			}
+			m.Ttl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Ttl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
@@ -11634,6 +13158,25 @@ func (m *RawCASRequest) Unmarshal(dAtA []byte) error {
 			}
 			m.Cf = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Ttl", wireType)
+			}
+			m.Ttl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Ttl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		case 8:
 			if wireType != 0 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Delete", wireType)
@@ -11865,6 +13408,1640 @@ func (m *RawCASResponse) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchGetRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchGetRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchGetRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Keys", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Keys = append(m.Keys, make([]byte, postIndex-iNdEx))
+			copy(m.Keys[len(m.Keys)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchGetResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchGetResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchGetResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pairs", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Pairs = append(m.Pairs, &KvPair{})
+			if err := m.Pairs[len(m.Pairs)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Read", wireType)
+			}
+			m.Read = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Read |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchPutRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchPutRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchPutRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pairs", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Pairs = append(m.Pairs, &KvPair{})
+			if err := m.Pairs[len(m.Pairs)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType == 0 {
+				var v uint64
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					v |= uint64(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				m.Ttls = append(m.Ttls, v)
+			} else if wireType == 2 {
+				var packedLen int
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowKvrpcpb
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					packedLen |= int(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				if packedLen < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				postIndex := iNdEx + packedLen
+				if postIndex < 0 {
+					return ErrInvalidLengthKvrpcpb
+				}
+				if postIndex > l {
+					return io.ErrUnexpectedEOF
+				}
+				var elementCount int
+				var count int
+				for _, integer := range dAtA[iNdEx:postIndex] {
+					if integer < 128 {
+						count++
+					}
+				}
+				elementCount = count
+				if elementCount != 0 && len(m.Ttls) == 0 {
+					m.Ttls = make([]uint64, 0, elementCount)
+				}
+				for iNdEx < postIndex {
+					var v uint64
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowKvrpcpb
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						v |= uint64(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+					m.Ttls = append(m.Ttls, v)
+				}
+			} else {
+				return fmt.Errorf("proto: wrong wireType = %d for field Ttls", wireType)
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchPutResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchPutResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchPutResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LogIndex", wireType)
+			}
+			m.LogIndex = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LogIndex |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchDeleteRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchDeleteRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchDeleteRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Keys", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Keys = append(m.Keys, make([]byte, postIndex-iNdEx))
+			copy(m.Keys[len(m.Keys)-1], dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawBatchDeleteResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawBatchDeleteResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawBatchDeleteResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 100:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LogIndex", wireType)
+			}
+			m.LogIndex = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LogIndex |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawChecksumRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawChecksumRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawChecksumRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.StartKey = append(m.StartKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.StartKey == nil {
+				m.StartKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field EndKey", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.EndKey = append(m.EndKey[:0], dAtA[iNdEx:postIndex]...)
+			if m.EndKey == nil {
+				m.EndKey = []byte{}
+			}
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawChecksumResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawChecksumResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawChecksumResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Checksum", wireType)
+			}
+			m.Checksum = 0
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Checksum = uint64(encoding_binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TotalKvs", wireType)
+			}
+			m.TotalKvs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TotalKvs |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TotalBytes", wireType)
+			}
+			m.TotalBytes = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TotalBytes |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawGetKeyTTLRequest) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawGetKeyTTLRequest: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawGetKeyTTLRequest: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Context", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Context == nil {
+				m.Context = &Context{}
+			}
+			if err := m.Context.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = append(m.Key[:0], dAtA[iNdEx:postIndex]...)
+			if m.Key == nil {
+				m.Key = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cf", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cf = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *RawGetKeyTTLResponse) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowKvrpcpb
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: RawGetKeyTTLResponse: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: RawGetKeyTTLResponse: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RegionError", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.RegionError == nil {
+				m.RegionError = &errorpb.Error{}
+			}
+			if err := m.RegionError.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Error", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthKvrpcpb
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Error = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Ttl", wireType)
+			}
+			m.Ttl = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Ttl |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field NotFound", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowKvrpcpb
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.NotFound = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := skipKvrpcpb(dAtA[iNdEx:])
