@@ -5,6 +5,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/gcworker"
+	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
@@ -70,10 +71,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tinykv_retries_proposed_total", "Writes sent again of which no earlier attempt was in the log.", func() float64 { return float64(n.store.Work().RetriesProposed) })
 	counter("tinykv_retries_undetermined_total", "Writes sent again of which the log could not tell whether they were carried out.", func() float64 { return float64(n.store.Work().RetriesUndetermined) })
 	counter("tikv_raftstore_applied_entries_total", "Raft entries in those engine batches.", func() float64 { return float64(n.store.Work().AppliedEntries) })
-	gauge("tikv_raft_engine_segments", "Segment files of the raft log.", func() float64 { return float64(n.raftLog.Stats().Segments) })
-	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.", func() float64 { return float64(n.raftLog.Stats().Syncs) })
-	counter("tikv_raft_engine_bytes_total", "Bytes written to the raft log.", func() float64 { return float64(n.raftLog.Stats().BytesWritten) })
-	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.", func() float64 { return float64(n.raftLog.Stats().Writes) })
+	registerRaftLog(gauge, counter, n)
 	reg.MustRegister(n.disk.seconds)
 	gauge("tikv_raftstore_slow_disk", "1 while the raft log's disk counts as slow.", func() float64 {
 		if n.disk.slow() {
@@ -81,6 +79,17 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 		}
 		return 0
 	})
+}
+
+// registerRaftLog exposes what the raft log has and does.
+func registerRaftLog(gauge, counter func(name, help string, value func() float64), n *Node) {
+	of := func(value func(s raftlog.Stats) uint64) func() float64 {
+		return func() float64 { return float64(value(n.raftLog.Stats())) }
+	}
+	gauge("tikv_raft_engine_segments", "Segment files of the raft log.", of(func(s raftlog.Stats) uint64 { return uint64(s.Segments) }))
+	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.", of(func(s raftlog.Stats) uint64 { return s.Syncs }))
+	counter("tikv_raft_engine_bytes_total", "Bytes written to the raft log.", of(func(s raftlog.Stats) uint64 { return s.BytesWritten }))
+	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.", of(func(s raftlog.Stats) uint64 { return s.Writes }))
 }
 
 // registerSweep exposes what the sweep of expired keys has done.

@@ -13,7 +13,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// TestRawBatches: what clients can ask for, and what they are told.
+// TestRawBatches: what clients can ask for, and what is answered.
 func TestRawBatches(t *testing.T) {
 	s := newReplicatedWith(t, raftstore.Options{})
 	s.cfg.Server.GRPCMaxMessage = 8 << 10

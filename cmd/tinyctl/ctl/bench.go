@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -148,16 +149,17 @@ func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, [
 		c.Close()
 		return nil, nil, nil, err
 	}
-	t.written = func() (*loadgen.Written, error) { return a.written(ctx, stores) }
+	secure, err := a.secure()
+	if err != nil {
+		c.Close()
+		return nil, nil, nil, err
+	}
+	t.written = func() (*loadgen.Written, error) { return writtenBy(ctx, stores, secure) }
 	return loadgen.NewTinyKV(c, name), servers, c.Close, nil
 }
 
-// written asks all stores what they have written to their disks.
-func (a *app) written(ctx context.Context, stores []*metapb.Store) (*loadgen.Written, error) {
-	secure, err := a.secure()
-	if err != nil {
-		return nil, err
-	}
+// writtenBy asks all stores what they have written to their disks.
+func writtenBy(ctx context.Context, stores []*metapb.Store, secure *tls.Config) (*loadgen.Written, error) {
 	out := &loadgen.Written{}
 	for _, s := range stores {
 		metrics, err := scrape(ctx, s.StatusAddress, secure, loadgen.WrittenMetrics()...)
