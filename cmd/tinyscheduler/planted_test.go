@@ -143,7 +143,7 @@ var planted = []struct {
 	},
 	{
 		name: "failed-merges-come-again-at-once", file: mergeFile,
-		change: [2]string{"v.Now); waits {", "v.Now); waits && false {"},
+		change: [2]string{"v.Now, interval); waits {", "v.Now, interval); waits && false {"},
 		pkg:    "./scheduler/server/schedule/merge", run: "TestTranscripts",
 	},
 	{

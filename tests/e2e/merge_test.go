@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -137,6 +138,7 @@ func TestSmallRegionsShrink(t *testing.T) {
 	key := func(i int) []byte { return []byte{'k', byte(256 * i / writers), 'x'} }
 	stop, last := make(chan struct{}), make([]int, writers)
 	var failed [writers]error
+	var took [writers][]time.Duration
 	var wg sync.WaitGroup
 	for i := range writers {
 		wg.Add(1)
@@ -148,9 +150,11 @@ func TestSmallRegionsShrink(t *testing.T) {
 					return
 				default:
 				}
+				sent := time.Now()
 				if failed[i] = cl.Put(t.Context(), key(i), fmt.Append(nil, n)); failed[i] == nil {
 					last[i] = n
 				}
+				took[i] = append(took[i], time.Since(sent))
 			}
 		}()
 	}
@@ -180,14 +184,17 @@ func TestSmallRegionsShrink(t *testing.T) {
 	began := time.Now()
 	eventually(t, 120*time.Second, func() error {
 		if n := count(); n > 1 {
-			_, out := k.try("explain merge")
-			return fmt.Errorf("%d regions; %s", n, out)
+			_, why := k.try("explain merge")
+			_, done := k.try("operator history")
+			return fmt.Errorf("%d regions; %s\n%s", n, why, done)
 		}
 		return nil
 	})
 	t.Logf("%d regions became one in %v", parts, time.Since(began).Round(time.Millisecond))
 	close(stop)
 	wg.Wait()
+	all := slices.Sorted(slices.Values(slices.Concat(took[:]...)))
+	t.Logf("%d writes: p50 %v, p99 %v, p99.9 %v, max %v", len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)*999/1000], all[len(all)-1])
 	for i := range writers {
 		v, found, err := cl.Get(t.Context(), key(i))
 		require.NoError(t, err)
@@ -204,6 +211,11 @@ func TestSmallRegionsShrink(t *testing.T) {
 		}
 	}
 	k.has("operator history", "merge-region", "success")
+	for line := range strings.Lines(k.run(0, "operator history")) {
+		if strings.Contains(line, "merge-region") && !strings.Contains(line, "success") {
+			t.Log(line)
+		}
+	}
 	eventually(t, 60*time.Second, func() error {
 		if _, out := k.try("check consistency"); !strings.Contains(out, "1 of 1 regions have equal replicas") {
 			return fmt.Errorf("%s", out)

@@ -346,6 +346,9 @@ func (c *Controller) overtaken(op *operator.Operator, step operator.Step, r *cor
 	case target == nil:
 		return fmt.Sprintf("region %d, the target, is gone", m.Target.GetId())
 	case target.Version() != m.Target.RegionEpoch.GetVersion() || target.ConfVer() != m.Target.RegionEpoch.GetConfVer():
+		if c.regions.Region(op.RegionID()) == nil {
+			return "" // that was the merge: the source left the map before the target came into it
+		}
 		return fmt.Sprintf("region %d, the target, has changed", target.ID())
 	case !ordered && r.Version() != m.Version:
 		return "the region was split"
@@ -527,7 +530,8 @@ func (c *Controller) Tick(v *view.View) {
 		}
 		if r := c.regions.Region(id); r != nil {
 			c.advanceLocked(v, op, r, now, false)
-		} else {
+		} else if _, merges := op.Merge(); !merges || now.After(op.Deadline(c.timeoutsLocked())) {
+			// That a region went into another one is for RegionGone to say, which is about to.
 			c.endLocked(op, operator.Canceled, "region is gone", now)
 		}
 	}

@@ -31,10 +31,10 @@ type pair struct{ a, b uint64 }
 
 func pairOf(source, target uint64) pair { return pair{min(source, target), max(source, target)} }
 
-// failure is how often in a row a pair has not become one region, and until when it is not tried again.
+// failure is how often in a row a pair has not become one region, and when that was last.
 type failure struct {
 	count  int
-	until  time.Time
+	at     time.Time
 	reason string
 }
 
@@ -42,6 +42,11 @@ const (
 	firstPause = time.Minute
 	maxPause   = time.Hour
 )
+
+// until is when the pair is tried again. The first pause is a minute, or the split-merge-interval if that is shorter.
+func (f failure) until(interval time.Duration) time.Time {
+	return f.at.Add(min(min(firstPause, interval)<<min(f.count-1, 10), maxPause))
+}
 
 // New returns a policy that remembers nothing. allowed says why the cluster as a whole merges no regions, "" if it does.
 func New(now time.Time, allowed func() string) *Policy {
@@ -101,9 +106,7 @@ func (p *Policy) Ended(rec operator.Record) {
 		delete(p.mu.splits, rec.RegionID)
 		return
 	}
-	f := p.mu.failed[key]
-	pause := min(firstPause<<min(f.count, 10), maxPause)
-	p.mu.failed[key] = failure{f.count + 1, rec.Finished.Add(pause), rec.Status.String() + ": " + rec.Reason}
+	p.mu.failed[key] = failure{p.mu.failed[key].count + 1, rec.Finished, rec.Status.String() + ": " + rec.Reason}
 }
 
 // Merged counts the merges that have ended well since this process began.
@@ -124,7 +127,7 @@ func (p *Policy) Prune(now time.Time, interval time.Duration) {
 		}
 	}
 	for k, f := range p.mu.failed {
-		if now.Sub(f.until) > maxPause {
+		if now.Sub(f.until(interval)) > maxPause {
 			delete(p.mu.failed, k)
 		}
 	}
@@ -144,9 +147,10 @@ func (p *Policy) leadsSince() time.Time {
 	return p.mu.since
 }
 
-func (p *Policy) failure(source, target uint64, now time.Time) (failure, bool) {
+// failure is the last one of a pair; waits tells whether it is too early for another attempt.
+func (p *Policy) failure(source, target uint64, now time.Time, interval time.Duration) (f failure, waits bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f, ok := p.mu.failed[pairOf(source, target)]
-	return f, ok && now.Before(f.until)
+	return f, ok && now.Before(f.until(interval))
 }

@@ -223,9 +223,10 @@ func (p *Policy) pair(v *view.View, r, target *core.RegionInfo, lim Limits) (can
 		return candidate{}, refuse("no-room", "region %d has %d MiB, both together %d, more than %d", target.ID(), target.Size(),
 			sum, lim.Joined)
 	}
-	if f, waits := p.failure(r.ID(), target.ID(), v.Now); waits {
+	interval := v.Settings.Schedule.SplitMergeInterval.D()
+	if f, waits := p.failure(r.ID(), target.ID(), v.Now, interval); waits {
 		return candidate{}, refuse("failed-lately", "the merge into region %d ended %d times in a row, at last as %s; it waits until %s",
-			target.ID(), f.count, f.reason, f.until.UTC().Format(time.RFC3339))
+			target.ID(), f.count, f.reason, f.until(interval).UTC().Format(time.RFC3339))
 	}
 	if f := p.region(v, target); !f.None() {
 		return candidate{}, f
