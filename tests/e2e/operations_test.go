@@ -438,6 +438,7 @@ func manualLocations(t *testing.T, m *manual) {
 	require.NoError(t, err)
 	t.Cleanup(c.Stop)
 	require.NoError(t, c.Start(t.Context()))
+	waitReplicas(t, c, 1) // bootstrapped
 	s := m.at(t, c)
 	s.k.run(0, "config set schedule.replica-schedule-limit 4")
 	eventually(t, 60*time.Second, func() error {
