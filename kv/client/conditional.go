@@ -51,7 +51,8 @@ func (c *Client) CompareAndSwapTTL(
 }
 
 // DeleteRange deletes the keys of [start, end); an empty end is unbounded. Each region is one write, carried out at most
-// once; over several regions it is not atomic, and after an error a part may be deleted.
+// once; over several regions it is not atomic, and after an error a part may be deleted. UnknownError also if a region is split
+// after an attempt of unknown outcome.
 func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
 	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
 		return nil // there is nothing in it
@@ -59,7 +60,12 @@ func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
 	for {
 		var upper []byte
 		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
-			upper = within(r, end)
+			switch last := within(r, end); {
+			case len(kctx.WriteOrigins) == 0:
+				upper = last
+			case !reaches(last, upper):
+				return nil, splitInDoubt, nil
+			}
 			resp, err := s.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf})
 			if err != nil {
 				return olderStore(r, err)
@@ -75,6 +81,15 @@ func (c *Client) DeleteRange(ctx context.Context, start, end []byte) error {
 		}
 		start = upper
 	}
+}
+
+// splitInDoubt is why a write over several keys ends: an attempt may have been carried out, and the same write can not be a
+// smaller one now. What is left of it would be a write of its own, and might delete or overwrite what others have put since.
+const splitInDoubt = "the region was split after an attempt of unknown outcome"
+
+// reaches tells whether a range that ends at last has all that one up to upper has; empty is unbounded.
+func reaches(last, upper []byte) bool {
+	return len(last) == 0 || len(upper) > 0 && bytes.Compare(last, upper) >= 0
 }
 
 // olderStore is what an attempt returns for an error of its call: a store that does not know the call is of an older

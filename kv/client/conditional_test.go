@@ -12,6 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
@@ -20,6 +21,9 @@ type swapper struct {
 	tinykvpb.TinyKvClient
 	answers []func() (*kvrpcpb.RawCASResponse, error)
 	seen    []*kvrpcpb.RawCASRequest
+	// ranges are the answers to range deletes, deleted their requests; without answers the store does not know the call.
+	ranges  []*errorpb.Error
+	deleted []*kvrpcpb.RawDeleteRangeRequest
 }
 
 func (s *swapper) RawCAS(_ context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption) (*kvrpcpb.RawCASResponse, error) {
@@ -30,8 +34,11 @@ func (s *swapper) RawCAS(_ context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc
 }
 
 func (s *swapper) RawDeleteRange(
-	context.Context, *kvrpcpb.RawDeleteRangeRequest, ...grpc.CallOption,
+	_ context.Context, in *kvrpcpb.RawDeleteRangeRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.RawDeleteRangeResponse, error) {
+	if s.deleted = append(s.deleted, in); len(s.deleted) <= len(s.ranges) {
+		return &kvrpcpb.RawDeleteRangeResponse{RegionError: s.ranges[len(s.deleted)-1]}, nil
+	}
 	return nil, status.Error(codes.Unimplemented, "unknown method")
 }
 
@@ -83,4 +90,53 @@ func TestSwapNamesWhatItRetries(t *testing.T) {
 	}
 	require.Empty(t, s.seen[1].Context.WriteOrigins, "the first attempt was refused for certain")
 	require.Equal(t, []*kvrpcpb.WriteOrigin{{RegionId: 1, LogPosition: 7}}, s.seen[2].Context.WriteOrigins)
+}
+
+// TestDeleteRangeOfASplitRegion: a range delete whose first attempt may have been carried out is not cut in two when its
+// region is split: the second part would delete what others have put since. Before there is a doubt, it is.
+func TestDeleteRangeOfASplitRegion(t *testing.T) {
+	peers := []*metapb.Peer{{Id: 1, StoreId: 1}}
+	epoch := &metapb.RegionEpoch{Version: 2, ConfVer: 1}
+	split := &errorpb.Error{EpochNotMatch: &errorpb.EpochNotMatch{CurrentRegions: []*metapb.Region{
+		{Id: 1, EndKey: []byte("m"), RegionEpoch: epoch, Peers: peers},
+		{Id: 2, StartKey: []byte("m"), RegionEpoch: epoch, Peers: peers},
+	}}}
+	doubt := &errorpb.Error{StaleCommand: &errorpb.StaleCommand{}}
+	first := &errorpb.Error{StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 7}} // a position to search from
+	busy := &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: "test"}}
+	ends := func(s *swapper) (out []string) {
+		for _, in := range s.deleted {
+			out = append(out, string(in.StartKey)+"-"+string(in.EndKey))
+		}
+		return out
+	}
+
+	s := &swapper{ranges: []*errorpb.Error{first, doubt, split}}
+	c := clientOf(s)
+	defer c.Close()
+	var unknown *UnknownError
+	require.ErrorAs(t, c.DeleteRange(t.Context(), []byte("a"), []byte("z")), &unknown)
+	require.ErrorContains(t, unknown, splitInDoubt)
+	require.Equal(t, []string{"a-z", "a-z", "a-z"}, ends(s))
+
+	s = &swapper{ranges: []*errorpb.Error{busy, split, nil, nil}}
+	c = clientOf(s)
+	defer c.Close()
+	require.NoError(t, c.DeleteRange(t.Context(), []byte("a"), []byte("z")))
+	require.Equal(t, []string{"a-z", "a-z", "a-m", "m-z"}, ends(s), "nothing was done by the first two")
+
+	s = &swapper{ranges: []*errorpb.Error{first, doubt, split, nil}}
+	c = clientOf(s)
+	defer c.Close()
+	require.NoError(t, c.DeleteRange(t.Context(), []byte("a"), []byte("c")), "all of it is in one half")
+	require.Equal(t, []string{"a-c", "a-c", "a-c", "a-c"}, ends(s))
+}
+
+func TestReaches(t *testing.T) {
+	for _, c := range []struct {
+		last, upper string
+		want        bool
+	}{{"", "", true}, {"", "m", true}, {"m", "", false}, {"m", "m", true}, {"m", "n", false}, {"n", "m", true}} {
+		require.Equal(t, c.want, reaches([]byte(c.last), []byte(c.upper)), "%+v", c)
+	}
 }

@@ -117,18 +117,15 @@ type batchWrite struct {
 func (b *batchWrite) run(ctx context.Context) error {
 	for len(b.left.places) > 0 {
 		var places []int
-		size, doubt := 0, false
+		size := 0
 		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
 			switch {
-			case !doubt:
+			case len(kctx.WriteOrigins) == 0:
 				places = b.left.in(r)
 			case !b.left.allIn(r, places):
-				// The same write, of which an attempt may have been carried out, can not be a smaller one now.
-				return nil, "the region was split after an attempt of unknown outcome", nil
+				return nil, splitInDoubt, nil
 			}
 			index, region, text, err := b.send(ctx, s, kctx, r, places)
-			doubt = doubt || err != nil || region != nil && region.NotLeader == nil && region.EpochNotMatch == nil &&
-				region.KeyNotInRegion == nil && region.RegionNotFound == nil
 			if err == nil && region == nil && text == "" {
 				b.c.advance(r, index)
 			}
