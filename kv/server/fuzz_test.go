@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -194,37 +196,40 @@ func requestSeeds() (seeds []request, kinds []byte) {
 		change(&c)
 		contexts = append(contexts, &c)
 	}
-	add := func(kind byte, r request) { seeds, kinds = append(seeds, r), append(kinds, kind) }
+	add := func(r request) {
+		kind := slices.IndexFunc(rpcs, func(c procedure) bool { return reflect.TypeOf(c.req()) == reflect.TypeOf(r) })
+		seeds, kinds = append(seeds, r), append(kinds, byte(kind))
+	}
 	for _, c := range contexts {
 		for _, key := range []string{"", "a", "k", "z"} {
 			get := &kvrpcpb.RawGetRequest{Context: c, Key: []byte(key), Cf: "write"}
 			put := &kvrpcpb.RawPutRequest{Context: c, Key: []byte(key), Value: []byte("v"), Cf: "lock"}
 			del := &kvrpcpb.RawDeleteRequest{Context: c, Key: []byte(key), Cf: "nope"}
 			scan := &kvrpcpb.RawScanRequest{Context: c, StartKey: []byte(key), EndKey: []byte("c"), Limit: 3, Reverse: key == "k", KeyOnly: true, MaxBytes: 1}
-			add(0, get)
-			add(1, put)
-			add(2, del)
-			add(3, scan)
-			add(4, &kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{
+			add(get)
+			add(put)
+			add(del)
+			add(scan)
+			add(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{
 				{Id: 1, Get: get}, {Id: 1, Put: put, TimeoutMs: 1 << 63}, {Id: 2, Delete: del, TimeoutMs: 1}, {Id: 3, Scan: scan, Get: get}, {},
 			}})
 		}
 	}
 	for kind := 5; kind < len(rpcs); kind++ {
-		add(byte(kind), rpcs[kind].req())
+		add(rpcs[kind].req())
 	}
 	for _, c := range []*kvrpcpb.Context{nil, good} {
 		for _, key := range [][]byte{nil, []byte("b"), []byte("z")} {
-			add(5, &kvrpcpb.GetRequest{Context: c, Key: key, Version: 1<<64 - 1})
-			add(6, &kvrpcpb.ScanRequest{Context: c, StartKey: key, Limit: 3, Version: 9})
-			add(7, &kvrpcpb.PrewriteRequest{
+			add(&kvrpcpb.GetRequest{Context: c, Key: key, Version: 1<<64 - 1})
+			add(&kvrpcpb.ScanRequest{Context: c, StartKey: key, Limit: 3, Version: 9})
+			add(&kvrpcpb.PrewriteRequest{
 				Context: c, StartVersion: 5, LockTtl: 1, PrimaryLock: key, Mutations: []*kvrpcpb.Mutation{{Key: key}, {Op: 1, Key: key}, {Op: 9}}[:2],
 			})
-			add(7, &kvrpcpb.PrewriteRequest{Context: c, StartVersion: 1<<64 - 2, Mutations: []*kvrpcpb.Mutation{{Op: 3, Key: key}, {Op: -1}}})
-			add(8, &kvrpcpb.CommitRequest{Context: c, StartVersion: 5, CommitVersion: 6, Keys: [][]byte{key, key}})
-			add(9, &kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: 7, CurrentTs: 1 << 60})
-			add(10, &kvrpcpb.BatchRollbackRequest{Context: c, StartVersion: 8, Keys: [][]byte{key}})
-			add(11, &kvrpcpb.ResolveLockRequest{Context: c, StartVersion: 5, CommitVersion: 6})
+			add(&kvrpcpb.PrewriteRequest{Context: c, StartVersion: 1<<64 - 2, Mutations: []*kvrpcpb.Mutation{{Op: 3, Key: key}, {Op: -1}}})
+			add(&kvrpcpb.CommitRequest{Context: c, StartVersion: 5, CommitVersion: 6, Keys: [][]byte{key, key}})
+			add(&kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: 7, CurrentTs: 1 << 60})
+			add(&kvrpcpb.BatchRollbackRequest{Context: c, StartVersion: 8, Keys: [][]byte{key}})
+			add(&kvrpcpb.ResolveLockRequest{Context: c, StartVersion: 5, CommitVersion: 6})
 		}
 	}
 	return seeds, kinds
