@@ -167,6 +167,13 @@ func TestSmallRegionsShrink(t *testing.T) {
 	leader := c.Schedulers[0]
 	leader.Kill()
 	require.NoError(t, leader.Start())
+	// What balance moves while the range is held would not be moved back for a merge within the hour.
+	eventually(t, 30*time.Second, func() error {
+		if code, out := k.try("scheduler pause balance-region --for 1h"); code != 0 {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
 	eventually(t, 60*time.Second, func() error {
 		if _, out := k.try("explain merge"); !strings.Contains(out, "refused by held") {
 			return fmt.Errorf("%s", out)
