@@ -299,6 +299,40 @@ func TestMergeNeedsEveryReplica(t *testing.T) {
 	m.c.CheckConsistency()
 }
 
+// TestMergeWithoutALearner: a learner is added to the source and removed again while its store does not answer, before it has
+// data, and the source goes into the target. Nobody tells the replica, and the placement service does not know its region any
+// more. It asks, and the stores that remember the merge answer.
+func TestMergeWithoutALearner(t *testing.T) {
+	m := newMerging(t, cluster.Options{Stores: 4, Tune: func(cfg *config.Config) {
+		cfg.Raftstore.StalePeerCheck = config.Dur(500 * time.Millisecond)
+	}})
+	m.c.Net.Hold(func(to uint64, rm *rspb.RaftMessage) bool {
+		return to == 4 && rm.Message.GetMsgType() == eraftpb.MessageType_MsgSnapshot
+	})
+	p := &metapb.Peer{Id: m.c.Placement.AllocID(), StoreId: 4}
+	require.NoError(t, m.c.ChangePeer(m.source, eraftpb.ConfChangeType_AddLearnerNode, p))
+	m.c.Eventually(20*time.Second, func() string {
+		if cluster.PeerOf(m.c, 4, m.source) == nil {
+			return "store 4 has no replica yet"
+		}
+		return ""
+	})
+	m.c.Net.Partition([]uint64{1, 2, 3}, []uint64{4})
+	m.c.RemovePeer(m.source, p)
+	m.begin()
+	m.c.Eventually(20*time.Second, func() string {
+		if m.c.Placement.Region(m.source) != nil {
+			return "the source is there"
+		}
+		return ""
+	})
+	require.NotNil(t, cluster.PeerOf(m.c, 4, m.source), "it does not know")
+	m.c.Net.Heal()
+	m.awaitMerged()
+	m.check("a", "x")
+	m.c.CheckConsistency()
+}
+
 // TestMergeFrozenAcrossRestarts: what is frozen stays so, and nothing is served or written meanwhile.
 func TestMergeFrozenAcrossRestarts(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})

@@ -2,6 +2,8 @@ package raftstore
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,6 +15,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
@@ -62,11 +65,33 @@ func (pt *placementTasks) regionTruth(regionID uint64) {
 
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
+	if truth == nil {
+		p.showItself(t)
+		return
+	}
 	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.self.Id) != nil {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))
 	p.destroy(t, regions.Told(p.region(), truth.RegionEpoch), nil)
+}
+
+// showItself has the stores of all peers that this one knows look at what they have of its region, which the placement
+// service does not know: it is too new, or it has gone into another one. In that case those stores have tombstones, and answer
+// that this peer does not belong to the region (tellMerged). To a peer that lives the message says nothing new.
+func (p *peer) showItself(t *turn) {
+	ids := slices.Collect(maps.Keys(p.cache))
+	for _, q := range p.region().GetPeers() {
+		if q.Id != p.self.Id {
+			ids = append(ids, q.Id)
+		}
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		p.sendRaft(t, &eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgHeartbeatResponse, From: p.self.Id, To: id, Term: p.rn.Term(),
+		})
+	}
 }
 
 // destroy begins the end of a peer. From now on it answers everything with RegionNotFound; the rest
