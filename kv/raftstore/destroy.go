@@ -66,7 +66,7 @@ func (pt *placementTasks) regionTruth(regionID uint64) {
 // onRegionTruth: the placement service has been asked whether this silent peer still belongs.
 func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 	if truth == nil {
-		p.showItself(t)
+		showItself(p, t)
 		return
 	}
 	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.self.Id) != nil {
@@ -76,10 +76,10 @@ func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 	p.destroy(t, regions.Told(p.region(), truth.RegionEpoch), nil)
 }
 
-// showItself has the stores of all peers that this one knows look at what they have of its region, which the placement
+// showItself has the stores of all peers that a silent one knows look at what they have of its region, which the placement
 // service does not know: it is too new, or it has gone into another one. In that case those stores have tombstones, and answer
-// that this peer does not belong to the region (tellMerged). To a peer that lives the message says nothing new.
-func (p *peer) showItself(t *turn) {
+// that it does not belong to the region (tellMerged). To a peer that lives the message says nothing new.
+func showItself(p *peer, t *turn) {
 	ids := slices.Collect(maps.Keys(p.cache))
 	for _, q := range p.region().GetPeers() {
 		if q.Id != p.self.Id {
