@@ -18,7 +18,7 @@ import (
 // What is alive may grow between two adjustments. The cycle in which it does leaves the old percentage in force for
 // some milliseconds, so the heap may pass twice its live size then, by the floor's ratio at most.
 const (
-	ServerHeap        = 16 << 20
+	ServerHeap        = 32 << 20
 	LoadGeneratorHeap = 64 << 20
 )
 
