@@ -227,9 +227,11 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 		logger.Error("stopping after a failure", zap.Error(err))
 		return err
 	}
+	tell(logger, shared.Ready)
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")
+		tell(logger, shared.Stopping)
 	case err = <-n.Failed():
 		// What failed must not be asked to hand anything over: end at once, others take over.
 		logger.Error("stopping after a failure", zap.Error(err))
@@ -239,4 +241,11 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	n.Stop()
 	logger.Info("stopped")
 	return err
+}
+
+// tell reports to the service manager. A report that is not sent is logged only: the store serves without it.
+func tell(logger *zap.Logger, report func() error) {
+	if err := report(); err != nil {
+		logger.Warn("could not notify the service manager", zap.Error(err))
+	}
 }

@@ -166,15 +166,24 @@ func run(cfg *config.Config, stderr io.Writer) int {
 		return complain(stderr, err, shared.ExitFail)
 	}
 	defer s.Stop()
+	tell(logger, shared.Ready)
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")
+		tell(logger, shared.Stopping)
 		s.Stop()
 		return shared.ExitOK
 	case err := <-s.Failed():
 		logger.Error("stopping after a failure", zap.Error(err))
 		s.Stop()
 		return complain(stderr, err, shared.ExitFail)
+	}
+}
+
+// tell reports to the service manager. A report that is not sent is logged only: the member serves without it.
+func tell(logger *zap.Logger, report func() error) {
+	if err := report(); err != nil {
+		logger.Warn("could not notify the service manager", zap.Error(err))
 	}
 }
 
