@@ -42,12 +42,12 @@ const (
 
 func (a *app) checkCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "check", Short: "Check the cluster's data, or one server"}
-	cmd.AddCommand(a.checkConsistencyCmd(), a.checkServingCmd())
+	cmd.AddCommand(a.checkConsistencyCmd(), checkServingCmd(a))
 	return cmd
 }
 
 // checkServingCmd is a health check for containers, whose images hold no other HTTP client.
-func (a *app) checkServingCmd() *cobra.Command {
+func checkServingCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "serving URL", Short: "Ask one server for a page, such as /health; exit code 1 if it does not answer or answers an error",
 		Args: args(cobra.ExactArgs(1)),

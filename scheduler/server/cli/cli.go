@@ -18,6 +18,7 @@ import (
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/pkg/tomlfile"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
@@ -100,7 +101,21 @@ func (f *flags) build() (*config.Config, error) {
 	if err := cfg.Adjust(); err != nil {
 		return nil, err
 	}
-	return cfg, cfg.Validate()
+	return cfg, f.placed(cfg.Validate())
+}
+
+// placed adds to faults of options that the file sets where it does.
+func (f *flags) placed(err error) error {
+	if err == nil || f.configFile == "" {
+		return err
+	}
+	text, readErr := os.ReadFile(f.configFile)
+	if readErr != nil {
+		return err
+	}
+	return tomlfile.Place(err, f.configFile, string(text), func(key string) bool {
+		return f.set.Changed(key[strings.LastIndexByte(key, '.')+1:])
+	})
 }
 
 // Main runs the command and returns the exit code: 0 after SIGTERM or SIGINT, 1 on failure, 2 on a
