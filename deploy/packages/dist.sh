@@ -14,6 +14,8 @@ out=$PWD/bin/dist
 rm -rf "$out" && mkdir -p "$out"
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH="$epoch"
+cli=github.com/tinykv/tinykv/pkg/cli
+ldflags="-s -w $ldflags -X $cli.Commit=$(git rev-parse HEAD) -X $cli.CommitTime=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)"
 # A Debian version begins with a digit, and a dash has a meaning there.
 case $version in
 v[0-9]*) deb=$(echo "${version#v}" | tr - +) ;;
@@ -25,14 +27,14 @@ for arch in amd64 arm64; do
 	dir=$out/$name
 	mkdir -p "$dir/bin"
 	CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 \
-		"$go" build -buildvcs=auto -trimpath -ldflags "-s -w $ldflags" -o "$dir/bin/" ./cmd/...
+		"$go" build -buildvcs=false -trimpath -ldflags "$ldflags" -o "$dir/bin/" ./cmd/...
 	cp -r README.md LICENSE CHANGELOG.md docs deploy "$dir/"
 	tar --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner --mode=u+rwX,go+rX,go-w \
 		--format=ustar -C "$out" -cf - "$name" | gzip -n -9 >"$out/$name.tar.gz"
 	ARCH=$arch VERSION=$deb BIN=$dir/bin \
-		"$go" run $nfpm package --config deploy/packages/nfpm.yaml --packager deb --target "$out/"
+		"$go" run -trimpath $nfpm package --config deploy/packages/nfpm.yaml --packager deb --target "$out/"
 	for program in tinykv-server tinyscheduler tinyctl; do
-		"$go" run $cyclonedx bin -json -noserial -notimestamp -version "$version" \
+		"$go" run -trimpath $cyclonedx bin -json -noserial -notimestamp -version "$version" \
 			-output "$out/$program-$version-linux-$arch.cdx.json" "$dir/bin/$program"
 	done
 	rm -rf "$dir"
