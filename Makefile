@@ -10,7 +10,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: dist deploy-check attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -27,6 +27,9 @@ scheduler: ## build bin/tinyscheduler only
 ctl: ## build bin/tinyctl only
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/tinyctl ./cmd/tinyctl
 
+dist: ## tarballs, deb packages, lists of what is linked in and SHA256SUMS, in bin/dist; the same commit gives the same bytes
+	GO='$(GO)' deploy/packages/dist.sh '$(VERSION)' '$(LDFLAGS)'
+
 demo: build ## store Go's source tree in a cluster, kill a store, compare every byte
 	bin/tinyctl demo
 
@@ -34,6 +37,7 @@ test: build ## the tests that every change must pass
 	$(GO) test -timeout 20m $(PKGS)
 	$(GO) test -count=1 -timeout 20m ./tests/chaos -args -histories 10 -duration 5s
 	cd tests/conformance && $(GO) test -count=1 -short ./...
+	cd tests/deploy && $(GO) test -count=1 ./...
 
 test-race: ## the short tests under the race detector
 	$(GO) test -race -short -timeout 30m $(PKGS)
@@ -171,6 +175,10 @@ tidy-check: ## fail if go mod tidy would change a file
 	cd proto/gen && $(GO) mod tidy -diff
 	cd tests/tikv && $(GO) mod tidy -diff
 	cd tests/conformance && $(GO) mod tidy -diff
+	cd tests/deploy && $(GO) mod tidy -diff
+
+deploy-check: ## units, images and manifests of deploy/ against their schemas and the servers' options
+	cd tests/deploy && $(GO) vet ./... && $(GO) test -count=1 -v ./...
 
 tikv: ## TiKV's Go client against real processes
 	cd tests/tikv && $(GO) vet ./... && $(GO) test -count=1 ./...

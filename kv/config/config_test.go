@@ -1,13 +1,20 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
 // TestLeaseOutlivesNoElection: a leader whose clock is slow does not serve reads by its lease once followers whose clocks are
@@ -37,6 +44,17 @@ func TestSampleIsTheDefault(t *testing.T) {
 	c := &Config{}
 	require.NoError(t, c.LoadFile(path))
 	require.Equal(t, Default(), c)
+}
+
+// TestEveryKeyIsExplained: the sample has each key, and there is a comment for each and for no other one.
+func TestEveryKeyIsExplained(t *testing.T) {
+	keys := tomlfile.Keys(reflect.TypeFor[Config]())
+	require.Greater(t, len(keys), 80)
+	require.ElementsMatch(t, keys, slices.Collect(maps.Keys(comments())))
+	for _, key := range keys {
+		name := key[strings.LastIndexByte(key, '.')+1:]
+		require.Regexp(t, `(?m)^# .*\n(#?`+name+` = |\[`+regexp.QuoteMeta(key)+`\])`, Sample(), key)
+	}
 }
 
 func TestFaultsAreNamed(t *testing.T) {
@@ -98,8 +116,8 @@ func TestFileErrorsSayWhere(t *testing.T) {
 		return Default().LoadFile(path)
 	}
 	require.ErrorContains(t, load("[raftstore]\ntick-intervall = \"1s\"\n"), `unknown key "raftstore.tick-intervall", did you mean "raftstore.tick-interval"?`)
-	require.ErrorContains(t, load("\n\naddr = 5\n"), "line 3")
-	require.ErrorContains(t, load("[raftstore]\ntick-interval = \"fast\"\n"), "fast")
+	require.ErrorContains(t, load("\n\n  addr = 5\n"), "line 3, column 3: addr: incompatible types")
+	require.ErrorContains(t, load("[raftstore]\ntick-interval = \"fast\"\n"), `line 2, column 18: "fast" is not a duration`)
 	require.ErrorContains(t, load("[storage]\ncache-size = \"many\"\n"), "many")
 	require.NoError(t, load("[labels]\nzone = \"a\"\n"))
 	require.ErrorContains(t, Default().LoadFile("/does/not/exist"), "/does/not/exist")

@@ -19,8 +19,12 @@ const (
 	ExitUsage = 2
 )
 
-// Version is the release name; the build may set it.
-var Version = "dev"
+// Version is the release name; the build may set it. Commit and CommitTime (RFC 3339), if the build sets them, take the
+// place of what Go's toolchain knows of the commit.
+var (
+	Version            = "dev"
+	Commit, CommitTime string
+)
 
 // Parse reads a command line that has flags only. An unknown one is answered with the nearest there is.
 func Parse(set *pflag.FlagSet, args []string) error {
@@ -109,6 +113,9 @@ func VersionText(program string) string {
 				when = s.Value
 			}
 		}
+	}
+	if Commit != "" {
+		commit, when = Commit, CommitTime
 	}
 	return fmt.Sprintf("%s %s\nGit Commit Hash: %s\nCommit Time: %s\nGo Version: %s %s/%s\n",
 		program, Version, commit, when, runtime.Version(), runtime.GOOS, runtime.GOARCH)

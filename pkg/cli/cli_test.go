@@ -52,4 +52,7 @@ func TestEditDistance(t *testing.T) {
 
 func TestVersionText(t *testing.T) {
 	require.True(t, strings.HasPrefix(VersionText("tiny"), "tiny "+Version+"\n"))
+	Commit, CommitTime = "abc", "2026-01-02T03:04:05Z"
+	t.Cleanup(func() { Commit, CommitTime = "", "" })
+	require.Contains(t, VersionText("tiny"), "\nGit Commit Hash: abc\nCommit Time: 2026-01-02T03:04:05Z\n")
 }

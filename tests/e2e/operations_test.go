@@ -260,6 +260,10 @@ func manualStarts(t *testing.T, m *manual) {
 		path := strings.Replace(p[1], "=N", fmt.Sprint("=", s.region().ID), 1)
 		eventually(t, 20*time.Second, func() error { return serves("http://" + kv.Status + path) })
 	}
+	s.in["URL"] = "http://" + kv.Status + "/health"
+	s.run(0, "tinyctl check serving URL")
+	s.in["URL"] = "http://" + kv.Status + "/nothing"
+	s.run(1, "tinyctl check serving URL", "answers 404")
 	for _, p := range manualPath.FindAllStringSubmatch(m.text, -1) {
 		if strings.HasPrefix(p[1], "/api/") || p[1] == "/ui/" {
 			require.NoError(t, serves("http://"+addr+p[1]))

@@ -3,12 +3,14 @@ package ctl
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -39,9 +41,39 @@ const (
 )
 
 func (a *app) checkCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "check", Short: "Check the cluster's data"}
-	cmd.AddCommand(a.checkConsistencyCmd())
+	cmd := &cobra.Command{Use: "check", Short: "Check the cluster's data, or one server"}
+	cmd.AddCommand(a.checkConsistencyCmd(), checkServingCmd(a))
 	return cmd
+}
+
+// checkServingCmd is a health check for containers, whose images hold no other HTTP client.
+func checkServingCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "serving URL", Short: "Ask one server for a page, such as /health; exit code 1 if it does not answer or answers an error",
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			secure, err := security.ClientTLS(argv, a.tls)
+			if err != nil {
+				return usagef("%w", err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, argv[0], nil)
+			if err != nil || req.URL.Host == "" {
+				return usagef("%q is not a URL such as http://127.0.0.1:20180/health", argv[0])
+			}
+			client := &http.Client{Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}}
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s answers %s", argv[0], resp.Status)
+			}
+			return nil
+		},
+	}
 }
 
 func (a *app) checkConsistencyCmd() *cobra.Command {

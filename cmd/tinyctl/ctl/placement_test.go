@@ -49,6 +49,10 @@ func TestPlacementErrors(t *testing.T) {
 		{exitUsage, `unknown command "/tmp" for "tinyctl import"`, "import /tmp"},
 		{exitUsage, `unknown command "/tmp" for "tinyctl export"`, "export /tmp"},
 		{exitUsage, "not above zero", "scheduler pause x --for -1s"},
+		{exitFail, "answers 404 Not Found", "check serving http://" + here + "/health"},
+		{exitFail, "connection refused", "check serving http://127.0.0.1:1/health"},
+		{exitUsage, "is not a URL", "check serving /health"},
+		{exitUsage, "neither http nor https", "check serving ftp://" + here},
 	} {
 		code, out, errs := run(strings.Fields(c.argv)...)
 		require.Equal(t, c.code, code, "%s: %s", c.argv, errs)

@@ -22,6 +22,7 @@ import (
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
 // envPrefix begins the environment variables that override the file: TINYKV_DATA_DIR is --data-dir.
@@ -134,7 +135,7 @@ func (o *options) build(env func(string) (string, bool)) (*config.Config, error)
 			}
 			return
 		}
-		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := envName(f.Name)
 		if v, ok := env(name); ok && !f.Hidden {
 			if err := set(cfg, v); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", name, err))
@@ -151,7 +152,31 @@ func (o *options) build(env func(string) (string, bool)) (*config.Config, error)
 		return nil, err
 	}
 	cfg.EnsureDefaults()
-	return cfg, cfg.Validate()
+	return cfg, o.placed(cfg.Validate(), env)
+}
+
+// placed adds to faults of options that the file sets where it does.
+func (o *options) placed(err error, env func(string) (string, bool)) error {
+	if err == nil || o.file == "" {
+		return err
+	}
+	text, readErr := os.ReadFile(o.file)
+	if readErr != nil {
+		return err
+	}
+	return tomlfile.Place(err, o.file, string(text), func(key string) bool {
+		f := o.set.Lookup(key[strings.LastIndexByte(key, '.')+1:])
+		if f == nil {
+			return false
+		}
+		_, inEnv := env(envName(f.Name))
+		return f.Changed || inEnv
+	})
+}
+
+// envName is the environment variable of a flag.
+func envName(flag string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 // Main runs the command and returns the exit code: 0 after SIGTERM or SIGINT, 1 on failure, 2 on a
@@ -227,9 +252,11 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 		logger.Error("stopping after a failure", zap.Error(err))
 		return err
 	}
+	tell(logger, shared.Ready)
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")
+		tell(logger, shared.Stopping)
 	case err = <-n.Failed():
 		// What failed must not be asked to hand anything over: end at once, others take over.
 		logger.Error("stopping after a failure", zap.Error(err))
@@ -239,4 +266,11 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	n.Stop()
 	logger.Info("stopped")
 	return err
+}
+
+// tell reports to the service manager. A report that is not sent is logged only: the store serves without it.
+func tell(logger *zap.Logger, report func() error) {
+	if err := report(); err != nil {
+		logger.Warn("could not notify the service manager", zap.Error(err))
+	}
 }

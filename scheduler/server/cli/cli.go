@@ -18,6 +18,7 @@ import (
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/pkg/tomlfile"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
@@ -100,7 +101,21 @@ func (f *flags) build() (*config.Config, error) {
 	if err := cfg.Adjust(); err != nil {
 		return nil, err
 	}
-	return cfg, cfg.Validate()
+	return cfg, f.placed(cfg.Validate())
+}
+
+// placed adds to faults of options that the file sets where it does.
+func (f *flags) placed(err error) error {
+	if err == nil || f.configFile == "" {
+		return err
+	}
+	text, readErr := os.ReadFile(f.configFile)
+	if readErr != nil {
+		return err
+	}
+	return tomlfile.Place(err, f.configFile, string(text), func(key string) bool {
+		return f.set.Changed(key[strings.LastIndexByte(key, '.')+1:])
+	})
 }
 
 // Main runs the command and returns the exit code: 0 after SIGTERM or SIGINT, 1 on failure, 2 on a
@@ -166,15 +181,24 @@ func run(cfg *config.Config, stderr io.Writer) int {
 		return complain(stderr, err, shared.ExitFail)
 	}
 	defer s.Stop()
+	tell(logger, shared.Ready)
 	select {
 	case <-ctx.Done():
 		logger.Info("stopping")
+		tell(logger, shared.Stopping)
 		s.Stop()
 		return shared.ExitOK
 	case err := <-s.Failed():
 		logger.Error("stopping after a failure", zap.Error(err))
 		s.Stop()
 		return complain(stderr, err, shared.ExitFail)
+	}
+}
+
+// tell reports to the service manager. A report that is not sent is logged only: the member serves without it.
+func tell(logger *zap.Logger, report func() error) {
+	if err := report(); err != nil {
+		logger.Warn("could not notify the service manager", zap.Error(err))
 	}
 }
 

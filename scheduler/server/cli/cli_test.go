@@ -82,7 +82,17 @@ func TestSampleAndOverride(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte("[schedule]\nmax-store-downtime = \"1m\"\n"), 0o600))
 	code, _, stderr = call(t, "--config", path, "--config-check")
 	require.Equal(t, shared.ExitUsage, code)
-	require.Contains(t, stderr, `did you mean "schedule.max-store-down-time"?`)
+	require.Contains(t, stderr, `c.toml, line 2, column 1: unknown key "schedule.max-store-downtime", did you mean "schedule.max-store-down-time"?`)
+
+	require.NoError(t, os.WriteFile(path, []byte("[replication]\n  max-replicas = 99\n"), 0o600))
+	code, _, stderr = call(t, "--config", path, "--config-check")
+	require.Equal(t, shared.ExitUsage, code)
+	require.Contains(t, stderr, "c.toml, line 2, column 3: replication.max-replicas: 99 is not between 1 and 15")
+
+	require.NoError(t, os.WriteFile(path, []byte("mode = \"x\"\n"), 0o600))
+	code, _, stderr = call(t, "--config", path, "--config-check", "--mode", "y")
+	require.Equal(t, shared.ExitUsage, code)
+	require.NotContains(t, stderr, "line", "the flag is wrong, not the file")
 }
 
 func TestVersionAndHelp(t *testing.T) {

@@ -10,11 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
-
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
 // Duration is a time.Duration written as text ("30s") in TOML and JSON.
@@ -179,34 +178,15 @@ func (c *Config) LoadFile(path string) error {
 		return fmt.Errorf("config file: %w", err)
 	}
 	if err := c.Load(string(data)); err != nil {
-		return fmt.Errorf("config file %s: %w", path, err)
+		return fmt.Errorf("config file %s, %w", path, err)
 	}
 	return nil
 }
 
 // Load reads TOML over what is already in c.
 func (c *Config) Load(data string) error {
-	md, err := toml.Decode(data, c)
-	if err != nil {
-		return tomlError(err)
-	}
-	var errs []error
-	for _, key := range md.Undecoded() {
-		name := key.String()
-		if strings.HasPrefix(name, "schedule.schedulers.") {
-			continue // the table of scheduler arguments is free-form
-		}
-		errs = append(errs, unknownKey(name))
-	}
-	return errors.Join(errs...)
-}
-
-func tomlError(err error) error {
-	var pe toml.ParseError
-	if errors.As(err, &pe) {
-		return fmt.Errorf("line %d: %s", pe.Position.Line, strings.TrimPrefix(pe.Message, "toml: "))
-	}
-	return errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+	// The table of scheduler arguments is free-form.
+	return tomlfile.Decode(data, c, func(key string) bool { return strings.HasPrefix(key, "schedule.schedulers.") })
 }
 
 // Adjust fills what depends on other values. Call it once after the file and the flags.
