@@ -213,13 +213,23 @@ func (l *link) onError(err error) error {
 	return err
 }
 
-// sayWhy tells the server, if it can be done at once, why the connection ends.
+// lastWords is how long a connection stays open for a server to take the reason why it ends.
+const lastWords = time.Second
+
+// sayWhy tells the server why the connection ends. It returns when that is written, by this goroutine or by the one that
+// writes at the moment, and after lastWords at the latest.
 func (l *link) sayWhy(why *rpc.ConnError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.mu.closed == nil {
-		_ = l.mu.out.Framer.WriteGoAway(0, why.Code, []byte(why.Why))
-		l.flushYielding()
+	if l.mu.closed != nil {
+		return
+	}
+	_ = l.mu.out.Framer.WriteGoAway(0, why.Code, []byte(why.Why))
+	_ = l.nc.SetWriteDeadline(time.Now().Add(lastWords)) // a writer that fails closes the connection
+	l.flushYielding()
+	for (l.mu.writing || l.mu.out.Size > 0) && l.mu.closed == nil {
+		rpc.Wake(l.wake)
+		l.waitYielding(nil)
 	}
 }
 
