@@ -77,7 +77,7 @@ var serverComments = map[string]string{
 	"storage.raft": "false: one unreplicated store, without a placement service. Part of the data directory, " +
 		"as is the engine.",
 	"storage.engine": "Engine of a new data directory: pebble or badger.",
-	"storage.memory": "Memory for blocks and memtables; 0B: a quarter of what the process may use. In builds " +
+	"storage.memory": "Memory for blocks and memtables; 0B: a quarter of what the process may use, at most 384 MiB. In builds " +
 		"without C, as " +
 		"in packages and images, the process may grow by twice of it.",
 	"storage.cache-size":    "Part of memory for blocks; 0B: it follows from memory.",

@@ -117,7 +117,7 @@ type Storage struct {
 	// Raft false serves one unreplicated store, without a placement service.
 	Raft   bool   `toml:"raft"`
 	Engine string `toml:"engine"`
-	// Memory is what blocks and memtables may take; 0 is a quarter of what the process may use. Cache and MemTable are the
+	// Memory is what blocks and memtables may take; 0 is a quarter of what the process may use, at most 384 MiB. Cache and MemTable are the
 	// parts of it; 0 has them follow from it. See Fit.
 	Memory   Size `toml:"memory"`
 	Cache    Size `toml:"cache-size"`

@@ -8,6 +8,9 @@ const (
 	// memoryShare is the part of the available memory that the engine may use by itself: others need memory too, and
 	// so do requests, answers and the raft log of this store, and the kernel's cache of files.
 	memoryShare = 4
+	// mostMemory is how much that is at most: under an attack by writers of large values, a store with as much stays below
+	// a GiB. Who has more to spare says so.
+	mostMemory = 384 * MiB
 	// memTables is how many memtables are counted on: the one that is written, and three that wait for their flush.
 	memTables                = 4
 	mostMemTable             = 64 * MiB
@@ -21,7 +24,7 @@ const (
 // size of the disk, in bytes: the store keeps room for eight memtables on it.
 func (s *Storage) Fit(available, disk uint64) {
 	if s.Memory == 0 {
-		s.Memory = max(Size(available/memoryShare), leastMemory)
+		s.Memory = min(max(Size(available/memoryShare), leastMemory), mostMemory)
 	}
 	if s.MemTable == 0 {
 		s.MemTable = min(max(s.Memory/memTablesOfMemory, LeastMemTable), mostMemTable)

@@ -86,7 +86,7 @@ func newOptions() *options {
 	o.apply["labels"] = setLabels
 	o.set.String("capacity", "", "size that the store reports, e.g. 100GiB (default: the disk's)")
 	o.apply["capacity"] = func(c *config.Config, v string) error { return c.Storage.Capacity.UnmarshalText([]byte(v)) }
-	o.set.String("memory", "", "memory for blocks and memtables, e.g. 2GiB (default: a quarter of what the process may use)")
+	o.set.String("memory", "", "memory for blocks and memtables, e.g. 2GiB (default: a quarter of what there is, at most 384MiB)")
 	o.apply["memory"] = func(c *config.Config, v string) error { return c.Storage.Memory.UnmarshalText([]byte(v)) }
 	o.set.BoolVar(&o.check, "config-check", false, "check the configuration and exit")
 	o.set.BoolVar(&o.sample, "print-sample-config", false, "print a configuration file with all defaults and exit")
