@@ -42,11 +42,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const fastStores = `
+const fastBeats = `
 [raftstore]
 region-heartbeat-interval = "500ms"
 store-heartbeat-interval = "500ms"
-[storage]
+`
+
+// fastStores are small too.
+const fastStores = fastBeats + `[storage]
 cache-size = "8MiB"
 memtable-size = "4MiB"
 `
@@ -58,8 +61,13 @@ func start(t *testing.T, stores int) *localcluster.Cluster {
 
 func startWith(t *testing.T, stores, schedulers int) *localcluster.Cluster {
 	t.Helper()
+	return startConfigured(t, stores, schedulers, fastStores)
+}
+
+func startConfigured(t *testing.T, stores, schedulers int, config string) *localcluster.Cluster {
+	t.Helper()
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: stores, Schedulers: schedulers, StoreConfig: fastStores,
+		BinDir: binDir, Dir: t.TempDir(), Stores: stores, Schedulers: schedulers, StoreConfig: config,
 		OnExit: func(p *localcluster.Process, err error) {
 			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
 		},
