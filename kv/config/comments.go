@@ -67,6 +67,7 @@ var serverComments = map[string]string{
 	"server.max-scan-limit":         "Pairs in one answer to a scan.",
 	"server.request-timeout":        "Time for one request inside of the store.",
 	"server.shutdown-timeout":       "Time for handing leaders over and for requests under way, after SIGTERM.",
+	"server.slow-log-threshold":     "Requests that take so long are logged, and writes stage by stage; 0: none.",
 	"server.snapshot-send-limit":    "Raft snapshots sent at the same time.",
 	"server.snapshot-receive-limit": "Raft snapshots received at the same time.",
 	"server.snapshot-timeout":       "Time for sending one raft snapshot.",

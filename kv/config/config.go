@@ -99,12 +99,14 @@ type Server struct {
 	MaxAnswerBytes Size `toml:"max-answer-bytes"`
 	// MaxRequestBytes bounds what is held of requests larger than a frame of 16 KiB, from their first byte to their
 	// answer. StallTimeout is how long such a request may make no progress.
-	MaxRequestBytes      Size     `toml:"max-request-bytes"`
-	StallTimeout         Duration `toml:"stall-timeout"`
-	MaxKeySize           Size     `toml:"max-key-size"`
-	MaxScanLimit         uint32   `toml:"max-scan-limit"`
-	RequestTimeout       Duration `toml:"request-timeout"`
-	ShutdownTimeout      Duration `toml:"shutdown-timeout"`
+	MaxRequestBytes Size     `toml:"max-request-bytes"`
+	StallTimeout    Duration `toml:"stall-timeout"`
+	MaxKeySize      Size     `toml:"max-key-size"`
+	MaxScanLimit    uint32   `toml:"max-scan-limit"`
+	RequestTimeout  Duration `toml:"request-timeout"`
+	ShutdownTimeout Duration `toml:"shutdown-timeout"`
+	// SlowLog is from what time on requests, and writes by stage, are logged as slow; 0: none is.
+	SlowLog              Duration `toml:"slow-log-threshold"`
 	SnapshotSendLimit    int      `toml:"snapshot-send-limit"`
 	SnapshotReceiveLimit int      `toml:"snapshot-receive-limit"`
 	SnapshotTimeout      Duration `toml:"snapshot-timeout"`
@@ -211,7 +213,7 @@ func Default() *Config {
 		Server: Server{
 			GRPCMaxMessage: 16 * MiB, GRPCMaxStreams: 4096, MaxConns: 4096, MaxConnsPerHost: 2048, MaxRequestBytes: 32 * MiB, MaxAnswerBytes: 64 * MiB, StallTimeout: Dur(30 * time.Second),
 			MaxKeySize: 4 * KiB, MaxScanLimit: 10240,
-			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second),
+			RequestTimeout: Dur(20 * time.Second), ShutdownTimeout: Dur(10 * time.Second), SlowLog: Dur(time.Second),
 			SnapshotSendLimit: 4, SnapshotReceiveLimit: 4, SnapshotTimeout: Dur(5 * time.Minute),
 			SnapshotRate: 32 * MiB,
 		},
@@ -351,6 +353,9 @@ func (s *Server) validate(bad func(string, ...any), maxEntry Size) {
 	}
 	if s.RequestTimeout.Duration <= 0 || s.ShutdownTimeout.Duration <= 0 || s.SnapshotTimeout.Duration <= 0 {
 		bad("server: timeouts must be positive")
+	}
+	if s.SlowLog.Duration < 0 {
+		bad("server.slow-log-threshold: %s is negative; 0 means never", s.SlowLog)
 	}
 	if s.SnapshotRate < 0 {
 		bad("server.snap-io-max-bytes-per-sec: %s is negative", s.SnapshotRate)

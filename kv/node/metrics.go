@@ -72,7 +72,7 @@ func registerMetrics(reg *prometheus.Registry, n *Node) {
 	counter("tinykv_retries_undetermined_total", "Writes sent again of which the log could not tell whether they were carried out.", func() float64 { return float64(n.store.Work().RetriesUndetermined) })
 	counter("tikv_raftstore_applied_entries_total", "Raft entries in those engine batches.", func() float64 { return float64(n.store.Work().AppliedEntries) })
 	registerRaftLog(gauge, counter, n)
-	reg.MustRegister(n.disk.seconds)
+	reg.MustRegister(n.disk.seconds, newStageMetrics(n.store.Stages()))
 	gauge("tikv_raftstore_slow_disk", "1 while the raft log's disk counts as slow.", func() float64 {
 		if n.disk.slow() {
 			return 1

@@ -377,6 +377,9 @@ func (n *Node) storeMeta() *metapb.Store {
 func (n *Node) serve(st storage.Storage) {
 	opts := server.Options(n.cfg)
 	opts.OnCorrupt = n.noteCorrupt
+	if after := n.cfg.Server.SlowLog.Duration; after > 0 {
+		opts.SlowAfter, opts.OnSlow = after, (&slowRequests{logger: n.logger}).note
+	}
 	n.boundConns(&opts)
 	n.grpc = rpc.New(opts)
 	var raft transport.RaftHandler

@@ -2,10 +2,15 @@ package node
 
 import (
 	"strings"
+	"sync/atomic"
+	"time"
 	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
 
+	"github.com/tinykv/tinykv/kv/raftstore/stages"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
@@ -37,16 +42,70 @@ func (m requestMetrics) Collect(out chan<- prometheus.Metric) {
 		for code, n := range got.Failed {
 			out <- prometheus.MustNewConstMetric(requestFailures, prometheus.CounterValue, float64(n), kind, service, snake(code.String()))
 		}
-		buckets, total := map[float64]uint64{}, uint64(0)
-		for i, n := range got.Classes {
-			if total += n; i < rpc.TimingBuckets-1 {
-				buckets[rpc.TimingBound(i).Seconds()] = total
-			}
-		}
-		if total > 0 {
+		if total, buckets := got.Buckets(); total > 0 {
 			out <- prometheus.MustNewConstHistogram(requestSeconds, total, got.Total.Seconds(), buckets, kind, service)
 		}
 	})
+}
+
+// stageMetrics exposes how long the stages of writes take, under TiKV's names.
+type stageMetrics struct {
+	recorder *stages.Recorder
+	descs    map[stages.Stage]*prometheus.Desc
+}
+
+func newStageMetrics(r *stages.Recorder) stageMetrics {
+	m := stageMetrics{r, map[stages.Stage]*prometheus.Desc{}}
+	for s, d := range map[stages.Stage][2]string{
+		stages.Wait:      {"request_wait_time_duration_secs", "Time from taking a write until raft had its entry."},
+		stages.Append:    {"append_log_duration_seconds", "Time from there until the leader's own raft log was synced."},
+		stages.Commit:    {"commit_log_duration_seconds", "Time from raft's having an entry until a majority had it."},
+		stages.ApplyWait: {"apply_wait_time_duration_secs", "Time from there until the apply worker began with it."},
+		stages.Apply:     {"apply_log_duration_seconds", "Time from there until the engine had it."},
+	} {
+		m.descs[s] = prometheus.NewDesc("tikv_raftstore_"+d[0], d[1], nil, nil)
+	}
+	return m
+}
+
+// Describe implements prometheus.Collector.
+func (m stageMetrics) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range m.descs {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m stageMetrics) Collect(out chan<- prometheus.Metric) {
+	for s, d := range m.descs {
+		got := m.recorder.Read(s)
+		total, buckets := got.Buckets()
+		out <- prometheus.MustNewConstHistogram(d, total, got.Total.Seconds(), buckets)
+	}
+}
+
+// slowRequests logs slow requests: one a second, and how many others there were.
+type slowRequests struct {
+	logger *zap.Logger
+	next   atomic.Int64 // from when on, in ns since 1970
+	passed atomic.Uint64
+}
+
+// note is an rpc.OnSlow.
+func (s *slowRequests) note(path string, took time.Duration, code codes.Code) {
+	now, next := time.Now().UnixNano(), s.next.Load()
+	if now < next || !s.next.CompareAndSwap(next, now+int64(time.Second)) {
+		s.passed.Add(1)
+		return
+	}
+	fields := []zap.Field{zap.String("method", path), zap.Duration("took", took)}
+	if code != codes.OK {
+		fields = append(fields, zap.Stringer("code", code))
+	}
+	if n := s.passed.Swap(0); n > 0 {
+		fields = append(fields, zap.Uint64("others", n))
+	}
+	s.logger.Warn("slow request", fields...)
 }
 
 // methodName makes the labels of "/tikvpb.Tikv/RawGet": tikv, raw_get.

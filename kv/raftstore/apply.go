@@ -1,6 +1,8 @@
 package raftstore
 
 import (
+	"time"
+
 	"github.com/tinykv/tinykv/kv/raftstore/apply"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -70,6 +72,12 @@ func (h *applyHost) Flushed(entries uint64) {
 	clear(h.woken)
 	h.woken = h.woken[:0]
 }
+
+// Age implements apply.Host.
+func (h *applyHost) Age() time.Duration { return h.store.age() }
+
+// Applied implements apply.Host.
+func (h *applyHost) Applied(regionID uint64, p *message.Proposal) { h.store.stages.Note(regionID, p) }
 
 // Release implements apply.Host.
 func (h *applyHost) Release(bytes int64) { h.store.inflight.Add(-bytes) }

@@ -96,6 +96,9 @@ func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex
 // afterPersist does what had to wait for the sync.
 func (p *peer) afterPersist(t *turn) {
 	rd := &p.rd
+	if len(rd.Entries) > 0 {
+		p.noteSynced(rd.Entries[0].Index, t.synced)
+	}
 	for i := range p.late {
 		p.sendRaft(t, &p.late[i])
 	}

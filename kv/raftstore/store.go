@@ -17,6 +17,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
+	"github.com/tinykv/tinykv/kv/raftstore/stages"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/feature"
@@ -151,6 +152,7 @@ type Store struct {
 	// last report of the store.
 	reads, written flow
 	work           workCounters
+	stages         *stages.Recorder
 	diskFull       atomic.Bool
 	leaseReads     bool
 	encodedKeys    bool
@@ -190,7 +192,7 @@ func New(o Options) *Store {
 	if s.features = o.Features; s.features == nil {
 		s.features = func() feature.Set { return feature.Supported }
 	}
-	s.live = newLiveness(s.clock)
+	s.live, s.stages = newLiveness(s.clock), stages.New(o.Config.Server.SlowLog.Duration, s.logger)
 	rc := &o.Config.Raftstore
 	s.router = newRouter(rc.MaxPendingPerRegion, rc.RaftWorkers)
 	s.leaseReads = rc.ReadMode == "lease"
@@ -318,6 +320,17 @@ func (s *Store) Read(r *message.Read) {
 		r.Callback.Fail(err)
 	}
 }
+
+// age is the time since the clock was made.
+func (s *Store) age() time.Duration {
+	if c, ok := s.clock.(systemClock); ok {
+		return time.Since(c.base) // does not read the time of day
+	}
+	return s.clock.Now().Sub(s.clock.Base())
+}
+
+// Stages are how long the stages of writes have taken.
+func (s *Store) Stages() *stages.Recorder { return s.stages }
 
 // Due is a deadline of the process's clock, which contexts have, in the store's: those of messages are compared with that.
 func (s *Store) Due(deadline time.Time) time.Time {

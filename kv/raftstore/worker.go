@@ -3,6 +3,7 @@ package raftstore
 import (
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftlog"
@@ -36,6 +37,7 @@ type raftWorker struct {
 type turn struct {
 	log    raftlog.Batch
 	sync   bool
+	synced time.Duration // when log was written, as the store's age
 	states engine.Batch
 	out    map[uint64][]*rspb.RaftMessage
 	room   []rspb.RaftMessage // for messages
@@ -142,6 +144,7 @@ func (w *raftWorker) persist() error {
 		if err := w.store.log.Write(&t.log, t.sync); err != nil {
 			return fmt.Errorf("persist raft log: %w", err)
 		}
+		t.synced = w.store.age()
 	}
 	t.log.Clear()
 	t.sync = false

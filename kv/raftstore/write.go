@@ -38,6 +38,7 @@ func (s *Store) Write(w *message.Write) {
 		w.Callback.Fail(&regionerr.BusyError{Reason: "too many bytes of writes are in flight on this store"})
 		return
 	}
+	w.Came(s.age())
 	if err := s.router.send(w.Header.RegionID, w); err != nil {
 		s.inflight.Add(-size)
 		w.Callback.Fail(err)
@@ -218,15 +219,20 @@ func (p *peer) flushWrites() {
 	buf := make([]byte, 0, p.writeSize+48+message.ChecksumSize)
 	buf = message.AppendHeader(buf, p.regionID, p.region().RegionEpoch)
 	cbs := make([]*message.Callback, len(p.writes))
+	now, waited, traced := p.store.age(), time.Duration(0), false
 	for i, w := range p.writes {
 		buf = append(buf, w.Payload...)
 		cbs[i] = w.Callback
+		waited, traced = max(waited, w.Waited(now)), traced || w.Traced
 	}
 	buf = message.AppendChecksum(buf)
 	size := p.writeSize
 	clear(p.writes)
 	p.writes, p.writeSize = p.writes[:0], 0
-	p.propose(size, cbs, func() error { return p.rn.Propose(buf) })
+	if p.propose(size, cbs, func() error { return p.rn.Propose(buf) }) {
+		last := &p.proposals[len(p.proposals)-1]
+		last.Stages.Came, last.Traced = now-waited, traced
+	}
 }
 
 // propose has raft append an entry and remembers who waits for it, or refuses their commands when raft drops it. Whether
@@ -239,7 +245,10 @@ func (p *peer) propose(size int, cbs []*message.Callback, do func() error) bool 
 		p.refuseDropped(cbs, err)
 		return false
 	}
-	p.proposals = append(p.proposals, message.NewProposal(before+1, p.rn.Term(), size, cbs...))
+	prop := message.NewProposal(before+1, p.rn.Term(), size, cbs...)
+	prop.Stages.Proposed = p.store.age()
+	prop.Stages.Came = prop.Stages.Proposed
+	p.proposals = append(p.proposals, prop)
 	return true
 }
 
@@ -264,6 +273,13 @@ func (p *peer) refuseDropped(cbs []*message.Callback, err error) {
 	}
 }
 
+// noteSynced says when the entries from an index on, of those that wait, were in this peer's synced log.
+func (p *peer) noteSynced(from uint64, at time.Duration) {
+	for i := len(p.proposals) - 1; i >= 0 && p.proposals[i].Index() >= from; i-- {
+		p.proposals[i].Stages.Appended = at
+	}
+}
+
 // takeProposals removes the proposals up to an index: the apply worker answers them.
 func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	n := 0
@@ -275,6 +291,9 @@ func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	}
 	out := make([]message.Proposal, n)
 	copy(out, p.proposals)
+	for i, now := 0, p.store.age(); i < n; i++ {
+		out[i].Stages.Committed = now
+	}
 	rest := copy(p.proposals, p.proposals[n:])
 	clear(p.proposals[rest:])
 	p.proposals = p.proposals[:rest]

@@ -213,11 +213,7 @@ func (b *batchStream) handle(c *kvrpcpb.BatchCommand, began time.Time) {
 
 // count counts a request that has been answered.
 func count(t *rpc.Timing, began time.Time, err error) {
-	if err != nil {
-		t.Fail(status.Code(err))
-		return
-	}
-	t.Note(time.Since(began), 1)
+	t.End(status.Code(err), time.Since(began))
 }
 
 // answerNow carries out a get that need not wait for anyone, without a goroutine and a timer of its own.

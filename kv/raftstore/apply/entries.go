@@ -38,7 +38,7 @@ func (w *Worker) applyEntries(t *Task) error {
 		res.Index = e.Index
 		if props := t.Proposals; len(props) > 0 && props[0].Is(e.Index, e.Term) {
 			w.freed += int64(props[0].Size())
-			w.answers = append(w.answers, answer{props[0], res})
+			w.answers = append(w.answers, answer{a.regionID, props[0], res})
 			t.Proposals = props[1:]
 		}
 		a.applied, a.term = e.Index, e.Term

@@ -35,6 +35,8 @@ type lone struct {
 	released int64
 	damaged  []error
 	reserved []*metapb.Region
+	age      time.Duration
+	stages   []message.Stages
 }
 
 func (h *lone) Neighbours(r *metapb.Region) []*metapb.Region { return []*metapb.Region{r} }
@@ -50,6 +52,14 @@ func (h *lone) Flushed(entries uint64) {
 	h.batches++
 	h.entries += entries
 }
+
+// Age implements Host: each look at the clock is a millisecond later.
+func (h *lone) Age() time.Duration {
+	h.age += time.Millisecond
+	return h.age
+}
+
+func (h *lone) Applied(_ uint64, p *message.Proposal) { h.stages = append(h.stages, p.Stages) }
 
 func (h *lone) Release(bytes int64) { h.released += bytes }
 

@@ -3,6 +3,7 @@ package apply
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
@@ -27,6 +28,10 @@ type Host interface {
 	Report(regionID uint64, m *message.Applied)
 	// Flushed follows each batch that is in the engine, after its reports. entries is how many entries were in it.
 	Flushed(entries uint64)
+	// Age is the time since the store was made.
+	Age() time.Duration
+	// Applied says that the engine has the entry of a proposal, which is answered then.
+	Applied(regionID uint64, p *message.Proposal)
 	// Release gives back the bytes of writes that have an answer.
 	Release(bytes int64)
 	// Damaged says that the next entry of a region is not the one that was committed.
@@ -129,7 +134,8 @@ type Worker struct {
 	sync    bool
 	touched []*applier
 	answers []answer
-	entries uint64 // in batch
+	entries uint64        // in batch
+	begun   time.Duration // when the batch was, as the store's age
 	freed   int64
 	keyBuf  []byte
 	state   rspb.RaftApplyState // scratch of flush
@@ -137,8 +143,9 @@ type Worker struct {
 
 // answer is what to tell of a proposal once its effect is in the engine.
 type answer struct {
-	prop message.Proposal
-	res  message.Result
+	regionID uint64
+	prop     message.Proposal
+	res      message.Result
 }
 
 // New makes a worker. It does no IO and starts nothing.
@@ -212,6 +219,7 @@ func (w *Worker) Abandon() {
 
 // round carries out tasks and writes what they came to.
 func (w *Worker) round(tasks []Task) error {
+	w.begun = w.host.Age()
 	for i := range tasks {
 		if err := w.handle(&tasks[i]); err != nil {
 			w.abandon(tasks[i:])
@@ -326,12 +334,25 @@ func (w *Worker) flush() error {
 	w.touched = w.touched[:0]
 	w.host.Release(w.freed)
 	w.freed = 0
-	for i := range w.answers {
-		w.answers[i].prop.Applied(w.answers[i].res)
+	w.answer()
+	return nil
+}
+
+// answer answers the proposals of a batch that the engine has.
+func (w *Worker) answer() {
+	if len(w.answers) == 0 {
+		return
 	}
+	now := w.host.Age()
+	for i := range w.answers {
+		a := &w.answers[i]
+		a.prop.Stages.Begun, a.prop.Stages.Applied = w.begun, now
+		w.host.Applied(a.regionID, &a.prop)
+		a.prop.Applied(a.res)
+	}
+	w.begun = now // of what is left of the round
 	clear(w.answers)
 	w.answers = w.answers[:0]
-	return nil
 }
 
 // record writes a region's own apply state.

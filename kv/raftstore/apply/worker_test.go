@@ -3,6 +3,7 @@ package apply
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -96,4 +97,24 @@ func TestAnswersGoByIndexAndTerm(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStagesOfAppliedEntries: a batch that is full in the middle of a round is answered at once, and what the worker did before
+// is no part of the time of those behind it.
+func TestStagesOfAppliedEntries(t *testing.T) {
+	r := trio()
+	w, h, _ := newTestWorker(t, nil, r)
+	large := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), make([]byte, flushBytes))
+	small := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("b"), nil)
+	task, cbs := entriesOf(1, eraftpb.Entry{Index: 6, Term: 6, Data: large}, eraftpb.Entry{Index: 7, Term: 6, Data: small},
+		eraftpb.Entry{Index: 8, Term: 6, Data: small})
+	task.Proposals[1].Traced = true
+	require.NoError(t, w.round([]Task{task}))
+	require.Equal(t, []message.Stages{
+		{Begun: 1 * time.Millisecond, Applied: 2 * time.Millisecond},
+		{Begun: 2 * time.Millisecond, Applied: 3 * time.Millisecond},
+		{Begun: 2 * time.Millisecond, Applied: 3 * time.Millisecond},
+	}, h.stages)
+	require.Equal(t, &h.stages[1], answered(t, cbs[1]).Stages())
+	require.Nil(t, answered(t, cbs[2]).Stages(), "it is not traced")
 }

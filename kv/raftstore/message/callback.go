@@ -16,15 +16,16 @@ type Result struct {
 	Region *metapb.Region
 	// Index is an index of the region's log that is applied: of a write's own entry, or of a later one.
 	Index uint64
-	// Answer is what admin commands and compare-and-swaps have to say besides; nil for others. It is one pointer, because
+	// Answer is what admin commands, compare-and-swaps and traced writes have to say besides; nil for others. It is one pointer, because
 	// every write has a Result.
 	Answer *Answer
 }
 
-// Answer is the answer to an admin command, or to a compare-and-swap.
+// Answer is the answer to an admin command, or to a compare-and-swap. Stages is set for traced writes.
 type Answer struct {
-	Admin *raft_cmdpb.AdminResponse
-	Swap  *Swap
+	Admin  *raft_cmdpb.AdminResponse
+	Swap   *Swap
+	Stages *Stages
 }
 
 // AdminAnswer is the Answer of an admin command.
@@ -44,6 +45,14 @@ func (r Result) Swap() *Swap {
 		return nil
 	}
 	return r.Answer.Swap
+}
+
+// Stages are those of a traced write; nil for others.
+func (r Result) Stages() *Stages {
+	if r.Answer == nil {
+		return nil
+	}
+	return r.Answer.Stages
 }
 
 // Callback is the one-shot answer to a command: it is answered exactly once, on every path (applied,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
@@ -47,6 +48,16 @@ func TestCallbackConcurrentAnswers(t *testing.T) {
 	wg.Wait()
 	_, err := c.Wait(context.Background())
 	require.NoError(t, err)
+}
+
+// TestWaited: times of a write are kept modulo 71 minutes.
+func TestWaited(t *testing.T) {
+	for _, came := range []time.Duration{0, time.Second, time.Hour, 71*time.Minute + 34*time.Second, 10 * 24 * time.Hour} {
+		var w Write
+		w.Came(came)
+		require.Zero(t, w.Waited(came))
+		require.Equal(t, 70*time.Minute, w.Waited(came+70*time.Minute), came)
+	}
 }
 
 // TestWritesStaySmall: what is allocated for every write does not grow with what only some commands have.

@@ -77,11 +77,23 @@ type Write struct {
 	Bound bool
 	// Expiring: a put of it has a TTL, which only regions whose keys may expire take.
 	Expiring bool
+	// Traced: the answer says when the write passed its stages.
+	Traced bool
+	// came is when the write came to the store, in microseconds of the store's age, modulo 71 minutes.
+	came uint32
 	// Conditional is set if the payload is a conditional request, which is an entry by itself.
 	Conditional *Condition
 	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
 	Deadline time.Time
 	Callback *Callback
+}
+
+// Came notes when the write came to a store of the given age.
+func (w *Write) Came(age time.Duration) { w.came = uint32(age.Microseconds()) }
+
+// Waited is for how long the write has waited, up to 71 minutes, when the store is of the given age.
+func (w *Write) Waited(age time.Duration) time.Duration {
+	return time.Duration(uint32(age.Microseconds())-w.came) * time.Microsecond
 }
 
 // Condition is what a peer has to know of a conditional request.

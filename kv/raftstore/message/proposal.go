@@ -19,6 +19,10 @@ type Proposal struct {
 	index, term uint64
 	size        int
 	cbs         []*Callback
+	// Stages are when the entry came to where it is.
+	Stages Stages
+	// Traced: the answer says when the entry passed its stages.
+	Traced bool
 }
 
 // NewProposal takes over the callbacks of the commands in the entry at index. size is how many
@@ -38,11 +42,17 @@ func (p *Proposal) Index() uint64 { return p.index }
 // Size is how many bytes the commands count for.
 func (p *Proposal) Size() int { return p.size }
 
+// Commands is how many commands wait for the entry.
+func (p *Proposal) Commands() int { return len(p.cbs) }
+
 // Is tells whether the entry at index, of the given term, is this one.
 func (p *Proposal) Is(index, term uint64) bool { return p.index == index && p.term == term }
 
 // Applied answers that the entry has taken effect, and that this is in the engine.
 func (p *Proposal) Applied(res Result) {
+	if p.Traced {
+		res.Answer = res.Answer.with(p.Stages)
+	}
 	if res.Err != nil {
 		p.RefusedAtApply(res.Err)
 		return

@@ -211,12 +211,7 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 
 // count counts a request that has been answered.
 func (b *batchStream) count(req *request, began time.Time, err error) {
-	t := b.service.timings[reflect.TypeOf(req.Cmd)]
-	if err != nil {
-		t.Fail(status.Code(err))
-		return
-	}
-	t.Note(time.Since(began), 1)
+	b.service.timings[reflect.TypeOf(req.Cmd)].End(status.Code(err), time.Since(began))
 }
 
 // answerNow answers a get that need not wait for anyone, and what no store can answer.

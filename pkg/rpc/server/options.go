@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
@@ -55,7 +56,14 @@ type Options struct {
 	Codec encoding.CodecV2
 	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
+	// OnSlow is called for requests of unary methods, and those that Timing counts, that took SlowAfter or longer; may be nil.
+	// It must not wait for anything.
+	SlowAfter time.Duration
+	OnSlow    OnSlow
 }
+
+// OnSlow is given a request's method, how long it took and how it ended.
+type OnSlow func(path string, took time.Duration, code codes.Code)
 
 func (o *Options) setDefaults() {
 	o.MaxRecv = cmp.Or(o.MaxRecv, 4<<20)

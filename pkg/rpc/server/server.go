@@ -107,6 +107,7 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 		path := "/" + sd.ServiceName + "/" + m.MethodName
 		s.methods[path] = &method{
 			path: path, unary: m.Handler, impl: impl, sum: rpc.MethodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			timing: Timing{path: path, opts: &s.opts},
 		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
 	}

@@ -1,11 +1,12 @@
 package server
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/tinykv/tinykv/pkg/timing"
 )
 
 // counters are what a Server counts since its start.
@@ -63,59 +64,47 @@ func (c *conn) calls() int {
 	return max(int(c.mu.active), len(c.mu.streams))
 }
 
-// TimingBuckets is how many classes of times a Timing has. Class i is up to 16 us << i; the last has no bound.
-const TimingBuckets = 22
-
-// shortestBits: the first class is up to 1 << shortestBits microseconds.
-const shortestBits = 4
-
 // Timing counts the calls of one method: how long those that succeeded took, and how others ended. Safe for concurrent use. A nil
 // Timing counts nothing.
 type Timing struct {
-	classes [TimingBuckets]atomic.Uint64
-	micros  atomic.Uint64
-	failed  [codes.Unauthenticated + 1]atomic.Uint64
+	took   timing.Histogram
+	failed [codes.Unauthenticated + 1]atomic.Uint64
+	path   string
+	opts   *Options // nil: no call is slow
+}
+
+// End counts a call by how it ended, and reports it if it took long.
+func (t *Timing) End(code codes.Code, took time.Duration) {
+	if t == nil {
+		return
+	}
+	if code == codes.OK {
+		t.took.Note(took, 1)
+	} else {
+		t.failed[min(code, codes.Unauthenticated)].Add(1)
+	}
+	if t.opts != nil && t.opts.OnSlow != nil && took >= t.opts.SlowAfter {
+		t.opts.OnSlow(t.path, took, code)
+	}
 }
 
 // Note counts n calls that have succeeded, each in the given time.
 func (t *Timing) Note(took time.Duration, n int) {
-	if t == nil || n <= 0 {
-		return
+	if t != nil && n > 0 {
+		t.took.Note(took, n)
 	}
-	us := uint64(max(0, took.Microseconds()))
-	t.classes[min(max(bits.Len64(us)-shortestBits, 0), TimingBuckets-1)].Add(uint64(n))
-	t.micros.Add(us * uint64(n))
-}
-
-// Fail counts a call that ended with an error.
-func (t *Timing) Fail(code codes.Code) {
-	if t == nil {
-		return
-	}
-	t.failed[min(code, codes.Unauthenticated)].Add(1)
 }
 
 // Timed is what a Timing has counted.
 type Timed struct {
-	// Classes counts calls by TimingBound, Total is their time.
-	Classes [TimingBuckets]uint64
-	Total   time.Duration
-	// Failed counts others by their code.
+	timing.Counts
+	// Failed counts calls that did not succeed by their code.
 	Failed map[codes.Code]uint64
-}
-
-// TimingBound is the upper bound of a class; the last has none.
-func TimingBound(class int) time.Duration {
-	return time.Duration(1<<(shortestBits+class)) * time.Microsecond
 }
 
 // Read returns what was counted.
 func (t *Timing) Read() Timed {
-	var out Timed
-	for i := range t.classes {
-		out.Classes[i] = t.classes[i].Load()
-	}
-	out.Total = time.Duration(t.micros.Load()) * time.Microsecond
+	out := Timed{Counts: t.took.Read()}
 	for code := range t.failed {
 		if n := t.failed[code].Load(); n > 0 {
 			if out.Failed == nil {
@@ -150,11 +139,7 @@ func (call *Call) time(code codes.Code) {
 	if call.m == nil || call.m.unary == nil {
 		return
 	}
-	if code != codes.OK {
-		call.m.timing.Fail(code)
-		return
-	}
-	call.m.timing.Note(time.Duration(call.c.micros()-call.began)*time.Microsecond, 1)
+	call.m.timing.End(code, time.Duration(call.c.micros()-call.began)*time.Microsecond)
 }
 
 // micros is the age of the connection in microseconds, modulo 71 minutes.
