@@ -265,6 +265,10 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 		ctx, cancel = context.WithTimeout(ctx, c.opts.Timeout)
 		defer cancel()
 	}
+	if tctx, end := traced(ctx); end != nil {
+		ctx = tctx
+		defer end()
+	}
 	var last, unknown, reason error
 	wait := backoffState{}
 	var op *writeOp
@@ -335,18 +339,8 @@ func (v *verdict) Error() string { return v.cause.Error() }
 
 // once is one attempt: route, call, learn from the answer.
 func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, do attempt, wait *backoffState) error {
-	r, err := c.cache.locate(ctx, key)
+	r, store, forwarded, err := c.find(ctx, key)
 	if err != nil {
-		return err
-	}
-	if r.leader == nil {
-		c.cache.doubt(r)
-		return ErrNoRegion
-	}
-	store, forwarded, err := c.route(ctx, r)
-	if err != nil {
-		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
-		c.cache.tryNext(r)
 		return err
 	}
 	defer store.done()
@@ -373,6 +367,25 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 	}
 	wait.reset()
 	return nil
+}
+
+// find is the region of a key and the service of its leader.
+func (c *Client) find(ctx context.Context, key []byte) (r *cachedRegion, store stub, forwarded bool, err error) {
+	if t := traceOf(ctx); t != nil {
+		defer func(start time.Time) { t.routed(start, r, err) }(time.Now())
+	}
+	if r, err = c.cache.locate(ctx, key); err != nil {
+		return nil, stub{}, false, err
+	}
+	if r.leader == nil {
+		c.cache.doubt(r)
+		return r, stub{}, false, ErrNoRegion
+	}
+	if store, forwarded, err = c.route(ctx, r); err != nil {
+		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
+		c.cache.tryNext(r)
+	}
+	return r, store, forwarded, err
 }
 
 // bound limits the time of an attempt. Connections of rpc end calls at their deadlines themselves, without a timer for
@@ -599,7 +612,9 @@ func (p *pool) stub(ctx context.Context, storeID uint64) (stub, error) {
 	}
 	i := s.loads.Take()
 	out := stub{TinyKvClient: s.stubs[i], loads: s.loads, conn: i}
-	if !p.opts.Unary {
+	if t := traceOf(ctx); t != nil {
+		out.TinyKvClient = tracedStub(s.conns[i], t, storeID, s.addr)
+	} else if !p.opts.Unary {
 		out.TinyKvClient = batchStub{TinyKvClient: s.stubs[i], b: s.batches[i]}
 	}
 	return out, nil

@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 	"github.com/tinykv/tinykv/raft"
 )
@@ -97,7 +98,7 @@ func isEmptySnapshot(s *eraftpb.Snapshot) bool { return s.GetMetadata().GetIndex
 func (p *peer) afterPersist(t *turn) {
 	rd := &p.rd
 	if len(rd.Entries) > 0 {
-		p.noteSynced(rd.Entries[0].Index, t.synced)
+		message.Appended(p.proposals, rd.Entries[0].Index, t.synced)
 	}
 	for i := range p.late {
 		p.sendRaft(t, &p.late[i])

@@ -329,6 +329,9 @@ func (s *Store) age() time.Duration {
 	return s.clock.Now().Sub(s.clock.Base())
 }
 
+// TimeOf is the moment at which the store had an age, as those in message.Stages.
+func (s *Store) TimeOf(age time.Duration) time.Time { return s.clock.Base().Add(age) }
+
 // Stages are how long the stages of writes have taken.
 func (s *Store) Stages() *stages.Recorder { return s.stages }
 

@@ -273,13 +273,6 @@ func (p *peer) refuseDropped(cbs []*message.Callback, err error) {
 	}
 }
 
-// noteSynced says when the entries from an index on, of those that wait, were in this peer's synced log.
-func (p *peer) noteSynced(from uint64, at time.Duration) {
-	for i := len(p.proposals) - 1; i >= 0 && p.proposals[i].Index() >= from; i-- {
-		p.proposals[i].Stages.Appended = at
-	}
-}
-
 // takeProposals removes the proposals up to an index: the apply worker answers them.
 func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 	n := 0

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
+	"github.com/tinykv/tinykv/pkg/trace"
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
@@ -201,11 +202,13 @@ func (s *Server) rawScan(ctx context.Context, req *kvrpcpb.RawScanRequest, resp 
 		// epoch ensures that the client means this region.
 		anchor = nil
 	}
+	view := trace.From(ctx).Begin("take a view")
 	r, err := s.storage.Reader(ctx, req.Context, anchor)
-	if err != nil {
+	if view(); err != nil {
 		return err
 	}
 	defer r.Close()
+	defer trace.From(ctx).Begin("read")()
 	if req.Limit == 0 {
 		return nil
 	}

@@ -105,6 +105,8 @@ type Bound struct {
 	Term uint64
 	// Ends: it ends what takes space, so that a full disk is no reason to refuse it.
 	Ends bool
+	// Traced: its stages are recorded.
+	Traced bool
 }
 
 // BoundRangeDeleter is a BoundStorage that deletes ranges.

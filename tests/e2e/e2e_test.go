@@ -386,6 +386,37 @@ func commandLineOfTTLs(t *testing.T, run func(...string) (string, int), must fun
 }
 
 // TestCommandLine goes through tinyctl's key commands and its exit codes.
+// commandLineOfTraces: a traced command does what it does without, with the same exit code, and says what took how long.
+func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
+	t.Helper()
+	out, code := run("trace", "put", "traced", "v")
+	require.Zero(t, code)
+	for _, stage := range []string{"route", "RawPut", "wait", "append-log", "commit", "apply-wait", "apply"} {
+		require.Regexp(t, `\d+\.\d{3} ms +\d+\.\d{3} ms +`+stage+` `, out)
+	}
+	out, code = run("trace", "get", "traced")
+	require.Zero(t, code)
+	require.Regexp(t, `(?s)^v\nSTART .*RawGet.*request`, out)
+	out, code = run("trace", "delete", "traced", "-o", "json")
+	require.Zero(t, code)
+	var got struct {
+		Steps []struct {
+			Name   string
+			Stage  bool
+			TookUS float64 `json:"took_us"`
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(out), &got))
+	require.Equal(t, "route", got.Steps[0].Name)
+	require.True(t, got.Steps[len(got.Steps)-1].Stage)
+	require.Positive(t, got.Steps[1].TookUS)
+	out, code = run("trace", "get", "traced")
+	require.Equal(t, 1, code, "there is none")
+	require.Contains(t, out, "RawGet")
+	_, code = run("trace", "nothing")
+	require.Equal(t, 2, code)
+}
+
 func TestCommandLine(t *testing.T) {
 	c := start(t, 1)
 	run := func(args ...string) (string, int) {
@@ -423,6 +454,7 @@ func TestCommandLine(t *testing.T) {
 	must("", "cas", "--delete", "c", "2")
 	_, code = run("cas", "c", "2", "3")
 	require.Equal(t, 1, code)
+	commandLineOfTraces(t, run)
 	for _, key := range []string{"r1", "r2", "r3", "s1"} {
 		must("", "put", key, "v")
 	}

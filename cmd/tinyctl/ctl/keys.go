@@ -2,14 +2,17 @@ package ctl
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/timeline"
 	"github.com/tinykv/tinykv/kv/client"
 )
 
@@ -222,4 +225,35 @@ func prefixEnd(p []byte) []byte {
 		}
 	}
 	return nil
+}
+
+// traceCmd runs a command on keys and shows where its time went.
+func traceCmd(a *app) *cobra.Command {
+	cmds := []*cobra.Command{a.getCmd(), a.putCmd(), a.casCmd(), a.deleteCmd(), a.scanCmd()}
+	for _, sub := range cmds {
+		run := sub.RunE
+		sub.RunE = func(sub *cobra.Command, argv []string) error {
+			ctx, t := client.WithTrace(sub.Context())
+			sub.SetContext(ctx)
+			out := a.stdout
+			if a.output == "json" {
+				a.stdout = io.Discard // what is printed is the trace
+			}
+			began := time.Now()
+			err := run(sub, argv)
+			a.stdout = out
+			steps := t.Steps()
+			if len(steps) > 0 {
+				began = steps[0].Start // behind the connection to the placement service
+			}
+			lines := timeline.Of(began, steps)
+			if a.output == "json" {
+				return errors.Join(err, a.json(struct {
+					Steps []timeline.Line `json:"steps"`
+				}{lines}))
+			}
+			return errors.Join(err, timeline.Write(a.stdout, lines))
+		}
+	}
+	return group("trace", "Do what a command on keys does, and show where the time went", cmds...)
 }

@@ -16,6 +16,13 @@ type Stages struct {
 	Begun, Applied time.Duration
 }
 
+// Appended notes when the entries from an index on were in the log of the peer that proposed them, of proposals in order.
+func Appended(props []Proposal, from uint64, at time.Duration) {
+	for i := len(props) - 1; i >= 0 && props[i].index >= from; i-- {
+		props[i].Stages.Appended = at
+	}
+}
+
 // with is an answer that says as well when the entry passed its stages.
 func (a *Answer) with(st Stages) *Answer {
 	var out Answer

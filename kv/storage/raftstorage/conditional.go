@@ -12,6 +12,7 @@ import (
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/pkg/trace"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
@@ -92,9 +93,12 @@ func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Ans
 		decided()
 		answer.Done(r)
 	})
+	rec := trace.From(ctx)
+	w.Traced = rec != nil
 	s.send(w)
 	res, err := answer.Wait(ctx)
 	if err == nil {
+		s.record(rec, res.Stages())
 		err = res.Err
 	}
 	return res, err

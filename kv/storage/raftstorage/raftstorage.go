@@ -11,8 +11,10 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/raftstore"
 	"github.com/tinykv/tinykv/kv/raftstore/message"
+	"github.com/tinykv/tinykv/kv/raftstore/stages"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/pkg/trace"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
@@ -59,7 +61,9 @@ func (s *Storage) checkContext(c *kvrpcpb.Context) error {
 
 // Get implements storage.Storage: with a lease it reads on the caller's goroutine.
 func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
+	began := time.Now()
 	if value, found, ok, err := s.GetLocal(c, cf, key); ok {
+		trace.From(ctx).Add("read under the lease", began, time.Since(began))
 		return value, found, err
 	}
 	r, _, err := s.confirmed(ctx, header(c), key)
@@ -67,6 +71,7 @@ func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key
 		return nil, false, err
 	}
 	defer r.Close()
+	defer trace.From(ctx).Begin("read")()
 	return r.Get(cf, key)
 }
 
@@ -160,10 +165,11 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
+	end := trace.From(ctx).Begin("ask the majority whether this store leads")
 	read := &message.Read{Header: h, Deadline: s.store.Due(deadline), Callback: message.NewCallback()}
 	s.store.Read(read)
 	res, err := read.Callback.Wait(ctx)
-	if err == nil {
+	if end(); err == nil {
 		err = res.Err
 	}
 	if err != nil {
@@ -207,12 +213,25 @@ func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	cb := message.NewCallback()
-	s.write(c, storage.Bound{}, mods, deadline, cb)
+	rec := trace.From(ctx)
+	s.write(c, storage.Bound{Traced: rec != nil}, mods, deadline, cb)
 	res, err := cb.Wait(ctx)
 	if err != nil {
 		return 0, err
 	}
+	s.record(rec, res.Stages())
 	return res.Index, res.Err
+}
+
+// record adds the stages of a write to a trace.
+func (s *Storage) record(rec *trace.Recorder, st *message.Stages) {
+	if rec == nil || st == nil {
+		return
+	}
+	for _, stage := range stages.All() {
+		from, took := stage.Of(st)
+		rec.Add(stage.String(), s.store.TimeOf(from), took)
+	}
 }
 
 // WriteAsync implements storage.AsyncWriter.
@@ -232,7 +251,7 @@ func (s *Storage) write(
 	w := &message.Write{
 		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
 	}
-	w.Identity = identity(c)
+	w.Identity, w.Traced = identity(c), b.Traced
 	if b.Term != 0 {
 		w.Header.Term, w.Bound = b.Term, true
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
+	"github.com/tinykv/tinykv/pkg/trace"
 )
 
 // Call is one RPC under way.
@@ -281,7 +282,7 @@ func (call *Call) dispatch() {
 		return
 	}
 	if f := call.m.inline; f != nil {
-		if f(call, call.request) {
+		if !trace.Asked(call.Metadata()) && f(call, call.request) {
 			call.request = nil // the connection keeps its last call
 			return
 		}
@@ -300,7 +301,9 @@ func (call *Call) runUnary() {
 		return
 	}
 	call.room = &Room{b: call.c.s.answers, keeps: true}
-	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, nil)
+	ctx, traced := call.traced(WithRoom(ctx, call.room))
+	reply, err := call.m.unary(call.m.impl, ctx, call.decode, nil)
+	traced()
 	if err != nil {
 		call.Fail(err)
 	} else {
@@ -310,6 +313,21 @@ func (call *Call) runUnary() {
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
 	call.c.pushYielding()
+}
+
+// traced records the stages of a call whose client asks for them; end is called before the answer.
+func (call *Call) traced(ctx context.Context) (_ context.Context, end func()) {
+	if !trace.Asked(call.Metadata()) {
+		return ctx, func() {}
+	}
+	now := time.Now()
+	waited := time.Duration(call.c.micros()-call.began) * time.Microsecond
+	r := trace.New(now.Add(-waited))
+	r.Add("queue", now.Add(-waited), waited)
+	return trace.With(ctx, r), func() {
+		r.Add("request", now.Add(-waited), waited+time.Since(now))
+		_ = call.SetTrailer(r.Metadata()) // fails if the client is gone
+	}
 }
 
 // context makes the handler's context, which ends with the connection or at the client's deadline.
