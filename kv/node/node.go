@@ -83,6 +83,7 @@ type Node struct {
 	// run is the number of this run of the store; 0 without placement service. registered: that service knows it.
 	run        uint64
 	registered atomic.Bool
+	serving    atomic.Bool // grpc is set up
 
 	failed   chan error
 	stopOnce sync.Once
@@ -413,6 +414,7 @@ func (n *Node) serve(st storage.Storage) {
 	if err := server.RegisterReflection(n.grpc); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))
 	}
+	n.serving.Store(true)
 	n.wg.Add(1)
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {
@@ -563,6 +565,9 @@ func (n *Node) fillStats(st *schedulerpb.StoreStats) {
 	st.IsSlow = n.disk.slow()
 	takes, hangs := n.disk.stats()
 	st.SyncMicros, st.SyncHangsMicros = uint64(takes.Microseconds()), uint64(hangs.Microseconds())
+	if n.serving.Load() {
+		st.ReadClasses, st.WriteClasses = requestClasses(n.grpc)
+	}
 }
 
 // noteCorrupt reports a message that was damaged on its way. Its connection ends, and what was under way on it is sent

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/raftstore/stages"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
+	"github.com/tinykv/tinykv/pkg/timing"
 )
 
 // requestMetrics exposes how long requests take, by method, and how they fail, under TiKV's names. Requests on streams of many
@@ -46,6 +47,40 @@ func (m requestMetrics) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstHistogram(requestSeconds, total, got.Total.Seconds(), buckets, kind, service)
 		}
 	})
+}
+
+// reads and writes are the methods that count as such in the store's reports. A pessimistic lock is none: it may wait for another
+// transaction.
+var (
+	reads = []string{
+		"/tinykvpb.TinyKv/RawGet", "/tinykvpb.TinyKv/RawBatchGet", "/tinykvpb.TinyKv/RawScan", "/tinykvpb.TinyKv/KvGet",
+		"/tinykvpb.TinyKv/KvScan", "/tikvpb.Tikv/RawGet", "/tikvpb.Tikv/RawBatchGet", "/tikvpb.Tikv/RawScan", "/tikvpb.Tikv/RawBatchScan",
+		"/tikvpb.Tikv/KvGet", "/tikvpb.Tikv/KvBatchGet", "/tikvpb.Tikv/KvScan",
+	}
+	writes = []string{
+		"/tinykvpb.TinyKv/RawPut", "/tinykvpb.TinyKv/RawDelete", "/tinykvpb.TinyKv/RawBatchPut", "/tinykvpb.TinyKv/RawBatchDelete",
+		"/tinykvpb.TinyKv/RawCAS", "/tinykvpb.TinyKv/KvPrewrite", "/tinykvpb.TinyKv/KvCommit",
+		"/tikvpb.Tikv/RawPut", "/tikvpb.Tikv/RawDelete",
+		"/tikvpb.Tikv/RawBatchPut", "/tikvpb.Tikv/RawBatchDelete", "/tikvpb.Tikv/RawCompareAndSwap", "/tikvpb.Tikv/KvPrewrite",
+		"/tikvpb.Tikv/KvCommit",
+	}
+)
+
+// requestClasses counts the requests that were answered by how long they took.
+func requestClasses(g *rpc.Server) (read, write []uint64) {
+	sum := func(methods []string) []uint64 {
+		total := make([]uint64, timing.Classes)
+		for _, m := range methods {
+			if t := g.Timing(m); t != nil {
+				got := t.Read()
+				for i, n := range got.Classes {
+					total[i] += n
+				}
+			}
+		}
+		return total
+	}
+	return sum(reads), sum(writes)
 }
 
 // stageMetrics exposes how long the stages of writes take, under TiKV's names.

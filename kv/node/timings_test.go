@@ -1,10 +1,33 @@
 package node
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"github.com/tinykv/tinykv/kv/config"
+	"github.com/tinykv/tinykv/kv/engine/memengine"
+	"github.com/tinykv/tinykv/kv/server"
+	"github.com/tinykv/tinykv/kv/server/tikv"
+	"github.com/tinykv/tinykv/kv/storage/standalone"
+	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
+
+// TestReadsAndWritesExist: the methods that are counted for the store's reports are those of its services.
+func TestReadsAndWritesExist(t *testing.T) {
+	cfg := config.Default()
+	g := rpc.New(server.Options(cfg))
+	t.Cleanup(g.Stop)
+	st := standalone.New(memengine.New())
+	svc := server.New(cfg, st, nil, nil, zap.NewNop())
+	server.Register(g, svc)
+	tikv.Register(g, tikv.New(cfg, 1, st, svc.Gate()))
+	for _, m := range slices.Concat(reads, writes) {
+		require.NotNil(t, g.Timing(m), m)
+	}
+}
 
 func TestMethodNames(t *testing.T) {
 	for path, want := range map[string][2]string{

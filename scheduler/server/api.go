@@ -99,6 +99,7 @@ func (s *Server) api() http.Handler {
 	s.route(mux, "GET /gc/safepoint", true, s.getSafePoint)
 	s.route(mux, "GET /keymap", true, s.getKeymap)
 	s.route(mux, "GET /hot", true, s.getHot)
+	s.route(mux, "GET /history", true, getHistoryPoints(s.cluster))
 	s.route(mux, "POST /leader/{action}", true, s.postLeader)
 	s.route(mux, "POST /members", true, s.postMember)
 	s.route(mux, "DELETE /members/{name}", true, s.deleteMember)

@@ -117,6 +117,8 @@ func TestHTTPAPI(t *testing.T) {
 	call(t, s, "POST", "/schedulers/nobody/pause", "", 404)
 	call(t, s, "GET", "/explain", "", 200)
 	require.NotEmpty(t, call(t, s, "GET", "/events", "", 200)["events"])
+	require.NotNil(t, call(t, s, "GET", "/history?after=2026-01-02T15:04:05Z", "", 200)["points"], "an empty list is one")
+	call(t, s, "GET", "/history?after=yesterday", "", 400)
 
 	call(t, s, "POST", "/stores/4/weight", `{"weight":2}`, 200)
 	require.Equal(t, true, call(t, s, "POST", "/stores/4/evict", "", 200)["evict_leaders"])

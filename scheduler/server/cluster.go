@@ -18,6 +18,7 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
+	"github.com/tinykv/tinykv/scheduler/server/history"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
@@ -63,6 +64,8 @@ type RaftCluster struct {
 	scatter scatterer
 	merges  *merge.Policy
 
+	history *history.History
+
 	// storeMu makes read-check-write of one store atomic; it is held over the storage write, and
 	// nothing else waits for it but other changes of stores.
 	storeMu sync.Mutex
@@ -85,7 +88,7 @@ func NewRaftCluster(opts ClusterOptions) *RaftCluster {
 		opts.Logger = zap.NewNop()
 	}
 	c := &RaftCluster{
-		core: core.NewBasicCluster(), opts: opts, events: newEventLog(opts.Now),
+		core: core.NewBasicCluster(), opts: opts, events: newEventLog(opts.Now), history: history.New(),
 		rng: rand.New(rand.NewPCG(opts.Seed, 0x5eed)), //nolint:gosec // placement needs no secrets
 	}
 	c.settings.Store(opts.Settings)
@@ -274,6 +277,7 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 		c.sequences.set(s.ID(), stats.LogSequence)
 	}
 	now := c.opts.Now()
+	c.history.Beat(s.ID(), stats.Run, now, stats.ReadClasses, stats.WriteClasses)
 	wasDown := s.DownTime(now) > c.Settings().Schedule.StoreDisconnect.D()
 	firstStats := s.Stats() == nil
 	damaged := !slices.Equal(s.Stats().GetDamagedPeerIds(), stats.DamagedPeerIds)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tinykv/tinykv/scheduler/server/history"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 )
 
@@ -28,6 +30,8 @@ type copiedEvent struct {
 	Operator *operator.Record `json:"operator,omitempty"`
 	// Began is when the conditions of health that hold have begun, in a line without an event.
 	Began map[string]time.Time `json:"began,omitempty"`
+	// History are points that the follower lacks, in a line without an event.
+	History []history.Point `json:"history,omitempty"`
 }
 
 // eventLog keeps the last events, with a way to wait for the next. Adding never blocks.
@@ -127,9 +131,13 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, flush := json.NewEncoder(w), http.NewResponseController(w)
-	last := uint64(0)
+	last, point := uint64(0), time.Time{}
 	for {
 		events, more := s.cluster.events.copiesAfter(last)
+		if points := s.cluster.history.After(point); len(points) > 0 {
+			events = append(events, copiedEvent{History: points})
+			point = points[len(points)-1].Time
+		}
 		if len(events) == 0 {
 			events = []copiedEvent{{Began: s.health.began()}}
 		}
@@ -163,6 +171,9 @@ func (s *Server) readEvents(body io.Reader, alive func()) error {
 		}
 		alive()
 		if e.Seq == 0 || s.IsLeader() {
+			if !s.IsLeader() {
+				s.cluster.history.Copy(e.History)
+			}
 			if e.Began != nil && !s.IsLeader() {
 				s.health.learn(e.Began)
 			}
@@ -176,5 +187,45 @@ func (s *Server) readEvents(body io.Reader, alive func()) error {
 		if e.Operator != nil {
 			s.cluster.controller.Remember(*e.Operator)
 		}
+	}
+}
+
+// History is what happened in the last hour.
+func (c *RaftCluster) History() *history.History { return c.history }
+
+// keepHistory makes the points of the history until ctx, the leadership, ends.
+func (c *RaftCluster) keepHistory(ctx context.Context) {
+	c.history.Forget()
+	for sleep(ctx, history.Slot) {
+		c.history.Sample(c.historyPoint(), c.Settings().Schedule.StoreDisconnect.D())
+	}
+}
+
+// historyPoint is the cluster now, without its requests.
+func (c *RaftCluster) historyPoint() history.Point {
+	now := c.opts.Now()
+	p := history.Point{Time: now.UTC(), Regions: c.core.RegionCount(), Operators: c.controller.Len(), Stores: []history.Store{}}
+	for _, st := range c.core.Stores() {
+		if st.IsTombstone() || st.Stats() == nil {
+			continue
+		}
+		used := st.Stats().GetUsedSize()
+		p.Used += used
+		p.Stores = append(p.Stores, history.Store{ID: st.ID(), Leaders: st.LeaderCount(), Regions: st.RegionCount(), Used: used})
+	}
+	return p
+}
+
+// getHistoryPoints answers with the points after a time.
+func getHistoryPoints(c *RaftCluster) handler {
+	return func(r *http.Request) (any, error) {
+		var after time.Time
+		if text := r.URL.Query().Get("after"); text != "" {
+			var err error
+			if after, err = time.Parse(time.RFC3339Nano, text); err != nil {
+				return nil, badRequest("after: %q is not a time as 2006-01-02T15:04:05Z", text)
+			}
+		}
+		return map[string]any{"slot_s": history.Slot.Seconds(), "points": nonNil(c.history.After(after))}, nil
 	}
 }

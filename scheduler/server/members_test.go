@@ -15,6 +15,7 @@ import (
 	"github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/history"
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
@@ -127,20 +128,24 @@ func TestEventsOutliveTheLeader(t *testing.T) {
 	}
 	before := kinds(leader)
 	require.Contains(t, before, "operator-ended")
+	leader.Cluster().History().Sample(history.Point{Time: time.Now(), Regions: 77}, time.Minute)
 	for _, f := range followers {
+		require.Eventually(t, func() bool { return len(f.Cluster().History().After(time.Time{})) > 0 }, waitFor, tick)
 		require.Eventually(t, func() bool { return len(f.Cluster().Controller().History(10)) >= len(ended) }, waitFor, tick)
 	}
 	leader.Resign()
 	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
 	next, _ := leaderOf(t, members)
-	history := next.Cluster().Controller().History(100)
-	require.Equal(t, ended[0].Why, history[len(history)-len(ended)].Why)
-	require.Equal(t, ended[0].Steps, history[len(history)-len(ended)].Steps)
+	past := next.Cluster().Controller().History(100)
+	require.Equal(t, ended[0].Why, past[len(past)-len(ended)].Why)
+	require.Equal(t, ended[0].Steps, past[len(past)-len(ended)].Steps)
+	points := call(t, next, "GET", "/history", "", 200)["points"].([]any)
+	require.EqualValues(t, 77, points[0].(map[string]any)["regions"])
 	after := kinds(next)
 	require.Equal(t, before, after[:len(before)])
 	require.Contains(t, after[len(before):], "leader-changed")
 	// Who led before follows, and has it too.
-	require.Eventually(t, func() bool { return len(leader.Cluster().Controller().History(100)) >= len(history) }, waitFor, tick)
+	require.Eventually(t, func() bool { return len(leader.Cluster().Controller().History(100)) >= len(past) }, waitFor, tick)
 }
 
 // Ids and timestamps are unique and only grow, over many changes of leader.

@@ -420,7 +420,9 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, run := range []func(context.Context){s.cluster.Run, s.keepMemory, s.watchMembers, s.watchHealth} {
+	for _, run := range []func(context.Context){
+		s.cluster.Run, s.keepMemory, s.watchMembers, s.watchHealth, s.cluster.keepHistory,
+	} {
 		wg.Add(1)
 		go func() { // ends with ctx
 			defer wg.Done()
