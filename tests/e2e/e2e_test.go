@@ -459,6 +459,16 @@ func TestCommandLine(t *testing.T) {
 		must("", "put", key, "v")
 	}
 	must("s1\tv\nr3\tv\n", "scan", "r", "--reverse", "-n", "2")
+	must("3\n", "count", "--prefix", "r")
+	must("4\n", "count", "r")
+	must("[\n  {\"key\":\"s1\",\"key_hex\":\"7331\",\"value\":\"v\",\"value_hex\":\"76\"}\n]\n", "scan", "s", "-o", "json")
+	must("[]\n", "scan", "z", "-o", "json")
+	out, code = run("get", "empty", "-o", "json")
+	require.Zero(t, code)
+	require.JSONEq(t, `{"key": "empty", "key_hex": "656d707479", "value": "", "value_hex": "", "found": true}`, out)
+	out, code = run("top", "--once")
+	require.Zero(t, code)
+	require.Contains(t, out, "WRITES/S")
 	must("r3\nr2\nr1\n", "scan", "--prefix", "r", "--reverse", "--keys-only")
 	commandLineOfTTLs(t, run, must)
 	out, code = run("delete", "--prefix", "r") // standard input is empty
@@ -472,6 +482,7 @@ func TestCommandLine(t *testing.T) {
 		{"delete"}, {"delete", "--range"}, {"delete", "--prefix", "a", "b"}, {"delete", "--prefix", ""}, {"cas", "k", "v"},
 		{"put", "k", "v", "--ttl", "100ms"}, {"put", "k", "v", "--ttl", "-1s"}, {"cas", "--delete", "k", "v", "--ttl", "1s"},
 		{"delete", "--range", "--prefix", "a"}, {"cas", "--absent", "--delete", "k", "v"}, {"delete", "--range", "a", "-o", "json"},
+		{"scan", "-n", "-1"}, {"count", "a", "--prefix", "b"}, {"top", "--interval", "1ms"},
 	} {
 		_, code = run(wrong...)
 		require.Equal(t, 2, code, "%v", wrong)

@@ -1,7 +1,9 @@
 package ctl
 
 import (
+	"bufio"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -71,10 +73,23 @@ func (a *app) keyFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys and values: text, hex or escaped")
 }
 
+// pairJSON has key and value as --encoding shows them, and in hex, which loses nothing. Without a value it has neither.
 type pairJSON struct {
-	Key   string `json:"key"`
-	Value string `json:"value,omitempty"`
-	Found *bool  `json:"found,omitempty"`
+	Key      string  `json:"key"`
+	KeyHex   string  `json:"key_hex"`
+	Value    *string `json:"value,omitempty"`
+	ValueHex *string `json:"value_hex,omitempty"`
+	Found    *bool   `json:"found,omitempty"`
+}
+
+func (p pairJSON) with(encoding string, value []byte) pairJSON {
+	shown, digits := encode(encoding, value), hex.EncodeToString(value)
+	p.Value, p.ValueHex = &shown, &digits
+	return p
+}
+
+func pairOf(encoding string, key []byte) pairJSON {
+	return pairJSON{Key: encode(encoding, key), KeyHex: hex.EncodeToString(key)}
 }
 
 func (a *app) getCmd() *cobra.Command {
@@ -96,7 +111,11 @@ func (a *app) getCmd() *cobra.Command {
 			return err
 		}
 		if a.output == "json" {
-			if err := a.json(pairJSON{Key: argv[0], Value: encode(a.encoding, value), Found: &found}); err != nil {
+			p := pairOf(a.encoding, key)
+			if p.Found = &found; found {
+				p = p.with(a.encoding, value)
+			}
+			if err := a.json(p); err != nil {
 				return err
 			}
 			if !found {
@@ -149,6 +168,50 @@ func (a *app) putCmd() *cobra.Command {
 	return cmd
 }
 
+// pairWriter prints pairs as they come.
+type pairWriter struct {
+	w              *bufio.Writer
+	json, keysOnly bool
+	encoding       string
+	n              int
+}
+
+// add prints a pair. A write that fails shows in Flush.
+func (w *pairWriter) add(kv client.KV) {
+	w.n++
+	key := encode(w.encoding, kv.Key)
+	switch {
+	case w.json:
+		p := pairOf(w.encoding, kv.Key)
+		if !w.keysOnly {
+			p = p.with(w.encoding, kv.Value)
+		}
+		line, err := json.Marshal(p)
+		if err != nil {
+			panic(fmt.Sprintf("tinyctl: a pair as JSON: %v", err)) // texts can be encoded
+		}
+		separator := ",\n  "
+		if w.n == 1 {
+			separator = "[\n  "
+		}
+		_, _ = w.w.WriteString(separator + string(line))
+	case w.keysOnly:
+		_, _ = fmt.Fprintln(w.w, key)
+	default:
+		_, _ = fmt.Fprintf(w.w, "%s\t%s\n", key, encode(w.encoding, kv.Value))
+	}
+}
+
+// end closes the list.
+func (w *pairWriter) end() error {
+	if w.json && w.n == 0 {
+		_, _ = w.w.WriteString("[]\n")
+	} else if w.json {
+		_, _ = w.w.WriteString("\n]\n")
+	}
+	return w.w.Flush()
+}
+
 func (a *app) scanCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order", Args: args(cobra.MaximumNArgs(2))}
 	a.keyFlags(cmd)
@@ -183,34 +246,28 @@ func (a *app) scanCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		var kvs []client.KV
+		if *limit < 0 {
+			return usagef("--limit %d is negative; 0 is for all", *limit)
+		}
+		out := pairWriter{w: bufio.NewWriter(a.stdout), json: a.output == "json", encoding: a.encoding, keysOnly: *keysOnly}
 		o := client.ScanOptions{Limit: *limit, Reverse: *reverse, KeysOnly: *keysOnly}
+		if o.Limit > 0 {
+			o.Limit++ // to see whether there are more
+		}
+		more := false
 		err = c.ScanPages(cmd.Context(), start, end, o, func(page []client.KV) error {
-			kvs = append(kvs, page...)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if a.output == "json" {
-			out := make([]pairJSON, 0, len(kvs))
-			for _, kv := range kvs {
-				p := pairJSON{Key: encode(a.encoding, kv.Key)}
-				if !*keysOnly {
-					p.Value = encode(a.encoding, kv.Value)
+			for _, kv := range page {
+				if more = *limit > 0 && out.n == *limit; more {
+					break
 				}
-				out = append(out, p)
+				out.add(kv)
 			}
-			return a.json(out)
+			return out.w.Flush()
+		})
+		if err = errors.Join(err, out.end()); err == nil && more {
+			fmt.Fprintf(a.stderr, "tinyctl: these are the first %d pairs, there are more: --limit\n", *limit)
 		}
-		for _, kv := range kvs {
-			if *keysOnly {
-				fmt.Fprintln(a.stdout, encode(a.encoding, kv.Key))
-			} else {
-				fmt.Fprintf(a.stdout, "%s\t%s\n", encode(a.encoding, kv.Key), encode(a.encoding, kv.Value))
-			}
-		}
-		return nil
+		return err
 	}
 	return cmd
 }

@@ -240,6 +240,47 @@ type checksumJSON struct {
 	Bytes    uint64 `json:"bytes"`
 }
 
+// countCmd counts the pairs of a range at the stores: nothing of them is sent.
+func countCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "count [START [END]]", Args: args(cobra.MaximumNArgs(2)), Short: "Count the pairs of [START, END)",
+	}
+	a.keyFlags(cmd)
+	prefix := cmd.Flags().String("prefix", "", "only keys that begin with this")
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if *prefix != "" && len(argv) > 0 {
+			return usagef("--prefix and START exclude each other")
+		}
+		bounds, err := a.decodeAll(argv)
+		if err != nil {
+			return err
+		}
+		if *prefix != "" {
+			start, err := decode(a.encoding, *prefix)
+			if err != nil {
+				return err
+			}
+			bounds = [][]byte{start, prefixEnd(start)}
+		}
+		bounds = append(bounds, nil, nil)
+		c, err := a.open(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		sum, err := c.Checksum(cmd.Context(), bounds[0], bounds[1])
+		if err != nil {
+			return err
+		}
+		if a.output == "json" {
+			return a.json(map[string]uint64{"pairs": sum.Pairs, "bytes": sum.Bytes})
+		}
+		fmt.Fprintln(a.stdout, sum.Pairs)
+		return nil
+	}
+	return cmd
+}
+
 func checksumCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "checksum [START [END]]", Args: args(cobra.MaximumNArgs(2)),

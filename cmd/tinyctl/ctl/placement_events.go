@@ -3,6 +3,7 @@ package ctl
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,7 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/tinykv/tinykv/cmd/tinyctl/top"
 )
 
 // eventWidth bounds the text of an event in tables: changed settings come whole.
@@ -189,4 +193,78 @@ func (d decision) print(w io.Writer) {
 	for _, name := range names {
 		fmt.Fprintf(w, "  refused by %s: %d\n", name, d.Refusals[name])
 	}
+}
+
+// topCmd shows what the stores do, again and again until it is interrupted.
+func topCmd(a *app) *cobra.Command {
+	cmd := command("top", "Show requests, latencies and load by store, and the regions with the most load, until interrupted", nil)
+	once := cmd.Flags().Bool("once", false, "print it once")
+	interval := cmd.Flags().Duration("interval", 5*time.Second, "how often it is asked for; stores report every 10 seconds by default")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *interval < 100*time.Millisecond {
+			return usagef("--interval %s is less than 100ms", *interval)
+		}
+		for {
+			v, err := topView(cmd.Context(), a)
+			switch {
+			case err != nil:
+				return err
+			case a.output == "json":
+				err = a.json(v)
+			default:
+				if !*once {
+					fmt.Fprint(a.stdout, "\033[H\033[J") // the cursor goes home, the screen is cleared
+				}
+				err = top.Write(a.stdout, v, humanize.IBytes)
+			}
+			if err != nil || *once {
+				return err
+			}
+			select {
+			case <-time.After(*interval):
+			case <-cmd.Context().Done():
+				return nil
+			}
+		}
+	}
+	return cmd
+}
+
+// topView asks the placement service.
+func topView(ctx context.Context, a *app) (*top.View, error) {
+	v := &top.View{MostWritten: []top.Region{}, MostRead: []top.Region{}}
+	var history struct {
+		Points []top.Point `json:"points"`
+	}
+	var health struct {
+		Summary string `json:"summary"`
+	}
+	after := url.QueryEscape(time.Now().Add(-time.Minute).UTC().Format(time.RFC3339))
+	if _, err := a.ask(ctx, http.MethodGet, "/history?after="+after, nil, &history); err != nil {
+		return nil, err
+	}
+	if _, err := a.ask(ctx, http.MethodGet, "/health", nil, &health); err != nil {
+		return nil, err
+	}
+	if v.HealthStatus = health.Summary; len(history.Points) == 0 {
+		v.Time, v.Stores = time.Now(), []top.Store{}
+		v.HealthStatus += " No point of the history is younger than a minute: the placement leader has just begun."
+	} else {
+		v.Point = history.Points[len(history.Points)-1]
+	}
+	for kind, into := range map[string]*[]top.Region{"write": &v.MostWritten, "read": &v.MostRead} {
+		var hot struct {
+			Regions []top.Region `json:"regions"`
+		}
+		if _, err := a.ask(ctx, http.MethodGet, fmt.Sprintf("/hot?kind=%s&limit=%d", kind, top.Most), nil, &hot); err != nil {
+			return nil, err
+		}
+		for _, r := range hot.Regions {
+			if key, err := hex.DecodeString(r.Start); err == nil {
+				r.Start = encode("text", key)
+			}
+			*into = append(*into, r)
+		}
+	}
+	return v, nil
 }

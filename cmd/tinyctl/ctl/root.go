@@ -132,7 +132,7 @@ func (a *app) root() *cobra.Command {
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
 	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
-		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), traceCmd(a))
+		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a), traceCmd(a), topCmd(a))
 	return root
 }
 

@@ -41,7 +41,7 @@ func (a *app) showPairs(kvs []txn.KV) error {
 	if a.output == "json" {
 		out := make([]pairJSON, len(kvs))
 		for i, kv := range kvs {
-			out[i] = pairJSON{Key: encode(a.encoding, kv.Key), Value: encode(a.encoding, kv.Value)}
+			out[i] = pairOf(a.encoding, kv.Key).with(a.encoding, kv.Value)
 		}
 		return a.json(out)
 	}
