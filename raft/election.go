@@ -8,10 +8,10 @@ func (r *Raft) promotable() bool {
 	return r.isVoter(r.id) && r.RaftLog.pendingSnapshot == nil
 }
 
-// hearsLeader says whether this node has to refuse votes because a leader may rest a lease on it.
+// guardsLease says whether this node has to refuse votes because a leader may rest a lease on it.
 // It does not matter who that leader was or which term it is now: the promise was made to the clock.
 // A leader counts as one that is in contact until check-quorum deposes it.
-func (r *Raft) hearsLeader() bool {
+func (r *Raft) guardsLease() bool {
 	if r.graceTicks > 0 {
 		return true
 	}
@@ -38,7 +38,7 @@ func (r *Raft) mayCampaign() bool {
 // hup starts an election, unless this node has contact with a leader: its own vote is refused like any other's.
 // A group of one has nobody to hear.
 func (r *Raft) hup() {
-	if !r.mayCampaign() || r.hearsLeader() && r.voterCount() > 1 {
+	if !r.mayCampaign() || r.guardsLease() && r.voterCount() > 1 {
 		return
 	}
 	if r.preVote {
@@ -103,7 +103,7 @@ func (r *Raft) requestVotes(t eraftpb.MessageType, term uint64, force bool, roun
 func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 	if m.MsgType == eraftpb.MessageType_MsgPreVote {
 		// A pre-vote promises nothing and so writes nothing; but a node in contact with a leader says no.
-		grant := m.Term > r.Term && !r.hearsLeader() && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
+		grant := m.Term > r.Term && !r.guardsLease() && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 		term := r.Term
 		if grant {
 			term = m.Term
@@ -114,7 +114,7 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		return
 	}
 	// One vote a term (thesis 3.4), given again to the same candidate: the first answer may be lost.
-	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.hearsLeader())
+	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.guardsLease())
 	grant := free && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 	if grant {
 		r.electionElapsed = 0

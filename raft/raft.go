@@ -460,7 +460,7 @@ func (r *Raft) passTermGate(m *eraftpb.Message) bool {
 func (r *Raft) passHigherTerm(m *eraftpb.Message) bool {
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgRequestVote:
-		if r.hearsLeader() && !r.isForced(m) {
+		if r.guardsLease() && !r.isForced(m) {
 			// Somebody cannot hear the leader that we hear (thesis 4.2.3). The term stays.
 			return false
 		}

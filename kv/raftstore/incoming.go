@@ -147,7 +147,7 @@ func (p *peer) onRaft(t *turn, rm *rspb.RaftMessage) {
 	}
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
-		p.heardLeader(now)
+		p.noteLeader(now)
 	}
 	if p.sick.damaged {
 		return // it must not vote, nor count as having what it has promised

@@ -184,7 +184,7 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	}
 	p.rn = rn
 	now := s.clock.Now()
-	p.heardLeader(now)
+	p.noteLeader(now)
 	p.sleep.active = now
 	p.times.stale = now.Add(jitter(cfg.StalePeerCheck.Duration))
 	p.times.splitCheck = now

@@ -91,7 +91,7 @@ func (sl *sleeper) onHibernate(m *eraftpb.Message) bool {
 		sl.p.rn.LastIndex() != m.Commit || sl.p.rn.Committed() != m.Commit {
 		return false
 	}
-	sl.p.heardLeader(sl.p.store.clock.Now())
+	sl.p.noteLeader(sl.p.store.clock.Now())
 	sl.begin()
 	return true
 }
@@ -125,7 +125,7 @@ func (sl *sleeper) wake() {
 	if sl.p.box.dormant.Swap(false) {
 		sl.countDormantTime(now)
 	} else {
-		sl.p.heardLeader(now)
+		sl.p.noteLeader(now)
 	}
 	sl.asleep, sl.active = false, now
 	if soon := now.Add(jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {

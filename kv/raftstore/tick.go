@@ -108,7 +108,7 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 //
 // Invariant: raft never counts more ticks since it heard a leader than time has really passed. The
 // leader's lease relies on it: a follower must not vote within an election timeout of hearing the leader,
-// so ticks that were missed before that must not be made up for afterwards (heardLeader).
+// so ticks that were missed before that must not be made up for afterwards (noteLeader).
 func (p *peer) elapsedTicks(now time.Time, most int) int {
 	interval := p.store.cfg.Raftstore.TickInterval.Duration
 	n := int(now.Sub(p.times.tick) / interval)
@@ -120,8 +120,8 @@ func (p *peer) elapsedTicks(now time.Time, most int) int {
 	return n
 }
 
-// heardLeader begins the next tick anew.
-func (p *peer) heardLeader(now time.Time) {
+// noteLeader begins the next tick anew.
+func (p *peer) noteLeader(now time.Time) {
 	p.lastLeaderSeen = now
 	p.times.tick = now
 }
