@@ -121,6 +121,7 @@ planted: ## build known bugs in and see that the tests find them
 bench-build: build
 	@mkdir -p bin/bench
 	cd tests/bench/etcd && $(GO) build -o $(CURDIR)/bin/bench/etcd .
+	cd tests/tikv && $(GO) build -o $(CURDIR)/bin/bench/clientgo ./clientgo
 	$(GO) build -o bin/bench/ $$($(GO) list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./tests/bench/...)
 
 bench-compare: bench-build ## TinyKV beside etcd; ROUNDS=n, QUICK=1, CELLS=put@128,get@32, SYSTEMS=tinykv, PROFILE=dir, JSON=file
