@@ -73,8 +73,10 @@ func Run(ctx context.Context, cl *rawkv.Client, c Config) (Result, error) {
 	}
 	began := time.Now()
 	p := &phase{Config: c, cl: cl, from: began.Add(c.Warmup), to: began.Add(c.Warmup + c.Duration)}
-	pctx, cancel := context.WithDeadline(ctx, p.to)
+	// The end cancels. After a deadline the client takes the store for dead, and its next requests wait for a second.
+	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer time.AfterFunc(time.Until(p.to), cancel).Stop()
 	hists := make([]*hdrhistogram.Histogram, c.Workers)
 	var wg sync.WaitGroup
 	for w := range c.Workers {
