@@ -22,14 +22,27 @@ import (
 
 const clientgoName = "client-go"
 
-// clientgo measures TiKV's client in the cluster in which the native stream was measured just before.
+// besideName is the series of the native stream that is measured beside each cell of client-go: what a get costs depends on what
+// was written before it, so a cell that was measured earlier is none to compare with.
+const besideName = "stream beside"
+
+// clientgo measures TiKV's client and the native stream, in every second round the other way about.
 func (b *bench) clientgo(ctx context.Context, s *rig.TinyKV) error {
 	for _, c := range clientgoCells {
 		if !b.o.wants(clientgoPrefix + c.String()) {
 			continue
 		}
-		if err := b.clientgoCell(ctx, s, c); err != nil {
-			return fmt.Errorf("%s %s: %w", clientgoName, c, err)
+		steps := []func() error{
+			func() error { return b.cell(ctx, s, besideName, rig.Mode{}, c) },
+			func() error { return b.clientgoCell(ctx, s, c) },
+		}
+		if b.round%2 == 1 {
+			steps[0], steps[1] = steps[1], steps[0]
+		}
+		for _, step := range steps {
+			if err := step(); err != nil {
+				return fmt.Errorf("%s %s: %w", clientgoName, c, err)
+			}
 		}
 	}
 	return nil

@@ -64,12 +64,12 @@ func TestVerdict(t *testing.T) {
 // TestGoalsNameFigures: every figure in the table of goals is one that is measured.
 func TestGoalsNameFigures(t *testing.T) {
 	measured := map[string]bool{}
-	for _, series := range []string{"etcd", "tinykv", "stream", "client-go", "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{"etcd", "tinykv", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo"} {
 		cells := matrix
 		switch series {
 		case "stream":
 			cells = streamCells
-		case "client-go":
+		case clientgoName, besideName:
 			cells = clientgoCells
 		case "1region", "32regions":
 			cells = []cell{{"put", 128}}
