@@ -159,6 +159,9 @@ func (s *Store) Regions() []*metapb.Region {
 
 // expiringLed are the regions that this store leads and whose keys may expire.
 func (s *Store) expiringLed() []*metapb.Region {
+	if !s.clockLimit.Known() {
+		return nil // what would be swept could not be undone
+	}
 	var out []*metapb.Region
 	s.router.boxes.Range(func(_, v any) bool {
 		h := v.(*mailbox).handle.Load()

@@ -11,6 +11,7 @@ require (
 	github.com/pingcap/log v1.1.1-0.20221110025148-ca232912c9f3
 	github.com/stretchr/testify v1.12.1
 	github.com/tikv/client-go/v2 v2.0.7
+	go.uber.org/goleak v1.1.12
 	google.golang.org/grpc v1.54.0
 )
 

@@ -19,6 +19,13 @@ import (
 	"github.com/tikv/client-go/v2/rawkv"
 )
 
+// Client is what is loaded: TiKV's client, or a test's. Safe for concurrent use.
+type Client interface {
+	Put(ctx context.Context, key, value []byte, options ...rawkv.RawOption) error
+	// Get returns nil if there is no such key.
+	Get(ctx context.Context, key []byte, options ...rawkv.RawOption) ([]byte, error)
+}
+
 // Config describes one phase.
 type Config struct {
 	Phase     string // put or get
@@ -60,14 +67,14 @@ var errMissing = errors.New("a key that was loaded is not there")
 // phase is a running load. The histogram of a worker is its own.
 type phase struct {
 	Config
-	cl       *rawkv.Client
+	cl       Client
 	from, to time.Time // measured time
 	errs     atomic.Int64
 	first    atomic.Pointer[error]
 }
 
 // Run carries out one phase. It fails if no operation succeeded, or when ctx ends.
-func Run(ctx context.Context, cl *rawkv.Client, c Config) (Result, error) {
+func Run(ctx context.Context, cl Client, c Config) (Result, error) {
 	if err := c.validate(); err != nil {
 		return Result{}, err
 	}
