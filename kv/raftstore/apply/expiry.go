@@ -102,6 +102,7 @@ func (w *Worker) live(a *applier, cf engine.CF, key []byte, l message.Life) {
 		return
 	}
 	w.mortal[string(w.keyBuf)] = struct{}{}
+	a.report.Mortal = true
 	var value [8]byte
 	at := engine.ExpiryOf(max(l.Now, a.region.ExpiryFloor), l.TTL)
 	w.batch.Put(w.keyBuf, engine.AppendExpiry(value[:0], at))
