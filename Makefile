@@ -113,6 +113,7 @@ chaos: ## N histories with real processes and faults that rage for DURATION or a
 
 attack: ## clients that hold what they can, and writers of large values, against real processes; nothing else should run
 	ATTACK=1 $(GO) test -count=1 -timeout 30m -v -run 'TestAttack|Descriptors' ./tests/e2e
+	cd tests/tikv && ATTACK=1 $(GO) test -count=1 -timeout 30m -v -run TestLargeBatches .
 
 planted: ## build known bugs in and see that the tests find them
 	$(GO) test -count=1 -timeout 60m -v ./tests/planted -args -plant
@@ -121,6 +122,7 @@ planted: ## build known bugs in and see that the tests find them
 bench-build: build
 	@mkdir -p bin/bench
 	cd tests/bench/etcd && $(GO) build -o $(CURDIR)/bin/bench/etcd .
+	cd tests/tikv && $(GO) build -o $(CURDIR)/bin/bench/clientgo ./clientgo
 	$(GO) build -o bin/bench/ $$($(GO) list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' ./tests/bench/...)
 
 bench-compare: bench-build ## TinyKV beside etcd; ROUNDS=n, QUICK=1, CELLS=put@128,get@32, SYSTEMS=tinykv, PROFILE=dir, JSON=file

@@ -180,6 +180,57 @@ func TestTTLUnderALeaderWhoseClockIsBehind(t *testing.T) {
 	c.CheckConsistency()
 }
 
+// TestTTLUnderAClockFarAhead: a store whose clock is hours ahead of the placement service's neither hides nor sweeps keys that
+// live, and gives new ones no longer life.
+func TestTTLUnderAClockFarAhead(t *testing.T) {
+	clocks := map[uint64]*movedClock{}
+	for id := uint64(1); id <= 3; id++ {
+		clocks[id] = &movedClock{base: time.Now()}
+		clocks[id].move(time.Duration(id-1) * 10 * time.Hour)
+	}
+	c := cluster.New(t, cluster.Options{
+		Stores: 3, Replicas: 3,
+		Tune:          func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond) },
+		Clock:         func(id uint64) raftstore.Clock { return clocks[id] },
+		PlacementTime: func(context.Context) (time.Time, error) { return time.Now(), nil },
+	})
+	cl := c.Client()
+	defer cl.Close()
+	keys := []string{}
+	for id := uint64(1); id <= 3; id++ {
+		c.Eventually(20*time.Second, func() string {
+			leader := c.WaitLeader(first)
+			if leader.ID == id {
+				return ""
+			}
+			c.TransferLeader(first, cluster.OnStore(c.Placement.Region(first), id))
+			return fmt.Sprintf("store %d leads", leader.ID)
+		})
+		key := fmt.Sprintf("k%d", id)
+		mustPutTTL(t, c, cl, key, "v", 3600)
+		keys = append(keys, key+"=v")
+		requireScan(t, c, cl, keys...)
+		for n := range keys {
+			seconds, found, err := cl.TTL(context.Background(), []byte(fmt.Sprintf("k%d", n+1)))
+			require.NoError(t, err)
+			require.True(t, found)
+			require.InDelta(t, 3600, seconds, 120, "key %d under store %d", n+1, id)
+		}
+	}
+	// A short TTL passes nevertheless, and the sweep goes on.
+	mustPutTTL(t, c, cl, "short", "v", 1)
+	c.Eventually(20*time.Second, func() string {
+		for _, n := range c.Nodes() {
+			if values, times := engineKeys(n); values != 3 || times != 3 {
+				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values, times)
+			}
+		}
+		return ""
+	})
+	requireScan(t, c, cl, keys...)
+	c.CheckConsistency()
+}
+
 // TestTTLReplicasDecideAlike: the clocks of stores are hours apart, and run at other rates. Each replica decides by the clock in
 // the entry: all have the same data.
 func TestTTLReplicasDecideAlike(t *testing.T) {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/kv/client/txn"
@@ -36,6 +37,12 @@ func (n *Node) timestamps() *commands.Timestamps {
 		physical, logical, err := n.placement.GetTS(ctx)
 		return mvcc.Timestamp(physical, logical), err
 	}, func() bool { return n.features.inForce().Has(feature.AsyncCommit) })
+}
+
+// placementTime is the time of the placement service's timestamps.
+func (n *Node) placementTime(ctx context.Context) (time.Time, error) {
+	physical, _, err := n.placement.GetTS(ctx)
+	return time.UnixMilli(physical), err
 }
 
 // newGC makes what collects the garbage of the cluster while this store leads the first region; nil where nothing

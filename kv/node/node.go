@@ -261,7 +261,7 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
 		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, ReportNow: n.disk.alarm, DiskCritical: n.space.critical,
-		Features:    n.features.inForce,
+		Features: n.features.inForce, PlacementTime: n.placementTime,
 		EncodedKeys: clustermode.Mode(ident.Mode) == clustermode.Txn,
 	})
 	n.trans.SetFeedback(n.store)

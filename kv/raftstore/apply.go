@@ -59,6 +59,9 @@ func (h *applyHost) Report(regionID uint64, m *message.Applied) {
 	if b == nil {
 		return // the peer is gone
 	}
+	if m.Mortal {
+		b.mortal.Add(1) // after the engine has the times: see runner.Led
+	}
 	if wake, _ := h.store.router.put(b, m); wake { // refused only when the peer is going
 		h.woken = append(h.woken, b)
 	}

@@ -298,10 +298,10 @@ func (l *LocalRead) Note(keys, bytes int) { l.box.reads.add(uint64(keys), uint64
 // Term is that of the leadership under which the read is made. An entry of it is applied.
 func (l *LocalRead) Term() uint64 { return l.handle.term }
 
-// Millis is the store's time in milliseconds since 1970, at least 1. It never falls: after the clock is set back, it stands still
-// until the clock has caught up.
+// Millis is the store's time in milliseconds since 1970, at least 1: the clock's, held back if that is ahead of the placement
+// service's. It never falls: after the clock is set back, it stands still until the clock has caught up.
 func (s *Store) Millis() uint64 {
-	now := uint64(max(1, s.clock.Now().UnixMilli()))
+	now := uint64(max(1, s.clockLimit.Now().UnixMilli()))
 	for {
 		last := s.millis.Load()
 		if now <= last {

@@ -295,6 +295,7 @@ func (sr *storeReporter) run() {
 				ticker.Reset(interval)
 			}
 			sr.releaseQuarantine(sr.s.ctx)
+			sr.checkClock()
 		}
 		select {
 		case <-sr.s.ctx.Done():
@@ -302,6 +303,15 @@ func (sr *storeReporter) run() {
 		case <-sr.s.reportNow:
 		case <-ticker.C:
 		}
+	}
+}
+
+// checkClock compares the store's clock with the placement service's. What fails now the next report does.
+func (sr *storeReporter) checkClock() {
+	ctx, cancel := context.WithTimeout(sr.s.ctx, sr.s.cfg.Raftstore.SchedulerTimeout.Duration)
+	defer cancel()
+	if err := sr.s.clockLimit.Check(ctx); err != nil && ctx.Err() == nil {
+		sr.s.logger.Debug("asking for the placement service's time failed", zap.Error(err))
 	}
 }
 

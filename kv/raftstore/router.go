@@ -43,6 +43,8 @@ type mailbox struct {
 	sick atomic.Bool
 	// read is set by local reads, so that a region that is only read stays awake.
 	read atomic.Bool
+	// mortal counts the batches that have written expiry times of the region.
+	mortal atomic.Uint64
 	// reads counts what was read of the region since its last report.
 	reads flow
 

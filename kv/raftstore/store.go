@@ -95,6 +95,8 @@ type Options struct {
 	EncodedKeys bool
 	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
 	DiskCritical func() bool
+	// PlacementTime asks for the placement service's time, which limits the store's (runner.ClockLimit); nil: it has no limit.
+	PlacementTime func(ctx context.Context) (time.Time, error)
 	// Features are those in force in the cluster; nil means all that this program knows.
 	Features func() feature.Set
 }
@@ -138,6 +140,7 @@ type Store struct {
 	splitChecker *runner.SplitChecker
 	hasher       *runner.Hasher
 	sweeper      *runner.Sweeper
+	clockLimit   *runner.ClockLimit
 	creator      *creator
 	intake       intake
 	ticker       ticker
@@ -206,6 +209,7 @@ func New(o Options) *Store {
 		s.splitChecker.SplitBetweenKeys()
 	}
 	s.hasher = runner.NewHasher(int64(rc.CompareRate), s.Send)
+	s.clockLimit = runner.NewClockLimit(s.clock.Now, o.PlacementTime, s.logger)
 	s.sweeper = runner.NewSweeper(runner.SweeperOptions{
 		Engine: s.engine, Interval: rc.ExpirySweep.Duration, Millis: s.Millis, Logger: s.logger,
 		Led: s.expiringLed, Expire: s.expire, Failed: s.ReadFailed,
@@ -217,9 +221,18 @@ func New(o Options) *Store {
 	return s
 }
 
+// firstTimeWait is how long a start waits for the placement service's time. Without it the store goes by its clock, and no key
+// is swept, until the service answers.
+const firstTimeWait = 300 * time.Millisecond
+
 // Start recovers the peers from disk and starts to run them. Errors name what is damaged.
-func (s *Store) Start(context.Context) error {
+func (s *Store) Start(ctx context.Context) error {
 	s.startTime = s.clock.Now()
+	tctx, cancel := context.WithTimeout(ctx, firstTimeWait)
+	defer cancel()
+	if err := s.clockLimit.Check(tctx); err != nil {
+		s.logger.Warn("the placement service's time is not known yet", zap.Error(err))
+	}
 	if err := (&recovery{s}).run(); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/regions"
+	"github.com/tinykv/tinykv/kv/raftstore/runner"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/raft"
@@ -158,12 +159,16 @@ func (s *Store) Regions() []*metapb.Region {
 }
 
 // expiringLed are the regions that this store leads and whose keys may expire.
-func (s *Store) expiringLed() []*metapb.Region {
-	var out []*metapb.Region
+func (s *Store) expiringLed() []runner.Led {
+	if !s.clockLimit.Known() {
+		return nil // what would be swept could not be undone
+	}
+	var out []runner.Led
 	s.router.boxes.Range(func(_, v any) bool {
-		h := v.(*mailbox).handle.Load()
+		box := v.(*mailbox)
+		h := box.handle.Load()
 		if h != nil && h.region.ExpiryFloor > 0 && h.leader != nil && h.leader.Id == h.peer.Id {
-			out = append(out, h.region)
+			out = append(out, runner.Led{Region: h.region, Term: h.term, Mortal: box.mortal.Load()})
 		}
 		return true
 	})

@@ -54,14 +54,24 @@ func (s *Server) pdAPI() http.Handler {
 	pd("/regions", true, s.booted(s.pdRegions))
 	pd("/regions/key", true, s.booted(s.pdRegions))
 	pd("/regions/store/{id}", true, s.booted(s.pdStoreRegions))
+	pd("/regions/sibling/{id}", true, s.booted(pdSiblings(s)))
+	pd("/regions/range-holes", true, s.booted(func(*http.Request) (any, error) { return pdhttp.Holes(allRegions(s)), nil }))
+	pd("/regions/check/{kind}", true, s.booted(pdCheck(s)))
+	for name, by := range pdhttp.Orders {
+		pd("/regions/"+name, true, s.booted(pdTop(s, by)))
+	}
 	pd("/region/id/{id}", true, s.booted(s.pdRegionByID))
 	pd("/region/key/{key...}", true, s.booted(s.pdRegionByKey))
 	pd("/config", true, func(*http.Request) (any, error) { return s.pdConfig(), nil })
 	pd("/config/schedule", true, func(*http.Request) (any, error) { return s.pdConfig().Schedule, nil })
 	pd("/config/replicate", true, func(*http.Request) (any, error) { return s.pdConfig().Replication, nil })
 	pd("/config/cluster-version", true, func(*http.Request) (any, error) { return pdface.SpokenVersion, nil })
+	pd("/labels", true, s.booted(func(*http.Request) (any, error) { return pdhttp.Labels(s.cluster.newView().Stores()), nil }))
+	pd("/labels/stores", true, s.booted(pdLabelled(s)))
 	pd("/schedulers", true, s.pdSchedulers)
 	pd("/operators", true, s.pdOperators)
+	pd("/operators/{id}", true, pdOperator(s))
+	pd("/operators/records", true, func(*http.Request) (any, error) { return nil, notFound("404 page not found") })
 	mux.HandleFunc(pdAPIPrefix+"/", func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
@@ -352,4 +362,111 @@ func (s *Server) pdOperators(*http.Request) (any, error) {
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// pdOperator is the operator of a region that is under way, or the last one that ended.
+func pdOperator(s *Server) handler {
+	return func(r *http.Request) (any, error) {
+		id, err := pathID(r, "id")
+		if err != nil {
+			return nil, err
+		}
+		rec, ok := s.cluster.Controller().Find(id)
+		if !ok {
+			return nil, notFound("[PD:schedule:ErrOperatorNotFound]operator of region %d not found", id)
+		}
+		return fmt.Sprintf("status: %s, operator: %s r%d (%s): %s",
+			strings.ToUpper(rec.Status.String()), rec.Desc, rec.RegionID, rec.Kind, strings.Join(rec.Steps, ", ")), nil
+	}
+}
+
+func allRegions(s *Server) []*core.RegionInfo { return s.cluster.Core().ScanRegions(nil, nil, 0) }
+
+// number reads a number of a query; empty is the usual one.
+func number(r *http.Request, name string, usual int) (int, error) {
+	text := r.URL.Query().Get(name)
+	if text == "" {
+		return usual, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, badRequest("%s: %q is no number above 0", name, text)
+	}
+	return n, nil
+}
+
+// pdTop lists the first regions of an order, 16 unless limit= says otherwise.
+func pdTop(s *Server, by func(*core.RegionInfo) uint64) handler {
+	return func(r *http.Request) (any, error) {
+		n, err := number(r, "limit", pdhttp.UsualTop)
+		return regionList(pdhttp.Top(allRegions(s), by, min(n, pdhttp.MostTop))), err
+	}
+}
+
+// Histograms have bars of so many MiB and keys, unless bound= says otherwise.
+const (
+	usualSizeBar = 1
+	usualKeysBar = 1000
+)
+
+// pdCheck lists the regions in a condition, or counts them by size or keys.
+func pdCheck(s *Server) handler {
+	return func(r *http.Request) (any, error) {
+		kind := r.PathValue("kind")
+		switch kind {
+		case "hist-size":
+			bound, err := number(r, "bound", usualSizeBar)
+			if err != nil {
+				return nil, err
+			}
+			return pdhttp.Histogram(allRegions(s), pdhttp.Orders["size"], int64(bound)), nil
+		case "hist-keys":
+			bound, err := number(r, "bound", usualKeysBar)
+			if err != nil {
+				return nil, err
+			}
+			return pdhttp.Histogram(allRegions(s), pdhttp.Orders["keys"], int64(bound)), nil
+		}
+		is, ok := pdhttp.Checks[kind]
+		if !ok {
+			return nil, notFound("404 page not found")
+		}
+		v := s.cluster.newView()
+		return regionList(pdhttp.Check(allRegions(s), is, pdhttp.Facts{
+			Replicas: int(s.cluster.Settings().Replication.MaxReplicas),
+			Offline: func(id uint64) bool {
+				st := v.Store(id)
+				return st != nil && st.IsOffline()
+			},
+		})), nil
+	}
+}
+
+func pdSiblings(s *Server) handler {
+	return func(r *http.Request) (any, error) {
+		id, err := pathID(r, "id")
+		if err != nil {
+			return nil, err
+		}
+		of := s.cluster.Core().Region(id)
+		if of == nil {
+			return nil, notFound("[PD:core:ErrRegionNotFound]region %d not found", id)
+		}
+		return regionList(pdhttp.Siblings(allRegions(s), of)), nil
+	}
+}
+
+// pdLabelled lists the stores that have a label, name= with value=.
+func pdLabelled(s *Server) handler {
+	return func(r *http.Request) (any, error) {
+		v, q := s.cluster.newView(), r.URL.Query()
+		out := pdhttp.Stores{Stores: []pdhttp.Store{}}
+		for _, st := range v.Stores() {
+			if value := st.Label(q.Get("name")); value != "" && strings.EqualFold(value, q.Get("value")) {
+				out.Stores = append(out.Stores, pdhttp.StoreOf(st, s.stateName(st), v.Load(st)))
+			}
+		}
+		out.Count = len(out.Stores)
+		return out, nil
+	}
 }

@@ -113,6 +113,11 @@ func checkGolden(t *testing.T, s *server.Server) {
 		"/version", "/status", "/members", "/leader", "/health", "/cluster", "/cluster/status", "/stores", "/stores?state=2", "/store/2",
 		"/regions", "/regions?limit=1", "/regions/key?limit=-1", "/regions/key?key=n", "/regions/key?key=61&end_key=62&format=hex", "/regions/store/3",
 		"/region/id/1000", "/region/id/77", "/region/key/a", "/region/key/m%21%00", "/region/key/6D21?format=hex", "/region/key/a%2Fb", "/region/key/m+", "/region/key/m%2B",
+		"/regions/writeflow?limit=1", "/regions/readflow", "/regions/confver?limit=1", "/regions/version", "/regions/size", "/regions/keys?limit=1",
+		"/regions/check/miss-peer", "/regions/check/extra-peer", "/regions/check/pending-peer", "/regions/check/down-peer",
+		"/regions/check/learner-peer", "/regions/check/empty-region", "/regions/check/offline-peer", "/regions/check/hist-size",
+		"/regions/check/hist-keys?bound=50", "/regions/sibling/1000", "/regions/range-holes", "/labels", "/labels/stores?name=zone&value=Z1",
+		"/labels/stores?name=zone&value=z2",
 		"/config", "/config/replicate", "/config/cluster-version", "/schedulers?status=paused",
 	} {
 		code, body := askPD(t, s, "GET", path)
@@ -143,6 +148,8 @@ func checkErrors(t *testing.T, s *server.Server) {
 	t.Helper()
 	for path, want := range map[string]int{
 		"/store/99": 404, "/store/x": 400, "/region/id/x": 400, "/region/key/zz?format=hex": 400, "/regions?limit=many": 400, "/nothing": 404,
+		"/regions/size?limit=0": 400, "/regions/check/nothing": 404, "/regions/check/hist-size?bound=-1": 400, "/regions/sibling/77": 404,
+		"/regions/sibling/x": 400, "/operators/x": 400, "/operators/77": 404,
 	} {
 		code, body := askPD(t, s, "GET", path)
 		require.Equal(t, want, code, "%s: %s", path, body)
@@ -164,6 +171,8 @@ func checkErrors(t *testing.T, s *server.Server) {
 	var ops []string
 	require.NoError(t, json.Unmarshal(body, &ops))
 	require.Contains(t, ops, "by-hand r2000 (leader,admin, high): transfer leader from store 1 to store 3")
+	_, body = askPD(t, s, "GET", "/operators/2000")
+	require.JSONEq(t, `"status: RUNNING, operator: by-hand r2000 (leader,admin): transfer leader from store 1 to store 3"`, string(body))
 	code, body := askPD(t, s, "GET", "/ping")
 	require.Equal(t, 200, code)
 	require.Empty(t, body)

@@ -76,6 +76,8 @@ type Options struct {
 	Failed func(n *Node, err error)
 	// Clock makes the clock of a store; without it all have the process's.
 	Clock func(store uint64) raftstore.Clock
+	// PlacementTime is the placement service's time, which limits that of stores; nil: there is no limit.
+	PlacementTime func(ctx context.Context) (time.Time, error)
 	// Inspect sees the disks of each store before it starts.
 	Inspect func(n *Node, log *raftlog.Log)
 }
@@ -270,7 +272,7 @@ func (n *Node) start() error {
 		Clock:  clock,
 		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
 		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
-		EncodedKeys: c.opts.Txn,
+		EncodedKeys: c.opts.Txn, PlacementTime: c.opts.PlacementTime,
 	})
 	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration)
 	n.server = server.New(c.cfg, st, n.store, n.snaps, c.logger)

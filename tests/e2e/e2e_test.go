@@ -417,6 +417,32 @@ func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
 	require.Equal(t, 2, code)
 }
 
+// commandLineOfMortalPairs: times at which keys expire go through a file; what has expired by the import is left out.
+func commandLineOfMortalPairs(t *testing.T, run func(...string) (string, int), must func(string, ...string)) {
+	t.Helper()
+	pairs := filepath.Join(t.TempDir(), "exported.jsonl")
+	must("", "put", "x/ever", "v")
+	must("", "put", "x/hour", "v", "--ttl", "1h")
+	must("", "put", "782f00ff", "00", "-e", "hex", "--ttl", "2540400h")
+	must("", "export", "file", pairs, "--prefix", "x/")
+	must("", "put", "x/hour", "later")
+	got, err := os.ReadFile(pairs)
+	require.NoError(t, err)
+	require.Equal(t, 3, strings.Count(string(got), "\n"), "%s", got)
+	require.Equal(t, 2, strings.Count(string(got), "expires"), "%s", got)
+	got = append(got, `{"key":"x/gone","value":"v","expires":"2020-01-01T00:00:00Z"}`...)
+	require.NoError(t, os.WriteFile(pairs, got, 0o600))
+	must("", "delete", "x/ever")
+	must("", "import", "file", pairs)
+	must("never\n", "ttl", "x/ever")
+	out, code := run("ttl", "x/hour")
+	require.Zero(t, code)
+	require.Regexp(t, `^3[56]\d\d\n$`, out)
+	_, code = run("ttl", "x/gone")
+	require.Equal(t, 1, code)
+	must("782f00ff\t00\n", "scan", "782f00", "782f01", "-e", "hex")
+}
+
 func TestCommandLine(t *testing.T) {
 	c := start(t, 1)
 	run := func(args ...string) (string, int) {
@@ -516,4 +542,5 @@ func TestCommandLine(t *testing.T) {
 	require.NoError(t, os.WriteFile(jsonl, []byte("{\"key\":\"ok\"}\n{\"kee\":1}\n"), 0o600))
 	_, code = run("import", "file", jsonl)
 	require.Equal(t, 1, code, "a line without a key")
+	commandLineOfMortalPairs(t, run, must)
 }

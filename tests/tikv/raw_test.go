@@ -61,6 +61,8 @@ func TestRaw(t *testing.T) {
 		require.Nil(t, got)
 		require.NoError(t, cl.Delete(ctx, []byte("absent")))
 	})
+	t.Run("what pd-ctl reads", c.pdctlReads)
+	t.Run("load", func(t *testing.T) { c.loads(t, cl) })
 	keys := bytesOf("a", "b", "c", "d", "e", "f", "g", "h")
 	t.Run("batches", func(t *testing.T) {
 		var values [][]byte

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/storage"
 )
 
 // importStats counts what an import or export has done.
@@ -29,12 +30,18 @@ type importStats struct {
 	Files int64         `json:"files"`
 	Bytes int64         `json:"bytes"`
 	Took  time.Duration `json:"took_ns"`
+	// Expired are pairs that had expired, and were left out.
+	Expired int64 `json:"expired"`
 }
 
 func (s importStats) String() string {
 	rate := float64(s.Bytes) / max(s.Took.Seconds(), 0.001)
-	return fmt.Sprintf("%d entries, %s in %s (%s/s)", s.Files, humanize.IBytes(uint64(s.Bytes)),
+	text := fmt.Sprintf("%d entries, %s in %s (%s/s)", s.Files, humanize.IBytes(uint64(s.Bytes)),
 		s.Took.Round(10*time.Millisecond), humanize.IBytes(uint64(rate)))
+	if s.Expired > 0 {
+		text += fmt.Sprintf(", left out %d that have expired", s.Expired)
+	}
+	return text
 }
 
 func (a *app) importCmd() *cobra.Command {
@@ -60,6 +67,9 @@ func (a *app) importCmd() *cobra.Command {
 	file := &cobra.Command{
 		Use: "file FILE", Short: `Load pairs from JSON lines ({"key":…,"value":…}) or TSV (key<TAB>value); - is standard input`,
 		Args: args(cobra.ExactArgs(1)),
+		Long: `A line of JSON may have an "encoding", which counts instead of --encoding, and a time "expires": the key gets what is left
+until then as its TTL, and is left out if the time has passed. A file of "export file" has both. Put without a time, a key lives for
+ever. TSV has no times.`,
 	}
 	a.keyFlags(file)
 	format := file.Flags().String("format", "", "jsonl or tsv (default: by the file's suffix, else jsonl)")
@@ -191,27 +201,18 @@ func (a *app) importFile(ctx context.Context, path, format string, workers int) 
 	start := time.Now()
 	var st importStats
 	r := bufio.NewReaderSize(in, 1<<20)
-	var batch []client.KV
-	size := 0
-	flush := func() error {
-		err := c.PutAll(ctx, batch, workers)
-		batch, size = batch[:0], 0
-		return err
-	}
+	var batch importBatch
 	for line := 1; ; line++ {
 		text, rerr := r.ReadBytes('\n')
 		if text = bytes.TrimRight(text, "\r\n"); len(text) > 0 {
-			kv, err := a.parseLine(format, text)
+			p, err := a.parseLine(format, text)
 			if err != nil {
 				return fmt.Errorf("%s, line %d: %w", path, line, err)
 			}
-			batch = append(batch, kv)
-			size += len(kv.Key) + len(kv.Value)
-			st.Files++
-			st.Bytes += int64(len(kv.Key) + len(kv.Value))
+			batch.add(p)
 		}
-		if size > 8<<20 || len(batch) >= 4096 || rerr != nil {
-			if err := flush(); err != nil {
+		if batch.full() || rerr != nil {
+			if err := batch.put(ctx, c, workers, &st); err != nil {
 				return err
 			}
 		}
@@ -227,33 +228,87 @@ func (a *app) importFile(ctx context.Context, path, format string, workers int) 
 	return nil
 }
 
-func (a *app) parseLine(format string, text []byte) (client.KV, error) {
-	var key, value string
+// mortalKV is a pair that may expire; a zero time says that it does not.
+type mortalKV struct {
+	client.KV
+	expires time.Time
+}
+
+// importBatch are pairs that are put together.
+type importBatch struct {
+	living []client.KV
+	mortal []mortalKV
+	size   int // bytes
+}
+
+func (b *importBatch) add(p mortalKV) {
+	b.size += len(p.Key) + len(p.Value)
+	if p.expires.IsZero() {
+		b.living = append(b.living, p.KV)
+		return
+	}
+	b.mortal = append(b.mortal, p)
+}
+
+func (b *importBatch) full() bool { return b.size > 8<<20 || len(b.living)+len(b.mortal) >= 4096 }
+
+// put sets the pairs, counts them and empties the batch. A pair whose time has come is left out.
+func (b *importBatch) put(ctx context.Context, c *client.Client, workers int, st *importStats) error {
+	var expired, expiredBytes atomic.Int64
+	err := c.PutAll(ctx, b.living, workers)
+	if err == nil {
+		err = parallel(ctx, workers, b.mortal, func(ctx context.Context, p mortalKV) error {
+			left := p.expires.UnixMilli() - time.Now().UnixMilli()
+			if left <= 0 {
+				expired.Add(1)
+				expiredBytes.Add(int64(len(p.Key) + len(p.Value)))
+				return nil
+			}
+			// Rounded up: a TTL of 0 is none.
+			return c.PutTTL(ctx, p.Key, p.Value, min(uint64(left+999)/1000, storage.MaxTTL))
+		})
+	}
+	st.Files += int64(len(b.living)+len(b.mortal)) - expired.Load()
+	st.Bytes += int64(b.size) - expiredBytes.Load()
+	st.Expired += expired.Load()
+	b.living, b.mortal, b.size = b.living[:0], b.mortal[:0], 0
+	return err
+}
+
+// fileLine is a pair in a file of JSON lines.
+type fileLine struct {
+	Key   *string `json:"key"`
+	Value string  `json:"value"`
+	// Encoding is that of key and value.
+	Encoding string `json:"encoding,omitempty"`
+	// Expires is when the key expires.
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+func (a *app) parseLine(format string, text []byte) (mortalKV, error) {
+	line := fileLine{Encoding: a.encoding}
 	if format == "tsv" {
 		k, v, ok := strings.Cut(string(text), "\t")
 		if !ok {
-			return client.KV{}, errors.New("no tab between key and value")
+			return mortalKV{}, errors.New("no tab between key and value")
 		}
-		key, value = k, v
-	} else {
-		var p struct {
-			Key   *string `json:"key"`
-			Value string  `json:"value"`
-		}
-		if err := json.Unmarshal(text, &p); err != nil {
-			return client.KV{}, err
-		}
-		if p.Key == nil {
-			return client.KV{}, errors.New(`no "key"`)
-		}
-		key, value = *p.Key, p.Value
+		line.Key, line.Value = &k, v
+	} else if err := json.Unmarshal(text, &line); err != nil {
+		return mortalKV{}, err
 	}
-	k, err := decode(a.encoding, key)
+	if line.Key == nil {
+		return mortalKV{}, errors.New(`no "key"`)
+	}
+	k, err := decode(line.Encoding, *line.Key)
 	if err != nil {
-		return client.KV{}, err
+		return mortalKV{}, err
 	}
-	v, err := decode(a.encoding, value)
-	return client.KV{Key: k, Value: v}, err
+	v, err := decode(line.Encoding, line.Value)
+	out := mortalKV{KV: client.KV{Key: k, Value: v}}
+	if line.Expires != nil {
+		out.expires = *line.Expires
+	}
+	return out, err
 }
 
 func (a *app) exportCmd() *cobra.Command {
@@ -275,7 +330,119 @@ func (a *app) exportCmd() *cobra.Command {
 		fmt.Fprintf(a.stderr, "exported %s\n", st)
 		return nil
 	}
-	return group("export", "Write the cluster's pairs to files", dir)
+	return group("export", "Write the cluster's pairs to files", dir, exportFileCmd(a))
+}
+
+func exportFileCmd(a *app) *cobra.Command {
+	file := &cobra.Command{
+		Use: "file FILE", Short: "Write pairs as JSON lines, with the times at which they expire; - is standard output",
+		Args: args(cobra.ExactArgs(1)),
+		Long: `Each line says how its key and value are encoded. "import file" reads the file as it is. Pairs are read one range after
+the other: what is written meanwhile may be in the file or not.`,
+	}
+	prefix := file.Flags().String("prefix", "", "only keys that begin with this")
+	workers := file.Flags().IntP("workers", "w", 32, "concurrent questions for the times")
+	file.RunE = func(cmd *cobra.Command, argv []string) error {
+		c, err := a.openWith(cmd.Context(), bulkOptions(a.timeout))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		st, err := exportFile(cmd.Context(), a, c, argv[0], *prefix, *workers)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stderr, "exported %s\n", st)
+		return nil
+	}
+	return file
+}
+
+func exportFile(ctx context.Context, a *app, c *client.Client, path, prefix string, workers int) (st importStats, err error) {
+	start, out := time.Now(), a.stdout
+	if path != "-" {
+		f, err := os.Create(path)
+		if err != nil {
+			return st, err
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		out = f
+	}
+	w := bufio.NewWriterSize(out, 1<<20)
+	var batch []client.KV
+	size := 0
+	flush := func() error {
+		err := exportPairs(ctx, c, w, batch, workers, &st)
+		batch, size = batch[:0], 0
+		return err
+	}
+	err = c.Visit(ctx, []byte(prefix), prefixEnd([]byte(prefix)), 0, func(kv client.KV) error {
+		// The pair's memory may be used again after this call.
+		batch = append(batch, client.KV{Key: bytes.Clone(kv.Key), Value: bytes.Clone(kv.Value)})
+		if size += len(kv.Key) + len(kv.Value); size > 8<<20 || len(batch) >= 4096 {
+			return flush()
+		}
+		return nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	st.Took = time.Since(start)
+	return st, errors.Join(err, w.Flush())
+}
+
+// expiry is when a key expires that has so many seconds left. Files know no later time than lastExpiry.
+func expiry(now time.Time, seconds uint64) time.Time {
+	at := time.UnixMilli(now.UnixMilli() + int64(min(seconds, storage.MaxTTL))*1000).UTC()
+	if at.After(lastExpiry) {
+		return lastExpiry
+	}
+	return at
+}
+
+var lastExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+// exportPairs asks when the pairs expire and writes them. One that is gone meanwhile is left out.
+func exportPairs(ctx context.Context, c *client.Client, w io.Writer, batch []client.KV, workers int, st *importStats) error {
+	lines := make([]*fileLine, len(batch))
+	places := make([]int, len(batch))
+	for i := range places {
+		places[i] = i
+	}
+	err := parallel(ctx, workers, places, func(ctx context.Context, i int) error {
+		kv := batch[i]
+		seconds, found, err := c.TTL(ctx, kv.Key)
+		if err != nil || !found {
+			return err
+		}
+		line := &fileLine{Encoding: "text"}
+		if !printable(kv.Key) || !printable(kv.Value) {
+			line.Encoding = "hex"
+		}
+		key := encode(line.Encoding, kv.Key)
+		line.Key, line.Value = &key, encode(line.Encoding, kv.Value)
+		if seconds > 0 {
+			at := expiry(time.Now(), seconds)
+			line.Expires = &at
+		}
+		lines[i] = line
+		return nil
+	})
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	for i, line := range lines {
+		if err != nil {
+			return err
+		}
+		if line == nil {
+			st.Expired++
+			continue
+		}
+		err = enc.Encode(line)
+		st.Files++
+		st.Bytes += int64(len(batch[i].Key) + len(batch[i].Value))
+	}
+	return err
 }
 
 func (a *app) exportDir(ctx context.Context, c *client.Client, dir, prefix string, quiet bool) (importStats, error) {

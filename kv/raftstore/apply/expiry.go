@@ -87,19 +87,35 @@ func (w *Worker) remove(a *applier, cf engine.CF, key []byte, size int) {
 	a.report.SizeDelta -= int64(len(key) + size)
 }
 
-// live writes when a key whose value was put or deleted before expires: not at all, if it has no TTL.
+// live writes when a key whose value was put or deleted before expires: not at all, if it has no TTL. Then a time that is there
+// is removed. Where none is, nothing is written: scans would pass over the tombstones of all puts since the last compaction,
+// and a read costs no more than a tombstone.
 func (w *Worker) live(a *applier, cf engine.CF, key []byte, l message.Life) {
 	if a.region.ExpiryFloor == 0 {
 		return
 	}
 	w.keyBuf = engine.AppendDataKey(w.keyBuf[:0], cf.Expiry(), key)
 	if l.TTL == 0 {
-		w.batch.Delete(w.keyBuf)
+		if w.mayExpire(w.keyBuf) {
+			w.batch.Delete(w.keyBuf)
+		}
 		return
 	}
+	w.mortal[string(w.keyBuf)] = struct{}{}
+	a.report.Mortal = true
 	var value [8]byte
 	at := engine.ExpiryOf(max(l.Now, a.region.ExpiryFloor), l.TTL)
 	w.batch.Put(w.keyBuf, engine.AppendExpiry(value[:0], at))
 	a.report.Written += int64(len(key) + len(value))
 	a.report.SizeDelta += int64(len(key) + len(value))
+}
+
+// mayExpire tells whether there is an expiry time by this key, in the batch or in the engine. If the read fails there may be
+// one. One that the batch has removed counts.
+func (w *Worker) mayExpire(timeKey []byte) bool {
+	if _, put := w.mortal[string(timeKey)]; put {
+		return true
+	}
+	_, found, err := w.engine.Get(timeKey)
+	return found || err != nil
 }

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -418,5 +419,58 @@ func (m *expiryModel) compare(r *replica, seed uint64) {
 		}
 		require.Equal(m.t, strings.Join(up, " "), r.scan(now, false), "seed %d at %d", seed, now)
 		require.Equal(m.t, strings.Join(down, " "), r.scan(now, true), "seed %d at %d", seed, now)
+	}
+}
+
+// countingEngine counts the deletes of expiry times in its batches.
+type countingEngine struct {
+	engine.Engine
+	deletes int
+}
+
+type countingBatch struct {
+	engine.Batch
+	e *countingEngine
+}
+
+func (e *countingEngine) NewBatch() engine.Batch { return &countingBatch{e.Engine.NewBatch(), e} }
+
+func (e *countingEngine) Write(b engine.Batch, sync bool) error {
+	return e.Engine.Write(b.(*countingBatch).Batch, sync)
+}
+
+func (b *countingBatch) Delete(key []byte) {
+	for _, cf := range engine.CFs {
+		if bytes.HasPrefix(key, engine.DataKey(cf.Expiry(), nil)) {
+			b.e.deletes++
+		}
+	}
+	b.Batch.Delete(key)
+}
+
+// TestNoTombstonesOfTimes: puts and deletes without a TTL write no tombstones where no expiry time is, and one where one is, also
+// if it is of the same batch.
+func TestNoTombstonesOfTimes(t *testing.T) {
+	counting := &countingEngine{}
+	w, h, e := newTestWorker(t, func(e engine.Engine) engine.Engine {
+		counting.Engine = e
+		return counting
+	}, region(1, "", "", 1, 1, voter(1, 1)))
+	r := &replica{t: t, w: w, host: h, e: e, id: 1, next: meta.InitLogIndex + 1}
+	r.apply(expireAt(1000))
+	for i := range 10 {
+		r.apply(putFor(fmt.Sprint("k", i), "v", 0, 0), putFor("m", "v", 1000, 0), message.AppendDelete(nil, "default", []byte("d")))
+	}
+	require.Zero(t, counting.deletes)
+	r.apply(putFor("k1", "v", 1000, 5000), putFor("k2", "v", 0, 0), putFor("k1", "v", 0, 0))
+	require.Equal(t, 1, counting.deletes, "the time is in the same batch")
+	r.apply(putFor("k1", "v", 0, 0), putFor("k3", "v", 1000, 5000))
+	require.Equal(t, 1, counting.deletes)
+	r.apply(putFor("k3", "v", 0, 0))
+	require.Equal(t, 2, counting.deletes, "the time is in the engine")
+	for _, key := range []string{"k1", "k3"} {
+		at, err := engine.LoadExpiry(e, engine.CFDefault, []byte(key))
+		require.NoError(t, err)
+		require.Zero(t, at)
 	}
 }

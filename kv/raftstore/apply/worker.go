@@ -136,9 +136,11 @@ type Worker struct {
 	answers []answer
 	entries uint64        // in batch
 	begun   time.Duration // when the batch was, as the store's age
-	freed   int64
-	keyBuf  []byte
-	state   rspb.RaftApplyState // scratch of flush
+	// mortal are the keys of expiry times in batch, which reads of the engine do not see.
+	mortal map[string]struct{}
+	freed  int64
+	keyBuf []byte
+	state  rspb.RaftApplyState // scratch of flush
 }
 
 // answer is what to tell of a proposal once its effect is in the engine.
@@ -153,6 +155,7 @@ func New(o Options) *Worker {
 	w := &Worker{
 		storeID: o.StoreID, host: o.Host, engine: o.Engine, hasher: o.Hasher, swaps: o.Swaps,
 		table: appliedTable{worker: o.ID}, regions: map[uint64]*applier{}, batch: o.Engine.NewBatch(),
+		mortal: map[string]struct{}{},
 	}
 	w.queue.cond = sync.NewCond(&w.queue)
 	return w
@@ -318,6 +321,7 @@ func (w *Worker) flush() error {
 	}
 	w.batch.Reset()
 	w.sync = false
+	clear(w.mortal)
 	for _, a := range w.touched {
 		report := a.report
 		report.PeerID, report.Index, report.Term = a.peer.Id, a.applied, a.term

@@ -164,6 +164,8 @@ type Applied struct {
 	Results []ApplyResult
 	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off at once.
 	Quiet bool
+	// Mortal: expiry times were written.
+	Mortal bool
 	// Shrunk: a range was deleted, so the region's size is not known any more.
 	Shrunk bool
 	// SizeDelta and KeysDelta estimate how much the region grew; Written and WrittenKeys count.

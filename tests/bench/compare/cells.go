@@ -30,6 +30,9 @@ var (
 // streamCells go over the batched stream.
 var streamCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 32}, {"get", 128}}
 
+// clientgoCells go by TiKV's own Go client.
+var clientgoCells = []cell{{"get", 128}, {"put", 128}}
+
 // extras are measurements that are no load of the matrix.
 const (
 	extraStart    = "start"
@@ -39,7 +42,10 @@ const (
 	extraRSS      = "rss"
 )
 
-const streamPrefix = "stream-"
+const (
+	streamPrefix   = "stream-"
+	clientgoPrefix = "client-go-"
+)
 
 // cellNames are all that may be chosen.
 func cellNames() []string {
@@ -49,6 +55,9 @@ func cellNames() []string {
 	}
 	for _, c := range streamCells {
 		out = append(out, streamPrefix+c.String())
+	}
+	for _, c := range clientgoCells {
+		out = append(out, clientgoPrefix+c.String())
 	}
 	return append(out, extraStart, extraIdle, extraRSS, extraFailover, extraRegions)
 }

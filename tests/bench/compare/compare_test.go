@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -61,11 +64,13 @@ func TestVerdict(t *testing.T) {
 // TestGoalsNameFigures: every figure in the table of goals is one that is measured.
 func TestGoalsNameFigures(t *testing.T) {
 	measured := map[string]bool{}
-	for _, series := range []string{"etcd", "tinykv", "stream", "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{"etcd", "tinykv", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo"} {
 		cells := matrix
 		switch series {
 		case "stream":
 			cells = streamCells
+		case clientgoName, besideName:
+			cells = clientgoCells
 		case "1region", "32regions":
 			cells = []cell{{"put", 128}}
 		case "ideal":
@@ -105,4 +110,28 @@ func TestReport(t *testing.T) {
 	require.Contains(t, text, "tinykv put@128 2000 [1000..3000] 1.00 2.00 50.0 2")
 	require.Contains(t, text, "etcd put@128 500 [500..500] 1.00 2.00 n/a 0")
 	require.NotContains(t, text, "get @1")
+}
+
+// TestClientgoProgram: the end of the warm-up and the result are read from the program's output; what goes wrong is an error.
+func TestClientgoProgram(t *testing.T) {
+	script := func(text string) string {
+		file := filepath.Join(t.TempDir(), "clientgo")
+		require.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\n"+text+"\n"), 0o700))
+		return file
+	}
+	measured := make(chan struct{}, 2)
+	res, err := runClientgo(t.Context(), script(`test "$1" = -x && echo measuring && echo '{"phase":"get","ops_per_s":5,"p99_us":7}'`),
+		[]string{"-x"}, func() { measured <- struct{}{} })
+	require.NoError(t, err)
+	require.Equal(t, loadgen.Result{Phase: "get", OpsPerS: 5, P99Us: 7}, res)
+	<-measured
+	require.Empty(t, measured)
+	for _, bad := range []string{"exit 0", "echo measuring", "echo no json", `echo '{"ops":1}'; exit 1`} {
+		_, err := runClientgo(t.Context(), script(bad), nil, nil)
+		require.Error(t, err, bad)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = runClientgo(ctx, script("exec sleep 60"), nil, nil)
+	require.Error(t, err)
 }

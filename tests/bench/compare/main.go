@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -30,6 +31,7 @@ type options struct {
 	systems  []string
 	profile  string // directory for CPU profiles of TinyKV's leader
 	json     string // file for one line per result
+	clientgo string // the program that loads by TiKV's Go client
 }
 
 var allSystems = []string{"etcd", "tinykv", "ideal", "echo"}
@@ -66,7 +68,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	o.bins = rig.DefaultBins(*bin)
+	o.bins, o.clientgo = rig.DefaultBins(*bin), filepath.Join(*bin, "bench", "clientgo")
 	o.rounds, o.keys, o.warmup, o.duration, o.idle = 3, 100_000, 500*time.Millisecond, 2*time.Second, 5*time.Second
 	if *quick != "" {
 		o.rounds, o.keys, o.duration, o.idle = 1, 20_000, time.Second, 2*time.Second
@@ -113,6 +115,9 @@ func (o options) measures(system string) bool {
 func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err := o.bins.Check(); err != nil {
 		return err
+	}
+	if _, err := os.Stat(o.clientgo); err != nil {
+		return fmt.Errorf("%s is missing: use make", o.clientgo)
 	}
 	if o.profile != "" {
 		if err := os.MkdirAll(o.profile, 0o755); err != nil {

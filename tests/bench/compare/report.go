@@ -42,6 +42,19 @@ var goals = []goal{
 	{name: "start to 3 replicas", key: "tinykv/start/replicas", goal: 3, stretch: 1.5, lower: true, unit: " s"},
 	{name: "leader killed to writes", key: "tinykv/failover/seconds", goal: 1, stretch: 0.6, lower: true, unit: " s"},
 	{name: "leader killed to writes / etcd", key: "tinykv/failover/seconds", by: "etcd/failover/seconds", goal: 1, lower: true, unit: "x"},
+	// What programs get that were written for TiKV.
+	{name: "client-go put @128 / stream", key: "client-go/put@128/ops", by: "stream beside/put@128/ops", goal: 0.8, unit: "x"},
+	{name: "client-go get @128 / stream", key: "client-go/get@128/ops", by: "stream beside/get@128/ops", goal: 0.8, unit: "x"},
+	{name: "client-go put @128 / etcd", key: "client-go/put@128/ops", by: "etcd/put@128/ops", goal: 1, unit: "x"},
+	{name: "client-go get @128 / etcd", key: "client-go/get@128/ops", by: "etcd/get@128/ops", goal: 1, unit: "x"},
+	{
+		name: "client-go put @128 server CPU/op / stream", key: "client-go/put@128/cpu", by: "stream beside/put@128/cpu",
+		lower: true, unit: "x",
+	},
+	{
+		name: "client-go get @128 server CPU/op / stream", key: "client-go/get@128/cpu", by: "stream beside/get@128/cpu",
+		lower: true, unit: "x",
+	},
 	// What users of kv/client get, which speaks the stream unless told otherwise.
 	{name: "stream put @1 / etcd", key: "stream/put@1/ops", by: "etcd/put@1/ops", unit: "x"},
 	{name: "stream get @1 / etcd", key: "stream/get@1/ops", by: "etcd/get@1/ops", unit: "x"},
@@ -135,7 +148,7 @@ func (b *bench) report(w io.Writer) error {
 func (b *bench) reportCells(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(tw, "SERIES\tCELL\tOPS/S\tSPREAD\tP50 MS\tP99 MS\tSERVER CPU US/OP\tERRORS\t")
-	for _, series := range []string{"etcd", "tinykv", "stream", "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{"etcd", "tinykv", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo"} {
 		for _, c := range matrix {
 			key := strings.Join([]string{series, c.String(), ""}, "/")
 			ops := b.figures.values(key + "ops")

@@ -66,6 +66,9 @@ func (b *bench) tinykv(ctx context.Context) error {
 	if err := b.cells(ctx, s, "stream", streamPrefix, rig.Mode{}, streamCells); err != nil {
 		return err
 	}
+	if err := b.clientgo(ctx, s); err != nil {
+		return err
+	}
 	return b.regions(ctx, s)
 }
 
