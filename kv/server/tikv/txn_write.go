@@ -29,6 +29,7 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 		return out, &requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
 	}
 	if level != kvrpcpb.AssertionLevel_Off {
+		out.Strict = level == kvrpcpb.AssertionLevel_Strict
 		switch m.GetAssertion() {
 		case kvrpcpb.Assertion_Exist:
 			out.Assert = commands.AssertExists

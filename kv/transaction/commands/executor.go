@@ -78,6 +78,8 @@ type txn struct {
 	policy Policy
 	// safePoint is the one of transactions, as of a moment after the term of leadership began.
 	safePoint func() (uint64, error)
+	// known fails for a timestamp that is known to be in the future (Timestamps.known).
+	known func(ts uint64, ahead time.Duration) error
 	// chooses: this store may choose commit timestamps in the term of the view.
 	chooses bool
 	// claim, if set, lasts until the outcome of the write is known.
@@ -164,6 +166,7 @@ func (e *Executor) updateIn(
 	tx := &txn{
 		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
 		safePoint: func() (uint64, error) { return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at)) },
+		known:     func(ts uint64, ahead time.Duration) error { return e.times.known(ctx, ts, ahead) },
 		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
 	}
 	err = decide(tx)

@@ -38,6 +38,8 @@ type Mutation struct {
 	// CheckOnly: nothing is written, only what is in the way is said.
 	CheckOnly bool
 	Assert    Assertion
+	// Strict: the assertion is also checked where the transaction has locked the key before, and nothing else is read.
+	Strict bool
 	// Check is what a pessimistic transaction has checked at the key before.
 	Check PessimisticCheck
 	// ExpectedForUpdateTS, if not 0, is what the key's pessimistic lock must have.
@@ -122,6 +124,9 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 	if err := checkStartTS(p.StartTS); err != nil {
 		return Prewritten{}, err
 	}
+	if err := e.believe(ctx, p); err != nil {
+		return Prewritten{}, err
+	}
 	muts := lastOfEach(p.Mutations)
 	keys := make([][]byte, len(muts))
 	reads := false
@@ -148,6 +153,14 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 		return Prewritten{}, err
 	}
 	return res, nil
+}
+
+// believe refuses timestamps of the future, since others would find the locks in their way until then.
+func (e *Executor) believe(ctx context.Context, p *Prewrite) error {
+	if err := e.times.plausible(ctx, max(p.StartTS, p.ForUpdateTS), drift); err != nil {
+		return err
+	}
+	return e.times.plausible(ctx, p.MinCommitTS, commitsAhead)
 }
 
 // reads tells whether a mutation depends on whether its key exists.
@@ -314,7 +327,11 @@ func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err e
 			return l, nil, nil
 		}
 		m.held = l
-		return nil, nil, m.mayReplace(p, l)
+		if err := m.mayReplace(p, l); err != nil {
+			return nil, nil, err
+		}
+		keyErr, err = tx.assertedStrictly(p, m)
+		return nil, keyErr, err
 	}
 	if p.ForUpdateTS > 0 {
 		keyErr, err = tx.examinePessimistic(p, m, l)
@@ -370,12 +387,18 @@ func (tx *txn) expected(p *Prewrite, m *Mutation, newest *mvcc.Found) (keyErr, e
 	if exists && (m.Insert || m.CheckOnly) {
 		return &ExistsError{Key: m.Key}, nil
 	}
+	return m.asserted(p, newest), nil
+}
+
+// asserted compares the newest change of a key with the mutation's assertion.
+func (m *Mutation) asserted(p *Prewrite, newest *mvcc.Found) error {
+	exists := newest != nil && newest.Kind == mvcc.WriteKindPut
 	if m.Assert == AssertNothing || exists == (m.Assert == AssertExists) {
-		return nil, nil
+		return nil
 	}
 	e := &AssertionError{StartTS: p.StartTS, Key: m.Key, Assertion: m.Assert}
 	if newest != nil {
 		e.Existing, e.Written = newest.StartTS, newest.CommitTS
 	}
-	return e, nil
+	return e
 }

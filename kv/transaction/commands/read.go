@@ -128,7 +128,7 @@ func (e *Executor) raise(ctx context.Context, ts uint64) error {
 	if ts == mvcc.TsMax || ts <= e.locks.MaxTS() {
 		return nil
 	}
-	if err := e.times.plausible(ctx, ts); err != nil {
+	if err := e.times.plausible(ctx, ts, drift); err != nil {
 		return err
 	}
 	e.locks.Raise(ts)

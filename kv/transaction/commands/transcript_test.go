@@ -99,6 +99,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 				"put-existing": mvcc.WriteKindPut, "put-absent": mvcc.WriteKindPut,
 			}[f[0]]}
 			m.Check, m.ExpectedForUpdateTS = check, ts(t, d, "expect")
+			m.Strict = d.HasArg("strict")
 			m.Insert, m.CheckOnly = f[0] == "insert", f[0] == "check"
 			m.Assert = map[string]Assertion{"put-existing": AssertExists, "put-absent": AssertAbsent}[f[0]]
 			if len(f) > 2 {
