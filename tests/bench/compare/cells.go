@@ -30,6 +30,12 @@ var (
 // streamCells go over the batched stream.
 var streamCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 32}, {"get", 128}}
 
+// txnCells are transactions: of one key each, and etcd's of a comparison and a put.
+var (
+	txnCells     = []cell{{"put", 1}, {"put", 32}, {"put", 128}, {"get", 1}, {"get", 128}, {"scan", 128}}
+	etcdTxnCells = []cell{{"put", 1}, {"put", 32}, {"put", 128}}
+)
+
 // extras are measurements that are no load of the matrix.
 const (
 	extraStart    = "start"
@@ -39,7 +45,10 @@ const (
 	extraRSS      = "rss"
 )
 
-const streamPrefix = "stream-"
+const (
+	streamPrefix = "stream-"
+	txnPrefix    = "txn-"
+)
 
 // cellNames are all that may be chosen.
 func cellNames() []string {
@@ -49,6 +58,9 @@ func cellNames() []string {
 	}
 	for _, c := range streamCells {
 		out = append(out, streamPrefix+c.String())
+	}
+	for _, c := range txnCells {
+		out = append(out, txnPrefix+c.String())
 	}
 	return append(out, extraStart, extraIdle, extraRSS, extraFailover, extraRegions)
 }

@@ -32,7 +32,7 @@ type options struct {
 	json     string // file for one line per result
 }
 
-var allSystems = []string{"etcd", "tinykv", "ideal", "echo"}
+var allSystems = []string{"etcd", "tinykv", "txn", "ideal", "echo"}
 
 func main() {
 	goruntime.CalmMonitor()

@@ -32,11 +32,14 @@ func (b *bench) oneRound(ctx context.Context) error {
 	steps := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"ideal", b.ideal}, {"echo", b.echo}, {"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover}}
+	}{
+		{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"txn", b.txn}, {"ideal", b.ideal}, {"echo", b.echo},
+		{"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover},
+	}
 	if b.round%2 == 1 {
 		steps[0], steps[1] = steps[1], steps[0]
 	}
-	const lastLoad = 3 // failovers follow
+	const lastLoad = 4 // failovers follow
 	for i, s := range steps {
 		if !b.o.measures(s.name) || i > lastLoad && !b.o.wants(extraFailover) || i <= lastLoad && b.o.only(extraFailover) {
 			continue
