@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -16,6 +17,7 @@ func (s *Server) registerInline(g *rpc.Server) {
 	if s.local != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
+	g.HandleInline("/tinykvpb.TinyKv/KvGet", s.inlineTxnGet)
 	if s.async != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
 		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
@@ -37,6 +39,25 @@ func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
 		getRequests.Put(g) // errors may hold what came with the request
 	}
 	return ok
+}
+
+// inlineTxnGet answers a get of a transaction under a lease, if nothing has to be waited for.
+func (s *Server) inlineTxnGet(call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.GetRequest)
+	if s.txn == nil || req.Unmarshal(request) != nil {
+		return false
+	}
+	err := s.checkTxn(req.Key)
+	var v commands.Value
+	if err == nil {
+		var ok bool
+		if v, ok, err = s.txn.GetNow(req.Context, req.Key, commands.At(req.Version)); !ok {
+			return false
+		}
+	}
+	resp, err := txnGetAnswer(v, err)
+	answer(call, resp, err)
+	return true
 }
 
 // getRequest is a get with all that its context points to, in one piece, to be used again.

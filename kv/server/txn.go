@@ -135,13 +135,16 @@ func bareOutcome(err error) (*errorpb.Error, error) {
 
 // KvGet implements tinykvpb.TinyKvServer.
 func (s *Server) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
-	resp := &kvrpcpb.GetResponse{}
 	err := s.checkTxn(req.Key)
 	var v commands.Value
 	if err == nil {
 		v, err = s.txn.Get(ctx, req.Context, req.Key, commands.At(req.Version))
 	}
-	resp.Value, resp.NotFound = v.Data, err == nil && !v.Found
+	return txnGetAnswer(v, err)
+}
+
+func txnGetAnswer(v commands.Value, err error) (*kvrpcpb.GetResponse, error) {
+	resp := &kvrpcpb.GetResponse{Value: v.Data, NotFound: err == nil && !v.Found}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)
 	return resp, rpc

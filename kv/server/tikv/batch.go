@@ -196,6 +196,13 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 		_, get = req.Cmd.(*tikvpb.BatchCommandsRequest_Request_RawGet)
 		return get
 	}
+	if cmd, ok := req.Cmd.(*tikvpb.BatchCommandsRequest_Request_Get); ok {
+		if resp, ok, err := b.service.kvGetNow(cmd.Get); ok {
+			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}}, err, nil)
+			b.count(req, began, err)
+			return false
+		}
+	}
 	select {
 	case b.slots <- struct{}{}: // a client that sends more than it may waits
 	case <-b.ctx.Done():

@@ -24,6 +24,19 @@ func (s *Service) inlineGet(call *rpc.Call, request []byte) bool {
 	return ok
 }
 
+// inlineTxnGet is inlineGet in a transaction.
+func (s *Service) inlineTxnGet(call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.GetRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	resp, ok, err := s.kvGetNow(req)
+	if ok {
+		answer(call, resp, err)
+	}
+	return ok
+}
+
 func (s *Service) inlinePut(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawPutRequest)
 	if req.Unmarshal(request) != nil {

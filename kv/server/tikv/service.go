@@ -189,6 +189,7 @@ func Register(g *rpc.Server, s *Service) {
 	if s.local != nil {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}
+	g.HandleInline("/"+serviceName+"/KvGet", s.inlineTxnGet)
 	if s.async != nil {
 		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
 		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)

@@ -56,6 +56,13 @@ var readers = map[string]func(ctx context.Context, e *Executor, ts uint64) (stri
 		v, err := e.Get(ctx, nil, []byte("k"), At(ts))
 		return string(v.Data), err
 	},
+	"get now": func(ctx context.Context, e *Executor, ts uint64) (string, error) {
+		v, ok, err := e.GetNow(nil, []byte("k"), At(ts))
+		if !ok {
+			v, err = e.Get(ctx, nil, []byte("k"), At(ts))
+		}
+		return string(v.Data), err
+	},
 	"batch get": func(ctx context.Context, e *Executor, ts uint64) (s string, err error) {
 		err = e.BatchGet(ctx, nil, keys("j", "k"), At(ts), func(p Pair) error { s = string(p.Value); return p.Err })
 		return s, err

@@ -32,7 +32,9 @@ func Disk() Policy { return Policy{Codec: mvcc.CodecTiKV, Collapse: true} }
 
 // Executor carries out commands on a storage. Safe for concurrent use.
 type Executor struct {
-	st      storage.BoundStorage
+	st storage.BoundStorage
+	// local is st, if it can often read without waiting; else nil.
+	local   storage.LocalReader
 	policy  Policy
 	latches *latch.Table
 	// barriers keep a DeleteRange apart from all other commands.
@@ -53,8 +55,9 @@ type Executor struct {
 // New returns an executor; timeout bounds commands whose context has no deadline.
 func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
 	graph := deadlock.NewGraph(nil)
+	local, _ := st.(storage.LocalReader)
 	return &Executor{
-		st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
+		st: st, local: local, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
 		waiting: new(waiting.Queues), graph: graph, detector: localDetector{graph}, timeout: timeout,
 	}
 }

@@ -36,6 +36,15 @@ var (
 	etcdTxnCells = []cell{{"put", 1}, {"put", 32}, {"put", 128}}
 )
 
+// Values of up to 255 bytes lie in the records of their transactions; a longer one is a record of its own. The goals are for
+// the former; txnLongCells measure what the first long value costs.
+const (
+	usualValue = 256
+	txnValue   = 200
+)
+
+var txnLongCells = []cell{{"put", 128}, {"get", 128}}
+
 // extras are measurements that are no load of the matrix.
 const (
 	extraStart    = "start"
@@ -48,6 +57,7 @@ const (
 const (
 	streamPrefix = "stream-"
 	txnPrefix    = "txn-"
+	longPrefix   = "txn-long-"
 )
 
 // cellNames are all that may be chosen.
@@ -61,6 +71,9 @@ func cellNames() []string {
 	}
 	for _, c := range txnCells {
 		out = append(out, txnPrefix+c.String())
+	}
+	for _, c := range txnLongCells {
+		out = append(out, longPrefix+c.String())
 	}
 	return append(out, extraStart, extraIdle, extraRSS, extraFailover, extraRegions)
 }

@@ -120,7 +120,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 	}
 	began := time.Now()
-	b := &bench{o: o, progress: stderr, figures: figures{}}
+	b := &bench{o: o, progress: stderr, figures: figures{}, value: usualValue}
 	if o.json != "" {
 		f, err := os.Create(o.json)
 		if err != nil {

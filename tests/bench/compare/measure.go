@@ -22,6 +22,7 @@ type bench struct {
 	progress io.Writer
 	json     io.Writer // may be nil
 	round    int
+	value    int // bytes of a value
 	figures  figures
 	other    []float64 // cores that other processes used, per cell
 }
@@ -128,7 +129,7 @@ func (b *bench) load(ctx context.Context, s rig.System) error {
 
 func (b *bench) config(s rig.System, c cell) loadgen.Config {
 	return loadgen.Config{
-		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: 256, ScanLimit: 100,
+		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: b.value, ScanLimit: 100,
 		Warmup: b.o.warmup, Duration: b.o.duration, PIDs: s.PIDs(),
 	}
 }

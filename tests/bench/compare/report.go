@@ -121,7 +121,7 @@ func median(vs []float64) float64 {
 }
 
 func (b *bench) report(w io.Writer) error {
-	fmt.Fprintf(w, "%d rounds, %d keys of 16 B, values of 256 B, %s per cell after %s of warm-up; medians [least..greatest]\n",
+	fmt.Fprintf(w, "%d rounds, %d keys of 16 B, values of 256 B (txn: 200 B), %s per cell after %s of warm-up; medians [least..greatest]\n",
 		b.o.rounds, b.o.keys, b.o.duration, b.o.warmup)
 	if len(b.other) > 0 {
 		fmt.Fprintf(w, "other processes used %.2f cores in the median cell, %.2f at most\n", median(b.other), slices.Max(b.other))
@@ -146,7 +146,7 @@ func (b *bench) report(w io.Writer) error {
 func (b *bench) reportCells(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(tw, "SERIES\tCELL\tOPS/S\tSPREAD\tP50 MS\tP99 MS\tSERVER CPU US/OP\tERRORS\t")
-	for _, series := range []string{"etcd", "etcd-txn", "tinykv", "txn", "stream", "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{"etcd", "etcd-txn", "tinykv", "txn", "txn-long", "stream", "1region", "32regions", "ideal", "echo"} {
 		for _, c := range matrix {
 			key := strings.Join([]string{series, c.String(), ""}, "/")
 			ops := b.figures.values(key + "ops")

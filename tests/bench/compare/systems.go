@@ -79,13 +79,22 @@ func (b *bench) txn(ctx context.Context) error {
 		return err
 	}
 	defer s.Stop()
+	b.value = txnValue
+	defer func() { b.value = usualValue }()
 	if err := b.start(ctx, s, rig.Mode{Unary: true}); err != nil {
 		return err
 	}
 	if err := b.load(ctx, s); err != nil {
 		return err
 	}
-	return b.cells(ctx, s, "txn", txnPrefix, rig.Mode{Unary: true}, txnCells)
+	if err := b.cells(ctx, s, "txn", txnPrefix, rig.Mode{Unary: true}, txnCells); err != nil {
+		return err
+	}
+	b.value = usualValue
+	if err := b.load(ctx, s); err != nil {
+		return err
+	}
+	return b.cells(ctx, s, "txn-long", longPrefix, rig.Mode{Unary: true}, txnLongCells)
 }
 
 // After a split leaders move to other stores: until nothing has moved for settleQuiet, at most for
