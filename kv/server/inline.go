@@ -18,6 +18,7 @@ func (s *Server) registerInline(g *rpc.Server) {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
 	g.HandleInline("/tinykvpb.TinyKv/KvGet", s.inlineTxnGet)
+	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", s.inlinePrewrite)
 	if s.async != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
 		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
@@ -57,6 +58,37 @@ func (s *Server) inlineTxnGet(call *rpc.Call, request []byte) bool {
 	}
 	resp, err := txnGetAnswer(v, err)
 	answer(call, resp, err)
+	return true
+}
+
+// inlinePrewrite answers a prewrite that waits for nothing but its write.
+func (s *Server) inlinePrewrite(call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.PrewriteRequest)
+	if s.txn == nil || req.Unmarshal(request) != nil {
+		return false
+	}
+	p, err := s.prewriteOf(req)
+	if err != nil {
+		return false // the usual handler says so
+	}
+	var res commands.Prewritten
+	deadline := s.deadline(call)
+	w := &asyncWrite{}
+	w.done = func(_ uint64, err error) {
+		var out commands.Prewritten
+		if err == nil { // else the outcome may come meanwhile
+			out = res
+		}
+		resp, err := prewriteAnswer(out, err)
+		answer(call, resp, err)
+	}
+	if !s.txn.PrewriteNow(req.Context, p, deadline, func(r commands.Prewritten, err error) {
+		res = r
+		w.finish(0, err)
+	}) {
+		return false
+	}
+	w.limit(deadline)
 	return true
 }
 

@@ -268,6 +268,13 @@ func (b *batchStream) startWrite(id uint64, req *request, began time.Time) bool 
 		return begin(cmd.RawDelete.GetContext(), s.del(cmd.RawDelete), wrapDelete)
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
 		return begin(cmd.RawBatchPut.GetContext(), s.batchPut(cmd.RawBatchPut), wrapBatchPut)
+	case *tikvpb.BatchCommandsRequest_Request_Prewrite:
+		return s.prewriteNow(cmd.Prewrite, began.Add(s.timeout(cmd.Prewrite.GetContext())),
+			func(r *kvrpcpb.PrewriteResponse, err error) {
+				resp := &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Prewrite{Prewrite: r}}
+				b.finish(id, req, resp, err, nil)
+				b.count(req, began, err)
+			})
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
 		return begin(cmd.RawBatchDelete.GetContext(), s.batchDelete(cmd.RawBatchDelete), wrapBatchDelete)
 	}

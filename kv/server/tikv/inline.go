@@ -37,6 +37,17 @@ func (s *Service) inlineTxnGet(call *rpc.Call, request []byte) bool {
 	return ok
 }
 
+// inlinePrewrite answers a prewrite that waits for nothing but its write.
+func (s *Service) inlinePrewrite(call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.PrewriteRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	return s.prewriteNow(req, s.deadline(call, req.Context), func(resp *kvrpcpb.PrewriteResponse, err error) {
+		answer(call, resp, err)
+	})
+}
+
 func (s *Service) inlinePut(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawPutRequest)
 	if req.Unmarshal(request) != nil {

@@ -190,6 +190,7 @@ func Register(g *rpc.Server, s *Service) {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}
 	g.HandleInline("/"+serviceName+"/KvGet", s.inlineTxnGet)
+	g.HandleInline("/"+serviceName+"/KvPrewrite", s.inlinePrewrite)
 	if s.async != nil {
 		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
 		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)

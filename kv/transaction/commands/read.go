@@ -220,7 +220,7 @@ func (e *Executor) raiseNow(ts uint64) bool {
 	if ts == mvcc.TsMax || ts <= e.locks.MaxTS() {
 		return true
 	}
-	if e.times != nil && !e.times.reached(ts, drift) {
+	if !e.times.reachedNow(ts, drift) {
 		return false
 	}
 	e.locks.Raise(ts)

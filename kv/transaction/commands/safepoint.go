@@ -63,6 +63,18 @@ func (s *SafePoints) knownIn(regionID uint64, at tenure) (txn uint64, known bool
 	return s.mu.txn, s.mu.asked[regionID] == at
 }
 
+// mustKnow is txnIn, or errWait.
+func (s *SafePoints) mustKnow(regionID uint64, at tenure) (uint64, error) {
+	if s == nil {
+		return 0, nil
+	}
+	txn, known := s.knownIn(regionID, at)
+	if !known {
+		return 0, errWait
+	}
+	return txn, nil
+}
+
 // Known are the safe points as far as they are known.
 func (s *SafePoints) Known() (txn, gc uint64) {
 	s.mu.Lock()

@@ -116,6 +116,11 @@ func (s *Timestamps) reached(ts uint64, ahead time.Duration) bool {
 	return mvcc.PhysicalTime(ts) <= mvcc.PhysicalTime(s.mu.seen)+uint64(since.Milliseconds())
 }
 
+// reachedNow is plausible, if that needs no question.
+func (s *Timestamps) reachedNow(ts uint64, ahead time.Duration) bool {
+	return s == nil || s.reached(ts, ahead)
+}
+
 func (s *Timestamps) refresh(ctx context.Context) error {
 	return s.fetches.do(ctx, func(ctx context.Context) error {
 		at := s.now()
