@@ -67,7 +67,7 @@ func (l *leader) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte
 func (l *leader) ReadLocal(c *kvrpcpb.Context, key []byte) (storage.LocalRead, bool, error) {
 	term, err := l.Leadership(c)
 	if err != nil {
-		return storage.LocalRead{}, true, err
+		return storage.LocalRead{}, false, nil
 	}
 	r, err := l.Reader(context.Background(), c, key)
 	valid := func() bool { now, err := l.Leadership(c); return err == nil && now == term }

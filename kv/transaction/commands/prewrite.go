@@ -126,6 +126,11 @@ func lastOfEach(muts []Mutation) []Mutation {
 //
 // If the transaction asks for it, the store chooses the timestamp of its commit (memlock).
 func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, err error) {
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	if res, ok, err := e.prewriteSoon(ctx, c, p); ok {
+		return res, err
+	}
 	if err := checkStartTS(p.StartTS); err != nil {
 		return Prewritten{}, err
 	}
@@ -174,6 +179,28 @@ func (r *Prewritten) outcome(err error) (Prewritten, error) {
 		return *r, nil
 	}
 	return Prewritten{}, err
+}
+
+// prewriteSoon waits for the outcome of PrewriteNow until ctx ends, if that returns true.
+func (e *Executor) prewriteSoon(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, ok bool, err error) {
+	if ctx.Err() != nil {
+		return Prewritten{}, true, ctx.Err()
+	}
+	type outcome struct {
+		res Prewritten
+		err error
+	}
+	done := make(chan outcome, 1)
+	deadline, _ := ctx.Deadline()
+	if !e.PrewriteNow(c, p, deadline, func(res Prewritten, err error) { done <- outcome{res, err} }) {
+		return Prewritten{}, false, nil
+	}
+	select {
+	case o := <-done:
+		return o.res, true, o.err
+	case <-ctx.Done():
+		return Prewritten{}, true, ctx.Err()
+	}
 }
 
 // maxNow is how many mutations PrewriteNow takes.

@@ -159,6 +159,9 @@ func (e *Executor) await(ctx context.Context, c *kvrpcpb.Context, s memlock.Sear
 
 // Get reads a key. A lock that is in the way is a *LockedError.
 func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd Read) (Value, error) {
+	if v, ok, err := e.GetNow(c, key, rd); ok {
+		return v, err
+	}
 	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: [][]byte{key}}); err != nil {
 		return Value{}, err
 	}
