@@ -17,8 +17,8 @@ func (s *Server) registerInline(g *rpc.Server) {
 	if s.local != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
-	g.HandleInline("/tinykvpb.TinyKv/KvGet", s.inlineTxnGet)
-	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", s.inlinePrewrite)
+	g.HandleInline("/tinykvpb.TinyKv/KvGet", func(c *rpc.Call, req []byte) bool { return inlineTxnGet(s, c, req) })
+	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", func(c *rpc.Call, req []byte) bool { return inlinePrewrite(s, c, req) })
 	if s.async != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
 		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
@@ -43,7 +43,7 @@ func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
 }
 
 // inlineTxnGet answers a get of a transaction under a lease, if nothing has to be waited for.
-func (s *Server) inlineTxnGet(call *rpc.Call, request []byte) bool {
+func inlineTxnGet(s *Server, call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.GetRequest)
 	if s.txn == nil || req.Unmarshal(request) != nil {
 		return false
@@ -62,7 +62,7 @@ func (s *Server) inlineTxnGet(call *rpc.Call, request []byte) bool {
 }
 
 // inlinePrewrite answers a prewrite that waits for nothing but its write.
-func (s *Server) inlinePrewrite(call *rpc.Call, request []byte) bool {
+func inlinePrewrite(s *Server, call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.PrewriteRequest)
 	if s.txn == nil || req.Unmarshal(request) != nil {
 		return false

@@ -197,7 +197,7 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 		return get
 	}
 	if cmd, ok := req.Cmd.(*tikvpb.BatchCommandsRequest_Request_Get); ok {
-		if resp, ok, err := b.service.kvGetNow(cmd.Get); ok {
+		if resp, ok, err := kvGetNow(b.service, cmd.Get); ok {
 			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}}, err, nil)
 			b.count(req, began, err)
 			return false
@@ -269,7 +269,7 @@ func (b *batchStream) startWrite(id uint64, req *request, began time.Time) bool 
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
 		return begin(cmd.RawBatchPut.GetContext(), s.batchPut(cmd.RawBatchPut), wrapBatchPut)
 	case *tikvpb.BatchCommandsRequest_Request_Prewrite:
-		return s.prewriteNow(cmd.Prewrite, began.Add(s.timeout(cmd.Prewrite.GetContext())),
+		return prewriteNow(s, cmd.Prewrite, began.Add(s.timeout(cmd.Prewrite.GetContext())),
 			func(r *kvrpcpb.PrewriteResponse, err error) {
 				resp := &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Prewrite{Prewrite: r}}
 				b.finish(id, req, resp, err, nil)

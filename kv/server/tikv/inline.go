@@ -25,12 +25,12 @@ func (s *Service) inlineGet(call *rpc.Call, request []byte) bool {
 }
 
 // inlineTxnGet is inlineGet in a transaction.
-func (s *Service) inlineTxnGet(call *rpc.Call, request []byte) bool {
+func inlineTxnGet(s *Service, call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.GetRequest)
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	resp, ok, err := s.kvGetNow(req)
+	resp, ok, err := kvGetNow(s, req)
 	if ok {
 		answer(call, resp, err)
 	}
@@ -38,12 +38,12 @@ func (s *Service) inlineTxnGet(call *rpc.Call, request []byte) bool {
 }
 
 // inlinePrewrite answers a prewrite that waits for nothing but its write.
-func (s *Service) inlinePrewrite(call *rpc.Call, request []byte) bool {
+func inlinePrewrite(s *Service, call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.PrewriteRequest)
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	return s.prewriteNow(req, s.deadline(call, req.Context), func(resp *kvrpcpb.PrewriteResponse, err error) {
+	return prewriteNow(s, req, s.deadline(call, req.Context), func(resp *kvrpcpb.PrewriteResponse, err error) {
 		answer(call, resp, err)
 	})
 }

@@ -65,7 +65,7 @@ func readOf(c *kvrpcpb.Context, version uint64, needCommitTS bool) (commands.Rea
 func (s *Service) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
-	to, rd, err := s.getOf(req)
+	to, rd, err := getOf(s, req)
 	var v commands.Value
 	if err == nil {
 		v, err = s.txn.Get(ctx, to, req.Key, rd)
@@ -74,11 +74,11 @@ func (s *Service) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.
 }
 
 // kvGetNow is KvGet under a lease, if ok; it never waits.
-func (s *Service) kvGetNow(req *kvrpcpb.GetRequest) (resp *kvrpcpb.GetResponse, ok bool, rpc error) {
+func kvGetNow(s *Service, req *kvrpcpb.GetRequest) (resp *kvrpcpb.GetResponse, ok bool, rpc error) {
 	if s.txn == nil {
 		return nil, false, nil
 	}
-	to, rd, err := s.getOf(req)
+	to, rd, err := getOf(s, req)
 	var v commands.Value
 	if err == nil {
 		if v, ok, err = s.txn.GetNow(to, req.Key, rd); !ok {
@@ -90,7 +90,7 @@ func (s *Service) kvGetNow(req *kvrpcpb.GetRequest) (resp *kvrpcpb.GetResponse, 
 }
 
 // getOf checks and translates a get.
-func (s *Service) getOf(req *kvrpcpb.GetRequest) (to *own.Context, rd commands.Read, err error) {
+func getOf(s *Service, req *kvrpcpb.GetRequest) (to *own.Context, rd commands.Read, err error) {
 	if to, err = s.txnTarget(req.Context, req.Key); err == nil {
 		rd, err = readOf(req.Context, req.Version, req.NeedCommitTs)
 	}

@@ -97,8 +97,8 @@ func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) 
 
 // prewriteNow is KvPrewrite by deadline, if it waits for nothing but its write: then answer is called once. False: nothing was
 // done, and KvPrewrite must be asked.
-func (s *Service) prewriteNow(
-	req *kvrpcpb.PrewriteRequest, deadline time.Time, answer func(*kvrpcpb.PrewriteResponse, error),
+func prewriteNow(
+	s *Service, req *kvrpcpb.PrewriteRequest, deadline time.Time, answer func(*kvrpcpb.PrewriteResponse, error),
 ) bool {
 	if s.txn == nil {
 		return false
