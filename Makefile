@@ -10,7 +10,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: dist deploy-check attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: dist deploy-check test-seaweedfs attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -184,6 +184,9 @@ deploy-check: ## units, images and manifests of deploy/ against their schemas an
 
 tikv: ## TiKV's Go client against real processes
 	cd tests/tikv && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+test-seaweedfs: ## SeaweedFS with its filers on a cluster, end to end; the first build takes minutes and about 3 GB of modules
+	cd tests/seaweedfs && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) test -count=1 -timeout 20m -v ./...
 
 conformance: ## h2spec and gRPC's interoperability cases against pkg/rpc, and grpc-go beside it; prints the counts
 	cd tests/conformance && $(GO) vet ./... && $(GO) test -count=1 -v ./...

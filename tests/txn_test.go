@@ -608,8 +608,8 @@ func TestFullDiskEndsTransactions(t *testing.T) {
 	require.Equal(t, kvrpcpb.ResolveLockResponse{}, *res)
 }
 
-// TestTransactionsOfOneKeyAreLinearizable: reads and writes of single keys, each a transaction, while leaders move and
-// stores crash. A transaction that begins after another one was acknowledged sees it.
+// TestTransactionsOfOneKeyAreLinearizable: reads and writes of single keys, each a transaction, and reads of newest values,
+// while leaders move and stores crash. A transaction that begins after another one was acknowledged sees it.
 func TestTransactionsOfOneKeyAreLinearizable(t *testing.T) {
 	c, cl := txnCluster(t, 20, 4)
 	h := cluster.NewHistory()
@@ -650,7 +650,11 @@ func runTxnClient(cl *txn.Client, h *cluster.History, seed int, stop <-chan stru
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		key := bankKey(r.IntN(20))
 		call := h.Now()
-		if n := r.IntN(10); n < 5 {
+		if n := r.IntN(10); n < 2 {
+			if value, found, err := cl.Get(ctx, key); err == nil {
+				h.Get(id, string(key), call, value, found)
+			}
+		} else if n < 5 {
 			if x, err := cl.Begin(ctx); err == nil {
 				if value, found, err := x.Get(ctx, key); err == nil {
 					h.Get(id, string(key), call, value, found)

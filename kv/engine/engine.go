@@ -71,6 +71,20 @@ type Stats struct {
 	CacheHits, CacheMisses uint64
 }
 
+// Latest is what an engine may also be: one with a view that is of no one moment, and costs nothing to take. Each Get of it,
+// and each iterator, shows what was written by the moment at which it is made.
+type Latest interface {
+	Latest() Snapshot
+}
+
+// LatestOf is an engine's Latest, or a snapshot.
+func LatestOf(e Engine) Snapshot {
+	if l, ok := e.(Latest); ok {
+		return l.Latest()
+	}
+	return e.NewSnapshot()
+}
+
 // Batch gathers changes in order; a later change of a key wins over an earlier one. Keys and values
 // are copied: the caller may reuse its buffers at once.
 type Batch interface {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tinykv/tinykv/kv/storage"
+	"github.com/tinykv/tinykv/kv/transaction/commands"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -16,6 +17,8 @@ func (s *Server) registerInline(g *rpc.Server) {
 	if s.local != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
+	g.HandleInline("/tinykvpb.TinyKv/KvGet", func(c *rpc.Call, req []byte) bool { return inlineTxnGet(s, c, req) })
+	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", func(c *rpc.Call, req []byte) bool { return inlinePrewrite(s, c, req) })
 	if s.async != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
 		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
@@ -37,6 +40,56 @@ func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
 		getRequests.Put(g) // errors may hold what came with the request
 	}
 	return ok
+}
+
+// inlineTxnGet answers a get of a transaction under a lease, if nothing has to be waited for.
+func inlineTxnGet(s *Server, call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.GetRequest)
+	if s.txn == nil || req.Unmarshal(request) != nil {
+		return false
+	}
+	err := s.checkTxn(req.Key)
+	var v commands.Value
+	if err == nil {
+		var ok bool
+		if v, ok, err = s.txn.GetNow(req.Context, req.Key, commands.At(req.Version)); !ok {
+			return false
+		}
+	}
+	resp, err := txnGetAnswer(v, err)
+	answer(call, resp, err)
+	return true
+}
+
+// inlinePrewrite answers a prewrite that waits for nothing but its write.
+func inlinePrewrite(s *Server, call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.PrewriteRequest)
+	if s.txn == nil || req.Unmarshal(request) != nil {
+		return false
+	}
+	p, err := s.prewriteOf(req)
+	if err != nil {
+		return false // the usual handler says so
+	}
+	var res commands.Prewritten
+	deadline := s.deadline(call)
+	w := &asyncWrite{}
+	w.done = func(_ uint64, err error) {
+		var out commands.Prewritten
+		if err == nil { // else the outcome may come meanwhile
+			out = res
+		}
+		resp, err := prewriteAnswer(out, err)
+		answer(call, resp, err)
+	}
+	if !s.txn.PrewriteNow(req.Context, p, deadline, func(r commands.Prewritten, err error) {
+		res = r
+		w.finish(0, err)
+	}) {
+		return false
+	}
+	w.limit(deadline)
+	return true
 }
 
 // getRequest is a get with all that its context points to, in one piece, to be used again.

@@ -135,13 +135,16 @@ func bareOutcome(err error) (*errorpb.Error, error) {
 
 // KvGet implements tinykvpb.TinyKvServer.
 func (s *Server) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
-	resp := &kvrpcpb.GetResponse{}
 	err := s.checkTxn(req.Key)
 	var v commands.Value
 	if err == nil {
 		v, err = s.txn.Get(ctx, req.Context, req.Key, commands.At(req.Version))
 	}
-	resp.Value, resp.NotFound = v.Data, err == nil && !v.Found
+	return txnGetAnswer(v, err)
+}
+
+func txnGetAnswer(v commands.Value, err error) (*kvrpcpb.GetResponse, error) {
+	resp := &kvrpcpb.GetResponse{Value: v.Data, NotFound: err == nil && !v.Found}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)
 	return resp, rpc
@@ -215,8 +218,16 @@ func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
 
 // KvPrewrite implements tinykvpb.TinyKvServer.
 func (s *Server) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
+	p, err := s.prewriteOf(req)
+	var res commands.Prewritten
+	if err == nil {
+		res, err = s.txn.Prewrite(ctx, req.Context, p)
+	}
+	return prewriteAnswer(res, err)
+}
+
+func prewriteAnswer(res commands.Prewritten, err error) (*kvrpcpb.PrewriteResponse, error) {
 	resp := &kvrpcpb.PrewriteResponse{}
-	res, err := s.prewrite(ctx, req)
 	for _, e := range res.InWay {
 		resp.Errors = append(resp.Errors, keyError(e))
 	}
@@ -228,28 +239,29 @@ func (s *Server) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (
 	return resp, rpc
 }
 
-func (s *Server) prewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (commands.Prewritten, error) {
+// prewriteOf checks and translates a prewrite.
+func (s *Server) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, error) {
 	muts, err := mutations(req)
 	if err != nil {
-		return commands.Prewritten{}, err
+		return nil, err
 	}
 	keys := make([][]byte, len(muts))
 	for i, m := range muts {
 		keys[i] = m.Key
 	}
 	if err := s.checkTxn(append(keys, req.Secondaries...)...); err != nil {
-		return commands.Prewritten{}, err
+		return nil, err
 	}
 	if len(muts) > 0 {
 		if err := s.checkKey(req.PrimaryLock); err != nil {
-			return commands.Prewritten{}, &requestError{"primary: " + err.Error()}
+			return nil, &requestError{"primary: " + err.Error()}
 		}
 	}
-	return s.txn.Prewrite(ctx, req.Context, &commands.Prewrite{
+	return &commands.Prewrite{
 		Mutations: muts, Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
 		MinCommitTS: req.MinCommitTs, AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc,
 		ForUpdateTS: req.ForUpdateTs,
-	})
+	}, nil
 }
 
 // KvCommit implements tinykvpb.TinyKvServer.

@@ -42,6 +42,20 @@ type LocalGetter interface {
 	GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error)
 }
 
+// LocalReader is a Storage that can often be read without waiting for anyone.
+type LocalReader interface {
+	// ReadLocal returns what reads the region if ok; else nothing is known yet and Reader must be asked. It never waits.
+	ReadLocal(c *kvrpcpb.Context, key []byte) (r LocalRead, ok bool, err error)
+}
+
+// LocalRead is a Reader that is not of one moment: each Get and each iterator shows what was written by the moment at which it
+// is made. What it has shown counts only if Valid holds afterwards; then this store has led the region in Term all the time.
+type LocalRead struct {
+	Reader
+	Term  uint64
+	Valid func() bool
+}
+
 // AsyncWriter is a Storage that writes without holding up the caller.
 type AsyncWriter interface {
 	// WriteAsync is Write, except that done gets the outcome: exactly once, perhaps before WriteAsync returns, on a

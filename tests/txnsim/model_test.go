@@ -30,7 +30,7 @@ type model struct {
 	nextID  uint64
 	ts      struct{ physical, logical int64 }
 	// events tell what the history was like.
-	events struct{ elections, dropped, late, splits, lost, restarts int }
+	events struct{ elections, dropped, late, local, splits, lost, restarts int }
 }
 
 // store is one life of a store. It has the data of all its replicas, like the engine of a real one.
@@ -379,6 +379,55 @@ func (c clipped) Iterate(cf engine.CF, lower, upper []byte) storage.Iterator {
 	}
 	return c.Reader.Iterate(cf, lower, upper)
 }
+
+// ReadLocal implements storage.LocalReader. The lease holds as long as the store leads.
+func (s *store) ReadLocal(c *kvrpcpb.Context, _ []byte) (storage.LocalRead, bool, error) {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	r, rep, err := s.findLocked(c)
+	if err != nil {
+		return storage.LocalRead{}, true, err
+	}
+	term, meta := rep.term, rep.meta
+	leads := func() bool { return !s.dead && r.leader == s.at && r.term == term }
+	if !leads() || rep.applied <= r.first {
+		return storage.LocalRead{}, false, nil
+	}
+	s.m.events.local++
+	return storage.LocalRead{Reader: latest{s, meta}, Term: term, Valid: func() bool {
+		s.m.mu.Lock()
+		defer s.m.mu.Unlock()
+		now := r.replicas[s.at].meta
+		return leads() && now != nil && now.RegionEpoch.Version == meta.RegionEpoch.Version
+	}}, true, nil
+}
+
+// latest shows, at each call, what the store has some time after it.
+type latest struct {
+	s    *store
+	meta *metapb.Region
+}
+
+func (l latest) now() storage.Reader {
+	if l.s.m.chance(30) {
+		time.Sleep(l.s.m.draw())
+	}
+	view, err := l.s.mem.Reader(nil)
+	if err != nil {
+		panic(err) // it is in memory
+	}
+	return clipped{view, l.meta}
+}
+
+func (l latest) Range() (start, end []byte) { return l.meta.StartKey, l.meta.EndKey }
+
+func (l latest) Get(cf engine.CF, key []byte) ([]byte, bool, error) { return l.now().Get(cf, key) }
+
+func (l latest) Iterate(cf engine.CF, lower, upper []byte) storage.Iterator {
+	return l.now().Iterate(cf, lower, upper)
+}
+
+func (l latest) Close() {}
 
 // Reader implements storage.Storage.
 func (s *store) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {

@@ -21,6 +21,7 @@ type etcdDriver struct {
 	clients []*clientv3.Client
 	loads   *fill.Loads // of clients: filled as kv/client does
 	keys    int
+	txn     bool
 }
 
 // EtcdOptions tune the driver of etcd.
@@ -35,6 +36,8 @@ type EtcdOptions struct {
 	// it holds about twice as many keys as the limit: etcd counts all keys of a range, and without an end
 	// it would count half of the data for each scan. 0: scans have no end.
 	Keys int
+	// Txn has puts be transactions of one comparison and one put.
+	Txn bool
 }
 
 // NewEtcd connects to a cluster; the caller closes the driver.
@@ -47,7 +50,7 @@ func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 		}
 		endpoints = []string{leader}
 	}
-	d := &etcdDriver{keys: o.Keys, loads: fill.New(o.Conns)}
+	d := &etcdDriver{keys: o.Keys, txn: o.Txn, loads: fill.New(o.Conns)}
 	for range max(1, o.Conns) {
 		c, err := newEtcdClient(endpoints)
 		if err != nil {
@@ -102,6 +105,12 @@ func (d *etcdDriver) Name() string { return "etcd" }
 func (d *etcdDriver) Put(ctx context.Context, key, value []byte) error {
 	c, done := d.client()
 	defer done()
+	if d.txn {
+		// The comparison always holds: what is measured is its cost.
+		_, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(string(key)), ">", -1)).
+			Then(clientv3.OpPut(string(key), string(value))).Commit()
+		return err
+	}
 	_, err := c.Put(ctx, string(key), string(value))
 	return err
 }

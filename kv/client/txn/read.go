@@ -180,7 +180,11 @@ func (t *Txn) merge(ctx context.Context, s span, limit int) ([]KV, error) {
 		}
 		own = own[1:]
 	}
-	err := t.c.scan(ctx, s, t.startTS, func(kv KV) bool {
+	page := scanPage
+	if limit > 0 {
+		page = min(page, limit)
+	}
+	err := t.c.scan(ctx, s, t.startTS, page, func(kv KV) bool {
 		for len(own) > 0 && s.before(own[0], string(kv.Key)) && !full() {
 			addOwn()
 		}
@@ -202,9 +206,8 @@ func (t *Txn) merge(ctx context.Context, s span, limit int) ([]KV, error) {
 	return out, nil
 }
 
-// scan hands the pairs of a span at a timestamp to visit until that returns false.
-func (c *Client) scan(ctx context.Context, s span, ts uint64, visit func(KV) bool) error {
-	limit := scanPage
+// scan hands the pairs of a span at a timestamp to visit until that returns false. One answer has at most limit pairs.
+func (c *Client) scan(ctx context.Context, s span, ts uint64, limit int, visit func(KV) bool) error {
 	for more := true; more; {
 		page, rest, err := c.scanOnce(ctx, s, ts, limit)
 		if status.Code(err) == codes.ResourceExhausted && limit > 1 {

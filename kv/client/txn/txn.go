@@ -3,6 +3,7 @@ package txn
 import (
 	"bytes"
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -102,6 +103,15 @@ func parallel(ctx context.Context, n, width int, f func(ctx context.Context, i i
 	}
 	wg.Wait()
 	return context.Cause(ctx)
+}
+
+// newest is the timestamp of a read that sees what is committed when it is served.
+const newest = math.MaxUint64
+
+// Get returns the newest committed value of a key; found is false if there is none. It is linearizable with all transactions
+// that have been acknowledged, and needs no timestamp: several reads that are to be of one moment need a transaction.
+func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool, err error) {
+	return c.get(ctx, key, newest)
 }
 
 // get reads a key at a timestamp, and resolves locks that are in the way.

@@ -28,6 +28,20 @@ func (d *db) NewSnapshot() engine.Snapshot {
 	return s
 }
 
+// latest is the database itself as a view.
+type latest struct{ d *db }
+
+// Latest implements engine.Latest.
+func (d *db) Latest() engine.Snapshot { return latest{d} }
+
+func (l latest) Get(key []byte) ([]byte, bool, error) { return l.d.Get(key) }
+
+func (l latest) NewIterator(lower, upper []byte) engine.Iterator {
+	return l.d.newIterator(l.d.p, lower, upper)
+}
+
+func (l latest) Close() {}
+
 func (s *snapshot) Get(key []byte) ([]byte, bool, error) {
 	if !s.d.enter() {
 		return nil, false, engine.ErrClosed
@@ -37,19 +51,24 @@ func (s *snapshot) Get(key []byte) ([]byte, bool, error) {
 }
 
 func (s *snapshot) NewIterator(lower, upper []byte) engine.Iterator {
-	if !s.d.enter() {
-		return &iterator{d: s.d, err: engine.ErrClosed}
+	return s.d.newIterator(s.s, lower, upper)
+}
+
+// newIterator iterates over [lower, upper) of what r shows now.
+func (d *db) newIterator(r pebble.Reader, lower, upper []byte) engine.Iterator {
+	if !d.enter() {
+		return &iterator{d: d, err: engine.ErrClosed}
 	}
-	defer s.d.leave()
+	defer d.leave()
 	if bytes.Compare(lower, lowest) < 0 {
 		lower = lowest
 	}
-	it := &iterator{d: s.d}
+	it := &iterator{d: d}
 	if upper != nil && bytes.Compare(lower, upper) >= 0 {
 		return it // pebble takes no inverted bounds; an iterator without one is always at its end
 	}
-	err := s.d.guard(func() (err error) {
-		it.it, err = s.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	err := d.guard(func() (err error) {
+		it.it, err = r.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 		return err
 	})
 	it.err = err

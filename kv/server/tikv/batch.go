@@ -196,6 +196,13 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 		_, get = req.Cmd.(*tikvpb.BatchCommandsRequest_Request_RawGet)
 		return get
 	}
+	if cmd, ok := req.Cmd.(*tikvpb.BatchCommandsRequest_Request_Get); ok {
+		if resp, ok, err := kvGetNow(b.service, cmd.Get); ok {
+			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}}, err, nil)
+			b.count(req, began, err)
+			return false
+		}
+	}
 	select {
 	case b.slots <- struct{}{}: // a client that sends more than it may waits
 	case <-b.ctx.Done():
@@ -256,6 +263,13 @@ func (b *batchStream) startWrite(id uint64, req *request, began time.Time) bool 
 		return begin(cmd.RawDelete.GetContext(), s.del(cmd.RawDelete), wrapDelete)
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchPut:
 		return begin(cmd.RawBatchPut.GetContext(), s.batchPut(cmd.RawBatchPut), wrapBatchPut)
+	case *tikvpb.BatchCommandsRequest_Request_Prewrite:
+		return prewriteNow(s, cmd.Prewrite, began.Add(s.timeout(cmd.Prewrite.GetContext())),
+			func(r *kvrpcpb.PrewriteResponse, err error) {
+				resp := &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Prewrite{Prewrite: r}}
+				b.finish(id, req, resp, err, nil)
+				b.count(req, began, err)
+			})
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
 		return begin(cmd.RawBatchDelete.GetContext(), s.batchDelete(cmd.RawBatchDelete), wrapBatchDelete)
 	}

@@ -24,6 +24,30 @@ func (s *Service) inlineGet(call *rpc.Call, request []byte) bool {
 	return ok
 }
 
+// inlineTxnGet is inlineGet in a transaction.
+func inlineTxnGet(s *Service, call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.GetRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	resp, ok, err := kvGetNow(s, req)
+	if ok {
+		answer(call, resp, err)
+	}
+	return ok
+}
+
+// inlinePrewrite answers a prewrite that waits for nothing but its write.
+func inlinePrewrite(s *Service, call *rpc.Call, request []byte) bool {
+	req := new(kvrpcpb.PrewriteRequest)
+	if req.Unmarshal(request) != nil {
+		return false
+	}
+	return prewriteNow(s, req, s.deadline(call, req.Context), func(resp *kvrpcpb.PrewriteResponse, err error) {
+		answer(call, resp, err)
+	})
+}
+
 func (s *Service) inlinePut(call *rpc.Call, request []byte) bool {
 	req := new(kvrpcpb.RawPutRequest)
 	if req.Unmarshal(request) != nil {

@@ -189,6 +189,8 @@ func Register(g *rpc.Server, s *Service) {
 	if s.local != nil {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}
+	g.HandleInline("/"+serviceName+"/KvGet", func(c *rpc.Call, req []byte) bool { return inlineTxnGet(s, c, req) })
+	g.HandleInline("/"+serviceName+"/KvPrewrite", func(c *rpc.Call, req []byte) bool { return inlinePrewrite(s, c, req) })
 	if s.async != nil {
 		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
 		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)

@@ -63,19 +63,42 @@ func readOf(c *kvrpcpb.Context, version uint64, needCommitTS bool) (commands.Rea
 
 // KvGet implements tikvpb.Tikv.
 func (s *Service) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
-	resp := &kvrpcpb.GetResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
-	to, err := s.txnTarget(req.Context, req.Key)
-	var rd commands.Read
-	if err == nil {
-		rd, err = readOf(req.Context, req.Version, req.NeedCommitTs)
-	}
+	to, rd, err := getOf(s, req)
 	var v commands.Value
 	if err == nil {
 		v, err = s.txn.Get(ctx, to, req.Key, rd)
 	}
-	resp.Value, resp.NotFound = v.Data, err == nil && !v.Found
+	return getTxnAnswer(req, v, err)
+}
+
+// kvGetNow is KvGet under a lease, if ok; it never waits.
+func kvGetNow(s *Service, req *kvrpcpb.GetRequest) (resp *kvrpcpb.GetResponse, ok bool, rpc error) {
+	if s.txn == nil {
+		return nil, false, nil
+	}
+	to, rd, err := getOf(s, req)
+	var v commands.Value
+	if err == nil {
+		if v, ok, err = s.txn.GetNow(to, req.Key, rd); !ok {
+			return nil, false, nil
+		}
+	}
+	resp, rpc = getTxnAnswer(req, v, err)
+	return resp, true, rpc
+}
+
+// getOf checks and translates a get.
+func getOf(s *Service, req *kvrpcpb.GetRequest) (to *own.Context, rd commands.Read, err error) {
+	if to, err = s.txnTarget(req.Context, req.Key); err == nil {
+		rd, err = readOf(req.Context, req.Version, req.NeedCommitTs)
+	}
+	return to, rd, err
+}
+
+func getTxnAnswer(req *kvrpcpb.GetRequest, v commands.Value, err error) (*kvrpcpb.GetResponse, error) {
+	resp := &kvrpcpb.GetResponse{Value: v.Data, NotFound: err == nil && !v.Found}
 	if req.NeedCommitTs {
 		resp.CommitTs = v.CommitTS
 	}

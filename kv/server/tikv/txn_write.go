@@ -3,6 +3,7 @@ package tikv
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 
@@ -29,6 +30,7 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 		return out, &requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
 	}
 	if level != kvrpcpb.AssertionLevel_Off {
+		out.Strict = level == kvrpcpb.AssertionLevel_Strict
 		switch m.GetAssertion() {
 		case kvrpcpb.Assertion_Exist:
 			out.Assert = commands.AssertExists
@@ -79,7 +81,6 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 
 // KvPrewrite implements tikvpb.Tikv.
 func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
-	resp := &kvrpcpb.PrewriteResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
 	to, err := s.txnTarget(req.Context)
@@ -91,6 +92,45 @@ func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) 
 	if err == nil {
 		res, err = s.txn.Prewrite(ctx, to, p)
 	}
+	return prewriteAnswer(req, res, err)
+}
+
+// prewriteNow is KvPrewrite by deadline, if it waits for nothing but its write: then answer is called once. False: nothing was
+// done, and KvPrewrite must be asked.
+func prewriteNow(
+	s *Service, req *kvrpcpb.PrewriteRequest, deadline time.Time, answer func(*kvrpcpb.PrewriteResponse, error),
+) bool {
+	if s.txn == nil {
+		return false
+	}
+	to, err := s.txnTarget(req.Context)
+	if err != nil {
+		return false // KvPrewrite says so
+	}
+	p, err := s.prewriteOf(req)
+	if err != nil {
+		return false
+	}
+	var res commands.Prewritten
+	w := &asyncWrite{done: func(err error) {
+		var out commands.Prewritten
+		if err == nil { // else the outcome may come meanwhile
+			out = res
+		}
+		answer(prewriteAnswer(req, out, err))
+	}}
+	if !s.txn.PrewriteNow(to, p, deadline, func(r commands.Prewritten, err error) {
+		res = r
+		w.finish(err)
+	}) {
+		return false
+	}
+	w.limit(deadline)
+	return true
+}
+
+func prewriteAnswer(req *kvrpcpb.PrewriteRequest, res commands.Prewritten, err error) (*kvrpcpb.PrewriteResponse, error) {
+	resp := &kvrpcpb.PrewriteResponse{}
 	resp.Errors = keyErrors(res.InWay)
 	// A client that has not asked for one of them dies of it.
 	switch {

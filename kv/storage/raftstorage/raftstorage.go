@@ -30,6 +30,7 @@ type Storage struct {
 var (
 	_ storage.Storage      = (*Storage)(nil)
 	_ storage.LocalGetter  = (*Storage)(nil)
+	_ storage.LocalReader  = (*Storage)(nil)
 	_ storage.AsyncWriter  = (*Storage)(nil)
 	_ storage.Splitter     = (*Storage)(nil)
 	_ storage.Comparer     = (*Storage)(nil)
@@ -127,6 +128,19 @@ func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (*st
 		snap.Close()
 	}
 	return s.confirmed(ctx, h, key)
+}
+
+// ReadLocal implements storage.LocalReader.
+func (s *Storage) ReadLocal(c *kvrpcpb.Context, key []byte) (r storage.LocalRead, ok bool, err error) {
+	if err := s.checkContext(c); err != nil {
+		return storage.LocalRead{}, true, err
+	}
+	local, err := s.store.LocalRead(header(c), key)
+	if err != nil || local == nil || local.Region.ExpiryFloor > 0 {
+		return storage.LocalRead{}, err != nil, err
+	}
+	view := s.view(engine.LatestOf(s.engine), local.Region, 0)
+	return storage.LocalRead{Reader: view, Term: local.Term(), Valid: local.Valid}, true, nil
 }
 
 // Leadership implements storage.BoundStorage.

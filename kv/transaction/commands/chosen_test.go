@@ -56,6 +56,13 @@ var readers = map[string]func(ctx context.Context, e *Executor, ts uint64) (stri
 		v, err := e.Get(ctx, nil, []byte("k"), At(ts))
 		return string(v.Data), err
 	},
+	"get now": func(ctx context.Context, e *Executor, ts uint64) (string, error) {
+		v, ok, err := e.GetNow(nil, []byte("k"), At(ts))
+		if !ok {
+			v, err = e.Get(ctx, nil, []byte("k"), At(ts))
+		}
+		return string(v.Data), err
+	},
 	"batch get": func(ctx context.Context, e *Executor, ts uint64) (s string, err error) {
 		err = e.BatchGet(ctx, nil, keys("j", "k"), At(ts), func(p Pair) error { s = string(p.Value); return p.Err })
 		return s, err
@@ -247,9 +254,9 @@ func TestFirstChoiceOfATerm(t *testing.T) {
 		require.Empty(t, res.InWay)
 		return res.CommitTS
 	}
-	require.Equal(t, uint64(102), choose(10, "a"), "reads of other stores had timestamps up to 100")
-	require.Equal(t, uint64(102), choose(11, "b"))
-	require.Equal(t, int64(1), o.fetched.Load())
+	require.Equal(t, uint64(103), choose(10, "a"), "reads of other stores had timestamps up to 100")
+	require.Equal(t, uint64(103), choose(11, "b"))
+	require.Equal(t, int64(2), o.fetched.Load(), "one told the store that 10 is not in the future")
 	o.at.Store(200)
 	l.set(func() { l.mu.term = 6 })
 	require.Equal(t, uint64(202), choose(12, "c"))
@@ -301,6 +308,52 @@ func TestTimestampsOfTheFuture(t *testing.T) {
 	require.True(t, NoPlacement(err), "%v", err)
 	_, err = e.Get(ctx, nil, []byte("k"), At(mvcc.TsMax))
 	require.NoError(t, err)
+}
+
+// TestRecordsOfTheFuture: what would keep other transactions from a key until then is refused, and leaves nothing. What ends
+// transactions does not depend on the placement service.
+func TestRecordsOfTheFuture(t *testing.T) {
+	o, mem := &oracle{}, storage.NewMemStorage()
+	e := choosing(mem.Storage(), o)
+	clock := time.Unix(1000, 0)
+	e.times.now = func() time.Time { return clock }
+	o.at.Store(mvcc.Timestamp(1000_000, 0))
+	ctx := context.Background()
+	now, far := mvcc.Timestamp(1000_000, 0), mvcc.Timestamp(2000_000, 0)
+	var abort *AbortError
+	refused := func(err error) {
+		t.Helper()
+		require.ErrorAs(t, err, &abort)
+		require.ErrorContains(t, err, "in the future")
+	}
+	for _, p := range []*Prewrite{
+		put(far, "k"),
+		{StartTS: now, ForUpdateTS: far, Primary: []byte("k"), Mutations: put(now, "k").Mutations},
+		{StartTS: now, MinCommitTS: far, Primary: []byte("k"), Mutations: put(now, "k").Mutations},
+	} {
+		_, err := e.Prewrite(ctx, nil, p)
+		refused(err)
+	}
+	_, err := e.AcquireLocks(ctx, nil, &PessimisticLock{
+		StartTS: far, ForUpdateTS: far, Primary: []byte("k"), Keys: []LockedKey{{Key: []byte("k")}},
+	})
+	refused(err)
+	refused(e.Rollback(ctx, nil, keys("k"), far))
+	_, err = e.Cleanup(ctx, nil, []byte("k"), far, 0)
+	refused(err)
+	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
+
+	res, err := e.Prewrite(ctx, nil, &Prewrite{
+		StartTS: now, Primary: []byte("k"), TTL: 9, MinCommitTS: mvcc.Timestamp(1030_000, 0), Mutations: put(now, "k").Mutations,
+	})
+	require.NoError(t, err)
+	require.Empty(t, res.InWay)
+	refused(e.Commit(ctx, nil, keys("k"), now, far))
+	o.broken.Store(true)
+	require.NoError(t, e.Commit(ctx, nil, keys("k"), now, mvcc.Timestamp(1030_000, 0)), "another store may have chosen it")
+	fetched := o.fetched.Load()
+	require.NoError(t, e.Rollback(ctx, nil, keys("l"), far), "it is not known to be in the future")
+	require.Equal(t, fetched+1, o.fetched.Load(), "it has asked")
 }
 
 // TestChecksOfAbsenceAreReads: a check that a key does not exist holds for its timestamp, so no commit gets below it.
@@ -464,7 +517,7 @@ func lockedOnce(t *testing.T, e *Executor, o *oracle) {
 	o.at.Store(100)
 	res, err := e.Prewrite(context.Background(), nil, put(5, "a"))
 	require.NoError(t, err)
-	require.Equal(t, uint64(102), res.CommitTS)
+	require.Equal(t, uint64(103), res.CommitTS)
 	_, err = e.AcquireLocks(context.Background(), nil, &PessimisticLock{
 		Keys: []LockedKey{{Key: []byte("k")}}, Primary: []byte("p"), StartTS: 105, ForUpdateTS: 110, TTL: 1,
 	})

@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/storage"
@@ -32,7 +33,9 @@ func Disk() Policy { return Policy{Codec: mvcc.CodecTiKV, Collapse: true} }
 
 // Executor carries out commands on a storage. Safe for concurrent use.
 type Executor struct {
-	st      storage.BoundStorage
+	st storage.BoundStorage
+	// local is st, if it can often read without waiting; else nil.
+	local   storage.LocalReader
 	policy  Policy
 	latches *latch.Table
 	// barriers keep a DeleteRange apart from all other commands.
@@ -53,8 +56,9 @@ type Executor struct {
 // New returns an executor; timeout bounds commands whose context has no deadline.
 func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executor {
 	graph := deadlock.NewGraph(nil)
+	local, _ := st.(storage.LocalReader)
 	return &Executor{
-		st: st, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
+		st: st, local: local, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
 		waiting: new(waiting.Queues), graph: graph, detector: localDetector{graph}, timeout: timeout,
 	}
 }
@@ -78,6 +82,8 @@ type txn struct {
 	policy Policy
 	// safePoint is the one of transactions, as of a moment after the term of leadership began.
 	safePoint func() (uint64, error)
+	// known fails for a timestamp that is known to be in the future (Timestamps.known).
+	known func(ts uint64, ahead time.Duration) error
 	// chooses: this store may choose commit timestamps in the term of the view.
 	chooses bool
 	// claim, if set, lasts until the outcome of the write is known.
@@ -160,17 +166,14 @@ func (e *Executor) updateIn(
 		release()
 		return true, nil
 	}
-	policy := e.policy
-	tx := &txn{
-		policy: policy, Reader: mvcc.NewReader(view, policy.Codec), Writer: mvcc.NewWriter(policy.Codec),
-		safePoint: func() (uint64, error) { return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at)) },
-		chooses:   does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
-	}
+	tx := e.txn(view, c, term, does)
+	tx.safePoint = func() (uint64, error) { return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at)) }
+	tx.known = func(ts uint64, ahead time.Duration) error { return e.times.known(ctx, ts, ahead) }
 	err = decide(tx)
 	tx.Close()
 	view.Close()
-	if policy.Validate != nil {
-		policy.Validate(tx.Modifies(), keys)
+	if e.policy.Validate != nil {
+		e.policy.Validate(tx.Modifies(), keys)
 	}
 	if err != nil || len(tx.Modifies()) == 0 {
 		tx.unclaim()
@@ -178,12 +181,113 @@ func (e *Executor) updateIn(
 		return false, err
 	}
 	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func(done bool) {
-		tx.unclaim()
-		if done {
-			e.wake(tx.Modifies()) // before another command can see that the locks are gone
-		}
-		release()
+		e.settle(tx, done, release)
 	})
+}
+
+// txn is what a decision in a term has to work with, over a view that stays the caller's.
+func (e *Executor) txn(view storage.Reader, c *kvrpcpb.Context, term uint64, does effect) *txn {
+	return &txn{
+		policy: e.policy, Reader: mvcc.NewReader(view, e.policy.Codec), Writer: mvcc.NewWriter(e.policy.Codec),
+		chooses: does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
+	}
+}
+
+// settle ends a command whose write is known to have been carried out, or that it never will be.
+func (e *Executor) settle(tx *txn, done bool, release func()) {
+	tx.unclaim()
+	if done {
+		e.wake(tx.Modifies()) // before another command can see that the locks are gone
+	}
+	release()
+}
+
+// noWait is a context in which nothing waits: what is free is taken, all else fails.
+var noWait = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// errWait: a command would have to wait for something.
+var errWait = abortf("it would have to wait")
+
+// updateNow is update of a command that neither ends transactions nor waits. False: nothing was done, and update must be asked.
+// Else answered is called once: with the decision's error, or with the outcome of the write, which may come later than
+// deadline, and on a goroutine that it must not hold up.
+//
+// It decides over a view that is not of one moment. The latches keep the keys as they are meanwhile. The lease, which is
+// compared afterwards, proves that no other store has led the region; a write is bound to the term besides.
+func (e *Executor) updateNow(
+	c *kvrpcpb.Context, keys [][]byte, chooses bool, deadline time.Time, decide decision, answered func(error),
+) bool {
+	term, err := e.st.Leadership(c)
+	if err != nil || e.local == nil || e.policy.Validate != nil {
+		return false
+	}
+	at, regionID := tenureOf(c, term), c.GetRegionId()
+	if _, err := e.safe.mustKnow(regionID, at); err != nil {
+		return false
+	}
+	chooses = chooses && e.times != nil && e.times.ready()
+	release, err := e.acquire(noWait, c, term, keys)
+	if err != nil {
+		return false
+	}
+	if chooses && !e.times.synced(regionID, at) { // after the latches, as in updateIn
+		release()
+		return false
+	}
+	tx, err := e.decideNow(c, keys, term, chooses, decide)
+	if tx == nil {
+		release()
+		return false
+	}
+	if err != nil || len(tx.Modifies()) == 0 {
+		tx.unclaim()
+		release()
+		answered(err)
+		return true
+	}
+	e.st.WriteBound(c, storage.Bound{Term: term}, tx.Modifies(), deadline, func(err error, known bool) {
+		if known {
+			e.settle(tx, err == nil, release)
+		}
+		answered(err)
+	})
+	return true
+}
+
+// decideNow has decide look at the region in a term. It returns nil if the decision does not count.
+func (e *Executor) decideNow(
+	c *kvrpcpb.Context, keys [][]byte, term uint64, chooses bool, decide decision,
+) (*txn, error) {
+	var valid func() bool
+	view, led, err := e.view(keys, func(key []byte) (storage.Reader, uint64, error) {
+		r, ok, err := e.local.ReadLocal(c, key)
+		if !ok {
+			err = errWait
+		}
+		valid = r.Valid
+		return r.Reader, r.Term, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	tx := e.txn(view, c, term, effect{chooses: chooses})
+	tx.known = func(uint64, time.Duration) error { return errWait }
+	tx.safePoint = func() (uint64, error) { return e.safe.mustKnow(c.GetRegionId(), tenureOf(c, term)) }
+	err = errWait
+	if led == term {
+		err = decide(tx)
+	}
+	tx.Close()
+	view.Close()
+	if err == errWait || errors.Is(err, mvcc.ErrCorrupt) || !valid() {
+		tx.unclaim()
+		return nil, errWait
+	}
+	return tx, err
 }
 
 // inTerm ends the wait of a command for latches of a term that is over.

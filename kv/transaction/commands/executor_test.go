@@ -63,6 +63,17 @@ func (l *leader) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte
 	return r, term, err
 }
 
+// ReadLocal implements storage.LocalReader.
+func (l *leader) ReadLocal(c *kvrpcpb.Context, key []byte) (storage.LocalRead, bool, error) {
+	term, err := l.Leadership(c)
+	if err != nil {
+		return storage.LocalRead{}, false, nil
+	}
+	r, err := l.Reader(context.Background(), c, key)
+	valid := func() bool { now, err := l.Leadership(c); return err == nil && now == term }
+	return storage.LocalRead{Reader: r, Term: term, Valid: valid}, true, err
+}
+
 var errStale = errors.New("stale")
 
 func (l *leader) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool)) {

@@ -76,6 +76,9 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 		return &CommitTooEarlyError{Key: key, StartTS: startTS, CommitTS: commitTS, MinCommitTS: l.MinCommitTS}
 	}
 	if l.Kind != mvcc.WriteKindPessimistic { // a lock that was never prewritten changes nothing
+		if err := tx.known(commitTS, commitsAhead); err != nil {
+			return err
+		}
 		tx.PutWrite(key, commitTS, &mvcc.Write{
 			StartTS: startTS, Kind: l.Kind, ShortValue: l.ShortValue, LastChange: l.LastChange, TxnSource: l.TxnSource,
 			OverlappedRollback: slices.Contains(l.RollbackTS, commitTS),
@@ -124,8 +127,11 @@ func (tx *txn) rollback(key []byte, startTS uint64) error {
 
 // rollbackMissing is putRollback where the transaction has no lock; foreign is another one's, nil if there is none. A
 // foreign lock whose commit timestamp a store chooses may commit at startTS: it must know then that the place has a
-// rollback.
+// rollback. A record in the future is refused: until then it would be in the way of all other transactions.
 func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, rec mvcc.Record, protected bool) error {
+	if err := tx.known(startTS, drift); err != nil {
+		return err
+	}
 	if foreign != nil && foreign.AsyncCommit && startTS >= foreign.MinCommitTS {
 		noted := *foreign
 		noted.RollbackTS = append(slices.Clone(foreign.RollbackTS), startTS)

@@ -100,7 +100,31 @@ func (tx *txn) examinePessimistic(p *Prewrite, m *Mutation, foreign *mvcc.Lock) 
 	if m.Check == CheckConflict {
 		return tx.expected(p, m, newest)
 	}
-	return nil, nil
+	return tx.assertedStrictly(p, m)
+}
+
+// assertedStrictly checks a strict assertion of a pessimistic transaction, where nothing else of the mutation needs the
+// key's newest change. A key that was changed behind the transaction's locks explains why the assertion fails: then that is
+// the error.
+func (tx *txn) assertedStrictly(p *Prewrite, m *Mutation) (keyErr, err error) {
+	if !m.Strict || m.Assert == AssertNothing {
+		return nil, nil
+	}
+	newest, err := tx.Version(m.Key, mvcc.TsMax)
+	if err != nil {
+		return nil, err
+	}
+	if keyErr = m.asserted(p, newest); keyErr == nil {
+		return nil, nil
+	}
+	changed, err := tx.changedBehind(m.Key, p.ForUpdateTS)
+	if err != nil {
+		return nil, err
+	}
+	if changed != nil {
+		return nil, errLockNotFound(m.Key, p.StartTS)
+	}
+	return keyErr, nil
 }
 
 // amend has a pessimistic lock that got lost be forgiven: nobody has written the key since the transaction began.
@@ -119,7 +143,7 @@ func (tx *txn) amend(p *Prewrite, m *Mutation, foreign *mvcc.Lock) (keyErr, err 
 	if foreign != nil || rec.RolledBack() || newest != nil && newest.CommitTS >= p.StartTS {
 		return nil, errLockNotFound(m.Key, p.StartTS)
 	}
-	return nil, nil
+	return tx.assertedStrictly(p, m)
 }
 
 // changedBehind is the newest record of a key that is no rollback, if it is behind ts.

@@ -3,6 +3,8 @@ package commands
 import (
 	"bytes"
 	"context"
+	"slices"
+	"time"
 
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
@@ -38,6 +40,8 @@ type Mutation struct {
 	// CheckOnly: nothing is written, only what is in the way is said.
 	CheckOnly bool
 	Assert    Assertion
+	// Strict: the assertion is also checked where the transaction has locked the key before, and nothing else is read.
+	Strict bool
 	// Check is what a pessimistic transaction has checked at the key before.
 	Check PessimisticCheck
 	// ExpectedForUpdateTS, if not 0, is what the key's pessimistic lock must have.
@@ -101,6 +105,9 @@ type Prewritten struct {
 
 // lastOfEach keeps the last mutation of each key.
 func lastOfEach(muts []Mutation) []Mutation {
+	if len(muts) == 1 {
+		return slices.Clone(muts)
+	}
 	at := make(map[string]int, len(muts))
 	var out []Mutation
 	for _, m := range muts {
@@ -119,35 +126,113 @@ func lastOfEach(muts []Mutation) []Mutation {
 //
 // If the transaction asks for it, the store chooses the timestamp of its commit (memlock).
 func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, err error) {
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	if res, ok, err := e.prewriteSoon(ctx, c, p); ok {
+		return res, err
+	}
 	if err := checkStartTS(p.StartTS); err != nil {
 		return Prewritten{}, err
 	}
-	muts := lastOfEach(p.Mutations)
-	keys := make([][]byte, len(muts))
-	reads := false
-	for i, m := range muts {
-		keys[i] = m.Key
-		reads = reads || m.reads()
+	if err := e.believe(ctx, p); err != nil {
+		return Prewritten{}, err
 	}
+	muts, keys, reads := p.todo()
 	if reads { // they read the keys at the start timestamp
 		if err := e.raise(ctx, p.StartTS); err != nil {
 			return Prewritten{}, err
 		}
 	}
-	err = e.update(ctx, c, keys, effect{chooses: p.AsyncCommit || p.OnePC}, func(tx *txn) error {
+	err = e.update(ctx, c, keys, effect{chooses: p.chooses()}, func(tx *txn) error {
 		res, err = tx.prewriteAll(p, muts)
-		if err == nil && (len(res.InWay) > 0 || res.Committed > 0) {
-			err = errNothing
-		}
-		return err
+		return res.orNothing(err)
 	})
-	if err == errNothing {
-		return res, nil
+	return res.outcome(err)
+}
+
+// chooses tells whether the store is to choose the timestamp of the commit.
+func (p *Prewrite) chooses() bool { return p.AsyncCommit || p.OnePC }
+
+// todo are the mutations of the request, their keys, and whether one of them reads its key at the start timestamp.
+func (p *Prewrite) todo() (muts []Mutation, keys [][]byte, reads bool) {
+	muts = lastOfEach(p.Mutations)
+	keys = make([][]byte, len(muts))
+	for i, m := range muts {
+		keys[i] = m.Key
+		reads = reads || m.reads()
 	}
-	if err != nil {
-		return Prewritten{}, err
+	return muts, keys, reads
+}
+
+// orNothing is err, or errNothing if something is in the way.
+func (r *Prewritten) orNothing(err error) error {
+	if err == nil && (len(r.InWay) > 0 || r.Committed > 0) {
+		return errNothing
 	}
-	return res, nil
+	return err
+}
+
+// outcome is what Prewrite returns if err has come of the decision and its write.
+func (r *Prewritten) outcome(err error) (Prewritten, error) {
+	switch err {
+	case nil, errNothing:
+		return *r, nil
+	}
+	return Prewritten{}, err
+}
+
+// prewriteSoon waits for the outcome of PrewriteNow until ctx ends, if that returns true.
+func (e *Executor) prewriteSoon(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, ok bool, err error) {
+	if ctx.Err() != nil {
+		return Prewritten{}, true, ctx.Err()
+	}
+	type outcome struct {
+		res Prewritten
+		err error
+	}
+	done := make(chan outcome, 1)
+	deadline, _ := ctx.Deadline()
+	if !e.PrewriteNow(c, p, deadline, func(res Prewritten, err error) { done <- outcome{res, err} }) {
+		return Prewritten{}, false, nil
+	}
+	select {
+	case o := <-done:
+		return o.res, true, o.err
+	case <-ctx.Done():
+		return Prewritten{}, true, ctx.Err()
+	}
+}
+
+// maxNow is how many mutations PrewriteNow takes.
+const maxNow = 8
+
+// PrewriteNow is Prewrite if it returns true: done gets the outcome, exactly once, perhaps before PrewriteNow returns, on a
+// goroutine that it must not hold up. A write that was proposed by deadline may be answered later. False: nothing was done, and
+// Prewrite must be asked. It never waits: neither for latches, nor for the placement service, nor for a proof of leadership.
+func (e *Executor) PrewriteNow(
+	c *kvrpcpb.Context, p *Prewrite, deadline time.Time, done func(Prewritten, error),
+) bool {
+	if len(p.Mutations) == 0 || len(p.Mutations) > maxNow || checkStartTS(p.StartTS) != nil ||
+		!e.times.reachedNow(max(p.StartTS, p.ForUpdateTS), drift) || !e.times.reachedNow(p.MinCommitTS, commitsAhead) {
+		return false
+	}
+	muts, keys, reads := p.todo()
+	if reads && !e.raiseNow(p.StartTS) {
+		return false
+	}
+	var res Prewritten
+	return e.updateNow(c, keys, p.chooses(), deadline, func(tx *txn) (err error) {
+		res, err = tx.prewriteAll(p, muts)
+		return res.orNothing(err)
+	}, func(err error) { done(res.outcome(err)) })
+}
+
+// believe refuses timestamps of the future, since others would find the locks in their way until then.
+func (e *Executor) believe(ctx context.Context, p *Prewrite) error {
+	if err := e.times.plausible(ctx, max(p.StartTS, p.ForUpdateTS), drift); err != nil {
+		return err
+	}
+	return e.times.plausible(ctx, p.MinCommitTS, commitsAhead)
 }
 
 // reads tells whether a mutation depends on whether its key exists.
@@ -314,7 +399,11 @@ func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err e
 			return l, nil, nil
 		}
 		m.held = l
-		return nil, nil, m.mayReplace(p, l)
+		if err := m.mayReplace(p, l); err != nil {
+			return nil, nil, err
+		}
+		keyErr, err = tx.assertedStrictly(p, m)
+		return nil, keyErr, err
 	}
 	if p.ForUpdateTS > 0 {
 		keyErr, err = tx.examinePessimistic(p, m, l)
@@ -370,12 +459,18 @@ func (tx *txn) expected(p *Prewrite, m *Mutation, newest *mvcc.Found) (keyErr, e
 	if exists && (m.Insert || m.CheckOnly) {
 		return &ExistsError{Key: m.Key}, nil
 	}
+	return m.asserted(p, newest), nil
+}
+
+// asserted compares the newest change of a key with the mutation's assertion.
+func (m *Mutation) asserted(p *Prewrite, newest *mvcc.Found) error {
+	exists := newest != nil && newest.Kind == mvcc.WriteKindPut
 	if m.Assert == AssertNothing || exists == (m.Assert == AssertExists) {
-		return nil, nil
+		return nil
 	}
 	e := &AssertionError{StartTS: p.StartTS, Key: m.Key, Assertion: m.Assert}
 	if newest != nil {
 		e.Existing, e.Written = newest.StartTS, newest.CommitTS
 	}
-	return e, nil
+	return e
 }

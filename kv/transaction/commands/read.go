@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/tinykv/tinykv/kv/storage"
@@ -128,7 +129,7 @@ func (e *Executor) raise(ctx context.Context, ts uint64) error {
 	if ts == mvcc.TsMax || ts <= e.locks.MaxTS() {
 		return nil
 	}
-	if err := e.times.plausible(ctx, ts); err != nil {
+	if err := e.times.plausible(ctx, ts, drift); err != nil {
 		return err
 	}
 	e.locks.Raise(ts)
@@ -158,6 +159,9 @@ func (e *Executor) await(ctx context.Context, c *kvrpcpb.Context, s memlock.Sear
 
 // Get reads a key. A lock that is in the way is a *LockedError.
 func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd Read) (Value, error) {
+	if v, ok, err := e.GetNow(c, key, rd); ok {
+		return v, err
+	}
 	if err := e.announce(ctx, c, &rd, memlock.Search{Keys: [][]byte{key}}); err != nil {
 		return Value{}, err
 	}
@@ -172,6 +176,58 @@ func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd R
 	r := e.reader(view, &rd)
 	defer r.Close()
 	return rd.get(r, key)
+}
+
+// GetNow is Get if ok; else nothing is known yet and Get must be asked. It never waits: neither for a commit that is under way,
+// nor for the placement service, nor for other replicas.
+//
+// What it reads is not of one moment: first the lock, then the version, then a long value. That is enough. A transaction that
+// locks the key after the lock was looked for commits behind the read, since the read was announced before. One whose lock was
+// there then is in the way, or not committed by the read's timestamp. One whose lock had gone by then has left its record. A
+// value that is missing may have been collected meanwhile: Get decides that, on one view. The safe point is compared last, since
+// what is removed lies below one that was known here before.
+func (e *Executor) GetNow(c *kvrpcpb.Context, key []byte, rd Read) (v Value, ok bool, err error) {
+	if e.local == nil || !e.raiseNow(rd.TS) {
+		return Value{}, false, nil
+	}
+	if rd.Isolation != ReadCommitted && !e.locks.Idle() && !e.locks.Free(&memlock.Search{
+		RegionID: c.GetRegionId(), Keys: [][]byte{key}, TS: rd.TS, Ignore: rd.Ignore,
+	}) {
+		return Value{}, false, nil
+	}
+	view, ok, err := e.local.ReadLocal(c, memcomparable.Encode(key))
+	if !ok || err != nil {
+		return Value{}, ok, err
+	}
+	defer view.Close()
+	r := e.reader(view, &rd)
+	defer r.Close()
+	v, err = rd.get(r, key)
+	if errors.Is(err, mvcc.ErrCorrupt) || !view.Valid() {
+		return Value{}, false, nil
+	}
+	if e.safe != nil && rd.TS != mvcc.TsMax { // as in readable
+		safePoint, known := e.safe.knownIn(c.GetRegionId(), tenureOf(c, view.Term))
+		switch {
+		case !known:
+			return Value{}, false, nil
+		case rd.TS < safePoint:
+			return Value{}, true, errTooOld(rd.TS, safePoint)
+		}
+	}
+	return v, true, err
+}
+
+// raiseNow is raise, if that needs no question.
+func (e *Executor) raiseNow(ts uint64) bool {
+	if ts == mvcc.TsMax || ts <= e.locks.MaxTS() {
+		return true
+	}
+	if !e.times.reachedNow(ts, drift) {
+		return false
+	}
+	e.locks.Raise(ts)
+	return true
 }
 
 // Pair is a key that was read, with its value or a *LockedError.

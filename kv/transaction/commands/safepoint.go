@@ -56,6 +56,25 @@ func (s *SafePoints) txnIn(ctx context.Context, regionID uint64, at tenure) (uin
 	return s.mu.txn, nil
 }
 
+// knownIn is txnIn, if that needs no question.
+func (s *SafePoints) knownIn(regionID uint64, at tenure) (txn uint64, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.txn, s.mu.asked[regionID] == at
+}
+
+// mustKnow is txnIn, or errWait.
+func (s *SafePoints) mustKnow(regionID uint64, at tenure) (uint64, error) {
+	if s == nil {
+		return 0, nil
+	}
+	txn, known := s.knownIn(regionID, at)
+	if !known {
+		return 0, errWait
+	}
+	return txn, nil
+}
+
 // Known are the safe points as far as they are known.
 func (s *SafePoints) Known() (txn, gc uint64) {
 	s.mu.Lock()

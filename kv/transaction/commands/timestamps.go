@@ -60,27 +60,50 @@ type standing struct {
 	doubts uint64
 }
 
-// drift is by how much the clock of the placement service may be ahead of what this store takes it for, before the store
-// asks. A timestamp that is made up is believed if it is ahead by less.
-const drift = time.Second
+const (
+	// drift is by how much the clock of the placement service may be ahead of what this store takes it for, before the
+	// store asks. A timestamp that is made up is believed if it is ahead by less.
+	drift = time.Second
+	// commitsAhead is drift for commit timestamps. Stores choose some of them, behind reads that other stores have believed.
+	commitsAhead = time.Minute
+	// askBriefly bounds a question to the placement service by what does not depend on the answer.
+	askBriefly = time.Second
+)
 
-// plausible fails for a timestamp that the placement service has not given out yet: a read at it would push all later
-// commits behind it, so that transactions which begin after them do not see them.
-func (s *Timestamps) plausible(ctx context.Context, ts uint64) error {
-	if s == nil || s.reached(ts) {
+// plausible fails for a timestamp that the placement service has not given out yet, and that is ahead by more than ahead.
+//
+// A read at it would push all later commits behind it, so that transactions which begin after them do not see them. A lock, a
+// rollback or a commit at it would keep all other transactions from its key until then. Errors are *AbortError, and
+// *TimestampError without an answer.
+func (s *Timestamps) plausible(ctx context.Context, ts uint64, ahead time.Duration) error {
+	if s == nil || s.reached(ts, ahead) {
 		return nil
 	}
 	if err := s.refresh(ctx); err != nil {
 		return err
 	}
-	if !s.reached(ts) {
+	if !s.reached(ts, ahead) {
 		return abortf("the timestamp %d is in the future: the placement service has not given it out", ts)
 	}
 	return nil
 }
 
-// reached tells whether ts has been given out by now, as far as is known.
-func (s *Timestamps) reached(ts uint64) bool {
+// known is plausible for what must not depend on the placement service: without an answer the timestamp is believed.
+func (s *Timestamps) known(ctx context.Context, ts uint64, ahead time.Duration) error {
+	if s == nil || s.reached(ts, ahead) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askBriefly)
+	defer cancel()
+	var abort *AbortError
+	if err := s.plausible(ctx, ts, ahead); errors.As(err, &abort) {
+		return err
+	}
+	return nil
+}
+
+// reached tells whether ts has been given out by now, as far as is known, or is ahead by at most ahead.
+func (s *Timestamps) reached(ts uint64, ahead time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ts <= s.mu.seen {
@@ -89,8 +112,13 @@ func (s *Timestamps) reached(ts uint64) bool {
 	if s.mu.seen == 0 {
 		return false
 	}
-	since := s.now().Sub(s.mu.at) + drift
+	since := s.now().Sub(s.mu.at) + ahead
 	return mvcc.PhysicalTime(ts) <= mvcc.PhysicalTime(s.mu.seen)+uint64(since.Milliseconds())
+}
+
+// reachedNow is plausible, if that needs no question.
+func (s *Timestamps) reachedNow(ts uint64, ahead time.Duration) bool {
+	return s == nil || s.reached(ts, ahead)
 }
 
 func (s *Timestamps) refresh(ctx context.Context) error {

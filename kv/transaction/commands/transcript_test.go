@@ -21,16 +21,28 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestTranscripts: each file is a story; "dump" shows every record.
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/stories", func(t *testing.T, path string) {
-		s := &story{mem: storage.NewMemStorage(), policy: Disk()}
-		if strings.Contains(path, "course") {
-			s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
+		for _, local := range []bool{false, true} {
+			tell(t, path, local)
 		}
-		s.e = New(s.mem.Storage(), s.policy, 10*time.Second)
-		if strings.Contains(path, "chosen") || strings.Contains(path, "pessimistic") {
-			s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) { return 1, nil }, func() bool { return true }))
-		}
-		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
 	})
+}
+
+// tell runs a story. With local, the storage can be read without waiting, so that what can be decided at once is.
+func tell(t *testing.T, path string, local bool) {
+	mem := storage.NewMemStorage()
+	var st storage.BoundStorage = mem.Storage()
+	if local {
+		st = newLeader(mem)
+	}
+	s := &story{mem: mem, policy: Disk()}
+	if strings.Contains(path, "course") {
+		s.policy = Policy{Codec: mvcc.CodecCourse, MissingCommits: true}
+	}
+	s.e = New(st, s.policy, 10*time.Second)
+	if strings.Contains(path, "chosen") || strings.Contains(path, "pessimistic") {
+		s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) { return 1, nil }, func() bool { return true }))
+	}
+	datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
 }
 
 type story struct {
@@ -99,6 +111,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 				"put-existing": mvcc.WriteKindPut, "put-absent": mvcc.WriteKindPut,
 			}[f[0]]}
 			m.Check, m.ExpectedForUpdateTS = check, ts(t, d, "expect")
+			m.Strict = d.HasArg("strict")
 			m.Insert, m.CheckOnly = f[0] == "insert", f[0] == "check"
 			m.Assert = map[string]Assertion{"put-existing": AssertExists, "put-absent": AssertAbsent}[f[0]]
 			if len(f) > 2 {

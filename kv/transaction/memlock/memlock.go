@@ -168,6 +168,9 @@ func (t *Table) Await(ctx context.Context, s *Search) error {
 	return nil
 }
 
+// Free tells whether a search finds no claim, in the way or not. What goes for Await goes for it.
+func (t *Table) Free(s *Search) bool { return t.Idle() || len(t.find(s)) == 0 }
+
 func (t *Table) find(s *Search) (out []*Claim) {
 	add := func(claims []*Claim) {
 		for _, c := range claims {

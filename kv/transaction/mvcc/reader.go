@@ -164,9 +164,13 @@ func (r *Reader) LockedValue(key []byte, l *Lock) (value []byte, found bool, err
 func (r *Reader) stored(key []byte, startTS uint64) ([]byte, error) {
 	value, found, err := r.view.Get(engine.CFDefault, EncodeKey(key, startTS))
 	if err == nil && !found {
-		err = fmt.Errorf("%w: DefaultNotFound: key %v has no value of the transaction %d", ErrCorrupt, redact.Key(key), startTS)
+		err = errNoValue(key, startTS)
 	}
 	return value, err
+}
+
+func errNoValue(key []byte, startTS uint64) error {
+	return fmt.Errorf("%w: DefaultNotFound: key %v has no value of the transaction %d", ErrCorrupt, redact.Key(key), startTS)
 }
 
 // Record says what became of a transaction at a key.

@@ -2,10 +2,13 @@ package mvcc
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/pkg/memcomparable"
+	"github.com/tinykv/tinykv/pkg/redact"
 )
 
 // Sight is what a lock lets a read see of its key.
@@ -40,6 +43,10 @@ type Scanner struct {
 	opt ScanOptions
 	// locks and writes stand on the next key in the direction of the walk, or are not valid.
 	locks, writes storage.Iterator
+	// values is over the default family; nil until it is needed.
+	values storage.Iterator
+	// encoded is the key of the last take.
+	encoded []byte
 }
 
 // Item is one key of a scan: its value, or the lock that hides it.
@@ -71,6 +78,9 @@ func NewScanner(r *Reader, ts uint64, opt ScanOptions) *Scanner {
 func (s *Scanner) Close() {
 	s.locks.Close()
 	s.writes.Close()
+	if s.values != nil {
+		s.values.Close()
+	}
 }
 
 // Next is the next key; nil at the end.
@@ -81,30 +91,30 @@ func (s *Scanner) Next() (*Item, error) {
 			return nil, err
 		}
 		var lock *Lock
+		sight := Clear
 		if locked {
 			kl, err := s.r.lockAt(s.locks)
 			if err != nil {
 				return nil, err
 			}
 			s.step(s.locks)
-			lock = &kl.Lock
+			lock, sight = &kl.Lock, s.opt.Look(key, &kl.Lock)
 		}
+		var f *Found
 		if written {
-			s.pass(key)
+			if f, err = s.take(key, sight == Clear); err != nil {
+				return nil, err
+			}
 		}
-		item, err := s.item(key, lock, written)
+		item, err := s.item(key, sight, lock, f)
 		if err != nil || item != nil {
 			return item, err
 		}
 	}
 }
 
-// item is what the read sees of a key, nil if that is nothing.
-func (s *Scanner) item(key []byte, lock *Lock, written bool) (*Item, error) {
-	sight := Clear
-	if lock != nil {
-		sight = s.opt.Look(key, lock)
-	}
+// item is what the read sees of a key, nil if that is nothing; f is the version that it sees if the lock hides nothing.
+func (s *Scanner) item(key []byte, sight Sight, lock *Lock, f *Found) (*Item, error) {
 	item := &Item{Key: key}
 	switch sight {
 	case Hidden:
@@ -117,18 +127,15 @@ func (s *Scanner) item(key []byte, lock *Lock, written bool) (*Item, error) {
 		}
 		item.Value = value
 	case Clear:
-		if !written {
+		if f == nil || f.Kind == WriteKindDelete {
 			return nil, nil
-		}
-		f, err := s.r.Version(key, s.ts)
-		if err != nil || f == nil || f.Kind == WriteKindDelete {
-			return nil, err
 		}
 		item.CommitTS = f.CommitTS
 		if s.opt.KeyOnly {
 			return item, nil
 		}
-		if item.Value, err = s.r.Value(key, f); err != nil {
+		var err error
+		if item.Value, err = s.value(key, f); err != nil {
 			return nil, err
 		}
 	}
@@ -136,6 +143,26 @@ func (s *Scanner) item(key []byte, lock *Lock, written bool) (*Item, error) {
 		item.Value = nil
 	}
 	return item, nil
+}
+
+// value is that of a Put at the key that take was called for. In ascending order one iterator goes from value to value.
+func (s *Scanner) value(key []byte, f *Found) ([]byte, error) {
+	if f.ShortValue != nil || s.opt.Reverse {
+		return s.r.Value(key, f)
+	}
+	if s.values == nil {
+		lower, upper := s.opt.keys()
+		s.values = s.r.view.Iterate(engine.CFDefault, lower, upper)
+	}
+	s.encoded = binary.BigEndian.AppendUint64(s.encoded, ^f.StartTS)
+	s.values.SeekGE(s.encoded)
+	if s.values.Valid() && bytes.Equal(s.values.Key(), s.encoded) {
+		return append([]byte{}, s.values.Value()...), nil
+	}
+	if err := s.values.Err(); err != nil {
+		return nil, err
+	}
+	return nil, errNoValue(key, f.StartTS)
 }
 
 func (s *Scanner) step(it storage.Iterator) {
@@ -182,19 +209,99 @@ func (s *Scanner) nearest() (key []byte, locked, written bool, err error) {
 // maxSteps is how many records of a key are stepped over before the rest is jumped over.
 const maxSteps = 8
 
-// pass moves the write iterator beyond all records of the key.
-func (s *Scanner) pass(key []byte) {
-	encoded := memcomparable.Encode(key)
-	for range maxSteps {
-		if !s.writes.Valid() || !bytes.HasPrefix(s.writes.Key(), encoded) {
-			return
-		}
-		s.step(s.writes)
+// take moves the write iterator beyond all records of the key that it stands on. With look it returns the Put or Delete that
+// the read sees of it, nil if there is none, on the way.
+func (s *Scanner) take(key []byte, look bool) (*Found, error) {
+	at := s.writes.Key()
+	s.encoded = append(s.encoded[:0], at[:len(at)-8]...)
+	seen := s.ts
+	if s.r.newest {
+		seen = TsMax
 	}
+	var f *Found
+	var err error
 	if s.opt.Reverse {
-		s.writes.SeekLT(encoded)
-		return
+		f, err = s.takeUp(key, seen, look)
+	} else {
+		f, err = s.takeDown(key, seen, look)
 	}
-	// The least user key above key is key followed by a zero byte.
-	s.writes.SeekGE(memcomparable.Encode(append(bytes.Clone(key), 0)))
+	if err == nil && f != nil && f.CommitTS > s.ts {
+		err = &NewerError{Key: bytes.Clone(key), Found: *f}
+	}
+	return f, err
+}
+
+// own is the commit timestamp of the record that the write iterator stands on, if it is one of the key of take.
+func (s *Scanner) own() (commitTS uint64, ok bool) {
+	if !s.writes.Valid() {
+		return 0, false
+	}
+	at, n := s.writes.Key(), len(s.encoded)
+	if len(at) != n+8 || !bytes.Equal(at[:n], s.encoded) {
+		return 0, false
+	}
+	return ^binary.BigEndian.Uint64(at[n:]), true
+}
+
+func (s *Scanner) found(key []byte, commitTS uint64) (*Found, error) {
+	w, err := s.r.codec.DecodeWrite(s.writes.Value())
+	if err != nil {
+		return nil, fmt.Errorf("write record of key %v at %d: %w", redact.Key(key), commitTS, err)
+	}
+	return &Found{Write: w, CommitTS: commitTS}, nil
+}
+
+// takeDown is take from the newest record of the key to the oldest.
+func (s *Scanner) takeDown(key []byte, ts uint64, look bool) (f *Found, err error) {
+	for steps := 0; ; steps++ {
+		commitTS, ok := s.own()
+		switch {
+		case !ok:
+			return f, s.writes.Err()
+		case look && commitTS > ts && steps >= maxSteps:
+			s.writes.SeekGE(binary.BigEndian.AppendUint64(s.encoded, ^ts))
+			continue
+		case look && commitTS <= ts:
+			next, err := s.found(key, commitTS)
+			if err != nil {
+				return nil, err
+			}
+			if look = !next.Changes(); !look && !next.fencedOff(ts) {
+				f = next
+			}
+		case !look && steps >= maxSteps:
+			// The least user key above key is key followed by a zero byte.
+			s.writes.SeekGE(memcomparable.Encode(append(bytes.Clone(key), 0)))
+			return f, s.writes.Err()
+		}
+		s.writes.Next()
+	}
+}
+
+// takeUp is take from the oldest record of the key to the newest.
+func (s *Scanner) takeUp(key []byte, ts uint64, look bool) (f *Found, err error) {
+	for range maxSteps {
+		commitTS, ok := s.own()
+		if !ok {
+			if f != nil && f.fencedOff(ts) {
+				f = nil
+			}
+			return f, s.writes.Err()
+		}
+		if look && commitTS <= ts {
+			next, err := s.found(key, commitTS)
+			if err != nil {
+				return nil, err
+			}
+			if next.Changes() {
+				f = next
+			}
+		}
+		s.writes.Prev()
+	}
+	s.writes.SeekLT(s.encoded)
+	if !look {
+		return nil, s.writes.Err()
+	}
+	return s.r.version(key, ts)
 }

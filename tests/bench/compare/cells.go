@@ -33,6 +33,21 @@ var streamCells = []cell{{"put", 1}, {"put", 128}, {"get", 1}, {"get", 32}, {"ge
 // clientgoCells go by TiKV's own Go client.
 var clientgoCells = []cell{{"get", 128}, {"put", 128}}
 
+// txnCells are transactions: of one key each, and etcd's of a comparison and a put.
+var (
+	txnCells     = []cell{{"put", 1}, {"put", 32}, {"put", 128}, {"get", 1}, {"get", 128}, {"scan", 128}}
+	etcdTxnCells = []cell{{"put", 1}, {"put", 32}, {"put", 128}}
+)
+
+// Values of up to 255 bytes lie in the records of their transactions; a longer one is a record of its own. The goals are for
+// the former; txnLongCells measure what the first long value costs.
+const (
+	usualValue = 256
+	txnValue   = 200
+)
+
+var txnLongCells = []cell{{"put", 128}, {"get", 128}}
+
 // extras are measurements that are no load of the matrix.
 const (
 	extraStart    = "start"
@@ -45,6 +60,9 @@ const (
 const (
 	streamPrefix   = "stream-"
 	clientgoPrefix = "client-go-"
+	streamPrefix   = "stream-"
+	txnPrefix      = "txn-"
+	longPrefix     = "txn-long-"
 )
 
 // cellNames are all that may be chosen.
@@ -58,6 +76,12 @@ func cellNames() []string {
 	}
 	for _, c := range clientgoCells {
 		out = append(out, clientgoPrefix+c.String())
+	}
+	for _, c := range txnCells {
+		out = append(out, txnPrefix+c.String())
+	}
+	for _, c := range txnLongCells {
+		out = append(out, longPrefix+c.String())
 	}
 	return append(out, extraStart, extraIdle, extraRSS, extraFailover, extraRegions)
 }

@@ -64,13 +64,21 @@ func TestVerdict(t *testing.T) {
 // TestGoalsNameFigures: every figure in the table of goals is one that is measured.
 func TestGoalsNameFigures(t *testing.T) {
 	measured := map[string]bool{}
-	for _, series := range []string{"etcd", "tinykv", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{
+		"etcd", "etcd-txn", "tinykv", "txn", "txn-long", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo",
+	} {
 		cells := matrix
 		switch series {
 		case "stream":
 			cells = streamCells
 		case clientgoName, besideName:
 			cells = clientgoCells
+		case "etcd-txn":
+			cells = etcdTxnCells
+		case "txn":
+			cells = txnCells
+		case "txn-long":
+			cells = txnLongCells
 		case "1region", "32regions":
 			cells = []cell{{"put", 128}}
 		case "ideal":

@@ -34,7 +34,7 @@ type options struct {
 	clientgo string // the program that loads by TiKV's Go client
 }
 
-var allSystems = []string{"etcd", "tinykv", "ideal", "echo"}
+var allSystems = []string{"etcd", "tinykv", "txn", "ideal", "echo"}
 
 func main() {
 	goruntime.CalmMonitor()
@@ -125,7 +125,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 	}
 	began := time.Now()
-	b := &bench{o: o, progress: stderr, figures: figures{}}
+	b := &bench{o: o, progress: stderr, figures: figures{}, value: usualValue}
 	if o.json != "" {
 		f, err := os.Create(o.json)
 		if err != nil {

@@ -22,6 +22,7 @@ type bench struct {
 	progress io.Writer
 	json     io.Writer // may be nil
 	round    int
+	value    int // bytes of a value
 	figures  figures
 	other    []float64 // cores that other processes used, per cell
 }
@@ -32,11 +33,14 @@ func (b *bench) oneRound(ctx context.Context) error {
 	steps := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"ideal", b.ideal}, {"echo", b.echo}, {"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover}}
+	}{
+		{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"txn", b.txn}, {"ideal", b.ideal}, {"echo", b.echo},
+		{"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover},
+	}
 	if b.round%2 == 1 {
 		steps[0], steps[1] = steps[1], steps[0]
 	}
-	const lastLoad = 3 // failovers follow
+	const lastLoad = 4 // failovers follow
 	for i, s := range steps {
 		if !b.o.measures(s.name) || i > lastLoad && !b.o.wants(extraFailover) || i <= lastLoad && b.o.only(extraFailover) {
 			continue
@@ -125,7 +129,7 @@ func (b *bench) load(ctx context.Context, s rig.System) error {
 
 func (b *bench) config(s rig.System, c cell) loadgen.Config {
 	return loadgen.Config{
-		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: 256, ScanLimit: 100,
+		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: b.value, ScanLimit: 100,
 		Warmup: b.o.warmup, Duration: b.o.duration, PIDs: s.PIDs(),
 	}
 }

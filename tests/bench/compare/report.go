@@ -36,6 +36,17 @@ var goals = []goal{
 	{name: "put @128 p99 / p50", key: "tinykv/put@128/p99/p50", goal: 3, stretch: 2.5, lower: true},
 	{name: "stream get @128 / etcd", key: "stream/get@128/ops", by: "etcd/get@128/ops", goal: 2.3, stretch: 3.5, unit: "x"},
 	{name: "stream put @128 / etcd", key: "stream/put@128/ops", by: "etcd/put@128/ops", goal: 1.8, stretch: 2.5, unit: "x"},
+	{name: "txn put @128 / etcd Txn", key: "txn/put@128/ops", by: "etcd-txn/put@128/ops", goal: 2, stretch: 3, unit: "x"},
+	{name: "txn put @32 / etcd Txn", key: "txn/put@32/ops", by: "etcd-txn/put@32/ops", goal: 2, stretch: 3, unit: "x"},
+	{name: "txn put @128 CPU / etcd Txn", key: "txn/put@128/cpu", by: "etcd-txn/put@128/cpu", goal: 0.35, lower: true, unit: "x"},
+	{name: "txn put @32 CPU / etcd Txn", key: "txn/put@32/cpu", by: "etcd-txn/put@32/cpu", goal: 0.35, lower: true, unit: "x"},
+	{name: "txn put @1 p50 / etcd Txn", key: "txn/put@1/p50", by: "etcd-txn/put@1/p50", goal: 1.1, stretch: 0.9, lower: true, unit: "x"},
+	{name: "txn put @128 CPU / raw", key: "txn/put@128/cpu", by: "tinykv/put@128/cpu", goal: 1.6, stretch: 1.35, lower: true, unit: "x"},
+	{name: "txn put @128 / raw put", key: "txn/put@128/ops", by: "tinykv/put@128/ops", goal: 0.6, stretch: 0.75, unit: "x"},
+	{name: "txn get @128 CPU / raw", key: "txn/get@128/cpu", by: "tinykv/get@128/cpu", goal: 1.4, stretch: 1.2, lower: true, unit: "x"},
+	{name: "txn get @128 / raw get", key: "txn/get@128/ops", by: "tinykv/get@128/ops", goal: 0.75, unit: "x"},
+	{name: "txn scan of 100 @128 / raw scan", key: "txn/scan@128/ops", by: "tinykv/scan@128/ops", unit: "x"},
+	{name: "txn scan of 100 @128 CPU / raw scan", key: "txn/scan@128/cpu", by: "tinykv/scan@128/cpu", lower: true, unit: "x"},
 	{name: "RSS of 3 servers / etcd", key: "tinykv/rss/mib", by: "etcd/rss/mib", goal: 1, stretch: 0.7, lower: true, unit: "x"},
 	{name: "idle CPU with scheduler", key: "tinykv/idle/percent", goal: 3, stretch: 1, lower: true, unit: " %"},
 	{name: "start to first put", key: "tinykv/start/first-put", goal: 1, stretch: 0.5, lower: true, unit: " s"},
@@ -123,7 +134,8 @@ func median(vs []float64) float64 {
 }
 
 func (b *bench) report(w io.Writer) error {
-	fmt.Fprintf(w, "%d rounds, %d keys of 16 B, values of 256 B, %s per cell after %s of warm-up; medians [least..greatest]\n",
+	const head = "%d rounds, %d keys of 16 B, values of 256 B (txn: 200 B), %s per cell after %s of warm-up; medians [least..greatest]\n"
+	fmt.Fprintf(w, head,
 		b.o.rounds, b.o.keys, b.o.duration, b.o.warmup)
 	if len(b.other) > 0 {
 		fmt.Fprintf(w, "other processes used %.2f cores in the median cell, %.2f at most\n", median(b.other), slices.Max(b.other))
@@ -148,7 +160,9 @@ func (b *bench) report(w io.Writer) error {
 func (b *bench) reportCells(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(tw, "SERIES\tCELL\tOPS/S\tSPREAD\tP50 MS\tP99 MS\tSERVER CPU US/OP\tERRORS\t")
-	for _, series := range []string{"etcd", "tinykv", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo"} {
+	for _, series := range []string{
+		"etcd", "etcd-txn", "tinykv", "txn", "txn-long", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo",
+	} {
 		for _, c := range matrix {
 			key := strings.Join([]string{series, c.String(), ""}, "/")
 			ops := b.figures.values(key + "ops")

@@ -20,7 +20,10 @@ func (b *bench) etcd(ctx context.Context) error {
 	if err := b.cells(ctx, s, "etcd", "", rig.Mode{Keys: b.o.keys}, matrix); err != nil {
 		return err
 	}
-	return b.memory("etcd", s.PIDs())
+	if err := b.memory("etcd", s.PIDs()); err != nil {
+		return err
+	}
+	return b.cells(ctx, s, "etcd-txn", txnPrefix, rig.Mode{Txn: true}, etcdTxnCells)
 }
 
 // begin starts a system, looks at it idle, and loads it.
@@ -70,6 +73,31 @@ func (b *bench) tinykv(ctx context.Context) error {
 		return err
 	}
 	return b.regions(ctx, s)
+}
+
+// txn measures transactions in a cluster of their own: a cluster has one mode.
+func (b *bench) txn(ctx context.Context) error {
+	s, err := rig.NewTinyKVTxn(b.o.bins, 3)
+	if err != nil {
+		return err
+	}
+	defer s.Stop()
+	b.value = txnValue
+	defer func() { b.value = usualValue }()
+	if err := b.start(ctx, s, rig.Mode{Unary: true}); err != nil {
+		return err
+	}
+	if err := b.load(ctx, s); err != nil {
+		return err
+	}
+	if err := b.cells(ctx, s, "txn", txnPrefix, rig.Mode{Unary: true}, txnCells); err != nil {
+		return err
+	}
+	b.value = usualValue
+	if err := b.load(ctx, s); err != nil {
+		return err
+	}
+	return b.cells(ctx, s, "txn-long", longPrefix, rig.Mode{Unary: true}, txnLongCells)
 }
 
 // After a split leaders move to other stores: until nothing has moved for settleQuiet, at most for

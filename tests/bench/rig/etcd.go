@@ -53,7 +53,9 @@ func (e *Etcd) Open(ctx context.Context, m Mode) (loadgen.Driver, error) {
 	if m.Conns == 0 {
 		m.Conns = 4
 	}
-	return loadgen.NewEtcd(ctx, loadgen.EtcdOptions{Endpoints: e.endpoints, Conns: m.Conns, LeaderOnly: !m.Failover, Keys: m.Keys})
+	return loadgen.NewEtcd(ctx, loadgen.EtcdOptions{
+		Endpoints: e.endpoints, Conns: m.Conns, LeaderOnly: !m.Failover, Keys: m.Keys, Txn: m.Txn,
+	})
 }
 
 // Leader implements System.

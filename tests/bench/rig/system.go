@@ -40,6 +40,7 @@ type Mode struct {
 	Unary bool // TinyKV: one RPC a request; the others know nothing else
 	Conns int  // connections per server; 0: the usual number
 	Keys  int  // size of the key space, for loadgen.EtcdOptions
+	Txn   bool // etcd: puts are transactions
 	// Failover makes the driver find another leader soon: requests go to all members, attempts are
 	// short, and an unknown outcome is an error at once.
 	Failover bool

@@ -16,6 +16,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client"
+	"github.com/tinykv/tinykv/kv/client/txn"
 	"github.com/tinykv/tinykv/pkg/security"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
@@ -24,23 +25,43 @@ import (
 type TinyKV struct {
 	*localcluster.Cluster
 	dir string
+	txn bool
 }
 
 // NewTinyKV lays a cluster out; it starts nothing. storeConfig is TOML for the stores.
 func NewTinyKV(b Bins, stores int, storeConfig string) (*TinyKV, error) {
+	return newTinyKV(b, localcluster.Options{Stores: stores, StoreConfig: storeConfig})
+}
+
+func newTinyKV(b Bins, o localcluster.Options) (*TinyKV, error) {
 	dir, err := os.MkdirTemp("", "tinykv-bench-tinykv-")
 	if err != nil {
 		return nil, err
 	}
-	c, err := localcluster.New(localcluster.Options{BinDir: b.TinyKV, Dir: dir, Stores: stores, StoreConfig: storeConfig})
+	o.BinDir, o.Dir = b.TinyKV, dir
+	c, err := localcluster.New(o)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return &TinyKV{Cluster: c, dir: dir}, nil
 }
 
+// NewTinyKVTxn is NewTinyKV in mode txn: each operation of its drivers is a transaction.
+func NewTinyKVTxn(b Bins, stores int) (*TinyKV, error) {
+	t, err := newTinyKV(b, localcluster.Options{Stores: stores, SchedulerConfig: "mode = \"txn\"\n"})
+	if err == nil {
+		t.txn = true
+	}
+	return t, err
+}
+
 // Name implements System.
-func (t *TinyKV) Name() string { return "tinykv" }
+func (t *TinyKV) Name() string {
+	if t.txn {
+		return "txn"
+	}
+	return "tinykv"
+}
 
 // PIDs implements System.
 func (t *TinyKV) PIDs() []int { return pids(t.Processes()) }
@@ -77,11 +98,31 @@ func (t *TinyKV) Open(ctx context.Context, m Mode) (loadgen.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.txn {
+		return openTxn(c), nil
+	}
 	name := "tinykv"
 	if m.Unary {
 		name = "tinykv-unary"
 	}
 	return tinykvDriver{loadgen.NewTinyKV(c, name), c}, nil
+}
+
+// openTxn makes a driver of transactions, which closes both clients.
+func openTxn(c *client.Client) loadgen.Driver {
+	t := txn.New(c, c.Placement())
+	return txnDriver{loadgen.NewTxn(t), t, c}
+}
+
+type txnDriver struct {
+	loadgen.Driver
+	t *txn.Client
+	c *client.Client
+}
+
+func (d txnDriver) Close() {
+	d.t.Close()
+	d.c.Close()
 }
 
 // withPlacement runs f with a client of the placement service.
