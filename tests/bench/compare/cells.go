@@ -60,7 +60,6 @@ const (
 const (
 	streamPrefix   = "stream-"
 	clientgoPrefix = "client-go-"
-	streamPrefix   = "stream-"
 	txnPrefix      = "txn-"
 	longPrefix     = "txn-long-"
 )
