@@ -107,6 +107,8 @@ func registerLimits(gauge, counter func(name, help string, value func() float64)
 		stats(func(s rpc.Stats) float64 { return float64(s.Conns + s.Trial) }))
 	gauge("tinykv_internal_connections", "Connections of other stores.",
 		stats(func(s rpc.Stats) float64 { return float64(s.Internal) }))
+	counter("tinykv_slow_handshakes_total", "Connections that ended in their handshakes because too many others came.",
+		stats(func(s rpc.Stats) float64 { return float64(s.SlowHandshakes) }))
 	counter("tinykv_connections_shed_total", "Idle connections that were closed to make room for others.",
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsShed) }))
 	counter("tinykv_connections_refused_total", "Connections for which there was no room.",

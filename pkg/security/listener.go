@@ -47,6 +47,14 @@ type Conn struct {
 	// inner is what is read and written after once.
 	inner net.Conn
 	state *tls.ConnectionState // nil without TLS
+
+	// deadlines are those that the owner has set. While the handshake is under way, none is later than its end.
+	deadlines struct {
+		sync.Mutex
+		read, write time.Time
+		// end is when the handshake must be over; zero if none is under way.
+		end time.Time
+	}
 }
 
 // Read implements net.Conn.
@@ -96,13 +104,63 @@ func (c *Conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadlines(&t, &t) }
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadlines(&t, nil) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadlines(nil, &t) }
+
+// setDeadlines sets those that are not nil.
+func (c *Conn) setDeadlines(read, write *time.Time) error {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	if read != nil {
+		c.deadlines.read = *read
+	}
+	if write != nil {
+		c.deadlines.write = *write
+	}
+	return c.applyLocked(read != nil, write != nil)
+}
+
+// bound begins the handshake's time, or ends it: then the owner's deadlines are in force again. Without them a
+// connection that has had its handshake and says nothing more would be held for ever.
+func (c *Conn) bound(end time.Time) error {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	c.deadlines.end = end
+	return c.applyLocked(true, true)
+}
+
+func (c *Conn) applyLocked(read, write bool) (err error) {
+	d := &c.deadlines
+	if read {
+		err = c.Conn.SetReadDeadline(earlier(d.read, d.end))
+	}
+	if write && err == nil {
+		err = c.Conn.SetWriteDeadline(earlier(d.write, d.end))
+	}
+	return err
+}
+
+// earlier is the first of two deadlines, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 func (c *Conn) begin() error {
 	c.once.Do(func() {
-		if c.err = c.Conn.SetDeadline(time.Now().Add(handshakeTimeout)); c.err != nil {
+		if c.err = c.bound(time.Now().Add(handshakeTimeout)); c.err != nil {
 			return
 		}
 		if c.err = c.handshake(); c.err == nil {
-			c.err = c.Conn.SetDeadline(time.Time{})
+			c.err = c.bound(time.Time{})
 		}
 		if c.err != nil {
 			_ = c.Conn.Close()

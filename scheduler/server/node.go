@@ -390,13 +390,23 @@ func explainStart(err error, cfg *config.Config) error {
 }
 
 func (s *Server) grpcOptions() []grpc.ServerOption {
+	return append(transportOptions(),
+		grpc.UnknownServiceHandler(refuseUnknown),
+		grpc.ChainUnaryInterceptor(roleCheck{s.guard}.unary, s.forward.unary),
+		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream))
+}
+
+// transportOptions bound what connections hold. Clients and stores connect again by themselves.
+func transportOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		// The codec serves gogo messages and leaves etcd's own to grpc's.
 		codec.ServerOption(),
-		grpc.UnknownServiceHandler(refuseUnknown),
 		grpc.Creds(shaken{}),
-		grpc.ChainUnaryInterceptor(roleCheck{s.guard}.unary, s.forward.unary),
-		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream),
+		grpc.ConnectionTimeout(sniffTimeout), // for the greeting
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: 10 * time.Minute, // without a call
+			Time:              30 * time.Second, Timeout: 10 * time.Second,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),

@@ -133,6 +133,7 @@ func (c *conn) handshake() error {
 		}
 	}
 	_, _ = c.in.Reader.Discard(len(rpc.Preface))
+	c.s.hasGreeted(c)
 	c.ctx = peer.NewContext(c.ctx, c.peer()) // no call has it yet
 	_ = c.nc.SetReadDeadline(time.Time{})
 	c.mu.Lock()
@@ -156,10 +157,19 @@ func (c *conn) handshake() error {
 // peer is the client, as handlers find it in their contexts.
 func (c *conn) peer() *peer.Peer {
 	p := &peer.Peer{Addr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
-	if tc, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
-		p.AuthInfo = credentials.TLSInfo{State: tc.ConnectionState()}
+	switch tc := c.nc.(type) {
+	case interface{ ConnectionState() tls.ConnectionState }:
+		p.AuthInfo = tlsInfo(tc.ConnectionState())
+	case interface{ State() *tls.ConnectionState }: // of pkg/security, with or without TLS
+		if state := tc.State(); state != nil {
+			p.AuthInfo = tlsInfo(*state)
+		}
 	}
 	return p
+}
+
+func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
+	return credentials.TLSInfo{State: state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
 }
 
 // refuseProtocol answers somebody who came with a browser or curl.

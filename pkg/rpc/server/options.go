@@ -25,6 +25,8 @@ type Options struct {
 	MaxStreams uint32
 	// MaxConns bounds the connections (4,096), MaxConnsPerHost those of clients at one address (half of them).
 	MaxConns, MaxConnsPerHost int
+	// MaxHandshakes bounds the connections that have not greeted yet (a quarter of MaxConns, at least 16).
+	MaxHandshakes int
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
 	// FirstWindow is how much of a call's messages a client may send unasked (65,535, the least that is possible: clients
@@ -64,6 +66,7 @@ func (o *Options) setDefaults() {
 	o.MaxConns = cmp.Or(o.MaxConns, 4096)
 	o.MaxConns = max(o.MaxConns, 4)
 	o.MaxConnsPerHost = cmp.Or(o.MaxConnsPerHost, o.MaxConns/2)
+	o.MaxHandshakes = cmp.Or(o.MaxHandshakes, max(o.MaxConns/4, 16))
 	o.MaxHeaderBytes = cmp.Or(o.MaxHeaderBytes, 16<<10)
 	o.FirstWindow = cmp.Or(o.FirstWindow, rpc.InitialWindow)
 	o.StreamWindow = cmp.Or(o.StreamWindow, 1<<20)
