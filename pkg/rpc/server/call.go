@@ -299,8 +299,8 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	call.room = &Room{b: call.c.s.answers, keeps: true}
-	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, nil)
+	call.room = &Room{b: call.c.s.answers, keeps: call.c.s.unary == nil} // interceptors may keep the answer
+	reply, err := call.m.unary(call.m.impl, WithRoom(ctx, call.room), call.decode, call.c.s.unary)
 	if err != nil {
 		call.Fail(err)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
@@ -57,6 +58,11 @@ type Options struct {
 	Codec encoding.CodecV2
 	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
+	// UnaryInterceptors and StreamInterceptors stand before the handlers of all registered methods, the first outermost, as
+	// grpc.ChainUnaryInterceptor has it; after Guard. With a unary one no call is handled inline (HandleInline), since it
+	// would pass by. What a handler receives by Stream.OnMessage passes by the stream that an interceptor has put around it.
+	UnaryInterceptors  []grpc.UnaryServerInterceptor
+	StreamInterceptors []grpc.StreamServerInterceptor
 }
 
 func (o *Options) setDefaults() {
