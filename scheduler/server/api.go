@@ -382,6 +382,9 @@ func (s *Server) getSafePoint(r *http.Request) (any, error) {
 	return map[string]any{"safe_point": sp}, err
 }
 
+// jsonSpace is what JSON takes for white space.
+const jsonSpace = " \t\r\n"
+
 // decodeBody reads a JSON object; an empty body is an empty object. Unknown fields, fields that stand twice, bytes that are
 // no UTF-8 and anything behind the object are errors: what a client did not mean must not change anything.
 func decodeBody(r *http.Request, into any) error {
@@ -389,7 +392,7 @@ func decodeBody(r *http.Request, into any) error {
 	if err != nil {
 		return badRequest("body: %v (at most %d bytes)", err, maxBody)
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
+	if len(bytes.Trim(body, jsonSpace)) == 0 {
 		return nil
 	}
 	if err := strictjson.Object(body); err != nil {
@@ -411,7 +414,7 @@ func decodeFields(r *http.Request, into any, of map[string][]string) error {
 		return badRequest("body: %v", err)
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	if err := decodeBody(r, into); err != nil || len(bytes.TrimSpace(body)) == 0 {
+	if err := decodeBody(r, into); err != nil || len(bytes.Trim(body, jsonSpace)) == 0 {
 		return err
 	}
 	var fields map[string]json.RawMessage

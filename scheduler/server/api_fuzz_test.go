@@ -44,7 +44,7 @@ func endpoints() []endpoint {
 // oddBodies are wrong for every endpoint; %q, if there, stands for the right body.
 func oddBodies() []string {
 	return []string{
-		`null`, `[]`, `"x"`, `0`, `{`, `{"a"`, `{"no-such-field": 1}`, "{}\x00", "\xff\xfe", `{} {}`, `%q%q`, `%q]`,
+		`null`, `[]`, `"x"`, `0`, `{`, `{"a"`, `{"no-such-field": 1}`, "{}\x00", "\f", "\xff\xfe", `{} {}`, `%q%q`, `%q]`,
 		"{\"name\":\"\xff\"}", `{"to": 1, "to": 2}`, `{"to": 1, "TO": 2}`, `{"schedule": {"schedulers": 1}}`,
 		`{"to": 18446744073709551616}`, `{"to": -1}`, `{"to": 1e400}`, `{"to": 1.5}`, `{"weight": 1e999}`, `{"weight": "1"}`,
 		`{"weight": -1}`, `{"labels": {"a": {"b": "c"}}}`, `{"labels": []}`, `{"keys": [1]}`, `{"keys": "61"}`, `{"start": "xyz"}`,
