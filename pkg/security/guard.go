@@ -243,6 +243,11 @@ func (g *Guard) checkAdmin(r *http.Request) *Refusal {
 	switch {
 	case g.Token != "":
 		return g.CheckToken(r)
+	case r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && !May(r.TLS, RoleAdmin):
+		return &Refusal{
+			http.StatusForbidden, "no-admin", "a change needs the certificate of an admin, and this one is for something else",
+			"make one with: tinyctl cert create-admin",
+		}
 	case !g.Loopback:
 		return &Refusal{
 			http.StatusForbidden, "no-admin",

@@ -73,6 +73,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return c.inner.Write(p)
 }
 
+// Handshake has the handshake take place, as the first Read or Write does.
+func (c *Conn) Handshake() error { return c.begin() }
+
 // State is what the handshake came to; nil without TLS, or while nothing was read or written.
 func (c *Conn) State() *tls.ConnectionState { return c.state }
 
