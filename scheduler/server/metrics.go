@@ -56,12 +56,13 @@ var (
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
-	descSlow      = desc("tinykv_client_port_slow_handshakes_total", "Connections that ended in their handshakes because too many others came.")
-	descLogins    = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
-	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
-	descMerges    = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
-	descHolds     = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
-	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
+	descSlow      = desc("tinykv_client_port_slow_handshakes_total",
+		"Connections that ended in their handshakes because too many others came.")
+	descLogins   = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
+	descExpiry   = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
+	descMerges   = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
+	descHolds    = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
+	descPrepared = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
 // Describe implements prometheus.Collector.

@@ -28,7 +28,7 @@ type method struct {
 	inline InlineFunc
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
-	// info is what interceptors of streams are told.
+	// info describes a stream method to interceptors.
 	info grpc.StreamServerInfo
 	impl any
 	// sum begins the checksums of its calls.
@@ -120,7 +120,8 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	for _, m := range sd.Streams {
 		path := "/" + sd.ServiceName + "/" + m.StreamName
 		s.methods[path] = &method{
-			path: path, stream: m.Handler, impl: impl, sum: rpc.MethodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			path: path, stream: m.Handler, impl: impl, sum: rpc.MethodSum(path),
+			maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 			info: grpc.StreamServerInfo{FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams},
 		}
 		info.Methods = append(info.Methods,
@@ -129,7 +130,8 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	s.services[sd.ServiceName] = info
 }
 
-// HandleInline has f see the calls of a registered unary method first, unless there is a unary interceptor. It panics if there is no such method.
+// HandleInline has f see the calls of a registered unary method first, unless there is a unary interceptor. It panics if
+// there is no such method.
 func (s *Server) HandleInline(path string, f InlineFunc) {
 	s.mustNotServe("HandleInline")
 	m := s.methods[path]

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/tinykv/tinykv/pkg/durable"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -58,7 +59,7 @@ func Open(ctx context.Context, addrs []string, id *security.Identity, dataDir st
 			return nil, err
 		}
 	}
-	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS, d.dir); err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(d.dir, 0o700); err != nil { //nolint:gosec // a directory
