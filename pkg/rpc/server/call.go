@@ -148,6 +148,9 @@ func (c *conn) enter(call *Call, id uint32) error {
 		return c.mu.closed
 	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
 		// Too many handlers run, or too many answers wait for the client's windows.
+		if !c.mu.goingAway {
+			c.s.stats.refusedCalls.Add(1)
+		}
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}
 	c.mu.active++

@@ -12,6 +12,7 @@ import (
 type counters struct {
 	connsShed, connsRefused       atomic.Uint64
 	slowHandshakes                atomic.Uint64
+	floods, refusedCalls          atomic.Uint64
 	busyRequests, stalledRequests atomic.Uint64
 	stalledReaders                atomic.Uint64
 }
@@ -28,6 +29,9 @@ type Stats struct {
 	// time, to make room for others.
 	Greeting       int
 	SlowHandshakes uint64
+	// Floods counts connections that ended because they sent too much of what brings no call on: pings, settings, empty frames,
+	// headers far above the limit. RefusedCalls counts calls beyond those that a connection may have.
+	Floods, RefusedCalls uint64
 	// RequestBytes are held of clients' requests, InternalBytes of those of other stores. BusyRequests counts calls that
 	// were answered as busy because of them, StalledRequests messages that were given up because they did not go on.
 	RequestBytes, InternalBytes   int64
@@ -55,6 +59,7 @@ func (s *Server) Stats() Stats {
 	return Stats{
 		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial], Calls: calls,
 		Greeting: greeting, SlowHandshakes: s.stats.slowHandshakes.Load(),
+		Floods: s.stats.floods.Load(), RefusedCalls: s.stats.refusedCalls.Load(),
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
 		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
 		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),
