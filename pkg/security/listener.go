@@ -47,6 +47,8 @@ type Conn struct {
 	// inner is what is read and written after once.
 	inner net.Conn
 	state *tls.ConnectionState // nil without TLS
+	// below is what TLS reads; nil without TLS.
+	below *prefixed
 
 	// deadlines are those that the owner has set. While the handshake is under way, none is later than its end.
 	deadlines struct {
@@ -62,7 +64,21 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if err := c.begin(); err != nil {
 		return 0, err
 	}
-	return c.inner.Read(p)
+	n, err := c.inner.Read(p)
+	if c.below == nil || n == 0 || err != nil {
+		return n, err
+	}
+	// TLS gives one record at a time, also when it has read others with it. The reader is to have all that have come at once,
+	// since it answers when it has worked off what it was given.
+	c.below.empty = true
+	for n < len(p) {
+		more, err := c.inner.Read(p[n:])
+		if n += more; err != nil {
+			break // errEmpty, or an error that TLS repeats
+		}
+	}
+	c.below.empty = false
+	return n, nil
 }
 
 // Write implements net.Conn.
@@ -190,7 +206,7 @@ func (c *Conn) handshake() error {
 		return err
 	}
 	state := secure.ConnectionState()
-	c.inner, c.state = secure, &state
+	c.inner, c.state, c.below = secure, &state, begun
 	return nil
 }
 
@@ -198,9 +214,23 @@ func (c *Conn) handshake() error {
 type prefixed struct {
 	net.Conn
 	prefix []byte
+	// empty has Read return errEmpty instead of waiting. Owned by the one that reads.
+	empty bool
 }
 
+// errEmpty is a temporary error, which TLS forgets.
+var errEmpty net.Error = emptyError{}
+
+type emptyError struct{}
+
+func (emptyError) Error() string   { return "security: nothing more has been read" }
+func (emptyError) Timeout() bool   { return true }
+func (emptyError) Temporary() bool { return true }
+
 func (p *prefixed) Read(b []byte) (int, error) {
+	if p.empty {
+		return 0, errEmpty
+	}
 	if len(p.prefix) == 0 {
 		return p.Conn.Read(b)
 	}
