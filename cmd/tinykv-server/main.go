@@ -5,11 +5,13 @@ import (
 	"os"
 
 	"github.com/tinykv/tinykv/kv/node/cli"
+	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/goruntime"
 	_ "github.com/tinykv/tinykv/pkg/goruntime/early" // executes the program again, before the packages above are initialized
 )
 
 func main() {
+	shared.PrivateFiles()
 	goruntime.CalmMonitor()
 	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -107,6 +107,12 @@ func registerLimits(gauge, counter func(name, help string, value func() float64)
 		stats(func(s rpc.Stats) float64 { return float64(s.Conns + s.Trial) }))
 	gauge("tinykv_internal_connections", "Connections of other stores.",
 		stats(func(s rpc.Stats) float64 { return float64(s.Internal) }))
+	counter("tinykv_flooding_connections_total", "Connections closed because of too many pings, settings, empty frames or headers.",
+		stats(func(s rpc.Stats) float64 { return float64(s.Floods) }))
+	counter("tinykv_refused_calls_total", "Calls beyond those that a connection may have at once.",
+		stats(func(s rpc.Stats) float64 { return float64(s.RefusedCalls) }))
+	counter("tinykv_slow_handshakes_total", "Connections that ended in their handshakes because too many others came.",
+		stats(func(s rpc.Stats) float64 { return float64(s.SlowHandshakes) }))
 	counter("tinykv_connections_shed_total", "Idle connections that were closed to make room for others.",
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsShed) }))
 	counter("tinykv_connections_refused_total", "Connections for which there was no room.",

@@ -36,6 +36,7 @@ import (
 	"github.com/tinykv/tinykv/pkg/clustermode"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/feature"
+	"github.com/tinykv/tinykv/pkg/reflect"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
@@ -411,7 +412,7 @@ func (n *Node) serve(st storage.Storage) {
 		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
 	n.grpc.Internal(healthpb.Health_Check_FullMethodName) // the placement service looks whether a store is there
-	if err := server.RegisterReflection(n.grpc); err != nil {
+	if err := reflect.Register(n.grpc, "tinykvpb.proto"); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))
 	}
 	n.serving.Store(true)

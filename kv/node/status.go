@@ -44,7 +44,7 @@ func (s *statusServer) start() {
 	registerMetrics(reg, s.n)
 	s.http = &http.Server{
 		Handler: s.handler(promhttp.HandlerFor(reg, promhttp.HandlerOpts{})), ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
+		IdleTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}
 	// Owned by the status server; ends in stop.
 	go func() {

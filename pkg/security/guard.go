@@ -15,6 +15,9 @@ import (
 // origin cannot set it: the browser first asks the server whether it may, and is refused.
 const ProofHeader = "Tinykv-Request"
 
+// bodyTimeout is how long a request with a body may take to arrive, also one that is refused: the server reads on.
+const bodyTimeout = 30 * time.Second
+
 // Guard checks the requests of one HTTP port before any handler sees them. Its fields do not change
 // after the first request.
 type Guard struct {
@@ -55,6 +58,10 @@ func (f *Refusal) Error() string {
 // answers the browsers' questions before a cross-site request by itself.
 func (g *Guard) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			// The server has no bound of its own: it would cut off streams of answers. What cannot be bounded here is a test's.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+		}
 		if f := g.checkHost(r); f != nil {
 			g.refuse(w, f)
 			return
@@ -236,6 +243,11 @@ func (g *Guard) checkAdmin(r *http.Request) *Refusal {
 	switch {
 	case g.Token != "":
 		return g.CheckToken(r)
+	case r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && !May(r.TLS, RoleAdmin):
+		return &Refusal{
+			http.StatusForbidden, "no-admin", "a change needs the certificate of an admin, and this one is for something else",
+			"make one with: tinyctl cert create-admin",
+		}
 	case !g.Loopback:
 		return &Refusal{
 			http.StatusForbidden, "no-admin",

@@ -6,9 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -151,17 +151,22 @@ func (i *Identity) Server(protocols ...string) *tls.Config {
 	return cfg
 }
 
-// checkName refuses certificates of other names than the allowed ones. Those of this cluster's own processes are always
-// allowed.
+// checkName refuses certificates of other names than the allowed ones, and those whose role is none that is known here.
+// Those of this cluster's own processes are always allowed.
 func (i *Identity) checkName(cs tls.ConnectionState) error {
-	if len(i.allowed) == 0 || len(cs.PeerCertificates) == 0 {
+	if len(cs.PeerCertificates) == 0 {
 		return nil
 	}
 	cert := cs.PeerCertificates[0]
-	if slices.Contains(i.allowed, cert.Subject.CommonName) || slices.Contains(RolesOf(cert), RoleNode) {
+	roles := RolesOf(cert)
+	if u := roleName(cert); u != "" && len(roles) == 0 {
+		return fmt.Errorf("the certificate of %.80q has the name %.80q, which is none of a role: node, client or admin",
+			cert.Subject.CommonName, u)
+	}
+	if len(i.allowed) == 0 || slices.Contains(i.allowed, cert.Subject.CommonName) || slices.Contains(roles, RoleNode) {
 		return nil
 	}
-	return fmt.Errorf("the certificate's name %q is none of [security] cert-allowed-cn", cert.Subject.CommonName)
+	return fmt.Errorf("the certificate's name %.80q is none of [security] cert-allowed-cn", cert.Subject.CommonName)
 }
 
 // CheckServer refuses files that a server cannot serve with.
@@ -183,18 +188,39 @@ const (
 	RoleAdmin  Role = "admin"
 )
 
-// roleURI begins the name (subject alternative name, a URI) that gives a certificate a role.
-const roleURI = "tinykv://role/"
+// allRoles are those that a certificate may name.
+var allRoles = []Role{RoleNode, RoleClient, RoleAdmin}
 
-// RolesOf are the roles that a certificate names. A certificate of another authority's making names none.
+// A role is given by the name (subject alternative name, a URI) tinykv://role/ROLE. A certificate with another name of this
+// scheme is one of an authority that gives roles, too.
+const (
+	roleScheme = "tinykv"
+	roleURI    = roleScheme + "://role/"
+)
+
+// RolesOf are the roles that a certificate names. A certificate of another tool's making names none. What is not exactly
+// the name of a role, such as one in the wrong case, of another host, or with a query, gives none.
 func RolesOf(cert *x509.Certificate) []Role {
 	var out []Role
 	for _, u := range cert.URIs {
-		if role, ok := strings.CutPrefix(u.String(), roleURI); ok {
-			out = append(out, Role(role))
+		for _, r := range allRoles {
+			if *u == (url.URL{Scheme: roleScheme, Host: "role", Path: "/" + string(r)}) && !slices.Contains(out, r) {
+				out = append(out, r)
+			}
 		}
 	}
 	return out
+}
+
+// roleName is the first name of a certificate that is one of the scheme of roles; "" if it has none. A certificate that has
+// one may do what its roles may; without a known role nothing.
+func roleName(cert *x509.Certificate) string {
+	for _, u := range cert.URIs {
+		if u.Scheme == roleScheme {
+			return u.String()
+		}
+	}
+	return ""
 }
 
 // May tells whether the other side of a connection may act in a role. A certificate that names no role may act in all: its
@@ -203,6 +229,7 @@ func May(cs *tls.ConnectionState, role Role) bool {
 	if cs == nil || len(cs.PeerCertificates) == 0 {
 		return true // without TLS the port's address decides who connects
 	}
-	roles := RolesOf(cs.PeerCertificates[0])
-	return len(roles) == 0 || slices.Contains(roles, role) || role == RoleClient && len(roles) > 0
+	cert := cs.PeerCertificates[0]
+	roles := RolesOf(cert)
+	return roleName(cert) == "" || slices.Contains(roles, role) || role == RoleClient && len(roles) > 0
 }

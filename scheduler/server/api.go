@@ -11,12 +11,14 @@ import (
 	"net/http/httputil"
 	"net/http/pprof"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/tinykv/tinykv/log"
 	"github.com/tinykv/tinykv/pkg/security"
+	"github.com/tinykv/tinykv/pkg/strictjson"
 	"github.com/tinykv/tinykv/scheduler/server/config"
 	"github.com/tinykv/tinykv/scheduler/server/core"
 	"github.com/tinykv/tinykv/scheduler/server/schedule"
@@ -381,12 +383,51 @@ func (s *Server) getSafePoint(r *http.Request) (any, error) {
 	return map[string]any{"safe_point": sp}, err
 }
 
-// decodeBody reads a JSON object; an empty body is an empty object, unknown fields are errors.
+// jsonSpace is what JSON takes for white space.
+const jsonSpace = " \t\r\n"
+
+// decodeBody reads a JSON object; an empty body is an empty object. Unknown fields, fields that stand twice, bytes that are
+// no UTF-8 and anything behind the object are errors: what a client did not mean must not change anything.
 func decodeBody(r *http.Request, into any) error {
-	dec := json.NewDecoder(r.Body)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil && err.Error() != "EOF" {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
+	if err != nil {
+		return badRequest("body: %v (at most %d bytes)", err, maxBody)
+	}
+	if len(bytes.Trim(body, jsonSpace)) == 0 {
+		return nil
+	}
+	if err := strictjson.Object(body); err != nil {
 		return badRequest("body: %v", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return badRequest("body: %v", err)
+	}
+	return nil
+}
+
+// decodeFields is decodeBody for the action of a path, which takes those of the fields of into that of names: another one
+// is an error. An action that is not in of is for the caller to refuse.
+func decodeFields(r *http.Request, into any, of map[string][]string) error {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return badRequest("body: %v", err)
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	if err := decodeBody(r, into); err != nil || len(bytes.Trim(body, jsonSpace)) == 0 {
+		return err
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil {
+		return badRequest("body: %v", err)
+	}
+	action := r.PathValue("action")
+	takes, known := of[action]
+	for name := range fields {
+		if known && !slices.ContainsFunc(takes, func(k string) bool { return strings.EqualFold(k, name) }) {
+			return badRequest("body: %q takes no field %q", action, name)
+		}
 	}
 	return nil
 }

@@ -156,6 +156,12 @@ func (s *Server) getRegion(r *http.Request) (any, error) {
 	return toRegionJSON(reg, s.defects(s.cluster.newView(), reg)), nil
 }
 
+// regionFields are what the actions of a region take.
+var regionFields = map[string][]string{
+	"transfer-leader": {"to"}, "move-peer": {"from", "to"}, "add-peer": {"to"}, "remove-peer": {"from"},
+	"split": {"keys"}, "merge": {"into"}, "scatter": nil,
+}
+
 // postRegion plans an operator: transfer-leader {"to": store}, move-peer {"from": store, "to":
 // store}, add-peer {"to": store}, remove-peer {"from": store}, split {"keys": [hex]},
 // merge {"into": region}, scatter.
@@ -170,7 +176,7 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 		Keys []string `json:"keys"`
 		Into uint64   `json:"into"`
 	}
-	if err := decodeBody(r, &body); err != nil {
+	if err := decodeFields(r, &body, regionFields); err != nil {
 		return nil, err
 	}
 	v := s.cluster.newView()

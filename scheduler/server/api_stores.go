@@ -206,6 +206,12 @@ func (s *Server) getStore(r *http.Request) (any, error) {
 	return out, nil
 }
 
+// storeFields are what the actions of a store take.
+var storeFields = map[string][]string{
+	"offline": nil, "up": nil, "evict": nil, "unevict": nil,
+	"bury": {"force"}, "weight": {"weight", "leader_weight"}, "labels": {"labels"}, "limit": {"moves", "mib"},
+}
+
 func (s *Server) postStore(r *http.Request) (any, error) {
 	id, err := pathID(r, "id")
 	if err != nil {
@@ -218,7 +224,7 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 		Labels       map[string]string `json:"labels"`
 		core.StoreLimit
 	}
-	if err := decodeBody(r, &body); err != nil {
+	if err := decodeFields(r, &body, storeFields); err != nil {
 		return nil, err
 	}
 	ctx, cancel := requestContext(r)

@@ -327,8 +327,16 @@ func TestFrontSharesAPort(t *testing.T) {
 // TestConnectionsAreBounded: more than the limit are refused, those that are there are served on, and one that ends makes
 // room.
 func TestConnectionsAreBounded(t *testing.T) {
-	const limit = 8
-	s := servertest.StartTest(t, func(c *config.Config) { c.MaxConnections = limit })
+	for name, change := range map[string]func(c *config.Config){
+		"in all":           func(c *config.Config) { c.MaxConnections = 8 },
+		"from one address": func(c *config.Config) { c.MaxConnectionsPerHost = 8 },
+	} {
+		t.Run(name, func(t *testing.T) { testBounded(t, 8, change) })
+	}
+}
+
+func testBounded(t *testing.T, limit int, change func(c *config.Config)) {
+	s := servertest.StartTest(t, change)
 	var held []net.Conn
 	dial := func() net.Conn {
 		t.Helper()

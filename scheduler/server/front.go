@@ -43,22 +43,32 @@ type front struct {
 	h1, h2    *handed
 	failed    chan error
 	wg        sync.WaitGroup
-	// open counts the connections, of which there may be limit; refused those that there was no room for.
-	limit   int64
-	open    atomic.Int64
-	refused atomic.Uint64
+	// open counts the connections, of which there may be limit, and perHost from one address; refused counts those that there
+	// was no room for, slow those that ended because they had not said what they speak while too many others came.
+	limit, perHost int
+	open           atomic.Int64
+	refused, slow  atomic.Uint64
 
 	mu struct {
 		sync.Mutex
-		sniffed map[net.Conn]struct{} // connections of which it is not known yet what they speak
+		// sniffed are connections of which it is not known yet what they speak, and since when they are there.
+		sniffed map[net.Conn]time.Time
+		// hosts counts the connections by address. Invariant: no count is 0.
+		hosts   map[string]int
 		stopped bool
 	}
 }
 
+// newFront makes one that has no listeners yet. secure is nil without TLS.
+func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
+	f := &front{failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain}
+	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
+	return f
+}
+
 // listenFront takes the addresses; nothing is served before serve.
 func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) {
-	f := &front{failed: make(chan error, 1), limit: int64(cfg.MaxConnections)}
-	f.mu.sniffed = map[net.Conn]struct{}{}
+	f := newFront(cfg.MaxConnections, cfg.MaxConnectionsPerHost, nil, false)
 	defer func() {
 		if err != nil {
 			f.closeListeners()
@@ -147,21 +157,12 @@ func (f *front) accept(l net.Listener) error {
 			continue
 		}
 		pause = time.Millisecond
-		if f.open.Add(1) > f.limit {
-			f.open.Add(-1)
-			f.refused.Add(1)
-			_ = conn.Close()
+		if conn, err = f.admit(conn); err != nil {
+			return err
+		}
+		if conn == nil {
 			continue
 		}
-		conn = &counted{Conn: conn, open: &f.open}
-		f.mu.Lock()
-		if f.mu.stopped {
-			f.mu.Unlock()
-			_ = conn.Close()
-			return net.ErrClosed
-		}
-		f.mu.sniffed[conn] = struct{}{}
-		f.mu.Unlock()
 		f.wg.Add(1)
 		go func() { // ends after sniffTimeout at the latest, or with stop, which closes conn
 			defer f.wg.Done()
@@ -170,16 +171,90 @@ func (f *front) accept(l net.Listener) error {
 	}
 }
 
+const (
+	// minSniffed is how many connections may be in their handshakes whatever the limit of connections; else a quarter of that.
+	minSniffed = 16
+	// slowAfter is how long a handshake takes at least until it may be ended for another one. Most take milliseconds.
+	slowAfter = time.Second
+)
+
+// admit counts a new connection, or closes it and returns nil if there is no room. It fails once the front has stopped.
+func (f *front) admit(raw net.Conn) (net.Conn, error) {
+	host, now := hostOf(raw), time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mu.stopped {
+		_ = raw.Close()
+		return nil, net.ErrClosed
+	}
+	if int(f.open.Load()) >= f.limit || host != "" && f.mu.hosts[host] >= f.perHost || !f.roomToSniffLocked(now) {
+		f.refused.Add(1)
+		_ = raw.Close()
+		return nil, nil
+	}
+	f.open.Add(1)
+	if host != "" {
+		f.mu.hosts[host]++
+	}
+	conn := &counted{Conn: raw, f: f, host: host}
+	f.mu.sniffed[conn] = now
+	return conn, nil
+}
+
+// roomToSniffLocked tells whether one more connection may begin its handshake. If too many are at it, the one that is at it
+// for the longest time has to end, unless that is short: then the server is slow, and not the client.
+func (f *front) roomToSniffLocked(now time.Time) bool {
+	if len(f.mu.sniffed) < max(f.limit/4, minSniffed) {
+		return true
+	}
+	var oldest net.Conn
+	since := now
+	for conn, at := range f.mu.sniffed {
+		if at.Before(since) {
+			oldest, since = conn, at
+		}
+	}
+	if now.Sub(since) < slowAfter {
+		return false
+	}
+	delete(f.mu.sniffed, oldest)
+	f.slow.Add(1)
+	_ = oldest.(*counted).Conn.Close() // sniff, which finds it closed, counts it out
+	return true
+}
+
+// hostOf is what connections are counted by; "" for what has no address, such as a unix socket.
+func hostOf(nc net.Conn) string {
+	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap().String()
+	}
+	return ""
+}
+
 // counted is a connection that counts until it is closed.
 type counted struct {
 	net.Conn
-	open *atomic.Int64
+	f    *front
+	host string
 	once sync.Once
 }
 
+// Close implements net.Conn.
 func (c *counted) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
+	c.once.Do(func() { c.f.leave(c.host) })
 	return c.Conn.Close()
+}
+
+func (f *front) leave(host string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open.Add(-1)
+	if host == "" {
+		return
+	}
+	if f.mu.hosts[host]--; f.mu.hosts[host] == 0 {
+		delete(f.mu.hosts, host)
+	}
 }
 
 // sniff finds out what a connection speaks and hands it on.
@@ -237,7 +312,7 @@ func (f *front) stop() {
 	f.mu.Lock()
 	f.mu.stopped = true
 	for conn := range f.mu.sniffed {
-		_ = conn.Close()
+		_ = conn.(*counted).Conn.Close() // sniff counts it out
 	}
 	f.mu.Unlock()
 	f.closeListeners()

@@ -56,11 +56,13 @@ var (
 	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
 	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
-	descLogins    = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
-	descExpiry    = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
-	descMerges    = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
-	descHolds     = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
-	descPrepared  = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
+	descSlow      = desc("tinykv_client_port_slow_handshakes_total",
+		"Connections that ended in their handshakes because too many others came.")
+	descLogins   = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
+	descExpiry   = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
+	descMerges   = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
+	descHolds    = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
+	descPrepared = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
 // Describe implements prometheus.Collector.
@@ -68,7 +70,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
-		descConns, descRefused, descExpiry, descLogins, descMerges, descHolds,
+		descConns, descRefused, descSlow, descExpiry, descLogins, descMerges, descHolds,
 	} {
 		ch <- d
 	}
@@ -94,6 +96,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if f := m.s.front; f != nil {
 		gauge(descConns, float64(f.open.Load()))
 		counter(descRefused, f.refused.Load())
+		counter(descSlow, f.slow.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")
 	counter(descLogins, m.s.guard.Attempts.Refused(), "refused")

@@ -23,9 +23,11 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/tinykv/tinykv/pkg/durable"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
+	"github.com/tinykv/tinykv/scheduler/server/peerdoor"
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
@@ -34,6 +36,7 @@ import (
 type node struct {
 	cfg        *config.Config
 	etcd       *embed.Etcd
+	door       *peerdoor.Door // nil without TLS
 	client     *clientv3.Client
 	dir        *dataDir
 	clientAddr string
@@ -69,27 +72,17 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	if err := join(ctx, cfg, dir, ec, logger); err != nil {
 		return nil, err
 	}
-	e, err := embed.StartEtcd(ec)
+	door, err := openPeerDoor(ctx, cfg, ec, logger)
 	if err != nil {
 		return nil, explainStart(err, cfg)
 	}
-	// Before the first answer: etcd syncs its files, and of its directories only some.
-	if err := syncEtcdDirs(cfg.DataDir); err != nil {
-		e.Close()
-		return nil, fmt.Errorf("data-dir: %w", err)
+	e, err := startEtcd(ctx, cfg, ec)
+	if err != nil {
+		door.Close()
+		return nil, err
 	}
-	n := &node{cfg: cfg, etcd: e, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{})}
-	select {
-	case <-e.Server.ReadyNotify():
-	case err = <-e.Err():
-		e.Close()
-		return nil, explainStart(err, cfg)
-	case <-e.Server.StopNotify():
-		e.Close()
-		return nil, errors.New("etcd stopped while starting: this member was removed from the cluster")
-	case <-ctx.Done():
-		e.Close()
-		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
+	n := &node{
+		cfg: cfg, etcd: e, door: door, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{}),
 	}
 	n.client = v3client.New(e.Server)
 	var watching context.Context
@@ -97,6 +90,60 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 	n.wg.Add(1)
 	go n.watch(watching, logger) //nolint:contextcheck // ends with close
 	return n, nil
+}
+
+// startEtcd starts etcd and waits until it is ready.
+func startEtcd(ctx context.Context, cfg *config.Config, ec *embed.Config) (_ *embed.Etcd, err error) {
+	e, err := embed.StartEtcd(ec)
+	if err != nil {
+		return nil, explainStart(err, cfg)
+	}
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
+	// Before the first answer: etcd syncs its files, and of its directories only some.
+	if err := syncEtcdDirs(cfg.DataDir); err != nil {
+		return nil, fmt.Errorf("data-dir: %w", err)
+	}
+	select {
+	case <-e.Server.ReadyNotify():
+		return e, nil
+	case err := <-e.Err():
+		return nil, explainStart(err, cfg)
+	case <-e.Server.StopNotify():
+		return nil, errors.New("etcd stopped while starting: this member was removed from the cluster")
+	case <-ctx.Done():
+		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
+	}
+}
+
+// openPeerDoor has a door take the peer port's place where that has TLS, and etcd listen behind it. Without TLS it returns
+// nil, which may be closed as well.
+func openPeerDoor(ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger) (*peerdoor.Door, error) {
+	var addrs []string
+	for _, u := range ec.ListenPeerUrls {
+		if u.Scheme == "https" {
+			addrs = append(addrs, u.Host)
+		}
+	}
+	if len(addrs) == 0 || cfg.Security.CertPath == "" {
+		return nil, nil
+	}
+	if len(addrs) < len(ec.ListenPeerUrls) {
+		return nil, fmt.Errorf("peer-urls: %s is with TLS in part", cfg.PeerUrls)
+	}
+	id, err := security.LoadIdentity(cfg.Security.Files(), cfg.Security.CertAllowedCN)
+	if err != nil {
+		return nil, fmt.Errorf("security: %w", err)
+	}
+	door, err := peerdoor.Open(ctx, addrs, id, cfg.DataDir, logger)
+	if err != nil {
+		return nil, fmt.Errorf("peer-urls: %w", err)
+	}
+	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: door.Socket()}}
+	return door, nil
 }
 
 // syncEtcdDirs makes the names of etcd's files durable. Etcd leaves out the directories of its data, of
@@ -248,6 +295,7 @@ func (n *node) close() {
 	n.wg.Wait()
 	_ = n.client.Close()
 	n.etcd.Close()
+	n.door.Close()
 	n.dir.close()
 }
 
@@ -390,13 +438,23 @@ func explainStart(err error, cfg *config.Config) error {
 }
 
 func (s *Server) grpcOptions() []grpc.ServerOption {
+	return append(transportOptions(),
+		grpc.UnknownServiceHandler(refuseUnknown),
+		grpc.ChainUnaryInterceptor(roleCheck{s.guard}.unary, s.forward.unary),
+		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream))
+}
+
+// transportOptions bound what connections hold. Clients and stores connect again by themselves.
+func transportOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		// The codec serves gogo messages and leaves etcd's own to grpc's.
 		codec.ServerOption(),
-		grpc.UnknownServiceHandler(refuseUnknown),
 		grpc.Creds(shaken{}),
-		grpc.ChainUnaryInterceptor(roleCheck{s.guard}.unary, s.forward.unary),
-		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream),
+		grpc.ConnectionTimeout(sniffTimeout), // for the greeting
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: 10 * time.Minute, // without a call
+			Time:              30 * time.Second, Timeout: 10 * time.Second,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 2 * time.Second, PermitWithoutStream: true,
 		}),

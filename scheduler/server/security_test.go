@@ -2,14 +2,19 @@ package server_test
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -83,4 +88,95 @@ func TestMembersWithTLS(t *testing.T) {
 	require.NoError(t, err)
 	_, err = servertest.DirectClient(t, leader.ClientAddr()).GetMembers(t.Context(), &schedulerpb.GetMembersRequest{})
 	require.Error(t, err, "without TLS nobody is served")
+}
+
+// TestPeerPortIsForNodes: the peer port of a member with TLS, over which the placement data travel, serves nodes; not clients,
+// admins, certificates of other authorities, or connections without TLS. A new authority is known once it is in the files.
+func TestPeerPortIsForNodes(t *testing.T) {
+	dir, other := t.TempDir()+"/certs", t.TempDir()+"/other"
+	require.NoError(t, security.CreateCA(dir))
+	require.NoError(t, security.CreateCA(other))
+	cert := func(dir, name string, role security.Role, hosts ...string) security.Files {
+		f, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: hosts})
+		require.NoError(t, err)
+		return f
+	}
+	node := cert(dir, "node", security.RoleNode, "127.0.0.1")
+	peer := "https://" + servertest.FreeAddr(t)
+	servertest.StartTest(t, func(c *config.Config) {
+		c.Security = config.Security{CACertPath: node.CA, CertPath: node.Cert, KeyPath: node.Key}
+		c.ClientUrls, c.PeerUrls = "https://127.0.0.1:0", peer
+	})
+	get := func(f security.Files, path string) (int, error) {
+		f.CA = node.CA
+		id, err := security.LoadIdentity(f, nil)
+		require.NoError(t, err)
+		web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()}}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, peer+path, nil)
+		require.NoError(t, err)
+		resp, err := web.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		return resp.StatusCode, resp.Body.Close()
+	}
+	for _, path := range []string{"/members", "/version"} {
+		code, err := get(node, path)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, code)
+		for name, f := range map[string]security.Files{
+			"client": cert(dir, "app"+path[1:], security.RoleClient), "admin": cert(dir, "ops"+path[1:], security.RoleAdmin),
+			"foreign node": cert(other, "n"+path[1:], security.RoleNode, "127.0.0.1"), "nobody": {},
+		} {
+			_, err := get(f, path)
+			require.Error(t, err, name)
+		}
+	}
+	nc, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(peer, "https://"))
+	require.NoError(t, err)
+	defer func() { _ = nc.Close() }()
+	_, _ = io.WriteString(nc, "GET /members HTTP/1.1\r\nHost: x\r\n\r\n")
+	text, _ := io.ReadAll(nc)
+	require.Empty(t, text)
+
+	both, err := os.ReadFile(node.CA)
+	require.NoError(t, err)
+	more, err := os.ReadFile(other + "/ca.crt")
+	require.NoError(t, err)
+	foreign := cert(other, "next", security.RoleNode, "127.0.0.1")
+	require.NoError(t, os.WriteFile(node.CA+".new", append(both, more...), 0o600))
+	require.NoError(t, os.Rename(node.CA+".new", node.CA))
+	require.Eventually(t, func() bool { code, err := get(foreign, "/members"); return err == nil && code == http.StatusOK },
+		20*time.Second, 50*time.Millisecond)
+}
+
+// TestClientsCertificateChangesNothing: over HTTP a certificate that is for clients is no admin's, also on a loopback address
+// where a connection without one would be.
+func TestClientsCertificateChangesNothing(t *testing.T) {
+	dir := t.TempDir() + "/certs"
+	require.NoError(t, security.CreateCA(dir))
+	cert := func(name string, role security.Role, hosts ...string) security.Files {
+		f, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: hosts})
+		require.NoError(t, err)
+		return f
+	}
+	node := cert("node", security.RoleNode, "127.0.0.1")
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.Security = config.Security{CACertPath: node.CA, CertPath: node.Cert, KeyPath: node.Key}
+		c.ClientUrls, c.PeerUrls = "https://127.0.0.1:0", "https://127.0.0.1:0"
+	})
+	for name, want := range map[string]int{"client": http.StatusForbidden, "admin": http.StatusOK} {
+		id, err := security.LoadIdentity(cert(name, security.Role(name)), nil)
+		require.NoError(t, err)
+		web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()}}
+		for method, code := range map[string]int{http.MethodGet: http.StatusOK, http.MethodPatch: want} {
+			req, err := http.NewRequestWithContext(t.Context(), method, "https://"+s.ClientAddr()+"/api/v1/config", strings.NewReader("{}"))
+			require.NoError(t, err)
+			req.Header.Set(security.ProofHeader, "1")
+			resp, err := web.Do(req)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, code, resp.StatusCode, "%s %s", name, method)
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tinykv/tinykv/log"
+	"github.com/tinykv/tinykv/pkg/reflect"
 	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -582,6 +583,9 @@ func (s *Server) register(gs *grpc.Server) {
 	schedulerpb.RegisterSchedulerServer(gs, v)
 	pdface.Register(gs, pdface.New(v, pdBackend{v}))
 	s.registerEtcd(gs)
+	if err := reflect.Register(gs, "schedulerpb.proto"); err != nil {
+		s.logger.Warn("no gRPC reflection", zap.Error(err))
+	}
 }
 
 // Name returns the member's name.

@@ -180,6 +180,37 @@ func everyPair(t *testing.T, servers map[string]string, clients map[string]func(
 	}
 }
 
+// TestInteropAgain: the cases whose outcome is a race between client, server and clock, many times over. They once failed in one
+// run of a thousand (cancel_after_begin) and in every third (timeout_on_sleeping_server).
+func TestInteropAgain(t *testing.T) {
+	cancels, timeouts := 5000, 300
+	if testing.Short() {
+		cancels, timeouts = 500, 30
+	}
+	for to, addr := range map[string]string{
+		"pkg/rpc": startOurs(t),
+		"grpc-go": startGo(t, func(s *grpc.Server) { grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer()) }),
+	} {
+		for _, c := range cases {
+			n := map[string]int{
+				"cancel_after_begin": cancels, "cancel_after_first_response": cancels, "timeout_on_sleeping_server": timeouts,
+			}[c.name]
+			failures := 0
+			for range n {
+				cc := client.New(addr, client.Options{})
+				for _, f := range run(c.run, cc) {
+					t.Errorf("%s to %s: %s", c.name, to, f)
+					failures++
+				}
+				require.NoError(t, cc.Close())
+			}
+			if n > 0 {
+				t.Logf("interop: %s to %s: %d failures in %d runs, each with a connection of its own", c.name, to, failures, n)
+			}
+		}
+	}
+}
+
 // TestInteropJudges: a case that fails is reported.
 func TestInteropJudges(t *testing.T) {
 	nobody := client.New("127.0.0.1:1", client.Options{})

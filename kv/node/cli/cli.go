@@ -22,6 +22,7 @@ import (
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/goruntime"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
@@ -218,6 +219,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	defer closeLog()
 	if cfg.Security.RedactKeys {
 		stderr = redact.New().Writer(stderr)
+	}
+	for _, wide := range security.Wide(cfg.DataDir, cfg.Security.KeyPath) {
+		logger.Warn("a private path is open to others", zap.String("path", wide))
 	}
 	if err := run(cfg, logger); err != nil {
 		return fail(shared.ExitFail, err)

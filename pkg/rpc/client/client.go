@@ -46,6 +46,11 @@ type Options struct {
 	Checksum bool
 	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
+	// UnaryInterceptors and StreamInterceptors stand before all calls, the first outermost, as grpc.WithChainUnaryInterceptor
+	// has it. They get a grpc.ClientConn that has the client's target and is for nothing else. What a user of StreamOf sends
+	// and receives there passes by the stream that an interceptor has put around it.
+	UnaryInterceptors  []grpc.UnaryClientInterceptor
+	StreamInterceptors []grpc.StreamClientInterceptor
 }
 
 func (o *Options) setDefaults() {
@@ -108,6 +113,8 @@ type Client struct {
 	opts Options
 	// confirmed: the server is one that sends checksums.
 	confirmed atomic.Bool
+	// intercepts stands before the calls; nil if nothing does.
+	intercepts *interceptors
 	// up is the connection that new calls take.
 	up  atomic.Pointer[link]
 	ctx context.Context
@@ -140,6 +147,12 @@ func New(addr string, o Options) *Client {
 	c := &Client{addr: addr, opts: o}
 	c.ctx, c.end = context.WithCancel(context.Background())
 	c.mu.links = map[*link]struct{}{}
+	if x, err := newInterceptors(addr, &c.opts); err != nil {
+		refuse := fmt.Errorf("interceptors for %s: %w", addr, err)
+		c.opts.Dial = func(context.Context, string) (net.Conn, error) { return nil, refuse }
+	} else {
+		c.intercepts = x
+	}
 	return c
 }
 
@@ -153,6 +166,9 @@ func (c *Client) Close() error {
 	}
 	c.mu.Unlock()
 	c.wg.Wait()
+	if c.intercepts != nil {
+		return c.intercepts.conn.Close()
+	}
 	return nil
 }
 
@@ -298,8 +314,8 @@ func (c *Client) forget(l *link) {
 // maxReplays is how often a call that a server refused before it looked at it is tried again.
 const maxReplays = 3
 
-// Invoke implements grpc.ClientConnInterface: one unary call.
-func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+// invoke makes one unary call.
+func (c *Client) invoke(ctx context.Context, method string, args, reply any, opts []grpc.CallOption) error {
 	info, err := c.newCallInfo(ctx, method, opts)
 	if err != nil {
 		return err
@@ -317,9 +333,9 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 	}
 }
 
-// NewStream implements grpc.ClientConnInterface: it begins a stream. See ClientStreamOf.
-func (c *Client) NewStream(
-	ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption,
+// newStream begins a stream.
+func (c *Client) newStream(
+	ctx context.Context, desc *grpc.StreamDesc, method string, opts []grpc.CallOption,
 ) (grpc.ClientStream, error) {
 	info, err := c.newCallInfo(ctx, method, opts)
 	if err != nil {

@@ -493,3 +493,35 @@ func TestMemoryOfAnIdleConnection(t *testing.T) {
 		})
 	}
 }
+
+// TestIdleFramesAreBounded: frames that bring no call on end the connection when there are too many, and count; those that clients
+// send with their calls do not.
+func TestIdleFramesAreBounded(t *testing.T) {
+	for name, send := range map[string]func(r *rpctest.Raw){
+		"settings":   func(r *rpctest.Raw) { _ = r.Framer.WriteSettings(rpctest.Initial(100)) },
+		"priorities": func(r *rpctest.Raw) { _ = r.Framer.WritePriority(1, http2.PriorityParam{StreamDep: 3}) },
+		"empty data": func(r *rpctest.Raw) { _ = r.Framer.WriteData(1, false, nil) },
+		"unknown":    func(r *rpctest.Raw) { _ = r.Framer.WriteRawFrame(0x77, 0, 1, []byte("x")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, addr := start(t, Options{MinPing: 1}, &rpctest.KV{}, nil)
+			r := rpctest.Greet(t, addr)
+			r.Open(1, rpctest.StreamPath, false)
+			go func() {
+				for range 2 * maxIdleFrames {
+					send(r)
+				}
+			}()
+			require.Equal(t, http2.ErrCodeEnhanceYourCalm, r.GoAway().ErrCode)
+			require.EqualValues(t, 1, s.Stats().Floods)
+		})
+	}
+	s, addr := start(t, Options{}, &rpctest.KV{}, echoInline)
+	r := rpctest.Greet(t, addr)
+	for i := range uint32(maxIdleFrames) {
+		_ = r.Framer.WritePriority(2*i+1, http2.PriorityParam{StreamDep: 0})
+		_ = r.Framer.WriteRawFrame(0x77, 0, 0, nil)
+		r.Works(2*i+1, "k")
+	}
+	require.Zero(t, s.Stats().Floods)
+}

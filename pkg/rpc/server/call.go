@@ -149,6 +149,9 @@ func (c *conn) enter(call *Call, id uint32) error {
 		return c.mu.closed
 	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
 		// Too many handlers run, or too many answers wait for the client's windows.
+		if !c.mu.goingAway {
+			c.s.stats.refusedCalls.Add(1)
+		}
 		return http2.StreamError{StreamID: id, Code: http2.ErrCodeRefusedStream}
 	}
 	c.mu.active++
@@ -300,9 +303,9 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	call.room = &Room{b: call.c.s.answers, keeps: true}
+	call.room = &Room{b: call.c.s.answers, keeps: call.c.s.unary == nil} // interceptors may keep the answer
 	ctx, traced := call.traced(WithRoom(ctx, call.room))
-	reply, err := call.m.unary(call.m.impl, ctx, call.decode, nil)
+	reply, err := call.m.unary(call.m.impl, ctx, call.decode, call.c.s.unary)
 	traced()
 	if err != nil {
 		call.Fail(err)

@@ -42,6 +42,8 @@ type conn struct {
 	// head is the header block that is being read. Owned by the reading goroutine.
 	head requestHead
 	keep rpc.KeepAlive
+	// idleFrames counts frames that bring no call on, see idleFrame. Owned by the reading goroutine.
+	idleFrames uint64
 	// wake has the writer look for output.
 	wake chan struct{}
 	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
@@ -133,6 +135,7 @@ func (c *conn) handshake() error {
 		}
 	}
 	_, _ = c.in.Reader.Discard(len(rpc.Preface))
+	c.s.hasGreeted(c)
 	c.ctx = peer.NewContext(c.ctx, c.peer()) // no call has it yet
 	_ = c.nc.SetReadDeadline(time.Time{})
 	c.mu.Lock()
@@ -156,10 +159,19 @@ func (c *conn) handshake() error {
 // peer is the client, as handlers find it in their contexts.
 func (c *conn) peer() *peer.Peer {
 	p := &peer.Peer{Addr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
-	if tc, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
-		p.AuthInfo = credentials.TLSInfo{State: tc.ConnectionState()}
+	switch tc := c.nc.(type) {
+	case interface{ ConnectionState() tls.ConnectionState }:
+		p.AuthInfo = tlsInfo(tc.ConnectionState())
+	case interface{ State() *tls.ConnectionState }: // of pkg/security, with or without TLS
+		if state := tc.State(); state != nil {
+			p.AuthInfo = tlsInfo(*state)
+		}
 	}
 	return p
+}
+
+func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
+	return credentials.TLSInfo{State: state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
 }
 
 // refuseProtocol answers somebody who came with a browser or curl.
@@ -175,6 +187,21 @@ func (c *conn) refuseProtocol(begin string) error {
 }
 
 var errProtocol = errors.New("client does not speak HTTP/2")
+
+// A client may send maxIdleFrames frames that bring no call on, and idleFramesPerCall more with each call. Of those that
+// clients send one or two come with a call; more than that only cost time.
+const (
+	maxIdleFrames     = 1000
+	idleFramesPerCall = 20
+)
+
+// idleFrame counts a frame that brings no call on: data without a byte or an end, settings, priorities, unknown frames.
+func (c *conn) idleFrame() error {
+	if c.idleFrames++; c.idleFrames > maxIdleFrames+idleFramesPerCall*uint64(c.lastID/2) {
+		return &rpc.ConnError{Code: http2.ErrCodeEnhanceYourCalm, Why: "too many frames that bring no call on"}
+	}
+	return nil
+}
 
 // readLoop handles frames until the connection fails or is closed.
 func (c *conn) readLoop() error {
@@ -206,6 +233,10 @@ func (c *conn) readLoop() error {
 func (c *conn) onError(err error) error {
 	var se http2.StreamError
 	if !errors.As(err, &se) {
+		var broken *rpc.ConnError
+		if errors.As(err, &broken) && broken.Code == http2.ErrCodeEnhanceYourCalm && !c.onTrial {
+			c.s.stats.floods.Add(1)
+		}
 		c.sayWhy(err)
 		return err
 	}
@@ -267,12 +298,20 @@ func (c *conn) handle(f http2.Frame) error {
 	case *http2.ContinuationFrame:
 		return c.onContinuation(f)
 	case *http2.DataFrame:
+		if f.Length == 0 && !f.StreamEnded() {
+			if err := c.idleFrame(); err != nil {
+				return err
+			}
+		}
 		return c.onData(f)
 	case *http2.WindowUpdateFrame:
 		return c.onWindowUpdate(f)
 	case *http2.RSTStreamFrame:
 		return c.onReset(f)
 	case *http2.SettingsFrame:
+		if err := c.idleFrame(); err != nil {
+			return err
+		}
 		return c.onSettings(f)
 	case *http2.PingFrame:
 		return c.onPing(f)
@@ -283,11 +322,11 @@ func (c *conn) handle(f http2.Frame) error {
 		if f.StreamDep == f.StreamID {
 			return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeProtocol}
 		}
-		return nil
+		return c.idleFrame()
 	case *http2.PushPromiseFrame:
 		return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "a client must not push"}
 	}
-	return nil // what is unknown
+	return c.idleFrame() // what is unknown
 }
 
 func (c *conn) onPing(f *http2.PingFrame) error {

@@ -38,6 +38,8 @@ const maxShed = 64
 type registry struct {
 	classes [3]int
 	hosts   map[string]int
+	// greeting counts the connections in conns that have not greeted.
+	greeting int
 	// looked is when the connections were last looked at for signs of life.
 	looked time.Time
 }
@@ -51,6 +53,8 @@ type place struct {
 	frames uint64
 	active time.Time
 	called bool
+	// greeted: the client has said that it speaks HTTP/2.
+	greeted bool
 }
 
 // reserved is how many connections are kept for internal ones, and for those on trial.
@@ -86,6 +90,40 @@ func (s *Server) admitLocked(host string, now time.Time) (class connClass, victi
 	}
 	victims = s.shedLocked(func(c *conn) bool { return c.place.class == classTrial }, 1)
 	return classTrial, victims, len(victims) > 0
+}
+
+// slowAfter is how long a handshake takes at least until it may be ended for another one. Most take milliseconds.
+const slowAfter = time.Second
+
+// roomToGreetLocked tells whether one more connection may begin its handshake. If too many are at it, the one that is at it
+// for the longest time has to end; it is returned, and its owner must end it. If that is short, the server is slow, not
+// the client, and there is no room: clients come again after a pause, and handshakes under way come to their end.
+func (s *Server) roomToGreetLocked(now time.Time) (slow []*conn, ok bool) {
+	if s.mu.registry.greeting < s.opts.MaxHandshakes {
+		return nil, true
+	}
+	var oldest *conn
+	for c := range s.mu.conns {
+		if !c.place.greeted && (oldest == nil || c.place.accepted.Before(oldest.place.accepted)) {
+			oldest = c
+		}
+	}
+	if oldest == nil || now.Sub(oldest.place.accepted) < slowAfter {
+		return nil, false
+	}
+	s.forgetLocked(oldest)
+	s.stats.slowHandshakes.Add(1)
+	return []*conn{oldest}, true
+}
+
+// hasGreeted notes that a connection has had its handshake.
+func (s *Server) hasGreeted(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.mu.conns[c]; ok && !c.place.greeted {
+		c.place.greeted = true
+		s.mu.registry.greeting--
+	}
 }
 
 // lookLocked notes which connections have sent something since the last look.
@@ -138,6 +176,7 @@ func (s *Server) enterLocked(c *conn, class connClass, host string, now time.Tim
 	c.place = place{class: class, host: host, accepted: now, active: now}
 	c.onTrial = class == classTrial
 	s.mu.conns[c] = struct{}{}
+	s.mu.registry.greeting++
 	s.mu.registry.classes[class]++
 	if class == classClient {
 		s.mu.registry.hosts[host]++
@@ -151,6 +190,9 @@ func (s *Server) forgetLocked(c *conn) {
 	}
 	delete(s.mu.conns, c)
 	s.mu.registry.classes[c.place.class]--
+	if !c.place.greeted {
+		s.mu.registry.greeting--
+	}
 	if c.place.class == classClient {
 		s.leaveHostLocked(c.place.host)
 	}

@@ -1,14 +1,17 @@
 package server
 
 import (
+	"io"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
 	"github.com/tinykv/tinykv/pkg/rpc/client"
@@ -186,4 +189,51 @@ func TestClientOutlivesShedding(t *testing.T) {
 		}
 	}
 	require.GreaterOrEqual(t, s.Stats().ConnsShed, uint64(20))
+}
+
+// TestSlowHandshakesMakeRoom: connections that have not greeted are bounded. Those of the moment stay; one that takes its time
+// ends for a new one; one that has greeted is not among them.
+func TestSlowHandshakesMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Options{MaxHandshakes: 4, KeepAlive: time.Hour})
+		tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{})
+		l := bufconn.Listen(1 << 16)
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l) }()
+		ended := func(nc net.Conn) bool {
+			_, err := io.Copy(io.Discard, nc)
+			return err == nil
+		}
+		come := func(says string) net.Conn {
+			nc, err := l.Dial()
+			require.NoError(t, err)
+			_, err = io.WriteString(nc, says)
+			require.NoError(t, err)
+			synctest.Wait()
+			return nc
+		}
+		greeted := come(rpc.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		silent := []net.Conn{come("")}
+		time.Sleep(time.Millisecond)
+		for range 3 {
+			silent = append(silent, come("PRI"))
+		}
+		require.Equal(t, Stats{Conns: 5, Greeting: 4}, connStats(s))
+		nc, err := l.Dial() // of which nothing can be written, perhaps
+		require.NoError(t, err)
+		require.True(t, ended(nc), "all of them have come just now")
+		require.Equal(t, Stats{Conns: 5, Greeting: 4, ConnsRefused: 1}, connStats(s))
+		time.Sleep(slowAfter - time.Millisecond)
+		late := come("")
+		require.Equal(t, Stats{Conns: 5, Greeting: 4, ConnsRefused: 1, SlowHandshakes: 1}, connStats(s))
+		require.True(t, ended(silent[0]))
+		time.Sleep(10 * time.Second) // the time of a handshake
+		synctest.Wait()
+		require.Equal(t, Stats{Conns: 1, ConnsRefused: 1, SlowHandshakes: 1}, connStats(s))
+		for _, nc := range append(silent, late, greeted) {
+			_ = nc.Close()
+		}
+		s.Stop()
+		require.ErrorIs(t, <-served, ErrStopped)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 
 	"github.com/tinykv/tinykv/pkg/rpc"
@@ -26,6 +27,8 @@ type Options struct {
 	MaxStreams uint32
 	// MaxConns bounds the connections (4,096), MaxConnsPerHost those of clients at one address (half of them).
 	MaxConns, MaxConnsPerHost int
+	// MaxHandshakes bounds the connections that have not greeted yet (a quarter of MaxConns, at least 16).
+	MaxHandshakes int
 	// MaxHeaderBytes bounds the headers of a call, in bytes as HTTP/2 counts them (16 KiB).
 	MaxHeaderBytes uint32
 	// FirstWindow is how much of a call's messages a client may send unasked (65,535, the least that is possible: clients
@@ -60,6 +63,11 @@ type Options struct {
 	// It must not wait for anything.
 	SlowAfter time.Duration
 	OnSlow    OnSlow
+	// UnaryInterceptors and StreamInterceptors stand before the handlers of all registered methods, the first outermost, as
+	// grpc.ChainUnaryInterceptor has it; after Guard. With a unary one no call is handled inline (HandleInline), since it
+	// would pass by. What a handler receives by Stream.OnMessage passes by the stream that an interceptor has put around it.
+	UnaryInterceptors  []grpc.UnaryServerInterceptor
+	StreamInterceptors []grpc.StreamServerInterceptor
 }
 
 // OnSlow is given a request's method, how long it took and how it ended.
@@ -72,6 +80,7 @@ func (o *Options) setDefaults() {
 	o.MaxConns = cmp.Or(o.MaxConns, 4096)
 	o.MaxConns = max(o.MaxConns, 4)
 	o.MaxConnsPerHost = cmp.Or(o.MaxConnsPerHost, o.MaxConns/2)
+	o.MaxHandshakes = cmp.Or(o.MaxHandshakes, max(o.MaxConns/4, 16))
 	o.MaxHeaderBytes = cmp.Or(o.MaxHeaderBytes, 16<<10)
 	o.FirstWindow = cmp.Or(o.FirstWindow, rpc.InitialWindow)
 	o.StreamWindow = cmp.Or(o.StreamWindow, 1<<20)

@@ -64,11 +64,16 @@ func (s *Server) begin(nc net.Conn) []*conn {
 		return nil
 	}
 	host, now := hostOf(nc), time.Now()
-	class, victims, ok := s.admitLocked(host, now)
-	if !ok {
+	slow, ok := s.roomToGreetLocked(now)
+	var class connClass
+	var victims []*conn
+	if ok {
+		class, victims, ok = s.admitLocked(host, now)
+	}
+	if victims = append(victims, slow...); !ok {
 		s.stats.connsRefused.Add(1)
 		_ = nc.Close()
-		return nil
+		return victims
 	}
 	c := newConn(s, nc)
 	s.enterLocked(c, class, host, now)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -27,7 +28,9 @@ type method struct {
 	inline InlineFunc
 	unary  grpc.MethodHandler
 	stream grpc.StreamHandler
-	impl   any
+	// info describes a stream method to interceptors.
+	info grpc.StreamServerInfo
+	impl any
 	// sum begins the checksums of its calls.
 	sum uint32
 	// internal: other stores call it, see connClass.
@@ -53,6 +56,9 @@ type Server struct {
 	work chan *Call
 	idle atomic.Int32
 	quit chan struct{}
+	// unary and stream stand before the handlers; nil: nothing does.
+	unary  grpc.UnaryServerInterceptor
+	stream grpc.StreamServerInterceptor
 
 	mu struct {
 		sync.Mutex
@@ -80,6 +86,7 @@ func New(o Options) *Server {
 		opts: o, methods: map[string]*method{}, services: map[string]grpc.ServiceInfo{},
 		work: make(chan *Call), quit: make(chan struct{}),
 	}
+	s.unary, s.stream = chainUnary(o.UnaryInterceptors), chainStream(o.StreamInterceptors)
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.conns = map[*conn]struct{}{}
 	s.mu.registry.hosts = map[string]int{}
@@ -114,7 +121,9 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	for _, m := range sd.Streams {
 		path := "/" + sd.ServiceName + "/" + m.StreamName
 		s.methods[path] = &method{
-			path: path, stream: m.Handler, impl: impl, sum: rpc.MethodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			path: path, stream: m.Handler, impl: impl, sum: rpc.MethodSum(path),
+			maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			info: grpc.StreamServerInfo{FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams},
 		}
 		info.Methods = append(info.Methods,
 			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
@@ -122,14 +131,17 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	s.services[sd.ServiceName] = info
 }
 
-// HandleInline has f see the calls of a registered unary method first. It panics if there is no such method.
+// HandleInline has f see the calls of a registered unary method first, unless there is a unary interceptor. It panics if
+// there is no such method.
 func (s *Server) HandleInline(path string, f InlineFunc) {
 	s.mustNotServe("HandleInline")
 	m := s.methods[path]
 	if m == nil || m.unary == nil {
 		panic(fmt.Sprintf("rpc: no unary method %s", path))
 	}
-	m.inline = f
+	if s.unary == nil { // what is answered inline would pass by it
+		m.inline = f
+	}
 }
 
 // Limit gives a registered method its own bounds of one message. It panics if there is no such method.
@@ -191,6 +203,34 @@ func (s *Server) mustNotServe(what string) {
 	defer s.mu.Unlock()
 	if s.mu.serving {
 		panic("rpc: " + what + " after Serve")
+	}
+}
+
+// chainUnary makes one interceptor of several, of which the first is the outermost; nil of none.
+func chainUnary(list []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
+	if len(list) < 2 {
+		if len(list) == 1 {
+			return list[0]
+		}
+		return nil
+	}
+	first, rest := list[0], chainUnary(list[1:])
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, last grpc.UnaryHandler) (any, error) {
+		return first(ctx, req, info, func(ctx context.Context, req any) (any, error) { return rest(ctx, req, info, last) })
+	}
+}
+
+// chainStream is chainUnary for streams.
+func chainStream(list []grpc.StreamServerInterceptor) grpc.StreamServerInterceptor {
+	if len(list) < 2 {
+		if len(list) == 1 {
+			return list[0]
+		}
+		return nil
+	}
+	first, rest := list[0], chainStream(list[1:])
+	return func(impl any, st grpc.ServerStream, info *grpc.StreamServerInfo, last grpc.StreamHandler) error {
+		return first(impl, st, info, func(impl any, st grpc.ServerStream) error { return rest(impl, st, info, last) })
 	}
 }
 

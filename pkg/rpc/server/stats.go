@@ -12,6 +12,8 @@ import (
 // counters are what a Server counts since its start.
 type counters struct {
 	connsShed, connsRefused       atomic.Uint64
+	slowHandshakes                atomic.Uint64
+	floods, refusedCalls          atomic.Uint64
 	busyRequests, stalledRequests atomic.Uint64
 	stalledReaders                atomic.Uint64
 }
@@ -24,6 +26,13 @@ type Stats struct {
 	Calls int
 	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there was none.
 	ConnsShed, ConnsRefused uint64
+	// Greeting are the connections that have not greeted yet. SlowHandshakes counts those that ended, because they took their
+	// time, to make room for others.
+	Greeting       int
+	SlowHandshakes uint64
+	// Floods counts connections that ended because they sent too much of what brings no call on: pings, settings, empty frames,
+	// headers far above the limit. RefusedCalls counts calls beyond those that a connection may have.
+	Floods, RefusedCalls uint64
 	// RequestBytes are held of clients' requests, InternalBytes of those of other stores. BusyRequests counts calls that
 	// were answered as busy because of them, StalledRequests messages that were given up because they did not go on.
 	RequestBytes, InternalBytes   int64
@@ -43,13 +52,15 @@ func (in *intake) bytes() int64 {
 // Stats reads the counters.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	classes, calls := s.mu.registry.classes, 0
+	classes, greeting, calls := s.mu.registry.classes, s.mu.registry.greeting, 0
 	for c := range s.mu.conns {
 		calls += c.calls()
 	}
 	s.mu.Unlock()
 	return Stats{
 		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial], Calls: calls,
+		Greeting: greeting, SlowHandshakes: s.stats.slowHandshakes.Load(),
+		Floods: s.stats.floods.Load(), RefusedCalls: s.stats.refusedCalls.Load(),
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
 		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
 		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),

@@ -55,12 +55,21 @@ func (call *Call) startStream() {
 	go func() {
 		defer call.c.s.wg.Done()
 		defer cancel()
-		if err := call.m.stream(call.m.impl, st); err != nil {
+		if err := call.runStream(st); err != nil {
 			call.Fail(err)
 		} else {
 			call.end(rpc.StatusOK)
 		}
 	}()
+}
+
+// runStream calls the handler, behind the interceptor.
+func (call *Call) runStream(st *Stream) error {
+	if f := call.c.s.stream; f != nil {
+		info := call.m.info
+		return f(call.m.impl, st, &info, call.m.stream)
+	}
+	return call.m.stream(call.m.impl, st)
 }
 
 // windows is what bounds the windows of streams.

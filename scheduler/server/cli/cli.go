@@ -18,6 +18,7 @@ import (
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/descriptors"
 	"github.com/tinykv/tinykv/pkg/redact"
+	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/pkg/tomlfile"
 	"github.com/tinykv/tinykv/scheduler/server"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -150,10 +151,15 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		printf(stdout, "configuration is fine\n")
 		return shared.ExitOK
 	}
-	return run(cfg, stderr)
+	private := []string{cfg.DataDir, cfg.Security.KeyPath}
+	if cfg.API.Token != "" {
+		private = append(private, f.configFile)
+	}
+	return run(cfg, private, stderr)
 }
 
-func run(cfg *config.Config, stderr io.Writer) int {
+// run serves until a signal or a failure. private are files that only this user should read.
+func run(cfg *config.Config, private []string, stderr io.Writer) int {
 	logger, level, closeLog, err := log.New(cfg.Log, cfg.Security.RedactKeys)
 	if err != nil {
 		return complain(stderr, err, shared.ExitFail)
@@ -161,6 +167,9 @@ func run(cfg *config.Config, stderr io.Writer) int {
 	defer closeLog()
 	if cfg.Security.RedactKeys {
 		stderr = redact.New().Writer(stderr)
+	}
+	for _, wide := range security.Wide(private...) {
+		logger.Warn("a private path is open to others", zap.String("path", wide))
 	}
 	files, err := descriptors.Prepare()
 	if err != nil {

@@ -39,13 +39,14 @@ var rootComments = map[string]string{
 	"auto-compaction-mode": "How etcd forgets old revisions: periodic or revision.",
 	"auto-compaction-retention": "Revisions that etcd keeps: those of this time (periodic), or this many " +
 		"(revision).",
-	"tick-interval":       "Time between two heartbeats of etcd.",
-	"election-interval":   "Silence of etcd's leader until an election; at least five times tick-interval.",
-	"enable-grpc-gateway": "Without effect; files of TinyKV have it.",
-	"max-connections":     "Connections to the client port; more are refused.",
-	"verify-stores":       "Call a new store at the address that it tells before it gets regions.",
-	"log-level":           "As level in [log], which it overrides.",
-	"log-file":            "As filename in [log.file], which it overrides.",
+	"tick-interval":            "Time between two heartbeats of etcd.",
+	"election-interval":        "Silence of etcd's leader until an election; at least five times tick-interval.",
+	"enable-grpc-gateway":      "Without effect; files of TinyKV have it.",
+	"max-connections":          "Connections to the client port; more are refused.",
+	"max-connections-per-host": "Connections to the client port from one address; more are refused.",
+	"verify-stores":            "Call a new store at the address that it tells before it gets regions.",
+	"log-level":                "As level in [log], which it overrides.",
+	"log-file":                 "As filename in [log.file], which it overrides.",
 
 	"log": "Where lines of the log go.",
 }

@@ -68,8 +68,10 @@ type Config struct {
 	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no checks.
 	EnableGRPCGateway bool `toml:"enable-grpc-gateway"`
 
-	// MaxConnections bounds the connections to the client port; more are refused.
-	MaxConnections int `toml:"max-connections"`
+	// MaxConnections bounds the connections to the client port, MaxConnectionsPerHost those from one address; more are
+	// refused.
+	MaxConnections        int `toml:"max-connections"`
+	MaxConnectionsPerHost int `toml:"max-connections-per-host"`
 
 	// VerifyStores calls new stores back at the address that they tell before they get regions.
 	VerifyStores bool `toml:"verify-stores"`
@@ -161,6 +163,7 @@ func Default() *Config {
 		TickInterval:            Duration(200 * time.Millisecond),
 		ElectionInterval:        Duration(time.Second),
 		MaxConnections:          8192,
+		MaxConnectionsPerHost:   4096,
 		VerifyStores:            true,
 		Log:                     log.DefaultConfig(),
 		Schedule:                DefaultSchedule(),
@@ -238,6 +241,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxConnections < 8 {
 		errs = append(errs, fmt.Errorf("max-connections: %d is below 8", c.MaxConnections))
+	}
+	if c.MaxConnectionsPerHost < 1 {
+		errs = append(errs, fmt.Errorf("max-connections-per-host: %d is not positive", c.MaxConnectionsPerHost))
 	}
 	if _, err := clustermode.Parse(c.Mode); err != nil {
 		errs = append(errs, fmt.Errorf("mode: %w", err))
