@@ -2,8 +2,8 @@
 // project carry, so that one thing has one spelling everywhere.
 //
 // Loggers are injected, never global: a component receives a *zap.Logger and narrows it once with
-// the fields of what it owns (log.RegionID, log.PeerID). Keys are logged as redact.Key writes them, in hex or, with
-// redact-keys, as hashes; values never.
+// the fields of what it owns (log.RegionID, log.PeerID). Keys are logged as redact.Key writes them,
+// in hex or, with redact-keys, as hashes; values never.
 package log
 
 import (
@@ -67,9 +67,11 @@ func ParseLevel(s string) (zapcore.Level, error) {
 }
 
 // New builds the logger. The returned level can be changed while the process runs; close flushes
-// and closes the log file, if there is one. With redactKeys all keys in all lines are replaced by hashes, whose secret
-// lives as long as the logger.
-func New(cfg Config, redactKeys bool) (logger *zap.Logger, level zap.AtomicLevel, closeLog func(), err error) {
+// and closes the log file, if there is one. With redactKeys all keys in all lines are replaced by
+// hashes, whose secret lives as long as the logger.
+func New(
+	cfg Config, redactKeys bool,
+) (logger *zap.Logger, level zap.AtomicLevel, closeLog func(), err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, level, nil, err
 	}

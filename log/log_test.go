@@ -13,7 +13,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/redact"
 )
 
-// TestRedactKeys: keys in fields, in errors and in messages, in both formats; the rest of a line stays.
+// TestRedactKeys: keys in fields, in errors and in messages, in both formats; the rest of a line
+// stays.
 func TestRedactKeys(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		for _, redacted := range []bool{false, true} {
@@ -22,8 +23,10 @@ func TestRedactKeys(t *testing.T) {
 			logger, _, end, err := New(cfg, redacted)
 			require.NoError(t, err)
 			key := redact.Key("secret")
-			logger.With(Key("start-key", key)).Warn("split at "+key.String(), Key("end-key", nil), RegionID(7),
-				zap.Error(errors.Join(errors.New("key "+key.String()+" is locked"), os.ErrNotExist)), zap.Any("keys", []any{key.String()}))
+			logger.With(Key("start-key", key)).Warn("split at "+key.String(), Key("end-key", nil),
+				RegionID(7),
+				zap.Error(errors.Join(errors.New("key "+key.String()+" is locked"),
+					os.ErrNotExist)), zap.Any("keys", []any{key.String()}))
 			end()
 			line, err := os.ReadFile(cfg.File.Filename)
 			require.NoError(t, err)

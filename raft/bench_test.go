@@ -95,7 +95,8 @@ func BenchmarkReplicate(b *testing.B) {
 	}
 }
 
-// BenchmarkStepAppend is the follower's side of one append of 16 entries, the figures for an append.
+// BenchmarkStepAppend is the follower's side of one append of 16 entries, the figures for an
+// append.
 func BenchmarkStepAppend(b *testing.B) {
 	st := NewMemoryStorage()
 	rn, err := NewRawNode(courseConfig(2, []uint64{1, 2, 3}, st, production))
@@ -155,9 +156,9 @@ func BenchmarkIdleTick(b *testing.B) {
 	}
 }
 
-// TestAllocationsOfReplication bounds what a batch costs three nodes, Ready and Advance included, as measured
-// with Go 1.26 (docs/benchmarks.md says what for): almost all of it is per Ready, not per entry. Three
-// of the budget are the race detector's.
+// TestAllocationsOfReplication bounds what a batch costs three nodes, Ready and Advance included,
+// as measured with Go 1.26 (docs/benchmarks.md says what for): almost all of it is per Ready, not
+// per entry. Three of the budget are the race detector's.
 func TestAllocationsOfReplication(t *testing.T) {
 	for _, c := range []struct {
 		batch  int

@@ -15,8 +15,8 @@ func (r *Raft) setMembers(cs eraftpb.ConfState) {
 	}
 }
 
-// putMember starts with nothing known. A new member counts as active until the next check-quorum, or
-// adding it could depose the leader. A member that comes back starts over too: what it once
+// putMember starts with nothing known. A new member counts as active until the next check-quorum,
+// or adding it could depose the leader. A member that comes back starts over too: what it once
 // acknowledged may be gone (trap B-4).
 func (r *Raft) putMember(id uint64, learner bool) {
 	if id == None {

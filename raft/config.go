@@ -78,8 +78,8 @@ type Config struct {
 	// Leader leases stand on the second half.
 	CheckQuorum bool
 
-	// VoteGraceTicks refuses votes for that many ticks after the start, as if a leader had just been
-	// heard: before a restart this node may have answered a heartbeat that a lease rests on.
+	// VoteGraceTicks refuses votes for that many ticks after the start, as if a leader had just
+	// been heard: before a restart this node may have answered a heartbeat that a lease rests on.
 	VoteGraceTicks int
 
 	// MaxSizePerMsg bounds the entry bytes of a MsgAppend; one entry is always sent.
@@ -100,17 +100,17 @@ type Config struct {
 	// counts itself when it appends, and no message may leave before the Ready is persisted.
 	AckOnPersist bool
 
-	// AsyncApply says that entries are applied elsewhere: they are handed out once, Advance does not
-	// move the applied index, the owner reports it with RawNode.AppliedTo.
+	// AsyncApply says that entries are applied elsewhere: they are handed out once, Advance does
+	// not move the applied index, the owner reports it with RawNode.AppliedTo.
 	AsyncApply bool
 
 	// UnstableOnly keeps in memory the entries that are not persisted yet, and of the others the
 	// most recent ones up to LogCacheBytes; the rest is read from the Storage. Off: every entry of
 	// the storage is kept in memory.
 	UnstableOnly bool
-	// LazyCommit lets a moved commit index wait for the next append, or the next tick, instead of sending
-	// it in messages of its own: fewer messages under load, and followers apply up to a tick later.
-	// The commit of a conf change is sent at once.
+	// LazyCommit lets a moved commit index wait for the next append, or the next tick, instead of
+	// sending it in messages of its own: fewer messages under load, and followers apply up to a
+	// tick later. The commit of a conf change is sent at once.
 	LazyCommit    bool
 	LogCacheBytes uint64
 

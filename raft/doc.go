@@ -2,16 +2,16 @@
 // majority of the members has on disk is committed, stays, and is handed out to all in the same
 // order.
 //
-// It is a state machine and nothing else: no goroutine, clock, network, disk, lock, logger or chance
-// of its own. Messages and ticks go in; messages to send and state to persist come out. So a test
-// can play any history, and one seed gives one run (package rafttest/sim).
+// It is a state machine and nothing else: no goroutine, clock, network, disk, lock, logger or
+// chance of its own. Messages and ticks go in; messages to send and state to persist come out. So a
+// test can play any history, and one seed gives one run (package rafttest/sim).
 //
 // What it has: elections with pre-vote and check-quorum, log replication with flow control,
-// snapshots, membership changes one at a time, learners, leader transfer, linearizable reads and the
-// rounds that leases stand on. What it has not: joint consensus, witnesses, reads at followers.
+// snapshots, membership changes one at a time, learners, leader transfer, linearizable reads and
+// the rounds that leases stand on. What it has not: joint consensus, witnesses, reads at followers.
 //
-// References are to D. Ongaro, "Consensus: Bridging Theory and Practice" (the thesis) and to the Raft
-// paper (sections). "Trap" refers to docs/raft.md, which lists what goes wrong elsewhere.
+// References are to D. Ongaro, "Consensus: Bridging Theory and Practice" (the thesis) and to the
+// Raft paper (sections). "Trap" refers to docs/raft.md, which lists what goes wrong elsewhere.
 //
 // # Use
 //
@@ -66,12 +66,13 @@
 //
 // # A Ready
 //
-// Ready and Advance take turns. What a Ready promises: Entries are contiguous, leave no gap behind the
-// log or the snapshot, and never replace what is committed; CommittedEntries are contiguous from one
-// Ready to the next, each once, committed, and persisted by then or with this Ready; none come with a
-// snapshot. SoftState and HardState are there when they changed. MustSync is set for entries, term, vote,
-// snapshot, and a leader's commit of a conf change. No message tells of a term, vote or entry that is not persisted by this Ready or before
-// it. Package rafttest/contract checks all of it.
+// Ready and Advance take turns. What a Ready promises: Entries are contiguous, leave no gap behind
+// the log or the snapshot, and never replace what is committed; CommittedEntries are contiguous
+// from one Ready to the next, each once, committed, and persisted by then or with this Ready; none
+// come with a snapshot. SoftState and HardState are there when they changed. MustSync is set for
+// entries, term, vote, snapshot, and a leader's commit of a conf change. No message tells of a
+// term, vote or entry that is not persisted by this Ready or before it. Package rafttest/contract
+// checks all of it.
 //
 // # Messages
 //

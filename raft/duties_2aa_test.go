@@ -7,25 +7,46 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
-// duty is what a message does to a node in a role, in words: what is sent for it and what becomes of the
-// node. "-" is nothing.
+// duty is what a message does to a node in a role, in words: what is sent for it and what becomes
+// of the node. "-" is nothing.
 type duty struct{ follower, preCandidate, candidate, leader string }
 
-// duties has a row for each message type that there is. The node is 1 of 3, at term 1, with an empty
-// log; its leader as a follower is 2, so nobody else gets its vote of that term. Messages come from 2 and are of the node's term.
+// duties has a row for each message type that there is. The node is 1 of 3, at term 1, with an
+// empty log; its leader as a follower is 2, so nobody else gets its vote of that term. Messages
+// come from 2 and are of the node's term.
 var duties = map[eraftpb.MessageType]duty{
-	tHup:                                     {"candidate: 2 MsgRequestVote", "candidate: 2 MsgRequestVote", "2 MsgRequestVote", "-"},
-	tBeat:                                    {"-", "-", "-", "2 MsgHeartbeat"},
-	tCheck:                                   {"-", "-", "-", "follower"},
-	tProp:                                    {"refused", "refused", "refused", "last 2: 2 MsgAppend"},
-	tApp:                                     {"last 1: 1 MsgAppendResponse", "follower of 2, last 1: 1 MsgAppendResponse", "follower of 2, last 1: 1 MsgAppendResponse", "-"},
-	tAppResp:                                 {"-", "-", "-", "commit 1: 2 MsgAppend"},
-	tVote:                                    {"1 MsgRequestVoteResponse reject", "vote 2: 1 MsgRequestVoteResponse", "1 MsgRequestVoteResponse reject", "1 MsgRequestVoteResponse reject"},
-	tVoteResp:                                {"-", "-", "leader of 1, last 1: 2 MsgAppend", "-"},
-	tPreVote:                                 {"1 MsgPreVoteResponse", "1 MsgPreVoteResponse", "1 MsgPreVoteResponse", "1 MsgPreVoteResponse reject"},
-	tPreResp:                                 {"-", "candidate: 2 MsgRequestVote", "-", "-"},
-	tSnap:                                    {"last 9, commit 9: 1 MsgAppendResponse", "follower of 2, last 9, commit 9: 1 MsgAppendResponse", "follower of 2, last 9, commit 9: 1 MsgAppendResponse", "-"},
-	tHeartbeat:                               {"1 MsgHeartbeatResponse", "follower of 2: 1 MsgHeartbeatResponse", "follower of 2: 1 MsgHeartbeatResponse", "-"},
+	tHup: {
+		"candidate: 2 MsgRequestVote", "candidate: 2 MsgRequestVote", "2 MsgRequestVote", "-",
+	},
+	tBeat:  {"-", "-", "-", "2 MsgHeartbeat"},
+	tCheck: {"-", "-", "-", "follower"},
+	tProp: {
+		"refused", "refused", "refused", "last 2: 2 MsgAppend",
+	},
+	tApp: {
+		"last 1: 1 MsgAppendResponse", "follower of 2, last 1: 1 MsgAppendResponse",
+		"follower of 2, last 1: 1 MsgAppendResponse", "-",
+	},
+	tAppResp: {"-", "-", "-", "commit 1: 2 MsgAppend"},
+	tVote: {
+		"1 MsgRequestVoteResponse reject", "vote 2: 1 MsgRequestVoteResponse",
+		"1 MsgRequestVoteResponse reject", "1 MsgRequestVoteResponse reject",
+	},
+	tVoteResp: {"-", "-", "leader of 1, last 1: 2 MsgAppend", "-"},
+	tPreVote: {
+		"1 MsgPreVoteResponse", "1 MsgPreVoteResponse", "1 MsgPreVoteResponse",
+		"1 MsgPreVoteResponse reject",
+	},
+	tPreResp: {"-", "candidate: 2 MsgRequestVote", "-", "-"},
+	tSnap: {
+		"last 9, commit 9: 1 MsgAppendResponse",
+		"follower of 2, last 9, commit 9: 1 MsgAppendResponse",
+		"follower of 2, last 9, commit 9: 1 MsgAppendResponse", "-",
+	},
+	tHeartbeat: {
+		"1 MsgHeartbeatResponse", "follower of 2: 1 MsgHeartbeatResponse",
+		"follower of 2: 1 MsgHeartbeatResponse", "-",
+	},
 	tHeartResp:                               {"-", "-", "-", "1 MsgAppend"},
 	tTransfer:                                {"1 MsgTransferLeader", "-", "-", "1 MsgAppend"},
 	tNow:                                     {"candidate: 2 MsgRequestVote", "-", "-", "-"},
@@ -39,7 +60,8 @@ var duties = map[eraftpb.MessageType]duty{
 func dutyMessage(typ eraftpb.MessageType) eraftpb.Message {
 	m := eraftpb.Message{MsgType: typ, From: 2, To: 1, Term: 1}
 	switch typ {
-	case tHup, tBeat, tCheck, eraftpb.MessageType_MsgUnreachable, eraftpb.MessageType_MsgSnapStatus, tTransfer:
+	case tHup, tBeat, tCheck, eraftpb.MessageType_MsgUnreachable, eraftpb.MessageType_MsgSnapStatus,
+		tTransfer:
 		m.Term = 0
 	case tProp:
 		m.Term, m.Entries = 0, []*eraftpb.Entry{{Data: []byte("x")}}
@@ -81,7 +103,8 @@ func tell(r *Raft, before Status, beforeProbe ProgressState, err error) string {
 	if r.RaftLog.committed != before.Commit {
 		add("commit %d", r.RaftLog.committed)
 	}
-	if r.State == StateLeader && before.State == StateLeader && r.Prs[2].State == ProgressProbe && beforeProbe != ProgressProbe {
+	if r.State == StateLeader && before.State == StateLeader && r.Prs[2].State == ProgressProbe &&
+		beforeProbe != ProgressProbe {
 		add("probe")
 	}
 	if msgs := take(r); len(msgs) > 0 {
@@ -108,7 +131,9 @@ func TestEveryMessageTypeHasItsDuty2AA(t *testing.T) {
 		make func(*Raft)
 		want func(duty) string
 	}{
-		{"follower", func(r *Raft) { r.becomeFollower(1, 2) }, func(d duty) string { return d.follower }},
+		{"follower", func(r *Raft) { r.becomeFollower(1, 2) }, func(d duty) string {
+			return d.follower
+		}},
 		{"pre-candidate", func(r *Raft) {
 			r.becomeFollower(1, None)
 			r.becomePreCandidate()
@@ -140,8 +165,9 @@ func TestEveryMessageTypeHasItsDuty2AA(t *testing.T) {
 	}
 }
 
-// TestThousandGroupsElectSoon2AA: a store comes back with a thousand groups at once (trap A4). Every one has
-// a leader within three of the longest timeouts, as their timeouts differ and are drawn again.
+// TestThousandGroupsElectSoon2AA: a store comes back with a thousand groups at once (trap A4).
+// Every one has a leader within three of the longest timeouts, as their timeouts differ and are
+// drawn again.
 func TestThousandGroupsElectSoon2AA(t *testing.T) {
 	worst := 0
 	for group := range uint64(1000) {
@@ -151,8 +177,10 @@ func TestThousandGroupsElectSoon2AA(t *testing.T) {
 			r.becomeFollower(1, None)
 		}
 		ticks := 0
-		for c.nodes[1].State != StateLeader && c.nodes[2].State != StateLeader && c.nodes[3].State != StateLeader {
-			// All clocks tick before anything is delivered, so that equal timeouts do split the votes.
+		for c.nodes[1].State != StateLeader && c.nodes[2].State != StateLeader &&
+			c.nodes[3].State != StateLeader {
+			// All clocks tick before anything is delivered, so that equal timeouts do split the
+			// votes.
 			for _, id := range c.ids() {
 				c.nodes[id].tick()
 			}

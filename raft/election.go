@@ -9,8 +9,8 @@ func (r *Raft) promotable() bool {
 }
 
 // guardsLease says whether this node has to refuse votes because a leader may rest a lease on it.
-// It does not matter who that leader was or which term it is now: the promise was made to the clock.
-// A leader counts as one that is in contact until check-quorum deposes it.
+// It does not matter who that leader was or which term it is now: the promise was made to the
+// clock. A leader counts as one that is in contact until check-quorum deposes it.
 func (r *Raft) guardsLease() bool {
 	if r.graceTicks > 0 {
 		return true
@@ -35,8 +35,8 @@ func (r *Raft) mayCampaign() bool {
 	return true
 }
 
-// hup starts an election, unless this node has contact with a leader: its own vote is refused like any other's.
-// A group of one has nobody to hear.
+// hup starts an election, unless this node has contact with a leader: its own vote is refused like
+// any other's. A group of one has nobody to hear.
 func (r *Raft) hup() {
 	if !r.mayCampaign() || r.guardsLease() && r.voterCount() > 1 {
 		return
@@ -57,8 +57,8 @@ func (r *Raft) handleTimeoutNow(round uint64) {
 	}
 }
 
-// isForced says whether a vote request may be granted by a node in contact with a leader: it comes from
-// a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
+// isForced says whether a vote request may be granted by a node in contact with a leader: it comes
+// from a transfer, and no heartbeat was heard that the leader sent after giving the transfer up.
 func (r *Raft) isForced(m *eraftpb.Message) bool {
 	term, round := r.heardTerm, r.heardRound
 	if r.State == StateLeader {
@@ -102,7 +102,8 @@ func (r *Raft) requestVotes(t eraftpb.MessageType, term uint64, force bool, roun
 // MsgRequestVote's term ours; a MsgPreVote's term is the one asked about.
 func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 	if m.MsgType == eraftpb.MessageType_MsgPreVote {
-		// A pre-vote promises nothing and so writes nothing; but a node in contact with a leader says no.
+		// A pre-vote promises nothing and so writes nothing; but a node in contact with a leader
+		// says no.
 		grant := m.Term > r.Term && !r.guardsLease() && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 		term := r.Term
 		if grant {
@@ -113,8 +114,10 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 		})
 		return
 	}
-	// One vote a term (thesis 3.4), given again to the same candidate: the first answer may be lost.
-	free := r.Vote == m.From || r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.guardsLease())
+	// One vote a term (thesis 3.4), given again to the same candidate: the first answer may be
+	// lost.
+	free := r.Vote == m.From ||
+		r.Vote == None && r.Lead == None && (r.isForced(&m) || !r.guardsLease())
 	grant := free && r.RaftLog.isUpToDate(m.Index, m.LogTerm)
 	if grant {
 		r.electionElapsed = 0
@@ -125,9 +128,10 @@ func (r *Raft) handleVoteRequest(m eraftpb.Message) {
 	})
 }
 
-// answerVote sends an answer. A refusal tells what is committed: that is a fact in any term and group,
-// and a candidate that has that entry may take it for one. It is how the other one of two voters
-// learns that this one was removed, when this one led, committed that, and crashed (trap C3).
+// answerVote sends an answer. A refusal tells what is committed: that is a fact in any term and
+// group, and a candidate that has that entry may take it for one. It is how the other one of two
+// voters learns that this one was removed, when this one led, committed that, and crashed (trap
+// C3).
 func (r *Raft) answerVote(m eraftpb.Message) {
 	if m.Reject && r.RaftLog.committed > 0 {
 		if term, err := r.RaftLog.Term(r.RaftLog.committed); err == nil {
@@ -170,8 +174,8 @@ const (
 	voteLost
 )
 
-// poll notes an answer and counts. Only the voters of now count: a member that was removed since has
-// no say (trap A11). The first answer of a node stands.
+// poll notes an answer and counts. Only the voters of now count: a member that was removed since
+// has no say (trap A11). The first answer of a node stands.
 func (r *Raft) poll(id uint64, granted bool) voteResult {
 	if _, ok := r.votes[id]; !ok {
 		r.votes[id] = granted

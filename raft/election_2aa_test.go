@@ -17,7 +17,9 @@ func TestNodeStartsAsFollowerOfNobody2AA(t *testing.T) {
 
 // A node that is behind in the term, in any role, follows (section 5.1).
 func TestHigherTermMakesFollowerInEveryRole2AA(t *testing.T) {
-	for _, typ := range []eraftpb.MessageType{tApp, tHeartbeat, tVote, tVoteResp, tAppResp, tHeartResp} {
+	for _, typ := range []eraftpb.MessageType{
+		tApp, tHeartbeat, tVote, tVoteResp, tAppResp, tHeartResp,
+	} {
 		for _, state := range []StateType{StateFollower, StateCandidate, StateLeader} {
 			r := mkRaft(1, []uint64{1, 2, 3})
 			switch state {
@@ -112,7 +114,8 @@ func TestOnlyAGivenVotePutsTheElectionOff2AA(t *testing.T) {
 // The leader sends a heartbeat to everyone each heartbeat timeout, without entries or promises.
 func TestLeaderBeatsAtItsPace2AA(t *testing.T) {
 	r := newRaft(&Config{
-		ID: 1, peers: []uint64{1, 2, 3}, ElectionTick: 10, HeartbeatTick: 3, Storage: NewMemoryStorage(),
+		ID: 1, peers: []uint64{1, 2, 3}, ElectionTick: 10, HeartbeatTick: 3,
+		Storage: NewMemoryStorage(),
 	})
 	r.becomeCandidate()
 	r.becomeLeader()
@@ -125,7 +128,8 @@ func TestLeaderBeatsAtItsPace2AA(t *testing.T) {
 			continue
 		}
 		equal(t, "heartbeats", msgs, []eraftpb.Message{
-			{MsgType: tHeartbeat, From: 1, To: 2, Term: 1}, {MsgType: tHeartbeat, From: 1, To: 3, Term: 1},
+			{MsgType: tHeartbeat, From: 1, To: 2, Term: 1},
+			{MsgType: tHeartbeat, From: 1, To: 3, Term: 1},
 		})
 	}
 }
@@ -158,7 +162,8 @@ func TestMajorityElects2AA(t *testing.T) {
 		r := mkRaft(1, ids)
 		mustStep(t, r, eraftpb.Message{MsgType: tHup})
 		for _, id := range tc.no {
-			mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: id, To: 1, Term: r.Term, Reject: true})
+			mustStep(t, r,
+				eraftpb.Message{MsgType: tVoteResp, From: id, To: 1, Term: r.Term, Reject: true})
 		}
 		for _, id := range tc.yes {
 			mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: id, To: 1, Term: r.Term})
@@ -214,7 +219,8 @@ func TestLeaderAndCandidateRefuseVotesOfTheirTerm2AA(t *testing.T) {
 			r.becomeLeader()
 		}
 		state := r.State
-		mustStep(t, r, eraftpb.Message{MsgType: tVote, From: 2, To: 1, Term: 1, Index: 9, LogTerm: 9})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tVote, From: 2, To: 1, Term: 1, Index: 9, LogTerm: 9})
 		msgs := ofType(take(r), tVoteResp)
 		equal(t, "answers", len(msgs), 1)
 		equal(t, "reject", msgs[0].Reject, true)
@@ -276,7 +282,9 @@ func TestTimeoutsOfNeighboursDiffer2AA(t *testing.T) {
 // A random source of one's own decides the timeouts.
 func TestTimeoutsComeFromTheGivenSource2AA(t *testing.T) {
 	src := &countdown{n: 5}
-	r := newRaft(courseConfig(1, []uint64{1, 2}, NewMemoryStorage(), func(c *Config) { c.Rand = src }))
+	r := newRaft(courseConfig(1, []uint64{1, 2}, NewMemoryStorage(), func(c *Config) {
+		c.Rand = src
+	}))
 	equal(t, "timeout", r.randomizedElectionTimeout, 15)
 	src.n = 0
 	r.becomeFollower(1, None)
@@ -306,8 +314,8 @@ func TestRolesIgnoreWhatIsNotTheirs2AA(t *testing.T) {
 	equal(t, "state", f.State, StateFollower)
 }
 
-// A leader in its term that gets a message of another leader of the same term does not follow: it would
-// have to cut its own log off (trap A3).
+// A leader in its term that gets a message of another leader of the same term does not follow: it
+// would have to cut its own log off (trap A3).
 func TestLeaderDoesNotFollowItsEqual2AA(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	before := ltoa(r.RaftLog)
@@ -351,7 +359,9 @@ func TestOnlyVotersCampaign2AA(t *testing.T) {
 	empty := mkRaft(1, nil)
 	learner := mkRaft(1, []uint64{1, 2, 3})
 	learner.Prs[1].IsLearner = true
-	for name, r := range map[string]*Raft{"stranger": stranger, "empty": empty, "learner": learner} {
+	for name, r := range map[string]*Raft{
+		"stranger": stranger, "empty": empty, "learner": learner,
+	} {
 		for range 50 {
 			r.tick()
 		}
@@ -423,9 +433,12 @@ func TestHighestTermIsNotEntered2AA(t *testing.T) {
 	}
 }
 
-// After a restart a node gives no vote for as long as it may have promised a leader (VoteGraceTicks).
+// After a restart a node gives no vote for as long as it may have promised a leader
+// (VoteGraceTicks).
 func TestVotesAreRefusedInTheGraceTime2AA(t *testing.T) {
-	r := mkRaft(1, []uint64{1, 2, 3}, withPreVote, withCheckQuorum, func(c *Config) { c.VoteGraceTicks = 3 })
+	r := mkRaft(1, []uint64{1, 2, 3}, withPreVote, withCheckQuorum, func(c *Config) {
+		c.VoteGraceTicks = 3
+	})
 	ask := func() bool {
 		mustStep(t, r, eraftpb.Message{MsgType: tVote, From: 2, Term: r.Term + 1})
 		return r.Vote == 2

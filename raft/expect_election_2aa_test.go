@@ -6,8 +6,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
-// A node whose leader is reported as probably gone campaigns after the smallest timeout plus its delay, and
-// never before the smallest timeout, whatever the report says: leases rely on that.
+// A node whose leader is reported as probably gone campaigns after the smallest timeout plus its
+// delay, and never before the smallest timeout, whatever the report says: leases rely on that.
 func TestExpectedElectionKeepsSmallestTimeout2AA(t *testing.T) {
 	for _, delay := range []int{-3, 0, 1, 3} {
 		r := mkRaft(1, []uint64{1, 2, 3})
@@ -26,8 +26,9 @@ func TestExpectedElectionKeepsSmallestTimeout2AA(t *testing.T) {
 	}
 }
 
-// Of two that expect an election, the one with the longer delay comes second whatever timeout it had drawn; none
-// comes later than without the hint at worst, and leaders and candidates do not follow anyone.
+// Of two that expect an election, the one with the longer delay comes second whatever timeout it
+// had drawn; none comes later than without the hint at worst, and leaders and candidates do not
+// follow anyone.
 func TestExpectedElectionOrdersFollowers2AA(t *testing.T) {
 	for _, drawn := range []int{0, 1, 9} {
 		r := mkRaft(1, []uint64{1, 2, 3})

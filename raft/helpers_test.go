@@ -35,7 +35,8 @@ func withCheckQuorum(c *Config) { c.CheckQuorum = true }
 
 // production is how a store sets a node up.
 func production(c *Config) {
-	c.PreVote, c.CheckQuorum, c.AckOnPersist, c.AsyncApply, c.UnstableOnly = true, true, true, true, true
+	c.PreVote, c.CheckQuorum, c.AckOnPersist, c.AsyncApply, c.UnstableOnly = true, true, true, true,
+		true
 }
 
 func courseConfig(id uint64, peers []uint64, st Storage, opts ...option) *Config {
@@ -83,7 +84,9 @@ func take(r *Raft) []eraftpb.Message {
 }
 
 func ofType(msgs []eraftpb.Message, t eraftpb.MessageType) []eraftpb.Message {
-	return slices.DeleteFunc(slices.Clone(msgs), func(m eraftpb.Message) bool { return m.MsgType != t })
+	return slices.DeleteFunc(slices.Clone(msgs), func(m eraftpb.Message) bool {
+		return m.MsgType != t
+	})
 }
 
 func mustStep(t testing.TB, r *Raft, m eraftpb.Message) {
@@ -108,7 +111,10 @@ func lead(t testing.TB, r *Raft) *Raft {
 	r.becomeLeader()
 	for _, id := range nodes(r) {
 		if id != r.id {
-			mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: id, Term: r.Term, Index: r.RaftLog.LastIndex()})
+			mustStep(t, r,
+				eraftpb.Message{
+					MsgType: tAppResp, From: id, Term: r.Term, Index: r.RaftLog.LastIndex(),
+				})
 		}
 	}
 	equal(t, "commit of the empty entry", r.RaftLog.committed, r.RaftLog.LastIndex())
@@ -166,7 +172,8 @@ func (c *cluster) send(msgs ...eraftpb.Message) {
 		}
 		_ = r.Step(m)
 		for _, out := range take(r) {
-			if c.cut[[2]uint64{out.From, out.To}] || c.drop[out.MsgType] || c.hook != nil && !c.hook(out) {
+			if c.cut[[2]uint64{out.From, out.To}] || c.drop[out.MsgType] ||
+				c.hook != nil && !c.hook(out) {
 				continue
 			}
 			msgs = append(msgs, out)
@@ -228,7 +235,8 @@ func (c *cluster) wantState(id uint64, state StateType, lead uint64) {
 	}
 }
 
-// ltoa, diffu and mustTerm are also called by suites of the course that are put beside this package.
+// ltoa, diffu and mustTerm are also called by suites of the course that are put beside this
+// package.
 
 // ltoa shows a log with its commit index.
 func ltoa(l *RaftLog) string {
@@ -263,6 +271,7 @@ func (c *cluster) wantSameLogs() {
 			c.t.Fatalf("logs of %d and %d differ:\n%s", ids[0], id, d)
 		}
 		l := c.nodes[id].RaftLog
-		equal(c.t, fmt.Sprintf("last term of %d", id), mustTerm(l.Term(l.LastIndex())), l.lastTerm())
+		equal(c.t, fmt.Sprintf("last term of %d", id), mustTerm(l.Term(l.LastIndex())),
+			l.lastTerm())
 	}
 }

@@ -27,7 +27,8 @@ func appends(r *Raft) []eraftpb.Message {
 	return out
 }
 
-// With LazyCommit a commit index waits for the next entries, or for the next tick, and is sent then.
+// With LazyCommit a commit index waits for the next entries, or for the next tick, and is sent
+// then.
 func TestLazyCommitWaitsForEntriesOrTick2AB(t *testing.T) {
 	r := lazyLeader(t)
 	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("a")}}})
@@ -56,7 +57,11 @@ func TestLazyCommitWaitsForEntriesOrTick2AB(t *testing.T) {
 // The commit of a conf change is sent at once all the same.
 func TestLazyCommitTellsConfChangeAtOnce2AB(t *testing.T) {
 	r := lazyLeader(t)
-	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{EntryType: eraftpb.EntryType_EntryConfChange}}})
+	mustStep(t, r,
+		eraftpb.Message{
+			MsgType: tProp,
+			Entries: []*eraftpb.Entry{{EntryType: eraftpb.EntryType_EntryConfChange}},
+		})
 	appends(r)
 	last := r.RaftLog.LastIndex()
 	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: r.Term, Index: last})

@@ -33,8 +33,8 @@ type RaftLog struct {
 	// pendingSnapshot was received and is not persisted yet.
 	pendingSnapshot *eraftpb.Snapshot
 
-	// base and baseTerm belong to the entry before entries[0]. base is only looked at when entries is
-	// empty, so that entries alone decides otherwise.
+	// base and baseTerm belong to the entry before entries[0]. base is only looked at when entries
+	// is empty, so that entries alone decides otherwise.
 	base, baseTerm uint64
 	// first is the first index that is not truncated; truncTerm the term before it.
 	first, truncTerm uint64
@@ -42,8 +42,8 @@ type RaftLog struct {
 	handed     uint64
 	asyncApply bool
 
-	// unstableOnly, cacheBytes: see Config. memBytes is the size of entries; dead counts the slots in
-	// front of entries in its array, which keep their data from being collected.
+	// unstableOnly, cacheBytes: see Config. memBytes is the size of entries; dead counts the slots
+	// in front of entries in its array, which keep their data from being collected.
 	unstableOnly bool
 	cacheBytes   uint64
 	memBytes     uint64
@@ -182,8 +182,8 @@ func (l *RaftLog) nextIndex() uint64 {
 	return l.applied + 1
 }
 
-// hasNextEnts says whether nextEnts has something. A snapshot goes first: the entries behind it mean
-// nothing to the state before it.
+// hasNextEnts says whether nextEnts has something. A snapshot goes first: the entries behind it
+// mean nothing to the state before it.
 func (l *RaftLog) hasNextEnts() bool {
 	return l.pendingSnapshot == nil && l.nextIndex() <= l.committed
 }
@@ -321,7 +321,8 @@ func (l *RaftLog) reserve(n int) {
 func (l *RaftLog) truncateAndAppend(ents []*eraftpb.Entry) {
 	at := ents[0].Index
 	if at <= l.committed {
-		panic(fmt.Sprintf("raft: append at %d cuts off committed entries (committed %d)", at, l.committed))
+		panic(fmt.Sprintf("raft: append at %d cuts off committed entries (committed %d)", at,
+			l.committed))
 	}
 	if at > l.LastIndex()+1 {
 		panic(fmt.Sprintf("raft: append at %d leaves a gap (last %d)", at, l.LastIndex()))
@@ -336,8 +337,8 @@ func (l *RaftLog) truncateAndAppend(ents []*eraftpb.Entry) {
 	}
 }
 
-// truncateFrom drops the entries from index at on, and what was thought persisted with them: the old
-// tail must not count as durable under the new entries' indexes (trap B-6).
+// truncateFrom drops the entries from index at on, and what was thought persisted with them: the
+// old tail must not count as durable under the new entries' indexes (trap B-6).
 func (l *RaftLog) truncateFrom(at uint64) {
 	prevTerm, err := l.Term(at - 1)
 	if err != nil {
@@ -360,8 +361,8 @@ func (l *RaftLog) truncateFrom(at uint64) {
 	}
 }
 
-// commitTo raises the commit index, never beyond the log: what a message promises beyond it was lost
-// here or never came (traps B-2, B-3).
+// commitTo raises the commit index, never beyond the log: what a message promises beyond it was
+// lost here or never came (traps B-2, B-3).
 func (l *RaftLog) commitTo(index uint64) bool {
 	index = min(index, l.LastIndex())
 	if index <= l.committed {
@@ -403,8 +404,8 @@ func (l *RaftLog) evict() {
 	l.dropFront(n)
 }
 
-// dropFront forgets the first n entries in memory. The array is left behind when most of it is dead:
-// its slots may not be cleared, others may be looking at them.
+// dropFront forgets the first n entries in memory. The array is left behind when most of it is
+// dead: its slots may not be cleared, others may be looking at them.
 func (l *RaftLog) dropFront(n int) {
 	if n == 0 {
 		return
@@ -482,8 +483,8 @@ func (l *RaftLog) snapshot() (eraftpb.Snapshot, error) {
 	return snap, nil
 }
 
-// hasUnappliedConfChange looks for a conf change that is committed and not applied. When the entries
-// cannot be read it says yes, the careful answer.
+// hasUnappliedConfChange looks for a conf change that is committed and not applied. When the
+// entries cannot be read it says yes, the careful answer.
 func (l *RaftLog) hasUnappliedConfChange() bool {
 	const page = 1 << 20
 	for lo := max(l.applied+1, l.first); lo <= l.committed; {

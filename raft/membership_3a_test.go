@@ -82,7 +82,9 @@ func TestOneConfChangeAtATime3A(t *testing.T) {
 	equal(t, "committed is not enough", r.Step(prop), ErrProposalDropped)
 	r.RaftLog.applied = 2
 	equal(t, "applied", r.Step(prop), nil)
-	both := eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 4), confEntry(t, 0, 5)}}
+	both := eraftpb.Message{
+		MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 4), confEntry(t, 0, 5)},
+	}
 	r.RaftLog.committed, r.RaftLog.applied = 4, 4
 	equal(t, "two in one message", r.Step(both), ErrProposalDropped)
 }
@@ -179,7 +181,9 @@ func TestNoCampaignWithUnappliedConfChange3A(t *testing.T) {
 		equal(t, "state", r.State, StateFollower)
 		equal(t, "messages", len(r.msgs), 0)
 		rd := rn.Ready()
-		rn.ApplyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 3})
+		rn.ApplyConfChange(eraftpb.ConfChange{
+			ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 3,
+		})
 		rn.Advance(rd)
 		if r.RaftLog.asyncApply {
 			equal(t, "handed out is not applied", r.mayCampaign(), false)
@@ -254,7 +258,8 @@ func TestSilentQuorumDeposes3A(t *testing.T) {
 	}
 }
 
-// Votes are refused while a leader is there, to every candidate, and after a restart for the grace time.
+// Votes are refused while a leader is there, to every candidate, and after a restart for the grace
+// time.
 func TestVotesAreRefusedWhileALeaderIsHeard3A(t *testing.T) {
 	r := mkRaft(1, []uint64{1, 2, 3}, withCheckQuorum)
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartbeat, From: 2, Term: 1})
@@ -305,10 +310,12 @@ func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
 	for _, opts := range [][]option{nil, {withPreVote, withCheckQuorum}} {
 		e := *confEntry(t, eraftpb.ConfChangeType_RemoveNode, 1)
 		e.Index, e.Term = 1, 1
-		other := mkRaw(t, storageWith([]eraftpb.Entry{e, {Index: 2, Term: 1}, {Index: 3, Term: 1}}), []uint64{2})
+		other := mkRaw(t, storageWith([]eraftpb.Entry{e, {Index: 2, Term: 1}, {Index: 3, Term: 1}}),
+			[]uint64{2})
 		other.Raft.RaftLog.committed = 1
 		other.Raft.Term = 1
-		survivor := newRaft(courseConfig(2, []uint64{1, 2}, storageWith([]eraftpb.Entry{e}), opts...))
+		survivor := newRaft(courseConfig(2, []uint64{1, 2}, storageWith([]eraftpb.Entry{e}),
+			opts...))
 		survivor.Term = 1
 		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
 		for range 3 {
@@ -321,7 +328,9 @@ func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
 		}
 		equal(t, "state", survivor.State == StateLeader, false)
 		equal(t, "committed", survivor.RaftLog.committed, uint64(1))
-		survivor.applyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1})
+		survivor.applyConfChange(eraftpb.ConfChange{
+			ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1,
+		})
 		survivor.RaftLog.applied = 1
 		mustStep(t, survivor, eraftpb.Message{MsgType: tHup})
 		equal(t, "state", survivor.State, StateLeader)
@@ -329,12 +338,13 @@ func TestRefusalTellsWhatIsCommitted3A(t *testing.T) {
 	// An entry of another term at that index is not the committed one.
 	r := newRaft(courseConfig(1, []uint64{1, 2, 3}, storageWith(terms(1, 1))))
 	r.becomeCandidate()
-	mustStep(t, r, eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1, Reject: true, Commit: 2, LogTerm: 2})
+	mustStep(t, r,
+		eraftpb.Message{MsgType: tVoteResp, From: 2, Term: 1, Reject: true, Commit: 2, LogTerm: 2})
 	equal(t, "committed", r.RaftLog.committed, uint64(0))
 }
 
-// Through RawNode: a group grows and shrinks with proposals between the conf changes, which wait for none
-// of them; the new member gets all of it, and the removed one nothing more.
+// Through RawNode: a group grows and shrinks with proposals between the conf changes, which wait
+// for none of them; the new member gets all of it, and the removed one nothing more.
 func TestProposalsDuringConfChange3A(t *testing.T) {
 	c := mkCluster(t, 3)
 	c.campaign(1)
@@ -342,7 +352,8 @@ func TestProposalsDuringConfChange3A(t *testing.T) {
 	r := c.nodes[1]
 	c.isolate(3)
 	c.send(eraftpb.Message{MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{
-		{Data: []byte("a")}, confEntry(t, eraftpb.ConfChangeType_RemoveNode, 3), {Data: []byte("b")},
+		{Data: []byte("a")}, confEntry(t, eraftpb.ConfChangeType_RemoveNode, 3),
+		{Data: []byte("b")},
 	}})
 	c.propose(1, "c")
 	equal(t, "committed", r.RaftLog.committed, uint64(5))
@@ -396,13 +407,16 @@ func TestRemovedNodeDoesNotCampaign3A(t *testing.T) {
 	equal(t, "term", r.Term, uint64(1))
 }
 
-// The last member can go; nothing is committed or campaigned for by nobody, and nothing panics (trap C8).
+// The last member can go; nothing is committed or campaigned for by nobody, and nothing panics
+// (trap C8).
 func TestLastMemberGoes3A(t *testing.T) {
 	st := NewMemoryStorage()
 	rn := mkRaw(t, st, []uint64{1})
 	_ = rn.Campaign()
 	pump(t, rn, st)
-	if err := rn.ProposeConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1}); err != nil {
+	if err := rn.ProposeConfChange(eraftpb.ConfChange{
+		ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	pump(t, rn, st)
@@ -414,8 +428,9 @@ func TestLastMemberGoes3A(t *testing.T) {
 	equal(t, "has ready", rn.HasReady(), false)
 }
 
-// A leader of two removes the other voter. What it tells of the commit leaves only when the commit index
-// is on disk: the other one is gone when it learns of it, and could not vote for a leader that forgot.
+// A leader of two removes the other voter. What it tells of the commit leaves only when the commit
+// index is on disk: the other one is gone when it learns of it, and could not vote for a leader
+// that forgot.
 func TestCommitOfRemovalIsSyncedBeforeItIsTold3A(t *testing.T) {
 	st := NewMemoryStorage()
 	rn := mkRaw(t, st, []uint64{1, 2}, func(c *Config) { c.AckOnPersist = true })
@@ -432,7 +447,9 @@ func TestCommitOfRemovalIsSyncedBeforeItIsTold3A(t *testing.T) {
 	step()
 	_ = rn.Step(eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: rn.LastIndex()})
 	step()
-	if err := rn.ProposeConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 2}); err != nil {
+	if err := rn.ProposeConfChange(eraftpb.ConfChange{
+		ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 2,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	_, early := step()

@@ -23,12 +23,16 @@ func TestHandMadeNodesWork2AA(t *testing.T) {
 
 	r := mkRaft(1, []uint64{1, 2, 3})
 	st := &MemoryStorage{
-		ents:     []eraftpb.Entry{{}, {Index: 1, Term: 0}, {Index: 2, Term: 1}},
-		snapshot: eraftpb.Snapshot{Metadata: &eraftpb.SnapshotMetadata{ConfState: &eraftpb.ConfState{}}},
+		ents: []eraftpb.Entry{{}, {Index: 1, Term: 0}, {Index: 2, Term: 1}},
+		snapshot: eraftpb.Snapshot{
+			Metadata: &eraftpb.SnapshotMetadata{ConfState: &eraftpb.ConfState{}},
+		},
 	}
 	r.RaftLog = newLog(st)
 	r.Term = 1
-	for state, want := range map[StateType]int{StateLeader: 2, StateCandidate: 0, StateFollower: 0} {
+	for state, want := range map[StateType]int{
+		StateLeader: 2, StateCandidate: 0, StateFollower: 0,
+	} {
 		r.State = state
 		mustStep(t, r, eraftpb.Message{MsgType: tBeat, From: 1, To: 1})
 		msgs := take(r)
@@ -45,7 +49,8 @@ func TestHandMadeLaggardGetsPendingSnapshot2C(t *testing.T) {
 	r.becomeLeader()
 	take(r)
 	r.Prs[2].Next = 11
-	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, To: 1, Index: r.Prs[2].Next - 1, Reject: true})
+	mustStep(t, r,
+		eraftpb.Message{MsgType: tAppResp, From: 2, To: 1, Index: r.Prs[2].Next - 1, Reject: true})
 	msgs := take(r)
 	equal(t, "messages", len(msgs), 1)
 	equal(t, "type", msgs[0].MsgType, tSnap)
@@ -57,13 +62,18 @@ func TestHandMadeLeaderCommits2AB(t *testing.T) {
 	r.Term = 2
 	r.becomeCandidate()
 	r.becomeLeader()
-	mustStep(t, r, eraftpb.Message{MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+	mustStep(t, r,
+		eraftpb.Message{
+			MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{{Data: []byte("x")}},
+		})
 	for _, m := range take(r) {
 		mustStep(t, r, eraftpb.Message{
-			From: m.To, To: m.From, Term: m.Term, MsgType: tAppResp, Index: m.Index + uint64(len(m.Entries)),
+			From: m.To, To: m.From, Term: m.Term, MsgType: tAppResp,
+			Index: m.Index + uint64(len(m.Entries)),
 		})
 	}
-	want := append(terms(2, 2), eraftpb.Entry{Term: 3, Index: 3}, eraftpb.Entry{Term: 3, Index: 4, Data: []byte("x")})
+	want := append(terms(2, 2), eraftpb.Entry{Term: 3, Index: 3},
+		eraftpb.Entry{Term: 3, Index: 4, Data: []byte("x")})
 	equal(t, "to apply", r.RaftLog.nextEnts(), want)
 	for id := range r.Prs {
 		if id != r.id {

@@ -15,7 +15,8 @@ func TestPaper51StaleTermIsRejected(t *testing.T) {
 		r := newRaft(courseConfig(1, []uint64{1, 2}, storageWith(terms(1, 2))))
 		r.becomeFollower(3, None)
 		mustStep(t, r, eraftpb.Message{
-			MsgType: typ, From: 2, Term: 2, Index: 2, LogTerm: 2, Commit: 2, Entries: pointers(terms(9, 9, 9)[2:]),
+			MsgType: typ, From: 2, Term: 2, Index: 2, LogTerm: 2, Commit: 2,
+			Entries: pointers(terms(9, 9, 9)[2:]),
 		})
 		m := take(r)[0]
 		equal(t, typ.String(), []any{m.Term, m.Reject}, []any{uint64(3), true})
@@ -40,8 +41,8 @@ func TestPaper52OneVoteWhateverComes(t *testing.T) {
 	equal(t, "votes", granted, 1)
 }
 
-// Section 5.2: "it sends heartbeat messages to all of the other servers to establish its authority":
-// here the append of the empty entry does.
+// Section 5.2: "it sends heartbeat messages to all of the other servers to establish its
+// authority": here the append of the empty entry does.
 func TestPaper52WinnerSpeaksAtOnce(t *testing.T) {
 	r := mkRaft(1, []uint64{1, 2, 3})
 	mustStep(t, r, eraftpb.Message{MsgType: tHup})
@@ -128,7 +129,8 @@ func TestPaper55MessagesAreIdempotent(t *testing.T) {
 }
 
 // Section 6 and thesis 4.2.3: "if a server receives a RequestVote request within the minimum
-// election timeout of hearing from a current leader, it does not update its term or grant its vote".
+// election timeout of hearing from a current leader, it does not update its term or grant its
+// vote".
 func TestThesis423NoVoteInEarshotOfALeader(t *testing.T) {
 	r := mkRaft(1, []uint64{1, 2, 3}, withCheckQuorum)
 	mustStep(t, r, eraftpb.Message{MsgType: tApp, From: 2, Term: 1})
@@ -160,14 +162,18 @@ func TestThesis310TransferInThreeSteps(t *testing.T) {
 func TestThesis41OneServerAtATime(t *testing.T) {
 	c := mkCluster(t, 3)
 	c.campaign(1)
-	c.send(eraftpb.Message{MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{confEntry(t, 0, 4)}})
+	c.send(eraftpb.Message{
+		MsgType: tProp, From: 1, To: 1, Entries: []*eraftpb.Entry{confEntry(t, 0, 4)},
+	})
 	equal(t, "members before it is applied", nodes(c.nodes[1]), []uint64{1, 2, 3})
-	err := c.nodes[1].Step(eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 5)}})
+	err := c.nodes[1].Step(eraftpb.Message{
+		MsgType: tProp, Entries: []*eraftpb.Entry{confEntry(t, 0, 5)},
+	})
 	equal(t, "second change", err, ErrProposalDropped)
 }
 
-// Thesis 6.2: "a leader in Raft steps down if an election timeout elapses without a successful round
-// of heartbeats to a majority of its cluster".
+// Thesis 6.2: "a leader in Raft steps down if an election timeout elapses without a successful
+// round of heartbeats to a majority of its cluster".
 func TestThesis62LeaderWithoutMajorityStepsDown(t *testing.T) {
 	c := mkCluster(t, 5, withCheckQuorum)
 	c.campaign(1)
@@ -190,13 +196,15 @@ func TestThesis64EarlierRoundDoesNotServeLaterRead(t *testing.T) {
 	rn.Ready()
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1, Round: old})
 	equal(t, "answers by the old round", len(rn.Ready().ReadStates), 0)
-	mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1, Round: rn.HeartbeatRound()})
+	mustStep(t, r,
+		eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1, Round: rn.HeartbeatRound()})
 	equal(t, "answers by the new round", len(rn.Ready().ReadStates), 1)
 }
 
 // Thesis 9.6: a pre-vote changes nothing at the voter and nothing at the candidate but its role.
 func TestThesis96PreVoteLeavesNoTrace(t *testing.T) {
-	voter, candidate := mkRaft(1, []uint64{1, 2}, withPreVote), mkRaft(2, []uint64{1, 2}, withPreVote)
+	voter, candidate := mkRaft(1, []uint64{1, 2}, withPreVote),
+		mkRaft(2, []uint64{1, 2}, withPreVote)
 	mustStep(t, candidate, eraftpb.Message{MsgType: tHup})
 	ask := take(candidate)[0]
 	equal(t, "asks about", ask.Term, uint64(1))
@@ -215,8 +223,8 @@ func TestThesis96PreVoteLeavesNoTrace(t *testing.T) {
 	equal(t, "term", candidate.Term, uint64(1))
 }
 
-// Thesis 10.2.1: "the leader may even commit an entry before it has been written to its own disk, if
-// a majority of followers have written it".
+// Thesis 10.2.1: "the leader may even commit an entry before it has been written to its own disk,
+// if a majority of followers have written it".
 func TestThesis1021LeaderWritesInParallel(t *testing.T) {
 	r := mkRaft(1, []uint64{1, 2, 3, 4, 5}, func(c *Config) { c.AckOnPersist = true })
 	r.becomeCandidate()

@@ -76,7 +76,9 @@ func (pr *Progress) String() string {
 }
 
 // Inflight returns how many appends are on their way, unanswered, and their bytes.
-func (pr *Progress) Inflight() (msgs int, bytes uint64) { return pr.inflights.n, pr.inflights.bytes }
+func (pr *Progress) Inflight() (msgs int, bytes uint64) {
+	return pr.inflights.n, pr.inflights.bytes
+}
 
 func (pr *Progress) enter(state ProgressState) {
 	pr.State = state
@@ -125,8 +127,8 @@ func (pr *Progress) maybeUpdate(index uint64) bool {
 // It says whether the rejection was news: late ones, of appends sent before the last move, must not
 // move Next again (trap B-9).
 //
-// A hint below Match was given before Match was acknowledged, so it is late. Without that check, each
-// of a window full of appends that were overtaken by one another starts the whole window over.
+// A hint below Match was given before Match was acknowledged, so it is late. Without that check,
+// each of a window full of appends that were overtaken by one another starts the whole window over.
 func (pr *Progress) maybeDecrTo(rejected, hint uint64) bool {
 	if hint < pr.Match {
 		return false

@@ -178,10 +178,12 @@ func same(t *rapid.T, got, want eraftpb.Entry) {
 
 func compareLogs(t *rapid.T, l *RaftLog, n *naiveLog, unstableOnly bool) {
 	if l.LastIndex() != n.last() || l.lastTerm() != n.ents[n.last()].Term {
-		t.Fatalf("last %d/%d, want %d/%d", l.LastIndex(), l.lastTerm(), n.last(), n.ents[n.last()].Term)
+		t.Fatalf("last %d/%d, want %d/%d", l.LastIndex(), l.lastTerm(), n.last(),
+			n.ents[n.last()].Term)
 	}
 	if l.firstIndex() != n.first || l.committed != n.committed || l.stabled != n.stabled {
-		t.Fatalf("first %d committed %d stabled %d, want %d %d %d", l.firstIndex(), l.committed, l.stabled,
+		t.Fatalf("first %d committed %d stabled %d, want %d %d %d", l.firstIndex(), l.committed,
+			l.stabled,
 			n.first, n.committed, n.stabled)
 	}
 	for i := n.first - 1; i <= n.last(); i++ {
@@ -227,7 +229,9 @@ func TestSlicesOfTheLogAreNeverWrittenTo(t *testing.T) {
 			if l.LastIndex() > l.committed && rapid.Bool().Draw(t, "replace") {
 				term++
 				at := rapid.Uint64Range(l.committed+1, l.LastIndex()).Draw(t, "at")
-				l.truncateAndAppend([]*eraftpb.Entry{{Index: at, Term: term}, {Index: at + 1, Term: term}})
+				l.truncateAndAppend([]*eraftpb.Entry{
+					{Index: at, Term: term}, {Index: at + 1, Term: term},
+				})
 			} else {
 				l.append(eraftpb.Entry{Index: l.LastIndex() + 1, Term: term})
 			}
@@ -290,8 +294,10 @@ func TestProgressKeepsItsInvariants(t *testing.T) {
 		match := uint64(0)
 		index := rapid.Uint64Range(0, 20)
 		t.Repeat(map[string]func(*rapid.T){
-			"ack":    func(t *rapid.T) { pr.maybeUpdate(index.Draw(t, "index")) },
-			"reject": func(t *rapid.T) { pr.maybeDecrTo(index.Draw(t, "index"), index.Draw(t, "hint")) },
+			"ack": func(t *rapid.T) { pr.maybeUpdate(index.Draw(t, "index")) },
+			"reject": func(t *rapid.T) {
+				pr.maybeDecrTo(index.Draw(t, "index"), index.Draw(t, "hint"))
+			},
 			"sent": func(t *rapid.T) {
 				pr.sent(pr.Next+rapid.Uint64Range(0, 3).Draw(t, "n"), 1, true)
 			},
@@ -331,7 +337,8 @@ func TestConflictHintIsTheNaiveOne(t *testing.T) {
 		}
 		naive = max(naive, floor)
 		if got := l.findConflictByTerm(index, want, floor); got != naive {
-			t.Fatalf("log %v, index %d, term %d, floor %d: %d, want %d", ts, index, want, floor, got, naive)
+			t.Fatalf("log %v, index %d, term %d, floor %d: %d, want %d", ts, index, want, floor,
+				got, naive)
 		}
 	})
 }

@@ -36,8 +36,9 @@ func (s StateType) String() string {
 	return fmt.Sprintf("StateType(%d)", uint64(s))
 }
 
-// Raft is one member of one group: the algorithm, with no clock, disk or network. Messages and ticks
-// go in, messages and state to persist come out, through RawNode. Owner: the RawNode that holds it.
+// Raft is one member of one group: the algorithm, with no clock, disk or network. Messages and
+// ticks go in, messages and state to persist come out, through RawNode. Owner: the RawNode that
+// holds it.
 //
 // Invariant: Term and the log's committed index never go back; Vote changes only with Term or from
 // None.
@@ -69,8 +70,8 @@ type Raft struct {
 	electionTimeout           int
 	randomizedElectionTimeout int
 	heartbeatElapsed          int
-	// electionElapsed counts ticks since the last word of a leader or the last candidacy; at a leader
-	// since the last check-quorum.
+	// electionElapsed counts ticks since the last word of a leader or the last candidacy; at a
+	// leader since the last check-quorum.
 	electionElapsed int
 	// contactElapsed counts ticks since the last word of a leader, whatever happened since: vote
 	// refusals rest on it. graceTicks are left of Config.VoteGraceTicks.
@@ -146,7 +147,8 @@ func openRaft(c *Config) (*Raft, error) {
 		rand: c.Rand, logger: c.Logger,
 		preVote: c.PreVote, checkQuorum: c.CheckQuorum, ackOnPersist: c.AckOnPersist,
 		// Heartbeats of the course carry no round; see nextRound.
-		numberRounds:  c.PreVote || c.CheckQuorum || c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
+		numberRounds: c.PreVote || c.CheckQuorum || c.AckOnPersist || c.AsyncApply ||
+			c.UnstableOnly,
 		batchAppends:  c.AckOnPersist || c.AsyncApply || c.UnstableOnly,
 		lazyCommit:    c.LazyCommit,
 		maxSizePerMsg: c.MaxSizePerMsg, maxInflightMsgs: c.MaxInflightMsgs,
@@ -252,7 +254,8 @@ func (r *Raft) send(m eraftpb.Message) {
 
 // supersedes tells whether the acknowledgement m says all that the one before it does.
 func supersedes(m, before *eraftpb.Message) bool {
-	return m.MsgType == eraftpb.MessageType_MsgAppendResponse && before.MsgType == m.MsgType && !m.Reject && !before.Reject &&
+	return m.MsgType == eraftpb.MessageType_MsgAppendResponse && before.MsgType == m.MsgType &&
+		!m.Reject && !before.Reject &&
 		m.To == before.To && m.Term == before.Term && m.Index >= before.Index
 }
 
@@ -342,11 +345,12 @@ func (r *Raft) becomeLeader() {
 }
 
 // commitsConfChange tells whether the leader has committed a conf change since the commit index was
-// known. It must have that on disk before it tells anyone: a peer that learns of its own removal may be
-// gone at once, and its vote with it, and a leader that then crashed and forgot would still count by
-// the old members. With two voters it would never lead again (trap C3).
+// known. It must have that on disk before it tells anyone: a peer that learns of its own removal
+// may be gone at once, and its vote with it, and a leader that then crashed and forgot would still
+// count by the old members. With two voters it would never lead again (trap C3).
 func (r *Raft) commitsConfChange(known uint64) bool {
-	return r.State == StateLeader && known < r.PendingConfIndex && r.PendingConfIndex <= r.RaftLog.committed
+	return r.State == StateLeader && known < r.PendingConfIndex &&
+		r.PendingConfIndex <= r.RaftLog.committed
 }
 
 // tick is one step of the clock.
@@ -366,9 +370,9 @@ func (r *Raft) tick() {
 	}
 }
 
-// expectElection never lowers the timeout below the smallest one, on which leases rely, and never raises it beyond
-// the largest random one. It does raise it: a member that is to come second but had drawn a short timeout
-// would split the vote of the first.
+// expectElection never lowers the timeout below the smallest one, on which leases rely, and never
+// raises it beyond the largest random one. It does raise it: a member that is to come second but
+// had drawn a short timeout would split the vote of the first.
 func (r *Raft) expectElection(delay int) {
 	if r.State == StateFollower {
 		r.randomizedElectionTimeout = r.electionTimeout + min(max(delay, 0), r.electionTimeout-1)
@@ -493,7 +497,8 @@ func (r *Raft) passHigherTerm(m *eraftpb.Message) bool {
 // the other's messages seriously enough to learn the term (trap A5).
 func (r *Raft) answerLowerTerm(m *eraftpb.Message) {
 	switch m.MsgType {
-	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat,
+		eraftpb.MessageType_MsgSnapshot:
 		r.send(eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgAppendResponse, To: m.From,
 			Index: m.Index, Reject: true, RejectHint: r.RaftLog.committed,
@@ -511,7 +516,8 @@ func (r *Raft) answerLowerTerm(m *eraftpb.Message) {
 
 func isFromLeader(t eraftpb.MessageType) bool {
 	switch t {
-	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat,
+		eraftpb.MessageType_MsgSnapshot:
 		return true
 	}
 	return false
@@ -534,7 +540,8 @@ func (r *Raft) stepLeader(m eraftpb.Message) error {
 		r.handleUnreachable(m.From)
 	case eraftpb.MessageType_MsgSnapStatus:
 		r.handleSnapStatus(m.From, m.Reject)
-	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat,
+		eraftpb.MessageType_MsgSnapshot:
 		if m.Term != 0 {
 			// Two leaders in a term. This one does not follow: it would cut off its own log.
 			r.errorf("%d leads term %d and got %v from %d", r.id, r.Term, m.MsgType, m.From)
@@ -548,7 +555,8 @@ func (r *Raft) stepCandidate(m eraftpb.Message) error {
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgPropose:
 		return ErrProposalDropped
-	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgSnapshot:
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat,
+		eraftpb.MessageType_MsgSnapshot:
 		// Somebody won this term (trap A3).
 		r.becomeFollower(max(m.Term, r.Term), m.From)
 		return r.stepFollower(m)

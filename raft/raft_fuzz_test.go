@@ -43,7 +43,9 @@ func stepFuzzed(t *testing.T, rn *RawNode, st *MemoryStorage, b []byte) {
 		Reject: b[8]&1 == 1, Force: b[8]&2 == 2, Round: fuzzed(b[9]),
 	}
 	for i := range uint64(b[7] % 4) {
-		e := &eraftpb.Entry{Index: m.Index + 1 + i, Term: uint64(b[4]), EntryType: eraftpb.EntryType(b[8] >> 7)}
+		e := &eraftpb.Entry{
+			Index: m.Index + 1 + i, Term: uint64(b[4]), EntryType: eraftpb.EntryType(b[8] >> 7),
+		}
 		if b[8]&4 == 4 {
 			e.Index++
 		}
@@ -73,7 +75,9 @@ func stepFuzzed(t *testing.T, rn *RawNode, st *MemoryStorage, b []byte) {
 		rn.ReportUnreachable(uint64(b[1]))
 		rn.ReportSnapshot(uint64(b[1]), m.Reject)
 	case 7:
-		_ = rn.ProposeConfChange(eraftpb.ConfChange{NodeId: uint64(b[1]), ChangeType: eraftpb.ConfChangeType(b[2] % 4)})
+		_ = rn.ProposeConfChange(eraftpb.ConfChange{
+			NodeId: uint64(b[1]), ChangeType: eraftpb.ConfChangeType(b[2] % 4),
+		})
 	default:
 		_ = rn.Step(m)
 	}

@@ -12,7 +12,9 @@ type SoftState struct {
 	RaftState StateType
 }
 
-func (s *SoftState) equal(o SoftState) bool { return s.Lead == o.Lead && s.RaftState == o.RaftState }
+func (s *SoftState) equal(o SoftState) bool {
+	return s.Lead == o.Lead && s.RaftState == o.RaftState
+}
 
 // Ready is what the owner has to do next, in the order that doc.go gives. It is only to be read; it
 // stays as it is whatever raft does afterwards.
@@ -48,7 +50,9 @@ func (rd *Ready) SplitMessages() (early, late []eraftpb.Message) {
 	if rd.earlyTerm == 0 {
 		return nil, rd.Messages
 	}
-	isEarly := func(m *eraftpb.Message) bool { return isFromLeader(m.MsgType) && m.Term == rd.earlyTerm }
+	isEarly := func(m *eraftpb.Message) bool {
+		return isFromLeader(m.MsgType) && m.Term == rd.earlyTerm
+	}
 	n := 0
 	for i := range rd.Messages {
 		if isEarly(&rd.Messages[i]) {
@@ -95,9 +99,9 @@ func NewRawNode(config *Config) (*RawNode, error) {
 // Tick is one step of the clock.
 func (rn *RawNode) Tick() { rn.Raft.tick() }
 
-// ExpectElection tells a follower that its leader is probably gone: it campaigns delay ticks after the
-// smallest election timeout instead of at a random time after it. The delays of a group's members
-// should differ. Safety and the leader's lease do not depend on the guess being right.
+// ExpectElection tells a follower that its leader is probably gone: it campaigns delay ticks after
+// the smallest election timeout instead of at a random time after it. The delays of a group's
+// members should differ. Safety and the leader's lease do not depend on the guess being right.
 func (rn *RawNode) ExpectElection(delay int) { rn.Raft.expectElection(delay) }
 
 // Campaign starts an election now, unless this node may not or is in contact with a leader.
@@ -105,8 +109,8 @@ func (rn *RawNode) Campaign() error {
 	return rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgHup, From: rn.Raft.id})
 }
 
-// Propose appends data to the leader's log, and keeps it: it must not be written to any more. Nil does
-// not mean that it will be committed.
+// Propose appends data to the leader's log, and keeps it: it must not be written to any more. Nil
+// does not mean that it will be committed.
 func (rn *RawNode) Propose(data []byte) error {
 	return rn.proposeEntry(eraftpb.Entry{Data: data})
 }
@@ -142,7 +146,8 @@ func (rn *RawNode) Step(m eraftpb.Message) error {
 	if isLocal(m.MsgType) || m.Term == 0 && !mayLackTerm(&m) {
 		return ErrStepLocalMsg
 	}
-	if (m.From == None || m.From == rn.Raft.id) && m.MsgType != eraftpb.MessageType_MsgTransferLeader {
+	if (m.From == None || m.From == rn.Raft.id) &&
+		m.MsgType != eraftpb.MessageType_MsgTransferLeader {
 		return ErrStepLocalMsg
 	}
 	if isResponse(m.MsgType) && rn.Raft.Prs[m.From] == nil {
@@ -254,8 +259,8 @@ func (rn *RawNode) Advance(rd Ready) {
 // AppliedTo tells, with Config.AsyncApply, how far the state machine has come.
 func (rn *RawNode) AppliedTo(index uint64) { rn.Raft.RaftLog.appliedTo(index) }
 
-// CompactTo drops from memory the entries up to and including index, after the storage dropped them.
-// It goes no further than what is applied and persisted.
+// CompactTo drops from memory the entries up to and including index, after the storage dropped
+// them. It goes no further than what is applied and persisted.
 func (rn *RawNode) CompactTo(index uint64) { rn.Raft.RaftLog.compactTo(index) }
 
 // ReadIndex asks for a ReadState under an ID that was not used before: a retry takes a new one. The
@@ -269,12 +274,16 @@ func (rn *RawNode) ReportUnreachable(id uint64) {
 
 // ReportSnapshot tells how the sending of a snapshot to a member ended.
 func (rn *RawNode) ReportSnapshot(id uint64, ok bool) {
-	_ = rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgSnapStatus, From: id, Reject: !ok})
+	_ = rn.Raft.Step(eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgSnapStatus, From: id, Reject: !ok,
+	})
 }
 
 // TransferLeader hands the leadership to a voter, if it catches up within an election timeout.
 func (rn *RawNode) TransferLeader(transferee uint64) {
-	_ = rn.Raft.Step(eraftpb.Message{MsgType: eraftpb.MessageType_MsgTransferLeader, From: transferee})
+	_ = rn.Raft.Step(eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgTransferLeader, From: transferee,
+	})
 }
 
 // BroadcastHeartbeat starts a heartbeat round now, if this node leads.

@@ -91,7 +91,8 @@ func TestRestartHandsOutWhatWasNotApplied2AC(t *testing.T) {
 		for applied := uint64(0); applied <= 2; applied++ {
 			st := storageWith(terms(1, 1, 1))
 			_ = st.SetHardState(eraftpb.HardState{Term: 1, Commit: 2})
-			rn := mkRaw(t, st, []uint64{1, 2}, append(opts, func(c *Config) { c.Applied = applied })...)
+			rn := mkRaw(t, st, []uint64{1, 2},
+				append(opts, func(c *Config) { c.Applied = applied })...)
 			want := Ready{Entries: []eraftpb.Entry{}}
 			if applied < 2 {
 				want.CommittedEntries = terms(1, 1, 1)[applied:2]
@@ -126,7 +127,8 @@ func TestRestartFromSnapshot2AC(t *testing.T) {
 	st := NewMemoryStorage()
 	_ = st.SetHardState(eraftpb.HardState{Term: 1, Commit: 3})
 	err := st.ApplySnapshot(eraftpb.Snapshot{Metadata: &eraftpb.SnapshotMetadata{
-		Index: 2, Term: 1, ConfState: &eraftpb.ConfState{Nodes: []uint64{1, 2}, Learners: []uint64{3}},
+		Index: 2, Term: 1,
+		ConfState: &eraftpb.ConfState{Nodes: []uint64{1, 2}, Learners: []uint64{3}},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -177,18 +179,21 @@ func TestReadyIsNotWrittenTo2AC(t *testing.T) {
 	for _, opts := range [][]option{nil, {production}} {
 		st := NewMemoryStorage()
 		rn := mkRaw(t, st, []uint64{1, 2}, opts...)
-		_ = rn.Step(eraftpb.Message{MsgType: tApp, From: 2, Term: 1, Entries: pointers(terms(1, 1, 1))})
+		_ = rn.Step(eraftpb.Message{
+			MsgType: tApp, From: 2, Term: 1, Entries: pointers(terms(1, 1, 1)),
+		})
 		rd := rn.Ready()
 		_ = rn.Step(eraftpb.Message{
 			MsgType: tApp, From: 2, Term: 2, Index: 1, LogTerm: 1, Commit: 2,
 			Entries: []*eraftpb.Entry{{Index: 2, Term: 2}},
 		})
 		_ = rn.Step(eraftpb.Message{
-			MsgType: tApp, From: 2, Term: 2, Index: 2, LogTerm: 2, Entries: []*eraftpb.Entry{{Index: 3, Term: 2}},
+			MsgType: tApp, From: 2, Term: 2, Index: 2, LogTerm: 2,
+			Entries: []*eraftpb.Entry{{Index: 3, Term: 2}},
 		})
 		equal(t, "entries", rd.Entries, terms(1, 1, 1))
-		// The late Advance must not take the new entries for persisted (trap B-6). To write the first
-		// one twice does no harm.
+		// The late Advance must not take the new entries for persisted (trap B-6). To write the
+		// first one twice does no harm.
 		rn.Advance(rd)
 		equal(t, "still to persist", rn.Ready().Entries, terms(1, 2, 2))
 	}
@@ -247,7 +252,9 @@ func TestEarlyMessages2AC(t *testing.T) {
 // wait.
 func TestNewTermIsNotSentEarly2AC(t *testing.T) {
 	rn := mkRaw(t, NewMemoryStorage(), []uint64{1}, func(c *Config) { c.AckOnPersist = true })
-	rn.ApplyConfChange(eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_AddLearnerNode, NodeId: 2})
+	rn.ApplyConfChange(eraftpb.ConfChange{
+		ChangeType: eraftpb.ConfChangeType_AddLearnerNode, NodeId: 2,
+	})
 	_ = rn.Campaign()
 	rd := rn.Ready()
 	early, late := rd.SplitMessages()
@@ -282,7 +289,9 @@ func TestAsyncApplyHandsOutOnce2AC(t *testing.T) {
 func TestLogInMemoryIsBounded2AC(t *testing.T) {
 	for _, cache := range []uint64{0, 200} {
 		st := NewMemoryStorage()
-		rn := mkRaw(t, st, []uint64{1}, func(c *Config) { c.UnstableOnly, c.LogCacheBytes = true, cache })
+		rn := mkRaw(t, st, []uint64{1}, func(c *Config) {
+			c.UnstableOnly, c.LogCacheBytes = true, cache
+		})
 		_ = rn.Campaign()
 		var applied []eraftpb.Entry
 		for i := range 100 {
@@ -330,13 +339,17 @@ func TestMemoryFollowsTruncation2AC(t *testing.T) {
 // Local messages do not come from a network, nor answers from strangers.
 func TestNetworkMessagesAreChecked2AC(t *testing.T) {
 	rn := mkRaw(t, NewMemoryStorage(), []uint64{1, 2})
-	for _, typ := range []eraftpb.MessageType{tHup, tBeat, tProp, tCheck, eraftpb.MessageType_MsgUnreachable} {
-		if err := rn.Step(eraftpb.Message{MsgType: typ, From: 2, Term: 1}); !errors.Is(err, ErrStepLocalMsg) {
+	for _, typ := range []eraftpb.MessageType{
+		tHup, tBeat, tProp, tCheck, eraftpb.MessageType_MsgUnreachable,
+	} {
+		if err := rn.Step(eraftpb.Message{MsgType: typ, From: 2, Term: 1}); !errors.Is(err,
+			ErrStepLocalMsg) {
 			t.Errorf("%v: %v", typ, err)
 		}
 	}
 	for _, typ := range []eraftpb.MessageType{tApp, tVote, tHeartbeat, tSnap, tAppResp} {
-		if err := rn.Step(eraftpb.Message{MsgType: typ, From: 2}); !errors.Is(err, ErrStepLocalMsg) {
+		if err := rn.Step(eraftpb.Message{MsgType: typ, From: 2}); !errors.Is(err,
+			ErrStepLocalMsg) {
 			t.Errorf("%v without a term: %v", typ, err)
 		}
 	}
@@ -348,7 +361,8 @@ func TestNetworkMessagesAreChecked2AC(t *testing.T) {
 	}
 	for _, from := range []uint64{None, 1} {
 		for _, typ := range []eraftpb.MessageType{tApp, tVote, tHeartbeat, tSnap, tPreVote, tNow} {
-			if err := rn.Step(eraftpb.Message{MsgType: typ, From: from, Term: 5}); !errors.Is(err, ErrStepLocalMsg) {
+			if err := rn.Step(eraftpb.Message{MsgType: typ, From: from, Term: 5}); !errors.Is(err,
+				ErrStepLocalMsg) {
 				t.Errorf("%v from %d: %v", typ, from, err)
 			}
 		}
@@ -381,7 +395,10 @@ func TestLimits2AC(t *testing.T) {
 		r.Prs[2].becomeProbe()
 		r.Prs[2].paused = true
 		for range 10 {
-			mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: make([]byte, 10)}}})
+			mustStep(t, r,
+				eraftpb.Message{
+					MsgType: tProp, Entries: []*eraftpb.Entry{{Data: make([]byte, 10)}},
+				})
 		}
 		mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1})
 		m := take(r)[0]
@@ -437,7 +454,8 @@ func TestHeartbeatRounds2AC(t *testing.T) {
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 1, Round: 9})
 	equal(t, "confirmed", rn.QuorumRound(), uint64(1))
 	r.becomeFollower(2, None)
-	equal(t, "rounds of a follower", []uint64{rn.HeartbeatRound(), rn.QuorumRound()}, []uint64{0, 0})
+	equal(t, "rounds of a follower", []uint64{rn.HeartbeatRound(), rn.QuorumRound()},
+		[]uint64{0, 0})
 
 	one := lead(t, mkRaft(1, []uint64{1}))
 	alone := &RawNode{Raft: one}
@@ -471,7 +489,8 @@ func TestReadIndexLife2AC(t *testing.T) {
 	rn.Ready()
 	equal(t, "fourth read", rn.ReadIndex(4), nil)
 	r.becomeFollower(2, None)
-	equal(t, "aborted", rn.Ready().ReadStates, []ReadState{{ID: 3, Aborted: true}, {ID: 4, Aborted: true}})
+	equal(t, "aborted", rn.Ready().ReadStates,
+		[]ReadState{{ID: 3, Aborted: true}, {ID: 4, Aborted: true}})
 }
 
 // Status and the accessors say what is.
@@ -480,8 +499,12 @@ func TestStatusTellsTheState2AC(t *testing.T) {
 	r.addLearner(4)
 	rn := &RawNode{Raft: r}
 	st := rn.Status()
-	equal(t, "status", []any{st.ID, st.Term, st.Vote, st.Commit, st.Lead, st.State, st.LastIndex, st.FirstIndex},
-		[]any{uint64(1), uint64(1), uint64(1), uint64(1), uint64(1), StateLeader, uint64(1), uint64(1)})
+	equal(t, "status",
+		[]any{st.ID, st.Term, st.Vote, st.Commit, st.Lead, st.State, st.LastIndex, st.FirstIndex},
+		[]any{
+			uint64(1), uint64(1), uint64(1), uint64(1), uint64(1), StateLeader, uint64(1),
+			uint64(1),
+		})
 	equal(t, "members", len(st.Progress), 4)
 	equal(t, "learner", st.Progress[4].IsLearner, true)
 	var ids []uint64
@@ -490,10 +513,14 @@ func TestStatusTellsTheState2AC(t *testing.T) {
 		equal(t, "same", pr.String(), func() string { p := st.Progress[id]; return p.String() }())
 	})
 	equal(t, "in order", ids, []uint64{1, 2, 3, 4})
-	equal(t, "accessors", []any{rn.Term(), rn.Lead(), rn.State(), rn.Committed(), rn.LastIndex(), rn.LeadTransferee()},
+	equal(t, "accessors",
+		[]any{
+			rn.Term(), rn.Lead(), rn.State(), rn.Committed(), rn.LastIndex(), rn.LeadTransferee(),
+		},
 		[]any{uint64(1), uint64(1), StateLeader, uint64(1), uint64(1), None})
 	_, ok := rn.ProgressOf(9)
 	equal(t, "stranger", ok, false)
-	equal(t, "states", []string{StateFollower.String(), StatePreCandidate.String(), ProgressSnapshot.String()},
+	equal(t, "states",
+		[]string{StateFollower.String(), StatePreCandidate.String(), ProgressSnapshot.String()},
 		[]string{"follower", "pre-candidate", "snapshot"})
 }

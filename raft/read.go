@@ -8,8 +8,8 @@ type ReadState struct {
 	Aborted bool
 }
 
-// readState holds the reads that wait for the proof that this node still leads (thesis 6.4), and the
-// heartbeat rounds that give the proof. Owner: the Raft.
+// readState holds the reads that wait for the proof that this node still leads (thesis 6.4), and
+// the heartbeat rounds that give the proof. Owner: the Raft.
 //
 // A heartbeat round is a number, increasing within a term, that all heartbeats of one broadcast
 // carry and the answers echo. A quorum of answers to a round says: when that round was sent, nobody
@@ -30,8 +30,8 @@ type readState struct {
 
 type pendingRead struct{ id, index, round uint64 }
 
-// readIndex takes a read in. The ID must be new with each attempt: with the ID of an attempt before,
-// a late confirmation of that one would be taken for this one's (trap E3).
+// readIndex takes a read in. The ID must be new with each attempt: with the ID of an attempt
+// before, a late confirmation of that one would be taken for this one's (trap E3).
 func (r *Raft) readIndex(id uint64) error {
 	if r.State != StateLeader {
 		return ErrNotLeader
@@ -60,8 +60,8 @@ func (r *Raft) releaseReads() {
 	r.reads.waiting = nil
 }
 
-// flushReads broadcasts a round for the reads that have none. RawNode calls it when a Ready is made,
-// so all reads between two Readys cost one round.
+// flushReads broadcasts a round for the reads that have none. RawNode calls it when a Ready is
+// made, so all reads between two Readys cost one round.
 func (r *Raft) flushReads() {
 	if r.hasReadsToFlush() {
 		r.broadcastHeartbeat()
@@ -104,7 +104,8 @@ func (r *Raft) advanceReads() {
 	r.reads.confirmed = max(r.reads.confirmed, quorumValue(r.scratch))
 	n := 0
 	for n < len(r.reads.sent) && r.reads.sent[n].round <= r.reads.confirmed {
-		r.reads.done = append(r.reads.done, ReadState{ID: r.reads.sent[n].id, Index: r.reads.sent[n].index})
+		r.reads.done = append(r.reads.done,
+			ReadState{ID: r.reads.sent[n].id, Index: r.reads.sent[n].index})
 		n++
 	}
 	if n == len(r.reads.sent) {

@@ -88,8 +88,8 @@ func (r *Raft) persisted() {
 	r.commitAndTell()
 }
 
-// commitAndTell moves the commit index if it can, and tells the others: at once, or with LazyCommit when
-// something is sent anyway (tickLeader sees to the rest).
+// commitAndTell moves the commit index if it can, and tells the others: at once, or with LazyCommit
+// when something is sent anyway (tickLeader sees to the rest).
 func (r *Raft) commitAndTell() {
 	known := r.RaftLog.committed
 	if r.maybeCommit() && (!r.lazyCommit || r.commitsConfChange(known)) {
@@ -175,8 +175,9 @@ func (r *Raft) maybeSendAppend(to uint64, sendIfEmpty bool) bool {
 	return true
 }
 
-// pointersTo returns ents as a message takes them. The slots behind ents are never written again, so
-// messages may look at them, and those of one broadcast share one slice, which nobody writes to either.
+// pointersTo returns ents as a message takes them. The slots behind ents are never written again,
+// so messages may look at them, and those of one broadcast share one slice, which nobody writes to
+// either.
 func (r *Raft) pointersTo(ents []eraftpb.Entry) []*eraftpb.Entry {
 	if len(r.shared) == len(ents) && r.shared[0] == &ents[0] {
 		return r.shared
@@ -314,8 +315,8 @@ func (r *Raft) handleAppendResponse(m eraftpb.Message) {
 	}
 }
 
-// sendMore follows an answer with up to two appends: the pipeline doubles with each round trip, and is
-// not filled in one go with what a single loss would make useless.
+// sendMore follows an answer with up to two appends: the pipeline doubles with each round trip, and
+// is not filled in one go with what a single loss would make useless.
 func (r *Raft) sendMore(to uint64) {
 	pr := r.Prs[to]
 	for n := 0; n < 2 && pr.Next <= r.RaftLog.LastIndex(); n++ {
@@ -337,8 +338,8 @@ func (r *Raft) broadcastHeartbeat() {
 	r.advanceReads()
 }
 
-// sendHeartbeat tells a follower that the leader lives, and how much of what the follower surely has
-// is committed: not more, its log may go on differently from ours (trap B-2).
+// sendHeartbeat tells a follower that the leader lives, and how much of what the follower surely
+// has is committed: not more, its log may go on differently from ours (trap B-2).
 func (r *Raft) sendHeartbeat(to uint64) {
 	m := eraftpb.Message{
 		MsgType: eraftpb.MessageType_MsgHeartbeat, To: to,
@@ -353,8 +354,9 @@ func (r *Raft) sendHeartbeat(to uint64) {
 	r.send(m)
 }
 
-// handleHeartbeat is the follower's side. The leader names what this member has acknowledged to it in this term. A log
-// that ends before that has lost what it promised: an old copy of its disk was put in its place.
+// handleHeartbeat is the follower's side. The leader names what this member has acknowledged to it
+// in this term. A log that ends before that has lost what it promised: an old copy of its disk was
+// put in its place.
 func (r *Raft) handleHeartbeat(m eraftpb.Message) {
 	if promised := max(m.Commit, m.Index); promised > r.RaftLog.LastIndex() {
 		r.lost = max(r.lost, promised)
@@ -377,7 +379,8 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 	}
 	pr.RecentActive, pr.answered = true, true
 	pr.paused = false
-	if pr.State == ProgressReplicate && r.maxInflightMsgs > 0 && pr.inflights.full(r.maxInflightMsgs, 0) ||
+	if pr.State == ProgressReplicate && r.maxInflightMsgs > 0 &&
+		pr.inflights.full(r.maxInflightMsgs, 0) ||
 		pr.State == ProgressReplicate && pr.inflights.full(0, r.maxInflightBytes) {
 		// All answers may be lost: without room for one more append nobody would find out.
 		pr.inflights.freeFirst()
@@ -397,8 +400,9 @@ func (r *Raft) handleHeartbeatResponse(m eraftpb.Message) {
 	}
 }
 
-// askAboutSnapshot sends an append that only serves to be answered: a follower that has the snapshot
-// says so by answering with its commit index, one that has not rejects, which changes nothing.
+// askAboutSnapshot sends an append that only serves to be answered: a follower that has the
+// snapshot says so by answering with its commit index, one that has not rejects, which changes
+// nothing.
 func (r *Raft) askAboutSnapshot(to uint64, pr *Progress) {
 	term, _ := r.RaftLog.Term(pr.Match)
 	r.send(eraftpb.Message{
@@ -482,8 +486,8 @@ type uncommitted struct {
 	marks        []inflight
 }
 
-// take notes size bytes that end at index, if there is room. One proposal always has room, and empty
-// ones always pass: a leader's own entry must.
+// take notes size bytes that end at index, if there is room. One proposal always has room, and
+// empty ones always pass: a leader's own entry must.
 func (u *uncommitted) take(index, size uint64) bool {
 	if u.limit == 0 || size == 0 {
 		return true

@@ -73,7 +73,8 @@ func TestMajorityCommits2AB(t *testing.T) {
 			ids = append(ids, uint64(id)+1)
 		}
 		r := lead(t, mkRaft(1, ids))
-		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
 		take(r)
 		for _, id := range tc.acks {
 			mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: id, Term: 1, Index: 2})
@@ -161,7 +162,10 @@ func TestAppendReplacesFromTheFirstDifference2AB(t *testing.T) {
 		unstable    int
 	}{
 		{"new entry", 2, 2, []eraftpb.Entry{{Term: 3, Index: 3}}, terms(1, 2, 3), 1},
-		{"conflict", 1, 1, []eraftpb.Entry{{Term: 3, Index: 2}, {Term: 4, Index: 3}}, terms(1, 3, 4), 2},
+		{
+			"conflict", 1, 1, []eraftpb.Entry{{Term: 3, Index: 2}, {Term: 4, Index: 3}},
+			terms(1, 3, 4), 2,
+		},
 		{"all there", 0, 0, terms(1), terms(1, 2), 0},
 		{"conflict at the start", 0, 0, terms(3), terms(3), 1},
 		{"same and more", 0, 0, terms(1, 2, 3), terms(1, 2, 3), 1},
@@ -170,14 +174,16 @@ func TestAppendReplacesFromTheFirstDifference2AB(t *testing.T) {
 		r := newRaft(courseConfig(1, []uint64{1, 2, 3}, storageWith(terms(1, 2))))
 		r.becomeFollower(4, 2)
 		mustStep(t, r, eraftpb.Message{
-			MsgType: tApp, From: 2, To: 1, Term: 4, Index: tc.index, LogTerm: tc.term, Entries: pointers(tc.ents),
+			MsgType: tApp, From: 2, To: 1, Term: 4, Index: tc.index, LogTerm: tc.term,
+			Entries: pointers(tc.ents),
 		})
 		equal(t, tc.name+": log", r.RaftLog.allEntries(), tc.log)
 		un := r.RaftLog.unstableEntries()
 		if un == nil {
 			t.Fatal("unstable entries are nil")
 		}
-		equal(t, tc.name+": unstable", un, append([]eraftpb.Entry{}, tc.log[len(tc.log)-tc.unstable:]...))
+		equal(t, tc.name+": unstable", un,
+			append([]eraftpb.Entry{}, tc.log[len(tc.log)-tc.unstable:]...))
 	}
 }
 
@@ -193,7 +199,10 @@ func TestFollowerCommitsWhatIsVouchedFor2AB(t *testing.T) {
 		{"nothing new", 1, 1, nil, 1, 1, 2},
 		{"commit beyond the message", 1, 1, nil, 3, 1, 2},
 		{"commit beyond the message, entries", 1, 1, []eraftpb.Entry{{Term: 2, Index: 2}}, 3, 2, 2},
-		{"commit below the message", 2, 2, []eraftpb.Entry{{Term: 2, Index: 3}, {Term: 2, Index: 4}}, 3, 3, 4},
+		{
+			"commit below the message", 2, 2,
+			[]eraftpb.Entry{{Term: 2, Index: 3}, {Term: 2, Index: 4}}, 3, 3, 4,
+		},
 		{"all of the log, commit far away", 2, 2, nil, 9, 2, 2},
 	} {
 		r := newRaft(courseConfig(1, []uint64{1, 2}, storageWith(terms(1, 2))))
@@ -237,13 +246,15 @@ func TestHeartbeatCommits2AB(t *testing.T) {
 func TestHeartbeatPromisesOnlyWhatMatches2AB(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	for range 3 {
-		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
 	}
 	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 4})
 	take(r)
 	mustStep(t, r, eraftpb.Message{MsgType: tBeat})
 	for _, m := range take(r) {
-		equal(t, fmt.Sprintf("commit told to %d", m.To), m.Commit, map[uint64]uint64{2: 4, 3: 1}[m.To])
+		equal(t, fmt.Sprintf("commit told to %d", m.To), m.Commit,
+			map[uint64]uint64{2: 4, 3: 1}[m.To])
 	}
 }
 
@@ -258,7 +269,8 @@ func TestHeartbeatAnswerOfLaggardIsFollowedByAppend2AB(t *testing.T) {
 		mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 4})
 		equal(t, "appends", len(ofType(take(r), tApp)), 1)
 	}
-	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 4, Index: r.RaftLog.LastIndex()})
+	mustStep(t, r,
+		eraftpb.Message{MsgType: tAppResp, From: 2, Term: 4, Index: r.RaftLog.LastIndex()})
 	take(r)
 	mustStep(t, r, eraftpb.Message{MsgType: tHeartResp, From: 2, Term: 4})
 	equal(t, "messages to who is up to date", len(take(r)), 0)
@@ -385,8 +397,8 @@ func TestMinorityLeaderCommitsNothing2AB(t *testing.T) {
 	equal(t, "log", ltoa(c.nodes[1].RaftLog), "committed=3 1/1: 2/2: 3/2:kept")
 }
 
-// Figure 8 (section 5.4.2): the entry of term 2 on a majority is not committed by the leader of term
-// 4, for one with the entry of term 3 could still win; the leader's own entry commits both.
+// Figure 8 (section 5.4.2): the entry of term 2 on a majority is not committed by the leader of
+// term 4, for one with the entry of term 3 could still win; the leader's own entry commits both.
 func TestFigure8_2AB(t *testing.T) {
 	r := newRaft(courseConfig(1, []uint64{1, 2, 3, 4, 5}, storageWith(terms(1, 2))))
 	r.RaftLog.committed, r.Term = 1, 3
@@ -417,7 +429,8 @@ func TestOldLeaderIsTold2AB(t *testing.T) {
 	c.campaign(1)
 	before := ltoa(c.nodes[1].RaftLog)
 	_ = c.nodes[1].Step(eraftpb.Message{
-		MsgType: tApp, From: 2, To: 1, Term: 2, Index: 2, LogTerm: 2, Entries: []*eraftpb.Entry{{Index: 3, Term: 2}},
+		MsgType: tApp, From: 2, To: 1, Term: 2, Index: 2, LogTerm: 2,
+		Entries: []*eraftpb.Entry{{Index: 3, Term: 2}},
 	})
 	equal(t, "log", ltoa(c.nodes[1].RaftLog), before)
 	m := take(c.nodes[1])[0]
@@ -453,7 +466,8 @@ func TestAcknowledgementBeyondTheLogIsNotBelieved2AB(t *testing.T) {
 func TestLateRejectionsMoveNothing2AB(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	for range 5 {
-		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
 	}
 	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: 1, Index: 4})
 	take(r)
@@ -530,7 +544,8 @@ func TestLogPanicsOnBrokenInvariants2AB(t *testing.T) {
 func TestBroadcastSharesEntries2AB(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	prop := func(data string) []eraftpb.Message {
-		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte(data)}}})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte(data)}}})
 		return ofType(take(r), tApp)
 	}
 	first, second := prop("a"), prop("b")

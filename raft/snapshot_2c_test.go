@@ -18,7 +18,8 @@ func snapAt(index, term uint64, ids ...uint64) *eraftpb.Snapshot {
 func TestSnapshotReplacesLogAndMembers2C(t *testing.T) {
 	r := newRaft(courseConfig(1, []uint64{1, 2}, storageWith(terms(1, 1))))
 	r.becomeFollower(11, 2)
-	mustStep(t, r, eraftpb.Message{MsgType: tSnap, From: 2, Term: 11, Snapshot: snapAt(11, 11, 1, 2, 3)})
+	mustStep(t, r,
+		eraftpb.Message{MsgType: tSnap, From: 2, Term: 11, Snapshot: snapAt(11, 11, 1, 2, 3)})
 	equal(t, "last", r.RaftLog.LastIndex(), uint64(11))
 	equal(t, "first", r.RaftLog.firstIndex(), uint64(12))
 	equal(t, "committed", r.RaftLog.committed, uint64(11))
@@ -43,7 +44,9 @@ func TestReadyCarriesSnapshotBeforeEntries2C(t *testing.T) {
 	for _, opts := range [][]option{nil, {production}} {
 		st := NewMemoryStorage()
 		rn := mkRaw(t, st, []uint64{1, 2}, opts...)
-		_ = rn.Step(eraftpb.Message{MsgType: tSnap, From: 2, Term: 3, Snapshot: snapAt(10, 2, 1, 2)})
+		_ = rn.Step(eraftpb.Message{
+			MsgType: tSnap, From: 2, Term: 3, Snapshot: snapAt(10, 2, 1, 2),
+		})
 		_ = rn.Step(eraftpb.Message{
 			MsgType: tApp, From: 2, Term: 3, Index: 10, LogTerm: 2, Commit: 11,
 			Entries: []*eraftpb.Entry{{Index: 11, Term: 3}},
@@ -92,7 +95,9 @@ func TestNeedlessSnapshotsAreIgnored2C(t *testing.T) {
 		equal(t, tc.name+": answer", []any{m.MsgType, m.Index}, []any{tAppResp, tc.commit})
 	}
 	r := mkRaft(1, []uint64{1, 2})
-	for _, s := range []*eraftpb.Snapshot{nil, {}, {Metadata: &eraftpb.SnapshotMetadata{Index: 9}}} {
+	for _, s := range []*eraftpb.Snapshot{
+		nil, {}, {Metadata: &eraftpb.SnapshotMetadata{Index: 9}},
+	} {
 		mustStep(t, r, eraftpb.Message{MsgType: tSnap, From: 2, Term: 2, Snapshot: s})
 		equal(t, "last", r.RaftLog.LastIndex(), uint64(0))
 	}
@@ -131,7 +136,8 @@ func compacted(t *testing.T, st Storage) *Raft {
 func compactedStorage(t *testing.T) *MemoryStorage {
 	t.Helper()
 	st := storageWith(terms(1, 1, 1, 1, 1, 1))
-	if _, err := st.CreateSnapshot(4, &eraftpb.ConfState{Nodes: []uint64{1, 2}}, []byte("s")); err != nil {
+	if _, err := st.CreateSnapshot(4, &eraftpb.ConfState{Nodes: []uint64{1, 2}},
+		[]byte("s")); err != nil {
 		t.Fatal(err)
 	}
 	if err := st.Compact(4); err != nil {
@@ -143,7 +149,9 @@ func compactedStorage(t *testing.T) *MemoryStorage {
 // A follower that needs truncated entries gets a snapshot, once it has shown that it is there, and
 // no appends until that arrived, failed, or was given up.
 func TestLaggardGetsSnapshot2C(t *testing.T) {
-	reject := eraftpb.Message{MsgType: tAppResp, From: 2, Term: 2, Reject: true, Index: 6, RejectHint: 0}
+	reject := eraftpb.Message{
+		MsgType: tAppResp, From: 2, Term: 2, Reject: true, Index: 6, RejectHint: 0,
+	}
 	start := func() *Raft {
 		r := compacted(t, compactedStorage(t))
 		mustStep(t, r, reject)
@@ -152,7 +160,8 @@ func TestLaggardGetsSnapshot2C(t *testing.T) {
 		equal(t, "type", msgs[0].MsgType, tSnap)
 		equal(t, "index", msgs[0].Snapshot.Metadata.Index, uint64(4))
 		equal(t, "progress", r.Prs[2].String(), "snapshot match=0 next=1 pending-snapshot=4")
-		mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
+		mustStep(t, r,
+			eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("x")}}})
 		equal(t, "appends in between", len(take(r)), 0)
 		return r
 	}
@@ -190,7 +199,8 @@ func TestLaggardGetsSnapshot2C(t *testing.T) {
 		m := take(r)[0]
 		equal(t, "question", []any{m.MsgType, len(m.Entries)}, []any{tApp, 0})
 		f := mkRaft(2, []uint64{1, 2})
-		mustStep(t, f, eraftpb.Message{MsgType: tSnap, From: 1, Term: 2, Snapshot: snapAt(4, 1, 1, 2)})
+		mustStep(t, f,
+			eraftpb.Message{MsgType: tSnap, From: 1, Term: 2, Snapshot: snapAt(4, 1, 1, 2)})
 		take(f)
 		mustStep(t, f, m)
 		mustStep(t, r, take(f)[0])
@@ -241,7 +251,8 @@ func TestGroupCatchesUpBySnapshot2C(t *testing.T) {
 	}
 	c.persist(1)
 	lead := c.nodes[1]
-	if _, err := c.storage[1].CreateSnapshot(lead.RaftLog.applied, lead.confState(), nil); err != nil {
+	if _, err := c.storage[1].CreateSnapshot(lead.RaftLog.applied, lead.confState(),
+		nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.storage[1].Compact(lead.RaftLog.applied); err != nil {

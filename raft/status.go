@@ -59,9 +59,9 @@ func (pr *Progress) snapshotCopy() Progress {
 	return c
 }
 
-// Lost is an index that this member has acknowledged although its log ends before it; 0 as long as there is none. A
-// member that has lost entries must not vote, or what was committed with its help may be overwritten: the owner takes it
-// out of the group.
+// Lost is an index that this member has acknowledged although its log ends before it; 0 as long as
+// there is none. A member that has lost entries must not vote, or what was committed with its help
+// may be overwritten: the owner takes it out of the group.
 func (rn *RawNode) Lost() uint64 { return rn.Raft.lost }
 
 // Term returns the current term.

@@ -62,8 +62,10 @@ type MemoryStorage struct {
 // NewMemoryStorage returns an empty storage.
 func NewMemoryStorage() *MemoryStorage {
 	return &MemoryStorage{
-		ents:     make([]eraftpb.Entry, 1),
-		snapshot: eraftpb.Snapshot{Metadata: &eraftpb.SnapshotMetadata{ConfState: &eraftpb.ConfState{}}},
+		ents: make([]eraftpb.Entry, 1),
+		snapshot: eraftpb.Snapshot{
+			Metadata: &eraftpb.SnapshotMetadata{ConfState: &eraftpb.ConfState{}},
+		},
 	}
 }
 
@@ -130,8 +132,8 @@ func (ms *MemoryStorage) ApplySnapshot(snap eraftpb.Snapshot) error {
 	return nil
 }
 
-// CreateSnapshot makes a snapshot at index i, which must be in the log, with the given members (nil:
-// those of the last one) and data. Compact is a separate step.
+// CreateSnapshot makes a snapshot at index i, which must be in the log, with the given members
+// (nil: those of the last one) and data. Compact is a separate step.
 func (ms *MemoryStorage) CreateSnapshot(
 	i uint64, cs *eraftpb.ConfState, data []byte,
 ) (eraftpb.Snapshot, error) {
@@ -161,7 +163,8 @@ func (ms *MemoryStorage) Compact(compactIndex uint64) error {
 		return ErrCompacted
 	}
 	if compactIndex > ms.lastIndex() {
-		return fmt.Errorf("compact to %d, last is %d: %w", compactIndex, ms.lastIndex(), ErrUnavailable)
+		return fmt.Errorf("compact to %d, last is %d: %w", compactIndex, ms.lastIndex(),
+			ErrUnavailable)
 	}
 	i := compactIndex - offset
 	ents := make([]eraftpb.Entry, uint64(len(ms.ents))-i)
@@ -187,7 +190,8 @@ func (ms *MemoryStorage) Append(entries []eraftpb.Entry) error {
 	at := entries[0].Index - ms.ents[0].Index
 	switch have := uint64(len(ms.ents)); {
 	case at > have:
-		return fmt.Errorf("append at %d, last is %d: %w", entries[0].Index, ms.lastIndex(), ErrUnavailable)
+		return fmt.Errorf("append at %d, last is %d: %w", entries[0].Index, ms.lastIndex(),
+			ErrUnavailable)
 	case at == have:
 		ms.ents = append(ms.ents, entries...)
 	default:

@@ -11,8 +11,8 @@ import (
 
 var errBroken = errors.New("broken disk")
 
-// moody is a storage whose calls fail when the test asks for it: fails has an error by the name of a call,
-// and short makes Entries return less than was asked for.
+// moody is a storage whose calls fail when the test asks for it: fails has an error by the name of
+// a call, and short makes Entries return less than was asked for.
 type moody struct {
 	*MemoryStorage
 	fails map[string]error
@@ -99,8 +99,8 @@ func mustPanic(t *testing.T, what, text string, f func()) {
 	f()
 }
 
-// What the storage says it has and has not is lost: to hand out nothing and go on would be to forget it
-// silently. An error that may pass is another matter: the next Ready tries again.
+// What the storage says it has and has not is lost: to hand out nothing and go on would be to
+// forget it silently. An error that may pass is another matter: the next Ready tries again.
 func TestLostCommittedEntriesAreNotSkipped2C(t *testing.T) {
 	st := mkMoody(terms(1, 1, 1))
 	_ = st.SetHardState(eraftpb.HardState{Term: 1, Commit: 3})
@@ -128,8 +128,8 @@ func mkRawOn(t *testing.T, st Storage, opts ...option) *RawNode {
 	return rn
 }
 
-// leaderOn is a leader of term 2 with a log of three entries of term 1 on a storage, and a follower 2
-// that has told it has nothing.
+// leaderOn is a leader of term 2 with a log of three entries of term 1 on a storage, and a follower
+// 2 that has told it has nothing.
 func leaderOn(t *testing.T, st Storage) *Raft {
 	t.Helper()
 	rn := mkRawOn(t, st, production)
@@ -142,8 +142,8 @@ func leaderOn(t *testing.T, st Storage) *Raft {
 	return r
 }
 
-// While the storage cannot be read a leader sends a follower nothing, and goes on when it can (trap D7);
-// when the log was truncated in between, the follower gets a snapshot (trap D14).
+// While the storage cannot be read a leader sends a follower nothing, and goes on when it can (trap
+// D7); when the log was truncated in between, the follower gets a snapshot (trap D14).
 func TestAppendNeedsAReadableStorage2C(t *testing.T) {
 	st := mkMoody(terms(1, 1, 1))
 	log := &lines{}
@@ -190,7 +190,8 @@ func TestLoggerHearsOfRoles2AA(t *testing.T) {
 	equal(t, "follows", log.have("1 became follower of 2 at term 9"), true)
 }
 
-// A storage that can stop after some bytes is asked to, and one that gives nothing has lost something.
+// A storage that can stop after some bytes is asked to, and one that gives nothing has lost
+// something.
 func TestStorageThatStopsEarly2C(t *testing.T) {
 	st := &limited{moody: mkMoody(terms(1, 1, 1))}
 	r := leaderOn(t, st)
@@ -209,7 +210,9 @@ func TestStorageThatStopsEarly2C(t *testing.T) {
 
 type nothing struct{ *limited }
 
-func (s *nothing) EntriesLimited(uint64, uint64, uint64) ([]eraftpb.Entry, error) { return nil, nil }
+func (s *nothing) EntriesLimited(uint64, uint64, uint64) ([]eraftpb.Entry, error) {
+	return nil, nil
+}
 
 // What cannot be read may be a conf change: a node whose storage fails does not campaign.
 func TestUnreadableLogMayHoldAConfChange3A(t *testing.T) {
@@ -221,8 +224,8 @@ func TestUnreadableLogMayHoldAConfChange3A(t *testing.T) {
 	equal(t, "unreadable", rn.Raft.mayCampaign(), false)
 }
 
-// Memory follows the storage no further than what is applied and persisted, and not at all where the
-// storage fails.
+// Memory follows the storage no further than what is applied and persisted, and not at all where
+// the storage fails.
 func TestCompactToGoesNoFurtherThanApplied2C(t *testing.T) {
 	st := mkMoody(terms(1, 1, 1))
 	_ = st.SetHardState(eraftpb.HardState{Term: 1, Commit: 3})

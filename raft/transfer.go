@@ -3,8 +3,8 @@ package raft
 import "github.com/tinykv/tinykv/proto/pkg/eraftpb"
 
 // handleTransferLeader hands the leadership over (thesis 3.10). m.From is who shall have it. A
-// follower passes the request on to the leader it knows, and drops it where it knows none, or two of
-// them would send it back and forth (trap C17).
+// follower passes the request on to the leader it knows, and drops it where it knows none, or two
+// of them would send it back and forth (trap C17).
 func (r *Raft) handleTransferLeader(m eraftpb.Message) {
 	if r.State != StateLeader {
 		if r.State == StateFollower && r.Lead != None && r.Lead != r.id {
@@ -39,13 +39,13 @@ func (r *Raft) maybeFinishTransfer(id uint64) {
 	}
 }
 
-// sendTimeoutNow ends this leader's reign as far as it goes: proposals are refused, and a lease must
-// not be used from here on, the target's votes are forced.
+// sendTimeoutNow ends this leader's reign as far as it goes: proposals are refused, and a lease
+// must not be used from here on, the target's votes are forced.
 //
-// The message may arrive long after the transfer was given up and a new lease was taken. So it names
-// the heartbeat round it was sent in; the target passes it on with its vote requests, and who has
-// heard a later round, on which a later lease may rest, does not let itself be forced. Until the
-// transfer is given up no later round is started.
+// The message may arrive long after the transfer was given up and a new lease was taken. So it
+// names the heartbeat round it was sent in; the target passes it on with its vote requests, and who
+// has heard a later round, on which a later lease may rest, does not let itself be forced. Until
+// the transfer is given up no later round is started.
 func (r *Raft) sendTimeoutNow(to uint64) {
 	m := eraftpb.Message{MsgType: eraftpb.MessageType_MsgTimeoutNow, To: to}
 	if r.numberRounds {

@@ -80,7 +80,9 @@ func TestLeaderTransferToRemoved3A(t *testing.T) {
 func TestLeaderTransferNonMemberDoesNotCampaign3A(t *testing.T) {
 	learner := mkRaft(1, []uint64{1, 2, 3})
 	learner.Prs[1].IsLearner = true
-	for name, r := range map[string]*Raft{"stranger": mkRaft(1, []uint64{2, 3, 4}), "learner": learner} {
+	for name, r := range map[string]*Raft{
+		"stranger": mkRaft(1, []uint64{2, 3, 4}), "learner": learner,
+	} {
 		mustStep(t, r, eraftpb.Message{MsgType: tNow, From: 2, To: 1, Term: 1})
 		equal(t, name, r.State, StateFollower)
 		equal(t, name+": messages", len(take(r)), 0)
@@ -197,8 +199,8 @@ func TestLeaderTransferEndsWithHigherTerm3A(t *testing.T) {
 	c.wantState(1, StateFollower, 2)
 }
 
-// The request to campaign is lost: what the target says next shows that it still follows, and it is asked
-// again (trap C15). Neither an answer of somebody else nor one of a laggard does that.
+// The request to campaign is lost: what the target says next shows that it still follows, and it is
+// asked again (trap C15). Neither an answer of somebody else nor one of a laggard does that.
 func TestLeaderTransferIsAskedAgain3A(t *testing.T) {
 	r := lead(t, mkRaft(1, []uint64{1, 2, 3}))
 	mustStep(t, r, eraftpb.Message{MsgType: tTransfer, From: 2})
@@ -220,8 +222,8 @@ func TestLeaderTransferIsAskedAgain3A(t *testing.T) {
 	equal(t, "a laggard is asked", len(ofType(take(r), tNow)), 0)
 }
 
-// A target without the leader's entries that is asked all the same loses its election, and costs no more
-// than that.
+// A target without the leader's entries that is asked all the same loses its election, and costs no
+// more than that.
 func TestLeaderTransferTargetThatCannotWin3A(t *testing.T) {
 	c := mkCluster(t, 3)
 	c.campaign(1)
@@ -235,7 +237,8 @@ func TestLeaderTransferTargetThatCannotWin3A(t *testing.T) {
 	c.wantState(1, StateLeader, 1)
 }
 
-// With pre-vote and check-quorum the target is elected although every node is in contact with the leader (trap A8).
+// With pre-vote and check-quorum the target is elected although every node is in contact with the
+// leader (trap A8).
 func TestLeaderTransferWithCheckQuorum3A(t *testing.T) {
 	c := mkCluster(t, 3, withPreVote, withCheckQuorum)
 	c.campaign(1)

@@ -17,7 +17,9 @@ import (
 )
 
 // leaderStorage is the storage of a region's leader, and the context of requests to it.
-func leaderStorage(t *testing.T, c *cluster.Cluster, regionID uint64) (*cluster.Node, *raftstorage.Storage, *kvrpcpb.Context) {
+func leaderStorage(
+	t *testing.T, c *cluster.Cluster, regionID uint64,
+) (*cluster.Node, *raftstorage.Storage, *kvrpcpb.Context) {
 	t.Helper()
 	n := c.WaitLeader(regionID)
 	info := cluster.PeerOf(c, n.ID, regionID)
@@ -31,17 +33,20 @@ type boundOutcome struct {
 	known bool
 }
 
-func writeBound(st storage.BoundStorage, rc *kvrpcpb.Context, term uint64, key, value string) boundOutcome {
+func writeBound(
+	st storage.BoundStorage, rc *kvrpcpb.Context, term uint64, key, value string,
+) boundOutcome {
 	done := make(chan boundOutcome, 1)
 	mods := []storage.Modify{{CF: engine.CFDefault, Key: []byte(key), Value: []byte(value)}}
-	st.WriteBound(rc, storage.Bound{Term: term}, mods, time.Now().Add(10*time.Second), func(err error, known bool) {
-		done <- boundOutcome{err, known}
-	})
+	st.WriteBound(rc, storage.Bound{Term: term}, mods, time.Now().Add(10*time.Second),
+		func(err error, known bool) {
+			done <- boundOutcome{err, known}
+		})
 	return <-done
 }
 
-// TestDecisionOfAnEarlierTermIsRefused: a leader decides on a view, loses the leadership to another store that writes the
-// same key, and gets it back. Its write would undo what it has not seen.
+// TestDecisionOfAnEarlierTermIsRefused: a leader decides on a view, loses the leadership to another
+// store that writes the same key, and gets it back. Its write would undo what it has not seen.
 func TestDecisionOfAnEarlierTermIsRefused(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -53,11 +58,13 @@ func TestDecisionOfAnEarlierTermIsRefused(t *testing.T) {
 	r, term, err := st.BoundReader(ctx, rc, []byte("k"))
 	require.NoError(t, err)
 	r.Close()
-	require.Equal(t, boundOutcome{nil, true}, writeBound(st, rc, term, "k", "1"), "in the same term it is carried out")
+	require.Equal(t, boundOutcome{nil, true}, writeBound(st, rc, term, "k", "1"),
+		"in the same term it is carried out")
 
 	for _, n := range c.Nodes() {
 		if n != first {
-			c.TransferLeader(cluster.FirstRegionID, cluster.PeerOf(c, n.ID, cluster.FirstRegionID).Peer)
+			c.TransferLeader(cluster.FirstRegionID,
+				cluster.PeerOf(c, n.ID, cluster.FirstRegionID).Peer)
 			break
 		}
 	}
@@ -100,7 +107,10 @@ func TestBoundWriteOfAnEarlierEpochIsRefused(t *testing.T) {
 
 // TestBoundReaderWithoutALease names the term of the proof.
 func TestBoundReaderWithoutALease(t *testing.T) {
-	c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) { cfg.Raftstore.ReadMode = "read-index" }})
+	c := cluster.New(t,
+		cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
+			cfg.Raftstore.ReadMode = "read-index"
+		}})
 	_, st, rc := leaderStorage(t, c, cluster.FirstRegionID)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

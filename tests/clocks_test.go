@@ -14,7 +14,8 @@ type oddClock struct {
 	rate  float64
 }
 
-// newOddClock makes the clock of a store: those of odd ids run slow, those of even ids fast, and no two show the same time.
+// newOddClock makes the clock of a store: those of odd ids run slow, those of even ids fast, and no
+// two show the same time.
 func newOddClock(store uint64) raftstore.Clock {
 	now := time.Now()
 	off := time.Duration(store) * time.Hour
@@ -30,8 +31,8 @@ func (c *oddClock) Now() time.Time {
 	return c.base.Add(time.Duration(float64(time.Since(c.begin)) * c.rate))
 }
 
-// TestClocksApart: with leases, as by default. What a client reads and writes does not depend on what any clock shows, nor on
-// its rate within ten percent.
+// TestClocksApart: with leases, as by default. What a client reads and writes does not depend on
+// what any clock shows, nor on its rate within ten percent.
 func TestClocksApart(t *testing.T) {
 	round{clients: 5, clocks: true, partitions: true, transfer: true}.run(t)
 }

@@ -15,7 +15,9 @@ import (
 )
 
 // compare has the region's leader compare its replicas, once one leads.
-func compare(t *testing.T, c *cluster.Cluster, regionID uint64, wait time.Duration) message.Comparison {
+func compare(
+	t *testing.T, c *cluster.Cluster, regionID uint64, wait time.Duration,
+) message.Comparison {
 	t.Helper()
 	var out message.Comparison
 	c.Eventually(20*time.Second, func() string {
@@ -27,7 +29,8 @@ func compare(t *testing.T, c *cluster.Cluster, regionID uint64, wait time.Durati
 		ctx, cancel := context.WithTimeout(context.Background(), wait)
 		defer cancel()
 		var err error
-		out, err = leader.Store().CompareReplicas(ctx, message.Header{RegionID: regionID, Peer: p.Peer})
+		out, err = leader.Store().CompareReplicas(ctx,
+			message.Header{RegionID: regionID, Peer: p.Peer})
 		if err != nil {
 			return err.Error()
 		}
@@ -54,7 +57,8 @@ func waitQuarantined(t *testing.T, c *cluster.Cluster, n *cluster.Node, regionID
 	})
 }
 
-// TestEqualReplicasAreFoundEqual: also while writes, splits and transfers go on, and with a learner.
+// TestEqualReplicasAreFoundEqual: also while writes, splits and transfers go on, and with a
+// learner.
 func TestEqualReplicasAreFoundEqual(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -89,7 +93,8 @@ func TestEqualReplicasAreFoundEqual(t *testing.T) {
 			c.Split(fmt.Appendf(nil, "k%03d", 400-10*i))
 		case i%2 == 0:
 			leader := c.WaitLeader(cluster.FirstRegionID)
-			_ = c.Transfer(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), leader.ID%3+1))
+			_ = c.Transfer(cluster.FirstRegionID,
+				cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), leader.ID%3+1))
 		}
 	}
 	close(stop)
@@ -101,7 +106,8 @@ func TestEqualReplicasAreFoundEqual(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestDivergedReplicaIsReplaced: a follower with another value is quarantined, also after a restart, and replaced.
+// TestDivergedReplicaIsReplaced: a follower with another value is quarantined, also after a
+// restart, and replaced.
 func TestDivergedReplicaIsReplaced(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -116,7 +122,8 @@ func TestDivergedReplicaIsReplaced(t *testing.T) {
 	require.Equal(t, []uint64{peer.Id}, out.Diverged)
 	require.False(t, out.Undecided)
 	waitQuarantined(t, c, bad, cluster.FirstRegionID)
-	require.Contains(t, bad.Store().Quarantined()[cluster.FirstRegionID], "differ from those of most replicas")
+	require.Contains(t, bad.Store().Quarantined()[cluster.FirstRegionID],
+		"differ from those of most replicas")
 	mustGet(t, c, cl, "k", "right")
 
 	waitGone(t, c, bad.ID, cluster.FirstRegionID)
@@ -148,8 +155,8 @@ func TestDivergedLeaderStepsAside(t *testing.T) {
 	mustGet(t, c, cl, "k", "newer")
 }
 
-// TestDifferenceWithoutMajority: nobody knows which replica is right, so nothing is touched, and the region is reported
-// until a comparison finds the replicas equal.
+// TestDifferenceWithoutMajority: nobody knows which replica is right, so nothing is touched, and
+// the region is reported until a comparison finds the replicas equal.
 func TestDifferenceWithoutMajority(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 2})
 	cl := c.Client()
@@ -187,7 +194,8 @@ func TestComparisonWithoutAReplica(t *testing.T) {
 	require.Len(t, out.Hashes, 2)
 }
 
-// TestReplicasAreComparedByThemselves: without anybody asking for it, a replica that differs is found.
+// TestReplicasAreComparedByThemselves: without anybody asking for it, a replica that differs is
+// found.
 func TestReplicasAreComparedByThemselves(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.CompareInterval = config.Dur(time.Second)

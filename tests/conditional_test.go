@@ -22,12 +22,18 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// conditional sends a conditional request to a region's leader, by way of the region as it is given.
-func conditional(n *cluster.Node, r *metapb.Region, key string, payload []byte, id message.Identity, done *message.Answer) *message.Callback {
+// conditional sends a conditional request to a region's leader, by way of the region as it is
+// given.
+func conditional(
+	n *cluster.Node, r *metapb.Region, key string, payload []byte, id message.Identity, done *message.Answer,
+) *message.Callback {
 	m := &message.Write{
-		Header: message.Header{RegionID: r.Id, Peer: cluster.OnStore(r, n.ID), Epoch: r.RegionEpoch},
+		Header: message.Header{
+			RegionID: r.Id, Peer: cluster.OnStore(r, n.ID), Epoch: r.RegionEpoch,
+		},
 		MinKey: []byte(key), MaxKey: []byte(key), Callback: message.NewCallback(), Identity: id,
-		Deadline: time.Now().Add(20 * time.Second), Payload: append(message.AppendWriteID(nil, id.ID), payload...),
+		Deadline:    time.Now().Add(20 * time.Second),
+		Payload:     append(message.AppendWriteID(nil, id.ID), payload...),
 		Conditional: &message.Condition{Needs: feature.ConditionalOps, IfDone: done},
 	}
 	n.Store().Write(m)
@@ -40,21 +46,26 @@ func (w *writer) swap(n *cluster.Node, expected, value string, id message.Identi
 	r, err := w.c.Placement.GetRegion(context.Background(), []byte(w.key))
 	require.NoError(w.t, err)
 	payload := message.AppendSwap(nil, &raft_cmdpb.CompareAndSwapRequest{
-		Cf: "default", Key: []byte(w.key), Value: []byte(value), Expected: &raft_cmdpb.ExpectedValue{Value: []byte(expected)},
+		Cf: "default", Key: []byte(w.key), Value: []byte(value),
+		Expected: &raft_cmdpb.ExpectedValue{Value: []byte(expected)},
 	})
-	done := &message.Answer{Swap: &message.Swap{Swapped: true, Found: true, Previous: []byte(expected)}}
+	done := &message.Answer{
+		Swap: &message.Swap{Swapped: true, Found: true, Previous: []byte(expected)},
+	}
 	return wait(w.t, conditional(n, r.Meta, w.key, payload, id, done))
 }
 
 func requireSwap(t *testing.T, res message.Result, swapped bool, previous string) {
 	t.Helper()
 	require.NoError(t, res.Err)
-	require.Equal(t, &message.Swap{Swapped: swapped, Found: true, Previous: []byte(previous)}, res.Swap())
+	require.Equal(t, &message.Swap{Swapped: swapped, Found: true, Previous: []byte(previous)},
+		res.Swap())
 }
 
-// TestRetriedSwapIsNotDecidedAgain: a compare-and-swap swaps, its answer is lost, another client puts the old value back.
-// The retry must not swap again, and the answer says that it has: by the same leader, by the next one, after a split. When
-// all stores have started again nobody knows any more how it ended, and nobody guesses.
+// TestRetriedSwapIsNotDecidedAgain: a compare-and-swap swaps, its answer is lost, another client
+// puts the old value back. The retry must not swap again, and the answer says that it has: by the
+// same leader, by the next one, after a split. When all stores have started again nobody knows any
+// more how it ended, and nobody guesses.
 func TestRetriedSwapIsNotDecidedAgain(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -75,7 +86,9 @@ func TestRetriedSwapIsNotDecidedAgain(t *testing.T) {
 	c.Split([]byte("j"))
 	right, err := c.Placement.GetRegion(context.Background(), []byte("k"))
 	require.NoError(t, err)
-	requireSwap(t, w.swap(c.WaitLeader(right.Meta.Id), "A", "B", w.next(position(t, c, "k"), origin)), true, "A")
+	requireSwap(t,
+		w.swap(c.WaitLeader(right.Meta.Id), "A", "B", w.next(position(t, c, "k"), origin)), true,
+		"A")
 	mustGet(t, c, cl, "k", "A")
 
 	for _, n := range c.Nodes() {
@@ -91,7 +104,8 @@ func TestRetriedSwapIsNotDecidedAgain(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestRetriedSwapThatFoundAnotherValue has changed nothing: the retry is decided by the value of its own moment, once.
+// TestRetriedSwapThatFoundAnotherValue has changed nothing: the retry is decided by the value of
+// its own moment, once.
 func TestRetriedSwapThatFoundAnotherValue(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -109,11 +123,13 @@ func TestRetriedSwapThatFoundAnotherValue(t *testing.T) {
 	mustPut(t, c, cl, "k", "A")
 	requireSwap(t, w.swap(leader, "A", "B", w.next(p, origin)), true, "A")
 	mustGet(t, c, cl, "k", "A")
-	require.Equal(t, 3, entriesOf(t, leader, first, w.id), "the last retry was answered from the log")
+	require.Equal(t, 3, entriesOf(t, leader, first, w.id),
+		"the last retry was answered from the log")
 }
 
-// TestDeleteRangeBehindASplit: a delete of a range that was planned for the region before a split is refused as a whole.
-// One that is applied is in the raft snapshot of a replica that comes later, and is not undone by a start.
+// TestDeleteRangeBehindASplit: a delete of a range that was planned for the region before a split
+// is refused as a whole. One that is applied is in the raft snapshot of a replica that comes later,
+// and is not undone by a start.
 func TestDeleteRangeBehindASplit(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3})
 	leader := c.WaitLeader(first)
@@ -126,7 +142,8 @@ func TestDeleteRangeBehindASplit(t *testing.T) {
 	c.Split([]byte("m"))
 	all := message.AppendDeleteRange(nil, "default", nil, nil)
 	var epoch *regionerr.EpochNotMatchError
-	require.ErrorAs(t, wait(t, conditional(leader, before, "", all, message.Identity{}, nil)).Err, &epoch)
+	require.ErrorAs(t, wait(t, conditional(leader, before, "", all, message.Identity{}, nil)).Err,
+		&epoch)
 	for i := range 26 {
 		mustGet(t, c, cl, string(rune('a'+i)), "v")
 	}
@@ -134,14 +151,17 @@ func TestDeleteRangeBehindASplit(t *testing.T) {
 	require.NoError(t, err)
 	var out *regionerr.KeyNotInRegionError
 	n := c.WaitLeader(left.Meta.Id)
-	require.ErrorAs(t, wait(t, conditional(n, left.Meta, "", all, message.Identity{}, nil)).Err, &out)
+	require.ErrorAs(t, wait(t, conditional(n, left.Meta, "", all, message.Identity{}, nil)).Err,
+		&out)
 
 	part := message.AppendDeleteRange(nil, "default", []byte("c"), []byte("m"))
 	require.NoError(t, wait(t, conditional(n, left.Meta, "c", part, message.Identity{}, nil)).Err)
 	mustPut(t, c, cl, "d", "again")
 	gone := func() {
 		t.Helper()
-		for key, want := range map[string]string{"b": "v", "c": "", "d": "again", "l": "", "m": "v", "z": "v"} {
+		for key, want := range map[string]string{
+			"b": "v", "c": "", "d": "again", "l": "", "m": "v", "z": "v",
+		} {
 			c.Eventually(20*time.Second, func() string {
 				v, found, err := cl.Get(context.Background(), []byte(key))
 				if err != nil {
@@ -168,8 +188,8 @@ func TestDeleteRangeBehindASplit(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestReplicasDecideAlike: many compare-and-swaps on few keys, with puts between them, leaders that move and stores that
-// start again. No increment is lost, and all replicas have the same values.
+// TestReplicasDecideAlike: many compare-and-swaps on few keys, with puts between them, leaders that
+// move and stores that start again. No increment is lost, and all replicas have the same values.
 func TestReplicasDecideAlike(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -187,7 +207,8 @@ func TestReplicasDecideAlike(t *testing.T) {
 		}
 		mustPut(t, c, cl, "other", fmt.Sprint(i))
 		w := newWriter(t, c, "k", uint64(100+i))
-		res := w.swap(c.WaitLeader(first), fmt.Sprint(value), fmt.Sprint(value+1), message.Identity{})
+		res := w.swap(c.WaitLeader(first), fmt.Sprint(value), fmt.Sprint(value+1),
+			message.Identity{})
 		if res.Err != nil {
 			continue // it did not lead any more: nothing was proposed, or the next round finds out
 		}
@@ -203,8 +224,9 @@ func TestReplicasDecideAlike(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestClientsCountBySwaps: clients count by compare-and-swap while stores crash and the leadership moves with them. The
-// answers that are lost with a store are asked for again; no increment is lost, and none is made twice.
+// TestClientsCountBySwaps: clients count by compare-and-swap while stores crash and the leadership
+// moves with them. The answers that are lost with a store are asked for again; no increment is
+// lost, and none is made twice.
 func TestClientsCountBySwaps(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -224,7 +246,8 @@ func TestClientsCountBySwaps(t *testing.T) {
 					t.Errorf("the counter is %q", last)
 					return
 				}
-				previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("counter"), last, []byte(strconv.Itoa(v+1)))
+				previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("counter"),
+					last, []byte(strconv.Itoa(v+1)))
 				var open *client.UnknownError
 				switch {
 				case errors.As(err, &open):
@@ -273,7 +296,8 @@ func TestClientsCountBySwaps(t *testing.T) {
 		require.True(t, found)
 		n, err := strconv.ParseInt(string(v), 10, 64)
 		require.NoError(t, err)
-		t.Logf("%d increments, %d of unknown outcome, %d crashes", done.Load(), unknown.Load(), crashes)
+		t.Logf("%d increments, %d of unknown outcome, %d crashes", done.Load(), unknown.Load(),
+			crashes)
 		require.GreaterOrEqual(t, n, done.Load(), "an increment is lost")
 		require.LessOrEqual(t, n, done.Load()+unknown.Load(), "an increment was made twice")
 		c.CheckConsistency()
@@ -281,7 +305,8 @@ func TestClientsCountBySwaps(t *testing.T) {
 	}
 }
 
-// TestClientDeletesRanges over several regions, some of which are split since the client knows them, and counts.
+// TestClientDeletesRanges over several regions, some of which are split since the client knows
+// them, and counts.
 func TestClientDeletesRanges(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()

@@ -45,10 +45,13 @@ func (w *writer) begin(n *cluster.Node, value string, id message.Identity) *mess
 	r, err := w.c.Placement.GetRegion(context.Background(), []byte(w.key))
 	require.NoError(w.t, err)
 	m := &message.Write{
-		Header: message.Header{RegionID: r.Meta.Id, Peer: cluster.OnStore(r.Meta, n.ID), Epoch: r.Meta.RegionEpoch},
+		Header: message.Header{
+			RegionID: r.Meta.Id, Peer: cluster.OnStore(r.Meta, n.ID), Epoch: r.Meta.RegionEpoch,
+		},
 		MinKey: []byte(w.key), MaxKey: []byte(w.key), Callback: message.NewCallback(), Identity: id,
 		Deadline: time.Now().Add(20 * time.Second),
-		Payload:  message.AppendPut(message.AppendWriteID(nil, id.ID), "default", []byte(w.key), []byte(value)),
+		Payload: message.AppendPut(message.AppendWriteID(nil, id.ID), "default", []byte(w.key),
+			[]byte(value)),
 	}
 	n.Store().Write(m)
 	return m.Callback
@@ -82,7 +85,8 @@ func position(t *testing.T, c *cluster.Cluster, key string) uint64 {
 			return "the region is not known yet"
 		}
 		n := c.WaitLeader(r.Meta.Id)
-		res := newWriter(t, c, key, 1<<40).send(n, "x", message.Identity{ID: message.WriteID{Client: 1, Number: 1}, Attempt: 1})
+		res := newWriter(t, c, key, 1<<40).send(n, "x",
+			message.Identity{ID: message.WriteID{Client: 1, Number: 1}, Attempt: 1})
 		if !errors.As(res.Err, &stale) {
 			return fmt.Sprintf("a write without a position was answered: %v", res.Err)
 		}
@@ -109,8 +113,9 @@ func moveLeader(t *testing.T, c *cluster.Cluster) *cluster.Node {
 	return n
 }
 
-// TestRetryDoesNotOverwrite: a write takes effect, its answer is lost, another client writes and reads the key. The
-// retry must not write again (A-B-A), wherever it goes: to the same leader, to the next one, to one that restarted.
+// TestRetryDoesNotOverwrite: a write takes effect, its answer is lost, another client writes and
+// reads the key. The retry must not write again (A-B-A), wherever it goes: to the same leader, to
+// the next one, to one that restarted.
 func TestRetryDoesNotOverwrite(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -142,8 +147,9 @@ func TestRetryDoesNotOverwrite(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestLateAttemptIsRefused: the attempt before comes after its retry has been carried out and overwritten. It is refused
-// by the leader that has seen the retry, and by the next one, which has not.
+// TestLateAttemptIsRefused: the attempt before comes after its retry has been carried out and
+// overwritten. It is refused by the leader that has seen the retry, and by the next one, which has
+// not.
 func TestLateAttemptIsRefused(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -152,7 +158,8 @@ func TestLateAttemptIsRefused(t *testing.T) {
 	w := newWriter(t, c, "k", 1)
 	p := position(t, c, "k")
 	late := w.next(p)
-	require.NoError(t, w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err)
+	require.NoError(t,
+		w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err)
 	mustPut(t, c, cl, "k", "B")
 
 	var busy *regionerr.BusyError
@@ -164,8 +171,8 @@ func TestLateAttemptIsRefused(t *testing.T) {
 	mustGet(t, c, cl, "k", "B")
 }
 
-// TestRetryWaitsForTheFirstAttempt: the first attempt is in the leader's log and not committed when the retry comes.
-// The retry waits for it and does not become a second entry.
+// TestRetryWaitsForTheFirstAttempt: the first attempt is in the leader's log and not committed when
+// the retry comes. The retry waits for it and does not become a second entry.
 func TestRetryWaitsForTheFirstAttempt(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -174,7 +181,8 @@ func TestRetryWaitsForTheFirstAttempt(t *testing.T) {
 	w := newWriter(t, c, "k", 1)
 	p := position(t, c, "k")
 	c.Net.Hold(func(to uint64, m *rspb.RaftMessage) bool {
-		return to == leader.ID && m.GetMessage().GetMsgType() == eraftpb.MessageType_MsgAppendResponse
+		return to == leader.ID &&
+			m.GetMessage().GetMsgType() == eraftpb.MessageType_MsgAppendResponse
 	})
 	before := w.begin(leader, "A", w.next(p))
 	retry := w.begin(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p}))
@@ -212,8 +220,8 @@ func entriesOf(t *testing.T, n *cluster.Node, region uint64, id message.WriteID)
 	return count
 }
 
-// TestRetryAfterASplit: the first attempt went to the region before it was split, the retry goes to the new one. Its
-// leader searches the log of the region that the data came from.
+// TestRetryAfterASplit: the first attempt went to the region before it was split, the retry goes to
+// the new one. Its leader searches the log of the region that the data came from.
 func TestRetryAfterASplit(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(first)
@@ -246,8 +254,8 @@ func TestRetryAfterASplit(t *testing.T) {
 	mustGet(t, c, cl, "z", "A")
 }
 
-// TestRetryWithoutLogIsUndetermined: when the log does not reach back to where the write began, nobody can tell whether
-// it was carried out, and it must not be carried out again.
+// TestRetryWithoutLogIsUndetermined: when the log does not reach back to where the write began,
+// nobody can tell whether it was carried out, and it must not be carried out again.
 func TestRetryWithoutLogIsUndetermined(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.LogGCKeep, cfg.Raftstore.LogGCThreshold = config.Dur(time.Millisecond), 1
@@ -266,17 +274,20 @@ func TestRetryWithoutLogIsUndetermined(t *testing.T) {
 		return ""
 	})
 	var undetermined *regionerr.UndeterminedError
-	require.ErrorAs(t, w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err, &undetermined)
+	require.ErrorAs(t,
+		w.send(leader, "A", w.next(p, message.Origin{RegionID: first, Position: p})).Err,
+		&undetermined)
 	mustGet(t, c, cl, "k", "B")
 }
 
-// TestRetryAfterLogGCOfLargeEntries: log GC leaves few large entries, but the peers remember whose they were. So the leader can
-// tell what became of a write whose entry is gone from the log, and so can the next leader, and those of the regions that are
-// split off.
+// TestRetryAfterLogGCOfLargeEntries: log GC leaves few large entries, but the peers remember whose
+// they were. So the leader can tell what became of a write whose entry is gone from the log, and so
+// can the next leader, and those of the regions that are split off.
 func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
-	c := cluster.New(t, cluster.Options{Stores: 3, LogSegment: 8 << 20, Tune: func(cfg *config.Config) {
-		cfg.Raftstore.LogGCKeep, cfg.Raftstore.LogGCThreshold = config.Dur(time.Millisecond), 1
-	}})
+	c := cluster.New(t,
+		cluster.Options{Stores: 3, LogSegment: 8 << 20, Tune: func(cfg *config.Config) {
+			cfg.Raftstore.LogGCKeep, cfg.Raftstore.LogGCThreshold = config.Dur(time.Millisecond), 1
+		}})
 	leader := c.WaitLeader(first)
 	cl := c.Client()
 	defer cl.Close()
@@ -301,7 +312,8 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	retry := func(leader *cluster.Node, w *writer, position uint64) {
 		t.Helper()
 		before := leader.Store().Work()
-		require.NoError(t, w.send(leader, "A", w.next(position, message.Origin{RegionID: first, Position: p})).Err)
+		require.NoError(t,
+			w.send(leader, "A", w.next(position, message.Origin{RegionID: first, Position: p})).Err)
 		after := leader.Store().Work()
 		require.Equal(t, before.RetriesFound+1, after.RetriesFound)
 		require.Zero(t, after.RetriesUndetermined)
@@ -317,7 +329,8 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 		return ""
 	})
 	retry(leader, done, p)
-	require.NoError(t, lost.send(leader, "C", lost.next(p, message.Origin{RegionID: first, Position: p})).Err)
+	require.NoError(t,
+		lost.send(leader, "C", lost.next(p, message.Origin{RegionID: first, Position: p})).Err)
 	mustGet(t, c, cl, "l", "C")
 
 	mustPut(t, c, cl, "y", "B")
@@ -329,12 +342,14 @@ func TestRetryAfterLogGCOfLargeEntries(t *testing.T) {
 	leader = c.WaitLeader(r.Meta.Id)
 	retry(leader, right, q)
 	mustGet(t, c, cl, "y", "B")
-	require.NoError(t, lostRight.send(leader, "C", lostRight.next(q, message.Origin{RegionID: first, Position: p})).Err)
+	require.NoError(t,
+		lostRight.send(leader, "C",
+			lostRight.next(q, message.Origin{RegionID: first, Position: p})).Err)
 	mustGet(t, c, cl, "z", "C")
 }
 
-// TestPositionBeforeANewReplicaIsStale: a new replica has no log from before it came, and might lead when the write is sent
-// again. So a first attempt has to have a position from after that.
+// TestPositionBeforeANewReplicaIsStale: a new replica has no log from before it came, and might
+// lead when the write is sent again. So a first attempt has to have a position from after that.
 func TestPositionBeforeANewReplicaIsStale(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, Replicas: 2})
 	leader := c.WaitLeader(first)
@@ -342,7 +357,9 @@ func TestPositionBeforeANewReplicaIsStale(t *testing.T) {
 	p := position(t, c, "k")
 	require.NoError(t, w.send(leader, "A", w.next(p)).Err)
 	w = newWriter(t, c, "k", 2)
-	require.NoError(t, c.ChangePeer(first, eraftpb.ConfChangeType_AddNode, &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 3}))
+	require.NoError(t,
+		c.ChangePeer(first, eraftpb.ConfChangeType_AddNode,
+			&metapb.Peer{Id: c.Placement.AllocID(), StoreId: 3}))
 	leader = c.WaitLeader(first)
 	var stale *regionerr.StalePositionError
 	require.ErrorAs(t, w.send(leader, "B", w.next(p)).Err, &stale)

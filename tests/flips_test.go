@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestFlippedBitsBetweenStores: bits of entries flip on their way between stores, beyond what the transport notices. What
-// is damaged is dropped, counted and sent again; no replica applies it.
+// TestFlippedBitsBetweenStores: bits of entries flip on their way between stores, beyond what the
+// transport notices. What is damaged is dropped, counted and sent again; no replica applies it.
 func TestFlippedBitsBetweenStores(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	c.WaitLeader(cluster.FirstRegionID)

@@ -12,7 +12,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestLeaderThatTheClientCannotReach: another store passes the client's requests on, while the leader stays where it is.
+// TestLeaderThatTheClientCannotReach: another store passes the client's requests on, while the
+// leader stays where it is.
 func TestLeaderThatTheClientCannotReach(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	leader := c.WaitLeader(cluster.FirstRegionID)
@@ -55,8 +56,9 @@ func forwarded(c *cluster.Cluster) (n uint64) {
 	return n
 }
 
-// TestHistoryOfClientsThatAreCutOff: leaders move and stores crash, while no client reaches more than two stores of three,
-// and which ones changes. What is passed on is linearizable with the rest.
+// TestHistoryOfClientsThatAreCutOff: leaders move and stores crash, while no client reaches more
+// than two stores of three, and which ones changes. What is passed on is linearizable with the
+// rest.
 func TestHistoryOfClientsThatAreCutOff(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -76,7 +78,8 @@ func TestHistoryOfClientsThatAreCutOff(t *testing.T) {
 	faults.Add(2)
 	go func() { defer faults.Done(); transferer(c, &counts, stop) }()
 	go func() { defer faults.Done(); crasher(c, &counts, stop) }()
-	for begun := time.Now(); time.Since(begun) < 4*time.Second || h.Known() < 200 && time.Since(begun) < 20*time.Second; {
+	for begun := time.Now(); time.Since(begun) < 4*time.Second ||
+		h.Known() < 200 && time.Since(begun) < 20*time.Second; {
 		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
 	}
 	close(stop)
@@ -88,11 +91,12 @@ func TestHistoryOfClientsThatAreCutOff(t *testing.T) {
 	c.CheckConsistency()
 	h.Check(t)
 	require.GreaterOrEqual(t, h.OK, 200)
-	t.Logf("%d operations, %d unknown, %d requests passed on by the last runs of the stores", h.OK, h.Unknown, forwarded(c))
+	t.Logf("%d operations, %d unknown, %d requests passed on by the last runs of the stores", h.OK,
+		h.Unknown, forwarded(c))
 }
 
-// TestRouteFromBeforeTheReplicas: a client that knows a region from when it had one peer finds the others once that one
-// does not lead any more, whether it answers or not.
+// TestRouteFromBeforeTheReplicas: a client that knows a region from when it had one peer finds the
+// others once that one does not lead any more, whether it answers or not.
 func TestRouteFromBeforeTheReplicas(t *testing.T) {
 	for name, end := range map[string]func(c *cluster.Cluster, n *cluster.Node){
 		"cut off": func(c *cluster.Cluster, n *cluster.Node) { c.Net.Partition([]uint64{n.ID}) },

@@ -44,8 +44,8 @@ func waitAsleep(c *cluster.Cluster) {
 	})
 }
 
-// TestQuietRegionsSleepAndWake: nothing but greetings between stores goes over the network while all sleep,
-// and every kind of work wakes a region.
+// TestQuietRegionsSleepAndWake: nothing but greetings between stores goes over the network while
+// all sleep, and every kind of work wakes a region.
 func TestQuietRegionsSleepAndWake(t *testing.T) {
 	c, cl, _ := sleeping(t)
 	c.Split([]byte("m"))
@@ -72,7 +72,8 @@ func TestQuietRegionsSleepAndWake(t *testing.T) {
 	mustGet(t, c, cl, "k", "v2")
 	waitAsleep(c)
 	for _, n := range c.Nodes() {
-		c.TransferLeader(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), n.ID))
+		c.TransferLeader(cluster.FirstRegionID,
+			cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), n.ID))
 		waitAsleep(c)
 	}
 	c.CheckConsistency()
@@ -89,8 +90,8 @@ func TestLeaderDiesWhileItsRegionSleeps(t *testing.T) {
 	waitAsleep(c)
 }
 
-// TestLeaderIsCutOffWhileItsRegionSleeps: it still believes to lead, and must not serve what others have
-// replaced since.
+// TestLeaderIsCutOffWhileItsRegionSleeps: it still believes to lead, and must not serve what others
+// have replaced since.
 func TestLeaderIsCutOffWhileItsRegionSleeps(t *testing.T) {
 	c, cl, leader := sleeping(t)
 	info, err := leader.Store().Peer(context.Background(), cluster.FirstRegionID)
@@ -105,7 +106,10 @@ func TestLeaderIsCutOffWhileItsRegionSleeps(t *testing.T) {
 	mustPut(t, c, cl, "k", "new")
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	value, e, err := cluster.GetFrom(ctx, c, leader.ID, &kvrpcpb.Context{RegionId: cluster.FirstRegionID, RegionEpoch: info.Region.RegionEpoch, Peer: info.Peer}, []byte("k"))
+	value, e, err := cluster.GetFrom(ctx, c, leader.ID,
+		&kvrpcpb.Context{
+			RegionId: cluster.FirstRegionID, RegionEpoch: info.Region.RegionEpoch, Peer: info.Peer,
+		}, []byte("k"))
 	require.True(t, err != nil || e != nil, "served %q", value)
 	c.Net.Heal()
 	mustGet(t, c, cl, "k", "new")
@@ -113,7 +117,8 @@ func TestLeaderIsCutOffWhileItsRegionSleeps(t *testing.T) {
 	waitAsleep(c)
 }
 
-// TestFollowerRestartsWhileItsRegionSleeps: it knows no leader, asks for votes, and so finds the old one.
+// TestFollowerRestartsWhileItsRegionSleeps: it knows no leader, asks for votes, and so finds the
+// old one.
 func TestFollowerRestartsWhileItsRegionSleeps(t *testing.T) {
 	c, cl, leader := sleeping(t)
 	for _, n := range c.Nodes() {
@@ -128,8 +133,8 @@ func TestFollowerRestartsWhileItsRegionSleeps(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestAllStoresRestart: regions are dormant then. Each gets a leader again without being asked for anything,
-// and one that is asked for something before its turn serves as well.
+// TestAllStoresRestart: regions are dormant then. Each gets a leader again without being asked for
+// anything, and one that is asked for something before its turn serves as well.
 func TestAllStoresRestart(t *testing.T) {
 	c, cl, _ := sleeping(t)
 	for _, key := range []string{"a", "c", "e", "g", "i", "m", "q", "u"} {

@@ -23,8 +23,8 @@ func regionAt(t *testing.T, c *cluster.Cluster, key string) uint64 {
 	return r.Meta.Id
 }
 
-// TestMerge merges a region into its right and into its left neighbour. What was written is there, is served by the joined
-// region, and nothing is left of the source.
+// TestMerge merges a region into its right and into its left neighbour. What was written is there,
+// is served by the joined region, and nothing is left of the source.
 func TestMerge(t *testing.T) {
 	for _, replicas := range []int{1, 2, 3, 5} {
 		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) { checkMerge(t, replicas) })
@@ -38,7 +38,8 @@ func checkMerge(t *testing.T, replicas int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	for i := range 26 {
-		require.NoError(t, cl.Put(ctx, fmt.Appendf(nil, "%c", 'a'+i), fmt.Appendf(nil, "value %d", i)))
+		require.NoError(t,
+			cl.Put(ctx, fmt.Appendf(nil, "%c", 'a'+i), fmt.Appendf(nil, "value %d", i)))
 	}
 	for _, key := range []string{"h", "p", "t"} {
 		c.Split([]byte(key))
@@ -52,7 +53,8 @@ func checkMerge(t *testing.T, replicas int) {
 		}
 	}
 	check()
-	left, middle, right, last := regionAt(t, c, "a"), regionAt(t, c, "i"), regionAt(t, c, "q"), regionAt(t, c, "u")
+	left, middle, right, last := regionAt(t, c, "a"), regionAt(t, c, "i"), regionAt(t, c, "q"),
+		regionAt(t, c, "u")
 	c.Merge(middle, right)
 	require.Equal(t, right, regionAt(t, c, "i"))
 	check()
@@ -77,19 +79,27 @@ func TestMergeRecover(t *testing.T) {
 }
 
 func TestMergeUnreliable(t *testing.T) {
-	round{clients: 5, unreliable: true, split: true, merge: true, minOps: 100, minSplits: 2, minMerges: 1}.run(t)
+	round{
+		clients: 5, unreliable: true, split: true, merge: true, minOps: 100, minSplits: 2,
+		minMerges: 1,
+	}.run(t)
 }
 
 func TestMergeTransfersUnderLoad(t *testing.T) {
-	round{clients: 8, transfer: true, split: true, merge: true, clocks: true, minSplits: 2, minMerges: 2}.run(t)
+	round{
+		clients: 8, transfer: true, split: true, merge: true, clocks: true, minSplits: 2,
+		minMerges: 2,
+	}.run(t)
 }
 
 func TestMergeSnapshotUnreliableRecoverPartition(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true, transfer: true, maxRaftLog: 20,
+	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true,
+		transfer: true, maxRaftLog: 20,
 		minOps: 20, minSplits: 1}.run(t)
 }
 
 func TestMergeConfChangeSnapshotUnreliableRecoverPartition(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true, confChange: true, transfer: true,
+	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, merge: true,
+		confChange: true, transfer: true,
 		maxRaftLog: 20, minOps: 20}.run(t)
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// merging is a cluster with two regions: the target on the left, led by store 2, and the source, led by store 1.
+// merging is a cluster with two regions: the target on the left, led by store 2, and the source,
+// led by store 1.
 type merging struct {
 	t              *testing.T
 	c              *cluster.Cluster
@@ -50,7 +51,8 @@ func newMerging(t *testing.T, o cluster.Options) *merging {
 	return m
 }
 
-// lead has the source and the target led by different stores, so that what they say to each other passes the network.
+// lead has the source and the target led by different stores, so that what they say to each other
+// passes the network.
 func (m *merging) lead() {
 	m.t.Helper()
 	m.c.TransferLeader(m.source, cluster.OnStore(m.c.Placement.Region(m.source), 1))
@@ -90,7 +92,8 @@ func (m *merging) release() {
 	m.c.Net.Release(func(uint64, *rspb.RaftMessage) bool { return true })
 }
 
-// freeze begins a merge whose order to the target is held back, and waits until all replicas of the source are frozen.
+// freeze begins a merge whose order to the target is held back, and waits until all replicas of the
+// source are frozen.
 func (m *merging) freeze() {
 	m.t.Helper()
 	m.begin()
@@ -112,7 +115,8 @@ func (m *merging) awaitFrozen() {
 	m.t.Helper()
 	m.c.Eventually(10*time.Second, func() string {
 		for _, p := range m.c.Placement.Region(m.source).Peers {
-			if info := cluster.PeerOf(m.c, p.StoreId, m.source); info == nil || info.MergingInto != m.target {
+			if info := cluster.PeerOf(m.c, p.StoreId, m.source); info == nil ||
+				info.MergingInto != m.target {
 				return fmt.Sprintf("the source is not frozen on store %d: %+v", p.StoreId, info)
 			}
 		}
@@ -151,8 +155,8 @@ func (m *merging) onDisk(store, region uint64) *rspb.RegionLocalState {
 	return st
 }
 
-// missCommit has a store miss CommitMerge, and all of the target from there on, until the target's log does not reach back
-// to it. The source is frozen there.
+// missCommit has a store miss CommitMerge, and all of the target from there on, until the target's
+// log does not reach back to it. The source is frozen there.
 func (m *merging) missCommit(store uint64) {
 	m.t.Helper()
 	var missed atomic.Bool
@@ -169,7 +173,8 @@ func (m *merging) missCommit(store uint64) {
 		}
 		return ""
 	})
-	require.Equal(m.t, rspb.PeerState_Merging, m.onDisk(store, m.source).GetState(), "store %d missed nothing", store)
+	require.Equal(m.t, rspb.PeerState_Merging, m.onDisk(store, m.source).GetState(),
+		"store %d missed nothing", store)
 }
 
 // outgrow drops the entries of the target's log that a store misses.
@@ -193,7 +198,8 @@ func smallLog(cfg *config.Config) {
 	cfg.Raftstore.LogGCCountLimit, cfg.Raftstore.LogGCThreshold = 6, 1
 }
 
-// TestMergeTakeover: a raft snapshot of the target takes over the frozen replica of a store that missed the merge.
+// TestMergeTakeover: a raft snapshot of the target takes over the frozen replica of a store that
+// missed the merge.
 func TestMergeTakeover(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3, Tune: smallLog})
 	m.missCommit(3)
@@ -210,8 +216,9 @@ func TestMergeTakeover(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeSplitBack: the joined region is split at the old border, and a store that missed both gets a raft snapshot of
-// the target that does not have the source's range. Its frozen replica learns from it that the merge took place.
+// TestMergeSplitBack: the joined region is split at the old border, and a store that missed both
+// gets a raft snapshot of the target that does not have the source's range. Its frozen replica
+// learns from it that the merge took place.
 func TestMergeSplitBack(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3, Tune: smallLog})
 	m.missCommit(3)
@@ -225,8 +232,8 @@ func TestMergeSplitBack(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeTargetRemoved: the target's replica is moved away from a store that missed the merge. The frozen replica there
-// asks the other stores.
+// TestMergeTargetRemoved: the target's replica is moved away from a store that missed the merge.
+// The frozen replica there asks the other stores.
 func TestMergeTargetRemoved(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 4})
 	m.missCommit(3)
@@ -241,7 +248,8 @@ func TestMergeTargetRemoved(t *testing.T) {
 	// The store gets the message of its removal, and no other.
 	r := m.c.Placement.Region(m.target)
 	require.NoError(t, m.c.Node(3).Store().HandleRaft(&rspb.RaftMessage{
-		RegionId: r.Id, FromPeer: r.Peers[0], ToPeer: removed, RegionEpoch: r.RegionEpoch, IsTombstone: true, ClusterId: cluster.ClusterID,
+		RegionId: r.Id, FromPeer: r.Peers[0], ToPeer: removed, RegionEpoch: r.RegionEpoch,
+		IsTombstone: true, ClusterId: cluster.ClusterID,
 	}))
 	m.awaitMerged()
 	m.c.Net.Hold(nil)
@@ -249,8 +257,8 @@ func TestMergeTargetRemoved(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeRefusedByAnotherChange: the target is split before it learns that it may take the source over. What it learns
-// later changes nothing, and the source goes on.
+// TestMergeRefusedByAnotherChange: the target is split before it learns that it may take the source
+// over. What it learns later changes nothing, and the source goes on.
 func TestMergeRefusedByAnotherChange(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
 	m.hold(rspb.MergeMessage_Ready, rspb.MergeMessage_Cancel)
@@ -269,13 +277,14 @@ func TestMergeRefusedByAnotherChange(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeNeedsEveryReplica: a replica that has not acknowledged the freeze holds the merge up; it is given up, and what
-// the replica says of that attempt later does not count for the next one.
+// TestMergeNeedsEveryReplica: a replica that has not acknowledged the freeze holds the merge up; it
+// is given up, and what the replica says of that attempt later does not count for the next one.
 func TestMergeNeedsEveryReplica(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
 	var late atomic.Bool
 	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool {
-		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && rm.FromPeer.StoreId == 3 && !late.Load()
+		return rm.Merge.GetKind() == rspb.MergeMessage_Ack && rm.FromPeer.StoreId == 3 &&
+			!late.Load()
 	})
 	before := m.version()
 	m.begin()
@@ -299,9 +308,10 @@ func TestMergeNeedsEveryReplica(t *testing.T) {
 	m.c.CheckConsistency()
 }
 
-// TestMergeWithoutALearner: a learner is added to the source and removed again while its store does not answer, before it has
-// data, and the source goes into the target. Nobody tells the replica, and the placement service does not know its region any
-// more. It asks, and the stores that remember the merge answer.
+// TestMergeWithoutALearner: a learner is added to the source and removed again while its store does
+// not answer, before it has data, and the source goes into the target. Nobody tells the replica,
+// and the placement service does not know its region any more. It asks, and the stores that
+// remember the merge answer.
 func TestMergeWithoutALearner(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 4, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.StalePeerCheck = config.Dur(500 * time.Millisecond)
@@ -333,7 +343,8 @@ func TestMergeWithoutALearner(t *testing.T) {
 	m.c.CheckConsistency()
 }
 
-// TestMergeFrozenAcrossRestarts: what is frozen stays so, and nothing is served or written meanwhile.
+// TestMergeFrozenAcrossRestarts: what is frozen stays so, and nothing is served or written
+// meanwhile.
 func TestMergeFrozenAcrossRestarts(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
 	m.deafenTarget()
@@ -354,10 +365,15 @@ func TestMergeFrozenAcrossRestarts(t *testing.T) {
 			if info == nil || !info.IsLeader {
 				continue
 			}
-			for _, version := range []uint64{frozen.RegionEpoch.Version, info.Region.RegionEpoch.Version} {
+			for _, version := range []uint64{
+				frozen.RegionEpoch.Version, info.Region.RegionEpoch.Version,
+			} {
 				r := *info.Region
-				r.RegionEpoch = &metapb.RegionEpoch{Version: version, ConfVer: info.Region.RegionEpoch.ConfVer}
-				require.NotNil(t, cluster.RawPutWith(m.c, &r, []byte("x"), []byte("lost")), "version %d", version)
+				r.RegionEpoch = &metapb.RegionEpoch{
+					Version: version, ConfVer: info.Region.RegionEpoch.ConfVer,
+				}
+				require.NotNil(t, cluster.RawPutWith(m.c, &r, []byte("x"), []byte("lost")),
+					"version %d", version)
 				m.refusesReads(n.ID, &r, info.Peer)
 			}
 		}
@@ -374,21 +390,25 @@ func (m *merging) refusesReads(store uint64, r *metapb.Region, peer *metapb.Peer
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for begun := time.Now(); time.Since(begun) < 2*m.c.ElectionTimeout(); {
-		_, refused, err := cluster.GetFrom(ctx, m.c, store, &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: peer}, []byte("x"))
+		_, refused, err := cluster.GetFrom(ctx, m.c, store,
+			&kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: peer}, []byte("x"))
 		require.NoError(m.t, err)
 		require.NotNil(m.t, refused, "a frozen region is read")
 	}
 }
 
-// TestMergeLateOrder: the source's leader has waited for too long and is to give up, but only the target can let it go, and that
-// has no quorum. The orders come late, and one of them is carried out.
+// TestMergeLateOrder: the source's leader has waited for too long and is to give up, but only the
+// target can let it go, and that has no quorum. The orders come late, and one of them is carried
+// out.
 func TestMergeLateOrder(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
 	m.deafenTarget()
 	before := m.version()
 	m.freeze()
 	m.c.Eventually(20*time.Second, func() string {
-		cancels := m.c.Net.Held(func(_ uint64, rm *rspb.RaftMessage) bool { return rm.Merge.GetKind() == rspb.MergeMessage_Cancel })
+		cancels := m.c.Net.Held(func(_ uint64, rm *rspb.RaftMessage) bool {
+			return rm.Merge.GetKind() == rspb.MergeMessage_Cancel
+		})
 		if cancels < 3 {
 			return "it does not want out"
 		}
@@ -396,7 +416,8 @@ func TestMergeLateOrder(t *testing.T) {
 	})
 	m.awaitFrozen()
 	for _, n := range m.c.Nodes() {
-		require.Equal(t, before+1, m.onDisk(n.ID, m.source).Region.RegionEpoch.Version, "store %d has gone on without proof", n.ID)
+		require.Equal(t, before+1, m.onDisk(n.ID, m.source).Region.RegionEpoch.Version,
+			"store %d has gone on without proof", n.ID)
 	}
 	m.release()
 	m.awaitEnd()
@@ -404,7 +425,8 @@ func TestMergeLateOrder(t *testing.T) {
 	m.check("a", "x")
 }
 
-// deafenTarget keeps the target's replicas from hearing each other and the source, so that it decides nothing.
+// deafenTarget keeps the target's replicas from hearing each other and the source, so that it
+// decides nothing.
 func (m *merging) deafenTarget() {
 	m.c.Net.Hold(func(_ uint64, rm *rspb.RaftMessage) bool { return rm.RegionId == m.target })
 }
@@ -425,8 +447,8 @@ func (m *merging) awaitEnd() {
 	})
 }
 
-// TestMergeUninitializedTarget: the target's new replica on a store has nothing yet. If the merge were committed now, it
-// could get a raft snapshot from before it, and apply it over nothing.
+// TestMergeUninitializedTarget: the target's new replica on a store has nothing yet. If the merge
+// were committed now, it could get a raft snapshot from before it, and apply it over nothing.
 func TestMergeUninitializedTarget(t *testing.T) {
 	m := newMerging(t, cluster.Options{Stores: 3})
 	m.c.RemovePeer(m.target, cluster.OnStore(m.c.Placement.Region(m.target), 3))
@@ -437,13 +459,15 @@ func TestMergeUninitializedTarget(t *testing.T) {
 		return ""
 	})
 	m.c.Net.Hold(func(to uint64, rm *rspb.RaftMessage) bool {
-		return to == 3 && rm.RegionId == m.target && rm.GetMessage().GetMsgType() == eraftpb.MessageType_MsgSnapshot
+		return to == 3 && rm.RegionId == m.target &&
+			rm.GetMessage().GetMsgType() == eraftpb.MessageType_MsgSnapshot
 	})
 	m.c.Eventually(10*time.Second, func() string {
 		if cluster.OnStore(m.c.Placement.Region(m.target), 3) != nil {
 			return ""
 		}
-		return fmt.Sprint(m.c.ChangePeer(m.target, eraftpb.ConfChangeType_AddNode, &metapb.Peer{Id: m.c.Placement.AllocID(), StoreId: 3}))
+		return fmt.Sprint(m.c.ChangePeer(m.target, eraftpb.ConfChangeType_AddNode,
+			&metapb.Peer{Id: m.c.Placement.AllocID(), StoreId: 3}))
 	})
 	before := m.version()
 	m.begin()
@@ -455,15 +479,18 @@ func TestMergeUninitializedTarget(t *testing.T) {
 	m.check("a", "x")
 }
 
-// TestMergeIsSwitchedOff: the switch is of the store that leads the source. Clusters of transactions do not merge.
+// TestMergeIsSwitchedOff: the switch is of the store that leads the source. Clusters of
+// transactions do not merge.
 func TestMergeIsSwitchedOff(t *testing.T) {
-	off := newMerging(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) { cfg.Raftstore.Merge = false }})
+	off := newMerging(t,
+		cluster.Options{Stores: 3, Tune: func(cfg *config.Config) { cfg.Raftstore.Merge = false }})
 	require.ErrorContains(t, off.c.MergeOnce(off.source, off.target), "switched off")
 	require.Error(t, off.c.MergeOnce(off.source, off.source))
 	off.c.CheckConsistency()
 }
 
-// TestMergeCycles merges and splits two hundred times. No peer, no log, no apply state and no data are left behind.
+// TestMergeCycles merges and splits two hundred times. No peer, no log, no apply state and no data
+// are left behind.
 func TestMergeCycles(t *testing.T) {
 	cycles := 200
 	if testing.Short() {

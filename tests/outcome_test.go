@@ -35,14 +35,17 @@ func TestPutOfARemovedLeaderIsUnknown(t *testing.T) {
 	info, err := old.Store().Peer(ctx, cluster.FirstRegionID)
 	require.NoError(t, err)
 	w := &message.Write{
-		Header: message.Header{RegionID: cluster.FirstRegionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch},
+		Header: message.Header{
+			RegionID: cluster.FirstRegionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch,
+		},
 		MinKey: []byte("k"), MaxKey: []byte("k"), Callback: message.NewCallback(),
 		Payload: message.AppendPut(nil, "default", []byte("k"), []byte("new")),
 	}
 	old.Store().Write(w)
 	c.Eventually(10*time.Second, func() string {
 		for _, id := range rest {
-			if p := cluster.PeerOf(c, id, cluster.FirstRegionID); p == nil || p.LastIndex <= info.LastIndex {
+			if p := cluster.PeerOf(c, id, cluster.FirstRegionID); p == nil ||
+				p.LastIndex <= info.LastIndex {
 				return fmt.Sprintf("store %d does not have the put", id)
 			}
 		}

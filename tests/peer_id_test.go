@@ -25,7 +25,8 @@ func TestPeerIDIsNotUsedAgain(t *testing.T) {
 	mustPut(t, c, cl, "k", "v")
 	gone := c.AddPeer(cluster.FirstRegionID, 3)
 	for _, store := range []uint64{3, 2} {
-		c.RemovePeer(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), store))
+		c.RemovePeer(cluster.FirstRegionID,
+			cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), store))
 		waitGone(t, c, store, cluster.FirstRegionID)
 	}
 	c.Node(1).Stop()
@@ -33,10 +34,14 @@ func TestPeerIDIsNotUsedAgain(t *testing.T) {
 	leader := c.WaitLeader(cluster.FirstRegionID)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for _, p := range []*metapb.Peer{gone, {Id: gone.Id, StoreId: 2}, {Id: gone.Id - 1, StoreId: 2}} {
+	for _, p := range []*metapb.Peer{
+		gone, {Id: gone.Id, StoreId: 2}, {Id: gone.Id - 1, StoreId: 2},
+	} {
 		_, err := leader.Store().AdminCommand(ctx, cluster.FirstRegionID, &raft_cmdpb.AdminRequest{
-			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
-			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: eraftpb.ConfChangeType_AddNode, Peer: p},
+			CmdType: raft_cmdpb.AdminCmdType_ChangePeer,
+			ChangePeer: &raft_cmdpb.ChangePeerRequest{
+				ChangeType: eraftpb.ConfChangeType_AddNode, Peer: p,
+			},
 		})
 		var invalid *regionerr.InvalidError
 		require.ErrorAs(t, err, &invalid, "peer %v", p)

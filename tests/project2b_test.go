@@ -9,8 +9,10 @@ func TestManyPartitionsOneClient2B(t *testing.T) {
 	round{clients: 1, partitions: true, minOps: 50}.run(t)
 }
 func TestManyPartitionsManyClients2B(t *testing.T) { round{clients: 5, partitions: true}.run(t) }
-func TestPersistOneClient2B(t *testing.T)          { round{clients: 1, crash: true, minOps: 50}.run(t) }
-func TestPersistConcurrent2B(t *testing.T)         { round{clients: 5, crash: true}.run(t) }
+func TestPersistOneClient2B(t *testing.T) {
+	round{clients: 1, crash: true, minOps: 50}.run(t)
+}
+func TestPersistConcurrent2B(t *testing.T) { round{clients: 5, crash: true}.run(t) }
 func TestPersistConcurrentUnreliable2B(t *testing.T) {
 	round{clients: 5, crash: true, unreliable: true, minOps: 100}.run(t)
 }

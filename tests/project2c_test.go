@@ -18,5 +18,7 @@ func TestSnapshotUnreliableRecover2C(t *testing.T) {
 	round{clients: 5, unreliable: true, crash: true, maxRaftLog: 20, minOps: 50}.run(t)
 }
 func TestSnapshotUnreliableRecoverConcurrentPartition2C(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, partitions: true, maxRaftLog: 20, minOps: 30}.run(t)
+	round{
+		clients: 5, unreliable: true, crash: true, partitions: true, maxRaftLog: 20, minOps: 30,
+	}.run(t)
 }

@@ -110,10 +110,16 @@ func TestConfChangeUnreliableRecover3B(t *testing.T) {
 	round{clients: 5, unreliable: true, crash: true, confChange: true, minOps: 30}.run(t)
 }
 func TestConfChangeSnapshotUnreliableRecover3B(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, confChange: true, maxRaftLog: 20, minOps: 30, minSnaps: 1}.run(t)
+	round{
+		clients: 5, unreliable: true, crash: true, confChange: true, maxRaftLog: 20, minOps: 30,
+		minSnaps: 1,
+	}.run(t)
 }
 func TestConfChangeSnapshotUnreliableRecoverConcurrentPartition3B(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, partitions: true, confChange: true, maxRaftLog: 20, minOps: 20, minSnaps: 1}.run(t)
+	round{
+		clients: 5, unreliable: true, crash: true, partitions: true, confChange: true,
+		maxRaftLog: 20, minOps: 20, minSnaps: 1,
+	}.run(t)
 }
 
 func TestOneSplit3B(t *testing.T) {
@@ -172,11 +178,19 @@ func TestSplitUnreliableRecover3B(t *testing.T) {
 	round{clients: 5, unreliable: true, crash: true, split: true, minOps: 30, minSplits: 1}.run(t)
 }
 func TestSplitConfChangeSnapshotUnreliableRecover3B(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, split: true, confChange: true, transfer: true, maxRaftLog: 20, minOps: 30, minSplits: 1, minSnaps: 1}.run(t)
+	round{
+		clients: 5, unreliable: true, crash: true, split: true, confChange: true, transfer: true,
+		maxRaftLog: 20, minOps: 30, minSplits: 1, minSnaps: 1,
+	}.run(t)
 }
 func TestSplitConfChangeSnapshotUnreliableRecoverConcurrentPartition3B(t *testing.T) {
-	round{clients: 5, unreliable: true, crash: true, partitions: true, split: true, confChange: true, transfer: true, maxRaftLog: 20, minOps: 20, minSnaps: 1}.run(t)
+	round{
+		clients: 5, unreliable: true, crash: true, partitions: true, split: true, confChange: true,
+		transfer: true, maxRaftLog: 20, minOps: 20, minSnaps: 1,
+	}.run(t)
 }
 func TestLeaderTransfersSplitsAndMovesUnderLoad3B(t *testing.T) {
-	round{clients: 8, transfer: true, split: true, confChange: true, minOps: 500, minSplits: 3}.run(t)
+	round{
+		clients: 8, transfer: true, split: true, confChange: true, minOps: 500, minSplits: 3,
+	}.run(t)
 }

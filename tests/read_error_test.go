@@ -15,7 +15,9 @@ import (
 )
 
 // watched starts a cluster whose stores' disks can be made to fail.
-func watched(t *testing.T, stores int, tune func(*config.Config)) (*cluster.Cluster, map[uint64]*faultfs.Controller) {
+func watched(
+	t *testing.T, stores int, tune func(*config.Config),
+) (*cluster.Cluster, map[uint64]*faultfs.Controller) {
 	t.Helper()
 	ctls := map[uint64]*faultfs.Controller{}
 	for id := uint64(1); id <= uint64(stores); id++ {
@@ -41,7 +43,8 @@ func waitOtherLeader(t *testing.T, c *cluster.Cluster, old *cluster.Node) *clust
 	var found *cluster.Node
 	c.Eventually(10*time.Second, func() string {
 		for _, n := range c.Nodes() {
-			if p := cluster.PeerOf(c, n.ID, cluster.FirstRegionID); n != old && p != nil && p.IsLeader {
+			if p := cluster.PeerOf(c, n.ID, cluster.FirstRegionID); n != old && p != nil &&
+				p.IsLeader {
 				found = n
 				return ""
 			}
@@ -76,7 +79,8 @@ func TestLeaderThatCannotReadStepsAside(t *testing.T) {
 	mustGet(t, c, cl, "k", "new")
 
 	ctls[old.ID].Set(nil)
-	c.RemovePeer(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), old.ID))
+	c.RemovePeer(cluster.FirstRegionID,
+		cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), old.ID))
 	c.AddPeer(cluster.FirstRegionID, old.ID)
 	c.CheckConsistency()
 	require.Empty(t, old.Store().Quarantined())
@@ -147,7 +151,8 @@ func TestSnapshotThatCannotBeBuilt(t *testing.T) {
 	c.OrderPeer(cluster.FirstRegionID, 4)
 	waitOtherLeader(t, c, old)
 	c.Eventually(20*time.Second, func() string {
-		if p := cluster.PeerOf(c, 4, cluster.FirstRegionID); p == nil || p.Installing || len(p.Region.Peers) == 0 {
+		if p := cluster.PeerOf(c, 4, cluster.FirstRegionID); p == nil || p.Installing ||
+			len(p.Region.Peers) == 0 {
 			return "no replica on store 4"
 		}
 		return ""

@@ -15,12 +15,15 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestRequestsOfAnyShapeAreAnswered: wrong requests get the typed error that leads a client to the right
-// place, at once, and change nothing.
+// TestRequestsOfAnyShapeAreAnswered: wrong requests get the typed error that leads a client to the
+// right place, at once, and change nothing.
 func TestRequestsOfAnyShapeAreAnswered(t *testing.T) {
 	for _, mode := range []string{"lease", "read-index"} {
 		t.Run(mode, func(t *testing.T) {
-			c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) { cfg.Raftstore.ReadMode = mode }})
+			c := cluster.New(t,
+				cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
+					cfg.Raftstore.ReadMode = mode
+				}})
 			leader := c.WaitLeader(cluster.FirstRegionID)
 			cl := c.Client()
 			defer cl.Close()
@@ -43,31 +46,61 @@ func TestRequestsOfAnyShapeAreAnswered(t *testing.T) {
 				ctx   func(*kvrpcpb.Context) *kvrpcpb.Context
 				want  func(*errorpb.Error) bool
 			}{
-				{"nil context", leader.ID, "k", func(*kvrpcpb.Context) *kvrpcpb.Context { return nil }, func(e *errorpb.Error) bool { return e.Message != "" }},
-				{"empty context", leader.ID, "k", func(*kvrpcpb.Context) *kvrpcpb.Context { return &kvrpcpb.Context{} }, func(e *errorpb.Error) bool { return e.Message != "" }},
-				{"no epoch", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.RegionEpoch = nil; return c }, func(e *errorpb.Error) bool { return e.Message != "" }},
-				{"no peer", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.Peer = nil; return c }, func(e *errorpb.Error) bool { return e.Message != "" }},
-				{"unknown region", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.RegionId = 999; return c }, func(e *errorpb.Error) bool { return e.RegionNotFound != nil }},
-				{"wrong store", other, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { return c }, func(e *errorpb.Error) bool {
-					return e.StoreNotMatch != nil && e.StoreNotMatch.ActualStoreId == other
-				}},
+				{"nil context", leader.ID, "k", func(*kvrpcpb.Context) *kvrpcpb.Context {
+					return nil
+				}, func(e *errorpb.Error) bool { return e.Message != "" }},
+				{"empty context", leader.ID, "k", func(*kvrpcpb.Context) *kvrpcpb.Context {
+					return &kvrpcpb.Context{}
+				}, func(e *errorpb.Error) bool { return e.Message != "" }},
+				{"no epoch", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
+					c.RegionEpoch = nil
+					return c
+				}, func(e *errorpb.Error) bool { return e.Message != "" }},
+				{"no peer", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
+					c.Peer = nil
+					return c
+				}, func(e *errorpb.Error) bool { return e.Message != "" }},
+				{"unknown region", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
+					c.RegionId = 999
+					return c
+				}, func(e *errorpb.Error) bool { return e.RegionNotFound != nil }},
+				{"wrong store", other, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { return c },
+					func(e *errorpb.Error) bool {
+						return e.StoreNotMatch != nil && e.StoreNotMatch.ActualStoreId == other
+					}},
 				{"not the leader", other, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
 					c.Peer = cluster.OnStore(region.Meta, other)
 					return c
-				}, func(e *errorpb.Error) bool { return e.NotLeader != nil && e.NotLeader.Leader.GetStoreId() == leader.ID }},
-				{"wrong peer", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.Peer.Id += 100; return c }, func(e *errorpb.Error) bool { return e.RegionNotFound != nil }},
-				{"old version", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.RegionEpoch.Version--; return c }, func(e *errorpb.Error) bool {
-					return e.EpochNotMatch != nil && len(e.EpochNotMatch.CurrentRegions) == 2
-				}},
-				{"future version", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context { c.RegionEpoch.Version += 5; return c }, func(e *errorpb.Error) bool { return e.EpochNotMatch != nil }},
-				{"key of the neighbour", leader.ID, "z", func(c *kvrpcpb.Context) *kvrpcpb.Context { return c }, func(e *errorpb.Error) bool {
-					return e.KeyNotInRegion != nil && string(e.KeyNotInRegion.EndKey) == "m"
-				}},
+				},
+					func(e *errorpb.Error) bool {
+						return e.NotLeader != nil && e.NotLeader.Leader.GetStoreId() == leader.ID
+					}},
+				{"wrong peer", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
+					c.Peer.Id += 100
+					return c
+				}, func(e *errorpb.Error) bool { return e.RegionNotFound != nil }},
+				{"old version", leader.ID, "k",
+					func(c *kvrpcpb.Context) *kvrpcpb.Context { c.RegionEpoch.Version--; return c },
+					func(e *errorpb.Error) bool {
+						return e.EpochNotMatch != nil && len(e.EpochNotMatch.CurrentRegions) == 2
+					}},
+				{"future version", leader.ID, "k", func(c *kvrpcpb.Context) *kvrpcpb.Context {
+					c.RegionEpoch.Version += 5
+					return c
+				}, func(e *errorpb.Error) bool { return e.EpochNotMatch != nil }},
+				{"key of the neighbour", leader.ID, "z",
+					func(c *kvrpcpb.Context) *kvrpcpb.Context { return c },
+					func(e *errorpb.Error) bool {
+						return e.KeyNotInRegion != nil && string(e.KeyNotInRegion.EndKey) == "m"
+					}},
 			} {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-				get, put, del, scan := cluster.Requests(ctx, t, c, tc.store, tc.ctx(good()), []byte(tc.key))
+				get, put, del, scan := cluster.Requests(ctx, t, c, tc.store, tc.ctx(good()),
+					[]byte(tc.key))
 				cancel()
-				for op, e := range map[string]*errorpb.Error{"get": get, "put": put, "delete": del, "scan": scan} {
+				for op, e := range map[string]*errorpb.Error{
+					"get": get, "put": put, "delete": del, "scan": scan,
+				} {
 					require.NotNil(t, e, "%s: %s was not refused", tc.name, op)
 					require.True(t, tc.want(e), "%s: %s: %v", tc.name, op, e)
 				}
@@ -85,7 +118,10 @@ func TestRequestsOfAnyShapeAreAnswered(t *testing.T) {
 
 // TestTooLargeWritesAreRefused: the limit of one entry holds, and the region goes on.
 func TestTooLargeWritesAreRefused(t *testing.T) {
-	c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) { cfg.Raftstore.MaxEntry = 64 * config.KiB }})
+	c := cluster.New(t,
+		cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
+			cfg.Raftstore.MaxEntry = 64 * config.KiB
+		}})
 	c.WaitLeader(cluster.FirstRegionID)
 	cl := c.Client()
 	defer cl.Close()
@@ -96,8 +132,8 @@ func TestTooLargeWritesAreRefused(t *testing.T) {
 	mustGet(t, c, cl, "k", "v")
 }
 
-// TestFullDiskRefusesPutsOnly: reads, deletes and leader transfers go on, and so do puts once there is
-// room again.
+// TestFullDiskRefusesPutsOnly: reads, deletes and leader transfers go on, and so do puts once there
+// is room again.
 func TestFullDiskRefusesPutsOnly(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -141,8 +177,8 @@ func TestPlacementServiceMayBeAway(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestIsolatedLeaderServesNothingStale: a leader that is cut off answers neither from an old lease nor
-// with an old value, while the others go on.
+// TestIsolatedLeaderServesNothingStale: a leader that is cut off answers neither from an old lease
+// nor with an old value, while the others go on.
 func TestIsolatedLeaderServesNothingStale(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 5})
 	old := c.WaitLeader(cluster.FirstRegionID)
@@ -157,11 +193,12 @@ func TestIsolatedLeaderServesNothingStale(t *testing.T) {
 			rest = append(rest, n.ID)
 		}
 	}
-	// Its worker stands still, so it goes on to believe that it leads: only the clock tells readers that
-	// the lease is over.
+	// Its worker stands still, so it goes on to believe that it leads: only the clock tells readers
+	// that the lease is over.
 	stopped, release, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- old.Store().Inspect(context.Background(), cluster.FirstRegionID, func(*raftstore.PeerView) { close(stopped); <-release })
+		done <- old.Store().Inspect(context.Background(), cluster.FirstRegionID,
+			func(*raftstore.PeerView) { close(stopped); <-release })
 	}()
 	<-stopped
 	c.Net.Partition([]uint64{old.ID}, rest)
@@ -169,7 +206,10 @@ func TestIsolatedLeaderServesNothingStale(t *testing.T) {
 	// The cut-off store is asked directly, with everything right but the world around it.
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	value, e, err := cluster.GetFrom(ctx, c, old.ID, &kvrpcpb.Context{RegionId: cluster.FirstRegionID, RegionEpoch: info.Region.RegionEpoch, Peer: info.Peer}, []byte("k"))
+	value, e, err := cluster.GetFrom(ctx, c, old.ID,
+		&kvrpcpb.Context{
+			RegionId: cluster.FirstRegionID, RegionEpoch: info.Region.RegionEpoch, Peer: info.Peer,
+		}, []byte("k"))
 	close(release)
 	require.NoError(t, <-done)
 	require.True(t, err != nil || e != nil, "served %q", value)

@@ -12,8 +12,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// rolledBack runs a cluster of three stores in which store b lags, lets b2 acknowledge writes, and puts an older copy of
-// its disks in place. It returns when the copy is quarantined.
+// rolledBack runs a cluster of three stores in which store b lags, lets b2 acknowledge writes, and
+// puts an older copy of its disks in place. It returns when the copy is quarantined.
 func rolledBack(t *testing.T) (c *cluster.Cluster, leader, lagging, copied *cluster.Node) {
 	t.Helper()
 	c = cluster.New(t, cluster.Options{Stores: 3})
@@ -31,7 +31,8 @@ func rolledBack(t *testing.T) (c *cluster.Cluster, leader, lagging, copied *clus
 	defer cl.Close()
 	mustPut(t, c, cl, "k", "old")
 	c.CheckConsistency()
-	images, err := copied.Images([]cluster.Loss{{Log: faultfs.KeepAll, Engine: faultfs.KeepAll}}, rand.New(rand.NewPCG(1, 1)))
+	images, err := copied.Images([]cluster.Loss{{Log: faultfs.KeepAll, Engine: faultfs.KeepAll}},
+		rand.New(rand.NewPCG(1, 1)))
 	require.NoError(t, err)
 	c.Net.Partition([]uint64{leader.ID, copied.ID}, []uint64{lagging.ID})
 	for i := range 20 {
@@ -49,9 +50,10 @@ func rolledBack(t *testing.T) (c *cluster.Cluster, leader, lagging, copied *clus
 	return c, leader, lagging, copied
 }
 
-// TestRolledBackStore: a store comes back with an older copy of its disks, without entries that it had acknowledged. Its
-// replica is quarantined as soon as its leader speaks to it. When the leader dies, the other two must not elect one of
-// them: the acknowledged writes would be gone without a word.
+// TestRolledBackStore: a store comes back with an older copy of its disks, without entries that it
+// had acknowledged. Its replica is quarantined as soon as its leader speaks to it. When the leader
+// dies, the other two must not elect one of them: the acknowledged writes would be gone without a
+// word.
 func TestRolledBackStore(t *testing.T) {
 	c, leader, lagging, copied := rolledBack(t)
 	require.Contains(t, copied.Store().Quarantined()[first], "an older copy")
@@ -61,7 +63,8 @@ func TestRolledBackStore(t *testing.T) {
 	for time.Now().Before(deadline) {
 		p := cluster.PeerOf(c, lagging.ID, first)
 		require.NotNil(t, p)
-		require.False(t, p.IsLeader, "elected with the help of a store that has forgotten what it acknowledged")
+		require.False(t, p.IsLeader,
+			"elected with the help of a store that has forgotten what it acknowledged")
 		time.Sleep(time.Millisecond) // the absence of an election is what is observed
 	}
 	leader.Restart()

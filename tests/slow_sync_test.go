@@ -23,8 +23,9 @@ func termOf(c *cluster.Cluster, n *cluster.Node) (term uint64) {
 	return term
 }
 
-// TestLeaderOutlivesASlowSync: a leader's raft worker waits for a sync for longer than any election timeout. The store lives and
-// says so, and it leads on in its term. If the sync hangs for good, another store leads.
+// TestLeaderOutlivesASlowSync: a leader's raft worker waits for a sync for longer than any election
+// timeout. The store lives and says so, and it leads on in its term. If the sync hangs for good,
+// another store leads.
 func TestLeaderOutlivesASlowSync(t *testing.T) {
 	tick := 50 * time.Millisecond
 	c, ctls := watched(t, 3, func(cfg *config.Config) {

@@ -9,8 +9,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestSplitThatWasRefusedComesAgain: a region is too big, its split is refused, and nothing is written any more. It is
-// split all the same, once nobody refuses.
+// TestSplitThatWasRefusedComesAgain: a region is too big, its split is refused, and nothing is
+// written any more. It is split all the same, once nobody refuses.
 func TestSplitThatWasRefusedComesAgain(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3, Tune: func(cfg *config.Config) {
 		cfg.Raftstore.RegionSplitSize, cfg.Raftstore.RegionMaxSize = 8*config.KiB, 12*config.KiB

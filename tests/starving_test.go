@@ -13,8 +13,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestStarvingFollowerIsReported: a follower that answers its leader but gets no entries stands in the store heartbeat of
-// the leader's store, and not any more once it has caught up.
+// TestStarvingFollowerIsReported: a follower that answers its leader but gets no entries stands in
+// the store heartbeat of the leader's store, and not any more once it has caught up.
 func TestStarvingFollowerIsReported(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	cl := c.Client()
@@ -35,15 +35,19 @@ func TestStarvingFollowerIsReported(t *testing.T) {
 		}
 		return ""
 	})
-	require.Len(t, c.Placement.Stats(leader.ID).StarvingPeerIds, 1, "the other follower has everything")
+	require.Len(t, c.Placement.Stats(leader.ID).StarvingPeerIds, 1,
+		"the other follower has everything")
 
 	// Another leader finds the same, and the one before says it no longer.
 	next := 6 - leader.ID - store
-	c.TransferLeader(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), next))
+	c.TransferLeader(cluster.FirstRegionID,
+		cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), next))
 	c.Eventually(20*time.Second, func() string {
-		before, now := c.Placement.Stats(leader.ID).GetStarvingPeerIds(), c.Placement.Stats(next).GetStarvingPeerIds()
+		before, now := c.Placement.Stats(leader.ID).GetStarvingPeerIds(),
+			c.Placement.Stats(next).GetStarvingPeerIds()
 		if len(before) > 0 || !slices.Equal(now, []uint64{starved.Id}) {
-			return fmt.Sprintf("starving at the leader before: %v, at the one of now: %v", before, now)
+			return fmt.Sprintf("starving at the leader before: %v, at the one of now: %v", before,
+				now)
 		}
 		return ""
 	})
@@ -59,13 +63,16 @@ func TestStarvingFollowerIsReported(t *testing.T) {
 	})
 }
 
-// TestHeartbeatsTellTheClock: a store heartbeat has the wall clock of its store, and how long the one before took.
+// TestHeartbeatsTellTheClock: a store heartbeat has the wall clock of its store, and how long the
+// one before took.
 func TestHeartbeatsTellTheClock(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 1})
 	c.Eventually(20*time.Second, func() string {
 		stats := c.Placement.Stats(1)
-		if off := time.Since(time.Unix(0, stats.GetClock())).Abs(); off > time.Minute || stats.GetRoundTrip() == 0 {
-			return fmt.Sprintf("the clock is off by %s, the round trip was %d ns", off, stats.GetRoundTrip())
+		if off := time.Since(time.Unix(0, stats.GetClock())).Abs(); off > time.Minute ||
+			stats.GetRoundTrip() == 0 {
+			return fmt.Sprintf("the clock is off by %s, the round trip was %d ns", off,
+				stats.GetRoundTrip())
 		}
 		return ""
 	})

@@ -25,8 +25,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // round is one run of the generic test of the course suites, hardened: clients share keys, their
-// history must be linearizable, crashes lose what was not synced, and after each round the cluster must
-// be consistent.
+// history must be linearizable, crashes lose what was not synced, and after each round the cluster
+// must be consistent.
 type round struct {
 	clients     int
 	unreliable  bool // up to 30 % of raft messages are lost, doubled or late
@@ -67,7 +67,8 @@ func (r round) run(t *testing.T) {
 		}
 		cfg.Raftstore.Merge = r.merge
 		if r.regionSplit > 0 {
-			cfg.Raftstore.RegionSplitSize, cfg.Raftstore.RegionMaxSize = r.regionSplit, r.regionSplit*3/2
+			cfg.Raftstore.RegionSplitSize, cfg.Raftstore.RegionMaxSize = r.regionSplit,
+				r.regionSplit*3/2
 		}
 	}})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -113,7 +114,8 @@ func (r round) run(t *testing.T) {
 		begin(crasher)
 	}
 	// The faults rage for the duration, and on until the round has seen what it is about.
-	for begun := time.Now(); time.Since(begun) < r.duration || (!r.saw(c, h, &counts) && time.Since(begun) < 5*r.duration); {
+	for begun := time.Now(); time.Since(begun) < r.duration ||
+		(!r.saw(c, h, &counts) && time.Since(begun) < 5*r.duration); {
 		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
 	}
 	close(stop)
@@ -135,14 +137,18 @@ func (r round) run(t *testing.T) {
 	if !r.crash && !r.partitions && !r.unreliable {
 		t.Logf("unknown: %v", h.Notes())
 	}
-	t.Logf("%d operations, %d unknown, %d swapped; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, merges %d of %d, raft snapshots %d, messages %d (%d lost)",
-		h.OK, h.Unknown, h.Swapped, counts.crashes.Load(), counts.partitions.Load(), counts.confChanges.Load(), counts.transfers.Load(),
-		counts.splits.Load(), counts.merges.Load(), counts.freezes.Load(), c.Net.Snaps.Load(), c.Net.Sent.Load(), c.Net.Dropped.Load())
+	t.Logf(
+		"%d operations, %d unknown, %d swapped; crashes %d, partitions %d, conf changes %d, transfers %d, splits %d, merges %d of %d, raft snapshots %d, messages %d (%d lost)",
+		h.OK, h.Unknown, h.Swapped, counts.crashes.Load(), counts.partitions.Load(),
+		counts.confChanges.Load(), counts.transfers.Load(),
+		counts.splits.Load(), counts.merges.Load(), counts.freezes.Load(), c.Net.Snaps.Load(),
+		c.Net.Sent.Load(), c.Net.Dropped.Load())
 }
 
 // saw tells whether the round has had enough of what it is about to mean anything.
 func (r round) saw(c *cluster.Cluster, h *cluster.History, n *faultCounts) bool {
-	return h.Known() >= r.minOps && int(n.splits.Load()) >= r.minSplits && int(n.merges.Load()) >= r.minMerges &&
+	return h.Known() >= r.minOps && int(n.splits.Load()) >= r.minSplits &&
+		int(n.merges.Load()) >= r.minMerges &&
 		int(c.Net.Snaps.Load()) >= r.minSnaps
 }
 
@@ -152,9 +158,11 @@ const suiteKeys = 40
 
 func suiteKey(i int) []byte { return fmt.Appendf(nil, "key-%03d", i*7%suiteKeys) }
 
-// change writes a key in one of the ways there are, and records it. known is what the client last saw of the key, nil for
-// nothing. True: the outcome is unknown.
-func change(ctx context.Context, cl *client.Client, h *cluster.History, id, kind int, key, value, known []byte) (bool, error) {
+// change writes a key in one of the ways there are, and records it. known is what the client last
+// saw of the key, nil for nothing. True: the outcome is unknown.
+func change(
+	ctx context.Context, cl *client.Client, h *cluster.History, id, kind int, key, value, known []byte,
+) (bool, error) {
 	var err error
 	call := h.Now()
 	switch kind {
@@ -248,8 +256,8 @@ func pause(stop <-chan struct{}, lo, hi time.Duration) bool {
 	}
 }
 
-// loser makes the network lose up to 30 % of the messages, double and delay others, worse at some times
-// than at others.
+// loser makes the network lose up to 30 % of the messages, double and delay others, worse at some
+// times than at others.
 func loser(c *cluster.Cluster, _ *faultCounts, stop <-chan struct{}) {
 	for worse := 0; ; worse++ {
 		c.Net.SetFaults([]float64{0.3, 0.1, 0.2}[worse%3], 0.1, 8*time.Millisecond)

@@ -54,19 +54,23 @@ func waitInstalling(c *cluster.Cluster, store uint64, want bool) {
 	})
 }
 
-// TestOlderReportsDoNotUndoASnapshot: the apply worker of a store is in the middle of a conf change when
-// the store accepts a raft snapshot from after a second one. The report of the first, which comes then, must
-// not bring back the region as it was: raft, the range tree and the answers to clients would speak of
-// members that are not the region's.
+// TestOlderReportsDoNotUndoASnapshot: the apply worker of a store is in the middle of a conf change
+// when the store accepts a raft snapshot from after a second one. The report of the first, which
+// comes then, must not bring back the region as it was: raft, the range tree and the answers to
+// clients would speak of members that are not the region's.
 func TestOlderReportsDoNotUndoASnapshot(t *testing.T) {
 	ctl := &faultfs.Controller{}
-	c := cluster.New(t, cluster.Options{Stores: 5, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{3: ctl}})
+	c := cluster.New(t,
+		cluster.Options{
+			Stores: 5, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{3: ctl},
+		})
 	c.WaitLeader(cluster.FirstRegionID)
 	cl := c.Client()
 	defer cl.Close()
 	mustPut(t, c, cl, "a", "v")
 	if l := c.Placement.Leader(cluster.FirstRegionID); l.StoreId == 3 {
-		c.TransferLeader(cluster.FirstRegionID, cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), 1))
+		c.TransferLeader(cluster.FirstRegionID,
+			cluster.OnStore(c.Placement.Region(cluster.FirstRegionID), 1))
 	}
 	c.CheckConsistency()
 
@@ -93,17 +97,21 @@ func TestOlderReportsDoNotUndoASnapshot(t *testing.T) {
 	waitInstalling(c, 3, true)
 	first.open()
 	waitInstalling(c, 3, false)
-	require.Equal(t, want, cluster.PeerOf(c, 3, cluster.FirstRegionID).Region.RegionEpoch.ConfVer, "the region as of the raft snapshot")
+	require.Equal(t, want, cluster.PeerOf(c, 3, cluster.FirstRegionID).Region.RegionEpoch.ConfVer,
+		"the region as of the raft snapshot")
 	require.Len(t, cluster.PeerOf(c, 3, cluster.FirstRegionID).Region.Peers, 5)
 	mustPut(t, c, cl, "c", "v")
 	c.CheckConsistency()
 }
 
-// TestOneSnapshotAtATime: while a raft snapshot is being installed, another one for the same peer is
-// refused, and the first takes effect (I-6, I-7). Until then the peer shows nothing of it.
+// TestOneSnapshotAtATime: while a raft snapshot is being installed, another one for the same peer
+// is refused, and the first takes effect (I-6, I-7). Until then the peer shows nothing of it.
 func TestOneSnapshotAtATime(t *testing.T) {
 	ctl := &faultfs.Controller{}
-	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{4: ctl}})
+	c := cluster.New(t,
+		cluster.Options{
+			Stores: 4, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{4: ctl},
+		})
 	c.WaitLeader(cluster.FirstRegionID)
 	cl := c.Client()
 	defer cl.Close()
@@ -122,7 +130,8 @@ func TestOneSnapshotAtATime(t *testing.T) {
 		}
 		return ""
 	})
-	g := setGate(t, ctl, "commit-sync", 2) // the first makes the state Applying durable, the second ends it
+	// the first makes the state Applying durable, the second ends it
+	g := setGate(t, ctl, "commit-sync", 2)
 	c.Net.Release(snapshotTo(4))
 	c.Net.Hold(nil)
 	<-g.reached
@@ -143,13 +152,16 @@ func TestOneSnapshotAtATime(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestDestroyedWhileInstalling: the message that a peer was removed comes when the installation of its raft
-// snapshot cannot be called off any more. What is left on disk must be the tombstone: the last batch of the
-// installation used to put the state Normal over it, and with the log and the apply state gone the next
-// start failed (G8, G9).
+// TestDestroyedWhileInstalling: the message that a peer was removed comes when the installation of
+// its raft snapshot cannot be called off any more. What is left on disk must be the tombstone: the
+// last batch of the installation used to put the state Normal over it, and with the log and the
+// apply state gone the next start failed (G8, G9).
 func TestDestroyedWhileInstalling(t *testing.T) {
 	ctl := &faultfs.Controller{}
-	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{4: ctl}})
+	c := cluster.New(t,
+		cluster.Options{
+			Stores: 4, Replicas: 3, Controllers: map[uint64]*faultfs.Controller{4: ctl},
+		})
 	c.WaitLeader(cluster.FirstRegionID)
 	cl := c.Client()
 	defer cl.Close()
@@ -186,7 +198,9 @@ func TestDestroyedWhileInstalling(t *testing.T) {
 	}
 	c.Net.Hold(nil)
 	left := c.Placement.Region(cluster.FirstRegionID)
-	epoch := &metapb.RegionEpoch{Version: left.RegionEpoch.Version, ConfVer: left.RegionEpoch.ConfVer + 9}
+	epoch := &metapb.RegionEpoch{
+		Version: left.RegionEpoch.Version, ConfVer: left.RegionEpoch.ConfVer + 9,
+	}
 	require.NoError(t, c.Node(4).Store().HandleRaft(&rspb.RaftMessage{
 		RegionId: left.Id, FromPeer: left.Peers[0], ToPeer: &metapb.Peer{Id: peer.Id, StoreId: 4},
 		RegionEpoch: epoch, IsTombstone: true, ClusterId: cluster.ClusterID,

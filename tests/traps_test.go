@@ -21,9 +21,9 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// TestLateWriteIsNotProposed: a write that waits in the mailbox of a stopped worker until its deadline has
-// passed must not be proposed any more. Its client has given up, and may have told others that the write
-// is lost (N3).
+// TestLateWriteIsNotProposed: a write that waits in the mailbox of a stopped worker until its
+// deadline has passed must not be proposed any more. Its client has given up, and may have told
+// others that the write is lost (N3).
 func TestLateWriteIsNotProposed(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	store := c.WaitLeader(cluster.FirstRegionID).Store()
@@ -37,13 +37,19 @@ func TestLateWriteIsNotProposed(t *testing.T) {
 
 	stopped, release, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- store.Inspect(ctx, cluster.FirstRegionID, func(*raftstore.PeerView) { close(stopped); <-release })
+		done <- store.Inspect(ctx, cluster.FirstRegionID, func(*raftstore.PeerView) {
+			close(stopped)
+			<-release
+		})
 	}()
 	<-stopped
 	w := &message.Write{
-		Header: message.Header{RegionID: cluster.FirstRegionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch},
-		MinKey: []byte("k"), MaxKey: []byte("k"), Deadline: time.Now().Add(time.Millisecond), Callback: message.NewCallback(),
-		Payload: message.AppendPut(nil, "default", []byte("k"), []byte("late")),
+		Header: message.Header{
+			RegionID: cluster.FirstRegionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch,
+		},
+		MinKey: []byte("k"), MaxKey: []byte("k"), Deadline: time.Now().Add(time.Millisecond),
+		Callback: message.NewCallback(),
+		Payload:  message.AppendPut(nil, "default", []byte("k"), []byte("late")),
 	}
 	store.Write(w)
 	for !time.Now().After(w.Deadline) {
@@ -58,8 +64,8 @@ func TestLateWriteIsNotProposed(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestTombstoneKeepsPeerID3B: a peer that was removed before it knew anything but its id must not come
-// back by a late message, because it has forgotten its votes; a newer peer may (G4).
+// TestTombstoneKeepsPeerID3B: a peer that was removed before it knew anything but its id must not
+// come back by a late message, because it has forgotten its votes; a newer peer may (G4).
 func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -70,15 +76,20 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	first := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 4}
 	newer := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 4}
 	// The region may have changed in ways that this store has not heard of.
-	epoch := &metapb.RegionEpoch{Version: region.RegionEpoch.Version, ConfVer: region.RegionEpoch.ConfVer + 5}
+	epoch := &metapb.RegionEpoch{
+		Version: region.RegionEpoch.Version, ConfVer: region.RegionEpoch.ConfVer + 5,
+	}
 	message := func(to *metapb.Peer) *rspb.RaftMessage {
 		return &rspb.RaftMessage{
-			RegionId: region.Id, FromPeer: region.Peers[0], ToPeer: to, RegionEpoch: epoch, ClusterId: cluster.ClusterID,
+			RegionId: region.Id, FromPeer: region.Peers[0], ToPeer: to, RegionEpoch: epoch,
+			ClusterId: cluster.ClusterID,
 		}
 	}
 	vote := func(to *metapb.Peer) *rspb.RaftMessage {
 		m := message(to)
-		m.Message = &eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, From: m.FromPeer.Id, To: to.Id, Term: 1}
+		m.Message = &eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgRequestVote, From: m.FromPeer.Id, To: to.Id, Term: 1,
+		}
 		return m
 	}
 	here := func() uint64 {
@@ -99,12 +110,14 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 	store := c.Node(4).Store()
 	require.NoError(t, store.HandleRaft(vote(first)))
 	become(first.Id)
-	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1} // that of its removal
+	// that of its removal
+	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1}
 	gone := message(first)
 	gone.IsTombstone = true
 	require.NoError(t, store.HandleRaft(gone))
 	waitGone(t, c, 4, region.Id)
-	// The queue of the store worker is in order: once the newer peer is there, the first vote was judged.
+	// The queue of the store worker is in order: once the newer peer is there, the first vote was
+	// judged.
 	require.NoError(t, store.HandleRaft(vote(first)))
 	other := vote(&metapb.Peer{Id: newer.Id + 1, StoreId: 4})
 	other.RegionId = 999
@@ -127,7 +140,8 @@ func TestTombstoneKeepsPeerID3B(t *testing.T) {
 func waitGone(t *testing.T, c *cluster.Cluster, store, region uint64) {
 	t.Helper()
 	c.Eventually(10*time.Second, func() string {
-		err := c.Node(store).Store().Inspect(context.Background(), region, func(*raftstore.PeerView) {})
+		err := c.Node(store).Store().Inspect(context.Background(), region,
+			func(*raftstore.PeerView) {})
 		var absent *regionerr.RegionNotFoundError
 		if !errors.As(err, &absent) {
 			return fmt.Sprintf("store %d still has a peer of region %d", store, region)
@@ -136,8 +150,8 @@ func waitGone(t *testing.T, c *cluster.Cluster, store, region uint64) {
 	})
 }
 
-// TestDestroyedEmptyPeerClearsNothing3B: a peer that was removed before it knew its range has no data, and
-// its empty range is not the whole key space (I-2).
+// TestDestroyedEmptyPeerClearsNothing3B: a peer that was removed before it knew its range has no
+// data, and its empty range is not the whole key space (I-2).
 func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 3})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -160,15 +174,20 @@ func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
 	waitGone(t, c, 3, right.Id)
 	right = c.Placement.Region(right.Id)
 	empty := &metapb.Peer{Id: c.Placement.AllocID(), StoreId: 3}
-	epoch := &metapb.RegionEpoch{Version: right.RegionEpoch.Version, ConfVer: right.RegionEpoch.ConfVer + 5}
+	epoch := &metapb.RegionEpoch{
+		Version: right.RegionEpoch.Version, ConfVer: right.RegionEpoch.ConfVer + 5,
+	}
 	m := func() *rspb.RaftMessage {
 		return &rspb.RaftMessage{
-			RegionId: right.Id, FromPeer: right.Peers[0], ToPeer: empty, RegionEpoch: epoch, ClusterId: cluster.ClusterID,
-			StartKey: right.StartKey, EndKey: right.EndKey,
+			RegionId: right.Id, FromPeer: right.Peers[0], ToPeer: empty, RegionEpoch: epoch,
+			ClusterId: cluster.ClusterID,
+			StartKey:  right.StartKey, EndKey: right.EndKey,
 		}
 	}
 	vote := m()
-	vote.Message = &eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, From: vote.FromPeer.Id, To: empty.Id, Term: 1}
+	vote.Message = &eraftpb.Message{
+		MsgType: eraftpb.MessageType_MsgRequestVote, From: vote.FromPeer.Id, To: empty.Id, Term: 1,
+	}
 	store := c.Node(3).Store()
 	require.NoError(t, store.HandleRaft(vote))
 	c.Eventually(10*time.Second, func() string {
@@ -177,7 +196,8 @@ func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
 		}
 		return ""
 	})
-	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1} // that of its removal
+	// that of its removal
+	epoch = &metapb.RegionEpoch{Version: epoch.Version, ConfVer: epoch.ConfVer + 1}
 	gone := m()
 	gone.IsTombstone = true
 	require.NoError(t, store.HandleRaft(gone))
@@ -187,8 +207,9 @@ func TestDestroyedEmptyPeerClearsNothing3B(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestOverlappingSnapshotIsRefused3B: a raft snapshot from before a split arrives after the store has got
-// the right half by a snapshot of its own. Installing it would put old data over the right half (I-1).
+// TestOverlappingSnapshotIsRefused3B: a raft snapshot from before a split arrives after the store
+// has got the right half by a snapshot of its own. Installing it would put old data over the right
+// half (I-1).
 func TestOverlappingSnapshotIsRefused3B(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 4, Replicas: 3})
 	c.WaitLeader(cluster.FirstRegionID)
@@ -200,7 +221,9 @@ func TestOverlappingSnapshotIsRefused3B(t *testing.T) {
 		return to == 4 && m.GetMessage().GetMsgType() == eraftpb.MessageType_MsgSnapshot
 	}
 	ofRegion := func(id uint64) func(uint64, *rspb.RaftMessage) bool {
-		return func(to uint64, m *rspb.RaftMessage) bool { return isSnapshot(to, m) && m.RegionId == id }
+		return func(to uint64, m *rspb.RaftMessage) bool {
+			return isSnapshot(to, m) && m.RegionId == id
+		}
 	}
 	c.Net.Hold(isSnapshot)
 	c.OrderPeer(cluster.FirstRegionID, 4)
@@ -240,8 +263,9 @@ func TestOverlappingSnapshotIsRefused3B(t *testing.T) {
 	mustGet(t, c, cl, "m", "new")
 }
 
-// TestWriteBehindASplitIsRefused3B: a write that is proposed under the old epoch after a split, but before
-// the split is applied, must not take effect: its key belongs to another region by then (H1).
+// TestWriteBehindASplitIsRefused3B: a write that is proposed under the old epoch after a split, but
+// before the split is applied, must not take effect: its key belongs to another region by then
+// (H1).
 func TestWriteBehindASplitIsRefused3B(t *testing.T) {
 	ctls := map[uint64]*faultfs.Controller{1: {}, 2: {}, 3: {}}
 	c := cluster.New(t, cluster.Options{Stores: 3, Controllers: ctls})
@@ -258,7 +282,8 @@ func TestWriteBehindASplitIsRefused3B(t *testing.T) {
 	proposed := func(n uint64) {
 		t.Helper()
 		c.Eventually(10*time.Second, func() string {
-			if info, err := store.Peer(ctx, cluster.FirstRegionID); err != nil || info.LastIndex < before.LastIndex+n {
+			if info, err := store.Peer(ctx, cluster.FirstRegionID); err != nil ||
+				info.LastIndex < before.LastIndex+n {
 				return fmt.Sprintf("%d entries are not proposed yet: %v", n, err)
 			}
 			return ""
@@ -275,7 +300,10 @@ func TestWriteBehindASplitIsRefused3B(t *testing.T) {
 	})
 	write := func(key, value string) *message.Callback {
 		w := &message.Write{
-			Header: message.Header{RegionID: cluster.FirstRegionID, Peer: before.Peer, Epoch: before.Region.RegionEpoch},
+			Header: message.Header{
+				RegionID: cluster.FirstRegionID, Peer: before.Peer,
+				Epoch: before.Region.RegionEpoch,
+			},
 			MinKey: []byte(key), MaxKey: []byte(key), Callback: message.NewCallback(),
 			Payload: message.AppendPut(nil, "default", []byte(key), []byte(value)),
 		}

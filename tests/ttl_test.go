@@ -28,8 +28,11 @@ func (c *movedClock) Now() time.Time  { return time.Now().Add(time.Duration(c.ah
 
 func (c *movedClock) move(d time.Duration) { c.ahead.Add(int64(d)) }
 
-// ttlCluster has stores whose clocks a test moves. sweep is the pause between two rounds of the sweep; 0: there are none.
-func ttlCluster(t *testing.T, stores int, sweep time.Duration) (*cluster.Cluster, map[uint64]*movedClock) {
+// ttlCluster has stores whose clocks a test moves. sweep is the pause between two rounds of the
+// sweep; 0: there are none.
+func ttlCluster(
+	t *testing.T, stores int, sweep time.Duration,
+) (*cluster.Cluster, map[uint64]*movedClock) {
 	t.Helper()
 	clocks := map[uint64]*movedClock{}
 	for id := uint64(1); id <= uint64(stores); id++ {
@@ -42,7 +45,9 @@ func ttlCluster(t *testing.T, stores int, sweep time.Duration) (*cluster.Cluster
 	}), clocks
 }
 
-func mustPutTTL(t *testing.T, c *cluster.Cluster, cl *client.Client, key, value string, seconds uint64) {
+func mustPutTTL(
+	t *testing.T, c *cluster.Cluster, cl *client.Client, key, value string, seconds uint64,
+) {
 	t.Helper()
 	c.Eventually(20*time.Second, func() string {
 		if err := cl.PutTTL(context.Background(), []byte(key), []byte(value), seconds); err != nil {
@@ -89,7 +94,8 @@ func engineKeys(n *cluster.Node) (values, times int) {
 	return values, times
 }
 
-// TestTTLGoesWithTheData: what is known of expiry is kept over a split, a raft snapshot to a new replica, a crash of all stores.
+// TestTTLGoesWithTheData: what is known of expiry is kept over a split, a raft snapshot to a new
+// replica, a crash of all stores.
 func TestTTLGoesWithTheData(t *testing.T) {
 	c, clocks := ttlCluster(t, 4, 0)
 	cl := c.Client()
@@ -129,7 +135,8 @@ func TestTTLGoesWithTheData(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestTTLSweep: what has expired goes from every replica's engine, what has not or was put again stays, and replicas are equal.
+// TestTTLSweep: what has expired goes from every replica's engine, what has not or was put again
+// stays, and replicas are equal.
 func TestTTLSweep(t *testing.T) {
 	c, clocks := ttlCluster(t, 3, 50*time.Millisecond)
 	cl := c.Client()
@@ -146,7 +153,8 @@ func TestTTLSweep(t *testing.T) {
 	c.Eventually(20*time.Second, func() string {
 		for _, n := range c.Nodes() {
 			if values, times := engineKeys(n); values != 2 || times != 1 {
-				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values, times)
+				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values,
+					times)
 			}
 		}
 		return ""
@@ -155,8 +163,9 @@ func TestTTLSweep(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestTTLUnderALeaderWhoseClockIsBehind: a key that one leader showed as expired is shown again by a leader whose clock is
-// behind, until the floor or that clock says otherwise. What a compare-and-swap found expired stays away at once.
+// TestTTLUnderALeaderWhoseClockIsBehind: a key that one leader showed as expired is shown again by
+// a leader whose clock is behind, until the floor or that clock says otherwise. What a
+// compare-and-swap found expired stays away at once.
 func TestTTLUnderALeaderWhoseClockIsBehind(t *testing.T) {
 	c, clocks := ttlCluster(t, 3, 0)
 	cl := c.Client()
@@ -166,7 +175,8 @@ func TestTTLUnderALeaderWhoseClockIsBehind(t *testing.T) {
 	ahead := c.WaitLeader(first)
 	clocks[ahead.ID].move(5000 * time.Second)
 	requireScan(t, c, cl)
-	previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("a"), []byte("1"), []byte("2"))
+	previous, swapped, err := cl.CompareAndSwap(context.Background(), []byte("a"), []byte("1"),
+		[]byte("2"))
 	require.NoError(t, err)
 	require.False(t, swapped)
 	require.Nil(t, previous)
@@ -180,8 +190,8 @@ func TestTTLUnderALeaderWhoseClockIsBehind(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestTTLUnderAClockFarAhead: a store whose clock is hours ahead of the placement service's neither hides nor sweeps keys that
-// live, and gives new ones no longer life.
+// TestTTLUnderAClockFarAhead: a store whose clock is hours ahead of the placement service's neither
+// hides nor sweeps keys that live, and gives new ones no longer life.
 func TestTTLUnderAClockFarAhead(t *testing.T) {
 	clocks := map[uint64]*movedClock{}
 	for id := uint64(1); id <= 3; id++ {
@@ -190,7 +200,9 @@ func TestTTLUnderAClockFarAhead(t *testing.T) {
 	}
 	c := cluster.New(t, cluster.Options{
 		Stores: 3, Replicas: 3,
-		Tune:          func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond) },
+		Tune: func(c *config.Config) {
+			c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond)
+		},
 		Clock:         func(id uint64) raftstore.Clock { return clocks[id] },
 		PlacementTime: func(context.Context) (time.Time, error) { return time.Now(), nil },
 	})
@@ -222,7 +234,8 @@ func TestTTLUnderAClockFarAhead(t *testing.T) {
 	c.Eventually(20*time.Second, func() string {
 		for _, n := range c.Nodes() {
 			if values, times := engineKeys(n); values != 3 || times != 3 {
-				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values, times)
+				return fmt.Sprintf("store %d has %d values and %d expiry times", n.ID, values,
+					times)
 			}
 		}
 		return ""
@@ -231,11 +244,14 @@ func TestTTLUnderAClockFarAhead(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestTTLReplicasDecideAlike: the clocks of stores are hours apart, and run at other rates. Each replica decides by the clock in
-// the entry: all have the same data.
+// TestTTLReplicasDecideAlike: the clocks of stores are hours apart, and run at other rates. Each
+// replica decides by the clock in the entry: all have the same data.
 func TestTTLReplicasDecideAlike(t *testing.T) {
 	c := cluster.New(t, cluster.Options{
-		Stores: 3, Clock: newOddClock, Tune: func(c *config.Config) { c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond) },
+		Stores: 3, Clock: newOddClock,
+		Tune: func(c *config.Config) {
+			c.Raftstore.ExpirySweep = config.Dur(20 * time.Millisecond)
+		},
 	})
 	cl := c.Client()
 	defer cl.Close()
@@ -252,7 +268,8 @@ func TestTTLReplicasDecideAlike(t *testing.T) {
 			mustPutTTL(t, c, cl, key, fmt.Sprint(i), 1+uint64(i%2)*4000)
 		default:
 			c.Eventually(20*time.Second, func() string {
-				previous, swapped, err := cl.CompareAndSwapTTL(ctx, []byte(key), nil, []byte("swapped"), 5000)
+				previous, swapped, err := cl.CompareAndSwapTTL(ctx, []byte(key), nil,
+					[]byte("swapped"), 5000)
 				if err != nil {
 					return err.Error()
 				}
@@ -264,16 +281,22 @@ func TestTTLReplicasDecideAlike(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestScanBackwards: over regions whose borders are near the bounds, a scan from the end shows what one from the start does.
+// TestScanBackwards: over regions whose borders are near the bounds, a scan from the end shows what
+// one from the start does.
 func TestScanBackwards(t *testing.T) {
 	c, _ := ttlCluster(t, 3, 0)
 	cl := c.Client()
 	defer cl.Close()
-	keys := []string{"a", "a\x00", "a\xff", "b", "b\x00\x00", "c\xff\xff", "d", "da", "e\xff\xff\xff"}
+	keys := []string{
+		"a", "a\x00", "a\xff", "b", "b\x00\x00", "c\xff\xff", "d", "da", "e\xff\xff\xff",
+	}
 	for _, k := range keys {
 		mustPut(t, c, cl, k, "v")
 	}
-	for _, border := range []string{"b", "b\x00", "d", "c\xff\xff\xff", "e\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"} {
+	for _, border := range []string{
+		"b", "b\x00", "d", "c\xff\xff\xff",
+		"e\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+	} {
 		c.Split([]byte(border))
 	}
 	bounds := append([]string{"", "aa", "b\x00", "c\xff\xff\xff", "z"}, keys...)
@@ -293,13 +316,14 @@ func TestScanBackwards(t *testing.T) {
 				}
 				c.Eventually(20*time.Second, func() string {
 					var got []string
-					err := cl.ScanPages(context.Background(), []byte(start), []byte(end), o, func(page []client.KV) error {
-						for _, kv := range page {
-							got = append(got, string(kv.Key))
-							require.Equal(t, o.KeysOnly, len(kv.Value) == 0)
-						}
-						return nil
-					})
+					err := cl.ScanPages(context.Background(), []byte(start), []byte(end), o,
+						func(page []client.KV) error {
+							for _, kv := range page {
+								got = append(got, string(kv.Key))
+								require.Equal(t, o.KeysOnly, len(kv.Value) == 0)
+							}
+							return nil
+						})
 					if err != nil {
 						return err.Error()
 					}
@@ -322,7 +346,8 @@ func TestBatches(t *testing.T) {
 	var ttls []uint64
 	for i := range 2500 {
 		key := []byte(fmt.Sprintf("k%04d", i))
-		pairs, keys = append(pairs, client.KV{Key: key, Value: append([]byte("v"), key...)}), append(keys, key)
+		pairs, keys = append(pairs, client.KV{Key: key, Value: append([]byte("v"), key...)}),
+			append(keys, key)
 		ttls = append(ttls, uint64(i%2)*1000)
 	}
 	mustPut(t, c, cl, "a", "1")
@@ -342,7 +367,12 @@ func TestBatches(t *testing.T) {
 	require.EqualValues(t, 40, part.Pairs)
 
 	require.NoError(t, cl.BatchPut(ctx, pairs, ttls...))
-	require.NoError(t, cl.BatchPut(ctx, []client.KV{{Key: []byte("twice"), Value: []byte("1")}, {Key: []byte("twice"), Value: []byte("2")}}, 5000))
+	require.NoError(t,
+		cl.BatchPut(ctx,
+			[]client.KV{
+				{Key: []byte("twice"), Value: []byte("1")},
+				{Key: []byte("twice"), Value: []byte("2")},
+			}, 5000))
 	mustGet(t, c, cl, "twice", "2")
 	check := func(there func(i int) bool) {
 		t.Helper()

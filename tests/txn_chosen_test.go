@@ -19,8 +19,9 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// silent is a store's service as a client sees it that dies in the middle of a commit: prewrites of some keys do not reach
-// the store, answers to others do not reach the client, and nothing else is done.
+// silent is a store's service as a client sees it that dies in the middle of a commit: prewrites of
+// some keys do not reach the store, answers to others do not reach the client, and nothing else is
+// done.
 type silent struct {
 	tinykvpb.TinyKvClient
 	// lost are keys whose prewrite is lost, unanswered those whose answer is.
@@ -28,7 +29,9 @@ type silent struct {
 	asked            *[]*kvrpcpb.PrewriteRequest
 }
 
-func (s silent) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (s silent) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	*s.asked = append(*s.asked, in)
 	for _, m := range in.Mutations {
 		if s.lost[string(m.Key)] {
@@ -44,7 +47,9 @@ func (s silent) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, o .
 	return resp, err
 }
 
-func (s silent) KvCommit(context.Context, *kvrpcpb.CommitRequest, ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+func (s silent) KvCommit(
+	context.Context, *kvrpcpb.CommitRequest, ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
 	return nil, status.Error(codes.InvalidArgument, "dead")
 }
 
@@ -96,8 +101,9 @@ func getAll(t *testing.T, ctx context.Context, cl *txn.Client, accounts ...int) 
 	return last
 }
 
-// TestAsyncCommitOfADeadClient: a client dies in the middle of an asynchronous commit. The transaction has happened if all its
-// keys are locked, however little the client knew; else it has not. Others find out when its time is over.
+// TestAsyncCommitOfADeadClient: a client dies in the middle of an asynchronous commit. The
+// transaction has happened if all its keys are locked, however little the client knew; else it has
+// not. Others find out when its time is over.
 func TestAsyncCommitOfADeadClient(t *testing.T) {
 	for name, dies := range map[string]struct {
 		lost, unanswered map[string]bool
@@ -151,14 +157,16 @@ func setAllRoutes(ctx context.Context, cl *txn.Client, accounts ...int) error {
 	return err
 }
 
-// TestFewestRequests: one region takes one request, several take one round; and so they do not where it is switched off, or
-// there are many keys.
+// TestFewestRequests: one region takes one request, several take one round; and so they do not
+// where it is switched off, or there are many keys.
 func TestFewestRequests(t *testing.T) {
 	c, _ := txnCluster(t, 20, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	n := &counts{by: map[string]int{}}
-	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return counting{s, n} })
+	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient {
+		return counting{s, n}
+	})
 	defer kv.Close()
 	require.NoError(t, setAllRoutes(ctx, txn.New(kv, c.Placement), 1, 8, 15))
 	commit := func(k txn.Commits, accounts ...int) map[string]int {
@@ -213,7 +221,9 @@ func (c *counts) take() map[string]int {
 	return out
 }
 
-func (c counting) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (c counting) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	kind := "plain"
 	switch {
 	case in.TryOnePc:
@@ -225,22 +235,27 @@ func (c counting) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, o
 	return c.TinyKvClient.KvPrewrite(ctx, in, o...)
 }
 
-func (c counting) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, o ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+func (c counting) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, o ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
 	c.n.add("commit")
 	return c.TinyKvClient.KvCommit(ctx, in, o...)
 }
 
-// early is a store's service for a client that has its transactions commit as early as the store allows.
+// early is a store's service for a client that has its transactions commit as early as the store
+// allows.
 type early struct{ tinykvpb.TinyKvClient }
 
-func (e early) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (e early) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, o ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	req := *in
 	req.MinCommitTs = 0
 	return e.TinyKvClient.KvPrewrite(ctx, &req, o...)
 }
 
-// TestCommitsOfALaterLeader: a leader serves a read, and hands over. What the next one commits by a timestamp of its choice is
-// behind that read.
+// TestCommitsOfALaterLeader: a leader serves a read, and hands over. What the next one commits by a
+// timestamp of its choice is behind that read.
 func TestCommitsOfALaterLeader(t *testing.T) {
 	c, _ := txnCluster(t, 20, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -275,7 +290,8 @@ func TestCommitsOfALaterLeader(t *testing.T) {
 	}
 }
 
-// TestOnePhaseWhileARegionSplits: a client takes two regions for one. Its transaction is committed all the same.
+// TestOnePhaseWhileARegionSplits: a client takes two regions for one. Its transaction is committed
+// all the same.
 func TestOnePhaseWhileARegionSplits(t *testing.T) {
 	c, cl := txnCluster(t, 20, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

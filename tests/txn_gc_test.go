@@ -23,7 +23,8 @@ import (
 
 func collector(c *cluster.Cluster, cl *txn.Client, life time.Duration) *gcworker.Worker {
 	return gcworker.New(gcworker.Options{
-		LifeTime: life, Interval: time.Hour, Rate: 64 << 20, Leads: func(context.Context) bool { return true },
+		LifeTime: life, Interval: time.Hour, Rate: 64 << 20,
+		Leads:     func(context.Context) bool { return true },
 		Placement: c.Placement, Cluster: cl, Logger: zap.NewNop(),
 	})
 }
@@ -54,7 +55,8 @@ func leftovers(t *testing.T, c *cluster.Cluster) (kinds map[mvcc.WriteKind]int, 
 	return kinds, locks
 }
 
-// nextMillisecond returns when a new timestamp is of a later millisecond than all before: safe points are of whole ones.
+// nextMillisecond returns when a new timestamp is of a later millisecond than all before: safe
+// points are of whole ones.
 func nextMillisecond(t *testing.T, ctx context.Context, cl *txn.Client) {
 	t.Helper()
 	last, err := cl.Timestamp(ctx)
@@ -65,8 +67,8 @@ func nextMillisecond(t *testing.T, ctx context.Context, cl *txn.Client) {
 	}, time.Second, time.Millisecond)
 }
 
-// TestGarbageIsCollected: over several regions, of every kind; what is left is one version of each key that exists. The
-// transactions of dead clients end first, as their primaries have.
+// TestGarbageIsCollected: over several regions, of every kind; what is left is one version of each
+// key that exists. The transactions of dead clients end first, as their primaries have.
 func TestGarbageIsCollected(t *testing.T) {
 	c, cl := txnCluster(t, 20, 4)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -92,7 +94,9 @@ func TestGarbageIsCollected(t *testing.T) {
 		committed int // the key that it still commits
 		keys      []int
 	}{{1, []int{1, 7, 15}}, {-1, []int{2, 8, 19}}} {
-		kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(dies.committed)} })
+		kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient {
+			return dying{s, bankKey(dies.committed)}
+		})
 		dead := txn.New(kv, c.Placement)
 		dead.SetCommits(txn.TwoPhases)
 		x, err := dead.Begin(ctx)
@@ -139,8 +143,9 @@ func TestGarbageIsCollected(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// TestGarbageBesideTransactions: two collectors, each given up in the middle now and then, run beside a bank while leaders move,
-// stores crash and networks part. All reads are of a snapshot, or refused; sums stay.
+// TestGarbageBesideTransactions: two collectors, each given up in the middle now and then, run
+// beside a bank while leaders move, stores crash and networks part. All reads are of a snapshot, or
+// refused; sums stay.
 func TestGarbageBesideTransactions(t *testing.T) {
 	c, cl := txnCluster(t, 20, 5)
 	b := newBank(t, c, cl, 20)
@@ -148,11 +153,15 @@ func TestGarbageBesideTransactions(t *testing.T) {
 	wait := b.run(6, stop)
 	var counts faultCounts
 	var wg sync.WaitGroup
-	for _, f := range []func(*cluster.Cluster, *faultCounts, <-chan struct{}){crasher, transferer, partitioner} {
+	for _, f := range []func(*cluster.Cluster, *faultCounts, <-chan struct{}){
+		crasher, transferer, partitioner,
+	} {
 		wg.Add(1)
 		go func() { defer wg.Done(); f(c, &counts, stop) }()
 	}
-	workers := []*gcworker.Worker{collector(c, cl, 300*time.Millisecond), collector(c, cl, 500*time.Millisecond)}
+	workers := []*gcworker.Worker{
+		collector(c, cl, 300*time.Millisecond), collector(c, cl, 500*time.Millisecond),
+	}
 	for n, w := range workers {
 		wg.Add(1)
 		go func() {
@@ -164,7 +173,8 @@ func TestGarbageBesideTransactions(t *testing.T) {
 					return
 				default:
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(r.IntN(2000))*time.Millisecond)
+				ctx, cancel := context.WithTimeout(context.Background(),
+					time.Duration(r.IntN(2000))*time.Millisecond)
 				if err := w.Round(ctx); err != nil && ctx.Err() == nil {
 					t.Logf("collector %d: %v", n, err)
 				}
@@ -187,7 +197,9 @@ func TestGarbageBesideTransactions(t *testing.T) {
 	require.NoError(t, b.look(ctx, r))
 	nextMillisecond(t, ctx, cl)
 	last := collector(c, cl, 0)
-	require.Eventually(t, func() bool { return last.Round(ctx) == nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return last.Round(ctx) == nil
+	}, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, b.look(ctx, r))
 	b.check()
 	kinds, locks := leftovers(t, c)
@@ -207,6 +219,7 @@ func TestGarbageBesideTransactions(t *testing.T) {
 	for _, w := range workers {
 		versions += w.Stats().Versions
 	}
-	t.Logf("%d versions removed; crashes %d, partitions %d, transfers %d", versions, counts.crashes.Load(), counts.partitions.Load(), counts.transfers.Load())
+	t.Logf("%d versions removed; crashes %d, partitions %d, transfers %d", versions,
+		counts.crashes.Load(), counts.partitions.Load(), counts.transfers.Load())
 	require.Greater(t, versions, uint64(50))
 }

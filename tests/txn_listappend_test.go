@@ -24,9 +24,10 @@ func listKeys(n int) (keys [][]byte) {
 	return keys
 }
 
-// TestListAppend: transactions of all kinds of commit over lists in several regions, while stores crash, networks part, leaders
-// move and regions split; and while answers are lost and requests come again. No history has a cycle that snapshot isolation
-// forbids, and each read is that of its timestamp.
+// TestListAppend: transactions of all kinds of commit over lists in several regions, while stores
+// crash, networks part, leaders move and regions split; and while answers are lost and requests
+// come again. No history has a cycle that snapshot isolation forbids, and each read is that of its
+// timestamp.
 func TestListAppend(t *testing.T) {
 	for name, faults := range map[string][]func(*cluster.Cluster, *faultCounts, <-chan struct{}){
 		"faults":  {crasher, transferer, partitioner, loser},
@@ -38,7 +39,9 @@ func TestListAppend(t *testing.T) {
 			var late *replayer
 			if name == "replays" {
 				late = newReplayer()
-				kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return echo{s, late} })
+				kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient {
+					return echo{s, late}
+				})
 				defer kv.Close()
 				cl = txn.New(kv, c.Placement)
 			}
@@ -66,7 +69,8 @@ func TestListAppend(t *testing.T) {
 				nemesis.Add(1)
 				go func() { defer nemesis.Done(); f(c, &counts, stop) }()
 			}
-			for begun := time.Now(); time.Since(begun) < 3*time.Second || rec.Committed() < 20 && time.Since(begun) < time.Minute; {
+			for begun := time.Now(); time.Since(begun) < 3*time.Second ||
+				rec.Committed() < 20 && time.Since(begun) < time.Minute; {
 				time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
 			}
 			c.Split(memcomparable.Encode(bankKey(7)))
@@ -89,15 +93,17 @@ func TestListAppend(t *testing.T) {
 			report := rec.Check()
 			require.Empty(t, report.Anomalies, "%v\n%s", report, rec.Explain(report))
 			c.CheckConsistency()
-			t.Logf("%v; %d transactions committed; crashes %d, partitions %d, transfers %d", report, rec.Committed(),
+			t.Logf("%v; %d transactions committed; crashes %d, partitions %d, transfers %d", report,
+				rec.Committed(),
 				counts.crashes.Load(), counts.partitions.Load(), counts.transfers.Load())
 		})
 	}
 }
 
-// TestLockedReadsAreOfTheirTimestamp: transactions that lock what they read, and change nothing, beside others that wait for
-// these locks and append. Once a transaction has gone, nobody commits before its newest lock what it has not seen, although
-// stores choose the timestamps, and the store of the one key knows nothing of the lock on the other.
+// TestLockedReadsAreOfTheirTimestamp: transactions that lock what they read, and change nothing,
+// beside others that wait for these locks and append. Once a transaction has gone, nobody commits
+// before its newest lock what it has not seen, although stores choose the timestamps, and the store
+// of the one key knows nothing of the lock on the other.
 func TestLockedReadsAreOfTheirTimestamp(t *testing.T) {
 	c, cl := txnCluster(t, 4, 4)
 	for i, r := range c.Placement.All() {

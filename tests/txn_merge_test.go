@@ -15,14 +15,19 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// apart is a cluster of transactions of two regions that two stores lead: accounts below 10 and the others. The leader of the
-// second one has chosen a commit timestamp, and asked for the safe point, in its term.
-func apart(t *testing.T, ctx context.Context) (c *cluster.Cluster, cl *txn.Client, source, target uint64) {
+// apart is a cluster of transactions of two regions that two stores lead: accounts below 10 and the
+// others. The leader of the second one has chosen a commit timestamp, and asked for the safe point,
+// in its term.
+func apart(
+	t *testing.T, ctx context.Context,
+) (c *cluster.Cluster, cl *txn.Client, source, target uint64) {
 	t.Helper()
 	c = cluster.New(t, cluster.Options{Stores: 3, Txn: true, Tune: mergeOn})
 	c.WaitLeader(cluster.FirstRegionID)
 	c.Split(memcomparable.Encode(bankKey(10)))
-	at := func(account int) uint64 { return regionAt(t, c, string(memcomparable.Encode(bankKey(account)))) }
+	at := func(account int) uint64 {
+		return regionAt(t, c, string(memcomparable.Encode(bankKey(account))))
+	}
 	source, target = at(1), at(15)
 	leader := c.WaitLeader(target).ID
 	if c.WaitLeader(source).ID == leader {
@@ -41,8 +46,8 @@ func apart(t *testing.T, ctx context.Context) (c *cluster.Cluster, cl *txn.Clien
 	return c, cl, source, target
 }
 
-// TestCommitsAfterAMerge: a leader serves a read, and its region goes into one that another store leads. What that one commits
-// there by a timestamp of its choice is behind the read.
+// TestCommitsAfterAMerge: a leader serves a read, and its region goes into one that another store
+// leads. What that one commits there by a timestamp of its choice is behind the read.
 func TestCommitsAfterAMerge(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -66,8 +71,8 @@ func TestCommitsAfterAMerge(t *testing.T) {
 	require.Equal(t, "0", see(), "a snapshot has changed")
 }
 
-// TestSafePointAfterAMerge: old versions of a region were removed before it went into one whose leader knows only an older safe
-// point. A transaction that may have had records there is refused.
+// TestSafePointAfterAMerge: old versions of a region were removed before it went into one whose
+// leader knows only an older safe point. A transaction that may have had records there is refused.
 func TestSafePointAfterAMerge(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

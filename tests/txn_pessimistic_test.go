@@ -19,7 +19,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestPessimisticTransactions: values as of the lock, waits, conflicts, keys that are only locked, and what is left of it all.
+// TestPessimisticTransactions: values as of the lock, waits, conflicts, keys that are only locked,
+// and what is left of it all.
 func TestPessimisticTransactions(t *testing.T) {
 	c, cl := txnCluster(t, 20, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -30,7 +31,9 @@ func TestPessimisticTransactions(t *testing.T) {
 	require.NoError(t, setAll(ctx, cl, "2", 15))
 	values, err := x.LockKeys(ctx, bankKey(15), bankKey(1), bankKey(2))
 	require.NoError(t, err)
-	require.Equal(t, map[string][]byte{string(bankKey(15)): []byte("2"), string(bankKey(1)): []byte("1")}, values)
+	require.Equal(t,
+		map[string][]byte{string(bankKey(15)): []byte("2"), string(bankKey(1)): []byte("1")},
+		values)
 	v, _, err := x.Get(ctx, bankKey(15))
 	require.NoError(t, err)
 	require.Equal(t, "1", string(v), "reads are of the start")
@@ -70,7 +73,8 @@ func TestPessimisticTransactions(t *testing.T) {
 
 	// What was only locked is free afterwards, also after a rollback.
 	for _, end := range []func(x *txn.Txn) error{
-		func(x *txn.Txn) error { return x.Commit(ctx) }, func(x *txn.Txn) error { x.Rollback(); return nil },
+		func(x *txn.Txn) error { return x.Commit(ctx) },
+		func(x *txn.Txn) error { x.Rollback(); return nil },
 	} {
 		x, err = cl.BeginPessimistic(ctx)
 		require.NoError(t, err)
@@ -88,7 +92,8 @@ func TestPessimisticTransactions(t *testing.T) {
 	c.CheckConsistency()
 }
 
-// mute is a store's service for a client that dies with its locks: it sends no heartbeats, and drops nothing.
+// mute is a store's service for a client that dies with its locks: it sends no heartbeats, and
+// drops nothing.
 type mute struct{ tinykvpb.TinyKvClient }
 
 func (mute) KvPessimisticRollback(
@@ -127,8 +132,8 @@ func TestPessimisticLocksOfADeadClient(t *testing.T) {
 	require.Equal(t, "mine", getAll(t, ctx, cl, 1))
 }
 
-// TestDeadlocksAcrossStores: transactions that lock counters in different orders, in regions that different stores lead. Circles are
-// broken, and no raise is lost, while leaders move.
+// TestDeadlocksAcrossStores: transactions that lock counters in different orders, in regions that
+// different stores lead. Circles are broken, and no raise is lost, while leaders move.
 func TestDeadlocksAcrossStores(t *testing.T) {
 	c, cl := txnCluster(t, 20, 3)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

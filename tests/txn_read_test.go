@@ -17,8 +17,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestReadsOverRegions: scans in both orders, and batch gets, agree with a map: over regions that begin at keys, between keys and
-// at prefixes of keys, with limits, and with what the transaction itself has written.
+// TestReadsOverRegions: scans in both orders, and batch gets, agree with a map: over regions that
+// begin at keys, between keys and at prefixes of keys, with limits, and with what the transaction
+// itself has written.
 func TestReadsOverRegions(t *testing.T) {
 	c, cl := txnCluster(t, 0, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -27,7 +28,8 @@ func TestReadsOverRegions(t *testing.T) {
 	twin, all := map[string]string{}, []string{}
 	require.NoError(t, cl.Run(ctx, func(x *txn.Txn) error {
 		for i := range 600 {
-			key := strings.Repeat("k", i%3+1) + strings.Repeat("\x00", i%2) + fmt.Sprintf("%04d", i*7) + strings.Repeat("\xff", i%11)
+			key := strings.Repeat("k", i%3+1) + strings.Repeat("\x00", i%2) +
+				fmt.Sprintf("%04d", i*7) + strings.Repeat("\xff", i%11)
 			twin[key] = fmt.Sprint(i, strings.Repeat("v", i%400))
 			x.Set([]byte(key), []byte(twin[key]))
 		}
@@ -37,7 +39,9 @@ func TestReadsOverRegions(t *testing.T) {
 		all = append(all, key)
 	}
 	slices.Sort(all)
-	for _, at := range []string{all[20], all[21], all[100] + "\x00", "kk", all[300], all[400][:3] + "\xff", all[599]} {
+	for _, at := range []string{
+		all[20], all[21], all[100] + "\x00", "kk", all[300], all[400][:3] + "\xff", all[599],
+	} {
 		c.Split(memcomparable.Encode([]byte(at)))
 	}
 	x, err := cl.Begin(ctx)
@@ -88,7 +92,8 @@ func TestReadsOverRegions(t *testing.T) {
 				got = append(got, string(kv.Key))
 				require.Equal(t, twin[string(kv.Key)], string(kv.Value))
 			}
-			require.Equal(t, want, got, "[%q, %q), at most %d, reverse %v", start, end, limit, reverse)
+			require.Equal(t, want, got, "[%q, %q), at most %d, reverse %v", start, end, limit,
+				reverse)
 		}
 	}
 	keys := [][]byte{[]byte("nothing"), []byte(all[0]), []byte(all[0])}
@@ -110,7 +115,8 @@ func TestRecordsAndLocks(t *testing.T) {
 	defer cancel()
 	long := make([]byte, 1000)
 	for _, value := range [][]byte{[]byte("1"), long} {
-		require.NoError(t, cl.Run(ctx, func(x *txn.Txn) error { x.Set(bankKey(3), value); return nil }))
+		require.NoError(t,
+			cl.Run(ctx, func(x *txn.Txn) error { x.Set(bankKey(3), value); return nil }))
 	}
 	require.NoError(t, cl.Run(ctx, func(x *txn.Txn) error { x.Delete(bankKey(3)); return nil }))
 	info, err := cl.Records(ctx, bankKey(3))
@@ -120,10 +126,13 @@ func TestRecordsAndLocks(t *testing.T) {
 	require.Equal(t, "delete", info.Writes[0].Type)
 	require.False(t, info.Writes[1].HasShortValue)
 	require.Equal(t, "1", string(info.Writes[2].ShortValue))
-	require.Equal(t, []*kvrpcpb.MvccValue{{StartTs: info.Writes[1].StartTs, Value: long}}, info.Values)
+	require.Equal(t, []*kvrpcpb.MvccValue{{StartTs: info.Writes[1].StartTs, Value: long}},
+		info.Values)
 
 	// A client dies when its primary is committed: the keys of other regions stay locked.
-	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(1)} })
+	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient {
+		return dying{s, bankKey(1)}
+	})
 	dead := txn.New(kv, c.Placement)
 	dead.SetCommits(txn.TwoPhases) // the primary is committed when Commit returns
 	x, err := dead.Begin(ctx)
@@ -138,7 +147,9 @@ func TestRecordsAndLocks(t *testing.T) {
 	require.NoError(t, err)
 	locks := func(maxTS uint64, start, end []byte, most int) (out []int) {
 		require.NoError(t, cl.Locks(ctx, maxTS, start, end, func(l *kvrpcpb.LockInfo) bool {
-			i := slices.IndexFunc([]int{1, 7, 15, 19}, func(i int) bool { return string(bankKey(i)) == string(l.Key) })
+			i := slices.IndexFunc([]int{1, 7, 15, 19}, func(i int) bool {
+				return string(bankKey(i)) == string(l.Key)
+			})
 			require.Equal(t, x.StartTS(), l.LockVersion)
 			require.Equal(t, bankKey(1), l.PrimaryLock)
 			require.Equal(t, "put", l.Type)

@@ -17,8 +17,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// replayer loses answers, and sends requests again, at once or long after their transaction has ended: as clients that try
-// again and networks that deliver late do.
+// replayer loses answers, and sends requests again, at once or long after their transaction has
+// ended: as clients that try again and networks that deliver late do.
 type replayer struct {
 	mu     sync.Mutex
 	late   sync.WaitGroup
@@ -40,7 +40,9 @@ func (r *replayer) end() {
 }
 
 // pass carries out a request, and keeps it.
-func pass[Resp any](r *replayer, ctx context.Context, do func(ctx context.Context) (*Resp, error)) (*Resp, error) {
+func pass[Resp any](
+	r *replayer, ctx context.Context, do func(ctx context.Context) (*Resp, error),
+) (*Resp, error) {
 	r.mu.Lock()
 	r.old = append(r.old, func(ctx context.Context) { _, _ = do(ctx) })
 	if len(r.old) > 300 {
@@ -78,14 +80,20 @@ type echo struct {
 	r *replayer
 }
 
-func (e echo) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (e echo) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.PrewriteResponse, error) {
 		return e.TinyKvClient.KvPrewrite(ctx, in)
 	})
 }
 
-func (e echo) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
-	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.CommitResponse, error) { return e.TinyKvClient.KvCommit(ctx, in) })
+func (e echo) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
+	return pass(e.r, ctx, func(ctx context.Context) (*kvrpcpb.CommitResponse, error) {
+		return e.TinyKvClient.KvCommit(ctx, in)
+	})
 }
 
 func (e echo) KvBatchRollback(
@@ -136,7 +144,8 @@ func (e echo) KvResolveLock(
 	})
 }
 
-// TestBankWithReplays: requests are repeated after the end of their transactions, answers are lost, leaders move.
+// TestBankWithReplays: requests are repeated after the end of their transactions, answers are lost,
+// leaders move.
 func TestBankWithReplays(t *testing.T) {
 	c, _ := txnCluster(t, 12, 4)
 	r := newReplayer()

@@ -29,8 +29,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// bank is accounts that transactions move money between. Every value names the transaction that wrote it, so that what
-// was read can be held against what was committed.
+// bank is accounts that transactions move money between. Every value names the transaction that
+// wrote it, so that what was read can be held against what was committed.
 type bank struct {
 	t        *testing.T
 	c        *cluster.Cluster
@@ -72,7 +72,10 @@ func parseBank(v []byte) (id uint64, money int64) {
 
 func newBank(t *testing.T, c *cluster.Cluster, cl *txn.Client, accounts int) *bank {
 	t.Helper()
-	b := &bank{t: t, c: c, cl: cl, accounts: accounts, unknown: map[uint64]bool{}, failed: map[uint64]bool{}}
+	b := &bank{
+		t: t, c: c, cl: cl, accounts: accounts, unknown: map[uint64]bool{},
+		failed: map[uint64]bool{},
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	id := b.ids.Add(1)
@@ -201,8 +204,9 @@ func (b *bank) look(ctx context.Context, r *rand.Rand) error {
 	return nil
 }
 
-// check holds all reads against all commits: a read at S sees the newest commit up to S; of two transactions that write the
-// same key, the second one begins after the first is committed; nothing is read of those that failed.
+// check holds all reads against all commits: a read at S sees the newest commit up to S; of two
+// transactions that write the same key, the second one begins after the first is committed; nothing
+// is read of those that failed.
 func (b *bank) check() {
 	b.t.Helper()
 	type version struct{ id, start, commit uint64 }
@@ -220,7 +224,8 @@ func (b *bank) check() {
 	for k, vs := range byKey {
 		sort.Slice(vs, func(i, j int) bool { return vs[i].commit < vs[j].commit })
 		for i := 1; i < len(vs); i++ {
-			require.GreaterOrEqual(b.t, vs[i].start, vs[i-1].commit, "lost update of account %d: %v and %v", k, vs[i-1], vs[i])
+			require.GreaterOrEqual(b.t, vs[i].start, vs[i-1].commit,
+				"lost update of account %d: %v and %v", k, vs[i-1], vs[i])
 		}
 	}
 	reads := 0
@@ -229,16 +234,19 @@ func (b *bank) check() {
 			reads++
 			require.False(b.t, b.failed[id], "account %d: read a transaction that failed", k)
 			commit, known := commits[id]
-			require.True(b.t, known || b.unknown[id], "account %d: read transaction %d, which nobody made", k, id)
+			require.True(b.t, known || b.unknown[id],
+				"account %d: read transaction %d, which nobody made", k, id)
 			if !known {
 				continue
 			}
 			vs := byKey[k]
 			n := sort.Search(len(vs), func(i int) bool { return vs[i].commit > x.start })
-			require.Equal(b.t, commit, vs[n-1].commit, "account %d at %d: an old version was read", k, x.start)
+			require.Equal(b.t, commit, vs[n-1].commit, "account %d at %d: an old version was read",
+				k, x.start)
 		}
 	}
-	b.t.Logf("%d transactions and looks, %d reads, %d of unknown outcome, %d failed", len(b.done), reads, len(b.unknown), len(b.failed))
+	b.t.Logf("%d transactions and looks, %d reads, %d of unknown outcome, %d failed", len(b.done),
+		reads, len(b.unknown), len(b.failed))
 }
 
 // run has workers transfer and look until stop is closed.
@@ -268,8 +276,8 @@ func (b *bank) run(workers int, stop <-chan struct{}) (wait func()) {
 	return wg.Wait
 }
 
-// audit looks at every record of a region's leader: each transaction has one commit timestamp or was rolled back, each
-// long value is there, each version has its value.
+// audit looks at every record of a region's leader: each transaction has one commit timestamp or
+// was rolled back, each long value is there, each version has its value.
 func (b *bank) audit() {
 	b.t.Helper()
 	ends := map[uint64]map[string]bool{}
@@ -305,7 +313,8 @@ func (b *bank) audit() {
 				}
 				ends[commit]["rolled back"] = true
 			}
-			if at := string(mvcc.EncodeKey(key, w.StartTS)); w.Kind == mvcc.WriteKindPut && w.ShortValue == nil {
+			if at := string(mvcc.EncodeKey(key, w.StartTS)); w.Kind == mvcc.WriteKindPut &&
+				w.ShortValue == nil {
 				require.True(b.t, values[at], "key %q at %d has lost its value", key, commit)
 				delete(values, at)
 			}
@@ -325,8 +334,8 @@ func (b *bank) audit() {
 	require.Greater(b.t, len(ends), 10)
 }
 
-// rage returns after the length of a round, and when the round has committed enough to mean anything: a lock that is left
-// behind may hold everybody up for as long as it lives.
+// rage returns after the length of a round, and when the round has committed enough to mean
+// anything: a lock that is left behind may hold everybody up for as long as it lives.
 func (b *bank) rage(length time.Duration) {
 	enough := func() bool {
 		b.mu.Lock()
@@ -339,7 +348,8 @@ func (b *bank) rage(length time.Duration) {
 		}
 		return n > 20
 	}
-	for begun := time.Now(); time.Since(begun) < length || !enough() && time.Since(begun) < 20*length; {
+	for begun := time.Now(); time.Since(begun) < length ||
+		!enough() && time.Since(begun) < 20*length; {
 		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
 	}
 }
@@ -357,7 +367,8 @@ func txnCluster(t *testing.T, accounts, regions int) (*cluster.Cluster, *txn.Cli
 	return c, cl
 }
 
-// TestBank: sums stay the same while leaders move, stores crash, and regions split and merge, and every read is of a snapshot.
+// TestBank: sums stay the same while leaders move, stores crash, and regions split and merge, and
+// every read is of a snapshot.
 func TestBank(t *testing.T) {
 	for name, faults := range map[string][]func(*cluster.Cluster, *faultCounts, <-chan struct{}){
 		"quiet":      nil,
@@ -404,8 +415,10 @@ func TestBank(t *testing.T) {
 			if name == "merges" {
 				require.NotZero(t, counts.merges.Load(), "%d began", counts.freezes.Load())
 			}
-			t.Logf("crashes %d, partitions %d, transfers %d, splits %d, merges %d of %d", counts.crashes.Load(), counts.partitions.Load(),
-				counts.transfers.Load(), counts.splits.Load(), counts.merges.Load(), counts.freezes.Load())
+			t.Logf("crashes %d, partitions %d, transfers %d, splits %d, merges %d of %d",
+				counts.crashes.Load(), counts.partitions.Load(),
+				counts.transfers.Load(), counts.splits.Load(), counts.merges.Load(),
+				counts.freezes.Load())
 		})
 	}
 }
@@ -416,15 +429,17 @@ type dying struct {
 	last []byte
 }
 
-func (d dying) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+func (d dying) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
 	if !bytes.Equal(in.Keys[0], d.last) {
 		return nil, status.Error(codes.InvalidArgument, "dead")
 	}
 	return d.TinyKvClient.KvCommit(ctx, in)
 }
 
-// TestTransactionOfADeadClient: a client that dies between the phases. Its transaction ends when its time is over; one
-// whose primary is committed has happened.
+// TestTransactionOfADeadClient: a client that dies between the phases. Its transaction ends when
+// its time is over; one whose primary is committed has happened.
 func TestTransactionOfADeadClient(t *testing.T) {
 	c, cl := txnCluster(t, 20, 2)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -439,7 +454,9 @@ func TestTransactionOfADeadClient(t *testing.T) {
 	}
 	require.NoError(t, set(cl, "old", 1, 15))
 	// The client dies right after its primary is committed: the other key stays locked.
-	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient { return dying{s, bankKey(1)} })
+	kv := c.ClientThrough(func(s tinykvpb.TinyKvClient) tinykvpb.TinyKvClient {
+		return dying{s, bankKey(1)}
+	})
 	dead := txn.New(kv, c.Placement)
 	dead.SetCommits(txn.TwoPhases)
 	x, err := dead.Begin(ctx)
@@ -458,7 +475,8 @@ func TestTransactionOfADeadClient(t *testing.T) {
 		require.Equal(t, "new", string(v))
 	}
 
-	// And one that dies before: the next client that meets its lock rolls the transaction back when its time is over.
+	// And one that dies before: the next client that meets its lock rolls the transaction back when
+	// its time is over.
 	n, _, rc := leaderStorage(t, c, cluster.FirstRegionID)
 	start, err := cl.Timestamp(ctx)
 	require.NoError(t, err)
@@ -527,7 +545,8 @@ func TestTransactionSeesItself(t *testing.T) {
 	require.ErrorIs(t, cl.Run(ctx, func(*txn.Txn) error { return stopped }), stopped)
 }
 
-// TestWriteSkew: two transactions that each read what the other writes both commit, unless they lock what they read.
+// TestWriteSkew: two transactions that each read what the other writes both commit, unless they
+// lock what they read.
 func TestWriteSkew(t *testing.T) {
 	_, cl := txnCluster(t, 20, 2)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -557,7 +576,8 @@ func TestWriteSkew(t *testing.T) {
 	}
 }
 
-// TestSplitKeysOfATransactionalCluster: a key with a timestamp is cut, one that is not encoded is refused.
+// TestSplitKeysOfATransactionalCluster: a key with a timestamp is cut, one that is not encoded is
+// refused.
 func TestSplitKeysOfATransactionalCluster(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 1, Txn: true})
 	n := c.WaitLeader(cluster.FirstRegionID)
@@ -577,7 +597,8 @@ func TestSplitKeysOfATransactionalCluster(t *testing.T) {
 	})
 }
 
-// TestFullDiskEndsTransactions: a store whose disk is full begins no transaction, and ends those that there are.
+// TestFullDiskEndsTransactions: a store whose disk is full begins no transaction, and ends those
+// that there are.
 func TestFullDiskEndsTransactions(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Stores: 1, Txn: true})
 	n, _, rc := leaderStorage(t, c, cluster.FirstRegionID)
@@ -597,19 +618,25 @@ func TestFullDiskEndsTransactions(t *testing.T) {
 	}
 	n.Store().SetDiskFull(true)
 	require.NotNil(t, prewrite("d").RegionError.GetDiskFull())
-	com, err := n.Server().KvCommit(ctx, &kvrpcpb.CommitRequest{Context: rc, StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("a")}})
+	com, err := n.Server().KvCommit(ctx,
+		&kvrpcpb.CommitRequest{
+			Context: rc, StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("a")},
+		})
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.CommitResponse{}, *com)
-	back, err := n.Server().KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{Context: rc, StartVersion: 10, Keys: [][]byte{[]byte("b")}})
+	back, err := n.Server().KvBatchRollback(ctx,
+		&kvrpcpb.BatchRollbackRequest{Context: rc, StartVersion: 10, Keys: [][]byte{[]byte("b")}})
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.BatchRollbackResponse{}, *back)
-	res, err := n.Server().KvResolveLock(ctx, &kvrpcpb.ResolveLockRequest{Context: rc, StartVersion: 10})
+	res, err := n.Server().KvResolveLock(ctx,
+		&kvrpcpb.ResolveLockRequest{Context: rc, StartVersion: 10})
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.ResolveLockResponse{}, *res)
 }
 
-// TestTransactionsOfOneKeyAreLinearizable: reads and writes of single keys, each a transaction, and reads of newest values,
-// while leaders move and stores crash. A transaction that begins after another one was acknowledged sees it.
+// TestTransactionsOfOneKeyAreLinearizable: reads and writes of single keys, each a transaction, and
+// reads of newest values, while leaders move and stores crash. A transaction that begins after
+// another one was acknowledged sees it.
 func TestTransactionsOfOneKeyAreLinearizable(t *testing.T) {
 	c, cl := txnCluster(t, 20, 4)
 	h := cluster.NewHistory()
@@ -624,7 +651,8 @@ func TestTransactionsOfOneKeyAreLinearizable(t *testing.T) {
 		faults.Add(1)
 		go func() { defer faults.Done(); f(c, &counts, stop) }()
 	}
-	for begun := time.Now(); time.Since(begun) < 3*time.Second || h.Known() < 100 && time.Since(begun) < 30*time.Second; {
+	for begun := time.Now(); time.Since(begun) < 3*time.Second ||
+		h.Known() < 100 && time.Since(begun) < 30*time.Second; {
 		time.Sleep(20 * time.Millisecond) // not a synchronisation: the length of the round
 	}
 	close(stop)
@@ -634,7 +662,8 @@ func TestTransactionsOfOneKeyAreLinearizable(t *testing.T) {
 	}
 	clients.Wait()
 	h.Check(t)
-	t.Logf("%d operations, %d unknown; crashes %d, transfers %d", h.OK, h.Unknown, counts.crashes.Load(), counts.transfers.Load())
+	t.Logf("%d operations, %d unknown; crashes %d, transfers %d", h.OK, h.Unknown,
+		counts.crashes.Load(), counts.transfers.Load())
 }
 
 // runTxnClient reads and writes keys with unique values until stopped.

@@ -7,7 +7,8 @@ import (
 	"github.com/tinykv/tinykv/kv/node/cli"
 	shared "github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/goruntime"
-	_ "github.com/tinykv/tinykv/pkg/goruntime/early" // executes the program again, before the packages above are initialized
+	// executes the program again, before the packages above are initialized
+	_ "github.com/tinykv/tinykv/pkg/goruntime/early"
 )
 
 func main() {

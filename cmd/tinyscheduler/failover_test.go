@@ -76,7 +76,8 @@ func startMembers(t *testing.T, n int) []*process {
 		dir := t.TempDir()
 		p.log = filepath.Join(dir, "log")
 		p.args = []string{
-			"--name", p.name, "--data-dir", filepath.Join(dir, "data"), "--client-urls", p.url, "--peer-urls", peer,
+			"--name", p.name, "--data-dir", filepath.Join(dir, "data"), "--client-urls", p.url,
+			"--peer-urls", peer,
 		}
 		initial = append(initial, p.name+"="+peer)
 		members = append(members, p)
@@ -145,12 +146,14 @@ func waitOther(t *testing.T, members []*process, old *process) {
 	}, 10*time.Second, 5*time.Millisecond)
 }
 
-// waitWarm waits until every member knows the region and its leader, so that the next leader can tell.
+// waitWarm waits until every member knows the region and its leader, so that the next leader can
+// tell.
 func waitWarm(t *testing.T, members []*process) {
 	t.Helper()
 	for _, p := range members {
 		require.Eventually(t, func() bool {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+"/metrics", nil)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+"/metrics",
+				nil)
 			require.NoError(t, err)
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
@@ -158,7 +161,8 @@ func waitWarm(t *testing.T, members []*process) {
 			}
 			defer resp.Body.Close()
 			text, err := io.ReadAll(resp.Body)
-			return err == nil && strings.Contains(string(text), "tinykv_known_regions{type=\"with_leader\"} 1\n")
+			return err == nil &&
+				strings.Contains(string(text), "tinykv_known_regions{type=\"with_leader\"} 1\n")
 		}, 10*time.Second, 10*time.Millisecond, p.name)
 	}
 }
@@ -176,11 +180,14 @@ func TestFailover3C(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	region := &metapb.Region{
-		Id: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 3, StoreId: 1}},
+		Id: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peers: []*metapb.Peer{{Id: 3, StoreId: 1}},
 	}
 	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "s1"}, region))
 	heartbeat := func() {
-		c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: region, Leader: region.Peers[0], Term: 6})
+		c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+			Region: region, Leader: region.Peers[0], Term: 6,
+		})
 	}
 	c.SetReconnectHandler(heartbeat)
 	heartbeat()
@@ -282,7 +289,8 @@ func TestPausedLeader3C(t *testing.T) {
 	}
 	began := time.Now()
 	waitOther(t, others, old)
-	t.Logf("another member leads %v after the pause began", time.Since(began).Round(time.Millisecond))
+	t.Logf("another member leads %v after the pause began",
+		time.Since(began).Round(time.Millisecond))
 	c, err := client.New(t.Context(), urls(others))
 	require.NoError(t, err)
 	defer c.Close()

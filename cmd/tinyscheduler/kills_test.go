@@ -40,7 +40,8 @@ func (s *sequence) got(n, floor uint64) {
 		s.bad = s.name + " " + strconv.FormatUint(n, 10) + " was given twice"
 	}
 	if n <= floor && s.bad == "" {
-		s.bad = s.name + " " + strconv.FormatUint(n, 10) + " came after " + strconv.FormatUint(floor, 10)
+		s.bad = s.name + " " + strconv.FormatUint(n, 10) + " came after " +
+			strconv.FormatUint(floor, 10)
 	}
 	s.seen[n] = struct{}{}
 	s.last = max(s.last, n)
@@ -130,7 +131,8 @@ func leaderOf(t *testing.T, c *client.Client, members []*process) *process {
 
 // TestKills3C kills members, mostly the leader, and pauses them for longer than a leadership lasts,
 // while four clients take ids and timestamps: every one is unique, and larger than all that were
-// handed out before it was asked for. SCHED_KILLS sets the number of faults, SCHED_SEED their choice.
+// handed out before it was asked for. SCHED_KILLS sets the number of faults, SCHED_SEED their
+// choice.
 func TestKills3C(t *testing.T) {
 	faults, seed := 4, uint64(1)
 	if n, err := strconv.Atoi(os.Getenv("SCHED_KILLS")); err == nil {
@@ -172,14 +174,16 @@ func TestKills3C(t *testing.T) {
 			require.NoError(t, victim.cmd.Process.Signal(syscall.SIGSTOP))
 			w.served(t) // so another one leads
 			gaps = append(gaps, time.Since(began))
-			time.Sleep(time.Until(began.Add(2500 * time.Millisecond))) // the pause is the fault, not a wait
+			// the pause is the fault, not a wait
+			time.Sleep(time.Until(began.Add(2500 * time.Millisecond)))
 			require.NoError(t, victim.cmd.Process.Signal(syscall.SIGCONT))
 		}
 	}
 	w.served(t)
 	cancel()
 	w.wg.Wait()
-	t.Logf("seed %d: %d kills, %d pauses, at least %d of them of the leader: %d ids and %d timestamps, none twice, all increasing",
+	t.Logf(
+		"seed %d: %d kills, %d pauses, at least %d of them of the leader: %d ids and %d timestamps, none twice, all increasing",
 		seed, killed, paused, leaders, len(w.ids.seen), len(w.timestamps.seen))
 	t.Logf("until all callers were served again: %s; longest call %v", percentiles(gaps),
 		time.Duration(w.longest.Load()).Round(time.Millisecond))

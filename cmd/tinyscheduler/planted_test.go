@@ -28,23 +28,32 @@ var planted = []struct {
 }{
 	{
 		name: "B16-stale-heartbeat-accepted", file: "scheduler/server/core/heartbeat.go",
-		change: [2]string{"	if n.version < old.version || n.confVer < old.confVer {\n		return true\n	}\n", ""},
-		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+		change: [2]string{
+			"	if n.version < old.version || n.confVer < old.confVer {\n		return true\n	}\n", "",
+		},
+		pkg: "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
 	},
 	{
 		name: "B16-stale-term-accepted", file: "scheduler/server/core/heartbeat.go",
 		change: [2]string{" && n.term != 0 && n.term < old.term", " && false"},
-		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C",
+		limit: 10 * time.Second,
 	},
 	{
 		name: "B16-stale-overlap-accepted", file: "scheduler/server/core/heartbeat.go",
-		change: [2]string{"	return n.version < old.version || (n.version == old.version && n.confVer < old.confVer)\n", "	return false\n"},
-		pkg:    "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
+		change: [2]string{
+			"	return n.version < old.version || (n.version == old.version && n.confVer < old.confVer)\n", "	return false\n",
+		},
+		pkg: "./scheduler/server/core", run: "TestRegionMapAgainstModel3C", limit: 10 * time.Second,
 	},
 	{
 		name: "B17-window-not-rebased", file: "scheduler/server/id/id.go",
-		change: [2]string{"	next := end + 1\n", "	next := end + 1\n	if a.mu.end == 0 && end >= Window {\n		next = end + 1 - Window\n	}\n"},
-		pkg:    "./cmd/tinyscheduler", run: "TestKills3C", env: "SCHED_KILLS=2 SCHED_SEED=%d", tries: 5,
+		change: [2]string{
+			"	next := end + 1\n",
+			"	next := end + 1\n	if a.mu.end == 0 && end >= Window {\n		next = end + 1 - Window\n	}\n",
+		},
+		pkg: "./cmd/tinyscheduler", run: "TestKills3C", env: "SCHED_KILLS=2 SCHED_SEED=%d",
+		tries: 5,
 	},
 	{
 		name: "B17-window-of-a-former-term-kept", file: "scheduler/server/id/id.go",
@@ -53,38 +62,58 @@ var planted = []struct {
 	},
 	{
 		name: "ids-reserved-without-fence", file: "scheduler/server/id/id.go",
-		change: [2]string{"storage.RevisionIs(a.key, kv.ModRevision), fence}", "storage.RevisionIs(a.key, kv.ModRevision)}"},
-		pkg:    "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
+		change: [2]string{
+			"storage.RevisionIs(a.key, kv.ModRevision), fence}",
+			"storage.RevisionIs(a.key, kv.ModRevision)}",
+		},
+		pkg: "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
 	},
 	{
 		name: "bound-saved-without-fence", file: "scheduler/server/tso/tso.go",
-		change: [2]string{"[]storage.Cond{fence}, []storage.Op{storage.Put(o.key, value)}", "nil, []storage.Op{storage.Put(o.key, value)}"},
-		pkg:    "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
+		change: [2]string{
+			"[]storage.Cond{fence}, []storage.Op{storage.Put(o.key, value)}",
+			"nil, []storage.Op{storage.Put(o.key, value)}",
+		},
+		pkg: "./scheduler/server/member", run: "TestDeposedLeaderWritesNothing",
 	},
 	{
 		name: "timestamp-bound-not-respected", file: "scheduler/server/tso/tso.go",
-		change: [2]string{"	start := max(o.now().UnixMilli(), bound)\n", "	start := o.now().UnixMilli()\n	_ = bound\n"},
-		pkg:    "./scheduler/server/member", run: "TestIDsAndTimestampsOver200Leaders3C", tries: 5,
+		change: [2]string{
+			"	start := max(o.now().UnixMilli(), bound)\n",
+			"	start := o.now().UnixMilli()\n	_ = bound\n",
+		},
+		pkg: "./scheduler/server/member", run: "TestIDsAndTimestampsOver200Leaders3C", tries: 5,
 	},
 	{
 		name: "voters-added-empty", file: "scheduler/server/schedule/view/view.go",
-		change: [2]string{"	if !v.Settings.Schedule.LearnerFirst {\n", "	if v.Settings.Schedule.LearnerFirst {\n"},
-		pkg:    "./scheduler/sim", run: "TestScenarios3C/learners",
+		change: [2]string{
+			"	if !v.Settings.Schedule.LearnerFirst {\n",
+			"	if v.Settings.Schedule.LearnerFirst {\n",
+		},
+		pkg: "./scheduler/sim", run: "TestScenarios3C/learners",
 	},
 	{
 		name: "learner-promoted-before-its-data", file: "scheduler/server/schedule/controller.go",
-		change: [2]string{"; !ok || !v.Healthy(r, p) {\n			return // its vote", "; !ok || p.ID == 0 {\n			return // its vote"},
-		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+		change: [2]string{
+			"; !ok || !v.Healthy(r, p) {\n			return // its vote",
+			"; !ok || p.ID == 0 {\n			return // its vote",
+		},
+		pkg: "./scheduler/server/schedule", run: "TestTranscripts/learners",
 	},
 	{
 		name: "learner-counts-as-a-replica", file: "scheduler/server/schedule/checker/replica.go",
-		change: [2]string{"	if r.Voters() > v.MaxReplicas() {\n		return remove(v, r, d,", "	if len(r.Peers()) > v.MaxReplicas() {\n		return remove(v, r, d,"},
-		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+		change: [2]string{
+			"	if r.Voters() > v.MaxReplicas() {\n		return remove(v, r, d,",
+			"	if len(r.Peers()) > v.MaxReplicas() {\n		return remove(v, r, d,",
+		},
+		pkg: "./scheduler/server/schedule", run: "TestTranscripts/learners",
 	},
 	{
 		name: "learner-left-for-ever", file: "scheduler/server/schedule/controller.go",
-		change: [2]string{"	_, ok := c.mu.givenUp[peerID]\n	return ok\n", "	return false\n"},
-		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/learners",
+		change: [2]string{
+			"	_, ok := c.mu.givenUp[peerID]\n	return ok\n", "	return false\n",
+		},
+		pkg: "./scheduler/server/schedule", run: "TestTranscripts/learners",
 	},
 	{
 		name: "isolation-need-not-rise", file: "scheduler/server/schedule/checker/location.go",
@@ -92,7 +121,8 @@ var planted = []struct {
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/labels",
 	},
 	{
-		name: "moved-before-all-labels-are-there", file: "scheduler/server/schedule/checker/location.go",
+		name:   "moved-before-all-labels-are-there",
+		file:   "scheduler/server/schedule/checker/location.go",
 		change: [2]string{"	if v.Unlabeled() != 0 {", "	if false {"},
 		pkg:    "./scheduler/sim", run: "TestScenarios3C/labels",
 	},
@@ -117,9 +147,12 @@ var planted = []struct {
 		pkg:    "./scheduler/server/schedulers", run: "TestEvictSlowStore",
 	},
 	{
-		name: "unconfirmed-record-moves-an-operator", file: "scheduler/server/schedule/controller.go",
-		change: [2]string{"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After"},
-		pkg:    "./scheduler/sim", run: "TestScenarios3C/every_event",
+		name: "unconfirmed-record-moves-an-operator",
+		file: "scheduler/server/schedule/controller.go",
+		change: [2]string{
+			"	if !r.Confirmed() {\n		if now.After", "	if false {\n		if now.After",
+		},
+		pkg: "./scheduler/sim", run: "TestScenarios3C/every_event",
 	},
 	{
 		name: "held-regions-are-merged", file: mergeFile,
@@ -148,13 +181,17 @@ var planted = []struct {
 	},
 	{
 		name: "balance-moves-what-is-merged", file: "scheduler/server/schedulers/balance_region.go",
-		change: [2]string{"if nearly(v, source, mean) &&", "if false && nearly(v, source, mean) &&"},
-		pkg:    "./scheduler/sim", run: "TestScenarios3C/merge",
+		change: [2]string{
+			"if nearly(v, source, mean) &&", "if false && nearly(v, source, mean) &&",
+		},
+		pkg: "./scheduler/sim", run: "TestScenarios3C/merge",
 	},
 	{
 		name: "half-of-a-merge-goes-on", file: "scheduler/server/schedule/controller.go",
-		change: [2]string{"other.Partner() == op.RegionID() && st != operator.Success {", "false {"},
-		pkg:    "./scheduler/server/schedule", run: "TestTranscripts/merges",
+		change: [2]string{
+			"other.Partner() == op.RegionID() && st != operator.Success {", "false {",
+		},
+		pkg: "./scheduler/server/schedule", run: "TestTranscripts/merges",
 	},
 }
 
@@ -175,7 +212,8 @@ func TestPlanted(t *testing.T) {
 			for try := 1; ; try++ {
 				require.LessOrEqual(t, try, max(1, bug.tries), "not found")
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-				cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-overlay", overlay, "-run", "^"+bug.run+"$", bug.pkg)
+				cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-overlay", overlay,
+					"-run", "^"+bug.run+"$", bug.pkg)
 				cmd.Dir = root
 				cmd.Env = os.Environ()
 				if bug.env != "" {
@@ -206,10 +244,12 @@ func plant(t *testing.T, file string, change [2]string) string {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Equal(t, 1, strings.Count(string(data), change[0]), "the place of the bug is gone: %s", change[0])
+	require.Equal(t, 1, strings.Count(string(data), change[0]), "the place of the bug is gone: %s",
+		change[0])
 	dir := t.TempDir()
 	bad := filepath.Join(dir, "bad.go")
-	require.NoError(t, os.WriteFile(bad, []byte(strings.Replace(string(data), change[0], change[1], 1)), 0o600))
+	require.NoError(t,
+		os.WriteFile(bad, []byte(strings.Replace(string(data), change[0], change[1], 1)), 0o600))
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: bad}})
 	require.NoError(t, err)
 	path := filepath.Join(dir, "overlay.json")

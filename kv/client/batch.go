@@ -19,20 +19,22 @@ import (
 const (
 	maxBatchCommands = 128
 	maxBatchBytes    = 1 << 20
-	// maxBatched is the largest request that takes part. A store may let a larger one wait, or refuse it, until it has
-	// room; as a call of its own it holds nobody up.
+	// maxBatched is the largest request that takes part. A store may let a larger one wait, or
+	// refuse it, until it has room; as a call of its own it holds nobody up.
 	maxBatched = 256 << 10
 )
 
-// batchStub sends gets, puts and deletes of concurrent callers over one BatchCommands stream: while one
-// message is being written the next one gathers, so a lone caller waits for nobody, and many callers
-// share the cost of a message. A store that does not know the RPC is asked call by call.
+// batchStub sends gets, puts and deletes of concurrent callers over one BatchCommands stream: while
+// one message is being written the next one gathers, so a lone caller waits for nobody, and many
+// callers share the cost of a message. A store that does not know the RPC is asked call by call.
 type batchStub struct {
 	tinykvpb.TinyKvClient // unary, for everything else
 	b                     *batcher
 }
 
-func (s batchStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, opts ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+func (s batchStub) RawGet(
+	ctx context.Context, in *kvrpcpb.RawGetRequest, opts ...grpc.CallOption,
+) (*kvrpcpb.RawGetResponse, error) {
 	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Get: in}, in.Size())
 	if status.Code(err) == codes.Unimplemented {
 		return s.TinyKvClient.RawGet(ctx, in, opts...)
@@ -40,7 +42,9 @@ func (s batchStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, opts .
 	return reply.GetGet(), err
 }
 
-func (s batchStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, opts ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+func (s batchStub) RawPut(
+	ctx context.Context, in *kvrpcpb.RawPutRequest, opts ...grpc.CallOption,
+) (*kvrpcpb.RawPutResponse, error) {
 	size := in.Size()
 	if size > maxBatched {
 		return s.TinyKvClient.RawPut(ctx, in, opts...)
@@ -52,7 +56,9 @@ func (s batchStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, opts .
 	return reply.GetPut(), err
 }
 
-func (s batchStub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, opts ...grpc.CallOption) (*kvrpcpb.RawDeleteResponse, error) {
+func (s batchStub) RawDelete(
+	ctx context.Context, in *kvrpcpb.RawDeleteRequest, opts ...grpc.CallOption,
+) (*kvrpcpb.RawDeleteResponse, error) {
 	reply, err := s.b.do(ctx, &kvrpcpb.BatchCommand{Delete: in}, in.Size())
 	if status.Code(err) == codes.Unimplemented {
 		return s.TinyKvClient.RawDelete(ctx, in, opts...)
@@ -66,7 +72,8 @@ type batcher struct {
 	mu   struct {
 		sync.Mutex
 		queue []*batchCall
-		// taken are the calls that are about to be sent; the first of them may wait for a connection.
+		// taken are the calls that are about to be sent; the first of them may wait for a
+		// connection.
 		taken   []*batchCall
 		stream  *batchStream // nil: none is open
 		sending bool
@@ -88,8 +95,8 @@ type batchCall struct {
 	// deadline is zero if there is none.
 	deadline time.Time
 	done     chan batchAnswer
-	// sent and abandoned are guarded by batcher.mu: a caller that gives up before its command was sent
-	// takes it back, and knows that nothing was done.
+	// sent and abandoned are guarded by batcher.mu: a caller that gives up before its command was
+	// sent takes it back, and knows that nothing was done.
 	sent, abandoned bool
 }
 
@@ -117,7 +124,9 @@ type notSentError struct{}
 func (notSentError) Error() string { return "the request did not leave before its deadline" }
 
 // GRPCStatus makes it the status that callers know.
-func (e notSentError) GRPCStatus() *status.Status { return status.New(codes.Unavailable, e.Error()) }
+func (e notSentError) GRPCStatus() *status.Status {
+	return status.New(codes.Unavailable, e.Error())
+}
 
 var errNotSent error = notSentError{}
 
@@ -130,9 +139,11 @@ func notSent(err error) bool {
 // errUnary makes the caller use a unary call.
 var errUnary = status.Error(codes.Unimplemented, "the store does not know BatchCommands")
 
-// do sends a command and waits for its reply or the end of ctx; then the command may still be carried
-// out.
-func (b *batcher) do(ctx context.Context, cmd *kvrpcpb.BatchCommand, size int) (*kvrpcpb.BatchReply, error) {
+// do sends a command and waits for its reply or the end of ctx; then the command may still be
+// carried out.
+func (b *batcher) do(
+	ctx context.Context, cmd *kvrpcpb.BatchCommand, size int,
+) (*kvrpcpb.BatchReply, error) {
 	deadline, ok := ctx.Deadline()
 	if ok {
 		left := time.Until(deadline).Milliseconds()
@@ -186,7 +197,8 @@ func (b *batcher) sweepAtLocked(at time.Time) {
 	b.mu.sweep.Reset(time.Until(at))
 }
 
-// endLate ends the calls whose deadlines have passed, as their contexts may not (see rpc.WithDeadline).
+// endLate ends the calls whose deadlines have passed, as their contexts may not (see
+// rpc.WithDeadline).
 func (b *batcher) endLate() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -227,8 +239,8 @@ func (b *batcher) endLate() {
 
 var errDeadline = status.Error(codes.DeadlineExceeded, context.DeadlineExceeded.Error())
 
-// flush sends one message of what is queued. If more has gathered meanwhile, a goroutine goes on, so that
-// no caller works for the others for long. sending stays true until the queue is empty.
+// flush sends one message of what is queued. If more has gathered meanwhile, a goroutine goes on,
+// so that no caller works for the others for long. sending stays true until the queue is empty.
 func (b *batcher) flush() {
 	for first := true; ; first = false {
 		b.mu.Lock()
@@ -339,7 +351,9 @@ func (b *batcher) open() (*batchStream, error) {
 		cancel()
 		return nil, err
 	}
-	s := &batchStream{TinyKv_BatchCommandsClient: stub, cancel: cancel, waiting: map[uint64]*batchCall{}}
+	s := &batchStream{
+		TinyKv_BatchCommandsClient: stub, cancel: cancel, waiting: map[uint64]*batchCall{},
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.closed {
@@ -388,8 +402,8 @@ func (b *batcher) answer(s *batchStream, resp *kvrpcpb.BatchCommandsResponse) {
 	}
 }
 
-// broken answers everything that was sent on the stream: whether it was carried out is not known, unless
-// the store does not know the RPC.
+// broken answers everything that was sent on the stream: whether it was carried out is not known,
+// unless the store does not know the RPC.
 func (b *batcher) broken(s *batchStream, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -399,8 +413,10 @@ func (b *batcher) broken(s *batchStream, err error) {
 	switch status.Code(err) {
 	case codes.Unimplemented:
 		b.mu.unary = true
-	case codes.OK, codes.Canceled, codes.Unknown, codes.ResourceExhausted, codes.InvalidArgument, codes.FailedPrecondition:
-		// As the status of one call some of these say that nothing was done. That of a stream says nothing about calls.
+	case codes.OK, codes.Canceled, codes.Unknown, codes.ResourceExhausted, codes.InvalidArgument,
+		codes.FailedPrecondition:
+		// As the status of one call some of these say that nothing was done. That of a stream says
+		// nothing about calls.
 		err = status.Error(codes.Unavailable, "batch stream ended: "+err.Error())
 	}
 	for _, c := range s.waiting {

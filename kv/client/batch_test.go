@@ -48,7 +48,8 @@ type fakeStore struct {
 	puts []seenPut
 }
 
-// seenPut is when an attempt came, what it said of itself, and how long the client gave it from then on.
+// seenPut is when an attempt came, what it said of itself, and how long the client gave it from
+// then on.
 type seenPut struct {
 	at      time.Time
 	context *kvrpcpb.Context
@@ -65,7 +66,9 @@ func (f *fakeStore) sawPut(ctx context.Context, in *kvrpcpb.RawPutRequest) {
 	f.puts = append(f.puts, p)
 }
 
-func (f *fakeStore) RawGet(_ context.Context, in *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+func (f *fakeStore) RawGet(
+	_ context.Context, in *kvrpcpb.RawGetRequest,
+) (*kvrpcpb.RawGetResponse, error) {
 	f.unary.Add(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -78,7 +81,9 @@ func (f *fakeStore) RawGet(_ context.Context, in *kvrpcpb.RawGetRequest) (*kvrpc
 	return &kvrpcpb.RawGetResponse{Value: []byte(v), NotFound: !ok}, nil
 }
 
-func (f *fakeStore) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+func (f *fakeStore) RawPut(
+	ctx context.Context, in *kvrpcpb.RawPutRequest,
+) (*kvrpcpb.RawPutResponse, error) {
 	f.unary.Add(1)
 	f.sawPut(ctx, in)
 	f.mu.Lock()
@@ -144,7 +149,10 @@ type fakePlacement struct {
 	asked atomic.Int64
 }
 
-var onlyRegion = &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 1, StoreId: 1}}}
+var onlyRegion = &metapb.Region{
+	Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	Peers: []*metapb.Peer{{Id: 1, StoreId: 1}},
+}
 
 func (p *fakePlacement) GetRegion(context.Context, []byte) (*client.Region, error) {
 	p.asked.Add(1)
@@ -155,7 +163,9 @@ func (p *fakePlacement) GetStore(context.Context, uint64) (*metapb.Store, error)
 	return &metapb.Store{Id: 1, Address: p.addr}, nil
 }
 
-func (p *fakePlacement) ScanRegions(context.Context, []byte, []byte, int) ([]*client.Region, error) {
+func (p *fakePlacement) ScanRegions(
+	context.Context, []byte, []byte, int,
+) ([]*client.Region, error) {
 	return nil, errors.New("not needed")
 }
 
@@ -222,10 +232,12 @@ func TestOldStoresAreAskedCallByCall(t *testing.T) {
 	require.EqualValues(t, 1, f.streams.Load(), "asked once")
 }
 
-// TestBrokenStream: a write that was sent on a stream that broke has an unknown outcome; the next one
-// opens a new stream.
+// TestBrokenStream: a write that was sent on a stream that broke has an unknown outcome; the next
+// one opens a new stream.
 func TestBrokenStream(t *testing.T) {
-	for _, code := range []codes.Code{codes.Internal, codes.Unavailable, codes.ResourceExhausted, codes.InvalidArgument} {
+	for _, code := range []codes.Code{
+		codes.Internal, codes.Unavailable, codes.ResourceExhausted, codes.InvalidArgument,
+	} {
 		t.Run(code.String(), func(t *testing.T) { brokenStream(t, code) })
 	}
 }
@@ -238,7 +250,9 @@ func brokenStream(t *testing.T, code codes.Code) {
 	f.mu.Lock()
 	f.batch = "serve"
 	f.mu.Unlock()
-	require.Eventually(t, func() bool { return c.Put(context.Background(), []byte("k"), []byte("v")) == nil }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return c.Put(context.Background(), []byte("k"), []byte("v")) == nil
+	}, 5*time.Second, 10*time.Millisecond)
 }
 
 func TestNobodyListens(t *testing.T) {
@@ -283,8 +297,8 @@ func hangingStore(hang <-chan struct{}) *fakeStore {
 	return f
 }
 
-// TestAttemptsEndByThemselves: a store that takes a request and does not answer costs an attempt no more than its time,
-// although the caller's context goes on.
+// TestAttemptsEndByThemselves: a store that takes a request and does not answer costs an attempt no
+// more than its time, although the caller's context goes on.
 func TestAttemptsEndByThemselves(t *testing.T) {
 	hang := make(chan struct{})
 	defer close(hang)
@@ -303,7 +317,10 @@ func TestBatchedCallsEndByThemselves(t *testing.T) {
 	conn := rpc.New(serve(t, hangingStore(hang)).addr, rpc.Options{})
 	nowhere := rpc.New("nowhere:1", rpc.Options{
 		ConnectTimeout: time.Minute,
-		Dial:           func(ctx context.Context, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() },
+		Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
 	})
 	get := func(b *batcher, left time.Duration) error {
 		ctx := rpc.WithDeadline(t.Context(), time.Now().Add(left))
@@ -324,9 +341,14 @@ func TestBatchedCallsEndByThemselves(t *testing.T) {
 	require.Equal(t, codes.DeadlineExceeded, status.Code(get(b, 30*time.Millisecond)))
 	require.Empty(t, long)
 
-	// The first caller sends for the others, and comes back when the connection is there or is given up.
+	// The first caller sends for the others, and comes back when the connection is there or is
+	// given up.
 	go func() { _ = get(b2, 50*time.Millisecond) }()
-	require.Eventually(t, func() bool { b2.mu.Lock(); defer b2.mu.Unlock(); return b2.mu.sending }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		b2.mu.Lock()
+		defer b2.mu.Unlock()
+		return b2.mu.sending
+	}, time.Minute, time.Millisecond)
 	require.ErrorIs(t, get(b2, 30*time.Millisecond), errNotSent)
 }
 
@@ -336,11 +358,14 @@ func TestPatience(t *testing.T) {
 	late := 0
 	f.regionErr = func(*kvrpcpb.Context) *errorpb.Error {
 		if late--; late >= 0 {
-			return &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: regionerr.ErrDeadlineExceeded.Error()}}
+			return &errorpb.Error{
+				ServerIsBusy: &errorpb.ServerIsBusy{Reason: regionerr.ErrDeadlineExceeded.Error()},
+			}
 		}
 		return nil
 	}
-	c := open(t, serve(t, f), Options{Unary: true, AttemptTimeout: 20 * time.Second, Timeout: 10 * time.Minute})
+	c := open(t, serve(t, f),
+		Options{Unary: true, AttemptTimeout: 20 * time.Second, Timeout: 10 * time.Minute})
 	for _, put := range []struct {
 		size, late int
 		want       []seenPut // in seconds; the machine may take some of them
@@ -348,7 +373,13 @@ func TestPatience(t *testing.T) {
 		{size: 0, want: []seenPut{{answer: 20}}},
 		{size: slowBytes - 1, want: []seenPut{{answer: 20}}},
 		{size: 1 << 20, want: []seenPut{{answer: 100}}},
-		{late: 5, want: []seenPut{{answer: 20}, {answer: 40}, {answer: 80}, {answer: 160}, {answer: 160}, {answer: 160}}},
+		{
+			late: 5,
+			want: []seenPut{
+				{answer: 20}, {answer: 40}, {answer: 80}, {answer: 160}, {answer: 160},
+				{answer: 160},
+			},
+		},
 	} {
 		f.mu.Lock()
 		f.puts, late = nil, put.late
@@ -359,12 +390,14 @@ func TestPatience(t *testing.T) {
 		f.mu.Unlock()
 		require.Len(t, puts, len(put.want))
 		for i, want := range put.want {
-			require.InDelta(t, (want.answer*time.Second - 2*time.Second).Seconds(), puts[i].answer.Seconds(), 2.1, "%+v, attempt %d", put, i)
+			require.InDelta(t, (want.answer*time.Second - 2*time.Second).Seconds(),
+				puts[i].answer.Seconds(), 2.1, "%+v, attempt %d", put, i)
 		}
 	}
 }
 
-// TestGivingUpTellsWhy: the last attempt has no time left in the end, so that its failure alone would tell nothing.
+// TestGivingUpTellsWhy: the last attempt has no time left in the end, so that its failure alone
+// would tell nothing.
 func TestGivingUpTellsWhy(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}}
 	var attempts atomic.Int64
@@ -382,7 +415,8 @@ func TestGivingUpTellsWhy(t *testing.T) {
 	require.Greater(t, attempts.Load(), int64(1))
 }
 
-// putThroughBreak puts a key while the stream breaks once, and returns the attempts that the store saw.
+// putThroughBreak puts a key while the stream breaks once, and returns the attempts that the store
+// saw.
 func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 	t.Helper()
 	f.mu.Lock()
@@ -404,11 +438,13 @@ func putThroughBreak(t *testing.T, c *Client, f *fakeStore) ([]seenPut, error) {
 	return f.puts, err
 }
 
-// TestRetryTellsWhatItRetries: after an attempt of unknown outcome the write goes out again at once, as the same
-// write, and names the region and the position at which the attempts of unknown outcome began.
+// TestRetryTellsWhatItRetries: after an attempt of unknown outcome the write goes out again at
+// once, as the same write, and names the region and the position at which the attempts of unknown
+// outcome began.
 func TestRetryTellsWhatItRetries(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
+	c := open(t, serve(t, f),
+		Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.NoError(t, err)
@@ -421,30 +457,37 @@ func TestRetryTellsWhatItRetries(t *testing.T) {
 		require.Equal(t, first.WriteClient, p.context.WriteClient)
 		require.Equal(t, first.WriteNumber, p.context.WriteNumber)
 		require.EqualValues(t, i+2, p.context.WriteAttempt)
-		require.Equal(t, []*kvrpcpb.WriteOrigin{{RegionId: onlyRegion.Id, LogPosition: 7}}, p.context.WriteOrigins)
+		require.Equal(t, []*kvrpcpb.WriteOrigin{{RegionId: onlyRegion.Id, LogPosition: 7}},
+			p.context.WriteOrigins)
 	}
-	require.Less(t, puts[1].at.Sub(puts[0].at), 6*time.Second, "an answer would have been waited for for 13 s")
+	require.Less(t, puts[1].at.Sub(puts[0].at), 6*time.Second,
+		"an answer would have been waited for for 13 s")
 }
 
-// TestUnknownWithoutIdentities: a store that never gave a position may not know identities. A second write could
-// overwrite what others have written since, so the outcome is unknown.
+// TestUnknownWithoutIdentities: a store that never gave a position may not know identities. A
+// second write could overwrite what others have written since, so the outcome is unknown.
 func TestUnknownWithoutIdentities(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve"}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
+	c := open(t, serve(t, f),
+		Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	puts, err := putThroughBreak(t, c, f)
 	require.True(t, IsUnknown(err), "%v", err)
 	require.Len(t, puts, 1)
 }
 
-// TestUndeterminedIsUnknown: when the log does not reach back, the client says so and does not write again.
+// TestUndeterminedIsUnknown: when the log does not reach back, the client says so and does not
+// write again.
 func TestUndeterminedIsUnknown(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 7}
-	c := open(t, serve(t, f), Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
+	c := open(t, serve(t, f),
+		Options{Conns: 1, Timeout: time.Minute, AttemptTimeout: 13 * time.Second})
 	require.NoError(t, c.Put(context.Background(), []byte("k"), []byte("v")))
 	f.regionErr = func(kctx *kvrpcpb.Context) *errorpb.Error {
 		if len(kctx.WriteOrigins) > 0 {
-			return &errorpb.Error{UndeterminedResult: &errorpb.UndeterminedResult{Message: "the log begins later"}}
+			return &errorpb.Error{
+				UndeterminedResult: &errorpb.UndeterminedResult{Message: "the log begins later"},
+			}
 		}
 		return nil
 	}
@@ -454,7 +497,8 @@ func TestUndeterminedIsUnknown(t *testing.T) {
 	require.Equal(t, "v", f.data["k"])
 }
 
-// TestLargePutsAreCallsOfTheirOwn: they do not hold up what shares a stream, and do not end with it.
+// TestLargePutsAreCallsOfTheirOwn: they do not hold up what shares a stream, and do not end with
+// it.
 func TestLargePutsAreCallsOfTheirOwn(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "break"}
 	c := open(t, serve(t, f), Options{Conns: 1})
@@ -465,12 +509,15 @@ func TestLargePutsAreCallsOfTheirOwn(t *testing.T) {
 	require.Zero(t, f.messages.Load(), "on the stream")
 }
 
-// TestStalePositionIsSentAgain: the store's position replaces the client's, and nothing was done before.
+// TestStalePositionIsSentAgain: the store's position replaces the client's, and nothing was done
+// before.
 func TestStalePositionIsSentAgain(t *testing.T) {
 	f := &fakeStore{data: map[string]string{}, batch: "serve", index: 43}
 	f.regionErr = func(kctx *kvrpcpb.Context) *errorpb.Error {
 		if kctx.LogPosition < 42 {
-			return &errorpb.Error{StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 42}}
+			return &errorpb.Error{
+				StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 42},
+			}
 		}
 		return nil
 	}
@@ -490,9 +537,15 @@ func TestRegionErrorsAreFollowed(t *testing.T) {
 		"region not found":    {RegionNotFound: &errorpb.RegionNotFound{RegionId: 1}},
 		"busy":                {ServerIsBusy: &errorpb.ServerIsBusy{Reason: "x"}},
 		"stale command":       {StaleCommand: &errorpb.StaleCommand{}},
-		"older epoch":         {EpochNotMatch: &errorpb.EpochNotMatch{CurrentRegions: []*metapb.Region{{Id: 1, RegionEpoch: &metapb.RegionEpoch{}, Peers: onlyRegion.Peers}}}},
-		"no regions":          {EpochNotMatch: &errorpb.EpochNotMatch{}},
-		"key not in region":   {KeyNotInRegion: &errorpb.KeyNotInRegion{RegionId: 1}},
+		"older epoch": {
+			EpochNotMatch: &errorpb.EpochNotMatch{
+				CurrentRegions: []*metapb.Region{
+					{Id: 1, RegionEpoch: &metapb.RegionEpoch{}, Peers: onlyRegion.Peers},
+				},
+			},
+		},
+		"no regions":        {EpochNotMatch: &errorpb.EpochNotMatch{}},
+		"key not in region": {KeyNotInRegion: &errorpb.KeyNotInRegion{RegionId: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			left := 3
@@ -533,7 +586,10 @@ func TestFinalErrorsAreNotRetried(t *testing.T) {
 // replaces everything it overlaps (N1).
 func TestCacheNeverGoesBack(t *testing.T) {
 	region := func(id, version uint64, start, end string) *metapb.Region {
-		return &metapb.Region{Id: id, StartKey: []byte(start), EndKey: []byte(end), RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1}, Peers: onlyRegion.Peers}
+		return &metapb.Region{
+			Id: id, StartKey: []byte(start), EndKey: []byte(end),
+			RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1}, Peers: onlyRegion.Peers,
+		}
 	}
 	c := newRegionCache(nil, func([]*metapb.Peer) {})
 	c.insert(region(1, 1, "", ""), nil)

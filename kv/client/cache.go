@@ -21,19 +21,21 @@ type Placement interface {
 	ScanRegions(ctx context.Context, start, end []byte, limit int) ([]*client.Region, error)
 }
 
-// cachedRegion is a region as it was last seen, with the peer to try first. Immutable but for position.
+// cachedRegion is a region as it was last seen, with the peer to try first. Immutable but for
+// position.
 type cachedRegion struct {
 	meta   *metapb.Region
 	leader *metapb.Peer
-	// doubted: the peer that was asked does not have the region. The placement service is asked for a better
-	// route first; while it does not answer, the other peers are tried.
+	// doubted: the peer that was asked does not have the region. The placement service is asked for
+	// a better route first; while it does not answer, the other peers are tried.
 	doubted bool
 	// failed is the peer that was asked when the doubt arose.
 	failed uint64
-	// via is a store that can pass requests on to the leader's, which this client could not reach; 0 if there is none.
+	// via is a store that can pass requests on to the leader's, which this client could not reach;
+	// 0 if there is none.
 	via uint64
-	// position is the largest index of the region's log that is known to be committed. It belongs to the region's id
-	// and is shared by all its versions.
+	// position is the largest index of the region's log that is known to be committed. It belongs
+	// to the region's id and is shared by all its versions.
 	position *atomic.Uint64
 }
 
@@ -42,7 +44,8 @@ func (r *cachedRegion) contains(key []byte) bool {
 		(len(r.meta.EndKey) == 0 || bytes.Compare(key, r.meta.EndKey) < 0)
 }
 
-// nextPeer is the voter after the current one, in the region's order. around: all have had their turn.
+// nextPeer is the voter after the current one, in the region's order. around: all have had their
+// turn.
 func (r *cachedRegion) nextPeer() (next *metapb.Peer, around bool) {
 	n := len(r.meta.Peers)
 	at := 0
@@ -81,7 +84,9 @@ func itemOf(r *cachedRegion) cacheItem { return cacheItem{r.meta.StartKey, r} }
 // newRegionCache makes a cache; learn is called with the peers of each region that is added.
 func newRegionCache(p Placement, learn func([]*metapb.Peer)) *regionCache {
 	c := &regionCache{placement: p, learn: learn}
-	c.mu.tree = btree.NewG(32, func(a, b cacheItem) bool { return bytes.Compare(a.start, b.start) < 0 })
+	c.mu.tree = btree.NewG(32, func(a, b cacheItem) bool {
+		return bytes.Compare(a.start, b.start) < 0
+	})
 	return c
 }
 
@@ -116,7 +121,8 @@ func (c *regionCache) locate(ctx context.Context, key []byte) (*cachedRegion, er
 	if known != nil && (err != nil || got == nil || got.Meta == nil) {
 		return c.believe(known), ctx.Err()
 	}
-	if known != nil && !older(known.meta.RegionEpoch, got.Meta.RegionEpoch) && got.Leader.GetId() == known.failed {
+	if known != nil && !older(known.meta.RegionEpoch, got.Meta.RegionEpoch) &&
+		got.Leader.GetId() == known.failed {
 		return c.believe(known), nil // nothing new: the next peer has its turn
 	}
 	if err != nil {
@@ -142,8 +148,8 @@ func older(a, b *metapb.RegionEpoch) bool {
 	return a.GetConfVer() < b.GetConfVer()
 }
 
-// insert adds a region unless something newer covers a part of its range. Without a leader the known
-// one is kept if it is still a member, else the first voter is tried.
+// insert adds a region unless something newer covers a part of its range. Without a leader the
+// known one is kept if it is still a member, else the first voter is tried.
 func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 	c.learn(meta.Peers)
 	c.mu.Lock()
@@ -159,7 +165,10 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 		overlaps = append(overlaps, r)
 		stale = stale || older(meta.RegionEpoch, r.meta.RegionEpoch)
 	}
-	c.mu.tree.DescendLessOrEqual(cacheItem{start: meta.StartKey}, func(i cacheItem) bool { visit(i.region); return false })
+	c.mu.tree.DescendLessOrEqual(cacheItem{start: meta.StartKey}, func(i cacheItem) bool {
+		visit(i.region)
+		return false
+	})
 	c.mu.tree.AscendGreaterOrEqual(cacheItem{start: meta.StartKey}, func(i cacheItem) bool {
 		if len(meta.EndKey) > 0 && bytes.Compare(i.start, meta.EndKey) >= 0 {
 			return false
@@ -221,8 +230,8 @@ func (c *regionCache) setRoute(asked *cachedRegion, leader *metapb.Peer, via uin
 	}
 }
 
-// tryNext makes the next peer the one to try. After all of them the placement service is asked: the region may have got
-// other peers, of which this route does not know.
+// tryNext makes the next peer the one to try. After all of them the placement service is asked: the
+// region may have got other peers, of which this route does not know.
 func (c *regionCache) tryNext(asked *cachedRegion) {
 	next, around := asked.nextPeer()
 	if around {
@@ -232,8 +241,8 @@ func (c *regionCache) tryNext(asked *cachedRegion) {
 	c.setLeader(asked, next)
 }
 
-// believe takes a doubt back, for which the placement service had no answer: the route is used as it is until it fails
-// again, and no use of it waits for that service meanwhile.
+// believe takes a doubt back, for which the placement service had no answer: the route is used as
+// it is until it fails again, and no use of it waits for that service meanwhile.
 func (c *regionCache) believe(known *cachedRegion) *cachedRegion {
 	next := *known
 	next.doubted = false
@@ -245,8 +254,8 @@ func (c *regionCache) believe(known *cachedRegion) *cachedRegion {
 	return &next
 }
 
-// doubt makes the next use of a region ask the placement service for it, and try another peer while there is no
-// answer, if it is still the one that was asked.
+// doubt makes the next use of a region ask the placement service for it, and try another peer while
+// there is no answer, if it is still the one that was asked.
 func (c *regionCache) doubt(asked *cachedRegion) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -22,7 +22,8 @@ func filledCache(n uint64) (c *regionCache, keys [][]byte) {
 	for i := range n {
 		peer := &metapb.Peer{Id: i + 1, StoreId: 1}
 		c.insert(&metapb.Region{
-			Id: i + 1, StartKey: cacheKey(i, n), EndKey: cacheKey(i+1, n), Peers: []*metapb.Peer{peer},
+			Id: i + 1, StartKey: cacheKey(i, n), EndKey: cacheKey(i+1, n),
+			Peers:       []*metapb.Peer{peer},
 			RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
 		}, peer)
 		keys = append(keys, append(binary.BigEndian.AppendUint64(nil, i), 'm'))

@@ -9,14 +9,16 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// Command is one attempt at a command of a transaction: s is the service of the region's leader, kctx the context to send.
+// Command is one attempt at a command of a transaction: s is the service of the region's leader,
+// kctx the context to send.
 type Command func(
 	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 ) (*errorpb.Error, error)
 
-// Call has do ask the leader of the region of key, until it is answered without a region error or ctx ends. The key is
-// one as regions are bounded by. do may be called after an attempt of unknown outcome, so what it asks for must do no
-// harm when it happens twice. size is how many bytes it writes, about.
+// Call has do ask the leader of the region of key, until it is answered without a region error or
+// ctx ends. The key is one as regions are bounded by. do may be called after an attempt of unknown
+// outcome, so what it asks for must do no harm when it happens twice. size is how many bytes it
+// writes, about.
 func (c *Client) Call(ctx context.Context, key []byte, size int, do Command) error {
 	p := c.writing(size)
 	p.write = false // it has no identity

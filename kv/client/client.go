@@ -1,11 +1,12 @@
 // Package client is the routing client of a TinyKV cluster: it finds the region of a key, asks its
-// leader, follows the cluster through splits, moves and failures, and tells definite failures of writes
-// from unknown outcomes.
+// leader, follows the cluster through splits, moves and failures, and tells definite failures of
+// writes from unknown outcomes.
 //
-// A write carries an identity. After an attempt of unknown outcome the client sends it again at once, and the
-// region's leader finds out from its log what became of the attempts before: the write happens once, and the
-// client gets its outcome (docs/exactly-once.md). Where the log does not reach back far enough, or a store does
-// not know identities, the client returns an UnknownError instead of a second write.
+// A write carries an identity. After an attempt of unknown outcome the client sends it again at
+// once, and the region's leader finds out from its log what became of the attempts before: the
+// write happens once, and the client gets its outcome (docs/exactly-once.md). Where the log does
+// not reach back far enough, or a store does not know identities, the client returns an
+// UnknownError instead of a second write.
 package client
 
 import (
@@ -37,11 +38,12 @@ import (
 type Options struct {
 	// Timeout bounds an operation whose context has no deadline. Default 20 s.
 	Timeout time.Duration
-	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much, a
-	// write as much again for each 256 KiB of its value. After each attempt that ran out of time the next
-	// gets twice as much, up to eight times.
+	// AttemptTimeout bounds one RPC. Default 1 s for gets and writes; scans get five times as much,
+	// a write as much again for each 256 KiB of its value. After each attempt that ran out of time
+	// the next gets twice as much, up to eight times.
 	AttemptTimeout time.Duration
-	// NoRetryUnknown returns an UnknownError after the first attempt of unknown outcome instead of trying again.
+	// NoRetryUnknown returns an UnknownError after the first attempt of unknown outcome instead of
+	// trying again.
 	NoRetryUnknown bool
 	// Conns is the number of connections per store. Default 2.
 	Conns int
@@ -49,12 +51,14 @@ type Options struct {
 	MaxMessage int
 	// Unary sends every request as an RPC of its own, instead of sharing a stream per connection.
 	Unary bool
-	// TLS is how Open connects to the placement service, if its endpoints are https, and how stores are reached that serve
-	// TLS.
+	// TLS is how Open connects to the placement service, if its endpoints are https, and how stores
+	// are reached that serve TLS.
 	TLS *tls.Config
-	// Identity is like TLS, with certificates that are read again when their files change. It comes before TLS.
+	// Identity is like TLS, with certificates that are read again when their files change. It comes
+	// before TLS.
 	Identity *security.Identity
-	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one process.
+	// Dial replaces gRPC connections: it returns the service of a store. For clusters in one
+	// process.
 	Dial func(ctx context.Context, storeID uint64) (tinykvpb.TinyKvClient, error)
 }
 
@@ -145,14 +149,17 @@ func (c *Client) Close() {
 
 // Get returns the value of a key; found is false when there is none.
 func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool, err error) {
-	err = c.retry(ctx, key, patience{answer: c.opts.AttemptTimeout}, func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
-		resp, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key, Cf: c.cf})
-		if err != nil {
-			return nil, "", err
-		}
-		value, found = resp.Value, !resp.NotFound
-		return resp.RegionError, resp.Error, nil
-	})
+	err = c.retry(ctx, key, patience{answer: c.opts.AttemptTimeout},
+		func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion,
+		) (*errorpb.Error, string, error) {
+			resp, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key, Cf: c.cf})
+			if err != nil {
+				return nil, "", err
+			}
+			value, found = resp.Value, !resp.NotFound
+			return resp.RegionError, resp.Error, nil
+		})
 	if err != nil || !found {
 		return nil, false, err
 	}
@@ -164,26 +171,34 @@ func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool,
 
 // Put sets a key. The value may be empty.
 func (c *Client) Put(ctx context.Context, key, value []byte) error {
-	return c.retry(ctx, key, c.writing(len(value)), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
-		resp, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: value, Cf: c.cf})
-		if err != nil {
-			return nil, "", err
-		}
-		c.advance(r, resp.LogIndex)
-		return resp.RegionError, resp.Error, nil
-	})
+	return c.retry(ctx, key, c.writing(len(value)),
+		func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+		) (*errorpb.Error, string, error) {
+			resp, err := s.RawPut(ctx,
+				&kvrpcpb.RawPutRequest{Context: kctx, Key: key, Value: value, Cf: c.cf})
+			if err != nil {
+				return nil, "", err
+			}
+			c.advance(r, resp.LogIndex)
+			return resp.RegionError, resp.Error, nil
+		})
 }
 
 // Delete removes a key; removing what is not there succeeds.
 func (c *Client) Delete(ctx context.Context, key []byte) error {
-	return c.retry(ctx, key, c.writing(0), func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
-		resp, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: kctx, Key: key, Cf: c.cf})
-		if err != nil {
-			return nil, "", err
-		}
-		c.advance(r, resp.LogIndex)
-		return resp.RegionError, resp.Error, nil
-	})
+	return c.retry(ctx, key, c.writing(0),
+		func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+		) (*errorpb.Error, string, error) {
+			resp, err := s.RawDelete(ctx,
+				&kvrpcpb.RawDeleteRequest{Context: kctx, Key: key, Cf: c.cf})
+			if err != nil {
+				return nil, "", err
+			}
+			c.advance(r, resp.LogIndex)
+			return resp.RegionError, resp.Error, nil
+		})
 }
 
 // advance takes note of a committed index of a region's log.
@@ -194,12 +209,15 @@ func (c *Client) advance(r *cachedRegion, index uint64) {
 	if !c.ids.exact.Load() {
 		c.ids.exact.Store(true)
 	}
-	for old := r.position.Load(); index > old && !r.position.CompareAndSwap(old, index); old = r.position.Load() {
+	for old := r.position.Load(); index > old &&
+		!r.position.CompareAndSwap(old, index); old = r.position.Load() {
 	}
 }
 
 // attempt is one RPC to the peer of kctx.
-type attempt func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error)
+type attempt func(
+	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+) (*errorpb.Error, string, error)
 
 // patience is how long one attempt may take until the client has the answer.
 type patience struct {
@@ -208,8 +226,8 @@ type patience struct {
 	doubled int
 }
 
-// longer is the patience of the attempt after one that ran out of time: what is only slow gets through at
-// last, instead of being begun anew again and again.
+// longer is the patience of the attempt after one that ran out of time: what is only slow gets
+// through at last, instead of being begun anew again and again.
 func (p patience) longer() patience {
 	if p.doubled++; p.doubled <= 3 {
 		p.answer *= 2
@@ -239,7 +257,8 @@ func (w *writeOp) identify(c *Client, r *cachedRegion, kctx *kvrpcpb.Context) {
 	kctx.LogPosition, kctx.WriteOrigins = r.position.Load(), w.origins
 }
 
-// unknown records that an attempt may have been carried out. The first position in a region is the one to search from.
+// unknown records that an attempt may have been carried out. The first position in a region is the
+// one to search from.
 func (w *writeOp) unknown(kctx *kvrpcpb.Context) {
 	for _, o := range w.origins {
 		if o.RegionId == kctx.RegionId {
@@ -247,7 +266,8 @@ func (w *writeOp) unknown(kctx *kvrpcpb.Context) {
 		}
 	}
 	// The context of the attempt may still be read by those who send it: its slice stays as it is.
-	w.origins = append(slices.Clone(w.origins), &kvrpcpb.WriteOrigin{RegionId: kctx.RegionId, LogPosition: kctx.LogPosition})
+	w.origins = append(slices.Clone(w.origins),
+		&kvrpcpb.WriteOrigin{RegionId: kctx.RegionId, LogPosition: kctx.LogPosition})
 }
 
 // retry runs attempts against the region of key until one answers for good or ctx ends.
@@ -302,7 +322,8 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 		if v.pause && !sleep(ctx, wait.next()) || over(ctx) {
 			if v.late && reason != nil {
 				// The last attempt had no time left, which tells nothing.
-				return wrapUnknown(unknown, fmt.Errorf("gave up: %w; an attempt before: %v", last, reason))
+				return wrapUnknown(unknown,
+					fmt.Errorf("gave up: %w; an attempt before: %v", last, reason))
 			}
 			return wrapUnknown(unknown, fmt.Errorf("gave up: %w", last))
 		}
@@ -312,7 +333,8 @@ func (c *Client) retryWith(ctx context.Context, key []byte, p patience, do attem
 	}
 }
 
-// over tells whether ctx has ended, or is about to: attempts end by the clock, ctx a moment later by its timer.
+// over tells whether ctx has ended, or is about to: attempts end by the clock, ctx a moment later
+// by its timer.
 func over(ctx context.Context) bool {
 	d, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(d)
@@ -338,7 +360,9 @@ type verdict struct {
 func (v *verdict) Error() string { return v.cause.Error() }
 
 // once is one attempt: route, call, learn from the answer.
-func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, do attempt, wait *backoffState) error {
+func (c *Client) once(
+	ctx context.Context, key []byte, p patience, op *writeOp, do attempt, wait *backoffState,
+) error {
 	r, store, forwarded, err := c.find(ctx, key)
 	if err != nil {
 		return err
@@ -347,7 +371,8 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 	actx, cancel := c.bound(ctx, p.answer)
 	defer cancel()
 	kctx := &kvrpcpb.Context{
-		RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader, ClusterId: c.clusterID(),
+		RegionId: r.meta.Id, RegionEpoch: r.meta.RegionEpoch, Peer: r.leader,
+		ClusterId: c.clusterID(),
 	}
 	if op != nil {
 		op.identify(c, r, kctx)
@@ -370,7 +395,9 @@ func (c *Client) once(ctx context.Context, key []byte, p patience, op *writeOp, 
 }
 
 // find is the region of a key and the service of its leader.
-func (c *Client) find(ctx context.Context, key []byte) (r *cachedRegion, store stub, forwarded bool, err error) {
+func (c *Client) find(
+	ctx context.Context, key []byte,
+) (r *cachedRegion, store stub, forwarded bool, err error) {
 	if t := traceOf(ctx); t != nil {
 		defer func(start time.Time) { t.routed(start, r, err) }(time.Now())
 	}
@@ -382,14 +409,15 @@ func (c *Client) find(ctx context.Context, key []byte) (r *cachedRegion, store s
 		return r, stub{}, false, ErrNoRegion
 	}
 	if store, forwarded, err = c.route(ctx, r); err != nil {
-		// Another peer may lead, or know who does, while the placement service cannot be asked for this store.
+		// Another peer may lead, or know who does, while the placement service cannot be asked for
+		// this store.
 		c.cache.tryNext(r)
 	}
 	return r, store, forwarded, err
 }
 
-// bound limits the time of an attempt. Connections of rpc end calls at their deadlines themselves, without a timer for
-// each.
+// bound limits the time of an attempt. Connections of rpc end calls at their deadlines themselves,
+// without a timer for each.
 func (c *Client) bound(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	if c.opts.Dial != nil {
 		return context.WithTimeout(ctx, d)
@@ -397,8 +425,9 @@ func (c *Client) bound(ctx context.Context, d time.Duration) (context.Context, c
 	return rpc.WithDeadline(ctx, time.Now().Add(d)), func() {}
 }
 
-// outcome records an attempt of unknown outcome. A store that knows identities refuses a write without a position,
-// so such an attempt was not carried out. Whether a store knows them is not known before one has answered.
+// outcome records an attempt of unknown outcome. A store that knows identities refuses a write
+// without a position, so such an attempt was not carried out. Whether a store knows them is not
+// known before one has answered.
 func (c *Client) outcome(op *writeOp, kctx *kvrpcpb.Context, v *verdict) error {
 	if op == nil || !v.unknown || v.inexact {
 		return v
@@ -440,7 +469,8 @@ func (c *Client) onRPCError(r *cachedRegion, err error) *verdict {
 	case codes.DeadlineExceeded, codes.Canceled:
 		c.cache.tryNext(r)
 		v.unknown, v.pause, v.late = true, false, true
-	case codes.Unimplemented, codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
+	case codes.Unimplemented, codes.InvalidArgument, codes.FailedPrecondition,
+		codes.ResourceExhausted:
 		v.final = true
 	default:
 		v.unknown = true
@@ -507,7 +537,8 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 	return v
 }
 
-// deadlineExceeded begins the reason of a store that is busy because a request waited until its deadline.
+// deadlineExceeded begins the reason of a store that is busy because a request waited until its
+// deadline.
 const deadlineExceeded = "deadline is exceeded"
 
 // backoffState doubles the pause between attempts, with jitter.
@@ -641,8 +672,8 @@ func (p *pool) setLocked(storeID uint64, addr string) (*storeConn, error) {
 	return s, nil
 }
 
-// learn asks for the addresses of stores that are not known yet, on the side: when the placement service cannot be
-// asked any more, a region's other peers can still be found.
+// learn asks for the addresses of stores that are not known yet, on the side: when the placement
+// service cannot be asked any more, a region's other peers can still be found.
 func (p *pool) learn(peers []*metapb.Peer) {
 	if p.opts.Dial != nil {
 		return
@@ -660,7 +691,8 @@ func (p *pool) learn(peers []*metapb.Peer) {
 	}
 }
 
-// forget drops a store whose address belongs to another cluster: the next use asks for the address again.
+// forget drops a store whose address belongs to another cluster: the next use asks for the address
+// again.
 func (p *pool) forget(storeID uint64) {
 	p.mu.Lock()
 	s := p.stores[storeID]
@@ -678,9 +710,9 @@ func (p *pool) beginLocked() {
 	}
 }
 
-// refreshLocked asks for a store's address on the side: reads and writes must not wait for the placement service when
-// they know where to go. A store is asked for once at a time: while nobody answers, each failed request would add
-// another question. s is nil if the store is not known yet.
+// refreshLocked asks for a store's address on the side: reads and writes must not wait for the
+// placement service when they know where to go. A store is asked for once at a time: while nobody
+// answers, each failed request would add another question. s is nil if the store is not known yet.
 func (p *pool) refreshLocked(storeID uint64, s *storeConn) {
 	p.beginLocked()
 	p.refreshes.Add(1)
@@ -725,7 +757,8 @@ func (p *pool) dial(addr string) *storeConn {
 	s := &storeConn{addr: addr, loads: fill.New(p.opts.Conns)}
 	for range p.opts.Conns {
 		conn := rpc.New(addr, rpc.Options{
-			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true, Dial: p.dialer(),
+			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true,
+			Dial: p.dialer(),
 		})
 		s.conns = append(s.conns, conn)
 		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))

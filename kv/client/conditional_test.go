@@ -16,17 +16,21 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// swapper is a store that answers compare-and-swaps and range deletes one after the other as the test has set.
+// swapper is a store that answers compare-and-swaps and range deletes one after the other as the
+// test has set.
 type swapper struct {
 	tinykvpb.TinyKvClient
 	answers []func() (*kvrpcpb.RawCASResponse, error)
 	seen    []*kvrpcpb.RawCASRequest
-	// ranges are the answers to range deletes, deleted their requests; without answers the store does not know the call.
+	// ranges are the answers to range deletes, deleted their requests; without answers the store
+	// does not know the call.
 	ranges  []*errorpb.Error
 	deleted []*kvrpcpb.RawDeleteRangeRequest
 }
 
-func (s *swapper) RawCAS(_ context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption) (*kvrpcpb.RawCASResponse, error) {
+func (s *swapper) RawCAS(
+	_ context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawCASResponse, error) {
 	s.seen = append(s.seen, in)
 	next := s.answers[0]
 	s.answers = s.answers[1:]
@@ -44,11 +48,13 @@ func (s *swapper) RawDeleteRange(
 
 func clientOf(s *swapper) *Client {
 	return New(newDirectory("a"), Options{
-		Timeout: 10 * time.Second, Dial: func(context.Context, uint64) (tinykvpb.TinyKvClient, error) { return s, nil },
+		Timeout: 10 * time.Second,
+		Dial:    func(context.Context, uint64) (tinykvpb.TinyKvClient, error) { return s, nil },
 	})
 }
 
-// TestStoresWithoutConditionalWrites: a store of an older version ends the request, and the error says what to do.
+// TestStoresWithoutConditionalWrites: a store of an older version ends the request, and the error
+// says what to do.
 func TestStoresWithoutConditionalWrites(t *testing.T) {
 	s := &swapper{answers: []func() (*kvrpcpb.RawCASResponse, error){
 		func() (*kvrpcpb.RawCASResponse, error) {
@@ -64,15 +70,22 @@ func TestStoresWithoutConditionalWrites(t *testing.T) {
 	require.ErrorAs(t, c.DeleteRange(t.Context(), nil, nil), &refused)
 }
 
-// TestSwapNamesWhatItRetries: a retry has the identity of the first attempt and says where that went; the answer to the
-// last attempt counts.
+// TestSwapNamesWhatItRetries: a retry has the identity of the first attempt and says where that
+// went; the answer to the last attempt counts.
 func TestSwapNamesWhatItRetries(t *testing.T) {
 	ok := func(r *kvrpcpb.RawCASResponse) func() (*kvrpcpb.RawCASResponse, error) {
 		return func() (*kvrpcpb.RawCASResponse, error) { return r, nil }
 	}
 	s := &swapper{answers: []func() (*kvrpcpb.RawCASResponse, error){
-		ok(&kvrpcpb.RawCASResponse{RegionError: &errorpb.Error{StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 7}}}),
-		ok(&kvrpcpb.RawCASResponse{RegionError: &errorpb.Error{StaleCommand: &errorpb.StaleCommand{}}, PreviousValue: []byte("no")}),
+		ok(&kvrpcpb.RawCASResponse{
+			RegionError: &errorpb.Error{
+				StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 7},
+			},
+		}),
+		ok(&kvrpcpb.RawCASResponse{
+			RegionError:   &errorpb.Error{StaleCommand: &errorpb.StaleCommand{}},
+			PreviousValue: []byte("no"),
+		}),
 		ok(&kvrpcpb.RawCASResponse{Succeed: true, PreviousValue: []byte(""), LogIndex: 9}),
 	}}
 	c := clientOf(s)
@@ -89,11 +102,13 @@ func TestSwapNamesWhatItRetries(t *testing.T) {
 		require.EqualValues(t, i+1, in.Context.WriteAttempt)
 	}
 	require.Empty(t, s.seen[1].Context.WriteOrigins, "the first attempt was refused for certain")
-	require.Equal(t, []*kvrpcpb.WriteOrigin{{RegionId: 1, LogPosition: 7}}, s.seen[2].Context.WriteOrigins)
+	require.Equal(t, []*kvrpcpb.WriteOrigin{{RegionId: 1, LogPosition: 7}},
+		s.seen[2].Context.WriteOrigins)
 }
 
-// TestDeleteRangeOfASplitRegion: a range delete whose first attempt may have been carried out is not cut in two when its
-// region is split: the second part would delete what others have put since. Before there is a doubt, it is.
+// TestDeleteRangeOfASplitRegion: a range delete whose first attempt may have been carried out is
+// not cut in two when its region is split: the second part would delete what others have put since.
+// Before there is a doubt, it is.
 func TestDeleteRangeOfASplitRegion(t *testing.T) {
 	peers := []*metapb.Peer{{Id: 1, StoreId: 1}}
 	epoch := &metapb.RegionEpoch{Version: 2, ConfVer: 1}
@@ -102,7 +117,8 @@ func TestDeleteRangeOfASplitRegion(t *testing.T) {
 		{Id: 2, StartKey: []byte("m"), RegionEpoch: epoch, Peers: peers},
 	}}}
 	doubt := &errorpb.Error{StaleCommand: &errorpb.StaleCommand{}}
-	first := &errorpb.Error{StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 7}} // a position to search from
+	// a position to search from
+	first := &errorpb.Error{StalePosition: &errorpb.StalePosition{RegionId: 1, LogPosition: 7}}
 	busy := &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: "test"}}
 	ends := func(s *swapper) (out []string) {
 		for _, in := range s.deleted {
@@ -123,12 +139,14 @@ func TestDeleteRangeOfASplitRegion(t *testing.T) {
 	c = clientOf(s)
 	defer c.Close()
 	require.NoError(t, c.DeleteRange(t.Context(), []byte("a"), []byte("z")))
-	require.Equal(t, []string{"a-z", "a-z", "a-m", "m-z"}, ends(s), "nothing was done by the first two")
+	require.Equal(t, []string{"a-z", "a-z", "a-m", "m-z"}, ends(s),
+		"nothing was done by the first two")
 
 	s = &swapper{ranges: []*errorpb.Error{first, doubt, split, nil}}
 	c = clientOf(s)
 	defer c.Close()
-	require.NoError(t, c.DeleteRange(t.Context(), []byte("a"), []byte("c")), "all of it is in one half")
+	require.NoError(t, c.DeleteRange(t.Context(), []byte("a"), []byte("c")),
+		"all of it is in one half")
 	require.Equal(t, []string{"a-c", "a-c", "a-c", "a-c"}, ends(s))
 }
 
@@ -136,7 +154,10 @@ func TestReaches(t *testing.T) {
 	for _, c := range []struct {
 		last, upper string
 		want        bool
-	}{{"", "", true}, {"", "m", true}, {"m", "", false}, {"m", "m", true}, {"m", "n", false}, {"n", "m", true}} {
+	}{
+		{"", "", true}, {"", "m", true}, {"m", "", false}, {"m", "m", true}, {"m", "n", false},
+		{"n", "m", true},
+	} {
 		require.Equal(t, c.want, reaches([]byte(c.last), []byte(c.upper)), "%+v", c)
 	}
 }

@@ -25,23 +25,30 @@ type ReplicaHash struct {
 	// Known: the replica has answered in time, with Hash.
 	Known bool
 	Hash  uint64
-	// Diverged: its data are not those of most replicas. It is not served any more, and gets replaced.
+	// Diverged: its data are not those of most replicas. It is not served any more, and gets
+	// replaced.
 	Diverged bool
 }
 
-// CheckConsistency has the replicas of the region that has key compared with each other. It waits for their answers no
-// longer than wait. Regions that are being compared already are waited for.
-func (c *Client) CheckConsistency(ctx context.Context, key []byte, wait time.Duration) (Consistency, error) {
+// CheckConsistency has the replicas of the region that has key compared with each other. It waits
+// for their answers no longer than wait. Regions that are being compared already are waited for.
+func (c *Client) CheckConsistency(
+	ctx context.Context, key []byte, wait time.Duration,
+) (Consistency, error) {
 	var out Consistency
-	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion) (*errorpb.Error, string, error) {
-		resp, err := s.CheckConsistency(ctx, &kvrpcpb.CheckConsistencyRequest{Context: kctx, WaitMs: uint64(wait.Milliseconds())})
+	do := func(
+		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *cachedRegion,
+	) (*errorpb.Error, string, error) {
+		resp, err := s.CheckConsistency(ctx,
+			&kvrpcpb.CheckConsistencyRequest{Context: kctx, WaitMs: uint64(wait.Milliseconds())})
 		if err != nil {
 			return nil, "", err
 		}
 		out = Consistency{RegionID: kctx.RegionId, Index: resp.Index, Undecided: resp.Undecided}
 		for _, r := range resp.Replicas {
 			out.Replicas = append(out.Replicas, ReplicaHash{
-				PeerID: r.GetPeer().GetId(), StoreID: r.GetPeer().GetStoreId(), Known: r.Known, Hash: r.Hash, Diverged: r.Diverged,
+				PeerID: r.GetPeer().GetId(), StoreID: r.GetPeer().GetStoreId(), Known: r.Known,
+				Hash: r.Hash, Diverged: r.Diverged,
 			})
 		}
 		return resp.RegionError, resp.Error, nil

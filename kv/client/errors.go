@@ -7,8 +7,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 )
 
-// Errors come in two classes. An *UnknownError says that a write may have been carried out, or may still be while
-// the log of its region reaches back to where it was sent. Every other error is definite: nothing was done.
+// Errors come in two classes. An *UnknownError says that a write may have been carried out, or may
+// still be while the log of its region reaches back to where it was sent. Every other error is
+// definite: nothing was done.
 
 // UnknownError: the outcome of a write is unknown.
 type UnknownError struct{ Cause error }
@@ -25,8 +26,8 @@ func IsUnknown(err error) bool {
 	return errors.As(err, &u)
 }
 
-// RequestError: a store refused the request itself (key too long, unknown column family, ...). Trying
-// again does not help.
+// RequestError: a store refused the request itself (key too long, unknown column family, ...).
+// Trying again does not help.
 type RequestError struct{ Message string }
 
 func (e *RequestError) Error() string { return e.Message }

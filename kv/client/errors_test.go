@@ -39,11 +39,15 @@ func TestOutcomeOfRPCErrors(t *testing.T) {
 		"cancelled before":           {call(gone), false},
 		"another transport, refused": {status.Error(codes.Unavailable, "connection refused"), true},
 		"never left the queue":       {errNotSent, false},
-		"connection lost":            {status.Error(codes.Unavailable, "connection to a:1 lost: EOF"), true},
-		"no answer in time":          {status.Error(codes.DeadlineExceeded, "context deadline exceeded"), true},
-		"cancelled":                  {status.Error(codes.Canceled, "context canceled"), true},
-		"the store made no sense":    {status.Error(codes.Internal, "unmarshal"), true},
-		"refused for good":           {status.Error(codes.ResourceExhausted, "too large"), false},
+		"connection lost": {
+			status.Error(codes.Unavailable, "connection to a:1 lost: EOF"), true,
+		},
+		"no answer in time": {
+			status.Error(codes.DeadlineExceeded, "context deadline exceeded"), true,
+		},
+		"cancelled":               {status.Error(codes.Canceled, "context canceled"), true},
+		"the store made no sense": {status.Error(codes.Internal, "unmarshal"), true},
+		"refused for good":        {status.Error(codes.ResourceExhausted, "too large"), false},
 	} {
 		v := c.onRPCError(regions.lookup(keys[0]), tc.err)
 		require.Equal(t, tc.unknown, v.unknown, what)

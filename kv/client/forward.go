@@ -15,15 +15,17 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// A client may be cut off from a store that the other stores reach: they let it lead, and rightly so. Such a store is
-// taken for lost from the first request that got no answer on. While it is lost, and another store says that it leads a
-// region, requests for the region go to that other store, which passes them on (tinykvpb.Forward), one hop. Meanwhile the
-// lost store is probed; the first answer ends the detour. A store that is only slow answers the first probe.
+// A client may be cut off from a store that the other stores reach: they let it lead, and rightly
+// so. Such a store is taken for lost from the first request that got no answer on. While it is
+// lost, and another store says that it leads a region, requests for the region go to that other
+// store, which passes them on (tinykvpb.Forward), one hop. Meanwhile the lost store is probed; the
+// first answer ends the detour. A store that is only slow answers the first probe.
 
 const (
 	// probePause is between two probes of a lost store, and how long one may take.
 	probePause = time.Second
-	// maxProbes bounds them: the store may be gone for good. The next request that gets no answer begins anew.
+	// maxProbes bounds them: the store may be gone for good. The next request that gets no answer
+	// begins anew.
 	maxProbes = 60
 )
 
@@ -134,7 +136,8 @@ func (p *pool) probe(storeID uint64) (again bool) {
 	if s == nil {
 		return false
 	}
-	_, err := grpc_health_v1.NewHealthClient(s.conns[0]).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	_, err := grpc_health_v1.NewHealthClient(s.conns[0]).Check(ctx,
+		&grpc_health_v1.HealthCheckRequest{})
 	return unreachable(err)
 }
 
@@ -146,14 +149,16 @@ func unreachable(err error) bool {
 	return false
 }
 
-// forwardStub has a store pass gets, puts, deletes and scans on. Everything else is for the store itself, which refuses
-// it: it is not the one that the request names.
+// forwardStub has a store pass gets, puts, deletes and scans on. Everything else is for the store
+// itself, which refuses it: it is not the one that the request names.
 type forwardStub struct {
 	tinykvpb.TinyKvClient
 	storeID uint64
 }
 
-func (s forwardStub) do(ctx context.Context, cmd *kvrpcpb.BatchCommand) (*kvrpcpb.BatchReply, error) {
+func (s forwardStub) do(
+	ctx context.Context, cmd *kvrpcpb.BatchCommand,
+) (*kvrpcpb.BatchReply, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline).Milliseconds()
 		if left <= 0 {
@@ -186,12 +191,16 @@ func answer[T any](part *T, err error) (*T, error) {
 	return part, err
 }
 
-func (s forwardStub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+func (s forwardStub) RawGet(
+	ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawGetResponse, error) {
 	reply, err := s.do(ctx, &kvrpcpb.BatchCommand{Get: in})
 	return answer(reply.GetGet(), err)
 }
 
-func (s forwardStub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+func (s forwardStub) RawPut(
+	ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawPutResponse, error) {
 	if in.Ttl > 0 {
 		return nil, errNotSent // a store of an older version would pass it on without the TTL
 	}
@@ -206,7 +215,9 @@ func (s forwardStub) RawDelete(
 	return answer(reply.GetDelete(), err)
 }
 
-func (s forwardStub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
+func (s forwardStub) RawScan(
+	ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawScanResponse, error) {
 	reply, err := s.do(ctx, &kvrpcpb.BatchCommand{Scan: in})
 	return answer(reply.GetScan(), err)
 }

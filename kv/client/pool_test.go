@@ -31,7 +31,10 @@ func (s *silent) GetStore(ctx context.Context, id uint64) (*metapb.Store, error)
 // clients went on for a minute and then waited for it.
 func TestOldAddressIsUsedMeanwhile(t *testing.T) {
 	placement := &silent{again: make(chan struct{})}
-	p := &pool{placement: placement, opts: Options{Conns: 1, Timeout: time.Minute, MaxMessage: 1 << 20}, stores: map[uint64]*storeConn{}}
+	p := &pool{
+		placement: placement, opts: Options{Conns: 1, Timeout: time.Minute, MaxMessage: 1 << 20},
+		stores: map[uint64]*storeConn{},
+	}
 	_, err := p.stub(t.Context(), 1)
 	require.NoError(t, err)
 	for range 3 {

@@ -18,15 +18,17 @@ const (
 	batchBytes = 512 << 10
 )
 
-// BatchGet returns the value of each key, nil for one that does not exist. What one request asks a region for is of one moment;
-// the whole is not.
+// BatchGet returns the value of each key, nil for one that does not exist. What one request asks a
+// region for is of one moment; the whole is not.
 func (c *Client) BatchGet(ctx context.Context, keys [][]byte) ([][]byte, error) {
 	values := make([][]byte, len(keys))
 	left := newLeft(len(keys), func(i int) ([]byte, int) { return keys[i], 0 })
 	for len(left.places) > 0 {
 		var places []int
 		var got *kvrpcpb.RawBatchGetResponse
-		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		do := func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+		) (*errorpb.Error, string, error) {
 			places = left.in(r)
 			req := &kvrpcpb.RawBatchGetRequest{Context: kctx, Cf: c.cf}
 			for _, i := range places {
@@ -38,7 +40,8 @@ func (c *Client) BatchGet(ctx context.Context, keys [][]byte) ([][]byte, error) 
 			}
 			return got.RegionError, got.Error, nil
 		}
-		if err := c.retry(ctx, left.first(), patience{answer: 5 * c.opts.AttemptTimeout}, do); err != nil {
+		if err := c.retry(ctx, left.first(), patience{answer: 5 * c.opts.AttemptTimeout},
+			do); err != nil {
 			return nil, err
 		}
 		read := places[:max(1, min(int(got.Read), len(places)))]
@@ -54,14 +57,19 @@ func (c *Client) BatchGet(ctx context.Context, keys [][]byte) ([][]byte, error) 
 	return values, nil
 }
 
-// BatchPut sets pairs; of a key that comes twice, the later one stays. The pairs of one request to a region are set in one step,
-// at most once; the whole is not one step, and after an error a part may be set. ttls are seconds that keys live, 0 for ever: none,
-// one for all, or one for each.
+// BatchPut sets pairs; of a key that comes twice, the later one stays. The pairs of one request to
+// a region are set in one step, at most once; the whole is not one step, and after an error a part
+// may be set. ttls are seconds that keys live, 0 for ever: none, one for all, or one for each.
 func (c *Client) BatchPut(ctx context.Context, pairs []KV, ttls ...uint64) error {
 	if n := len(ttls); n > 1 && n != len(pairs) {
 		return &RequestError{fmt.Sprintf("%d TTLs for %d pairs", n, len(pairs))}
 	}
-	b := &batchWrite{c: c, left: newLeft(len(pairs), func(i int) ([]byte, int) { return pairs[i].Key, len(pairs[i].Value) })}
+	b := &batchWrite{
+		c: c,
+		left: newLeft(len(pairs), func(i int) ([]byte, int) {
+			return pairs[i].Key, len(pairs[i].Value)
+		}),
+	}
 	b.send = func(
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion, places []int,
 	) (uint64, *errorpb.Error, string, error) {
@@ -87,7 +95,9 @@ func (c *Client) BatchPut(ctx context.Context, pairs []KV, ttls ...uint64) error
 
 // BatchDelete removes keys, those that do not exist too, as BatchPut sets them.
 func (c *Client) BatchDelete(ctx context.Context, keys [][]byte) error {
-	b := &batchWrite{c: c, left: newLeft(len(keys), func(i int) ([]byte, int) { return keys[i], 0 })}
+	b := &batchWrite{
+		c: c, left: newLeft(len(keys), func(i int) ([]byte, int) { return keys[i], 0 }),
+	}
 	b.send = func(
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion, places []int,
 	) (uint64, *errorpb.Error, string, error) {
@@ -118,7 +128,9 @@ func (b *batchWrite) run(ctx context.Context) error {
 	for len(b.left.places) > 0 {
 		var places []int
 		size := 0
-		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		do := func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+		) (*errorpb.Error, string, error) {
 			switch {
 			case len(kctx.WriteOrigins) == 0:
 				places = b.left.in(r)
@@ -135,7 +147,8 @@ func (b *batchWrite) run(ctx context.Context) error {
 			_, n := b.left.of(i)
 			size += n
 		}
-		if err := b.c.retry(ctx, b.left.first(), b.c.writing(min(size, batchBytes)), do); err != nil {
+		if err := b.c.retry(ctx, b.left.first(), b.c.writing(min(size, batchBytes)),
+			do); err != nil {
 			return err
 		}
 		b.left.done(places)
@@ -202,26 +215,33 @@ func (l *left) done(places []int) {
 	l.places = kept
 }
 
-// Sum is what Checksum returns: the CRC-64/XZ of each key followed by its value, exclusive or; the number of pairs; their bytes.
+// Sum is what Checksum returns: the CRC-64/XZ of each key followed by its value, exclusive or; the
+// number of pairs; their bytes.
 type Sum struct{ Checksum, Pairs, Bytes uint64 }
 
-// Checksum sums up the pairs of [start, end), region by region; an empty end is unbounded. Equal pairs have equal sums, however
-// they lie in regions.
+// Checksum sums up the pairs of [start, end), region by region; an empty end is unbounded. Equal
+// pairs have equal sums, however they lie in regions.
 func (c *Client) Checksum(ctx context.Context, start, end []byte) (Sum, error) {
 	var sum Sum
 	for {
 		var upper []byte
 		var got *kvrpcpb.RawChecksumResponse
-		do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+		do := func(
+			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+		) (*errorpb.Error, string, error) {
 			upper = within(r, end)
 			var err error
-			got, err = s.RawChecksum(ctx, &kvrpcpb.RawChecksumRequest{Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf})
+			got, err = s.RawChecksum(ctx,
+				&kvrpcpb.RawChecksumRequest{
+					Context: kctx, StartKey: start, EndKey: upper, Cf: c.cf,
+				})
 			if err != nil {
 				return withoutBatches(r, err)
 			}
 			return got.RegionError, got.Error, nil
 		}
-		if err := c.retryWith(ctx, start, patience{answer: 10 * c.opts.AttemptTimeout}, do); err != nil {
+		if err := c.retryWith(ctx, start, patience{answer: 10 * c.opts.AttemptTimeout},
+			do); err != nil {
 			return Sum{}, err
 		}
 		sum.Checksum ^= got.Checksum

@@ -15,7 +15,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
-// directory is a placement service that knows one region with a peer on each store, and may go away.
+// directory is a placement service that knows one region with a peer on each store, and may go
+// away.
 type directory struct {
 	cluster uint64
 	region  *metapb.Region
@@ -25,7 +26,10 @@ type directory struct {
 }
 
 func newDirectory(addrs ...string) *directory {
-	d := &directory{region: &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}, addrs: map[uint64]string{}}
+	d := &directory{
+		region: &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}},
+		addrs:  map[uint64]string{},
+	}
 	for i, addr := range addrs {
 		id := uint64(i + 1)
 		d.addrs[id] = addr
@@ -59,9 +63,9 @@ func (d *directory) ScanRegions(context.Context, []byte, []byte, int) ([]*client
 	return nil, errors.New("not needed")
 }
 
-// TestRoutesOutliveThePlacementService: the placement service goes away, then the leader. The client finds the next
-// leader, to which it has never spoken, whatever the old one says: nothing, that it does not lead, or that it has no
-// such region.
+// TestRoutesOutliveThePlacementService: the placement service goes away, then the leader. The
+// client finds the next leader, to which it has never spoken, whatever the old one says: nothing,
+// that it does not lead, or that it has no such region.
 func TestRoutesOutliveThePlacementService(t *testing.T) {
 	for name, last := range map[string]*errorpb.Error{
 		"stopped":          nil,
@@ -69,12 +73,14 @@ func TestRoutesOutliveThePlacementService(t *testing.T) {
 		"region not found": {RegionNotFound: &errorpb.RegionNotFound{RegionId: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			old, next := &fakeStore{data: map[string]string{}, batch: "serve"}, &fakeStore{data: map[string]string{}, batch: "serve"}
+			old, next := &fakeStore{data: map[string]string{}, batch: "serve"},
+				&fakeStore{data: map[string]string{}, batch: "serve"}
 			a, stop := serveStoppable(t, old)
 			d := newDirectory(a, serve(t, next).addr)
 			c := open(t, d, Options{Conns: 1, Timeout: 20 * time.Second})
 			require.NoError(t, c.Put(t.Context(), []byte("k"), []byte("v")))
-			require.Eventually(t, d.second.Load, 10*time.Second, time.Millisecond, "all addresses of the route")
+			require.Eventually(t, d.second.Load, 10*time.Second, time.Millisecond,
+				"all addresses of the route")
 			d.away.Store(true)
 			if last == nil {
 				stop()
@@ -92,15 +98,20 @@ func TestRoutesOutliveThePlacementService(t *testing.T) {
 	}
 }
 
-// TestForeignStoreIsForgotten: a store of another cluster answers at a known address. The client drops the address and
-// asks again.
+// TestForeignStoreIsForgotten: a store of another cluster answers at a known address. The client
+// drops the address and asks again.
 func TestForeignStoreIsForgotten(t *testing.T) {
-	foreign, own := &fakeStore{data: map[string]string{"k": "foreign"}, batch: "serve"}, &fakeStore{data: map[string]string{"k": "own"}, batch: "serve"}
+	foreign, own := &fakeStore{data: map[string]string{"k": "foreign"}, batch: "serve"},
+		&fakeStore{data: map[string]string{"k": "own"}, batch: "serve"}
 	foreign.regionErr = func(kctx *kvrpcpb.Context) *errorpb.Error {
 		if kctx.ClusterId == 8 {
 			return nil
 		}
-		return &errorpb.Error{ClusterNotMatch: &errorpb.ClusterNotMatch{RequestClusterId: kctx.ClusterId, ActualClusterId: 8}}
+		return &errorpb.Error{
+			ClusterNotMatch: &errorpb.ClusterNotMatch{
+				RequestClusterId: kctx.ClusterId, ActualClusterId: 8,
+			},
+		}
 	}
 	d := newDirectory(serve(t, foreign).addr)
 	d.cluster = 7

@@ -16,8 +16,9 @@ const (
 	scanBytes = 4 << 20
 )
 
-// Scan returns the pairs of [start, end) in key order, at most limit; an empty end is unbounded. What
-// comes from one region is a linearizable snapshot of it; over several regions it is not one snapshot.
+// Scan returns the pairs of [start, end) in key order, at most limit; an empty end is unbounded.
+// What comes from one region is a linearizable snapshot of it; over several regions it is not one
+// snapshot.
 func (c *Client) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, error) {
 	var out []KV
 	err := c.Pages(ctx, start, end, limit, func(page []KV) error {
@@ -31,9 +32,11 @@ func (c *Client) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, 
 	return out, err
 }
 
-// Visit calls visit for the pairs of [start, end) in key order, at most limit (0: all). It makes progress
-// over splits and moves.
-func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit func(KV) error) error {
+// Visit calls visit for the pairs of [start, end) in key order, at most limit (0: all). It makes
+// progress over splits and moves.
+func (c *Client) Visit(
+	ctx context.Context, start, end []byte, limit int, visit func(KV) error,
+) error {
 	return c.Pages(ctx, start, end, limit, func(page []KV) error {
 		for _, kv := range page {
 			if err := visit(kv); err != nil {
@@ -44,9 +47,11 @@ func (c *Client) Visit(ctx context.Context, start, end []byte, limit int, visit 
 	})
 }
 
-// Pages calls visit for the pairs of [start, end) page by page, at most limit pairs in all (0: no limit).
-// Each page is a linearizable snapshot of a part of one region; it may be empty.
-func (c *Client) Pages(ctx context.Context, start, end []byte, limit int, visit func(page []KV) error) error {
+// Pages calls visit for the pairs of [start, end) page by page, at most limit pairs in all (0: no
+// limit). Each page is a linearizable snapshot of a part of one region; it may be empty.
+func (c *Client) Pages(
+	ctx context.Context, start, end []byte, limit int, visit func(page []KV) error,
+) error {
 	return c.ScanPages(ctx, start, end, ScanOptions{Limit: limit}, visit)
 }
 
@@ -61,7 +66,9 @@ type ScanOptions struct {
 }
 
 // ScanPages is Pages with options. An empty end is unbounded in either direction.
-func (c *Client) ScanPages(ctx context.Context, start, end []byte, o ScanOptions, visit func(page []KV) error) error {
+func (c *Client) ScanPages(
+	ctx context.Context, start, end []byte, o ScanOptions, visit func(page []KV) error,
+) error {
 	left := o.Limit
 	for {
 		p := page{limit: scanPage, keysOnly: o.KeysOnly}
@@ -101,11 +108,16 @@ type page struct {
 }
 
 // scanPage asks one region once; next is where to go on.
-func (c *Client) scanPage(ctx context.Context, start, end []byte, p page) (pairs []KV, next []byte, done bool, err error) {
-	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+func (c *Client) scanPage(
+	ctx context.Context, start, end []byte, p page,
+) (pairs []KV, next []byte, done bool, err error) {
+	do := func(
+		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+	) (*errorpb.Error, string, error) {
 		upper := within(r, end)
 		resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{
-			Context: kctx, StartKey: start, EndKey: upper, Limit: uint32(p.limit), KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
+			Context: kctx, StartKey: start, EndKey: upper, Limit: uint32(p.limit),
+			KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
 		})
 		if err != nil || resp.RegionError != nil || resp.Error != "" {
 			if err != nil {
@@ -129,12 +141,16 @@ func (c *Client) scanPage(ctx context.Context, start, end []byte, p page) (pairs
 	return pairs, next, done, err
 }
 
-// scanPageBack asks the region that ends at the range's end, or behind it, once for its last pairs; next is where the rest ends.
-// Regions are found by a key that they have, and no key is known to lie right below end. So the search begins a little below it
-// and goes up.
-func (c *Client) scanPageBack(ctx context.Context, start, end []byte, p page) (pairs []KV, next []byte, done bool, err error) {
+// scanPageBack asks the region that ends at the range's end, or behind it, once for its last pairs;
+// next is where the rest ends. Regions are found by a key that they have, and no key is known to
+// lie right below end. So the search begins a little below it and goes up.
+func (c *Client) scanPageBack(
+	ctx context.Context, start, end []byte, p page,
+) (pairs []KV, next []byte, done bool, err error) {
 	anchor, up := below(end), false
-	do := func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion) (*errorpb.Error, string, error) {
+	do := func(
+		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, r *cachedRegion,
+	) (*errorpb.Error, string, error) {
 		first, last := r.meta.StartKey, r.meta.EndKey
 		if up = len(last) > 0 && (len(end) == 0 || bytes.Compare(last, end) < 0); up {
 			anchor = last
@@ -145,7 +161,8 @@ func (c *Client) scanPageBack(ctx context.Context, start, end []byte, p page) (p
 			lower = first
 		}
 		resp, err := s.RawScan(ctx, &kvrpcpb.RawScanRequest{
-			Context: kctx, StartKey: end, EndKey: lower, Limit: uint32(p.limit), KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
+			Context: kctx, StartKey: end, EndKey: lower, Limit: uint32(p.limit),
+			KeyOnly: p.keysOnly, Cf: c.cf, MaxBytes: scanBytes,
 			Reverse: true,
 		})
 		if err != nil {
@@ -183,8 +200,8 @@ func below(end []byte) []byte {
 	return append(key, high...)
 }
 
-// PutAll sets many keys with the given number of concurrent writers. It is not atomic: on an error some
-// pairs may be set and others not. The first error is returned.
+// PutAll sets many keys with the given number of concurrent writers. It is not atomic: on an error
+// some pairs may be set and others not. The first error is returned.
 func (c *Client) PutAll(ctx context.Context, pairs []KV, writers int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

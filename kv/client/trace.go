@@ -23,10 +23,11 @@ import (
 
 // Step is a part of an operation, as its client saw it.
 type Step struct {
-	// Name is the method that was called; "route" is finding the region, its leader and a way to that.
+	// Name is the method that was called; "route" is finding the region, its leader and a way to
+	// that.
 	Name string
-	// Store is the id of the store that was called, Addr its address, Region the region that was meant. 0 and empty where they
-	// are not known.
+	// Store is the id of the store that was called, Addr its address, Region the region that was
+	// meant. 0 and empty where they are not known.
 	Store  uint64
 	Addr   string
 	Region uint64
@@ -34,8 +35,9 @@ type Step struct {
 	Took   time.Duration
 	// Err is how the step failed, empty if it did not.
 	Err string
-	// Stages are those of the request at the store, in the order of their beginning. Their times count from the moment at
-	// which the store had the request. Stores that know no traces, and requests that failed on the way, have none.
+	// Stages are those of the request at the store, in the order of their beginning. Their times
+	// count from the moment at which the store had the request. Stores that know no traces, and
+	// requests that failed on the way, have none.
 	Stages []trace.Span
 }
 
@@ -50,9 +52,10 @@ const maxSteps = 1024
 
 type traceKey struct{}
 
-// WithTrace returns a context whose operations are traced. Each of their requests is a call of its own, and the stores answer with
-// the stages of each. An operation whose context has an OpenTelemetry span that records is traced by itself: its steps and
-// stages become children of the span.
+// WithTrace returns a context whose operations are traced. Each of their requests is a call of its
+// own, and the stores answer with the stages of each. An operation whose context has an
+// OpenTelemetry span that records is traced by itself: its steps and stages become children of the
+// span.
 func WithTrace(ctx context.Context) (context.Context, *Trace) {
 	t := new(Trace)
 	return context.WithValue(ctx, traceKey{}, t), t
@@ -79,17 +82,21 @@ func traceOf(ctx context.Context) *Trace {
 	return t
 }
 
-// traced begins the trace of an operation for an OpenTelemetry span, if the context has one. end makes the steps its children.
+// traced begins the trace of an operation for an OpenTelemetry span, if the context has one. end
+// makes the steps its children.
 func traced(ctx context.Context) (_ context.Context, end func()) {
 	parent := oteltrace.SpanFromContext(ctx)
 	if !parent.IsRecording() || traceOf(ctx) != nil {
 		return ctx, nil
 	}
 	ctx, t := WithTrace(ctx)
-	return ctx, func() { t.export(ctx, parent.TracerProvider().Tracer("github.com/tinykv/tinykv/kv/client")) }
+	return ctx, func() {
+		t.export(ctx, parent.TracerProvider().Tracer("github.com/tinykv/tinykv/kv/client"))
+	}
 }
 
-// export makes spans of the steps. The stages of a request lie in the middle of its time: what is left is the network's.
+// export makes spans of the steps. The stages of a request lie in the middle of its time: what is
+// left is the network's.
 func (t *Trace) export(ctx context.Context, tracer oteltrace.Tracer) {
 	for _, s := range t.Steps() {
 		sctx, span := tracer.Start(ctx, "tinykv."+s.Name,
@@ -117,7 +124,8 @@ func (t *Trace) export(ctx context.Context, tracer oteltrace.Tracer) {
 	}
 }
 
-// Offset is about how long the request was on its way: half of what it took and the store does not account for.
+// Offset is about how long the request was on its way: half of what it took and the store does not
+// account for.
 func (s *Step) Offset() time.Duration {
 	var end time.Duration
 	for _, st := range s.Stages {
@@ -127,8 +135,12 @@ func (s *Step) Offset() time.Duration {
 }
 
 // tracedStub is the service of a store for traced requests.
-func tracedStub(conn grpc.ClientConnInterface, t *Trace, storeID uint64, addr string) tinykvpb.TinyKvClient {
-	return tinykvpb.NewTinyKvClient(tracedConn{ClientConnInterface: conn, t: t, store: storeID, addr: addr})
+func tracedStub(
+	conn grpc.ClientConnInterface, t *Trace, storeID uint64, addr string,
+) tinykvpb.TinyKvClient {
+	return tinykvpb.NewTinyKvClient(tracedConn{
+		ClientConnInterface: conn, t: t, store: storeID, addr: addr,
+	})
 }
 
 // tracedConn records its unary calls, and asks the store for their stages.
@@ -140,18 +152,25 @@ type tracedConn struct {
 }
 
 // Invoke implements grpc.ClientConnInterface.
-func (c tracedConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+func (c tracedConn) Invoke(
+	ctx context.Context, method string, args, reply any, opts ...grpc.CallOption,
+) error {
 	var trailer metadata.MD
-	step := Step{Name: method[strings.LastIndexByte(method, '/')+1:], Store: c.store, Addr: c.addr, Start: time.Now()}
+	step := Step{
+		Name: method[strings.LastIndexByte(method, '/')+1:], Store: c.store, Addr: c.addr,
+		Start: time.Now(),
+	}
 	if r, ok := args.(interface{ GetContext() *kvrpcpb.Context }); ok {
 		step.Region = r.GetContext().GetRegionId()
 	}
 	ctx = metadata.AppendToOutgoingContext(ctx, trace.Ask, "1")
-	err := c.ClientConnInterface.Invoke(ctx, method, args, reply, append(opts, grpc.Trailer(&trailer))...)
+	err := c.ClientConnInterface.Invoke(ctx, method, args, reply,
+		append(opts, grpc.Trailer(&trailer))...)
 	step.Took = time.Since(step.Start)
 	if err != nil {
 		step.Err = err.Error()
-	} else if r, ok := reply.(interface{ GetRegionError() *errorpb.Error }); ok && r.GetRegionError() != nil {
+	} else if r, ok := reply.(interface{ GetRegionError() *errorpb.Error }); ok &&
+		r.GetRegionError() != nil {
 		step.Err = regionError(r.GetRegionError()).Error()
 	}
 	step.Stages = trace.Spans(trailer)

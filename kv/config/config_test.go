@@ -17,8 +17,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
-// TestLeaseOutlivesNoElection: a leader whose clock is slow does not serve reads by its lease once followers whose clocks are
-// fast may have elected another one.
+// TestLeaseOutlivesNoElection: a leader whose clock is slow does not serve reads by its lease once
+// followers whose clocks are fast may have elected another one.
 func TestLeaseOutlivesNoElection(t *testing.T) {
 	r := &Default().Raftstore
 	const slow, fast = 0.9, 1.1
@@ -46,7 +46,8 @@ func TestSampleIsTheDefault(t *testing.T) {
 	require.Equal(t, Default(), c)
 }
 
-// TestEveryKeyIsExplained: the sample has each key, and there is a comment for each and for no other one.
+// TestEveryKeyIsExplained: the sample has each key, and there is a comment for each and for no
+// other one.
 func TestEveryKeyIsExplained(t *testing.T) {
 	keys := tomlfile.Keys(reflect.TypeFor[Config]())
 	require.Greater(t, len(keys), 80)
@@ -62,34 +63,56 @@ func TestFaultsAreNamed(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		"no scheduler":       {func(c *Config) { c.Scheduler = nil }, "scheduler"},
-		"scheduler port":     {func(c *Config) { c.Scheduler = []string{"a:b:c"} }, "scheduler"},
-		"addr":               {func(c *Config) { c.Addr = "x" }, "addr"},
-		"advertise nowhere":  {func(c *Config) { c.Addr = "0.0.0.0:1" }, "advertise-addr"},
-		"status":             {func(c *Config) { c.StatusAddr = "x" }, "status-addr"},
-		"addr in the clear":  {func(c *Config) { c.Addr = "10.0.0.1:1" }, "--insecure"},
-		"status in clear":    {func(c *Config) { c.StatusAddr = "0.0.0.0:1"; c.AdvertiseStatusAddr = "10.0.0.1:1" }, "--insecure"},
-		"advertise any":      {func(c *Config) { c.AdvertiseAddr = "[::]:1" }, "advertise-addr"},
-		"status nowhere":     {func(c *Config) { c.StatusAddr = ":1" }, "advertise-status-addr"},
-		"https and http":     {func(c *Config) { c.Scheduler = []string{"https://a:1", "http://b:1"} }, "in the same way"},
-		"no such CA":         {func(c *Config) { c.Security.CAPath = "/does/not/exist" }, "no such file"},
-		"CA without TLS":     {func(c *Config) { c.Scheduler = []string{"http://a:1"}; c.Security.CAPath = "x" }, "https://"},
-		"other scheme":       {func(c *Config) { c.Scheduler = []string{"ftp://a:1"} }, "neither http nor https"},
-		"data dir":           {func(c *Config) { c.DataDir = "" }, "data-dir"},
-		"level":              {func(c *Config) { c.Log.Level = "loud" }, "log.level"},
-		"format":             {func(c *Config) { c.Log.Format = "xml" }, "log.format"},
-		"engine":             {func(c *Config) { c.Storage.Engine = "paper" }, "storage.engine"},
-		"message size":       {func(c *Config) { c.Server.GRPCMaxMessage = c.Raftstore.MaxEntry }, "grpc-max-message"},
-		"key size":           {func(c *Config) { c.Server.MaxKeySize = 1 * MiB }, "max-key-size"},
-		"election":           {func(c *Config) { c.Raftstore.ElectionTicks = 2 }, "election-ticks"},
-		"tick":               {func(c *Config) { c.Raftstore.TickInterval = Dur(0) }, "tick-interval"},
-		"read mode":          {func(c *Config) { c.Raftstore.ReadMode = "hope" }, "read-mode"},
-		"drift":              {func(c *Config) { c.Raftstore.LeaseDrift = 100 }, "lease-drift-percent"},
-		"split above max":    {func(c *Config) { c.Raftstore.RegionSplitSize = c.Raftstore.RegionMaxSize + 1 }, "region-max-size"},
-		"negative heartbeat": {func(c *Config) { c.Raftstore.RegionHeartbeatInterval = Dur(-1) }, "region-heartbeat-interval"},
-		"workers":            {func(c *Config) { c.Raftstore.RaftWorkers = 0 }, "raft-workers"},
-		"log gc":             {func(c *Config) { c.Raftstore.LogGCCountLimit = 0 }, "log-gc"},
-		"segment":            {func(c *Config) { c.RaftLog.SegmentSize = 1 }, "segment-size"},
+		"no scheduler":      {func(c *Config) { c.Scheduler = nil }, "scheduler"},
+		"scheduler port":    {func(c *Config) { c.Scheduler = []string{"a:b:c"} }, "scheduler"},
+		"addr":              {func(c *Config) { c.Addr = "x" }, "addr"},
+		"advertise nowhere": {func(c *Config) { c.Addr = "0.0.0.0:1" }, "advertise-addr"},
+		"status":            {func(c *Config) { c.StatusAddr = "x" }, "status-addr"},
+		"addr in the clear": {func(c *Config) { c.Addr = "10.0.0.1:1" }, "--insecure"},
+		"status in clear": {func(c *Config) {
+			c.StatusAddr = "0.0.0.0:1"
+			c.AdvertiseStatusAddr = "10.0.0.1:1"
+		}, "--insecure"},
+		"advertise any":  {func(c *Config) { c.AdvertiseAddr = "[::]:1" }, "advertise-addr"},
+		"status nowhere": {func(c *Config) { c.StatusAddr = ":1" }, "advertise-status-addr"},
+		"https and http": {func(c *Config) {
+			c.Scheduler = []string{"https://a:1", "http://b:1"}
+		}, "in the same way"},
+		"no such CA": {func(c *Config) {
+			c.Security.CAPath = "/does/not/exist"
+		}, "no such file"},
+		"CA without TLS": {func(c *Config) {
+			c.Scheduler = []string{"http://a:1"}
+			c.Security.CAPath = "x"
+		}, "https://"},
+		"other scheme": {func(c *Config) {
+			c.Scheduler = []string{"ftp://a:1"}
+		}, "neither http nor https"},
+		"data dir": {func(c *Config) { c.DataDir = "" }, "data-dir"},
+		"level":    {func(c *Config) { c.Log.Level = "loud" }, "log.level"},
+		"format":   {func(c *Config) { c.Log.Format = "xml" }, "log.format"},
+		"engine":   {func(c *Config) { c.Storage.Engine = "paper" }, "storage.engine"},
+		"message size": {func(c *Config) {
+			c.Server.GRPCMaxMessage = c.Raftstore.MaxEntry
+		}, "grpc-max-message"},
+		"key size": {func(c *Config) { c.Server.MaxKeySize = 1 * MiB }, "max-key-size"},
+		"election": {func(c *Config) { c.Raftstore.ElectionTicks = 2 }, "election-ticks"},
+		"tick": {func(c *Config) {
+			c.Raftstore.TickInterval = Dur(0)
+		}, "tick-interval"},
+		"read mode": {func(c *Config) { c.Raftstore.ReadMode = "hope" }, "read-mode"},
+		"drift": {func(c *Config) {
+			c.Raftstore.LeaseDrift = 100
+		}, "lease-drift-percent"},
+		"split above max": {func(c *Config) {
+			c.Raftstore.RegionSplitSize = c.Raftstore.RegionMaxSize + 1
+		}, "region-max-size"},
+		"negative heartbeat": {func(c *Config) {
+			c.Raftstore.RegionHeartbeatInterval = Dur(-1)
+		}, "region-heartbeat-interval"},
+		"workers": {func(c *Config) { c.Raftstore.RaftWorkers = 0 }, "raft-workers"},
+		"log gc":  {func(c *Config) { c.Raftstore.LogGCCountLimit = 0 }, "log-gc"},
+		"segment": {func(c *Config) { c.RaftLog.SegmentSize = 1 }, "segment-size"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := Default()
@@ -115,9 +138,11 @@ func TestFileErrorsSayWhere(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return Default().LoadFile(path)
 	}
-	require.ErrorContains(t, load("[raftstore]\ntick-intervall = \"1s\"\n"), `unknown key "raftstore.tick-intervall", did you mean "raftstore.tick-interval"?`)
+	require.ErrorContains(t, load("[raftstore]\ntick-intervall = \"1s\"\n"),
+		`unknown key "raftstore.tick-intervall", did you mean "raftstore.tick-interval"?`)
 	require.ErrorContains(t, load("\n\n  addr = 5\n"), "line 3, column 3: addr: incompatible types")
-	require.ErrorContains(t, load("[raftstore]\ntick-interval = \"fast\"\n"), `line 2, column 18: "fast" is not a duration`)
+	require.ErrorContains(t, load("[raftstore]\ntick-interval = \"fast\"\n"),
+		`line 2, column 18: "fast" is not a duration`)
 	require.ErrorContains(t, load("[storage]\ncache-size = \"many\"\n"), "many")
 	require.NoError(t, load("[labels]\nzone = \"a\"\n"))
 	require.ErrorContains(t, Default().LoadFile("/does/not/exist"), "/does/not/exist")

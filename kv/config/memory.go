@@ -2,16 +2,19 @@ package config
 
 import "fmt"
 
-// What the engine does with the memory it may use. The larger a memtable and the base level, which follows it, the fewer
-// times a byte is written again; the rest is best used for blocks (docs/engine.md has the figures).
+// What the engine does with the memory it may use. The larger a memtable and the base level, which
+// follows it, the fewer times a byte is written again; the rest is best used for blocks
+// (docs/engine.md has the figures).
 const (
-	// memoryShare is the part of the available memory that the engine may use by itself: others need memory too, and
-	// so do requests, answers and the raft log of this store, and the kernel's cache of files.
+	// memoryShare is the part of the available memory that the engine may use by itself: others
+	// need memory too, and so do requests, answers and the raft log of this store, and the kernel's
+	// cache of files.
 	memoryShare = 4
-	// mostMemory is how much that is at most: under an attack by writers of large values, a store with as much stays below
-	// a GiB. Who has more to spare says so.
+	// mostMemory is how much that is at most: under an attack by writers of large values, a store
+	// with as much stays below a GiB. Who has more to spare says so.
 	mostMemory = 384 * MiB
-	// memTables is how many memtables are counted on: the one that is written, and three that wait for their flush.
+	// memTables is how many memtables are counted on: the one that is written, and three that wait
+	// for their flush.
 	memTables                = 4
 	mostMemTable             = 64 * MiB
 	leastCache               = 32 * MiB
@@ -20,8 +23,9 @@ const (
 	diskOfMemTable    uint64 = 128
 )
 
-// Fit replaces the sizes that are left open, 0, by what follows from the memory that is available to the process and the
-// size of the disk, in bytes: the store keeps room for eight memtables on it.
+// Fit replaces the sizes that are left open, 0, by what follows from the memory that is available
+// to the process and the size of the disk, in bytes: the store keeps room for eight memtables on
+// it.
 func (s *Storage) Fit(available, disk uint64) {
 	if s.Memory == 0 {
 		s.Memory = min(max(Size(available/memoryShare), leastMemory), mostMemory)
@@ -38,7 +42,8 @@ func (s *Storage) Fit(available, disk uint64) {
 // whole is the size in whole MiB, rounded down.
 func (s Size) whole() Size { return s - s%MiB }
 
-// LeastMemTable is the least size of memtables that follows from memory, and that of a store with little data.
+// LeastMemTable is the least size of memtables that follows from memory, and that of a store with
+// little data.
 const LeastMemTable = 12 * MiB
 
 func (s *Storage) validateSizes(bad func(string, ...any)) {
@@ -46,10 +51,12 @@ func (s *Storage) validateSizes(bad func(string, ...any)) {
 		bad("storage: sizes must not be negative")
 	}
 	if s.MemTable != 0 && s.MemTable < 256*KiB {
-		bad("storage.memtable-size: %s is below 256KiB; 0 has it follow from the memory", s.MemTable)
+		bad("storage.memtable-size: %s is below 256KiB; 0 has it follow from the memory",
+			s.MemTable)
 	}
 	if s.Memory != 0 && s.Memory < leastMemory {
-		bad("storage.memory: %s is below %s; 0 takes %s of what the machine or the cgroup has", s.Memory, leastMemory,
+		bad("storage.memory: %s is below %s; 0 takes %s of what the machine or the cgroup has",
+			s.Memory, leastMemory,
 			fmt.Sprintf("1/%d", memoryShare))
 	}
 }

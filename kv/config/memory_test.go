@@ -27,7 +27,10 @@ func TestFit(t *testing.T) {
 		{"the least", Storage{Memory: 80 * MiB}, 24 << 30, large, 12 * MiB, 32 * MiB},
 		{"the cache is set", Storage{Cache: 8 * MiB}, 24 << 30, large, 24 * MiB, 8 * MiB},
 		{"the memtable is set", Storage{MemTable: MiB}, 4 << 30, large, MiB, 380 * MiB},
-		{"both are set", Storage{Cache: 8 * MiB, MemTable: 256 * KiB}, 24 << 30, large, 256 * KiB, 8 * MiB},
+		{
+			"both are set", Storage{Cache: 8 * MiB, MemTable: 256 * KiB}, 24 << 30, large,
+			256 * KiB, 8 * MiB,
+		},
 		{"nothing is known", Storage{}, 0, 0, 12 * MiB, 32 * MiB},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -21,10 +21,10 @@ var ErrClosed = errors.New("engine: closed")
 type Engine interface {
 	// NewBatch returns an empty batch for this engine. A batch is not safe for concurrent use.
 	NewBatch() Batch
-	// Write carries the batch out atomically; it is visible to reads as soon as Write returns.
-	// With sync it is also durable then; without, the death of the machine, and with some backends
-	// that of the process, may lose it until the next Sync: what survives is a prefix of the writes.
-	// The batch may be reset and used again afterwards.
+	// Write carries the batch out atomically; it is visible to reads as soon as Write returns. With
+	// sync it is also durable then; without, the death of the machine, and with some backends that
+	// of the process, may lose it until the next Sync: what survives is a prefix of the writes. The
+	// batch may be reset and used again afterwards.
 	Write(b Batch, sync bool) error
 	// Sync returns once everything written before the call is durable.
 	Sync() error
@@ -47,15 +47,17 @@ type Reporter interface {
 	Stats() Stats
 }
 
-// Flusher is what an engine may also be: one that can be asked to write its memtable into files, with the
-// deletes in it. Flush does not wait for that. An empty memtable is left alone. Safe for concurrent use.
+// Flusher is what an engine may also be: one that can be asked to write its memtable into files,
+// with the deletes in it. Flush does not wait for that. An empty memtable is left alone. Safe for
+// concurrent use.
 type Flusher interface {
 	Flush() error
 }
 
 // Stats are counters since the engine was opened, and gauges of the moment.
 type Stats struct {
-	// WriteStalls counts the times writes had to wait for flushes or compactions, StallTime adds them up.
+	// WriteStalls counts the times writes had to wait for flushes or compactions, StallTime adds
+	// them up.
 	WriteStalls uint64
 	StallTime   time.Duration
 	// MemTables wait in memory or are being filled; they take MemTableBytes.
@@ -63,7 +65,8 @@ type Stats struct {
 	MemTableBytes uint64
 	// Level0Depth is in how many layers of level 0 a key may lie.
 	Level0Depth int
-	// LogBytes, FlushedBytes and CompactedBytes were written to the write-ahead log, by flushes, by compactions.
+	// LogBytes, FlushedBytes and CompactedBytes were written to the write-ahead log, by flushes, by
+	// compactions.
 	LogBytes, FlushedBytes, CompactedBytes uint64
 	// CompactionDebt is how many bytes compactions still have to write.
 	CompactionDebt uint64
@@ -71,8 +74,9 @@ type Stats struct {
 	CacheHits, CacheMisses uint64
 }
 
-// Latest is what an engine may also be: one with a view that is of no one moment, and costs nothing to take. Each Get of it,
-// and each iterator, shows what was written by the moment at which it is made.
+// Latest is what an engine may also be: one with a view that is of no one moment, and costs nothing
+// to take. Each Get of it, and each iterator, shows what was written by the moment at which it is
+// made.
 type Latest interface {
 	Latest() Snapshot
 }

@@ -6,12 +6,15 @@ import (
 	"math"
 )
 
-// Times are milliseconds since 1970. A key expires at a time: from then on it does not exist. 0 stands for never.
+// Times are milliseconds since 1970. A key expires at a time: from then on it does not exist. 0
+// stands for never.
 //
-// What a family of expiry times holds: the time, 8 bytes, little endian. Part of the on-disk format; do not change.
+// What a family of expiry times holds: the time, 8 bytes, little endian. Part of the on-disk
+// format; do not change.
 //
-// Invariant: a key has an expiry time only if it has a value. Both change in one batch. A batch that deletes a range is the
-// exception, for an engine without range tombstones: there the values go first.
+// Invariant: a key has an expiry time only if it has a value. Both change in one batch. A batch
+// that deletes a range is the exception, for an engine without range tombstones: there the values
+// go first.
 
 const expirySize = 8
 
@@ -26,7 +29,8 @@ func DecodeExpiry(value []byte) (uint64, error) {
 	return binary.LittleEndian.Uint64(value), nil
 }
 
-// ExpiryOf is when a key that begins to live at a time expires; the end of time if that cannot be said.
+// ExpiryOf is when a key that begins to live at a time expires; the end of time if that cannot be
+// said.
 func ExpiryOf(from, ttl uint64) uint64 {
 	if ttl > math.MaxUint64-from {
 		return math.MaxUint64
@@ -48,8 +52,8 @@ func LoadExpiry(g getter, cf CF, key []byte) (uint64, error) {
 	return DecodeExpiry(value)
 }
 
-// ClearFamilies removes the user keys of [start, end) in all families, as ClearRange does. The families of expiry times,
-// mostly empty, get range tombstones only if something is there.
+// ClearFamilies removes the user keys of [start, end) in all families, as ClearRange does. The
+// families of expiry times, mostly empty, get range tombstones only if something is there.
 func ClearFamilies(e Engine, start, end []byte) error {
 	for _, cf := range AllCFs {
 		lower, upper := DataKey(cf, start), DataEndKey(cf, end)

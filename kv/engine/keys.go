@@ -11,7 +11,8 @@ import (
 //	'z' | 'D' 'W' or 'L' | key   when a key of the family in lower case expires (Expiry)
 //	0x01 | ...                   the store's own records (package meta)
 //
-// So no user key can touch a local record, and no key begins with '!', which badger's iterators hide.
+// So no user key can touch a local record, and no key begins with '!', which badger's iterators
+// hide.
 const (
 	dataPrefix  = 'z'
 	LocalPrefix = 0x01
@@ -30,15 +31,16 @@ const (
 // CFs lists all column families in snapshot-file order.
 var CFs = []CF{CFDefault, CFWrite, CFLock}
 
-// The families of expiry times. A key of one says until when the same key of the family in its name lives. Requests do not
-// name them.
+// The families of expiry times. A key of one says until when the same key of the family in its name
+// lives. Requests do not name them.
 const (
 	cfDefaultExpiry CF = "default-expiry"
 	cfWriteExpiry   CF = "write-expiry"
 	cfLockExpiry    CF = "lock-expiry"
 )
 
-// AllCFs lists the column families and then the families of their expiry times, in snapshot-file order.
+// AllCFs lists the column families and then the families of their expiry times, in snapshot-file
+// order.
 var AllCFs = []CF{CFDefault, CFWrite, CFLock, cfDefaultExpiry, cfWriteExpiry, cfLockExpiry}
 
 // Families lists what a region may have data in: AllCFs if its keys may expire, else CFs.
@@ -77,8 +79,10 @@ func ParseCF(name string) (CF, error) {
 	case string(CFLock):
 		return CFLock, nil
 	}
-	// A copy, so that name does not escape: callers pass bytes of a request as a string, for each of them.
-	return "", fmt.Errorf("engine: unknown column family %q (default, write, lock)", strings.Clone(name))
+	// A copy, so that name does not escape: callers pass bytes of a request as a string, for each
+	// of them.
+	return "",
+		fmt.Errorf("engine: unknown column family %q (default, write, lock)", strings.Clone(name))
 }
 
 func (cf CF) tag() byte {

@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// FuzzKeys: physical keys give the user key back, keep its order, lie within the bounds of ranges exactly
-// if the user key does, and never among those of another family or of the store's own records (O10).
+// FuzzKeys: physical keys give the user key back, keep its order, lie within the bounds of ranges
+// exactly if the user key does, and never among those of another family or of the store's own
+// records (O10).
 func FuzzKeys(f *testing.F) {
 	f.Add([]byte("a"), []byte("b"), uint8(0))
 	f.Add([]byte{}, []byte{0xff, 0xff}, uint8(1))
@@ -21,14 +22,18 @@ func FuzzKeys(f *testing.F) {
 		if bytes.Compare(ka, kb) != bytes.Compare(a, b) {
 			t.Fatalf("%x and %x change their order", a, b)
 		}
-		if before := bytes.Compare(ka, DataEndKey(cf, b)) < 0; before != (len(b) == 0 || bytes.Compare(a, b) < 0) {
+		if before := bytes.Compare(ka,
+			DataEndKey(cf, b)) < 0; before != (len(b) == 0 || bytes.Compare(a, b) < 0) {
 			t.Fatalf("%x before the end %x: %v", a, b, before)
 		}
-		inside := func(k, lo, hi []byte) bool { return bytes.Compare(k, lo) >= 0 && bytes.Compare(k, hi) < 0 }
+		inside := func(k, lo, hi []byte) bool {
+			return bytes.Compare(k, lo) >= 0 && bytes.Compare(k, hi) < 0
+		}
 		if inside(ka, DataKey(other, nil), DataEndKey(other, nil)) {
 			t.Fatalf("%x of %s is inside %s", a, cf, other)
 		}
-		if ka[0] == LocalPrefix || inside(ka, []byte{LocalPrefix}, []byte{LocalPrefix + 1}) || inside([]byte{LocalPrefix, n}, DataKey(cf, nil), DataEndKey(cf, nil)) {
+		if ka[0] == LocalPrefix || inside(ka, []byte{LocalPrefix}, []byte{LocalPrefix + 1}) ||
+			inside([]byte{LocalPrefix, n}, DataKey(cf, nil), DataEndKey(cf, nil)) {
 			t.Fatalf("%x meets the store's own records", a)
 		}
 	})

@@ -17,7 +17,8 @@ type Options struct {
 	CacheBytes int64
 	// MemTableBytes is the size of a memtable, default 16 MiB. A batch may be larger.
 	MemTableBytes int64
-	// LeastMemTableBytes is the size at which the memtable of a small store is flushed already, default MemTableBytes.
+	// LeastMemTableBytes is the size at which the memtable of a small store is flushed already,
+	// default MemTableBytes.
 	LeastMemTableBytes int64
 	// OpenFiles is how many files of tables stay open, default 1000.
 	OpenFiles int
@@ -26,8 +27,8 @@ type Options struct {
 	// disk is really full: a full disk is something no LSM library survives well. It must be
 	// cheap; the store measures free space now and then and keeps the answer.
 	CheckSpace func() error
-	// OnFailure, if set, gets the error with which the engine became unusable. No caller might see it
-	// soon: a goroutine of the library may have met it, and a goroutine that met it inside the
+	// OnFailure, if set, gets the error with which the engine became unusable. No caller might see
+	// it soon: a goroutine of the library may have met it, and a goroutine that met it inside the
 	// library may never return. Called at most once, with locks of the library held: it must
 	// neither wait nor call the engine.
 	OnFailure func(error)

@@ -4,8 +4,8 @@
 //
 // The raft log takes a MemFS (raftlog.Options.FS); the engine is wrapped by package enginefault.
 // When both share one Controller, a test can run a scenario once to count its operations, and then
-// once for every k with CrashAt(k): from the k-th operation on everything fails with ErrCrashed; the
-// test then takes the crash clones of both and opens the store on them.
+// once for every k with CrashAt(k): from the k-th operation on everything fails with ErrCrashed;
+// the test then takes the crash clones of both and opens the store on them.
 package faultfs
 
 import (
@@ -21,14 +21,15 @@ var ErrCrashed = errors.New("faultfs: the machine is off")
 // ErrNoSpace is what a full disk answers.
 var ErrNoSpace error = syscall.ENOSPC
 
-// Op is an operation about to be carried out: one that changes what is stored, or with SetReads any.
+// Op is an operation about to be carried out: one that changes what is stored, or with SetReads
+// any.
 type Op struct {
 	// N counts the operations of all layers that share the controller, from 1.
 	N int64
 	// Layer tells who asks: "fs", "engine" or the name given by the test.
 	Layer string
-	// Kind is create, write, sync, allocate, rename, remove, syncdir, commit, ...; with SetReads also open, list, read, get,
-	// seek, next.
+	// Kind is create, write, sync, allocate, rename, remove, syncdir, commit, ...; with SetReads
+	// also open, list, read, get, seek, next.
 	Kind string
 	// Name is the file, if any.
 	Name string
@@ -47,8 +48,8 @@ type Controller struct {
 }
 
 // Set installs the decision for each operation from now on; nil lets all pass. An error is the
-// operation's answer, and the operation has no effect. check may be called by several goroutines at the
-// same time; while it blocks, only its own operation waits.
+// operation's answer, and the operation has no effect. check may be called by several goroutines at
+// the same time; while it blocks, only its own operation waits.
 func (c *Controller) Set(check func(Op) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

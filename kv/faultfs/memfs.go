@@ -23,8 +23,9 @@ const sectorSize = 512
 // directory which changes of names were: what a crash keeps is decided by Crash.
 //
 // Names in a directory change through a journal, as in every journalling file system: a crash keeps
-// a prefix of the changes that were not synced. Directories are names too: what lies below one whose
-// own name was not durable is gone, whatever was synced. The directories "." and "/" always exist.
+// a prefix of the changes that were not synced. Directories are names too: what lies below one
+// whose own name was not durable is gone, whatever was synced. The directories "." and "/" always
+// exist.
 type MemFS struct {
 	ctl *Controller
 
@@ -245,7 +246,8 @@ func (c nameChange) apply(names map[string]*inode) {
 type Loss int
 
 const (
-	// KeepAll is the death of a process: the page cache survives, and with it that it is not durable.
+	// KeepAll is the death of a process: the page cache survives, and with it that it is not
+	// durable.
 	KeepAll Loss = iota
 	// DropAll is a power loss that keeps nothing but what was synced.
 	DropAll
@@ -280,8 +282,8 @@ func (m *MemFS) Crash(loss Loss, rng *rand.Rand, ctl *Controller) *MemFS {
 		}
 	}
 	sort.Strings(sorted) // the seed decides, not the map
-	// One moment for all files, also while someone writes to them: a file must not be kept from before
-	// the sync of which another one tells.
+	// One moment for all files, also while someone writes to them: a file must not be kept from
+	// before the sync of which another one tells.
 	held := map[*inode]bool{}
 	for _, name := range sorted {
 		if n := names[name]; !held[n] {
@@ -304,7 +306,10 @@ func (m *MemFS) cloneLocked(ctl *Controller) *MemFS {
 	collect := func(n *inode) {
 		if n != nil && all[n] == nil {
 			n.mu.Lock() // all at once: one moment for all files
-			all[n] = &inode{data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: maps.Clone(n.dirty)}
+			all[n] = &inode{
+				data: slices.Clone(n.data), synced: slices.Clone(n.synced),
+				dirty: maps.Clone(n.dirty),
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.names)) {
@@ -344,7 +349,8 @@ func (n *inode) survive(loss Loss, rng *rand.Rand) []byte {
 	}
 	out := append([]byte(nil), n.synced...)
 	if len(n.data) > len(out) && rng.IntN(2) == 0 {
-		out = append(out, make([]byte, len(n.data)-len(out))...) // the size got there, the data perhaps
+		// the size got there, the data perhaps
+		out = append(out, make([]byte, len(n.data)-len(out))...)
 	}
 	pages := make([]int64, 0, len(n.dirty))
 	for p := range n.dirty {

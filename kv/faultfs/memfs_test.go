@@ -20,8 +20,8 @@ func write(t *testing.T, m *faultfs.MemFS, name string) {
 	require.NoError(t, f.Sync())
 }
 
-// TestDirectoriesAreForgotten: a synced file in a synced directory is gone when the name of a directory
-// above it was not durable.
+// TestDirectoriesAreForgotten: a synced file in a synced directory is gone when the name of a
+// directory above it was not durable.
 func TestDirectoriesAreForgotten(t *testing.T) {
 	m := faultfs.NewMemFS(nil)
 	_, err := m.Create("a/f")
@@ -58,7 +58,8 @@ func TestMkdirAllIsDurable(t *testing.T) {
 		ctl.Set(faultfs.CrashAt(k))
 		m := faultfs.NewMemFS(ctl)
 		first := durable.MkdirAll(m, "a/b/c")
-		m = m.Crash(faultfs.KeepAll, nil, nil) // only the process died; what was not synced stays so
+		// only the process died; what was not synced stays so
+		m = m.Crash(faultfs.KeepAll, nil, nil)
 		if first != nil {
 			require.NoError(t, durable.MkdirAll(m, "a/b/c"))
 		}

@@ -23,7 +23,10 @@ type Cluster interface {
 	Timestamp(ctx context.Context) (uint64, error)
 	ResolveExpired(ctx context.Context, before uint64) (ended int, err error)
 	ResolveAll(ctx context.Context, safePoint uint64) (ended int, err error)
-	Collect(ctx context.Context, safePoint uint64, step func(ctx context.Context, done txn.Collected) error) error
+	Collect(
+		ctx context.Context, safePoint uint64,
+		step func(ctx context.Context, done txn.Collected) error,
+	) error
 }
 
 // Options are what a Worker is made of.
@@ -39,9 +42,11 @@ type Options struct {
 }
 
 const (
-	// clientTerm is for how long a client that has raised a safe point is expected to go on with it.
+	// clientTerm is for how long a client that has raised a safe point is expected to go on with
+	// it.
 	clientTerm = 24 * time.Hour
-	// minLockAge is the age from which on locks are looked at: younger ones come and go with their transactions.
+	// minLockAge is the age from which on locks are looked at: younger ones come and go with their
+	// transactions.
 	minLockAge  = 30 * time.Second
 	logicalBits = 18
 )
@@ -92,7 +97,8 @@ func (w *Worker) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		if !w.opt.Leads(ctx) {
-			w.note(func(s *Stats) { s.SafePoint = 0 }) // another store goes on, and this one does not know how far
+			// another store goes on, and this one does not know how far
+			w.note(func(s *Stats) { s.SafePoint = 0 })
 			continue
 		}
 		if err := w.Round(ctx); err != nil && ctx.Err() == nil {
@@ -136,7 +142,8 @@ func (w *Worker) round(ctx context.Context) error {
 	}
 	w.note(func(s *Stats) { s.SafePoint = safePoint })
 	w.opt.Logger.Info("collected garbage", zap.Uint64("safe-point", safePoint),
-		zap.Uint64("versions", w.Stats().Versions-versions), zap.Duration("took", time.Since(begun)))
+		zap.Uint64("versions", w.Stats().Versions-versions),
+		zap.Duration("took", time.Since(begun)))
 	return nil
 }
 
@@ -149,7 +156,8 @@ func before(ts uint64, d time.Duration) uint64 {
 	return (ts>>logicalBits - ms) << logicalBits
 }
 
-// raise returns a safe point up to which garbage may be collected: all locks up to it are resolved. 0 is none.
+// raise returns a safe point up to which garbage may be collected: all locks up to it are resolved.
+// 0 is none.
 func (w *Worker) raise(ctx context.Context, now uint64) (uint64, error) {
 	st, err := w.opt.Placement.GetGCState(ctx)
 	if err != nil {

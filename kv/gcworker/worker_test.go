@@ -20,7 +20,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func ms(n uint64) uint64 { return n << logicalBits }
 
-// world is a placement service and a cluster that write down what is asked of them. fail is the call that fails.
+// world is a placement service and a cluster that write down what is asked of them. fail is the
+// call that fails.
 type world struct {
 	now, txn, gc uint64
 	barrier      uint64
@@ -49,7 +50,9 @@ func (w *world) GetGCState(context.Context) (*schedulerpb.GetGCStateResponse, er
 	return st, w.did("state")
 }
 
-func (w *world) AdvanceSafePoints(_ context.Context, txnTarget, gcTarget uint64) (uint64, uint64, error) {
+func (w *world) AdvanceSafePoints(
+	_ context.Context, txnTarget, gcTarget uint64,
+) (uint64, uint64, error) {
 	if w.barrier > 0 {
 		txnTarget = min(txnTarget, w.barrier)
 	}
@@ -71,7 +74,9 @@ func (w *world) ResolveAll(_ context.Context, safePoint uint64) (int, error) {
 	return 2, w.did("resolve %d", safePoint>>logicalBits)
 }
 
-func (w *world) Collect(ctx context.Context, safePoint uint64, step func(context.Context, txn.Collected) error) error {
+func (w *world) Collect(
+	ctx context.Context, safePoint uint64, step func(context.Context, txn.Collected) error,
+) error {
 	if err := w.did("collect %d", safePoint>>logicalBits); err != nil {
 		return err
 	}
@@ -94,20 +99,23 @@ func (w *world) round(t *testing.T, worker *Worker, wrong error) []string {
 func newWorker(w *world) *Worker {
 	return New(Options{
 		LifeTime: 100 * time.Second, Interval: time.Millisecond, Rate: 1 << 30,
-		Leads: func(context.Context) bool { return w.leads }, Placement: w, Cluster: w, Logger: zap.NewNop(),
+		Leads: func(context.Context) bool { return w.leads }, Placement: w, Cluster: w,
+		Logger: zap.NewNop(),
 	})
 }
 
-// TestOrderOfARound: the safe point of transactions, their locks, the safe point of garbage, the garbage. The next round does it
-// again for a later safe point only.
+// TestOrderOfARound: the safe point of transactions, their locks, the safe point of garbage, the
+// garbage. The next round does it again for a later safe point only.
 func TestOrderOfARound(t *testing.T) {
 	w := &world{now: ms(500_000), leads: true}
 	worker := newWorker(w)
 	require.Equal(t, []string{
-		"now", "expired before=470000", "state", "advance txn=400000 gc=0", "resolve 400000", "advance txn=0 gc=400000", "collect 400000",
+		"now", "expired before=470000", "state", "advance txn=400000 gc=0", "resolve 400000",
+		"advance txn=0 gc=400000", "collect 400000",
 	}, w.round(t, worker, nil))
 	require.Equal(t, Stats{
-		Rounds: 1, Expired: 1, Ended: 2, Versions: 15, Bytes: 30, SafePoint: ms(400_000), Last: worker.Stats().Last,
+		Rounds: 1, Expired: 1, Ended: 2, Versions: 15, Bytes: 30, SafePoint: ms(400_000),
+		Last: worker.Stats().Last,
 	}, worker.Stats())
 	require.NotContains(t, strings.Join(w.round(t, worker, nil), " "), "resolve")
 	w.now = ms(501_000)
@@ -119,7 +127,9 @@ func TestOrderOfARound(t *testing.T) {
 
 // TestFailuresEndARound: nothing that comes later is done, and the next round begins anew.
 func TestFailuresEndARound(t *testing.T) {
-	for _, at := range []string{"now", "expired", "state", "advance txn=4", "resolve", "advance txn=0", "collect"} {
+	for _, at := range []string{
+		"now", "expired", "state", "advance txn=4", "resolve", "advance txn=0", "collect",
+	} {
 		w := &world{now: ms(500_000), leads: true, fail: at}
 		worker := newWorker(w)
 		calls := w.round(t, worker, errDown)
@@ -145,20 +155,23 @@ func TestBarriersHoldBack(t *testing.T) {
 	require.Equal(t, "collect 300000", calls[len(calls)-1])
 }
 
-// TestClientsSafePoint: while a client takes care of it, it is not raised; what lies below it is collected all the same, after
-// its locks.
+// TestClientsSafePoint: while a client takes care of it, it is not raised; what lies below it is
+// collected all the same, after its locks.
 func TestClientsSafePoint(t *testing.T) {
 	ago := time.Hour
 	w := &world{now: ms(500_000), leads: true, byClient: &ago, txn: ms(200_000), gc: ms(150_000)}
 	worker := newWorker(w)
-	require.Equal(t, []string{"now", "expired before=470000", "state", "resolve 150000", "collect 150000"}, w.round(t, worker, nil))
+	require.Equal(t,
+		[]string{"now", "expired before=470000", "state", "resolve 150000", "collect 150000"},
+		w.round(t, worker, nil))
 	require.Len(t, w.round(t, worker, nil), 3)
 	ago = 25 * time.Hour // it has stopped
 	calls := w.round(t, worker, nil)
 	require.Equal(t, "collect 400000", calls[len(calls)-1])
 }
 
-// TestAnotherStoreTakesOver: the one that does not lead any more ends its round, and one that leads again begins anew.
+// TestAnotherStoreTakesOver: the one that does not lead any more ends its round, and one that leads
+// again begins anew.
 func TestAnotherStoreTakesOver(t *testing.T) {
 	w := &world{now: ms(500_000)}
 	worker := newWorker(w)
@@ -167,7 +180,9 @@ func TestAnotherStoreTakesOver(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { worker.Run(ctx); close(done) }()
-	require.Never(t, func() bool { return worker.Stats().Rounds > 1 }, 20*time.Millisecond, time.Millisecond)
+	require.Never(t, func() bool {
+		return worker.Stats().Rounds > 1
+	}, 20*time.Millisecond, time.Millisecond)
 	cancel()
 	<-done
 }
@@ -179,7 +194,9 @@ func TestRunDoesRounds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { worker.Run(ctx); close(done) }()
-	require.Eventually(t, func() bool { return worker.Stats().Rounds > 2 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return worker.Stats().Rounds > 2
+	}, 10*time.Second, time.Millisecond)
 	cancel()
 	<-done
 

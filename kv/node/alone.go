@@ -20,13 +20,14 @@ import (
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
-// The placement service is not on the path of the data. A store that has been a member of its cluster before starts
-// without it: it knows its identity and the addresses of the stores that it shared regions with, and registers once
-// the service answers. A store that has no identity yet, or that may have to bootstrap the cluster, waits.
+// The placement service is not on the path of the data. A store that has been a member of its
+// cluster before starts without it: it knows its identity and the addresses of the stores that it
+// shared regions with, and registers once the service answers. A store that has no identity yet, or
+// that may have to bootstrap the cluster, waits.
 
 const (
-	// aloneAfter is how long a store that could go on alone waits for the placement service, for each of finding it
-	// and registering.
+	// aloneAfter is how long a store that could go on alone waits for the placement service, for
+	// each of finding it and registering.
 	aloneAfter = 3 * time.Second
 	// askTimeout bounds the question for an address when an older one is known.
 	askTimeout = time.Second
@@ -34,7 +35,8 @@ const (
 	rejoinPause = 500 * time.Millisecond
 )
 
-// mayGoAlone returns the identity of a store that was a member of its cluster before; nil if it was not.
+// mayGoAlone returns the identity of a store that was a member of its cluster before; nil if it was
+// not.
 func mayGoAlone(e engine.Engine) (*rspb.StoreIdent, error) {
 	ident := new(rspb.StoreIdent)
 	found, err := meta.Load(e, meta.StoreIdentKey, ident)
@@ -49,7 +51,8 @@ func mayGoAlone(e engine.Engine) (*rspb.StoreIdent, error) {
 	return ident, nil
 }
 
-// connect makes the client of the placement service, and waits until the service answers if this store needs it.
+// connect makes the client of the placement service, and waits until the service answers if this
+// store needs it.
 func (n *Node) connect(ctx context.Context, marker *Marker) error {
 	known, err := mayGoAlone(n.engine)
 	if err != nil {
@@ -71,7 +74,8 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 		return err
 	}
 	if marker != nil && marker.ClusterID != 0 && marker.ClusterID != n.placement.ClusterID() {
-		return fmt.Errorf("data-dir %s belongs to cluster %d, but the placement service at %v serves cluster %d",
+		return fmt.Errorf(
+			"data-dir %s belongs to cluster %d, but the placement service at %v serves cluster %d",
 			n.cfg.DataDir, marker.ClusterID, n.cfg.Scheduler, n.placement.ClusterID())
 	}
 	if n.addresses, err = newAddressBook(n.engine, n.placement); err != nil {
@@ -85,14 +89,16 @@ func (n *Node) connect(ctx context.Context, marker *Marker) error {
 func (n *Node) requireIdent(marker *Marker) error {
 	found, err := meta.Load(n.engine, meta.StoreIdentKey, new(rspb.StoreIdent))
 	if err == nil && !found {
-		err = fmt.Errorf("data-dir %s is marked as store %d of cluster %d, but %s holds no store: its data is gone. "+
-			"Put it back, or start with an empty data-dir to join as a new store; the regions of store %d are replaced elsewhere",
+		err = fmt.Errorf(
+			"data-dir %s is marked as store %d of cluster %d, but %s holds no store: its data is gone. "+
+				"Put it back, or start with an empty data-dir to join as a new store; the regions of store %d are replaced elsewhere",
 			n.cfg.DataDir, marker.StoreID, marker.ClusterID, n.dir.Sub("kv"), marker.StoreID)
 	}
 	return err
 }
 
-// reachPlacement makes the client. With the cluster that the store goes on in alone, it succeeds without an answer too.
+// reachPlacement makes the client. With the cluster that the store goes on in alone, it succeeds
+// without an answer too.
 func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
 	secure, err := security.ClientTLS(n.cfg.Scheduler, n.cfg.PlacementFiles())
 	if err != nil {
@@ -115,12 +121,15 @@ func (n *Node) reachPlacement(ctx context.Context, alone uint64) error {
 		return err
 	}
 	if want, have := n.cfg.ClusterID, n.placement.ClusterID(); want != 0 && want != have {
-		return fmt.Errorf("this store is to join cluster %d, but the placement service at %v serves cluster %d", want, n.cfg.Scheduler, have)
+		return fmt.Errorf(
+			"this store is to join cluster %d, but the placement service at %v serves cluster %d",
+			want, n.cfg.Scheduler, have)
 	}
 	return nil
 }
 
-// join registers the run of the store; joined is false if it goes on without and has to register later.
+// join registers the run of the store; joined is false if it goes on without and has to register
+// later.
 func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, err error) {
 	known, err := mayGoAlone(n.engine)
 	if err != nil {
@@ -142,7 +151,8 @@ func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, e
 		ident, err = Join(jctx, n.placement, n.engine, n.raftLog, store, n.logger)
 		n.run = store.Run
 		cancel()
-		if err == nil || known == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		if err == nil || known == nil || !errors.Is(err, context.DeadlineExceeded) ||
+			ctx.Err() != nil {
 			return ident, err == nil, err
 		}
 	}
@@ -151,7 +161,8 @@ func (n *Node) join(ctx context.Context) (ident *rspb.StoreIdent, joined bool, e
 	return known, false, nil
 }
 
-// joinLater registers a store that has started alone. Being refused for good is the end of the store.
+// joinLater registers a store that has started alone. Being refused for good is the end of the
+// store.
 func (n *Node) joinLater(ctx context.Context) {
 	for ctx.Err() == nil {
 		jctx, cancel := context.WithTimeout(ctx, joinTimeout)
@@ -159,8 +170,10 @@ func (n *Node) joinLater(ctx context.Context) {
 		cancel()
 		switch {
 		case err == nil && ident.QuarantineThrough != n.ident.QuarantineThrough:
-			n.fail(errors.New("this data directory is an older copy than what the store had promised, and was served before the " +
-				"placement service could say so; start the store again: its replicas are replaced one by one"))
+			n.fail(
+				errors.New(
+					"this data directory is an older copy than what the store had promised, and was served before the " +
+						"placement service could say so; start the store again: its replicas are replaced one by one"))
 			return
 		case err == nil:
 			n.registered.Store(true)
@@ -192,8 +205,8 @@ type storeFinder interface {
 	GetStore(ctx context.Context, id uint64) (*metapb.Store, error)
 }
 
-// addressBook knows the addresses of other stores, also while the placement service can not be asked, and across
-// restarts. Safe for concurrent use.
+// addressBook knows the addresses of other stores, also while the placement service can not be
+// asked, and across restarts. Safe for concurrent use.
 type addressBook struct {
 	engine engine.Engine
 	ask    storeFinder

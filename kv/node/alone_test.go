@@ -33,11 +33,13 @@ func (r *registry) GetStore(ctx context.Context, id uint64) (*metapb.Store, erro
 	return nil, client.ErrStoreNotFound
 }
 
-// TestAddressBook: addresses are known while the placement service is away, also after a restart, and what the service
-// says comes first.
+// TestAddressBook: addresses are known while the placement service is away, also after a restart,
+// and what the service says comes first.
 func TestAddressBook(t *testing.T) {
 	e := memengine.New()
-	r := &registry{stores: map[uint64]*metapb.Store{2: {Id: 2, Address: "a:1"}, 3: {Id: 3, Address: "b:1"}}}
+	r := &registry{
+		stores: map[uint64]*metapb.Store{2: {Id: 2, Address: "a:1"}, 3: {Id: 3, Address: "b:1"}},
+	}
 	b, err := newAddressBook(e, r)
 	require.NoError(t, err)
 	is := func(id uint64, want string) {
@@ -77,14 +79,19 @@ func (b beats) Heartbeat(context.Context, *schedulerpb.StoreStats) (feature.Set,
 	return 0, fmt.Errorf("%w: store 1 was started again", client.ErrDuplicateStore)
 }
 
-// TestHeartbeatsBeforeRegistering: a store that has started alone reports before the placement service has counted its
-// run, and is not ended by what the service says of the run before. Once it is registered, the same answer ends it.
+// TestHeartbeatsBeforeRegistering: a store that has started alone reports before the placement
+// service has counted its run, and is not ended by what the service says of the run before. Once it
+// is registered, the same answer ends it.
 func TestHeartbeatsBeforeRegistering(t *testing.T) {
 	var registered atomic.Bool
 	var ended error
-	p := placement{beats{during: func() { registered.Store(true) }}, &registered, func(err error) { ended = err }, nil}
-	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)
+	p := placement{beats{during: func() { registered.Store(true) }}, &registered, func(err error) {
+		ended = err
+	}, nil}
+	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}),
+		client.ErrDuplicateStore)
 	require.NoError(t, ended, "the answer is about the run before")
-	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}), client.ErrDuplicateStore)
+	require.ErrorIs(t, p.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1}),
+		client.ErrDuplicateStore)
 	require.ErrorIs(t, ended, client.ErrDuplicateStore)
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/feature"
 )
 
-// formatVersion is the newest version of the data directory's layout. A newer one is refused, an older one is marked as
-// the one that is needed before anything is written.
+// formatVersion is the newest version of the data directory's layout. A newer one is refused, an
+// older one is marked as the one that is needed before anything is written.
 //
 //	1  the first
 //	2  applied tables (kv/raftstore/meta): an older program would begin where the regions' own records stand
@@ -36,8 +36,8 @@ type Marker struct {
 	Mode      string `toml:"mode"` // "raft" or "standalone"
 	ClusterID uint64 `toml:"cluster-id"`
 	StoreID   uint64 `toml:"store-id"`
-	// Features are those that the store has announced, FeaturesOn those that it knows to be in force (pkg/feature). They
-	// are names and not numbers: a flipped bit makes no other feature.
+	// Features are those that the store has announced, FeaturesOn those that it knows to be in
+	// force (pkg/feature). They are names and not numbers: a flipped bit makes no other feature.
 	Features   []string `toml:"features,omitempty"`
 	FeaturesOn []string `toml:"features-on,omitempty"`
 }
@@ -86,7 +86,10 @@ func OpenDataDir(path string) (*DataDir, error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("data-dir %s is in use by another process; stop it or choose another directory", path)
+		return nil,
+			fmt.Errorf(
+				"data-dir %s is in use by another process; stop it or choose another directory",
+				path)
 	}
 	return &DataDir{Path: path, lock: f}, nil
 }
@@ -108,8 +111,10 @@ func (d *DataDir) ReadMarker() (*Marker, error) {
 		}
 		for _, e := range entries {
 			if e.Name() != lockFile && e.Name() != markerFile+".tmp" {
-				return nil, fmt.Errorf("data-dir %s holds %q but no %s: it is not a tinykv-server's; choose an empty directory",
-					d.Path, e.Name(), markerFile)
+				return nil,
+					fmt.Errorf(
+						"data-dir %s holds %q but no %s: it is not a tinykv-server's; choose an empty directory",
+						d.Path, e.Name(), markerFile)
 			}
 		}
 		return nil, nil
@@ -122,8 +127,10 @@ func (d *DataDir) ReadMarker() (*Marker, error) {
 		return nil, fmt.Errorf("%s is damaged: %w", path, err)
 	}
 	if m.Format > formatVersion {
-		return nil, fmt.Errorf("data-dir %s has format %d, this version knows up to %d; use a newer tinykv-server",
-			d.Path, m.Format, formatVersion)
+		return nil,
+			fmt.Errorf(
+				"data-dir %s has format %d, this version knows up to %d; use a newer tinykv-server",
+				d.Path, m.Format, formatVersion)
 	}
 	if m.Format < 1 {
 		return nil, fmt.Errorf("%s is damaged: format %d", path, m.Format)
@@ -131,8 +138,8 @@ func (d *DataDir) ReadMarker() (*Marker, error) {
 	return m, nil
 }
 
-// Upgrade marks a directory of an older format as one of this, and with the features that the store will announce, so
-// that programs that do not know them refuse it from now on.
+// Upgrade marks a directory of an older format as one of this, and with the features that the store
+// will announce, so that programs that do not know them refuse it from now on.
 func (d *DataDir) Upgrade(m *Marker, announce feature.Set) error {
 	next := *m
 	next.Features = announce.Names()
@@ -140,7 +147,8 @@ func (d *DataDir) Upgrade(m *Marker, announce feature.Set) error {
 		return nil
 	}
 	if err := d.WriteMarker(next); err != nil {
-		return fmt.Errorf("data-dir %s has format %d, and it was not possible to make it %d: %w", d.Path, m.Format, next.format(), err)
+		return fmt.Errorf("data-dir %s has format %d, and it was not possible to make it %d: %w",
+			d.Path, m.Format, next.format(), err)
 	}
 	next.Format = next.format()
 	*m = next
@@ -160,33 +168,39 @@ func (d *DataDir) WriteMarker(m Marker) error {
 // check refuses a directory that was made for something else.
 func (m *Marker) check(path, engine, mode string) error {
 	if m.Engine != engine {
-		return fmt.Errorf("data-dir %s was made with storage.engine = %q, not %q; set it back or choose another directory",
+		return fmt.Errorf(
+			"data-dir %s was made with storage.engine = %q, not %q; set it back or choose another directory",
 			path, m.Engine, engine)
 	}
 	if m.Mode != mode {
-		return fmt.Errorf("data-dir %s was made in mode %q, not %q (storage.raft)", path, m.Mode, mode)
+		return fmt.Errorf("data-dir %s was made in mode %q, not %q (storage.raft)", path, m.Mode,
+			mode)
 	}
 	return nil
 }
 
-// CheckFeatures refuses a directory that may hold what a program that knows these features cannot apply.
+// CheckFeatures refuses a directory that may hold what a program that knows these features cannot
+// apply.
 func (m *Marker) CheckFeatures(path string, known feature.Set) error {
 	set, unknown := feature.Parse(slices.Concat(m.Features, m.FeaturesOn))
 	if missing := set &^ known; missing != 0 {
 		unknown = append(unknown, missing.Names()...)
 	}
 	if len(unknown) > 0 {
-		return fmt.Errorf("data-dir %s may hold what needs %s, which this version does not know; use a newer tinykv-server",
+		return fmt.Errorf(
+			"data-dir %s may hold what needs %s, which this version does not know; use a newer tinykv-server",
 			path, strings.Join(unknown, ", "))
 	}
 	return nil
 }
 
-// checkIdent refuses parts of another store's directory: the marker and the engine must tell the same.
+// checkIdent refuses parts of another store's directory: the marker and the engine must tell the
+// same.
 func (m *Marker) checkIdent(path string, clusterID, storeID uint64) error {
 	if m.ClusterID != clusterID || m.StoreID != storeID {
-		return fmt.Errorf("data-dir %s is marked as store %d of cluster %d, but holds the data of store %d of cluster %d; "+
-			"put back what belongs together", path, m.StoreID, m.ClusterID, storeID, clusterID)
+		return fmt.Errorf(
+			"data-dir %s is marked as store %d of cluster %d, but holds the data of store %d of cluster %d; "+
+				"put back what belongs together", path, m.StoreID, m.ClusterID, storeID, clusterID)
 	}
 	return nil
 }

@@ -21,10 +21,12 @@ func TestDataDirectory(t *testing.T) {
 	_, err = OpenDataDir(dir)
 	require.ErrorContains(t, err, "in use by another process")
 
-	require.NoError(t, d.WriteMarker(Marker{Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}))
+	require.NoError(t,
+		d.WriteMarker(Marker{Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
-	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}, m)
+	require.Equal(t,
+		&Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 1<<63 - 1, StoreID: 3}, m)
 	require.NoError(t, m.check(dir, "pebble", "raft"))
 	require.ErrorContains(t, m.check(dir, "badger", "raft"), "storage.engine")
 	require.ErrorContains(t, m.check(dir, "pebble", "standalone"), "storage.raft")
@@ -42,18 +44,24 @@ func TestDataDirectory(t *testing.T) {
 		_, err = d.ReadMarker()
 		require.ErrorContains(t, err, want, "%q", text)
 	}
-	require.NoError(t, os.WriteFile(d.Sub(markerFile), []byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 8\nstore-id = 3\n"), 0o600))
+	require.NoError(t,
+		os.WriteFile(d.Sub(markerFile),
+			[]byte(
+				"format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 8\nstore-id = 3\n"),
+			0o600))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
 	require.NoError(t, d.Upgrade(m, 0))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
-	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3}, m)
+	require.Equal(t, &Marker{Format: 2, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3},
+		m)
 	require.NoError(t, d.Upgrade(m, feature.ConditionalOps))
 	m, err = d.ReadMarker()
 	require.NoError(t, err)
 	require.Equal(t, &Marker{
-		Format: 3, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3, Features: []string{"conditional-ops"},
+		Format: 3, Engine: "pebble", Mode: "raft", ClusterID: 8, StoreID: 3,
+		Features: []string{"conditional-ops"},
 	}, m, "a program without features refuses the directory")
 	require.NoError(t, m.CheckFeatures(dir, feature.ConditionalOps|feature.Transactions))
 	require.ErrorContains(t, m.CheckFeatures(dir, feature.Transactions), "conditional-ops")
@@ -69,10 +77,10 @@ func TestDataDirectory(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// TestDamagedMarker flips every bit of the marker, cuts it at every byte and zeroes every part of it: a
-// start refuses and names the directory, or the store is the same as before. The lock file's content means
-// nothing. What the marker says of the identity is compared with the engine's record; a marker that has lost
-// its ids says nothing, and the record counts.
+// TestDamagedMarker flips every bit of the marker, cuts it at every byte and zeroes every part of
+// it: a start refuses and names the directory, or the store is the same as before. The lock file's
+// content means nothing. What the marker says of the identity is compared with the engine's record;
+// a marker that has lost its ids says nothing, and the record counts.
 func TestDamagedMarker(t *testing.T) {
 	dir := t.TempDir()
 	d, err := OpenDataDir(dir)
@@ -80,7 +88,8 @@ func TestDamagedMarker(t *testing.T) {
 	const cluster, store = 7412356789, 42
 	require.NoError(t, d.WriteMarker(Marker{
 		Engine: "pebble", Mode: "raft", ClusterID: cluster, StoreID: store,
-		Features: []string{"conditional-ops", "transactions"}, FeaturesOn: []string{"conditional-ops"},
+		Features:   []string{"conditional-ops", "transactions"},
+		FeaturesOn: []string{"conditional-ops"},
 	}))
 	good, err := os.ReadFile(d.Sub(markerFile))
 	require.NoError(t, err)
@@ -91,10 +100,12 @@ func TestDamagedMarker(t *testing.T) {
 		m, err := d.ReadMarker()
 		if err == nil {
 			require.NotNil(t, m, "taken for a new directory: %q", data)
-			err = errors.Join(m.check(dir, "pebble", "raft"), m.CheckFeatures(dir, feature.ConditionalOps|feature.Transactions))
+			err = errors.Join(m.check(dir, "pebble", "raft"),
+				m.CheckFeatures(dir, feature.ConditionalOps|feature.Transactions))
 		}
 		if err == nil {
-			require.True(t, feature.ConditionalOps.Has(m.inForce()), "damage puts nothing in force: %q", data)
+			require.True(t, feature.ConditionalOps.Has(m.inForce()),
+				"damage puts nothing in force: %q", data)
 		}
 		if err == nil && m.ClusterID != 0 && m.ClusterID != cluster {
 			counts["refused beside the placement service"]++
@@ -122,7 +133,9 @@ func TestDamagedMarker(t *testing.T) {
 		try(bad)
 	}
 	try(make([]byte, 4096))
-	t.Logf("marker: %d damages: %v", counts["refused"]+counts["the same store"]+counts["refused beside the placement service"], counts)
+	t.Logf("marker: %d damages: %v",
+		counts["refused"]+counts["the same store"]+counts["refused beside the placement service"],
+		counts)
 	require.NoError(t, os.WriteFile(d.Sub(markerFile), good, 0o600))
 	require.NoError(t, d.Close())
 	for _, lock := range [][]byte{nil, {0}, bytes.Repeat([]byte{0xff}, 5000)} {
@@ -137,7 +150,8 @@ func TestDamagedMarker(t *testing.T) {
 
 // FuzzMarker: a marker of any bytes is read or refused.
 func FuzzMarker(f *testing.F) {
-	f.Add([]byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 7\nstore-id = 3\n"))
+	f.Add(
+		[]byte("format = 1\nengine = \"pebble\"\nmode = \"raft\"\ncluster-id = 7\nstore-id = 3\n"))
 	f.Add([]byte("format = 99999999999999999999"))
 	f.Add([]byte("[format]\n"))
 	f.Add([]byte("store-id = -1"))

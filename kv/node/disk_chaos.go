@@ -22,8 +22,9 @@ func raftLogFiles() (vfs.FS, error) {
 	return j.FS(vfs.OS), nil
 }
 
-// beforeSync makes the disk under the raft log slow or broken, as the file named by TINYKV_CHAOS_DISK
-// says at the moment: a duration such as "200ms" that each sync takes longer, or "fail".
+// beforeSync makes the disk under the raft log slow or broken, as the file named by
+// TINYKV_CHAOS_DISK says at the moment: a duration such as "200ms" that each sync takes longer, or
+// "fail".
 func beforeSync() error {
 	data, err := os.ReadFile(os.Getenv("TINYKV_CHAOS_DISK"))
 	if err != nil {

@@ -51,7 +51,8 @@ func TestStatusPort(t *testing.T) {
 	})
 	require.NoError(t, err)
 	ask := func(method, path, host string, headers ...string) *http.Response {
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.status.addr()+path, strings.NewReader("x"))
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.status.addr()+path,
+			strings.NewReader("x"))
 		require.NoError(t, err)
 		req.Close = true
 		if host != "" {
@@ -66,7 +67,10 @@ func TestStatusPort(t *testing.T) {
 		require.Empty(t, resp.Header.Get("Access-Control-Allow-Origin"))
 		return resp
 	}
-	for _, path := range []string{"/config", "/status", "/metrics", "/regions", "/hash", "/health", "/debug/pprof/", "/debug/pprof/profile"} {
+	for _, path := range []string{
+		"/config", "/status", "/metrics", "/regions", "/hash", "/health", "/debug/pprof/",
+		"/debug/pprof/profile",
+	} {
 		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
 			resp := ask(method, path, "")
 			require.Equal(t, http.StatusMethodNotAllowed, resp.StatusCode, "%s %s", method, path)
@@ -78,7 +82,8 @@ func TestStatusPort(t *testing.T) {
 		require.Equal(t, 200, ask("GET", "/config", host).StatusCode)
 	}
 	require.Equal(t, 200, ask("GET", "/debug/pprof/cmdline", "").StatusCode)
-	require.Equal(t, 403, ask("GET", "/debug/pprof/cmdline", "", "Sec-Fetch-Site", "cross-site").StatusCode)
+	require.Equal(t, 403,
+		ask("GET", "/debug/pprof/cmdline", "", "Sec-Fetch-Site", "cross-site").StatusCode)
 
 	far := httptest.NewRequest("GET", "http://10.0.0.1/debug/pprof/cmdline", nil)
 	far.RemoteAddr = "10.0.0.2:1"
@@ -87,8 +92,8 @@ func TestStatusPort(t *testing.T) {
 	require.Equal(t, 403, w.Code)
 }
 
-// TestPlacementWithTLS: a store reaches a placement service that serves TLS, and says so in a line if it is
-// told to go there without.
+// TestPlacementWithTLS: a store reaches a placement service that serves TLS, and says so in a line
+// if its address asks for none.
 func TestPlacementWithTLS(t *testing.T) {
 	sec, _ := servertest.Certificate(t)
 	s := servertest.StartTest(t, func(c *schedconfig.Config) {
@@ -96,13 +101,17 @@ func TestPlacementWithTLS(t *testing.T) {
 		c.ClientUrls = strings.ReplaceAll(c.ClientUrls, "http://", "https://")
 	})
 	with := func(c *config.Config) {
-		c.Security.CAPath, c.Security.CertPath, c.Security.KeyPath = sec.CACertPath, sec.CertPath, sec.KeyPath
+		c.Security.CAPath, c.Security.CertPath, c.Security.KeyPath = sec.CACertPath, sec.CertPath,
+			sec.KeyPath
 	}
 	n, err := started(t, func(c *config.Config) { with(c); c.Scheduler = []string{s.ClientURL()} })
 	require.NoError(t, err)
 	require.NotZero(t, n.StoreID())
 
-	_, err = started(t, func(c *config.Config) { with(c); c.Scheduler, c.ClusterID = []string{s.ClientURL()}, 1 })
+	_, err = started(t, func(c *config.Config) {
+		with(c)
+		c.Scheduler, c.ClusterID = []string{s.ClientURL()}, 1
+	})
 	require.ErrorContains(t, err, "is to join cluster 1", "the wrong cluster")
 
 	cfg := config.Default()

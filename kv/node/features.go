@@ -10,8 +10,9 @@ import (
 	"github.com/tinykv/tinykv/pkg/feature"
 )
 
-// features knows which features the store may use: those in force in its cluster (pkg/feature). They are kept in the
-// marker of the data directory, so a store that starts without the placement service knows them too.
+// features knows which features the store may use: those in force in its cluster (pkg/feature).
+// They are kept in the marker of the data directory, so a store that starts without the placement
+// service knows them too.
 //
 // Invariant: what on says is durable in the marker. A bit is never taken back.
 type features struct {
@@ -50,9 +51,9 @@ func (f *features) identify(clusterID, storeID uint64) error {
 // inForce returns what the store may use.
 func (f *features) inForce() feature.Set { return feature.Set(f.on.Load()) }
 
-// learn takes in what the placement service says is in force. What this program does not know is left out: the placement
-// service refuses such a store when it registers. A marker that cannot be written, as on a full disk, is tried again
-// with the next heartbeat; until then nothing changes.
+// learn takes in what the placement service says is in force. What this program does not know is
+// left out: the placement service refuses such a store when it registers. A marker that cannot be
+// written, as on a full disk, is tried again with the next heartbeat; until then nothing changes.
 func (f *features) learn(set feature.Set) {
 	set &= f.known
 	if f.inForce().Has(set) {

@@ -13,8 +13,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// TestLearnedFeatures: what is in force is on disk before the store uses it, and a restart knows it. A marker that cannot
-// be written puts nothing in force; the next heartbeat tries again.
+// TestLearnedFeatures: what is in force is on disk before the store uses it, and a restart knows
+// it. A marker that cannot be written puts nothing in force; the next heartbeat tries again.
 func TestLearnedFeatures(t *testing.T) {
 	d, err := OpenDataDir(t.TempDir())
 	require.NoError(t, err)
@@ -31,7 +31,8 @@ func TestLearnedFeatures(t *testing.T) {
 	require.Zero(t, f.inForce(), "it was not possible to keep it")
 	d.Path = path
 	f.learn(feature.ConditionalOps | 1<<9)
-	require.Equal(t, feature.ConditionalOps, f.inForce(), "what the program does not know is left out")
+	require.Equal(t, feature.ConditionalOps, f.inForce(),
+		"what the program does not know is left out")
 	f.learn(0)
 	require.Equal(t, feature.ConditionalOps, f.inForce(), "nothing is taken back")
 
@@ -46,8 +47,8 @@ func TestLearnedFeatures(t *testing.T) {
 	require.Equal(t, feature.ConditionalOps, again.inForce())
 }
 
-// TestFeaturesOfANewCluster: they are in force once the first store has reported. A program that does not know them
-// refuses the directory, and the placement service refuses its store.
+// TestFeaturesOfANewCluster: they are in force once the first store has reported. A program that
+// does not know them refuses the directory, and the placement service refuses its store.
 func TestFeaturesOfANewCluster(t *testing.T) {
 	s := servertest.StartTest(t)
 	dir := t.TempDir()
@@ -59,7 +60,9 @@ func TestFeaturesOfANewCluster(t *testing.T) {
 	}
 	n, err := start(feature.ConditionalOps, dir)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return n.features.inForce() == feature.ConditionalOps }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return n.features.inForce() == feature.ConditionalOps
+	}, 20*time.Second, 5*time.Millisecond)
 	n.Stop()
 	_, err = start(feature.Transactions, dir)
 	require.ErrorContains(t, err, "conditional-ops")
@@ -70,12 +73,15 @@ func TestFeaturesOfANewCluster(t *testing.T) {
 	require.Contains(t, string(text), "format = 3\n", "a program of before refuses it")
 	n, err = start(feature.ConditionalOps|feature.Transactions, dir)
 	require.NoError(t, err)
-	require.True(t, n.features.inForce().Has(feature.ConditionalOps), "known from the first moment on")
-	require.Eventually(t, func() bool { return n.features.inForce().Has(feature.Transactions) }, 20*time.Second, 5*time.Millisecond, "all stores know it now")
+	require.True(t, n.features.inForce().Has(feature.ConditionalOps),
+		"known from the first moment on")
+	require.Eventually(t, func() bool {
+		return n.features.inForce().Has(feature.Transactions)
+	}, 20*time.Second, 5*time.Millisecond, "all stores know it now")
 }
 
-// TestUpgradeOneByOne: a cluster of two stores is upgraded. The feature comes into force with the second one, which
-// starts again with what it has.
+// TestUpgradeOneByOne: a cluster of two stores is upgraded. The feature comes into force with the
+// second one, which starts again with what it has.
 func TestUpgradeOneByOne(t *testing.T) {
 	s := servertest.StartTest(t)
 	start := func(known feature.Set, dir string) *Node {
@@ -110,6 +116,8 @@ func TestUpgradeOneByOne(t *testing.T) {
 	upgraded := start(feature.ConditionalOps, oldDir)
 	require.Equal(t, older.StoreID(), upgraded.StoreID())
 	for _, n := range []*Node{newer, upgraded} {
-		require.Eventually(t, func() bool { return n.features.inForce() == feature.ConditionalOps }, 20*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return n.features.inForce() == feature.ConditionalOps
+		}, 20*time.Second, 5*time.Millisecond)
 	}
 }

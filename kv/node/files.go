@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	// looseFiles is what of the disk's part is not for tables: segments of the raft log, files of raft snapshots.
+	// looseFiles is what of the disk's part is not for tables: segments of the raft log, files of
+	// raft snapshots.
 	looseFiles = 64
 	// statusConns bounds the connections to the status port.
 	statusConns = 32
@@ -30,8 +31,10 @@ func (n *Node) boundConns(o *rpc.Options) {
 	if o.MaxConns <= room {
 		return
 	}
-	n.logger.Warn("the limit of open files allows fewer connections than server.max-connections; raise it",
-		zap.Int("limit", n.files.Limit), zap.Int("for-connections", room), zap.Int("max-connections", o.MaxConns))
+	n.logger.Warn(
+		"the limit of open files allows fewer connections than server.max-connections; raise it",
+		zap.Int("limit", n.files.Limit), zap.Int("for-connections", room),
+		zap.Int("max-connections", o.MaxConns))
 	o.MaxConns = room
 	o.MaxConnsPerHost = min(o.MaxConnsPerHost, room)
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/descriptors"
 )
 
-// TestFilesBoundConnectionsAndTables: what the process may have open is divided, and the configuration's limit holds where
-// that allows more.
+// TestFilesBoundConnectionsAndTables: what the process may have open is divided, and the
+// configuration's limit holds where that allows more.
 func TestFilesBoundConnectionsAndTables(t *testing.T) {
 	for _, c := range []struct {
 		limit                  uint64

@@ -28,8 +28,8 @@ func (n *Node) safePoints() *commands.SafePoints {
 	})
 }
 
-// timestamps are those of the placement service. This store chooses such by itself only once all stores know the locks
-// of asynchronous commit.
+// timestamps are those of the placement service. This store chooses such by itself only once all
+// stores know the locks of asynchronous commit.
 func (n *Node) timestamps() *commands.Timestamps {
 	return commands.NewTimestamps(func(ctx context.Context) (uint64, error) {
 		ctx, cancel := context.WithTimeout(ctx, n.cfg.Raftstore.SchedulerTimeout.Duration)
@@ -45,8 +45,8 @@ func (n *Node) placementTime(ctx context.Context) (time.Time, error) {
 	return time.UnixMilli(physical), err
 }
 
-// newGC makes what collects the garbage of the cluster while this store leads the first region; nil where nothing
-// does. close ends its connections.
+// newGC makes what collects the garbage of the cluster while this store leads the first region; nil
+// where nothing does. close ends its connections.
 func (n *Node) newGC() (w *gcworker.Worker, close func()) {
 	if !n.transactional() || n.cfg.GC.Interval.Duration == 0 {
 		return nil, nil
@@ -54,8 +54,10 @@ func (n *Node) newGC() (w *gcworker.Worker, close func()) {
 	kv := client.New(n.placement, client.Options{Identity: n.identity, Conns: 1, Unary: true})
 	txns := txn.New(kv, n.placement)
 	return gcworker.New(gcworker.Options{
-		LifeTime: n.cfg.GC.LifeTime.Duration, Interval: n.cfg.GC.Interval.Duration, Rate: int64(n.cfg.GC.Rate),
-		Leads: n.leadsFirstRegion, Placement: n.placement, Cluster: txns, Logger: n.logger.Named("gc"),
+		LifeTime: n.cfg.GC.LifeTime.Duration, Interval: n.cfg.GC.Interval.Duration,
+		Rate:  int64(n.cfg.GC.Rate),
+		Leads: n.leadsFirstRegion, Placement: n.placement, Cluster: txns,
+		Logger: n.logger.Named("gc"),
 	}), func() { txns.Close(); kv.Close() }
 }
 

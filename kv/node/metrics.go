@@ -10,14 +10,16 @@ import (
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
-// registerMetrics exposes the store's counters under TiKV-like names. They are read when scraped, so
-// that the hot paths keep nothing but plain counters.
+// registerMetrics exposes the store's counters under TiKV-like names. They are read when scraped,
+// so that the hot paths keep nothing but plain counters.
 func registerMetrics(reg *prometheus.Registry, n *Node) {
 	gauge := func(name, help string, value func() float64) {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			value))
 	}
 	counter := func(name, help string, value func() float64) {
-		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help},
+			value))
 	}
 	gauge("tikv_store_size_capacity_bytes", "Size of the disk.", func() float64 { t, _ := n.space.disk(); return float64(t) })
 	gauge("tikv_store_size_available_bytes", "Free space of the disk.", func() float64 { _, f := n.space.disk(); return float64(f) })
@@ -86,10 +88,14 @@ func registerRaftLog(gauge, counter func(name, help string, value func() float64
 	of := func(value func(s raftlog.Stats) uint64) func() float64 {
 		return func() float64 { return float64(value(n.raftLog.Stats())) }
 	}
-	gauge("tikv_raft_engine_segments", "Segment files of the raft log.", of(func(s raftlog.Stats) uint64 { return uint64(s.Segments) }))
-	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.", of(func(s raftlog.Stats) uint64 { return s.Syncs }))
-	counter("tikv_raft_engine_bytes_total", "Bytes written to the raft log.", of(func(s raftlog.Stats) uint64 { return s.BytesWritten }))
-	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.", of(func(s raftlog.Stats) uint64 { return s.Writes }))
+	gauge("tikv_raft_engine_segments", "Segment files of the raft log.",
+		of(func(s raftlog.Stats) uint64 { return uint64(s.Segments) }))
+	counter("tikv_raft_engine_fsyncs_total", "Syncs of the raft log.",
+		of(func(s raftlog.Stats) uint64 { return s.Syncs }))
+	counter("tikv_raft_engine_bytes_total", "Bytes written to the raft log.",
+		of(func(s raftlog.Stats) uint64 { return s.BytesWritten }))
+	counter("tikv_raft_engine_writes_total", "Batches written to the raft log.",
+		of(func(s raftlog.Stats) uint64 { return s.Writes }))
 }
 
 // registerSweep exposes what the sweep of expired keys has done.
@@ -107,27 +113,33 @@ func registerLimits(gauge, counter func(name, help string, value func() float64)
 		stats(func(s rpc.Stats) float64 { return float64(s.Conns + s.Trial) }))
 	gauge("tinykv_internal_connections", "Connections of other stores.",
 		stats(func(s rpc.Stats) float64 { return float64(s.Internal) }))
-	counter("tinykv_flooding_connections_total", "Connections closed because of too many pings, settings, empty frames or headers.",
+	counter("tinykv_flooding_connections_total",
+		"Connections closed because of too many pings, settings, empty frames or headers.",
 		stats(func(s rpc.Stats) float64 { return float64(s.Floods) }))
 	counter("tinykv_refused_calls_total", "Calls beyond those that a connection may have at once.",
 		stats(func(s rpc.Stats) float64 { return float64(s.RefusedCalls) }))
-	counter("tinykv_slow_handshakes_total", "Connections that ended in their handshakes because too many others came.",
+	counter("tinykv_slow_handshakes_total",
+		"Connections that ended in their handshakes because too many others came.",
 		stats(func(s rpc.Stats) float64 { return float64(s.SlowHandshakes) }))
-	counter("tinykv_connections_shed_total", "Idle connections that were closed to make room for others.",
+	counter("tinykv_connections_shed_total",
+		"Idle connections that were closed to make room for others.",
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsShed) }))
 	counter("tinykv_connections_refused_total", "Connections for which there was no room.",
 		stats(func(s rpc.Stats) float64 { return float64(s.ConnsRefused) }))
 	gauge("tinykv_request_bytes", "Bytes held of clients' requests that are larger than a frame.",
 		stats(func(s rpc.Stats) float64 { return float64(s.RequestBytes) }))
-	counter("tinykv_busy_requests_total", "Requests refused because there was no room for their bytes.",
+	counter("tinykv_busy_requests_total",
+		"Requests refused because there was no room for their bytes.",
 		stats(func(s rpc.Stats) float64 { return float64(s.BusyRequests) }))
 	counter("tinykv_stalled_requests_total", "Requests given up because they did not go on.",
 		stats(func(s rpc.Stats) float64 { return float64(s.StalledRequests) }))
 	gauge("tinykv_answer_bytes", "Bytes held of answers that clients have not taken.",
 		stats(func(s rpc.Stats) float64 { return float64(s.AnswerBytes) }))
-	counter("tinykv_busy_answers_total", "Requests refused because there was no room for their answers.",
+	counter("tinykv_busy_answers_total",
+		"Requests refused because there was no room for their answers.",
 		stats(func(s rpc.Stats) float64 { return float64(s.BusyAnswers) }))
-	counter("tinykv_stalled_readers_total", "Connections closed because their clients did not take their answers.",
+	counter("tinykv_stalled_readers_total",
+		"Connections closed because their clients did not take their answers.",
 		stats(func(s rpc.Stats) float64 { return float64(s.StalledReaders) }))
 }
 
@@ -142,17 +154,49 @@ var engineValues = []struct {
 	kind       prometheus.ValueType
 	value      func(s *engine.Stats) float64
 }{
-	{"write_stalls_total", "Times that writes had to wait for flushes or compactions.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.WriteStalls) }},
-	{"write_stall_seconds_total", "How long they waited.", prometheus.CounterValue, func(s *engine.Stats) float64 { return s.StallTime.Seconds() }},
-	{"num_memtables", "Tables in memory, the one being filled among them.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.MemTables) }},
-	{"memtable_bytes", "Memory of those.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.MemTableBytes) }},
-	{"level0_depth", "Layers of level 0, in each of which a key may lie.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.Level0Depth) }},
-	{"wal_bytes_total", "Bytes written to the write-ahead log.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.LogBytes) }},
-	{"flush_bytes_total", "Bytes written by flushes.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.FlushedBytes) }},
-	{"compaction_bytes_total", "Bytes written by compactions.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CompactedBytes) }},
-	{"pending_compaction_bytes", "Bytes that compactions still have to write.", prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.CompactionDebt) }},
-	{"block_cache_hits_total", "Blocks found in the cache.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CacheHits) }},
-	{"block_cache_misses_total", "Blocks read from files.", prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.CacheMisses) }},
+	{
+		"write_stalls_total", "Times that writes had to wait for flushes or compactions.",
+		prometheus.CounterValue, func(s *engine.Stats) float64 { return float64(s.WriteStalls) },
+	},
+	{
+		"write_stall_seconds_total", "How long they waited.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return s.StallTime.Seconds() },
+	},
+	{
+		"num_memtables", "Tables in memory, the one being filled among them.",
+		prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.MemTables) },
+	},
+	{"memtable_bytes", "Memory of those.", prometheus.GaugeValue, func(s *engine.Stats) float64 {
+		return float64(s.MemTableBytes)
+	}},
+	{
+		"level0_depth", "Layers of level 0, in each of which a key may lie.", prometheus.GaugeValue,
+		func(s *engine.Stats) float64 { return float64(s.Level0Depth) },
+	},
+	{
+		"wal_bytes_total", "Bytes written to the write-ahead log.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return float64(s.LogBytes) },
+	},
+	{
+		"flush_bytes_total", "Bytes written by flushes.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return float64(s.FlushedBytes) },
+	},
+	{
+		"compaction_bytes_total", "Bytes written by compactions.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return float64(s.CompactedBytes) },
+	},
+	{
+		"pending_compaction_bytes", "Bytes that compactions still have to write.",
+		prometheus.GaugeValue, func(s *engine.Stats) float64 { return float64(s.CompactionDebt) },
+	},
+	{
+		"block_cache_hits_total", "Blocks found in the cache.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return float64(s.CacheHits) },
+	},
+	{
+		"block_cache_misses_total", "Blocks read from files.", prometheus.CounterValue,
+		func(s *engine.Stats) float64 { return float64(s.CacheMisses) },
+	},
 }
 
 func newEngineMetrics(r engine.Reporter) *engineMetrics {
@@ -183,15 +227,30 @@ func registerGC(gauge, counter func(name, help string, value func() float64), n 
 	if n.gc == nil {
 		return
 	}
-	gauge("tinykv_gc_safe_point_seconds", "Time up to which this store has collected all garbage; 0: another one does.",
+	gauge("tinykv_gc_safe_point_seconds",
+		"Time up to which this store has collected all garbage; 0: another one does.",
 		func() float64 { return float64(n.gc.Stats().SafePoint>>18) / 1000 })
 	count := func(name, help string, of func(s gcworker.Stats) uint64) {
-		counter("tinykv_gc_"+name+"_total", help, func() float64 { return float64(of(n.gc.Stats())) })
+		counter("tinykv_gc_"+name+"_total", help, func() float64 {
+			return float64(of(n.gc.Stats()))
+		})
 	}
-	count("rounds", "Rounds of garbage collection.", func(s gcworker.Stats) uint64 { return s.Rounds })
-	count("failed_rounds", "Rounds that were given up.", func(s gcworker.Stats) uint64 { return s.Failures })
-	count("versions", "Old versions and rollbacks removed.", func(s gcworker.Stats) uint64 { return s.Versions })
-	count("bytes", "Bytes of deletes written for it.", func(s gcworker.Stats) uint64 { return s.Bytes })
-	count("expired_locks", "Locks of dead clients resolved.", func(s gcworker.Stats) uint64 { return s.Expired })
-	count("ended_locks", "Locks older than the safe point.", func(s gcworker.Stats) uint64 { return s.Ended })
+	count("rounds", "Rounds of garbage collection.", func(s gcworker.Stats) uint64 {
+		return s.Rounds
+	})
+	count("failed_rounds", "Rounds that were given up.", func(s gcworker.Stats) uint64 {
+		return s.Failures
+	})
+	count("versions", "Old versions and rollbacks removed.", func(s gcworker.Stats) uint64 {
+		return s.Versions
+	})
+	count("bytes", "Bytes of deletes written for it.", func(s gcworker.Stats) uint64 {
+		return s.Bytes
+	})
+	count("expired_locks", "Locks of dead clients resolved.", func(s gcworker.Stats) uint64 {
+		return s.Expired
+	})
+	count("ended_locks", "Locks older than the safe point.", func(s gcworker.Stats) uint64 {
+		return s.Ended
+	})
 }

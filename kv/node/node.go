@@ -1,6 +1,6 @@
 // Package node assembles a tinykv-server: data directory, engine, raft log, placement client,
-// raftstore, transport, gRPC and status servers, in an order in which each part finds what it needs,
-// and takes them down in the opposite one.
+// raftstore, transport, gRPC and status servers, in an order in which each part finds what it
+// needs, and takes them down in the opposite one.
 package node
 
 import (
@@ -81,7 +81,8 @@ type Node struct {
 
 	// corrupt counts messages that were damaged on their way here.
 	corrupt atomic.Uint64
-	// run is the number of this run of the store; 0 without placement service. registered: that service knows it.
+	// run is the number of this run of the store; 0 without placement service. registered: that
+	// service knows it.
 	run        uint64
 	registered atomic.Bool
 	serving    atomic.Bool // grpc is set up
@@ -95,7 +96,8 @@ type Node struct {
 // New makes a node from a validated configuration. It does no IO.
 func New(cfg *config.Config, version string, logger *zap.Logger) *Node {
 	return &Node{
-		cfg: cfg, logger: logger, version: version, failed: make(chan error, 4), features: features{known: feature.Supported},
+		cfg: cfg, logger: logger, version: version, failed: make(chan error, 4),
+		features: features{known: feature.Supported},
 	}
 }
 
@@ -120,8 +122,8 @@ func (n *Node) StoreID() uint64 { return n.ident.StoreId }
 // Store is the raftstore; nil in standalone mode.
 func (n *Node) Store() *raftstore.Store { return n.store }
 
-// Start brings the server up. While the placement service cannot be reached it waits, and says so in
-// the log. On an error everything that was started is taken down again.
+// Start brings the server up. While the placement service cannot be reached it waits, and says so
+// in the log. On an error everything that was started is taken down again.
 func (n *Node) Start(ctx context.Context) (err error) {
 	n.started = time.Now()
 	defer func() {
@@ -130,11 +132,13 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		}
 	}()
 	if open := n.cfg.InTheClear(); len(open) > 0 {
-		n.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
-			"and change all data", zap.Strings("addresses", open))
+		n.logger.Warn(
+			"other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+				"and change all data", zap.Strings("addresses", open))
 	}
 	if n.cfg.Security.TLS() {
-		if n.identity, err = security.LoadIdentity(n.cfg.Security.Files(), n.cfg.Security.CertAllowedCN); err != nil {
+		if n.identity, err = security.LoadIdentity(n.cfg.Security.Files(),
+			n.cfg.Security.CertAllowedCN); err != nil {
 			return fmt.Errorf("security: %w", err)
 		}
 	}
@@ -163,7 +167,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 		return err
 	}
 	if n.engine, err = engines.Open(n.cfg.Storage.Engine, engine.Options{
-		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache), MemTableBytes: spreadSize(int64(n.cfg.Storage.MemTable)),
+		Dir: n.dir.Sub("kv"), CacheBytes: int64(n.cfg.Storage.Cache),
+		MemTableBytes:      spreadSize(int64(n.cfg.Storage.MemTable)),
 		LeastMemTableBytes: spreadSize(int64(min(n.cfg.Storage.MemTable, config.LeastMemTable))),
 		OpenFiles:          n.openTables(), Logger: n.logger.Named("engine"), OnFailure: n.fail,
 	}); err != nil {
@@ -184,13 +189,15 @@ func (n *Node) Start(ctx context.Context) (err error) {
 	n.gc, closeGC = n.newGC()
 	n.serve(st)
 	n.startGC(run, closeGC) //nolint:contextcheck // it lives as long as the node
-	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()), zap.String("version", n.version),
+	n.logger.Info("tinykv-server is ready", zap.String("addr", n.Addr()),
+		zap.String("version", n.version),
 		log.StoreID(n.ident.StoreId), log.ClusterID(n.ident.ClusterId), zap.Stringer("memtable-size", n.cfg.Storage.MemTable),
 		zap.Stringer("cache-size", n.cfg.Storage.Cache), zap.Duration("took", time.Since(n.started)))
 	return nil
 }
 
-// openMarker reads the directory's marker, nil if it is new, and writes what it must say before anything else does.
+// openMarker reads the directory's marker, nil if it is new, and writes what it must say before
+// anything else does.
 func (n *Node) openMarker(mode string) (*Marker, error) {
 	marker, err := n.dir.ReadMarker()
 	if err != nil {
@@ -204,7 +211,8 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 		{n.cfg.Raftstore.AsyncCommit, feature.AsyncCommit},
 	} {
 		if !option.on && !marker.announced().Has(option.feature) {
-			// What is not announced cannot come into force, and an older program can go on with the directory.
+			// What is not announced cannot come into force, and an older program can go on with the
+			// directory.
 			n.features.known &^= option.feature
 		}
 	}
@@ -216,7 +224,8 @@ func (n *Node) openMarker(mode string) (*Marker, error) {
 	if marker == nil {
 		err = n.dir.WriteMarker(now)
 	} else {
-		err = errors.Join(marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode), marker.CheckFeatures(n.cfg.DataDir, n.features.known))
+		err = errors.Join(marker.check(n.cfg.DataDir, n.cfg.Storage.Engine, mode),
+			marker.CheckFeatures(n.cfg.DataDir, n.features.known))
 		if err == nil {
 			err = n.dir.Upgrade(marker, announce)
 		}
@@ -252,16 +261,19 @@ func (n *Node) startRaft(ctx, run context.Context, marker *Marker) (err error) {
 	}
 	n.trans = transport.New(transport.Options{
 		Resolver: n.resolve, Snapshots: n.snaps, SnapshotLimit: n.cfg.Server.SnapshotSendLimit,
-		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration, MaxMessage: int(n.cfg.Server.GRPCMaxMessage),
-		OnCorrupt: n.noteCorrupt, Dial: n.dialer(), Logger: n.logger.Named("transport"),
+		SnapshotTimeout: n.cfg.Server.SnapshotTimeout.Duration,
+		MaxMessage:      int(n.cfg.Server.GRPCMaxMessage),
+		OnCorrupt:       n.noteCorrupt, Dial: n.dialer(), Logger: n.logger.Named("transport"),
 	})
 	n.registered.Store(joined)
 	n.store = raftstore.New(raftstore.Options{
-		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine, Log: n.raftLog,
+		Config: n.cfg, ClusterID: ident.ClusterId, StoreID: ident.StoreId, Engine: n.engine,
+		Log:       n.raftLog,
 		Snapshots: n.snaps, Transport: n.trans, Logger: n.logger,
 		Placement:   placement{n.placement, &n.registered, n.fail, n.features.learn},
 		Incarnation: ident.Incarnation, Run: n.run, QuarantineThrough: ident.QuarantineThrough,
-		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats, ReportNow: n.disk.alarm, DiskCritical: n.space.critical,
+		Seed: uint64(time.Now().UnixNano()) ^ ident.StoreId, Stats: n.fillStats,
+		ReportNow: n.disk.alarm, DiskCritical: n.space.critical,
 		Features: n.features.inForce, PlacementTime: n.placementTime,
 		EncodedKeys: clustermode.Mode(ident.Mode) == clustermode.Txn,
 	})
@@ -303,7 +315,8 @@ func (n *Node) openRaftLog() error {
 	}
 	if n.raftLog, err = raftlog.Open(n.dir.Sub("raft"), raftlog.Options{
 		FS:          vfs.AroundSync(counting{files, n.space}, n.disk.around),
-		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache), Logger: n.logger.Named("raftlog"),
+		SegmentSize: int64(n.cfg.RaftLog.SegmentSize), CacheBytes: int64(n.cfg.RaftLog.Cache),
+		Logger: n.logger.Named("raftlog"),
 	}); err != nil {
 		return fmt.Errorf("open raft log in %s: %w", n.dir.Sub("raft"), err)
 	}
@@ -313,22 +326,24 @@ func (n *Node) openRaftLog() error {
 // watchSpace makes the guard of the disk's space.
 func (n *Node) watchSpace() (err error) {
 	o := spaceOptions{
-		reserve: uint64(n.cfg.Storage.ReserveSpace), capacity: uint64(n.cfg.Storage.Capacity), need: spaceNeed(n.cfg),
+		reserve: uint64(n.cfg.Storage.ReserveSpace), capacity: uint64(n.cfg.Storage.Capacity),
+		need: spaceNeed(n.cfg),
 	}
 	if n.space, err = newSpaceGuard(n.cfg.DataDir, o); err != nil {
 		return err
 	}
 	if n.space.tooSmall() {
 		total, _ := n.space.disk()
-		n.logger.Warn("the disk is small for this configuration: writes stop when half of it is used; "+
-			"smaller storage.memtable-size and raftlog.segment-size help",
+		n.logger.Warn(
+			"the disk is small for this configuration: writes stop when half of it is used; "+
+				"smaller storage.memtable-size and raftlog.segment-size help",
 			zap.Uint64("disk-bytes", total), zap.Uint64("reserve-bytes", o.need))
 	}
 	return nil
 }
 
-// relieve is called now and then as long as the disk is full. Deletes bring back space only once they are
-// in the engine's files, and there may be too few of them to fill a memtable.
+// relieve is called now and then as long as the disk is full. Deletes bring back space only once
+// they are in the engine's files, and there may be too few of them to fill a memtable.
 func (n *Node) relieve() {
 	f, ok := n.engine.(engine.Flusher)
 	if !ok {
@@ -358,7 +373,8 @@ func (n *Node) secured(l net.Listener, protocols ...string) net.Listener {
 func (n *Node) storeMeta() *metapb.Store {
 	st := &metapb.Store{
 		Address: n.cfg.AdvertiseAddr, StatusAddress: n.cfg.AdvertiseStatusAddr, Version: n.version,
-		StartTimestamp: n.started.Unix(), Features: uint64(n.features.known), Tls: n.identity != nil,
+		StartTimestamp: n.started.Unix(), Features: uint64(n.features.known),
+		Tls:        n.identity != nil,
 		AllowPlain: n.cfg.Security.AllowPlain,
 	}
 	// A port chosen by the system is known only now.
@@ -408,10 +424,12 @@ func (n *Node) serve(st storage.Storage) {
 	tikv.Register(n.grpc, foreign)
 	n.health = health.NewServer()
 	// By this name the placement service recognises the store when it calls back.
-	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId, n.started.Unix()),
+	n.health.SetServingStatus(security.StoreService(n.ident.ClusterId, n.ident.StoreId,
+		n.started.Unix()),
 		healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(n.grpc, n.health)
-	n.grpc.Internal(healthpb.Health_Check_FullMethodName) // the placement service looks whether a store is there
+	// the placement service looks whether a store is there
+	n.grpc.Internal(healthpb.Health_Check_FullMethodName)
 	if err := reflect.Register(n.grpc, "tinykvpb.proto"); err != nil {
 		n.logger.Warn("no gRPC reflection", zap.Error(err))
 	}
@@ -420,7 +438,8 @@ func (n *Node) serve(st storage.Storage) {
 	// Owned by the node; ends when Stop stops the gRPC server.
 	go func() {
 		defer n.wg.Done()
-		if err := n.grpc.Serve(n.secured(n.listener, "h2")); err != nil && !errors.Is(err, rpc.ErrStopped) {
+		if err := n.grpc.Serve(n.secured(n.listener, "h2")); err != nil &&
+			!errors.Is(err, rpc.ErrStopped) {
 			n.fail(fmt.Errorf("serve %s: %w", n.cfg.Addr, err))
 		}
 	}()
@@ -436,12 +455,12 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// Stop takes the server down: no new work, leaders handed over, requests drained, everything durable.
-// Idempotent.
+// Stop takes the server down: no new work, leaders handed over, requests drained, everything
+// durable. Idempotent.
 func (n *Node) Stop() { n.stopOnce.Do(func() { n.retreat(); n.stop() }) }
 
-// Kill takes the server down at once: connections break, leaders are not handed over, requests are not answered. What was
-// acknowledged is durable. Idempotent; for servers in the process of a test.
+// Kill takes the server down at once: connections break, leaders are not handed over, requests are
+// not answered. What was acknowledged is durable. Idempotent; for servers in the process of a test.
 func (n *Node) Kill() {
 	n.stopOnce.Do(func() {
 		if n.grpc != nil {
@@ -534,10 +553,12 @@ type placement struct {
 	learn      func(feature.Set) // what is in force
 }
 
-// StoreHeartbeat ends the store if another run of it has taken its place. Before this run is registered, which a start
-// without the placement service puts off, the run that the service knows is the one before: registering decides then.
+// StoreHeartbeat ends the store if another run of it has taken its place. Before this run is
+// registered, which a start without the placement service puts off, the run that the service knows
+// is the one before: registering decides then.
 func (p placement) StoreHeartbeat(ctx context.Context, stats *schedulerpb.StoreStats) error {
-	registered := p.registered.Load() // before the call: an answer may be older than the registration
+	// before the call: an answer may be older than the registration
+	registered := p.registered.Load()
 	inForce, err := p.Heartbeat(ctx, stats)
 	if err == nil {
 		p.learn(inForce)
@@ -571,8 +592,8 @@ func (n *Node) fillStats(st *schedulerpb.StoreStats) {
 	}
 }
 
-// noteCorrupt reports a message that was damaged on its way. Its connection ends, and what was under way on it is sent
-// again, so there is at most one line for each connection.
+// noteCorrupt reports a message that was damaged on its way. Its connection ends, and what was
+// under way on it is sent again, so there is at most one line for each connection.
 func (n *Node) noteCorrupt(remote net.Addr, method string) {
 	n.corrupt.Add(1)
 	n.logger.Error("dropped message that was damaged on its way, closing its connection",
@@ -588,6 +609,7 @@ func plainNetError(err error) error {
 	return err
 }
 
-// spreadSize takes up to a quarter off a memtable's size, at random: replicas write the same data, and stores with
-// memtables of one size would all flush and compact at the same moments, with no quorum left that is quick.
+// spreadSize takes up to a quarter off a memtable's size, at random: replicas write the same data,
+// and stores with memtables of one size would all flush and compact at the same moments, with no
+// quorum left that is quick.
 func spreadSize(size int64) int64 { return size - rand.Int64N(size/4+1) }

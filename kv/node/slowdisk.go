@@ -8,9 +8,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// diskWatch times the syncs of the raft log, which every write waits for, and tells whether the disk is
-// slow: a sync that hangs, or slow syncs making up a tenth of a window. The store says so in its
-// heartbeats, and the placement service sends no more replicas or leaders there.
+// diskWatch times the syncs of the raft log, which every write waits for, and tells whether the
+// disk is slow: a sync that hangs, or slow syncs making up a tenth of a window. The store says so
+// in its heartbeats, and the placement service sends no more replicas or leaders there.
 type diskWatch struct {
 	threshold time.Duration // a sync that takes longer is slow; 0 means never
 	now       func() time.Time
@@ -26,23 +26,26 @@ type diskWatch struct {
 	lastIsSlow bool
 
 	times syncTimes
-	// alarm has a signal when syncs have become slow, or one hangs: the placement service is to know at once.
+	// alarm has a signal when syncs have become slow, or one hangs: the placement service is to
+	// know at once.
 	alarm   chan struct{}
 	hanging *time.Timer // fires when the oldest sync under way may hang
 	alarmed bool        // in this stretch of slow syncs
 }
 
-// diskWindow is how long syncs are counted before they are judged; a disk that has become fast again
-// counts as slow for no longer than this.
+// diskWindow is how long syncs are counted before they are judged; a disk that has become fast
+// again counts as slow for no longer than this.
 const diskWindow = 10 * time.Second
 
 const (
-	// slowSync is how long syncs take that are worth telling the placement service at once; it compares stores.
+	// slowSync is how long syncs take that are worth telling the placement service at once; it
+	// compares stores.
 	slowSync = 100 * time.Millisecond
 	// hangingSync is how long a single one must take for that.
 	hangingSync = 500 * time.Millisecond
-	// alarmAgain is after how long the next report comes while syncs are slow: one alone proves nothing, since what other
-	// stores have reported may be older than the load that makes all of them slow.
+	// alarmAgain is after how long the next report comes while syncs are slow: one alone proves
+	// nothing, since what other stores have reported may be older than the load that makes all of
+	// them slow.
 	alarmAgain = 2 * time.Second
 )
 
@@ -50,7 +53,8 @@ func newDiskWatch(threshold time.Duration) *diskWatch {
 	w := &diskWatch{
 		threshold: threshold, now: time.Now, running: map[int]time.Time{}, began: time.Now(),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "tikv_raft_engine_sync_duration_seconds", Help: "Duration of syncs of the raft log.",
+			Name:    "tikv_raft_engine_sync_duration_seconds",
+			Help:    "Duration of syncs of the raft log.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
 		}),
 		alarm: make(chan struct{}, 1),
@@ -121,8 +125,8 @@ func (w *diskWatch) turn() {
 
 func (w *diskWatch) tenth() bool { return w.slowSyncs > 0 && w.slowSyncs*10 >= w.syncs }
 
-// stats returns what syncs take, 0 if there were too few, and how long one has been under way, 0 if none is. Safe for
-// concurrent use.
+// stats returns what syncs take, 0 if there were too few, and how long one has been under way, 0 if
+// none is. Safe for concurrent use.
 func (w *diskWatch) stats() (takes, hangs time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -157,7 +161,8 @@ const (
 	syncSeconds = 5
 	// syncSlots is in how many of them there must have been any.
 	syncSlots = 3
-	// syncBuckets is how many classes of times there are, each 1.25 times as long as the one before: 50 us to 5 min.
+	// syncBuckets is how many classes of times there are, each 1.25 times as long as the one
+	// before: 50 us to 5 min.
 	syncBuckets   = 72
 	shortestSync  = 50 * time.Microsecond
 	bucketsGrowBy = 1.25
@@ -191,8 +196,9 @@ func (t *syncTimes) note(now time.Time, took time.Duration) (first bool) {
 	return first
 }
 
-// least is the least 99th percentile of the last five whole seconds in which there were syncs; 0 if there were in less than three.
-// It is high only if syncs were slow all the time, and at most a quarter too high.
+// least is the least 99th percentile of the last five whole seconds in which there were syncs; 0 if
+// there were in less than three. It is high only if syncs were slow all the time, and at most a
+// quarter too high.
 func (t *syncTimes) least(now time.Time) time.Duration {
 	low, seconds := time.Duration(math.MaxInt64), 0
 	for i := range t.slots {
@@ -209,7 +215,8 @@ func (t *syncTimes) least(now time.Time) time.Duration {
 	return low
 }
 
-// p99 is a bound that at most one of a hundred syncs exceeded: the longest if there were less than a hundred.
+// p99 is a bound that at most one of a hundred syncs exceeded: the longest if there were less than
+// a hundred.
 func (s *syncSecond) p99() time.Duration {
 	above := s.n / 100
 	for i := syncBuckets - 1; i > 0; i-- {

@@ -18,13 +18,14 @@ import (
 	"github.com/tinykv/tinykv/pkg/goruntime"
 )
 
-// spaceGuard watches the space that the store has: what is free on the disk under the data directory, bytes
-// and inodes, and, if a capacity is configured, what the data directory leaves of it. Below the
-// reserve the store refuses writes that need space, long before an engine would meet a full disk.
+// spaceGuard watches the space that the store has: what is free on the disk under the data
+// directory, bytes and inodes, and, if a capacity is configured, what the data directory leaves of
+// it. Below the reserve the store refuses writes that need space, long before an engine would meet
+// a full disk.
 //
-// It measures each second, because others use the disk too, and after each spaceStep bytes that the raft
-// log writes: all data passes there first, and a fast disk takes hundreds of MiB a second. Safe for
-// concurrent use.
+// It measures each second, because others use the disk too, and after each spaceStep bytes that the
+// raft log writes: all data passes there first, and a fast disk takes hundreds of MiB a second.
+// Safe for concurrent use.
 type spaceGuard struct {
 	path string
 	opts spaceOptions
@@ -58,18 +59,19 @@ type spaceState struct {
 }
 
 const (
-	// spaceStep is how much the raft log writes between two measurements. The same bytes go to the engine's
-	// log, a flush and compactions, which the reserve covers many times over.
+	// spaceStep is how much the raft log writes between two measurements. The same bytes go to the
+	// engine's log, a flush and compactions, which the reserve covers many times over.
 	spaceStep = 2 << 20
-	// inodeReserve is the number of files that flushes, compactions, rotations and snapshots may need.
+	// inodeReserve is the number of files that flushes, compactions, rotations and snapshots may
+	// need.
 	inodeReserve = 256
 	// compactionRoom is how much a compaction writes before it removes its inputs.
 	compactionRoom = 64 << 20
 )
 
-// spaceNeed is the space in which a store of this configuration can go on without writes, stop, and start:
-// the engine's logs of four memtables and what their flushes write, a compaction, and two segments of the
-// raft log, the next one and one into which live entries are moved.
+// spaceNeed is the space in which a store of this configuration can go on without writes, stop, and
+// start: the engine's logs of four memtables and what their flushes write, a compaction, and two
+// segments of the raft log, the next one and one into which live entries are moved.
 func spaceNeed(cfg *config.Config) uint64 {
 	return 2*4*uint64(cfg.Storage.MemTable) + compactionRoom + 2*uint64(cfg.RaftLog.SegmentSize)
 }
@@ -85,8 +87,8 @@ func sized(cfg *config.Config) *config.Config {
 	return &out
 }
 
-// diskOf is the size of the disk that has a directory, or will have it; 0 if it cannot be measured, of which the space
-// guard will tell.
+// diskOf is the size of the disk that has a directory, or will have it; 0 if it cannot be measured,
+// of which the space guard will tell.
 func diskOf(dir string) uint64 {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -108,12 +110,14 @@ func diskOf(dir string) uint64 {
 
 func newSpaceGuard(path string, o spaceOptions) (*spaceGuard, error) {
 	g := &spaceGuard{
-		path: path, opts: o, statfs: unix.Statfs, wake: make(chan struct{}, 1), onChange: func(bool) {},
+		path: path, opts: o, statfs: unix.Statfs, wake: make(chan struct{}, 1),
+		onChange: func(bool) {},
 	}
 	return g, g.measure()
 }
 
-// measure looks at the disk. A file system that cannot be asked is as broken as one that cannot be written.
+// measure looks at the disk. A file system that cannot be asked is as broken as one that cannot be
+// written.
 func (g *spaceGuard) measure() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,7 +126,9 @@ func (g *spaceGuard) measure() error {
 		return fmt.Errorf("measure the disk under %s: %w", g.path, err)
 	}
 	block := uint64(st.Bsize)
-	s := spaceState{total: st.Blocks * block, free: st.Bavail * block, inodes: st.Files, freeInodes: st.Ffree}
+	s := spaceState{
+		total: st.Blocks * block, free: st.Bavail * block, inodes: st.Files, freeInodes: st.Ffree,
+	}
 	s.capTotal, s.capFree = s.total, s.free
 	if g.opts.capacity > 0 {
 		used, err := allocated(g.path)
@@ -151,9 +157,9 @@ func ignoringEINTR(f func() error) error {
 	}
 }
 
-// full applies the reserve. The configured one counts for at most a twentieth of a small disk or capacity;
-// what the store needs, which is about the disk itself, for at most half of it. Once full, an eighth more
-// must be free, so that writes do not stop and go.
+// full applies the reserve. The configured one counts for at most a twentieth of a small disk or
+// capacity; what the store needs, which is about the disk itself, for at most half of it. Once
+// full, an eighth more must be free, so that writes do not stop and go.
 func (o spaceOptions) full(s spaceState, was bool) bool {
 	if s.total == 0 {
 		return false // a file system without a size
@@ -195,8 +201,8 @@ func allocated(dir string) (uint64, error) {
 func (g *spaceGuard) disk() (total, free uint64) { return g.total.Load(), g.free.Load() }
 func (g *spaceGuard) full() bool                 { return g.isFull.Load() }
 
-// critical tells that half of what the store needs to go on is used up, though it refuses writes: others
-// fill the disk, or leaders on larger disks send what they accept.
+// critical tells that half of what the store needs to go on is used up, though it refuses writes:
+// others fill the disk, or leaders on larger disks send what they accept.
 func (g *spaceGuard) critical() bool { return g.isLow.Load() }
 
 // tooSmall tells whether the disk is so small that the store's needs were cut.
@@ -205,8 +211,8 @@ func (g *spaceGuard) tooSmall() bool {
 	return total > 0 && total/2 < g.opts.need
 }
 
-// wrote accounts for bytes that were written. Every spaceStep it measures before the writer goes on; with a
-// capacity, where measuring takes longer, it asks watch to.
+// wrote accounts for bytes that were written. Every spaceStep it measures before the writer goes
+// on; with a capacity, where measuring takes longer, it asks watch to.
 func (g *spaceGuard) wrote(n int64) error {
 	if g.spent.Add(n) < spaceStep {
 		return nil
@@ -222,8 +228,8 @@ func (g *spaceGuard) wrote(n int64) error {
 	return nil
 }
 
-// watch tells set about the state now and at each change until ctx ends, and relieve once in a while as
-// long as the disk is full. It returns the error of a measurement.
+// watch tells set about the state now and at each change until ctx ends, and relieve once in a
+// while as long as the disk is full. It returns the error of a measurement.
 func (g *spaceGuard) watch(ctx context.Context, set func(full bool), relieve func()) error {
 	g.mu.Lock()
 	g.onChange = set

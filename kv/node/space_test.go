@@ -19,7 +19,9 @@ import (
 func TestWhenTheDiskIsFull(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	measured := func(total, free uint64) spaceState {
-		return spaceState{total: total, free: free, capTotal: total, capFree: free, inodes: 1000, freeInodes: 900}
+		return spaceState{
+			total: total, free: free, capTotal: total, capFree: free, inodes: 1000, freeInodes: 900,
+		}
 	}
 	few := measured(100*gib, 50*gib)
 	few.freeInodes = inodeReserve - 1
@@ -42,7 +44,10 @@ func TestWhenTheDiskIsFull(t *testing.T) {
 		{"below the configured reserve", measured(100*gib, gib-1), false, true},
 		{"the reserve and an eighth to begin again", measured(100*gib, gib+gib/8-1), true, true},
 		{"begins again", measured(100*gib, gib+gib/8), true, false},
-		{"a twentieth of a small disk, but not less than what is needed", measured(2*gib, 225*mib), false, false},
+		{
+			"a twentieth of a small disk, but not less than what is needed",
+			measured(2*gib, 225*mib), false, false,
+		},
 		{"less than what is needed", measured(2*gib, 223*mib), false, true},
 		{"half of a very small disk", measured(400*mib, 199*mib), false, true},
 		{"half of a very small disk is free", measured(400*mib, 201*mib), false, false},
@@ -55,7 +60,8 @@ func TestWhenTheDiskIsFull(t *testing.T) {
 	}
 }
 
-// TestSized: the engine's sizes follow from the machine and the disk, which is found before the directory exists.
+// TestSized: the engine's sizes follow from the machine and the disk, which is found before the
+// directory exists.
 func TestSized(t *testing.T) {
 	cfg := config.Default()
 	cfg.DataDir = filepath.Join(t.TempDir(), "not", "yet", "there")
@@ -125,7 +131,9 @@ func TestADiskThatCannotBeMeasuredFailsTheStore(t *testing.T) {
 func TestRelieveOnAFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		free := uint64(10)
-		g := &spaceGuard{statfs: disk(&free), opts: spaceOptions{need: 100 << 20}, onChange: func(bool) {}}
+		g := &spaceGuard{
+			statfs: disk(&free), opts: spaceOptions{need: 100 << 20}, onChange: func(bool) {},
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		begun, calls := time.Now(), 0
 		var states []bool

@@ -40,11 +40,14 @@ func (s *statusServer) addr() string { return s.listener.Addr().String() }
 
 func (s *statusServer) start() {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registerMetrics(reg, s.n)
 	s.http = &http.Server{
-		Handler: s.handler(promhttp.HandlerFor(reg, promhttp.HandlerOpts{})), ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler:           s.handler(promhttp.HandlerFor(reg, promhttp.HandlerOpts{})),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       10 * time.Second, WriteTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
 	}
 	// Owned by the status server; ends in stop.
 	go func() {
@@ -59,7 +62,9 @@ func (s *statusServer) start() {
 // handler serves reads only: other methods are answered with 405.
 func (s *statusServer) handler(metrics http.Handler) http.Handler {
 	cfg := s.n.cfg
-	guard := &security.Guard{Hosts: append([]string{cfg.StatusAddr, cfg.AdvertiseStatusAddr, cfg.Addr, cfg.AdvertiseAddr},
+	guard := &security.Guard{Hosts: append([]string{
+		cfg.StatusAddr, cfg.AdvertiseStatusAddr, cfg.Addr, cfg.AdvertiseAddr,
+	},
 		cfg.Security.AllowedHosts...)}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
@@ -70,7 +75,8 @@ func (s *statusServer) handler(metrics http.Handler) http.Handler {
 		mux.Handle("GET /"+path, h)
 	}
 	for path, h := range map[string]http.HandlerFunc{
-		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol,
+		"trace": pprof.Trace,
 	} {
 		mux.Handle("GET /debug/pprof/"+path, guard.Private(h))
 	}
@@ -110,7 +116,8 @@ type Status struct {
 	TLS        bool              `json:"tls,omitempty"`
 	AllowPlain bool              `json:"allow_plain,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"`
-	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall clock.
+	// MaxID is the largest id of a region, peer or store that the store knows; UnixMS is its wall
+	// clock.
 	MaxID      uint64 `json:"max_id"`
 	UnixMS     int64  `json:"unix_ms"`
 	UptimeSecs int64  `json:"uptime_seconds"`
@@ -128,10 +135,13 @@ type Status struct {
 func (s *statusServer) status(w http.ResponseWriter, _ *http.Request) {
 	n := s.n
 	st := Status{
-		Version: n.version, ClusterID: n.ident.ClusterId, StoreID: n.ident.StoreId, Addr: n.cfg.AdvertiseAddr,
-		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()), DiskFull: n.space.full(),
+		Version: n.version, ClusterID: n.ident.ClusterId, StoreID: n.ident.StoreId,
+		Addr:   n.cfg.AdvertiseAddr,
+		Engine: n.cfg.Storage.Engine, UptimeSecs: int64(time.Since(n.started).Seconds()),
+		DiskFull: n.space.full(),
 	}
-	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels, time.Now().UnixMilli()
+	st.StatusAddr, st.Labels, st.UnixMS = n.cfg.AdvertiseStatusAddr, n.cfg.Labels,
+		time.Now().UnixMilli()
 	st.Mode = n.ident.Mode
 	st.TLS, st.AllowPlain = n.identity != nil, n.cfg.Security.AllowPlain
 	st.DiskTotal, st.DiskFree = n.space.disk()
@@ -165,8 +175,8 @@ func (s *statusServer) regions(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, infos)
 }
 
-// hash answers with a hash of a region's data and the applied index it stands for: replicas at the same
-// index must agree.
+// hash answers with a hash of a region's data and the applied index it stands for: replicas at the
+// same index must agree.
 func (s *statusServer) hash(w http.ResponseWriter, r *http.Request) {
 	id, err := strconv.ParseUint(r.URL.Query().Get("region"), 10, 64)
 	if err != nil || s.n.store == nil {

@@ -42,9 +42,18 @@ func TestPercentileOfASecond(t *testing.T) {
 		plus []time.Duration
 		want time.Duration
 	}{
-		{plus: []time.Duration{time.Millisecond, 100 * time.Millisecond}, want: 100 * time.Millisecond},
-		{took: []time.Duration{time.Millisecond}, plus: []time.Duration{time.Second}, want: time.Millisecond},
-		{took: []time.Duration{time.Millisecond}, plus: []time.Duration{time.Second, time.Second}, want: time.Second},
+		{
+			plus: []time.Duration{time.Millisecond, 100 * time.Millisecond},
+			want: 100 * time.Millisecond,
+		},
+		{
+			took: []time.Duration{time.Millisecond}, plus: []time.Duration{time.Second},
+			want: time.Millisecond,
+		},
+		{
+			took: []time.Duration{time.Millisecond},
+			plus: []time.Duration{time.Second, time.Second}, want: time.Second,
+		},
 		{took: []time.Duration{0, 10 * time.Millisecond}, want: 10 * time.Millisecond},
 		{plus: []time.Duration{24 * time.Hour}, want: 5 * time.Minute},
 		{plus: []time.Duration{0}, want: 50 * time.Microsecond},
@@ -59,7 +68,8 @@ func TestPercentileOfASecond(t *testing.T) {
 	}
 }
 
-// TestSlowSyncsAreReportedAtOnce, and a sync that hangs; once for each stretch, and again while it lasts.
+// TestSlowSyncsAreReportedAtOnce, and a sync that hangs; once for each stretch, and again while it
+// lasts.
 func TestSlowSyncsAreReportedAtOnce(t *testing.T) {
 	w := newDiskWatch(100 * time.Millisecond)
 	clock := time.Unix(1000, 0)
@@ -73,11 +83,13 @@ func TestSlowSyncsAreReportedAtOnce(t *testing.T) {
 		}
 	}
 	for range 10 {
-		require.NoError(t, w.around(func() error { clock = clock.Add(150 * time.Millisecond); return nil }))
+		require.NoError(t,
+			w.around(func() error { clock = clock.Add(150 * time.Millisecond); return nil }))
 	}
 	require.False(t, reported(), "not yet for three whole seconds")
 	for range 20 {
-		require.NoError(t, w.around(func() error { clock = clock.Add(150 * time.Millisecond); return nil }))
+		require.NoError(t,
+			w.around(func() error { clock = clock.Add(150 * time.Millisecond); return nil }))
 	}
 	require.True(t, reported())
 	takes, hangs := w.stats()

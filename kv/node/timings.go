@@ -15,15 +15,17 @@ import (
 	"github.com/tinykv/tinykv/pkg/timing"
 )
 
-// requestMetrics exposes how long requests take, by method, and how they fail, under TiKV's names. Requests on streams of many
-// count as calls of the method that does the same.
+// requestMetrics exposes how long requests take, by method, and how they fail, under TiKV's names.
+// Requests on streams of many count as calls of the method that does the same.
 type requestMetrics struct{ n *Node }
 
 var (
 	requestSeconds = prometheus.NewDesc("tikv_grpc_msg_duration_seconds",
-		"Time of requests that were answered, from their headers or message to their answer.", []string{"type", "service"}, nil)
+		"Time of requests that were answered, from their headers or message to their answer.",
+		[]string{"type", "service"}, nil)
 	requestFailures = prometheus.NewDesc("tikv_grpc_msg_fail_total",
-		"Requests that ended with a status other than OK.", []string{"type", "service", "code"}, nil)
+		"Requests that ended with a status other than OK.", []string{"type", "service", "code"},
+		nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -41,27 +43,33 @@ func (m requestMetrics) Collect(out chan<- prometheus.Metric) {
 		service, kind := methodName(path)
 		got := t.Read()
 		for code, n := range got.Failed {
-			out <- prometheus.MustNewConstMetric(requestFailures, prometheus.CounterValue, float64(n), kind, service, snake(code.String()))
+			out <- prometheus.MustNewConstMetric(requestFailures, prometheus.CounterValue,
+				float64(n), kind, service, snake(code.String()))
 		}
 		if total, buckets := got.Buckets(); total > 0 {
-			out <- prometheus.MustNewConstHistogram(requestSeconds, total, got.Total.Seconds(), buckets, kind, service)
+			out <- prometheus.MustNewConstHistogram(requestSeconds, total, got.Total.Seconds(),
+				buckets, kind, service)
 		}
 	})
 }
 
-// reads and writes are the methods that count as such in the store's reports. A pessimistic lock is none: it may wait for another
-// transaction.
+// reads and writes are the methods that count as such in the store's reports. A pessimistic lock is
+// none: it may wait for another transaction.
 var (
 	reads = []string{
-		"/tinykvpb.TinyKv/RawGet", "/tinykvpb.TinyKv/RawBatchGet", "/tinykvpb.TinyKv/RawScan", "/tinykvpb.TinyKv/KvGet",
-		"/tinykvpb.TinyKv/KvScan", "/tikvpb.Tikv/RawGet", "/tikvpb.Tikv/RawBatchGet", "/tikvpb.Tikv/RawScan", "/tikvpb.Tikv/RawBatchScan",
+		"/tinykvpb.TinyKv/RawGet", "/tinykvpb.TinyKv/RawBatchGet", "/tinykvpb.TinyKv/RawScan",
+		"/tinykvpb.TinyKv/KvGet",
+		"/tinykvpb.TinyKv/KvScan", "/tikvpb.Tikv/RawGet", "/tikvpb.Tikv/RawBatchGet",
+		"/tikvpb.Tikv/RawScan", "/tikvpb.Tikv/RawBatchScan",
 		"/tikvpb.Tikv/KvGet", "/tikvpb.Tikv/KvBatchGet", "/tikvpb.Tikv/KvScan",
 	}
 	writes = []string{
-		"/tinykvpb.TinyKv/RawPut", "/tinykvpb.TinyKv/RawDelete", "/tinykvpb.TinyKv/RawBatchPut", "/tinykvpb.TinyKv/RawBatchDelete",
+		"/tinykvpb.TinyKv/RawPut", "/tinykvpb.TinyKv/RawDelete", "/tinykvpb.TinyKv/RawBatchPut",
+		"/tinykvpb.TinyKv/RawBatchDelete",
 		"/tinykvpb.TinyKv/RawCAS", "/tinykvpb.TinyKv/KvPrewrite", "/tinykvpb.TinyKv/KvCommit",
 		"/tikvpb.Tikv/RawPut", "/tikvpb.Tikv/RawDelete",
-		"/tikvpb.Tikv/RawBatchPut", "/tikvpb.Tikv/RawBatchDelete", "/tikvpb.Tikv/RawCompareAndSwap", "/tikvpb.Tikv/KvPrewrite",
+		"/tikvpb.Tikv/RawBatchPut", "/tikvpb.Tikv/RawBatchDelete", "/tikvpb.Tikv/RawCompareAndSwap",
+		"/tikvpb.Tikv/KvPrewrite",
 		"/tikvpb.Tikv/KvCommit",
 	}
 )
@@ -92,11 +100,22 @@ type stageMetrics struct {
 func newStageMetrics(r *stages.Recorder) stageMetrics {
 	m := stageMetrics{r, map[stages.Stage]*prometheus.Desc{}}
 	for s, d := range map[stages.Stage][2]string{
-		stages.Wait:      {"request_wait_time_duration_secs", "Time from taking a write until raft had its entry."},
-		stages.Append:    {"append_log_duration_seconds", "Time from there until the leader's own raft log was synced."},
-		stages.Commit:    {"commit_log_duration_seconds", "Time from raft's having an entry until a majority had it."},
-		stages.ApplyWait: {"apply_wait_time_duration_secs", "Time from there until the apply worker began with it."},
-		stages.Apply:     {"apply_log_duration_seconds", "Time from there until the engine had it."},
+		stages.Wait: {
+			"request_wait_time_duration_secs", "Time from taking a write until raft had its entry.",
+		},
+		stages.Append: {
+			"append_log_duration_seconds",
+			"Time from there until the leader's own raft log was synced.",
+		},
+		stages.Commit: {
+			"commit_log_duration_seconds",
+			"Time from raft's having an entry until a majority had it.",
+		},
+		stages.ApplyWait: {
+			"apply_wait_time_duration_secs",
+			"Time from there until the apply worker began with it.",
+		},
+		stages.Apply: {"apply_log_duration_seconds", "Time from there until the engine had it."},
 	} {
 		m.descs[s] = prometheus.NewDesc("tikv_raftstore_"+d[0], d[1], nil, nil)
 	}
@@ -155,7 +174,8 @@ func snake(name string) string {
 	runes := []rune(name)
 	for i, r := range runes {
 		begins := unicode.IsUpper(r) && i > 0 &&
-			(unicode.IsLower(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1]) && unicode.IsUpper(runes[i-1]))
+			(unicode.IsLower(runes[i-1]) ||
+				i+1 < len(runes) && unicode.IsLower(runes[i+1]) && unicode.IsUpper(runes[i-1]))
 		if begins {
 			b.WriteByte('_')
 		}

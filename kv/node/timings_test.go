@@ -15,7 +15,8 @@ import (
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
-// TestReadsAndWritesExist: the methods that are counted for the store's reports are those of its services.
+// TestReadsAndWritesExist: the methods that are counted for the store's reports are those of its
+// services.
 func TestReadsAndWritesExist(t *testing.T) {
 	cfg := config.Default()
 	g := rpc.New(server.Options(cfg))

@@ -19,19 +19,24 @@ type Applied struct {
 	Reborn, Ended, Filled int
 }
 
-// Apply carries out this store's part of a plan: regions that go on as one replica, replicas that end, and empty regions in
-// the place of holes. Everything is checked first. The raft logs of new regions come first, then all else in one synced
-// batch: a crash leaves nothing or all of it, and a plan can be applied again.
+// Apply carries out this store's part of a plan: regions that go on as one replica, replicas that
+// end, and empty regions in the place of holes. Everything is checked first. The raft logs of new
+// regions come first, then all else in one synced batch: a crash leaves nothing or all of it, and a
+// plan can be applied again.
 //
 // A replica that is not as the plan has it is an error: the plan was made from another state.
 func (s *Store) Apply(plan *recovery.Regions) (Applied, error) {
 	var done Applied
 	if plan.ClusterID != s.Ident.ClusterId {
-		return done, fmt.Errorf("the plan is about cluster %d, this is store %d of cluster %d", plan.ClusterID, s.Ident.StoreId, s.Ident.ClusterId)
+		return done,
+			fmt.Errorf("the plan is about cluster %d, this is store %d of cluster %d",
+				plan.ClusterID, s.Ident.StoreId, s.Ident.ClusterId)
 	}
 	for _, lost := range plan.Lost {
 		if lost == s.Ident.StoreId {
-			return done, fmt.Errorf("store %d is lost by the plan; it must not come back: start with an empty data directory", lost)
+			return done,
+				fmt.Errorf(
+					"store %d is lost by the plan; it must not come back: start with an empty data directory", lost)
 		}
 	}
 	snap := s.engine.NewSnapshot()
@@ -79,7 +84,8 @@ func (s *Store) Apply(plan *recovery.Regions) (Applied, error) {
 
 func toRegion(r *recovery.Region) *metapb.Region {
 	m := &metapb.Region{
-		Id: r.ID, StartKey: r.Start, EndKey: r.End, RegionEpoch: &metapb.RegionEpoch{Version: r.Version, ConfVer: r.ConfVer},
+		Id: r.ID, StartKey: r.Start, EndKey: r.End,
+		RegionEpoch: &metapb.RegionEpoch{Version: r.Version, ConfVer: r.ConfVer},
 	}
 	for _, p := range r.Peers {
 		m.Peers = append(m.Peers, &metapb.Peer{Id: p.ID, StoreId: p.StoreID})
@@ -95,7 +101,8 @@ func (s *Store) rebirth(snap engine.Snapshot, b engine.Batch, r *recovery.Rebirt
 		return false, err
 	}
 	epoch := st.GetRegion().GetRegionEpoch()
-	if st != nil && epoch.GetConfVer() == r.Becomes.ConfVer && epoch.GetVersion() == r.Becomes.Version {
+	if st != nil && epoch.GetConfVer() == r.Becomes.ConfVer &&
+		epoch.GetVersion() == r.Becomes.Version {
 		return false, nil // applied before
 	}
 	ls, _ := s.log.State(r.Was.ID)
@@ -103,16 +110,23 @@ func (s *Store) rebirth(snap engine.Snapshot, b engine.Batch, r *recovery.Rebirt
 	case st == nil || st.GetPeer().GetId() != r.PeerID:
 		return false, fmt.Errorf("region %d: peer %d is not here", r.Was.ID, r.PeerID)
 	case st.State != rspb.PeerState_Normal || st.Damaged != "":
-		return false, fmt.Errorf("region %d: the replica is %v %s and cannot go on alone", r.Was.ID, st.State, st.Damaged)
+		return false,
+			fmt.Errorf("region %d: the replica is %v %s and cannot go on alone", r.Was.ID, st.State,
+				st.Damaged)
 	case epoch.GetConfVer() != r.Was.ConfVer || epoch.GetVersion() != r.Was.Version:
-		return false, fmt.Errorf("region %d: its epoch is %d:%d, the plan was made at %d:%d; make a new plan", r.Was.ID,
-			epoch.GetVersion(), epoch.GetConfVer(), r.Was.Version, r.Was.ConfVer)
+		return false,
+			fmt.Errorf("region %d: its epoch is %d:%d, the plan was made at %d:%d; make a new plan",
+				r.Was.ID,
+				epoch.GetVersion(), epoch.GetConfVer(), r.Was.Version, r.Was.ConfVer)
 	case ls.LastTerm < r.LastTerm || ls.LastTerm == r.LastTerm && ls.Last < r.LastIndex:
-		return false, fmt.Errorf("region %d: its raft log ends at %d of term %d, before what it had when the plan was made", r.Was.ID, ls.Last, ls.LastTerm)
+		return false,
+			fmt.Errorf(
+				"region %d: its raft log ends at %d of term %d, before what it had when the plan was made", r.Was.ID, ls.Last, ls.LastTerm)
 	}
 	region := toRegion(&r.Becomes)
 	region.MaxPeerId = max(region.MaxPeerId, st.Region.MaxPeerId)
-	// What merges it had up to its new epoch, which does not come from its log, is not known to those who ask.
+	// What merges it had up to its new epoch, which does not come from its log, is not known to
+	// those who ask.
 	region.Merges, region.MergesFloor = st.Region.Merges, math.MaxUint64
 	region.ExpiryFloor = st.Region.ExpiryFloor
 	meta.PutRegionState(b, rspb.PeerState_Normal, region, region.Peers[0])
@@ -134,7 +148,9 @@ func (s *Store) end(snap engine.Snapshot, b engine.Batch, e *recovery.End) (bool
 }
 
 // fill begins an empty region.
-func (s *Store) fill(snap engine.Snapshot, b engine.Batch, lb *raftlog.Batch, r *recovery.Region) (bool, error) {
+func (s *Store) fill(
+	snap engine.Snapshot, b engine.Batch, lb *raftlog.Batch, r *recovery.Region,
+) (bool, error) {
 	st, err := meta.LoadRegionState(snap, r.ID)
 	if err != nil || st != nil {
 		return false, err

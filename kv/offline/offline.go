@@ -1,8 +1,8 @@
-// Package offline works on the data directory of a store that does not run: it shows what is in it, verifies all of it,
-// and carries out a plan of package recovery.
+// Package offline works on the data directory of a store that does not run: it shows what is in it,
+// verifies all of it, and carries out a plan of package recovery.
 //
-// Opening the directory locks it and does what a start does to the engine and the raft log: a torn tail that was never
-// synced is cut. Nothing else is changed, but by Apply.
+// Opening the directory locks it and does what a start does to the engine and the raft log: a torn
+// tail that was never synced is cut. Nothing else is changed, but by Apply.
 package offline
 
 import (
@@ -62,7 +62,8 @@ func Open(path string, logger *zap.Logger) (s *Store, err error) {
 		return s, err
 	}
 	s.Marker = *marker
-	if s.engine, err = engines.Open(marker.Engine, engine.Options{Dir: s.dir.Sub("kv"), Logger: logger}); err != nil {
+	if s.engine, err = engines.Open(marker.Engine,
+		engine.Options{Dir: s.dir.Sub("kv"), Logger: logger}); err != nil {
 		return s, fmt.Errorf("open engine in %s: %w", s.dir.Sub("kv"), err)
 	}
 	found, err := meta.Load(s.engine, meta.StoreIdentKey, &s.Ident)
@@ -72,7 +73,8 @@ func Open(path string, logger *zap.Logger) (s *Store, err error) {
 	if !found {
 		return s, fmt.Errorf("%s has not joined a cluster yet", path)
 	}
-	if s.log, err = raftlog.Open(s.dir.Sub("raft"), raftlog.Options{Manual: true, Logger: logger}); err != nil {
+	if s.log, err = raftlog.Open(s.dir.Sub("raft"),
+		raftlog.Options{Manual: true, Logger: logger}); err != nil {
 		return s, fmt.Errorf("open raft log in %s: %w", s.dir.Sub("raft"), err)
 	}
 	return s, nil
@@ -122,7 +124,10 @@ func (s *Store) Replicas() ([]Replica, error) {
 	defer snap.Close()
 	var out []Replica
 	err = meta.VisitRegionStates(snap, func(st *rspb.RegionLocalState) error {
-		r := Replica{State: st.State, Status: st.State.String(), Region: st.Region, Peer: st.Peer, Damaged: st.Damaged}
+		r := Replica{
+			State: st.State, Status: st.State.String(), Region: st.Region, Peer: st.Peer,
+			Damaged: st.Damaged,
+		}
 		rec, err := meta.LoadApplyRecord(snap, st.Region.Id)
 		if err != nil {
 			return fmt.Errorf("region %d: %w", st.Region.Id, err)
@@ -160,7 +165,8 @@ func (s *Store) applied() (map[uint64]uint64, error) {
 	return out, it.Err()
 }
 
-// Entries returns entries [from, to) of a region's raft log, at most about 16 MiB of them; to = 0 means up to the end.
+// Entries returns entries [from, to) of a region's raft log, at most about 16 MiB of them; to = 0
+// means up to the end.
 func (s *Store) Entries(regionID, from, to uint64) ([]eraftpb.Entry, error) {
 	st, ok := s.log.State(regionID)
 	if !ok {
@@ -173,8 +179,8 @@ func (s *Store) Entries(regionID, from, to uint64) ([]eraftpb.Entry, error) {
 	return s.log.Entries(regionID, from, to, 16<<20)
 }
 
-// UserKey is a key of users with what its value looks like: its size in bytes and its CRC-32C, by which the values of two
-// replicas are compared. Key is valid until visit returns.
+// UserKey is a key of users with what its value looks like: its size in bytes and its CRC-32C, by
+// which the values of two replicas are compared. Key is valid until visit returns.
 type UserKey struct {
 	CF    engine.CF
 	Key   []byte
@@ -196,12 +202,16 @@ func (s *Store) Keys(start, end []byte, visit func(UserKey) error) error {
 	return nil
 }
 
-func visitCF(snap engine.Snapshot, cf engine.CF, start, end []byte, visit func(UserKey) error) error {
+func visitCF(
+	snap engine.Snapshot, cf engine.CF, start, end []byte, visit func(UserKey) error,
+) error {
 	it := snap.NewIterator(engine.DataKey(cf, start), engine.DataEndKey(cf, end))
 	defer it.Close()
 	prefix := len(engine.DataKey(cf, nil))
 	for it.First(); it.Valid(); it.Next() {
-		if err := visit(UserKey{cf, it.Key()[prefix:], len(it.Value()), crc32.Checksum(it.Value(), castagnoli)}); err != nil {
+		if err := visit(UserKey{
+			cf, it.Key()[prefix:], len(it.Value()), crc32.Checksum(it.Value(), castagnoli),
+		}); err != nil {
 			return err
 		}
 	}

@@ -9,7 +9,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// TestForeignDirectories: what is no store's, or may hold what this program does not know, is left alone.
+// TestForeignDirectories: what is no store's, or may hold what this program does not know, is left
+// alone.
 func TestForeignDirectories(t *testing.T) {
 	_, err := Open(t.TempDir(), zap.NewNop())
 	require.ErrorContains(t, err, "not the data directory of a store")

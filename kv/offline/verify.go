@@ -24,8 +24,9 @@ func (r *Report) problem(format string, args ...any) {
 	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
 }
 
-// Verify reads everything: each block of the engine and each entry of the raft log with its checksums, and compares what
-// the parts say of each other. Problems are in the report; an error means that the verification itself could not go on.
+// Verify reads everything: each block of the engine and each entry of the raft log with its
+// checksums, and compares what the parts say of each other. Problems are in the report; an error
+// means that the verification itself could not go on.
 func (s *Store) Verify() (*Report, error) {
 	rep := &Report{Problems: []string{}}
 	replicas, err := s.Replicas()
@@ -47,7 +48,9 @@ func (s *Store) Verify() (*Report, error) {
 			ranges = append(ranges, r)
 		}
 	}
-	slices.SortFunc(ranges, func(a, b Replica) int { return bytes.Compare(a.Region.StartKey, b.Region.StartKey) })
+	slices.SortFunc(ranges, func(a, b Replica) int {
+		return bytes.Compare(a.Region.StartKey, b.Region.StartKey)
+	})
 	for i := 1; i < len(ranges); i++ {
 		a, b := ranges[i-1].Region, ranges[i].Region
 		if len(a.EndKey) == 0 || bytes.Compare(a.EndKey, b.StartKey) > 0 {
@@ -60,7 +63,8 @@ func (s *Store) Verify() (*Report, error) {
 		}
 		rep.Bytes += uint64(len(k.Key) + k.Bytes)
 		if !covered(ranges, k.Key) && len(rep.Problems) < maxProblems {
-			rep.problem("key %v of column family %s lies in no region of this store", redact.Key(k.Key), k.CF)
+			rep.problem("key %v of column family %s lies in no region of this store",
+				redact.Key(k.Key), k.CF)
 		}
 		return nil
 	}); err != nil {
@@ -74,11 +78,14 @@ const maxProblems = 100
 
 // covered tells whether a key lies in one of the regions, which are sorted by their start.
 func covered(ranges []Replica, key []byte) bool {
-	i, found := slices.BinarySearchFunc(ranges, key, func(r Replica, key []byte) int { return bytes.Compare(r.Region.StartKey, key) })
+	i, found := slices.BinarySearchFunc(ranges, key, func(r Replica, key []byte) int {
+		return bytes.Compare(r.Region.StartKey, key)
+	})
 	if !found {
 		i--
 	}
-	return i >= 0 && (len(ranges[i].Region.EndKey) == 0 || bytes.Compare(key, ranges[i].Region.EndKey) < 0)
+	return i >= 0 &&
+		(len(ranges[i].Region.EndKey) == 0 || bytes.Compare(key, ranges[i].Region.EndKey) < 0)
 }
 
 func (s *Store) verifyReplica(rep *Report, r *Replica) {
@@ -92,9 +99,11 @@ func (s *Store) verifyReplica(rep *Report, r *Replica) {
 	if len(r.Region.Peers) > 0 && r.State == rspb.PeerState_Normal {
 		switch {
 		case r.LastIndex < r.Applied:
-			rep.problem("region %d: applied index %d, but the raft log ends at %d", id, r.Applied, r.LastIndex)
+			rep.problem("region %d: applied index %d, but the raft log ends at %d", id, r.Applied,
+				r.LastIndex)
 		case r.FirstIndex > r.Applied+1:
-			rep.problem("region %d: applied index %d, but the raft log begins at %d", id, r.Applied, r.FirstIndex)
+			rep.problem("region %d: applied index %d, but the raft log begins at %d", id, r.Applied,
+				r.FirstIndex)
 		}
 	}
 	for at := r.FirstIndex; at > 0 && at <= r.LastIndex; {

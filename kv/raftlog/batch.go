@@ -8,8 +8,8 @@ import (
 
 // Batch gathers changes of any number of regions that become durable together: after a crash either
 // all of them are there or none. Changes take effect in the order in which they were added. The
-// zero value is an empty batch; Clear makes it ready for use again and keeps its buffers. Not safe for
-// concurrent use, and not to be touched during Write.
+// zero value is an empty batch; Clear makes it ready for use again and keeps its buffers. Not safe
+// for concurrent use, and not to be touched during Write.
 type Batch struct {
 	contents
 	// dir and body are the record's two parts, encoded as the batch grows.
@@ -45,8 +45,9 @@ func (b *Batch) Size() int { return len(b.dir) + len(b.body) }
 // entries[0].Index or more: that is how a follower replaces an uncommitted tail. They must be
 // contiguous with what is left.
 //
-// The slice must stay as it is until the batch is written; the payloads for ever, since the log's cache keeps
-// them. So a payload should not be a part of something larger that its cached entry would keep alive.
+// The slice must stay as it is until the batch is written; the payloads for ever, since the log's
+// cache keeps them. So a payload should not be a part of something larger that its cached entry
+// would keep alive.
 func (b *Batch) Append(regionID uint64, entries []eraftpb.Entry) {
 	if len(entries) == 0 {
 		return
@@ -55,11 +56,13 @@ func (b *Batch) Append(regionID uint64, entries []eraftpb.Entry) {
 	for i := range entries {
 		e := &entries[i]
 		if e.Index != entries[0].Index+uint64(i) {
-			b.fail("region %d: entry %d follows entry %d", regionID, e.Index, entries[0].Index+uint64(i)-1)
+			b.fail("region %d: entry %d follows entry %d", regionID, e.Index,
+				entries[0].Index+uint64(i)-1)
 			return
 		}
 		if len(e.Data) > maxEntryLen || e.EntryType < 0 || e.EntryType > 15 {
-			b.fail("region %d: entry %d: %d bytes of type %d", regionID, e.Index, len(e.Data), e.EntryType)
+			b.fail("region %d: entry %d: %d bytes of type %d", regionID, e.Index, len(e.Data),
+				e.EntryType)
 			return
 		}
 		m := entMeta{
@@ -97,7 +100,8 @@ func (b *Batch) endEntries(o op) {
 // SetHardState replaces the region's hard state. A region that is not in the log yet begins empty,
 // with first index 1.
 func (b *Batch) SetHardState(regionID uint64, hs eraftpb.HardState) {
-	b.ops = append(b.ops, op{kind: opHardState, region: regionID, a: hs.Term, b: hs.Vote, c: hs.Commit})
+	b.ops = append(b.ops,
+		op{kind: opHardState, region: regionID, a: hs.Term, b: hs.Vote, c: hs.Commit})
 	b.encode(opHardState, regionID, hs.Term, hs.Vote, hs.Commit)
 }
 

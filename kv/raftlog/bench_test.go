@@ -151,7 +151,8 @@ func BenchmarkEntries(b *testing.B) {
 			var batch raftlog.Batch
 			for i := uint64(1); i <= 1000; i++ {
 				batch.Clear()
-				batch.Append(1, []eraftpb.Entry{{Term: 1, Index: i, Data: make([]byte, benchPayload)}})
+				batch.Append(1,
+					[]eraftpb.Entry{{Term: 1, Index: i, Data: make([]byte, benchPayload)}})
 				must(b, l.Write(&batch, false))
 			}
 			b.ReportAllocs()
@@ -167,8 +168,8 @@ func BenchmarkEntries(b *testing.B) {
 	}
 }
 
-// TestAllocationsOfAWrite: a batch of one entry for each of 32 regions, as a turn of a raft worker writes it,
-// takes next to nothing: the cache of entries shares the payloads.
+// TestAllocationsOfAWrite: a batch of one entry for each of 32 regions, as a turn of a raft worker
+// writes it, takes next to nothing: the cache of entries shares the payloads.
 func TestAllocationsOfAWrite(t *testing.T) {
 	l := mustOpen(t, t.TempDir(), raftlog.Options{})
 	var batch raftlog.Batch

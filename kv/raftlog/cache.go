@@ -81,15 +81,16 @@ type cacheItem struct {
 // maxCacheItems bounds the queue itself, in case the payloads are tiny or gone already.
 const maxCacheItems = 1 << 15
 
-// add caches entries, whose payloads it shares. The caller holds r.mu and has dropped what they replace.
+// add caches entries, whose payloads it shares. The caller holds r.mu and has dropped what they
+// replace.
 func (c *cacheBudget) add(r *region, ents []eraftpb.Entry) {
 	total := int64(0)
 	for i := range ents {
 		total += cacheCost(&ents[i])
 	}
 	if total > c.limit {
-		// They would push out everything else and themselves. What precedes them goes too: the cache
-		// has no holes.
+		// They would push out everything else and themselves. What precedes them goes too: the
+		// cache has no holes.
 		c.used.Add(-r.cache.dropFrom(0))
 		return
 	}
@@ -100,8 +101,8 @@ func (c *cacheBudget) add(r *region, ents []eraftpb.Entry) {
 	c.mu.Unlock()
 }
 
-// TrimCache forgets a region's cached entries up to and including index. They can still be read, from the disk: for
-// those that nobody is expected to need again.
+// TrimCache forgets a region's cached entries up to and including index. They can still be read,
+// from the disk: for those that nobody is expected to need again.
 func (l *Log) TrimCache(regionID, index uint64) {
 	r := l.region(regionID)
 	if r == nil {

@@ -8,10 +8,10 @@ import (
 // Group commit.
 //
 // Writers queue up; the first one leads. The leader takes what is waiting, appends it with one
-// write and at most one sync, applies it, wakes its group and hands the lead to the caller that came
-// meanwhile. There is no goroutine of our own in between and no lingering: the time of one sync is
-// what gathers the next group. All fields of committer are touched by the leader alone; the lead
-// passes through queue.mu and request.ch, which order the accesses.
+// write and at most one sync, applies it, wakes its group and hands the lead to the caller that
+// came meanwhile. There is no goroutine of our own in between and no lingering: the time of one
+// sync is what gathers the next group. All fields of committer are touched by the leader alone; the
+// lead passes through queue.mu and request.ch, which order the accesses.
 
 // maxGroupBytes bounds the work of one group, so that memory and the wait of its first member stay
 // bounded however many writers there are.
@@ -209,7 +209,8 @@ func (l *Log) flush() error {
 		return nil
 	}
 	if _, err := c.active.file.WriteAt(c.buf, c.bufOff); err != nil {
-		return fmt.Errorf("raftlog: append %d bytes to %s: %w", len(c.buf), c.active.file.Name(), err)
+		return fmt.Errorf("raftlog: append %d bytes to %s: %w", len(c.buf), c.active.file.Name(),
+			err)
 	}
 	l.stats.bytesWritten.Add(uint64(len(c.buf)))
 	c.buf = c.buf[:0]

@@ -139,7 +139,9 @@ func TestCrashAtEveryOperation(t *testing.T) {
 			if err != nil && !errors.Is(err, faultfs.ErrCrashed) {
 				t.Fatalf("seed %d, operation %d: %v", seed, k, err)
 			}
-			for _, loss := range []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn, faultfs.Torn} {
+			for _, loss := range []faultfs.Loss{
+				faultfs.KeepAll, faultfs.DropAll, faultfs.Torn, faultfs.Torn,
+			} {
 				points++
 				rng := rand.New(rand.NewPCG(seed, uint64(k)*8+uint64(points%4)))
 				if err := verifyAfterCrash(run, run.fs.Crash(loss, rng, nil)); err != nil {
@@ -178,7 +180,9 @@ func TestCrashDuringRecovery(t *testing.T) {
 					err = l.Close()
 				}
 				// What the first recovery may have cut or kept, it must not have made worse.
-				for _, loss := range []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn} {
+				for _, loss := range []faultfs.Loss{
+					faultfs.KeepAll, faultfs.DropAll, faultfs.Torn,
+				} {
 					points++
 					if err := verifyAfterCrash(run, first.Crash(loss, rng, nil)); err != nil {
 						t.Fatalf("operation %d, then %d, loss %d: %v", k, k2, loss, err)

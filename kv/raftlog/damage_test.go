@@ -134,7 +134,10 @@ func TestDamage(t *testing.T) {
 					fs, want := logs[seed].Crash(faultfs.KeepAll, nil, nil), wants[seed]
 					rng := rand.New(rand.NewPCG(uint64(i), seed))
 					file := pickFile(fs, class, rng)
-					must(t, fs.Corrupt("log/"+file, func(data []byte) []byte { return c.do(rng, data) }))
+					must(t,
+						fs.Corrupt("log/"+file, func(data []byte) []byte {
+							return c.do(rng, data)
+						}))
 					outcome, err := verifyDamaged(fs, want, file)
 					if err != nil {
 						t.Fatalf("%s, clean=%v, %s, round %d: %v", class, clean, c.kind, i, err)

@@ -51,7 +51,9 @@ func FuzzReplay(f *testing.F) {
 	b := sampleBatch()
 	f.Add(b.dir, uint8(20))
 	f.Add(append(b.dir, b.dir...), uint8(len(b.dir)))
-	f.Add([]byte{byte(opRewrite), 1, 9, 1, 1, 0, 0, 0, 0, 0, byte(opAppend), 1, 1, 1, 1, 0, 0, 0, 0, 0}, uint8(10))
+	f.Add([]byte{
+		byte(opRewrite), 1, 9, 1, 1, 0, 0, 0, 0, 0, byte(opAppend), 1, 1, 1, 1, 0, 0, 0, 0, 0,
+	}, uint8(10))
 	far := &Batch{}
 	for _, first := range []uint64{1, 1 << 50, 3} {
 		o := far.beginEntries(opRewrite, 1, first, 1)
@@ -96,7 +98,8 @@ func fuzzRecords(input []byte, cut int) []byte {
 		if body > 1<<10 {
 			continue
 		}
-		records, prev = appendRecord(records, saltCRC(1), recordHeader{prev: prev, seq: seq}, dir, make([]byte, body))
+		records, prev = appendRecord(records, saltCRC(1), recordHeader{prev: prev, seq: seq}, dir,
+			make([]byte, body))
 		seq++
 	}
 	return records[:min(len(records), 48<<10)]

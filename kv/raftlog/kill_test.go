@@ -41,7 +41,9 @@ func killOptions() raftlog.Options { return raftlog.Options{SegmentSize: 256 << 
 const killRegions = 4
 
 func killEntry(region, index uint64) eraftpb.Entry {
-	return eraftpb.Entry{Term: index / 7, Index: index, Data: fmt.Appendf(nil, "%d/%d/%0300d", region, index, index)}
+	return eraftpb.Entry{
+		Term: index / 7, Index: index, Data: fmt.Appendf(nil, "%d/%d/%0300d", region, index, index),
+	}
 }
 
 func writeUntilKilled(dir string, from uint64, out io.Writer) error {

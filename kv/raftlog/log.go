@@ -46,7 +46,8 @@ func (o *Options) ensureDefaults() error {
 		o.FS = vfs.OS
 	}
 	if o.SegmentSize < minSegmentSize || o.SegmentSize > 2<<30 {
-		return fmt.Errorf("raftlog: segment size %d is not within [%d, %d]", o.SegmentSize, minSegmentSize, 2<<30)
+		return fmt.Errorf("raftlog: segment size %d is not within [%d, %d]", o.SegmentSize,
+			minSegmentSize, 2<<30)
 	}
 	o.SegmentSize &^= recordAlign - 1
 	return nil
@@ -181,8 +182,8 @@ func (l *Log) Stats() Stats {
 	return s
 }
 
-// SyncedSequence is the number of the last record that is durable. Records are numbered from 1, never anew, so a copy
-// of the log that was taken before has a smaller one.
+// SyncedSequence is the number of the last record that is durable. Records are numbered from 1,
+// never anew, so a copy of the log that was taken before has a smaller one.
 func (l *Log) SyncedSequence() uint64 { return l.stats.synced.Load() }
 
 // Close syncs, notes that the log ends here and closes the files. Idempotent.

@@ -35,7 +35,8 @@ func entries(region, term, lo, hi uint64) []eraftpb.Entry {
 	var ents []eraftpb.Entry
 	for i := lo; i < hi; i++ {
 		ents = append(ents, eraftpb.Entry{
-			Term: term, Index: i, Data: fmt.Appendf(nil, "region %d term %d index %d", region, term, i),
+			Term: term, Index: i,
+			Data:      fmt.Appendf(nil, "region %d term %d index %d", region, term, i),
 			EntryType: eraftpb.EntryType(i % 2),
 		})
 	}
@@ -64,7 +65,8 @@ func sameEntries(t testing.TB, got, want []eraftpb.Entry) {
 	}
 	for i := range got {
 		g, w := &got[i], &want[i]
-		if g.Index != w.Index || g.Term != w.Term || g.EntryType != w.EntryType || !bytes.Equal(g.Data, w.Data) {
+		if g.Index != w.Index || g.Term != w.Term || g.EntryType != w.EntryType ||
+			!bytes.Equal(g.Data, w.Data) {
 			t.Fatalf("entry %d: %v, want %v", i, g, w)
 		}
 	}
@@ -86,7 +88,10 @@ func TestAppendReadReopen(t *testing.T) {
 	check := func(l *raftlog.Log) {
 		t.Helper()
 		s, ok := l.State(1)
-		if !ok || s != (raftlog.State{HardState: hs, First: 6, Last: 17, LastTerm: 7, TruncatedIndex: 5, TruncatedTerm: 5}) {
+		if !ok ||
+			s != (raftlog.State{
+				HardState: hs, First: 6, Last: 17, LastTerm: 7, TruncatedIndex: 5, TruncatedTerm: 5,
+			}) {
 			t.Fatalf("state %+v %v", s, ok)
 		}
 		if s, ok := l.State(9); !ok || s.Last != 0 || s.HardState.Term != 1 {

@@ -67,7 +67,9 @@ func dumpLog(l *raftlog.Log) (string, error) {
 				return "", fmt.Errorf("region %d: %w", id, err)
 			}
 			if uint64(len(ents)) != s.Last-s.TruncatedIndex {
-				return "", fmt.Errorf("region %d: %d entries in (%d, %d]", id, len(ents), s.TruncatedIndex, s.Last)
+				return "",
+					fmt.Errorf("region %d: %d entries in (%d, %d]", id, len(ents), s.TruncatedIndex,
+						s.Last)
 			}
 			for _, e := range ents {
 				if term, err := l.Term(id, e.Index); err != nil || term != e.Term {
@@ -91,7 +93,9 @@ type generator struct {
 }
 
 func newGenerator(seed uint64, regions uint64, maxData int) *generator {
-	return &generator{rng: rand.New(rand.NewPCG(seed, 1)), m: twin{}, regions: regions, maxData: maxData, term: 5}
+	return &generator{
+		rng: rand.New(rand.NewPCG(seed, 1)), m: twin{}, regions: regions, maxData: maxData, term: 5,
+	}
 }
 
 func (g *generator) fill(b *raftlog.Batch) {

@@ -191,7 +191,9 @@ func (d *diskRead) run(l *Log) ([]eraftpb.Entry, error) {
 	for i := 0; i < len(d.pos); {
 		for d.segs[seg] == nil || d.segs[seg].number != d.pos[i].seg {
 			if d.segs[seg] == nil {
-				return nil, fmt.Errorf("region %d, entry %d: no position: %w", d.region, d.lo+uint64(i), ErrCorrupt)
+				return nil,
+					fmt.Errorf("region %d, entry %d: no position: %w", d.region, d.lo+uint64(i),
+						ErrCorrupt)
 			}
 			seg++
 		}
@@ -220,9 +222,13 @@ func (d *diskRead) joins(i, j int) bool {
 func (d *diskRead) readRun(ents []eraftpb.Entry, s *segment, i, j int) ([]eraftpb.Entry, error) {
 	from := int64(d.pos[i].off)
 	buf := make([]byte, int64(d.pos[j-1].off)+int64(d.pos[j-1].len())-from)
-	if n, err := s.file.ReadAt(buf, from); err != nil && !(errors.Is(err, io.EOF) && n == len(buf)) {
+	if n, err := s.file.ReadAt(buf, from); err != nil &&
+		!(errors.Is(err, io.EOF) && n == len(buf)) {
 		if errors.Is(err, io.EOF) {
-			return nil, &DamageError{s.file.Name(), from, d.region, d.lo + uint64(i), "the file is too short"}
+			return nil,
+				&DamageError{
+					s.file.Name(), from, d.region, d.lo + uint64(i), "the file is too short",
+				}
 		}
 		return nil, fmt.Errorf("raftlog: read %s: %w", s.file.Name(), err)
 	}
@@ -231,7 +237,10 @@ func (d *diskRead) readRun(ents []eraftpb.Entry, s *segment, i, j int) ([]eraftp
 		off := int64(p.off) - from
 		data := buf[off : off+int64(p.len()) : off+int64(p.len())]
 		if bodyCRC(d.region, index, p.term, data) != p.crc {
-			return nil, &DamageError{s.file.Name(), int64(p.off), d.region, index, "payload checksum does not match"}
+			return nil,
+				&DamageError{
+					s.file.Name(), int64(p.off), d.region, index, "payload checksum does not match",
+				}
 		}
 		if len(data) == 0 {
 			data = nil

@@ -94,7 +94,8 @@ func (l *Log) prepareSpare() error {
 	return nil
 }
 
-// restKeeper takes a pause twice as long as the piece of work before it, less if the log is being closed.
+// restKeeper takes a pause twice as long as the piece of work before it, less if the log is being
+// closed.
 func (l *Log) restKeeper(took time.Duration) {
 	t := time.NewTimer(2 * took)
 	defer t.Stop()
@@ -299,7 +300,8 @@ func rewriteEntries(b *Batch, r *region, s *segment, i, j int) error {
 	o := b.beginEntries(opRewrite, r.id, r.first+uint64(i), j-i)
 	for _, p := range r.pos[i:j] {
 		off := int64(p.off) - from
-		b.addEntry(entMeta{term: p.term, crc: p.crc, lenType: p.lenType}, buf[off:off+int64(p.len())])
+		b.addEntry(entMeta{term: p.term, crc: p.crc, lenType: p.lenType},
+			buf[off:off+int64(p.len())])
 	}
 	b.endEntries(o)
 	return nil
@@ -339,7 +341,8 @@ func (l *Log) LaggingRegions(n int) []uint64 {
 		}
 	}
 	slices.SortFunc(holders, func(a, b holder) int {
-		return cmp.Or(cmp.Compare(a.seg, b.seg), cmp.Compare(b.bytes, a.bytes), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.seg, b.seg), cmp.Compare(b.bytes, a.bytes),
+			cmp.Compare(a.id, b.id))
 	})
 	ids := make([]uint64, 0, min(n, len(holders)))
 	for _, h := range holders[:min(n, len(holders))] {

@@ -50,7 +50,8 @@ type op struct {
 	// Entries: op.a is the first index, ents[entLo:entHi] of the record, the first body at bodyOff.
 	entLo, entHi int
 	bodyOff      int
-	// appended are the entries of an opAppend that is being written, for the cache; nil while replaying.
+	// appended are the entries of an opAppend that is being written, for the cache; nil while
+	// replaying.
 	appended []eraftpb.Entry
 }
 

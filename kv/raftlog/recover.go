@@ -96,7 +96,8 @@ func (l *Log) inventory(names []string) (numbers []uint32, err error) {
 			}
 			continue
 		}
-		l.spares.mu.files = append(l.spares.mu.files, spareFile{l.path(name), size &^ (recordAlign - 1)})
+		l.spares.mu.files = append(l.spares.mu.files,
+			spareFile{l.path(name), size &^ (recordAlign - 1)})
 	}
 	l.spares.next.Store(highest)
 	return numbers, nil
@@ -201,7 +202,9 @@ func (r *recovery) replay() error {
 			return err
 		}
 		if sealed && i == len(segs)-1 {
-			return &DamageError{File: r.l.path(segmentName(s.number + 1)), Detail: "the file is missing"}
+			return &DamageError{
+				File: r.l.path(segmentName(s.number + 1)), Detail: "the file is missing",
+			}
 		}
 		if !sealed {
 			return r.endAt(s, off, segs[i+1:])
@@ -251,7 +254,8 @@ func (r *recovery) finish() error {
 		l.normalise(reg)
 		reg.damage = r.damageOf(reg)
 		if reg.damage != nil {
-			l.logger.Error("region's raft log is damaged", zap.Uint64("region-id", id), zap.Error(reg.damage))
+			l.logger.Error("region's raft log is damaged", zap.Uint64("region-id", id),
+				zap.Error(reg.damage))
 		}
 	}
 	return nil
@@ -290,13 +294,15 @@ func (l *Log) normalise(r *region) {
 // damageOf finds holes in a region's log, and entries alive whose payload is lost.
 func (r *recovery) damageOf(reg *region) error {
 	if len(reg.pos) > 0 && reg.first != reg.truncIndex+1 {
-		return &DamageError{File: r.l.dir, RegionID: reg.id, Index: reg.truncIndex + 1, Detail: fmt.Sprintf(
-			"the first entry is %d", reg.first)}
+		return &DamageError{File: r.l.dir, RegionID: reg.id, Index: reg.truncIndex + 1,
+			Detail: fmt.Sprintf(
+				"the first entry is %d", reg.first)}
 	}
 	for i, p := range reg.pos {
 		if r.l.segs.get(p.seg) == nil {
 			return &DamageError{
-				File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i), Detail: "the entry is missing",
+				File: r.l.dir, RegionID: reg.id, Index: reg.first + uint64(i),
+				Detail: "the entry is missing",
 			}
 		}
 	}

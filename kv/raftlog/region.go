@@ -152,7 +152,8 @@ func (l *Log) applyAppend(r *region, o *op, ents []entMeta, at placed) {
 	off := at.bodyOff + int64(o.bodyOff)
 	bytes := int64(0)
 	for _, m := range ents {
-		r.pos = append(r.pos, entPos{term: m.term, off: uint32(off), seg: at.seg, lenType: m.lenType, crc: m.crc})
+		r.pos = append(r.pos,
+			entPos{term: m.term, off: uint32(off), seg: at.seg, lenType: m.lenType, crc: m.crc})
 		off += int64(m.len())
 		bytes += int64(m.len())
 	}

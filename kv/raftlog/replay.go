@@ -112,8 +112,9 @@ func (r *recovery) applyRecord(
 			r.first = max(r.first, uint32(o.a))
 		}
 		if gap := r.l.gapBefore(o); gap > maxHoles {
-			return false, &DamageError{File: w.s.file.Name(), Offset: off, RegionID: o.region, Index: o.a,
-				Detail: fmt.Sprintf("%d entries are missing beside it", gap)}
+			return false,
+				&DamageError{File: w.s.file.Name(), Offset: off, RegionID: o.region, Index: o.a,
+					Detail: fmt.Sprintf("%d entries are missing beside it", gap)}
 		}
 		r.l.applyContents(&contents{ops: r.c.ops[i : i+1], ents: r.c.ents}, at)
 	}
@@ -154,9 +155,10 @@ func (r *recovery) checkBodies(w *segReader, bodyOff int64) (lost []lostEntry, e
 				return nil, err
 			}
 			if b == nil && m.len() > 0 || bodyCRC(o.region, index, m.term, b) != m.crc {
-				lost = append(lost, lostEntry{o.region, index, w.s.number, uint32(off), &DamageError{
-					w.s.file.Name(), off, o.region, index, "payload checksum does not match",
-				}})
+				lost = append(lost,
+					lostEntry{o.region, index, w.s.number, uint32(off), &DamageError{
+						w.s.file.Name(), off, o.region, index, "payload checksum does not match",
+					}})
 			}
 			off += int64(m.len())
 		}
@@ -205,7 +207,8 @@ func (r *recovery) proven(w *segReader, off int64, later []*segment) (bool, erro
 			break
 		}
 		h := decodeHeader(b)
-		if h.seq <= r.next || h.synced < r.next || h.seq-r.next > uint64(w.s.capacity)/recordHeaderLen {
+		if h.seq <= r.next || h.synced < r.next ||
+			h.seq-r.next > uint64(w.s.capacity)/recordHeaderLen {
 			continue
 		}
 		if _, _, ok, err := scan.record(off); err != nil {

@@ -123,8 +123,9 @@ func (l *Log) takeSpare(size int64) (vfs.File, int64, error) {
 // sparePiece is how much of a spare is written at a time.
 const sparePiece = 4 << 20
 
-// makeSpare writes a file of zeros. It is not in the list of spares yet. Between two pieces it calls rest with
-// what the last one took, so that it can leave disk and processor to the log's own syncs.
+// makeSpare writes a file of zeros. It is not in the list of spares yet. Between two pieces it
+// calls rest with what the last one took, so that it can leave disk and processor to the log's own
+// syncs.
 func (l *Log) makeSpare(size int64, rest func(took time.Duration)) (spareFile, error) {
 	name := l.path(fmt.Sprintf("%010d%s", l.spares.next.Add(1), spareSuffix))
 	f, err := l.fs.Create(name)
@@ -166,7 +167,8 @@ func (l *Log) releaseSegment(s *segment) {
 	}
 	// Only when the old name is gone for good may the content be overwritten.
 	if err = errors.Join(err, l.fs.SyncDir(l.dir)); err != nil {
-		l.logger.Warn("dropping a segment left a file behind", zap.String("file", old), zap.Error(err))
+		l.logger.Warn("dropping a segment left a file behind", zap.String("file", old),
+			zap.Error(err))
 		return
 	}
 	if keep {

@@ -54,7 +54,8 @@ func (h *segmentHeader) encode() []byte {
 }
 
 func decodeSegmentHeader(b []byte) (h segmentHeader, err error) {
-	if len(b) < headerLen || crc32.Checksum(b[:52], castagnoli) != binary.LittleEndian.Uint32(b[52:]) {
+	if len(b) < headerLen ||
+		crc32.Checksum(b[:52], castagnoli) != binary.LittleEndian.Uint32(b[52:]) {
 		return h, fmt.Errorf("header checksum does not match")
 	}
 	if string(b[:8]) != segmentMagic {

@@ -61,7 +61,8 @@ func TestSpaceOfManyRegions(t *testing.T) {
 		}
 	}
 	s := l.Stats()
-	t.Logf("live %d KiB, on disk at most %d KiB, written %d KiB, of that rewritten %d KiB, %d segments",
+	t.Logf(
+		"live %d KiB, on disk at most %d KiB, written %d KiB, of that rewritten %d KiB, %d segments",
 		s.LiveBytes>>10, worst>>10, s.BytesWritten>>10, s.ReclaimedBytes>>10, s.Segments)
 	// Garbage is allowed as much as live data and a few segments, beside two spares.
 	if limit := 3*s.LiveBytes + 10*opts.SegmentSize; worst > limit {

@@ -12,7 +12,8 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 )
 
-// TestSpareIsWrittenInPieces: with a rest between any two of them, and a start removes what a crash has left of one.
+// TestSpareIsWrittenInPieces: with a rest between any two of them, and a start removes what a crash
+// has left of one.
 func TestSpareIsWrittenInPieces(t *testing.T) {
 	files := faultfs.NewMemFS(nil)
 	opts := Options{SegmentSize: 3 * sparePiece, FS: files, Manual: true, Logger: zap.NewNop()}

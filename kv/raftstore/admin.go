@@ -9,9 +9,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// Admin commands come from the placement service, from people and from this store itself. All pass onAdmin, which checks
-// the parts of the epoch that the command depends on; what follows is in the file of the command: split.go,
-// confchange.go, transfer.go, loggc.go, compare.go.
+// Admin commands come from the placement service, from people and from this store itself. All pass
+// onAdmin, which checks the parts of the epoch that the command depends on; what follows is in the
+// file of the command: split.go, confchange.go, transfer.go, loggc.go, compare.go.
 
 // Admin queues an admin command; its callback is answered exactly once.
 func (s *Store) Admin(a *message.Admin) {
@@ -24,8 +24,11 @@ func (s *Store) Admin(a *message.Admin) {
 	}
 }
 
-// AdminCommand runs an admin command on this store's peer of a region and waits: for tools and tests.
-func (s *Store) AdminCommand(ctx context.Context, regionID uint64, req *raft_cmdpb.AdminRequest) (message.Result, error) {
+// AdminCommand runs an admin command on this store's peer of a region and waits: for tools and
+// tests.
+func (s *Store) AdminCommand(
+	ctx context.Context, regionID uint64, req *raft_cmdpb.AdminRequest,
+) (message.Result, error) {
 	box := s.router.get(regionID)
 	if box == nil {
 		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
@@ -74,7 +77,9 @@ func (p *peer) onAdmin(a *message.Admin) {
 
 func (p *peer) proposeAdmin(a *message.Admin) bool {
 	req := raft_cmdpb.RaftCmdRequest{
-		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch},
+		Header: &raft_cmdpb.RaftRequestHeader{
+			RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch,
+		},
 		AdminRequest: a.Request,
 	}
 	data, err := req.Marshal()

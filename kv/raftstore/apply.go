@@ -23,7 +23,8 @@ func newAppliers(s *Store) appliers {
 	workers := make(appliers, s.cfg.Raftstore.ApplyWorkers)
 	for i := range workers {
 		workers[i] = apply.New(apply.Options{
-			ID: i, StoreID: s.storeID, Host: &applyHost{store: s}, Engine: s.engine, Hasher: s.hasher, Swaps: &s.swaps,
+			ID: i, StoreID: s.storeID, Host: &applyHost{store: s}, Engine: s.engine,
+			Hasher: s.hasher, Swaps: &s.swaps,
 		})
 	}
 	return workers
@@ -38,8 +39,9 @@ func (a appliers) forRegion(regionID uint64) *apply.Worker { return a[a.of(regio
 // beginTask tells the apply worker what this peer has applied; entries will follow.
 func (p *peer) beginTask() apply.Task {
 	return apply.Task{RegionID: p.regionID, Begin: &apply.Begin{
-		Peer: p.self, Region: p.region(), Applied: p.appliedIndex, Term: p.appliedTerm, Truncated: p.ps.truncated,
-		Merging: p.merge.state,
+		Peer: p.self, Region: p.region(), Applied: p.appliedIndex, Term: p.appliedTerm,
+		Truncated: p.ps.truncated,
+		Merging:   p.merge.state,
 	}}
 }
 
@@ -80,7 +82,9 @@ func (h *applyHost) Flushed(entries uint64) {
 func (h *applyHost) Age() time.Duration { return h.store.age() }
 
 // Applied implements apply.Host.
-func (h *applyHost) Applied(regionID uint64, p *message.Proposal) { h.store.stages.Note(regionID, p) }
+func (h *applyHost) Applied(regionID uint64, p *message.Proposal) {
+	h.store.stages.Note(regionID, p)
+}
 
 // Release implements apply.Host.
 func (h *applyHost) Release(bytes int64) { h.store.inflight.Add(-bytes) }

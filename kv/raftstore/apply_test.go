@@ -31,7 +31,8 @@ func carryOut(t testing.TB, s *Store, r *metapb.Region, tasks ...apply.Task) {
 	t.Helper()
 	w := s.appliers.forRegion(r.Id)
 	w.Push(apply.Task{RegionID: r.Id, Begin: &apply.Begin{
-		Peer: r.Peers[0], Region: r, Applied: meta.InitLogIndex, Term: meta.InitLogTerm, Truncated: initTruncated,
+		Peer: r.Peers[0], Region: r, Applied: meta.InitLogIndex, Term: meta.InitLogTerm,
+		Truncated: initTruncated,
 	}})
 	w.Push(tasks...)
 	_, err := w.RunQueued()
@@ -57,8 +58,8 @@ func requireFailed(t testing.TB, s *Store, why error) {
 	}
 }
 
-// TestReadErrorStopsApply: a read that fails while a split is applied stops the store before the applied index passes the
-// entry; else this replica would never split. The restart applies it.
+// TestReadErrorStopsApply: a read that fails while a split is applied stops the store before the
+// applied index passes the entry; else this replica would never split. The restart applies it.
 func TestReadErrorStopsApply(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	s, e := newTestStore(t, r)
@@ -84,21 +85,25 @@ func TestReadErrorStopsApply(t *testing.T) {
 	require.Equal(t, before.AppliedIndex, after.AppliedIndex)
 
 	s = again(t, s)
-	require.Eventually(t, func() bool { return peerID(t, s, 9) == 11 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return peerID(t, s, 9) == 11
+	}, 10*time.Second, time.Millisecond)
 	require.NoError(t, put(s, region(1, "", "c", 2, 1, voter(1, 1)), "a").wait(t))
 }
 
-// TestDamagedEntryEndsTheReplica: a committed entry that does not decode is damage of this replica. It is not skipped, and
-// nothing is applied from it on; the store and its other regions go on.
+// TestDamagedEntryEndsTheReplica: a committed entry that does not decode is damage of this replica.
+// It is not skipped, and nothing is applied from it on; the store and its other regions go on.
 func TestDamagedEntryEndsTheReplica(t *testing.T) {
 	r := trio()
 	for _, e := range []eraftpb.Entry{
-		{Data: []byte{0xff, 1, 2}}, {Data: []byte{0xff}, EntryType: eraftpb.EntryType_EntryConfChange},
+		{Data: []byte{0xff, 1, 2}},
+		{Data: []byte{0xff}, EntryType: eraftpb.EntryType_EntryConfChange},
 	} {
 		s, engine := newTestStore(t, r)
 		e.Index, e.Term = 6, 6
 		next := eraftpb.Entry{Index: 7, Term: 6}
-		carryOut(t, s, r, apply.Task{RegionID: 1, Entries: []eraftpb.Entry{e, next}}, apply.Task{RegionID: 1, Entries: []eraftpb.Entry{next}})
+		carryOut(t, s, r, apply.Task{RegionID: 1, Entries: []eraftpb.Entry{e, next}},
+			apply.Task{RegionID: 1, Entries: []eraftpb.Entry{next}})
 		st, err := meta.LoadApplyState(engine, 1, 0)
 		require.NoError(t, err)
 		require.EqualValues(t, 5, st.AppliedIndex)
@@ -107,7 +112,8 @@ func TestDamagedEntryEndsTheReplica(t *testing.T) {
 
 		// From another store it is not even taken.
 		m := envelope(r, voter(2, 2), voter(1, 1), eraftpb.Message{
-			MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5, Entries: []*eraftpb.Entry{&e},
+			MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5,
+			Entries: []*eraftpb.Entry{&e},
 		})
 		var invalid *regionerr.InvalidError
 		require.ErrorAs(t, s.HandleRaft(m), &invalid)
@@ -135,8 +141,8 @@ func requireValue(t *testing.T, e engine.Engine, cf engine.CF, key, want string)
 	}
 }
 
-// TestConditionalRequestsStandAlone: those that come together with other writes get their own answers, and their effects
-// in the order in which they came.
+// TestConditionalRequestsStandAlone: those that come together with other writes get their own
+// answers, and their effects in the order in which they came.
 func TestConditionalRequestsStandAlone(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	s, e := newTestStore(t, r)
@@ -145,7 +151,8 @@ func TestConditionalRequestsStandAlone(t *testing.T) {
 	var cbs []*message.Callback
 	send := func(alone bool, payload []byte) {
 		w := &message.Write{
-			Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
+			Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+			MinKey: []byte("k"), MaxKey: []byte("k"),
 			Payload: payload, Callback: message.NewCallback(),
 		}
 		if alone {
@@ -154,9 +161,14 @@ func TestConditionalRequestsStandAlone(t *testing.T) {
 		s.Write(w)
 		cbs = append(cbs, w.Callback)
 	}
-	put := func(value string) { send(false, message.AppendPut(nil, "", []byte("k"), []byte(value))) }
-	swap := func(expected, value string) { send(true, message.AppendSwap(nil, swapRequest("k", expected, value))) }
-	require.NoError(t, s.Inspect(t.Context(), 1, func(*PeerView) { // the worker is busy: all of them wait in the mailbox
+	put := func(value string) {
+		send(false, message.AppendPut(nil, "", []byte("k"), []byte(value)))
+	}
+	swap := func(expected, value string) {
+		send(true, message.AppendSwap(nil, swapRequest("k", expected, value)))
+	}
+	// the worker is busy: all of them wait in the mailbox
+	require.NoError(t, s.Inspect(t.Context(), 1, func(*PeerView) {
 		put("1")
 		swap("1", "2")
 		put("3")
@@ -181,7 +193,8 @@ func TestConditionalRequestsStandAlone(t *testing.T) {
 	requireValue(t, e, engine.CFDefault, "k", "6")
 }
 
-// TestConditionalRequestsNeedAllStores: while the feature is not in force they are refused, and nothing is proposed.
+// TestConditionalRequestsNeedAllStores: while the feature is not in force they are refused, and
+// nothing is proposed.
 func TestConditionalRequestsNeedAllStores(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	s, e := newTestStore(t, r)
@@ -190,17 +203,20 @@ func TestConditionalRequestsNeedAllStores(t *testing.T) {
 	require.NoError(t, put(s, r, "k").wait(t))
 	cb := message.NewCallback()
 	s.Write(&message.Write{
-		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
+		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+		MinKey: []byte("k"), MaxKey: []byte("k"),
 		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
 		Conditional: &message.Condition{Needs: feature.ConditionalOps},
 	})
 	var missing *regionerr.FeatureError
 	require.ErrorAs(t, pending{cb}.wait(t), &missing)
-	require.ErrorContains(t, missing, "every store of the cluster must run a version that knows conditional-ops")
+	require.ErrorContains(t, missing,
+		"every store of the cluster must run a version that knows conditional-ops")
 	requireValue(t, e, engine.CFDefault, "k", "v")
 }
 
-// TestReadErrorAtASwapStopsTheStore: a replica that can not read the value must not decide. The restart applies the entry.
+// TestReadErrorAtASwapStopsTheStore: a replica that can not read the value must not decide. The
+// restart applies the entry.
 func TestReadErrorAtASwapStopsTheStore(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	s, e := newTestStore(t, r)
@@ -213,7 +229,8 @@ func TestReadErrorAtASwapStopsTheStore(t *testing.T) {
 	failing(&ctl, "get")
 	cb := message.NewCallback()
 	s.Write(&message.Write{
-		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("k"), MaxKey: []byte("k"),
+		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+		MinKey: []byte("k"), MaxKey: []byte("k"),
 		Payload: message.AppendSwap(nil, swapRequest("k", "v", "w")), Callback: cb,
 		Conditional: &message.Condition{Needs: feature.ConditionalOps},
 	})

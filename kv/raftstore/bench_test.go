@@ -11,9 +11,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// handRun is a store whose workers are run by hand, one after the other, with regions that have no other
-// replica: the way of a write through mailbox, raft, raft log and state machine without the network, the
-// disk and the changes of goroutines.
+// handRun is a store whose workers are run by hand, one after the other, with regions that have no
+// other replica: the way of a write through mailbox, raft, raft log and state machine without the
+// network, the disk and the changes of goroutines.
 type handRun struct {
 	t       testing.TB
 	s       *Store
@@ -56,7 +56,8 @@ func (h *handRun) writes(n int) {
 	last := make([]*message.Callback, 0, 1)
 	for i := range n {
 		r := h.regions[i%len(h.regions)]
-		key := binary.BigEndian.AppendUint64(append(make([]byte, 0, 16), r.StartKey...), h.next%1000)
+		key := binary.BigEndian.AppendUint64(append(make([]byte, 0, 16), r.StartKey...),
+			h.next%1000)
 		h.next++
 		w := &message.Write{
 			Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch},
@@ -90,7 +91,8 @@ var writeCases = []struct {
 	{1, 1, 28}, {1, 16, 9}, {1, 64, 8}, {32, 32, 19}, {32, 128, 11},
 }
 
-// BenchmarkWrite is the CPU of a store for writes that are carried out together; the figures are for one.
+// BenchmarkWrite is the CPU of a store for writes that are carried out together; the figures are
+// for one.
 func BenchmarkWrite(b *testing.B) {
 	for _, c := range writeCases {
 		b.Run(fmt.Sprintf("regions=%d/writes=%d", c.regions, c.writes), func(b *testing.B) {
@@ -104,8 +106,8 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-// TestAllocationsOfAWrite bounds what a write allocates on its way through the store: its message, the
-// entry, and its share of what a turn of its region needs.
+// TestAllocationsOfAWrite bounds what a write allocates on its way through the store: its message,
+// the entry, and its share of what a turn of its region needs.
 func TestAllocationsOfAWrite(t *testing.T) {
 	for _, c := range writeCases {
 		h := newHandRun(t, c.regions)

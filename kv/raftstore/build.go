@@ -19,13 +19,13 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A raft snapshot, from raft's question to its end: raft asks peerStorage.Snapshot -> the region runner builds the files
-// from one engine snapshot -> onBuilt keeps it -> raft asks again and sends it; the transport sends its files ->
-// ReportSnapshot. Old files are removed by runSnapshotGC.
+// A raft snapshot, from raft's question to its end: raft asks peerStorage.Snapshot -> the region
+// runner builds the files from one engine snapshot -> onBuilt keeps it -> raft asks again and sends
+// it; the transport sends its files -> ReportSnapshot. Old files are removed by runSnapshotGC.
 
 // Snapshot implements raft.Storage. The first call starts the build and answers "temporarily
-// unavailable"; raft asks again. A built snapshot that log compaction or a conf change has overtaken
-// would only make the follower ask for another one: it is dropped and built again.
+// unavailable"; raft asks again. A built snapshot that log compaction or a conf change has
+// overtaken would only make the follower ask for another one: it is dropped and built again.
 func (ps *peerStorage) Snapshot() (eraftpb.Snapshot, error) {
 	if snap := ps.built; snap != nil {
 		ps.built = nil
@@ -70,7 +70,8 @@ func (r *regionRunner) doBuild(regionID uint64) {
 	case errors.Is(err, snap.ErrBusy):
 		// The disk is full, which the store has said already. Raft asks again.
 		r.store.logger.Debug("no raft snapshot is built", log.RegionID(regionID), zap.Error(err))
-	case errors.Is(err, errNotNow), errors.Is(err, raftlog.ErrCompacted), errors.Is(err, raftlog.ErrUnavailable),
+	case errors.Is(err, errNotNow), errors.Is(err, raftlog.ErrCompacted),
+		errors.Is(err, raftlog.ErrUnavailable),
 		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		// It passes (D7): raft asks again.
 		r.store.logger.Warn("building raft snapshot failed", log.RegionID(regionID), zap.Error(err))
@@ -96,14 +97,16 @@ func (r *regionRunner) buildSnapshot(regionID uint64) (*eraftpb.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	if st == nil || apply == nil || st.State != rspb.PeerState_Normal || !regions.IsInitialized(st.Region) {
+	if st == nil || apply == nil || st.State != rspb.PeerState_Normal ||
+		!regions.IsInitialized(st.Region) {
 		return nil, errNotNow
 	}
 	term, err := r.store.log.Term(regionID, apply.AppliedIndex)
 	if err != nil {
 		return nil, fmt.Errorf("term of applied entry %d: %w", apply.AppliedIndex, err)
 	}
-	files, size, err := r.store.snaps.Build(view, snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex}, st.Region)
+	files, size, err := r.store.snaps.Build(view,
+		snap.Key{RegionID: regionID, Term: term, Index: apply.AppliedIndex}, st.Region)
 	if err != nil {
 		return nil, err
 	}

@@ -19,8 +19,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// Replicas are compared with each other, so that bytes that changed below or above the checksums of one store do not
-// stay unnoticed until that replica leads:
+// Replicas are compared with each other, so that bytes that changed below or above the checksums of
+// one store do not stay unnoticed until that replica leads:
 //
 //  1. The leader proposes ComputeHash. The entry changes nothing.
 //  2. Each replica that applies it takes an engine snapshot, which shows the data as of that entry, and its runner.Hasher
@@ -30,20 +30,23 @@ import (
 //     first. If no hash is that of most voters nobody knows which one is right: the region is reported and nothing is
 //     touched.
 //
-// A hash that does not come (a slow replica, an older version, a message that got lost) says nothing. Reading all data
-// also finds damaged blocks: they are failed reads, see quarantine.go.
+// A hash that does not come (a slow replica, an older version, a message that got lost) says
+// nothing. Reading all data also finds damaged blocks: they are failed reads, see quarantine.go.
 //
-// Time is divided into slots of Raftstore.CompareInterval, which begin at another time for each region. Each replica
-// notes in which slot its region was last found equal, and the leader compares when that is not the current one. So a
-// change of the leader neither repeats nor drops a comparison. A peer begins with the slot it is created in.
+// Time is divided into slots of Raftstore.CompareInterval, which begin at another time for each
+// region. Each replica notes in which slot its region was last found equal, and the leader compares
+// when that is not the current one. So a change of the leader neither repeats nor drops a
+// comparison. A peer begins with the slot it is created in.
 
 // errDiverged: a replica's data are not those of most replicas.
-var errDiverged = errors.New("raftstore: the data of this replica differ from those of most replicas")
+var errDiverged = errors.New(
+	"raftstore: the data of this replica differ from those of most replicas")
 
 const (
 	// compareWait is how long a leader waits for hashes.
 	compareWait = 5 * time.Minute
-	// compareRetry is how soon a region is compared again of which not all replicas have answered, or which differ.
+	// compareRetry is how soon a region is compared again of which not all replicas have answered,
+	// or which differ.
 	compareRetry = 10 * time.Minute
 	// compareLook is how often a store looks for regions that are due.
 	compareLook = time.Minute
@@ -52,8 +55,8 @@ const (
 // comparer is a peer's part in it.
 type comparer struct {
 	p *peer
-	// current is the comparison that this leader carries out, nil if none; hashed is the last hash of this replica's own
-	// data.
+	// current is the comparison that this leader carries out, nil if none; hashed is the last hash
+	// of this replica's own data.
 	current *comparison
 	hashed  rspb.ReplicaHash
 }
@@ -74,18 +77,24 @@ func (cr *comparer) begin(m *message.CompareReplicas) {
 	}
 	if c := cr.current; c != nil {
 		if c.term == cr.p.rn.Term() {
-			refuse(&regionerr.BusyError{Reason: "the replicas of this region are being compared already"})
+			refuse(&regionerr.BusyError{
+				Reason: "the replicas of this region are being compared already",
+			})
 			return
 		}
 		cr.drop(cr.p.notLeader()) // of an earlier leadership
 	}
 	cr.p.flushWrites()
-	admin := &message.Admin{Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash}}
+	admin := &message.Admin{
+		Request: &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ComputeHash},
+	}
 	if !cr.p.proposeAdmin(admin) {
 		refuse(&regionerr.BusyError{Reason: "the region takes no commands at the moment"})
 		return
 	}
-	cr.current = &comparison{asked: m, index: cr.p.rn.LastIndex(), term: cr.p.rn.Term(), hashes: map[uint64]uint64{}}
+	cr.current = &comparison{
+		asked: m, index: cr.p.rn.LastIndex(), term: cr.p.rn.Term(), hashes: map[uint64]uint64{},
+	}
 }
 
 // drop ends a comparison that cannot be judged.
@@ -134,7 +143,8 @@ func (cr *comparer) onReplicaHash(t *turn, rm *rspb.RaftMessage) {
 // note takes a replica's answer, and judges if it was the last one.
 func (cr *comparer) note(t *turn, from uint64, h *rspb.ReplicaHash) {
 	c := cr.current
-	if c == nil || h.Index != c.index || h.Term != c.term || regions.PeerByID(cr.p.region(), from) == nil {
+	if c == nil || h.Index != c.index || h.Term != c.term ||
+		regions.PeerByID(cr.p.region(), from) == nil {
 		return
 	}
 	c.hashes[from] = h.Hash
@@ -157,7 +167,9 @@ func (cr *comparer) end(t *turn) {
 	out, majority := judge(cr.p.region(), c.hashes)
 	out.Index = c.index
 	cr.p.store.comparisons.note(cr.p, &out)
-	verdict := rspb.ReplicaHash{Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority}
+	verdict := rspb.ReplicaHash{
+		Index: c.index, Term: c.term, Hash: majority, Verdict: rspb.ReplicaHash_Majority,
+	}
 	if out.Equal() {
 		verdict.Verdict = rspb.ReplicaHash_Equal
 	}
@@ -173,9 +185,12 @@ func (cr *comparer) end(t *turn) {
 	c.asked.Done(out, nil)
 }
 
-// judge compares the hashes of a region's replicas. The majority's hash is that of more than half of the voters, counted
-// among all of them: what has not answered agrees with nobody. Learners are judged and do not count.
-func judge(region *metapb.Region, hashes map[uint64]uint64) (out message.Comparison, majority uint64) {
+// judge compares the hashes of a region's replicas. The majority's hash is that of more than half
+// of the voters, counted among all of them: what has not answered agrees with nobody. Learners are
+// judged and do not count.
+func judge(
+	region *metapb.Region, hashes map[uint64]uint64,
+) (out message.Comparison, majority uint64) {
 	out = message.Comparison{Region: region, Hashes: map[uint64]uint64{}}
 	votes, differ := map[uint64]int{}, map[uint64]bool{}
 	decided := false
@@ -216,20 +231,23 @@ func (cr *comparer) takeVerdict(v *rspb.ReplicaHash) {
 		return
 	}
 	if own := &cr.hashed; own.Index == v.Index && own.Term == v.Term && own.Hash != v.Hash {
-		cr.p.sick.note(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged, own.Hash, v.Hash, v.Index))
+		cr.p.sick.note(fmt.Errorf("%w: hash %016x instead of %016x as of entry %d", errDiverged,
+			own.Hash, v.Hash, v.Index))
 	}
 }
 
 func (cr *comparer) send(t *turn, to *metapb.Peer, h *rspb.ReplicaHash) {
 	rm := t.newMessage()
 	*rm = rspb.RaftMessage{
-		RegionId: cr.p.regionID, FromPeer: cr.p.self, ToPeer: to, RegionEpoch: cr.p.region().RegionEpoch,
-		ClusterId: cr.p.store.clusterID, Hash: h,
+		RegionId: cr.p.regionID, FromPeer: cr.p.self, ToPeer: to,
+		RegionEpoch: cr.p.region().RegionEpoch,
+		ClusterId:   cr.p.store.clusterID, Hash: h,
 	}
 	t.send(to.StoreId, rm)
 }
 
-// diverged are the regions of which this store, as their leader, has found that no replicas' data have a majority.
+// diverged are the regions of which this store, as their leader, has found that no replicas' data
+// have a majority.
 type diverged struct {
 	mu struct {
 		sync.Mutex
@@ -267,7 +285,8 @@ type comparisons struct {
 	diverged diverged
 }
 
-// Diverged lists the regions whose replicas differ without a majority, as far as this store has compared them.
+// Diverged lists the regions whose replicas differ without a majority, as far as this store has
+// compared them.
 func (s *Store) Diverged() []uint64 { return s.comparisons.diverged.list() }
 
 // note counts, logs and remembers the outcome.
@@ -282,19 +301,22 @@ func (cs *comparisons) note(p *peer, out *message.Comparison) {
 	case len(out.Diverged) > 0:
 		cs.s.work.divergences.Add(1)
 		p.logger.Error("replicas differ from the majority and will be replaced",
-			log.Index(out.Index), zap.Uint64s("diverged-peer-ids", out.Diverged), zap.Any("hashes", out.Hashes))
+			log.Index(out.Index), zap.Uint64s("diverged-peer-ids", out.Diverged),
+			zap.Any("hashes", out.Hashes))
 	}
 }
 
-// CompareReplicas has this store's peer of a region, which must lead, compare the region's replicas. When ctx ends it
-// judges by the answers that have come by then.
+// CompareReplicas has this store's peer of a region, which must lead, compare the region's
+// replicas. When ctx ends it judges by the answers that have come by then.
 func (s *Store) CompareReplicas(ctx context.Context, h message.Header) (message.Comparison, error) {
 	type outcome struct {
 		c   message.Comparison
 		err error
 	}
 	done := make(chan outcome, 1)
-	m := &message.CompareReplicas{Header: h, Done: func(c message.Comparison, err error) { done <- outcome{c, err} }}
+	m := &message.CompareReplicas{Header: h, Done: func(c message.Comparison, err error) {
+		done <- outcome{c, err}
+	}}
 	if err := s.router.send(h.RegionID, m); err != nil {
 		return message.Comparison{}, err
 	}
@@ -379,7 +401,8 @@ func (cs *comparisons) compareDue(b *mailbox, notBefore map[uint64]time.Time) {
 	if err == nil && out.Equal() {
 		return
 	}
-	notBefore[b.regionID] = cs.s.clock.Now().Add(min(compareRetry, cs.s.cfg.Raftstore.CompareInterval.Duration))
+	notBefore[b.regionID] = cs.s.clock.Now().Add(min(compareRetry,
+		cs.s.cfg.Raftstore.CompareInterval.Duration))
 	if err != nil && cs.s.ctx.Err() == nil {
 		cs.s.logger.Debug("comparing replicas failed", log.RegionID(b.regionID), zap.Error(err))
 	}

@@ -12,15 +12,17 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A conf change: proposeChangePeer refuses what would stop the region -> raft replicates it, one at a time -> the apply
-// worker writes the new region, synced -> onChangedPeer makes it effective in raft and in all that depends on it. A new
-// peer is created on its store by the leader's next heartbeat (create.go). A removed one is destroyed (destroy.go); if it
-// leads, it lingers until the others know (checkLinger).
+// A conf change: proposeChangePeer refuses what would stop the region -> raft replicates it, one at
+// a time -> the apply worker writes the new region, synced -> onChangedPeer makes it effective in
+// raft and in all that depends on it. A new peer is created on its store by the leader's next
+// heartbeat (create.go). A removed one is destroyed (destroy.go); if it leads, it lingers until the
+// others know (checkLinger).
 
 func (p *peer) proposeChangePeer(a *message.Admin) error {
 	req := a.Request.GetChangePeer()
 	if req.GetPeer().GetId() == 0 || req.GetPeer().GetStoreId() == 0 {
-		return regionerr.Invalidf("conf change of region %d without peer id or store id", p.regionID)
+		return regionerr.Invalidf("conf change of region %d without peer id or store id",
+			p.regionID)
 	}
 	if p.rn.HasPendingConfChange() {
 		return &regionerr.BusyError{Reason: "another conf change of this region is not applied yet"}
@@ -33,35 +35,46 @@ func (p *peer) proposeChangePeer(a *message.Admin) error {
 		return err
 	}
 	cmd := raft_cmdpb.RaftCmdRequest{
-		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch},
+		Header: &raft_cmdpb.RaftRequestHeader{
+			RegionId: p.regionID, RegionEpoch: p.region().RegionEpoch,
+		},
 		AdminRequest: a.Request,
 	}
 	ctx, err := cmd.Marshal()
 	if err != nil {
 		return regionerr.Invalidf("marshal conf change: %v", err)
 	}
-	cc := eraftpb.ConfChange{ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx)}
-	p.propose(0, []*message.Callback{a.Callback}, func() error { return p.rn.ProposeConfChange(cc) })
+	cc := eraftpb.ConfChange{
+		ChangeType: req.ChangeType, NodeId: req.Peer.Id, Context: message.AppendChecksum(ctx),
+	}
+	p.propose(0, []*message.Callback{a.Callback}, func() error {
+		return p.rn.ProposeConfChange(cc)
+	})
 	return nil
 }
 
 func (p *peer) checkAddition(q *metapb.Peer) error {
 	if old := regions.PeerOnStore(p.region(), q.StoreId); old != nil && old.Id != q.Id {
-		return regionerr.Invalidf("region %d already has peer %d on store %d", p.regionID, old.Id, q.StoreId)
+		return regionerr.Invalidf("region %d already has peer %d on store %d", p.regionID, old.Id,
+			q.StoreId)
 	}
 	if old := regions.PeerByID(p.region(), q.Id); old != nil && old.StoreId != q.StoreId {
-		return regionerr.Invalidf("peer %d of region %d is on store %d", q.Id, p.regionID, old.StoreId)
+		return regionerr.Invalidf("peer %d of region %d is on store %d", q.Id, p.regionID,
+			old.StoreId)
 	} else if old != nil && regions.IsLearner(old) && !regions.IsLearner(q) {
 		return p.checkPromotion(q)
 	} else if newest := regions.MaxPeerID(p.region()); old == nil && q.Id <= newest {
-		// A store where it has been would not create it again, and the region could lose its quorum for good.
-		return regionerr.Invalidf("peer id %d of region %d is not newer than %d, which it has had", q.Id, p.regionID, newest)
+		// A store where it has been would not create it again, and the region could lose its quorum
+		// for good.
+		return regionerr.Invalidf("peer id %d of region %d is not newer than %d, which it has had",
+			q.Id, p.regionID, newest)
 	}
 	return nil
 }
 
-// checkPromotion refuses a vote to a learner that does not answer or is far behind: until it has caught up, one more
-// voter would have to answer for each write, and one failure less would stop the region.
+// checkPromotion refuses a vote to a learner that does not answer or is far behind: until it has
+// caught up, one more voter would have to answer for each write, and one failure less would stop
+// the region.
 func (p *peer) checkPromotion(q *metapb.Peer) error {
 	pr, ok := p.rn.ProgressOf(q.Id)
 	if !ok {
@@ -83,7 +96,8 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 		return nil // a duplicate: applied without effect
 	}
 	if old.StoreId != q.StoreId {
-		return regionerr.Invalidf("peer %d of region %d is on store %d, not %d", q.Id, p.regionID, old.StoreId, q.StoreId)
+		return regionerr.Invalidf("peer %d of region %d is on store %d, not %d", q.Id, p.regionID,
+			old.StoreId, q.StoreId)
 	}
 	if !regions.IsLearner(old) && regions.VoterCount(p.region()) == 1 {
 		return regionerr.Invalidf("peer %d is the last voter of region %d", q.Id, p.regionID)
@@ -93,7 +107,9 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 			p.transfer.start(to.Id)
 			return &regionerr.NotLeaderError{RegionID: p.regionID, Leader: to}
 		}
-		return &regionerr.BusyError{Reason: "the leader cannot be removed before another peer can lead"}
+		return &regionerr.BusyError{
+			Reason: "the leader cannot be removed before another peer can lead",
+		}
 	}
 	healthy, rest := 0, 0
 	for _, v := range p.region().Peers {
@@ -101,7 +117,8 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 			continue
 		}
 		rest++
-		if pr, ok := p.rn.ProgressOf(v.Id); v.Id == p.self.Id || (ok && pr.RecentActive && pr.Match >= p.ps.truncated.Index) {
+		if pr, ok := p.rn.ProgressOf(v.Id); v.Id == p.self.Id ||
+			(ok && pr.RecentActive && pr.Match >= p.ps.truncated.Index) {
 			healthy++
 		}
 	}
@@ -111,9 +128,11 @@ func (p *peer) checkRemoval(q *metapb.Peer) error {
 	return nil
 }
 
-// onChangedPeer makes an applied conf change effective in raft and in everything that depends on it.
+// onChangedPeer makes an applied conf change effective in raft and in everything that depends on
+// it.
 func (p *peer) onChangedPeer(res message.ChangedPeer) {
-	selfRemoved := res.Region != nil && res.Change.ChangeType == eraftpb.ConfChangeType_RemoveNode && res.Peer.Id == p.self.Id
+	selfRemoved := res.Region != nil &&
+		res.Change.ChangeType == eraftpb.ConfChangeType_RemoveNode && res.Peer.Id == p.self.Id
 	if selfRemoved {
 		// Not told to raft: a leader keeps its old majority until the others know of the removal.
 		p.removed = &lingering{region: res.Region}
@@ -126,8 +145,10 @@ func (p *peer) onChangedPeer(res message.ChangedPeer) {
 		cc = eraftpb.ConfChange{} // no effect: raft still learns that the entry is done
 	}
 	if res.Region != nil {
-		p.logger.Info("applied conf change", zap.Stringer("type", cc.ChangeType), zap.Uint64("changed-peer-id", res.Peer.Id),
-			zap.Uint64("changed-store-id", res.Peer.StoreId), zap.Uint64("conf-ver", res.Region.RegionEpoch.ConfVer))
+		p.logger.Info("applied conf change", zap.Stringer("type", cc.ChangeType),
+			zap.Uint64("changed-peer-id", res.Peer.Id),
+			zap.Uint64("changed-store-id", res.Peer.StoreId),
+			zap.Uint64("conf-ver", res.Region.RegionEpoch.ConfVer))
 		p.setRegion(res.Region)
 		p.once.raiseFloor(res.Index)
 		if cc.ChangeType == eraftpb.ConfChangeType_RemoveNode {

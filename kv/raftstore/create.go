@@ -16,13 +16,14 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// Peers begin here when a raft message comes for a region that this store does not have. Splits create peers in split.go,
-// a start in recover.go.
+// Peers begin here when a raft message comes for a region that this store does not have. Splits
+// create peers in split.go, a start in recover.go.
 
 // maxMissing bounds the raft messages that wait for the store worker.
 const maxMissing = 4096
 
-// creator makes peers: on the store worker for raft messages, and on raft workers for splits that they have applied.
+// creator makes peers: on the store worker for raft messages, and on raft workers for splits that
+// they have applied.
 type creator struct {
 	s *Store
 	// missing are raft messages for regions that were not here when they arrived.
@@ -32,17 +33,20 @@ type creator struct {
 
 	mu struct {
 		sync.Mutex
-		// splits wait until the predecessors of their peers are gone. Each comes from a region of this store.
+		// splits wait until the predecessors of their peers are gone. Each comes from a region of
+		// this store.
 		splits []message.BecomeSplit
 	}
 }
 
 func newCreator(s *Store) *creator {
-	return &creator{s: s, missing: make(chan *rspb.RaftMessage, maxMissing), postponed: make(chan struct{}, 1)}
+	return &creator{
+		s: s, missing: make(chan *rspb.RaftMessage, maxMissing), postponed: make(chan struct{}, 1),
+	}
 }
 
-// send hands a raft message to the store worker; when its queue is full the message is dropped, and raft sends it
-// again.
+// send hands a raft message to the store worker; when its queue is full the message is dropped, and
+// raft sends it again.
 func (cr *creator) send(m *rspb.RaftMessage) error {
 	select {
 	case cr.missing <- m:
@@ -52,7 +56,8 @@ func (cr *creator) send(m *rspb.RaftMessage) error {
 	}
 }
 
-// postpone has the store worker try the creation of a split's peer again. Nobody else repeats it, so it is not dropped.
+// postpone has the store worker try the creation of a split's peer again. Nobody else repeats it,
+// so it is not dropped.
 func (cr *creator) postpone(m *message.BecomeSplit) {
 	cr.mu.Lock()
 	cr.mu.splits = append(cr.mu.splits, *m)
@@ -63,7 +68,8 @@ func (cr *creator) postpone(m *message.BecomeSplit) {
 	}
 }
 
-// splitRetry is how soon the creation of a split's peer is tried again while its predecessor is there.
+// splitRetry is how soon the creation of a split's peer is tried again while its predecessor is
+// there.
 const splitRetry = 20 * time.Millisecond
 
 // run is the store worker.
@@ -105,7 +111,8 @@ func (cr *creator) retrySplits() error {
 	return nil
 }
 
-// onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are those of writes.
+// onMissingRegion decides whether a raft message creates an uninitialized peer. Errors are those of
+// writes.
 func (cr *creator) onMissingRegion(m *rspb.RaftMessage) error {
 	if m.Merge.GetKind() == rspb.MergeMessage_Question {
 		return cr.s.answerMerge(m)
@@ -143,14 +150,16 @@ func (cr *creator) onMissingRegion(m *rspb.RaftMessage) error {
 }
 
 // wakesTombstone tells whether a message may create a peer again after one was removed here: only a
-// larger peer id, of a region that is not older. A peer that asks for a vote from outside the region is
-// told that it was removed.
+// larger peer id, of a region that is not older. A peer that asks for a vote from outside the
+// region gets the answer that it was removed.
 func (cr *creator) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage) bool {
 	old := st.Region.GetRegionEpoch()
-	if m.GetToPeer().GetId() > st.GetPeer().GetId() && m.RegionEpoch.GetConfVer() >= old.GetConfVer() {
+	if m.GetToPeer().GetId() > st.GetPeer().GetId() &&
+		m.RegionEpoch.GetConfVer() >= old.GetConfVer() {
 		return true
 	}
-	if !m.IsTombstone && regions.EpochStale(m.RegionEpoch, old) && regions.IsInitialized(st.Region) &&
+	if !m.IsTombstone && regions.EpochStale(m.RegionEpoch, old) &&
+		regions.IsInitialized(st.Region) &&
 		regions.PeerOnStore(st.Region, m.FromPeer.StoreId) == nil {
 		cr.s.trans.Send(m.FromPeer.StoreId, []*rspb.RaftMessage{
 			gcMessage(cr.s.clusterID, m.RegionId, old, m.ToPeer, m.FromPeer),
@@ -159,22 +168,26 @@ func (cr *creator) wakesTombstone(st *rspb.RegionLocalState, m *rspb.RaftMessage
 	return false
 }
 
-// createUninitialized makes a peer that knows nothing but its id and at which epoch it belonged to the region. The record
-// on disk keeps both, so that a restart does not mistake its vote for one of an earlier peer.
+// createUninitialized makes a peer that knows nothing but its id and at which epoch it belonged to
+// the region. The record on disk keeps both, so that a restart does not mistake its vote for one of
+// an earlier peer.
 func (cr *creator) createUninitialized(m *rspb.RaftMessage) error {
 	self := *m.ToPeer
 	region := &metapb.Region{Id: m.RegionId, RegionEpoch: &metapb.RegionEpoch{}}
 	b := cr.s.engine.NewBatch()
-	meta.PutRegionState(b, rspb.PeerState_Normal, &metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self)
+	meta.PutRegionState(b, rspb.PeerState_Normal,
+		&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self)
 	if err := cr.s.engine.Write(b, true); err != nil {
 		return err
 	}
 	if err := cr.s.log.Damaged(m.RegionId); err != nil {
-		cr.s.quarantine.admit(&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self, err)
+		cr.s.quarantine.admit(&metapb.Region{Id: m.RegionId, RegionEpoch: m.RegionEpoch}, &self,
+			err)
 		return nil
 	}
 	from := *m.FromPeer
-	p, err := newPeer(cr.s, origin{region: region, self: &self, bornAt: m.RegionEpoch.GetConfVer(), from: &from})
+	p, err := newPeer(cr.s,
+		origin{region: region, self: &self, bornAt: m.RegionEpoch.GetConfVer(), from: &from})
 	if err != nil {
 		return err
 	}

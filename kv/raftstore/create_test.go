@@ -12,8 +12,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestOnlyInitialMessagesCreatePeers: votes of both kinds and the heartbeat of a leader that knows nothing
-// of the peer; not anything else, and not where another region lives (G1, G14).
+// TestOnlyInitialMessagesCreatePeers: votes of both kinds and the heartbeat of a leader that knows
+// nothing of the peer; not anything else, and not where another region lives (G1, G14).
 func TestOnlyInitialMessagesCreatePeers(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	startTestStore(t, s)
@@ -28,7 +28,8 @@ func TestOnlyInitialMessagesCreatePeers(t *testing.T) {
 	} {
 		msgs = append(msgs, envelope(free(10+uint64(i)), voter(22, 2), voter(21, 1), m))
 	}
-	msgs = append(msgs, vote(region(20, "l", "z", 1, 1), voter(22, 2), voter(21, 1)), tombstone(free(21), 9, voter(21, 1)))
+	msgs = append(msgs, vote(region(20, "l", "z", 1, 1), voter(22, 2), voter(21, 1)),
+		tombstone(free(21), 9, voter(21, 1)))
 	handleInOrder(t, s, msgs...)
 	for _, m := range msgs {
 		require.Zero(t, peerID(t, s, m.RegionId), "%v", m)
@@ -44,7 +45,8 @@ func TestOnlyInitialMessagesCreatePeers(t *testing.T) {
 	}
 }
 
-// TestPostponedSplitBegins: the peer of a split begins once its predecessor is gone, and not before; nothing else repeats it.
+// TestPostponedSplitBegins: the peer of a split begins once its predecessor is gone, and not
+// before; nothing else repeats it.
 func TestPostponedSplitBegins(t *testing.T) {
 	right := region(9, "m", "", 2, 2, voter(11, 1))
 	s, _ := newTestStore(t, trio())
@@ -53,9 +55,12 @@ func TestPostponedSplitBegins(t *testing.T) {
 	old.box = &mailbox{regionID: 9, peer: old}
 	require.True(t, s.router.register(old))
 	require.Empty(t, old.box.close(), "it is being destroyed, and still known")
-	require.NoError(t, s.creator.createSplitPeer(&message.BecomeSplit{Region: right, Peer: right.Peers[0]}))
+	require.NoError(t,
+		s.creator.createSplitPeer(&message.BecomeSplit{Region: right, Peer: right.Peers[0]}))
 	require.NoError(t, s.creator.retrySplits())
 	require.Same(t, old.box, s.router.get(9))
 	s.router.close(old.box)
-	require.Eventually(t, func() bool { return peerID(t, s, 9) == 11 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return peerID(t, s, 9) == 11
+	}, 10*time.Second, time.Millisecond)
 }

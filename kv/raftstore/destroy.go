@@ -20,19 +20,22 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// The end of a peer that does not belong to its region any more. The cause is a message of another store (onGCMessage),
-// an answer of the placement service (onRegionTruth), its own removal (confchange.go) or a newer peer in its place
-// (checkRaft). destroy has the order of what follows.
+// The end of a peer that does not belong to its region any more. The cause is a message of another
+// store (onGCMessage), an answer of the placement service (onRegionTruth), its own removal
+// (confchange.go) or a newer peer in its place (checkRaft). destroy has the order of what follows.
 
 // gcMessage tells a peer that it does not belong to its region any more.
-func gcMessage(cluster, regionID uint64, epoch *metapb.RegionEpoch, from, to *metapb.Peer) *rspb.RaftMessage {
+func gcMessage(
+	cluster, regionID uint64, epoch *metapb.RegionEpoch, from, to *metapb.Peer,
+) *rspb.RaftMessage {
 	return &rspb.RaftMessage{
-		RegionId: regionID, FromPeer: from, ToPeer: to, RegionEpoch: epoch, IsTombstone: true, ClusterId: cluster,
+		RegionId: regionID, FromPeer: from, ToPeer: to, RegionEpoch: epoch, IsTombstone: true,
+		ClusterId: cluster,
 	}
 }
 
-// onGCMessage destroys this peer if the sender's region is newer: it has checked that this store is not
-// in it.
+// onGCMessage destroys this peer if the sender's region is newer: it has checked that this store is
+// not in it.
 func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
 	if rm.ToPeer.GetId() != p.self.Id || rm.RegionEpoch.GetConfVer() <= p.confVer() {
 		return
@@ -42,7 +45,8 @@ func (p *peer) onGCMessage(t *turn, rm *rspb.RaftMessage) {
 }
 
 // checkStale lets a peer that has long heard no leader ask the placement service whether it still
-// belongs to its region: not every removed peer campaigns, so not every one gets an answer from the others (G6).
+// belongs to its region: not every removed peer campaigns, so not every one gets an answer from the
+// others (G6).
 func (p *peer) checkStale(now time.Time) {
 	if now.Before(p.times.stale) {
 		return
@@ -69,16 +73,18 @@ func (p *peer) onRegionTruth(t *turn, truth *metapb.Region) {
 		showItself(p, t)
 		return
 	}
-	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() || regions.PeerByID(truth, p.self.Id) != nil {
+	if truth.GetRegionEpoch().GetConfVer() <= p.confVer() ||
+		regions.PeerByID(truth, p.self.Id) != nil {
 		return
 	}
 	p.logger.Info("destroying removed peer", log.Reason("told by the placement service"))
 	p.destroy(t, regions.Told(p.region(), truth.RegionEpoch), nil)
 }
 
-// showItself has the stores of all peers that a silent one knows look at what they have of its region, which the placement
-// service does not know: it is too new, or it has gone into another one. In that case those stores have tombstones, and answer
-// that it does not belong to the region (tellMerged). To a peer that lives the message says nothing new.
+// showItself has the stores of all peers that a silent one knows look at what they have of its
+// region, which the placement service does not know: it is too new, or it has gone into another
+// one. In that case those stores have tombstones, and answer that it does not belong to the region
+// (tellMerged). To a peer that lives the message says nothing new.
 func showItself(p *peer, t *turn) {
 	ids := slices.Collect(maps.Keys(p.cache))
 	for _, q := range p.region().GetPeers() {
@@ -89,7 +95,8 @@ func showItself(p *peer, t *turn) {
 	slices.Sort(ids)
 	for _, id := range ids {
 		p.sendRaft(t, &eraftpb.Message{
-			MsgType: eraftpb.MessageType_MsgHeartbeatResponse, From: p.self.Id, To: id, Term: p.rn.Term(),
+			MsgType: eraftpb.MessageType_MsgHeartbeatResponse, From: p.self.Id, To: id,
+			Term: p.rn.Term(),
 		})
 	}
 }
@@ -101,8 +108,8 @@ func showItself(p *peer, t *turn) {
 //	region runner: raft log deleted, synced -> data of the range cleared -> apply state gone
 //	then: range map and router forget the region; only now may a newer peer be created
 //
-// region carries the epoch that the tombstone keeps. again is a raft message to route once the region
-// is gone (it is for the newer peer).
+// region carries the epoch that the tombstone keeps. again is a raft message to route once the
+// region is gone (it is for the newer peer).
 func (p *peer) destroy(t *turn, region *metapb.Region, again *rspb.RaftMessage) {
 	if p.stopped || (!p.initialized() && !p.store.ranges.beginDying(p.regionID)) {
 		return // of a peer that a split takes over; the message that ends it comes again
@@ -150,7 +157,8 @@ type destroyTask struct {
 	again  *rspb.RaftMessage
 }
 
-// begin is the apply worker's part: the tombstone, behind all earlier entries; then it is the region runner's turn.
+// begin is the apply worker's part: the tombstone, behind all earlier entries; then it is the
+// region runner's turn.
 func (t *destroyTask) begin(r *regionRunner) apply.Task {
 	return apply.Task{RegionID: t.region.Id, End: &apply.End{
 		Tombstone: t.region, Peer: t.peer, Then: func() { r.destroy(t) },
@@ -184,9 +192,9 @@ func (r *regionRunner) destroy(t *destroyTask) {
 	})
 }
 
-// keepTombstone makes the tombstone durable again if an installation that could not be canceled in time
-// has put the state Normal over it. Without that a later start would find a region without an apply
-// state (G8).
+// keepTombstone makes the tombstone durable again if an installation that could not be canceled in
+// time has put the state Normal over it. Without that a later start would find a region without an
+// apply state (G8).
 func (r *regionRunner) keepTombstone(t *destroyTask) error {
 	st, err := meta.LoadRegionState(r.store.engine, t.region.Id)
 	if err != nil || st.GetState() == rspb.PeerState_Tombstone {
@@ -197,8 +205,8 @@ func (r *regionRunner) keepTombstone(t *destroyTask) error {
 	return r.store.engine.Write(b, true)
 }
 
-// clearData deletes the data of a region's range, but only where no other region of this store lives:
-// the old range of a peer may have been taken over in part (I-1, I-2).
+// clearData deletes the data of a region's range, but only where no other region of this store
+// lives: the old range of a peer may have been taken over in part (I-1, I-2).
 func (r *regionRunner) clearData(of *metapb.Region) error {
 	if !regions.IsInitialized(of) {
 		return nil

@@ -67,18 +67,22 @@ func listenTo(s *Store) *listening {
 	return l
 }
 
-func trio() *metapb.Region { return region(1, "", "m", 2, 2, voter(1, 1), voter(2, 2), voter(3, 3)) }
+func trio() *metapb.Region {
+	return region(1, "", "m", 2, 2, voter(1, 1), voter(2, 2), voter(3, 3))
+}
 
 func envelope(r *metapb.Region, from, to *metapb.Peer, m eraftpb.Message) *rspb.RaftMessage {
 	m.From, m.To = from.Id, to.Id
 	return &rspb.RaftMessage{
-		RegionId: r.Id, FromPeer: from, ToPeer: to, RegionEpoch: r.RegionEpoch, Message: &m, ClusterId: 7,
-		StartKey: r.StartKey, EndKey: r.EndKey,
+		RegionId: r.Id, FromPeer: from, ToPeer: to, RegionEpoch: r.RegionEpoch, Message: &m,
+		ClusterId: 7,
+		StartKey:  r.StartKey, EndKey: r.EndKey,
 	}
 }
 
 func vote(r *metapb.Region, from, to *metapb.Peer) *rspb.RaftMessage {
-	return envelope(r, from, to, eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, Term: 6, Index: 9, LogTerm: 9})
+	return envelope(r, from, to,
+		eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, Term: 6, Index: 9, LogTerm: 9})
 }
 
 func tombstone(r *metapb.Region, confVer uint64, to *metapb.Peer) *rspb.RaftMessage {
@@ -88,7 +92,8 @@ func tombstone(r *metapb.Region, confVer uint64, to *metapb.Peer) *rspb.RaftMess
 	}
 }
 
-// peerID is the id of the store's peer of a region, 0 if there is none. It waits for what was sent before.
+// peerID is the id of the store's peer of a region, 0 if there is none. It waits for what was sent
+// before.
 func peerID(t testing.TB, s *Store, regionID uint64) uint64 {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -109,8 +114,8 @@ func waitPeerID(t testing.TB, s *Store, regionID, want uint64) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// handleInOrder hands messages to the store worker and waits until it has judged all of them: it creates
-// a peer of region 99 last.
+// handleInOrder hands messages to the store worker and waits until it has judged all of them: it
+// creates a peer of region 99 last.
 func handleInOrder(t testing.TB, s *Store, msgs ...*rspb.RaftMessage) {
 	t.Helper()
 	for _, m := range msgs {
@@ -121,8 +126,8 @@ func handleInOrder(t testing.TB, s *Store, msgs ...*rspb.RaftMessage) {
 	waitPeerID(t, s, 99, 991)
 }
 
-// TestPeerIDsDecide: a message for an earlier peer of this store is not heard, one for a later peer ends
-// the present one and creates the later, with the same message (G2, G3).
+// TestPeerIDsDecide: a message for an earlier peer of this store is not heard, one for a later peer
+// ends the present one and creates the later, with the same message (G2, G3).
 func TestPeerIDsDecide(t *testing.T) {
 	r := trio()
 	r.Peers[0].Id = 5
@@ -133,7 +138,10 @@ func TestPeerIDsDecide(t *testing.T) {
 	startTestStore(t, s)
 	require.NoError(t, s.HandleRaft(vote(r, voter(2, 2), voter(4, 1))))
 	require.EqualValues(t, 5, peerID(t, s, 1))
-	require.NoError(t, s.Inspect(context.Background(), 1, func(v *PeerView) { require.EqualValues(t, meta.InitLogTerm, v.Status().Term) }))
+	require.NoError(t,
+		s.Inspect(context.Background(), 1, func(v *PeerView) {
+			require.EqualValues(t, meta.InitLogTerm, v.Status().Term)
+		}))
 
 	newer := region(1, "", "m", 2, 4, voter(9, 1), voter(2, 2), voter(3, 3))
 	require.NoError(t, s.HandleRaft(vote(newer, voter(2, 2), voter(9, 1))))
@@ -146,13 +154,15 @@ func TestPeerIDsDecide(t *testing.T) {
 	require.Empty(t, info.Region.Peers, "and the later peer knows nothing of it")
 }
 
-// TestGCMessageNeedsNewerEpoch: a peer believes that it was removed only from a newer configuration, and
-// only if it is meant itself; saying it twice does no harm (G7, G11).
+// TestGCMessageNeedsNewerEpoch: a peer believes that it was removed only from a newer
+// configuration, and only if it is meant itself; saying it twice does no harm (G7, G11).
 func TestGCMessageNeedsNewerEpoch(t *testing.T) {
 	r := trio()
 	s, _ := newTestStore(t, r)
 	startTestStore(t, s)
-	for _, m := range []*rspb.RaftMessage{tombstone(r, 1, r.Peers[0]), tombstone(r, 2, r.Peers[0]), tombstone(r, 9, voter(8, 1))} {
+	for _, m := range []*rspb.RaftMessage{
+		tombstone(r, 1, r.Peers[0]), tombstone(r, 2, r.Peers[0]), tombstone(r, 9, voter(8, 1)),
+	} {
 		require.NoError(t, s.HandleRaft(m))
 		require.EqualValues(t, 1, peerID(t, s, 1))
 	}
@@ -165,8 +175,8 @@ func TestGCMessageNeedsNewerEpoch(t *testing.T) {
 	requireAlive(t, s, 99)
 }
 
-// TestTombstoneOutlivesRestart: what a destroyed peer leaves on disk is its tombstone alone, and after a
-// restart that refuses the same peer id as before (G5, G10).
+// TestTombstoneOutlivesRestart: what a destroyed peer leaves on disk is its tombstone alone, and
+// after a restart that refuses the same peer id as before (G5, G10).
 func TestTombstoneOutlivesRestart(t *testing.T) {
 	r := trio()
 	s, e := newTestStore(t, r)
@@ -198,15 +208,16 @@ func again(t testing.TB, s *Store) *Store {
 	t.Helper()
 	s.Stop()
 	n := New(Options{
-		Config: s.cfg, ClusterID: s.clusterID, StoreID: s.storeID, Engine: s.engine, Log: s.log, Snapshots: s.snaps,
+		Config: s.cfg, ClusterID: s.clusterID, StoreID: s.storeID, Engine: s.engine, Log: s.log,
+		Snapshots: s.snaps,
 		Transport: s.trans, Placement: s.placement, Logger: s.logger, Seed: s.seed,
 	})
 	startTestStore(t, n)
 	return n
 }
 
-// TestStartFinishesDestruction: a crash anywhere in a destruction leaves a tombstone with a log, an apply
-// state or data; the next start clears all of it, and nobody else's (G10).
+// TestStartFinishesDestruction: a crash anywhere in a destruction leaves a tombstone with a log, an
+// apply state or data; the next start clears all of it, and nobody else's (G10).
 func TestStartFinishesDestruction(t *testing.T) {
 	s, e := newTestStore(t, trio(), region(2, "p", "", 1, 1, voter(4, 1)))
 	b := e.NewBatch()
@@ -231,8 +242,8 @@ func TestStartFinishesDestruction(t *testing.T) {
 	}
 }
 
-// TestStaleSenderIsTold: each message of a removed peer is answered with its removal, by a peer of the
-// region and by a tombstone (G6).
+// TestStaleSenderIsTold: each message of a removed peer is answered with its removal, by a peer of
+// the region and by a tombstone (G6).
 func TestStaleSenderIsTold(t *testing.T) {
 	r := trio()
 	s, _ := newTestStore(t, r)
@@ -243,29 +254,38 @@ func TestStaleSenderIsTold(t *testing.T) {
 		t.Helper()
 		var got []*rspb.RaftMessage
 		require.Eventually(t, func() bool {
-			got = l.messages(func(m *rspb.RaftMessage) bool { return m.IsTombstone && m.ToPeer.Id == 7 })
+			got = l.messages(func(m *rspb.RaftMessage) bool {
+				return m.IsTombstone && m.ToPeer.Id == 7
+			})
 			return len(got) >= n
 		}, 10*time.Second, time.Millisecond)
 		require.Equal(t, r.RegionEpoch.Version, got[n-1].RegionEpoch.Version)
 	}
-	for i, kind := range []eraftpb.MessageType{eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgRequestVote, eraftpb.MessageType_MsgAppend} {
-		require.NoError(t, s.HandleRaft(envelope(old, voter(7, 7), voter(1, 1), eraftpb.Message{MsgType: kind, Term: 6})))
+	for i, kind := range []eraftpb.MessageType{
+		eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgRequestVote,
+		eraftpb.MessageType_MsgAppend,
+	} {
+		require.NoError(t,
+			s.HandleRaft(envelope(old, voter(7, 7), voter(1, 1),
+				eraftpb.Message{MsgType: kind, Term: 6})))
 		told(i + 1)
 	}
 	require.NoError(t, s.HandleRaft(tombstone(r, 3, r.Peers[0])))
 	waitPeerID(t, s, 1, 0)
 	require.NoError(t, s.HandleRaft(vote(old, voter(7, 7), voter(1, 1))))
 	told(4)
-	require.Empty(t, l.messages(func(m *rspb.RaftMessage) bool { return m.IsTombstone && m.ToPeer.Id != 7 }))
+	require.Empty(t,
+		l.messages(func(m *rspb.RaftMessage) bool { return m.IsTombstone && m.ToPeer.Id != 7 }))
 }
 
-// TestRemovedPeerBelievesTheTruth: a peer that asked the placement service about itself goes if it is not
-// in a newer region, and stays otherwise (G6).
+// TestRemovedPeerBelievesTheTruth: a peer that asked the placement service about itself goes if it
+// is not in a newer region, and stays otherwise (G6).
 func TestRemovedPeerBelievesTheTruth(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	startTestStore(t, s)
 	others := []*metapb.Peer{voter(2, 2), voter(3, 3)}
-	for _, truth := range []*metapb.Region{nil, trio(), region(1, "", "m", 2, 1, others...), region(1, "", "m", 2, 2, others...),
+	for _, truth := range []*metapb.Region{nil, trio(), region(1, "", "m", 2, 1, others...),
+		region(1, "", "m", 2, 2, others...),
 		region(1, "", "m", 2, 9, voter(1, 1))} {
 		require.NoError(t, s.Send(1, &message.RegionTruth{Region: truth}))
 		require.EqualValues(t, 1, peerID(t, s, 1), "%v", truth)
@@ -274,9 +294,10 @@ func TestRemovedPeerBelievesTheTruth(t *testing.T) {
 	waitPeerID(t, s, 1, 0)
 }
 
-// TestEmptyPeerDoesNotBelieveOlderTruth: a peer that knows nothing yet was a member when the message that created it was
-// sent. The placement service, or another store, that has not heard of that yet must not make it go, because no later
-// message could bring a peer of that id back: a group of four with one dead store would be lost. Found by chaos. (G6, G7)
+// TestEmptyPeerDoesNotBelieveOlderTruth: a peer that knows nothing yet was a member when the
+// message that created it was sent. The placement service, or another store, that has not heard of
+// that yet must not make it go, because no later message could bring a peer of that id back: a
+// group of four with one dead store would be lost. Found by chaos. (G6, G7)
 func TestEmptyPeerDoesNotBelieveOlderTruth(t *testing.T) {
 	s, _ := newTestStore(t)
 	startTestStore(t, s)
@@ -286,7 +307,8 @@ func TestEmptyPeerDoesNotBelieveOlderTruth(t *testing.T) {
 	others := []*metapb.Peer{voter(2, 2), voter(3, 3)}
 	for range 2 {
 		for _, confVer := range []uint64{1, 3, 4} {
-			require.NoError(t, s.Send(1, &message.RegionTruth{Region: region(1, "", "m", 2, confVer, others...)}))
+			require.NoError(t,
+				s.Send(1, &message.RegionTruth{Region: region(1, "", "m", 2, confVer, others...)}))
 			require.NoError(t, s.HandleRaft(tombstone(born, confVer, voter(1, 1))))
 			require.EqualValues(t, 1, peerID(t, s, 1), "conf version %d", confVer)
 		}
@@ -306,9 +328,14 @@ func TestDestroyedPeerAnswersItsQueue(t *testing.T) {
 	<-held
 	require.NoError(t, s.HandleRaft(tombstone(r, 3, r.Peers[0])))
 	h := message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}
-	w := &message.Write{Header: h, MinKey: []byte("a"), MaxKey: []byte("a"), Payload: make([]byte, 100), Callback: message.NewCallback()}
+	w := &message.Write{
+		Header: h, MinKey: []byte("a"), MaxKey: []byte("a"), Payload: make([]byte, 100),
+		Callback: message.NewCallback(),
+	}
 	rd := &message.Read{Header: h, Callback: message.NewCallback()}
-	ad := &message.Admin{Header: h, Request: &raft_cmdpb.AdminRequest{}, Callback: message.NewCallback()}
+	ad := &message.Admin{
+		Header: h, Request: &raft_cmdpb.AdminRequest{}, Callback: message.NewCallback(),
+	}
 	s.Write(w)
 	s.Read(rd)
 	s.Admin(ad)

@@ -31,20 +31,26 @@ func (lonely) Send(uint64, []*rspb.RaftMessage) {}
 func (lonely) AskSplit(context.Context, *metapb.Region) (*schedulerpb.AskSplitResponse, error) {
 	return nil, errNobody
 }
-func (lonely) ReportSplit(context.Context, *metapb.Region, *metapb.Region) error { return errNobody }
-func (lonely) RegionHeartbeat(*schedulerpb.RegionHeartbeatRequest)               {}
-func (lonely) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error     { return nil }
-func (lonely) RegionByID(context.Context, uint64) (*metapb.Region, error)        { return nil, errNobody }
+func (lonely) ReportSplit(context.Context, *metapb.Region, *metapb.Region) error {
+	return errNobody
+}
+func (lonely) RegionHeartbeat(*schedulerpb.RegionHeartbeatRequest)           {}
+func (lonely) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error { return nil }
+func (lonely) RegionByID(context.Context, uint64) (*metapb.Region, error) {
+	return nil, errNobody
+}
 
-// newTestStore makes store 1 with replicas of the regions, over an engine and a raft log in memory. It is
-// not started. Its clock ticks so rarely that nothing happens by itself.
+// newTestStore makes store 1 with replicas of the regions, over an engine and a raft log in memory.
+// It is not started. Its clock ticks so rarely that nothing happens by itself.
 func newTestStore(t testing.TB, replicas ...*metapb.Region) (*Store, *memengine.Engine) {
 	t.Helper()
 	return newFaultyStore(t, nil, replicas...)
 }
 
 // newFaultyStore is newTestStore with somebody who decides about the raft log's operations.
-func newFaultyStore(t testing.TB, log *faultfs.Controller, replicas ...*metapb.Region) (*Store, *memengine.Engine) {
+func newFaultyStore(
+	t testing.TB, log *faultfs.Controller, replicas ...*metapb.Region,
+) (*Store, *memengine.Engine) {
 	t.Helper()
 	cfg := config.Default()
 	cfg.Raftstore.TickInterval = config.Dur(time.Minute)
@@ -52,7 +58,8 @@ func newFaultyStore(t testing.TB, log *faultfs.Controller, replicas ...*metapb.R
 	require.NoError(t, cfg.Validate())
 	e := memengine.New()
 	raftLog, err := raftlog.Open("raft", raftlog.Options{
-		SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: faultfs.NewMemFS(log), Manual: true, Logger: zap.NewNop(),
+		SegmentSize: 1 << 20, CacheBytes: 1 << 20, FS: faultfs.NewMemFS(log), Manual: true,
+		Logger: zap.NewNop(),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, raftLog.Close()) })

@@ -43,24 +43,43 @@ func fuzzSeeds(t testing.TB) []*rspb.RaftMessage {
 			m.To = 11
 		}
 		return &rspb.RaftMessage{
-			RegionId: region, FromPeer: voter(2, 2), ToPeer: voter(m.To, 1), RegionEpoch: epoch, Message: m, ClusterId: 7,
+			RegionId: region, FromPeer: voter(2, 2), ToPeer: voter(m.To, 1), RegionEpoch: epoch,
+			Message: m, ClusterId: 7,
 		}
 	}
 	now := &metapb.RegionEpoch{Version: 1, ConfVer: 1}
 	put := message.AppendPut(message.AppendHeader(nil, 1, now), "default", []byte("c"), []byte("v"))
-	ahead := func(m *rspb.RaftMessage) *rspb.RaftMessage { m.StartKey, m.EndKey = []byte("m"), []byte("p"); return m }
+	ahead := func(m *rspb.RaftMessage) *rspb.RaftMessage {
+		m.StartKey, m.EndKey = []byte("m"), []byte("p")
+		return m
+	}
 	gone := to(1, &metapb.RegionEpoch{Version: 9, ConfVer: 9}, &eraftpb.Message{})
 	gone.IsTombstone = true
-	asleep := to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 6, Commit: 5})
+	asleep := to(1, now,
+		&eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 6, Commit: 5})
 	asleep.Hibernate = true
 	return []*rspb.RaftMessage{
-		to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, Term: 6, Index: 9, LogTerm: 9}),
-		to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5, Commit: 6,
-			Entries: []*eraftpb.Entry{{Index: 6, Term: 6, Data: put}}}),
-		to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5, Commit: 6,
-			Entries: []*eraftpb.Entry{{Index: 6, Term: 6, Data: []byte("?"), EntryType: eraftpb.EntryType_EntryConfChange}}}),
+		to(1, now,
+			&eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgRequestVote, Term: 6, Index: 9, LogTerm: 9,
+			}),
+		to(1, now,
+			&eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5,
+				Commit:  6,
+				Entries: []*eraftpb.Entry{{Index: 6, Term: 6, Data: put}}}),
+		to(1, now,
+			&eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: 5, LogTerm: 5,
+				Commit: 6,
+				Entries: []*eraftpb.Entry{
+					{
+						Index: 6, Term: 6, Data: []byte("?"),
+						EntryType: eraftpb.EntryType_EntryConfChange,
+					},
+				}}),
 		to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgSnapshot, Term: 6,
-			Snapshot: &eraftpb.Snapshot{Metadata: &eraftpb.SnapshotMetadata{Index: 9, Term: 6}, Data: []byte{8, 1}}}),
+			Snapshot: &eraftpb.Snapshot{
+				Metadata: &eraftpb.SnapshotMetadata{Index: 9, Term: 6}, Data: []byte{8, 1},
+			}}),
 		to(1, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgSnapshot, Term: 6}),
 		asleep, gone,
 		ahead(to(9, now, &eraftpb.Message{MsgType: eraftpb.MessageType_MsgPreVote, Term: 6})),
@@ -71,12 +90,13 @@ func fuzzSeeds(t testing.TB) []*rspb.RaftMessage {
 	}
 }
 
-// FuzzRaftMessages gives a store messages of any shape, as another store might send them. It may refuse
-// them, vote, append, create or destroy peers; it may not fail or stop to answer, and what belongs to the
-// region that was not spoken of stays.
+// FuzzRaftMessages gives a store messages of any shape, as another store might send them. It may
+// refuse them, vote, append, create or destroy peers; it may not fail or stop to answer, and what
+// belongs to the region that was not spoken of stays.
 //
-// As in raft's own fuzzing one thing is left out: a leader that contradicts committed entries has broken a
-// promise from which no check could save the store, so appends begin at the commit index or behind it.
+// As in raft's own fuzzing one thing is left out: a leader that contradicts committed entries has
+// broken a promise from which no check could save the store, so appends begin at the commit index
+// or behind it.
 func FuzzRaftMessages(f *testing.F) {
 	for _, m := range fuzzSeeds(f) {
 		f.Add(unchunk(f, m), byte(0))
@@ -113,7 +133,10 @@ func FuzzRaftMessages(f *testing.F) {
 		_, found, err := e.Get(engine.DataKey(engine.CFDefault, []byte("n")))
 		require.NoError(t, err)
 		require.True(t, found, "the data of a region nobody spoke of is gone")
-		w := &message.Write{Header: message.Header{RegionID: 1, Peer: voter(1, 1), Epoch: first.RegionEpoch}, Callback: message.NewCallback()}
+		w := &message.Write{
+			Header:   message.Header{RegionID: 1, Peer: voter(1, 1), Epoch: first.RegionEpoch},
+			Callback: message.NewCallback(),
+		}
 		s.Write(w)
 		s.Stop() // at the latest now everything is answered
 		_, err = w.Callback.Wait(context.Background())

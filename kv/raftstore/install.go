@@ -30,10 +30,12 @@ import (
 //	                index in one synced batch
 //	onInstalled     raft worker: the applied index moves, what has waited is applied
 //
-// A crash at any place is finished by recoverApplying (recover.go). The transport receives the files (package snap).
+// A crash at any place is finished by recoverApplying (recover.go). The transport receives the
+// files (package snap).
 
-// acceptSnapshot decides about an incoming raft snapshot, and reserves its range: nothing else may take
-// that range until raft has ignored the snapshot or it is installed. A refused snapshot is sent again.
+// acceptSnapshot decides about an incoming raft snapshot, and reserves its range: nothing else may
+// take that range until raft has ignored the snapshot or it is installed. A refused snapshot is
+// sent again.
 func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	snap := rm.Message.Snapshot
 	drop := func(reason string, fields ...zap.Field) bool {
@@ -57,7 +59,8 @@ func (p *peer) acceptSnapshot(rm *rspb.RaftMessage) bool {
 	if regions.EpochStale(region.RegionEpoch, p.region().GetRegionEpoch()) {
 		return drop("its epoch is old")
 	}
-	if err := p.store.snaps.CheckReceived(p.regionID, snap.Metadata.Term, snap.Metadata.Index, data.GetMeta()); err != nil {
+	if err := p.store.snaps.CheckReceived(p.regionID, snap.Metadata.Term, snap.Metadata.Index,
+		data.GetMeta()); err != nil {
 		return drop("its files are not usable", zap.Error(err))
 	}
 	taken, other := p.store.ranges.reserveSnapshot(region)
@@ -76,47 +79,54 @@ func (p *peer) releaseOffer() {
 	}
 }
 
-// acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable before
-// the raft log is reset, so that a crash anywhere leads back here (I-3).
+// acceptInstall begins the installation of a raft snapshot: the state Applying becomes durable
+// before the raft log is reset, so that a crash anywhere leads back here (I-3).
 func (p *peer) acceptInstall(t *turn, snap *eraftpb.Snapshot) {
 	var data rspb.RaftSnapshotData
 	if err := data.Unmarshal(snap.Data); err != nil {
-		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
+		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v",
+			p.regionID, err))
 	}
 	md := snap.Metadata
 	meta.Put(t.states, meta.RegionStateKey(p.regionID), &rspb.RegionLocalState{
 		State: rspb.PeerState_Applying, Region: data.Region, Applying: md, Peer: p.self,
 	})
 	for i := range p.takeover {
-		// In the same batch: a source must not be gone before its target has its range, nor after it (tests/model).
+		// In the same batch: a source must not be gone before its target has its range, nor after
+		// it (tests/model).
 		meta.PutMerged(t.states, p.takeover[i].record(), data.Region)
 	}
 	t.log.Reset(p.regionID, md.Index, md.Term)
 	p.unwrittenCommit = eraftpb.HardState{}
 	if raft.IsEmptyHardState(p.rd.HardState) {
-		t.log.SetHardState(p.regionID, eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
+		t.log.SetHardState(p.regionID,
+			eraftpb.HardState{Term: p.rn.Term(), Vote: p.rn.Status().Vote, Commit: md.Index})
 	}
 }
 
-// startInstall hands the raft snapshot to the apply worker, behind all earlier entries of the region,
-// and from there to the region runner.
+// startInstall hands the raft snapshot to the apply worker, behind all earlier entries of the
+// region, and from there to the region runner.
 func (p *peer) startInstall(t *turn, snap *eraftpb.Snapshot) {
 	var data rspb.RaftSnapshotData
 	if err := data.Unmarshal(snap.Data); err != nil {
-		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v", p.regionID, err))
+		panic(fmt.Sprintf("raftstore: accepted raft snapshot of region %d does not decode: %v",
+			p.regionID, err))
 	}
 	p.installing = snap.Metadata.Index
 	p.split.index = 0
 	if p.merge.state != nil {
-		p.merge.thaw() // the snapshot is from after the end of the freeze: a frozen region is not copied
+		// the snapshot is from after the end of the freeze: a frozen region is not copied
+		p.merge.thaw()
 	}
 	p.stats.counted = message.Counted{} // the data is another, and came by no write
 	old := p.region()
 	// What waited for entries that the snapshot covers may or may not have been carried out.
 	p.store.endUnknown(p.takeProposals(snap.Metadata.Index), errCovered)
-	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index), zap.Uint64("term", snap.Metadata.Term))
+	p.logger.Info("installing raft snapshot", zap.Uint64("index", snap.Metadata.Index),
+		zap.Uint64("term", snap.Metadata.Term))
 	for _, source := range p.takeover {
-		p.logger.Info("taking over a frozen region", zap.Uint64("source-region-id", source.region.Id))
+		p.logger.Info("taking over a frozen region",
+			zap.Uint64("source-region-id", source.region.Id))
 		p.store.endSource(source.region, source.peer, data.Region, p.self.Id)
 	}
 	p.takeover = nil
@@ -203,7 +213,8 @@ func (r *regionRunner) doInstall(t *installTask) error {
 			return errCanceled
 		}
 		if user := engine.UserKey(k); !regions.Contains(t.region, user) {
-			return fmt.Errorf("%w: key %v is outside the region", snap.ErrUnusable, redact.Key(user))
+			return fmt.Errorf("%w: key %v is outside the region", snap.ErrUnusable,
+				redact.Key(user))
 		}
 		b.Put(k, v)
 		if b.Size() < installBatchBytes {
@@ -218,7 +229,8 @@ func (r *regionRunner) doInstall(t *installTask) error {
 	}
 	meta.PutRegionState(b, rspb.PeerState_Normal, t.region, t.peer)
 	meta.Put(b, meta.ApplyStateKey(t.region.Id), &rspb.RaftApplyState{
-		AppliedIndex: t.index, TruncatedState: &rspb.RaftTruncatedState{Index: t.index, Term: t.term},
+		AppliedIndex:   t.index,
+		TruncatedState: &rspb.RaftTruncatedState{Index: t.index, Term: t.term},
 	})
 	if err := s.engine.Write(b, true); err != nil {
 		return err
@@ -233,9 +245,10 @@ func (p *peer) onInstalled(t *turn, m *message.SnapshotInstalled) {
 		return
 	}
 	if m.Err != nil {
-		// The files are gone or damaged, and this peer has promised to have them: it must not take part
-		// any more. The placement service replaces it under a new peer id (B-3, I-4).
-		p.logger.Error("raft snapshot cannot be installed, giving this replica up", zap.Error(m.Err))
+		// The files are gone or damaged, and this peer has promised to have them: it must not take
+		// part any more. The placement service replaces it under a new peer id (B-3, I-4).
+		p.logger.Error("raft snapshot cannot be installed, giving this replica up",
+			zap.Error(m.Err))
 		p.destroy(t, p.region(), nil)
 		return
 	}

@@ -18,7 +18,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// countedEngine counts the engine snapshots that are open, and calls after behind the taking of each.
+// countedEngine counts the engine snapshots that are open, and calls after behind the taking of
+// each.
 type countedEngine struct {
 	engine.Engine
 	open  atomic.Int64
@@ -44,9 +45,9 @@ func (s *countedSnapshot) Close() {
 	s.Snapshot.Close()
 }
 
-// TestSnapshotIsOfOneMoment: what is applied while a raft snapshot is being built is not in it, neither
-// data nor index nor region; a log that was cut off meanwhile makes the build fail, and the next one works.
-// No engine snapshot stays open (I-9, I-10, I-12).
+// TestSnapshotIsOfOneMoment: what is applied while a raft snapshot is being built is not in it,
+// neither data nor index nor region; a log that was cut off meanwhile makes the build fail, and the
+// next one works. No engine snapshot stays open (I-9, I-10, I-12).
 func TestSnapshotIsOfOneMoment(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	e := &countedEngine{Engine: s.engine}
@@ -56,7 +57,8 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 	apply := func(key string, index uint64) {
 		b := e.NewBatch()
 		b.Put(engine.DataKey(engine.CFDefault, []byte(key)), []byte("v"))
-		meta.Put(b, meta.ApplyStateKey(1), &rspb.RaftApplyState{AppliedIndex: index, TruncatedState: &initTruncated})
+		meta.Put(b, meta.ApplyStateKey(1),
+			&rspb.RaftApplyState{AppliedIndex: index, TruncatedState: &initTruncated})
 		require.NoError(t, e.Write(b, false))
 	}
 	var lb logBatch
@@ -101,8 +103,8 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 	require.Zero(t, e.open.Load(), "engine snapshots left open")
 }
 
-// TestWhichSnapshotsAreRefused: by a peer that knows better, each for its own reason, and before anything
-// of it is looked at in the files (I-1, I-8).
+// TestWhichSnapshotsAreRefused: by a peer that knows better, each for its own reason, and before
+// anything of it is looked at in the files (I-1, I-8).
 func TestWhichSnapshotsAreRefused(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	s, _ := newTestStore(t, trio(), region(2, "m", "", 3, 3, voter(4, 1)))
@@ -125,17 +127,23 @@ func TestWhichSnapshotsAreRefused(t *testing.T) {
 		logs.TakeAll()
 		require.NoError(t, s.HandleRaft(envelope(trio(), peers[1], peers[0], eraftpb.Message{
 			MsgType: eraftpb.MessageType_MsgSnapshot, Term: 6,
-			Snapshot: &eraftpb.Snapshot{Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: 50, Term: 6}},
+			Snapshot: &eraftpb.Snapshot{
+				Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: 50, Term: 6},
+			},
 		})))
-		require.NoError(t, s.Inspect(context.Background(), 1, func(v *PeerView) { require.False(t, v.Info().Installing) }))
+		require.NoError(t,
+			s.Inspect(context.Background(), 1, func(v *PeerView) {
+				require.False(t, v.Info().Installing)
+			}))
 		refused := logs.FilterMessage("refusing raft snapshot").All()
 		require.Len(t, refused, 1, want)
 		require.Equal(t, want, refused[0].ContextMap()["reason"])
 	}
 }
 
-// TestReadsCheckTheRegionOfTheirView: a reader holds an engine snapshot, and what counts is the region as it
-// is in there: whole before an installation or a split, refused in the middle of one and after it (I-13).
+// TestReadsCheckTheRegionOfTheirView: a reader holds an engine snapshot, and what counts is the
+// region as it is in there: whole before an installation or a split, refused in the middle of one
+// and after it (I-13).
 func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
 	s, e := newTestStore(t, trio())
 	b := e.NewBatch()
@@ -155,10 +163,13 @@ func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
 	}
 	var gone *regionerr.RegionNotFoundError
 	require.ErrorAs(t, check(rspb.PeerState_Applying, trio()), &gone)
-	require.NoError(t, engine.ClearRange(e, engine.DataKey(engine.CFDefault, nil), engine.DataEndKey(engine.CFDefault, nil)))
+	require.NoError(t,
+		engine.ClearRange(e, engine.DataKey(engine.CFDefault, nil),
+			engine.DataEndKey(engine.CFDefault, nil)))
 	require.ErrorAs(t, check(rspb.PeerState_Tombstone, trio()), &gone)
 	var mismatch *regionerr.EpochNotMatchError
-	require.ErrorAs(t, check(rspb.PeerState_Normal, region(1, "", "f", 3, 2, trio().Peers...)), &mismatch)
+	require.ErrorAs(t, check(rspb.PeerState_Normal, region(1, "", "f", 3, 2, trio().Peers...)),
+		&mismatch)
 	require.NoError(t, check(rspb.PeerState_Normal, trio()))
 
 	r, err := s.CheckSnapshot(before, h, []byte("a"))
@@ -169,13 +180,15 @@ func TestReadsCheckTheRegionOfTheirView(t *testing.T) {
 	require.True(t, found, "a reader does not see what is cleared behind it")
 }
 
-// TestMissingSnapshotIsGivenUp: a start that finds the state Applying sets the log to the raft snapshot,
-// which a crash may have prevented, and does without the replica if the files are gone (F-7, I-4).
+// TestMissingSnapshotIsGivenUp: a start that finds the state Applying sets the log to the raft
+// snapshot, which a crash may have prevented, and does without the replica if the files are gone
+// (F-7, I-4).
 func TestMissingSnapshotIsGivenUp(t *testing.T) {
 	s, e := newTestStore(t)
 	b := e.NewBatch()
 	meta.Put(b, meta.RegionStateKey(1), &rspb.RegionLocalState{
-		State: rspb.PeerState_Applying, Region: trio(), Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
+		State: rspb.PeerState_Applying, Region: trio(),
+		Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
 	})
 	require.NoError(t, e.Write(b, true))
 	var lb logBatch

@@ -6,8 +6,9 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// Log compaction: the leader proposes how far (compactor.propose) -> every replica moves its truncated state when it applies
-// that -> runner.RaftLogGC makes the engine's data durable -> compactor.onDurable truncates the raft log.
+// Log compaction: the leader proposes how far (compactor.propose) -> every replica moves its
+// truncated state when it applies that -> runner.RaftLogGC makes the engine's data durable ->
+// compactor.onDurable truncates the raft log.
 
 // propose asks all replicas to compact their logs up to what every live follower has, or further
 // when the log has grown beyond its limits: a follower that far behind gets a raft snapshot.
@@ -29,7 +30,8 @@ func (lc *compactor) propose() {
 		}
 		compact = min(compact, pr.Match)
 	})
-	tooLong := lc.p.appliedIndex-first+1 >= cfg.LogGCCountLimit || lc.p.stats.logBytes >= uint64(cfg.LogGCSizeLimit)
+	tooLong := lc.p.appliedIndex-first+1 >= cfg.LogGCCountLimit ||
+		lc.p.stats.logBytes >= uint64(cfg.LogGCSizeLimit)
 	if tooLong {
 		compact = max(compact, lc.p.appliedIndex)
 	}
@@ -37,7 +39,8 @@ func (lc *compactor) propose() {
 	if !full {
 		compact = min(compact, lc.recent())
 	}
-	// On a full disk each entry counts; a follower that needs a raft snapshot would cost more than it brings.
+	// On a full disk each entry counts; a follower that needs a raft snapshot would cost more than
+	// it brings.
 	worth := tooLong || full || compact-first+1 >= cfg.LogGCThreshold
 	if compact < first || !worth {
 		return
@@ -63,11 +66,12 @@ func (lc *compactor) propose() {
 	}
 }
 
-// recent is the index behind which the log stays for a while although all have it: retried writes are looked for
-// there. Half of the limits on its length is for that.
+// recent is the index behind which the log stays for a while although all have it: retried writes
+// are looked for there. Half of the limits on its length is for that.
 func (lc *compactor) recent() uint64 {
 	cfg := &lc.p.store.cfg.Raftstore
-	index := lc.p.once.marks.recent(lc.p.store.clock.Now(), lc.p.once.appended, cfg.LogGCKeep.Duration, uint64(cfg.LogGCSizeLimit)/2)
+	index := lc.p.once.marks.recent(lc.p.store.clock.Now(), lc.p.once.appended,
+		cfg.LogGCKeep.Duration, uint64(cfg.LogGCSizeLimit)/2)
 	return max(index, lc.p.appliedIndex-min(lc.p.appliedIndex, cfg.LogGCCountLimit/2))
 }
 
@@ -76,14 +80,15 @@ type compactor struct {
 	p *peer
 }
 
-// onDurable drops raft-log entries that the engine has made durable. The request may come from an earlier
-// life of the region on this store, or from before a raft snapshot: only what this peer itself has
-// compacted counts.
+// onDurable drops raft-log entries that the engine has made durable. The request may come from an
+// earlier life of the region on this store, or from before a raft snapshot: only what this peer
+// itself has compacted counts.
 func (lc *compactor) onDurable(t *turn, m *message.LogGC) {
 	if lc.p.installing != 0 || m.Index > lc.p.ps.truncated.Index {
 		return
 	}
-	if st, ok := lc.p.store.log.State(lc.p.regionID); !ok || m.Index <= st.TruncatedIndex || m.Index > st.Last {
+	if st, ok := lc.p.store.log.State(lc.p.regionID); !ok || m.Index <= st.TruncatedIndex ||
+		m.Index > st.Last {
 		return
 	}
 	t.log.Truncate(lc.p.regionID, m.Index, m.Term)

@@ -20,7 +20,8 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A merge: region S, the source, goes into its neighbour T, the target, on the same stores. T's log decides.
+// A merge: region S, the source, goes into its neighbour T, the target, on the same stores. T's log
+// decides.
 //
 //	propose       S's leader proposes PrepareMerge, with T's epoch T0
 //	onNewVersion  it is applied, as entry P: S is frozen. It serves nothing, and no other entry takes effect
@@ -30,24 +31,29 @@ import (
 //	apply         CommitMerge takes effect at T0 only: T joined, S's tombstone, in one synced batch (apply/merge.go)
 //	onDone        T takes the range in memory, S's peer ends (onAbsorbed), its log goes (retireSource)
 //
-// S's leader that has waited for too long sends Cancel: T's leader proposes RefuseMerge, which changes T's epoch. Whatever
-// changes it first decides: the merge, or anything else, which has refused it for ever. Only with proof of a refusal does
-// S's leader propose RollbackMerge. Each frozen replica looks at T on its own store (look), and asks the other stores of S
-// when that says nothing (answerMerge). A raft snapshot of T takes S's replica over (install.go).
+// S's leader that has waited for too long sends Cancel: T's leader proposes RefuseMerge, which
+// changes T's epoch. Whatever changes it first decides: the merge, or anything else, which has
+// refused it for ever. Only with proof of a refusal does S's leader propose RollbackMerge. Each
+// frozen replica looks at T on its own store (look), and asks the other stores of S when that says
+// nothing (answerMerge). A raft snapshot of T takes S's replica over (install.go).
 //
-// The protocol is searched exhaustively in tests/model, with the variants of it that lose data; names are the same there.
+// The protocol is searched exhaustively in tests/model, with the variants of it that lose data;
+// names are the same there.
 //
 // Invariants:
-//   - an acknowledgement promises: P is applied and synced here, the read handle says so, and nothing of S is served or
-//     proposed here until RollbackMerge(P) is applied, also after a restart;
+//   - an acknowledgement promises: P is applied and synced here, the read handle says so, and
+//     nothing of S is served or proposed here until RollbackMerge(P) is applied, also after a
+//     restart;
 //   - CommitMerge is proposed after all replicas of S have acknowledged its P, at T0 only;
-//   - a replica of S ends only by CommitMerge, by T's snapshot, or when T here has passed CommitMerge or is gone, and its
-//     data go only where no other region is.
+//   - a replica of S ends only by CommitMerge, by T's snapshot, or when T here has passed
+//     CommitMerge or is gone, and its data go only where no other region is.
 
 const (
-	// mergeInterval is how often a frozen replica looks how the merge stands, and says what it has to say again.
+	// mergeInterval is how often a frozen replica looks how the merge stands, and says what it has
+	// to say again.
 	mergeInterval = 200 * time.Millisecond
-	// mergeAckLimit bounds the wait for the acknowledgements, mergeReadyLimit that for the target's answer. Clients wait.
+	// mergeAckLimit bounds the wait for the acknowledgements, mergeReadyLimit that for the target's
+	// answer. Clients wait.
 	mergeAckLimit   = time.Second
 	mergeReadyLimit = 5 * time.Second
 )
@@ -63,18 +69,20 @@ type merger struct {
 	next  time.Time
 	// acks are the peers that are frozen, by the leader's knowledge.
 	acks map[uint64]bool
-	// What was learnt of the target: it has refused; it has passed the epoch; the source has ended on another store.
+	// What was learnt of the target: it has refused; it has passed the epoch; the source has ended
+	// on another store.
 	refused, beyond, merged bool
 
-	// A leader's, of its term: since when it waits, and since when all have acknowledged; its RollbackMerge; the second
-	// question, and who has answered it.
+	// A leader's, of its term: since when it waits, and since when all have acknowledged; its
+	// RollbackMerge; the second question, and who has answered it.
 	term             uint64
 	since, readySent time.Time
 	rollback         uint64
 	nonce            uint64
 	answered         map[uint64]bool
 
-	// The target's leader: its newest CommitMerge or RefuseMerge, and the term in which it proposed that.
+	// The target's leader: its newest CommitMerge or RefuseMerge, and the term in which it proposed
+	// that.
 	order, orderTerm uint64
 }
 
@@ -86,7 +94,10 @@ func (mg *merger) resume(state *rspb.MergingState, now time.Time) {
 }
 
 func (mg *merger) freeze(state *rspb.MergingState, now time.Time) {
-	*mg = merger{p: mg.p, state: state, since: now, acks: map[uint64]bool{}, order: mg.order, orderTerm: mg.orderTerm}
+	*mg = merger{
+		p: mg.p, state: state, since: now, acks: map[uint64]bool{}, order: mg.order,
+		orderTerm: mg.orderTerm,
+	}
 	mg.p.store.ranges.freeze(frozenRegion{region: mg.p.region(), peer: mg.p.self, state: state})
 }
 
@@ -95,7 +106,8 @@ func (mg *merger) thaw() {
 	mg.p.store.ranges.thaw(mg.p.regionID)
 }
 
-// propose has the region frozen, to go into a target that this store knows exactly as the order names it.
+// propose has the region frozen, to go into a target that this store knows exactly as the order
+// names it.
 func (mg *merger) propose(a *message.Admin) error {
 	p, order := mg.p, a.Request.GetPrepareMerge().GetTarget()
 	target := p.store.ranges.region(order.GetId())
@@ -107,14 +119,21 @@ func (mg *merger) propose(a *message.Admin) error {
 	case !p.store.features().Has(feature.Merge):
 		return &regionerr.FeatureError{Missing: feature.Merge}
 	case !regions.IsInitialized(target):
-		return regionerr.Invalidf("region %d is not on the store of region %d's leader", order.GetId(), p.regionID)
+		return regionerr.Invalidf("region %d is not on the store of region %d's leader",
+			order.GetId(), p.regionID)
 	case !regions.SameEpoch(order.GetRegionEpoch(), target.RegionEpoch):
-		return &regionerr.EpochNotMatchError{RegionID: target.Id, Regions: p.store.ranges.withNeighbours(target)}
+		return &regionerr.EpochNotMatchError{
+			RegionID: target.Id, Regions: p.store.ranges.withNeighbours(target),
+		}
 	case !regions.SameStores(target, p.region()):
-		return regionerr.Invalidf("regions %d and %d do not have their voters on the same stores", p.regionID, target.Id)
-	case p.rn.HasPendingConfChange() || p.split.index != 0 || p.stats.askingSplit || p.rn.LeadTransferee() != raft.None ||
+		return regionerr.Invalidf("regions %d and %d do not have their voters on the same stores",
+			p.regionID, target.Id)
+	case p.rn.HasPendingConfChange() || p.split.index != 0 || p.stats.askingSplit ||
+		p.rn.LeadTransferee() != raft.None ||
 		p.appliedTerm != p.rn.Term() || p.store.ranges.isFrozen(target.Id):
-		return &regionerr.BusyError{Reason: "a split, a merge, or a change of members or leader is under way"}
+		return &regionerr.BusyError{
+			Reason: "a split, a merge, or a change of members or leader is under way",
+		}
 	}
 	if _, err := regions.Join(target, p.region(), 1); err != nil {
 		return err
@@ -124,34 +143,38 @@ func (mg *merger) propose(a *message.Admin) error {
 	}
 	c := *a
 	c.Request = &raft_cmdpb.AdminRequest{
-		CmdType: raft_cmdpb.AdminCmdType_PrepareMerge, PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: target},
+		CmdType:      raft_cmdpb.AdminCmdType_PrepareMerge,
+		PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: target},
 	}
 	p.proposeAdmin(&c)
 	return nil
 }
 
-// replicasFollow tells whether every other peer has taken entries of this leader's log, in this term. An uninitialized one
-// has no log that they could follow.
+// replicasFollow tells whether every other peer has taken entries of this leader's log, in this
+// term. An uninitialized one has no log that they could follow.
 func (mg *merger) replicasFollow() bool {
 	for _, q := range mg.p.region().Peers {
 		if q.Id == mg.p.self.Id {
 			continue
 		}
 		pr, ok := mg.p.rn.ProgressOf(q.Id)
-		if !ok || pr.State != raft.ProgressReplicate || !pr.RecentActive || pr.Match < mg.p.ps.truncated.Index {
+		if !ok || pr.State != raft.ProgressReplicate || !pr.RecentActive ||
+			pr.Match < mg.p.ps.truncated.Index {
 			return false
 		}
 	}
 	return true
 }
 
-// onNewVersion takes over what an entry of a merge has made of the region. What it says is published before anyone is told.
+// onNewVersion takes over what an entry of a merge has made of the region. What it says is
+// published before anyone is told.
 func (mg *merger) onNewVersion(res message.NewVersion) {
 	p := mg.p
 	p.once.noteVersion(res.Index, res.Region.RegionEpoch.Version)
 	switch {
 	case res.Merging != nil:
-		p.logger.Info("region is frozen, to be merged", zap.Uint64("target-region-id", res.Merging.Target.GetId()),
+		p.logger.Info("region is frozen, to be merged",
+			zap.Uint64("target-region-id", res.Merging.Target.GetId()),
 			log.Index(res.Index), zap.Uint64("version", res.Region.RegionEpoch.Version))
 		p.reads.failAll(errMerging)
 		mg.freeze(res.Merging, p.store.clock.Now())
@@ -159,7 +182,8 @@ func (mg *merger) onNewVersion(res message.NewVersion) {
 		p.store.ranges.freeze(frozenRegion{region: res.Region, peer: p.self, state: res.Merging})
 		return
 	case mg.state != nil:
-		p.logger.Info("merge was refused, the region goes on", zap.Uint64("version", res.Region.RegionEpoch.Version))
+		p.logger.Info("merge was refused, the region goes on",
+			zap.Uint64("version", res.Region.RegionEpoch.Version))
 		mg.thaw()
 	default:
 		p.logger.Info("refused a merge", zap.Uint64("version", res.Region.RegionEpoch.Version))
@@ -172,7 +196,8 @@ func (mg *merger) onNewVersion(res message.NewVersion) {
 
 // tick is what a frozen replica does once in mergeInterval, and right after it was frozen.
 func (mg *merger) tick(t *turn, now time.Time) {
-	if mg.state == nil || mg.p.stopped || mg.p.installing != 0 || !due(now, &mg.next, mergeInterval) {
+	if mg.state == nil || mg.p.stopped || mg.p.installing != 0 ||
+		!due(now, &mg.next, mergeInterval) {
 		return
 	}
 	if !mg.look(t) {
@@ -189,7 +214,8 @@ func (mg *merger) tick(t *turn, now time.Time) {
 	}
 	mg.send(t, leader, &rspb.MergeMessage{Kind: rspb.MergeMessage_Ack})
 	if mg.refused {
-		mg.send(t, leader, &rspb.MergeMessage{Kind: rspb.MergeMessage_Answer, Verdict: rspb.MergeMessage_Refused})
+		mg.send(t, leader,
+			&rspb.MergeMessage{Kind: rspb.MergeMessage_Answer, Verdict: rspb.MergeMessage_Refused})
 	}
 }
 
@@ -206,11 +232,12 @@ func (mg *merger) describe() string {
 	case mg.p.isLeader() && !mg.allAcked():
 		what = fmt.Sprintf("%d of %d replicas are frozen", len(mg.acks), len(mg.p.region().Peers))
 	}
-	return fmt.Sprintf("frozen by entry %d for the target at %v: %s", mg.state.Commit, mg.state.Target.RegionEpoch, what)
+	return fmt.Sprintf("frozen by entry %d for the target at %v: %s", mg.state.Commit,
+		mg.state.Target.RegionEpoch, what)
 }
 
-// look judges by what this store has of the target, all from one engine snapshot: the source may have ended in it. False: this
-// replica has ended, or goes on, or does so soon.
+// look judges by what this store has of the target, all from one engine snapshot: the source may
+// have ended in it. False: this replica has ended, or goes on, or does so soon.
 func (mg *merger) look(t *turn) bool {
 	view := mg.p.store.engine.NewSnapshot()
 	defer view.Close()
@@ -233,9 +260,12 @@ func (mg *merger) look(t *turn) bool {
 	verdict := mergeVerdict(target, own)
 	mg.learn(verdict)
 	absent := target == nil || target.State == rspb.PeerState_Tombstone
-	if verdict == rspb.MergeMessage_Committed || mg.merged && (absent || verdict == rspb.MergeMessage_Unknown) {
-		// The target here does not apply the merge any more: it has passed it without this range, or is gone.
-		mg.p.logger.Info("destroying a replica whose region went into another one", zap.Uint64("target-region-id", mg.state.Target.Id))
+	if verdict == rspb.MergeMessage_Committed ||
+		mg.merged && (absent || verdict == rspb.MergeMessage_Unknown) {
+		// The target here does not apply the merge any more: it has passed it without this range,
+		// or is gone.
+		mg.p.logger.Info("destroying a replica whose region went into another one",
+			zap.Uint64("target-region-id", mg.state.Target.Id))
 		mg.p.destroy(t, mg.p.region(), nil)
 		return false
 	}
@@ -250,15 +280,16 @@ func (mg *merger) learn(v rspb.MergeMessage_Verdict) {
 	mg.beyond = mg.beyond || v != rspb.MergeMessage_Nothing
 }
 
-// mergeVerdict is what a store's record of the target says of the merge of a frozen source. While the target is being
-// replaced it may not have passed what its record says: nothing.
+// mergeVerdict is what a store's record of the target says of the merge of a frozen source. While
+// the target is being replaced it may not have passed what its record says: nothing.
 func mergeVerdict(target, source *rspb.RegionLocalState) rspb.MergeMessage_Verdict {
 	if target == nil || target.State == rspb.PeerState_Applying ||
 		target.State == rspb.PeerState_Normal && !regions.IsInitialized(target.Region) {
 		return rspb.MergeMessage_Nothing
 	}
 	m := source.Merging
-	return regions.MergeVerdict(target.Region, source.Region.Id, m.GetCommit(), m.GetTarget().GetRegionEpoch())
+	return regions.MergeVerdict(target.Region, source.Region.Id, m.GetCommit(),
+		m.GetTarget().GetRegionEpoch())
 }
 
 // lead is the leader's part, with what it knows.
@@ -269,7 +300,8 @@ func (mg *merger) lead(t *turn, now time.Time) {
 		mg.nonce, mg.answered = 0, nil
 	}
 	if p.appliedTerm != mg.term || mg.rollback > p.appliedIndex {
-		return // what earlier leaders have proposed is not known yet, or a RollbackMerge is under way
+		// what earlier leaders have proposed is not known yet, or a RollbackMerge is under way
+		return
 	}
 	if mg.refused || mg.proven() {
 		mg.proposeRollback()
@@ -299,8 +331,9 @@ func (mg *merger) allAcked() bool {
 	return true
 }
 
-// proven is the second proof of a refusal: after an epoch of the target beyond T0 was seen, every store of the source was
-// found to have it frozen, this one too, by its engine. A merge would have ended it on one of them first.
+// proven is the second proof of a refusal: after an epoch of the target beyond T0 was seen, every
+// store of the source was found to have it frozen, this one too, by its engine. A merge would have
+// ended it on one of them first.
 func (mg *merger) proven() bool {
 	for _, q := range mg.p.region().Peers {
 		if mg.nonce == 0 || !mg.answered[q.Id] {
@@ -312,15 +345,16 @@ func (mg *merger) proven() bool {
 
 func (mg *merger) proposeRollback() {
 	a := &message.Admin{Request: &raft_cmdpb.AdminRequest{
-		CmdType: raft_cmdpb.AdminCmdType_RollbackMerge, RollbackMerge: &raft_cmdpb.RollbackMergeRequest{Commit: mg.state.Commit},
+		CmdType:       raft_cmdpb.AdminCmdType_RollbackMerge,
+		RollbackMerge: &raft_cmdpb.RollbackMergeRequest{Commit: mg.state.Commit},
 	}}
 	if mg.p.proposeAdmin(a) {
 		mg.rollback = mg.p.rn.LastIndex()
 	}
 }
 
-// ask asks the other stores of the source. What they answer to a leader counts for the second proof if it has seen the
-// target beyond T0 before it asked.
+// ask asks the other stores of the source. What they answer to a leader counts for the second proof
+// if it has seen the target beyond T0 before it asked.
 func (mg *merger) ask(t *turn) {
 	if mg.beyond && mg.p.isLeader() && mg.nonce == 0 {
 		mg.nonce, mg.answered = rand.Uint64()|1, map[uint64]bool{}
@@ -337,8 +371,9 @@ func (mg *merger) send(t *turn, to *metapb.Peer, m *rspb.MergeMessage) {
 	m.Source, m.Commit = mg.p.region(), mg.state.Commit
 	m.TargetId, m.TargetEpoch = mg.state.Target.Id, mg.state.Target.RegionEpoch
 	t.send(to.StoreId, &rspb.RaftMessage{
-		RegionId: mg.p.regionID, FromPeer: mg.p.self, ToPeer: to, RegionEpoch: mg.p.region().RegionEpoch,
-		ClusterId: mg.p.store.clusterID, Merge: m,
+		RegionId: mg.p.regionID, FromPeer: mg.p.self, ToPeer: to,
+		RegionEpoch: mg.p.region().RegionEpoch,
+		ClusterId:   mg.p.store.clusterID, Merge: m,
 	})
 }
 
@@ -346,8 +381,9 @@ func (mg *merger) send(t *turn, to *metapb.Peer, m *rspb.MergeMessage) {
 func (mg *merger) toTarget(t *turn, kind rspb.MergeMessage_Kind) {
 	for _, q := range mg.state.Target.Peers {
 		rm := &rspb.RaftMessage{
-			RegionId: mg.state.Target.Id, FromPeer: mg.p.self, ToPeer: q, RegionEpoch: mg.state.Target.RegionEpoch,
-			ClusterId: mg.p.store.clusterID, Merge: &rspb.MergeMessage{
+			RegionId: mg.state.Target.Id, FromPeer: mg.p.self, ToPeer: q,
+			RegionEpoch: mg.state.Target.RegionEpoch,
+			ClusterId:   mg.p.store.clusterID, Merge: &rspb.MergeMessage{
 				Kind: kind, Source: mg.p.region(), Commit: mg.state.Commit,
 				TargetId: mg.state.Target.Id, TargetEpoch: mg.state.Target.RegionEpoch,
 			},
@@ -360,8 +396,8 @@ func (mg *merger) toTarget(t *turn, kind rspb.MergeMessage_Kind) {
 	}
 }
 
-// onMessage takes a message about a merge: an order to this peer's region as the target, or what another store says to it as
-// the source.
+// onMessage takes a message about a merge: an order to this peer's region as the target, or what
+// another store says to it as the source.
 func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 	m := rm.Merge
 	switch m.Kind {
@@ -393,12 +429,15 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 	mg.tick(t, mg.p.store.clock.Now())
 }
 
-// onOrder proposes what the source's leader asks for, if this peer leads the target, which has not passed T0. The epoch is
-// compared once more when the entry is applied. What cannot be done now is no answer: the order comes again.
+// onOrder proposes what the source's leader asks for, if this peer leads the target, which has not
+// passed T0. The epoch is compared once more when the entry is applied. What cannot be done now is
+// no answer: the order comes again.
 func (mg *merger) onOrder(m *rspb.MergeMessage) {
 	p := mg.p
-	if !p.isLeader() || p.removed != nil || p.installing != 0 || mg.state != nil || p.appliedTerm != p.rn.Term() ||
-		m.Source == nil || m.TargetId != p.regionID || !regions.SameEpoch(p.region().RegionEpoch, m.TargetEpoch) ||
+	if !p.isLeader() || p.removed != nil || p.installing != 0 || mg.state != nil ||
+		p.appliedTerm != p.rn.Term() ||
+		m.Source == nil || m.TargetId != p.regionID ||
+		!regions.SameEpoch(p.region().RegionEpoch, m.TargetEpoch) ||
 		mg.orderTerm == p.rn.Term() && mg.order > p.appliedIndex {
 		return
 	}
@@ -407,11 +446,14 @@ func (mg *merger) onOrder(m *rspb.MergeMessage) {
 		RefuseMerge: &raft_cmdpb.RefuseMergeRequest{SourceId: m.Source.Id, Commit: m.Commit},
 	}
 	if m.Kind == rspb.MergeMessage_Ready {
-		if p.rn.HasPendingConfChange() || p.split.index != 0 || p.rn.LeadTransferee() != raft.None || !mg.replicasFollow() {
+		if p.rn.HasPendingConfChange() || p.split.index != 0 ||
+			p.rn.LeadTransferee() != raft.None || !mg.replicasFollow() {
 			return
 		}
-		if _, err := regions.Join(p.region(), m.Source, m.Commit); err != nil || !regions.SameStores(p.region(), m.Source) {
-			p.logger.Error("refusing to merge what does not fit", zap.Uint64("source-region-id", m.Source.Id), zap.Error(err))
+		if _, err := regions.Join(p.region(), m.Source, m.Commit); err != nil ||
+			!regions.SameStores(p.region(), m.Source) {
+			p.logger.Error("refusing to merge what does not fit",
+				zap.Uint64("source-region-id", m.Source.Id), zap.Error(err))
 			return
 		}
 		req = &raft_cmdpb.AdminRequest{
@@ -428,7 +470,8 @@ func (mg *merger) onOrder(m *rspb.MergeMessage) {
 // onDone takes the joined range over in memory.
 func (mg *merger) onDone(res message.MergeDone) {
 	p := mg.p
-	p.logger.Info("merged region", zap.Uint64("source-region-id", res.Source.Id), zap.Uint64("version", res.Region.RegionEpoch.Version))
+	p.logger.Info("merged region", zap.Uint64("source-region-id", res.Source.Id),
+		zap.Uint64("version", res.Region.RegionEpoch.Version))
 	p.once.noteVersion(res.Index, res.Region.RegionEpoch.Version)
 	p.store.endSource(res.Source, res.SourcePeer, res.Region, p.self.Id)
 	p.setRegion(res.Region)
@@ -440,8 +483,8 @@ func (mg *merger) onDone(res message.MergeDone) {
 	}
 }
 
-// endSources ends the sources of applied merges although the target does not go on as it was: it is being replaced by a raft
-// snapshot, destroyed, or quarantined. Their tombstones are written.
+// endSources ends the sources of applied merges although the target does not go on as it was: it is
+// being replaced by a raft snapshot, destroyed, or quarantined. Their tombstones are written.
 func (mg *merger) endSources(m *message.Applied) {
 	p := mg.p
 	if m.PeerID != p.self.Id {
@@ -453,16 +496,21 @@ func (mg *merger) endSources(m *message.Applied) {
 			continue
 		}
 		if p.installing == 0 && p.store.quarantine.has(p.regionID) {
-			p.store.endSource(done.Source, done.SourcePeer, done.Region, p.self.Id) // its data may be the last copy
+			// its data may be the last copy
+			p.store.endSource(done.Source, done.SourcePeer, done.Region, p.self.Id)
 			continue
 		}
 		p.store.endSource(done.Source, done.SourcePeer, nil, 0)
-		p.store.regionRunner.clear(done.Source) // unless the snapshot's region has the range: its data come later
+		// unless the snapshot's region has the range: its data come later
+		p.store.regionRunner.clear(done.Source)
 	}
 }
 
-// endSource ends a source whose tombstone is written: its range is the joined region's, or nobody's if that is nil.
-func (s *Store) endSource(source *metapb.Region, peer *metapb.Peer, into *metapb.Region, intoPeer uint64) {
+// endSource ends a source whose tombstone is written: its range is the joined region's, or nobody's
+// if that is nil.
+func (s *Store) endSource(
+	source *metapb.Region, peer *metapb.Peer, into *metapb.Region, intoPeer uint64,
+) {
 	s.ranges.absorb(source.Id, into, intoPeer)
 	if err := s.router.send(source.Id, &message.Absorbed{Into: into}); err != nil {
 		s.retireSource(nil, source, peer) // it does not run: it is quarantined, or has ended
@@ -477,7 +525,9 @@ func (mg *merger) onAbsorbed(t *turn, m *message.Absorbed) {
 	p.stopped = true
 	var cause error = &regionerr.RegionNotFoundError{RegionID: p.regionID}
 	if m.Into != nil {
-		cause = &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: []*metapb.Region{m.Into}}
+		cause = &regionerr.EpochNotMatchError{
+			RegionID: p.regionID, Regions: []*metapb.Region{m.Into},
+		}
 	}
 	p.endCommands(cause)
 	p.lease.end()
@@ -489,8 +539,8 @@ func (mg *merger) onAbsorbed(t *turn, m *message.Absorbed) {
 	}})
 }
 
-// retireSource removes what is left of a source besides its tombstone and its data, which are another region's. Repeated, it
-// changes nothing.
+// retireSource removes what is left of a source besides its tombstone and its data, which are
+// another region's. Repeated, it changes nothing.
 func (s *Store) retireSource(box *mailbox, source *metapb.Region, peer *metapb.Peer) {
 	s.quarantine.remove(source.Id)
 	s.regionRunner.add(func() error {
@@ -519,7 +569,8 @@ func (s *Store) retireSource(box *mailbox, source *metapb.Region, peer *metapb.P
 	})
 }
 
-// answerMerge answers a question about a merge by what is in the engine, whether a peer runs or not. On the store worker.
+// answerMerge answers a question about a merge by what is in the engine, whether a peer runs or
+// not. On the store worker.
 func (s *Store) answerMerge(m *rspb.RaftMessage) error {
 	q := m.Merge
 	view := s.engine.NewSnapshot()
@@ -543,13 +594,16 @@ func (s *Store) answerMerge(m *rspb.RaftMessage) error {
 	s.answer(m, &rspb.MergeMessage{
 		Kind: rspb.MergeMessage_Answer, Commit: q.Commit, TargetId: q.TargetId, Nonce: q.Nonce,
 		Verdict: mergeVerdict(target, asked),
-		Frozen:  source.GetState() == rspb.PeerState_Merging && source.Merging.GetCommit() == q.Commit,
-		Merged:  source.GetMergedInto().GetCommit() == q.Commit && source.GetMergedInto().GetTargetId() == q.TargetId,
+		Frozen: source.GetState() == rspb.PeerState_Merging &&
+			source.Merging.GetCommit() == q.Commit,
+		Merged: source.GetMergedInto().GetCommit() == q.Commit &&
+			source.GetMergedInto().GetTargetId() == q.TargetId,
 	})
 	return nil
 }
 
-// tellMerged answers whatever comes from a member of a region that has ended here by a merge. On the store worker.
+// tellMerged answers whatever comes from a member of a region that has ended here by a merge. On
+// the store worker.
 func (s *Store) tellMerged(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
 	if m.IsTombstone || regions.PeerByID(st.Region, m.FromPeer.GetId()) == nil {
 		if !m.IsTombstone && regions.EpochStale(m.RegionEpoch, st.Region.RegionEpoch) {
@@ -561,14 +615,16 @@ func (s *Store) tellMerged(st *rspb.RegionLocalState, m *rspb.RaftMessage) {
 		return
 	}
 	s.answer(m, &rspb.MergeMessage{
-		Kind: rspb.MergeMessage_Answer, Commit: st.MergedInto.Commit, TargetId: st.MergedInto.TargetId, Merged: true,
+		Kind: rspb.MergeMessage_Answer, Commit: st.MergedInto.Commit,
+		TargetId: st.MergedInto.TargetId, Merged: true,
 	})
 }
 
 // answer sends a message about a merge back to where one came from.
 func (s *Store) answer(to *rspb.RaftMessage, m *rspb.MergeMessage) {
 	s.trans.Send(to.FromPeer.StoreId, []*rspb.RaftMessage{{
-		RegionId: to.RegionId, FromPeer: to.ToPeer, ToPeer: to.FromPeer, RegionEpoch: to.RegionEpoch, ClusterId: s.clusterID,
+		RegionId: to.RegionId, FromPeer: to.ToPeer, ToPeer: to.FromPeer,
+		RegionEpoch: to.RegionEpoch, ClusterId: s.clusterID,
 		Incarnation: s.incarnation, Merge: m,
 	}})
 }

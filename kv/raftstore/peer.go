@@ -18,12 +18,12 @@ import (
 
 // peer is this store's replica of a region.
 //
-// It is owned by whichever raft worker holds its mailbox. Everyone else sends a message, or reads the
-// immutable read handle.
+// It is owned by whichever raft worker holds its mailbox. Everyone else sends a message, or reads
+// the immutable read handle.
 //
-// Life: Absent -> uninitialized (created by a vote or a commit-0 heartbeat; no range) -> initialized
-// (by raft snapshot or split) -> destroyed, leaving a tombstone that keeps the region's epoch and the
-// peer id.
+// Life: Absent -> uninitialized (created by a vote or a commit-0 heartbeat; no range) ->
+// initialized (by raft snapshot or split) -> destroyed, leaving a tombstone that keeps the region's
+// epoch and the peer id.
 type peer struct {
 	store    *Store
 	box      *mailbox
@@ -32,18 +32,18 @@ type peer struct {
 	self     *metapb.Peer
 	rn       *raft.RawNode
 	ps       *peerStorage
-	// cache holds peers learnt from messages, besides those of the region: answers to a peer that this
-	// replica does not know yet must find their store.
+	// cache holds peers learnt from messages, besides those of the region: answers to a peer that
+	// this replica does not know yet must find their store.
 	cache map[uint64]*metapb.Peer
 
 	// stopped: destroyed; every later message is answered with RegionNotFound.
 	stopped bool
-	// removed: the conf change that removes this peer is applied on disk. A leader lingers until the
-	// others know (C3).
+	// removed: the conf change that removes this peer is applied on disk. A leader lingers until
+	// the others know (C3).
 	removed *lingering
 
-	// bornAt is the conf version of the message that created this peer, if one did: it belonged to the region
-	// then, also while it knows nothing else of it.
+	// bornAt is the conf version of the message that created this peer, if one did: it belonged to
+	// the region then, also while it knows nothing else of it.
 	bornAt uint64
 
 	// applied is what the apply worker has reported.
@@ -52,8 +52,8 @@ type peer struct {
 	// meanwhile wait in heldApply.
 	installing uint64
 	heldApply  []apply.Task
-	// offered: a raft snapshot was stepped in this turn and has its range reserved; takeover are the frozen regions that it
-	// takes over.
+	// offered: a raft snapshot was stepped in this turn and has its range reserved; takeover are
+	// the frozen regions that it takes over.
 	offered  bool
 	takeover []frozenRegion
 
@@ -82,8 +82,8 @@ type peer struct {
 	late []eraftpb.Message
 	// handedEarly is how many of rd's committed entries are with the apply worker already.
 	handedEarly int
-	// unwrittenCommit is a hard state that only moved the commit index: it is written with the next batch.
-	// Empty if there is none.
+	// unwrittenCommit is a hard state that only moved the commit index: it is written with the next
+	// batch. Empty if there is none.
 	unwrittenCommit eraftpb.HardState
 
 	stats peerStats
@@ -98,8 +98,8 @@ type peerStats struct {
 	size, keys uint64
 	sizeKnown  bool
 	sizeDelta  int64
-	// counted is the last count of the size, sinceCount the bytes written since, estimates how often the size was
-	// estimated since. The next count waits for countAfter bytes.
+	// counted is the last count of the size, sinceCount the bytes written since, estimates how
+	// often the size was estimated since. The next count waits for countAfter bytes.
 	counted                message.Counted
 	sinceCount, countAfter uint64
 	estimates              int
@@ -126,7 +126,8 @@ type origin struct {
 	self      *metapb.Peer
 	applied   uint64
 	truncated rspb.RaftTruncatedState
-	// grace makes it refuse votes for one election timeout: it may have acknowledged a leader's lease before the restart.
+	// grace makes it refuse votes for one election timeout: it may have acknowledged a leader's
+	// lease before the restart.
 	grace bool
 	// bornAt and from are of the message that created it, if one did.
 	bornAt uint64
@@ -159,7 +160,8 @@ func newPeer(s *Store, o origin) (*peer, error) {
 	if applied > 0 {
 		t, err := p.ps.Term(applied)
 		if err != nil {
-			return nil, fmt.Errorf("region %d: term of applied entry %d: %w", region.Id, applied, err)
+			return nil,
+				fmt.Errorf("region %d: term of applied entry %d: %w", region.Id, applied, err)
 		}
 		p.appliedTerm = t
 	}
@@ -219,8 +221,8 @@ func (p *peer) peerOf(id uint64) *metapb.Peer {
 	return p.cache[id]
 }
 
-// setRegion makes a new region value the current one: the only place, so that the worker's view, raft's
-// storage, the range map and the read handle change together.
+// setRegion makes a new region value the current one: the only place, so that the worker's view,
+// raft's storage, the range map and the read handle change together.
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
 	p.store.ranges.setRegion(r, p.self.Id)
@@ -254,8 +256,8 @@ func (p *peer) sendRaft(t *turn, m *eraftpb.Message) {
 	t.send(to.StoreId, rm)
 }
 
-// isInitialMessage tells whether a message may create a peer: a vote, or the heartbeat with commit 0
-// that a leader sends to a peer it knows nothing of.
+// isInitialMessage tells whether a message may create a peer: a vote, or the heartbeat with commit
+// 0 that a leader sends to a peer it knows nothing of.
 func isInitialMessage(m *eraftpb.Message) bool {
 	switch m.MsgType {
 	case eraftpb.MessageType_MsgRequestVote, eraftpb.MessageType_MsgPreVote:
@@ -266,26 +268,30 @@ func isInitialMessage(m *eraftpb.Message) bool {
 	return false
 }
 
-// confVer is the newest conf version at which this peer is known to have been a member. A message that says that it
-// is none must know a newer one. An uninitialized peer that believed an older one, of a placement service which has not
-// heard of it yet, would leave a tombstone behind, and the region would miss a voter for ever.
+// confVer is the newest conf version at which this peer is known to have been a member. A message
+// that says that it is none must know a newer one. An uninitialized peer that believed an older
+// one, of a placement service which has not heard of it yet, would leave a tombstone behind, and
+// the region would miss a voter for ever.
 func (p *peer) confVer() uint64 { return max(p.region().GetRegionEpoch().GetConfVer(), p.bornAt) }
 
 // isVote tells whether a message asks for a vote.
 func isVote(m *eraftpb.Message) bool {
-	return m.GetMsgType() == eraftpb.MessageType_MsgRequestVote || m.GetMsgType() == eraftpb.MessageType_MsgPreVote
+	return m.GetMsgType() == eraftpb.MessageType_MsgRequestVote ||
+		m.GetMsgType() == eraftpb.MessageType_MsgPreVote
 }
 
 // wantsTurn tells whether the peer has more to do at once.
 func (p *peer) wantsTurn() bool {
 	// A read that fails is tried again with the next message or tick.
-	return !p.stopped && (len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded())
+	return !p.stopped &&
+		(len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded())
 }
 
-// awaitsApplied tells whether something waits for the apply worker's next report, so that it must be worked
-// off at once even if it only says how far the worker has come.
+// awaitsApplied tells whether something waits for the apply worker's next report, so that it must
+// be worked off at once even if it only says how far the worker has come.
 func (p *peer) awaitsApplied() bool {
-	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.split.index != 0 || p.installing != 0 || p.removed != nil ||
+	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.split.index != 0 ||
+		p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
 }
 

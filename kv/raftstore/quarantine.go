@@ -27,13 +27,14 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A replica in quarantine is on disk and takes no part: it does not vote, does not count as having its entries, and
-// serves nothing. Its data may be the last copy, so it is not deleted. It got there because a start or a read found damage,
-// because its log ends before what it had acknowledged, or because the store runs on an older copy of its data.
+// A replica in quarantine is on disk and takes no part: it does not vote, does not count as having
+// its entries, and serves nothing. Its data may be the last copy, so it is not deleted. It got
+// there because a start or a read found damage, because its log ends before what it had
+// acknowledged, or because the store runs on an older copy of its data.
 //
-// The store reports its damaged peers with each heartbeat, and the placement service replaces them. What is left here
-// goes once the region's members say that the peer is none any more: by a message of a newer peer, or by what the
-// placement service knows of the region.
+// The store reports its damaged peers with each heartbeat, and the placement service replaces them.
+// What is left here goes once the region's members say that the peer is none any more: by a message
+// of a newer peer, or by what the placement service knows of the region.
 type quarantine struct {
 	s  *Store
 	mu struct {
@@ -48,11 +49,13 @@ type damagedReplica struct {
 	reason error
 }
 
-// maxTruthQuestions bounds how many regions the placement service is asked about after one store heartbeat.
+// maxTruthQuestions bounds how many regions the placement service is asked about after one store
+// heartbeat.
 const maxTruthQuestions = 64
 
 // errOldCopy: the whole store runs on data that is older than what it had promised.
-var errOldCopy = errors.New("raftstore: the data of this store is an older copy than what the store had promised")
+var errOldCopy = errors.New(
+	"raftstore: the data of this store is an older copy than what the store had promised")
 
 func (q *quarantine) add(region *metapb.Region, peer *metapb.Peer, reason error) {
 	q.mu.Lock()
@@ -131,14 +134,15 @@ func (sr *storeReporter) addQuarantine(stats *schedulerpb.StoreStats) {
 	stats.DamagedPeerIds = sr.s.quarantine.peers()
 }
 
-// releaseQuarantine asks the placement service whether damaged replicas still belong to their regions. One that does not
-// is destroyed as if a member of its region had told so.
+// releaseQuarantine asks the placement service whether damaged replicas still belong to their
+// regions. One that does not is destroyed as if a member of its region had told so.
 func (sr *storeReporter) releaseQuarantine(ctx context.Context) {
 	for _, d := range sr.s.quarantine.some(maxTruthQuestions) {
 		truth, err := sr.s.placement.RegionByID(ctx, d.region.Id)
 		if err != nil {
 			if ctx.Err() == nil {
-				sr.s.logger.Debug("asking for the region of a damaged replica failed", log.RegionID(d.region.Id), zap.Error(err))
+				sr.s.logger.Debug("asking for the region of a damaged replica failed",
+					log.RegionID(d.region.Id), zap.Error(err))
 			}
 			return
 		}
@@ -153,7 +157,8 @@ func (sr *storeReporter) releaseQuarantine(ctx context.Context) {
 
 // admit keeps a damaged replica on disk, but does not run it.
 func (q *quarantine) admit(region *metapb.Region, self *metapb.Peer, err error) {
-	q.s.logger.Error("replica is damaged and will not be served; remove its peer, the region then gets a new one",
+	q.s.logger.Error(
+		"replica is damaged and will not be served; remove its peer, the region then gets a new one",
 		log.RegionID(region.Id), log.PeerID(self.Id), zap.Error(err))
 	q.s.ranges.setRegion(region, self.Id)
 	q.add(region, self, err)
@@ -182,13 +187,14 @@ var errDamaged = errors.New("raftstore: damaged replica")
 // A read that fails says that this replica's disk is not what it was, while others have the same
 // data. The error is the answer to the request; besides, ReadFailed:
 //
-//   - counts it (Counts, and with it metrics and status) and logs at most one line in readErrorPause;
+//   - counts it (Counts, and with it metrics and status) and logs at most one line in
+//     readErrorPause;
 //   - has the region's leader hand its leadership over, at once, to a follower that is fit;
-//   - has the replica quarantined afterwards, if the others suffice without it: it takes no part any
-//     more, and the placement service replaces it. It is as it was after a restart, since all that
-//     it has promised is on disk;
-//   - has the store reported as slow from the second such region on, or when it happens again later:
-//     nothing is placed there any more.
+//   - has the replica quarantined afterwards, if the others suffice without it: it takes no part
+//     any more, and the placement service replaces it. It is as it was after a restart, since all
+//     that it has promised is on disk;
+//   - has the store reported as slow from the second such region on, or when it happens again
+//     later: nothing is placed there any more.
 //
 // A write that fails stops the store, and so does a read without which an entry cannot be applied.
 
@@ -219,14 +225,15 @@ func (s *Store) ReadFailed(regionID uint64, err error) {
 	}
 }
 
-// isDiskError tells whether an error comes from a disk that does not give back what is on it: not from the request,
-// the region, or the end of the store, and not from a disk that is full.
+// isDiskError tells whether an error comes from a disk that does not give back what is on it: not
+// from the request, the region, or the end of the store, and not from a disk that is full.
 func isDiskError(err error) bool {
 	if err == nil {
 		return false
 	}
 	for _, other := range []error{
-		engine.ErrClosed, regionerr.ErrStopping, regionerr.ErrFailed, runner.ErrBusy, context.Canceled, context.DeadlineExceeded,
+		engine.ErrClosed, regionerr.ErrStopping, regionerr.ErrFailed, runner.ErrBusy,
+		context.Canceled, context.DeadlineExceeded,
 		snap.ErrBusy, syscall.ENOSPC, syscall.EDQUOT,
 	} {
 		if errors.Is(err, other) {
@@ -263,7 +270,8 @@ type sickness struct {
 	err error
 	// damaged: entries that it has promised are not what they were. It must not vote.
 	damaged bool
-	// diverged: its data are not those of the other replicas. It may vote, but must not be served, nor after a restart.
+	// diverged: its data are not those of the other replicas. It may vote, but must not be served,
+	// nor after a restart.
 	diverged bool
 	// leave: when it stepped aside the others sufficed without it.
 	leave bool
@@ -277,7 +285,8 @@ func (si *sickness) reason() string {
 	return "reading failed"
 }
 
-// note takes an error of a read, or what else says that this replica's data are not what they should be.
+// note takes an error of a read, or what else says that this replica's data are not what they
+// should be.
 func (si *sickness) note(err error) {
 	if si.err == nil {
 		si.err = err

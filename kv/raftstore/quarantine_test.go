@@ -81,8 +81,12 @@ func damageFile(t *testing.T, fs *faultfs.MemFS, what []byte) {
 // requireSilent fails unless a region is quarantined with what its log held.
 func requireSilent(t *testing.T, s *Store) {
 	t.Helper()
-	require.Eventually(t, func() bool { return s.Quarantined()[1] != "" }, 10*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool { return s.router.get(1) == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Quarantined()[1] != ""
+	}, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.router.get(1) == nil
+	}, 10*time.Second, time.Millisecond)
 	require.Error(t, s.log.Damaged(1), "the damage is forgotten")
 	st, ok := s.log.State(1)
 	require.True(t, ok)
@@ -96,9 +100,13 @@ func TestDamagedLogIsNeverReset(t *testing.T) {
 	for name, state := range map[string]*rspb.RegionLocalState{
 		"normal": {State: rspb.PeerState_Normal, Region: trio(), Peer: voter(1, 1)},
 		"applying": {
-			State: rspb.PeerState_Applying, Region: trio(), Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
+			State: rspb.PeerState_Applying, Region: trio(),
+			Applying: &eraftpb.SnapshotMetadata{Index: 40, Term: 9}, Peer: voter(1, 1),
 		},
-		"uninitialized": {State: rspb.PeerState_Normal, Region: &metapb.Region{Id: 1, RegionEpoch: trio().RegionEpoch}, Peer: voter(1, 1)},
+		"uninitialized": {
+			State:  rspb.PeerState_Normal,
+			Region: &metapb.Region{Id: 1, RegionEpoch: trio().RegionEpoch}, Peer: voter(1, 1),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, e := newTestStore(t)
@@ -119,13 +127,16 @@ func TestDamagedLogIsNeverReset(t *testing.T) {
 		requireSilent(t, s)
 		// And it goes when its region says so.
 		require.NoError(t, s.HandleRaft(tombstone(trio(), 3, voter(1, 1))))
-		require.Eventually(t, func() bool { return len(s.Quarantined()) == 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return len(s.Quarantined()) == 0
+		}, 10*time.Second, time.Millisecond)
 	})
 	t.Run("created by a split", func(t *testing.T) {
 		s, _ := newTestStore(t)
 		s.log = damagedLog(t)
 		startTestStore(t, s)
-		require.NoError(t, s.creator.createSplitPeer(&message.BecomeSplit{Region: trio(), Peer: voter(1, 1)}))
+		require.NoError(t,
+			s.creator.createSplitPeer(&message.BecomeSplit{Region: trio(), Peer: voter(1, 1)}))
 		requireSilent(t, s)
 	})
 }
@@ -139,11 +150,13 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 	startTestStore(t, s)
 	require.EqualValues(t, 1, peerID(t, s, 1))
 	require.NoError(t, s.HandleRaft(envelope(r, voter(2, 2), voter(1, 1), eraftpb.Message{
-		MsgType: eraftpb.MessageType_MsgAppend, Term: 8, Index: meta.InitLogIndex + 1, LogTerm: 8, Commit: meta.InitLogIndex + 1,
+		MsgType: eraftpb.MessageType_MsgAppend, Term: 8, Index: meta.InitLogIndex + 1, LogTerm: 8,
+		Commit: meta.InitLogIndex + 1,
 	})))
 	// What is read in a turn is dealt with in the next.
 	require.Eventually(t, func() bool {
-		_ = s.HandleRaft(envelope(r, voter(2, 2), voter(1, 1), eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 8}))
+		_ = s.HandleRaft(envelope(r, voter(2, 2), voter(1, 1),
+			eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 8}))
 		return s.Quarantined()[1] != ""
 	}, 10*time.Second, time.Millisecond)
 	requireSilent(t, s)
@@ -158,7 +171,8 @@ func TestDamageThatIsFoundLaterEndsTheReplica(t *testing.T) {
 func TestReadErrorsAreReported(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	for _, err := range []error{
-		nil, engine.ErrClosed, regionerr.ErrStopping, context.Canceled, &regionerr.RegionNotFoundError{}, runner.ErrBusy,
+		nil, engine.ErrClosed, regionerr.ErrStopping, context.Canceled,
+		&regionerr.RegionNotFoundError{}, runner.ErrBusy,
 		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("write: %w", syscall.EDQUOT),
 	} {
 		s.ReadFailed(1, err)
@@ -173,7 +187,8 @@ func TestReadErrorsAreReported(t *testing.T) {
 	require.EqualValues(t, 3, s.reporter.collect(time.Now()).ReadErrors)
 }
 
-// TestReportsAreBounded: a store heartbeat names some of the regions and peers, however many there are.
+// TestReportsAreBounded: a store heartbeat names some of the regions and peers, however many there
+// are.
 func TestReportsAreBounded(t *testing.T) {
 	s, _ := newTestStore(t)
 	now := s.clock.Now()
@@ -186,11 +201,12 @@ func TestReportsAreBounded(t *testing.T) {
 	require.Len(t, stats.QuarantinedRegionIds, maxReported)
 	require.Len(t, stats.StarvingPeerIds, maxReported)
 	require.EqualValues(t, 1000-2*maxReported+1, stats.QuarantinedRegionIds[0])
-	require.EqualValues(t, 3000-2*maxReported+1, stats.StarvingPeerIds[0], "what is not said again expires")
+	require.EqualValues(t, 3000-2*maxReported+1, stats.StarvingPeerIds[0],
+		"what is not said again expires")
 }
 
-// TestFullDiskIsNoFailedRead: a raft snapshot that is not built because the disk is full says nothing about what is on
-// the disk. The region keeps its leader, and nothing is counted.
+// TestFullDiskIsNoFailedRead: a raft snapshot that is not built because the disk is full says
+// nothing about what is on the disk. The region keeps its leader, and nothing is counted.
 func TestFullDiskIsNoFailedRead(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	s.snaps.SetFull(func() bool { return true })
@@ -207,10 +223,12 @@ func TestFullDiskIsNoFailedRead(t *testing.T) {
 // TestShortLogIsQuarantined: an engine that is ahead of the raft log belongs to a replica that has
 // forgotten what it promised. It is not run, and the others are (F-6).
 func TestShortLogIsQuarantined(t *testing.T) {
-	s, e := newTestStore(t, trio(), region(2, "m", "t", 1, 1, voter(4, 1)), region(3, "t", "w", 1, 1, voter(7, 1)))
+	s, e := newTestStore(t, trio(), region(2, "m", "t", 1, 1, voter(4, 1)),
+		region(3, "t", "w", 1, 1, voter(7, 1)))
 	b := e.NewBatch()
 	for id, applied := range map[uint64]uint64{1: 7, 2: 6} {
-		meta.Put(b, meta.ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: applied, TruncatedState: &initTruncated})
+		meta.Put(b, meta.ApplyStateKey(id),
+			&rspb.RaftApplyState{AppliedIndex: applied, TruncatedState: &initTruncated})
 	}
 	require.NoError(t, e.Write(b, true))
 	var lb logBatch
@@ -226,7 +244,8 @@ func TestShortLogIsQuarantined(t *testing.T) {
 	require.NoError(t, s.HandleRaft(vote(trio(), voter(2, 2), voter(1, 1))))
 	handleInOrder(t, s)
 	require.Zero(t, peerID(t, s, 1))
-	require.Empty(t, l.messages(func(m *rspb.RaftMessage) bool { return m.RegionId == 1 }), "it votes")
+	require.Empty(t, l.messages(func(m *rspb.RaftMessage) bool { return m.RegionId == 1 }),
+		"it votes")
 	require.EqualValues(t, 4, peerID(t, s, 2))
 	require.EqualValues(t, 7, peerID(t, s, 3))
 

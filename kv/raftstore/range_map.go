@@ -31,7 +31,8 @@ type rangeMap struct {
 	}
 }
 
-// frozenRegion is a replica of a region that is frozen to go into another one, as its peer knows it.
+// frozenRegion is a replica of a region that is frozen to go into another one, as its peer knows
+// it.
 type frozenRegion struct {
 	region *metapb.Region
 	peer   *metapb.Peer
@@ -40,7 +41,9 @@ type frozenRegion struct {
 
 // record is its state in the engine.
 func (f *frozenRegion) record() *rspb.RegionLocalState {
-	return &rspb.RegionLocalState{State: rspb.PeerState_Merging, Region: f.region, Peer: f.peer, Merging: f.state}
+	return &rspb.RegionLocalState{
+		State: rspb.PeerState_Merging, Region: f.region, Peer: f.peer, Merging: f.state,
+	}
 }
 
 func lessByStart(a, b *metapb.Region) bool { return bytes.Compare(a.StartKey, b.StartKey) < 0 }
@@ -129,8 +132,9 @@ func (m *rangeMap) thaw(regionID uint64) {
 	delete(m.mu.frozen, regionID)
 }
 
-// absorb puts a joined region in the place of its target and a source, which it has taken over on disk. The source may be
-// gone already. At no moment is its range free: another region could take it. Without a joined region the source alone goes.
+// absorb puts a joined region in the place of its target and a source, which it has taken over on
+// disk. The source may be gone already. At no moment is its range free: another region could take
+// it. Without a joined region the source alone goes.
 func (m *rangeMap) absorb(sourceID uint64, joined *metapb.Region, peerID uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,7 +154,9 @@ func (m *rangeMap) overlapLocked(id uint64, start, end []byte) *metapb.Region {
 }
 
 // overlapButLocked does not count regions for which but returns true.
-func (m *rangeMap) overlapButLocked(id uint64, start, end []byte, but func(*metapb.Region) bool) *metapb.Region {
+func (m *rangeMap) overlapButLocked(
+	id uint64, start, end []byte, but func(*metapb.Region) bool,
+) *metapb.Region {
 	var found *metapb.Region
 	check := func(r *metapb.Region) {
 		if r.Id != id && regions.Overlap(start, end, r.StartKey, r.EndKey) && !but(r) {
@@ -162,13 +168,14 @@ func (m *rangeMap) overlapButLocked(id uint64, start, end []byte, but func(*meta
 		return r.Id == id && found == nil
 	})
 	if found == nil {
-		m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: start}, func(r *metapb.Region) bool {
-			if !regions.BeforeEnd(r.StartKey, end) {
-				return false
-			}
-			check(r)
-			return found == nil
-		})
+		m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: start},
+			func(r *metapb.Region) bool {
+				if !regions.BeforeEnd(r.StartKey, end) {
+					return false
+				}
+				check(r)
+				return found == nil
+			})
 	}
 	if found == nil {
 		for _, r := range m.mu.reserved.of[installing] {
@@ -178,16 +185,18 @@ func (m *rangeMap) overlapButLocked(id uint64, start, end []byte, but func(*meta
 	return found
 }
 
-// reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any. Frozen regions that went
-// into the snapshot's region are not in the way: it takes them over.
+// reserveSnapshot reserves the range of a raft snapshot; it returns the region in the way, if any.
+// Frozen regions that went into the snapshot's region are not in the way: it takes them over.
 func (m *rangeMap) reserveSnapshot(r *metapb.Region) (taken []frozenRegion, other *metapb.Region) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	other = m.overlapButLocked(r.Id, r.StartKey, r.EndKey, func(o *metapb.Region) bool {
 		f, ok := m.mu.frozen[o.Id]
-		ok = ok && f.state.Target.Id == r.Id && r.RegionEpoch.Version > f.region.RegionEpoch.Version &&
+		ok = ok && f.state.Target.Id == r.Id &&
+			r.RegionEpoch.Version > f.region.RegionEpoch.Version &&
 			regions.Covers(r, f.region) && !m.mu.reserved.has(installing, o.Id)
-		if ok && !slices.ContainsFunc(taken, func(t frozenRegion) bool { return t.region.Id == o.Id }) {
+		if ok &&
+			!slices.ContainsFunc(taken, func(t frozenRegion) bool { return t.region.Id == o.Id }) {
 			taken = append(taken, f)
 		}
 		return ok
@@ -206,8 +215,8 @@ func (m *rangeMap) releaseSnapshot(regionID uint64) {
 	m.mu.reserved.release(installing, regionID)
 }
 
-// beginDying is called before an uninitialized peer is destroyed. False: a split that is being applied
-// takes it over, and the peer must stay for that.
+// beginDying is called before an uninitialized peer is destroyed. False: a split that is being
+// applied takes it over, and the peer must stay for that.
 func (m *rangeMap) beginDying(regionID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -219,28 +228,31 @@ func (m *rangeMap) beginDying(regionID uint64) bool {
 }
 
 // reserveSplit decides whether a split that is being applied creates the new region on this store:
-// not if a newer peer of that region is already known here, nor while an older one is being destroyed
-// (the region's leader then sends a raft snapshot).
+// not if a newer peer of that region is already known here, nor while an older one is being
+// destroyed (the region's leader then sends a raft snapshot).
 func (m *rangeMap) reserveSplit(right *metapb.Region, peerID uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.reserved.has(dying, right.Id) {
 		return false
 	}
-	if cur, ok := m.mu.peers[right.Id]; ok && (cur > peerID || regions.IsInitialized(m.mu.regions[right.Id])) {
+	if cur, ok := m.mu.peers[right.Id]; ok &&
+		(cur > peerID || regions.IsInitialized(m.mu.regions[right.Id])) {
 		return false
 	}
 	m.mu.reserved.set(splitting, right)
 	return true
 }
 
-// mayCreate tells whether a message may create a peer of its region. Not if another region of this store still covers the
-// range: that region has a split to apply that will create it. A vote is parked until then.
+// mayCreate tells whether a message may create a peer of its region. Not if another region of this
+// store still covers the range: that region has a split to apply that will create it. A vote is
+// parked until then.
 func (m *rangeMap) mayCreate(msg *rspb.RaftMessage) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_, known := m.mu.regions[msg.RegionId]
-	if !known && !m.mu.reserved.has(splitting, msg.RegionId) && m.overlapLocked(msg.RegionId, msg.StartKey, msg.EndKey) == nil {
+	if !known && !m.mu.reserved.has(splitting, msg.RegionId) &&
+		m.overlapLocked(msg.RegionId, msg.StartKey, msg.EndKey) == nil {
 		return true
 	}
 	if isVote(msg.Message) {
@@ -256,8 +268,8 @@ func (m *rangeMap) takePendingVotes(regionID, peerID uint64) []*rspb.RaftMessage
 	return m.mu.reserved.takeVotes(regionID, peerID)
 }
 
-// withNeighbours returns the region together with its adjacent regions on this store, in key order, also
-// one that a split has made and whose peer does not run yet.
+// withNeighbours returns the region together with its adjacent regions on this store, in key order,
+// also one that a split has made and whose peer does not run yet.
 func (m *rangeMap) withNeighbours(r *metapb.Region) []*metapb.Region {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -308,8 +320,8 @@ func (m *rangeMap) finishSplit(regionID uint64) {
 
 type keyRange struct{ start, end []byte }
 
-// freeRanges returns the parts of r's range that no other initialized region of this store has, nor the
-// right half of a split whose peer does not run yet: its data is there, and durable.
+// freeRanges returns the parts of r's range that no other initialized region of this store has, nor
+// the right half of a split whose peer does not run yet: its data is there, and durable.
 func (m *rangeMap) freeRanges(r *metapb.Region) []keyRange {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -329,21 +341,25 @@ func (m *rangeMap) freeRanges(r *metapb.Region) []keyRange {
 		}
 	}
 	var others []*metapb.Region
-	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
-		others = append(others, o)
-		return o.Id == r.Id
-	})
-	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey}, func(o *metapb.Region) bool {
-		if !regions.BeforeEnd(o.StartKey, r.EndKey) {
-			return false
-		}
-		others = append(others, o)
-		return true
-	})
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: r.StartKey},
+		func(o *metapb.Region) bool {
+			others = append(others, o)
+			return o.Id == r.Id
+		})
+	m.mu.ranges.AscendGreaterOrEqual(&metapb.Region{StartKey: r.StartKey},
+		func(o *metapb.Region) bool {
+			if !regions.BeforeEnd(o.StartKey, r.EndKey) {
+				return false
+			}
+			others = append(others, o)
+			return true
+		})
 	for _, o := range m.mu.reserved.of[splitting] {
 		others = append(others, o)
 	}
-	slices.SortFunc(others, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	slices.SortFunc(others, func(a, b *metapb.Region) int {
+		return bytes.Compare(a.StartKey, b.StartKey)
+	})
 	for _, o := range others {
 		take(o)
 	}
@@ -363,8 +379,9 @@ func (m *rangeMap) freeRanges(r *metapb.Region) []keyRange {
 //	                                                                                     destruction, clearing of its range
 //	dying       its uninitialized peer is about to go  the peer is gone                  a split that would create it
 //
-// Of splitting and dying, the second to begin gives way: each writes the region's state from another worker, so nothing
-// else orders the two. A region that is splitting may be installing as well.
+// Of splitting and dying, the second to begin gives way: each writes the region's state from
+// another worker, so nothing else orders the two. A region that is splitting may be installing as
+// well.
 type reservationKind uint8
 
 const (
@@ -374,8 +391,8 @@ const (
 	reservationKinds
 )
 
-// reservations is the table of them, and of the first votes that wait until a split has created their region. Guarded by
-// rangeMap.mu.
+// reservations is the table of them, and of the first votes that wait until a split has created
+// their region. Guarded by rangeMap.mu.
 type reservations struct {
 	of    [reservationKinds]map[uint64]*metapb.Region
 	votes []*rspb.RaftMessage
@@ -395,9 +412,12 @@ func (t *reservations) has(kind reservationKind, regionID uint64) bool {
 	return t.of[kind][regionID] != nil
 }
 
-func (t *reservations) release(kind reservationKind, regionID uint64) { delete(t.of[kind], regionID) }
+func (t *reservations) release(kind reservationKind, regionID uint64) {
+	delete(t.of[kind], regionID)
+}
 
-// park keeps a first vote for a region that a split is about to create. The oldest gives way if there are too many.
+// park keeps a first vote for a region that a split is about to create. The oldest gives way if
+// there are too many.
 func (t *reservations) park(vote *rspb.RaftMessage) {
 	if len(t.votes) >= maxPendingVotes {
 		copy(t.votes, t.votes[1:])
@@ -406,7 +426,8 @@ func (t *reservations) park(vote *rspb.RaftMessage) {
 	t.votes = append(t.votes, vote)
 }
 
-// takeVotes removes and returns the parked votes for a peer. Those for other peers of the region are dropped.
+// takeVotes removes and returns the parked votes for a peer. Those for other peers of the region
+// are dropped.
 func (t *reservations) takeVotes(regionID, peerID uint64) []*rspb.RaftMessage {
 	var out []*rspb.RaftMessage
 	kept := t.votes[:0]

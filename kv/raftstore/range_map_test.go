@@ -10,7 +10,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-func region(id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer) *metapb.Region {
+func region(
+	id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer,
+) *metapb.Region {
 	return &metapb.Region{
 		Id: id, StartKey: []byte(start), EndKey: []byte(end), Peers: peers,
 		RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: conf},
@@ -41,7 +43,8 @@ func TestRangeMapAgainstTwin(t *testing.T) {
 			r := region(id, keys[i], end, 1, 1, voter(id, 1))
 			free := true
 			for _, o := range twin {
-				free = free && (o.Id == id || !regions.Overlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey))
+				free = free &&
+					(o.Id == id || !regions.Overlap(r.StartKey, r.EndKey, o.StartKey, o.EndKey))
 			}
 			m.mu.Lock()
 			other := m.overlapLocked(id, r.StartKey, r.EndKey)
@@ -59,7 +62,9 @@ func TestRangeMapAgainstTwin(t *testing.T) {
 					owned = owned || regions.Contains(o, []byte(k))
 				}
 				for _, f := range m.freeRanges(nobody) {
-					isFree = isFree || regions.Contains(&metapb.Region{StartKey: f.start, EndKey: f.end}, []byte(k))
+					isFree = isFree ||
+						regions.Contains(&metapb.Region{StartKey: f.start, EndKey: f.end},
+							[]byte(k))
 				}
 				require.Equal(t, regions.Contains(nobody, []byte(k)) && !owned, isFree, "key %q", k)
 			}
@@ -69,8 +74,9 @@ func TestRangeMapAgainstTwin(t *testing.T) {
 	})
 }
 
-// TestSplitAndDestructionGiveWayToEachOther: the state of a region is written by the split that creates it
-// and by the destruction of an uninitialized peer, from two workers; only one of them may begin.
+// TestSplitAndDestructionGiveWayToEachOther: the state of a region is written by the split that
+// creates it and by the destruction of an uninitialized peer, from two workers; only one of them
+// may begin.
 func TestSplitAndDestructionGiveWayToEachOther(t *testing.T) {
 	right := region(2, "k", "", 2, 1, voter(12, 1))
 	empty := &metapb.Region{Id: 2}
@@ -108,7 +114,8 @@ func TestRemoveRegionOfAnotherPeerIsIgnored(t *testing.T) {
 
 func TestNeighboursComeInKeyOrder(t *testing.T) {
 	m := newRangeMap()
-	a, b, c := region(1, "", "b", 1, 1, voter(1, 1)), region(2, "b", "d", 1, 1, voter(2, 1)), region(3, "d", "", 1, 1, voter(3, 1))
+	a, b, c := region(1, "", "b", 1, 1, voter(1, 1)), region(2, "b", "d", 1, 1, voter(2, 1)),
+		region(3, "d", "", 1, 1, voter(3, 1))
 	for _, r := range []*metapb.Region{c, a, b} {
 		m.setRegion(r, r.Peers[0].Id)
 	}

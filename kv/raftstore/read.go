@@ -14,17 +14,18 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// Reads never go through the log. Two ways prove that a local engine snapshot shows every write that
-// was acknowledged before the read began:
+// Reads never go through the log. Two ways prove that a local engine snapshot shows every write
+// that was acknowledged before the read began:
 //
 // Lease. The leader may serve reads until the send time of a heartbeat round that a quorum has
-// answered, plus less than the smallest election timeout: until then no quorum elects another leader,
-// because followers refuse votes within an election timeout of hearing one (a restarted follower counts
-// as having heard one). It needs an own-term entry applied, and is suspended
-//   - while a split that this leader proposed is not applied: another store may apply it first, and a
-//     new leader of the right half may accept writes there;
-//   - for the rest of the term once a leader transfer has begun: the transferee's vote is not refused,
-//     and its TimeoutNow may arrive arbitrarily late, also after the transfer was given up.
+// answered, plus less than the smallest election timeout: until then no quorum elects another
+// leader, because followers refuse votes within an election timeout of hearing one (a restarted
+// follower counts as having heard one). It needs an own-term entry applied, and is suspended
+//   - while a split that this leader proposed is not applied: another store may apply it first, and
+//     a new leader of the right half may accept writes there;
+//   - for the rest of the term once a leader transfer has begun: the transferee's vote is not
+//     refused, and its TimeoutNow may arrive arbitrarily late, also after the transfer was given
+//     up.
 //
 // The handler's goroutine checks the handle and the lease, reads, and checks both again: a pause of
 // the process in between cannot make a stale answer (E5, E6).
@@ -43,8 +44,8 @@ type readHandle struct {
 	lease *leaseCell
 }
 
-// leaseCell holds a lease's end by two clocks: the monotonic clock stands still while the machine is
-// suspended, the wall clock may be set back. Both must say that the lease holds.
+// leaseCell holds a lease's end by two clocks: the monotonic clock stands still while the machine
+// is suspended, the wall clock may be set back. Both must say that the lease holds.
 type leaseCell struct {
 	mono atomic.Int64
 	wall atomic.Int64
@@ -81,8 +82,8 @@ type sentRound struct {
 	at    time.Time
 }
 
-// noteRounds records when heartbeat rounds were made. Called before their messages leave, so that the
-// recorded time is never later than the send time.
+// noteRounds records when heartbeat rounds were made. Called before their messages leave, so that
+// the recorded time is never later than the send time.
 func (l *leaseState) noteRounds() {
 	if !l.p.isLeader() {
 		if l.cell != nil {
@@ -142,8 +143,10 @@ func (p *peer) publish() {
 	h := readHandle{region: p.region(), peer: p.self, term: p.rn.Term(), leader: p.leaderPeer()}
 	if p.isLeader() {
 		h.leader = p.self
-		local := p.store.leaseReads && p.appliedTerm == h.term && p.split.index == 0 && p.installing == 0 &&
-			p.removed == nil && p.merge.state == nil && p.lease.cell != nil && p.lease.term == h.term && p.lease.noLeaseTerm != h.term
+		local := p.store.leaseReads && p.appliedTerm == h.term && p.split.index == 0 &&
+			p.installing == 0 &&
+			p.removed == nil && p.merge.state == nil && p.lease.cell != nil &&
+			p.lease.term == h.term && p.lease.noLeaseTerm != h.term
 		if local {
 			h.lease = p.lease.cell
 		}
@@ -216,7 +219,8 @@ func (q *readQueue) answer() {
 	}
 	var term uint64
 	if q.p.leadsIn(q.p.appliedTerm) {
-		term = q.p.appliedTerm // what was proposed in earlier terms lies before an entry that is applied, or is lost
+		// what was proposed in earlier terms lies before an entry that is applied, or is lost
+		term = q.p.appliedTerm
 	}
 	kept := q.confirmed[:0]
 	for _, c := range q.confirmed {
@@ -298,8 +302,9 @@ func (l *LocalRead) Note(keys, bytes int) { l.box.reads.add(uint64(keys), uint64
 // Term is that of the leadership under which the read is made. An entry of it is applied.
 func (l *LocalRead) Term() uint64 { return l.handle.term }
 
-// Millis is the store's time in milliseconds since 1970, at least 1: the clock's, held back if that is ahead of the placement
-// service's. It never falls: after the clock is set back, it stands still until the clock has caught up.
+// Millis is the store's time in milliseconds since 1970, at least 1: the clock's, held back if that
+// is ahead of the placement service's. It never falls: after the clock is set back, it stands still
+// until the clock has caught up.
 func (s *Store) Millis() uint64 {
 	now := uint64(max(1, s.clockLimit.Now().UnixMilli()))
 	for {
@@ -313,15 +318,15 @@ func (s *Store) Millis() uint64 {
 	}
 }
 
-// MayExpire tells whether the region of a request is known here to be prepared for keys that expire. False also if the
-// request is not for this store.
+// MayExpire tells whether the region of a request is known here to be prepared for keys that
+// expire. False also if the request is not for this store.
 func (s *Store) MayExpire(h message.Header) bool {
 	_, hd, err := s.handleFor(h, nil)
 	return err == nil && hd.region.ExpiryFloor > 0
 }
 
-// LeaderTerm checks a request against the region's read handle and returns the term in which this peer leads. It proves
-// nothing: the leadership may have ended.
+// LeaderTerm checks a request against the region's read handle and returns the term in which this
+// peer leads. It proves nothing: the leadership may have ended.
 func (s *Store) LeaderTerm(h message.Header) (uint64, error) {
 	_, hd, err := s.handleFor(h, nil)
 	if err != nil {
@@ -330,8 +335,9 @@ func (s *Store) LeaderTerm(h message.Header) (uint64, error) {
 	return hd.term, nil
 }
 
-// LocalRead checks a request against the region's read handle on the caller's goroutine; a nil key is
-// not checked. It returns nil without error when leadership must be proven through the worker first (see Store.Read).
+// LocalRead checks a request against the region's read handle on the caller's goroutine; a nil key
+// is not checked. It returns nil without error when leadership must be proven through the worker
+// first (see Store.Read).
 func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 	box, hd, err := s.handleFor(h, key)
 	if err != nil {
@@ -346,8 +352,8 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 	return &LocalRead{Region: hd.region, box: box, handle: hd, clock: s.clock}, nil
 }
 
-// handleFor returns the region's read handle if the request is for it as it is. A peer that sleeps and does not lead is
-// woken.
+// handleFor returns the region's read handle if the request is for it as it is. A peer that sleeps
+// and does not lead is woken.
 func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, error) {
 	box := s.router.get(h.RegionID)
 	if box == nil {
@@ -373,7 +379,9 @@ func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: s.storeID}
 	}
 	if h.Peer.GetId() != hd.peer.Id {
-		return &regionerr.PeerNotMatchError{RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id}
+		return &regionerr.PeerNotMatchError{
+			RegionID: h.RegionID, Request: h.Peer.GetId(), Actual: hd.peer.Id,
+		}
 	}
 	if hd.leader == nil || hd.leader.Id != hd.peer.Id {
 		return &regionerr.NotLeaderError{RegionID: h.RegionID, Leader: hd.leader}
@@ -385,7 +393,9 @@ func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 		return regionerr.Invalidf("request for region %d has no epoch", h.RegionID)
 	}
 	if !regions.EpochMatches(hd.region, h.Epoch, true, false) {
-		return &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(hd.region)}
+		return &regionerr.EpochNotMatchError{
+			RegionID: h.RegionID, Regions: s.ranges.withNeighbours(hd.region),
+		}
 	}
 	if key == nil {
 		return nil
@@ -395,7 +405,9 @@ func (hd *readHandle) check(s *Store, h message.Header, key []byte) error {
 
 // CheckSnapshot verifies, after a read index, that the region still has the epoch of the request on
 // the engine snapshot that is about to be read. It returns the region as of that snapshot.
-func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte) (*metapb.Region, error) {
+func (s *Store) CheckSnapshot(
+	snap engine.Snapshot, h message.Header, key []byte,
+) (*metapb.Region, error) {
 	st, err := meta.LoadRegionState(snap, h.RegionID)
 	if err != nil {
 		return nil, err
@@ -407,7 +419,10 @@ func (s *Store) CheckSnapshot(snap engine.Snapshot, h message.Header, key []byte
 		return nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
 	}
 	if !regions.EpochMatches(st.Region, h.Epoch, true, false) {
-		return nil, &regionerr.EpochNotMatchError{RegionID: h.RegionID, Regions: s.ranges.withNeighbours(st.Region)}
+		return nil,
+			&regionerr.EpochNotMatchError{
+				RegionID: h.RegionID, Regions: s.ranges.withNeighbours(st.Region),
+			}
 	}
 	if key == nil {
 		return st.Region, nil

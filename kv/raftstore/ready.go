@@ -14,9 +14,9 @@ import (
 // reports whether there was one.
 //
 // Order of a Ready, over all regions of a turn (see raftWorker): persist raft snapshot, entries and
-// hard state with one sync -> send -> apply -> Advance. A leader's appends leave before the sync: they
-// promise nothing, and its own vote for them is counted only by Advance. What is committed and has been
-// synced by an earlier turn is applied without waiting for this one's sync (applyStable).
+// hard state with one sync -> send -> apply -> Advance. A leader's appends leave before the sync:
+// they promise nothing, and its own vote for them is counted only by Advance. What is committed and
+// has been synced by an earlier turn is applied without waiting for this one's sync (applyStable).
 func (p *peer) collectReady(t *turn) bool {
 	if p.stopped {
 		return false
@@ -49,8 +49,8 @@ func (p *peer) collectReady(t *turn) bool {
 		p.once.noteAppended(rd.Entries)
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
-		// A moved commit index alone is not worth a write: after a crash it is learnt again, and never
-		// falls behind what the engine has applied.
+		// A moved commit index alone is not worth a write: after a crash it is learnt again, and
+		// never falls behind what the engine has applied.
 		if rd.MustSync {
 			t.log.SetHardState(p.regionID, rd.HardState)
 			p.unwrittenCommit = eraftpb.HardState{}
@@ -66,13 +66,13 @@ func (p *peer) collectReady(t *turn) bool {
 	return true
 }
 
-// applyStable hands over the committed entries that do not depend on what this turn persists: others of a quorum
-// have them, and an earlier turn has synced them here. Their answers need not wait for a sync that serves other
-// entries.
+// applyStable hands over the committed entries that do not depend on what this turn persists:
+// others of a quorum have them, and an earlier turn has synced them here. Their answers need not
+// wait for a sync that serves other entries.
 //
-// Invariant: what is applied is in the synced raft log (F-6). So nothing of an accepted raft snapshot, nothing
-// from the first entry of this Ready on, and nothing from a conf change on, since the commit index that covers
-// it has to be durable as well (raft.Ready.MustSync).
+// Invariant: what is applied is in the synced raft log (F-6). So nothing of an accepted raft
+// snapshot, nothing from the first entry of this Ready on, and nothing from a conf change on, since
+// the commit index that covers it has to be durable as well (raft.Ready.MustSync).
 func (p *peer) applyStable(t *turn) {
 	rd := &p.rd
 	if !isEmptySnapshot(&rd.Snapshot) || p.installing != 0 || p.removed != nil {
@@ -81,7 +81,8 @@ func (p *peer) applyStable(t *turn) {
 	n := 0
 	for n < len(rd.CommittedEntries) {
 		e := &rd.CommittedEntries[n]
-		if e.EntryType != eraftpb.EntryType_EntryNormal || len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {
+		if e.EntryType != eraftpb.EntryType_EntryNormal ||
+			len(rd.Entries) > 0 && e.Index >= rd.Entries[0].Index {
 			break
 		}
 		n++

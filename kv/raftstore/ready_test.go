@@ -16,8 +16,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestOnlyWhatIsSyncedIsApplied holds a sync of the raft log up: committed entries that an earlier one has covered are
-// applied meanwhile, those that it is to cover are not (F-6).
+// TestOnlyWhatIsSyncedIsApplied holds a sync of the raft log up: committed entries that an earlier
+// one has covered are applied meanwhile, those that it is to cover are not (F-6).
 func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 	r := trio()
 	var ctl faultfs.Controller
@@ -26,13 +26,17 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 
 	// Entry i puts the key "k" to the letter i.
 	appendOf := func(prev, commit uint64, indexes ...uint64) *rspb.RaftMessage {
-		m := eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: prev, LogTerm: 6, Commit: commit}
+		m := eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgAppend, Term: 6, Index: prev, LogTerm: 6,
+			Commit: commit,
+		}
 		if prev == 5 {
 			m.LogTerm = 5
 		}
 		for _, i := range indexes {
 			data := message.AppendHeader(nil, r.Id, r.RegionEpoch)
-			data = message.AppendPut(data, string(engine.CFDefault), []byte("k"), []byte{byte('a' + i)})
+			data = message.AppendPut(data, string(engine.CFDefault), []byte("k"),
+				[]byte{byte('a' + i)})
 			m.Entries = append(m.Entries, &eraftpb.Entry{Term: 6, Index: i, Data: data})
 		}
 		return envelope(r, voter(2, 2), voter(1, 1), m)
@@ -59,14 +63,19 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 		}
 		return nil
 	})
-	// Entries 6 and 7 are synced; 8 and 9 come with this message, which says that 8 is committed as well.
+	// Entries 6 and 7 are synced; 8 and 9 come with this message, which says that 8 is committed as
+	// well.
 	require.NoError(t, s.HandleRaft(appendOf(7, 8, 8, 9)))
 	<-reached
-	require.Eventually(t, func() bool { return applied() == "h" }, 10*time.Second, time.Millisecond, "7 waits for the sync of 8")
+	require.Eventually(t, func() bool {
+		return applied() == "h"
+	}, 10*time.Second, time.Millisecond, "7 waits for the sync of 8")
 	// The apply worker has done all that was handed to it.
 	idle := make(chan struct{})
 	last := message.NewCallbackFunc(func(message.Result) { close(idle) })
-	s.appliers[0].Push(apply.Task{RegionID: 999, Proposals: []message.Proposal{message.NewProposal(9, 6, 0, last)}})
+	s.appliers[0].Push(apply.Task{
+		RegionID: 999, Proposals: []message.Proposal{message.NewProposal(9, 6, 0, last)},
+	})
 	<-idle
 	require.Equal(t, "h", applied(), "8 is applied, but not synced")
 	letGo()
@@ -74,9 +83,9 @@ func TestOnlyWhatIsSyncedIsApplied(t *testing.T) {
 	requireAlive(t, s, r.Id)
 }
 
-// TestDestructionFollowsTheTurn: while a turn's changes of the raft log are written, one of them about a region that is
-// destroyed in the same turn, nobody can be deleting that region's log yet: a change behind the deletion would bring it
-// back.
+// TestDestructionFollowsTheTurn: while a turn's changes of the raft log are written, one of them
+// about a region that is destroyed in the same turn, nobody can be deleting that region's log yet:
+// a change behind the deletion would bring it back.
 func TestDestructionFollowsTheTurn(t *testing.T) {
 	r := trio()
 	var ctl faultfs.Controller
@@ -106,7 +115,9 @@ func TestDestructionFollowsTheTurn(t *testing.T) {
 		}
 		return nil
 	})
-	for _, m := range []message.Msg{&message.LogGC{Index: 6, Term: 6}, &message.Raft{Message: tombstone(r, 3, r.Peers[0])}} {
+	for _, m := range []message.Msg{
+		&message.LogGC{Index: 6, Term: 6}, &message.Raft{Message: tombstone(r, 3, r.Peers[0])},
+	} {
 		_, err := s.router.put(box, m)
 		require.NoError(t, err)
 	}

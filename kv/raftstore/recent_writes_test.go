@@ -14,18 +14,20 @@ import (
 // writeOf is an entry with one put of a client's n-th write.
 func writeOf(index, n, version uint64) *eraftpb.Entry {
 	data := message.AppendHeader(nil, 1, &metapb.RegionEpoch{Version: version})
-	data = message.AppendPut(message.AppendWriteID(data, message.WriteID{Client: 1, Number: n}), "default", []byte("k"), []byte("v"))
+	data = message.AppendPut(message.AppendWriteID(data, message.WriteID{Client: 1, Number: n}),
+		"default", []byte("k"), []byte("v"))
 	return &eraftpb.Entry{Index: index, Term: 1, Data: message.AppendChecksum(data)}
 }
 
-// TestRecentWrites: what is remembered of (from, to] is complete, replaced entries are forgotten, entries of another version
-// were not carried out, and a gap ends the memory.
+// TestRecentWrites: what is remembered of (from, to] is complete, replaced entries are forgotten,
+// entries of another version were not carried out, and a gap ends the memory.
 func TestRecentWrites(t *testing.T) {
 	versions := []message.VersionMark{{Index: 0, Version: 3}}
 	r := message.NewRecentWrites(10)
 	of := func(n, from, to uint64) fate {
 		require.True(t, r.Covers(from, to))
-		return fateIn(r, message.WriteID{Client: 1, Number: n}, from, to, versions, new(apply.Swaps))
+		return fateIn(r, message.WriteID{Client: 1, Number: n}, from, to, versions,
+			new(apply.Swaps))
 	}
 	for i := uint64(1); i <= 5; i++ {
 		require.True(t, r.Add(writeOf(10+i, i, 3)))

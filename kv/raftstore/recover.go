@@ -71,12 +71,13 @@ func (rc *recovery) run() error {
 	if err := rc.clearOrphans(snap, ranges); err != nil {
 		return err
 	}
-	rc.s.logger.Info("recovered peers", zap.Int("count", count), zap.Int("tombstones", len(tombstones)))
+	rc.s.logger.Info("recovered peers", zap.Int("count", count),
+		zap.Int("tombstones", len(tombstones)))
 	return nil
 }
 
-// settleApplied moves what the apply workers' tables say into the regions' apply states, so that those alone
-// count from here on.
+// settleApplied moves what the apply workers' tables say into the regions' apply states, so that
+// those alone count from here on.
 func (rc *recovery) settleApplied() error {
 	snap := rc.s.engine.NewSnapshot()
 	defer snap.Close()
@@ -91,7 +92,9 @@ func (rc *recovery) settleApplied() error {
 }
 
 func checkDisjoint(all []*metapb.Region) error {
-	slices.SortFunc(all, func(a, b *metapb.Region) int { return bytes.Compare(a.StartKey, b.StartKey) })
+	slices.SortFunc(all, func(a, b *metapb.Region) int {
+		return bytes.Compare(a.StartKey, b.StartKey)
+	})
 	for i := 1; i < len(all); i++ {
 		if a, b := all[i-1], all[i]; regions.Overlap(a.StartKey, a.EndKey, b.StartKey, b.EndKey) {
 			return fmt.Errorf("%w: regions %d and %d overlap", engine.ErrCorrupt, a.Id, b.Id)
@@ -130,7 +133,9 @@ func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState)
 	}
 	if !regions.IsInitialized(region) {
 		blank := &metapb.Region{Id: region.Id, RegionEpoch: &metapb.RegionEpoch{}}
-		return rc.add(origin{region: blank, self: self, bornAt: region.GetRegionEpoch().GetConfVer()}, nil)
+		return rc.add(origin{
+			region: blank, self: self, bornAt: region.GetRegionEpoch().GetConfVer(),
+		}, nil)
 	}
 	apply, err := meta.LoadApplyRecord(snap, region.Id)
 	if err != nil {
@@ -151,11 +156,13 @@ func (rc *recovery) recoverPeer(snap engine.Snapshot, st *rspb.RegionLocalState)
 		merging = st.Merging
 	}
 	return rc.add(origin{
-		region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState, merging: merging,
+		region: region, self: self, applied: apply.AppliedIndex, truncated: *apply.TruncatedState,
+		merging: merging,
 	}, nil)
 }
 
-// beginLog makes the log of a region that a split has created, if a crash came in between. Errors are IO errors.
+// beginLog makes the log of a region that a split has created, if a crash came in between. Errors
+// are IO errors.
 func (rc *recovery) beginLog(regionID uint64, apply *rspb.RaftApplyState) error {
 	if st, ok := rc.s.log.State(regionID); ok && st.Last != 0 || !meta.IsInitialApplyState(apply) {
 		return nil
@@ -165,16 +172,19 @@ func (rc *recovery) beginLog(regionID uint64, apply *rspb.RaftApplyState) error 
 	return rc.s.log.Write(&b, true)
 }
 
-// checkLog verifies that the raft log has what the engine says was applied from it. Errors are damage.
+// checkLog verifies that the raft log has what the engine says was applied from it. Errors are
+// damage.
 func (rc *recovery) checkLog(regionID uint64, apply *rspb.RaftApplyState) error {
 	st, ok := rc.s.log.State(regionID)
 	switch {
 	case !ok:
 		return fmt.Errorf("%w: applied index %d, but no raft log", errDamaged, apply.AppliedIndex)
 	case st.Last < apply.AppliedIndex:
-		return fmt.Errorf("%w: applied index %d, but the raft log ends at %d", errDamaged, apply.AppliedIndex, st.Last)
+		return fmt.Errorf("%w: applied index %d, but the raft log ends at %d", errDamaged,
+			apply.AppliedIndex, st.Last)
 	case st.TruncatedIndex > apply.AppliedIndex:
-		return fmt.Errorf("%w: applied index %d, but the raft log begins after %d", errDamaged, apply.AppliedIndex, st.TruncatedIndex)
+		return fmt.Errorf("%w: applied index %d, but the raft log begins after %d", errDamaged,
+			apply.AppliedIndex, st.TruncatedIndex)
 	}
 	return nil
 }
@@ -201,11 +211,15 @@ func (rc *recovery) recoverApplying(st *rspb.RegionLocalState, self *metapb.Peer
 	}
 	cf, err := rc.s.snaps.ReceivedMeta(st.Region.Id, md.Term, md.Index)
 	if err != nil {
-		rc.s.quarantine.admit(st.Region, self, fmt.Errorf("%w: raft snapshot to install: %w", errDamaged, err))
+		rc.s.quarantine.admit(st.Region, self,
+			fmt.Errorf("%w: raft snapshot to install: %w", errDamaged, err))
 		return nil
 	}
 	truncated := rspb.RaftTruncatedState{Index: md.Index, Term: md.Term}
-	return rc.add(origin{region: st.Region, self: self, applied: md.Index, truncated: truncated, installing: md.Index}, &installTask{
+	return rc.add(origin{
+		region: st.Region, self: self, applied: md.Index, truncated: truncated,
+		installing: md.Index,
+	}, &installTask{
 		region: st.Region, old: st.Region, peer: self, files: cf, index: md.Index, term: md.Term,
 	})
 }
@@ -245,7 +259,8 @@ func (rc *recovery) finishTombstones(ids []uint64) error {
 		}
 	}
 	if !lb.Empty() {
-		// What the log could replay must be durable: the data of a region that went into another one has gone on.
+		// What the log could replay must be durable: the data of a region that went into another
+		// one has gone on.
 		if err := rc.s.engine.Sync(); err != nil {
 			return err
 		}
@@ -288,7 +303,8 @@ func (rc *recovery) clearUserRange(snap engine.Snapshot, start, end []byte) erro
 			return err
 		}
 		if any {
-			rc.s.logger.Info("clearing data that belongs to no region", log.Key("start-key", start), log.Key("end-key", end))
+			rc.s.logger.Info("clearing data that belongs to no region", log.Key("start-key", start),
+				log.Key("end-key", end))
 			if err := engine.ClearRange(rc.s.engine, lo, hi); err != nil {
 				return err
 			}

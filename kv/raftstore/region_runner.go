@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 )
 
-// regionRunner does what is too slow for the workers. Installations, destructions and the clearing of
-// ranges are carried out one after the other by one goroutine, in the order in which they were given,
-// so that a late deletion can never hit data of a newer peer (G9). Builds run beside.
+// regionRunner does what is too slow for the workers. Installations, destructions and the clearing
+// of ranges are carried out one after the other by one goroutine, in the order in which they were
+// given, so that a late deletion can never hit data of a newer peer (G9). Builds run beside.
 type regionRunner struct {
 	store      *Store
 	installing atomic.Int32

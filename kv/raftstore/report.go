@@ -17,8 +17,8 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// Reports to the placement service: heartbeats of the regions that this store leads and heartbeats of the store; and the
-// operators that come back.
+// Reports to the placement service: heartbeats of the regions that this store leads and heartbeats
+// of the store; and the operators that come back.
 
 // pending lists peers that cannot follow by the log: they wait for a raft snapshot.
 func (rr *regionReport) pending() []*metapb.Peer {
@@ -65,10 +65,13 @@ func (rr *regionReport) send() {
 		Header: &schedulerpb.RequestHeader{ClusterId: rr.p.store.clusterID},
 		Region: rr.p.region(), Leader: rr.p.self, Term: rr.p.rn.Term(),
 		PendingPeers:    rr.pending(),
-		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys, SizeMeasured: rr.p.stats.sizeKnown,
+		ApproximateSize: rr.p.stats.size, ApproximateKeys: rr.p.stats.keys,
+		SizeMeasured: rr.p.stats.sizeKnown,
 		BytesWritten: rr.p.stats.writtenBytes, KeysWritten: rr.p.stats.writtenKeys,
 		BytesRead: read.bytes, KeysRead: read.keys,
-		Interval: &schedulerpb.TimeInterval{StartTimestamp: uint64(rr.p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix())},
+		Interval: &schedulerpb.TimeInterval{
+			StartTimestamp: uint64(rr.p.times.lastReport.Unix()), EndTimestamp: uint64(now.Unix()),
+		},
 	}
 	if rr.p.times.lastReport.IsZero() {
 		req.Interval.StartTimestamp = req.Interval.EndTimestamp
@@ -83,7 +86,8 @@ func (rr *regionReport) send() {
 		}
 		switch silent, down := now.Sub(last), cfg.PeerDownAfter.Duration; {
 		case silent >= down:
-			req.DownPeers = append(req.DownPeers, &schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
+			req.DownPeers = append(req.DownPeers,
+				&schedulerpb.PeerStats{Peer: q, DownSeconds: uint64(silent.Seconds())})
 		case silent >= down/2 && last.Add(down).Before(rr.p.times.heartbeat):
 			rr.p.times.heartbeat = last.Add(down) // it is reported as soon as it counts as down
 		}
@@ -112,16 +116,18 @@ func (s *Store) HeartbeatAll() {
 
 // HandleOperator takes an order of the placement service.
 func (s *Store) HandleOperator(resp *schedulerpb.RegionHeartbeatResponse) {
-	if resp.RegionId != 0 && (resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil ||
-		resp.Merge != nil) {
+	if resp.RegionId != 0 &&
+		(resp.ChangePeer != nil || resp.TransferLeader != nil || resp.SplitRegion != nil ||
+			resp.Merge != nil) {
 		_ = s.router.send(resp.RegionId, &message.Operator{Response: resp})
 	}
 }
 
 type schedulerResponse = schedulerpb.RegionHeartbeatResponse
 
-// onOperator carries out an order of the placement service, planned for the epoch it names. Nobody waits
-// for the answer: the service learns the outcome from heartbeats, and repeats what is still needed.
+// onOperator carries out an order of the placement service, planned for the epoch it names. Nobody
+// waits for the answer: the service learns the outcome from heartbeats, and repeats what is still
+// needed.
 func (p *peer) onOperator(resp *schedulerResponse) {
 	header := message.Header{RegionID: p.regionID, Peer: p.self, Epoch: resp.RegionEpoch}
 	if resp.GetTargetPeer().GetId() != p.self.Id || !p.isLeader() {
@@ -130,8 +136,10 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 	switch {
 	case resp.ChangePeer != nil:
 		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
-			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
-			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: resp.ChangePeer.ChangeType, Peer: resp.ChangePeer.Peer},
+			CmdType: raft_cmdpb.AdminCmdType_ChangePeer,
+			ChangePeer: &raft_cmdpb.ChangePeerRequest{
+				ChangeType: resp.ChangePeer.ChangeType, Peer: resp.ChangePeer.Peer,
+			},
 		}})
 	case resp.TransferLeader != nil:
 		p.onAdmin(&message.Admin{Header: header, Request: &raft_cmdpb.AdminRequest{
@@ -152,11 +160,13 @@ func (p *peer) onOperator(resp *schedulerResponse) {
 	}
 }
 
-// A follower starves if it stays at one index while its leader has committed more. It may answer heartbeats all the
-// while, so nothing else shows it: it is neither down nor, as long as the log reaches back far enough, pending. Leaders
-// look at their followers with each region heartbeat, and the store reports the starving ones with its own.
+// A follower starves if it stays at one index while its leader has committed more. It may answer
+// heartbeats all the while, so nothing else shows it: it is neither down nor, as long as the log
+// reaches back far enough, pending. Leaders look at their followers with each region heartbeat, and
+// the store reports the starving ones with its own.
 
-// standstillIntervals is for how many intervals of the region heartbeat a follower must have stood still.
+// standstillIntervals is for how many intervals of the region heartbeat a follower must have stood
+// still.
 const standstillIntervals = 3
 
 // maxReported bounds the lists of regions and peers in a store heartbeat.
@@ -169,8 +179,9 @@ type standstill struct {
 	reported bool
 }
 
-// starvation holds the starving followers of the regions led here. Workers write it, the store heartbeat reads it. What is
-// not written again expires, so that a leader that steps down has nothing to take back.
+// starvation holds the starving followers of the regions led here. Workers write it, the store
+// heartbeat reads it. What is not written again expires, so that a leader that steps down has
+// nothing to take back.
 type starvation struct {
 	mu struct {
 		sync.Mutex
@@ -193,7 +204,8 @@ func (s *starvation) remove(peerID uint64) {
 	delete(s.mu.seen, peerID)
 }
 
-// peers are those that were written since the given time, in rising order. The others are forgotten.
+// peers are those that were written since the given time, in rising order. The others are
+// forgotten.
 func (s *starvation) peers(since time.Time) []uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,7 +262,8 @@ func (sr *storeReporter) addHealth(stats *schedulerpb.StoreStats, now time.Time)
 	stats.ReadErrors = sr.s.readErrors.total.Load()
 }
 
-// placementTasks are questions and reports to the placement service that take their time. They run in the background.
+// placementTasks are questions and reports to the placement service that take their time. They run
+// in the background.
 type placementTasks struct {
 	s     *Store
 	tasks *runner.SchedulerTasks
@@ -262,12 +275,12 @@ type storeReporter struct {
 	starving starvation
 }
 
-// firstReports is how long a store waits between its reports until one is answered. With that answer it learns which
-// features are in force.
+// firstReports is how long a store waits between its reports until one is answered. With that
+// answer it learns which features are in force.
 const firstReports = time.Second
 
-// run reports the store to the placement service. Only the first report is repeated soon if it fails; of
-// the others, the next one says more.
+// run reports the store to the placement service. Only the first report is repeated soon if it
+// fails; of the others, the next one says more.
 func (sr *storeReporter) run() {
 	interval := sr.s.cfg.Raftstore.StoreHeartbeatInterval.Duration
 	ticker := time.NewTicker(min(interval, firstReports))
@@ -306,7 +319,8 @@ func (sr *storeReporter) run() {
 	}
 }
 
-// checkClock compares the store's clock with the placement service's. What fails now the next report does.
+// checkClock compares the store's clock with the placement service's. What fails now the next
+// report does.
 func (sr *storeReporter) checkClock() {
 	ctx, cancel := context.WithTimeout(sr.s.ctx, sr.s.cfg.Raftstore.SchedulerTimeout.Duration)
 	defer cancel()
@@ -328,13 +342,17 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 	now := sr.s.clock.Now()
 	stats := &schedulerpb.StoreStats{
 		StoreId: sr.s.storeID, RegionCount: uint32(sr.s.router.count.Load()),
-		StartTime: uint32(sr.s.startTime.Unix()), RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
-		IsDiskFull: sr.s.diskFull.Load(),
-		IsBusy:     sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
-		Interval:   &schedulerpb.TimeInterval{StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix())},
+		StartTime:       uint32(sr.s.startTime.Unix()),
+		RegionSplitSize: uint64(sr.s.cfg.Raftstore.RegionSplitSize),
+		IsDiskFull:      sr.s.diskFull.Load(),
+		IsBusy:          sr.s.inflight.Load() > int64(sr.s.cfg.Raftstore.MaxStoreInflight)*9/10,
+		Interval: &schedulerpb.TimeInterval{
+			StartTimestamp: uint64(since.Unix()), EndTimestamp: uint64(now.Unix()),
+		},
 	}
 	read, written := sr.s.reads.take(), sr.s.written.take()
-	stats.BytesRead, stats.KeysRead, stats.BytesWritten, stats.KeysWritten = read.bytes, read.keys, written.bytes, written.keys
+	stats.BytesRead, stats.KeysRead, stats.BytesWritten, stats.KeysWritten = read.bytes, read.keys,
+		written.bytes, written.keys
 	stats.SendingSnapCount, stats.ReceivingSnapCount = sr.s.snaps.Counts()
 	stats.ApplyingSnapCount = uint32(sr.s.regionRunner.installing.Load())
 	if sr.s.stats != nil {
@@ -351,7 +369,8 @@ func (sr *storeReporter) collect(since time.Time) *schedulerpb.StoreStats {
 
 // flow counts keys and bytes that pass. Safe for concurrent use.
 type flow struct {
-	_           [64]byte // readers on all processors write to it; what they only read lies in other cache lines
+	// readers on all processors write to it; what they only read lies in other cache lines
+	_           [64]byte
 	keys, bytes atomic.Uint64
 	_           [48]byte
 }
@@ -364,10 +383,12 @@ func (f *flow) add(keys, bytes uint64) {
 // passed is an amount of keys and bytes.
 type passed struct{ keys, bytes uint64 }
 
-// take returns what has passed since it was called before. What passes meanwhile is in this amount or the next.
+// take returns what has passed since it was called before. What passes meanwhile is in this amount
+// or the next.
 func (f *flow) take() passed { return passed{keys: f.keys.Swap(0), bytes: f.bytes.Swap(0)} }
 
-// NoteRead counts what was read of a region, keys and bytes of keys and values, for the placement service.
+// NoteRead counts what was read of a region, keys and bytes of keys and values, for the placement
+// service.
 func (s *Store) NoteRead(regionID uint64, keys, bytes int) {
 	if box := s.router.get(regionID); box != nil && keys > 0 {
 		box.reads.add(uint64(keys), uint64(bytes))

@@ -28,8 +28,8 @@ func (r *reports) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error
 	return nil
 }
 
-// TestFirstReportIsRepeated: a store that could not report does not wait for a whole interval, here of an hour, to learn
-// which features are in force.
+// TestFirstReportIsRepeated: a store that could not report does not wait for a whole interval, here
+// of an hour, to learn which features are in force.
 func TestFirstReportIsRepeated(t *testing.T) {
 	s, _ := newTestStore(t, region(1, "", "", 1, 1, voter(1, 1)))
 	s.cfg.Raftstore.StoreHeartbeatInterval = config.Dur(time.Hour)

@@ -15,15 +15,16 @@ import (
 const maxQueuedRaftMessages = 4096
 
 // mailbox is a region's queue of messages and its place in the ready queue. A region is held by at
-// most one worker: queued is true from the moment the mailbox enters the ready queue until the worker
-// that took it out puts it back or lets it rest.
+// most one worker: queued is true from the moment the mailbox enters the ready queue until the
+// worker that took it out puts it back or lets it rest.
 //
-// Client commands and raft messages are bounded; what the store itself sends (apply results, reports)
-// is not dropped, its number is bounded by the work that causes it. Ticks are a counter.
+// Client commands and raft messages are bounded; what the store itself sends (apply results,
+// reports) is not dropped, its number is bounded by the work that causes it. Ticks are a counter.
 //
-// A report that nobody waits for (message.Applied.Quiet) is laid into the mailbox without waking a worker:
-// it is worked off with what comes next, at the latest the next tick. So it gets a turn at once if the peer
-// sleeps, which has no ticks, or has said in its last turn that it waits for reports.
+// A report that nobody waits for (message.Applied.Quiet) is laid into the mailbox without waking a
+// worker: it is worked off with what comes next, at the latest the next tick. So it gets a turn at
+// once if the peer sleeps, which has no ticks, or has said in its last turn that it waits for
+// reports.
 type mailbox struct {
 	regionID uint64
 	// peer is touched only by the worker that holds the mailbox.
@@ -37,7 +38,8 @@ type mailbox struct {
 	dormant atomic.Bool // asleep since the start of the store (sleep.go)
 	duty    atomic.Int64
 	counted atomic.Bool // in router.awake
-	// compared is the slot of time in which the region's replicas were last found equal (compare.go).
+	// compared is the slot of time in which the region's replicas were last found equal
+	// (compare.go).
 	compared atomic.Int64
 	// sick: a failed read was reported to the peer.
 	sick atomic.Bool
@@ -99,7 +101,8 @@ func (r *router) register(p *peer) bool {
 	return !loaded
 }
 
-// close takes a mailbox out of the map, refuses further messages, and returns what was still queued.
+// close takes a mailbox out of the map, refuses further messages, and returns what was still
+// queued.
 func (r *router) close(b *mailbox) []message.Msg {
 	if r.boxes.CompareAndDelete(b.regionID, b) {
 		r.count.Add(-1)
@@ -108,7 +111,8 @@ func (r *router) close(b *mailbox) []message.Msg {
 	return b.close()
 }
 
-// send queues a message for a region. It never blocks. Errors: regionerr.RegionNotFoundError, regionerr.BusyError.
+// send queues a message for a region. It never blocks. Errors: regionerr.RegionNotFoundError,
+// regionerr.BusyError.
 func (r *router) send(regionID uint64, m message.Msg) error {
 	b := r.get(regionID)
 	if b == nil {
@@ -125,8 +129,8 @@ func (r *router) push(b *mailbox, m message.Msg) error {
 	return err
 }
 
-// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready queue: with messages
-// for many regions, all of them at once, so that they share a turn.
+// put lays a message into a mailbox. If wake is true the caller must put the mailbox into the ready
+// queue: with messages for many regions, all of them at once, so that they share a turn.
 func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 	wake, err = b.put(m, r.maxCommands)
 	if errors.Is(err, errManyRafts) {
@@ -138,8 +142,8 @@ func (r *router) put(b *mailbox, m message.Msg) (wake bool, err error) {
 // errManyRafts refuses a raft message.
 var errManyRafts error = &regionerr.BusyError{Reason: "too many raft messages wait for this region"}
 
-// put lays a message into the mailbox, unless there are too many of its kind. If wake is true the mailbox belongs into the
-// ready queue.
+// put lays a message into the mailbox, unless there are too many of its kind. If wake is true the
+// mailbox belongs into the ready queue.
 func (b *mailbox) put(m message.Msg, maxCommands int) (wake bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,8 +183,8 @@ func (b *mailbox) close() []message.Msg {
 	return left
 }
 
-// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue. waiting are the ticks that no worker has
-// taken.
+// addTicks adds ticks. If wake is true the mailbox belongs into the ready queue. waiting are the
+// ticks that no worker has taken.
 func (b *mailbox) addTicks(n int) (wake bool, waiting int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -197,8 +201,8 @@ func (b *mailbox) due() bool {
 	return b.mu.urgent || b.mu.ticks > 0 || len(b.mu.msgs) > 0 && (b.mu.awaited || b.asleep.Load())
 }
 
-// noteAwake counts a mailbox among those that get ticks, or not any more. Called by the holder of the
-// mailbox, or registers or closes it; a mailbox that is not registered does not count.
+// noteAwake counts a mailbox among those that get ticks, or not any more. Called by the holder of
+// the mailbox, or registers or closes it; a mailbox that is not registered does not count.
 func (r *router) noteAwake(b *mailbox, awake bool) {
 	if b.counted.Swap(awake) == awake {
 		return
@@ -215,8 +219,9 @@ func (r *router) noteAwake(b *mailbox, awake bool) {
 	}
 }
 
-// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the clock's base. It returns
-// those of peers that are awake, and of whose waiting ticks stalls says so.
+// tick adds ticks to every mailbox whose peer is awake or has a duty by now, a time since the
+// clock's base. It returns those of peers that are awake, and of whose waiting ticks stalls says
+// so.
 func (r *router) tick(n int, now int64, stalls func(ticks int) bool) (stalled []*mailbox) {
 	var woken []*mailbox
 	r.boxes.Range(func(_, v any) bool {
@@ -241,12 +246,12 @@ func (r *router) tick(n int, now int64, stalls func(ticks int) bool) (stalled []
 	return stalled
 }
 
-// maxTurnBytes bounds the entries that regions bring into a turn. While they are written, heartbeats wait: with a slow
-// disk, for as long as followers do without a leader.
+// maxTurnBytes bounds the entries that regions bring into a turn. While they are written,
+// heartbeats wait: with a slow disk, for as long as followers do without a leader.
 const maxTurnBytes = 16 << 20
 
-// take empties the mailbox for the worker that holds it, up to the message whose entries exceed room; the first one comes
-// always. left is what is left of room.
+// take empties the mailbox for the worker that holds it, up to the message whose entries exceed
+// room; the first one comes always. left is what is left of room.
 func (b *mailbox) take(room int) (msgs []message.Msg, ticks, left int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -275,8 +280,8 @@ func (b *mailbox) keep(msgs []message.Msg) {
 	}
 }
 
-// fill tells how many of the messages, at least one of those that there are, bring entries of up to room bytes, and what is
-// left of room.
+// fill tells how many of the messages, at least one of those that there are, bring entries of up to
+// room bytes, and what is left of room.
 func fill(msgs []message.Msg, room int) (n, left int) {
 	for i, m := range msgs {
 		size := entryBytes(m)
@@ -302,8 +307,8 @@ func entryBytes(m message.Msg) (size int) {
 	return size
 }
 
-// rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn, awaited for
-// one as soon as there is a report.
+// rest ends a worker's hold. msgs is the slice that take returned; again asks for another turn,
+// awaited for one as soon as there is a report.
 func (b *mailbox) rest(msgs []message.Msg, again, awaited bool) (wake bool) {
 	clear(msgs)
 	b.mu.Lock()
@@ -316,20 +321,21 @@ func (b *mailbox) rest(msgs []message.Msg, again, awaited bool) (wake bool) {
 	return b.mu.queued
 }
 
-// readyQueue is an unbounded FIFO of mailboxes; each is in it at most once, so its length is bounded
-// by the number of regions.
+// readyQueue is an unbounded FIFO of mailboxes; each is in it at most once, so its length is
+// bounded by the number of regions.
 //
-// The first worker takes all that waits: what comes while it syncs shares the next sync. The others help
-// only when more waits than makes a good turn, because each turn of theirs costs a sync of its own, or when
-// the first has been in one turn since the last tick: a sync that hangs must not hold up regions that have
-// nothing to write.
+// The first worker takes all that waits: what comes while it syncs shares the next sync. The others
+// help only when more waits than makes a good turn, because each turn of theirs costs a sync of its
+// own, or when the first has been in one turn since the last tick: a sync that hangs must not hold
+// up regions that have nothing to write.
 type readyQueue struct {
 	helpers int // workers besides the first
 	mu      struct {
 		sync.Mutex
 		first, help *sync.Cond
 		boxes       []*mailbox
-		// turns counts what pop gave out; seen is the count of the last tick, stuck that nothing was since.
+		// turns counts what pop gave out; seen is the count of the last tick, stuck that nothing
+		// was since.
 		turns, seen uint64
 		stuck       bool
 		closed      bool
@@ -358,8 +364,8 @@ func (q *readyQueue) push(boxes ...*mailbox) {
 	}
 }
 
-// pop waits for work and appends up to limit mailboxes to into; ok is false once the queue is closed.
-// A share of a long queue is left for the others.
+// pop waits for work and appends up to limit mailboxes to into; ok is false once the queue is
+// closed. A share of a long queue is left for the others.
 func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mailbox, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -372,8 +378,9 @@ func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mail
 		if q.mu.closed {
 			break
 		}
-		// The sender that woke this worker did so with its first message. Goroutines that can run beside it, of other
-		// requests, get to queue theirs first and share the turn; a lone one loses nothing.
+		// The sender that woke this worker did so with its first message. Goroutines that can run
+		// beside it, of other requests, get to queue theirs first and share the turn; a lone one
+		// loses nothing.
 		q.mu.Unlock()
 		runtime.Gosched()
 		q.mu.Lock()
@@ -395,7 +402,8 @@ func (q *readyQueue) pop(into []*mailbox, limit int, helper bool) (boxes []*mail
 	return into, true
 }
 
-// wanted tells whether there is something to do for the first worker, or for a helper. The lock must be held.
+// wanted tells whether there is something to do for the first worker, or for a helper. The lock
+// must be held.
 func (q *readyQueue) wanted(helper bool) bool {
 	n := len(q.mu.boxes)
 	return q.mu.closed || n > goodTurn || n > 0 && (!helper || q.mu.stuck)

@@ -12,8 +12,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestTicksPassAFullMailbox: clients and other stores can fill a mailbox, but ticks are a counter beside
-// it and reports of the store itself are always taken (M4).
+// TestTicksPassAFullMailbox: clients and other stores can fill a mailbox, but ticks are a counter
+// beside it and reports of the store itself are always taken (M4).
 func TestTicksPassAFullMailbox(t *testing.T) {
 	r := newRouter(10, 1)
 	p := &peer{regionID: 1}
@@ -47,7 +47,8 @@ func TestTicksPassAFullMailbox(t *testing.T) {
 	msgs, ticks, _ := boxes[0].take(maxTurnBytes)
 	require.Equal(t, 100, ticks)
 	require.Len(t, msgs, commands+rafts+1)
-	require.NoError(t, r.send(1, &message.Write{Callback: message.NewCallback()}), "an emptied mailbox takes commands again")
+	require.NoError(t, r.send(1, &message.Write{Callback: message.NewCallback()}),
+		"an emptied mailbox takes commands again")
 	require.True(t, boxes[0].rest(msgs, false, false))
 	r.ready.push(boxes[0])
 	boxes, _ = r.ready.pop(nil, 10, false)
@@ -65,7 +66,8 @@ func boxOf(t *testing.T, r *router, id uint64) *mailbox {
 	return p.box
 }
 
-// TestLargeEntriesTakeTurns: what does not fit into a turn waits for the next one, in order, and counts as waiting.
+// TestLargeEntriesTakeTurns: what does not fit into a turn waits for the next one, in order, and
+// counts as waiting.
 func TestLargeEntriesTakeTurns(t *testing.T) {
 	r := newRouter(10, 1)
 	b := boxOf(t, r, 1)
@@ -79,7 +81,10 @@ func TestLargeEntriesTakeTurns(t *testing.T) {
 		}
 		return &message.Raft{Message: m}
 	}
-	all := []message.Msg{write(60), raft(30, 10), &message.Applied{}, raft(1), write(300), write(0), &message.Applied{Quiet: true}}
+	all := []message.Msg{
+		write(60), raft(30, 10), &message.Applied{}, raft(1), write(300), write(0),
+		&message.Applied{Quiet: true},
+	}
 	for _, m := range all {
 		require.NoError(t, r.push(b, m))
 	}
@@ -113,18 +118,27 @@ func TestLargeEntriesTakeTurns(t *testing.T) {
 	require.Equal(t, 100, left)
 }
 
-// TestQuietReportsWaitForATurn: a report that nobody waits for gets no turn of its own, but is never left
-// lying: the next message, the next tick, a peer that sleeps or one that waits for it sees to that.
+// TestQuietReportsWaitForATurn: a report that nobody waits for gets no turn of its own, but is
+// never left lying: the next message, the next tick, a peer that sleeps or one that waits for it
+// sees to that.
 func TestQuietReportsWaitForATurn(t *testing.T) {
 	cases := map[string]struct {
 		before, after func(r *router, b *mailbox)
 		wakes         bool
 	}{
-		"nobody waits":   {},
-		"a message":      {after: func(r *router, b *mailbox) { _ = r.push(b, &message.Write{}) }, wakes: true},
-		"a tick":         {after: func(r *router, _ *mailbox) { r.tick(1, 0, func(int) bool { return false }) }, wakes: true},
-		"a sleeper":      {before: func(_ *router, b *mailbox) { b.asleep.Store(true) }, wakes: true},
-		"a waiting peer": {before: func(_ *router, b *mailbox) { b.rest(nil, false, true) }, wakes: true},
+		"nobody waits": {},
+		"a message": {after: func(r *router, b *mailbox) {
+			_ = r.push(b, &message.Write{})
+		}, wakes: true},
+		"a tick": {after: func(r *router, _ *mailbox) {
+			r.tick(1, 0, func(int) bool { return false })
+		}, wakes: true},
+		"a sleeper": {before: func(_ *router, b *mailbox) {
+			b.asleep.Store(true)
+		}, wakes: true},
+		"a waiting peer": {before: func(_ *router, b *mailbox) {
+			b.rest(nil, false, true)
+		}, wakes: true},
 		"a peer that does not wait any more": {before: func(_ *router, b *mailbox) {
 			b.rest(nil, false, true)
 			b.rest(nil, false, false)
@@ -161,8 +175,8 @@ func TestQuietReportsWaitForATurn(t *testing.T) {
 	})
 }
 
-// TestHelpersLeaveAGoodTurnToTheFirst: the first raft worker takes what waits, so that it shares a sync;
-// others help with long queues, and when the first has not come back since the last tick.
+// TestHelpersLeaveAGoodTurnToTheFirst: the first raft worker takes what waits, so that it shares a
+// sync; others help with long queues, and when the first has not come back since the last tick.
 func TestHelpersLeaveAGoodTurnToTheFirst(t *testing.T) {
 	r := newRouter(10, 2)
 	var boxes []*mailbox

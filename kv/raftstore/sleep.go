@@ -16,15 +16,15 @@ import (
 
 // A region in which nothing happens sleeps: leader and followers stop their clocks and heartbeats.
 //
-// The leader decides, when for a while nothing was asked of the region and every peer is known to have
-// the whole log; it tells the followers by a heartbeat with a flag, which they do not answer. A follower
-// that does not agree, or that never gets the message, goes on, misses the leader's heartbeats, asks for
-// pre-votes, and so wakes the leader. Any message and any command wakes a peer; stores that share
-// sleeping regions watch each other instead (liveness).
+// The leader decides, when for a while nothing was asked of the region and every peer is known to
+// have the whole log; it tells the followers by a heartbeat with a flag, which they do not answer.
+// A follower that does not agree, or that never gets the message, goes on, misses the leader's
+// heartbeats, asks for pre-votes, and so wakes the leader. Any message and any command wakes a
+// peer; stores that share sleeping regions watch each other instead (liveness).
 //
-// Safety: a sleeping peer counts no ticks, so it votes later than it could, never earlier: the lease of a
-// leader relies on nothing else. The lease itself goes by the clock and runs out while the leader sleeps;
-// the next read asks a quorum again.
+// Safety: a sleeping peer counts no ticks, so it votes later than it could, never earlier: the
+// lease of a leader relies on nothing else. The lease itself goes by the clock and runs out while
+// the leader sleeps; the next read asks a quorum again.
 
 // sleeper is a peer's part of it.
 type sleeper struct {
@@ -61,10 +61,12 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 			continue
 		}
 		t.send(q.StoreId, &rspb.RaftMessage{
-			RegionId: sl.p.regionID, FromPeer: sl.p.self, ToPeer: q, RegionEpoch: sl.p.region().RegionEpoch,
-			ClusterId: sl.p.store.clusterID, Hibernate: true,
+			RegionId: sl.p.regionID, FromPeer: sl.p.self, ToPeer: q,
+			RegionEpoch: sl.p.region().RegionEpoch,
+			ClusterId:   sl.p.store.clusterID, Hibernate: true,
 			Message: &eraftpb.Message{
-				MsgType: eraftpb.MessageType_MsgHeartbeat, From: sl.p.self.Id, To: q.Id, Term: sl.p.rn.Term(), Commit: last,
+				MsgType: eraftpb.MessageType_MsgHeartbeat, From: sl.p.self.Id, To: q.Id,
+				Term: sl.p.rn.Term(), Commit: last,
 			},
 		})
 	}
@@ -74,19 +76,24 @@ func (sl *sleeper) try(t *turn, now time.Time) {
 // isQuiet tells whether nothing is under way at a leader.
 func (sl *sleeper) isQuiet() bool {
 	st := &sl.p.stats
-	return sl.p.sick.err == nil && sl.p.merge.state == nil && sl.p.removed == nil && sl.p.installing == 0 && sl.p.split.index == 0 &&
+	return sl.p.sick.err == nil && sl.p.merge.state == nil && sl.p.removed == nil &&
+		sl.p.installing == 0 && sl.p.split.index == 0 &&
 		len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
 		len(sl.p.once.held) == 0 &&
-		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 && len(sl.p.reads.confirmed) == 0 &&
+		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 &&
+		len(sl.p.reads.confirmed) == 0 &&
 		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(sl.p.report.reported) == 0 &&
-		sl.p.rn.LeadTransferee() == raft.None && !sl.p.rn.HasPendingConfChange() && !sl.p.rn.HasReady() &&
-		sl.p.appliedIndex == sl.p.rn.LastIndex() && sl.p.rn.Committed() == sl.p.rn.LastIndex() && sl.p.appliedTerm == sl.p.rn.Term()
+		sl.p.rn.LeadTransferee() == raft.None && !sl.p.rn.HasPendingConfChange() &&
+		!sl.p.rn.HasReady() &&
+		sl.p.appliedIndex == sl.p.rn.LastIndex() && sl.p.rn.Committed() == sl.p.rn.LastIndex() &&
+		sl.p.appliedTerm == sl.p.rn.Term()
 }
 
-// onHibernate is a follower's answer to its leader's wish: it sleeps if it knows of nothing else. False:
-// the message is to be treated as the heartbeat that it is, whose answer wakes the leader.
+// onHibernate is a follower's answer to its leader's wish: it sleeps if it knows of nothing else.
+// False: the message is to be treated as the heartbeat that it is, whose answer wakes the leader.
 func (sl *sleeper) onHibernate(m *eraftpb.Message) bool {
-	if !sl.p.initialized() || sl.p.rn.State() != raft.StateFollower || sl.p.rn.Term() != m.Term || sl.p.rn.Lead() != m.From ||
+	if !sl.p.initialized() || sl.p.rn.State() != raft.StateFollower || sl.p.rn.Term() != m.Term ||
+		sl.p.rn.Lead() != m.From ||
 		sl.p.installing != 0 || sl.p.removed != nil || sl.p.merge.state != nil ||
 		sl.p.rn.LastIndex() != m.Commit || sl.p.rn.Committed() != m.Commit {
 		return false
@@ -128,7 +135,8 @@ func (sl *sleeper) wake() {
 		sl.p.noteLeader(now)
 	}
 	sl.asleep, sl.active = false, now
-	if soon := now.Add(jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {
+	if soon := now.Add(
+		jitter(sl.p.store.cfg.Raftstore.StalePeerCheck.Duration)); sl.p.times.stale.After(soon) {
 		sl.p.times.stale = soon
 	}
 	sl.p.box.asleep.Store(false)
@@ -141,8 +149,8 @@ func (sl *sleeper) wake() {
 	}
 }
 
-// stir wakes the peer if the message asks for it, and notes that something was asked of the region. What the
-// store sends itself, and questions that change nothing, do not wake.
+// stir wakes the peer if the message asks for it, and notes that something was asked of the region.
+// What the store sends itself, and questions that change nothing, do not wake.
 func (sl *sleeper) stir(m message.Msg) {
 	dormant := sl.p.box.dormant.Load()
 	switch m := m.(type) {
@@ -150,8 +158,10 @@ func (sl *sleeper) stir(m message.Msg) {
 		if !m.Message.Hibernate || dormant {
 			sl.wake()
 		}
-	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator, *message.BecomeSplit,
-		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent, *message.SnapshotInstalled,
+	case *message.Write, *message.Read, *message.Admin, *message.SplitAt, *message.Operator,
+		*message.BecomeSplit,
+		*message.CompareReplicas, *message.Wake, *message.Unreachable, *message.SnapshotSent,
+		*message.SnapshotInstalled,
 		*message.ReadFailed:
 		sl.wake()
 		sl.active = sl.p.store.clock.Now()
@@ -161,13 +171,13 @@ func (sl *sleeper) stir(m message.Msg) {
 	}
 }
 
-// sleepingChecks is how many times longer than one without a leader a sleeping follower goes on before it asks
-// the placement service whether it still belongs to its region.
+// sleepingChecks is how many times longer than one without a leader a sleeping follower goes on
+// before it asks the placement service whether it still belongs to its region.
 const sleepingChecks = 4
 
-// doDuty is what a sleeping peer has to do all the same, and sets when it is due again: a leader reports to the
-// placement service; a follower asks it whether it still belongs, since the entry that removes it may have been lost on
-// its way, and nobody speaks to it afterwards (G6).
+// doDuty is what a sleeping peer has to do all the same, and sets when it is due again: a leader
+// reports to the placement service; a follower asks it whether it still belongs, since the entry
+// that removes it may have been lost on its way, and nobody speaks to it afterwards (G6).
 func (sl *sleeper) doDuty(now time.Time) {
 	switch {
 	case sl.p.isLeader():
@@ -197,8 +207,9 @@ func (sl *sleeper) setDuty() {
 	sl.p.box.duty.Store(duty)
 }
 
-// onStoreLost wakes a peer, and lets a follower whose leader was on the lost store campaign soon. Of a sleep,
-// the time for which the store was silent counts: the leader was not heard for at least as long.
+// onStoreLost wakes a peer, and lets a follower whose leader was on the lost store campaign soon.
+// Of a sleep, the time for which the store was silent counts: the leader was not heard for at least
+// as long.
 func (sl *sleeper) onStoreLost(m *message.StoreLost) {
 	if sl.p.box.dormant.Load() {
 		return // it relies on no other store
@@ -222,36 +233,40 @@ func (sl *sleeper) onStoreLost(m *message.StoreLost) {
 			rank++
 		}
 	}
-	// One tick more than the smallest timeout, so that the others' leases are over as well when they are
-	// asked; and two between candidates, so that one is elected before the next one begins.
+	// One tick more than the smallest timeout, so that the others' leases are over as well when
+	// they are asked; and two between candidates, so that one is elected before the next one
+	// begins.
 	sl.p.rn.ExpectElection(1 + 2*rank)
 	sl.p.transfer.loseLeader(leader.Id)
 }
 
-// The regions of a store that starts are dormant: they sleep, although they know no leader. If thousands of
-// them held their elections at once, on all stores, messages would wait for longer than an election timeout,
-// and elections would fail for as long as they went on.
+// The regions of a store that starts are dormant: they sleep, although they know no leader. If
+// thousands of them held their elections at once, on all stores, messages would wait for longer
+// than an election timeout, and elections would fail for as long as they went on.
 //
-// A dormant peer wakes by a raft message (a leader is there, or another store holds the election), by a request,
-// or when its turn comes: the ticker rouses a few at a time. In the last two cases it campaigns at once, as
-// hardly anybody else does so for that region in that moment. If a leader is there, pre-votes are refused and
-// the leader is heard. A dormant peer watches no other store: there is no leader whose loss it would miss.
+// A dormant peer wakes by a raft message (a leader is there, or another store holds the election),
+// by a request, or when its turn comes: the ticker rouses a few at a time. In the last two cases it
+// campaigns at once, as hardly anybody else does so for that region in that moment. If a leader is
+// there, pre-votes are refused and the leader is heard. A dormant peer watches no other store:
+// there is no leader whose loss it would miss.
 //
-// Safety: a restarted voter refuses votes, its own too, until an election timeout after the start has passed
-// (Config.VoteGraceTicks). What counts for that is the time that has really passed, up to an election timeout
-// (elapsedTicks).
+// Safety: a restarted voter refuses votes, its own too, until an election timeout after the start
+// has passed (Config.VoteGraceTicks). What counts for that is the time that has really passed, up
+// to an election timeout (elapsedTicks).
 
-// A store rouses rouseMany regions in a tick while fewer than rouseAwake peers are awake; beyond that rouseFew,
-// so that regions which find no quorum do not keep the others from their turn.
+// A store rouses rouseMany regions in a tick while fewer than rouseAwake peers are awake; beyond
+// that rouseFew, so that regions which find no quorum do not keep the others from their turn.
 const (
 	rouseAwake = 512
 	rouseMany  = 32
 	rouseFew   = 2
 )
 
-// layDormant lets a recovered peer sleep, unless it can lead by itself. Called before any goroutine runs.
+// layDormant lets a recovered peer sleep, unless it can lead by itself. Called before any goroutine
+// runs.
 func (ti *ticker) layDormant(p *peer) {
-	if ti.s.cfg.Raftstore.HibernateAfter.Duration <= 0 || !p.initialized() || len(p.region().Peers) < 2 {
+	if ti.s.cfg.Raftstore.HibernateAfter.Duration <= 0 || !p.initialized() ||
+		len(p.region().Peers) < 2 {
 		return
 	}
 	p.sleep.beginDormant()
@@ -272,7 +287,8 @@ func (sl *sleeper) beginDormant() {
 
 // rouse gives some regions their turn, not before their votes may count.
 func (ti *ticker) rouse() {
-	if len(ti.dormant) == 0 || ti.s.clock.Now().Sub(ti.s.startTime) < ti.s.cfg.Raftstore.ElectionTimeout() {
+	if len(ti.dormant) == 0 ||
+		ti.s.clock.Now().Sub(ti.s.startTime) < ti.s.cfg.Raftstore.ElectionTimeout() {
 		return
 	}
 	n := rouseFew
@@ -300,7 +316,8 @@ func (sl *sleeper) countDormantTime(now time.Time) {
 	}
 }
 
-// campaignFirst holds the first election after the start; raft refuses if a vote might break a promise.
+// campaignFirst holds the first election after the start; raft refuses if a vote might break a
+// promise.
 func (sl *sleeper) campaignFirst() {
 	if sl.p.rn.State() != raft.StateFollower {
 		return // the time since the start was enough for it
@@ -309,9 +326,9 @@ func (sl *sleeper) campaignFirst() {
 	sl.p.rn.ExpectElection(1) // if it was too early
 }
 
-// liveness stands in for the heartbeats of regions that sleep: stores that share sleeping
-// regions greet each other, and a store that falls silent wakes the regions shared with it. So the cost
-// of idle regions depends on the number of stores, not of regions.
+// liveness stands in for the heartbeats of regions that sleep: stores that share sleeping regions
+// greet each other, and a store that falls silent wakes the regions shared with it. So the cost of
+// idle regions depends on the number of stores, not of regions.
 type liveness struct {
 	clock Clock
 
@@ -353,8 +370,8 @@ func (l *liveness) store(id uint64) *storeLife {
 	return s
 }
 
-// hear notes that a store has sent something. False: a later run of that store was heard before, so this message is of one
-// that has ended, or runs on a copy of its data.
+// hear notes that a store has sent something. False: a later run of that store was heard before, so
+// this message is of one that has ended, or runs on a copy of its data.
 func (l *liveness) hear(storeID, incarnation uint64) bool {
 	s := l.store(storeID)
 	for incarnation > 0 {
@@ -370,8 +387,8 @@ func (l *liveness) hear(storeID, incarnation uint64) bool {
 	return true
 }
 
-// sleep and wake count the sleeping regions of a store pair. A pair that begins counts as just heard:
-// nothing need have been sent between two followers before.
+// sleep and wake count the sleeping regions of a store pair. A pair that begins counts as just
+// heard: nothing need have been sent between two followers before.
 func (l *liveness) sleep(stores []uint64) {
 	for _, id := range stores {
 		s := l.store(id)
@@ -392,7 +409,8 @@ func (l *liveness) heardAt(storeID uint64) time.Time {
 	return l.clock.Base().Add(time.Duration(l.store(storeID).heard.Load()))
 }
 
-// shared lists the stores with sleeping regions; silent are those of them not heard for the timeout.
+// shared lists the stores with sleeping regions; silent are those of them not heard for the
+// timeout.
 func (l *liveness) shared(timeout time.Duration) (all, silent []uint64) {
 	now := l.now()
 	l.mu.RLock()
@@ -409,15 +427,16 @@ func (l *liveness) shared(timeout time.Duration) (all, silent []uint64) {
 	return all, silent
 }
 
-// Greetings go out every greetTimeouts election timeouts; a store that was not heard for silenceTimeouts is
-// taken for lost. A process that dies is noticed sooner, by its connections, and a request wakes the peer that
-// it reaches; silence is the sign of a network that is gone.
+// Greetings go out every greetTimeouts election timeouts; a store that was not heard for
+// silenceTimeouts is taken for lost. A process that dies is noticed sooner, by its connections, and
+// a request wakes the peer that it reaches; silence is the sign of a network that is gone.
 const (
 	greetTimeouts   = 2
 	silenceTimeouts = 5
 )
 
-// greet greets and watches, if it is time. The ticker calls it, so that an idle store need not wake twice.
+// greet greets and watches, if it is time. The ticker calls it, so that an idle store need not wake
+// twice.
 func (ti *ticker) greet() {
 	timeout := ti.s.cfg.Raftstore.ElectionTimeout()
 	if !due(ti.s.clock.Now(), &ti.nextGreeting, greetTimeouts*timeout) {
@@ -434,7 +453,8 @@ func (ti *ticker) greet() {
 
 func (ti *ticker) greeting(to uint64) *rspb.RaftMessage {
 	return &rspb.RaftMessage{
-		FromPeer: &metapb.Peer{StoreId: ti.s.storeID}, ToPeer: &metapb.Peer{StoreId: to}, ClusterId: ti.s.clusterID, Hibernate: true,
+		FromPeer: &metapb.Peer{StoreId: ti.s.storeID}, ToPeer: &metapb.Peer{StoreId: to},
+		ClusterId: ti.s.clusterID, Hibernate: true,
 		Incarnation: ti.s.incarnation,
 	}
 }
@@ -450,7 +470,8 @@ func (s *Store) ReportStoreLost(storeID uint64) {
 	lost := &message.StoreLost{StoreID: storeID, Heard: s.live.heardAt(storeID)}
 	s.router.boxes.Range(func(_, v any) bool {
 		b := v.(*mailbox)
-		if h := b.handle.Load(); h != nil && !b.dormant.Load() && regions.PeerOnStore(h.region, storeID) != nil &&
+		if h := b.handle.Load(); h != nil && !b.dormant.Load() &&
+			regions.PeerOnStore(h.region, storeID) != nil &&
 			(b.asleep.Load() || h.leader.GetStoreId() == storeID) {
 			_ = s.router.push(b, lost) // destroyed meanwhile
 		}

@@ -31,8 +31,9 @@ func (o *oracle) RegionByID(context.Context, uint64) (*metapb.Region, error) {
 	return o.truth.Load(), nil
 }
 
-// TestRemovedPeerDoesNotSleepForEver: a sleeping follower to whom the news of its removal got lost gets no message any more. It
-// asks after a while, sleeps on if it still belongs, and goes if it does not (G6).
+// TestRemovedPeerDoesNotSleepForEver: a sleeping follower to whom the news of its removal got lost
+// gets no message any more. It asks after a while, sleeps on if it still belongs, and goes if it
+// does not (G6).
 func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	o := &oracle{}
@@ -40,7 +41,9 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	s.placement = o
 	s.cfg.Raftstore.StalePeerCheck = config.Dur(time.Millisecond)
 	startTestStore(t, s)
-	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.sleep.wake(); v.p.sleep.begin() })) // it was dormant
+	// it was dormant
+	require.NoError(t,
+		s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.sleep.wake(); v.p.sleep.begin() }))
 	asked := func(n int64) func() bool {
 		return func() bool {
 			s.router.tick(1, s.live.now(), s.stalls)
@@ -58,8 +61,8 @@ func TestRemovedPeerDoesNotSleepForEver(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// TestRemovedLearnerAsks: a learner knows a leader, and misses its own removal. Nothing has it look for another leader, so only
-// the placement service tells (G6).
+// TestRemovedLearnerAsks: a learner knows a leader, and misses its own removal. Nothing has it look
+// for another leader, so only the placement service tells (G6).
 func TestRemovedLearnerAsks(t *testing.T) {
 	learner := &metapb.Peer{Id: 1, StoreId: 1, Role: metapb.PeerRole_Learner}
 	r := region(1, "", "m", 2, 2, learner, voter(2, 2), voter(3, 3))
@@ -69,7 +72,8 @@ func TestRemovedLearnerAsks(t *testing.T) {
 	s.placement = o
 	s.cfg.Raftstore.StalePeerCheck = config.Dur(time.Millisecond)
 	startTestStore(t, s)
-	beat := envelope(r, voter(2, 2), learner, eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 9})
+	beat := envelope(r, voter(2, 2), learner,
+		eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, Term: 9})
 	require.NoError(t, s.HandleRaft(beat))
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
 		require.Equal(t, uint64(2), v.p.rn.Lead())
@@ -82,7 +86,8 @@ func TestRemovedLearnerAsks(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// TestSleepingFollowerAsksSeldom: not with each tick, and after it was awake no later than one without a leader.
+// TestSleepingFollowerAsksSeldom: not with each tick, and after it was awake no later than one
+// without a leader.
 func TestSleepingFollowerAsksSeldom(t *testing.T) {
 	s, _ := newTestStore(t, trio())
 	o := &oracle{}
@@ -152,7 +157,8 @@ func (s *sentKinds) count(kind eraftpb.MessageType) int {
 	return s.kinds[kind]
 }
 
-// dormantStore recovers n regions of three peers, of which it has the first, and runs them. Nothing ticks.
+// dormantStore recovers n regions of three peers, of which it has the first, and runs them. Nothing
+// ticks.
 func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	var regions []*metapb.Region
 	for i := range n {
@@ -170,8 +176,8 @@ func dormantStore(t *testing.T, n int) (*Store, *handClock, *sentKinds) {
 	return s, clock, sent
 }
 
-// look inspects a peer, after everything that was sent to it before. What came of that has been sent on when it returns:
-// the second look has a turn of its own, after the one of the first.
+// look inspects a peer, after everything that was sent to it before. What came of that has been
+// sent on when it returns: the second look has a turn of its own, after the one of the first.
 func look(t *testing.T, s *Store, regionID uint64, f func(p *peer)) {
 	t.Helper()
 	require.NoError(t, s.Inspect(context.Background(), regionID, func(v *PeerView) { f(v.p) }))
@@ -186,19 +192,25 @@ func isDormant(t *testing.T, s *Store, regionID uint64) (out bool) {
 
 func preVote(r uint64) *rspb.RaftMessage {
 	return &rspb.RaftMessage{
-		RegionId: r, ClusterId: 7, FromPeer: voter(10*r+2, 2), ToPeer: voter(10*r+1, 1), RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
-		Message: &eraftpb.Message{MsgType: eraftpb.MessageType_MsgPreVote, From: 10*r + 2, To: 10*r + 1, Term: 9, Index: 9, LogTerm: 8},
+		RegionId: r, ClusterId: 7, FromPeer: voter(10*r+2, 2), ToPeer: voter(10*r+1, 1),
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Message: &eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgPreVote, From: 10*r + 2, To: 10*r + 1, Term: 9,
+			Index: 9, LogTerm: 8,
+		},
 	}
 }
 
-// A dormant peer wakes by a request and by messages, but not by the loss of a store. Before an election
-// timeout has passed since the start it gives no vote, not even its own; afterwards it does so at once.
+// A dormant peer wakes by a request and by messages, but not by the loss of a store. Before an
+// election timeout has passed since the start it gives no vote, not even its own; afterwards it
+// does so at once.
 func TestDormantPeersWakeAndKeepTheirPromise(t *testing.T) {
 	s, clock, sent := dormantStore(t, 5)
 	require.Zero(t, s.router.awake.Load())
 	ask := func(regionID uint64) {
 		var notLeader *regionerr.NotLeaderError
-		_, err := s.LocalRead(message.Header{RegionID: regionID, Peer: voter(10*regionID+1, 1)}, nil)
+		_, err := s.LocalRead(message.Header{RegionID: regionID, Peer: voter(10*regionID+1, 1)},
+			nil)
 		require.ErrorAs(t, err, &notLeader)
 		require.False(t, isDormant(t, s, regionID))
 	}
@@ -211,7 +223,8 @@ func TestDormantPeersWakeAndKeepTheirPromise(t *testing.T) {
 	require.Zero(t, sent.count(eraftpb.MessageType_MsgPreVote), "too early to vote for itself")
 	require.NoError(t, s.HandleRaft(preVote(2)))
 	require.False(t, isDormant(t, s, 2))
-	require.Zero(t, sent.count(eraftpb.MessageType_MsgPreVoteResponse), "too early to vote for another")
+	require.Zero(t, sent.count(eraftpb.MessageType_MsgPreVoteResponse),
+		"too early to vote for another")
 
 	clock.advance(2 * time.Second)
 	ask(3)

@@ -34,12 +34,14 @@ import (
 //	onDone     takes over the left half; createSplitPeer begins the right one's log and its peer, or onBecome does so in
 //	           place of a peer that a raft message had created before
 //
-// If the left half does not go on as it was, createRightHalves lets the right one begin all the same.
+// If the left half does not go on as it was, createRightHalves lets the right one begin all the
+// same.
 
 // splitter is a peer's part in it.
 type splitter struct {
 	p *peer
-	// index is that of the newest proposed, not yet applied split, 0 if none: no local reads until then.
+	// index is that of the newest proposed, not yet applied split, 0 if none: no local reads until
+	// then.
 	index uint64
 }
 
@@ -56,8 +58,10 @@ func (sp *splitter) check() {
 		return
 	}
 	check := runner.Check{
-		Region: sp.p.region(), RegionID: sp.p.regionID, Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
-		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) || st.sinceCount < st.countAfter,
+		Region: sp.p.region(), RegionID: sp.p.regionID,
+		Guess: message.RegionSize{Size: st.size, Keys: st.keys}, Last: st.counted,
+		Fits: st.counted.Size+st.sinceCount <= uint64(cfg.RegionMaxSize) ||
+			st.sinceCount < st.countAfter,
 	}
 	if st.estimates >= estimatesInARow {
 		check.Last = message.Counted{}
@@ -93,21 +97,23 @@ func (sp *splitter) onChecked(m *message.SplitChecked) {
 		}
 		return
 	}
-	// Until the split takes place the region is too big: whatever refuses it, a conf change or a placement service
-	// that is away, the next check finds that again, and nobody sleeps.
+	// Until the split takes place the region is too big: whatever refuses it, a conf change or a
+	// placement service that is away, the next check finds that again, and nobody sleeps.
 	st.sizeKnown = false
 	sp.ask(m.SplitKey, nil)
 }
 
-// noteCount keeps a count of the region's size. One that finds little of what was written, because values were
-// overwritten, makes the next one wait for more; not if the region is too big, whose split may fail and is tried again then.
-// No count waits for more than RegionMaxSize, so a region whose values were overwritten and that begins to grow may be
-// twice as big as it should before it is split.
+// noteCount keeps a count of the region's size. One that finds little of what was written, because
+// values were overwritten, makes the next one wait for more; not if the region is too big, whose
+// split may fail and is tried again then. No count waits for more than RegionMaxSize, so a region
+// whose values were overwritten and that begins to grow may be twice as big as it should before it
+// is split.
 func (sp *splitter) noteCount(m message.Counted) {
 	st, cfg := &sp.p.stats, &sp.p.store.cfg.Raftstore
 	found := m.Size - min(m.Size, st.counted.Size)
 	if found < st.sinceCount/4 && m.Size <= uint64(cfg.RegionMaxSize) {
-		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8), uint64(cfg.RegionMaxSize))
+		st.countAfter = min(2*max(st.countAfter, uint64(cfg.RegionSplitSize)/8),
+			uint64(cfg.RegionMaxSize))
 	} else {
 		st.countAfter = 0
 	}
@@ -124,10 +130,13 @@ func (s *Store) SplitAt(ctx context.Context, regionID uint64, key []byte) (messa
 	if h == nil {
 		return message.Result{}, &regionerr.RegionNotFoundError{RegionID: regionID}
 	}
-	return s.router.splitAt(ctx, message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
+	return s.router.splitAt(ctx,
+		message.Header{RegionID: regionID, Peer: h.peer, Epoch: h.region.RegionEpoch}, key)
 }
 
-func (r *router) splitAt(ctx context.Context, h message.Header, key []byte) (message.Result, error) {
+func (r *router) splitAt(
+	ctx context.Context, h message.Header, key []byte,
+) (message.Result, error) {
 	m := &message.SplitAt{Header: h, Key: key, Callback: message.NewCallback()}
 	if err := r.send(h.RegionID, m); err != nil {
 		return message.Result{}, err
@@ -165,7 +174,9 @@ func (s *Store) Split(
 		}
 		halves := res.Admin().GetSplit().GetRegions()
 		if len(halves) != 2 {
-			return nil, regionerr.Invalidf("split of region %d at %v made %d regions", h.RegionID, redact.Key(key), len(halves))
+			return nil,
+				regionerr.Invalidf("split of region %d at %v made %d regions", h.RegionID,
+					redact.Key(key), len(halves))
 		}
 		h.Epoch = halves[0].RegionEpoch
 		parts = append(halves, parts[min(len(parts), 1):]...)
@@ -184,9 +195,12 @@ func (sp *splitter) onSplitAt(m *message.SplitAt) {
 			again := &message.SplitAt{Header: m.Header, Key: key, Callback: m.Callback}
 			if err != nil {
 				sp.p.store.ReadFailed(sp.p.regionID, err)
-				m.Callback.Fail(&regionerr.BusyError{Reason: "measuring the region failed: " + err.Error()})
+				m.Callback.Fail(&regionerr.BusyError{
+					Reason: "measuring the region failed: " + err.Error(),
+				})
 			} else if len(key) == 0 {
-				m.Callback.Fail(regionerr.Invalidf("region %d has no key to split at", sp.p.regionID))
+				m.Callback.Fail(regionerr.Invalidf("region %d has no key to split at",
+					sp.p.regionID))
 			} else if err := sp.p.store.router.push(sp.p.box, again); err != nil {
 				m.Callback.Fail(err)
 			}
@@ -196,13 +210,17 @@ func (sp *splitter) onSplitAt(m *message.SplitAt) {
 	if sp.p.store.encodedKeys {
 		cut, ok := memcomparable.CutTimestamp(m.Key)
 		if !ok {
-			m.Callback.Fail(regionerr.Invalidf("split key %v is not an encoded key, and this cluster is in mode txn", redact.Key(m.Key)))
+			m.Callback.Fail(
+				regionerr.Invalidf(
+					"split key %v is not an encoded key, and this cluster is in mode txn",
+					redact.Key(m.Key)))
 			return
 		}
 		m.Key = cut
 	}
 	if !regions.StrictlyInside(sp.p.region(), m.Key) {
-		m.Callback.Fail(regionerr.Invalidf("split key %v is not strictly inside region %d", redact.Key(m.Key), sp.p.regionID))
+		m.Callback.Fail(regionerr.Invalidf("split key %v is not strictly inside region %d",
+			redact.Key(m.Key), sp.p.regionID))
 		return
 	}
 	sp.ask(m.Key, m.Callback)
@@ -241,7 +259,9 @@ func (sp *splitter) onAsked(m *message.AskedSplit) {
 	sp.p.stats.askingSplit = false
 	if m.Err != nil {
 		sp.p.logger.Warn("asking for split ids failed", zap.Error(m.Err))
-		m.Callback.Fail(&regionerr.BusyError{Reason: "the placement service gave no ids: " + m.Err.Error()})
+		m.Callback.Fail(&regionerr.BusyError{
+			Reason: "the placement service gave no ids: " + m.Err.Error(),
+		})
 		return
 	}
 	sp.p.logger.Debug("proposing split", log.Key("split-key", m.SplitKey))
@@ -250,7 +270,8 @@ func (sp *splitter) onAsked(m *message.AskedSplit) {
 		Request: &raft_cmdpb.AdminRequest{
 			CmdType: raft_cmdpb.AdminCmdType_Split,
 			Split: &raft_cmdpb.SplitRequest{
-				SplitKey: bytes.Clone(m.SplitKey), NewRegionId: m.IDs.GetNewRegionId(), NewPeerIds: m.IDs.GetNewPeerIds(),
+				SplitKey: bytes.Clone(m.SplitKey), NewRegionId: m.IDs.GetNewRegionId(),
+				NewPeerIds: m.IDs.GetNewPeerIds(),
 			},
 		},
 		Callback: m.Callback,
@@ -278,12 +299,15 @@ func (sp *splitter) onDone(res message.SplitDone) {
 	heirs := sp.p.once.heirs(sp.p.regionID, res.Index)
 	sp.p.once.noteVersion(res.Index, res.Left.RegionEpoch.Version)
 	left, right := res.Left, res.Right
-	sp.p.logger.Info("split region", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey),
+	sp.p.logger.Info("split region", zap.Uint64("new-region-id", right.Id),
+		log.Key("split-key", right.StartKey),
 		zap.Uint64("version", left.RegionEpoch.Version), zap.Bool("created", res.Created))
 	sp.p.stats = peerStats{size: sp.p.stats.size / 2, keys: sp.p.stats.keys / 2}
 	sp.p.times.splitCheck = sp.p.store.clock.Now()
 	if res.Created {
-		msg := message.BecomeSplit{Region: right, Peer: res.RightPeer, Campaign: sp.p.isLeader(), Ancestors: heirs}
+		msg := message.BecomeSplit{
+			Region: right, Peer: res.RightPeer, Campaign: sp.p.isLeader(), Ancestors: heirs,
+		}
 		if err := sp.p.store.creator.createSplitPeer(&msg); err != nil {
 			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 			return
@@ -292,14 +316,16 @@ func (sp *splitter) onDone(res message.SplitDone) {
 		sp.p.store.regionRunner.clear(right)
 	}
 	if sp.p.isLeader() {
-		sp.p.rn.BroadcastHeartbeat() // tells the commit index: the right half's election waits for the others
+		// tells the commit index: the right half's election waits for the others
+		sp.p.rn.BroadcastHeartbeat()
 		sp.p.report.send()
 		sp.p.store.ask.reportSplit(left, right)
 	}
 }
 
-// createRightHalves lets the right halves of applied splits begin although the left one does not go on
-// as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own their data.
+// createRightHalves lets the right halves of applied splits begin although the left one does not go
+// on as it was: it is being destroyed, or replaced by a raft snapshot. They are durable and own
+// their data.
 func (sp *splitter) createRightHalves(m *message.Applied) {
 	if m.PeerID != sp.p.self.Id {
 		return
@@ -310,15 +336,18 @@ func (sp *splitter) createRightHalves(m *message.Applied) {
 			continue
 		}
 		right := split.Right
-		sp.p.logger.Info("split region that is being replaced", zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
-		if err := sp.p.store.creator.createSplitPeer(&message.BecomeSplit{Region: right, Peer: split.RightPeer}); err != nil {
+		sp.p.logger.Info("split region that is being replaced",
+			zap.Uint64("new-region-id", right.Id), log.Key("split-key", right.StartKey))
+		if err := sp.p.store.creator.createSplitPeer(&message.BecomeSplit{
+			Region: right, Peer: split.RightPeer,
+		}); err != nil {
 			sp.p.store.fail(fmt.Errorf("create peer of region %d after split: %w", right.Id, err))
 		}
 	}
 }
 
-// createSplitPeer creates the right half's peer on this store, or hands it to the uninitialized peer
-// that a raft message has created before.
+// createSplitPeer creates the right half's peer on this store, or hands it to the uninitialized
+// peer that a raft message has created before.
 func (cr *creator) createSplitPeer(m *message.BecomeSplit) error {
 	if box := cr.s.router.get(m.Region.Id); box != nil {
 		if err := cr.s.router.push(box, m); err != nil {
@@ -327,7 +356,8 @@ func (cr *creator) createSplitPeer(m *message.BecomeSplit) error {
 		return nil
 	}
 	if err := cr.s.log.Damaged(m.Region.Id); err != nil {
-		// A message had created a peer of the region here before, and its vote may be among what is lost.
+		// A message had created a peer of the region here before, and its vote may be among what is
+		// lost.
 		cr.s.quarantine.admit(m.Region, m.Peer, err)
 		cr.s.ranges.finishSplit(m.Region.Id)
 		return nil
@@ -358,12 +388,13 @@ func (cr *creator) newSplitPeer(m *message.BecomeSplit) (*peer, error) {
 		return nil, err
 	}
 	return newPeer(cr.s, origin{
-		region: m.Region, self: m.Peer, applied: initIndex, truncated: initTruncated, ancestors: m.Ancestors,
+		region: m.Region, self: m.Peer, applied: initIndex, truncated: initTruncated,
+		ancestors: m.Ancestors,
 	})
 }
 
-// initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that an
-// uninitialized peer of the same region gave before is adopted, never forgotten.
+// initialLogState makes the raft log of a region that a split or bootstrap has created. A vote that
+// an uninitialized peer of the same region gave before is adopted, never forgotten.
 func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
 	hs := meta.InitialHardState()
 	if st, ok := log.State(regionID); ok && st.HardState.Term >= hs.Term {
@@ -374,7 +405,8 @@ func initialLogState(b *raftlog.Batch, log *raftlog.Log, regionID uint64) {
 }
 
 // onBecome: a raft message had created this peer before the split was applied here. It keeps its
-// term and vote and becomes the right half in place, so that no two objects ever stand for one region.
+// term and vote and becomes the right half in place, so that no two objects ever stand for one
+// region.
 func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
 	if sp.p.initialized() || m.Peer.Id < sp.p.self.Id {
 		// A raft snapshot was faster: it has the right half, and more.
@@ -384,7 +416,8 @@ func (sp *splitter) onBecome(t *turn, m *message.BecomeSplit) {
 	sp.p.reads.failAll(&regionerr.RegionNotFoundError{RegionID: sp.p.regionID})
 	np, err := sp.p.store.creator.newSplitPeer(m)
 	if err != nil {
-		sp.p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", sp.p.regionID, err))
+		sp.p.store.fail(fmt.Errorf("region %d: take over uninitialized peer: %w", sp.p.regionID,
+			err))
 		return
 	}
 	sp.p.self, sp.p.rn, sp.p.ps, sp.p.logger = np.self, np.rn, np.ps, np.logger

@@ -25,22 +25,24 @@ import (
 )
 
 func splitRequest(key string, newRegion uint64, newPeers ...uint64) *raft_cmdpb.AdminRequest {
-	return &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split, Split: &raft_cmdpb.SplitRequest{
-		SplitKey: []byte(key), NewRegionId: newRegion, NewPeerIds: newPeers,
-	}}
+	return &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split,
+		Split: &raft_cmdpb.SplitRequest{
+			SplitKey: []byte(key), NewRegionId: newRegion, NewPeerIds: newPeers,
+		}}
 }
 
 func adminEntry(t testing.TB, r *metapb.Region, req *raft_cmdpb.AdminRequest) []byte {
 	t.Helper()
 	data, err := (&raft_cmdpb.RaftCmdRequest{
-		Header: &raft_cmdpb.RaftRequestHeader{RegionId: r.Id, RegionEpoch: r.RegionEpoch}, AdminRequest: req,
+		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: r.Id, RegionEpoch: r.RegionEpoch},
+		AdminRequest: req,
 	}).Marshal()
 	require.NoError(t, err)
 	return data
 }
 
-// TestSplitMeetsOtherPeers: a split creates its right half unless this store has or had a newer peer of
-// that region, or one that knows its range (G1).
+// TestSplitMeetsOtherPeers: a split creates its right half unless this store has or had a newer
+// peer of that region, or one that knows its range (G1).
 func TestSplitMeetsOtherPeers(t *testing.T) {
 	none := &metapb.Region{Id: 9, RegionEpoch: &metapb.RegionEpoch{}}
 	known := region(9, "g", "m", 3, 3, voter(11, 1), voter(12, 2), voter(13, 3))
@@ -101,9 +103,9 @@ func TestSplitMeetsOtherPeers(t *testing.T) {
 	}
 }
 
-// TestRightHalfLeadsAndReportsAtOnce: when the leader applies a split, the right half is there with its
-// data, campaigns without waiting for an election timeout, and both halves are reported. The clock of this
-// store stands still, so none of that can come from a tick (H6, G15).
+// TestRightHalfLeadsAndReportsAtOnce: when the leader applies a split, the right half is there with
+// its data, campaigns without waiting for an election timeout, and both halves are reported. The
+// clock of this store stands still, so none of that can come from a tick (H6, G15).
 func TestRightHalfLeadsAndReportsAtOnce(t *testing.T) {
 	r := region(1, "", "m", 1, 1, voter(1, 1))
 	s, _ := newTestStore(t, r)
@@ -111,19 +113,27 @@ func TestRightHalfLeadsAndReportsAtOnce(t *testing.T) {
 	startTestStore(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 1); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		p, err := s.Peer(ctx, 1)
+		return err == nil && p.IsLeader
+	}, 10*time.Second, time.Millisecond)
 	res, err := s.AdminCommand(ctx, 1, splitRequest("f", 9, 11))
 	require.NoError(t, err)
 	require.Len(t, res.Admin().Split.Regions, 2)
-	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 9); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
-	require.Eventually(t, func() bool { return l.reported(1, 2) && l.reported(9, 2) }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		p, err := s.Peer(ctx, 9)
+		return err == nil && p.IsLeader
+	}, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return l.reported(1, 2) && l.reported(9, 2)
+	}, 10*time.Second, time.Millisecond)
 	info, err := s.Peer(ctx, 9)
 	require.NoError(t, err)
 	require.EqualValues(t, meta.InitLogTerm+1, info.Term, "its first campaign has won")
 }
 
-// TestVoteWaitsForSplit: the vote for a right half that this store has not split off yet creates nothing,
-// is kept, and is answered as soon as the split is applied (G1, H6).
+// TestVoteWaitsForSplit: the vote for a right half that this store has not split off yet creates
+// nothing, is kept, and is answered as soon as the split is applied (G1, H6).
 func TestVoteWaitsForSplit(t *testing.T) {
 	r := region(1, "", "m", 1, 1, voter(1, 1), voter(2, 2), voter(3, 3))
 	s, _ := newTestStore(t, r)
@@ -139,20 +149,26 @@ func TestVoteWaitsForSplit(t *testing.T) {
 	})))
 	waitPeerID(t, s, 9, 11)
 	granted := func(m *rspb.RaftMessage) bool {
-		return m.RegionId == 9 && m.Message.GetMsgType() == eraftpb.MessageType_MsgRequestVoteResponse && !m.Message.Reject
+		return m.RegionId == 9 &&
+			m.Message.GetMsgType() == eraftpb.MessageType_MsgRequestVoteResponse &&
+			!m.Message.Reject
 	}
-	require.Eventually(t, func() bool { return len(l.messages(granted)) == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(l.messages(granted)) == 1
+	}, 10*time.Second, time.Millisecond)
 }
 
-// TestStartBeginsLogAfterSplit: a crash between a split and the beginning of the new region's log, which
-// lies in another file, is mended at start; a vote that was given before is kept (H7).
+// TestStartBeginsLogAfterSplit: a crash between a split and the beginning of the new region's log,
+// which lies in another file, is mended at start; a vote that was given before is kept (H7).
 func TestStartBeginsLogAfterSplit(t *testing.T) {
 	s, _ := newTestStore(t, trio(), region(2, "m", "", 1, 1, voter(4, 1), voter(5, 2)))
 	var lb logBatch
 	lb.SetHardState(2, eraftpb.HardState{Term: 8, Vote: 5})
 	require.NoError(t, s.log.Write(&lb, true))
 	startTestStore(t, s)
-	for id, want := range map[uint64]eraftpb.HardState{1: {Term: 5, Commit: 5}, 2: {Term: 8, Vote: 5, Commit: 5}} {
+	for id, want := range map[uint64]eraftpb.HardState{
+		1: {Term: 5, Commit: 5}, 2: {Term: 8, Vote: 5, Commit: 5},
+	} {
 		requireAlive(t, s, id)
 		st, ok := s.log.State(id)
 		require.True(t, ok)
@@ -169,7 +185,10 @@ func TestSplitWithoutPlacementServiceIsAnswered(t *testing.T) {
 	startTestStore(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	require.Eventually(t, func() bool { p, err := s.Peer(ctx, 1); return err == nil && p.IsLeader }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		p, err := s.Peer(ctx, 1)
+		return err == nil && p.IsLeader
+	}, 10*time.Second, time.Millisecond)
 	for range 3 {
 		_, err := s.SplitAt(ctx, 1, []byte("k"))
 		var busy *regionerr.BusyError
@@ -180,8 +199,9 @@ func TestSplitWithoutPlacementServiceIsAnswered(t *testing.T) {
 	require.ErrorContains(t, err, "no key to split at", "an empty region has no middle")
 }
 
-// TestSplitKeyIsInsideAndSizesAreWhole: the key that the split checker chooses lies strictly inside the
-// region, or there is none, and what it measures counts all column families of just this region (H4, H9).
+// TestSplitKeyIsInsideAndSizesAreWhole: the key that the split checker chooses lies strictly inside
+// the region, or there is none, and what it measures counts all column families of just this region
+// (H4, H9).
 func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.SliceOfN(rapid.SampledFrom([]byte{0, 'a', 0xff}), 0, 3)
@@ -212,21 +232,26 @@ func TestSplitKeyIsInsideAndSizesAreWhole(t *testing.T) {
 		}
 		require.EqualValues(t, size, m.Size)
 		require.EqualValues(t, len(items), m.Keys)
-		require.True(t, m.SplitKey == nil || regions.StrictlyInside(r, m.SplitKey), "%x in [%x, %x)", m.SplitKey, r.StartKey, r.EndKey)
+		require.True(t, m.SplitKey == nil || regions.StrictlyInside(r, m.SplitKey),
+			"%x in [%x, %x)", m.SplitKey, r.StartKey, r.EndKey)
 	})
 }
 
-// checks writes to a region of about 268 KB, of which nothing is left to write anew after 1,000 writes, and checks its size
-// after each 64. found is called with every finding.
-func checks(t *testing.T, splitSize, maxSize config.Size, rounds int, found func(p *peer, m *message.SplitChecked)) {
+// checks writes to a region of about 268 KB, of which nothing is left to write anew after 1,000
+// writes, and checks its size after each 64. found is called with every finding.
+func checks(
+	t *testing.T, splitSize, maxSize config.Size, rounds int,
+	found func(p *peer, m *message.SplitChecked),
+) {
 	h := newHandRun(t, 1)
 	cfg := &h.s.cfg.Raftstore
 	cfg.RegionSplitSize, cfg.RegionMaxSize = splitSize, maxSize
 	got := make(chan *message.SplitChecked, 1)
-	h.s.splitChecker = runner.NewSplitChecker(h.s.engine, uint64(splitSize), uint64(maxSize), func(_ uint64, m message.Msg) error {
-		got <- m.(*message.SplitChecked)
-		return nil
-	})
+	h.s.splitChecker = runner.NewSplitChecker(h.s.engine, uint64(splitSize), uint64(maxSize),
+		func(_ uint64, m message.Msg) error {
+			got <- m.(*message.SplitChecked)
+			return nil
+		})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); h.s.splitChecker.Run(ctx) }()
@@ -240,7 +265,8 @@ func checks(t *testing.T, splitSize, maxSize config.Size, rounds int, found func
 	}
 }
 
-// TestOverwrittenRegionIsCountedRarely: the region is not read again and again for values that replace others.
+// TestOverwrittenRegionIsCountedRarely: the region is not read again and again for values that
+// replace others.
 func TestOverwrittenRegionIsCountedRarely(t *testing.T) {
 	const maxSize, rounds = 400 << 10, 200
 	findings, counts := 0, 0
@@ -252,7 +278,8 @@ func TestOverwrittenRegionIsCountedRarely(t *testing.T) {
 		}
 		require.Empty(t, m.SplitKey)
 		p.split.onChecked(m)
-		require.Less(t, p.stats.sinceCount, uint64(maxSize+100<<10), "it is counted at the latest when as much was written as may be in it")
+		require.Less(t, p.stats.sinceCount, uint64(maxSize+100<<10),
+			"it is counted at the latest when as much was written as may be in it")
 	})
 	require.Greater(t, findings, rounds/4)
 	require.GreaterOrEqual(t, counts, 5)
@@ -282,7 +309,8 @@ func TestTooBigRegionIsCountedSoon(t *testing.T) {
 		if m.SplitKey != nil {
 			tooBig++
 		} else if tooBig > 0 {
-			require.Fail(t, "it was not counted", "%d bytes after the last count", p.stats.sinceCount)
+			require.Fail(t, "it was not counted", "%d bytes after the last count",
+				p.stats.sinceCount)
 		}
 		m.SplitKey = nil // the split fails
 		p.split.onChecked(m)

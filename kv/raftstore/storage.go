@@ -12,14 +12,14 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// peerStorage is what raft reads of a region: its log, its membership, and raft snapshots, which are
-// built off the worker. Owned by the worker that holds the peer.
+// peerStorage is what raft reads of a region: its log, its membership, and raft snapshots, which
+// are built off the worker. Owned by the worker that holds the peer.
 type peerStorage struct {
 	store    *Store
 	regionID uint64
 	region   *metapb.Region
-	// truncated is the last entry that the replicated log compaction removed. The raft log may still
-	// hold it; raft must not depend on that.
+	// truncated is the last entry that the replicated log compaction removed. The raft log may
+	// still hold it; raft must not depend on that.
 	truncated rspb.RaftTruncatedState
 
 	// readErr is an error that raft met here, which tries again; the peer takes it (sickness.tend).
@@ -71,7 +71,8 @@ func (ps *peerStorage) EntriesLimited(lo, hi, maxBytes uint64) ([]eraftpb.Entry,
 	if err == nil {
 		return ents, nil
 	}
-	if err = mapLogError(err); !errors.Is(err, raft.ErrCompacted) && !errors.Is(err, raft.ErrUnavailable) {
+	if err = mapLogError(err); !errors.Is(err, raft.ErrCompacted) &&
+		!errors.Is(err, raft.ErrUnavailable) {
 		ps.readErr = err
 	}
 	return nil, err

@@ -38,14 +38,14 @@ var (
 	zeroTime      time.Time
 )
 
-// Transport sends raft messages to other stores. Send takes over the slice; it never blocks: what does
-// not fit into its bounded queues is dropped and reported through Store.ReportUnreachable.
+// Transport sends raft messages to other stores. Send takes over the slice; it never blocks: what
+// does not fit into its bounded queues is dropped and reported through Store.ReportUnreachable.
 type Transport interface {
 	Send(storeID uint64, msgs []*rspb.RaftMessage)
 }
 
-// Placement is what a store needs of the placement service. RegionHeartbeat never blocks; the others
-// honour their context.
+// Placement is what a store needs of the placement service. RegionHeartbeat never blocks; the
+// others honour their context.
 type Placement interface {
 	AskSplit(ctx context.Context, region *metapb.Region) (*schedulerpb.AskSplitResponse, error)
 	ReportSplit(ctx context.Context, left, right *metapb.Region) error
@@ -95,7 +95,8 @@ type Options struct {
 	EncodedKeys bool
 	// DiskCritical tells that even the disk's reserve is being used up; nil means never.
 	DiskCritical func() bool
-	// PlacementTime asks for the placement service's time, which limits the store's (runner.ClockLimit); nil: it has no limit.
+	// PlacementTime asks for the placement service's time, which limits the store's
+	// (runner.ClockLimit); nil: it has no limit.
 	PlacementTime func(ctx context.Context) (time.Time, error)
 	// Features are those in force in the cluster; nil means all that this program knows.
 	Features func() feature.Set
@@ -110,9 +111,9 @@ type Options struct {
 //	             └─ store worker: messages for regions that are not here
 //	region runner: raft snapshots, destruction; log GC; split checker; placement tasks
 //
-// New starts nothing; Start recovers and starts all goroutines; Stop ends them. An IO error on the write
-// path turns the store to failed: every waiting command is answered, Failed reports it, and the process
-// is expected to exit. A failed fsync is never retried.
+// New starts nothing; Start recovers and starts all goroutines; Stop ends them. An IO error on the
+// write path turns the store to failed: every waiting command is answered, Failed reports it, and
+// the process is expected to exit. A failed fsync is never retried.
 type Store struct {
 	cfg          *config.Config
 	storeID      uint64
@@ -151,8 +152,8 @@ type Store struct {
 	inflight atomic.Int64
 	// millis is the latest time that Millis has returned.
 	millis atomic.Uint64
-	// reads and written are what regions led here have reported as read, and what replicas here have applied, since the
-	// last report of the store.
+	// reads and written are what regions led here have reported as read, and what replicas here
+	// have applied, since the last report of the store.
 	reads, written flow
 	work           workCounters
 	stages         *stages.Recorder
@@ -183,7 +184,8 @@ type Store struct {
 func New(o Options) *Store {
 	s := &Store{
 		cfg: o.Config, storeID: o.StoreID, clusterID: o.ClusterID, engine: o.Engine, log: o.Log,
-		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock, seed: o.Seed,
+		snaps: o.Snapshots, trans: o.Transport, placement: o.Placement, clock: o.Clock,
+		seed:  o.Seed,
 		stats: o.Stats, reportNow: o.ReportNow,
 		diskCritical: o.DiskCritical,
 		logger:       o.Logger.With(log.StoreID(o.StoreID)),
@@ -204,7 +206,8 @@ func New(o Options) *Store {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.regionRunner = newRegionRunner(s)
 	s.logGC = runner.NewRaftLogGC(s.engine.Sync, s.Send, s.fail)
-	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize), uint64(rc.RegionMaxSize), s.Send)
+	s.splitChecker = runner.NewSplitChecker(s.engine, uint64(rc.RegionSplitSize),
+		uint64(rc.RegionMaxSize), s.Send)
 	if s.encodedKeys = o.EncodedKeys; s.encodedKeys {
 		s.splitChecker.SplitBetweenKeys()
 	}
@@ -217,12 +220,13 @@ func New(o Options) *Store {
 	s.appliers = newAppliers(s)
 	s.ask = placementTasks{s: s, tasks: runner.NewSchedulerTasks(rc.SchedulerTimeout.Duration, 64)}
 	s.creator = newCreator(s)
-	s.intake.s, s.ticker.s, s.reporter.s, s.comparisons.s, s.quarantine.s, s.readErrors.s = s, s, s, s, s, s
+	s.intake.s, s.ticker.s, s.reporter.s, s.comparisons.s, s.quarantine.s, s.readErrors.s = s, s, s,
+		s, s, s
 	return s
 }
 
-// firstTimeWait is how long a start waits for the placement service's time. Without it the store goes by its clock, and no key
-// is swept, until the service answers.
+// firstTimeWait is how long a start waits for the placement service's time. Without it the store
+// goes by its clock, and no key is swept, until the service answers.
 const firstTimeWait = 300 * time.Millisecond
 
 // Start recovers the peers from disk and starts to run them. Errors name what is damaged.
@@ -348,7 +352,8 @@ func (s *Store) TimeOf(age time.Duration) time.Time { return s.clock.Base().Add(
 // Stages are how long the stages of writes have taken.
 func (s *Store) Stages() *stages.Recorder { return s.stages }
 
-// Due is a deadline of the process's clock, which contexts have, in the store's: those of messages are compared with that.
+// Due is a deadline of the process's clock, which contexts have, in the store's: those of messages
+// are compared with that.
 func (s *Store) Due(deadline time.Time) time.Time {
 	if _, same := s.clock.(systemClock); same || deadline.IsZero() {
 		return deadline
@@ -366,7 +371,8 @@ func (s *Store) ready() error {
 	return nil
 }
 
-// newRand is the source of a peer's election timeouts: different for each peer, the same for a seed.
+// newRand is the source of a peer's election timeouts: different for each peer, the same for a
+// seed.
 func newRand(seed, regionID, peerID uint64) *randSource {
 	return &randSource{rand.New(rand.NewPCG(seed^regionID, peerID))}
 }

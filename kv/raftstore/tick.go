@@ -10,8 +10,8 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// Time: one ticker a store wakes the peers that are awake; each peer reckons by the clock how many ticks have passed, and
-// which of its duties are due.
+// Time: one ticker a store wakes the peers that are awake; each peer reckons by the clock how many
+// ticks have passed, and which of its duties are due.
 
 // ticker is a store's one. Its fields belong to its goroutine, after the start.
 type ticker struct {
@@ -23,7 +23,8 @@ type ticker struct {
 }
 
 // run wakes every peer that is not asleep once in an interval; how many ticks have passed is each
-// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks for duties.
+// peer's own reckoning (peer.elapsedTicks). While all sleep it only greets other stores and looks
+// for duties.
 func (ti *ticker) run() {
 	interval := ti.s.cfg.Raftstore.TickInterval.Duration
 	asleep := max(interval, min(dutyInterval, greetTimeouts*ti.s.cfg.Raftstore.ElectionTimeout()))
@@ -79,7 +80,8 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 	}
 	if !p.isLeader() {
 		if p.rn.Lead() != raft.None && p.initialized() && !regions.IsLearner(p.self) {
-			p.lastLeaderSeen = now // a voter forgets a silent leader; a learner never does, and only messages count for it
+			// a voter forgets a silent leader; a learner never does, and only messages count for it
+			p.lastLeaderSeen = now
 		}
 		p.checkStale(now)
 		return
@@ -101,14 +103,15 @@ func (p *peer) handleTicks(t *turn, ticks int) {
 
 // elapsedTicks turns the time since the last tick into whole ticks, at most so many.
 //
-// A turn counts an interval between heartbeats at most. What took longer was a turn that wrote, or a process that did not
-// get a processor: time in which the messages of others could not be taken, and which says nothing about them. A follower
-// would campaign while its leader's heartbeats wait to be read, and a leader would step down for the silence of followers
-// whom it has sent nothing. The price: a peer whose turns are that slow waits for longer until it campaigns, and others do.
+// A turn counts an interval between heartbeats at most. What took longer was a turn that wrote, or
+// a process that did not get a processor: time in which the messages of others could not be taken,
+// and which says nothing about them. A follower would campaign while its leader's heartbeats wait
+// to be read, and a leader would step down for the silence of followers whom it has sent nothing.
+// The price: a peer whose turns are that slow waits for longer until it campaigns, and others do.
 //
 // Invariant: raft never counts more ticks since it heard a leader than time has really passed. The
-// leader's lease relies on it: a follower must not vote within an election timeout of hearing the leader,
-// so ticks that were missed before that must not be made up for afterwards (noteLeader).
+// leader's lease relies on it: a follower must not vote within an election timeout of hearing the
+// leader, so ticks that were missed before that must not be made up for afterwards (noteLeader).
 func (p *peer) elapsedTicks(now time.Time, most int) int {
 	interval := p.store.cfg.Raftstore.TickInterval.Duration
 	n := int(now.Sub(p.times.tick) / interval)
@@ -135,8 +138,9 @@ func due(now time.Time, next *time.Time, interval time.Duration) bool {
 	return true
 }
 
-// trimCache keeps in memory what is still needed of the log: what is not applied here, and what a leader has to send. A
-// follower that is behind by more is read to from the disk, and is bounded by the cache's size until then.
+// trimCache keeps in memory what is still needed of the log: what is not applied here, and what a
+// leader has to send. A follower that is behind by more is read to from the disk, and is bounded by
+// the cache's size until then.
 func (lc *compactor) trimCache() {
 	keep := lc.p.appliedIndex
 	if lc.p.isLeader() {
@@ -152,18 +156,21 @@ func (lc *compactor) trimCache() {
 	}
 }
 
-// A raft worker that writes many bytes, or waits for a slow sync, sends no heartbeats meanwhile. Followers do without a
-// leader for an election timeout, so a write of a second would cost every region of that turn its leader, although its
-// store lives. The ticker therefore sends a region's heartbeats again while nobody handles its ticks.
+// A raft worker that writes many bytes, or waits for a slow sync, sends no heartbeats meanwhile.
+// Followers do without a leader for an election timeout, so a write of a second would cost every
+// region of that turn its leader, although its store lives. The ticker therefore sends a region's
+// heartbeats again while nobody handles its ticks.
 //
-// Safety: a heartbeat that is repeated is a message that the network has doubled, which raft has to bear. It carries the
-// term, commit index and round of when the worker sent it. It begins no lease: the lease of a round begins when the
-// round's first heartbeat was sent, and the peer reckons with the round that is in the answer.
+// Safety: a heartbeat that is repeated is a message that the network has doubled, which raft has to
+// bear. It carries the term, commit index and round of when the worker sent it. It begins no lease:
+// the lease of a round begins when the round's first heartbeat was sent, and the peer reckons with
+// the round that is in the answer.
 //
-// Limit: a disk that hangs must not keep a leader for ever. After repeatTimeouts election timeouts without a turn the
-// ticker falls silent, and the followers elect another leader.
+// Limit: a disk that hangs must not keep a leader for ever. After repeatTimeouts election timeouts
+// without a turn the ticker falls silent, and the followers elect another leader.
 
-// repeatTimeouts is for how many election timeouts without a turn a region's heartbeats are repeated.
+// repeatTimeouts is for how many election timeouts without a turn a region's heartbeats are
+// repeated.
 const repeatTimeouts = 3
 
 // heartbeats are those that a leader has sent to the followers that it knows something of.
@@ -177,9 +184,9 @@ type heartbeats struct {
 	messages []rspb.RaftMessage
 }
 
-// noteBeats keeps a leader's heartbeats for repeatBeats: once a term and state of the region, and until all followers
-// have one. A heartbeat with commit index 0 is left out, it may create a peer. early are the messages of this turn's
-// Ready that leave before the sync.
+// noteBeats keeps a leader's heartbeats for repeatBeats: once a term and state of the region, and
+// until all followers have one. A heartbeat with commit index 0 is left out, it may create a peer.
+// early are the messages of this turn's Ready that leave before the sync.
 func (p *peer) noteBeats(early []eraftpb.Message) {
 	had := p.box.beats.Load()
 	if !p.isLeader() {
@@ -199,8 +206,9 @@ func (p *peer) noteBeats(early []eraftpb.Message) {
 			continue
 		}
 		h.messages = append(h.messages, rspb.RaftMessage{
-			RegionId: p.regionID, FromPeer: p.self, ToPeer: to, Message: m, RegionEpoch: p.region().RegionEpoch,
-			ClusterId: p.store.clusterID, Incarnation: p.store.incarnation,
+			RegionId: p.regionID, FromPeer: p.self, ToPeer: to, Message: m,
+			RegionEpoch: p.region().RegionEpoch,
+			ClusterId:   p.store.clusterID, Incarnation: p.store.incarnation,
 		})
 	}
 	h.complete = len(h.messages) == len(p.region().GetPeers())-1
@@ -212,7 +220,8 @@ func (p *peer) noteBeats(early []eraftpb.Message) {
 	}
 }
 
-// repeatBeats sends the heartbeats of mailboxes whose ticks nobody has handled for a while. Called by the ticker.
+// repeatBeats sends the heartbeats of mailboxes whose ticks nobody has handled for a while. Called
+// by the ticker.
 func (s *Store) repeatBeats(stalled []*mailbox) {
 	var out map[uint64][]*rspb.RaftMessage
 	for _, b := range stalled {
@@ -233,8 +242,10 @@ func (s *Store) repeatBeats(stalled []*mailbox) {
 	}
 }
 
-// stalls tells by the number of ticks that wait in a mailbox whether its heartbeats are to be repeated now.
+// stalls tells by the number of ticks that wait in a mailbox whether its heartbeats are to be
+// repeated now.
 func (s *Store) stalls(ticks int) bool {
 	cfg := &s.cfg.Raftstore
-	return ticks > cfg.HeartbeatTicks && ticks%cfg.HeartbeatTicks == 0 && ticks <= repeatTimeouts*cfg.ElectionTicks
+	return ticks > cfg.HeartbeatTicks && ticks%cfg.HeartbeatTicks == 0 &&
+		ticks <= repeatTimeouts*cfg.ElectionTicks
 }

@@ -14,16 +14,17 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// A leader transfer: transfer.command checks the target -> transfer.start ends the lease and has raft begin -> raft sends
-// MsgTimeoutNow once the target has the whole log -> the target campaigns. Meanwhile raft takes no proposals; writes wait
-// (transfer.hold).
+// A leader transfer: transfer.command checks the target -> transfer.start ends the lease and has
+// raft begin -> raft sends MsgTimeoutNow once the target has the whole log -> the target campaigns.
+// Meanwhile raft takes no proposals; writes wait (transfer.hold).
 
 // command is carried out by the leader, not replicated; it is answered as soon as it has begun.
 func (tr *transfer) command(a *message.Admin) error {
 	target := a.Request.GetTransferLeader().GetPeer()
 	q := regions.PeerByID(tr.p.region(), target.GetId())
 	if q == nil {
-		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to", tr.p.regionID, target.GetId())
+		return regionerr.Invalidf("region %d has no peer %d to transfer leadership to",
+			tr.p.regionID, target.GetId())
 	}
 	if q.Id != tr.p.self.Id {
 		if err := tr.check(q); err != nil {
@@ -31,10 +32,11 @@ func (tr *transfer) command(a *message.Admin) error {
 		}
 		tr.start(q.Id)
 	}
-	a.Callback.Done(message.Result{Region: tr.p.region(), Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
-		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
-		TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
-	})})
+	a.Callback.Done(message.Result{Region: tr.p.region(),
+		Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
+			CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
+			TransferLeader: &raft_cmdpb.TransferLeaderResponse{},
+		})})
 	return nil
 }
 
@@ -83,19 +85,22 @@ func (tr *transfer) start(to uint64) {
 	tr.p.rn.TransferLeader(to)
 }
 
-// transfer keeps the writes that come while leadership changes: to a leader while it hands it over, since raft takes
-// no proposals then, and to a follower whose leader's store has just been lost. Refusing them would send clients into
-// their pauses, and to peers that know no leader either. So they wait until the next leader is known, to whom
-// their clients are sent unless it is this peer, or a transfer is given up, and they are proposed here.
+// transfer keeps the writes that come while leadership changes: to a leader while it hands it over,
+// since raft takes no proposals then, and to a follower whose leader's store has just been lost.
+// Refusing them would send clients into their pauses, and to peers that know no leader either. So
+// they wait until the next leader is known, to whom their clients are sent unless it is this peer,
+// or a transfer is given up, and they are proposed here.
 //
-// Invariant: what waits here has not been proposed; it is checked anew, its deadline too, when the wait ends.
+// Invariant: what waits here has not been proposed; it is checked anew, its deadline too, when the
+// wait ends.
 type transfer struct {
 	p *peer
 
 	writes []*message.Write
 	// until bounds the wait of a peer that does not lead.
 	until time.Time
-	// lost is the leader whose store was lost at lostAt, and which is taken for gone unless it is heard again.
+	// lost is the leader whose store was lost at lostAt, and which is taken for gone unless it is
+	// heard again.
 	lost   uint64
 	lostAt time.Time
 }
@@ -125,8 +130,8 @@ func (tr *transfer) begin() {
 	tr.until = tr.p.store.clock.Now().Add(tr.p.store.cfg.Raftstore.ElectionTimeout())
 }
 
-// loseLeader is called when a follower's leader may be gone. An election takes a few ticks more than the smallest
-// timeout.
+// loseLeader is called when a follower's leader may be gone. An election takes a few ticks more
+// than the smallest timeout.
 func (tr *transfer) loseLeader(leader uint64) {
 	now := tr.p.store.clock.Now()
 	tr.lost, tr.lostAt = leader, now
@@ -171,12 +176,14 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 		s.router.boxes.Range(func(_, v any) bool {
 			b := v.(*mailbox)
 			h := b.handle.Load()
-			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id || regions.VoterCount(h.region) < 2 {
+			if h == nil || h.leader == nil || h.leader.Id != h.peer.Id ||
+				regions.VoterCount(h.region) < 2 {
 				return true
 			}
 			left++
 			_ = s.router.push(b, &message.Inspect{Fn: func(v any) {
-				if view, ok := v.(*PeerView); ok && view.p.isLeader() && view.p.rn.LeadTransferee() == 0 {
+				if view, ok := v.(*PeerView); ok && view.p.isLeader() &&
+					view.p.rn.LeadTransferee() == 0 {
 					if to := view.p.transfer.best(); to != nil {
 						view.p.transfer.start(to.Id)
 					}
@@ -187,7 +194,8 @@ func (s *Store) TransferLeaders(ctx context.Context) {
 		if fewest < 0 || left < fewest {
 			fewest, progress = left, time.Now()
 		}
-		// Without progress there is nobody to hand over to: the other stores stop as well, or are gone.
+		// Without progress there is nobody to hand over to: the other stores stop as well, or are
+		// gone.
 		if left == 0 || time.Since(progress) > transferPatience {
 			return
 		}

@@ -39,7 +39,8 @@ func (o *obliging) Send(store uint64, msgs []*rspb.RaftMessage) {
 		case eraftpb.MessageType_MsgRequestVote:
 			out.MsgType = eraftpb.MessageType_MsgRequestVoteResponse
 		case eraftpb.MessageType_MsgAppend:
-			out.MsgType, out.Index = eraftpb.MessageType_MsgAppendResponse, in.Index+uint64(len(in.Entries))
+			out.MsgType, out.Index = eraftpb.MessageType_MsgAppendResponse,
+				in.Index+uint64(len(in.Entries))
 		case eraftpb.MessageType_MsgHeartbeat:
 			out.MsgType, out.Round = eraftpb.MessageType_MsgHeartbeatResponse, in.Round
 		default:
@@ -83,13 +84,16 @@ func handingOver(t *testing.T) (s *Store, o *obliging, term uint64) {
 	s.Admin(&message.Admin{
 		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
 		Request: &raft_cmdpb.AdminRequest{
-			CmdType: raft_cmdpb.AdminCmdType_TransferLeader, TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: r.Peers[1]},
+			CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
+			TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: r.Peers[1]},
 		},
 		Callback: cb,
 	})
 	require.NoError(t, pending{cb}.wait(t))
 	require.Eventually(t, func() bool {
-		return len(o.messages(func(m *rspb.RaftMessage) bool { return m.Message.GetMsgType() == eraftpb.MessageType_MsgTimeoutNow })) == 1
+		return len(o.messages(func(m *rspb.RaftMessage) bool {
+			return m.Message.GetMsgType() == eraftpb.MessageType_MsgTimeoutNow
+		})) == 1
 	}, 10*time.Second, time.Millisecond)
 	return s, o, term
 }
@@ -108,7 +112,8 @@ func (p pending) wait(t *testing.T) error {
 func put(s *Store, r *metapb.Region, key string) pending {
 	p := pending{message.NewCallback()}
 	s.Write(&message.Write{
-		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte(key), MaxKey: []byte(key),
+		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+		MinKey: []byte(key), MaxKey: []byte(key),
 		Payload: message.AppendPut(nil, "default", []byte(key), []byte("v")), Callback: p.cb,
 	})
 	return p
@@ -118,15 +123,16 @@ func put(s *Store, r *metapb.Region, key string) pending {
 func requireHeld(t *testing.T, s *Store, writes ...pending) {
 	t.Helper()
 	held := 0
-	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { held = len(v.p.transfer.writes) }))
+	require.NoError(t,
+		s.Inspect(t.Context(), 1, func(v *PeerView) { held = len(v.p.transfer.writes) }))
 	require.Equal(t, len(writes), held)
 	for _, w := range writes {
 		require.False(t, w.cb.Answered())
 	}
 }
 
-// TestWritesWaitForTheNextLeader: a write that comes during a transfer is answered with the next leader once it is known,
-// and not before.
+// TestWritesWaitForTheNextLeader: a write that comes during a transfer is answered with the next
+// leader once it is known, and not before.
 func TestWritesWaitForTheNextLeader(t *testing.T) {
 	s, _, term := handingOver(t)
 	r := trio()
@@ -142,7 +148,8 @@ func TestWritesWaitForTheNextLeader(t *testing.T) {
 	last := uint64(0)
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { last = v.p.rn.LastIndex() }))
 	require.NoError(t, s.HandleRaft(envelope(r, r.Peers[1], r.Peers[0], eraftpb.Message{
-		MsgType: eraftpb.MessageType_MsgRequestVote, Term: term + 1, Index: last, LogTerm: term, Force: true, Round: 1 << 40,
+		MsgType: eraftpb.MessageType_MsgRequestVote, Term: term + 1, Index: last, LogTerm: term,
+		Force: true, Round: 1 << 40,
 	})))
 	require.Eventually(t, func() bool {
 		info, err := s.Peer(t.Context(), 1)
@@ -160,16 +167,18 @@ func TestWritesWaitForTheNextLeader(t *testing.T) {
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
-// TestWritesGoOnAfterATransferThatFailed: a write that waited is proposed when the transfer is given up, unless its
-// client has given up meanwhile.
+// TestWritesGoOnAfterATransferThatFailed: a write that waited is proposed when the transfer is
+// given up, unless its client has given up meanwhile.
 func TestWritesGoOnAfterATransferThatFailed(t *testing.T) {
 	s, _, _ := handingOver(t)
 	r := trio()
 	first := put(s, r, "a")
 	late := pending{message.NewCallback()}
 	s.Write(&message.Write{
-		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch}, MinKey: []byte("l"), MaxKey: []byte("l"),
-		Payload: message.AppendPut(nil, "default", []byte("l"), []byte("v")), Callback: late.cb, Deadline: time.Now().Add(time.Minute),
+		Header: message.Header{RegionID: 1, Peer: r.Peers[0], Epoch: r.RegionEpoch},
+		MinKey: []byte("l"), MaxKey: []byte("l"),
+		Payload: message.AppendPut(nil, "default", []byte("l"), []byte("v")), Callback: late.cb,
+		Deadline: time.Now().Add(time.Minute),
 	})
 	requireHeld(t, s, first, late)
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
@@ -200,8 +209,8 @@ func TestWritesThatWaitAreAnsweredAtTheEnd(t *testing.T) {
 	require.Zero(t, s.Counts().InflightBytes)
 }
 
-// leaderLost is a store whose region 1 is led by peer 2 in the given term, and to which a write has come since
-// the store of peer 2 was lost. heard makes it hear an append.
+// leaderLost is a store whose region 1 is led by peer 2 in the given term, and to which a write has
+// come since the store of peer 2 was lost. heard makes it hear an append.
 func leaderLost(t *testing.T) (s *Store, w pending, term uint64, heard func(from, term uint64)) {
 	t.Helper()
 	r := trio()
@@ -214,14 +223,18 @@ func leaderLost(t *testing.T) (s *Store, w pending, term uint64, heard func(from
 	heard = func(from, term uint64) {
 		t.Helper()
 		require.NoError(t, s.HandleRaft(envelope(r, r.Peers[from-1], r.Peers[0], eraftpb.Message{
-			MsgType: eraftpb.MessageType_MsgAppend, Term: term, Index: info.LastIndex, LogTerm: info.Term,
+			MsgType: eraftpb.MessageType_MsgAppend, Term: term, Index: info.LastIndex,
+			LogTerm: info.Term,
 		})))
 	}
 	term = info.Term + 1
 	heard(2, term)
 	requireElsewhere(t, put(s, r, "a"), 2)
-	// A write is answered before the end of the turn, where the leader is published for ReportStoreLost.
-	require.Eventually(t, func() bool { return s.router.get(1).handle.Load().leader.GetStoreId() == 2 }, 10*time.Second, time.Millisecond)
+	// A write is answered before the end of the turn, where the leader is published for
+	// ReportStoreLost.
+	require.Eventually(t, func() bool {
+		return s.router.get(1).handle.Load().leader.GetStoreId() == 2
+	}, 10*time.Second, time.Millisecond)
 	s.ReportStoreLost(2)
 	w = put(s, r, "a")
 	requireHeld(t, s, w)
@@ -236,8 +249,8 @@ func requireElsewhere(t *testing.T, w pending, leader uint64) {
 	require.Equal(t, leader, elsewhere.Leader.GetId())
 }
 
-// TestWritesWaitForAnElection: a write that comes to a follower whose leader's store was lost waits for the next
-// leader, unless the old one is heard again or nobody is elected in time.
+// TestWritesWaitForAnElection: a write that comes to a follower whose leader's store was lost waits
+// for the next leader, unless the old one is heard again or nobody is elected in time.
 func TestWritesWaitForAnElection(t *testing.T) {
 	t.Run("another leads", func(t *testing.T) {
 		s, w, term, heard := leaderLost(t)
@@ -262,20 +275,23 @@ func TestWritesWaitForAnElection(t *testing.T) {
 	})
 	t.Run("nobody is elected", func(t *testing.T) {
 		s, w, _, _ := leaderLost(t)
-		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.transfer.until = time.Now() }))
+		require.NoError(t,
+			s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.transfer.until = time.Now() }))
 		requireElsewhere(t, w, 2)
 		require.Zero(t, s.Counts().InflightBytes)
 	})
 }
 
-// TestBoundWritesOfATermThatEnds: a write that was gathered in the turn in which its term ends is not proposed in the
-// next one, and one that is not bound is.
+// TestBoundWritesOfATermThatEnds: a write that was gathered in the turn in which its term ends is
+// not proposed in the next one, and one that is not bound is.
 func TestBoundWritesOfATermThatEnds(t *testing.T) {
 	s, _, term := leading(t, nil)
 	r := trio()
 	bound := &message.Write{
-		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch, Term: term}, Bound: true,
-		MinKey: []byte("k"), MaxKey: []byte("k"), Payload: message.AppendPut(nil, "default", []byte("k"), nil),
+		Header: message.Header{RegionID: r.Id, Peer: r.Peers[0], Epoch: r.RegionEpoch, Term: term},
+		Bound:  true,
+		MinKey: []byte("k"), MaxKey: []byte("k"),
+		Payload:  message.AppendPut(nil, "default", []byte("k"), nil),
 		Callback: message.NewCallback(),
 	}
 	free := *bound
@@ -283,7 +299,8 @@ func TestBoundWritesOfATermThatEnds(t *testing.T) {
 	err := s.Inspect(context.Background(), r.Id, func(v *PeerView) {
 		v.p.onWrite(bound)
 		v.p.onWrite(&free)
-		bound.Header.Term++ // as if the messages in between had made this peer the leader of another term
+		// as if the messages in between had made this peer the leader of another term
+		bound.Header.Term++
 		v.p.flushWrites()
 	})
 	require.NoError(t, err)

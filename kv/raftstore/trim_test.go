@@ -15,7 +15,8 @@ func TestCacheIsTrimmed(t *testing.T) {
 			v.p.rn.Tick()
 		}
 	}))
-	// trim is what a tick does once the last put is applied here, and as far as the followers have answered.
+	// trim is what a tick does once the last put is applied here, and as far as the followers have
+	// answered.
 	trim := func() (left int64) {
 		require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) { v.p.compact.trimCache() }))
 		return s.log.Stats().CacheBytes

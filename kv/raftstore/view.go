@@ -19,8 +19,8 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// PeerView shows a peer to a function that runs on the worker holding it (message.Inspect). It must not
-// be kept beyond that call.
+// PeerView shows a peer to a function that runs on the worker holding it (message.Inspect). It must
+// not be kept beyond that call.
 type PeerView struct{ p *peer }
 
 // Status is raft's own view.
@@ -30,10 +30,13 @@ func (v *PeerView) Status() raft.Status { return v.p.rn.Status() }
 func (v *PeerView) Info() PeerInfo {
 	p := v.p
 	info := PeerInfo{
-		Region: p.region(), Peer: p.self, Leader: p.leaderPeer(), IsLeader: p.isLeader(), Term: p.rn.Term(),
-		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(), LastTerm: p.lastTerm(),
+		Region: p.region(), Peer: p.self, Leader: p.leaderPeer(), IsLeader: p.isLeader(),
+		Term:        p.rn.Term(),
+		CommitIndex: p.rn.Committed(), AppliedIndex: p.appliedIndex, LastIndex: p.rn.LastIndex(),
+		LastTerm:       p.lastTerm(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
-		Installing: p.installing != 0, Proposals: len(p.proposals), Asleep: p.sleep.asleep && !p.box.dormant.Load(),
+		Installing: p.installing != 0, Proposals: len(p.proposals),
+		Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
 	if m := p.merge.state; m != nil {
 		info.MergingInto, info.Merge = m.Target.Id, p.merge.describe()
@@ -65,12 +68,14 @@ type PeerInfo struct {
 	Proposals      int            `json:"proposals,omitempty"`
 	// Asleep is a sleep that leader and followers agreed on, not that since the store's start.
 	Asleep bool `json:"asleep,omitempty"`
-	// MergingInto is the region into which this one, frozen, is to go; 0 if it is not frozen. Merge says how that stands.
+	// MergingInto is the region into which this one, frozen, is to go; 0 if it is not frozen. Merge
+	// says how that stands.
 	MergingInto uint64 `json:"merging_into,omitempty"`
 	Merge       string `json:"merge,omitempty"`
 }
 
-// Inspect runs fn on the worker that holds the region's peer; fn gets nil if the peer is being destroyed.
+// Inspect runs fn on the worker that holds the region's peer; fn gets nil if the peer is being
+// destroyed.
 func (s *Store) Inspect(ctx context.Context, regionID uint64, fn func(*PeerView)) error {
 	done := make(chan struct{})
 	err := s.router.send(regionID, &message.Inspect{Fn: func(v any) {
@@ -186,10 +191,14 @@ type Counts struct {
 
 // Counts reads the gauges.
 func (s *Store) Counts() Counts {
-	c := Counts{InflightBytes: s.inflight.Load(), DroppedMessages: s.router.dropped.Load(), ReadErrors: s.readErrors.total.Load()}
+	c := Counts{
+		InflightBytes: s.inflight.Load(), DroppedMessages: s.router.dropped.Load(),
+		ReadErrors: s.readErrors.total.Load(),
+	}
 	s.router.boxes.Range(func(_, v any) bool {
 		c.Regions++
-		if h := v.(*mailbox).handle.Load(); h != nil && h.leader != nil && h.leader.Id == h.peer.Id {
+		if h := v.(*mailbox).handle.Load(); h != nil && h.leader != nil &&
+			h.leader.Id == h.peer.Id {
 			c.Leaders++
 		}
 		return true
@@ -197,8 +206,8 @@ func (s *Store) Counts() Counts {
 	return c
 }
 
-// workCounters say how well the work of many regions is gathered. Each is counted once a turn or an apply
-// batch, by the goroutine that ran it.
+// workCounters say how well the work of many regions is gathered. Each is counted once a turn or an
+// apply batch, by the goroutine that ran it.
 type workCounters struct {
 	turns, turnRegions, applyBatches, appliedEntries   atomic.Uint64
 	retriesFound, retriesProposed, retriesUndetermined atomic.Uint64
@@ -207,21 +216,23 @@ type workCounters struct {
 	comparisons, divergences                           atomic.Uint64
 }
 
-// Work counts what the store's workers have done since the start. The ratios tell how much of it is shared:
-// regions per turn, entries per apply batch.
+// Work counts what the store's workers have done since the start. The ratios tell how much of it is
+// shared: regions per turn, entries per apply batch.
 type Work struct {
 	// Turns of the raft workers, and the regions that they ran.
 	Turns, TurnRegions uint64
-	// ApplyBatches are the engine batches of the apply workers, AppliedEntries the raft entries in them.
+	// ApplyBatches are the engine batches of the apply workers, AppliedEntries the raft entries in
+	// them.
 	ApplyBatches, AppliedEntries uint64
-	// Writes that clients sent again: whose earlier attempt was found in the log, which were proposed because none
-	// was, and of which the log could not tell.
+	// Writes that clients sent again: whose earlier attempt was found in the log, which were
+	// proposed because none was, and of which the log could not tell.
 	RetriesFound, RetriesProposed, RetriesUndetermined uint64
 	// RepeatedBeats are heartbeats that were sent again while a raft worker was in a long turn.
 	RepeatedBeats uint64
 	// CorruptEntries are entries in raft messages that were not the ones that were proposed.
 	CorruptEntries uint64
-	// Comparisons of a region's replicas that were judged, and those of them that found a difference.
+	// Comparisons of a region's replicas that were judged, and those of them that found a
+	// difference.
 	Comparisons, Divergences uint64
 	// ExpiredKeys were removed by the sweep, in regions that this store led.
 	ExpiredKeys uint64
@@ -244,8 +255,8 @@ func (s *Store) Work() Work {
 // StoreID is the store's id.
 func (s *Store) StoreID() uint64 { return s.storeID }
 
-// RegionHash is a hash of a region's data on this store as of an applied index. Replicas at the same
-// index agree.
+// RegionHash is a hash of a region's data on this store as of an applied index. Replicas at the
+// same index agree.
 type RegionHash struct {
 	Applied uint64 `json:"applied_index"`
 	Keys    uint64 `json:"keys"`
@@ -271,7 +282,8 @@ func (s *Store) HashRegion(regionID uint64) (RegionHash, error) {
 	h := sha256.New()
 	var length [8]byte
 	for _, cf := range engine.Families(st.Region.ExpiryFloor > 0) {
-		it := snap.NewIterator(engine.DataKey(cf, st.Region.StartKey), engine.DataEndKey(cf, st.Region.EndKey))
+		it := snap.NewIterator(engine.DataKey(cf, st.Region.StartKey),
+			engine.DataEndKey(cf, st.Region.EndKey))
 		for it.First(); it.Valid(); it.Next() {
 			for _, part := range [2][]byte{it.Key(), it.Value()} {
 				binary.BigEndian.PutUint64(length[:], uint64(len(part)))

@@ -12,9 +12,9 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// raftWorker is one goroutine that runs regions. In one turn it takes up to TurnRegions ready regions
-// and carries all of them through the same steps, so that they share one raft-log write with one
-// sync, one message batch per remote store, and one hand-off to each apply worker:
+// raftWorker is one goroutine that runs regions. In one turn it takes up to TurnRegions ready
+// regions and carries all of them through the same steps, so that they share one raft-log write
+// with one sync, one message batch per remote store, and one hand-off to each apply worker:
 //
 //  1. per region: messages, then ticks, then the raft Ready
 //  2. send what may leave before the sync: a leader's appends (thesis 10.2.1; its own vote for the
@@ -25,8 +25,8 @@ import (
 //  4. send the rest: votes and answers promise what is on disk now
 //  5. hand the other committed entries to the apply workers, Advance
 //
-// It never waits for the network, the placement service, a raft snapshot or a full queue. Which worker takes
-// what is up to the readyQueue.
+// It never waits for the network, the placement service, a raft snapshot or a full queue. Which
+// worker takes what is up to the readyQueue.
 type raftWorker struct {
 	store *Store
 	id    int
@@ -43,8 +43,8 @@ type turn struct {
 	room   []rspb.RaftMessage // for messages
 	ready  []*peer
 	apply  [][]apply.Task
-	// ends are destructions. They begin after the turn's writes: one of those may be about the same region, whose raft
-	// log a destruction deletes.
+	// ends are destructions. They begin after the turn's writes: one of those may be about the same
+	// region, whose raft log a destruction deletes.
 	ends []apply.Task
 	// held remembers the messages of each mailbox, to give the slice back.
 	held [][]message.Msg
@@ -52,7 +52,8 @@ type turn struct {
 	again []*mailbox
 }
 
-// messageChunk is how many messages are allocated at once. A chunk lives as long as one of its messages.
+// messageChunk is how many messages are allocated at once. A chunk lives as long as one of its
+// messages.
 const messageChunk = 16
 
 func newRaftWorker(s *Store, id int) *raftWorker {
@@ -98,8 +99,8 @@ func (w *raftWorker) runTurn(boxes []*mailbox) error {
 	sent := w.flushMessages()
 	w.flushApply()
 	if sent && !t.log.Empty() {
-		// What could run beside it, requests and what the transport has left to others to send, would else wait
-		// until the sync has given its processor away.
+		// What could run beside it, requests and what the transport has left to others to send,
+		// would else wait until the sync has given its processor away.
 		runtime.Gosched()
 	}
 	if err := w.persist(); err != nil {

@@ -16,13 +16,14 @@ import (
 	"github.com/tinykv/tinykv/raft"
 )
 
-// The life of a write at its leader. Store.Write checks the store's limits and lays it into the region's mailbox ->
-// onWrite checks it as of now and gathers it -> flushWrites makes one entry of all that is gathered -> propose has raft
-// append it and remembers whose callbacks wait -> the raft worker persists and sends it (ready.go) -> giveToApply gives the
-// committed entry, with its proposals, to the apply worker, which carries it out and answers.
+// The life of a write at its leader. Store.Write checks the store's limits and lays it into the
+// region's mailbox -> onWrite checks it as of now and gathers it -> flushWrites makes one entry of
+// all that is gathered -> propose has raft append it and remembers whose callbacks wait -> the raft
+// worker persists and sends it (ready.go) -> giveToApply gives the committed entry, with its
+// proposals, to the apply worker, which carries it out and answers.
 //
-// Other writes take side ways: retries wait for what is applied (exactly_once.go), writes that come while leadership
-// changes wait for the next leader (transfer.go).
+// Other writes take side ways: retries wait for what is applied (exactly_once.go), writes that come
+// while leadership changes wait for the next leader (transfer.go).
 //
 // Invariant: inflight counts the payload of every write between Store.Write and its answer.
 
@@ -35,7 +36,9 @@ func (s *Store) Write(w *message.Write) {
 	}
 	if s.inflight.Add(size) > int64(s.cfg.Raftstore.MaxStoreInflight) {
 		s.inflight.Add(-size)
-		w.Callback.Fail(&regionerr.BusyError{Reason: "too many bytes of writes are in flight on this store"})
+		w.Callback.Fail(&regionerr.BusyError{
+			Reason: "too many bytes of writes are in flight on this store",
+		})
 		return
 	}
 	w.Came(s.age())
@@ -45,13 +48,18 @@ func (s *Store) Write(w *message.Write) {
 	}
 }
 
-// expire has a region that this store leads remove keys that have expired. A full disk is no reason not to.
+// expire has a region that this store leads remove keys that have expired. A full disk is no reason
+// not to.
 func (s *Store) expire(ctx context.Context, r *metapb.Region, req *raft_cmdpb.ExpireRequest) error {
 	deadline, _ := ctx.Deadline()
 	w := &message.Write{
-		Header: message.Header{RegionID: r.Id, Peer: regions.PeerOnStore(r, s.storeID), Epoch: r.RegionEpoch},
-		MinKey: r.StartKey, MaxKey: r.StartKey, DeletesOnly: true, Deadline: s.Due(deadline), Callback: message.NewCallback(),
-		Conditional: &message.Condition{Needs: feature.TTL}, Payload: message.AppendExpire(nil, req),
+		Header: message.Header{
+			RegionID: r.Id, Peer: regions.PeerOnStore(r, s.storeID), Epoch: r.RegionEpoch,
+		},
+		MinKey: r.StartKey, MaxKey: r.StartKey, DeletesOnly: true, Deadline: s.Due(deadline),
+		Callback:    message.NewCallback(),
+		Conditional: &message.Condition{Needs: feature.TTL},
+		Payload:     message.AppendExpire(nil, req),
 	}
 	s.Write(w)
 	res, err := w.Callback.Wait(ctx)
@@ -75,17 +83,21 @@ func isNotLeader(err error) bool {
 }
 
 func (p *peer) epochNotMatch() error {
-	return &regionerr.EpochNotMatchError{RegionID: p.regionID, Regions: p.store.ranges.withNeighbours(p.region())}
+	return &regionerr.EpochNotMatchError{
+		RegionID: p.regionID, Regions: p.store.ranges.withNeighbours(p.region()),
+	}
 }
 
-// checkHeader refuses a command that is not for this peer as it is now. The order is fixed, so that a
-// client always learns the most basic fault first: store, peer, leader, term, epoch, deadline.
+// checkHeader refuses a command that is not for this peer as it is now. The order is fixed, so that
+// a client always learns the most basic fault first: store, peer, leader, term, epoch, deadline.
 func (p *peer) checkHeader(h message.Header, version, confVer bool, deadline time.Time) error {
 	if h.Peer.GetStoreId() != p.store.storeID {
 		return &regionerr.StoreNotMatchError{Request: h.Peer.GetStoreId(), Actual: p.store.storeID}
 	}
 	if h.Peer.GetId() != p.self.Id {
-		return &regionerr.PeerNotMatchError{RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.self.Id}
+		return &regionerr.PeerNotMatchError{
+			RegionID: p.regionID, Request: h.Peer.GetId(), Actual: p.self.Id,
+		}
 	}
 	if !p.isLeader() || p.removed != nil {
 		return p.notLeader()
@@ -132,7 +144,9 @@ func (p *peer) onWrite(w *message.Write) {
 	if !p.once.admit(w) {
 		return
 	}
-	if p.writeSize > 0 && (w.Conditional != nil || p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
+	if p.writeSize > 0 &&
+		(w.Conditional != nil ||
+			p.writeSize+len(w.Payload) > int(p.store.cfg.Raftstore.MaxBatchEntry)) {
 		p.flushWrites()
 	}
 	p.writes = append(p.writes, w)
@@ -151,8 +165,8 @@ func (p *peer) refuseWrite(w *message.Write, err error) {
 	w.Callback.Fail(err)
 }
 
-// refuseOtherTerms refuses those of the gathered writes that are bound to a term which has ended since they came: the
-// messages of one turn may hold another term's beginning.
+// refuseOtherTerms refuses those of the gathered writes that are bound to a term which has ended
+// since they came: the messages of one turn may hold another term's beginning.
 func (p *peer) refuseOtherTerms() {
 	kept := p.writes[:0]
 	for _, w := range p.writes {
@@ -175,7 +189,9 @@ func (p *peer) checkWrite(w *message.Write) error {
 		return err
 	}
 	if limit := uint64(p.store.cfg.Raftstore.MaxEntry); uint64(len(w.Payload)) > limit {
-		return &regionerr.EntryTooLargeError{RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit}
+		return &regionerr.EntryTooLargeError{
+			RegionID: p.regionID, Size: uint64(len(w.Payload)), Limit: limit,
+		}
 	}
 	if err := checkFeatures(p, w); err != nil {
 		return err
@@ -235,8 +251,9 @@ func (p *peer) flushWrites() {
 	}
 }
 
-// propose has raft append an entry and remembers who waits for it, or refuses their commands when raft drops it. Whether
-// the entry is in the log decides which: it may be on its way to the followers from then on.
+// propose has raft append an entry and remembers who waits for it, or refuses their commands when
+// raft drops it. Whether the entry is in the log decides which: it may be on its way to the
+// followers from then on.
 func (p *peer) propose(size int, cbs []*message.Callback, do func() error) bool {
 	before := p.rn.LastIndex()
 	err := do()
@@ -296,7 +313,8 @@ func (p *peer) takeProposals(upTo uint64) []message.Proposal {
 // giveToApply gives committed entries to the apply worker.
 func (p *peer) giveToApply(t *turn, entries []eraftpb.Entry) {
 	task := apply.Task{
-		RegionID: p.regionID, Entries: entries, Proposals: p.takeProposals(entries[len(entries)-1].Index),
+		RegionID: p.regionID, Entries: entries,
+		Proposals: p.takeProposals(entries[len(entries)-1].Index),
 	}
 	switch {
 	case p.installing != 0:
@@ -309,8 +327,8 @@ func (p *peer) giveToApply(t *turn, entries []eraftpb.Entry) {
 	}
 }
 
-// endCommands answers every command of a peer that ends: those that were not proposed are refused, the outcome of the
-// others is unknown.
+// endCommands answers every command of a peer that ends: those that were not proposed are refused,
+// the outcome of the others is unknown.
 func (p *peer) endCommands(cause error) {
 	for _, w := range append(p.writes, p.transfer.writes...) {
 		p.store.inflight.Add(-int64(len(w.Payload)))

@@ -48,13 +48,16 @@ func TestOutcomeWhenThePeerIsDestroyed(t *testing.T) {
 	w := proposed(t, s, o)
 	held := pending{message.NewCallback()}
 	require.NoError(t, s.Inspect(t.Context(), 1, func(v *PeerView) {
-		v.p.heldApply = []apply.Task{{Proposals: []message.Proposal{message.NewProposal(99, 6, 0, held.cb)}}}
+		v.p.heldApply = []apply.Task{
+			{Proposals: []message.Proposal{message.NewProposal(99, 6, 0, held.cb)}},
+		}
 	}))
 	require.NoError(t, s.HandleRaft(tombstone(trio(), 3, trio().Peers[0])))
 	requireUnknown(t, w.wait(t))
 	requireUnknown(t, held.wait(t))
 	var gone *regionerr.RegionNotFoundError
-	require.ErrorAs(t, put(s, trio(), "late").wait(t), &gone, "what comes later is refused for certain")
+	require.ErrorAs(t, put(s, trio(), "late").wait(t), &gone,
+		"what comes later is refused for certain")
 	waitPeerID(t, s, 1, 0)
 	require.Zero(t, s.Counts().InflightBytes)
 }
@@ -122,7 +125,9 @@ func TestOutcomeOfWhatASnapshotCovers(t *testing.T) {
 	requireUnknown(t, w.wait(t))
 
 	w = pending{message.NewCallback()}
-	covered := apply.Begin{Peer: r.Peers[0], Region: r, Applied: 6, Term: 7, Truncated: initTruncated}
+	covered := apply.Begin{
+		Peer: r.Peers[0], Region: r, Applied: 6, Term: 7, Truncated: initTruncated,
+	}
 	carryOut(t, s, r, apply.Task{RegionID: 1, Begin: &covered}, apply.Task{
 		RegionID: 1, Entries: []eraftpb.Entry{{Index: 6, Term: 6}, {Index: 7, Term: 7}},
 		Proposals: []message.Proposal{message.NewProposal(6, 6, 0, w.cb)},

@@ -13,9 +13,9 @@ import (
 // ErrStopping answers commands that were waiting when the store stopped, and were not proposed.
 var ErrStopping = errors.New("raftstore: the store is stopping")
 
-// ErrDeadlineExceeded answers commands that were still waiting to be proposed at their deadline: they
-// were definitely not carried out. On the wire it is ServerIsBusy; clients of TiKV know the text by its
-// beginning.
+// ErrDeadlineExceeded answers commands that were still waiting to be proposed at their deadline:
+// they were definitely not carried out. On the wire it is ServerIsBusy; clients of TiKV know the
+// text by its beginning.
 var ErrDeadlineExceeded = errors.New("deadline is exceeded: the command was not proposed in time")
 
 // ErrFailed is returned once the store has failed on an IO error.
@@ -31,7 +31,8 @@ func (e *NotLeaderError) Error() string {
 	if e.Leader == nil {
 		return fmt.Sprintf("region %d: not leader, leader unknown", e.RegionID)
 	}
-	return fmt.Sprintf("region %d: not leader, try peer %d on store %d", e.RegionID, e.Leader.Id, e.Leader.StoreId)
+	return fmt.Sprintf("region %d: not leader, try peer %d on store %d", e.RegionID, e.Leader.Id,
+		e.Leader.StoreId)
 }
 
 // RegionNotFoundError: this store has no such region.
@@ -49,7 +50,8 @@ type KeyNotInRegionError struct {
 
 func (e *KeyNotInRegionError) Error() string {
 	start, end := redact.Key(e.Region.GetStartKey()), redact.Key(e.Region.GetEndKey())
-	return fmt.Sprintf("key %v is not in region %d [%v, %v)", redact.Key(e.Key), e.Region.GetId(), start, end)
+	return fmt.Sprintf("key %v is not in region %d [%v, %v)", redact.Key(e.Key), e.Region.GetId(),
+		start, end)
 }
 
 // EpochNotMatchError: the request was made for another version of the region. Regions holds the
@@ -70,23 +72,25 @@ func (e *StaleCommandError) Error() string {
 	return fmt.Sprintf("stale command, now in term %d", e.Term)
 }
 
-// StalePositionError: a write's log position is too old to tell it from an attempt that comes late. Nothing was
-// done; it may be sent again with Position, which is committed.
+// StalePositionError: a write's log position is too old to tell it from an attempt that comes late.
+// Nothing was done; it may be sent again with Position, which is committed.
 type StalePositionError struct{ RegionID, Position uint64 }
 
 func (e *StalePositionError) Error() string {
-	return fmt.Sprintf("region %d: the write's log position is too old, it is at %d now", e.RegionID, e.Position)
+	return fmt.Sprintf("region %d: the write's log position is too old, it is at %d now",
+		e.RegionID, e.Position)
 }
 
-// UndeterminedError: the log does not reach back far enough to tell whether an earlier attempt at a write was
-// carried out. This attempt was not.
+// UndeterminedError: the log does not reach back far enough to tell whether an earlier attempt at a
+// write was carried out. This attempt was not.
 type UndeterminedError struct {
 	RegionID uint64
 	Reason   string
 }
 
 func (e *UndeterminedError) Error() string {
-	return fmt.Sprintf("region %d: the outcome of an earlier attempt is not known any more: %s", e.RegionID, e.Reason)
+	return fmt.Sprintf("region %d: the outcome of an earlier attempt is not known any more: %s",
+		e.RegionID, e.Reason)
 }
 
 // UnknownError answers a command that was proposed and whose fate this store will not learn: the
@@ -128,7 +132,8 @@ func (e *StoreNotMatchError) Error() string {
 type PeerNotMatchError struct{ RegionID, Request, Actual uint64 }
 
 func (e *PeerNotMatchError) Error() string {
-	return fmt.Sprintf("region %d: request for peer %d arrived at peer %d", e.RegionID, e.Request, e.Actual)
+	return fmt.Sprintf("region %d: request for peer %d arrived at peer %d", e.RegionID, e.Request,
+		e.Actual)
 }
 
 // BusyError: a limit is reached; nothing was done. Try again after a pause.
@@ -140,7 +145,8 @@ func (e *BusyError) Error() string { return "server is busy: " + e.Reason }
 type EntryTooLargeError struct{ RegionID, Size, Limit uint64 }
 
 func (e *EntryTooLargeError) Error() string {
-	return fmt.Sprintf("region %d: command of %d bytes exceeds the limit of %d", e.RegionID, e.Size, e.Limit)
+	return fmt.Sprintf("region %d: command of %d bytes exceeds the limit of %d", e.RegionID, e.Size,
+		e.Limit)
 }
 
 // DiskFullError: the store's free space is below its reserve; deletes and reads still work.
@@ -154,7 +160,8 @@ func (e *DiskFullError) Error() string {
 type FeatureError struct{ Missing feature.Set }
 
 func (e *FeatureError) Error() string {
-	return fmt.Sprintf("not served yet: every store of the cluster must run a version that knows %s", e.Missing)
+	return fmt.Sprintf(
+		"not served yet: every store of the cluster must run a version that knows %s", e.Missing)
 }
 
 // InvalidError: the request itself is wrong, at every store.
@@ -206,7 +213,9 @@ func ToProto(err error) (pb *errorpb.Error, ok bool) {
 		// One code for all: clients must take it for an unknown outcome.
 		pb.StaleCommand = &errorpb.StaleCommand{}
 	case errors.As(err, &store):
-		pb.StoreNotMatch = &errorpb.StoreNotMatch{RequestStoreId: store.Request, ActualStoreId: store.Actual}
+		pb.StoreNotMatch = &errorpb.StoreNotMatch{
+			RequestStoreId: store.Request, ActualStoreId: store.Actual,
+		}
 	case errors.As(err, &peer):
 		// The client's picture of the region is old; it must reload it.
 		pb.RegionNotFound = &errorpb.RegionNotFound{RegionId: peer.RegionID}
@@ -215,15 +224,23 @@ func ToProto(err error) (pb *errorpb.Error, ok bool) {
 	case errors.Is(err, ErrDeadlineExceeded):
 		pb.ServerIsBusy = &errorpb.ServerIsBusy{Reason: ErrDeadlineExceeded.Error()}
 	case errors.As(err, &tooLarge):
-		pb.RaftEntryTooLarge = &errorpb.RaftEntryTooLarge{RegionId: tooLarge.RegionID, EntrySize: tooLarge.Size}
+		pb.RaftEntryTooLarge = &errorpb.RaftEntryTooLarge{
+			RegionId: tooLarge.RegionID, EntrySize: tooLarge.Size,
+		}
 	case errors.As(err, &diskFull):
-		pb.DiskFull = &errorpb.DiskFull{StoreId: []uint64{diskFull.StoreID}, Reason: diskFull.Error()}
+		pb.DiskFull = &errorpb.DiskFull{
+			StoreId: []uint64{diskFull.StoreID}, Reason: diskFull.Error(),
+		}
 	case errors.As(err, &position):
-		pb.StalePosition = &errorpb.StalePosition{RegionId: position.RegionID, LogPosition: position.Position}
+		pb.StalePosition = &errorpb.StalePosition{
+			RegionId: position.RegionID, LogPosition: position.Position,
+		}
 	case errors.As(err, &undecided):
 		pb.UndeterminedResult = &errorpb.UndeterminedResult{Message: undecided.Reason}
 	case errors.As(err, &cluster):
-		pb.ClusterNotMatch = &errorpb.ClusterNotMatch{RequestClusterId: cluster.Request, ActualClusterId: cluster.Actual}
+		pb.ClusterNotMatch = &errorpb.ClusterNotMatch{
+			RequestClusterId: cluster.Request, ActualClusterId: cluster.Actual,
+		}
 	case errors.As(err, &invalidReq), errors.As(err, &missing):
 	default:
 		return nil, false

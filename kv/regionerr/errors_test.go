@@ -40,14 +40,17 @@ func TestEveryErrorHasItsForm(t *testing.T) {
 		}
 		return "message"
 	}
-	require.Equal(t, "not_leader", check(&NotLeaderError{RegionID: 1, Leader: &metapb.Peer{Id: 1, StoreId: 1}}))
+	require.Equal(t, "not_leader",
+		check(&NotLeaderError{RegionID: 1, Leader: &metapb.Peer{Id: 1, StoreId: 1}}))
 	require.Equal(t, "region_not_found", check(&RegionNotFoundError{RegionID: 1}))
 	require.Equal(t, "region_not_found", check(&PeerNotMatchError{RegionID: 1}))
 	require.Equal(t, "key_not_in_region", check(&KeyNotInRegionError{Key: []byte("x"), Region: r}))
-	require.Equal(t, "epoch_not_match", check(&EpochNotMatchError{RegionID: 1, Regions: []*metapb.Region{r}}))
+	require.Equal(t, "epoch_not_match",
+		check(&EpochNotMatchError{RegionID: 1, Regions: []*metapb.Region{r}}))
 	require.Equal(t, "stale_command", check(&StaleCommandError{Term: 3}))
 	require.Equal(t, "stale_command", check(&OverwrittenError{Term: 3}))
-	require.Equal(t, "stale_command", check(&UnknownError{Cause: &RegionNotFoundError{RegionID: 1}}),
+	require.Equal(t, "stale_command",
+		check(&UnknownError{Cause: &RegionNotFoundError{RegionID: 1}}),
 		"the cause would say that nothing was done")
 	require.Equal(t, "store_not_match", check(&StoreNotMatchError{1, 2}))
 	require.Equal(t, "server_is_busy", check(&BusyError{"x"}))

@@ -19,14 +19,16 @@ import (
 const (
 	// maxBatchInflight bounds the requests in flight on one stream.
 	maxBatchInflight = 4096
-	// maxBatchBacklog bounds the bytes of replies that a client lets wait before its next requests do.
+	// maxBatchBacklog bounds the bytes of replies that a client lets wait before its next requests
+	// do.
 	maxBatchBacklog = 4 << 20
 	// largeReply is what is kept only if the store has room for it.
 	largeReply = 32 << 10
 )
 
-// BatchCommands implements tinykvpb.TinyKvServer: many requests on one stream, answered in any order.
-// Replies that are ready together leave together. A client that does not take its replies is not served further.
+// BatchCommands implements tinykvpb.TinyKvServer: many requests on one stream, answered in any
+// order. Replies that are ready together leave together. A client that does not take its replies is
+// not served further.
 func (s *Server) BatchCommands(stream tinykvpb.TinyKv_BatchCommandsServer) error {
 	b := &batchStream{
 		server: s, stream: stream, rpc: rpc.StreamOf(stream.Context()),
@@ -69,8 +71,8 @@ func (b *batchStream) dropRooms() {
 	b.mu.rooms = nil
 }
 
-// finishAll waits until every request is answered; false if the stream ends first. Writes may then still be under way,
-// their answers are dropped.
+// finishAll waits until every request is answered; false if the stream ends first. Writes may then
+// still be under way, their answers are dropped.
 func (b *batchStream) finishAll() bool {
 	for range cap(b.slots) {
 		select {
@@ -121,8 +123,8 @@ func (b *batchStream) receive() error {
 	}
 }
 
-// inline works a message off on the goroutine that reads it. It leaves it to receive, which may wait, if the client has too many
-// requests or replies under way.
+// inline works a message off on the goroutine that reads it. It leaves it to receive, which may
+// wait, if the client has too many requests or replies under way.
 func (b *batchStream) inline(msg []byte) bool {
 	b.inlining.Lock()
 	defer b.inlining.Unlock()
@@ -141,7 +143,8 @@ func (b *batchStream) inline(msg []byte) bool {
 	return true
 }
 
-// beginAll begins the requests of a message. The time of those that are answered at once, gets, is that of all of them.
+// beginAll begins the requests of a message. The time of those that are answered at once, gets, is
+// that of all of them.
 func (b *batchStream) beginAll(req *kvrpcpb.BatchCommandsRequest) {
 	began, answered := time.Now(), 0
 	for _, c := range req.Commands {
@@ -154,7 +157,8 @@ func (b *batchStream) beginAll(req *kvrpcpb.BatchCommandsRequest) {
 	}
 }
 
-// begin answers a request, which it tells, or sees to it that it will be answered. It waits for a slot if it needs one.
+// begin answers a request, which it tells, or sees to it that it will be answered. It waits for a
+// slot if it needs one.
 func (b *batchStream) begin(c *kvrpcpb.BatchCommand, began time.Time) (answered bool) {
 	if b.answerNow(c) {
 		return true
@@ -216,7 +220,8 @@ func count(t *rpc.Timing, began time.Time, err error) {
 	t.End(status.Code(err), time.Since(began))
 }
 
-// answerNow carries out a get that need not wait for anyone, without a goroutine and a timer of its own.
+// answerNow carries out a get that need not wait for anyone, without a goroutine and a timer of its
+// own.
 func (b *batchStream) answerNow(c *kvrpcpb.BatchCommand) bool {
 	if c.Get == nil {
 		return false
@@ -243,10 +248,11 @@ func (b *batchStream) startWrite(c *kvrpcpb.BatchCommand, began time.Time) bool 
 			count(b.server.timings.put, began, err)
 		})
 	case c.Delete != nil:
-		b.server.rawDeleteAsync(c.Delete, deadline, func(resp *kvrpcpb.RawDeleteResponse, err error) {
-			b.finish(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err, nil)
-			count(b.server.timings.del, began, err)
-		})
+		b.server.rawDeleteAsync(c.Delete, deadline,
+			func(resp *kvrpcpb.RawDeleteResponse, err error) {
+				b.finish(&kvrpcpb.BatchReply{Id: c.Id, Delete: resp}, err, nil)
+				count(b.server.timings.del, began, err)
+			})
 	default:
 		return false
 	}

@@ -14,7 +14,9 @@ import (
 var errNotConditional = &requestError{"this store has no compare-and-swap and no range deletes"}
 
 // RawCAS implements tinykvpb.TinyKvServer.
-func (s *Server) RawCAS(ctx context.Context, req *kvrpcpb.RawCASRequest) (*kvrpcpb.RawCASResponse, error) {
+func (s *Server) RawCAS(
+	ctx context.Context, req *kvrpcpb.RawCASRequest,
+) (*kvrpcpb.RawCASResponse, error) {
 	resp := &kvrpcpb.RawCASResponse{}
 	out, err := compareAndSwap(ctx, s, req)
 	var rpc error
@@ -25,7 +27,9 @@ func (s *Server) RawCAS(ctx context.Context, req *kvrpcpb.RawCASRequest) (*kvrpc
 	return resp, rpc
 }
 
-func compareAndSwap(ctx context.Context, s *Server, req *kvrpcpb.RawCASRequest) (storage.Swapped, error) {
+func compareAndSwap(
+	ctx context.Context, s *Server, req *kvrpcpb.RawCASRequest,
+) (storage.Swapped, error) {
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)
@@ -58,7 +62,9 @@ func (s *Server) RawDeleteRange(
 	return resp, rpc
 }
 
-func deleteRange(ctx context.Context, s *Server, req *kvrpcpb.RawDeleteRangeRequest) (uint64, error) {
+func deleteRange(
+	ctx context.Context, s *Server, req *kvrpcpb.RawDeleteRangeRequest,
+) (uint64, error) {
 	cf, err := s.checkCF(req.Cf)
 	if err != nil {
 		return 0, err
@@ -66,7 +72,8 @@ func deleteRange(ctx context.Context, s *Server, req *kvrpcpb.RawDeleteRangeRequ
 	limit := int(s.cfg.Server.MaxKeySize) + 1
 	switch {
 	case len(req.StartKey) > limit || len(req.EndKey) > limit:
-		return 0, &requestError{fmt.Sprintf("a bound of the range exceeds the limit of %d bytes", limit)}
+		return 0,
+			&requestError{fmt.Sprintf("a bound of the range exceeds the limit of %d bytes", limit)}
 	case len(req.EndKey) > 0 && bytes.Compare(req.StartKey, req.EndKey) >= 0:
 		return 0, &requestError{"the range is empty: its end is not above its start"}
 	}

@@ -21,20 +21,25 @@ func TestCompareAndSwapRequests(t *testing.T) {
 		return resp
 	}
 	key := []byte("k")
-	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true}, swap(&kvrpcpb.RawCASRequest{Key: key, Value: []byte("1")}))
+	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true},
+		swap(&kvrpcpb.RawCASRequest{Key: key, Value: []byte("1")}))
 	require.Equal(t, &kvrpcpb.RawCASResponse{Succeed: true, PreviousNotExist: true},
 		swap(&kvrpcpb.RawCASRequest{Key: key, Value: []byte("1"), PreviousNotExist: true}))
 	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousValue: []byte("1")},
 		swap(&kvrpcpb.RawCASRequest{Key: key, Value: []byte("2"), PreviousValue: []byte("3")}))
 	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true},
-		swap(&kvrpcpb.RawCASRequest{Key: key, Cf: "lock", Value: []byte("2"), PreviousValue: []byte("1")}))
+		swap(&kvrpcpb.RawCASRequest{
+			Key: key, Cf: "lock", Value: []byte("2"), PreviousValue: []byte("1"),
+		}))
 	require.Equal(t, &kvrpcpb.RawCASResponse{Succeed: true, PreviousValue: []byte("1")},
 		swap(&kvrpcpb.RawCASRequest{Key: key, PreviousValue: []byte("1"), Delete: true}))
 	require.Contains(t, swap(&kvrpcpb.RawCASRequest{}).Error, "empty")
-	require.Contains(t, swap(&kvrpcpb.RawCASRequest{Key: key, Cf: "holidays"}).Error, "column family")
+	require.Contains(t, swap(&kvrpcpb.RawCASRequest{Key: key, Cf: "holidays"}).Error,
+		"column family")
 	_, text, rpc := outcome(&regionerr.FeatureError{Missing: 1})
 	require.NoError(t, rpc)
-	require.Contains(t, text, "every store of the cluster must run a version that knows conditional-ops")
+	require.Contains(t, text,
+		"every store of the cluster must run a version that knows conditional-ops")
 	without := New(config.Default(), new(fakeStorage), nil, nil, zap.NewNop())
 	resp, err := without.RawCAS(t.Context(), &kvrpcpb.RawCASRequest{Key: key})
 	require.NoError(t, err)
@@ -45,7 +50,8 @@ func TestDeleteRangeRequests(t *testing.T) {
 	s := newServer()
 	remove := func(cf, start, end string) string {
 		t.Helper()
-		resp, err := s.RawDeleteRange(t.Context(), &kvrpcpb.RawDeleteRangeRequest{Cf: cf, StartKey: []byte(start), EndKey: []byte(end)})
+		resp, err := s.RawDeleteRange(t.Context(),
+			&kvrpcpb.RawDeleteRangeRequest{Cf: cf, StartKey: []byte(start), EndKey: []byte(end)})
 		require.NoError(t, err)
 		require.Nil(t, resp.RegionError)
 		return resp.Error

@@ -9,7 +9,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// maxCompareWait is the longest that a comparison waits for replicas, and how long if the request does not say.
+// maxCompareWait is the longest that a comparison waits for replicas, and how long if the request
+// does not say.
 const maxCompareWait = 5 * time.Minute
 
 // CheckConsistency implements tinykvpb.TinyKvServer: it has the replicas of a region compared.

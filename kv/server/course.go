@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
-// NewServer is the service of transactions over a storage in memory, in the format and by the rules of the course, for its
-// test suites.
+// NewServer is the service of transactions over a storage in memory, in the format and by the rules
+// of the course, for its test suites.
 func NewServer(mem *storage.MemStorage) *Server {
 	cfg := config.Default()
 	s := New(cfg, mem.Storage(), nil, nil, zap.NewNop())
@@ -20,7 +20,9 @@ func NewServer(mem *storage.MemStorage) *Server {
 	s.mode = clustermode.Txn
 	s.txn = commands.New(mem.Storage(), commands.Policy{
 		Codec: mvcc.CodecCourse, MissingCommits: true,
-		Validate: func(mods []storage.Modify, keys [][]byte) { s.Latches.Validate(mvcc.TxnOf(mods), keys) },
+		Validate: func(mods []storage.Modify, keys [][]byte) {
+			s.Latches.Validate(mvcc.TxnOf(mods), keys)
+		},
 	}, cfg.Server.RequestTimeout.Duration)
 	return s
 }

@@ -21,8 +21,8 @@ type Peers interface {
 }
 
 const (
-	// maxForwards and maxForwardBytes bound the requests of others that a store passes on at the same time. Who cannot
-	// reach a leader is the exception; a store's own work comes first.
+	// maxForwards and maxForwardBytes bound the requests of others that a store passes on at the
+	// same time. Who cannot reach a leader is the exception; a store's own work comes first.
 	maxForwards     = 256
 	maxForwardBytes = 64 << 20
 )
@@ -38,9 +38,11 @@ type forwarder struct {
 // Forwarded is how many requests the store has passed on to others.
 func (s *Server) Forwarded() uint64 { return s.forward.total.Load() }
 
-// Forward implements tinykvpb.TinyKvServer. The request goes on as a plain one, so the other store does not pass it on
-// again.
-func (s *Server) Forward(ctx context.Context, req *kvrpcpb.ForwardRequest) (*kvrpcpb.ForwardResponse, error) {
+// Forward implements tinykvpb.TinyKvServer. The request goes on as a plain one, so the other store
+// does not pass it on again.
+func (s *Server) Forward(
+	ctx context.Context, req *kvrpcpb.ForwardRequest,
+) (*kvrpcpb.ForwardResponse, error) {
 	f, cmd := &s.forward, req.Command
 	if cmd == nil || cmd.Get == nil && cmd.Put == nil && cmd.Delete == nil && cmd.Scan == nil {
 		return &kvrpcpb.ForwardResponse{NotSent: true, Reply: &kvrpcpb.BatchReply{
@@ -49,8 +51,11 @@ func (s *Server) Forward(ctx context.Context, req *kvrpcpb.ForwardRequest) (*kvr
 	}
 	size := int64(cmd.Size())
 	defer func() { f.calls.Add(-1); f.bytes.Add(-size) }()
-	if calls, held := f.calls.Add(1), f.bytes.Add(size); calls > maxForwards || held > maxForwardBytes {
-		return &kvrpcpb.ForwardResponse{Reply: refuseForward(cmd, "too many requests are being passed on to other stores")}, nil
+	if calls, held := f.calls.Add(1),
+		f.bytes.Add(size); calls > maxForwards || held > maxForwardBytes {
+		return &kvrpcpb.ForwardResponse{
+			Reply: refuseForward(cmd, "too many requests are being passed on to other stores"),
+		}, nil
 	}
 	if f.peers == nil {
 		return &kvrpcpb.ForwardResponse{NotSent: true}, nil

@@ -41,10 +41,14 @@ func (nobody) Send(uint64, []*rspb.RaftMessage) {}
 func (nobody) AskSplit(context.Context, *metapb.Region) (*schedulerpb.AskSplitResponse, error) {
 	return nil, errNobody
 }
-func (nobody) ReportSplit(context.Context, *metapb.Region, *metapb.Region) error { return errNobody }
-func (nobody) RegionHeartbeat(*schedulerpb.RegionHeartbeatRequest)               {}
-func (nobody) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error     { return nil }
-func (nobody) RegionByID(context.Context, uint64) (*metapb.Region, error)        { return nil, errNobody }
+func (nobody) ReportSplit(context.Context, *metapb.Region, *metapb.Region) error {
+	return errNobody
+}
+func (nobody) RegionHeartbeat(*schedulerpb.RegionHeartbeatRequest)           {}
+func (nobody) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error { return nil }
+func (nobody) RegionByID(context.Context, uint64) (*metapb.Region, error) {
+	return nil, errNobody
+}
 
 // newReplicated is a server over a store with one region [a, m) of one replica, which leads.
 func newReplicated(t testing.TB) *Server {
@@ -58,26 +62,33 @@ func newReplicatedWith(t testing.TB, o raftstore.Options) *Server {
 	cfg := config.Default()
 	cfg.Server.RequestTimeout = config.Dur(5 * time.Second)
 	e := memengine.New()
-	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: 1 << 20, FS: faultfs.NewMemFS(nil), Logger: zap.NewNop()})
+	log, err := raftlog.Open("raft",
+		raftlog.Options{SegmentSize: 1 << 20, FS: faultfs.NewMemFS(nil), Logger: zap.NewNop()})
 	require.NoError(t, err)
 	snaps, err := snap.Open(t.TempDir(), 4)
 	require.NoError(t, err)
 	b := e.NewBatch()
 	self := &metapb.Peer{Id: 1, StoreId: 1}
 	meta.PutRegionState(b, rspb.PeerState_Normal, &metapb.Region{
-		Id: 1, StartKey: []byte("a"), EndKey: []byte("m"), Peers: []*metapb.Peer{self}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Id: 1, StartKey: []byte("a"), EndKey: []byte("m"), Peers: []*metapb.Peer{self},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
 	}, self)
 	meta.Put(b, meta.ApplyStateKey(1), meta.InitialApplyState())
 	require.NoError(t, e.Write(b, true))
 	store := raftstore.New(raftstore.Options{
-		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps, Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(),
+		Config: cfg, ClusterID: 7, StoreID: 1, Engine: e, Log: log, Snapshots: snaps,
+		Transport: nobody{}, Placement: nobody{}, Logger: zap.NewNop(),
 		Clock: o.Clock, Features: o.Features,
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
-	require.Eventually(t, func() bool { p, err := store.Peer(context.Background(), 1); return err == nil && p.IsLeader },
+	require.Eventually(t, func() bool {
+		p, err := store.Peer(context.Background(), 1)
+		return err == nil && p.IsLeader
+	},
 		10*time.Second, time.Millisecond)
-	return New(cfg, raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration), store, snaps, zap.NewNop())
+	return New(cfg, raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration), store, snaps,
+		zap.NewNop())
 }
 
 // request is what every request message can do.
@@ -92,40 +103,73 @@ type procedure struct {
 	call func(ctx context.Context, s *Server, req request) error
 }
 
-func unary[Req request, Resp any](fresh func() Req, call func(*Server, context.Context, Req) (Resp, error)) procedure {
-	return procedure{func() request { return fresh() }, func(ctx context.Context, s *Server, req request) error {
-		_, err := call(s, ctx, req.(Req))
-		return err
-	}}
+func unary[Req request, Resp any](
+	fresh func() Req, call func(*Server, context.Context, Req) (Resp, error),
+) procedure {
+	return procedure{func() request { return fresh() },
+		func(ctx context.Context, s *Server, req request) error {
+			_, err := call(s, ctx, req.(Req))
+			return err
+		}}
 }
 
 // rpcs are all RPCs of a client, and those of stores that take one message.
 var rpcs = []procedure{
 	unary(func() *kvrpcpb.RawGetRequest { return new(kvrpcpb.RawGetRequest) }, (*Server).RawGet),
 	unary(func() *kvrpcpb.RawPutRequest { return new(kvrpcpb.RawPutRequest) }, (*Server).RawPut),
-	unary(func() *kvrpcpb.RawDeleteRequest { return new(kvrpcpb.RawDeleteRequest) }, (*Server).RawDelete),
+	unary(func() *kvrpcpb.RawDeleteRequest {
+		return new(kvrpcpb.RawDeleteRequest)
+	}, (*Server).RawDelete),
 	unary(func() *kvrpcpb.RawScanRequest { return new(kvrpcpb.RawScanRequest) }, (*Server).RawScan),
 	{func() request { return new(kvrpcpb.BatchCommandsRequest) }, callBatch},
 	unary(func() *kvrpcpb.RawCASRequest { return new(kvrpcpb.RawCASRequest) }, (*Server).RawCAS),
-	unary(func() *kvrpcpb.RawDeleteRangeRequest { return new(kvrpcpb.RawDeleteRangeRequest) }, (*Server).RawDeleteRange),
+	unary(func() *kvrpcpb.RawDeleteRangeRequest {
+		return new(kvrpcpb.RawDeleteRangeRequest)
+	}, (*Server).RawDeleteRange),
 	unary(func() *kvrpcpb.GetRequest { return new(kvrpcpb.GetRequest) }, (*Server).KvGet),
 	unary(func() *kvrpcpb.ScanRequest { return new(kvrpcpb.ScanRequest) }, (*Server).KvScan),
-	unary(func() *kvrpcpb.PrewriteRequest { return new(kvrpcpb.PrewriteRequest) }, (*Server).KvPrewrite),
+	unary(func() *kvrpcpb.PrewriteRequest {
+		return new(kvrpcpb.PrewriteRequest)
+	}, (*Server).KvPrewrite),
 	unary(func() *kvrpcpb.CommitRequest { return new(kvrpcpb.CommitRequest) }, (*Server).KvCommit),
-	unary(func() *kvrpcpb.CheckTxnStatusRequest { return new(kvrpcpb.CheckTxnStatusRequest) }, (*Server).KvCheckTxnStatus),
-	unary(func() *kvrpcpb.BatchRollbackRequest { return new(kvrpcpb.BatchRollbackRequest) }, (*Server).KvBatchRollback),
-	unary(func() *kvrpcpb.ResolveLockRequest { return new(kvrpcpb.ResolveLockRequest) }, (*Server).KvResolveLock),
+	unary(func() *kvrpcpb.CheckTxnStatusRequest {
+		return new(kvrpcpb.CheckTxnStatusRequest)
+	}, (*Server).KvCheckTxnStatus),
+	unary(func() *kvrpcpb.BatchRollbackRequest {
+		return new(kvrpcpb.BatchRollbackRequest)
+	}, (*Server).KvBatchRollback),
+	unary(func() *kvrpcpb.ResolveLockRequest {
+		return new(kvrpcpb.ResolveLockRequest)
+	}, (*Server).KvResolveLock),
 	unary(func() *kvrpcpb.ForwardRequest { return new(kvrpcpb.ForwardRequest) }, (*Server).Forward),
-	unary(func() *kvrpcpb.CheckConsistencyRequest { return new(kvrpcpb.CheckConsistencyRequest) }, (*Server).CheckConsistency),
+	unary(func() *kvrpcpb.CheckConsistencyRequest {
+		return new(kvrpcpb.CheckConsistencyRequest)
+	}, (*Server).CheckConsistency),
 	unary(func() *coprocessor.Request { return new(coprocessor.Request) }, (*Server).Coprocessor),
-	unary(func() *kvrpcpb.BatchGetRequest { return new(kvrpcpb.BatchGetRequest) }, (*Server).KvBatchGet),
-	unary(func() *kvrpcpb.ScanLockRequest { return new(kvrpcpb.ScanLockRequest) }, (*Server).KvScanLock),
-	unary(func() *kvrpcpb.MvccGetByKeyRequest { return new(kvrpcpb.MvccGetByKeyRequest) }, (*Server).MvccGetByKey),
-	unary(func() *kvrpcpb.RawBatchGetRequest { return new(kvrpcpb.RawBatchGetRequest) }, (*Server).RawBatchGet),
-	unary(func() *kvrpcpb.RawBatchPutRequest { return new(kvrpcpb.RawBatchPutRequest) }, (*Server).RawBatchPut),
-	unary(func() *kvrpcpb.RawBatchDeleteRequest { return new(kvrpcpb.RawBatchDeleteRequest) }, (*Server).RawBatchDelete),
-	unary(func() *kvrpcpb.RawChecksumRequest { return new(kvrpcpb.RawChecksumRequest) }, (*Server).RawChecksum),
-	unary(func() *kvrpcpb.RawGetKeyTTLRequest { return new(kvrpcpb.RawGetKeyTTLRequest) }, (*Server).RawGetKeyTTL),
+	unary(func() *kvrpcpb.BatchGetRequest {
+		return new(kvrpcpb.BatchGetRequest)
+	}, (*Server).KvBatchGet),
+	unary(func() *kvrpcpb.ScanLockRequest {
+		return new(kvrpcpb.ScanLockRequest)
+	}, (*Server).KvScanLock),
+	unary(func() *kvrpcpb.MvccGetByKeyRequest {
+		return new(kvrpcpb.MvccGetByKeyRequest)
+	}, (*Server).MvccGetByKey),
+	unary(func() *kvrpcpb.RawBatchGetRequest {
+		return new(kvrpcpb.RawBatchGetRequest)
+	}, (*Server).RawBatchGet),
+	unary(func() *kvrpcpb.RawBatchPutRequest {
+		return new(kvrpcpb.RawBatchPutRequest)
+	}, (*Server).RawBatchPut),
+	unary(func() *kvrpcpb.RawBatchDeleteRequest {
+		return new(kvrpcpb.RawBatchDeleteRequest)
+	}, (*Server).RawBatchDelete),
+	unary(func() *kvrpcpb.RawChecksumRequest {
+		return new(kvrpcpb.RawChecksumRequest)
+	}, (*Server).RawChecksum),
+	unary(func() *kvrpcpb.RawGetKeyTTLRequest {
+		return new(kvrpcpb.RawGetKeyTTLRequest)
+	}, (*Server).RawGetKeyTTL),
 }
 
 // batchOf is a BatchCommands stream of one message.
@@ -175,7 +219,10 @@ func callBatch(ctx context.Context, s *Server, req request) error {
 }
 
 func requestSeeds() (seeds []request, kinds []byte) {
-	good := &kvrpcpb.Context{RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
+	good := &kvrpcpb.Context{
+		RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
 	contexts := []*kvrpcpb.Context{nil, {}, good}
 	for _, change := range []func(*kvrpcpb.Context){
 		func(c *kvrpcpb.Context) { c.RegionId = 9 },
@@ -189,7 +236,9 @@ func requestSeeds() (seeds []request, kinds []byte) {
 		func(c *kvrpcpb.Context) { c.WriteClient, c.WriteNumber, c.LogPosition = 2, 1, 1<<64-1 },
 		func(c *kvrpcpb.Context) {
 			c.WriteClient, c.WriteNumber, c.WriteAttempt = 3, 1, 2
-			c.WriteOrigins = []*kvrpcpb.WriteOrigin{{}, {RegionId: 1, LogPosition: 5}, {RegionId: 9}}
+			c.WriteOrigins = []*kvrpcpb.WriteOrigin{
+				{}, {RegionId: 1, LogPosition: 5}, {RegionId: 9},
+			}
 		},
 	} {
 		c := *good
@@ -197,21 +246,29 @@ func requestSeeds() (seeds []request, kinds []byte) {
 		contexts = append(contexts, &c)
 	}
 	add := func(r request) {
-		kind := slices.IndexFunc(rpcs, func(c procedure) bool { return reflect.TypeOf(c.req()) == reflect.TypeOf(r) })
+		kind := slices.IndexFunc(rpcs, func(c procedure) bool {
+			return reflect.TypeOf(c.req()) == reflect.TypeOf(r)
+		})
 		seeds, kinds = append(seeds, r), append(kinds, byte(kind))
 	}
 	for _, c := range contexts {
 		for _, key := range []string{"", "a", "k", "z"} {
 			get := &kvrpcpb.RawGetRequest{Context: c, Key: []byte(key), Cf: "write"}
-			put := &kvrpcpb.RawPutRequest{Context: c, Key: []byte(key), Value: []byte("v"), Cf: "lock"}
+			put := &kvrpcpb.RawPutRequest{
+				Context: c, Key: []byte(key), Value: []byte("v"), Cf: "lock",
+			}
 			del := &kvrpcpb.RawDeleteRequest{Context: c, Key: []byte(key), Cf: "nope"}
-			scan := &kvrpcpb.RawScanRequest{Context: c, StartKey: []byte(key), EndKey: []byte("c"), Limit: 3, Reverse: key == "k", KeyOnly: true, MaxBytes: 1}
+			scan := &kvrpcpb.RawScanRequest{
+				Context: c, StartKey: []byte(key), EndKey: []byte("c"), Limit: 3,
+				Reverse: key == "k", KeyOnly: true, MaxBytes: 1,
+			}
 			add(get)
 			add(put)
 			add(del)
 			add(scan)
 			add(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{
-				{Id: 1, Get: get}, {Id: 1, Put: put, TimeoutMs: 1 << 63}, {Id: 2, Delete: del, TimeoutMs: 1}, {Id: 3, Scan: scan, Get: get}, {},
+				{Id: 1, Get: get}, {Id: 1, Put: put, TimeoutMs: 1 << 63},
+				{Id: 2, Delete: del, TimeoutMs: 1}, {Id: 3, Scan: scan, Get: get}, {},
 			}})
 		}
 	}
@@ -223,11 +280,19 @@ func requestSeeds() (seeds []request, kinds []byte) {
 			add(&kvrpcpb.GetRequest{Context: c, Key: key, Version: 1<<64 - 1})
 			add(&kvrpcpb.ScanRequest{Context: c, StartKey: key, Limit: 3, Version: 9})
 			add(&kvrpcpb.PrewriteRequest{
-				Context: c, StartVersion: 5, LockTtl: 1, PrimaryLock: key, Mutations: []*kvrpcpb.Mutation{{Key: key}, {Op: 1, Key: key}, {Op: 9}}[:2],
+				Context: c, StartVersion: 5, LockTtl: 1, PrimaryLock: key,
+				Mutations: []*kvrpcpb.Mutation{{Key: key}, {Op: 1, Key: key}, {Op: 9}}[:2],
 			})
-			add(&kvrpcpb.PrewriteRequest{Context: c, StartVersion: 1<<64 - 2, Mutations: []*kvrpcpb.Mutation{{Op: 3, Key: key}, {Op: -1}}})
-			add(&kvrpcpb.CommitRequest{Context: c, StartVersion: 5, CommitVersion: 6, Keys: [][]byte{key, key}})
-			add(&kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: 7, CurrentTs: 1 << 60})
+			add(&kvrpcpb.PrewriteRequest{
+				Context: c, StartVersion: 1<<64 - 2,
+				Mutations: []*kvrpcpb.Mutation{{Op: 3, Key: key}, {Op: -1}},
+			})
+			add(&kvrpcpb.CommitRequest{
+				Context: c, StartVersion: 5, CommitVersion: 6, Keys: [][]byte{key, key},
+			})
+			add(&kvrpcpb.CheckTxnStatusRequest{
+				Context: c, PrimaryKey: key, LockTs: 7, CurrentTs: 1 << 60,
+			})
 			add(&kvrpcpb.BatchRollbackRequest{Context: c, StartVersion: 8, Keys: [][]byte{key}})
 			add(&kvrpcpb.ResolveLockRequest{Context: c, StartVersion: 5, CommitVersion: 6})
 		}
@@ -235,8 +300,8 @@ func requestSeeds() (seeds []request, kinds []byte) {
 	return seeds, kinds
 }
 
-// FuzzRequests: a request of any bytes to any RPC of a client, replicated or not, is answered: with a
-// region error, with what is wrong, or as an RPC that is not there.
+// FuzzRequests: a request of any bytes to any RPC of a client, replicated or not, is answered: with
+// a region error, with what is wrong, or as an RPC that is not there.
 func FuzzRequests(f *testing.F) {
 	seeds, kinds := requestSeeds()
 	for i := range seeds {
@@ -263,7 +328,8 @@ func FuzzRequests(f *testing.F) {
 			switch code := status.Code(err); {
 			case code == codes.OK || code == codes.DeadlineExceeded:
 			case code == codes.Unimplemented && int(kind)%len(rpcs) > 4:
-			case (code == codes.FailedPrecondition || code == codes.InvalidArgument) && noPlaceForErrors(req):
+			case (code == codes.FailedPrecondition || code == codes.InvalidArgument) &&
+				noPlaceForErrors(req):
 			default:
 				t.Fatalf("%T: %v", req, err)
 			}
@@ -283,11 +349,16 @@ func noPlaceForErrors(req request) bool {
 // TestRequestsHitTheStore: the seeds reach the replicated store, some of them to the end.
 func TestRequestsHitTheStore(t *testing.T) {
 	s := newReplicated(t)
-	good := &kvrpcpb.Context{RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
-	p, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{Context: good, Key: []byte("b"), Value: []byte("v")})
+	good := &kvrpcpb.Context{
+		RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
+	p, err := s.RawPut(context.Background(),
+		&kvrpcpb.RawPutRequest{Context: good, Key: []byte("b"), Value: []byte("v")})
 	require.NoError(t, err)
 	require.Nil(t, p.RegionError)
-	g, err := s.RawGet(context.Background(), &kvrpcpb.RawGetRequest{Context: good, Key: []byte("b")})
+	g, err := s.RawGet(context.Background(),
+		&kvrpcpb.RawGetRequest{Context: good, Key: []byte("b")})
 	require.NoError(t, err)
 	require.Equal(t, "v", string(g.Value))
 }

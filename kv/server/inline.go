@@ -12,21 +12,26 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// registerInline has gets, puts and deletes answered without goroutines of their own, as far as the storage can.
+// registerInline has gets, puts and deletes answered without goroutines of their own, as far as the
+// storage can.
 func (s *Server) registerInline(g *rpc.Server) {
 	if s.local != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawGet", s.inlineGet)
 	}
-	g.HandleInline("/tinykvpb.TinyKv/KvGet", func(c *rpc.Call, req []byte) bool { return inlineTxnGet(s, c, req) })
-	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", func(c *rpc.Call, req []byte) bool { return inlinePrewrite(s, c, req) })
+	g.HandleInline("/tinykvpb.TinyKv/KvGet", func(c *rpc.Call, req []byte) bool {
+		return inlineTxnGet(s, c, req)
+	})
+	g.HandleInline("/tinykvpb.TinyKv/KvPrewrite", func(c *rpc.Call, req []byte) bool {
+		return inlinePrewrite(s, c, req)
+	})
 	if s.async != nil {
 		g.HandleInline("/tinykvpb.TinyKv/RawPut", s.inlinePut)
 		g.HandleInline("/tinykvpb.TinyKv/RawDelete", s.inlineDelete)
 	}
 }
 
-// inlineGet answers a get under a lease. A request that cannot be decoded, or has no full context, is left to the usual
-// handler, which says so.
+// inlineGet answers a get under a lease. A request that cannot be decoded, or has no full context,
+// is left to the usual handler, which says so.
 func (s *Server) inlineGet(call *rpc.Call, request []byte) bool {
 	g := getRequests.Get().(*getRequest)
 	if !g.decode(request) {
@@ -102,13 +107,14 @@ type getRequest struct {
 
 var getRequests = sync.Pool{New: func() any { return new(getRequest) }}
 
-// decode reads a request over what an earlier one has left. False: the request cannot be decoded, or its context lacks an
-// epoch or a peer, or has one of zeros, which is not told apart here.
+// decode reads a request over what an earlier one has left. False: the request cannot be decoded,
+// or its context lacks an epoch or a peer, or has one of zeros, which is not told apart here.
 func (g *getRequest) decode(b []byte) bool {
 	g.epoch, g.peer = metapb.RegionEpoch{}, metapb.Peer{}
 	g.ctx = kvrpcpb.Context{RegionEpoch: &g.epoch, Peer: &g.peer}
 	g.req = kvrpcpb.RawGetRequest{Context: &g.ctx, Key: g.req.Key[:0]}
-	return g.req.Unmarshal(b) == nil && g.epoch != (metapb.RegionEpoch{}) && g.peer != (metapb.Peer{})
+	return g.req.Unmarshal(b) == nil && g.epoch != (metapb.RegionEpoch{}) &&
+		g.peer != (metapb.Peer{})
 }
 
 func (s *Server) inlinePut(call *rpc.Call, request []byte) bool {
@@ -116,7 +122,9 @@ func (s *Server) inlinePut(call *rpc.Call, request []byte) bool {
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	s.rawPutAsync(req, s.deadline(call), func(resp *kvrpcpb.RawPutResponse, err error) { answer(call, resp, err) })
+	s.rawPutAsync(req, s.deadline(call), func(resp *kvrpcpb.RawPutResponse, err error) {
+		answer(call, resp, err)
+	})
 	return true
 }
 
@@ -125,7 +133,9 @@ func (s *Server) inlineDelete(call *rpc.Call, request []byte) bool {
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	s.rawDeleteAsync(req, s.deadline(call), func(resp *kvrpcpb.RawDeleteResponse, err error) { answer(call, resp, err) })
+	s.rawDeleteAsync(req, s.deadline(call), func(resp *kvrpcpb.RawDeleteResponse, err error) {
+		answer(call, resp, err)
+	})
 	return true
 }
 
@@ -145,20 +155,32 @@ func (s *Server) deadline(call *rpc.Call) time.Time {
 	return time.Now().Add(s.cfg.Server.RequestTimeout.Duration)
 }
 
-// rawPutAsync is RawPut for a storage that writes asynchronously: done is called with the answer, exactly once, by deadline.
-func (s *Server) rawPutAsync(req *kvrpcpb.RawPutRequest, deadline time.Time, done func(*kvrpcpb.RawPutResponse, error)) {
+// rawPutAsync is RawPut for a storage that writes asynchronously: done is called with the answer,
+// exactly once, by deadline.
+func (s *Server) rawPutAsync(
+	req *kvrpcpb.RawPutRequest, deadline time.Time, done func(*kvrpcpb.RawPutResponse, error),
+) {
 	mods, err := s.put(req)
-	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) { done(putAnswer(index, err)) })
+	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) {
+		done(putAnswer(index, err))
+	})
 }
 
 // rawDeleteAsync is RawDelete as rawPutAsync is RawPut.
-func (s *Server) rawDeleteAsync(req *kvrpcpb.RawDeleteRequest, deadline time.Time, done func(*kvrpcpb.RawDeleteResponse, error)) {
+func (s *Server) rawDeleteAsync(
+	req *kvrpcpb.RawDeleteRequest, deadline time.Time, done func(*kvrpcpb.RawDeleteResponse, error),
+) {
 	mods, err := s.del(req)
-	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) { done(deleteAnswer(index, err)) })
+	s.writeAsync(req.Context, mods, err, deadline, func(index uint64, err error) {
+		done(deleteAnswer(index, err))
+	})
 }
 
 // writeAsync begins a write, unless the request is invalid.
-func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid error, deadline time.Time, done func(uint64, error)) {
+func (s *Server) writeAsync(
+	c *kvrpcpb.Context, mods []storage.Modify, invalid error, deadline time.Time,
+	done func(uint64, error),
+) {
 	if invalid != nil {
 		done(0, invalid)
 		return
@@ -168,7 +190,8 @@ func (s *Server) writeAsync(c *kvrpcpb.Context, mods []storage.Modify, invalid e
 	w.limit(deadline)
 }
 
-// asyncWrite is a write whose outcome is not waited for: whatever comes first, outcome or deadline, is the answer.
+// asyncWrite is a write whose outcome is not waited for: whatever comes first, outcome or deadline,
+// is the answer.
 type asyncWrite struct {
 	done func(uint64, error)
 	mu   struct {
@@ -196,6 +219,8 @@ func (w *asyncWrite) limit(deadline time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.mu.answered {
-		w.mu.timer = time.AfterFunc(time.Until(deadline), func() { w.finish(0, context.DeadlineExceeded) })
+		w.mu.timer = time.AfterFunc(time.Until(deadline), func() {
+			w.finish(0, context.DeadlineExceeded)
+		})
 	}
 }

@@ -40,7 +40,8 @@ func overTheWire(t testing.TB, svc *Server) tinykvpb.TinyKvClient {
 	Register(g, svc)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
-	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(codec.CallOption(), grpc.MaxCallRecvMsgSize(16<<20)))
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -53,7 +54,8 @@ func overTheWire(t testing.TB, svc *Server) tinykvpb.TinyKvClient {
 
 func regionOne() *kvrpcpb.Context {
 	return &kvrpcpb.Context{
-		RegionId: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionId: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peer: &metapb.Peer{Id: 1, StoreId: 1},
 	}
 }
 
@@ -76,14 +78,17 @@ func TestInlineAnswers(t *testing.T) {
 		{"no context", "", "b", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			put := &kvrpcpb.RawPutRequest{Context: tc.in, Cf: tc.cf, Key: []byte(tc.key), Value: []byte("v")}
+			put := &kvrpcpb.RawPutRequest{
+				Context: tc.in, Cf: tc.cf, Key: []byte(tc.key), Value: []byte("v"),
+			}
 			get := &kvrpcpb.RawGetRequest{Context: tc.in, Cf: tc.cf, Key: []byte(tc.key)}
 			del := &kvrpcpb.RawDeleteRequest{Context: tc.in, Cf: tc.cf, Key: []byte(tc.key)}
 			for range 2 {
 				wantPut, wantErr := svc.RawPut(ctx, put)
 				gotPut, err := c.RawPut(ctx, put)
 				require.Equal(t, status.Code(wantErr), status.Code(err))
-				require.Equal(t, wantPut.LogIndex > 0, gotPut.LogIndex > wantPut.LogIndex, "each write has an entry of its own")
+				require.Equal(t, wantPut.LogIndex > 0, gotPut.LogIndex > wantPut.LogIndex,
+					"each write has an entry of its own")
 				wantPut.LogIndex, gotPut.LogIndex = 0, 0
 				require.Equal(t, wantPut, gotPut)
 				wantGet, wantErr := svc.RawGet(ctx, get)
@@ -103,7 +108,8 @@ func TestInlineAnswers(t *testing.T) {
 	}
 }
 
-// fakeStorage answers gets with a value of its own size, after a while, and writes when the test asks for it.
+// fakeStorage answers gets with a value of its own size, after a while, and writes when the test
+// asks for it.
 type fakeStorage struct {
 	value []byte
 	gets  atomic.Int64
@@ -116,13 +122,18 @@ type fakeStorage struct {
 	}
 }
 
-func (f *fakeStorage) Get(context.Context, *kvrpcpb.Context, engine.CF, []byte) ([]byte, bool, error) {
+func (f *fakeStorage) Get(
+	context.Context, *kvrpcpb.Context, engine.CF, []byte,
+) ([]byte, bool, error) {
 	f.gets.Add(1)
 	return f.value, true, nil
 }
 
-func (f *fakeStorage) GetLocal(*kvrpcpb.Context, engine.CF, []byte) (value []byte, found, ok bool, err error) {
-	for start := time.Now(); time.Since(start) < f.delay; { // a get that waits for the disk; too short a time to sleep for
+func (f *fakeStorage) GetLocal(
+	*kvrpcpb.Context, engine.CF, []byte,
+) (value []byte, found, ok bool, err error) {
+	// a get that waits for the disk; too short a time to sleep for
+	for start := time.Now(); time.Since(start) < f.delay; {
 	}
 	f.gets.Add(1)
 	return f.value, true, true, nil
@@ -136,7 +147,9 @@ func (f *fakeStorage) Write(context.Context, *kvrpcpb.Context, []storage.Modify)
 	return 0, errors.New("only asynchronous writes here")
 }
 
-func (f *fakeStorage) WriteAsync(_ *kvrpcpb.Context, _ []storage.Modify, _ time.Time, done func(uint64, error)) {
+func (f *fakeStorage) WriteAsync(
+	_ *kvrpcpb.Context, _ []storage.Modify, _ time.Time, done func(uint64, error),
+) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.writes = append(f.mu.writes, done)
@@ -207,7 +220,8 @@ func TestWriteIsAnsweredAtItsDeadline(t *testing.T) {
 	require.NoError(t, <-answers)
 }
 
-// TestBatchWriteHoldsItsSlotUntilItIsAnswered: requests beyond the limit wait for those before them.
+// TestBatchWriteHoldsItsSlotUntilItIsAnswered: requests beyond the limit wait for those before
+// them.
 func TestBatchWriteHoldsItsSlotUntilItIsAnswered(t *testing.T) {
 	f := new(fakeStorage)
 	c := overTheWire(t, newFake(f))
@@ -217,11 +231,14 @@ func TestBatchWriteHoldsItsSlotUntilItIsAnswered(t *testing.T) {
 	require.NoError(t, err)
 	const puts = maxBatchInflight + 100
 	for i := range puts {
-		require.NoError(t, stream.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{
-			{Id: uint64(i), Put: &kvrpcpb.RawPutRequest{Key: []byte("k")}},
-		}}))
+		require.NoError(t,
+			stream.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{
+				{Id: uint64(i), Put: &kvrpcpb.RawPutRequest{Key: []byte("k")}},
+			}}))
 	}
-	require.Eventually(t, func() bool { return f.pending() == maxBatchInflight }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return f.pending() == maxBatchInflight
+	}, 10*time.Second, time.Millisecond)
 	defer f.keepFinishing()()
 	seen := map[uint64]bool{}
 	for len(seen) < puts {
@@ -236,7 +253,8 @@ func TestBatchWriteHoldsItsSlotUntilItIsAnswered(t *testing.T) {
 	require.Equal(t, maxBatchInflight, f.most())
 }
 
-// TestStopDoesNotWaitForWrites: their region may have lost its quorum, and the store is stopped after the server.
+// TestStopDoesNotWaitForWrites: their region may have lost its quorum, and the store is stopped
+// after the server.
 func TestStopDoesNotWaitForWrites(t *testing.T) {
 	f := new(fakeStorage)
 	start := time.Now()
@@ -245,15 +263,21 @@ func TestStopDoesNotWaitForWrites(t *testing.T) {
 		stream, err := c.BatchCommands(context.Background())
 		require.NoError(t, err)
 		put := &kvrpcpb.RawPutRequest{Key: []byte("k")}
-		require.NoError(t, stream.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{{Id: 1, Put: put}}}))
+		require.NoError(t,
+			stream.Send(&kvrpcpb.BatchCommandsRequest{
+				Commands: []*kvrpcpb.BatchCommand{{Id: 1, Put: put}},
+			}))
 		go func() { _, _ = c.RawPut(context.Background(), put) }()
-		require.Eventually(t, func() bool { return f.pending() == 2 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return f.pending() == 2
+		}, 10*time.Second, time.Millisecond)
 	})
 	require.Less(t, time.Since(start), config.Default().Server.RequestTimeout.Duration/2)
 	f.finish(nil) // too late for anyone
 }
 
-// TestBatchBacklogIsBounded: a client that takes no replies is not served further, and loses nothing.
+// TestBatchBacklogIsBounded: a client that takes no replies is not served further, and loses
+// nothing.
 func TestBatchBacklogIsBounded(t *testing.T) {
 	f := &fakeStorage{value: make([]byte, 64<<10)}
 	c := overTheWire(t, newFake(f))
@@ -333,7 +357,9 @@ func endAnyhow(t *testing.T, c tinykvpb.TinyKvClient, rng *rand.Rand) {
 		case 2:
 			cmd.Scan = &kvrpcpb.RawScanRequest{}
 		}
-		if stream.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{cmd}}) != nil {
+		if stream.Send(&kvrpcpb.BatchCommandsRequest{
+			Commands: []*kvrpcpb.BatchCommand{cmd},
+		}) != nil {
 			return
 		}
 	}
@@ -356,7 +382,8 @@ func TestSlowGetsGoAround(t *testing.T) {
 	svc := newFake(f)
 	c := overTheWire(t, svc)
 	for range 2 * gate.Limit / gate.SlowWeight {
-		_, err := c.RawGet(context.Background(), &kvrpcpb.RawGetRequest{Context: regionOne(), Key: []byte("k")})
+		_, err := c.RawGet(context.Background(),
+			&kvrpcpb.RawGetRequest{Context: regionOne(), Key: []byte("k")})
 		require.NoError(t, err)
 	}
 	require.True(t, svc.Gate().Closed())
@@ -407,7 +434,8 @@ func (n noteMessages) HandleRaftBatch(msgs []*rspb.RaftMessage, _ func(*rspb.Raf
 	}
 }
 
-// TestRaftBatchInOrder: whether the reader or the handler works the messages off, they arrive once and in order.
+// TestRaftBatchInOrder: whether the reader or the handler works the messages off, they arrive once
+// and in order.
 func TestRaftBatchInOrder(t *testing.T) {
 	h := noteMessages{make(chan uint64, 10_000)}
 	c := overTheWire(t, New(config.Default(), new(fakeStorage), h, nil, zap.NewNop()))

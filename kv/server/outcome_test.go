@@ -22,7 +22,8 @@ func TestUnknownOutcomeOnTheWire(t *testing.T) {
 		require.Nil(t, e.NotLeader)
 	}
 	for _, cause := range []error{
-		&regionerr.RegionNotFoundError{RegionID: 1}, &regionerr.NotLeaderError{RegionID: 1}, regionerr.ErrStopping, regionerr.ErrFailed,
+		&regionerr.RegionNotFoundError{RegionID: 1}, &regionerr.NotLeaderError{RegionID: 1},
+		regionerr.ErrStopping, regionerr.ErrFailed,
 	} {
 		err := &regionerr.UnknownError{Cause: cause}
 		resp, rpc := putAnswer(0, err)
@@ -39,7 +40,10 @@ func TestUnknownOutcomeOnTheWire(t *testing.T) {
 		stream, openErr := c.BatchCommands(ctx)
 		require.NoError(t, openErr)
 		req := &kvrpcpb.RawPutRequest{Key: []byte("k")}
-		require.NoError(t, stream.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{{Id: 1, Put: req}}}))
+		require.NoError(t,
+			stream.Send(&kvrpcpb.BatchCommandsRequest{
+				Commands: []*kvrpcpb.BatchCommand{{Id: 1, Put: req}},
+			}))
 		unary := make(chan *errorpb.Error, 1)
 		go func() {
 			resp, err := c.RawPut(ctx, req)
@@ -48,7 +52,9 @@ func TestUnknownOutcomeOnTheWire(t *testing.T) {
 			}
 			unary <- resp.GetRegionError()
 		}()
-		require.Eventually(t, func() bool { return f.pending() == 2 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return f.pending() == 2
+		}, 10*time.Second, time.Millisecond)
 		f.finish(err)
 		check(<-unary)
 		batch, recvErr := stream.Recv()

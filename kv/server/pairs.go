@@ -8,14 +8,16 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// pairs allocates the pairs of an answer, several at a time: one by one, they are what the collector has most to do
-// with. The memory is used again for a later answer if the call says when this one has been encoded (rpc.Room.Keep).
+// pairs allocates the pairs of an answer, several at a time: one by one, they are what the
+// collector has most to do with. The memory is used again for a later answer if the call says when
+// this one has been encoded (rpc.Room.Keep).
 type pairs struct {
 	// most is how many there may be.
 	most, made int
 	free       []kvrpcpb.KvPair
 	room       []byte
-	// list is what the pairs are gathered in, and chunk what free is cut from first, if the memory is used again.
+	// list is what the pairs are gathered in, and chunk what free is cut from first, if the memory
+	// is used again.
 	list  []*kvrpcpb.KvPair
 	chunk []kvrpcpb.KvPair
 }
@@ -29,7 +31,8 @@ const (
 
 var pairsPool = sync.Pool{New: func() any { return new(pairs) }}
 
-// newPairs makes room for at most so many pairs of the answer that has the room held, which may be nil.
+// newPairs makes room for at most so many pairs of the answer that has the room held, which may be
+// nil.
 func newPairs(held *rpc.Room, most int) *pairs {
 	if !held.Keeps() || most > maxKept {
 		return &pairs{most: most}

@@ -11,7 +11,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// TestPairsShareNothing: pairs from common chunks are as if each had been copied by itself, also when one grows.
+// TestPairsShareNothing: pairs from common chunks are as if each had been copied by itself, also
+// when one grows.
 func TestPairsShareNothing(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, most := range []int{1, 2, 3, 100, 1000} {
@@ -42,8 +43,8 @@ func TestPairsShareNothing(t *testing.T) {
 	}
 }
 
-// TestPairsAreUsedAgain: many scans at once, whose pairs lie in memory that is used again, answer what is there. Some are
-// answered in large messages, which wait for the client's windows.
+// TestPairsAreUsedAgain: many scans at once, whose pairs lie in memory that is used again, answer
+// what is there. Some are answered in large messages, which wait for the client's windows.
 func TestPairsAreUsedAgain(t *testing.T) {
 	s := newServer()
 	const keys = 400
@@ -65,7 +66,8 @@ func TestPairsAreUsedAgain(t *testing.T) {
 			for range 30 {
 				from, limit, only := rnd.IntN(keys), 1+rnd.IntN(maxKept+10), rnd.IntN(3) == 0
 				resp, err := c.RawScan(t.Context(), &kvrpcpb.RawScanRequest{
-					StartKey: fmt.Appendf(nil, "k%03d", from), Limit: uint32(limit), KeyOnly: only, MaxBytes: 1 << 20,
+					StartKey: fmt.Appendf(nil, "k%03d", from), Limit: uint32(limit), KeyOnly: only,
+					MaxBytes: 1 << 20,
 				})
 				if err != nil || resp.RegionError != nil || resp.Error != "" || len(resp.Kvs) == 0 {
 					t.Errorf("scan: %v %v", resp, err)
@@ -76,8 +78,10 @@ func TestPairsAreUsedAgain(t *testing.T) {
 					if only {
 						want = ""
 					}
-					if string(pair.Key) != fmt.Sprintf("k%03d", from+i) || string(pair.Value) != want {
-						t.Errorf("pair %d of the scan from %d: %q and %d bytes", i, from, pair.Key, len(pair.Value))
+					if string(pair.Key) != fmt.Sprintf("k%03d", from+i) ||
+						string(pair.Value) != want {
+						t.Errorf("pair %d of the scan from %d: %q and %d bytes", i, from, pair.Key,
+							len(pair.Value))
 						return
 					}
 				}

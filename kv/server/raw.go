@@ -18,8 +18,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// outcome sorts an error into the three places where a client finds it: a region error, a message, or
-// the status of the RPC.
+// outcome sorts an error into the three places where a client finds it: a region error, a message,
+// or the status of the RPC.
 func outcome(err error) (region *errorpb.Error, msg string, rpc error) {
 	if err == nil {
 		return nil, "", nil
@@ -37,10 +37,13 @@ func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	case errors.As(err, &missing):
 		return nil, missing.Error(), nil
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, "", status.Error(codes.DeadlineExceeded, "deadline exceeded; a write may still be carried out")
+		return nil, "",
+			status.Error(codes.DeadlineExceeded,
+				"deadline exceeded; a write may still be carried out")
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, regionerr.ErrStopping), errors.Is(err, regionerr.ErrFailed), errors.Is(err, engine.ErrClosed):
+	case errors.Is(err, regionerr.ErrStopping), errors.Is(err, regionerr.ErrFailed),
+		errors.Is(err, engine.ErrClosed):
 		return nil, "", status.Error(codes.Unavailable, err.Error())
 	}
 	if pb, ok := regionerr.ToProto(err); ok {
@@ -59,7 +62,9 @@ func (s *Server) checkKey(key []byte) error {
 	case len(key) == 0:
 		return &requestError{"the key must not be empty"}
 	case len(key) > limit:
-		return &requestError{fmt.Sprintf("the key of %d bytes exceeds the limit of %d", len(key), limit)}
+		return &requestError{
+			fmt.Sprintf("the key of %d bytes exceeds the limit of %d", len(key), limit),
+		}
 	}
 	return nil
 }
@@ -77,7 +82,9 @@ func (s *Server) checkCF(name string) (engine.CF, error) {
 }
 
 // RawGet implements tinykvpb.TinyKvServer.
-func (s *Server) RawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+func (s *Server) RawGet(
+	ctx context.Context, req *kvrpcpb.RawGetRequest,
+) (*kvrpcpb.RawGetResponse, error) {
 	resp := &kvrpcpb.RawGetResponse{}
 	value, found, err := s.rawGet(ctx, req)
 	var rpc error
@@ -98,7 +105,9 @@ func (s *Server) rawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) ([]byte
 }
 
 // rawGetLocal answers like RawGet if that needs nobody else; else ok is false.
-func (s *Server) rawGetLocal(req *kvrpcpb.RawGetRequest) (resp *kvrpcpb.RawGetResponse, ok bool, rpc error) {
+func (s *Server) rawGetLocal(
+	req *kvrpcpb.RawGetRequest,
+) (resp *kvrpcpb.RawGetResponse, ok bool, rpc error) {
 	if s.local == nil || !s.gate.Open() {
 		return nil, false, nil
 	}
@@ -154,7 +163,9 @@ func deleteAnswer(index uint64, err error) (resp *kvrpcpb.RawDeleteResponse, rpc
 }
 
 // RawPut implements tinykvpb.TinyKvServer. An empty value is stored as such.
-func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+func (s *Server) RawPut(
+	ctx context.Context, req *kvrpcpb.RawPutRequest,
+) (*kvrpcpb.RawPutResponse, error) {
 	mods, err := s.put(req)
 	var index uint64
 	if err == nil {
@@ -164,7 +175,9 @@ func (s *Server) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpc
 }
 
 // RawDelete implements tinykvpb.TinyKvServer. Deleting what does not exist succeeds.
-func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (*kvrpcpb.RawDeleteResponse, error) {
+func (s *Server) RawDelete(
+	ctx context.Context, req *kvrpcpb.RawDeleteRequest,
+) (*kvrpcpb.RawDeleteResponse, error) {
 	mods, err := s.del(req)
 	var index uint64
 	if err == nil {
@@ -174,7 +187,9 @@ func (s *Server) RawDelete(ctx context.Context, req *kvrpcpb.RawDeleteRequest) (
 }
 
 // RawScan implements tinykvpb.TinyKvServer. It stays within the region that has the start key.
-func (s *Server) RawScan(ctx context.Context, req *kvrpcpb.RawScanRequest) (*kvrpcpb.RawScanResponse, error) {
+func (s *Server) RawScan(
+	ctx context.Context, req *kvrpcpb.RawScanRequest,
+) (*kvrpcpb.RawScanResponse, error) {
 	resp := &kvrpcpb.RawScanResponse{}
 	var rpc error
 	err := s.rawScan(ctx, req, resp)
@@ -185,21 +200,27 @@ func (s *Server) RawScan(ctx context.Context, req *kvrpcpb.RawScanRequest) (*kvr
 	return resp, rpc
 }
 
-func (s *Server) rawScan(ctx context.Context, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse) error {
+func (s *Server) rawScan(
+	ctx context.Context, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse,
+) error {
 	cf, err := s.checkCF(req.Cf)
 	if err != nil {
 		return err
 	}
 	if limit := s.cfg.Server.MaxScanLimit; req.Limit > limit {
-		return &requestError{fmt.Sprintf("the limit of %d pairs exceeds the most allowed, %d", req.Limit, limit)}
+		return &requestError{
+			fmt.Sprintf("the limit of %d pairs exceeds the most allowed, %d", req.Limit, limit),
+		}
 	}
 	if max := int(s.cfg.Server.MaxKeySize); len(req.StartKey) > max+1 || len(req.EndKey) > max+1 {
-		return &requestError{fmt.Sprintf("a bound of the scan exceeds the key limit of %d bytes", max)}
+		return &requestError{
+			fmt.Sprintf("a bound of the scan exceeds the key limit of %d bytes", max),
+		}
 	}
 	anchor := append([]byte{}, req.StartKey...)
 	if req.Reverse {
-		// The upper bound is exclusive and may equal the region's end; the lower one may lie below it. The
-		// epoch ensures that the client means this region.
+		// The upper bound is exclusive and may equal the region's end; the lower one may lie below
+		// it. The epoch ensures that the client means this region.
 		anchor = nil
 	}
 	view := trace.From(ctx).Begin("take a view")
@@ -221,9 +242,11 @@ func (s *Server) rawScan(ctx context.Context, req *kvrpcpb.RawScanRequest, resp 
 	return s.fillScan(rpc.RoomOf(ctx), req, resp, it)
 }
 
-// fillScan copies pairs until the limit, the end, or the size that one message can carry. If the store has no room for
-// more, an answer that may be cut is.
-func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse, it storage.Iterator) error {
+// fillScan copies pairs until the limit, the end, or the size that one message can carry. If the
+// store has no room for more, an answer that may be cut is.
+func (s *Server) fillScan(
+	held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvrpcpb.RawScanResponse, it storage.Iterator,
+) error {
 	next, first := it.Next, it.First
 	if req.Reverse {
 		next, first = it.Prev, it.Last
@@ -248,7 +271,9 @@ func (s *Server) fillScan(held *rpc.Room, req *kvrpcpb.RawScanRequest, resp *kvr
 		}
 		if (full || size > room) && len(resp.Kvs) > 0 {
 			if !cut {
-				return &requestError{"the pairs do not fit into one answer; lower the limit or set max_bytes"}
+				return &requestError{
+					"the pairs do not fit into one answer; lower the limit or set max_bytes",
+				}
 			}
 			resp.More = true
 			return nil

@@ -26,8 +26,11 @@ func checkKeys(s *Server, cfName string, n int, key func(i int) []byte) (engine.
 	return cf, err
 }
 
-// RawBatchGet implements tinykvpb.TinyKvServer: the pairs that exist, of one moment. An answer that is cut says so.
-func (s *Server) RawBatchGet(ctx context.Context, req *kvrpcpb.RawBatchGetRequest) (*kvrpcpb.RawBatchGetResponse, error) {
+// RawBatchGet implements tinykvpb.TinyKvServer: the pairs that exist, of one moment. An answer that
+// is cut says so.
+func (s *Server) RawBatchGet(
+	ctx context.Context, req *kvrpcpb.RawBatchGetRequest,
+) (*kvrpcpb.RawBatchGetResponse, error) {
 	resp := &kvrpcpb.RawBatchGetResponse{}
 	err := rawBatchGet(ctx, s, req, resp)
 	if err != nil {
@@ -52,23 +55,26 @@ func rawBatchGet(
 	defer r.Close()
 	size, room, held := 0, int(s.cfg.Server.GRPCMaxMessage)*3/4, rpc.RoomOf(ctx)
 	resp.Read = uint32(len(req.Keys))
-	return rawops.BatchGet(r, req.Context.GetRegionId(), cf, req.Keys, func(i int, value []byte) (bool, error) {
-		size += len(req.Keys[i]) + len(value) + 16
-		full := !held.Gather(size)
-		if full && len(resp.Pairs) == 0 {
-			return false, &regionerr.BusyError{Reason: rpc.NoRoom}
-		}
-		if (full || size > room) && len(resp.Pairs) > 0 {
-			resp.Read = uint32(i)
-			return false, nil
-		}
-		resp.Pairs = append(resp.Pairs, &kvrpcpb.KvPair{Key: req.Keys[i], Value: value})
-		return true, nil
-	})
+	return rawops.BatchGet(r, req.Context.GetRegionId(), cf, req.Keys,
+		func(i int, value []byte) (bool, error) {
+			size += len(req.Keys[i]) + len(value) + 16
+			full := !held.Gather(size)
+			if full && len(resp.Pairs) == 0 {
+				return false, &regionerr.BusyError{Reason: rpc.NoRoom}
+			}
+			if (full || size > room) && len(resp.Pairs) > 0 {
+				resp.Read = uint32(i)
+				return false, nil
+			}
+			resp.Pairs = append(resp.Pairs, &kvrpcpb.KvPair{Key: req.Keys[i], Value: value})
+			return true, nil
+		})
 }
 
 // RawBatchPut implements tinykvpb.TinyKvServer: all pairs or none.
-func (s *Server) RawBatchPut(ctx context.Context, req *kvrpcpb.RawBatchPutRequest) (*kvrpcpb.RawBatchPutResponse, error) {
+func (s *Server) RawBatchPut(
+	ctx context.Context, req *kvrpcpb.RawBatchPutRequest,
+) (*kvrpcpb.RawBatchPutResponse, error) {
 	resp := &kvrpcpb.RawBatchPutResponse{}
 	mods, err := batchPut(s, req)
 	if err == nil && len(mods) > 0 {
@@ -80,7 +86,9 @@ func (s *Server) RawBatchPut(ctx context.Context, req *kvrpcpb.RawBatchPutReques
 }
 
 func batchPut(s *Server, req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, error) {
-	cf, err := checkKeys(s, req.Cf, len(req.Pairs), func(i int) []byte { return req.Pairs[i].GetKey() })
+	cf, err := checkKeys(s, req.Cf, len(req.Pairs), func(i int) []byte {
+		return req.Pairs[i].GetKey()
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +107,9 @@ func batchPut(s *Server, req *kvrpcpb.RawBatchPutRequest) ([]storage.Modify, err
 }
 
 // RawBatchDelete implements tinykvpb.TinyKvServer: all keys or none.
-func (s *Server) RawBatchDelete(ctx context.Context, req *kvrpcpb.RawBatchDeleteRequest) (*kvrpcpb.RawBatchDeleteResponse, error) {
+func (s *Server) RawBatchDelete(
+	ctx context.Context, req *kvrpcpb.RawBatchDeleteRequest,
+) (*kvrpcpb.RawBatchDeleteResponse, error) {
 	resp := &kvrpcpb.RawBatchDeleteResponse{}
 	cf, err := checkKeys(s, req.Cf, len(req.Keys), func(i int) []byte { return req.Keys[i] })
 	if err == nil && len(req.Keys) > 0 {
@@ -115,7 +125,9 @@ func (s *Server) RawBatchDelete(ctx context.Context, req *kvrpcpb.RawBatchDelete
 }
 
 // RawChecksum implements tinykvpb.TinyKvServer. The range is clipped to the region.
-func (s *Server) RawChecksum(ctx context.Context, req *kvrpcpb.RawChecksumRequest) (*kvrpcpb.RawChecksumResponse, error) {
+func (s *Server) RawChecksum(
+	ctx context.Context, req *kvrpcpb.RawChecksumRequest,
+) (*kvrpcpb.RawChecksumResponse, error) {
 	resp := &kvrpcpb.RawChecksumResponse{}
 	sum, err := checksum(ctx, s, req)
 	var rpc error
@@ -125,7 +137,9 @@ func (s *Server) RawChecksum(ctx context.Context, req *kvrpcpb.RawChecksumReques
 	return resp, rpc
 }
 
-func checksum(ctx context.Context, s *Server, req *kvrpcpb.RawChecksumRequest) (sum rawops.Sum, err error) {
+func checksum(
+	ctx context.Context, s *Server, req *kvrpcpb.RawChecksumRequest,
+) (sum rawops.Sum, err error) {
 	cf, err := s.checkCF(req.Cf)
 	if err != nil {
 		return sum, err

@@ -17,12 +17,16 @@ import (
 func TestRawBatches(t *testing.T) {
 	s := newReplicatedWith(t, raftstore.Options{})
 	s.cfg.Server.GRPCMaxMessage = 8 << 10
-	to := &kvrpcpb.Context{RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
+	to := &kvrpcpb.Context{
+		RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
 	put := func(ttls []uint64, keys ...string) *kvrpcpb.RawBatchPutResponse {
 		t.Helper()
 		req := &kvrpcpb.RawBatchPutRequest{Context: to, Ttls: ttls}
 		for _, k := range keys {
-			req.Pairs = append(req.Pairs, &kvrpcpb.KvPair{Key: []byte(k), Value: bytes.Repeat([]byte{'v'}, 1<<10)})
+			req.Pairs = append(req.Pairs,
+				&kvrpcpb.KvPair{Key: []byte(k), Value: bytes.Repeat([]byte{'v'}, 1<<10)})
 		}
 		resp, err := s.RawBatchPut(t.Context(), req)
 		require.NoError(t, err)
@@ -61,7 +65,8 @@ func TestRawBatches(t *testing.T) {
 
 	sum := func(start, end string) *kvrpcpb.RawChecksumResponse {
 		t.Helper()
-		resp, err := s.RawChecksum(t.Context(), &kvrpcpb.RawChecksumRequest{Context: to, StartKey: []byte(start), EndKey: []byte(end)})
+		resp, err := s.RawChecksum(t.Context(),
+			&kvrpcpb.RawChecksumRequest{Context: to, StartKey: []byte(start), EndKey: []byte(end)})
 		require.NoError(t, err)
 		return resp
 	}
@@ -72,7 +77,10 @@ func TestRawBatches(t *testing.T) {
 	require.Zero(t, sum("k05", "k05").TotalKvs)
 	require.Zero(t, sum("k05", "k01").TotalKvs)
 
-	del, err := s.RawBatchDelete(t.Context(), &kvrpcpb.RawBatchDeleteRequest{Context: to, Keys: [][]byte{[]byte("k00"), []byte("absent")}})
+	del, err := s.RawBatchDelete(t.Context(),
+		&kvrpcpb.RawBatchDeleteRequest{
+			Context: to, Keys: [][]byte{[]byte("k00"), []byte("absent")},
+		})
 	require.NoError(t, err)
 	require.Empty(t, del.Error)
 	require.Empty(t, get("k00").Pairs)

@@ -11,8 +11,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// TestAnswersTakeRoom: with no room left, large reads are refused as busy, as calls and on the stream, and small ones are
-// answered. A scan that may be cut is cut where the room ends. All room is given back.
+// TestAnswersTakeRoom: with no room left, large reads are refused as busy, as calls and on the
+// stream, and small ones are answered. A scan that may be cut is cut where the room ends. All room
+// is given back.
 func TestAnswersTakeRoom(t *testing.T) {
 	s := newServer()
 	for i := range 8 {
@@ -29,7 +30,8 @@ func TestAnswersTakeRoom(t *testing.T) {
 	require.NoError(t, err)
 	batched := func(cmd *kvrpcpb.BatchCommand) *kvrpcpb.BatchReply {
 		t.Helper()
-		require.NoError(t, st.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{cmd}}))
+		require.NoError(t,
+			st.Send(&kvrpcpb.BatchCommandsRequest{Commands: []*kvrpcpb.BatchCommand{cmd}}))
 		m, err := st.Recv()
 		require.NoError(t, err)
 		require.Len(t, m.Replies, 1)
@@ -49,7 +51,11 @@ func TestAnswersTakeRoom(t *testing.T) {
 	busy(one.RegionError)
 	busy(batched(&kvrpcpb.BatchCommand{Id: 1, Scan: scan}).Scan.RegionError)
 	busy(batched(&kvrpcpb.BatchCommand{Id: 2, Get: get}).Get.RegionError)
-	require.Equal(t, "small", string(batched(&kvrpcpb.BatchCommand{Id: 3, Get: &kvrpcpb.RawGetRequest{Key: []byte("z")}}).Get.Value))
+	require.Equal(t, "small",
+		string(
+			batched(&kvrpcpb.BatchCommand{
+				Id: 3, Get: &kvrpcpb.RawGetRequest{Key: []byte("z")},
+			}).Get.Value))
 
 	s.answers.Give(512 << 10)
 	cut, err := c.RawScan(ctx, &kvrpcpb.RawScanRequest{Limit: 100, MaxBytes: 1 << 20})
@@ -65,5 +71,7 @@ func TestAnswersTakeRoom(t *testing.T) {
 	whole := batched(&kvrpcpb.BatchCommand{Id: 4, Scan: scan})
 	require.Len(t, whole.Scan.Kvs, 9)
 	require.NoError(t, st.CloseSend())
-	require.Eventually(t, func() bool { return s.answers.Used() == 0 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.answers.Used() == 0
+	}, 20*time.Second, time.Millisecond)
 }

@@ -1,6 +1,6 @@
-// Package server is the gRPC face of a store: it decodes requests, checks their shape and size, calls
-// the storage, and sorts errors into region errors, messages and RPC statuses. One file per group of
-// RPCs.
+// Package server is the gRPC face of a store: it decodes requests, checks their shape and size,
+// calls the storage, and sorts errors into region errors, messages and RPC statuses. One file per
+// group of RPCs.
 package server
 
 import (
@@ -28,7 +28,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer Unimplemented.
+// Server implements tinykvpb.TinyKvServer. RPCs that this version does not serve answer
+// Unimplemented.
 type Server struct {
 	tinykvpb.UnimplementedTinyKvServer
 	cfg     *config.Config
@@ -69,17 +70,19 @@ func (s *Server) SetPeers(p Peers) { s.forward.peers = p }
 // Gate is what decides which gets are answered at once; the store's other face shares it.
 func (s *Server) Gate() *gate.Gate { return s.gate }
 
-// MinKeepAlive is how long a client must leave between two pings of an idle connection. Known clients ping every 10 s,
-// also without a call.
+// MinKeepAlive is how long a client must leave between two pings of an idle connection. Known
+// clients ping every 10 s, also without a call.
 const MinKeepAlive = 2 * time.Second
 
 // Options are the limits of the gRPC server that the service relies on.
 func Options(cfg *config.Config) rpc.Options {
 	limit := int(cfg.Server.GRPCMaxMessage)
 	return rpc.Options{
-		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams, MinPing: MinKeepAlive, Codec: codec.New(),
+		MaxRecv: limit, MaxSend: limit, MaxStreams: cfg.Server.GRPCMaxStreams,
+		MinPing: MinKeepAlive, Codec: codec.New(),
 		MaxConns: cfg.Server.MaxConns, MaxConnsPerHost: cfg.Server.MaxConnsPerHost,
-		MaxRequests: int64(cfg.Server.MaxRequestBytes), MaxAnswers: int64(cfg.Server.MaxAnswerBytes), Stall: cfg.Server.StallTimeout.Duration,
+		MaxRequests: int64(cfg.Server.MaxRequestBytes),
+		MaxAnswers:  int64(cfg.Server.MaxAnswerBytes), Stall: cfg.Server.StallTimeout.Duration,
 	}
 }
 
@@ -90,28 +93,45 @@ var busyAnswers = map[string]func(e *errorpb.Error) any{
 	"RawDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
 	"RawScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
 
-	"RawBatchGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchGetResponse{RegionError: e} },
-	"RawBatchPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchPutResponse{RegionError: e} },
-	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
-	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
-	"RawGetKeyTTL":   func(e *errorpb.Error) any { return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e} },
-	"RawCAS":         func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
-	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
+	"RawBatchGet": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchGetResponse{RegionError: e}
+	},
+	"RawBatchPut": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchPutResponse{RegionError: e}
+	},
+	"RawBatchDelete": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchDeleteResponse{RegionError: e}
+	},
+	"RawChecksum": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawChecksumResponse{RegionError: e}
+	},
+	"RawGetKeyTTL": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e}
+	},
+	"RawCAS": func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
+	"RawDeleteRange": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawDeleteRangeResponse{RegionError: e}
+	},
 }
 
-// Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where they are read.
+// Register makes a gRPC server serve svc. Calls that need not wait for anyone are answered where
+// they are read.
 func Register(g *rpc.Server, svc *Server) {
 	tinykvpb.RegisterTinyKvServer(g, svc)
 	for _, m := range []string{"Raft", "RaftBatch", "Snapshot"} {
 		g.Internal("/tinykvpb.TinyKv/" + m)
 	}
-	for _, m := range []string{"Raft", "RaftBatch", "Snapshot", "CollectGarbage", "DetectDeadlock"} {
+	for _, m := range []string{
+		"Raft", "RaftBatch", "Snapshot", "CollectGarbage", "DetectDeadlock",
+	} {
 		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
 	}
 	for _, m := range []string{"RawCAS", "RawDeleteRange", "Forward"} {
 		g.Always("/tinykvpb.TinyKv/" + m)
 	}
-	g.OnBusy("/tinykvpb.TinyKv/Forward", func(string) any { return &kvrpcpb.ForwardResponse{NotSent: true} })
+	g.OnBusy("/tinykvpb.TinyKv/Forward", func(string) any {
+		return &kvrpcpb.ForwardResponse{NotSent: true}
+	})
 	svc.answers = g.Answers()
 	t := &svc.timings
 	t.get, t.put = g.Timing("/tinykvpb.TinyKv/RawGet"), g.Timing("/tinykvpb.TinyKv/RawPut")
@@ -128,7 +148,8 @@ func Register(g *rpc.Server, svc *Server) {
 // storesOnly refuses what a certificate is not for.
 func storesOnly(nc net.Conn) error {
 	if cs := security.StateOf(nc); !security.May(cs, security.RoleNode) {
-		return status.Errorf(codes.PermissionDenied, "this is for stores; the certificate of %q is for something else",
+		return status.Errorf(codes.PermissionDenied,
+			"this is for stores; the certificate of %q is for something else",
 			cs.PeerCertificates[0].Subject.CommonName)
 	}
 	return nil

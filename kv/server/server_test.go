@@ -24,7 +24,8 @@ func newServer() *Server {
 
 func put(t *testing.T, s *Server, cf, key, value string) {
 	t.Helper()
-	resp, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{Cf: cf, Key: []byte(key), Value: []byte(value)})
+	resp, err := s.RawPut(context.Background(),
+		&kvrpcpb.RawPutRequest{Cf: cf, Key: []byte(key), Value: []byte(value)})
 	require.NoError(t, err)
 	require.Empty(t, resp.Error)
 	require.Nil(t, resp.RegionError)
@@ -79,10 +80,22 @@ func TestScan(t *testing.T) {
 		{"limit", kvrpcpb.RawScanRequest{Limit: 2}, "ab", false},
 		{"limit 0", kvrpcpb.RawScanRequest{}, "", false},
 		{"from", kvrpcpb.RawScanRequest{StartKey: []byte("b"), Limit: 10}, "bcd", false},
-		{"range", kvrpcpb.RawScanRequest{StartKey: []byte("b"), EndKey: []byte("d"), Limit: 10}, "bc", false},
-		{"inverted", kvrpcpb.RawScanRequest{StartKey: []byte("d"), EndKey: []byte("b"), Limit: 10}, "", false},
+		{
+			"range", kvrpcpb.RawScanRequest{StartKey: []byte("b"), EndKey: []byte("d"), Limit: 10},
+			"bc", false,
+		},
+		{
+			"inverted",
+			kvrpcpb.RawScanRequest{StartKey: []byte("d"), EndKey: []byte("b"), Limit: 10}, "",
+			false,
+		},
 		{"reverse", kvrpcpb.RawScanRequest{Reverse: true, Limit: 10}, "dcba", false},
-		{"reverse range", kvrpcpb.RawScanRequest{Reverse: true, StartKey: []byte("d"), EndKey: []byte("b"), Limit: 10}, "cb", false},
+		{
+			"reverse range",
+			kvrpcpb.RawScanRequest{
+				Reverse: true, StartKey: []byte("d"), EndKey: []byte("b"), Limit: 10,
+			}, "cb", false,
+		},
 		{"keys only", kvrpcpb.RawScanRequest{KeyOnly: true, Limit: 10}, "abcd", false},
 		{"max bytes", kvrpcpb.RawScanRequest{Limit: 10, MaxBytes: 250}, "ab", true},
 		{"max bytes gives one", kvrpcpb.RawScanRequest{Limit: 10, MaxBytes: 1}, "a", true},
@@ -103,8 +116,8 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// TestBadRequestsAreAnswered: whatever the shape of a request, it gets an error that says what is wrong,
-// and changes nothing.
+// TestBadRequestsAreAnswered: whatever the shape of a request, it gets an error that says what is
+// wrong, and changes nothing.
 func TestBadRequestsAreAnswered(t *testing.T) {
 	s, ctx := newServer(), context.Background()
 	long := make([]byte, 5000)
@@ -123,7 +136,8 @@ func TestBadRequestsAreAnswered(t *testing.T) {
 			require.NoError(t, err)
 			require.Contains(t, g.Error, tc.want)
 			require.False(t, g.NotFound)
-			p, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Key: tc.key, Cf: tc.cf, Value: []byte("v")})
+			p, err := s.RawPut(ctx,
+				&kvrpcpb.RawPutRequest{Key: tc.key, Cf: tc.cf, Value: []byte("v")})
 			require.NoError(t, err)
 			require.Contains(t, p.Error, tc.want)
 			d, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Key: tc.key, Cf: tc.cf})

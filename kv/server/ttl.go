@@ -22,7 +22,9 @@ func asRequestError(err error) error {
 }
 
 // RawGetKeyTTL implements tinykvpb.TinyKvServer: how many seconds a key has left, rounded up.
-func (s *Server) RawGetKeyTTL(ctx context.Context, req *kvrpcpb.RawGetKeyTTLRequest) (*kvrpcpb.RawGetKeyTTLResponse, error) {
+func (s *Server) RawGetKeyTTL(
+	ctx context.Context, req *kvrpcpb.RawGetKeyTTLRequest,
+) (*kvrpcpb.RawGetKeyTTLResponse, error) {
 	resp := &kvrpcpb.RawGetKeyTTLResponse{}
 	ttl, found, err := keyTTL(ctx, s, req)
 	var rpc error
@@ -32,7 +34,9 @@ func (s *Server) RawGetKeyTTL(ctx context.Context, req *kvrpcpb.RawGetKeyTTLRequ
 	return resp, rpc
 }
 
-func keyTTL(ctx context.Context, s *Server, req *kvrpcpb.RawGetKeyTTLRequest) (seconds uint64, found bool, err error) {
+func keyTTL(
+	ctx context.Context, s *Server, req *kvrpcpb.RawGetKeyTTLRequest,
+) (seconds uint64, found bool, err error) {
 	cf, err := s.checkCF(req.Cf)
 	if err == nil {
 		err = s.checkKey(req.Key)

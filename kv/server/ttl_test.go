@@ -28,24 +28,30 @@ func (c *movedClock) Now() time.Time  { return time.Now().Add(time.Duration(c.ah
 func TestTTL(t *testing.T) {
 	clock := &movedClock{base: time.Now()}
 	s := newReplicatedWith(t, raftstore.Options{Clock: clock})
-	to := &kvrpcpb.Context{RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
+	to := &kvrpcpb.Context{
+		RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
 	put := func(key string, ttl uint64) string {
 		t.Helper()
-		resp, err := s.RawPut(t.Context(), &kvrpcpb.RawPutRequest{Context: to, Key: []byte(key), Value: []byte("v"), Ttl: ttl})
+		resp, err := s.RawPut(t.Context(),
+			&kvrpcpb.RawPutRequest{Context: to, Key: []byte(key), Value: []byte("v"), Ttl: ttl})
 		require.NoError(t, err)
 		require.Nil(t, resp.RegionError)
 		return resp.Error
 	}
 	left := func(key string) *kvrpcpb.RawGetKeyTTLResponse {
 		t.Helper()
-		resp, err := s.RawGetKeyTTL(t.Context(), &kvrpcpb.RawGetKeyTTLRequest{Context: to, Key: []byte(key)})
+		resp, err := s.RawGetKeyTTL(t.Context(),
+			&kvrpcpb.RawGetKeyTTLRequest{Context: to, Key: []byte(key)})
 		require.NoError(t, err)
 		return resp
 	}
 	require.Empty(t, put("b", 0))
 	require.Empty(t, put("c", 100))
 	require.Contains(t, put("d", math.MaxUint64), "longest")
-	swap, err := s.RawCAS(t.Context(), &kvrpcpb.RawCASRequest{Context: to, Key: []byte("e"), PreviousNotExist: true, Ttl: 200})
+	swap, err := s.RawCAS(t.Context(),
+		&kvrpcpb.RawCASRequest{Context: to, Key: []byte("e"), PreviousNotExist: true, Ttl: 200})
 	require.NoError(t, err)
 	require.True(t, swap.Succeed, swap.String())
 	require.Equal(t, &kvrpcpb.RawGetKeyTTLResponse{}, left("b"))
@@ -55,7 +61,8 @@ func TestTTL(t *testing.T) {
 	require.Contains(t, left("").Error, "empty")
 	require.NotNil(t, left("z").RegionError)
 	clock.ahead.Store(int64(150 * time.Second))
-	scan, err := s.RawScan(t.Context(), &kvrpcpb.RawScanRequest{Context: to, StartKey: []byte("a"), Limit: 2})
+	scan, err := s.RawScan(t.Context(),
+		&kvrpcpb.RawScanRequest{Context: to, StartKey: []byte("a"), Limit: 2})
 	require.NoError(t, err)
 	require.Len(t, scan.Kvs, 2)
 	require.Equal(t, "be", string(scan.Kvs[0].Key)+string(scan.Kvs[1].Key))
@@ -66,18 +73,27 @@ func TestTTL(t *testing.T) {
 
 // TestTTLIsRefused where a storage has none, until every store has it, and among transactions.
 func TestTTLIsRefused(t *testing.T) {
-	to := &kvrpcpb.Context{RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
-	older := newReplicatedWith(t, raftstore.Options{Features: func() feature.Set { return feature.ConditionalOps }})
+	to := &kvrpcpb.Context{
+		RegionId: 1, Peer: &metapb.Peer{Id: 1, StoreId: 1},
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+	}
+	older := newReplicatedWith(t,
+		raftstore.Options{Features: func() feature.Set { return feature.ConditionalOps }})
 	txn := newReplicated(t)
 	txn.SetMode(clustermode.Txn)
-	for want, s := range map[string]*Server{"not replicated": newServer(), "ttl": older, "mode txn": txn} {
-		put, err := s.RawPut(t.Context(), &kvrpcpb.RawPutRequest{Context: to, Key: []byte("b"), Ttl: 1})
+	for want, s := range map[string]*Server{
+		"not replicated": newServer(), "ttl": older, "mode txn": txn,
+	} {
+		put, err := s.RawPut(t.Context(),
+			&kvrpcpb.RawPutRequest{Context: to, Key: []byte("b"), Ttl: 1})
 		require.NoError(t, err)
 		require.Contains(t, put.Error, want)
-		swap, err := s.RawCAS(t.Context(), &kvrpcpb.RawCASRequest{Context: to, Key: []byte("b"), PreviousNotExist: true, Ttl: 1})
+		swap, err := s.RawCAS(t.Context(),
+			&kvrpcpb.RawCASRequest{Context: to, Key: []byte("b"), PreviousNotExist: true, Ttl: 1})
 		require.NoError(t, err)
 		require.Contains(t, swap.Error, want)
-		left, err := s.RawGetKeyTTL(t.Context(), &kvrpcpb.RawGetKeyTTLRequest{Context: to, Key: []byte("b")})
+		left, err := s.RawGetKeyTTL(t.Context(),
+			&kvrpcpb.RawGetKeyTTLRequest{Context: to, Key: []byte("b")})
 		require.NoError(t, err)
 		require.Equal(t, want != "mode txn", left.NotFound)
 	}

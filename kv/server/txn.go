@@ -17,8 +17,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// SetMode chooses what the service serves: raw requests, which is the default, or transactions. To be called before it
-// serves.
+// SetMode chooses what the service serves: raw requests, which is the default, or transactions. To
+// be called before it serves.
 func (s *Server) SetMode(m clustermode.Mode) {
 	s.mode = m
 	if st, ok := s.storage.(storage.BoundStorage); ok && m == clustermode.Txn {
@@ -26,20 +26,21 @@ func (s *Server) SetMode(m clustermode.Mode) {
 	}
 }
 
-// Transactions carries out the commands of transactions, those of the store's other face too: two faces with latches of
-// their own would miss each other's decisions. It is nil where transactions are refused.
+// Transactions carries out the commands of transactions, those of the store's other face too: two
+// faces with latches of their own would miss each other's decisions. It is nil where transactions
+// are refused.
 func (s *Server) Transactions() *commands.Executor { return s.txn }
 
-// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be called after SetMode
-// and before it serves.
+// SetSafePoints has the service refuse transactions that are too old, and collect garbage. To be
+// called after SetMode and before it serves.
 func (s *Server) SetSafePoints(p *commands.SafePoints) {
 	if s.txn != nil {
 		s.txn.SetSafePoints(p)
 	}
 }
 
-// SetTimestamps lets the service choose the timestamps at which transactions commit. To be called after SetMode and
-// before it serves.
+// SetTimestamps lets the service choose the timestamps at which transactions commit. To be called
+// after SetMode and before it serves.
 func (s *Server) SetTimestamps(t *commands.Timestamps) {
 	if s.txn != nil {
 		s.txn.SetTimestamps(t)
@@ -91,14 +92,18 @@ func keyError(err error) *kvrpcpb.KeyError {
 		return &kvrpcpb.KeyError{Locked: info}
 	case errors.As(err, &conflict):
 		return &kvrpcpb.KeyError{Conflict: &kvrpcpb.WriteConflict{
-			Key: conflict.Key, Primary: conflict.Primary, StartTs: conflict.StartTS, ConflictTs: conflict.ConflictTS,
+			Key: conflict.Key, Primary: conflict.Primary, StartTs: conflict.StartTS,
+			ConflictTs: conflict.ConflictTS,
 		}}
 	case errors.As(err, &early):
 		return &kvrpcpb.KeyError{Retryable: err.Error(), CommitTsExpired: &kvrpcpb.CommitTsExpired{
-			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key, MinCommitTs: early.MinCommitTS,
+			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key,
+			MinCommitTs: early.MinCommitTS,
 		}}
 	case errors.As(err, &dead):
-		return &kvrpcpb.KeyError{Deadlock: &kvrpcpb.Deadlock{LockTs: dead.HolderTS, LockKey: dead.Key}}
+		return &kvrpcpb.KeyError{
+			Deadlock: &kvrpcpb.Deadlock{LockTs: dead.HolderTS, LockKey: dead.Key},
+		}
 	case errors.As(err, &unknown):
 		return &kvrpcpb.KeyError{Retryable: err.Error()}
 	case errors.As(err, &notFound):
@@ -150,18 +155,23 @@ func txnGetAnswer(v commands.Value, err error) (*kvrpcpb.GetResponse, error) {
 	return resp, rpc
 }
 
-// KvScan implements tinykvpb.TinyKvServer. Fewer pairs than the limit mean that the region has no more; an answer that
-// would be too large is an error.
-func (s *Server) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb.ScanResponse, error) {
+// KvScan implements tinykvpb.TinyKvServer. Fewer pairs than the limit mean that the region has no
+// more; an answer that would be too large is an error.
+func (s *Server) KvScan(
+	ctx context.Context, req *kvrpcpb.ScanRequest,
+) (*kvrpcpb.ScanResponse, error) {
 	resp := &kvrpcpb.ScanResponse{}
 	err := s.checkTxn()
 	if limit := s.cfg.Server.MaxScanLimit; err == nil && req.Limit > limit {
-		return nil, status.Errorf(codes.InvalidArgument, "the limit of %d pairs exceeds the most allowed, %d", req.Limit, limit)
+		return nil,
+			status.Errorf(codes.InvalidArgument,
+				"the limit of %d pairs exceeds the most allowed, %d", req.Limit, limit)
 	}
 	if err == nil {
 		room := int(s.cfg.Server.GRPCMaxMessage) * 3 / 4
 		scan := &commands.Scan{
-			Read: commands.At(req.Version), Start: req.StartKey, End: req.EndKey, Limit: int(req.Limit),
+			Read: commands.At(req.Version), Start: req.StartKey, End: req.EndKey,
+			Limit:   int(req.Limit),
 			Reverse: req.Reverse, KeyOnly: req.KeyOnly,
 		}
 		err = s.txn.Scan(ctx, req.Context, scan, gatherInto(&resp.Pairs, room))
@@ -192,12 +202,14 @@ func gatherInto(pairs *[]*kvrpcpb.KvPair, room int) func(p commands.Pair) error 
 	}
 }
 
-var errScanTooLarge = errors.New("the pairs do not fit into one answer; lower the limit, or ask for fewer keys")
+var errScanTooLarge = errors.New(
+	"the pairs do not fit into one answer; lower the limit, or ask for fewer keys")
 
 // mutations reads what a transaction is about to do.
 func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
 	kinds := map[kvrpcpb.Op]mvcc.WriteKind{
-		kvrpcpb.Op_Put: mvcc.WriteKindPut, kvrpcpb.Op_Del: mvcc.WriteKindDelete, kvrpcpb.Op_Lock: mvcc.WriteKindLock,
+		kvrpcpb.Op_Put: mvcc.WriteKindPut, kvrpcpb.Op_Del: mvcc.WriteKindDelete,
+		kvrpcpb.Op_Lock: mvcc.WriteKindLock,
 	}
 	out := make([]commands.Mutation, len(req.Mutations))
 	for i, m := range req.Mutations {
@@ -217,7 +229,9 @@ func mutations(req *kvrpcpb.PrewriteRequest) ([]commands.Mutation, error) {
 }
 
 // KvPrewrite implements tinykvpb.TinyKvServer.
-func (s *Server) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
+func (s *Server) KvPrewrite(
+	ctx context.Context, req *kvrpcpb.PrewriteRequest,
+) (*kvrpcpb.PrewriteResponse, error) {
 	p, err := s.prewriteOf(req)
 	var res commands.Prewritten
 	if err == nil {
@@ -231,7 +245,8 @@ func prewriteAnswer(res commands.Prewritten, err error) (*kvrpcpb.PrewriteRespon
 	for _, e := range res.InWay {
 		resp.Errors = append(resp.Errors, keyError(e))
 	}
-	resp.MinCommitTs, resp.OnePcCommitTs, resp.CommittedTs = res.MinCommitTS, res.CommitTS, res.Committed
+	resp.MinCommitTs, resp.OnePcCommitTs, resp.CommittedTs = res.MinCommitTS, res.CommitTS,
+		res.Committed
 	region, key, rpc := txnOutcome(err)
 	if resp.RegionError = region; key != nil {
 		resp.Errors = []*kvrpcpb.KeyError{key}
@@ -258,14 +273,18 @@ func (s *Server) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, e
 		}
 	}
 	return &commands.Prewrite{
-		Mutations: muts, Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
-		MinCommitTS: req.MinCommitTs, AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc,
+		Mutations: muts, Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion,
+		TTL:         req.LockTtl,
+		MinCommitTS: req.MinCommitTs, AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries,
+		OnePC:       req.TryOnePc,
 		ForUpdateTS: req.ForUpdateTs,
 	}, nil
 }
 
 // KvCommit implements tinykvpb.TinyKvServer.
-func (s *Server) KvCommit(ctx context.Context, req *kvrpcpb.CommitRequest) (*kvrpcpb.CommitResponse, error) {
+func (s *Server) KvCommit(
+	ctx context.Context, req *kvrpcpb.CommitRequest,
+) (*kvrpcpb.CommitResponse, error) {
 	resp := &kvrpcpb.CommitResponse{}
 	err := s.checkTxn(req.Keys...)
 	if err == nil {
@@ -277,7 +296,9 @@ func (s *Server) KvCommit(ctx context.Context, req *kvrpcpb.CommitRequest) (*kvr
 }
 
 // KvBatchRollback implements tinykvpb.TinyKvServer.
-func (s *Server) KvBatchRollback(ctx context.Context, req *kvrpcpb.BatchRollbackRequest) (*kvrpcpb.BatchRollbackResponse, error) {
+func (s *Server) KvBatchRollback(
+	ctx context.Context, req *kvrpcpb.BatchRollbackRequest,
+) (*kvrpcpb.BatchRollbackResponse, error) {
 	resp := &kvrpcpb.BatchRollbackResponse{}
 	err := s.checkTxn(req.Keys...)
 	if err == nil {
@@ -289,19 +310,23 @@ func (s *Server) KvBatchRollback(ctx context.Context, req *kvrpcpb.BatchRollback
 }
 
 // KvCheckTxnStatus implements tinykvpb.TinyKvServer.
-func (s *Server) KvCheckTxnStatus(ctx context.Context, req *kvrpcpb.CheckTxnStatusRequest) (*kvrpcpb.CheckTxnStatusResponse, error) {
+func (s *Server) KvCheckTxnStatus(
+	ctx context.Context, req *kvrpcpb.CheckTxnStatusRequest,
+) (*kvrpcpb.CheckTxnStatusResponse, error) {
 	resp := &kvrpcpb.CheckTxnStatusResponse{}
 	err := s.checkTxn(req.PrimaryKey)
 	if err == nil {
 		var st commands.Status
 		st, err = s.txn.CheckTxnStatus(ctx, req.Context, &commands.StatusQuery{
-			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, RollbackIfMissing: !req.KeepMissing,
-			ForceSyncCommit: req.ForceSyncCommit,
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs,
+			RollbackIfMissing: !req.KeepMissing,
+			ForceSyncCommit:   req.ForceSyncCommit,
 		})
 		if missing := (*commands.TxnNotFoundError)(nil); errors.As(err, &missing) {
 			st, err = commands.Status{LockTTL: 1, Action: commands.LockNotExistDoNothing}, nil
 		}
-		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
+		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS,
+			kvrpcpb.Action(st.Action)
 		if st.Lock != nil {
 			resp.LockInfo = lockInfo(st.Lock)
 		}
@@ -331,11 +356,14 @@ func (s *Server) KvCheckSecondaryLocks(
 }
 
 // KvResolveLock implements tinykvpb.TinyKvServer.
-func (s *Server) KvResolveLock(ctx context.Context, req *kvrpcpb.ResolveLockRequest) (*kvrpcpb.ResolveLockResponse, error) {
+func (s *Server) KvResolveLock(
+	ctx context.Context, req *kvrpcpb.ResolveLockRequest,
+) (*kvrpcpb.ResolveLockResponse, error) {
 	resp := &kvrpcpb.ResolveLockResponse{}
 	err := s.checkTxn()
 	if err == nil {
-		err = s.txn.ResolveLocks(ctx, req.Context, commands.Outcomes{req.StartVersion: req.CommitVersion})
+		err = s.txn.ResolveLocks(ctx, req.Context,
+			commands.Outcomes{req.StartVersion: req.CommitVersion})
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)

@@ -13,12 +13,15 @@ import (
 )
 
 // KvBatchGet implements tinykvpb.TinyKvServer. An answer that would be too large is an error.
-func (s *Server) KvBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest) (*kvrpcpb.BatchGetResponse, error) {
+func (s *Server) KvBatchGet(
+	ctx context.Context, req *kvrpcpb.BatchGetRequest,
+) (*kvrpcpb.BatchGetResponse, error) {
 	resp := &kvrpcpb.BatchGetResponse{}
 	err := s.checkTxn(req.Keys...)
 	if err == nil {
 		room := int(s.cfg.Server.GRPCMaxMessage) * 3 / 4
-		err = s.txn.BatchGet(ctx, req.Context, req.Keys, commands.At(req.Version), gatherInto(&resp.Pairs, room))
+		err = s.txn.BatchGet(ctx, req.Context, req.Keys, commands.At(req.Version),
+			gatherInto(&resp.Pairs, room))
 	}
 	if err == errScanTooLarge {
 		return nil, status.Error(codes.ResourceExhausted, err.Error())
@@ -34,12 +37,17 @@ func (s *Server) KvBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest) (
 // maxLocks bounds the locks of one answer.
 const maxLocks = 10240
 
-// KvScanLock implements tinykvpb.TinyKvServer. Fewer locks than the limit mean that the region has no more.
-func (s *Server) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) (*kvrpcpb.ScanLockResponse, error) {
+// KvScanLock implements tinykvpb.TinyKvServer. Fewer locks than the limit mean that the region has
+// no more.
+func (s *Server) KvScanLock(
+	ctx context.Context, req *kvrpcpb.ScanLockRequest,
+) (*kvrpcpb.ScanLockResponse, error) {
 	resp := &kvrpcpb.ScanLockResponse{}
 	err := s.checkTxn()
 	if err == nil && (req.Limit == 0 || req.Limit > maxLocks) {
-		err = &requestError{fmt.Sprintf("the limit of %d locks is not between 1 and %d", req.Limit, maxLocks)}
+		err = &requestError{
+			fmt.Sprintf("the limit of %d locks is not between 1 and %d", req.Limit, maxLocks),
+		}
 	}
 	if err == nil {
 		var locks []mvcc.KeyLock
@@ -47,7 +55,8 @@ func (s *Server) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) (
 		if req.RefuseOlder {
 			list = s.txn.OldLocks
 		}
-		locks, err = list(ctx, req.Context, req.MaxVersion, bound(req.StartKey), bound(req.EndKey), int(req.Limit))
+		locks, err = list(ctx, req.Context, req.MaxVersion, bound(req.StartKey), bound(req.EndKey),
+			int(req.Limit))
 		for i := range locks {
 			resp.Locks = append(resp.Locks, lockInfo(&locks[i]))
 		}
@@ -67,7 +76,8 @@ func (s *Server) CollectGarbage(
 		var done commands.Collected
 		done, err = s.txn.Collect(ctx, req.Context, bound(req.StartKey), req.SafePoint)
 		resp.NextKey, resp.Done = done.Next, err == nil && done.Next == nil
-		resp.Versions, resp.Bytes, resp.Locked = uint64(done.Versions), uint64(done.Bytes), uint64(done.Locked)
+		resp.Versions, resp.Bytes, resp.Locked = uint64(done.Versions), uint64(done.Bytes),
+			uint64(done.Locked)
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)
@@ -85,7 +95,8 @@ func bound(key []byte) []byte {
 func lockInfo(l *mvcc.KeyLock) *kvrpcpb.LockInfo {
 	return &kvrpcpb.LockInfo{
 		Key: l.Key, PrimaryLock: l.Primary, LockVersion: l.Ts, LockTtl: l.Ttl, TxnSize: l.TxnSize,
-		MinCommitTs: l.MinCommitTS, Type: l.Kind.String(), UseAsyncCommit: l.AsyncCommit, Secondaries: l.Secondaries,
+		MinCommitTs: l.MinCommitTS, Type: l.Kind.String(), UseAsyncCommit: l.AsyncCommit,
+		Secondaries: l.Secondaries,
 	}
 }
 
@@ -119,7 +130,8 @@ func mvccInfo(all *mvcc.Records) *kvrpcpb.MvccInfo {
 	}
 	for _, w := range all.Writes {
 		out.Writes = append(out.Writes, &kvrpcpb.MvccWrite{
-			Type: w.Kind.String(), StartTs: w.StartTS, CommitTs: w.CommitTS, ShortValue: w.ShortValue,
+			Type: w.Kind.String(), StartTs: w.StartTS, CommitTs: w.CommitTS,
+			ShortValue:    w.ShortValue,
 			HasShortValue: w.ShortValue != nil, HasOverlappedRollback: w.OverlappedRollback,
 		})
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// SetDetector replaces how deadlocks are found, which is among the transactions of this store alone. To be called after
-// SetMode and before it serves.
+// SetDetector replaces how deadlocks are found, which is among the transactions of this store
+// alone. To be called after SetMode and before it serves.
 func (s *Server) SetDetector(d commands.Detector) {
 	if s.txn != nil {
 		s.txn.SetDetector(d)
@@ -24,8 +24,10 @@ func (s *Server) KvPessimisticLock(
 	err := s.checkTxn(append([][]byte{req.PrimaryLock}, req.Keys...)...)
 	if err == nil {
 		p := &commands.PessimisticLock{
-			Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, ForUpdateTS: req.ForUpdateTs,
-			First: req.IsFirstLock, ReturnValues: req.ReturnValues, Wait: commands.LockWait(req.WaitTimeout),
+			Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
+			ForUpdateTS: req.ForUpdateTs,
+			First:       req.IsFirstLock, ReturnValues: req.ReturnValues,
+			Wait: commands.LockWait(req.WaitTimeout),
 		}
 		for _, k := range req.Keys {
 			p.Keys = append(p.Keys, commands.LockedKey{Key: k})
@@ -34,7 +36,8 @@ func (s *Server) KvPessimisticLock(
 		values, err = s.txn.AcquireLocks(ctx, req.Context, p)
 		for _, v := range values {
 			if req.ReturnValues {
-				resp.Values, resp.NotFounds = append(resp.Values, v.Data), append(resp.NotFounds, !v.Found)
+				resp.Values, resp.NotFounds = append(resp.Values, v.Data),
+					append(resp.NotFounds, !v.Found)
 			}
 		}
 	}
@@ -68,7 +71,8 @@ func (s *Server) KvTxnHeartBeat(
 	resp := &kvrpcpb.TxnHeartBeatResponse{}
 	err := s.checkTxn(req.PrimaryLock)
 	if err == nil {
-		resp.LockTtl, err = s.txn.HeartBeat(ctx, req.Context, req.PrimaryLock, req.StartVersion, req.AdviseLockTtl)
+		resp.LockTtl, err = s.txn.HeartBeat(ctx, req.Context, req.PrimaryLock, req.StartVersion,
+			req.AdviseLockTtl)
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)
@@ -88,7 +92,8 @@ func (s *Server) DetectDeadlock(
 			Waiter: e.Txn, Holder: e.WaitForTxn, Key: bytes.Clone(e.Key), Tag: bytes.Clone(e.Tag),
 		}, req.Remove)
 		for _, c := range chain {
-			resp.Chain = append(resp.Chain, &kvrpcpb.WaitForEntry{Txn: c.Waiter, WaitForTxn: c.Holder, Key: c.Key, Tag: c.Tag})
+			resp.Chain = append(resp.Chain,
+				&kvrpcpb.WaitForEntry{Txn: c.Waiter, WaitForTxn: c.Holder, Key: c.Key, Tag: c.Tag})
 		}
 	}
 	var rpc error

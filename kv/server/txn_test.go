@@ -18,7 +18,8 @@ import (
 func TestModeRefusesTheOtherKind(t *testing.T) {
 	ctx := context.Background()
 	raw := newReplicated(t)
-	get, err := raw.KvGet(ctx, &kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("b"), Version: 1})
+	get, err := raw.KvGet(ctx,
+		&kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("b"), Version: 1})
 	require.NoError(t, err)
 	require.Contains(t, get.Error.GetAbort(), "mode raw")
 	pre, err := raw.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{Context: regionOne()})
@@ -35,7 +36,8 @@ func TestModeRefusesTheOtherKind(t *testing.T) {
 	put, err = txn.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: regionOne(), Key: []byte("b")})
 	require.NoError(t, err)
 	require.Contains(t, put.Error, "mode txn")
-	scan, err := txn.RawScan(ctx, &kvrpcpb.RawScanRequest{Context: regionOne(), StartKey: []byte("b"), Limit: 1})
+	scan, err := txn.RawScan(ctx,
+		&kvrpcpb.RawScanRequest{Context: regionOne(), StartKey: []byte("b"), Limit: 1})
 	require.NoError(t, err)
 	require.Contains(t, scan.Error, "mode txn")
 	got, err := txn.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: regionOne(), Key: []byte("b")})
@@ -54,8 +56,10 @@ func TestTransactionOverARegion(t *testing.T) {
 	ctx := context.Background()
 	s := newReplicated(t)
 	s.SetMode(clustermode.Txn)
-	require.Eventually(t, func() bool { // its leadership is known to readers a moment after it is won
-		resp, err := s.KvGet(ctx, &kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("b"), Version: 1})
+	// its leadership is known to readers a moment after it is won
+	require.Eventually(t, func() bool {
+		resp, err := s.KvGet(ctx,
+			&kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("b"), Version: 1})
 		return err == nil && resp.RegionError == nil
 	}, 10*time.Second, time.Millisecond)
 	muts := []*kvrpcpb.Mutation{
@@ -63,34 +67,43 @@ func TestTransactionOverARegion(t *testing.T) {
 		{Op: kvrpcpb.Op_Put, Key: []byte("c"), Value: make([]byte, 1000)},
 	}
 	pre, err := s.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
-		Context: regionOne(), Mutations: muts, PrimaryLock: []byte("b"), StartVersion: 10, LockTtl: 5,
+		Context: regionOne(), Mutations: muts, PrimaryLock: []byte("b"), StartVersion: 10,
+		LockTtl: 5,
 	})
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.PrewriteResponse{}, *pre)
-	get, err := s.KvGet(ctx, &kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("c"), Version: 10})
+	get, err := s.KvGet(ctx,
+		&kvrpcpb.GetRequest{Context: regionOne(), Key: []byte("c"), Version: 10})
 	require.NoError(t, err)
 	require.Equal(t, uint64(10), get.Error.GetLocked().GetLockVersion())
 	com, err := s.KvCommit(ctx, &kvrpcpb.CommitRequest{
-		Context: regionOne(), StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("b"), []byte("c")},
+		Context: regionOne(), StartVersion: 10, CommitVersion: 11,
+		Keys: [][]byte{[]byte("b"), []byte("c")},
 	})
 	require.NoError(t, err)
 	require.Equal(t, kvrpcpb.CommitResponse{}, *com)
-	scan, err := s.KvScan(ctx, &kvrpcpb.ScanRequest{Context: regionOne(), StartKey: []byte("a"), Limit: 10, Version: 11})
+	scan, err := s.KvScan(ctx,
+		&kvrpcpb.ScanRequest{Context: regionOne(), StartKey: []byte("a"), Limit: 10, Version: 11})
 	require.NoError(t, err)
 	require.Len(t, scan.Pairs, 2)
 	require.Len(t, scan.Pairs[1].Value, 1000)
 
 	com, err = s.KvCommit(ctx, &kvrpcpb.CommitRequest{
-		Context: regionOne(), StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("x"), []byte("b")},
+		Context: regionOne(), StartVersion: 10, CommitVersion: 11,
+		Keys: [][]byte{[]byte("x"), []byte("b")},
 	})
 	require.NoError(t, err)
 	require.NotNil(t, com.RegionError.GetKeyNotInRegion())
 	com, err = s.KvCommit(ctx, &kvrpcpb.CommitRequest{
-		Context: regionOne(), StartVersion: 10, CommitVersion: 11, Keys: [][]byte{[]byte("nothing there"), []byte("b")}[1:],
+		Context: regionOne(), StartVersion: 10, CommitVersion: 11,
+		Keys: [][]byte{[]byte("nothing there"), []byte("b")}[1:],
 	})
 	require.NoError(t, err)
 	require.Nil(t, com.Error)
-	com, err = s.KvCommit(ctx, &kvrpcpb.CommitRequest{Context: regionOne(), StartVersion: 20, CommitVersion: 21, Keys: [][]byte{[]byte("b")}})
+	com, err = s.KvCommit(ctx,
+		&kvrpcpb.CommitRequest{
+			Context: regionOne(), StartVersion: 20, CommitVersion: 21, Keys: [][]byte{[]byte("b")},
+		})
 	require.NoError(t, err)
 	require.Contains(t, com.Error.GetRetryable(), "TxnLockNotFound")
 }
@@ -104,7 +117,8 @@ func TestBadTransactionRequests(t *testing.T) {
 	require.Contains(t, get.Error.GetAbort(), "must not be empty")
 	put := func(op kvrpcpb.Op, key string, primary string, start uint64) string {
 		resp, err := s.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
-			Mutations: []*kvrpcpb.Mutation{{Op: op, Key: []byte(key)}}, PrimaryLock: []byte(primary), StartVersion: start,
+			Mutations:   []*kvrpcpb.Mutation{{Op: op, Key: []byte(key)}},
+			PrimaryLock: []byte(primary), StartVersion: start,
 		})
 		require.NoError(t, err)
 		require.Len(t, resp.Errors, 1)
@@ -112,7 +126,8 @@ func TestBadTransactionRequests(t *testing.T) {
 	}
 	require.Contains(t, put(kvrpcpb.Op_Put, "", "k", 5), "must not be empty")
 	require.Contains(t, put(kvrpcpb.Op_Put, "k", "", 5), "primary")
-	require.Contains(t, put(kvrpcpb.Op_Put, string(make([]byte, 5000)), "k", 5), "exceeds the limit")
+	require.Contains(t, put(kvrpcpb.Op_Put, string(make([]byte, 5000)), "k", 5),
+		"exceeds the limit")
 	require.Contains(t, put(kvrpcpb.Op_Rollback, "k", "k", 5), "neither a put")
 	require.Contains(t, put(kvrpcpb.Op_Put, "k", "k", 0), "InvalidTxnTso")
 	_, err = s.KvScan(ctx, &kvrpcpb.ScanRequest{Limit: 1 << 30})

@@ -20,11 +20,14 @@ func CheckTTL(seconds uint64) error {
 	return nil
 }
 
-// Expirer is a Storage whose keys may expire. From its expiry on a key does not exist, for reads, scans and swaps alike.
+// Expirer is a Storage whose keys may expire. From its expiry on a key does not exist, for reads,
+// scans and swaps alike.
 type Expirer interface {
-	// TTL is how many seconds a key has left, rounded up; 0 if it does not expire. found is false if it does not exist. Errors
-	// are as for Storage.Get.
-	TTL(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) (seconds uint64, found bool, err error)
+	// TTL is how many seconds a key has left, rounded up; 0 if it does not expire. found is false
+	// if it does not exist. Errors are as for Storage.Get.
+	TTL(
+		ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte,
+	) (seconds uint64, found bool, err error)
 }
 
 // Seconds is how many seconds lie between two times in milliseconds, rounded up.
@@ -35,8 +38,8 @@ func Seconds(now, expiry uint64) uint64 {
 	return (expiry-now-1)/1000 + 1
 }
 
-// HideExpired has the view show no key that has expired by a time, in milliseconds since 1970; 0: it looks at no expiry times.
-// To be called before the first read.
+// HideExpired has the view show no key that has expired by a time, in milliseconds since 1970; 0:
+// it looks at no expiry times. To be called before the first read.
 func (v *View) HideExpired(now uint64) *View {
 	v.now = now
 	return v
@@ -63,8 +66,9 @@ func (v *View) TTL(cf engine.CF, key []byte) (seconds uint64, found bool, err er
 	return Seconds(v.now, at), true, err
 }
 
-// livingIterator walks physical keys of a column family and leaves out what has expired. A second iterator walks the expiry
-// times beside the values. Every key with a time has a value, so both together take at most two steps for each key.
+// livingIterator walks physical keys of a column family and leaves out what has expired. A second
+// iterator walks the expiry times beside the values. Every key with a time has a value, so both
+// together take at most two steps for each key.
 type livingIterator struct {
 	engine.Iterator
 	times   engine.Iterator
@@ -104,7 +108,8 @@ func (it *livingIterator) Prev() {
 	it.settle(false, it.forward)
 }
 
-// settle moves on, in the direction of the last move, to a key that lives. seek: the times are somewhere else.
+// settle moves on, in the direction of the last move, to a key that lives. seek: the times are
+// somewhere else.
 func (it *livingIterator) settle(forward, seek bool) {
 	it.forward = forward
 	for it.Valid() {

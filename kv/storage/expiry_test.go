@@ -14,8 +14,8 @@ import (
 	"github.com/tinykv/tinykv/kv/storage"
 )
 
-// TestLivingKeysOfEveryEngine: over each engine, a view that hides what has expired shows to gets and to iterators that turn
-// round at will what a list has.
+// TestLivingKeysOfEveryEngine: over each engine, a view that hides what has expired shows to gets
+// and to iterators that turn round at will what a list has.
 func TestLivingKeysOfEveryEngine(t *testing.T) {
 	for _, name := range []string{"pebble", "badger", "memory"} {
 		t.Run(name, func(t *testing.T) {
@@ -47,7 +47,8 @@ func checkLiving(t *testing.T, e engine.Engine, rng *rand.Rand) {
 		case 1:
 			at = 0
 		default:
-			b.Put(engine.DataKey(engine.CFWrite.Expiry(), key), engine.AppendExpiry(nil, max(1, at)))
+			b.Put(engine.DataKey(engine.CFWrite.Expiry(), key),
+				engine.AppendExpiry(nil, max(1, at)))
 			b.Put(engine.DataKey(engine.CFDefault, key), []byte("of another family"))
 			at = max(1, at)
 		}
@@ -116,7 +117,9 @@ func TestDamagedExpiryTimeIsAnError(t *testing.T) {
 	b.Put(engine.DataKey(engine.CFDefault.Expiry(), []byte("k")), []byte("short"))
 	require.NoError(t, e.Write(b, false))
 	var reported []error
-	v := storage.NewView(e.NewSnapshot(), nil, nil).HideExpired(1).Report(func(err error) { reported = append(reported, err) })
+	v := storage.NewView(e.NewSnapshot(), nil, nil).HideExpired(1).Report(func(err error) {
+		reported = append(reported, err)
+	})
 	defer v.Close()
 	_, found, err := v.Get(engine.CFDefault, []byte("k"))
 	require.ErrorIs(t, err, engine.ErrCorrupt)
@@ -133,7 +136,8 @@ func TestDamagedExpiryTimeIsAnError(t *testing.T) {
 
 func TestSeconds(t *testing.T) {
 	for _, c := range []struct{ now, at, want uint64 }{
-		{5000, 5000, 0}, {5000, 4000, 0}, {5000, 5001, 1}, {5000, 6000, 1}, {5000, 6001, 2}, {0, 1<<64 - 1, 18446744073709552},
+		{5000, 5000, 0}, {5000, 4000, 0}, {5000, 5001, 1}, {5000, 6000, 1}, {5000, 6001, 2},
+		{0, 1<<64 - 1, 18446744073709552},
 	} {
 		require.Equal(t, c.want, storage.Seconds(c.now, c.at), "%v", c)
 	}

@@ -13,8 +13,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// MemStorage keeps everything in memory, for tests: a B-tree for each column family, whose clones are the views. It knows
-// which values were set by a test and which by a write. Safe for concurrent use. Storage makes a storage of it.
+// MemStorage keeps everything in memory, for tests: a B-tree for each column family, whose clones
+// are the views. It knows which values were set by a test and which by a write. Safe for concurrent
+// use. Storage makes a storage of it.
 type MemStorage struct {
 	mu struct {
 		sync.Mutex
@@ -33,7 +34,9 @@ func NewMemStorage() *MemStorage {
 	s := &MemStorage{}
 	s.mu.trees = map[engine.CF]*btree.BTreeG[memItem]{}
 	for _, cf := range engine.CFs {
-		s.mu.trees[cf] = btree.NewG(8, func(a, b memItem) bool { return bytes.Compare(a.key, b.key) < 0 })
+		s.mu.trees[cf] = btree.NewG(8, func(a, b memItem) bool {
+			return bytes.Compare(a.key, b.key) < 0
+		})
 	}
 	return s
 }
@@ -42,7 +45,9 @@ func NewMemStorage() *MemStorage {
 func (s *MemStorage) Set(cf string, key, value []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.trees[engine.CF(cf)].ReplaceOrInsert(memItem{key: bytes.Clone(key), value: bytes.Clone(value), fresh: true})
+	s.mu.trees[engine.CF(cf)].ReplaceOrInsert(memItem{
+		key: bytes.Clone(key), value: bytes.Clone(value), fresh: true,
+	})
 }
 
 // Get is a key's value, nil if there is none.
@@ -86,7 +91,9 @@ func (s *MemStorage) write(mods []Modify) {
 		if m.Delete {
 			s.mu.trees[m.CF].Delete(memItem{key: m.Key})
 		} else {
-			s.mu.trees[m.CF].ReplaceOrInsert(memItem{key: bytes.Clone(m.Key), value: bytes.Clone(m.Value)})
+			s.mu.trees[m.CF].ReplaceOrInsert(memItem{
+				key: bytes.Clone(m.Key), value: bytes.Clone(m.Value),
+			})
 		}
 	}
 }
@@ -97,7 +104,9 @@ func (s *MemStorage) Storage() BoundStorage { return memStorage{s} }
 // memStorage has the one region that all requests belong to, and one term.
 type memStorage struct{ mem *MemStorage }
 
-func (s memStorage) Get(_ context.Context, _ *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
+func (s memStorage) Get(
+	_ context.Context, _ *kvrpcpb.Context, cf engine.CF, key []byte,
+) ([]byte, bool, error) {
 	r, err := s.mem.Reader(nil)
 	if err != nil {
 		return nil, false, err
@@ -121,13 +130,16 @@ func (s memStorage) BoundReader(context.Context, *kvrpcpb.Context, []byte) (Read
 	return r, 1, err
 }
 
-func (s memStorage) WriteBound(_ *kvrpcpb.Context, _ Bound, mods []Modify, _ time.Time, done func(error, bool)) {
+func (s memStorage) WriteBound(
+	_ *kvrpcpb.Context, _ Bound, mods []Modify, _ time.Time, done func(error, bool),
+) {
 	s.mem.write(mods)
 	done(nil, true)
 }
 
 func (s memStorage) DeleteRangeBound(
-	_ *kvrpcpb.Context, _ Bound, cf engine.CF, start, end []byte, _ time.Time, done func(error, bool),
+	_ *kvrpcpb.Context, _ Bound, cf engine.CF, start, end []byte, _ time.Time,
+	done func(error, bool),
 ) {
 	s.mem.mu.Lock()
 	t := s.mem.mu.trees[cf]
@@ -178,7 +190,9 @@ type memIterator struct {
 func (it *memIterator) First() { it.at = 0 }
 func (it *memIterator) Last()  { it.at = len(it.items) - 1 }
 func (it *memIterator) SeekGE(key []byte) {
-	it.at, _ = slices.BinarySearchFunc(it.items, key, func(i memItem, key []byte) int { return bytes.Compare(i.key, key) })
+	it.at, _ = slices.BinarySearchFunc(it.items, key, func(i memItem, key []byte) int {
+		return bytes.Compare(i.key, key)
+	})
 }
 func (it *memIterator) SeekLT(key []byte) {
 	it.SeekGE(key)

@@ -29,7 +29,8 @@ func (v *View) Report(f func(error)) *View {
 	return v
 }
 
-// Count has f called, when the view is closed, with how many keys were read and how many bytes they and their values have.
+// Count has f called, when the view is closed, with how many keys were read and how many bytes they
+// and their values have.
 func (v *View) Count(f func(keys, bytes int)) *View {
 	v.read = f
 	return v
@@ -68,7 +69,9 @@ func (v *View) Iterate(cf engine.CF, lower, upper []byte) Iterator {
 	}
 	it := v.iterate(cf, lower, upper)
 	if v.now > 0 {
-		it = &livingIterator{Iterator: it, times: v.iterate(cf.Expiry(), lower, upper), cf: cf, now: v.now}
+		it = &livingIterator{
+			Iterator: it, times: v.iterate(cf.Expiry(), lower, upper), cf: cf, now: v.now,
+		}
 	}
 	return &userIterator{it, v, cf}
 }

@@ -62,7 +62,8 @@ func (b *bench) value(key byte, start uint64, value byte) {
 func (b *bench) lens(def, lock, write int) {
 	b.t.Helper()
 	require.Equal(b.t, [3]int{def, lock, write}, [3]int{
-		b.mem.Len(engine_util.CfDefault), b.mem.Len(engine_util.CfLock), b.mem.Len(engine_util.CfWrite),
+		b.mem.Len(engine_util.CfDefault), b.mem.Len(engine_util.CfLock),
+		b.mem.Len(engine_util.CfWrite),
 	}, "default, lock, write")
 }
 
@@ -83,42 +84,50 @@ func (b *bench) get(key byte, version uint64) *kvrpcpb.GetResponse {
 
 func (b *bench) prewrite(start uint64, muts ...*kvrpcpb.Mutation) []*kvrpcpb.KeyError {
 	b.t.Helper()
-	resp, err := b.srv.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{Mutations: muts, PrimaryLock: []byte{1}, StartVersion: start, LockTtl: 1000})
+	resp, err := b.srv.KvPrewrite(ctx,
+		&kvrpcpb.PrewriteRequest{
+			Mutations: muts, PrimaryLock: []byte{1}, StartVersion: start, LockTtl: 1000,
+		})
 	require.NoError(b.t, err)
 	return resp.Errors
 }
 
 func (b *bench) commit(start, commit uint64, keys ...byte) *kvrpcpb.KeyError {
 	b.t.Helper()
-	resp, err := b.srv.KvCommit(ctx, &kvrpcpb.CommitRequest{StartVersion: start, CommitVersion: commit, Keys: split(keys)})
+	resp, err := b.srv.KvCommit(ctx,
+		&kvrpcpb.CommitRequest{StartVersion: start, CommitVersion: commit, Keys: split(keys)})
 	require.NoError(b.t, err)
 	return resp.Error
 }
 
 func (b *bench) rollback(start uint64, keys ...byte) *kvrpcpb.KeyError {
 	b.t.Helper()
-	resp, err := b.srv.KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{StartVersion: start, Keys: split(keys)})
+	resp, err := b.srv.KvBatchRollback(ctx,
+		&kvrpcpb.BatchRollbackRequest{StartVersion: start, Keys: split(keys)})
 	require.NoError(b.t, err)
 	return resp.Error
 }
 
 func (b *bench) status(key byte, lockTS, now uint64) *kvrpcpb.CheckTxnStatusResponse {
 	b.t.Helper()
-	resp, err := b.srv.KvCheckTxnStatus(ctx, &kvrpcpb.CheckTxnStatusRequest{PrimaryKey: []byte{key}, LockTs: lockTS, CurrentTs: now})
+	resp, err := b.srv.KvCheckTxnStatus(ctx,
+		&kvrpcpb.CheckTxnStatusRequest{PrimaryKey: []byte{key}, LockTs: lockTS, CurrentTs: now})
 	require.NoError(b.t, err)
 	return resp
 }
 
 func (b *bench) resolve(start, commit uint64) *kvrpcpb.KeyError {
 	b.t.Helper()
-	resp, err := b.srv.KvResolveLock(ctx, &kvrpcpb.ResolveLockRequest{StartVersion: start, CommitVersion: commit})
+	resp, err := b.srv.KvResolveLock(ctx,
+		&kvrpcpb.ResolveLockRequest{StartVersion: start, CommitVersion: commit})
 	require.NoError(b.t, err)
 	return resp.Error
 }
 
 func (b *bench) scan(start byte, limit uint32, version uint64) []*kvrpcpb.KvPair {
 	b.t.Helper()
-	resp, err := b.srv.KvScan(ctx, &kvrpcpb.ScanRequest{StartKey: []byte{start}, Limit: limit, Version: version})
+	resp, err := b.srv.KvScan(ctx,
+		&kvrpcpb.ScanRequest{StartKey: []byte{start}, Limit: limit, Version: version})
 	require.NoError(b.t, err)
 	return resp.Pairs
 }
@@ -135,7 +144,9 @@ func put(key, value byte) *kvrpcpb.Mutation {
 	return &kvrpcpb.Mutation{Op: kvrpcpb.Op_Put, Key: []byte{key}, Value: []byte{value}}
 }
 
-func del(key byte) *kvrpcpb.Mutation { return &kvrpcpb.Mutation{Op: kvrpcpb.Op_Del, Key: []byte{key}} }
+func del(key byte) *kvrpcpb.Mutation {
+	return &kvrpcpb.Mutation{Op: kvrpcpb.Op_Del, Key: []byte{key}}
+}
 
 // TestGetsAreOfASnapshot4B: by commit timestamp; deleted and never written keys are absent.
 func TestGetsAreOfASnapshot4B(t *testing.T) {
@@ -145,7 +156,9 @@ func TestGetsAreOfASnapshot4B(t *testing.T) {
 		b.write(99, commit, commit-4, mvcc.WriteKindPut)
 	}
 	b.write(99, 94, 90, mvcc.WriteKindDelete)
-	for version, want := range map[uint64]int{53: -1, 54: 0, 63: 0, 64: 1, 80: 1, 84: 2, 93: 2, 94: -1, 1000: -1} {
+	for version, want := range map[uint64]int{
+		53: -1, 54: 0, 63: 0, 64: 1, 80: 1, 84: 2, 93: 2, 94: -1, 1000: -1,
+	} {
 		resp := b.get(99, version)
 		require.Nil(t, resp.Error)
 		require.Equal(t, want < 0, resp.NotFound, "at %d", version)
@@ -164,7 +177,9 @@ func TestGetOfALockedKey4B(t *testing.T) {
 	b.lock(99, 98, 200, 7, mvcc.WriteKindPut)
 	require.Equal(t, []byte{42}, b.get(99, 199).Value)
 	locked := b.get(99, 200).Error.GetLocked()
-	require.Equal(t, &kvrpcpb.LockInfo{PrimaryLock: []byte{98}, LockVersion: 200, Key: []byte{99}, LockTtl: 7}, locked)
+	require.Equal(t,
+		&kvrpcpb.LockInfo{PrimaryLock: []byte{98}, LockVersion: 200, Key: []byte{99}, LockTtl: 7},
+		locked)
 }
 
 // TestPrewriteLocksAllOrNothing4B: values, locks, and what is in the way.
@@ -177,7 +192,8 @@ func TestPrewriteLocksAllOrNothing4B(t *testing.T) {
 	require.Equal(t, []byte{42}, b.mem.Get(engine_util.CfDefault, mvcc.EncodeKey([]byte{3}, 100)))
 	l, err := mvcc.ParseLock(b.mem.Get(engine_util.CfLock, []byte{4}))
 	require.NoError(t, err)
-	require.Equal(t, &mvcc.Lock{Primary: []byte{1}, Ts: 100, Ttl: 1000, Kind: mvcc.WriteKindDelete}, l)
+	require.Equal(t, &mvcc.Lock{Primary: []byte{1}, Ts: 100, Ttl: 1000, Kind: mvcc.WriteKindDelete},
+		l)
 
 	require.Empty(t, b.prewrite(100, put(3, 42), del(4)), "sent again")
 	b.lens(1, 2, 0)

@@ -8,8 +8,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// minMessage is the length of the shortest encoding that a valid message may have, about: shorter ones get no
-// place among the others, so that many empty ones do not take much memory.
+// minMessage is the length of the shortest encoding that a valid message may have, about: shorter
+// ones get no place among the others, so that many empty ones do not take much memory.
 const minMessage = 16
 
 // messageTag begins each message of a batch: field 1, of bytes.
@@ -24,8 +24,8 @@ type received struct {
 	entry    [1]*eraftpb.Entry // room for message.Entries
 }
 
-// DecodeBatch decodes a BatchRaftMessage as its Unmarshal does, with fewer allocations. The messages lie in one
-// piece of memory: a part of one that is kept for long should be copied.
+// DecodeBatch decodes a BatchRaftMessage as its Unmarshal does, with fewer allocations. The
+// messages lie in one piece of memory: a part of one that is kept for long should be copied.
 func DecodeBatch(data []byte) ([]*rspb.RaftMessage, error) {
 	n := 0
 	plain, _ := visitMessages(data, func(one []byte) error {
@@ -88,8 +88,8 @@ func (r *received) place(data []byte) {
 	}
 }
 
-// visitMessages calls visit with the encoding of each message of a batch. It gives up, with false, on what this
-// version of the program does not send.
+// visitMessages calls visit with the encoding of each message of a batch. It gives up, with false,
+// on what this version of the program does not send.
 func visitMessages(data []byte, visit func([]byte) error) (plain bool, err error) {
 	for len(data) > 0 {
 		if data[0] != messageTag {

@@ -14,17 +14,24 @@ import (
 
 func someMessages() *rspb.BatchRaftMessage {
 	full := &rspb.RaftMessage{
-		RegionId: 4, FromPeer: &metapb.Peer{Id: 5, StoreId: 1}, ToPeer: &metapb.Peer{Id: 6, StoreId: 2, Role: metapb.PeerRole_Learner},
-		Message: &eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, From: 5, To: 6, Term: 7, LogTerm: 7, Index: 9, Commit: 8, Entries: []*eraftpb.Entry{
-			{Term: 7, Index: 10, Data: []byte("one")}, {Term: 7, Index: 11, Data: bytes.Repeat([]byte("two"), 50)},
-		}},
-		RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 3}, StartKey: []byte("a"), EndKey: []byte("b"), ClusterId: 1 << 60,
+		RegionId: 4, FromPeer: &metapb.Peer{Id: 5, StoreId: 1},
+		ToPeer: &metapb.Peer{Id: 6, StoreId: 2, Role: metapb.PeerRole_Learner},
+		Message: &eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, From: 5, To: 6, Term: 7,
+			LogTerm: 7, Index: 9, Commit: 8, Entries: []*eraftpb.Entry{
+				{Term: 7, Index: 10, Data: []byte("one")},
+				{Term: 7, Index: 11, Data: bytes.Repeat([]byte("two"), 50)},
+			}},
+		RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 3}, StartKey: []byte("a"),
+		EndKey: []byte("b"), ClusterId: 1 << 60,
 	}
 	gone := &rspb.RaftMessage{
-		RegionId: 4, FromPeer: &metapb.Peer{Id: 5, StoreId: 1}, ToPeer: &metapb.Peer{Id: 6, StoreId: 2},
+		RegionId: 4, FromPeer: &metapb.Peer{Id: 5, StoreId: 1},
+		ToPeer:      &metapb.Peer{Id: 6, StoreId: 2},
 		RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 3}, IsTombstone: true,
 	}
-	greeting := &rspb.RaftMessage{FromPeer: &metapb.Peer{StoreId: 1}, ToPeer: &metapb.Peer{StoreId: 2}, Hibernate: true}
+	greeting := &rspb.RaftMessage{
+		FromPeer: &metapb.Peer{StoreId: 1}, ToPeer: &metapb.Peer{StoreId: 2}, Hibernate: true,
+	}
 	return &rspb.BatchRaftMessage{Msgs: []*rspb.RaftMessage{full, gone, greeting, {}, full}}
 }
 
@@ -66,8 +73,14 @@ func BenchmarkDecodeBatch(b *testing.B) {
 	batch := new(rspb.BatchRaftMessage)
 	for i := range uint64(32) {
 		batch.Msgs = append(batch.Msgs, &rspb.RaftMessage{
-			RegionId: i, FromPeer: &metapb.Peer{Id: 5, StoreId: 1}, ToPeer: &metapb.Peer{Id: 6, StoreId: 2}, RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 3},
-			Message: &eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppend, From: 5, To: 6, Term: 7, LogTerm: 7, Index: 9, Commit: 8, Entries: []*eraftpb.Entry{{Term: 7, Index: 10, Data: make([]byte, 300)}}},
+			RegionId: i, FromPeer: &metapb.Peer{Id: 5, StoreId: 1},
+			ToPeer:      &metapb.Peer{Id: 6, StoreId: 2},
+			RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 3},
+			Message: &eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgAppend, From: 5, To: 6, Term: 7, LogTerm: 7,
+				Index: 9, Commit: 8,
+				Entries: []*eraftpb.Entry{{Term: 7, Index: 10, Data: make([]byte, 300)}},
+			},
 		})
 	}
 	data := marshal(b, batch)

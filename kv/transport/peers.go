@@ -11,9 +11,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// Peers are connections to other stores for requests of clients that cannot reach those themselves. Raft messages do not
-// share them. A connection is made when it is needed, and closed with a later call once nobody has needed it for a while.
-// Safe for concurrent use.
+// Peers are connections to other stores for requests of clients that cannot reach those themselves.
+// Raft messages do not share them. A connection is made when it is needed, and closed with a later
+// call once nobody has needed it for a while. Safe for concurrent use.
 type Peers struct {
 	t  *Transport
 	mu struct {

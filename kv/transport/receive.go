@@ -19,19 +19,21 @@ import (
 // RaftHandler takes raft messages from other stores; its methods never block.
 type RaftHandler interface {
 	HandleRaft(m *rspb.RaftMessage) error
-	// HandleRaftBatch takes messages that came together; dropped is called for those that it does not take.
+	// HandleRaftBatch takes messages that came together; dropped is called for those that it does
+	// not take.
 	HandleRaftBatch(msgs []*rspb.RaftMessage, dropped func(m *rspb.RaftMessage, why error))
 }
 
-// Receiver serves the streams by which other stores send raft messages and raft snapshots: those RPCs of
-// tinykvpb.TinyKvServer. Safe for concurrent use. Errors are those of the streams.
+// Receiver serves the streams by which other stores send raft messages and raft snapshots: those
+// RPCs of tinykvpb.TinyKvServer. Safe for concurrent use. Errors are those of the streams.
 type Receiver struct {
 	raft   RaftHandler
 	snaps  *snap.Manager
 	logger *zap.Logger
 }
 
-// NewReceiver makes a receiver; raft and snaps are nil for a store that is not replicated, which refuses all streams.
+// NewReceiver makes a receiver; raft and snaps are nil for a store that is not replicated, which
+// refuses all streams.
 func NewReceiver(raft RaftHandler, snaps *snap.Manager, logger *zap.Logger) *Receiver {
 	return &Receiver{raft: raft, snaps: snaps, logger: logger}
 }
@@ -60,8 +62,8 @@ func (r *Receiver) Raft(stream tinykvpb.TinyKv_RaftServer) error {
 	}
 }
 
-// RaftBatch takes messages in batches. Since the handler takes messages without waiting, the goroutine that reads them
-// hands them over.
+// RaftBatch takes messages in batches. Since the handler takes messages without waiting, the
+// goroutine that reads them hands them over.
 func (r *Receiver) RaftBatch(stream tinykvpb.TinyKv_RaftBatchServer) error {
 	if err := r.noRaft(); err != nil {
 		return err

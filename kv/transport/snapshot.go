@@ -39,9 +39,12 @@ func sendChunks(stream tinykvpb.TinyKv_SnapshotClient, m *rspb.RaftMessage, file
 	return err
 }
 
-// ReceiveSnapshot serves the Snapshot RPC: it stores the files, and only then routes the raft message.
-// Errors are gRPC statuses.
-func ReceiveSnapshot(stream tinykvpb.TinyKv_SnapshotServer, snaps *snap.Manager, check, route func(*rspb.RaftMessage) error) error {
+// ReceiveSnapshot serves the Snapshot RPC: it stores the files, and only then routes the raft
+// message. Errors are gRPC statuses.
+func ReceiveSnapshot(
+	stream tinykvpb.TinyKv_SnapshotServer, snaps *snap.Manager,
+	check, route func(*rspb.RaftMessage) error,
+) error {
 	first, err := stream.Recv()
 	if err != nil {
 		return err
@@ -77,14 +80,17 @@ func ReceiveSnapshot(stream tinykvpb.TinyKv_SnapshotServer, snaps *snap.Manager,
 func snapshotHead(m *rspb.RaftMessage) (snap.Key, *rspb.RaftSnapshotData, error) {
 	s := m.GetMessage().GetSnapshot()
 	if s == nil || s.Metadata == nil {
-		return snap.Key{}, nil, errors.New("transport: the first chunk of a snapshot must carry its message")
+		return snap.Key{}, nil,
+			errors.New("transport: the first chunk of a snapshot must carry its message")
 	}
 	data := new(rspb.RaftSnapshotData)
 	if err := data.Unmarshal(s.Data); err != nil {
 		return snap.Key{}, nil, fmt.Errorf("transport: snapshot data: %w", err)
 	}
 	if data.GetRegion().GetId() != m.RegionId {
-		return snap.Key{}, nil, fmt.Errorf("transport: snapshot of region %d in a message of region %d", data.GetRegion().GetId(), m.RegionId)
+		return snap.Key{}, nil,
+			fmt.Errorf("transport: snapshot of region %d in a message of region %d",
+				data.GetRegion().GetId(), m.RegionId)
 	}
 	return snap.Key{RegionID: m.RegionId, Term: s.Metadata.Term, Index: s.Metadata.Index}, data, nil
 }

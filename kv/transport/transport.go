@@ -1,10 +1,10 @@
 // Package transport carries raft messages between stores.
 //
-// Each remote store has two lanes, each a goroutine with a bounded queue and one RaftBatch stream: bulk
-// for messages with entries, control for everything else, so that a heartbeat or a vote is never behind
-// a megabyte of entries. Send never blocks: what does not fit is dropped and reported to the region as
-// an unreachable peer; raft sends it again. Raft snapshots go on a stream and connection of their
-// own, a few at a time.
+// Each remote store has two lanes, each a goroutine with a bounded queue and one RaftBatch stream:
+// bulk for messages with entries, control for everything else, so that a heartbeat or a vote is
+// never behind a megabyte of entries. Send never blocks: what does not fit is dropped and reported
+// to the region as an unreachable peer; raft sends it again. Raft snapshots go on a stream and
+// connection of their own, a few at a time.
 //
 // Receiver is the other end: it serves these streams and hands what comes to the store.
 package transport
@@ -34,7 +34,8 @@ const (
 	laneBytes     = 64 << 20
 	batchMessages = 256
 	batchBytes    = 1 << 20
-	// resolveTTL is how long an address is used before it is asked for again; a failure asks at once.
+	// resolveTTL is how long an address is used before it is asked for again; a failure asks at
+	// once.
 	resolveTTL = time.Minute
 	retryPause = 100 * time.Millisecond
 	// stallTimeout is how long the other store may take no message although its connection lives.
@@ -63,8 +64,9 @@ type Options struct {
 	SnapshotLimit   int
 	SnapshotTimeout time.Duration
 	MaxMessage      int
-	// StallTimeout is how long the other store may take no message although its connection lives (15 s): longer, and the
-	// connection is made anew. Damage on the way may have cost windows that nobody gives back.
+	// StallTimeout is how long the other store may take no message although its connection lives
+	// (15 s): longer, and the connection is made anew. Damage on the way may have cost windows that
+	// nobody gives back.
 	StallTimeout time.Duration
 	// Dial replaces how connections are made; nil is by TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
@@ -129,7 +131,8 @@ func (t *Transport) Stats() Stats {
 	return Stats{Sent: t.sent.Load(), Batches: t.batches.Load(), Dropped: t.dropped.Load()}
 }
 
-// Send queues messages for a store, or sends them. It takes over the slice and the messages, and never blocks.
+// Send queues messages for a store, or sends them. It takes over the slice and the messages, and
+// never blocks.
 func (t *Transport) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 	r := t.remote(storeID)
 	if r == nil {
@@ -148,7 +151,8 @@ func (t *Transport) Send(storeID uint64, msgs []*rspb.RaftMessage) {
 		r.bulk.push(msgs)
 		return
 	}
-	control, bulk := make([]*rspb.RaftMessage, 0, of[kindControl]), make([]*rspb.RaftMessage, 0, of[kindBulk])
+	control, bulk := make([]*rspb.RaftMessage, 0, of[kindControl]),
+		make([]*rspb.RaftMessage, 0, of[kindBulk])
 	for _, m := range msgs {
 		switch kindOf(m) {
 		case kindControl:
@@ -188,7 +192,9 @@ func (t *Transport) remote(storeID uint64) *remote {
 	}
 	r := t.mu.remotes[storeID]
 	if r == nil {
-		r = &remote{t: t, storeID: storeID, logger: t.logger.With(zap.Uint64("to-store-id", storeID))}
+		r = &remote{
+			t: t, storeID: storeID, logger: t.logger.With(zap.Uint64("to-store-id", storeID)),
+		}
 		r.control, r.bulk = newLane(r), newLane(r)
 		t.mu.remotes[storeID] = r
 		for _, l := range []*lane{r.control, r.bulk} {
@@ -249,7 +255,8 @@ func (r *remote) connect(ctx context.Context) (*rpc.Client, error) {
 	addr, err := r.t.opts.Resolver(rctx, r.storeID)
 	if err != nil {
 		if r.mu.conn != nil && !errors.Is(err, ErrNoAddress) {
-			return r.mu.conn, nil // the placement service is away: the old address is the best there is
+			// the placement service is away: the old address is the best there is
+			return r.mu.conn, nil
 		}
 		return nil, fmt.Errorf("resolve store %d: %w", r.storeID, err)
 	}
@@ -264,7 +271,8 @@ func (r *remote) connect(ctx context.Context) (*rpc.Client, error) {
 	return r.mu.conn, nil
 }
 
-// drop forgets the address, so that the next attempt asks for it again, if failed is the present connection.
+// drop forgets the address, so that the next attempt asks for it again, if failed is the present
+// connection.
 func (r *remote) drop(failed *rpc.Client) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -302,20 +310,23 @@ const KeepAlive = 10 * time.Second
 
 func (t *Transport) dial(addr string) *rpc.Client {
 	return rpc.New(addr, rpc.Options{
-		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive, MinBackoff: 50 * time.Millisecond,
-		Checksum: true, OnCorrupt: t.opts.OnCorrupt, Dial: t.opts.Dial,
+		MaxRecv: t.opts.MaxMessage, MaxSend: t.opts.MaxMessage, KeepAlive: KeepAlive,
+		MinBackoff: 50 * time.Millisecond,
+		Checksum:   true, OnCorrupt: t.opts.OnCorrupt, Dial: t.opts.Dial,
 	})
 }
 
-// lane is a bounded queue of messages with the goroutine that sends them. What comes while that has nothing to do is
-// sent by the goroutine that brings it, if the stream takes it without waiting: a goroutine less to wake for each batch.
+// lane is a bounded queue of messages with the goroutine that sends them. What comes while that has
+// nothing to do is sent by the goroutine that brings it, if the stream takes it without waiting: a
+// goroutine less to wake for each batch.
 type lane struct {
 	r  *remote
 	mu struct {
 		sync.Mutex
 		msgs  []*rspb.RaftMessage
 		bytes int
-		// idle is the stream while the goroutine waits for messages. Invariant: none are queued, or being sent.
+		// idle is the stream while the goroutine waits for messages. Invariant: none are queued, or
+		// being sent.
 		idle *laneStream
 	}
 	wake chan struct{}
@@ -363,14 +374,16 @@ func (l *lane) push(msgs []*rspb.RaftMessage) {
 
 // sendNowLocked sends messages if nothing is before them and it can be done without waiting.
 func (l *lane) sendNowLocked(msgs []*rspb.RaftMessage) bool {
-	if l.mu.idle == nil || len(msgs) > batchMessages || !l.mu.idle.direct.TrySend(&rspb.BatchRaftMessage{Msgs: msgs}) {
+	if l.mu.idle == nil || len(msgs) > batchMessages ||
+		!l.mu.idle.direct.TrySend(&rspb.BatchRaftMessage{Msgs: msgs}) {
 		return false
 	}
 	l.sent(msgs)
 	return true
 }
 
-// sent counts a batch that was sent and lets go of what is in it: its messages may lie in memory that lives longer.
+// sent counts a batch that was sent and lets go of what is in it: its messages may lie in memory
+// that lives longer.
 func (l *lane) sent(batch []*rspb.RaftMessage) {
 	l.r.t.sent.Add(uint64(len(batch)))
 	l.r.t.batches.Add(1)
@@ -516,8 +529,8 @@ func (l *lane) send(s *laneStream, batch []*rspb.RaftMessage) error {
 	return err
 }
 
-// sendSnapshot sends a raft snapshot in the background and reports how it ended, in every case: else
-// raft would wait for ever (D6).
+// sendSnapshot sends a raft snapshot in the background and reports how it ended, in every case:
+// else raft would wait for ever (D6).
 func (t *Transport) sendSnapshot(r *remote, m *rspb.RaftMessage) {
 	select {
 	case t.slots <- struct{}{}:
@@ -536,14 +549,15 @@ func (t *Transport) sendSnapshot(r *remote, m *rspb.RaftMessage) {
 			r.logger.Warn("sending raft snapshot failed", log.RegionID(m.RegionId), zap.Error(err))
 			t.checkSnapshot(r, m)
 		} else {
-			r.logger.Info("sent raft snapshot", log.RegionID(m.RegionId), zap.Uint64("bytes", size), zap.Duration("took", time.Since(start)))
+			r.logger.Info("sent raft snapshot", log.RegionID(m.RegionId), zap.Uint64("bytes", size),
+				zap.Duration("took", time.Since(start)))
 		}
 		t.reportSnapshot(m, err == nil)
 	}()
 }
 
-// checkSnapshot looks whether a snapshot that was not taken is still what was built. Else raft would have the same
-// files sent again and again.
+// checkSnapshot looks whether a snapshot that was not taken is still what was built. Else raft
+// would have the same files sent again and again.
 func (t *Transport) checkSnapshot(r *remote, m *rspb.RaftMessage) {
 	var data rspb.RaftSnapshotData
 	if t.ctx.Err() != nil || data.Unmarshal(m.Message.Snapshot.Data) != nil {
@@ -552,7 +566,8 @@ func (t *Transport) checkSnapshot(r *remote, m *rspb.RaftMessage) {
 	md := m.Message.Snapshot.Metadata
 	key := snap.Key{RegionID: m.RegionId, Term: md.GetTerm(), Index: md.GetIndex()}
 	if err := t.opts.Snapshots.CheckBuilt(key, data.Meta); err != nil {
-		r.logger.Error("built raft snapshot is damaged; it is built anew", log.RegionID(m.RegionId), zap.Error(err))
+		r.logger.Error("built raft snapshot is damaged; it is built anew", log.RegionID(m.RegionId),
+			zap.Error(err))
 	}
 }
 

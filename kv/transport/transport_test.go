@@ -151,7 +151,8 @@ func newSender(t *testing.T, addr string, change ...func(*transport.Options)) *s
 	require.NoError(t, err)
 	s := &sender{snaps: snaps, dir: dir, addr: addr}
 	o := transport.Options{
-		Resolver: s.resolve, Snapshots: snaps, SnapshotLimit: 1, SnapshotTimeout: 10 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
+		Resolver: s.resolve, Snapshots: snaps, SnapshotLimit: 1, SnapshotTimeout: 10 * time.Second,
+		MaxMessage: 16 << 20, Logger: zap.NewNop(),
 	}
 	for _, f := range change {
 		f(&o)
@@ -164,13 +165,17 @@ func newSender(t *testing.T, addr string, change ...func(*transport.Options)) *s
 
 func message(i uint64, entries int) *rspb.RaftMessage {
 	m := &rspb.RaftMessage{
-		RegionId: 1, FromPeer: &metapb.Peer{Id: 1, StoreId: 1}, ToPeer: &metapb.Peer{Id: 2, StoreId: 2},
+		RegionId: 1, FromPeer: &metapb.Peer{Id: 1, StoreId: 1},
+		ToPeer:      &metapb.Peer{Id: 2, StoreId: 2},
 		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
-		Message:     &eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, From: 1, To: 2, Term: 6, Index: i},
+		Message: &eraftpb.Message{
+			MsgType: eraftpb.MessageType_MsgHeartbeat, From: 1, To: 2, Term: 6, Index: i,
+		},
 	}
 	for range entries {
 		m.Message.MsgType = eraftpb.MessageType_MsgAppend
-		m.Message.Entries = append(m.Message.Entries, &eraftpb.Entry{Term: 6, Index: i, Data: make([]byte, 100)})
+		m.Message.Entries = append(m.Message.Entries,
+			&eraftpb.Entry{Term: 6, Index: i, Data: make([]byte, 100)})
 	}
 	return m
 }
@@ -183,7 +188,9 @@ func TestMessagesArriveInOrder(t *testing.T) {
 	for i := range uint64(n) {
 		src.Send(2, []*rspb.RaftMessage{message(i, int(i%2))})
 	}
-	require.Eventually(t, func() bool { return len(dst.messages()) == n }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(dst.messages()) == n
+	}, 10*time.Second, 5*time.Millisecond)
 	last := map[eraftpb.MessageType]uint64{}
 	for _, m := range dst.messages() {
 		kind := m.Message.MsgType
@@ -193,10 +200,10 @@ func TestMessagesArriveInOrder(t *testing.T) {
 	require.Zero(t, src.lostCount())
 }
 
-// TestStoreComesBack: messages to a store that is down are reported, Send never blocks, and the lanes
-// find the store again, also at another address.
-// TestSentMessagesAreLetGo: a message that has arrived is not kept, nor what it shares an array with. Messages of one
-// Ready do, so that a heartbeat used to hold the entries of its neighbours.
+// TestStoreComesBack: messages to a store that is down are reported, Send never blocks, and the
+// lanes find the store again, also at another address. TestSentMessagesAreLetGo: a message that has
+// arrived is not kept, nor what it shares an array with. Messages of one Ready do, so that a
+// heartbeat used to hold the entries of its neighbours.
 func TestSentMessagesAreLetGo(t *testing.T) {
 	dst := startStore(t, "127.0.0.1:0")
 	s := newSender(t, dst.addr)
@@ -212,20 +219,29 @@ func TestSentMessagesAreLetGo(t *testing.T) {
 		big.Message, small.Message = &ready[0], &ready[1]
 		s.Send(2, []*rspb.RaftMessage{big, small})
 	}
-	require.Eventually(t, func() bool { return len(dst.messages()) == 2*n }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(dst.messages()) == 2*n
+	}, 10*time.Second, 10*time.Millisecond)
 	// The last batches may still be in the hands of the lanes.
-	require.Eventually(t, func() bool { runtime.GC(); return freed.Load() >= n*9/10 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return freed.Load() >= n*9/10
+	}, 10*time.Second, 10*time.Millisecond)
 }
 
 func TestStoreComesBack(t *testing.T) {
 	dst := startStore(t, "127.0.0.1:0")
 	src := newSender(t, dst.addr)
 	src.Send(2, []*rspb.RaftMessage{message(1, 0)})
-	require.Eventually(t, func() bool { return len(dst.messages()) == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(dst.messages()) == 1
+	}, 10*time.Second, 5*time.Millisecond)
 	require.Empty(t, src.lostStores())
 	dst.stop()
 	// Noticed although nothing is sent.
-	require.Eventually(t, func() bool { return slices.Equal(src.lostStores(), []uint64{2}) }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return slices.Equal(src.lostStores(), []uint64{2})
+	}, 10*time.Second, 5*time.Millisecond)
 	require.Eventually(t, func() bool {
 		src.Send(2, []*rspb.RaftMessage{message(2, 0), message(2, 1)})
 		return src.lostCount() > 2
@@ -242,7 +258,9 @@ func TestUnknownStore(t *testing.T) {
 	src := newSender(t, "")
 	src.set("", transport.ErrNoAddress)
 	src.Send(9, []*rspb.RaftMessage{message(1, 0)})
-	require.Eventually(t, func() bool { return src.lostCount() == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return src.lostCount() == 1
+	}, 10*time.Second, 5*time.Millisecond)
 }
 
 // TestQueuesAreBounded: what does not fit is reported at once.
@@ -259,11 +277,13 @@ func TestQueuesAreBounded(t *testing.T) {
 	require.Greater(t, src.lostCount(), 10_000)
 }
 
-// TestStoreThatTakesNothing: a store whose connection lives gives no window back. Its peers are unreachable, and the
-// connection is made anew.
+// TestStoreThatTakesNothing: a store whose connection lives gives no window back. Its peers are
+// unreachable, and the connection is made anew.
 func TestStoreThatTakesNothing(t *testing.T) {
 	l := rpctest.Listen(t)
-	s := newSender(t, l.Address(), func(o *transport.Options) { o.StallTimeout = 50 * time.Millisecond })
+	s := newSender(t, l.Address(), func(o *transport.Options) {
+		o.StallTimeout = 50 * time.Millisecond
+	})
 	big := message(1, 2000)
 	for i := range 2 {
 		ctx, stop := context.WithCancel(t.Context())
@@ -281,7 +301,9 @@ func TestStoreThatTakesNothing(t *testing.T) {
 		stop()
 		<-done
 		p.Closed()
-		require.Eventually(t, func() bool { return s.lostCount() > 0 }, 10*time.Second, time.Millisecond, "connection %d", i)
+		require.Eventually(t, func() bool {
+			return s.lostCount() > 0
+		}, 10*time.Second, time.Millisecond, "connection %d", i)
 	}
 }
 
@@ -295,13 +317,18 @@ func buildSnapshot(t *testing.T, src *sender, index uint64) *rspb.RaftMessage {
 	require.NoError(t, e.Write(b, true))
 	view := e.NewSnapshot()
 	defer view.Close()
-	files, size, err := src.snaps.Build(view, snap.Key{RegionID: 1, Term: 6, Index: index}, &metapb.Region{})
+	files, size, err := src.snaps.Build(view, snap.Key{RegionID: 1, Term: 6, Index: index},
+		&metapb.Region{})
 	require.NoError(t, err)
-	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: files}).Marshal()
+	data, err := (&rspb.RaftSnapshotData{
+		Region: &metapb.Region{Id: 1}, FileSize: size, Meta: files,
+	}).Marshal()
 	require.NoError(t, err)
 	m := message(index, 0)
 	m.Message.MsgType = eraftpb.MessageType_MsgSnapshot
-	m.Message.Snapshot = &eraftpb.Snapshot{Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: index, Term: 6}}
+	m.Message.Snapshot = &eraftpb.Snapshot{
+		Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: index, Term: 6},
+	}
 	return m
 }
 
@@ -311,7 +338,9 @@ func TestSnapshot(t *testing.T) {
 	src := newSender(t, dst.addr)
 	m := buildSnapshot(t, src, 42)
 	src.Send(2, []*rspb.RaftMessage{m})
-	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(src.snapshots()) == 1
+	}, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, []bool{true}, src.snapshots())
 	require.Len(t, dst.messages(), 1)
 	var data rspb.RaftSnapshotData
@@ -328,10 +357,14 @@ func TestSnapshotFailureIsReported(t *testing.T) {
 	m := buildSnapshot(t, src, 42)
 	src.snaps.DeleteBuilt(snap.Key{RegionID: 1, Term: 6, Index: 42})
 	src.Send(2, []*rspb.RaftMessage{m}) // its files are gone
-	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(src.snapshots()) == 1
+	}, 10*time.Second, 5*time.Millisecond)
 	dst.stop()
 	src.Send(2, []*rspb.RaftMessage{buildSnapshot(t, src, 43)}) // nobody listens
-	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(src.snapshots()) == 2
+	}, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, []bool{false, false}, src.snapshots())
 	require.Empty(t, dst.messages())
 }
@@ -349,21 +382,26 @@ func TestDamagedSnapshotIsBuiltAnew(t *testing.T) {
 	data[len(data)/2] ^= 1
 	require.NoError(t, os.WriteFile(files[0], data, 0o600))
 	src.Send(2, []*rspb.RaftMessage{m})
-	require.Eventually(t, func() bool { return len(src.snapshots()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(src.snapshots()) == 1
+	}, 20*time.Second, 5*time.Millisecond)
 	src.Send(2, []*rspb.RaftMessage{buildSnapshot(t, src, 42)})
-	require.Eventually(t, func() bool { return len(src.snapshots()) == 2 }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(src.snapshots()) == 2
+	}, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, []bool{false, true}, src.snapshots())
 }
 
-// TestSnapshotsCross: two stores that send each other raft snapshots through one slot each, and receive
-// them with the same managers, do not wait for each other (M2).
+// TestSnapshotsCross: two stores that send each other raft snapshots through one slot each, and
+// receive them with the same managers, do not wait for each other (M2).
 func TestSnapshotsCross(t *testing.T) {
 	a, b := startStore(t, "127.0.0.1:0"), startStore(t, "127.0.0.1:0")
 	const n = 4
 	start := func(from, to *store) *sender {
 		s := &sender{snaps: from.snaps, addr: to.addr}
 		s.Transport = transport.New(transport.Options{
-			Resolver: s.resolve, Snapshots: from.snaps, SnapshotLimit: 1, SnapshotTimeout: 20 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
+			Resolver: s.resolve, Snapshots: from.snaps, SnapshotLimit: 1,
+			SnapshotTimeout: 20 * time.Second, MaxMessage: 16 << 20, Logger: zap.NewNop(),
 		})
 		s.SetFeedback(s)
 		t.Cleanup(s.Stop)
@@ -376,7 +414,8 @@ func TestSnapshotsCross(t *testing.T) {
 			sent[i] = append(sent[i], buildSnapshot(t, s, 100*uint64(i)+j+1))
 		}
 	}
-	// Both send at the same time. One that finds the slot taken is refused, and raft sends it again.
+	// Both send at the same time. One that finds the slot taken is refused, and raft sends it
+	// again.
 	var both sync.WaitGroup
 	for i, s := range senders {
 		both.Add(1)
@@ -386,7 +425,9 @@ func TestSnapshotsCross(t *testing.T) {
 				for ok := false; !ok; {
 					before := len(s.snapshots())
 					s.Send(2, []*rspb.RaftMessage{m})
-					if !assert.Eventually(t, func() bool { return len(s.snapshots()) > before }, 30*time.Second, time.Millisecond) {
+					if !assert.Eventually(t, func() bool {
+						return len(s.snapshots()) > before
+					}, 30*time.Second, time.Millisecond) {
 						return
 					}
 					ok = s.snapshots()[before]
@@ -422,8 +463,8 @@ func (s *chunkStream) Recv() (*rspb.SnapshotChunk, error) {
 
 func (s *chunkStream) SendAndClose(*rspb.Done) error { s.done = true; return nil }
 
-// FuzzReceiveSnapshot: a stream of any chunks is stored whole or refused. What is routed can be verified,
-// and what is refused leaves nothing behind.
+// FuzzReceiveSnapshot: a stream of any chunks is stored whole or refused. What is routed can be
+// verified, and what is refused leaves nothing behind.
 func FuzzReceiveSnapshot(f *testing.F) {
 	snaps, err := snap.Open(f.TempDir(), 4)
 	if err != nil {
@@ -455,7 +496,10 @@ func FuzzReceiveSnapshot(f *testing.F) {
 		}
 		var routed *rspb.RaftMessage
 		pass := func(*rspb.RaftMessage) error { return nil }
-		err = transport.ReceiveSnapshot(s, dst, pass, func(m *rspb.RaftMessage) error { routed = m; return nil })
+		err = transport.ReceiveSnapshot(s, dst, pass, func(m *rspb.RaftMessage) error {
+			routed = m
+			return nil
+		})
 		_, receiving := dst.Counts()
 		require.Zero(t, receiving)
 		require.Equal(t, err == nil, s.done)
@@ -470,7 +514,8 @@ func FuzzReceiveSnapshot(f *testing.F) {
 		require.NoError(t, d.Unmarshal(routed.Message.Snapshot.Data))
 		md := routed.Message.Snapshot.Metadata
 		require.NoError(t, dst.CheckReceived(routed.RegionId, md.Term, md.Index, d.Meta))
-		require.NoError(t, dst.Verify(snap.Key{RegionID: routed.RegionId, Term: md.Term, Index: md.Index}, d.Meta))
+		require.NoError(t,
+			dst.Verify(snap.Key{RegionID: routed.RegionId, Term: md.Term, Index: md.Index}, d.Meta))
 	})
 }
 
@@ -488,7 +533,9 @@ func smallSnapshot(t testing.TB, snaps *snap.Manager) (*rspb.RaftMessage, []byte
 	key := snap.Key{RegionID: 1, Term: 6, Index: 42}
 	meta, size, err := snaps.Build(view, key, &metapb.Region{})
 	require.NoError(t, err)
-	data, err := (&rspb.RaftSnapshotData{Region: &metapb.Region{Id: 1}, FileSize: size, Meta: meta}).Marshal()
+	data, err := (&rspb.RaftSnapshotData{
+		Region: &metapb.Region{Id: 1}, FileSize: size, Meta: meta,
+	}).Marshal()
 	require.NoError(t, err)
 	r, err := snaps.OpenBuilt(key, meta)
 	require.NoError(t, err)
@@ -497,6 +544,8 @@ func smallSnapshot(t testing.TB, snaps *snap.Manager) (*rspb.RaftMessage, []byte
 	require.NoError(t, err)
 	m := message(42, 0)
 	m.Message.MsgType = eraftpb.MessageType_MsgSnapshot
-	m.Message.Snapshot = &eraftpb.Snapshot{Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: 42, Term: 6}}
+	m.Message.Snapshot = &eraftpb.Snapshot{
+		Data: data, Metadata: &eraftpb.SnapshotMetadata{Index: 42, Term: 6},
+	}
 	return m, files
 }

@@ -1,7 +1,8 @@
 package vfs
 
-// AroundSync returns a file system that calls around for every Sync of a file; around must call sync once,
-// unless it means to fail in its place, and return its error. It may be called by several goroutines.
+// AroundSync returns a file system that calls around for every Sync of a file; around must call
+// sync once, unless it means to fail in its place, and return its error. It may be called by
+// several goroutines.
 func AroundSync(below FS, around func(sync func() error) error) FS {
 	return aroundFS{FS: below, around: around}
 }

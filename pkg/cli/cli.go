@@ -1,5 +1,5 @@
-// Package cli is what the command lines of the servers have in common: flags in one or two dashes, what a wrong one is
-// answered with, exit codes, the version.
+// Package cli is what the command lines of the servers have in common: flags in one or two dashes,
+// what a wrong one is answered with, exit codes, the version.
 package cli
 
 import (
@@ -19,14 +19,15 @@ const (
 	ExitUsage = 2
 )
 
-// Version is the release name; the build may set it. Commit and CommitTime (RFC 3339), if the build sets them, take the
-// place of what Go's toolchain knows of the commit.
+// Version is the release name; the build may set it. Commit and CommitTime (RFC 3339), if the build
+// sets them, take the place of what Go's toolchain knows of the commit.
 var (
 	Version            = "dev"
 	Commit, CommitTime string
 )
 
-// Parse reads a command line that has flags only. An unknown one is answered with the nearest there is.
+// Parse reads a command line that has flags only. An unknown one is answered with the nearest there
+// is.
 func Parse(set *pflag.FlagSet, args []string) error {
 	err := set.Parse(doubleDash(set, args))
 	var unknown *pflag.NotExistError
@@ -61,7 +62,8 @@ func doubleDash(set *pflag.FlagSet, args []string) []string {
 	return out
 }
 
-// DidYouMean is what follows an unknown name in its error: the nearest of the words in the given format, or nothing.
+// DidYouMean is what follows an unknown name in its error: the nearest of the words in the given
+// format, or nothing.
 func DidYouMean(format, name string, words []string) string {
 	near := nearest(name, words)
 	if near == "" {

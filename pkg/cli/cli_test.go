@@ -11,7 +11,8 @@ import (
 
 func TestParse(t *testing.T) {
 	for line, want := range map[string]string{
-		"--data-dir d -L debug": "d debug", "-data-dir d -Ldebug": "d debug", "-data-dir=d": "d info", "-L=warn": " warn",
+		"--data-dir d -L debug": "d debug", "-data-dir d -Ldebug": "d debug",
+		"-data-dir=d": "d info", "-L=warn": " warn",
 		"--data-dri d":      "unknown flag --data-dri, did you mean --data-dir?",
 		"-data-dri d":       "unknown flag --data-dri, did you mean --data-dir?",
 		"--zzzzzzzzzzzzzzz": "unknown flag --zzzzzzzzzzzzzzz",
@@ -54,5 +55,6 @@ func TestVersionText(t *testing.T) {
 	require.True(t, strings.HasPrefix(VersionText("tiny"), "tiny "+Version+"\n"))
 	Commit, CommitTime = "abc", "2026-01-02T03:04:05Z"
 	t.Cleanup(func() { Commit, CommitTime = "", "" })
-	require.Contains(t, VersionText("tiny"), "\nGit Commit Hash: abc\nCommit Time: 2026-01-02T03:04:05Z\n")
+	require.Contains(t, VersionText("tiny"),
+		"\nGit Commit Hash: abc\nCommit Time: 2026-01-02T03:04:05Z\n")
 }

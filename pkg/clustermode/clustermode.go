@@ -1,6 +1,6 @@
-// Package clustermode says which kind of data a cluster holds. It is chosen when the cluster is new and never changes:
-// raw keys and the records of transactions in one key space would break region bounds, which clients of transactions
-// decode.
+// Package clustermode says which kind of data a cluster holds. It is chosen when the cluster is new
+// and never changes: raw keys and the records of transactions in one key space would break region
+// bounds, which clients of transactions decode.
 package clustermode
 
 import "fmt"

@@ -34,14 +34,16 @@ func TestShare(t *testing.T) {
 // TestPrepareRaisesTheSoftLimit in a process of its own, since a limit holds for a whole process.
 func TestPrepareRaisesTheSoftLimit(t *testing.T) {
 	if os.Getenv("TINYKV_DESCRIPTORS_CHILD") != "" {
-		require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 300, Max: 500}))
+		require.NoError(t,
+			syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 300, Max: 500}))
 		p, err := Prepare()
 		require.NoError(t, err)
 		require.Equal(t, 500, p.Limit)
 		var l syscall.Rlimit
 		require.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l))
 		require.EqualValues(t, 500, l.Cur)
-		require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 100, Max: 100}))
+		require.NoError(t,
+			syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 100, Max: 100}))
 		_, err = Prepare()
 		require.ErrorContains(t, err, "at least 256 are needed")
 		return

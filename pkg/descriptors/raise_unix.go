@@ -4,8 +4,8 @@ package descriptors
 
 import "syscall"
 
-// raise lifts the soft limit to the hard one, and returns the limit that holds. A kernel that allows less than the
-// hard limit keeps the soft one: that is no error.
+// raise lifts the soft limit to the hard one, and returns the limit that holds. A kernel that
+// allows less than the hard limit keeps the soft one: that is no error.
 func raise() (uint64, error) {
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {

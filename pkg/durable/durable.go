@@ -1,9 +1,10 @@
-// Package durable makes names durable. A file system may forget a name, of a file or of a directory,
-// until the directory that holds it was synced; so a file whose content is synced can be gone after a
-// power loss together with the directories above it.
+// Package durable makes names durable. A file system may forget a name, of a file or of a
+// directory, until the directory that holds it was synced; so a file whose content is synced can be
+// gone after a power loss together with the directories above it.
 //
-// The package is a leaf that stores and the placement service share. It is not a file system: Dirs is
-// the little that MkdirAll needs of one, so that the engine's and the tests' file systems can give it.
+// The package is a leaf that stores and the placement service share. It is not a file system: Dirs
+// is the little that MkdirAll needs of one, so that the engine's and the tests' file systems can
+// give it.
 //
 // Rule: each creation, renaming or removal is followed by a sync of the directory, before anything
 // relies on the change.

@@ -42,12 +42,13 @@ func (r *recorder) SyncDir(dir string) error {
 	return nil
 }
 
-// TestMkdirAllSyncsUpToTheFirstThatExisted: each directory is durable before the next is made, and the
-// first that existed is made durable too, because a process killed in between may have made it.
+// TestMkdirAllSyncsUpToTheFirstThatExisted: each directory is durable before the next is made, and
+// the first that existed is made durable too, because a process killed in between may have made it.
 func TestMkdirAllSyncsUpToTheFirstThatExisted(t *testing.T) {
 	r := &recorder{have: []string{"/", "/a"}}
 	require.NoError(t, durable.MkdirAll(r, "/a/b/c/"))
-	require.Equal(t, []string{"sync /", "mkdir /a/b", "sync /a", "mkdir /a/b/c", "sync /a/b"}, r.did)
+	require.Equal(t, []string{"sync /", "mkdir /a/b", "sync /a", "mkdir /a/b/c", "sync /a/b"},
+		r.did)
 	r.did = nil
 	require.NoError(t, durable.MkdirAll(r, "/a/b/c"))
 	require.Equal(t, []string{"sync /a/b"}, r.did)
@@ -57,8 +58,8 @@ func TestMkdirAllSyncsUpToTheFirstThatExisted(t *testing.T) {
 	require.Equal(t, []string{"sync .", "mkdir x", "sync ."}, r.did)
 }
 
-// TestMkdirAllAboveForeignDirectories: a directory that existed is not this user's to make durable; one
-// that was made is.
+// TestMkdirAllAboveForeignDirectories: a directory that existed is not this user's to make durable;
+// one that was made is.
 func TestMkdirAllAboveForeignDirectories(t *testing.T) {
 	r := &recorder{have: []string{"/", "/a"}, deny: "/"}
 	require.NoError(t, durable.MkdirAll(r, "/a/b"))
@@ -83,5 +84,6 @@ func TestOnRealFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "two", string(data))
 	require.ErrorIs(t, durable.MkdirAll(durable.OS, filepath.Join(root, "a", "g")), syscall.ENOTDIR)
-	require.ErrorIs(t, durable.MkdirAll(durable.OS, filepath.Join(root, "a", "g", "h")), syscall.ENOTDIR)
+	require.ErrorIs(t, durable.MkdirAll(durable.OS, filepath.Join(root, "a", "g", "h")),
+		syscall.ENOTDIR)
 }

@@ -5,12 +5,14 @@
 //	defer c.Stop()
 //	cl, err := c.Client(ctx)
 //
-// It is the same code as the servers', over real connections on free ports of the loopback interface; any client that speaks
-// TiKV's or TinyKV's protocol can use it. TiKV's own client-go shares the module kvproto with this one: up to v2.0.7 it
-// does not compile with the version that this module needs, and has to be in another process. Single stores can be stopped, killed and
+// It is the same code as the servers', over real connections on free ports of the loopback
+// interface; any client that speaks TiKV's or TinyKV's protocol can use it. TiKV's own client-go
+// shares the module kvproto with this one: up to v2.0.7 it does not compile with the version that
+// this module needs, and has to be in another process. Single stores can be stopped, killed and
 // started again, and cut off from the others. Several clusters may run at the same time.
 //
-// Data lies in a temporary directory, unless Config.Dir names one, and lives as long as the cluster does.
+// Data lies in a temporary directory, unless Config.Dir names one, and lives as long as the cluster
+// does.
 package embed
 
 import (
@@ -48,18 +50,19 @@ type Config struct {
 	Schedulers int
 	// Txn makes a new cluster one of transactions, which refuses raw requests.
 	Txn bool
-	// Dir is where the data lies; it must not be in use, and what another cluster left there is taken up if it had as many
-	// servers. Empty is a temporary directory that Stop removes.
+	// Dir is where the data lies; it must not be in use, and what another cluster left there is
+	// taken up if it had as many servers. Empty is a temporary directory that Stop removes.
 	Dir string
 	// Logger gets what the servers log; nil drops it.
 	Logger *zap.Logger
-	// TuneStore and TuneScheduler change the configuration of a server before it starts, by its index from 0.
+	// TuneStore and TuneScheduler change the configuration of a server before it starts, by its
+	// index from 0.
 	TuneStore     func(i int, cfg *storeconfig.Config)
 	TuneScheduler func(i int, cfg *schedulerconfig.Config)
 }
 
-// Cluster is a running cluster. Safe for concurrent use, but for calls about the same store, which must come one after the
-// other.
+// Cluster is a running cluster. Safe for concurrent use, but for calls about the same store, which
+// must come one after the other.
 type Cluster struct {
 	cfg        Config
 	dir        string
@@ -82,7 +85,8 @@ type Store struct {
 	}
 }
 
-// Start starts a cluster and returns once it serves reads and writes. The caller stops it. ctx bounds the start only.
+// Start starts a cluster and returns once it serves reads and writes. The caller stops it. ctx
+// bounds the start only.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	cfg.Stores, cfg.Schedulers = max(cfg.Stores, 1), max(cfg.Schedulers, 1)
 	c := &Cluster{cfg: cfg, dir: cfg.Dir, logger: cfg.Logger, links: newLinks(cfg.Stores)}
@@ -118,8 +122,8 @@ func freeAddr() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// layoutFile names the addresses under which the members of the placement service know each other: they have to be the same
-// when a directory is taken up.
+// layoutFile names the addresses under which the members of the placement service know each other:
+// they have to be the same when a directory is taken up.
 const layoutFile = "embed.json"
 
 // peerAddrs are the members' addresses.
@@ -133,7 +137,9 @@ func (c *Cluster) peerAddrs() ([]string, error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		if len(addrs) != c.cfg.Schedulers {
-			return nil, fmt.Errorf("%s has a cluster of %d schedulers, not %d", c.dir, len(addrs), c.cfg.Schedulers)
+			return nil,
+				fmt.Errorf("%s has a cluster of %d schedulers, not %d", c.dir, len(addrs),
+					c.cfg.Schedulers)
 		}
 		return addrs, nil
 	case !errors.Is(err, os.ErrNotExist):
@@ -167,7 +173,8 @@ func (c *Cluster) schedulerConfigs() ([]*schedulerconfig.Config, error) {
 		cfg.Name = fmt.Sprintf("scheduler-%d", i+1)
 		cfg.DataDir = filepath.Join(c.dir, cfg.Name)
 		cfg.ClientUrls, cfg.PeerUrls = "http://127.0.0.1:0", "http://"+peers[i]
-		cfg.TickInterval, cfg.ElectionInterval = schedulerconfig.Duration(10*time.Millisecond), schedulerconfig.Duration(100*time.Millisecond)
+		cfg.TickInterval, cfg.ElectionInterval = schedulerconfig.Duration(10*time.Millisecond),
+			schedulerconfig.Duration(100*time.Millisecond)
 		cfg.LeaseTTL = schedulerconfig.Duration(time.Second)
 		cfg.Replication.MaxReplicas = min(c.cfg.Stores, 3)
 		cfg.UnsafeNoFsync = true // the process and its data end together
@@ -287,7 +294,8 @@ func (c *Cluster) Client(ctx context.Context) (*client.Client, error) {
 	return client.Open(ctx, c.Endpoints(), client.Options{})
 }
 
-// WaitReplicas waits until every region has all its replicas, so that a store may be lost. A cluster begins with one.
+// WaitReplicas waits until every region has all its replicas, so that a store may be lost. A
+// cluster begins with one.
 func (c *Cluster) WaitReplicas(ctx context.Context) error {
 	p, err := placement.New(ctx, c.Endpoints())
 	if err != nil {
@@ -303,7 +311,8 @@ func (c *Cluster) WaitReplicas(ctx context.Context) error {
 		}
 		missing := len(regions) == 0
 		for _, r := range regions {
-			missing = missing || r.Voters() < min(c.cfg.Stores, 3) || len(r.PendingPeers) > 0 || r.Leader == nil
+			missing = missing || r.Voters() < min(c.cfg.Stores, 3) || len(r.PendingPeers) > 0 ||
+				r.Leader == nil
 		}
 		if !missing {
 			return nil
@@ -316,21 +325,21 @@ func (c *Cluster) WaitReplicas(ctx context.Context) error {
 	}
 }
 
-// Partition cuts the stores into groups that cannot reach each other, by their indexes; those that are not named are a group of
-// their own together. Every store still reaches the placement service, and clients reach every store. It replaces an
-// earlier partition.
+// Partition cuts the stores into groups that cannot reach each other, by their indexes; those that
+// are not named are a group of their own together. Every store still reaches the placement service,
+// and clients reach every store. It replaces an earlier partition.
 func (c *Cluster) Partition(groups ...[]int) { c.links.partition(groups) }
 
-// Isolate cuts one store off from all others and from the placement service, beside what Partition has cut. Clients still
-// reach it.
+// Isolate cuts one store off from all others and from the placement service, beside what Partition
+// has cut. Clients still reach it.
 func (c *Cluster) Isolate(store int) { c.links.isolate(store) }
 
 // Heal ends all partitions.
 func (c *Cluster) Heal() { c.links.heal() }
 
-// Stop stops all servers and removes a temporary directory. Idempotent; returns when everything has ended.
-// Several schedulers take some seconds, since each that leads looks for another one first, and connections between them may
-// end five seconds later than they do.
+// Stop stops all servers and removes a temporary directory. Idempotent; returns when everything has
+// ended. Several schedulers take some seconds, since each that leads looks for another one first,
+// and connections between them may end five seconds later than they do.
 func (c *Cluster) Stop() error {
 	c.stopOnce.Do(func() {
 		_ = each(c.stores, func(s *Store) error { s.Kill(); return nil })
@@ -361,10 +370,12 @@ func (s *Store) Start(ctx context.Context) error {
 	return nil
 }
 
-// Stop stops the store as an operator would: leaders are handed over first. Nothing happens if it does not run.
+// Stop stops the store as an operator would: leaders are handed over first. Nothing happens if it
+// does not run.
 func (s *Store) Stop() { s.end((*node.Node).Stop) }
 
-// Kill ends the store at once: its connections break without a farewell. Nothing happens if it does not run.
+// Kill ends the store at once: its connections break without a farewell. Nothing happens if it does
+// not run.
 func (s *Store) Kill() { s.end((*node.Node).Kill) }
 
 func (s *Store) end(how func(*node.Node)) {
@@ -393,7 +404,8 @@ func (s *Store) ID() uint64 {
 	return s.mu.node.StoreID()
 }
 
-// Failed delivers the error after which the store, as a process, would have ended; nil while it does not run.
+// Failed delivers the error after which the store, as a process, would have ended; nil while it
+// does not run.
 func (s *Store) Failed() <-chan error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

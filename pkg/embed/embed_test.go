@@ -16,8 +16,8 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// TestMain looks for leaked goroutines for a while: connections between etcd members end only with their read timeout of
-// five seconds.
+// TestMain looks for leaked goroutines for a while: connections between etcd members end only with
+// their read timeout of five seconds.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	var leak error
@@ -186,7 +186,8 @@ func TestIsolatedLeader(t *testing.T) {
 	}
 }
 
-// TestPartition: without a majority on one side nothing is written, and nothing that was refused appears later.
+// TestPartition: without a majority on one side nothing is written, and nothing that was refused
+// appears later.
 func TestPartition(t *testing.T) {
 	c, cl := begin(t, Config{Stores: 3})
 	mustPut(t, cl, "k", "1")

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// links are the connections that stores have made, so that they can be cut. A connection belongs to the store that dialed;
-// who dials is known, and whom, so cutting what is dialed cuts both ways.
+// links are the connections that stores have made, so that they can be cut. A connection belongs to
+// the store that dialed; who dials is known, and whom, so cutting what is dialed cuts both ways.
 type links struct {
 	mu struct {
 		sync.Mutex
@@ -22,8 +22,8 @@ type links struct {
 // outside is the index of what is no store: the placement service.
 const outside = -1
 
-// link is a connection of a store to an address. Whose that is may be known only later: a store is dialed as soon as it has
-// registered, which is before it has started.
+// link is a connection of a store to an address. Whose that is may be known only later: a store is
+// dialed as soon as it has registered, which is before it has started.
 type link struct {
 	net.Conn
 	owner *links
@@ -67,7 +67,8 @@ func (l *links) cutLocked(from int, addr string) bool {
 	if to == outside {
 		return l.mu.isolated[from]
 	}
-	return from != to && (l.mu.isolated[from] || l.mu.isolated[to] || l.mu.group[from] != l.mu.group[to])
+	return from != to &&
+		(l.mu.isolated[from] || l.mu.isolated[to] || l.mu.group[from] != l.mu.group[to])
 }
 
 // dialer makes the connections of a store.

@@ -24,7 +24,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/redact"
 )
 
-// secret begins every key. It is short enough for one group of a memcomparable key, so that its hex is in theirs.
+// secret begins every key. It is short enough for one group of a memcomparable key, so that its hex
+// is in theirs.
 const secret = "SeCr\xe8t"
 
 // lockedBuffer keeps what several servers log.
@@ -48,8 +49,10 @@ func (b *lockedBuffer) bytes() []byte {
 // forms are the ways in which secret would stand in a log.
 func forms() []string {
 	out := []string{
-		secret, hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))), "SeCr",
-		strings.Trim(fmt.Sprint([]byte(secret)), "[]"), strings.ReplaceAll(strings.Trim(fmt.Sprint([]byte(secret)), "[]"), " ", ","),
+		secret, hex.EncodeToString([]byte(secret)),
+		strings.ToUpper(hex.EncodeToString([]byte(secret))), "SeCr",
+		strings.Trim(fmt.Sprint([]byte(secret)), "[]"),
+		strings.ReplaceAll(strings.Trim(fmt.Sprint([]byte(secret)), "[]"), " ", ","),
 		strings.Trim(fmt.Sprintf("% x", secret), " "),
 	}
 	for shift := range 3 { // what of base64 does not depend on the bytes around it
@@ -59,7 +62,8 @@ func forms() []string {
 	return out
 }
 
-// TestKeysInLogs: with redact-keys no key is in the log in any form; without, the same lines have them.
+// TestKeysInLogs: with redact-keys no key is in the log in any form; without, the same lines have
+// them.
 func TestKeysInLogs(t *testing.T) {
 	for _, engine := range []string{"pebble", "badger"} {
 		for _, redacted := range []bool{true, false} {
@@ -84,21 +88,23 @@ func TestKeysInLogs(t *testing.T) {
 				lines := file.bytes()
 				require.Greater(t, bytes.Count(lines, []byte("split region")), 1)
 				if !redacted {
-					require.Contains(t, string(lines), redact.Key(memcomparable.Encode([]byte(secret+"-m"))).String())
+					require.Contains(t, string(lines),
+						redact.Key(memcomparable.Encode([]byte(secret+"-m"))).String())
 					return
 				}
 				require.Contains(t, string(lines), "h'")
 				for _, form := range forms() {
 					at := bytes.Index(lines, []byte(form))
-					require.Negative(t, at, "%q: %s", form, lines[max(0, at-300):max(0, min(len(lines), at+100))])
+					require.Negative(t, at, "%q: %s", form,
+						lines[max(0, at-300):max(0, min(len(lines), at+100))])
 				}
 			})
 		}
 	}
 }
 
-// talkAboutKeys provokes lines: writes and tables that are flushed, splits, conflicts, locks of a dead client, requests
-// that come too late, and errors with keys that a store tells in its log.
+// talkAboutKeys provokes lines: writes and tables that are flushed, splits, conflicts, locks of a
+// dead client, requests that come too late, and errors with keys that a store tells in its log.
 func talkAboutKeys(t *testing.T, c *Cluster) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -121,12 +127,14 @@ func talkAboutKeys(t *testing.T, c *Cluster) {
 	require.NoError(t, err)
 	_, _, err = x.Get(ctx, []byte(secret+"-a1"))
 	require.NoError(t, err)
-	require.NoError(t, cl.Run(ctx, func(y *txn.Txn) error { y.Set([]byte(secret+"-a1"), nil); return nil }))
+	require.NoError(t,
+		cl.Run(ctx, func(y *txn.Txn) error { y.Set([]byte(secret+"-a1"), nil); return nil }))
 	x.Set([]byte(secret+"-a1"), nil)
 	require.ErrorIs(t, x.Commit(ctx), txn.ErrConflict)
 	late, end := context.WithTimeout(ctx, time.Nanosecond)
 	defer end()
-	require.Error(t, cl.Run(late, func(y *txn.Txn) error { y.Set([]byte(secret+"-z"), nil); return nil }))
+	require.Error(t,
+		cl.Run(late, func(y *txn.Txn) error { y.Set([]byte(secret+"-z"), nil); return nil }))
 	p, err := cl.BeginPessimistic(ctx)
 	require.NoError(t, err)
 	_, err = p.LockKeys(ctx, []byte(secret+"-n"))
@@ -139,8 +147,9 @@ func talkAboutKeys(t *testing.T, c *Cluster) {
 	require.NoError(t, c.WaitReplicas(ctx))
 }
 
-// splitAt has the placement service split the region of a key of a transaction, and waits for the second region. The
-// service knows a region when its leader has told of it, so it is asked until it does.
+// splitAt has the placement service split the region of a key of a transaction, and waits for the
+// second region. The service knows a region when its leader has told of it, so it is asked until it
+// does.
 func splitAt(t *testing.T, c *Cluster, key string) {
 	t.Helper()
 	encoded := hex.EncodeToString(memcomparable.Encode([]byte(key)))
@@ -156,7 +165,8 @@ func splitAt(t *testing.T, c *Cluster, key string) {
 			return false
 		}
 		// Refused while another operator for the region runs: the next question tells.
-		ask(t, "POST", fmt.Sprintf("%s/%d/split", base, found.Regions[0].ID), fmt.Sprintf(`{"keys":[%q]}`, encoded), nil)
+		ask(t, "POST", fmt.Sprintf("%s/%d/split", base, found.Regions[0].ID),
+			fmt.Sprintf(`{"keys":[%q]}`, encoded), nil)
 		return found.Regions[0].Start == encoded
 	}, 30*time.Second, 100*time.Millisecond)
 }
@@ -173,5 +183,6 @@ func ask(t *testing.T, method, url, body string, out any) bool {
 		return false
 	}
 	defer func() { _ = resp.Body.Close() }()
-	return resp.StatusCode == http.StatusOK && (out == nil || json.NewDecoder(resp.Body).Decode(out) == nil)
+	return resp.StatusCode == http.StatusOK &&
+		(out == nil || json.NewDecoder(resp.Body).Decode(out) == nil)
 }

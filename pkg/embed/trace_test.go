@@ -14,7 +14,8 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// stagesOf checks that the stages of the last step of a method lie within it, and returns their names.
+// stagesOf checks that the stages of the last step of a method lie within it, and returns their
+// names.
 func stagesOf(t *testing.T, tr *client.Trace, method string) []string {
 	t.Helper()
 	steps := tr.Steps()
@@ -28,14 +29,16 @@ func stagesOf(t *testing.T, tr *client.Trace, method string) []string {
 	require.NotEmpty(t, last.Addr)
 	var names []string
 	for _, s := range last.Stages {
-		require.LessOrEqual(t, last.Offset()+s.Start+s.Took, last.Took, "%s ends behind its request", s.Name)
+		require.LessOrEqual(t, last.Offset()+s.Start+s.Took, last.Took,
+			"%s ends behind its request", s.Name)
 		names = append(names, s.Name)
 	}
 	slices.Sort(names)
 	return names
 }
 
-// TestTrace: a traced operation is answered with its stages at the store, one that is not has the same result.
+// TestTrace: a traced operation is answered with its stages at the store, one that is not has the
+// same result.
 func TestTrace(t *testing.T) {
 	_, cl := begin(t, Config{})
 	written := []string{"append-log", "apply", "apply-wait", "commit", "queue", "request", "wait"}
@@ -61,7 +64,8 @@ func TestTrace(t *testing.T) {
 	pairs, err := cl.Scan(ctx, nil, nil, 10)
 	require.NoError(t, err)
 	require.Len(t, pairs, 1)
-	require.Equal(t, []string{"queue", "read", "request", "take a view"}, stagesOf(t, tr, "RawScan"))
+	require.Equal(t, []string{"queue", "read", "request", "take a view"},
+		stagesOf(t, tr, "RawScan"))
 
 	ctx, tr = client.WithTrace(t.Context())
 	require.NoError(t, cl.Delete(ctx, []byte("k")))
@@ -94,8 +98,11 @@ func TestSpans(t *testing.T) {
 	require.NotNil(t, spans["tinykv.route"])
 
 	before := len(got.Ended())
-	_, unsampled := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample()), sdktrace.WithSpanProcessor(got)).
+	_, unsampled := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample()),
+		sdktrace.WithSpanProcessor(got)).
 		Tracer("test").Start(context.Background(), "work")
-	require.NoError(t, cl.Put(oteltrace.ContextWithSpan(context.Background(), unsampled), []byte("k"), []byte("v")))
+	require.NoError(t,
+		cl.Put(oteltrace.ContextWithSpan(context.Background(), unsampled), []byte("k"),
+			[]byte("v")))
 	require.Len(t, got.Ended(), before)
 }

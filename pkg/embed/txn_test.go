@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 )
 
-// TestTransactions: a cluster in mode txn, with the placement service's timestamps; raw requests are refused, and after a
-// restart of a store it still is one.
+// TestTransactions: a cluster in mode txn, with the placement service's timestamps; raw requests
+// are refused, and after a restart of a store it still is one.
 func TestTransactions(t *testing.T) {
 	c, raw := begin(t, Config{Txn: true})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

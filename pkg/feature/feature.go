@@ -1,12 +1,14 @@
 // Package feature numbers what a store may only do once every store of its cluster can.
 //
-// A replicated command of a new kind must not reach a store of an older version: that store would not carry it out, and
-// its replicas would differ. So each store announces the features that it knows when it registers. The placement service
-// puts a feature in force once all stores have announced it, and records that for good. Stores learn with the answers to
-// their heartbeats what is in force, and serve it from then on. A store that does not know a feature in force is refused.
+// A replicated command of a new kind must not reach a store of an older version: that store would
+// not carry it out, and its replicas would differ. So each store announces the features that it
+// knows when it registers. The placement service puts a feature in force once all stores have
+// announced it, and records that for good. Stores learn with the answers to their heartbeats what
+// is in force, and serve it from then on. A store that does not know a feature in force is refused.
 //
-// A store notes what it announces in its data directory before it announces it. A program that does not know all of that
-// refuses the directory: an older program cannot come back to data that entries of a new kind may reach.
+// A store notes what it announces in its data directory before it announces it. A program that does
+// not know all of that refuses the directory: an older program cannot come back to data that
+// entries of a new kind may reach.
 package feature
 
 import (
@@ -23,12 +25,13 @@ const (
 	ConditionalOps Set = 1 << iota
 	// Transactions: transactions. Not served yet; the bit is reserved.
 	Transactions
-	// AsyncCommit: locks of transactions whose commit timestamp stores choose, and the command that asks for them.
+	// AsyncCommit: locks of transactions whose commit timestamp stores choose, and the command that
+	// asks for them.
 	AsyncCommit
 	// Merge: regions go into their neighbours.
 	Merge
-	// TxnMerge: so do those of clusters of transactions. A store without it would not ask for a new timestamp and for the safe
-	// point when its region has taken another one in.
+	// TxnMerge: so do those of clusters of transactions. A store without it would not ask for a new
+	// timestamp and for the safe point when its region has taken another one in.
 	TxnMerge
 	// TTL: keys that expire.
 	TTL
@@ -44,14 +47,16 @@ type named struct {
 
 // names are part of the data directory's format; do not change.
 var names = []named{
-	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"}, {AsyncCommit, "async-commit"}, {Merge, "merge"},
+	{ConditionalOps, "conditional-ops"}, {Transactions, "transactions"},
+	{AsyncCommit, "async-commit"}, {Merge, "merge"},
 	{TxnMerge, "merge-transactions"}, {TTL, "ttl"},
 }
 
 // Has tells whether all of other are in the set.
 func (s Set) Has(other Set) bool { return s&other == other }
 
-// Names are the features in the order of their bits. One that this program does not know is named by its bit.
+// Names are the features in the order of their bits. One that this program does not know is named
+// by its bit.
 func (s Set) Names() []string {
 	var out []string
 	for _, f := range names {

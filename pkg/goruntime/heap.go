@@ -8,15 +8,18 @@ import (
 	"sync"
 )
 
-// The heap. The collector begins a cycle when the heap has doubled since the last one. Block caches and memtables lie
-// outside of Go's heap, so a store that serves gets has 3 MiB alive and throws away 4 KiB for each: it would
-// collect dozens of times a second, and each time the stacks of idle goroutines shrink, to grow again with the
-// next request. With a floor, a cycle begins when the heap reaches the floor or has doubled, whichever is later.
+// The heap. The collector begins a cycle when the heap has doubled since the last one. Block caches
+// and memtables lie outside of Go's heap, so a store that serves gets has 3 MiB alive and throws
+// away 4 KiB for each: it would collect dozens of times a second, and each time the stacks of idle
+// goroutines shrink, to grow again with the next request. With a floor, a cycle begins when the
+// heap reaches the floor or has doubled, whichever is later.
 
-// ServerHeap is a floor that was measured (docs/benchmarks.md); a load generator only has to leave the CPU to the servers.
+// ServerHeap is a floor that was measured (docs/benchmarks.md); a load generator only has to leave
+// the CPU to the servers.
 //
-// What is alive may grow between two adjustments. The cycle in which it does leaves the old percentage in force for
-// some milliseconds, so the heap may pass twice its live size then, by the floor's ratio at most.
+// What is alive may grow between two adjustments. The cycle in which it does leaves the old
+// percentage in force for some milliseconds, so the heap may pass twice its live size then, by the
+// floor's ratio at most.
 const (
 	ServerHeap        = 32 << 20
 	LoadGeneratorHeap = 64 << 20
@@ -25,7 +28,8 @@ const (
 // normal is Go's own setting: a cycle begins when the heap has doubled.
 const normal = 100
 
-// leastHeap is where the first cycle begins at the normal setting, whatever is alive; at others it is in proportion.
+// leastHeap is where the first cycle begins at the normal setting, whatever is alive; at others it
+// is in proportion.
 const leastHeap = 4 << 20
 
 // HeapFloor is a setting that follows the heap. Make it with SetHeapFloor.
@@ -39,11 +43,13 @@ type HeapFloor struct {
 	samples []metrics.Sample
 }
 
-// SetHeapFloor makes collections begin no earlier than at a heap of so many bytes, until Stop. A process has one floor at
-// most. It does nothing if the environment variable GOGC is set: somebody has chosen. Safe for concurrent use.
+// SetHeapFloor makes collections begin no earlier than at a heap of so many bytes, until Stop. A
+// process has one floor at most. It does nothing if the environment variable GOGC is set: somebody
+// has chosen. Safe for concurrent use.
 func SetHeapFloor(bytes uint64) *HeapFloor {
 	f := &HeapFloor{bytes: bytes, percent: normal, samples: []metrics.Sample{
-		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
+		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"},
+		{Name: "/gc/scan/globals:bytes"},
 	}}
 	if os.Getenv("GOGC") != "" {
 		f.stopped = true
@@ -77,7 +83,8 @@ func (f *HeapFloor) watch() {
 	}, f)
 }
 
-// adjust sets the percentage at which the heap of the last cycle grows to the floor. False: stopped.
+// adjust sets the percentage at which the heap of the last cycle grows to the floor. False:
+// stopped.
 func (f *HeapFloor) adjust() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,8 +102,8 @@ func (f *HeapFloor) adjust() bool {
 	return true
 }
 
-// percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons growth from. It
-// stays below what would put the beginning of the first cycle beyond the floor.
+// percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons
+// growth from. It stays below what would put the beginning of the first cycle beyond the floor.
 func percent(floor, live, scanned uint64) int {
 	most := floor * normal / leastHeap
 	if live >= floor || scanned == 0 || most < normal {

@@ -15,8 +15,10 @@ func TestPercent(t *testing.T) {
 		floor, live, scanned uint64
 		want                 int
 	}{
-		{24 * mib, 6 * mib, 6 * mib, 300}, {24 * mib, 4 * mib, 8 * mib, 250}, {24 * mib, 8 * mib, 8 * mib, 200},
-		{24 * mib, 12 * mib, 12 * mib, 100}, {24 * mib, 20 * mib, 20 * mib, 100}, {24 * mib, 40 * mib, 40 * mib, 100},
+		{24 * mib, 6 * mib, 6 * mib, 300}, {24 * mib, 4 * mib, 8 * mib, 250},
+		{24 * mib, 8 * mib, 8 * mib, 200},
+		{24 * mib, 12 * mib, 12 * mib, 100}, {24 * mib, 20 * mib, 20 * mib, 100},
+		{24 * mib, 40 * mib, 40 * mib, 100},
 		{24 * mib, 1, 1, 600}, {24 * mib, 0, 0, 100}, {2 * mib, 1, 1, 100},
 	} {
 		require.Equal(t, c.want, percent(c.floor, c.live, c.scanned), "%+v", c)
@@ -46,7 +48,8 @@ func TestFloor(t *testing.T) {
 	runtime.GC()
 	with := churn(garbage)
 	t.Logf("%d cycles without a floor, %d with", without, with)
-	require.Less(t, with, uint64(2*garbage/floor), "one cycle for each floor of garbage, and some until it has settled")
+	require.Less(t, with, uint64(2*garbage/floor),
+		"one cycle for each floor of garbage, and some until it has settled")
 	require.Greater(t, without, 2*with)
 
 	// A large heap doubles as ever.

@@ -7,8 +7,8 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// Memory is how many bytes the process may use: the least of the machine's memory, the limit of its cgroup, and GOMEMLIMIT.
-// 0 if none of them is known.
+// Memory is how many bytes the process may use: the least of the machine's memory, the limit of its
+// cgroup, and GOMEMLIMIT. 0 if none of them is known.
 func Memory() uint64 {
 	return least(memlimit.FromSystem, memlimit.FromCgroup, func() (uint64, error) {
 		return uint64(debug.SetMemoryLimit(-1)), nil

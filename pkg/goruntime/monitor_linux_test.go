@@ -42,7 +42,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
 		CalmMonitor(given+"=default", kept+"=default")
 		busy(workers + 8)
-		_ = json.NewEncoder(os.Stdout).Encode(report{Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(slack.Env), Given: os.Getenv(given), Kept: os.Getenv(kept), Slacks: slacks()})
+		_ = json.NewEncoder(os.Stdout).Encode(report{
+			Args: os.Args, PID: os.Getpid(), Name: name(), Env: os.Getenv(slack.Env),
+			Given: os.Getenv(given), Kept: os.Getenv(kept), Slacks: slacks(),
+		})
 		return
 	}
 	os.Exit(m.Run())
@@ -96,8 +99,8 @@ func start(t *testing.T, env ...string) (pid int, r report) {
 	return cmd.Process.Pid, r
 }
 
-// TestOnlyTheMonitorIsCalmed: the process executes itself once, keeps its id and arguments, and one thread has the
-// long slack afterwards, no matter how many there are.
+// TestOnlyTheMonitorIsCalmed: the process executes itself once, keeps its id and arguments, and one
+// thread has the long slack afterwards, no matter how many there are.
 func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	pid, r := start(t, kept+"=own")
 	require.Equal(t, pid, r.PID)
@@ -117,7 +120,8 @@ func TestOnlyTheMonitorIsCalmed(t *testing.T) {
 	}
 	// The monitor, and if the test is linked with C a thread that runs no goroutines.
 	require.Contains(t, []int{1, 2}, count[slack.Monitor*time.Nanosecond], "%v", count)
-	require.Equal(t, len(r.Slacks)-count[slack.Monitor*time.Nanosecond], count[slack.Others*time.Nanosecond], "%v", count)
+	require.Equal(t, len(r.Slacks)-count[slack.Monitor*time.Nanosecond],
+		count[slack.Others*time.Nanosecond], "%v", count)
 	require.Greater(t, len(r.Slacks), workers)
 }
 

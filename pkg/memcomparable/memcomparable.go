@@ -1,8 +1,10 @@
-// Package memcomparable encodes keys so that what is appended to them does not change their order: user keys of a
-// transactional cluster are stored this way, with a timestamp behind. It is TiKV's encoding.
+// Package memcomparable encodes keys so that what is appended to them does not change their order:
+// user keys of a transactional cluster are stored this way, with a timestamp behind. It is TiKV's
+// encoding.
 //
-// A key is cut into groups of eight bytes. The last one, which may be empty, is filled up with zeros. Behind each group
-// stands a marker: 0xFF minus the number of zeros. Part of the on-disk format; do not change.
+// A key is cut into groups of eight bytes. The last one, which may be empty, is filled up with
+// zeros. Behind each group stands a marker: 0xFF minus the number of zeros. Part of the on-disk
+// format; do not change.
 package memcomparable
 
 import (
@@ -42,7 +44,8 @@ func Size(n int) int { return (n/group + 1) * (group + 1) }
 // Encode returns the encoded key.
 func Encode(key []byte) []byte { return Append(make([]byte, 0, Size(len(key))+tsSize), key) }
 
-// Decode reads an encoded key from the front of data and returns what follows it. The key is a copy.
+// Decode reads an encoded key from the front of data and returns what follows it. The key is a
+// copy.
 func Decode(data []byte) (key, rest []byte, err error) {
 	key = make([]byte, 0, len(data)/(group+1)*group)
 	for {
@@ -66,8 +69,8 @@ func Decode(data []byte) (key, rest []byte, err error) {
 	}
 }
 
-// CutTimestamp removes the timestamp behind an encoded key. ok is false for what is neither an encoded key nor one with
-// a timestamp.
+// CutTimestamp removes the timestamp behind an encoded key. ok is false for what is neither an
+// encoded key nor one with a timestamp.
 func CutTimestamp(data []byte) (encoded []byte, ok bool) {
 	_, rest, err := Decode(data)
 	if err != nil || (len(rest) != 0 && len(rest) != tsSize) {

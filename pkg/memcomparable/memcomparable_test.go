@@ -11,10 +11,12 @@ import (
 func TestKnownEncodings(t *testing.T) {
 	require.Equal(t, []byte{0, 0, 0, 0, 0, 0, 0, 0, 0xF7}, Encode(nil))
 	require.Equal(t, []byte{42, 0, 0, 0, 0, 0, 0, 0, 0xF8}, Encode([]byte{42}))
-	require.Equal(t, []byte{1, 2, 3, 4, 5, 6, 7, 8, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0xF7}, Encode([]byte{1, 2, 3, 4, 5, 6, 7, 8}))
+	require.Equal(t, []byte{1, 2, 3, 4, 5, 6, 7, 8, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0xF7},
+		Encode([]byte{1, 2, 3, 4, 5, 6, 7, 8}))
 }
 
-// TestOrderIsKept: encoded keys sort as the keys do, whatever stands behind them, and no one is another's prefix.
+// TestOrderIsKept: encoded keys sort as the keys do, whatever stands behind them, and no one is
+// another's prefix.
 func TestOrderIsKept(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.SliceOfN(rapid.SampledFrom([]byte{0, 1, 0xF7, 0xFE, 0xFF}), 0, 20)

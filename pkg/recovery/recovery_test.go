@@ -20,11 +20,17 @@ func region(id uint64, start, end string, version, confVer uint64, stores ...uin
 }
 
 func replica(r Region, store, term, index uint64) Replica {
-	return Replica{Region: r, PeerID: r.ID*10 + store, StoreID: store, LastTerm: term, LastIndex: index, Applied: index}
+	return Replica{
+		Region: r, PeerID: r.ID*10 + store, StoreID: store, LastTerm: term, LastIndex: index,
+		Applied: index,
+	}
 }
 
 func report(store uint64, replicas ...Replica) StoreReport {
-	return StoreReport{ClusterID: 7, StoreID: store, Address: fmt.Sprint("s", store), MaxID: 100 + store, Replicas: replicas}
+	return StoreReport{
+		ClusterID: 7, StoreID: store, Address: fmt.Sprint("s", store), MaxID: 100 + store,
+		Replicas: replicas,
+	}
 }
 
 func TestNewestReplicaGoesOn(t *testing.T) {
@@ -39,7 +45,8 @@ func TestNewestReplicaGoesOn(t *testing.T) {
 	require.EqualValues(t, 2, b.StoreID)
 	require.Equal(t, []Peer{{ID: 12, StoreID: 2}}, b.Becomes.Peers)
 	require.Greater(t, b.Becomes.ConfVer, r.ConfVer)
-	require.Equal(t, r.Version, b.Becomes.Version, "what is in the log and not applied would be refused")
+	require.Equal(t, r.Version, b.Becomes.Version,
+		"what is in the log and not applied would be refused")
 	require.Equal(t, []uint64{3, 4, 5}, b.Lost)
 	require.Equal(t, []End{{1, 11, 1, b.Becomes.Version, b.Becomes.ConfVer}}, plan.Ends)
 	require.Empty(t, plan.Holes)
@@ -47,20 +54,23 @@ func TestNewestReplicaGoesOn(t *testing.T) {
 
 func TestMajorityIsLeftAlone(t *testing.T) {
 	r := region(1, "", "", 1, 1, 1, 2, 3)
-	plan, err := PlanRegions([]StoreReport{report(1, replica(r, 1, 6, 9)), report(2, replica(r, 2, 6, 9))}, []uint64{3})
+	plan, err := PlanRegions([]StoreReport{
+		report(1, replica(r, 1, 6, 9)), report(2, replica(r, 2, 6, 9)),
+	}, []uint64{3})
 	require.NoError(t, err)
 	require.Equal(t, 1, plan.Healthy)
 	require.Empty(t, plan.Rebirths)
 	require.Empty(t, plan.Holes)
 }
 
-// TestReplicaThatMissedASplit: the only replica of a region that is left does not know that the region was split. The new
-// right half, which has a majority, keeps its keys.
+// TestReplicaThatMissedASplit: the only replica of a region that is left does not know that the
+// region was split. The new right half, which has a majority, keeps its keys.
 func TestReplicaThatMissedASplit(t *testing.T) {
 	whole := region(1, "", "", 1, 1, 1, 2, 3)
 	right := region(2, "m", "", 2, 1, 1, 4, 5)
 	plan, err := PlanRegions([]StoreReport{
-		report(1, replica(whole, 1, 6, 9), replica(right, 1, 6, 9)), report(4, replica(right, 4, 6, 9)), report(5),
+		report(1, replica(whole, 1, 6, 9), replica(right, 1, 6, 9)),
+		report(4, replica(right, 4, 6, 9)), report(5),
 	}, []uint64{2, 3})
 	require.NoError(t, err)
 	require.Len(t, plan.Rebirths, 1)
@@ -124,9 +134,11 @@ func TestPlanScheduler(t *testing.T) {
 	require.Greater(t, s.TimestampMS, b.UnixMS)
 	require.Equal(t, []uint64{9}, s.Missing)
 	require.EqualValues(t, 1, s.Stores[0].ID)
-	require.Equal(t, []string{"conditional-ops", "replica-hash"}, s.Features, "what one store uses is in force")
+	require.Equal(t, []string{"conditional-ops", "replica-hash"}, s.Features,
+		"what one store uses is in force")
 	require.Equal(t, "txn", s.Mode)
-	require.True(t, s.Stores[0].TLS && !s.Stores[0].AllowPlain && !s.Stores[1].TLS && s.Stores[1].AllowPlain)
+	require.True(t,
+		s.Stores[0].TLS && !s.Stores[0].AllowPlain && !s.Stores[1].TLS && s.Stores[1].AllowPlain)
 	require.NoError(t, s.Validate())
 	s.Mode = "both"
 	require.Error(t, s.Validate())
@@ -135,15 +147,16 @@ func TestPlanScheduler(t *testing.T) {
 	require.Error(t, s.Validate())
 }
 
-// TestPlansTileTheKeySpace: whatever is left, regions with a majority, reborn regions and holes cover each key once, no
-// replica both goes on and ends, and an epoch only grows.
+// TestPlansTileTheKeySpace: whatever is left, regions with a majority, reborn regions and holes
+// cover each key once, no replica both goes on and ends, and an epoch only grows.
 func TestPlansTileTheKeySpace(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bounds := []string{"", "c", "g", "m", "t", ""}
 		stores := map[uint64][]Replica{}
 		id := uint64(0)
 		for i := 0; i+1 < len(bounds); i++ {
-			// A region may be known in its state before a split, too, with the range of its neighbour.
+			// A region may be known in its state before a split, too, with the range of its
+			// neighbour.
 			for _, wide := range []bool{false, rapid.Bool().Draw(t, "stale replica")} {
 				end, version := bounds[i+1], uint64(2+i)
 				if wide {
@@ -156,8 +169,13 @@ func TestPlansTileTheKeySpace(t *testing.T) {
 				}
 				r := region(id, bounds[i], end, version, 1, 1, 2, 3)
 				for _, s := range []uint64{1, 2, 3} {
-					if rapid.Bool().Draw(t, "has") && !slices.ContainsFunc(stores[s], func(x Replica) bool { return x.Region.ID == id }) {
-						stores[s] = append(stores[s], replica(r, s, rapid.Uint64Range(5, 7).Draw(t, "term"), rapid.Uint64Range(6, 9).Draw(t, "index")))
+					if rapid.Bool().Draw(t, "has") &&
+						!slices.ContainsFunc(stores[s], func(x Replica) bool {
+							return x.Region.ID == id
+						}) {
+						stores[s] = append(stores[s],
+							replica(r, s, rapid.Uint64Range(5, 7).Draw(t, "term"),
+								rapid.Uint64Range(6, 9).Draw(t, "index")))
 					}
 				}
 			}
@@ -193,6 +211,7 @@ func checkTiling(t require.TestingT, plan *Regions) {
 	slices.SortFunc(spans, func(a, b span) int { return bytes.Compare(a.start, b.start) })
 	for i := 1; i < len(spans); i++ {
 		require.NotEmpty(t, spans[i-1].end, "%q is not the last", spans[i-1].start)
-		require.LessOrEqual(t, bytes.Compare(spans[i-1].end, spans[i].start), 0, "%q and %q overlap", spans[i-1].start, spans[i].start)
+		require.LessOrEqual(t, bytes.Compare(spans[i-1].end, spans[i].start), 0,
+			"%q and %q overlap", spans[i-1].start, spans[i].start)
 	}
 }

@@ -79,8 +79,8 @@ type Regions struct {
 	Healthy int `json:"healthy_regions"`
 }
 
-// PlanRegions decides for each region without a majority which replica goes on: the newest by raft position, as an
-// election among those that are left would.
+// PlanRegions decides for each region without a majority which replica goes on: the newest by raft
+// position, as an election among those that are left would.
 func PlanRegions(reports []StoreReport, lost []uint64) (*Regions, error) {
 	plan := &Regions{Lost: slices.Sorted(slices.Values(lost))}
 	byRegion, err := plan.gather(reports)
@@ -117,7 +117,9 @@ func (p *Regions) gather(reports []StoreReport) (map[uint64][]Replica, error) {
 	out := map[uint64][]Replica{}
 	for _, r := range reports {
 		if r.ClusterID != p.ClusterID {
-			return nil, fmt.Errorf("store %d belongs to cluster %d, store %d to cluster %d", reports[0].StoreID, p.ClusterID, r.StoreID, r.ClusterID)
+			return nil,
+				fmt.Errorf("store %d belongs to cluster %d, store %d to cluster %d",
+					reports[0].StoreID, p.ClusterID, r.StoreID, r.ClusterID)
 		}
 		if slices.Contains(p.Lost, r.StoreID) {
 			return nil, fmt.Errorf("store %d is called lost, but it reports", r.StoreID)
@@ -135,7 +137,8 @@ func (p *Regions) gather(reports []StoreReport) (map[uint64][]Replica, error) {
 func newestRegion(replicas []Replica) Region {
 	best := replicas[0].Region
 	for _, r := range replicas[1:] {
-		if c := cmp.Or(cmp.Compare(r.Region.ConfVer, best.ConfVer), cmp.Compare(r.Region.Version, best.Version)); c > 0 {
+		if c := cmp.Or(cmp.Compare(r.Region.ConfVer, best.ConfVer),
+			cmp.Compare(r.Region.Version, best.Version)); c > 0 {
 			best = r.Region
 		}
 	}
@@ -150,7 +153,9 @@ func (p *Regions) hasMajority(r Region, replicas []Replica) bool {
 			continue
 		}
 		voters++
-		if slices.ContainsFunc(replicas, func(rep Replica) bool { return rep.PeerID == v.ID && !slices.Contains(p.Lost, v.StoreID) }) {
+		if slices.ContainsFunc(replicas, func(rep Replica) bool {
+			return rep.PeerID == v.ID && !slices.Contains(p.Lost, v.StoreID)
+		}) {
 			left++
 		}
 	}
@@ -165,16 +170,18 @@ func newest(replicas []Replica) *Replica {
 		if r.Installing {
 			continue
 		}
-		if best == nil || cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),
-			cmp.Compare(r.Applied, best.Applied)) > 0 {
+		if best == nil ||
+			cmp.Or(cmp.Compare(r.LastTerm, best.LastTerm), cmp.Compare(r.LastIndex, best.LastIndex),
+				cmp.Compare(r.Applied, best.Applied)) > 0 {
 			best = r
 		}
 	}
 	return best
 }
 
-// rebirth lets a region go on as one replica, under a conf version above all that anybody knows of it. The version stays:
-// entries that are in the replica's log and not applied yet would be refused under another one.
+// rebirth lets a region go on as one replica, under a conf version above all that anybody knows of
+// it. The version stays: entries that are in the replica's log and not applied yet would be refused
+// under another one.
 func (p *Regions) rebirth(best *Replica, replicas []Replica) {
 	was := best.Region
 	becomes := was
@@ -187,7 +194,8 @@ func (p *Regions) rebirth(best *Replica, replicas []Replica) {
 	for _, r := range replicas {
 		becomes.ConfVer = max(becomes.ConfVer, r.Region.ConfVer)
 	}
-	becomes.ConfVer += epochMargin // a lost leader may have changed members without those that are left
+	// a lost leader may have changed members without those that are left
+	becomes.ConfVer += epochMargin
 	becomes.Peers = []Peer{{ID: best.PeerID, StoreID: best.StoreID}}
 	p.Rebirths = append(p.Rebirths, Rebirth{
 		Was: was, Becomes: becomes, PeerID: best.PeerID, StoreID: best.StoreID,
@@ -195,7 +203,8 @@ func (p *Regions) rebirth(best *Replica, replicas []Replica) {
 	})
 	for _, r := range replicas {
 		if r.PeerID != best.PeerID {
-			p.Ends = append(p.Ends, End{was.ID, r.PeerID, r.StoreID, becomes.Version, becomes.ConfVer})
+			p.Ends = append(p.Ends,
+				End{was.ID, r.PeerID, r.StoreID, becomes.Version, becomes.ConfVer})
 		}
 	}
 }
@@ -203,16 +212,19 @@ func (p *Regions) rebirth(best *Replica, replicas []Replica) {
 // epochMargin is put onto an epoch that may have been ahead of what the plan knows.
 const epochMargin = 1000
 
-// clip cuts from the reborn regions what others have: a replica that was behind may not know of a split. The region of the
-// newer version keeps the keys.
+// clip cuts from the reborn regions what others have: a replica that was behind may not know of a
+// split. The region of the newer version keeps the keys.
 func (p *Regions) clip(alive []Region) {
-	slices.SortStableFunc(p.Rebirths, func(a, b Rebirth) int { return cmp.Compare(b.Was.Version, a.Was.Version) })
+	slices.SortStableFunc(p.Rebirths, func(a, b Rebirth) int {
+		return cmp.Compare(b.Was.Version, a.Was.Version)
+	})
 	taken := slices.Clone(alive)
 	var kept []Rebirth
 	for _, r := range p.Rebirths {
 		pieces := subtract(r.Becomes.Start, r.Becomes.End, taken)
 		if len(pieces) == 0 {
-			p.Ends = append(p.Ends, End{r.Was.ID, r.PeerID, r.StoreID, r.Becomes.Version, r.Becomes.ConfVer})
+			p.Ends = append(p.Ends,
+				End{r.Was.ID, r.PeerID, r.StoreID, r.Becomes.Version, r.Becomes.ConfVer})
 			continue
 		}
 		// What lies beyond the first piece is a hole then.
@@ -220,7 +232,9 @@ func (p *Regions) clip(alive []Region) {
 		taken = append(taken, r.Becomes)
 		kept = append(kept, r)
 	}
-	slices.SortFunc(kept, func(a, b Rebirth) int { return bytes.Compare(a.Becomes.Start, b.Becomes.Start) })
+	slices.SortFunc(kept, func(a, b Rebirth) int {
+		return bytes.Compare(a.Becomes.Start, b.Becomes.Start)
+	})
 	p.Rebirths = kept
 }
 

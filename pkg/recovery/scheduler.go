@@ -10,10 +10,12 @@ import (
 )
 
 const (
-	// idMargin is left above the largest id that a store knows: what the lost placement service gave out last may be
-	// known only to stores that did not report. It gives ids out in batches that are much smaller.
+	// idMargin is left above the largest id that a store knows: what the lost placement service
+	// gave out last may be known only to stores that did not report. It gives ids out in batches
+	// that are much smaller.
 	idMargin = 1_000_000
-	// timestampMargin is left above the latest clock: the lost placement service's may have been ahead.
+	// timestampMargin is left above the latest clock: the lost placement service's may have been
+	// ahead.
 	timestampMargin = 10 * time.Minute
 )
 
@@ -55,7 +57,8 @@ type Scheduler struct {
 	ClusterID uint64 `json:"cluster_id,string"`
 	// AllocID: all ids up to this may be in use.
 	AllocID uint64 `json:"alloc_id,string"`
-	// TimestampMS: all timestamps up to this physical part, in Unix milliseconds, may have been given out.
+	// TimestampMS: all timestamps up to this physical part, in Unix milliseconds, may have been
+	// given out.
 	TimestampMS int64   `json:"timestamp_unix_ms"`
 	Stores      []Store `json:"stores"`
 	// Features are in force by the word of at least one store.
@@ -66,8 +69,8 @@ type Scheduler struct {
 	Missing []uint64 `json:"missing_stores,omitempty"`
 }
 
-// PlanScheduler makes the beginning of a new placement service for the cluster of the stores that report. now is the
-// caller's clock.
+// PlanScheduler makes the beginning of a new placement service for the cluster of the stores that
+// report. now is the caller's clock.
 func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 	if len(reports) == 0 {
 		return nil, errors.New("no store has reported")
@@ -79,15 +82,21 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 		case r.StoreID == 0 || r.ClusterID == 0:
 			return nil, fmt.Errorf("the store at %s has not joined a cluster yet", r.StatusAddress)
 		case r.ClusterID != s.ClusterID:
-			return nil, fmt.Errorf("store %d at %s belongs to cluster %d, store %d at %s to cluster %d", reports[0].StoreID,
-				reports[0].StatusAddress, s.ClusterID, r.StoreID, r.StatusAddress, r.ClusterID)
+			return nil,
+				fmt.Errorf("store %d at %s belongs to cluster %d, store %d at %s to cluster %d",
+					reports[0].StoreID,
+					reports[0].StatusAddress, s.ClusterID, r.StoreID, r.StatusAddress, r.ClusterID)
 		case have[r.StoreID]:
-			return nil, fmt.Errorf("store %d reports twice, also at %s: one of the two is a copy", r.StoreID, r.StatusAddress)
+			return nil,
+				fmt.Errorf("store %d reports twice, also at %s: one of the two is a copy",
+					r.StoreID, r.StatusAddress)
 		}
 		if have[r.StoreID] = true; s.Mode == "" {
 			s.Mode = r.Mode
 		} else if r.Mode != "" && r.Mode != s.Mode {
-			return nil, fmt.Errorf("store %d holds data of mode %s, others of mode %s", r.StoreID, r.Mode, s.Mode)
+			return nil,
+				fmt.Errorf("store %d holds data of mode %s, others of mode %s", r.StoreID, r.Mode,
+					s.Mode)
 		}
 		s.AllocID = max(s.AllocID, r.MaxID, r.StoreID)
 		s.TimestampMS = max(s.TimestampMS, r.UnixMS)
@@ -97,8 +106,9 @@ func PlanScheduler(reports []StoreReport, now time.Time) (*Scheduler, error) {
 			}
 		}
 		s.Stores = append(s.Stores, Store{
-			ID: r.StoreID, Address: r.Address, StatusAddress: r.StatusAddress, Labels: r.Labels, Version: r.Version,
-			TLS: r.TLS, AllowPlain: r.AllowPlain,
+			ID: r.StoreID, Address: r.Address, StatusAddress: r.StatusAddress, Labels: r.Labels,
+			Version: r.Version,
+			TLS:     r.TLS, AllowPlain: r.AllowPlain,
 		})
 	}
 	for _, r := range reports {

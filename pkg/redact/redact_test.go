@@ -12,7 +12,8 @@ import (
 
 // Keys with the digits, marks and bytes that texts have around them.
 var keys = [][]byte{
-	[]byte("k"), []byte("a'b"), []byte("x'6b'"), {0}, {0xff, 0xfe}, []byte("line\nline"), []byte(strings.Repeat("long", 4000)),
+	[]byte("k"), []byte("a'b"), []byte("x'6b'"), {0}, {0xff, 0xfe}, []byte("line\nline"),
+	[]byte(strings.Repeat("long", 4000)),
 }
 
 func TestKeysAreReplacedWhereverTheyStand(t *testing.T) {
@@ -22,7 +23,8 @@ func TestKeysAreReplacedWhereverTheyStand(t *testing.T) {
 		hash := r.String(text)
 		require.Regexp(t, `^h'[0-9a-f]{16}'$`, hash)
 		// An error that was wrapped, quoted as JSON and joined to others.
-		err := errors.Join(fmt.Errorf("region 12 [%v, %v): %w", Key(nil), Key(key), fmt.Errorf("key %s is locked", Key(key))), errors.New("x'y'"))
+		err := errors.Join(fmt.Errorf("region 12 [%v, %v): %w", Key(nil), Key(key),
+			fmt.Errorf("key %s is locked", Key(key))), errors.New("x'y'"))
 		want := fmt.Sprintf("region 12 [x'', %s): key %s is locked\nx'y'", hash, hash)
 		require.Equal(t, want, r.String(err.Error()))
 		require.Equal(t, fmt.Sprintf("%q", want), r.String(fmt.Sprintf("%q", err.Error())))
@@ -66,7 +68,8 @@ func FuzzText(f *testing.F) {
 	f.Add("x'", []byte("key"), "'")
 	r := New()
 	f.Fuzz(func(t *testing.T, before string, key []byte, after string) {
-		if len(key) == 0 || marked.MatchString(before) || marked.MatchString(after) || strings.ContainsAny(before+after, "'") {
+		if len(key) == 0 || marked.MatchString(before) || marked.MatchString(after) ||
+			strings.ContainsAny(before+after, "'") {
 			t.Skip() // keys of their own
 		}
 		got := r.String(before + Key(key).String() + after)

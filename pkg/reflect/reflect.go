@@ -19,10 +19,11 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// Register offers gRPC reflection of what is registered at s, in the versions v1 and v1alpha, to tools such as grpcurl. The
-// project's messages live in gogo's registry, which grpc does not know: their descriptors are copied into one that it
-// does. files are those with the services, as "tinykvpb.proto"; the files that they import are found. It fails if one is
-// not linked into the program.
+// Register offers gRPC reflection of what is registered at s, in the versions v1 and v1alpha, to
+// tools such as grpcurl. The project's messages live in gogo's registry, which grpc does not know:
+// their descriptors are copied into one that it does. files are those with the services, as
+// "tinykvpb.proto"; the files that they import are found. It fails if one is not linked into the
+// program.
 func Register(s reflection.GRPCServer, files ...string) error {
 	own := new(protoregistry.Files)
 	for _, path := range files {
@@ -36,7 +37,8 @@ func Register(s reflection.GRPCServer, files ...string) error {
 	return nil
 }
 
-// add copies a file of gogo's registry, and before it those that it imports. Files of other registries are left out.
+// add copies a file of gogo's registry, and before it those that it imports. Files of other
+// registries are left out.
 func add(files *protoregistry.Files, path string) error {
 	if _, err := files.FindFileByPath(path); err == nil {
 		return nil
@@ -81,7 +83,9 @@ func (r resolver) FindFileByPath(path string) (protoreflect.FileDescriptor, erro
 	return fd, err
 }
 
-func (r resolver) FindDescriptorByName(name protoreflect.FullName) (protoreflect.Descriptor, error) {
+func (r resolver) FindDescriptorByName(
+	name protoreflect.FullName,
+) (protoreflect.Descriptor, error) {
 	d, err := r.own.FindDescriptorByName(name)
 	if errors.Is(err, protoregistry.NotFound) {
 		return protoregistry.GlobalFiles.FindDescriptorByName(name)

@@ -38,10 +38,12 @@ type served interface {
 	Stop()
 }
 
-// TestRegister: both versions of the service list the services, and give files that are whole, by the project's own server and
-// by grpc-go's.
+// TestRegister: both versions of the service list the services, and give files that are whole, by
+// the project's own server and by grpc-go's.
 func TestRegister(t *testing.T) {
-	for name, s := range map[string]served{"pkg/rpc": server.New(server.Options{}), "grpc-go": grpc.NewServer()} {
+	for name, s := range map[string]served{
+		"pkg/rpc": server.New(server.Options{}), "grpc-go": grpc.NewServer(),
+	} {
 		schedulerpb.RegisterSchedulerServer(s, &scheduler{})
 		tinykvpb.RegisterTinyKvServer(s, &store{})
 		require.NoError(t, reflect.Register(s, "schedulerpb.proto", "tinykvpb.proto"))
@@ -50,10 +52,13 @@ func TestRegister(t *testing.T) {
 		require.NoError(t, err)
 		done := make(chan error, 1)
 		go func() { done <- s.Serve(l) }()
-		cc, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		cc, err := grpc.NewClient(l.Addr().String(),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		for _, symbol := range []string{"schedulerpb.Scheduler", "tinykvpb.TinyKv", "metapb.Region"} {
+		for _, symbol := range []string{
+			"schedulerpb.Scheduler", "tinykvpb.TinyKv", "metapb.Region",
+		} {
 			require.Equal(t, askV1(t, ctx, cc, symbol), askV1alpha(t, ctx, cc, symbol), name)
 		}
 		cancel()
@@ -68,12 +73,17 @@ func askV1(t *testing.T, ctx context.Context, cc *grpc.ClientConn, symbol string
 	st, err := v1.NewServerReflectionClient(cc).ServerReflectionInfo(ctx)
 	require.NoError(t, err)
 	require.NoError(t, st.Send(&v1.ServerReflectionRequest{
-		MessageRequest: &v1.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: symbol},
+		MessageRequest: &v1.ServerReflectionRequest_FileContainingSymbol{
+			FileContainingSymbol: symbol,
+		},
 	}))
 	resp, err := st.Recv()
 	require.NoError(t, err)
 	checkFiles(t, resp.GetFileDescriptorResponse().GetFileDescriptorProto(), symbol)
-	require.NoError(t, st.Send(&v1.ServerReflectionRequest{MessageRequest: &v1.ServerReflectionRequest_ListServices{}}))
+	require.NoError(t,
+		st.Send(&v1.ServerReflectionRequest{
+			MessageRequest: &v1.ServerReflectionRequest_ListServices{},
+		}))
 	resp, err = st.Recv()
 	require.NoError(t, err)
 	var out []string
@@ -89,12 +99,17 @@ func askV1alpha(t *testing.T, ctx context.Context, cc *grpc.ClientConn, symbol s
 	st, err := v1alpha.NewServerReflectionClient(cc).ServerReflectionInfo(ctx)
 	require.NoError(t, err)
 	require.NoError(t, st.Send(&v1alpha.ServerReflectionRequest{
-		MessageRequest: &v1alpha.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: symbol},
+		MessageRequest: &v1alpha.ServerReflectionRequest_FileContainingSymbol{
+			FileContainingSymbol: symbol,
+		},
 	}))
 	resp, err := st.Recv()
 	require.NoError(t, err)
 	checkFiles(t, resp.GetFileDescriptorResponse().GetFileDescriptorProto(), symbol)
-	require.NoError(t, st.Send(&v1alpha.ServerReflectionRequest{MessageRequest: &v1alpha.ServerReflectionRequest_ListServices{}}))
+	require.NoError(t,
+		st.Send(&v1alpha.ServerReflectionRequest{
+			MessageRequest: &v1alpha.ServerReflectionRequest_ListServices{},
+		}))
 	resp, err = st.Recv()
 	require.NoError(t, err)
 	var out []string

@@ -1,6 +1,7 @@
 package rpc
 
-// PrefixSize is what stands before every message: one byte that says whether it is compressed, four of length.
+// PrefixSize is what stands before every message: one byte that says whether it is compressed, four
+// of length.
 const PrefixSize = 5
 
 // Assembler puts a message together from the frames it comes in.
@@ -16,9 +17,12 @@ type Assembler struct {
 // Started tells whether a part of a message has come and the rest has not.
 func (a *Assembler) Started() bool { return len(a.Msg) > 0 }
 
-// Add takes bytes from data. When a message is complete it is returned with its prefix: within data, or kept, in
-// memory of its own. k is the call's checksum. Errors are statuses, or ErrCorrupt.
-func (a *Assembler) Add(data []byte, limit int, k *Checksum) (msg []byte, kept bool, rest []byte, err error) {
+// Add takes bytes from data. When a message is complete it is returned with its prefix: within
+// data, or kept, in memory of its own. k is the call's checksum. Errors are statuses, or
+// ErrCorrupt.
+func (a *Assembler) Add(
+	data []byte, limit int, k *Checksum,
+) (msg []byte, kept bool, rest []byte, err error) {
 	if len(a.Msg) < PrefixSize {
 		if len(a.Msg) == 0 && len(data) >= PrefixSize {
 			if a.Need, err = k.messageSize(data, limit); err != nil {

@@ -27,7 +27,8 @@ func (b *Budget) Take(n int64) bool {
 // Give gives bytes back that were taken.
 func (b *Budget) Give(n int64) { b.used.Add(-n) }
 
-// Charge takes n bytes also where they exceed the limit, or gives -n back: for what is there already.
+// Charge takes n bytes also where they exceed the limit, or gives -n back: for what is there
+// already.
 func (b *Budget) Charge(n int64) { b.used.Add(n) }
 
 // Refuse counts something for which there was no room.

@@ -14,38 +14,44 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// A bit that flips between two processes passes TCP's checksum once in 65,536 times, and always where a proxy or a
-// network card computes that anew. So each message carries a checksum of its own, from the memory of the process that
-// encodes it to that of the process that decodes it, if the client asks for it and the server knows it:
+// A bit that flips between two processes passes TCP's checksum once in 65,536 times, and always
+// where a proxy or a network card computes that anew. So each message carries a checksum of its
+// own, from the memory of the process that encodes it to that of the process that decodes it, if
+// the client asks for it and the server knows it:
 //
-//   - The client sends the header "tinykv-checksum: crc32c" with the call; the server sends it with the answer's headers.
-//   - Behind each message stand six bytes that are a protocol-buffer field, fixed32 number 2047, which decoders that do
-//     not know it skip.
-//   - The sum covers the method, the stream, the direction and the message's number in it, besides the message: one that
-//     arrives on another stream, twice or not at all is noticed as well.
+//   - The client sends the header "tinykv-checksum: crc32c" with the call; the server sends it with
+//     the answer's headers.
+//   - Behind each message stand six bytes that are a protocol-buffer field, fixed32 number 2047,
+//     which decoders that do not know it skip.
+//   - The sum covers the method, the stream, the direction and the message's number in it, besides
+//     the message: one that arrives on another stream, twice or not at all is noticed as well.
 //
-// A message whose sum is wrong ends the connection. What was under way on it is sent again, or is of unknown outcome.
+// A message whose sum is wrong ends the connection. What was under way on it is sent again, or is
+// of unknown outcome.
 //
-// The length before a message needs a sum of its own: with one that is damaged, whatever comes after it on the stream,
-// perhaps for ever, would be taken for the rest of the message. gRPC has a byte there for one bit, whether the message
-// is compressed; the other seven have a CRC-7 of that bit and the length. It finds each one and two flipped bits. A server
-// that knows it says so by the setting SettingPrefixSums, before the first call; a client that does asks for it by the
-// value "crc32c+prefix" of the header.
+// The length before a message needs a sum of its own: with one that is damaged, whatever comes
+// after it on the stream, perhaps for ever, would be taken for the rest of the message. gRPC has a
+// byte there for one bit, whether the message is compressed; the other seven have a CRC-7 of that
+// bit and the length. It finds each one and two flipped bits. A server that knows it says so by the
+// setting SettingPrefixSums, before the first call; a client that does asks for it by the value
+// "crc32c+prefix" of the header.
 //
-// Headers have no sum, and what is damaged in them stays in the connection's header table, for all calls after. So a
-// message that has a sum ends a connection whose headers do not say so. An answer that does not say it, of a server that
-// has said it before, ends it too: failures say it as well. And a connection on which an answer is of no gRPC server, or
-// of one that does not know the method, takes no further calls.
+// Headers have no sum, and what is damaged in them stays in the connection's header table, for all
+// calls after. So a message that has a sum ends a connection whose headers do not say so. An answer
+// that does not say it, of a server that has said it before, ends it too: failures say it as well.
+// And a connection on which an answer is of no gRPC server, or of one that does not know the
+// method, takes no further calls.
 
 const (
 	// ChecksumHeader is the header by which checksums are agreed upon.
 	ChecksumHeader = "tinykv-checksum"
 	// ChecksumKind is its value.
 	ChecksumKind = "crc32c"
-	// ChecksumPrefixKind is the value by which a client asks for sums of prefixes as well, in both directions.
+	// ChecksumPrefixKind is the value by which a client asks for sums of prefixes as well, in both
+	// directions.
 	ChecksumPrefixKind = "crc32c+prefix"
-	// SettingPrefixSums is an HTTP/2 setting of a number that is not assigned: 1 says that the server knows
-	// ChecksumPrefixKind.
+	// SettingPrefixSums is an HTTP/2 setting of a number that is not assigned: 1 says that the
+	// server knows ChecksumPrefixKind.
 	SettingPrefixSums http2.SettingID = 0xf1c7
 	// checksumSize is what stands behind a message.
 	checksumSize = 6
@@ -58,7 +64,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrCorrupt says that a message was changed on its way.
 var ErrCorrupt = errors.New("rpc: a message was damaged on its way")
 
-// OnCorrupt is called for a message that was damaged on its way, before its connection ends. It must not block.
+// OnCorrupt is called for a message that was damaged on its way, before its connection ends. It
+// must not block.
 type OnCorrupt func(remote net.Addr, method string)
 
 // Direction tells requests from answers.
@@ -71,11 +78,12 @@ const (
 	ToClient
 )
 
-// Checksum is a call's part. Sums of sent messages are made under the connection's lock, received ones are checked by the
-// reading goroutine: sent belongs to the lock, got to the goroutine, the rest does not change once it is set.
+// Checksum is a call's part. Sums of sent messages are made under the connection's lock, received
+// ones are checked by the reading goroutine: sent belongs to the lock, got to the goroutine, the
+// rest does not change once it is set.
 type Checksum struct {
-	// Sends and Checks tell whether messages carry sums each way, Prefixes whether those that do have sums of their
-	// prefixes. Seed is what the sums begin with, see ChecksumSeed.
+	// Sends and Checks tell whether messages carry sums each way, Prefixes whether those that do
+	// have sums of their prefixes. Seed is what the sums begin with, see ChecksumSeed.
 	Sends, Checks, Prefixes bool
 	Seed                    uint32
 	sent, got               uint32
@@ -118,7 +126,8 @@ func (k *Checksum) Slack() int {
 	return 0
 }
 
-// Seal fills the last bytes of an encoded message, with its prefix, with the sum of the rest, and the prefix's.
+// Seal fills the last bytes of an encoded message, with its prefix, with the sum of the rest, and
+// the prefix's.
 func (k *Checksum) Seal(d Direction, msg []byte) {
 	if !k.Sends {
 		return
@@ -193,12 +202,15 @@ func (k *Checksum) messageSize(prefix []byte, limit int) (int, error) {
 	}
 	n := binary.BigEndian.Uint32(prefix[1:])
 	if uint64(n) > uint64(limit) {
-		return 0, status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)", n, limit)
+		return 0,
+			status.Errorf(codes.ResourceExhausted, "received message larger than max (%d vs. %d)",
+				n, limit)
 	}
 	return PrefixSize + int(n), nil
 }
 
-// Compressed is the flag of a received message, of which msg is the beginning and whose prefix is good.
+// Compressed is the flag of a received message, of which msg is the beginning and whose prefix is
+// good.
 func Compressed(msg []byte) byte {
 	return msg[0] & 1
 }

@@ -24,13 +24,18 @@ func TestMessageOfAnotherStreamIsNoticed(t *testing.T) {
 	require.NoError(t, open(fresh, ToServer))
 	require.ErrorIs(t, open(fresh, ToClient), ErrCorrupt)
 	require.ErrorIs(t, open(Checksum{Checks: true, Seed: fresh.Seed, got: 1}, ToServer), ErrCorrupt)
-	require.ErrorIs(t, open(Checksum{Checks: true, Seed: ChecksumSeed(MethodSum(rpctest.GetPath), 3)}, ToServer), ErrCorrupt)
-	require.ErrorIs(t, open(Checksum{Checks: true, Seed: ChecksumSeed(MethodSum(rpctest.StreamPath), 1)}, ToServer), ErrCorrupt)
+	require.ErrorIs(t,
+		open(Checksum{Checks: true, Seed: ChecksumSeed(MethodSum(rpctest.GetPath), 3)}, ToServer),
+		ErrCorrupt)
+	require.ErrorIs(t,
+		open(Checksum{Checks: true, Seed: ChecksumSeed(MethodSum(rpctest.StreamPath), 1)},
+			ToServer), ErrCorrupt)
 	_, err := fresh.Open(ToServer, []byte("short"))
 	require.ErrorIs(t, err, ErrCorrupt)
 }
 
-// TestSumIsThatOfTheBytesInOrder compares with the library's sum over all that is covered in one piece.
+// TestSumIsThatOfTheBytesInOrder compares with the library's sum over all that is covered in one
+// piece.
 func TestSumIsThatOfTheBytesInOrder(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 1000 {
@@ -42,11 +47,13 @@ func TestSumIsThatOfTheBytesInOrder(t *testing.T) {
 		covered := binary.LittleEndian.AppendUint32([]byte(rpctest.GetPath), stream)
 		covered = binary.LittleEndian.AppendUint32(append(covered, byte(d)), number)
 		k := Checksum{Seed: ChecksumSeed(MethodSum(rpctest.GetPath), stream)}
-		require.Equal(t, crc32.Checksum(append(covered, body...), castagnoli), k.sum(d, number, body))
+		require.Equal(t, crc32.Checksum(append(covered, body...), castagnoli),
+			k.sum(d, number, body))
 	}
 }
 
-// TestFlippedBitsOfPrefixes: each one and two of the forty bits of a prefix are found, and a flag of both kinds passes.
+// TestFlippedBitsOfPrefixes: each one and two of the forty bits of a prefix are found, and a flag
+// of both kinds passes.
 func TestFlippedBitsOfPrefixes(t *testing.T) {
 	require.Equal(t, byte(0x4a), func() (c byte) { // the check value of MMC's first command
 		for _, b := range []byte{0x40, 0, 0, 0, 0} {

@@ -19,7 +19,8 @@ func IsGRPCType(v string) bool {
 }
 
 var timeoutUnits = [256]time.Duration{
-	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond,
+	'u': time.Microsecond, 'n': time.Nanosecond,
 }
 
 // ParseTimeout reads a grpc-timeout header: up to 8 digits and a unit.
@@ -53,7 +54,10 @@ func FormatTimeout(d time.Duration) string {
 	for _, u := range []struct {
 		unit time.Duration
 		name byte
-	}{{time.Nanosecond, 'n'}, {time.Microsecond, 'u'}, {time.Millisecond, 'm'}, {time.Second, 'S'}, {time.Minute, 'M'}} {
+	}{
+		{time.Nanosecond, 'n'}, {time.Microsecond, 'u'}, {time.Millisecond, 'm'},
+		{time.Second, 'S'}, {time.Minute, 'M'},
+	} {
 		if n := (d + u.unit - 1) / u.unit; n <= most && d <= most*u.unit {
 			return string(append(strconv.AppendInt(buf[:0], int64(n), 10), u.name))
 		}
@@ -64,7 +68,8 @@ func FormatTimeout(d time.Duration) string {
 // MaxMessageHeader bounds a status message: clients bound their headers too.
 const MaxMessageHeader = 4 << 10
 
-// EncodeMessage is the percent-encoding of grpc-message. What is too long ends between two characters.
+// EncodeMessage is the percent-encoding of grpc-message. What is too long ends between two
+// characters.
 func EncodeMessage(m string) string {
 	m = strings.ToValidUTF8(m, "\uFFFD")
 	var b strings.Builder

@@ -14,15 +14,19 @@ import (
 
 func TestParseTimeout(t *testing.T) {
 	for v, want := range map[string]time.Duration{
-		"0n": 0, "1n": 1, "7u": 7 * time.Microsecond, "20m": 20 * time.Millisecond, "3S": 3 * time.Second, "2M": 2 * time.Minute,
-		"1H": time.Hour, "00000001S": time.Second, "99999999n": 99999999, "99999999S": 99999999 * time.Second,
+		"0n": 0, "1n": 1, "7u": 7 * time.Microsecond, "20m": 20 * time.Millisecond,
+		"3S": 3 * time.Second, "2M": 2 * time.Minute,
+		"1H": time.Hour, "00000001S": time.Second, "99999999n": 99999999,
+		"99999999S": 99999999 * time.Second,
 		"99999999M": 99999999 * time.Minute, "99999999H": math.MaxInt64,
 	} {
 		got, err := ParseTimeout(v)
 		require.NoError(t, err, v)
 		require.Equal(t, want, got, v)
 	}
-	for _, v := range []string{"", "S", "1", "1s", "1h", "-1S", "+1S", "1.5S", " 1S", "1 S", "100000000S", "1SS", "١S"} {
+	for _, v := range []string{
+		"", "S", "1", "1s", "1h", "-1S", "+1S", "1.5S", " 1S", "1 S", "100000000S", "1SS", "١S",
+	} {
 		_, err := ParseTimeout(v)
 		require.Error(t, err, v)
 	}
@@ -30,7 +34,8 @@ func TestParseTimeout(t *testing.T) {
 
 func TestIsGRPCType(t *testing.T) {
 	for v, want := range map[string]bool{
-		"application/grpc": true, "application/grpc+proto": true, "application/grpc;charset=utf-8": true, "application/grpcx": false,
+		"application/grpc": true, "application/grpc+proto": true,
+		"application/grpc;charset=utf-8": true, "application/grpcx": false,
 		"application/grpc-web": false, "": false, "text/plain": false,
 	} {
 		require.Equal(t, want, IsGRPCType(v), v)
@@ -39,11 +44,15 @@ func TestIsGRPCType(t *testing.T) {
 
 func TestEncodeMessage(t *testing.T) {
 	for m, want := range map[string]string{
-		"": "", "plain": "plain", "100%": "100%25", "a\nb": "a%0Ab", "☺": "%E2%98%BA", "\x7f": "%7F", "~ !": "~ !", "\xff": "%EF%BF%BD",
+		"": "", "plain": "plain", "100%": "100%25", "a\nb": "a%0Ab", "☺": "%E2%98%BA",
+		"\x7f": "%7F", "~ !": "~ !", "\xff": "%EF%BF%BD",
 	} {
 		require.Equal(t, want, EncodeMessage(m))
 	}
-	for _, m := range []string{strings.Repeat("a", 10_000), strings.Repeat("☺", 10_000), "a" + strings.Repeat("é", 10_000), strings.Repeat("%", 5000)} {
+	for _, m := range []string{
+		strings.Repeat("a", 10_000), strings.Repeat("☺", 10_000), "a" + strings.Repeat("é", 10_000),
+		strings.Repeat("%", 5000),
+	} {
 		got := EncodeMessage(m)
 		require.LessOrEqual(t, len(got), MaxMessageHeader+12)
 		back, err := url.PathUnescape(got)
@@ -53,8 +62,8 @@ func TestEncodeMessage(t *testing.T) {
 	}
 }
 
-// TestFormatTimeout: the server waits at least as long as the client, and at most one unit longer. A unit is small
-// beside the timeout.
+// TestFormatTimeout: the server waits at least as long as the client, and at most one unit longer.
+// A unit is small beside the timeout.
 func TestFormatTimeout(t *testing.T) {
 	check := func(d time.Duration) {
 		v := FormatTimeout(d)
@@ -86,7 +95,8 @@ func TestFormatTimeout(t *testing.T) {
 
 func TestDecodeMessage(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "", "plain": "plain", "a%20b": "a b", "%": "%", "%2": "%2", "%zz": "%zz", "%E2%98%BA": "☺", "100%25": "100%", "%%41": "%A", "%41%": "A%",
+		"": "", "plain": "plain", "a%20b": "a b", "%": "%", "%2": "%2", "%zz": "%zz",
+		"%E2%98%BA": "☺", "100%25": "100%", "%%41": "%A", "%41%": "A%",
 	} {
 		require.Equal(t, want, DecodeMessage(in))
 	}

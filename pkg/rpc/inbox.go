@@ -2,8 +2,9 @@ package rpc
 
 import "sync"
 
-// Inbox holds the messages of a stream until the receiver takes them, and knows how much of the sender's window is
-// to be given back. The reading goroutine of the connection puts in, one other goroutine takes out.
+// Inbox holds the messages of a stream until the receiver takes them, and knows how much of the
+// sender's window is to be given back. The reading goroutine of the connection puts in, one other
+// goroutine takes out.
 type Inbox struct {
 	// Ready wakes the receiver: something has come.
 	Ready chan struct{}
@@ -20,16 +21,16 @@ type Inbox struct {
 		waiting bool
 		// owed is what the receiver has taken and was not given back to the sender's window yet.
 		owed int64
-		// Of the message that is coming, given is what was given back to the window already; held is more of it, which
-		// will be when the queue is empty.
+		// Of the message that is coming, given is what was given back to the window already; held
+		// is more of it, which will be when the queue is empty.
 		held, given int64
 	}
 }
 
 // Message is one that has come.
 type Message struct {
-	// Body has neither prefix nor checksum. It stays compressed, if the flag Compressed is not 0, until it is taken: the
-	// window would else not bound the queue's memory.
+	// Body has neither prefix nor checksum. It stays compressed, if the flag Compressed is not 0,
+	// until it is taken: the window would else not bound the queue's memory.
 	Body       []byte
 	Compressed byte
 	// Owed counts against the sender's window until the message is taken, in bytes.
@@ -80,9 +81,10 @@ func (q *Inbox) Push(m Message) {
 	Wake(q.Ready)
 }
 
-// Early tells how much of an incomplete message, of which part has come and not been given back by the reading
-// goroutine, is to be given back now, so that the rest can come. While others are queued it is nothing: a sender could
-// make the queue as long as it likes. Then it is due when the receiver has taken them.
+// Early tells how much of an incomplete message, of which part has come and not been given back by
+// the reading goroutine, is to be given back now, so that the rest can come. While others are
+// queued it is nothing: a sender could make the queue as long as it likes. Then it is due when the
+// receiver has taken them.
 func (q *Inbox) Early(part int64) int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -95,7 +97,8 @@ func (q *Inbox) Early(part int64) int64 {
 	return part
 }
 
-// Queued is how many messages wait for the receiver, and their bytes. whole: no part of a message waits for them.
+// Queued is how many messages wait for the receiver, and their bytes. whole: no part of a message
+// waits for them.
 func (q *Inbox) Queued() (messages, bytes int, whole bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -156,7 +159,8 @@ func (q *Inbox) oweLocked(n int64) (give int64) {
 	return give
 }
 
-// Took counts a message of so many bytes that was worked off inline, and says how much to give back.
+// Took counts a message of so many bytes that was worked off inline, and says how much to give
+// back.
 func (q *Inbox) Took(size int64) (give int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

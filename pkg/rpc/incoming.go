@@ -20,7 +20,8 @@ const (
 	Preface = http2.ClientPreface
 )
 
-// InitialWindow is every window's size until agreed otherwise, MaxWindow the largest (RFC 9113, 6.9.1 and 6.9.2), in bytes.
+// InitialWindow is every window's size until agreed otherwise, MaxWindow the largest (RFC 9113,
+// 6.9.1 and 6.9.2), in bytes.
 const (
 	InitialWindow = 65535
 	MaxWindow     = 1<<31 - 1
@@ -31,7 +32,8 @@ type Incoming struct {
 	// Reader has what has come, and Framer reads the frames from it.
 	Reader *bufio.Reader
 	Framer *http2.Framer
-	// window is what the other side may send over all streams, owed what has come of it and was not given back yet.
+	// window is what the other side may send over all streams, owed what has come of it and was not
+	// given back yet.
 	window Inflow
 	owed   int64
 }
@@ -55,11 +57,15 @@ func (in *Incoming) IsFrameBuffered() bool {
 	return err == nil && n >= FrameHeader+(int(h[0])<<16|int(h[1])<<8|int(h[2]))
 }
 
-// Data counts a frame of messages, and says how much window to give back for it now. A frame beyond the window is an
-// error.
+// Data counts a frame of messages, and says how much window to give back for it now. A frame beyond
+// the window is an error.
 func (in *Incoming) Data(n int64) (give int64, err error) {
 	if !in.window.Take(n) {
-		return 0, &ConnError{Code: http2.ErrCodeFlowControl, Why: "more data than the connection's window allows"}
+		return 0,
+			&ConnError{
+				Code: http2.ErrCodeFlowControl,
+				Why:  "more data than the connection's window allows",
+			}
 	}
 	in.owed += n
 	if give = in.window.due(in.owed); give > 0 {

@@ -5,27 +5,29 @@ import (
 	"time"
 )
 
-// KeepAlive finds a connection whose other side is gone without a word. The goroutine that reads calls Read and Waits;
-// everything else belongs to the connection's lock.
+// KeepAlive finds a connection whose other side is gone without a word. The goroutine that reads
+// calls Read and Waits; everything else belongs to the connection's lock.
 type KeepAlive struct {
-	// after is how long the other side may be silent until it is asked for a sign of life, patience how long that may
-	// take.
+	// after is how long the other side may be silent until it is asked for a sign of life, patience
+	// how long that may take.
 	after, patience time.Duration
 	// Began is when the connection did; it does not change.
 	Began time.Time
-	// frames counts what was read, and quiet is when the reading goroutine last began to wait, since Began. Without quiet
-	// the silence is measured from one look to the next: precise tells.
+	// frames counts what was read, and quiet is when the reading goroutine last began to wait,
+	// since Began. Without quiet the silence is measured from one look to the next: precise tells.
 	frames  atomic.Uint64
 	quiet   atomic.Int64
 	precise bool
 
 	timer *time.Timer
-	// seen is how many frames had come when the timer was set; asked, that a ping has been sent since.
+	// seen is how many frames had come when the timer was set; asked, that a ping has been sent
+	// since.
 	seen  uint64
 	asked bool
 }
 
-// StartLocked has look called, without the lock, whenever the connection is to be looked at; look calls LookLocked.
+// StartLocked has look called, without the lock, whenever the connection is to be looked at; look
+// calls LookLocked.
 func (k *KeepAlive) StartLocked(after, patience time.Duration, precise bool, look func()) {
 	k.after, k.patience, k.precise = after, patience, precise
 	k.timer = time.AfterFunc(after, look)

@@ -15,7 +15,8 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// putMessage fills buf with a message, up to end, and its prefix, which counts what stands behind end as well.
+// putMessage fills buf with a message, up to end, and its prefix, which counts what stands behind
+// end as well.
 func putMessage(buf []byte, end int, m codec.Message) error {
 	buf[0] = 0
 	binary.BigEndian.PutUint32(buf[1:], uint32(len(buf)-PrefixSize))
@@ -25,9 +26,12 @@ func putMessage(buf []byte, end int, m codec.Message) error {
 	return nil
 }
 
-// EncodeForeign is a message that only the codec can encode, or that is to be compressed, of at most limit bytes, with its
-// prefix and room for extra bytes behind it. comp may be nil. Errors are statuses.
-func EncodeForeign(c encoding.CodecV2, comp encoding.Compressor, m any, limit, extra int) ([]byte, error) {
+// EncodeForeign is a message that only the codec can encode, or that is to be compressed, of at
+// most limit bytes, with its prefix and room for extra bytes behind it. comp may be nil. Errors are
+// statuses.
+func EncodeForeign(
+	c encoding.CodecV2, comp encoding.Compressor, m any, limit, extra int,
+) ([]byte, error) {
 	bufs, err := c.Marshal(m)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
@@ -67,12 +71,15 @@ func compress(to io.Writer, comp encoding.Compressor, bufs mem.BufferSlice) erro
 	return w.Close()
 }
 
-// TooLarge is the error of a message of size bytes that exceeds a limit; what is "send" or "receive".
+// TooLarge is the error of a message of size bytes that exceeds a limit; what is "send" or
+// "receive".
 func TooLarge(what string, size, limit int) error {
-	return status.Errorf(codes.ResourceExhausted, "trying to %s message larger than max (%d vs. %d)", what, size, limit)
+	return status.Errorf(codes.ResourceExhausted,
+		"trying to %s message larger than max (%d vs. %d)", what, size, limit)
 }
 
-// Decompress undoes what grpc-encoding names, to at most limit bytes. flag is that of the message. Errors are statuses.
+// Decompress undoes what grpc-encoding names, to at most limit bytes. flag is that of the message.
+// Errors are statuses.
 func Decompress(flag byte, name string, body []byte, limit int) ([]byte, error) {
 	if flag != 1 || name == "" || name == "identity" {
 		return nil, status.Error(codes.Internal, "compressed message without grpc-encoding")

@@ -16,21 +16,26 @@ const binarySuffix = "-bin"
 // StatusDetails is the header that has the whole status of a call that failed with details.
 const StatusDetails = "grpc-status-details-bin"
 
-// maxDetails bounds a status with its details, in bytes: clients bound their headers. Larger ones go without details.
+// maxDetails bounds a status with its details, in bytes: clients bound their headers. Larger ones
+// go without details.
 const maxDetails = 8 << 10
 
-// IsReserved tells whether a header is the protocol's, and never metadata: neither side passes it on.
+// IsReserved tells whether a header is the protocol's, and never metadata: neither side passes it
+// on.
 func IsReserved(name string) bool {
 	switch name {
-	case "", "content-type", "content-length", "user-agent", "te", "host", "grpc-accept-encoding", "grpc-encoding",
-		"grpc-message", "grpc-message-type", "grpc-status", StatusDetails, "grpc-timeout", ChecksumHeader,
+	case "", "content-type", "content-length", "user-agent", "te", "host", "grpc-accept-encoding",
+		"grpc-encoding",
+		"grpc-message", "grpc-message-type", "grpc-status", StatusDetails, "grpc-timeout",
+		ChecksumHeader,
 		"connection", "proxy-connection", "keep-alive", "upgrade", "transfer-encoding":
 		return true
 	}
 	return name[0] == ':'
 }
 
-// AppendMetadata adds a header to md, which may be nil. Binary values are decoded, several in one field are separate ones.
+// AppendMetadata adds a header to md, which may be nil. Binary values are decoded, several in one
+// field are separate ones.
 func AppendMetadata(md metadata.MD, name, value string) (metadata.MD, error) {
 	if md == nil {
 		md = metadata.MD{}
@@ -49,8 +54,8 @@ func AppendMetadata(md metadata.MD, name, value string) (metadata.MD, error) {
 	return md, nil
 }
 
-// CheckMetadata tells whether md can be sent: names of a-z, 0-9, "-", "_" and ".", values of printable characters unless
-// they are binary. The error is a status.
+// CheckMetadata tells whether md can be sent: names of a-z, 0-9, "-", "_" and ".", values of
+// printable characters unless they are binary. The error is a status.
 func CheckMetadata(md metadata.MD) error {
 	for name, values := range md {
 		if IsReserved(name) {
@@ -58,7 +63,8 @@ func CheckMetadata(md metadata.MD) error {
 		}
 		for _, r := range name {
 			if !('a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.') {
-				return status.Errorf(codes.Internal, "metadata key %q has a character that is not of a-z, 0-9, -, _ and .", name)
+				return status.Errorf(codes.Internal,
+					"metadata key %q has a character that is not of a-z, 0-9, -, _ and .", name)
 			}
 		}
 		if strings.HasSuffix(name, binarySuffix) {
@@ -67,7 +73,8 @@ func CheckMetadata(md metadata.MD) error {
 		for _, v := range values {
 			for i := range len(v) {
 				if v[i] < ' ' || v[i] > '~' {
-					return status.Errorf(codes.Internal, "metadata %q has a value with characters that are not printable", name)
+					return status.Errorf(codes.Internal,
+						"metadata %q has a value with characters that are not printable", name)
 				}
 			}
 		}
@@ -110,7 +117,8 @@ func EncodeDetails(st *status.Status) string {
 	return base64.RawStdEncoding.EncodeToString(b)
 }
 
-// DecodeDetails is a status with the details that a header has; st itself if it has none, or those of another status.
+// DecodeDetails is a status with the details that a header has; st itself if it has none, or those
+// of another status.
 func DecodeDetails(st *status.Status, value string) *status.Status {
 	if value == "" {
 		return st

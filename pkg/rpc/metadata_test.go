@@ -30,7 +30,8 @@ func TestMetadataRoundTrip(t *testing.T) {
 
 func TestBinaryMetadata(t *testing.T) {
 	for value, want := range map[string][]string{
-		"": {""}, "YQ": {"a"}, "YQ==": {"a"}, "YWJj": {"abc"}, "YQ,YWI=,,YWJj": {"a", "ab", "", "abc"}, "+/+/": {"\xfb\xff\xbf"},
+		"": {""}, "YQ": {"a"}, "YQ==": {"a"}, "YWJj": {"abc"},
+		"YQ,YWI=,,YWJj": {"a", "ab", "", "abc"}, "+/+/": {"\xfb\xff\xbf"},
 	} {
 		md, err := AppendMetadata(nil, "v-bin", value)
 		require.NoError(t, err, value)
@@ -43,10 +44,15 @@ func TestBinaryMetadata(t *testing.T) {
 }
 
 func TestMetadataThatCannotBeSent(t *testing.T) {
-	for _, md := range []metadata.MD{{"A": {"x"}}, {"a b": {"x"}}, {"\u00e4": {"x"}}, {"a": {"\n"}}, {"a": {"\u00e4"}}, {"a": {"\x7f"}}} {
+	for _, md := range []metadata.MD{
+		{"A": {"x"}}, {"a b": {"x"}}, {"\u00e4": {"x"}}, {"a": {"\n"}}, {"a": {"\u00e4"}},
+		{"a": {"\x7f"}},
+	} {
 		require.Equal(t, codes.Internal, status.Code(CheckMetadata(md)), "%q", md)
 	}
-	for _, name := range []string{":path", "te", "grpc-status", "content-type", "connection", "grpc-timeout", "host", ""} {
+	for _, name := range []string{
+		":path", "te", "grpc-status", "content-type", "connection", "grpc-timeout", "host", "",
+	} {
 		md := metadata.MD{name: {"x"}}
 		require.NoError(t, CheckMetadata(md))
 		EachHeader(md, func(name, _ string) { t.Errorf("%q is the protocol's", name) })

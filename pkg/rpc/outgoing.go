@@ -10,11 +10,12 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// Outgoing is the sending half of a connection: the output, a Framer that writes into it, and what the other side's
-// windows allow. It belongs to the connection's lock, as do the senders of its streams.
+// Outgoing is the sending half of a connection: the output, a Framer that writes into it, and what
+// the other side's windows allow. It belongs to the connection's lock, as do the senders of its
+// streams.
 //
-// Invariant: blocked has each sender whose field of that name is set, once, and no other. PendingBytes is
-// the sum of their pendingCap.
+// Invariant: blocked has each sender whose field of that name is set, once, and no other.
+// PendingBytes is the sum of their pendingCap.
 type Outgoing struct {
 	Output
 	// Framer writes into the output, and never fails.
@@ -24,7 +25,8 @@ type Outgoing struct {
 	maxFrame        int
 	// most is the size of output at which messages begin to wait, in bytes.
 	most int
-	// blocked are the senders that wait for a window or the output, in the order in which they began to.
+	// blocked are the senders that wait for a window or the output, in the order in which they
+	// began to.
 	blocked []*Sender
 	// PendingBytes is the memory of all that waits, in bytes.
 	PendingBytes int64
@@ -32,13 +34,13 @@ type Outgoing struct {
 	Sent uint64
 }
 
-// Sender is the sending half of a stream. It belongs to the connection's lock, but for ID, which does not change once the
-// stream has begun.
+// Sender is the sending half of a stream. It belongs to the connection's lock, but for ID, which
+// does not change once the stream has begun.
 type Sender struct {
 	// ID is the stream's number.
 	ID uint32
-	// Last: the stream ends with the last frame of what is pending or sent next. Gone: nothing is sent any more.
-	// Headed: the first headers were sent.
+	// Last: the stream ends with the last frame of what is pending or sent next. Gone: nothing is
+	// sent any more. Headed: the first headers were sent.
 	Last, blocked, Gone, Headed bool
 	// window is how much the other side takes on this stream.
 	window int64
@@ -54,8 +56,8 @@ func (s *Sender) Backlog() int { return len(s.pending) }
 // MaxOut is how much output may wait before those that can wait do, in bytes.
 const MaxOut = 1 << 20
 
-// Init makes the half of a new connection (RFC 9113, 6.9.2 and 6.5.2). most is the size of output at
-// which messages begin to wait, in bytes; 0: they never do.
+// Init makes the half of a new connection (RFC 9113, 6.9.2 and 6.5.2). most is the size of output
+// at which messages begin to wait, in bytes; 0: they never do.
 func (o *Outgoing) Init(most int) {
 	o.window, o.initial, o.maxFrame, o.most = InitialWindow, InitialWindow, 16<<10, most
 	if most == 0 {
@@ -92,9 +94,11 @@ func (o *Outgoing) HeadersLocked(id uint32, block []byte, end bool) {
 	}
 }
 
-// MessageLocked encodes a message and sends it as far as the windows allow; total is its size with prefix and checksum. If
-// it fails nothing was sent.
-func (o *Outgoing) MessageLocked(s *Sender, k *Checksum, d Direction, m codec.Message, total int) error {
+// MessageLocked encodes a message and sends it as far as the windows allow; total is its size with
+// prefix and checksum. If it fails nothing was sent.
+func (o *Outgoing) MessageLocked(
+	s *Sender, k *Checksum, d Direction, m codec.Message, total int,
+) error {
 	if !o.TakesLocked(s, total) {
 		buf := make([]byte, total)
 		if err := k.put(d, buf, m); err != nil {
@@ -151,7 +155,8 @@ func (o *Outgoing) holdLocked(s *Sender, buf []byte) {
 	s.pending, s.pendingCap = buf, cap(buf)
 }
 
-// pendingLocked sends what the windows and the output allow, and joins the queue for them with the rest.
+// pendingLocked sends what the windows and the output allow, and joins the queue for them with the
+// rest.
 func (o *Outgoing) pendingLocked(s *Sender) {
 	for len(s.pending) > 0 && !s.Gone {
 		n := min(int64(o.maxFrame), o.window, s.window, int64(len(s.pending)))
@@ -225,9 +230,11 @@ func (o *Outgoing) WidenLocked(s *Sender, n int64) error {
 	return nil
 }
 
-// ApplyLocked follows the other side's settings and acknowledges them. senders are those of all streams, own sees the
-// settings that are its role's.
-func (o *Outgoing) ApplyLocked(f *http2.SettingsFrame, senders iter.Seq[*Sender], own func(http2.Setting)) error {
+// ApplyLocked follows the other side's settings and acknowledges them. senders are those of all
+// streams, own sees the settings that are its role's.
+func (o *Outgoing) ApplyLocked(
+	f *http2.SettingsFrame, senders iter.Seq[*Sender], own func(http2.Setting),
+) error {
 	err := f.ForeachSetting(func(st http2.Setting) error {
 		if err := st.Valid(); err != nil {
 			return err

@@ -16,8 +16,8 @@ const (
 
 var chunks = sync.Pool{New: func() any { return new([ChunkSize]byte) }}
 
-// Output is bytes that wait to be written, in chunks that go back to a pool afterwards: an idle connection holds none. Not
-// safe for concurrent use.
+// Output is bytes that wait to be written, in chunks that go back to a pool afterwards: an idle
+// connection holds none. Not safe for concurrent use.
 type Output struct {
 	// Size is how many there are.
 	Size int
@@ -92,8 +92,8 @@ func (o *Output) Flush(nc net.Conn) error {
 // IsOneChunk tells whether the output lies in one piece.
 func (o *Output) IsOneChunk() bool { return len(o.full) == 0 }
 
-// Try writes what f takes at once of an output of one chunk. left: f has not taken it all, and the output has the rest;
-// otherwise the output must not be used any more.
+// Try writes what f takes at once of an output of one chunk. left: f has not taken it all, and the
+// output has the rest; otherwise the output must not be used any more.
 func (o *Output) Try(f func([]byte) (int, error)) (left bool, err error) {
 	n, err := f(o.last)
 	if err == nil && n < len(o.last) {
@@ -106,7 +106,8 @@ func (o *Output) Try(f func([]byte) (int, error)) (left bool, err error) {
 	return false, err
 }
 
-// Unread puts what was taken and not written before what has come since. first must not be used any more.
+// Unread puts what was taken and not written before what has come since. first must not be used any
+// more.
 func (o *Output) Unread(first Output) {
 	first.append(o)
 	*o = first
@@ -124,12 +125,13 @@ const FrameHeader = 9
 // putFrameHeader writes the header of a DATA frame.
 func putFrameHeader(b []byte, length int, id uint32) {
 	_ = b[FrameHeader-1]
-	b[0], b[1], b[2], b[3], b[4] = byte(length>>16), byte(length>>8), byte(length), byte(http2.FrameData), 0
+	b[0], b[1], b[2], b[3], b[4] = byte(length>>16), byte(length>>8), byte(length),
+		byte(http2.FrameData), 0
 	b[5], b[6], b[7], b[8] = byte(id>>24), byte(id>>16), byte(id>>8), byte(id)
 }
 
-// frames lays n bytes that stand at the end of b out as DATA frames that fill b: the bytes move to the front as far as
-// there are headers before them.
+// frames lays n bytes that stand at the end of b out as DATA frames that fill b: the bytes move to
+// the front as far as there are headers before them.
 func frames(b []byte, n, maxFrame int, id uint32) {
 	from := b[len(b)-n:]
 	for len(from) > 0 {

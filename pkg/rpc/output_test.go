@@ -39,13 +39,15 @@ func TestAssembler(t *testing.T) {
 			for i := range body {
 				body[i] = byte(rnd.Uint32())
 			}
-			stream = binary.BigEndian.AppendUint32(append(stream, byte(rnd.IntN(2))), uint32(len(body)))
+			stream = binary.BigEndian.AppendUint32(append(stream, byte(rnd.IntN(2))),
+				uint32(len(body)))
 			stream = append(stream, body...)
 		}
 		var a Assembler
 		var w twin
 		for len(stream) > 0 {
-			chunk := bytes.Clone(stream[:min(len(stream), 1+rnd.IntN([]int{2, 8, 5000}[rnd.IntN(3)]))])
+			chunk := bytes.Clone(
+				stream[:min(len(stream), 1+rnd.IntN([]int{2, 8, 5000}[rnd.IntN(3)]))])
 			stream = stream[len(chunk):]
 			var got [][]byte
 			for data := chunk; len(data) > 0; {
@@ -65,11 +67,15 @@ func TestAssembler(t *testing.T) {
 }
 
 func TestAssemblerLimits(t *testing.T) {
-	for _, prefix := range [][]byte{{0, 0, 0, 0, 11}, {0, 0xff, 0xff, 0xff, 0xff}, {2, 0, 0, 0, 1}} {
+	for _, prefix := range [][]byte{
+		{0, 0, 0, 0, 11}, {0, 0xff, 0xff, 0xff, 0xff}, {2, 0, 0, 0, 1},
+	} {
 		for cut := range PrefixSize {
 			var a Assembler
 			var err error
-			for _, part := range [][]byte{prefix[:cut], append(bytes.Clone(prefix[cut:]), 1, 2, 3)} {
+			for _, part := range [][]byte{
+				prefix[:cut], append(bytes.Clone(prefix[cut:]), 1, 2, 3),
+			} {
 				if err == nil && len(part) > 0 {
 					_, _, _, err = a.Add(part, 10, new(Checksum))
 				}

@@ -15,14 +15,15 @@ const (
 	maxAddresses = 4096
 )
 
-// Attempts bounds how often one address may be wrong about the token. Beyond it nothing that comes from the address is
-// compared with the token, the right one included: else an answer would tell which it was. Safe for concurrent use.
+// Attempts bounds how often one address may be wrong about the token. Beyond it nothing that comes
+// from the address is compared with the token, the right one included: else an answer would tell
+// which it was. Safe for concurrent use.
 type Attempts struct {
 	now func() time.Time
 	mu  struct {
 		sync.Mutex
-		// spent is when an address has all its attempts again. Invariant: at most maxAddresses; an address without an
-		// entry, or with one in the past, has all of them.
+		// spent is when an address has all its attempts again. Invariant: at most maxAddresses; an
+		// address without an entry, or with one in the past, has all of them.
 		spent map[netip.Prefix]time.Time
 	}
 	failed, refused atomic.Uint64
@@ -38,12 +39,13 @@ func NewAttempts(now func() time.Time) *Attempts {
 // Failed counts the tokens that were wrong.
 func (a *Attempts) Failed() uint64 { return a.failed.Load() }
 
-// Refused counts the tokens that were not looked at, since too many from the same address had been wrong.
+// Refused counts the tokens that were not looked at, since too many from the same address had been
+// wrong.
 func (a *Attempts) Refused() uint64 { return a.refused.Load() }
 
-// try makes an attempt from remote ("host:port") unless too many have failed. right is called at most once and tells whether
-// the token is; only wrong ones count against the address. The attempt is taken before it is made, so that many at once have no
-// more of them.
+// try makes an attempt from remote ("host:port") unless too many have failed. right is called at
+// most once and tells whether the token is; only wrong ones count against the address. The attempt
+// is taken before it is made, so that many at once have no more of them.
 func (a *Attempts) try(remote string, right func() bool) (ok, refused bool) {
 	from := addressOf(remote)
 	if !a.take(from) {
@@ -104,8 +106,8 @@ func (a *Attempts) giveBack(from netip.Prefix) {
 	}
 }
 
-// addressOf is what counts as one address: of IPv6 the network, since one machine has all of it. What is none, such as the
-// other end of a unix socket, is the zero Prefix.
+// addressOf is what counts as one address: of IPv6 the network, since one machine has all of it.
+// What is none, such as the other end of a unix socket, is the zero Prefix.
 func addressOf(remote string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {

@@ -30,7 +30,8 @@ const (
 	caLife = 10 * 365 * 24 * time.Hour
 	// certLife is shorter than a CA's, and what CreateCert does not exceed.
 	certLife = 5 * 365 * 24 * time.Hour
-	// backdate allows for clocks that are behind the one of the machine where a certificate is made.
+	// backdate allows for clocks that are behind the one of the machine where a certificate is
+	// made.
 	backdate = time.Hour
 )
 
@@ -63,8 +64,9 @@ func template(name string, life time.Duration) (*x509.Certificate, error) {
 	}
 	now := time.Now()
 	return &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: []string{"TinyKV"}},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(life),
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: name, Organization: []string{"TinyKV"}},
+		NotBefore:    now.Add(-backdate), NotAfter: now.Add(life),
 	}, nil
 }
 
@@ -79,16 +81,19 @@ type CertRequest struct {
 	Life time.Duration
 }
 
-// CreateCert makes a certificate with the authority in dir: NAME.crt and NAME.key. It does not replace a key.
+// CreateCert makes a certificate with the authority in dir: NAME.crt and NAME.key. It does not
+// replace a key.
 func CreateCert(dir string, r CertRequest) (Files, error) {
 	files := Files{
-		CA: filepath.Join(dir, CACertFile), Cert: filepath.Join(dir, r.Name+".crt"), Key: filepath.Join(dir, r.Name+".key"),
+		CA: filepath.Join(dir, CACertFile), Cert: filepath.Join(dir, r.Name+".crt"),
+		Key: filepath.Join(dir, r.Name+".key"),
 	}
 	switch {
 	case r.Name == "" || r.Name != filepath.Base(r.Name) || r.Name == "ca":
 		return files, fmt.Errorf("%q is no name for a certificate", r.Name)
 	case r.Role == RoleNode && len(r.Hosts) == 0:
-		return files, errors.New("a node's certificate needs the names or IPs under which it is reached")
+		return files,
+			errors.New("a node's certificate needs the names or IPs under which it is reached")
 	case r.Life < 0 || r.Life > certLife:
 		return files, fmt.Errorf("a certificate is good for at most %v, not %v", certLife, r.Life)
 	}
@@ -141,11 +146,13 @@ func writePair(certPath, keyPath string, der []byte, key *ecdsa.PrivateKey) erro
 	if err != nil {
 		return err
 	}
-	err = writeNew(keyPath, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600)
+	err = writeNew(keyPath, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+		0o600)
 	if err != nil {
 		return err
 	}
-	return writeNew(certPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	return writeNew(certPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		0o644)
 }
 
 // writeNew writes a file that must not be there yet.

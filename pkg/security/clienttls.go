@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// Files are the TLS files of a client, in PEM: whom it believes (CA; empty means the system's), and what it shows
-// itself (Cert and Key; both empty mean nothing).
+// Files are the TLS files of a client, in PEM: whom it believes (CA; empty means the system's), and
+// what it shows itself (Cert and Key; both empty mean nothing).
 type Files struct{ CA, Cert, Key string }
 
-// ClientTLS decides by the endpoints whether a client uses TLS, and how. With https it does; with http it
-// does not; if none has a scheme it does if a CA is given. The result is nil for plain connections. Endpoints of both
-// kinds are refused, since a client talks to all members in one way.
+// ClientTLS decides by the endpoints whether a client uses TLS, and how. With https it does; with
+// http it does not; if none has a scheme it does if a CA is given. The result is nil for plain
+// connections. Endpoints of both kinds are refused, since a client talks to all members in one way.
 func ClientTLS(endpoints []string, files Files) (*tls.Config, error) {
 	var secure, plain string
 	for _, e := range endpoints {
@@ -30,9 +30,13 @@ func ClientTLS(endpoints []string, files Files) (*tls.Config, error) {
 	}
 	switch {
 	case secure != "" && plain != "":
-		return nil, fmt.Errorf("%s uses TLS and %s does not: give all endpoints in the same way", secure, plain)
+		return nil,
+			fmt.Errorf("%s uses TLS and %s does not: give all endpoints in the same way", secure,
+				plain)
 	case plain != "" && files != (Files{}):
-		return nil, fmt.Errorf("%s is reached without TLS, but TLS files are given: write it as https://", plain)
+		return nil,
+			fmt.Errorf("%s is reached without TLS, but TLS files are given: write it as https://",
+				plain)
 	case secure == "" && (plain != "" || files.CA == ""):
 		return nil, nil
 	}

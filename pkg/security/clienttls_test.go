@@ -21,14 +21,17 @@ func TestClientTLS(t *testing.T) {
 	require.NotNil(t, cfg)
 	require.False(t, cfg.InsecureSkipVerify)
 	for want, f := range map[string]security.Files{
-		"no such file": {CA: "/does/not/exist"}, "go together": {Cert: "x"}, "certificate x": {Cert: "x", Key: "y"},
+		"no such file": {CA: "/does/not/exist"}, "go together": {Cert: "x"},
+		"certificate x": {Cert: "x", Key: "y"},
 	} {
 		_, err := security.ClientTLS(list("https://a:1"), f)
 		require.ErrorContains(t, err, want)
 	}
 	_, err = security.ClientTLS(list("a:1"), security.Files{CA: "/does/not/exist"})
 	require.ErrorContains(t, err, "no such file", "a CA means TLS")
-	for want, bad := range map[string][]string{"in the same way": list("https://a:1", "http://b:1"), "neither": list("unix://a")} {
+	for want, bad := range map[string][]string{
+		"in the same way": list("https://a:1", "http://b:1"), "neither": list("unix://a"),
+	} {
 		_, err := security.ClientTLS(bad, security.Files{})
 		require.ErrorContains(t, err, want)
 	}

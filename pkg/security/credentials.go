@@ -29,8 +29,8 @@ func (i *Identity) DialTLS(ctx context.Context, network, addr string) (net.Conn,
 	return conn, nil
 }
 
-// Credentials are for clients of grpc-go. Each connection uses what the files hold when it is made. A nil Identity is for
-// connections without TLS.
+// Credentials are for clients of grpc-go. Each connection uses what the files hold when it is made.
+// A nil Identity is for connections without TLS.
 func (i *Identity) Credentials() credentials.TransportCredentials {
 	if i == nil {
 		return insecure.NewCredentials()
@@ -45,7 +45,9 @@ type fresh struct {
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
-func (f *fresh) ClientHandshake(ctx context.Context, authority string, nc net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (f *fresh) ClientHandshake(
+	ctx context.Context, authority string, nc net.Conn,
+) (net.Conn, credentials.AuthInfo, error) {
 	return credentials.NewTLS(f.identity.Client()).ClientHandshake(ctx, authority, nc)
 }
 

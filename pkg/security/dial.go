@@ -14,8 +14,8 @@ import (
 // scheme marks the address of a service port with TLS.
 const scheme = "tls://"
 
-// ServiceAddress is where a store is reached: with TLS if it serves that, and without by who has no certificates if it allows
-// that.
+// ServiceAddress is where a store is reached: with TLS if it serves that, and without by who has no
+// certificates if it allows that.
 func ServiceAddress(st *metapb.Store, haveIdentity bool) string {
 	return Address(st.GetAddress(), st.GetTls() && (haveIdentity || !st.GetAllowPlain()))
 }
@@ -29,15 +29,19 @@ func Address(hostport string, secure bool) string {
 }
 
 // SplitAddress takes an address of Address apart.
-func SplitAddress(addr string) (hostport string, secure bool) { return strings.CutPrefix(addr, scheme) }
+func SplitAddress(addr string) (hostport string, secure bool) {
+	return strings.CutPrefix(addr, scheme)
+}
 
 // Dialer makes a connection to an address.
 type Dialer = func(ctx context.Context, addr string) (net.Conn, error)
 
-var errNoIdentity = errors.New("it is reached by TLS, and no certificates are configured here ([security], or the options for TLS)")
+var errNoIdentity = errors.New(
+	"it is reached by TLS, and no certificates are configured here ([security], or the options for TLS)")
 
-// DialService makes connections for gRPC to addresses of Address: by base, which is TCP if nil, and with TLS by what
-// client gives where that is asked for. client is nil where there are no certificates.
+// DialService makes connections for gRPC to addresses of Address: by base, which is TCP if nil, and
+// with TLS by what client gives where that is asked for. client is nil where there are no
+// certificates.
 func DialService(base Dialer, client func(protocols ...string) *tls.Config) Dialer {
 	if base == nil {
 		base = func(ctx context.Context, addr string) (net.Conn, error) {
@@ -69,7 +73,9 @@ func DialService(base Dialer, client func(protocols ...string) *tls.Config) Dial
 			return nil, errors.Join(fmt.Errorf("connect %s: %w", hostport, err), nc.Close())
 		}
 		if p := conn.ConnectionState().NegotiatedProtocol; p != "h2" {
-			return nil, errors.Join(fmt.Errorf("connect %s: the server speaks %q instead of h2", hostport, p), nc.Close())
+			return nil,
+				errors.Join(fmt.Errorf("connect %s: the server speaks %q instead of h2", hostport,
+					p), nc.Close())
 		}
 		return conn, nil
 	}

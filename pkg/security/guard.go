@@ -15,7 +15,8 @@ import (
 // origin cannot set it: the browser first asks the server whether it may, and is refused.
 const ProofHeader = "Tinykv-Request"
 
-// bodyTimeout is how long a request with a body may take to arrive, also one that is refused: the server reads on.
+// bodyTimeout is how long a request with a body may take to arrive, also one that is refused: the
+// server reads on.
 const bodyTimeout = 30 * time.Second
 
 // Guard checks the requests of one HTTP port before any handler sees them. Its fields do not change
@@ -23,17 +24,18 @@ const bodyTimeout = 30 * time.Second
 type Guard struct {
 	// Token, if set, makes a request one of the admin: "Authorization: Bearer <token>".
 	Token string
-	// Loopback says that the port is reached from this machine only. Then, and only then, changes are
-	// served without a token.
+	// Loopback says that the port is reached from this machine only. Then, and only then, changes
+	// are served without a token.
 	Loopback bool
-	// Hosts are names that may stand in a request's Host header, beside localhost and any literal IP.
-	// A page reaches this port under a name of its own by DNS rebinding, but never under an IP: then
-	// the page would have to come from here.
+	// Hosts are names that may stand in a request's Host header, beside localhost and any literal
+	// IP. A page reaches this port under a name of its own by DNS rebinding, but never under an IP:
+	// then the page would have to come from here.
 	Hosts []string
-	// Origins are the web origins (scheme://host[:port]) whose pages may read and change, beside those
-	// that come from this port.
+	// Origins are the web origins (scheme://host[:port]) whose pages may read and change, beside
+	// those that come from this port.
 	Origins []string
-	// Sessions, if set, are logins of browsers, which stand for the token: see Login. They need a Token.
+	// Sessions, if set, are logins of browsers, which stand for the token: see Login. They need a
+	// Token.
 	Sessions *Sessions
 	// Attempts, if set, bounds how often an address may be wrong about the token.
 	Attempts *Attempts
@@ -59,7 +61,8 @@ func (f *Refusal) Error() string {
 func (g *Guard) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
-			// The server has no bound of its own: it would cut off streams of answers. What cannot be bounded here is a test's.
+			// The server has no bound of its own: it would cut off streams of answers. What cannot
+			// be bounded here is a test's.
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 		}
 		if f := g.checkHost(r); f != nil {
@@ -92,8 +95,9 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 	})
 }
 
-// Admin serves only what may change something: requests with the token; those of a session, of an admin's certificate or,
-// if no token is set and the port is on loopback, of anybody, if no foreign page can have made them.
+// Admin serves only what may change something: requests with the token; those of a session, of an
+// admin's certificate or, if no token is set and the port is on loopback, of anybody, if no foreign
+// page can have made them.
 func (g *Guard) Admin(next http.Handler) http.Handler {
 	return g.demand(next, func(r *http.Request) *Refusal {
 		if !certified(r) && !g.inSession(r) {
@@ -119,8 +123,8 @@ func (g *Guard) checkProof(r *http.Request) *Refusal {
 	return nil
 }
 
-// Private serves what changes nothing but costs much or shows the inside, such as profiles: requests with
-// the token or from this machine, and none that a page of another site made.
+// Private serves what changes nothing but costs much or shows the inside, such as profiles:
+// requests with the token or from this machine, and none that a page of another site made.
 func (g *Guard) Private(next http.Handler) http.Handler {
 	return g.demand(next, func(r *http.Request) *Refusal {
 		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
@@ -139,7 +143,8 @@ func (g *Guard) Private(next http.Handler) http.Handler {
 			return nil
 		}
 		return &Refusal{
-			http.StatusForbidden, "not-local", "this is served to requests from the same machine only",
+			http.StatusForbidden, "not-local",
+			"this is served to requests from the same machine only",
 			"ask from there, or with the API token where one is configured",
 		}
 	})
@@ -157,10 +162,12 @@ func (g *Guard) CheckToken(r *http.Request) *Refusal {
 	return g.Try(r.RemoteAddr, strings.TrimPrefix(got, "Bearer "))
 }
 
-// Try compares what remote ("host:port") takes for the token with it, and refuses what it is not, or if the address was
-// wrong too often. There must be a token.
+// Try compares what remote ("host:port") takes for the token with it, and refuses what it is not,
+// or if the address was wrong too often. There must be a token.
 func (g *Guard) Try(remote, token string) *Refusal {
-	right := func() bool { return g.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(g.Token)) == 1 }
+	right := func() bool {
+		return g.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(g.Token)) == 1
+	}
 	ok, refused := false, false
 	if g.Attempts != nil {
 		ok, refused = g.Attempts.try(remote, right)
@@ -182,14 +189,17 @@ var (
 		"send it as: Authorization: Bearer <token>",
 	}
 	errTooMany = &Refusal{
-		http.StatusTooManyRequests, "too-many-attempts", "too many wrong tokens came from this address",
+		http.StatusTooManyRequests, "too-many-attempts",
+		"too many wrong tokens came from this address",
 		"wait for a few seconds; tokens from this address are not looked at before",
 	}
 )
 
-// LoggedIn tells whether a request is one of the admin: by a session, by the token or by a certificate.
+// LoggedIn tells whether a request is one of the admin: by a session, by the token or by a
+// certificate.
 func (g *Guard) LoggedIn(r *http.Request) bool {
-	return certified(r) || g.inSession(r) || g.Token != "" && r.Header.Get("Authorization") != "" && g.CheckToken(r) == nil
+	return certified(r) || g.inSession(r) ||
+		g.Token != "" && r.Header.Get("Authorization") != "" && g.CheckToken(r) == nil
 }
 
 func (g *Guard) inSession(r *http.Request) bool {
@@ -203,7 +213,9 @@ func (g *Guard) inSession(r *http.Request) bool {
 // Login begins a session, as a cookie of the answer, for who knows the token.
 func (g *Guard) Login(w http.ResponseWriter, r *http.Request, token string) *Refusal {
 	if g.Token == "" || g.Sessions == nil {
-		return &Refusal{http.StatusNotFound, "no-login", "there is no login here: no API token is set", ""}
+		return &Refusal{
+			http.StatusNotFound, "no-login", "there is no login here: no API token is set", "",
+		}
 	}
 	if f := g.Try(r.RemoteAddr, token); f != nil {
 		return f
@@ -220,8 +232,8 @@ func (g *Guard) Logout(w http.ResponseWriter, r *http.Request) {
 	http.SetCookie(w, cookie(r, "", -time.Second))
 }
 
-// PassOn gives a request that is on its way to another server of the cluster the token in the place of its session, which
-// is of this server only.
+// PassOn gives a request that is on its way to another server of the cluster the token in the place
+// of its session, which is of this server only.
 func (g *Guard) PassOn(in, out *http.Request) {
 	if g.inSession(in) {
 		out.Header.Set("Authorization", "Bearer "+g.Token)
@@ -229,8 +241,8 @@ func (g *Guard) PassOn(in, out *http.Request) {
 	out.Header.Del("Cookie")
 }
 
-// certified tells whether a request comes with the certificate of an admin, or of a node, which passes on what it has
-// checked.
+// certified tells whether a request comes with the certificate of an admin, or of a node, which
+// passes on what it has checked.
 func certified(r *http.Request) bool {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return false
@@ -245,7 +257,8 @@ func (g *Guard) checkAdmin(r *http.Request) *Refusal {
 		return g.CheckToken(r)
 	case r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && !May(r.TLS, RoleAdmin):
 		return &Refusal{
-			http.StatusForbidden, "no-admin", "a change needs the certificate of an admin, and this one is for something else",
+			http.StatusForbidden, "no-admin",
+			"a change needs the certificate of an admin, and this one is for something else",
 			"make one with: tinyctl cert create-admin",
 		}
 	case !g.Loopback:
@@ -283,7 +296,8 @@ func (g *Guard) checkHost(r *http.Request) *Refusal {
 		return nil
 	}
 	return &Refusal{
-		http.StatusMisdirectedRequest, "unknown-host", fmt.Sprintf("%q is no name of this server", host),
+		http.StatusMisdirectedRequest, "unknown-host",
+		fmt.Sprintf("%q is no name of this server", host),
 		"use its address, a name that it advertises, or one of [api] allowed-hosts",
 	}
 }
@@ -300,7 +314,8 @@ func (g *Guard) checkOrigin(r *http.Request) *Refusal {
 		return nil
 	case origin != "":
 		return foreign(origin)
-	case r.Header.Get("Sec-Fetch-Site") == "cross-site", r.Header.Get("Sec-Fetch-Site") == "same-site":
+	case r.Header.Get("Sec-Fetch-Site") == "cross-site",
+		r.Header.Get("Sec-Fetch-Site") == "same-site":
 		return foreign("")
 	}
 	return nil
@@ -308,7 +323,8 @@ func (g *Guard) checkOrigin(r *http.Request) *Refusal {
 
 func foreign(origin string) *Refusal {
 	return &Refusal{
-		http.StatusForbidden, "foreign-origin", fmt.Sprintf("pages of the origin %q are not served", origin),
+		http.StatusForbidden, "foreign-origin",
+		fmt.Sprintf("pages of the origin %q are not served", origin),
 		"add it to [api] allowed-origins if they should be",
 	}
 }
@@ -319,10 +335,13 @@ func (g *Guard) fromPage(r *http.Request) bool {
 }
 
 func (g *Guard) knownOrigin(origin string) bool {
-	return slices.ContainsFunc(g.Origins, func(o string) bool { return strings.EqualFold(strings.TrimRight(o, "/"), origin) })
+	return slices.ContainsFunc(g.Origins, func(o string) bool {
+		return strings.EqualFold(strings.TrimRight(o, "/"), origin)
+	})
 }
 
-// sameOrigin compares hosts with ports. The scheme is not compared: a proxy in front may end the TLS.
+// sameOrigin compares hosts with ports. The scheme is not compared: a proxy in front may end the
+// TLS.
 func sameOrigin(origin string, r *http.Request) bool {
 	u, err := url.Parse(origin)
 	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
@@ -344,7 +363,8 @@ func hostOf(hostport string) string {
 // ValidOrigin checks one entry of a list of allowed origins. A wildcard is none.
 func ValidOrigin(origin string) error {
 	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" ||
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" ||
+		strings.Trim(u.Path, "/") != "" ||
 		strings.Contains(u.Host, "*") || u.RawQuery != "" || u.User != nil {
 		return fmt.Errorf("%q is not an origin such as https://tools.example.com", origin)
 	}

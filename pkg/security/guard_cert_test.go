@@ -10,13 +10,14 @@ import (
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
-// TestAdminByCertificate: the certificate of an admin is as good as the token; one of a client is not, and a page of another
-// site cannot use the one that its reader's browser has.
+// TestAdminByCertificate: the certificate of an admin is as good as the token; one of a client is
+// not, and a page of another site cannot use the one that its reader's browser has.
 func TestAdminByCertificate(t *testing.T) {
 	dir := authority(t)
 	node := identity(t, certificate(t, dir, "node", security.RoleNode, "127.0.0.1"))
 	guard := &security.Guard{Token: "secret"}
-	s := httptest.NewUnstartedServer(guard.Wrap(guard.Admin(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))))
+	s := httptest.NewUnstartedServer(
+		guard.Wrap(guard.Admin(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))))
 	s.TLS = node.Server("http/1.1")
 	s.StartTLS()
 	defer s.Close()
@@ -35,9 +36,14 @@ func TestAdminByCertificate(t *testing.T) {
 		return resp.StatusCode
 	}
 	require.Equal(t, http.StatusOK, post("ops", security.RoleAdmin, security.ProofHeader, "1"))
-	require.Equal(t, http.StatusOK, post("other-node", security.RoleNode, security.ProofHeader, "1"))
+	require.Equal(t, http.StatusOK,
+		post("other-node", security.RoleNode, security.ProofHeader, "1"))
 	require.Equal(t, http.StatusForbidden, post("ops2", security.RoleAdmin), "no proof")
-	require.Equal(t, http.StatusForbidden, post("ops3", security.RoleAdmin, security.ProofHeader, "1", "Origin", "https://evil.example"))
-	require.Equal(t, http.StatusUnauthorized, post("app", security.RoleClient, security.ProofHeader, "1"))
-	require.Equal(t, http.StatusOK, post("app2", security.RoleClient, "Authorization", "Bearer secret"))
+	require.Equal(t, http.StatusForbidden,
+		post("ops3", security.RoleAdmin, security.ProofHeader, "1", "Origin",
+			"https://evil.example"))
+	require.Equal(t, http.StatusUnauthorized,
+		post("app", security.RoleClient, security.ProofHeader, "1"))
+	require.Equal(t, http.StatusOK,
+		post("app2", security.RoleClient, "Authorization", "Bearer secret"))
 }

@@ -14,7 +14,10 @@ import (
 // TestGuard: which requests reach the handlers behind a guard.
 func TestGuard(t *testing.T) {
 	const proof = security.ProofHeader + "=1"
-	local := &security.Guard{Loopback: true, Hosts: []string{"db.example:2379"}, Origins: []string{"https://tools.example"}}
+	local := &security.Guard{
+		Loopback: true, Hosts: []string{"db.example:2379"},
+		Origins: []string{"https://tools.example"},
+	}
 	remote := &security.Guard{}
 	token := &security.Guard{Token: "secret"}
 	for _, tc := range []struct {
@@ -28,23 +31,57 @@ func TestGuard(t *testing.T) {
 		{"localhost", local, "GET http://LocalHost.:2379/", 200},
 		{"own name", local, "GET http://DB.example/", 200},
 		{"rebound name", local, "GET http://evil.example:2379/", 421},
-		{"rebound name that looks like an address", local, "GET http://127.0.0.1.evil.example/", 421},
+		{
+			"rebound name that looks like an address", local, "GET http://127.0.0.1.evil.example/",
+			421,
+		},
 		{"change by a client", local, "POST http://127.0.0.1:2379/ " + proof, 200},
 		{"change without proof", local, "POST http://127.0.0.1:2379/", 403},
-		{"change by our page", local, "POST http://127.0.0.1:2379/ Origin=http://127.0.0.1:2379", 200},
-		{"change by a page of another port", local, "POST http://127.0.0.1:2379/ Origin=http://127.0.0.1:80", 403},
-		{"change by a foreign page", local, "POST http://127.0.0.1:2379/ Origin=https://evil.example", 403},
-		{"foreign page with proof", local, "POST http://127.0.0.1:2379/ Origin=https://evil.example " + proof, 403},
+		{
+			"change by our page", local, "POST http://127.0.0.1:2379/ Origin=http://127.0.0.1:2379",
+			200,
+		},
+		{
+			"change by a page of another port", local,
+			"POST http://127.0.0.1:2379/ Origin=http://127.0.0.1:80", 403,
+		},
+		{
+			"change by a foreign page", local,
+			"POST http://127.0.0.1:2379/ Origin=https://evil.example", 403,
+		},
+		{
+			"foreign page with proof", local,
+			"POST http://127.0.0.1:2379/ Origin=https://evil.example " + proof, 403,
+		},
 		{"page without origin", local, "POST http://127.0.0.1:2379/ Origin=null", 403},
-		{"cross-site without an origin", local, "POST http://127.0.0.1:2379/ Sec-Fetch-Site=cross-site " + proof, 403},
+		{
+			"cross-site without an origin", local,
+			"POST http://127.0.0.1:2379/ Sec-Fetch-Site=cross-site " + proof, 403,
+		},
 		{"allowed origin", local, "POST http://127.0.0.1:2379/ Origin=https://tools.example", 200},
-		{"question of a foreign page", local, "OPTIONS http://127.0.0.1:2379/ Origin=https://evil.example Access-Control-Request-Method=POST", 403},
-		{"question of an allowed origin", local, "OPTIONS http://127.0.0.1:2379/ Origin=https://tools.example Access-Control-Request-Method=POST", 204},
+		{
+			"question of a foreign page", local,
+			"OPTIONS http://127.0.0.1:2379/ Origin=https://evil.example Access-Control-Request-Method=POST", 403,
+		},
+		{
+			"question of an allowed origin", local,
+			"OPTIONS http://127.0.0.1:2379/ Origin=https://tools.example Access-Control-Request-Method=POST", 204,
+		},
 		{"change from other machines", remote, "POST http://10.0.0.1:2379/ " + proof, 403},
 		{"change without token", token, "POST http://10.0.0.1:2379/ " + proof, 401},
-		{"change with a wrong token", token, "POST http://10.0.0.1:2379/ Authorization=Bearer_secreT", 401},
-		{"change with the token", token, "POST http://10.0.0.1:2379/ Authorization=Bearer_secret", 200},
-		{"token of a foreign page", token, "POST http://10.0.0.1:2379/ Authorization=Bearer_secret Origin=https://evil.example", 403},
+		{
+			"change with a wrong token", token,
+			"POST http://10.0.0.1:2379/ Authorization=Bearer_secreT", 401,
+		},
+		{
+			"change with the token", token,
+			"POST http://10.0.0.1:2379/ Authorization=Bearer_secret", 200,
+		},
+		{
+			"token of a foreign page", token,
+			"POST http://10.0.0.1:2379/ Authorization=Bearer_secret Origin=https://evil.example",
+			403,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			served := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
@@ -57,7 +94,8 @@ func TestGuard(t *testing.T) {
 			if !strings.Contains(tc.request, "tools.example") {
 				require.Empty(t, w.Header().Get("Access-Control-Allow-Origin"))
 			} else {
-				require.Equal(t, "https://tools.example", w.Header().Get("Access-Control-Allow-Origin"))
+				require.Equal(t, "https://tools.example",
+					w.Header().Get("Access-Control-Allow-Origin"))
 			}
 		})
 	}
@@ -99,7 +137,8 @@ func request(text string) *http.Request {
 // TestListen: where a server may listen without TLS.
 func TestListen(t *testing.T) {
 	for addr, loopback := range map[string]bool{
-		"127.0.0.1:1": true, "127.8.0.1:1": true, "[::1]:1": true, "localhost:1": true, "0.0.0.0:1": false, ":1": false,
+		"127.0.0.1:1": true, "127.8.0.1:1": true, "[::1]:1": true, "localhost:1": true,
+		"0.0.0.0:1": false, ":1": false,
 		"[::]:1": false, "10.0.0.1:1": false, "localhost.evil.example:1": false, "db:1": false,
 	} {
 		require.Equal(t, loopback, security.LoopbackHost(addr), addr)
@@ -107,11 +146,14 @@ func TestListen(t *testing.T) {
 		require.NoError(t, security.CheckListen("addr", addr, true, false))
 		require.NoError(t, security.CheckListen("addr", addr, false, true))
 	}
-	for addr, any := range map[string]bool{"0.0.0.0:1": true, ":1": true, "[::]:1": true, "": true, "10.0.0.1:1": false, "db:1": false} {
+	for addr, any := range map[string]bool{
+		"0.0.0.0:1": true, ":1": true, "[::]:1": true, "": true, "10.0.0.1:1": false, "db:1": false,
+	} {
 		require.Equal(t, any, security.AnyHost(addr), addr)
 	}
 	for origin, good := range map[string]bool{
-		"https://a.example": true, "http://a:1": true, "*": false, "https://*.a": false, "a.example": false, "https://a/x": false, "null": false,
+		"https://a.example": true, "http://a:1": true, "*": false, "https://*.a": false,
+		"a.example": false, "https://a/x": false, "null": false,
 	} {
 		require.Equal(t, good, security.ValidOrigin(origin) == nil, origin)
 	}

@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// Identity is a process's certificate and the authorities that it trusts. They are read from files, and again when those
-// have changed: connections that are made afterwards use them, those that exist stay. Files that cannot be read, or do not
-// fit together, leave what was there in use; Err tells. Safe for concurrent use.
+// Identity is a process's certificate and the authorities that it trusts. They are read from files,
+// and again when those have changed: connections that are made afterwards use them, those that
+// exist stay. Files that cannot be read, or do not fit together, leave what was there in use; Err
+// tells. Safe for concurrent use.
 type Identity struct {
 	files   Files
 	allowed []string
@@ -38,8 +39,9 @@ type material struct {
 // recheck is how often the files are looked at.
 const recheck = time.Second
 
-// LoadIdentity reads the files. A server needs all three; a client may do without a certificate, and without CA trusts the
-// system's. allowedCN, if not empty, are the common names of certificates that may connect.
+// LoadIdentity reads the files. A server needs all three; a client may do without a certificate,
+// and without CA trusts the system's. allowedCN, if not empty, are the common names of certificates
+// that may connect.
 func LoadIdentity(files Files, allowedCN []string) (*Identity, error) {
 	i := &Identity{files: files, allowed: allowedCN}
 	i.mu.read, i.mu.checked = files.hash(), time.Now()
@@ -85,8 +87,8 @@ func (i *Identity) current() *material {
 	return i.mu.loaded
 }
 
-// readLocked reads the files if they have changed. Half-written ones do not fit together, and are looked at again. What is
-// read between hash and load differs from the hash the next time.
+// readLocked reads the files if they have changed. Half-written ones do not fit together, and are
+// looked at again. What is read between hash and load differs from the hash the next time.
 func (i *Identity) readLocked() error {
 	read := i.files.hash()
 	if read == i.mu.read {
@@ -132,14 +134,15 @@ func (i *Identity) Client(protocols ...string) *tls.Config {
 	return cfg
 }
 
-// Server is for a listener. Who connects must show a certificate of one of the authorities, with an allowed name; without
-// CA nobody needs one.
+// Server is for a listener. Who connects must show a certificate of one of the authorities, with an
+// allowed name; without CA nobody needs one.
 func (i *Identity) Server(protocols ...string) *tls.Config {
 	fresh := func() *tls.Config {
 		m := i.current()
 		cfg := &tls.Config{
-			MinVersion: tls.VersionTLS12, ClientCAs: m.roots, NextProtos: protocols, VerifyConnection: i.checkName,
-			Certificates: []tls.Certificate{*m.pair},
+			MinVersion: tls.VersionTLS12, ClientCAs: m.roots, NextProtos: protocols,
+			VerifyConnection: i.checkName,
+			Certificates:     []tls.Certificate{*m.pair},
 		}
 		if m.roots != nil {
 			cfg.ClientAuth = tls.RequireAndVerifyClientCert
@@ -151,8 +154,8 @@ func (i *Identity) Server(protocols ...string) *tls.Config {
 	return cfg
 }
 
-// checkName refuses certificates of other names than the allowed ones, and those whose role is none that is known here.
-// Those of this cluster's own processes are always allowed.
+// checkName refuses certificates of other names than the allowed ones, and those whose role is none
+// that is known here. Those of this cluster's own processes are always allowed.
 func (i *Identity) checkName(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil
@@ -160,13 +163,16 @@ func (i *Identity) checkName(cs tls.ConnectionState) error {
 	cert := cs.PeerCertificates[0]
 	roles := RolesOf(cert)
 	if u := roleName(cert); u != "" && len(roles) == 0 {
-		return fmt.Errorf("the certificate of %.80q has the name %.80q, which is none of a role: node, client or admin",
+		return fmt.Errorf(
+			"the certificate of %.80q has the name %.80q, which is none of a role: node, client or admin",
 			cert.Subject.CommonName, u)
 	}
-	if len(i.allowed) == 0 || slices.Contains(i.allowed, cert.Subject.CommonName) || slices.Contains(roles, RoleNode) {
+	if len(i.allowed) == 0 || slices.Contains(i.allowed, cert.Subject.CommonName) ||
+		slices.Contains(roles, RoleNode) {
 		return nil
 	}
-	return fmt.Errorf("the certificate's name %.80q is none of [security] cert-allowed-cn", cert.Subject.CommonName)
+	return fmt.Errorf("the certificate's name %.80q is none of [security] cert-allowed-cn",
+		cert.Subject.CommonName)
 }
 
 // CheckServer refuses files that a server cannot serve with.
@@ -191,20 +197,22 @@ const (
 // allRoles are those that a certificate may name.
 var allRoles = []Role{RoleNode, RoleClient, RoleAdmin}
 
-// A role is given by the name (subject alternative name, a URI) tinykv://role/ROLE. A certificate with another name of this
-// scheme is one of an authority that gives roles, too.
+// A role is given by the name (subject alternative name, a URI) tinykv://role/ROLE. A certificate
+// with another name of this scheme is one of an authority that gives roles, too.
 const (
 	roleScheme = "tinykv"
 	roleURI    = roleScheme + "://role/"
 )
 
-// RolesOf are the roles that a certificate names. A certificate of another tool's making names none. What is not exactly
-// the name of a role, such as one in the wrong case, of another host, or with a query, gives none.
+// RolesOf are the roles that a certificate names. A certificate of another tool's making names
+// none. What is not exactly the name of a role, such as one in the wrong case, of another host, or
+// with a query, gives none.
 func RolesOf(cert *x509.Certificate) []Role {
 	var out []Role
 	for _, u := range cert.URIs {
 		for _, r := range allRoles {
-			if *u == (url.URL{Scheme: roleScheme, Host: "role", Path: "/" + string(r)}) && !slices.Contains(out, r) {
+			if *u == (url.URL{Scheme: roleScheme, Host: "role", Path: "/" + string(r)}) &&
+				!slices.Contains(out, r) {
 				out = append(out, r)
 			}
 		}
@@ -212,8 +220,8 @@ func RolesOf(cert *x509.Certificate) []Role {
 	return out
 }
 
-// roleName is the first name of a certificate that is one of the scheme of roles; "" if it has none. A certificate that has
-// one may do what its roles may; without a known role nothing.
+// roleName is the first name of a certificate that is one of the scheme of roles; "" if it has
+// none. A certificate that has one may do what its roles may; without a known role nothing.
 func roleName(cert *x509.Certificate) string {
 	for _, u := range cert.URIs {
 		if u.Scheme == roleScheme {
@@ -223,13 +231,14 @@ func roleName(cert *x509.Certificate) string {
 	return ""
 }
 
-// May tells whether the other side of a connection may act in a role. A certificate that names no role may act in all: its
-// authority has decided that. An admin may do what a client may.
+// May tells whether the other side of a connection may act in a role. A certificate that names no
+// role may act in all: its authority has decided that. An admin may do what a client may.
 func May(cs *tls.ConnectionState, role Role) bool {
 	if cs == nil || len(cs.PeerCertificates) == 0 {
 		return true // without TLS the port's address decides who connects
 	}
 	cert := cs.PeerCertificates[0]
 	roles := RolesOf(cert)
-	return roleName(cert) == "" || slices.Contains(roles, role) || role == RoleClient && len(roles) > 0
+	return roleName(cert) == "" || slices.Contains(roles, role) ||
+		role == RoleClient && len(roles) > 0
 }

@@ -22,7 +22,9 @@ func authority(t *testing.T) string {
 	return dir
 }
 
-func certificate(t *testing.T, dir, name string, role security.Role, hosts ...string) security.Files {
+func certificate(
+	t *testing.T, dir, name string, role security.Role, hosts ...string,
+) security.Files {
 	t.Helper()
 	f, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: hosts})
 	require.NoError(t, err)
@@ -70,7 +72,8 @@ func meet(t *testing.T, server, client *tls.Config) (tls.ConnectionState, error)
 	c := tls.Client(nc, client)
 	err = c.Handshake()
 	if err == nil {
-		_, err = io.ReadFull(c, make([]byte, 1)) // in TLS 1.3 the server's refusal comes after the handshake
+		// in TLS 1.3 the server's refusal comes after the handshake
+		_, err = io.ReadFull(c, make([]byte, 1))
 	}
 	_ = nc.Close()
 	s := <-served
@@ -90,7 +93,8 @@ func TestIdentities(t *testing.T) {
 	state, err := meet(t, serve, identity(t, client).Client("h2"))
 	require.NoError(t, err)
 	require.Equal(t, "h2", state.NegotiatedProtocol)
-	require.Equal(t, []security.Role{security.RoleClient}, security.RolesOf(state.PeerCertificates[0]))
+	require.Equal(t, []security.Role{security.RoleClient},
+		security.RolesOf(state.PeerCertificates[0]))
 	require.True(t, security.May(&state, security.RoleClient))
 	require.False(t, security.May(&state, security.RoleNode))
 	require.False(t, security.May(&state, security.RoleAdmin))
@@ -131,14 +135,15 @@ func TestIdentities(t *testing.T) {
 func TestExpiredCertificate(t *testing.T) {
 	dir := authority(t)
 	node := certificate(t, dir, "node1", security.RoleNode, "127.0.0.1")
-	f, err := security.CreateCert(dir, security.CertRequest{Name: "late", Role: security.RoleClient, Life: time.Nanosecond})
+	f, err := security.CreateCert(dir,
+		security.CertRequest{Name: "late", Role: security.RoleClient, Life: time.Nanosecond})
 	require.NoError(t, err)
 	_, err = meet(t, identity(t, node).Server(), identity(t, f).Client())
 	require.ErrorContains(t, err, "expired")
 }
 
-// TestFilesAreReadAgain: a new CA and new certificates are used without a restart; files that do not fit together leave
-// the old ones in use.
+// TestFilesAreReadAgain: a new CA and new certificates are used without a restart; files that do
+// not fit together leave the old ones in use.
 func TestFilesAreReadAgain(t *testing.T) {
 	dir, next := authority(t), authority(t)
 	node := certificate(t, dir, "node", security.RoleNode, "127.0.0.1")
@@ -150,14 +155,18 @@ func TestFilesAreReadAgain(t *testing.T) {
 	require.Error(t, err)
 
 	replace(t, newNode.Cert, node.Cert) // does not fit the key
-	require.Eventually(t, func() bool { return i.Err() != nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return i.Err() != nil
+	}, 10*time.Second, 10*time.Millisecond)
 	client := certificate(t, dir, "old-app", security.RoleClient)
 	_, err = meet(t, serve, identity(t, client).Client())
 	require.NoError(t, err)
 
 	replace(t, newNode.Key, node.Key)
 	replace(t, newNode.CA, node.CA)
-	require.Eventually(t, func() bool { return i.Err() == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return i.Err() == nil
+	}, 10*time.Second, 10*time.Millisecond)
 	_, err = meet(t, serve, identity(t, newClient).Client())
 	require.NoError(t, err)
 }
@@ -175,16 +184,19 @@ func TestAuthorityRefusesBadRequests(t *testing.T) {
 	dir := authority(t)
 	require.ErrorContains(t, security.CreateCA(dir), "is there already")
 	for want, r := range map[string]security.CertRequest{
-		"is no name":           {Name: "../x", Role: security.RoleClient},
-		"the names or IPs":     {Name: "n", Role: security.RoleNode},
-		"is good for at most":  {Name: "n", Role: security.RoleClient, Life: 100 * 365 * 24 * time.Hour},
+		"is no name":       {Name: "../x", Role: security.RoleClient},
+		"the names or IPs": {Name: "n", Role: security.RoleNode},
+		"is good for at most": {
+			Name: "n", Role: security.RoleClient, Life: 100 * 365 * 24 * time.Hour,
+		},
 		"\"ca\" is no name":    {Name: "ca", Role: security.RoleClient},
 		"\"\" is no name for ": {Role: security.RoleClient},
 	} {
 		_, err := security.CreateCert(dir, r)
 		require.ErrorContains(t, err, want)
 	}
-	_, err := security.CreateCert(t.TempDir(), security.CertRequest{Name: "n", Role: security.RoleClient})
+	_, err := security.CreateCert(t.TempDir(),
+		security.CertRequest{Name: "n", Role: security.RoleClient})
 	require.ErrorContains(t, err, "the authority in")
 	info, err := os.Stat(filepath.Join(dir, security.CAKeyFile))
 	require.NoError(t, err)

@@ -17,8 +17,8 @@ func LoopbackHost(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// AnyHost tells whether a host means all addresses of a machine. A server may listen there, but no client can
-// connect to it.
+// AnyHost tells whether a host means all addresses of a machine. A server may listen there, but no
+// client can connect to it.
 func AnyHost(host string) bool {
 	host = hostOf(host)
 	ip := net.ParseIP(host)
@@ -31,7 +31,8 @@ func CheckListen(what, hostport string, secure, insecure bool) error {
 	if secure || insecure || LoopbackHost(hostport) {
 		return nil
 	}
-	return fmt.Errorf("%s: %s is reached from other machines and would be served without TLS: everybody there could "+
-		"read and change all data; listen on 127.0.0.1, set the TLS files of [security], or accept it with --insecure",
+	return fmt.Errorf(
+		"%s: %s is reached from other machines and would be served without TLS: everybody there could "+
+			"read and change all data; listen on 127.0.0.1, set the TLS files of [security], or accept it with --insecure",
 		what, hostport)
 }

@@ -11,15 +11,16 @@ import (
 // handshakeTimeout is for a TLS handshake, first bytes included.
 const handshakeTimeout = 10 * time.Second
 
-// RecordHandshake is the first byte of a TLS connection. No other protocol that is served here begins with it.
+// RecordHandshake is the first byte of a TLS connection. No other protocol that is served here
+// begins with it.
 const RecordHandshake = 0x16
 
 // ErrPlain is why a connection without TLS is closed.
 var ErrPlain = errors.New("security: a connection without TLS, which this port does not serve")
 
-// Listen makes a listener serve TLS, and connections without it too if plain is true: for the time in which a cluster
-// changes to TLS. A connection's handshake takes place when it is first read or written, on that goroutine; who only
-// accepts is not held up.
+// Listen makes a listener serve TLS, and connections without it too if plain is true: for the time
+// in which a cluster changes to TLS. A connection's handshake takes place when it is first read or
+// written, on that goroutine; who only accepts is not held up.
 func (i *Identity) Listen(l net.Listener, plain bool, protocols ...string) net.Listener {
 	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain}
 }
@@ -50,7 +51,8 @@ type Conn struct {
 	// below is what TLS reads; nil without TLS.
 	below *prefixed
 
-	// deadlines are those that the owner has set. While the handshake is under way, none is later than its end.
+	// deadlines are those that the owner has set. While the handshake is under way, none is later
+	// than its end.
 	deadlines struct {
 		sync.Mutex
 		read, write time.Time
@@ -68,8 +70,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.below == nil || n == 0 || err != nil {
 		return n, err
 	}
-	// TLS gives one record at a time, also when it has read others with it. The reader is to have all that have come at once,
-	// since it answers when it has worked off what it was given.
+	// TLS gives one record at a time, also when it has read others with it. The reader is to have
+	// all that have come at once, since it answers when it has worked off what it was given.
 	c.below.empty = true
 	for n < len(p) {
 		more, err := c.inner.Read(p[n:])
@@ -95,8 +97,8 @@ func (c *Conn) Handshake() error { return c.begin() }
 // State is what the handshake came to; nil without TLS, or while nothing was read or written.
 func (c *Conn) State() *tls.ConnectionState { return c.state }
 
-// StateOf is the state of a connection of a listener of Listen or of crypto/tls; nil without TLS. What was read of the
-// connection happened before.
+// StateOf is the state of a connection of a listener of Listen or of crypto/tls; nil without TLS.
+// What was read of the connection happened before.
 func StateOf(nc net.Conn) *tls.ConnectionState {
 	switch c := nc.(type) {
 	case *Conn:
@@ -145,8 +147,9 @@ func (c *Conn) setDeadlines(read, write *time.Time) error {
 	return c.applyLocked(read != nil, write != nil)
 }
 
-// bound begins the handshake's time, or ends it: then the owner's deadlines are in force again. Without them a
-// connection that has had its handshake and says nothing more would be held for ever.
+// bound begins the handshake's time, or ends it: then the owner's deadlines are in force again.
+// Without them a connection that has had its handshake and says nothing more would be held for
+// ever.
 func (c *Conn) bound(end time.Time) error {
 	c.deadlines.Lock()
 	defer c.deadlines.Unlock()
@@ -202,7 +205,8 @@ func (c *Conn) handshake() error {
 		return nil
 	}
 	secure := tls.Server(begun, c.l.cfg)
-	if err := secure.Handshake(); err != nil { //nolint:noctx // the deadline of the connection ends it
+	if err := secure.Handshake(); err !=
+		nil { //nolint:noctx // the deadline of the connection ends it
 		return err
 	}
 	state := secure.ConnectionState()

@@ -79,7 +79,8 @@ func TestListener(t *testing.T) {
 	}
 }
 
-// connected is a connection of a port that serves connections with and without TLS: the client's end and the server's.
+// connected is a connection of a port that serves connections with and without TLS: the client's
+// end and the server's.
 func connected(t *testing.T, node *security.Identity) (dialed, accepted net.Conn) {
 	t.Helper()
 	raw, got := bufconn.Listen(1<<16), make(chan net.Conn, 1)
@@ -93,8 +94,9 @@ func connected(t *testing.T, node *security.Identity) (dialed, accepted net.Conn
 	return dialed, <-got
 }
 
-// TestDeadlinesOutliveTheHandshake: who has a connection and bounds its reads finds them bounded also when the handshake,
-// which has a time of its own, was within the first one: a client that is silent afterwards is sent away.
+// TestDeadlinesOutliveTheHandshake: who has a connection and bounds its reads finds them bounded
+// also when the handshake, which has a time of its own, was within the first one: a client that is
+// silent afterwards is sent away.
 func TestDeadlinesOutliveTheHandshake(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
 	synctest.Test(t, func(t *testing.T) { // its clock is not that of other certificates
@@ -129,7 +131,8 @@ func TestDeadlinesOutliveTheHandshake(t *testing.T) {
 	})
 }
 
-// TestSilentClientsAreSentAway: a client that says nothing, or half of a handshake, has ten seconds, whatever its reader allows.
+// TestSilentClientsAreSentAway: a client that says nothing, or half of a handshake, has ten
+// seconds, whatever its reader allows.
 func TestSilentClientsAreSentAway(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs")
 	synctest.Test(t, func(t *testing.T) {
@@ -151,22 +154,29 @@ func TestSilentClientsAreSentAway(t *testing.T) {
 	})
 }
 
-// TestBodiesThatNeverEnd: a request whose body does not come holds its connection for half a minute, whether or not its
-// handler reads the body, or is reached.
+// TestBodiesThatNeverEnd: a request whose body does not come holds its connection for half a
+// minute, whether or not its handler reads the body, or is reached.
 func TestBodiesThatNeverEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		reads := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+		reads := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+		})
 		g := &security.Guard{}
 		mux := http.NewServeMux()
 		mux.Handle("/reads", reads)
 		mux.Handle("/refused", g.Admin(reads))
 		mux.Handle("/ignores", http.NotFoundHandler())
 		l := bufconn.Listen(1 << 16)
-		s := &http.Server{Handler: g.Wrap(mux), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second}
+		s := &http.Server{
+			Handler: g.Wrap(mux), ReadHeaderTimeout: 10 * time.Second,
+			IdleTimeout: 10 * time.Second,
+		}
 		served := make(chan struct{})
 		go func() { defer close(served); _ = s.Serve(l) }()
 		for _, path := range []string{"/reads", "/refused", "/ignores"} {
-			for _, body := range []string{"Content-Length: 1000\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"} {
+			for _, body := range []string{
+				"Content-Length: 1000\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+			} {
 				nc, err := l.Dial()
 				require.NoError(t, err)
 				began := time.Now()

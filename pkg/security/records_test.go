@@ -25,8 +25,8 @@ func (c *corked) Write(b []byte) (int, error) {
 	return c.out.Write(b)
 }
 
-// TestRecordsThatComeTogether: one Read returns all records that have come at once, and only whole ones; whatever parts a
-// network makes of them, all of it arrives in order.
+// TestRecordsThatComeTogether: one Read returns all records that have come at once, and only whole
+// ones; whatever parts a network makes of them, all of it arrives in order.
 func TestRecordsThatComeTogether(t *testing.T) {
 	dir := authority(t)
 	node := identity(t, certificate(t, dir, "node", "node", "127.0.0.1"))

@@ -23,15 +23,16 @@ const (
 	expiryBytes = 8
 )
 
-// Sessions are the logins of browsers at one port. A session is a signed text that names when it expires; nothing is kept of
-// it here, except of one that was ended early. The key is made by NewSessions and is in this process only: sessions end with
-// it. Safe for concurrent use.
+// Sessions are the logins of browsers at one port. A session is a signed text that names when it
+// expires; nothing is kept of it here, except of one that was ended early. The key is made by
+// NewSessions and is in this process only: sessions end with it. Safe for concurrent use.
 type Sessions struct {
 	now func() time.Time
 	mu  struct {
 		sync.Mutex
 		key [32]byte
-		// ended are sessions that were ended early, by their nonce, and when they expire. Invariant: at most maxEnded.
+		// ended are sessions that were ended early, by their nonce, and when they expire.
+		// Invariant: at most maxEnded.
 		ended map[[nonceBytes]byte]time.Time
 	}
 }
@@ -72,8 +73,8 @@ func (s *Sessions) Valid(text string) bool {
 	return ok
 }
 
-// End makes a session invalid before it expires; a text that is none changes nothing. If too many to remember were ended,
-// all sessions end.
+// End makes a session invalid before it expires; a text that is none changes nothing. If too many
+// to remember were ended, all sessions end.
 func (s *Sessions) End(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +99,8 @@ func (s *Sessions) End(text string) {
 
 func (s *Sessions) readLocked(text string) (nonce [nonceBytes]byte, expires time.Time, ok bool) {
 	const size = nonceBytes + expiryBytes + sha256.Size
-	// Strict, and of one length: one session has one spelling. The decoder would skip ends of lines.
+	// Strict, and of one length: one session has one spelling. The decoder would skip ends of
+	// lines.
 	data, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || len(data) != size || len(text) != base64.RawURLEncoding.EncodedLen(size) {
 		return nonce, expires, false
@@ -113,8 +115,9 @@ func (s *Sessions) readLocked(text string) (nonce [nonceBytes]byte, expires time
 	return nonce, expires, !ended && s.now().Before(expires)
 }
 
-// cookieName is another for each port of a host, since browsers send cookies to all of them. Over TLS the prefix makes browsers
-// refuse a cookie of that name which another host, or a page in the clear, has set.
+// cookieName is another for each port of a host, since browsers send cookies to all of them. Over
+// TLS the prefix makes browsers refuse a cookie of that name which another host, or a page in the
+// clear, has set.
 func cookieName(r *http.Request) string {
 	name := "tinykv-session"
 	if _, port, err := net.SplitHostPort(r.Host); err == nil && port != "" {
@@ -126,7 +129,8 @@ func cookieName(r *http.Request) string {
 	return name
 }
 
-// cookie makes the cookie of a session. Pages of other sites cannot have it sent, and scripts cannot read it.
+// cookie makes the cookie of a session. Pages of other sites cannot have it sent, and scripts
+// cannot read it.
 func cookie(r *http.Request, session string, life time.Duration) *http.Cookie {
 	// A proxy in front may end the TLS: then only the page's origin tells of it.
 	secure := r.TLS != nil || strings.HasPrefix(r.Header.Get("Origin"), "https://")

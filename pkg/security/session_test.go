@@ -48,7 +48,9 @@ func TestSessions(t *testing.T) {
 		require.False(t, s.Valid(base64.RawURLEncoding.EncodeToString(raw)), "bit %d", bit)
 		raw[bit/8] ^= 1 << (bit % 8)
 	}
-	for _, text := range []string{"", "x", a + "A", a[:len(a)-1], strings.Repeat("A", len(a)), a + "\n"} {
+	for _, text := range []string{
+		"", "x", a + "A", a[:len(a)-1], strings.Repeat("A", len(a)), a + "\n",
+	} {
 		require.False(t, s.Valid(text), "%q", text)
 	}
 	s.End(a)
@@ -61,7 +63,8 @@ func TestSessions(t *testing.T) {
 	require.False(t, s.Valid(b))
 }
 
-// TestEndedSessionsAreBounded: those that have expired are forgotten; more than can be remembered end them all.
+// TestEndedSessionsAreBounded: those that have expired are forgotten; more than can be remembered
+// end them all.
 func TestEndedSessionsAreBounded(t *testing.T) {
 	c := newClock()
 	s := NewSessions(c.now)
@@ -93,7 +96,8 @@ func TestAttempts(t *testing.T) {
 		return fmt.Sprint(ok, refused)
 	}
 	for i := range 3 * attemptBurst {
-		require.Equal(t, "true false", try("10.0.0.1:1", right), "%d: what is right costs nothing", i)
+		require.Equal(t, "true false", try("10.0.0.1:1", right), "%d: what is right costs nothing",
+			i)
 	}
 	for i := range attemptBurst {
 		require.Equal(t, "false false", try(fmt.Sprint("10.0.0.1:", 1+i), wrong), "%d", i)
@@ -122,11 +126,13 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-// TestFloodOfLogins: however many try at once, no more tokens are compared than the address has attempts, and the right one
-// is not told from others.
+// TestFloodOfLogins: however many try at once, no more tokens are compared than the address has
+// attempts, and the right one is not told from others.
 func TestFloodOfLogins(t *testing.T) {
 	c := newClock()
-	g := &Guard{Token: "secret", Loopback: true, Sessions: NewSessions(c.now), Attempts: NewAttempts(c.now)}
+	g := &Guard{
+		Token: "secret", Loopback: true, Sessions: NewSessions(c.now), Attempts: NewAttempts(c.now),
+	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	got := map[int]int{}
@@ -156,11 +162,13 @@ func TestFloodOfLogins(t *testing.T) {
 	require.EqualValues(t, 50*100-attemptBurst+1, g.Attempts.Refused())
 }
 
-// TestSessionStandsForTheToken: what a session's request may, and that it needs a proof of its origin, as a browser shows its
-// cookies to whatever page makes it ask.
+// TestSessionStandsForTheToken: what a session's request may, and that it needs a proof of its
+// origin, as a browser shows its cookies to whatever page makes it ask.
 func TestSessionStandsForTheToken(t *testing.T) {
 	for _, secure := range []bool{false, true} {
-		g := &Guard{Token: "secret", Sessions: NewSessions(time.Now), Attempts: NewAttempts(time.Now)}
+		g := &Guard{
+			Token: "secret", Sessions: NewSessions(time.Now), Attempts: NewAttempts(time.Now),
+		}
 		request := func(method, path string, headers ...string) *http.Request {
 			r := httptest.NewRequest(method, "http://10.0.0.9:2379"+path, nil)
 			r.RemoteAddr = "10.0.0.1:1"
@@ -184,7 +192,9 @@ func TestSessionStandsForTheToken(t *testing.T) {
 		require.Equal(t, secure, strings.HasPrefix(c.Name, "__Host-"))
 		session := c.Name + "=" + c.Value
 
-		served := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+		served := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNoContent)
+		})
 		admin, private := g.Wrap(g.Admin(served)), g.Wrap(g.Private(served))
 		code := func(h http.Handler, r *http.Request) int {
 			w := httptest.NewRecorder()
@@ -192,15 +202,25 @@ func TestSessionStandsForTheToken(t *testing.T) {
 			return w.Code
 		}
 		origin := "http://10.0.0.9:2379"
-		require.Equal(t, 204, code(admin, request("POST", "/x", "Cookie", session, "Origin", origin)))
-		require.Equal(t, 204, code(admin, request("POST", "/x", "Cookie", session, ProofHeader, "1")))
+		require.Equal(t, 204,
+			code(admin, request("POST", "/x", "Cookie", session, "Origin", origin)))
+		require.Equal(t, 204,
+			code(admin, request("POST", "/x", "Cookie", session, ProofHeader, "1")))
 		require.Equal(t, 403, code(admin, request("POST", "/x", "Cookie", session)), "no proof")
-		require.Equal(t, 403, code(admin, request("POST", "/x", "Cookie", session, "Origin", "http://10.0.0.9:99")), "another port is the same site")
-		require.Equal(t, 403, code(admin, request("POST", "/x", "Cookie", session, "Origin", "null")))
-		require.Equal(t, 401, code(admin, request("POST", "/x", "Cookie", session+"x", "Origin", origin)))
-		require.Equal(t, 401, code(admin, request("POST", "/x", "Cookie", c.Name+"-1="+c.Value, "Origin", origin)), "of another port")
+		require.Equal(t, 403,
+			code(admin, request("POST", "/x", "Cookie", session, "Origin", "http://10.0.0.9:99")),
+			"another port is the same site")
+		require.Equal(t, 403,
+			code(admin, request("POST", "/x", "Cookie", session, "Origin", "null")))
+		require.Equal(t, 401,
+			code(admin, request("POST", "/x", "Cookie", session+"x", "Origin", origin)))
+		require.Equal(t, 401,
+			code(admin, request("POST", "/x", "Cookie", c.Name+"-1="+c.Value, "Origin", origin)),
+			"of another port")
 		require.Equal(t, 204, code(private, request("GET", "/debug/pprof/", "Cookie", session)))
-		require.Equal(t, 403, code(private, request("GET", "/debug/pprof/", "Cookie", session, "Sec-Fetch-Site", "same-site")))
+		require.Equal(t, 403,
+			code(private,
+				request("GET", "/debug/pprof/", "Cookie", session, "Sec-Fetch-Site", "same-site")))
 		require.Equal(t, 403, code(private, request("GET", "/debug/pprof/")))
 
 		out := request("POST", "/x", "Cookie", session)
@@ -214,11 +234,14 @@ func TestSessionStandsForTheToken(t *testing.T) {
 		w = httptest.NewRecorder()
 		g.Logout(w, request("POST", "/ui/logout", "Cookie", session))
 		require.Negative(t, w.Result().Cookies()[0].MaxAge)
-		require.Equal(t, 401, code(admin, request("POST", "/x", "Cookie", session, "Origin", origin)))
+		require.Equal(t, 401,
+			code(admin, request("POST", "/x", "Cookie", session, "Origin", origin)))
 		require.False(t, g.LoggedIn(request("GET", "/ui/", "Cookie", session)))
 	}
 	none := &Guard{Sessions: NewSessions(time.Now), Loopback: true}
-	require.Equal(t, 404, none.Login(httptest.NewRecorder(), httptest.NewRequest("POST", "/ui/login", nil), "").Status, "no token, no login")
+	require.Equal(t, 404,
+		none.Login(httptest.NewRecorder(), httptest.NewRequest("POST", "/ui/login", nil),
+			"").Status, "no token, no login")
 }
 
 // FuzzSession: only what Begin returned is a session.
@@ -237,20 +260,28 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// FuzzAuthorization: whatever stands in the headers that carry credentials and names, only the token is let through.
+// FuzzAuthorization: whatever stands in the headers that carry credentials and names, only the
+// token is let through.
 func FuzzAuthorization(f *testing.F) {
 	f.Add("Bearer secret", "10.0.0.1:80", "", "tinykv-session=x")
 	f.Add("secret", "localhost", "http://localhost", "__Host-tinykv-session=")
 	f.Add("Bearer  secret", "[::1]:1", "null", "a=b; c")
 	f.Fuzz(func(t *testing.T, authorization, host, origin, cookies string) {
-		g := &Guard{Token: "secret", Sessions: NewSessions(time.Now), Attempts: NewAttempts(time.Now)}
+		g := &Guard{
+			Token: "secret", Sessions: NewSessions(time.Now), Attempts: NewAttempts(time.Now),
+		}
 		r := httptest.NewRequest("POST", "http://10.0.0.1/x", nil)
 		r.Host = host
-		for name, value := range map[string]string{"Authorization": authorization, "Origin": origin, "Cookie": cookies} {
+		for name, value := range map[string]string{
+			"Authorization": authorization, "Origin": origin, "Cookie": cookies,
+		} {
 			r.Header[name] = []string{value}
 		}
 		reached := false
-		g.Wrap(g.Admin(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))).ServeHTTP(httptest.NewRecorder(), r)
+		g.Wrap(
+			g.Admin(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				reached = true
+			}))).ServeHTTP(httptest.NewRecorder(), r)
 		if reached && strings.TrimPrefix(authorization, "Bearer ") != "secret" {
 			t.Fatalf("served: %q %q %q %q", authorization, host, origin, cookies)
 		}

@@ -5,8 +5,8 @@ import (
 	"os"
 )
 
-// Wide lists those of the files and directories that others than their owner may read or write, each with what to do. What
-// is not there, or has an empty name, is left out.
+// Wide lists those of the files and directories that others than their owner may read or write,
+// each with what to do. What is not there, or has an empty name, is left out.
 func Wide(paths ...string) []string {
 	var out []string
 	for _, path := range paths {
@@ -18,7 +18,9 @@ func Wide(paths ...string) []string {
 		if info.IsDir() {
 			right = 0o700
 		}
-		out = append(out, fmt.Sprintf("%s is open to other users of this machine (%04o): chmod %04o", path, info.Mode().Perm(), right))
+		out = append(out,
+			fmt.Sprintf("%s is open to other users of this machine (%04o): chmod %04o", path,
+				info.Mode().Perm(), right))
 	}
 	return out
 }

@@ -19,6 +19,7 @@ func TestWide(t *testing.T) {
 	require.NoError(t, os.Chmod(dir, 0o750))
 	require.NoError(t, os.Chmod(key, 0o604))
 	require.Equal(t, []string{
-		dir + " is open to other users of this machine (0750): chmod 0700", key + " is open to other users of this machine (0604): chmod 0600",
+		dir + " is open to other users of this machine (0750): chmod 0700",
+		key + " is open to other users of this machine (0604): chmod 0600",
 	}, security.Wide(dir, key))
 }

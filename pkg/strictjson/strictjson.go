@@ -1,5 +1,6 @@
-// Package strictjson refuses texts that encoding/json reads although they are not what their writer may have meant: with
-// a key that stands twice, bytes that are no UTF-8, or something behind the value.
+// Package strictjson refuses texts that encoding/json reads although they are not what their writer
+// may have meant: with a key that stands twice, bytes that are no UTF-8, or something behind the
+// value.
 package strictjson
 
 import (
@@ -15,9 +16,10 @@ import (
 // MaxDepth is how deep arrays and objects may lie in each other.
 const MaxDepth = 32
 
-// Object checks that data is one JSON object and nothing else, in UTF-8, at most MaxDepth deep, in which no object has a
-// key twice. Keys that differ in the case of letters only count as one, because encoding/json decodes both into the same
-// field. The error says what is wrong, and is one line.
+// Object checks that data is one JSON object and nothing else, in UTF-8, at most MaxDepth deep, in
+// which no object has a key twice. Keys that differ in the case of letters only count as one,
+// because encoding/json decodes both into the same field. The error says what is wrong, and is one
+// line.
 func Object(data []byte) error {
 	if !utf8.Valid(data) {
 		return errors.New("it is not UTF-8")
@@ -77,8 +79,9 @@ func key(dec *json.Decoder, seen map[string]bool) error {
 	return nil
 }
 
-// fold maps names that strings.EqualFold takes for one to the same text: each letter becomes the first of those that differ
-// from it in case only. Lower case would not do: the Kelvin sign is such a letter beside K and k.
+// fold maps names that strings.EqualFold takes for one to the same text: each letter becomes the
+// first of those that differ from it in case only. Lower case would not do: the Kelvin sign is such
+// a letter beside K and k.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		first := r

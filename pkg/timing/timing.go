@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Classes is how many classes of times a Histogram has. Class i is up to 16 us << i; the last has no bound.
+// Classes is how many classes of times a Histogram has. Class i is up to 16 us << i; the last has
+// no bound.
 const Classes = 22
 
 // shortestBits: the first class is up to 1 << shortestBits microseconds.
@@ -33,7 +34,8 @@ type Counts struct {
 	Total   time.Duration
 }
 
-// Read returns what was counted. It is not one moment: events that come meanwhile may be in a part of it.
+// Read returns what was counted. It is not one moment: events that come meanwhile may be in a part
+// of it.
 func (h *Histogram) Read() Counts {
 	var out Counts
 	for i := range h.classes {
@@ -48,7 +50,8 @@ func Bound(class int) time.Duration {
 	return time.Duration(1<<(shortestBits+class)) * time.Microsecond
 }
 
-// Buckets are the counts as Prometheus has them: how many events there are, and how many up to each bound, in seconds.
+// Buckets are the counts as Prometheus has them: how many events there are, and how many up to each
+// bound, in seconds.
 func (c *Counts) Buckets() (total uint64, upTo map[float64]uint64) {
 	upTo = make(map[float64]uint64, Classes-1)
 	for i, n := range c.Classes {

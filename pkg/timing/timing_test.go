@@ -9,7 +9,9 @@ import (
 
 func TestHistogram(t *testing.T) {
 	var h Histogram
-	for _, took := range []time.Duration{-1, 0, 15 * time.Microsecond, 16 * time.Microsecond, 31 * time.Microsecond, time.Hour} {
+	for _, took := range []time.Duration{
+		-1, 0, 15 * time.Microsecond, 16 * time.Microsecond, 31 * time.Microsecond, time.Hour,
+	} {
 		h.Note(took, 1)
 	}
 	h.Note(100*time.Microsecond, 7)

@@ -13,9 +13,9 @@ import (
 	"github.com/tinykv/tinykv/pkg/cli"
 )
 
-// Decode overlays a file's text on into, a pointer to a struct. Errors begin with "line L, column C: ". A key that the
-// struct does not have is an error that names the nearest known one, unless free accepts its dotted name; all of them
-// are reported at once.
+// Decode overlays a file's text on into, a pointer to a struct. Errors begin with "line L, column
+// C: ". A key that the struct does not have is an error that names the nearest known one, unless
+// free accepts its dotted name; all of them are reported at once.
 func Decode(text string, into any, free func(key string) bool) error {
 	md, err := toml.Decode(text, into)
 	if err != nil {
@@ -40,7 +40,8 @@ var lastKey = regexp.MustCompile(`(?s)^toml: (?:line \d+ )?\(last key "(.*?)"\):
 func placed(text string, err error) error {
 	var parse toml.ParseError
 	if errors.As(err, &parse) {
-		return fmt.Errorf("%s%s", positionAt(text, parse.Position.Start), strings.TrimPrefix(parse.Message, "toml: "))
+		return fmt.Errorf("%s%s", positionAt(text, parse.Position.Start),
+			strings.TrimPrefix(parse.Message, "toml: "))
 	}
 	if m := lastKey.FindStringSubmatch(err.Error()); m != nil {
 		return fmt.Errorf("%s%s: %s", Locate(text, m[1]), m[1], m[2])
@@ -62,7 +63,9 @@ func (p Position) String() string {
 // positionAt is that of a byte. The library's own line is the next one if the byte ends a line.
 func positionAt(text string, at int) Position {
 	before := text[:min(at, len(text))]
-	return Position{strings.Count(before, "\n") + 1, len(before) - strings.LastIndexByte(before, '\n')}
+	return Position{
+		strings.Count(before, "\n") + 1, len(before) - strings.LastIndexByte(before, '\n'),
+	}
 }
 
 var (
@@ -70,9 +73,9 @@ var (
 	keyLine    = regexp.MustCompile(`^(\s*)([A-Za-z0-9_."'\- ]+?)\s*=`)
 )
 
-// Locate finds where a file that the library has read sets a dotted key, or where the table is of that name. For a key
-// inside of a value, such as an inline table, it is the place of the value. Text inside of values over several lines
-// is no key.
+// Locate finds where a file that the library has read sets a dotted key, or where the table is of
+// that name. For a key inside of a value, such as an inline table, it is the place of the value.
+// Text inside of values over several lines is no key.
 func Locate(text, key string) Position {
 	var best Position
 	bestKey, table, quote, n := "", "", "", 0
@@ -101,7 +104,8 @@ func Locate(text, key string) Position {
 			}
 		}
 		// The longest name wins that is the key, or what the key is in.
-		if here != "" && len(here) > len(bestKey) && (here == key || strings.HasPrefix(key, here+".")) {
+		if here != "" && len(here) > len(bestKey) &&
+			(here == key || strings.HasPrefix(key, here+".")) {
 			best, bestKey = Position{n, indent + 1}, here
 		}
 	}
@@ -120,8 +124,9 @@ func bare(key string) string {
 // option begins the text of an error that names its option.
 var option = regexp.MustCompile(`^([a-z][a-z0-9.-]*): `)
 
-// Place adds to each of the joined errors that begin with an option, as "raftstore.read-mode: ...", where the file of
-// that text sets it. Options that overridden accepts come from elsewhere and are left.
+// Place adds to each of the joined errors that begin with an option, as "raftstore.read-mode: ...",
+// where the file of that text sets it. Options that overridden accepts come from elsewhere and are
+// left.
 func Place(err error, file, text string, overridden func(key string) bool) error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {

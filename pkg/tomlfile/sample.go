@@ -11,8 +11,8 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// Keys lists the dotted keys of a struct type, tables before what they hold, in the order of the fields. Those of lists
-// of structs are among them.
+// Keys lists the dotted keys of a struct type, tables before what they hold, in the order of the
+// fields. Those of lists of structs are among them.
 func Keys(t reflect.Type) []string { return keys("", t) }
 
 func keys(prefix string, t reflect.Type) []string {
@@ -62,8 +62,9 @@ func Merged(comments ...map[string]string) map[string]string {
 
 const columns = 100
 
-// Sample is a file with the title, and every key of defaults, a pointer to a struct, with its value and its comment.
-// Lists without elements are commented out: reading the sample gives defaults again. A key without a comment is an error.
+// Sample is a file with the title, and every key of defaults, a pointer to a struct, with its value
+// and its comment. Lists without elements are commented out: reading the sample gives defaults
+// again. A key without a comment is an error.
 func Sample(title string, defaults any, comments map[string]string) (string, error) {
 	var encoded bytes.Buffer
 	enc := toml.NewEncoder(&encoded)

@@ -49,17 +49,20 @@ func TestErrorsHaveTheirPlace(t *testing.T) {
 
 func TestPlace(t *testing.T) {
 	text := "name = \"x\"\n[table]\nsize = 1\n"
-	err := errors.Join(errors.New("name: bad"), errors.New("table.size: bad"), errors.Join(errors.New("table.ways: bad"), errors.New("tags: bad")),
+	err := errors.Join(errors.New("name: bad"), errors.New("table.size: bad"),
+		errors.Join(errors.New("table.ways: bad"), errors.New("tags: bad")),
 		errors.New("unrelated"))
-	require.EqualError(t, Place(err, "f", text, func(key string) bool { return key == "name" }), "name: bad\n"+
-		"config file f, line 3, column 1: table.size: bad\nconfig file f, line 2, column 1: table.ways: bad\ntags: bad\nunrelated")
+	require.EqualError(t, Place(err, "f", text, func(key string) bool { return key == "name" }),
+		"name: bad\n"+
+			"config file f, line 3, column 1: table.size: bad\nconfig file f, line 2, column 1: table.ways: bad\ntags: bad\nunrelated")
 	require.NoError(t, Place(nil, "f", text, nil))
 }
 
 func TestSample(t *testing.T) {
 	f := &file{Name: "n", Map: map[string]string{}, Rows: []row{{"a"}, {"b"}}}
 	comments := map[string]string{
-		"name": "The name.", "tags": "Tags.", "map": "A map.", "table": "A table.", "table.size": "Size.", "table.ways": "Ways.",
+		"name": "The name.", "tags": "Tags.", "map": "A map.", "table": "A table.",
+		"table.size": "Size.", "table.ways": "Ways.",
 		"rows": "Rows.", "rows.kind": "Kind.",
 	}
 	got, err := Sample("Title.", f, comments)
@@ -95,6 +98,7 @@ kind = "b"
 	var back file
 	require.NoError(t, Decode(got, &back, func(string) bool { return false }))
 	require.Equal(t, f, &back)
-	require.Equal(t, []string{"name", "tags", "map", "table", "table.size", "table.ways", "rows", "rows.kind"},
+	require.Equal(t,
+		[]string{"name", "tags", "map", "table", "table.size", "table.ways", "rows", "rows.kind"},
 		Keys(reflect.TypeFor[file]()))
 }

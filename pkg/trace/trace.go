@@ -1,5 +1,6 @@
-// Package trace carries the stages of a request from the store that served it to the client that asks for them. The client
-// asks by metadata of the call (Ask), the store answers in the call's trailer (Trailer). What is not asked for costs nothing.
+// Package trace carries the stages of a request from the store that served it to the client that
+// asks for them. The client asks by metadata of the call (Ask), the store answers in the call's
+// trailer (Trailer). What is not asked for costs nothing.
 package trace
 
 import (
@@ -66,7 +67,8 @@ func (r *Recorder) Add(name string, start time.Time, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.mu.spans) < maxSpans {
-		r.mu.spans = append(r.mu.spans, Span{Name: name, Start: max(start.Sub(r.came), 0), Took: max(took, 0)})
+		r.mu.spans = append(r.mu.spans,
+			Span{Name: name, Start: max(start.Sub(r.came), 0), Took: max(took, 0)})
 	}
 }
 
@@ -90,7 +92,8 @@ func (r *Recorder) Metadata() metadata.MD {
 	return metadata.MD{Trailer: []string{string(b)}}
 }
 
-// Spans are the stages in a trailer, in the order in which they ended; none if it has none that can be read.
+// Spans are the stages in a trailer, in the order in which they ended; none if it has none that can
+// be read.
 func Spans(trailer metadata.MD) []Span {
 	var out []Span
 	for _, v := range trailer[Trailer] {

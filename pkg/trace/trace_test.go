@@ -16,7 +16,8 @@ func TestRecorder(t *testing.T) {
 	r.Add("wait", came.Add(2*time.Millisecond), 3*time.Millisecond)
 	r.Add("before it came", came.Add(-time.Second), -1)
 	require.Equal(t, []Span{
-		{Name: "wait", Start: 2 * time.Millisecond, Took: 3 * time.Millisecond}, {Name: "before it came"},
+		{Name: "wait", Start: 2 * time.Millisecond, Took: 3 * time.Millisecond},
+		{Name: "before it came"},
 	}, Spans(r.Metadata()))
 	r.Begin("more")()
 	require.Len(t, Spans(r.Metadata()), 3)

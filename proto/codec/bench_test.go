@@ -13,12 +13,13 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// put is the request of one put; appends are what one turn sends to another store: one entry of each of n
-// regions.
+// put is the request of one put; appends are what one turn sends to another store: one entry of
+// each of n regions.
 func put() *kvrpcpb.RawPutRequest {
 	return &kvrpcpb.RawPutRequest{
 		Context: &kvrpcpb.Context{
-			RegionId: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 3}, Peer: &metapb.Peer{Id: 3, StoreId: 1},
+			RegionId: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 3},
+			Peer: &metapb.Peer{Id: 3, StoreId: 1},
 		},
 		Key: make([]byte, 16), Value: make([]byte, 256), Cf: "default",
 	}
@@ -28,10 +29,12 @@ func appends(n int) *rspb.BatchRaftMessage {
 	batch := &rspb.BatchRaftMessage{}
 	for i := range uint64(n) {
 		batch.Msgs = append(batch.Msgs, &rspb.RaftMessage{
-			RegionId: i + 1, FromPeer: &metapb.Peer{Id: 3, StoreId: 1}, ToPeer: &metapb.Peer{Id: 4, StoreId: 2},
+			RegionId: i + 1, FromPeer: &metapb.Peer{Id: 3, StoreId: 1},
+			ToPeer:      &metapb.Peer{Id: 4, StoreId: 2},
 			RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 3}, ClusterId: 7,
 			Message: &eraftpb.Message{
-				MsgType: eraftpb.MessageType_MsgAppend, From: 3, To: 4, Term: 6, LogTerm: 6, Index: 100, Commit: 99,
+				MsgType: eraftpb.MessageType_MsgAppend, From: 3, To: 4, Term: 6, LogTerm: 6,
+				Index: 100, Commit: 99,
 				Entries: []*eraftpb.Entry{{Term: 6, Index: 101, Data: make([]byte, 320)}},
 			},
 		})
@@ -39,7 +42,8 @@ func appends(n int) *rspb.BatchRaftMessage {
 	return batch
 }
 
-// hot are the messages of a put's way, with what encoding and decoding one allocates, as measured with Go
+// hot are the messages of a put's way, with what encoding and decoding one allocates, as measured
+// with Go
 // 1.26: decoding makes each message, list and bytes field of it.
 var hot = []struct {
 	name           string
@@ -87,7 +91,9 @@ func TestAllocationsOfTheCodec(t *testing.T) {
 				out.Free()
 			}), h.encode, "encode")
 			data := mem.BufferSlice{mem.SliceBuffer(encode(t, h.message).Materialize())}
-			require.LessOrEqual(t, testing.AllocsPerRun(100, func() { _ = c.Unmarshal(data, h.into) }), h.decode, "decode")
+			require.LessOrEqual(t,
+				testing.AllocsPerRun(100, func() { _ = c.Unmarshal(data, h.into) }), h.decode,
+				"decode")
 		})
 	}
 }

@@ -36,10 +36,10 @@ func ServerOption() grpc.ServerOption { return grpc.ForceServerCodecV2(New()) }
 // CallOption makes the calls of a client connection go through the codec.
 func CallOption() grpc.CallOption { return grpc.ForceCodecV2(New()) }
 
-// StreamOption is for streams without end. Until a stream is first answered, grpc keeps up to 256 KiB of what was
-// sent, so as to send it again on another connection. It counts encoded bytes but keeps the messages, with all that
-// they share memory with: a leader's small messages held on to a hundred MiB of log entries. Our streams do not
-// want it: their owners open new ones.
+// StreamOption is for streams without end. Until a stream is first answered, grpc keeps up to 256
+// KiB of what was sent, so as to send it again on another connection. It counts encoded bytes but
+// keeps the messages, with all that they share memory with: a leader's small messages held on to a
+// hundred MiB of log entries. Our streams do not want it: their owners open new ones.
 func StreamOption() grpc.CallOption { return grpc.MaxRetryRPCBufferSize(0) }
 
 // Name is the content subtype on the wire, the same as the default codec's.

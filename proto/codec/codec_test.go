@@ -40,7 +40,9 @@ func describe(t *testing.T, file string) *descriptor.FileDescriptorProto {
 }
 
 // messages calls visit with the name and the type of every message.
-func messages(t *testing.T, visit func(name string, typ reflect.Type, d *descriptor.DescriptorProto)) {
+func messages(
+	t *testing.T, visit func(name string, typ reflect.Type, d *descriptor.DescriptorProto),
+) {
 	t.Helper()
 	for _, file := range files {
 		d := describe(t, file)
@@ -90,8 +92,8 @@ func decode(typ reflect.Type, data []byte) (any, error) {
 	return into, codec.New().Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, into)
 }
 
-// Every message comes back as it was, also empty, and also from several buffers. No cut and no changed
-// byte makes decoding panic, and what is decoded without error can be encoded again.
+// Every message comes back as it was, also empty, and also from several buffers. No cut and no
+// changed byte makes decoding panic, and what is decoded without error can be encoded again.
 func TestEveryMessage(t *testing.T) {
 	messages(t, func(name string, typ reflect.Type, _ *descriptor.DescriptorProto) {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +111,10 @@ func TestEveryMessage(t *testing.T) {
 
 				half := len(data) / 2
 				split := reflect.New(typ).Interface()
-				require.NoError(t, codec.New().Unmarshal(mem.BufferSlice{mem.SliceBuffer(data[:half]), mem.SliceBuffer(data[half:])}, split))
+				require.NoError(t,
+					codec.New().Unmarshal(mem.BufferSlice{
+						mem.SliceBuffer(data[:half]), mem.SliceBuffer(data[half:]),
+					}, split))
 				require.Equal(t, m.Interface(), split)
 				damage(t, rng, typ, data)
 			}
@@ -146,8 +151,8 @@ func damage(t *testing.T, rng *rand.Rand, typ reflect.Type, data []byte) {
 	require.Equal(t, now, later)
 }
 
-// The field numbers and types are those of testdata, so that nobody changes one by accident: old and new
-// processes talk to each other. UPDATE=1 writes the file.
+// The field numbers and types are those of testdata, so that nobody changes one by accident: old
+// and new processes talk to each other. UPDATE=1 writes the file.
 func TestFieldNumbers(t *testing.T) {
 	var b strings.Builder
 	messages(t, func(name string, _ reflect.Type, d *descriptor.DescriptorProto) {

@@ -139,13 +139,15 @@ func generate(name string, files []*descriptorpb.FileDescriptorProto) ([]byte, e
 		return nil, fmt.Errorf("protoc-gen-gogofaster on %s: %s", name, resp.GetError())
 	}
 	if len(resp.File) != 1 {
-		return nil, fmt.Errorf("protoc-gen-gogofaster on %s: %d files, want 1", name, len(resp.File))
+		return nil,
+			fmt.Errorf("protoc-gen-gogofaster on %s: %d files, want 1", name, len(resp.File))
 	}
 	return []byte(interfaces.Replace(resp.File[0].GetContent())), nil
 }
 
 // interfaces lets services register with any grpc.ServiceRegistrar, and clients call over any
-// grpc.ClientConnInterface, as grpc's own generator does since 2020; gogo's insists on *grpc.Server and *grpc.ClientConn.
+// grpc.ClientConnInterface, as grpc's own generator does since 2020; gogo's insists on *grpc.Server
+// and *grpc.ClientConn.
 var interfaces = strings.NewReplacer(
 	"(s *grpc.Server, srv ", "(s grpc.ServiceRegistrar, srv ",
 	"(cc *grpc.ClientConn) ", "(cc grpc.ClientConnInterface) ",

@@ -95,7 +95,8 @@ func (e *Env) takeMatching(d *datadriven.TestData) (taken []eraftpb.Message) {
 	}
 	var rest []eraftpb.Message
 	for _, m := range e.wire {
-		if to != 0 && m.To != to || from != 0 && m.From != from || typ != "" && m.MsgType.String() != typ {
+		if to != 0 && m.To != to || from != 0 && m.From != from ||
+			typ != "" && m.MsgType.String() != typ {
 			rest = append(rest, m)
 		} else {
 			taken = append(taken, m)
@@ -114,8 +115,8 @@ func (e *Env) showWire(*datadriven.TestData) error {
 }
 
 // send from=ID to=ID type=T [term= index= logterm= commit= hint= round=] [reject] [force]
-// [entries=(INDEX/TERM,...)] [snapshot=INDEX/TERM members=(...)]: puts a message on the wire by hand,
-// late or forged.
+// [entries=(INDEX/TERM,...)] [snapshot=INDEX/TERM members=(...)]: puts a message on the wire by
+// hand, late or forged.
 func (e *Env) inject(d *datadriven.TestData) error {
 	m := eraftpb.Message{}
 	fields := map[string]*uint64{
@@ -225,7 +226,8 @@ func (e *Env) status(d *datadriven.TestData) error {
 	}
 	for _, id := range ids {
 		st := e.nodes[id].rn.Status()
-		fmt.Fprintf(&e.out, "%d: %v term=%d vote=%d lead=%d applied=%d commit=%d last=%d", id, st.State,
+		fmt.Fprintf(&e.out, "%d: %v term=%d vote=%d lead=%d applied=%d commit=%d last=%d", id,
+			st.State,
 			st.Term, st.Vote, st.Lead, st.Applied, st.Commit, st.LastIndex)
 		if st.LeadTransferee != 0 {
 			fmt.Fprintf(&e.out, " transfer to %d", st.LeadTransferee)

@@ -67,7 +67,8 @@ func describeEntries(ents []eraftpb.Entry) string {
 }
 
 func describeSnapshot(s *eraftpb.Snapshot) string {
-	return fmt.Sprintf("%d/%d %s", s.Metadata.Index, s.Metadata.Term, describeConf(s.Metadata.ConfState))
+	return fmt.Sprintf("%d/%d %s", s.Metadata.Index, s.Metadata.Term,
+		describeConf(s.Metadata.ConfState))
 }
 
 func describeConf(cs *eraftpb.ConfState) string {

@@ -65,31 +65,50 @@ type handler func(*Env, *datadriven.TestData) error
 // handlers is the table of the commands.
 func handlers() map[string]handler {
 	return map[string]handler{
-		"group":     (*Env).group,
-		"campaign":  onNode(func(n *member, _ []uint64) error { return n.rn.Campaign() }),
-		"transfer":  onNode(func(n *member, a []uint64) error { n.rn.TransferLeader(a[0]); return nil }),
-		"read":      onNode(func(n *member, a []uint64) error { return n.rn.ReadIndex(a[0]) }),
-		"beat":      onNode(func(n *member, _ []uint64) error { n.rn.BroadcastHeartbeat(); return nil }),
-		"applied":   onNode(func(n *member, a []uint64) error { n.rn.AppliedTo(a[0]); n.applied = a[0]; return nil }),
-		"unreach":   onNode(func(n *member, a []uint64) error { n.rn.ReportUnreachable(a[0]); return nil }),
-		"snap-ok":   onNode(func(n *member, a []uint64) error { n.rn.ReportSnapshot(a[0], true); return nil }),
-		"snap-fail": onNode(func(n *member, a []uint64) error { n.rn.ReportSnapshot(a[0], false); return nil }),
-		"compact":   onNode((*member).compact),
-		"tick":      (*Env).tick,
-		"propose":   (*Env).propose,
-		"conf":      (*Env).confChange,
-		"ready":     (*Env).ready,
-		"deliver":   (*Env).deliver,
-		"drop":      (*Env).drop,
-		"wire":      (*Env).showWire,
-		"send":      (*Env).inject,
-		"settle":    (*Env).settle,
-		"isolate":   (*Env).isolate,
-		"heal":      (*Env).heal,
-		"restart":   (*Env).restart,
-		"status":    (*Env).status,
-		"log":       (*Env).showLog,
-		"rounds":    (*Env).rounds,
+		"group":    (*Env).group,
+		"campaign": onNode(func(n *member, _ []uint64) error { return n.rn.Campaign() }),
+		"transfer": onNode(func(n *member, a []uint64) error {
+			n.rn.TransferLeader(a[0])
+			return nil
+		}),
+		"read": onNode(func(n *member, a []uint64) error { return n.rn.ReadIndex(a[0]) }),
+		"beat": onNode(func(n *member, _ []uint64) error {
+			n.rn.BroadcastHeartbeat()
+			return nil
+		}),
+		"applied": onNode(func(n *member, a []uint64) error {
+			n.rn.AppliedTo(a[0])
+			n.applied = a[0]
+			return nil
+		}),
+		"unreach": onNode(func(n *member, a []uint64) error {
+			n.rn.ReportUnreachable(a[0])
+			return nil
+		}),
+		"snap-ok": onNode(func(n *member, a []uint64) error {
+			n.rn.ReportSnapshot(a[0], true)
+			return nil
+		}),
+		"snap-fail": onNode(func(n *member, a []uint64) error {
+			n.rn.ReportSnapshot(a[0], false)
+			return nil
+		}),
+		"compact": onNode((*member).compact),
+		"tick":    (*Env).tick,
+		"propose": (*Env).propose,
+		"conf":    (*Env).confChange,
+		"ready":   (*Env).ready,
+		"deliver": (*Env).deliver,
+		"drop":    (*Env).drop,
+		"wire":    (*Env).showWire,
+		"send":    (*Env).inject,
+		"settle":  (*Env).settle,
+		"isolate": (*Env).isolate,
+		"heal":    (*Env).heal,
+		"restart": (*Env).restart,
+		"status":  (*Env).status,
+		"log":     (*Env).showLog,
+		"rounds":  (*Env).rounds,
 	}
 }
 
@@ -171,7 +190,9 @@ func (e *Env) group(d *datadriven.TestData) error {
 	}
 	for _, id := range slices.Concat(cs.Nodes, cs.Learners) {
 		st := raft.NewMemoryStorage()
-		snap := eraftpb.Snapshot{Metadata: &eraftpb.SnapshotMetadata{Index: firstIndex, Term: 1, ConfState: cs}}
+		snap := eraftpb.Snapshot{
+			Metadata: &eraftpb.SnapshotMetadata{Index: firstIndex, Term: 1, ConfState: cs},
+		}
 		if err := st.ApplySnapshot(snap); err != nil {
 			return err
 		}

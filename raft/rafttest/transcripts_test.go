@@ -71,12 +71,14 @@ func TestTrapsAreShown(t *testing.T) {
 		}
 		require.True(t, shown > 0 || strings.Contains(row[2], "I"), "nothing shows %s", row[1])
 	}
-	stores := map[string]bool{"C10": true, "C11": true, "C18": true, "D1": true, "D9": true, "D10": true,
+	stores := map[string]bool{"C10": true, "C11": true, "C18": true, "D1": true, "D9": true,
+		"D10": true,
 		"D11": true, "D12": true, "D13": true, "E7": true, "E8": true, "E9": true}
 	for prefix, last := range map[string]int{"A": 12, "B-": 14, "C": 18, "D": 14, "E": 10} {
 		for i := 1; i <= last; i++ {
 			trap := fmt.Sprintf("%s%d", prefix, i)
-			require.NotEqual(t, stores[trap], rows[trap], "%s is in the table, or the store's", trap)
+			require.NotEqual(t, stores[trap], rows[trap], "%s is in the table, or the store's",
+				trap)
 		}
 	}
 }

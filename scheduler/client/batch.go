@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// batch is one request and all who wait for its answer. Joining is an append under a lock and waiting
-// is for one channel that all share: a channel or a timer per caller would cost more than the answer.
+// batch is one request and all who wait for its answer. Joining is an append under a lock and
+// waiting is for one channel that all share: a channel or a timer per caller would cost more than
+// the answer.
 type batch[Q, R any] struct {
 	asked  []Q           // guarded by batcher.mu until the batch is taken
 	done   chan struct{} // closed once what is below is set
@@ -75,7 +76,8 @@ func (b *batcher[Q, R]) take() *batch[Q, R] {
 	return next
 }
 
-// shut ends the batch that will not be sent any more; a caller that joins it from now on ends at once.
+// shut ends the batch that will not be sent any more; a caller that joins it from now on ends at
+// once.
 func (b *batcher[Q, R]) shut() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,7 +120,9 @@ func (b *batcher[Q, R]) ask(ctx context.Context, q Q) (R, int, error) {
 
 // run exchanges batches until ctx ends. Several may run at once; then as many requests are on their
 // way. failed is called after a batch that was not served, before the next one.
-func (b *batcher[Q, R]) run(ctx context.Context, exchange func(asked []Q) (R, error), failed func(error) error) {
+func (b *batcher[Q, R]) run(
+	ctx context.Context, exchange func(asked []Q) (R, error), failed func(error) error,
+) {
 	defer b.shut()
 	for {
 		select {
@@ -131,7 +135,8 @@ func (b *batcher[Q, R]) run(ctx context.Context, exchange func(asked []Q) (R, er
 			if at.err != nil {
 				var retry bool
 				at.err, retry = rpcError(at.err)
-				at.final = !retry || errors.Is(at.err, ErrNotBootstrapped) || errors.Is(at.err, ErrRejected)
+				at.final = !retry || errors.Is(at.err, ErrNotBootstrapped) ||
+					errors.Is(at.err, ErrRejected)
 			}
 			err := at.err
 			if close(at.done); err != nil && failed(err) != nil {

@@ -52,20 +52,24 @@ func unary[Req any, Resp response](ctx context.Context, c *Client, name string, 
 
 // AllocID returns an id that is never given out again.
 func (c *Client) AllocID(ctx context.Context) (uint64, error) {
-	resp, err := unary(ctx, c, "alloc id", &pb.AllocIDRequest{Header: c.header()}, pb.SchedulerClient.AllocID)
+	resp, err := unary(ctx, c, "alloc id", &pb.AllocIDRequest{Header: c.header()},
+		pb.SchedulerClient.AllocID)
 	return resp.GetId(), err
 }
 
 // Bootstrap makes the store the first of the cluster. The same store may repeat it;
 // ErrAlreadyBootstrapped means that another store was first.
 func (c *Client) Bootstrap(ctx context.Context, store *metapb.Store, region *metapb.Region) error {
-	_, err := unary(ctx, c, "bootstrap", &pb.BootstrapRequest{Header: c.header(), Store: store, Region: region}, pb.SchedulerClient.Bootstrap)
+	_, err := unary(ctx, c, "bootstrap",
+		&pb.BootstrapRequest{Header: c.header(), Store: store, Region: region},
+		pb.SchedulerClient.Bootstrap)
 	return err
 }
 
 // IsBootstrapped tells whether a store has bootstrapped the cluster.
 func (c *Client) IsBootstrapped(ctx context.Context) (bool, error) {
-	resp, err := unary(ctx, c, "is bootstrapped", &pb.IsBootstrappedRequest{Header: c.header()}, pb.SchedulerClient.IsBootstrapped)
+	resp, err := unary(ctx, c, "is bootstrapped", &pb.IsBootstrappedRequest{Header: c.header()},
+		pb.SchedulerClient.IsBootstrapped)
 	return resp.GetBootstrapped(), err
 }
 
@@ -75,10 +79,14 @@ func (c *Client) PutStore(ctx context.Context, store *metapb.Store) error {
 	return err
 }
 
-// RegisterRun registers a run of a store and returns its incarnation. rebuild says that the store serves nothing of the data
-// it has. ErrOldCopy, ErrDuplicateStore, ErrStoreTombstone.
-func (c *Client) RegisterRun(ctx context.Context, store *metapb.Store, rebuild bool) (incarnation uint64, err error) {
-	resp, err := unary(ctx, c, "put store", &pb.PutStoreRequest{Header: c.header(), Store: store, Rebuild: rebuild}, pb.SchedulerClient.PutStore)
+// RegisterRun registers a run of a store and returns its incarnation. rebuild says that the store
+// serves nothing of the data it has. ErrOldCopy, ErrDuplicateStore, ErrStoreTombstone.
+func (c *Client) RegisterRun(
+	ctx context.Context, store *metapb.Store, rebuild bool,
+) (incarnation uint64, err error) {
+	resp, err := unary(ctx, c, "put store",
+		&pb.PutStoreRequest{Header: c.header(), Store: store, Rebuild: rebuild},
+		pb.SchedulerClient.PutStore)
 	return resp.GetIncarnation(), err
 }
 
@@ -89,8 +97,11 @@ func (c *Client) GetStore(ctx context.Context, id uint64) (*metapb.Store, error)
 }
 
 // GetStoreStats returns a store and its last heartbeat (nil if there was none).
-func (c *Client) GetStoreStats(ctx context.Context, id uint64) (*metapb.Store, *pb.StoreStats, error) {
-	resp, err := unary(ctx, c, "get store", &pb.GetStoreRequest{Header: c.header(), StoreId: id}, pb.SchedulerClient.GetStore)
+func (c *Client) GetStoreStats(
+	ctx context.Context, id uint64,
+) (*metapb.Store, *pb.StoreStats, error) {
+	resp, err := unary(ctx, c, "get store", &pb.GetStoreRequest{Header: c.header(), StoreId: id},
+		pb.SchedulerClient.GetStore)
 	if err == nil && resp.GetStore() == nil {
 		err = ErrStoreNotFound
 	}
@@ -100,7 +111,8 @@ func (c *Client) GetStoreStats(ctx context.Context, id uint64) (*metapb.Store, *
 // GetAllStores returns all stores, without tombstones if asked so.
 func (c *Client) GetAllStores(ctx context.Context, excludeTombstone bool) ([]*metapb.Store, error) {
 	resp, err := unary(ctx, c, "get all stores",
-		&pb.GetAllStoresRequest{Header: c.header(), ExcludeTombstoneStores: excludeTombstone}, pb.SchedulerClient.GetAllStores)
+		&pb.GetAllStoresRequest{Header: c.header(), ExcludeTombstoneStores: excludeTombstone},
+		pb.SchedulerClient.GetAllStores)
 	return resp.GetStores(), err
 }
 
@@ -116,13 +128,16 @@ func toRegion(resp *pb.GetRegionResponse) *Region {
 
 // GetPrevRegion returns the left neighbour of the region that contains the key.
 func (c *Client) GetPrevRegion(ctx context.Context, key []byte) (*Region, error) {
-	resp, err := unary(ctx, c, "get previous region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetPrevRegion)
+	resp, err := unary(ctx, c, "get previous region",
+		&pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetPrevRegion)
 	return toRegion(resp), err
 }
 
 // GetRegionByID returns a region, nil if it is not known.
 func (c *Client) GetRegionByID(ctx context.Context, id uint64) (*Region, error) {
-	resp, err := unary(ctx, c, "get region by id", &pb.GetRegionByIDRequest{Header: c.header(), RegionId: id}, pb.SchedulerClient.GetRegionByID)
+	resp, err := unary(ctx, c, "get region by id",
+		&pb.GetRegionByIDRequest{Header: c.header(), RegionId: id},
+		pb.SchedulerClient.GetRegionByID)
 	return toRegion(resp), err
 }
 
@@ -130,7 +145,9 @@ func (c *Client) GetRegionByID(ctx context.Context, id uint64) (*Region, error) 
 // empty is +inf), at most limit of them; limit <= 0 is no limit.
 func (c *Client) ScanRegions(ctx context.Context, start, end []byte, limit int) ([]*Region, error) {
 	resp, err := unary(ctx, c, "scan regions",
-		&pb.ScanRegionsRequest{Header: c.header(), StartKey: start, EndKey: end, Limit: int32(limit)}, pb.SchedulerClient.ScanRegions)
+		&pb.ScanRegionsRequest{
+			Header: c.header(), StartKey: start, EndKey: end, Limit: int32(limit),
+		}, pb.SchedulerClient.ScanRegions)
 	if err != nil {
 		return nil, err
 	}
@@ -145,14 +162,19 @@ func (c *Client) ScanRegions(ctx context.Context, start, end []byte, limit int) 
 }
 
 // AskSplit returns ids for the region that a split will make and for its peers.
-func (c *Client) AskSplit(ctx context.Context, region *metapb.Region) (*pb.AskSplitResponse, error) {
-	return unary(ctx, c, "ask split", &pb.AskSplitRequest{Header: c.header(), Region: region}, pb.SchedulerClient.AskSplit)
+func (c *Client) AskSplit(
+	ctx context.Context, region *metapb.Region,
+) (*pb.AskSplitResponse, error) {
+	return unary(ctx, c, "ask split", &pb.AskSplitRequest{Header: c.header(), Region: region},
+		pb.SchedulerClient.AskSplit)
 }
 
 // ReportSplit tells both halves of a split at once, so that routing has no hole until their first
 // heartbeats.
 func (c *Client) ReportSplit(ctx context.Context, left, right *metapb.Region) error {
-	_, err := unary(ctx, c, "report split", &pb.ReportSplitRequest{Header: c.header(), Left: left, Right: right}, pb.SchedulerClient.ReportSplit)
+	_, err := unary(ctx, c, "report split",
+		&pb.ReportSplitRequest{Header: c.header(), Left: left, Right: right},
+		pb.SchedulerClient.ReportSplit)
 	return err
 }
 
@@ -164,13 +186,16 @@ func (c *Client) StoreHeartbeat(ctx context.Context, stats *pb.StoreStats) error
 
 // Heartbeat reports a store's state and returns the features in force in the cluster.
 func (c *Client) Heartbeat(ctx context.Context, stats *pb.StoreStats) (feature.Set, error) {
-	resp, err := unary(ctx, c, "store heartbeat", &pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats}, pb.SchedulerClient.StoreHeartbeat)
+	resp, err := unary(ctx, c, "store heartbeat",
+		&pb.StoreHeartbeatRequest{Header: c.header(), Stats: stats},
+		pb.SchedulerClient.StoreHeartbeat)
 	return feature.Set(resp.GetFeatures()), err
 }
 
 // GetClusterConfig returns the cluster's description.
 func (c *Client) GetClusterConfig(ctx context.Context) (*metapb.Cluster, error) {
-	resp, err := unary(ctx, c, "get cluster config", &pb.GetClusterConfigRequest{Header: c.header()}, pb.SchedulerClient.GetClusterConfig)
+	resp, err := unary(ctx, c, "get cluster config",
+		&pb.GetClusterConfigRequest{Header: c.header()}, pb.SchedulerClient.GetClusterConfig)
 	return resp.GetCluster(), err
 }
 
@@ -184,42 +209,57 @@ func (c *Client) asAdmin(ctx context.Context) context.Context {
 
 // PutClusterConfig changes the number of replicas. It is for the admin: see WithToken.
 func (c *Client) PutClusterConfig(ctx context.Context, cluster *metapb.Cluster) error {
-	_, err := unary(c.asAdmin(ctx), c, "put cluster config", &pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster}, pb.SchedulerClient.PutClusterConfig)
+	_, err := unary(c.asAdmin(ctx), c, "put cluster config",
+		&pb.PutClusterConfigRequest{Header: c.header(), Cluster: cluster},
+		pb.SchedulerClient.PutClusterConfig)
 	return err
 }
 
 // GetOperator returns the running operator of a region, or the last one of the past ten minutes.
-func (c *Client) GetOperator(ctx context.Context, regionID uint64) (*pb.GetOperatorResponse, error) {
-	return unary(ctx, c, "get operator", &pb.GetOperatorRequest{Header: c.header(), RegionId: regionID}, pb.SchedulerClient.GetOperator)
+func (c *Client) GetOperator(
+	ctx context.Context, regionID uint64,
+) (*pb.GetOperatorResponse, error) {
+	return unary(ctx, c, "get operator",
+		&pb.GetOperatorRequest{Header: c.header(), RegionId: regionID},
+		pb.SchedulerClient.GetOperator)
 }
 
 // ScatterRegion asks for a region's replicas to be spread over the stores.
 func (c *Client) ScatterRegion(ctx context.Context, regionID uint64) error {
-	_, err := unary(ctx, c, "scatter region", &pb.ScatterRegionRequest{Header: c.header(), RegionId: regionID}, pb.SchedulerClient.ScatterRegion)
+	_, err := unary(ctx, c, "scatter region",
+		&pb.ScatterRegionRequest{Header: c.header(), RegionId: regionID},
+		pb.SchedulerClient.ScatterRegion)
 	return err
 }
 
 // GetGCSafePoint returns the timestamp below which old versions may be dropped.
 func (c *Client) GetGCSafePoint(ctx context.Context) (uint64, error) {
-	resp, err := unary(ctx, c, "get gc safe point", &pb.GetGCSafePointRequest{Header: c.header()}, pb.SchedulerClient.GetGCSafePoint)
+	resp, err := unary(ctx, c, "get gc safe point", &pb.GetGCSafePointRequest{Header: c.header()},
+		pb.SchedulerClient.GetGCSafePoint)
 	return resp.GetSafePoint(), err
 }
 
-// UpdateGCSafePoint raises the safe point and returns the one in force: it never goes back. It is for the admin: see WithToken.
+// UpdateGCSafePoint raises the safe point and returns the one in force: it never goes back. It is
+// for the admin: see WithToken.
 func (c *Client) UpdateGCSafePoint(ctx context.Context, safePoint uint64) (uint64, error) {
 	resp, err := unary(c.asAdmin(ctx), c, "update gc safe point",
-		&pb.UpdateGCSafePointRequest{Header: c.header(), SafePoint: safePoint}, pb.SchedulerClient.UpdateGCSafePoint)
+		&pb.UpdateGCSafePointRequest{Header: c.header(), SafePoint: safePoint},
+		pb.SchedulerClient.UpdateGCSafePoint)
 	return resp.GetNewSafePoint(), err
 }
 
 // GetGCState returns all safe points and what holds them back.
 func (c *Client) GetGCState(ctx context.Context) (*pb.GetGCStateResponse, error) {
-	return unary(ctx, c, "get gc state", &pb.GetGCStateRequest{Header: c.header()}, pb.SchedulerClient.GetGCState)
+	return unary(ctx, c, "get gc state", &pb.GetGCStateRequest{Header: c.header()},
+		pb.SchedulerClient.GetGCState)
 }
 
-// AdvanceSafePoints raises the safe point of transactions up to the first barrier, and that of garbage up to the
-// former, and returns those in force. A target of 0 changes nothing. It is for stores.
-func (c *Client) AdvanceSafePoints(ctx context.Context, txnTarget, gcTarget uint64) (txn, gc uint64, err error) {
+// AdvanceSafePoints raises the safe point of transactions up to the first barrier, and that of
+// garbage up to the former, and returns those in force. A target of 0 changes nothing. It is for
+// stores.
+func (c *Client) AdvanceSafePoints(
+	ctx context.Context, txnTarget, gcTarget uint64,
+) (txn, gc uint64, err error) {
 	resp, err := unary(ctx, c, "advance safe points", &pb.AdvanceSafePointsRequest{
 		Header: c.header(), TxnTarget: txnTarget, GcTarget: gcTarget,
 	}, pb.SchedulerClient.AdvanceSafePoints)

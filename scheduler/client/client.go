@@ -35,10 +35,12 @@ func WithLogger(l *zap.Logger) Option { return func(c *Client) { c.logger = l } 
 // WithTLS makes connections use TLS.
 func WithTLS(cfg *tls.Config) Option { return func(c *Client) { c.tls = cfg } }
 
-// WithIdentity makes connections use TLS, with certificates that are read again when their files change.
+// WithIdentity makes connections use TLS, with certificates that are read again when their files
+// change.
 func WithIdentity(id *security.Identity) Option { return func(c *Client) { c.identity = id } }
 
-// WithToken has calls that are for the admin, PutClusterConfig and UpdateGCSafePoint, carry the API token of the service.
+// WithToken has calls that are for the admin, PutClusterConfig and UpdateGCSafePoint, carry the API
+// token of the service.
 func WithToken(token string) Option { return func(c *Client) { c.token = token } }
 
 // WithDialer replaces how connections are made, which is by TCP.
@@ -46,8 +48,9 @@ func WithDialer(dial func(ctx context.Context, addr string) (net.Conn, error)) O
 	return func(c *Client) { c.dial = dial }
 }
 
-// WithoutService lets New return a client of the given cluster although no leader answers before its context is done.
-// The client goes on looking for one, and Connected tells whether it has found it.
+// WithoutService lets New return a client of the given cluster although no leader answers before
+// its context is done. The client goes on looking for one, and Connected tells whether it has found
+// it.
 func WithoutService(clusterID uint64) Option { return func(c *Client) { c.alone = clusterID } }
 
 // Client talks to the placement service. Safe for concurrent use.
@@ -98,7 +101,8 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 		}
 		if time.Since(lastLog) > 5*time.Second {
 			lastLog = time.Now()
-			c.logger.Warn("waiting for the scheduler", zap.Strings("endpoints", endpoints), zap.Error(c.explain(err)))
+			c.logger.Warn("waiting for the scheduler", zap.Strings("endpoints", endpoints),
+				zap.Error(c.explain(err)))
 		}
 		if pause(ctx, wait) != nil {
 			if c.alone != 0 {
@@ -106,7 +110,9 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 				break
 			}
 			c.Close()
-			return nil, fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","), c.explain(err))
+			return nil,
+				fmt.Errorf("scheduler %s not reachable: %w", strings.Join(endpoints, ","),
+					c.explain(err))
 		}
 	}
 	c.wg.Add(2 + lookupConcurrency)
@@ -118,8 +124,8 @@ func New(ctx context.Context, endpoints []string, opts ...Option) (*Client, erro
 	return c, nil
 }
 
-// checkSchemes refuses endpoints that can never answer: https without TLS is met by a server that waits
-// for a handshake, http with TLS by one that does not understand it.
+// checkSchemes refuses endpoints that can never answer: https without TLS is met by a server that
+// waits for a handshake, http with TLS by one that does not understand it.
 func (c *Client) checkSchemes(endpoints []string) error {
 	for _, e := range endpoints {
 		switch e = strings.TrimSpace(e); {

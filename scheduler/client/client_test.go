@@ -63,7 +63,8 @@ func dial(t *testing.T, endpoints ...string) *client.Client {
 func bootstrap(t *testing.T, c *client.Client) *metapb.Region {
 	t.Helper()
 	r := &metapb.Region{
-		Id: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 3, StoreId: 1}},
+		Id: 2, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peers: []*metapb.Peer{{Id: 3, StoreId: 1}},
 	}
 	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "s1"}, r))
 	return r
@@ -82,7 +83,9 @@ func TestNewWaitsForTheService(t *testing.T) {
 		c, err := client.New(t.Context(), []string{addr}, client.WithLogger(zap.New(seen)))
 		done <- result{c, err}
 	}()
-	require.Eventually(t, func() bool { return logs.FilterMessage("waiting for the scheduler").Len() == 1 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return logs.FilterMessage("waiting for the scheduler").Len() == 1
+	}, waitFor, tick)
 	start(t, addr)
 	res := <-done
 	require.NoError(t, res.err)
@@ -112,8 +115,8 @@ func TestHangingMember(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Region heartbeats are merged by region while they wait; the newest one arrives. After a new stream
-// was bound the store is asked to send everything again.
+// Region heartbeats are merged by region while they wait; the newest one arrives. After a new
+// stream was bound the store is asked to send everything again.
 func TestHeartbeatsMergeAndRebind(t *testing.T) {
 	addr := servertest.FreeAddr(t)
 	s := start(t, addr)
@@ -127,13 +130,18 @@ func TestHeartbeatsMergeAndRebind(t *testing.T) {
 			Region: region, Leader: region.Peers[0], Term: 6, ApproximateSize: (size + 1) << 20,
 		})
 	}
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(2).Size() == 1000 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(2).Size() == 1000
+	}, waitFor, tick)
 	require.Zero(t, c.DroppedHeartbeats())
 	mu.Lock()
 	require.Zero(t, rebound, "the first stream is no reconnect")
 	mu.Unlock()
 	s.Stop()
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: region, Leader: region.Peers[0], Term: 7}) // must not block
+	// must not block
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: region, Leader: region.Peers[0], Term: 7,
+	})
 	require.NotPanics(t, c.Close)
 	require.NotPanics(t, c.Close, "closing twice")
 	_, err := c.AllocID(t.Context())
@@ -192,16 +200,18 @@ func TestTimestampsAreBatched(t *testing.T) {
 	require.Len(t, seen, 4000)
 }
 
-// Lookups that wait at the same time share requests; each caller gets the region of its own key, also
-// where none is known, and also from a service that knows no shared requests.
+// Lookups that wait at the same time share requests; each caller gets the region of its own key,
+// also where none is known, and also from a service that knows no shared requests.
 func TestLookupsAreShared(t *testing.T) {
 	const regions = 100
 	s := start(t, "")
 	bootstrap(t, dial(t, s.ClientURL()))
 	for i := range regions {
 		r := &metapb.Region{
-			Id: uint64(i + 10), StartKey: fmt.Appendf(nil, "k%03d", i), EndKey: fmt.Appendf(nil, "k%03d", i+1),
-			RegionEpoch: &metapb.RegionEpoch{Version: 2, ConfVer: 1}, Peers: []*metapb.Peer{{Id: uint64(i + 1000), StoreId: 1}},
+			Id: uint64(i + 10), StartKey: fmt.Appendf(nil, "k%03d", i),
+			EndKey:      fmt.Appendf(nil, "k%03d", i+1),
+			RegionEpoch: &metapb.RegionEpoch{Version: 2, ConfVer: 1},
+			Peers:       []*metapb.Peer{{Id: uint64(i + 1000), StoreId: 1}},
 		}
 		require.NoError(t, s.Cluster().HandleRegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
 			Region: r, Leader: r.Peers[0], Term: 6,
@@ -224,7 +234,8 @@ func TestLookupsAreShared(t *testing.T) {
 						t.Errorf("key %d: %v", n, err)
 					case n == regions && r != nil:
 						t.Errorf("got region %d where there is none", r.Meta.Id)
-					case n < regions && (r == nil || r.Meta.Id != uint64(n+10) || r.Leader.GetStoreId() != 1):
+					case n < regions &&
+						(r == nil || r.Meta.Id != uint64(n+10) || r.Leader.GetStoreId() != 1):
 						t.Errorf("key %d: got %v", n, r)
 					}
 				}
@@ -261,7 +272,9 @@ func (p *counter) serve(t *testing.T) {
 	t.Cleanup(gs.Stop)
 }
 
-func (p *counter) GetMembers(ctx context.Context, req *schedulerpb.GetMembersRequest) (*schedulerpb.GetMembersResponse, error) {
+func (p *counter) GetMembers(
+	ctx context.Context, req *schedulerpb.GetMembersRequest,
+) (*schedulerpb.GetMembersResponse, error) {
 	resp, err := p.to.GetMembers(ctx, req)
 	if err == nil {
 		resp.Leader.ClientUrls, resp.Members = []string{p.addr}, nil
@@ -269,12 +282,16 @@ func (p *counter) GetMembers(ctx context.Context, req *schedulerpb.GetMembersReq
 	return resp, err
 }
 
-func (p *counter) GetRegion(ctx context.Context, req *schedulerpb.GetRegionRequest) (*schedulerpb.GetRegionResponse, error) {
+func (p *counter) GetRegion(
+	ctx context.Context, req *schedulerpb.GetRegionRequest,
+) (*schedulerpb.GetRegionResponse, error) {
 	p.single.Add(1)
 	return p.to.GetRegion(ctx, req)
 }
 
-func (p *counter) GetRegions(ctx context.Context, req *schedulerpb.GetRegionsRequest) (*schedulerpb.GetRegionsResponse, error) {
+func (p *counter) GetRegions(
+	ctx context.Context, req *schedulerpb.GetRegionsRequest,
+) (*schedulerpb.GetRegionsResponse, error) {
 	if p.old.Load() {
 		return p.UnimplementedSchedulerServer.GetRegions(ctx, req)
 	}
@@ -287,8 +304,12 @@ func TestRegionsAndConfig(t *testing.T) {
 	c := dial(t, s.ClientURL())
 	parent := bootstrap(t, c)
 	ctx := t.Context()
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: parent, Leader: parent.Peers[0], Term: 6})
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(2).Confirmed() }, waitFor, tick)
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: parent, Leader: parent.Peers[0], Term: 6,
+	})
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(2).Confirmed()
+	}, waitFor, tick)
 
 	ids, err := c.AskSplit(ctx, parent)
 	require.NoError(t, err)
@@ -300,7 +321,8 @@ func TestRegionsAndConfig(t *testing.T) {
 
 	left, right := *parent, metapb.Region{Id: ids.NewRegionId, StartKey: []byte("m")}
 	left.EndKey, left.RegionEpoch = []byte("m"), &metapb.RegionEpoch{Version: 2, ConfVer: 1}
-	right.RegionEpoch, right.Peers = left.RegionEpoch, []*metapb.Peer{{Id: ids.NewPeerIds[0], StoreId: 1}}
+	right.RegionEpoch, right.Peers = left.RegionEpoch,
+		[]*metapb.Peer{{Id: ids.NewPeerIds[0], StoreId: 1}}
 	require.NoError(t, c.ReportSplit(ctx, &left, &right))
 	require.Error(t, c.ReportSplit(ctx, &left, &left))
 	for key, want := range map[string]uint64{"a": 2, "m": ids.NewRegionId, "z": ids.NewRegionId} {
@@ -343,6 +365,7 @@ func TestRegionsAndConfig(t *testing.T) {
 func TestEndpointsThatCannotAnswer(t *testing.T) {
 	_, err := client.New(t.Context(), []string{"https://127.0.0.1:1"})
 	require.ErrorContains(t, err, "uses TLS")
-	_, err = client.New(t.Context(), []string{"http://127.0.0.1:1"}, client.WithTLS(&tls.Config{MinVersion: tls.VersionTLS12}))
+	_, err = client.New(t.Context(), []string{"http://127.0.0.1:1"},
+		client.WithTLS(&tls.Config{MinVersion: tls.VersionTLS12}))
 	require.ErrorContains(t, err, "does not use TLS")
 }

@@ -44,7 +44,8 @@ func (l *lookups) exchange(leader target, keys [][]byte) ([]*pb.GetRegionRespons
 	ctx, cancel := context.WithCancel(l.c.ctx)
 	defer cancel()
 	defer l.c.try(leader, cancel)()
-	resp, err := leader.GetRegions(ctx, &pb.GetRegionsRequest{Header: l.c.header(), RegionKeys: keys})
+	resp, err := leader.GetRegions(ctx,
+		&pb.GetRegionsRequest{Header: l.c.header(), RegionKeys: keys})
 	switch {
 	case status.Code(err) == codes.Unimplemented:
 		l.alone.Store(true)
@@ -59,8 +60,8 @@ func (l *lookups) exchange(leader target, keys [][]byte) ([]*pb.GetRegionRespons
 	return resp.Regions, nil
 }
 
-// GetRegion returns the region that contains the key, nil if none is known. Callers that wait at the
-// same time share a request.
+// GetRegion returns the region that contains the key, nil if none is known. Callers that wait at
+// the same time share a request.
 func (c *Client) GetRegion(ctx context.Context, key []byte) (*Region, error) {
 	if !c.lookups.alone.Load() {
 		list, i, err := c.lookups.ask(ctx, key)
@@ -71,6 +72,7 @@ func (c *Client) GetRegion(ctx context.Context, key []byte) (*Region, error) {
 			return nil, fmt.Errorf("get region: %w", err)
 		}
 	}
-	resp, err := unary(ctx, c, "get region", &pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetRegion)
+	resp, err := unary(ctx, c, "get region",
+		&pb.GetRegionRequest{Header: c.header(), RegionKey: key}, pb.SchedulerClient.GetRegion)
 	return toRegion(resp), err
 }

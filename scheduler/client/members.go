@@ -24,8 +24,8 @@ import (
 // leader that is paused breaks no connection.
 const slowTry = 500 * time.Millisecond
 
-// members knows the members of the service and which of them leads, and keeps a connection to each of
-// them ready, so that a change of leader needs no dialing.
+// members knows the members of the service and which of them leads, and keeps a connection to each
+// of them ready, so that a change of leader needs no dialing.
 //
 // Lock order: discoverMu, mu.
 type members struct {
@@ -133,7 +133,8 @@ func (m *members) connLocked(addr string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// keepReady connects again whenever the connection was lost: gRPC alone would wait for the next call.
+// keepReady connects again whenever the connection was lost: gRPC alone would wait for the next
+// call.
 func (m *members) keepReady(conn *grpc.ClientConn) {
 	defer m.wg.Done()
 	for {
@@ -192,8 +193,8 @@ func (m *members) try(t target, cut func()) (done func()) {
 	}
 }
 
-// addSlow counts a slow try and has the leader looked for as long as there are any. It is counted even
-// if it ended just now: then its end has counted already, or will.
+// addSlow counts a slow try and has the leader looked for as long as there are any. It is counted
+// even if it ended just now: then its end has counted already, or will.
 func (m *members) addSlow() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -273,7 +274,8 @@ func (m *members) ask(ctx context.Context, addr string) (*schedulerpb.GetMembers
 	if err != nil {
 		return nil, err
 	}
-	resp, err := schedulerpb.NewSchedulerClient(conn).GetMembers(ctx, &schedulerpb.GetMembersRequest{})
+	resp, err := schedulerpb.NewSchedulerClient(conn).GetMembers(ctx,
+		&schedulerpb.GetMembersRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", addr, err)
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
-// maxTSBatch bounds how many callers share one request; the service refuses more than twice as many.
+// maxTSBatch bounds how many callers share one request; the service refuses more than twice as
+// many.
 const maxTSBatch = 1 << 16
 
 // tsRange is the answer to a batch: the first caller's timestamp, the others' follow.
@@ -70,7 +71,9 @@ func (t *timestamps) exchange(asked []struct{}) (tsRange, error) {
 	// A member that hangs must not hold the callers for ever.
 	defer t.c.try(t.leader, t.cancel)()
 	n := int64(len(asked))
-	if err := t.stream.Send(&schedulerpb.TsoRequest{Header: t.c.header(), Count: uint32(n)}); err != nil {
+	if err := t.stream.Send(&schedulerpb.TsoRequest{
+		Header: t.c.header(), Count: uint32(n),
+	}); err != nil {
 		_, err = t.stream.Recv() // the reason is with the receiver
 		if err == nil {
 			err = errors.New("timestamp stream broke")

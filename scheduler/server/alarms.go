@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// alarm is a state of the storage in which it refuses writes: nothing is handed out then, and nobody
-// leads, since leading is renewed by writing.
+// alarm is a state of the storage in which it refuses writes: nothing is handed out then, and
+// nobody leads, since leading is renewed by writing.
 type alarm struct {
 	Member uint64 `json:"member_id"`
 	Kind   string `json:"kind"` // NOSPACE or CORRUPT
@@ -47,7 +47,8 @@ func (s *Server) noLeader() error {
 func (s *Server) noLeaderAPI() error {
 	if text := s.alarmText(); text != "" {
 		return &apiError{
-			Code: "no-space", Message: "no placement leader: " + text, Detail: reclaimHint, status: http.StatusServiceUnavailable,
+			Code: "no-space", Message: "no placement leader: " + text, Detail: reclaimHint,
+			status: http.StatusServiceUnavailable,
 		}
 	}
 	return errNotLeader

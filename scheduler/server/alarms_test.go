@@ -15,8 +15,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// Somebody fills etcd, which refuses all writes from then on: nobody can lead. Health, members, metrics
-// and errors say why; making room ends it.
+// Somebody fills etcd, which refuses all writes from then on: nobody can lead. Health, members,
+// metrics and errors say why; making room ends it.
 func TestNoSpaceIsSaidAndReclaimed(t *testing.T) {
 	const quota = 4 << 20
 	s := servertest.StartTest(t, func(c *config.Config) { c.QuotaBackendBytes = quota })
@@ -33,13 +33,16 @@ func TestNoSpaceIsSaidAndReclaimed(t *testing.T) {
 	}
 	require.ErrorContains(t, err, "database space exceeded")
 
-	require.Eventually(t, func() bool { return !s.IsLeader() && callStatus(t, s, "GET", "/health") == 503 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return !s.IsLeader() && callStatus(t, s, "GET", "/health") == 503
+	}, waitFor, tick)
 	said := call(t, s, "GET", "/health", "", 503)
 	require.Equal(t, "no-space", said["code"])
 	require.Contains(t, said["message"], "alarm NOSPACE of member test")
 	require.Contains(t, said["detail"], "reclaim")
 	require.Equal(t, "no-space", call(t, s, "GET", "/stores", "", 503)["code"])
-	require.Equal(t, "NOSPACE", call(t, s, "GET", "/members", "", 200)["members"].([]any)[0].(map[string]any)["alarm"])
+	require.Equal(t, "NOSPACE",
+		call(t, s, "GET", "/members", "", 200)["members"].([]any)[0].(map[string]any)["alarm"])
 	require.Contains(t, metricsOf(t, s.ClientURL()), `tinykv_etcd_alarm{member=`)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -53,7 +56,9 @@ func TestNoSpaceIsSaidAndReclaimed(t *testing.T) {
 	id, err := c.AllocID(t.Context())
 	require.NoError(t, err)
 	require.Greater(t, id, before)
-	require.Eventually(t, func() bool { return callStatus(t, s, "GET", "/health") == 200 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return callStatus(t, s, "GET", "/health") == 200
+	}, waitFor, tick)
 }
 
 func metricsOf(t *testing.T, url string) string {

@@ -38,11 +38,15 @@ type apiError struct {
 func (e *apiError) Error() string { return e.Message }
 
 func badRequest(format string, args ...any) error {
-	return &apiError{Code: "bad-request", Message: fmt.Sprintf(format, args...), status: http.StatusBadRequest}
+	return &apiError{
+		Code: "bad-request", Message: fmt.Sprintf(format, args...), status: http.StatusBadRequest,
+	}
 }
 
 func notFound(format string, args ...any) error {
-	return &apiError{Code: "not-found", Message: fmt.Sprintf(format, args...), status: http.StatusNotFound}
+	return &apiError{
+		Code: "not-found", Message: fmt.Sprintf(format, args...), status: http.StatusNotFound,
+	}
 }
 
 // toAPIError gives any error its status.
@@ -56,7 +60,10 @@ func toAPIError(err error) *apiError {
 	case errors.Is(err, ErrNoRoom), errors.Is(err, schedule.ErrNotAdmitted):
 		return &apiError{Code: "conflict", Message: err.Error(), status: http.StatusConflict}
 	case errors.Is(err, errNotLeader):
-		return &apiError{Code: "not-leader", Message: "no placement leader right now", status: http.StatusServiceUnavailable}
+		return &apiError{
+			Code: "not-leader", Message: "no placement leader right now",
+			status: http.StatusServiceUnavailable,
+		}
 	default:
 		return &apiError{Code: "failed", Message: err.Error(), status: http.StatusConflict}
 	}
@@ -123,7 +130,8 @@ func (s *Server) api() http.Handler {
 	top.Handle("GET "+alivePath, s.whenReady(s.internal(s.serveAlive)))
 	top.Handle("GET "+eventsPath, s.whenReady(s.internal(s.serveEvents)))
 	for path, h := range map[string]http.HandlerFunc{
-		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol,
+		"trace": pprof.Trace,
 	} {
 		top.Handle("GET /debug/pprof/"+path, s.guard.Private(h))
 	}
@@ -146,10 +154,12 @@ func (s *Server) named(next http.Handler) http.Handler {
 // newGuard checks the requests of the client port as the configuration says.
 func newGuard(cfg *config.Config) *security.Guard {
 	g := &security.Guard{
-		Token: cfg.API.Token, Sessions: security.NewSessions(time.Now), Attempts: security.NewAttempts(time.Now),
+		Token: cfg.API.Token, Sessions: security.NewSessions(time.Now),
+		Attempts: security.NewAttempts(time.Now),
 		Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
 		Refuse: func(w http.ResponseWriter, f *security.Refusal) {
-			writeError(w, &apiError{Code: f.Code, Message: f.Message, Detail: f.Detail, status: f.Status})
+			writeError(w,
+				&apiError{Code: f.Code, Message: f.Message, Detail: f.Detail, status: f.Status})
 		},
 	}
 	for _, urls := range []string{cfg.ClientUrls, cfg.AdvertiseClientUrls} {
@@ -157,7 +167,8 @@ func newGuard(cfg *config.Config) *security.Guard {
 		for _, u := range parsed {
 			g.Hosts = append(g.Hosts, u.Host)
 			// What is advertised to other machines comes in from them, through a proxy at least.
-			g.Loopback = g.Loopback && (security.LoopbackHost(u.Host) || strings.HasPrefix(u.Scheme, "unix"))
+			g.Loopback = g.Loopback &&
+				(security.LoopbackHost(u.Host) || strings.HasPrefix(u.Scheme, "unix"))
 		}
 	}
 	return g
@@ -166,7 +177,8 @@ func newGuard(cfg *config.Config) *security.Guard {
 // plainHealth is for probes that know etcd's.
 func (s *Server) plainHealth(w http.ResponseWriter, _ *http.Request) {
 	if err := s.leaderKnown(); err != nil {
-		writeJSON(w, http.StatusServiceUnavailable, map[string]string{"health": "false", "reason": err.Error()})
+		writeJSON(w, http.StatusServiceUnavailable,
+			map[string]string{"health": "false", "reason": err.Error()})
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"health": "true"})
@@ -189,7 +201,8 @@ func (s *Server) route(mux *http.ServeMux, pattern string, leader bool, h handle
 		hh = s.onLeader(hh)
 	}
 	if method != http.MethodGet {
-		hh = s.guard.Admin(hh) // before anything is passed on: the leader cannot tell who asked a follower
+		// before anything is passed on: the leader cannot tell who asked a follower
+		hh = s.guard.Admin(hh)
 	}
 	mux.Handle(method+" "+apiPrefix+path, hh)
 }
@@ -200,7 +213,11 @@ func (s *Server) whenReady(next http.Handler) http.Handler {
 		case <-s.ready:
 			next.ServeHTTP(w, r)
 		default:
-			writeError(w, &apiError{Code: "starting", Message: "server is starting", status: http.StatusServiceUnavailable})
+			writeError(w,
+				&apiError{
+					Code: "starting", Message: "server is starting",
+					status: http.StatusServiceUnavailable,
+				})
 		}
 	})
 }
@@ -211,8 +228,10 @@ const maxBody = 1 << 20
 // noted makes every change an event.
 func (s *Server) noted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.cluster.events.add("request", fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
-		// All of it is read before anything is answered: a client that is still sending would see its connection break.
+		s.cluster.events.add("request",
+			fmt.Sprintf("%s %s by %s", r.Method, r.URL.Path, r.RemoteAddr))
+		// All of it is read before anything is answered: a client that is still sending would see
+		// its connection break.
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 		if err != nil {
 			writeError(w, badRequest("body: %v (at most %d bytes)", err, maxBody))
@@ -231,7 +250,8 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 			return
 		}
 		m, _ := s.elector.Leader()
-		if len(m.GetClientUrls()) == 0 || m.MemberId == s.self.MemberId || r.Header.Get(forwardedHeader) != "" {
+		if len(m.GetClientUrls()) == 0 || m.MemberId == s.self.MemberId ||
+			r.Header.Get(forwardedHeader) != "" {
 			writeError(w, s.noLeaderAPI())
 			return
 		}
@@ -247,7 +267,9 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 				p.SetURL(target)
 				p.Out.Header.Set(forwardedHeader, "1")
 				// The origin was checked here; for the leader it is this member that asks.
-				for _, h := range []string{"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"} {
+				for _, h := range []string{
+					"Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest",
+				} {
 					p.Out.Header.Del(h)
 				}
 				p.Out.Header.Set(security.ProofHeader, "1")
@@ -255,7 +277,8 @@ func (s *Server) onLeader(next http.Handler) http.Handler {
 			},
 			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 				writeError(w, &apiError{
-					Code: "leader-unreachable", Message: "the placement leader does not answer", Detail: err.Error(),
+					Code: "leader-unreachable", Message: "the placement leader does not answer",
+					Detail: err.Error(),
 					status: http.StatusBadGateway,
 				})
 			},
@@ -307,7 +330,9 @@ func decodeTS(r *http.Request) (any, error) {
 		return nil, badRequest("ts: %q is not a timestamp", r.URL.Query().Get("ts"))
 	}
 	physical, logical := tso.Parse(ts)
-	return map[string]any{"physical": physical.UTC(), "physical_ms": physical.UnixMilli(), "logical": logical}, nil
+	return map[string]any{
+		"physical": physical.UTC(), "physical_ms": physical.UnixMilli(), "logical": logical,
+	}, nil
 }
 
 func (s *Server) putLogLevel(r *http.Request) (any, error) {
@@ -326,10 +351,12 @@ func (s *Server) putLogLevel(r *http.Request) (any, error) {
 // client).
 func (s *Server) getEvents(w http.ResponseWriter, r *http.Request) {
 	after, _ := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
-	stream := r.URL.Query().Get("stream") != "" || strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+	stream := r.URL.Query().Get("stream") != "" ||
+		strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 	events, more := s.cluster.events.after(after)
 	if !stream {
-		if limit, err := queryInt(r, "limit", 1000, eventCapacity); err == nil && len(events) > limit {
+		if limit, err := queryInt(r, "limit", 1000, eventCapacity); err == nil &&
+			len(events) > limit {
 			events = events[len(events)-limit:]
 		}
 		writeJSON(w, http.StatusOK, map[string]any{"events": nonNil(events)})
@@ -348,7 +375,8 @@ func (s *Server) getEvents(w http.ResponseWriter, r *http.Request) {
 			if err != nil {
 				return
 			}
-			if _, err := fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Kind, data); err != nil {
+			if _, err := fmt.Fprintf(w, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Kind,
+				data); err != nil {
 				return
 			}
 			after = e.Seq
@@ -386,8 +414,9 @@ func (s *Server) getSafePoint(r *http.Request) (any, error) {
 // jsonSpace is what JSON takes for white space.
 const jsonSpace = " \t\r\n"
 
-// decodeBody reads a JSON object; an empty body is an empty object. Unknown fields, fields that stand twice, bytes that are
-// no UTF-8 and anything behind the object are errors: what a client did not mean must not change anything.
+// decodeBody reads a JSON object; an empty body is an empty object. Unknown fields, fields that
+// stand twice, bytes that are no UTF-8 and anything behind the object are errors: what a client did
+// not mean must not change anything.
 func decodeBody(r *http.Request, into any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	if err != nil {
@@ -407,8 +436,8 @@ func decodeBody(r *http.Request, into any) error {
 	return nil
 }
 
-// decodeFields is decodeBody for the action of a path, which takes those of the fields of into that of names: another one
-// is an error. An action that is not in of is for the caller to refuse.
+// decodeFields is decodeBody for the action of a path, which takes those of the fields of into that
+// of names: another one is an error. An action that is not in of is for the caller to refuse.
 func decodeFields(r *http.Request, into any, of map[string][]string) error {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -425,7 +454,8 @@ func decodeFields(r *http.Request, into any, of map[string][]string) error {
 	action := r.PathValue("action")
 	takes, known := of[action]
 	for name := range fields {
-		if known && !slices.ContainsFunc(takes, func(k string) bool { return strings.EqualFold(k, name) }) {
+		if known &&
+			!slices.ContainsFunc(takes, func(k string) bool { return strings.EqualFold(k, name) }) {
 			return badRequest("body: %q takes no field %q", action, name)
 		}
 	}

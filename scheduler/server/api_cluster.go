@@ -49,7 +49,9 @@ func (s *Server) memberList() []memberJSON {
 }
 
 func (s *Server) getMembers(*http.Request) (any, error) {
-	return map[string]any{"cluster_id": s.clusterID, "members": s.memberList(), "alarms": nonNil(s.node.alarms())}, nil
+	return map[string]any{
+		"cluster_id": s.clusterID, "members": s.memberList(), "alarms": nonNil(s.node.alarms()),
+	}, nil
 }
 
 // placementJSON counts what is not as it should be.
@@ -140,7 +142,8 @@ func (s *Server) getCluster(r *http.Request) (any, error) {
 	v := s.cluster.newView()
 	for _, st := range v.Stores() {
 		states[s.stateName(st)]++
-		capacity, available, used = capacity+st.Capacity(), available+st.Available(), used+st.Stats().GetUsedSize()
+		capacity, available, used = capacity+st.Capacity(), available+st.Available(),
+			used+st.Stats().GetUsedSize()
 	}
 	ops := map[string]int{}
 	for _, op := range s.cluster.Controller().Records() {
@@ -154,14 +157,17 @@ func (s *Server) getCluster(r *http.Request) (any, error) {
 	booted, _ := s.bootstrapped()
 	report := s.health.report()
 	return map[string]any{
-		"id": s.clusterID, "bootstrapped": booted, "bootstrap_time": bootTime, "leader": s.cfg.Name, "term": term,
+		"id": s.clusterID, "bootstrapped": booted, "bootstrap_time": bootTime, "leader": s.cfg.Name,
+		"term":    term,
 		"members": s.memberList(), "prepared": s.cluster.Prepared(), "stores": states,
 		"capacity": capacity, "available": available, "used_size": used,
-		"health": healthAnswer(s, report), "placement": s.placement(), "operators": ops, "max_replicas": v.MaxReplicas(),
-		"features": nonNil(s.cluster.Features().Names()),
+		"health": healthAnswer(s, report), "placement": s.placement(), "operators": ops,
+		"max_replicas": v.MaxReplicas(),
+		"features":     nonNil(s.cluster.Features().Names()),
 		"heartbeats": map[string]uint64{
-			"unchanged": s.cluster.stats.unchanged.Load(), "updated": s.cluster.stats.updated.Load(),
-			"stale": s.cluster.stats.stale.Load(), "invalid": s.cluster.stats.invalid.Load(),
+			"unchanged": s.cluster.stats.unchanged.Load(),
+			"updated":   s.cluster.stats.updated.Load(),
+			"stale":     s.cluster.stats.stale.Load(), "invalid": s.cluster.stats.invalid.Load(),
 		},
 		"timestamps": s.metrics.tsoHandled.Load(), "time": time.Now().UTC(),
 	}, nil
@@ -182,8 +188,8 @@ func (s *Server) getConfig(*http.Request) (any, error) {
 func (s *Server) patchConfig(r *http.Request) (any, error) {
 	set := *s.cluster.Settings()
 	next := configJSON{set.Schedule, set.Replication}
-	// The body is decoded over the settings: slices must not be those of the live ones, which others read
-	// and which stay if the change is refused.
+	// The body is decoded over the settings: slices must not be those of the live ones, which
+	// others read and which stay if the change is refused.
 	next.Schedule.Schedulers = slices.Clone(next.Schedule.Schedulers)
 	next.Replication.LocationLabels = slices.Clone(next.Replication.LocationLabels)
 	if err := decodeBody(r, &next); err != nil {
@@ -225,7 +231,9 @@ func (s *Server) getSchedulers(*http.Request) (any, error) {
 	var out []map[string]any
 	for _, name := range s.cluster.Planner().Schedulers() {
 		until := s.cluster.Planner().PausedUntil(name)
-		row := map[string]any{"name": name, "enabled": set.Schedule.Enabled(name), "paused": time.Now().Before(until)}
+		row := map[string]any{
+			"name": name, "enabled": set.Schedule.Enabled(name), "paused": time.Now().Before(until),
+		}
 		if time.Now().Before(until) {
 			row["paused_until"], row["paused_seconds"] = until.UTC(), time.Until(until).Seconds()
 		}
@@ -241,7 +249,8 @@ func (s *Server) postScheduler(r *http.Request) (any, error) {
 		found = found || n == name
 	}
 	if !found {
-		return nil, notFound("no scheduler %q; there are %s", name, strings.Join(p.Schedulers(), ", "))
+		return nil,
+			notFound("no scheduler %q; there are %s", name, strings.Join(p.Schedulers(), ", "))
 	}
 	switch r.PathValue("action") {
 	case "pause":

@@ -45,10 +45,13 @@ type regionJSON struct {
 
 func toRegionJSON(r *core.RegionInfo, defects []string) regionJSON {
 	out := regionJSON{
-		ID: r.ID(), StartKey: hex.EncodeToString(r.StartKey()), EndKey: hex.EncodeToString(r.EndKey()),
-		Version: r.Version(), ConfVer: r.ConfVer(), Term: r.Term(), Leader: r.LeaderStore(), SizeMiB: r.Size(),
-		Keys: r.Keys(), Written: r.Flow().BytesWritten, Read: r.Flow().BytesRead,
-		KeysWritten: r.Flow().KeysWritten, KeysRead: r.Flow().KeysRead, Confirmed: r.Confirmed(), Defects: defects,
+		ID: r.ID(), StartKey: hex.EncodeToString(r.StartKey()),
+		EndKey:  hex.EncodeToString(r.EndKey()),
+		Version: r.Version(), ConfVer: r.ConfVer(), Term: r.Term(), Leader: r.LeaderStore(),
+		SizeMiB: r.Size(),
+		Keys:    r.Keys(), Written: r.Flow().BytesWritten, Read: r.Flow().BytesRead,
+		KeysWritten: r.Flow().KeysWritten, KeysRead: r.Flow().KeysRead, Confirmed: r.Confirmed(),
+		Defects: defects,
 	}
 	for _, p := range r.Peers() {
 		out.Peers = append(out.Peers, peerJSON{
@@ -59,8 +62,8 @@ func toRegionJSON(r *core.RegionInfo, defects []string) regionJSON {
 	return out
 }
 
-// getRegions lists regions in key order, always paged: key= (text) or hexkey= finds one; start= (hex)
-// begins; store=, check= filter; sort=size|write|read ranks; cursor= continues.
+// getRegions lists regions in key order, always paged: key= (text) or hexkey= finds one; start=
+// (hex) begins; store=, check= filter; sort=size|write|read ranks; cursor= continues.
 func (s *Server) getRegions(r *http.Request) (any, error) {
 	q := r.URL.Query()
 	limit, err := queryInt(r, "limit", 100, 10_000)
@@ -79,9 +82,10 @@ func (s *Server) getRegions(r *http.Request) (any, error) {
 		if reg == nil {
 			return nil, notFound("no region is known for this key")
 		}
-		return map[string]any{"count": 1, "total": s.cluster.Core().RegionCount(), "regions": []regionJSON{
-			toRegionJSON(reg, s.defects(v, reg)),
-		}}, nil
+		return map[string]any{"count": 1, "total": s.cluster.Core().RegionCount(),
+			"regions": []regionJSON{
+				toRegionJSON(reg, s.defects(v, reg)),
+			}}, nil
 	}
 	start, err := hex.DecodeString(cmp.Or(q.Get("cursor"), q.Get("start")))
 	if err != nil {
@@ -110,12 +114,15 @@ func (s *Server) getRegions(r *http.Request) (any, error) {
 		cursor = s.pageRegions(start, limit, func() int { return len(out) }, take)
 	}
 	return map[string]any{
-		"count": len(out), "total": s.cluster.Core().RegionCount(), "regions": out, "cursor": cursor,
+		"count": len(out), "total": s.cluster.Core().RegionCount(), "regions": out,
+		"cursor": cursor,
 	}, nil
 }
 
 // pageRegions visits regions until enough were taken; it returns where to go on, "" at the end.
-func (s *Server) pageRegions(start []byte, limit int, taken func() int, take func(*core.RegionInfo)) string {
+func (s *Server) pageRegions(
+	start []byte, limit int, taken func() int, take func(*core.RegionInfo),
+) string {
 	const batch = 1000
 	for {
 		list := s.cluster.Core().ScanRegions(start, nil, batch)
@@ -144,7 +151,9 @@ func (s *Server) topRegions(by string, limit int) []*core.RegionInfo {
 		rank = func(r *core.RegionInfo) uint64 { return r.Flow().BytesRead }
 	}
 	list := s.cluster.Core().ScanRegions(nil, nil, 0)
-	slices.SortStableFunc(list, func(a, b *core.RegionInfo) int { return cmp.Compare(rank(b), rank(a)) })
+	slices.SortStableFunc(list, func(a, b *core.RegionInfo) int {
+		return cmp.Compare(rank(b), rank(a))
+	})
 	return list[:min(limit, len(list))]
 }
 
@@ -158,8 +167,9 @@ func (s *Server) getRegion(r *http.Request) (any, error) {
 
 // regionFields are what the actions of a region take.
 var regionFields = map[string][]string{
-	"transfer-leader": {"to"}, "move-peer": {"from", "to"}, "add-peer": {"to"}, "remove-peer": {"from"},
-	"split": {"keys"}, "merge": {"into"}, "scatter": nil,
+	"transfer-leader": {"to"}, "move-peer": {"from", "to"}, "add-peer": {"to"},
+	"remove-peer": {"from"},
+	"split":       {"keys"}, "merge": {"into"}, "scatter": nil,
 }
 
 // postRegion plans an operator: transfer-leader {"to": store}, move-peer {"from": store, "to":
@@ -183,7 +193,8 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 	var op *operator.Operator
 	switch action := r.PathValue("action"); action {
 	case "transfer-leader":
-		op = operator.CreateTransferLeaderOperator("admin-transfer-leader", reg, operator.OpAdmin, operator.Medium, body.To)
+		op = operator.CreateTransferLeaderOperator("admin-transfer-leader", reg, operator.OpAdmin,
+			operator.Medium, body.To)
 		if _, ok := reg.StorePeer(body.To); !ok {
 			return nil, badRequest("region %d has no peer on store %d", reg.ID(), body.To)
 		}
@@ -199,25 +210,31 @@ func (s *Server) postRegion(r *http.Request) (any, error) {
 			return nil, badRequest("store %d has a peer of region %d already", body.To, reg.ID())
 		}
 		if action == "add-peer" {
-			op = operator.CreateAddPeerOperator("admin-add-peer", reg, operator.OpAdmin, operator.Medium, body.To, id, v.LearnerFirst())
+			op = operator.CreateAddPeerOperator("admin-add-peer", reg, operator.OpAdmin,
+				operator.Medium, body.To, id, v.LearnerFirst())
 			break
 		}
-		op, err = operator.CreateMovePeerOperator("admin-move-peer", reg, operator.OpAdmin, operator.Medium,
+		op, err = operator.CreateMovePeerOperator("admin-move-peer", reg, operator.OpAdmin,
+			operator.Medium,
 			body.From, body.To, id, v.LearnerFirst(), v.NewLeader)
 	case "remove-peer":
-		op, err = operator.CreateRemovePeerOperator("admin-remove-peer", reg, operator.OpAdmin, operator.Medium, body.From, v.NewLeader)
+		op, err = operator.CreateRemovePeerOperator("admin-remove-peer", reg, operator.OpAdmin,
+			operator.Medium, body.From, v.NewLeader)
 	case "split":
 		keys, kerr := splitKeys(reg, body.Keys)
 		if kerr != nil {
 			return nil, kerr
 		}
-		op = operator.CreateSplitOperator("admin-split", reg, operator.OpAdmin, operator.Medium, keys)
+		op = operator.CreateSplitOperator("admin-split", reg, operator.OpAdmin, operator.Medium,
+			keys)
 	case "merge":
 		return orderMerge(s, reg, body.Into, r.RemoteAddr)
 	case "scatter":
 		return s.scatter(reg.ID(), "asked for by "+r.RemoteAddr)
 	default:
-		return nil, badRequest("unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split, merge or scatter", action)
+		return nil,
+			badRequest(
+				"unknown action %q: transfer-leader, move-peer, add-peer, remove-peer, split, merge or scatter", action)
 	}
 	if err != nil {
 		return nil, badRequest("%v", err)
@@ -245,7 +262,9 @@ func splitKeys(r *core.RegionInfo, texts []string) ([][]byte, error) {
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 && r.Keys() == 0 {
-		return nil, badRequest("region %d has no keys by its last report, so its store finds none to split at: name a key", r.ID())
+		return nil,
+			badRequest(
+				"region %d has no keys by its last report, so its store finds none to split at: name a key", r.ID())
 	}
 	return keys, nil
 }
@@ -285,9 +304,12 @@ type operatorJSON struct {
 
 func toOperatorJSON(rec operator.Record) operatorJSON {
 	out := operatorJSON{
-		RegionID: rec.RegionID, Desc: rec.Desc, Kind: rec.Kind.String(), Priority: rec.Priority.String(),
-		Status: rec.Status.String(), Why: rec.Why, Reason: rec.Reason, Steps: rec.Steps, CurrentStep: rec.Current,
-		SizeMiB: rec.Size, Started: rec.Started.UTC(), Seconds: time.Since(rec.Started).Seconds(),
+		RegionID: rec.RegionID, Desc: rec.Desc, Kind: rec.Kind.String(),
+		Priority: rec.Priority.String(),
+		Status:   rec.Status.String(), Why: rec.Why, Reason: rec.Reason, Steps: rec.Steps,
+		CurrentStep: rec.Current,
+		SizeMiB:     rec.Size, Started: rec.Started.UTC(),
+		Seconds: time.Since(rec.Started).Seconds(),
 	}
 	if rec.Status.Final() {
 		t := rec.Finished.UTC()
@@ -364,7 +386,11 @@ func (s *Server) getKeymap(r *http.Request) (any, error) {
 	per := max(1, (len(list)+max(1, buckets)-1)/max(1, buckets))
 	for i, reg := range list {
 		if i%per == 0 {
-			out = append(out, bucket{Start: hex.EncodeToString(reg.StartKey()), Store: reg.LeaderStore(), ID: reg.ID()})
+			out = append(out,
+				bucket{
+					Start: hex.EncodeToString(reg.StartKey()), Store: reg.LeaderStore(),
+					ID: reg.ID(),
+				})
 		}
 		b := &out[len(out)-1]
 		b.Regions++
@@ -387,15 +413,17 @@ func (s *Server) getHot(r *http.Request) (any, error) {
 	}
 	out := []regionJSON{}
 	for _, reg := range s.topRegions(kind, limit) {
-		if f := reg.Flow(); kind == "write" && f.BytesWritten > 0 || kind == "read" && f.BytesRead > 0 {
+		if f := reg.Flow(); kind == "write" && f.BytesWritten > 0 ||
+			kind == "read" && f.BytesRead > 0 {
 			out = append(out, toRegionJSON(reg, nil))
 		}
 	}
 	return map[string]any{"kind": kind, "regions": out}, nil
 }
 
-// deleteRegion forgets what is known of a region. If it is there, its leader tells it anew with its next heartbeat; this is
-// for regions that went on under an older version after more was lost than a majority.
+// deleteRegion forgets what is known of a region. If it is there, its leader tells it anew with its
+// next heartbeat; this is for regions that went on under an older version after more was lost than
+// a majority.
 func (s *Server) deleteRegion(r *http.Request) (any, error) {
 	id, err := pathID(r, "id")
 	if err != nil {

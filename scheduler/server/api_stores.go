@@ -41,7 +41,8 @@ type storeJSON struct {
 	EvictLeaders bool    `json:"evict_leaders"`
 	// EvictSeconds is how long leaders are still kept off; absent if until somebody ends it.
 	EvictSeconds float64 `json:"evict_seconds,omitempty"`
-	// LimitMoves and LimitMiB bound what is in flight each way: the store's own limit or the general one.
+	// LimitMoves and LimitMiB bound what is in flight each way: the store's own limit or the
+	// general one.
 	LimitMoves int   `json:"limit_moves"`
 	LimitMiB   int64 `json:"limit_mib"`
 	// OwnLimit is true if the store has a limit of its own.
@@ -61,7 +62,8 @@ type storeJSON struct {
 	Features []string `json:"features,omitempty"`
 	// Drain is how far the emptying of an offline store has come.
 	Drain *drainJSON `json:"drain,omitempty"`
-	// Flow is what the store has read for clients and written as a replica, a second, in its last interval.
+	// Flow is what the store has read for clients and written as a replica, a second, in its last
+	// interval.
 	Flow flowJSON `json:"flow"`
 	// Slow is present while leaders keep away because of the store's disk.
 	Slow *slowJSON `json:"slow,omitempty"`
@@ -79,23 +81,31 @@ type flowJSON struct {
 
 // slowJSON says how slow a store's disk is: what syncs of its raft log take, and at the others.
 type slowJSON struct {
-	Since      time.Time `json:"since"`
-	SyncMS     float64   `json:"sync_ms"`
-	UsualMS    float64   `json:"usual_ms"`
-	ForSeconds float64   `json:"for_seconds"` // until leaders may come back, unless another report is slow
+	Since   time.Time `json:"since"`
+	SyncMS  float64   `json:"sync_ms"`
+	UsualMS float64   `json:"usual_ms"`
+	// until leaders may come back, unless another report is slow
+	ForSeconds float64 `json:"for_seconds"`
 }
 
 func slow(s *core.StoreInfo, now time.Time) *slowJSON {
 	if !s.IsSlow(now) {
 		return nil
 	}
-	is, ms := s.Slowness(), func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return &slowJSON{Since: is.Since.UTC(), SyncMS: ms(is.Takes), UsualMS: ms(is.Usual), ForSeconds: is.Until.Sub(now).Seconds()}
+	is, ms := s.Slowness(), func(d time.Duration) float64 {
+		return float64(d.Microseconds()) / 1000
+	}
+	return &slowJSON{
+		Since: is.Since.UTC(), SyncMS: ms(is.Takes), UsualMS: ms(is.Usual),
+		ForSeconds: is.Until.Sub(now).Seconds(),
+	}
 }
 
 // flow is what a store has reported last; all 0 if nothing.
 func flow(st *schedulerpb.StoreStats) flowJSON {
-	span := float64(max(1, int64(st.GetInterval().GetEndTimestamp()-st.GetInterval().GetStartTimestamp()))) // s
+	// s
+	span := float64(max(1,
+		int64(st.GetInterval().GetEndTimestamp()-st.GetInterval().GetStartTimestamp())))
 	rate := func(n uint64) float64 { return float64(n) / span }
 	return flowJSON{
 		KeysRead: rate(st.GetKeysRead()), BytesRead: rate(st.GetBytesRead()),
@@ -128,8 +138,10 @@ func (s *Server) storeJSON(v *view.View, st *core.StoreInfo, mean float64) store
 		SilentSeconds: st.DownTime(v.Now).Seconds(),
 		Capacity:      st.Capacity(), Available: st.Available(), UsedSize: st.Stats().GetUsedSize(),
 		LeaderCount: c.LeaderCount, RegionCount: c.RegionCount, PendingCount: c.PendingCount,
-		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize, ReportedRegions: st.Stats().GetRegionCount(),
-		Weight: st.Weight(), LeaderWeight: st.LeaderWeight(), EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
+		LeaderSizeMiB: c.LeaderSize, RegionSizeMiB: c.RegionSize,
+		ReportedRegions: st.Stats().GetRegionCount(),
+		Weight:          st.Weight(), LeaderWeight: st.LeaderWeight(),
+		EvictLeaders: st.EvictLeaders(), Busy: st.IsBusy(),
 		LoadMiB: v.Load(st), MeanLoadMiB: mean, Flow: flow(st.Stats()), Slow: slow(st, v.Now),
 		Unproven: st.Unproven(), Features: feature.Set(st.Meta().GetFeatures()).Names(),
 		InMoves: inf.InMoves, OutMoves: inf.OutMoves, InMiB: inf.InBytes, OutMiB: inf.OutBytes,
@@ -209,7 +221,8 @@ func (s *Server) getStore(r *http.Request) (any, error) {
 // storeFields are what the actions of a store take.
 var storeFields = map[string][]string{
 	"offline": nil, "up": nil, "evict": nil, "unevict": nil,
-	"bury": {"force"}, "weight": {"weight", "leader_weight"}, "labels": {"labels"}, "limit": {"moves", "mib"},
+	"bury": {"force"}, "weight": {"weight", "leader_weight"}, "labels": {"labels"},
+	"limit": {"moves", "mib"},
 }
 
 func (s *Server) postStore(r *http.Request) (any, error) {
@@ -267,11 +280,15 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 		})
 	case "limit":
 		if body.Moves < 0 || body.MiB < 0 {
-			return nil, badRequest("limit: moves and mib must not be negative; 0 is the general limit")
+			return nil,
+				badRequest("limit: moves and mib must not be negative; 0 is the general limit")
 		}
 		err = s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.Limit = body.StoreLimit })
 	default:
-		return nil, badRequest("unknown action %q: offline, up, bury, evict, unevict, weight, labels or limit", action)
+		return nil,
+			badRequest(
+				"unknown action %q: offline, up, bury, evict, unevict, weight, labels or limit",
+				action)
 	}
 	if err != nil {
 		return nil, err
@@ -279,13 +296,15 @@ func (s *Server) postStore(r *http.Request) (any, error) {
 	return s.getStore(r)
 }
 
-// checkWeights refuses shares that nothing could be balanced by. A leader weight of 0 takes the own one away.
+// checkWeights refuses shares that nothing could be balanced by. A leader weight of 0 takes the own
+// one away.
 func checkWeights(weight, leaders *float64) error {
 	switch {
 	case weight == nil && leaders == nil, weight != nil && (*weight <= 0 || *weight > 1000):
 		return badRequest("weight: a number above 0 and up to 1000 is needed")
 	case leaders != nil && (*leaders < 0 || *leaders > 1000):
-		return badRequest("leader_weight: a number up to 1000 is needed; 0 is the weight of the data")
+		return badRequest(
+			"leader_weight: a number up to 1000 is needed; 0 is the weight of the data")
 	}
 	return nil
 }
@@ -297,7 +316,8 @@ func checkLabels(labels map[string]string) error {
 	}
 	for k, v := range labels {
 		if k == "" || len(k) > 63 || len(v) > 63 || strings.ContainsAny(k+v, " =\n\t") {
-			return badRequest("labels: %q=%q: names and values of up to 63 characters without space and '=' are needed", k, v)
+			return badRequest(
+				"labels: %q=%q: names and values of up to 63 characters without space and '=' are needed", k, v)
 		}
 	}
 	return nil
@@ -328,7 +348,8 @@ func (s *Server) deleteStore(r *http.Request) (any, error) {
 	}
 	ctx, cancel := requestContext(r)
 	defer cancel()
-	if err := s.write(ctx, storage.Delete(s.keys.Store(id)), storage.Delete(s.keys.StoreSetting(id))); err != nil {
+	if err := s.write(ctx, storage.Delete(s.keys.Store(id)),
+		storage.Delete(s.keys.StoreSetting(id))); err != nil {
 		return nil, err
 	}
 	s.cluster.Core().RemoveStore(id)

@@ -22,9 +22,12 @@ import (
 )
 
 // call makes a request and decodes the answer.
-func call(t *testing.T, s *server.Server, method, path, body string, wantStatus int) map[string]any {
+func call(
+	t *testing.T, s *server.Server, method, path, body string, wantStatus int,
+) map[string]any {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, s.ClientURL()+"/api/v1"+path, bytes.NewBufferString(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, s.ClientURL()+"/api/v1"+path,
+		bytes.NewBufferString(body))
 	require.NoError(t, err)
 	req.Header.Set(security.ProofHeader, "1")
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -56,14 +59,19 @@ func writeFile(path, text string) error { return os.WriteFile(path, []byte(text)
 func TestHTTPAPI(t *testing.T) {
 	s := servertest.StartTest(t)
 	c, first := bootstrapped(t, s, 4)
-	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3})
+	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2},
+		&metapb.Peer{Id: 1003, StoreId: 3})
 	first.RegionEpoch.ConfVer = 3
 	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
-		Region: first, Leader: first.Peers[0], ApproximateSize: 7 << 20, ApproximateKeys: 70, Term: 6, BytesWritten: 1 << 20,
+		Region: first, Leader: first.Peers[0], ApproximateSize: 7 << 20, ApproximateKeys: 70,
+		Term: 6, BytesWritten: 1 << 20,
 	})
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(1000).Confirmed()
+	}, waitFor, tick)
 
-	require.Equal(t, "unknown", call(t, s, "GET", "/health", "", 200)["health"], "store 4 has not reported its region")
+	require.Equal(t, "unknown", call(t, s, "GET", "/health", "", 200)["health"],
+		"store 4 has not reported its region")
 	cluster := call(t, s, "GET", "/cluster", "", 200)
 	require.EqualValues(t, 4, cluster["stores"].(map[string]any)["up"])
 	require.Len(t, call(t, s, "GET", "/members", "", 200)["members"], 1)
@@ -73,7 +81,9 @@ func TestHTTPAPI(t *testing.T) {
 	require.Equal(t, "bad-request", call(t, s, "GET", "/stores/x", "", 400)["code"])
 	require.Equal(t, "not-found", call(t, s, "GET", "/nothing", "", 404)["code"])
 
-	for _, q := range []string{"", "?key=abc", "?hexkey=00ff", "?store=2", "?sort=size", "?limit=1"} {
+	for _, q := range []string{
+		"", "?key=abc", "?hexkey=00ff", "?store=2", "?sort=size", "?limit=1",
+	} {
 		require.EqualValues(t, 1, call(t, s, "GET", "/regions"+q, "", 200)["count"], q)
 	}
 	require.EqualValues(t, 0, call(t, s, "GET", "/regions?check=miss-peer", "", 200)["count"])
@@ -91,13 +101,19 @@ func TestHTTPAPI(t *testing.T) {
 		call(t, s, "POST", "/regions/1000/transfer-leader", `{"to":2}`, 200)["steps"].([]any)[0])
 	call(t, s, "DELETE", "/operators/1000", "", 200)
 	require.EqualValues(t, 2, call(t, s, "GET", "/operators/history", "", 200)["count"])
-	require.Contains(t, call(t, s, "POST", "/regions/1000/split", `{"keys":["zz"]}`, 400)["message"], "not hexadecimal")
-	require.Contains(t, call(t, s, "POST", "/regions/1000/split", `{"keys":[""]}`, 400)["message"], "begins at key")
+	require.Contains(t,
+		call(t, s, "POST", "/regions/1000/split", `{"keys":["zz"]}`, 400)["message"],
+		"not hexadecimal")
+	require.Contains(t, call(t, s, "POST", "/regions/1000/split", `{"keys":[""]}`, 400)["message"],
+		"begins at key")
 	call(t, s, "POST", "/regions/1000/split", `{"nonsense":1}`, 400)
 	long := `{"keys":["` + strings.Repeat("6b", 400_000) + `"]}`
 	call(t, s, "POST", "/regions/987654/split", long, 404)
-	require.Contains(t, call(t, s, "POST", "/regions/1000/split", strings.Repeat(" ", 1+1<<20), 400)["message"], "at most")
-	require.Contains(t, call(t, s, "POST", "/regions/1000/merge", `{"into":7}`, 400)["message"], "region-merge")
+	require.Contains(t,
+		call(t, s, "POST", "/regions/1000/split", strings.Repeat(" ", 1+1<<20), 400)["message"],
+		"at most")
+	require.Contains(t, call(t, s, "POST", "/regions/1000/merge", `{"into":7}`, 400)["message"],
+		"region-merge")
 	call(t, s, "POST", "/regions/1000/split", `{"keys":["6b"]}`, 200)
 
 	cfg := call(t, s, "PATCH", "/config", `{"schedule":{"store-moves-in-flight":3}}`, 200)
@@ -108,16 +124,20 @@ func TestHTTPAPI(t *testing.T) {
 	call(t, s, "PATCH", "/config", `{"shcedule":{}}`, 400)
 	// A refused change leaves nothing behind, not in slices either.
 	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":["zone","rack"]}}`, 200)
-	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":["BAD","BAD"],"max-replicas":99}}`, 400)
+	call(t, s, "PATCH", "/config",
+		`{"replication":{"location-labels":["BAD","BAD"],"max-replicas":99}}`, 400)
 	require.Equal(t, []string{"zone", "rack"}, s.Cluster().Settings().Replication.LocationLabels)
 	call(t, s, "PATCH", "/config", `{"replication":{"location-labels":[]}}`, 200)
 
-	require.Equal(t, true, call(t, s, "POST", "/schedulers/balance-region/pause?for=1h", "", 200)["schedulers"].([]any)[0].(map[string]any)["paused"])
+	require.Equal(t, true,
+		call(t, s, "POST", "/schedulers/balance-region/pause?for=1h", "",
+			200)["schedulers"].([]any)[0].(map[string]any)["paused"])
 	call(t, s, "POST", "/schedulers/balance-region/resume", "", 200)
 	call(t, s, "POST", "/schedulers/nobody/pause", "", 404)
 	call(t, s, "GET", "/explain", "", 200)
 	require.NotEmpty(t, call(t, s, "GET", "/events", "", 200)["events"])
-	require.NotNil(t, call(t, s, "GET", "/history?after=2026-01-02T15:04:05Z", "", 200)["points"], "an empty list is one")
+	require.NotNil(t, call(t, s, "GET", "/history?after=2026-01-02T15:04:05Z", "", 200)["points"],
+		"an empty list is one")
 	call(t, s, "GET", "/history?after=yesterday", "", 400)
 
 	call(t, s, "POST", "/stores/4/weight", `{"weight":2}`, 200)
@@ -126,19 +146,30 @@ func TestHTTPAPI(t *testing.T) {
 	require.Equal(t, "up", call(t, s, "POST", "/stores/4/up", "", 200)["state"])
 	set := call(t, s, "POST", "/stores/4/labels", `{"labels":{"zone":"z4","disk":"ssd"}}`, 200)
 	require.Equal(t, map[string]any{"zone": "z4", "disk": "ssd"}, set["labels"])
-	require.Equal(t, map[string]any{"zone": "z4"}, call(t, s, "POST", "/stores/4/labels", `{"labels":{"disk":""}}`, 200)["labels"])
+	require.Equal(t, map[string]any{"zone": "z4"},
+		call(t, s, "POST", "/stores/4/labels", `{"labels":{"disk":""}}`, 200)["labels"])
 	require.Equal(t, "z4", s.Cluster().Core().Store(4).Label("zone"))
 	call(t, s, "POST", "/stores/4/labels", `{"labels":{"a b":"c"}}`, 400)
 	call(t, s, "POST", "/stores/4/labels", `{}`, 400)
 	set = call(t, s, "POST", "/stores/4/limit", `{"moves":1,"mib":64}`, 200)
 	require.EqualValues(t, 1, set["limit_moves"])
 	require.EqualValues(t, 64, set["limit_mib"])
-	require.EqualValues(t, 3, call(t, s, "GET", "/stores/3", "", 200)["limit_moves"], "the general one")
+	require.EqualValues(t, 3, call(t, s, "GET", "/stores/3", "", 200)["limit_moves"],
+		"the general one")
 	call(t, s, "POST", "/stores/4/limit", `{"moves":-1}`, 400)
 	// What was set is kept through another leadership and through the store's own registration.
-	require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: 4, Address: "s4", Labels: []*metapb.StoreLabel{{Key: "zone", Value: "own"}, {Key: "rack", Value: "r"}}}))
+	require.NoError(t,
+		c.PutStore(t.Context(),
+			&metapb.Store{
+				Id: 4, Address: "s4",
+				Labels: []*metapb.StoreLabel{
+					{Key: "zone", Value: "own"}, {Key: "rack", Value: "r"},
+				},
+			}))
 	call(t, s, "POST", "/leader/resign", "", 200)
-	require.Eventually(t, func() bool { return callStatus(t, s, "GET", "/stores/4") == 200 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return callStatus(t, s, "GET", "/stores/4") == 200
+	}, waitFor, tick)
 	set = call(t, s, "GET", "/stores/4", "", 200)
 	require.Equal(t, map[string]any{"zone": "z4", "rack": "r"}, set["labels"])
 	require.EqualValues(t, 1, set["limit_moves"])
@@ -149,7 +180,9 @@ func TestHTTPAPI(t *testing.T) {
 	call(t, s, "POST", "/stores/4/offline", "", 200)
 	require.Equal(t, "conflict", call(t, s, "POST", "/stores/3/offline", "", 409)["code"])
 
-	require.EqualValues(t, 5, call(t, s, "GET", fmt.Sprintf("/ts/decode?ts=%d", 1_700_000_000_000<<18+5), "", 200)["logical"])
+	require.EqualValues(t, 5,
+		call(t, s, "GET", fmt.Sprintf("/ts/decode?ts=%d", 1_700_000_000_000<<18+5), "",
+			200)["logical"])
 	resp, err := http.Get(s.ClientURL() + "/metrics") //nolint:noctx // test
 	require.NoError(t, err)
 	data, err := io.ReadAll(resp.Body)
@@ -160,18 +193,24 @@ func TestHTTPAPI(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// A split without a key of a region without keys is refused at once: its store would find no place, and
-// the operator would wait for its deadline. Scatter answers with the operator it made.
+// A split without a key of a region without keys is refused at once: its store would find no place,
+// and the operator would wait for its deadline. Scatter answers with the operator it made.
 func TestSplitAndScatterAnswer(t *testing.T) {
 	s := servertest.StartTest(t)
 	c, first := bootstrapped(t, s, 4)
-	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3})
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2},
+		&metapb.Peer{Id: 1003, StoreId: 3})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(1000).Confirmed()
+	}, waitFor, tick)
 	require.Contains(t, call(t, s, "POST", "/regions/1000/split", "", 400)["message"], "name a key")
 	require.EqualValues(t, 0, call(t, s, "GET", "/operators", "", 200)["count"])
 
-	require.Equal(t, "success", call(t, s, "POST", "/regions/1000/scatter", "", 200)["status"], "nothing to spread yet")
+	require.Equal(t, "success", call(t, s, "POST", "/regions/1000/scatter", "", 200)["status"],
+		"nothing to spread yet")
 	op := call(t, s, "POST", "/regions/1000/scatter", "", 200)
 	require.Equal(t, "scatter-peer", op["desc"], "store 4 has nothing of this group")
 	require.Equal(t, "running", op["status"])
@@ -193,20 +232,29 @@ func TestHTTPToken(t *testing.T) {
 func TestOfflineStoreIsBuried(t *testing.T) {
 	s := servertest.StartTest(t)
 	c, first := bootstrapped(t, s, 4)
-	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2}, &metapb.Peer{Id: 1003, StoreId: 3})
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	first.Peers = append(first.Peers, &metapb.Peer{Id: 1002, StoreId: 2},
+		&metapb.Peer{Id: 1003, StoreId: 3})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(1000).Confirmed()
+	}, waitFor, tick)
 	call(t, s, "POST", "/stores/4/offline", "", 200)
 	beat := func() error {
-		return c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 4, Capacity: 1, Available: 1})
+		return c.StoreHeartbeat(t.Context(),
+			&schedulerpb.StoreStats{StoreId: 4, Capacity: 1, Available: 1})
 	}
 	require.NoError(t, beat())
 	require.NoError(t, beat())
-	require.Eventually(t, func() bool { return s.Cluster().Core().Store(4).IsTombstone() }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Store(4).IsTombstone()
+	}, waitFor, tick)
 	require.Error(t, beat())
 	require.Error(t, c.PutStore(t.Context(), &metapb.Store{Id: 4, Address: "s4"}))
 	call(t, s, "POST", "/stores/4/up", "", 409)
-	require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: 5, Address: "s4"}), "the address is free again")
+	require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: 5, Address: "s4"}),
+		"the address is free again")
 	call(t, s, "DELETE", "/stores/4", "", 200)
 	call(t, s, "GET", "/stores/4", "", 404)
 }

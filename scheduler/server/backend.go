@@ -40,7 +40,8 @@ type backend interface {
 	directory() *dataDir
 	// alarms say what keeps the backend from writing, by member.
 	alarms() []alarm
-	// reclaim compacts and defragments this member's storage and ends its alarms if there is room again.
+	// reclaim compacts and defragments this member's storage and ends its alarms if there is room
+	// again.
 	reclaim(ctx context.Context) error
 	close()
 }
@@ -51,7 +52,8 @@ type memberInfo struct {
 }
 
 // errMembership means that members of this backend come and go by themselves.
-var errMembership = errors.New("server: with this storage backend members come and go by themselves")
+var errMembership = errors.New(
+	"server: with this storage backend members come and go by themselves")
 
 // external keeps the hard state elsewhere.
 //
@@ -73,7 +75,9 @@ type external struct {
 	}
 }
 
-func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, addr string) (_ *external, err error) {
+func startExternal(
+	ctx context.Context, cfg *config.Config, logger *zap.Logger, addr string,
+) (_ *external, err error) {
 	e := &external{cfg: cfg, fail: make(chan error, 1)}
 	if e.dir, err = openDataDir(cfg.DataDir, cfg.Name); err != nil {
 		return nil, err
@@ -88,7 +92,9 @@ func startExternal(ctx context.Context, cfg *config.Config, logger *zap.Logger, 
 	}
 	id := fnv.New64a()
 	_, _ = id.Write([]byte(cfg.Name))
-	e.me = &schedulerpb.Member{Name: cfg.Name, MemberId: id.Sum64(), ClientUrls: advertised(cfg, addr)}
+	e.me = &schedulerpb.Member{
+		Name: cfg.Name, MemberId: id.Sum64(), ClientUrls: advertised(cfg, addr),
+	}
 	return e, nil
 }
 
@@ -108,7 +114,8 @@ func (e *external) openStorage(ctx context.Context, logger *zap.Logger) (err err
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if _, err := e.storage.Get(ctx, storage.ClusterIDKey); err != nil {
-		return fmt.Errorf("storage.endpoints: etcd at %s does not answer: %w", strings.Join(e.cfg.Storage.Endpoints, ","), err)
+		return fmt.Errorf("storage.endpoints: etcd at %s does not answer: %w",
+			strings.Join(e.cfg.Storage.Endpoints, ","), err)
 	}
 	return nil
 }
@@ -137,12 +144,13 @@ func (e *external) ready(ctx context.Context, keys storage.Keys) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.storage.Txn(ctx, []storage.Cond{storage.RevisionIs(key, old.ModRevision)}, []storage.Op{storage.Put(key, value)})
+	_, err = e.storage.Txn(ctx, []storage.Cond{storage.RevisionIs(key, old.ModRevision)},
+		[]storage.Op{storage.Put(key, value)})
 	return err
 }
 
-// membersAge is for how long a list of members is good: a client that asks once must not get one from before another
-// member has started.
+// membersAge is for how long a list of members is good: a client that asks once must not get one
+// from before another member has started.
 const membersAge = 100 * time.Millisecond
 
 // members reads the register, at most once each membersAge.
@@ -174,10 +182,11 @@ func (e *external) add(context.Context, string, []string) (uint64, []memberInfo,
 }
 func (e *external) promote(context.Context, uint64) error { return errMembership }
 
-// remove takes a member off the register, which one that was killed did not do itself. One that lives is back with its
-// next start.
+// remove takes a member off the register, which one that was killed did not do itself. One that
+// lives is back with its next start.
 func (e *external) remove(ctx context.Context, id uint64) error {
-	if _, err := e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(id))}); err != nil {
+	if _, err := e.storage.Txn(ctx, nil,
+		[]storage.Op{storage.Delete(e.keys.MemberInfo(id))}); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -189,7 +198,8 @@ func (e *external) remove(ctx context.Context, id uint64) error {
 func (e *external) close() {
 	if e.me != nil && e.keys != (storage.Keys{}) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, _ = e.storage.Txn(ctx, nil, []storage.Op{storage.Delete(e.keys.MemberInfo(e.me.MemberId))})
+		_, _ = e.storage.Txn(ctx, nil,
+			[]storage.Op{storage.Delete(e.keys.MemberInfo(e.me.MemberId))})
 		cancel()
 	}
 	if e.client != nil {

@@ -23,7 +23,9 @@ import (
 func TestMemoryBackend(t *testing.T) {
 	s := servertest.StartTest(t, func(c *config.Config) { c.Storage.Backend = "memory" })
 	c, first := bootstrapped(t, s, 3)
-	f := &fakeStores{t: t, region: first, leader: first.Peers[0], c: c, seen: make(chan *metapb.Region, 10)}
+	f := &fakeStores{
+		t: t, region: first, leader: first.Peers[0], c: c, seen: make(chan *metapb.Region, 10),
+	}
 	c.SetRegionHeartbeatHandler(f.onCommand)
 	f.heartbeat()
 	require.Len(t, (<-f.seen).Peers, 2)
@@ -54,13 +56,17 @@ func TestExternalEtcdBackend(t *testing.T) {
 	for i := range 2 {
 		cfg := servertest.Config(t)
 		cfg.Name = fmt.Sprintf("x%d", i+1)
-		cfg.Storage = config.Storage{Backend: "etcd", Endpoints: []string{e.Clients[0].Addr().String()}}
+		cfg.Storage = config.Storage{
+			Backend: "etcd", Endpoints: []string{e.Clients[0].Addr().String()},
+		}
 		members = append(members, servertest.Start(t, cfg, nil))
 	}
 	require.Equal(t, members[0].ClusterID(), members[1].ClusterID())
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
 	require.Eventually(t, func() bool {
 		r := followers[0].Cluster().Core().Region(first.Id)
 		return r != nil && r.LeaderStore() == 1
@@ -79,10 +85,13 @@ func TestExternalEtcdBackend(t *testing.T) {
 	require.True(t, followers[0].IsLeader())
 }
 
-// forgetDead shows that a member that was killed, and so is still in the register, is named as dead until it is removed.
+// forgetDead shows that a member that was killed, and so is still in the register, is named as dead
+// until it is removed.
 func forgetDead(t *testing.T, e *embed.Etcd, leader *server.Server) {
 	t.Helper()
-	value, err := (&schedulerpb.Member{Name: "x9", MemberId: 99, ClientUrls: []string{"http://127.0.0.1:1"}}).Marshal()
+	value, err := (&schedulerpb.Member{
+		Name: "x9", MemberId: 99, ClientUrls: []string{"http://127.0.0.1:1"},
+	}).Marshal()
 	require.NoError(t, err)
 	etcd := v3client.New(e.Server)
 	defer func() { _ = etcd.Close() }()

@@ -41,8 +41,12 @@ func benchCluster(b *testing.B) (*server.Server, *client.Client) {
 func benchRequest(s *server.Server, i int) *schedulerpb.RegionHeartbeatRequest {
 	key := func(i int) []byte { return binary.BigEndian.AppendUint64(nil, uint64(i)) }
 	m := &metapb.Region{
-		Id: uint64(i + 1), StartKey: key(i), EndKey: key(i + 1), RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
-		Peers: []*metapb.Peer{{Id: uint64(3*i + 1), StoreId: 1}, {Id: uint64(3*i + 2), StoreId: 2}, {Id: uint64(3*i + 3), StoreId: 3}},
+		Id: uint64(i + 1), StartKey: key(i), EndKey: key(i + 1),
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peers: []*metapb.Peer{
+			{Id: uint64(3*i + 1), StoreId: 1}, {Id: uint64(3*i + 2), StoreId: 2},
+			{Id: uint64(3*i + 3), StoreId: 3},
+		},
 	}
 	return &schedulerpb.RegionHeartbeatRequest{
 		Header: &schedulerpb.RequestHeader{ClusterId: s.ClusterID()}, Region: m, Leader: m.Peers[0],
@@ -50,8 +54,8 @@ func benchRequest(s *server.Server, i int) *schedulerpb.RegionHeartbeatRequest {
 	}
 }
 
-// BenchmarkHeartbeats sends heartbeats over four streams, a tenth of them with a new size. Client and
-// server share the machine.
+// BenchmarkHeartbeats sends heartbeats over four streams, a tenth of them with a new size. Client
+// and server share the machine.
 func BenchmarkHeartbeats(b *testing.B) {
 	s, _ := benchCluster(b)
 	const streams = 4
@@ -87,14 +91,15 @@ func BenchmarkHeartbeats(b *testing.B) {
 		}()
 	}
 	wg.Wait()
-	for end := time.Now().Add(time.Minute); stats()-before < uint64(perStream*streams) && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); stats()-before < uint64(perStream*streams) &&
+		time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	report(b, "heartbeats", perStream*streams, cpu)
 }
 
-// BenchmarkTSO gets timestamps one by one with many callers of one client, and by the hundred over bare
-// streams as another client-side batching would.
+// BenchmarkTSO gets timestamps one by one with many callers of one client, and by the hundred over
+// bare streams as another client-side batching would.
 func BenchmarkTSO(b *testing.B) {
 	s, c := benchCluster(b)
 	for _, callers := range []int{512, 4096} {
@@ -178,12 +183,14 @@ type echo struct {
 	resp *schedulerpb.GetRegionResponse
 }
 
-func (e *echo) GetRegion(context.Context, *schedulerpb.GetRegionRequest) (*schedulerpb.GetRegionResponse, error) {
+func (e *echo) GetRegion(
+	context.Context, *schedulerpb.GetRegionRequest,
+) (*schedulerpb.GetRegionResponse, error) {
 	return e.resp, nil
 }
 
-// BenchmarkGetRegion looks regions up with 128 callers: by bare gRPC at a service that does nothing,
-// by bare gRPC at the placement service, and by the client.
+// BenchmarkGetRegion looks regions up with 128 callers: by bare gRPC at a service that does
+// nothing, by bare gRPC at the placement service, and by the client.
 func BenchmarkGetRegion(b *testing.B) {
 	const callers = 128
 	s, c := benchCluster(b)
@@ -209,12 +216,14 @@ func BenchmarkGetRegion(b *testing.B) {
 	header := &schedulerpb.RequestHeader{ClusterId: s.ClusterID()}
 	bare := func(stub schedulerpb.SchedulerClient) func(key []byte) (*metapb.Region, error) {
 		return func(key []byte) (*metapb.Region, error) {
-			resp, err := stub.GetRegion(b.Context(), &schedulerpb.GetRegionRequest{Header: header, RegionKey: key})
+			resp, err := stub.GetRegion(b.Context(),
+				&schedulerpb.GetRegionRequest{Header: header, RegionKey: key})
 			return resp.GetRegion(), err
 		}
 	}
 	stub := servertest.DirectClient(b, s.ClientAddr())
-	resp, err := stub.GetRegion(b.Context(), &schedulerpb.GetRegionRequest{Header: header, RegionKey: next()})
+	resp, err := stub.GetRegion(b.Context(),
+		&schedulerpb.GetRegionRequest{Header: header, RegionKey: next()})
 	if err != nil {
 		b.Fatal(err)
 	}

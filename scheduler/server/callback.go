@@ -29,10 +29,11 @@ const (
 	notCalledYet    = "not called back yet"
 )
 
-// callbacks reach the stores at the addresses that they tell, while this member leads: a store at whose address
-// nobody answers, or somebody else, would get replicas that stay pending for ever. A store without peers gets
-// none before its address is proven. One with peers is asked too, after it has registered and when a leader takes over,
-// and is only kept from more if somebody else answers: that nobody does may be this member's network.
+// callbacks reach the stores at the addresses that they tell, while this member leads: a store at
+// whose address nobody answers, or somebody else, would get replicas that stay pending for ever. A
+// store without peers gets none before its address is proven. One with peers is asked too, after it
+// has registered and when a leader takes over, and is only kept from more if somebody else answers:
+// that nobody does may be this member's network.
 //
 // Nothing of it is stored: a new leader asks again, which takes milliseconds.
 type callbacks struct {
@@ -118,15 +119,18 @@ func (c *callbacks) prove(ctx context.Context, m *metapb.Store) {
 		}
 		if err == nil {
 			if said != "" {
-				c.s.cluster.events.add("store-reached", fmt.Sprintf("store %d at %s", m.GetId(), m.GetAddress()))
+				c.s.cluster.events.add("store-reached",
+					fmt.Sprintf("store %d at %s", m.GetId(), m.GetAddress()))
 			}
 			return
 		}
 		if text := err.Error(); text != said && time.Since(began) > callbackPatient {
 			said = text
-			c.s.logger.Warn("a store is not found at the address that it tells, and gets no regions until it is",
+			c.s.logger.Warn(
+				"a store is not found at the address that it tells, and gets no regions until it is",
 				log.StoreID(m.GetId()), zap.String("address", m.GetAddress()), zap.Error(err))
-			c.s.cluster.events.add("store-not-reached", fmt.Sprintf("store %d at %s: %s", m.GetId(), m.GetAddress(), text))
+			c.s.cluster.events.add("store-not-reached",
+				fmt.Sprintf("store %d at %s: %s", m.GetId(), m.GetAddress(), text))
 		}
 		if !sleep(ctx, wait) {
 			return
@@ -134,7 +138,8 @@ func (c *callbacks) prove(ctx context.Context, m *metapb.Store) {
 	}
 }
 
-// provenIs notes what came of a call. It is false if the store has registered anew since, or is gone.
+// provenIs notes what came of a call. It is false if the store has registered anew since, or is
+// gone.
 func (c *RaftCluster) provenIs(m *metapb.Store, other bool, err error) bool {
 	c.storeMu.Lock()
 	defer c.storeMu.Unlock()
@@ -152,7 +157,8 @@ func (c *RaftCluster) provenIs(m *metapb.Store, other bool, err error) bool {
 	return true
 }
 
-// callBack asks at a store's address whether it is this store that answers. other is true if somebody else does.
+// callBack asks at a store's address whether it is this store that answers. other is true if
+// somebody else does.
 func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callbackTimeout)
 	defer cancel()
@@ -169,7 +175,8 @@ func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err
 	}
 	defer func() { _ = conn.Close() }()
 	name := security.StoreService(s.clusterID, m.GetId(), m.GetStartTimestamp())
-	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: name})
+	resp, err := healthpb.NewHealthClient(conn).Check(ctx,
+		&healthpb.HealthCheckRequest{Service: name})
 	switch status.Code(err) {
 	case codes.OK:
 		if resp.Status != healthpb.HealthCheckResponse_SERVING {
@@ -177,7 +184,9 @@ func (s *Server) callBack(ctx context.Context, m *metapb.Store) (other bool, err
 		}
 		return false, nil
 	case codes.NotFound, codes.Unimplemented:
-		return true, fmt.Errorf("another process answers, or another run of the store: it does not know %s", name)
+		return true,
+			fmt.Errorf("another process answers, or another run of the store: it does not know %s",
+				name)
 	default:
 		return false, fmt.Errorf("nobody answers: %s", status.Convert(err).Message())
 	}

@@ -41,7 +41,8 @@ func storeOf(t *testing.T, s *server.Server, id string) map[string]any {
 	return call(t, s, "GET", "/stores/"+id, "", 200)
 }
 
-// TestNewStoresAreCalledBack: a store gets regions once this very store was reached at the address that it tells.
+// TestNewStoresAreCalledBack: a store gets regions once this very store was reached at the address
+// that it tells.
 func TestNewStoresAreCalledBack(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.VerifyStores = true })
 	leader, _ := leaderOf(t, members)
@@ -50,9 +51,11 @@ func TestNewStoresAreCalledBack(t *testing.T) {
 	defer c.Close()
 	name := func(store uint64) string { return security.StoreService(leader.ClusterID(), store, 7) }
 	first := &metapb.Region{
-		Id: 1000, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 1001, StoreId: 1}},
+		Id: 1000, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peers: []*metapb.Peer{{Id: 1001, StoreId: 1}},
 	}
-	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "127.0.0.1:1"}, first))
+	require.NoError(t,
+		c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "127.0.0.1:1"}, first))
 	nowhere := servertest.FreeAddr(t)
 	for id, addr := range map[uint64]string{
 		2: nowhere,
@@ -60,10 +63,13 @@ func TestNewStoresAreCalledBack(t *testing.T) {
 		4: answers(t, "", security.StoreService(leader.ClusterID(), 4, 6)),
 		5: answers(t, "", name(5)),
 	} {
-		require.NoError(t, c.PutStore(t.Context(), &metapb.Store{Id: id, Address: addr, StartTimestamp: 7}))
+		require.NoError(t,
+			c.PutStore(t.Context(), &metapb.Store{Id: id, Address: addr, StartTimestamp: 7}))
 	}
 	beat := func() {
-		c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6, ApproximateSize: 1 << 20})
+		c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+			Region: first, Leader: first.Peers[0], Term: 6, ApproximateSize: 1 << 20,
+		})
 	}
 	targets := make(chan uint64, 100)
 	c.SetRegionHeartbeatHandler(func(r *schedulerpb.RegionHeartbeatResponse) {
@@ -73,8 +79,12 @@ func TestNewStoresAreCalledBack(t *testing.T) {
 	})
 	beat()
 	require.EqualValues(t, 5, <-targets, "the only one that was reached")
-	require.Eventually(t, func() bool { return storeOf(t, leader, "5")["unproven"] == nil }, waitFor, tick)
-	for id, why := range map[string]string{"2": "nobody answers", "3": "another process", "4": "another run"} {
+	require.Eventually(t, func() bool {
+		return storeOf(t, leader, "5")["unproven"] == nil
+	}, waitFor, tick)
+	for id, why := range map[string]string{
+		"2": "nobody answers", "3": "another process", "4": "another run",
+	} {
 		require.Eventually(t, func() bool {
 			said, _ := storeOf(t, leader, id)["unproven"].(string)
 			return said != "" && said != "not called back yet"
@@ -82,18 +92,23 @@ func TestNewStoresAreCalledBack(t *testing.T) {
 		require.Contains(t, storeOf(t, leader, id)["unproven"], why)
 		require.Equal(t, "address-unproven", storeOf(t, leader, id)["not_target"])
 	}
-	require.Nil(t, storeOf(t, leader, "1")["unproven"], "it has regions: that nobody answers may be the network")
+	require.Nil(t, storeOf(t, leader, "1")["unproven"],
+		"it has regions: that nobody answers may be the network")
 
 	// Another leader asks again.
 	leader.Resign()
 	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, tick)
 	next, _ := leaderOf(t, members)
-	require.Eventually(t, func() bool { return storeOf(t, next, "5")["unproven"] == nil }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return storeOf(t, next, "5")["unproven"] == nil
+	}, waitFor, tick)
 	require.NotNil(t, storeOf(t, next, "3")["unproven"])
 
 	// And when it comes up after all, it is found.
 	answers(t, nowhere, name(2))
-	require.Eventually(t, func() bool { return storeOf(t, next, "2")["unproven"] == nil }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return storeOf(t, next, "2")["unproven"] == nil
+	}, waitFor, tick)
 }
 
 // TestAddressesThatNobodyReaches are not taken from any store.
@@ -103,10 +118,12 @@ func TestAddressesThatNobodyReaches(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	for _, addr := range []string{"", ":20160", "0.0.0.0:20160", "[::]:20160"} {
-		require.ErrorContains(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: addr}, nil), "nobody can reach")
+		require.ErrorContains(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: addr}, nil),
+			"nobody can reach")
 	}
 	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "s1"}, nil))
 	for _, addr := range []string{"", ":20160", "0.0.0.0:20160", "[::]:20160"} {
-		require.ErrorContains(t, c.PutStore(t.Context(), &metapb.Store{Id: 2, Address: addr}), "nobody can reach")
+		require.ErrorContains(t, c.PutStore(t.Context(), &metapb.Store{Id: 2, Address: addr}),
+			"nobody can reach")
 	}
 }

@@ -40,7 +40,8 @@ type ClusterOptions struct {
 	Logger   *zap.Logger
 	// Mode is that of the cluster; nil, or empty, is raw.
 	Mode func() string
-	// VerifyStores keeps new stores from getting regions until somebody says that they were reached.
+	// VerifyStores keeps new stores from getting regions until somebody says that they were
+	// reached.
 	VerifyStores bool
 }
 
@@ -88,8 +89,10 @@ func NewRaftCluster(opts ClusterOptions) *RaftCluster {
 		opts.Logger = zap.NewNop()
 	}
 	c := &RaftCluster{
-		core: core.NewBasicCluster(), opts: opts, events: newEventLog(opts.Now), history: history.New(),
-		rng: rand.New(rand.NewPCG(opts.Seed, 0x5eed)), //nolint:gosec // placement needs no secrets
+		core: core.NewBasicCluster(), opts: opts, events: newEventLog(opts.Now),
+		history: history.New(),
+		rng: rand.New(rand.NewPCG(opts.Seed,
+			0x5eed)), //nolint:gosec // placement needs no secrets
 	}
 	c.settings.Store(opts.Settings)
 	c.controller = schedule.NewController(c.core, opts.Sender, opts.Now, opts.Settings)
@@ -99,7 +102,8 @@ func NewRaftCluster(opts ClusterOptions) *RaftCluster {
 		c.events.operatorEnded(rec)
 		c.merges.Ended(rec)
 	})
-	c.planner = schedule.NewPlanner(c.core, c.controller, c.newView, c.Prepared, schedulers.Default()...)
+	c.planner = schedule.NewPlanner(c.core, c.controller, c.newView, c.Prepared,
+		schedulers.Default()...)
 	c.planner.UseMerges(c.merges)
 	c.prepare.reset(opts.Now())
 	return c
@@ -134,8 +138,9 @@ func (c *RaftCluster) viewBase() view.View {
 	return view.View{
 		Now: c.opts.Now(), Settings: c.Settings(), Regions: c.core, Rand: c.rng,
 		Busy: c.controller.Busy, AllocID: c.opts.AllocID,
-		GivenUp: c.controller.GivenUp, TimedOut: c.controller.TimedOut, LeftLately: c.controller.LeftLately,
-		Merges: c.planner.WillMerge,
+		GivenUp: c.controller.GivenUp, TimedOut: c.controller.TimedOut,
+		LeftLately: c.controller.LeftLately,
+		Merges:     c.planner.WillMerge,
 	}
 }
 
@@ -154,7 +159,8 @@ func (c *RaftCluster) healthView() *view.View {
 // HandleRegionHeartbeat takes in a heartbeat. Most of them say what is known: those cost a lookup
 // and a comparison.
 func (c *RaftCluster) HandleRegionHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) error {
-	if old := c.core.Region(hb.GetRegion().GetId()); old != nil && hb.Region != nil && old.Unchanged(hb) {
+	if old := c.core.Region(hb.GetRegion().GetId()); old != nil && hb.Region != nil &&
+		old.Unchanged(hb) {
 		c.stats.unchanged.Add(1)
 		c.controller.Dispatch(c.healthView, old)
 		return nil
@@ -186,7 +192,8 @@ func validateHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: leader %d is not a peer of region %d", core.ErrInvalidRegion, hb.Leader.Id, m.GetId())
+	return fmt.Errorf("%w: leader %d is not a peer of region %d", core.ErrInvalidRegion,
+		hb.Leader.Id, m.GetId())
 }
 
 // processRegionHeartbeat updates the record of a region, if the report is news:
@@ -233,7 +240,8 @@ func (c *RaftCluster) processRegionHeartbeat(r *core.RegionInfo) error {
 // needsCheck keeps updates of mere size from waking the planner.
 func needsCheck(r, old *core.RegionInfo, replicas int) bool {
 	return old == nil || len(r.Peers()) != replicas || r.HasPending() != old.HasPending() ||
-		len(r.DownPeers()) > 0 || r.ConfVer() != old.ConfVer() || r.LeaderStore() != old.LeaderStore()
+		len(r.DownPeers()) > 0 || r.ConfVer() != old.ConfVer() ||
+		r.LeaderStore() != old.LeaderStore()
 }
 
 func touchedStores(r *core.RegionInfo, res core.PutResult) []uint64 {
@@ -270,7 +278,8 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 		return fmt.Errorf("%w: %d", ErrUnknownStore, stats.GetStoreId())
 	}
 	if run := s.Meta().GetRun(); run != 0 && stats.Run != 0 && run != stats.Run {
-		return fmt.Errorf("%w: store %d was started again as incarnation %d at %s", ErrDuplicateStore, s.ID(),
+		return fmt.Errorf("%w: store %d was started again as incarnation %d at %s",
+			ErrDuplicateStore, s.ID(),
 			s.Meta().GetIncarnation(), s.Address())
 	}
 	if stats.LogSequence > 0 {
@@ -282,14 +291,16 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	firstStats := s.Stats() == nil
 	damaged := !slices.Equal(s.Stats().GetDamagedPeerIds(), stats.DamagedPeerIds)
 	was := s.Slowness()
-	s = c.core.UpdateStore(s.ID(), core.WithStats(stats, now), core.WithSyncs(c.usualSync(s.ID(), now), now))
+	s = c.core.UpdateStore(s.ID(), core.WithStats(stats, now),
+		core.WithSyncs(c.usualSync(s.ID(), now), now))
 	slow := c.noteSlowness(s, was)
 	c.prepare.storeBeat(s.ID(), int(stats.GetRegionCount()))
 	if wasDown {
 		c.events.add("store-connected", fmt.Sprintf("store %d is heard again", s.ID()))
 	}
 	if damaged {
-		c.events.add("store-damaged", fmt.Sprintf("store %d reports %d damaged replicas", s.ID(), len(stats.DamagedPeerIds)))
+		c.events.add("store-damaged",
+			fmt.Sprintf("store %d reports %d damaged replicas", s.ID(), len(stats.DamagedPeerIds)))
 	}
 	if wasDown || firstStats || damaged || slow {
 		c.health.Store(nil)
@@ -298,7 +309,8 @@ func (c *RaftCluster) HandleStoreHeartbeat(stats *schedulerpb.StoreStats) error 
 	return nil
 }
 
-// usualSync is what syncs of the raft log take at the stores other than the given one that have reported lately.
+// usualSync is what syncs of the raft log take at the stores other than the given one that have
+// reported lately.
 func (c *RaftCluster) usualSync(id uint64, now time.Time) time.Duration {
 	var others []*core.StoreInfo
 	for _, o := range c.core.Stores() {
@@ -309,16 +321,19 @@ func (c *RaftCluster) usualSync(id uint64, now time.Time) time.Duration {
 	return core.UsualSync(others)
 }
 
-// noteSlowness adds an event if a store has become slow or is not any more, and tells whether it has.
+// noteSlowness adds an event if a store has become slow or is not any more, and tells whether it
+// has.
 func (c *RaftCluster) noteSlowness(s *core.StoreInfo, was core.Slowness) bool {
 	is := s.Slowness()
 	switch {
 	case was.Since.IsZero() && !is.Since.IsZero():
-		c.events.add("store-slow", fmt.Sprintf("store %d: syncs take %v, at others %v; leaders leave it", s.ID(),
-			is.Takes.Round(time.Millisecond), is.Usual.Round(time.Millisecond)))
+		c.events.add("store-slow",
+			fmt.Sprintf("store %d: syncs take %v, at others %v; leaders leave it", s.ID(),
+				is.Takes.Round(time.Millisecond), is.Usual.Round(time.Millisecond)))
 	case !was.Since.IsZero() && is.Since.IsZero():
-		c.events.add("store-not-slow", fmt.Sprintf("store %d was slow for %v; leaders may come back", s.ID(),
-			was.Until.Sub(was.Since).Round(time.Second)))
+		c.events.add("store-not-slow",
+			fmt.Sprintf("store %d was slow for %v; leaders may come back", s.ID(),
+				was.Until.Sub(was.Since).Round(time.Second)))
 	default:
 		return false
 	}
@@ -337,8 +352,9 @@ func (c *RaftCluster) Tick() time.Time { return c.planner.Tick() }
 func (c *RaftCluster) Run(ctx context.Context) {
 	const (
 		shortest = 2 * time.Millisecond
-		busy     = 100 * time.Millisecond // operators have deadlines, and being prepared comes with time
-		longest  = time.Second
+		// operators have deadlines, and being prepared comes with time
+		busy    = 100 * time.Millisecond
+		longest = time.Second
 	)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -411,7 +427,8 @@ func (c *RaftCluster) ReportSplit(left, right *metapb.Region) error {
 		return errors.New("invalid split report: a half has no id")
 	}
 	if string(left.EndKey) != string(right.StartKey) || len(left.EndKey) == 0 {
-		return fmt.Errorf("invalid split report: regions %d and %d are not neighbours", left.Id, right.Id)
+		return fmt.Errorf("invalid split report: regions %d and %d are not neighbours", left.Id,
+			right.Id)
 	}
 	var leaderStore uint64
 	for _, id := range []uint64{left.Id, right.Id} {
@@ -420,8 +437,10 @@ func (c *RaftCluster) ReportSplit(left, right *metapb.Region) error {
 		}
 	}
 	for _, m := range []*metapb.Region{left, right} {
-		r := core.NewRegion(m, nil, core.WithLeaderStore(leaderStore), core.WithSource(core.SourceReport))
-		if old := c.core.Region(m.Id); old != nil && old.Confirmed() && old.Version() >= r.Version() {
+		r := core.NewRegion(m, nil, core.WithLeaderStore(leaderStore),
+			core.WithSource(core.SourceReport))
+		if old := c.core.Region(m.Id); old != nil && old.Confirmed() &&
+			old.Version() >= r.Version() {
 			continue // its heartbeat was faster
 		}
 		if err := c.processRegionHeartbeat(r); err != nil && !errors.Is(err, core.ErrStale) {
@@ -451,20 +470,24 @@ func (c *RaftCluster) checkNewStore(m *metapb.Store) error {
 		return errors.New("invalid put store: store id must not be 0")
 	}
 	if security.AnyHost(m.GetAddress()) {
-		return fmt.Errorf("invalid put store: nobody can reach store %d at %q; give the host that others reach with "+
-			"--advertise-addr", m.GetId(), m.GetAddress())
+		return fmt.Errorf(
+			"invalid put store: nobody can reach store %d at %q; give the host that others reach with "+
+				"--advertise-addr", m.GetId(), m.GetAddress())
 	}
 	for _, s := range c.core.Stores() {
 		if s.ID() != m.GetId() && !s.IsTombstone() && s.Address() == m.GetAddress() {
-			return fmt.Errorf("duplicated store address: %s already belongs to store %d", m.GetAddress(), s.ID())
+			return fmt.Errorf("duplicated store address: %s already belongs to store %d",
+				m.GetAddress(), s.ID())
 		}
 	}
 	return nil
 }
 
-// PutStore registers a store and returns the incarnation of its run; save writes the description before it is published.
-// ErrOldCopy unless rebuild says that the store knows.
-func (c *RaftCluster) PutStore(m *metapb.Store, rebuild bool, save func(*metapb.Store) error) (uint64, error) {
+// PutStore registers a store and returns the incarnation of its run; save writes the description
+// before it is published. ErrOldCopy unless rebuild says that the store knows.
+func (c *RaftCluster) PutStore(
+	m *metapb.Store, rebuild bool, save func(*metapb.Store) error,
+) (uint64, error) {
 	c.storeMu.Lock()
 	defer c.storeMu.Unlock()
 	if err := c.checkNewStore(m); err != nil {
@@ -499,13 +522,15 @@ func (c *RaftCluster) PutStore(m *metapb.Store, rebuild bool, save func(*metapb.
 		}
 		c.core.PutStore(st)
 		c.events.add("store-registered", fmt.Sprintf("store %d at %s", m.GetId(), m.GetAddress()))
-		c.opts.Logger.Info("registered store", log.StoreID(m.GetId()), zap.String("address", m.GetAddress()))
+		c.opts.Logger.Info("registered store", log.StoreID(m.GetId()),
+			zap.String("address", m.GetAddress()))
 	} else {
 		unproven := old.Unproven()
 		if c.opts.VerifyStores && old.Address() != m.GetAddress() {
 			unproven = notCalledYet
 		}
-		c.core.UpdateStore(m.GetId(), core.WithMeta(&stored), core.WithLastHeartbeat(now), core.WithUnproven(unproven))
+		c.core.UpdateStore(m.GetId(), core.WithMeta(&stored), core.WithLastHeartbeat(now),
+			core.WithUnproven(unproven))
 	}
 	c.health.Store(nil)
 	c.planner.Wake()

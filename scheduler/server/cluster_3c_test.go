@@ -29,13 +29,16 @@ func newTestCluster(t testing.TB, n int) (*RaftCluster, *fakeClock) {
 	t.Helper()
 	clock := &fakeClock{t: time.Unix(1_700_000_000, 0)}
 	var id uint64 = 1 << 32
-	set := &view.Settings{Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: 3}}
+	set := &view.Settings{
+		Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: 3},
+	}
 	c := NewRaftCluster(ClusterOptions{
 		Settings: set, Now: clock.now, Seed: 1, Sender: nullSender{},
 		AllocID: func() (uint64, error) { id++; return id, nil },
 	})
 	for i := range n {
-		c.Core().PutStore(core.NewStore(&metapb.Store{Id: uint64(i + 1), Address: fmt.Sprint(i + 1)}, clock.t))
+		c.Core().PutStore(
+			core.NewStore(&metapb.Store{Id: uint64(i + 1), Address: fmt.Sprint(i + 1)}, clock.t))
 	}
 	return c, clock
 }
@@ -49,7 +52,8 @@ func testRegions(n, np int) []*core.RegionInfo {
 			RegionEpoch: &metapb.RegionEpoch{ConfVer: 2, Version: 2},
 		}
 		for j := range np {
-			m.Peers = append(m.Peers, &metapb.Peer{Id: uint64(i*np + j + 1000), StoreId: uint64((i+j)%n + 1)})
+			m.Peers = append(m.Peers,
+				&metapb.Peer{Id: uint64(i*np + j + 1000), StoreId: uint64((i+j)%n + 1)})
 		}
 		out[i] = core.NewRegion(m, m.Peers[0], core.WithSize(10), core.WithTerm(6))
 	}
@@ -84,7 +88,8 @@ func checkRecount(t testing.TB, c *RaftCluster) {
 	}
 	for _, s := range c.Core().Stores() {
 		require.Equal(t, want[s.ID()], s.Counts(), "store %d", s.ID())
-		require.Equal(t, want[s.ID()], c.Core().Store(s.ID()).Counts(), "published counters of store %d", s.ID())
+		require.Equal(t, want[s.ID()], c.Core().Store(s.ID()).Counts(),
+			"published counters of store %d", s.ID())
 	}
 }
 
@@ -102,7 +107,8 @@ func TestRegionHeartbeatNotUpdate3C(t *testing.T) {
 	putAll(t, c, regions)
 	for _, r := range regions {
 		require.NoError(t, c.processRegionHeartbeat(r.Clone()))
-		require.Same(t, r, c.Core().Region(r.ID()), "a report of nothing new must not replace the record")
+		require.Same(t, r, c.Core().Region(r.ID()),
+			"a report of nothing new must not replace the record")
 	}
 	checkRecount(t, c)
 }
@@ -127,8 +133,10 @@ func TestRegionHeartbeatUpdateConfVersion3C(t *testing.T) {
 	require.NoError(t, c.processRegionHeartbeat(newer))
 	require.ErrorIs(t, c.processRegionHeartbeat(regions[2]), core.ErrStale)
 	// Newer in one part and older in the other is stale for one id: both parts only grow.
-	require.ErrorIs(t, c.processRegionHeartbeat(regions[2].Clone(core.WithEpoch(9, 2))), core.ErrStale)
-	require.ErrorIs(t, c.processRegionHeartbeat(regions[2].Clone(core.WithEpoch(1, 9))), core.ErrStale)
+	require.ErrorIs(t, c.processRegionHeartbeat(regions[2].Clone(core.WithEpoch(9, 2))),
+		core.ErrStale)
+	require.ErrorIs(t, c.processRegionHeartbeat(regions[2].Clone(core.WithEpoch(1, 9))),
+		core.ErrStale)
 	require.Same(t, newer, c.Core().Region(newer.ID()))
 	checkRecount(t, c)
 }
@@ -140,7 +148,8 @@ func TestRegionHeartbeatStaleTerm3C(t *testing.T) {
 	peers := regions[0].Peers()
 	next := regions[0].Clone(core.WithTerm(7), core.WithLeaderStore(peers[1].StoreID))
 	require.NoError(t, c.processRegionHeartbeat(next))
-	require.ErrorIs(t, c.processRegionHeartbeat(regions[0]), core.ErrStale, "a deposed leader of the same epoch")
+	require.ErrorIs(t, c.processRegionHeartbeat(regions[0]), core.ErrStale,
+		"a deposed leader of the same epoch")
 	require.Equal(t, peers[1].StoreID, c.Core().Region(1).LeaderStore())
 }
 
@@ -182,7 +191,8 @@ func TestRegionHeartbeatOverlaps3C(t *testing.T) {
 	require.ErrorIs(t, c.processRegionHeartbeat(over(1, 9)), core.ErrStale)
 	require.ErrorIs(t, c.processRegionHeartbeat(over(2, 1)), core.ErrStale)
 	require.Equal(t, 5, c.Core().RegionCount())
-	require.NoError(t, c.processRegionHeartbeat(over(3, 1)), "a merged region may have a smaller conf version")
+	require.NoError(t, c.processRegionHeartbeat(over(3, 1)),
+		"a merged region may have a smaller conf version")
 	require.Equal(t, 3, c.Core().RegionCount())
 	for _, id := range []uint64{2, 3, 4} {
 		require.Nil(t, c.Core().Region(id))
@@ -286,23 +296,38 @@ func TestRegionHeartbeatOfAnyShape3C(t *testing.T) {
 		"no peers":  {Region: &metapb.Region{Id: 1}, Leader: good},
 		"no leader": {Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}}},
 		"foreign leader": {
-			Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}}, Leader: &metapb.Peer{Id: 9, StoreId: 9},
+			Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}},
+			Leader: &metapb.Peer{Id: 9, StoreId: 9},
 		},
-		"nil peer":       {Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{nil}}, Leader: good},
-		"inverted range": {Region: &metapb.Region{Id: 1, StartKey: []byte("b"), EndKey: []byte("a"), Peers: []*metapb.Peer{good}}, Leader: good},
-		"empty range":    {Region: &metapb.Region{Id: 1, StartKey: []byte("b"), EndKey: []byte("b"), Peers: []*metapb.Peer{good}}, Leader: good},
+		"nil peer": {Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{nil}}, Leader: good},
+		"inverted range": {
+			Region: &metapb.Region{
+				Id: 1, StartKey: []byte("b"), EndKey: []byte("a"), Peers: []*metapb.Peer{good},
+			}, Leader: good,
+		},
+		"empty range": {
+			Region: &metapb.Region{
+				Id: 1, StartKey: []byte("b"), EndKey: []byte("b"), Peers: []*metapb.Peer{good},
+			}, Leader: good,
+		},
 		"two peers on a store": {
-			Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good, {Id: 2, StoreId: 1}}}, Leader: good,
+			Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good, {Id: 2, StoreId: 1}}},
+			Leader: good,
 		},
 	} {
 		require.ErrorIs(t, c.HandleRegionHeartbeat(hb), core.ErrInvalidRegion, name)
 	}
 	require.Zero(t, c.Core().RegionCount())
 	// No epoch counts as (0,0): acceptable for an unknown region, stale for a known one.
-	epochless := &schedulerpb.RegionHeartbeatRequest{Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}}, Leader: good}
+	epochless := &schedulerpb.RegionHeartbeatRequest{
+		Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}}, Leader: good,
+	}
 	require.NoError(t, c.HandleRegionHeartbeat(epochless))
 	withEpoch := &schedulerpb.RegionHeartbeatRequest{
-		Region: &metapb.Region{Id: 1, Peers: []*metapb.Peer{good}, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}},
+		Region: &metapb.Region{
+			Id: 1, Peers: []*metapb.Peer{good},
+			RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		},
 		Leader: good,
 	}
 	require.NoError(t, c.HandleRegionHeartbeat(withEpoch))
@@ -345,13 +370,15 @@ func TestShouldRun3C(t *testing.T) {
 	}
 	require.False(t, c.Prepared(), "no store heartbeat yet")
 	for id := range uint64(3) {
-		require.NoError(t, c.HandleStoreHeartbeat(&schedulerpb.StoreStats{StoreId: id + 1, RegionCount: 3}))
+		require.NoError(t,
+			c.HandleStoreHeartbeat(&schedulerpb.StoreStats{StoreId: id + 1, RegionCount: 3}))
 	}
 	require.True(t, c.Prepared())
 
 	c, clock := newTestCluster(t, 3)
 	for id := range uint64(3) {
-		require.NoError(t, c.HandleStoreHeartbeat(&schedulerpb.StoreStats{StoreId: id + 1, RegionCount: 100}))
+		require.NoError(t,
+			c.HandleStoreHeartbeat(&schedulerpb.StoreStats{StoreId: id + 1, RegionCount: 100}))
 	}
 	for _, r := range testRegions(3, 3) {
 		require.NoError(t, c.processRegionHeartbeat(r))
@@ -361,7 +388,8 @@ func TestShouldRun3C(t *testing.T) {
 	require.True(t, c.Prepared(), "after the time limit")
 }
 
-// A patrol that has seen all regions rests for a while, unless something changes that concerns many.
+// A patrol that has seen all regions rests for a while, unless something changes that concerns
+// many.
 func TestPatrolRests3C(t *testing.T) {
 	c, clock := newTestCluster(t, 3)
 	putAll(t, c, testRegions(3, 3))

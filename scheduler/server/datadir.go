@@ -74,7 +74,8 @@ func (d *dataDir) readMarker(name string) error {
 		return fmt.Errorf("data-dir: %s is damaged: %w", filepath.Join(d.path, markerName), err)
 	}
 	if d.mark.Format > formatVersion {
-		return fmt.Errorf("data-dir: %s has format %d, this program knows up to %d", d.path, d.mark.Format, formatVersion)
+		return fmt.Errorf("data-dir: %s has format %d, this program knows up to %d", d.path,
+			d.mark.Format, formatVersion)
 	}
 	if d.mark.Name != name {
 		return fmt.Errorf("data-dir: %s belongs to member %q, not to %q", d.path, d.mark.Name, name)
@@ -90,7 +91,8 @@ func (d *dataDir) refuseForeign() error {
 	}
 	for _, e := range entries {
 		if e.Name() != lockName {
-			return fmt.Errorf("data-dir: %s is not empty and not a data directory of tinyscheduler (found %s)",
+			return fmt.Errorf(
+				"data-dir: %s is not empty and not a data directory of tinyscheduler (found %s)",
 				d.path, e.Name())
 		}
 	}
@@ -115,7 +117,8 @@ func (d *dataDir) claim(clusterID uint64) error {
 		return nil
 	}
 	if d.mark.ClusterID != 0 {
-		return fmt.Errorf("data-dir: %s belongs to cluster %d, this cluster is %d", d.path, d.mark.ClusterID, clusterID)
+		return fmt.Errorf("data-dir: %s belongs to cluster %d, this cluster is %d", d.path,
+			d.mark.ClusterID, clusterID)
 	}
 	d.mark.ClusterID = clusterID
 	return d.writeMarker()
@@ -130,8 +133,8 @@ func (d *dataDir) joins() error {
 	return d.writeMarker()
 }
 
-// hasMember tells whether etcd has something in the directory to go on from. Without a log etcd begins anew,
-// whatever else a start that failed has left there.
+// hasMember tells whether etcd has something in the directory to go on from. Without a log etcd
+// begins anew, whatever else a start that failed has left there.
 func (d *dataDir) hasMember() bool { return wal.Exist(filepath.Join(d.path, "member", "wal")) }
 
 func (d *dataDir) close() { _ = d.lock.Close() }

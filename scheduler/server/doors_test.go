@@ -34,9 +34,12 @@ import (
 )
 
 // ask makes a request with headers "name: value" and returns status, header and body.
-func ask(t *testing.T, s *server.Server, method, path, body string, headers ...string) (int, http.Header, string) {
+func ask(
+	t *testing.T, s *server.Server, method, path, body string, headers ...string,
+) (int, http.Header, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path,
+		strings.NewReader(body))
 	require.NoError(t, err)
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
@@ -54,50 +57,61 @@ func ask(t *testing.T, s *server.Server, method, path, body string, headers ...s
 	return resp.StatusCode, resp.Header, string(data)
 }
 
-// TestEtcdIsClosed: nothing of etcd's API on the client port writes, watches or reads more than the safe point
-// and the members, over its gateway or gRPC, at the leader or a follower.
+// TestEtcdIsClosed: nothing of etcd's API on the client port writes, watches or reads more than the
+// safe point and the members, over its gateway or gRPC, at the leader or a follower.
 func TestEtcdIsClosed(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 1)
-	before, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())
+	before, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(),
+		clientv3.WithCountOnly())
 	require.NoError(t, err)
 	require.Greater(t, before.Count, int64(3))
 	for _, s := range []*server.Server{leader, followers[0]} {
 		all := base64.StdEncoding.EncodeToString([]byte{0})
 		for _, path := range []string{
-			"kv/range", "kv/put", "kv/deleterange", "kv/txn", "kv/compaction", "lease/grant", "watch", "cluster/member/list",
-			"cluster/member/add", "maintenance/snapshot", "maintenance/status", "auth/enable", "lock/lock", "election/campaign",
+			"kv/range", "kv/put", "kv/deleterange", "kv/txn", "kv/compaction", "lease/grant",
+			"watch", "cluster/member/list",
+			"cluster/member/add", "maintenance/snapshot", "maintenance/status", "auth/enable",
+			"lock/lock", "election/campaign",
 		} {
 			for _, version := range []string{"/v3/", "/v3beta/", "/v3alpha/", "/v2/"} {
-				code, _, body := ask(t, s, "POST", version+path, `{"key":"`+all+`","range_end":"`+all+`"}`, "Tinykv-Request: 1")
+				code, _, body := ask(t, s, "POST", version+path,
+					`{"key":"`+all+`","range_end":"`+all+`"}`, "Tinykv-Request: 1")
 				require.Equal(t, 404, code, "%s%s: %s", version, path, body)
 			}
 		}
 		refusedByGRPC(t, s.ClientAddr())
 	}
-	after, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(), clientv3.WithCountOnly())
+	after, err := server.EtcdOf(leader).Get(t.Context(), "\x00", clientv3.WithFromKey(),
+		clientv3.WithCountOnly())
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, after.Count, before.Count)
 }
 
 func refusedByGRPC(t *testing.T, addr string) {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	every := []byte{0}
 	kv, cluster := etcdserverpb.NewKVClient(conn), etcdserverpb.NewClusterClient(conn)
 	for name, call := range map[string]func(context.Context) error{
 		"delete": func(ctx context.Context) error {
-			_, err := kv.DeleteRange(ctx, &etcdserverpb.DeleteRangeRequest{Key: every, RangeEnd: every})
+			_, err := kv.DeleteRange(ctx,
+				&etcdserverpb.DeleteRangeRequest{Key: every, RangeEnd: every})
 			return err
 		},
 		"put": func(ctx context.Context) error {
-			_, err := kv.Put(ctx, &etcdserverpb.PutRequest{Key: []byte(safePoint), Value: []byte("1")})
+			_, err := kv.Put(ctx,
+				&etcdserverpb.PutRequest{Key: []byte(safePoint), Value: []byte("1")})
 			return err
 		},
-		"txn": func(ctx context.Context) error { _, err := kv.Txn(ctx, &etcdserverpb.TxnRequest{}); return err },
+		"txn": func(ctx context.Context) error {
+			_, err := kv.Txn(ctx, &etcdserverpb.TxnRequest{})
+			return err
+		},
 		"compact": func(ctx context.Context) error {
 			_, err := kv.Compact(ctx, &etcdserverpb.CompactionRequest{})
 			return err
@@ -107,7 +121,8 @@ func refusedByGRPC(t *testing.T, addr string) {
 			return err
 		},
 		"range from the safe point": func(ctx context.Context) error {
-			_, err := kv.Range(ctx, &etcdserverpb.RangeRequest{Key: []byte(safePoint), RangeEnd: every})
+			_, err := kv.Range(ctx,
+				&etcdserverpb.RangeRequest{Key: []byte(safePoint), RangeEnd: every})
 			return err
 		},
 		"range stream": func(ctx context.Context) error {
@@ -118,7 +133,8 @@ func refusedByGRPC(t *testing.T, addr string) {
 			return err
 		},
 		"add": func(ctx context.Context) error {
-			_, err := cluster.MemberAdd(ctx, &etcdserverpb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}})
+			_, err := cluster.MemberAdd(ctx,
+				&etcdserverpb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}})
 			return err
 		},
 		"remove": func(ctx context.Context) error {
@@ -126,7 +142,8 @@ func refusedByGRPC(t *testing.T, addr string) {
 			return err
 		},
 		"lease": func(ctx context.Context) error {
-			_, err := etcdserverpb.NewLeaseClient(conn).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{TTL: 1})
+			_, err := etcdserverpb.NewLeaseClient(conn).LeaseGrant(ctx,
+				&etcdserverpb.LeaseGrantRequest{TTL: 1})
 			return err
 		},
 		"watch": func(ctx context.Context) error {
@@ -137,26 +154,31 @@ func refusedByGRPC(t *testing.T, addr string) {
 			return err
 		},
 		"status": func(ctx context.Context) error {
-			_, err := etcdserverpb.NewMaintenanceClient(conn).Status(ctx, &etcdserverpb.StatusRequest{})
+			_, err := etcdserverpb.NewMaintenanceClient(conn).Status(ctx,
+				&etcdserverpb.StatusRequest{})
 			return err
 		},
 		"snapshot": func(ctx context.Context) error {
-			stream, err := etcdserverpb.NewMaintenanceClient(conn).Snapshot(ctx, &etcdserverpb.SnapshotRequest{})
+			stream, err := etcdserverpb.NewMaintenanceClient(conn).Snapshot(ctx,
+				&etcdserverpb.SnapshotRequest{})
 			if err == nil {
 				_, err = stream.Recv()
 			}
 			return err
 		},
 		"auth": func(ctx context.Context) error {
-			_, err := etcdserverpb.NewAuthClient(conn).AuthEnable(ctx, &etcdserverpb.AuthEnableRequest{})
+			_, err := etcdserverpb.NewAuthClient(conn).AuthEnable(ctx,
+				&etcdserverpb.AuthEnableRequest{})
 			return err
 		},
 		"lock": func(ctx context.Context) error {
-			_, err := v3lockpb.NewLockClient(conn).Lock(ctx, &v3lockpb.LockRequest{Name: []byte("x")})
+			_, err := v3lockpb.NewLockClient(conn).Lock(ctx,
+				&v3lockpb.LockRequest{Name: []byte("x")})
 			return err
 		},
 		"campaign": func(ctx context.Context) error {
-			_, err := v3electionpb.NewElectionClient(conn).Campaign(ctx, &v3electionpb.CampaignRequest{Name: []byte("x")})
+			_, err := v3electionpb.NewElectionClient(conn).Campaign(ctx,
+				&v3electionpb.CampaignRequest{Name: []byte("x")})
 			return err
 		},
 	} {
@@ -175,7 +197,9 @@ func TestWhatTiKVClientsReadOfEtcd(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	for _, s := range []*server.Server{leader, followers[0]} {
-		etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{s.ClientURL()}, Logger: zap.NewNop(), DialTimeout: waitFor})
+		etcd, err := clientv3.New(clientv3.Config{
+			Endpoints: []string{s.ClientURL()}, Logger: zap.NewNop(), DialTimeout: waitFor,
+		})
 		require.NoError(t, err)
 		require.NoError(t, etcd.Sync(t.Context()))
 		require.Len(t, etcd.Endpoints(), 3)
@@ -196,11 +220,12 @@ func TestWhatTiKVClientsReadOfEtcd(t *testing.T) {
 	}
 }
 
-// TestForeignPages: what a page of another site can have a browser do is refused by every member, before
-// a follower passes it on.
+// TestForeignPages: what a page of another site can have a browser do is refused by every member,
+// before a follower passes it on.
 func TestForeignPages(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
-		c.API.AllowedOrigins, c.API.AllowedHosts = []string{"https://tools.example"}, []string{"placement.example"}
+		c.API.AllowedOrigins, c.API.AllowedHosts = []string{"https://tools.example"},
+			[]string{"placement.example"}
 	})
 	leader, followers := leaderOf(t, members)
 	const path, body = "/api/v1/config", `{"schedule":{"max-store-down-time":"11m"}}`
@@ -227,46 +252,54 @@ func TestForeignPages(t *testing.T) {
 			require.Equal(t, 200, code, host)
 			require.Empty(t, head.Get("Access-Control-Allow-Origin"))
 		}
-		code, _, _ = ask(t, s, "OPTIONS", path, "", "Origin: https://evil.example", "Access-Control-Request-Method: PATCH")
+		code, _, _ = ask(t, s, "OPTIONS", path, "", "Origin: https://evil.example",
+			"Access-Control-Request-Method: PATCH")
 		require.Equal(t, 403, code)
 
 		// Who may: a client with the header, this port's own page, the page of an allowed origin.
 		for _, headers := range [][]string{
-			{"Tinykv-Request: 1"}, {"Origin: http://" + s.ClientAddr()}, {"Origin: https://tools.example"},
+			{"Tinykv-Request: 1"}, {"Origin: http://" + s.ClientAddr()},
+			{"Origin: https://tools.example"},
 		} {
 			code, _, said := ask(t, s, "PATCH", path, body, headers...)
 			require.Equal(t, 200, code, "%v: %s", headers, said)
 		}
-		code, head, _ := ask(t, s, "OPTIONS", path, "", "Origin: https://tools.example", "Access-Control-Request-Method: PATCH")
+		code, head, _ := ask(t, s, "OPTIONS", path, "", "Origin: https://tools.example",
+			"Access-Control-Request-Method: PATCH")
 		require.Equal(t, 204, code)
 		require.Equal(t, "https://tools.example", head.Get("Access-Control-Allow-Origin"))
 	}
 }
 
-// TestChangesNeedTheAdmin: with a token only its bearers change anything; without one nobody does on a port
-// that other machines reach.
+// TestChangesNeedTheAdmin: with a token only its bearers change anything; without one nobody does
+// on a port that other machines reach.
 func TestChangesNeedTheAdmin(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	leader, followers := leaderOf(t, members)
 	open := servertest.StartTest(t, func(c *config.Config) {
-		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0", "http://127.0.0.1:0", true
+		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0",
+			"http://127.0.0.1:0", true
 	})
 	for method, path := range map[string]string{
-		"PATCH": "/config", "POST": "/leader/resign", "DELETE": "/members/m1", "PUT": "/log/level?level=debug",
+		"PATCH": "/config", "POST": "/leader/resign", "DELETE": "/members/m1",
+		"PUT": "/log/level?level=debug",
 	} {
 		for _, s := range []*server.Server{leader, followers[0]} {
 			code, _, said := ask(t, s, method, "/api/v1"+path, "", "Tinykv-Request: 1")
 			require.Equal(t, 401, code, "%s %s: %s", method, path, said)
-			code, _, _ = ask(t, s, method, "/api/v1"+path, "", "Tinykv-Request: 1", "Authorization: Bearer wrong")
+			code, _, _ = ask(t, s, method, "/api/v1"+path, "", "Tinykv-Request: 1",
+				"Authorization: Bearer wrong")
 			require.Equal(t, 401, code)
 		}
 		_, port, err := net.SplitHostPort(open.ClientAddr())
 		require.NoError(t, err)
-		code, _, said := ask(t, open, method, "/api/v1"+path, "", "Tinykv-Request: 1", "Host: 127.0.0.1:"+port)
+		code, _, said := ask(t, open, method, "/api/v1"+path, "", "Tinykv-Request: 1",
+			"Host: 127.0.0.1:"+port)
 		require.Equal(t, 403, code)
 		require.Contains(t, said, "set [api] token")
 	}
-	code, _, said := ask(t, followers[0], "PATCH", "/api/v1/config", "{}", "Authorization: Bearer secret")
+	code, _, said := ask(t, followers[0], "PATCH", "/api/v1/config", "{}",
+		"Authorization: Bearer secret")
 	require.Equal(t, 200, code, said)
 	code, _, _ = ask(t, open, "GET", "/debug/pprof/cmdline", "")
 	require.Equal(t, 200, code, "from this machine")
@@ -275,8 +308,8 @@ func TestChangesNeedTheAdmin(t *testing.T) {
 	require.Contains(t, head.Get("Allow"), "GET")
 }
 
-// TestListeningInTheClear: addresses that other machines reach need TLS or a word, and what is advertised must be
-// an address.
+// TestListeningInTheClear: addresses that other machines reach need TLS or a word, and what is
+// advertised must be an address.
 func TestListeningInTheClear(t *testing.T) {
 	try := func(change func(*config.Config)) error {
 		cfg := servertest.Config(t)
@@ -285,22 +318,30 @@ func TestListeningInTheClear(t *testing.T) {
 		return err
 	}
 	for key, change := range map[string]func(*config.Config){
-		"client-urls":           func(c *config.Config) { c.ClientUrls = "http://0.0.0.0:0"; c.AdvertiseClientUrls = "http://10.0.0.1:1" },
-		"peer-urls":             func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" },
-		"advertise-client-urls": func(c *config.Config) { c.AdvertiseClientUrls = "http://0.0.0.0:2379" },
-		"advertise-peer-urls":   func(c *config.Config) { c.AdvertisePeerUrls = "http://:2380" },
-		"--cert and --key":      func(c *config.Config) { c.ClientUrls = "https://127.0.0.1:1" },
+		"client-urls": func(c *config.Config) {
+			c.ClientUrls = "http://0.0.0.0:0"
+			c.AdvertiseClientUrls = "http://10.0.0.1:1"
+		},
+		"peer-urls": func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" },
+		"advertise-client-urls": func(c *config.Config) {
+			c.AdvertiseClientUrls = "http://0.0.0.0:2379"
+		},
+		"advertise-peer-urls": func(c *config.Config) { c.AdvertisePeerUrls = "http://:2380" },
+		"--cert and --key":    func(c *config.Config) { c.ClientUrls = "https://127.0.0.1:1" },
 	} {
 		require.ErrorContains(t, try(change), key)
 	}
-	require.ErrorContains(t, try(func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" }), "--insecure")
-	require.NoError(t, try(func(c *config.Config) { c.PeerUrls, c.Security.Insecure = "http://10.0.0.1:1", true }))
+	require.ErrorContains(t, try(func(c *config.Config) { c.PeerUrls = "http://10.0.0.1:1" }),
+		"--insecure")
+	require.NoError(t,
+		try(func(c *config.Config) { c.PeerUrls, c.Security.Insecure = "http://10.0.0.1:1", true }))
 	require.ErrorContains(t, try(func(c *config.Config) {
 		c.ClientUrls, c.Security.Insecure = "http://0.0.0.0:1", true
 	}), "advertise-client-urls", "the advertised address defaults to the listening one")
 }
 
-// TestFrontSharesAPort: one port for gRPC and HTTP; connections that say nothing hold up neither others nor the end.
+// TestFrontSharesAPort: one port for gRPC and HTTP; connections that say nothing hold up neither
+// others nor the end.
 func TestFrontSharesAPort(t *testing.T) {
 	s := servertest.StartTest(t)
 	for range 20 {
@@ -311,7 +352,8 @@ func TestFrontSharesAPort(t *testing.T) {
 		_, err = silent.Write([]byte("PRI")) // the beginning of HTTP/2's preface, and of a method
 		require.NoError(t, err)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	_, err = healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
@@ -324,8 +366,8 @@ func TestFrontSharesAPort(t *testing.T) {
 	require.Less(t, time.Since(began), 8*time.Second)
 }
 
-// TestConnectionsAreBounded: more than the limit are refused, those that are there are served on, and one that ends makes
-// room.
+// TestConnectionsAreBounded: more than the limit are refused, those that are there are served on,
+// and one that ends makes room.
 func TestConnectionsAreBounded(t *testing.T) {
 	for name, change := range map[string]func(c *config.Config){
 		"in all":           func(c *config.Config) { c.MaxConnections = 8 },
@@ -360,11 +402,13 @@ func testBounded(t *testing.T, limit int, change func(c *config.Config)) {
 	require.Empty(t, get(dial()), "one too many")
 	require.Contains(t, get(held[0]), "200 OK")
 	require.NoError(t, held[0].Close())
-	require.Eventually(t, func() bool { return strings.Contains(get(dial()), "200 OK") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return strings.Contains(get(dial()), "200 OK")
+	}, 20*time.Second, time.Millisecond)
 }
 
-// TestLogin: with a token the page asks for it; a session does what the token does, at every member, and needs a proof of its
-// origin; a flood of wrong tokens is bounded and counted.
+// TestLogin: with a token the page asks for it; a session does what the token does, at every
+// member, and needs a proof of its origin; a flood of wrong tokens is bounded and counted.
 func TestLogin(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	_, followers := leaderOf(t, members)
@@ -380,11 +424,13 @@ func TestLogin(t *testing.T) {
 	}
 	require.Contains(t, page(), `type="password"`)
 	require.NotContains(t, page(), "<main")
-	origin, form := "Origin: http://"+s.ClientAddr(), "Content-Type: application/x-www-form-urlencoded"
+	origin, form := "Origin: http://"+s.ClientAddr(),
+		"Content-Type: application/x-www-form-urlencoded"
 
 	code, _, _ := askOnce(t, s, "POST", "/ui/login", "token=secret", form)
 	require.Equal(t, 403, code, "no proof")
-	code, _, _ = askOnce(t, s, "POST", "/ui/login", "token=secret", form, "Origin: https://evil.example")
+	code, _, _ = askOnce(t, s, "POST", "/ui/login", "token=secret", form,
+		"Origin: https://evil.example")
 	require.Equal(t, 403, code)
 	code, head, said := askOnce(t, s, "POST", "/ui/login", "token=wrong", form, origin)
 	require.Equal(t, 401, code)
@@ -437,14 +483,18 @@ func TestLogin(t *testing.T) {
 	_, _, said = ask(t, plain, "GET", "/ui/", "")
 	require.Contains(t, said, "<main", "without a token the page is as it was")
 	require.NotContains(t, said, "Log out")
-	code, _, _ = askOnce(t, plain, "POST", "/ui/login", "token=", form, "Origin: http://"+plain.ClientAddr())
+	code, _, _ = askOnce(t, plain, "POST", "/ui/login", "token=", form,
+		"Origin: http://"+plain.ClientAddr())
 	require.Equal(t, 404, code)
 }
 
 // askOnce is ask without following redirects.
-func askOnce(t *testing.T, s *server.Server, method, path, body string, headers ...string) (int, http.Header, string) {
+func askOnce(
+	t *testing.T, s *server.Server, method, path, body string, headers ...string,
+) (int, http.Header, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.ClientAddr()+path,
+		strings.NewReader(body))
 	require.NoError(t, err)
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
@@ -459,15 +509,17 @@ func askOnce(t *testing.T, s *server.Server, method, path, body string, headers 
 	return resp.StatusCode, resp.Header, string(data)
 }
 
-// TestAdminCallsInTheClear: without certificates PutClusterConfig and UpdateGCSafePoint need what a change over HTTP needs, also
-// through a follower; the safe point of TiKV's clients stays open to them.
+// TestAdminCallsInTheClear: without certificates PutClusterConfig and UpdateGCSafePoint need what a
+// change over HTTP needs, also through a follower; the safe point of TiKV's clients stays open to
+// them.
 func TestAdminCallsInTheClear(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	leader, followers := leaderOf(t, members)
 	bootstrapped(t, leader, 1)
 	calls := func(s *server.Server, token string) (put, safe error) {
 		t.Helper()
-		conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(),
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(codec.CallOption()))
 		require.NoError(t, err)
 		defer func() { _ = conn.Close() }()
@@ -477,12 +529,17 @@ func TestAdminCallsInTheClear(t *testing.T) {
 		}
 		h := &schedulerpb.RequestHeader{ClusterId: s.ClusterID()}
 		c := schedulerpb.NewSchedulerClient(conn)
-		_, put = c.PutClusterConfig(ctx, &schedulerpb.PutClusterConfigRequest{Header: h, Cluster: &metapb.Cluster{MaxPeerCount: 3}})
-		_, safe = c.UpdateGCSafePoint(ctx, &schedulerpb.UpdateGCSafePointRequest{Header: h, SafePoint: 1})
+		_, put = c.PutClusterConfig(ctx,
+			&schedulerpb.PutClusterConfigRequest{
+				Header: h, Cluster: &metapb.Cluster{MaxPeerCount: 3},
+			})
+		_, safe = c.UpdateGCSafePoint(ctx,
+			&schedulerpb.UpdateGCSafePointRequest{Header: h, SafePoint: 1})
 		_, err = pdpb.NewPDClient(conn).UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{
 			Header: &pdpb.RequestHeader{ClusterId: s.ClusterID()}, SafePoint: 1,
 		})
-		require.NotContains(t, []codes.Code{codes.PermissionDenied, codes.Unauthenticated}, status.Code(err))
+		require.NotContains(t, []codes.Code{codes.PermissionDenied, codes.Unauthenticated},
+			status.Code(err))
 		_, err = c.GetMembers(ctx, &schedulerpb.GetMembersRequest{})
 		require.NoError(t, err, "other calls need no token")
 		return put, safe
@@ -497,7 +554,8 @@ func TestAdminCallsInTheClear(t *testing.T) {
 		require.NoError(t, put)
 		require.NoError(t, safe)
 	}
-	c, err := client.New(t.Context(), []string{followers[0].ClientURL()}, client.WithToken("secret"))
+	c, err := client.New(t.Context(), []string{followers[0].ClientURL()},
+		client.WithToken("secret"))
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, c.PutClusterConfig(t.Context(), &metapb.Cluster{MaxPeerCount: 3}))
@@ -511,7 +569,8 @@ func TestAdminCallsInTheClear(t *testing.T) {
 	require.Equal(t, codes.ResourceExhausted, status.Code(last), "guesses are bounded")
 
 	open := servertest.StartTest(t, func(c *config.Config) {
-		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0", "http://127.0.0.1:0", true
+		c.ClientUrls, c.AdvertiseClientUrls, c.Security.Insecure = "http://0.0.0.0:0",
+			"http://127.0.0.1:0", true
 	})
 	put, safe := calls(open, "")
 	require.Equal(t, codes.PermissionDenied, status.Code(put))

@@ -24,7 +24,8 @@ type Event struct {
 	Text string    `json:"text"`
 }
 
-// copiedEvent is an event on its way to a follower, with the operator that ended by it, for the follower's history.
+// copiedEvent is an event on its way to a follower, with the operator that ended by it, for the
+// follower's history.
 type copiedEvent struct {
 	Event
 	Operator *operator.Record `json:"operator,omitempty"`
@@ -58,10 +59,13 @@ func (l *eventLog) add(kind, text string) { l.addWith(kind, text, nil) }
 func (l *eventLog) addWith(kind, text string, op *operator.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.putLocked(copiedEvent{Event: Event{Seq: l.mu.seq + 1, Time: l.now(), Kind: kind, Text: text}, Operator: op})
+	l.putLocked(copiedEvent{
+		Event: Event{Seq: l.mu.seq + 1, Time: l.now(), Kind: kind, Text: text}, Operator: op,
+	})
 }
 
-// copyOf continues the log with an event of the leader. The first of a stream, and one behind a gap, begin it anew.
+// copyOf continues the log with an event of the leader. The first of a stream, and one behind a
+// gap, begin it anew.
 func (l *eventLog) copyOf(e copiedEvent, first bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -96,8 +100,8 @@ func (l *eventLog) operatorEnded(r operator.Record) {
 	l.addWith("operator-ended", text, &r)
 }
 
-// after returns the last eventCapacity events at most with a larger sequence number, oldest first, and a channel that is
-// closed when there are more.
+// after returns the last eventCapacity events at most with a larger sequence number, oldest first,
+// and a channel that is closed when there are more.
 func (l *eventLog) after(seq uint64) ([]Event, <-chan struct{}) {
 	list, more := l.copiesAfter(seq)
 	out := make([]Event, len(list))
@@ -119,11 +123,12 @@ func (l *eventLog) copiesAfter(seq uint64) ([]copiedEvent, <-chan struct{}) {
 	return slices.Clone(l.mu.list[len(l.mu.list)-n:]), l.mu.more
 }
 
-// eventsPath is where followers get the leader's events, so that these and the history of operators outlive it. A
-// line is a copiedEvent; one without an event is a sign of life.
+// eventsPath is where followers get the leader's events, so that these and the history of operators
+// outlive it. A line is a copiedEvent; one without an event is a sign of life.
 const eventsPath = "/internal/events"
 
-// serveEvents is the leader's side: all that it still has, then what happens, until either side ends.
+// serveEvents is the leader's side: all that it still has, then what happens, until either side
+// ends.
 func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 	ctx := s.leaderContext()
 	if ctx == nil || !s.IsLeader() {
@@ -161,7 +166,8 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// readEvents is a follower's side. What it had is replaced: another leader may have told it other things.
+// readEvents is a follower's side. What it had is replaced: another leader may have told it other
+// things.
 func (s *Server) readEvents(body io.Reader, alive func()) error {
 	in := json.NewDecoder(body)
 	for first := true; ; {
@@ -204,14 +210,20 @@ func (c *RaftCluster) keepHistory(ctx context.Context) {
 // historyPoint is the cluster now, without its requests.
 func (c *RaftCluster) historyPoint() history.Point {
 	now := c.opts.Now()
-	p := history.Point{Time: now.UTC(), Regions: c.core.RegionCount(), Operators: c.controller.Len(), Stores: []history.Store{}}
+	p := history.Point{
+		Time: now.UTC(), Regions: c.core.RegionCount(), Operators: c.controller.Len(),
+		Stores: []history.Store{},
+	}
 	for _, st := range c.core.Stores() {
 		if st.IsTombstone() || st.Stats() == nil {
 			continue
 		}
 		used := st.Stats().GetUsedSize()
 		p.Used += used
-		p.Stores = append(p.Stores, history.Store{ID: st.ID(), Leaders: st.LeaderCount(), Regions: st.RegionCount(), Used: used})
+		p.Stores = append(p.Stores,
+			history.Store{
+				ID: st.ID(), Leaders: st.LeaderCount(), Regions: st.RegionCount(), Used: used,
+			})
 	}
 	return p
 }
@@ -226,6 +238,8 @@ func getHistoryPoints(c *RaftCluster) handler {
 				return nil, badRequest("after: %q is not a time as 2006-01-02T15:04:05Z", text)
 			}
 		}
-		return map[string]any{"slot_s": history.Slot.Seconds(), "points": nonNil(c.history.After(after))}, nil
+		return map[string]any{
+			"slot_s": history.Slot.Seconds(), "points": nonNil(c.history.After(after)),
+		}, nil
 	}
 }

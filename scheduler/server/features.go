@@ -14,12 +14,13 @@ import (
 // Features returns those in force.
 func (c *RaftCluster) Features() feature.Set { return feature.Set(c.features.Load()) }
 
-// checkFeatures refuses a store that does not know what is in force: others may send it entries that it cannot apply.
-// storeMu is held.
+// checkFeatures refuses a store that does not know what is in force: others may send it entries
+// that it cannot apply. storeMu is held.
 func (c *RaftCluster) checkFeatures(m *metapb.Store) error {
 	if missing := c.Features() &^ feature.Set(m.GetFeatures()); missing != 0 {
-		return fmt.Errorf("invalid put store: the cluster uses %s, which store %d of version %q does not know; "+
-			"start it with a newer tinykv-server", missing, m.GetId(), m.GetVersion())
+		return fmt.Errorf(
+			"invalid put store: the cluster uses %s, which store %d of version %q does not know; "+
+				"start it with a newer tinykv-server", missing, m.GetId(), m.GetVersion())
 	}
 	return nil
 }
@@ -38,8 +39,8 @@ func (c *RaftCluster) announced() feature.Set {
 	return all
 }
 
-// AgreeFeatures puts in force what all stores have announced; save records it first. A store that registers meanwhile
-// waits: it is refused if it does not know what has come into force.
+// AgreeFeatures puts in force what all stores have announced; save records it first. A store that
+// registers meanwhile waits: it is refused if it does not know what has come into force.
 func (c *RaftCluster) AgreeFeatures(save func(feature.Set) error) error {
 	if c.Features().Has(c.announced()) {
 		return nil
@@ -60,7 +61,8 @@ func (c *RaftCluster) AgreeFeatures(save func(feature.Set) error) error {
 	return nil
 }
 
-// agreeFeatures returns the features in force. A record that cannot be written is tried again with the next heartbeat.
+// agreeFeatures returns the features in force. A record that cannot be written is tried again with
+// the next heartbeat.
 func (s *Server) agreeFeatures(ctx context.Context) feature.Set {
 	err := s.cluster.AgreeFeatures(func(f feature.Set) error {
 		return s.write(ctx, storage.Put(s.keys.Features(), storage.Uint64(uint64(f))))

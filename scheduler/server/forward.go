@@ -27,7 +27,8 @@ const (
 	forwardedHeader = "tinykv-forwarded" // a forwarded call is not forwarded again
 )
 
-// forEveryMember tells which calls are not the leader's: those of other services, and those by which clients find it.
+// forEveryMember tells which calls are not the leader's: those of other services, and those by
+// which clients find it.
 func forEveryMember(method string) bool {
 	switch {
 	case strings.HasPrefix(method, servicePrefix):
@@ -100,8 +101,11 @@ func outgoing(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, forwardedHeader, "1")
 }
 
-// unary is an interceptor: on a follower it sends the unary calls that the leader must answer there.
-func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+// unary is an interceptor: on a follower it sends the unary calls that the leader must answer
+// there.
+func (f *forwarder) unary(
+	ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+) (any, error) {
 	if forEveryMember(info.FullMethod) || f.s.leadership() != nil {
 		return next(ctx, req)
 	}
@@ -113,14 +117,15 @@ func (f *forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	if reply == nil {
 		return nil, errNotLeader
 	}
-	if err := conn.Invoke(roleCheck{f.s.guard}.passOn(outgoing(ctx), info.FullMethod), info.FullMethod, req, reply); err != nil {
+	if err := conn.Invoke(roleCheck{f.s.guard}.passOn(outgoing(ctx), info.FullMethod),
+		info.FullMethod, req, reply); err != nil {
 		return nil, err
 	}
 	return reply, nil
 }
 
-// newReply makes the empty answer of a unary method, as the service's interface has it; nil if there is no
-// such method.
+// newReply makes the empty answer of a unary method, as the service's interface has it; nil if
+// there is no such method.
 func newReply(method string) any {
 	service := reflect.TypeFor[pb.SchedulerServer]()
 	if strings.HasPrefix(method, pdPrefix) {
@@ -142,7 +147,9 @@ func (f *forwarder) tso(down pb.Scheduler_TsoServer) error {
 	if err != nil {
 		return err
 	}
-	return f.pipe(down, up, func() any { return &pb.TsoRequest{} }, func() any { return &pb.TsoResponse{} })
+	return f.pipe(down, up, func() any { return &pb.TsoRequest{} }, func() any {
+		return &pb.TsoResponse{}
+	})
 }
 
 func (f *forwarder) regionHeartbeat(down pb.Scheduler_RegionHeartbeatServer) error {
@@ -159,7 +166,9 @@ func (f *forwarder) regionHeartbeat(down pb.Scheduler_RegionHeartbeatServer) err
 }
 
 // stream forwards a stream of any service that has both directions.
-func (f *forwarder) stream(down grpc.ServerStream, method string, newReq, newResp func() any) error {
+func (f *forwarder) stream(
+	down grpc.ServerStream, method string, newReq, newResp func() any,
+) error {
 	conn, err := f.leader(down.Context())
 	if err != nil {
 		return err
@@ -173,7 +182,9 @@ func (f *forwarder) stream(down grpc.ServerStream, method string, newReq, newRes
 }
 
 // pipe copies both directions until either side ends or another member leads.
-func (f *forwarder) pipe(down grpc.ServerStream, up grpc.ClientStream, newReq, newResp func() any) error {
+func (f *forwarder) pipe(
+	down grpc.ServerStream, up grpc.ClientStream, newReq, newResp func() any,
+) error {
 	done := make(chan error, 2)
 	go func() { // ends when the handler returns, which ends the stream
 		for {

@@ -28,12 +28,13 @@ const (
 	frontStop    = time.Second      // for answers under way when the member stops
 )
 
-// front is a member's client port. gRPC and HTTP share it: what begins with the preface of HTTP/2 is
-// gRPC, as is what chose h2 in the TLS handshake, which prefers HTTP/1.1 so that browsers get that.
+// front is a member's client port. gRPC and HTTP share it: what begins with the preface of HTTP/2
+// is gRPC, as is what chose h2 in the TLS handshake, which prefers HTTP/1.1 so that browsers get
+// that.
 //
-// Embedded etcd could listen here too, with our handlers added to its own, as it was before. But then its own
-// ones are there for everybody: its gateway, its key-value and member services, headers that let any
-// web page read. So etcd gets no client port at all.
+// Embedded etcd could listen here too, with our handlers added to its own, as it was before. But
+// then its own ones are there for everybody: its gateway, its key-value and member services,
+// headers that let any web page read. So etcd gets no client port at all.
 type front struct {
 	listeners []net.Listener
 	tls       *tls.Config // nil without TLS
@@ -43,15 +44,17 @@ type front struct {
 	h1, h2    *handed
 	failed    chan error
 	wg        sync.WaitGroup
-	// open counts the connections, of which there may be limit, and perHost from one address; refused counts those that there
-	// was no room for, slow those that ended because they had not said what they speak while too many others came.
+	// open counts the connections, of which there may be limit, and perHost from one address;
+	// refused counts those that there was no room for, slow those that ended because they had not
+	// said what they speak while too many others came.
 	limit, perHost int
 	open           atomic.Int64
 	refused, slow  atomic.Uint64
 
 	mu struct {
 		sync.Mutex
-		// sniffed are connections of which it is not known yet what they speak, and since when they are there.
+		// sniffed are connections of which it is not known yet what they speak, and since when they
+		// are there.
 		sniffed map[net.Conn]time.Time
 		// hosts counts the connections by address. Invariant: no count is 0.
 		hosts   map[string]int
@@ -61,7 +64,9 @@ type front struct {
 
 // newFront makes one that has no listeners yet. secure is nil without TLS.
 func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
-	f := &front{failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain}
+	f := &front{
+		failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain,
+	}
 	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
 	return f
 }
@@ -93,8 +98,10 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		}
 		l, err := lc.Listen(ctx, network, addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("client-urls: address %s is already in use; stop the other process or choose another with "+
-				"--client-urls", addr)
+			return nil,
+				fmt.Errorf(
+					"client-urls: address %s is already in use; stop the other process or choose another with "+
+						"--client-urls", addr)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("client-urls: cannot listen on %s: %w", addr, err)
@@ -114,7 +121,8 @@ func (f *front) serve(handler http.Handler, register func(*grpc.Server), opts []
 	register(f.grpc)
 	healthpb.RegisterHealthServer(f.grpc, health.NewServer())
 	f.http = &http.Server{
-		Handler: handler, ReadHeaderTimeout: sniffTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: handler, ReadHeaderTimeout: sniffTimeout, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
 		// h2 goes to the gRPC server before net/http sees it.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
@@ -151,7 +159,8 @@ func (f *front) accept(l net.Listener) error {
 			if errors.Is(err, net.ErrClosed) {
 				return err
 			}
-			// No file descriptors, or a client that is gone again: neither is a reason to stop serving.
+			// No file descriptors, or a client that is gone again: neither is a reason to stop
+			// serving.
 			time.Sleep(pause)
 			pause = min(2*pause, time.Second)
 			continue
@@ -172,13 +181,16 @@ func (f *front) accept(l net.Listener) error {
 }
 
 const (
-	// minSniffed is how many connections may be in their handshakes whatever the limit of connections; else a quarter of that.
+	// minSniffed is how many connections may be in their handshakes whatever the limit of
+	// connections; else a quarter of that.
 	minSniffed = 16
-	// slowAfter is how long a handshake takes at least until it may be ended for another one. Most take milliseconds.
+	// slowAfter is how long a handshake takes at least until it may be ended for another one. Most
+	// take milliseconds.
 	slowAfter = time.Second
 )
 
-// admit counts a new connection, or closes it and returns nil if there is no room. It fails once the front has stopped.
+// admit counts a new connection, or closes it and returns nil if there is no room. It fails once
+// the front has stopped.
 func (f *front) admit(raw net.Conn) (net.Conn, error) {
 	host, now := hostOf(raw), time.Now()
 	f.mu.Lock()
@@ -187,7 +199,8 @@ func (f *front) admit(raw net.Conn) (net.Conn, error) {
 		_ = raw.Close()
 		return nil, net.ErrClosed
 	}
-	if int(f.open.Load()) >= f.limit || host != "" && f.mu.hosts[host] >= f.perHost || !f.roomToSniffLocked(now) {
+	if int(f.open.Load()) >= f.limit || host != "" && f.mu.hosts[host] >= f.perHost ||
+		!f.roomToSniffLocked(now) {
 		f.refused.Add(1)
 		_ = raw.Close()
 		return nil, nil
@@ -201,8 +214,9 @@ func (f *front) admit(raw net.Conn) (net.Conn, error) {
 	return conn, nil
 }
 
-// roomToSniffLocked tells whether one more connection may begin its handshake. If too many are at it, the one that is at it
-// for the longest time has to end, unless that is short: then the server is slow, and not the client.
+// roomToSniffLocked tells whether one more connection may begin its handshake. If too many are at
+// it, the one that is at it for the longest time has to end, unless that is short: then the server
+// is slow, and not the client.
 func (f *front) roomToSniffLocked(now time.Time) bool {
 	if len(f.mu.sniffed) < max(f.limit/4, minSniffed) {
 		return true

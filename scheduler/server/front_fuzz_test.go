@@ -34,7 +34,9 @@ func (c *bubbleCerts) make(t *testing.T) {
 		require.NoError(t, err)
 		return id
 	}
-	c.node = one(security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"localhost"}})
+	c.node = one(security.CertRequest{
+		Name: "node", Role: security.RoleNode, Hosts: []string{"localhost"},
+	})
 	c.client = one(security.CertRequest{Name: "app", Role: security.RoleClient})
 }
 
@@ -49,8 +51,8 @@ func (l asTCP) Accept() (net.Conn, error) {
 	return nc, nil
 }
 
-// saying has a client send data to a port, within TLS of a protocol if there is one, and leave unless it stays until it is
-// sent away.
+// saying has a client send data to a port, within TLS of a protocol if there is one, and leave
+// unless it stays until it is sent away.
 func saying(nc net.Conn, cfg *tls.Config, protocol string, cut int, data []byte, stays bool) {
 	defer nc.Close()
 	out := nc
@@ -73,14 +75,19 @@ func saying(nc net.Conn, cfg *tls.Config, protocol string, cut int, data []byte,
 	wg.Wait()
 }
 
-// FuzzFront: whatever a client sends to the client port, in the clear, in place of a handshake or within TLS, nothing panics;
-// a client that stays and says nothing more is sent away; and no connection counts afterwards.
+// FuzzFront: whatever a client sends to the client port, in the clear, in place of a handshake or
+// within TLS, nothing panics; a client that stays and says nothing more is sent away; and no
+// connection counts afterwards.
 func FuzzFront(f *testing.F) {
 	greeting := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	for i, s := range []string{
-		"", "\x16", "\x16\x03\x01\xff\xff", "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03", "\x15\x03\x03\x00\x02\x02\x00", "P", "PRI * HTTP/2.0\r\n\r\nS",
-		http2.ClientPreface, greeting, greeting + "\x00\x00\x04\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAAA\r\n\r\n",
+		"", "\x16", "\x16\x03\x01\xff\xff", "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03",
+		"\x15\x03\x03\x00\x02\x02\x00", "P", "PRI * HTTP/2.0\r\n\r\nS",
+		http2.ClientPreface, greeting,
+		greeting + "\x00\x00\x04\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41", "GET / HTTP/1.1\r\n",
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+		"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAAA\r\n\r\n",
 	} {
 		for how := range 3 {
 			f.Add(byte(how), uint16(i), i%2 == 0, (i+how)%2 == 0, []byte(s))
@@ -94,7 +101,8 @@ func FuzzFront(f *testing.F) {
 			s := newFront(4, 4, certs.node.Server("http/1.1", "h2"), plain)
 			s.listeners = []net.Listener{asTCP{l}}
 			s.h1, s.h2 = newHanded(l.Addr()), newHanded(l.Addr())
-			s.serve((&security.Guard{}).Wrap(http.NotFoundHandler()), func(*grpc.Server) {}, transportOptions())
+			s.serve((&security.Guard{}).Wrap(http.NotFoundHandler()), func(*grpc.Server) {},
+				transportOptions())
 			nc, err := l.Dial()
 			require.NoError(t, err)
 			cfg := certs.client.Client()
@@ -110,8 +118,8 @@ func FuzzFront(f *testing.F) {
 	})
 }
 
-// TestSlowHandshakesMakeRoom: connections that have not said what they speak are bounded; those of the moment stay, and one
-// that takes its time ends for a new one.
+// TestSlowHandshakesMakeRoom: connections that have not said what they speak are bounded; those of
+// the moment stay, and one that takes its time ends for a new one.
 func TestSlowHandshakesMakeRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFront(4*minSniffed, 4*minSniffed, nil, false)

@@ -59,7 +59,10 @@ func (h *hbStreams) bind(ctx context.Context, storeID uint64, s responseStream) 
 		old.cancel()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	b := &boundStream{stream: s, queue: make(chan *schedulerpb.RegionHeartbeatResponse, streamQueue), cancel: cancel}
+	b := &boundStream{
+		stream: s, queue: make(chan *schedulerpb.RegionHeartbeatResponse, streamQueue),
+		cancel: cancel,
+	}
 	h.mu.stores[storeID] = b
 	go h.pump(ctx, storeID, b) // ends with ctx, that is with the stream's handler
 	h.logger.Info("bound heartbeat stream", log.StoreID(storeID))

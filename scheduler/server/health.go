@@ -13,14 +13,16 @@ import (
 )
 
 const (
-	// healthInterval is how often the leader judges the cluster by itself, so that it knows since when a condition holds.
+	// healthInterval is how often the leader judges the cluster by itself, so that it knows since
+	// when a condition holds.
 	healthInterval = 5 * time.Second
 	// healthAge is how old a report may be that is shown; more if it takes long to make.
 	healthAge      = 200 * time.Millisecond
 	healthAgeShare = 20
 )
 
-// healthKeeper has the leader's judgement of the cluster. On followers it is empty: they pass questions on.
+// healthKeeper has the leader's judgement of the cluster. On followers it is empty: they pass
+// questions on.
 //
 // Lock order: healthKeeper.mu < BasicCluster.mu. No IO is done under it.
 type healthKeeper struct {
@@ -87,8 +89,10 @@ func (k *healthKeeper) pause() time.Duration {
 func (k *healthKeeper) viewLocked(now time.Time) *health.View {
 	s, set := k.s, k.s.cluster.Settings()
 	v := &health.View{
-		Now: now, Leading: now.Sub(k.mu.leads), Prepared: s.cluster.Prepared(), Schedule: &set.Schedule, Replication: &set.Replication,
-		Stores: s.cluster.Core().Stores(), Regions: s.cluster.Core().ScanRegions(nil, nil, 0), Before: k.mu.last, Told: k.mu.told,
+		Now: now, Leading: now.Sub(k.mu.leads), Prepared: s.cluster.Prepared(),
+		Schedule: &set.Schedule, Replication: &set.Replication,
+		Stores: s.cluster.Core().Stores(), Regions: s.cluster.Core().ScanRegions(nil, nil, 0),
+		Before: k.mu.last, Told: k.mu.told,
 	}
 	v.Bootstrapped, _ = s.bootstrapped()
 	names := map[uint64]string{}
@@ -106,7 +110,8 @@ func (k *healthKeeper) viewLocked(now time.Time) *health.View {
 	return v
 }
 
-// watchHealth judges the cluster now and then until ctx, the leadership, ends, and says what has begun and ended.
+// watchHealth judges the cluster now and then until ctx, the leadership, ends, and says what has
+// begun and ended.
 func (s *Server) watchHealth(ctx context.Context) {
 	said := map[string]health.Condition{}
 	for sleep(ctx, s.health.pause()) {
@@ -115,7 +120,9 @@ func (s *Server) watchHealth(ctx context.Context) {
 }
 
 // sayHealth logs one line for each condition that has begun or ended.
-func (s *Server) sayHealth(said map[string]health.Condition, r *health.Report) map[string]health.Condition {
+func (s *Server) sayHealth(
+	said map[string]health.Condition, r *health.Report,
+) map[string]health.Condition {
 	now := make(map[string]health.Condition, len(r.Conditions))
 	for _, c := range r.Conditions {
 		now[c.Key()] = c
@@ -126,18 +133,22 @@ func (s *Server) sayHealth(said map[string]health.Condition, r *health.Report) m
 		if c.Severity == health.SeverityNotice {
 			say = s.logger.Info
 		}
-		say("health condition began", zap.String("code", string(c.Code)), zap.String("severity", string(c.Severity)),
-			zap.String("subject", c.Subject), zap.String("detail", c.Detail), zap.Uint64s("regions", c.Regions))
+		say("health condition began", zap.String("code", string(c.Code)),
+			zap.String("severity", string(c.Severity)),
+			zap.String("subject", c.Subject), zap.String("detail", c.Detail),
+			zap.Uint64s("regions", c.Regions))
 	}
 	for key, c := range said {
 		if _, still := now[key]; !still {
-			s.logger.Info("health condition ended", zap.String("code", string(c.Code)), zap.String("subject", c.Subject))
+			s.logger.Info("health condition ended", zap.String("code", string(c.Code)),
+				zap.String("subject", c.Subject))
 		}
 	}
 	return now
 }
 
-// healthJSON is the report with who made it, and the cluster's mode, empty before the first store came.
+// healthJSON is the report with who made it, and the cluster's mode, empty before the first store
+// came.
 type healthJSON struct {
 	*health.Report
 	Summary string `json:"summary"`
@@ -157,7 +168,8 @@ func healthAnswer(s *Server, r *health.Report) healthJSON {
 	return h
 }
 
-// getHealth answers 200 whatever the state is: degraded placement is not a reason to restart anything.
+// getHealth answers 200 whatever the state is: degraded placement is not a reason to restart
+// anything.
 func (s *Server) getHealth(*http.Request) (any, error) {
 	r := s.health.report()
 	return healthAnswer(s, r), nil

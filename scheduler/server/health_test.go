@@ -63,7 +63,9 @@ func TestConditionsOutliveTheLeader(t *testing.T) {
 	c, first := bootstrapped(t, leader, 3)
 	replicated(c, first)
 	becomes(t, leader, "ok")
-	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
+	require.NoError(t,
+		c.StoreHeartbeat(t.Context(),
+			&schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
 	becomes(t, leader, "ok", "read-errors store 3")
 	since := func(s *server.Server) string {
 		for _, c := range call(t, s, "GET", "/health", "", 200)["conditions"].([]any) {
@@ -80,13 +82,15 @@ func TestConditionsOutliveTheLeader(t *testing.T) {
 	next, _ := leaderOf(t, members)
 	c, _ = client.New(t.Context(), []string{next.ClientURL()})
 	defer c.Close()
-	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
+	require.NoError(t,
+		c.StoreHeartbeat(t.Context(),
+			&schedulerpb.StoreStats{StoreId: 3, RegionCount: 1, ReadErrors: 3}))
 	require.Eventually(t, func() bool { return since(next) != "" }, waitFor, tick)
 	require.Equal(t, began, since(next))
 }
 
-// TestHealthOfStores: a new leader cannot tell, then all is well; what stores report shows in the API and the metrics, and
-// it goes away again.
+// TestHealthOfStores: a new leader cannot tell, then all is well; what stores report shows in the
+// API and the metrics, and it goes away again.
 func TestHealthOfStores(t *testing.T) {
 	logs, seen := observer.New(zap.InfoLevel)
 	s := servertest.Start(t, servertest.Config(t), zap.New(logs))
@@ -95,19 +99,24 @@ func TestHealthOfStores(t *testing.T) {
 	c, first := bootstrapped(t, s, 3)
 	becomes(t, s, "unknown")
 	require.Eventually(t, func() bool {
-		return strings.Contains(call(t, s, "GET", "/health", "", 200)["summary"].(string), "reports of 0 of 1 regions")
+		return strings.Contains(call(t, s, "GET", "/health", "", 200)["summary"].(string),
+			"reports of 0 of 1 regions")
 	}, waitFor, tick)
 	replicated(c, first)
 	becomes(t, s, "ok")
 	require.Contains(t, metricsOf(t, s.ClientURL()), "\ntinykv_healthy 1\n")
-	require.Equal(t, "ok", call(t, s, "GET", "/cluster", "", 200)["health"].(map[string]any)["health"])
+	require.Equal(t, "ok",
+		call(t, s, "GET", "/cluster", "", 200)["health"].(map[string]any)["health"])
 
 	bad := &schedulerpb.StoreStats{
-		StoreId: 3, RegionCount: 1, Capacity: 1 << 40, Available: 1 << 30, StarvingPeerIds: []uint64{1002},
-		DamagedPeerIds: []uint64{1003}, QuarantinedRegionIds: []uint64{1000}, DivergedRegionIds: []uint64{1000}, ReadErrors: 3,
+		StoreId: 3, RegionCount: 1, Capacity: 1 << 40, Available: 1 << 30,
+		StarvingPeerIds: []uint64{1002},
+		DamagedPeerIds:  []uint64{1003}, QuarantinedRegionIds: []uint64{1000},
+		DivergedRegionIds: []uint64{1000}, ReadErrors: 3,
 	}
 	require.NoError(t, c.StoreHeartbeat(t.Context(), bad))
-	becomes(t, s, "critical", "diverged store 3", "few-replicas regions", "starving regions", "quarantined store 3",
+	becomes(t, s, "critical", "diverged store 3", "few-replicas regions", "starving regions",
+		"quarantined store 3",
 		"low-disk store 3", "read-errors store 3")
 	m := metricsOf(t, s.ClientURL())
 	require.Contains(t, m, "\ntinykv_healthy 0\n")
@@ -117,13 +126,19 @@ func TestHealthOfStores(t *testing.T) {
 	line := func(message, code string) bool {
 		return seen.FilterMessage(message).FilterField(zap.String("code", code)).Len() == 1
 	}
-	require.Eventually(t, func() bool { return line("health condition began", "diverged") }, 2*waitFor, tick)
-	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1}))
+	require.Eventually(t, func() bool {
+		return line("health condition began", "diverged")
+	}, 2*waitFor, tick)
+	require.NoError(t,
+		c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 3, RegionCount: 1}))
 	becomes(t, s, "ok")
-	require.Eventually(t, func() bool { return line("health condition ended", "diverged") }, 2*waitFor, tick)
+	require.Eventually(t, func() bool {
+		return line("health condition ended", "diverged")
+	}, 2*waitFor, tick)
 }
 
-// TestHealthOfClocks: a clock that is off is measured by the heartbeats of its store, and one line of the log says so.
+// TestHealthOfClocks: a clock that is off is measured by the heartbeats of its store, and one line
+// of the log says so.
 func TestHealthOfClocks(t *testing.T) {
 	logs, seen := observer.New(zap.WarnLevel)
 	s := servertest.Start(t, servertest.Config(t), zap.New(logs))
@@ -133,25 +148,32 @@ func TestHealthOfClocks(t *testing.T) {
 		for id, off := range []time.Duration{0, 3 * time.Second, -3 * time.Second, 0} {
 			if id > 0 {
 				require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{
-					StoreId: uint64(id), RegionCount: 1, Clock: time.Now().Add(off).UnixNano(), RoundTrip: uint64(100 * time.Millisecond),
+					StoreId: uint64(id), RegionCount: 1, Clock: time.Now().Add(off).UnixNano(),
+					RoundTrip: uint64(100 * time.Millisecond),
 				}))
 			}
 		}
 	}
 	becomes(t, s, "degraded", "clock-skew store 1", "clock-skew store 2")
-	require.Contains(t, metricsOf(t, s.ClientURL()), `tinykv_store_clock_skew_seconds{store="1"} 3.0`)
+	require.Contains(t, metricsOf(t, s.ClientURL()),
+		`tinykv_store_clock_skew_seconds{store="1"} 3.0`)
 	require.Eventually(t, func() bool {
-		return seen.FilterMessage("health condition began").FilterField(zap.String("code", "clock-skew")).Len() == 2
+		return seen.FilterMessage("health condition began").FilterField(zap.String("code",
+			"clock-skew")).Len() == 2
 	}, 2*waitFor, tick)
 }
 
-// TestHealthOfLostStores: two of three stores are lost, then buried. It is never fine, at no leader.
+// TestHealthOfLostStores: two of three stores are lost, then buried. It is never fine, at no
+// leader.
 func TestHealthOfLostStores(t *testing.T) {
-	s := servertest.StartTest(t, func(c *config.Config) { c.Schedule.StoreDisconnect = config.Duration(2 * time.Second) })
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.Schedule.StoreDisconnect = config.Duration(2 * time.Second)
+	})
 	c, first := bootstrapped(t, s, 3)
 	hb := replicated(c, first)
 	beat := func() {
-		require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1, RegionCount: 1}))
+		require.NoError(t,
+			c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 1, RegionCount: 1}))
 	}
 	lost := func(conditions ...string) {
 		t.Helper()
@@ -169,22 +191,26 @@ func TestHealthOfLostStores(t *testing.T) {
 	lost("no-quorum regions", "few-replicas regions")
 	hb.DownPeers = nil
 	s.Resign() // the next leader is the same member, and knows nothing from reports
-	require.Eventually(t, func() bool { return callStatus(t, s, "GET", "/health") == 200 }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return callStatus(t, s, "GET", "/health") == 200
+	}, waitFor, tick)
 	lost("no-quorum regions")
 	require.NotEmpty(t, call(t, s, "GET", "/health", "", 200)["incomplete"])
 }
 
-// TestHealthOfMembers: every member gives the leader's report; a member that is dead is named, and not any more once it is
-// back or removed. A new leader knows for how long a store has been silent.
+// TestHealthOfMembers: every member gives the leader's report; a member that is dead is named, and
+// not any more once it is back or removed. A new leader knows for how long a store has been silent.
 func TestHealthOfMembers(t *testing.T) {
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
-		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(2*time.Second), config.Duration(time.Second)
+		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(2*time.Second),
+			config.Duration(time.Second)
 		c.Schedule.Schedulers = nil
 	})
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 2)
 	replicated(c, first)
-	becomes(t, followers[0], "critical", "no-quorum regions", "leader-lost regions", "store-silent store 1", "store-silent store 2",
+	becomes(t, followers[0], "critical", "no-quorum regions", "leader-lost regions",
+		"store-silent store 1", "store-silent store 2",
 		"few-replicas regions")
 	require.Equal(t, leader.Name(), call(t, followers[1], "GET", "/health", "", 200)["leader"])
 
@@ -196,7 +222,8 @@ func TestHealthOfMembers(t *testing.T) {
 		}
 		return 0
 	}
-	// Longer than max-store-down-time, of which a new leader takes less for planning. What is saved is 0.2 s old.
+	// Longer than max-store-down-time, of which a new leader takes less for planning. What is saved
+	// is 0.2 s old.
 	require.Eventually(t, func() bool { return silent(leader) > 4 }, 2*waitFor, 20*tick)
 	leader.Resign()
 	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
@@ -219,16 +246,19 @@ func TestHealthOfMembers(t *testing.T) {
 // TestHealthOfTheRest creates each condition of the table that the other tests here do not.
 func TestHealthOfTheRest(t *testing.T) {
 	s := servertest.StartTest(t, func(c *config.Config) {
-		c.VerifyStores, c.Replication.LocationLabels, c.Schedule.Schedulers = true, []string{"zone"}, nil
+		c.VerifyStores, c.Replication.LocationLabels, c.Schedule.Schedulers = true,
+			[]string{"zone"}, nil
 		c.Schedule.StoreDisconnect = config.Duration(time.Hour)
 	})
 	c, first := bootstrapped(t, s, 5)
 	for id, zone := range map[uint64]string{1: "a", 2: "a", 3: "b", 4: "c", 5: "c"} {
 		require.NoError(t, c.PutStore(t.Context(), &metapb.Store{
-			Id: id, Address: fmt.Sprint("s", id), Version: fmt.Sprint(id / 5), Labels: []*metapb.StoreLabel{{Key: "zone", Value: zone}},
+			Id: id, Address: fmt.Sprint("s", id), Version: fmt.Sprint(id / 5),
+			Labels: []*metapb.StoreLabel{{Key: "zone", Value: zone}},
 		}))
 		require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{
-			StoreId: id, Capacity: 1 << 40, Available: 1 << 40, IsDiskFull: id == 3, IsSlow: id == 4,
+			StoreId: id, Capacity: 1 << 40, Available: 1 << 40, IsDiskFull: id == 3,
+			IsSlow: id == 4,
 		}))
 	}
 	hb := replicated(c, first)
@@ -240,13 +270,18 @@ func TestHealthOfTheRest(t *testing.T) {
 	// A split whose right half no leader ever reports.
 	left, right := *hb.Region, *hb.Region
 	left.EndKey, right.StartKey, right.Id = []byte("m"), []byte("m"), 2000
-	right.Peers = []*metapb.Peer{{Id: 2001, StoreId: 1}, {Id: 2002, StoreId: 3}, {Id: 2003, StoreId: 4}}
-	left.RegionEpoch, right.RegionEpoch = &metapb.RegionEpoch{Version: 2, ConfVer: 3}, &metapb.RegionEpoch{Version: 2, ConfVer: 3}
+	right.Peers = []*metapb.Peer{
+		{Id: 2001, StoreId: 1}, {Id: 2002, StoreId: 3}, {Id: 2003, StoreId: 4},
+	}
+	left.RegionEpoch, right.RegionEpoch = &metapb.RegionEpoch{Version: 2, ConfVer: 3},
+		&metapb.RegionEpoch{Version: 2, ConfVer: 3}
 	require.NoError(t, c.ReportSplit(t.Context(), &left, &right))
 	down.Region = &left
 	c.RegionHeartbeat(&down)
-	becomes(t, s, "critical", "no-leader regions", "disk-full store 3", "replica-silent regions", "misplaced regions",
-		"store-unreached store 2", "store-unreached store 3", "store-unreached store 4", "store-unreached store 5",
+	becomes(t, s, "critical", "no-leader regions", "disk-full store 3", "replica-silent regions",
+		"misplaced regions",
+		"store-unreached store 2", "store-unreached store 3", "store-unreached store 4",
+		"store-unreached store 5",
 		"slow-disk store 4", "versions-differ stores", "store-leaving store 5")
 	require.EqualValues(t, 1, call(t, s, "GET", "/regions?check=no-leader", "", 200)["count"])
 }

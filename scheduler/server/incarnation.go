@@ -11,13 +11,14 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
 
-// Each run of a store has an incarnation: the number of starts of that store, counted here and kept in its data
-// directory. A directory that knows fewer than were counted is an older copy of the store's data. So is one whose raft
-// log ends before what the store has reported as synced. Such a store must not vote: it has forgotten what it promised.
+// Each run of a store has an incarnation: the number of starts of that store, counted here and kept
+// in its data directory. A directory that knows fewer than were counted is an older copy of the
+// store's data. So is one whose raft log ends before what the store has reported as synced. Such a
+// store must not vote: it has forgotten what it promised.
 //
-// Of two runs of one store, the later registers under a larger incarnation. It is refused while the earlier one answers
-// at its address; else the earlier one ends when its next heartbeat is answered. Stores drop raft messages of an earlier
-// incarnation than they have seen.
+// Of two runs of one store, the later registers under a larger incarnation. It is refused while the
+// earlier one answers at its address; else the earlier one ends when its next heartbeat is
+// answered. Stores drop raft messages of an earlier incarnation than they have seen.
 
 var (
 	// ErrOldCopy refuses a store whose data is older than what it had promised.
@@ -39,16 +40,20 @@ func (c *RaftCluster) countRun(old *core.StoreInfo, m *metapb.Store, rebuild boo
 		return known.GetIncarnation(), nil // it asks again
 	case rebuild:
 	case m.GetIncarnation() < known.GetIncarnation():
-		return 0, fmt.Errorf("%w: it was last started as incarnation %d, but store %d has been started %d times",
-			ErrOldCopy, m.GetIncarnation(), m.GetId(), known.GetIncarnation())
+		return 0,
+			fmt.Errorf(
+				"%w: it was last started as incarnation %d, but store %d has been started %d times",
+				ErrOldCopy, m.GetIncarnation(), m.GetId(), known.GetIncarnation())
 	case m.GetLogSequence() < c.sequences.of(known):
-		return 0, fmt.Errorf("%w: its raft log ends at record %d, but store %d had reported %d as synced",
-			ErrOldCopy, m.GetLogSequence(), m.GetId(), c.sequences.of(known))
+		return 0,
+			fmt.Errorf("%w: its raft log ends at record %d, but store %d had reported %d as synced",
+				ErrOldCopy, m.GetLogSequence(), m.GetId(), c.sequences.of(known))
 	}
 	return max(known.GetIncarnation(), m.GetIncarnation()) + 1, nil
 }
 
-// sequences are how far the stores' raft logs were synced when they last said so. Safe for concurrent use.
+// sequences are how far the stores' raft logs were synced when they last said so. Safe for
+// concurrent use.
 type sequences struct {
 	mu   sync.Mutex
 	last map[uint64]uint64
@@ -87,17 +92,20 @@ func (q *sequences) replace(last map[uint64]uint64) {
 	q.last = maps.Clone(last)
 }
 
-// refuseDuplicate asks the store that is registered, if it is another run of the same store at another address: if that
-// one answers, the newcomer runs on a copy of its data directory.
+// refuseDuplicate asks the store that is registered, if it is another run of the same store at
+// another address: if that one answers, the newcomer runs on a copy of its data directory.
 func (s *Server) refuseDuplicate(ctx context.Context, m *metapb.Store) error {
 	old := s.cluster.Core().Store(m.GetId())
-	if old == nil || m.GetRun() == 0 || old.Meta().GetRun() == 0 || old.Meta().GetRun() == m.GetRun() ||
+	if old == nil || m.GetRun() == 0 || old.Meta().GetRun() == 0 ||
+		old.Meta().GetRun() == m.GetRun() ||
 		old.Address() == m.GetAddress() || old.IsTombstone() {
 		return nil
 	}
 	if _, err := s.callBack(ctx, old.Meta()); err != nil {
 		return nil //nolint:nilerr // it is not there any more
 	}
-	return fmt.Errorf("%w: store %d is running at %s; what is to be started at %s is a copy of its data directory. "+
-		"Start with an empty one to add a store", ErrDuplicateStore, m.GetId(), old.Address(), m.GetAddress())
+	return fmt.Errorf(
+		"%w: store %d is running at %s; what is to be started at %s is a copy of its data directory. "+
+			"Start with an empty one to add a store", ErrDuplicateStore, m.GetId(), old.Address(),
+		m.GetAddress())
 }

@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	joinTimeout = 2 * time.Minute // another member that joins at the same time has to be voter first
+	// another member that joins at the same time has to be voter first
+	joinTimeout = 2 * time.Minute
 	joinPause   = 500 * time.Millisecond
 )
 
@@ -43,19 +44,24 @@ type joinedPeer struct {
 	PeerURLs []string `json:"peer_urls"`
 }
 
-// join has a running cluster add this member as a learner, if its configuration asks for it and it is not in one yet, and fills
-// the etcd configuration with what the cluster says. The leader promotes it when it has caught up.
+// join has a running cluster add this member as a learner, if its configuration asks for it and it
+// is not in one yet, and fills the etcd configuration with what the cluster says. The leader
+// promotes it when it has caught up.
 //
-// The mark that this member joins is durable before the cluster is asked. Else the same directory, started
-// once without the flag, would begin a second cluster while the first one counts on this member.
-func join(ctx context.Context, cfg *config.Config, dir *dataDir, ec *embed.Config, logger *zap.Logger) error {
+// The mark that this member joins is durable before the cluster is asked. Else the same directory,
+// started once without the flag, would begin a second cluster while the first one counts on this
+// member.
+func join(
+	ctx context.Context, cfg *config.Config, dir *dataDir, ec *embed.Config, logger *zap.Logger,
+) error {
 	if dir.hasMember() {
 		return nil
 	}
 	if cfg.Join == "" {
 		if dir.mark.Joins {
-			return fmt.Errorf("data-dir: %s is of a member that was started to join a cluster and has not got there; start it "+
-				"with --join, or empty the directory to begin a new cluster", cfg.DataDir)
+			return fmt.Errorf(
+				"data-dir: %s is of a member that was started to join a cluster and has not got there; start it "+
+					"with --join, or empty the directory to begin a new cluster", cfg.DataDir)
 		}
 		return nil
 	}
@@ -109,12 +115,15 @@ func askToJoin(ctx context.Context, client *http.Client, cfg *config.Config) (*j
 	return nil, failure
 }
 
-func postJoin(ctx context.Context, client *http.Client, cfg *config.Config, member string, body []byte, out *joined) error {
+func postJoin(
+	ctx context.Context, client *http.Client, cfg *config.Config, member string, body []byte, out *joined,
+) error {
 	member = strings.TrimRight(strings.TrimSpace(member), "/")
 	if !strings.Contains(member, "://") {
 		member = "http://" + member
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, member+apiPrefix+"/members", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, member+apiPrefix+"/members",
+		bytes.NewReader(body))
 	if err != nil {
 		return badRequest("%q is not a URL", member)
 	}
@@ -136,14 +145,16 @@ func postJoin(ctx context.Context, client *http.Client, cfg *config.Config, memb
 	}
 	no := &apiError{status: resp.StatusCode}
 	if json.Unmarshal(data, no) != nil || no.Code == "" {
-		return badRequest("%s answers %s: it is not a placement service that can be joined", member, resp.Status)
+		return badRequest("%s answers %s: it is not a placement service that can be joined", member,
+			resp.Status)
 	}
 	return no
 }
 
 // passes tells whether the refusal is one that waiting may end.
 func (e *apiError) passes() bool {
-	return e.Code == codeChanging || e.status == http.StatusServiceUnavailable || e.status == http.StatusBadGateway
+	return e.Code == codeChanging || e.status == http.StatusServiceUnavailable ||
+		e.status == http.StatusBadGateway
 }
 
 func (e *apiError) text() string {
@@ -175,12 +186,16 @@ func (j *joined) fill(name string, ec *embed.Config) error {
 const codeChanging = "changing"
 
 func changing(format string, args ...any) error {
-	return &apiError{Code: codeChanging, Message: fmt.Sprintf(format, args...), status: http.StatusConflict}
+	return &apiError{
+		Code: codeChanging, Message: fmt.Sprintf(format, args...), status: http.StatusConflict,
+	}
 }
 
-// add is the cluster's side of join. It has no effect twice: who asks again with the same URLs before it
-// was ever started gets the same id.
-func (n *node) add(ctx context.Context, name string, peerURLs []string) (uint64, []memberInfo, error) {
+// add is the cluster's side of join. It has no effect twice: who asks again with the same URLs
+// before it was ever started gets the same id.
+func (n *node) add(
+	ctx context.Context, name string, peerURLs []string,
+) (uint64, []memberInfo, error) {
 	list, err := n.client.MemberList(ctx)
 	if err != nil {
 		return 0, nil, fmt.Errorf("list members: %w", err)
@@ -196,8 +211,10 @@ func (n *node) add(ctx context.Context, name string, peerURLs []string) (uint64,
 		case m.Name == "" && samePeers(m.PeerURLs, peerURLs):
 			self = m.ID // added by an earlier attempt that ended before etcd was started
 		case m.Name == "":
-			return 0, nil, changing("another member was added for %s and has not started; start it, or remove it by its id %d",
-				strings.Join(m.PeerURLs, ","), m.ID)
+			return 0, nil,
+				changing(
+					"another member was added for %s and has not started; start it, or remove it by its id %d",
+					strings.Join(m.PeerURLs, ","), m.ID)
 		}
 	}
 	if self == 0 {
@@ -210,15 +227,22 @@ func (n *node) add(ctx context.Context, name string, peerURLs []string) (uint64,
 	}
 	var out []memberInfo
 	for _, m := range list.Members {
-		out = append(out, memberInfo{Member: memberOf(m.ID, m.Name, m.PeerURLs, m.ClientURLs), learner: m.IsLearner})
+		out = append(out,
+			memberInfo{
+				Member: memberOf(m.ID, m.Name, m.PeerURLs, m.ClientURLs), learner: m.IsLearner,
+			})
 	}
 	return self, out, nil
 }
 
-// explainAdd tells refusals that pass (another member is learning, the quorum is not healthy yet) from others.
+// explainAdd tells refusals that pass (another member is learning, the quorum is not healthy yet)
+// from others.
 func explainAdd(err error) error {
 	if hasCode(err, codes.FailedPrecondition) && strings.Contains(err.Error(), "exist") {
-		return &apiError{Code: "exists", Message: err.Error(), Detail: "another member has these peer URLs", status: http.StatusConflict}
+		return &apiError{
+			Code: "exists", Message: err.Error(), Detail: "another member has these peer URLs",
+			status: http.StatusConflict,
+		}
 	}
 	if hasCode(err, codes.FailedPrecondition) || hasCode(err, codes.Unavailable) {
 		return changing("the cluster adds no member right now: %v", err)

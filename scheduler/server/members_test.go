@@ -61,18 +61,23 @@ func TestFollowersForward(t *testing.T) {
 	require.EqualValues(t, 3, ts.Count)
 	require.NoError(t, tso.CloseSend())
 
-	regions, err := f.GetRegions(t.Context(), &schedulerpb.GetRegionsRequest{Header: h, RegionKeys: [][]byte{nil, []byte("k")}})
+	regions, err := f.GetRegions(t.Context(),
+		&schedulerpb.GetRegionsRequest{Header: h, RegionKeys: [][]byte{nil, []byte("k")}})
 	require.NoError(t, err)
 	require.Len(t, regions.Regions, 2)
 	require.EqualValues(t, 1000, regions.Regions[1].Region.Id)
-	_, err = f.GetRegions(t.Context(), &schedulerpb.GetRegionsRequest{Header: h, RegionKeys: make([][]byte, 2000)})
+	_, err = f.GetRegions(t.Context(),
+		&schedulerpb.GetRegionsRequest{Header: h, RegionKeys: make([][]byte, 2000)})
 	require.ErrorContains(t, err, "at most 1024")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	hb, err := f.RegionHeartbeat(ctx)
 	require.NoError(t, err)
-	require.NoError(t, hb.Send(&schedulerpb.RegionHeartbeatRequest{Header: h, Region: first, Leader: first.Peers[0], Term: 6}))
+	require.NoError(t,
+		hb.Send(&schedulerpb.RegionHeartbeatRequest{
+			Header: h, Region: first, Leader: first.Peers[0], Term: 6,
+		}))
 	resp, err := hb.Recv() // the command to add a replica comes back the same way
 	require.NoError(t, err)
 	require.NotNil(t, resp.ChangePeer)
@@ -81,7 +86,8 @@ func TestFollowersForward(t *testing.T) {
 	require.Len(t, call(t, followers[1], "GET", "/members", "", 200)["members"], 3)
 }
 
-// Followers know the regions before they lead: after a change of leader no request is answered "no region".
+// Followers know the regions before they lead: after a change of leader no request is answered "no
+// region".
 func TestFollowersAreWarm(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
@@ -105,7 +111,8 @@ func TestFollowersAreWarm(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, r)
 	require.EqualValues(t, 1, r.Leader.StoreId)
-	require.Empty(t, next.Cluster().Controller().Records(), "nothing is moved on an unconfirmed record")
+	require.Empty(t, next.Cluster().Controller().Records(),
+		"nothing is moved on an unconfirmed record")
 }
 
 // What happened stays known: a new leader has the events and the ended operators of the one before.
@@ -113,7 +120,9 @@ func TestEventsOutliveTheLeader(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
 	var ended []operator.Record
 	require.Eventually(t, func() bool { // a replica is to be added, since the region has one
 		leader.Cluster().Controller().CancelAll("by the test")
@@ -130,8 +139,12 @@ func TestEventsOutliveTheLeader(t *testing.T) {
 	require.Contains(t, before, "operator-ended")
 	leader.Cluster().History().Sample(history.Point{Time: time.Now(), Regions: 77}, time.Minute)
 	for _, f := range followers {
-		require.Eventually(t, func() bool { return len(f.Cluster().History().After(time.Time{})) > 0 }, waitFor, tick)
-		require.Eventually(t, func() bool { return len(f.Cluster().Controller().History(10)) >= len(ended) }, waitFor, tick)
+		require.Eventually(t, func() bool {
+			return len(f.Cluster().History().After(time.Time{})) > 0
+		}, waitFor, tick)
+		require.Eventually(t, func() bool {
+			return len(f.Cluster().Controller().History(10)) >= len(ended)
+		}, waitFor, tick)
 	}
 	leader.Resign()
 	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
@@ -145,7 +158,9 @@ func TestEventsOutliveTheLeader(t *testing.T) {
 	require.Equal(t, before, after[:len(before)])
 	require.Contains(t, after[len(before):], "leader-changed")
 	// Who led before follows, and has it too.
-	require.Eventually(t, func() bool { return len(leader.Cluster().Controller().History(100)) >= len(past) }, waitFor, tick)
+	require.Eventually(t, func() bool {
+		return len(leader.Cluster().Controller().History(100)) >= len(past)
+	}, waitFor, tick)
 }
 
 // Ids and timestamps are unique and only grow, over many changes of leader.
@@ -257,7 +272,8 @@ func TestJoinAndRemove(t *testing.T) {
 	}
 }
 
-// Members that join at the same time all get in: the cluster takes one after the other, and they wait.
+// Members that join at the same time all get in: the cluster takes one after the other, and they
+// wait.
 func TestJoinsAtTheSameTime(t *testing.T) {
 	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
 	ended := make(chan error, 3)
@@ -275,7 +291,8 @@ func TestJoinsAtTheSameTime(t *testing.T) {
 	require.Len(t, call(t, first, "GET", "/members", "", 200)["members"], 4)
 }
 
-// A member that was started to join never begins a cluster of its own, whatever the first attempt came to.
+// A member that was started to join never begins a cluster of its own, whatever the first attempt
+// came to.
 func TestToldToJoinNeverBeginsAlone(t *testing.T) {
 	cfg := fixedPorts(t, "m2")
 	cfg.Join = "http://" + servertest.FreeAddr(t)
@@ -312,7 +329,8 @@ func fixedPorts(t *testing.T, name string) *config.Config {
 	t.Helper()
 	cfg := servertest.Config(t)
 	cfg.Name = name
-	cfg.ClientUrls, cfg.PeerUrls = "http://"+servertest.FreeAddr(t), "http://"+servertest.FreeAddr(t)
+	cfg.ClientUrls, cfg.PeerUrls = "http://"+servertest.FreeAddr(t),
+		"http://"+servertest.FreeAddr(t)
 	return cfg
 }
 
@@ -321,8 +339,12 @@ func TestRestartKeepsRoutesAndHardState(t *testing.T) {
 	cfg := fixedPorts(t, "m1")
 	s := servertest.Start(t, cfg, nil)
 	c, first := bootstrapped(t, s, 3)
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
-	require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000).Confirmed() }, waitFor, tick)
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
+	require.Eventually(t, func() bool {
+		return s.Cluster().Core().Region(1000).Confirmed()
+	}, waitFor, tick)
 	id, err := c.AllocID(t.Context())
 	require.NoError(t, err)
 	_, err = c.UpdateGCSafePoint(t.Context(), 77)
@@ -344,7 +366,8 @@ func TestRestartKeepsRoutesAndHardState(t *testing.T) {
 	stores, err := c.GetAllStores(t.Context(), true)
 	require.NoError(t, err)
 	require.Len(t, stores, 3)
-	require.ErrorIs(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 9, Address: "x"}, nil), client.ErrAlreadyBootstrapped)
+	require.ErrorIs(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 9, Address: "x"}, nil),
+		client.ErrAlreadyBootstrapped)
 }
 
 // What a start must refuse, each with one clear line.
@@ -361,33 +384,45 @@ func TestRefusedStarts(t *testing.T) {
 		defer other.Stop()
 		return other.Start(t.Context())
 	}
-	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir = cfg.DataDir }), "in use by another process")
-	require.ErrorContains(t, try(func(c *config.Config) { c.ClientUrls = cfg.ClientUrls }), "already in use")
-	require.ErrorContains(t, try(func(c *config.Config) { c.InitialCluster = "other=http://127.0.0.1:1" }), "does not name this member")
+	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir = cfg.DataDir }),
+		"in use by another process")
+	require.ErrorContains(t, try(func(c *config.Config) { c.ClientUrls = cfg.ClientUrls }),
+		"already in use")
+	require.ErrorContains(t,
+		try(func(c *config.Config) { c.InitialCluster = "other=http://127.0.0.1:1" }),
+		"does not name this member")
 	s.Stop()
-	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir, c.Name = cfg.DataDir, "m9" }), `belongs to member "m1"`)
+	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir, c.Name = cfg.DataDir, "m9" }),
+		`belongs to member "m1"`)
 	foreign := t.TempDir()
 	require.NoError(t, writeFile(foreign+"/x", "x"))
-	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir = foreign }), "not a data directory")
+	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir = foreign }),
+		"not a data directory")
 	require.NoError(t, writeFile(cfg.DataDir+"/TINYSCHEDULER", `{"format":99,"name":"m1"}`))
 	require.ErrorContains(t, try(func(c *config.Config) { c.DataDir = cfg.DataDir }), "format 99")
 	for key, change := range map[string]func(*config.Config){
 		"client-urls":              func(c *config.Config) { c.ClientUrls = "nonsense" },
 		"replication.max-replicas": func(c *config.Config) { c.Replication.MaxReplicas = 0 },
 		"log.level":                func(c *config.Config) { c.LogLevel = "loud" },
-		"unknown type":             func(c *config.Config) { c.Schedule.Schedulers[0].Type = "balance-regoin" },
+		"unknown type": func(c *config.Config) {
+			c.Schedule.Schedulers[0].Type = "balance-regoin"
+		},
 	} {
 		require.ErrorContains(t, try(change), key)
 	}
-	require.ErrorContains(t, config.Default().Load("nmae = \"x\""), `unknown key "nmae", did you mean "name"?`)
-	require.ErrorContains(t, config.Default().Load("[schedule]\nstore-disconect = \"1s\""), `did you mean "schedule.store-disconnect"?`)
+	require.ErrorContains(t, config.Default().Load("nmae = \"x\""),
+		`unknown key "nmae", did you mean "name"?`)
+	require.ErrorContains(t, config.Default().Load("[schedule]\nstore-disconect = \"1s\""),
+		`did you mean "schedule.store-disconnect"?`)
 	require.ErrorContains(t, config.Default().Load("lease = \"x\""), "line 1")
 }
 
-// The only member of a cluster leads soon, however long an election may take: it has nobody to wait for.
+// The only member of a cluster leads soon, however long an election may take: it has nobody to wait
+// for.
 func TestLoneMemberElectsItselfSoon(t *testing.T) {
 	cfg := servertest.Config(t)
-	cfg.TickInterval, cfg.ElectionInterval = config.Duration(9*time.Second), config.Duration(45*time.Second)
+	cfg.TickInterval, cfg.ElectionInterval = config.Duration(9*time.Second),
+		config.Duration(45*time.Second)
 	for range 2 { // new, and with a past
 		began := time.Now()
 		s := servertest.Start(t, cfg, zap.NewNop())

@@ -14,14 +14,14 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// memory is what a leader knows only because it has led for a while, kept for the next one: for how long each
-// store has been silent, which schedulers a person has paused, and for how long stores shed their leaders. Without
-// it leaders that follow each other faster than max-store-down-time would never take a store for dead, and a pause
-// would end with its leader.
+// memory is what a leader knows only because it has led for a while, kept for the next one: for how
+// long each store has been silent, which schedulers a person has paused, and for how long stores
+// shed their leaders. Without it leaders that follow each other faster than max-store-down-time
+// would never take a store for dead, and a pause would end with its leader.
 //
-// Durations are kept, not points in time: clocks of two members are never compared. What passes between the
-// last save of one leader and the start of the next is not counted, so that a silence is never overstated: nobody
-// listened then.
+// Durations are kept, not points in time: clocks of two members are never compared. What passes
+// between the last save of one leader and the start of the next is not counted, so that a silence
+// is never overstated: nobody listened then.
 type memory struct {
 	SilentMS map[uint64]int64 `json:"silent-ms,omitempty"` // by store
 	PausedMS map[string]int64 `json:"paused-ms,omitempty"` // what is left, by scheduler
@@ -34,14 +34,15 @@ func (m memory) empty() bool { return len(m.SilentMS)+len(m.PausedMS)+len(m.Evic
 
 const (
 	memoryInterval = 3 * time.Second
-	// listenFirst is how long a new leader listens itself before it takes a store for dead: the last
-	// that its predecessor heard of it may not have been saved.
+	// listenFirst is how long a new leader listens itself before it takes a store for dead: the
+	// last that its predecessor heard of it may not have been saved.
 	listenFirst = 3 * time.Second
 	// maxSilentMS is a century: what says more is damaged.
 	maxSilentMS = 100 * 365 * 24 * 3600 * 1000
 )
 
-// memoryPauses are the two intervals for a cluster where stores are taken for dead after a short time.
+// memoryPauses are the two intervals for a cluster where stores are taken for dead after a short
+// time.
 func (c *RaftCluster) memoryPauses() (save, listen time.Duration) {
 	down := c.Settings().Schedule.MaxStoreDownTime.D()
 	return max(min(memoryInterval, down/10), 50*time.Millisecond), min(listenFirst, down/4)
@@ -59,7 +60,8 @@ func (c *RaftCluster) remember() memory {
 			m.SilentMS[s.ID()] = silent.Milliseconds()
 		}
 		if until := s.EvictUntil(); !until.IsZero() && !s.IsTombstone() {
-			m.EvictMS[s.ID()] = max(1, until.Sub(now).Milliseconds()) // if it is over, the end is still to be written
+			// if it is over, the end is still to be written
+			m.EvictMS[s.ID()] = max(1, until.Sub(now).Milliseconds())
 		}
 	}
 	for name, until := range c.planner.Paused() {
@@ -86,7 +88,8 @@ func (c *RaftCluster) recall(m memory) {
 	for id, ms := range m.SilentMS {
 		silent := time.Duration(max(0, min(ms, most))) * time.Millisecond
 		earlier := time.Duration(max(0, min(ms, maxSilentMS)))*time.Millisecond - silent
-		c.core.UpdateStore(id, core.WithLastHeartbeat(now.Add(-silent)), core.WithEarlierSilence(earlier))
+		c.core.UpdateStore(id, core.WithLastHeartbeat(now.Add(-silent)),
+			core.WithEarlierSilence(earlier))
 	}
 	for _, s := range c.core.Stores() {
 		var until time.Time
@@ -104,13 +107,14 @@ func (c *RaftCluster) recall(m memory) {
 	c.health.Store(nil)
 }
 
-// loadMemory decodes what the leader before has saved. A damaged one is as if it had not: nothing that depends on
-// it is lost for good.
+// loadMemory decodes what the leader before has saved. A damaged one is as if it had not: nothing
+// that depends on it is lost for good.
 func (s *Server) loadMemory(d hardState) memory {
 	var m memory
 	if value, ok := d[s.keys.Memory()]; ok {
 		if err := json.Unmarshal(value, &m); err != nil {
-			s.logger.Warn("what the leader before knew of silent stores and pauses is not readable", zap.Error(err))
+			s.logger.Warn("what the leader before knew of silent stores and pauses is not readable",
+				zap.Error(err))
 			return memory{}
 		}
 	}
@@ -150,7 +154,9 @@ func (s *Server) keepMemory(ctx context.Context) {
 }
 
 // pause stops a scheduler for a while, or resumes it, for this leader and those that follow.
-func (s *Server) pause(ctx context.Context, p *schedule.Planner, name string, until time.Time) error {
+func (s *Server) pause(
+	ctx context.Context, p *schedule.Planner, name string, until time.Time,
+) error {
 	p.Pause(name, until)
 	return s.saveMemory(ctx)
 }

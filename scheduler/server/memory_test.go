@@ -15,16 +15,18 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// TestSilenceOutlivesTheLeader: leaders that follow each other faster than max-store-down-time take a dead store
-// for dead all the same, and never one that lives.
+// TestSilenceOutlivesTheLeader: leaders that follow each other faster than max-store-down-time take
+// a dead store for dead all the same, and never one that lives.
 func TestSilenceOutlivesTheLeader(t *testing.T) {
 	const down = 4 * time.Second
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
-		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(down), config.Duration(time.Second)
+		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(down),
+			config.Duration(time.Second)
 	})
 	leader, _ := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 3)
-	beat, err := client.New(t.Context(), []string{members[0].ClientURL(), members[1].ClientURL(), members[2].ClientURL()})
+	beat, err := client.New(t.Context(),
+		[]string{members[0].ClientURL(), members[1].ClientURL(), members[2].ClientURL()})
 	require.NoError(t, err)
 	stop, wg := make(chan struct{}), sync.WaitGroup{}
 	wg.Add(1)
@@ -39,7 +41,8 @@ func TestSilenceOutlivesTheLeader(t *testing.T) {
 			case <-every.C:
 			}
 			for id := range uint64(2) {
-				_ = beat.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: id + 1}) // a leader is being changed
+				// a leader is being changed
+				_ = beat.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: id + 1})
 			}
 		}
 	}()
@@ -64,7 +67,9 @@ func TestSilenceOutlivesTheLeader(t *testing.T) {
 		}
 		if !dead {
 			leader.Resign()
-			require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return !leader.IsLeader()
+			}, waitFor, time.Millisecond)
 		}
 	}
 	require.Greater(t, len(ledBy), 1)
@@ -83,7 +88,8 @@ func TestPausesOutliveTheLeader(t *testing.T) {
 	require.Eventually(t, func() bool { return !leader.IsLeader() }, waitFor, time.Millisecond)
 	next, _ := leaderOf(t, members)
 	require.NotSame(t, leader, next)
-	require.WithinDuration(t, time.Now().Add(time.Hour), next.Cluster().Planner().PausedUntil("balance-region"), time.Minute)
+	require.WithinDuration(t, time.Now().Add(time.Hour),
+		next.Cluster().Planner().PausedUntil("balance-region"), time.Minute)
 	require.True(t, next.Cluster().Planner().PausedUntil("balance-leader").Before(time.Now()))
 }
 
@@ -96,7 +102,8 @@ func nextLeader(t *testing.T, members []*server.Server, leader *server.Server) *
 	return next
 }
 
-// TestEvictionsEndInTime: a store sheds its leaders for as long as was asked for, no matter who leads.
+// TestEvictionsEndInTime: a store sheds its leaders for as long as was asked for, no matter who
+// leads.
 func TestEvictionsEndInTime(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, _ := leaderOf(t, members)
@@ -112,7 +119,8 @@ func TestEvictionsEndInTime(t *testing.T) {
 	require.Equal(t, true, two["evict_leaders"])
 	require.Nil(t, two["evict_seconds"])
 
-	// Another end, to which a third leader comes; it is over then, for the leaders after it as well.
+	// Another end, to which a third leader comes; it is over then, for the leaders after it as
+	// well.
 	call(t, leader, "POST", "/stores/1/evict?for=1s", "", 200)
 	leader = nextLeader(t, members, leader)
 	require.Eventually(t, func() bool {
@@ -123,7 +131,8 @@ func TestEvictionsEndInTime(t *testing.T) {
 	require.True(t, leader.Cluster().Core().Store(2).EvictLeaders())
 }
 
-// TestLeaderWeightIsKept: the share of leaders is apart from that of data, also for the next leader.
+// TestLeaderWeightIsKept: the share of leaders is apart from that of data, also for the next
+// leader.
 func TestLeaderWeightIsKept(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, _ := leaderOf(t, members)
@@ -146,7 +155,8 @@ func TestSilentStoresAreInTheEvents(t *testing.T) {
 	has := func(kind, text string) func() bool {
 		return func() bool {
 			for _, e := range call(t, s, "GET", "/events?limit=1000", "", 200)["events"].([]any) {
-				if e := e.(map[string]any); e["kind"] == kind && strings.Contains(e["text"].(string), text) {
+				if e := e.(map[string]any); e["kind"] == kind &&
+					strings.Contains(e["text"].(string), text) {
 					return true
 				}
 			}
@@ -157,6 +167,7 @@ func TestSilentStoresAreInTheEvents(t *testing.T) {
 	require.False(t, has("store-down", "store 2")())
 	call(t, s, "PATCH", "/config", `{"schedule":{"max-store-down-time":"1s"}}`, 200)
 	require.Eventually(t, has("store-down", "store 2"), waitFor, 10*time.Millisecond)
-	require.NoError(t, c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 2, RegionCount: 1}))
+	require.NoError(t,
+		c.StoreHeartbeat(t.Context(), &schedulerpb.StoreStats{StoreId: 2, RegionCount: 1}))
 	require.Eventually(t, has("store-connected", "store 2"), waitFor, 10*time.Millisecond)
 }

@@ -27,7 +27,8 @@ func (c *RaftCluster) noMerges() string {
 	switch {
 	case !c.Features().Has(feature.Merge):
 		return "not all stores have been started with raftstore.region-merge = true"
-	case c.opts.Mode != nil && c.opts.Mode() == string(clustermode.Txn) && !c.Features().Has(feature.TxnMerge):
+	case c.opts.Mode != nil && c.opts.Mode() == string(clustermode.Txn) &&
+		!c.Features().Has(feature.TxnMerge):
 		return "not all stores know how regions of a cluster of transactions are merged"
 	}
 	return ""
@@ -49,12 +50,14 @@ func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any
 	if target == nil {
 		return nil, badRequest("region %d is not known", into)
 	}
-	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target, operator.OpAdmin, operator.Medium,
+	merge, take, err := operator.CreateMergeOperators("admin-merge", source, target,
+		operator.OpAdmin, operator.Medium,
 		operator.Alignment{})
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
-	if err := s.cluster.addPair(merge.Because("asked for by %s", by), take.Because("asked for by %s", by)); err != nil {
+	if err := s.cluster.addPair(merge.Because("asked for by %s", by),
+		take.Because("asked for by %s", by)); err != nil {
 		return nil, err
 	}
 	rec, _ := s.cluster.Controller().Find(source.ID())
@@ -64,21 +67,27 @@ func orderMerge(s *Server, source *core.RegionInfo, into uint64, by string) (any
 // explainMerge says of one region why it is merged or not.
 func (c *RaftCluster) explainMerge(r *core.RegionInfo) schedule.Decision {
 	v := c.newView()
-	d := schedule.Decision{Scheduler: merge.Name, At: v.Now, Result: fmt.Sprintf("region %d", r.ID()), Lines: c.merges.Explain(v, r)}
+	d := schedule.Decision{
+		Scheduler: merge.Name, At: v.Now, Result: fmt.Sprintf("region %d", r.ID()),
+		Lines: c.merges.Explain(v, r),
+	}
 	if f := c.planner.MayMerge(v); !f.None() {
 		d.Result += ": " + f.String()
 	}
 	return d
 }
 
-// loadHolds takes over the holds that were set before. Without them nothing may be merged that somebody wants to keep: if they
-// are not readable, everything is held for a day.
+// loadHolds takes over the holds that were set before. Without them nothing may be merged that
+// somebody wants to keep: if they are not readable, everything is held for a day.
 func loadHolds(s *Server, d hardState) {
 	var list []merge.Hold
 	if value, ok := d[s.keys.MergeHolds()]; ok {
 		if err := json.Unmarshal(value, &list); err != nil {
-			s.logger.Error("the ranges that are held are not readable; nothing is merged for a day", zap.Error(err))
-			list = []merge.Hold{{Until: time.Now().Add(24 * time.Hour), Why: "the saved holds are not readable"}}
+			s.logger.Error("the ranges that are held are not readable; nothing is merged for a day",
+				zap.Error(err))
+			list = []merge.Hold{
+				{Until: time.Now().Add(24 * time.Hour), Why: "the saved holds are not readable"},
+			}
 		}
 	}
 	s.cluster.SetHolds(list)
@@ -88,7 +97,9 @@ func loadHolds(s *Server, d hardState) {
 func (c *RaftCluster) SetHolds(list []merge.Hold) { c.merges.SetHolds(list) }
 
 // changeHolds writes a new list of holds, and then has it in force.
-func changeHolds(s *Server, ctx context.Context, change func(old []merge.Hold) ([]merge.Hold, error)) error {
+func changeHolds(
+	s *Server, ctx context.Context, change func(old []merge.Hold) ([]merge.Hold, error),
+) error {
 	s.holdsMu.Lock()
 	defer s.holdsMu.Unlock()
 	next, err := change(s.cluster.merges.Holds(time.Now()))
@@ -119,7 +130,8 @@ func getHolds(s *Server) handler {
 		out, now := []holdJSON{}, time.Now()
 		for _, h := range s.cluster.merges.Holds(now) {
 			out = append(out, holdJSON{
-				hex.EncodeToString(h.Start), hex.EncodeToString(h.End), h.Until.UTC(), h.Until.Sub(now).Seconds(), h.Why,
+				hex.EncodeToString(h.Start), hex.EncodeToString(h.End), h.Until.UTC(),
+				h.Until.Sub(now).Seconds(), h.Why,
 			})
 		}
 		return map[string]any{"holds": out}, nil
@@ -142,8 +154,8 @@ const (
 	longestHold = 10 * 365 * 24 * time.Hour
 )
 
-// postHold keeps the regions of a range from being merged for a time: {"start": hex, "end": hex, "for": "24h", "why": text}. A
-// merge of them ends whose regions are not frozen yet.
+// postHold keeps the regions of a range from being merged for a time: {"start": hex, "end": hex,
+// "for": "24h", "why": text}. A merge of them ends whose regions are not frozen yet.
 func postHold(s *Server) handler {
 	return func(r *http.Request) (any, error) {
 		var body struct {
@@ -163,7 +175,9 @@ func postHold(s *Server) handler {
 		if err != nil || d <= 0 || d > longestHold {
 			return nil, badRequest("for: %q is not a time between 0 and %v", body.For, longestHold)
 		}
-		h := merge.Hold{Start: start, End: end, Until: time.Now().Add(d).Round(time.Millisecond), Why: body.Why}
+		h := merge.Hold{
+			Start: start, End: end, Until: time.Now().Add(d).Round(time.Millisecond), Why: body.Why,
+		}
 		err = changeHolds(s, r.Context(), func(old []merge.Hold) ([]merge.Hold, error) {
 			next, err := merge.With(old, h, time.Now())
 			if err != nil {
@@ -175,17 +189,20 @@ func postHold(s *Server) handler {
 			return nil, err
 		}
 		s.cluster.endMerges(&h)
-		s.cluster.events.add("range-held", fmt.Sprintf("[%v, %v) for %v: its regions are not merged",
-			redact.Key(start), redact.Key(end), d))
+		s.cluster.events.add("range-held",
+			fmt.Sprintf("[%v, %v) for %v: its regions are not merged",
+				redact.Key(start), redact.Key(end), d))
 		return getHolds(s)(r)
 	}
 }
 
-// endMerges ends the merges of a range that has just been held. A frozen region may still be merged: the stores have decided.
+// endMerges ends the merges of a range that has just been held. A frozen region may still be
+// merged: the stores have decided.
 func (c *RaftCluster) endMerges(h *merge.Hold) {
 	for _, op := range c.controller.Running() {
 		r := c.core.Region(op.RegionID())
-		if op.Kind()&operator.OpMerge != 0 && op.Kind()&operator.OpAdmin == 0 && r != nil && h.Covers(r) {
+		if op.Kind()&operator.OpMerge != 0 && op.Kind()&operator.OpAdmin == 0 && r != nil &&
+			h.Covers(r) {
 			c.controller.Cancel(op.RegionID(), "the range is held")
 		}
 	}
@@ -200,14 +217,16 @@ func deleteHold(s *Server) handler {
 		err = changeHolds(s, r.Context(), func(old []merge.Hold) ([]merge.Hold, error) {
 			next, found := merge.Without(old, start, end, time.Now())
 			if !found {
-				return nil, notFound("exactly this range is not held; GET /holds lists those that are")
+				return nil,
+					notFound("exactly this range is not held; GET /holds lists those that are")
 			}
 			return next, nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		s.cluster.events.add("range-released", fmt.Sprintf("[%v, %v)", redact.Key(start), redact.Key(end)))
+		s.cluster.events.add("range-released",
+			fmt.Sprintf("[%v, %v)", redact.Key(start), redact.Key(end)))
 		s.cluster.planner.Wake()
 		return getHolds(s)(r)
 	}

@@ -9,13 +9,17 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// TestHolds: ranges that are held are listed, kept by the leaders that follow, and released by name.
+// TestHolds: ranges that are held are listed, kept by the leaders that follow, and released by
+// name.
 func TestHolds(t *testing.T) {
 	members := servertest.StartCluster(t, 3)
 	leader, rest := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 1)
 	require.Empty(t, call(t, leader, "GET", "/holds", "", 200)["holds"])
-	for _, bad := range []string{`{"start":"x"}`, `{"start":"62","end":"61"}`, `{"for":"-1h"}`, `{"for":"1000000h"}`, `{"untl":"1h"}`} {
+	for _, bad := range []string{
+		`{"start":"x"}`, `{"start":"62","end":"61"}`, `{"for":"-1h"}`, `{"for":"1000000h"}`,
+		`{"untl":"1h"}`,
+	} {
 		call(t, leader, "POST", "/holds", bad, 400)
 	}
 	call(t, leader, "POST", "/holds", `{"start":"61","end":"62","for":"2h","why":"import"}`, 200)

@@ -30,7 +30,8 @@ func newMetrics(s *Server) *metrics {
 
 // handler serves these and etcd's own metrics.
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(prometheus.Gatherers{prometheus.DefaultGatherer, m.registry}, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(prometheus.Gatherers{prometheus.DefaultGatherer, m.registry},
+		promhttp.HandlerOpts{})
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -41,35 +42,50 @@ var (
 	descHeartbeat = desc("pd_scheduler_region_heartbeat", "Region heartbeats by outcome.", "status")
 	descStoreBeat = desc("pd_scheduler_store_heartbeat", "Store heartbeats.")
 	descPush      = desc("pd_hbstream_region_message", "Commands sent to stores.", "status")
-	descStore     = desc("pd_scheduler_store_status", "State of a store.", "address", "store", "type")
-	descCluster   = desc("pd_cluster_status", "State of the cluster.", "type")
-	descRegions   = desc("pd_regions_status", "Regions that are not as they should be.", "type")
-	descOps       = desc("pd_schedule_operators_count", "Operators that ended.", "type")
-	descRunning   = desc("pd_schedule_operators_running", "Operators under way.", "type")
-	descTSO       = desc("pd_tso_handled", "Timestamps handed out.")
-	descLeader    = desc("pd_server_is_leader", "1 on the placement leader.")
-	descLease     = desc("pd_lease_local_ttl_remaining_seconds", "How long the leadership is valid without renewal.")
-	descAlarm     = desc("tinykv_etcd_alarm", "1 for each alarm of etcd, which refuses writes then.", "member", "type")
-	descKnown     = desc("tinykv_known_regions", "Regions that this member knows: a follower, those that it has taken over from the leader.", "type")
-	descHealthy   = desc("tinykv_healthy", "1 if the cluster is healthy, 0 if not; absent while that is not known.")
-	descCondition = desc("tinykv_health_conditions", "Regions, replicas, stores or members that are not as they should be.", "code", "severity")
-	descSkew      = desc("tinykv_store_clock_skew_seconds", "How far a store's clock is ahead of the placement leader's.", "store")
-	descConns     = desc("tinykv_client_port_connections", "Connections to the client port.")
-	descRefused   = desc("tinykv_client_port_refused_connections_total", "Connections to the client port that there was no room for.")
-	descSlow      = desc("tinykv_client_port_slow_handshakes_total",
+	descStore     = desc("pd_scheduler_store_status", "State of a store.", "address", "store",
+		"type")
+	descCluster = desc("pd_cluster_status", "State of the cluster.", "type")
+	descRegions = desc("pd_regions_status", "Regions that are not as they should be.", "type")
+	descOps     = desc("pd_schedule_operators_count", "Operators that ended.", "type")
+	descRunning = desc("pd_schedule_operators_running", "Operators under way.", "type")
+	descTSO     = desc("pd_tso_handled", "Timestamps handed out.")
+	descLeader  = desc("pd_server_is_leader", "1 on the placement leader.")
+	descLease   = desc("pd_lease_local_ttl_remaining_seconds",
+		"How long the leadership is valid without renewal.")
+	descAlarm = desc("tinykv_etcd_alarm",
+		"1 for each alarm of etcd, which refuses writes then.", "member", "type")
+	descKnown = desc("tinykv_known_regions",
+		"Regions that this member knows: a follower, those that it has taken over from the leader.",
+		"type")
+	descHealthy = desc("tinykv_healthy",
+		"1 if the cluster is healthy, 0 if not; absent while that is not known.")
+	descCondition = desc("tinykv_health_conditions",
+		"Regions, replicas, stores or members that are not as they should be.", "code", "severity")
+	descSkew = desc("tinykv_store_clock_skew_seconds",
+		"How far a store's clock is ahead of the placement leader's.", "store")
+	descConns   = desc("tinykv_client_port_connections", "Connections to the client port.")
+	descRefused = desc("tinykv_client_port_refused_connections_total",
+		"Connections to the client port that there was no room for.")
+	descSlow = desc("tinykv_client_port_slow_handshakes_total",
 		"Connections that ended in their handshakes because too many others came.")
-	descLogins   = desc("tinykv_failed_logins_total", "Tokens that were wrong, or not looked at after too many wrong ones.", "result")
-	descExpiry   = desc("tinykv_certificate_expiry_timestamp_seconds", "When this server's certificate ends, in seconds since 1970.")
-	descMerges   = desc("tinykv_merge_regions", "Small regions by what keeps them from being merged.", "reason")
-	descHolds    = desc("tinykv_merge_holds", "Ranges whose regions are not merged because somebody has said so.")
+	descLogins = desc("tinykv_failed_logins_total",
+		"Tokens that were wrong, or not looked at after too many wrong ones.", "result")
+	descExpiry = desc("tinykv_certificate_expiry_timestamp_seconds",
+		"When this server's certificate ends, in seconds since 1970.")
+	descMerges = desc("tinykv_merge_regions",
+		"Small regions by what keeps them from being merged.", "reason")
+	descHolds = desc("tinykv_merge_holds",
+		"Ranges whose regions are not merged because somebody has said so.")
 	descPrepared = desc("pd_scheduler_prepared", "1 once enough is known to balance.")
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps, descRunning, descTSO,
-		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition, descSkew,
+		descHeartbeat, descStoreBeat, descPush, descStore, descCluster, descRegions, descOps,
+		descRunning, descTSO,
+		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition,
+		descSkew,
 		descConns, descRefused, descSlow, descExpiry, descLogins, descMerges, descHolds,
 	} {
 		ch <- d
@@ -127,7 +143,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.collectLeader(gauge, counter)
 }
 
-func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string), counter func(*prometheus.Desc, uint64, ...string)) {
+func (m *metrics) collectLeader(
+	gauge func(*prometheus.Desc, float64, ...string),
+	counter func(*prometheus.Desc, uint64, ...string),
+) {
 	c := m.s.cluster
 	gauge(descPrepared, b2f(c.Prepared()))
 	for name, n := range c.Controller().Ended() {
@@ -150,8 +169,10 @@ func (m *metrics) collectLeader(gauge func(*prometheus.Desc, float64, ...string)
 	gauge(descHolds, float64(len(c.merges.Holds(time.Now()))))
 	h := m.s.placement()
 	for name, n := range map[string]int{
-		"miss-peer-region-count": h.Missing, "extra-peer-region-count": h.Extra, "down-peer-region-count": h.Down,
-		"pending-peer-region-count": h.Pending, "offline-peer-region-count": h.Offline, "empty-region-count": h.Empty,
+		"miss-peer-region-count": h.Missing, "extra-peer-region-count": h.Extra,
+		"down-peer-region-count":    h.Down,
+		"pending-peer-region-count": h.Pending, "offline-peer-region-count": h.Offline,
+		"empty-region-count":      h.Empty,
 		"leaderless-region-count": h.Leaderless,
 	} {
 		gauge(descRegions, float64(n), name)
@@ -194,9 +215,12 @@ func (m *metrics) collectStores(v *view.View, gauge func(*prometheus.Desc, float
 		id := utoa(s.ID())
 		for name, val := range map[string]float64{
 			"region_count": float64(s.RegionCount()), "leader_count": float64(s.LeaderCount()),
-			"region_size": float64(s.RegionSize()), "region_score": v.Load(s), "store_capacity": float64(s.Capacity()),
-			"store_available": float64(s.Available()), "store_used": float64(s.Stats().GetUsedSize()),
-			"moves_in": float64(v.Influence(s.ID()).InMoves), "moves_out": float64(v.Influence(s.ID()).OutMoves),
+			"region_size": float64(s.RegionSize()), "region_score": v.Load(s),
+			"store_capacity":  float64(s.Capacity()),
+			"store_available": float64(s.Available()),
+			"store_used":      float64(s.Stats().GetUsedSize()),
+			"moves_in":        float64(v.Influence(s.ID()).InMoves),
+			"moves_out":       float64(v.Influence(s.ID()).OutMoves),
 		} {
 			gauge(descStore, val, s.Address(), id, name)
 		}

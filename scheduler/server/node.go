@@ -31,8 +31,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// node is the embedded etcd member: it keeps the hard state. etcd listens on the peer port only; this
-// process reaches it by calls.
+// node is the embedded etcd member: it keeps the hard state. etcd listens on the peer port only;
+// this process reaches it by calls.
 type node struct {
 	cfg        *config.Config
 	etcd       *embed.Etcd
@@ -82,7 +82,8 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 		return nil, err
 	}
 	n := &node{
-		cfg: cfg, etcd: e, door: door, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1), done: make(chan struct{}),
+		cfg: cfg, etcd: e, door: door, dir: dir, clientAddr: clientAddr, fail: make(chan error, 1),
+		done: make(chan struct{}),
 	}
 	n.client = v3client.New(e.Server)
 	var watching context.Context
@@ -93,7 +94,9 @@ func startNode(ctx context.Context, cfg *config.Config, logger *zap.Logger,
 }
 
 // startEtcd starts etcd and waits until it is ready.
-func startEtcd(ctx context.Context, cfg *config.Config, ec *embed.Config) (_ *embed.Etcd, err error) {
+func startEtcd(
+	ctx context.Context, cfg *config.Config, ec *embed.Config,
+) (_ *embed.Etcd, err error) {
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, explainStart(err, cfg)
@@ -113,15 +116,20 @@ func startEtcd(ctx context.Context, cfg *config.Config, ec *embed.Config) (_ *em
 	case err := <-e.Err():
 		return nil, explainStart(err, cfg)
 	case <-e.Server.StopNotify():
-		return nil, errors.New("etcd stopped while starting: this member was removed from the cluster")
+		return nil,
+			errors.New("etcd stopped while starting: this member was removed from the cluster")
 	case <-ctx.Done():
-		return nil, fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster, ctx.Err())
+		return nil,
+			fmt.Errorf("member %s did not find a majority of %q: %w", cfg.Name, cfg.InitialCluster,
+				ctx.Err())
 	}
 }
 
-// openPeerDoor has a door take the peer port's place where that has TLS, and etcd listen behind it. Without TLS it returns
-// nil, which may be closed as well.
-func openPeerDoor(ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger) (*peerdoor.Door, error) {
+// openPeerDoor has a door take the peer port's place where that has TLS, and etcd listen behind it.
+// Without TLS it returns nil, which may be closed as well.
+func openPeerDoor(
+	ctx context.Context, cfg *config.Config, ec *embed.Config, logger *zap.Logger,
+) (*peerdoor.Door, error) {
 	var addrs []string
 	for _, u := range ec.ListenPeerUrls {
 		if u.Scheme == "https" {
@@ -146,8 +154,8 @@ func openPeerDoor(ctx context.Context, cfg *config.Config, ec *embed.Config, log
 	return door, nil
 }
 
-// syncEtcdDirs makes the names of etcd's files durable. Etcd leaves out the directories of its data, of
-// the log's first file and of the tables.
+// syncEtcdDirs makes the names of etcd's files durable. Etcd leaves out the directories of its
+// data, of the log's first file and of the tables.
 func syncEtcdDirs(dataDir string) error {
 	for _, dir := range []string{"member/snap", "member/wal", "member", "."} {
 		if err := durable.SyncDir(filepath.Join(dataDir, dir)); err != nil {
@@ -157,12 +165,12 @@ func syncEtcdDirs(dataDir string) error {
 	return nil
 }
 
-// snapSyncInterval is how often the directory of etcd's snapshot files is synced. Etcd removes a file of
-// its log at the earliest when five more are full, which takes longer.
+// snapSyncInterval is how often the directory of etcd's snapshot files is synced. Etcd removes a
+// file of its log at the earliest when five more are full, which takes longer.
 const snapSyncInterval = 10 * time.Second
 
-// watch notices that etcd ended by itself, for example on a full or broken disk. Etcd does not sync the
-// directory in which it makes a snapshot file, so watch does.
+// watch notices that etcd ended by itself, for example on a full or broken disk. Etcd does not sync
+// the directory in which it makes a snapshot file, so watch does.
 func (n *node) watch(ctx context.Context, logger *zap.Logger) {
 	defer n.wg.Done()
 	ticker := time.NewTicker(snapSyncInterval)
@@ -223,8 +231,8 @@ func (n *node) alarms() []alarm {
 	return out
 }
 
-// reclaim gives up all old revisions, returns the room to the disk and, if less than the quota is in
-// use then, ends this member's alarm of NOSPACE.
+// reclaim gives up all old revisions, returns the room to the disk and, if less than the quota is
+// in use then, ends this member's alarm of NOSPACE.
 func (n *node) reclaim(ctx context.Context) error {
 	_, err := n.client.Compact(ctx, n.etcd.Server.KV().Rev(), clientv3.WithCompactPhysical())
 	if err != nil && !hasCode(err, codes.OutOfRange) { // which says that it was done before
@@ -233,8 +241,10 @@ func (n *node) reclaim(ctx context.Context) error {
 	if err := n.etcd.Server.Backend().Defrag(); err != nil {
 		return fmt.Errorf("defragment etcd: %w", err)
 	}
-	if size := n.etcd.Server.Backend().Size(); n.cfg.QuotaBackendBytes > 0 && size >= n.cfg.QuotaBackendBytes {
-		return fmt.Errorf("etcd's data of member %s still takes %d bytes of %d: raise quota-backend-bytes and start it again",
+	if size := n.etcd.Server.Backend().Size(); n.cfg.QuotaBackendBytes > 0 &&
+		size >= n.cfg.QuotaBackendBytes {
+		return fmt.Errorf(
+			"etcd's data of member %s still takes %d bytes of %d: raise quota-backend-bytes and start it again",
 			n.cfg.Name, size, n.cfg.QuotaBackendBytes)
 	}
 	for _, a := range n.etcd.Server.Alarms() {
@@ -262,8 +272,9 @@ func (n *node) members() []memberInfo {
 	return out
 }
 
-// handOver gives the etcd leadership to another member, if this one has it and there is another. etcd's
-// own waiting looks for the success once a tick only; clients wait as long, so it is looked for often.
+// handOver gives the etcd leadership to another member, if this one has it and there is another.
+// etcd's own waiting looks for the success once a tick only; clients wait as long, so it is looked
+// for often.
 func (n *node) handOver() {
 	if n.etcd.Server.Leader() != n.etcd.Server.MemberID() {
 		return
@@ -329,16 +340,18 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	ec.TickMs = uint(cfg.TickInterval.D().Milliseconds())
 	ec.ElectionMs = uint(cfg.ElectionInterval.D().Milliseconds())
 	if cfg.Alone() {
-		// etcd waits out a random part of an election timeout even when there is nobody to wait for. (Making it
-		// campaign at once by a message is no way: that meets a log which it has not worked off yet, and panics.)
+		// etcd waits out a random part of an election timeout even when there is nobody to wait
+		// for. (Making it campaign at once by a message is no way: that meets a log which it has
+		// not worked off yet, and panics.)
 		ec.TickMs, ec.ElectionMs = min(ec.TickMs, 70), min(ec.ElectionMs, 350)
 	}
-	// etcd's log is synced before anything is answered, so its tables may follow later than after 100 ms: that
-	// would be a transaction with syncs of its own for every renewal of the leadership. The limit of changes
-	// keeps the quota exact, which goes by the size of the tables.
+	// etcd's log is synced before anything is answered, so its tables may follow later than after
+	// 100 ms: that would be a transaction with syncs of its own for every renewal of the
+	// leadership. The limit of changes keeps the quota exact, which goes by the size of the tables.
 	ec.BackendBatchInterval, ec.BackendBatchLimit = 5*time.Second, 64
 	ec.QuotaBackendBytes = cfg.QuotaBackendBytes
-	ec.AutoCompactionMode, ec.AutoCompactionRetention = cfg.AutoCompactionMode, cfg.AutoCompactionRetention
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = cfg.AutoCompactionMode,
+		cfg.AutoCompactionRetention
 	ec.InitialCluster, ec.ClusterState = cfg.InitialCluster, cfg.InitialClusterState
 	ec.InitialClusterToken = cfg.InitialClusterToken
 	ec.ForceNewCluster = cfg.ForceNewCluster
@@ -372,9 +385,9 @@ func etcdConfig(cfg *config.Config, logger *zap.Logger) (*embed.Config, error) {
 	return ec, nil
 }
 
-// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, a closed listener at the end is
-// not an error, and a new member's tables are written seconds after etcd first looks for their version, which only
-// matters to a downgrade of etcd.
+// etcdNoise are lines of etcd that say nothing here: sharing one port is the design, a closed
+// listener at the end is not an error, and a new member's tables are written seconds after etcd
+// first looks for their version, which only matters to a downgrade of etcd.
 var etcdNoise = []string{
 	"Running http and grpc server on single port",
 	"simple token is not cryptographically signed",
@@ -418,7 +431,8 @@ func probeListen(cfg *config.Config) error {
 			}
 			l, err := net.Listen("tcp", u.Host) //nolint:noctx // closed at once
 			if errors.Is(err, syscall.EADDRINUSE) {
-				return fmt.Errorf("%s: address %s is already in use; stop the other process or choose another with --%s",
+				return fmt.Errorf(
+					"%s: address %s is already in use; stop the other process or choose another with --%s",
 					group.key, u.Host, group.key)
 			}
 			if err != nil {

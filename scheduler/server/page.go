@@ -19,7 +19,8 @@ const (
 	loginPath  = "/ui/login"
 	logoutPath = "/ui/logout"
 
-	// sessionMark is where the page has the button that ends a session, and the form of the login says what was wrong.
+	// sessionMark is where the page has the button that ends a session, and the form of the login
+	// says what was wrong.
 	sessionMark  = "<!--session-->"
 	logoutButton = `<form method="post" action="` + logoutPath + `"><button>Log out</button></form>`
 
@@ -33,8 +34,9 @@ const (
 // pages serves the page of the service and its login.
 type pages struct{ guard *security.Guard }
 
-// page serves the single page of the service; it talks to the API only. With a token it is for the admin, others get the
-// form of the login. What the page reads is open to who connects, with a token too: the token is for changes.
+// page serves the single page of the service; it talks to the API only. With a token it is for the
+// admin, others get the form of the login. What the page reads is open to who connects, with a
+// token too: the token is for changes.
 func (p pages) page() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -43,7 +45,8 @@ func (p pages) page() http.Handler {
 		case p.guard.Token == "":
 			writePage(w, http.StatusOK, pageHTML)
 		case p.guard.LoggedIn(r):
-			writePage(w, http.StatusOK, bytes.Replace(pageHTML, []byte(sessionMark), []byte(logoutButton), 1))
+			writePage(w, http.StatusOK,
+				bytes.Replace(pageHTML, []byte(sessionMark), []byte(logoutButton), 1))
 		default:
 			writeLogin(w, http.StatusOK, "")
 		}
@@ -65,7 +68,8 @@ func (p pages) login(w http.ResponseWriter, r *http.Request) {
 		p.guard.Refuse(w, f)
 	case f.Status == http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", "5")
-		writeLogin(w, f.Status, "Too many wrong tokens came from this address. Wait for a few seconds.")
+		writeLogin(w, f.Status,
+			"Too many wrong tokens came from this address. Wait for a few seconds.")
 	default:
 		writeLogin(w, f.Status, "This is not the token.")
 	}

@@ -272,8 +272,8 @@ func TestPDSafePoints(t *testing.T) {
 	require.ErrorContains(t, err, "smaller value")
 }
 
-// Stores raise the safe points in their own way, and see that a client takes care of them. No safe point passes a barrier, or
-// comes near the time of now.
+// Stores raise the safe points in their own way, and see that a client takes care of them. No safe
+// point passes a barrier, or comes near the time of now.
 func TestSafePointsOfStores(t *testing.T) {
 	s := servertest.StartTest(t)
 	bootstrapped(t, s, 1)
@@ -296,7 +296,10 @@ func TestSafePointsOfStores(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, st.ByClient)
 
-	_, err = pd.SetGCBarrier(ctx, &pdpb.SetGCBarrierRequest{Header: h, BarrierId: "backup", BarrierTs: 100, TtlSeconds: math.MaxInt64})
+	_, err = pd.SetGCBarrier(ctx,
+		&pdpb.SetGCBarrierRequest{
+			Header: h, BarrierId: "backup", BarrierTs: 100, TtlSeconds: math.MaxInt64,
+		})
 	require.NoError(t, err)
 	advance(150, 150, 100, 100)
 	gc, err := pd.UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{Header: h, SafePoint: 200})
@@ -306,17 +309,20 @@ func TestSafePointsOfStores(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, st.ByClient)
 	require.Less(t, st.ClientAgoMs, uint64(60_000))
-	require.Equal(t, []*schedulerpb.GCBarrier{{Id: "backup", Ts: 100, TtlSeconds: math.MaxInt64}}, st.Barriers)
+	require.Equal(t, []*schedulerpb.GCBarrier{{Id: "backup", Ts: 100, TtlSeconds: math.MaxInt64}},
+		st.Barriers)
 	require.EqualValues(t, 100, st.TxnSafePoint)
 
 	_, err = pd.DeleteGCBarrier(ctx, &pdpb.DeleteGCBarrierRequest{Header: h, BarrierId: "backup"})
 	require.NoError(t, err)
 	now := uint64(time.Now().UnixMilli())
 	for _, far := range []uint64{math.MaxUint64, (now + 3_600_000) << 18} {
-		gc, err = pd.UpdateGCSafePoint(ctx, &pdpb.UpdateGCSafePointRequest{Header: h, SafePoint: far})
+		gc, err = pd.UpdateGCSafePoint(ctx,
+			&pdpb.UpdateGCSafePointRequest{Header: h, SafePoint: far})
 		require.NoError(t, err)
 		require.LessOrEqual(t, gc.NewSafePoint>>18, uint64(time.Now().UnixMilli())-60_000)
-		adv, err := pd.AdvanceTxnSafePoint(ctx, &pdpb.AdvanceTxnSafePointRequest{Header: h, Target: far})
+		adv, err := pd.AdvanceTxnSafePoint(ctx,
+			&pdpb.AdvanceTxnSafePointRequest{Header: h, Target: far})
 		require.NoError(t, err)
 		require.LessOrEqual(t, adv.NewTxnSafePoint>>18, uint64(time.Now().UnixMilli())-60_000)
 	}

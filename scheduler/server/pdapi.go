@@ -22,8 +22,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// PD's HTTP interface, as far as its tools read it: the same paths, field names and errors. It changes nothing; changes
-// have their own interface (api.go), with its own rules about who may make them.
+// PD's HTTP interface, as far as its tools read it: the same paths, field names and errors. It
+// changes nothing; changes have their own interface (api.go), with its own rules about who may make
+// them.
 
 const pdAPIPrefix = "/pd/api/v1"
 
@@ -31,7 +32,9 @@ const pdAPIPrefix = "/pd/api/v1"
 func (s *Server) pdAPI() http.Handler {
 	mux, began := http.NewServeMux(), time.Now()
 	pd := func(path string, leader bool, h handler) {
-		var hh http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answerPD(w, r, h) })
+		var hh http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			answerPD(w, r, h)
+		})
 		if leader {
 			hh = s.onLeader(hh)
 		}
@@ -39,9 +42,13 @@ func (s *Server) pdAPI() http.Handler {
 	}
 	// Answered by every member.
 	pd("/ping", false, func(*http.Request) (any, error) { return nil, nil })
-	pd("/version", false, func(*http.Request) (any, error) { return map[string]string{"version": pdhttp.Version}, nil })
+	pd("/version", false, func(*http.Request) (any, error) {
+		return map[string]string{"version": pdhttp.Version}, nil
+	})
 	pd("/status", false, func(*http.Request) (any, error) {
-		return pdhttp.Status{BuildTS: "None", Version: pdhttp.Version, GitHash: "None", StartTimestamp: began.Unix()}, nil
+		return pdhttp.Status{
+			BuildTS: "None", Version: pdhttp.Version, GitHash: "None", StartTimestamp: began.Unix(),
+		}, nil
 	})
 	pd("/members", false, func(*http.Request) (any, error) { return s.pdMembers(), nil })
 	pd("/leader", false, func(*http.Request) (any, error) { return s.pdLeader() })
@@ -55,7 +62,8 @@ func (s *Server) pdAPI() http.Handler {
 	pd("/regions/key", true, s.booted(s.pdRegions))
 	pd("/regions/store/{id}", true, s.booted(s.pdStoreRegions))
 	pd("/regions/sibling/{id}", true, s.booted(pdSiblings(s)))
-	pd("/regions/range-holes", true, s.booted(func(*http.Request) (any, error) { return pdhttp.Holes(allRegions(s)), nil }))
+	pd("/regions/range-holes", true,
+		s.booted(func(*http.Request) (any, error) { return pdhttp.Holes(allRegions(s)), nil }))
 	pd("/regions/check/{kind}", true, s.booted(pdCheck(s)))
 	for name, by := range pdhttp.Orders {
 		pd("/regions/"+name, true, s.booted(pdTop(s, by)))
@@ -63,15 +71,26 @@ func (s *Server) pdAPI() http.Handler {
 	pd("/region/id/{id}", true, s.booted(s.pdRegionByID))
 	pd("/region/key/{key...}", true, s.booted(s.pdRegionByKey))
 	pd("/config", true, func(*http.Request) (any, error) { return s.pdConfig(), nil })
-	pd("/config/schedule", true, func(*http.Request) (any, error) { return s.pdConfig().Schedule, nil })
-	pd("/config/replicate", true, func(*http.Request) (any, error) { return s.pdConfig().Replication, nil })
-	pd("/config/cluster-version", true, func(*http.Request) (any, error) { return pdface.SpokenVersion, nil })
-	pd("/labels", true, s.booted(func(*http.Request) (any, error) { return pdhttp.Labels(s.cluster.newView().Stores()), nil }))
+	pd("/config/schedule", true, func(*http.Request) (any, error) {
+		return s.pdConfig().Schedule, nil
+	})
+	pd("/config/replicate", true, func(*http.Request) (any, error) {
+		return s.pdConfig().Replication, nil
+	})
+	pd("/config/cluster-version", true, func(*http.Request) (any, error) {
+		return pdface.SpokenVersion, nil
+	})
+	pd("/labels", true,
+		s.booted(func(*http.Request) (any, error) {
+			return pdhttp.Labels(s.cluster.newView().Stores()), nil
+		}))
 	pd("/labels/stores", true, s.booted(pdLabelled(s)))
 	pd("/schedulers", true, s.pdSchedulers)
 	pd("/operators", true, s.pdOperators)
 	pd("/operators/{id}", true, pdOperator(s))
-	pd("/operators/records", true, func(*http.Request) (any, error) { return nil, notFound("404 page not found") })
+	pd("/operators/records", true, func(*http.Request) (any, error) {
+		return nil, notFound("404 page not found")
+	})
 	mux.HandleFunc(pdAPIPrefix+"/", func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
@@ -98,8 +117,8 @@ func answerPD(w http.ResponseWriter, r *http.Request, h handler) {
 	}
 }
 
-// regionList is an answer of any length: PD's tools ask for all regions at once, and do not notice a list that is cut. It is
-// written region by region, so that it need not fit into memory as text.
+// regionList is an answer of any length: PD's tools ask for all regions at once, and do not notice
+// a list that is cut. It is written region by region, so that it need not fit into memory as text.
 type regionList []*core.RegionInfo
 
 func (l regionList) write(w http.ResponseWriter) {
@@ -139,7 +158,9 @@ func (s *Server) booted(h handler) handler {
 func (s *Server) pdMembers() *pdpb.GetMembersResponse {
 	leader, _ := s.elector.Leader()
 	quorum := s.node.quorumLeader()
-	out := &pdpb.GetMembersResponse{Header: &pdpb.ResponseHeader{ClusterId: s.clusterID}, Leader: pdface.Member(leader)}
+	out := &pdpb.GetMembersResponse{
+		Header: &pdpb.ResponseHeader{ClusterId: s.clusterID}, Leader: pdface.Member(leader),
+	}
 	for _, m := range s.members() {
 		p := pdface.Member(m.Member)
 		p.BinaryVersion = pdhttp.Version
@@ -170,7 +191,10 @@ func (s *Server) pdHealth(ctx context.Context) []pdhttp.Health {
 	out := make([]pdhttp.Health, len(members))
 	var wg sync.WaitGroup
 	for i, m := range members {
-		out[i] = pdhttp.Health{Name: m.Name, MemberID: m.MemberId, ClientUrls: m.ClientUrls, Health: m.MemberId == s.self.MemberId}
+		out[i] = pdhttp.Health{
+			Name: m.Name, MemberID: m.MemberId, ClientUrls: m.ClientUrls,
+			Health: m.MemberId == s.self.MemberId,
+		}
 		if out[i].Health {
 			continue
 		}
@@ -203,7 +227,9 @@ func (s *Server) answers(ctx context.Context, urls []string) bool {
 }
 
 func (s *Server) pdCluster(*http.Request) (any, error) {
-	return map[string]any{"id": s.clusterID, "max_peer_count": s.cluster.Settings().Replication.MaxReplicas}, nil
+	return map[string]any{
+		"id": s.clusterID, "max_peer_count": s.cluster.Settings().Replication.MaxReplicas,
+	}, nil
 }
 
 func (s *Server) pdClusterStatus(r *http.Request) (any, error) {
@@ -231,7 +257,8 @@ func (s *Server) pdStores(r *http.Request) (any, error) {
 	states := r.URL.Query()["state"]
 	out := pdhttp.Stores{Stores: []pdhttp.Store{}}
 	for _, st := range v.Stores() {
-		if len(states) == 0 && st.IsTombstone() || len(states) > 0 && !slices.Contains(states, fmt.Sprint(int32(st.State()))) {
+		if len(states) == 0 && st.IsTombstone() ||
+			len(states) > 0 && !slices.Contains(states, fmt.Sprint(int32(st.State()))) {
 			continue
 		}
 		out.Stores = append(out.Stores, pdhttp.StoreOf(st, s.stateName(st), v.Load(st)))
@@ -253,8 +280,8 @@ func (s *Server) pdStore(r *http.Request) (any, error) {
 	return pdhttp.StoreOf(st, s.stateName(st), v.Load(st)), nil
 }
 
-// pdRegions lists regions in the order of their keys, from key= up to end_key=, at most limit=; 0 and less are all. With
-// format=hex the keys are in hexadecimal.
+// pdRegions lists regions in the order of their keys, from key= up to end_key=, at most limit=; 0
+// and less are all. With format=hex the keys are in hexadecimal.
 func (s *Server) pdRegions(r *http.Request) (any, error) {
 	q, limit := r.URL.Query(), 0
 	if text := q.Get("limit"); text != "" {
@@ -298,7 +325,8 @@ func (s *Server) pdRegionByID(r *http.Request) (any, error) {
 
 func (s *Server) pdRegionByKey(r *http.Request) (any, error) {
 	// Tools escape the key as they would in a query: a space is a plus.
-	text, err := url.QueryUnescape(strings.TrimPrefix(r.URL.EscapedPath(), pdAPIPrefix+"/region/key/"))
+	text, err := url.QueryUnescape(strings.TrimPrefix(r.URL.EscapedPath(),
+		pdAPIPrefix+"/region/key/"))
 	if err != nil {
 		return nil, badRequest("%v", err)
 	}
@@ -332,22 +360,27 @@ func pdKey(r *http.Request, text string) ([]byte, error) {
 func (s *Server) pdConfig() pdhttp.Config {
 	set := s.cluster.Settings()
 	return pdhttp.Config{
-		ClientUrls: s.cfg.ClientUrls, PeerUrls: s.cfg.PeerUrls, AdvertiseClientUrls: s.cfg.AdvertiseClientUrls,
-		AdvertisePeerUrls: s.cfg.AdvertisePeerUrls, Name: s.cfg.Name, Lease: s.cfg.Lease, Schedule: set.Schedule,
+		ClientUrls: s.cfg.ClientUrls, PeerUrls: s.cfg.PeerUrls,
+		AdvertiseClientUrls: s.cfg.AdvertiseClientUrls,
+		AdvertisePeerUrls:   s.cfg.AdvertisePeerUrls, Name: s.cfg.Name, Lease: s.cfg.Lease,
+		Schedule: set.Schedule,
 		Replication: pdhttp.Replication{
-			MaxReplicas: uint64(set.Replication.MaxReplicas), LocationLabels: strings.Join(set.Replication.LocationLabels, ","),
+			MaxReplicas:        uint64(set.Replication.MaxReplicas),
+			LocationLabels:     strings.Join(set.Replication.LocationLabels, ","),
 			StrictlyMatchLabel: "false", EnablePlacementRules: "false",
 		},
 		ClusterVersion: pdface.SpokenVersion,
 	}
 }
 
-// pdSchedulers lists those that are switched on, by PD's names; with status=paused, those that are paused.
+// pdSchedulers lists those that are switched on, by PD's names; with status=paused, those that are
+// paused.
 func (s *Server) pdSchedulers(r *http.Request) (any, error) {
 	p, paused := s.cluster.Planner(), r.URL.Query().Get("status") == "paused"
 	out := []string{}
 	for _, name := range p.Schedulers() {
-		if !s.cluster.Settings().Schedule.Enabled(name) || paused && !time.Now().Before(p.PausedUntil(name)) {
+		if !s.cluster.Settings().Schedule.Enabled(name) ||
+			paused && !time.Now().Before(p.PausedUntil(name)) {
 			continue
 		}
 		out = append(out, name+"-scheduler")
@@ -373,10 +406,12 @@ func pdOperator(s *Server) handler {
 		}
 		rec, ok := s.cluster.Controller().Find(id)
 		if !ok {
-			return nil, notFound("[PD:schedule:ErrOperatorNotFound]operator of region %d not found", id)
+			return nil,
+				notFound("[PD:schedule:ErrOperatorNotFound]operator of region %d not found", id)
 		}
 		return fmt.Sprintf("status: %s, operator: %s r%d (%s): %s",
-			strings.ToUpper(rec.Status.String()), rec.Desc, rec.RegionID, rec.Kind, strings.Join(rec.Steps, ", ")), nil
+			strings.ToUpper(rec.Status.String()), rec.Desc, rec.RegionID, rec.Kind,
+			strings.Join(rec.Steps, ", ")), nil
 	}
 }
 
@@ -462,7 +497,8 @@ func pdLabelled(s *Server) handler {
 		v, q := s.cluster.newView(), r.URL.Query()
 		out := pdhttp.Stores{Stores: []pdhttp.Store{}}
 		for _, st := range v.Stores() {
-			if value := st.Label(q.Get("name")); value != "" && strings.EqualFold(value, q.Get("value")) {
+			if value := st.Label(q.Get("name")); value != "" &&
+				strings.EqualFold(value, q.Get("value")) {
 				out.Stores = append(out.Stores, pdhttp.StoreOf(st, s.stateName(st), v.Load(st)))
 			}
 		}

@@ -35,8 +35,9 @@ func (p *prepareChecker) reset(now time.Time) {
 	p.confirmed, p.beats = make(map[uint64]int), make(map[uint64]int)
 }
 
-// collect notes a heartbeat: old is what was known of the region before, nil if nothing. A region that is
-// confirmed counts for the stores that it is on now: replicas are added before all is prepared.
+// collect notes a heartbeat: old is what was known of the region before, nil if nothing. A region
+// that is confirmed counts for the stores that it is on now: replicas are added before all is
+// prepared.
 func (p *prepareChecker) collect(old, r *core.RegionInfo, now time.Time) {
 	p.Lock()
 	defer p.Unlock()

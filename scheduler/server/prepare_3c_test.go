@@ -12,8 +12,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
-// TestReplicasAddedBeforeAllIsPrepared3C: the replicas of a new cluster are added while the stores have not
-// reported yet. Their regions count as confirmed on the stores that they are on by then.
+// TestReplicasAddedBeforeAllIsPrepared3C: the replicas of a new cluster are added while the stores
+// have not reported yet. Their regions count as confirmed on the stores that they are on by then.
 func TestReplicasAddedBeforeAllIsPrepared3C(t *testing.T) {
 	now := time.Unix(1000, 0)
 	settings := &view.Settings{Schedule: config.DefaultSchedule()}

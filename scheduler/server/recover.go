@@ -18,9 +18,10 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/storage"
 )
 
-// takeOverCluster makes an empty data directory that of a cluster whose placement service is lost: its id, ids and
-// timestamps above all that were given out, and its stores. One transaction does it, so a crash leaves all or nothing. A
-// directory that has taken the cluster over before is left as it is.
+// takeOverCluster makes an empty data directory that of a cluster whose placement service is lost:
+// its id, ids and timestamps above all that were given out, and its stores. One transaction does
+// it, so a crash leaves all or nothing. A directory that has taken the cluster over before is left
+// as it is.
 func (s *Server) takeOverCluster(ctx context.Context) error {
 	data, err := os.ReadFile(s.cfg.Recover)
 	if err != nil {
@@ -43,7 +44,8 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 		case err != nil:
 			return err
 		case have != plan.ClusterID:
-			return fmt.Errorf("the data directory belongs to cluster %d, the file is about cluster %d; start with an empty one",
+			return fmt.Errorf(
+				"the data directory belongs to cluster %d, the file is about cluster %d; start with an empty one",
 				have, plan.ClusterID)
 		}
 		s.logger.Info("the cluster was taken over before", log.ClusterID(have))
@@ -55,11 +57,14 @@ func (s *Server) takeOverCluster(ctx context.Context) error {
 	}
 	_, err = s.storage.Txn(ctx, []storage.Cond{storage.RevisionIs(storage.ClusterIDKey, 0)}, ops)
 	if errors.Is(err, storage.ErrConflict) {
-		return errors.New("another member has begun a cluster here; start one member alone, let the others join it")
+		return errors.New(
+			"another member has begun a cluster here; start one member alone, let the others join it")
 	}
 	if err == nil {
-		s.logger.Warn("took over a cluster whose placement service was lost", log.ClusterID(plan.ClusterID),
-			zap.Int("stores", len(plan.Stores)), zap.Uint64s("stores-that-did-not-report", plan.Missing))
+		s.logger.Warn("took over a cluster whose placement service was lost",
+			log.ClusterID(plan.ClusterID),
+			zap.Int("stores", len(plan.Stores)),
+			zap.Uint64s("stores-that-did-not-report", plan.Missing))
 	}
 	return err
 }
@@ -74,19 +79,23 @@ func takeOverOps(plan *recovery.Scheduler, replicas int) ([]storage.Op, error) {
 	ops := []storage.Op{
 		storage.Put(storage.ClusterIDKey, storage.Uint64(plan.ClusterID)),
 		storage.Put(keys.AllocID(), storage.Uint64(plan.AllocID)),
-		storage.Put(keys.Timestamp(), storage.Uint64(uint64(plan.TimestampMS)*uint64(time.Millisecond))),
+		storage.Put(keys.Timestamp(),
+			storage.Uint64(uint64(plan.TimestampMS)*uint64(time.Millisecond))),
 		storage.Put(keys.Cluster(), value),
 	}
 	features, unknown := feature.Parse(plan.Features)
 	if len(unknown) > 0 {
-		return nil, fmt.Errorf("the cluster uses %s, which this version does not know; use a newer tinyscheduler",
-			strings.Join(unknown, ", "))
+		return nil,
+			fmt.Errorf(
+				"the cluster uses %s, which this version does not know; use a newer tinyscheduler",
+				strings.Join(unknown, ", "))
 	}
 	ops = append(ops, storage.Put(keys.Features(), storage.Uint64(uint64(features))))
 	for _, st := range plan.Stores {
 		m := &metapb.Store{
-			Id: st.ID, Address: st.Address, StatusAddress: st.StatusAddress, Version: st.Version, State: metapb.StoreState_Up,
-			Tls: st.TLS, AllowPlain: st.AllowPlain,
+			Id: st.ID, Address: st.Address, StatusAddress: st.StatusAddress, Version: st.Version,
+			State: metapb.StoreState_Up,
+			Tls:   st.TLS, AllowPlain: st.AllowPlain,
 		}
 		for k, v := range st.Labels {
 			m.Labels = append(m.Labels, &metapb.StoreLabel{Key: k, Value: v})

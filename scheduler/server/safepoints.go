@@ -32,8 +32,8 @@ type safePoints struct {
 	client bool
 }
 
-// minAge is how far below the time of now every safe point stays: a client whose clock is ahead must not reach the
-// transactions that are under way.
+// minAge is how far below the time of now every safe point stays: a client whose clock is ahead
+// must not reach the transactions that are under way.
 const minAge = time.Minute
 
 // latestSafePoint is the largest safe point that is accepted.
@@ -52,8 +52,11 @@ func (p safePoints) noteClient(ctx context.Context) error {
 	if !ok {
 		return errNotLeader
 	}
-	_, err = p.s.storage.Txn(ctx, []storage.Cond{fence, storage.RevisionIs(p.s.keys.GCClient(), rev)},
-		[]storage.Op{storage.Put(p.s.keys.GCClient(), []byte(strconv.FormatInt(time.Now().UnixMilli(), 10)))})
+	_, err = p.s.storage.Txn(ctx,
+		[]storage.Cond{fence, storage.RevisionIs(p.s.keys.GCClient(), rev)},
+		[]storage.Op{
+			storage.Put(p.s.keys.GCClient(), []byte(strconv.FormatInt(time.Now().UnixMilli(), 10))),
+		})
 	if errors.Is(err, storage.ErrConflict) {
 		return nil // another one has noted it just now
 	}
@@ -187,13 +190,15 @@ func (p safePoints) AdvanceGC(ctx context.Context, target uint64) (uint64, error
 		if now == st.GC {
 			return nil, nil
 		}
-		return []storage.Op{storage.Put(p.s.keys.GCSafePoint(), []byte(strconv.FormatUint(now, 16)))}, nil
+		return []storage.Op{
+			storage.Put(p.s.keys.GCSafePoint(), []byte(strconv.FormatUint(now, 16))),
+		}, nil
 	})
 	return now, err
 }
 
-// advance is for stores: it raises the safe point of transactions up to the first barrier, and that of garbage up to
-// the former.
+// advance is for stores: it raises the safe point of transactions up to the first barrier, and that
+// of garbage up to the former.
 func (p safePoints) advance(ctx context.Context, txn, gc uint64) (pdface.GCState, error) {
 	st, err := p.State(ctx)
 	if err != nil {
@@ -201,7 +206,8 @@ func (p safePoints) advance(ctx context.Context, txn, gc uint64) (pdface.GCState
 	}
 	if txn > st.Txn {
 		_, st.Txn, _, err = p.AdvanceTxn(ctx, txn)
-		if err != nil && status.Code(err) != codes.FailedPrecondition { // which another one has raised further
+		// which another one has raised further
+		if err != nil && status.Code(err) != codes.FailedPrecondition {
 			return st, err
 		}
 	}
@@ -263,7 +269,9 @@ func (p safePoints) putBarriers(list []pdface.Barrier) ([]storage.Op, error) {
 }
 
 // GetGCState implements schedulerpb.SchedulerServer.
-func (v *service) GetGCState(ctx context.Context, req *pb.GetGCStateRequest) (*pb.GetGCStateResponse, error) {
+func (v *service) GetGCState(
+	ctx context.Context, req *pb.GetGCStateRequest,
+) (*pb.GetGCStateResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -279,7 +287,8 @@ func (v *service) GetGCState(ctx context.Context, req *pb.GetGCStateRequest) (*p
 	now := time.Now()
 	for i := range st.Barriers {
 		b := &st.Barriers[i]
-		resp.Barriers = append(resp.Barriers, &pb.GCBarrier{Id: b.ID, Ts: b.TS, TtlSeconds: b.TTL(now)})
+		resp.Barriers = append(resp.Barriers,
+			&pb.GCBarrier{Id: b.ID, Ts: b.TS, TtlSeconds: b.TTL(now)})
 	}
 	at, _, err := p.clientAt(ctx)
 	if err != nil {
@@ -305,5 +314,7 @@ func (v *service) AdvanceSafePoints(
 	if err != nil {
 		return nil, err
 	}
-	return &pb.AdvanceSafePointsResponse{Header: v.header(), TxnSafePoint: st.Txn, GcSafePoint: st.GC}, nil
+	return &pb.AdvanceSafePointsResponse{
+		Header: v.header(), TxnSafePoint: st.Txn, GcSafePoint: st.GC,
+	}, nil
 }

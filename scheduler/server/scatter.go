@@ -24,8 +24,8 @@ type scatterer struct {
 }
 
 // Scatter spreads regions: of those scattered together, every store gets about the same number of
-// replicas and leaders. One call makes at most one operator, which it returns, nil if the region is well
-// where it is; calling it again goes on.
+// replicas and leaders. One call makes at most one operator, which it returns, nil if the region is
+// well where it is; calling it again goes on.
 func (c *RaftCluster) Scatter(regionID uint64, why string) (*operator.Operator, error) {
 	r := c.core.Region(regionID)
 	if r == nil {
@@ -67,10 +67,12 @@ func (s *scatterer) plan(v *view.View, r *core.RegionInfo) (*operator.Operator, 
 	gain := 0
 	for _, p := range r.Peers() {
 		for _, t := range v.Stores() {
-			if _, has := r.StorePeer(t.ID()); has || !filter.Allows(t, filter.RegionTarget, v.Env()) {
+			if _, has := r.StorePeer(t.ID()); has ||
+				!filter.Allows(t, filter.RegionTarget, v.Env()) {
 				continue
 			}
-			if g := s.peers[p.StoreID] - s.peers[t.ID()]; g > gain || g == gain && g > 0 && v.Load(t) < v.Load(v.Store(to)) {
+			if g := s.peers[p.StoreID] - s.peers[t.ID()]; g > gain ||
+				g == gain && g > 0 && v.Load(t) < v.Load(v.Store(to)) {
 				from, to, gain = p.StoreID, t.ID(), g
 			}
 		}
@@ -85,7 +87,8 @@ func (s *scatterer) plan(v *view.View, r *core.RegionInfo) (*operator.Operator, 
 	}
 	if gain > 0 {
 		if id, err := v.AllocID(); err == nil {
-			op, err := operator.CreateMovePeerOperator("scatter-peer", r, operator.OpScatter, operator.Medium, from, to, id,
+			op, err := operator.CreateMovePeerOperator("scatter-peer", r, operator.OpScatter,
+				operator.Medium, from, to, id,
 				v.LearnerFirst(), v.NewLeader)
 			if err == nil {
 				return op, final
@@ -104,5 +107,6 @@ func (s *scatterer) plan(v *view.View, r *core.RegionInfo) (*operator.Operator, 
 	if final.leader == r.LeaderStore() {
 		return nil, final
 	}
-	return operator.CreateTransferLeaderOperator("scatter-leader", r, operator.OpScatter, operator.Medium, final.leader), final
+	return operator.CreateTransferLeaderOperator("scatter-leader", r, operator.OpScatter,
+		operator.Medium, final.leader), final
 }

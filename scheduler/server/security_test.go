@@ -23,8 +23,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// With TLS and a token everything between members is secured too: what a follower passes on, by gRPC
-// and by HTTP, and the copy of the regions, which only members of the cluster get.
+// With TLS and a token everything between members is secured too: what a follower passes on, by
+// gRPC and by HTTP, and the copy of the regions, which only members of the cluster get.
 func TestMembersWithTLS(t *testing.T) {
 	sec, secure := servertest.Certificate(t)
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
@@ -38,13 +38,17 @@ func TestMembersWithTLS(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	first := &metapb.Region{
-		Id: 1000, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}, Peers: []*metapb.Peer{{Id: 1001, StoreId: 1}},
+		Id: 1000, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Peers: []*metapb.Peer{{Id: 1001, StoreId: 1}},
 	}
 	require.NoError(t, c.Bootstrap(t.Context(), &metapb.Store{Id: 1, Address: "s1"}, first))
-	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{Region: first, Leader: first.Peers[0], Term: 6})
+	c.RegionHeartbeat(&schedulerpb.RegionHeartbeatRequest{
+		Region: first, Leader: first.Peers[0], Term: 6,
+	})
 
 	conn, err := grpc.NewClient("passthrough:///"+followers[0].ClientAddr(),
-		grpc.WithTransportCredentials(credentials.NewTLS(secure)), grpc.WithDefaultCallOptions(codec.CallOption()))
+		grpc.WithTransportCredentials(credentials.NewTLS(secure)),
+		grpc.WithDefaultCallOptions(codec.CallOption()))
 	require.NoError(t, err)
 	defer func() { _ = conn.Close() }()
 	f := schedulerpb.NewSchedulerClient(conn)
@@ -60,7 +64,9 @@ func TestMembersWithTLS(t *testing.T) {
 	require.EqualValues(t, 5, ts.Count)
 	require.NoError(t, stream.CloseSend())
 
-	web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure}}
+	web := &http.Client{
+		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure},
+	}
 	get := func(url string, headers ...string) int {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
@@ -75,29 +81,36 @@ func TestMembersWithTLS(t *testing.T) {
 	}
 	require.Equal(t, 200, get(followers[1].ClientURL()+"/api/v1/stores"), "passed on")
 	for _, s := range followers {
-		require.Eventually(t, func() bool { return s.Cluster().Core().Region(1000) != nil }, waitFor, tick, "copied")
+		require.Eventually(t, func() bool {
+			return s.Cluster().Core().Region(1000) != nil
+		}, waitFor, tick, "copied")
 	}
 	regions := leader.ClientURL() + "/internal/regions"
 	cluster := fmt.Sprint(leader.ClusterID())
 	require.Equal(t, 403, get(regions))
 	require.Equal(t, 403, get(regions, "Tinykv-Cluster-Id", "1", "Authorization", "Bearer secret"))
 	require.Equal(t, 401, get(regions, "Tinykv-Cluster-Id", cluster))
-	require.Equal(t, 200, get(regions, "Tinykv-Cluster-Id", cluster, "Authorization", "Bearer secret"))
+	require.Equal(t, 200,
+		get(regions, "Tinykv-Cluster-Id", cluster, "Authorization", "Bearer secret"))
 
-	_, err = schedulerpb.NewSchedulerClient(conn).GetMembers(t.Context(), &schedulerpb.GetMembersRequest{})
+	_, err = schedulerpb.NewSchedulerClient(conn).GetMembers(t.Context(),
+		&schedulerpb.GetMembersRequest{})
 	require.NoError(t, err)
-	_, err = servertest.DirectClient(t, leader.ClientAddr()).GetMembers(t.Context(), &schedulerpb.GetMembersRequest{})
+	_, err = servertest.DirectClient(t, leader.ClientAddr()).GetMembers(t.Context(),
+		&schedulerpb.GetMembersRequest{})
 	require.Error(t, err, "without TLS nobody is served")
 }
 
-// TestPeerPortIsForNodes: the peer port of a member with TLS, over which the placement data travel, serves nodes; not clients,
-// admins, certificates of other authorities, or connections without TLS. A new authority is known once it is in the files.
+// TestPeerPortIsForNodes: the peer port of a member with TLS, over which the placement data travel,
+// serves nodes; not clients, admins, certificates of other authorities, or connections without TLS.
+// A new authority is known once it is in the files.
 func TestPeerPortIsForNodes(t *testing.T) {
 	dir, other := t.TempDir()+"/certs", t.TempDir()+"/other"
 	require.NoError(t, security.CreateCA(dir))
 	require.NoError(t, security.CreateCA(other))
 	cert := func(dir, name string, role security.Role, hosts ...string) security.Files {
-		f, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: hosts})
+		f, err := security.CreateCert(dir,
+			security.CertRequest{Name: name, Role: role, Hosts: hosts})
 		require.NoError(t, err)
 		return f
 	}
@@ -111,7 +124,9 @@ func TestPeerPortIsForNodes(t *testing.T) {
 		f.CA = node.CA
 		id, err := security.LoadIdentity(f, nil)
 		require.NoError(t, err)
-		web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()}}
+		web := &http.Client{
+			Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()},
+		}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, peer+path, nil)
 		require.NoError(t, err)
 		resp, err := web.Do(req)
@@ -125,7 +140,8 @@ func TestPeerPortIsForNodes(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, http.StatusOK, code)
 		for name, f := range map[string]security.Files{
-			"client": cert(dir, "app"+path[1:], security.RoleClient), "admin": cert(dir, "ops"+path[1:], security.RoleAdmin),
+			"client":       cert(dir, "app"+path[1:], security.RoleClient),
+			"admin":        cert(dir, "ops"+path[1:], security.RoleAdmin),
 			"foreign node": cert(other, "n"+path[1:], security.RoleNode, "127.0.0.1"), "nobody": {},
 		} {
 			_, err := get(f, path)
@@ -146,17 +162,21 @@ func TestPeerPortIsForNodes(t *testing.T) {
 	foreign := cert(other, "next", security.RoleNode, "127.0.0.1")
 	require.NoError(t, os.WriteFile(node.CA+".new", append(both, more...), 0o600))
 	require.NoError(t, os.Rename(node.CA+".new", node.CA))
-	require.Eventually(t, func() bool { code, err := get(foreign, "/members"); return err == nil && code == http.StatusOK },
+	require.Eventually(t, func() bool {
+		code, err := get(foreign, "/members")
+		return err == nil && code == http.StatusOK
+	},
 		20*time.Second, 50*time.Millisecond)
 }
 
-// TestClientsCertificateChangesNothing: over HTTP a certificate that is for clients is no admin's, also on a loopback address
-// where a connection without one would be.
+// TestClientsCertificateChangesNothing: over HTTP a certificate that is for clients is no admin's,
+// also on a loopback address where a connection without one would be.
 func TestClientsCertificateChangesNothing(t *testing.T) {
 	dir := t.TempDir() + "/certs"
 	require.NoError(t, security.CreateCA(dir))
 	cert := func(name string, role security.Role, hosts ...string) security.Files {
-		f, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: hosts})
+		f, err := security.CreateCert(dir,
+			security.CertRequest{Name: name, Role: role, Hosts: hosts})
 		require.NoError(t, err)
 		return f
 	}
@@ -168,9 +188,14 @@ func TestClientsCertificateChangesNothing(t *testing.T) {
 	for name, want := range map[string]int{"client": http.StatusForbidden, "admin": http.StatusOK} {
 		id, err := security.LoadIdentity(cert(name, security.Role(name)), nil)
 		require.NoError(t, err)
-		web := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()}}
-		for method, code := range map[string]int{http.MethodGet: http.StatusOK, http.MethodPatch: want} {
-			req, err := http.NewRequestWithContext(t.Context(), method, "https://"+s.ClientAddr()+"/api/v1/config", strings.NewReader("{}"))
+		web := &http.Client{
+			Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: id.Client()},
+		}
+		for method, code := range map[string]int{
+			http.MethodGet: http.StatusOK, http.MethodPatch: want,
+		} {
+			req, err := http.NewRequestWithContext(t.Context(), method,
+				"https://"+s.ClientAddr()+"/api/v1/config", strings.NewReader("{}"))
 			require.NoError(t, err)
 			req.Header.Set(security.ProofHeader, "1")
 			resp, err := web.Do(req)

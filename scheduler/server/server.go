@@ -110,7 +110,8 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 	s.forward, s.transport = newForwarder(s), transportOf(s.identity)
 	s.cluster = NewRaftCluster(ClusterOptions{
 		Settings: settingsOf(cfg), Now: time.Now, Seed: uint64(time.Now().UnixNano()),
-		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores, Mode: func() string { return modeOf(s) },
+		Sender: s.streams, AllocID: s.allocPeerID, Logger: logger, VerifyStores: cfg.VerifyStores,
+		Mode: func() string { return modeOf(s) },
 	})
 	s.cluster.onChange = s.feed.changed
 	s.metrics, s.health = newMetrics(s), &healthKeeper{s: s}
@@ -121,8 +122,9 @@ func New(cfg *config.Config, logger *zap.Logger) (*Server, error) {
 // elects a leader right afterwards.
 func (s *Server) Start(ctx context.Context) error {
 	if open := s.cfg.InTheClear(); len(open) > 0 {
-		s.logger.Warn("other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
-			"and change the cluster", zap.Strings("addresses", open))
+		s.logger.Warn(
+			"other machines are served without TLS, as --insecure allows: anyone who reaches these addresses can read "+
+				"and change the cluster", zap.Strings("addresses", open))
 	}
 	if s.cfg.EnableGRPCGateway {
 		s.logger.Warn("enable-grpc-gateway has no effect: etcd's gateway is not served")
@@ -282,15 +284,16 @@ func (s *Server) Stop() {
 	})
 }
 
-// linger keeps this member's vote in the quorum until another one has taken over and had time to read
-// what it needs, or until that takes too long: yet another member may be down or behind.
+// linger keeps this member's vote in the quorum until another one has taken over and had time to
+// read what it needs, or until that takes too long: yet another member may be down or behind.
 func (s *Server) linger() {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.TTL()/2)
 	defer cancel()
 	for {
 		kv, err := s.storage.Get(ctx, s.keys.Leader())
 		next := &schedulerpb.Member{}
-		if err == nil && next.Unmarshal(kv.Value) == nil && next.MemberId != 0 && next.MemberId != s.self.MemberId {
+		if err == nil && next.Unmarshal(kv.Value) == nil && next.MemberId != 0 &&
+			next.MemberId != s.self.MemberId {
 			break
 		}
 		if !sleep(ctx, 5*time.Millisecond) {
@@ -397,7 +400,9 @@ func (s *Server) lead(ctx context.Context, l *member.Leadership) error {
 	defer s.tso.Stop()
 	oracle := make(chan error, 1)
 	go func() { // waited for below
-		oracle <- s.persist(ctx, func(ctx context.Context) error { return s.tso.Start(ctx, l.Fence()) })
+		oracle <- s.persist(ctx, func(ctx context.Context) error {
+			return s.tso.Start(ctx, l.Fence())
+		})
 	}()
 	err := s.persist(ctx, s.load)
 	if err != nil {
@@ -440,7 +445,8 @@ func (s *Server) persist(ctx context.Context, step func(context.Context) error) 
 		try, cancel := context.WithTimeout(ctx, s.cfg.TTL()/3)
 		err := step(try)
 		cancel()
-		if err == nil || ctx.Err() != nil || errors.Is(err, tso.ErrNotLeader) || errors.Is(err, storage.ErrConflict) {
+		if err == nil || ctx.Err() != nil || errors.Is(err, tso.ErrNotLeader) ||
+			errors.Is(err, storage.ErrConflict) {
 			return err
 		}
 		s.logger.Warn("taking over: trying again", zap.Error(err))
@@ -491,8 +497,8 @@ func (s *Server) leaderLoop(ctx context.Context, l *member.Leadership) error {
 	}
 }
 
-// hardState is everything in the storage, by key. It is a few KB, so that a new leader reads it at once:
-// key after key would be as many round trips, for which clients wait.
+// hardState is everything in the storage, by key. It is a few KB, so that a new leader reads it at
+// once: key after key would be as many round trips, for which clients wait.
 type hardState map[string][]byte
 
 // load reads the hard state of the cluster.
@@ -538,7 +544,8 @@ func (s *Server) load(ctx context.Context) error {
 	s.cluster.SetStores(stores)
 	s.leaderMu.Lock()
 	defer s.leaderMu.Unlock()
-	s.leaderMu.meta, s.leaderMu.bootstrapped, s.leaderMu.bootstrapper = meta, meta != nil, bootstrapper
+	s.leaderMu.meta, s.leaderMu.bootstrapped, s.leaderMu.bootstrapper = meta, meta != nil,
+		bootstrapper
 	return nil
 }
 

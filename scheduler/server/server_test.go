@@ -72,13 +72,15 @@ func TestBootstrapIDsTimestampsAndStores(t *testing.T) {
 	}
 	require.NoError(t, c.Bootstrap(ctx, store, first))
 	require.NoError(t, c.Bootstrap(ctx, store, first), "the same store may repeat it")
-	require.ErrorIs(t, c.Bootstrap(ctx, &metapb.Store{Id: 99, Address: "x"}, nil), client.ErrAlreadyBootstrapped)
+	require.ErrorIs(t, c.Bootstrap(ctx, &metapb.Store{Id: 99, Address: "x"}, nil),
+		client.ErrAlreadyBootstrapped)
 	r, err := c.GetRegion(ctx, []byte("k"))
 	require.NoError(t, err)
 	require.Equal(t, id2, r.Meta.Id)
 	require.Nil(t, r.Leader)
 
-	require.ErrorIs(t, c.PutStore(ctx, &metapb.Store{Id: 77, Address: "127.0.0.1:1"}), client.ErrRejected)
+	require.ErrorIs(t, c.PutStore(ctx, &metapb.Store{Id: 77, Address: "127.0.0.1:1"}),
+		client.ErrRejected)
 	_, err = c.GetStore(ctx, 12345)
 	require.ErrorIs(t, err, client.ErrStoreNotFound)
 
@@ -139,7 +141,8 @@ func bootstrapped(t *testing.T, s *server.Server, stores int) (*client.Client, *
 	require.NoError(t, c.Bootstrap(ctx, &metapb.Store{Id: 1, Address: "s1"}, first))
 	for i := range stores {
 		id := uint64(i + 1)
-		require.NoError(t, c.PutStore(ctx, &metapb.Store{Id: id, Address: "s" + string(rune('0'+id))}))
+		require.NoError(t,
+			c.PutStore(ctx, &metapb.Store{Id: id, Address: "s" + string(rune('0'+id))}))
 		require.NoError(t, c.StoreHeartbeat(ctx, &schedulerpb.StoreStats{
 			StoreId: id, Capacity: 1 << 40, Available: 1 << 40, RegionCount: 1,
 		}))
@@ -150,7 +153,9 @@ func bootstrapped(t *testing.T, s *server.Server, stores int) (*client.Client, *
 func TestFirstRegionGetsThreeReplicas(t *testing.T) {
 	s := servertest.StartTest(t)
 	c, first := bootstrapped(t, s, 3)
-	f := &fakeStores{t: t, region: first, leader: first.Peers[0], c: c, seen: make(chan *metapb.Region, 10)}
+	f := &fakeStores{
+		t: t, region: first, leader: first.Peers[0], c: c, seen: make(chan *metapb.Region, 10),
+	}
 	c.SetRegionHeartbeatHandler(f.onCommand)
 	began := time.Now()
 	f.heartbeat()

@@ -78,11 +78,13 @@ func rpcErr(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, id.ErrNotLeader), errors.Is(err, tso.ErrNotLeader), errors.Is(err, errNotLeader):
+	case errors.Is(err, id.ErrNotLeader), errors.Is(err, tso.ErrNotLeader),
+		errors.Is(err, errNotLeader):
 		return errNotLeader
 	case hasCode(err, codes.ResourceExhausted):
 		return status.Errorf(codes.Unavailable, "%v: %s", err, reclaimHint)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, tso.ErrWindow):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
+		errors.Is(err, tso.ErrWindow):
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	if _, ok := status.FromError(err); ok {
@@ -92,7 +94,9 @@ func rpcErr(err error) error {
 }
 
 // GetMembers is answered by every member and checks no header: clients learn the cluster id here.
-func (v *service) GetMembers(ctx context.Context, _ *pb.GetMembersRequest) (*pb.GetMembersResponse, error) {
+func (v *service) GetMembers(
+	ctx context.Context, _ *pb.GetMembersRequest,
+) (*pb.GetMembersResponse, error) {
 	select {
 	case <-v.s.ready:
 	default:
@@ -173,7 +177,9 @@ func (v *service) serveTSO(stream pb.Scheduler_TsoServer) error {
 	}
 }
 
-func (v *service) Bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.BootstrapResponse, error) {
+func (v *service) Bootstrap(
+	ctx context.Context, req *pb.BootstrapRequest,
+) (*pb.BootstrapResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -187,7 +193,9 @@ func (v *service) Bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.
 	return &pb.BootstrapResponse{Header: h}, nil
 }
 
-func (v *service) IsBootstrapped(_ context.Context, req *pb.IsBootstrappedRequest) (*pb.IsBootstrappedResponse, error) {
+func (v *service) IsBootstrapped(
+	_ context.Context, req *pb.IsBootstrappedRequest,
+) (*pb.IsBootstrappedResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -195,7 +203,9 @@ func (v *service) IsBootstrapped(_ context.Context, req *pb.IsBootstrappedReques
 	return &pb.IsBootstrappedResponse{Header: v.header(), Bootstrapped: ok}, nil
 }
 
-func (v *service) AllocID(ctx context.Context, req *pb.AllocIDRequest) (*pb.AllocIDResponse, error) {
+func (v *service) AllocID(
+	ctx context.Context, req *pb.AllocIDRequest,
+) (*pb.AllocIDResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -206,7 +216,9 @@ func (v *service) AllocID(ctx context.Context, req *pb.AllocIDRequest) (*pb.Allo
 	return &pb.AllocIDResponse{Header: v.header(), Id: n}, nil
 }
 
-func (v *service) GetStore(_ context.Context, req *pb.GetStoreRequest) (*pb.GetStoreResponse, error) {
+func (v *service) GetStore(
+	_ context.Context, req *pb.GetStoreRequest,
+) (*pb.GetStoreResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -229,7 +241,9 @@ func storeProto(s *core.StoreInfo) *metapb.Store {
 	return &m
 }
 
-func (v *service) PutStore(ctx context.Context, req *pb.PutStoreRequest) (*pb.PutStoreResponse, error) {
+func (v *service) PutStore(
+	ctx context.Context, req *pb.PutStoreRequest,
+) (*pb.PutStoreResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -243,9 +257,12 @@ func (v *service) PutStore(ctx context.Context, req *pb.PutStoreRequest) (*pb.Pu
 		return &pb.PutStoreResponse{Header: h}, nil
 	}
 	if err := v.s.refuseDuplicate(ctx, req.Store); err != nil {
-		return &pb.PutStoreResponse{Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err)}, nil
+		return &pb.PutStoreResponse{Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err)},
+			nil
 	}
-	incarnation, err := v.s.cluster.PutStore(req.Store, req.Rebuild, func(m *metapb.Store) error { return v.s.saveStore(ctx, m) })
+	incarnation, err := v.s.cluster.PutStore(req.Store, req.Rebuild, func(m *metapb.Store) error {
+		return v.s.saveStore(ctx, m)
+	})
 	switch {
 	case errors.Is(err, ErrOldCopy):
 		return &pb.PutStoreResponse{Header: v.errorHeader(pb.ErrorType_OLD_COPY, "%v", err)}, nil
@@ -258,12 +275,15 @@ func (v *service) PutStore(ctx context.Context, req *pb.PutStoreRequest) (*pb.Pu
 
 func (v *service) tombstone(storeID uint64) *pb.ResponseHeader {
 	if s := v.s.cluster.Core().Store(storeID); s != nil && s.IsTombstone() {
-		return v.errorHeader(pb.ErrorType_STORE_TOMBSTONE, "store %d is tombstone: it was removed for good", storeID)
+		return v.errorHeader(pb.ErrorType_STORE_TOMBSTONE,
+			"store %d is tombstone: it was removed for good", storeID)
 	}
 	return nil
 }
 
-func (v *service) GetAllStores(_ context.Context, req *pb.GetAllStoresRequest) (*pb.GetAllStoresResponse, error) {
+func (v *service) GetAllStores(
+	_ context.Context, req *pb.GetAllStoresRequest,
+) (*pb.GetAllStoresResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -279,7 +299,9 @@ func (v *service) GetAllStores(_ context.Context, req *pb.GetAllStoresRequest) (
 	return resp, nil
 }
 
-func (v *service) StoreHeartbeat(ctx context.Context, req *pb.StoreHeartbeatRequest) (*pb.StoreHeartbeatResponse, error) {
+func (v *service) StoreHeartbeat(
+	ctx context.Context, req *pb.StoreHeartbeatRequest,
+) (*pb.StoreHeartbeatResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -294,13 +316,17 @@ func (v *service) StoreHeartbeat(ctx context.Context, req *pb.StoreHeartbeatRequ
 	}
 	err := v.s.cluster.HandleStoreHeartbeat(req.Stats)
 	if errors.Is(err, ErrDuplicateStore) {
-		return &pb.StoreHeartbeatResponse{Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err)}, nil
+		return &pb.StoreHeartbeatResponse{
+			Header: v.errorHeader(pb.ErrorType_DUPLICATE_STORE, "%v", err),
+		}, nil
 	}
 	if err != nil {
-		return nil, status.Errorf(codes.Unknown, "invalid store ID %d, not found", req.Stats.StoreId)
+		return nil,
+			status.Errorf(codes.Unknown, "invalid store ID %d, not found", req.Stats.StoreId)
 	}
 	v.s.metrics.storeHeartbeats.Add(1)
-	return &pb.StoreHeartbeatResponse{Header: v.header(), Features: uint64(v.s.agreeFeatures(ctx))}, nil
+	return &pb.StoreHeartbeatResponse{Header: v.header(), Features: uint64(v.s.agreeFeatures(ctx))},
+		nil
 }
 
 // lockedStream lets the handler and the command queue send on one stream.
@@ -351,7 +377,9 @@ func (v *service) receiveHeartbeats(ctx context.Context, stream *lockedStream) e
 }
 
 // heartbeat handles one report. Only a broken stream is an error: a bad report is answered.
-func (v *service) heartbeat(ctx context.Context, stream *lockedStream, req *pb.RegionHeartbeatRequest, bound *uint64) error {
+func (v *service) heartbeat(
+	ctx context.Context, stream *lockedStream, req *pb.RegionHeartbeatRequest, bound *uint64,
+) error {
 	store := req.GetLeader().GetStoreId()
 	if req.GetLeader() == nil {
 		v.s.cluster.stats.invalid.Add(1)
@@ -361,9 +389,11 @@ func (v *service) heartbeat(ctx context.Context, stream *lockedStream, req *pb.R
 		s := v.s.cluster.Core().Store(store)
 		switch {
 		case s == nil:
-			return v.refuse(stream, req, pb.ErrorType_UNKNOWN, fmt.Sprintf("store %d is not registered", store))
+			return v.refuse(stream, req, pb.ErrorType_UNKNOWN,
+				fmt.Sprintf("store %d is not registered", store))
 		case s.IsTombstone():
-			return v.refuse(stream, req, pb.ErrorType_STORE_TOMBSTONE, fmt.Sprintf("store %d is tombstone", store))
+			return v.refuse(stream, req, pb.ErrorType_STORE_TOMBSTONE,
+				fmt.Sprintf("store %d is tombstone", store))
 		}
 		v.s.streams.bind(ctx, store, stream)
 		v.s.cluster.heard(s)
@@ -381,7 +411,9 @@ func (v *service) heartbeat(ctx context.Context, stream *lockedStream, req *pb.R
 	}
 }
 
-func (v *service) refuse(stream *lockedStream, req *pb.RegionHeartbeatRequest, t pb.ErrorType, msg string) error {
+func (v *service) refuse(
+	stream *lockedStream, req *pb.RegionHeartbeatRequest, t pb.ErrorType, msg string,
+) error {
 	return stream.Send(&pb.RegionHeartbeatResponse{
 		Header: v.errorHeader(t, "%s", msg), RegionId: req.GetRegion().GetId(),
 		RegionEpoch: req.GetRegion().GetRegionEpoch(), TargetPeer: req.GetLeader(),
@@ -401,7 +433,9 @@ func fillRegion(resp *pb.GetRegionResponse, r *core.RegionInfo) {
 	}
 }
 
-func (v *service) lookup(h *pb.RequestHeader, find func() *core.RegionInfo) (*pb.GetRegionResponse, error) {
+func (v *service) lookup(
+	h *pb.RequestHeader, find func() *core.RegionInfo,
+) (*pb.GetRegionResponse, error) {
 	if err := v.validate(h); err != nil {
 		return nil, err
 	}
@@ -411,24 +445,34 @@ func (v *service) lookup(h *pb.RequestHeader, find func() *core.RegionInfo) (*pb
 	return v.regionResponse(find()), nil
 }
 
-func (v *service) GetRegion(_ context.Context, req *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-	return v.lookup(req.GetHeader(), func() *core.RegionInfo { return v.s.cluster.Core().RegionByKey(req.GetRegionKey()) })
+func (v *service) GetRegion(
+	_ context.Context, req *pb.GetRegionRequest,
+) (*pb.GetRegionResponse, error) {
+	return v.lookup(req.GetHeader(), func() *core.RegionInfo {
+		return v.s.cluster.Core().RegionByKey(req.GetRegionKey())
+	})
 }
 
 // maxLookups bounds the keys of one GetRegions request.
 const maxLookups = 1024
 
-func (v *service) GetRegions(_ context.Context, req *pb.GetRegionsRequest) (*pb.GetRegionsResponse, error) {
+func (v *service) GetRegions(
+	_ context.Context, req *pb.GetRegionsRequest,
+) (*pb.GetRegionsResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
 	if len(req.GetRegionKeys()) > maxLookups {
-		return nil, status.Errorf(codes.InvalidArgument, "invalid get regions: %d keys, at most %d", len(req.RegionKeys), maxLookups)
+		return nil,
+			status.Errorf(codes.InvalidArgument, "invalid get regions: %d keys, at most %d",
+				len(req.RegionKeys), maxLookups)
 	}
 	if h := v.notBootstrapped(); h != nil {
 		return &pb.GetRegionsResponse{Header: h}, nil
 	}
-	resp := &pb.GetRegionsResponse{Header: v.header(), Regions: make([]*pb.GetRegionResponse, len(req.RegionKeys))}
+	resp := &pb.GetRegionsResponse{
+		Header: v.header(), Regions: make([]*pb.GetRegionResponse, len(req.RegionKeys)),
+	}
 	answers := make([]pb.GetRegionResponse, len(req.RegionKeys))
 	for i, key := range req.RegionKeys {
 		resp.Regions[i] = &answers[i]
@@ -437,15 +481,25 @@ func (v *service) GetRegions(_ context.Context, req *pb.GetRegionsRequest) (*pb.
 	return resp, nil
 }
 
-func (v *service) GetPrevRegion(_ context.Context, req *pb.GetRegionRequest) (*pb.GetRegionResponse, error) {
-	return v.lookup(req.GetHeader(), func() *core.RegionInfo { return v.s.cluster.Core().PrevRegion(req.GetRegionKey()) })
+func (v *service) GetPrevRegion(
+	_ context.Context, req *pb.GetRegionRequest,
+) (*pb.GetRegionResponse, error) {
+	return v.lookup(req.GetHeader(), func() *core.RegionInfo {
+		return v.s.cluster.Core().PrevRegion(req.GetRegionKey())
+	})
 }
 
-func (v *service) GetRegionByID(_ context.Context, req *pb.GetRegionByIDRequest) (*pb.GetRegionResponse, error) {
-	return v.lookup(req.GetHeader(), func() *core.RegionInfo { return v.s.cluster.Core().Region(req.GetRegionId()) })
+func (v *service) GetRegionByID(
+	_ context.Context, req *pb.GetRegionByIDRequest,
+) (*pb.GetRegionResponse, error) {
+	return v.lookup(req.GetHeader(), func() *core.RegionInfo {
+		return v.s.cluster.Core().Region(req.GetRegionId())
+	})
 }
 
-func (v *service) ScanRegions(_ context.Context, req *pb.ScanRegionsRequest) (*pb.ScanRegionsResponse, error) {
+func (v *service) ScanRegions(
+	_ context.Context, req *pb.ScanRegionsRequest,
+) (*pb.ScanRegionsResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -453,7 +507,8 @@ func (v *service) ScanRegions(_ context.Context, req *pb.ScanRegionsRequest) (*p
 		return &pb.ScanRegionsResponse{Header: h}, nil
 	}
 	resp := &pb.ScanRegionsResponse{Header: v.header()}
-	for _, r := range v.s.cluster.Core().ScanRegions(req.GetStartKey(), req.GetEndKey(), int(req.GetLimit())) {
+	for _, r := range v.s.cluster.Core().ScanRegions(req.GetStartKey(), req.GetEndKey(),
+		int(req.GetLimit())) {
 		leader := r.LeaderProto()
 		if leader == nil {
 			leader = &metapb.Peer{}
@@ -463,7 +518,9 @@ func (v *service) ScanRegions(_ context.Context, req *pb.ScanRegionsRequest) (*p
 	return resp, nil
 }
 
-func (v *service) AskSplit(ctx context.Context, req *pb.AskSplitRequest) (*pb.AskSplitResponse, error) {
+func (v *service) AskSplit(
+	ctx context.Context, req *pb.AskSplitRequest,
+) (*pb.AskSplitResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -480,8 +537,9 @@ func (v *service) AskSplit(ctx context.Context, req *pb.AskSplitRequest) (*pb.As
 	}
 	e := m.GetRegionEpoch()
 	if e.GetVersion() < known.Version() || e.GetConfVer() < known.ConfVer() {
-		return nil, status.Errorf(codes.Unknown, "ask split: region %d has epoch v%d/c%d, known is v%d/c%d",
-			m.GetId(), e.GetVersion(), e.GetConfVer(), known.Version(), known.ConfVer())
+		return nil,
+			status.Errorf(codes.Unknown, "ask split: region %d has epoch v%d/c%d, known is v%d/c%d",
+				m.GetId(), e.GetVersion(), e.GetConfVer(), known.Version(), known.ConfVer())
 	}
 	n := uint64(len(m.GetPeers()))
 	first, err := v.s.ids.AllocN(ctx, n+1)
@@ -497,7 +555,9 @@ func (v *service) AskSplit(ctx context.Context, req *pb.AskSplitRequest) (*pb.As
 
 // ReportSplit installs both halves at once, so that routing has no hole until their heartbeats. The
 // left half keeps the parent's id and stays led by the same store.
-func (v *service) ReportSplit(_ context.Context, req *pb.ReportSplitRequest) (*pb.ReportSplitResponse, error) {
+func (v *service) ReportSplit(
+	_ context.Context, req *pb.ReportSplitRequest,
+) (*pb.ReportSplitResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -510,7 +570,9 @@ func (v *service) ReportSplit(_ context.Context, req *pb.ReportSplitRequest) (*p
 	return &pb.ReportSplitResponse{Header: v.header()}, nil
 }
 
-func (v *service) GetClusterConfig(_ context.Context, req *pb.GetClusterConfigRequest) (*pb.GetClusterConfigResponse, error) {
+func (v *service) GetClusterConfig(
+	_ context.Context, req *pb.GetClusterConfigRequest,
+) (*pb.GetClusterConfigResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -522,7 +584,9 @@ func (v *service) GetClusterConfig(_ context.Context, req *pb.GetClusterConfigRe
 	return &pb.GetClusterConfigResponse{Header: v.header(), Cluster: v.s.leaderMu.meta}, nil
 }
 
-func (v *service) PutClusterConfig(ctx context.Context, req *pb.PutClusterConfigRequest) (*pb.PutClusterConfigResponse, error) {
+func (v *service) PutClusterConfig(
+	ctx context.Context, req *pb.PutClusterConfigRequest,
+) (*pb.PutClusterConfigResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -535,7 +599,9 @@ func (v *service) PutClusterConfig(ctx context.Context, req *pb.PutClusterConfig
 	return &pb.PutClusterConfigResponse{Header: v.header()}, nil
 }
 
-func (v *service) ScatterRegion(_ context.Context, req *pb.ScatterRegionRequest) (*pb.ScatterRegionResponse, error) {
+func (v *service) ScatterRegion(
+	_ context.Context, req *pb.ScatterRegionRequest,
+) (*pb.ScatterRegionResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -546,7 +612,9 @@ func (v *service) ScatterRegion(_ context.Context, req *pb.ScatterRegionRequest)
 	return &pb.ScatterRegionResponse{Header: v.header()}, nil
 }
 
-func (v *service) GetGCSafePoint(ctx context.Context, req *pb.GetGCSafePointRequest) (*pb.GetGCSafePointResponse, error) {
+func (v *service) GetGCSafePoint(
+	ctx context.Context, req *pb.GetGCSafePointRequest,
+) (*pb.GetGCSafePointResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -560,7 +628,9 @@ func (v *service) GetGCSafePoint(ctx context.Context, req *pb.GetGCSafePointRequ
 	return &pb.GetGCSafePointResponse{Header: v.header(), SafePoint: sp}, nil
 }
 
-func (v *service) UpdateGCSafePoint(ctx context.Context, req *pb.UpdateGCSafePointRequest) (*pb.UpdateGCSafePointResponse, error) {
+func (v *service) UpdateGCSafePoint(
+	ctx context.Context, req *pb.UpdateGCSafePointRequest,
+) (*pb.UpdateGCSafePointResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -574,7 +644,9 @@ func (v *service) UpdateGCSafePoint(ctx context.Context, req *pb.UpdateGCSafePoi
 	return &pb.UpdateGCSafePointResponse{Header: v.header(), NewSafePoint: sp}, nil
 }
 
-func (v *service) GetOperator(_ context.Context, req *pb.GetOperatorRequest) (*pb.GetOperatorResponse, error) {
+func (v *service) GetOperator(
+	_ context.Context, req *pb.GetOperatorRequest,
+) (*pb.GetOperatorResponse, error) {
 	if err := v.validate(req.GetHeader()); err != nil {
 		return nil, err
 	}
@@ -583,7 +655,9 @@ func (v *service) GetOperator(_ context.Context, req *pb.GetOperatorRequest) (*p
 	}
 	rec, ok := v.s.cluster.Controller().Find(req.GetRegionId())
 	if !ok {
-		return &pb.GetOperatorResponse{Header: v.errorHeader(pb.ErrorType_REGION_NOT_FOUND, "Not Found")}, nil
+		return &pb.GetOperatorResponse{
+			Header: v.errorHeader(pb.ErrorType_REGION_NOT_FOUND, "Not Found"),
+		}, nil
 	}
 	return &pb.GetOperatorResponse{
 		Header: v.header(), RegionId: rec.RegionID, Desc: []byte(rec.Desc),
@@ -607,7 +681,9 @@ func operatorStatus(s operator.Status) pb.OperatorStatus {
 }
 
 // bootstrap makes the first store and region known. A header is returned if it was refused.
-func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.ResponseHeader, error) {
+func (s *Server) bootstrap(
+	ctx context.Context, req *pb.BootstrapRequest,
+) (*pb.ResponseHeader, error) {
 	store := req.GetStore()
 	if store.GetId() == 0 {
 		return nil, status.Errorf(codes.Unknown, "invalid bootstrap: no store with an id given")
@@ -622,8 +698,10 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 		return refuse, nil
 	}
 	if security.AnyHost(store.GetAddress()) {
-		return nil, status.Errorf(codes.Unknown, "invalid bootstrap: nobody can reach store %d at %q; give the host that others "+
-			"reach with --advertise-addr", store.Id, store.GetAddress())
+		return nil,
+			status.Errorf(codes.Unknown,
+				"invalid bootstrap: nobody can reach store %d at %q; give the host that others "+
+					"reach with --advertise-addr", store.Id, store.GetAddress())
 	}
 	if err := validateFirstRegion(req); err != nil {
 		return nil, status.Error(codes.Unknown, err.Error())
@@ -632,7 +710,9 @@ func (s *Server) bootstrap(ctx context.Context, req *pb.BootstrapRequest) (*pb.R
 	if !ok {
 		return nil, errNotLeader
 	}
-	meta := &metapb.Cluster{Id: s.clusterID, MaxPeerCount: uint32(s.cluster.Settings().Replication.MaxReplicas), Mode: s.cfg.Mode}
+	meta := &metapb.Cluster{
+		Id: s.clusterID, MaxPeerCount: uint32(s.cluster.Settings().Replication.MaxReplicas), Mode: s.cfg.Mode,
+	}
 	first := *store
 	first.State, first.LastHeartbeat = metapb.StoreState_Up, 0
 	if first.Run != 0 {
@@ -680,8 +760,11 @@ func validateFirstRegion(req *pb.BootstrapRequest) error {
 	if len(r.StartKey) != 0 || len(r.EndKey) != 0 {
 		return errors.New("invalid bootstrap: the first region must cover the whole key space")
 	}
-	if r.Id == 0 || len(r.Peers) != 1 || r.Peers[0].GetStoreId() != req.Store.Id || r.Peers[0].GetId() == 0 {
-		return fmt.Errorf("invalid bootstrap: the first region needs an id and one peer on store %d", req.Store.Id)
+	if r.Id == 0 || len(r.Peers) != 1 || r.Peers[0].GetStoreId() != req.Store.Id ||
+		r.Peers[0].GetId() == 0 {
+		return fmt.Errorf(
+			"invalid bootstrap: the first region needs an id and one peer on store %d",
+			req.Store.Id)
 	}
 	return nil
 }
@@ -696,7 +779,8 @@ func (s *Server) saveStore(ctx context.Context, m *metapb.Store) error {
 
 func (s *Server) putClusterConfig(ctx context.Context, m *metapb.Cluster) error {
 	if m == nil || m.MaxPeerCount == 0 {
-		return status.Error(codes.InvalidArgument, "invalid cluster config: max_peer_count must be greater than 0")
+		return status.Error(codes.InvalidArgument,
+			"invalid cluster config: max_peer_count must be greater than 0")
 	}
 	s.leaderMu.RLock()
 	mode := s.leaderMu.meta.GetMode() // it never changes

@@ -11,22 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Etcd ends its process, with a stack and no word of what to do, when its disk is full. So it must not
-// come to that: below a reserve a lone member raises etcd's own alarm NOSPACE, as a full quota does, and
-// goes on to answer reads and to say why it does not lead; the alarm ends when there is space. A
-// member that has others ends with one line, and they go on: the alarm would stop all of them.
+// Etcd ends its process, with a stack and no word of what to do, when its disk is full. So it must
+// not come to that: below a reserve a lone member raises etcd's own alarm NOSPACE, as a full quota
+// does, and goes on to answer reads and to say why it does not lead; the alarm ends when there is
+// space. A member that has others ends with one line, and they go on: the alarm would stop all of
+// them.
 
 const (
-	// spaceReserve is what etcd may take before it stops: the next file of its log, and its tables. On a
-	// small disk it is at most a quarter.
+	// spaceReserve is what etcd may take before it stops: the next file of its log, and its tables.
+	// On a small disk it is at most a quarter.
 	spaceReserve = 128 << 20
 	// spaceInterval is how often the disk is measured. The service writes a few KB a second.
 	spaceInterval = time.Second
 	spaceTimeout  = 5 * time.Second
 )
 
-// diskSpace measures the disk under a directory. Short tells that less than the reserve is free, ample
-// that an eighth more is.
+// diskSpace measures the disk under a directory. Short tells that less than the reserve is free,
+// ample that an eighth more is.
 func diskSpace(dir string) (free uint64, short, ample bool, err error) {
 	var st unix.Statfs_t
 	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
@@ -51,7 +52,8 @@ func (n *node) checkSpace(ctx context.Context, logger *zap.Logger) error {
 	switch {
 	case short && !alarmed:
 		if len(n.etcd.Server.Cluster().Members()) > 1 {
-			return fmt.Errorf("data-dir: the disk under %s is full: %d bytes are free; make room and start this member again",
+			return fmt.Errorf(
+				"data-dir: the disk under %s is full: %d bytes are free; make room and start this member again",
 				n.cfg.DataDir, free)
 		}
 		logger.Error("the disk is full: this member stops leading until there is room",
@@ -69,7 +71,8 @@ func (n *node) checkSpace(ctx context.Context, logger *zap.Logger) error {
 // noSpace tells whether this member's alarm NOSPACE is on.
 func (n *node) noSpace() bool {
 	for _, a := range n.etcd.Server.Alarms() {
-		if a.MemberID == uint64(n.etcd.Server.MemberID()) && a.Alarm == etcdserverpb.AlarmType_NOSPACE {
+		if a.MemberID == uint64(n.etcd.Server.MemberID()) &&
+			a.Alarm == etcdserverpb.AlarmType_NOSPACE {
 			return true
 		}
 	}
@@ -80,7 +83,8 @@ func (n *node) setNoSpace(ctx context.Context, action etcdserverpb.AlarmRequest_
 	ctx, cancel := context.WithTimeout(ctx, spaceTimeout)
 	defer cancel()
 	_, err := n.etcd.Server.Alarm(ctx, &etcdserverpb.AlarmRequest{
-		MemberID: uint64(n.etcd.Server.MemberID()), Action: action, Alarm: etcdserverpb.AlarmType_NOSPACE,
+		MemberID: uint64(n.etcd.Server.MemberID()), Action: action,
+		Alarm: etcdserverpb.AlarmType_NOSPACE,
 	})
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("etcd's alarm NOSPACE: %w", err)

@@ -88,8 +88,8 @@ func (s *Server) loadSettings(d hardState) error {
 }
 
 // checkStores buries offline stores that are empty, for certain: everything is known, no region has
-// a peer there, and the store itself said so twice. A store that merely has not been heard of yet is
-// never buried.
+// a peer there, and the store itself said so twice. A store that merely has not been heard of yet
+// is never buried.
 func (s *Server) checkStores(ctx context.Context) {
 	if !s.cluster.Prepared() {
 		return
@@ -151,10 +151,12 @@ func (s *Server) OfflineStore(ctx context.Context, id uint64) error {
 	}
 	replicas := c.Settings().Replication.MaxReplicas
 	if rest < replicas && st.RegionCount() > 0 {
-		return fmt.Errorf("%w: %d stores would remain, %d replicas are needed", ErrNoRoom, rest, replicas)
+		return fmt.Errorf("%w: %d stores would remain, %d replicas are needed", ErrNoRoom, rest,
+			replicas)
 	}
 	if need := uint64(st.RegionSize()) << 20; known && need > free {
-		return fmt.Errorf("%w: store %d holds %d MiB, the others have %d MiB free", ErrNoRoom, id, need>>20, free>>20)
+		return fmt.Errorf("%w: store %d holds %d MiB, the others have %d MiB free", ErrNoRoom, id,
+			need>>20, free>>20)
 	}
 	return s.setStoreState(ctx, id, metapb.StoreState_Offline)
 }
@@ -167,8 +169,8 @@ func (s *Server) UpStore(ctx context.Context, id uint64) error {
 	return s.setStoreState(ctx, id, metapb.StoreState_Up)
 }
 
-// BuryStore declares a store gone for good. It must be silent beyond the down time, and every region
-// must have a healthy majority without it.
+// BuryStore declares a store gone for good. It must be silent beyond the down time, and every
+// region must have a healthy majority without it.
 func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
 	st := s.cluster.Core().Store(id)
 	if st == nil {
@@ -184,8 +186,9 @@ func (s *Server) BuryStore(ctx context.Context, id uint64, force bool) error {
 	return s.setStoreState(ctx, id, metapb.StoreState_Tombstone)
 }
 
-// EvictLeaders has a store shed its leaders, for a while or (0) until somebody ends it. How long is left is kept
-// for the next leader (memory.go) before anything begins: an eviction never outlasts what was asked for.
+// EvictLeaders has a store shed its leaders, for a while or (0) until somebody ends it. How long is
+// left is kept for the next leader (memory.go) before anything begins: an eviction never outlasts
+// what was asked for.
 func (s *Server) EvictLeaders(ctx context.Context, id uint64, d time.Duration) error {
 	var until time.Time
 	if d > 0 {
@@ -197,10 +200,13 @@ func (s *Server) EvictLeaders(ctx context.Context, id uint64, d time.Duration) e
 	if err := s.saveMemory(ctx); err != nil {
 		return err
 	}
-	if err := s.SetStoreSettings(ctx, id, func(set *storeSettings) { set.EvictLeaders = true }); err != nil {
+	if err := s.SetStoreSettings(ctx, id, func(set *storeSettings) {
+		set.EvictLeaders = true
+	}); err != nil {
 		return err
 	}
-	s.cluster.Core().UpdateStore(id, core.WithEvictUntil(until)) // another change may have come between
+	// another change may have come between
+	s.cluster.Core().UpdateStore(id, core.WithEvictUntil(until))
 	return nil
 }
 
@@ -211,16 +217,21 @@ func (s *Server) endEvictions(ctx context.Context) {
 		if until := st.EvictUntil(); !st.EvictLeaders() || until.IsZero() || now.Before(until) {
 			continue
 		}
-		if err := s.SetStoreSettings(ctx, st.ID(), func(set *storeSettings) { set.EvictLeaders = false }); err != nil {
+		if err := s.SetStoreSettings(ctx, st.ID(), func(set *storeSettings) {
+			set.EvictLeaders = false
+		}); err != nil {
 			s.logger.Warn("ending an eviction failed", log.StoreID(st.ID()), zap.Error(err))
 			return
 		}
-		s.cluster.events.add("store-unevict", fmt.Sprintf("store %d may lead again: its time is over", st.ID()))
+		s.cluster.events.add("store-unevict",
+			fmt.Sprintf("store %d may lead again: its time is over", st.ID()))
 	}
 }
 
 // SetStoreSettings changes weights, labels, limit and leader eviction of a store.
-func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*storeSettings)) error {
+func (s *Server) SetStoreSettings(
+	ctx context.Context, id uint64, change func(*storeSettings),
+) error {
 	c := s.cluster
 	c.storeMu.Lock()
 	defer c.storeMu.Unlock()
@@ -241,7 +252,8 @@ func (s *Server) SetStoreSettings(ctx context.Context, id uint64, change func(*s
 		return err
 	}
 	c.Core().UpdateStore(id, core.WithWeight(set.Weight), core.WithEvictLeaders(set.EvictLeaders),
-		core.WithLabels(set.Labels), core.WithLimit(set.Limit), core.WithLeaderWeight(set.LeaderWeight))
+		core.WithLabels(set.Labels), core.WithLimit(set.Limit),
+		core.WithLeaderWeight(set.LeaderWeight))
 	if !set.EvictLeaders {
 		c.Core().UpdateStore(id, core.WithEvictUntil(time.Time{}))
 	}
@@ -266,8 +278,8 @@ type drainSample struct {
 	mib     int64
 }
 
-// drains watch stores being emptied. The leader's loop writes, the API reads. It is the knowledge of one leader:
-// another one measures anew, from what is left then.
+// drains watch stores being emptied. The leader's loop writes, the API reads. It is the knowledge
+// of one leader: another one measures anew, from what is left then.
 //
 // Invariant: samples of a store are in order of time, the first one is the largest.
 type drains struct {
@@ -288,7 +300,8 @@ func (d *drains) note(now time.Time, stores []*core.StoreInfo) {
 		}
 		list := append(d.mu.samples[st.ID()], drainSample{now, st.RegionCount(), st.RegionSize()})
 		// A split or a write may add to what is left.
-		list[0].regions, list[0].mib = max(list[0].regions, st.RegionCount()), max(list[0].mib, st.RegionSize())
+		list[0].regions, list[0].mib = max(list[0].regions, st.RegionCount()),
+			max(list[0].mib, st.RegionSize())
 		for len(list) > 2 && now.Sub(list[1].at) > drainWindow {
 			list = append(list[:1], list[2:]...) // the first one is the beginning
 		}
@@ -299,7 +312,8 @@ func (d *drains) note(now time.Time, stores []*core.StoreInfo) {
 
 // drainJSON is how far the emptying of a store has come.
 type drainJSON struct {
-	// DoneShare is what is gone of what was there when this placement leader first looked, from 0 to 1.
+	// DoneShare is what is gone of what was there when this placement leader first looked, from 0
+	// to 1.
 	DoneShare  float64 `json:"done_share"`
 	Regions    int     `json:"regions_left"`
 	SizeMiB    int64   `json:"size_left_mib"`
@@ -354,10 +368,12 @@ func (s *Server) drain(st *core.StoreInfo) *drainJSON {
 	return &out
 }
 
-// drainWaits finds what regions of a leaving store wait for: what the checker says that is not possible now.
+// drainWaits finds what regions of a leaving store wait for: what the checker says that is not
+// possible now.
 func (s *Server) drainWaits(st *core.StoreInfo) map[string]drainWait {
 	base := s.cluster.viewBase()
-	base.AllocID = func() (uint64, error) { return 1, nil } // nothing that is planned here is carried out
+	// nothing that is planned here is carried out
+	base.AllocID = func() (uint64, error) { return 1, nil }
 	v := view.New(base, s.cluster.controller.Running())
 	out := map[string]drainWait{}
 	for i, r := range s.cluster.Core().StoreRegions(st.ID()) {
@@ -382,8 +398,8 @@ func (s *Server) drainWaits(st *core.StoreInfo) map[string]drainWait {
 	return out
 }
 
-// storeWatch tells of stores that fall silent and are given up. Owned by the leader's loop; a new leader
-// says it once more of those that are silent.
+// storeWatch tells of stores that fall silent and are given up. Owned by the leader's loop; a new
+// leader says it once more of those that are silent.
 type storeWatch struct {
 	states map[uint64]string
 }
@@ -400,7 +416,8 @@ func (w *storeWatch) look(s *Server) {
 		silent := time.Since(st.SilentSince()).Round(time.Second)
 		switch state {
 		case "disconnected":
-			s.cluster.events.add("store-disconnected", fmt.Sprintf("store %d has not reported for %s", st.ID(), silent))
+			s.cluster.events.add("store-disconnected",
+				fmt.Sprintf("store %d has not reported for %s", st.ID(), silent))
 		case "down":
 			s.cluster.events.add("store-down", fmt.Sprintf(
 				"store %d has not reported for %s: its replicas are replaced", st.ID(), silent))

@@ -10,7 +10,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
 
-// TestDrainProgress: what is done counts from the most that was there, the rate is that of the last minute.
+// TestDrainProgress: what is done counts from the most that was there, the rate is that of the last
+// minute.
 func TestDrainProgress(t *testing.T) {
 	store := func(id uint64, state metapb.StoreState, regions int, mib int64) *core.StoreInfo {
 		return core.NewStore(&metapb.Store{Id: id, State: state}, time.Time{}).

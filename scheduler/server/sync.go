@@ -26,8 +26,8 @@ import (
 // epochs make every record safe to apply at any time and in any order. The same records, framed in
 // the same way, make the snapshot file that serves after a restart of all members.
 //
-// A frame is: length (4 bytes, big-endian), CRC-32C of the payload (4 bytes, big-endian), payload (a
-// marshalled schedulerpb.RegionHeartbeatRequest). An empty payload is a sign of life. The file
+// A frame is: length (4 bytes, big-endian), CRC-32C of the payload (4 bytes, big-endian), payload
+// (a marshalled schedulerpb.RegionHeartbeatRequest). An empty payload is a sign of life. The file
 // begins with snapshotMagic. Part of the on-disk format; do not change.
 const (
 	syncPath         = "/internal/regions"
@@ -76,7 +76,8 @@ func readFrame(r io.Reader) ([]byte, error) {
 func encodeRegion(r *core.RegionInfo) ([]byte, error) {
 	f := r.Flow()
 	hb := schedulerpb.RegionHeartbeatRequest{
-		Region: r.Meta(), Leader: r.LeaderProto(), Term: r.Term(), ApproximateSize: uint64(r.Size()) << 20,
+		Region: r.Meta(), Leader: r.LeaderProto(), Term: r.Term(),
+		ApproximateSize: uint64(r.Size()) << 20,
 		ApproximateKeys: uint64(r.Keys()), PendingPeers: r.PendingProto(), DownPeers: r.DownProto(),
 		BytesWritten: f.BytesWritten, BytesRead: f.BytesRead,
 	}
@@ -100,8 +101,8 @@ func (c *RaftCluster) applyRecord(payload []byte, from core.Source) error {
 	return nil
 }
 
-// changeFeed sends every subscriber the regions that changed. A region that changes often is sent once
-// per pause.
+// changeFeed sends every subscriber the regions that changed. A region that changes often is sent
+// once per pause.
 type changeFeed struct {
 	mu   sync.Mutex
 	subs map[*subscriber]struct{}
@@ -145,7 +146,8 @@ func (f *changeFeed) take(s *subscriber) map[uint64]struct{} {
 // clusterHeader carries the cluster id of a request between members.
 const clusterHeader = "Tinykv-Cluster-Id"
 
-// signInternal marks a request between members: it names the cluster and has the token, if one is set.
+// signInternal marks a request between members: it names the cluster and has the token, if one is
+// set.
 func (s *Server) signInternal(r *http.Request) {
 	r.Header.Set(clusterHeader, utoa(s.clusterID))
 	if s.cfg.API.Token != "" {
@@ -157,7 +159,11 @@ func (s *Server) signInternal(r *http.Request) {
 func (s *Server) internal(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(clusterHeader) != utoa(s.clusterID) {
-			writeError(w, &apiError{Code: "wrong-cluster", Message: "this is for members of the cluster", status: http.StatusForbidden})
+			writeError(w,
+				&apiError{
+					Code: "wrong-cluster", Message: "this is for members of the cluster",
+					status: http.StatusForbidden,
+				})
 			return
 		}
 		if f := s.guard.CheckToken(r); f != nil {
@@ -240,9 +246,11 @@ func (s *Server) dumpRegions(w io.Writer) error {
 	}
 }
 
-// follow is a follower's side: it stays connected to the leader until ctx ends, and lets read have what it says at
-// path. read calls alive with each frame.
-func (s *Server) follow(ctx context.Context, path string, read func(body io.Reader, alive func()) error) {
+// follow is a follower's side: it stays connected to the leader until ctx ends, and lets read have
+// what it says at path. read calls alive with each frame.
+func (s *Server) follow(
+	ctx context.Context, path string, read func(body io.Reader, alive func()) error,
+) {
 	client := &http.Client{Transport: s.transport}
 	for ctx.Err() == nil {
 		leader, changed := s.elector.Leader()
@@ -255,8 +263,10 @@ func (s *Server) follow(ctx context.Context, path string, read func(body io.Read
 				case <-streamCtx.Done():
 				}
 			}()
-			if err := s.readFrom(streamCtx, client, leader.ClientUrls[0]+path, read); err != nil && ctx.Err() == nil {
-				s.logger.Debug("stream of the leader ended", zap.String("path", path), zap.Error(err))
+			if err := s.readFrom(streamCtx, client, leader.ClientUrls[0]+path, read); err != nil &&
+				ctx.Err() == nil {
+				s.logger.Debug("stream of the leader ended", zap.String("path", path),
+					zap.Error(err))
 			}
 			cancel()
 			sleep(ctx, syncPause)
@@ -269,7 +279,9 @@ func (s *Server) follow(ctx context.Context, path string, read func(body io.Read
 	}
 }
 
-func (s *Server) readFrom(ctx context.Context, client *http.Client, url string, read func(io.Reader, func()) error) error {
+func (s *Server) readFrom(
+	ctx context.Context, client *http.Client, url string, read func(io.Reader, func()) error,
+) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -8,8 +8,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
-// memberIdentity is how members reach each other on their client ports, to forward and to copy the regions, and how they
-// reach stores: with the certificate they serve with, which they show as clients too. nil means plain connections.
+// memberIdentity is how members reach each other on their client ports, to forward and to copy the
+// regions, and how they reach stores: with the certificate they serve with, which they show as
+// clients too. nil means plain connections.
 func memberIdentity(sec config.Security) (*security.Identity, error) {
 	if sec.CertPath == "" {
 		return nil, nil
@@ -21,8 +22,8 @@ func memberIdentity(sec config.Security) (*security.Identity, error) {
 	return id, nil
 }
 
-// transportOf makes requests of members. Without keep-alives a connection that was still being made when its request
-// ended is closed too.
+// transportOf makes requests of members. Without keep-alives a connection that was still being made
+// when its request ended is closed too.
 func transportOf(id *security.Identity) *http.Transport {
 	t := &http.Transport{DisableKeepAlives: true}
 	if id != nil {

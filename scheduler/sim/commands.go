@@ -38,7 +38,8 @@ func (s *Sim) execute(storeID uint64, resp *schedulerpb.RegionHeartbeatResponse)
 
 func (s *Sim) transfer(r *Region, to *metapb.Peer) {
 	i := slices.IndexFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.Id == to.Id })
-	if i < 0 || r.frozen || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) || !s.usable(r.leader) {
+	if i < 0 || r.frozen || isLearner(r.meta.Peers[i]) || !s.canServe(r, to) ||
+		!s.usable(r.leader) {
 		return
 	}
 	if r.leader != to.StoreId {
@@ -66,7 +67,9 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 			s.faultf("region %d: the leader got the command to remove itself", r.meta.Id)
 			return
 		}
-		next.Peers = slices.DeleteFunc(slices.Clone(next.Peers), func(p *metapb.Peer) bool { return p.Id == cp.Peer.Id })
+		next.Peers = slices.DeleteFunc(slices.Clone(next.Peers), func(p *metapb.Peer) bool {
+			return p.Id == cp.Peer.Id
+		})
 		if len(next.Peers) == len(r.meta.Peers) {
 			return
 		}
@@ -79,7 +82,8 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 	}
 	r.meta = &next
 	if after := s.healthy(r, r.meta); after <= voters(r.meta)/2 && before > votersBefore/2 {
-		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after, voters(r.meta))
+		s.faultf("region %d: a command left %d healthy of %d voters", next.Id, after,
+			voters(r.meta))
 	}
 	if cp.ChangeType == eraftpb.ConfChangeType_RemoveNode {
 		s.afterRemove(r, cp.Peer.StoreId)
@@ -87,11 +91,14 @@ func (s *Sim) changePeer(r *Region, e *metapb.RegionEpoch, cp *schedulerpb.Chang
 	s.changed(r)
 }
 
-// add gives a region a new peer, or a learner that it has its vote. It tells whether that changed anything.
+// add gives a region a new peer, or a learner that it has its vote. It tells whether that changed
+// anything.
 func (s *Sim) add(r *Region, next *metapb.Region, cp *schedulerpb.ChangePeer) bool {
 	voter := cp.ChangeType == eraftpb.ConfChangeType_AddNode
 	p := &metapb.Peer{Id: cp.Peer.Id, StoreId: cp.Peer.StoreId, Role: metapb.PeerRole_Voter}
-	if i := slices.IndexFunc(next.Peers, func(q *metapb.Peer) bool { return q.StoreId == p.StoreId }); i >= 0 {
+	if i := slices.IndexFunc(next.Peers, func(q *metapb.Peer) bool {
+		return q.StoreId == p.StoreId
+	}); i >= 0 {
 		if old := next.Peers[i]; old.Id != p.Id || !isLearner(old) || !voter {
 			return false
 		}
@@ -144,7 +151,8 @@ func (s *Sim) snapshotDone(r *Region, p *metapb.Peer) {
 	s.changed(r)
 }
 
-// Sicken makes the replicas of n regions that have one on the store, and none that is sick, take no part any more.
+// Sicken makes the replicas of n regions that have one on the store, and none that is sick, take no
+// part any more.
 func (s *Sim) Sicken(id uint64, n int, damaged bool) {
 	st := s.stores[id]
 	st.sickened = true

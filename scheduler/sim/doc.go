@@ -3,8 +3,8 @@
 //
 // Simulated stores carry out commands the way stores do: a command must match the region's epoch, a
 // membership change needs a majority of voters that have the data, a new replica takes the time of
-// its snapshot, a dead leader is replaced after an election timeout. Heartbeats can be lost, delayed
-// (and so reordered), and a partitioned store goes on reporting what it believed to lead.
+// its snapshot, a dead leader is replaced after an election timeout. Heartbeats can be lost,
+// delayed (and so reordered), and a partitioned store goes on reporting what it believed to lead.
 //
 // While a run goes on, invariants are checked: the map's indexes and counters agree with a recount,
 // no command of ours takes the majority of a region's healthy voters away, no store is buried while

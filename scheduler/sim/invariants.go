@@ -8,9 +8,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/operator"
 )
 
-// checked carries out one event and checks what must hold after it: the indexes and counters and the
-// running operators if the run audits each event, else only what the event touched. region is what the
-// event was about, 0 if it was about no single one.
+// checked carries out one event and checks what must hold after it: the indexes and counters and
+// the running operators if the run audits each event, else only what the event touched. region is
+// what the event was about, 0 if it was about no single one.
 func (s *Sim) checked(region uint64, event func()) {
 	event()
 	s.checkEpoch(region)
@@ -29,7 +29,8 @@ func (s *Sim) checkEpoch(id uint64) {
 	}
 	old := s.epochs[id]
 	if r.Version() < old[0] || r.ConfVer() < old[1] {
-		s.faultf("region %d went back from v%d/c%d to v%d/c%d", id, old[0], old[1], r.Version(), r.ConfVer())
+		s.faultf("region %d went back from v%d/c%d to v%d/c%d", id, old[0], old[1], r.Version(),
+			r.ConfVer())
 	}
 	s.epochs[id] = [2]uint64{r.Version(), r.ConfVer()}
 }
@@ -48,7 +49,8 @@ func (s *Sim) audit() {
 		if s.cluster.Core().Region(r.ID()) != r {
 			s.faultf("index by id and tree differ at region %d", r.ID())
 		}
-		if prev != nil && (len(prev.EndKey()) == 0 || string(prev.EndKey()) > string(r.StartKey())) {
+		if prev != nil &&
+			(len(prev.EndKey()) == 0 || string(prev.EndKey()) > string(r.StartKey())) {
 			s.faultf("regions %d and %d overlap", prev.ID(), r.ID())
 		}
 		prev = r
@@ -79,16 +81,17 @@ func (s *Sim) audit() {
 			s.faultf("store %d: counters %+v, recount %+v", st.ID(), st.Counts(), n.counts)
 		}
 		slices.Sort(n.ids)
-		if !slices.EqualFunc(s.cluster.Core().StoreRegions(st.ID()), n.ids, func(r *core.RegionInfo, id uint64) bool { return r.ID() == id }) {
+		if !slices.EqualFunc(s.cluster.Core().StoreRegions(st.ID()), n.ids,
+			func(r *core.RegionInfo, id uint64) bool { return r.ID() == id }) {
 			s.faultf("store %d: its set of regions is not what the tree has", st.ID())
 		}
 	}
 	s.checkOperators()
 }
 
-// checkOperators: one operator a region, of a region that is known; no store takes part in more moves
-// than repair may use; and a move under way leaves no hole in the sum of sizes and influence and counts
-// nothing twice. (Influence is not kept but summed up from the operators for each view.)
+// checkOperators: one operator a region, of a region that is known; no store takes part in more
+// moves than repair may use; and a move under way leaves no hole in the sum of sizes and influence
+// and counts nothing twice. (Influence is not kept but summed up from the operators for each view.)
 func (s *Sim) checkOperators() {
 	seen := map[uint64]bool{}
 	all := operator.Influence{}
@@ -109,11 +112,13 @@ func (s *Sim) checkOperators() {
 			sum += i.Size
 		}
 		if got := sum + r.Size()*int64(len(r.Peers())); got != r.Size()*int64(s.opts.Replicas) {
-			s.faultf("region %d of %d MiB in %v: sizes and influence make %d MiB", r.ID(), r.Size(), op, got)
+			s.faultf("region %d of %d MiB in %v: sizes and influence make %d MiB", r.ID(), r.Size(),
+				op, got)
 		}
 	}
 	for id, i := range all {
-		// What leaves a store that is dead, being emptied or damaged costs it nothing: others send the data.
+		// What leaves a store that is dead, being emptied or damaged costs it nothing: others send
+		// the data.
 		info := s.cluster.Core().Store(id)
 		out := i.OutMoves
 		if !s.usable(id) || !info.IsUp() || s.stores[id].sickened {
@@ -125,15 +130,18 @@ func (s *Sim) checkOperators() {
 	}
 }
 
-// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have the data. So a
-// move or a repair never leaves a region with fewer of them than it had, whatever happens to the stores meanwhile.
+// checkRemoval: a voter that is sound goes only if as many voters as there should be stay that have
+// the data. So a move or a repair never leaves a region with fewer of them than it had, whatever
+// happens to the stores meanwhile.
 //
 // One that is not sound goes first only where no store is left for its successor.
 func (s *Sim) checkRemoval(r *Region, next *metapb.Region, id uint64) {
 	free := 0
 	for _, st := range s.order {
 		info := s.cluster.Core().Store(st.id)
-		has := slices.ContainsFunc(r.meta.Peers, func(p *metapb.Peer) bool { return p.StoreId == st.id })
+		has := slices.ContainsFunc(r.meta.Peers, func(p *metapb.Peer) bool {
+			return p.StoreId == st.id
+		})
 		if !has && s.usable(st.id) && info != nil && info.IsUp() && !st.stalled {
 			free++
 		}
@@ -168,8 +176,8 @@ func (s *Sim) zones(peers []*metapb.Peer) int {
 	return len(seen)
 }
 
-// beforeAdd and afterRemove see that a move between healthy stores brings no replicas together in fewer
-// zones than before.
+// beforeAdd and afterRemove see that a move between healthy stores brings no replicas together in
+// fewer zones than before.
 func (s *Sim) beforeAdd(r *Region) {
 	if r.spread = 0; len(r.meta.Peers) == s.opts.Replicas {
 		r.spread = s.zones(r.meta.Peers)

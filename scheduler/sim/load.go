@@ -8,8 +8,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// Load is what clients write: so many MiB a second, to all regions alike or to few of them, and regions
-// beyond a size are split. Owned by the run.
+// Load is what clients write: so many MiB a second, to all regions alike or to few of them, and
+// regions beyond a size are split. Owned by the run.
 type Load struct {
 	RateMiB float64
 	// Zipf is the exponent of the distribution of writes over regions, above 1; 0 is uniform.
@@ -73,10 +73,13 @@ func (s *Sim) split(r *Region) {
 	left.EndKey, right.StartKey = at, at
 	s.nextID++
 	right.Id, right.Peers = s.nextID, nil
-	n := &Region{meta: &right, leader: r.leader, term: r.term, size: r.size / 2, noData: map[uint64]bool{}}
+	n := &Region{
+		meta: &right, leader: r.leader, term: r.term, size: r.size / 2, noData: map[uint64]bool{},
+	}
 	for _, p := range r.meta.Peers {
 		s.nextID++
-		right.Peers = append(right.Peers, &metapb.Peer{Id: s.nextID, StoreId: p.StoreId, Role: p.Role})
+		right.Peers = append(right.Peers,
+			&metapb.Peer{Id: s.nextID, StoreId: p.StoreId, Role: p.Role})
 		s.stores[p.StoreId].regions[n] = struct{}{}
 		if r.noData[p.Id] { // the snapshot on its way is one of the whole
 			n.noData[s.nextID] = true

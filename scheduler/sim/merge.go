@@ -10,8 +10,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/merge"
 )
 
-// What stores do about a merge, as far as the placement service can see it: the source is frozen, which is one version more;
-// then the target has its range at a higher one, or the target refuses, and both go on one version further.
+// What stores do about a merge, as far as the placement service can see it: the source is frozen,
+// which is one version more; then the target has its range at a higher one, or the target refuses,
+// and both go on one version further.
 
 const (
 	freezeTime = 10 * time.Millisecond
@@ -22,7 +23,8 @@ const (
 // freeze begins a merge if both regions are as the order says and all their replicas take part.
 func (s *Sim) freeze(r *Region, e *metapb.RegionEpoch, order *metapb.Region) {
 	t := s.byID[order.Id]
-	if t == nil || r.meta.RegionEpoch != e || r.frozen || t.frozen || !whole(s, r) || !sameStores(r.meta, t.meta) ||
+	if t == nil || r.meta.RegionEpoch != e || r.frozen || t.frozen || !whole(s, r) ||
+		!sameStores(r.meta, t.meta) ||
 		*t.meta.RegionEpoch != *order.RegionEpoch {
 		return
 	}
@@ -32,7 +34,8 @@ func (s *Sim) freeze(r *Region, e *metapb.RegionEpoch, order *metapb.Region) {
 		}
 	}
 	for _, x := range []*Region{r, t} {
-		if interval := s.opts.Schedule.SplitMergeInterval.D(); !x.split.IsZero() && s.now.Sub(x.split) < interval {
+		if interval := s.opts.Schedule.SplitMergeInterval.D(); !x.split.IsZero() &&
+			s.now.Sub(x.split) < interval {
 			s.faultf("region %d is merged %v after its split", x.meta.Id, s.now.Sub(x.split))
 		}
 	}
@@ -49,7 +52,9 @@ func whole(s *Sim, r *Region) bool {
 
 func newVersion(r *Region) {
 	next := *r.meta
-	next.RegionEpoch = &metapb.RegionEpoch{Version: r.meta.RegionEpoch.Version + 1, ConfVer: r.meta.RegionEpoch.ConfVer}
+	next.RegionEpoch = &metapb.RegionEpoch{
+		Version: r.meta.RegionEpoch.Version + 1, ConfVer: r.meta.RegionEpoch.ConfVer,
+	}
 	r.meta, r.hb = &next, nil
 }
 
@@ -60,7 +65,8 @@ func (s *Sim) commitMerge(r, t *Region, at *metapb.RegionEpoch) {
 	}
 	next := *t.meta
 	next.RegionEpoch = &metapb.RegionEpoch{
-		Version: max(t.meta.RegionEpoch.Version, r.meta.RegionEpoch.Version) + 1, ConfVer: t.meta.RegionEpoch.ConfVer,
+		Version: max(t.meta.RegionEpoch.Version, r.meta.RegionEpoch.Version) + 1,
+		ConfVer: t.meta.RegionEpoch.ConfVer,
 	}
 	if len(r.meta.EndKey) > 0 && bytes.Equal(r.meta.EndKey, t.meta.StartKey) {
 		next.StartKey = r.meta.StartKey
@@ -79,7 +85,8 @@ func (s *Sim) commitMerge(r, t *Region, at *metapb.RegionEpoch) {
 	s.changed(t)
 }
 
-// refuseMerge ends a merge that was not committed: the target leaves the epoch at which alone it could be.
+// refuseMerge ends a merge that was not committed: the target leaves the epoch at which alone it
+// could be.
 func refuseMerge(s *Sim, r, t *Region, at *metapb.RegionEpoch) {
 	if !s.hasQuorum(t) || !s.hasQuorum(r) || t.leader == 0 || r.leader == 0 {
 		s.after(refuseTime, func() { refuseMerge(s, r, t, at) })
@@ -107,11 +114,13 @@ func sameStores(a, b *metapb.Region) bool {
 }
 
 func covers(h *merge.Hold, m *metapb.Region) bool {
-	return (len(h.End) == 0 || bytes.Compare(m.StartKey, h.End) < 0) && (len(m.EndKey) == 0 || bytes.Compare(h.Start, m.EndKey) < 0)
+	return (len(h.End) == 0 || bytes.Compare(m.StartKey, h.End) < 0) &&
+		(len(m.EndKey) == 0 || bytes.Compare(h.Start, m.EndKey) < 0)
 }
 
-// Hold has the placement service keep the regions that share keys with those that AddRegions has made as from to last from being
-// merged, for a time. It is persisted: the next placement leader has it too.
+// Hold has the placement service keep the regions that share keys with those that AddRegions has
+// made as from to last from being merged, for a time. It is persisted: the next placement leader
+// has it too.
 func (s *Sim) Hold(from, last uint64, d time.Duration) error {
 	key := func(i uint64) []byte { return binary.BigEndian.AppendUint32(nil, uint32(i)) }
 	h := merge.Hold{Start: key(from - 1), End: key(last), Until: s.now.Add(d), Why: "scenario"}
@@ -126,7 +135,9 @@ func (s *Sim) Hold(from, last uint64, d time.Duration) error {
 // held counts the regions that are in a hold, frozen those whose merge is not decided.
 func held(s *Sim) (n int) {
 	for _, r := range s.regions {
-		if slices.ContainsFunc(s.holds, func(h merge.Hold) bool { return s.now.Before(h.Until) && covers(&h, r.meta) }) {
+		if slices.ContainsFunc(s.holds, func(h merge.Hold) bool {
+			return s.now.Before(h.Until) && covers(&h, r.meta)
+		}) {
 			n++
 		}
 	}
@@ -145,7 +156,9 @@ func frozen(s *Sim) (n int) {
 // checkTruth: the regions that are there have every key once.
 func checkTruth(s *Sim) {
 	list := slices.Clone(s.regions)
-	slices.SortFunc(list, func(a, b *Region) int { return bytes.Compare(a.meta.StartKey, b.meta.StartKey) })
+	slices.SortFunc(list, func(a, b *Region) int {
+		return bytes.Compare(a.meta.StartKey, b.meta.StartKey)
+	})
 	var end []byte
 	for i, r := range list {
 		if !bytes.Equal(r.meta.StartKey, end) || (len(r.meta.EndKey) == 0) != (i == len(list)-1) {

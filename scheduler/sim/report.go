@@ -15,9 +15,10 @@ type Stats struct {
 	Splits, Audits                                     int
 	Merges, MergeOrders, MergeRefusals                 int
 	BiggestJoined                                      int64
-	SplitAgain                                         int // splits of a region that took another one within the hour before
-	BytesMoved                                         int64
-	PingPong                                           int // peers that came back to a store the region had been given before
+	// splits of a region that took another one within the hour before
+	SplitAgain int
+	BytesMoved int64
+	PingPong   int // peers that came back to a store the region had been given before
 
 	measuring bool
 	began     time.Time
@@ -167,9 +168,12 @@ func (s *Sim) Result() Result {
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("moves %d, lower bound %.0f, ratio %.3f, max/min %.3f, leaders max/min %.3f, within 5%% after %v, "+
-		"quiet for %v, moved twice %d, ping-pong %d, running %d, missing %d, extra %d", r.Moves, r.LowerBound, r.Ratio,
-		r.MaxMin, r.LeaderMax, r.Settled.Round(time.Second), r.Quiet.Round(time.Second), r.Twice, r.PingPong, r.Running,
+	return fmt.Sprintf(
+		"moves %d, lower bound %.0f, ratio %.3f, max/min %.3f, leaders max/min %.3f, within 5%% after %v, "+
+			"quiet for %v, moved twice %d, ping-pong %d, running %d, missing %d, extra %d", r.Moves,
+		r.LowerBound, r.Ratio,
+		r.MaxMin, r.LeaderMax, r.Settled.Round(time.Second), r.Quiet.Round(time.Second), r.Twice,
+		r.PingPong, r.Running,
 		r.Missing, r.Extra)
 }
 

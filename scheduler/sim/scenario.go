@@ -70,7 +70,9 @@ func (sc *Scenario) Do(line string) (string, error) {
 	case "measure":
 		s.BeginMeasure()
 	case "kill", "restart", "cut", "heal":
-		change := map[string]func(uint64){"kill": s.Kill, "restart": s.Restart, "cut": s.Cut, "heal": s.Heal}
+		change := map[string]func(uint64){
+			"kill": s.Kill, "restart": s.Restart, "cut": s.Cut, "heal": s.Heal,
+		}
 		change[cmd](uint64(args.num("store", 0)))
 	case "label":
 		s.Label(uint64(args.num("store", 0)), zone(args.num("zone", 0))...)
@@ -81,7 +83,8 @@ func (sc *Scenario) Do(line string) (string, error) {
 	case "stall", "unstall":
 		s.stores[uint64(args.num("store", 0))].stalled = cmd == "stall"
 	case "offline":
-		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Offline))
+		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)),
+			core.WithState(metapb.StoreState_Offline))
 	case "up":
 		s.cluster.Core().UpdateStore(uint64(args.num("store", 0)), core.WithState(metapb.StoreState_Up))
 	case "weight":
@@ -126,7 +129,8 @@ func (sc *Scenario) report() {
 
 func (a args) load() Load {
 	return Load{
-		RateMiB: a.float("rate", 0), Zipf: a.float("zipf", 0), SplitMiB: int64(a.num("split", 144)), Drop: a.float("drop", 0),
+		RateMiB: a.float("rate", 0), Zipf: a.float("zipf", 0), SplitMiB: int64(a.num("split", 144)),
+		Drop: a.float("drop", 0),
 	}
 }
 
@@ -149,8 +153,10 @@ func (sc *Scenario) cluster(a args) error {
 	opts.Schedule.StoreBytesInFlightMiB = 1 << 30
 	opts.Merge = a["merge"] != ""
 	opts.Schedule.MergeScheduleLimit = a.num("merge-limit", opts.Schedule.MergeScheduleLimit)
-	opts.Schedule.SplitMergeInterval = config.Duration(a.dur("interval", opts.Schedule.SplitMergeInterval.D()))
-	opts.Schedule.PatrolRegionInterval = config.Duration(a.dur("patrol", opts.Schedule.PatrolRegionInterval.D()))
+	opts.Schedule.SplitMergeInterval = config.Duration(a.dur("interval",
+		opts.Schedule.SplitMergeInterval.D()))
+	opts.Schedule.PatrolRegionInterval = config.Duration(a.dur("patrol",
+		opts.Schedule.PatrolRegionInterval.D()))
 	opts.Schedule.MaxStoreDownTime = config.Duration(a.dur("max-down", 30*time.Minute))
 	zones := a.num("zones", 0)
 	if zones > 0 || a["labels"] != "" {
@@ -216,14 +222,20 @@ func (sc *Scenario) expect(conds []string) (string, error) {
 	res := sc.Sim.Result()
 	sc.logf("%v", res)
 	values := map[string]float64{
-		"ratio": res.Ratio, "max-min": res.MaxMin, "leaders": res.LeaderMax, "ping-pong": float64(res.PingPong),
-		"twice": float64(res.Twice), "quiet": res.Quiet.Seconds(), "missing": float64(res.Missing),
-		"extra": float64(res.Extra), "running": float64(res.Running), "settled": res.Settled.Seconds(),
-		"transfers": float64(sc.Sim.Stats.Transfers - sc.Sim.Stats.transfersAt), "moves": float64(res.Moves),
-		"together": float64(sc.Sim.Together()), "better": float64(sc.Sim.BetterLocations()),
+		"ratio": res.Ratio, "max-min": res.MaxMin, "leaders": res.LeaderMax,
+		"ping-pong": float64(res.PingPong),
+		"twice":     float64(res.Twice), "quiet": res.Quiet.Seconds(),
+		"missing": float64(res.Missing),
+		"extra":   float64(res.Extra), "running": float64(res.Running),
+		"settled":   res.Settled.Seconds(),
+		"transfers": float64(sc.Sim.Stats.Transfers - sc.Sim.Stats.transfersAt),
+		"moves":     float64(res.Moves),
+		"together":  float64(sc.Sim.Together()), "better": float64(sc.Sim.BetterLocations()),
 		"splits": float64(sc.Sim.Stats.Splits), "audits": float64(sc.Sim.Stats.Audits),
-		"regions": float64(len(sc.Sim.regions)), "merges": float64(sc.Sim.Stats.Merges), "orders": float64(sc.Sim.Stats.MergeOrders),
-		"refused": float64(sc.Sim.Stats.MergeRefusals), "split-again": float64(sc.Sim.Stats.SplitAgain),
+		"regions": float64(len(sc.Sim.regions)), "merges": float64(sc.Sim.Stats.Merges),
+		"orders":         float64(sc.Sim.Stats.MergeOrders),
+		"refused":        float64(sc.Sim.Stats.MergeRefusals),
+		"split-again":    float64(sc.Sim.Stats.SplitAgain),
 		"biggest-joined": float64(sc.Sim.Stats.BiggestJoined),
 		"held":           float64(held(sc.Sim)), "frozen": float64(frozen(sc.Sim)),
 	}

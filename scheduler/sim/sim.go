@@ -35,11 +35,12 @@ type Options struct {
 	RateMiB       float64       // MiB/s of one snapshot
 	Loss          float64       // share of region heartbeats lost
 	MaxDelay      time.Duration // region heartbeats arrive up to this much later
-	Duplicates    float64       // share of region heartbeats that arrive twice, the second time late
-	AuditEach     bool          // check all invariants after every event, not once a minute
-	Schedule      config.Schedule
-	Labels        []string
-	Merge         bool // stores can merge regions
+	// share of region heartbeats that arrive twice, the second time late
+	Duplicates float64
+	AuditEach  bool // check all invariants after every event, not once a minute
+	Schedule   config.Schedule
+	Labels     []string
+	Merge      bool // stores can merge regions
 }
 
 // DefaultOptions: a move of an average region takes about ten seconds.
@@ -47,7 +48,8 @@ func DefaultOptions() Options {
 	s := config.DefaultSchedule()
 	s.PatrolRegionInterval = config.Duration(time.Second)
 	return Options{
-		Seed: 1, Replicas: 3, HeartbeatTime: time.Minute, StoreBeat: 10 * time.Second, RateMiB: 9.6, Schedule: s,
+		Seed: 1, Replicas: 3, HeartbeatTime: time.Minute, StoreBeat: 10 * time.Second, RateMiB: 9.6,
+		Schedule: s,
 	}
 }
 
@@ -106,8 +108,9 @@ type Sim struct {
 	beatPos                                int
 	nextBeatSlot, nextStoreBeat, nextAudit time.Time
 	load                                   Load
-	epochs                                 map[uint64][2]uint64 // what the placement leader last knew
-	holds                                  []merge.Hold
+	// what the placement leader last knew
+	epochs map[uint64][2]uint64
+	holds  []merge.Hold
 
 	// Faults lists violated invariants; a run that has any failed.
 	Faults []string
@@ -160,8 +163,10 @@ func (s *Sim) newScheduler() {
 	s.epochs = map[uint64][2]uint64{}
 	s.cluster = server.NewRaftCluster(server.ClusterOptions{
 		Settings: &view.Settings{
-			Schedule:    s.opts.Schedule,
-			Replication: config.Replication{MaxReplicas: s.opts.Replicas, LocationLabels: s.opts.Labels},
+			Schedule: s.opts.Schedule,
+			Replication: config.Replication{
+				MaxReplicas: s.opts.Replicas, LocationLabels: s.opts.Labels,
+			},
 		},
 		Now: func() time.Time { return s.now }, Seed: s.rng.Uint64(), Sender: s,
 		AllocID: func() (uint64, error) { s.nextID++; return s.nextID, nil },
@@ -197,7 +202,9 @@ func (s *Sim) AddStore(capacityMiB uint64, labels ...*metapb.StoreLabel) *Store 
 }
 
 func (s *Sim) register(st *Store) {
-	m := &metapb.Store{Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels, Version: "sim"}
+	m := &metapb.Store{
+		Id: st.id, Address: fmt.Sprintf("s%d", st.id), Labels: st.labels, Version: "sim",
+	}
 	if st.tombstone {
 		m.State = metapb.StoreState_Tombstone
 	}
@@ -295,7 +302,8 @@ func (s *Sim) heartbeat(r *Region) *schedulerpb.RegionHeartbeatRequest {
 		return r.hb
 	}
 	hb := &schedulerpb.RegionHeartbeatRequest{
-		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20, BytesWritten: r.written, SizeMeasured: true,
+		Region: r.meta, Term: r.term, ApproximateSize: uint64(r.size) << 20,
+		BytesWritten: r.written, SizeMeasured: true,
 	}
 	r.written = 0
 	for _, p := range r.meta.Peers {
@@ -360,7 +368,8 @@ func (s *Sim) storeBeat(st *Store) {
 	}
 	used := st.used
 	_ = s.cluster.HandleStoreHeartbeat(&schedulerpb.StoreStats{
-		StoreId: st.id, Capacity: st.capacity, Available: st.capacity - min(used, st.capacity), UsedSize: used,
+		StoreId: st.id, Capacity: st.capacity, Available: st.capacity - min(used, st.capacity),
+		UsedSize:    used,
 		RegionCount: uint32(len(st.regions)), IsBusy: st.busy, DamagedPeerIds: s.damagedOn(st),
 		SyncMicros: uint64(cmp.Or(st.sync, 2*time.Millisecond).Microseconds()),
 	})
@@ -489,6 +498,7 @@ func (s *Sim) bury() {
 
 func (s *Sim) faultf(format string, args ...any) {
 	if len(s.Faults) < 20 {
-		s.Faults = append(s.Faults, fmt.Sprintf("at %v: ", s.now.Sub(s.began))+fmt.Sprintf(format, args...))
+		s.Faults = append(s.Faults,
+			fmt.Sprintf("at %v: ", s.now.Sub(s.began))+fmt.Sprintf(format, args...))
 	}
 }

@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestScenarios3C runs every file under testdata. Files whose name begins with "long" take minutes and
-// run only with SIM_LONG=1 in the environment, those with "slow" only with SIM_SLOW=1.
+// TestScenarios3C runs every file under testdata. Files whose name begins with "long" take minutes
+// and run only with SIM_LONG=1 in the environment, those with "slow" only with SIM_SLOW=1.
 func TestScenarios3C(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -56,7 +56,8 @@ func TestOneSeedGivesOneRun(t *testing.T) {
 	run := func() string {
 		sc := &sim.Scenario{}
 		for _, line := range []string{
-			"cluster stores=4 regions=200 size=uniform(48,144) loss=0.1 delay=5s", "add-stores n=1", "measure",
+			"cluster stores=4 regions=200 size=uniform(48,144) loss=0.1 delay=5s", "add-stores n=1",
+			"measure",
 			"run for=5m", "kill store=2", "run for=40m",
 		} {
 			_, err := sc.Do(line)

@@ -1,4 +1,5 @@
-// Package arch checks the code itself: who imports whom, sizes, and a few things that must not appear.
+// Package arch checks the code itself: who imports whom, sizes, and a few things that must not
+// appear.
 package arch
 
 import (
@@ -28,7 +29,8 @@ type source struct {
 	fset      *token.FileSet
 }
 
-// sources are the hand-written Go files of the main module, parsed once for all tests, which must not change them.
+// sources are the hand-written Go files of the main module, parsed once for all tests, which must
+// not change them.
 func sources(t *testing.T) []source {
 	t.Helper()
 	out, err := parseAll()
@@ -47,7 +49,9 @@ var parseAll = sync.OnceValues(func() (out []source, err error) {
 		}
 		rel, _ := filepath.Rel(root, path)
 		rel = filepath.ToSlash(rel)
-		if d.IsDir() && (d.Name() == ".git" || d.Name() == "bin" || d.Name() == "testdata" || rel == "proto/gen" || rel == "proto/pkg") {
+		if d.IsDir() &&
+			(d.Name() == ".git" || d.Name() == "bin" || d.Name() == "testdata" ||
+				rel == "proto/gen" || rel == "proto/pkg") {
 			return filepath.SkipDir
 		}
 		if d.IsDir() || !strings.HasSuffix(path, ".go") {
@@ -58,7 +62,11 @@ var parseAll = sync.OnceValues(func() (out []source, err error) {
 		if err != nil {
 			return err
 		}
-		out = append(out, source{rel, filepath.ToSlash(filepath.Dir(rel)), strings.HasSuffix(rel, "_test.go"), f, fset})
+		out = append(out,
+			source{
+				rel, filepath.ToSlash(filepath.Dir(rel)), strings.HasSuffix(rel, "_test.go"), f,
+				fset,
+			})
 		return nil
 	})
 	return out, err
@@ -75,16 +83,19 @@ func imports(s source) []string {
 
 func under(dir, parent string) bool { return dir == parent || strings.HasPrefix(dir, parent+"/") }
 
-// insideKV are the packages of this project that a part of kv may import, besides pkg, proto and log. A part that is not
-// named may import any.
+// insideKV are the packages of this project that a part of kv may import, besides pkg, proto and
+// log. A part that is not named may import any.
 var insideKV = map[string][]string{
 	"kv/raftstore/regions": {"kv/regionerr"},
 	"kv/raftstore/message": {"kv/regionerr"},
 	"kv/raftstore/meta":    {"kv/engine"},
 	"kv/raftstore/snap":    {"kv/engine"},
-	"kv/raftstore/runner":  {"kv/engine", "kv/raftlog", "kv/raftstore/message", "kv/raftstore/regions"},
+	"kv/raftstore/runner": {
+		"kv/engine", "kv/raftlog", "kv/raftstore/message", "kv/raftstore/regions",
+	},
 	"kv/raftstore/apply": {
-		"kv/engine", "kv/raftstore/message", "kv/raftstore/meta", "kv/raftstore/regions", "kv/raftstore/runner", "kv/regionerr",
+		"kv/engine", "kv/raftstore/message", "kv/raftstore/meta", "kv/raftstore/regions",
+		"kv/raftstore/runner", "kv/regionerr",
 	},
 	"kv/regionerr": {},
 	"kv/raftlog":   {"kv/vfs"},
@@ -93,17 +104,20 @@ var insideKV = map[string][]string{
 	"kv/storage":   {"kv/engine", "kv/raftstore/message"},
 	// Faces know storages and transactions, never the raftstore.
 	"kv/server": {
-		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate", "kv/server/rawops", "kv/storage",
+		"kv/config", "kv/engine", "kv/raftstore/snap", "kv/regionerr", "kv/server/gate",
+		"kv/server/rawops", "kv/storage",
 		"kv/transaction/commands", "kv/transaction/latches", "kv/transaction/mvcc", "kv/transport",
 	},
 	"kv/server/tikv": {
-		"kv/config", "kv/engine", "kv/regionerr", "kv/server/gate", "kv/server/rawops", "kv/storage",
+		"kv/config", "kv/engine", "kv/regionerr", "kv/server/gate", "kv/server/rawops",
+		"kv/storage",
 		"kv/transaction/commands", "kv/transaction/mvcc",
 	},
 	"kv/server/rawops": {"kv/engine", "kv/regionerr", "kv/storage"},
 }
 
-// mayImport tells whether a package may import another one of this project by the directions inside kv.
+// mayImport tells whether a package may import another one of this project by the directions inside
+// kv.
 func mayImport(dir, own string) bool {
 	allowed, named := insideKV[dir]
 	if !named || !under(own, "kv") {
@@ -115,7 +129,11 @@ func mayImport(dir, own string) bool {
 // TestImportsGoOneWay holds the allowed directions: leaves stay leaves, kv and scheduler meet
 // only in scheduler/client, LSM libraries stay inside the engine, raft stays pure.
 func TestImportsGoOneWay(t *testing.T) {
-	testOnly := []string{"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest", "kv/engine/enginefault", "pkg/rpc/rpctest", "scheduler/sim", "raft/rafttest", "scheduler/server/servertest"}
+	testOnly := []string{
+		"tests", "kv/faultfs", "kv/engine/memengine", "kv/engine/enginetest",
+		"kv/engine/enginefault", "pkg/rpc/rpctest", "scheduler/sim", "raft/rafttest",
+		"scheduler/server/servertest",
+	}
 	leaves := []string{"pkg/timing", "pkg/trace"} // they know no other package of this module
 	for _, s := range sources(t) {
 		for _, imp := range imports(s) {
@@ -124,36 +142,51 @@ func TestImportsGoOneWay(t *testing.T) {
 			switch {
 			case s.dir == "raft" && !s.test && isOwn && own != "proto/pkg/eraftpb":
 				bad = "raft imports its messages only"
-			case s.dir == "raft" && !s.test && !isOwn && (strings.Contains(imp, ".") || slices.Contains([]string{"time", "log", "sync", "os", "math/rand", "math/rand/v2"}, imp)):
+			case s.dir == "raft" && !s.test && !isOwn &&
+				(strings.Contains(imp, ".") ||
+					slices.Contains([]string{
+						"time", "log", "sync", "os", "math/rand", "math/rand/v2",
+					}, imp)):
 				bad = "raft is pure"
-			case (under(s.dir, "proto") || s.dir == "log") && isOwn && !under(own, "proto") && own != "pkg/redact":
+			case (under(s.dir, "proto") || s.dir == "log") && isOwn && !under(own, "proto") &&
+				own != "pkg/redact":
 				bad = "proto and log are leaves"
 			case under(s.dir, "pkg/embed"):
 				// A whole cluster; nothing imports it but tests of others.
 			case isOwn && under(own, "pkg/embed") && !s.test:
 				bad = "servers do not contain a cluster"
-			case under(s.dir, "pkg") && isOwn && !under(own, "pkg") && !under(own, "proto") && own != "log" && !s.test:
+			case under(s.dir, "pkg") && isOwn && !under(own, "pkg") && !under(own, "proto") &&
+				own != "log" && !s.test:
 				bad = "pkg holds leaves that kv and scheduler share"
 			case slices.Contains(leaves, s.dir) && isOwn && !s.test:
 				bad = "it is a leaf"
-			case under(s.dir, "pkg/rpc") && isOwn && !s.test && !under(own, "proto") && !slices.Contains(leaves, own) &&
+			case under(s.dir, "pkg/rpc") && isOwn && !s.test && !under(own, "proto") &&
+				!slices.Contains(leaves, own) &&
 				(own != "pkg/rpc" || s.dir == "pkg/rpc"):
 				bad = "the rooms of pkg/rpc know its core and leaves only, and the core knows neither room"
-			case under(s.dir, "kv") && isOwn && under(own, "scheduler") && own != "scheduler/client" && !s.test:
+			case under(s.dir, "kv") && isOwn && under(own, "scheduler") &&
+				own != "scheduler/client" && !s.test:
 				bad = "kv knows scheduler/client only"
-			case under(s.dir, "kv/transaction") && isOwn && !s.test && !under(own, "kv/transaction") &&
-				!under(own, "pkg") && !under(own, "proto") && own != "kv/storage" && own != "kv/engine":
+			case under(s.dir, "kv/transaction") && isOwn && !s.test &&
+				!under(own, "kv/transaction") &&
+				!under(own, "pkg") && !under(own, "proto") && own != "kv/storage" &&
+				own != "kv/engine":
 				bad = "transactions know storages only"
 			case isOwn && !s.test && !mayImport(s.dir, own):
 				bad = "not by the directions inside kv"
 			case under(s.dir, "scheduler") && isOwn && under(own, "kv") && !s.test:
 				bad = "the scheduler does not know kv"
-			case (strings.Contains(imp, "pingcap/badger") || strings.Contains(imp, "cockroachdb/pebble")) && !under(s.dir, "kv/engine"):
+			case (strings.Contains(imp, "pingcap/badger") ||
+				strings.Contains(imp, "cockroachdb/pebble")) && !under(s.dir, "kv/engine"):
 				bad = "only engine backends import an LSM library"
-			case slices.Contains([]string{"github.com/pkg/errors", "github.com/pingcap/errors", "github.com/golang/protobuf/proto", "math/rand", "io/ioutil"}, imp):
+			case slices.Contains([]string{
+				"github.com/pkg/errors", "github.com/pingcap/errors",
+				"github.com/golang/protobuf/proto", "math/rand", "io/ioutil",
+			}, imp):
 				bad = "there is a better one"
 			}
-			if isOwn && !s.test && !slices.ContainsFunc(testOnly, func(d string) bool { return under(s.dir, d) }) &&
+			if isOwn && !s.test &&
+				!slices.ContainsFunc(testOnly, func(d string) bool { return under(s.dir, d) }) &&
 				slices.ContainsFunc(testOnly, func(d string) bool { return under(own, d) }) {
 				bad = "servers are not linked with test packages"
 			}
@@ -164,12 +197,13 @@ func TestImportsGoOneWay(t *testing.T) {
 	}
 }
 
-// TestNoExits: only main ends the process, and errors are not panics. raft's newRaft and newLog panic on
-// what they cannot use because outside suites call them so; NewRawNode returns the error.
+// TestNoExits: only main ends the process, and errors are not panics. raft's newRaft and newLog
+// panic on what they cannot use because outside suites call them so; NewRawNode returns the error.
 func TestNoExits(t *testing.T) {
 	byContract := []string{"raft/log.go", "raft/raft.go"}
 	for _, s := range sources(t) {
-		if s.test || s.file.Name.Name == "main" || under(s.dir, "cmd") || strings.Contains(s.dir, "/cmd/") || under(s.dir, "kv/engine/enginetest") {
+		if s.test || s.file.Name.Name == "main" || under(s.dir, "cmd") ||
+			strings.Contains(s.dir, "/cmd/") || under(s.dir, "kv/engine/enginetest") {
 			continue
 		}
 		ast.Inspect(s.file, func(n ast.Node) bool {
@@ -191,7 +225,8 @@ func TestNoExits(t *testing.T) {
 				t.Errorf("%s:%d: %s outside main", s.path, at.Line, name)
 			}
 			if name == "panic" && len(call.Args) == 1 {
-				if id, ok := call.Args[0].(*ast.Ident); ok && id.Name == "err" && !slices.Contains(byContract, s.path) {
+				if id, ok := call.Args[0].(*ast.Ident); ok && id.Name == "err" &&
+					!slices.Contains(byContract, s.path) {
 					t.Errorf("%s:%d: panic(err): return it", s.path, at.Line)
 				}
 			}
@@ -204,7 +239,8 @@ func TestNoExits(t *testing.T) {
 // pkg/durable or a vfs.FS only, so that none is forgotten by a power loss.
 func TestDirectoriesAreMadeDurably(t *testing.T) {
 	for _, s := range sources(t) {
-		server := (under(s.dir, "kv") || under(s.dir, "scheduler")) && !under(s.dir, "kv/engine/enginetest") && !under(s.dir, "kv/vfs") &&
+		server := (under(s.dir, "kv") || under(s.dir, "scheduler")) &&
+			!under(s.dir, "kv/engine/enginetest") && !under(s.dir, "kv/vfs") &&
 			!under(s.dir, "scheduler/server/servertest")
 		if s.test || !server {
 			continue
@@ -215,9 +251,13 @@ func TestDirectoriesAreMadeDurably(t *testing.T) {
 				return true
 			}
 			x, ok := sel.X.(*ast.Ident)
-			if ok && x.Name == "os" && slices.Contains([]string{"Mkdir", "MkdirAll", "Rename", "WriteFile", "Create"}, sel.Sel.Name) &&
-				s.path != "kv/raftstore/snap/snap.go" { // its files count by their list, after which the directory is synced
-				t.Errorf("%s:%d: os.%s is not durable; see pkg/durable", s.path, s.fset.Position(n.Pos()).Line, sel.Sel.Name)
+			if ok && x.Name == "os" &&
+				slices.Contains([]string{"Mkdir", "MkdirAll", "Rename", "WriteFile", "Create"},
+					sel.Sel.Name) &&
+				// its files count by their list, after which the directory is synced
+				s.path != "kv/raftstore/snap/snap.go" {
+				t.Errorf("%s:%d: os.%s is not durable; see pkg/durable", s.path,
+					s.fset.Position(n.Pos()).Line, sel.Sel.Name)
 			}
 			return true
 		})
@@ -259,7 +299,8 @@ func TestSizes(t *testing.T) {
 			return
 		}
 		if lines > allowed[name] {
-			t.Errorf("%s has %d lines of code, the limit is %d (allowed: %d)", name, lines, limit, allowed[name])
+			t.Errorf("%s has %d lines of code, the limit is %d (allowed: %d)", name, lines, limit,
+				allowed[name])
 		}
 	}
 	for _, s := range sources(t) {

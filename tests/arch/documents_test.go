@@ -14,13 +14,16 @@ import (
 )
 
 // flagWrap breaks the lines of documents that are too long.
-var flagWrap = flag.Bool("wrap", false, "break the lines of documents that are longer than 120 columns")
+var flagWrap = flag.Bool("wrap", false,
+	"break the lines of documents that are longer than 120 columns")
 
-// maxDocumentColumns is the width of a document's line. Tables, lines with links and blocks of code are not counted.
+// maxDocumentColumns is the width of a document's line. Tables, lines with links and blocks of code
+// are not counted.
 const maxDocumentColumns = 120
 
-// TestDocumentLines: lines of documents fit into a window. go test ./tests/arch -run DocumentLines -args -wrap breaks those
-// that do not. docs_allow.txt lists documents with how many lines exceed the width; it may only shrink.
+// TestDocumentLines: lines of documents fit into a window. go test ./tests/arch -run DocumentLines
+// -args -wrap breaks those that do not. docs_allow.txt lists documents with how many lines exceed
+// the width; it may only shrink.
 func TestDocumentLines(t *testing.T) {
 	e := readExceptions(t, "docs_allow.txt")
 	for _, path := range documentPaths(t) {
@@ -44,12 +47,13 @@ func TestReadmeIsShort(t *testing.T) {
 	require.LessOrEqual(t, strings.Count(readText(t, "README.md"), "\n"), maxReadmeLines)
 }
 
-// vague matches words by which a text says that somebody learns something instead of what the code does. A bracket in each
-// keeps this line from matching itself.
-var vague = regexp.MustCompile(`(?i)\b((is|are|was|were|be|been|being) t[o]ld|in v[a]in|ow[e]s|who[e]ver|he[a]rs)\b`)
+// vague matches words by which a text says that somebody learns something instead of what the code
+// does. A bracket in each keeps this line from matching itself.
+var vague = regexp.MustCompile(
+	`(?i)\b((is|are|was|were|be|been|being) t[o]ld|in v[a]in|ow[e]s|who[e]ver|he[a]rs)\b`)
 
-// TestPlainWords looks at documents, and at comments and messages of code. words_allow.txt lists files with how many lines have
-// such words; it may only shrink.
+// TestPlainWords looks at documents, and at comments and messages of code. words_allow.txt lists
+// files with how many lines have such words; it may only shrink.
 func TestPlainWords(t *testing.T) {
 	e := readExceptions(t, "words_allow.txt")
 	paths := documentPaths(t)
@@ -80,7 +84,8 @@ const maxMeanWords = 20
 func TestSentencesAreShort(t *testing.T) {
 	for _, path := range documentPaths(t) {
 		if mean := meanWords(readText(t, path)); mean > maxMeanWords {
-			t.Errorf("%s: sentences have %.1f words on average, allowed: %d", path, mean, maxMeanWords)
+			t.Errorf("%s: sentences have %.1f words on average, allowed: %d", path, mean,
+				maxMeanWords)
 		}
 	}
 }
@@ -88,7 +93,8 @@ func TestSentencesAreShort(t *testing.T) {
 var (
 	fileInText = regexp.MustCompile("`((?:[a-z0-9_.-]+/)*[a-z0-9_-]+\\.go)`")
 	nameInText = regexp.MustCompile("`(?:[A-Za-z]+\\.)?([A-Za-z]+)`")
-	partOfFile = regexp.MustCompile("`((?:[a-z0-9_-]+/)+[a-z0-9_-]+\\.go)`\\s\\(((?:`[A-Za-z.]+`,?\\s?)+)")
+	partOfFile = regexp.MustCompile(
+		"`((?:[a-z0-9_-]+/)+[a-z0-9_-]+\\.go)`\\s\\(((?:`[A-Za-z.]+`,?\\s?)+)")
 )
 
 // TestPartsOfFilesExist: names in brackets behind the path of a file are in it.
@@ -111,7 +117,8 @@ func TestPartsOfFilesExist(t *testing.T) {
 	require.Greater(t, parts, 5)
 }
 
-// TestFilesOfDocumentsExist: a file of code that a document names is there, under that path or behind some directory.
+// TestFilesOfDocumentsExist: a file of code that a document names is there, under that path or
+// behind some directory.
 func TestFilesOfDocumentsExist(t *testing.T) {
 	var all []string
 	for _, s := range sources(t) {
@@ -121,7 +128,9 @@ func TestFilesOfDocumentsExist(t *testing.T) {
 	for _, path := range documentPaths(t) {
 		for _, m := range fileInText.FindAllStringSubmatch(readText(t, path), -1) {
 			named++
-			if !slices.ContainsFunc(all, func(p string) bool { return strings.HasSuffix(p, "/"+m[1]) }) {
+			if !slices.ContainsFunc(all, func(p string) bool {
+				return strings.HasSuffix(p, "/"+m[1])
+			}) {
 				t.Errorf("%s: there is no %s", path, m[1])
 			}
 		}
@@ -239,7 +248,8 @@ var (
 	actor   = regexp.MustCompile(`^participant (\w+) as .`)
 )
 
-// TestPictures looks at the outline of pictures: their kind, blocks that end, and in sequences the actors.
+// TestPictures looks at the outline of pictures: their kind, blocks that end, and in sequences the
+// actors.
 func TestPictures(t *testing.T) {
 	pictures := 0
 	for _, path := range documentPaths(t) {
@@ -324,7 +334,10 @@ func deadLink(t *testing.T, from, link string) string {
 // anchors are the names under which a forge reaches a document's headings.
 func anchors(text string) (out []string) {
 	for _, m := range heading.FindAllStringSubmatch(text, -1) {
-		out = append(out, strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(strings.TrimSpace(m[1])), ""), " ", "-"))
+		out = append(out,
+			strings.ReplaceAll(
+				notInAnchor.ReplaceAllString(strings.ToLower(strings.TrimSpace(m[1])), ""), " ",
+				"-"))
 	}
 	return out
 }
@@ -333,19 +346,29 @@ func anchors(text string) (out []string) {
 func TestDocumentChecksJudge(t *testing.T) {
 	long := strings.Repeat("word ", 30) + "end\n"
 	require.Equal(t, 1, longLines("# T\n\n"+long))
-	require.Zero(t, longLines("```\n"+long+"```\n| "+long+"\n[a](b) "+long), "code, tables and links")
-	require.Equal(t, 3, vagueLines("a peer is "+"told\nWho"+"ever sends\n// he"+"ars, ow"+"es\nhe"+"arsLeader\n"))
-	require.InDelta(t, 4, meanWords("One two three four. Five six\nseven eight.\n\n| a b c d e f g |\n\n- nine ten eleven twelve\n"), 0.01)
+	require.Zero(t, longLines("```\n"+long+"```\n| "+long+"\n[a](b) "+long),
+		"code, tables and links")
+	require.Equal(t, 3,
+		vagueLines("a peer is "+"told\nWho"+"ever sends\n// he"+"ars, ow"+"es\nhe"+"arsLeader\n"))
+	require.InDelta(t, 4,
+		meanWords(
+			"One two three four. Five six\nseven eight.\n\n| a b c d e f g |\n\n- nine ten eleven twelve\n"), 0.01)
 	declared := map[string]map[string]bool{"kv/a.go": {"run": true}}
-	rows, faults := checkWalks("| step | a | b |\n|---|---|---|\n| it | `kv/c.go` | |\n\n"+walkHead+"\n|---|---|---|\n"+
+	rows, faults := checkWalks("| step | a | b |\n|---|---|---|\n| it | `kv/c.go` | |\n\n"+walkHead+
+		"\n|---|---|---|\n"+
 		"| it runs | `kv/a.go` | `run` |\n| it | `kv/a.go` | `worker.stop` |\n| it | `kv/b.go` | `run` |\n", declared)
 	require.Equal(t, 2, rows)
 	require.Equal(t, []string{"kv/a.go has no function stop", "there is no kv/b.go"}, faults)
 	require.Equal(t, "there is no docs/nothing.md", deadLink(t, "docs/raft.md", "nothing.md"))
-	require.Equal(t, "docs/raft.md has no heading for #nothing", deadLink(t, "README.md", "docs/raft.md#nothing"))
+	require.Equal(t, "docs/raft.md has no heading for #nothing",
+		deadLink(t, "README.md", "docs/raft.md#nothing"))
 	require.Empty(t, deadLink(t, "docs/raft.md", "#invariants"))
-	require.Empty(t, pictureFault("sequenceDiagram\n  participant A as a\n  loop x\n  A->>A: b\n  end\n"))
-	for _, wrong := range []string{"pie\n", "flowchart LR\nsubgraph x\n", "sequenceDiagram\nA->>B: c\n", "sequenceDiagram\nparticipant A as a\nA->>A: b; c\n"} {
+	require.Empty(t,
+		pictureFault("sequenceDiagram\n  participant A as a\n  loop x\n  A->>A: b\n  end\n"))
+	for _, wrong := range []string{
+		"pie\n", "flowchart LR\nsubgraph x\n", "sequenceDiagram\nA->>B: c\n",
+		"sequenceDiagram\nparticipant A as a\nA->>A: b; c\n",
+	} {
 		require.NotEmpty(t, pictureFault(wrong), wrong)
 	}
 }

@@ -10,7 +10,10 @@ import (
 // TestGoroutinesAreWatched: a package that starts goroutines has tests that fail if one is left.
 func TestGoroutinesAreWatched(t *testing.T) {
 	// They start for tests, which watch; or end with their process.
-	exempt := []string{"scheduler/server/servertest", "kv/engine/enginetest", "pkg/goruntime", "tests/cluster", "tests/bench"}
+	exempt := []string{
+		"scheduler/server/servertest", "kv/engine/enginetest", "pkg/goruntime", "tests/cluster",
+		"tests/bench",
+	}
 	starts, watched := map[string]string{}, map[string]bool{}
 	for _, s := range sources(t) {
 		if s.test {
@@ -27,7 +30,8 @@ func TestGoroutinesAreWatched(t *testing.T) {
 		})
 	}
 	for dir, path := range starts {
-		if !watched[dir] && !slices.ContainsFunc(exempt, func(e string) bool { return under(dir, e) }) {
+		if !watched[dir] &&
+			!slices.ContainsFunc(exempt, func(e string) bool { return under(dir, e) }) {
 			t.Errorf("%s starts a goroutine, and no test of %s uses goleak", path, dir)
 		}
 	}

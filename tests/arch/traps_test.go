@@ -42,8 +42,9 @@ var (
 	code       = regexp.MustCompile(`\b[A-Q]-?[0-9]{1,2}\b`)
 )
 
-// TestTrapsHaveRows: each code of a trap that a comment names, in brackets or behind the word trap, has its row in
-// docs/traps.md; so have invariants (I1 to I15) and planted bugs in docs/testing-raft.md.
+// TestTrapsHaveRows: each code of a trap that a comment names, in brackets or behind the word trap,
+// has its row in docs/traps.md; so have invariants (I1 to I15) and planted bugs in
+// docs/testing-raft.md.
 func TestTrapsHaveRows(t *testing.T) {
 	rows := map[string]bool{}
 	for _, page := range []string{"traps.md", "testing-raft.md"} {
@@ -89,7 +90,9 @@ func TestStoreTrapsAreShown(t *testing.T) {
 			require.True(t, exists[name[1]], "%s: there is no %s", row[1], name[1])
 		}
 	}
-	for prefix, last := range map[string]int{"F-": 15, "G": 17, "H": 14, "I-": 13, "M": 11, "O": 11} {
+	for prefix, last := range map[string]int{
+		"F-": 15, "G": 17, "H": 14, "I-": 13, "M": 11, "O": 11,
+	} {
 		for i := 1; i <= last; i++ {
 			require.Equal(t, 1, rows[fmt.Sprint(prefix, i)], "rows of %s%d", prefix, i)
 		}

@@ -17,20 +17,23 @@ type block struct {
 
 var listItem = regexp.MustCompile(`^\s*(?:[-*]|[0-9]+\.) `)
 
-// blocks cuts a document into paragraphs and items of lists, which are prose, and headings, tables and code, which are not.
+// blocks cuts a document into paragraphs and items of lists, which are prose, and headings, tables
+// and code, which are not.
 func blocks(text string) (out []block) {
 	inCode, lastBlank := false, true
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
 		trimmed := strings.TrimSpace(line)
 		isFence := strings.HasPrefix(trimmed, "```")
-		isCode := inCode || isFence || lastBlank && strings.HasPrefix(line, "    ") && !listItem.MatchString(line)
+		isCode := inCode || isFence ||
+			lastBlank && strings.HasPrefix(line, "    ") && !listItem.MatchString(line)
 		follows := len(out) > 0 && out[len(out)-1].prose
 		switch {
 		case isFence:
 			inCode = !inCode
 			fallthrough
-		case isCode, trimmed == "", strings.HasPrefix(trimmed, "#"), strings.HasPrefix(trimmed, "|"), strings.HasPrefix(trimmed, "<"):
+		case isCode, trimmed == "", strings.HasPrefix(trimmed, "#"),
+			strings.HasPrefix(trimmed, "|"), strings.HasPrefix(trimmed, "<"):
 			out = append(out, block{lines: []string{line}})
 		case follows && !listItem.MatchString(line):
 			out[len(out)-1].lines = append(out[len(out)-1].lines, line)
@@ -46,7 +49,8 @@ func blocks(text string) (out []block) {
 func longLines(text string) (n int) {
 	for _, b := range blocks(text) {
 		for _, line := range b.lines {
-			if b.prose && utf8.RuneCountInString(line) > maxDocumentColumns && !strings.Contains(line, "](") {
+			if b.prose && utf8.RuneCountInString(line) > maxDocumentColumns &&
+				!strings.Contains(line, "](") {
 				n++
 			}
 		}
@@ -75,7 +79,8 @@ func longest(lines []string) (n int) {
 	return n
 }
 
-// unbroken are links and pieces of code, in which a line does not end, and words. What sticks to them stays with them.
+// unbroken are links and pieces of code, in which a line does not end, and words. What sticks to
+// them stays with them.
 var unbroken = regexp.MustCompile("(?:`[^`]*`|\\[[^]]*\\]\\([^)]*\\)|[^\\s`\\[]|\\[)+")
 
 // beginsSomething matches words that would make another thing of a line which begins with them.
@@ -120,10 +125,12 @@ func wrap(lines []string) (out []string) {
 	return out
 }
 
-// sentenceEnd is where a sentence ends: behind a full stop, a question or exclamation mark or a colon.
+// sentenceEnd is where a sentence ends: behind a full stop, a question or exclamation mark or a
+// colon.
 var sentenceEnd = regexp.MustCompile(`[.!?:][)*"]*\s+`)
 
-// meanWords is how many words a sentence of a document's prose has on average, those of one or two words not counted.
+// meanWords is how many words a sentence of a document's prose has on average, those of one or two
+// words not counted.
 func meanWords(text string) float64 {
 	words, sentences := 0, 0
 	for _, b := range blocks(text) {
@@ -147,10 +154,14 @@ func meanWords(text string) float64 {
 // TestWrap: words stay in their order, code and links whole, and what is not too long as it is.
 func TestWrap(t *testing.T) {
 	a := strings.TrimSpace(strings.Repeat("abcd ", 22)) // 109 columns
-	in := "# T\n\n" + a + " `go test ./x` is\nbroken.\n\n- " + a + " [a link](raft.md#x), and\n  more\n- short\n  item\n\n" +
-		"1. " + a + " of 2025.\n\n```\n" + a + a + "\n```\n\n    " + a + a + "\n\n| " + a + a + " |\n"
-	want := "# T\n\n" + a + "\n`go test ./x` is broken.\n\n- " + a + "\n  [a link](raft.md#x), and more\n- short\n  item\n\n" +
-		"1. " + a + "\n   of 2025.\n\n```\n" + a + a + "\n```\n\n    " + a + a + "\n\n| " + a + a + " |\n"
+	in := "# T\n\n" + a + " `go test ./x` is\nbroken.\n\n- " + a +
+		" [a link](raft.md#x), and\n  more\n- short\n  item\n\n" +
+		"1. " + a + " of 2025.\n\n```\n" + a + a + "\n```\n\n    " + a + a + "\n\n| " + a + a +
+		" |\n"
+	want := "# T\n\n" + a + "\n`go test ./x` is broken.\n\n- " + a +
+		"\n  [a link](raft.md#x), and more\n- short\n  item\n\n" +
+		"1. " + a + "\n   of 2025.\n\n```\n" + a + a + "\n```\n\n    " + a + a + "\n\n| " + a + a +
+		" |\n"
 	require.Equal(t, want, wrapDocument(in))
 	require.Equal(t, wrapDocument(in), wrapDocument(wrapDocument(in)), "twice is the same")
 	require.Zero(t, longLines(wrapDocument(in)))

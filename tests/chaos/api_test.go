@@ -159,10 +159,12 @@ func (h *history) splitAt(key []byte) error {
 	if err != nil || r.StartKey == hex.EncodeToString(key) {
 		return err
 	}
-	return h.post(fmt.Sprintf("/regions/%d/split", r.ID), fmt.Sprintf(`{"keys": [%q]}`, hex.EncodeToString(key)))
+	return h.post(fmt.Sprintf("/regions/%d/split", r.ID),
+		fmt.Sprintf(`{"keys": [%q]}`, hex.EncodeToString(key)))
 }
 
-// anyRegion is used by the track of orders; its choice need not follow the seed, as timing does not.
+// anyRegion is used by the track of orders; its choice need not follow the seed, as timing does
+// not.
 func (h *history) anyRegion() (*apiRegion, error) {
 	regs, err := h.regions()
 	if err != nil {
@@ -181,7 +183,8 @@ func (h *history) transferStorm(*rand.Rand) error {
 	}
 	for _, p := range r.Peers {
 		if p.StoreID != r.Leader {
-			return h.post(fmt.Sprintf("/regions/%d/transfer-leader", r.ID), fmt.Sprintf(`{"to": %d}`, p.StoreID))
+			return h.post(fmt.Sprintf("/regions/%d/transfer-leader", r.ID),
+				fmt.Sprintf(`{"to": %d}`, p.StoreID))
 		}
 	}
 	return errors.New("no follower")
@@ -205,7 +208,8 @@ func (h *history) move(*rand.Rand) error {
 	from := r.Peers[rand.IntN(len(r.Peers))].StoreID
 	for to := range addrs {
 		if !r.on(to) {
-			return h.post(fmt.Sprintf("/regions/%d/move-peer", r.ID), fmt.Sprintf(`{"from": %d, "to": %d}`, from, to))
+			return h.post(fmt.Sprintf("/regions/%d/move-peer", r.ID),
+				fmt.Sprintf(`{"from": %d, "to": %d}`, from, to))
 		}
 	}
 	// All stores have one: the replica checker puts it back.
@@ -253,8 +257,8 @@ func (h *history) finalScan() {
 	})
 }
 
-// compareReplicas compares the hashes of every region on the stores that the placement service names,
-// and looks for peers that it does not.
+// compareReplicas compares the hashes of every region on the stores that the placement service
+// names, and looks for peers that it does not.
 func (h *history) compareReplicas() (int, error) {
 	regs, err := h.regions()
 	if err != nil {
@@ -274,7 +278,9 @@ func (h *history) compareReplicas() (int, error) {
 		r := &regs[i]
 		byID[r.ID] = r
 		if r.StartKey != at {
-			return 0, fmt.Errorf("region %d begins at %q, the one before ends at %q", r.ID, r.StartKey, at)
+			return 0,
+				fmt.Errorf("region %d begins at %q, the one before ends at %q", r.ID, r.StartKey,
+					at)
 		}
 		at = r.EndKey
 		if len(r.Peers) != 3 {
@@ -283,17 +289,21 @@ func (h *history) compareReplicas() (int, error) {
 		var first raftstore.RegionHash
 		for j, p := range r.Peers {
 			if p.Learner {
-				return 0, fmt.Errorf("region %d: the replica on store %d has no vote", r.ID, p.StoreID)
+				return 0,
+					fmt.Errorf("region %d: the replica on store %d has no vote", r.ID, p.StoreID)
 			}
 			var hash raftstore.RegionHash
-			if err := fetch(fmt.Sprintf("http://%s/hash?region=%d", status[addrs[p.StoreID]], r.ID), &hash); err != nil {
+			if err := fetch(fmt.Sprintf("http://%s/hash?region=%d", status[addrs[p.StoreID]], r.ID),
+				&hash); err != nil {
 				return 0, err
 			}
 			if j == 0 {
 				first = hash
 			}
 			if hash != first {
-				return 0, fmt.Errorf("region %d: store %d has %+v, store %d has %+v", r.ID, r.Peers[0].StoreID, first, p.StoreID, hash)
+				return 0,
+					fmt.Errorf("region %d: store %d has %+v, store %d has %+v", r.ID,
+						r.Peers[0].StoreID, first, p.StoreID, hash)
 			}
 			n++
 		}
@@ -308,7 +318,9 @@ func (h *history) compareReplicas() (int, error) {
 		}
 		for _, info := range infos {
 			if r := byID[info.Region.Id]; r == nil || !r.on(info.Peer.StoreId) {
-				return 0, fmt.Errorf("%s has a peer of region %d that it should not have", p.Name, info.Region.Id)
+				return 0,
+					fmt.Errorf("%s has a peer of region %d that it should not have", p.Name,
+						info.Region.Id)
 			}
 		}
 	}

@@ -27,12 +27,14 @@ import (
 var (
 	flagSeed      = flag.Uint64("seed", 1, "seed of the first history; the next ones follow")
 	flagHistories = flag.Int("histories", 0, "how many histories")
-	flagDuration  = flag.Duration("duration", 8*time.Second, "how long the faults of a history rage")
-	flagStores    = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
-	flagScheds    = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
-	flagFaults    = flag.String("faults", "", "comma-separated faults instead of drawn ones")
-	flagMerge     = flag.Bool("merge", false, "small regions go into their neighbours by themselves, and are split again")
-	flagKeep      = flag.String("keep", "", "keep logs and data of failed histories in this directory")
+	flagDuration  = flag.Duration("duration", 8*time.Second,
+		"how long the faults of a history rage")
+	flagStores = flag.Int("stores", 0, "stores; 0 draws 3 to 5")
+	flagScheds = flag.Int("schedulers", 0, "members of the placement service; 0 draws 1 or 3")
+	flagFaults = flag.String("faults", "", "comma-separated faults instead of drawn ones")
+	flagMerge  = flag.Bool("merge", false,
+		"small regions go into their neighbours by themselves, and are split again")
+	flagKeep = flag.String("keep", "", "keep logs and data of failed histories in this directory")
 )
 
 var binDir string
@@ -44,7 +46,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	// The tag lets the tests make disks slow or broken, and changes nothing else.
-	out, err := exec.Command("go", "build", "-tags", "chaos", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", "chaos", "-o", dir+string(filepath.Separator),
+		"../../cmd/...").CombinedOutput()
 	code := 1
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -56,8 +59,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// Timeouts are small, so that much happens in a short history: elections take half a second, the raft
-// log is cut after 100 entries, a split check comes every second.
+// Timeouts are small, so that much happens in a short history: elections take half a second, the
+// raft log is cut after 100 entries, a split check comes every second.
 const storeConfig = `
 [server]
 request-timeout = "3s"
@@ -94,7 +97,8 @@ leader-cooldown = "1s"
 peer-step-timeout = "10s"
 `
 
-// merging are the configurations with merges: regions are split by order only, and merged as soon as may be.
+// merging are the configurations with merges: regions are split by order only, and merged as soon
+// as may be.
 func merging(stores, placement string) (string, string) {
 	if !*flagMerge {
 		return stores, placement
@@ -124,15 +128,17 @@ type history struct {
 	stop     chan struct{}
 	ops      atomic.Int64
 	pairs    atomic.Int64 // pairs seen within one page
-	// tikvOps and tikvUnknown are what clients of TiKV's protocol have done, and what they do not know of.
+	// tikvOps and tikvUnknown are what clients of TiKV's protocol have done, and what they do not
+	// know of.
 	tikvOps, tikvUnknown atomic.Int64
 	bitten               map[string]int
 	// lists are the work of a cluster of transactions; nil in one of raw keys.
 	lists *lists
 	// Used by the track of process faults alone: what has been replaced already.
 	wiped, wipedMember bool
-	broken             sync.Map // names of processes that may end: their disk fails, or the cluster they are to join
-	lost               undo.Lost
+	// names of processes that may end: their disk fails, or the cluster they are to join
+	broken sync.Map
+	lost   undo.Lost
 	// busy is held while a process is down or stopped by one track, so that no other starts it.
 	busy sync.Mutex
 }
@@ -145,7 +151,8 @@ func TestChaos(t *testing.T) {
 		seed := *flagSeed + uint64(i)
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed, nil) })
 		if !ok {
-			t.Logf("again: go test ./tests/chaos -run TestChaos -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
+			t.Logf(
+				"again: go test ./tests/chaos -run TestChaos -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
 		}
 	}
 }
@@ -161,7 +168,10 @@ func runHistory(t *testing.T, seed uint64, work *lists) {
 		schedulers = *flagScheds
 	}
 	dir := t.TempDir()
-	h := &history{t: t, seed: seed, rng: rng, rec: cluster.NewHistory(), stop: make(chan struct{}), bitten: map[string]int{}, lists: work}
+	h := &history{
+		t: t, seed: seed, rng: rng, rec: cluster.NewHistory(), stop: make(chan struct{}),
+		bitten: map[string]int{}, lists: work,
+	}
 	placement := schedulerConfig
 	if work != nil {
 		placement = "mode = \"txn\"\n" + placement
@@ -231,7 +241,8 @@ func (h *history) prepare() {
 			return fmt.Errorf("%d regions", len(regs))
 		}
 		for _, r := range regs {
-			if len(r.Peers) < 3 || slices.ContainsFunc(r.Peers, func(p apiPeer) bool { return p.Learner }) {
+			if len(r.Peers) < 3 ||
+				slices.ContainsFunc(r.Peers, func(p apiPeer) bool { return p.Learner }) {
 				return fmt.Errorf("region %d has not three voters: %v", r.ID, r.Peers)
 			}
 		}
@@ -271,8 +282,10 @@ func (h *history) rage() {
 	wg.Wait()
 	held, delayed, reset := h.net.Met()
 	h.t.Logf("network: %d pieces held, %d delayed, %d connections reset", held, delayed, reset)
-	h.t.Logf("%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; without power lost: %s; faults %v",
-		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown, h.pairs.Load(), h.happened(), h.lost, h.bitten)
+	h.t.Logf(
+		"%d stores, %d schedulers, %.0f ops/s before the faults; %d operations during them, %d in the history, %d unknown, %d pairs seen; seen in the logs: %+v; without power lost: %s; faults %v",
+		len(h.c.Stores), len(h.c.Schedulers), before, during, h.rec.OK, h.rec.Unknown,
+		h.pairs.Load(), h.happened(), h.lost, h.bitten)
 	require.Positive(h.t, during, "nothing was done during the faults")
 	require.GreaterOrEqual(h.t, len(h.bitten), 4, "too few faults")
 	if *flagMerge {
@@ -282,14 +295,16 @@ func (h *history) rage() {
 		require.Positive(h.t, before, "nothing was done before the faults")
 		return
 	}
-	h.t.Logf("by TiKV's protocol: %d operations, %d of unknown outcome", h.tikvOps.Load(), h.tikvUnknown.Load())
+	h.t.Logf("by TiKV's protocol: %d operations, %d of unknown outcome", h.tikvOps.Load(),
+		h.tikvUnknown.Load())
 	require.Positive(h.t, h.tikvOps.Load(), "nothing was done by TiKV's protocol")
-	require.GreaterOrEqual(h.t, before, 100.0, "too slow before the faults for the history to count")
+	require.GreaterOrEqual(h.t, before, 100.0,
+		"too slow before the faults for the history to count")
 	require.Positive(h.t, h.pairs.Load(), "no page showed a pair")
 }
 
-// keepSplitting orders splits until stopped: what is merged has to be split before. Most orders are for keys at which a region
-// begins already, and some reach nobody.
+// keepSplitting orders splits until stopped: what is merged has to be split before. Most orders are
+// for keys at which a region begins already, and some reach nobody.
 func (h *history) keepSplitting() {
 	every := time.NewTicker(100 * time.Millisecond)
 	defer every.Stop()
@@ -440,7 +455,8 @@ func (h *history) eventually(timeout time.Duration, check func() error) {
 	}
 }
 
-// keepFiles saves the logs and data of a failed history: of each one, also when several run in a row.
+// keepFiles saves the logs and data of a failed history: of each one, also when several run in a
+// row.
 func keepFiles(t *testing.T, dir string, seed uint64) {
 	if !t.Failed() {
 		return
@@ -449,7 +465,8 @@ func keepFiles(t *testing.T, dir string, seed uint64) {
 	if parent == "" {
 		parent = filepath.Join(os.TempDir(), "tinykv-chaos")
 	}
-	to := filepath.Join(parent, fmt.Sprintf("seed-%d-%s", seed, time.Now().UTC().Format("20060102T150405")))
+	to := filepath.Join(parent,
+		fmt.Sprintf("seed-%d-%s", seed, time.Now().UTC().Format("20060102T150405")))
 	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
 		t.Logf("keep: %v", err)
 		return

@@ -56,14 +56,16 @@ func (h *history) diskFull(rng *rand.Rand) error {
 func (h *history) diskSlow(rng *rand.Rand) error {
 	p := h.anyStore(rng)
 	defer h.healDisk(p)
-	if err := os.WriteFile(diskFile(p), []byte(between(rng, 100, 700).String()), 0o600); err != nil {
+	if err := os.WriteFile(diskFile(p), []byte(between(rng, 100, 700).String()),
+		0o600); err != nil {
 		return err
 	}
 	time.Sleep(between(rng, 1000, 4000))
 	return nil
 }
 
-// diskFail lets syncs of the raft log fail: the store must end rather than go on with what may be lost.
+// diskFail lets syncs of the raft log fail: the store must end rather than go on with what may be
+// lost.
 func (h *history) diskFail(rng *rand.Rand) error {
 	p := h.anyStore(rng)
 	h.busy.Lock()

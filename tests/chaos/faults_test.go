@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 )
 
-// A fault does its harm, and undoes it unless the end of the history does. An error means that it could
-// not bite this time.
+// A fault does its harm, and undoes it unless the end of the history does. An error means that it
+// could not bite this time.
 type fault func(*history, *rand.Rand) error
 
 // Faults come in tracks: those of one track are one after the other, tracks run at the same time.
@@ -97,7 +97,10 @@ func (h *history) draw(t track) []string {
 	if *flagFaults != "" {
 		return names
 	}
-	n := map[string]int{"processes": 2 + h.rng.IntN(2), "network": 1 + h.rng.IntN(3), "disks": h.rng.IntN(2), "orders": 1 + h.rng.IntN(3)}
+	n := map[string]int{
+		"processes": 2 + h.rng.IntN(2), "network": 1 + h.rng.IntN(3), "disks": h.rng.IntN(2),
+		"orders": 1 + h.rng.IntN(3),
+	}
 	return names[:min(n[t.name], len(names))]
 }
 
@@ -108,8 +111,8 @@ var enough = map[string]func(events) bool{
 	"snapshots":      func(e events) bool { return e.Snapshots >= 5 },
 }
 
-// runFaults runs the drawn faults for the flag's duration, and on, up to three times as long, until all
-// have happened often enough.
+// runFaults runs the drawn faults for the flag's duration, and on, up to three times as long, until
+// all have happened often enough.
 func (h *history) runFaults() {
 	begun := time.Now()
 	var names []string
@@ -160,7 +163,9 @@ func (h *history) runFaults() {
 func (h *history) makeUp(names []string) {
 	h.heal()
 	rng := rand.New(rand.NewPCG(h.seed, 99))
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // a pace
+	// a pace
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(
+		50 * time.Millisecond) {
 		again := h.lacking(names)
 		for name, n := range h.bitten {
 			if n == 0 {

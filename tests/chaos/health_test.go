@@ -13,7 +13,8 @@ import (
 // healthLimit is how soon after the faults have ended all must be well.
 const healthLimit = 30 * time.Second
 
-// report asks the placement service for the state and the conditions as "code subject", and behind them what is not known.
+// report asks the placement service for the state and the conditions as "code subject", and behind
+// them what is not known.
 func (h *history) report() (health.State, []string, error) {
 	var r health.Report
 	if err := h.get("/health", &r); err != nil {
@@ -29,8 +30,8 @@ func (h *history) report() (health.State, []string, error) {
 	return r.Health, out, nil
 }
 
-// checkHealth is called when all faults have ended, while clients go on: soon all is well. Then it kills a store and looks
-// whether that is said, and starts it again.
+// checkHealth is called when all faults have ended, while clients go on: soon all is well. Then it
+// kills a store and looks whether that is said, and starts it again.
 func (h *history) checkHealth() {
 	h.awaitHealthy("after the faults")
 	p := h.c.Stores[h.seed%uint64(len(h.c.Stores))]
@@ -61,7 +62,8 @@ func (h *history) awaitSilent(store uint64) {
 		state, conditions, err := h.report()
 		want := fmt.Sprintf("%s store %d", health.StoreSilent, store)
 		if err == nil && (state == health.OK || !slices.Contains(conditions, want)) {
-			err = fmt.Errorf("store %d is dead, and the health is %s: %s", store, state, strings.Join(conditions, ", "))
+			err = fmt.Errorf("store %d is dead, and the health is %s: %s", store, state,
+				strings.Join(conditions, ", "))
 		}
 		return err
 	})

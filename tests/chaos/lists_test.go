@@ -15,17 +15,20 @@ import (
 	"github.com/tinykv/tinykv/tests/listappend/recorder"
 )
 
-// TestChaosTransactions: histories of a cluster of transactions, one for three of raw keys. Clients append to lists and read
-// them, with all kinds of commit; the faults are the same.
+// TestChaosTransactions: histories of a cluster of transactions, one for three of raw keys. Clients
+// append to lists and read them, with all kinds of commit; the faults are the same.
 func TestChaosTransactions(t *testing.T) {
 	if *flagHistories == 0 {
 		t.Skip("minutes of work for all cores: make chaos N=10, or -args -histories 10")
 	}
 	for i := range (*flagHistories + 2) / 3 {
 		seed := *flagSeed + uint64(i)
-		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { runHistory(t, seed, &lists{}) })
+		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			runHistory(t, seed, &lists{})
+		})
 		if !ok {
-			t.Logf("again: go test ./tests/chaos -run TestChaosTransactions -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
+			t.Logf(
+				"again: go test ./tests/chaos -run TestChaosTransactions -args -seed %d -histories 1 -duration %s", seed, *flagDuration)
 		}
 	}
 }

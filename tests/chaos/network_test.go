@@ -81,7 +81,8 @@ func (h *history) oneWay(rng *rand.Rand) error {
 	return h.last(between(rng, 1000, 4000))
 }
 
-// snapshots keeps a store away for so long that the others have dropped what it lacks from their logs.
+// snapshots keeps a store away for so long that the others have dropped what it lacks from their
+// logs.
 func (h *history) snapshots(rng *rand.Rand) error {
 	h.apart([]string{h.anyStore(rng).Name}, h.storeNames(), netproxy.Rule{Cut: true})
 	return h.last(between(rng, 3000, 5000))
@@ -161,7 +162,8 @@ func (h *history) resets(rng *rand.Rand) error {
 	return nil
 }
 
-// flips has bits flip between stores, and between the clients and the stores, as a bad network card or proxy would.
+// flips has bits flip between stores, and between the clients and the stores, as a bad network card
+// or proxy would.
 func (h *history) flips(rng *rand.Rand) error {
 	r := netproxy.Rule{Flip: 0.02 + 0.1*rng.Float64()}
 	h.apart(h.storeNames(), append(h.storeNames(), netproxy.Outside), r)

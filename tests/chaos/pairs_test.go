@@ -10,8 +10,9 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// pairWriters write pairs of neighbouring keys, first a and then b, with growing numbers: a reader that sees
-// both in one page of a scan, which is one snapshot of a region, must not see b ahead of a.
+// pairWriters write pairs of neighbouring keys, first a and then b, with growing numbers: a reader
+// that sees both in one page of a scan, which is one snapshot of a region, must not see b ahead of
+// a.
 const pairWriters = 3
 
 // pairKey lies among the keys of the clients, so that splits, moves and snapshots concern it too.
@@ -32,7 +33,8 @@ func (h *history) writePairs(writer int) {
 				default:
 				}
 				ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-				err := h.cl.Put(ctx, pairKey(writer, generation, half), strconv.AppendInt(nil, int64(n), 10))
+				err := h.cl.Put(ctx, pairKey(writer, generation, half),
+					strconv.AppendInt(nil, int64(n), 10))
 				cancel()
 				if err == nil {
 					break
@@ -59,7 +61,8 @@ func (h *history) readPairs() {
 		default:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		_ = h.cl.Pages(ctx, key(0), nil, 0, func(page []client.KV) error { // a scan that fails proves nothing
+		// a scan that fails proves nothing
+		_ = h.cl.Pages(ctx, key(0), nil, 0, func(page []client.KV) error {
 			h.checkPairs(page)
 			return nil
 		})
@@ -71,7 +74,8 @@ func (h *history) readPairs() {
 func (h *history) checkPairs(page []client.KV) {
 	for i := 1; i < len(page); i++ {
 		a, b := page[i-1], page[i]
-		if !bytes.HasSuffix(a.Key, []byte("-a")) || !bytes.Equal(a.Key[:len(a.Key)-1], b.Key[:len(b.Key)-1]) {
+		if !bytes.HasSuffix(a.Key, []byte("-a")) ||
+			!bytes.Equal(a.Key[:len(a.Key)-1], b.Key[:len(b.Key)-1]) {
 			continue
 		}
 		x, errA := strconv.Atoi(string(a.Value))

@@ -153,9 +153,9 @@ func (h *history) restartOrderly(rng *rand.Rand) error {
 	return nil
 }
 
-// wipeStore kills a store, deletes what it had, and starts it as a new store at the same address, which
-// the placement service allows once the old one is buried. Once in a history: replacing all replicas of
-// a store takes a while.
+// wipeStore kills a store, deletes what it had, and starts it as a new store at the same address,
+// which the placement service allows once the old one is buried. Once in a history: replacing all
+// replicas of a store takes a while.
 func (h *history) wipeStore(rng *rand.Rand) error {
 	if h.wiped {
 		return h.killOne(rng)
@@ -189,8 +189,9 @@ func (h *history) wipeStore(rng *rand.Rand) error {
 	return nil
 }
 
-// wipeScheduler replaces a member of the placement service by one of the same name without data: killed, removed, joined
-// again, promoted. Once in a history, for it can take long when the network is broken at the same time.
+// wipeScheduler replaces a member of the placement service by one of the same name without data:
+// killed, removed, joined again, promoted. Once in a history, for it can take long when the network
+// is broken at the same time.
 func (h *history) wipeScheduler(rng *rand.Rand) error {
 	if h.wipedMember {
 		return h.killScheduler(rng)

@@ -42,12 +42,13 @@ func (l *latencies) take() (time.Duration, int) {
 	return all[len(all)*99/100], len(all)
 }
 
-// TestLeadersLeaveSlowDisk: each sync of one store takes 200 ms longer. Its leaders leave, no replica moves, writes are as quick
-// as before, and the health report says which disk it is.
+// TestLeadersLeaveSlowDisk: each sync of one store takes 200 ms longer. Its leaders leave, no
+// replica moves, writes are as quick as before, and the health report says which disk it is.
 func TestLeadersLeaveSlowDisk(t *testing.T) {
 	h := &history{t: t, seed: 1, rec: cluster.NewHistory(), bitten: map[string]int{}}
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: 3, Schedulers: 1, StoreConfig: storeConfig, SchedulerConfig: schedulerConfig, OnExit: h.ended,
+		BinDir: binDir, Dir: t.TempDir(), Stores: 3, Schedulers: 1, StoreConfig: storeConfig,
+		SchedulerConfig: schedulerConfig, OnExit: h.ended,
 	})
 	require.NoError(t, err)
 	h.c = c
@@ -132,7 +133,8 @@ func TestLeadersLeaveSlowDisk(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if n := leads(); n > 0 || !slices.Contains(conditions, fmt.Sprintf("slow-disk store %d", id)) {
+		if n := leads(); n > 0 ||
+			!slices.Contains(conditions, fmt.Sprintf("slow-disk store %d", id)) {
 			return fmt.Errorf("store %d leads %d regions; %v", id, n, conditions)
 		}
 		return nil
@@ -141,7 +143,8 @@ func TestLeadersLeaveSlowDisk(t *testing.T) {
 	slow, n := took.take()
 	written(1000)
 	after, _ := took.take()
-	t.Logf("p99 of writes %v, %v while leaders left (%d writes, %v), %v afterwards", usual, slow, n, until.Round(time.Millisecond), after)
+	t.Logf("p99 of writes %v, %v while leaders left (%d writes, %v), %v afterwards", usual, slow, n,
+		until.Round(time.Millisecond), after)
 	close(stop)
 	wg.Wait()
 	require.Zero(t, failed.Load())

@@ -20,12 +20,12 @@ import (
 	rpc "github.com/tinykv/tinykv/pkg/rpc/client"
 )
 
-// tikvClients are clients that speak TiKV's protocol, in the same history as the others. They send each request once: what
-// TiKV's clients would send again is of unknown outcome here.
+// tikvClients are clients that speak TiKV's protocol, in the same history as the others. They send
+// each request once: what TiKV's clients would send again is of unknown outcome here.
 const tikvClients = 2
 
-// tikvFace finds regions and stores as clients of TiKV do. Connections to stores carry checksums, which TiKV's clients do not
-// have, so that flipped bits are no faults of the store.
+// tikvFace finds regions and stores as clients of TiKV do. Connections to stores carry checksums,
+// which TiKV's clients do not have, so that flipped bits are no faults of the store.
 type tikvFace struct {
 	pds     []pdpb.PDClient
 	cluster atomic.Uint64 // its id; 0: not asked for yet
@@ -46,7 +46,8 @@ func (h *history) newTikvFace() *tikvFace {
 	f := &tikvFace{}
 	f.mu.stores, f.mu.routes = map[string]*rpc.Client{}, map[string]*tikvRoute{}
 	for _, addr := range h.c.Endpoints() {
-		conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("passthrough:///"+addr,
+			grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -83,7 +84,9 @@ func (f *tikvFace) route(ctx context.Context, key []byte) (*tikvRoute, error) {
 }
 
 // ask has a member tell the address of a key's leader, and the context of requests to it.
-func (f *tikvFace) ask(ctx context.Context, pd pdpb.PDClient, key []byte) (addr string, to *kvrpcpb.Context, err error) {
+func (f *tikvFace) ask(
+	ctx context.Context, pd pdpb.PDClient, key []byte,
+) (addr string, to *kvrpcpb.Context, err error) {
 	if f.cluster.Load() == 0 {
 		ms, err := pd.GetMembers(ctx, &pdpb.GetMembersRequest{})
 		if err != nil {
@@ -130,7 +133,8 @@ func (f *tikvFace) forget(key []byte) {
 
 type tikvRequest = tikvpb.BatchCommandsRequest_Request
 
-// tikvOutcome is what came of a request. If err is not nil, unknown tells whether it may have been carried out.
+// tikvOutcome is what came of a request. If err is not nil, unknown tells whether it may have been
+// carried out.
 type tikvOutcome struct {
 	value   []byte
 	found   bool
@@ -139,9 +143,11 @@ type tikvOutcome struct {
 	unknown bool
 }
 
-// refusedByRegion tells whether a region error says that nothing was carried out. StaleCommand does not.
+// refusedByRegion tells whether a region error says that nothing was carried out. StaleCommand does
+// not.
 func refusedByRegion(e *errorpb.Error) bool {
-	return e.NotLeader != nil || e.RegionNotFound != nil || e.KeyNotInRegion != nil || e.EpochNotMatch != nil ||
+	return e.NotLeader != nil || e.RegionNotFound != nil || e.KeyNotInRegion != nil ||
+		e.EpochNotMatch != nil ||
 		e.ServerIsBusy != nil || e.StoreNotMatch != nil || e.DiskFull != nil
 }
 
@@ -150,7 +156,9 @@ func failed(e *errorpb.Error, text string) tikvOutcome {
 	if e != nil {
 		return tikvOutcome{err: fmt.Errorf("region error: %s", e), unknown: !refusedByRegion(e)}
 	}
-	return tikvOutcome{err: errors.New(text), unknown: strings.Contains(text, "the outcome is unknown")}
+	return tikvOutcome{
+		err: errors.New(text), unknown: strings.Contains(text, "the outcome is unknown"),
+	}
 }
 
 // swap carries out a compare-and-swap, which TiKV's clients send as a call of its own.
@@ -161,7 +169,8 @@ func (f *tikvFace) swap(ctx context.Context, key, expected, value []byte) tikvOu
 	}
 	resp := new(kvrpcpb.RawCASResponse)
 	err = r.conn.Invoke(ctx, "/tikvpb.Tikv/RawCompareAndSwap", &kvrpcpb.RawCASRequest{
-		Context: r.context, Key: key, Value: value, PreviousValue: expected, PreviousNotExist: expected == nil,
+		Context: r.context, Key: key, Value: value, PreviousValue: expected,
+		PreviousNotExist: expected == nil,
 	}, resp)
 	out := tikvOutcome{err: err, unknown: !rpc.NotSent(err)}
 	switch {
@@ -181,7 +190,9 @@ func (f *tikvFace) swap(ctx context.Context, key, expected, value []byte) tikvOu
 }
 
 // batched carries out a command on a stream of BatchCommands.
-func (f *tikvFace) batched(ctx context.Context, key []byte, command func(c *kvrpcpb.Context) *tikvRequest) tikvOutcome {
+func (f *tikvFace) batched(
+	ctx context.Context, key []byte, command func(c *kvrpcpb.Context) *tikvRequest,
+) tikvOutcome {
 	r, err := f.route(ctx, key)
 	if err != nil {
 		return tikvOutcome{err: err}
@@ -193,7 +204,9 @@ func (f *tikvFace) batched(ctx context.Context, key []byte, command func(c *kvrp
 	return out
 }
 
-func (f *tikvFace) command(ctx context.Context, r *tikvRoute, key []byte, req *tikvRequest) tikvOutcome {
+func (f *tikvFace) command(
+	ctx context.Context, r *tikvRoute, key []byte, req *tikvRequest,
+) tikvOutcome {
 	ctx, cancel := context.WithCancel(ctx) // ends the stream
 	defer cancel()
 	stream, err := r.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
@@ -202,7 +215,9 @@ func (f *tikvFace) command(ctx context.Context, r *tikvRoute, key []byte, req *t
 		return tikvOutcome{err: err} // nothing was sent
 	}
 	resp := new(tikvpb.BatchCommandsResponse)
-	err = stream.SendMsg(&tikvpb.BatchCommandsRequest{RequestIds: []uint64{1}, Requests: []*tikvRequest{req}})
+	err = stream.SendMsg(&tikvpb.BatchCommandsRequest{
+		RequestIds: []uint64{1}, Requests: []*tikvRequest{req},
+	})
 	if err == nil {
 		err = stream.RecvMsg(resp)
 	}
@@ -210,7 +225,9 @@ func (f *tikvFace) command(ctx context.Context, r *tikvRoute, key []byte, req *t
 		return tikvOutcome{err: err, unknown: !rpc.NotSent(err)}
 	}
 	if len(resp.Responses) != 1 {
-		return tikvOutcome{err: fmt.Errorf("%d answers to one command", len(resp.Responses)), unknown: true}
+		return tikvOutcome{
+			err: fmt.Errorf("%d answers to one command", len(resp.Responses)), unknown: true,
+		}
 	}
 	return commandOutcome(key, resp.Responses[0])
 }
@@ -274,8 +291,9 @@ func (f *tikvFace) write(ctx context.Context, key, value []byte) tikvOutcome {
 	})
 }
 
-// tikvClient reads, writes, deletes and swaps until stopped. After a write of unknown outcome it only reads until that succeeds:
-// what is unknown costs the checker much, and a store that is away would make it of every write.
+// tikvClient reads, writes, deletes and swaps until stopped. After a write of unknown outcome it
+// only reads until that succeeds: what is unknown costs the checker much, and a store that is away
+// would make it of every write.
 func (h *history) tikvClient(f *tikvFace, n int) {
 	rng := rand.New(rand.NewPCG(h.seed, uint64(2000+n)))
 	id, last, lost := h.rec.Client(), map[int][]byte{}, false
@@ -299,7 +317,8 @@ func (h *history) tikvClient(f *tikvFace, n int) {
 		case p < 65:
 			out = f.swap(ctx, key(k), last[k], value)
 			if out.err == nil || out.unknown {
-				h.rec.Swap(id, string(key(k)), last[k], value, call, out.value, out.swapped, out.unknown)
+				h.rec.Swap(id, string(key(k)), last[k], value, call, out.value, out.swapped,
+					out.unknown)
 			}
 			if last[k] = out.value; out.swapped {
 				last[k] = value

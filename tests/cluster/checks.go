@@ -19,10 +19,10 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// CheckConsistency waits until the healed cluster has come to rest and verifies what must then hold:
-// the newest regions tile the key space; every region has a leader and all its replicas at one applied
-// index with the same data; no store has data outside its regions, or a peer that its region does not
-// know.
+// CheckConsistency waits until the healed cluster has come to rest and verifies what must then
+// hold: the newest regions tile the key space; every region has a leader and all its replicas at
+// one applied index with the same data; no store has data outside its regions, or a peer that its
+// region does not know.
 func (c *Cluster) CheckConsistency() {
 	c.t.Helper()
 	c.Eventually(30*time.Second, c.findFault)
@@ -103,7 +103,9 @@ func checkTiling(regions []*metapb.Region) string {
 	}
 }
 
-func (c *Cluster) checkReplicas(id uint64, leader raftstore.PeerInfo, have map[uint64]raftstore.PeerInfo) string {
+func (c *Cluster) checkReplicas(
+	id uint64, leader raftstore.PeerInfo, have map[uint64]raftstore.PeerInfo,
+) string {
 	var hash uint64
 	for i, p := range leader.Region.Peers {
 		info, ok := have[p.StoreId]
@@ -115,17 +117,24 @@ func (c *Cluster) checkReplicas(id uint64, leader raftstore.PeerInfo, have map[u
 			if s := n.Store(); s != nil {
 				damage = s.Quarantined()[id]
 			}
-			return fmt.Sprintf("region %d: no peer on store %d (damage: %q); leader %+v; the store has %v", id, p.StoreId, damage, leader, st)
+			return fmt.Sprintf(
+				"region %d: no peer on store %d (damage: %q); leader %+v; the store has %v", id,
+				p.StoreId, damage, leader, st)
 		case info.Peer.Id != p.Id:
-			return fmt.Sprintf("region %d: store %d has peer %d, not %d", id, p.StoreId, info.Peer.Id, p.Id)
-		case info.Installing || info.AppliedIndex != leader.AppliedIndex || info.CommitIndex != leader.CommitIndex:
-			return fmt.Sprintf("region %d: store %d has applied %d, the leader %d", id, p.StoreId, info.AppliedIndex, leader.AppliedIndex)
+			return fmt.Sprintf("region %d: store %d has peer %d, not %d", id, p.StoreId,
+				info.Peer.Id, p.Id)
+		case info.Installing || info.AppliedIndex != leader.AppliedIndex ||
+			info.CommitIndex != leader.CommitIndex:
+			return fmt.Sprintf("region %d: store %d has applied %d, the leader %d", id, p.StoreId,
+				info.AppliedIndex, leader.AppliedIndex)
 		case *info.Region.RegionEpoch != *leader.Region.RegionEpoch:
-			return fmt.Sprintf("region %d: store %d is at epoch %v, the leader at %v", id, p.StoreId, info.Region.RegionEpoch, leader.Region.RegionEpoch)
+			return fmt.Sprintf("region %d: store %d is at epoch %v, the leader at %v", id,
+				p.StoreId, info.Region.RegionEpoch, leader.Region.RegionEpoch)
 		}
 		h := hashRange(c.node(p.StoreId).Engine(), leader.Region)
 		if i > 0 && h != hash {
-			return fmt.Sprintf("region %d: store %d has other data than store %d at index %d", id, p.StoreId, leader.Region.Peers[0].StoreId, info.AppliedIndex)
+			return fmt.Sprintf("region %d: store %d has other data than store %d at index %d", id,
+				p.StoreId, leader.Region.Peers[0].StoreId, info.AppliedIndex)
 		}
 		hash = h
 	}
@@ -170,10 +179,12 @@ func checkForeign(n *Node) string {
 				owned = owned || regions.Contains(r, user)
 			}
 			if !owned {
-				return fmt.Sprintf("store %d has key %q, which is in none of its regions", n.ID, bytes.Clone(user))
+				return fmt.Sprintf("store %d has key %q, which is in none of its regions", n.ID,
+					bytes.Clone(user))
 			}
 			if cf.HoldsExpiry() && !hasValue(snap, cf, user) {
-				return fmt.Sprintf("store %d has an expiry time of %q, which has no value", n.ID, bytes.Clone(user))
+				return fmt.Sprintf("store %d has an expiry time of %q, which has no value", n.ID,
+					bytes.Clone(user))
 			}
 		}
 	}
@@ -215,8 +226,10 @@ func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error 
 	leader := c.WaitLeader(r.Id)
 	s := &stub{c: c, id: leader.ID}
 	resp, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{
-		Context: &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: regions.PeerOnStore(r, leader.ID)},
-		Key:     key, Value: value,
+		Context: &kvrpcpb.Context{
+			RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: regions.PeerOnStore(r, leader.ID),
+		},
+		Key: key, Value: value,
 	})
 	if err != nil {
 		c.t.Fatalf("put: %v", err)
@@ -224,9 +237,11 @@ func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error 
 	return resp.RegionError
 }
 
-// Requests sends one request of each kind with a given context to a store and returns the region errors.
-// A message without a region error is returned as one.
-func Requests(ctx context.Context, t testing.TB, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte) (get, put, del, scan *errorpb.Error) {
+// Requests sends one request of each kind with a given context to a store and returns the region
+// errors. A message without a region error is returned as one.
+func Requests(
+	ctx context.Context, t testing.TB, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte,
+) (get, put, del, scan *errorpb.Error) {
 	t.Helper()
 	s := &stub{c: c, id: store}
 	fold := func(e *errorpb.Error, msg string, err error) *errorpb.Error {
@@ -248,8 +263,11 @@ func Requests(ctx context.Context, t testing.TB, c *Cluster, store uint64, kctx 
 }
 
 // GetFrom asks one store.
-func GetFrom(ctx context.Context, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte) ([]byte, *errorpb.Error, error) {
-	resp, err := (&stub{c: c, id: store}).RawGet(ctx, &kvrpcpb.RawGetRequest{Context: kctx, Key: key})
+func GetFrom(
+	ctx context.Context, c *Cluster, store uint64, kctx *kvrpcpb.Context, key []byte,
+) ([]byte, *errorpb.Error, error) {
+	resp, err := (&stub{c: c, id: store}).RawGet(ctx,
+		&kvrpcpb.RawGetRequest{Context: kctx, Key: key})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,6 @@
-// Package cluster runs several stores in one process over engines and raft logs in memory that can lose
-// what was not synced, a network that can fail, and a placement service that follows the test's orders.
-// The stores themselves are the real ones. For tests only.
+// Package cluster runs several stores in one process over engines and raft logs in memory that can
+// lose what was not synced, a network that can fail, and a placement service that follows the
+// test's orders. The stores themselves are the real ones. For tests only.
 package cluster
 
 import (
@@ -68,15 +68,17 @@ type Options struct {
 	LogSegment int64
 	// Controllers see the operations of a store's raft log and engine.
 	Controllers map[uint64]*faultfs.Controller
-	// Images are the disks to begin with, instead of a first region; FirstID is the last id that was
-	// given out before they were taken.
+	// Images are the disks to begin with, instead of a first region; FirstID is the last id that
+	// was given out before they were taken.
 	Images  map[uint64]Image
 	FirstID uint64
-	// Failed is called, on a goroutine of its own, when a store has failed; without it the test fails.
+	// Failed is called, on a goroutine of its own, when a store has failed; without it the test
+	// fails.
 	Failed func(n *Node, err error)
 	// Clock makes the clock of a store; without it all have the process's.
 	Clock func(store uint64) raftstore.Clock
-	// PlacementTime is the placement service's time, which limits that of stores; nil: there is no limit.
+	// PlacementTime is the placement service's time, which limits that of stores; nil: there is no
+	// limit.
 	PlacementTime func(ctx context.Context) (time.Time, error)
 	// Inspect sees the disks of each store before it starts.
 	Inspect func(n *Node, log *raftlog.Log)
@@ -135,8 +137,8 @@ type Node struct {
 	life atomic.Int64
 }
 
-// New starts a cluster whose first region has its replicas in place already. Everything ends with the
-// test.
+// New starts a cluster whose first region has its replicas in place already. Everything ends with
+// the test.
 func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	if o.Stores == 0 {
@@ -152,7 +154,10 @@ func New(t testing.TB, o Options) *Cluster {
 		o.Seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("cluster seed %d", o.Seed)
-	c := &Cluster{t: t, cfg: TestConfig(), opts: o, dir: t.TempDir(), nodes: map[uint64]*Node{}, logger: zap.NewNop()}
+	c := &Cluster{
+		t: t, cfg: TestConfig(), opts: o, dir: t.TempDir(), nodes: map[uint64]*Node{},
+		logger: zap.NewNop(),
+	}
 	if o.Verbose {
 		c.logger = zaptest.NewLogger(t)
 	}
@@ -247,7 +252,10 @@ func (c *Cluster) handleRaft(to uint64, m *rspb.RaftMessage) error {
 
 // open opens the disks.
 func (n *Node) open() error {
-	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: n.c.opts.LogSegment, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger})
+	log, err := raftlog.Open("raft",
+		raftlog.Options{
+			SegmentSize: n.c.opts.LogSegment, CacheBytes: 1 << 20, FS: n.fs, Logger: n.c.logger,
+		})
 	if err != nil {
 		return fmt.Errorf("store %d: %w", n.ID, err)
 	}
@@ -270,8 +278,10 @@ func (n *Node) start() error {
 	}
 	n.store = raftstore.New(raftstore.Options{
 		Clock:  clock,
-		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log, Snapshots: n.snaps,
-		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger, Seed: c.opts.Seed + n.ID,
+		Config: c.cfg, ClusterID: ClusterID, StoreID: n.ID, Engine: eng, Log: n.log,
+		Snapshots: n.snaps,
+		Transport: &endpoint{c.Net, n, n.life.Load()}, Placement: c.Placement, Logger: c.logger,
+		Seed:        c.opts.Seed + n.ID,
 		EncodedKeys: c.opts.Txn, PlacementTime: c.opts.PlacementTime,
 	})
 	st := raftstorage.New(n.store, eng, c.cfg.Server.RequestTimeout.Duration)
@@ -375,8 +385,8 @@ func (n *Node) Stop() {
 	}
 }
 
-// Crash ends the store at once: what was not synced may be lost, of the engine and of the raft log each
-// for itself.
+// Crash ends the store at once: what was not synced may be lost, of the engine and of the raft log
+// each for itself.
 func (n *Node) Crash(loss faultfs.Loss) {
 	n.mu.Lock()
 	if !n.running {
@@ -391,8 +401,9 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	n.c.mu.Lock()
 	engineRng := rand.New(rand.NewPCG(n.c.rng.Uint64(), 1))
 	n.c.mu.Unlock()
-	// All as of one moment: what the engine has applied is in the raft log, and what the raft log has dropped is synced
-	// in the engine. While the engine stands still the raft log may run ahead, which is as good as an engine that is late.
+	// All as of one moment: what the engine has applied is in the raft log, and what the raft log
+	// has dropped is synced in the engine. While the engine stands still the raft log may run
+	// ahead, which is as good as an engine that is late.
 	var fs *faultfs.MemFS
 	var dir string
 	eng := n.engine.CrashWith(loss, engineRng, func() {
@@ -408,15 +419,16 @@ func (n *Node) Crash(loss faultfs.Loss) {
 	n.mu.Unlock()
 }
 
-// keepSnapshots returns a directory with the files of raft snapshots as they are: the dying store may delete what it has
-// installed, in an engine that nobody will see.
+// keepSnapshots returns a directory with the files of raft snapshots as they are: the dying store
+// may delete what it has installed, in an engine that nobody will see.
 func (n *Node) keepSnapshots() string {
 	dir := filepath.Join(n.c.dir, fmt.Sprintf("%d.%d", n.ID, n.life.Load()))
 	err := os.Mkdir(dir, 0o700)
 	files, lerr := os.ReadDir(n.dir)
 	for _, f := range files {
 		// It may be gone by now; then it was not needed at this moment either.
-		if e := os.Link(filepath.Join(n.dir, f.Name()), filepath.Join(dir, f.Name())); !errors.Is(e, os.ErrNotExist) {
+		if e := os.Link(filepath.Join(n.dir, f.Name()), filepath.Join(dir, f.Name())); !errors.Is(e,
+			os.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
 	}
@@ -426,8 +438,8 @@ func (n *Node) keepSnapshots() string {
 	return dir
 }
 
-// Restart starts a store that is down. A failure fails the test, but does not end it: it may be called
-// by any goroutine.
+// Restart starts a store that is down. A failure fails the test, but does not end it: it may be
+// called by any goroutine.
 func (n *Node) Restart() {
 	if err := n.TryRestart(); err != nil {
 		n.c.t.Errorf("restart: %v", err)
@@ -488,7 +500,9 @@ func (c *Cluster) client(once bool) *client.Client {
 }
 
 // ClientThrough returns a client whose requests go through what wrap makes of the stores' services.
-func (c *Cluster) ClientThrough(wrap func(tinykvpb.TinyKvClient) tinykvpb.TinyKvClient) *client.Client {
+func (c *Cluster) ClientThrough(
+	wrap func(tinykvpb.TinyKvClient) tinykvpb.TinyKvClient,
+) *client.Client {
 	return client.New(c.Placement, client.Options{
 		Timeout: 10 * time.Second, AttemptTimeout: time.Second,
 		Dial: func(_ context.Context, storeID uint64) (tinykvpb.TinyKvClient, error) {
@@ -506,7 +520,10 @@ type stub struct {
 
 // call runs a request against the store, unless it is down; an answer of a store that has crashed
 // meanwhile is lost.
-func call[Req, Resp any](ctx context.Context, s *stub, in Req, do func(*server.Server, context.Context, Req) (Resp, error)) (Resp, error) {
+func call[Req, Resp any](
+	ctx context.Context, s *stub, in Req,
+	do func(*server.Server, context.Context, Req) (Resp, error),
+) (Resp, error) {
 	var none Resp
 	n := s.c.node(s.id)
 	if n == nil {
@@ -525,19 +542,27 @@ func call[Req, Resp any](ctx context.Context, s *stub, in Req, do func(*server.S
 	return resp, err
 }
 
-func (s *stub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+func (s *stub) RawGet(
+	ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawGetResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawGet)
 }
 
-func (s *stub) RawPut(ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption) (*kvrpcpb.RawPutResponse, error) {
+func (s *stub) RawPut(
+	ctx context.Context, in *kvrpcpb.RawPutRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawPutResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawPut)
 }
 
-func (s *stub) RawDelete(ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ...grpc.CallOption) (*kvrpcpb.RawDeleteResponse, error) {
+func (s *stub) RawDelete(
+	ctx context.Context, in *kvrpcpb.RawDeleteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawDeleteResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawDelete)
 }
 
-func (s *stub) RawCAS(ctx context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption) (*kvrpcpb.RawCASResponse, error) {
+func (s *stub) RawCAS(
+	ctx context.Context, in *kvrpcpb.RawCASRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawCASResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawCAS)
 }
 
@@ -577,11 +602,15 @@ func (s *stub) RawGetKeyTTL(
 	return call(ctx, s, in, (*server.Server).RawGetKeyTTL)
 }
 
-func (s *stub) RawScan(ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption) (*kvrpcpb.RawScanResponse, error) {
+func (s *stub) RawScan(
+	ctx context.Context, in *kvrpcpb.RawScanRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawScanResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawScan)
 }
 
-func (s *stub) Forward(ctx context.Context, in *kvrpcpb.ForwardRequest, _ ...grpc.CallOption) (*kvrpcpb.ForwardResponse, error) {
+func (s *stub) Forward(
+	ctx context.Context, in *kvrpcpb.ForwardRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ForwardResponse, error) {
 	return call(ctx, s, in, (*server.Server).Forward)
 }
 
@@ -663,13 +692,15 @@ func (c *Cluster) waitOrder(regionID uint64, what string) {
 	c.t.Helper()
 	c.Eventually(20*time.Second, func() string {
 		if c.Placement.pendingOrder(regionID) {
-			return fmt.Sprintf("%s of region %d is not done: %v", what, regionID, c.Placement.Region(regionID))
+			return fmt.Sprintf("%s of region %d is not done: %v", what, regionID,
+				c.Placement.Region(regionID))
 		}
 		return ""
 	})
 }
 
-// Split splits the region that has key at it and waits until the placement service knows both halves.
+// Split splits the region that has key at it and waits until the placement service knows both
+// halves.
 func (c *Cluster) Split(key []byte) {
 	c.t.Helper()
 	c.Eventually(20*time.Second, func() string {
@@ -699,8 +730,10 @@ func (c *Cluster) CompactLog(regionID uint64) error {
 		return err
 	}
 	_, err = n.Store().AdminCommand(ctx, regionID, &raft_cmdpb.AdminRequest{
-		CmdType:    raft_cmdpb.AdminCmdType_CompactLog,
-		CompactLog: &raft_cmdpb.CompactLogRequest{CompactIndex: info.AppliedIndex, CompactTerm: info.Term},
+		CmdType: raft_cmdpb.AdminCmdType_CompactLog,
+		CompactLog: &raft_cmdpb.CompactLogRequest{
+			CompactIndex: info.AppliedIndex, CompactTerm: info.Term,
+		},
 	})
 	return err
 }
@@ -708,7 +741,8 @@ func (c *Cluster) CompactLog(regionID uint64) error {
 // Transfer asks the region's leader once to hand over.
 func (c *Cluster) Transfer(regionID uint64, to *metapb.Peer) error {
 	return c.adminOnce(regionID, &raft_cmdpb.AdminRequest{
-		CmdType: raft_cmdpb.AdminCmdType_TransferLeader, TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: to},
+		CmdType:        raft_cmdpb.AdminCmdType_TransferLeader,
+		TransferLeader: &raft_cmdpb.TransferLeaderRequest{Peer: to},
 	})
 }
 
@@ -736,7 +770,8 @@ func (c *Cluster) adminOnce(regionID uint64, req *raft_cmdpb.AdminRequest) error
 	return err
 }
 
-// RandomConfChange adds a replica on a store without one, or removes one if more than least are left.
+// RandomConfChange adds a replica on a store without one, or removes one if more than least are
+// left.
 func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
 	c.mu.Lock()
 	add := len(r.Peers) <= least || (len(r.Peers) < len(c.nodes) && c.rng.IntN(2) == 0)
@@ -758,7 +793,10 @@ func (c *Cluster) RandomConfChange(r *metapb.Region, least int) bool {
 	} else {
 		req.Peer = r.Peers[pick%len(r.Peers)]
 	}
-	return c.adminOnce(r.Id, &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ChangePeer, ChangePeer: req}) == nil
+	return c.adminOnce(r.Id,
+		&raft_cmdpb.AdminRequest{
+			CmdType: raft_cmdpb.AdminCmdType_ChangePeer, ChangePeer: req,
+		}) == nil
 }
 
 // SplitOnce asks once for a split at key.

@@ -11,14 +11,16 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// History records operations on single keys for the linearizability checker. Safe for concurrent use.
+// History records operations on single keys for the linearizability checker. Safe for concurrent
+// use.
 type History struct {
 	start time.Time
 	mu    sync.Mutex
 	ops   []porcupine.Operation
 	next  int
 	notes []string
-	// OK counts operations with a known outcome, Swapped the compare-and-swaps among them that have swapped.
+	// OK counts operations with a known outcome, Swapped the compare-and-swaps among them that have
+	// swapped.
 	OK, Unknown, Swapped int
 }
 
@@ -77,7 +79,10 @@ func (h *History) Now() int64 { return int64(time.Since(h.start)) }
 
 // Get records a get that succeeded; failed ones say nothing.
 func (h *History) Get(client int, key string, call int64, value []byte, found bool) {
-	h.add(porcupine.Operation{ClientId: client, Input: opInput{kind: 'g', key: key}, Call: call, Output: opOutput{value: string(value), found: found}, Return: h.Now()}, false)
+	h.add(porcupine.Operation{
+		ClientId: client, Input: opInput{kind: 'g', key: key}, Call: call,
+		Output: opOutput{value: string(value), found: found}, Return: h.Now(),
+	}, false)
 }
 
 // Put records a put or, without value, a delete; unknown ones may take effect at any later time.
@@ -90,17 +95,27 @@ func (h *History) Put(client int, key string, value []byte, del bool, call int64
 	if unknown {
 		ret = int64(1) << 62
 	}
-	h.add(porcupine.Operation{ClientId: client, Input: in, Call: call, Output: opOutput{unknown: unknown}, Return: ret}, unknown)
+	h.add(porcupine.Operation{
+		ClientId: client, Input: in, Call: call, Output: opOutput{unknown: unknown}, Return: ret,
+	}, unknown)
 }
 
 // Swap records a compare-and-swap: nil expected means no value. previous is nil if it found none.
-func (h *History) Swap(client int, key string, expected, value []byte, call int64, previous []byte, swapped, unknown bool) {
-	in := opInput{kind: 's', key: key, value: string(value), expected: string(expected), absent: expected == nil}
-	out, ret := opOutput{value: string(previous), found: previous != nil, swapped: swapped, unknown: unknown}, h.Now()
+func (h *History) Swap(
+	client int, key string, expected, value []byte, call int64, previous []byte, swapped, unknown bool,
+) {
+	in := opInput{
+		kind: 's', key: key, value: string(value), expected: string(expected),
+		absent: expected == nil,
+	}
+	out, ret := opOutput{
+		value: string(previous), found: previous != nil, swapped: swapped, unknown: unknown,
+	}, h.Now()
 	if unknown {
 		ret = int64(1) << 62
 	}
-	h.add(porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: ret}, unknown)
+	h.add(porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: ret},
+		unknown)
 	if swapped && !unknown {
 		h.mu.Lock()
 		h.Swapped++
@@ -160,13 +175,15 @@ var registerModel = porcupine.Model{
 			return fmt.Sprintf("delete(%s) unknown=%v", in.key, out.unknown)
 		case in.kind == 's':
 			return fmt.Sprintf("swap(%s, %q absent=%v -> %s) -> %v, was %q found=%v, unknown=%v",
-				in.key, in.expected, in.absent, in.value, out.swapped, out.value, out.found, out.unknown)
+				in.key, in.expected, in.absent, in.value, out.swapped, out.value, out.found,
+				out.unknown)
 		}
 		return fmt.Sprintf("get(%s) -> %q found=%v", in.key, out.value, out.found)
 	},
 }
 
-// stepSwap tells whether a compare-and-swap may have had an outcome in a state, and what it makes of it.
+// stepSwap tells whether a compare-and-swap may have had an outcome in a state, and what it makes
+// of it.
 func stepSwap(in opInput, out opOutput, st regState) (bool, any) {
 	next, swaps := st, st.found != in.absent && (in.absent || st.value == in.expected)
 	if swaps {
@@ -176,7 +193,8 @@ func stepSwap(in opInput, out opOutput, st regState) (bool, any) {
 	return out.unknown || known, next
 }
 
-// Check verifies that the history is linearizable; a verdict that cannot be reached in time fails too.
+// Check verifies that the history is linearizable; a verdict that cannot be reached in time fails
+// too.
 func (h *History) Check(t testing.TB) {
 	t.Helper()
 	h.mu.Lock()
@@ -186,7 +204,8 @@ func (h *History) Check(t testing.TB) {
 	if res == porcupine.Ok {
 		return
 	}
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("tinykv-history-%d.html", time.Now().UnixNano()))
+	path := filepath.Join(os.TempDir(),
+		fmt.Sprintf("tinykv-history-%d.html", time.Now().UnixNano()))
 	if err := porcupine.VisualizePath(registerModel, info, path); err != nil {
 		path = err.Error()
 	}

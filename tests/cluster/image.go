@@ -21,7 +21,9 @@ type Image struct {
 
 // Again is a copy, to be used in the image's place.
 func (im Image) Again() Image {
-	return Image{im.FS.Crash(faultfs.KeepAll, nil, nil), im.Engine.Crash(faultfs.KeepAll, nil), im.Snapshots}
+	return Image{
+		im.FS.Crash(faultfs.KeepAll, nil, nil), im.Engine.Crash(faultfs.KeepAll, nil), im.Snapshots,
+	}
 }
 
 // Replace puts an image in the place of the disks of a store that is down.
@@ -34,17 +36,18 @@ func (n *Node) Replace(im Image) {
 	n.engine, n.fs = im.Engine, im.FS
 }
 
-// Loss is what a crash does to what was not synced, for the raft log and the engine each for itself.
+// Loss is what a crash does to what was not synced, for the raft log and the engine each for
+// itself.
 type Loss struct{ Log, Engine faultfs.Loss }
 
-// Images takes the store's disks as a crash at this moment would leave them, once for each loss. The
-// store goes on. It may be called by the store's own goroutines in mid-operation.
+// Images takes the store's disks as a crash at this moment would leave them, once for each loss.
+// The store goes on. It may be called by the store's own goroutines in mid-operation.
 func (n *Node) Images(losses []Loss, rng *rand.Rand) ([]Image, error) {
 	n.mu.Lock()
 	fs, eng := n.fs, n.engine
 	n.mu.Unlock()
-	// Files may come and go meanwhile: those from before and from after are taken, so that whatever the
-	// engine's image says is there.
+	// Files may come and go meanwhile: those from before and from after are taken, so that whatever
+	// the engine's image says is there.
 	files := map[string][]byte{}
 	if err := n.readSnapshots(files); err != nil {
 		return nil, err

@@ -12,22 +12,25 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// MergeOnce asks the source's leader once to begin a merge into the target, as the placement service knows it. Without an
-// error the source is frozen; what becomes of the merge is another matter.
+// MergeOnce asks the source's leader once to begin a merge into the target, as the placement
+// service knows it. Without an error the source is frozen; what becomes of the merge is another
+// matter.
 func (c *Cluster) MergeOnce(source, target uint64) error {
 	t := c.Placement.Region(target)
 	if t == nil {
 		return errors.New("the target is not known")
 	}
 	return c.adminOnce(source, &raft_cmdpb.AdminRequest{
-		CmdType: raft_cmdpb.AdminCmdType_PrepareMerge, PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: t},
+		CmdType:      raft_cmdpb.AdminCmdType_PrepareMerge,
+		PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: t},
 	})
 }
 
 // Merge merges two regions and waits until no store has anything of the source but its tombstone.
 func (c *Cluster) Merge(source, target uint64) {
 	c.t.Helper()
-	c.Eventually(60*time.Second, func() string { // on a busy machine attempts are given up, and come again
+	// on a busy machine attempts are given up, and come again
+	c.Eventually(60*time.Second, func() string {
 		if c.Placement.Region(source) == nil {
 			return c.Remains(source)
 		}
@@ -36,7 +39,8 @@ func (c *Cluster) Merge(source, target uint64) {
 	})
 }
 
-// Remains tells what is left of a region that went into another one, besides its tombstones; empty if nothing is.
+// Remains tells what is left of a region that went into another one, besides its tombstones; empty
+// if nothing is.
 func (c *Cluster) Remains(region uint64) string {
 	for _, n := range c.Nodes() {
 		s := n.Store()
@@ -52,7 +56,8 @@ func (c *Cluster) Remains(region uint64) string {
 		case errors.Join(loadErr, applyErr) != nil:
 			return fmt.Sprintf("store %d: %v", n.ID, errors.Join(loadErr, applyErr))
 		case err == nil:
-			return fmt.Sprintf("store %d runs a peer of region %d: %+v, on disk %v", n.ID, region, info, st)
+			return fmt.Sprintf("store %d runs a peer of region %d: %+v, on disk %v", n.ID, region,
+				info, st)
 		case st != nil && st.State != rspb.PeerState_Tombstone:
 			return fmt.Sprintf("store %d has region %d in state %v", n.ID, region, st.State)
 		case log:
@@ -69,7 +74,8 @@ func CommitsMerge(m *rspb.RaftMessage) bool {
 	for _, e := range m.GetMessage().GetEntries() {
 		cmd, err := message.DecodeEntry(e.Data)
 		var admin raft_cmdpb.AdminRequest
-		if err == nil && cmd.Admin != nil && admin.Unmarshal(cmd.Admin) == nil && admin.CmdType == raft_cmdpb.AdminCmdType_CommitMerge {
+		if err == nil && cmd.Admin != nil && admin.Unmarshal(cmd.Admin) == nil &&
+			admin.CmdType == raft_cmdpb.AdminCmdType_CommitMerge {
 			return true
 		}
 	}

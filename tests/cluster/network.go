@@ -13,8 +13,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// Network carries raft messages between the stores of a Cluster. Messages are marshalled, so that no
-// memory is shared; they can be lost, delayed, doubled and cut off by partitions.
+// Network carries raft messages between the stores of a Cluster. Messages are marshalled, so that
+// no memory is shared; they can be lost, delayed, doubled and cut off by partitions.
 type Network struct {
 	c       *Cluster
 	Sent    atomic.Int64
@@ -29,7 +29,8 @@ type Network struct {
 		loss, duplicate float64
 		flip            float64
 		delay           time.Duration
-		// side numbers the parts of a partition; messages between different parts are lost. nil: none.
+		// side numbers the parts of a partition; messages between different parts are lost. nil:
+		// none.
 		side map[uint64]int
 		// cut lists one-way cuts from -> to.
 		cut    map[[2]uint64]bool
@@ -44,8 +45,8 @@ type Network struct {
 	tap  func(from uint64, m *rspb.RaftMessage)
 }
 
-// Freeze stops all sending until thaw is called: what the stores have promised to each other does not
-// grow meanwhile.
+// Freeze stops all sending until thaw is called: what the stores have promised to each other does
+// not grow meanwhile.
 func (n *Network) Freeze() (thaw func()) {
 	n.gate.Lock()
 	return n.gate.Unlock
@@ -58,8 +59,8 @@ type heldMessage struct {
 	arrive func()
 }
 
-// Hold keeps back the messages for which f is true when they are sent, until they are released. Nil ends
-// the holding back of further messages.
+// Hold keeps back the messages for which f is true when they are sent, until they are released. Nil
+// ends the holding back of further messages.
 func (n *Network) Hold(f func(to uint64, m *rspb.RaftMessage) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -158,7 +159,8 @@ func (n *Network) Heal() {
 func (n *Network) fate(from, to uint64) (copies int, delay time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.mu.closed || (n.mu.side != nil && n.mu.side[from] != n.mu.side[to]) || n.mu.cut[[2]uint64{from, to}] {
+	if n.mu.closed || (n.mu.side != nil && n.mu.side[from] != n.mu.side[to]) ||
+		n.mu.cut[[2]uint64{from, to}] {
 		return 0, 0
 	}
 	if n.mu.rng.Float64() < n.mu.loss {
@@ -251,7 +253,9 @@ func (n *Network) damage(m *rspb.RaftMessage, data []byte) ([]byte, error) {
 	return bad.Marshal()
 }
 
-func (n *Network) deliver(from *Node, to uint64, sent *rspb.RaftMessage, data []byte, snapshot bool, delay time.Duration) {
+func (n *Network) deliver(
+	from *Node, to uint64, sent *rspb.RaftMessage, data []byte, snapshot bool, delay time.Duration,
+) {
 	n.mu.Lock()
 	if n.mu.closed {
 		n.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/client"
 )
 
-// Placement is a placement service in memory: ids, a region map fed by heartbeats under the epoch rules,
-// and orders given by the test instead of by a planner. It is only reachable while On.
+// Placement is a placement service in memory: ids, a region map fed by heartbeats under the epoch
+// rules, and orders given by the test instead of by a planner. It is only reachable while On.
 type Placement struct {
 	mu      sync.Mutex
 	nextID  uint64
@@ -52,7 +52,10 @@ type order struct {
 var errPlacementOff = errors.New("placement service is off")
 
 func newPlacement(nodes func(uint64) *Node) *Placement {
-	return &Placement{nextID: 1000, regions: map[uint64]*heard{}, orders: map[uint64]*order{}, nodes: nodes, stats: map[uint64]*schedulerpb.StoreStats{}}
+	return &Placement{
+		nextID: 1000, regions: map[uint64]*heard{}, orders: map[uint64]*order{}, nodes: nodes,
+		stats: map[uint64]*schedulerpb.StoreStats{},
+	}
 }
 
 // SetOff makes every call fail, as if the service were unreachable.
@@ -78,7 +81,9 @@ func (p *Placement) AllocID() uint64 {
 }
 
 // AskSplit implements raftstore.Placement.
-func (p *Placement) AskSplit(_ context.Context, region *metapb.Region) (*schedulerpb.AskSplitResponse, error) {
+func (p *Placement) AskSplit(
+	_ context.Context, region *metapb.Region,
+) (*schedulerpb.AskSplitResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.off {
@@ -154,7 +159,9 @@ func (p *Placement) RegionHeartbeat(req *schedulerpb.RegionHeartbeatRequest) {
 	}
 }
 
-func (p *Placement) process(req *schedulerpb.RegionHeartbeatRequest) *schedulerpb.RegionHeartbeatResponse {
+func (p *Placement) process(
+	req *schedulerpb.RegionHeartbeatRequest,
+) *schedulerpb.RegionHeartbeatResponse {
 	r := req.Region
 	e := r.RegionEpoch
 	if old := p.regions[r.Id]; old != nil {
@@ -216,17 +223,22 @@ func (p *Placement) All() []*metapb.Region {
 	for _, h := range p.regions {
 		out = append(out, h.meta)
 	}
-	sort.Slice(out, func(i, j int) bool { return bytes.Compare(out[i].StartKey, out[j].StartKey) < 0 })
+	sort.Slice(out, func(i, j int) bool {
+		return bytes.Compare(out[i].StartKey, out[j].StartKey) < 0
+	})
 	return out
 }
 
-// Order makes the region's leader change a peer until that is so. A newer order replaces an older one.
+// Order makes the region's leader change a peer until that is so. A newer order replaces an older
+// one.
 func (p *Placement) orderChange(regionID uint64, kind eraftpb.ConfChangeType, peer *metapb.Peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	want := kind != eraftpb.ConfChangeType_RemoveNode
 	p.orders[regionID] = &order{
-		resp: schedulerpb.RegionHeartbeatResponse{ChangePeer: &schedulerpb.ChangePeer{Peer: peer, ChangeType: kind}},
+		resp: schedulerpb.RegionHeartbeatResponse{
+			ChangePeer: &schedulerpb.ChangePeer{Peer: peer, ChangeType: kind},
+		},
 		done: func(h *heard) bool {
 			if want {
 				for _, q := range h.pending {
@@ -245,7 +257,9 @@ func (p *Placement) orderTransfer(regionID uint64, peer *metapb.Peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.orders[regionID] = &order{
-		resp: schedulerpb.RegionHeartbeatResponse{TransferLeader: &schedulerpb.TransferLeader{Peer: peer}},
+		resp: schedulerpb.RegionHeartbeatResponse{
+			TransferLeader: &schedulerpb.TransferLeader{Peer: peer},
+		},
 		done: func(h *heard) bool { return h.leader.Id == peer.Id || !hasPeer(h.meta, peer.Id) },
 	}
 }
@@ -274,7 +288,8 @@ func (p *Placement) GetRegion(_ context.Context, key []byte) (*client.Region, er
 		return nil, errPlacementOff
 	}
 	for _, h := range p.regions {
-		if bytes.Compare(key, h.meta.StartKey) >= 0 && (len(h.meta.EndKey) == 0 || bytes.Compare(key, h.meta.EndKey) < 0) {
+		if bytes.Compare(key, h.meta.StartKey) >= 0 &&
+			(len(h.meta.EndKey) == 0 || bytes.Compare(key, h.meta.EndKey) < 0) {
 			return &client.Region{Meta: h.meta, Leader: h.leader}, nil
 		}
 	}

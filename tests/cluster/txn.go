@@ -44,7 +44,9 @@ func (p *Placement) GetGCState(context.Context) (*schedulerpb.GetGCStateResponse
 }
 
 // AdvanceSafePoints implements gcworker.Placement. Nothing holds them back.
-func (p *Placement) AdvanceSafePoints(_ context.Context, txnTarget, gcTarget uint64) (txn, gc uint64, err error) {
+func (p *Placement) AdvanceSafePoints(
+	_ context.Context, txnTarget, gcTarget uint64,
+) (txn, gc uint64, err error) {
 	if p.isOff() {
 		return 0, 0, errPlacementOff
 	}
@@ -77,13 +79,17 @@ func (p *Placement) timestamps() *commands.Timestamps {
 // detector is the way to the store that leads the first region.
 type detector struct{ c *Cluster }
 
-func (d detector) ask(ctx context.Context, e deadlock.Edge, remove bool) (*kvrpcpb.DetectDeadlockResponse, error) {
+func (d detector) ask(
+	ctx context.Context, e deadlock.Edge, remove bool,
+) (*kvrpcpb.DetectDeadlockResponse, error) {
 	r, err := d.c.Placement.GetRegion(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	resp, err := call(ctx, &stub{c: d.c, id: r.Leader.GetStoreId()}, &kvrpcpb.DetectDeadlockRequest{
-		Context: &kvrpcpb.Context{RegionId: r.Meta.Id, RegionEpoch: r.Meta.RegionEpoch, Peer: r.Leader}, Remove: remove,
+		Context: &kvrpcpb.Context{
+			RegionId: r.Meta.Id, RegionEpoch: r.Meta.RegionEpoch, Peer: r.Leader,
+		}, Remove: remove,
 		Entry: &kvrpcpb.WaitForEntry{Txn: e.Waiter, WaitForTxn: e.Holder, Key: e.Key, Tag: e.Tag},
 	}, (*server.Server).DetectDeadlock)
 	if err == nil && resp.RegionError != nil {
@@ -96,7 +102,8 @@ func (d detector) ask(ctx context.Context, e deadlock.Edge, remove bool) (*kvrpc
 func (d detector) Detect(ctx context.Context, e deadlock.Edge) (chain []deadlock.Edge, err error) {
 	resp, err := d.ask(ctx, e, false)
 	for _, c := range resp.GetChain() {
-		chain = append(chain, deadlock.Edge{Waiter: c.Txn, Holder: c.WaitForTxn, Key: c.Key, Tag: c.Tag})
+		chain = append(chain,
+			deadlock.Edge{Waiter: c.Txn, Holder: c.WaitForTxn, Key: c.Key, Tag: c.Tag})
 	}
 	return chain, err
 }
@@ -141,11 +148,15 @@ func (c *Cluster) TxnClient() (*txn.Client, func()) {
 	return t, func() { t.Close(); kv.Close() }
 }
 
-func (s *stub) KvGet(ctx context.Context, in *kvrpcpb.GetRequest, _ ...grpc.CallOption) (*kvrpcpb.GetResponse, error) {
+func (s *stub) KvGet(
+	ctx context.Context, in *kvrpcpb.GetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.GetResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvGet)
 }
 
-func (s *stub) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.CallOption) (*kvrpcpb.ScanResponse, error) {
+func (s *stub) KvScan(
+	ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ScanResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvScan)
 }
 
@@ -167,22 +178,32 @@ func (s *stub) MvccGetByKey(
 	return call(ctx, s, in, (*server.Server).MvccGetByKey)
 }
 
-func (s *stub) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (s *stub) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvPrewrite)
 }
 
-func (s *stub) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+func (s *stub) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvCommit)
 }
 
-func (s *stub) KvCheckTxnStatus(ctx context.Context, in *kvrpcpb.CheckTxnStatusRequest, _ ...grpc.CallOption) (*kvrpcpb.CheckTxnStatusResponse, error) {
+func (s *stub) KvCheckTxnStatus(
+	ctx context.Context, in *kvrpcpb.CheckTxnStatusRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CheckTxnStatusResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvCheckTxnStatus)
 }
 
-func (s *stub) KvBatchRollback(ctx context.Context, in *kvrpcpb.BatchRollbackRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchRollbackResponse, error) {
+func (s *stub) KvBatchRollback(
+	ctx context.Context, in *kvrpcpb.BatchRollbackRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.BatchRollbackResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvBatchRollback)
 }
 
-func (s *stub) KvResolveLock(ctx context.Context, in *kvrpcpb.ResolveLockRequest, _ ...grpc.CallOption) (*kvrpcpb.ResolveLockResponse, error) {
+func (s *stub) KvResolveLock(
+	ctx context.Context, in *kvrpcpb.ResolveLockRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ResolveLockResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvResolveLock)
 }

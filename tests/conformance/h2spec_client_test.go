@@ -34,7 +34,8 @@ func dialGo(t *testing.T, addr string) (grpc.ClientConnInterface, func() error) 
 	return c, c.Close
 }
 
-// h2specClient is h2spec for clients: it runs all cases against clients that dial makes, one for each, which make a call.
+// h2specClient is h2spec for clients: it runs all cases against clients that dial makes, one for
+// each, which make a call.
 func h2specClient(t *testing.T, dial dialer, timeout time.Duration) map[string]string {
 	t.Helper()
 	stdout := os.Stdout
@@ -64,7 +65,9 @@ func h2specClient(t *testing.T, dial dialer, timeout time.Duration) map[string]s
 	return outcomes
 }
 
-func h2specClientCase(t *testing.T, tc *spec.ClientTestCase, dial dialer, timeout time.Duration) error {
+func h2specClientCase(
+	t *testing.T, tc *spec.ClientTestCase, dial dialer, timeout time.Duration,
+) error {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -74,7 +77,8 @@ func h2specClientCase(t *testing.T, tc *spec.ClientTestCase, dial dialer, timeou
 	called := make(chan struct{})
 	go func() {
 		defer close(called)
-		_ = cc.Invoke(ctx, "/grpc.testing.TestService/EmptyCall", new(grpc_testing.Empty), new(grpc_testing.Empty))
+		_ = cc.Invoke(ctx, "/grpc.testing.TestService/EmptyCall", new(grpc_testing.Empty),
+			new(grpc_testing.Empty))
 	}()
 	defer func() {
 		cancel()

@@ -27,15 +27,17 @@ const (
 	skipped = "skipped"
 )
 
-// h2spec runs all cases, the strict ones too, against a server. It returns their outcomes by name; that of one that failed
-// says why. timeout is how long a case waits for what must come.
+// h2spec runs all cases, the strict ones too, against a server. It returns their outcomes by name;
+// that of one that failed says why. timeout is how long a case waits for what must come.
 func h2spec(t *testing.T, addr string, timeout time.Duration) map[string]string {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
 	require.NoError(t, err)
 	n, err := strconv.Atoi(port)
 	require.NoError(t, err)
-	c := &config.Config{Host: host, Port: n, Path: "/", Timeout: timeout, MaxHeaderLen: 4000, Strict: true}
+	c := &config.Config{
+		Host: host, Port: n, Path: "/", Timeout: timeout, MaxHeaderLen: 4000, Strict: true,
+	}
 
 	// It tells everything as it goes.
 	stdout := os.Stdout
@@ -114,7 +116,11 @@ func TestH2SpecOfOthers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("half a minute of cases that wait for what does not come")
 	}
-	theirs := h2spec(t, startGo(t, func(s *grpc.Server) { grpc_health_v1.RegisterHealthServer(s, health.NewServer()) }), time.Second)
-	t.Logf("h2spec: grpc-go passes %d of %d cases, %d do not apply", count(theirs, passed), len(theirs), count(theirs, skipped))
+	theirs := h2spec(t,
+		startGo(t, func(s *grpc.Server) {
+			grpc_health_v1.RegisterHealthServer(s, health.NewServer())
+		}), time.Second)
+	t.Logf("h2spec: grpc-go passes %d of %d cases, %d do not apply", count(theirs, passed),
+		len(theirs), count(theirs, skipped))
 	require.Len(t, theirs, h2specCases)
 }

@@ -22,8 +22,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc/server"
 )
 
-// judge takes what the cases of grpc's interop say when they fail: they know no test, and end the process. Here the case's
-// goroutine ends.
+// judge takes what the cases of grpc's interop say when they fail: they know no test, and end the
+// process. Here the case's goroutine ends.
 type judge struct {
 	mu       sync.Mutex
 	failures []string
@@ -63,8 +63,8 @@ func (j *judge) Errorln(...any)                    {}
 func (j *judge) Errorf(string, ...any)             {}
 func (j *judge) V(int) bool                        { return false }
 
-// cases are those of gRPC's interop-test-descriptions.md that need neither a cloud's credentials nor a load balancer, nor
-// compression, which grpc-go has no cases for.
+// cases are those of gRPC's interop-test-descriptions.md that need neither a cloud's credentials
+// nor a load balancer, nor compression, which grpc-go has no cases for.
 var cases = []struct {
 	name string
 	run  func(ctx context.Context, cc grpc.ClientConnInterface)
@@ -83,7 +83,8 @@ var cases = []struct {
 	{"special_status_message", on(interop.DoSpecialStatusMessage)},
 	{"unimplemented_method", func(ctx context.Context, cc grpc.ClientConnInterface) {
 		// As interop.DoUnimplementedMethod, which takes grpc-go's connections only.
-		err := cc.Invoke(ctx, "/grpc.testing.TestService/UnimplementedCall", new(grpc_testing.Empty), new(grpc_testing.Empty))
+		err := cc.Invoke(ctx, "/grpc.testing.TestService/UnimplementedCall",
+			new(grpc_testing.Empty), new(grpc_testing.Empty))
 		if status.Code(err) != codes.Unimplemented {
 			verdicts.fail(fmt.Sprintf("UnimplementedCall: %v", err))
 		}
@@ -97,7 +98,9 @@ var cases = []struct {
 func on(
 	f func(context.Context, grpc_testing.TestServiceClient, ...grpc.CallOption),
 ) func(context.Context, grpc.ClientConnInterface) {
-	return func(ctx context.Context, cc grpc.ClientConnInterface) { f(ctx, grpc_testing.NewTestServiceClient(cc)) }
+	return func(ctx context.Context, cc grpc.ClientConnInterface) {
+		f(ctx, grpc_testing.NewTestServiceClient(cc))
+	}
 }
 
 // run carries a case out, and returns its failures.
@@ -135,7 +138,9 @@ func serveOurs(t *testing.T, l net.Listener) string {
 func TestInterop(t *testing.T) {
 	servers := map[string]string{
 		"pkg/rpc": startOurs(t),
-		"grpc-go": startGo(t, func(s *grpc.Server) { grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer()) }),
+		"grpc-go": startGo(t, func(s *grpc.Server) {
+			grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer())
+		}),
 	}
 	clients := map[string]func(addr string) (grpc.ClientConnInterface, func() error){
 		"pkg/rpc": func(addr string) (grpc.ClientConnInterface, func() error) {
@@ -155,8 +160,11 @@ func TestInterop(t *testing.T) {
 	everyPair(t, servers, clients)
 }
 
-// everyPair carries out all cases from each client to each server, but for grpc-go's with each other.
-func everyPair(t *testing.T, servers map[string]string, clients map[string]func(addr string) (grpc.ClientConnInterface, func() error)) {
+// everyPair carries out all cases from each client to each server, but for grpc-go's with each
+// other.
+func everyPair(
+	t *testing.T, servers map[string]string, clients map[string]func(addr string) (grpc.ClientConnInterface, func() error),
+) {
 	t.Helper()
 	for to, addr := range servers {
 		for from, dial := range clients {
@@ -180,8 +188,9 @@ func everyPair(t *testing.T, servers map[string]string, clients map[string]func(
 	}
 }
 
-// TestInteropAgain: the cases whose outcome is a race between client, server and clock, many times over. They once failed in one
-// run of a thousand (cancel_after_begin) and in every third (timeout_on_sleeping_server).
+// TestInteropAgain: the cases whose outcome is a race between client, server and clock, many times
+// over. They once failed in one run of a thousand (cancel_after_begin) and in every third
+// (timeout_on_sleeping_server).
 func TestInteropAgain(t *testing.T) {
 	cancels, timeouts := 5000, 300
 	if testing.Short() {
@@ -189,11 +198,14 @@ func TestInteropAgain(t *testing.T) {
 	}
 	for to, addr := range map[string]string{
 		"pkg/rpc": startOurs(t),
-		"grpc-go": startGo(t, func(s *grpc.Server) { grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer()) }),
+		"grpc-go": startGo(t, func(s *grpc.Server) {
+			grpc_testing.RegisterTestServiceServer(s, interop.NewTestServer())
+		}),
 	} {
 		for _, c := range cases {
 			n := map[string]int{
-				"cancel_after_begin": cancels, "cancel_after_first_response": cancels, "timeout_on_sleeping_server": timeouts,
+				"cancel_after_begin": cancels, "cancel_after_first_response": cancels,
+				"timeout_on_sleeping_server": timeouts,
 			}[c.name]
 			failures := 0
 			for range n {
@@ -205,7 +217,9 @@ func TestInteropAgain(t *testing.T) {
 				require.NoError(t, cc.Close())
 			}
 			if n > 0 {
-				t.Logf("interop: %s to %s: %d failures in %d runs, each with a connection of its own", c.name, to, failures, n)
+				t.Logf(
+					"interop: %s to %s: %d failures in %d runs, each with a connection of its own",
+					c.name, to, failures, n)
 			}
 		}
 	}

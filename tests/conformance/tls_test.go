@@ -26,9 +26,11 @@ func certified(t *testing.T) (server, client security.Files) {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, security.CreateCA(dir))
-	server, err := security.CreateCert(dir, security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1"}})
+	server, err := security.CreateCert(dir,
+		security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1"}})
 	require.NoError(t, err)
-	client, err = security.CreateCert(dir, security.CertRequest{Name: "client", Role: security.RoleClient})
+	client, err = security.CreateCert(dir,
+		security.CertRequest{Name: "client", Role: security.RoleClient})
 	require.NoError(t, err)
 	return server, client
 }
@@ -40,7 +42,8 @@ func identity(t *testing.T, f security.Files) *security.Identity {
 	return id
 }
 
-// TestInteropOverTLS: all cases, from both clients to both servers, with certificates on both sides.
+// TestInteropOverTLS: all cases, from both clients to both servers, with certificates on both
+// sides.
 func TestInteropOverTLS(t *testing.T) {
 	serverFiles, clientFiles := certified(t)
 	server, peer := identity(t, serverFiles), identity(t, clientFiles)
@@ -57,12 +60,14 @@ func TestInteropOverTLS(t *testing.T) {
 	dial := security.DialService(nil, peer.Client)
 	own := func(checksum bool) func(addr string) (grpc.ClientConnInterface, func() error) {
 		return func(addr string) (grpc.ClientConnInterface, func() error) {
-			c := client.New(security.Address(addr, true), client.Options{Checksum: checksum, Dial: dial})
+			c := client.New(security.Address(addr, true),
+				client.Options{Checksum: checksum, Dial: dial})
 			return c, c.Close
 		}
 	}
 	everyPair(t, map[string]string{
-		"pkg/rpc over TLS": serveOurs(t, server.Listen(ours, false, "h2")), "grpc-go": theirs.Addr().String(),
+		"pkg/rpc over TLS": serveOurs(t, server.Listen(ours, false, "h2")),
+		"grpc-go":          theirs.Addr().String(),
 	}, map[string]func(addr string) (grpc.ClientConnInterface, func() error){
 		"pkg/rpc over TLS": own(false), "pkg/rpc with checksums over TLS": own(true),
 		"grpc-go": func(addr string) (grpc.ClientConnInterface, func() error) {
@@ -73,13 +78,15 @@ func TestInteropOverTLS(t *testing.T) {
 	})
 }
 
-// TestH2SpecOverTLS: a store that serves TLS passes all cases. h2spec shows no certificate, so something in between does.
+// TestH2SpecOverTLS: a store that serves TLS passes all cases. h2spec shows no certificate, so
+// something in between does.
 func TestH2SpecOverTLS(t *testing.T) {
 	serverFiles, clientFiles := certified(t)
 	cfg := config.Default()
 	cfg.Addr, cfg.StatusAddr, cfg.DataDir = "127.0.0.1:0", "127.0.0.1:0", t.TempDir()
 	cfg.Storage.Raft, cfg.Storage.ReserveSpace = false, 0
-	cfg.Security.CAPath, cfg.Security.CertPath, cfg.Security.KeyPath = serverFiles.CA, serverFiles.Cert, serverFiles.Key
+	cfg.Security.CAPath, cfg.Security.CertPath, cfg.Security.KeyPath = serverFiles.CA,
+		serverFiles.Cert, serverFiles.Key
 	cfg.EnsureDefaults()
 	require.NoError(t, cfg.Validate())
 	n := node.New(cfg, "test", zap.NewNop())
@@ -87,7 +94,9 @@ func TestH2SpecOverTLS(t *testing.T) {
 	defer cancel()
 	require.NoError(t, n.Start(ctx))
 	defer n.Stop()
-	ours := h2spec(t, wrapped(t, n.Addr(), security.DialService(nil, identity(t, clientFiles).Client)), 5*time.Second)
+	ours := h2spec(t,
+		wrapped(t, n.Addr(), security.DialService(nil, identity(t, clientFiles).Client)),
+		5*time.Second)
 	t.Logf("h2spec: a store passes %d of %d cases over TLS", count(ours, passed), len(ours))
 	for name, outcome := range ours {
 		if outcome != passed {
@@ -97,8 +106,8 @@ func TestH2SpecOverTLS(t *testing.T) {
 	require.Len(t, ours, h2specCases)
 }
 
-// wrapped listens in the clear and passes each connection on over TLS, until the test ends. The end of either side's
-// sending ends the other's.
+// wrapped listens in the clear and passes each connection on over TLS, until the test ends. The end
+// of either side's sending ends the other's.
 func wrapped(t *testing.T, to string, dial security.Dialer) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -22,8 +22,8 @@ import (
 	"github.com/tinykv/tinykv/tests/cluster"
 )
 
-// placement is a placement service as Join sees it. With rival, another store bootstraps the cluster
-// between our question whether that was done and our own attempt.
+// placement is a placement service as Join sees it. With rival, another store bootstraps the
+// cluster between our question whether that was done and our own attempt.
 type placement struct {
 	next   uint64
 	first  *metapb.Region
@@ -59,8 +59,8 @@ func (p *placement) Bootstrap(_ context.Context, _ *metapb.Store, region *metapb
 	return nil
 }
 
-// RegisterRun counts as the placement service does: a crash at any point must not make a store look like an older copy of
-// itself.
+// RegisterRun counts as the placement service does: a crash at any point must not make a store look
+// like an older copy of itself.
 func (p *placement) RegisterRun(_ context.Context, s *metapb.Store, rebuild bool) (uint64, error) {
 	p.stores[s.Id] = true
 	if p.runs == nil {
@@ -69,7 +69,9 @@ func (p *placement) RegisterRun(_ context.Context, s *metapb.Store, rebuild bool
 	known := p.runs[s.Id]
 	switch {
 	case s.Run == 0 || rebuild:
-		return 0, errors.New("a store that was never copied calls itself an older copy, or does not count")
+		return 0,
+			errors.New(
+				"a store that was never copied calls itself an older copy, or does not count")
 	case s.Run == known.Run:
 		return known.Incarnation, nil
 	case s.Incarnation < known.Incarnation || s.LogSequence < known.LogSequence:
@@ -89,19 +91,21 @@ type disks struct {
 
 // join runs Join until it ends or the k-th operation; it reports whether it got through.
 func (d *disks) join(p *placement, ctl *faultfs.Controller) (bool, error) {
-	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: logSegment, FS: d.fs, Manual: true})
+	log, err := raftlog.Open("raft",
+		raftlog.Options{SegmentSize: logSegment, FS: d.fs, Manual: true})
 	if err != nil {
 		return false, err
 	}
-	_, err = node.Join(context.Background(), p, enginefault.Wrap(d.eng, ctl), log, &metapb.Store{Address: "store-1"}, zap.NewNop())
+	_, err = node.Join(context.Background(), p, enginefault.Wrap(d.eng, ctl), log,
+		&metapb.Store{Address: "store-1"}, zap.NewNop())
 	if cerr := log.Close(); err == nil {
 		err = cerr
 	}
 	return err == nil, err
 }
 
-// TestCrashBootstrap stops the world at every operation of Join, including those with which the raft log
-// is created, and at every operation of the second attempt as well.
+// TestCrashBootstrap stops the world at every operation of Join, including those with which the
+// raft log is created, and at every operation of the second attempt as well.
 func TestCrashBootstrap(t *testing.T) {
 	total := 0
 	for _, rival := range []bool{false, true} {
@@ -170,7 +174,8 @@ func checkJoined(t *testing.T, p *placement, d *disks, what string) {
 		require.Equal(t, rspb.PeerState_Normal, st.State, what)
 		return nil
 	}), what)
-	log, err := raftlog.Open("raft", raftlog.Options{SegmentSize: logSegment, FS: d.fs, Manual: true})
+	log, err := raftlog.Open("raft",
+		raftlog.Options{SegmentSize: logSegment, FS: d.fs, Manual: true})
 	require.NoError(t, err, what)
 	defer func() { require.NoError(t, log.Close()) }()
 	if p.first.Id == 999 {

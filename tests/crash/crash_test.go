@@ -121,7 +121,10 @@ func (r *recorder) step(op faultfs.Op) error {
 			continue
 		}
 		var im []cluster.Image
-		im, r.err = n.Images([]cluster.Loss{{Log: faultfs.KeepAll, Engine: faultfs.KeepAll}, {Log: faultfs.DropAll, Engine: faultfs.DropAll}}, r.rng)
+		im, r.err = n.Images([]cluster.Loss{
+			{Log: faultfs.KeepAll, Engine: faultfs.KeepAll},
+			{Log: faultfs.DropAll, Engine: faultfs.DropAll},
+		}, r.rng)
 		if r.err == nil {
 			p.keep[n.ID], p.drop[n.ID] = im[0], im[1]
 		}
@@ -140,8 +143,9 @@ func (s *scenario) record(t *testing.T, seed uint64) []point {
 		ctls[id+1] = &faultfs.Controller{}
 	}
 	c := cluster.New(t, cluster.Options{
-		Stores: s.stores, Replicas: s.replicas, Seed: seed, LogSegment: logSegment, Controllers: ctls,
-		Tune: s.tune,
+		Stores: s.stores, Replicas: s.replicas, Seed: seed, LogSegment: logSegment,
+		Controllers: ctls,
+		Tune:        s.tune,
 	})
 	w := newWriter(c)
 	defer w.close()
@@ -172,7 +176,8 @@ func (s *scenario) verify(t *testing.T, p *point, crash uint64, i int, l loss, s
 		images[id] = im.Again()
 	}
 	c := cluster.New(t, cluster.Options{
-		Stores: s.stores, Seed: seed, LogSegment: logSegment, Images: images, FirstID: p.lastID, Tune: quick,
+		Stores: s.stores, Seed: seed, LogSegment: logSegment, Images: images, FirstID: p.lastID,
+		Tune: quick,
 		Inspect: func(n *cluster.Node, log *raftlog.Log) {
 			if n.ID == crash {
 				p.promises.check(t, n.Engine(), log)
@@ -210,9 +215,9 @@ func quick(cfg *config.Config) {
 	r.StalePeerCheck = config.Dur(100 * time.Millisecond)
 }
 
-// withFileStates derives more points from those at which the crashed store holds the files of a received
-// raft snapshot that nothing refers to yet or any more: each file may be half written, there, or removed
-// already. The files live in a real directory, whose operations are not counted.
+// withFileStates derives more points from those at which the crashed store holds the files of a
+// received raft snapshot that nothing refers to yet or any more: each file may be half written,
+// there, or removed already. The files live in a real directory, whose operations are not counted.
 func withFileStates(t *testing.T, points []point) []point {
 	t.Helper()
 	var out []point
@@ -220,7 +225,8 @@ func withFileStates(t *testing.T, points []point) []point {
 		im := p.images[0]
 		st, err := meta.LoadRegionState(im.Engine, cluster.FirstRegionID)
 		require.NoError(t, err)
-		if len(im.Snapshots) == 0 || st.GetState() == rspb.PeerState_Applying || chosenLosses()[0].name != "keep-keep" {
+		if len(im.Snapshots) == 0 || st.GetState() == rspb.PeerState_Applying ||
+			chosenLosses()[0].name != "keep-keep" {
 			continue
 		}
 		// In the order in which they are written: the meta file last; they are removed in any.
@@ -269,11 +275,15 @@ func (s *scenario) test(t *testing.T, total *atomic.Int64) {
 			go func() {
 				defer wg.Done()
 				for j := range jobs {
-					name := fmt.Sprintf("k=%d/loss=%s%s/seed=%d", j.p.op.N, j.l.name, j.p.files, seed)
-					ok := t.Run(name, func(t *testing.T) { s.verify(t, j.p, s.crash, j.i, j.l, seed) })
+					name := fmt.Sprintf("k=%d/loss=%s%s/seed=%d", j.p.op.N, j.l.name, j.p.files,
+						seed)
+					ok := t.Run(name, func(t *testing.T) {
+						s.verify(t, j.p, s.crash, j.i, j.l, seed)
+					})
 					if !ok {
 						failed.Add(1)
-						t.Logf("crash before %s: go test ./tests/crash -run '^TestCrash$/^%s$' -args -k %d -loss %s -seed %d",
+						t.Logf(
+							"crash before %s: go test ./tests/crash -run '^TestCrash$/^%s$' -args -k %d -loss %s -seed %d",
 							j.p.op, s.name, j.p.op.N, j.l.name, seed)
 					}
 					total.Add(1)

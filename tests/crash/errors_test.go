@@ -20,13 +20,18 @@ import (
 )
 
 var (
-	flagErrors       = flag.Int("errors", 5000, "at least so many runs, over all scenarios; each operation fails at least once")
-	flagErrorWorkers = flag.Int("error-workers", 32, "how many of them at the same time: they wait most of the time")
+	flagErrors = flag.Int("errors", 5000,
+		"at least so many runs, over all scenarios; each operation fails at least once")
+	flagErrorWorkers = flag.Int("error-workers", 32,
+		"how many of them at the same time: they wait most of the time")
 )
 
 // errorScenarios are those that a crash does not need.
 var errorScenarios = []*scenario{
-	{name: "catch-up-leader", stores: 3, replicas: 3, crash: 1, before: leaveFarBehind(2), run: catchUp, tune: nothingCached},
+	{
+		name: "catch-up-leader", stores: 3, replicas: 3, crash: 1, before: leaveFarBehind(2),
+		run: catchUp, tune: nothingCached,
+	},
 	{name: "restart", stores: 3, replicas: 3, crash: 1, before: logOf, run: restart},
 }
 
@@ -83,15 +88,21 @@ type failure struct {
 	restarts int
 }
 
-var lossNames = map[faultfs.Loss]string{faultfs.KeepAll: "keep", faultfs.DropAll: "drop", faultfs.Torn: "torn"}
+var lossNames = map[faultfs.Loss]string{
+	faultfs.KeepAll: "keep", faultfs.DropAll: "drop", faultfs.Torn: "torn",
+}
 
 // start brings a cluster to where the scenario begins, and has the k-th operation from there on
 // fail; 0: none.
 func (s *scenario) start(t testing.TB, seed uint64, k int64) (f *failure, count func() int64) {
 	ctl := &faultfs.Controller{}
-	f = &failure{t: t, s: s, ctl: ctl, loss: []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn}[k%3]}
+	f = &failure{
+		t: t, s: s, ctl: ctl,
+		loss: []faultfs.Loss{faultfs.KeepAll, faultfs.DropAll, faultfs.Torn}[k%3],
+	}
 	f.c = cluster.New(t, cluster.Options{
-		Stores: s.stores, Replicas: s.replicas, Seed: seed, LogSegment: logSegment, Failed: f.failed,
+		Stores: s.stores, Replicas: s.replicas, Seed: seed, LogSegment: logSegment,
+		Failed:      f.failed,
 		Controllers: map[uint64]*faultfs.Controller{s.crash: ctl},
 		Tune: func(cfg *config.Config) {
 			quick(cfg)
@@ -235,11 +246,12 @@ func TestErrors(t *testing.T) {
 		go func() {
 			defer wg.Done()
 			for j := range jobs {
-				ok := t.Run(fmt.Sprintf("%s/k=%d/seed=%d", j.s.name, j.k, j.seed), func(t *testing.T) {
-					if j.s.fail(t, j.seed, j.k) {
-						hits[slices.Index(all, j.s)].Add(1)
-					}
-				})
+				ok := t.Run(fmt.Sprintf("%s/k=%d/seed=%d", j.s.name, j.k, j.seed),
+					func(t *testing.T) {
+						if j.s.fail(t, j.seed, j.k) {
+							hits[slices.Index(all, j.s)].Add(1)
+						}
+					})
 				if !ok {
 					failed.Add(1)
 				}
@@ -262,7 +274,9 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	// Mixed, because some scenarios wait and others work.
-	rand.New(rand.NewPCG(*flagSeed, 5)).Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	rand.New(rand.NewPCG(*flagSeed, 5)).Shuffle(len(list), func(i, j int) {
+		list[i], list[j] = list[j], list[i]
+	})
 	for _, j := range list {
 		if failed.Load() < *flagMaxFail {
 			jobs <- j
@@ -273,7 +287,9 @@ func TestErrors(t *testing.T) {
 	var total int64
 	for i, s := range all {
 		total += hits[i].Load()
-		t.Logf("%s: %d operations, %d failed in %d rounds", s.name, counts[i], hits[i].Load(), rounds)
+		t.Logf("%s: %d operations, %d failed in %d rounds", s.name, counts[i], hits[i].Load(),
+			rounds)
 	}
-	fmt.Printf("errors: %d operations failed, each in a run of its own, in %s\n", total, time.Since(start).Round(time.Second))
+	fmt.Printf("errors: %d operations failed, each in a run of its own, in %s\n", total,
+		time.Since(start).Round(time.Second))
 }

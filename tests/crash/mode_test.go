@@ -11,8 +11,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestModeIsLearntAndKept: a store takes the cluster's mode when it joins, keeps it on disk, and does not join a placement
-// service that says another one.
+// TestModeIsLearntAndKept: a store takes the cluster's mode when it joins, keeps it on disk, and
+// does not join a placement service that says another one.
 func TestModeIsLearntAndKept(t *testing.T) {
 	d := &disks{fs: faultfs.NewMemFS(nil), eng: memengine.New()}
 	p := &placement{stores: map[uint64]bool{}, mode: "txn"}

@@ -61,7 +61,8 @@ func (w *witness) sent(from uint64, rm *rspb.RaftMessage) {
 			return
 		}
 		index = m.Index
-	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat, eraftpb.MessageType_MsgHeartbeatResponse,
+	case eraftpb.MessageType_MsgAppend, eraftpb.MessageType_MsgHeartbeat,
+		eraftpb.MessageType_MsgHeartbeatResponse,
 		eraftpb.MessageType_MsgSnapshot:
 	default:
 		return
@@ -97,15 +98,18 @@ func (ps promises) check(t *testing.T, e *memengine.Engine, log *raftlog.Log) {
 		ls, ok := log.State(k.region)
 		require.True(t, ok, "region %d has no raft log, but promised %+v", k.region, p)
 		hs := ls.HardState
-		require.GreaterOrEqual(t, hs.Term, p.term, "region %d: term went back: %+v, promised %+v", k.region, hs, p)
+		require.GreaterOrEqual(t, hs.Term, p.term, "region %d: term went back: %+v, promised %+v",
+			k.region, hs, p)
 		if hs.Term == p.term && p.vote != 0 {
-			require.Equal(t, p.vote, hs.Vote, "region %d: vote forgotten: %+v, promised %+v", k.region, hs, p)
+			require.Equal(t, p.vote, hs.Vote, "region %d: vote forgotten: %+v, promised %+v",
+				k.region, hs, p)
 		}
 		if st.GetState() == rspb.PeerState_Applying && st.GetApplying().GetIndex() >= p.index {
 			continue // the log is reset to the raft snapshot at start
 		}
 		if hs.Term == p.term {
-			require.GreaterOrEqual(t, max(ls.Last, ls.TruncatedIndex), p.index, "region %d: confirmed entries are gone: %+v, promised %+v", k.region, ls, p)
+			require.GreaterOrEqual(t, max(ls.Last, ls.TruncatedIndex), p.index,
+				"region %d: confirmed entries are gone: %+v, promised %+v", k.region, ls, p)
 		}
 	}
 }

@@ -85,7 +85,8 @@ func conditionals(c *cluster.Cluster, w *writer) {
 	}
 }
 
-// expiring are writes with and without a TTL: a start must bring values and expiry times back together.
+// expiring are writes with and without a TTL: a start must bring values and expiry times back
+// together.
 func expiring(c *cluster.Cluster, w *writer) {
 	w.putTTL(keys...)
 	w.put("a", "b1")
@@ -111,8 +112,8 @@ func leaveBehind(store uint64) func(*cluster.Cluster, *writer) {
 	}
 }
 
-// catchUp lets it get what the others have committed meanwhile: entries, and in the same messages that they are
-// committed.
+// catchUp lets it get what the others have committed meanwhile: entries, and in the same messages
+// that they are committed.
 func catchUp(c *cluster.Cluster, w *writer) {
 	c.Net.Heal()
 	c.CheckConsistency()
@@ -211,9 +212,12 @@ func merges(c *cluster.Cluster, w *writer) {
 	c.CheckConsistency()
 }
 
-// refuse freezes a region whose target never learns that it may take it: it asks to be refused, and goes on.
+// refuse freezes a region whose target never learns that it may take it: it asks to be refused, and
+// goes on.
 func refuse(c *cluster.Cluster, w *writer) {
-	c.Net.Hold(func(_ uint64, m *rspb.RaftMessage) bool { return m.Merge.GetKind() == rspb.MergeMessage_Ack })
+	c.Net.Hold(func(_ uint64, m *rspb.RaftMessage) bool {
+		return m.Merge.GetKind() == rspb.MergeMessage_Ack
+	})
 	source := regionOf(c, "e")
 	version := c.Placement.Region(source).RegionEpoch.Version
 	c.Eventually(10*time.Second, func() string {
@@ -234,8 +238,8 @@ func refuse(c *cluster.Cluster, w *writer) {
 	c.CheckConsistency()
 }
 
-// missMerge has a store miss the merge, whose freeze it has acknowledged, up to entries that are not there any more: a raft
-// snapshot of the joined region takes its frozen replica over.
+// missMerge has a store miss the merge, whose freeze it has acknowledged, up to entries that are
+// not there any more: a raft snapshot of the joined region takes its frozen replica over.
 func missMerge(store uint64) func(*cluster.Cluster, *writer) {
 	return func(c *cluster.Cluster, w *writer) {
 		lead(1)(c, w)
@@ -298,13 +302,25 @@ func takeOver(c *cluster.Cluster, w *writer) {
 var scenarios = []*scenario{
 	{name: "append-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: writes},
 	{name: "append-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: writes},
-	{name: "catch-up-follower", stores: 3, replicas: 3, crash: 2, before: leaveBehind(2), run: catchUp},
+	{
+		name: "catch-up-follower", stores: 3, replicas: 3, crash: 2, before: leaveBehind(2),
+		run: catchUp,
+	},
 	{name: "append-alone", stores: 1, replicas: 1, crash: 1, run: writes},
-	{name: "conditional-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: conditionals},
+	{
+		name: "conditional-leader", stores: 3, replicas: 3, crash: 1, before: lead(1),
+		run: conditionals,
+	},
 	{name: "expiring-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: expiring},
-	{name: "conditional-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: conditionals},
+	{
+		name: "conditional-follower", stores: 3, replicas: 3, crash: 2, before: lead(1),
+		run: conditionals,
+	},
 	{name: "add-peer-leader", stores: 3, replicas: 2, crash: 1, before: lead(1), run: addPeer},
-	{name: "remove-peer-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(3)},
+	{
+		name: "remove-peer-leader", stores: 3, replicas: 3, crash: 1, before: lead(1),
+		run: removePeer(3),
+	},
 	{name: "remove-self", stores: 3, replicas: 3, crash: 1, before: lead(1), run: removePeer(1)},
 	{name: "destroy", stores: 3, replicas: 3, crash: 3, before: lead(1), run: removePeer(3)},
 	{name: "replace", stores: 3, replicas: 3, crash: 3, before: lead(1), run: replace},
@@ -312,11 +328,32 @@ var scenarios = []*scenario{
 	{name: "split-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: splits},
 	{name: "snapshot-receive", stores: 3, replicas: 2, crash: 3, before: compact, run: addPeer},
 	{name: "snapshot-send", stores: 3, replicas: 2, crash: 1, before: compact, run: addPeer},
-	{name: "log-gc-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: logGC, tune: smallLog},
-	{name: "log-gc-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: logGC, tune: smallLog},
-	{name: "merge-leader", stores: 3, replicas: 3, crash: 1, before: splitOff(1), run: merges, tune: mergeOn},
-	{name: "merge-follower", stores: 3, replicas: 3, crash: 2, before: splitOff(1), run: merges, tune: mergeOn},
-	{name: "merge-refused-leader", stores: 3, replicas: 3, crash: 1, before: splitOff(1), run: refuse, tune: mergeOn},
-	{name: "merge-refused-follower", stores: 3, replicas: 3, crash: 2, before: splitOff(1), run: refuse, tune: mergeOn},
-	{name: "merge-takeover", stores: 3, replicas: 3, crash: 3, before: missMerge(3), run: takeOver, tune: mergeSmallLog},
+	{
+		name: "log-gc-leader", stores: 3, replicas: 3, crash: 1, before: lead(1), run: logGC,
+		tune: smallLog,
+	},
+	{
+		name: "log-gc-follower", stores: 3, replicas: 3, crash: 2, before: lead(1), run: logGC,
+		tune: smallLog,
+	},
+	{
+		name: "merge-leader", stores: 3, replicas: 3, crash: 1, before: splitOff(1), run: merges,
+		tune: mergeOn,
+	},
+	{
+		name: "merge-follower", stores: 3, replicas: 3, crash: 2, before: splitOff(1), run: merges,
+		tune: mergeOn,
+	},
+	{
+		name: "merge-refused-leader", stores: 3, replicas: 3, crash: 1, before: splitOff(1),
+		run: refuse, tune: mergeOn,
+	},
+	{
+		name: "merge-refused-follower", stores: 3, replicas: 3, crash: 2, before: splitOff(1),
+		run: refuse, tune: mergeOn,
+	},
+	{
+		name: "merge-takeover", stores: 3, replicas: 3, crash: 3, before: missMerge(3),
+		run: takeOver, tune: mergeSmallLog,
+	},
 }

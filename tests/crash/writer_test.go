@@ -46,8 +46,8 @@ func (w *writer) values() values {
 	return out
 }
 
-// put writes a new value, or deletes the key at every fifth time. It goes on until it is acknowledged:
-// an attempt of unknown outcome stays among what may be found.
+// put writes a new value, or deletes the key at every fifth time. It goes on until it is
+// acknowledged: an attempt of unknown outcome stays among what may be found.
 func (w *writer) put(keys ...string) { w.putAs("%s=%d", keys...) }
 
 // expires is how the values begin that have a TTL.
@@ -84,8 +84,8 @@ func (w *writer) putAs(format string, keys ...string) {
 	}
 }
 
-// swap gives keys new values by compare-and-swap with the acknowledged one. A key of which that is not known is put. What
-// a swap finds is what this writer has written: nobody else writes.
+// swap gives keys new values by compare-and-swap with the acknowledged one. A key of which that is
+// not known is put. What a swap finds is what this writer has written: nobody else writes.
 func (w *writer) swap(keys ...string) {
 	for _, key := range keys {
 		known := w.values()[key]
@@ -107,7 +107,9 @@ func (w *writer) swap(keys ...string) {
 		cancel()
 		switch {
 		case err == nil && found != string(expected) && found != value:
-			w.c.Eventually(0, func() string { return fmt.Sprintf("a swap of %s found %q, allowed %v", key, found, known) })
+			w.c.Eventually(0, func() string {
+				return fmt.Sprintf("a swap of %s found %q, allowed %v", key, found, known)
+			})
 		case err == nil:
 			w.mu.Lock()
 			w.may[key] = []string{value}
@@ -119,9 +121,11 @@ func (w *writer) swap(keys ...string) {
 	}
 }
 
-// swapCtx goes on until it is acknowledged, and returns what the key had. After an attempt of unknown outcome that may be
-// the value itself.
-func (w *writer) swapCtx(ctx context.Context, key string, expected []byte, value string) (string, error) {
+// swapCtx goes on until it is acknowledged, and returns what the key had. After an attempt of
+// unknown outcome that may be the value itself.
+func (w *writer) swapCtx(
+	ctx context.Context, key string, expected []byte, value string,
+) (string, error) {
 	for {
 		previous, _, err := w.cl.CompareAndSwap(ctx, []byte(key), expected, []byte(value))
 		if err == nil || ctx.Err() != nil {

@@ -54,7 +54,9 @@ func (g *group) put(t *testing.T, key, value string) {
 	require.Eventually(t, func() bool {
 		d, info := g.leader(t)
 		w := &message.Write{
-			Header: message.Header{RegionID: regionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch},
+			Header: message.Header{
+				RegionID: regionID, Peer: info.Peer, Epoch: info.Region.RegionEpoch,
+			},
 			MinKey: []byte(key), MaxKey: []byte(key), Callback: message.NewCallback(),
 			Payload: message.AppendPut(nil, "default", []byte(key), []byte(value)),
 		}
@@ -90,10 +92,12 @@ func (g *group) caughtUp(t *testing.T, d *disks) string {
 	return "works"
 }
 
-// movedOn: the group has written since the copy of store 3 was taken, which says nothing about damage.
+// movedOn: the group has written since the copy of store 3 was taken, which says nothing about
+// damage.
 const movedOn = "moved on"
 
-// try starts store 3 on what its directory holds, and tells what came of it. Capital words are forbidden.
+// try starts store 3 on what its directory holds, and tells what came of it. Capital words are
+// forbidden.
 func (g *group) try(t *testing.T, promised raftlog.State) string {
 	d, err := g.open(3, false)
 	if err != nil {
@@ -106,10 +110,13 @@ func (g *group) try(t *testing.T, promised raftlog.State) string {
 		return refusal(g, err)
 	}
 	defer g.stop(3)
-	if len(d.store.Quarantined()) == 0 && (!ok || damaged || now.Last < promised.Last || now.HardState.Term < promised.HardState.Term) {
+	if len(d.store.Quarantined()) == 0 &&
+		(!ok || damaged || now.Last < promised.Last ||
+			now.HardState.Term < promised.HardState.Term) {
 		return fmt.Sprintf("FORGOT: %+v of %+v, and goes on", now, promised)
 	}
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(
+		time.Millisecond) {
 		if outcome := g.caughtUp(t, d); outcome != "" {
 			return strings.SplitN(outcome, " with", 2)[0]
 		}
@@ -163,7 +170,9 @@ func prepare(t *testing.T) (g *group, base string, promised raftlog.State) {
 	dir, err := os.MkdirTemp("", "tinykv-damage-")
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		require.Eventually(t, func() bool { return os.RemoveAll(dir) == nil }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return os.RemoveAll(dir) == nil
+		}, 20*time.Second, 10*time.Millisecond)
 	})
 	g = newGroup(dir)
 	base = filepath.Join(g.dir, "base")
@@ -177,13 +186,17 @@ func prepare(t *testing.T) (g *group, base string, promised raftlog.State) {
 		for i := range 60 {
 			g.put(t, fmt.Sprintf("%d-%03d", half, i), strings.Repeat(fmt.Sprint(i%10), 1000))
 		}
-		require.Eventually(t, func() bool { return g.caughtUp(t, g.on[3]) == "works" }, 20*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return g.caughtUp(t, g.on[3]) == "works"
+		}, 20*time.Second, time.Millisecond)
 		g.stop(3)
 		d, err := g.open(3, false)
 		require.NoError(t, err)
 		require.NoError(t, g.start(3, d))
 	}
-	require.Eventually(t, func() bool { return g.caughtUp(t, g.on[3]) == "works" }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return g.caughtUp(t, g.on[3]) == "works"
+	}, 20*time.Second, time.Millisecond)
 	g.stop(3)
 	d, err := g.open(3, false)
 	require.NoError(t, err)
@@ -193,9 +206,10 @@ func prepare(t *testing.T) (g *group, base string, promised raftlog.State) {
 	return g, base, promised
 }
 
-// TestDamagedStore harms each class of file of a stopped store, again and again, and starts it beside two
-// whole ones: it works with the right data, refuses to start and says where, gives the replica up or gives a
-// read error. It never serves other data, and never votes with a log that is shorter than what it promised.
+// TestDamagedStore harms each class of file of a stopped store, again and again, and starts it
+// beside two whole ones: it works with the right data, refuses to start and says where, gives the
+// replica up or gives a read error. It never serves other data, and never votes with a log that is
+// shorter than what it promised.
 func TestDamagedStore(t *testing.T) {
 	g, base, promised := prepare(t)
 	attempt := func(damage func()) string {
@@ -207,7 +221,8 @@ func TestDamagedStore(t *testing.T) {
 			if outcome != movedOn {
 				return outcome
 			}
-			// A slow machine: the others elected a leader. The copy is older than what store 3 promised since.
+			// A slow machine: the others elected a leader. The copy is older than what store 3
+			// promised since.
 			g.close()
 			g, base, promised = prepare(t)
 		}
@@ -216,12 +231,15 @@ func TestDamagedStore(t *testing.T) {
 	}
 	require.Equal(t, "works", attempt(func() {}), "undamaged")
 	kinds := []string{"flip", "flip", "zero", "cut"}
-	for _, class := range []string{"kv/*.sst", "kv/*.log", "kv/MANIFEST*", "kv/*", "raft/*.rlog", "raft/MARK", "raft/*"} {
+	for _, class := range []string{
+		"kv/*.sst", "kv/*.log", "kv/MANIFEST*", "kv/*", "raft/*.rlog", "raft/MARK", "raft/*",
+	} {
 		counts := map[string]int{}
 		for i := range *rounds {
 			kind, name := kinds[i%len(kinds)], ""
 			outcome := attempt(func() {
-				name = harm(t, rand.New(rand.NewPCG(uint64(i), 9)), filepath.Join(g.path(3), class), kind)
+				name = harm(t, rand.New(rand.NewPCG(uint64(i), 9)), filepath.Join(g.path(3), class),
+					kind)
 			})
 			if word, text, forbidden := strings.Cut(outcome, ":"); forbidden {
 				t.Fatalf("%s of %s, round %d: %s:%s", kind, filepath.Base(name), i, word, text)

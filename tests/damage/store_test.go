@@ -31,8 +31,8 @@ type group struct {
 	dir string
 	mu  sync.Mutex
 	on  map[uint64]*disks
-	// tries counts the directories that store 3 has had. An engine that failed leaves goroutines behind, which may still
-	// write: each try has a directory of its own.
+	// tries counts the directories that store 3 has had. An engine that failed leaves goroutines
+	// behind, which may still write: each try has a directory of its own.
 	tries int
 }
 
@@ -47,7 +47,8 @@ func newGroup(dir string) *group {
 	g := &group{cfg: cluster.TestConfig(), dir: dir, on: map[uint64]*disks{}}
 	r := &g.cfg.Raftstore
 	r.HibernateAfter = config.Dur(0)
-	// Nothing is written but by the test: store 3 is put back to what it had, and must not have promised more.
+	// Nothing is written but by the test: store 3 is put back to what it had, and must not have
+	// promised more.
 	r.LogGCThreshold = math.MaxUint64
 	r.ElectionTicks = 100
 	return g
@@ -97,10 +98,12 @@ func (away) AskSplit(context.Context, *metapb.Region) (*schedulerpb.AskSplitResp
 func (away) ReportSplit(context.Context, *metapb.Region, *metapb.Region) error { return errAway }
 func (away) RegionHeartbeat(*schedulerpb.RegionHeartbeatRequest)               {}
 func (away) StoreHeartbeat(context.Context, *schedulerpb.StoreStats) error     { return errAway }
-func (away) RegionByID(context.Context, uint64) (*metapb.Region, error)        { return nil, errAway }
+func (away) RegionByID(context.Context, uint64) (*metapb.Region, error) {
+	return nil, errAway
+}
 
-// open brings up what store id has on its disks; first makes it a replica of the first region. An error is
-// a refusal. Nothing is connected yet.
+// open brings up what store id has on its disks; first makes it a replica of the first region. An
+// error is a refusal. Nothing is connected yet.
 func (g *group) open(id uint64, first bool) (d *disks, err error) {
 	d = &disks{}
 	defer func() {
@@ -109,10 +112,16 @@ func (g *group) open(id uint64, first bool) (d *disks, err error) {
 		}
 	}()
 	dir := g.path(id)
-	if d.engine, err = engines.Open("pebble", engine.Options{Dir: filepath.Join(dir, "kv"), CacheBytes: 1 << 20, MemTableBytes: 256 << 10}); err != nil {
+	if d.engine, err = engines.Open("pebble",
+		engine.Options{
+			Dir: filepath.Join(dir, "kv"), CacheBytes: 1 << 20, MemTableBytes: 256 << 10,
+		}); err != nil {
 		return d, fmt.Errorf("open engine in %s: %w", filepath.Join(dir, "kv"), err)
 	}
-	if d.log, err = raftlog.Open(filepath.Join(dir, "raft"), raftlog.Options{SegmentSize: 64 << 10, CacheBytes: 1 << 20, Logger: zap.NewNop()}); err != nil {
+	if d.log, err = raftlog.Open(filepath.Join(dir, "raft"),
+		raftlog.Options{
+			SegmentSize: 64 << 10, CacheBytes: 1 << 20, Logger: zap.NewNop(),
+		}); err != nil {
 		return d, fmt.Errorf("open raft log in %s: %w", filepath.Join(dir, "raft"), err)
 	}
 	snaps, err := snap.Open(filepath.Join(dir, "snap"), 4)
@@ -128,7 +137,8 @@ func (g *group) open(id uint64, first bool) (d *disks, err error) {
 		}
 	}
 	d.store = raftstore.New(raftstore.Options{
-		Config: g.cfg, ClusterID: cluster.ClusterID, StoreID: id, Engine: d.engine, Log: d.log, Snapshots: snaps,
+		Config: g.cfg, ClusterID: cluster.ClusterID, StoreID: id, Engine: d.engine, Log: d.log,
+		Snapshots: snaps,
 		Transport: wire{g, id}, Placement: away{}, Logger: zap.NewNop(), Seed: id,
 	})
 	return d, nil

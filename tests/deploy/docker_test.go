@@ -42,7 +42,9 @@ func stages(t *testing.T) map[string]stage {
 			require.Len(t, args, 3, "every stage has a name")
 			name, s = args[2], out[args[0]]
 		case "COPY":
-			if !slices.ContainsFunc(n.Flags, func(f string) bool { return strings.HasPrefix(f, "--from=") }) {
+			if !slices.ContainsFunc(n.Flags, func(f string) bool {
+				return strings.HasPrefix(f, "--from=")
+			}) {
 				for _, source := range args[:len(args)-1] {
 					_, err := os.Stat(filepath.Join(root, source))
 					require.NoError(t, err)
@@ -72,7 +74,9 @@ func stages(t *testing.T) map[string]stage {
 
 func TestImages(t *testing.T) {
 	all := stages(t)
-	for program, ports := range map[string][]string{"tinyscheduler": {"2379", "2380"}, "tinykv-server": {"20160", "20180"}} {
+	for program, ports := range map[string][]string{
+		"tinyscheduler": {"2379", "2380"}, "tinykv-server": {"20160", "20180"},
+	} {
 		s := all[program]
 		require.Equal(t, ports, s.expose)
 		require.Equal(t, program, s.entrypoint[0])
@@ -81,17 +85,21 @@ func TestImages(t *testing.T) {
 		require.Equal(t, []string{s.entrypoint[2]}, s.volumes)
 		// The health check is a command that exists, and asks a port of this image.
 		require.Equal(t, []string{"CMD", "tinyctl", "check", "serving"}, s.health[:4])
-		require.True(t, slices.ContainsFunc(ports, func(p string) bool { return strings.Contains(s.health[4], "127.0.0.1:"+p+"/") }))
+		require.True(t,
+			slices.ContainsFunc(ports, func(p string) bool {
+				return strings.Contains(s.health[4], "127.0.0.1:"+p+"/")
+			}))
 		run(t, "tinyctl", append(slices.Clone(s.health[2:]), "--help")...)
 	}
 }
 
-// TestCompose: the file is one of Compose's schema, and each service starts with its command and is reached by the
-// others under the name that it tells them.
+// TestCompose: the file is one of Compose's schema, and each service starts with its command and is
+// reached by the others under the name that it tells them.
 func TestCompose(t *testing.T) {
 	path := filepath.Join(root, "deploy/docker/compose.yaml")
 	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
-		WorkingDir: filepath.Dir(path), ConfigFiles: []types.ConfigFile{{Filename: path}}, Environment: types.Mapping{},
+		WorkingDir: filepath.Dir(path), ConfigFiles: []types.ConfigFile{{Filename: path}},
+		Environment: types.Mapping{},
 	})
 	require.NoError(t, err)
 	images := stages(t)

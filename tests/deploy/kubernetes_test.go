@@ -24,7 +24,10 @@ type manifests struct {
 
 func readManifests(t *testing.T) manifests {
 	t.Helper()
-	m := manifests{map[string]core.Service{}, map[string]policy.PodDisruptionBudget{}, map[string]apps.StatefulSet{}}
+	m := manifests{
+		map[string]core.Service{}, map[string]policy.PodDisruptionBudget{},
+		map[string]apps.StatefulSet{},
+	}
 	for _, text := range strings.Split(read(t, "deploy/kubernetes/tinykv.yaml"), "\n---\n")[1:] {
 		var kind meta.TypeMeta
 		require.NoError(t, yaml.Unmarshal([]byte(text), &kind))
@@ -45,7 +48,8 @@ func readManifests(t *testing.T) manifests {
 func decode[T any](t *testing.T, text string, into map[string]T) {
 	t.Helper()
 	var object T
-	require.NoError(t, yaml.UnmarshalStrict([]byte(text), &object, yaml.DisallowUnknownFields), "%s", text)
+	require.NoError(t, yaml.UnmarshalStrict([]byte(text), &object, yaml.DisallowUnknownFields),
+		"%s", text)
 	var named struct{ Metadata struct{ Name string } }
 	require.NoError(t, yaml.Unmarshal([]byte(text), &named))
 	into[named.Metadata.Name] = object
@@ -62,8 +66,10 @@ func TestKubernetes(t *testing.T) {
 		service, ok := m.services[set.Spec.ServiceName]
 		require.True(t, ok, set.Spec.ServiceName)
 		require.Equal(t, core.ClusterIPNone, service.Spec.ClusterIP)
-		require.True(t, service.Spec.PublishNotReadyAddresses, "members find each other before they are ready")
-		require.True(t, labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(pod.Labels)))
+		require.True(t, service.Spec.PublishNotReadyAddresses,
+			"members find each other before they are ready")
+		require.True(t,
+			labels.SelectorFromSet(service.Spec.Selector).Matches(labels.Set(pod.Labels)))
 		selects(t, m.budgets[name].Spec.Selector, pod.Labels)
 		require.Equal(t, 1, m.budgets[name].Spec.MaxUnavailable.IntValue())
 
@@ -71,7 +77,8 @@ func TestKubernetes(t *testing.T) {
 		c := pod.Spec.Containers[0]
 		require.Equal(t, []string{name}, c.Command)
 		require.Contains(t, images, strings.TrimSuffix(c.Image, ":latest"))
-		require.True(t, slices.ContainsFunc(c.Env, func(e core.EnvVar) bool { return e.Name == "POD" }))
+		require.True(t,
+			slices.ContainsFunc(c.Env, func(e core.EnvVar) bool { return e.Name == "POD" }))
 		checkServer(t, name, c.Args)
 		checkNames(t, set, c.Args)
 		checkPorts(t, &c, service.Spec.Ports, images[name].expose)
@@ -79,10 +86,16 @@ func TestKubernetes(t *testing.T) {
 		require.Len(t, claims, 1)
 		require.False(t, claims[0].Spec.Resources.Requests.Storage().IsZero())
 		require.Equal(t, claims[0].Name, c.VolumeMounts[0].Name)
-		dir := c.Args[slices.IndexFunc(c.Args, func(a string) bool { return strings.HasPrefix(a, "--data-dir=") })]
-		require.True(t, strings.HasPrefix(dir, "--data-dir="+c.VolumeMounts[0].MountPath+"/"), "beside lost+found")
-		require.False(t, c.Resources.Limits.Memory().IsZero(), "the engine's memory follows from it")
-		require.Equal(t, images[name].user, fmt.Sprintf("%d:%d", *pod.Spec.SecurityContext.RunAsUser, *pod.Spec.SecurityContext.RunAsGroup))
+		dir := c.Args[slices.IndexFunc(c.Args, func(a string) bool {
+			return strings.HasPrefix(a, "--data-dir=")
+		})]
+		require.True(t, strings.HasPrefix(dir, "--data-dir="+c.VolumeMounts[0].MountPath+"/"),
+			"beside lost+found")
+		require.False(t, c.Resources.Limits.Memory().IsZero(),
+			"the engine's memory follows from it")
+		require.Equal(t, images[name].user,
+			fmt.Sprintf("%d:%d", *pod.Spec.SecurityContext.RunAsUser,
+				*pod.Spec.SecurityContext.RunAsGroup))
 	}
 }
 
@@ -111,7 +124,8 @@ func checkNames(t *testing.T, set apps.StatefulSet, args []string) {
 	}
 }
 
-// checkPorts sees that container, Service and image have the same ports, and that probes and options name them.
+// checkPorts sees that container, Service and image have the same ports, and that probes and
+// options name them.
 func checkPorts(t *testing.T, c *core.Container, ports []core.ServicePort, exposed []string) {
 	t.Helper()
 	byName := map[string]int32{}

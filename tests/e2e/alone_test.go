@@ -9,9 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDataPathWithoutPlacement: the placement service is gone, every store is restarted, then one is killed. A client
-// from before reads and writes on, to leaders that it has never talked to, and a store that missed the service registers
-// once it is back. PLACEMENT_AWAY sets for how long it is gone; 60s is the long form.
+// TestDataPathWithoutPlacement: the placement service is gone, every store is restarted, then one
+// is killed. A client from before reads and writes on, to leaders that it has never talked to, and
+// a store that missed the service registers once it is back. PLACEMENT_AWAY sets for how long it is
+// gone; 60s is the long form.
 func TestDataPathWithoutPlacement(t *testing.T) {
 	away := 5 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("PLACEMENT_AWAY")); err == nil {
@@ -53,7 +54,8 @@ func TestDataPathWithoutPlacement(t *testing.T) {
 	victim.Kill()
 	for work(); time.Since(gone) < away; work() {
 	}
-	t.Logf("%d writes and reads within %s without the placement service", n, time.Since(gone).Round(time.Second))
+	t.Logf("%d writes and reads within %s without the placement service", n,
+		time.Since(gone).Round(time.Second))
 	require.NoError(t, c.Schedulers[0].Start())
 	require.NoError(t, victim.Start())
 	eventually(t, 30*time.Second, k.splitAt("g"))

@@ -30,7 +30,8 @@ import (
 // long is the form of the attacks that make attack runs.
 func long() bool { return os.Getenv("ATTACK") != "" }
 
-// attacked is a cluster of three stores for an attack. In the long form they have the default sizes.
+// attacked is a cluster of three stores for an attack. In the long form they have the default
+// sizes.
 func attacked(t *testing.T) *localcluster.Cluster {
 	t.Helper()
 	if long() {
@@ -102,7 +103,8 @@ func newAttacker(t *testing.T, addr string, window uint32) *attacker {
 	a.enc = hpack.NewEncoder(&a.buf)
 	_, err = nc.Write([]byte(http2.ClientPreface))
 	require.NoError(t, err)
-	require.NoError(t, a.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window}))
+	require.NoError(t,
+		a.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window}))
 	require.NoError(t, a.fr.WriteWindowUpdate(0, 1<<30))
 	return a
 }
@@ -110,13 +112,16 @@ func newAttacker(t *testing.T, addr string, window uint32) *attacker {
 // call sends the headers of a call and a part of its request.
 func (a *attacker) call(id uint32, method string, message []byte, whole bool) error {
 	a.buf.Reset()
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/tinykvpb.TinyKv/" + method},
+	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"},
+		{":path", "/tinykvpb.TinyKv/" + method},
 		{":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
 		if err := a.enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
 			return err
 		}
 	}
-	err := a.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: a.buf.Bytes(), EndHeaders: true})
+	err := a.fr.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: id, BlockFragment: a.buf.Bytes(), EndHeaders: true,
+	})
 	for len(message) > 16<<10 && err == nil {
 		err = a.fr.WriteData(id, false, message[:16<<10])
 		message = message[16<<10:]
@@ -136,7 +141,9 @@ func framed(body []byte, size int) []byte {
 
 // half begins a put of size bytes and sends half of it, as far as it is given windows.
 func (a *attacker) half(c *kvrpcpb.Context, size int) error {
-	body, err := (&kvrpcpb.RawPutRequest{Context: c, Key: []byte("half"), Value: make([]byte, size)}).Marshal()
+	body, err := (&kvrpcpb.RawPutRequest{
+		Context: c, Key: []byte("half"), Value: make([]byte, size),
+	}).Marshal()
 	if err != nil {
 		return err
 	}
@@ -164,7 +171,9 @@ func (a *attacker) half(c *kvrpcpb.Context, size int) error {
 }
 
 // contextOf is what a request for a key's region must have, and the store that leads it.
-func contextOf(t *testing.T, c *localcluster.Cluster, cl *client.Client, key string) (*kvrpcpb.Context, *localcluster.Process) {
+func contextOf(
+	t *testing.T, c *localcluster.Cluster, cl *client.Client, key string,
+) (*kvrpcpb.Context, *localcluster.Process) {
 	t.Helper()
 	r, err := cl.Placement().GetRegion(t.Context(), []byte(key))
 	require.NoError(t, err)
@@ -173,14 +182,17 @@ func contextOf(t *testing.T, c *localcluster.Cluster, cl *client.Client, key str
 	require.NoError(t, err)
 	for _, p := range c.Stores {
 		if p.Addr == store.GetAddress() {
-			return &kvrpcpb.Context{RegionId: r.Meta.Id, RegionEpoch: r.Meta.RegionEpoch, Peer: r.Leader}, p
+			return &kvrpcpb.Context{
+				RegionId: r.Meta.Id, RegionEpoch: r.Meta.RegionEpoch, Peer: r.Leader,
+			}, p
 		}
 	}
 	require.FailNow(t, "the leader's store is not one of ours")
 	return nil, nil
 }
 
-// smallWork gets and puts small values for a time, and returns the 99th percentile and the failures.
+// smallWork gets and puts small values for a time, and returns the 99th percentile and the
+// failures.
 func smallWork(t *testing.T, cl *client.Client, d time.Duration) (p99 time.Duration, ops int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), d+20*time.Second)
@@ -214,8 +226,8 @@ func smallWork(t *testing.T, cl *client.Client, d time.Duration) (p99 time.Durat
 	return took[len(took)*99/100], len(took)
 }
 
-// TestAttackHalfRequestsAndUnreadAnswers: many clients begin puts of 15 MiB and never end them, as many scan 12 MiB and
-// read nothing. The store stays small, and others go on.
+// TestAttackHalfRequestsAndUnreadAnswers: many clients begin puts of 15 MiB and never end them, as
+// many scan 12 MiB and read nothing. The store stays small, and others go on.
 func TestAttackHalfRequestsAndUnreadAnswers(t *testing.T) {
 	conns, d := 200, 3*time.Second
 	if long() {
@@ -233,7 +245,9 @@ func TestAttackHalfRequestsAndUnreadAnswers(t *testing.T) {
 	rss, _ := resident(t, store)
 	t.Logf("before: %d MiB, p99 %v of %d", rss, before, ops)
 
-	scan, err := (&kvrpcpb.RawScanRequest{Context: kctx, StartKey: []byte("k"), Limit: 190}).Marshal()
+	scan, err := (&kvrpcpb.RawScanRequest{
+		Context: kctx, StartKey: []byte("k"), Limit: 190,
+	}).Marshal()
 	require.NoError(t, err)
 	for i := range conns {
 		a := newAttacker(t, store.Addr, 1<<30)
@@ -247,16 +261,19 @@ func TestAttackHalfRequestsAndUnreadAnswers(t *testing.T) {
 	var after time.Duration
 	slowest := slowestSync(t, func() { after, ops = smallWork(t, cl, d) })
 	if !long() {
-		// A single hang of the machine, and the syncs of other packages' tests: a put waits for the leader's and a follower's.
+		// A single hang of the machine, and the syncs of other packages' tests: a put waits for the
+		// leader's and a follower's.
 		limit += 20*time.Millisecond + 2*slowest
 	}
 	rss, most := resident(t, store)
-	t.Logf("%d connections: %d MiB, at most %d; p99 %v of %d, slowest sync of the disk %v", conns, rss, most, after, ops, slowest)
+	t.Logf("%d connections: %d MiB, at most %d; p99 %v of %d, slowest sync of the disk %v", conns,
+		rss, most, after, ops, slowest)
 	require.Less(t, most, 400, "MiB")
 	require.Less(t, after, limit)
 }
 
-// elections counts how often a peer became leader without a reason: no new region, no transfer that was ordered.
+// elections counts how often a peer became leader without a reason: no new region, no transfer that
+// was ordered.
 func elections(t *testing.T, c *localcluster.Cluster) int {
 	t.Helper()
 	became, transfers := 0, 0
@@ -287,8 +304,8 @@ func elections(t *testing.T, c *localcluster.Cluster) int {
 	return without
 }
 
-// TestAttackLargeWriters: many writers of 8 MiB values. Writes succeed or are refused as busy, leaders stay, and the
-// stores stay small.
+// TestAttackLargeWriters: many writers of 8 MiB values. Writes succeed or are refused as busy,
+// leaders stay, and the stores stay small.
 func TestAttackLargeWriters(t *testing.T) {
 	writers, each := 16, 1
 	if long() {
@@ -313,7 +330,8 @@ func TestAttackLargeWriters(t *testing.T) {
 				switch {
 				case err == nil:
 					done.Add(1)
-				case !client.IsUnknown(err) && strings.Contains(err.Error(), "busy") && !errors.Is(err, context.Canceled):
+				case !client.IsUnknown(err) && strings.Contains(err.Error(), "busy") &&
+					!errors.Is(err, context.Canceled):
 					busy.Add(1)
 				default:
 					t.Errorf("writer %d: %v", w, err)
@@ -323,7 +341,8 @@ func TestAttackLargeWriters(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(begin)
-	t.Logf("%d writers: %d writes and %d refused as busy in %v", writers, done.Load(), busy.Load(), took.Round(time.Millisecond))
+	t.Logf("%d writers: %d writes and %d refused as busy in %v", writers, done.Load(), busy.Load(),
+		took.Round(time.Millisecond))
 	for _, p := range c.Stores {
 		now, most := resident(t, p)
 		t.Logf("%s: %d MiB, at most %d", p.Name, now, most)

@@ -14,13 +14,15 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 )
 
-// TestBench: every phase works over both protocols without an error, and the servers are found by their
-// addresses; then the same cluster takes a workload of YCSB.
+// TestBench: every phase works over both protocols without an error, and the servers are found by
+// their addresses; then the same cluster takes a workload of YCSB.
 func TestBench(t *testing.T) {
 	c := start(t, 3)
-	require.NoError(t, open(t, c).Put(t.Context(), []byte("first"), nil)) // waits until the cluster serves
+	// waits until the cluster serves
+	require.NoError(t, open(t, c).Put(t.Context(), []byte("first"), nil))
 	tinyctl := func(args ...string) string {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), append([]string{"-s", c.Endpoints()[0]}, args...)...)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"),
+			append([]string{"-s", c.Endpoints()[0]}, args...)...)
 		var errs bytes.Buffer
 		cmd.Stderr = &errs
 		out, err := cmd.Output()
@@ -30,8 +32,10 @@ func TestBench(t *testing.T) {
 	}
 	phases := "load,put,get,mixed,scan,delete"
 	for _, unary := range []bool{false, true} {
-		// Long enough that a disk which hangs for some hundred milliseconds does not fill a whole phase.
-		args := strings.Fields("bench --format json -w 4 --keys 200 --value-size 100 --key-size 20 --zipf --duration 2s --warmup 50ms --phases " + phases)
+		// Long enough that a disk which hangs for some hundred milliseconds does not fill a whole
+		// phase.
+		args := strings.Fields(
+			"bench --format json -w 4 --keys 200 --value-size 100 --key-size 20 --zipf --duration 2s --warmup 50ms --phases " + phases)
 		name := "tinykv"
 		if unary {
 			args, name = append(args, "--unary"), "tinykv-unary"
@@ -46,7 +50,9 @@ func TestBench(t *testing.T) {
 			require.Equal(t, name, r.Driver)
 			require.Positive(t, r.Ops, line)
 			require.Zero(t, r.Errors, line)
-			require.True(t, r.P50Us <= r.P95Us && r.P95Us <= r.P99Us && r.P99Us <= r.P999Us && r.P999Us <= r.MaxUs, line)
+			require.True(t,
+				r.P50Us <= r.P95Us && r.P95Us <= r.P99Us && r.P99Us <= r.P999Us &&
+					r.P999Us <= r.MaxUs, line)
 			if r.Phase == "load" {
 				require.EqualValues(t, 200, r.Ops)
 			}
@@ -59,8 +65,12 @@ func TestBench(t *testing.T) {
 	}
 	require.Contains(t, tinyctl("bench", "-w", "1", "--keys", "10", "--phases", "load"), "OPS/S")
 
-	require.Contains(t, tinyctl(strings.Fields("bench ycsb load f -p recordcount=50 -p threadcount=2")...), "INSERT - ")
-	out := tinyctl(strings.Fields("bench ycsb run f -p recordcount=50 -p operationcount=100 -p threadcount=2")...)
+	require.Contains(t,
+		tinyctl(strings.Fields("bench ycsb load f -p recordcount=50 -p threadcount=2")...),
+		"INSERT - ")
+	out := tinyctl(
+		strings.Fields(
+			"bench ycsb run f -p recordcount=50 -p operationcount=100 -p threadcount=2")...)
 	require.Contains(t, out, "READ_MODIFY_WRITE - ")
 	require.Contains(t, out, "Count: 100,")
 	require.NotContains(t, out, "ERROR")

@@ -17,8 +17,9 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 )
 
-// foreignPage tries, from the origin that serves it, to read and to change things at the addresses in TARGETS, in all the ways that
-// a page has without the help of its reader, and writes down what it got. A read is one if the script sees the body.
+// foreignPage tries, from the origin that serves it, to read and to change things at the addresses
+// in TARGETS, in all the ways that a page has without the help of its reader, and writes down what
+// it got. A read is one if the script sees the body.
 const foreignPage = `<!doctype html><title>foreign</title><body><pre id="out"></pre><script>
 const targets=TARGETS, out={read:[],tried:0};
 async function read(what,f){out.tried++;try{const t=await f();if(t)out.read.push(what+': '+String(t).slice(0,80))}catch(e){}}
@@ -62,7 +63,8 @@ type pageReport struct {
 	Tried int      `json:"tried"`
 }
 
-// browser is the path of a headless Chromium, or "". In Debian's whole Chromium the page was seen to report nothing.
+// browser is the path of a headless Chromium, or "". In Debian's whole Chromium the page was seen
+// to report nothing.
 func browser() string {
 	path, err := exec.LookPath("chromium-headless-shell")
 	if err != nil {
@@ -71,7 +73,8 @@ func browser() string {
 	return path
 }
 
-// visit has a browser open a page of another origin, which attacks the targets, and returns what it got.
+// visit has a browser open a page of another origin, which attacks the targets, and returns what it
+// got.
 func visit(t *testing.T, chromium string, targets []pageTarget) pageReport {
 	t.Helper()
 	list, err := json.Marshal(targets)
@@ -92,7 +95,8 @@ func visit(t *testing.T, chromium string, targets []pageTarget) pageReport {
 	defer site.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu",
+		"--disable-dev-shm-usage",
 		"--remote-debugging-port=0", "--user-data-dir="+t.TempDir(), site.URL+"/")
 	require.NoError(t, cmd.Start())
 	defer func() { cancel(); _ = cmd.Wait() }() // it does not end by itself
@@ -105,8 +109,8 @@ func visit(t *testing.T, chromium string, targets []pageTarget) pageReport {
 	}
 }
 
-// TestForeignPageInABrowser: a page of another origin, in a real browser, reads nothing and changes nothing at the HTTP ports of
-// the placement service and of a store, without a token and with one.
+// TestForeignPageInABrowser: a page of another origin, in a real browser, reads nothing and changes
+// nothing at the HTTP ports of the placement service and of a store, without a token and with one.
 func TestForeignPageInABrowser(t *testing.T) {
 	chromium := browser()
 	if chromium == "" {
@@ -129,18 +133,29 @@ func TestForeignPageInABrowser(t *testing.T) {
 			got := visit(t, chromium, []pageTarget{
 				{Base: open.URL, Reads: []string{"/"}},
 				{
-					Base:  "http://" + c.Schedulers[0].Addr,
-					Reads: []string{"/api/v1/stores", "/api/v1/config", "/metrics", "/ui/", "/pd/api/v1/stores", "/debug/pprof/cmdline"},
+					Base: "http://" + c.Schedulers[0].Addr,
+					Reads: []string{
+						"/api/v1/stores", "/api/v1/config", "/metrics", "/ui/", "/pd/api/v1/stores",
+						"/debug/pprof/cmdline",
+					},
 					Changes: []map[string]any{
-						{"method": "POST", "path": "/api/v1/config", "body": `{"schedule":{"max-store-down-time":"11m"}}`},
+						{
+							"method": "POST", "path": "/api/v1/config",
+							"body": `{"schedule":{"max-store-down-time":"11m"}}`,
+						},
 						{"method": "POST", "path": "/api/v1/leader/resign", "body": ""},
 						{"method": "POST", "path": "/ui/login", "body": "token=secret"},
-						{"method": "POST", "path": "/v3/kv/deleterange", "body": `{"key":"AA==","range_end":"AA=="}`},
+						{
+							"method": "POST", "path": "/v3/kv/deleterange",
+							"body": `{"key":"AA==","range_end":"AA=="}`,
+						},
 					},
 				},
 				{
-					Base:    "http://" + c.Stores[0].Status,
-					Reads:   []string{"/config", "/status", "/metrics", "/regions", "/debug/pprof/cmdline"},
+					Base: "http://" + c.Stores[0].Status,
+					Reads: []string{
+						"/config", "/status", "/metrics", "/regions", "/debug/pprof/cmdline",
+					},
 					Changes: []map[string]any{{"method": "POST", "path": "/config", "body": "{}"}},
 				},
 			})
@@ -155,9 +170,11 @@ func TestForeignPageInABrowser(t *testing.T) {
 func startBrowsed(t *testing.T, conf string) *localcluster.Cluster {
 	t.Helper()
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: 1, Schedulers: 1, StoreConfig: fastStores, SchedulerConfig: conf,
+		BinDir: binDir, Dir: t.TempDir(), Stores: 1, Schedulers: 1, StoreConfig: fastStores,
+		SchedulerConfig: conf,
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -170,7 +187,8 @@ func startBrowsed(t *testing.T, conf string) *localcluster.Cluster {
 
 func configOf(t *testing.T, c *localcluster.Cluster) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+c.Schedulers[0].Addr+"/api/v1/config", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+		"http://"+c.Schedulers[0].Addr+"/api/v1/config", nil)
 	require.NoError(t, err)
 	req.Close = true
 	resp, err := http.DefaultClient.Do(req)

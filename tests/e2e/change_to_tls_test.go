@@ -15,11 +15,14 @@ import (
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
-// TestChangeToTLSUnderLoad: a cluster without TLS gets it, server by server, while clients read and write: first each server
-// serves both, then clients change, then connections without TLS are refused.
+// TestChangeToTLSUnderLoad: a cluster without TLS gets it, server by server, while clients read and
+// write: first each server serves both, then clients change, then connections without TLS are
+// refused.
 func TestChangeToTLSUnderLoad(t *testing.T) {
 	dir := t.TempDir()
-	c, err := localcluster.New(localcluster.Options{BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, StoreConfig: fastStores})
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, StoreConfig: fastStores,
+	})
 	require.NoError(t, err)
 	t.Cleanup(c.Stop)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -27,12 +30,15 @@ func TestChangeToTLSUnderLoad(t *testing.T) {
 	require.NoError(t, c.Start(ctx))
 	certs := filepath.Join(dir, "certs")
 	require.NoError(t, security.CreateCA(certs))
-	node, err := security.CreateCert(certs, security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1"}})
+	node, err := security.CreateCert(certs,
+		security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1"}})
 	require.NoError(t, err)
-	app, err := security.CreateCert(certs, security.CertRequest{Name: "app", Role: security.RoleClient})
+	app, err := security.CreateCert(certs,
+		security.CertRequest{Name: "app", Role: security.RoleClient})
 	require.NoError(t, err)
 	configure := func(file, before, ca string, plain bool) {
-		text := fmt.Sprintf("%s\n[security]\n%s = %q\ncert-path = %q\nkey-path = %q\nallow-plain = %v\n",
+		text := fmt.Sprintf(
+			"%s\n[security]\n%s = %q\ncert-path = %q\nkey-path = %q\nallow-plain = %v\n",
 			before, ca, node.CA, node.Cert, node.Key, plain)
 		require.NoError(t, durable.WriteFile(filepath.Join(dir, file), []byte(text)))
 	}

@@ -37,8 +37,9 @@ func replace(t *testing.T, dir, by string) {
 	require.NoError(t, os.CopyFS(dir, os.DirFS(by)))
 }
 
-// TestOlderCopiesAreRebuilt: a store is started on an older copy of its data directory, or without its raft log. It serves
-// none of its replicas and they are replaced, without anybody's help; what was acknowledged is there.
+// TestOlderCopiesAreRebuilt: a store is started on an older copy of its data directory, or without
+// its raft log. It serves none of its replicas and they are replaced, without anybody's help; what
+// was acknowledged is there.
 func TestOlderCopiesAreRebuilt(t *testing.T) {
 	c := start(t, 3)
 	cl := open(t, c)
@@ -137,7 +138,8 @@ func TestOlderCopiesAreRebuilt(t *testing.T) {
 	rebuilt("without raft log")
 }
 
-// TestCopyBesideTheOriginal: a copy of a running store's directory is refused, and the original goes on.
+// TestCopyBesideTheOriginal: a copy of a running store's directory is refused, and the original
+// goes on.
 func TestCopyBesideTheOriginal(t *testing.T) {
 	c := start(t, 3)
 	cl := open(t, c)
@@ -151,7 +153,8 @@ func TestCopyBesideTheOriginal(t *testing.T) {
 	require.NoError(t, original.WaitReady(t.Context()))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinykv-server"), "--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0",
+	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinykv-server"), "--addr",
+		"127.0.0.1:0", "--status-addr", "127.0.0.1:0",
 		"--data-dir", dir, "--scheduler", c.Schedulers[0].Addr).CombinedOutput()
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit, "%s", out)

@@ -19,8 +19,10 @@ import (
 func fewFiles(t *testing.T, n int) string {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, os.Symlink(filepath.Join(binDir, "tinyscheduler"), filepath.Join(dir, "tinyscheduler")))
-	script := fmt.Sprintf("#!/bin/sh\nulimit -n %d || exit 3\nexec '%s' \"$@\"\n", n, filepath.Join(binDir, "tinykv-server"))
+	require.NoError(t,
+		os.Symlink(filepath.Join(binDir, "tinyscheduler"), filepath.Join(dir, "tinyscheduler")))
+	script := fmt.Sprintf("#!/bin/sh\nulimit -n %d || exit 3\nexec '%s' \"$@\"\n", n,
+		filepath.Join(binDir, "tinykv-server"))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "tinykv-server"), []byte(script), 0o755))
 	return dir
 }
@@ -33,14 +35,16 @@ func openFiles(t *testing.T, p *localcluster.Process) int {
 	return len(list)
 }
 
-// TestFewDescriptors: 1,000 idle connections to each of three stores with 400 descriptors. Tables are written and read,
-// another client is served, and no store comes near its limit.
+// TestFewDescriptors: 1,000 idle connections to each of three stores with 400 descriptors. Tables
+// are written and read, another client is served, and no store comes near its limit.
 func TestFewDescriptors(t *testing.T) {
 	const limit = 400
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: fewFiles(t, limit), Dir: t.TempDir(), Stores: 3, Schedulers: 1, StoreConfig: fastStores,
+		BinDir: fewFiles(t, limit), Dir: t.TempDir(), Stores: 3, Schedulers: 1,
+		StoreConfig: fastStores,
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -53,7 +57,8 @@ func TestFewDescriptors(t *testing.T) {
 			nc, err := net.Dial("tcp", p.Addr)
 			require.NoError(t, err)
 			t.Cleanup(func() { _ = nc.Close() })
-			_, err = nc.Write(append([]byte(http2.ClientPreface), 0, 0, 0, byte(http2.FrameSettings), 0, 0, 0, 0, 0))
+			_, err = nc.Write(append([]byte(http2.ClientPreface), 0, 0, 0,
+				byte(http2.FrameSettings), 0, 0, 0, 0, 0))
 			require.NoError(t, err)
 		}
 	}
@@ -77,13 +82,15 @@ func TestFewDescriptors(t *testing.T) {
 func TestTooFewDescriptors(t *testing.T) {
 	for _, bin := range []string{"tinykv-server", "tinyscheduler"} {
 		dir := t.TempDir()
-		cmd := exec.Command("sh", "-c", fmt.Sprintf("ulimit -n 200; exec %s --data-dir %s", filepath.Join(binDir, bin), dir))
+		cmd := exec.Command("sh", "-c",
+			fmt.Sprintf("ulimit -n 200; exec %s --data-dir %s", filepath.Join(binDir, bin), dir))
 		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 		out, err := cmd.CombinedOutput()
 		timer.Stop()
 		require.Error(t, err)
 		require.Equal(t, 1, cmd.ProcessState.ExitCode(), string(out))
-		require.Contains(t, string(out), "the limit of open files is 200, and at least 256 are needed", bin)
+		require.Contains(t, string(out),
+			"the limit of open files is 200, and at least 256 are needed", bin)
 		left, err := os.ReadDir(dir)
 		require.NoError(t, err)
 		require.Empty(t, left, "nothing was written")

@@ -20,15 +20,18 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// TestDirectoryRemovedUnderLoad: somebody removes a store's engine or raft log while it writes. The store
-// ends with exit code 1 and the cause in its last line, and not in a dump; the others go on.
+// TestDirectoryRemovedUnderLoad: somebody removes a store's engine or raft log while it writes. The
+// store ends with exit code 1 and the cause in its last line, and not in a dump; the others go on.
 func TestDirectoryRemovedUnderLoad(t *testing.T) {
 	for _, dir := range []string{"kv", "raft"} {
 		t.Run(dir, func(t *testing.T) {
 			ended := make(chan string, 3)
 			c, err := localcluster.New(localcluster.Options{
-				BinDir: binDir, Dir: t.TempDir(), StoreConfig: fastStores + "[raftlog]\nsegment-size = \"4MiB\"\n",
-				OnExit: func(p *localcluster.Process, err error) { ended <- p.Name + ": " + localcluster.ExitText(err) },
+				BinDir: binDir, Dir: t.TempDir(),
+				StoreConfig: fastStores + "[raftlog]\nsegment-size = \"4MiB\"\n",
+				OnExit: func(p *localcluster.Process, err error) {
+					ended <- p.Name + ": " + localcluster.ExitText(err)
+				},
 			})
 			require.NoError(t, err)
 			t.Cleanup(c.Stop)
@@ -62,8 +65,8 @@ func TestDirectoryRemovedUnderLoad(t *testing.T) {
 	}
 }
 
-// fill writes values of a size under prefix, four at a time, until ctx ends, and returns how many were
-// acknowledged.
+// fill writes values of a size under prefix, four at a time, until ctx ends, and returns how many
+// were acknowledged.
 func fill(ctx context.Context, cl *client.Client, prefix string, size int) (acked int) {
 	counts := make(chan int)
 	for w := range 4 {
@@ -111,20 +114,24 @@ func diskFull(c *localcluster.Cluster) (full int) {
 	return full
 }
 
-// TestSmallDisks: three stores with the default configuration on disks of their own are filled. No store
-// dies, writes are refused; all can be started again and serve reads; deletes bring back the space, and
-// writes go on. Once with few bytes and once with few inodes.
+// TestSmallDisks: three stores with the default configuration on disks of their own are filled. No
+// store dies, writes are refused; all can be started again and serve reads; deletes bring back the
+// space, and writes go on. Once with few bytes and once with few inodes.
 func TestSmallDisks(t *testing.T) {
-	for name, options := range map[string]string{"bytes": "size=400m", "inodes": "size=1g,nr_inodes=560"} {
+	for name, options := range map[string]string{
+		"bytes": "size=400m", "inodes": "size=1g,nr_inodes=560",
+	} {
 		t.Run(name, func(t *testing.T) { testSmallDisks(t, options, name == "bytes") })
 	}
 }
 
 func testSmallDisks(t *testing.T, options string, deletes bool) {
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
+		BinDir: binDir, Dir: t.TempDir(),
+		StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -143,7 +150,9 @@ func testSmallDisks(t *testing.T, options string, deletes bool) {
 	if !deletes {
 		for i, p := range c.Stores { // use up the inodes
 			for j := range 400 {
-				require.NoError(t, os.WriteFile(filepath.Join(p.DataDir, "snap", fmt.Sprintf("ballast-%d-%d", i, j)), nil, 0o600))
+				require.NoError(t,
+					os.WriteFile(filepath.Join(p.DataDir, "snap",
+						fmt.Sprintf("ballast-%d-%d", i, j)), nil, 0o600))
 			}
 		}
 	}
@@ -159,13 +168,15 @@ func testSmallDisks(t *testing.T, options string, deletes bool) {
 	for _, p := range c.Stores {
 		var st unix.Statfs_t
 		require.NoError(t, unix.Statfs(p.DataDir, &st))
-		t.Logf("%s: %d MiB and %d inodes are free", p.Name, st.Bavail*uint64(st.Bsize)>>20, st.Ffree)
+		t.Logf("%s: %d MiB and %d inodes are free", p.Name, st.Bavail*uint64(st.Bsize)>>20,
+			st.Ffree)
 	}
 	t.Logf("%d MiB were acknowledged", n*64>>10)
 	eventually(t, 20*time.Second, func() error {
 		short, done := context.WithTimeout(ctx, 2*time.Second)
 		defer done()
-		if err := cl.Put(short, []byte("more"), make([]byte, 1<<10)); err == nil || !strings.Contains(err.Error(), "disk") {
+		if err := cl.Put(short, []byte("more"), make([]byte, 1<<10)); err == nil ||
+			!strings.Contains(err.Error(), "disk") {
 			return fmt.Errorf("a put on full disks: %v", err)
 		}
 		return nil
@@ -182,7 +193,8 @@ func testSmallDisks(t *testing.T, options string, deletes bool) {
 	if !deletes {
 		for i, p := range c.Stores {
 			for j := range 400 {
-				require.NoError(t, os.Remove(filepath.Join(p.DataDir, "snap", fmt.Sprintf("ballast-%d-%d", i, j))))
+				require.NoError(t,
+					os.Remove(filepath.Join(p.DataDir, "snap", fmt.Sprintf("ballast-%d-%d", i, j))))
 			}
 		}
 	} else {
@@ -199,13 +211,15 @@ func testSmallDisks(t *testing.T, options string, deletes bool) {
 	})
 }
 
-// TestFullDiskUnderTheScheduler: the disk of a lone placement member gets full. It says so, stays up, also
-// over a restart, and leads again when there is room; with its alarm nothing is lost or ends.
+// TestFullDiskUnderTheScheduler: the disk of a lone placement member gets full. It says so, stays
+// up, also over a restart, and leads again when there is room; with its alarm nothing is lost or
+// ends.
 func TestFullDiskUnderTheScheduler(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 1, StoreConfig: fastStores,
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -224,7 +238,8 @@ func TestFullDiskUnderTheScheduler(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		text, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != want || want == 503 && !strings.Contains(string(text), "NOSPACE") {
+		if err != nil || resp.StatusCode != want ||
+			want == 503 && !strings.Contains(string(text), "NOSPACE") {
 			return fmt.Errorf("health: %s %s %v", resp.Status, text, err)
 		}
 		return nil
@@ -250,13 +265,15 @@ func TestFullDiskUnderTheScheduler(t *testing.T) {
 	require.NotContains(t, string(text), "goroutine ")
 }
 
-// TestFullFollower: a follower's disk is full, the leader's is not. The follower takes nothing more and
-// lives, the others go on, and it catches up when there is room.
+// TestFullFollower: a follower's disk is full, the leader's is not. The follower takes nothing more
+// and lives, the others go on, and it catches up when there is room.
 func TestFullFollower(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
+		BinDir: binDir, Dir: t.TempDir(),
+		StoreConfig: "[raftstore]\nregion-heartbeat-interval = \"500ms\"\n",
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -295,7 +312,8 @@ func TestFullFollower(t *testing.T) {
 		end()
 	}
 	require.NoError(t, unix.Statfs(victim.DataDir, &st))
-	t.Logf("%d MiB were acknowledged within %v, %d are free on the full disk", acked*64>>10, time.Since(began).Round(time.Second), int64(st.Bavail)*st.Bsize>>20)
+	t.Logf("%d MiB were acknowledged within %v, %d are free on the full disk", acked*64>>10,
+		time.Since(began).Round(time.Second), int64(st.Bavail)*st.Bsize>>20)
 	require.Greater(t, acked*64>>10, 200, "the full follower stopped the others")
 	require.NoError(t, os.Remove(ballast))
 	eventually(t, 20*time.Second, func() error { return cl.Put(ctx, []byte("k"), []byte("w")) })
@@ -308,7 +326,8 @@ func TestFullFollower(t *testing.T) {
 		for _, infos := range all {
 			for _, info := range infos {
 				for _, mine := range all[victim.Name] {
-					if mine.Region.GetId() == info.Region.GetId() && mine.AppliedIndex < info.AppliedIndex {
+					if mine.Region.GetId() == info.Region.GetId() &&
+						mine.AppliedIndex < info.AppliedIndex {
 						behind++
 					}
 				}

@@ -30,7 +30,8 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator),
+		"../../cmd/...").CombinedOutput()
 	code := 1
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -67,9 +68,11 @@ func startWith(t *testing.T, stores, schedulers int) *localcluster.Cluster {
 func startConfigured(t *testing.T, stores, schedulers int, config string) *localcluster.Cluster {
 	t.Helper()
 	c, err := localcluster.New(localcluster.Options{
-		BinDir: binDir, Dir: t.TempDir(), Stores: stores, Schedulers: schedulers, StoreConfig: config,
+		BinDir: binDir, Dir: t.TempDir(), Stores: stores, Schedulers: schedulers,
+		StoreConfig: config,
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -137,8 +140,11 @@ func waitReplicas(t *testing.T, c *localcluster.Cluster, n int) {
 		have := 0
 		for _, infos := range all {
 			for _, info := range infos {
-				learner := func(p *metapb.Peer) bool { return p.GetRole() == metapb.PeerRole_Learner }
-				if peers := info.Region.GetPeers(); len(peers) >= n && !slices.ContainsFunc(peers, learner) && !info.Installing {
+				learner := func(p *metapb.Peer) bool {
+					return p.GetRole() == metapb.PeerRole_Learner
+				}
+				if peers := info.Region.GetPeers(); len(peers) >= n &&
+					!slices.ContainsFunc(peers, learner) && !info.Installing {
 					have++
 				}
 			}
@@ -197,8 +203,8 @@ func TestKillLeaderStore(t *testing.T) {
 	checkReplicas(t, c)
 }
 
-// checkReplicas waits until all replicas of every region have applied the same entries, and compares
-// their data by what each store's own engine holds.
+// checkReplicas waits until all replicas of every region have applied the same entries, and
+// compares their data by what each store's own engine holds.
 func checkReplicas(t *testing.T, c *localcluster.Cluster) {
 	t.Helper()
 	eventually(t, 20*time.Second, func() error {
@@ -266,7 +272,8 @@ func TestKillAllStores(t *testing.T) {
 	cl := open(t, c)
 	waitReplicas(t, c, 3)
 	for i := range 100 {
-		require.NoError(t, cl.Put(t.Context(), fmt.Appendf(nil, "k%03d", i), fmt.Appendf(nil, "v%d", i)))
+		require.NoError(t,
+			cl.Put(t.Context(), fmt.Appendf(nil, "k%03d", i), fmt.Appendf(nil, "v%d", i)))
 	}
 	for _, p := range c.Processes() {
 		p.Kill()
@@ -285,7 +292,9 @@ func TestKillAllStores(t *testing.T) {
 
 // TestStoreWaitsForScheduler starts a store before its scheduler.
 func TestStoreWaitsForScheduler(t *testing.T) {
-	c, err := localcluster.New(localcluster.Options{BinDir: binDir, Dir: t.TempDir(), Stores: 1, StoreConfig: fastStores})
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: t.TempDir(), Stores: 1, StoreConfig: fastStores,
+	})
 	require.NoError(t, err)
 	t.Cleanup(c.Stop)
 	require.NoError(t, c.Stores[0].Start())
@@ -338,17 +347,62 @@ func TestBadStarts(t *testing.T) {
 		code int
 		want []string
 	}{
-		{"unknown flag", "tinykv-server", []string{"--data-dri", dir}, 2, []string{"data-dri", "--data-dir"}},
+		{
+			"unknown flag", "tinykv-server", []string{"--data-dri", dir}, 2,
+			[]string{"data-dri", "--data-dir"},
+		},
 		{"positional", "tinykv-server", []string{"extra"}, 2, []string{"extra"}},
-		{"unknown key", "tinykv-server", []string{"--config", conf("a.toml", "[raftstore]\ntick-intervall = \"1s\"\n")}, 2, []string{"tick-intervall", "tick-interval"}},
-		{"ill-typed key", "tinykv-server", []string{"--config", conf("b.toml", "[raftstore]\nelection-ticks = \"ten\"\n")}, 2, []string{"line 2"}},
-		{"bad value", "tinykv-server", []string{"--config", conf("c.toml", "[raftstore]\nelection-ticks = 1\n")}, 2, []string{"election-ticks"}},
-		{"bad address", "tinykv-server", []string{"--addr", "nonsense"}, 2, []string{"addr", "nonsense"}},
-		{"address in use", "tinykv-server", []string{"--addr", c.Stores[0].Addr, "--status-addr", "127.0.0.1:0", "--data-dir", filepath.Join(dir, "x"), "--scheduler", sched}, 1, []string{c.Stores[0].Addr, "in use"}},
-		{"directory in use", "tinykv-server", []string{"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir", c.Stores[0].DataDir, "--scheduler", sched}, 1, []string{c.Stores[0].DataDir, "in use"}},
-		{"directory of something else", "tinykv-server", []string{"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir", foreign, "--scheduler", sched}, 1, []string{foreign, "photo.jpg"}},
-		{"directory of another cluster", "tinykv-server", []string{"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir", other.Stores[0].DataDir, "--scheduler", sched}, 1, []string{"cluster"}},
-		{"no such cluster", "tinyctl", []string{"--scheduler", "127.0.0.1:1", "get", "k"}, 1, []string{"127.0.0.1:1"}},
+		{
+			"unknown key", "tinykv-server",
+			[]string{"--config", conf("a.toml", "[raftstore]\ntick-intervall = \"1s\"\n")}, 2,
+			[]string{"tick-intervall", "tick-interval"},
+		},
+		{
+			"ill-typed key", "tinykv-server",
+			[]string{"--config", conf("b.toml", "[raftstore]\nelection-ticks = \"ten\"\n")}, 2,
+			[]string{"line 2"},
+		},
+		{
+			"bad value", "tinykv-server",
+			[]string{"--config", conf("c.toml", "[raftstore]\nelection-ticks = 1\n")}, 2,
+			[]string{"election-ticks"},
+		},
+		{
+			"bad address", "tinykv-server", []string{"--addr", "nonsense"}, 2,
+			[]string{"addr", "nonsense"},
+		},
+		{
+			"address in use", "tinykv-server",
+			[]string{
+				"--addr", c.Stores[0].Addr, "--status-addr", "127.0.0.1:0", "--data-dir",
+				filepath.Join(dir, "x"), "--scheduler", sched,
+			}, 1, []string{c.Stores[0].Addr, "in use"},
+		},
+		{
+			"directory in use", "tinykv-server",
+			[]string{
+				"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir",
+				c.Stores[0].DataDir, "--scheduler", sched,
+			}, 1, []string{c.Stores[0].DataDir, "in use"},
+		},
+		{
+			"directory of something else", "tinykv-server",
+			[]string{
+				"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir", foreign,
+				"--scheduler", sched,
+			}, 1, []string{foreign, "photo.jpg"},
+		},
+		{
+			"directory of another cluster", "tinykv-server",
+			[]string{
+				"--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0", "--data-dir",
+				other.Stores[0].DataDir, "--scheduler", sched,
+			}, 1, []string{"cluster"},
+		},
+		{
+			"no such cluster", "tinyctl", []string{"--scheduler", "127.0.0.1:1", "get", "k"}, 1,
+			[]string{"127.0.0.1:1"},
+		},
 		{"unknown command", "tinyctl", []string{"gett", "k"}, 2, []string{"gett"}},
 		{"wrong arguments", "tinyctl", []string{"put", "k"}, 2, []string{"put KEY VALUE"}},
 	} {
@@ -368,14 +422,19 @@ func TestBadStarts(t *testing.T) {
 }
 
 // commandLineOfTTLs leaves no key behind.
-func commandLineOfTTLs(t *testing.T, run func(...string) (string, int), must func(string, ...string)) {
+func commandLineOfTTLs(
+	t *testing.T, run func(...string) (string, int), must func(string, ...string),
+) {
 	t.Helper()
 	must("", "put", "t", "v", "--ttl", "1h")
 	out, code := run("ttl", "t")
 	require.Zero(t, code)
 	require.Regexp(t, `^3[56]\d\d\n$`, out)
 	must("", "cas", "t", "v", "w", "--ttl", "1s")
-	require.Eventually(t, func() bool { _, code := run("get", "t"); return code == 1 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool {
+		_, code := run("get", "t")
+		return code == 1
+	}, 20*time.Second, 50*time.Millisecond)
 	out, code = run("ttl", "t", "-o", "json")
 	require.Equal(t, 1, code)
 	require.JSONEq(t, `{"key": "t", "found": false, "ttl_seconds": 0}`, out)
@@ -385,13 +444,15 @@ func commandLineOfTTLs(t *testing.T, run func(...string) (string, int), must fun
 	must("", "delete", "t")
 }
 
-// TestCommandLine goes through tinyctl's key commands and its exit codes.
-// commandLineOfTraces: a traced command does what it does without, with the same exit code, and says what took how long.
+// TestCommandLine goes through tinyctl's key commands and its exit codes. commandLineOfTraces: a
+// traced command does what it does without, with the same exit code, and says what took how long.
 func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
 	t.Helper()
 	out, code := run("trace", "put", "traced", "v")
 	require.Zero(t, code)
-	for _, stage := range []string{"route", "RawPut", "wait", "append-log", "commit", "apply-wait", "apply"} {
+	for _, stage := range []string{
+		"route", "RawPut", "wait", "append-log", "commit", "apply-wait", "apply",
+	} {
 		require.Regexp(t, `\d+\.\d{3} ms +\d+\.\d{3} ms +`+stage+` `, out)
 	}
 	out, code = run("trace", "get", "traced")
@@ -417,8 +478,11 @@ func commandLineOfTraces(t *testing.T, run func(args ...string) (string, int)) {
 	require.Equal(t, 2, code)
 }
 
-// commandLineOfMortalPairs: times at which keys expire go through a file; what has expired by the import is left out.
-func commandLineOfMortalPairs(t *testing.T, run func(...string) (string, int), must func(string, ...string)) {
+// commandLineOfMortalPairs: times at which keys expire go through a file; what has expired by the
+// import is left out.
+func commandLineOfMortalPairs(
+	t *testing.T, run func(...string) (string, int), must func(string, ...string),
+) {
 	t.Helper()
 	pairs := filepath.Join(t.TempDir(), "exported.jsonl")
 	must("", "put", "x/ever", "v")
@@ -446,7 +510,8 @@ func commandLineOfMortalPairs(t *testing.T, run func(...string) (string, int), m
 func TestCommandLine(t *testing.T) {
 	c := start(t, 1)
 	run := func(args ...string) (string, int) {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), append([]string{"--scheduler", c.Endpoints()[0]}, args...)...)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"),
+			append([]string{"--scheduler", c.Endpoints()[0]}, args...)...)
 		out, err := cmd.Output()
 		if err != nil && cmd.ProcessState == nil {
 			t.Fatal(err)
@@ -487,11 +552,14 @@ func TestCommandLine(t *testing.T) {
 	must("s1\tv\nr3\tv\n", "scan", "r", "--reverse", "-n", "2")
 	must("3\n", "count", "--prefix", "r")
 	must("4\n", "count", "r")
-	must("[\n  {\"key\":\"s1\",\"key_hex\":\"7331\",\"value\":\"v\",\"value_hex\":\"76\"}\n]\n", "scan", "s", "-o", "json")
+	must("[\n  {\"key\":\"s1\",\"key_hex\":\"7331\",\"value\":\"v\",\"value_hex\":\"76\"}\n]\n",
+		"scan", "s", "-o", "json")
 	must("[]\n", "scan", "z", "-o", "json")
 	out, code = run("get", "empty", "-o", "json")
 	require.Zero(t, code)
-	require.JSONEq(t, `{"key": "empty", "key_hex": "656d707479", "value": "", "value_hex": "", "found": true}`, out)
+	require.JSONEq(t,
+		`{"key": "empty", "key_hex": "656d707479", "value": "", "value_hex": "", "found": true}`,
+		out)
 	out, code = run("top", "--once")
 	require.Zero(t, code)
 	require.Contains(t, out, "WRITES/S")
@@ -505,9 +573,12 @@ func TestCommandLine(t *testing.T) {
 	must("s1\tv\n", "scan", "r")
 	must("removed the range; it had 1 keys\n", "delete", "--range", "s", "--yes")
 	for _, wrong := range [][]string{
-		{"delete"}, {"delete", "--range"}, {"delete", "--prefix", "a", "b"}, {"delete", "--prefix", ""}, {"cas", "k", "v"},
-		{"put", "k", "v", "--ttl", "100ms"}, {"put", "k", "v", "--ttl", "-1s"}, {"cas", "--delete", "k", "v", "--ttl", "1s"},
-		{"delete", "--range", "--prefix", "a"}, {"cas", "--absent", "--delete", "k", "v"}, {"delete", "--range", "a", "-o", "json"},
+		{"delete"}, {"delete", "--range"}, {"delete", "--prefix", "a", "b"},
+		{"delete", "--prefix", ""}, {"cas", "k", "v"},
+		{"put", "k", "v", "--ttl", "100ms"}, {"put", "k", "v", "--ttl", "-1s"},
+		{"cas", "--delete", "k", "v", "--ttl", "1s"},
+		{"delete", "--range", "--prefix", "a"}, {"cas", "--absent", "--delete", "k", "v"},
+		{"delete", "--range", "a", "-o", "json"},
 		{"scan", "-n", "-1"}, {"count", "a", "--prefix", "b"}, {"top", "--interval", "1ms"},
 	} {
 		_, code = run(wrong...)
@@ -533,7 +604,9 @@ func TestCommandLine(t *testing.T) {
 	require.Empty(t, got)
 
 	jsonl, tsv := filepath.Join(t.TempDir(), "pairs.jsonl"), filepath.Join(t.TempDir(), "pairs.tsv")
-	require.NoError(t, os.WriteFile(jsonl, []byte("{\"key\":\"j1\",\"value\":\"a\"}\n\n{\"key\":\"j2\"}\n"), 0o600))
+	require.NoError(t,
+		os.WriteFile(jsonl, []byte("{\"key\":\"j1\",\"value\":\"a\"}\n\n{\"key\":\"j2\"}\n"),
+			0o600))
 	require.NoError(t, os.WriteFile(tsv, []byte("t1\tx\ty\nt2\t\n"), 0o600))
 	must("", "import", "file", jsonl)
 	must("", "import", "file", tsv)

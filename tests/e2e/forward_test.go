@@ -34,8 +34,8 @@ func (d detour) GetStore(ctx context.Context, id uint64) (*metapb.Store, error) 
 	return &other, nil
 }
 
-// TestLeaderThatOnlyStoresReach: a client that is cut off from a leader, by refused connections or by silence, reads and
-// writes by way of another store, and directly again once it can.
+// TestLeaderThatOnlyStoresReach: a client that is cut off from a leader, by refused connections or
+// by silence, reads and writes by way of another store, and directly again once it can.
 func TestLeaderThatOnlyStoresReach(t *testing.T) {
 	c := start(t, 3)
 	direct := open(t, c)

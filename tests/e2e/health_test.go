@@ -30,8 +30,8 @@ func (k console) until(code int, want ...string) {
 	k.t.Logf("exit code %d, %q after %s", code, want, time.Since(began).Round(100*time.Millisecond))
 }
 
-// TestStatusNamesWhatIsLost: stores and members that are killed are named, two of three stores leave no quorum, burying them
-// makes nothing fine, and with all of them back it is healthy again.
+// TestStatusNamesWhatIsLost: stores and members that are killed are named, two of three stores
+// leave no quorum, burying them makes nothing fine, and with all of them back it is healthy again.
 func TestStatusNamesWhatIsLost(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 3, Schedulers: 3, StoreConfig: fastStores,
@@ -42,10 +42,12 @@ func TestStatusNamesWhatIsLost(t *testing.T) {
 	require.NoError(t, c.Start(t.Context()))
 	waitReplicas(t, c, 3)
 	k := console{t, c}
-	k.until(0, "All 1 regions have 3 replicas and a leader.", "3 of 3 stores up", "3 of 3 placement members alive")
+	k.until(0, "All 1 regions have 3 replicas and a leader.", "3 of 3 stores up",
+		"3 of 3 placement members alive")
 
 	c.Schedulers[0].Kill()
-	k.until(1, "member-dead: member "+c.Schedulers[0].Name+": does not answer", "-> start the member again")
+	k.until(1, "member-dead: member "+c.Schedulers[0].Name+": does not answer",
+		"-> start the member again")
 	require.NoError(t, c.Schedulers[0].Start())
 	k.until(0)
 
@@ -53,7 +55,8 @@ func TestStatusNamesWhatIsLost(t *testing.T) {
 	for _, p := range lost {
 		p.Kill()
 	}
-	k.until(1, "critical no-quorum: regions: 1 of 1", "store-silent: store", lost[0].Addr+" has not reported", lost[1].Addr+" has not reported")
+	k.until(1, "critical no-quorum: regions: 1 of 1", "store-silent: store",
+		lost[0].Addr+" has not reported", lost[1].Addr+" has not reported")
 	for _, p := range c.Schedulers { // the next leader does not call it fine either
 		p.Kill()
 	}

@@ -15,12 +15,13 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// TestMergeCommand merges regions of a cluster of processes while clients write, with a store that dies in between. What
-// was acknowledged is there, and the cluster is well.
+// TestMergeCommand merges regions of a cluster of processes while clients write, with a store that
+// dies in between. What was acknowledged is there, and the cluster is well.
 func TestMergeCommand(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 3, Schedulers: 1,
-		StoreConfig: strings.Replace(fastStores, "[raftstore]", "[raftstore]\nregion-merge = true", 1),
+		StoreConfig: strings.Replace(fastStores, "[raftstore]", "[raftstore]\nregion-merge = true",
+			1),
 	})
 	require.NoError(t, err)
 	t.Cleanup(c.Stop)
@@ -95,7 +96,8 @@ func TestMergeCommand(t *testing.T) {
 	all := ids()
 	require.Len(t, all, 2)
 	victim.Kill()
-	_, _ = k.try(fmt.Sprintf("region merge %d %d", all[0], all[1])) // refused, or given up: a replica is away
+	// refused, or given up: a replica is away
+	_, _ = k.try(fmt.Sprintf("region merge %d %d", all[0], all[1]))
 	require.NoError(t, victim.Start())
 	mergeAll()
 	close(stop)
@@ -114,13 +116,15 @@ func TestMergeCommand(t *testing.T) {
 	k.until(0)
 }
 
-// TestSmallRegionsShrink: many small regions become one by themselves, while clients write with their defaults. A range that is
-// held stays as it is until it is released, also when the placement leader has changed. Afterwards the replicas are equal, and
-// everything that was acknowledged is there.
+// TestSmallRegionsShrink: many small regions become one by themselves, while clients write with
+// their defaults. A range that is held stays as it is until it is released, also when the placement
+// leader has changed. Afterwards the replicas are equal, and everything that was acknowledged is
+// there.
 func TestSmallRegionsShrink(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 4, Schedulers: 1,
-		StoreConfig:     strings.Replace(fastStores, "[raftstore]", "[raftstore]\nregion-merge = true", 1),
+		StoreConfig: strings.Replace(fastStores, "[raftstore]",
+			"[raftstore]\nregion-merge = true", 1),
 		SchedulerConfig: "[schedule]\nsplit-merge-interval = \"2s\"\n",
 	})
 	require.NoError(t, err)
@@ -167,7 +171,8 @@ func TestSmallRegionsShrink(t *testing.T) {
 	leader := c.Schedulers[0]
 	leader.Kill()
 	require.NoError(t, leader.Start())
-	// What balance moves while the range is held would not be moved back for a merge within the hour.
+	// What balance moves while the range is held would not be moved back for a merge within the
+	// hour.
 	eventually(t, 30*time.Second, func() error {
 		if code, out := k.try("scheduler pause balance-region --for 1h"); code != 0 {
 			return fmt.Errorf("%s", out)
@@ -187,7 +192,9 @@ func TestSmallRegionsShrink(t *testing.T) {
 	}
 	k.json("region holds", &holds)
 	require.Len(t, holds.Holds, 1)
-	k.run(0, fmt.Sprintf("region release -e hex --range %s..%s", holds.Holds[0].Start, holds.Holds[0].End))
+	k.run(0,
+		fmt.Sprintf("region release -e hex --range %s..%s", holds.Holds[0].Start,
+			holds.Holds[0].End))
 	began := time.Now()
 	eventually(t, 120*time.Second, func() error {
 		if n := count(); n > 1 {
@@ -201,7 +208,8 @@ func TestSmallRegionsShrink(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	all := slices.Sorted(slices.Values(slices.Concat(took[:]...)))
-	t.Logf("%d writes: p50 %v, p99 %v, p99.9 %v, max %v", len(all), all[len(all)/2], all[len(all)*99/100], all[len(all)*999/1000], all[len(all)-1])
+	t.Logf("%d writes: p50 %v, p99 %v, p99.9 %v, max %v", len(all), all[len(all)/2],
+		all[len(all)*99/100], all[len(all)*999/1000], all[len(all)-1])
 	for i := range writers {
 		v, found, err := cl.Get(t.Context(), key(i))
 		require.NoError(t, err)
@@ -211,7 +219,9 @@ func TestSmallRegionsShrink(t *testing.T) {
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, n, last[i], "key %d", i)
 		require.LessOrEqual(t, n, last[i]+1, "key %d", i)
-		if failed[i] != nil { // a retried write of which no store can tell whether it was carried out before (docs/merge.md)
+		// a retried write of which no store can tell whether it was carried out before
+		// (docs/merge.md)
+		if failed[i] != nil {
 			var unknown *client.UnknownError
 			require.ErrorAs(t, failed[i], &unknown)
 			t.Logf("key %d: %v", i, failed[i])
@@ -224,7 +234,8 @@ func TestSmallRegionsShrink(t *testing.T) {
 		}
 	}
 	eventually(t, 60*time.Second, func() error {
-		if _, out := k.try("check consistency"); !strings.Contains(out, "1 of 1 regions have equal replicas") {
+		if _, out := k.try("check consistency"); !strings.Contains(out,
+			"1 of 1 regions have equal replicas") {
 			return fmt.Errorf("%s", out)
 		}
 		return nil

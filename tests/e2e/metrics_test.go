@@ -38,7 +38,8 @@ func scrape(t *testing.T, addr string) (map[string]metric, []byte) {
 	require.NoError(t, err)
 	out := map[string]metric{}
 	for name, f := range families {
-		own := strings.HasPrefix(name, "tikv_") || strings.HasPrefix(name, "tinykv_") || strings.HasPrefix(name, "pd_")
+		own := strings.HasPrefix(name, "tikv_") || strings.HasPrefix(name, "tinykv_") ||
+			strings.HasPrefix(name, "pd_")
 		if own {
 			out[name] = metric{strings.ToLower(f.GetType().String()), f.GetHelp()}
 		}
@@ -57,8 +58,8 @@ func (t teeReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestMetricsAreDocumented: what both servers expose has a row of docs/metrics.md with its type and its words, and what is used by the
-// rules and dashboards exists.
+// TestMetricsAreDocumented: what both servers expose has a row of docs/metrics.md with its type and
+// its words, and what is used by the rules and dashboards exists.
 func TestMetricsAreDocumented(t *testing.T) {
 	c := start(t, 3)
 	cl := open(t, c)
@@ -88,11 +89,13 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		require.NotEmpty(t, found[name].help, name)
-		require.Equal(t, found[name], documented[name], "%s: run go test ./tests/e2e -run TestMetricsAreDocumented -args -update", name)
+		require.Equal(t, found[name], documented[name],
+			"%s: run go test ./tests/e2e -run TestMetricsAreDocumented -args -update", name)
 	}
 	all := string(slices.Concat(texts...))
 	for _, kind := range []string{"raw_put", "raw_get"} { // requests on streams count
-		require.Regexp(t, `tikv_grpc_msg_duration_seconds_count\{service="tinykv",type="`+kind+`"\} [1-9]`, all)
+		require.Regexp(t,
+			`tikv_grpc_msg_duration_seconds_count\{service="tinykv",type="`+kind+`"\} [1-9]`, all)
 	}
 	checkNames(t, texts)
 }
@@ -114,8 +117,10 @@ func writeMetrics(t *testing.T, page string, rows map[string]metric) {
 	require.NoError(t, os.WriteFile(metricsPage, []byte(page[:i+len(head)]+b.String()+rest), 0o644))
 }
 
-// keptNames are names of TiKV and PD that Prometheus' linter dislikes: existing boards ask for them.
-var keptNames = []string{"tikv_raftstore_region_count", "pd_schedule_operators_count", "pd_hbstream_region_message", "pd_scheduler_region_heartbeat",
+// keptNames are names of TiKV and PD that Prometheus' linter dislikes: existing boards ask for
+// them.
+var keptNames = []string{"tikv_raftstore_region_count", "pd_schedule_operators_count",
+	"pd_hbstream_region_message", "pd_scheduler_region_heartbeat",
 	"pd_scheduler_store_heartbeat", "pd_tso_handled"}
 
 // checkNames has Prometheus' own linter look at the metrics, where it is installed.
@@ -132,7 +137,8 @@ func checkNames(t *testing.T, texts [][]byte) {
 		out, _ := cmd.CombinedOutput()
 		for line := range strings.Lines(string(out)) {
 			name, _, _ := strings.Cut(line, " ")
-			require.True(t, strings.HasPrefix(name, "etcd_") || slices.Contains(keptNames, name), line)
+			require.True(t, strings.HasPrefix(name, "etcd_") || slices.Contains(keptNames, name),
+				line)
 		}
 	}
 }

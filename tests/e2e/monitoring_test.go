@@ -76,7 +76,8 @@ func TestBoardsAskForWhatThereIs(t *testing.T) {
 			for _, suffix := range []string{"_bucket", "_sum"} {
 				name = strings.TrimSuffix(name, suffix)
 			}
-			if !strings.Contains(string(page), "`"+name+"`") { // _count ends histograms, and TiKV's names
+			// _count ends histograms, and TiKV's names
+			if !strings.Contains(string(page), "`"+name+"`") {
 				name = strings.TrimSuffix(name, "_count")
 			}
 			require.Contains(t, string(page), "`"+name+"`", expr)
@@ -97,7 +98,8 @@ func startPrometheus(t *testing.T, c *localcluster.Cluster) *prometheus {
 	rules, err := os.ReadFile(monitoring + "/rules.yml")
 	require.NoError(t, err)
 	waits := regexp.MustCompile(`(?m)^ +for: .*\n`)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "rules.yml"), waits.ReplaceAll(rules, nil), 0o600))
+	require.NoError(t,
+		os.WriteFile(filepath.Join(dir, "rules.yml"), waits.ReplaceAll(rules, nil), 0o600))
 	cfg, err := os.ReadFile(monitoring + "/prometheus.yml")
 	require.NoError(t, err)
 	var stores, schedulers []string
@@ -117,7 +119,8 @@ func startPrometheus(t *testing.T, c *localcluster.Cluster) *prometheus {
 	out, err := os.Create(filepath.Join(dir, "log"))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = out.Close() })
-	cmd := exec.Command(bin, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+	cmd := exec.Command(bin, "--config.file="+filepath.Join(dir, "prometheus.yml"),
+		"--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+p.addr)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(t, cmd.Start())
@@ -133,7 +136,8 @@ func startPrometheus(t *testing.T, c *localcluster.Cluster) *prometheus {
 }
 
 func (p *prometheus) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+"/api/v1/"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+"/api/v1/"+path,
+		nil)
 	if err != nil {
 		return err
 	}
@@ -182,8 +186,8 @@ func (p *prometheus) firing(ctx context.Context) (map[string]bool, error) {
 	return out, nil
 }
 
-// TestMonitoring: with the files of deploy/monitoring, each panel of each board has data, a healthy cluster fires no alert, and
-// one that loses a store says so.
+// TestMonitoring: with the files of deploy/monitoring, each panel of each board has data, a healthy
+// cluster fires no alert, and one that loses a store says so.
 func TestMonitoring(t *testing.T) {
 	c := start(t, 3)
 	p := startPrometheus(t, c)

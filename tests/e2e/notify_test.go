@@ -23,14 +23,16 @@ func TestServiceManagerIsNotified(t *testing.T) {
 	dir := t.TempDir()
 
 	// A store waits for the placement service, and does not report meanwhile.
-	store := startNotified(t, "tinykv-server", "--addr", url(2)[len("http://"):], "--status-addr", url(3)[len("http://"):],
+	store := startNotified(t, "tinykv-server", "--addr", url(2)[len("http://"):], "--status-addr",
+		url(3)[len("http://"):],
 		"--scheduler", url(0), "--data-dir", filepath.Join(dir, "store"))
 	store.waitFor(t, "waiting for the scheduler")
 	require.NoError(t, store.reports.SetReadDeadline(time.Now()))
 	_, err = store.reports.Read(make([]byte, 64))
 	require.ErrorContains(t, err, "timeout", "reported before it serves")
 
-	scheduler := startNotified(t, "tinyscheduler", "--name", "a", "--client-urls", url(0), "--peer-urls", url(1),
+	scheduler := startNotified(t, "tinyscheduler", "--name", "a", "--client-urls", url(0),
+		"--peer-urls", url(1),
 		"--data-dir", filepath.Join(dir, "a"))
 	scheduler.expect(t, "READY=1")
 	requireAnswers(t, url(0)+"/api/v1/version")
@@ -56,7 +58,11 @@ func startNotified(t *testing.T, program string, args ...string) *notified {
 	reports, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = reports.Close() })
-	p := &notified{output: new(output), cmd: exec.CommandContext(t.Context(), filepath.Join(binDir, program), args...), reports: reports}
+	p := &notified{
+		output:  new(output),
+		cmd:     exec.CommandContext(t.Context(), filepath.Join(binDir, program), args...),
+		reports: reports,
+	}
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.Env = append(p.cmd.Environ(), "NOTIFY_SOCKET="+path)
 	require.NoError(t, p.cmd.Start())

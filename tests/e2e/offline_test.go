@@ -8,7 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestStoreOfflineWaits: the command ends when the store is empty and retired, and the data is elsewhere.
+// TestStoreOfflineWaits: the command ends when the store is empty and retired, and the data is
+// elsewhere.
 func TestStoreOfflineWaits(t *testing.T) {
 	c := start(t, 4)
 	cl := open(t, c)
@@ -26,7 +27,8 @@ func TestStoreOfflineWaits(t *testing.T) {
 		return nil
 	})
 	r, _, _ := k.where(rs[0].ID)
-	k.has(fmt.Sprintf("store offline %d --wait", r.Leader), fmt.Sprintf("store %d is empty and retired", r.Leader))
+	k.has(fmt.Sprintf("store offline %d --wait", r.Leader),
+		fmt.Sprintf("store %d is empty and retired", r.Leader))
 	k.has("events -n 1000", "store-offline", "store-tombstone")
 	k.json("region list", &rs)
 	for _, p := range rs[0].Peers {

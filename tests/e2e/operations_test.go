@@ -29,7 +29,8 @@ import (
 
 // manual is docs/operations.md as a list of commands, each of which a test runs as it is written.
 //
-// Invariant: a command of the page that nobody has asked for by its exact text is in commands and not in performed.
+// Invariant: a command of the page that nobody has asked for by its exact text is in commands and
+// not in performed.
 type manual struct {
 	text      string
 	commands  []string
@@ -37,8 +38,9 @@ type manual struct {
 }
 
 var (
-	manualCommand = regexp.MustCompile("(?m)^(?: {4})?((?:tinyctl|tinykv-server|tinyscheduler) .*)$|`((?:tinyctl|tinykv-server|tinyscheduler) [^`]+)`")
-	manualPath    = regexp.MustCompile("`(?:GET )?(/[a-z][a-z0-9/]*(?:\\?region=N)?)`")
+	manualCommand = regexp.MustCompile(
+		"(?m)^(?: {4})?((?:tinyctl|tinykv-server|tinyscheduler) .*)$|`((?:tinyctl|tinykv-server|tinyscheduler) [^`]+)`")
+	manualPath = regexp.MustCompile("`(?:GET )?(/[a-z][a-z0-9/]*(?:\\?region=N)?)`")
 	// example is what a reader of the page has to replace.
 	example = regexp.MustCompile(`^[A-Z]{2,}$|\bh[1-9]:|\.pem$|^0\.0\.0\.0:`)
 )
@@ -57,9 +59,11 @@ func readManual(t *testing.T) *manual {
 	return m
 }
 
-// args returns the words of a command of the page, with each example replaced. It fails if the page has no such command, or if
-// an example is left over.
-func (m *manual) args(t *testing.T, command string, replace map[string]string) (bin string, args []string) {
+// args returns the words of a command of the page, with each example replaced. It fails if the page
+// has no such command, or if an example is left over.
+func (m *manual) args(
+	t *testing.T, command string, replace map[string]string,
+) (bin string, args []string) {
 	t.Helper()
 	require.Contains(t, m.commands, command, "docs/operations.md has no such command")
 	m.performed[command] = true
@@ -74,8 +78,11 @@ func (m *manual) args(t *testing.T, command string, replace map[string]string) (
 	return filepath.Join(binDir, words[0]), words[1:]
 }
 
-// try runs a command of the page and returns its exit code and what it printed. more are arguments that the page leaves out.
-func (m *manual) try(t *testing.T, command string, replace map[string]string, more ...string) (code int, printed string) {
+// try runs a command of the page and returns its exit code and what it printed. more are arguments
+// that the page leaves out.
+func (m *manual) try(
+	t *testing.T, command string, replace map[string]string, more ...string,
+) (code int, printed string) {
 	t.Helper()
 	bin, args := m.args(t, command, replace)
 	out, err := exec.CommandContext(t.Context(), bin, append(args, more...)...).CombinedOutput()
@@ -135,7 +142,8 @@ const (
 	startSecureStore = "tinykv-server --data-dir DIR --addr h5:20160 --scheduler https://h1:2379,https://h2:2379 --ca ca.pem --cert store.pem --key store.key"
 )
 
-// store makes a process of a command of the page that starts a store, and of its own status port and fast reports.
+// store makes a process of a command of the page that starts a store, and of its own status port
+// and fast reports.
 func (s *site) store(command, name string, replace map[string]string) *localcluster.Process {
 	s.Helper()
 	ports, err := localcluster.FreePorts(2)
@@ -145,14 +153,16 @@ func (s *site) store(command, name string, replace map[string]string) *localclus
 	require.NoError(s, os.WriteFile(conf, []byte(fastStores), 0o600))
 	addr, status := fmt.Sprintf("127.0.0.1:%d", ports[0]), fmt.Sprintf("127.0.0.1:%d", ports[1])
 	all := map[string]string{
-		"DIR": filepath.Join(dir, "data"), "0.0.0.0:20160": fmt.Sprintf("0.0.0.0:%d", ports[0]), "h5:20160": addr,
+		"DIR": filepath.Join(dir, "data"), "0.0.0.0:20160": fmt.Sprintf("0.0.0.0:%d", ports[0]),
+		"h5:20160":                addr,
 		"h1:2379,h2:2379,h3:2379": s.endpoints(),
 	}
 	for from, to := range replace {
 		all[from] = to
 	}
 	bin, args := s.m.args(s.T, command, all)
-	p := localcluster.Command(dir, name, bin, addr, append(args, "--config", conf, "--status-addr", status)...)
+	p := localcluster.Command(dir, name, bin, addr,
+		append(args, "--config", conf, "--status-addr", status)...)
 	p.Status, p.DataDir = status, all["DIR"]
 	s.Cleanup(func() { p.Stop(15 * time.Second) })
 	return p
@@ -205,8 +215,8 @@ func (s *site) region() (r regionView) {
 	return r
 }
 
-// TestOperationsPage runs every command of docs/operations.md as it is written, against clusters in the conditions that the page
-// speaks of.
+// TestOperationsPage runs every command of docs/operations.md as it is written, against clusters in
+// the conditions that the page speaks of.
 func TestOperationsPage(t *testing.T) {
 	m := readManual(t)
 	ran := 0
@@ -214,7 +224,8 @@ func TestOperationsPage(t *testing.T) {
 		name string
 		run  func(t *testing.T, m *manual)
 	}{
-		{"samples and modes", manualStarts}, {"stores that are lost and added", manualStores}, {"members", manualMembers},
+		{"samples and modes", manualStarts}, {"stores that are lost and added", manualStores},
+		{"members", manualMembers},
 		{"locations", manualLocations}, {"diverged replicas", manualDiverged}, {"TLS", manualTLS},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -229,9 +240,12 @@ func TestOperationsPage(t *testing.T) {
 	}
 }
 
-// manualStarts: the sample configurations, a cluster of transactions, and the paths of the status port.
+// manualStarts: the sample configurations, a cluster of transactions, and the paths of the status
+// port.
 func manualStarts(t *testing.T, m *manual) {
-	for _, cmd := range []string{"tinykv-server --print-sample-config", "tinyscheduler --print-sample-config"} {
+	for _, cmd := range []string{
+		"tinykv-server --print-sample-config", "tinyscheduler --print-sample-config",
+	} {
 		code, out := m.try(t, cmd, nil)
 		require.Zero(t, code, out)
 		require.Contains(t, out, "[")
@@ -241,8 +255,9 @@ func manualStarts(t *testing.T, m *manual) {
 	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	bin, args := m.args(t, "tinyscheduler --mode txn", nil)
 	dir := t.TempDir()
-	sched := localcluster.Command(dir, "txn", bin, addr, append(args, "--data-dir", filepath.Join(dir, "data"), "--client-urls", "http://"+addr,
-		"--peer-urls", fmt.Sprintf("http://127.0.0.1:%d", ports[1]))...)
+	sched := localcluster.Command(dir, "txn", bin, addr,
+		append(args, "--data-dir", filepath.Join(dir, "data"), "--client-urls", "http://"+addr,
+			"--peer-urls", fmt.Sprintf("http://127.0.0.1:%d", ports[1]))...)
 	t.Cleanup(func() { sched.Stop(15 * time.Second) })
 	s := m.at(t, &localcluster.Cluster{Schedulers: []*localcluster.Process{sched}})
 	s.start(sched)
@@ -277,14 +292,15 @@ func serves(url string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || len(bytes.TrimSpace(body)) == 0 {
+	if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK ||
+		len(bytes.TrimSpace(body)) == 0 {
 		return fmt.Errorf("%s: %s, %d bytes, %v", url, resp.Status, len(body), err)
 	}
 	return nil
 }
 
-// manualStores goes through the rows about stores: too few, one that nobody reaches, one and all that are silent, one that is
-// lost for good, a damaged one, one that leaves.
+// manualStores goes through the rows about stores: too few, one that nobody reaches, one and all
+// that are silent, one that is lost for good, a damaged one, one that leaves.
 func manualStores(t *testing.T, m *manual) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 2, Schedulers: 1, StoreConfig: fastStores,
@@ -320,7 +336,8 @@ func manualStores(t *testing.T, m *manual) {
 	for _, p := range stores {
 		p.Kill()
 	}
-	s.k.until(1, "critical no-quorum: regions: 1 of 1", "critical leader-lost: regions: 1 of 1", "store-silent: store")
+	s.k.until(1, "critical no-quorum: regions: 1 of 1", "critical leader-lost: regions: 1 of 1",
+		"store-silent: store")
 	s.run(0, "tinyctl region list", region)
 	s.run(0, "tinyctl store list", third.Addr)
 	s.start(stores...)
@@ -356,7 +373,8 @@ func (s *site) leaves(third *localcluster.Process) {
 	s.k.run(0, "config set schedule.replica-schedule-limit 0") // it is to be seen leaving
 	s.in["STORE"] = s.id(third)
 	bin, args := s.m.args(s.T, "tinyctl store offline STORE --wait", s.in)
-	waits := exec.CommandContext(s.Context(), bin, append(args, "-s", s.endpoints(), "--timeout", "2m")...)
+	waits := exec.CommandContext(s.Context(), bin,
+		append(args, "-s", s.endpoints(), "--timeout", "2m")...)
 	out := new(output)
 	waits.Stdout, waits.Stderr = out, out
 	require.NoError(s, waits.Start())
@@ -386,8 +404,8 @@ func (s *site) leaves(third *localcluster.Process) {
 	s.run(0, "tinyctl config set merge-schedule-limit 8")
 }
 
-// manualMembers: a member of the placement service that is dead is started again, and another time removed. Then a region is
-// known that nobody leads.
+// manualMembers: a member of the placement service that is dead is started again, and another time
+// removed. Then a region is known that nobody leads.
 func manualMembers(t *testing.T, m *manual) {
 	c := startWith(t, 1, 3)
 	s := m.at(t, c)
@@ -415,7 +433,8 @@ func manualMembers(t *testing.T, m *manual) {
 	s.leaderless()
 }
 
-// leaderless has the placement service know a region from a split whose right half no leader ever reports.
+// leaderless has the placement service know a region from a split whose right half no leader ever
+// reports.
 func (s *site) leaderless() {
 	s.Helper()
 	p := open(s.T, s.c).Placement()
@@ -425,7 +444,9 @@ func (s *site) leaderless() {
 	require.NoError(s, err)
 	left, right := *r.Meta, *r.Meta
 	left.EndKey, right.StartKey, right.Id = []byte("m"), []byte("m"), id
-	left.RegionEpoch = &metapb.RegionEpoch{Version: r.Meta.RegionEpoch.Version + 1, ConfVer: r.Meta.RegionEpoch.ConfVer}
+	left.RegionEpoch = &metapb.RegionEpoch{
+		Version: r.Meta.RegionEpoch.Version + 1, ConfVer: r.Meta.RegionEpoch.ConfVer,
+	}
 	right.RegionEpoch = left.RegionEpoch
 	require.NoError(s, p.ReportSplit(s.Context(), &left, &right))
 	s.k.until(1, "critical no-leader: regions")
@@ -483,8 +504,8 @@ func manualLocations(t *testing.T, m *manual) {
 	s.k.until(0)
 }
 
-// manualDiverged: three replicas with three values, none of which has a majority. Who looks at the stopped stores finds the right
-// one; the others are made up from it.
+// manualDiverged: three replicas with three values, none of which has a majority. Who looks at the
+// stopped stores finds the right one; the others are made up from it.
 func manualDiverged(t *testing.T, m *manual) {
 	c := start(t, 3)
 	cl := open(t, c)
@@ -505,7 +526,8 @@ func manualDiverged(t *testing.T, m *manual) {
 	change(t, c.Stores[2].DataDir, "k", "bogus")
 	s.start(c.Stores...)
 	eventually(t, 60*time.Second, func() error {
-		if code, out := m.try(t, "tinyctl check consistency", nil, "-s", s.endpoints()); code != 1 || !strings.Contains(out, "undecided") {
+		if code, out := m.try(t, "tinyctl check consistency", nil, "-s",
+			s.endpoints()); code != 1 || !strings.Contains(out, "undecided") {
 			return fmt.Errorf("exit code %d: %s", code, out)
 		}
 		return nil
@@ -514,7 +536,8 @@ func manualDiverged(t *testing.T, m *manual) {
 	stop()
 	sums := map[string]bool{}
 	for _, p := range c.Stores {
-		code, out := m.try(t, "tinyctl debug keys --data-dir DIR", map[string]string{"DIR": p.DataDir})
+		code, out := m.try(t, "tinyctl debug keys --data-dir DIR",
+			map[string]string{"DIR": p.DataDir})
 		require.Zero(t, code, out)
 		for line := range strings.Lines(out) {
 			if f := strings.Fields(line); len(f) == 4 && f[1] == fmt.Sprintf("%x", "k") {
@@ -566,7 +589,8 @@ func manualTLS(t *testing.T, m *manual) {
 	url := "https://" + c.Schedulers[0].Addr
 	file := func(name string) string { return filepath.Join(certs, name) }
 	status := map[string]string{
-		"https://h1:2379": url, "ca.pem": file("ca.crt"), "admin.pem": file("admin.crt"), "admin.key": file("admin.key"),
+		"https://h1:2379": url, "ca.pem": file("ca.crt"), "admin.pem": file("admin.crt"),
+		"admin.key": file("admin.key"),
 	}
 	const command = "tinyctl -s https://h1:2379 --ca ca.pem --cert admin.pem --key admin.key status"
 	stores := func(n int) {
@@ -581,7 +605,8 @@ func manualTLS(t *testing.T, m *manual) {
 	}
 	stores(3)
 	p := s.store(startSecureStore, "secured", map[string]string{
-		"https://h1:2379,https://h2:2379": url, "ca.pem": file("ca.crt"), "store.pem": file("node.crt"), "store.key": file("node.key"),
+		"https://h1:2379,https://h2:2379": url, "ca.pem": file("ca.crt"),
+		"store.pem": file("node.crt"), "store.key": file("node.key"),
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -18,9 +18,9 @@ import (
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
-// While all members of the placement service are paused, clients that know their regions read and write
-// as ever: the service is not on their way. Afterwards it goes on, and a split, which needs ids from
-// it, succeeds. SCHED_PAUSE sets the length of the pause.
+// While all members of the placement service are paused, clients that know their regions read and
+// write as ever: the service is not on their way. Afterwards it goes on, and a split, which needs
+// ids from it, succeeds. SCHED_PAUSE sets the length of the pause.
 func TestAllSchedulersPaused(t *testing.T) {
 	pause := 10 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("SCHED_PAUSE")); err == nil {
@@ -56,7 +56,8 @@ func TestAllSchedulersPaused(t *testing.T) {
 				err := cl.Put(t.Context(), at, value)
 				if err == nil {
 					var got []byte
-					if got, _, err = cl.Get(t.Context(), at); err == nil && string(got) != string(value) {
+					if got, _, err = cl.Get(t.Context(), at); err == nil &&
+						string(got) != string(value) {
 						err = fmt.Errorf("wrote %s, read %s", value, got)
 					}
 				}
@@ -82,7 +83,8 @@ func TestAllSchedulersPaused(t *testing.T) {
 	require.NoError(t, cl.Put(t.Context(), key(2), []byte("after")))
 }
 
-// splitAt orders a split of the region of a key there; it is refused while the region is being repaired.
+// splitAt orders a split of the region of a key there; it is refused while the region is being
+// repaired.
 func (k console) splitAt(key string) func() error {
 	return func() error {
 		var out struct {
@@ -99,8 +101,10 @@ func (k console) splitAt(key string) func() error {
 		if len(out.Regions) != 1 || out.Regions[0].Leader == 0 {
 			return fmt.Errorf("no leader known of %s: %v", key, out.Regions)
 		}
-		url := fmt.Sprintf("http://%s/api/v1/regions/%d/split", k.c.Endpoints()[0], out.Regions[0].ID)
-		req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(fmt.Sprintf(`{"keys": ["%x"]}`, key)))
+		url := fmt.Sprintf("http://%s/api/v1/regions/%d/split", k.c.Endpoints()[0],
+			out.Regions[0].ID)
+		req, err := http.NewRequest(http.MethodPost, url,
+			strings.NewReader(fmt.Sprintf(`{"keys": ["%x"]}`, key)))
 		if err != nil {
 			return err
 		}

@@ -34,7 +34,8 @@ func (k console) run(code int, line string) string {
 func (k console) try(line string) (code int, printed string) {
 	k.t.Helper()
 	argv := append([]string{"-s", strings.Join(k.c.Endpoints(), ",")}, strings.Fields(line)...)
-	out, err := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"), argv...).CombinedOutput()
+	out, err := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"),
+		argv...).CombinedOutput()
 	got := 0
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -110,8 +111,8 @@ func (k console) where(region uint64) (r regionView, follower, free uint64) {
 	return r, follower, free
 }
 
-// TestPlacementCommands runs the commands that go to the placement service, on three replicas and a fourth
-// store: with only three, none could be taken offline.
+// TestPlacementCommands runs the commands that go to the placement service, on three replicas and a
+// fourth store: with only three, none could be taken offline.
 func TestPlacementCommands(t *testing.T) {
 	c := start(t, 4)
 	cl := open(t, c)
@@ -122,7 +123,8 @@ func TestPlacementCommands(t *testing.T) {
 	var rs []regionView
 	eventually(t, 20*time.Second, func() error {
 		k.json("region list", &rs)
-		if out := k.run(0, "operator list"); len(rs) != 1 || len(rs[0].Peers) != 3 || strings.Count(out, "\n") != 1 {
+		if out := k.run(0, "operator list"); len(rs) != 1 || len(rs[0].Peers) != 3 ||
+			strings.Count(out, "\n") != 1 {
 			return fmt.Errorf("not at rest: %v %s", rs, out)
 		}
 		return nil
@@ -138,7 +140,8 @@ func TestPlacementCommands(t *testing.T) {
 
 func (k console) regions(region uint64) {
 	r, follower, free := k.where(region)
-	k.has(fmt.Sprintf("region show %d", region), fmt.Sprintf("REGION %d", region), "-inf to +inf", fmt.Sprintf("store %d, leader", r.Leader))
+	k.has(fmt.Sprintf("region show %d", region), fmt.Sprintf("REGION %d", region), "-inf to +inf",
+		fmt.Sprintf("store %d, leader", r.Leader))
 	k.has("region check", "DEFECT", "REGIONS OF 1", "miss-peer")
 	require.Equal(k.t, 1, strings.Count(k.run(0, "region check down-peer"), "\n"))
 	k.fails("region show 987654", "region 987654 is not known")
@@ -153,13 +156,16 @@ func (k console) regions(region uint64) {
 	_, _, vacated := k.where(region)
 	require.Equal(k.t, r.Leader, vacated)
 
-	k.has(fmt.Sprintf("region split %d m t --wait", region), "success", "[x] split region at x'74'", "[x] split region at x'6d'")
+	k.has(fmt.Sprintf("region split %d m t --wait", region), "success", "[x] split region at x'74'",
+		"[x] split region at x'6d'")
 	parts := k.run(0, "region list")
 	require.Equal(k.t, 4, strings.Count(parts, "\n"), parts)
-	require.Equal(k.t, 1+3, strings.Count(parts, "*"), "the header's, and each has a leader: %s", parts)
+	require.Equal(k.t, 1+3, strings.Count(parts, "*"), "the header's, and each has a leader: %s",
+		parts)
 	k.has("region key a", " m ")
 	k.has("region key m", " t ")
-	k.soon(fmt.Sprintf("region scatter %d --wait", region), "not fully replicated yet", "scatter", "success")
+	k.soon(fmt.Sprintf("region scatter %d --wait", region), "not fully replicated yet", "scatter",
+		"success")
 }
 
 // operators looks at what regions left behind, and cancels an operator that runs.
@@ -169,14 +175,15 @@ func (k console) operators(region uint64) {
 	k.has("operator list", "REGION", "STATUS")
 	k.fails("operator cancel 987654", "has no running operator")
 	k.fails("operator show 987654", "has had no operator")
-	// The store that gets a replica is stopped, so that the operator cannot end by itself. Balancing may be faster and give
-	// it a replica between the look and the order.
+	// The store that gets a replica is stopped, so that the operator cannot end by itself.
+	// Balancing may be faster and give it a replica between the look and the order.
 	var resume func()
 	eventually(k.t, 20*time.Second, func() error {
 		_, _, free := k.where(region)
 		resume = k.pause(free)
 		code, out := k.try(fmt.Sprintf("region add-peer %d %d", region, free))
-		if code == 0 && strings.Contains(out, "admin-add-peer") && strings.Contains(out, "running") {
+		if code == 0 && strings.Contains(out, "admin-add-peer") &&
+			strings.Contains(out, "running") {
 			return nil
 		}
 		resume()
@@ -212,7 +219,8 @@ func (k console) stores(region uint64) {
 		return nil
 	})
 	_, follower, free := k.where(region)
-	k.has(fmt.Sprintf("store show %d", follower), fmt.Sprintf("STORE %d", follower), "up", "free of", "heartbeat")
+	k.has(fmt.Sprintf("store show %d", follower), fmt.Sprintf("STORE %d", follower), "up",
+		"free of", "heartbeat")
 	k.fails("store show 987654", "store 987654 is not registered")
 	k.has(fmt.Sprintf("store weight %d 1.5", follower), "at weight 1.5")
 	k.has(fmt.Sprintf("store weight %d 1", follower), "at weight 1 (leaders 1);")
@@ -231,8 +239,8 @@ func (k console) stores(region uint64) {
 	k.fails(fmt.Sprintf("store bury %d", follower), "is alive")
 	k.fails(fmt.Sprintf("store remove %d", follower), "take it offline first")
 
-	// The only store that could take the replica stands still: else the move might be over, and the store
-	// buried, before it is taken back.
+	// The only store that could take the replica stands still: else the move might be over, and the
+	// store buried, before it is taken back.
 	defer k.pause(free)()
 	k.has(fmt.Sprintf("store offline %d", follower), "offline")
 	r, _, _ := k.where(region)
@@ -253,7 +261,8 @@ func (k console) policies() {
 		return nil
 	})
 	eventually(k.t, 10*time.Second, func() error {
-		if out := k.run(0, "explain"); !strings.Contains(out, "balance-region") || !strings.Contains(out, "balance-leader") {
+		if out := k.run(0, "explain"); !strings.Contains(out, "balance-region") ||
+			!strings.Contains(out, "balance-leader") {
 			return errors.New(out)
 		}
 		return nil
@@ -274,7 +283,8 @@ func (k console) policies() {
 func (k console) events() {
 	k.has("events -n 1000", "config-changed", "store-offline", "operator-ended", "admin-split")
 	require.Equal(k.t, 2, strings.Count(k.run(0, "events -n 2"), "\n"))
-	cmd := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"), "-s", k.c.Endpoints()[0], "events", "-f", "-n", "1")
+	cmd := exec.CommandContext(k.t.Context(), filepath.Join(binDir, "tinyctl"), "-s",
+		k.c.Endpoints()[0], "events", "-f", "-n", "1")
 	out := new(output)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(k.t, cmd.Start())

@@ -31,13 +31,14 @@ func readme(t *testing.T, binary string) (out [][]string) {
 	return out
 }
 
-// TestReadmeSession runs the first session of README.md as it is written: the playground, at other ports, and what the
-// reader enters in another terminal; the benchmark is shortened.
+// TestReadmeSession runs the first session of README.md as it is written: the playground, at other
+// ports, and what the reader enters in another terminal; the benchmark is shortened.
 func TestReadmeSession(t *testing.T) {
 	commands := readme(t, "tinyctl")
 	require.Equal(t, []string{"playground", "--tmp"}, commands[0])
 	base := freeBase(t)
-	playground := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), append(commands[0], "--base-port", strconv.Itoa(base))...)
+	playground := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"),
+		append(commands[0], "--base-port", strconv.Itoa(base))...)
 	out := new(output)
 	playground.Stdout, playground.Stderr = out, out
 	require.NoError(t, playground.Start())
@@ -45,7 +46,8 @@ func TestReadmeSession(t *testing.T) {
 	go func() { ended <- playground.Wait() }()
 	out.waitFor(t, "Ctrl-C stops everything.")
 	prints := map[string]string{
-		"put": "", "get": "world\n", "scan": "hello", "cas": "", "status": "replicas and a leader", "region": "LEADER", "bench": "put",
+		"put": "", "get": "world\n", "scan": "hello", "cas": "", "status": "replicas and a leader",
+		"region": "LEADER", "bench": "put",
 	}
 	for _, words := range commands[1:] {
 		want, known := prints[words[0]]
@@ -82,7 +84,8 @@ func TestReadmeSession(t *testing.T) {
 func TestReadmeServers(t *testing.T) {
 	for _, binary := range []string{"tinyscheduler", "tinykv-server"} {
 		for _, words := range readme(t, binary) {
-			cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, binary), append(words, "--config-check")...)
+			cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, binary),
+				append(words, "--config-check")...)
 			cmd.Dir = t.TempDir()
 			printed, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s %s: %s", binary, strings.Join(words, " "), printed)

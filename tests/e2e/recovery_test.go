@@ -47,13 +47,14 @@ func storeIDs(t *testing.T, c *localcluster.Cluster) map[string]uint64 {
 // tinyctl runs a command that needs no cluster.
 func tinyctl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"),
+		args...).CombinedOutput()
 	require.NoError(t, err, "tinyctl %v: %s", args, out)
 	return string(out)
 }
 
-// inRecovery returns the arguments of the command in docs/recovery.md that begins as given, with what the page says as an
-// example replaced.
+// inRecovery returns the arguments of the command in docs/recovery.md that begins as given, with
+// what the page says as an example replaced.
 func inRecovery(t *testing.T, begin string, replace map[string]string) []string {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/recovery.md")
@@ -79,14 +80,16 @@ func inRecovery(t *testing.T, begin string, replace map[string]string) []string 
 	return nil
 }
 
-// TestRecoverScheduler: the placement service's only member is lost with its disk. Another one takes the cluster over from
-// the stores: same id, ids and timestamps above all that were given out, all data there, splits go on.
+// TestRecoverScheduler: the placement service's only member is lost with its disk. Another one
+// takes the cluster over from the stores: same id, ids and timestamps above all that were given
+// out, all data there, splits go on.
 func TestRecoverScheduler(t *testing.T) {
 	c := start(t, 3)
 	cl := open(t, c)
 	k := console{t, c}
 	for i := range 50 {
-		require.NoError(t, cl.Put(t.Context(), fmt.Appendf(nil, "%c%d", 'a'+i%26, i), fmt.Append(nil, i)))
+		require.NoError(t,
+			cl.Put(t.Context(), fmt.Appendf(nil, "%c%d", 'a'+i%26, i), fmt.Append(nil, i)))
 	}
 	waitReplicas(t, c, 3)
 	eventually(t, 20*time.Second, k.splitAt("m"))
@@ -126,7 +129,8 @@ func TestRecoverScheduler(t *testing.T) {
 	require.Greater(t, now, ts)
 	eventually(t, 30*time.Second, k.splitAt("g"))
 	k.regionCount(3)
-	for _, p := range c.Stores { // each joins the recovered service, whose first incarnations are new
+	// each joins the recovered service, whose first incarnations are new
+	for _, p := range c.Stores {
 		_, err := p.End(syscall.SIGTERM, 20*time.Second)
 		require.NoError(t, err)
 		require.NoError(t, p.Start())
@@ -136,14 +140,15 @@ func TestRecoverScheduler(t *testing.T) {
 	checkReplicas(t, c)
 }
 
-// TestRecoverRegions: two of three stores are lost with their disks. The third goes on with its replicas; two new stores
-// bring the regions back to three, and the lost ones can not come back.
+// TestRecoverRegions: two of three stores are lost with their disks. The third goes on with its
+// replicas; two new stores bring the regions back to three, and the lost ones can not come back.
 func TestRecoverRegions(t *testing.T) {
 	c := start(t, 5)
 	cl := open(t, c)
 	k := console{t, c}
 	for i := range 50 {
-		require.NoError(t, cl.Put(t.Context(), fmt.Appendf(nil, "%c%d", 'a'+i%26, i), fmt.Append(nil, i)))
+		require.NoError(t,
+			cl.Put(t.Context(), fmt.Appendf(nil, "%c%d", 'a'+i%26, i), fmt.Append(nil, i)))
 	}
 	waitReplicas(t, c, 3)
 	var rs []regionView
@@ -171,9 +176,11 @@ func TestRecoverRegions(t *testing.T) {
 	}
 	plan := filepath.Join(t.TempDir(), "plan.json")
 	var out string
-	eventually(t, 60*time.Second, func() error { // a store is buried once it has been silent for a while
+	// a store is buried once it has been silent for a while
+	eventually(t, 60*time.Second, func() error {
 		args := append(inRecovery(t, "recover regions", map[string]string{
-			"2,3": strings.Join(lostIDs, ","), "127.0.0.1:20180": statusOf(left...), "plan.json": plan,
+			"2,3": strings.Join(lostIDs, ","), "127.0.0.1:20180": statusOf(left...),
+			"plan.json": plan,
 		}), "--yes", "-s", c.Schedulers[0].Addr)
 		cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), args...)
 		data, err := cmd.CombinedOutput()
@@ -189,7 +196,8 @@ func TestRecoverRegions(t *testing.T) {
 		require.NoError(t, err)
 		dir := map[string]string{"DIR": p.DataDir}
 		require.Contains(t, tinyctl(t, inRecovery(t, "debug verify", dir)...), "regions")
-		apply := inRecovery(t, "recover apply", map[string]string{"DIR": p.DataDir, "plan.json": plan})
+		apply := inRecovery(t, "recover apply",
+			map[string]string{"DIR": p.DataDir, "plan.json": plan})
 		out := tinyctl(t, apply...)
 		again := tinyctl(t, apply...)
 		require.Contains(t, again, ": 0 regions go on", "after %s", out)
@@ -209,7 +217,8 @@ func TestRecoverRegions(t *testing.T) {
 	require.NoError(t, fresh.Put(t.Context(), []byte("after"), []byte("x")))
 	for _, p := range lost {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinykv-server"), "--addr", "127.0.0.1:0", "--status-addr", "127.0.0.1:0",
+		out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinykv-server"), "--addr",
+			"127.0.0.1:0", "--status-addr", "127.0.0.1:0",
 			"--data-dir", p.DataDir, "--scheduler", c.Schedulers[0].Addr).CombinedOutput()
 		cancel()
 		require.Error(t, err)

@@ -29,14 +29,16 @@ import (
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
-// startSecured starts a cluster with TLS on all ports, and returns the directory of its certificates.
+// startSecured starts a cluster with TLS on all ports, and returns the directory of its
+// certificates.
 func startSecured(t *testing.T) (*localcluster.Cluster, string) {
 	t.Helper()
 	dir := t.TempDir()
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, StoreConfig: fastStores, TLS: true,
 		OnExit: func(p *localcluster.Process, err error) {
-			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
 		},
 	})
 	require.NoError(t, err)
@@ -48,7 +50,10 @@ func startSecured(t *testing.T) (*localcluster.Cluster, string) {
 }
 
 func filesOf(dir, name string) security.Files {
-	return security.Files{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, name+".crt"), Key: filepath.Join(dir, name+".key")}
+	return security.Files{
+		CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, name+".crt"),
+		Key: filepath.Join(dir, name+".key"),
+	}
 }
 
 func identityOf(t *testing.T, f security.Files) *security.Identity {
@@ -62,13 +67,15 @@ func openAs(t *testing.T, c *localcluster.Cluster, f security.Files) *client.Cli
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	cl, err := client.Open(ctx, c.Endpoints(), client.Options{Timeout: 20 * time.Second, Identity: identityOf(t, f)})
+	cl, err := client.Open(ctx, c.Endpoints(),
+		client.Options{Timeout: 20 * time.Second, Identity: identityOf(t, f)})
 	require.NoError(t, err)
 	t.Cleanup(cl.Close)
 	return cl
 }
 
-// TestSecuredCluster: who has a certificate of the cluster is served as far as its role goes; nobody else is.
+// TestSecuredCluster: who has a certificate of the cluster is served as far as its role goes;
+// nobody else is.
 func TestSecuredCluster(t *testing.T) {
 	c, certs := startSecured(t)
 	cl := openAs(t, c, filesOf(certs, "client"))
@@ -82,22 +89,27 @@ func TestSecuredCluster(t *testing.T) {
 	t.Run("doctor", func(t *testing.T) {
 		admin := filesOf(certs, "admin")
 		var text []byte
-		eventually(t, 30*time.Second, func() (err error) { // reports of all stores and regions must be there
-			cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", strings.Join(c.Endpoints(), ","),
+		// reports of all stores and regions must be there
+		eventually(t, 30*time.Second, func() (err error) {
+			cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s",
+				strings.Join(c.Endpoints(), ","),
 				"--ca", admin.CA, "--cert", admin.Cert, "--key", admin.Key, "doctor")
 			if text, err = cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("%w: %s", err, text)
 			}
 			return nil
 		})
-		for _, topic := range []string{"certificates", "clocks", "open files", "reached from here"} {
+		for _, topic := range []string{
+			"certificates", "clocks", "open files", "reached from here",
+		} {
 			require.Contains(t, string(text), "ok  "+topic)
 		}
 	})
 
 	store, asClient := c.Stores[0].Addr, identityOf(t, filesOf(certs, "client"))
 	t.Run("a client in a store's place", func(t *testing.T) {
-		conn := rpc.New(security.Address(store, true), rpc.Options{Dial: security.DialService(nil, asClient.Client)})
+		conn := rpc.New(security.Address(store, true),
+			rpc.Options{Dial: security.DialService(nil, asClient.Client)})
 		defer conn.Close()
 		for name, open := range map[string]func(context.Context, tinykvpb.TinyKvClient) error{
 			"raft": func(ctx context.Context, s tinykvpb.TinyKvClient) error {
@@ -130,12 +142,16 @@ func TestSecuredCluster(t *testing.T) {
 	t.Run("without a certificate of the cluster", func(t *testing.T) {
 		other := filepath.Join(t.TempDir(), "other")
 		require.NoError(t, security.CreateCA(other))
-		foreign, err := security.CreateCert(other, security.CertRequest{Name: "client", Role: security.RoleClient})
+		foreign, err := security.CreateCert(other,
+			security.CertRequest{Name: "client", Role: security.RoleClient})
 		require.NoError(t, err)
 		foreign.CA = filesOf(certs, "client").CA // it trusts the cluster, which does not trust it
-		late, err := security.CreateCert(certs, security.CertRequest{Name: "late", Role: security.RoleClient, Life: time.Nanosecond})
+		late, err := security.CreateCert(certs,
+			security.CertRequest{Name: "late", Role: security.RoleClient, Life: time.Nanosecond})
 		require.NoError(t, err)
-		for name, f := range map[string]security.Files{"foreign": foreign, "expired": late, "none": {CA: foreign.CA}} {
+		for name, f := range map[string]security.Files{
+			"foreign": foreign, "expired": late, "none": {CA: foreign.CA},
+		} {
 			refused(t, name, store, identityOf(t, f).Client)
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			_, err := placement.New(ctx, c.Endpoints(), placement.WithIdentity(identityOf(t, f)))
@@ -166,14 +182,16 @@ func TestSecuredCluster(t *testing.T) {
 // refused expects that a store does not serve a get.
 func refused(t *testing.T, name, store string, as func(...string) *tls.Config) {
 	t.Helper()
-	conn := rpc.New(security.Address(store, as != nil), rpc.Options{Dial: security.DialService(nil, as)})
+	conn := rpc.New(security.Address(store, as != nil),
+		rpc.Options{Dial: security.DialService(nil, as)})
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	_, err := tinykvpb.NewTinyKvClient(conn).RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte("k")})
 	require.Error(t, err, name)
 	code := status.Code(err)
-	require.True(t, code == codes.Unavailable || code == codes.DeadlineExceeded, "%s: %v", name, err)
+	require.True(t, code == codes.Unavailable || code == codes.DeadlineExceeded, "%s: %v", name,
+		err)
 }
 
 // load writes and reads until stopped, and counts what went wrong.
@@ -233,7 +251,9 @@ func (l *load) end(t *testing.T) {
 func (l *load) goesOn(t *testing.T) {
 	t.Helper()
 	want := l.ops.Load() + 50
-	require.Eventually(t, func() bool { return l.ops.Load() >= want || l.failure.Load() != nil }, 30*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return l.ops.Load() >= want || l.failure.Load() != nil
+	}, 30*time.Second, time.Millisecond)
 }
 
 // put replaces a file, as a tool for certificates does.
@@ -252,9 +272,9 @@ func putFile(t *testing.T, path string, parts ...string) {
 // reread is longer than servers and clients take until they see new files.
 const reread = 1200 * time.Millisecond
 
-// TestNewAuthorityUnderLoad: a cluster changes its authority and all certificates, without a stop and without an error: first
-// both authorities are trusted, then the certificates are new, then the old authority is gone. A rolling restart at
-// the end has every connection made anew.
+// TestNewAuthorityUnderLoad: a cluster changes its authority and all certificates, without a stop
+// and without an error: first both authorities are trusted, then the certificates are new, then the
+// old authority is gone. A rolling restart at the end has every connection made anew.
 func TestNewAuthorityUnderLoad(t *testing.T) {
 	c, certs := startSecured(t)
 	cl := openAs(t, c, filesOf(certs, "client"))
@@ -297,7 +317,8 @@ func TestNewAuthorityUnderLoad(t *testing.T) {
 	require.True(t, found)
 	refusedOld := filesOf(certs, "client")
 	refusedOld.CA = oldCA
-	refused(t, "who trusts the old authority only", c.Stores[0].Addr, identityOf(t, refusedOld).Client)
+	refused(t, "who trusts the old authority only", c.Stores[0].Addr,
+		identityOf(t, refusedOld).Client)
 }
 
 // waitSecuredReplicas waits until the first region has n replicas.

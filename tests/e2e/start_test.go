@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMessagesAreRegisteredOnce: a store executes itself again before its packages are initialized, not after; the
-// registration of TiKV's messages is half of what a start costs.
+// TestMessagesAreRegisteredOnce: a store executes itself again before its packages are initialized,
+// not after; the registration of TiKV's messages is half of what a start costs.
 func TestMessagesAreRegisteredOnce(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("no timer slack on " + runtime.GOOS)
@@ -25,11 +25,13 @@ func TestMessagesAreRegisteredOnce(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		trace := string(out)
 		require.Equal(t, want, strings.Count(trace, "init os @"), "%q: %s", env, trace)
-		require.Equal(t, 1, strings.Count(trace, "init github.com/pingcap/kvproto/pkg/kvrpcpb @"), "%q: %s", env, trace)
+		require.Equal(t, 1, strings.Count(trace, "init github.com/pingcap/kvproto/pkg/kvrpcpb @"),
+			"%q: %s", env, trace)
 	}
 }
 
-// TestKeyspaceSplit: one command makes 64 regions of a prefix, led by all stores alike; and a file of keys 4 of another one.
+// TestKeyspaceSplit: one command makes 64 regions of a prefix, led by all stores alike; and a file
+// of keys 4 of another one.
 func TestKeyspaceSplit(t *testing.T) {
 	c := start(t, 3)
 	waitReplicas(t, c, 3)
@@ -37,7 +39,9 @@ func TestKeyspaceSplit(t *testing.T) {
 		Regions int
 		Leaders map[string]int
 	}) {
-		args = append([]string{"--scheduler", c.Endpoints()[0], "-o", "json", "--timeout", "1m", "keyspace", "split"}, args...)
+		args = append([]string{
+			"--scheduler", c.Endpoints()[0], "-o", "json", "--timeout", "1m", "keyspace", "split",
+		}, args...)
 		require.NoError(t, json.Unmarshal([]byte(tinyctl(t, args...)), &got))
 		return got
 	}
@@ -53,6 +57,9 @@ func TestKeyspaceSplit(t *testing.T) {
 	var list []struct {
 		Start string `json:"start_key"`
 	}
-	require.NoError(t, json.Unmarshal([]byte(tinyctl(t, "--scheduler", c.Endpoints()[0], "-o", "json", "region", "list")), &list))
+	require.NoError(t,
+		json.Unmarshal(
+			[]byte(tinyctl(t, "--scheduler", c.Endpoints()[0], "-o", "json", "region", "list")),
+			&list))
 	require.Len(t, list, 1+64+4)
 }

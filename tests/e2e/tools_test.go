@@ -67,10 +67,12 @@ func freeBase(t *testing.T) int {
 	return 0
 }
 
-// TestPlayground: the banner comes, its commands work, a child that dies is named, Ctrl-C ends everything.
+// TestPlayground: the banner comes, its commands work, a child that dies is named, Ctrl-C ends
+// everything.
 func TestPlayground(t *testing.T) {
 	base := freeBase(t)
-	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp", "--kv", "2", "--scheduler", "1", "--base-port", strconv.Itoa(base))
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp",
+		"--kv", "2", "--scheduler", "1", "--base-port", strconv.Itoa(base))
 	out := new(output)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(t, cmd.Start())
@@ -89,29 +91,39 @@ func TestPlayground(t *testing.T) {
 	tinyctl("put", "hello", "world")
 	require.Equal(t, "world\n", tinyctl("get", "hello"))
 	require.Contains(t, tinyctl("store", "list"), "Up")
-	// A replica that is added meanwhile has a raft snapshot of after the comparison, and does not answer.
+	// A replica that is added meanwhile has a raft snapshot of after the comparison, and does not
+	// answer.
 	require.Eventually(t, func() bool {
-		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched, "check", "consistency", "--wait", "5s")
+		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched,
+			"check", "consistency", "--wait", "5s")
 		text, err := c.CombinedOutput()
 		return err == nil && strings.Contains(string(text), "1 of 1 regions have equal replicas.")
 	}, time.Minute, time.Millisecond)
-	eventually(t, 20*time.Second, func() error { // as many replicas as there are stores; the stores may not have reported yet
-		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched, "status")
-		if text, err := c.CombinedOutput(); err != nil || !strings.Contains(string(text), "All 1 regions have 2 replicas and a leader.") {
+	// as many replicas as there are stores; the stores may not have reported yet
+	eventually(t, 20*time.Second, func() error {
+		c := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "-s", sched,
+			"status")
+		if text, err := c.CombinedOutput(); err != nil ||
+			!strings.Contains(string(text), "All 1 regions have 2 replicas and a leader.") {
 			return fmt.Errorf("%w: %s", err, text)
 		}
 		return nil
 	})
 
-	// Another playground and a demo-like cluster on the same ports are refused, and this one does not notice.
-	again, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground", "--tmp", "--kv", "3",
+	// Another playground and a demo-like cluster on the same ports are refused, and this one does
+	// not notice.
+	again, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "playground",
+		"--tmp", "--kv", "3",
 		"--base-port", strconv.Itoa(base)).CombinedOutput()
 	require.Error(t, err, "%s", again)
-	require.Contains(t, string(again), sched+", where scheduler-1 should listen, is in use by another process")
-	require.NotContains(t, tinyctl("store", "list"), "127.0.0.1:"+strconv.Itoa(base+104), "a third store")
+	require.Contains(t, string(again),
+		sched+", where scheduler-1 should listen, is in use by another process")
+	require.NotContains(t, tinyctl("store", "list"), "127.0.0.1:"+strconv.Itoa(base+104),
+		"a third store")
 	require.Equal(t, "world\n", tinyctl("get", "hello"))
 
-	// Its data lies where the banner says; a store's lock file tells nothing of its process, /proc does.
+	// Its data lies where the banner says; a store's lock file tells nothing of its process, /proc
+	// does.
 	victim := childNamed(t, cmd.Process.Pid, "store-2")
 	require.NoError(t, syscall.Kill(victim, syscall.SIGKILL))
 	out.waitFor(t, "store-2 ended by itself (signal: killed)")
@@ -150,13 +162,15 @@ func childNamed(t *testing.T, parent int, part string) int {
 	return 0
 }
 
-// TestTinyKVSpellings: a store started as users of TinyKV do; health, reflection and the status port.
+// TestTinyKVSpellings: a store started as users of TinyKV do; health, reflection and the status
+// port.
 func TestTinyKVSpellings(t *testing.T) {
 	c := start(t, 1)
 	ports, err := localcluster.FreePorts(2)
 	require.NoError(t, err)
 	addr, status := fmt.Sprintf("127.0.0.1:%d", ports[0]), fmt.Sprintf("127.0.0.1:%d", ports[1])
-	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "-scheduler", c.Endpoints()[0], "-addr", addr,
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "-scheduler",
+		c.Endpoints()[0], "-addr", addr,
 		"-path", filepath.Join(t.TempDir(), "data"), "-loglevel", "warn", "--status-addr", status)
 	out := new(output)
 	cmd.Stdout, cmd.Stderr = out, out
@@ -185,14 +199,21 @@ func TestTinyKVSpellings(t *testing.T) {
 		require.NoError(t, err)
 		return resp
 	}
-	list := ask(&rpb.ServerReflectionRequest{MessageRequest: &rpb.ServerReflectionRequest_ListServices{}})
+	list := ask(&rpb.ServerReflectionRequest{
+		MessageRequest: &rpb.ServerReflectionRequest_ListServices{},
+	})
 	require.Contains(t, list.String(), "tinykvpb.TinyKv")
-	file := ask(&rpb.ServerReflectionRequest{MessageRequest: &rpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: "tinykvpb.TinyKv"}})
+	file := ask(&rpb.ServerReflectionRequest{
+		MessageRequest: &rpb.ServerReflectionRequest_FileContainingSymbol{
+			FileContainingSymbol: "tinykvpb.TinyKv",
+		},
+	})
 	require.NotEmpty(t, file.GetFileDescriptorResponse().GetFileDescriptorProto(), file.String())
 	require.NoError(t, stream.CloseSend())
 
 	for path, want := range map[string]string{
-		"/status": `"store_id"`, "/metrics": "tikv_engine_write_stalls_total", "/config": "[raftstore]", "/health": "ok",
+		"/status": `"store_id"`, "/metrics": "tikv_engine_write_stalls_total",
+		"/config": "[raftstore]", "/health": "ok",
 		"/regions": "[", "/debug/pprof/cmdline": "tinykv-server",
 	} {
 		resp, err := http.Get("http://" + status + path)
@@ -205,11 +226,13 @@ func TestTinyKVSpellings(t *testing.T) {
 	}
 }
 
-// TestConfigurationIsShown: samples are valid configurations, --config-check and --version end at once.
+// TestConfigurationIsShown: samples are valid configurations, --config-check and --version end at
+// once.
 func TestConfigurationIsShown(t *testing.T) {
 	for _, bin := range []string{"tinykv-server", "tinyscheduler"} {
 		run := func(args ...string) string {
-			out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, bin), args...).Output()
+			out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, bin),
+				args...).Output()
 			require.NoError(t, err, "%s %v", bin, args)
 			return string(out)
 		}
@@ -229,7 +252,9 @@ func TestStandalone(t *testing.T) {
 	ports, err := localcluster.FreePorts(1)
 	require.NoError(t, err)
 	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
-	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "--config", conf, "--addr", addr, "--status-addr", "127.0.0.1:0", "--data-dir", filepath.Join(dir, "data"))
+	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "--config",
+		conf, "--addr", addr, "--status-addr", "127.0.0.1:0", "--data-dir",
+		filepath.Join(dir, "data"))
 	out := new(output)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(t, cmd.Start())

@@ -19,8 +19,9 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 )
 
-// TestTransactions: the commands of a cluster in mode txn; then counters that many clients increment while the leader's
-// process is killed twice: none of the increments is lost, or happens twice.
+// TestTransactions: the commands of a cluster in mode txn; then counters that many clients
+// increment while the leader's process is killed twice: none of the increments is lost, or happens
+// twice.
 func TestTransactions(t *testing.T) {
 	c, err := localcluster.New(localcluster.Options{
 		BinDir: binDir, Dir: t.TempDir(), Stores: 3, SchedulerConfig: "mode = \"txn\"\n",
@@ -35,7 +36,8 @@ func TestTransactions(t *testing.T) {
 
 	must := func(want string, code int, args ...string) {
 		t.Helper()
-		cmd := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), append([]string{"--scheduler", c.Endpoints()[0]}, args...)...)
+		cmd := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"),
+			append([]string{"--scheduler", c.Endpoints()[0]}, args...)...)
 		out, err := cmd.Output()
 		if err != nil && cmd.ProcessState == nil {
 			t.Fatal(err)
@@ -51,15 +53,19 @@ func TestTransactions(t *testing.T) {
 	must("b\t2\n", 0, "txn", "scan", "-n", "1")
 	must("", 2, "txn", "put", "a")
 	require.Eventually(t, func() bool { // the stores raise the safe points
-		out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "gc", "status").Output()
+		out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler",
+			c.Endpoints()[0], "gc", "status").Output()
 		require.NoError(t, err)
-		return regexp.MustCompile(`(?s)^transactions after +20.*\nversions kept since +20.*\nraised by +the stores\nlocks `).Match(out)
+		return regexp.MustCompile(
+			`(?s)^transactions after +20.*\nversions kept since +20.*\nraised by +the stores\nlocks `).Match(out)
 	}, 30*time.Second, 100*time.Millisecond)
 	must("KEY  TYPE  TXN  BEGUN  LEFT  PRIMARY\n", 0, "lock", "list")
 	must("{\n  \"key\": \"c\",\n  \"versions\": []\n}\n", 1, "mvcc", "c", "-o", "json")
-	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler", c.Endpoints()[0], "mvcc", "a").Output()
+	out, err := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "--scheduler",
+		c.Endpoints()[0], "mvcc", "a").Output()
 	require.NoError(t, err)
-	require.Regexp(t, `(?s)^RECORD +TXN.*\ndelete +\d+ +\d+ +\S+ +-\nput +\d+ +\d+ +\S+ +1\n$`, string(out))
+	require.Regexp(t, `(?s)^RECORD +TXN.*\ndelete +\d+ +\d+ +\S+ +-\nput +\d+ +\d+ +\S+ +1\n$`,
+		string(out))
 	must("", 1, "put", "a", "raw")
 	must("", 1, "get", "a")
 

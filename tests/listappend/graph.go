@@ -45,8 +45,8 @@ type step []edge
 
 func (s step) to() int { return s[len(s)-1].to }
 
-// steps are those from a transaction, of some kinds of edges. An rw counts only behind one of the others: two in a row
-// are allowed, and so a path that begins with one is a part of another step.
+// steps are those from a transaction, of some kinds of edges. An rw counts only behind one of the
+// others: two in a row are allowed, and so a path that begins with one is a part of another step.
 func (g *graph) steps(n int, kinds []kind) (out []step) {
 	for _, e := range g.out[n] {
 		if e.kind == rw || !slices.Contains(kinds, e.kind) {

@@ -1,11 +1,13 @@
 // Package listappend judges histories of transactions that append to lists and read them.
 //
-// Each appended value is unique, so a list that was read names all transactions that have changed it, in their order.
-// From that come the dependencies between transactions: ww, one has appended behind the other; wr, one has read what the
-// other has appended; rw, one has read a list that the other has appended to next. Isolation levels forbid cycles of them
-// (Adya; Elle has the method). Under snapshot isolation two transactions that each read what the other one writes next may both
-// happen, write skew; all other cycles are bugs: a history is one of snapshot isolation if and only if there is no cycle of
-// steps that are each a ww or wr, or one of these followed by an rw (Cerone and Gotsman).
+// Each appended value is unique, so a list that was read names all transactions that have changed
+// it, in their order. From that come the dependencies between transactions: ww, one has appended
+// behind the other; wr, one has read what the other has appended; rw, one has read a list that the
+// other has appended to next. Isolation levels forbid cycles of them (Adya; Elle has the method).
+// Under snapshot isolation two transactions that each read what the other one writes next may both
+// happen, write skew; all other cycles are bugs: a history is one of snapshot isolation if and only
+// if there is no cycle of steps that are each a ww or wr, or one of these followed by an rw (Cerone
+// and Gotsman).
 //
 // Beyond that, a history that knows the timestamps of its transactions is held against them.
 package listappend
@@ -49,20 +51,24 @@ func Append(key string, value uint64) Op { return Op{Key: key, Value: value} }
 type Txn struct {
 	Ops     []Op
 	Outcome Outcome
-	// Start and Commit are timestamps; 0 if they are not known. One that has changed nothing has no Commit.
+	// Start and Commit are timestamps; 0 if they are not known. One that has changed nothing has no
+	// Commit.
 	Start, Commit uint64
-	// Begun and Ended are moments of one clock, from before its start timestamp was given out and from after its outcome
-	// was known; 0 if they are not known.
+	// Begun and Ended are moments of one clock, from before its start timestamp was given out and
+	// from after its outcome was known; 0 if they are not known.
 	Begun, Ended int64
-	// Locking: it has locked what it read, so that its Start is the timestamp of its newest lock. For people.
+	// Locking: it has locked what it read, so that its Start is the timestamp of its newest lock.
+	// For people.
 	Locking bool
 }
 
 // Anomaly is something that snapshot isolation forbids.
 type Anomaly struct {
-	// Kind is Adya's name where there is one: G0, G1a, G1b, G1c, G-single, G-nonadjacent; else a word.
+	// Kind is Adya's name where there is one: G0, G1a, G1b, G1c, G-single, G-nonadjacent; else a
+	// word.
 	Kind string
-	// Txns are the numbers of the transactions, as they stand in the history; of a cycle, in its order.
+	// Txns are the numbers of the transactions, as they stand in the history; of a cycle, in its
+	// order.
 	Txns []int
 	Text string
 }
@@ -74,14 +80,18 @@ func (a Anomaly) String() string {
 // Report is the judgement of a history.
 type Report struct {
 	Anomalies []Anomaly
-	// Reads, Appends and Edges say how much there was to look at. Skews is how many groups of transactions depend on each
-	// other in a way that snapshot isolation allows and serializability does not.
+	// Reads, Appends and Edges say how much there was to look at. Skews is how many groups of
+	// transactions depend on each other in a way that snapshot isolation allows and serializability
+	// does not.
 	Reads, Appends, Edges, Skews int
 }
 
 // Check judges a history.
 func Check(history []Txn) Report {
-	c := &checker{history: history, writer: map[element]int{}, last: map[element]bool{}, order: map[string][]uint64{}}
+	c := &checker{
+		history: history, writer: map[element]int{}, last: map[element]bool{},
+		order: map[string][]uint64{},
+	}
 	c.index()
 	c.internal()
 	c.orders()
@@ -90,7 +100,9 @@ func Check(history []Txn) Report {
 		c.cycles()
 		c.timestamps()
 	}
-	slices.SortStableFunc(c.report.Anomalies, func(a, b Anomaly) int { return cmp.Compare(a.Kind, b.Kind) })
+	slices.SortStableFunc(c.report.Anomalies, func(a, b Anomaly) int {
+		return cmp.Compare(a.Kind, b.Kind)
+	})
 	return c.report
 }
 
@@ -103,7 +115,8 @@ type element struct {
 type checker struct {
 	history []Txn
 	report  Report
-	// writer is who has appended an element; last tells whether it is the last of its transaction in that list.
+	// writer is who has appended an element; last tells whether it is the last of its transaction
+	// in that list.
 	writer map[element]int
 	last   map[element]bool
 	// reads are what transactions have read of lists before they changed them themselves.
@@ -122,7 +135,8 @@ type read struct {
 }
 
 func (c *checker) blame(kind string, txns []int, format string, args ...any) {
-	c.report.Anomalies = append(c.report.Anomalies, Anomaly{kind, txns, fmt.Sprintf(format, args...)})
+	c.report.Anomalies = append(c.report.Anomalies,
+		Anomaly{kind, txns, fmt.Sprintf(format, args...)})
 }
 
 // index finds out who has appended what.
@@ -137,7 +151,8 @@ func (c *checker) index() {
 			c.report.Appends++
 			e := element{op.Key, op.Value}
 			if other, twice := c.writer[e]; twice {
-				panic(fmt.Sprintf("the history appends %d to %s twice, in %d and %d", op.Value, op.Key, other, n))
+				panic(fmt.Sprintf("the history appends %d to %s twice, in %d and %d", op.Value,
+					op.Key, other, n))
 			}
 			c.writer[e] = n
 			lasts[op.Key] = op.Value
@@ -161,13 +176,15 @@ func (c *checker) internal() {
 			mine := own[op.Key]
 			base := len(op.List) - len(mine)
 			if base < 0 || !slices.Equal(op.List[base:], mine) {
-				c.blame("internal", []int{n}, "%s was read as %v, without its own %v", op.Key, op.List, mine)
+				c.blame("internal", []int{n}, "%s was read as %v, without its own %v", op.Key,
+					op.List, mine)
 				continue
 			}
 			list := op.List[:base]
 			if before, again := known[op.Key]; again {
 				if !slices.Equal(before, list) {
-					c.blame("internal", []int{n}, "%s was read as %v, and then as %v", op.Key, before, op.List)
+					c.blame("internal", []int{n}, "%s was read as %v, and then as %v", op.Key,
+						before, op.List)
 				}
 				continue
 			}
@@ -188,7 +205,8 @@ func (c *checker) orders() {
 	}
 	for _, r := range c.reads {
 		if !slices.Equal(c.order[r.key][:len(r.list)], r.list) {
-			c.blame("incompatible order", []int{r.txn}, "%s was read as %v and as %v", r.key, r.list, c.order[r.key])
+			c.blame("incompatible order", []int{r.txn}, "%s was read as %v and as %v", r.key,
+				r.list, c.order[r.key])
 		}
 	}
 }
@@ -208,8 +226,10 @@ func (c *checker) elements(r read) {
 			c.blame("G1a", []int{r.txn, w}, "%s has %d of a transaction that has failed", r.key, v)
 		case w == r.txn:
 			c.blame("internal", []int{r.txn}, "%s has %d before it was appended", r.key, v)
-		case !c.last[element{r.key, v}] && (i+1 == len(r.list) || c.writer[element{r.key, r.list[i+1]}] != w):
-			c.blame("G1b", []int{r.txn, w}, "%s has %d, and not what its transaction has appended to it next", r.key, v)
+		case !c.last[element{r.key, v}] &&
+			(i+1 == len(r.list) || c.writer[element{r.key, r.list[i+1]}] != w):
+			c.blame("G1b", []int{r.txn, w},
+				"%s has %d, and not what its transaction has appended to it next", r.key, v)
 		}
 		met[v] = true
 		c.seen[w] = true
@@ -221,7 +241,8 @@ func (c *checker) happened(n int) bool {
 	return c.history[n].Outcome == Committed || c.history[n].Outcome == Unknown && c.seen[n]
 }
 
-// next is the transaction that has appended to a list behind its first n elements; -1 if none is known.
+// next is the transaction that has appended to a list behind its first n elements; -1 if none is
+// known.
 func (c *checker) next(key string, n int) int {
 	if n >= len(c.order[key]) {
 		return -1
@@ -243,10 +264,12 @@ func (c *checker) edges() {
 			continue
 		}
 		if n := len(r.list); n > 0 {
-			c.add(wr, c.writer[element{r.key, r.list[n-1]}], r.txn, fmt.Sprintf("%s: read %d", r.key, r.list[n-1]))
+			c.add(wr, c.writer[element{r.key, r.list[n-1]}], r.txn,
+				fmt.Sprintf("%s: read %d", r.key, r.list[n-1]))
 		}
 		if w := c.next(r.key, len(r.list)); w >= 0 {
-			c.add(rw, r.txn, w, fmt.Sprintf("%s: read %d elements, and not the next", r.key, len(r.list)))
+			c.add(rw, r.txn, w,
+				fmt.Sprintf("%s: read %d elements, and not the next", r.key, len(r.list)))
 		}
 	}
 	c.report.Edges = c.count
@@ -293,24 +316,29 @@ func (c *checker) snapshots() {
 		for _, v := range r.list {
 			has[v] = true
 			if w := c.writer[element{r.key, v}]; c.history[w].Commit > start {
-				c.blame("future read", []int{r.txn, w}, "%s has %d at %d, committed at %d", r.key, v, start, c.history[w].Commit)
+				c.blame("future read", []int{r.txn, w}, "%s has %d at %d, committed at %d", r.key,
+					v, start, c.history[w].Commit)
 			}
 		}
 		for _, a := range appended[r.key] {
 			if a.at <= start && a.txn != r.txn && !has[a.value] {
-				c.blame("missed commit", []int{r.txn, a.txn}, "%s lacks %d at %d, committed at %d", r.key, a.value, start, a.at)
+				c.blame("missed commit", []int{r.txn, a.txn}, "%s lacks %d at %d, committed at %d",
+					r.key, a.value, start, a.at)
 			}
 		}
 	}
 }
 
-// firstCommitter: of two transactions that change a list, the second one begins after the first is committed.
+// firstCommitter: of two transactions that change a list, the second one begins after the first is
+// committed.
 func (c *checker) firstCommitter() {
 	for key, list := range c.order {
 		for i := 1; i < len(list); i++ {
 			from, to := c.writer[element{key, list[i-1]}], c.writer[element{key, list[i]}]
-			if at, start := c.history[from].Commit, c.history[to].Start; from != to && at != 0 && start != 0 && start < at {
-				c.blame("lost update", []int{from, to}, "%s: one is committed at %d, the other began at %d", key, at, start)
+			if at, start := c.history[from].Commit,
+				c.history[to].Start; from != to && at != 0 && start != 0 && start < at {
+				c.blame("lost update", []int{from, to},
+					"%s: one is committed at %d, the other began at %d", key, at, start)
 			}
 		}
 	}
@@ -347,7 +375,8 @@ func (c *checker) realTime() {
 			}
 		}
 		if latest >= 0 && c.history[latest].Commit > c.history[b.txn].Start {
-			c.blame("real time", []int{latest, b.txn}, "one was acknowledged at %d before the other began at %d",
+			c.blame("real time", []int{latest, b.txn},
+				"one was acknowledged at %d before the other began at %d",
 				c.history[latest].Commit, c.history[b.txn].Start)
 		}
 	}
@@ -361,20 +390,23 @@ func (t Txn) String() string {
 	if t.Locking {
 		kind = ", locking"
 	}
-	fmt.Fprintf(&out, "start %d, commit %d, %s%s, from %d to %d:", t.Start, t.Commit, word, kind, t.Begun, t.Ended)
+	fmt.Fprintf(&out, "start %d, commit %d, %s%s, from %d to %d:", t.Start, t.Commit, word, kind,
+		t.Begun, t.Ended)
 	for _, op := range t.Ops {
 		if op.Value != 0 {
 			fmt.Fprintf(&out, " append %d to %s;", op.Value, op.Key)
 			continue
 		}
-		fmt.Fprintf(&out, " %d elements of %s, last %v;", len(op.List), op.Key, op.List[max(0, len(op.List)-3):])
+		fmt.Fprintf(&out, " %d elements of %s, last %v;", len(op.List), op.Key,
+			op.List[max(0, len(op.List)-3):])
 	}
 	return out.String()
 }
 
 func (r Report) String() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%d reads, %d appends, %d dependencies, %d skews", r.Reads, r.Appends, r.Edges, r.Skews)
+	fmt.Fprintf(&out, "%d reads, %d appends, %d dependencies, %d skews", r.Reads, r.Appends,
+		r.Edges, r.Skews)
 	for i, a := range r.Anomalies {
 		if i == 10 {
 			fmt.Fprintf(&out, "\nand %d more", len(r.Anomalies)-i)

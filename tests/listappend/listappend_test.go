@@ -29,21 +29,30 @@ func TestAnomalies(t *testing.T) {
 	}{
 		"nothing": {nil, nil},
 		"one after the other": {[]Txn{
-			of(Append("x", 1)), of(Read("x", 1), Append("x", 2)), of(Read("x", 1, 2), Append("y", 3), Read("y", 3)),
+			of(Append("x", 1)), of(Read("x", 1), Append("x", 2)),
+			of(Read("x", 1, 2), Append("y", 3), Read("y", 3)),
 		}, nil},
 		"own appends are no part of what others have": {[]Txn{
 			of(Append("x", 1), Read("x", 1), Append("x", 2), Read("x", 1, 2)), of(Read("x", 1, 2)),
 		}, nil},
 		"own append is not seen": {[]Txn{of(Append("x", 1), Read("x"))}, []string{"internal"}},
-		"two reads differ":       {[]Txn{of(Append("x", 1)), of(Read("x"), Read("x", 1))}, []string{"internal"}},
+		"two reads differ": {
+			[]Txn{of(Append("x", 1)), of(Read("x"), Read("x", 1))}, []string{"internal"},
+		},
 		"own append comes early": {[]Txn{of(Read("x", 1), Append("x", 1))}, []string{"internal"}},
 		"garbage":                {[]Txn{of(Read("x", 9))}, []string{"garbage"}},
-		"duplicate":              {[]Txn{of(Append("x", 1)), of(Read("x", 1, 1))}, []string{"duplicate"}},
+		"duplicate": {
+			[]Txn{of(Append("x", 1)), of(Read("x", 1, 1))}, []string{"duplicate"},
+		},
 		"aborted read": {[]Txn{
 			{Ops: []Op{Append("x", 1)}, Outcome: Failed}, of(Read("x", 1)),
 		}, []string{"G1a"}},
-		"unknown is no failure": {[]Txn{{Ops: []Op{Append("x", 1)}, Outcome: Unknown}, of(Read("x", 1))}, nil},
-		"intermediate read":     {[]Txn{of(Append("x", 1), Append("x", 2)), of(Read("x", 1))}, []string{"G1b"}},
+		"unknown is no failure": {
+			[]Txn{{Ops: []Op{Append("x", 1)}, Outcome: Unknown}, of(Read("x", 1))}, nil,
+		},
+		"intermediate read": {
+			[]Txn{of(Append("x", 1), Append("x", 2)), of(Read("x", 1))}, []string{"G1b"},
+		},
 		"torn appends": {[]Txn{
 			of(Append("x", 1), Append("x", 2)), of(Append("x", 3)), of(Read("x", 1, 3, 2)),
 		}, []string{"G1b"}},
@@ -58,20 +67,25 @@ func TestAnomalies(t *testing.T) {
 			of(Append("x", 1), Read("y", 2)), of(Append("y", 2), Read("x", 1)),
 		}, []string{"G1c"}},
 		"read skew": {[]Txn{
-			of(Append("x", 1), Append("y", 2)), of(Read("x", 1), Read("y")), final(map[string][]uint64{"x": {1}, "y": {2}}),
+			of(Append("x", 1), Append("y", 2)), of(Read("x", 1), Read("y")),
+			final(map[string][]uint64{"x": {1}, "y": {2}}),
 		}, []string{"G-single"}},
 		"lost update": {[]Txn{
-			of(Read("x"), Append("x", 1)), of(Read("x"), Append("x", 2)), final(map[string][]uint64{"x": {1, 2}}),
+			of(Read("x"), Append("x", 1)), of(Read("x"), Append("x", 2)),
+			final(map[string][]uint64{"x": {1, 2}}),
 		}, []string{"G-single"}},
 		"long fork": {[]Txn{
-			of(Append("x", 1)), of(Append("y", 2)), of(Read("x", 1), Read("y")), of(Read("x"), Read("y", 2)),
+			of(Append("x", 1)), of(Append("y", 2)), of(Read("x", 1), Read("y")),
+			of(Read("x"), Read("y", 2)),
 			final(map[string][]uint64{"x": {1}, "y": {2}}),
 		}, []string{"G-nonadjacent"}},
 		"write skew": {[]Txn{
-			of(Read("x"), Append("y", 1)), of(Read("y"), Append("x", 2)), final(map[string][]uint64{"x": {2}, "y": {1}}),
+			of(Read("x"), Append("y", 1)), of(Read("y"), Append("x", 2)),
+			final(map[string][]uint64{"x": {2}, "y": {1}}),
 		}, nil},
 		"a failed transaction depends on nobody": {[]Txn{
-			of(Append("x", 1), Append("y", 2)), {Ops: []Op{Read("x", 1), Read("y")}, Outcome: Unknown},
+			of(Append("x", 1), Append("y", 2)),
+			{Ops: []Op{Read("x", 1), Read("y")}, Outcome: Unknown},
 			final(map[string][]uint64{"x": {1}, "y": {2}}),
 		}, nil},
 		"a commit behind the read is seen": {[]Txn{
@@ -88,12 +102,18 @@ func TestAnomalies(t *testing.T) {
 			final(map[string][]uint64{"x": {1, 2}}),
 		}, []string{"lost update"}},
 		"acknowledged, and not behind it": {[]Txn{
-			with(of(Append("x", 1)), func(t *Txn) { t.Start, t.Commit, t.Begun, t.Ended = 5, 10, 1, 2 }),
+			with(of(Append("x", 1)), func(t *Txn) {
+				t.Start, t.Commit, t.Begun, t.Ended = 5, 10, 1, 2
+			}),
 			with(of(Read("y")), func(t *Txn) { t.Start, t.Begun, t.Ended = 9, 3, 4 }),
 		}, []string{"real time"}},
 		"at its very timestamp": {[]Txn{
-			with(of(Append("x", 1)), func(t *Txn) { t.Start, t.Commit, t.Begun, t.Ended = 5, 10, 1, 2 }),
-			with(of(Read("x", 1), Append("x", 2)), func(t *Txn) { t.Start, t.Commit, t.Begun, t.Ended = 10, 12, 3, 4 }),
+			with(of(Append("x", 1)), func(t *Txn) {
+				t.Start, t.Commit, t.Begun, t.Ended = 5, 10, 1, 2
+			}),
+			with(of(Read("x", 1), Append("x", 2)), func(t *Txn) {
+				t.Start, t.Commit, t.Begun, t.Ended = 10, 12, 3, 4
+			}),
 			with(of(Read("x", 1, 2)), func(t *Txn) { t.Start, t.Begun = 12, 5 }),
 		}, nil},
 	} {
@@ -213,8 +233,8 @@ func TestSnapshotIsolationIsNeverBlamed(t *testing.T) {
 	})
 }
 
-// TestBrokenHistoriesAreFound: one read of a history misses the newest element of its list. The final read stays, so it must be
-// found, with or without timestamps unless nobody can tell.
+// TestBrokenHistoriesAreFound: one read of a history misses the newest element of its list. The
+// final read stays, so it must be found, with or without timestamps unless nobody can tell.
 func TestBrokenHistoriesAreFound(t *testing.T) {
 	broken, byCycle := 0, 0
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -260,7 +280,9 @@ func unknownEnd(h []Txn, broken *Op) bool {
 		}
 		lost := op.List[len(broken.List)]
 		for _, x := range h {
-			if slices.ContainsFunc(x.Ops, func(o Op) bool { return o.Key == broken.Key && o.Value == lost }) {
+			if slices.ContainsFunc(x.Ops, func(o Op) bool {
+				return o.Key == broken.Key && o.Value == lost
+			}) {
 				return x.Outcome == Unknown
 			}
 		}

@@ -29,8 +29,8 @@ func (m *model) broken(s *state) string {
 	return ""
 }
 
-// served tells whether a leader of S may serve: it is the last one elected, has applied an entry of its term, and is not
-// frozen in what it has published.
+// served tells whether a leader of S may serve: it is the last one elected, has applied an entry of
+// its term, and is not frozen in what it has published.
 func (s *state) served() bool {
 	for i := range s.s {
 		r := &s.s[i]
@@ -60,9 +60,9 @@ func (s *state) endsRight(i int) string {
 	return ""
 }
 
-// stuck tells, as "End", if no merge that is under way in a state can end any more: all stores are up, whatever was on its
-// way is lost, everybody helps. It is tried twice, with replicas of T that get its log, and with ones that get raft
-// snapshots only.
+// stuck tells, as "End", if no merge that is under way in a state can end any more: all stores are
+// up, whatever was on its way is lost, everybody helps. It is tried twice, with replicas of T that
+// get its log, and with ones that get raft snapshots only.
 func (m *model) stuck(from *state) string {
 	for _, bySnapshot := range []bool{false, true} {
 		s := *from
@@ -126,7 +126,8 @@ func (h *helper) round() bool {
 
 func (h *helper) targets() bool {
 	for x := range h.s.t {
-		if h.m.removeByMessage(h.s, x, h.s.applied) || h.m.create(h.s, x) || h.m.install(h.s, x, h.s.applied) {
+		if h.m.removeByMessage(h.s, x, h.s.applied) || h.m.create(h.s, x) ||
+			h.m.install(h.s, x, h.s.applied) {
 			return true
 		}
 	}

@@ -2,12 +2,13 @@ package model
 
 // model is the protocol with limits of what may happen, and perhaps one rule changed.
 type model struct {
-	terms    uint8 // of S
-	tries    uint8 // merges of the pair
-	limits   used
-	list     int  // merges that T remembers
-	outside  bool // T may have a replica on the fourth store
-	direct   bool // the leader whose term proposed P may roll back at once, before it has sent Ready
+	terms   uint8 // of S
+	tries   uint8 // merges of the pair
+	limits  used
+	list    int  // merges that T remembers
+	outside bool // T may have a replica on the fourth store
+	// the leader whose term proposed P may roll back at once, before it has sent Ready
+	direct   bool
 	versionS uint8
 	versionT uint8
 	wrong    variant
@@ -49,7 +50,9 @@ func (m *model) sourceSteps(i int, try func(step, func(*state) bool)) {
 		if i == j {
 			continue
 		}
-		try(step{"elect, vote of", i, j}, func(n *state) bool { return n.term < m.terms && n.elect(i, j) })
+		try(step{"elect, vote of", i, j}, func(n *state) bool {
+			return n.term < m.terms && n.elect(i, j)
+		})
 		try(step{"replicate", i, j}, func(n *state) bool { return n.replicate(i, j) })
 	}
 	for j := range voters {
@@ -69,12 +72,17 @@ func (m *model) targetSteps(x int, s *state, try func(step, func(*state) bool)) 
 	try(step{"apply of T", x, -1}, func(n *state) bool { return m.applyTarget(n, x) })
 	try(step{"create T", x, -1}, func(n *state) bool { return m.create(n, x) })
 	for j := uint8(1); j <= s.applied; j++ {
-		try(step{"T removed by message of", x, int(j)}, func(n *state) bool { return m.removeByMessage(n, x, j) })
-		try(step{"raft snapshot of T", x, int(j)}, func(n *state) bool { return m.install(n, x, j) })
+		try(step{"T removed by message of", x, int(j)}, func(n *state) bool {
+			return m.removeByMessage(n, x, j)
+		})
+		try(step{"raft snapshot of T", x, int(j)}, func(n *state) bool {
+			return m.install(n, x, j)
+		})
 	}
 }
 
-// settle carries out what may as well happen at once: a message that was never received is one that is not acted upon.
+// settle carries out what may as well happen at once: a message that was never received is one that
+// is not acted upon.
 func (m *model) settle(s *state) {
 	s.settleCommit()
 	for i := range s.s {
@@ -110,8 +118,8 @@ func (m *model) settleAnswer(s *state, x, a int) {
 	a0.beyond = true
 }
 
-// settleCommit commits what a quorum has. An entry that two replicas have, of the term of a leader of then, is in the logs
-// of all later leaders, whatever those two have learnt since.
+// settleCommit commits what a quorum has. An entry that two replicas have, of the term of a leader
+// of then, is in the logs of all later leaders, whatever those two have learnt since.
 func (s *state) settleCommit() {
 	for i := range s.s {
 		r := &s.s[i]

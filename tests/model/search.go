@@ -23,16 +23,18 @@ func (r result) String() string {
 	}
 	text := fmt.Sprintf("%d states, %d steps deep, %s", r.states, r.depth, how)
 	if r.broken != "" {
-		text = fmt.Sprintf("%s broken after %d steps, %d states:\n  %s", r.broken, len(r.trace), r.states, strings.Join(r.trace, "\n  "))
+		text = fmt.Sprintf("%s broken after %d steps, %d states:\n  %s", r.broken, len(r.trace),
+			r.states, strings.Join(r.trace, "\n  "))
 	}
 	return text
 }
 
 // search looks at all states, breadth first.
 //
-// Invariant: hashes[i] is the hash of state i in the order of discovery, parents[i] its predecessor; the frontier is the
-// last states of it. A state is known by 64 bits of hash only: with 30 million states two share one with a probability of
-// one in 40,000, and then a state is missed.
+// Invariant: hashes[i] is the hash of state i in the order of discovery, parents[i] its
+// predecessor; the frontier is the last states of it. A state is known by 64 bits of hash only:
+// with 30 million states two share one with a probability of one in 40,000, and then a state is
+// missed.
 type search struct {
 	m       *model
 	seen    hashSet
@@ -98,7 +100,8 @@ func (s *search) add(hash uint64, parent uint32) bool {
 	return true
 }
 
-// trace is the way to a state. States are kept in a canonical order of the stores; the trace keeps one order.
+// trace is the way to a state. States are kept in a canonical order of the stores; the trace keeps
+// one order.
 func (s *search) trace(to int) []string {
 	var path []uint64
 	for i := to; i != 0; i = int(s.parents[i]) {
@@ -126,7 +129,8 @@ func (s *search) trace(to int) []string {
 	return out
 }
 
-// hashSet is a set of hashes, open addressing. Invariant: less than two thirds are in use; 0 stands for none.
+// hashSet is a set of hashes, open addressing. Invariant: less than two thirds are in use; 0 stands
+// for none.
 type hashSet struct {
 	slots []uint64
 	count int

@@ -30,7 +30,8 @@ func (r *source) follow() { r.lead, r.proof, r.ready = false, 0, false }
 // end makes the replica a tombstone.
 func (r *source) end(mode mode) { *r = source{mode: mode, tried: r.tried} }
 
-// elect makes i leader of the next term by the vote of j. The third store keeps its term, and may be a leader still.
+// elect makes i leader of the next term by the vote of j. The third store keeps its term, and may
+// be a leader still.
 func (s *state) elect(i, j int) bool {
 	a, b := &s.s[i], &s.s[j]
 	if !a.up() || !b.up() {
@@ -113,7 +114,8 @@ func (s *state) publish(i int) bool {
 	return was
 }
 
-// crash loses what i has in memory: its leadership and what it knows as a leader. It stands for a leader that resigns, too.
+// crash loses what i has in memory: its leadership and what it knows as a leader. It stands for a
+// leader that resigns, too.
 func (m *model) crash(s *state, i int) bool {
 	r := &s.s[i]
 	forgets := m.wrong == forgottenAtRestart && r.mode == merging
@@ -142,7 +144,8 @@ func (m *model) propose(s *state, i int) bool {
 	return r.append(write, r.tried)
 }
 
-// prepare proposes PrepareMerge with the epoch that T has on the leader's store, where T is on the stores of S.
+// prepare proposes PrepareMerge with the epoch that T has on the leader's store, where T is on the
+// stores of S.
 func (m *model) prepare(s *state, i int) bool {
 	r, t := &s.s[i], &s.t[i]
 	if !r.lead || r.mode != normal || r.tried >= m.tries || r.waits(prepare) || t.kind != alive {
@@ -161,7 +164,8 @@ func (m *model) sendReady(s *state, i int) bool {
 		return false
 	}
 	a := &s.try[r.tried-1]
-	if !r.ownTermApplied() && m.wrong != readyBeforeOwnTerm || r.waits(rollback) && m.wrong != readyWithRollback {
+	if !r.ownTermApplied() && m.wrong != readyBeforeOwnTerm ||
+		r.waits(rollback) && m.wrong != readyWithRollback {
 		return false
 	}
 	if !m.allAcked(s, int(r.tried)-1) || a.ready && (r.ready || !m.direct) {
@@ -213,7 +217,8 @@ func (m *model) mayRollBack(s *state, r *source) bool {
 		return true
 	}
 	own := r.log[a.p-1].term() == r.term
-	if m.direct && (own || m.wrong == directInOtherTerm) && (!r.ready || m.wrong == directAfterReady) {
+	if m.direct && (own || m.wrong == directInOtherTerm) &&
+		(!r.ready || m.wrong == directAfterReady) {
 		return true
 	}
 	switch m.wrong {

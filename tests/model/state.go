@@ -27,10 +27,11 @@ const (
 type entry uint8
 
 const (
-	noop     entry = iota << 6
-	write          // argument: how many merges had been tried when it was proposed, which is its version
-	prepare        // argument: T0
-	rollback       // argument: the attempt
+	noop entry = iota << 6
+	// argument: how many merges had been tried when it was proposed, which is its version
+	write
+	prepare  // argument: T0
+	rollback // argument: the attempt
 )
 
 func (e entry) kind() entry { return e & 0xc0 }
@@ -126,7 +127,8 @@ func flags(b ...bool) (f uint8) {
 func (s *state) encode(b []byte) []byte {
 	for i := range s.s {
 		r := &s.s[i]
-		b = append(b, r.term, r.len, r.applied, uint8(r.mode), r.tried, r.proof, flags(r.lead, r.ready, r.unpublished, r.unsynced))
+		b = append(b, r.term, r.len, r.applied, uint8(r.mode), r.tried, r.proof,
+			flags(r.lead, r.ready, r.unpublished, r.unsynced))
 		for _, e := range r.log[:r.len] {
 			b = append(b, uint8(e))
 		}
@@ -169,7 +171,8 @@ func (s *state) hash() uint64 {
 // orders are the permutations of the stores of S.
 var orders = [][voters]uint8{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}}
 
-// canonical renames the stores, which are alike, so that states that differ in their names only are one.
+// canonical renames the stores, which are alike, so that states that differ in their names only are
+// one.
 func canonical(s *state) {
 	var best state
 	var bestRoom, room [160]byte

@@ -1,6 +1,7 @@
 package model
 
-// change is an entry of T's log that changes its epoch: kind and, in three bits, the store or the attempt.
+// change is an entry of T's log that changes its epoch: kind and, in three bits, the store or the
+// attempt.
 type change uint8
 
 const (
@@ -27,7 +28,8 @@ type picture struct {
 	changes uint8 // conf version
 	ids     [stores]uint8
 	joined  bool
-	// list has the last merges: attempts, and 0 for other sources; floor is the version of the newest one dropped.
+	// list has the last merges: attempts, and 0 for other sources; floor is the version of the
+	// newest one dropped.
 	list  [4]struct{ attempt, version uint8 }
 	count int
 	floor uint8
@@ -74,7 +76,8 @@ func (m *model) pictureFrom(s *state, base, n uint8) picture {
 	return p
 }
 
-// sourceVersion is S's version while it is frozen by an attempt: each prepare and each rollback add one.
+// sourceVersion is S's version while it is frozen by an attempt: each prepare and each rollback add
+// one.
 func (m *model) sourceVersion(attempt uint8) uint8 { return m.versionS + 2*attempt - 1 }
 
 func (m *model) joinedVersion(version, attempt uint8) uint8 {
@@ -127,7 +130,8 @@ func (m *model) answer(s *state, x, a int) answer {
 		}
 	}
 	was := m.picture(s, t0)
-	if p.floor > was.version && m.wrong != floorIgnored || t.told && m.wrong != floorOfMessageIgnored {
+	if p.floor > was.version && m.wrong != floorIgnored ||
+		t.told && m.wrong != floorOfMessageIgnored {
 		return unknown
 	}
 	return refused
@@ -189,7 +193,8 @@ func (m *model) create(s *state, x int) bool {
 	return true
 }
 
-// install has x take a raft snapshot of T at index j, built by any replica that has ever been there.
+// install has x take a raft snapshot of T at index j, built by any replica that has ever been
+// there.
 func (m *model) install(s *state, x int, j uint8) bool {
 	t := &s.t[x]
 	if t.kind != alive && t.kind != blank || t.kind == alive && j <= t.applied {
@@ -243,7 +248,9 @@ func (m *model) logSteps(s *state, try func(step, func(*state) bool)) {
 		case members>>x&1 == 0 && (x < voters || m.outside):
 			limited("add", func(u *used) *uint8 { return &u.adds }, m.limits.adds, added, x)
 		case members>>x&1 == 1 && members&(members-1) != 0:
-			limited("remove", func(u *used) *uint8 { return &u.removes }, m.limits.removes, removed, x)
+			limited("remove", func(u *used) *uint8 {
+				return &u.removes
+			}, m.limits.removes, removed, x)
 		}
 	}
 	for a := range attempts {
@@ -261,8 +268,8 @@ func (s *state) appendTarget(c change) bool {
 	return true
 }
 
-// commitMerge appends CommitMerge, proposed by a leader of T that was at T0 and had heard Ready. It may be late in T's log:
-// then it has no effect, and is not kept.
+// commitMerge appends CommitMerge, proposed by a leader of T that was at T0 and had heard Ready. It
+// may be late in T's log: then it has no effect, and is not kept.
 func (m *model) commitMerge(s *state, a int) bool {
 	at := &s.try[a]
 	if !at.ready || s.committed(a) != 0 || !m.atT0(s, at.t0) {

@@ -1,5 +1,6 @@
-// Command nativeclient carries out operations for tests of other modules, which cannot link this one's client. Its argument is
-// the placement service's address. It reads one operation in JSON a line, and writes one outcome a line, in any order.
+// Command nativeclient carries out operations for tests of other modules, which cannot link this
+// one's client. Its argument is the placement service's address. It reads one operation in JSON a
+// line, and writes one outcome a line, in any order.
 package main
 
 import (
@@ -18,17 +19,20 @@ import (
 	"github.com/tinykv/tinykv/kv/client/txn"
 )
 
-// operation is one line of the input. A null Expected is no value; an operation of kind swap with a null Value deletes. A
-// transfer moves Value, a number, from Key to Expected; a sum adds up the numbers of the keys from Key up to Expected.
+// operation is one line of the input. A null Expected is no value; an operation of kind swap with a
+// null Value deletes. A transfer moves Value, a number, from Key to Expected; a sum adds up the
+// numbers of the keys from Key up to Expected.
 type operation struct {
-	ID       uint64 `json:"id"`
-	Kind     string `json:"kind"` // get, put, delete, swap or scan; transfer or sum are transactions
+	ID uint64 `json:"id"`
+	// get, put, delete, swap or scan; transfer or sum are transactions
+	Kind     string `json:"kind"`
 	Key      []byte `json:"key"`
 	Value    []byte `json:"value"`
 	Expected []byte `json:"expected"`
 }
 
-// outcome is one line of the output. Value is what a get or scan has found, or what a swap has found before it.
+// outcome is one line of the output. Value is what a get or scan has found, or what a swap has
+// found before it.
 type outcome struct {
 	ID      uint64 `json:"id"`
 	Found   bool   `json:"found"`

@@ -17,7 +17,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/embed"
 )
 
-// TestMain looks for leaked goroutines for a while: etcd's connections end only with their read timeout of five seconds.
+// TestMain looks for leaked goroutines for a while: etcd's connections end only with their read
+// timeout of five seconds.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	var leak error
@@ -55,7 +56,8 @@ func TestRun(t *testing.T) {
 	require.Equal(t, outcome{ID: 1}, do(operation{ID: 1, Kind: "get", Key: key}))
 	require.Equal(t, outcome{}, do(operation{Kind: "put", Key: key, Value: one}))
 	require.Equal(t, outcome{Found: true, Value: one}, do(operation{Kind: "get", Key: key}))
-	require.Equal(t, outcome{Found: true, Value: one}, do(operation{Kind: "swap", Key: key, Value: two}))
+	require.Equal(t, outcome{Found: true, Value: one},
+		do(operation{Kind: "swap", Key: key, Value: two}))
 	require.Equal(t, outcome{Found: true, Value: one, Swapped: true},
 		do(operation{Kind: "swap", Key: key, Expected: one, Value: two}))
 	require.Equal(t, outcome{Found: true, Value: two}, do(operation{Kind: "scan", Key: key}))

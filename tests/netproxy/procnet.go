@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// socketInode finds the dialer's end of a connection on the loopback interface: the socket whose local port
-// and remote port are these. Empty if there is none any more.
+// socketInode finds the dialer's end of a connection on the loopback interface: the socket whose
+// local port and remote port are these. Empty if there is none any more.
 func socketInode(local, remote int) string {
 	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		f, err := os.Open(table)
@@ -31,7 +31,8 @@ func scanTable(sc *bufio.Scanner, local, remote int) string {
 	wantLocal, wantRemote := fmt.Sprintf(":%04X", local), fmt.Sprintf(":%04X", remote)
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
-		if len(f) > 9 && strings.HasSuffix(f[1], wantLocal) && strings.HasSuffix(f[2], wantRemote) && f[9] != "0" {
+		if len(f) > 9 && strings.HasSuffix(f[1], wantLocal) &&
+			strings.HasSuffix(f[2], wantRemote) && f[9] != "0" {
 			return f[9]
 		}
 	}

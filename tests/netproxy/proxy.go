@@ -1,8 +1,9 @@
-// Package netproxy puts a TCP proxy in front of every process of a cluster, so that a test can cut, hold,
-// delay and reset the connections between any two of them, in either direction, without privileges.
+// Package netproxy puts a TCP proxy in front of every process of a cluster, so that a test can cut,
+// hold, delay and reset the connections between any two of them, in either direction, without
+// privileges.
 //
-// Who has dialed is found from the socket tables under /proc, so the processes need to know nothing: they
-// only need the proxies' addresses instead of each other's. Linux only.
+// Who has dialed is found from the socket tables under /proc, so the processes need to know
+// nothing: they only need the proxies' addresses instead of each other's. Linux only.
 package netproxy
 
 import (
@@ -13,7 +14,8 @@ import (
 	"time"
 )
 
-// Rule is what happens to bytes on their way from one process to another. The zero Rule lets them pass.
+// Rule is what happens to bytes on their way from one process to another. The zero Rule lets them
+// pass.
 type Rule struct {
 	// Hold keeps bytes back until the rule changes, in order and without a sign: a network that is
 	// silent, not one that refuses. What was held arrives late.
@@ -58,7 +60,8 @@ type link struct {
 // New makes a network; pid tells the process id that a name has at the moment.
 func New(pid func(name string) int) *Network {
 	return &Network{
-		pid: pid, changed: make(chan struct{}), rules: map[direction]Rule{}, links: map[*link]struct{}{},
+		pid: pid, changed: make(chan struct{}), rules: map[direction]Rule{},
+		links: map[*link]struct{}{},
 	}
 }
 

@@ -37,8 +37,9 @@ type hotRegion struct {
 	Wrote uint64 `json:"keys_written"`
 }
 
-// TestReadsAreReported: gets and scans show at the region and at the store that leads it, and are gone an interval later,
-// also while the region sleeps. A new leader does not report what was written before it led.
+// TestReadsAreReported: gets and scans show at the region and at the store that leads it, and are
+// gone an interval later, also while the region sleeps. A new leader does not report what was
+// written before it led.
 func TestReadsAreReported(t *testing.T) {
 	c := start(t, embed.Config{Stores: 3, TuneStore: func(_ int, s *storeconfig.Config) {
 		s.Raftstore.RegionHeartbeatInterval = storeconfig.Dur(300 * time.Millisecond)
@@ -112,7 +113,8 @@ func TestReadsAreReported(t *testing.T) {
 func (c *cluster) transfer(region, store uint64) {
 	c.t.Helper()
 	url := fmt.Sprintf("http://%s/api/v1/regions/%d/transfer-leader", c.Endpoints()[0], region)
-	req, err := http.NewRequestWithContext(c.ctx, http.MethodPost, url, strings.NewReader(fmt.Sprintf(`{"to": %d}`, store)))
+	req, err := http.NewRequestWithContext(c.ctx, http.MethodPost, url,
+		strings.NewReader(fmt.Sprintf(`{"to": %d}`, store)))
 	require.NoError(c.t, err)
 	req.Header.Set(security.ProofHeader, "1")
 	resp, err := http.DefaultClient.Do(req)

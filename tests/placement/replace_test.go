@@ -1,5 +1,5 @@
-// Package placement runs whole clusters, with their placement service, in this process: what is to be repaired, moved or
-// spared without anybody's help.
+// Package placement runs whole clusters, with their placement service, in this process: what is to
+// be repaired, moved or spared without anybody's help.
 package placement
 
 import (
@@ -41,7 +41,8 @@ func start(t *testing.T, cfg embed.Config) *cluster {
 	cfg.Dir = c.dir
 	tune := cfg.TuneStore
 	cfg.TuneStore = func(i int, s *storeconfig.Config) {
-		s.Raftstore.RegionSplitSize, s.Raftstore.RegionMaxSize = 64*storeconfig.KiB, 96*storeconfig.KiB
+		s.Raftstore.RegionSplitSize, s.Raftstore.RegionMaxSize = 64*storeconfig.KiB,
+			96*storeconfig.KiB
 		s.Raftstore.SplitCheckInterval = storeconfig.Dur(100 * time.Millisecond)
 		if tune != nil {
 			tune(i, s)
@@ -135,8 +136,8 @@ func voterOn(r *placement.Region, store uint64) *metapb.Peer {
 	return nil
 }
 
-// TestDamagedReplicasAreReplaced: a store that has lost its raft log serves none of its replicas and says so. Each is
-// replaced, learner first, while its region keeps three voters.
+// TestDamagedReplicasAreReplaced: a store that has lost its raft log serves none of its replicas
+// and says so. Each is replaced, learner first, while its region keeps three voters.
 func TestDamagedReplicasAreReplaced(t *testing.T) {
 	c := start(t, embed.Config{Stores: 4})
 	i, id := c.victim()
@@ -173,12 +174,14 @@ func TestDamagedReplicasAreReplaced(t *testing.T) {
 	c.readAll()
 }
 
-// TestSilentReplicasAreReplaced: a store reports, but its replicas do not answer their leaders. After peer-down-after they
-// are replaced elsewhere, though the store is not down.
+// TestSilentReplicasAreReplaced: a store reports, but its replicas do not answer their leaders.
+// After peer-down-after they are replaced elsewhere, though the store is not down.
 func TestSilentReplicasAreReplaced(t *testing.T) {
 	c := start(t, embed.Config{
-		Stores:    4,
-		TuneStore: func(_ int, s *storeconfig.Config) { s.Raftstore.PeerDownAfter = storeconfig.Dur(2 * time.Second) },
+		Stores: 4,
+		TuneStore: func(_ int, s *storeconfig.Config) {
+			s.Raftstore.PeerDownAfter = storeconfig.Dur(2 * time.Second)
+		},
 		TuneScheduler: func(_ int, s *schedulerconfig.Config) {
 			s.Schedule.MaxPeerDownTime = schedulerconfig.Duration(2 * time.Second)
 		},

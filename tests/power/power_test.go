@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "../../cmd/...").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", dir+string(filepath.Separator),
+		"../../cmd/...").CombinedOutput()
 	code := 1
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -78,7 +79,8 @@ func (w *writer) run(ctx context.Context, cl *client.Client, off *atomic.Bool, a
 	}
 }
 
-// check compares each key with what its writer knows. Afterwards what was found counts as acknowledged.
+// check compares each key with what its writer knows. Afterwards what was found counts as
+// acknowledged.
 func (w *writer) check(ctx context.Context, cl *client.Client) error {
 	for i := range keysPerWriter {
 		if w.tried[i] == 0 {
@@ -93,7 +95,8 @@ func (w *writer) check(ctx context.Context, cl *client.Client) error {
 			n = binary.BigEndian.Uint64(v)
 		}
 		if n < w.acked[i] || n > w.tried[i] {
-			return fmt.Errorf("%s is %d, acknowledged was %d, the last attempt %d", w.key(i), n, w.acked[i], w.tried[i])
+			return fmt.Errorf("%s is %d, acknowledged was %d, the last attempt %d", w.key(i), n,
+				w.acked[i], w.tried[i])
 		}
 		w.acked[i], w.tried[i] = n, n
 	}
@@ -131,7 +134,8 @@ func begin(t *testing.T) *cluster {
 		BinDir: binDir, Dir: dir, StoreConfig: fastStores,
 		OnExit: func(p *localcluster.Process, err error) {
 			if !c.off.Load() {
-				t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+				t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+					p.LastWords())
 			}
 		},
 	})
@@ -162,7 +166,8 @@ func (c *cluster) start() *client.Client {
 	ctx, cancel := context.WithTimeout(c.t.Context(), 60*time.Second)
 	defer cancel()
 	require.NoError(c.t, c.Start(ctx))
-	cl, err := client.Open(ctx, c.Endpoints(), client.Options{Timeout: 30 * time.Second, NoRetryUnknown: true})
+	cl, err := client.Open(ctx, c.Endpoints(),
+		client.Options{Timeout: 30 * time.Second, NoRetryUnknown: true})
 	require.NoError(c.t, err)
 	return cl
 }
@@ -207,8 +212,8 @@ func (c *cluster) check(cl *client.Client) {
 	}
 }
 
-// TestPowerLoss: all processes lose their power at one moment, first right after the cluster's first
-// acknowledged writes. Every acknowledged write is there when they are started again.
+// TestPowerLoss: all processes lose their power at one moment, first right after the cluster's
+// first acknowledged writes. Every acknowledged write is there when they are started again.
 func TestPowerLoss(t *testing.T) {
 	c := begin(t)
 	rng := rand.New(rand.NewPCG(*seed, 0))
@@ -263,7 +268,8 @@ func TestDisk(t *testing.T) {
 	}
 	powerLoss := func() {
 		disk.PowerOff()
-		require.ErrorContains(t, os.WriteFile(filepath.Join(mnt, "late"), nil, 0o600), "input/output error")
+		require.ErrorContains(t, os.WriteFile(filepath.Join(mnt, "late"), nil, 0o600),
+			"input/output error")
 		require.NoError(t, unmount())
 		disk.Lose(nil)
 		mount()

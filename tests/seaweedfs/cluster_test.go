@@ -32,7 +32,8 @@ func run(m *testing.M) int {
 	binDir = dir
 	builds := []*exec.Cmd{
 		exec.Command("go", "build", "-o", dir+"/", "./cmd/tinykv-server", "./cmd/tinyscheduler"),
-		exec.Command("go", "build", "-p", "2", "-tags", "tikv", "-o", dir+"/", "github.com/seaweedfs/seaweedfs/weed"),
+		exec.Command("go", "build", "-p", "2", "-tags", "tikv", "-o", dir+"/",
+			"github.com/seaweedfs/seaweedfs/weed"),
 	}
 	builds[0].Dir = filepath.Join("..", "..")
 	for _, b := range builds {
@@ -97,8 +98,8 @@ func (p *process) serving(t *testing.T) {
 	}, 60*time.Second, 20*time.Millisecond, p.name)
 }
 
-// cluster is a cluster of this project in mode txn, and SeaweedFS on it: one master, one volume server, two
-// filers that share the cluster.
+// cluster is a cluster of this project in mode txn, and SeaweedFS on it: one master, one volume
+// server, two filers that share the cluster.
 type cluster struct {
 	dir       string
 	scheduler *process
@@ -163,7 +164,8 @@ func startCluster(t *testing.T, stores int) *cluster {
 	return c
 }
 
-// split cuts the cluster into 8 regions. The filer's keys begin with a hash of their directory, so that all get keys.
+// split cuts the cluster into 8 regions. The filer's keys begin with a hash of their directory, so
+// that all get keys.
 func (c *cluster) split(t *testing.T) {
 	t.Helper()
 	cl, err := txnkv.NewClient([]string{c.scheduler.addr})
@@ -183,35 +185,41 @@ func (c *cluster) split(t *testing.T) {
 	}, time.Minute, 20*time.Millisecond)
 }
 
-// startSeaweed starts SeaweedFS with its defaults, but for where it lies and listens, and that it reports to nobody.
+// startSeaweed starts SeaweedFS with its defaults, but for where it lies and listens, and that it
+// reports to nobody.
 func (c *cluster) startSeaweed(t *testing.T) {
 	t.Helper()
 	addrs := freeAddrs(t, 8)
 	at := func(i int) []string {
 		return []string{
-			"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-port=" + port(addrs[2*i]), "-port.grpc=" + port(addrs[2*i+1]),
+			"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-port=" + port(addrs[2*i]),
+			"-port.grpc=" + port(addrs[2*i+1]),
 		}
 	}
 	weed := func(name, conf, command string, i int, args ...string) *process {
 		dir := filepath.Join(c.dir, name)
 		require.NoError(t, os.MkdirAll(dir, 0o755))
-		args = append([]string{"-logtostderr", "-config_dir=" + dir, command}, append(at(i), args...)...)
+		args = append([]string{"-logtostderr", "-config_dir=" + dir, command},
+			append(at(i), args...)...)
 		if conf != "" {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "filer.toml"), []byte(conf), 0o600))
 		}
 		return c.launch(t, name, "weed", addrs[2*i], args...)
 	}
 	c.master = weed("master", "", "master", 0,
-		"-mdir="+filepath.Join(c.dir, "master"), "-peers=none", "-telemetry=false", "-volumeSizeLimitMB=64")
+		"-mdir="+filepath.Join(c.dir, "master"), "-peers=none", "-telemetry=false",
+		"-volumeSizeLimitMB=64")
 	c.master.serving(t)
 	master := addrs[0] + "." + port(addrs[1])
-	c.volume = weed("volume", "", "volume", 1, "-dir="+filepath.Join(c.dir, "volume"), "-max=30", "-master="+master)
+	c.volume = weed("volume", "", "volume", 1, "-dir="+filepath.Join(c.dir, "volume"), "-max=30",
+		"-master="+master)
 	c.volume.serving(t)
 	for i, onePhase := range []bool{true, false} {
 		name := fmt.Sprintf("filer-%d", i+1)
 		c.filers = append(c.filers, weed(name, fmt.Sprintf(
 			"[tikv]\nenabled = true\npdaddrs = %q\nenable_1pc = %v\n", c.scheduler.addr, onePhase,
-		), "filer", 2+i, "-master="+master, "-maxMB=1", "-localSocket="+filepath.Join(c.dir, name+".sock")))
+		), "filer", 2+i, "-master="+master, "-maxMB=1",
+			"-localSocket="+filepath.Join(c.dir, name+".sock")))
 	}
 	for _, f := range c.filers {
 		f.serving(t)

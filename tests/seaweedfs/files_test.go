@@ -19,8 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tree is what is to be in the filers: by its path, the seed of each file, of which its content is made. A file that moves
-// keeps it.
+// tree is what is to be in the filers: by its path, the seed of each file, of which its content is
+// made. A file that moves keeps it.
 type tree map[string]uint64
 
 // content is made of a seed: mostly small files, some of several chunks.
@@ -46,7 +46,8 @@ func seedOf(name string, version int) uint64 {
 	return h.Sum64()
 }
 
-// listings are the names in each directory of a tree, sorted; those of directories end with a slash.
+// listings are the names in each directory of a tree, sorted; those of directories end with a
+// slash.
 func (tr tree) listings(root string) map[string][]string {
 	sets := map[string]map[string]bool{root: {}}
 	for name := range tr {
@@ -95,13 +96,19 @@ type filer struct {
 }
 
 func newFiler(addr string) *filer {
-	return &filer{addr, &http.Client{Timeout: 90 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 16}}}
+	return &filer{
+		addr,
+		&http.Client{
+			Timeout: 90 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 16},
+		},
+	}
 }
 
 // do sends a request; the answer is one of 200 to 299, or an error.
 func (f *filer) do(method, name, query string, body []byte, header ...string) ([]byte, error) {
 	u := url.URL{Scheme: "http", Host: f.addr, Path: name, RawQuery: query}
-	req, err := http.NewRequestWithContext(context.Background(), method, u.String(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(context.Background(), method, u.String(),
+		bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +157,8 @@ func (f *filer) remove(name string) error {
 func (f *filer) list(dir string, page int) (names []string, err error) {
 	names = []string{}
 	for last := ""; ; {
-		out, err := f.do(http.MethodGet, dir+"/", fmt.Sprintf("limit=%d&lastFileName=%s", page, url.QueryEscape(last)), nil,
+		out, err := f.do(http.MethodGet, dir+"/",
+			fmt.Sprintf("limit=%d&lastFileName=%s", page, url.QueryEscape(last)), nil,
 			"Accept", "application/json")
 		if err != nil {
 			return nil, err
@@ -192,7 +200,8 @@ func (f *filer) check(t *testing.T, root string, want tree, page int) {
 	inParallel(t, slices.Collect(keysOf(want)), func(name string) error {
 		got, err := f.do(http.MethodGet, name, "", nil)
 		if err == nil && !bytes.Equal(got, content(want[name])) {
-			err = fmt.Errorf("%s has %d bytes, which are not the %d that were put", name, len(got), len(content(want[name])))
+			err = fmt.Errorf("%s has %d bytes, which are not the %d that were put", name, len(got),
+				len(content(want[name])))
 		}
 		return err
 	})

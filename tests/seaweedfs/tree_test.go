@@ -48,9 +48,10 @@ func (c *cluster) restart(t *testing.T, i int) {
 	c.stores[i].start(t)
 }
 
-// Through two filers that share a cluster of three stores, one of which commits in one phase and one in two: a tree of files is
-// written while a store is killed, directories are listed, moved and deleted while others are, and every listing and every
-// byte is what it should be, at both filers. A filer that dies while it moves a directory has moved all of it or nothing.
+// Through two filers that share a cluster of three stores, one of which commits in one phase and
+// one in two: a tree of files is written while a store is killed, directories are listed, moved and
+// deleted while others are, and every listing and every byte is what it should be, at both filers.
+// A filer that dies while it moves a directory has moved all of it or nothing.
 func TestTree(t *testing.T) {
 	c := startCluster(t, 3)
 	filers := []*filer{newFiler(c.filers[0].addr), newFiler(c.filers[1].addr)}
@@ -61,8 +62,8 @@ func TestTree(t *testing.T) {
 		want[name] = seedOf(name, 1)
 	}
 
-	// Two puts that make the same directory at once are in conflict, which the filer passes on. So each directory gets one
-	// file first.
+	// Two puts that make the same directory at once are in conflict, which the filer passes on. So
+	// each directory gets one file first.
 	first, rest := perDirectory(want)
 	for _, name := range first {
 		require.NoError(t, filers[0].put(name, content(want[name])))
@@ -140,8 +141,9 @@ func perDirectory(tr tree) (first, rest []string) {
 	return first, rest
 }
 
-// upload puts the files, by both filers. Meanwhile a store is killed, and starts again when another third is there. A file
-// is put again only if its transaction may have been committed or not: nothing else of the kill reaches the filers' users.
+// upload puts the files, by both filers. Meanwhile a store is killed, and starts again when another
+// third is there. A file is put again only if its transaction may have been committed or not:
+// nothing else of the kill reaches the filers' users.
 func upload(t *testing.T, c *cluster, filers []*filer, names []string, want tree, store int) {
 	t.Helper()
 	var done, failed atomic.Int64
@@ -174,10 +176,12 @@ func upload(t *testing.T, c *cluster, filers []*filer, names []string, want tree
 		return err
 	})
 	nemesis.Wait()
-	t.Logf("%d files in %v, %d puts of unknown outcome", len(names), time.Since(began).Round(time.Millisecond), failed.Load())
+	t.Logf("%d files in %v, %d puts of unknown outcome", len(names),
+		time.Since(began).Round(time.Millisecond), failed.Load())
 }
 
-// moveAll moves a directory. Without a success it looks at one of its files, which tells where all of them are.
+// moveAll moves a directory. Without a success it looks at one of its files, which tells where all
+// of them are.
 func moveAll(t *testing.T, f *filer, from, to, before, after string) {
 	t.Helper()
 	for range 5 {
@@ -214,8 +218,8 @@ func exists(t *testing.T, f *filer, name string) bool {
 	return true
 }
 
-// moveAndDie kills a filer while it moves a directory, later in each round. The other filer finds all files at one of the two
-// places.
+// moveAndDie kills a filer while it moves a directory, later in each round. The other filer finds
+// all files at one of the two places.
 func moveAndDie(t *testing.T, c *cluster, filers []*filer, root string, want tree) {
 	t.Helper()
 	from, to := root+"/moved", root+"/again"
@@ -223,7 +227,8 @@ func moveAndDie(t *testing.T, c *cluster, filers []*filer, root string, want tre
 	require.NoError(t, filers[1].move(from, to))
 	took := time.Since(began)
 	want.move(from, to)
-	t.Logf("a directory of %d files is moved in %v", len(want.under(to)), took.Round(time.Millisecond))
+	t.Logf("a directory of %d files is moved in %v", len(want.under(to)),
+		took.Round(time.Millisecond))
 	for i := range 6 {
 		from, to = to, from
 		names := want.under(from)

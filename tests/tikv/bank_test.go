@@ -28,7 +28,8 @@ type bank struct {
 	cl      *txnkv.Client
 	natives *natives
 	stop    chan struct{}
-	// moved and seen count transfers and looks by client; conflicts are transfers that came to nothing.
+	// moved and seen count transfers and looks by client; conflicts are transfers that came to
+	// nothing.
 	moved, seen, conflicts [2]atomic.Int64
 }
 
@@ -157,7 +158,10 @@ func (b *bank) nativeClient(n int) {
 	rng := rand.New(rand.NewPCG(4, uint64(n)))
 	for !b.stopped() {
 		p := rng.Perm(accounts)
-		op := nativeOp{Kind: "transfer", Key: []byte(account(p[0])), Expected: []byte(account(p[1])), Value: []byte("1")}
+		op := nativeOp{
+			Kind: "transfer", Key: []byte(account(p[0])), Expected: []byte(account(p[1])),
+			Value: []byte("1"),
+		}
 		look := rng.IntN(3) == 0
 		if look {
 			op = nativeOp{Kind: "sum", Key: []byte("account"), Expected: []byte("b")}
@@ -179,8 +183,9 @@ func (b *bank) nativeClient(n int) {
 	}
 }
 
-// Clients of TiKV and of this project move money between the same accounts, which lie in several regions, while regions split,
-// leaders move and each store is killed once. Every snapshot has all the money.
+// Clients of TiKV and of this project move money between the same accounts, which lie in several
+// regions, while regions split, leaders move and each store is killed once. Every snapshot has all
+// the money.
 func TestTxnBank(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	b := &bank{t: t, cl: c.txnClient(t), natives: startNatives(t, c), stop: make(chan struct{})}
@@ -204,9 +209,13 @@ func TestTxnBank(t *testing.T) {
 	}
 	more := func(n int64) {
 		t.Helper()
-		for _, counter := range []*atomic.Int64{&b.moved[byTiKV], &b.moved[byNative], &b.seen[byTiKV], &b.seen[byNative]} {
+		for _, counter := range []*atomic.Int64{
+			&b.moved[byTiKV], &b.moved[byNative], &b.seen[byTiKV], &b.seen[byNative],
+		} {
 			from := counter.Load()
-			require.Eventually(t, func() bool { return counter.Load() >= from+n || t.Failed() }, time.Minute, 5*time.Millisecond)
+			require.Eventually(t, func() bool {
+				return counter.Load() >= from+n || t.Failed()
+			}, time.Minute, 5*time.Millisecond)
 		}
 	}
 	more(5)
@@ -228,5 +237,6 @@ func TestTxnBank(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, accounts*fortune, total)
 	t.Logf("TiKV's client: %d transfers, %d conflicts, %d looks; native: %d transfers, %d looks",
-		b.moved[byTiKV].Load(), b.conflicts[byTiKV].Load(), b.seen[byTiKV].Load(), b.moved[byNative].Load(), b.seen[byNative].Load())
+		b.moved[byTiKV].Load(), b.conflicts[byTiKV].Load(), b.seen[byTiKV].Load(),
+		b.moved[byNative].Load(), b.seen[byNative].Load())
 }

@@ -13,7 +13,9 @@ import (
 )
 
 // way is how TiKV's client has committed a transaction.
-func way(t *testing.T, cl *txnkv.Client, onePC, async bool, keys ...string) (how string, commitTS uint64) {
+func way(
+	t *testing.T, cl *txnkv.Client, onePC, async bool, keys ...string,
+) (how string, commitTS uint64) {
 	t.Helper()
 	txn := begin(t, cl)
 	txn.SetEnable1PC(onePC)
@@ -44,7 +46,8 @@ func (c *cluster) fast(t *testing.T, cl *txnkv.Client) {
 	}, time.Minute, 50*time.Millisecond)
 }
 
-// TiKV's client commits in one phase and asynchronously, over one region and several, while leaders move.
+// TiKV's client commits in one phase and asynchronously, over one region and several, while leaders
+// move.
 func TestTxnFastCommits(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
@@ -72,7 +75,8 @@ func TestTxnFastCommits(t *testing.T) {
 		} {
 			how, at := way(t, cl, x.onePC, x.async, x.keys...)
 			require.Equal(t, x.want, how, x.keys)
-			require.Greater(t, at, last, "a commit that begins after another one has ended is behind it")
+			require.Greater(t, at, last,
+				"a commit that begins after another one has ended is behind it")
 			last = at
 			got, err := begin(t, cl).BatchGet(ctx, bytesOf(x.keys...))
 			require.NoError(t, err)
@@ -81,9 +85,11 @@ func TestTxnFastCommits(t *testing.T) {
 	}
 }
 
-// asyncPrewritten locks keys for an asynchronous commit, as a client that has died since: those of missing are not locked. The
-// first key is the primary.
-func (c *cluster) asyncPrewritten(t *testing.T, cl *txnkv.Client, value string, missing string, keys ...string) {
+// asyncPrewritten locks keys for an asynchronous commit, as a client that has died since: those of
+// missing are not locked. The first key is the primary.
+func (c *cluster) asyncPrewritten(
+	t *testing.T, cl *txnkv.Client, value string, missing string, keys ...string,
+) {
 	t.Helper()
 	start, err := cl.GetTimestamp(context.Background())
 	require.NoError(t, err)
@@ -92,8 +98,11 @@ func (c *cluster) asyncPrewritten(t *testing.T, cl *txnkv.Client, value string, 
 			continue
 		}
 		req := &kvrpcpb.PrewriteRequest{
-			PrimaryLock: []byte(keys[0]), StartVersion: start, LockTtl: 10, MinCommitTs: start + 1, TxnSize: uint64(len(keys)), UseAsyncCommit: true,
-			Mutations: []*kvrpcpb.Mutation{{Op: kvrpcpb.Op_Put, Key: []byte(k), Value: []byte(value)}},
+			PrimaryLock: []byte(keys[0]), StartVersion: start, LockTtl: 10, MinCommitTs: start + 1,
+			TxnSize: uint64(len(keys)), UseAsyncCommit: true,
+			Mutations: []*kvrpcpb.Mutation{
+				{Op: kvrpcpb.Op_Put, Key: []byte(k), Value: []byte(value)},
+			},
 		}
 		if i == 0 {
 			req.Secondaries = bytesOf(keys[1:]...)
@@ -110,8 +119,8 @@ func (c *cluster) asyncPrewritten(t *testing.T, cl *txnkv.Client, value string, 
 	}
 }
 
-// An asynchronous commit of a client that has died has happened if all keys are locked. TiKV's client and the native one find
-// out alike.
+// An asynchronous commit of a client that has died has happened if all keys are locked. TiKV's
+// client and the native one find out alike.
 func TestTxnAsyncCommitOfADeadClient(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	cl, natives := c.txnClient(t), startNatives(t, c)
@@ -136,11 +145,14 @@ func TestTxnAsyncCommitOfADeadClient(t *testing.T) {
 			write(t, cl, "a", "1", "m", "1", "z", "1")
 			c.asyncPrewritten(t, cl, "2", missing, keys...)
 			if by == "native" {
-				require.Equal(t, map[string]string{"1": "3", "2": "6"}[want], sum(), "without %q", missing)
+				require.Equal(t, map[string]string{"1": "3", "2": "6"}[want], sum(), "without %q",
+					missing)
 			}
 			got, err := begin(t, cl).BatchGet(ctx, bytesOf("z", "m", "a"))
 			require.NoError(t, err)
-			require.Equal(t, map[string][]byte{"a": []byte(want), "m": []byte(want), "z": []byte(want)}, got, "%s, without %q", by, missing)
+			require.Equal(t,
+				map[string][]byte{"a": []byte(want), "m": []byte(want), "z": []byte(want)}, got,
+				"%s, without %q", by, missing)
 		}
 	}
 }

@@ -40,7 +40,8 @@ func (r *rounds) one(n int) error {
 		return err
 	}
 	ks, vs, err := r.cl.Scan(r.ctx, start, end, 100)
-	if err := differ("scan", append(ks, vs...), append(keys[:roundKeys:roundKeys], values...), err); err != nil {
+	if err := differ("scan", append(ks, vs...), append(keys[:roundKeys:roundKeys], values...),
+		err); err != nil {
 		return err
 	}
 	ks, _, err = r.cl.ReverseScan(r.ctx, end, start, 3, rawkv.ScanKeyOnly())
@@ -98,8 +99,8 @@ func differ(what string, got, want [][]byte, err error) error {
 	return nil
 }
 
-// Every raw operation finds what was written before, while regions split between and within the callers' keys, leaders move, and
-// each store is killed once.
+// Every raw operation finds what was written before, while regions split between and within the
+// callers' keys, leaders move, and each store is killed once.
 func TestEveryOperationUnderFaults(t *testing.T) {
 	c := startCluster(t, 3)
 	cl := c.client(t)
@@ -134,7 +135,9 @@ func TestEveryOperationUnderFaults(t *testing.T) {
 	more := func(n int64) {
 		t.Helper()
 		from := done.Load()
-		require.Eventually(t, func() bool { return done.Load() >= from+n || t.Failed() }, time.Minute, 5*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return done.Load() >= from+n || t.Failed()
+		}, time.Minute, 5*time.Millisecond)
 	}
 	for i, s := range c.stores {
 		for range 3 {

@@ -124,7 +124,8 @@ func (c *cluster) recorded(t *testing.T, r *recorder) *rawkv.Client {
 	t.Helper()
 	cl, err := rawkv.NewClientWithOpts(context.Background(), []string{c.scheduler.addr},
 		rawkv.WithSecurity(config.DefaultConfig().Security),
-		rawkv.WithGRPCDialOptions(grpc.WithChainUnaryInterceptor(r.unary), grpc.WithChainStreamInterceptor(r.stream)))
+		rawkv.WithGRPCDialOptions(grpc.WithChainUnaryInterceptor(r.unary),
+			grpc.WithChainStreamInterceptor(r.stream)))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cl.Close() })
 	return cl
@@ -139,8 +140,8 @@ func (h *history) stopped() bool {
 	}
 }
 
-// tikvClient reads, writes, deletes, swaps and scans until stopped, with values of its own. What its requests have done is
-// recorded below the API; errors of calls are those of faults.
+// tikvClient reads, writes, deletes, swaps and scans until stopped, with values of its own. What
+// its requests have done is recorded below the API; errors of calls are those of faults.
 func (h *history) tikvClient(n int) {
 	rng, last := rand.New(rand.NewPCG(1, uint64(n))), map[string][]byte{}
 	for i := 0; !h.stopped(); i++ {
@@ -226,8 +227,11 @@ func (c *cluster) awaitReplicas(t *testing.T) {
 			return false
 		}
 		for _, r := range got.Regions {
-			learner := slices.ContainsFunc(r.Region.Peers, func(p *metapb.Peer) bool { return p.Role == metapb.PeerRole_Learner })
-			if len(r.Region.Peers) < 3 || learner || r.Leader.GetId() == 0 || len(r.PendingPeers) > 0 {
+			learner := slices.ContainsFunc(r.Region.Peers, func(p *metapb.Peer) bool {
+				return p.Role == metapb.PeerRole_Learner
+			})
+			if len(r.Region.Peers) < 3 || learner || r.Leader.GetId() == 0 ||
+				len(r.PendingPeers) > 0 {
 				return false
 			}
 		}
@@ -235,8 +239,8 @@ func (c *cluster) awaitReplicas(t *testing.T) {
 	}, time.Minute, 50*time.Millisecond)
 }
 
-// run has the clients work while faults happens, and until they have done more after it. client-go takes longer to find a
-// new leader, so that there are more of its callers.
+// run has the clients work while faults happens, and until they have done more after it. client-go
+// takes longer to find a new leader, so that there are more of its callers.
 func (h *history) run(faults func(more func(n int))) {
 	h.t.Helper()
 	var wg sync.WaitGroup
@@ -251,7 +255,9 @@ func (h *history) run(faults func(more func(n int))) {
 	more := func(n int) {
 		h.t.Helper()
 		from := h.rec.answered()
-		require.Eventually(h.t, func() bool { return h.rec.answered() >= from+n }, time.Minute, 5*time.Millisecond)
+		require.Eventually(h.t, func() bool {
+			return h.rec.answered() >= from+n
+		}, time.Minute, 5*time.Millisecond)
 	}
 	more(50)
 	faults(more)
@@ -260,8 +266,8 @@ func (h *history) run(faults func(more func(n int))) {
 	wg.Wait()
 }
 
-// Clients of TiKV and of this project read and write the same keys, while regions split, leaders move and each store is killed
-// once. All of it is one history, which is linearizable.
+// Clients of TiKV and of this project read and write the same keys, while regions split, leaders
+// move and each store is killed once. All of it is one history, which is linearizable.
 func TestHistoryOfBothClients(t *testing.T) {
 	c, rec := startCluster(t, 3), newRecorder()
 	h := &history{t: t, c: c, rec: rec, stop: make(chan struct{})}

@@ -30,9 +30,12 @@ func mostResident(t *testing.T, pid int) int {
 	return 0
 }
 
-// largeBatch sends puts of 1 MiB in one message of 128 MiB, and then a get. It returns how many puts were carried out and how
-// many refused because the store was busy; all else, a stream that ends among it, is an error.
-func largeBatch(ctx context.Context, store tikvpb.TikvClient, rc *kvrpcpb.Context, id, puts int) (done, busy int, err error) {
+// largeBatch sends puts of 1 MiB in one message of 128 MiB, and then a get. It returns how many
+// puts were carried out and how many refused because the store was busy; all else, a stream that
+// ends among it, is an error.
+func largeBatch(
+	ctx context.Context, store tikvpb.TikvClient, rc *kvrpcpb.Context, id, puts int,
+) (done, busy int, err error) {
 	stream, err := store.BatchCommands(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -44,7 +47,9 @@ func largeBatch(ctx context.Context, store tikvpb.TikvClient, rc *kvrpcpb.Contex
 	for i := range puts {
 		value := make([]byte, 1<<20)
 		_, _ = random.Read(value) // never fails
-		put := &kvrpcpb.RawPutRequest{Context: rc, Key: fmt.Appendf(nil, "%02d-%03d", id, i), Value: value}
+		put := &kvrpcpb.RawPutRequest{
+			Context: rc, Key: fmt.Appendf(nil, "%02d-%03d", id, i), Value: value,
+		}
 		m.RequestIds = append(m.RequestIds, uint64(i+1))
 		m.Requests = append(m.Requests, &tikvpb.BatchCommandsRequest_Request{
 			Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{RawPut: put},
@@ -86,9 +91,10 @@ func largeBatch(ctx context.Context, store tikvpb.TikvClient, rc *kvrpcpb.Contex
 	return done, busy, err
 }
 
-// Clients put no limit on the bytes of a batch. 128 puts of 1 MiB in one message are carried out, or refused because the store
-// is busy, and the stream goes on. ATTACK=1: ten clients do so at the same time; what the store takes for them is logged, and has
-// no bound that could be required yet (docs/roadmap.md).
+// Clients put no limit on the bytes of a batch. 128 puts of 1 MiB in one message are carried out,
+// or refused because the store is busy, and the stream goes on. ATTACK=1: ten clients do so at the
+// same time; what the store takes for them is logged, and has no bound that could be required yet
+// (docs/roadmap.md).
 func TestLargeBatches(t *testing.T) {
 	clients, puts := 1, 128
 	if os.Getenv("ATTACK") != "" {
@@ -98,7 +104,8 @@ func TestLargeBatches(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	store, rc := c.target(t, "k")
-	resp, err := store.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: rc, Key: []byte("small"), Value: []byte("v")})
+	resp, err := store.RawPut(ctx,
+		&kvrpcpb.RawPutRequest{Context: rc, Key: []byte("small"), Value: []byte("v")})
 	require.NoError(t, err)
 	require.Nil(t, resp.RegionError)
 	rc.MaxExecutionDurationMs = 60_000
@@ -119,7 +126,8 @@ func TestLargeBatches(t *testing.T) {
 	}
 	wg.Wait()
 	most := mostResident(t, c.stores[0].cmd.Process.Pid)
-	t.Logf("%d clients: carried out %v, busy %v, %v; %d MiB at most, %d before", clients, dones, busies, time.Since(began), most, before)
+	t.Logf("%d clients: carried out %v, busy %v, %v; %d MiB at most, %d before", clients, dones,
+		busies, time.Since(began), most, before)
 	for id := range clients {
 		require.Equal(t, puts, dones[id]+busies[id])
 	}

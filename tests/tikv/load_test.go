@@ -16,7 +16,8 @@ import (
 	"github.com/tinykv/tinykv/tests/tikv/load"
 )
 
-// loads: the load by TiKV's client finds the keys that tinyctl's has written, and its result has tinyctl's fields.
+// loads: the load by TiKV's client finds the keys that tinyctl's has written, and its result has
+// tinyctl's fields.
 func (c *cluster) loads(t *testing.T, cl *rawkv.Client) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -25,14 +26,16 @@ func (c *cluster) loads(t *testing.T, cl *rawkv.Client) {
 		end := append(slices.Clone(start), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 		require.NoError(t, cl.DeleteRange(context.Background(), start, end))
 	})
-	bench := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "-s", c.scheduler.addr, "bench", "--phases", "load", "--keys", "500",
+	bench := exec.CommandContext(ctx, filepath.Join(binDir, "tinyctl"), "-s", c.scheduler.addr,
+		"bench", "--phases", "load", "--keys", "500",
 		"--value-size", "20", "--format", "json")
 	out, err := bench.Output()
 	require.NoError(t, err)
 	measuring := 0
 	conf := load.Config{
-		Phase: "get", Workers: 4, Keys: 500, ValueSize: 20, Warmup: 10 * time.Millisecond, Duration: 300 * time.Millisecond,
-		PIDs: []int{c.stores[0].cmd.Process.Pid}, OnMeasure: func() { measuring++ },
+		Phase: "get", Workers: 4, Keys: 500, ValueSize: 20, Warmup: 10 * time.Millisecond,
+		Duration: 300 * time.Millisecond,
+		PIDs:     []int{c.stores[0].cmd.Process.Pid}, OnMeasure: func() { measuring++ },
 	}
 	res, err := load.Run(ctx, cl, conf)
 	require.NoError(t, err)

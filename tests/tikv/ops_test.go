@@ -19,7 +19,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a compare-and-swap answers, and that it sees the puts of clients that are not in atomic mode.
+// What a compare-and-swap answers, and that it sees the puts of clients that are not in atomic
+// mode.
 func TestCompareAndSwap(t *testing.T) {
 	c := startCluster(t, 1)
 	plain, atomic := c.client(t), c.client(t).SetAtomicForCAS(true)
@@ -72,8 +73,10 @@ func (c *cluster) moveLeader(t *testing.T, key string) {
 		if p.StoreId == r.Leader.GetStoreId() {
 			continue
 		}
-		url := fmt.Sprintf("http://%s/api/v1/regions/%d/transfer-leader", c.scheduler.addr, r.Region.Id)
-		req, err := http.NewRequest("POST", url, strings.NewReader(fmt.Sprintf(`{"to":%d}`, p.StoreId)))
+		url := fmt.Sprintf("http://%s/api/v1/regions/%d/transfer-leader", c.scheduler.addr,
+			r.Region.Id)
+		req, err := http.NewRequest("POST", url,
+			strings.NewReader(fmt.Sprintf(`{"to":%d}`, p.StoreId)))
 		require.NoError(t, err)
 		req.Header.Set("Tinykv-Request", "1")
 		resp, err := http.DefaultClient.Do(req)
@@ -83,7 +86,8 @@ func (c *cluster) moveLeader(t *testing.T, key string) {
 	}
 }
 
-// Many callers count by compare-and-swap while the leader moves: no increment is lost, and none is made twice.
+// Many callers count by compare-and-swap while the leader moves: no increment is lost, and none is
+// made twice.
 func TestSwapsCountWhileLeadersMove(t *testing.T) {
 	c := startCluster(t, 3)
 	cl := c.client(t).SetAtomicForCAS(true)
@@ -135,7 +139,8 @@ func TestSwapsCountWhileLeadersMove(t *testing.T) {
 			require.NoError(t, err)
 			n, err := strconv.ParseInt(string(got), 10, 64)
 			require.NoError(t, err)
-			t.Logf("%d increments, %d of unknown outcome, %d orders to move", done.Load(), unknown.Load(), moves)
+			t.Logf("%d increments, %d of unknown outcome, %d orders to move", done.Load(),
+				unknown.Load(), moves)
 			require.GreaterOrEqual(t, n, done.Load(), "an increment is lost")
 			require.LessOrEqual(t, n, done.Load()+unknown.Load(), "an increment was made twice")
 			require.Less(t, unknown.Load(), int64(workers*each/10))
@@ -155,7 +160,8 @@ func TestDeleteRange(t *testing.T) {
 	var keys, values [][]byte
 	for ch := 'a'; ch <= 'z'; ch++ {
 		for i := range 10 {
-			keys, values = append(keys, fmt.Appendf(nil, "%c%d", ch, i)), append(values, []byte("v"))
+			keys, values = append(keys, fmt.Appendf(nil, "%c%d", ch, i)),
+				append(values, []byte("v"))
 		}
 	}
 	require.NoError(t, cl.BatchPut(ctx, keys, values))
@@ -220,9 +226,10 @@ func TestDeleteRange(t *testing.T) {
 	require.Equal(t, 95, count("q5", ""))
 
 	for _, p := range c.stores { // as its clients do
-		resp, err := tikvpb.NewTikvClient(dial(t, p.addr)).UnsafeDestroyRange(ctx, &kvrpcpb.UnsafeDestroyRangeRequest{
-			StartKey: []byte("d"), EndKey: []byte("x"),
-		})
+		resp, err := tikvpb.NewTikvClient(dial(t, p.addr)).UnsafeDestroyRange(ctx,
+			&kvrpcpb.UnsafeDestroyRangeRequest{
+				StartKey: []byte("d"), EndKey: []byte("x"),
+			})
 		require.NoError(t, err)
 		require.Equal(t, &kvrpcpb.UnsafeDestroyRangeResponse{}, resp)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What pd-ctl (of PD's release 6.6) and other tools of PD decode, with the names and kinds of their types. A field that is not
-// here is one that PD does not have.
+// What pd-ctl (of PD's release 6.6) and other tools of PD decode, with the names and kinds of their
+// types. A field that is not here is one that PD does not have.
 
 type pdPeer struct {
 	ID        uint64 `json:"id"`
@@ -107,7 +107,8 @@ type pdMember struct {
 	GitHash       string   `json:"git_hash"`
 }
 
-// readPD asks for a path of PD's interface and decodes the answer, which must have no other fields than out.
+// readPD asks for a path of PD's interface and decodes the answer, which must have no other fields
+// than out.
 func (c *cluster) readPD(t *testing.T, path string, out any) {
 	t.Helper()
 	resp, err := http.Get("http://" + c.scheduler.addr + "/pd/api/v1" + path)
@@ -121,7 +122,8 @@ func (c *cluster) readPD(t *testing.T, path string, out any) {
 	require.NoError(t, dec.Decode(out), "%s: %s", path, text)
 }
 
-// pdctlReads decodes what the commands of pd-ctl decode, in a cluster with several regions and three stores.
+// pdctlReads decodes what the commands of pd-ctl decode, in a cluster with several regions and
+// three stores.
 func (c *cluster) pdctlReads(t *testing.T) {
 	var stores pdStores
 	c.readPD(t, "/stores", &stores)
@@ -142,7 +144,8 @@ func (c *cluster) pdctlReads(t *testing.T) {
 	c.readPD(t, "/region/key/63?format=hex", &one)
 	require.Equal(t, second.ID, one.ID)
 	for path, count := range map[string]int{
-		"/regions/size?limit=1": 1, "/regions/writeflow": regions.Count, "/regions/check/extra-peer": 0, "/regions/check/offline-peer": 0,
+		"/regions/size?limit=1": 1, "/regions/writeflow": regions.Count,
+		"/regions/check/extra-peer": 0, "/regions/check/offline-peer": 0,
 	} {
 		var list pdRegions
 		c.readPD(t, path, &list)

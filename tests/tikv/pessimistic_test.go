@@ -24,7 +24,9 @@ func beginPessimistic(t *testing.T, cl *txnkv.Client) *transaction.KVTxn {
 }
 
 // lockKeys locks keys at a new timestamp and returns their values.
-func lockKeys(ctx context.Context, cl *txnkv.Client, txn *transaction.KVTxn, wait int64, keys ...string) (map[string]string, error) {
+func lockKeys(
+	ctx context.Context, cl *txnkv.Client, txn *transaction.KVTxn, wait int64, keys ...string,
+) (map[string]string, error) {
 	ts, err := cl.GetTimestamp(ctx)
 	if err != nil {
 		return nil, err
@@ -41,7 +43,8 @@ func lockKeys(ctx context.Context, cl *txnkv.Client, txn *transaction.KVTxn, wai
 	return values, nil
 }
 
-// Locks before the commit: what they return, who waits for them and for how long, and what becomes of them.
+// Locks before the commit: what they return, who waits for them and for how long, and what becomes
+// of them.
 func TestTxnPessimistic(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
@@ -54,7 +57,8 @@ func TestTxnPessimistic(t *testing.T) {
 		write(t, cl, "a", "2")
 		values, err := lockKeys(ctx, cl, txn, kv.LockNoWait, "a", "m", "nothing")
 		require.NoError(t, err)
-		require.Equal(t, map[string]string{"a": "2", "m": "1", "nothing": ""}, values, "as of the lock, not of the start")
+		require.Equal(t, map[string]string{"a": "2", "m": "1", "nothing": ""}, values,
+			"as of the lock, not of the start")
 		_, err = lockKeys(ctx, cl, beginPessimistic(t, cl), kv.LockNoWait, "a")
 		require.ErrorIs(t, err, tikverr.ErrLockAcquireFailAndNoWaitSet)
 		began := time.Now()
@@ -86,7 +90,9 @@ func TestTxnPessimistic(t *testing.T) {
 			_, err := lockKeys(ctx, cl, second, kv.LockAlwaysWait, "m")
 			locked <- err
 		}()
-		require.Never(t, func() bool { return len(locked) > 0 }, 1500*time.Millisecond, 100*time.Millisecond, "longer than one request waits")
+		require.Never(t, func() bool {
+			return len(locked) > 0
+		}, 1500*time.Millisecond, 100*time.Millisecond, "longer than one request waits")
 		require.NoError(t, first.Rollback())
 		require.NoError(t, <-locked)
 		require.NoError(t, second.Set([]byte("m"), []byte("of the second")))
@@ -113,7 +119,8 @@ func TestTxnPessimistic(t *testing.T) {
 					answers <- answer{txn, err}
 				}()
 			}
-			victim := <-answers // the one that has closed the circle; the other one waits until its locks go
+			// the one that has closed the circle; the other one waits until its locks go
+			victim := <-answers
 			var dead *tikverr.ErrDeadlock
 			require.ErrorAs(t, victim.err, &dead)
 			require.Contains(t, keys, string(dead.LockKey))
@@ -145,7 +152,9 @@ func TestTxnPessimistic(t *testing.T) {
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { // longer than a lock lives by itself
 			now, err := cl.GetTimestamp(ctx)
-			return err == nil && oracle.ExtractPhysical(now)-oracle.ExtractPhysical(began) > int64(transaction.ManagedLockTTL)
+			return err == nil &&
+				oracle.ExtractPhysical(now)-oracle.ExtractPhysical(began) > int64(
+					transaction.ManagedLockTTL)
 		}, time.Minute, 100*time.Millisecond)
 		_, err = lockKeys(ctx, cl, beginPessimistic(t, cl), kv.LockNoWait, "a")
 		require.ErrorIs(t, err, tikverr.ErrLockAcquireFailAndNoWaitSet)
@@ -166,8 +175,8 @@ func TestTxnPessimistic(t *testing.T) {
 	})
 }
 
-// Counters that pessimistic transactions raise, in several regions, in any order, committed in all ways, while leaders move and
-// each store is killed. None is raised twice, or lost.
+// Counters that pessimistic transactions raise, in several regions, in any order, committed in all
+// ways, while leaders move and each store is killed. None is raised twice, or lost.
 func TestTxnPessimisticCounters(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
@@ -216,7 +225,9 @@ func TestTxnPessimisticCounters(t *testing.T) {
 	more := func(n int) {
 		t.Helper()
 		from := total()
-		require.Eventually(t, func() bool { return total() >= from+n }, time.Minute, 5*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return total() >= from+n
+		}, time.Minute, 5*time.Millisecond)
 	}
 	more(20)
 	for _, s := range c.stores {

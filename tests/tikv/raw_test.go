@@ -156,7 +156,8 @@ func checkTTL(ctx context.Context, t *testing.T, c *cluster, cl *rawkv.Client) {
 	require.Equal(t, "h g e", joined(ks))
 	got, err := cl.BatchGet(ctx, keys)
 	require.NoError(t, err)
-	require.Equal(t, [][]byte{[]byte("a"), nil, nil, []byte("e"), nil, []byte("g"), []byte("for ever")}, got)
+	require.Equal(t,
+		[][]byte{[]byte("a"), nil, nil, []byte("e"), nil, []byte("g"), []byte("for ever")}, got)
 	sum, err := cl.Checksum(ctx, []byte("a"), []byte("z"))
 	require.NoError(t, err)
 	require.EqualValues(t, 4, sum.TotalKvs)

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// step is an operation on one key as the checker knows it: "get", "put", "delete" or "swap". What a swap expects, or a get
-// finds, has found false where there is no value.
+// step is an operation on one key as the checker knows it: "get", "put", "delete" or "swap". What a
+// swap expects, or a get finds, has found false where there is no value.
 type step struct {
 	kind, key, value string
 	expected         cell
@@ -66,9 +66,10 @@ var model = porcupine.Model{
 	},
 }
 
-// recorder keeps the history of both kinds of clients. Of client-go it records each request that it sends, not each call of its
-// API: it sends requests again whose outcome it does not know, so that one call may be carried out twice. A request that is
-// lost is an operation of unknown outcome, which may take effect at any later time.
+// recorder keeps the history of both kinds of clients. Of client-go it records each request that it
+// sends, not each call of its API: it sends requests again whose outcome it does not know, so that
+// one call may be carried out twice. A request that is lost is an operation of unknown outcome,
+// which may take effect at any later time.
 type recorder struct {
 	began time.Time
 	mu    sync.Mutex
@@ -84,7 +85,8 @@ func newRecorder() *recorder {
 
 func (r *recorder) now() int64 { return int64(time.Since(r.began)) }
 
-// add records a step that was called at a time and has ended now. What is not known of reads says nothing.
+// add records a step that was called at a time and has ended now. What is not known of reads says
+// nothing.
 func (r *recorder) add(who string, in step, called int64, out result) {
 	ended := r.now()
 	r.mu.Lock()
@@ -135,7 +137,8 @@ func (r *recorder) verdict() porcupine.CheckResult {
 
 const goClient = "client-go"
 
-// notDone tells whether a region error says that nothing was carried out. StaleCommand does not: the leader has changed.
+// notDone tells whether a region error says that nothing was carried out. StaleCommand does not:
+// the leader has changed.
 func notDone(e *errorpb.Error) bool {
 	return e.NotLeader != nil || e.RegionNotFound != nil || e.KeyNotInRegion != nil ||
 		e.EpochNotMatch != nil || e.ServerIsBusy != nil || e.StoreNotMatch != nil
@@ -159,7 +162,8 @@ func one(pairs []*kvrpcpb.KvPair) result {
 	return result{was: cell{string(pairs[0].Value), true}}
 }
 
-// commandStep is the step that a command of a batch makes; false if it is none of those that are recorded.
+// commandStep is the step that a command of a batch makes; false if it is none of those that are
+// recorded.
 func commandStep(req *tikvpb.BatchCommandsRequest_Request) (step, bool) {
 	switch cmd := req.Cmd.(type) {
 	case *tikvpb.BatchCommandsRequest_Request_RawGet:
@@ -178,7 +182,8 @@ func (r *recorder) command(in step, called int64, resp *tikvpb.BatchCommandsResp
 	switch cmd := resp.Cmd.(type) {
 	case *tikvpb.BatchCommandsResponse_Response_RawGet:
 		a := cmd.RawGet
-		r.answer(in, called, a.RegionError, a.Error, result{was: cell{string(a.Value), !a.NotFound}})
+		r.answer(in, called, a.RegionError, a.Error,
+			result{was: cell{string(a.Value), !a.NotFound}})
 	case *tikvpb.BatchCommandsResponse_Response_RawScan:
 		r.answer(in, called, cmd.RawScan.RegionError, "", one(cmd.RawScan.Kvs))
 	case *tikvpb.BatchCommandsResponse_Response_RawPut:
@@ -231,8 +236,8 @@ type openStep struct {
 	called int64
 }
 
-// recordedStream is a stream of batches. Its mutex guards open, the commands without an answer, by their ids, and
-// lost. Lock order: recordedStream.mu < recorder.mu.
+// recordedStream is a stream of batches. Its mutex guards open, the commands without an answer, by
+// their ids, and lost. Lock order: recordedStream.mu < recorder.mu.
 type recordedStream struct {
 	grpc.ClientStream
 	r    *recorder
@@ -297,7 +302,8 @@ func (s *recordedStream) loseLocked() {
 // The checker takes what may have happened, and finds what cannot have.
 func TestRecorder(t *testing.T) {
 	put := func(v string) step { return step{kind: "put", key: "k", value: v} }
-	get, swap := step{kind: "get", key: "k"}, step{kind: "swap", key: "k", value: "2", expected: cell{"1", true}}
+	get, swap := step{kind: "get", key: "k"},
+		step{kind: "swap", key: "k", value: "2", expected: cell{"1", true}}
 	has := func(v string) result { return result{was: cell{v, true}} }
 	type did struct {
 		step
@@ -307,15 +313,45 @@ func TestRecorder(t *testing.T) {
 		want porcupine.CheckResult
 		done []did
 	}{
-		"put, get":                {porcupine.Ok, []did{{put("1"), result{}}, {get, has("1")}}},
-		"stale get":               {porcupine.Illegal, []did{{put("1"), result{}}, {put("2"), result{}}, {get, has("1")}}},
-		"late put":                {porcupine.Ok, []did{{put("1"), result{unknown: true}}, {get, result{}}, {get, has("1")}}},
-		"late put, twice":         {porcupine.Illegal, []did{{put("1"), result{unknown: true}}, {get, has("1")}, {put("2"), result{}}, {get, has("1")}}},
-		"two requests of a call":  {porcupine.Ok, []did{{put("1"), result{unknown: true}}, {get, has("1")}, {put("2"), result{}}, {put("1"), result{}}, {get, has("1")}}},
-		"swap":                    {porcupine.Ok, []did{{put("1"), result{}}, {swap, result{swapped: true, was: cell{"1", true}}}, {get, has("2")}}},
-		"swap that did not":       {porcupine.Illegal, []did{{put("1"), result{}}, {swap, has("1")}}},
-		"swap of a lost answer":   {porcupine.Ok, []did{{put("1"), result{}}, {swap, result{unknown: true}}, {swap, has("2")}}},
-		"swap that was forgotten": {porcupine.Illegal, []did{{put("1"), result{}}, {swap, has("2")}}},
+		"put, get": {porcupine.Ok, []did{{put("1"), result{}}, {get, has("1")}}},
+		"stale get": {
+			porcupine.Illegal, []did{{put("1"), result{}}, {put("2"), result{}}, {get, has("1")}},
+		},
+		"late put": {
+			porcupine.Ok,
+			[]did{{put("1"), result{unknown: true}}, {get, result{}}, {get, has("1")}},
+		},
+		"late put, twice": {
+			porcupine.Illegal,
+			[]did{
+				{put("1"), result{unknown: true}}, {get, has("1")}, {put("2"), result{}},
+				{get, has("1")},
+			},
+		},
+		"two requests of a call": {
+			porcupine.Ok,
+			[]did{
+				{put("1"), result{unknown: true}}, {get, has("1")}, {put("2"), result{}},
+				{put("1"), result{}}, {get, has("1")},
+			},
+		},
+		"swap": {
+			porcupine.Ok,
+			[]did{
+				{put("1"), result{}}, {swap, result{swapped: true, was: cell{"1", true}}},
+				{get, has("2")},
+			},
+		},
+		"swap that did not": {
+			porcupine.Illegal, []did{{put("1"), result{}}, {swap, has("1")}},
+		},
+		"swap of a lost answer": {
+			porcupine.Ok,
+			[]did{{put("1"), result{}}, {swap, result{unknown: true}}, {swap, has("2")}},
+		},
+		"swap that was forgotten": {
+			porcupine.Illegal, []did{{put("1"), result{}}, {swap, has("2")}},
+		},
 	} {
 		r := newRecorder()
 		for _, d := range tc.done {

@@ -25,7 +25,8 @@ func TestSecuredCluster(t *testing.T) {
 	cert("create-node", "127.0.0.1")
 	cert("create-client", "app")
 	files := func(name string) (ca, crt, key string) {
-		return filepath.Join(dir, "ca.crt"), filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
+		return filepath.Join(dir, "ca.crt"), filepath.Join(dir, name+".crt"),
+			filepath.Join(dir, name+".key")
 	}
 	ca, crt, key := files("node-127.0.0.1")
 	c := startClusterWith(t, 3, "https://",

@@ -44,14 +44,16 @@ func begin(t *testing.T, cl *txnkv.Client) *transaction.KVTxn {
 	return txn
 }
 
-// splitTxn has TiKV's client split regions at keys, and waits until the placement service knows them.
+// splitTxn has TiKV's client split regions at keys, and waits until the placement service knows
+// them.
 func (c *cluster) splitTxn(t *testing.T, cl *txnkv.Client, keys ...string) {
 	t.Helper()
 	_, err := cl.SplitRegions(context.Background(), bytesOf(keys...), false, nil)
 	require.NoError(t, err)
 	pd, ctx := pdpb.NewPDClient(dial(t, c.scheduler.addr)), context.Background()
 	require.Eventually(t, func() bool {
-		got, err := pd.ScanRegions(ctx, &pdpb.ScanRegionsRequest{Header: &pdpb.RequestHeader{ClusterId: cl.GetClusterID()}})
+		got, err := pd.ScanRegions(ctx,
+			&pdpb.ScanRegionsRequest{Header: &pdpb.RequestHeader{ClusterId: cl.GetClusterID()}})
 		require.NoError(t, err)
 		starts := map[string]bool{}
 		for _, r := range got.Regions {
@@ -167,12 +169,15 @@ func TestTxn(t *testing.T) {
 	})
 	t.Run("insert", func(t *testing.T) {
 		txn := begin(t, cl)
-		require.NoError(t, txn.GetMemBuffer().SetWithFlags([]byte("a"), []byte("5"), kv.SetPresumeKeyNotExists))
-		require.NoError(t, txn.GetMemBuffer().SetWithFlags([]byte("x"), []byte("5"), kv.SetPresumeKeyNotExists))
+		require.NoError(t,
+			txn.GetMemBuffer().SetWithFlags([]byte("a"), []byte("5"), kv.SetPresumeKeyNotExists))
+		require.NoError(t,
+			txn.GetMemBuffer().SetWithFlags([]byte("x"), []byte("5"), kv.SetPresumeKeyNotExists))
 		err := txn.Commit(ctx)
 		require.True(t, tikverr.IsErrKeyExist(err), err)
 		txn = begin(t, cl)
-		require.NoError(t, txn.GetMemBuffer().SetWithFlags([]byte("x"), []byte("5"), kv.SetPresumeKeyNotExists))
+		require.NoError(t,
+			txn.GetMemBuffer().SetWithFlags([]byte("x"), []byte("5"), kv.SetPresumeKeyNotExists))
 		require.NoError(t, txn.Commit(ctx))
 	})
 	t.Run("faster commits", func(t *testing.T) {
@@ -187,7 +192,8 @@ func TestTxn(t *testing.T) {
 		}
 		many, err := begin(t, cl).BatchGet(ctx, bytesOf("a", "b", "h"))
 		require.NoError(t, err)
-		require.Equal(t, map[string][]byte{"a": []byte("6"), "b": []byte("6"), "h": []byte("6")}, many)
+		require.Equal(t, map[string][]byte{"a": []byte("6"), "b": []byte("6"), "h": []byte("6")},
+			many)
 	})
 	t.Run("ranges", func(t *testing.T) {
 		done, err := cl.DeleteRange(ctx, []byte("d"), []byte("g"), 2)
@@ -204,15 +210,19 @@ func TestTxn(t *testing.T) {
 		require.NoError(t, err)
 		at, err := cl.GC(ctx, ts)
 		require.NoError(t, err)
-		require.Less(t, oracle.ExtractPhysical(at), oracle.ExtractPhysical(ts)-59_000, "not so near to now")
+		require.Less(t, oracle.ExtractPhysical(at), oracle.ExtractPhysical(ts)-59_000,
+			"not so near to now")
 		require.Greater(t, oracle.ExtractPhysical(at), oracle.ExtractPhysical(ts)-90_000)
 		it, err := begin(t, cl).Iter(nil, nil)
 		require.Equal(t, "[a=6 h=6 x=5]", all(t, it, err))
 	})
 }
 
-// prewritten is a transaction whose client has died after it has locked its keys, the first of which is the primary.
-func (c *cluster) prewritten(t *testing.T, cl *txnkv.Client, ttl uint64, keys ...string) (start uint64) {
+// prewritten is a transaction whose client has died after it has locked its keys, the first of
+// which is the primary.
+func (c *cluster) prewritten(
+	t *testing.T, cl *txnkv.Client, ttl uint64, keys ...string,
+) (start uint64) {
 	t.Helper()
 	start, err := cl.GetTimestamp(context.Background())
 	require.NoError(t, err)
@@ -220,8 +230,11 @@ func (c *cluster) prewritten(t *testing.T, cl *txnkv.Client, ttl uint64, keys ..
 		require.Eventually(t, func() bool { // a new region has no leader for a moment
 			store, rc := c.target(t, place(k))
 			resp, err := store.KvPrewrite(context.Background(), &kvrpcpb.PrewriteRequest{
-				Context: rc, PrimaryLock: []byte(keys[0]), StartVersion: start, LockTtl: ttl, MinCommitTs: start + 1, TxnSize: uint64(len(keys)),
-				Mutations: []*kvrpcpb.Mutation{{Op: kvrpcpb.Op_Put, Key: []byte(k), Value: []byte("of the dead")}},
+				Context: rc, PrimaryLock: []byte(keys[0]), StartVersion: start, LockTtl: ttl,
+				MinCommitTs: start + 1, TxnSize: uint64(len(keys)),
+				Mutations: []*kvrpcpb.Mutation{
+					{Op: kvrpcpb.Op_Put, Key: []byte(k), Value: []byte("of the dead")},
+				},
 			})
 			require.NoError(t, err)
 			require.Empty(t, resp.Errors)
@@ -231,8 +244,8 @@ func (c *cluster) prewritten(t *testing.T, cl *txnkv.Client, ttl uint64, keys ..
 	return start
 }
 
-// The locks of clients that have died: readers pass those of a transaction that may still be alive. All others are ended as
-// their primary has ended.
+// The locks of clients that have died: readers pass those of a transaction that may still be alive.
+// All others are ended as their primary has ended.
 func TestTxnOfADeadClient(t *testing.T) {
 	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
@@ -287,7 +300,10 @@ func TestTxnOfADeadClient(t *testing.T) {
 	ts, err = cl.GetTimestamp(ctx)
 	require.NoError(t, err)
 	store, rc = c.target(t, place("b"))
-	resp, err := store.KvCommit(ctx, &kvrpcpb.CommitRequest{Context: rc, StartVersion: start, CommitVersion: ts, Keys: bytesOf("b")})
+	resp, err := store.KvCommit(ctx,
+		&kvrpcpb.CommitRequest{
+			Context: rc, StartVersion: start, CommitVersion: ts, Keys: bytesOf("b"),
+		})
 	require.NoError(t, err)
 	require.Contains(t, resp.Error.GetRetryable(), "TxnLockNotFound")
 }
@@ -299,7 +315,9 @@ type slowCheck struct {
 	calls      atomic.Int32
 }
 
-func (s *slowCheck) CheckBySchemaVer(uint64, transaction.SchemaVer) (*transaction.RelatedSchemaChange, error) {
+func (s *slowCheck) CheckBySchemaVer(
+	uint64, transaction.SchemaVer,
+) (*transaction.RelatedSchemaChange, error) {
 	if s.calls.Add(1) == 1 {
 		close(s.prewritten)
 		<-s.release
@@ -311,11 +329,14 @@ type schemaVersion struct{}
 
 func (schemaVersion) SchemaMetaVersion() int64 { return 1 }
 
-// A large transaction over many regions outlives the time of its first locks, because its client sends heartbeats.
+// A large transaction over many regions outlives the time of its first locks, because its client
+// sends heartbeats.
 func TestTxnHeartbeats(t *testing.T) {
 	ttl := atomic.SwapUint64(&transaction.ManagedLockTTL, 1000)
 	defer atomic.StoreUint64(&transaction.ManagedLockTTL, ttl)
-	defer config.UpdateGlobal(func(conf *config.Config) { conf.TiKVClient.TTLRefreshedTxnSize = 1 << 10 })()
+	defer config.UpdateGlobal(func(conf *config.Config) {
+		conf.TiKVClient.TTLRefreshedTxnSize = 1 << 10
+	})()
 	c := startTxnCluster(t, 3)
 	cl := c.txnClient(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -324,7 +345,8 @@ func TestTxnHeartbeats(t *testing.T) {
 	c.splitTxn(t, cl, "k1", "k2", "k3", "k4", "k5", "k6", "k7")
 	large := begin(t, cl)
 	for i := range 4000 {
-		require.NoError(t, large.Set(fmt.Appendf(nil, "k%d-%04d", i%8, i), bytes.Repeat([]byte("v"), 100+i%300)))
+		require.NoError(t,
+			large.Set(fmt.Appendf(nil, "k%d-%04d", i%8, i), bytes.Repeat([]byte("v"), 100+i%300)))
 	}
 	check := &slowCheck{prewritten: make(chan struct{}), release: make(chan struct{})}
 	large.SetSchemaVer(schemaVersion{})
@@ -336,7 +358,8 @@ func TestTxnHeartbeats(t *testing.T) {
 	case err := <-committed:
 		t.Fatalf("the transaction has ended: %v", err)
 	}
-	// One that needs a key of it waits until the lock would have expired twice over, and the transaction is alive.
+	// One that needs a key of it waits until the lock would have expired twice over, and the
+	// transaction is alive.
 	other := begin(t, cl)
 	require.NoError(t, other.Set([]byte("k3-0003"), []byte("other")))
 	short, stop := context.WithTimeout(ctx, 5*time.Second)
@@ -344,7 +367,8 @@ func TestTxnHeartbeats(t *testing.T) {
 	require.Error(t, other.Commit(short))
 	now, err := cl.GetTimestamp(ctx)
 	require.NoError(t, err)
-	require.Greater(t, oracle.ExtractPhysical(now)-oracle.ExtractPhysical(large.StartTS()), int64(4000))
+	require.Greater(t, oracle.ExtractPhysical(now)-oracle.ExtractPhysical(large.StartTS()),
+		int64(4000))
 	close(check.release)
 	require.NoError(t, <-committed)
 	it, err := begin(t, cl).Iter([]byte("k"), nil)

@@ -90,7 +90,9 @@ func TestOddRequests(t *testing.T) {
 		t,
 		put(
 			with(
-				func(c *kvrpcpb.Context) { c.Peer = &metapb.Peer{Id: 1 << 40, StoreId: c.Peer.StoreId} },
+				func(c *kvrpcpb.Context) {
+					c.Peer = &metapb.Peer{Id: 1 << 40, StoreId: c.Peer.StoreId}
+				},
 			),
 			"k",
 		).RegionError,

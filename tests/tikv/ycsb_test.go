@@ -48,7 +48,9 @@ func (w *watched) note(err error) error {
 	return err
 }
 
-func (w *watched) Read(ctx context.Context, table, key string, fields []string) (map[string][]byte, error) {
+func (w *watched) Read(
+	ctx context.Context, table, key string, fields []string,
+) (map[string][]byte, error) {
 	row, err := w.DB.Read(ctx, table, key, fields)
 	if err == nil && len(row) == 0 {
 		err = errMissing
@@ -79,21 +81,28 @@ var workloads = []struct{ name, text string }{
 	{"a", "readproportion=0.5 updateproportion=0.5 requestdistribution=uniform"},
 	{"b", "readproportion=0.95 updateproportion=0.05 requestdistribution=uniform"},
 	{"c", "readproportion=1 updateproportion=0 requestdistribution=uniform"},
-	{"d", "readproportion=0.95 updateproportion=0 insertproportion=0.05 requestdistribution=latest"},
+	{
+		"d",
+		"readproportion=0.95 updateproportion=0 insertproportion=0.05 requestdistribution=latest",
+	},
 	{"e", "readproportion=0 updateproportion=0 scanproportion=0.95 insertproportion=0.05 " +
 		"requestdistribution=uniform maxscanlength=1 scanlengthdistribution=uniform"},
-	{"f", "readproportion=0.5 updateproportion=0 readmodifywriteproportion=0.5 requestdistribution=uniform"},
+	{
+		"f",
+		"readproportion=0.5 updateproportion=0 readmodifywriteproportion=0.5 requestdistribution=uniform",
+	},
 }
 
-// runWorkload loads go-ycsb's table, or runs a workload on it. Rows have the values that follow from their keys: go-ycsb ends
-// the process if it reads another one.
+// runWorkload loads go-ycsb's table, or runs a workload on it. Rows have the values that follow
+// from their keys: go-ycsb ends the process if it reads another one.
 func runWorkload(t *testing.T, pd, kind, name, text string) {
 	t.Helper()
 	p, err := properties.LoadString(strings.ReplaceAll(text, " ", "\n"))
 	require.NoError(t, err)
 	for key, value := range map[string]string{
-		"workload": "core", "recordcount": "1000", "operationcount": *flagOps, "threadcount": "16", "dataintegrity": "true",
-		"tikv.pd": pd, "tikv.type": kind, "silence": "false",
+		"workload": "core", "recordcount": "1000", "operationcount": *flagOps, "threadcount": "16",
+		"dataintegrity": "true",
+		"tikv.pd":       pd, "tikv.type": kind, "silence": "false",
 	} {
 		if _, ok := p.Get(key); ok {
 			continue
@@ -108,19 +117,21 @@ func runWorkload(t *testing.T, pd, kind, name, text string) {
 	require.NoError(t, err)
 	counted := &watched{DB: db}
 	ycsbclient.NewClient(p, w, ycsbclient.DbWrapper{DB: counted}).Run(context.Background())
-	t.Logf("%s: %d operations, %d conflicts, %d failed", name, counted.done.Load(), counted.conflicts.Load(), counted.failed.Load())
+	t.Logf("%s: %d operations, %d conflicts, %d failed", name, counted.done.Load(),
+		counted.conflicts.Load(), counted.failed.Load())
 	require.Less(t, counted.conflicts.Load(), counted.done.Load()/2+1)
 	measurement.Output()
 	require.NoError(t, w.Close())
 	require.NoError(t, db.Close())
 	if err := counted.first.Load(); err != nil {
-		t.Errorf("workload %s: %d operations failed, the first one: %v", name, counted.failed.Load(), *err)
+		t.Errorf("workload %s: %d operations failed, the first one: %v", name,
+			counted.failed.Load(), *err)
 	}
 	require.GreaterOrEqual(t, counted.done.Load(), p.GetInt64("operationcount", 0))
 }
 
-// go-ycsb, with its own driver and the number of connections that it has by default, loads its table and runs its six
-// workloads over several regions.
+// go-ycsb, with its own driver and the number of connections that it has by default, loads its
+// table and runs its six workloads over several regions.
 func TestYCSB(t *testing.T) {
 	before := config.GetGlobalConfig() // go-ycsb's driver changes it
 	t.Cleanup(func() { config.StoreGlobalConfig(before) })
@@ -129,7 +140,8 @@ func TestYCSB(t *testing.T) {
 	if pd == "" {
 		c = startCluster(t, 3)
 		pd = c.scheduler.addr
-		require.NoError(t, c.client(t).Put(context.Background(), []byte("begin"), []byte("v"))) // waits for the first region
+		// waits for the first region
+		require.NoError(t, c.client(t).Put(context.Background(), []byte("begin"), []byte("v")))
 	}
 	runWorkload(t, pd, "raw", "load", "dotransactions=false operationcount=1000")
 	if c != nil {
@@ -140,7 +152,8 @@ func TestYCSB(t *testing.T) {
 	}
 }
 
-// The same as transactions, which go-ycsb commits asynchronously and in one phase by default, and this cluster in two.
+// The same as transactions, which go-ycsb commits asynchronously and in one phase by default, and
+// this cluster in two.
 func TestYCSBTransactions(t *testing.T) {
 	before := config.GetGlobalConfig()
 	t.Cleanup(func() { config.StoreGlobalConfig(before) })

@@ -20,8 +20,9 @@ const stores = 3
 
 // model is a cluster. All regions have a replica in each store.
 //
-// Invariant: what one store has applied of a region is the beginning of what any other has, and nothing of it is ever
-// dropped; a leader serves nothing before it has applied the first entry of its own term.
+// Invariant: what one store has applied of a region is the beginning of what any other has, and
+// nothing of it is ever dropped; a leader serves nothing before it has applied the first entry of
+// its own term.
 type model struct {
 	mu      sync.Mutex
 	rng     *rand.Rand
@@ -162,13 +163,17 @@ func (m *model) carryOutLocked(r *region, rep *replica, at int, e *entry) error 
 		rep.meta = meta(r.id, rep.meta.StartKey, e.at, e.version+1)
 		e.split.replicas[at].meta = right
 	case e.mods != nil:
-		m.stores[at].mem.Storage().WriteBound(nil, storage.Bound{}, e.mods, time.Time{}, func(error, bool) {})
+		m.stores[at].mem.Storage().WriteBound(nil, storage.Bound{}, e.mods, time.Time{},
+			func(error, bool) {})
 	}
 	return nil
 }
 
 func meta(id uint64, start, end []byte, version uint64) *metapb.Region {
-	out := &metapb.Region{Id: id, StartKey: start, EndKey: end, RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1}}
+	out := &metapb.Region{
+		Id: id, StartKey: start, EndKey: end,
+		RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1},
+	}
 	for i := range stores {
 		out.Peers = append(out.Peers, peer(id, i))
 	}
@@ -179,7 +184,8 @@ func peer(region uint64, at int) *metapb.Peer {
 	return &metapb.Peer{Id: region*10 + uint64(at), StoreId: uint64(at + 1)}
 }
 
-// elect replaces the leader of a region by a store that has all that is committed, and some of what is not.
+// elect replaces the leader of a region by a store that has all that is committed, and some of what
+// is not.
 func (m *model) elect(r *region, to int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -291,7 +297,8 @@ func (s *store) findLocked(c *kvrpcpb.Context) (*region, *replica, error) {
 		case rep.term == 0:
 			return nil, nil, &regionerr.NotLeaderError{RegionID: r.id, Leader: peer(r.id, r.leader)}
 		case rep.meta.RegionEpoch.Version != c.GetRegionEpoch().GetVersion():
-			return nil, nil, &regionerr.EpochNotMatchError{RegionID: r.id, Regions: []*metapb.Region{rep.meta}}
+			return nil, nil,
+				&regionerr.EpochNotMatchError{RegionID: r.id, Regions: []*metapb.Region{rep.meta}}
 		}
 		return r, rep, nil
 	}
@@ -311,9 +318,11 @@ func (s *store) Leadership(c *kvrpcpb.Context) (uint64, error) {
 	return rep.term, nil
 }
 
-// BoundReader implements storage.BoundStorage: it proves the leadership, waits until what was committed then is applied, and
-// takes the view some time later.
-func (s *store) BoundReader(ctx context.Context, c *kvrpcpb.Context, _ []byte) (storage.Reader, uint64, error) {
+// BoundReader implements storage.BoundStorage: it proves the leadership, waits until what was
+// committed then is applied, and takes the view some time later.
+func (s *store) BoundReader(
+	ctx context.Context, c *kvrpcpb.Context, _ []byte,
+) (storage.Reader, uint64, error) {
 	for {
 		s.m.mu.Lock()
 		r, rep, err := s.findLocked(c)
@@ -430,15 +439,18 @@ func (l latest) Iterate(cf engine.CF, lower, upper []byte) storage.Iterator {
 func (l latest) Close() {}
 
 // Reader implements storage.Storage.
-func (s *store) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
+func (s *store) Reader(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (storage.Reader, error) {
 	r, _, err := s.BoundReader(ctx, c, key)
 	return r, err
 }
 
-// WriteBound implements storage.BoundStorage. A store that takes itself for the leader, and is not, has an entry that is
-// dropped.
+// WriteBound implements storage.BoundStorage. A store that takes itself for the leader, and is not,
+// has an entry that is dropped.
 func (s *store) WriteBound(
-	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, _ time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, _ time.Time,
+	done func(err error, known bool),
 ) {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()

@@ -98,7 +98,8 @@ func (m *model) GetRegion(_ context.Context, key []byte) (*scheduler.Region, err
 	var found *scheduler.Region
 	for _, r := range m.regions {
 		now := r.replicas[r.leader].meta
-		if now != nil && string(key) >= string(now.StartKey) && (len(now.EndKey) == 0 || string(key) < string(now.EndKey)) &&
+		if now != nil && string(key) >= string(now.StartKey) &&
+			(len(now.EndKey) == 0 || string(key) < string(now.EndKey)) &&
 			(found == nil || found.Meta.RegionEpoch.Version < now.RegionEpoch.Version) {
 			found = &scheduler.Region{Meta: now, Leader: peer(r.id, r.leader)}
 		}
@@ -124,7 +125,10 @@ type stub struct {
 }
 
 // call has a request and its answer take their time, or get lost.
-func call[Req, Resp any](ctx context.Context, s *stub, in Req, do func(*server.Server, context.Context, Req) (Resp, error)) (Resp, error) {
+func call[Req, Resp any](
+	ctx context.Context, s *stub, in Req,
+	do func(*server.Server, context.Context, Req) (Resp, error),
+) (Resp, error) {
 	var none Resp
 	lost := func() bool {
 		time.Sleep(s.m.draw())
@@ -154,23 +158,33 @@ func call[Req, Resp any](ctx context.Context, s *stub, in Req, do func(*server.S
 
 type opt = grpc.CallOption
 
-func (s *stub) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...opt) (*kvrpcpb.RawGetResponse, error) {
+func (s *stub) RawGet(
+	ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...opt,
+) (*kvrpcpb.RawGetResponse, error) {
 	return call(ctx, s, in, (*server.Server).RawGet)
 }
 
-func (s *stub) KvGet(ctx context.Context, in *kvrpcpb.GetRequest, _ ...opt) (*kvrpcpb.GetResponse, error) {
+func (s *stub) KvGet(
+	ctx context.Context, in *kvrpcpb.GetRequest, _ ...opt,
+) (*kvrpcpb.GetResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvGet)
 }
 
-func (s *stub) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...opt) (*kvrpcpb.ScanResponse, error) {
+func (s *stub) KvScan(
+	ctx context.Context, in *kvrpcpb.ScanRequest, _ ...opt,
+) (*kvrpcpb.ScanResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvScan)
 }
 
-func (s *stub) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...opt) (*kvrpcpb.PrewriteResponse, error) {
+func (s *stub) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...opt,
+) (*kvrpcpb.PrewriteResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvPrewrite)
 }
 
-func (s *stub) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...opt) (*kvrpcpb.CommitResponse, error) {
+func (s *stub) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, _ ...opt,
+) (*kvrpcpb.CommitResponse, error) {
 	return call(ctx, s, in, (*server.Server).KvCommit)
 }
 
@@ -242,9 +256,10 @@ func (m *model) disturb(stop <-chan struct{}) {
 // history runs one seed.
 func history(t *testing.T, seed uint64) {
 	m := newModel(seed)
-	kv := client.New(m, client.Options{Dial: func(_ context.Context, id uint64) (tinykvpb.TinyKvClient, error) {
-		return &stub{m: m, at: int(id - 1)}, nil
-	}})
+	kv := client.New(m,
+		client.Options{Dial: func(_ context.Context, id uint64) (tinykvpb.TinyKvClient, error) {
+			return &stub{m: m, at: int(id - 1)}, nil
+		}})
 	cl := txn.New(kv, m)
 	var keys [][]byte
 	for i := range lists {
@@ -295,8 +310,8 @@ func history(t *testing.T, seed uint64) {
 	}
 }
 
-// TestHistories: no history has an anomaly, and each read is that of its timestamp. The seed draws what happens, but for what
-// goroutines do in the same moment.
+// TestHistories: no history has an anomaly, and each read is that of its timestamp. The seed draws
+// what happens, but for what goroutines do in the same moment.
 func TestHistories(t *testing.T) {
 	first := *flagSeed
 	if first == 0 {

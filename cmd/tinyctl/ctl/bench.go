@@ -35,7 +35,8 @@ const benchName = "bench"
 
 func (a *app) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: benchName, Short: "Measure throughput and latency with a closed-loop load", Args: args(cobra.NoArgs),
+		Use: benchName, Short: "Measure throughput and latency with a closed-loop load",
+		Args: args(cobra.NoArgs),
 		Long: `Every worker has one request under way and sends the next when it is answered. Phases: load writes every
 key once; put, get, mixed (half puts, half gets), scan and delete run for --duration after --warmup.
 CPU and memory of the servers are shown when they are processes of this machine.`,
@@ -43,15 +44,19 @@ CPU and memory of the servers are shown when they are processes of this machine.
 	var c loadgen.Config
 	var t benchTarget
 	f := cmd.Flags()
-	phases := f.String("phases", "load,put,get,mixed,scan", "what to run, in order: "+strings.Join(loadgen.Phases, " "))
+	phases := f.String("phases", "load,put,get,mixed,scan",
+		"what to run, in order: "+strings.Join(loadgen.Phases, " "))
 	f.IntVarP(&c.Workers, "workers", "w", 32, "concurrent clients")
 	f.IntVar(&c.Keys, "keys", 100_000, "number of keys")
 	f.IntVar(&c.KeySize, "key-size", 16, "bytes per key, at least 8")
 	f.IntVar(&c.ValueSize, "value-size", 256, "bytes per value; they do not compress")
 	f.IntVar(&c.ScanLimit, "scan-limit", 100, "pairs per scan")
-	f.DurationVar(&c.Duration, "duration", 5*time.Second, "how long each phase is measured; load ends with its last key")
-	f.DurationVar(&c.Warmup, "warmup", time.Second, "how long each phase but load runs before it is measured")
-	f.Float64Var(&c.Rate, "rate", 0, "limit to so many operations a second; latencies then count from the planned time")
+	f.DurationVar(&c.Duration, "duration", 5*time.Second,
+		"how long each phase is measured; load ends with its last key")
+	f.DurationVar(&c.Warmup, "warmup", time.Second,
+		"how long each phase but load runs before it is measured")
+	f.Float64Var(&c.Rate, "rate", 0,
+		"limit to so many operations a second; latencies then count from the planned time")
 	zipf := f.Bool("zipf", false, "zipfian instead of uniform choice of keys")
 	f.Float64Var(&c.Zipf, "zipf-theta", 0.99, "exponent of --zipf, below 1")
 	a.benchTargetFlags(cmd, &t)
@@ -83,16 +88,22 @@ CPU and memory of the servers are shown when they are processes of this machine.
 func (a *app) benchTargetFlags(cmd *cobra.Command, t *benchTarget) {
 	f := cmd.Flags()
 	f.StringVar(&t.driver, "driver", "tinykv", "what is loaded: tinykv, or etcd to compare with")
-	f.StringSliceVar(&t.endpoints, "endpoints", nil, "addresses of etcd's members (default: those of --scheduler)")
-	f.BoolVar(&t.leaderOnly, "leader-only", false, "etcd: send everything to the member that leads, its best case")
+	f.StringSliceVar(&t.endpoints, "endpoints", nil,
+		"addresses of etcd's members (default: those of --scheduler)")
+	f.BoolVar(&t.leaderOnly, "leader-only", false,
+		"etcd: send everything to the member that leads, its best case")
 	f.IntVar(&t.conns, "conns", 0, "connections per server (default 4; 1 for the stream)")
 	f.BoolVar(&t.unary, "unary", false, "tinykv: one RPC per request instead of the batched stream")
-	f.IntSliceVar(&t.pids, "pids", nil, "the servers' processes (default: those that listen on the addresses)")
-	f.StringVar(&t.format, "format", "", "table, or json for one line per phase (default: --output)")
+	f.IntSliceVar(&t.pids, "pids", nil,
+		"the servers' processes (default: those that listen on the addresses)")
+	f.StringVar(&t.format, "format", "",
+		"table, or json for one line per phase (default: --output)")
 }
 
 // openTarget connects to what is loaded, and finds its processes.
-func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver, done func(), err error) {
+func (a *app) openTarget(
+	ctx context.Context, t *benchTarget,
+) (d loadgen.Driver, done func(), err error) {
 	if !slices.Contains([]string{"", "table", "json"}, t.format) {
 		return nil, nil, usagef("--format %q is neither table nor json", t.format)
 	}
@@ -124,9 +135,13 @@ func (a *app) openTarget(ctx context.Context, t *benchTarget) (d loadgen.Driver,
 	return d, func() { closeTarget(); floor.Stop() }, nil
 }
 
-func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, func(), error) {
+func (a *app) openTinyKV(
+	ctx context.Context, t *benchTarget,
+) (loadgen.Driver, []string, func(), error) {
 	if t.leaderOnly {
-		return nil, nil, nil, usagef("--leader-only is for the driver etcd: a client of tinykv finds leaders by itself")
+		return nil, nil, nil,
+			usagef(
+				"--leader-only is for the driver etcd: a client of tinykv finds leaders by itself")
 	}
 	if t.conns == 0 {
 		t.conns = loadgen.DefaultConns(t.unary)
@@ -159,7 +174,9 @@ func (a *app) openTinyKV(ctx context.Context, t *benchTarget) (loadgen.Driver, [
 }
 
 // writtenBy asks all stores what they have written to their disks.
-func writtenBy(ctx context.Context, stores []*metapb.Store, secure *tls.Config) (*loadgen.Written, error) {
+func writtenBy(
+	ctx context.Context, stores []*metapb.Store, secure *tls.Config,
+) (*loadgen.Written, error) {
 	out := &loadgen.Written{}
 	for _, s := range stores {
 		metrics, err := scrape(ctx, s.StatusAddress, secure, loadgen.WrittenMetrics()...)
@@ -181,16 +198,21 @@ func openEtcd(ctx context.Context, t *benchTarget) (loadgen.Driver, []string, fu
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	d, err := loadgen.NewEtcd(ctx, loadgen.EtcdOptions{Endpoints: t.endpoints, Conns: t.conns, LeaderOnly: t.leaderOnly, Keys: t.keys})
+	d, err := loadgen.NewEtcd(ctx,
+		loadgen.EtcdOptions{
+			Endpoints: t.endpoints, Conns: t.conns, LeaderOnly: t.leaderOnly, Keys: t.keys,
+		})
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	return d, servers, d.Close, nil
 }
 
-// bench runs phases in order and prints each result as soon as it is there. The phase that an interrupt ends is
-// printed as far as it was measured.
-func (a *app) bench(ctx context.Context, d loadgen.Driver, c loadgen.Config, phases []string, format string) error {
+// bench runs phases in order and prints each result as soon as it is there. The phase that an
+// interrupt ends is printed as far as it was measured.
+func (a *app) bench(
+	ctx context.Context, d loadgen.Driver, c loadgen.Config, phases []string, format string,
+) error {
 	table, results := loadgen.NewTable(a.stdout), []loadgen.Result{}
 	add := func(r loadgen.Result) error {
 		switch {

@@ -38,8 +38,10 @@ func TestBenchUsage(t *testing.T) {
 // TestGeneratesLoad: what counts is the command, not a word among its arguments.
 func TestGeneratesLoad(t *testing.T) {
 	for line, want := range map[string]bool{
-		"bench": true, "bench --workers 3": true, "--scheduler h:1 bench": true, "-s h:1 bench ycsb load a": true,
-		"put bench 1": false, "get bench": false, "--scheduler bench status": false, "": false, "bnech": false, "--help": false,
+		"bench": true, "bench --workers 3": true, "--scheduler h:1 bench": true,
+		"-s h:1 bench ycsb load a": true,
+		"put bench 1":              false, "get bench": false, "--scheduler bench status": false,
+		"": false, "bnech": false, "--help": false,
 	} {
 		require.Equal(t, want, GeneratesLoad(strings.Fields(line)), line)
 	}

@@ -27,40 +27,55 @@ func (a *app) certCmd() *cobra.Command {
   tinyctl cert create-client app                        for programs
   tinyctl cert create-admin ops                         for people who change the cluster`,
 	}
-	dir := cmd.PersistentFlags().String("certs-dir", "certs", "directory of the authority and the certificates")
-	life := cmd.PersistentFlags().Duration("lifetime", 0, "how long a certificate is good (default and most: five years)")
-	create := func(use, short string, check cobra.PositionalArgs, request func(argv []string) security.CertRequest) *cobra.Command {
-		return &cobra.Command{Use: use, Short: short, Args: args(check), RunE: func(_ *cobra.Command, argv []string) error {
-			r := request(argv)
-			r.Life = *life
-			f, err := security.CreateCert(*dir, r)
-			if err != nil {
+	dir := cmd.PersistentFlags().String("certs-dir", "certs",
+		"directory of the authority and the certificates")
+	life := cmd.PersistentFlags().Duration("lifetime", 0,
+		"how long a certificate is good (default and most: five years)")
+	create := func(
+		use, short string, check cobra.PositionalArgs,
+		request func(argv []string) security.CertRequest,
+	) *cobra.Command {
+		return &cobra.Command{Use: use, Short: short, Args: args(check),
+			RunE: func(_ *cobra.Command, argv []string) error {
+				r := request(argv)
+				r.Life = *life
+				f, err := security.CreateCert(*dir, r)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "%s and %s\n", f.Cert, f.Key)
 				return err
-			}
-			_, err = fmt.Fprintf(a.stdout, "%s and %s\n", f.Cert, f.Key)
-			return err
-		}}
+			}}
 	}
 	cmd.AddCommand(
 		&cobra.Command{
-			Use: "create-ca", Short: "Make the authority: ca.crt and ca.key", Args: args(cobra.NoArgs),
+			Use: "create-ca", Short: "Make the authority: ca.crt and ca.key",
+			Args: args(cobra.NoArgs),
 			RunE: func(*cobra.Command, []string) error {
 				if err := security.CreateCA(*dir); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintf(a.stdout, "%s and %s\n", filepath.Join(*dir, security.CACertFile), filepath.Join(*dir, security.CAKeyFile))
+				_, err := fmt.Fprintf(a.stdout, "%s and %s\n",
+					filepath.Join(*dir, security.CACertFile),
+					filepath.Join(*dir, security.CAKeyFile))
 				return err
 			},
 		},
-		create("create-node HOST...", "Make the certificate of a server, for the names and IPs under which it is reached",
+		create("create-node HOST...",
+			"Make the certificate of a server, for the names and IPs under which it is reached",
 			cobra.MinimumNArgs(1), func(argv []string) security.CertRequest {
-				return security.CertRequest{Name: "node-" + strings.NewReplacer(":", "-", "*", "any").Replace(argv[0]), Role: security.RoleNode, Hosts: argv}
+				return security.CertRequest{
+					Name: "node-" + strings.NewReplacer(":", "-", "*", "any").Replace(argv[0]),
+					Role: security.RoleNode, Hosts: argv,
+				}
 			}),
-		create("create-client NAME", "Make the certificate of a program that reads and writes", cobra.ExactArgs(1),
+		create("create-client NAME", "Make the certificate of a program that reads and writes",
+			cobra.ExactArgs(1),
 			func(argv []string) security.CertRequest {
 				return security.CertRequest{Name: argv[0], Role: security.RoleClient}
 			}),
-		create("create-admin NAME", "Make the certificate of somebody who may change the cluster", cobra.ExactArgs(1),
+		create("create-admin NAME", "Make the certificate of somebody who may change the cluster",
+			cobra.ExactArgs(1),
 			func(argv []string) security.CertRequest {
 				return security.CertRequest{Name: argv[0], Role: security.RoleAdmin}
 			}),
@@ -81,7 +96,10 @@ type certJSON struct {
 }
 
 func describeCert(file string, c *x509.Certificate) certJSON {
-	out := certJSON{File: file, Name: c.Subject.CommonName, CA: c.IsCA, Roles: []string{}, Hosts: []string{}, NotAfter: c.NotAfter.UTC().Format(time.RFC3339)}
+	out := certJSON{
+		File: file, Name: c.Subject.CommonName, CA: c.IsCA, Roles: []string{}, Hosts: []string{},
+		NotAfter: c.NotAfter.UTC().Format(time.RFC3339),
+	}
 	for _, r := range security.RolesOf(c) {
 		out.Roles = append(out.Roles, string(r))
 	}
@@ -94,7 +112,8 @@ func describeCert(file string, c *x509.Certificate) certJSON {
 
 func (a *app) certShowCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "show FILE...", Short: "Show what certificates are for and until when", Args: args(cobra.MinimumNArgs(1)),
+		Use: "show FILE...", Short: "Show what certificates are for and until when",
+		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(_ *cobra.Command, files []string) error {
 			var rows []certJSON
 			for _, f := range files {
@@ -123,14 +142,16 @@ func (a *app) printCerts(rows []certJSON) error {
 		} else if what == "" {
 			what = "any role"
 		}
-		out = append(out, []string{r.File, r.Name, what, strings.Join(r.Hosts, " "), r.NotAfter, r.Fault})
+		out = append(out,
+			[]string{r.File, r.Name, what, strings.Join(r.Hosts, " "), r.NotAfter, r.Fault})
 	}
 	return a.table([]string{"FILE", "NAME", "FOR", "HOSTS", "GOOD UNTIL", "FAULT"}, out)
 }
 
 func (a *app) certCheckCmd(dir *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "check", Short: "Check all certificates of a directory; exit code 1 if one is not good, or not for 30 more days", Args: args(cobra.NoArgs),
+		Use:   "check",
+		Short: "Check all certificates of a directory; exit code 1 if one is not good, or not for 30 more days", Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			rows, err := checkCerts(*dir, time.Now())
 			if err != nil {
@@ -170,7 +191,8 @@ func checkCerts(dir string, now time.Time) ([]certJSON, error) {
 	for _, f := range files {
 		certs, err := security.ReadCerts(f)
 		if err != nil {
-			rows = append(rows, certJSON{File: f, Roles: []string{}, Hosts: []string{}, Fault: err.Error()})
+			rows = append(rows,
+				certJSON{File: f, Roles: []string{}, Hosts: []string{}, Fault: err.Error()})
 			continue
 		}
 		for i, c := range certs {
@@ -183,7 +205,9 @@ func checkCerts(dir string, now time.Time) ([]certJSON, error) {
 }
 
 // certFault says what is wrong with a certificate, or with the key beside it; "" if nothing is.
-func certFault(file string, c *x509.Certificate, own bool, roots *x509.CertPool, now time.Time) string {
+func certFault(
+	file string, c *x509.Certificate, own bool, roots *x509.CertPool, now time.Time,
+) string {
 	if own && !c.IsCA {
 		f := security.Files{Cert: file, Key: strings.TrimSuffix(file, ".crt") + ".key"}
 		if _, err := f.Config(); err != nil {
@@ -193,11 +217,14 @@ func certFault(file string, c *x509.Certificate, own bool, roots *x509.CertPool,
 			return fmt.Sprintf("%s can be read by others: chmod 600", f.Key)
 		}
 	}
-	_, err := c.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	_, err := c.Verify(x509.VerifyOptions{
+		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return "is not good now: from " + c.NotBefore.UTC().Format(time.RFC3339) + " to " + c.NotAfter.UTC().Format(time.RFC3339)
+		return "is not good now: from " + c.NotBefore.UTC().Format(time.RFC3339) + " to " +
+			c.NotAfter.UTC().Format(time.RFC3339)
 	case err != nil:
 		return err.Error()
 	case c.NotAfter.Before(now.Add(expirySoon)):

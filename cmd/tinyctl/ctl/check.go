@@ -49,8 +49,9 @@ func (a *app) checkCmd() *cobra.Command {
 // checkServingCmd is a health check for containers, whose images hold no other HTTP client.
 func checkServingCmd(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "serving URL", Short: "Ask one server for a page, such as /health; exit code 1 if it does not answer or answers an error",
-		Args: args(cobra.ExactArgs(1)),
+		Use:   "serving URL",
+		Short: "Ask one server for a page, such as /health; exit code 1 if it does not answer or answers an error",
+		Args:  args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			secure, err := security.ClientTLS(argv, a.tls)
 			if err != nil {
@@ -62,7 +63,9 @@ func checkServingCmd(a *app) *cobra.Command {
 			if err != nil || req.URL.Host == "" {
 				return usagef("%q is not a URL such as http://127.0.0.1:20180/health", argv[0])
 			}
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}}
+			client := &http.Client{
+				Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true},
+			}
 			resp, err := client.Do(req)
 			if err != nil {
 				return err
@@ -78,7 +81,9 @@ func checkServingCmd(a *app) *cobra.Command {
 
 func (a *app) checkConsistencyCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "consistency", Short: "Compare the replicas of regions with each other; exit code 1 if some differ", Args: args(cobra.NoArgs),
+		Use:   "consistency",
+		Short: "Compare the replicas of regions with each other; exit code 1 if some differ",
+		Args:  args(cobra.NoArgs),
 		Long: `Each region's leader has all replicas hash their data as of one entry of its log, and compares the hashes.
 
   equal       all replicas have the same data
@@ -90,7 +95,8 @@ func (a *app) checkConsistencyCmd() *cobra.Command {
 Exit code 0: all regions are equal; 1: some differ; 3: some could not be compared.`,
 	}
 	region := cmd.Flags().Uint64("region", 0, "only this region")
-	wait := cmd.Flags().Duration("wait", time.Minute, "how long to wait for the replicas of one region")
+	wait := cmd.Flags().Duration("wait", time.Minute,
+		"how long to wait for the replicas of one region")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *wait < time.Millisecond {
 			return usagef("--wait %v is not positive", *wait)
@@ -117,7 +123,9 @@ Exit code 0: all regions are equal; 1: some differ; 3: some could not be compare
 }
 
 // regionsToCheck are all regions, or the one.
-func (a *app) regionsToCheck(ctx context.Context, p *placement.Client, only uint64) ([]*metapb.Region, error) {
+func (a *app) regionsToCheck(
+	ctx context.Context, p *placement.Client, only uint64,
+) ([]*metapb.Region, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	if only != 0 {
@@ -141,7 +149,9 @@ func (a *app) regionsToCheck(ctx context.Context, p *placement.Client, only uint
 	return out, nil
 }
 
-func (a *app) compareRegion(ctx context.Context, c *client.Client, m *metapb.Region, wait time.Duration) compareRow {
+func (a *app) compareRegion(
+	ctx context.Context, c *client.Client, m *metapb.Region, wait time.Duration,
+) compareRow {
 	ctx, cancel := context.WithTimeout(ctx, wait+a.timeout)
 	defer cancel()
 	row := compareRow{Region: m.Id, Replicas: []replicaHashJSON{}}
@@ -211,7 +221,10 @@ func (a *app) tellComparisons(rows []compareRow) error {
 				text += " (differs)"
 			}
 		}
-		out = append(out, []string{strconv.FormatUint(r.Region, 10), r.Verdict, strconv.FormatUint(r.Index, 10), text})
+		out = append(out,
+			[]string{
+				strconv.FormatUint(r.Region, 10), r.Verdict, strconv.FormatUint(r.Index, 10), text,
+			})
 	}
 	fmt.Fprintf(a.stdout, "%d of %d regions have equal replicas.\n", equal, len(rows))
 	if len(out) == 0 {

@@ -58,7 +58,8 @@ func (r *regionRow) voters() int {
 func toRegionRow(r *placement.Region) regionRow {
 	row := regionRow{
 		ID: r.Meta.Id, Start: encode("text", r.Meta.StartKey), End: encode("text", r.Meta.EndKey),
-		Version: r.Meta.GetRegionEpoch().GetVersion(), ConfVer: r.Meta.GetRegionEpoch().GetConfVer(), Leader: r.Leader.GetStoreId(),
+		Version: r.Meta.GetRegionEpoch().GetVersion(),
+		ConfVer: r.Meta.GetRegionEpoch().GetConfVer(), Leader: r.Leader.GetStoreId(),
 	}
 	for _, p := range r.Meta.Peers {
 		row.Peers = append(row.Peers, peerRow{p.Id, p.StoreId, p.Role == metapb.PeerRole_Learner})
@@ -85,11 +86,14 @@ func (a *app) printStores(rows []storeRow) error {
 	var out [][]string
 	for _, r := range rows {
 		out = append(out, []string{
-			strconv.FormatUint(r.ID, 10), r.Address, r.State, strconv.Itoa(r.Regions), strconv.Itoa(r.Leaders),
+			strconv.FormatUint(r.ID, 10), r.Address, r.State, strconv.Itoa(r.Regions),
+			strconv.Itoa(r.Leaders),
 			humanize.IBytes(r.Used), humanize.IBytes(r.Available), r.Heartbeat,
 		})
 	}
-	return a.table([]string{"STORE", "ADDRESS", "STATE", "REGIONS", "LEADERS", "USED", "FREE", "HEARTBEAT"}, out)
+	return a.table([]string{
+		"STORE", "ADDRESS", "STATE", "REGIONS", "LEADERS", "USED", "FREE", "HEARTBEAT",
+	}, out)
 }
 
 func (a *app) printRegions(rows []regionRow) error {
@@ -122,7 +126,9 @@ func shorten(s, empty string) string {
 }
 
 func (a *app) storeCmd() *cobra.Command {
-	list := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List all stores", Args: args(cobra.NoArgs)}
+	list := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List all stores", Args: args(cobra.NoArgs),
+	}
 	list.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
 		defer cancel()
@@ -139,7 +145,10 @@ func (a *app) storeCmd() *cobra.Command {
 }
 
 func (a *app) regionCmd() *cobra.Command {
-	list := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List all regions in key order", Args: args(cobra.NoArgs)}
+	list := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List all regions in key order",
+		Args: args(cobra.NoArgs),
+	}
 	list.RunE = func(cmd *cobra.Command, _ []string) error {
 		return a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
 			rows, err := a.regions(ctx, p)
@@ -152,19 +161,27 @@ func (a *app) regionCmd() *cobra.Command {
 			return a.printRegions(rows)
 		})
 	}
-	key := &cobra.Command{Use: "key KEY", Short: "Show the region that has a key", Args: args(cobra.ExactArgs(1))}
-	key.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of the key: text, hex or escaped")
+	key := &cobra.Command{
+		Use: "key KEY", Short: "Show the region that has a key", Args: args(cobra.ExactArgs(1)),
+	}
+	key.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of the key: text, hex or escaped")
 	key.RunE = func(cmd *cobra.Command, argv []string) error {
 		k, err := decode(a.encoding, argv[0])
 		if err != nil {
 			return err
 		}
-		return a.showRegion(cmd, func(ctx context.Context, p *placement.Client) (*placement.Region, error) { return p.GetRegion(ctx, k) })
+		return a.showRegion(cmd,
+			func(ctx context.Context, p *placement.Client) (*placement.Region, error) {
+				return p.GetRegion(ctx, k)
+			})
 	}
 	return group("region", "Look at regions and change them", append(a.regionCmds(), list, key)...)
 }
 
-func (a *app) withPlacement(cmd *cobra.Command, do func(context.Context, *placement.Client) error) error {
+func (a *app) withPlacement(
+	cmd *cobra.Command, do func(context.Context, *placement.Client) error,
+) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
 	defer cancel()
 	p, err := a.placement(ctx)
@@ -175,7 +192,9 @@ func (a *app) withPlacement(cmd *cobra.Command, do func(context.Context, *placem
 	return do(ctx, p)
 }
 
-func (a *app) showRegion(cmd *cobra.Command, find func(context.Context, *placement.Client) (*placement.Region, error)) error {
+func (a *app) showRegion(
+	cmd *cobra.Command, find func(context.Context, *placement.Client) (*placement.Region, error),
+) error {
 	return a.withPlacement(cmd, func(ctx context.Context, p *placement.Client) error {
 		r, err := find(ctx, p)
 		if err != nil {

@@ -16,7 +16,9 @@ import (
 // debugCmd looks into the data directory of a store that does not run.
 func (a *app) debugCmd() *cobra.Command {
 	var dir string
-	with := func(run func(s *offline.Store, argv []string) error) func(*cobra.Command, []string) error {
+	with := func(run func(s *offline.Store, argv []string) error) func(
+		*cobra.Command, []string,
+	) error {
 		return func(_ *cobra.Command, argv []string) error {
 			s, err := offline.Open(dir, zap.NewNop())
 			if err != nil {
@@ -30,21 +32,26 @@ func (a *app) debugCmd() *cobra.Command {
 		}
 	}
 	var from, to uint64
-	entries := command("entries REGION", "Show the raft log of a region", with(func(s *offline.Store, argv []string) error {
-		return a.debugEntries(s, argv[0], from, to)
-	}))
+	entries := command("entries REGION", "Show the raft log of a region",
+		with(func(s *offline.Store, argv []string) error {
+			return a.debugEntries(s, argv[0], from, to)
+		}))
 	entries.Flags().Uint64Var(&from, "from", 0, "first index")
 	entries.Flags().Uint64Var(&to, "to", 0, "index after the last; 0 for the end")
 	var limit int
-	keys := command("keys", "Show keys with the sizes and checksums of their values", with(func(s *offline.Store, _ []string) error {
-		return a.debugKeys(s, limit)
-	}))
+	keys := command("keys", "Show keys with the sizes and checksums of their values",
+		with(func(s *offline.Store, _ []string) error {
+			return a.debugKeys(s, limit)
+		}))
 	keys.Flags().IntVar(&limit, "limit", 100, "how many; 0 for all")
 	cmd := group("debug", "Look into the data directory of a store that does not run",
-		command("regions", "Show all replicas with their raft positions", with(func(s *offline.Store, _ []string) error { return a.debugRegions(s) })),
+		command("regions", "Show all replicas with their raft positions",
+			with(func(s *offline.Store, _ []string) error { return a.debugRegions(s) })),
 		entries, keys,
-		command("verify", "Read everything and compare it with its checksums", with(func(s *offline.Store, _ []string) error { return a.debugVerify(s) })))
-	cmd.PersistentFlags().StringVar(&dir, "data-dir", "", "data directory of a store that does not run")
+		command("verify", "Read everything and compare it with its checksums",
+			with(func(s *offline.Store, _ []string) error { return a.debugVerify(s) })))
+	cmd.PersistentFlags().StringVar(&dir, "data-dir", "",
+		"data directory of a store that does not run")
 	_ = cmd.MarkPersistentFlagRequired("data-dir")
 	return cmd
 }
@@ -57,18 +64,24 @@ func (a *app) debugRegions(s *offline.Store) error {
 	if a.output == "json" {
 		return a.json(replicas)
 	}
-	fmt.Fprintf(a.stdout, "store %d of cluster %d, started %d times\n", s.Ident.StoreId, s.Ident.ClusterId, s.Ident.Incarnation)
+	fmt.Fprintf(a.stdout, "store %d of cluster %d, started %d times\n", s.Ident.StoreId,
+		s.Ident.ClusterId, s.Ident.Incarnation)
 	num := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	var rows [][]string
 	for _, r := range replicas {
 		note := r.Damaged + r.LogDamage
 		e := r.Region.GetRegionEpoch()
 		rows = append(rows, []string{
-			num(r.Region.Id), r.Status, keyRange(r.Region.StartKey, r.Region.EndKey), fmt.Sprintf("%d:%d", e.GetVersion(), e.GetConfVer()),
-			num(r.Peer.GetId()), num(r.Term), num(r.Vote), num(r.Applied), num(r.Commit), fmt.Sprintf("%d-%d", r.FirstIndex, r.LastIndex), note,
+			num(r.Region.Id), r.Status, keyRange(r.Region.StartKey, r.Region.EndKey),
+			fmt.Sprintf("%d:%d", e.GetVersion(), e.GetConfVer()),
+			num(r.Peer.GetId()), num(r.Term), num(r.Vote), num(r.Applied), num(r.Commit),
+			fmt.Sprintf("%d-%d", r.FirstIndex, r.LastIndex), note,
 		})
 	}
-	return a.table([]string{"REGION", "STATE", "RANGE", "EPOCH", "PEER", "TERM", "VOTE", "APPLIED", "COMMIT", "LOG", "NOTE"}, rows)
+	return a.table([]string{
+		"REGION", "STATE", "RANGE", "EPOCH", "PEER", "TERM", "VOTE", "APPLIED", "COMMIT", "LOG",
+		"NOTE",
+	}, rows)
 }
 
 // entryView is an entry for people.
@@ -98,7 +111,11 @@ func (a *app) debugEntries(s *offline.Store, region string, from, to uint64) err
 	}
 	var rows [][]string
 	for _, v := range views {
-		rows = append(rows, []string{strconv.FormatUint(v.Index, 10), strconv.FormatUint(v.Term, 10), v.Kind, strconv.Itoa(v.Bytes), v.What})
+		rows = append(rows,
+			[]string{
+				strconv.FormatUint(v.Index, 10), strconv.FormatUint(v.Term, 10), v.Kind,
+				strconv.Itoa(v.Bytes), v.What,
+			})
 	}
 	return a.table([]string{"INDEX", "TERM", "KIND", "BYTES", "WHAT"}, rows)
 }
@@ -155,7 +172,8 @@ func viewEntry(e *eraftpb.Entry) entryView {
 func whatConditional(c *raft_cmdpb.Request) string {
 	switch {
 	case c.CompareAndSwap != nil:
-		return fmt.Sprintf("compare and swap %x (%d)", c.CompareAndSwap.Key, len(c.CompareAndSwap.Value))
+		return fmt.Sprintf("compare and swap %x (%d)", c.CompareAndSwap.Key,
+			len(c.CompareAndSwap.Value))
 	case c.DeleteRange != nil:
 		return fmt.Sprintf("delete from %x to %x", c.DeleteRange.Start, c.DeleteRange.End)
 	case c.Expire != nil:
@@ -177,7 +195,8 @@ func (a *app) debugKeys(s *offline.Store, limit int) error {
 		if limit > 0 && len(rows) == limit {
 			return stop
 		}
-		rows = append(rows, row{string(k.CF), fmt.Sprintf("%x", k.Key), k.Bytes, fmt.Sprintf("%08x", k.Sum)})
+		rows = append(rows,
+			row{string(k.CF), fmt.Sprintf("%x", k.Key), k.Bytes, fmt.Sprintf("%08x", k.Sum)})
 		return nil
 	})
 	if err != nil && err != stop { //nolint:errorlint // it is the very value
@@ -206,7 +225,8 @@ func (a *app) debugVerify(s *offline.Store) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(a.stdout, "%d regions, %d raft log entries, %d keys, %d bytes\n", rep.Regions, rep.Entries, rep.Keys, rep.Bytes)
+		fmt.Fprintf(a.stdout, "%d regions, %d raft log entries, %d keys, %d bytes\n", rep.Regions,
+			rep.Entries, rep.Keys, rep.Bytes)
 		for _, p := range rep.Problems {
 			fmt.Fprintln(a.stdout, p)
 		}

@@ -21,7 +21,8 @@ import (
 	placement "github.com/tinykv/tinykv/scheduler/client"
 )
 
-// demoStoreConfig makes regions small, so that a tree of files becomes many of them, and reports often.
+// demoStoreConfig makes regions small, so that a tree of files becomes many of them, and reports
+// often.
 const demoStoreConfig = `
 [raftstore]
 region-max-size = "6MiB"
@@ -32,8 +33,13 @@ store-heartbeat-interval = "1s"
 `
 
 func (a *app) demoCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "demo", Short: "Show a cluster storing a tree of files, losing a store and getting it back", Args: args(cobra.NoArgs)}
-	dir := cmd.Flags().String("source", "", "tree of files to store (default: Go's own source tree)")
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show a cluster storing a tree of files, losing a store and getting it back",
+		Args:  args(cobra.NoArgs),
+	}
+	dir := cmd.Flags().String("source", "",
+		"tree of files to store (default: Go's own source tree)")
 	keep := cmd.Flags().Bool("keep", false, "keep the temporary directory")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		source := *dir
@@ -60,7 +66,8 @@ type demo struct {
 }
 
 func (d *demo) say(format string, args ...any) {
-	fmt.Fprintf(d.stdout, "[%5.1fs] %s\n", time.Since(d.start).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(d.stdout, "[%5.1fs] %s\n", time.Since(d.start).Seconds(),
+		fmt.Sprintf(format, args...))
 }
 
 func (a *app) demo(ctx context.Context, source string, keep bool) (err error) {
@@ -79,7 +86,8 @@ func (a *app) demo(ctx context.Context, source string, keep bool) (err error) {
 	d.cluster, err = localcluster.New(localcluster.Options{
 		Dir: dir, StoreConfig: demoStoreConfig, StoreMemory: playgroundMemory,
 		OnExit: func(p *localcluster.Process, err error) {
-			d.unasked <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+			d.unasked <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name,
+				localcluster.ExitText(err), p.LastWords())
 		},
 	})
 	if err != nil {
@@ -112,13 +120,15 @@ func (d *demo) run(source, dir string) error {
 	}
 	d.say("The first region has 3 replicas.")
 	var err error
-	if d.client, err = client.Open(sctx, d.cluster.Endpoints(), bulkOptions(time.Minute)); err != nil {
+	if d.client, err = client.Open(sctx, d.cluster.Endpoints(),
+		bulkOptions(time.Minute)); err != nil {
 		return err
 	}
 	defer d.client.Close()
 	d.placement = d.client.Placement()
 	if d.placement.ClusterID() != d.cluster.ID() {
-		return fmt.Errorf("the placement service at %v is of another cluster", d.cluster.Endpoints())
+		return fmt.Errorf("the placement service at %v is of another cluster",
+			d.cluster.Endpoints())
 	}
 
 	d.say("Importing %s.", source)
@@ -136,7 +146,8 @@ func (d *demo) run(source, dir string) error {
 	return d.restartAndShow()
 }
 
-// waitSpread waits until the data has become many regions and the leaders are spread over the stores.
+// waitSpread waits until the data has become many regions and the leaders are spread over the
+// stores.
 func (d *demo) waitSpread() error {
 	ctx, cancel := context.WithTimeout(d.ctx, 40*time.Second)
 	defer cancel()
@@ -150,7 +161,8 @@ func (d *demo) waitSpread() error {
 			healthy := true
 			for _, r := range rows {
 				leaders[r.Leader]++
-				healthy = healthy && len(r.Peers) == 3 && r.voters() == 3 && len(r.Pending) == 0 && r.Leader != 0
+				healthy = healthy && len(r.Peers) == 3 && r.voters() == 3 && len(r.Pending) == 0 &&
+					r.Leader != 0
 			}
 			lo, hi := len(rows), 0
 			for _, n := range leaders {
@@ -161,7 +173,8 @@ func (d *demo) waitSpread() error {
 			}
 			last = len(rows)
 			if quiet++; quiet > 8 && len(rows) >= 5 {
-				d.say("The data became %d regions; leaders are spread over the 3 stores.", len(rows))
+				d.say("The data became %d regions; leaders are spread over the 3 stores.",
+					len(rows))
 				return nil
 			}
 		}
@@ -233,7 +246,8 @@ func (d *demo) oneTurn(t *traffic, source, path string, w, i int) error {
 		}
 		return nil
 	}
-	if err := check(fmt.Appendf(nil, "live/%d/%d", w, i%64), fmt.Appendf(nil, "%d-%d", w, i)); err != nil {
+	if err := check(fmt.Appendf(nil, "live/%d/%d", w, i%64),
+		fmt.Appendf(nil, "%d-%d", w, i)); err != nil {
 		return err
 	}
 	content, err := os.ReadFile(filepath.Join(source, filepath.FromSlash(path)))
@@ -249,7 +263,8 @@ func (t *traffic) end() error {
 	return t.err
 }
 
-// killAndCheck kills the store with the most leaders under traffic, exports everything, and compares.
+// killAndCheck kills the store with the most leaders under traffic, exports everything, and
+// compares.
 func (d *demo) killAndCheck(source, dir string) error {
 	paths, _, err := listFiles(source)
 	if err != nil {
@@ -260,7 +275,8 @@ func (d *demo) killAndCheck(source, dir string) error {
 	if err != nil {
 		return errors.Join(err, traffic.end())
 	}
-	d.say("Killing %s (kill -9), which leads %d regions, while 8 clients read and write in all regions.", victim.Name, leaders)
+	d.say(
+		"Killing %s (kill -9), which leads %d regions, while 8 clients read and write in all regions.", victim.Name, leaders)
 	victim.Kill()
 	exported := filepath.Join(dir, "export")
 	d.say("Exporting everything from the 2 stores that are left.")
@@ -272,8 +288,10 @@ func (d *demo) killAndCheck(source, dir string) error {
 		return fmt.Errorf("export: %w", err)
 	}
 	d.say("Exported %s.", st)
-	d.say("Meanwhile %s reads and %s writes succeeded; the slowest group of four took %s.", humanize.Comma(traffic.reads.Load()),
-		humanize.Comma(traffic.writes.Load()), time.Duration(traffic.slowest.Load()).Round(time.Millisecond))
+	d.say("Meanwhile %s reads and %s writes succeeded; the slowest group of four took %s.",
+		humanize.Comma(traffic.reads.Load()),
+		humanize.Comma(traffic.writes.Load()),
+		time.Duration(traffic.slowest.Load()).Round(time.Millisecond))
 	n, size, err := compareTrees(source, exported)
 	if err != nil {
 		return fmt.Errorf("compare: %w", err)
@@ -337,7 +355,8 @@ func compareTrees(want, got string) (files int, size int64, err error) {
 			return 0, 0, err
 		}
 		if !bytes.Equal(x, y) {
-			return 0, 0, fmt.Errorf("%s differs: %d bytes stored, %d came back", path, len(x), len(y))
+			return 0, 0,
+				fmt.Errorf("%s differs: %d bytes stored, %d came back", path, len(x), len(y))
 		}
 		files++
 		size += int64(len(x))
@@ -377,7 +396,8 @@ func (d *demo) restartAndShow() error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the restarted store did not catch up in time: %d replicas behind", behind)
+			return fmt.Errorf("the restarted store did not catch up in time: %d replicas behind",
+				behind)
 		case <-time.After(250 * time.Millisecond):
 		}
 	}

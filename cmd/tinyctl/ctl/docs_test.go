@@ -13,14 +13,17 @@ import (
 )
 
 // docCommand is a command line of tinyctl in a document: in a block or between backquotes.
-var docCommand = regexp.MustCompile("^(?: {4,}|\\$ )?(?:bin/)?tinyctl ([^#]*)|`(?:bin/)?tinyctl ([^`]+)`|" +
-	"`((?:region|store|operator|member|scheduler|check|debug|recover|cert) [a-z][^`]*)`")
+var docCommand = regexp.MustCompile(
+	"^(?: {4,}|\\$ )?(?:bin/)?tinyctl ([^#]*)|`(?:bin/)?tinyctl ([^`]+)`|" +
+		"`((?:region|store|operator|member|scheduler|check|debug|recover|cert) [a-z][^`]*)`")
 
-// TestCommandsOfTheDocumentsExist: each command that a document names is one, and has the flags that it is given there.
+// TestCommandsOfTheDocumentsExist: each command that a document names is one, and has the flags
+// that it is given there.
 func TestCommandsOfTheDocumentsExist(t *testing.T) {
 	paths, err := filepath.Glob("../../../docs/*.md")
 	require.NoError(t, err)
-	paths = append(paths, "../../../README.md", "../../../CONTRIBUTING.md", "../../../ARCHITECTURE.md")
+	paths = append(paths, "../../../README.md", "../../../CONTRIBUTING.md",
+		"../../../ARCHITECTURE.md")
 	checked := 0
 	for _, path := range paths {
 		f, err := os.Open(path)
@@ -29,7 +32,8 @@ func TestCommandsOfTheDocumentsExist(t *testing.T) {
 		for n := 1; lines.Scan(); n++ {
 			for _, m := range docCommand.FindAllStringSubmatch(lines.Text(), -1) {
 				words := strings.Fields(m[1] + m[2] + m[3])
-				require.NoError(t, commandExists(words), "%s:%d: tinyctl %s", filepath.Base(path), n, strings.Join(words, " "))
+				require.NoError(t, commandExists(words), "%s:%d: tinyctl %s", filepath.Base(path),
+					n, strings.Join(words, " "))
 				checked++
 			}
 		}
@@ -37,7 +41,9 @@ func TestCommandsOfTheDocumentsExist(t *testing.T) {
 		require.NoError(t, f.Close())
 	}
 	require.Greater(t, checked, 40)
-	for _, wrong := range []string{"nothing", "region nothing", "status --nothing", "region show --to 1"} {
+	for _, wrong := range []string{
+		"nothing", "region nothing", "status --nothing", "region show --to 1",
+	} {
 		require.Error(t, commandExists(strings.Fields(wrong)), wrong)
 	}
 }
@@ -75,7 +81,8 @@ func commandExists(words []string) error {
 	return nil
 }
 
-// plainWords are those of one command: of alternatives the first, without the brackets of what may be left out.
+// plainWords are those of one command: of alternatives the first, without the brackets of what may
+// be left out.
 func plainWords(words []string) (out []string) {
 	for _, w := range words {
 		if w == "|" || w == "&" || w == "&&" || w == ">" || w == ";" {

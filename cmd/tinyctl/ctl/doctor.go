@@ -32,19 +32,24 @@ type topic struct {
 	Findings []finding `json:"findings"`
 }
 
-// topicOf groups the placement service's conditions. TestDoctorKnowsEveryCondition holds it complete.
+// topicOf groups the placement service's conditions. TestDoctorKnowsEveryCondition holds it
+// complete.
 var topicOf = map[health.Code]string{
-	health.NoQuorum: "replicas", health.LeaderLost: "replicas", health.NoLeader: "replicas", health.Diverged: "replicas",
-	health.ReplicaSilent: "replicas", health.FewReplicas: "replicas", health.Starving: "replicas", health.Quarantined: "replicas",
+	health.NoQuorum: "replicas", health.LeaderLost: "replicas", health.NoLeader: "replicas",
+	health.Diverged:      "replicas",
+	health.ReplicaSilent: "replicas", health.FewReplicas: "replicas", health.Starving: "replicas",
+	health.Quarantined: "replicas",
 	health.StoreSilent: "stores", health.StoreUnreached: "stores", health.StoreLeaving: "stores",
-	health.DiskFull: "disks", health.LowDisk: "disks", health.SlowDisk: "disks", health.ReadErrors: "disks",
-	health.ClockSkew: "clocks", health.VersionsDiffer: "versions", health.Misplaced: "placement",
+	health.DiskFull: "disks", health.LowDisk: "disks", health.SlowDisk: "disks",
+	health.ReadErrors: "disks",
+	health.ClockSkew:  "clocks", health.VersionsDiffer: "versions", health.Misplaced: "placement",
 	health.MemberDead: "placement service", health.Alarm: "placement service",
 }
 
 // topics are in the order in which they are shown.
 var topics = []string{
-	"placement service", "stores", "reached from here", "replicas", "placement", "disks", "clocks", "versions", "open files", "certificates",
+	"placement service", "stores", "reached from here", "replicas", "placement", "disks", "clocks",
+	"versions", "open files", "certificates",
 }
 
 const (
@@ -56,8 +61,9 @@ const (
 
 func (a *app) doctorCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "doctor", Short: "Look for what is wrong with the cluster, and say what to do; exit code 0 nothing, 1 something, 3 cannot tell",
-		Args: args(cobra.NoArgs),
+		Use:   "doctor",
+		Short: "Look for what is wrong with the cluster, and say what to do; exit code 0 nothing, 1 something, 3 cannot tell",
+		Args:  args(cobra.NoArgs),
 		Long: `Puts together what the placement service reports (as tinyctl status does), what this machine reaches, the limits of open files of
 the stores, and how long the certificates are good that servers show and that this command is given.`,
 	}
@@ -96,7 +102,8 @@ func (a *app) examine(ctx context.Context, info *clusterInfo) ([]topic, error) {
 		by[name] = append(by[name], finding{c.String(), c.Advice})
 	}
 	for _, u := range info.Unreachable {
-		by["reached from here"] = append(by["reached from here"], finding{u, "check the address that it advertises, and the network between"})
+		by["reached from here"] = append(by["reached from here"],
+			finding{u, "check the address that it advertises, and the network between"})
 	}
 	secure, err := a.secure()
 	if err != nil {
@@ -122,7 +129,8 @@ func (a *app) examine(ctx context.Context, info *clusterInfo) ([]topic, error) {
 	return out, nil
 }
 
-// filesOfStore looks whether a store is short of open files. A store that cannot be asked is found elsewhere.
+// filesOfStore looks whether a store is short of open files. A store that cannot be asked is found
+// elsewhere.
 func filesOfStore(ctx context.Context, s storeRow, secure *tls.Config) []finding {
 	if s.Status == "" {
 		return nil
@@ -130,7 +138,8 @@ func filesOfStore(ctx context.Context, s storeRow, secure *tls.Config) []finding
 	values, err := scrape(ctx, s.Status, secure, "process_open_fds", "process_max_fds")
 	if err != nil {
 		return []finding{{
-			fmt.Sprintf("the status port of store %d at %s does not answer: %v", s.ID, s.Status, err),
+			fmt.Sprintf("the status port of store %d at %s does not answer: %v", s.ID, s.Status,
+				err),
 			"check status-addr and advertise-status-addr of the store",
 		}}
 	}
@@ -139,17 +148,33 @@ func filesOfStore(ctx context.Context, s storeRow, secure *tls.Config) []finding
 	case limit == 0:
 		return nil
 	case open > filesUsed*limit:
-		return []finding{{fmt.Sprintf("store %d has %.0f of at most %.0f files open", s.ID, open, limit), "raise its limit of open files (ulimit -n, LimitNOFILE)"}}
+		return []finding{
+			{
+				fmt.Sprintf("store %d has %.0f of at most %.0f files open", s.ID, open, limit),
+				"raise its limit of open files (ulimit -n, LimitNOFILE)",
+			},
+		}
 	case limit < fewFiles:
-		return []finding{{fmt.Sprintf("store %d may have %.0f files open only", s.ID, limit), "raise its limit of open files (ulimit -n, LimitNOFILE) to " + strconv.Itoa(fewFiles) + " or more"}}
+		return []finding{
+			{
+				fmt.Sprintf("store %d may have %.0f files open only", s.ID, limit),
+				"raise its limit of open files (ulimit -n, LimitNOFILE) to " +
+					strconv.Itoa(fewFiles) + " or more",
+			},
+		}
 	}
 	return nil
 }
 
 // scrape reads metrics of a status port.
-func scrape(ctx context.Context, addr string, secure *tls.Config, names ...string) (map[string]float64, error) {
+func scrape(
+	ctx context.Context, addr string, secure *tls.Config, names ...string,
+) (map[string]float64, error) {
 	scheme := "http://"
-	client := &http.Client{Timeout: reachTimeout, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure}}
+	client := &http.Client{
+		Timeout:   reachTimeout,
+		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure},
+	}
 	if secure != nil {
 		scheme = "https://"
 	}
@@ -179,8 +204,11 @@ func scrape(ctx context.Context, addr string, secure *tls.Config, names ...strin
 	return out, lines.Err()
 }
 
-// certFindings looks at the certificates that this command was given, and at those that the servers show.
-func certFindings(ctx context.Context, files security.Files, targets []string, secure *tls.Config) []finding {
+// certFindings looks at the certificates that this command was given, and at those that the servers
+// show.
+func certFindings(
+	ctx context.Context, files security.Files, targets []string, secure *tls.Config,
+) []finding {
 	if secure == nil {
 		return nil
 	}
@@ -190,9 +218,17 @@ func certFindings(ctx context.Context, files security.Files, targets []string, s
 		const advice = "make a new one (tinyctl cert) and put it in its place; it is used without a restart"
 		switch left := c.NotAfter.Sub(now); {
 		case left <= 0:
-			out = append(out, finding{fmt.Sprintf("%s is good until %s only", who, c.NotAfter.UTC().Format(time.RFC3339)), advice})
+			out = append(out,
+				finding{
+					fmt.Sprintf("%s is good until %s only", who,
+						c.NotAfter.UTC().Format(time.RFC3339)), advice,
+				})
 		case left < expirySoon:
-			out = append(out, finding{fmt.Sprintf("%s is good for %d more days only", who, int(left.Hours()/24)), advice})
+			out = append(out,
+				finding{
+					fmt.Sprintf("%s is good for %d more days only", who, int(left.Hours()/24)),
+					advice,
+				})
 		}
 	}
 	for _, path := range []string{files.CA, files.Cert} {
@@ -216,8 +252,8 @@ func certFindings(ctx context.Context, files security.Files, targets []string, s
 	return out
 }
 
-// shown is the certificate that a server shows; none if it cannot be reached, or serves without TLS, which is found
-// elsewhere.
+// shown is the certificate that a server shows; none if it cannot be reached, or serves without
+// TLS, which is found elsewhere.
 func shown(ctx context.Context, addr string, secure *tls.Config) []*x509.Certificate {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
@@ -242,7 +278,9 @@ func shown(ctx context.Context, addr string, secure *tls.Config) []*x509.Certifi
 
 func (a *app) printTopics(info *clusterInfo, found []topic) error {
 	if a.output == "json" {
-		return a.json(map[string]any{"cluster_id": info.ClusterID, "summary": info.Summary, "topics": found})
+		return a.json(map[string]any{
+			"cluster_id": info.ClusterID, "summary": info.Summary, "topics": found,
+		})
 	}
 	fmt.Fprintf(a.stdout, "Cluster %s. %s\n", info.ClusterID, info.Summary)
 	for _, t := range found {

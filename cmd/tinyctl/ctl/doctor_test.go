@@ -20,7 +20,8 @@ func TestDoctorKnowsEveryCondition(t *testing.T) {
 	}
 }
 
-// TestDoctorLooksAtFiles: a store that is short of open files is found, and one whose status port does not answer.
+// TestDoctorLooksAtFiles: a store that is short of open files is found, and one whose status port
+// does not answer.
 func TestDoctorLooksAtFiles(t *testing.T) {
 	for metrics, want := range map[string]string{
 		"process_open_fds 900\nprocess_max_fds 1000\n":    "has 900 of at most 1000 files open",
@@ -29,8 +30,11 @@ func TestDoctorLooksAtFiles(t *testing.T) {
 		"nothing 1\n":                     "",
 		"process_max_fds high and wide\n": "does not answer",
 	} {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, metrics) }))
-		found := filesOfStore(t.Context(), storeRow{ID: 1, Status: strings.TrimPrefix(s.URL, "http://")}, nil)
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, metrics)
+		}))
+		found := filesOfStore(t.Context(),
+			storeRow{ID: 1, Status: strings.TrimPrefix(s.URL, "http://")}, nil)
 		s.Close()
 		if want == "" {
 			require.Empty(t, found)

@@ -10,7 +10,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/servertest"
 )
 
-// TestRealPlacement: reads and changes at a real placement service, without and with TLS and a token.
+// TestRealPlacement: reads and changes at a real placement service, without and with TLS and a
+// token.
 func TestRealPlacement(t *testing.T) {
 	plain := servertest.StartTest(t)
 	sec, _ := servertest.Certificate(t)

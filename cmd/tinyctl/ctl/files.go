@@ -46,7 +46,9 @@ func (s importStats) String() string {
 
 func (a *app) importCmd() *cobra.Command {
 	dir := &cobra.Command{
-		Use: "dir DIR", Short: "Load a tree of files: key = prefix + path below DIR, value = content", Args: args(cobra.ExactArgs(1)),
+		Use:   "dir DIR",
+		Short: "Load a tree of files: key = prefix + path below DIR, value = content",
+		Args:  args(cobra.ExactArgs(1)),
 	}
 	prefix := dir.Flags().String("prefix", "", "put this in front of every key")
 	workers := dir.Flags().IntP("workers", "w", 32, "concurrent writers")
@@ -65,14 +67,16 @@ func (a *app) importCmd() *cobra.Command {
 		return nil
 	}
 	file := &cobra.Command{
-		Use: "file FILE", Short: `Load pairs from JSON lines ({"key":…,"value":…}) or TSV (key<TAB>value); - is standard input`,
-		Args: args(cobra.ExactArgs(1)),
+		Use:   "file FILE",
+		Short: `Load pairs from JSON lines ({"key":…,"value":…}) or TSV (key<TAB>value); - is standard input`,
+		Args:  args(cobra.ExactArgs(1)),
 		Long: `A line of JSON may have an "encoding", which counts instead of --encoding, and a time "expires": the key gets what is left
 until then as its TTL, and is left out if the time has passed. A file of "export file" has both. Put without a time, a key lives for
 ever. TSV has no times.`,
 	}
 	a.keyFlags(file)
-	format := file.Flags().String("format", "", "jsonl or tsv (default: by the file's suffix, else jsonl)")
+	format := file.Flags().String("format", "",
+		"jsonl or tsv (default: by the file's suffix, else jsonl)")
 	fileWorkers := file.Flags().IntP("workers", "w", 32, "concurrent writers")
 	file.RunE = func(cmd *cobra.Command, argv []string) error {
 		return a.importFile(cmd.Context(), argv[0], *format, *fileWorkers)
@@ -119,11 +123,15 @@ func (a *app) barOf(total int64, what string, quiet, bytes bool) *progressbar.Pr
 	if f, ok := out.(*os.File); quiet || !ok || !term.IsTerminal(int(f.Fd())) {
 		out = io.Discard // in a file it would be one endless line
 	}
-	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what),
-		progressbar.OptionShowBytes(bytes), progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionClearOnFinish())
+	return progressbar.NewOptions64(total, progressbar.OptionSetWriter(out),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowBytes(bytes), progressbar.OptionThrottle(200*time.Millisecond),
+		progressbar.OptionClearOnFinish())
 }
 
-func (a *app) importDir(ctx context.Context, c *client.Client, dir, prefix string, workers int, quiet bool) (importStats, error) {
+func (a *app) importDir(
+	ctx context.Context, c *client.Client, dir, prefix string, workers int, quiet bool,
+) (importStats, error) {
 	start := time.Now()
 	paths, total, err := listFiles(dir)
 	if err != nil {
@@ -149,7 +157,9 @@ func (a *app) importDir(ctx context.Context, c *client.Client, dir, prefix strin
 }
 
 // parallel runs do for every item on a number of goroutines and returns the first error.
-func parallel[T any](ctx context.Context, workers int, items []T, do func(context.Context, T) error) error {
+func parallel[T any](
+	ctx context.Context, workers int, items []T, do func(context.Context, T) error,
+) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -253,7 +263,9 @@ func (b *importBatch) add(p mortalKV) {
 func (b *importBatch) full() bool { return b.size > 8<<20 || len(b.living)+len(b.mortal) >= 4096 }
 
 // put sets the pairs, counts them and empties the batch. A pair whose time has come is left out.
-func (b *importBatch) put(ctx context.Context, c *client.Client, workers int, st *importStats) error {
+func (b *importBatch) put(
+	ctx context.Context, c *client.Client, workers int, st *importStats,
+) error {
 	var expired, expiredBytes atomic.Int64
 	err := c.PutAll(ctx, b.living, workers)
 	if err == nil {
@@ -313,9 +325,12 @@ func (a *app) parseLine(format string, text []byte) (mortalKV, error) {
 
 func (a *app) exportCmd() *cobra.Command {
 	dir := &cobra.Command{
-		Use: "dir DIR", Short: "Write each pair whose key begins with the prefix to the file DIR/<rest of the key>", Args: args(cobra.ExactArgs(1)),
+		Use:   "dir DIR",
+		Short: "Write each pair whose key begins with the prefix to the file DIR/<rest of the key>",
+		Args:  args(cobra.ExactArgs(1)),
 	}
-	prefix := dir.Flags().String("prefix", "", "only keys that begin with this; it is not part of the path")
+	prefix := dir.Flags().String("prefix", "",
+		"only keys that begin with this; it is not part of the path")
 	quiet := dir.Flags().BoolP("quiet", "q", false, "no progress bar")
 	dir.RunE = func(cmd *cobra.Command, argv []string) error {
 		c, err := a.openWith(cmd.Context(), bulkOptions(a.timeout))
@@ -335,8 +350,9 @@ func (a *app) exportCmd() *cobra.Command {
 
 func exportFileCmd(a *app) *cobra.Command {
 	file := &cobra.Command{
-		Use: "file FILE", Short: "Write pairs as JSON lines, with the times at which they expire; - is standard output",
-		Args: args(cobra.ExactArgs(1)),
+		Use:   "file FILE",
+		Short: "Write pairs as JSON lines, with the times at which they expire; - is standard output",
+		Args:  args(cobra.ExactArgs(1)),
 		Long: `Each line says how its key and value are encoded. "import file" reads the file as it is. Pairs are read one range after
 the other: what is written meanwhile may be in the file or not.`,
 	}
@@ -358,7 +374,9 @@ the other: what is written meanwhile may be in the file or not.`,
 	return file
 }
 
-func exportFile(ctx context.Context, a *app, c *client.Client, path, prefix string, workers int) (st importStats, err error) {
+func exportFile(
+	ctx context.Context, a *app, c *client.Client, path, prefix string, workers int,
+) (st importStats, err error) {
 	start, out := time.Now(), a.stdout
 	if path != "-" {
 		f, err := os.Create(path)
@@ -391,7 +409,8 @@ func exportFile(ctx context.Context, a *app, c *client.Client, path, prefix stri
 	return st, errors.Join(err, w.Flush())
 }
 
-// expiry is when a key expires that has so many seconds left. Files know no later time than lastExpiry.
+// expiry is when a key expires that has so many seconds left. Files know no later time than
+// lastExpiry.
 func expiry(now time.Time, seconds uint64) time.Time {
 	at := time.UnixMilli(now.UnixMilli() + int64(min(seconds, storage.MaxTTL))*1000).UTC()
 	if at.After(lastExpiry) {
@@ -403,7 +422,9 @@ func expiry(now time.Time, seconds uint64) time.Time {
 var lastExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
 // exportPairs asks when the pairs expire and writes them. One that is gone meanwhile is left out.
-func exportPairs(ctx context.Context, c *client.Client, w io.Writer, batch []client.KV, workers int, st *importStats) error {
+func exportPairs(
+	ctx context.Context, c *client.Client, w io.Writer, batch []client.KV, workers int, st *importStats,
+) error {
 	lines := make([]*fileLine, len(batch))
 	places := make([]int, len(batch))
 	for i := range places {
@@ -445,7 +466,9 @@ func exportPairs(ctx context.Context, c *client.Client, w io.Writer, batch []cli
 	return err
 }
 
-func (a *app) exportDir(ctx context.Context, c *client.Client, dir, prefix string, quiet bool) (importStats, error) {
+func (a *app) exportDir(
+	ctx context.Context, c *client.Client, dir, prefix string, quiet bool,
+) (importStats, error) {
 	start := time.Now()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return importStats{}, err

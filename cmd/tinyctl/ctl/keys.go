@@ -70,10 +70,12 @@ func printable(b []byte) bool {
 
 func (a *app) keyFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.cf, "cf", "", "column family: default, write or lock")
-	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys and values: text, hex or escaped")
+	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of keys and values: text, hex or escaped")
 }
 
-// pairJSON has key and value as --encoding shows them, and in hex, which loses nothing. Without a value it has neither.
+// pairJSON has key and value as --encoding shows them, and in hex, which loses nothing. Without a
+// value it has neither.
 type pairJSON struct {
 	Key      string  `json:"key"`
 	KeyHex   string  `json:"key_hex"`
@@ -93,7 +95,10 @@ func pairOf(encoding string, key []byte) pairJSON {
 }
 
 func (a *app) getCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "get KEY", Short: "Print the value of a key; exit code 1 if there is none", Args: args(cobra.ExactArgs(1))}
+	cmd := &cobra.Command{
+		Use: "get KEY", Short: "Print the value of a key; exit code 1 if there is none",
+		Args: args(cobra.ExactArgs(1)),
+	}
 	a.keyFlags(cmd)
 	raw := cmd.Flags().Bool("raw", false, "write the value's bytes and nothing else")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
@@ -137,7 +142,10 @@ func (a *app) getCmd() *cobra.Command {
 }
 
 func (a *app) putCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "put KEY VALUE", Short: "Set a key; VALUE - reads the value from standard input", Args: args(cobra.ExactArgs(2))}
+	cmd := &cobra.Command{
+		Use: "put KEY VALUE", Short: "Set a key; VALUE - reads the value from standard input",
+		Args: args(cobra.ExactArgs(2)),
+	}
 	a.keyFlags(cmd)
 	ttl := ttlFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
@@ -213,7 +221,10 @@ func (w *pairWriter) end() error {
 }
 
 func (a *app) scanCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order", Args: args(cobra.MaximumNArgs(2))}
+	cmd := &cobra.Command{
+		Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order",
+		Args: args(cobra.MaximumNArgs(2)),
+	}
 	a.keyFlags(cmd)
 	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many pairs; 0 for all")
 	keysOnly := cmd.Flags().Bool("keys-only", false, "print keys without values")
@@ -249,7 +260,10 @@ func (a *app) scanCmd() *cobra.Command {
 		if *limit < 0 {
 			return usagef("--limit %d is negative; 0 is for all", *limit)
 		}
-		out := pairWriter{w: bufio.NewWriter(a.stdout), json: a.output == "json", encoding: a.encoding, keysOnly: *keysOnly}
+		out := pairWriter{
+			w: bufio.NewWriter(a.stdout), json: a.output == "json", encoding: a.encoding,
+			keysOnly: *keysOnly,
+		}
 		o := client.ScanOptions{Limit: *limit, Reverse: *reverse, KeysOnly: *keysOnly}
 		if o.Limit > 0 {
 			o.Limit++ // to see whether there are more
@@ -265,7 +279,8 @@ func (a *app) scanCmd() *cobra.Command {
 			return out.w.Flush()
 		})
 		if err = errors.Join(err, out.end()); err == nil && more {
-			fmt.Fprintf(a.stderr, "tinyctl: these are the first %d pairs, there are more: --limit\n", *limit)
+			fmt.Fprintf(a.stderr,
+				"tinyctl: these are the first %d pairs, there are more: --limit\n", *limit)
 		}
 		return err
 	}

@@ -76,8 +76,11 @@ func (a *app) decodeAll(argv []string) ([][]byte, error) {
 	return out, nil
 }
 
-// deleteRange counts, asks, and removes. What comes into the range between the count and the answer goes too.
-func (a *app) deleteRange(ctx context.Context, c *client.Client, start, end []byte, yes bool) error {
+// deleteRange counts, asks, and removes. What comes into the range between the count and the answer
+// goes too.
+func (a *app) deleteRange(
+	ctx context.Context, c *client.Client, start, end []byte, yes bool,
+) error {
 	n, err := c.Count(ctx, start, end)
 	if err != nil {
 		return err
@@ -87,7 +90,8 @@ func (a *app) deleteRange(ctx context.Context, c *client.Client, start, end []by
 		if len(end) > 0 {
 			until = fmt.Sprintf("%q", encode(a.encoding, end))
 		}
-		if !a.confirm(fmt.Sprintf("There are %d keys from %q to %s. Remove them all?", n, encode(a.encoding, start), until)) {
+		if !a.confirm(fmt.Sprintf("There are %d keys from %q to %s. Remove them all?", n,
+			encode(a.encoding, start), until)) {
 			return errors.New("nothing was removed")
 		}
 	}
@@ -123,7 +127,8 @@ func (a *app) casCmd() *cobra.Command {
 			want = 2
 		}
 		if *absent && *remove || len(argv) != want {
-			return usagef("give KEY EXPECTED VALUE, or --absent KEY VALUE, or --delete KEY EXPECTED")
+			return usagef(
+				"give KEY EXPECTED VALUE, or --absent KEY VALUE, or --delete KEY EXPECTED")
 		}
 		if *remove && *ttl != 0 {
 			return usagef("--delete and --ttl exclude each other")
@@ -148,7 +153,8 @@ func (a *app) casCmd() *cobra.Command {
 			return err
 		}
 		defer c.Close()
-		previous, swapped, err := c.CompareAndSwapTTL(cmd.Context(), words[0], expected, value, seconds)
+		previous, swapped, err := c.CompareAndSwapTTL(cmd.Context(), words[0], expected, value,
+			seconds)
 		if err != nil {
 			return err
 		}
@@ -180,7 +186,8 @@ func (a *app) showSwap(key string, previous []byte, swapped bool) error {
 
 // ttlFlag says how long a value lives.
 func ttlFlag(cmd *cobra.Command) *time.Duration {
-	return cmd.Flags().Duration("ttl", 0, "how long the key lives, such as 90s or 24h, in whole seconds; 0 for ever")
+	return cmd.Flags().Duration("ttl", 0,
+		"how long the key lives, such as 90s or 24h, in whole seconds; 0 for ever")
 }
 
 func wholeSeconds(ttl time.Duration) (uint64, error) {
@@ -218,7 +225,8 @@ func ttlCmd(a *app) *cobra.Command {
 		case err != nil:
 			return err
 		case a.output == "json":
-			if err := a.json(ttlJSON{Key: argv[0], Found: found, Seconds: seconds}); err != nil || found {
+			if err := a.json(ttlJSON{Key: argv[0], Found: found, Seconds: seconds}); err != nil ||
+				found {
 				return err
 			}
 			return errSilent
@@ -243,7 +251,8 @@ type checksumJSON struct {
 // countCmd counts the pairs of a range at the stores: nothing of them is sent.
 func countCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "count [START [END]]", Args: args(cobra.MaximumNArgs(2)), Short: "Count the pairs of [START, END)",
+		Use: "count [START [END]]", Args: args(cobra.MaximumNArgs(2)),
+		Short: "Count the pairs of [START, END)",
 	}
 	a.keyFlags(cmd)
 	prefix := cmd.Flags().String("prefix", "", "only keys that begin with this")
@@ -302,7 +311,9 @@ func checksumCmd(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		out := checksumJSON{Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes}
+		out := checksumJSON{
+			Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes,
+		}
 		if a.output == "json" {
 			return a.json(out)
 		}

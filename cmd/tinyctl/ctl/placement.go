@@ -23,8 +23,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
-// tokenEnv holds the token that changes need, when --token is not given. It is no default of the flag: the
-// help text would print it.
+// tokenEnv holds the token that changes need, when --token is not given. It is no default of the
+// flag: the help text would print it.
 const tokenEnv = "TINYCTL_TOKEN"
 
 // retryPause is how long to wait before members that have no leader are asked again.
@@ -51,18 +51,22 @@ func (e *apiFailure) Error() string {
 
 // command builds a command with a fixed number of arguments, which are the upper-case words of use.
 func command(use, short string, run func(cmd *cobra.Command, argv []string) error) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: args(cobra.ExactArgs(len(strings.Fields(use)) - 1)), RunE: run}
+	return &cobra.Command{
+		Use: use, Short: short, Args: args(cobra.ExactArgs(len(strings.Fields(use)) - 1)),
+		RunE: run,
+	}
 }
 
-// group is a command that only has subcommands. Without the check cobra answers a misspelt one with help and
-// success.
+// group is a command that only has subcommands. Without the check cobra answers a misspelt one with
+// help and success.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		if len(argv) == 0 {
 			return cmd.Help()
 		}
-		return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(), cmd.CommandPath())
+		return usagef("unknown command %q for %q; see %s --help", argv[0], cmd.CommandPath(),
+			cmd.CommandPath())
 	}
 	cmd.AddCommand(subs...)
 	return cmd
@@ -76,8 +80,8 @@ func number(text, what string) (uint64, error) {
 	return id, nil
 }
 
-// ask makes a request of the placement service and decodes the answer into into; it returns the answer as it
-// came.
+// ask makes a request of the placement service and decodes the answer into into; it returns the
+// answer as it came.
 func (a *app) ask(ctx context.Context, method, path string, body, into any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -94,13 +98,17 @@ func (a *app) ask(ctx context.Context, method, path string, body, into any) ([]b
 		return data, nil
 	}
 	if err := json.Unmarshal(data, into); err != nil {
-		return nil, fmt.Errorf("the placement service answers %s with something else than expected: %w", path, err)
+		return nil,
+			fmt.Errorf("the placement service answers %s with something else than expected: %w",
+				path, err)
 	}
 	return data, nil
 }
 
 // show asks, then prints the API's JSON or the table.
-func (a *app) show(cmd *cobra.Command, method, path string, body, into any, table func() error) error {
+func (a *app) show(
+	cmd *cobra.Command, method, path string, body, into any, table func() error,
+) error {
 	data, err := a.ask(cmd.Context(), method, path, body, into)
 	if err != nil {
 		return err
@@ -120,8 +128,9 @@ func (a *app) raw(data []byte) error {
 	return err
 }
 
-// reach tries the members in turn until one answers with a result or with an error of its own. Members that
-// cannot be dialled or know no leader have done nothing, so that even changes may be tried elsewhere.
+// reach tries the members in turn until one answers with a result or with an error of its own.
+// Members that cannot be dialled or know no leader have done nothing, so that even changes may be
+// tried elsewhere.
 func (a *app) reach(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var data []byte
 	if body != nil {
@@ -139,7 +148,8 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 		scheme = "https://"
 	}
 	transport := &http.Transport{
-		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true, TLSClientConfig: secure,
+		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true,
+		TLSClientConfig: secure,
 	}
 	if method == http.MethodGet {
 		transport.ResponseHeaderTimeout = connectTimeout // a member that hangs; another one may not
@@ -161,7 +171,9 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 			if errors.As(err, &api) {
 				waits, failure, said = true, err, err
 			}
-			failure = cmp.Or(failure, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err))
+			failure = cmp.Or(failure,
+				fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w",
+					a.scheduler, schedulerEnv, err))
 		}
 		if ctx.Err() != nil {
 			return nil, cmp.Or(said, failure)
@@ -173,8 +185,8 @@ func (a *app) reach(ctx context.Context, method, path string, body any) (*http.R
 	}
 }
 
-// mayRetry tells whether another member may be asked after err: always for reads that got no answer, for
-// changes only if certainly nothing was done.
+// mayRetry tells whether another member may be asked after err: always for reads that got no
+// answer, for changes only if certainly nothing was done.
 func mayRetry(method string, err error) bool {
 	var api *apiFailure
 	var dial *net.OpError
@@ -183,7 +195,8 @@ func mayRetry(method string, err error) bool {
 	case errors.As(err, &usage):
 		return false
 	case errors.As(err, &api):
-		return api.status == http.StatusServiceUnavailable || read && api.status == http.StatusBadGateway
+		return api.status == http.StatusServiceUnavailable ||
+			read && api.status == http.StatusBadGateway
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return true
 	default:
@@ -191,11 +204,14 @@ func mayRetry(method string, err error) bool {
 	}
 }
 
-func (a *app) request(ctx context.Context, client *http.Client, scheme, method, addr, path string, body []byte) (*http.Response, error) {
+func (a *app) request(
+	ctx context.Context, client *http.Client, scheme, method, addr, path string, body []byte,
+) (*http.Response, error) {
 	if addr = strings.TrimSpace(addr); !strings.Contains(addr, "://") {
 		addr = scheme + addr
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(strings.TrimSpace(addr), "/")+"/api/v1"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method,
+		strings.TrimRight(strings.TrimSpace(addr), "/")+"/api/v1"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, usagef("--scheduler: %q is not an address", addr)
 	}
@@ -220,7 +236,9 @@ func (a *app) request(ctx context.Context, client *http.Client, scheme, method, 
 	failure := &apiFailure{status: resp.StatusCode}
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if json.Unmarshal(data, failure) != nil || failure.Message == "" {
-		return nil, fmt.Errorf("%s answers %s to %s: it is not a placement service", addr, resp.Status, path)
+		return nil,
+			fmt.Errorf("%s answers %s to %s: it is not a placement service", addr, resp.Status,
+				path)
 	}
 	return nil, failure
 }

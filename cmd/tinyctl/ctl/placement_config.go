@@ -16,11 +16,16 @@ import (
 type settings map[string]map[string]json.RawMessage
 
 func (a *app) configCmd() *cobra.Command {
-	get := &cobra.Command{Use: "get [NAME]", Short: "Print all settings, or the value of one", Args: args(cobra.MaximumNArgs(1))}
+	get := &cobra.Command{
+		Use: "get [NAME]", Short: "Print all settings, or the value of one",
+		Args: args(cobra.MaximumNArgs(1)),
+	}
 	get.RunE = func(cmd *cobra.Command, argv []string) error {
 		var all settings
 		if len(argv) == 0 {
-			return a.show(cmd, http.MethodGet, "/config", nil, &all, func() error { return a.printSettings(all) })
+			return a.show(cmd, http.MethodGet, "/config", nil, &all, func() error {
+				return a.printSettings(all)
+			})
 		}
 		if _, err := a.ask(cmd.Context(), http.MethodGet, "/config", nil, &all); err != nil {
 			return err
@@ -31,25 +36,27 @@ func (a *app) configCmd() *cobra.Command {
 		}
 		return a.printSetting(all[section][name])
 	}
-	set := command("set NAME VALUE", "Change a setting of all members; it survives restarts", func(cmd *cobra.Command, argv []string) error {
-		var all settings
-		if _, err := a.ask(cmd.Context(), http.MethodGet, "/config", nil, &all); err != nil {
-			return err
-		}
-		section, name, err := all.find(argv[0])
-		if err != nil {
-			return err
-		}
-		value, err := like(all[section][name], argv[1])
-		if err != nil {
-			return usagef("%s: %w", name, err)
-		}
-		body := settings{section: {name: value}}
-		return a.show(cmd, http.MethodPatch, "/config", body, &all, func() error {
-			_, err := fmt.Fprintf(a.stdout, "%s.%s = %s\n", section, name, plain(all[section][name]))
-			return err
+	set := command("set NAME VALUE", "Change a setting of all members; it survives restarts",
+		func(cmd *cobra.Command, argv []string) error {
+			var all settings
+			if _, err := a.ask(cmd.Context(), http.MethodGet, "/config", nil, &all); err != nil {
+				return err
+			}
+			section, name, err := all.find(argv[0])
+			if err != nil {
+				return err
+			}
+			value, err := like(all[section][name], argv[1])
+			if err != nil {
+				return usagef("%s: %w", name, err)
+			}
+			body := settings{section: {name: value}}
+			return a.show(cmd, http.MethodPatch, "/config", body, &all, func() error {
+				_, err := fmt.Fprintf(a.stdout, "%s.%s = %s\n", section, name,
+					plain(all[section][name]))
+				return err
+			})
 		})
-	})
 	return group("config", "Settings of the placement service that change while it runs", get, set)
 }
 
@@ -71,8 +78,11 @@ func like(now json.RawMessage, text string) (json.RawMessage, error) {
 		return json.Marshal(text)
 	}
 	// Lists of words need no brackets. A null is a list without any.
-	if kind := bytes.TrimSpace(now); (kind[0] == '[' || string(kind) == "null") && !strings.HasPrefix(text, "[") {
-		return json.Marshal(strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' }))
+	if kind := bytes.TrimSpace(now); (kind[0] == '[' || string(kind) == "null") &&
+		!strings.HasPrefix(text, "[") {
+		return json.Marshal(strings.FieldsFunc(text, func(r rune) bool {
+			return r == ',' || r == ' '
+		}))
 	}
 	if !json.Valid([]byte(text)) {
 		return nil, fmt.Errorf("%q does not fit; it is %s now", text, plain(now))

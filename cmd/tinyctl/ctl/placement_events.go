@@ -31,7 +31,8 @@ type event struct {
 
 func (a *app) eventsCmd() *cobra.Command {
 	cmd := command("events", "List what happened in the cluster; -f goes on with what happens", nil)
-	follow := cmd.Flags().BoolP("follow", "f", false, "print new events until interrupted; with -o json one object a line")
+	follow := cmd.Flags().BoolP("follow", "f", false,
+		"print new events until interrupted; with -o json one object a line")
 	limit := cmd.Flags().IntP("limit", "n", 50, "begin with at most so many past events")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *limit < 0 {
@@ -44,7 +45,8 @@ func (a *app) eventsCmd() *cobra.Command {
 		if *follow {
 			n = max(n, 1) // what comes after it is new
 		}
-		data, err := a.ask(cmd.Context(), http.MethodGet, fmt.Sprintf("/events?limit=%d", n), nil, &out)
+		data, err := a.ask(cmd.Context(), http.MethodGet, fmt.Sprintf("/events?limit=%d", n), nil,
+			&out)
 		if err != nil {
 			return err
 		}
@@ -76,12 +78,13 @@ func (a *app) printEvent(e event) error {
 	if r := []rune(text); len(r) > eventWidth {
 		text = string(r[:eventWidth-1]) + "…"
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s  %-18s %s\n", e.Time.Local().Format(time.DateTime), e.Kind, text)
+	_, err := fmt.Fprintf(a.stdout, "%s  %-18s %s\n", e.Time.Local().Format(time.DateTime), e.Kind,
+		text)
 	return err
 }
 
-// followEvents prints events later than last until it is interrupted. Each leader counts its own events, so
-// that after a change of leaders only the time tells which ones are new.
+// followEvents prints events later than last until it is interrupted. Each leader counts its own
+// events, so that after a change of leaders only the time tells which ones are new.
 func (a *app) followEvents(ctx context.Context, last event) error {
 	for ctx.Err() == nil {
 		resp, err := a.reach(ctx, http.MethodGet, "/events?stream=1", nil)
@@ -101,7 +104,8 @@ func (a *app) followEvents(ctx context.Context, last event) error {
 	return nil
 }
 
-// copyEvents prints the stream's events that are newer than last; the end of the stream is no error.
+// copyEvents prints the stream's events that are newer than last; the end of the stream is no
+// error.
 func (a *app) copyEvents(stream io.Reader, last *event) error {
 	lines := bufio.NewScanner(stream)
 	lines.Buffer(nil, 1<<20)
@@ -127,8 +131,9 @@ func (a *app) copyEvents(stream io.Reader, last *event) error {
 
 func (a *app) explainCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "explain [POLICY [REGION]]", Short: "Say what each policy decided last, and what refused whom",
-		Args: args(cobra.MaximumNArgs(2)),
+		Use:   "explain [POLICY [REGION]]",
+		Short: "Say what each policy decided last, and what refused whom",
+		Args:  args(cobra.MaximumNArgs(2)),
 	}
 	cmd.Long = `What each policy of the placement service decided last, and what refused whom.
 
@@ -156,13 +161,15 @@ func (a *app) explainCmd() *cobra.Command {
 			return err
 		}
 		if len(argv) > 0 && len(out.Decisions) == 0 {
-			return fmt.Errorf("no decision of a policy %q; `tinyctl explain` shows all there are", argv[0])
+			return fmt.Errorf("no decision of a policy %q; `tinyctl explain` shows all there are",
+				argv[0])
 		}
 		if a.output == "json" {
 			return a.raw(data)
 		}
 		if !out.Prepared {
-			fmt.Fprintln(a.stdout, "Not prepared: nothing is balanced until the stores have reported their regions.")
+			fmt.Fprintln(a.stdout,
+				"Not prepared: nothing is balanced until the stores have reported their regions.")
 		}
 		for _, d := range out.Decisions {
 			d.print(a.stdout)
@@ -197,9 +204,11 @@ func (d decision) print(w io.Writer) {
 
 // topCmd shows what the stores do, again and again until it is interrupted.
 func topCmd(a *app) *cobra.Command {
-	cmd := command("top", "Show requests, latencies and load by store, and the regions with the most load, until interrupted", nil)
+	cmd := command("top",
+		"Show requests, latencies and load by store, and the regions with the most load, until interrupted", nil)
 	once := cmd.Flags().Bool("once", false, "print it once")
-	interval := cmd.Flags().Duration("interval", 5*time.Second, "how often it is asked for; stores report every 10 seconds by default")
+	interval := cmd.Flags().Duration("interval", 5*time.Second,
+		"how often it is asked for; stores report every 10 seconds by default")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *interval < 100*time.Millisecond {
 			return usagef("--interval %s is less than 100ms", *interval)
@@ -213,7 +222,8 @@ func topCmd(a *app) *cobra.Command {
 				err = a.json(v)
 			default:
 				if !*once {
-					fmt.Fprint(a.stdout, "\033[H\033[J") // the cursor goes home, the screen is cleared
+					// the cursor goes home, the screen is cleared
+					fmt.Fprint(a.stdout, "\033[H\033[J")
 				}
 				err = top.Write(a.stdout, v, humanize.IBytes)
 			}
@@ -256,7 +266,8 @@ func topView(ctx context.Context, a *app) (*top.View, error) {
 		var hot struct {
 			Regions []top.Region `json:"regions"`
 		}
-		if _, err := a.ask(ctx, http.MethodGet, fmt.Sprintf("/hot?kind=%s&limit=%d", kind, top.Most), nil, &hot); err != nil {
+		if _, err := a.ask(ctx, http.MethodGet,
+			fmt.Sprintf("/hot?kind=%s&limit=%d", kind, top.Most), nil, &hot); err != nil {
 			return nil, err
 		}
 		for _, r := range hot.Regions {

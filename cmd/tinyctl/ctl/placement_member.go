@@ -16,19 +16,29 @@ const reclaimTimeout = 5 * time.Minute
 func (a *app) memberCmd() *cobra.Command {
 	return group("member", "Members of the placement service",
 		a.memberListCmd(),
-		command("resign", "Have the leader give the leadership up", func(cmd *cobra.Command, _ []string) error {
-			return a.changeMember(cmd, http.MethodPost, "/leader/resign", "%s gave the leadership up\n", "resigned")
-		}),
-		command("transfer NAME", "Give the leadership to a member", func(cmd *cobra.Command, argv []string) error {
-			return a.changeMember(cmd, http.MethodPost, "/leader/transfer?to="+url.QueryEscape(argv[0]), "%s gets the leadership\n", "successor")
-		}),
-		command("remove NAME", "Remove a member that does not lead", func(cmd *cobra.Command, argv []string) error {
-			return a.changeMember(cmd, http.MethodDelete, "/members/"+url.PathEscape(argv[0]), "removed %s\n", "removed")
-		}),
-		command("promote NAME", "Make a member that joined a voter now", func(cmd *cobra.Command, argv []string) error {
-			return a.changeMember(cmd, http.MethodPost, "/members/"+url.PathEscape(argv[0])+"/promote", "promoted %s\n", "promoted")
-		}),
-		command("reclaim", "Make room in the members' etcd and end the alarm NOSPACE", a.memberReclaim),
+		command("resign", "Have the leader give the leadership up",
+			func(cmd *cobra.Command, _ []string) error {
+				return a.changeMember(cmd, http.MethodPost, "/leader/resign",
+					"%s gave the leadership up\n", "resigned")
+			}),
+		command("transfer NAME", "Give the leadership to a member",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.changeMember(cmd, http.MethodPost,
+					"/leader/transfer?to="+url.QueryEscape(argv[0]), "%s gets the leadership\n",
+					"successor")
+			}),
+		command("remove NAME", "Remove a member that does not lead",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.changeMember(cmd, http.MethodDelete, "/members/"+url.PathEscape(argv[0]),
+					"removed %s\n", "removed")
+			}),
+		command("promote NAME", "Make a member that joined a voter now",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.changeMember(cmd, http.MethodPost,
+					"/members/"+url.PathEscape(argv[0])+"/promote", "promoted %s\n", "promoted")
+			}),
+		command("reclaim", "Make room in the members' etcd and end the alarm NOSPACE",
+			a.memberReclaim),
 	)
 }
 
@@ -46,7 +56,8 @@ func (a *app) memberReclaim(cmd *cobra.Command, _ []string) error {
 	for _, m := range out.Members {
 		one := *a
 		one.scheduler, one.timeout = strings.Join(m.ClientURLs, ","), max(a.timeout, reclaimTimeout)
-		if err := one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n", "reclaimed"); err != nil {
+		if err := one.changeMember(cmd, http.MethodPost, "/reclaim", "%s made room\n",
+			"reclaimed"); err != nil {
 			return fmt.Errorf("member %s: %w", m.Name, err)
 		}
 	}
@@ -62,42 +73,44 @@ func (a *app) changeMember(cmd *cobra.Command, method, path, format, field strin
 }
 
 func (a *app) memberListCmd() *cobra.Command {
-	list := command("list", "List the members with their roles", func(cmd *cobra.Command, _ []string) error {
-		var out struct {
-			Members []struct {
-				Name       string   `json:"name"`
-				ID         uint64   `json:"id"`
-				PeerURLs   []string `json:"peer_urls"`
-				ClientURLs []string `json:"client_urls"`
-				Leader     bool     `json:"leader"`
-				EtcdLeader bool     `json:"etcd_leader"`
-				Learner    bool     `json:"learner"`
-				Alarm      string   `json:"alarm"`
-			} `json:"members"`
-		}
-		return a.show(cmd, http.MethodGet, "/members", nil, &out, func() error {
-			var rows [][]string
-			for _, m := range out.Members {
-				roles := []string{"follower"}
-				if m.Leader {
-					roles[0] = "leader"
-				}
-				if m.Learner {
-					roles[0] = "learner"
-				}
-				if m.EtcdLeader {
-					roles = append(roles, "etcd leader")
-				}
-				if m.Alarm != "" {
-					roles = append(roles, "ALARM "+m.Alarm)
-				}
-				rows = append(rows, []string{
-					m.Name, id(m.ID), strings.Join(roles, ", "), strings.Join(m.ClientURLs, " "), strings.Join(m.PeerURLs, " "),
-				})
+	list := command("list", "List the members with their roles",
+		func(cmd *cobra.Command, _ []string) error {
+			var out struct {
+				Members []struct {
+					Name       string   `json:"name"`
+					ID         uint64   `json:"id"`
+					PeerURLs   []string `json:"peer_urls"`
+					ClientURLs []string `json:"client_urls"`
+					Leader     bool     `json:"leader"`
+					EtcdLeader bool     `json:"etcd_leader"`
+					Learner    bool     `json:"learner"`
+					Alarm      string   `json:"alarm"`
+				} `json:"members"`
 			}
-			return a.table([]string{"MEMBER", "ID", "ROLE", "CLIENTS", "PEERS"}, rows)
+			return a.show(cmd, http.MethodGet, "/members", nil, &out, func() error {
+				var rows [][]string
+				for _, m := range out.Members {
+					roles := []string{"follower"}
+					if m.Leader {
+						roles[0] = "leader"
+					}
+					if m.Learner {
+						roles[0] = "learner"
+					}
+					if m.EtcdLeader {
+						roles = append(roles, "etcd leader")
+					}
+					if m.Alarm != "" {
+						roles = append(roles, "ALARM "+m.Alarm)
+					}
+					rows = append(rows, []string{
+						m.Name, id(m.ID), strings.Join(roles, ", "),
+						strings.Join(m.ClientURLs, " "), strings.Join(m.PeerURLs, " "),
+					})
+				}
+				return a.table([]string{"MEMBER", "ID", "ROLE", "CLIENTS", "PEERS"}, rows)
+			})
 		})
-	})
 	list.Aliases = []string{"ls"}
 	return list
 }

@@ -36,13 +36,16 @@ func (o operatorInfo) running() bool {
 func (a *app) operatorCmd() *cobra.Command {
 	return group("operator", "What is being done, and was done, to regions",
 		a.operatorListCmd("list", "List running operators", "/operators"),
-		a.operatorListCmd("history", "List operators that ended, the latest first", "/operators/history"),
-		command("show REGION", "Show the region's running or last operator", func(cmd *cobra.Command, argv []string) error {
-			return a.oneOperator(cmd, http.MethodGet, argv[0])
-		}),
-		command("cancel REGION", "Cancel the operator of a region", func(cmd *cobra.Command, argv []string) error {
-			return a.oneOperator(cmd, http.MethodDelete, argv[0])
-		}),
+		a.operatorListCmd("history", "List operators that ended, the latest first",
+			"/operators/history"),
+		command("show REGION", "Show the region's running or last operator",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.oneOperator(cmd, http.MethodGet, argv[0])
+			}),
+		command("cancel REGION", "Cancel the operator of a region",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.oneOperator(cmd, http.MethodDelete, argv[0])
+			}),
 	)
 }
 
@@ -52,12 +55,15 @@ func (a *app) oneOperator(cmd *cobra.Command, method, arg string) error {
 		return err
 	}
 	var op operatorInfo
-	return a.show(cmd, method, "/operators/"+id(n), nil, &op, func() error { return a.printOperator(op) })
+	return a.show(cmd, method, "/operators/"+id(n), nil, &op, func() error {
+		return a.printOperator(op)
+	})
 }
 
 func (a *app) operatorListCmd(name, short, path string) *cobra.Command {
 	cmd := command(name, short, nil)
-	kind := cmd.Flags().String("kind", "", "only operators whose kind has this in it, as in the column KIND")
+	kind := cmd.Flags().String("kind", "",
+		"only operators whose kind has this in it, as in the column KIND")
 	limit := cmd.Flags().IntP("limit", "n", 50, "at most so many")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var out struct {
@@ -68,11 +74,16 @@ func (a *app) operatorListCmd(name, short, path string) *cobra.Command {
 			var rows [][]string
 			for _, o := range out.Operators[:min(len(out.Operators), max(*limit, 0))] {
 				rows = append(rows, []string{
-					id(o.Region), o.Desc, o.Kind, o.Status, fmt.Sprintf("%d/%d", min(o.Current, len(o.Steps)), len(o.Steps)), mib(o.SizeMiB),
-					o.Started.Local().Format(time.DateTime), seconds(o.Seconds), strings.Trim(o.Why+"; "+o.Reason, "; "),
+					id(o.Region), o.Desc, o.Kind, o.Status,
+					fmt.Sprintf("%d/%d", min(o.Current, len(o.Steps)), len(o.Steps)),
+					mib(o.SizeMiB),
+					o.Started.Local().Format(time.DateTime), seconds(o.Seconds),
+					strings.Trim(o.Why+"; "+o.Reason, "; "),
 				})
 			}
-			return a.table([]string{"REGION", "OPERATOR", "KIND", "STATUS", "STEPS", "SIZE", "STARTED", "TOOK", "WHY"}, rows)
+			return a.table([]string{
+				"REGION", "OPERATOR", "KIND", "STATUS", "STEPS", "SIZE", "STARTED", "TOOK", "WHY",
+			}, rows)
 		})
 	}
 	return cmd
@@ -129,8 +140,8 @@ func (a *app) operate(cmd *cobra.Command, region uint64, action string, body any
 	return err
 }
 
-// waitSplit waits until the parts right of a region that was just split have leaders known to the placement
-// service, which then admits operators for them.
+// waitSplit waits until the parts right of a region that was just split have leaders known to the
+// placement service, which then admits operators for them.
 func (a *app) waitSplit(ctx context.Context, region uint64, parts int) error {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -144,13 +155,16 @@ func (a *app) waitSplit(ctx context.Context, region uint64, parts int) error {
 				Regions []regionInfo `json:"regions"`
 			}
 			_, err := a.ask(ctx, http.MethodGet, "/regions?limit=1&start="+end, nil, &next)
-			if err == nil && len(next.Regions) > 0 && next.Regions[0].Start == end && next.Regions[0].Confirmed {
+			if err == nil && len(next.Regions) > 0 && next.Regions[0].Start == end &&
+				next.Regions[0].Confirmed {
 				r = next.Regions[0]
 				break
 			}
 			switch {
 			case errors.Is(ctx.Err(), context.DeadlineExceeded):
-				return fmt.Errorf("region %d is split, but after %s the part from %s on has no leader yet", region, a.timeout, shownKey(end, "-inf"))
+				return fmt.Errorf(
+					"region %d is split, but after %s the part from %s on has no leader yet",
+					region, a.timeout, shownKey(end, "-inf"))
 			case err != nil:
 				return err
 			}
@@ -168,8 +182,8 @@ func pause(ctx context.Context) {
 	}
 }
 
-// waitOperator follows an operator until it ends. Others may follow for the same region before it is looked at again;
-// then it is in the history.
+// waitOperator follows an operator until it ends. Others may follow for the same region before it
+// is looked at again; then it is in the history.
 func (a *app) waitOperator(ctx context.Context, op *operatorInfo) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -181,7 +195,9 @@ func (a *app) waitOperator(ctx context.Context, op *operatorInfo) ([]byte, error
 		}
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return nil, fmt.Errorf("%s of region %d is not done after %s; it goes on", op.Desc, op.Region, a.timeout)
+			return nil,
+				fmt.Errorf("%s of region %d is not done after %s; it goes on", op.Desc, op.Region,
+					a.timeout)
 		case err != nil:
 			return nil, err
 		case !now.running():
@@ -198,11 +214,14 @@ func (o operatorInfo) is(other *operatorInfo) bool {
 }
 
 // findEnded looks for an operator in the history.
-func (a *app) findEnded(ctx context.Context, op *operatorInfo) (ended operatorInfo, data []byte, err error) {
+func (a *app) findEnded(
+	ctx context.Context, op *operatorInfo,
+) (ended operatorInfo, data []byte, err error) {
 	var history struct {
 		Operators []json.RawMessage `json:"operators"`
 	}
-	if _, err := a.ask(ctx, http.MethodGet, "/operators/history?limit=1000", nil, &history); err != nil {
+	if _, err := a.ask(ctx, http.MethodGet, "/operators/history?limit=1000", nil,
+		&history); err != nil {
 		return ended, nil, err
 	}
 	for _, data := range history.Operators {
@@ -211,7 +230,9 @@ func (a *app) findEnded(ctx context.Context, op *operatorInfo) (ended operatorIn
 			return old, data, nil
 		}
 	}
-	return ended, nil, fmt.Errorf("what became of %s of region %d is not known: others followed", op.Desc, op.Region)
+	return ended, nil,
+		fmt.Errorf("what became of %s of region %d is not known: others followed", op.Desc,
+			op.Region)
 }
 
 func (a *app) schedulerCmd() *cobra.Command {
@@ -221,7 +242,8 @@ func (a *app) schedulerCmd() *cobra.Command {
 		if *span <= 0 {
 			return usagef("--for %s is not above zero", *span)
 		}
-		return a.printSchedulers(cmd, http.MethodPost, "/"+url.PathEscape(argv[0])+"/pause?for="+span.String())
+		return a.printSchedulers(cmd, http.MethodPost,
+			"/"+url.PathEscape(argv[0])+"/pause?for="+span.String())
 	}
 	return group("scheduler", "Policies that balance the cluster",
 		command("list", "List the policies", func(cmd *cobra.Command, _ []string) error {

@@ -23,7 +23,9 @@ import (
 )
 
 // defects are what `region check` can look for, in the API's words.
-var defects = []string{"miss-peer", "extra-peer", "down-peer", "pending-peer", "offline-peer", "no-leader", "empty"}
+var defects = []string{
+	"miss-peer", "extra-peer", "down-peer", "pending-peer", "offline-peer", "no-leader", "empty",
+}
 
 // regionInfo is a region as the API describes it; keys are hexadecimal.
 type regionInfo struct {
@@ -55,13 +57,17 @@ func (a *app) regionCmds() []*cobra.Command {
 		command("show ID", "Show a region, its peers and what is wrong with it", a.regionShow),
 		a.regionCheckCmd(), a.regionSplitCmd(), a.regionScatterCmd(),
 		a.regionMoveCmd("transfer-leader ID STORE", "Have the replica on a store lead", "to"),
-		a.regionMoveCmd("move-peer ID FROM TO", "Move a replica from one store to another", "from", "to"),
+		a.regionMoveCmd("move-peer ID FROM TO", "Move a replica from one store to another", "from",
+			"to"),
 		a.regionMoveCmd("add-peer ID STORE", "Add a replica on a store", "to"),
-		a.regionMoveCmd("merge ID INTO", "Let a region go into its neighbour, whose id stays", "into"),
+		a.regionMoveCmd("merge ID INTO", "Let a region go into its neighbour, whose id stays",
+			"into"),
 		a.regionMoveCmd("remove-peer ID STORE", "Remove the replica on a store", "from"),
-		regionHoldCmd(a), command("holds", "List the ranges whose regions are not merged", func(cmd *cobra.Command, _ []string) error {
-			return showHolds(a, cmd, http.MethodGet, "/holds", nil)
-		}), regionReleaseCmd(a),
+		regionHoldCmd(a),
+		command("holds", "List the ranges whose regions are not merged",
+			func(cmd *cobra.Command, _ []string) error {
+				return showHolds(a, cmd, http.MethodGet, "/holds", nil)
+			}), regionReleaseCmd(a),
 	}
 }
 
@@ -82,7 +88,8 @@ func showHolds(a *app, cmd *cobra.Command, method, path string, body any) error 
 		rows := [][]string{}
 		for _, h := range out.Holds {
 			left := time.Duration(h.Seconds * float64(time.Second)).Round(time.Second)
-			rows = append(rows, []string{shownKey(h.Start, "-inf"), shownKey(h.End, "+inf"), left.String(), h.Why})
+			rows = append(rows,
+				[]string{shownKey(h.Start, "-inf"), shownKey(h.End, "+inf"), left.String(), h.Why})
 		}
 		return a.table([]string{"START", "END", "FOR", "WHY"}, rows)
 	})
@@ -96,7 +103,8 @@ func newHoldFlags(a *app, cmd *cobra.Command) holdFlags {
 	f.StringVarP(&a.encoding, "encoding", "e", "text", "form of the keys: text, hex or escaped")
 	return holdFlags{
 		prefix: f.String("prefix", "", "the keys that begin with this"),
-		keys:   f.String("range", "", "the keys from START to before END, as START..END; without END all that follow"),
+		keys: f.String("range", "",
+			"the keys from START to before END, as START..END; without END all that follow"),
 	}
 }
 
@@ -154,7 +162,10 @@ func regionHoldCmd(a *app) *cobra.Command {
 }
 
 func holdBody(start, end []byte, d time.Duration, why string) map[string]any {
-	return map[string]any{"start": hex.EncodeToString(start), "end": hex.EncodeToString(end), "for": d.String(), "why": why}
+	return map[string]any{
+		"start": hex.EncodeToString(start), "end": hex.EncodeToString(end), "for": d.String(),
+		"why": why,
+	}
 }
 
 func regionReleaseCmd(a *app) *cobra.Command {
@@ -180,14 +191,22 @@ func (a *app) regionShow(cmd *cobra.Command, argv []string) error {
 	return a.show(cmd, http.MethodGet, "/regions/"+id(n), nil, &r, func() error {
 		rows := [][]string{
 			{"keys", fmt.Sprintf("%s to %s", shownKey(r.Start, "-inf"), shownKey(r.End, "+inf"))},
-			{"epoch", fmt.Sprintf("version %d, conf version %d, term %d", r.Version, r.ConfVer, r.Term)},
+			{
+				"epoch",
+				fmt.Sprintf("version %d, conf version %d, term %d", r.Version, r.ConfVer, r.Term),
+			},
 			{"size", fmt.Sprintf("%s, %s keys", mib(r.SizeMiB), humanize.Comma(r.Keys))},
-			{"traffic", fmt.Sprintf("%s written, %s read", humanize.IBytes(r.Written), humanize.IBytes(r.Read))},
+			{
+				"traffic",
+				fmt.Sprintf("%s written, %s read", humanize.IBytes(r.Written),
+					humanize.IBytes(r.Read)),
+			},
 		}
 		for _, p := range r.Peers {
-			rows = append(rows, []string{"peer " + id(p.ID), "store " + id(p.Store) + marks(map[string]bool{
-				"leader": p.Leader, "learner": p.Learner, "pending": p.Pending, "down": p.Down,
-			})})
+			rows = append(rows,
+				[]string{"peer " + id(p.ID), "store " + id(p.Store) + marks(map[string]bool{
+					"leader": p.Leader, "learner": p.Learner, "pending": p.Pending, "down": p.Down,
+				})})
 		}
 		if len(r.Defects) > 0 {
 			rows = append(rows, []string{"defects", strings.Join(r.Defects, ", ")})
@@ -213,7 +232,8 @@ func marks(is map[string]bool) string {
 
 func (a *app) regionCheckCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "check [DEFECT]", Short: "List regions with a defect: " + strings.Join(defects, ", "), Args: args(cobra.MaximumNArgs(1)),
+		Use: "check [DEFECT]", Short: "List regions with a defect: " + strings.Join(defects, ", "),
+		Args: args(cobra.MaximumNArgs(1)),
 	}
 	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many regions")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
@@ -227,24 +247,28 @@ func (a *app) regionCheckCmd() *cobra.Command {
 			Regions []regionInfo `json:"regions"`
 			Cursor  string       `json:"cursor"`
 		}
-		return a.show(cmd, http.MethodGet, fmt.Sprintf("/regions?check=%s&limit=%d", argv[0], *limit), nil, &out, func() error {
-			var rows [][]string
-			for _, r := range out.Regions {
-				var stores []string
-				for _, p := range r.Peers {
-					store := id(p.Store)
-					if p.Leader {
-						store += "*"
+		return a.show(cmd, http.MethodGet,
+			fmt.Sprintf("/regions?check=%s&limit=%d", argv[0], *limit), nil, &out, func() error {
+				var rows [][]string
+				for _, r := range out.Regions {
+					var stores []string
+					for _, p := range r.Peers {
+						store := id(p.Store)
+						if p.Leader {
+							store += "*"
+						}
+						stores = append(stores, store)
 					}
-					stores = append(stores, store)
+					rows = append(rows, []string{
+						id(r.ID), shownKey(r.Start, "-inf"), shownKey(r.End, "+inf"),
+						mib(r.SizeMiB),
+						strings.Join(stores, " "), strings.Join(r.Defects, " "),
+					})
 				}
-				rows = append(rows, []string{
-					id(r.ID), shownKey(r.Start, "-inf"), shownKey(r.End, "+inf"), mib(r.SizeMiB),
-					strings.Join(stores, " "), strings.Join(r.Defects, " "),
-				})
-			}
-			return a.table([]string{"REGION", "START", "END", "SIZE", "STORES (*LEADER)", "DEFECTS"}, rows)
-		})
+				return a.table([]string{
+					"REGION", "START", "END", "SIZE", "STORES (*LEADER)", "DEFECTS",
+				}, rows)
+			})
 	}
 	return cmd
 }
@@ -266,7 +290,9 @@ func (a *app) countDefects(cmd *cobra.Command) error {
 	return a.show(cmd, http.MethodGet, "/cluster", nil, &out, func() error {
 		p := out.Placement
 		var rows [][]string
-		for i, n := range []int{p.Missing, p.Extra, p.Down, p.Pending, p.Offline, p.Leaderless, p.Empty} {
+		for i, n := range []int{
+			p.Missing, p.Extra, p.Down, p.Pending, p.Offline, p.Leaderless, p.Empty,
+		} {
 			rows = append(rows, []string{defects[i], fmt.Sprint(n)})
 		}
 		return a.table([]string{"DEFECT", fmt.Sprintf("REGIONS OF %d", p.Regions)}, rows)
@@ -275,10 +301,13 @@ func (a *app) countDefects(cmd *cobra.Command) error {
 
 func (a *app) regionSplitCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "split ID [KEY...]", Short: "Split a region at keys, or where its leader thinks best", Args: args(cobra.MinimumNArgs(1)),
+		Use: "split ID [KEY...]", Short: "Split a region at keys, or where its leader thinks best",
+		Args: args(cobra.MinimumNArgs(1)),
 	}
-	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of the keys: text, hex or escaped")
-	wait := cmd.Flags().Bool("wait", false, "wait until the region is split and all parts have leaders")
+	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of the keys: text, hex or escaped")
+	wait := cmd.Flags().Bool("wait", false,
+		"wait until the region is split and all parts have leaders")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		n, err := number(argv[0], "region")
 		if err != nil {
@@ -297,7 +326,8 @@ func (a *app) regionSplitCmd() *cobra.Command {
 	return cmd
 }
 
-// regionMoveCmd is an action on one region whose further arguments are stores, or a region, the fields of the request.
+// regionMoveCmd is an action on one region whose further arguments are stores, or a region, the
+// fields of the request.
 func (a *app) regionMoveCmd(use, short string, fields ...string) *cobra.Command {
 	action, _, _ := strings.Cut(use, " ")
 	cmd := command(use, short, nil)
@@ -342,7 +372,8 @@ func keyspaceCmd(a *app) *cobra.Command {
 
 // keyspaceSplitCmd cuts a range before it is written to.
 func keyspaceSplitCmd(a *app) *cobra.Command {
-	cmd := command("split", "Cut a range of keys into regions and spread them, before it is written to", nil)
+	cmd := command("split",
+		"Cut a range of keys into regions and spread them, before it is written to", nil)
 	cmd.Long = `Keys that are written into an empty range all go to one region, until it has been split often enough. This cuts
 the range of a prefix at once, and spreads the regions over the stores.
 
@@ -355,9 +386,12 @@ kept from it for --hold, a day if nothing else is said.`
 	prefix := f.String("prefix", "", "what the keys begin with")
 	into := f.Int("into", 0, "number of regions")
 	like := f.String("like", "bytes",
-		"what follows the prefix: "+strings.Join(keyspace.Shapes, ", ")+", or a file with a sample of keys, one in each line")
-	f.StringVarP(&a.encoding, "encoding", "e", "text", "form of the prefix and of the sample: text, hex or escaped")
-	hold := f.Duration("hold", 24*time.Hour, "for how long the regions are not merged again; 0 is not at all")
+		"what follows the prefix: "+strings.Join(keyspace.Shapes, ", ")+
+			", or a file with a sample of keys, one in each line")
+	f.StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of the prefix and of the sample: text, hex or escaped")
+	hold := f.Duration("hold", 24*time.Hour,
+		"for how long the regions are not merged again; 0 is not at all")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		borders, err := bordersOf(a, *prefix, *into, *like)
 		if err != nil {
@@ -379,7 +413,9 @@ func bordersOf(a *app, prefix string, into int, like string) ([][]byte, error) {
 	} else {
 		data, fileErr := os.ReadFile(like)
 		if fileErr != nil {
-			return nil, usagef("--like: not one of %s, and no file that can be read: %v", strings.Join(keyspace.Shapes, ", "), fileErr)
+			return nil,
+				usagef("--like: not one of %s, and no file that can be read: %v",
+					strings.Join(keyspace.Shapes, ", "), fileErr)
 		}
 		var sample [][]byte
 		for line := range strings.Lines(string(data)) {
@@ -405,8 +441,10 @@ func holdBorders(ctx context.Context, a *app, borders [][]byte, d time.Duration)
 	if d == 0 || len(borders) == 0 {
 		return nil
 	}
-	end := append(slices.Clone(borders[len(borders)-1]), 0) // the region that begins at the last border has a key below this
-	if _, err := a.ask(ctx, http.MethodPost, "/holds", holdBody(borders[0], end, d, "keyspace split"), nil); err != nil {
+	// the region that begins at the last border has a key below this
+	end := append(slices.Clone(borders[len(borders)-1]), 0)
+	if _, err := a.ask(ctx, http.MethodPost, "/holds",
+		holdBody(borders[0], end, d, "keyspace split"), nil); err != nil {
 		return fmt.Errorf("hold the range: %w", err)
 	}
 	return nil
@@ -429,9 +467,12 @@ func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte, hold time.Durat
 		}
 		bar := a.barOf(int64(len(borders)), "regions", false, false)
 		defer func() { _ = bar.Close() }()
-		regions, err = keyspace.Split(ctx, keyspaceService{a}, borders, func(n int) { _ = bar.Set(n) })
+		regions, err = keyspace.Split(ctx, keyspaceService{a}, borders, func(n int) {
+			_ = bar.Set(n)
+		})
 		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("not done within %s (--timeout); the same command goes on: %w", a.timeout, err)
+			return fmt.Errorf("not done within %s (--timeout); the same command goes on: %w",
+				a.timeout, err)
 		}
 		return err
 	})
@@ -457,13 +498,16 @@ func keyspaceSplit(a *app, cmd *cobra.Command, borders [][]byte, hold time.Durat
 type keyspaceService struct{ a *app }
 
 // Regions implements keyspace.Service.
-func (s keyspaceService) Regions(ctx context.Context, start, end []byte) (out []keyspace.Region, err error) {
+func (s keyspaceService) Regions(
+	ctx context.Context, start, end []byte,
+) (out []keyspace.Region, err error) {
 	for from := hex.EncodeToString(start); ; {
 		var page struct {
 			Cursor  string       `json:"cursor"`
 			Regions []regionInfo `json:"regions"`
 		}
-		if _, err := s.a.ask(ctx, http.MethodGet, "/regions?limit=1000&start="+from, nil, &page); err != nil {
+		if _, err := s.a.ask(ctx, http.MethodGet, "/regions?limit=1000&start="+from, nil,
+			&page); err != nil {
 			return nil, err
 		}
 		for _, r := range page.Regions {
@@ -493,7 +537,8 @@ func (s keyspaceService) Split(ctx context.Context, region uint64, keys [][]byte
 	for i, k := range keys {
 		text[i] = hex.EncodeToString(k)
 	}
-	_, err := s.a.ask(ctx, http.MethodPost, "/regions/"+id(region)+"/split", map[string]any{"keys": text}, nil)
+	_, err := s.a.ask(ctx, http.MethodPost, "/regions/"+id(region)+"/split",
+		map[string]any{"keys": text}, nil)
 	return err
 }
 

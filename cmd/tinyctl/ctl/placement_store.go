@@ -67,7 +67,8 @@ type drainInfo struct {
 }
 
 func (d *drainInfo) String() string {
-	text := fmt.Sprintf("%.0f %% done, %d regions with %s left, %.1f MiB/s", 100*d.Done, d.Regions, mib(d.MiB), d.Rate)
+	text := fmt.Sprintf("%.0f %% done, %d regions with %s left, %.1f MiB/s", 100*d.Done, d.Regions,
+		mib(d.MiB), d.Rate)
 	if d.ETA != nil {
 		text += ", about " + seconds(*d.ETA)
 	}
@@ -101,7 +102,8 @@ func (a *app) storeOfflineCmd() *cobra.Command {
 			return err
 		}
 		var st storeInfo
-		if _, err := a.ask(cmd.Context(), http.MethodPost, "/stores/"+id(n)+"/offline", nil, &st); err != nil {
+		if _, err := a.ask(cmd.Context(), http.MethodPost, "/stores/"+id(n)+"/offline", nil,
+			&st); err != nil {
 			return err
 		}
 		return a.waitOffline(cmd, n)
@@ -109,8 +111,8 @@ func (a *app) storeOfflineCmd() *cobra.Command {
 	return cmd
 }
 
-// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line now and then. It
-// goes on if the placement leader changes.
+// waitOffline shows the progress until the store is retired: as a bar on a terminal, else a line
+// now and then. It goes on if the placement leader changes.
 func (a *app) waitOffline(cmd *cobra.Command, n uint64) error {
 	ctx := cmd.Context()
 	bar := a.barOf(100, fmt.Sprintf("emptying store %d", n), false, false)
@@ -172,9 +174,10 @@ func (a *app) storeCmds() []*cobra.Command {
 		return a.changeStore(cmd, argv[0], "evict?for="+length.String(), nil)
 	}
 	return []*cobra.Command{
-		command("show ID", "Show a store and why balance does not use it", func(cmd *cobra.Command, argv []string) error {
-			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
-		}),
+		command("show ID", "Show a store and why balance does not use it",
+			func(cmd *cobra.Command, argv []string) error {
+				return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
+			}),
 		a.storeOfflineCmd(),
 		action("up", "Cancel offline"),
 		evict,
@@ -186,8 +189,10 @@ func (a *app) storeCmds() []*cobra.Command {
 }
 
 func (a *app) storeWeightCmd() *cobra.Command {
-	cmd := command("weight ID WEIGHT", "Set a store's share of the data, relative to the others", nil)
-	leaders := cmd.Flags().Float64("leaders", 0, "a share of the leaders of its own; 0 is that of the data")
+	cmd := command("weight ID WEIGHT", "Set a store's share of the data, relative to the others",
+		nil)
+	leaders := cmd.Flags().Float64("leaders", 0,
+		"a share of the leaders of its own; 0 is that of the data")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		w, err := strconv.ParseFloat(argv[1], 64)
 		if err != nil {
@@ -212,21 +217,39 @@ func (a *app) oneStore(cmd *cobra.Command, method, arg, action string, body any)
 		return err
 	}
 	var st storeInfo
-	return a.show(cmd, method, "/stores/"+id(n)+action, body, &st, func() error { return a.printStore(st) })
+	return a.show(cmd, method, "/stores/"+id(n)+action, body, &st, func() error {
+		return a.printStore(st)
+	})
 }
 
 func (a *app) printStore(st storeInfo) error {
 	rows := [][]string{
 		{"address", st.Address},
 		{"labels", labelText(st.Labels)},
-		{"disk", fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used), humanize.IBytes(st.Available), humanize.IBytes(st.Capacity))},
-		{"regions", fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB), st.Leaders, st.Pending)},
+		{
+			"disk",
+			fmt.Sprintf("%s used, %s free of %s", humanize.IBytes(st.Used),
+				humanize.IBytes(st.Available), humanize.IBytes(st.Capacity)),
+		},
+		{
+			"regions",
+			fmt.Sprintf("%d with %s, %d leaders, %d pending", st.Regions, mib(st.RegionMiB),
+				st.Leaders, st.Pending),
+		},
 		{"load", fmt.Sprintf("%s at weight %g (leaders %g); the mean is %s",
 			mib(st.LoadMiB), st.Weight, st.LeaderWeight, mib(st.MeanMiB))},
 		{"reads", rates(st.Flow.KeysRead, st.Flow.BytesRead)},
 		{"writes", rates(st.Flow.KeysWritten, st.Flow.BytesWritten)},
-		{"moves", fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut, mib(st.OutMiB))},
-		{"limit", fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB), map[bool]string{true: ", its own"}[st.OwnLimit])},
+		{
+			"moves",
+			fmt.Sprintf("%d in (%s), %d out (%s)", st.MovesIn, mib(st.InMiB), st.MovesOut,
+				mib(st.OutMiB)),
+		},
+		{
+			"limit",
+			fmt.Sprintf("%d moves and %s each way%s", st.LimitMoves, mib(st.LimitMiB),
+				map[bool]string{true: ", its own"}[st.OwnLimit]),
+		},
 	}
 	if st.LastHeartbeat != nil {
 		rows = append(rows, []string{"heartbeat", seconds(st.Silent) + " ago"})
@@ -244,7 +267,10 @@ func (a *app) printStore(st storeInfo) error {
 	if s := st.Slow; s != nil {
 		const text = "since %s, syncs take %.0f ms (%.0f ms at others); leaders stay away for another %s"
 		since := s.Since.Local().Format(time.DateTime)
-		rows = append(rows, []string{"slow disk", fmt.Sprintf(text, since, s.SyncMS, s.UsualMS, seconds(s.ForSeconds))})
+		rows = append(rows,
+			[]string{
+				"slow disk", fmt.Sprintf(text, since, s.SyncMS, s.UsualMS, seconds(s.ForSeconds)),
+			})
 	}
 	if st.Drain != nil {
 		rows = append(rows, []string{"offline", st.Drain.String()})
@@ -258,7 +284,8 @@ func (a *app) printStore(st storeInfo) error {
 	if st.NotSource != "" {
 		rows = append(rows, []string{"no source", "because of " + st.NotSource})
 	}
-	return a.table([]string{"STORE " + id(st.ID), strings.TrimSpace(st.State + " " + st.Version)}, rows)
+	return a.table([]string{"STORE " + id(st.ID), strings.TrimSpace(st.State + " " + st.Version)},
+		rows)
 }
 
 // slowInfo says how slow a store's disk is.
@@ -278,7 +305,8 @@ type flowInfo struct {
 }
 
 func rates(keys, bytes float64) string {
-	return fmt.Sprintf("%s keys/s, %s/s", humanize.Comma(int64(keys)), humanize.IBytes(uint64(bytes)))
+	return fmt.Sprintf("%s keys/s, %s/s", humanize.Comma(int64(keys)),
+		humanize.IBytes(uint64(bytes)))
 }
 
 func labelText(labels map[string]string) string {
@@ -294,34 +322,40 @@ func labelText(labels map[string]string) string {
 }
 
 func (a *app) storeRemoveCmd() *cobra.Command {
-	return command("remove ID", "Drop the record of a tombstone", func(cmd *cobra.Command, argv []string) error {
-		n, err := number(argv[0], "store")
-		if err != nil {
-			return err
-		}
-		return a.show(cmd, http.MethodDelete, "/stores/"+id(n), nil, nil, func() error {
-			_, err := fmt.Fprintf(a.stdout, "removed store %d\n", n)
-			return err
+	return command("remove ID", "Drop the record of a tombstone",
+		func(cmd *cobra.Command, argv []string) error {
+			n, err := number(argv[0], "store")
+			if err != nil {
+				return err
+			}
+			return a.show(cmd, http.MethodDelete, "/stores/"+id(n), nil, nil, func() error {
+				_, err := fmt.Fprintf(a.stdout, "removed store %d\n", n)
+				return err
+			})
 		})
-	})
 }
 
 type storesInfo struct {
 	Stores []storeInfo `json:"stores"`
 }
 
-// storeLimitCmd shows what the stores have in flight beside their budgets, and sets the budget of one
-// store or of all that have none of their own.
+// storeLimitCmd shows what the stores have in flight beside their budgets, and sets the budget of
+// one store or of all that have none of their own.
 func (a *app) storeLimitCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "limit [ID]", Short: "Show or set what may be in flight to and from stores, or one store", Args: args(cobra.MaximumNArgs(1)),
+		Use:   "limit [ID]",
+		Short: "Show or set what may be in flight to and from stores, or one store",
+		Args:  args(cobra.MaximumNArgs(1)),
 	}
-	moves := cmd.Flags().Int("moves", 0, "allow so many moves at once, each way; of one store 0 means as the others")
-	size := cmd.Flags().Int64("mib", 0, "allow so many MiB in flight, each way; of one store 0 means as the others")
+	moves := cmd.Flags().Int("moves", 0,
+		"allow so many moves at once, each way; of one store 0 means as the others")
+	size := cmd.Flags().Int64("mib", 0,
+		"allow so many MiB in flight, each way; of one store 0 means as the others")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		set := cmd.Flags().Changed("moves") || cmd.Flags().Changed("mib")
 		if len(argv) == 1 && set {
-			return a.changeStore(cmd, argv[0], "limit", map[string]any{"moves": *moves, "mib": *size})
+			return a.changeStore(cmd, argv[0], "limit",
+				map[string]any{"moves": *moves, "mib": *size})
 		}
 		if len(argv) == 1 {
 			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)
@@ -334,7 +368,8 @@ func (a *app) storeLimitCmd() *cobra.Command {
 			change["store-bytes-in-flight-mib"] = *size
 		}
 		if set {
-			if _, err := a.ask(cmd.Context(), http.MethodPatch, "/config", map[string]any{"schedule": change}, nil); err != nil {
+			if _, err := a.ask(cmd.Context(), http.MethodPatch, "/config",
+				map[string]any{"schedule": change}, nil); err != nil {
 				return err
 			}
 		}
@@ -343,9 +378,14 @@ func (a *app) storeLimitCmd() *cobra.Command {
 			var rows [][]string
 			for _, st := range out.Stores {
 				use := func(moves int, size int64) string {
-					return fmt.Sprintf("%d of %d, %s of %s", moves, st.LimitMoves, mib(size), mib(st.LimitMiB))
+					return fmt.Sprintf("%d of %d, %s of %s", moves, st.LimitMoves, mib(size),
+						mib(st.LimitMiB))
 				}
-				rows = append(rows, []string{id(st.ID), st.Address, use(st.MovesIn, st.InMiB), use(st.MovesOut, st.OutMiB)})
+				rows = append(rows,
+					[]string{
+						id(st.ID), st.Address, use(st.MovesIn, st.InMiB),
+						use(st.MovesOut, st.OutMiB),
+					})
 			}
 			return a.table([]string{"STORE", "ADDRESS", "IN FLIGHT TO IT", "FROM IT"}, rows)
 		})
@@ -355,7 +395,10 @@ func (a *app) storeLimitCmd() *cobra.Command {
 
 // storeLabelCmd shows labels, or sets some over those that a store brings from its configuration.
 func (a *app) storeLabelCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "label [ID NAME=VALUE...]", Short: "Show the stores' labels, or set some of one store; NAME= takes one away"}
+	cmd := &cobra.Command{
+		Use:   "label [ID NAME=VALUE...]",
+		Short: "Show the stores' labels, or set some of one store; NAME= takes one away",
+	}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		if len(argv) == 1 {
 			return a.oneStore(cmd, http.MethodGet, argv[0], "", nil)

@@ -25,7 +25,8 @@ func TestPlacementErrors(t *testing.T) {
 			http.Error(w, "what?", http.StatusNotFound)
 		case r.Header.Get("Authorization") != "Bearer secret":
 			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = w.Write([]byte(`{"code":"unauthorized","message":"this change needs the API token"}`))
+			_, _ = w.Write(
+				[]byte(`{"code":"unauthorized","message":"this change needs the API token"}`))
 		default:
 			_, _ = w.Write([]byte(`{"id":1,"state":"up"}`))
 		}
@@ -39,7 +40,10 @@ func TestPlacementErrors(t *testing.T) {
 	}{
 		{exitFail, "no placement service answers at 127.0.0.1:1 ", "-s 127.0.0.1:1 member list"},
 		{exitFail, "it is not a placement service", "-s " + here + " store show 2"},
-		{exitFail, "this change needs the API token (set --token or TINYCTL_TOKEN)", "-s 127.0.0.1:1," + here + " store up 1"},
+		{
+			exitFail, "this change needs the API token (set --token or TINYCTL_TOKEN)",
+			"-s 127.0.0.1:1," + here + " store up 1",
+		},
 		{exitUsage, `"x" is not a store id`, "store show x"},
 		{exitUsage, `"x" is not a weight`, "store weight 1 x"},
 		{exitUsage, `"0" is not a region id`, "region transfer-leader 0 1"},
@@ -71,11 +75,14 @@ func TestPlacementElection(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if asked++; asked == 1 {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = w.Write([]byte(`{"code":"not-leader","message":"no placement leader right now"}`))
+			_, _ = w.Write(
+				[]byte(`{"code":"not-leader","message":"no placement leader right now"}`))
 			return
 		}
 		w.WriteHeader(http.StatusBadGateway)
-		_, _ = w.Write([]byte(`{"code":"leader-unreachable","message":"the placement leader does not answer"}`))
+		_, _ = w.Write(
+			[]byte(
+				`{"code":"leader-unreachable","message":"the placement leader does not answer"}`))
 	}))
 	defer s.Close()
 	code, _, errs := run("-s", s.Listener.Addr().String(), "member", "resign")
@@ -87,7 +94,8 @@ func TestPlacementElection(t *testing.T) {
 // TestSettingLike: values are written in the kind the setting has.
 func TestSettingLike(t *testing.T) {
 	for _, c := range []struct{ now, text, want string }{
-		{`"3s"`, "5s", `"5s"`}, {`4`, "5", `5`}, {`true`, "false", `false`}, {`null`, "zone,host", `["zone","host"]`}, {`["a"]`, `["b"]`, `["b"]`},
+		{`"3s"`, "5s", `"5s"`}, {`4`, "5", `5`}, {`true`, "false", `false`},
+		{`null`, "zone,host", `["zone","host"]`}, {`["a"]`, `["b"]`, `["b"]`},
 	} {
 		got, err := like([]byte(c.now), c.text)
 		require.NoError(t, err)
@@ -97,7 +105,8 @@ func TestSettingLike(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestWaitFindsItsOwnOperator: another one may have ended for the same region before it is looked at again.
+// TestWaitFindsItsOwnOperator: another one may have ended for the same region before it is looked
+// at again.
 func TestWaitFindsItsOwnOperator(t *testing.T) {
 	const own = `{"region_id":7,"desc":"admin-transfer-leader","status":%q,"steps":["transfer leader from store 1 to store 2"],"started":"2026-01-02T03:04:05.000000001Z"}`
 	const other = `{"region_id":7,"desc":"balance-region","status":"success","steps":["add peer 20 on store 1"],"started":"2026-01-02T03:04:06Z"}`

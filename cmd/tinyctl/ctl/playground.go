@@ -17,21 +17,30 @@ import (
 )
 
 func (a *app) playgroundCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "playground", Short: "Run a cluster on this machine until Ctrl-C", Args: args(cobra.NoArgs)}
+	cmd := &cobra.Command{
+		Use: "playground", Short: "Run a cluster on this machine until Ctrl-C",
+		Args: args(cobra.NoArgs),
+	}
 	f := cmd.Flags()
 	stores := f.Int("kv", 3, "number of stores")
-	schedulers := f.Int("scheduler-count", 1, "number of placement service members (also --scheduler N)")
+	schedulers := f.Int("scheduler-count", 1,
+		"number of placement service members (also --scheduler N)")
 	dataDir := f.String("data-dir", "", "keep data and logs here (default tinykv-playground)")
 	tmp := f.Bool("tmp", false, "use a temporary directory and remove it at the end")
-	secure := f.Bool("tls", false, "secure all ports, with certificates that are made in the directory certs")
-	mode := f.String("mode", "", "what a new cluster holds: raw keys or txn (transactions) (default raw)")
-	basePort := f.Int("base-port", 0, "first port (default: 2379 for the scheduler, 2479 and on for the stores)")
+	secure := f.Bool("tls", false,
+		"secure all ports, with certificates that are made in the directory certs")
+	mode := f.String("mode", "",
+		"what a new cluster holds: raw keys or txn (transactions) (default raw)")
+	basePort := f.Int("base-port", 0,
+		"first port (default: 2379 for the scheduler, 2479 and on for the stores)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		// On a playground --scheduler counts members: it does not connect to any.
 		if given := cmd.Flags().Lookup("scheduler"); given != nil && given.Changed {
 			n := 0
-			if _, err := fmt.Sscanf(given.Value.String(), "%d", &n); err != nil || fmt.Sprint(n) != given.Value.String() {
-				return usagef("--scheduler %s: a playground takes the number of members", given.Value)
+			if _, err := fmt.Sscanf(given.Value.String(), "%d", &n); err != nil ||
+				fmt.Sprint(n) != given.Value.String() {
+				return usagef("--scheduler %s: a playground takes the number of members",
+					given.Value)
 			}
 			*schedulers = n
 		}
@@ -45,8 +54,9 @@ func (a *app) playgroundCmd() *cobra.Command {
 			return usagef("--mode: %v", err)
 		}
 		return a.playground(cmd.Context(), *dataDir, *tmp, localcluster.Options{
-			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure, SchedulerConfig: fmt.Sprintf("mode = %q\n", *mode),
-			StoreMemory: playgroundMemory,
+			Stores: *stores, Schedulers: *schedulers, BasePort: *basePort, TLS: *secure,
+			SchedulerConfig: fmt.Sprintf("mode = %q\n", *mode),
+			StoreMemory:     playgroundMemory,
 		})
 	}
 	return cmd
@@ -82,7 +92,8 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 	// With fewer stores more replicas would be missing for ever.
 	o.SchedulerConfig += fmt.Sprintf("[replication]\nmax-replicas = %d\n", replicas)
 	o.OnExit = func(p *localcluster.Process, err error) {
-		ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err), p.LastWords())
+		ended <- fmt.Sprintf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+			p.LastWords())
 	}
 	c, err := localcluster.New(o)
 	if err != nil {
@@ -93,7 +104,8 @@ func (a *app) playground(ctx context.Context, dir string, tmp bool, o localclust
 		c.Stop()
 		fmt.Fprintln(a.stdout, "Stopped.")
 	}()
-	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", o.Schedulers, o.Stores, abs)
+	fmt.Fprintf(a.stdout, "Starting %d scheduler(s) and %d stores in %s ...\n", o.Schedulers,
+		o.Stores, abs)
 	start := time.Now()
 	sctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -145,7 +157,8 @@ func (a *app) banner(ctx context.Context, c *localcluster.Cluster, dir string, t
 		fmt.Fprintf(w, "  export %s=%s\n", schedulerEnv, sched)
 	}
 	if files := c.Admin(); files.CA != "" {
-		fmt.Fprintf(w, "  export %s=%s %s=%s %s=%s\n", caEnv, files.CA, certEnv, files.Cert, keyEnv, files.Key)
+		fmt.Fprintf(w, "  export %s=%s %s=%s %s=%s\n", caEnv, files.CA, certEnv, files.Cert, keyEnv,
+			files.Key)
 	}
 	exe, err := os.Executable()
 	if err != nil {

@@ -33,31 +33,38 @@ func (a *app) recoverCmd() *cobra.Command {
 func (a *app) recoverSchedulerCmd() *cobra.Command {
 	var stores []string
 	var out string
-	cmd := command("scheduler", "Plan a new placement service for the stores of one that is lost", func(cmd *cobra.Command, _ []string) error {
-		reports, err := a.collect(cmd.Context(), stores)
-		if err != nil {
-			return err
-		}
-		plan, err := recovery.PlanScheduler(reports, time.Now())
-		if err != nil {
-			return err
-		}
-		if err := writePlan(out, plan); err != nil {
-			return err
-		}
-		if a.output == "json" {
-			return a.json(plan)
-		}
-		fmt.Fprintf(a.stdout, "cluster %d: %d stores report, ids go on above %d, timestamps after %s\n", plan.ClusterID, len(plan.Stores),
-			plan.AllocID, time.UnixMilli(plan.TimestampMS).UTC().Format(time.RFC3339))
-		if len(plan.Missing) > 0 {
-			fmt.Fprintf(a.stdout, "stores %s have replicas but did not report: name them too, or start them again afterwards\n", join(plan.Missing))
-		}
-		fmt.Fprintf(a.stdout, "Make sure that no member of the old placement service runs, then start one with an empty data directory at the\n"+
-			"address that the stores know:\n  tinyscheduler --data-dir NEW --recover %s\n", out)
-		return nil
-	})
-	cmd.Flags().StringSliceVar(&stores, "stores", nil, "status addresses of all stores, host:port[,...]")
+	cmd := command("scheduler", "Plan a new placement service for the stores of one that is lost",
+		func(cmd *cobra.Command, _ []string) error {
+			reports, err := a.collect(cmd.Context(), stores)
+			if err != nil {
+				return err
+			}
+			plan, err := recovery.PlanScheduler(reports, time.Now())
+			if err != nil {
+				return err
+			}
+			if err := writePlan(out, plan); err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(plan)
+			}
+			fmt.Fprintf(a.stdout,
+				"cluster %d: %d stores report, ids go on above %d, timestamps after %s\n",
+				plan.ClusterID, len(plan.Stores),
+				plan.AllocID, time.UnixMilli(plan.TimestampMS).UTC().Format(time.RFC3339))
+			if len(plan.Missing) > 0 {
+				fmt.Fprintf(a.stdout,
+					"stores %s have replicas but did not report: name them too, or start them again afterwards\n", join(plan.Missing))
+			}
+			fmt.Fprintf(a.stdout,
+				"Make sure that no member of the old placement service runs, then start one with an empty data directory at the\n"+
+					"address that the stores know:\n  tinyscheduler --data-dir NEW --recover %s\n",
+				out)
+			return nil
+		})
+	cmd.Flags().StringSliceVar(&stores, "stores", nil,
+		"status addresses of all stores, host:port[,...]")
 	cmd.Flags().StringVar(&out, "out", "recover-scheduler.json", "file for the plan")
 	_ = cmd.MarkFlagRequired("stores")
 	return cmd
@@ -68,39 +75,43 @@ func (a *app) recoverRegionsCmd() *cobra.Command {
 	var lost []string
 	var out string
 	var yes, fill bool
-	cmd := command("regions", "Plan how regions without a majority go on", func(cmd *cobra.Command, _ []string) error {
-		gone, err := storeIDs(lost)
-		if err != nil {
-			return err
-		}
-		reports, err := a.collect(cmd.Context(), stores)
-		if err != nil {
-			return err
-		}
-		plan, err := recovery.PlanRegions(reports, gone)
-		if err != nil {
-			return err
-		}
-		if fill {
-			if err := a.fillHoles(cmd.Context(), plan, reports); err != nil {
+	cmd := command("regions", "Plan how regions without a majority go on",
+		func(cmd *cobra.Command, _ []string) error {
+			gone, err := storeIDs(lost)
+			if err != nil {
 				return err
 			}
-		}
-		if a.output == "json" && !yes {
-			return a.json(plan)
-		}
-		a.showPlan(plan, fill)
-		if len(plan.Rebirths) == 0 && len(plan.Ends) == 0 && !fill {
-			return nil
-		}
-		if !yes && !a.confirm("Lost stores are removed for ever, and what only they had is lost. Go on?") {
-			return errors.New("nothing was done")
-		}
-		return a.acceptPlan(cmd.Context(), plan, out)
-	})
+			reports, err := a.collect(cmd.Context(), stores)
+			if err != nil {
+				return err
+			}
+			plan, err := recovery.PlanRegions(reports, gone)
+			if err != nil {
+				return err
+			}
+			if fill {
+				if err := a.fillHoles(cmd.Context(), plan, reports); err != nil {
+					return err
+				}
+			}
+			if a.output == "json" && !yes {
+				return a.json(plan)
+			}
+			a.showPlan(plan, fill)
+			if len(plan.Rebirths) == 0 && len(plan.Ends) == 0 && !fill {
+				return nil
+			}
+			if !yes &&
+				!a.confirm(
+					"Lost stores are removed for ever, and what only they had is lost. Go on?") {
+				return errors.New("nothing was done")
+			}
+			return a.acceptPlan(cmd.Context(), plan, out)
+		})
 	f := cmd.Flags()
 	f.StringSliceVar(&lost, "lost-stores", nil, "ids of the stores that never come back")
-	f.StringSliceVar(&stores, "stores", nil, "status addresses of all stores that are left, host:port[,...]")
+	f.StringSliceVar(&stores, "stores", nil,
+		"status addresses of all stores that are left, host:port[,...]")
 	f.StringVar(&out, "out", "recover-regions.json", "file for the plan")
 	f.BoolVar(&fill, "fill-holes", false, "put empty regions where no replica is left")
 	f.BoolVar(&yes, "yes", false, "do not ask")
@@ -111,27 +122,29 @@ func (a *app) recoverRegionsCmd() *cobra.Command {
 
 func (a *app) recoverApplyCmd() *cobra.Command {
 	var dir, file string
-	cmd := command("apply", "Carry a plan for regions out on the data directory of a stopped store", func(*cobra.Command, []string) error {
-		data, err := os.ReadFile(file)
-		if err != nil {
+	cmd := command("apply", "Carry a plan for regions out on the data directory of a stopped store",
+		func(*cobra.Command, []string) error {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			var plan recovery.Regions
+			if err := json.Unmarshal(data, &plan); err != nil || plan.ClusterID == 0 {
+				return fmt.Errorf("%s is no plan of tinyctl recover regions", file)
+			}
+			s, err := offline.Open(dir, zap.NewNop())
+			if err != nil {
+				return err
+			}
+			done, err := s.Apply(&plan)
+			if err = errors.Join(err, s.Close()); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.stdout,
+				"store %d: %d regions go on here, %d replicas end, %d empty regions begin; start the store again\n",
+				s.Ident.StoreId, done.Reborn, done.Ended, done.Filled)
 			return err
-		}
-		var plan recovery.Regions
-		if err := json.Unmarshal(data, &plan); err != nil || plan.ClusterID == 0 {
-			return fmt.Errorf("%s is no plan of tinyctl recover regions", file)
-		}
-		s, err := offline.Open(dir, zap.NewNop())
-		if err != nil {
-			return err
-		}
-		done, err := s.Apply(&plan)
-		if err = errors.Join(err, s.Close()); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.stdout, "store %d: %d regions go on here, %d replicas end, %d empty regions begin; start the store again\n",
-			s.Ident.StoreId, done.Reborn, done.Ended, done.Filled)
-		return err
-	})
+		})
 	cmd.Flags().StringVar(&dir, "data-dir", "", "data directory of a store that does not run")
 	cmd.Flags().StringVar(&file, "plan", "recover-regions.json", "file of tinyctl recover regions")
 	_ = cmd.MarkFlagRequired("data-dir")
@@ -158,7 +171,8 @@ func join(ids []uint64) string {
 	return strings.Join(out, ", ")
 }
 
-// collect asks all stores for what they have. Each must answer: a plan without one of them may lose what that one has.
+// collect asks all stores for what they have. Each must answer: a plan without one of them may lose
+// what that one has.
 func (a *app) collect(ctx context.Context, addrs []string) ([]recovery.StoreReport, error) {
 	scheme, client := "http://", http.DefaultClient
 	if a.tls.CA != "" {
@@ -166,7 +180,10 @@ func (a *app) collect(ctx context.Context, addrs []string) ([]recovery.StoreRepo
 		if err != nil {
 			return nil, err
 		}
-		scheme, client = "https://", &http.Client{Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}}
+		scheme, client = "https://",
+			&http.Client{
+				Transport: &http.Transport{TLSClientConfig: secure, DisableKeepAlives: true},
+			}
 	}
 	var out []recovery.StoreReport
 	for _, addr := range addrs {
@@ -214,18 +231,25 @@ func getJSON(ctx context.Context, client *http.Client, url string, into any) err
 
 func replicaOf(store uint64, p *raftstore.PeerInfo) recovery.Replica {
 	r := recovery.Replica{
-		Region:  recovery.Region{ID: p.Region.GetId(), Start: p.Region.GetStartKey(), End: p.Region.GetEndKey()},
+		Region: recovery.Region{
+			ID: p.Region.GetId(), Start: p.Region.GetStartKey(), End: p.Region.GetEndKey(),
+		},
 		StoreID: store, PeerID: p.Peer.GetId(),
-		LastTerm: p.LastTerm, LastIndex: p.LastIndex, Applied: p.AppliedIndex, Installing: p.Installing,
+		LastTerm: p.LastTerm, LastIndex: p.LastIndex, Applied: p.AppliedIndex,
+		Installing: p.Installing,
 	}
-	r.Region.Version, r.Region.ConfVer = p.Region.GetRegionEpoch().GetVersion(), p.Region.GetRegionEpoch().GetConfVer()
+	r.Region.Version, r.Region.ConfVer = p.Region.GetRegionEpoch().GetVersion(),
+		p.Region.GetRegionEpoch().GetConfVer()
 	for _, q := range p.Region.GetPeers() {
-		r.Region.Peers = append(r.Region.Peers, recovery.Peer{ID: q.Id, StoreID: q.StoreId, Learner: q.Role == metapb.PeerRole_Learner})
+		r.Region.Peers = append(r.Region.Peers,
+			recovery.Peer{ID: q.Id, StoreID: q.StoreId, Learner: q.Role == metapb.PeerRole_Learner})
 	}
 	return r
 }
 
-func (a *app) fillHoles(ctx context.Context, plan *recovery.Regions, reports []recovery.StoreReport) error {
+func (a *app) fillHoles(
+	ctx context.Context, plan *recovery.Regions, reports []recovery.StoreReport,
+) error {
 	if len(plan.Holes) == 0 {
 		return nil
 	}
@@ -243,17 +267,22 @@ func (a *app) fillHoles(ctx context.Context, plan *recovery.Regions, reports []r
 }
 
 func (a *app) showPlan(plan *recovery.Regions, fill bool) {
-	fmt.Fprintf(a.stdout, "%d regions have a majority without stores %s and mend themselves.\n", plan.Healthy, join(plan.Lost))
+	fmt.Fprintf(a.stdout, "%d regions have a majority without stores %s and mend themselves.\n",
+		plan.Healthy, join(plan.Lost))
 	if len(plan.Rebirths) > 0 {
-		fmt.Fprintf(a.stdout, "%d regions have none. Each goes on as its newest replica; writes that only the lost stores had are lost:\n", len(plan.Rebirths))
+		fmt.Fprintf(a.stdout,
+			"%d regions have none. Each goes on as its newest replica; writes that only the lost stores had are lost:\n", len(plan.Rebirths))
 		var rows [][]string
 		for _, r := range plan.Rebirths {
 			rows = append(rows, []string{
-				strconv.FormatUint(r.Was.ID, 10), keyRange(r.Becomes.Start, r.Becomes.End), fmt.Sprint("store ", r.StoreID),
+				strconv.FormatUint(r.Was.ID, 10), keyRange(r.Becomes.Start, r.Becomes.End),
+				fmt.Sprint("store ", r.StoreID),
 				fmt.Sprintf("%d in term %d", r.LastIndex, r.LastTerm), join(r.Lost),
 			})
 		}
-		_ = a.table([]string{"REGION", "RANGE", "GOES ON AT", "RAFT LOG ENDS AT", "VOTERS LOST ON STORES"}, rows)
+		_ = a.table([]string{
+			"REGION", "RANGE", "GOES ON AT", "RAFT LOG ENDS AT", "VOTERS LOST ON STORES",
+		}, rows)
 	}
 	if len(plan.Ends) > 0 {
 		fmt.Fprintf(a.stdout, "%d older replicas end.\n", len(plan.Ends))
@@ -285,8 +314,8 @@ func (a *app) confirm(question string) bool {
 	return strings.TrimSpace(line) == "yes"
 }
 
-// acceptPlan fences the lost stores, then writes the plan and makes the placement service forget what it knows of the
-// regions: their next leaders tell it anew.
+// acceptPlan fences the lost stores, then writes the plan and makes the placement service forget
+// what it knows of the regions: their next leaders tell it anew.
 func (a *app) acceptPlan(ctx context.Context, plan *recovery.Regions, out string) error {
 	for _, id := range plan.Lost {
 		path := fmt.Sprintf("/stores/%d", id)
@@ -299,7 +328,8 @@ func (a *app) acceptPlan(ctx context.Context, plan *recovery.Regions, out string
 		if strings.EqualFold(st.State, "tombstone") {
 			continue
 		}
-		if _, err := a.ask(ctx, http.MethodPost, path+"/bury", map[string]any{"force": true}, nil); err != nil {
+		if _, err := a.ask(ctx, http.MethodPost, path+"/bury", map[string]any{"force": true},
+			nil); err != nil {
 			return fmt.Errorf("remove lost store %d for ever: %w", id, err)
 		}
 	}
@@ -307,15 +337,18 @@ func (a *app) acceptPlan(ctx context.Context, plan *recovery.Regions, out string
 		return err
 	}
 	for _, r := range plan.Rebirths {
-		if _, err := a.ask(ctx, http.MethodDelete, fmt.Sprintf("/regions/%d", r.Was.ID), nil, nil); err != nil {
+		if _, err := a.ask(ctx, http.MethodDelete, fmt.Sprintf("/regions/%d", r.Was.ID), nil,
+			nil); err != nil {
 			var failure *apiFailure
 			if !errors.As(err, &failure) || failure.status != http.StatusNotFound {
 				return err
 			}
 		}
 	}
-	fmt.Fprintf(a.stdout, "stores %s are removed for ever. Now, on each store that is left: stop it, then\n  tinyctl recover apply --data-dir DIR --plan %s\n"+
-		"and start it again. The placement service then makes up the missing replicas.\n", join(plan.Lost), out)
+	fmt.Fprintf(a.stdout,
+		"stores %s are removed for ever. Now, on each store that is left: stop it, then\n  tinyctl recover apply --data-dir DIR --plan %s\n"+
+			"and start it again. The placement service then makes up the missing replicas.\n",
+		join(plan.Lost), out)
 	return nil
 }
 

@@ -1,5 +1,5 @@
-// Package ctl is the implementation of tinyctl: commands for keys, for importing and exporting trees of
-// files, for looking at a cluster, and for running one on this machine.
+// Package ctl is the implementation of tinyctl: commands for keys, for importing and exporting
+// trees of files, for looking at a cluster, and for running one on this machine.
 package ctl
 
 import (
@@ -33,7 +33,8 @@ const (
 	exitUnknown = 3
 )
 
-// schedulerEnv names the cluster when --scheduler is not given, the others the files for one with TLS.
+// schedulerEnv names the cluster when --scheduler is not given, the others the files for one with
+// TLS.
 const (
 	schedulerEnv = "TINYCTL_SCHEDULER"
 	caEnv        = "TINYCTL_CA"
@@ -80,7 +81,8 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	if err == context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
+	if err ==
+		context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
 		err = errors.New("interrupted")
 	}
 	if !errors.Is(err, errSilent) {
@@ -89,7 +91,8 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
-// GeneratesLoad tells whether the arguments are those of a command that loads a cluster with requests.
+// GeneratesLoad tells whether the arguments are those of a command that loads a cluster with
+// requests.
 func GeneratesLoad(args []string) bool {
 	cmd, _, err := (&app{}).root().Find(args)
 	for ; err == nil && cmd != nil; cmd = cmd.Parent() {
@@ -111,13 +114,18 @@ func (a *app) root() *cobra.Command {
 		env = "127.0.0.1:2379"
 	}
 	f := root.PersistentFlags()
-	f.StringVarP(&a.scheduler, "scheduler", "s", env, "addresses of the placement service, [https://]host:port[,...]; environment "+schedulerEnv)
+	f.StringVarP(&a.scheduler, "scheduler", "s", env,
+		"addresses of the placement service, [https://]host:port[,...]; environment "+schedulerEnv)
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "how long one operation may take")
-	f.StringVar(&a.token, "token", "", "token that changes need, if the placement service has one; environment "+tokenEnv)
-	f.StringVar(&a.tls.CA, "ca", os.Getenv(caEnv), "file of the CA certificates of a cluster with TLS; environment "+caEnv)
-	f.StringVar(&a.tls.Cert, "cert", os.Getenv(certEnv), "file of the certificate shown to it; environment "+certEnv)
-	f.StringVar(&a.tls.Key, "key", os.Getenv(keyEnv), "file of the certificate's private key; environment "+keyEnv)
+	f.StringVar(&a.token, "token", "",
+		"token that changes need, if the placement service has one; environment "+tokenEnv)
+	f.StringVar(&a.tls.CA, "ca", os.Getenv(caEnv),
+		"file of the CA certificates of a cluster with TLS; environment "+caEnv)
+	f.StringVar(&a.tls.Cert, "cert", os.Getenv(certEnv),
+		"file of the certificate shown to it; environment "+certEnv)
+	f.StringVar(&a.tls.Key, "key", os.Getenv(keyEnv),
+		"file of the certificate's private key; environment "+keyEnv)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "table" && a.output != "json" {
@@ -128,11 +136,14 @@ func (a *app) root() *cobra.Command {
 		}
 		return nil
 	}
-	root.AddCommand(a.getCmd(), a.putCmd(), a.casCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(), a.exportCmd(),
+	root.AddCommand(a.getCmd(), a.putCmd(), a.casCmd(), a.deleteCmd(), a.scanCmd(), a.importCmd(),
+		a.exportCmd(),
 		a.statusCmd(), a.storeCmd(), a.regionCmd(), a.playgroundCmd(), a.demoCmd(), a.benchCmd())
-	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(), a.explainCmd(),
+	root.AddCommand(a.memberCmd(), a.operatorCmd(), a.schedulerCmd(), a.configCmd(), a.eventsCmd(),
+		a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
-		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a), traceCmd(a), topCmd(a))
+		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a),
+		traceCmd(a), topCmd(a))
 	return root
 }
 
@@ -167,7 +178,9 @@ func (a *app) openWith(ctx context.Context, opts client.Options) (*client.Client
 	}
 	c, err := client.Open(ctx, a.endpoints(), opts)
 	if err != nil {
-		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
+		return nil,
+			fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w",
+				a.scheduler, schedulerEnv, err)
 	}
 	if a.cf != "" {
 		return c.CF(a.cf), nil
@@ -188,7 +201,9 @@ func (a *app) placement(ctx context.Context) (*placement.Client, error) {
 	}
 	p, err := placement.New(ctx, a.endpoints(), with...)
 	if err != nil {
-		return nil, fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w", a.scheduler, schedulerEnv, err)
+		return nil,
+			fmt.Errorf("no placement service answers at %s (set --scheduler or %s): %w",
+				a.scheduler, schedulerEnv, err)
 	}
 	return p, nil
 }

@@ -19,8 +19,8 @@ import (
 // reachTimeout bounds each try to reach a process.
 const reachTimeout = 2 * time.Second
 
-// clusterInfo is what `status` shows: the report of the placement leader, and what is not reached from here. Nothing else
-// is judged here.
+// clusterInfo is what `status` shows: the report of the placement leader, and what is not reached
+// from here. Nothing else is judged here.
 type clusterInfo struct {
 	ClusterID string `json:"cluster_id"`
 	// Healthy is false also while that is not known; Report.Health tells.
@@ -37,7 +37,9 @@ type clusterInfo struct {
 
 func (a *app) statusCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show the cluster's health; exit code 0 healthy, 1 not, 3 cannot tell", Args: args(cobra.NoArgs),
+		Use:   "status",
+		Short: "Show the cluster's health; exit code 0 healthy, 1 not, 3 cannot tell",
+		Args:  args(cobra.NoArgs),
 		Long: "Shows what the placement service says of the cluster's health, and which of its processes are not reached from here.\n" +
 			"Exit codes: 0 healthy, 1 not healthy or not reached, 2 wrong usage, 3 cannot tell.",
 	}
@@ -56,7 +58,8 @@ func (a *app) statusCmd() *cobra.Command {
 		switch {
 		case err != nil:
 			return err
-		case len(info.Unreachable) > 0, info.Health == health.Degraded, info.Health == health.Critical:
+		case len(info.Unreachable) > 0, info.Health == health.Degraded,
+			info.Health == health.Critical:
 			return errSilent
 		case info.Health != health.OK:
 			return &codeError{exitUnknown, errSilent}
@@ -66,7 +69,8 @@ func (a *app) statusCmd() *cobra.Command {
 	return cmd
 }
 
-// statusError gives a failure to learn the state its exit code: a storage that refuses writes is certainly not healthy.
+// statusError gives a failure to learn the state its exit code: a storage that refuses writes is
+// certainly not healthy.
 func statusError(err error) error {
 	var api *apiFailure
 	var usage *usageError
@@ -76,14 +80,16 @@ func statusError(err error) error {
 	return &codeError{exitUnknown, fmt.Errorf("cannot tell: %w", err)}
 }
 
-// look asks the placement service, then tries to reach everything that it does not report as silent.
+// look asks the placement service, then tries to reach everything that it does not report as
+// silent.
 func (a *app) look(ctx context.Context) (*clusterInfo, error) {
 	info := &clusterInfo{Unreachable: []string{}}
 	if _, err := a.ask(ctx, http.MethodGet, "/health", nil, info); err != nil {
 		return nil, err
 	}
 	if info.Summary == "" { // its "ok" is about something else
-		return nil, errors.New("the placement service is of an older version and makes no health report")
+		return nil,
+			errors.New("the placement service is of an older version and makes no health report")
 	}
 	info.Healthy = info.Health == health.OK
 	var members membersInfo
@@ -111,7 +117,8 @@ type membersInfo struct {
 // target is a process that should be reached.
 type target struct{ name, addr string }
 
-// unreached dials all processes at once. Those that the report names as silent or dead are left out: that is known.
+// unreached dials all processes at once. Those that the report names as silent or dead are left
+// out: that is known.
 func (a *app) unreached(ctx context.Context, info *clusterInfo, members membersInfo) []string {
 	known := map[string]bool{}
 	for _, c := range info.Conditions {
@@ -149,7 +156,8 @@ func (a *app) unreached(ctx context.Context, info *clusterInfo, members membersI
 			dialer := net.Dialer{Timeout: reachTimeout}
 			conn, err := dialer.DialContext(ctx, "tcp", t.addr)
 			if err != nil {
-				errs[i] = fmt.Sprintf("cannot reach %s at %s from here: %v", t.name, t.addr, withoutAddress(err))
+				errs[i] = fmt.Sprintf("cannot reach %s at %s from here: %v", t.name, t.addr,
+					withoutAddress(err))
 				return
 			}
 			_ = conn.Close() // nothing was sent
@@ -187,8 +195,10 @@ func (a *app) printStatus(info *clusterInfo) error {
 	if info.Mode != "" {
 		mode = ", mode " + info.Mode
 	}
-	fmt.Fprintf(a.stdout, "Cluster %s%s: %d of %d stores up, %d regions, %d replicas wanted, %d of %d placement members alive.\n",
-		info.ClusterID, mode, info.Counts.StoresUp, info.Counts.Stores, info.Counts.Regions, info.Counts.Replicas,
+	fmt.Fprintf(a.stdout,
+		"Cluster %s%s: %d of %d stores up, %d regions, %d replicas wanted, %d of %d placement members alive.\n",
+		info.ClusterID, mode, info.Counts.StoresUp, info.Counts.Stores, info.Counts.Regions,
+		info.Counts.Replicas,
 		info.Counts.MembersAlive, info.Counts.Members)
 	fmt.Fprintln(a.stdout, info.Summary)
 	for _, c := range info.Conditions {
@@ -217,7 +227,8 @@ func (a *app) stores(ctx context.Context) ([]storeRow, error) {
 	rows := make([]storeRow, 0, len(out.Stores))
 	for _, st := range out.Stores {
 		row := storeRow{
-			ID: st.ID, Address: st.Address, Status: st.StatusAddress, State: title(st.State), Regions: st.Regions, Leaders: st.Leaders,
+			ID: st.ID, Address: st.Address, Status: st.StatusAddress, State: title(st.State),
+			Regions: st.Regions, Leaders: st.Leaders,
 			Used: st.Used, Available: st.Available,
 		}
 		if st.LastHeartbeat != nil && st.State != "tombstone" {

@@ -16,10 +16,14 @@ import (
 
 // txnCmd has the commands for clusters of transactions. Each is one transaction.
 func (a *app) txnCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "txn", Short: "Read and write keys of a cluster in mode txn, each command as one transaction"}
+	cmd := &cobra.Command{
+		Use:   "txn",
+		Short: "Read and write keys of a cluster in mode txn, each command as one transaction",
+	}
 	cmd.AddCommand(a.txnGetCmd(), a.txnPutCmd(), a.txnDeleteCmd(), a.txnScanCmd())
 	for _, c := range cmd.Commands() {
-		c.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys and values: text, hex or escaped")
+		c.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+			"form of keys and values: text, hex or escaped")
 	}
 	return cmd
 }
@@ -52,7 +56,10 @@ func (a *app) showPairs(kvs []txn.KV) error {
 }
 
 func (a *app) txnGetCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "get KEY...", Short: "Print those of the keys that exist, as of one moment; exit code 1 if one is missing", Args: args(cobra.MinimumNArgs(1))}
+	cmd := &cobra.Command{
+		Use:   "get KEY...",
+		Short: "Print those of the keys that exist, as of one moment; exit code 1 if one is missing", Args: args(cobra.MinimumNArgs(1)),
+	}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		keys, err := a.decodeAll(argv)
 		if err != nil {
@@ -81,7 +88,10 @@ func (a *app) txnGetCmd() *cobra.Command {
 }
 
 func (a *app) txnPutCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "put KEY VALUE [KEY VALUE]...", Short: "Set keys, all or none", Args: args(cobra.MinimumNArgs(2))}
+	cmd := &cobra.Command{
+		Use: "put KEY VALUE [KEY VALUE]...", Short: "Set keys, all or none",
+		Args: args(cobra.MinimumNArgs(2)),
+	}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		if len(argv)%2 != 0 {
 			return usagef("key %s has no value", argv[len(argv)-1])
@@ -101,7 +111,10 @@ func (a *app) txnPutCmd() *cobra.Command {
 }
 
 func (a *app) txnDeleteCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "delete KEY...", Aliases: []string{"del"}, Short: "Remove keys, all or none", Args: args(cobra.MinimumNArgs(1))}
+	cmd := &cobra.Command{
+		Use: "delete KEY...", Aliases: []string{"del"}, Short: "Remove keys, all or none",
+		Args: args(cobra.MinimumNArgs(1)),
+	}
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		keys, err := a.decodeAll(argv)
 		if err != nil {
@@ -118,7 +131,11 @@ func (a *app) txnDeleteCmd() *cobra.Command {
 }
 
 func (a *app) txnScanCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "scan [START [END]]", Short: "Print the pairs of [START, END) in order, as of one moment", Args: args(cobra.MaximumNArgs(2))}
+	cmd := &cobra.Command{
+		Use:   "scan [START [END]]",
+		Short: "Print the pairs of [START, END) in order, as of one moment",
+		Args:  args(cobra.MaximumNArgs(2)),
+	}
 	limit := cmd.Flags().IntP("limit", "n", 100, "at most so many pairs; 0 for all")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		bounds, err := a.decodeAll(append(argv, "", "")[:2])
@@ -172,7 +189,8 @@ func beganAt(ts uint64) time.Time { return time.UnixMilli(int64(ts >> 18)).UTC()
 
 func (a *app) lockRow(l *kvrpcpb.LockInfo, now uint64) lockJSON {
 	return lockJSON{
-		Key: encode(a.encoding, l.Key), Type: l.Type, StartTS: l.LockVersion, Begun: beganAt(l.LockVersion),
+		Key: encode(a.encoding, l.Key), Type: l.Type, StartTS: l.LockVersion,
+		Begun:   beganAt(l.LockVersion),
 		TTL:     l.LockTtl,
 		Left:    int64(l.LockVersion>>18) + int64(l.LockTtl) - int64(now>>18),
 		Primary: encode(a.encoding, l.PrimaryLock), MinCommitTS: l.MinCommitTs, TxnSize: l.TxnSize,
@@ -189,7 +207,8 @@ is removed by the next reader that meets it, or by the stores' own collection of
 	}
 	limit := list.Flags().IntP("limit", "n", 100, "at most so many locks; 0 for all")
 	expired := list.Flags().Bool("expired", false, "only locks whose time is over")
-	list.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys: text, hex or escaped")
+	list.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of keys: text, hex or escaped")
 	list.RunE = func(cmd *cobra.Command, argv []string) error {
 		bounds, err := a.decodeAll(append(argv, "", "")[:2])
 		if err != nil {
@@ -201,12 +220,13 @@ is removed by the next reader that meets it, or by the stores' own collection of
 			if err != nil {
 				return err
 			}
-			return c.Locks(cmd.Context(), now, bounds[0], bounds[1], func(l *kvrpcpb.LockInfo) bool {
-				if row := a.lockRow(l, now); !*expired || row.Left < 0 {
-					rows = append(rows, row)
-				}
-				return *limit <= 0 || len(rows) < *limit
-			})
+			return c.Locks(cmd.Context(), now, bounds[0], bounds[1],
+				func(l *kvrpcpb.LockInfo) bool {
+					if row := a.lockRow(l, now); !*expired || row.Left < 0 {
+						rows = append(rows, row)
+					}
+					return *limit <= 0 || len(rows) < *limit
+				})
 		})
 		if err != nil {
 			return err
@@ -224,7 +244,8 @@ func (a *app) showLocks(rows []lockJSON) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "KEY\tTYPE\tTXN\tBEGUN\tLEFT\tPRIMARY")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", r.Key, r.Type, r.StartTS, r.Begun.Format(time.RFC3339Nano),
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", r.Key, r.Type, r.StartTS,
+			r.Begun.Format(time.RFC3339Nano),
 			(time.Duration(r.Left) * time.Millisecond).String(), r.Primary)
 	}
 	return w.Flush()
@@ -253,7 +274,8 @@ func (a *app) mvccCmd() *cobra.Command {
 		Use: "mvcc KEY", Args: args(cobra.ExactArgs(1)),
 		Short: "Print the lock and all versions of a key, newest first; exit code 1 if there is nothing",
 	}
-	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text", "form of keys and values: text, hex or escaped")
+	cmd.Flags().StringVarP(&a.encoding, "encoding", "e", "text",
+		"form of keys and values: text, hex or escaped")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
 		key, err := decode(a.encoding, argv[0])
 		if err != nil {
@@ -337,14 +359,16 @@ func (a *app) showRecords(r *recordsJSON) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "RECORD\tTXN\tCOMMITTED\tAT\tVALUE")
 	if l := r.Lock; l != nil {
-		fmt.Fprintf(w, "lock: %s\t%d\t-\t%s\t%s\n", l.Type, l.StartTS, l.Begun.Format(time.RFC3339Nano), l.Value)
+		fmt.Fprintf(w, "lock: %s\t%d\t-\t%s\t%s\n", l.Type, l.StartTS,
+			l.Begun.Format(time.RFC3339Nano), l.Value)
 	}
 	for _, v := range r.Versions {
 		value := "-"
 		if v.Value != nil {
 			value = *v.Value
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", v.Type, v.StartTS, v.CommitTS, v.At.Format(time.RFC3339Nano), value)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", v.Type, v.StartTS, v.CommitTS,
+			v.At.Format(time.RFC3339Nano), value)
 	}
 	for _, ts := range r.Orphans {
 		fmt.Fprintf(w, "value without record\t%d\t-\t-\t-\n", ts)
@@ -366,7 +390,8 @@ type gcJSON struct {
 	GCSafePoint  uint64        `json:"gc_safe_point"`
 	GCAt         time.Time     `json:"gc_at"`
 	Barriers     []barrierJSON `json:"barriers"`
-	// ByClient: a client of TiKV's protocol has raised a safe point within the last day; so the stores do not.
+	// ByClient: a client of TiKV's protocol has raised a safe point within the last day; so the
+	// stores do not.
 	ByClient  bool  `json:"by_client"`
 	ClientAgo int64 `json:"client_ago_ms,omitempty"`
 	// Locks and OldestLock are of the whole cluster.
@@ -375,7 +400,9 @@ type gcJSON struct {
 }
 
 func (a *app) gcCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "gc", Short: "Look at the collection of garbage of a cluster in mode txn"}
+	cmd := &cobra.Command{
+		Use: "gc", Short: "Look at the collection of garbage of a cluster in mode txn",
+	}
 	status := &cobra.Command{
 		Use: "status", Args: args(cobra.NoArgs),
 		Short: "Print the safe points, what holds them back, and the oldest lock",
@@ -455,7 +482,8 @@ func (a *app) showGC(g *gcJSON) error {
 	point("versions kept since", g.GCSafePoint, g.GCAt)
 	by := "the stores"
 	if g.ByClient {
-		by = "a client, " + (time.Duration(g.ClientAgo) * time.Millisecond).Round(time.Second).String() + " ago"
+		by = "a client, " +
+			(time.Duration(g.ClientAgo) * time.Millisecond).Round(time.Second).String() + " ago"
 	}
 	fmt.Fprintf(w, "raised by\t%s\n", by)
 	for _, b := range g.Barriers {
@@ -467,7 +495,8 @@ func (a *app) showGC(g *gcJSON) error {
 	}
 	fmt.Fprintf(w, "locks\t%d\n", g.Locks)
 	if l := g.OldestLock; l != nil {
-		fmt.Fprintf(w, "oldest lock\t%s\tkey %s, transaction %d\n", l.Begun.Format(time.RFC3339), l.Key, l.StartTS)
+		fmt.Fprintf(w, "oldest lock\t%s\tkey %s, transaction %d\n", l.Begun.Format(time.RFC3339),
+			l.Key, l.StartTS)
 	}
 	return w.Flush()
 }

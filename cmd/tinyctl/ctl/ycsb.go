@@ -13,7 +13,8 @@ import (
 
 func (a *app) ycsbCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "ycsb load|run [WORKLOAD]", Short: "Run the core workloads a to f of YCSB", Args: args(cobra.RangeArgs(1, 2)),
+		Use: "ycsb load|run [WORKLOAD]", Short: "Run the core workloads a to f of YCSB",
+		Args: args(cobra.RangeArgs(1, 2)),
 		Long: `Properties have the names that YCSB's tools use: recordcount, operationcount, threadcount, readproportion,
 requestdistribution and so on. Files come first, then -p; both override the workload's own settings.`,
 		Example: "  tinyctl bench ycsb load a -p recordcount=100000\n  tinyctl bench ycsb run a -p recordcount=100000 -p operationcount=500000 -p threadcount=64",
@@ -28,7 +29,9 @@ requestdistribution and so on. Files come first, then -p; both override the work
 	_ = f.MarkHidden("format") // lines are the only format
 	_ = f.MarkHidden("pids")   // the servers' CPU is not shown
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
-		phases := map[string]func(context.Context, ycsb.Store, ycsb.Config, io.Writer) error{"load": ycsb.Load, "run": ycsb.Run}
+		phases := map[string]func(context.Context, ycsb.Store, ycsb.Config, io.Writer) error{
+			"load": ycsb.Load, "run": ycsb.Run,
+		}
 		phase := phases[argv[0]]
 		if phase == nil {
 			return usagef("%q is neither load nor run", argv[0])

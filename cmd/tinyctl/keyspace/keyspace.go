@@ -1,5 +1,5 @@
-// Package keyspace says where to cut a range of keys that is still empty, so that what will be written into it spreads over
-// regions from the first key on.
+// Package keyspace says where to cut a range of keys that is still empty, so that what will be
+// written into it spreads over regions from the first key on.
 package keyspace
 
 import (
@@ -10,17 +10,20 @@ import (
 	"strings"
 )
 
-// Shapes are what keys may look like behind their prefix: any bytes; lower-case hexadecimal digits, as of hashes and UUIDs; decimal
-// digits.
+// Shapes are what keys may look like behind their prefix: any bytes; lower-case hexadecimal digits,
+// as of hashes and UUIDs; decimal digits.
 var Shapes = []string{"bytes", "hex", "uuid", "decimal"}
 
-var digits = map[string]string{"hex": "0123456789abcdef", "uuid": "0123456789abcdef", "decimal": "0123456789"}
+var digits = map[string]string{
+	"hex": "0123456789abcdef", "uuid": "0123456789abcdef", "decimal": "0123456789",
+}
 
 // MaxParts is into how many parts a range is cut at most.
 const MaxParts = 100_000
 
-// Borders returns, in order, the keys at which the parts of prefix begin, the first of them at the prefix itself. Behind it, keys are
-// of the given shape and uniform. Parts of decimal and hexadecimal keys are equal within one unit of the last digit needed.
+// Borders returns, in order, the keys at which the parts of prefix begin, the first of them at the
+// prefix itself. Behind it, keys are of the given shape and uniform. Parts of decimal and
+// hexadecimal keys are equal within one unit of the last digit needed.
 func Borders(prefix []byte, parts int, shape string) ([][]byte, error) {
 	if parts < 2 || parts > MaxParts {
 		return nil, fmt.Errorf("%d parts: there must be 2 to %d", parts, MaxParts)
@@ -60,8 +63,9 @@ func Borders(prefix []byte, parts int, shape string) ([][]byte, error) {
 	return out, nil
 }
 
-// Quantiles returns borders by a sample of keys: parts that have about the same number of them. The first begins at the prefix; the
-// keys must begin with it. There are fewer parts if the sample has not enough different keys.
+// Quantiles returns borders by a sample of keys: parts that have about the same number of them. The
+// first begins at the prefix; the keys must begin with it. There are fewer parts if the sample has
+// not enough different keys.
 func Quantiles(prefix []byte, parts int, sample [][]byte) ([][]byte, error) {
 	if parts < 2 || parts > MaxParts {
 		return nil, fmt.Errorf("%d parts: there must be 2 to %d", parts, MaxParts)

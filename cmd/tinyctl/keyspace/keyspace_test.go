@@ -23,7 +23,13 @@ func TestBorders(t *testing.T) {
 		{"", 2, "bytes", []string{"", "\x80"}},
 		{"u", 3, "decimal", []string{"u", "u33", "u66"}},
 		{"u", 5, "decimal", []string{"u", "u2", "u4", "u6", "u8"}},
-		{"x", 16, "uuid", []string{"x", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "xa", "xb", "xc", "xd", "xe", "xf"}},
+		{
+			"x", 16, "uuid",
+			[]string{
+				"x", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "xa", "xb", "xc", "xd",
+				"xe", "xf",
+			},
+		},
 	} {
 		got, err := Borders([]byte(c.prefix), c.parts, c.shape)
 		require.NoError(t, err)
@@ -59,7 +65,9 @@ func TestPartsAreEven(t *testing.T) {
 			const each = 1000
 			for range each * parts {
 				k := append([]byte("p"), key()...)
-				i := sort.Search(len(borders), func(i int) bool { return bytes.Compare(borders[i], k) > 0 })
+				i := sort.Search(len(borders), func(i int) bool {
+					return bytes.Compare(borders[i], k) > 0
+				})
 				counts[i-1]++
 			}
 			require.Greater(t, slices.Min(counts), each*3/4, "%s in %d parts", shape, parts)

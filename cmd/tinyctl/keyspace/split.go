@@ -31,9 +31,10 @@ type Service interface {
 // poll is how often Split looks how far it has come.
 const poll = 50 * time.Millisecond
 
-// Split has a region begin at each border, and spreads the regions over the stores. It may be called again with the same borders, and
-// goes on where it was. progress gets the number of regions that begin at a border. The error, when ctx ends, says what
-// was refused last. The regions are returned in order.
+// Split has a region begin at each border, and spreads the regions over the stores. It may be
+// called again with the same borders, and goes on where it was. progress gets the number of regions
+// that begin at a border. The error, when ctx ends, says what was refused last. The regions are
+// returned in order.
 func Split(ctx context.Context, s Service, borders [][]byte, progress func(int)) ([]Region, error) {
 	regions, err := cut(ctx, s, borders, progress)
 	if err != nil {
@@ -85,7 +86,9 @@ func retry(ctx context.Context, f func() error) error {
 }
 
 // cut splits until a region begins at each border.
-func cut(ctx context.Context, s Service, borders [][]byte, progress func(int)) (regions []Region, err error) {
+func cut(
+	ctx context.Context, s Service, borders [][]byte, progress func(int),
+) (regions []Region, err error) {
 	err = retry(ctx, func() error {
 		var missing map[uint64][][]byte
 		missing, regions, err = look(ctx, s, borders)
@@ -110,8 +113,11 @@ func cut(ctx context.Context, s Service, borders [][]byte, progress func(int)) (
 	return regions, err
 }
 
-// look returns the regions that begin at a border, and the borders at which none does by the region that has them.
-func look(ctx context.Context, s Service, borders [][]byte) (missing map[uint64][][]byte, there []Region, err error) {
+// look returns the regions that begin at a border, and the borders at which none does by the region
+// that has them.
+func look(
+	ctx context.Context, s Service, borders [][]byte,
+) (missing map[uint64][][]byte, there []Region, err error) {
 	all, err := s.Regions(ctx, borders[0], borders[len(borders)-1])
 	if err != nil {
 		return nil, nil, err

@@ -27,7 +27,8 @@ func (s *service) refuses() bool { s.calls++; return s.stuck || s.calls%2 == 0 }
 func (s *service) Regions(_ context.Context, start, end []byte) (out []Region, err error) {
 	for i, r := range s.regions {
 		last := i+1 == len(s.regions)
-		if string(r.Start) <= string(end) && (last || string(s.regions[i+1].Start) > string(start)) {
+		if string(r.Start) <= string(end) &&
+			(last || string(s.regions[i+1].Start) > string(start)) {
 			out = append(out, r)
 		}
 	}
@@ -46,7 +47,8 @@ func (s *service) Split(_ context.Context, region uint64, keys [][]byte) error {
 		if s.regions[i-1].ID != region && s.regions[i-1].ID < 100 {
 			return fmt.Errorf("key %q is not in region %d", k, region)
 		}
-		s.regions = slices.Insert(s.regions, i, Region{ID: uint64(100 + len(s.regions)), Start: k, Confirmed: true})
+		s.regions = slices.Insert(s.regions, i,
+			Region{ID: uint64(100 + len(s.regions)), Start: k, Confirmed: true})
 	}
 	return nil
 }
@@ -68,7 +70,10 @@ func (s *service) Operators(context.Context) (map[uint64]bool, error) {
 
 func TestSplit(t *testing.T) {
 	s := &service{
-		regions:   []Region{{ID: 1, Confirmed: true}, {ID: 2, Start: []byte("p4"), Confirmed: true}, {ID: 3, Start: []byte("x"), Confirmed: true}},
+		regions: []Region{
+			{ID: 1, Confirmed: true}, {ID: 2, Start: []byte("p4"), Confirmed: true},
+			{ID: 3, Start: []byte("x"), Confirmed: true},
+		},
 		scattered: map[uint64]int{}, busy: map[uint64]bool{},
 	}
 	borders, err := Borders([]byte("p"), 8, "hex")

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Phases are the loads that there are: load writes every key once; the others run for a time. mixed is
-// half puts, half gets.
+// Phases are the loads that there are: load writes every key once; the others run for a time. mixed
+// is half puts, half gets.
 var Phases = []string{"load", "put", "get", "mixed", "scan", "delete"}
 
 // Config describes one phase.
@@ -27,7 +27,8 @@ type Config struct {
 	Rate float64
 	// PIDs are the servers, if they are processes of this machine.
 	PIDs []int
-	// Written, if set, asks the servers what they have written so far; else the kernel is asked about PIDs.
+	// Written, if set, asks the servers what they have written so far; else the kernel is asked
+	// about PIDs.
 	Written func() (*Written, error)
 	// OnMeasure is called in a goroutine of its own when the warm-up ends. May be nil.
 	OnMeasure func()
@@ -39,8 +40,10 @@ func (c Config) Validate() error {
 	if !slices.Contains(Phases, c.Phase) {
 		errs = append(errs, fmt.Errorf("unknown phase %q", c.Phase))
 	}
-	if c.Workers < 1 || c.Keys < 1 || c.Duration <= 0 || c.Warmup < 0 || c.ScanLimit < 1 || c.Rate < 0 {
-		errs = append(errs, errors.New("workers, keys, duration and the scan's limit must be positive"))
+	if c.Workers < 1 || c.Keys < 1 || c.Duration <= 0 || c.Warmup < 0 || c.ScanLimit < 1 ||
+		c.Rate < 0 {
+		errs = append(errs,
+			errors.New("workers, keys, duration and the scan's limit must be positive"))
 	}
 	if c.KeySize < MinKeySize {
 		errs = append(errs, fmt.Errorf("keys have at least %d bytes", MinKeySize))

@@ -4,8 +4,8 @@ import (
 	"context"
 )
 
-// Driver is one store under load. Its methods are called by many goroutines at once; each call returns
-// only when the operation is done: a write is durable, a read is linearizable.
+// Driver is one store under load. Its methods are called by many goroutines at once; each call
+// returns only when the operation is done: a write is durable, a read is linearizable.
 type Driver interface {
 	// Name tells the driver's kind in results.
 	Name() string

@@ -29,12 +29,12 @@ type EtcdOptions struct {
 	Endpoints []string
 	// Conns is the number of clients, each with a connection of its own.
 	Conns int
-	// LeaderOnly sends everything to the member that leads when the driver is made, which saves etcd the
-	// way from a follower to the leader: its best case, as long as the leader stays.
+	// LeaderOnly sends everything to the member that leads when the driver is made, which saves
+	// etcd the way from a follower to the leader: its best case, as long as the leader stays.
 	LeaderOnly bool
-	// Keys is the size of the key space of Key, if that is what is loaded. Then a scan's range ends where
-	// it holds about twice as many keys as the limit: etcd counts all keys of a range, and without an end
-	// it would count half of the data for each scan. 0: scans have no end.
+	// Keys is the size of the key space of Key, if that is what is loaded. Then a scan's range ends
+	// where it holds about twice as many keys as the limit: etcd counts all keys of a range, and
+	// without an end it would count half of the data for each scan. 0: scans have no end.
 	Keys int
 	// Txn has puts be transactions of one comparison and one put.
 	Txn bool
@@ -62,12 +62,17 @@ func NewEtcd(ctx context.Context, o EtcdOptions) (Driver, error) {
 	return d, nil
 }
 
-// dialOptions are those of TinyKV's client: windows of a fixed size, so that no connection sends pings to measure what
-// it should be.
-var dialOptions = []grpc.DialOption{grpc.WithInitialWindowSize(4 << 20), grpc.WithInitialConnWindowSize(8 << 20)}
+// dialOptions are those of TinyKV's client: windows of a fixed size, so that no connection sends
+// pings to measure what it should be.
+var dialOptions = []grpc.DialOption{
+	grpc.WithInitialWindowSize(4 << 20), grpc.WithInitialConnWindowSize(8 << 20),
+}
 
 func newEtcdClient(endpoints []string) (*clientv3.Client, error) {
-	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(), DialOptions: dialOptions})
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		DialOptions: dialOptions,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
@@ -139,8 +144,8 @@ func (d *etcdDriver) Scan(ctx context.Context, start []byte, limit int) (int, er
 	return len(resp.Kvs), nil
 }
 
-// scanEnd is a key that about twice limit keys of the key space lie before, from start on; nil if there is
-// no such key.
+// scanEnd is a key that about twice limit keys of the key space lie before, from start on; nil if
+// there is no such key.
 func scanEnd(start []byte, limit, keys int) []byte {
 	if keys == 0 || len(start) < MinKeySize {
 		return nil

@@ -21,7 +21,9 @@ func startEtcd(t *testing.T) string {
 	t.Helper()
 	ports, err := localcluster.FreePorts(2)
 	require.NoError(t, err)
-	at := func(i int) url.URL { return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", ports[i])} }
+	at := func(i int) url.URL {
+		return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", ports[i])}
+	}
 	c := embed.NewConfig()
 	c.Dir, c.LogLevel = t.TempDir(), "fatal"
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{at(0)}, []url.URL{at(0)}
@@ -97,5 +99,6 @@ func TestScanEnd(t *testing.T) {
 }
 
 func TestHostPorts(t *testing.T) {
-	require.Equal(t, []string{"127.0.0.1:1", "[::1]:2", "h:3"}, hostPorts([]string{"http://127.0.0.1:1", "https://[::1]:2", "h:3", "unix://x"}))
+	require.Equal(t, []string{"127.0.0.1:1", "[::1]:2", "h:3"},
+		hostPorts([]string{"http://127.0.0.1:1", "https://[::1]:2", "h:3", "unix://x"}))
 }

@@ -12,7 +12,8 @@ const keyPrefix = "bench___"
 // MinKeySize is the size of the number that every key ends with.
 const MinKeySize = 8
 
-// spread is odd, so that multiplying by it maps the 64-bit numbers one to one, and it scatters neighbours.
+// spread is odd, so that multiplying by it maps the 64-bit numbers one to one, and it scatters
+// neighbours.
 const spread = 0x9e3779b97f4a7c15
 
 // Key is the i-th key of a key space, size bytes long. Keys are scattered evenly over the range of
@@ -71,19 +72,19 @@ func (s *source) nextValue() []byte {
 	return s.value
 }
 
-// Zipf draws numbers of [0, n) so that number k comes up in proportion to 1/(k+1)^theta. It is safe for
-// concurrent use with a source of randomness per caller.
+// Zipf draws numbers of [0, n) so that number k comes up in proportion to 1/(k+1)^theta. It is safe
+// for concurrent use with a source of randomness per caller.
 type Zipf struct {
 	n                        uint64
 	theta, alpha, zetan, eta float64
 	second                   float64 // below it a draw of u*zetan is number 1
 }
 
-// NewZipf makes a distribution over n > 0 numbers; theta is in (0, 1), 0.99 being usual. It takes time in
-// proportion to n, up to some seconds for a billion.
+// NewZipf makes a distribution over n > 0 numbers; theta is in (0, 1), 0.99 being usual. It takes
+// time in proportion to n, up to some seconds for a billion.
 //
-// The method is that of Gray et al., "Quickly generating billion-record synthetic databases" (SIGMOD
-// 1994), section 3.2; the generator of math/rand only knows exponents above 1.
+// The method is that of Gray et al., "Quickly generating billion-record synthetic databases"
+// (SIGMOD 1994), section 3.2; the generator of math/rand only knows exponents above 1.
 func NewZipf(n uint64, theta float64) *Zipf {
 	z := &Zipf{n: n, theta: theta, alpha: 1 / (1 - theta), second: 1 + math.Pow(0.5, theta)}
 	for i := uint64(1); i <= n; i++ {

@@ -61,8 +61,9 @@ func TestZipf(t *testing.T) {
 		return want, got
 	}
 	for _, c := range []struct {
-		from, to  int
-		tolerance float64 // the method is exact for the first two numbers and approximates the others
+		from, to int
+		// the method is exact for the first two numbers and approximates the others
+		tolerance float64
 	}{{0, 1, 0.02}, {1, 2, 0.03}, {0, 10, 0.1}, {10, 100, 0.1}, {100, n, 0.1}} {
 		want, got := share(c.from, c.to)
 		require.InEpsilon(t, want, got, c.tolerance, "numbers %d to %d", c.from, c.to)

@@ -22,9 +22,9 @@ func NewPacer(rate float64) *Pacer {
 	return &Pacer{began: time.Now(), gap: time.Duration(float64(time.Second) / rate)}
 }
 
-// Wait returns when the caller may begin, false if ctx ends before. The time is the one that was planned:
-// latencies count from there, so that a stall is felt by all the operations that it delays. Turns that
-// were missed are taken at once.
+// Wait returns when the caller may begin, false if ctx ends before. The time is the one that was
+// planned: latencies count from there, so that a stall is felt by all the operations that it
+// delays. Turns that were missed are taken at once.
 func (p *Pacer) Wait(ctx context.Context) (begin time.Time, ok bool) {
 	if p == nil {
 		return time.Now(), true

@@ -42,8 +42,8 @@ func takeSample(pids []int, written func() (*Written, error)) sample {
 	return s
 }
 
-// ProcessUsage is the CPU time in seconds that processes have used so far, user and system, and their
-// resident memory in bytes, both summed. Linux only; elsewhere it fails.
+// ProcessUsage is the CPU time in seconds that processes have used so far, user and system, and
+// their resident memory in bytes, both summed. Linux only; elsewhere it fails.
 func ProcessUsage(pids ...int) (cpuSeconds float64, rssBytes int64, err error) {
 	for _, pid := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -60,8 +60,8 @@ func ProcessUsage(pids ...int) (cpuSeconds float64, rssBytes int64, err error) {
 	return cpuSeconds, rssBytes, nil
 }
 
-// parseStat reads fields 14, 15 and 24 of /proc/PID/stat: utime, stime, rss. The second field is the
-// command in parentheses, which may hold spaces and parentheses itself.
+// parseStat reads fields 14, 15 and 24 of /proc/PID/stat: utime, stime, rss. The second field is
+// the command in parentheses, which may hold spaces and parentheses itself.
 func parseStat(line string) (cpuSeconds float64, rssBytes int64, err error) {
 	const utime, stime, rss = 11, 12, 21 // counted from the third field on
 	f := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
@@ -127,13 +127,14 @@ func (r *Result) setUsage(from, to sample) {
 	}
 	if from.selfOK && to.selfOK {
 		r.ClientCPUPerKop = perKop(to.self - from.self)
-		other := max(0, (to.machine-from.machine)-servers-(to.self-from.self)) / to.at.Sub(from.at).Seconds()
+		other := max(0,
+			(to.machine-from.machine)-servers-(to.self-from.self)) / to.at.Sub(from.at).Seconds()
 		r.OtherCPU = &other
 	}
 }
 
-// ListenerPIDs are the processes of this machine that listen on the given addresses, host:port, each once.
-// What is not on this machine, or cannot be seen, is left out.
+// ListenerPIDs are the processes of this machine that listen on the given addresses, host:port,
+// each once. What is not on this machine, or cannot be seen, is left out.
 func ListenerPIDs(addrs []string) []int {
 	sockets := map[string]bool{}
 	for _, addr := range addrs {
@@ -160,7 +161,8 @@ func ListenerPIDs(addrs []string) []int {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is valid
 	for _, fd := range fds {
 		if target, err := os.Readlink(fd); err == nil && sockets[target] {
-			if pid, err := strconv.Atoi(strings.Split(fd, "/")[2]); err == nil && !slices.Contains(pids, pid) {
+			if pid, err := strconv.Atoi(strings.Split(fd, "/")[2]); err == nil &&
+				!slices.Contains(pids, pid) {
 				pids = append(pids, pid)
 			}
 		}

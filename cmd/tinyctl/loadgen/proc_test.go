@@ -16,7 +16,9 @@ func TestParseStat(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2.0, cpu)
 	require.EqualValues(t, 300*os.Getpagesize(), rss)
-	for _, bad := range []string{"", "1 (x) S 1 2", "1 (x) S 1 1 1 0 -1 1 5 0 0 0 a 50 0 0 20 0 12 0 100 1234567 300 1"} {
+	for _, bad := range []string{
+		"", "1 (x) S 1 2", "1 (x) S 1 1 1 0 -1 1 5 0 0 0 a 50 0 0 20 0 12 0 100 1234567 300 1",
+	} {
 		_, _, err := parseStat(bad)
 		require.Error(t, err, bad)
 	}
@@ -75,11 +77,15 @@ func TestProcessUsage(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestUsage: what is between two samples, per thousand operations; what cannot be known stays absent.
+// TestUsage: what is between two samples, per thousand operations; what cannot be known stays
+// absent.
 func TestUsage(t *testing.T) {
 	at := time.Now()
 	from := sample{at: at, ok: true, selfOK: true, servers: 10, self: 1, machine: 100}
-	to := sample{at: at.Add(2 * time.Second), ok: true, selfOK: true, servers: 12, rss: 99, self: 1.5, machine: 103.5}
+	to := sample{
+		at: at.Add(2 * time.Second), ok: true, selfOK: true, servers: 12, rss: 99, self: 1.5,
+		machine: 103.5,
+	}
 	r := Result{Ops: 4000}
 	r.setUsage(from, to)
 	require.InDelta(t, 0.5, *r.ServerCPUPerKop, 1e-9)

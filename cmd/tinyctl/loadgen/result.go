@@ -8,8 +8,8 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Result is the outcome of one phase, and one line of the JSON form. Latencies are microseconds. The
-// figures of the servers are absent where their processes are not known.
+// Result is the outcome of one phase, and one line of the JSON form. Latencies are microseconds.
+// The figures of the servers are absent where their processes are not known.
 type Result struct {
 	Driver    string  `json:"driver"`
 	Phase     string  `json:"phase"`
@@ -56,10 +56,12 @@ func (r *Result) setLatencies(h *hdrhistogram.Histogram) {
 }
 
 var tableHead = []string{
-	"PHASE", "WORKERS", "OPS", "ERRORS", "OPS/S", "MEAN MS", "P50", "P95", "P99", "P99.9", "MAX", "SERVER CPU S/1K", "SERVER MIB", "WRITTEN B/OP", "CLIENT CPU S/1K",
+	"PHASE", "WORKERS", "OPS", "ERRORS", "OPS/S", "MEAN MS", "P50", "P95", "P99", "P99.9", "MAX",
+	"SERVER CPU S/1K", "SERVER MIB", "WRITTEN B/OP", "CLIENT CPU S/1K",
 }
 
-// Table prints results as aligned columns, each row as soon as it is there. Not safe for concurrent use.
+// Table prints results as aligned columns, each row as soon as it is there. Not safe for concurrent
+// use.
 type Table struct {
 	w      io.Writer
 	headed bool
@@ -74,8 +76,10 @@ const leastWidth = 7
 // Add prints a row.
 func (t *Table) Add(r Result) error {
 	row := []string{
-		r.Phase, fmt.Sprint(r.Workers), fmt.Sprint(r.Ops), fmt.Sprint(r.Errors), fmt.Sprintf("%.0f", r.OpsPerS),
-		fmt.Sprintf("%.2f", r.MeanUs/1000), ms(r.P50Us), ms(r.P95Us), ms(r.P99Us), ms(r.P999Us), ms(r.MaxUs),
+		r.Phase, fmt.Sprint(r.Workers), fmt.Sprint(r.Ops), fmt.Sprint(r.Errors),
+		fmt.Sprintf("%.0f", r.OpsPerS),
+		fmt.Sprintf("%.2f", r.MeanUs/1000), ms(r.P50Us), ms(r.P95Us), ms(r.P99Us), ms(r.P999Us),
+		ms(r.MaxUs),
 		orNA(r.ServerCPUPerKop, 1, "%.4f"), "n/a", "n/a", orNA(r.ClientCPUPerKop, 1, "%.4f"),
 	}
 	if r.ServerRSS != nil {

@@ -28,8 +28,8 @@ type phase struct {
 	giveUp context.CancelFunc
 }
 
-// Run carries out one phase. It fails if no operation succeeded, if a load could not write a key, or when ctx ends;
-// then the result is of what was measured until then.
+// Run carries out one phase. It fails if no operation succeeded, if a load could not write a key,
+// or when ctx ends; then the result is of what was measured until then.
 func Run(ctx context.Context, d Driver, c Config) (Result, error) {
 	if c.Phase == "load" {
 		c.Warmup = 0
@@ -45,7 +45,9 @@ func Run(ctx context.Context, d Driver, c Config) (Result, error) {
 }
 
 func picker(name string) func(*source) Op {
-	ops := map[string]Op{"load": OpPut, "put": OpPut, "get": OpGet, "scan": OpScan, "delete": OpDelete}
+	ops := map[string]Op{
+		"load": OpPut, "put": OpPut, "get": OpGet, "scan": OpScan, "delete": OpDelete,
+	}
 	if name == "mixed" {
 		return func(s *source) Op { return Op(s.rand.IntN(2)) } // OpPut or OpGet
 	}
@@ -144,13 +146,16 @@ func (p *phase) watch(ended <-chan struct{}) (out [2]sample) {
 	return out
 }
 
-func (p *phase) result(ctx context.Context, hists []*hdrhistogram.Histogram, usage [2]sample) (Result, error) {
+func (p *phase) result(
+	ctx context.Context, hists []*hdrhistogram.Histogram, usage [2]sample,
+) (Result, error) {
 	all := newHistogram()
 	for _, h := range hists {
 		all.Merge(h)
 	}
 	res := Result{
-		Driver: p.d.Name(), Phase: p.c.Phase, Workers: p.c.Workers, Keys: p.c.Keys, KeySize: p.c.KeySize, ValueSize: p.c.ValueSize,
+		Driver: p.d.Name(), Phase: p.c.Phase, Workers: p.c.Workers, Keys: p.c.Keys,
+		KeySize: p.c.KeySize, ValueSize: p.c.ValueSize,
 		Zipf: p.c.Zipf, Seconds: p.to.Sub(p.from).Seconds(), Errors: p.errs.Load(),
 	}
 	res.setLatencies(all)

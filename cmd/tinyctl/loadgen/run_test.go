@@ -30,7 +30,9 @@ type fake struct {
 }
 
 func newFake(takes time.Duration) *fake {
-	return &fake{data: map[string][]byte{}, takes: func(Op, int) (time.Duration, error) { return takes, nil }}
+	return &fake{data: map[string][]byte{}, takes: func(Op, int) (time.Duration, error) {
+		return takes, nil
+	}}
 }
 
 func (f *fake) op(ctx context.Context, op Op) error {
@@ -73,7 +75,8 @@ func (f *fake) Delete(ctx context.Context, _ []byte) error { return f.op(ctx, Op
 
 func config(phase string) Config {
 	return Config{
-		Phase: phase, Workers: 4, Keys: 500, KeySize: 16, ValueSize: 64, ScanLimit: 10, Warmup: time.Second, Duration: 3 * time.Second,
+		Phase: phase, Workers: 4, Keys: 500, KeySize: 16, ValueSize: 64, ScanLimit: 10,
+		Warmup: time.Second, Duration: 3 * time.Second,
 	}
 }
 
@@ -103,7 +106,8 @@ func TestLoadWritesEveryKeyOnce(t *testing.T) {
 	})
 }
 
-// TestLoadGivesUp: a load that cannot write a key ends there, and does not go on to try all the others.
+// TestLoadGivesUp: a load that cannot write a key ends there, and does not go on to try all the
+// others.
 func TestLoadGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(0)
@@ -121,7 +125,8 @@ func TestLoadGivesUp(t *testing.T) {
 	})
 }
 
-// TestMeasuredTime: the warm-up counts for nothing, and what the end cuts off is no operation and no error.
+// TestMeasuredTime: the warm-up counts for nothing, and what the end cuts off is no operation and
+// no error.
 func TestMeasuredTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(7 * time.Millisecond) // divides neither the warm-up nor the measured time
@@ -145,7 +150,8 @@ func TestMeasuredTime(t *testing.T) {
 func TestPercentiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(0)
-		f.takes = func(_ Op, n int) (time.Duration, error) { // every tenth takes 5 ms, every hundredth 50 ms
+		// every tenth takes 5 ms, every hundredth 50 ms
+		f.takes = func(_ Op, n int) (time.Duration, error) {
 			switch {
 			case n%100 == 99:
 				return 50 * time.Millisecond, nil
@@ -167,7 +173,10 @@ func TestPercentiles(t *testing.T) {
 
 // TestPhases: what is done is what the phase says.
 func TestPhases(t *testing.T) {
-	for phase, ops := range map[string][]Op{"put": {OpPut}, "get": {OpGet}, "scan": {OpScan}, "delete": {OpDelete}, "mixed": {OpPut, OpGet}} {
+	for phase, ops := range map[string][]Op{
+		"put": {OpPut}, "get": {OpGet}, "scan": {OpScan}, "delete": {OpDelete},
+		"mixed": {OpPut, OpGet},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFake(time.Millisecond)
 			_, err := Run(t.Context(), f, config(phase))
@@ -181,7 +190,8 @@ func TestPhases(t *testing.T) {
 				if slices.Contains(ops, op) {
 					want = 1 / float64(len(ops))
 				}
-				require.InDelta(t, want, float64(f.done[op])/float64(total), 0.03, "%s: share of %s", phase, op)
+				require.InDelta(t, want, float64(f.done[op])/float64(total), 0.03,
+					"%s: share of %s", phase, op)
 			}
 		})
 	}
@@ -210,7 +220,8 @@ func TestRate(t *testing.T) {
 		res, err = Run(t.Context(), f, c)
 		require.NoError(t, err)
 		require.InDelta(t, 300, res.Ops, 2)
-		require.Greater(t, res.P95Us, int64(700_000), "a third of the puts were due during the stall")
+		require.Greater(t, res.P95Us, int64(700_000),
+			"a third of the puts were due during the stall")
 	})
 }
 
@@ -241,7 +252,8 @@ func TestErrors(t *testing.T) {
 		defer cancel()
 		res, err = Run(ctx, newFake(time.Millisecond), config("put"))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.InDelta(t, 2-config("put").Warmup.Seconds(), res.Seconds, 0.1, "what was measured until then")
+		require.InDelta(t, 2-config("put").Warmup.Seconds(), res.Seconds, 0.1,
+			"what was measured until then")
 		require.InDelta(t, 1000*float64(config("put").Workers), res.OpsPerS, 50)
 	})
 }
@@ -250,9 +262,12 @@ func TestValidate(t *testing.T) {
 	good := config("put")
 	require.NoError(t, good.Validate())
 	for name, spoil := range map[string]func(*Config){
-		"phase": func(c *Config) { c.Phase = "pet" }, "workers": func(c *Config) { c.Workers = 0 }, "keys": func(c *Config) { c.Keys = 0 },
-		"key size": func(c *Config) { c.KeySize = 7 }, "value size": func(c *Config) { c.ValueSize = -1 },
-		"duration": func(c *Config) { c.Duration = 0 }, "warm-up": func(c *Config) { c.Warmup = -1 }, "zipf": func(c *Config) { c.Zipf = 1 },
+		"phase": func(c *Config) { c.Phase = "pet" }, "workers": func(c *Config) { c.Workers = 0 },
+		"keys":       func(c *Config) { c.Keys = 0 },
+		"key size":   func(c *Config) { c.KeySize = 7 },
+		"value size": func(c *Config) { c.ValueSize = -1 },
+		"duration":   func(c *Config) { c.Duration = 0 },
+		"warm-up":    func(c *Config) { c.Warmup = -1 }, "zipf": func(c *Config) { c.Zipf = 1 },
 		"limit": func(c *Config) { c.ScanLimit = 0 }, "rate": func(c *Config) { c.Rate = -1 },
 	} {
 		c := good
@@ -264,7 +279,8 @@ func TestValidate(t *testing.T) {
 // TestResultSchema: the names of the JSON form are what other programs read.
 func TestResultSchema(t *testing.T) {
 	cpu, rss := 0.5, int64(1<<20)
-	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &Written{Total: 5},
+	full := Result{Driver: "x", Phase: "put", Zipf: 0.9, ServerCPUPerKop: &cpu, ServerRSS: &rss,
+		ServerWritten:   &Written{Total: 5},
 		ClientCPUPerKop: &cpu, OtherCPU: &cpu, FirstError: "e"}
 	names := func(r Result) []string {
 		data, err := json.Marshal(r)
@@ -274,11 +290,13 @@ func TestResultSchema(t *testing.T) {
 		return slices.Sorted(maps.Keys(m))
 	}
 	always := []string{
-		"driver", "errors", "key_size", "keys", "max_us", "mean_us", "ops", "ops_per_s", "p50_us", "p95_us", "p999_us", "p99_us",
+		"driver", "errors", "key_size", "keys", "max_us", "mean_us", "ops", "ops_per_s", "p50_us",
+		"p95_us", "p999_us", "p99_us",
 		"phase", "seconds", "value_size", "workers",
 	}
 	require.Equal(t, always, names(Result{}))
-	sometimes := []string{"client_cpu_s_per_kop", "first_error", "other_cpu_cores", "server_cpu_s_per_kop", "server_rss_bytes",
+	sometimes := []string{"client_cpu_s_per_kop", "first_error", "other_cpu_cores",
+		"server_cpu_s_per_kop", "server_rss_bytes",
 		"server_written_bytes_per_op", "zipf"}
 	require.Equal(t, slices.Sorted(slices.Values(append(sometimes, always...))), names(full))
 }
@@ -289,7 +307,10 @@ func TestTable(t *testing.T) {
 	table := NewTable(&b)
 	require.NoError(t, table.Add(Result{Phase: "put", OpsPerS: 1234.4, P99Us: 1500}))
 	require.Equal(t, 2, strings.Count(b.String(), "\n"), "a row is printed at once")
-	require.NoError(t, table.Add(Result{Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &written}))
+	require.NoError(t,
+		table.Add(Result{
+			Phase: "get", ServerCPUPerKop: &cpu, ServerRSS: &rss, ServerWritten: &written,
+		}))
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	require.Len(t, lines, 3)
 	require.Equal(t, len(tableHead), len(strings.Fields(lines[1])))
@@ -297,5 +318,6 @@ func TestTable(t *testing.T) {
 	require.Contains(t, lines[1], "1.50")
 	require.Equal(t, 4, strings.Count(lines[1], "n/a"))
 	require.Equal(t, []string{"0.1234", "100", "812", "n/a"}, strings.Fields(lines[2])[11:])
-	require.Equal(t, strings.Index(lines[0], "P99"), strings.Index(lines[1], "1.50"), "columns are aligned")
+	require.Equal(t, strings.Index(lines[0], "P99"), strings.Index(lines[1], "1.50"),
+		"columns are aligned")
 }

@@ -14,7 +14,8 @@ func NewTxn(c *txn.Client) Driver { return txnDriver{c} }
 
 func (d txnDriver) Name() string { return "tinykv-txn" }
 
-// commit has a transaction of one change happen. Another worker may write the key at the same time: then it begins again.
+// commit has a transaction of one change happen. Another worker may write the key at the same time:
+// then it begins again.
 func (d txnDriver) commit(ctx context.Context, change func(t *txn.Txn)) error {
 	return d.c.Run(ctx, func(t *txn.Txn) error {
 		change(t)

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Written is how many bytes servers had written to their disks: all, and the parts where the servers tell. The kernel's
-// count for a store's process would be too large: each small write to a raft log whose zeros were written in large pieces
-// counts as one of a whole piece.
+// Written is how many bytes servers had written to their disks: all, and the parts where the
+// servers tell. The kernel's count for a store's process would be too large: each small write to a
+// raft log whose zeros were written in large pieces counts as one of a whole piece.
 type Written struct {
 	Total      float64 `json:"total"`
 	RaftLog    float64 `json:"raft_log,omitempty"`
@@ -24,7 +24,8 @@ type Written struct {
 func (w *Written) parts() map[string]*float64 {
 	return map[string]*float64{
 		"tikv_raft_engine_bytes_total": &w.RaftLog, "tikv_engine_wal_bytes_total": &w.EngineLog,
-		"tikv_engine_flush_bytes_total": &w.Flush, "tikv_engine_compaction_bytes_total": &w.Compaction,
+		"tikv_engine_flush_bytes_total":      &w.Flush,
+		"tikv_engine_compaction_bytes_total": &w.Compaction,
 	}
 }
 
@@ -53,8 +54,8 @@ func (w *Written) Add(metrics map[string]float64) error {
 	return nil
 }
 
-// writtenBy is what processes have had written to disks so far, as the kernel counts. Linux only, and only for processes of
-// the same user; nil without processes.
+// writtenBy is what processes have had written to disks so far, as the kernel counts. Linux only,
+// and only for processes of the same user; nil without processes.
 func writtenBy(pids []int) (*Written, error) {
 	if len(pids) == 0 {
 		return nil, nil
@@ -74,7 +75,8 @@ func writtenBy(pids []int) (*Written, error) {
 	return &Written{Total: float64(n)}, nil
 }
 
-// parseIO reads what a process has had written, without what was removed before it left the page cache.
+// parseIO reads what a process has had written, without what was removed before it left the page
+// cache.
 func parseIO(text string) (int64, error) {
 	var written, cancelled int64
 	found := false

@@ -8,7 +8,8 @@ import (
 )
 
 func TestParseIO(t *testing.T) {
-	n, err := parseIO("rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n")
+	n, err := parseIO(
+		"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n")
 	require.NoError(t, err)
 	require.EqualValues(t, 4096, n)
 	for _, bad := range []string{"", "wchar: 2\n", "write_bytes: x\n", "write_bytes\n"} {
@@ -30,7 +31,8 @@ func TestWrittenBy(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestWrittenOfStores: the counters of all stores are summed up by part; one that is not there is an error.
+// TestWrittenOfStores: the counters of all stores are summed up by part; one that is not there is
+// an error.
 func TestWrittenOfStores(t *testing.T) {
 	metrics := map[string]float64{}
 	for i, name := range WrittenMetrics() {
@@ -40,7 +42,8 @@ func TestWrittenOfStores(t *testing.T) {
 	var got Written
 	require.NoError(t, got.Add(metrics))
 	require.NoError(t, got.Add(metrics))
-	require.Equal(t, Written{Total: 200, Compaction: 20, Flush: 40, EngineLog: 60, RaftLog: 80}, got)
+	require.Equal(t, Written{Total: 200, Compaction: 20, Flush: 40, EngineLog: 60, RaftLog: 80},
+		got)
 	require.Equal(t, &Written{Total: 15, Compaction: 1.5, Flush: 3, EngineLog: 4.5, RaftLog: 6},
 		got.since(&Written{Total: 50, Compaction: 5, Flush: 10, EngineLog: 15, RaftLog: 20}, 10))
 }

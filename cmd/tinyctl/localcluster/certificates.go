@@ -16,8 +16,8 @@ type certificates struct {
 	client      *security.Identity // of the admin
 }
 
-// makeCertificates makes an authority, and certificates for the servers, for programs and for who changes the cluster, as
-// far as they are not there.
+// makeCertificates makes an authority, and certificates for the servers, for programs and for who
+// changes the cluster, as far as they are not there.
 func makeCertificates(dir string) (c certificates, err error) {
 	file := func(name, ext string) string { return filepath.Join(dir, name+ext) }
 	if _, err := os.Stat(file("ca", ".crt")); errors.Is(err, os.ErrNotExist) {
@@ -26,13 +26,17 @@ func makeCertificates(dir string) (c certificates, err error) {
 		}
 	}
 	files := func(r security.CertRequest) (security.Files, error) {
-		f := security.Files{CA: file("ca", ".crt"), Cert: file(r.Name, ".crt"), Key: file(r.Name, ".key")}
+		f := security.Files{
+			CA: file("ca", ".crt"), Cert: file(r.Name, ".crt"), Key: file(r.Name, ".key"),
+		}
 		if _, err := os.Stat(f.Cert); err == nil {
 			return f, nil
 		}
 		return security.CreateCert(dir, r)
 	}
-	c.node, err = files(security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1", "localhost"}})
+	c.node, err = files(security.CertRequest{
+		Name: "node", Role: security.RoleNode, Hosts: []string{"127.0.0.1", "localhost"},
+	})
 	if err == nil {
 		_, err = files(security.CertRequest{Name: "client", Role: security.RoleClient})
 	}

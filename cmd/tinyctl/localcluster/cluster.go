@@ -1,5 +1,5 @@
-// Package localcluster runs a whole TinyKV cluster as processes on this machine: for the playground, the
-// demo, benchmarks and end-to-end tests.
+// Package localcluster runs a whole TinyKV cluster as processes on this machine: for the
+// playground, the demo, benchmarks and end-to-end tests.
 package localcluster
 
 import (
@@ -30,20 +30,22 @@ type Options struct {
 	Dir        string
 	Stores     int // default 3
 	Schedulers int // default 1
-	// BasePort begins the ports: clients of scheduler i at +2i, its peers at +2i+1, store j at +100+2j and
-	// its status at +101+2j. 0 picks free ports.
+	// BasePort begins the ports: clients of scheduler i at +2i, its peers at +2i+1, store j at
+	// +100+2j and its status at +101+2j. 0 picks free ports.
 	BasePort int
 	// StoreConfig and SchedulerConfig are TOML text for the servers.
 	StoreConfig     string
 	SchedulerConfig string
-	// StoreMemory bounds the engine of each store, in bytes; 0 leaves it to the stores, as if each had the machine.
+	// StoreMemory bounds the engine of each store, in bytes; 0 leaves it to the stores, as if each
+	// had the machine.
 	StoreMemory uint64
-	// TLS secures all ports, with certificates in the directory certs; those that are there already are used.
+	// TLS secures all ports, with certificates in the directory certs; those that are there already
+	// are used.
 	TLS bool
 	// OnExit receives each process that ended without being asked to.
 	OnExit func(p *Process, err error)
-	// Advertise may put something between the processes: given a process and one of the addresses it
-	// listens on, it returns the address that all others use. Nil gives them the address itself.
+	// Advertise may put something between the processes: given a process and one of the addresses
+	// it listens on, it returns the address that all others use. Nil gives them the address itself.
 	Advertise func(process, listen string) (string, error)
 }
 
@@ -68,11 +70,12 @@ type Process struct {
 	Env     []string // added to the environment
 	bin     string
 	args    []string
-	first   []string // further arguments: how a scheduler finds the others, which cluster a store is of
-	ports   []string // all that it listens on
-	token   string   // by which it is recognised; see identity.go
-	tls     *security.Identity
-	onExit  func(*Process, error)
+	// further arguments: how a scheduler finds the others, which cluster a store is of
+	first  []string
+	ports  []string // all that it listens on
+	token  string   // by which it is recognised; see identity.go
+	tls    *security.Identity
+	onExit func(*Process, error)
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
@@ -126,7 +129,8 @@ func choosePorts(o Options) (portPlan, error) {
 			p.client, p.peer = append(p.client, o.BasePort+2*i), append(p.peer, o.BasePort+2*i+1)
 		}
 		for j := range o.Stores {
-			p.store, p.status = append(p.store, o.BasePort+100+2*j), append(p.status, o.BasePort+101+2*j)
+			p.store, p.status = append(p.store, o.BasePort+100+2*j),
+				append(p.status, o.BasePort+101+2*j)
 		}
 		return p, nil
 	}
@@ -140,8 +144,9 @@ func choosePorts(o Options) (portPlan, error) {
 	return p, nil
 }
 
-// FreePorts returns ports that nobody listens on right now. They lie below those that the system gives to
-// outgoing connections: else one of these could take the port of a process that is down for a while.
+// FreePorts returns ports that nobody listens on right now. They lie below those that the system
+// gives to outgoing connections: else one of these could take the port of a process that is down
+// for a while.
 func FreePorts(n int) ([]int, error) {
 	var ports []int
 	var held []net.Listener
@@ -169,7 +174,8 @@ func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 func (c *Cluster) layOut(ports portPlan) error {
 	o := &c.opts
-	kvConf, schedConf := filepath.Join(o.Dir, "tinykv-server.toml"), filepath.Join(o.Dir, "tinyscheduler.toml")
+	kvConf, schedConf := filepath.Join(o.Dir, "tinykv-server.toml"),
+		filepath.Join(o.Dir, "tinyscheduler.toml")
 	if err := os.WriteFile(kvConf, []byte(o.StoreConfig), 0o600); err != nil {
 		return err
 	}
@@ -179,7 +185,8 @@ func (c *Cluster) layOut(ports portPlan) error {
 	var members []string
 	for i, port := range ports.client {
 		name := fmt.Sprintf("scheduler-%d", i+1)
-		p, err := c.process(name, "tinyscheduler", local(port), "", "--name", name, "--config", schedConf)
+		p, err := c.process(name, "tinyscheduler", local(port), "", "--name", name, "--config",
+			schedConf)
 		if err != nil {
 			return err
 		}
@@ -189,7 +196,8 @@ func (c *Cluster) layOut(ports portPlan) error {
 		}
 		scheme := c.Scheme()
 		members = append(members, fmt.Sprintf("%s=%s%s", name, scheme, peer))
-		p.args = append(p.args, "--client-urls", scheme+p.Listen, "--advertise-client-urls", scheme+p.Addr,
+		p.args = append(p.args, "--client-urls", scheme+p.Listen, "--advertise-client-urls",
+			scheme+p.Addr,
 			"--peer-urls", scheme+local(ports.peer[i]), "--advertise-peer-urls", scheme+peer)
 		p.args = append(p.args, c.certs.args("--cacert")...)
 		p.tls = c.certs.client
@@ -200,7 +208,8 @@ func (c *Cluster) layOut(ports portPlan) error {
 		p.first = []string{"--initial-cluster", strings.Join(members, ",")}
 	}
 	for j, port := range ports.store {
-		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", local(port), local(ports.status[j]),
+		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", local(port),
+			local(ports.status[j]),
 			"--config", kvConf, "--addr", local(port), "--status-addr", local(ports.status[j]),
 			"--scheduler", strings.Join(c.Endpoints(), ","))
 		if err != nil {
@@ -230,9 +239,11 @@ func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Pr
 	}
 	dir := filepath.Join(c.opts.Dir, name)
 	p := &Process{
-		Name: name, Addr: addr, Listen: listen, Status: status, bin: filepath.Join(c.opts.BinDir, bin),
-		args: append(args, "--data-dir", dir), LogFile: dir + ".log", DataDir: dir, onExit: c.opts.OnExit,
-		ports: []string{listen}, token: c.token,
+		Name: name, Addr: addr, Listen: listen, Status: status,
+		bin:  filepath.Join(c.opts.BinDir, bin),
+		args: append(args, "--data-dir", dir), LogFile: dir + ".log", DataDir: dir,
+		onExit: c.opts.OnExit,
+		ports:  []string{listen}, token: c.token,
 	}
 	if status != "" {
 		p.ports = append(p.ports, status)
@@ -240,11 +251,12 @@ func (c *Cluster) process(name, bin, listen, status string, args ...string) (*Pr
 	return p, nil
 }
 
-// Command describes a server of another kind to run like those of a cluster: its log and its data are
-// name.log and name in dir, and clients connect to addr. It starts nothing.
+// Command describes a server of another kind to run like those of a cluster: its log and its data
+// are name.log and name in dir, and clients connect to addr. It starts nothing.
 func Command(dir, name, bin, addr string, args ...string) *Process {
 	return &Process{
-		Name: name, Addr: addr, Listen: addr, bin: bin, args: args, LogFile: filepath.Join(dir, name+".log"), DataDir: filepath.Join(dir, name),
+		Name: name, Addr: addr, Listen: addr, bin: bin, args: args,
+		LogFile: filepath.Join(dir, name+".log"), DataDir: filepath.Join(dir, name),
 	}
 }
 
@@ -269,8 +281,8 @@ func (c *Cluster) Scheme() string {
 	return "http://"
 }
 
-// Rejoin makes the next start of a scheduler that does not run join the others as a new member, which its data must not
-// be in the way of.
+// Rejoin makes the next start of a scheduler that does not run join the others as a new member,
+// which its data must not be in the way of.
 func (c *Cluster) Rejoin(p *Process) {
 	var others []string
 	for _, other := range c.Schedulers {
@@ -283,8 +295,8 @@ func (c *Cluster) Rejoin(p *Process) {
 	p.first = []string{"--join", strings.Join(others, ",")}
 }
 
-// Recover makes the next start of a scheduler that does not run take over the cluster of a recovery file. Its data
-// directory must be empty then.
+// Recover makes the next start of a scheduler that does not run take over the cluster of a recovery
+// file. Its data directory must be empty then.
 func (p *Process) Recover(file string) { p.first = []string{"--recover", file} }
 
 // Processes lists the schedulers, then the stores.
@@ -292,8 +304,9 @@ func (c *Cluster) Processes() []*Process {
 	return append(append([]*Process{}, c.Schedulers...), c.Stores...)
 }
 
-// Start starts all processes that do not run and waits until each accepts connections. Ports that somebody else
-// has are refused before anything is started, schedulers of somebody else before a store is.
+// Start starts all processes that do not run and waits until each accepts connections. Ports that
+// somebody else has are refused before anything is started, schedulers of somebody else before a
+// store is.
 func (c *Cluster) Start(ctx context.Context) error {
 	if err := c.checkPorts(); err != nil {
 		return err
@@ -351,14 +364,14 @@ func (p *Process) Start() error {
 	if p.token != "" {
 		cmd.Env = append(cmd.Env, instanceEnv+"="+p.token)
 	}
-	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order. If we
-	// die, they must not stay behind.
+	// A group of its own: Ctrl-C in the terminal reaches only us, and we stop the servers in order.
+	// If we die, they must not stay behind.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error, 1)
 	p.done = make(chan struct{})
 	done := p.done
-	// Owned by the process. Pdeathsig is tied to the thread that starts the child, so this goroutine
-	// keeps its thread until the child has ended.
+	// Owned by the process. Pdeathsig is tied to the thread that starts the child, so this
+	// goroutine keeps its thread until the child has ended.
 	go func() {
 		defer close(done)
 		defer out.Close()
@@ -469,7 +482,8 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not accept connections at %s: %w", p.Name, p.Listen, ctx.Err())
+			return fmt.Errorf("%s does not accept connections at %s: %w", p.Name, p.Listen,
+				ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

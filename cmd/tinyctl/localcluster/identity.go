@@ -13,10 +13,11 @@ import (
 	"time"
 )
 
-// Something else may listen where a process of this cluster should: another playground, a real cluster. Stores that
-// connect there would become members of it, and be missed by it when they are gone. So the ports are tried
-// before anything is started; each scheduler must then show the token that its process was given, and the stores
-// are started with the cluster's id and join no other, also if the port changes hands later.
+// Something else may listen where a process of this cluster should: another playground, a real
+// cluster. Stores that connect there would become members of it, and be missed by it when they are
+// gone. So the ports are tried before anything is started; each scheduler must then show the token
+// that its process was given, and the stores are started with the cluster's id and join no other,
+// also if the port changes hands later.
 const (
 	instanceEnv    = "TINYKV_INSTANCE" // tinyscheduler's; see its package cli
 	instanceHeader = "Tinykv-Instance"
@@ -31,8 +32,9 @@ func (c *Cluster) checkPorts() error {
 		for _, addr := range p.ports {
 			l, err := net.Listen("tcp", addr)
 			if errors.Is(err, syscall.EADDRINUSE) {
-				return fmt.Errorf("%s, where %s should listen, is in use by another process, perhaps of another cluster; end it "+
-					"or choose other ports (--base-port)", addr, p.Name)
+				return fmt.Errorf(
+					"%s, where %s should listen, is in use by another process, perhaps of another cluster; end it "+
+						"or choose other ports (--base-port)", addr, p.Name)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.Name, err)
@@ -43,7 +45,8 @@ func (c *Cluster) checkPorts() error {
 	return nil
 }
 
-// identify makes sure that the schedulers are this cluster's, and tells the stores which cluster that is.
+// identify makes sure that the schedulers are this cluster's, and tells the stores which cluster
+// that is.
 func (c *Cluster) identify(ctx context.Context) error {
 	for _, p := range c.Schedulers {
 		id, err := p.clusterID(ctx)
@@ -66,7 +69,8 @@ func (c *Cluster) identify(ctx context.Context) error {
 // ID is the cluster's id, 0 before the first start.
 func (c *Cluster) ID() uint64 { return c.id }
 
-// clusterID asks a scheduler for the id of its cluster, until it is ready, and refuses who is not this process.
+// clusterID asks a scheduler for the id of its cluster, until it is ready, and refuses who is not
+// this process.
 func (p *Process) clusterID(ctx context.Context) (uint64, error) {
 	for {
 		id, err := p.askID(ctx)
@@ -92,9 +96,12 @@ func (p *Process) askID(ctx context.Context) (uint64, error) {
 	scheme, client := "http://", http.DefaultClient
 	if p.tls != nil {
 		scheme = "https://"
-		client = &http.Client{Transport: &http.Transport{TLSClientConfig: p.tls.Client(), DisableKeepAlives: true}}
+		client = &http.Client{
+			Transport: &http.Transport{TLSClientConfig: p.tls.Client(), DisableKeepAlives: true},
+		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+p.Listen+"/api/v1/version", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+p.Listen+"/api/v1/version",
+		nil)
 	if err != nil {
 		return 0, err
 	}

@@ -18,7 +18,8 @@ func laidOut(t *testing.T) *Cluster {
 	t.Helper()
 	bin := t.TempDir()
 	for _, name := range []string{"tinykv-server", "tinyscheduler"} {
-		require.NoError(t, os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nexec sleep 60\n"), 0o700))
+		require.NoError(t,
+			os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nexec sleep 60\n"), 0o700))
 	}
 	c, err := New(Options{BinDir: bin, Dir: t.TempDir(), Stores: 1})
 	require.NoError(t, err)
@@ -50,10 +51,13 @@ func TestPortsInUse(t *testing.T) {
 	}
 }
 
-// TestStrangers: who answers in a scheduler's place, without its token, is refused before a store is started.
+// TestStrangers: who answers in a scheduler's place, without its token, is refused before a store
+// is started.
 func TestStrangers(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
-		"without a token": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"cluster_id": 7}`)) },
+		"without a token": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"cluster_id": 7}`))
+		},
 		"with another": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set(instanceHeader, "x")
 			_, _ = w.Write([]byte(`{"cluster_id": 7}`))

@@ -1,4 +1,5 @@
-// Package timeline shows what became of an operation: the client's steps, and under each request its stages at the store.
+// Package timeline shows what became of an operation: the client's steps, and under each request
+// its stages at the store.
 package timeline
 
 import (
@@ -10,8 +11,9 @@ import (
 	"github.com/tinykv/tinykv/kv/client"
 )
 
-// Line is a step or a stage. Times are microseconds; Start counts from the beginning of the operation. That of a stage is an
-// estimate: the clock of the store says nothing about the client's, so the stages are taken to lie in the middle of their request.
+// Line is a step or a stage. Times are microseconds; Start counts from the beginning of the
+// operation. That of a stage is an estimate: the clock of the store says nothing about the
+// client's, so the stages are taken to lie in the middle of their request.
 type Line struct {
 	Name    string  `json:"name"`
 	Stage   bool    `json:"stage,omitempty"`
@@ -29,12 +31,15 @@ func Of(began time.Time, steps []client.Step) []Line {
 	for i := range steps {
 		s := &steps[i]
 		lines = append(lines, Line{
-			Name: s.Name, StartUS: micros(s.Start.Sub(began)), TookUS: micros(s.Took), Store: id(s.Store), Addr: s.Addr,
+			Name: s.Name, StartUS: micros(s.Start.Sub(began)), TookUS: micros(s.Took),
+			Store: id(s.Store), Addr: s.Addr,
 			Region: id(s.Region), Error: s.Err,
 		})
 		for _, st := range s.Stages {
 			lines = append(lines, Line{
-				Name: st.Name, Stage: true, StartUS: micros(s.Start.Sub(began) + s.Offset() + st.Start), TookUS: micros(st.Took),
+				Name: st.Name, Stage: true,
+				StartUS: micros(s.Start.Sub(began) + s.Offset() + st.Start),
+				TookUS:  micros(st.Took),
 			})
 		}
 	}

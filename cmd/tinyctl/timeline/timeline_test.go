@@ -16,7 +16,8 @@ func TestTimeline(t *testing.T) {
 	lines := Of(began, []client.Step{
 		{Name: "route", Region: 2, Store: 1, Start: began, Took: 50 * time.Microsecond},
 		{
-			Name: "RawPut", Region: 2, Store: 1, Addr: "127.0.0.1:20160", Start: began.Add(60 * time.Microsecond), Took: time.Millisecond,
+			Name: "RawPut", Region: 2, Store: 1, Addr: "127.0.0.1:20160",
+			Start: began.Add(60 * time.Microsecond), Took: time.Millisecond,
 			Stages: []trace.Span{
 				{Name: "request", Took: 800 * time.Microsecond},
 				{Name: "wait", Start: 10 * time.Microsecond, Took: 20*time.Microsecond + 499},

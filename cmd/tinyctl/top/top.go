@@ -62,7 +62,8 @@ const Most = 5
 // Write shows a view as tables, the busiest stores first.
 func Write(w io.Writer, v *View, bytes func(uint64) string) error {
 	fmt.Fprintf(w, "%s  %s\n", v.Time.Local().Format(time.TimeOnly), v.HealthStatus)
-	fmt.Fprintf(w, "%s, %d regions, %d operators running\n\n", bytes(v.Used), v.Regions, v.Operators)
+	fmt.Fprintf(w, "%s, %d regions, %d operators running\n\n", bytes(v.Used), v.Regions,
+		v.Operators)
 	tab := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(tab, "\tA SECOND\tMEDIAN\tP99")
 	for _, k := range []struct {
@@ -73,9 +74,12 @@ func Write(w io.Writer, v *View, bytes func(uint64) string) error {
 	}
 	fmt.Fprintln(tab, "\nSTORE\tREADS/S\tWRITES/S\tLEADERS\tREGIONS\tDATA")
 	stores := slices.Clone(v.Stores)
-	slices.SortStableFunc(stores, func(a, b Store) int { return int(b.Reads+b.Writes) - int(a.Reads+a.Writes) })
+	slices.SortStableFunc(stores, func(a, b Store) int {
+		return int(b.Reads+b.Writes) - int(a.Reads+a.Writes)
+	})
 	for _, s := range stores {
-		fmt.Fprintf(tab, "%d\t%.0f\t%.0f\t%d\t%d\t%s\n", s.ID, s.Reads, s.Writes, s.Leaders, s.Regions, bytes(s.Used))
+		fmt.Fprintf(tab, "%d\t%.0f\t%.0f\t%d\t%d\t%s\n", s.ID, s.Reads, s.Writes, s.Leaders,
+			s.Regions, bytes(s.Used))
 	}
 	if err := tab.Flush(); err != nil {
 		return err

@@ -10,11 +10,19 @@ import (
 )
 
 func TestWrite(t *testing.T) {
-	v := &View{HealthStatus: "healthy", MostWritten: []Region{{ID: 4, Leader: 2, Written: 4096}, {ID: 9, Leader: 1, Start: "k", Written: 7}}}
+	v := &View{
+		HealthStatus: "healthy",
+		MostWritten: []Region{
+			{ID: 4, Leader: 2, Written: 4096}, {ID: 9, Leader: 1, Start: "k", Written: 7},
+		},
+	}
 	v.Point = Point{
 		Time: time.Date(2026, 12, 1, 10, 0, 0, 0, time.Local), Used: 3000, Regions: 7, Operators: 1,
 		Reads: Requests{PerSecond: 1234.4, P50: 12.2, P99: 1500}, Writes: Requests{PerSecond: 0},
-		Stores: []Store{{ID: 1, Reads: 4, Leaders: 3, Regions: 7, Used: 1000}, {ID: 2, Reads: 1230, Leaders: 4, Regions: 7, Used: 2000}},
+		Stores: []Store{
+			{ID: 1, Reads: 4, Leaders: 3, Regions: 7, Used: 1000},
+			{ID: 2, Reads: 1230, Leaders: 4, Regions: 7, Used: 2000},
+		},
 	}
 	var out bytes.Buffer
 	require.NoError(t, Write(&out, v, func(n uint64) string { return fmt.Sprintf("%d B", n) }))

@@ -70,8 +70,10 @@ func (m *measurement) write(w io.Writer) {
 }
 
 func line(name string, h *hdrhistogram.Histogram, seconds float64) string {
-	return fmt.Sprintf("%-6s - Takes(s): %.1f, Count: %d, OPS: %.1f, Avg(us): %.0f, Min(us): %d, Max(us): %d, "+
-		"50th(us): %d, 90th(us): %d, 95th(us): %d, 99th(us): %d, 99.9th(us): %d, 99.99th(us): %d",
+	return fmt.Sprintf(
+		"%-6s - Takes(s): %.1f, Count: %d, OPS: %.1f, Avg(us): %.0f, Min(us): %d, Max(us): %d, "+
+			"50th(us): %d, 90th(us): %d, 95th(us): %d, 99th(us): %d, 99.9th(us): %d, 99.99th(us): %d",
 		name, seconds, h.TotalCount(), float64(h.TotalCount())/seconds, h.Mean(), h.Min(), h.Max(),
-		h.ValueAtQuantile(50), h.ValueAtQuantile(90), h.ValueAtQuantile(95), h.ValueAtQuantile(99), h.ValueAtQuantile(99.9), h.ValueAtQuantile(99.99))
+		h.ValueAtQuantile(50), h.ValueAtQuantile(90), h.ValueAtQuantile(95), h.ValueAtQuantile(99),
+		h.ValueAtQuantile(99.9), h.ValueAtQuantile(99.99))
 }

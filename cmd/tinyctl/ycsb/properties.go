@@ -18,10 +18,13 @@ type Properties map[string]string
 
 // defaults are the core workload's.
 var defaults = Properties{
-	"workload": "core", "table": "usertable", "recordcount": "1000", "operationcount": "1000", "insertstart": "0", "insertcount": "0",
+	"workload": "core", "table": "usertable", "recordcount": "1000", "operationcount": "1000",
+	"insertstart": "0", "insertcount": "0",
 	"fieldcount": "10", "fieldlength": "100", "writeallfields": "false", "readallfields": "true",
-	"readproportion": "0.95", "updateproportion": "0.05", "insertproportion": "0", "scanproportion": "0", "readmodifywriteproportion": "0",
-	"requestdistribution": "uniform", "maxscanlength": "1000", "scanlengthdistribution": "uniform", "insertorder": "hashed",
+	"readproportion": "0.95", "updateproportion": "0.05", "insertproportion": "0",
+	"scanproportion": "0", "readmodifywriteproportion": "0",
+	"requestdistribution": "uniform", "maxscanlength": "1000", "scanlengthdistribution": "uniform",
+	"insertorder": "hashed",
 	"threadcount": "200", "target": "0", "maxexecutiontime": "0", "measurement.interval": "10",
 }
 
@@ -31,11 +34,20 @@ var presets = map[string]Properties{
 	"b": {"readproportion": "0.95", "updateproportion": "0.05", "requestdistribution": "zipfian"},
 	"c": {"readproportion": "1", "requestdistribution": "zipfian"},
 	"d": {"readproportion": "0.95", "insertproportion": "0.05", "requestdistribution": "latest"},
-	"e": {"scanproportion": "0.95", "insertproportion": "0.05", "requestdistribution": "zipfian", "maxscanlength": "100"},
-	"f": {"readproportion": "0.5", "readmodifywriteproportion": "0.5", "requestdistribution": "zipfian"},
+	"e": {
+		"scanproportion": "0.95", "insertproportion": "0.05", "requestdistribution": "zipfian",
+		"maxscanlength": "100",
+	},
+	"f": {
+		"readproportion": "0.5", "readmodifywriteproportion": "0.5",
+		"requestdistribution": "zipfian",
+	},
 }
 
-var proportions = []string{"readproportion", "updateproportion", "insertproportion", "scanproportion", "readmodifywriteproportion"}
+var proportions = []string{
+	"readproportion", "updateproportion", "insertproportion", "scanproportion",
+	"readmodifywriteproportion",
+}
 
 // ReadFile adds the properties of a file: key=value lines; # and ! begin comments.
 func (p Properties) ReadFile(r io.Reader) error {
@@ -72,7 +84,9 @@ func (p Properties) resolved() (Properties, error) {
 		}
 		maps.Copy(out, preset)
 	} else if w := p["workload"]; w != "" && w != "core" && !strings.HasSuffix(w, ".CoreWorkload") {
-		return nil, fmt.Errorf("workload %q is none of core, %s", w, strings.Join(slices.Sorted(maps.Keys(presets)), ", "))
+		return nil,
+			fmt.Errorf("workload %q is none of core, %s", w,
+				strings.Join(slices.Sorted(maps.Keys(presets)), ", "))
 	}
 	maps.Copy(out, p)
 	return out, nil
@@ -105,10 +119,13 @@ func (p Properties) Config() (Config, error) {
 	}
 	r := reader{p: all}
 	c := Config{
-		Table: all["table"], Records: r.number("recordcount", 1), Operations: r.number("operationcount", 1),
+		Table: all["table"], Records: r.number("recordcount", 1),
+		Operations:  r.number("operationcount", 1),
 		InsertStart: r.number("insertstart", 0), InsertCount: r.number("insertcount", 0),
-		FieldCount: int(r.number("fieldcount", 1)), FieldLength: int(r.number("fieldlength", 1)), WriteAllFields: r.yes("writeallfields"),
-		Distribution: r.oneOf("requestdistribution", "uniform", "zipfian", "latest"), MaxScan: int(r.number("maxscanlength", 1)),
+		FieldCount: int(r.number("fieldcount", 1)), FieldLength: int(r.number("fieldlength", 1)),
+		WriteAllFields: r.yes("writeallfields"),
+		Distribution:   r.oneOf("requestdistribution", "uniform", "zipfian", "latest"),
+		MaxScan:        int(r.number("maxscanlength", 1)),
 		ScanUniform:    r.oneOf("scanlengthdistribution", "uniform", "zipfian") == "uniform",
 		OrderedInserts: r.oneOf("insertorder", "hashed", "ordered") == "ordered",
 		Threads:        int(r.number("threadcount", 1)), Target: r.real("target"),

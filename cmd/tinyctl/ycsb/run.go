@@ -30,18 +30,20 @@ func Load(ctx context.Context, s Store, c Config, out io.Writer) error {
 		end = c.InsertStart + c.InsertCount
 	}
 	w := newWorkload(c)
-	return drive(ctx, c, end-c.InsertStart, out, func(ctx context.Context, t *thread, n int64) (kind, error) {
-		return kindInsert, s.Put(ctx, w.key(c.InsertStart+n), w.value(t.fill))
-	})
+	return drive(ctx, c, end-c.InsertStart, out,
+		func(ctx context.Context, t *thread, n int64) (kind, error) {
+			return kindInsert, s.Put(ctx, w.key(c.InsertStart+n), w.value(t.fill))
+		})
 }
 
 // Run carries out operationcount operations, or as many as fit into maxexecutiontime.
 func Run(ctx context.Context, s Store, c Config, out io.Writer) error {
 	w := newWorkload(c)
-	return drive(ctx, c, c.Operations, out, func(ctx context.Context, t *thread, _ int64) (kind, error) {
-		k := w.next(t.rand)
-		return k, w.do(ctx, s, t, k)
-	})
+	return drive(ctx, c, c.Operations, out,
+		func(ctx context.Context, t *thread, _ int64) (kind, error) {
+			k := w.next(t.rand)
+			return k, w.do(ctx, s, t, k)
+		})
 }
 
 func (w *workload) do(ctx context.Context, s Store, t *thread, k kind) error {
@@ -80,12 +82,17 @@ func newThread(n uint64) *thread {
 	var seed [32]byte
 	binary.LittleEndian.PutUint64(seed[:], n)
 	binary.LittleEndian.PutUint64(seed[8:], uint64(time.Now().UnixNano()))
-	return &thread{rand: rand.New(rand.NewPCG(n, uint64(time.Now().UnixNano()))), fill: rand.NewChaCha8(seed)}
+	return &thread{
+		rand: rand.New(rand.NewPCG(n, uint64(time.Now().UnixNano()))), fill: rand.NewChaCha8(seed),
+	}
 }
 
 // drive runs count operations on the threads and reports. The first error is returned if nothing
 // succeeded; otherwise errors are counted.
-func drive(ctx context.Context, c Config, count int64, out io.Writer, op func(context.Context, *thread, int64) (kind, error)) error {
+func drive(
+	ctx context.Context, c Config, count int64, out io.Writer,
+	op func(context.Context, *thread, int64) (kind, error),
+) error {
 	if _, err := io.WriteString(out, c.String()); err != nil {
 		return err
 	}

@@ -13,7 +13,8 @@ import (
 // zipfTheta is the exponent of YCSB's zipfian choices.
 const zipfTheta = 0.99
 
-// workload chooses operations and keys. Safe for concurrent use with a source of randomness per caller.
+// workload chooses operations and keys. Safe for concurrent use with a source of randomness per
+// caller.
 type workload struct {
 	c     Config
 	total float64 // sum of the proportions

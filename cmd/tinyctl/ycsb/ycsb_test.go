@@ -36,8 +36,12 @@ func configure(t *testing.T, assignments ...string) Config {
 
 func TestReadFile(t *testing.T) {
 	p := Properties{}
-	require.NoError(t, p.ReadFile(strings.NewReader("# a comment\n! another\n\nrecordcount = 77\nworkload=core\n  fieldlength=5  \nx=a=b\n")))
-	require.Equal(t, Properties{"recordcount": "77", "workload": "core", "fieldlength": "5", "x": "a=b"}, p)
+	require.NoError(t,
+		p.ReadFile(
+			strings.NewReader(
+				"# a comment\n! another\n\nrecordcount = 77\nworkload=core\n  fieldlength=5  \nx=a=b\n")))
+	require.Equal(t,
+		Properties{"recordcount": "77", "workload": "core", "fieldlength": "5", "x": "a=b"}, p)
 	err := p.ReadFile(strings.NewReader("a=1\nnonsense\n"))
 	require.ErrorContains(t, err, "line 2")
 	require.Error(t, p.Set("=1"))
@@ -53,7 +57,9 @@ func TestPrecedence(t *testing.T) {
 	require.Equal(t, "zipfian", c.Distribution)
 	require.EqualValues(t, 5, c.Records)
 	require.Equal(t, 100, configure(t, "workload=workloade").MaxScan)
-	require.Contains(t, configure(t, "workload=site.ycsb.workloads.CoreWorkload", "unknown=1").String(), `"unknown"="1"`)
+	require.Contains(t,
+		configure(t, "workload=site.ycsb.workloads.CoreWorkload", "unknown=1").String(),
+		`"unknown"="1"`)
 }
 
 func TestPresets(t *testing.T) {
@@ -69,8 +75,10 @@ func TestPresets(t *testing.T) {
 
 func TestBadProperties(t *testing.T) {
 	for _, bad := range []string{
-		"workload=z", "recordcount=0", "recordcount=1e3", "operationcount=-1", "threadcount=0", "readproportion=-1", "readproportion=x",
-		"requestdistribution=normal", "insertorder=up", "scanlengthdistribution=x", "writeallfields=perhaps", "insertstart=2000",
+		"workload=z", "recordcount=0", "recordcount=1e3", "operationcount=-1", "threadcount=0",
+		"readproportion=-1", "readproportion=x",
+		"requestdistribution=normal", "insertorder=up", "scanlengthdistribution=x",
+		"writeallfields=perhaps", "insertstart=2000",
 		"target=NaN", "fieldcount=0", "maxscanlength=0",
 	} {
 		_, err := props(t, bad).Config()
@@ -137,7 +145,8 @@ func TestSequence(t *testing.T) {
 }
 
 func TestKeysInOrder(t *testing.T) {
-	ordered, hashed := newWorkload(configure(t, "insertorder=ordered", "table=t")), newWorkload(configure(t))
+	ordered, hashed := newWorkload(configure(t, "insertorder=ordered", "table=t")),
+		newWorkload(configure(t))
 	require.Equal(t, "t:user00000000000000000009", string(ordered.key(9)))
 	var a, b []string
 	for i := range int64(100) {
@@ -185,8 +194,9 @@ func counts(t *testing.T, out string) map[string]int {
 	_, final, ok := strings.Cut(out, "Run finished, takes ")
 	require.True(t, ok, out)
 	got := map[string]int{}
-	line := regexp.MustCompile(`(?m)^([A-Z_]+) *- Takes\(s\): \d+\.\d, Count: (\d+), OPS: [\d.]+, Avg\(us\): \d+, Min\(us\): \d+, Max\(us\): \d+, ` +
-		`50th\(us\): \d+, 90th\(us\): \d+, 95th\(us\): \d+, 99th\(us\): \d+, 99.9th\(us\): \d+, 99.99th\(us\): \d+$`)
+	line := regexp.MustCompile(
+		`(?m)^([A-Z_]+) *- Takes\(s\): \d+\.\d, Count: (\d+), OPS: [\d.]+, Avg\(us\): \d+, Min\(us\): \d+, Max\(us\): \d+, ` +
+			`50th\(us\): \d+, 90th\(us\): \d+, 95th\(us\): \d+, 99th\(us\): \d+, 99.9th\(us\): \d+, 99.99th\(us\): \d+$`)
 	for _, m := range line.FindAllStringSubmatch(final, -1) {
 		n, err := strconv.Atoi(m[2])
 		require.NoError(t, err)
@@ -198,7 +208,8 @@ func counts(t *testing.T, out string) map[string]int {
 func TestLoadAndRun(t *testing.T) {
 	for letter := range presets {
 		m := &memory{data: map[string][]byte{}}
-		c := configure(t, "workload="+letter, "recordcount=300", "operationcount=2000", "threadcount=4", "fieldcount=3", "fieldlength=7")
+		c := configure(t, "workload="+letter, "recordcount=300", "operationcount=2000",
+			"threadcount=4", "fieldcount=3", "fieldlength=7")
 		var out strings.Builder
 		require.NoError(t, Load(t.Context(), m, c, &out))
 		require.Len(t, m.data, 300)
@@ -225,7 +236,8 @@ func TestLoadAndRun(t *testing.T) {
 func TestUpdateChangesOneField(t *testing.T) {
 	for _, all := range []bool{false, true} {
 		m := &memory{data: map[string][]byte{}}
-		c := configure(t, "recordcount=1", "operationcount=1", "threadcount=1", "readproportion=0", "updateproportion=1",
+		c := configure(t, "recordcount=1", "operationcount=1", "threadcount=1", "readproportion=0",
+			"updateproportion=1",
 			"fieldcount=4", "fieldlength=16", "writeallfields="+strconv.FormatBool(all))
 		require.NoError(t, Load(t.Context(), m, c, &strings.Builder{}))
 		key := newWorkload(c).key(0)
@@ -244,7 +256,8 @@ func TestUpdateChangesOneField(t *testing.T) {
 func TestFailures(t *testing.T) {
 	m := &memory{data: map[string][]byte{}, fail: errors.New("no store")}
 	var out strings.Builder
-	err := Run(t.Context(), m, configure(t, "operationcount=10", "threadcount=2", "workload=c"), &out)
+	err := Run(t.Context(), m, configure(t, "operationcount=10", "threadcount=2", "workload=c"),
+		&out)
 	require.ErrorIs(t, err, m.fail)
 	require.Equal(t, map[string]int{"READ_ERROR": 10}, counts(t, out.String()))
 

@@ -20,45 +20,47 @@ type Commits int32
 const (
 	// Fastest: in one phase, if one request can hold the transaction; else as with NoOnePhase.
 	Fastest Commits = iota
-	// NoOnePhase: asynchronously, if the transaction has few keys; else in two phases. It has happened once all its
-	// keys are locked, by one round of requests.
+	// NoOnePhase: asynchronously, if the transaction has few keys; else in two phases. It has
+	// happened once all its keys are locked, by one round of requests.
 	NoOnePhase
 	// TwoPhases: it has happened when its primary key is committed, after all are locked.
 	TwoPhases
 )
 
 const (
-	// maxAsyncKeys and maxAsyncBytes bound the keys of transactions with asynchronous commit: the primary's lock has
-	// them all, and who meets a lock of one that has died must ask for each.
+	// maxAsyncKeys and maxAsyncBytes bound the keys of transactions with asynchronous commit: the
+	// primary's lock has them all, and who meets a lock of one that has died must ask for each.
 	maxAsyncKeys  = 256
 	maxAsyncBytes = 4 << 10
 )
 
-// SetCommits says in which ways the transactions that begin from now on may be committed; Fastest if it was never
-// called.
+// SetCommits says in which ways the transactions that begin from now on may be committed; Fastest
+// if it was never called.
 func (c *Client) SetCommits(k Commits) { c.commits.Store(int32(k)) }
 
 // SetCommits says in which ways this transaction may be committed.
 func (t *Txn) SetCommits(k Commits) { t.commits = k }
 
-// chosen is what a transaction asks stores to choose, and what they have chosen. Safe for concurrent use but for plan.
+// chosen is what a transaction asks stores to choose, and what they have chosen. Safe for
+// concurrent use but for plan.
 type chosen struct {
-	// onePC: the transaction is committed by its prewrite, if that is one request. async: it is by asynchronous commit,
-	// otherwise. minTS is a timestamp from before the first request; a commit at or behind it is behind all commits that
-	// were acknowledged before.
+	// onePC: the transaction is committed by its prewrite, if that is one request. async: it is by
+	// asynchronous commit, otherwise. minTS is a timestamp from before the first request; a commit
+	// at or behind it is behind all commits that were acknowledged before.
 	onePC, async bool
 	minTS        uint64
 	// done: there are no locks, since one request was all.
 	done bool
 	mu   struct {
 		sync.Mutex
-		// sent: a request that may have committed the transaction has left this process. lost: the answer to one has not
-		// come.
+		// sent: a request that may have committed the transaction has left this process. lost: the
+		// answer to one has not come.
 		sent, lost bool
-		// plain: some lock is a plain one, so that the transaction is committed by its primary only.
+		// plain: some lock is a plain one, so that the transaction is committed by its primary
+		// only.
 		plain bool
-		// least is the largest of the timestamps that were chosen; committed is when the transaction was committed, as
-		// some store knows.
+		// least is the largest of the timestamps that were chosen; committed is when the
+		// transaction was committed, as some store knows.
 		least, committed uint64
 	}
 }
@@ -93,7 +95,9 @@ func (ch *chosen) ask(req *kvrpcpb.PrewriteRequest, all [][]byte) {
 	case ch.async && !ch.mu.plain:
 		req.UseAsyncCommit = true
 		primary := func(k []byte) bool { return bytes.Equal(k, req.PrimaryLock) }
-		if slices.ContainsFunc(req.Mutations, func(m *kvrpcpb.Mutation) bool { return primary(m.Key) }) {
+		if slices.ContainsFunc(req.Mutations, func(m *kvrpcpb.Mutation) bool {
+			return primary(m.Key)
+		}) {
 			req.Secondaries = slices.DeleteFunc(slices.Clone(all), primary)
 		}
 	default:
@@ -104,7 +108,9 @@ func (ch *chosen) ask(req *kvrpcpb.PrewriteRequest, all [][]byte) {
 }
 
 // answered takes note of the answer to a prewrite.
-func (ch *chosen) answered(req *kvrpcpb.PrewriteRequest, resp *kvrpcpb.PrewriteResponse, err error) {
+func (ch *chosen) answered(
+	req *kvrpcpb.PrewriteRequest, resp *kvrpcpb.PrewriteResponse, err error,
+) {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
 	choice := req.TryOnePc || req.UseAsyncCommit
@@ -144,9 +150,10 @@ func (ch *chosen) committed() (commitTS uint64, known bool) {
 	return ch.mu.committed, ch.mu.committed > 0
 }
 
-// doubtful tells whether the transaction may be committed although its prewrite has failed. Two-phase transactions are
-// not before their primary is; and a key that a store has refused to lock is never locked by an earlier request that
-// comes late, if the reason was a conflict, since conflicts stay.
+// doubtful tells whether the transaction may be committed although its prewrite has failed.
+// Two-phase transactions are not before their primary is; and a key that a store has refused to
+// lock is never locked by an earlier request that comes late, if the reason was a conflict, since
+// conflicts stay.
 func (ch *chosen) doubtful(err error) bool {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
@@ -156,8 +163,8 @@ func (ch *chosen) doubtful(err error) bool {
 	return ch.mu.lost
 }
 
-// failed ends a transaction whose keys are not all locked, as far as is known. If it is in doubt, this client asks as any
-// other would, and with that decides.
+// failed ends a transaction whose keys are not all locked, as far as is known. If it is in doubt,
+// this client asks as any other would, and with that decides.
 func (m *committer) failed(ctx context.Context, err error) error {
 	if commitTS, known := m.chosen.committed(); known {
 		m.finish(ctx, commitTS)
@@ -185,8 +192,8 @@ func (m *committer) failed(ctx context.Context, err error) error {
 	return &UnknownError{err}
 }
 
-// settle finds out whether the transaction is committed, and ends it everywhere; a commit timestamp of 0 says that it
-// is rolled back.
+// settle finds out whether the transaction is committed, and ends it everywhere; a commit timestamp
+// of 0 says that it is rolled back.
 func (m *committer) settle(ctx context.Context) (commitTS uint64, err error) {
 	st, err := m.t.c.secondaries(ctx, m.keys, m.t.startTS)
 	switch {

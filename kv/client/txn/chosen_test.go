@@ -64,10 +64,12 @@ func (r *rig) idle() {
 	r.c.Close()
 	kv := r.c.kv
 	r.c = New(kv, r.world)
-	require.Zero(r.t, r.mem.Len(string(engine.CFLock)), "what is in doubt is ended in the background")
+	require.Zero(r.t, r.mem.Len(string(engine.CFLock)),
+		"what is in doubt is ended in the background")
 }
 
-// TestLostAnswersOfPrewrites: an answer that is lost is asked for again, and the timestamp is that of the first attempt.
+// TestLostAnswersOfPrewrites: an answer that is lost is asked for again, and the timestamp is that
+// of the first attempt.
 func TestLostAnswersOfPrewrites(t *testing.T) {
 	for name, kind := range kinds {
 		t.Run(name, func(t *testing.T) {
@@ -95,7 +97,8 @@ func TestLostAnswersOfPrewrites(t *testing.T) {
 	}
 }
 
-// TestAnswersThatNeverCome: the outcome is unknown, and the transaction happened all the same. Nothing rolls it back.
+// TestAnswersThatNeverCome: the outcome is unknown, and the transaction happened all the same.
+// Nothing rolls it back.
 func TestAnswersThatNeverCome(t *testing.T) {
 	for name, kind := range kinds {
 		t.Run(name, func(t *testing.T) {
@@ -107,15 +110,16 @@ func TestAnswersThatNeverCome(t *testing.T) {
 			short, stop := context.WithTimeout(r.ctx, 50*time.Millisecond)
 			defer stop()
 			_, err := r.set(short, "1")
-			require.True(t, err == nil || IsUnknown(err), "%v", err) // it knows if it had time to ask
+			// it knows if it had time to ask
+			require.True(t, err == nil || IsUnknown(err), "%v", err)
 			r.idle()
 			require.Equal(t, "11", r.get())
 		})
 	}
 }
 
-// TestRequestsThatComeLate: the outcome is unknown; this client finds out that nothing has happened, and a request that
-// arrives after that does nothing.
+// TestRequestsThatComeLate: the outcome is unknown; this client finds out that nothing has
+// happened, and a request that arrives after that does nothing.
 func TestRequestsThatComeLate(t *testing.T) {
 	for name, kind := range kinds {
 		t.Run(name, func(t *testing.T) {
@@ -138,8 +142,8 @@ func TestRequestsThatComeLate(t *testing.T) {
 	}
 }
 
-// TestDoubtIsSettled: a store refuses a request of which an earlier attempt got no answer. The client asks what became of the
-// transaction, and knows.
+// TestDoubtIsSettled: a store refuses a request of which an earlier attempt got no answer. The
+// client asks what became of the transaction, and knows.
 func TestDoubtIsSettled(t *testing.T) {
 	for name, kind := range kinds {
 		for _, arrives := range []bool{true, false} {
@@ -148,7 +152,9 @@ func TestDoubtIsSettled(t *testing.T) {
 				first := true
 				r.onPrewrite(func(in *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
 					if !first {
-						return &kvrpcpb.PrewriteResponse{Errors: []*kvrpcpb.KeyError{{Abort: "the store is out of sorts"}}}, nil
+						return &kvrpcpb.PrewriteResponse{
+							Errors: []*kvrpcpb.KeyError{{Abort: "the store is out of sorts"}},
+						}, nil
 					}
 					if first = false; arrives {
 						_, _ = r.srv.KvPrewrite(r.ctx, in)
@@ -171,8 +177,8 @@ func TestDoubtIsSettled(t *testing.T) {
 	}
 }
 
-// TestConflictsLeaveNoDoubt: a conflict says that the transaction has not happened, also when an earlier answer was lost. One
-// that is too old to be known is in doubt.
+// TestConflictsLeaveNoDoubt: a conflict says that the transaction has not happened, also when an
+// earlier answer was lost. One that is too old to be known is in doubt.
 func TestConflictsLeaveNoDoubt(t *testing.T) {
 	for name, kind := range kinds {
 		t.Run(name, func(t *testing.T) {
@@ -186,7 +192,11 @@ func TestConflictsLeaveNoDoubt(t *testing.T) {
 				}
 				first = false
 				r.onPrewrite(nil)
-				require.NoError(t, other.Run(r.ctx, func(x *Txn) error { x.Set([]byte("k"), []byte("other")); return nil }))
+				require.NoError(t,
+					other.Run(r.ctx, func(x *Txn) error {
+						x.Set([]byte("k"), []byte("other"))
+						return nil
+					}))
 				return nil, status.Error(codes.Unavailable, "lost")
 			})
 			_, err := r.set(r.ctx, "1")
@@ -201,7 +211,9 @@ func TestConflictsLeaveNoDoubt(t *testing.T) {
 					first = false
 					return nil, status.Error(codes.Unavailable, "lost")
 				}
-				return &kvrpcpb.PrewriteResponse{Errors: []*kvrpcpb.KeyError{{Abort: tooOld + " than"}}}, nil
+				return &kvrpcpb.PrewriteResponse{
+					Errors: []*kvrpcpb.KeyError{{Abort: tooOld + " than"}},
+				}, nil
 			})
 			_, err = r.set(r.ctx, "2")
 			require.True(t, IsUnknown(err), "%v", err)
@@ -222,7 +234,8 @@ func TestPushedCommits(t *testing.T) {
 		if pushed == 0 {
 			pushed = in.CommitVersion + 1<<30
 			return &kvrpcpb.CommitResponse{Error: &kvrpcpb.KeyError{
-				Retryable: "too early", CommitTsExpired: &kvrpcpb.CommitTsExpired{MinCommitTs: pushed},
+				Retryable:       "too early",
+				CommitTsExpired: &kvrpcpb.CommitTsExpired{MinCommitTs: pushed},
 			}}, nil
 		}
 		return r.srv.KvCommit(r.ctx, in)
@@ -233,8 +246,8 @@ func TestPushedCommits(t *testing.T) {
 	require.Equal(t, mvcc.PhysicalTime(pushed), mvcc.PhysicalTime(x.CommitTS()))
 }
 
-// TestLockedReadsOfALostLock: a transaction that has only locked keys fails at its end if it may have lost them, and asks
-// only where it may.
+// TestLockedReadsOfALostLock: a transaction that has only locked keys fails at its end if it may
+// have lost them, and asks only where it may.
 func TestLockedReadsOfALostLock(t *testing.T) {
 	w, c := newWorld(t)
 	ctx := context.Background()
@@ -247,7 +260,8 @@ func TestLockedReadsOfALostLock(t *testing.T) {
 		return x
 	}
 	lose := func(x *Txn) {
-		resp, err := w.KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{StartVersion: x.StartTS(), Keys: [][]byte{[]byte("k")}})
+		resp, err := w.KvBatchRollback(ctx,
+			&kvrpcpb.BatchRollbackRequest{StartVersion: x.StartTS(), Keys: [][]byte{[]byte("k")}})
 		require.NoError(t, err)
 		require.Nil(t, resp.Error)
 	}

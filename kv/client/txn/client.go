@@ -39,7 +39,8 @@ type Client struct {
 	}
 }
 
-// maxBackground bounds the transactions whose secondary keys are being committed; others do it before Commit returns.
+// maxBackground bounds the transactions whose secondary keys are being committed; others do it
+// before Commit returns.
 const maxBackground = 64
 
 // New makes a client over a routing client and an oracle, which stay the caller's.
@@ -60,8 +61,8 @@ func Open(ctx context.Context, endpoints []string, opts client.Options) (*Client
 	return c, nil
 }
 
-// Close waits for what runs in the background, at most cleanTimeout. Keys that are not committed by then are
-// committed by those who read them.
+// Close waits for what runs in the background, at most cleanTimeout. Keys that are not committed by
+// then are committed by those who read them.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.mu.closed = true
@@ -87,11 +88,15 @@ func (c *Client) Begin(ctx context.Context) (*Txn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Txn{c: c, startTS: ts, begun: begun, writes: map[string]mutation{}, commits: Commits(c.commits.Load())}, nil
+	return &Txn{
+		c: c, startTS: ts, begun: begun, writes: map[string]mutation{},
+		commits: Commits(c.commits.Load()),
+	}, nil
 }
 
-// Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a new transaction,
-// until ctx ends; fn must not have effects of its own. Any other error of fn or of the commit ends it.
+// Run has fn carried out in a transaction and commits it. At a conflict both are done again, with a
+// new transaction, until ctx ends; fn must not have effects of its own. Any other error of fn or of
+// the commit ends it.
 func (c *Client) Run(ctx context.Context, fn func(*Txn) error) error {
 	return c.run(ctx, c.Begin, fn)
 }
@@ -101,7 +106,9 @@ func (c *Client) RunPessimistic(ctx context.Context, fn func(*Txn) error) error 
 	return c.run(ctx, c.BeginPessimistic, fn)
 }
 
-func (c *Client) run(ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error) error {
+func (c *Client) run(
+	ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error,
+) error {
 	wait := backoff{}
 	for {
 		err := runOnce(ctx, begin, fn)
@@ -114,7 +121,9 @@ func (c *Client) run(ctx context.Context, begin func(context.Context) (*Txn, err
 	}
 }
 
-func runOnce(ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error) error {
+func runOnce(
+	ctx context.Context, begin func(context.Context) (*Txn, error), fn func(*Txn) error,
+) error {
 	t, err := begin(ctx)
 	if err != nil {
 		return err
@@ -126,7 +135,8 @@ func runOnce(ctx context.Context, begin func(context.Context) (*Txn, error), fn 
 	return t.Commit(ctx)
 }
 
-// inBackground runs f while its caller returns; false if there is too much of that, or the client is closed.
+// inBackground runs f while its caller returns; false if there is too much of that, or the client
+// is closed.
 func (c *Client) inBackground(f func(ctx context.Context)) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

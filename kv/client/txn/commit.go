@@ -20,7 +20,8 @@ const (
 	maxBatchBytes = 256 << 10
 	// maxBatches is how many requests of a transaction are under way at a time.
 	maxBatches = 8
-	// commitTimeout bounds Commit if its context has no deadline, cleanTimeout what is done after its outcome is known.
+	// commitTimeout bounds Commit if its context has no deadline, cleanTimeout what is done after
+	// its outcome is known.
 	commitTimeout = 20 * time.Second
 	cleanTimeout  = 5 * time.Second
 )
@@ -37,8 +38,8 @@ type committer struct {
 	chosen chosen
 }
 
-// lockTTL is for how long, in milliseconds from the start timestamp on, others leave the locks alone: the time that has
-// passed since, and some for the commit. Larger transactions take longer.
+// lockTTL is for how long, in milliseconds from the start timestamp on, others leave the locks
+// alone: the time that has passed since, and some for the commit. Larger transactions take longer.
 func lockTTL(size int, since time.Duration) uint64 {
 	return min(3000+uint64(size)/1024, 20000) + uint64(since.Milliseconds())
 }
@@ -49,8 +50,9 @@ func (t *Txn) Rollback() {
 	t.locks.drop(t)
 }
 
-// Commit makes the transaction's changes visible, all at once, or returns an error: an *UnknownError says that it may
-// have happened; any other, that it has not. ErrConflict says that another attempt may succeed.
+// Commit makes the transaction's changes visible, all at once, or returns an error: an
+// *UnknownError says that it may have happened; any other, that it has not. ErrConflict says that
+// another attempt may succeed.
 func (t *Txn) Commit(ctx context.Context) error {
 	if t.ended {
 		return ErrFinished
@@ -99,9 +101,9 @@ func (t *Txn) Commit(ctx context.Context) error {
 	return m.decide(ctx, commitTS)
 }
 
-// prewriteAll locks all keys. In two phases the primary is locked first, with those keys that go in the same request;
-// so it is if one request may be enough. A transaction with asynchronous commit needs no order: its primary's lock names
-// all others.
+// prewriteAll locks all keys. In two phases the primary is locked first, with those keys that go in
+// the same request; so it is if one request may be enough. A transaction with asynchronous commit
+// needs no order: its primary's lock names all others.
 func (m *committer) prewriteAll(ctx context.Context) error {
 	if m.chosen.async && !m.chosen.onePC {
 		return m.each(ctx, m.keys, m.prewrite)
@@ -144,7 +146,8 @@ func (m *committer) decide(ctx context.Context, commitTS uint64) error {
 	for {
 		first := m.primaryFirst()
 		n, err := m.batch(ctx, first, m.committing(commitTS))
-		if early, ok := err.(*tooEarly); ok { // nothing was done: a reader was promised a later commit
+		// nothing was done: a reader was promised a later commit
+		if early, ok := err.(*tooEarly); ok {
 			if commitTS, err = m.t.c.Timestamp(ctx); err != nil {
 				m.cleanUp()
 				return fmt.Errorf("txn: get a later commit timestamp: %w", err)
@@ -174,8 +177,8 @@ func (m *committer) finish(ctx context.Context, commitTS uint64) {
 	}
 }
 
-// commitRest commits keys of a transaction that has happened, in the background if there is room. Where it fails,
-// readers do it.
+// commitRest commits keys of a transaction that has happened, in the background if there is room.
+// Where it fails, readers do it.
 func (m *committer) commitRest(ctx context.Context, keys [][]byte, commitTS uint64) {
 	if len(keys) == 0 {
 		return
@@ -186,14 +189,16 @@ func (m *committer) commitRest(ctx context.Context, keys [][]byte, commitTS uint
 	}
 }
 
-// cleanUp rolls back what was prewritten, so that others need not wait for the locks to expire. They do if there is too
-// much to do already.
+// cleanUp rolls back what was prewritten, so that others need not wait for the locks to expire.
+// They do if there is too much to do already.
 func (m *committer) cleanUp() {
 	m.t.c.inBackground(func(ctx context.Context) { _ = m.each(ctx, m.keys, m.rollback) })
 }
 
 // step asks for a part of one phase: for keys of one region.
-type step func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) stepResult
+type step func(
+	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte,
+) stepResult
 
 // stepResult is an answer: one of the errors, or locks that are in the way, or success.
 type stepResult struct {
@@ -230,8 +235,8 @@ func within(r *metapb.Region, keys [][]byte) int {
 	return n
 }
 
-// batch carries out a step for the first of the sorted keys and those after it that go in the same request. n is how
-// many they are.
+// batch carries out a step for the first of the sorted keys and those after it that go in the same
+// request. n is how many they are.
 func (m *committer) batch(ctx context.Context, keys [][]byte, do step) (n int, err error) {
 	wait := backoff{}
 	for {
@@ -267,9 +272,12 @@ func (m *committer) fitting(keys [][]byte) int {
 	return len(keys)
 }
 
-func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+func (m *committer) prewrite(
+	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte,
+) (res stepResult) {
 	req := &kvrpcpb.PrewriteRequest{
-		Context: kctx, PrimaryLock: m.primary, StartVersion: m.t.startTS, LockTtl: m.ttl, ForUpdateTs: m.t.locks.forUpdateTS,
+		Context: kctx, PrimaryLock: m.primary, StartVersion: m.t.startTS, LockTtl: m.ttl,
+		ForUpdateTs: m.t.locks.forUpdateTS,
 	}
 	for _, k := range keys {
 		w := m.writes[string(k)]
@@ -294,8 +302,8 @@ func (m *committer) prewrite(ctx context.Context, s tinykvpb.TinyKvClient, kctx 
 // tooOld is how stores refuse a transaction of which nothing may be known any more.
 const tooOld = "GC life time is shorter"
 
-// refusal is an error of a store that has decided that the transaction is not committed, or, of a prewrite, that the
-// keys of the request are not locked.
+// refusal is an error of a store that has decided that the transaction is not committed, or, of a
+// prewrite, that the keys of the request are not locked.
 type refusal struct{ error }
 
 func (r *refusal) Unwrap() error { return r.error }
@@ -307,7 +315,9 @@ type tooEarly struct {
 }
 
 func (m *committer) committing(commitTS uint64) step {
-	return func(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+	return func(
+		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte,
+	) (res stepResult) {
 		resp, err := s.KvCommit(ctx, &kvrpcpb.CommitRequest{
 			Context: kctx, StartVersion: m.t.startTS, CommitVersion: commitTS, Keys: keys,
 		})
@@ -325,8 +335,11 @@ func (m *committer) committing(commitTS uint64) step {
 	}
 }
 
-func (m *committer) rollback(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
-	resp, err := s.KvBatchRollback(ctx, &kvrpcpb.BatchRollbackRequest{Context: kctx, StartVersion: m.t.startTS, Keys: keys})
+func (m *committer) rollback(
+	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte,
+) (res stepResult) {
+	resp, err := s.KvBatchRollback(ctx,
+		&kvrpcpb.BatchRollbackRequest{Context: kctx, StartVersion: m.t.startTS, Keys: keys})
 	res.region, res.rpc = resp.GetRegionError(), err
 	if e := resp.GetError(); e != nil {
 		res.err = keyError(e)

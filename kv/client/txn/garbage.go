@@ -13,19 +13,21 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// ResolveExpired ends the transactions that began by a timestamp and whose locks' time is over, wherever they have
-// locks, and returns how many locks it has met of them.
+// ResolveExpired ends the transactions that began by a timestamp and whose locks' time is over,
+// wherever they have locks, and returns how many locks it has met of them.
 func (c *Client) ResolveExpired(ctx context.Context, before uint64) (ended int, err error) {
-	err = c.lockPages(ctx, &kvrpcpb.ScanLockRequest{MaxVersion: before}, func(locks []*kvrpcpb.LockInfo) error {
-		n, err := c.resolveAll(ctx, locks, false)
-		ended += n
-		return err
-	})
+	err = c.lockPages(ctx, &kvrpcpb.ScanLockRequest{MaxVersion: before},
+		func(locks []*kvrpcpb.LockInfo) error {
+			n, err := c.resolveAll(ctx, locks, false)
+			ended += n
+			return err
+		})
 	return ended, err
 }
 
-// ResolveAll ends all transactions that began by a safe point, alive or not, and returns how many locks it has met.
-// The safe point must be in force for transactions. After it none of them has a lock in the cluster, or gets one.
+// ResolveAll ends all transactions that began by a safe point, alive or not, and returns how many
+// locks it has met. The safe point must be in force for transactions. After it none of them has a
+// lock in the cluster, or gets one.
 func (c *Client) ResolveAll(ctx context.Context, safePoint uint64) (ended int, err error) {
 	old := &kvrpcpb.ScanLockRequest{MaxVersion: safePoint, RefuseOlder: true}
 	err = c.lockPages(ctx, old, func(locks []*kvrpcpb.LockInfo) error {
@@ -36,9 +38,11 @@ func (c *Client) ResolveAll(ctx context.Context, safePoint uint64) (ended int, e
 	return ended, err
 }
 
-// resolveAll resolves the locks of transactions that have ended; with force it ends all others. It asks once for each
-// transaction.
-func (c *Client) resolveAll(ctx context.Context, locks []*kvrpcpb.LockInfo, force bool) (ended int, err error) {
+// resolveAll resolves the locks of transactions that have ended; with force it ends all others. It
+// asks once for each transaction.
+func (c *Client) resolveAll(
+	ctx context.Context, locks []*kvrpcpb.LockInfo, force bool,
+) (ended int, err error) {
 	now := uint64(math.MaxUint64)
 	if !force {
 		if now, err = c.Timestamp(ctx); err != nil {
@@ -71,9 +75,9 @@ func (c *Client) resolveAll(ctx context.Context, locks []*kvrpcpb.LockInfo, forc
 // Collected is what a step of Collect has done.
 type Collected struct{ Versions, Bytes, Locked uint64 }
 
-// Collect has each region's leader remove the records that no transaction can see which begins at safePoint or later.
-// The safe point must be in force for garbage, and ResolveAll must have been done for it. step is called after each
-// step.
+// Collect has each region's leader remove the records that no transaction can see which begins at
+// safePoint or later. The safe point must be in force for garbage, and ResolveAll must have been
+// done for it. step is called after each step.
 func (c *Client) Collect(
 	ctx context.Context, safePoint uint64, step func(ctx context.Context, done Collected) error,
 ) error {
@@ -94,7 +98,8 @@ func (c *Client) Collect(
 			err = keyError(resp.Error)
 		}
 		if err == nil {
-			err = step(ctx, Collected{Versions: resp.Versions, Bytes: resp.Bytes, Locked: resp.Locked})
+			err = step(ctx,
+				Collected{Versions: resp.Versions, Bytes: resp.Bytes, Locked: resp.Locked})
 		}
 		switch {
 		case err != nil:

@@ -34,9 +34,11 @@ func (c *Client) Records(ctx context.Context, key []byte) (*kvrpcpb.MvccInfo, er
 // lockPage is how many locks one answer has at most.
 const lockPage = 1024
 
-// Locks hands the locks of transactions that began by maxTS, on keys of [start, end), to visit, in key order, until
-// that returns false. An empty end is unbounded.
-func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, visit func(*kvrpcpb.LockInfo) bool) error {
+// Locks hands the locks of transactions that began by maxTS, on keys of [start, end), to visit, in
+// key order, until that returns false. An empty end is unbounded.
+func (c *Client) Locks(
+	ctx context.Context, maxTS uint64, start, end []byte, visit func(*kvrpcpb.LockInfo) bool,
+) error {
 	req := &kvrpcpb.ScanLockRequest{MaxVersion: maxTS, StartKey: start, EndKey: end}
 	err := c.lockPages(ctx, req, func(locks []*kvrpcpb.LockInfo) error {
 		for _, l := range locks {
@@ -54,7 +56,8 @@ func (c *Client) Locks(ctx context.Context, maxTS uint64, start, end []byte, vis
 
 var errEnough = errors.New("txn: enough")
 
-// lockPages hands the locks that a request is for, in all regions, to visit, page by page; an error of visit ends it.
+// lockPages hands the locks that a request is for, in all regions, to visit, page by page; an error
+// of visit ends it.
 func (c *Client) lockPages(
 	ctx context.Context, from *kvrpcpb.ScanLockRequest, visit func([]*kvrpcpb.LockInfo) error,
 ) error {
@@ -66,7 +69,8 @@ func (c *Client) lockPages(
 			ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 		) (*errorpb.Error, error) {
 			r, err := s.KvScanLock(ctx, &kvrpcpb.ScanLockRequest{
-				Context: kctx, MaxVersion: from.MaxVersion, StartKey: start, EndKey: from.EndKey, Limit: lockPage,
+				Context: kctx, MaxVersion: from.MaxVersion, StartKey: start, EndKey: from.EndKey,
+				Limit:       lockPage,
 				RefuseOlder: from.RefuseOlder,
 			})
 			resp, at = r, region.EndKey

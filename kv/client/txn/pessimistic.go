@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// lockLives is how long a pessimistic lock lives without a heartbeat, beat how often there is one, and maxLives for
-	// how long a transaction is kept alive at most.
+	// lockLives is how long a pessimistic lock lives without a heartbeat, beat how often there is
+	// one, and maxLives for how long a transaction is kept alive at most.
 	lockLives = 20 * time.Second
 	beat      = 5 * time.Second
 	maxLives  = time.Hour
 )
 
-// locks are those that a pessimistic transaction has taken before its commit. Owner: the transaction; the heartbeat
-// moves alive, and nothing else of it.
+// locks are those that a pessimistic transaction has taken before its commit. Owner: the
+// transaction; the heartbeat moves alive, and nothing else of it.
 type locks struct {
 	pessimistic bool
 	// keys are locked, primary is the first of them.
@@ -33,8 +33,8 @@ type locks struct {
 	primary []byte
 	// forUpdateTS is the timestamp of the newest lock.
 	forUpdateTS uint64
-	// alive is a moment, in nanoseconds since the begin of the transaction, from which on the primary's lock lives for
-	// lockLives. The heartbeat moves it.
+	// alive is a moment, in nanoseconds since the begin of the transaction, from which on the
+	// primary's lock lives for lockLives. The heartbeat moves it.
 	alive atomic.Int64
 	// stop ends the heartbeat.
 	stop context.CancelFunc
@@ -42,7 +42,8 @@ type locks struct {
 
 func (l *locks) has(key []byte) bool { return l.keys[string(key)] }
 
-// join adds what is locked and not written to what is committed, so that it stays locked until then.
+// join adds what is locked and not written to what is committed, so that it stays locked until
+// then.
 func (l *locks) join(writes map[string]mutation) {
 	for k := range l.keys {
 		if _, written := writes[k]; !written {
@@ -58,8 +59,8 @@ func (l *locks) rest() {
 	}
 }
 
-// kept fails if the locks of a transaction that has only locked keys may have gone before its end: then what it has read
-// need not be of one moment. Nobody takes the others before the primary's.
+// kept fails if the locks of a transaction that has only locked keys may have gone before its end:
+// then what it has read need not be of one moment. Nobody takes the others before the primary's.
 func (l *locks) kept(ctx context.Context, t *Txn) error {
 	if len(l.keys) == 0 || time.Since(t.begun)-time.Duration(l.alive.Load()) < lockLives/2 {
 		return nil
@@ -79,7 +80,8 @@ func (l *locks) drop(t *Txn) {
 	}
 	slices.SortFunc(keys, bytes.Compare)
 	m := &committer{t: t, keys: keys}
-	release := func(ctx context.Context) { _ = m.each(ctx, keys, m.release) } // or their time ends them
+	// or their time ends them
+	release := func(ctx context.Context) { _ = m.each(ctx, keys, m.release) }
 	if !t.c.inBackground(release) {
 		ctx, cancel := context.WithTimeout(t.c.ctx, cleanTimeout)
 		defer cancel()
@@ -87,7 +89,9 @@ func (l *locks) drop(t *Txn) {
 	}
 }
 
-func (m *committer) release(ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte) (res stepResult) {
+func (m *committer) release(
+	ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, keys [][]byte,
+) (res stepResult) {
 	resp, err := s.KvPessimisticRollback(ctx, &kvrpcpb.PessimisticRollbackRequest{
 		Context: kctx, StartVersion: m.t.startTS, ForUpdateTs: m.t.locks.forUpdateTS, Keys: keys,
 	})
@@ -98,9 +102,9 @@ func (m *committer) release(ctx context.Context, s tinykvpb.TinyKvClient, kctx *
 	return res
 }
 
-// BeginPessimistic starts a transaction that can lock keys before its commit (LockKeys). It must be ended by Commit or
-// Rollback: until then it is kept alive, for an hour at most. Keys that are written without being locked are checked at
-// the commit, as in any other transaction.
+// BeginPessimistic starts a transaction that can lock keys before its commit (LockKeys). It must be
+// ended by Commit or Rollback: until then it is kept alive, for an hour at most. Keys that are
+// written without being locked are checked at the commit, as in any other transaction.
 func (c *Client) BeginPessimistic(ctx context.Context) (*Txn, error) {
 	t, err := c.Begin(ctx)
 	if err == nil {
@@ -112,9 +116,10 @@ func (c *Client) BeginPessimistic(ctx context.Context) (*Txn, error) {
 // ErrOptimistic is returned by LockKeys of a transaction that BeginPessimistic has not begun.
 var ErrOptimistic = errors.New("txn: only pessimistic transactions lock keys before their commit")
 
-// LockKeys locks keys, so that nobody else changes them before this transaction ends, and returns the newest values of
-// those that exist. It waits for others until ctx ends. After an error some of the keys may be locked. At ErrDeadlock
-// the transaction is to be rolled back, since others wait for it.
+// LockKeys locks keys, so that nobody else changes them before this transaction ends, and returns
+// the newest values of those that exist. It waits for others until ctx ends. After an error some of
+// the keys may be locked. At ErrDeadlock the transaction is to be rolled back, since others wait
+// for it.
 //
 // Get and Scan still read at the transaction's start.
 func (t *Txn) LockKeys(ctx context.Context, keys ...[]byte) (map[string][]byte, error) {
@@ -144,7 +149,8 @@ func (t *Txn) LockKeys(ctx context.Context, keys ...[]byte) (map[string][]byte, 
 			continue
 		case errors.As(err, &held):
 			err = t.c.pass(ctx, &wait, held.lock)
-		case errors.Is(err, ErrConflict) && !errors.Is(err, ErrDeadlock) && !errors.Is(err, ErrLockLost):
+		case errors.Is(err, ErrConflict) && !errors.Is(err, ErrDeadlock) &&
+			!errors.Is(err, ErrLockLost):
 			err = nil // it was changed meanwhile: the next timestamp is later
 			if !wait.sleep(ctx) {
 				err = ctx.Err()
@@ -165,9 +171,11 @@ type heldError struct{ lock *kvrpcpb.LockInfo }
 
 func (e *heldError) Error() string { return "txn: a key is locked" }
 
-// lockSome locks the first of the sorted keys and those after it that go in the same request, at a new timestamp. n is
-// how many they are.
-func (t *Txn) lockSome(ctx context.Context, keys [][]byte, values map[string][]byte) (n int, err error) {
+// lockSome locks the first of the sorted keys and those after it that go in the same request, at a
+// new timestamp. n is how many they are.
+func (t *Txn) lockSome(
+	ctx context.Context, keys [][]byte, values map[string][]byte,
+) (n int, err error) {
 	ts, err := t.c.Timestamp(ctx)
 	if err != nil {
 		return 0, err
@@ -191,8 +199,10 @@ func (t *Txn) lockSome(ctx context.Context, keys [][]byte, values map[string][]b
 	) (*errorpb.Error, error) {
 		n = min(max(1, within(region, keys)), maxGetKeys)
 		r, err := s.KvPessimisticLock(ctx, &kvrpcpb.PessimisticLockRequest{
-			Context: kctx, PrimaryLock: primary, StartVersion: t.startTS, ForUpdateTs: ts, Keys: keys[:n],
-			LockTtl: uint64((time.Since(t.begun) + lockLives).Milliseconds()), IsFirstLock: first, ReturnValues: true,
+			Context: kctx, PrimaryLock: primary, StartVersion: t.startTS, ForUpdateTs: ts,
+			Keys:    keys[:n],
+			LockTtl: uint64((time.Since(t.begun) + lockLives).Milliseconds()), IsFirstLock: first,
+			ReturnValues: true,
 		})
 		if err != nil || r.RegionError != nil {
 			note(keys[:n])
@@ -250,7 +260,8 @@ func (t *Txn) keepAlive() {
 	}()
 }
 
-// heartbeat has a transaction live for lockLives from now on. ErrLockLost says that it does not live any more.
+// heartbeat has a transaction live for lockLives from now on. ErrLockLost says that it does not
+// live any more.
 func (c *Client) heartbeat(ctx context.Context, t *Txn, primary []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, beat)
 	defer cancel()
@@ -260,7 +271,8 @@ func (c *Client) heartbeat(ctx context.Context, t *Txn, primary []byte) error {
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, _ *metapb.Region,
 	) (*errorpb.Error, error) {
 		r, err := s.KvTxnHeartBeat(ctx, &kvrpcpb.TxnHeartBeatRequest{
-			Context: kctx, PrimaryLock: primary, StartVersion: t.startTS, AdviseLockTtl: uint64((since + lockLives).Milliseconds()),
+			Context: kctx, PrimaryLock: primary, StartVersion: t.startTS,
+			AdviseLockTtl: uint64((since + lockLives).Milliseconds()),
 		})
 		resp = r
 		return r.GetRegionError(), err

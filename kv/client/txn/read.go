@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// maxGets is how many regions a BatchGet asks at a time, maxGetKeys how many keys one request has.
+	// maxGets is how many regions a BatchGet asks at a time, maxGetKeys how many keys one request
+	// has.
 	maxGets    = 16
 	maxGetKeys = 1024
 )
@@ -67,8 +68,11 @@ func (c *Client) groups(keys [][]byte) (out [][][]byte) {
 	return out
 }
 
-// batchGet reads sorted keys, with one request for each region, and resolves locks that are in the way.
-func (c *Client) batchGet(ctx context.Context, keys [][]byte, ts uint64, found func(key string, value []byte)) error {
+// batchGet reads sorted keys, with one request for each region, and resolves locks that are in the
+// way.
+func (c *Client) batchGet(
+	ctx context.Context, keys [][]byte, ts uint64, found func(key string, value []byte),
+) error {
 	wait, most := backoff{}, maxGetKeys
 	for len(keys) > 0 {
 		n, locks, err := c.batchGetOnce(ctx, keys[:min(len(keys), most)], ts, found)
@@ -83,7 +87,8 @@ func (c *Client) batchGet(ctx context.Context, keys [][]byte, ts uint64, found f
 			keys = keys[n:]
 			continue
 		}
-		infos, again := make([]*kvrpcpb.LockInfo, len(locks)), make([][]byte, 0, len(locks)+len(keys)-n)
+		infos, again := make([]*kvrpcpb.LockInfo, len(locks)),
+			make([][]byte, 0, len(locks)+len(keys)-n)
 		for i, p := range locks {
 			infos[i] = p.Error.Locked
 			again = append(again, p.Key)
@@ -96,7 +101,8 @@ func (c *Client) batchGet(ctx context.Context, keys [][]byte, ts uint64, found f
 	return nil
 }
 
-// batchGetOnce asks one region for the first n of the keys. locks are the pairs of those that are locked.
+// batchGetOnce asks one region for the first n of the keys. locks are the pairs of those that are
+// locked.
 func (c *Client) batchGetOnce(
 	ctx context.Context, keys [][]byte, ts uint64, found func(key string, value []byte),
 ) (n int, locks []*kvrpcpb.KvPair, err error) {
@@ -105,7 +111,8 @@ func (c *Client) batchGetOnce(
 		ctx context.Context, s tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 	) (*errorpb.Error, error) {
 		n = max(1, within(region, keys))
-		r, err := s.KvBatchGet(ctx, &kvrpcpb.BatchGetRequest{Context: kctx, Keys: keys[:n], Version: ts})
+		r, err := s.KvBatchGet(ctx,
+			&kvrpcpb.BatchGetRequest{Context: kctx, Keys: keys[:n], Version: ts})
 		resp = r
 		return r.GetRegionError(), err
 	})
@@ -134,7 +141,8 @@ type KV struct{ Key, Value []byte }
 // scanPage is how many pairs one answer of a scan has at most.
 const scanPage = 256
 
-// Scan returns the pairs of [start, end) in key order, at most limit; an empty end is unbounded, a limit of 0 as well.
+// Scan returns the pairs of [start, end) in key order, at most limit; an empty end is unbounded, a
+// limit of 0 as well.
 func (t *Txn) Scan(ctx context.Context, start, end []byte, limit int) ([]KV, error) {
 	return t.merge(ctx, span{start, end, false}, limit)
 }
@@ -206,8 +214,11 @@ func (t *Txn) merge(ctx context.Context, s span, limit int) ([]KV, error) {
 	return out, nil
 }
 
-// scan hands the pairs of a span at a timestamp to visit until that returns false. One answer has at most limit pairs.
-func (c *Client) scan(ctx context.Context, s span, ts uint64, limit int, visit func(KV) bool) error {
+// scan hands the pairs of a span at a timestamp to visit until that returns false. One answer has
+// at most limit pairs.
+func (c *Client) scan(
+	ctx context.Context, s span, ts uint64, limit int, visit func(KV) bool,
+) error {
 	for more := true; more; {
 		page, rest, err := c.scanOnce(ctx, s, ts, limit)
 		if status.Code(err) == codes.ResourceExhausted && limit > 1 {
@@ -246,8 +257,8 @@ func (c *Client) scan(ctx context.Context, s span, ts uint64, limit int, visit f
 // top is a place behind that of every key.
 var top = bytes.Repeat([]byte{0xFF}, memcomparable.Size(64<<10))
 
-// last is a place just before that of a key: all keys below it lie in the regions up to that of the place. Regions
-// end where the place of a key begins, and no such place lies between the two.
+// last is a place just before that of a key: all keys below it lie in the regions up to that of the
+// place. Regions end where the place of a key begins, and no such place lies between the two.
 func last(end []byte) []byte {
 	if len(end) == 0 {
 		return top
@@ -269,7 +280,8 @@ func (c *Client) scanOnce(
 		ctx context.Context, to tinykvpb.TinyKvClient, kctx *kvrpcpb.Context, region *metapb.Region,
 	) (*errorpb.Error, error) {
 		req := &kvrpcpb.ScanRequest{
-			Context: kctx, StartKey: s.start, EndKey: s.end, Limit: uint32(limit), Version: ts, Reverse: s.reverse,
+			Context: kctx, StartKey: s.start, EndKey: s.end, Limit: uint32(limit), Version: ts,
+			Reverse: s.reverse,
 		}
 		if s.reverse {
 			req.StartKey, req.EndKey = s.end, s.start

@@ -12,8 +12,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// pass deals with locks that are in the way: those of transactions that have ended are resolved; while one's
-// transaction lives, it pauses.
+// pass deals with locks that are in the way: those of transactions that have ended are resolved;
+// while one's transaction lives, it pauses.
 func (c *Client) pass(ctx context.Context, wait *backoff, locks ...*kvrpcpb.LockInfo) error {
 	alive := false
 	for _, l := range locks {
@@ -29,8 +29,9 @@ func (c *Client) pass(ctx context.Context, wait *backoff, locks ...*kvrpcpb.Lock
 	return nil
 }
 
-// resolve asks the primary what became of a lock's transaction, which is rolled back if its time is over, and does
-// the same to all its locks in the region of this one. ended is false while the transaction lives.
+// resolve asks the primary what became of a lock's transaction, which is rolled back if its time is
+// over, and does the same to all its locks in the region of this one. ended is false while the
+// transaction lives.
 func (c *Client) resolve(ctx context.Context, l *kvrpcpb.LockInfo) (ended bool, err error) {
 	now, err := c.Timestamp(ctx)
 	if err != nil {
@@ -44,8 +45,8 @@ func (c *Client) resolve(ctx context.Context, l *kvrpcpb.LockInfo) (ended bool, 
 	return err == nil, err
 }
 
-// fate is what became of a transaction: it is alive, or was committed, or else rolled back. With resolved none of its
-// locks are left.
+// fate is what became of a transaction: it is alive, or was committed, or else rolled back. With
+// resolved none of its locks are left.
 type fate struct {
 	alive, resolved bool
 	commitTS        uint64
@@ -91,9 +92,11 @@ type secondaryLocks struct {
 	commitTS uint64
 }
 
-// secondaries looks at sorted keys of a transaction. One that is neither locked nor committed can not be locked by it
-// any more.
-func (c *Client) secondaries(ctx context.Context, keys [][]byte, startTS uint64) (of secondaryLocks, err error) {
+// secondaries looks at sorted keys of a transaction. One that is neither locked nor committed can
+// not be locked by it any more.
+func (c *Client) secondaries(
+	ctx context.Context, keys [][]byte, startTS uint64,
+) (of secondaryLocks, err error) {
 	of.locked = true
 	for left := keys; len(left) > 0; {
 		var resp *kvrpcpb.CheckSecondaryLocksResponse
@@ -144,14 +147,15 @@ func (c *Client) resolveKeys(ctx context.Context, keys [][]byte, startTS, commit
 	})
 }
 
-// expired tells whether the time of a lock is over, as far as the lock itself says: that of its transaction's primary
-// may have been prolonged.
+// expired tells whether the time of a lock is over, as far as the lock itself says: that of its
+// transaction's primary may have been prolonged.
 func expired(l *kvrpcpb.LockInfo, now uint64) bool {
 	return now>>logicalBits > l.LockVersion>>logicalBits+l.LockTtl
 }
 
-// status asks the primary what became of a lock's transaction, which is rolled back if its time is over at now. One
-// whose primary is not locked yet lives as long as the lock does. sync says that it is known to have a plain lock.
+// status asks the primary what became of a lock's transaction, which is rolled back if its time is
+// over at now. One whose primary is not locked yet lives as long as the lock does. sync says that
+// it is known to have a plain lock.
 func (c *Client) status(
 	ctx context.Context, l *kvrpcpb.LockInfo, now uint64, sync bool,
 ) (st *kvrpcpb.CheckTxnStatusResponse, err error) {
@@ -168,8 +172,8 @@ func (c *Client) status(
 	return st, err
 }
 
-// resolveAt ends all locks of a transaction in the region of a key: commits them at commitTS, or rolls them back if that
-// is 0.
+// resolveAt ends all locks of a transaction in the region of a key: commits them at commitTS, or
+// rolls them back if that is 0.
 func (c *Client) resolveAt(ctx context.Context, key []byte, startTS, commitTS uint64) error {
 	return c.resolveIn(ctx, key, startTS, commitTS, func(*metapb.Region) {})
 }

@@ -45,19 +45,21 @@ func (t *Txn) Set(key, value []byte) {
 // Delete removes a key when the transaction is committed.
 func (t *Txn) Delete(key []byte) { t.writes[string(key)] = mutation{op: kvrpcpb.Op_Del} }
 
-// Lock makes the commit fail if another transaction has written the key since this one began. It is for keys that are
-// only read: two transactions that each read what the other one writes can both commit otherwise.
+// Lock makes the commit fail if another transaction has written the key since this one began. It is
+// for keys that are only read: two transactions that each read what the other one writes can both
+// commit otherwise.
 func (t *Txn) Lock(key []byte) {
 	if _, written := t.writes[string(key)]; !written {
 		t.writes[string(key)] = mutation{op: kvrpcpb.Op_Lock}
 	}
 }
 
-// Own is the value that the transaction itself has given to a key, found is false if it has removed it; known is false
-// if it has not changed it.
+// Own is the value that the transaction itself has given to a key, found is false if it has removed
+// it; known is false if it has not changed it.
 func (t *Txn) Own(key []byte) (value []byte, found, known bool) { return t.own(key) }
 
-// own is the value that the transaction itself has given to a key; known is false if it has not changed it.
+// own is the value that the transaction itself has given to a key; known is false if it has not
+// changed it.
 func (t *Txn) own(key []byte) (value []byte, found, known bool) {
 	m, ok := t.writes[string(key)]
 	if !ok || m.op == kvrpcpb.Op_Lock {
@@ -108,14 +110,17 @@ func parallel(ctx context.Context, n, width int, f func(ctx context.Context, i i
 // newest is the timestamp of a read that sees what is committed when it is served.
 const newest = math.MaxUint64
 
-// Get returns the newest committed value of a key; found is false if there is none. It is linearizable with all transactions
-// that have been acknowledged, and needs no timestamp: several reads that are to be of one moment need a transaction.
+// Get returns the newest committed value of a key; found is false if there is none. It is
+// linearizable with all transactions that have been acknowledged, and needs no timestamp: several
+// reads that are to be of one moment need a transaction.
 func (c *Client) Get(ctx context.Context, key []byte) (value []byte, found bool, err error) {
 	return c.get(ctx, key, newest)
 }
 
 // get reads a key at a timestamp, and resolves locks that are in the way.
-func (c *Client) get(ctx context.Context, key []byte, ts uint64) (value []byte, found bool, err error) {
+func (c *Client) get(
+	ctx context.Context, key []byte, ts uint64,
+) (value []byte, found bool, err error) {
 	wait := backoff{}
 	for {
 		var resp *kvrpcpb.GetResponse

@@ -30,8 +30,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is a placement service, an oracle and a store with one region, in memory. commit, if set, answers commits instead
-// of the store.
+// world is a placement service, an oracle and a store with one region, in memory. commit, if set,
+// answers commits instead of the store.
 type world struct {
 	tinykvpb.TinyKvClient
 	srv    *server.Server
@@ -52,14 +52,20 @@ func newWorld(t *testing.T) (*world, *Client) {
 		physical, logical, err := w.GetTS(ctx)
 		return mvcc.Timestamp(physical, logical), err
 	}, func() bool { return true }))
-	kv := client.New(w, client.Options{Dial: func(context.Context, uint64) (tinykvpb.TinyKvClient, error) { return w, nil }})
+	kv := client.New(w,
+		client.Options{Dial: func(context.Context, uint64) (tinykvpb.TinyKvClient, error) {
+			return w, nil
+		}})
 	c := New(kv, w)
 	t.Cleanup(func() { c.Close(); kv.Close() })
 	return w, c
 }
 
 func (w *world) region() *metapb.Region {
-	return &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1}, Peers: []*metapb.Peer{{Id: 1, StoreId: 1}}}
+	return &metapb.Region{
+		Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1},
+		Peers: []*metapb.Peer{{Id: 1, StoreId: 1}},
+	}
 }
 
 func (w *world) GetRegion(context.Context, []byte) (*scheduler.Region, error) {
@@ -83,19 +89,27 @@ func (w *world) GetTS(context.Context) (int64, int64, error) {
 }
 
 // RawGet is how the routing client finds out whether a store is there.
-func (w *world) RawGet(ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption) (*kvrpcpb.RawGetResponse, error) {
+func (w *world) RawGet(
+	ctx context.Context, in *kvrpcpb.RawGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.RawGetResponse, error) {
 	return w.srv.RawGet(ctx, in)
 }
 
-func (w *world) KvGet(ctx context.Context, in *kvrpcpb.GetRequest, _ ...grpc.CallOption) (*kvrpcpb.GetResponse, error) {
+func (w *world) KvGet(
+	ctx context.Context, in *kvrpcpb.GetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.GetResponse, error) {
 	return w.srv.KvGet(ctx, in)
 }
 
-func (w *world) KvScan(ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.CallOption) (*kvrpcpb.ScanResponse, error) {
+func (w *world) KvScan(
+	ctx context.Context, in *kvrpcpb.ScanRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.ScanResponse, error) {
 	return w.srv.KvScan(ctx, in)
 }
 
-func (w *world) KvBatchGet(ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption) (*kvrpcpb.BatchGetResponse, error) {
+func (w *world) KvBatchGet(
+	ctx context.Context, in *kvrpcpb.BatchGetRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.BatchGetResponse, error) {
 	return w.srv.KvBatchGet(ctx, in)
 }
 
@@ -117,7 +131,9 @@ func (w *world) KvTxnHeartBeat(
 	return w.srv.KvTxnHeartBeat(ctx, in)
 }
 
-func (w *world) KvPrewrite(ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption) (*kvrpcpb.PrewriteResponse, error) {
+func (w *world) KvPrewrite(
+	ctx context.Context, in *kvrpcpb.PrewriteRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.PrewriteResponse, error) {
 	w.mu.Lock()
 	prewrite := w.prewrite
 	w.mu.Unlock()
@@ -133,7 +149,9 @@ func (w *world) onPrewrite(f func(in *kvrpcpb.PrewriteRequest) (*kvrpcpb.Prewrit
 	w.prewrite = f
 }
 
-func (w *world) KvCommit(ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption) (*kvrpcpb.CommitResponse, error) {
+func (w *world) KvCommit(
+	ctx context.Context, in *kvrpcpb.CommitRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.CommitResponse, error) {
 	w.mu.Lock()
 	commit := w.commit
 	w.mu.Unlock()
@@ -173,8 +191,8 @@ func (w *world) onCommit(f func(in *kvrpcpb.CommitRequest) (*kvrpcpb.CommitRespo
 	w.commit = f
 }
 
-// TestLostAnswersOfCommits: an answer that is lost is asked for again. One that never comes leaves the outcome unknown, and
-// the transaction happened all the same.
+// TestLostAnswersOfCommits: an answer that is lost is asked for again. One that never comes leaves
+// the outcome unknown, and the transaction happened all the same.
 func TestLostAnswersOfCommits(t *testing.T) {
 	w, c := newWorld(t)
 	c.SetCommits(TwoPhases)
@@ -215,7 +233,10 @@ func TestRunTriesAgain(t *testing.T) {
 	require.NoError(t, c.Run(ctx, func(x *Txn) error {
 		x.Set([]byte("k"), []byte("mine"))
 		if attempts++; attempts < 3 {
-			return c.Run(ctx, func(y *Txn) error { y.Set([]byte("k"), []byte("other")); return nil })
+			return c.Run(ctx, func(y *Txn) error {
+				y.Set([]byte("k"), []byte("other"))
+				return nil
+			})
 		}
 		return nil
 	}))
@@ -225,8 +246,8 @@ func TestRunTriesAgain(t *testing.T) {
 	require.ErrorIs(t, err, ErrConflict)
 }
 
-// TestLocksOfOthers: the lock of a transaction that lives is waited for; when its time is over, it is rolled back, and
-// its own commit says so.
+// TestLocksOfOthers: the lock of a transaction that lives is waited for; when its time is over, it
+// is rolled back, and its own commit says so.
 func TestLocksOfOthers(t *testing.T) {
 	w, c := newWorld(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -234,7 +255,8 @@ func TestLocksOfOthers(t *testing.T) {
 	start, err := c.Timestamp(ctx)
 	require.NoError(t, err)
 	resp, err := w.srv.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
-		Mutations: []*kvrpcpb.Mutation{{Key: []byte("k"), Value: []byte("theirs")}}, PrimaryLock: []byte("k"),
+		Mutations:    []*kvrpcpb.Mutation{{Key: []byte("k"), Value: []byte("theirs")}},
+		PrimaryLock:  []byte("k"),
 		StartVersion: start, LockTtl: 10, // ten questions for the time
 	})
 	require.NoError(t, err)
@@ -244,14 +266,18 @@ func TestLocksOfOthers(t *testing.T) {
 	_, found, err := x.Get(ctx, []byte("k"))
 	require.NoError(t, err)
 	require.False(t, found)
-	com, err := w.srv.KvCommit(ctx, &kvrpcpb.CommitRequest{StartVersion: start, CommitVersion: start + 1<<30, Keys: [][]byte{[]byte("k")}})
+	com, err := w.srv.KvCommit(ctx,
+		&kvrpcpb.CommitRequest{
+			StartVersion: start, CommitVersion: start + 1<<30, Keys: [][]byte{[]byte("k")},
+		})
 	require.NoError(t, err)
 	require.NotEmpty(t, com.Error.GetRetryable())
 
 	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer stop()
 	_, err = w.srv.KvPrewrite(ctx, &kvrpcpb.PrewriteRequest{
-		Mutations: []*kvrpcpb.Mutation{{Key: []byte("p"), Value: []byte("theirs")}}, PrimaryLock: []byte("p"), StartVersion: start, LockTtl: 1 << 40,
+		Mutations:   []*kvrpcpb.Mutation{{Key: []byte("p"), Value: []byte("theirs")}},
+		PrimaryLock: []byte("p"), StartVersion: start, LockTtl: 1 << 40,
 	})
 	require.NoError(t, err)
 	_, _, err = x.Get(short, []byte("p"))
@@ -285,8 +311,8 @@ func TestErrorsOfKeys(t *testing.T) {
 	require.True(t, IsUnknown(fmt.Errorf("x: %w", &UnknownError{errors.New("y")})))
 }
 
-// TestLockTTL: the time to live counts from the start timestamp, so a transaction that has thought for long gets as much
-// time to commit as another one.
+// TestLockTTL: the time to live counts from the start timestamp, so a transaction that has thought
+// for long gets as much time to commit as another one.
 func TestLockTTL(t *testing.T) {
 	require.EqualValues(t, 3000, lockTTL(0, 0))
 	require.EqualValues(t, 3010, lockTTL(10<<10, 0))

@@ -132,7 +132,8 @@ func (d *db) badgerOptions() badger.Options {
 func (d *db) afterOpen() error {
 	at, m := d.b.GetVLogOffset(), d.mark.State()
 	if at < m.Position {
-		err := fmt.Errorf("%w: the value log ends at file %d, offset %d, but was synced up to file %d, offset %d",
+		err := fmt.Errorf(
+			"%w: the value log ends at file %d, offset %d, but was synced up to file %d, offset %d",
 			engine.ErrCorrupt, at>>32, uint32(at), m.Position>>32, uint32(m.Position))
 		return errors.Join(err, d.b.Close())
 	}
@@ -147,7 +148,8 @@ func (d *db) afterOpen() error {
 		d.seq = binary.LittleEndian.Uint64(v)
 	}
 	if d.seq < m.Commit {
-		err := fmt.Errorf("%w: commit %d is the last one, but %d was synced", engine.ErrCorrupt, d.seq, m.Commit)
+		err := fmt.Errorf("%w: commit %d is the last one, but %d was synced", engine.ErrCorrupt,
+			d.seq, m.Commit)
 		return errors.Join(err, d.b.Close())
 	}
 	d.seen.Store(d.seq)

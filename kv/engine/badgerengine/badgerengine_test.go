@@ -17,7 +17,9 @@ func TestMain(m *testing.M) { enginetest.Main(m, factory) }
 var factory = enginetest.Factory{
 	Name: badgerengine.Name,
 	Open: func(dir string) (engine.Engine, error) {
-		return badgerengine.Open(engine.Options{Dir: dir, CacheBytes: 1 << 20, MemTableBytes: 1 << 20})
+		return badgerengine.Open(engine.Options{
+			Dir: dir, CacheBytes: 1 << 20, MemTableBytes: 1 << 20,
+		})
 	},
 }
 
@@ -62,14 +64,17 @@ func TestDamage(t *testing.T) {
 		silent += counts["LOSS"]
 	}
 	if silent == 0 {
-		t.Error("no silent loss in a damaged table: the warning at start and docs/engine.md say there are")
+		t.Error(
+			"no silent loss in a damaged table: the warning at start and docs/engine.md say there are")
 	}
 }
 
 // TestWarning: each start with badger warns once of what it cannot do.
 func TestWarning(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
-	e, err := badgerengine.Open(engine.Options{Dir: t.TempDir(), CacheBytes: 1 << 20, MemTableBytes: 1 << 20, Logger: zap.New(core)})
+	e, err := badgerengine.Open(engine.Options{
+		Dir: t.TempDir(), CacheBytes: 1 << 20, MemTableBytes: 1 << 20, Logger: zap.New(core),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,8 @@ func checksum(key, value []byte) uint32 {
 func unseal(key, stored []byte) ([]byte, error) {
 	n := len(stored) - sumLen
 	if n < 0 || checksum(key, stored[:n]) != binary.LittleEndian.Uint32(stored[n:]) {
-		return nil, fmt.Errorf("%w: checksum of key %v does not match", engine.ErrCorrupt, redact.Key(key))
+		return nil,
+			fmt.Errorf("%w: checksum of key %v does not match", engine.ErrCorrupt, redact.Key(key))
 	}
 	return stored[:n], nil
 }
@@ -52,7 +53,8 @@ type batch struct {
 // through the slices into it.
 func (b *batch) add(kind opKind, key, value []byte) {
 	if len(key) == 0 || key[0] == 0x00 || key[0] == '!' {
-		b.err = fmt.Errorf("engine: key %v begins with a byte that badger cannot hold", redact.Key(key))
+		b.err = fmt.Errorf("engine: key %v begins with a byte that badger cannot hold",
+			redact.Key(key))
 	}
 	need := len(key) + len(value) + sumLen
 	if cap(b.buf)-len(b.buf) < need {

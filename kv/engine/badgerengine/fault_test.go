@@ -12,12 +12,12 @@ import (
 	"github.com/tinykv/tinykv/kv/engine/enginetest"
 )
 
-// TestPowerLoss copies the files of a running engine and takes from the copy what was written to the
-// value log after the last sync, in whole or from some page on: what remains is whole batches, a
-// prefix, and not less than what was synced.
+// TestPowerLoss copies the files of a running engine and takes from the copy what was written to
+// the value log after the last sync, in whole or from some page on: what remains is whole batches,
+// a prefix, and not less than what was synced.
 //
-// The memtables are large here, so that no table is written meanwhile: what badger does when a batch
-// crosses from one memtable to the next is the gap described in the package comment.
+// The memtables are large here, so that no table is written meanwhile: what badger does when a
+// batch crosses from one memtable to the next is the gap described in the package comment.
 func TestPowerLoss(t *testing.T) {
 	rounds := uint64(6)
 	if *long {
@@ -53,7 +53,8 @@ func TestPowerLoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		forget(t, filepath.Join(left, "000000.vlog"), syncedEnd, rng)
-		if err := os.Remove(filepath.Join(left, "LOCK")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(filepath.Join(left, "LOCK")); err != nil &&
+			!errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
 		opts.Dir = left

@@ -47,7 +47,8 @@ var listeners struct {
 func listen(d *db) {
 	listeners.once.Do(func() {
 		logger := zap.New(listenerCore{}, zap.WithFatalHook(fatalHook{}))
-		badgerlog.ReplaceGlobals(logger, &badgerlog.ZapProperties{Level: zap.NewAtomicLevelAt(zap.InfoLevel)})
+		badgerlog.ReplaceGlobals(logger,
+			&badgerlog.ZapProperties{Level: zap.NewAtomicLevelAt(zap.InfoLevel)})
 	})
 	listeners.Lock()
 	defer listeners.Unlock()
@@ -73,8 +74,8 @@ func listening() []*db {
 	return dbs
 }
 
-// lostWork is the one warning that is not about slowness: a commit that failed. What is logged as an
-// error always is about something that did not happen.
+// lostWork is the one warning that is not about slowness: a commit that failed. What is logged as
+// an error always is about something that did not happen.
 const lostWork = "handle requests failed"
 
 type listenerCore struct{ fields []zapcore.Field }

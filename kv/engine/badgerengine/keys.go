@@ -10,13 +10,15 @@ import (
 	"github.com/tinykv/tinykv/pkg/redact"
 )
 
-// keyFields are the fields of the library's lines that show keys in ways of its own: the tables of a compaction, and
-// the first key of a log that is read again.
+// keyFields are the fields of the library's lines that show keys in ways of its own: the tables of
+// a compaction, and the first key of a log that is read again.
 var keyFields = []string{"def", "compact def", "first key"}
 
 // withoutKeys returns the fields without those that show keys, as a new slice.
 func withoutKeys(fields []zapcore.Field) []zapcore.Field {
-	return slices.DeleteFunc(slices.Clone(fields), func(f zapcore.Field) bool { return slices.Contains(keyFields, f.Key) })
+	return slices.DeleteFunc(slices.Clone(fields), func(f zapcore.Field) bool {
+		return slices.Contains(keyFields, f.Key)
+	})
 }
 
 // overlap is how the library tells of tables that are out of order, with their keys.

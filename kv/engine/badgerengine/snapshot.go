@@ -67,7 +67,9 @@ const (
 )
 
 func (s *snapshot) NewIterator(lower, upper []byte) engine.Iterator {
-	it := &iterator{d: s.d, txn: s.txn, err: s.err, lower: bytes.Clone(lower), upper: bytes.Clone(upper)}
+	it := &iterator{
+		d: s.d, txn: s.txn, err: s.err, lower: bytes.Clone(lower), upper: bytes.Clone(upper),
+	}
 	if bytes.Compare(it.lower, lowest) < 0 {
 		it.lower = lowest
 	}
@@ -94,7 +96,8 @@ func (it *iterator) move(step func()) {
 		}
 		item := it.cur.Item()
 		key := item.Key()
-		if bytes.Compare(key, it.lower) < 0 || it.upper != nil && bytes.Compare(key, it.upper) >= 0 {
+		if bytes.Compare(key, it.lower) < 0 ||
+			it.upper != nil && bytes.Compare(key, it.upper) >= 0 {
 			return nil
 		}
 		v, err := item.Value()

@@ -37,7 +37,8 @@ func allocated(info os.FileInfo) uint64 {
 func (d *db) syncLog() error {
 	commit, position := d.seen.Load(), d.b.GetVLogOffset()
 	for fid := d.mark.State().Position >> 32; fid <= position>>32; fid++ {
-		if err := fdatasync(valueLogPath(d.opts.Dir, fid)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := fdatasync(valueLogPath(d.opts.Dir, fid)); err != nil &&
+			!errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("engine: sync: %w", err)
 		}
 	}
@@ -69,7 +70,8 @@ func verifyValueLog(dir string) error {
 			return err
 		}
 		if end != size {
-			return fmt.Errorf("%w: %s is damaged at offset %d of %d", engine.ErrCorrupt, name, end, size)
+			return fmt.Errorf("%w: %s is damaged at offset %d of %d", engine.ErrCorrupt, name, end,
+				size)
 		}
 	}
 	return nil
@@ -95,7 +97,8 @@ func scanValueLog(name string) (end, size int64, err error) {
 		if _, err := io.ReadFull(r, h[:]); err != nil || h[0] == 0 {
 			return end, info.Size(), nil
 		}
-		n := int64(binary.BigEndian.Uint32(h[1:])) + int64(binary.BigEndian.Uint32(h[5:])) + int64(h[17])
+		n := int64(binary.BigEndian.Uint32(h[1:])) + int64(binary.BigEndian.Uint32(h[5:])) +
+			int64(h[17])
 		if end+18+n+4 > info.Size() {
 			return end, info.Size(), nil
 		}

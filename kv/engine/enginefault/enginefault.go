@@ -24,8 +24,8 @@ type faulty struct {
 }
 
 // Wrap passes each Write ("commit", or "commit-sync") and Sync ("sync") of e through ctl, as layer
-// "engine". An operation that is refused has no effect. With SetReads, reads pass through ctl as well: each Get ("get"),
-// each positioning of an iterator ("seek") and each move ("next").
+// "engine". An operation that is refused has no effect. With SetReads, reads pass through ctl as
+// well: each Get ("get"), each positioning of an iterator ("seek") and each move ("next").
 func Wrap(e engine.Engine, ctl *faultfs.Controller) engine.Engine {
 	return &faulty{e, ctl}
 }

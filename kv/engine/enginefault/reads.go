@@ -28,7 +28,9 @@ func (f *faulty) ApproximateSize(start, end []byte) (uint64, error) {
 	return f.Engine.ApproximateSize(start, end)
 }
 
-func (f *faulty) NewSnapshot() engine.Snapshot { return &faultySnapshot{f.Engine.NewSnapshot(), f.ctl} }
+func (f *faulty) NewSnapshot() engine.Snapshot {
+	return &faultySnapshot{f.Engine.NewSnapshot(), f.ctl}
+}
 
 type faultySnapshot struct {
 	engine.Snapshot

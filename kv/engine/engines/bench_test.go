@@ -72,35 +72,36 @@ func BenchmarkPut(b *testing.B) {
 		sync           bool
 	}{{1, 1, false}, {16, 1, false}, {16, 4, false}, {128, 1, false}, {1, 1, true}, {16, 4, true}} {
 		for _, name := range engines.Names() {
-			b.Run(fmt.Sprintf("batch=%d/writers=%d/sync=%v/%s", c.batch, c.writers, c.sync, name), func(b *testing.B) {
-				e := loaded(b, name) // both begin with small memtables; do not measure that
-				value := randomValue(rand.New(rand.NewPCG(1, 1)), benchValue)
-				var left atomic.Int64
-				left.Store(int64(b.N))
-				b.ReportAllocs()
-				b.ResetTimer()
-				var wg sync.WaitGroup
-				for w := range c.writers {
-					wg.Go(func() {
-						rng := rand.New(rand.NewPCG(uint64(w), 1))
-						batch := e.NewBatch()
-						var key []byte
-						for left.Add(-int64(c.batch)) > -int64(c.batch) {
-							batch.Reset()
-							for range c.batch {
-								key = benchKey(key, rng.IntN(benchKeys))
-								batch.Put(key, value)
+			b.Run(fmt.Sprintf("batch=%d/writers=%d/sync=%v/%s", c.batch, c.writers, c.sync, name),
+				func(b *testing.B) {
+					e := loaded(b, name) // both begin with small memtables; do not measure that
+					value := randomValue(rand.New(rand.NewPCG(1, 1)), benchValue)
+					var left atomic.Int64
+					left.Store(int64(b.N))
+					b.ReportAllocs()
+					b.ResetTimer()
+					var wg sync.WaitGroup
+					for w := range c.writers {
+						wg.Go(func() {
+							rng := rand.New(rand.NewPCG(uint64(w), 1))
+							batch := e.NewBatch()
+							var key []byte
+							for left.Add(-int64(c.batch)) > -int64(c.batch) {
+								batch.Reset()
+								for range c.batch {
+									key = benchKey(key, rng.IntN(benchKeys))
+									batch.Put(key, value)
+								}
+								if err := e.Write(batch, c.sync); err != nil {
+									b.Error(err)
+									return
+								}
 							}
-							if err := e.Write(batch, c.sync); err != nil {
-								b.Error(err)
-								return
-							}
-						}
-					})
-				}
-				wg.Wait()
-				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "keys/s")
-			})
+						})
+					}
+					wg.Wait()
+					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "keys/s")
+				})
 		}
 	}
 }

@@ -67,8 +67,11 @@ func startChild(mode, dir string, from int, spec string) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &child{cmd: exec.Command(os.Args[0]), lines: bufio.NewScanner(r), pipe: r, log: &strings.Builder{}}
-	c.cmd.Env = append(os.Environ(), envMode+"="+mode, envDir+"="+dir, envFrom+"="+strconv.Itoa(from), envSpec+"="+spec)
+	c := &child{
+		cmd: exec.Command(os.Args[0]), lines: bufio.NewScanner(r), pipe: r, log: &strings.Builder{},
+	}
+	c.cmd.Env = append(os.Environ(), envMode+"="+mode, envDir+"="+dir,
+		envFrom+"="+strconv.Itoa(from), envSpec+"="+spec)
 	c.cmd.ExtraFiles = []*os.File{w}
 	c.cmd.Stdout, c.cmd.Stderr = io.Discard, c.log
 	if err := c.cmd.Start(); err != nil {
@@ -111,7 +114,8 @@ const killKeys = 5
 func NumberedBatch(b engine.Batch, i int) {
 	b.Reset()
 	for k := range killKeys {
-		b.Put(fmt.Appendf(nil, "zd%08d/%d", i, k), fmt.Appendf(make([]byte, 0, 900), "%d-%d-%0800d", i, k, i))
+		b.Put(fmt.Appendf(nil, "zd%08d/%d", i, k),
+			fmt.Appendf(make([]byte, 0, 900), "%d-%d-%0800d", i, k, i))
 	}
 	b.Put([]byte("zlast"), fmt.Append(nil, i))
 }
@@ -172,7 +176,8 @@ func RunKill(t *testing.T, f Factory, rounds int) {
 		next = got + 1
 		must(t, e.Close())
 	}
-	t.Logf("%s: %d kills, %d acknowledged batches, 0 synced ones lost, %d unsynced ones lost", f.Name, rounds, acked, lost)
+	t.Logf("%s: %d kills, %d acknowledged batches, 0 synced ones lost, %d unsynced ones lost",
+		f.Name, rounds, acked, lost)
 }
 
 // CheckNumbered verifies that whole batches 1 to n are there and returns n.

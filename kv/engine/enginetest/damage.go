@@ -85,7 +85,8 @@ func CopyDir(from, to string) error {
 		return err
 	}
 	for _, entry := range entries {
-		if err := copyFile(filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())); err != nil {
+		if err := copyFile(filepath.Join(from, entry.Name()),
+			filepath.Join(to, entry.Name())); err != nil {
 			return err
 		}
 	}
@@ -261,10 +262,13 @@ func damageChild(f Factory, dir string, from int, spec string, out io.Writer) er
 
 // RunDamage harms each class of files "rounds" times and returns the outcomes. A child that dies is
 // an outcome too: "died" is loud, but no way to go for a server.
-func RunDamage(t *testing.T, f Factory, classes []DamageClass, rounds int) map[string]map[string]int {
+func RunDamage(
+	t *testing.T, f Factory, classes []DamageClass, rounds int,
+) map[string]map[string]int {
 	dir := t.TempDir()
 	for try := 0; ; try++ {
-		err := buildDamageBase(f, filepath.Join(dir, "origin", fmt.Sprint(try)), filepath.Join(dir, "base"))
+		err := buildDamageBase(f, filepath.Join(dir, "origin", fmt.Sprint(try)),
+			filepath.Join(dir, "base"))
 		if err == nil {
 			if got := verifyCopy(f, dir); got != "harmless" {
 				err = fmt.Errorf("the undamaged copy: %s", got)
@@ -297,14 +301,16 @@ func RunDamage(t *testing.T, f Factory, classes []DamageClass, rounds int) map[s
 					t.Fatalf("round %d: child says %q", round, ch.lines.Text())
 				}
 				if word, _, forbidden := strings.Cut(outcome, ":"); forbidden {
-					t.Logf("%s, round %d (%s): %s", c.Name, round, damageKinds[round%len(damageKinds)], outcome)
+					t.Logf("%s, round %d (%s): %s", c.Name, round,
+						damageKinds[round%len(damageKinds)], outcome)
 					outcome = word
 				}
 				counts[outcome]++
 				round++
 			}
 			if log, err := ch.end(); err != nil {
-				if round < rounds && (strings.Contains(log, "panic") || strings.Contains(log, "fatal")) {
+				if round < rounds &&
+					(strings.Contains(log, "panic") || strings.Contains(log, "fatal")) {
 					counts["died"]++
 					round++
 					continue

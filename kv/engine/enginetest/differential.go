@@ -114,7 +114,8 @@ func (p pair) compare(rt *rapid.T) {
 		v, ok, err := p.e.Get(key)
 		tv, tok, _ := p.twin.Get(key)
 		if err != nil || ok != tok || !bytes.Equal(v, tv) {
-			rt.Fatalf("get %q: %d bytes %v %v, want %d bytes %v", key, len(v), ok, err, len(tv), tok)
+			rt.Fatalf("get %q: %d bytes %v %v, want %d bytes %v", key, len(v), ok, err, len(tv),
+				tok)
 		}
 	}
 	var lower, upper []byte

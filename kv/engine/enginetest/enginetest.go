@@ -288,7 +288,8 @@ func (f Factory) testAwkwardKeys(t *testing.T) {
 	must(t, e.Write(b, false))
 	s := e.NewSnapshot()
 	defer s.Close()
-	it := s.NewIterator(engine.DataKey(engine.CFDefault, nil), engine.DataEndKey(engine.CFDefault, nil))
+	it := s.NewIterator(engine.DataKey(engine.CFDefault, nil),
+		engine.DataEndKey(engine.CFDefault, nil))
 	defer it.Close()
 	var last []byte
 	got := 0

@@ -49,8 +49,8 @@ func RunFullDisk(t *testing.T, f Factory) {
 	must(t, again.Close())
 }
 
-// copyAtRest copies a directory from which a failed engine may still be removing files: again, until none
-// came or went meanwhile.
+// copyAtRest copies a directory from which a failed engine may still be removing files: again,
+// until none came or went meanwhile.
 func copyAtRest(t *testing.T, dir string) string {
 	t.Helper()
 	var err error
@@ -63,7 +63,10 @@ func copyAtRest(t *testing.T, dir string) string {
 		}
 		after, aerr := os.ReadDir(dir)
 		must(t, aerr)
-		if err == nil && slices.EqualFunc(before, after, func(a, b os.DirEntry) bool { return a.Name() == b.Name() }) {
+		if err == nil &&
+			slices.EqualFunc(before, after, func(a, b os.DirEntry) bool {
+				return a.Name() == b.Name()
+			}) {
 			return saved
 		}
 		time.Sleep(10 * time.Millisecond) // the engine's own goroutines are still at it

@@ -54,8 +54,8 @@ func (d *Engine) Crash(loss faultfs.Loss, rng *rand.Rand) *Engine {
 	return d.CrashWith(loss, rng, func() {})
 }
 
-// CrashWith is Crash for a process that has other disks besides and goes on: others captures them, while nothing is
-// written to the engine. It must not use the engine.
+// CrashWith is Crash for a process that has other disks besides and goes on: others captures them,
+// while nothing is written to the engine. It must not use the engine.
 func (d *Engine) CrashWith(loss faultfs.Loss, rng *rand.Rand, others func()) *Engine {
 	d.mu.Lock()
 	defer d.mu.Unlock()

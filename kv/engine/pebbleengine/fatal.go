@@ -9,13 +9,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Pebble does not survive some errors, and does not return them. It calls Logger.Fatalf and relies on it
-// not to return; or it panics, often with its mutex unlocked below functions that will unlock it when
-// the panic passes, which ends the process with a dump and without the cause. So nothing may unwind
-// through pebble: the error is reported (db.fail), and the goroutine that met it stops there for good,
-// with whatever locks it holds. Where a caller of ours may be that goroutine, the work is done by
-// another one (detached), which is left behind. The engine is of no use any more, and its owner learns
-// it from Options.OnFailure.
+// Pebble does not survive some errors, and does not return them. It calls Logger.Fatalf and relies
+// on it not to return; or it panics, often with its mutex unlocked below functions that will unlock
+// it when the panic passes, which ends the process with a dump and without the cause. So nothing
+// may unwind through pebble: the error is reported (db.fail), and the goroutine that met it stops
+// there for good, with whatever locks it holds. Where a caller of ours may be that goroutine, the
+// work is done by another one (detached), which is left behind. The engine is of no use any more,
+// and its owner learns it from Options.OnFailure.
 
 // stop reports err and never returns.
 func (d *db) stop(err error) {
@@ -39,14 +39,15 @@ func (l *logger) Fatalf(format string, args ...any) {
 	err := fmt.Errorf(format, args...)
 	for _, a := range args {
 		if cause, ok := a.(error); ok {
-			err = fmt.Errorf("%s: %w", strings.TrimSuffix(fmt.Sprintf(format, args...), cause.Error()), cause)
+			err = fmt.Errorf("%s: %w",
+				strings.TrimSuffix(fmt.Sprintf(format, args...), cause.Error()), cause)
 		}
 	}
 	l.d.stop(err)
 }
 
-// detached runs f, which calls pebble, in a goroutine of its own. It returns when f does, or with the
-// engine's failure; then f may never end.
+// detached runs f, which calls pebble, in a goroutine of its own. It returns when f does, or with
+// the engine's failure; then f may never end.
 func (d *db) detached(f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- d.guard(f) }() // ends with f, or with the process
@@ -63,8 +64,8 @@ func (d *db) detached(f func() error) error {
 	}
 }
 
-// write applies a batch without sync. It does so detached where the write may have to begin a new log,
-// or may stall: if the flush keeps failing, a stalled write never comes back.
+// write applies a batch without sync. It does so detached where the write may have to begin a new
+// log, or may stall: if the flush keeps failing, a stalled write never comes back.
 func (d *db) write(b *pebble.Batch) error {
 	apply := func() error { return d.p.Apply(b, pebble.NoSync) }
 	fits, behind := d.room.take(b), d.pacer.immutable.Load() >= nearStall
@@ -76,8 +77,9 @@ func (d *db) write(b *pebble.Batch) error {
 	return d.detached(apply)
 }
 
-// rimFS stops, once the engine is open, the goroutines that meet an error of a file which pebble answers
-// with a panic: those of its log, and the sync of its directory. While it opens, errors are returned.
+// rimFS stops, once the engine is open, the goroutines that meet an error of a file which pebble
+// answers with a panic: those of its log, and the sync of its directory. While it opens, errors are
+// returned.
 type rimFS struct {
 	vfs.FS
 	d *db
@@ -100,7 +102,9 @@ func (fs rimFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, e
 	return fs.wrap(name, f, err)
 }
 
-func (fs rimFS) ReuseForWrite(oldName, newName string, category vfs.DiskWriteCategory) (vfs.File, error) {
+func (fs rimFS) ReuseForWrite(
+	oldName, newName string, category vfs.DiskWriteCategory,
+) (vfs.File, error) {
 	f, err := fs.FS.ReuseForWrite(oldName, newName, category)
 	return fs.wrap(newName, f, err)
 }

@@ -64,9 +64,10 @@ func writeOn(t *testing.T, e engine.Engine, n int) (synced int, err error) {
 	return synced, nil
 }
 
-// TestEveryWriteFails lets the k-th operation of the file system that writes fail, with logs that rotate
-// and memtables that are flushed. Whatever pebble makes of it, the engine answers with the error and
-// reports it, or has no use for the operation; the process lives, and what was synced is there.
+// TestEveryWriteFails lets the k-th operation of the file system that writes fail, with logs that
+// rotate and memtables that are flushed. Whatever pebble makes of it, the engine answers with the
+// error and reports it, or has no use for the operation; the process lives, and what was synced is
+// there.
 func TestEveryWriteFails(t *testing.T) {
 	if !enginetest.InChild(t) {
 		return
@@ -112,9 +113,12 @@ func TestEveryWriteFails(t *testing.T) {
 				if !errors.Is(err, f.err) {
 					t.Fatalf("operation %d, %s: %v", k, op, err)
 				}
-				wait := 30 * time.Second // another goroutine may be about to report the error that this one has
+				// another goroutine may be about to report the error that this one has
+				wait := 30 * time.Second
 				if synced == 0 || synced == batches {
-					wait = 0 // Open or Close may have returned it, after which there is no engine to report anything
+					// Open or Close may have returned it, after which there is no engine to report
+					// anything
+					wait = 0
 				}
 				select {
 				case got := <-reported:
@@ -139,7 +143,8 @@ func TestEveryWriteFails(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d points of %d operations, %d of them ended the engine", points, count.n.Load(), failed)
+	t.Logf("%d points of %d operations, %d of them ended the engine", points, count.n.Load(),
+		failed)
 	if failed < points/4 {
 		t.Error("too few failed: the test does not bite")
 	}

@@ -44,7 +44,9 @@ func (fsys journaled) Link(oldName, newName string) error {
 	return fsys.j.Create(newName, func() error { return fsys.FS.Link(oldName, newName) })
 }
 
-func (fsys journaled) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+func (fsys journaled) OpenReadWrite(
+	name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption,
+) (vfs.File, error) {
 	var f vfs.File
 	open := func() (err error) {
 		f, err = fsys.FS.OpenReadWrite(name, c, opts...)
@@ -59,7 +61,9 @@ func (fsys journaled) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts .
 }
 
 // ReuseForWrite is a renaming and a file whose old content shows where a write is lost.
-func (fsys journaled) ReuseForWrite(oldName, newName string, c vfs.DiskWriteCategory) (vfs.File, error) {
+func (fsys journaled) ReuseForWrite(
+	oldName, newName string, c vfs.DiskWriteCategory,
+) (vfs.File, error) {
 	if err := fsys.Rename(oldName, newName); err != nil {
 		return nil, err
 	}
@@ -118,7 +122,8 @@ func (fsys journaled) wrap(name string, f vfs.File, fresh bool, err error) (vfs.
 	return &journaledFile{File: f, j: fsys.j, raw: raw}, nil
 }
 
-// journaledFile counts where the next Write goes: a file is written by one goroutine, and not read meanwhile.
+// journaledFile counts where the next Write goes: a file is written by one goroutine, and not read
+// meanwhile.
 type journaledFile struct {
 	vfs.File
 	j   *undo.Journal

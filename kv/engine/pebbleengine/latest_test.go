@@ -8,7 +8,8 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 )
 
-// TestLatest: each Get, and each iterator, shows what was written by the moment at which it is made; a snapshot does not.
+// TestLatest: each Get, and each iterator, shows what was written by the moment at which it is
+// made; a snapshot does not.
 func TestLatest(t *testing.T) {
 	e, err := factory.Open(t.TempDir())
 	require.NoError(t, err)

@@ -7,26 +7,28 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// room estimates how full the memtable is, from the safe side: with a full one a new log begins. That is
-// what makes most of the writes go the short way.
+// room estimates how full the memtable is, from the safe side: with a full one a new log begins.
+// That is what makes most of the writes go the short way.
 type room struct {
 	limit int64 // of a memtable
 	size  atomic.Int64
 	used  atomic.Int64
-	// least and target are when to flush early: target is least until it is reached, and then what the data ask for.
+	// least and target are when to flush early: target is least until it is reached, and then what
+	// the data ask for.
 	least  int64
 	target atomic.Int64
 }
 
-// firstMemTable is the size of pebble's first memtable; each next one is twice as large, up to the limit.
+// firstMemTable is the size of pebble's first memtable; each next one is twice as large, up to the
+// limit.
 const firstMemTable = 256 << 10
 
-// entryOverhead is more than an entry takes in a memtable beside its key and value, and half of what
-// pebble sets aside for one before it knows.
+// entryOverhead is more than an entry takes in a memtable beside its key and value, and half of
+// what pebble sets aside for one before it knows.
 const entryOverhead = 100
 
-// take accounts for a batch that is about to be written, and tells whether it fits for sure. The margin
-// is for those that were under way when the memtable was renewed.
+// take accounts for a batch that is about to be written, and tells whether it fits for sure. The
+// margin is for those that were under way when the memtable was renewed.
 func (r *room) take(b *pebble.Batch) bool {
 	overhead := entryOverhead * int64(b.Count())
 	size := r.size.Load()
@@ -36,8 +38,8 @@ func (r *room) take(b *pebble.Batch) bool {
 // empty tells whether nothing to speak of was written since the memtable was begun.
 func (r *room) empty() bool { return r.used.Load() < 4096 }
 
-// renew is called when a new log has begun, and with it a new memtable. One that was not filled tells
-// that pebble did not make it as large as that.
+// renew is called when a new log has begun, and with it a new memtable. One that was not filled
+// tells that pebble did not make it as large as that.
 func (r *room) renew() {
 	used, size := r.used.Swap(0), r.size.Load()
 	r.target.Store(r.least)
@@ -49,14 +51,15 @@ func (r *room) renew() {
 	}
 }
 
-// Large memtables spare large stores work: fewer bytes are written again. A small store gains nothing from them, and would
-// hold in memory what could lie in its files. So the size at which a memtable is flushed grows with the data: it is
-// Options.LeastMemTableBytes up to dataOfLeast, in proportion to the data above, and at most Options.MemTableBytes.
+// Large memtables spare large stores work: fewer bytes are written again. A small store gains
+// nothing from them, and would hold in memory what could lie in its files. So the size at which a
+// memtable is flushed grows with the data: it is Options.LeastMemTableBytes up to dataOfLeast, in
+// proportion to the data above, and at most Options.MemTableBytes.
 const dataOfLeast = 192 << 20
 
-// reached tells whether the memtable has reached the size at which it may be flushed early, to one caller for each target.
-// Where flushes are behind, it rather grows: many small ones would stall writes. But pebble lets the first ones, which are
-// smaller, wait for each other.
+// reached tells whether the memtable has reached the size at which it may be flushed early, to one
+// caller for each target. Where flushes are behind, it rather grows: many small ones would stall
+// writes. But pebble lets the first ones, which are smaller, wait for each other.
 func (r *room) reached(behind bool) bool {
 	target := r.target.Load()
 	if r.used.Load() < target || behind && r.size.Load() >= r.limit {
@@ -65,7 +68,8 @@ func (r *room) reached(behind bool) bool {
 	return r.target.CompareAndSwap(target, math.MaxInt64)
 }
 
-// flushEarly begins the flush of the memtable, if it is as large as it should become by the data there are.
+// flushEarly begins the flush of the memtable, if it is as large as it should become by the data
+// there are.
 func (d *db) flushEarly() error {
 	total := d.p.Metrics().Total()
 	target := targetSize(d.room.least, d.room.limit, total.AggregateSize())

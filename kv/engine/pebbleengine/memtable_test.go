@@ -27,8 +27,9 @@ func TestTargetSize(t *testing.T) {
 	}
 }
 
-// flushes writes so many MiB in batches of 16 KiB and returns how many memtables were begun meanwhile. Each one, its
-// successors and what is read afterwards is as if nothing had been flushed early.
+// flushes writes so many MiB in batches of 16 KiB and returns how many memtables were begun
+// meanwhile. Each one, its successors and what is read afterwards is as if nothing had been flushed
+// early.
 func flushes(t *testing.T, opts engine.Options, mib int) int {
 	opts.Dir = "d"
 	fs := vfs.NewMem()
@@ -43,8 +44,11 @@ func flushes(t *testing.T, opts engine.Options, mib int) int {
 	begun, used := 0, int64(0)
 	d := eng.(*db)
 	for i := range mib * 64 {
-		if d.pacer.immutable.Load() >= nearStall && d.room.size.Load() >= d.room.limit { // else the memtable takes what comes
-			require.Eventually(t, func() bool { return d.pacer.immutable.Load() < nearStall }, time.Minute, time.Millisecond)
+		// else the memtable takes what comes
+		if d.pacer.immutable.Load() >= nearStall && d.room.size.Load() >= d.room.limit {
+			require.Eventually(t, func() bool {
+				return d.pacer.immutable.Load() < nearStall
+			}, time.Minute, time.Millisecond)
 		}
 		b := eng.NewBatch()
 		b.Put(key(i), value)
@@ -65,8 +69,8 @@ func flushes(t *testing.T, opts engine.Options, mib int) int {
 	return begun
 }
 
-// TestSmallStoresFlushEarly: with little data memtables are flushed at their least size, and with none given when they
-// are full.
+// TestSmallStoresFlushEarly: with little data memtables are flushed at their least size, and with
+// none given when they are full.
 func TestSmallStoresFlushEarly(t *testing.T) {
 	const mib = 24
 	early := flushes(t, engine.Options{MemTableBytes: 16 << 20, LeastMemTableBytes: 1 << 20}, mib)

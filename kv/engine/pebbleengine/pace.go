@@ -9,12 +9,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Compactions are paced. Left alone, one takes a processor for as long as it lasts, and as all replicas
-// write the same data, all stores compact at about the same time: requests wait for tens of milliseconds.
-// Most of that work is not urgent. So a compaction writes at most calmRate while level 0 is no deeper
-// than what starts one, twice as much for each sublevel more, and as fast as it can from hurryDepth on,
-// half-way to where writes would have to stop. A flush writes as much while no other memtable waits for its flush:
-// memory does, so it goes as fast as it can as soon as one does.
+// Compactions are paced. Left alone, one takes a processor for as long as it lasts, and as all
+// replicas write the same data, all stores compact at about the same time: requests wait for tens
+// of milliseconds. Most of that work is not urgent. So a compaction writes at most calmRate while
+// level 0 is no deeper than what starts one, twice as much for each sublevel more, and as fast as
+// it can from hurryDepth on, half-way to where writes would have to stop. A flush writes as much
+// while no other memtable waits for its flush: memory does, so it goes as fast as it can as soon as
+// one does.
 const (
 	calmRate     = 32 << 20 // bytes per second
 	compactDepth = 4        // sublevels of level 0 that start a compaction
@@ -115,10 +116,11 @@ func (fs pacedFS) Unwrap() vfs.FS { return fs.FS }
 // pacedFile is written by one goroutine.
 type pacedFile struct {
 	vfs.File
-	p     *pacer
-	rate  func(now time.Time) float64 // bytes a second; 0 is without limit
-	since time.Time                   // of the last write; what the work in between took counts as pause
-	owed  time.Duration               // pause not taken yet
+	p    *pacer
+	rate func(now time.Time) float64 // bytes a second; 0 is without limit
+	// of the last write; what the work in between took counts as pause
+	since time.Time
+	owed  time.Duration // pause not taken yet
 }
 
 func (f *pacedFile) Write(b []byte) (int, error) {

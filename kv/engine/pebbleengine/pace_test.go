@@ -13,8 +13,9 @@ import (
 
 func TestPaceRate(t *testing.T) {
 	for depth, want := range map[int]float64{
-		0: calmRate, compactDepth: calmRate, compactDepth + 1: 2 * calmRate, hurryDepth - 1: 8 * calmRate,
-		hurryDepth: 0, stopDepth: 0,
+		0: calmRate, compactDepth: calmRate, compactDepth + 1: 2 * calmRate,
+		hurryDepth - 1: 8 * calmRate,
+		hurryDepth:     0, stopDepth: 0,
 	} {
 		require.Equal(t, want, paceRate(depth), "%d sublevels", depth)
 	}
@@ -24,7 +25,8 @@ func TestOwe(t *testing.T) {
 	const ms = time.Millisecond
 	require.Equal(t, 1000*ms, owe(0, 0, calmRate, calmRate))
 	require.Equal(t, 500*ms, owe(0, 0, calmRate, 2*calmRate))
-	require.Equal(t, 3*ms, owe(2*ms, 9*ms, 10, 1000), "what is owed is kept, what the work took is let off")
+	require.Equal(t, 3*ms, owe(2*ms, 9*ms, 10, 1000),
+		"what is owed is kept, what the work took is let off")
 	require.Zero(t, owe(2*ms, time.Second, 10, 1000), "slow work earns nothing for later")
 }
 
@@ -33,7 +35,9 @@ func TestFlushRate(t *testing.T) {
 	p := newPacer()
 	require.Zero(t, p.flushRate(time.Now()), "the opening waits")
 	p.db.Store(new(pebble.DB))
-	for waiting, want := range map[int64]float64{0: calmRate, 1: calmRate, 2: 0, stallMemTables: 0} {
+	for waiting, want := range map[int64]float64{
+		0: calmRate, 1: calmRate, 2: 0, stallMemTables: 0,
+	} {
 		p.immutable.Store(waiting)
 		require.Equal(t, want, p.flushRate(time.Now()), "%d memtables", waiting)
 	}
@@ -63,7 +67,8 @@ func TestFlushIsPaced(t *testing.T) {
 	require.Zero(t, p.owed)
 }
 
-// TestPacedFile: only what compactions and flushes write is paced, and Close does not wait for what is owed.
+// TestPacedFile: only what compactions and flushes write is paced, and Close does not wait for what
+// is owed.
 func TestPacedFile(t *testing.T) {
 	e, err := Open(engine.Options{Dir: t.TempDir()})
 	require.NoError(t, err)
@@ -83,7 +88,8 @@ func TestPacedFile(t *testing.T) {
 	p := f.(*pacedFile)
 
 	d.pacer.mu.Lock()
-	d.pacer.looked = time.Now().Add(time.Hour) // the depth is known: Close may come before the write
+	// the depth is known: Close may come before the write
+	d.pacer.looked = time.Now().Add(time.Hour)
 	d.pacer.mu.Unlock()
 
 	// A minute of pause is cut short when the engine closes.

@@ -5,8 +5,8 @@
 // torn tail from damage, as long as something valid lies behind it. Two things are added.
 //
 // Failure: where pebble meets an error it cannot get over, it calls Logger.Fatalf, which by default
-// ends the process, or panics. Here the engine fails before either: the callers get the error, and so
-// does Options.OnFailure (fatal.go).
+// ends the process, or panics. Here the engine fails before either: the callers get the error, and
+// so does Options.OnFailure (fatal.go).
 //
 // The end of the log: each sync writes its number into the store (a sentinel key) and, when it is
 // done, into a mark file. A store that does not know the sync the mark tells of lost a synced tail.
@@ -81,7 +81,8 @@ func OpenFS(opts engine.Options, files vfs.FS) (_ engine.Engine, err error) {
 		if err := durable.MkdirAll(dirs{files}, opts.Dir); err != nil {
 			return err
 		}
-		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name), vfs.WriteCategoryUnspecified)
+		f, err := files.OpenReadWrite(files.PathJoin(opts.Dir, syncmark.Name),
+			vfs.WriteCategoryUnspecified)
 		if err != nil {
 			return err
 		}
@@ -124,7 +125,8 @@ func (d *db) checkMark() error {
 		d.seq = binary.LittleEndian.Uint64(v)
 	}
 	if want := d.mark.State().Commit; d.seq < want {
-		err := fmt.Errorf("%w: the write-ahead log ends before sync %d, the last one made", engine.ErrCorrupt, want)
+		err := fmt.Errorf("%w: the write-ahead log ends before sync %d, the last one made",
+			engine.ErrCorrupt, want)
 		return errors.Join(err, d.p.Close(), d.mark.Close())
 	}
 	return nil
@@ -133,7 +135,8 @@ func (d *db) checkMark() error {
 // syncLog makes everything written so far durable: the write-ahead log is written in order.
 func (d *db) syncLog() error {
 	d.seq++
-	if err := d.p.Set(sentinelKey, binary.LittleEndian.AppendUint64(nil, d.seq), pebble.Sync); err != nil {
+	if err := d.p.Set(sentinelKey, binary.LittleEndian.AppendUint64(nil, d.seq),
+		pebble.Sync); err != nil {
 		return err
 	}
 	return d.mark.Set(syncmark.State{Commit: d.seq}, false)
@@ -159,18 +162,20 @@ func (d *db) pebbleOptions(cache *pebble.Cache, files vfs.FS) *pebble.Options {
 		MemTableStopWritesThreshold: stallMemTables,
 		L0CompactionThreshold:       compactDepth,
 		L0StopWritesThreshold:       stopDepth,
-		LBaseMaxBytes:               max(64<<20, compactDepth*d.opts.MemTableBytes), // as much as level 0 brings at a time
-		MaxOpenFiles:                d.opts.OpenFiles,
-		BytesPerSync:                1 << 20,
-		// Most writes are not synced, but some of any region are, and then everything before them is: let the
-		// disk begin earlier.
+		// as much as level 0 brings at a time
+		LBaseMaxBytes: max(64<<20, compactDepth*d.opts.MemTableBytes),
+		MaxOpenFiles:  d.opts.OpenFiles,
+		BytesPerSync:  1 << 20,
+		// Most writes are not synced, but some of any region are, and then everything before them
+		// is: let the disk begin earlier.
 		WALBytesPerSync: 512 << 10,
 		Comparer:        &comparer,
 		Logger:          &logger{d},
 		EventListener:   d.events(),
 	}
-	// One compaction runs at a time, and its end lets the next one begin. The usual scheduler also looks ten times
-	// a second whether more of them may run, which never changes here, and wakes an idle process for it.
+	// One compaction runs at a time, and its end lets the next one begin. The usual scheduler also
+	// looks ten times a second whether more of them may run, which never changes here, and wakes an
+	// idle process for it.
 	o.CompactionConcurrencyRange = func() (lower, upper int) { return 1, 1 }
 	o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	for i := range o.Levels {
@@ -195,7 +200,9 @@ var comparer = func() pebble.Comparer {
 // formattedKey writes itself as redact writes keys, under any verb.
 type formattedKey []byte
 
-func (k formattedKey) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redact.Key(k).String()) }
+func (k formattedKey) Format(s fmt.State, _ rune) {
+	_, _ = io.WriteString(s, redact.Key(k).String())
+}
 
 func (d *db) events() *pebble.EventListener {
 	return &pebble.EventListener{
@@ -268,8 +275,8 @@ func (d *db) failure() error {
 	return nil
 }
 
-// guard runs f, which calls pebble, and turns its panics into an error. Damage that gets past a checksum
-// makes the library panic rather than return.
+// guard runs f, which calls pebble, and turns its panics into an error. Damage that gets past a
+// checksum makes the library panic rather than return.
 func (d *db) guard(f func() error) (err error) {
 	defer d.rescue(&err)
 	if err := d.failure(); err != nil {
@@ -309,7 +316,8 @@ func (d *db) NativeRangeDelete() bool { return true }
 
 func (d *db) NewBatch() engine.Batch { return &batch{b: d.p.NewBatch()} }
 
-// Write commits the batch. Any number of callers may commit at once; those who want a sync share it.
+// Write commits the batch. Any number of callers may commit at once; those who want a sync share
+// it.
 func (d *db) Write(eb engine.Batch, sync bool) error {
 	b := eb.(*batch)
 	if !d.enter() {
@@ -394,8 +402,9 @@ func (d *db) Stats() (s engine.Stats) {
 	m := d.p.Metrics()
 	s = engine.Stats{
 		WriteStalls: uint64(d.stalls.count.Load()), StallTime: time.Duration(d.stalls.nanos.Load()),
-		MemTables: uint64(m.MemTable.Count), MemTableBytes: m.MemTable.Size, Level0Depth: int(m.Levels[0].Sublevels),
-		LogBytes: m.WAL.BytesWritten, CompactionDebt: m.Compact.EstimatedDebt,
+		MemTables: uint64(m.MemTable.Count), MemTableBytes: m.MemTable.Size,
+		Level0Depth: int(m.Levels[0].Sublevels),
+		LogBytes:    m.WAL.BytesWritten, CompactionDebt: m.Compact.EstimatedDebt,
 		CacheHits: uint64(m.BlockCache.Hits), CacheMisses: uint64(m.BlockCache.Misses),
 	}
 	for i := range m.Levels {

@@ -14,7 +14,9 @@ func TestMain(m *testing.M) { enginetest.Main(m, factory) }
 var factory = enginetest.Factory{
 	Name: pebbleengine.Name,
 	Open: func(dir string) (engine.Engine, error) {
-		return pebbleengine.Open(engine.Options{Dir: dir, CacheBytes: 1 << 20, MemTableBytes: 1 << 20})
+		return pebbleengine.Open(engine.Options{
+			Dir: dir, CacheBytes: 1 << 20, MemTableBytes: 1 << 20,
+		})
 	},
 }
 

@@ -25,7 +25,8 @@ func (fs heldFlushes) Create(name string, category vfs.DiskWriteCategory) (vfs.F
 	return fs.FS.Create(name, category)
 }
 
-// TestStats: what is written is counted where it goes, and a write that waits for a flush as a stall.
+// TestStats: what is written is counted where it goes, and a write that waits for a flush as a
+// stall.
 func TestStats(t *testing.T) {
 	files := heldFlushes{vfs.NewMem(), make(chan struct{})}
 	const memTable = 256 << 10
@@ -52,7 +53,9 @@ func TestStats(t *testing.T) {
 		}
 		written <- nil
 	}()
-	require.Eventually(t, func() bool { return r.Stats().WriteStalls == 1 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return r.Stats().WriteStalls == 1
+	}, 20*time.Second, time.Millisecond)
 	s := r.Stats()
 	require.GreaterOrEqual(t, s.MemTables, uint64(stallMemTables))
 	require.Zero(t, s.StallTime, "it is not over")
@@ -62,7 +65,9 @@ func TestStats(t *testing.T) {
 	close(files.release)
 	require.NoError(t, <-written)
 	// All but the last tables are flushed in the end.
-	require.Eventually(t, func() bool { return r.Stats().FlushedBytes > uint64(writes/2*len(value)) }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return r.Stats().FlushedBytes > uint64(writes/2*len(value))
+	}, 20*time.Second, time.Millisecond)
 	s = r.Stats()
 	require.Positive(t, s.StallTime)
 	require.Greater(t, s.LogBytes, uint64(writes*len(value)))

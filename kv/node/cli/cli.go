@@ -38,10 +38,13 @@ type options struct {
 	apply   map[string]func(*config.Config, string) error
 }
 
-// newOptions defines the flags. "pd", "pd-endpoints", "path" and "loglevel" are what users of TiKV and
-// TinyKV type.
+// newOptions defines the flags. "pd", "pd-endpoints", "path" and "loglevel" are what users of TiKV
+// and TinyKV type.
 func newOptions() *options {
-	o := &options{set: pflag.NewFlagSet("tinykv-server", pflag.ContinueOnError), apply: map[string]func(*config.Config, string) error{}}
+	o := &options{
+		set:   pflag.NewFlagSet("tinykv-server", pflag.ContinueOnError),
+		apply: map[string]func(*config.Config, string) error{},
+	}
 	o.set.SortFlags = false
 	o.set.SetOutput(io.Discard)
 	o.set.StringVarP(&o.file, "config", "C", "", "TOML configuration file")
@@ -54,25 +57,38 @@ func newOptions() *options {
 		_ = o.set.MarkHidden(name) // exists: defined in the line above
 		o.apply[name] = o.apply[of]
 	}
-	text("addr", "A", "address to listen on (default 127.0.0.1:20160)", func(c *config.Config, v string) { c.Addr = v })
-	text("advertise-addr", "", "address told to others (default: addr)", func(c *config.Config, v string) { c.AdvertiseAddr = v })
-	text("status-addr", "", "address of the status port, empty for none (default 127.0.0.1:20180)", func(c *config.Config, v string) { c.StatusAddr = v })
-	text("advertise-status-addr", "", "status address told to others (default: status-addr)", func(c *config.Config, v string) { c.AdvertiseStatusAddr = v })
-	text("scheduler", "", "addresses of the placement service, [https://]host:port[,...] (default 127.0.0.1:2379)", func(c *config.Config, v string) { c.Scheduler = splitList(v) })
+	text("addr", "A", "address to listen on (default 127.0.0.1:20160)",
+		func(c *config.Config, v string) { c.Addr = v })
+	text("advertise-addr", "", "address told to others (default: addr)",
+		func(c *config.Config, v string) { c.AdvertiseAddr = v })
+	text("status-addr", "", "address of the status port, empty for none (default 127.0.0.1:20180)",
+		func(c *config.Config, v string) { c.StatusAddr = v })
+	text("advertise-status-addr", "", "status address told to others (default: status-addr)",
+		func(c *config.Config, v string) { c.AdvertiseStatusAddr = v })
+	text("scheduler", "",
+		"addresses of the placement service, [https://]host:port[,...] (default 127.0.0.1:2379)",
+		func(c *config.Config, v string) { c.Scheduler = splitList(v) })
 	alias("pd", "scheduler")
 	alias("pd-endpoints", "scheduler")
-	o.set.Uint64("cluster-id", 0, "refuse a placement service of any other cluster (default: any, until the store has joined one)")
+	o.set.Uint64("cluster-id", 0,
+		"refuse a placement service of any other cluster (default: any, until the store has joined one)")
 	o.apply["cluster-id"] = func(c *config.Config, v string) (err error) {
 		c.ClusterID, err = strconv.ParseUint(v, 10, 64)
 		return err
 	}
-	text("data-dir", "s", "data directory (default tinykv-data)", func(c *config.Config, v string) { c.DataDir = v })
+	text("data-dir", "s", "data directory (default tinykv-data)", func(c *config.Config, v string) {
+		c.DataDir = v
+	})
 	alias("path", "data-dir")
 	alias("store", "data-dir")
-	text("engine", "", "storage engine of a new data directory: badger or pebble", func(c *config.Config, v string) { c.Storage.Engine = v })
-	text("ca", "", "file of the CA certificates for a placement service with https", func(c *config.Config, v string) { c.Security.CAPath = v })
+	text("engine", "", "storage engine of a new data directory: badger or pebble",
+		func(c *config.Config, v string) { c.Storage.Engine = v })
+	text("ca", "", "file of the CA certificates for a placement service with https",
+		func(c *config.Config, v string) { c.Security.CAPath = v })
 	alias("cacert", "ca")
-	text("cert", "", "file of the certificate shown to it", func(c *config.Config, v string) { c.Security.CertPath = v })
+	text("cert", "", "file of the certificate shown to it", func(c *config.Config, v string) {
+		c.Security.CertPath = v
+	})
 	text("key", "", "file of the certificate's private key", func(c *config.Config, v string) { c.Security.KeyPath = v })
 	o.set.Bool("insecure", false, "accept that other machines are served without TLS")
 	o.apply["insecure"] = func(c *config.Config, v string) (err error) {
@@ -190,7 +206,8 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	}
 	if err := shared.Parse(o.set, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			fmt.Fprintf(stdout, "Usage: tinykv-server [flags]\n\n%s\nEvery flag can be given as an environment variable, e.g. %sDATA_DIR.\n",
+			fmt.Fprintf(stdout,
+				"Usage: tinykv-server [flags]\n\n%s\nEvery flag can be given as an environment variable, e.g. %sDATA_DIR.\n",
 				o.set.FlagUsages(), envPrefix)
 			return shared.ExitOK
 		}
@@ -234,7 +251,8 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	defer goruntime.SetHeapFloor(goruntime.ServerHeap).Stop()
-	logger.Info("prepared the runtime", zap.Bool("calm-monitor", goruntime.MonitorIsCalm()), zap.Int("heap-floor-bytes", goruntime.ServerHeap))
+	logger.Info("prepared the runtime", zap.Bool("calm-monitor", goruntime.MonitorIsCalm()),
+		zap.Int("heap-floor-bytes", goruntime.ServerHeap))
 	files, err := descriptors.Prepare()
 	if err != nil {
 		return err
@@ -272,7 +290,8 @@ func run(cfg *config.Config, logger *zap.Logger) error {
 	return err
 }
 
-// tell reports to the service manager. A report that is not sent is logged only: the store serves without it.
+// tell reports to the service manager. A report that is not sent is logged only: the store serves
+// without it.
 func tell(logger *zap.Logger, report func() error) {
 	if err := report(); err != nil {
 		logger.Warn("could not notify the service manager", zap.Error(err))

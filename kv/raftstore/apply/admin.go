@@ -13,7 +13,9 @@ import (
 )
 
 // applyAdmin carries out a replicated admin command that is not a conf change.
-func (w *Worker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) (message.Result, error) {
+func (w *Worker) applyAdmin(
+	a *applier, e *eraftpb.Entry, cmd *message.Entry,
+) (message.Result, error) {
 	var req raft_cmdpb.AdminRequest
 	if err := req.Unmarshal(cmd.Admin); err != nil {
 		return message.Result{}, fmt.Errorf("%w: admin command: %w", ErrUndecodable, err)
@@ -44,24 +46,30 @@ func (w *Worker) applyAdmin(a *applier, e *eraftpb.Entry, cmd *message.Entry) (m
 	case raft_cmdpb.AdminCmdType_RefuseMerge:
 		return w.applyRefuseMerge(a, e), nil
 	}
-	return message.Result{Err: regionerr.Invalidf("admin command %v is not replicated", req.CmdType)}, nil
+	return message.Result{
+		Err: regionerr.Invalidf("admin command %v is not replicated", req.CmdType),
+	}, nil
 }
 
-// applyCompactLog moves the truncated state forward, never back and never beyond what is applied. The
-// raft log itself follows once the engine has made this durable (D13).
+// applyCompactLog moves the truncated state forward, never back and never beyond what is applied.
+// The raft log itself follows once the engine has made this durable (D13).
 func (w *Worker) applyCompactLog(a *applier, req *raft_cmdpb.CompactLogRequest) message.Result {
 	if req.GetCompactIndex() <= a.truncated.Index || req.CompactIndex > a.applied {
-		return message.Result{Err: regionerr.Invalidf("log of region %d cannot be compacted to %d", a.regionID, req.GetCompactIndex())}
+		return message.Result{
+			Err: regionerr.Invalidf("log of region %d cannot be compacted to %d", a.regionID,
+				req.GetCompactIndex()),
+		}
 	}
 	a.truncated = rspb.RaftTruncatedState{Index: req.CompactIndex, Term: req.CompactTerm}
-	a.report.Results = append(a.report.Results, message.CompactedLog{Index: req.CompactIndex, Term: req.CompactTerm})
+	a.report.Results = append(a.report.Results,
+		message.CompactedLog{Index: req.CompactIndex, Term: req.CompactTerm})
 	return message.Result{Answer: message.AdminAnswer(&raft_cmdpb.AdminResponse{
 		CmdType: raft_cmdpb.AdminCmdType_CompactLog, CompactLog: &raft_cmdpb.CompactLogResponse{},
 	})}
 }
 
-// applyComputeHash has the region hashed as of the entry. The batch is written first: what comes before the entry must be
-// in the snapshot, and nothing after it.
+// applyComputeHash has the region hashed as of the entry. The batch is written first: what comes
+// before the entry must be in the snapshot, and nothing after it.
 func (w *Worker) applyComputeHash(a *applier, e *eraftpb.Entry) (message.Result, error) {
 	if err := w.flush(); err != nil {
 		return message.Result{}, err

@@ -11,10 +11,12 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// Conditional requests: their effect depends on the state at their place in the log, which is the same on every replica.
-// An older program does not know them; a leader proposes them only once every store does (pkg/feature).
+// Conditional requests: their effect depends on the state at their place in the log, which is the
+// same on every replica. An older program does not know them; a leader proposes them only once
+// every store does (pkg/feature).
 
-// applyConditional carries out the one request of an entry. A refusal is a result, an error is for this replica alone.
+// applyConditional carries out the one request of an entry. A refusal is a result, an error is for
+// this replica alone.
 func (w *Worker) applyConditional(a *applier, cmd *message.Entry) (message.Result, error) {
 	switch c := cmd.Conditional; {
 	case c.DeleteRange != nil:
@@ -25,13 +27,15 @@ func (w *Worker) applyConditional(a *applier, cmd *message.Entry) (message.Resul
 	return w.applySwap(a, cmd)
 }
 
-// applySwap compares and swaps. The value is read from the engine, so what the worker's batch has for earlier entries is
-// written first. A read that fails stops the store: going on would mean to decide otherwise than the other replicas.
+// applySwap compares and swaps. The value is read from the engine, so what the worker's batch has
+// for earlier entries is written first. A read that fails stops the store: going on would mean to
+// decide otherwise than the other replicas.
 func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, error) {
 	r := cmd.Conditional.CompareAndSwap
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil //nolint:nilerr // a refusal is a result
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}},
+			nil //nolint:nilerr // a refusal is a result
 	}
 	if err := regions.CheckKey(a.region, r.Key); err != nil {
 		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
@@ -70,7 +74,9 @@ func (w *Worker) applySwap(a *applier, cmd *message.Entry) (message.Result, erro
 }
 
 // swap makes the change of a compare-and-swap whose condition holds.
-func (w *Worker) swap(a *applier, cf engine.CF, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap) {
+func (w *Worker) swap(
+	a *applier, cf engine.CF, r *raft_cmdpb.CompareAndSwapRequest, was *message.Swap,
+) {
 	key := engine.DataKey(cf, r.Key)
 	if was.Found {
 		a.report.KeysDelta--
@@ -90,20 +96,24 @@ func (w *Worker) swap(a *applier, cf engine.CF, r *raft_cmdpb.CompareAndSwapRequ
 	a.report.SizeDelta += int64(len(r.Key) + len(r.Value))
 }
 
-// applyDeleteRange deletes [start, end) within the region. Engines with range tombstones take one, in the batch. Others
-// delete key by key, in batches of their own: a crash in between leaves a part deleted and the applied index before the
-// entry, which is then applied again.
-func (w *Worker) applyDeleteRange(a *applier, r *raft_cmdpb.DeleteRangeRequest) (message.Result, error) {
+// applyDeleteRange deletes [start, end) within the region. Engines with range tombstones take one,
+// in the batch. Others delete key by key, in batches of their own: a crash in between leaves a part
+// deleted and the applied index before the entry, which is then applied again.
+func (w *Worker) applyDeleteRange(
+	a *applier, r *raft_cmdpb.DeleteRangeRequest,
+) (message.Result, error) {
 	cf, err := engine.ParseCF(r.Cf)
 	if err != nil {
-		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}}, nil //nolint:nilerr // a refusal is a result
+		return message.Result{Err: &regionerr.InvalidError{Reason: err.Error()}},
+			nil //nolint:nilerr // a refusal is a result
 	}
 	if err := regions.CheckRange(a.region, r.Start, r.End); err != nil {
 		return message.Result{Err: err}, nil //nolint:nilerr // a refusal is a result
 	}
 	families := []engine.CF{cf}
 	if a.region.ExpiryFloor > 0 {
-		families = append(families, cf.Expiry()) // behind the values: a value without its time would live for ever
+		// behind the values: a value without its time would live for ever
+		families = append(families, cf.Expiry())
 	}
 	native := false
 	if d, ok := w.engine.(engine.RangeDeleter); ok {

@@ -25,14 +25,16 @@ func swapRequest(key, expected, value string) *raft_cmdpb.CompareAndSwapRequest 
 	return r
 }
 
-// roundOf has a worker apply payloads as the entries of one task, at a region's beginning, and returns the answers.
+// roundOf has a worker apply payloads as the entries of one task, at a region's beginning, and
+// returns the answers.
 func roundOf(t *testing.T, w *Worker, r *metapb.Region, payloads ...[]byte) []message.Result {
 	t.Helper()
 	w.begin(r.Id, beginning(r))
 	var entries []eraftpb.Entry
 	for i, p := range payloads {
 		data := message.AppendChecksum(append(message.AppendHeader(nil, r.Id, r.RegionEpoch), p...))
-		entries = append(entries, eraftpb.Entry{Index: uint64(meta.InitLogIndex + 1 + i), Term: 6, Data: data})
+		entries = append(entries,
+			eraftpb.Entry{Index: uint64(meta.InitLogIndex + 1 + i), Term: 6, Data: data})
 	}
 	task, cbs := entriesOf(r.Id, entries...)
 	require.NoError(t, w.round([]Task{task}))
@@ -43,12 +45,14 @@ func roundOf(t *testing.T, w *Worker, r *metapb.Region, payloads ...[]byte) []me
 	return out
 }
 
-// TestSwapSeesThePendingBatch: a compare-and-swap is decided by all that precedes it in the log, also by what the apply
-// worker has not written to the engine yet.
+// TestSwapSeesThePendingBatch: a compare-and-swap is decided by all that precedes it in the log,
+// also by what the apply worker has not written to the engine yet.
 func TestSwapSeesThePendingBatch(t *testing.T) {
 	r := region(1, "", "", 1, 1, voter(1, 1))
 	w, _, e := newTestWorker(t, nil, r)
-	put := func(key, value string) []byte { return message.AppendPut(nil, "default", []byte(key), []byte(value)) }
+	put := func(key, value string) []byte {
+		return message.AppendPut(nil, "default", []byte(key), []byte(value))
+	}
 	remove := swapRequest("k", "two", "")
 	remove.Delete = true
 	other := swapRequest("k", absent, "locked")
@@ -74,7 +78,8 @@ func TestSwapSeesThePendingBatch(t *testing.T) {
 	}
 	none := func(swapped bool) *message.Swap { return &message.Swap{Swapped: swapped} }
 	for i, want := range []*message.Swap{
-		nil, nil, value(true, "one"), value(false, "two"), value(false, "two"), none(true), value(true, "two"), none(false),
+		nil, nil, value(true, "one"), value(false, "two"), value(false, "two"), none(true),
+		value(true, "two"), none(false),
 		none(true), value(false, ""), value(true, ""), nil, none(true), nil, none(true),
 	} {
 		require.NoError(t, got[i].Err)
@@ -107,7 +112,8 @@ func requireValue(t *testing.T, e engine.Engine, cf engine.CF, key, want string)
 // plainEngine has no range tombstones.
 type plainEngine struct{ engine.Engine }
 
-// TestDeleteRangeStaysInItsRegion: neither keys of other regions and column families, nor what comes later in the log.
+// TestDeleteRangeStaysInItsRegion: neither keys of other regions and column families, nor what
+// comes later in the log.
 func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 	for _, tombstones := range []bool{true, false} {
 		r, next := region(1, "b", "m", 1, 1, voter(1, 1)), region(2, "m", "", 1, 1, voter(2, 1))
@@ -130,7 +136,9 @@ func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 			message.AppendDeleteRange(nil, "default", []byte("c"), []byte("c")),
 			message.AppendDeleteRange(nil, "holidays", []byte("b"), []byte("m")),
 		)
-		for i, want := range []string{"", "key_not_in_region", "key_not_in_region", "key_not_in_region", "", ""} {
+		for i, want := range []string{
+			"", "key_not_in_region", "key_not_in_region", "key_not_in_region", "", "",
+		} {
 			if i > 0 {
 				require.Error(t, got[i].Err, i)
 			}
@@ -146,7 +154,8 @@ func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 		)
 		require.NoError(t, got[0].Err)
 		for key, want := range map[string]string{
-			"a": "v", "b": absent, "c": "after", "d": absent, "l\xff\xff": absent, "m": "v", "z": "v",
+			"a": "v", "b": absent, "c": "after", "d": absent, "l\xff\xff": absent, "m": "v",
+			"z": "v",
 		} {
 			requireValue(t, e, engine.CFDefault, key, want)
 		}
@@ -158,7 +167,8 @@ func TestDeleteRangeStaysInItsRegion(t *testing.T) {
 	}
 }
 
-// TestSwaps: what has swapped is remembered, within bounds; nothing is made up of what is forgotten.
+// TestSwaps: what has swapped is remembered, within bounds; nothing is made up of what is
+// forgotten.
 func TestSwaps(t *testing.T) {
 	var m Swaps
 	id := func(n uint64) message.WriteID { return message.WriteID{Client: 1, Number: n} }

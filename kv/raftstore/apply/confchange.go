@@ -24,7 +24,8 @@ func (w *Worker) applyConfChange(
 	}
 	req := cmd.GetAdminRequest().GetChangePeer()
 	peer := req.GetPeer()
-	if peer == nil || peer.Id != cc.NodeId || req.ChangeType != cc.ChangeType || peer.Id == 0 || peer.StoreId == 0 {
+	if peer == nil || peer.Id != cc.NodeId || req.ChangeType != cc.ChangeType || peer.Id == 0 ||
+		peer.StoreId == 0 {
 		return none(regionerr.Invalidf("conf change %d is malformed", index))
 	}
 	if a.merging != nil {
@@ -51,11 +52,14 @@ func (w *Worker) applyConfChange(
 	}
 	meta.PutRegionState(w.batch, state, region, a.peer)
 	w.sync = true
-	a.report.Results = append(a.report.Results, message.ChangedPeer{Index: index, Change: cc, Peer: peer, Region: region})
+	a.report.Results = append(a.report.Results,
+		message.ChangedPeer{Index: index, Change: cc, Peer: peer, Region: region})
 	return message.Result{Region: region, Answer: changePeerResponse(region)}
 }
 
-func decodeConfChange(data []byte) (cc eraftpb.ConfChange, cmd *raft_cmdpb.RaftCmdRequest, err error) {
+func decodeConfChange(
+	data []byte,
+) (cc eraftpb.ConfChange, cmd *raft_cmdpb.RaftCmdRequest, err error) {
 	cc, command, err := message.DecodeConfChange(data)
 	if err != nil {
 		return cc, nil, fmt.Errorf("%w: %w", ErrUndecodable, err)

@@ -24,7 +24,8 @@ func (w *Worker) applyEntries(t *Task) error {
 			continue // covered by a raft snapshot (D5)
 		}
 		if e.Index != a.applied+1 {
-			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index, a.applied)
+			return fmt.Errorf("region %d: entry %d follows applied index %d", a.regionID, e.Index,
+				a.applied)
 		}
 		w.endOverwritten(t, e)
 		res, err := w.applyEntry(a, e)
@@ -58,15 +59,17 @@ func (w *Worker) applyEntries(t *Task) error {
 	return nil
 }
 
-// giveUp ends a region's part in the worker at an entry that is not the one that was committed, or that takes what is not
-// here: nothing is applied from it on. The peer hands over what it leads and is quarantined. Stopping the store instead
-// would stop it at each start, for one replica of which others have the truth.
+// giveUp ends a region's part in the worker at an entry that is not the one that was committed, or
+// that takes what is not here: nothing is applied from it on. The peer hands over what it leads and
+// is quarantined. Stopping the store instead would stop it at each start, for one replica of which
+// others have the truth.
 func (w *Worker) giveUp(a *applier, e *eraftpb.Entry, err error) {
 	a.removed, a.broken = true, true
 	w.host.Damaged(a.regionID, fmt.Errorf("entry %d: %w", e.Index, err))
 }
 
-// errBehind is why the outcome of a proposal is not known: what this replica has applied does not reach it.
+// errBehind is why the outcome of a proposal is not known: what this replica has applied does not
+// reach it.
 var errBehind = errors.New("apply: the command was not reached")
 
 // endUnknown ends proposals whose outcome this store will not learn.
@@ -97,12 +100,14 @@ func (w *Worker) touch(a *applier) {
 	}
 }
 
-// ErrUndecodable: a committed entry does not decode. Leaders propose no such entries, so this replica's copy is damaged.
+// ErrUndecodable: a committed entry does not decode. Leaders propose no such entries, so this
+// replica's copy is damaged.
 var ErrUndecodable = errors.New("apply: damaged entry")
 
-// applyEntry carries out one entry. A refusal is a result: whatever a sound entry holds, every replica comes to the
-// same state (F-13, H8). An error is for this replica alone, from its disk: the store must stop before the applied
-// index passes the entry, or this replica would go on without its effect.
+// applyEntry carries out one entry. A refusal is a result: whatever a sound entry holds, every
+// replica comes to the same state (F-13, H8). An error is for this replica alone, from its disk:
+// the store must stop before the applied index passes the entry, or this replica would go on
+// without its effect.
 func (w *Worker) applyEntry(a *applier, e *eraftpb.Entry) (message.Result, error) {
 	if e.EntryType == eraftpb.EntryType_EntryConfChange {
 		cc, req, err := decodeConfChange(e.Data)

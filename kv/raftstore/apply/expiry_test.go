@@ -50,7 +50,8 @@ func (r *replica) apply(payloads ...[]byte) []message.Result {
 	r.t.Helper()
 	var entries []eraftpb.Entry
 	for _, p := range payloads {
-		data := message.AppendChecksum(append(message.AppendHeader(nil, r.id, r.region().RegionEpoch), p...))
+		data := message.AppendChecksum(
+			append(message.AppendHeader(nil, r.id, r.region().RegionEpoch), p...))
 		entries = append(entries, eraftpb.Entry{Index: r.next, Term: 6, Data: data})
 		r.next++
 	}
@@ -82,7 +83,8 @@ func (r *replica) view(now uint64) *storage.View {
 	if region.ExpiryFloor == 0 {
 		now = 0
 	}
-	return storage.NewView(r.e.NewSnapshot(), region.StartKey, region.EndKey).HideExpired(max(now, region.ExpiryFloor))
+	return storage.NewView(r.e.NewSnapshot(), region.StartKey,
+		region.EndKey).HideExpired(max(now, region.ExpiryFloor))
 }
 
 func (r *replica) scan(now uint64, backwards bool) string {
@@ -110,7 +112,8 @@ func (r *replica) scan(now uint64, backwards bool) string {
 	return strings.Join(out, " ")
 }
 
-// counts are the values and the expiry times that the engine has, and checks that each time is a value's.
+// counts are the values and the expiry times that the engine has, and checks that each time is a
+// value's.
 func (r *replica) counts() (values, times int) {
 	r.t.Helper()
 	snap := r.e.NewSnapshot()
@@ -136,7 +139,8 @@ func putFor(key, value string, now, ttl uint64) []byte {
 	if ttl == 0 {
 		return message.AppendPut(nil, "default", []byte(key), []byte(value))
 	}
-	return message.AppendPutWithLife(nil, "default", []byte(key), []byte(value), message.Life{Now: now, TTL: ttl})
+	return message.AppendPutWithLife(nil, "default", []byte(key), []byte(value),
+		message.Life{Now: now, TTL: ttl})
 }
 
 func expireAt(now uint64, keys ...string) []byte {
@@ -189,7 +193,8 @@ func TestExpiryTranscripts(t *testing.T) {
 			return ""
 		case "show":
 			values, times := r.counts()
-			return fmt.Sprintf("%s\nfloor %d, %d values, %d times", r.scan(now, false), r.region().ExpiryFloor, values, times)
+			return fmt.Sprintf("%s\nfloor %d, %d values, %d times", r.scan(now, false),
+				r.region().ExpiryFloor, values, times)
 		}
 		r.t = t
 		res := r.apply(payloadOf(t, d))[0]
@@ -209,15 +214,20 @@ func TestExpiryTranscripts(t *testing.T) {
 // TestExpiryOfOddTimes: no clock and no TTL makes a key expire before its time, or a worker stop.
 func TestExpiryOfOddTimes(t *testing.T) {
 	r := newReplica(t, true)
-	res := r.apply(expireAt(1000), putFor("a", "v", math.MaxUint64, math.MaxUint64), putFor("b", "v", 0, 5),
-		putFor("c", "v", 5, math.MaxUint64), message.AppendPut(nil, "lock", []byte("a"), []byte("l")), expireAt(0))
+	res := r.apply(expireAt(1000), putFor("a", "v", math.MaxUint64, math.MaxUint64),
+		putFor("b", "v", 0, 5),
+		putFor("c", "v", 5, math.MaxUint64),
+		message.AppendPut(nil, "lock", []byte("a"), []byte("l")), expireAt(0))
 	for i := range res[:5] {
 		require.NoError(t, res[i].Err, i)
 	}
 	require.ErrorContains(t, res[5].Err, "floor")
 	require.Equal(t, "a=v(18446744073709551) b=v(1) c=v(18446744073709551)", r.scan(1004, false))
 	require.Equal(t, "c=v(18446744073709551) a=v(18446744073709551)", r.scan(1005, true))
-	out := r.apply(message.AppendExpire(nil, &raft_cmdpb.ExpireRequest{Now: 9, Keys: []*raft_cmdpb.ExpiringKey{{Cf: "holidays", Key: []byte("a")}}}))
+	out := r.apply(message.AppendExpire(nil,
+		&raft_cmdpb.ExpireRequest{
+			Now: 9, Keys: []*raft_cmdpb.ExpiringKey{{Cf: "holidays", Key: []byte("a")}},
+		}))
 	require.ErrorContains(t, out[0].Err, "holidays")
 }
 
@@ -226,19 +236,23 @@ func TestExpiryFamilyOfEachFamily(t *testing.T) {
 	r := newReplica(t, true)
 	life := message.Life{Now: 10, TTL: 5}
 	r.apply(expireAt(10),
-		message.AppendPutWithLife(nil, "lock", []byte("k"), []byte("l"), life), message.AppendPut(nil, "write", []byte("k"), []byte("w")),
+		message.AppendPutWithLife(nil, "lock", []byte("k"), []byte("l"), life),
+		message.AppendPut(nil, "write", []byte("k"), []byte("w")),
 		putFor("k", "d", 10, 90))
 	v := r.view(15)
 	defer v.Close()
-	for cf, want := range map[engine.CF]bool{engine.CFDefault: true, engine.CFLock: false, engine.CFWrite: true} {
+	for cf, want := range map[engine.CF]bool{
+		engine.CFDefault: true, engine.CFLock: false, engine.CFWrite: true,
+	} {
 		_, found, err := v.Get(cf, []byte("k"))
 		require.NoError(t, err)
 		require.Equal(t, want, found, cf)
 	}
 }
 
-// TestExpiryModel has replicas with different rounds, engines and restarts carry out the same entries, and compares what
-// readers at any time see, and what compare-and-swaps answer, with a map.
+// TestExpiryModel has replicas with different rounds, engines and restarts carry out the same
+// entries, and compares what readers at any time see, and what compare-and-swaps answer, with a
+// map.
 func TestExpiryModel(t *testing.T) {
 	for seed := range uint64(60) {
 		runExpiryModel(t, seed)
@@ -261,7 +275,9 @@ type expiryModel struct {
 
 func runExpiryModel(t *testing.T, seed uint64) {
 	t.Helper()
-	m := &expiryModel{t: t, rng: rand.New(rand.NewPCG(seed, 7)), values: map[string]living{}, now: 1000}
+	m := &expiryModel{
+		t: t, rng: rand.New(rand.NewPCG(seed, 7)), values: map[string]living{}, now: 1000,
+	}
 	one, many := newReplica(t, true), newReplica(t, false)
 	var payloads [][]byte
 	var want []message.Result
@@ -284,7 +300,8 @@ func runExpiryModel(t *testing.T, seed uint64) {
 	}
 	got := many.apply(payloads...) // in one round
 	for i := range want {
-		require.Equal(t, fmt.Sprint(gave[i].Err, gave[i].Swap()), fmt.Sprint(got[i].Err, got[i].Swap()), "seed %d entry %d", seed, i)
+		require.Equal(t, fmt.Sprint(gave[i].Err, gave[i].Swap()),
+			fmt.Sprint(got[i].Err, got[i].Swap()), "seed %d entry %d", seed, i)
 	}
 	require.Equal(t, one.region().ExpiryFloor, many.region().ExpiryFloor)
 	require.Equal(t, dataHash(t, one), dataHash(t, many), "seed %d: replicas differ", seed)
@@ -299,7 +316,8 @@ func (m *expiryModel) split(one, many *replica, seed uint64) {
 		res := r.admin(splitRequest("c", 2, 20))
 		require.NoError(m.t, res.Err)
 		right := r.host.reserved[0]
-		require.Equal(m.t, floor, right.ExpiryFloor, "the right half does not know that its keys may expire")
+		require.Equal(m.t, floor, right.ExpiryFloor,
+			"the right half does not know that its keys may expire")
 		require.Equal(m.t, floor, r.region().ExpiryFloor)
 		r.w.begin(2, beginning(right))
 		r.id, r.next = 2, meta.InitLogIndex+1
@@ -448,8 +466,8 @@ func (b *countingBatch) Delete(key []byte) {
 	b.Batch.Delete(key)
 }
 
-// TestNoTombstonesOfTimes: puts and deletes without a TTL write no tombstones where no expiry time is, and one where one is, also
-// if it is of the same batch.
+// TestNoTombstonesOfTimes: puts and deletes without a TTL write no tombstones where no expiry time
+// is, and one where one is, also if it is of the same batch.
 func TestNoTombstonesOfTimes(t *testing.T) {
 	counting := &countingEngine{}
 	w, h, e := newTestWorker(t, func(e engine.Engine) engine.Engine {
@@ -459,7 +477,8 @@ func TestNoTombstonesOfTimes(t *testing.T) {
 	r := &replica{t: t, w: w, host: h, e: e, id: 1, next: meta.InitLogIndex + 1}
 	r.apply(expireAt(1000))
 	for i := range 10 {
-		r.apply(putFor(fmt.Sprint("k", i), "v", 0, 0), putFor("m", "v", 1000, 0), message.AppendDelete(nil, "default", []byte("d")))
+		r.apply(putFor(fmt.Sprint("k", i), "v", 0, 0), putFor("m", "v", 1000, 0),
+			message.AppendDelete(nil, "default", []byte("d")))
 	}
 	require.Zero(t, counting.deletes)
 	r.apply(putFor("k1", "v", 1000, 5000), putFor("k2", "v", 0, 0), putFor("k1", "v", 0, 0))

@@ -67,9 +67,11 @@ func (h *lone) Damaged(_ uint64, err error) {
 	h.damaged = append(h.damaged, err)
 }
 
-// newTestWorker makes the only worker of store 1, over an engine in memory that has the regions at their initial state.
-// wrap stands between the two if it is not nil.
-func newTestWorker(t testing.TB, wrap func(engine.Engine) engine.Engine, regions ...*metapb.Region) (*Worker, *lone, *memengine.Engine) {
+// newTestWorker makes the only worker of store 1, over an engine in memory that has the regions at
+// their initial state. wrap stands between the two if it is not nil.
+func newTestWorker(
+	t testing.TB, wrap func(engine.Engine) engine.Engine, regions ...*metapb.Region,
+) (*Worker, *lone, *memengine.Engine) {
 	t.Helper()
 	e := memengine.New()
 	b := e.NewBatch()
@@ -91,10 +93,15 @@ func newTestWorker(t testing.TB, wrap func(engine.Engine) engine.Engine, regions
 }
 
 func beginning(r *metapb.Region) *Begin {
-	return &Begin{Peer: r.Peers[0], Region: r, Applied: meta.InitLogIndex, Term: meta.InitLogTerm, Truncated: initTruncated}
+	return &Begin{
+		Peer: r.Peers[0], Region: r, Applied: meta.InitLogIndex, Term: meta.InitLogTerm,
+		Truncated: initTruncated,
+	}
 }
 
-func region(id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer) *metapb.Region {
+func region(
+	id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer,
+) *metapb.Region {
 	return &metapb.Region{
 		Id: id, StartKey: []byte(start), EndKey: []byte(end), Peers: peers,
 		RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: conf},
@@ -103,7 +110,9 @@ func region(id uint64, start, end string, version, conf uint64, peers ...*metapb
 
 func voter(id, store uint64) *metapb.Peer { return &metapb.Peer{Id: id, StoreId: store} }
 
-func trio() *metapb.Region { return region(1, "", "m", 2, 2, voter(1, 1), voter(2, 2), voter(3, 3)) }
+func trio() *metapb.Region {
+	return region(1, "", "m", 2, 2, voter(1, 1), voter(2, 2), voter(3, 3))
+}
 
 // answered returns the answer to a command, which must have come.
 func answered(t testing.TB, cb *message.Callback) message.Result {
@@ -123,15 +132,17 @@ func requireUnknown(t testing.TB, cb *message.Callback) {
 }
 
 func splitRequest(key string, newRegion uint64, newPeers ...uint64) *raft_cmdpb.AdminRequest {
-	return &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split, Split: &raft_cmdpb.SplitRequest{
-		SplitKey: []byte(key), NewRegionId: newRegion, NewPeerIds: newPeers,
-	}}
+	return &raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split,
+		Split: &raft_cmdpb.SplitRequest{
+			SplitKey: []byte(key), NewRegionId: newRegion, NewPeerIds: newPeers,
+		}}
 }
 
 func adminEntry(t testing.TB, r *metapb.Region, req *raft_cmdpb.AdminRequest) []byte {
 	t.Helper()
 	data, err := (&raft_cmdpb.RaftCmdRequest{
-		Header: &raft_cmdpb.RaftRequestHeader{RegionId: r.Id, RegionEpoch: r.RegionEpoch}, AdminRequest: req,
+		Header:       &raft_cmdpb.RaftRequestHeader{RegionId: r.Id, RegionEpoch: r.RegionEpoch},
+		AdminRequest: req,
 	}).Marshal()
 	require.NoError(t, err)
 	return data

@@ -30,7 +30,9 @@ func applySeeds(t testing.TB) (seeds [][]byte, confChange []bool) {
 		for _, id := range []uint64{0, 1, 2, 9} {
 			for _, key := range []string{"", "c", "m", "z"} {
 				add(false, admin(&raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_Split,
-					Split: &raft_cmdpb.SplitRequest{SplitKey: []byte(key), NewRegionId: id, NewPeerIds: ids}}))
+					Split: &raft_cmdpb.SplitRequest{
+						SplitKey: []byte(key), NewRegionId: id, NewPeerIds: ids,
+					}}))
 			}
 		}
 	}
@@ -41,7 +43,10 @@ func applySeeds(t testing.TB) (seeds [][]byte, confChange []bool) {
 	}
 	add(false, admin(&raft_cmdpb.AdminRequest{CmdType: 99}))
 	for _, kind := range []eraftpb.ConfChangeType{0, 1, 2, 77} {
-		for _, p := range []*metapb.Peer{voter(1, 1), voter(2, 2), voter(9, 9), voter(9, 2), voter(2, 9), voter(0, 4), voter(4, 0)} {
+		for _, p := range []*metapb.Peer{
+			voter(1, 1), voter(2, 2), voter(9, 9), voter(9, 2), voter(2, 9), voter(0, 4),
+			voter(4, 0),
+		} {
 			ctx, err := admin(&raft_cmdpb.AdminRequest{CmdType: raft_cmdpb.AdminCmdType_ChangePeer,
 				ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: kind, Peer: p}}).Marshal()
 			require.NoError(t, err)
@@ -51,12 +56,14 @@ func applySeeds(t testing.TB) (seeds [][]byte, confChange []bool) {
 	}
 	add(true, &eraftpb.ConfChange{})
 	put := message.AppendPut(message.AppendHeader(nil, 1, now), "write", []byte("c"), []byte("v"))
-	seeds = append(seeds, put, message.AppendPut(put, "default", []byte("z"), nil), message.AppendDelete(put, "nope", []byte("c")))
+	seeds = append(seeds, put, message.AppendPut(put, "default", []byte("z"), nil),
+		message.AppendDelete(put, "nope", []byte("c")))
 	return seeds, append(confChange, false, false, false)
 }
 
-// FuzzApply carries out an entry of any bytes on two stores that have the region: both come to the same region, and
-// nothing outside the region changes (F-13, H8). Bytes that no leader proposes are damage: nothing is applied.
+// FuzzApply carries out an entry of any bytes on two stores that have the region: both come to the
+// same region, and nothing outside the region changes (F-13, H8). Bytes that no leader proposes are
+// damage: nothing is applied.
 func FuzzApply(f *testing.F) {
 	seeds, confChange := applySeeds(f)
 	for i := range seeds {

@@ -12,8 +12,11 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// applySplit writes both halves, the right one's beginning and the applied index in one synced batch.
-func (w *Worker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitRequest) (message.Result, error) {
+// applySplit writes both halves, the right one's beginning and the applied index in one synced
+// batch.
+func (w *Worker) applySplit(
+	a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitRequest,
+) (message.Result, error) {
 	left, right, err := regions.Split(a.region, req)
 	if err != nil {
 		a.report.Results = append(a.report.Results, message.SplitRefused{Index: e.Index})
@@ -41,9 +44,9 @@ func (w *Worker) applySplit(a *applier, e *eraftpb.Entry, req *raft_cmdpb.SplitR
 	})}, nil
 }
 
-// mayCreate decides whether a split creates the new region's peer here. Not if this store already had a
-// newer peer of that region: one that is there, or that has been removed again (G1). What then lies in
-// the right half is cleared.
+// mayCreate decides whether a split creates the new region's peer here. Not if this store already
+// had a newer peer of that region: one that is there, or that has been removed again (G1). What
+// then lies in the right half is cleared.
 func (w *Worker) mayCreate(right *metapb.Region, self *metapb.Peer) (bool, error) {
 	st, err := meta.LoadRegionState(w.engine, right.Id)
 	if err != nil {

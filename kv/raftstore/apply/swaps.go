@@ -6,9 +6,10 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 )
 
-// Swaps remembers which of the last compare-and-swaps with an identity have swapped, of all regions of the store. The
-// log tells that one was applied, and not how it ended. Each replica evaluates them all, so each knows, but for those from
-// before its store started: their retries are undetermined. Safe for concurrent use.
+// Swaps remembers which of the last compare-and-swaps with an identity have swapped, of all regions
+// of the store. The log tells that one was applied, and not how it ended. Each replica evaluates
+// them all, so each knows, but for those from before its store started: their retries are
+// undetermined. Safe for concurrent use.
 //
 // Invariant: an identity that is in both halves has swapped if either says so.
 type Swaps struct {

@@ -5,12 +5,14 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 )
 
-// An appliedTable is the one record in which an apply worker says how far it has applied the regions it is busy
-// with (meta.AppliedTableKey). It goes into the same batch as their data, so it is as good as an apply state of
-// each, and costs one insertion into the engine instead of one for each region.
+// An appliedTable is the one record in which an apply worker says how far it has applied the
+// regions it is busy with (meta.AppliedTableKey). It goes into the same batch as their data, so it
+// is as good as an apply state of each, and costs one insertion into the engine instead of one for
+// each region.
 //
-// The table is written whole, so it has few places. Regions that find none write their own apply state; those
-// that have not applied anything for a while give theirs up. Owned by the apply worker.
+// The table is written whole, so it has few places. Regions that find none write their own apply
+// state; those that have not applied anything for a while give theirs up. Owned by the apply
+// worker.
 type appliedTable struct {
 	worker int
 	places [tablePlaces]*applier
@@ -30,7 +32,8 @@ const (
 	noPlace   = -1
 )
 
-// admit gives a region whose applied index has moved a place; false if all are taken, or it is being forgotten.
+// admit gives a region whose applied index has moved a place; false if all are taken, or it is
+// being forgotten.
 func (t *appliedTable) admit(a *applier) bool {
 	if a.place == noPlace {
 		return false

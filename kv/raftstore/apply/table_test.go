@@ -15,10 +15,10 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestAppliedIndexesInTheEngine applies entries of many more regions than an applied table has places, in
-// batches of a few, with logs that are compacted and regions that end and begin anew. After every batch, which is
-// where a crash may leave the engine, each region's applied index is there, with its data; and so it is after
-// a start has settled the tables.
+// TestAppliedIndexesInTheEngine applies entries of many more regions than an applied table has
+// places, in batches of a few, with logs that are compacted and regions that end and begin anew.
+// After every batch, which is where a crash may leave the engine, each region's applied index is
+// there, with its data; and so it is after a start has settled the tables.
 func TestAppliedIndexesInTheEngine(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { checkAppliedIndexes(t, seed) })
@@ -37,9 +37,11 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 		b := e.NewBatch()
 		meta.PutRegionState(b, rspb.PeerState_Normal, r, r.Peers[0])
 		truncated := rspb.RaftTruncatedState{Index: index, Term: 5}
-		meta.Put(b, meta.ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: index, TruncatedState: &truncated})
+		meta.Put(b, meta.ApplyStateKey(id),
+			&rspb.RaftApplyState{AppliedIndex: index, TruncatedState: &truncated})
 		require.NoError(t, e.Write(b, false))
-		w.begin(id, &Begin{Peer: r.Peers[0], Region: r, Applied: index, Term: 5, Truncated: truncated})
+		w.begin(id,
+			&Begin{Peer: r.Peers[0], Region: r, Applied: index, Term: 5, Truncated: truncated})
 		want[id] = w.regions[id]
 	}
 	for id := range uint64(regions) {
@@ -48,10 +50,12 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 	apply := func(a *applier) {
 		key := []byte(fmt.Sprintf("%04d", a.regionID))
 		data := message.AppendHeader(nil, a.regionID, &metapb.RegionEpoch{ConfVer: 1, Version: 1})
-		data = message.AppendPut(data, string(engine.CFDefault), key, []byte(fmt.Sprint(a.applied+1)))
+		data = message.AppendPut(data, string(engine.CFDefault), key,
+			[]byte(fmt.Sprint(a.applied+1)))
 		wrote[a.regionID] = fmt.Sprint(a.applied + 1)
 		entry := eraftpb.Entry{Index: a.applied + 1, Term: 6, Data: data}
-		require.NoError(t, w.applyEntries(&Task{RegionID: a.regionID, Entries: []eraftpb.Entry{entry}}))
+		require.NoError(t,
+			w.applyEntries(&Task{RegionID: a.regionID, Entries: []eraftpb.Entry{entry}}))
 		if rng.IntN(10) == 0 {
 			a.truncated = rspb.RaftTruncatedState{Index: a.applied, Term: 6}
 		}
@@ -63,12 +67,15 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 			require.NoError(t, err)
 			require.Equal(t, a.applied, st.AppliedIndex, "region %d", id)
 			require.Equal(t, a.truncated, *st.TruncatedState, "region %d", id)
-			value, _, err := e.Get(engine.DataKey(engine.CFDefault, []byte(fmt.Sprintf("%04d", id))))
+			value, _, err := e.Get(engine.DataKey(engine.CFDefault,
+				[]byte(fmt.Sprintf("%04d", id))))
 			require.NoError(t, err)
 			require.Equal(t, wrote[id], string(value), "region %d", id)
 		}
 	}
-	atRuntime := func(id uint64) (*rspb.RaftApplyState, error) { return meta.LoadApplyState(e, id, 0) }
+	atRuntime := func(id uint64) (*rspb.RaftApplyState, error) {
+		return meta.LoadApplyState(e, id, 0)
+	}
 	hot := rng.Uint64N(regions)
 	for round := range 3 * tableLook {
 		if round%500 == 0 {
@@ -109,8 +116,8 @@ func checkAppliedIndexes(t *testing.T, seed uint64) {
 	check(func(id uint64) (*rspb.RaftApplyState, error) { return meta.LoadApplyRecord(e, id) })
 }
 
-// TestBusyRegionsShareARecord: a batch over as many regions as the table has places writes their data and one
-// record more.
+// TestBusyRegionsShareARecord: a batch over as many regions as the table has places writes their
+// data and one record more.
 func TestBusyRegionsShareARecord(t *testing.T) {
 	_, _, e := newTestWorker(t, nil)
 	table, batch := appliedTable{}, e.NewBatch()

@@ -22,11 +22,13 @@ const flushBytes = 1 << 20
 type Host interface {
 	// Neighbours are a region and those beside it on this store, in key order.
 	Neighbours(r *metapb.Region) []*metapb.Region
-	// ReserveSplit tells whether a split may create the peer of its right half here, and keeps others from doing so.
+	// ReserveSplit tells whether a split may create the peer of its right half here, and keeps
+	// others from doing so.
 	ReserveSplit(right *metapb.Region, peerID uint64) bool
 	// Report lays a report into the mailbox of a region's peer, if there is one.
 	Report(regionID uint64, m *message.Applied)
-	// Flushed follows each batch that is in the engine, after its reports. entries is how many entries were in it.
+	// Flushed follows each batch that is in the engine, after its reports. entries is how many
+	// entries were in it.
 	Flushed(entries uint64)
 	// Age is the time since the store was made.
 	Age() time.Duration
@@ -50,11 +52,12 @@ type Options struct {
 	Swaps *Swaps
 }
 
-// Task is work for the worker of a region; tasks of a region are carried out in order. One of Begin, Entries and End is
-// set.
+// Task is work for the worker of a region; tasks of a region are carried out in order. One of
+// Begin, Entries and End is set.
 type Task struct {
 	RegionID uint64
-	// Entries are committed; Proposals are those that wait for them here, and for nothing behind the last of them.
+	// Entries are committed; Proposals are those that wait for them here, and for nothing behind
+	// the last of them.
 	Entries   []eraftpb.Entry
 	Proposals []message.Proposal
 	Begin     *Begin
@@ -71,19 +74,22 @@ type Begin struct {
 	Merging *rspb.MergingState
 }
 
-// End ends the worker's part in a region: behind all earlier entries, whose effects are in the engine when Then is called.
+// End ends the worker's part in a region: behind all earlier entries, whose effects are in the
+// engine when Then is called.
 type End struct {
-	// Tombstone is the region as the peer's tombstone keeps it, which is written then, synced; nil if the peer is not
-	// destroyed.
+	// Tombstone is the region as the peer's tombstone keeps it, which is written then, synced; nil
+	// if the peer is not destroyed.
 	Tombstone *metapb.Region
 	Peer      *metapb.Peer
-	// Damaged is why the replica must not be served after a restart either; empty if it may. It is written, synced.
+	// Damaged is why the replica must not be served after a restart either; empty if it may. It is
+	// written, synced.
 	Damaged string
 	// Then is called on the worker, which it must not hold up.
 	Then func()
 }
 
-// applier is the state machine side of a region: it owns the applied state. Owned by the region's worker.
+// applier is the state machine side of a region: it owns the applied state. Owned by the region's
+// worker.
 //
 // Invariant: in the engine, applied index, region state and data change in one batch.
 type applier struct {
@@ -101,7 +107,8 @@ type applier struct {
 	merging *rspb.MergingState
 	// removed: the conf change that removes this peer is applied; nothing after it is.
 	removed bool
-	// broken: nothing is applied any more because the next entry is damaged here. removed is set as well.
+	// broken: nothing is applied any more because the next entry is damaged here. removed is set as
+	// well.
 	broken bool
 	// report gathers what the peer must be told after the next write; dirty: there is something.
 	report message.Applied
@@ -110,9 +117,9 @@ type applier struct {
 	reportedTerm uint64
 }
 
-// Worker carries out committed entries of the regions that are sticky to it. One engine batch covers all regions of a
-// round; it is not synced, because the synced raft log replays it, except where the raft log or another region's
-// existence will depend on it (conf change, split).
+// Worker carries out committed entries of the regions that are sticky to it. One engine batch
+// covers all regions of a round; it is not synced, because the synced raft log replays it, except
+// where the raft log or another region's existence will depend on it (conf change, split).
 type Worker struct {
 	storeID uint64
 	host    Host
@@ -154,7 +161,8 @@ type answer struct {
 func New(o Options) *Worker {
 	w := &Worker{
 		storeID: o.StoreID, host: o.Host, engine: o.Engine, hasher: o.Hasher, swaps: o.Swaps,
-		table: appliedTable{worker: o.ID}, regions: map[uint64]*applier{}, batch: o.Engine.NewBatch(),
+		table: appliedTable{worker: o.ID}, regions: map[uint64]*applier{},
+		batch:  o.Engine.NewBatch(),
 		mortal: map[string]struct{}{},
 	}
 	w.queue.cond = sync.NewCond(&w.queue)
@@ -178,7 +186,8 @@ func (w *Worker) Close() {
 	w.queue.cond.Broadcast()
 }
 
-// Run carries out tasks until Close, or until an error from which the store must not go on. It is called once.
+// Run carries out tasks until Close, or until an error from which the store must not go on. It is
+// called once.
 func (w *Worker) Run() error {
 	for w.take(true) {
 		if err := w.runTaken(); err != nil {
@@ -188,8 +197,8 @@ func (w *Worker) Run() error {
 	return nil
 }
 
-// RunQueued carries out what is queued and does not wait for more; ran is false if nothing was. Not to be called beside
-// Run.
+// RunQueued carries out what is queued and does not wait for more; ran is false if nothing was. Not
+// to be called beside Run.
 func (w *Worker) RunQueued() (ran bool, err error) {
 	if !w.take(false) {
 		return false, nil
@@ -197,7 +206,8 @@ func (w *Worker) RunQueued() (ran bool, err error) {
 	return true, w.runTaken()
 }
 
-// take takes what is queued. False: nothing is, and if it was to wait for something, nothing will be.
+// take takes what is queued. False: nothing is, and if it was to wait for something, nothing will
+// be.
 func (w *Worker) take(wait bool) bool {
 	w.queue.Lock()
 	defer w.queue.Unlock()
@@ -232,8 +242,8 @@ func (w *Worker) round(tasks []Task) error {
 	return w.flush()
 }
 
-// abandon answers what can not be carried out any more. The entries are committed: a restart, or the other stores,
-// apply them.
+// abandon answers what can not be carried out any more. The entries are committed: a restart, or
+// the other stores, apply them.
 func (w *Worker) abandon(tasks []Task) {
 	w.host.Release(w.freed)
 	w.freed = 0
@@ -264,7 +274,8 @@ func (w *Worker) begin(regionID uint64, b *Begin) {
 	w.forget(regionID)
 	w.regions[regionID] = &applier{
 		regionID: regionID, peer: b.Peer, region: b.Region,
-		applied: b.Applied, term: b.Term, truncated: b.Truncated, recorded: b.Truncated, merging: b.Merging,
+		applied: b.Applied, term: b.Term, truncated: b.Truncated, recorded: b.Truncated,
+		merging: b.Merging,
 	}
 }
 
@@ -285,15 +296,18 @@ func (w *Worker) end(regionID uint64, end *End) error {
 	return nil
 }
 
-// markDamaged writes that a replica must not be served after a restart either, if its damage is one that a restart
-// does not mend: what it has promised is not what it has. After a read that failed it is. The region is the one that this
-// worker has come to; it is not read, because reading may be what fails.
+// markDamaged writes that a replica must not be served after a restart either, if its damage is one
+// that a restart does not mend: what it has promised is not what it has. After a read that failed
+// it is. The region is the one that this worker has come to; it is not read, because reading may be
+// what fails.
 func (w *Worker) markDamaged(regionID uint64, why string) {
 	a := w.regions[regionID]
 	if a == nil || a.removed && !a.broken {
 		return // it is being destroyed, has been removed, or never had data
 	}
-	st := &rspb.RegionLocalState{State: rspb.PeerState_Normal, Region: a.region, Peer: a.peer, Damaged: why}
+	st := &rspb.RegionLocalState{
+		State: rspb.PeerState_Normal, Region: a.region, Peer: a.peer, Damaged: why,
+	}
 	if a.merging != nil {
 		st.State, st.Merging = rspb.PeerState_Merging, a.merging // the target relies on it
 	}
@@ -301,8 +315,8 @@ func (w *Worker) markDamaged(regionID uint64, why string) {
 	w.sync = true
 }
 
-// flush writes the batch and then answers: a callback never speaks of what is not in the engine, and a
-// peer learns of an applied index only when a read would see it.
+// flush writes the batch and then answers: a callback never speaks of what is not in the engine,
+// and a peer learns of an applied index only when a read would see it.
 func (w *Worker) flush() error {
 	for _, a := range w.touched {
 		if a.truncated != a.recorded || !w.table.admit(a) {
@@ -366,7 +380,8 @@ func (w *Worker) record(a *applier) {
 	a.recorded = a.truncated
 }
 
-// forget ends the worker's part in a region, whose apply state says from the next flush on what the table said.
+// forget ends the worker's part in a region, whose apply state says from the next flush on what the
+// table said.
 func (w *Worker) forget(regionID uint64) {
 	a := w.regions[regionID]
 	if a == nil {

@@ -17,16 +17,21 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// TestBrokenRoundWritesNothing: neither what was applied before the error in the same round, nor of other regions.
+// TestBrokenRoundWritesNothing: neither what was applied before the error in the same round, nor of
+// other regions.
 func TestBrokenRoundWritesNothing(t *testing.T) {
 	r, other := region(1, "", "m", 1, 1, voter(1, 1)), region(2, "m", "", 1, 1, voter(2, 1))
 	var ctl faultfs.Controller
-	w, h, e := newTestWorker(t, func(e engine.Engine) engine.Engine { return enginefault.Wrap(e, &ctl) }, r, other)
+	w, h, e := newTestWorker(t, func(e engine.Engine) engine.Engine {
+		return enginefault.Wrap(e, &ctl)
+	}, r, other)
 	ctl.SetReads(true)
 	ctl.Set(faultfs.FailKind("get", errIO))
-	data := message.AppendPut(message.AppendHeader(nil, 2, other.RegionEpoch), "default", []byte("n"), []byte("v"))
+	data := message.AppendPut(message.AppendHeader(nil, 2, other.RegionEpoch), "default",
+		[]byte("n"), []byte("v"))
 	first, firsts := entriesOf(2, eraftpb.Entry{Index: 6, Term: 6, Data: data})
-	second, seconds := entriesOf(1, eraftpb.Entry{Index: 6, Term: 6, Data: adminEntry(t, r, splitRequest("c", 9, 11))})
+	second, seconds := entriesOf(1,
+		eraftpb.Entry{Index: 6, Term: 6, Data: adminEntry(t, r, splitRequest("c", 9, 11))})
 	err := w.round([]Task{first, second})
 	require.ErrorIs(t, err, errIO)
 	require.ErrorContains(t, err, "apply entry 6 of region 1")
@@ -48,17 +53,24 @@ func TestOutcomeBehindARemoval(t *testing.T) {
 	change := &raft_cmdpb.RaftCmdRequest{
 		Header: &raft_cmdpb.RaftRequestHeader{RegionId: 1, RegionEpoch: r.RegionEpoch},
 		AdminRequest: &raft_cmdpb.AdminRequest{
-			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
-			ChangePeer: &raft_cmdpb.ChangePeerRequest{ChangeType: eraftpb.ConfChangeType_RemoveNode, Peer: r.Peers[0]},
+			CmdType: raft_cmdpb.AdminCmdType_ChangePeer,
+			ChangePeer: &raft_cmdpb.ChangePeerRequest{
+				ChangeType: eraftpb.ConfChangeType_RemoveNode, Peer: r.Peers[0],
+			},
 		},
 	}
 	context, err := change.Marshal()
 	require.NoError(t, err)
-	removal, err := (&eraftpb.ConfChange{ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1, Context: context}).Marshal()
+	removal, err := (&eraftpb.ConfChange{
+		ChangeType: eraftpb.ConfChangeType_RemoveNode, NodeId: 1, Context: context,
+	}).Marshal()
 	require.NoError(t, err)
-	data := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), []byte("v"))
+	data := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"),
+		[]byte("v"))
 	before, cbs := entriesOf(1,
-		eraftpb.Entry{Index: 6, Term: 6, Data: removal, EntryType: eraftpb.EntryType_EntryConfChange},
+		eraftpb.Entry{
+			Index: 6, Term: 6, Data: removal, EntryType: eraftpb.EntryType_EntryConfChange,
+		},
 		eraftpb.Entry{Index: 7, Term: 6, Data: data})
 	after, late := entriesOf(1, eraftpb.Entry{Index: 8, Term: 6, Data: data})
 	require.NoError(t, w.round([]Task{before, after}))
@@ -67,12 +79,13 @@ func TestOutcomeBehindARemoval(t *testing.T) {
 	requireUnknown(t, late[0])
 }
 
-// TestAnswersGoByIndexAndTerm: the entry at a proposal's index may be another leader's. Its client must
-// not be told that its own command was carried out (F-8).
+// TestAnswersGoByIndexAndTerm: the entry at a proposal's index may be another leader's. Its client
+// must not be told that its own command was carried out (F-8).
 func TestAnswersGoByIndexAndTerm(t *testing.T) {
 	r := trio()
 	w, _, _ := newTestWorker(t, nil, r)
-	put := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), []byte("v"))
+	put := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"),
+		[]byte("v"))
 	var props []message.Proposal
 	var cbs [][2]*message.Callback
 	for i := range uint64(4) {
@@ -91,7 +104,8 @@ func TestAnswersGoByIndexAndTerm(t *testing.T) {
 				continue
 			}
 			var lost *regionerr.OverwrittenError
-			require.Equal(t, i < 3, errors.As(res.Err, &lost), "only an entry of another term at its index says that it is lost")
+			require.Equal(t, i < 3, errors.As(res.Err, &lost),
+				"only an entry of another term at its index says that it is lost")
 			if i == 3 {
 				requireUnknown(t, cb)
 			}
@@ -99,14 +113,17 @@ func TestAnswersGoByIndexAndTerm(t *testing.T) {
 	}
 }
 
-// TestStagesOfAppliedEntries: a batch that is full in the middle of a round is answered at once, and what the worker did before
-// is no part of the time of those behind it.
+// TestStagesOfAppliedEntries: a batch that is full in the middle of a round is answered at once,
+// and what the worker did before is no part of the time of those behind it.
 func TestStagesOfAppliedEntries(t *testing.T) {
 	r := trio()
 	w, h, _ := newTestWorker(t, nil, r)
-	large := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"), make([]byte, flushBytes))
-	small := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("b"), nil)
-	task, cbs := entriesOf(1, eraftpb.Entry{Index: 6, Term: 6, Data: large}, eraftpb.Entry{Index: 7, Term: 6, Data: small},
+	large := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("a"),
+		make([]byte, flushBytes))
+	small := message.AppendPut(message.AppendHeader(nil, 1, r.RegionEpoch), "default", []byte("b"),
+		nil)
+	task, cbs := entriesOf(1, eraftpb.Entry{Index: 6, Term: 6, Data: large},
+		eraftpb.Entry{Index: 7, Term: 6, Data: small},
 		eraftpb.Entry{Index: 8, Term: 6, Data: small})
 	task.Proposals[1].Traced = true
 	require.NoError(t, w.round([]Task{task}))

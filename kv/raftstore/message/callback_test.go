@@ -52,7 +52,9 @@ func TestCallbackConcurrentAnswers(t *testing.T) {
 
 // TestWaited: times of a write are kept modulo 71 minutes.
 func TestWaited(t *testing.T) {
-	for _, came := range []time.Duration{0, time.Second, time.Hour, 71*time.Minute + 34*time.Second, 10 * 24 * time.Hour} {
+	for _, came := range []time.Duration{
+		0, time.Second, time.Hour, 71*time.Minute + 34*time.Second, 10 * 24 * time.Hour,
+	} {
 		var w Write
 		w.Came(came)
 		require.Zero(t, w.Waited(came))
@@ -60,7 +62,8 @@ func TestWaited(t *testing.T) {
 	}
 }
 
-// TestWritesStaySmall: what is allocated for every write does not grow with what only some commands have.
+// TestWritesStaySmall: what is allocated for every write does not grow with what only some commands
+// have.
 func TestWritesStaySmall(t *testing.T) {
 	require.LessOrEqual(t, unsafe.Sizeof(Callback{}), uintptr(64))
 	require.LessOrEqual(t, unsafe.Sizeof(Write{}), uintptr(224))

@@ -10,8 +10,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// TestEveryFlippedBitOfAnEntry: whatever bit of an entry flips, the entry is not taken for a good one, or says what it
-// said before.
+// TestEveryFlippedBitOfAnEntry: whatever bit of an entry flips, the entry is not taken for a good
+// one, or says what it said before.
 func TestEveryFlippedBitOfAnEntry(t *testing.T) {
 	data := AppendHeader(nil, 7, &metapb.RegionEpoch{Version: 3, ConfVer: 2})
 	data = AppendWriteID(data, WriteID{Client: 99, Number: 300})
@@ -46,7 +46,8 @@ func TestDecodeConfChange(t *testing.T) {
 	cmd := raft_cmdpb.RaftCmdRequest{
 		Header: &raft_cmdpb.RaftRequestHeader{RegionId: 1},
 		AdminRequest: &raft_cmdpb.AdminRequest{
-			CmdType: raft_cmdpb.AdminCmdType_ChangePeer, ChangePeer: &raft_cmdpb.ChangePeerRequest{Peer: peer},
+			CmdType:    raft_cmdpb.AdminCmdType_ChangePeer,
+			ChangePeer: &raft_cmdpb.ChangePeerRequest{Peer: peer},
 		},
 	}
 	ctx, err := cmd.Marshal()
@@ -60,7 +61,10 @@ func TestDecodeConfChange(t *testing.T) {
 	}
 	require.NoError(t, decode(eraftpb.ConfChange{NodeId: 5, Context: ctx}))
 	require.ErrorIs(t, decode(eraftpb.ConfChange{NodeId: 4, Context: ctx}), ErrCorrupt)
-	require.ErrorIs(t, decode(eraftpb.ConfChange{NodeId: 5, ChangeType: eraftpb.ConfChangeType_RemoveNode, Context: ctx}), ErrCorrupt)
+	require.ErrorIs(t,
+		decode(eraftpb.ConfChange{
+			NodeId: 5, ChangeType: eraftpb.ConfChangeType_RemoveNode, Context: ctx,
+		}), ErrCorrupt)
 	ctx[len(ctx)-1] ^= 1
 	require.ErrorIs(t, decode(eraftpb.ConfChange{NodeId: 5, Context: ctx}), ErrCorrupt)
 	var again raft_cmdpb.RaftCmdRequest

@@ -7,10 +7,10 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// Conditional requests are decided when their entry is applied: compare-and-swaps, deletes of ranges, and what ends the life
-// of keys. Each is alone in
-// its entry, with at most one identity, so that the entry's answer is the request's own, and so that a search for the
-// identity finds what became of it.
+// Conditional requests are decided when their entry is applied: compare-and-swaps, deletes of
+// ranges, and what ends the life of keys. Each is alone in its entry, with at most one identity, so
+// that the entry's answer is the request's own, and so that a search for the identity finds what
+// became of it.
 
 // Swap is the outcome of a compare-and-swap.
 type Swap struct {
@@ -23,10 +23,12 @@ type Swap struct {
 
 // AppendSwap appends a compare-and-swap to a payload.
 func AppendSwap(buf []byte, r *raft_cmdpb.CompareAndSwapRequest) []byte {
-	return appendConditional(buf, &raft_cmdpb.Request{CmdType: raft_cmdpb.CmdType_CompareAndSwap, CompareAndSwap: r})
+	return appendConditional(buf,
+		&raft_cmdpb.Request{CmdType: raft_cmdpb.CmdType_CompareAndSwap, CompareAndSwap: r})
 }
 
-// AppendDeleteRange appends a delete of [start, end) to a payload; an empty end is the end of the key space.
+// AppendDeleteRange appends a delete of [start, end) to a payload; an empty end is the end of the
+// key space.
 func AppendDeleteRange(buf []byte, cf string, start, end []byte) []byte {
 	return appendConditional(buf, &raft_cmdpb.Request{
 		CmdType:     raft_cmdpb.CmdType_DeleteRange,
@@ -34,9 +36,11 @@ func AppendDeleteRange(buf []byte, cf string, start, end []byte) []byte {
 	})
 }
 
-// AppendExpire appends what raises a region's expiry floor and removes keys that have expired to a payload.
+// AppendExpire appends what raises a region's expiry floor and removes keys that have expired to a
+// payload.
 func AppendExpire(buf []byte, r *raft_cmdpb.ExpireRequest) []byte {
-	return appendConditional(buf, &raft_cmdpb.Request{CmdType: raft_cmdpb.CmdType_Expire, Expire: r})
+	return appendConditional(buf,
+		&raft_cmdpb.Request{CmdType: raft_cmdpb.CmdType_Expire, Expire: r})
 }
 
 func appendConditional(buf []byte, r *raft_cmdpb.Request) []byte {
@@ -49,13 +53,15 @@ func appendConditional(buf []byte, r *raft_cmdpb.Request) []byte {
 	return append(buf, data...)
 }
 
-// isConditional tells from the first bytes of a request whether it is one: generated code writes the type first.
+// isConditional tells from the first bytes of a request whether it is one: generated code writes
+// the type first.
 func isConditional(request []byte) bool {
 	if len(request) < 2 || request[0] != tagCmdType {
 		return false
 	}
 	kind := raft_cmdpb.CmdType(request[1])
-	return kind == raft_cmdpb.CmdType_CompareAndSwap || kind == raft_cmdpb.CmdType_DeleteRange || kind == raft_cmdpb.CmdType_Expire
+	return kind == raft_cmdpb.CmdType_CompareAndSwap || kind == raft_cmdpb.CmdType_DeleteRange ||
+		kind == raft_cmdpb.CmdType_Expire
 }
 
 func decodeConditional(request []byte) (*raft_cmdpb.Request, error) {
@@ -66,7 +72,8 @@ func decodeConditional(request []byte) (*raft_cmdpb.Request, error) {
 	kind := r.CmdType
 	if (kind == raft_cmdpb.CmdType_CompareAndSwap) != (r.CompareAndSwap != nil) ||
 		(kind == raft_cmdpb.CmdType_DeleteRange) != (r.DeleteRange != nil) ||
-		(kind == raft_cmdpb.CmdType_Expire) != (r.Expire != nil) || r.Put != nil || r.Delete != nil {
+		(kind == raft_cmdpb.CmdType_Expire) != (r.Expire != nil) || r.Put != nil ||
+		r.Delete != nil {
 		return nil, fmt.Errorf("%w: %v does not say what to do", errPayload, r.CmdType)
 	}
 	return r, nil

@@ -39,7 +39,8 @@ type Identity struct {
 	Origins []Origin
 }
 
-// Origin is a region to which an attempt was addressed, and an index of its log that was committed by then.
+// Origin is a region to which an attempt was addressed, and an index of its log that was committed
+// by then.
 type Origin struct{ RegionID, Position uint64 }
 
 // Ancestor is a region from which another one was split, directly or through others.
@@ -49,41 +50,44 @@ type Ancestor struct {
 	SplitIndex uint64
 	// Versions are those of the ancestor up to there.
 	Versions []VersionMark
-	// Recent is what this store's peer of the ancestor remembered of its log when it was split; nil if it did not.
+	// Recent is what this store's peer of the ancestor remembered of its log when it was split; nil
+	// if it did not.
 	Recent *RecentWrites
 }
 
 // VersionMark says which version a region has for the entries after an index.
 type VersionMark struct{ Index, Version uint64 }
 
-// Write is a client's write: one or more puts and deletes within one region, or one conditional request, carried out
-// atomically.
+// Write is a client's write: one or more puts and deletes within one region, or one conditional
+// request, carried out atomically.
 type Write struct {
 	Header Header
 	// MinKey and MaxKey are the smallest and the largest user key of the payload.
 	MinKey, MaxKey []byte
-	// Payload is made by AppendWriteID, AppendPut, AppendPutWithLife and AppendDelete, or by AppendSwap,
-	// AppendDeleteRange or AppendExpire.
+	// Payload is made by AppendWriteID, AppendPut, AppendPutWithLife and AppendDelete, or by
+	// AppendSwap, AppendDeleteRange or AppendExpire.
 	Payload []byte
 	// Identity is zero for a write that may happen again when it is sent again.
 	Identity Identity
-	// NotedTerm and HeldUntil belong to the peer that has the write: the term in which it took note of this attempt,
-	// and the index that has to be applied before it goes on.
+	// NotedTerm and HeldUntil belong to the peer that has the write: the term in which it took note
+	// of this attempt, and the index that has to be applied before it goes on.
 	NotedTerm, HeldUntil uint64
 	// Deletes only, or what ends something that takes space: allowed when the disk is full.
 	DeletesOnly bool
-	// Bound: the write may be proposed in the header's term only, and its peer must lead in it. It was decided on a view of
-	// the region under that leadership.
+	// Bound: the write may be proposed in the header's term only, and its peer must lead in it. It
+	// was decided on a view of the region under that leadership.
 	Bound bool
 	// Expiring: a put of it has a TTL, which only regions whose keys may expire take.
 	Expiring bool
 	// Traced: the answer says when the write passed its stages.
 	Traced bool
-	// came is when the write came to the store, in microseconds of the store's age, modulo 71 minutes.
+	// came is when the write came to the store, in microseconds of the store's age, modulo 71
+	// minutes.
 	came uint32
 	// Conditional is set if the payload is a conditional request, which is an entry by itself.
 	Conditional *Condition
-	// Deadline, in the store's clock, after which the write must not be proposed any more; zero means none.
+	// Deadline, in the store's clock, after which the write must not be proposed any more; zero
+	// means none.
 	Deadline time.Time
 	Callback *Callback
 }
@@ -91,7 +95,8 @@ type Write struct {
 // Came notes when the write came to a store of the given age.
 func (w *Write) Came(age time.Duration) { w.came = uint32(age.Microseconds()) }
 
-// Waited is for how long the write has waited, up to 71 minutes, when the store is of the given age.
+// Waited is for how long the write has waited, up to 71 minutes, when the store is of the given
+// age.
 func (w *Write) Waited(age time.Duration) time.Duration {
 	return time.Duration(uint32(age.Microseconds())-w.came) * time.Microsecond
 }
@@ -110,8 +115,9 @@ type Read struct {
 	Header   Header
 	Deadline time.Time
 	Callback *Callback
-	// Term is set before the callback succeeds: the term in which the peer leads then, with everything applied that was
-	// written in earlier terms and can still take effect; 0 if it does not.
+	// Term is set before the callback succeeds: the term in which the peer leads then, with
+	// everything applied that was written in earlier terms and can still take effect; 0 if it does
+	// not.
 	Term uint64
 }
 
@@ -132,7 +138,8 @@ type Start struct{ Campaign bool }
 // Wake wakes a sleeping peer; one that sleeps since the start of its store campaigns.
 type Wake struct{}
 
-// StoreLost reports that the connection to a store broke, or that it has long been silent. Heard is when the store was last heard.
+// StoreLost reports that the connection to a store broke, or that it has long been silent. Heard is
+// when the store was last heard.
 type StoreLost struct {
 	StoreID uint64
 	Heard   time.Time
@@ -162,7 +169,8 @@ type Applied struct {
 	Index   uint64
 	Term    uint64
 	Results []ApplyResult
-	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off at once.
+	// Quiet: there is nothing in it but how far the worker has come, so it need not be worked off
+	// at once.
 	Quiet bool
 	// Mortal: expiry times were written.
 	Mortal bool
@@ -198,16 +206,17 @@ type SplitRefused struct{ Index uint64 }
 // CompactedLog is an applied log compaction.
 type CompactedLog struct{ Index, Term uint64 }
 
-// NewVersion is an applied entry of a merge that gave the region another version and nothing else: it froze it, to go into
-// another region (Merging is set), ended that, or refused another region's merge into it.
+// NewVersion is an applied entry of a merge that gave the region another version and nothing else:
+// it froze it, to go into another region (Merging is set), ended that, or refused another region's
+// merge into it.
 type NewVersion struct {
 	Index   uint64
 	Region  *metapb.Region
 	Merging *rspb.MergingState
 }
 
-// MergeDone is an applied merge at its target: the joined region, and the source that ended with it on this store. The
-// source's tombstone is written.
+// MergeDone is an applied merge at its target: the joined region, and the source that ended with it
+// on this store. The source's tombstone is written.
 type MergeDone struct {
 	Index      uint64
 	Region     *metapb.Region
@@ -215,7 +224,8 @@ type MergeDone struct {
 	SourcePeer *metapb.Peer
 }
 
-// RaisedFloor is an applied entry that raised the region's expiry floor and changed nothing else of the region.
+// RaisedFloor is an applied entry that raised the region's expiry floor and changed nothing else of
+// the region.
 type RaisedFloor struct{ Region *metapb.Region }
 
 func (RaisedFloor) applyResult()  {}
@@ -229,21 +239,24 @@ func (MergeDone) applyResult()    {}
 // ReadFailed says that reading the region's data failed.
 type ReadFailed struct{ Err error }
 
-// LogGC says that the engine is durable up to Index, so that the raft log may drop entries up to it.
+// LogGC says that the engine is durable up to Index, so that the raft log may drop entries up to
+// it.
 type LogGC struct{ Index, Term uint64 }
 
-// RegionSize is the bytes of a region's keys and values, and the number of its keys, over all column families.
+// RegionSize is the bytes of a region's keys and values, and the number of its keys, over all
+// column families.
 type RegionSize struct{ Size, Keys uint64 }
 
-// Counted is what a region had when it was counted, and with that how many bytes it took on disk, and how many the
-// engine had in memory only, of all regions; 0 and 0 from engines that do not tell.
+// Counted is what a region had when it was counted, and with that how many bytes it took on disk,
+// and how many the engine had in memory only, of all regions; 0 and 0 from engines that do not
+// tell.
 type Counted struct {
 	RegionSize
 	Disk, Memory uint64
 }
 
-// SplitChecked is the split checker's finding: the region's size, and a split key if it is too big. Counted is zero if
-// the size is an estimate, or of an empty region.
+// SplitChecked is the split checker's finding: the region's size, and a split key if it is too big.
+// Counted is zero if the size is an estimate, or of an empty region.
 type SplitChecked struct {
 	Epoch *metapb.RegionEpoch
 	RegionSize
@@ -273,12 +286,12 @@ type Operator struct {
 	Response *schedulerpb.RegionHeartbeatResponse
 }
 
-// RegionTruth is the placement service's answer to a peer that has long heard nothing: the region as
-// it is known there, nil when it is not.
+// RegionTruth is the placement service's answer to a peer that has long heard nothing: the region
+// as it is known there, nil when it is not.
 type RegionTruth struct{ Region *metapb.Region }
 
-// BecomeSplit turns an uninitialized peer into the one that a split has created here: a raft message
-// had created it first. Campaign is set on the store of the parent's leader.
+// BecomeSplit turns an uninitialized peer into the one that a split has created here: a raft
+// message had created it first. Campaign is set on the store of the parent's leader.
 type BecomeSplit struct {
 	Region   *metapb.Region
 	Peer     *metapb.Peer
@@ -287,21 +300,22 @@ type BecomeSplit struct {
 	Ancestors []Ancestor
 }
 
-// Absorbed ends a peer whose region went into another one: its tombstone is written, and its data are the other's. Into is
-// the joined region.
+// Absorbed ends a peer whose region went into another one: its tombstone is written, and its data
+// are the other's. Into is the joined region.
 type Absorbed struct{ Into *metapb.Region }
 
 // HeartbeatNow makes a leader send its region heartbeat at once.
 type HeartbeatNow struct{}
 
-// CompareReplicas makes a leader compare the data of its replicas. Done gets the outcome exactly once, on a goroutine that it
-// must not hold up.
+// CompareReplicas makes a leader compare the data of its replicas. Done gets the outcome exactly
+// once, on a goroutine that it must not hold up.
 type CompareReplicas struct {
 	Header Header
 	Done   func(Comparison, error)
 }
 
-// EndComparison makes a leader judge by the answers that have come, if the comparison is still under way.
+// EndComparison makes a leader judge by the answers that have come, if the comparison is still
+// under way.
 type EndComparison struct{ Comparison *CompareReplicas }
 
 // Hashed is the hash of this replica's data as of an entry, or why there is none.
@@ -310,8 +324,8 @@ type Hashed struct {
 	Err                       error
 }
 
-// Comparison is what came of CompareReplicas: by peer id, the hash as of the entry at Index of each replica that has
-// answered.
+// Comparison is what came of CompareReplicas: by peer id, the hash as of the entry at Index of each
+// replica that has answered.
 type Comparison struct {
 	Index  uint64
 	Region *metapb.Region

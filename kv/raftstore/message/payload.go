@@ -9,10 +9,10 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-// A raft entry of a region is a marshalled raft_cmdpb.RaftCmdRequest. Writes are encoded here by hand,
-// because protobuf lets repeated fields be concatenated: each client's goroutine encodes its own
-// requests, the raft worker glues neighbouring payloads behind one header, and the apply worker walks
-// them without allocating. The bytes are exactly what generated code would write and read.
+// A raft entry of a region is a marshalled raft_cmdpb.RaftCmdRequest. Writes are encoded here by
+// hand, because protobuf lets repeated fields be concatenated: each client's goroutine encodes its
+// own requests, the raft worker glues neighbouring payloads behind one header, and the apply worker
+// walks them without allocating. The bytes are exactly what generated code would write and read.
 
 const (
 	tagHeader   = 1<<3 | 2  // RaftCmdRequest.header
@@ -34,7 +34,8 @@ const (
 // lifeSize is the length of PutRequest.life.
 const lifeSize = 16
 
-// Life says how long a value lives: TTL from Now on, in milliseconds; Now is since 1970. A TTL of 0 is for ever.
+// Life says how long a value lives: TTL from Now on, in milliseconds; Now is since 1970. A TTL of 0
+// is for ever.
 type Life struct{ Now, TTL uint64 }
 
 func uvarintLen(x uint64) int {
@@ -168,8 +169,9 @@ type Entry struct {
 
 var errPayload = errors.New("message: malformed command")
 
-// DecodeEntry parses the frame of an entry and checks its checksum, if it has one, and every request of it, so that
-// VisitOps cannot fail. Any bytes are safe to pass. ErrCorrupt, or what is wrong with the frame.
+// DecodeEntry parses the frame of an entry and checks its checksum, if it has one, and every
+// request of it, so that VisitOps cannot fail. Any bytes are safe to pass. ErrCorrupt, or what is
+// wrong with the frame.
 func DecodeEntry(data []byte) (Entry, error) {
 	e := Entry{data: data}
 	requests := 0
@@ -286,7 +288,9 @@ func decodeOp(data []byte) (Op, error) {
 				if len(f) != lifeSize {
 					return Op{}, fmt.Errorf("%w: life of %d bytes", errPayload, len(f))
 				}
-				op.Life = Life{Now: binary.LittleEndian.Uint64(f), TTL: binary.LittleEndian.Uint64(f[8:])}
+				op.Life = Life{
+					Now: binary.LittleEndian.Uint64(f), TTL: binary.LittleEndian.Uint64(f[8:]),
+				}
 			}
 			field = r
 		}

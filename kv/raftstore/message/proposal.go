@@ -75,7 +75,9 @@ func (p *Proposal) Overwritten(index, term uint64) {
 }
 
 // Unknown answers that the outcome will not be known here.
-func (p *Proposal) Unknown(cause error) { p.end(Result{Err: &regionerr.UnknownError{Cause: cause}}) }
+func (p *Proposal) Unknown(cause error) {
+	p.end(Result{Err: &regionerr.UnknownError{Cause: cause}})
+}
 
 func (p *Proposal) end(res Result) {
 	for _, cb := range p.cbs {

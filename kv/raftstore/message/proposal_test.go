@@ -19,11 +19,21 @@ func TestProposalEndings(t *testing.T) {
 		end   func(*Proposal)
 		check func(error)
 	}{
-		"applied":          {func(p *Proposal) { p.Applied(Result{}) }, func(err error) { require.NoError(t, err) }},
-		"refused at apply": {func(p *Proposal) { p.Applied(Result{Err: cause}) }, func(err error) { require.Equal(t, cause, err) }},
-		"overwritten":      {func(p *Proposal) { p.Overwritten(7, 3) }, func(err error) { require.ErrorAs(t, err, &lost) }},
-		"another entry":    {func(p *Proposal) { p.Overwritten(8, 3) }, func(err error) { require.ErrorAs(t, err, &unknown) }},
-		"same term":        {func(p *Proposal) { p.Overwritten(7, 2) }, func(err error) { require.ErrorAs(t, err, &unknown) }},
+		"applied": {func(p *Proposal) { p.Applied(Result{}) }, func(err error) {
+			require.NoError(t, err)
+		}},
+		"refused at apply": {func(p *Proposal) { p.Applied(Result{Err: cause}) }, func(err error) {
+			require.Equal(t, cause, err)
+		}},
+		"overwritten": {func(p *Proposal) { p.Overwritten(7, 3) }, func(err error) {
+			require.ErrorAs(t, err, &lost)
+		}},
+		"another entry": {func(p *Proposal) { p.Overwritten(8, 3) }, func(err error) {
+			require.ErrorAs(t, err, &unknown)
+		}},
+		"same term": {func(p *Proposal) { p.Overwritten(7, 2) }, func(err error) {
+			require.ErrorAs(t, err, &unknown)
+		}},
 		"unknown": {func(p *Proposal) { p.Unknown(cause) }, func(err error) {
 			require.ErrorAs(t, err, &unknown)
 			require.NotErrorIs(t, err, cause, "the cause must not be taken for the answer")

@@ -10,12 +10,13 @@ import (
 // maxRecent bounds the identities and entries that are remembered.
 const maxRecent = 1024
 
-// RecentWrites holds the identities of all writes in (from, to] of a region's log. Where entries are large, the limit on
-// the size of the log leaves few of them: after a change of leadership most retries would look for a log that is gone,
-// and to read the rest takes a raft worker as long as an election timeout. The identities themselves are small.
+// RecentWrites holds the identities of all writes in (from, to] of a region's log. Where entries
+// are large, the limit on the size of the log leaves few of them: after a change of leadership most
+// retries would look for a log that is gone, and to read the rest takes a raft worker as long as an
+// election timeout. The identities themselves are small.
 //
-// Invariant: each entry with an identity that the log had, or has, in (from, to] is in entries; what a new leader has
-// replaced is not. It is lost with the process, as a cache of the log is.
+// Invariant: each entry with an identity that the log had, or has, in (from, to] is in entries;
+// what a new leader has replaced is not. It is lost with the process, as a cache of the log is.
 type RecentWrites struct {
 	from, to uint64
 	entries  []recentEntry // by index
@@ -33,7 +34,9 @@ type recentEntry struct {
 }
 
 // Covers tells whether all of (from, to] is known. Nil knows nothing.
-func (r *RecentWrites) Covers(from, to uint64) bool { return r != nil && r.from <= from && to <= r.to }
+func (r *RecentWrites) Covers(from, to uint64) bool {
+	return r != nil && r.from <= from && to <= r.to
+}
 
 // Add notes an entry and forgets those that it replaces. False: the memory is of no use any more.
 func (r *RecentWrites) Add(e *eraftpb.Entry) bool {
@@ -52,7 +55,9 @@ func (r *RecentWrites) Add(e *eraftpb.Entry) bool {
 	if err != nil {
 		return false
 	}
-	noted := recentEntry{index: e.Index, version: cmd.Header.GetRegionEpoch().GetVersion(), decided: cmd.IsSwap()}
+	noted := recentEntry{
+		index: e.Index, version: cmd.Header.GetRegionEpoch().GetVersion(), decided: cmd.IsSwap(),
+	}
 	if cmd.Admin == nil {
 		cmd.VisitIDs(func(id WriteID) { noted.ids = append(noted.ids, id) })
 	}
@@ -92,9 +97,11 @@ func (r *RecentWrites) Clone() *RecentWrites {
 	return &c
 }
 
-// Visit calls f with each entry in (from, to] that has the write; decided says that it is a compare-and-swap. The caller
-// ensures that r covers (from, to].
-func (r *RecentWrites) Visit(id WriteID, from, to uint64, f func(index, version uint64, decided bool)) {
+// Visit calls f with each entry in (from, to] that has the write; decided says that it is a
+// compare-and-swap. The caller ensures that r covers (from, to].
+func (r *RecentWrites) Visit(
+	id WriteID, from, to uint64, f func(index, version uint64, decided bool),
+) {
 	for i := range r.entries {
 		if e := &r.entries[i]; e.index > from && e.index <= to && slices.Contains(e.ids, id) {
 			f(e.index, e.version, e.decided)

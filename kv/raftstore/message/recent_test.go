@@ -12,7 +12,8 @@ import (
 // writeOf is an entry with one put of a client's write of that number.
 func writeOf(index uint64) *eraftpb.Entry {
 	data := AppendHeader(nil, 1, &metapb.RegionEpoch{Version: 1})
-	data = AppendPut(AppendWriteID(data, WriteID{Client: 1, Number: index}), "default", []byte("k"), []byte("v"))
+	data = AppendPut(AppendWriteID(data, WriteID{Client: 1, Number: index}), "default", []byte("k"),
+		[]byte("v"))
 	return &eraftpb.Entry{Index: index, Term: 1, Data: AppendChecksum(data)}
 }
 
@@ -45,7 +46,9 @@ func TestClonedRecentWrites(t *testing.T) {
 	require.False(t, c.Covers(0, maxRecent+1))
 	for i := uint64(1); i <= maxRecent; i++ {
 		seen := []uint64{}
-		c.Visit(WriteID{Client: 1, Number: i}, 0, maxRecent, func(index, _ uint64, _ bool) { seen = append(seen, index) })
+		c.Visit(WriteID{Client: 1, Number: i}, 0, maxRecent, func(index, _ uint64, _ bool) {
+			seen = append(seen, index)
+		})
 		require.Equal(t, []uint64{i}, seen)
 	}
 }

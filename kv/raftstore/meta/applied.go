@@ -14,13 +14,15 @@ var (
 	AppliedTableMaxKey = []byte{engine.LocalPrefix, appliedTablePrefix + 1}
 )
 
-// AppliedTableKey is the key of an apply worker's table: a list of regions with how far they are applied, each
-// region's id and applied index as uvarints.
+// AppliedTableKey is the key of an apply worker's table: a list of regions with how far they are
+// applied, each region's id and applied index as uvarints.
 //
-// A region that is in a table is applied up to the larger of the two indexes, the table's and its own apply
-// state's. So one record says for all regions of a batch what would else take a record for each.
+// A region that is in a table is applied up to the larger of the two indexes, the table's and its
+// own apply state's. So one record says for all regions of a batch what would else take a record
+// for each.
 func AppliedTableKey(worker int) []byte {
-	return binary.BigEndian.AppendUint64([]byte{engine.LocalPrefix, appliedTablePrefix}, uint64(worker))
+	return binary.BigEndian.AppendUint64([]byte{engine.LocalPrefix, appliedTablePrefix},
+		uint64(worker))
 }
 
 // AppendApplied adds a region to a table.
@@ -46,8 +48,8 @@ func VisitApplied(table []byte, visit func(regionID, applied uint64) error) erro
 	return nil
 }
 
-// LoadApplyState reads how far a region is applied: its apply state, moved on by the table of the apply worker
-// that it belongs to. nil when it has no apply state; a table alone says nothing.
+// LoadApplyState reads how far a region is applied: its apply state, moved on by the table of the
+// apply worker that it belongs to. nil when it has no apply state; a table alone says nothing.
 func LoadApplyState(from getter, regionID uint64, worker int) (*rspb.RaftApplyState, error) {
 	st, err := LoadApplyRecord(from, regionID)
 	if err != nil || st == nil {
@@ -66,8 +68,9 @@ func LoadApplyState(from getter, regionID uint64, worker int) (*rspb.RaftApplySt
 	return st, err
 }
 
-// SettleApplied adds to a batch what moves the indexes of all tables into the regions' apply states, and the
-// tables away. For a start: the workers may be others than those that wrote the tables.
+// SettleApplied adds to a batch what moves the indexes of all tables into the regions' apply
+// states, and the tables away. For a start: the workers may be others than those that wrote the
+// tables.
 func SettleApplied(snap engine.Snapshot, b engine.Batch) error {
 	moved := map[uint64]*rspb.RaftApplyState{}
 	it := snap.NewIterator(AppliedTableMinKey, AppliedTableMaxKey)

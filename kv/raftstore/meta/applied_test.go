@@ -11,13 +11,16 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// TestSettleApplied: the larger index of table and record counts, whichever worker's table it is; a region
-// without an apply state does not get one; the tables are gone afterwards.
+// TestSettleApplied: the larger index of table and record counts, whichever worker's table it is; a
+// region without an apply state does not get one; the tables are gone afterwards.
 func TestSettleApplied(t *testing.T) {
 	e := memengine.New()
 	b := e.NewBatch()
 	for id, applied := range map[uint64]uint64{1: 10, 2: 10, 3: 10} {
-		Put(b, ApplyStateKey(id), &rspb.RaftApplyState{AppliedIndex: applied, TruncatedState: &rspb.RaftTruncatedState{Index: 7, Term: id}})
+		Put(b, ApplyStateKey(id),
+			&rspb.RaftApplyState{
+				AppliedIndex: applied, TruncatedState: &rspb.RaftTruncatedState{Index: 7, Term: id},
+			})
 	}
 	b.Put(AppliedTableKey(0), AppendApplied(AppendApplied(nil, 1, 300), 2, 9))
 	b.Put(AppliedTableKey(7), AppendApplied(AppendApplied(nil, 4, 1<<60), 3, 11))

@@ -1,9 +1,9 @@
 // Package meta defines the records that a store keeps about itself and its regions in the engine,
 // and their initial values.
 //
-// All keys begin with 0x01, so no user key can touch them (seed 001). Integers are big-endian uint64.
-// Entries and hard states are not here: they live in package raftlog. Part of the on-disk format; do
-// not change:
+// All keys begin with 0x01, so no user key can touch them (seed 001). Integers are big-endian
+// uint64. Entries and hard states are not here: they live in package raftlog. Part of the on-disk
+// format; do not change:
 //
 //	01 01                     PrepareBootstrapKey  RegionLocalState
 //	01 02                     StoreIdentKey        StoreIdent
@@ -33,7 +33,8 @@ const (
 var (
 	PrepareBootstrapKey = []byte{engine.LocalPrefix, 0x01}
 	StoreIdentKey       = []byte{engine.LocalPrefix, 0x02}
-	// AddressBookKey holds the addresses of other stores as a metapb.Store each, in a schedulerpb.GetAllStoresResponse.
+	// AddressBookKey holds the addresses of other stores as a metapb.Store each, in a
+	// schedulerpb.GetAllStoresResponse.
 	AddressBookKey = []byte{engine.LocalPrefix, 0x05}
 )
 

@@ -11,9 +11,9 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// A new region starts as if it had applied a log up to this entry (anything above 1 would do), so that
-// a peer that was created passively, whose log starts at 0, is seen to have a gap and gets a raft
-// snapshot first.
+// A new region starts as if it had applied a log up to this entry (anything above 1 would do), so
+// that a peer that was created passively, whose log starts at 0, is seen to have a gap and gets a
+// raft snapshot first.
 const (
 	InitLogIndex     = 5
 	InitLogTerm      = 5
@@ -52,8 +52,8 @@ func Put(b engine.Batch, key []byte, value message) {
 	b.Put(key, data)
 }
 
-// PutApplyState adds a region's apply state to a batch. buf is room for the record; it returns it, to be used
-// again.
+// PutApplyState adds a region's apply state to a batch. buf is room for the record; it returns it,
+// to be used again.
 func PutApplyState(b engine.Batch, regionID uint64, state *rspb.RaftApplyState, buf []byte) []byte {
 	size := state.Size()
 	buf = slices.Grow(appendRegionKey(buf[:0], regionRaftPrefix, regionID, applyStateSuffix), size)
@@ -76,7 +76,8 @@ func InitialApplyState() *rspb.RaftApplyState {
 // IsInitialApplyState tells whether the region has not applied anything since it was created.
 func IsInitialApplyState(s *rspb.RaftApplyState) bool {
 	t := s.GetTruncatedState()
-	return s.GetAppliedIndex() == InitLogIndex && t.GetIndex() == InitLogIndex && t.GetTerm() == InitLogTerm
+	return s.GetAppliedIndex() == InitLogIndex && t.GetIndex() == InitLogIndex &&
+		t.GetTerm() == InitLogTerm
 }
 
 // InitialHardState is that of a region created by bootstrap or by a split.
@@ -85,8 +86,11 @@ func InitialHardState() eraftpb.HardState {
 }
 
 // PutRegionState adds a region's state to a batch. peer is this store's peer.
-func PutRegionState(b engine.Batch, state rspb.PeerState, region *metapb.Region, peer *metapb.Peer) {
-	Put(b, RegionStateKey(region.Id), &rspb.RegionLocalState{State: state, Region: region, Peer: peer})
+func PutRegionState(
+	b engine.Batch, state rspb.PeerState, region *metapb.Region, peer *metapb.Peer,
+) {
+	Put(b, RegionStateKey(region.Id),
+		&rspb.RegionLocalState{State: state, Region: region, Peer: peer})
 }
 
 // LoadRegionState reads a region's state; nil when there is none.
@@ -99,8 +103,8 @@ func LoadRegionState(from getter, regionID uint64) (*rspb.RegionLocalState, erro
 	return st, nil
 }
 
-// LoadApplyRecord reads a region's own apply state; nil when there is none. A table may know of a higher applied
-// index (LoadApplyState).
+// LoadApplyRecord reads a region's own apply state; nil when there is none. A table may know of a
+// higher applied index (LoadApplyState).
 func LoadApplyRecord(from getter, regionID uint64) (*rspb.RaftApplyState, error) {
 	st := new(rspb.RaftApplyState)
 	found, err := Load(from, ApplyStateKey(regionID), st)
@@ -127,10 +131,12 @@ func VisitRegionStates(snap engine.Snapshot, visit func(*rspb.RegionLocalState) 
 			return fmt.Errorf("%w: state of region %d: %w", engine.ErrCorrupt, id, err)
 		}
 		if st.Region == nil || st.Region.RegionEpoch == nil {
-			return fmt.Errorf("%w: state of region %d has no region or no epoch", engine.ErrCorrupt, id)
+			return fmt.Errorf("%w: state of region %d has no region or no epoch", engine.ErrCorrupt,
+				id)
 		}
 		if st.Region.Id != id {
-			return fmt.Errorf("%w: state of region %d names region %d", engine.ErrCorrupt, id, st.GetRegion().GetId())
+			return fmt.Errorf("%w: state of region %d names region %d", engine.ErrCorrupt, id,
+				st.GetRegion().GetId())
 		}
 		if err := visit(st); err != nil {
 			return err
@@ -139,11 +145,14 @@ func VisitRegionStates(snap engine.Snapshot, visit func(*rspb.RegionLocalState) 
 	return it.Err()
 }
 
-// PutMerged adds the tombstone of a region that was frozen and went into another one, joined, to a batch.
+// PutMerged adds the tombstone of a region that was frozen and went into another one, joined, to a
+// batch.
 func PutMerged(b engine.Batch, frozen *rspb.RegionLocalState, joined *metapb.Region) {
 	Put(b, RegionStateKey(frozen.Region.Id), &rspb.RegionLocalState{
-		State: rspb.PeerState_Tombstone, Region: frozen.Region, Peer: frozen.Peer, MergedInto: &rspb.MergedState{
-			TargetId: joined.Id, Commit: frozen.Merging.GetCommit(), Version: joined.RegionEpoch.Version,
+		State: rspb.PeerState_Tombstone, Region: frozen.Region, Peer: frozen.Peer,
+		MergedInto: &rspb.MergedState{
+			TargetId: joined.Id, Commit: frozen.Merging.GetCommit(),
+			Version: joined.RegionEpoch.Version,
 		},
 	})
 }

@@ -10,8 +10,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// maxMerges bounds the merges that a region remembers. A source that is frozen while its target takes more of others than
-// that needs the answers of all its stores to get free.
+// maxMerges bounds the merges that a region remembers. A source that is frozen while its target
+// takes more of others than that needs the answers of all its stores to get free.
 const maxMerges = 16
 
 // Adjacent tells whether two disjoint regions lie side by side.
@@ -21,7 +21,8 @@ func endsAt(left, right *metapb.Region) bool {
 	return len(left.GetEndKey()) > 0 && bytes.Equal(left.EndKey, right.GetStartKey())
 }
 
-// SameStores tells whether two regions have their voters on the same stores, and nothing but voters.
+// SameStores tells whether two regions have their voters on the same stores, and nothing but
+// voters.
 func SameStores(a, b *metapb.Region) bool {
 	if len(a.GetPeers()) != len(b.GetPeers()) {
 		return false
@@ -39,21 +40,25 @@ func SameEpoch(a, b *metapb.RegionEpoch) bool {
 	return a.GetVersion() == b.GetVersion() && a.GetConfVer() == b.GetConfVer()
 }
 
-// NextVersion is the region with a version greater by one and nothing else changed: what freezes a source, ends its freeze,
-// or refuses a merge.
+// NextVersion is the region with a version greater by one and nothing else changed: what freezes a
+// source, ends its freeze, or refuses a merge.
 func NextVersion(r *metapb.Region) *metapb.Region {
 	c := Clone(r)
 	c.RegionEpoch.Version++
 	return c
 }
 
-// Join returns the target with the source's range, which the entry commit of the source's log has frozen.
+// Join returns the target with the source's range, which the entry commit of the source's log has
+// frozen.
 //
 // Invariant: its version is greater than that of any region that had one of its keys before.
 func Join(target, source *metapb.Region, commit uint64) (*metapb.Region, error) {
-	if source.GetId() == 0 || source.Id == target.GetId() || source.RegionEpoch == nil || commit == 0 ||
-		!Adjacent(target, source) || Overlap(target.StartKey, target.EndKey, source.StartKey, source.EndKey) {
-		return nil, regionerr.Invalidf("region %d cannot go into region %d", source.GetId(), target.GetId())
+	if source.GetId() == 0 || source.Id == target.GetId() || source.RegionEpoch == nil ||
+		commit == 0 ||
+		!Adjacent(target, source) ||
+		Overlap(target.StartKey, target.EndKey, source.StartKey, source.EndKey) {
+		return nil,
+			regionerr.Invalidf("region %d cannot go into region %d", source.GetId(), target.GetId())
 	}
 	c := Clone(target)
 	if endsAt(source, target) {
@@ -61,7 +66,8 @@ func Join(target, source *metapb.Region, commit uint64) (*metapb.Region, error) 
 	} else {
 		c.EndKey = source.EndKey
 	}
-	c.RegionEpoch.Version = max(target.RegionEpoch.GetVersion(), source.RegionEpoch.GetVersion()) + 1
+	c.RegionEpoch.Version = 1 +
+		max(target.RegionEpoch.GetVersion(), source.RegionEpoch.GetVersion())
 	c.ExpiryFloor = max(target.ExpiryFloor, source.ExpiryFloor)
 	c.Merges = append(slices.Clone(target.Merges), &metapb.Merge{
 		SourceId: source.Id, Commit: commit, Version: c.RegionEpoch.Version,
@@ -73,7 +79,8 @@ func Join(target, source *metapb.Region, commit uint64) (*metapb.Region, error) 
 	return c, nil
 }
 
-// Told is a region whose epoch is known from elsewhere than its log: what merges it had up to there is not known.
+// Told is a region whose epoch is known from elsewhere than its log: what merges it had up to there
+// is not known.
 func Told(r *metapb.Region, epoch *metapb.RegionEpoch) *metapb.Region {
 	c := Clone(r)
 	e := *epoch
@@ -82,10 +89,12 @@ func Told(r *metapb.Region, epoch *metapb.RegionEpoch) *metapb.Region {
 	return c
 }
 
-// MergeVerdict is what a state of the target, or its tombstone, says of the merge of a source that the entry commit has
-// frozen, and which could be committed at epoch only. An entry of the target's log that changes its epoch from there is
-// that merge, or has refused it for ever.
-func MergeVerdict(target *metapb.Region, sourceID, commit uint64, epoch *metapb.RegionEpoch) rspb.MergeMessage_Verdict {
+// MergeVerdict is what a state of the target, or its tombstone, says of the merge of a source that
+// the entry commit has frozen, and which could be committed at epoch only. An entry of the target's
+// log that changes its epoch from there is that merge, or has refused it for ever.
+func MergeVerdict(
+	target *metapb.Region, sourceID, commit uint64, epoch *metapb.RegionEpoch,
+) rspb.MergeMessage_Verdict {
 	if cur := target.GetRegionEpoch(); !EpochStale(epoch, cur) || EpochStale(cur, epoch) {
 		return rspb.MergeMessage_Nothing
 	}

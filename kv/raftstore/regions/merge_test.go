@@ -14,8 +14,9 @@ import (
 
 func mergeRegion(id uint64, start, end string, version, conf uint64) *metapb.Region {
 	return &metapb.Region{
-		Id: id, StartKey: []byte(start), EndKey: []byte(end), RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: conf},
-		Peers: []*metapb.Peer{{Id: 10 * id, StoreId: 1}, {Id: 10*id + 1, StoreId: 2}},
+		Id: id, StartKey: []byte(start), EndKey: []byte(end),
+		RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: conf},
+		Peers:       []*metapb.Peer{{Id: 10 * id, StoreId: 1}, {Id: 10*id + 1, StoreId: 2}},
 	}
 }
 
@@ -32,20 +33,23 @@ func TestJoin(t *testing.T) {
 	} {
 		got, err := Join(c.target, c.source, 7)
 		require.NoError(t, err)
-		require.Equal(t, []string{c.start, c.end}, []string{string(got.StartKey), string(got.EndKey)})
+		require.Equal(t, []string{c.start, c.end},
+			[]string{string(got.StartKey), string(got.EndKey)})
 		require.Equal(t, &metapb.RegionEpoch{Version: c.version, ConfVer: 2}, got.RegionEpoch)
 		require.Equal(t, c.target.Peers, got.Peers)
 		require.Empty(t, c.target.Merges, "the target was changed in place")
 	}
 	for _, source := range []*metapb.Region{
-		mergeRegion(2, "n", "t", 1, 1), mergeRegion(1, "m", "t", 1, 1), mergeRegion(2, "a", "d", 1, 1), mergeRegion(2, "", "", 1, 1),
+		mergeRegion(2, "n", "t", 1, 1), mergeRegion(1, "m", "t", 1, 1),
+		mergeRegion(2, "a", "d", 1, 1), mergeRegion(2, "", "", 1, 1),
 		mergeRegion(0, "m", "t", 1, 1), mergeRegion(2, "l", "", 1, 1),
 	} {
 		_, err := Join(mergeRegion(1, "b", "m", 1, 1), source, 7)
 		require.Error(t, err, "%v", source)
 	}
 	require.True(t, Adjacent(mergeRegion(1, "a", "", 1, 1), mergeRegion(2, "", "a", 1, 1)))
-	require.False(t, Adjacent(mergeRegion(1, "", "", 1, 1), mergeRegion(2, "", "", 1, 1)), "an empty end is no border")
+	require.False(t, Adjacent(mergeRegion(1, "", "", 1, 1), mergeRegion(2, "", "", 1, 1)),
+		"an empty end is no border")
 }
 
 // TestFloorOfJoinAndSplit: what a region is made of takes its expiry floor along.
@@ -56,14 +60,18 @@ func TestFloorOfJoinAndSplit(t *testing.T) {
 		joined, err := Join(target, source, 7)
 		require.NoError(t, err)
 		require.Equal(t, c[2], joined.ExpiryFloor)
-		left, right, err := Split(joined, &raft_cmdpb.SplitRequest{SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31}})
+		left, right, err := Split(joined,
+			&raft_cmdpb.SplitRequest{
+				SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31},
+			})
 		require.NoError(t, err)
 		require.Equal(t, [2]uint64{c[2], c[2]}, [2]uint64{left.ExpiryFloor, right.ExpiryFloor})
 		require.Equal(t, c[2], NextVersion(joined).ExpiryFloor)
 	}
 }
 
-// TestMergeVerdict has a target go through random changes, and compares what each of its states says with its history.
+// TestMergeVerdict has a target go through random changes, and compares what each of its states
+// says with its history.
 func TestMergeVerdict(t *testing.T) {
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -83,16 +91,20 @@ func TestMergeVerdict(t *testing.T) {
 				source := mergeRegion(2+i, "", string(target.StartKey), 1+rng.Uint64N(40), 1)
 				joined, err := Join(target, source, commit)
 				require.NoError(t, err)
-				require.Greater(t, joined.RegionEpoch.Version, max(source.RegionEpoch.Version, target.RegionEpoch.Version))
+				require.Greater(t, joined.RegionEpoch.Version,
+					max(source.RegionEpoch.Version, target.RegionEpoch.Version))
 				next, name = joined, fmt.Sprint(source.Id, commit)
-				next.StartKey = []byte("m") // as if it had been split since, which changes nothing here
+				// as if it had been split since, which changes nothing here
+				next.StartKey = []byte("m")
 			}
 			target = next
 			history, names = append(history, target), append(names, name)
 		}
 		for at, old := range history {
 			for now, state := range history {
-				for _, merge := range []struct{ id, commit uint64 }{{2 + rng.Uint64N(3*maxMerges), 1 + rng.Uint64N(9)}, mergeOf(history, at)} {
+				for _, merge := range []struct{ id, commit uint64 }{
+					{2 + rng.Uint64N(3*maxMerges), 1 + rng.Uint64N(9)}, mergeOf(history, at),
+				} {
 					got := MergeVerdict(state, merge.id, merge.commit, old.RegionEpoch)
 					checkVerdict(t, got, names, at, now, fmt.Sprint(merge.id, merge.commit))
 				}
@@ -111,7 +123,9 @@ func mergeOf(history []*metapb.Region, at int) (m struct{ id, commit uint64 }) {
 	return m
 }
 
-func checkVerdict(t *testing.T, got rspb.MergeMessage_Verdict, names []string, at, now int, name string) {
+func checkVerdict(
+	t *testing.T, got rspb.MergeMessage_Verdict, names []string, at, now int, name string,
+) {
 	t.Helper()
 	committed, merges := false, 0
 	for i := at + 1; i <= now; i++ {
@@ -142,12 +156,16 @@ func TestToldSaysNothingOfMerges(t *testing.T) {
 	require.Equal(t, rspb.MergeMessage_Nothing, MergeVerdict(told, 2, 7, told.RegionEpoch))
 }
 
-// TestSplitKeepsTheMerges: the half with the region's id remembers what came into the region. The other one is new.
+// TestSplitKeepsTheMerges: the half with the region's id remembers what came into the region. The
+// other one is new.
 func TestSplitKeepsTheMerges(t *testing.T) {
 	joined, err := Join(mergeRegion(1, "b", "m", 3, 2), mergeRegion(2, "m", "t", 9, 5), 7)
 	require.NoError(t, err)
 	joined.MergesFloor = 2
-	left, right, err := Split(joined, &raft_cmdpb.SplitRequest{SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31}})
+	left, right, err := Split(joined,
+		&raft_cmdpb.SplitRequest{
+			SplitKey: []byte("m"), NewRegionId: 3, NewPeerIds: []uint64{30, 31},
+		})
 	require.NoError(t, err)
 	require.Equal(t, joined.Merges, left.Merges)
 	require.EqualValues(t, 2, left.MergesFloor)

@@ -1,5 +1,5 @@
-// Package regions has the pure functions over regions: ranges, members, epochs, and what a conf change or a split makes of
-// them.
+// Package regions has the pure functions over regions: ranges, members, epochs, and what a conf
+// change or a split makes of them.
 //
 // A *metapb.Region is immutable once it is published anywhere: a change
 // makes a new one (a region that is mutated in place is how stale splits pass epoch checks).
@@ -53,7 +53,8 @@ func Overlap(s1, e1, s2, e2 []byte) bool { return BeforeEnd(s1, e2) && BeforeEnd
 // Covers tells whether all of b's range is in a's.
 func Covers(a, b *metapb.Region) bool {
 	return bytes.Compare(a.GetStartKey(), b.GetStartKey()) <= 0 &&
-		(len(a.GetEndKey()) == 0 || len(b.GetEndKey()) > 0 && bytes.Compare(b.EndKey, a.EndKey) <= 0)
+		(len(a.GetEndKey()) == 0 ||
+			len(b.GetEndKey()) > 0 && bytes.Compare(b.EndKey, a.EndKey) <= 0)
 }
 
 // CheckKey refuses a key outside the region.
@@ -64,10 +65,12 @@ func CheckKey(r *metapb.Region, key []byte) error {
 	return nil
 }
 
-// CheckRange refuses a range [start, end) that is empty or not within the region; an empty end is the end of the key space.
+// CheckRange refuses a range [start, end) that is empty or not within the region; an empty end is
+// the end of the key space.
 func CheckRange(r *metapb.Region, start, end []byte) error {
 	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
-		return regionerr.Invalidf("the range from %v to %v is empty", redact.Key(start), redact.Key(end))
+		return regionerr.Invalidf("the range from %v to %v is empty", redact.Key(start),
+			redact.Key(end))
 	}
 	if last := r.GetEndKey(); len(last) > 0 && (len(end) == 0 || bytes.Compare(end, last) > 0) {
 		return &regionerr.KeyNotInRegionError{Key: end, Region: r}
@@ -95,8 +98,9 @@ func PeerByID(r *metapb.Region, id uint64) *metapb.Peer {
 	return nil
 }
 
-// MaxPeerID is the largest id that a peer of the region is known to have had. A peer that was removed leaves a tombstone
-// on its store, which keeps its id, and any smaller one, from living there again.
+// MaxPeerID is the largest id that a peer of the region is known to have had. A peer that was
+// removed leaves a tombstone on its store, which keeps its id, and any smaller one, from living
+// there again.
 func MaxPeerID(r *metapb.Region) uint64 {
 	id := r.GetMaxPeerId()
 	for _, p := range r.GetPeers() {
@@ -135,7 +139,8 @@ func EpochParts(admin *raft_cmdpb.AdminRequest) (version, confVer bool) {
 		return true, true
 	case raft_cmdpb.AdminCmdType_ChangePeer:
 		return false, true
-	case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_TransferLeader, raft_cmdpb.AdminCmdType_InvalidAdmin:
+	case raft_cmdpb.AdminCmdType_CompactLog, raft_cmdpb.AdminCmdType_TransferLeader,
+		raft_cmdpb.AdminCmdType_InvalidAdmin:
 		return false, false
 	}
 	return true, true
@@ -168,8 +173,8 @@ func Change(r *metapb.Region, kind eraftpb.ConfChangeType, peer *metapb.Peer) *m
 // changes nothing.
 func withPeer(r *metapb.Region, p *metapb.Peer) *metapb.Region {
 	if old := PeerOnStore(r, p.StoreId); old != nil {
-		// The same peer again is a duplicate, unless a learner becomes a voter; another peer id on the
-		// same store is refused.
+		// The same peer again is a duplicate, unless a learner becomes a voter; another peer id on
+		// the same store is refused.
 		if old.Id != p.Id || !IsLearner(old) || IsLearner(p) {
 			return nil
 		}
@@ -216,19 +221,25 @@ func withoutPeer(r *metapb.Region, p *metapb.Peer) *metapb.Region {
 // takes the new ids, in the same order of stores. Both get version+1.
 func Split(r *metapb.Region, req *raft_cmdpb.SplitRequest) (left, right *metapb.Region, err error) {
 	if !StrictlyInside(r, req.GetSplitKey()) {
-		return nil, nil, regionerr.Invalidf("split key %v is not strictly inside region %d [%v, %v)",
-			redact.Key(req.GetSplitKey()), r.Id, redact.Key(r.StartKey), redact.Key(r.EndKey))
+		return nil, nil,
+			regionerr.Invalidf("split key %v is not strictly inside region %d [%v, %v)",
+				redact.Key(req.GetSplitKey()), r.Id, redact.Key(r.StartKey), redact.Key(r.EndKey))
 	}
 	if len(req.NewPeerIds) != len(r.Peers) {
-		return nil, nil, regionerr.Invalidf("split of region %d: %d new peer ids for %d peers", r.Id, len(req.NewPeerIds), len(r.Peers))
+		return nil, nil,
+			regionerr.Invalidf("split of region %d: %d new peer ids for %d peers", r.Id,
+				len(req.NewPeerIds), len(r.Peers))
 	}
 	if req.NewRegionId == 0 || req.NewRegionId == r.Id {
-		return nil, nil, regionerr.Invalidf("split of region %d: new region id %d", r.Id, req.NewRegionId)
+		return nil, nil,
+			regionerr.Invalidf("split of region %d: new region id %d", r.Id, req.NewRegionId)
 	}
 	seen := map[uint64]bool{0: true}
 	for _, id := range req.NewPeerIds {
 		if seen[id] {
-			return nil, nil, regionerr.Invalidf("split of region %d: new peer ids %v are not distinct", r.Id, req.NewPeerIds)
+			return nil, nil,
+				regionerr.Invalidf("split of region %d: new peer ids %v are not distinct", r.Id,
+					req.NewPeerIds)
 		}
 		seen[id] = true
 	}

@@ -11,7 +11,9 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
-func region(id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer) *metapb.Region {
+func region(
+	id uint64, start, end string, version, conf uint64, peers ...*metapb.Peer,
+) *metapb.Region {
 	return &metapb.Region{
 		Id: id, StartKey: []byte(start), EndKey: []byte(end), Peers: peers,
 		RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: conf},
@@ -31,7 +33,9 @@ func TestRangesAreHalfOpenAndEmptyEndIsInfinite(t *testing.T) {
 	}
 	require.True(t, Contains(region(1, "", "", 1, 1), []byte{0xff, 0xff}))
 	require.True(t, Contains(region(1, "", "", 1, 1), nil))
-	for key, ok := range map[string]bool{"": false, "a": false, "b": false, "c": true, "d": false, "e": false} {
+	for key, ok := range map[string]bool{
+		"": false, "a": false, "b": false, "c": true, "d": false, "e": false,
+	} {
 		require.Equal(t, ok, StrictlyInside(r, []byte(key)), key)
 	}
 }
@@ -43,7 +47,8 @@ func TestRangesOverlapAgainstTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := region(1, gen.Draw(t, "s1"), gen.Draw(t, "e1"), 1, 1)
 		b := region(2, gen.Draw(t, "s2"), gen.Draw(t, "e2"), 1, 1)
-		if (len(a.EndKey) > 0 && string(a.StartKey) >= string(a.EndKey)) || (len(b.EndKey) > 0 && string(b.StartKey) >= string(b.EndKey)) {
+		if (len(a.EndKey) > 0 && string(a.StartKey) >= string(a.EndKey)) ||
+			(len(b.EndKey) > 0 && string(b.StartKey) >= string(b.EndKey)) {
 			return // not a region
 		}
 		both := false
@@ -62,15 +67,27 @@ func TestConfChangesOfARegion(t *testing.T) {
 		peer *metapb.Peer
 		want []*metapb.Peer // nil: no effect
 	}{
-		{"add", eraftpb.ConfChangeType_AddNode, voter(4, 4), []*metapb.Peer{voter(1, 1), voter(2, 2), learner(3, 3), voter(4, 4)}},
-		{"add learner", eraftpb.ConfChangeType_AddLearnerNode, voter(4, 4), []*metapb.Peer{voter(1, 1), voter(2, 2), learner(3, 3), learner(4, 4)}},
-		{"promote", eraftpb.ConfChangeType_AddNode, voter(3, 3), []*metapb.Peer{voter(1, 1), voter(2, 2), voter(3, 3)}},
+		{
+			"add", eraftpb.ConfChangeType_AddNode, voter(4, 4),
+			[]*metapb.Peer{voter(1, 1), voter(2, 2), learner(3, 3), voter(4, 4)},
+		},
+		{
+			"add learner", eraftpb.ConfChangeType_AddLearnerNode, voter(4, 4),
+			[]*metapb.Peer{voter(1, 1), voter(2, 2), learner(3, 3), learner(4, 4)},
+		},
+		{
+			"promote", eraftpb.ConfChangeType_AddNode, voter(3, 3),
+			[]*metapb.Peer{voter(1, 1), voter(2, 2), voter(3, 3)},
+		},
 		{"add again", eraftpb.ConfChangeType_AddNode, voter(2, 2), nil},
 		{"add learner again", eraftpb.ConfChangeType_AddLearnerNode, voter(3, 3), nil},
 		{"demote", eraftpb.ConfChangeType_AddLearnerNode, voter(2, 2), nil},
 		{"another peer on the same store", eraftpb.ConfChangeType_AddNode, voter(9, 2), nil},
 		{"the same peer on another store", eraftpb.ConfChangeType_AddNode, voter(2, 9), nil},
-		{"remove", eraftpb.ConfChangeType_RemoveNode, voter(2, 2), []*metapb.Peer{voter(1, 1), learner(3, 3)}},
+		{
+			"remove", eraftpb.ConfChangeType_RemoveNode, voter(2, 2),
+			[]*metapb.Peer{voter(1, 1), learner(3, 3)},
+		},
 		{"remove again", eraftpb.ConfChangeType_RemoveNode, voter(7, 7), nil},
 		{"remove by the wrong store", eraftpb.ConfChangeType_RemoveNode, voter(2, 3), nil},
 	} {
@@ -95,7 +112,10 @@ func TestConfChangesOfARegion(t *testing.T) {
 
 func TestSplitRegion(t *testing.T) {
 	base := region(1, "b", "f", 3, 7, voter(1, 1), voter(2, 2))
-	left, right, err := Split(base, &raft_cmdpb.SplitRequest{SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}})
+	left, right, err := Split(base,
+		&raft_cmdpb.SplitRequest{
+			SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 11},
+		})
 	require.NoError(t, err)
 	require.Equal(t, region(1, "b", "d", 4, 7, voter(1, 1), voter(2, 2)), left)
 	want := region(9, "d", "f", 4, 7, voter(10, 1), voter(11, 2))
@@ -103,13 +123,15 @@ func TestSplitRegion(t *testing.T) {
 	require.Equal(t, want, right)
 	require.Equal(t, region(1, "b", "f", 3, 7, voter(1, 1), voter(2, 2)), base)
 	for name, req := range map[string]*raft_cmdpb.SplitRequest{
-		"nil":                nil,
-		"no key":             {NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
-		"key at start":       {SplitKey: []byte("b"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
-		"key at end":         {SplitKey: []byte("f"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
-		"key outside":        {SplitKey: []byte("z"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
-		"too few peers":      {SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10}},
-		"too many peers":     {SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 11, 12}},
+		"nil":           nil,
+		"no key":        {NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
+		"key at start":  {SplitKey: []byte("b"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
+		"key at end":    {SplitKey: []byte("f"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
+		"key outside":   {SplitKey: []byte("z"), NewRegionId: 9, NewPeerIds: []uint64{10, 11}},
+		"too few peers": {SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10}},
+		"too many peers": {
+			SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 11, 12},
+		},
 		"same peer twice":    {SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 10}},
 		"peer id 0":          {SplitKey: []byte("d"), NewRegionId: 9, NewPeerIds: []uint64{10, 0}},
 		"region id 0":        {SplitKey: []byte("d"), NewPeerIds: []uint64{10, 11}},
@@ -135,6 +157,7 @@ func TestEpochPartsOfCommands(t *testing.T) {
 	require.Equal(t, [2]bool{true, false}, [2]bool{version, conf}, "normal commands")
 	r := region(1, "", "", 2, 2)
 	require.True(t, EpochMatches(r, &metapb.RegionEpoch{Version: 2, ConfVer: 9}, true, false))
-	require.False(t, EpochMatches(r, &metapb.RegionEpoch{Version: 3, ConfVer: 2}, true, false), "a newer epoch is refused too")
+	require.False(t, EpochMatches(r, &metapb.RegionEpoch{Version: 3, ConfVer: 2}, true, false),
+		"a newer epoch is refused too")
 	require.False(t, EpochMatches(r, nil, true, false))
 }

@@ -13,15 +13,18 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
 )
 
-// TestClockLimit: a clock that is behind, or a little ahead, counts; one that is far ahead counts as the reference and what is
-// allowed, also while the reference cannot be asked; the answer's way makes the limit later, never earlier.
+// TestClockLimit: a clock that is behind, or a little ahead, counts; one that is far ahead counts
+// as the reference and what is allowed, also while the reference cannot be asked; the answer's way
+// makes the limit later, never earlier.
 func TestClockLimit(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	const takes = 300 * time.Millisecond
 	reference := time.UnixMilli(1_800_000_000_000)
 	now, broken := reference.Add(-time.Hour), error(nil)
 	pass := func(d time.Duration) { now, reference = now.Add(d), reference.Add(d) }
-	l := runner.NewClockLimit(func() time.Time { return now }, func(context.Context) (time.Time, error) {
+	l := runner.NewClockLimit(func() time.Time {
+		return now
+	}, func(context.Context) (time.Time, error) {
 		pass(takes)
 		asked := reference
 		pass(takes)
@@ -51,7 +54,8 @@ func TestClockLimit(t *testing.T) {
 	broken = errors.New("no answer")
 	require.Error(t, l.Check(t.Context()))
 	pass(time.Hour)
-	require.Equal(t, reference.Add(runner.MaxClockAhead+takes).UnixMilli(), l.Now().UnixMilli(), "time passes without the service")
+	require.Equal(t, reference.Add(runner.MaxClockAhead+takes).UnixMilli(), l.Now().UnixMilli(),
+		"time passes without the service")
 	broken, now = nil, reference
 	require.NoError(t, l.Check(t.Context()))
 	require.Equal(t, now, l.Now())

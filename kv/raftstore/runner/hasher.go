@@ -19,8 +19,8 @@ const maxHashes = 16
 // hashPaceBytes are read between two looks at the limit.
 const hashPaceBytes = 64 << 10
 
-// Hasher hashes the data of regions, one after the other, no faster than a given rate: nobody waits for it, and what it
-// reads is taken from the disk that others wait for.
+// Hasher hashes the data of regions, one after the other, no faster than a given rate: nobody waits
+// for it, and what it reads is taken from the disk that others wait for.
 type Hasher struct {
 	limit *rate.Limiter
 	send  Sender
@@ -45,11 +45,13 @@ func NewHasher(bytesPerSecond int64, send Sender) *Hasher {
 	if bytesPerSecond > 0 {
 		limit = rate.Limit(bytesPerSecond)
 	}
-	return &Hasher{limit: rate.NewLimiter(limit, hashPaceBytes), send: send, wake: make(chan struct{}, 1)}
+	return &Hasher{
+		limit: rate.NewLimiter(limit, hashPaceBytes), send: send, wake: make(chan struct{}, 1),
+	}
 }
 
-// Hash queues a region and takes over the view, which it closes. The result is sent as message.Hashed. If too many wait
-// already, nothing is sent, and false returned.
+// Hash queues a region and takes over the view, which it closes. The result is sent as
+// message.Hashed. If too many wait already, nothing is sent, and false returned.
 func (h *Hasher) Hash(t HashTask) bool {
 	h.mu.Lock()
 	taken := !h.mu.closed && len(h.mu.tasks) < maxHashes
@@ -118,10 +120,13 @@ func (h *Hasher) handle(ctx context.Context, t HashTask) {
 	}
 }
 
-// HashRegion hashes the range and the epoch of a region, and its data in the order of the column families and of the
-// keys. Replicas of the same region at the same applied index have the same hash. pace is called with the bytes that
-// were read, at most hashPaceBytes at a time; its error ends the work.
-func HashRegion(view engine.Snapshot, region *metapb.Region, pace func(n int) error) (uint64, error) {
+// HashRegion hashes the range and the epoch of a region, and its data in the order of the column
+// families and of the keys. Replicas of the same region at the same applied index have the same
+// hash. pace is called with the bytes that were read, at most hashPaceBytes at a time; its error
+// ends the work.
+func HashRegion(
+	view engine.Snapshot, region *metapb.Region, pace func(n int) error,
+) (uint64, error) {
 	h := hashing{sum: xxhash.New()}
 	h.add(region.StartKey)
 	h.add(region.EndKey)
@@ -136,7 +141,8 @@ func HashRegion(view engine.Snapshot, region *metapb.Region, pace func(n int) er
 	return h.sum.Sum64(), nil
 }
 
-// hashing is a hash over parts; each is preceded by its length, so that no two lists of parts are the same bytes.
+// hashing is a hash over parts; each is preceded by its length, so that no two lists of parts are
+// the same bytes.
 type hashing struct {
 	sum    *xxhash.Digest
 	length [8]byte
@@ -154,8 +160,11 @@ func (h *hashing) add(part []byte) {
 	h.unpaid += len(part)
 }
 
-func (h *hashing) family(view engine.Snapshot, cf engine.CF, region *metapb.Region, pace func(n int) error) error {
-	it := view.NewIterator(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
+func (h *hashing) family(
+	view engine.Snapshot, cf engine.CF, region *metapb.Region, pace func(n int) error,
+) error {
+	it := view.NewIterator(engine.DataKey(cf, region.StartKey),
+		engine.DataEndKey(cf, region.EndKey))
 	defer it.Close()
 	for it.First(); it.Valid(); it.Next() {
 		h.add(engine.UserKey(it.Key()))

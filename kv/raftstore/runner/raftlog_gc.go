@@ -14,9 +14,9 @@ const logGCPause = 500 * time.Millisecond
 
 // RaftLogGC lets raft logs drop entries that the replicated log compaction has released.
 //
-// The engine is written without sync, because the raft log replays it: so before an entry goes, what
-// was applied from it must be durable. The runner syncs the engine once for all regions that wait, and
-// only then tells their peers to truncate (F-4, D13).
+// The engine is written without sync, because the raft log replays it: so before an entry goes,
+// what was applied from it must be durable. The runner syncs the engine once for all regions that
+// wait, and only then tells their peers to truncate (F-4, D13).
 type RaftLogGC struct {
 	sync func() error
 	send Sender

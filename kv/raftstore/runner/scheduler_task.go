@@ -21,8 +21,8 @@ func NewSchedulerTasks(timeout time.Duration, limit int) *SchedulerTasks {
 	return &SchedulerTasks{timeout: timeout, queue: make(chan func(context.Context), limit)}
 }
 
-// Submit queues a task; false means that the queue is full and the task will not run. A task that was
-// accepted may not run if the store stops.
+// Submit queues a task; false means that the queue is full and the task will not run. A task that
+// was accepted may not run if the store stops.
 func (t *SchedulerTasks) Submit(task func(context.Context)) bool {
 	select {
 	case t.queue <- task:
@@ -32,8 +32,8 @@ func (t *SchedulerTasks) Submit(task func(context.Context)) bool {
 	}
 }
 
-// Run works until ctx ends. Tasks still queued then run with an ended context, so that each caller that waits
-// for their answer gets one.
+// Run works until ctx ends. Tasks still queued then run with an ended context, so that each caller
+// that waits for their answer gets one.
 func (t *SchedulerTasks) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for range schedulerWorkers {

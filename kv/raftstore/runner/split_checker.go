@@ -11,12 +11,12 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// SplitChecker measures regions and finds keys to split them at. It counts keys and values of all column
-// families, also of the last region, and reports the size in every case.
+// SplitChecker measures regions and finds keys to split them at. It counts keys and values of all
+// column families, also of the last region, and reports the size in every case.
 //
-// To count, it has to read the region. If values are overwritten, which looks like growth, it would do so again and
-// again. So it leaves it at an estimate if there cannot be enough to split, by what was written since the last count or
-// by what the region has on disk.
+// To count, it has to read the region. If values are overwritten, which looks like growth, it would
+// do so again and again. So it leaves it at an estimate if there cannot be enough to split, by what
+// was written since the last count or by what the region has on disk.
 type SplitChecker struct {
 	engine    engine.Engine
 	splitSize uint64
@@ -36,7 +36,8 @@ type splitTask struct {
 type Check struct {
 	Region   *metapb.Region
 	RegionID uint64
-	// Guess is what the region should have by what was written to it: too much, if values were overwritten.
+	// Guess is what the region should have by what was written to it: too much, if values were
+	// overwritten.
 	Guess message.RegionSize
 	// Last is what it had when it was counted last; zero to have it counted in any case.
 	Last message.Counted
@@ -44,13 +45,17 @@ type Check struct {
 	Fits bool
 }
 
-// NewSplitChecker makes the runner: a region of more than maxSize bytes is split after splitSize bytes.
+// NewSplitChecker makes the runner: a region of more than maxSize bytes is split after splitSize
+// bytes.
 func NewSplitChecker(e engine.Engine, splitSize, maxSize uint64, send Sender) *SplitChecker {
-	return &SplitChecker{engine: e, splitSize: splitSize, maxSize: maxSize, send: send, queue: make(chan splitTask, 1024)}
+	return &SplitChecker{
+		engine: e, splitSize: splitSize, maxSize: maxSize, send: send,
+		queue: make(chan splitTask, 1024),
+	}
 }
 
-// SplitBetweenKeys has regions split where an encoded key begins, so that all its versions stay together. To be called
-// before Run.
+// SplitBetweenKeys has regions split where an encoded key begins, so that all its versions stay
+// together. To be called before Run.
 func (c *SplitChecker) SplitBetweenKeys() { c.encoded = true }
 
 // Check queues a measurement, answered by message.SplitChecked; false if too many wait.
@@ -66,7 +71,8 @@ func (c *SplitChecker) Check(check Check) bool {
 // ErrBusy is passed by Middle: too many measurements wait, or the store is stopping.
 var ErrBusy = errors.New("runner: no time to measure")
 
-// Middle finds a key that splits the region's data in half and passes it to done, nil if there is none.
+// Middle finds a key that splits the region's data in half and passes it to done, nil if there is
+// none.
 func (c *SplitChecker) Middle(region *metapb.Region, done func(key []byte, err error)) {
 	select {
 	case c.queue <- splitTask{Check: Check{Region: region}, middle: done}:
@@ -104,7 +110,8 @@ func (c *SplitChecker) drain() {
 func (c *SplitChecker) handle(t splitTask) {
 	if t.middle == nil {
 		if size, ok := c.estimate(t); ok {
-			_ = c.send(t.RegionID, &message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: size})
+			_ = c.send(t.RegionID,
+				&message.SplitChecked{Epoch: t.Region.RegionEpoch, RegionSize: size})
 			return
 		}
 	}
@@ -128,15 +135,16 @@ func (c *SplitChecker) handle(t splitTask) {
 	_ = c.send(t.RegionID, res)
 }
 
-// stored is how many bytes the region has on disk, and how many of all regions the engine has in memory only; ok is
-// false if the engine does not tell.
+// stored is how many bytes the region has on disk, and how many of all regions the engine has in
+// memory only; ok is false if the engine does not tell.
 func (c *SplitChecker) stored(region *metapb.Region) (disk, memory uint64, ok bool) {
 	r, ok := c.engine.(engine.Reporter)
 	if !ok {
 		return 0, 0, false
 	}
 	for _, cf := range engine.Families(region.ExpiryFloor > 0) {
-		n, err := c.engine.ApproximateSize(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
+		n, err := c.engine.ApproximateSize(engine.DataKey(cf, region.StartKey),
+			engine.DataEndKey(cf, region.EndKey))
 		if err != nil {
 			return 0, 0, false
 		}
@@ -145,8 +153,8 @@ func (c *SplitChecker) stored(region *metapb.Region) (disk, memory uint64, ok bo
 	return disk, r.Stats().MemTableBytes, true
 }
 
-// estimate tells what a region about has; ok is false if it has to be counted. The most there can be is what is on disk
-// and in memory, by the rate at which the last count's bytes were compressed.
+// estimate tells what a region about has; ok is false if it has to be counted. The most there can
+// be is what is on disk and in memory, by the rate at which the last count's bytes were compressed.
 func (c *SplitChecker) estimate(t splitTask) (size message.RegionSize, ok bool) {
 	last := t.Last
 	if last == (message.Counted{}) {
@@ -174,16 +182,19 @@ type Measurement struct {
 	SplitKey []byte
 }
 
-// Measure walks the region's data in the order of user keys, merging the families. Expiry times count as bytes, not as
-// keys. With encoded, the split key is
-// where an encoded key begins, and a region of one key has none.
-func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, encoded bool) (Measurement, error) {
+// Measure walks the region's data in the order of user keys, merging the families. Expiry times
+// count as bytes, not as keys. With encoded, the split key is where an encoded key begins, and a
+// region of one key has none.
+func Measure(
+	snap engine.Snapshot, region *metapb.Region, splitSize uint64, encoded bool,
+) (Measurement, error) {
 	var m Measurement
 	before := region.StartKey
 	families := engine.Families(region.ExpiryFloor > 0)
 	iters := make([]engine.Iterator, len(families))
 	for i, cf := range families {
-		iters[i] = snap.NewIterator(engine.DataKey(cf, region.StartKey), engine.DataEndKey(cf, region.EndKey))
+		iters[i] = snap.NewIterator(engine.DataKey(cf, region.StartKey),
+			engine.DataEndKey(cf, region.EndKey))
 		defer iters[i].Close()
 		iters[i].First()
 	}
@@ -191,7 +202,9 @@ func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, enco
 		var least engine.Iterator
 		counts := uint64(1)
 		for i, it := range iters {
-			if it.Valid() && (least == nil || bytes.Compare(engine.UserKey(it.Key()), engine.UserKey(least.Key())) < 0) {
+			if it.Valid() &&
+				(least == nil ||
+					bytes.Compare(engine.UserKey(it.Key()), engine.UserKey(least.Key())) < 0) {
 				least = it
 				if families[i].HoldsExpiry() {
 					counts = 0 // a family of values comes first, and has the key too
@@ -220,7 +233,8 @@ func Measure(snap engine.Snapshot, region *metapb.Region, splitSize uint64, enco
 	return m, nil
 }
 
-// splitKeyAt is where the region can be split, at user or before it but behind another key; nil if it cannot.
+// splitKeyAt is where the region can be split, at user or before it but behind another key; nil if
+// it cannot.
 func splitKeyAt(user, behind []byte, encoded bool) []byte {
 	if encoded {
 		var ok bool

@@ -68,7 +68,8 @@ func check(t *testing.T, e engine.Engine, task Check) *message.SplitChecked {
 	return got
 }
 
-// TestOverwritesAreNotCountedAgain: what looks like growth but takes no room on disk is not read again.
+// TestOverwritesAreNotCountedAgain: what looks like growth but takes no room on disk is not read
+// again.
 func TestOverwritesAreNotCountedAgain(t *testing.T) {
 	g := newGauged(t)
 	g.disk, g.memory = 500, 100
@@ -107,11 +108,12 @@ func TestOverwritesAreNotCountedAgain(t *testing.T) {
 
 	g.disk, g.memory = 800, 100
 	small := message.RegionSize{Size: 20, Keys: 2}
-	require.Equal(t, small, check(t, g, Check{Guess: small, Last: first.Counted}).RegionSize, "no more than what was written comes to: keys were deleted")
+	require.Equal(t, small, check(t, g, Check{Guess: small, Last: first.Counted}).RegionSize,
+		"no more than what was written comes to: keys were deleted")
 }
 
-// TestCountsWhatIsNotKnown: without an earlier count, with none of anything on disk, and on engines that do not tell
-// what they have in memory.
+// TestCountsWhatIsNotKnown: without an earlier count, with none of anything on disk, and on engines
+// that do not tell what they have in memory.
 func TestCountsWhatIsNotKnown(t *testing.T) {
 	g := newGauged(t)
 	guess := message.RegionSize{Size: 600, Keys: 60}
@@ -128,7 +130,8 @@ func TestCountsWhatIsNotKnown(t *testing.T) {
 	require.Equal(t, 3, g.snapshots)
 	require.Equal(t, message.Counted{RegionSize: guess}, got.Counted)
 	more := message.RegionSize{Size: 700, Keys: 70}
-	require.Equal(t, more, check(t, mute, Check{Guess: more, Last: got.Counted, Fits: true}).RegionSize)
+	require.Equal(t, more,
+		check(t, mute, Check{Guess: more, Last: got.Counted, Fits: true}).RegionSize)
 	require.Equal(t, 3, g.snapshots)
 }
 
@@ -141,16 +144,24 @@ func TestTooBigIsCountedAndSplit(t *testing.T) {
 	}
 	require.NoError(t, g.Write(b, false))
 	g.disk = 2600
-	got := check(t, g, Check{Guess: message.RegionSize{Size: 2600, Keys: 260}, Last: message.Counted{RegionSize: message.RegionSize{Size: 600, Keys: 60}, Disk: 600}})
+	got := check(t, g,
+		Check{
+			Guess: message.RegionSize{Size: 2600, Keys: 260},
+			Last:  message.Counted{RegionSize: message.RegionSize{Size: 600, Keys: 60}, Disk: 600},
+		})
 	require.EqualValues(t, 2600, got.Size)
 	require.Equal(t, "00140", string(got.SplitKey))
 }
 
 // TestCheckEnds: what waits when the store stops is answered, so that nobody waits for it.
 func TestCheckEnds(t *testing.T) {
-	c := NewSplitChecker(newGauged(t), splitSize, maxSize, func(uint64, message.Msg) error { return nil })
+	c := NewSplitChecker(newGauged(t), splitSize, maxSize, func(uint64, message.Msg) error {
+		return nil
+	})
 	answered := false
-	c.Middle(&metapb.Region{Id: 7, StartKey: []byte("z")}, func(key []byte, err error) { answered = key == nil })
+	c.Middle(&metapb.Region{Id: 7, StartKey: []byte("z")}, func(key []byte, err error) {
+		answered = key == nil
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c.Run(ctx)

@@ -14,8 +14,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
-// TestVersionsStayTogether: in a cluster of transactions a region is split between two keys, never among the versions of
-// one, wherever the middle falls; a region of one key is not split.
+// TestVersionsStayTogether: in a cluster of transactions a region is split between two keys, never
+// among the versions of one, wherever the middle falls; a region of one key is not split.
 func TestVersionsStayTogether(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e := memengine.New()
@@ -34,7 +34,8 @@ func TestVersionsStayTogether(t *testing.T) {
 		require.NoError(t, e.Write(b, false))
 		view := e.NewSnapshot()
 		defer view.Close()
-		m, err := Measure(view, &metapb.Region{Id: 1}, rapid.Uint64Range(1, 500).Draw(t, "split"), true)
+		m, err := Measure(view, &metapb.Region{Id: 1}, rapid.Uint64Range(1, 500).Draw(t, "split"),
+			true)
 		require.NoError(t, err)
 		if m.SplitKey == nil {
 			return

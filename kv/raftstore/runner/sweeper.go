@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// sweepKeys and sweepBytes bound what one entry of the sweep removes, by number and by bytes of keys.
+	// sweepKeys and sweepBytes bound what one entry of the sweep removes, by number and by bytes of
+	// keys.
 	sweepKeys  = 512
 	sweepBytes = 64 << 10
 	// sweepRate is how many expiry times a second a store reads for the sweep.
@@ -25,14 +26,15 @@ const (
 	sweepWait = 10 * time.Second
 )
 
-// Sweeper gives back the space of keys that have expired. In each round it reads the expiry times of the regions that this
-// store leads, one region after the other, and has their logs remove what has expired. Readers do not depend on it.
+// Sweeper gives back the space of keys that have expired. In each round it reads the expiry times
+// of the regions that this store leads, one region after the other, and has their logs remove what
+// has expired. Readers do not depend on it.
 //
-// A region that was read to its end is not read again before its next key expires, unless expiry times were written since, or
-// the region has changed.
+// A region that was read to its end is not read again before its next key expires, unless expiry
+// times were written since, or the region has changed.
 //
-// An entry names its keys. It says by its own time, when it is applied, which of them have expired: a key that was put again
-// since stays. One entry is under way at a time.
+// An entry names its keys. It says by its own time, when it is applied, which of them have expired:
+// a key that was put again since stays. One entry is under way at a time.
 type Sweeper struct {
 	opts  SweeperOptions
 	limit *rate.Limiter
@@ -41,8 +43,9 @@ type Sweeper struct {
 	rests map[uint64]rest
 }
 
-// Led is a region that this store leads. Mortal counts what has written expiry times of it. It is counted once the engine has
-// them, so what a snapshot lacks that is taken after a count, a later count has.
+// Led is a region that this store leads. Mortal counts what has written expiry times of it. It is
+// counted once the engine has them, so what a snapshot lacks that is taken after a count, a later
+// count has.
 type Led struct {
 	Region *metapb.Region
 	Term   uint64
@@ -51,8 +54,9 @@ type Led struct {
 
 // rest is until when a region needs no reading.
 //
-// Invariant: under the leadership of term, as long as version and mortal stay, no key of the region expires before until. A
-// leader's data changes by entries only, and a store that lost a leadership does not have it again in the same term.
+// Invariant: under the leadership of term, as long as version and mortal stay, no key of the region
+// expires before until. A leader's data changes by entries only, and a store that lost a leadership
+// does not have it again in the same term.
 type rest struct{ term, version, mortal, until uint64 }
 
 // SweeperOptions are what a Sweeper is made of.
@@ -76,7 +80,8 @@ func NewSweeper(o SweeperOptions) *Sweeper {
 	return &Sweeper{opts: o, limit: rate.NewLimiter(sweepRate, sweepRate/10)}
 }
 
-// Swept is how many keys were named in entries of the sweep that were applied. Safe for concurrent use.
+// Swept is how many keys were named in entries of the sweep that were applied. Safe for concurrent
+// use.
 func (s *Sweeper) Swept() uint64 { return s.swept.Load() }
 
 // Run works until ctx ends.
@@ -119,7 +124,8 @@ func (s *Sweeper) Round(ctx context.Context) {
 	}
 }
 
-// region sweeps a region. next is when the first of the keys expires that have not yet; the end of time if there is none.
+// region sweeps a region. next is when the first of the keys expires that have not yet; the end of
+// time if there is none.
 func (s *Sweeper) region(ctx context.Context, r *metapb.Region) (next uint64, err error) {
 	view := s.opts.Engine.NewSnapshot()
 	defer view.Close()
@@ -133,8 +139,11 @@ func (s *Sweeper) region(ctx context.Context, r *metapb.Region) (next uint64, er
 }
 
 // family sweeps a column family and lowers next.
-func (s *Sweeper) family(ctx context.Context, view engine.Snapshot, r *metapb.Region, cf engine.CF, next *uint64) error {
-	it := view.NewIterator(engine.DataKey(cf.Expiry(), r.StartKey), engine.DataEndKey(cf.Expiry(), r.EndKey))
+func (s *Sweeper) family(
+	ctx context.Context, view engine.Snapshot, r *metapb.Region, cf engine.CF, next *uint64,
+) error {
+	it := view.NewIterator(engine.DataKey(cf.Expiry(), r.StartKey),
+		engine.DataEndKey(cf.Expiry(), r.EndKey))
 	defer it.Close()
 	req, size, now := &raft_cmdpb.ExpireRequest{}, 0, s.opts.Millis()
 	for it.First(); it.Valid(); it.Next() {
@@ -169,7 +178,9 @@ func (s *Sweeper) family(ctx context.Context, view engine.Snapshot, r *metapb.Re
 	return s.expire(ctx, r, req, now)
 }
 
-func (s *Sweeper) expire(ctx context.Context, r *metapb.Region, req *raft_cmdpb.ExpireRequest, now uint64) error {
+func (s *Sweeper) expire(
+	ctx context.Context, r *metapb.Region, req *raft_cmdpb.ExpireRequest, now uint64,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepWait)
 	defer cancel()
 	req.Now = now

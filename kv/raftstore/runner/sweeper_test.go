@@ -28,11 +28,13 @@ func (e *readCounter) NewSnapshot() engine.Snapshot {
 	return e.Engine.NewSnapshot()
 }
 
-// TestSweeperRests: a region is read when its next key expires, when expiry times were written, when it has changed or is led
-// anew, and after an error; otherwise it is left alone.
+// TestSweeperRests: a region is read when its next key expires, when expiry times were written,
+// when it has changed or is led anew, and after an error; otherwise it is left alone.
 func TestSweeperRests(t *testing.T) {
 	e, now, broken := &readCounter{Engine: memengine.New()}, uint64(1000), error(nil)
-	led := []runner.Led{{Region: &metapb.Region{Id: 7, RegionEpoch: &metapb.RegionEpoch{Version: 1}}, Term: 6}}
+	led := []runner.Led{
+		{Region: &metapb.Region{Id: 7, RegionEpoch: &metapb.RegionEpoch{Version: 1}}, Term: 6},
+	}
 	write := func(change func(b engine.Batch)) {
 		b := e.NewBatch()
 		change(b)
@@ -41,7 +43,8 @@ func TestSweeperRests(t *testing.T) {
 	put := func(key string, at uint64) {
 		write(func(b engine.Batch) {
 			b.Put(engine.DataKey(engine.CFDefault, []byte(key)), []byte("v"))
-			b.Put(engine.DataKey(engine.CFDefault.Expiry(), []byte(key)), engine.AppendExpiry(nil, at))
+			b.Put(engine.DataKey(engine.CFDefault.Expiry(), []byte(key)),
+				engine.AppendExpiry(nil, at))
 		})
 		led[0].Mortal++
 	}
@@ -55,7 +58,9 @@ func TestSweeperRests(t *testing.T) {
 			}
 			for _, k := range req.Keys {
 				removed = append(removed, string(k.Key))
-				write(func(b engine.Batch) { b.Delete(engine.DataKey(engine.CFDefault.Expiry(), k.Key)) })
+				write(func(b engine.Batch) {
+					b.Delete(engine.DataKey(engine.CFDefault.Expiry(), k.Key))
+				})
 			}
 			return nil
 		},

@@ -64,7 +64,9 @@ func TestPace(t *testing.T) {
 	m.Pace(size / 20)
 	done := make(chan error, 1)
 	go func() { _, err := build(2); done <- err }() // ends when the limit is lifted
-	require.Eventually(t, func() bool { return m.builds.Tokens() < 0 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return m.builds.Tokens() < 0
+	}, 20*time.Second, time.Millisecond)
 	m.Pace(0)
 	select {
 	case err := <-done:

@@ -1,15 +1,16 @@
-// Package snap keeps the snapshot files of a store: it builds them from an engine snapshot, hands them
-// to the sender, takes them in from another store, verifies and reads them back, and removes the old.
+// Package snap keeps the snapshot files of a store: it builds them from an engine snapshot, hands
+// them to the sender, takes them in from another store, verifies and reads them back, and removes
+// the old.
 //
-// Per raft snapshot and column family there is one file of records, and one meta file that lists the
-// sizes and CRC-32 (IEEE) checksums. Part of the on-disk format; do not change:
+// Per raft snapshot and column family there is one file of records, and one meta file that lists
+// the sizes and CRC-32 (IEEE) checksums. Part of the on-disk format; do not change:
 //
 //	<prefix>_<region>_<term>_<index>_<cf>.sst   records: uvarint key length, key, uvarint value length, value
 //	<prefix>_<region>_<term>_<index>.meta       raft_serverpb.SnapshotMeta
 //
-// prefix is "gen" for files built here and "rev" for received ones; keys are physical keys in order. A
-// file is complete under its final name only: it is written as *.tmp, synced, renamed, and its directory
-// synced, the meta file last.
+// prefix is "gen" for files built here and "rev" for received ones; keys are physical keys in
+// order. A file is complete under its final name only: it is written as *.tmp, synced, renamed, and
+// its directory synced, the meta file last.
 package snap
 
 import (
@@ -39,8 +40,8 @@ import (
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
-// ErrUnusable is wrapped by errors about snapshot files that are missing, incomplete or damaged: the
-// snapshot must be sent again.
+// ErrUnusable is wrapped by errors about snapshot files that are missing, incomplete or damaged:
+// the snapshot must be sent again.
 var ErrUnusable = errors.New("snap: unusable snapshot files")
 
 // ErrBusy is returned when the limit of concurrent receptions is reached.
@@ -70,7 +71,8 @@ type Manager struct {
 
 	mu struct {
 		sync.Mutex
-		// inUse counts who builds, sends, receives or installs a snapshot: its files are not removed.
+		// inUse counts who builds, sends, receives or installs a snapshot: its files are not
+		// removed.
 		inUse map[string]int
 	}
 }
@@ -82,7 +84,8 @@ func Open(dir string, receiveLimit int) (*Manager, error) {
 	}
 	m := &Manager{
 		dir: dir, receiveLimit: int32(receiveLimit),
-		builds: rate.NewLimiter(rate.Inf, paceBytes), installs: rate.NewLimiter(rate.Inf, paceBytes),
+		builds:   rate.NewLimiter(rate.Inf, paceBytes),
+		installs: rate.NewLimiter(rate.Inf, paceBytes),
 	}
 	m.mu.inUse = map[string]int{}
 	names, err := filepath.Glob(filepath.Join(dir, "*"+tmpSuffix))
@@ -102,8 +105,8 @@ func Open(dir string, receiveLimit int) (*Manager, error) {
 	return m, nil
 }
 
-// SetFull lets snapshots be neither built nor received as long as full says that the disk is: they may be
-// larger than its reserve. Before the first use.
+// SetFull lets snapshots be neither built nor received as long as full says that the disk is: they
+// may be larger than its reserve. Before the first use.
 func (m *Manager) SetFull(full func() bool) { m.full = full }
 
 // Counts returns how many snapshots are being sent and received.
@@ -135,9 +138,11 @@ func (m *Manager) cfPath(prefix string, k Key, cf string) string {
 	return m.path(prefix, k, "_"+cf+".sst")
 }
 
-// Build writes the files of a raft snapshot of a region: its user keys in all families that it may have. It returns their list
-// and total size. Files that are there already are used again.
-func (m *Manager) Build(view engine.Snapshot, k Key, r *metapb.Region) (*rspb.SnapshotMeta, uint64, error) {
+// Build writes the files of a raft snapshot of a region: its user keys in all families that it may
+// have. It returns their list and total size. Files that are there already are used again.
+func (m *Manager) Build(
+	view engine.Snapshot, k Key, r *metapb.Region,
+) (*rspb.SnapshotMeta, uint64, error) {
 	if m.full != nil && m.full() {
 		return nil, 0, fmt.Errorf("%w: the disk is full", ErrBusy)
 	}
@@ -166,7 +171,9 @@ func totalSize(meta *rspb.SnapshotMeta) (n uint64) {
 	return n
 }
 
-func (m *Manager) buildCF(view engine.Snapshot, k Key, cf engine.CF, start, end []byte) (*rspb.SnapshotCFFile, error) {
+func (m *Manager) buildCF(
+	view engine.Snapshot, k Key, cf engine.CF, start, end []byte,
+) (*rspb.SnapshotCFFile, error) {
 	it := view.NewIterator(engine.DataKey(cf, start), engine.DataEndKey(cf, end))
 	defer it.Close()
 	it.First()
@@ -214,7 +221,8 @@ func (m *Manager) create(path string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &writer{path: path, f: f, buf: bufio.NewWriterSize(f, 128<<10), sum: crc32.NewIEEE()}, nil
+	return &writer{path: path, f: f, buf: bufio.NewWriterSize(f, 128<<10), sum: crc32.NewIEEE()},
+		nil
 }
 
 func (w *writer) Write(p []byte) (int, error) {
@@ -289,21 +297,24 @@ func (m *Manager) readMeta(prefix string, k Key) (*rspb.SnapshotMeta, error) {
 	return meta, checkMeta(meta)
 }
 
-// checkMeta refuses a list that is not exactly the known families in order, with or without those of expiry times: file
-// names are built from it.
+// checkMeta refuses a list that is not exactly the known families in order, with or without those
+// of expiry times: file names are built from it.
 func checkMeta(meta *rspb.SnapshotMeta) error {
 	if n := len(meta.GetCfFiles()); n != len(engine.CFs) && n != len(engine.AllCFs) {
-		return fmt.Errorf("%w: %d column families, want %d or %d", ErrUnusable, n, len(engine.CFs), len(engine.AllCFs))
+		return fmt.Errorf("%w: %d column families, want %d or %d", ErrUnusable, n, len(engine.CFs),
+			len(engine.AllCFs))
 	}
 	for i, f := range meta.CfFiles {
 		if f.GetCf() != string(engine.AllCFs[i]) {
-			return fmt.Errorf("%w: column family %q, want %q", ErrUnusable, f.GetCf(), engine.AllCFs[i])
+			return fmt.Errorf("%w: column family %q, want %q", ErrUnusable, f.GetCf(),
+				engine.AllCFs[i])
 		}
 	}
 	return nil
 }
 
-// OpenBuilt opens a built snapshot for sending: a stream of its files' bytes in order. Close ends the use.
+// OpenBuilt opens a built snapshot for sending: a stream of its files' bytes in order. Close ends
+// the use.
 func (m *Manager) OpenBuilt(k Key, meta *rspb.SnapshotMeta) (io.ReadCloser, error) {
 	if err := checkMeta(meta); err != nil {
 		return nil, err
@@ -412,7 +423,9 @@ func (r *Receiver) Write(p []byte) (int, error) {
 		p = p[take:]
 		if r.w.size == f.Size_ {
 			if sum := r.w.sum.Sum32(); sum != f.Checksum {
-				return 0, fmt.Errorf("%w: %s: checksum %08x, want %08x", ErrUnusable, f.Cf, sum, f.Checksum)
+				return 0,
+					fmt.Errorf("%w: %s: checksum %08x, want %08x", ErrUnusable, f.Cf, sum,
+						f.Checksum)
 			}
 			if err := r.w.commit(); err != nil {
 				return 0, err
@@ -424,7 +437,8 @@ func (r *Receiver) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Finish completes the reception: all declared bytes must have come. Afterwards the snapshot is durable.
+// Finish completes the reception: all declared bytes must have come. Afterwards the snapshot is
+// durable.
 func (r *Receiver) Finish() error {
 	for r.next < len(r.meta.CfFiles) && r.meta.CfFiles[r.next].Size_ == 0 {
 		r.next++
@@ -452,8 +466,8 @@ func (r *Receiver) Close() {
 	}
 }
 
-// CheckReceived tells whether a received snapshot is complete: its meta file is the one announced and
-// every file has its size. Contents are checked by Verify.
+// CheckReceived tells whether a received snapshot is complete: its meta file is the one announced
+// and every file has its size. Contents are checked by Verify.
 func (m *Manager) CheckReceived(regionID, term, index uint64, meta *rspb.SnapshotMeta) error {
 	k := Key{regionID, term, index}
 	have, err := m.readMeta(prefixReceived, k)
@@ -473,7 +487,8 @@ func (m *Manager) CheckReceived(regionID, term, index uint64, meta *rspb.Snapsho
 		}
 		st, err := os.Stat(m.cfPath(prefixReceived, k, f.Cf))
 		if err != nil || st.Size() != int64(f.Size_) {
-			return fmt.Errorf("%w: %s is missing or has the wrong size", ErrUnusable, m.cfPath(prefixReceived, k, f.Cf))
+			return fmt.Errorf("%w: %s is missing or has the wrong size", ErrUnusable,
+				m.cfPath(prefixReceived, k, f.Cf))
 		}
 	}
 	return nil
@@ -489,8 +504,9 @@ func (m *Manager) Verify(k Key, meta *rspb.SnapshotMeta) error {
 	return m.verify(prefixReceived, k, meta)
 }
 
-// CheckBuilt is called after a built snapshot could not be sent: if that is because its files are not readable or not what
-// they were, they are removed, so that the next attempt builds them anew instead of failing in the same way.
+// CheckBuilt is called after a built snapshot could not be sent: if that is because its files are
+// not readable or not what they were, they are removed, so that the next attempt builds them anew
+// instead of failing in the same way.
 func (m *Manager) CheckBuilt(k Key, meta *rspb.SnapshotMeta) error {
 	err := m.verify(prefixBuilt, k, meta)
 	if err != nil {
@@ -539,7 +555,8 @@ func (m *Manager) Read(k Key, meta *rspb.SnapshotMeta, visit func(key, value []b
 		if f.Size_ == 0 {
 			continue
 		}
-		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.AllCFs[i], paced); err != nil {
+		if err := readRecords(m.cfPath(prefixReceived, k, f.Cf), engine.AllCFs[i],
+			paced); err != nil {
 			return err
 		}
 	}
@@ -570,7 +587,8 @@ func readRecords(path string, cf engine.CF, visit func(key, value []byte) error)
 			return fmt.Errorf("%w: %s: %w", ErrUnusable, path, err)
 		}
 		if len(key) < len(prefix) || string(key[:len(prefix)]) != string(prefix) {
-			return fmt.Errorf("%w: %s: key %v of another column family", ErrUnusable, path, redact.Key(key))
+			return fmt.Errorf("%w: %s: key %v of another column family", ErrUnusable, path,
+				redact.Key(key))
 		}
 		if err := visit(key, value); err != nil {
 			return err
@@ -596,15 +614,18 @@ func readPart(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// remove deletes the files of a snapshot. What cannot be deleted costs space until GC can. The directory is left unsynced:
-// nothing relies on the files' absence. What a power loss brings back is verified before it is used, and counts as old.
+// remove deletes the files of a snapshot. What cannot be deleted costs space until GC can. The
+// directory is left unsynced: nothing relies on the files' absence. What a power loss brings back
+// is verified before it is used, and counts as old.
 func (m *Manager) remove(prefix string, k Key) error {
 	// The meta file first: without it the others do not count.
 	errs := []error{os.Remove(m.path(prefix, k, ".meta"))}
 	for _, cf := range engine.AllCFs {
 		errs = append(errs, os.Remove(m.cfPath(prefix, k, string(cf))))
 	}
-	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, fs.ErrNotExist) })...)
+	return errors.Join(slices.DeleteFunc(errs, func(err error) bool {
+		return errors.Is(err, fs.ErrNotExist)
+	})...)
 }
 
 // DeleteReceived removes an installed snapshot's files.
@@ -660,7 +681,8 @@ func (m *Manager) list() ([]entry, error) {
 		if !ok || err != nil {
 			continue
 		}
-		out = append(out, entry{parts[0], Key{nums[0], nums[1], nums[2]}, time.Since(info.ModTime())})
+		out = append(out,
+			entry{parts[0], Key{nums[0], nums[1], nums[2]}, time.Since(info.ModTime())})
 	}
 	return out, nil
 }

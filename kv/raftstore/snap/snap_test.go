@@ -60,7 +60,8 @@ func newFixture(t *testing.T) *fixture {
 	f.dst, err = Open(f.dstDir, 1)
 	require.NoError(t, err)
 	var size uint64
-	f.meta, size, err = f.src.Build(view, f.key, &metapb.Region{StartKey: []byte("b"), EndKey: []byte("y")})
+	f.meta, size, err = f.src.Build(view, f.key,
+		&metapb.Region{StartKey: []byte("b"), EndKey: []byte("y")})
 	require.NoError(t, err)
 	require.Equal(t, totalSize(f.meta), size)
 	require.Len(t, f.meta.CfFiles, 3)
@@ -140,8 +141,8 @@ func TestIncompleteAndWrongStreamsLeaveNothing(t *testing.T) {
 	}
 }
 
-// TestDamagedFilesAreFound flips bits, cuts and zeroes parts of every file of a received snapshot: it is
-// never read as if it were whole.
+// TestDamagedFilesAreFound flips bits, cuts and zeroes parts of every file of a received snapshot:
+// it is never read as if it were whole.
 func TestDamagedFilesAreFound(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	tried := 0
@@ -184,10 +185,18 @@ func TestDamagedFilesAreFound(t *testing.T) {
 func TestForeignListsAreRefused(t *testing.T) {
 	f := newFixture(t)
 	for name, meta := range map[string]*rspb.SnapshotMeta{
-		"nil":   nil,
-		"few":   {CfFiles: f.meta.CfFiles[:2]},
-		"order": {CfFiles: []*rspb.SnapshotCFFile{f.meta.CfFiles[1], f.meta.CfFiles[0], f.meta.CfFiles[2]}},
-		"path":  {CfFiles: []*rspb.SnapshotCFFile{{Cf: "../../etc/passwd"}, f.meta.CfFiles[1], f.meta.CfFiles[2]}},
+		"nil": nil,
+		"few": {CfFiles: f.meta.CfFiles[:2]},
+		"order": {
+			CfFiles: []*rspb.SnapshotCFFile{
+				f.meta.CfFiles[1], f.meta.CfFiles[0], f.meta.CfFiles[2],
+			},
+		},
+		"path": {
+			CfFiles: []*rspb.SnapshotCFFile{
+				{Cf: "../../etc/passwd"}, f.meta.CfFiles[1], f.meta.CfFiles[2],
+			},
+		},
 	} {
 		_, err := f.dst.Receive(f.key, meta)
 		require.ErrorIs(t, err, ErrUnusable, name)
@@ -231,10 +240,12 @@ func TestGCSparesWhatIsInUseAndOpenRemovesLeftovers(t *testing.T) {
 	require.Zero(t, listed(t, f.src))
 
 	require.NoError(t, f.receive(t, newFixture(t).bytes(t), 1<<20))
-	require.NoError(t, os.WriteFile(filepath.Join(f.dstDir, "rev_1_2_3_default.sst.tmp"), []byte("x"), 0o600))
+	require.NoError(t,
+		os.WriteFile(filepath.Join(f.dstDir, "rev_1_2_3_default.sst.tmp"), []byte("x"), 0o600))
 	again, err := Open(f.dstDir, 1)
 	require.NoError(t, err)
-	require.NoError(t, again.CheckReceived(7, 6, 42, f.meta), "a received snapshot survives a restart")
+	require.NoError(t, again.CheckReceived(7, 6, 42, f.meta),
+		"a received snapshot survives a restart")
 	left, err := filepath.Glob(filepath.Join(f.dstDir, "*.tmp"))
 	require.NoError(t, err)
 	require.Empty(t, left)

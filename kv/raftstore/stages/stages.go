@@ -1,4 +1,5 @@
-// Package stages counts how long the stages of writes take on the store of their leader, and logs the slow ones.
+// Package stages counts how long the stages of writes take on the store of their leader, and logs
+// the slow ones.
 package stages
 
 import (
@@ -12,7 +13,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/timing"
 )
 
-// Stage is a part of the way of an entry. Together, Wait, Commit, ApplyWait and Apply are the whole; Append runs beside Commit.
+// Stage is a part of the way of an entry. Together, Wait, Commit, ApplyWait and Apply are the
+// whole; Append runs beside Commit.
 type Stage int
 
 const (
@@ -55,7 +57,8 @@ type Recorder struct {
 	stages    [count]timing.Histogram
 	threshold time.Duration
 	logger    *zap.Logger
-	// next is from when on a slow entry is logged, as the store's age; passed counts those that were not.
+	// next is from when on a slow entry is logged, as the store's age; passed counts those that
+	// were not.
 	next   atomic.Int64
 	passed atomic.Uint64
 }
@@ -83,7 +86,8 @@ func (r *Recorder) slow(regionID uint64, p *message.Proposal, total time.Duratio
 		return
 	}
 	fields := []zap.Field{
-		log.RegionID(regionID), zap.Uint64("index", p.Index()), zap.Int("bytes", p.Size()), zap.Int("commands", p.Commands()),
+		log.RegionID(regionID), zap.Uint64("index", p.Index()), zap.Int("bytes", p.Size()),
+		zap.Int("commands", p.Commands()),
 		zap.Duration("took", total),
 	}
 	for _, s := range All() {

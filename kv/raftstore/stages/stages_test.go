@@ -18,8 +18,10 @@ const ms = time.Millisecond
 func entry(came, proposed, appended, committed, begun, applied int) *message.Proposal {
 	p := message.NewProposal(7, 6, 100, message.NewCallback(), message.NewCallback())
 	p.Stages = message.Stages{
-		Came: time.Duration(came) * ms, Proposed: time.Duration(proposed) * ms, Appended: time.Duration(appended) * ms,
-		Committed: time.Duration(committed) * ms, Begun: time.Duration(begun) * ms, Applied: time.Duration(applied) * ms,
+		Came: time.Duration(came) * ms, Proposed: time.Duration(proposed) * ms,
+		Appended:  time.Duration(appended) * ms,
+		Committed: time.Duration(committed) * ms, Begun: time.Duration(begun) * ms,
+		Applied: time.Duration(applied) * ms,
 	}
 	return &p
 }
@@ -50,7 +52,9 @@ func TestRecorderCounts(t *testing.T) {
 	r := New(0, zap.NewNop())
 	r.Note(1, entry(1, 3, 6, 10, 15, 21))
 	r.Note(1, entry(1, 3, 6, 10, 15, 21))
-	for s, want := range map[Stage]time.Duration{Wait: 4 * ms, Append: 6 * ms, Commit: 14 * ms, ApplyWait: 10 * ms, Apply: 12 * ms} {
+	for s, want := range map[Stage]time.Duration{
+		Wait: 4 * ms, Append: 6 * ms, Commit: 14 * ms, ApplyWait: 10 * ms, Apply: 12 * ms,
+	} {
 		got := r.Read(s)
 		require.Equal(t, want, got.Total, s)
 		total, _ := got.Buckets()
@@ -58,7 +62,8 @@ func TestRecorderCounts(t *testing.T) {
 	}
 }
 
-// TestSlowWrites: a slow write is one line with its stages. In a second there is one, which says how many others there were.
+// TestSlowWrites: a slow write is one line with its stages. In a second there is one, which says
+// how many others there were.
 func TestSlowWrites(t *testing.T) {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r := New(20*ms, zap.New(core))
@@ -71,8 +76,10 @@ func TestSlowWrites(t *testing.T) {
 	r.Note(5, entry(1, 3, 6, 10, 15, 1021))
 	require.Len(t, logs.All(), 2)
 	require.Equal(t, map[string]any{
-		"region-id": uint64(4), "index": uint64(7), "bytes": int64(100), "commands": int64(2), "took": 20 * ms,
-		"wait": 2 * ms, "append-log": 3 * ms, "commit": 7 * ms, "apply-wait": 5 * ms, "apply": 6 * ms,
+		"region-id": uint64(4), "index": uint64(7), "bytes": int64(100), "commands": int64(2),
+		"took": 20 * ms,
+		"wait": 2 * ms, "append-log": 3 * ms, "commit": 7 * ms, "apply-wait": 5 * ms,
+		"apply": 6 * ms,
 	}, logs.All()[0].ContextMap())
 	require.Equal(t, uint64(2), logs.All()[1].ContextMap()["others"])
 }

@@ -1,4 +1,5 @@
-// Package rawops is what both faces of a store do alike with raw keys: it knows storage, and no wire messages.
+// Package rawops is what both faces of a store do alike with raw keys: it knows storage, and no
+// wire messages.
 package rawops
 
 import (
@@ -25,7 +26,8 @@ func CheckCount(n int) error {
 	return nil
 }
 
-// TTLs finds out the life of each of n pairs, in seconds: none, one for all, or one for each. all is for those of no list.
+// TTLs finds out the life of each of n pairs, in seconds: none, one for all, or one for each. all
+// is for those of no list.
 func TTLs(n int, all uint64, list []uint64) (func(i int) uint64, error) {
 	switch len(list) {
 	case 0:
@@ -44,13 +46,16 @@ func Within(r storage.Reader, regionID uint64, key []byte) error {
 	if bytes.Compare(key, start) >= 0 && (len(end) == 0 || bytes.Compare(key, end) < 0) {
 		return nil
 	}
-	return &regionerr.KeyNotInRegionError{Key: key, Region: &metapb.Region{Id: regionID, StartKey: start, EndKey: end}}
+	return &regionerr.KeyNotInRegionError{
+		Key: key, Region: &metapb.Region{Id: regionID, StartKey: start, EndKey: end},
+	}
 }
 
-// BatchGet calls visit with those of the keys that exist, in order, until it returns false or an error. A key of another region is
-// an error.
+// BatchGet calls visit with those of the keys that exist, in order, until it returns false or an
+// error. A key of another region is an error.
 func BatchGet(
-	r storage.Reader, regionID uint64, cf engine.CF, keys [][]byte, visit func(i int, value []byte) (bool, error),
+	r storage.Reader, regionID uint64, cf engine.CF, keys [][]byte,
+	visit func(i int, value []byte) (bool, error),
 ) error {
 	for i, key := range keys {
 		if err := Within(r, regionID, key); err != nil {
@@ -109,8 +114,11 @@ func CheckTTL(st storage.Storage, seconds uint64) error {
 // errNoTTL refuses TTLs where the storage has none.
 var errNoTTL = fmt.Errorf("this store has no TTL: it is not replicated")
 
-// TTL is how many seconds a key has left; 0 if it does not expire. found is false if it does not exist.
-func TTL(ctx context.Context, st storage.Storage, c *kvrpcpb.Context, cf engine.CF, key []byte) (seconds uint64, found bool, err error) {
+// TTL is how many seconds a key has left; 0 if it does not expire. found is false if it does not
+// exist.
+func TTL(
+	ctx context.Context, st storage.Storage, c *kvrpcpb.Context, cf engine.CF, key []byte,
+) (seconds uint64, found bool, err error) {
 	if e, ok := st.(storage.Expirer); ok {
 		return e.TTL(ctx, c, cf, key)
 	}

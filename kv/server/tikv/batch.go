@@ -150,7 +150,8 @@ func (b *batchStream) beginAll(m *tikvpb.BatchCommandsRequest) error {
 	return nil
 }
 
-// begin begins the requests of a message. The time of those that are answered at once, gets, is that of all of them.
+// begin begins the requests of a message. The time of those that are answered at once, gets, is
+// that of all of them.
 func (b *batchStream) begin(m *tikvpb.BatchCommandsRequest) {
 	began, answered := time.Now(), 0
 	for i, req := range m.Requests {
@@ -187,7 +188,8 @@ func (b *batchStream) inline(msg []byte) bool {
 	return true
 }
 
-// beginOne answers a get, which it tells, or has a request answered later. It waits for a slot if it needs one.
+// beginOne answers a get, which it tells, or has a request answered later. It waits for a slot if
+// it needs one.
 func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bool) {
 	if req == nil {
 		return false
@@ -198,7 +200,8 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 	}
 	if cmd, ok := req.Cmd.(*tikvpb.BatchCommandsRequest_Request_Get); ok {
 		if resp, ok, err := kvGetNow(b.service, cmd.Get); ok {
-			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}}, err, nil)
+			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}},
+				err, nil)
 			b.count(req, began, err)
 			return false
 		}
@@ -271,7 +274,8 @@ func (b *batchStream) startWrite(id uint64, req *request, began time.Time) bool 
 				b.count(req, began, err)
 			})
 	case *tikvpb.BatchCommandsRequest_Request_RawBatchDelete:
-		return begin(cmd.RawBatchDelete.GetContext(), s.batchDelete(cmd.RawBatchDelete), wrapBatchDelete)
+		return begin(cmd.RawBatchDelete.GetContext(), s.batchDelete(cmd.RawBatchDelete),
+			wrapBatchDelete)
 	}
 	return false
 }
@@ -389,34 +393,47 @@ func (b *batchStream) callTxn(ctx context.Context, req *request) (*response, err
 		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Commit{Commit: r}}, err
 	case *tikvpb.BatchCommandsRequest_Request_BatchRollback:
 		r, err := bounded(ctx, b, s.KvBatchRollback, cmd.BatchRollback)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_BatchRollback{BatchRollback: r}}, err
+		return &response{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_BatchRollback{BatchRollback: r},
+		}, err
 	case *tikvpb.BatchCommandsRequest_Request_Cleanup:
 		r, err := bounded(ctx, b, s.KvCleanup, cmd.Cleanup)
 		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Cleanup{Cleanup: r}}, err
 	case *tikvpb.BatchCommandsRequest_Request_CheckTxnStatus:
 		r, err := bounded(ctx, b, s.KvCheckTxnStatus, cmd.CheckTxnStatus)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_CheckTxnStatus{CheckTxnStatus: r}}, err
+		return &response{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_CheckTxnStatus{CheckTxnStatus: r},
+		}, err
 	case *tikvpb.BatchCommandsRequest_Request_ResolveLock:
 		r, err := bounded(ctx, b, s.KvResolveLock, cmd.ResolveLock)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_ResolveLock{ResolveLock: r}}, err
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_ResolveLock{ResolveLock: r}},
+			err
 	case *tikvpb.BatchCommandsRequest_Request_ScanLock:
 		r, err := bounded(ctx, b, s.KvScanLock, cmd.ScanLock)
 		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_ScanLock{ScanLock: r}}, err
 	case *tikvpb.BatchCommandsRequest_Request_TxnHeartBeat:
 		r, err := bounded(ctx, b, s.KvTxnHeartBeat, cmd.TxnHeartBeat)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_TxnHeartBeat{TxnHeartBeat: r}}, err
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_TxnHeartBeat{TxnHeartBeat: r}},
+			err
 	case *tikvpb.BatchCommandsRequest_Request_DeleteRange:
 		r, err := bounded(ctx, b, s.KvDeleteRange, cmd.DeleteRange)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_DeleteRange{DeleteRange: r}}, err
+		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_DeleteRange{DeleteRange: r}},
+			err
 	case *tikvpb.BatchCommandsRequest_Request_PessimisticLock:
 		r, err := bounded(ctx, b, s.KvPessimisticLock, cmd.PessimisticLock)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticLock{PessimisticLock: r}}, err
+		return &response{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticLock{PessimisticLock: r},
+		}, err
 	case *tikvpb.BatchCommandsRequest_Request_PessimisticRollback:
 		r, err := bounded(ctx, b, s.KVPessimisticRollback, cmd.PessimisticRollback)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticRollback{PessimisticRollback: r}}, err
+		return &response{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_PessimisticRollback{PessimisticRollback: r},
+		}, err
 	case *tikvpb.BatchCommandsRequest_Request_CheckSecondaryLocks:
 		r, err := bounded(ctx, b, s.KvCheckSecondaryLocks, cmd.CheckSecondaryLocks)
-		return &response{Cmd: &tikvpb.BatchCommandsResponse_Response_CheckSecondaryLocks{CheckSecondaryLocks: r}}, err
+		return &response{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_CheckSecondaryLocks{CheckSecondaryLocks: r},
+		}, err
 	}
 	return nil, errNotServed
 }

@@ -130,7 +130,8 @@ func overTheWire(t testing.TB, st storage.Storage) *grpc.ClientConn {
 func txnOverTheWire(t testing.TB, st storage.Storage) *grpc.ClientConn {
 	s := New(testConfig(), 1, st, new(gate.Gate))
 	s.SetMode(clustermode.Txn)
-	s.SetTransactions(commands.New(st.(storage.BoundStorage), commands.Disk(), testConfig().Server.RequestTimeout.Duration))
+	s.SetTransactions(commands.New(st.(storage.BoundStorage), commands.Disk(),
+		testConfig().Server.RequestTimeout.Duration))
 	return faceOverTheWire(t, s)
 }
 
@@ -144,7 +145,8 @@ func faceOverTheWire(t testing.TB, s *Service) *grpc.ClientConn {
 	go func() { served <- g.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(bytesCodec{}), grpc.MaxCallRecvMsgSize(MaxMessage)))
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(bytesCodec{}),
+			grpc.MaxCallRecvMsgSize(MaxMessage)))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, conn.Close())
@@ -156,7 +158,8 @@ func faceOverTheWire(t testing.TB, s *Service) *grpc.ClientConn {
 
 // field is a field of bytes of a message.
 func field(number uint64, data []byte) []byte {
-	return append(binary.AppendUvarint(binary.AppendUvarint(nil, number<<3|2), uint64(len(data))), data...)
+	return append(binary.AppendUvarint(binary.AppendUvarint(nil, number<<3|2), uint64(len(data))),
+		data...)
 }
 
 // batchOf is a BatchCommandsRequest of one command, with the id 7.
@@ -168,7 +171,8 @@ func kindOf(wrapper any, of string) string {
 	return strings.TrimPrefix(reflect.TypeOf(wrapper).Elem().Name(), of)
 }
 
-// checkUnary has a request of any bytes answered by a message, or by a status that says what is wrong.
+// checkUnary has a request of any bytes answered by a message, or by a status that says what is
+// wrong.
 func checkUnary(t *testing.T, conn *grpc.ClientConn, method string, data []byte) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -186,8 +190,8 @@ func checkUnary(t *testing.T, conn *grpc.ClientConn, method string, data []byte)
 	}
 }
 
-// checkBatch sends a message of any bytes on a stream. If it is one, each of its commands of a known kind is answered once,
-// by an answer of its kind, and the stream ends with the client's end.
+// checkBatch sends a message of any bytes on a stream. If it is one, each of its commands of a
+// known kind is answered once, by an answer of its kind, and the stream ends with the client's end.
 func checkBatch(t *testing.T, conn *grpc.ClientConn, data encoded) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -219,7 +223,8 @@ func checkBatch(t *testing.T, conn *grpc.ClientConn, data encoded) {
 					at = j
 				}
 			}
-			require.GreaterOrEqual(t, at, 0, "an answer %s with the id %d that nothing asked for", kind, id)
+			require.GreaterOrEqual(t, at, 0, "an answer %s with the id %d that nothing asked for",
+				kind, id)
 			wanted[id] = append(wanted[id][:at:at], wanted[id][at+1:]...)
 		}
 	}
@@ -298,17 +303,22 @@ func requestSeeds(t testing.TB) []seed {
 		add("RawGet", &kvrpcpb.RawGetRequest{Context: c, Key: key})
 		add("RawBatchGet", &kvrpcpb.RawBatchGetRequest{Context: c, Keys: [][]byte{key, next}})
 		add("RawPut", &kvrpcpb.RawPutRequest{Context: c, Key: key, Value: next, Ttl: uint64(i % 2)})
-		add("RawBatchPut", &kvrpcpb.RawBatchPutRequest{Context: c, Pairs: pairs, Ttls: make([]uint64, i%4)})
+		add("RawBatchPut",
+			&kvrpcpb.RawBatchPutRequest{Context: c, Pairs: pairs, Ttls: make([]uint64, i%4)})
 		add("RawDelete", &kvrpcpb.RawDeleteRequest{Context: c, Key: key, Cf: "nope"})
 		add("RawBatchDelete", &kvrpcpb.RawBatchDeleteRequest{Context: c, Keys: [][]byte{next, key}})
 		add("RawScan", &kvrpcpb.RawScanRequest{Context: c, StartKey: key, EndKey: next, Limit: 3})
-		add("RawScan", &kvrpcpb.RawScanRequest{Context: c, StartKey: next, Limit: 1 << 31, Reverse: true})
+		add("RawScan",
+			&kvrpcpb.RawScanRequest{Context: c, StartKey: next, Limit: 1 << 31, Reverse: true})
 		add("RawBatchScan", &kvrpcpb.RawBatchScanRequest{Context: c, Ranges: ranges, EachLimit: 2})
 		add("RawGetKeyTTL", &kvrpcpb.RawGetKeyTTLRequest{Context: c, Key: key})
 		add("RawChecksum", &kvrpcpb.RawChecksumRequest{Context: c, Ranges: ranges})
-		add("RawCompareAndSwap", &kvrpcpb.RawCASRequest{Context: c, Key: key, PreviousNotExist: true, Delete: i > 5})
-		add("RawDeleteRange", &kvrpcpb.RawDeleteRangeRequest{Context: c, StartKey: key, EndKey: next})
-		add("UnsafeDestroyRange", &kvrpcpb.UnsafeDestroyRangeRequest{Context: c, StartKey: key, EndKey: next})
+		add("RawCompareAndSwap",
+			&kvrpcpb.RawCASRequest{Context: c, Key: key, PreviousNotExist: true, Delete: i > 5})
+		add("RawDeleteRange",
+			&kvrpcpb.RawDeleteRangeRequest{Context: c, StartKey: key, EndKey: next})
+		add("UnsafeDestroyRange",
+			&kvrpcpb.UnsafeDestroyRangeRequest{Context: c, StartKey: key, EndKey: next})
 		add("RawCoprocessor", &kvrpcpb.RawCoprocessorRequest{Context: c, Ranges: ranges})
 		add("SplitRegion", &kvrpcpb.SplitRegionRequest{Context: c, SplitKeys: [][]byte{key, next}})
 		add("GetStoreSafeTS", &kvrpcpb.StoreSafeTSRequest{KeyRange: ranges[0]})
@@ -323,23 +333,36 @@ func requestSeeds(t testing.TB) []seed {
 			out = append(out, seed{methods[rpc.path()], commands[rpc.method], data})
 		}
 		key := []byte(name)
-		muts := []*kvrpcpb.Mutation{{Op: kvrpcpb.Op(i), Key: key, Value: key, Assertion: kvrpcpb.Assertion(i % 4)}, {}}
+		muts := []*kvrpcpb.Mutation{
+			{Op: kvrpcpb.Op(i), Key: key, Value: key, Assertion: kvrpcpb.Assertion(i % 4)}, {},
+		}
 		add("Prewrite", &kvrpcpb.PrewriteRequest{
-			Context: c, Mutations: muts[:1+i%2], PrimaryLock: key, StartVersion: n, LockTtl: 1 << (6 * n), MinCommitTs: n,
-			AssertionLevel: kvrpcpb.AssertionLevel(i % 3), TxnSize: n, UseAsyncCommit: true, TryOnePc: true, ForUpdateTs: n % 2,
+			Context: c, Mutations: muts[:1+i%2], PrimaryLock: key, StartVersion: n,
+			LockTtl: 1 << (6 * n), MinCommitTs: n,
+			AssertionLevel: kvrpcpb.AssertionLevel(i % 3), TxnSize: n, UseAsyncCommit: true,
+			TryOnePc: true, ForUpdateTs: n % 2,
 		})
-		add("ResolveLock", &kvrpcpb.ResolveLockRequest{Context: c, TxnInfos: []*kvrpcpb.TxnInfo{{Txn: n, Status: n * 2}, {}}})
-		add("CheckTxnStatus", &kvrpcpb.CheckTxnStatusRequest{Context: c, PrimaryKey: key, LockTs: n, CallerStartTs: ^n, CurrentTs: ^n})
+		add("ResolveLock",
+			&kvrpcpb.ResolveLockRequest{
+				Context: c, TxnInfos: []*kvrpcpb.TxnInfo{{Txn: n, Status: n * 2}, {}},
+			})
+		add("CheckTxnStatus",
+			&kvrpcpb.CheckTxnStatusRequest{
+				Context: c, PrimaryKey: key, LockTs: n, CallerStartTs: ^n, CurrentTs: ^n,
+			})
 		add("KvPessimisticLock", &kvrpcpb.PessimisticLockRequest{Context: c, Mutations: muts[:1]})
-		add("KVPessimisticRollback", &kvrpcpb.PessimisticRollbackRequest{Context: c, Keys: [][]byte{key}})
+		add("KVPessimisticRollback",
+			&kvrpcpb.PessimisticRollbackRequest{Context: c, Keys: [][]byte{key}})
 		add("GetLockWaitInfo", &kvrpcpb.GetLockWaitInfoRequest{Context: c})
-		add("KvCheckSecondaryLocks", &kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: [][]byte{key}, StartVersion: n})
+		add("KvCheckSecondaryLocks",
+			&kvrpcpb.CheckSecondaryLocksRequest{Context: c, Keys: [][]byte{key}, StartVersion: n})
 	}
 	for number := range commandKinds() {
 		out = append(out, seed{0, number, nil}) // the empty request of each kind
 	}
 	return append(out, seed{0, 0, nil}, seed{0, 200, []byte("x")}, seed{0, 1, []byte{0xff}},
-		seed{0, 0, append(batchOf(1, nil), batchOf(255, nil)...)}, seed{0, 0, field(2, []byte{1, 2})})
+		seed{0, 0, append(batchOf(1, nil), batchOf(255, nil)...)},
+		seed{0, 0, field(2, []byte{1, 2})})
 }
 
 // commandKinds are the kinds of commands in a batch by the numbers of their fields.
@@ -354,14 +377,16 @@ func commandKinds() map[uint16]string {
 	return out
 }
 
-// FuzzFace: any bytes, as the request of any RPC, as any command of a batch, and as a batch, are answered by a store that is
-// replicated and by one that is not, of either mode, and the store goes on.
+// FuzzFace: any bytes, as the request of any RPC, as any command of a batch, and as a batch, are
+// answered by a store that is replicated and by one that is not, of either mode, and the store goes
+// on.
 func FuzzFace(f *testing.F) {
 	for _, s := range requestSeeds(f) {
 		f.Add(s.method, s.command, s.data)
 	}
 	methods := serviceDesc().Methods
-	conns := []*grpc.ClientConn{overTheWire(f, standalone.New(memengine.New())), overTheWire(f, replicated(f)),
+	conns := []*grpc.ClientConn{overTheWire(f, standalone.New(memengine.New())),
+		overTheWire(f, replicated(f)),
 		txnOverTheWire(f, standalone.New(memengine.New())), txnOverTheWire(f, replicatedTxn(f))}
 	f.Fuzz(func(t *testing.T, method, command uint16, data []byte) {
 		for _, conn := range conns {
@@ -372,11 +397,15 @@ func FuzzFace(f *testing.F) {
 	})
 }
 
-// TestSeedsReachTheStore: a good put of the region is carried out, and each RPC answers some of its seeds with a message.
+// TestSeedsReachTheStore: a good put of the region is carried out, and each RPC answers some of its
+// seeds with a message.
 func TestSeedsReachTheStore(t *testing.T) {
 	conn := overTheWire(t, replicated(t))
-	require.Len(t, commandKinds(), len((*tikvpb.BatchCommandsRequest_Request)(nil).XXX_OneofWrappers()))
-	put, err := (&kvrpcpb.RawPutRequest{Context: goodContext(), Key: []byte("b"), Value: []byte("v")}).Marshal()
+	require.Len(t, commandKinds(),
+		len((*tikvpb.BatchCommandsRequest_Request)(nil).XXX_OneofWrappers()))
+	put, err := (&kvrpcpb.RawPutRequest{
+		Context: goodContext(), Key: []byte("b"), Value: []byte("v"),
+	}).Marshal()
 	require.NoError(t, err)
 	req, got := encoded(put), encoded{}
 	require.NoError(t, conn.Invoke(t.Context(), "/tikvpb.Tikv/RawPut", &req, &got))

@@ -43,9 +43,10 @@ func inlinePrewrite(s *Service, call *rpc.Call, request []byte) bool {
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	return prewriteNow(s, req, s.deadline(call, req.Context), func(resp *kvrpcpb.PrewriteResponse, err error) {
-		answer(call, resp, err)
-	})
+	return prewriteNow(s, req, s.deadline(call, req.Context),
+		func(resp *kvrpcpb.PrewriteResponse, err error) {
+			answer(call, resp, err)
+		})
 }
 
 func (s *Service) inlinePut(call *rpc.Call, request []byte) bool {

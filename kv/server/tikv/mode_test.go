@@ -14,26 +14,35 @@ import (
 	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
-// TestRawIsRefusedAmongTransactions: by every call that would read or change bytes which transactions have encoded.
+// TestRawIsRefusedAmongTransactions: by every call that would read or change bytes which
+// transactions have encoded.
 func TestRawIsRefusedAmongTransactions(t *testing.T) {
 	s := New(config.Default(), 1, standalone.New(memengine.New()), new(gate.Gate))
 	s.SetMode(clustermode.Txn)
 	ctx, c := context.Background(), &kvrpcpb.Context{RegionId: 1}
 	for name, call := range map[string]func() (string, error){
 		"put": func() (string, error) {
-			r, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: c, Key: []byte("k"), Value: []byte("v")})
+			r, err := s.RawPut(ctx,
+				&kvrpcpb.RawPutRequest{Context: c, Key: []byte("k"), Value: []byte("v")})
 			return r.GetError(), err
 		},
 		"swap": func() (string, error) {
-			r, err := s.RawCompareAndSwap(ctx, &kvrpcpb.RawCASRequest{Context: c, Key: []byte("k"), PreviousNotExist: true})
+			r, err := s.RawCompareAndSwap(ctx,
+				&kvrpcpb.RawCASRequest{Context: c, Key: []byte("k"), PreviousNotExist: true})
 			return r.GetError(), err
 		},
 		"delete range": func() (string, error) {
-			r, err := s.RawDeleteRange(ctx, &kvrpcpb.RawDeleteRangeRequest{Context: c, StartKey: []byte("a"), EndKey: []byte("b")})
+			r, err := s.RawDeleteRange(ctx,
+				&kvrpcpb.RawDeleteRangeRequest{
+					Context: c, StartKey: []byte("a"), EndKey: []byte("b"),
+				})
 			return r.GetError(), err
 		},
 		"destroy range": func() (string, error) {
-			r, err := s.UnsafeDestroyRange(ctx, &kvrpcpb.UnsafeDestroyRangeRequest{Context: c, StartKey: []byte("a"), EndKey: []byte("b")})
+			r, err := s.UnsafeDestroyRange(ctx,
+				&kvrpcpb.UnsafeDestroyRangeRequest{
+					Context: c, StartKey: []byte("a"), EndKey: []byte("b"),
+				})
 			return r.GetError(), err
 		},
 	} {

@@ -26,8 +26,8 @@ func (s *Service) conditional() (storage.Conditional, error) {
 	return nil, errNotConditional
 }
 
-// RawCompareAndSwap implements tikvpb.Tikv. It is linearizable with all other writes, whether or not their clients are in
-// atomic mode.
+// RawCompareAndSwap implements tikvpb.Tikv. It is linearizable with all other writes, whether or
+// not their clients are in atomic mode.
 func (s *Service) RawCompareAndSwap(
 	ctx context.Context,
 	req *kvrpcpb.RawCASRequest,
@@ -45,7 +45,9 @@ func (s *Service) RawCompareAndSwap(
 	return resp, rpc
 }
 
-func (s *Service) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest) (storage.Swapped, error) {
+func (s *Service) compareAndSwap(
+	ctx context.Context, req *kvrpcpb.RawCASRequest,
+) (storage.Swapped, error) {
 	to, cf, err := s.target(req.Context, req.Cf, req.Key)
 	if err == nil && !req.Delete {
 		err = checkTTL(s.storage, req.Ttl)
@@ -63,13 +65,15 @@ func (s *Service) compareAndSwap(ctx context.Context, req *kvrpcpb.RawCASRequest
 	})
 }
 
-// swapOutcome is outcome for a compare-and-swap. Clients repeat a request after a region error and after some errors of the
-// call. A swap that may have been carried out must not be repeated: the second one would find what the first one has
-// written, and report that it did not swap. So the answer says that its outcome is unknown, which ends the client's call.
+// swapOutcome is outcome for a compare-and-swap. Clients repeat a request after a region error and
+// after some errors of the call. A swap that may have been carried out must not be repeated: the
+// second one would find what the first one has written, and report that it did not swap. So the
+// answer says that its outcome is unknown, which ends the client's call.
 func swapOutcome(err error) (region *errorpb.Error, text string, rpc error) {
 	var unknown *regionerr.UnknownError
 	if errors.As(err, &unknown) || errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Sprintf("the outcome is unknown: the value may have been swapped (%v)", err), nil
+		return nil,
+			fmt.Sprintf("the outcome is unknown: the value may have been swapped (%v)", err), nil
 	}
 	return outcome(err)
 }
@@ -106,7 +110,9 @@ func (s *Service) deleteRange(ctx context.Context, req *kvrpcpb.RawDeleteRangeRe
 // checkBounds refuses bounds of no range. A bound may be one byte longer than a key.
 func (s *Service) checkBounds(start, end []byte) error {
 	if limit := int(s.cfg.Server.MaxKeySize) + 1; len(start) > limit || len(end) > limit {
-		return &requestError{fmt.Sprintf("a bound of the range exceeds the limit of %d bytes", limit)}
+		return &requestError{
+			fmt.Sprintf("a bound of the range exceeds the limit of %d bytes", limit),
+		}
 	}
 	if len(end) > 0 && bytes.Compare(start, end) >= 0 {
 		return &requestError{"the range is empty: its end is not above its start"}
@@ -114,9 +120,10 @@ func (s *Service) checkBounds(start, end []byte) error {
 	return nil
 }
 
-// UnsafeDestroyRange implements tikvpb.Tikv. TiKV removes the files of a range on each store, past the raft log; clients
-// send it to all stores and must not use the range any more. Here each store deletes the range in the regions that it
-// leads, by their logs. A region that changes its leader between two stores' answers may keep its part.
+// UnsafeDestroyRange implements tikvpb.Tikv. TiKV removes the files of a range on each store, past
+// the raft log; clients send it to all stores and must not use the range any more. Here each store
+// deletes the range in the regions that it leads, by their logs. A region that changes its leader
+// between two stores' answers may keep its part.
 func (s *Service) UnsafeDestroyRange(
 	ctx context.Context,
 	req *kvrpcpb.UnsafeDestroyRangeRequest,

@@ -17,7 +17,9 @@ import (
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-func serviceOver(st storage.Storage) *Service { return New(config.Default(), 1, st, new(gate.Gate)) }
+func serviceOver(st storage.Storage) *Service {
+	return New(config.Default(), 1, st, new(gate.Gate))
+}
 
 // TestSwapRequests: what clients can ask for, and the answers.
 func TestSwapRequests(t *testing.T) {
@@ -37,7 +39,8 @@ func TestSwapRequests(t *testing.T) {
 		swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: []byte("2")}))
 	require.Equal(t, &kvrpcpb.RawCASResponse{Succeed: true, PreviousValue: []byte("1")},
 		swap(&kvrpcpb.RawCASRequest{PreviousValue: []byte("1"), Delete: true}))
-	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true}, swap(&kvrpcpb.RawCASRequest{Value: []byte("2")}))
+	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true},
+		swap(&kvrpcpb.RawCASRequest{Value: []byte("2")}))
 	require.Contains(t, swap(&kvrpcpb.RawCASRequest{Ttl: 5}).Error, "TTL")
 }
 
@@ -47,16 +50,21 @@ type failing struct {
 	err error
 }
 
-func (f failing) CompareAndSwap(context.Context, *own.Context, *storage.Swap) (storage.Swapped, error) {
+func (f failing) CompareAndSwap(
+	context.Context, *own.Context, *storage.Swap,
+) (storage.Swapped, error) {
 	return storage.Swapped{Swapped: true}, f.err
 }
 
-func (f failing) DeleteRange(context.Context, *own.Context, engine.CF, []byte, []byte) (uint64, error) {
+func (f failing) DeleteRange(
+	context.Context, *own.Context, engine.CF, []byte, []byte,
+) (uint64, error) {
 	return 0, f.err
 }
 
-// TestUnknownSwapsAreNotRepeated: clients repeat what is answered by a region error. A swap that may have been carried out
-// is answered by a message; one that was not is left to be repeated. A range may be deleted twice.
+// TestUnknownSwapsAreNotRepeated: clients repeat what is answered by a region error. A swap that
+// may have been carried out is answered by a message; one that was not is left to be repeated. A
+// range may be deleted twice.
 func TestUnknownSwapsAreNotRepeated(t *testing.T) {
 	for _, c := range []struct {
 		err           error
@@ -84,7 +92,8 @@ func TestUnknownSwapsAreNotRepeated(t *testing.T) {
 		r, err := s.RawCompareAndSwap(t.Context(), &kvrpcpb.RawCASRequest{Key: []byte("k")})
 		require.Equal(t, c.swap, where(r.RegionError != nil, r.Error != "", err), "%v", c.err)
 		require.False(t, r.Succeed, "%v", c.err)
-		d, err := s.RawDeleteRange(t.Context(), &kvrpcpb.RawDeleteRangeRequest{StartKey: []byte("k")})
+		d, err := s.RawDeleteRange(t.Context(),
+			&kvrpcpb.RawDeleteRangeRequest{StartKey: []byte("k")})
 		require.Equal(t, c.deleted, where(d.RegionError != nil, d.Error != "", err), "%v", c.err)
 	}
 }

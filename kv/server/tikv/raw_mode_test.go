@@ -15,14 +15,19 @@ import (
 	"github.com/tinykv/tinykv/pkg/clustermode"
 )
 
-// TestRawCallsAreRefusedInModeTxn: by each raw call, in words that name the mode, and nothing is written.
+// TestRawCallsAreRefusedInModeTxn: by each raw call, in words that name the mode, and nothing is
+// written.
 func TestRawCallsAreRefusedInModeTxn(t *testing.T) {
 	e := memengine.New()
 	s := New(config.Default(), 1, standalone.New(e), new(gate.Gate))
 	s.SetMode(clustermode.Txn)
 	ctx := context.Background()
-	to := &kvrpcpb.Context{RegionId: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1}, Peer: &metapb.Peer{Id: 1, StoreId: 1}}
-	put, err := s.RawPut(ctx, &kvrpcpb.RawPutRequest{Context: to, Key: []byte("k"), Value: []byte("v")})
+	to := &kvrpcpb.Context{
+		RegionId: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1},
+		Peer: &metapb.Peer{Id: 1, StoreId: 1},
+	}
+	put, err := s.RawPut(ctx,
+		&kvrpcpb.RawPutRequest{Context: to, Key: []byte("k"), Value: []byte("v")})
 	require.NoError(t, err)
 	require.Contains(t, put.Error, "mode txn")
 	get, err := s.RawGet(ctx, &kvrpcpb.RawGetRequest{Context: to, Key: []byte("k")})
@@ -31,7 +36,8 @@ func TestRawCallsAreRefusedInModeTxn(t *testing.T) {
 	del, err := s.RawDelete(ctx, &kvrpcpb.RawDeleteRequest{Context: to, Key: []byte("k")})
 	require.NoError(t, err)
 	require.Contains(t, del.Error, "mode txn")
-	batch, err := s.RawBatchPut(ctx, &kvrpcpb.RawBatchPutRequest{Context: to, Pairs: []*kvrpcpb.KvPair{{Key: []byte("k")}}})
+	batch, err := s.RawBatchPut(ctx,
+		&kvrpcpb.RawBatchPutRequest{Context: to, Pairs: []*kvrpcpb.KvPair{{Key: []byte("k")}}})
 	require.NoError(t, err)
 	require.Contains(t, batch.Error, "mode txn")
 	ttl, err := s.RawGetKeyTTL(ctx, &kvrpcpb.RawGetKeyTTLRequest{Context: to, Key: []byte("k")})

@@ -52,7 +52,8 @@ func refuse(
 	return resp
 }
 
-// refuseBusy is refuse for an answer that there is no room for. Those with a place for a region error have it there.
+// refuseBusy is refuse for an answer that there is no room for. Those with a place for a region
+// error have it there.
 func refuseBusy(resp *response) *response {
 	busy := regionErrorOf(&regionerr.BusyError{Reason: rpc.NoRoom})
 	switch cmd := resp.Cmd.(type) {
@@ -84,7 +85,8 @@ func regionErrorOf(err error) *errorpb.Error {
 }
 
 // setError puts an error where the answer has a place for it. Clients give up at a message of the
-// answer itself, and try another replica at a region error; for a store that stops, the latter is right.
+// answer itself, and try another replica at a region error; for a store that stops, the latter is
+// right.
 func setError(answer reflect.Value, err error) {
 	text := status.Convert(err).Message()
 	if status.Code(err) != codes.Unavailable {

@@ -17,7 +17,9 @@ import (
 // Each kind of request within a batch has an answer of its kind that carries an error: one without
 // would crash its client.
 func TestRefuseEveryKind(t *testing.T) {
-	for _, err := range []error{errNotServed, status.Error(codes.Unavailable, "stopping, not served")} {
+	for _, err := range []error{
+		errNotServed, status.Error(codes.Unavailable, "stopping, not served"),
+	} {
 		for _, w := range (*tikvpb.BatchCommandsRequest_Request)(nil).XXX_OneofWrappers() {
 			name := strings.TrimPrefix(
 				reflect.TypeOf(w).Elem().Name(),
@@ -52,11 +54,19 @@ func TestRefuseEveryKind(t *testing.T) {
 // TestRefuseBusy: the answers that can be large say in their region error that there was no room.
 func TestRefuseBusy(t *testing.T) {
 	for _, resp := range []*response{
-		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawGet{RawGet: &kvrpcpb.RawGetResponse{Value: []byte("v")}}},
+		{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_RawGet{
+				RawGet: &kvrpcpb.RawGetResponse{Value: []byte("v")},
+			},
+		},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchGet{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawScan{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_RawBatchScan{}},
-		{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: &kvrpcpb.GetResponse{Value: []byte("v")}}},
+		{
+			Cmd: &tikvpb.BatchCommandsResponse_Response_Get{
+				Get: &kvrpcpb.GetResponse{Value: []byte("v")},
+			},
+		},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_BatchGet{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_Scan{}},
 		{Cmd: &tikvpb.BatchCommandsResponse_Response_ScanLock{}},
@@ -68,7 +78,8 @@ func TestRefuseBusy(t *testing.T) {
 	for name, answer := range busyAnswers {
 		got := answer(&errorpb.Error{Message: "why"})
 		require.Contains(t, reflect.TypeOf(got).String(),
-			"."+strings.TrimPrefix(strings.Replace(name, "CompareAndSwap", "CAS", 1), "Kv")+"Response")
+			"."+strings.TrimPrefix(strings.Replace(name, "CompareAndSwap", "CAS", 1), "Kv")+
+				"Response")
 		require.Contains(t, fmt.Sprint(got), "why", name)
 	}
 }

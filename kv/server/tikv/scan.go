@@ -253,9 +253,11 @@ func (s *Service) SplitRegion(
 	return resp, rpc
 }
 
-// splitTarget checks whom a split is for, and its keys. Among transactions regions are bounded by encoded keys, which some
-// requests have already.
-func (s *Service) splitTarget(c *kvrpcpb.Context, keys [][]byte, encoded bool) (*own.Context, [][]byte, error) {
+// splitTarget checks whom a split is for, and its keys. Among transactions regions are bounded by
+// encoded keys, which some requests have already.
+func (s *Service) splitTarget(
+	c *kvrpcpb.Context, keys [][]byte, encoded bool,
+) (*own.Context, [][]byte, error) {
 	if s.txn == nil {
 		to, _, err := s.target(c, "", keys...)
 		return to, keys, err

@@ -51,7 +51,8 @@ func New(cfg *config.Config, storeID uint64, st storage.Storage, g *gate.Gate) *
 	return s
 }
 
-// SetMode has the service refuse raw calls in a cluster of transactions. To be called before it serves.
+// SetMode has the service refuse raw calls in a cluster of transactions. To be called before it
+// serves.
 func (s *Service) SetMode(m clustermode.Mode) { s.mode = m }
 
 const (
@@ -138,34 +139,78 @@ func txnMethods() []grpc.MethodDesc {
 
 // busyAnswers are those to calls that were not carried out because the store is busy.
 var busyAnswers = map[string]func(e *errorpb.Error) any{
-	"RawGet":         func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
-	"RawBatchGet":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchGetResponse{RegionError: e} },
-	"RawPut":         func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
-	"RawBatchPut":    func(e *errorpb.Error) any { return &kvrpcpb.RawBatchPutResponse{RegionError: e} },
-	"RawDelete":      func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteResponse{RegionError: e} },
-	"RawBatchDelete": func(e *errorpb.Error) any { return &kvrpcpb.RawBatchDeleteResponse{RegionError: e} },
-	"RawScan":        func(e *errorpb.Error) any { return &kvrpcpb.RawScanResponse{RegionError: e} },
-	"RawBatchScan":   func(e *errorpb.Error) any { return &kvrpcpb.RawBatchScanResponse{RegionError: e} },
-	"RawGetKeyTTL":   func(e *errorpb.Error) any { return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e} },
-	"RawChecksum":    func(e *errorpb.Error) any { return &kvrpcpb.RawChecksumResponse{RegionError: e} },
-	"RawDeleteRange": func(e *errorpb.Error) any { return &kvrpcpb.RawDeleteRangeResponse{RegionError: e} },
+	"RawGet": func(e *errorpb.Error) any { return &kvrpcpb.RawGetResponse{RegionError: e} },
+	"RawBatchGet": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchGetResponse{RegionError: e}
+	},
+	"RawPut": func(e *errorpb.Error) any { return &kvrpcpb.RawPutResponse{RegionError: e} },
+	"RawBatchPut": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchPutResponse{RegionError: e}
+	},
+	"RawDelete": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawDeleteResponse{RegionError: e}
+	},
+	"RawBatchDelete": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchDeleteResponse{RegionError: e}
+	},
+	"RawScan": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawScanResponse{RegionError: e}
+	},
+	"RawBatchScan": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawBatchScanResponse{RegionError: e}
+	},
+	"RawGetKeyTTL": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawGetKeyTTLResponse{RegionError: e}
+	},
+	"RawChecksum": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawChecksumResponse{RegionError: e}
+	},
+	"RawDeleteRange": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawDeleteRangeResponse{RegionError: e}
+	},
 
-	"RawCompareAndSwap": func(e *errorpb.Error) any { return &kvrpcpb.RawCASResponse{RegionError: e} },
+	"RawCompareAndSwap": func(e *errorpb.Error) any {
+		return &kvrpcpb.RawCASResponse{RegionError: e}
+	},
 
-	"KvGet":            func(e *errorpb.Error) any { return &kvrpcpb.GetResponse{RegionError: e} },
-	"KvBatchGet":       func(e *errorpb.Error) any { return &kvrpcpb.BatchGetResponse{RegionError: e} },
-	"KvScan":           func(e *errorpb.Error) any { return &kvrpcpb.ScanResponse{RegionError: e} },
-	"KvPrewrite":       func(e *errorpb.Error) any { return &kvrpcpb.PrewriteResponse{RegionError: e} },
-	"KvCommit":         func(e *errorpb.Error) any { return &kvrpcpb.CommitResponse{RegionError: e} },
-	"KvBatchRollback":  func(e *errorpb.Error) any { return &kvrpcpb.BatchRollbackResponse{RegionError: e} },
-	"KvCleanup":        func(e *errorpb.Error) any { return &kvrpcpb.CleanupResponse{RegionError: e} },
-	"KvCheckTxnStatus": func(e *errorpb.Error) any { return &kvrpcpb.CheckTxnStatusResponse{RegionError: e} },
-	"KvResolveLock":    func(e *errorpb.Error) any { return &kvrpcpb.ResolveLockResponse{RegionError: e} },
-	"KvScanLock":       func(e *errorpb.Error) any { return &kvrpcpb.ScanLockResponse{RegionError: e} },
-	"KvTxnHeartBeat":   func(e *errorpb.Error) any { return &kvrpcpb.TxnHeartBeatResponse{RegionError: e} },
-	"KvDeleteRange":    func(e *errorpb.Error) any { return &kvrpcpb.DeleteRangeResponse{RegionError: e} },
-	"MvccGetByKey":     func(e *errorpb.Error) any { return &kvrpcpb.MvccGetByKeyResponse{RegionError: e} },
-	"MvccGetByStartTs": func(e *errorpb.Error) any { return &kvrpcpb.MvccGetByStartTsResponse{RegionError: e} },
+	"KvGet": func(e *errorpb.Error) any { return &kvrpcpb.GetResponse{RegionError: e} },
+	"KvBatchGet": func(e *errorpb.Error) any {
+		return &kvrpcpb.BatchGetResponse{RegionError: e}
+	},
+	"KvScan": func(e *errorpb.Error) any { return &kvrpcpb.ScanResponse{RegionError: e} },
+	"KvPrewrite": func(e *errorpb.Error) any {
+		return &kvrpcpb.PrewriteResponse{RegionError: e}
+	},
+	"KvCommit": func(e *errorpb.Error) any {
+		return &kvrpcpb.CommitResponse{RegionError: e}
+	},
+	"KvBatchRollback": func(e *errorpb.Error) any {
+		return &kvrpcpb.BatchRollbackResponse{RegionError: e}
+	},
+	"KvCleanup": func(e *errorpb.Error) any {
+		return &kvrpcpb.CleanupResponse{RegionError: e}
+	},
+	"KvCheckTxnStatus": func(e *errorpb.Error) any {
+		return &kvrpcpb.CheckTxnStatusResponse{RegionError: e}
+	},
+	"KvResolveLock": func(e *errorpb.Error) any {
+		return &kvrpcpb.ResolveLockResponse{RegionError: e}
+	},
+	"KvScanLock": func(e *errorpb.Error) any {
+		return &kvrpcpb.ScanLockResponse{RegionError: e}
+	},
+	"KvTxnHeartBeat": func(e *errorpb.Error) any {
+		return &kvrpcpb.TxnHeartBeatResponse{RegionError: e}
+	},
+	"KvDeleteRange": func(e *errorpb.Error) any {
+		return &kvrpcpb.DeleteRangeResponse{RegionError: e}
+	},
+	"MvccGetByKey": func(e *errorpb.Error) any {
+		return &kvrpcpb.MvccGetByKeyResponse{RegionError: e}
+	},
+	"MvccGetByStartTs": func(e *errorpb.Error) any {
+		return &kvrpcpb.MvccGetByStartTsResponse{RegionError: e}
+	},
 }
 
 // Register makes a gRPC server serve the service.
@@ -183,21 +228,28 @@ func Register(g *rpc.Server, s *Service) {
 	}
 	for name, answer := range busyAnswers {
 		g.OnBusy("/"+serviceName+"/"+name, func(reason string) any {
-			return answer(&errorpb.Error{Message: reason, ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}})
+			return answer(&errorpb.Error{
+				Message: reason, ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason},
+			})
 		})
 	}
 	if s.local != nil {
 		g.HandleInline("/"+serviceName+"/RawGet", s.inlineGet)
 	}
-	g.HandleInline("/"+serviceName+"/KvGet", func(c *rpc.Call, req []byte) bool { return inlineTxnGet(s, c, req) })
-	g.HandleInline("/"+serviceName+"/KvPrewrite", func(c *rpc.Call, req []byte) bool { return inlinePrewrite(s, c, req) })
+	g.HandleInline("/"+serviceName+"/KvGet", func(c *rpc.Call, req []byte) bool {
+		return inlineTxnGet(s, c, req)
+	})
+	g.HandleInline("/"+serviceName+"/KvPrewrite", func(c *rpc.Call, req []byte) bool {
+		return inlinePrewrite(s, c, req)
+	})
 	if s.async != nil {
 		g.HandleInline("/"+serviceName+"/RawPut", s.inlinePut)
 		g.HandleInline("/"+serviceName+"/RawDelete", s.inlineDelete)
 	}
 }
 
-// timings finds for each command of a stream the method that does the same: RawGet, or with another name KvGet.
+// timings finds for each command of a stream the method that does the same: RawGet, or with another
+// name KvGet.
 func timings(g *rpc.Server) map[reflect.Type]*rpc.Timing {
 	out := map[reflect.Type]*rpc.Timing{}
 	for _, cmd := range (*request)(nil).XXX_OneofWrappers() {

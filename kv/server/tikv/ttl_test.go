@@ -37,7 +37,8 @@ type ttlFace struct {
 func newTTLFace(t *testing.T, features feature.Set) *ttlFace {
 	t.Helper()
 	clock := &movedClock{base: time.Now()}
-	st := replicatedWith(t, []byte("a"), []byte("m"), raftstore.Options{Clock: clock, Features: func() feature.Set { return features }})
+	st := replicatedWith(t, []byte("a"), []byte("m"),
+		raftstore.Options{Clock: clock, Features: func() feature.Set { return features }})
 	return &ttlFace{t, overTheWire(t, st), clock}
 }
 
@@ -62,14 +63,18 @@ func (f *ttlFace) call(method string, req, resp message) {
 func (f *ttlFace) put(key string, ttl uint64) string {
 	f.t.Helper()
 	resp := new(kvrpcpb.RawPutResponse)
-	f.call("RawPut", &kvrpcpb.RawPutRequest{Context: goodContext(), Key: []byte(key), Value: []byte("v"), Ttl: ttl}, resp)
+	f.call("RawPut",
+		&kvrpcpb.RawPutRequest{
+			Context: goodContext(), Key: []byte(key), Value: []byte("v"), Ttl: ttl,
+		}, resp)
 	require.Nil(f.t, resp.RegionError)
 	return resp.Error
 }
 
 func (f *ttlFace) batchPut(all uint64, ttls []uint64, keys ...string) string {
 	f.t.Helper()
-	req, resp := &kvrpcpb.RawBatchPutRequest{Context: goodContext(), Ttl: all, Ttls: ttls}, new(kvrpcpb.RawBatchPutResponse)
+	req, resp := &kvrpcpb.RawBatchPutRequest{Context: goodContext(), Ttl: all, Ttls: ttls},
+		new(kvrpcpb.RawBatchPutResponse)
 	for _, k := range keys {
 		req.Pairs = append(req.Pairs, &kvrpcpb.KvPair{Key: []byte(k), Value: []byte("v")})
 	}
@@ -91,7 +96,8 @@ func (f *ttlFace) swap(req *kvrpcpb.RawCASRequest) *kvrpcpb.RawCASResponse {
 func (f *ttlFace) ttl(key string) int {
 	f.t.Helper()
 	resp := new(kvrpcpb.RawGetKeyTTLResponse)
-	f.call("RawGetKeyTTL", &kvrpcpb.RawGetKeyTTLRequest{Context: goodContext(), Key: []byte(key)}, resp)
+	f.call("RawGetKeyTTL", &kvrpcpb.RawGetKeyTTLRequest{Context: goodContext(), Key: []byte(key)},
+		resp)
 	require.Nil(f.t, resp.RegionError)
 	require.Empty(f.t, resp.Error)
 	if resp.NotFound {
@@ -119,11 +125,15 @@ func (f *ttlFace) keys(among ...string) (out []string) {
 	require.Equal(f.t, out, pairKeys(got.Pairs))
 	for _, keyOnly := range []bool{true, false} {
 		scan := new(kvrpcpb.RawScanResponse)
-		f.call("RawScan", &kvrpcpb.RawScanRequest{Context: goodContext(), StartKey: []byte("a"), Limit: 100, KeyOnly: keyOnly}, scan)
+		f.call("RawScan",
+			&kvrpcpb.RawScanRequest{
+				Context: goodContext(), StartKey: []byte("a"), Limit: 100, KeyOnly: keyOnly,
+			}, scan)
 		require.Equal(f.t, out, pairKeys(scan.Kvs))
 		back := new(kvrpcpb.RawScanResponse)
 		f.call("RawScan", &kvrpcpb.RawScanRequest{
-			Context: goodContext(), StartKey: []byte("m"), Limit: 100, KeyOnly: keyOnly, Reverse: true,
+			Context: goodContext(), StartKey: []byte("m"), Limit: 100, KeyOnly: keyOnly,
+			Reverse: true,
 		}, back)
 		require.Len(f.t, back.Kvs, len(out))
 		for i, p := range back.Kvs {
@@ -131,7 +141,8 @@ func (f *ttlFace) keys(among ...string) (out []string) {
 		}
 	}
 	sum := new(kvrpcpb.RawChecksumResponse)
-	f.call("RawChecksum", &kvrpcpb.RawChecksumRequest{Context: goodContext(), Ranges: []*kvrpcpb.KeyRange{{}}}, sum)
+	f.call("RawChecksum",
+		&kvrpcpb.RawChecksumRequest{Context: goodContext(), Ranges: []*kvrpcpb.KeyRange{{}}}, sum)
 	require.Len(f.t, out, int(sum.TotalKvs))
 	return out
 }
@@ -143,7 +154,8 @@ func pairKeys(pairs []*kvrpcpb.KvPair) (out []string) {
 	return out
 }
 
-// TestTTL: from its expiry on a key is in no answer, a limit counts what is, and a put without a TTL ends it.
+// TestTTL: from its expiry on a key is in no answer, a limit counts what is, and a put without a
+// TTL ends it.
 func TestTTL(t *testing.T) {
 	f := newTTLFace(t, feature.Supported)
 	require.Empty(t, f.put("a", 0))
@@ -162,38 +174,47 @@ func TestTTL(t *testing.T) {
 	f.seconds(200)
 	require.Equal(t, []string{"a", "c", "e", "g"}, f.keys(all...))
 	scan := new(kvrpcpb.RawScanResponse)
-	f.call("RawScan", &kvrpcpb.RawScanRequest{Context: goodContext(), StartKey: []byte("a"), Limit: 3}, scan)
+	f.call("RawScan",
+		&kvrpcpb.RawScanRequest{Context: goodContext(), StartKey: []byte("a"), Limit: 3}, scan)
 	require.Equal(t, []string{"a", "c", "e"}, pairKeys(scan.Kvs), "the limit is of what is there")
 	require.Empty(t, f.put("b", 50))
 	f.seconds(200)
 	require.Equal(t, []string{"a", "c", "g"}, f.keys(all...))
 }
 
-// TestTTLOfSwaps: what has expired does not exist for a compare-and-swap, which sets a TTL or ends it.
+// TestTTLOfSwaps: what has expired does not exist for a compare-and-swap, which sets a TTL or ends
+// it.
 func TestTTLOfSwaps(t *testing.T) {
 	f := newTTLFace(t, feature.Supported)
 	v := []byte("v")
-	require.True(t, f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v, Ttl: 100}).Succeed)
-	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousValue: v}, f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v}))
+	require.True(t,
+		f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v, Ttl: 100}).Succeed)
+	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousValue: v},
+		f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v}))
 	require.InDelta(t, 100, f.ttl("k"), 20)
 	f.seconds(100)
-	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true}, f.swap(&kvrpcpb.RawCASRequest{PreviousValue: v, Value: v}))
-	require.True(t, f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v, Ttl: 100}).Succeed)
+	require.Equal(t, &kvrpcpb.RawCASResponse{PreviousNotExist: true},
+		f.swap(&kvrpcpb.RawCASRequest{PreviousValue: v, Value: v}))
+	require.True(t,
+		f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Value: v, Ttl: 100}).Succeed)
 	require.True(t, f.swap(&kvrpcpb.RawCASRequest{PreviousValue: v, Value: v}).Succeed)
 	f.seconds(1000)
 	require.Zero(t, f.ttl("k"))
-	require.True(t, f.swap(&kvrpcpb.RawCASRequest{PreviousValue: v, Delete: true, Ttl: math.MaxUint64}).Succeed)
+	require.True(t,
+		f.swap(&kvrpcpb.RawCASRequest{PreviousValue: v, Delete: true, Ttl: math.MaxUint64}).Succeed)
 	require.Equal(t, -1, f.ttl("k"))
 }
 
-// TestTTLsThatAreRefused: those that are too long, and all of them until every store of the cluster knows them.
+// TestTTLsThatAreRefused: those that are too long, and all of them until every store of the cluster
+// knows them.
 func TestTTLsThatAreRefused(t *testing.T) {
 	f := newTTLFace(t, feature.Supported)
 	for _, ttl := range []uint64{storage.MaxTTL + 1, math.MaxUint64, math.MaxUint64/1000 + 2} {
 		require.Contains(t, f.put("k", ttl), "longest")
 		require.Contains(t, f.batchPut(0, []uint64{1, ttl}, "k", "l"), "longest")
 		require.Contains(t, f.batchPut(ttl, nil, "k", "l"), "longest")
-		require.Contains(t, f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Ttl: ttl}).Error, "longest")
+		require.Contains(t, f.swap(&kvrpcpb.RawCASRequest{PreviousNotExist: true, Ttl: ttl}).Error,
+			"longest")
 	}
 	require.Empty(t, f.keys("k", "l"))
 	require.Empty(t, f.put("k", storage.MaxTTL))
@@ -214,18 +235,25 @@ func TestTTLInBatches(t *testing.T) {
 	f := newTTLFace(t, feature.Supported)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	stream, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/"+serviceName+"/BatchCommands")
+	stream, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		"/"+serviceName+"/BatchCommands")
 	require.NoError(t, err)
-	put := &kvrpcpb.RawPutRequest{Context: goodContext(), Key: []byte("k"), Value: []byte("v"), Ttl: 100}
-	long := &kvrpcpb.RawPutRequest{Context: goodContext(), Key: []byte("l"), Value: []byte("v"), Ttl: math.MaxUint64}
-	pairs := &kvrpcpb.RawBatchPutRequest{
-		Context: goodContext(), Pairs: []*kvrpcpb.KvPair{{Key: []byte("b")}, {Key: []byte("c")}}, Ttls: []uint64{0, 100},
+	put := &kvrpcpb.RawPutRequest{
+		Context: goodContext(), Key: []byte("k"), Value: []byte("v"), Ttl: 100,
 	}
-	data, err := (&tikvpb.BatchCommandsRequest{RequestIds: []uint64{1, 2, 3}, Requests: []*tikvpb.BatchCommandsRequest_Request{
-		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{RawPut: put}},
-		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{RawPut: long}},
-		{Cmd: &tikvpb.BatchCommandsRequest_Request_RawBatchPut{RawBatchPut: pairs}},
-	}}).Marshal()
+	long := &kvrpcpb.RawPutRequest{
+		Context: goodContext(), Key: []byte("l"), Value: []byte("v"), Ttl: math.MaxUint64,
+	}
+	pairs := &kvrpcpb.RawBatchPutRequest{
+		Context: goodContext(), Pairs: []*kvrpcpb.KvPair{{Key: []byte("b")}, {Key: []byte("c")}},
+		Ttls: []uint64{0, 100},
+	}
+	data, err := (&tikvpb.BatchCommandsRequest{RequestIds: []uint64{1, 2, 3},
+		Requests: []*tikvpb.BatchCommandsRequest_Request{
+			{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{RawPut: put}},
+			{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{RawPut: long}},
+			{Cmd: &tikvpb.BatchCommandsRequest_Request_RawBatchPut{RawBatchPut: pairs}},
+		}}).Marshal()
 	require.NoError(t, err)
 	in := encoded(data)
 	require.NoError(t, stream.SendMsg(&in))
@@ -236,7 +264,8 @@ func TestTTLInBatches(t *testing.T) {
 		resp := new(tikvpb.BatchCommandsResponse)
 		require.NoError(t, resp.Unmarshal(out))
 		for i, id := range resp.RequestIds {
-			texts[id] = resp.Responses[i].GetRawPut().GetError() + resp.Responses[i].GetRawBatchPut().GetError()
+			texts[id] = resp.Responses[i].GetRawPut().GetError() +
+				resp.Responses[i].GetRawBatchPut().GetError()
 		}
 	}
 	require.Empty(t, texts[1])
@@ -251,11 +280,15 @@ func TestTTLInBatches(t *testing.T) {
 func TestTTLOutsideTheRegion(t *testing.T) {
 	f := newTTLFace(t, feature.Supported)
 	resp := new(kvrpcpb.RawPutResponse)
-	f.call("RawPut", &kvrpcpb.RawPutRequest{Context: goodContext(), Key: []byte("z"), Value: []byte("v"), Ttl: 1}, resp)
+	f.call("RawPut",
+		&kvrpcpb.RawPutRequest{
+			Context: goodContext(), Key: []byte("z"), Value: []byte("v"), Ttl: 1,
+		}, resp)
 	require.NotNil(t, resp.RegionError.GetKeyNotInRegion())
 	old := goodContext()
 	old.RegionEpoch = &metapb.RegionEpoch{Version: 9, ConfVer: 1}
 	resp = new(kvrpcpb.RawPutResponse)
-	f.call("RawPut", &kvrpcpb.RawPutRequest{Context: old, Key: []byte("b"), Value: []byte("v"), Ttl: 1}, resp)
+	f.call("RawPut",
+		&kvrpcpb.RawPutRequest{Context: old, Key: []byte("b"), Value: []byte("v"), Ttl: 1}, resp)
 	require.NotNil(t, resp.RegionError.GetEpochNotMatch())
 }

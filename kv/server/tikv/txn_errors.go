@@ -22,15 +22,18 @@ var (
 	}
 )
 
-// staleReadError refuses a read that may be old: this store keeps no timestamp at which all is known.
+// staleReadError refuses a read that may be old: this store keeps no timestamp at which all is
+// known.
 type staleReadError struct{ regionID, peerID uint64 }
 
 func (e *staleReadError) Error() string { return "data is not ready: stale reads are not served" }
 
 // lockTypes are the kinds of locks as TiKV's messages name them.
 var lockTypes = map[mvcc.WriteKind]kvrpcpb.Op{
-	mvcc.WriteKindPut: kvrpcpb.Op_Put, mvcc.WriteKindDelete: kvrpcpb.Op_Del, mvcc.WriteKindLock: kvrpcpb.Op_Lock,
-	mvcc.WriteKindRollback: kvrpcpb.Op_Rollback, mvcc.WriteKindPessimistic: kvrpcpb.Op_PessimisticLock,
+	mvcc.WriteKindPut: kvrpcpb.Op_Put, mvcc.WriteKindDelete: kvrpcpb.Op_Del,
+	mvcc.WriteKindLock:        kvrpcpb.Op_Lock,
+	mvcc.WriteKindRollback:    kvrpcpb.Op_Rollback,
+	mvcc.WriteKindPessimistic: kvrpcpb.Op_PessimisticLock,
 }
 
 func lockInfo(l *mvcc.KeyLock) *kvrpcpb.LockInfo {
@@ -50,10 +53,12 @@ var conflictReasons = map[commands.ConflictReason]kvrpcpb.WriteConflict_Reason{
 }
 
 var assertions = map[commands.Assertion]kvrpcpb.Assertion{
-	commands.AssertExists: kvrpcpb.Assertion_Exist, commands.AssertAbsent: kvrpcpb.Assertion_NotExist,
+	commands.AssertExists: kvrpcpb.Assertion_Exist,
+	commands.AssertAbsent: kvrpcpb.Assertion_NotExist,
 }
 
-// keyError is an error's place in an answer, if it speaks of a key or of the request itself; else nil.
+// keyError is an error's place in an answer, if it speaks of a key or of the request itself; else
+// nil.
 func keyError(err error) *kvrpcpb.KeyError {
 	var (
 		conflict *commands.ConflictError
@@ -66,8 +71,10 @@ func keyError(err error) *kvrpcpb.KeyError {
 		return &kvrpcpb.KeyError{
 			Retryable: err.Error(), // for clients that do not know the field below
 			Conflict: &kvrpcpb.WriteConflict{
-				StartTs: conflict.StartTS, ConflictTs: conflict.ConflictTS, ConflictCommitTs: conflict.CommitTS,
-				Key: conflict.Key, Primary: conflict.Primary, Reason: conflictReasons[conflict.Reason],
+				StartTs: conflict.StartTS, ConflictTs: conflict.ConflictTS,
+				ConflictCommitTs: conflict.CommitTS,
+				Key:              conflict.Key, Primary: conflict.Primary,
+				Reason: conflictReasons[conflict.Reason],
 			},
 		}
 	case errors.As(err, &notFound):
@@ -98,7 +105,8 @@ func lockError(err error) *kvrpcpb.KeyError {
 		return &kvrpcpb.KeyError{Locked: lockInfo(&locked.KeyLock)}
 	case errors.As(err, &early):
 		return &kvrpcpb.KeyError{CommitTsExpired: &kvrpcpb.CommitTsExpired{
-			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key, MinCommitTs: early.MinCommitTS,
+			StartTs: early.StartTS, AttemptedCommitTs: early.CommitTS, Key: early.Key,
+			MinCommitTs: early.MinCommitTS,
 		}}
 	case errors.As(err, &exists):
 		return &kvrpcpb.KeyError{AlreadyExist: &kvrpcpb.AlreadyExist{Key: exists.Key}}
@@ -112,7 +120,9 @@ func lockError(err error) *kvrpcpb.KeyError {
 			StartTs: unknown.StartTS, PrimaryKey: unknown.Primary,
 		}}
 	case errors.As(err, &primary):
-		return &kvrpcpb.KeyError{PrimaryMismatch: &kvrpcpb.PrimaryMismatch{LockInfo: lockInfo(&primary.KeyLock)}}
+		return &kvrpcpb.KeyError{
+			PrimaryMismatch: &kvrpcpb.PrimaryMismatch{LockInfo: lockInfo(&primary.KeyLock)},
+		}
 	}
 	return nil
 }

@@ -40,7 +40,9 @@ func pessimistic(req *kvrpcpb.PrewriteRequest, p *commands.Prewrite) error {
 }
 
 // lockRequest translates a request for pessimistic locks.
-func lockRequest(s *Service, req *kvrpcpb.PessimisticLockRequest) (*commands.PessimisticLock, error) {
+func lockRequest(
+	s *Service, req *kvrpcpb.PessimisticLockRequest,
+) (*commands.PessimisticLock, error) {
 	switch {
 	case req.WakeUpMode != kvrpcpb.PessimisticLockWakeUpMode_WakeUpModeNormal:
 		return nil, errFairLocking
@@ -50,19 +52,23 @@ func lockRequest(s *Service, req *kvrpcpb.PessimisticLockRequest) (*commands.Pes
 		return nil, &requestError{"lock_only_if_exists needs return_values"}
 	}
 	p := &commands.PessimisticLock{
-		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, ForUpdateTS: req.ForUpdateTs,
+		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
+		ForUpdateTS: req.ForUpdateTs,
 		MinCommitTS: req.MinCommitTs, ReturnValues: req.ReturnValues, Exists: req.CheckExistence,
-		OnlyIfExists: req.LockOnlyIfExists, First: req.IsFirstLock, Wait: commands.LockWait(req.WaitTimeout),
-		Tag: bytes.Clone(req.Context.GetResourceGroupTag()),
+		OnlyIfExists: req.LockOnlyIfExists, First: req.IsFirstLock,
+		Wait: commands.LockWait(req.WaitTimeout),
+		Tag:  bytes.Clone(req.Context.GetResourceGroupTag()),
 	}
 	for _, m := range req.Mutations {
 		if m.GetOp() != kvrpcpb.Op_PessimisticLock {
-			return nil, &requestError{"a pessimistic lock cannot be of the operation " + m.GetOp().String()}
+			return nil,
+				&requestError{"a pessimistic lock cannot be of the operation " + m.GetOp().String()}
 		}
 		if err := s.checkKey(m.Key); err != nil {
 			return nil, err
 		}
-		p.Keys = append(p.Keys, commands.LockedKey{Key: m.Key, Absent: m.Assertion == kvrpcpb.Assertion_NotExist})
+		p.Keys = append(p.Keys,
+			commands.LockedKey{Key: m.Key, Absent: m.Assertion == kvrpcpb.Assertion_NotExist})
 	}
 	if len(p.Keys) > 0 {
 		if err := s.checkKey(req.PrimaryLock); err != nil {
@@ -137,7 +143,8 @@ func (s *Service) GetLockWaitInfo(
 func waits(edges []commands.Edge) (out []*deadlockpb.WaitForEntry) {
 	for _, e := range edges {
 		out = append(out, &deadlockpb.WaitForEntry{
-			Txn: e.Waiter, WaitForTxn: e.Holder, Key: e.Key, KeyHash: keyHash(e.Key), ResourceGroupTag: e.Tag,
+			Txn: e.Waiter, WaitForTxn: e.Holder, Key: e.Key, KeyHash: keyHash(e.Key),
+			ResourceGroupTag: e.Tag,
 		})
 	}
 	return out
@@ -146,7 +153,8 @@ func waits(edges []commands.Edge) (out []*deadlockpb.WaitForEntry) {
 // keyHash is what clients compare with those of their own keys.
 func keyHash(key []byte) uint64 { return farm.Fingerprint64(key) }
 
-// deadlockOf tells a deadlock. The last wait of the chain is the one for the transaction itself, at a key that it has.
+// deadlockOf tells a deadlock. The last wait of the chain is the one for the transaction itself, at
+// a key that it has.
 func deadlockOf(err *commands.DeadlockError) *kvrpcpb.Deadlock {
 	out := &kvrpcpb.Deadlock{LockTs: err.HolderTS, LockKey: err.Key, WaitChain: waits(err.Chain)}
 	if n := len(err.Chain); n > 0 {

@@ -16,8 +16,8 @@ import (
 	own "github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// SetTransactions has the service carry out transactions; without, or with nil, it refuses them. To be called before it
-// serves.
+// SetTransactions has the service carry out transactions; without, or with nil, it refuses them. To
+// be called before it serves.
 func (s *Service) SetTransactions(e *commands.Executor) { s.txn = e }
 
 // txnTarget checks whom a request of a transaction is for, and its keys.
@@ -38,7 +38,9 @@ func (s *Service) txnTarget(c *kvrpcpb.Context, keys ...[]byte) (*own.Context, e
 }
 
 // inTime gives a request its time.
-func (s *Service) inTime(ctx context.Context, c *kvrpcpb.Context) (context.Context, context.CancelFunc) {
+func (s *Service) inTime(
+	ctx context.Context, c *kvrpcpb.Context,
+) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.timeout(c))
 }
 
@@ -54,15 +56,19 @@ func readOf(c *kvrpcpb.Context, version uint64, needCommitTS bool) (commands.Rea
 	}
 	level, ok := isolations[c.GetIsolationLevel()]
 	if !ok {
-		return commands.Read{}, &requestError{"unknown isolation level " + c.GetIsolationLevel().String()}
+		return commands.Read{},
+			&requestError{"unknown isolation level " + c.GetIsolationLevel().String()}
 	}
 	return commands.Read{
-		TS: version, Isolation: level, Ignore: c.GetResolvedLocks(), Through: c.GetCommittedLocks(), NeedCommitTS: needCommitTS,
+		TS: version, Isolation: level, Ignore: c.GetResolvedLocks(), Through: c.GetCommittedLocks(),
+		NeedCommitTS: needCommitTS,
 	}, nil
 }
 
 // KvGet implements tikvpb.Tikv.
-func (s *Service) KvGet(ctx context.Context, req *kvrpcpb.GetRequest) (*kvrpcpb.GetResponse, error) {
+func (s *Service) KvGet(
+	ctx context.Context, req *kvrpcpb.GetRequest,
+) (*kvrpcpb.GetResponse, error) {
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
 	to, rd, err := getOf(s, req)
@@ -97,7 +103,9 @@ func getOf(s *Service, req *kvrpcpb.GetRequest) (to *own.Context, rd commands.Re
 	return to, rd, err
 }
 
-func getTxnAnswer(req *kvrpcpb.GetRequest, v commands.Value, err error) (*kvrpcpb.GetResponse, error) {
+func getTxnAnswer(
+	req *kvrpcpb.GetRequest, v commands.Value, err error,
+) (*kvrpcpb.GetResponse, error) {
 	resp := &kvrpcpb.GetResponse{Value: v.Data, NotFound: err == nil && !v.Found}
 	if req.NeedCommitTs {
 		resp.CommitTs = v.CommitTS
@@ -137,8 +145,11 @@ func (p *pairs) add(pair commands.Pair) error {
 	return nil
 }
 
-// KvBatchGet implements tikvpb.Tikv: the pairs that exist, of one moment, and those that are locked.
-func (s *Service) KvBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest) (*kvrpcpb.BatchGetResponse, error) {
+// KvBatchGet implements tikvpb.Tikv: the pairs that exist, of one moment, and those that are
+// locked.
+func (s *Service) KvBatchGet(
+	ctx context.Context, req *kvrpcpb.BatchGetRequest,
+) (*kvrpcpb.BatchGetResponse, error) {
 	resp := &kvrpcpb.BatchGetResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
@@ -152,7 +163,9 @@ func (s *Service) KvBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest) 
 	return resp, rpc
 }
 
-func (s *Service) txnBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest, found *pairs) error {
+func (s *Service) txnBatchGet(
+	ctx context.Context, req *kvrpcpb.BatchGetRequest, found *pairs,
+) error {
 	if n := len(req.Keys); n > rawops.MaxKeys {
 		return tooMany(n)
 	}
@@ -167,9 +180,11 @@ func (s *Service) txnBatchGet(ctx context.Context, req *kvrpcpb.BatchGetRequest,
 	return s.txn.BatchGet(ctx, to, req.Keys, rd, found.add)
 }
 
-// KvScan implements tikvpb.Tikv. It stays within the region. Clients take fewer pairs than the limit for the region's
-// end, so nothing else may cut the answer.
-func (s *Service) KvScan(ctx context.Context, req *kvrpcpb.ScanRequest) (*kvrpcpb.ScanResponse, error) {
+// KvScan implements tikvpb.Tikv. It stays within the region. Clients take fewer pairs than the
+// limit for the region's end, so nothing else may cut the answer.
+func (s *Service) KvScan(
+	ctx context.Context, req *kvrpcpb.ScanRequest,
+) (*kvrpcpb.ScanResponse, error) {
 	resp := &kvrpcpb.ScanResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
@@ -196,12 +211,15 @@ func (s *Service) txnScan(ctx context.Context, req *kvrpcpb.ScanRequest, found *
 		return err
 	}
 	return s.txn.Scan(ctx, to, &commands.Scan{
-		Read: rd, Start: req.StartKey, End: req.EndKey, Limit: int(req.Limit), Reverse: req.Reverse, KeyOnly: req.KeyOnly,
+		Read: rd, Start: req.StartKey, End: req.EndKey, Limit: int(req.Limit), Reverse: req.Reverse,
+		KeyOnly: req.KeyOnly,
 	}, found.add)
 }
 
 // KvScanLock implements tikvpb.Tikv: locks of transactions that began by max_version.
-func (s *Service) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) (*kvrpcpb.ScanLockResponse, error) {
+func (s *Service) KvScanLock(
+	ctx context.Context, req *kvrpcpb.ScanLockRequest,
+) (*kvrpcpb.ScanLockResponse, error) {
 	resp := &kvrpcpb.ScanLockResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
@@ -215,7 +233,8 @@ func (s *Service) KvScanLock(ctx context.Context, req *kvrpcpb.ScanLockRequest) 
 	}
 	if err == nil {
 		var locks []mvcc.KeyLock
-		locks, err = s.txn.ScanLocks(ctx, to, req.MaxVersion, bound(req.StartKey), bound(req.EndKey), limit)
+		locks, err = s.txn.ScanLocks(ctx, to, req.MaxVersion, bound(req.StartKey),
+			bound(req.EndKey), limit)
 		for i := range locks {
 			resp.Locks = append(resp.Locks, lockInfo(&locks[i]))
 		}
@@ -252,7 +271,8 @@ func (s *Service) MvccGetByKey(
 	return resp, rpc
 }
 
-// MvccGetByStartTs implements tikvpb.Tikv: one key of the region that the transaction has locked or written.
+// MvccGetByStartTs implements tikvpb.Tikv: one key of the region that the transaction has locked or
+// written.
 func (s *Service) MvccGetByStartTs(
 	ctx context.Context, req *kvrpcpb.MvccGetByStartTsRequest,
 ) (*kvrpcpb.MvccGetByStartTsResponse, error) {
@@ -277,19 +297,26 @@ func (s *Service) MvccGetByStartTs(
 // mvccInfo is what is stored of a key in TiKV's form.
 func mvccInfo(all *mvcc.Records) (*kvrpcpb.MvccInfo, error) {
 	if all.Cut {
-		return nil, &requestError{fmt.Sprintf("key %v has more records than one answer holds", redact.Key(all.Key))}
+		return nil,
+			&requestError{
+				fmt.Sprintf("key %v has more records than one answer holds", redact.Key(all.Key)),
+			}
 	}
 	out := &kvrpcpb.MvccInfo{}
 	if l := all.Lock; l != nil {
 		out.Lock = &kvrpcpb.MvccLock{
-			Type: lockTypes[l.Kind], StartTs: l.Ts, Primary: l.Primary, ShortValue: l.ShortValue, Ttl: l.Ttl,
-			ForUpdateTs: l.ForUpdateTS, TxnSize: l.TxnSize, UseAsyncCommit: l.AsyncCommit, Secondaries: l.Secondaries,
-			RollbackTs: l.RollbackTS, LastChangeTs: l.LastChange.TS, VersionsToLastChange: l.LastChange.Versions,
+			Type: lockTypes[l.Kind], StartTs: l.Ts, Primary: l.Primary, ShortValue: l.ShortValue,
+			Ttl:         l.Ttl,
+			ForUpdateTs: l.ForUpdateTS, TxnSize: l.TxnSize, UseAsyncCommit: l.AsyncCommit,
+			Secondaries: l.Secondaries,
+			RollbackTs:  l.RollbackTS, LastChangeTs: l.LastChange.TS,
+			VersionsToLastChange: l.LastChange.Versions,
 		}
 	}
 	for _, w := range all.Writes {
 		rec := &kvrpcpb.MvccWrite{
-			Type: lockTypes[w.Kind], StartTs: w.StartTS, CommitTs: w.CommitTS, ShortValue: w.ShortValue,
+			Type: lockTypes[w.Kind], StartTs: w.StartTS, CommitTs: w.CommitTS,
+			ShortValue:            w.ShortValue,
 			HasOverlappedRollback: w.OverlappedRollback, HasGcFence: w.Fence != nil,
 			LastChangeTs: w.LastChange.TS, VersionsToLastChange: w.LastChange.Versions,
 		}

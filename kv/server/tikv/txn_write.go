@@ -13,7 +13,9 @@ import (
 )
 
 // mutation translates what a transaction is about to do to a key.
-func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.Mutation, err error) {
+func mutation(
+	m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel,
+) (out commands.Mutation, err error) {
 	out = commands.Mutation{Key: m.GetKey(), Value: m.GetValue()}
 	switch m.GetOp() {
 	case kvrpcpb.Op_Put:
@@ -27,7 +29,8 @@ func mutation(m *kvrpcpb.Mutation, level kvrpcpb.AssertionLevel) (out commands.M
 	case kvrpcpb.Op_CheckNotExists:
 		out.Kind, out.CheckOnly = mvcc.WriteKindLock, true
 	default:
-		return out, &requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
+		return out,
+			&requestError{"a transaction cannot prewrite the operation " + m.GetOp().String()}
 	}
 	if level != kvrpcpb.AssertionLevel_Off {
 		out.Strict = level == kvrpcpb.AssertionLevel_Strict
@@ -56,9 +59,11 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 		}
 	}
 	p := &commands.Prewrite{
-		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl, TxnSize: req.TxnSize,
+		Primary: bytes.Clone(req.PrimaryLock), StartTS: req.StartVersion, TTL: req.LockTtl,
+		TxnSize:     req.TxnSize,
 		MinCommitTS: req.MinCommitTs, TxnSource: req.Context.GetTxnSource(),
-		AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc, MaxCommitTS: req.MaxCommitTs,
+		AsyncCommit: req.UseAsyncCommit, Secondaries: req.Secondaries, OnePC: req.TryOnePc,
+		MaxCommitTS: req.MaxCommitTs,
 		ForUpdateTS: req.ForUpdateTs, Retry: req.Context.GetIsRetryRequest(),
 	}
 	for _, k := range req.Secondaries {
@@ -80,7 +85,9 @@ func (s *Service) prewriteOf(req *kvrpcpb.PrewriteRequest) (*commands.Prewrite, 
 }
 
 // KvPrewrite implements tikvpb.Tikv.
-func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) (*kvrpcpb.PrewriteResponse, error) {
+func (s *Service) KvPrewrite(
+	ctx context.Context, req *kvrpcpb.PrewriteRequest,
+) (*kvrpcpb.PrewriteResponse, error) {
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
 	to, err := s.txnTarget(req.Context)
@@ -95,10 +102,11 @@ func (s *Service) KvPrewrite(ctx context.Context, req *kvrpcpb.PrewriteRequest) 
 	return prewriteAnswer(req, res, err)
 }
 
-// prewriteNow is KvPrewrite by deadline, if it waits for nothing but its write: then answer is called once. False: nothing was
-// done, and KvPrewrite must be asked.
+// prewriteNow is KvPrewrite by deadline, if it waits for nothing but its write: then answer is
+// called once. False: nothing was done, and KvPrewrite must be asked.
 func prewriteNow(
-	s *Service, req *kvrpcpb.PrewriteRequest, deadline time.Time, answer func(*kvrpcpb.PrewriteResponse, error),
+	s *Service, req *kvrpcpb.PrewriteRequest, deadline time.Time,
+	answer func(*kvrpcpb.PrewriteResponse, error),
 ) bool {
 	if s.txn == nil {
 		return false
@@ -129,7 +137,9 @@ func prewriteNow(
 	return true
 }
 
-func prewriteAnswer(req *kvrpcpb.PrewriteRequest, res commands.Prewritten, err error) (*kvrpcpb.PrewriteResponse, error) {
+func prewriteAnswer(
+	req *kvrpcpb.PrewriteRequest, res commands.Prewritten, err error,
+) (*kvrpcpb.PrewriteResponse, error) {
 	resp := &kvrpcpb.PrewriteResponse{}
 	resp.Errors = keyErrors(res.InWay)
 	// A client that has not asked for one of them dies of it.
@@ -146,7 +156,8 @@ func prewriteAnswer(req *kvrpcpb.PrewriteRequest, res commands.Prewritten, err e
 	return resp, rpc
 }
 
-// keyErrors are the locks in the way, or the first one of other errors: clients do not look for more.
+// keyErrors are the locks in the way, or the first one of other errors: clients do not look for
+// more.
 func keyErrors(inWay []error) (out []*kvrpcpb.KeyError) {
 	for _, err := range inWay {
 		e := keyError(err)
@@ -159,7 +170,9 @@ func keyErrors(inWay []error) (out []*kvrpcpb.KeyError) {
 }
 
 // KvCommit implements tikvpb.Tikv.
-func (s *Service) KvCommit(ctx context.Context, req *kvrpcpb.CommitRequest) (*kvrpcpb.CommitResponse, error) {
+func (s *Service) KvCommit(
+	ctx context.Context, req *kvrpcpb.CommitRequest,
+) (*kvrpcpb.CommitResponse, error) {
 	resp := &kvrpcpb.CommitResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
@@ -192,7 +205,9 @@ func (s *Service) KvBatchRollback(
 }
 
 // KvCleanup implements tikvpb.Tikv.
-func (s *Service) KvCleanup(ctx context.Context, req *kvrpcpb.CleanupRequest) (*kvrpcpb.CleanupResponse, error) {
+func (s *Service) KvCleanup(
+	ctx context.Context, req *kvrpcpb.CleanupRequest,
+) (*kvrpcpb.CleanupResponse, error) {
 	resp := &kvrpcpb.CleanupResponse{}
 	ctx, cancel := s.inTime(ctx, req.Context)
 	defer cancel()
@@ -216,11 +231,13 @@ func (s *Service) KvCheckTxnStatus(
 	if err == nil {
 		var st commands.Status
 		st, err = s.txn.CheckTxnStatus(ctx, to, &commands.StatusQuery{
-			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs, CallerTS: req.CallerStartTs,
+			Primary: req.PrimaryKey, LockTS: req.LockTs, CurrentTS: req.CurrentTs,
+			CallerTS:          req.CallerStartTs,
 			RollbackIfMissing: req.RollbackIfNotExist, ForceSyncCommit: req.ForceSyncCommit,
 			Pessimistic: req.ResolvingPessimisticLock, VerifyPrimary: req.VerifyIsPrimary,
 		})
-		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS, kvrpcpb.Action(st.Action)
+		resp.LockTtl, resp.CommitVersion, resp.Action = st.LockTTL, st.CommitTS,
+			kvrpcpb.Action(st.Action)
 		if st.Lock != nil {
 			resp.LockInfo = lockInfo(st.Lock)
 		}
@@ -254,7 +271,8 @@ func (s *Service) KvCheckSecondaryLocks(
 	return resp, rpc
 }
 
-// KvResolveLock implements tikvpb.Tikv: at the keys that are named, or all locks of the transactions in the region.
+// KvResolveLock implements tikvpb.Tikv: at the keys that are named, or all locks of the
+// transactions in the region.
 func (s *Service) KvResolveLock(
 	ctx context.Context, req *kvrpcpb.ResolveLockRequest,
 ) (*kvrpcpb.ResolveLockResponse, error) {
@@ -291,7 +309,8 @@ func (s *Service) KvTxnHeartBeat(
 	defer cancel()
 	to, err := s.txnTarget(req.Context, req.PrimaryLock)
 	if err == nil {
-		resp.LockTtl, err = s.txn.HeartBeat(ctx, to, req.PrimaryLock, req.StartVersion, req.AdviseLockTtl)
+		resp.LockTtl, err = s.txn.HeartBeat(ctx, to, req.PrimaryLock, req.StartVersion,
+			req.AdviseLockTtl)
 	}
 	var rpc error
 	resp.RegionError, resp.Error, rpc = txnOutcome(err)

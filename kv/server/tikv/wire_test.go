@@ -29,7 +29,8 @@ type answering interface {
 	GetRegionError() *errorpb.Error
 }
 
-// rpcCase is an RPC that is for one region: a request with a good key or range, and an empty answer.
+// rpcCase is an RPC that is for one region: a request with a good key or range, and an empty
+// answer.
 type rpcCase struct {
 	method  string
 	request func(c *kvrpcpb.Context, key string) encodable
@@ -61,7 +62,9 @@ func regional() []rpcCase {
 			return &kvrpcpb.RawDeleteRequest{Context: c, Key: []byte(key)}
 		}, func() answering { return new(kvrpcpb.RawDeleteResponse) }},
 		{"RawBatchDelete", func(c C, key string) encodable {
-			return &kvrpcpb.RawBatchDeleteRequest{Context: c, Keys: [][]byte{[]byte("b"), []byte(key)}}
+			return &kvrpcpb.RawBatchDeleteRequest{
+				Context: c, Keys: [][]byte{[]byte("b"), []byte(key)},
+			}
 		}, func() answering { return new(kvrpcpb.RawBatchDeleteResponse) }},
 		{"RawScan", func(c C, key string) encodable {
 			return &kvrpcpb.RawScanRequest{Context: c, StartKey: []byte(key), Limit: 1}
@@ -76,10 +79,14 @@ func regional() []rpcCase {
 			return &kvrpcpb.RawChecksumRequest{Context: c, Ranges: ranges(key)}
 		}, func() answering { return new(kvrpcpb.RawChecksumResponse) }},
 		{"RawCompareAndSwap", func(c C, key string) encodable {
-			return &kvrpcpb.RawCASRequest{Context: c, Key: []byte(key), PreviousValue: []byte("v"), Value: []byte("odd")}
+			return &kvrpcpb.RawCASRequest{
+				Context: c, Key: []byte(key), PreviousValue: []byte("v"), Value: []byte("odd"),
+			}
 		}, func() answering { return new(kvrpcpb.RawCASResponse) }},
 		{"RawDeleteRange", func(c C, key string) encodable {
-			return &kvrpcpb.RawDeleteRangeRequest{Context: c, StartKey: []byte(key), EndKey: next(key)}
+			return &kvrpcpb.RawDeleteRangeRequest{
+				Context: c, StartKey: []byte(key), EndKey: next(key),
+			}
 		}, func() answering { return new(kvrpcpb.RawDeleteRangeResponse) }},
 		{"SplitRegion", func(c C, key string) encodable {
 			return &kvrpcpb.SplitRegionRequest{Context: c, SplitKeys: [][]byte{[]byte(key)}}
@@ -101,7 +108,8 @@ func ask(t *testing.T, conn *grpc.ClientConn, method string, req, resp encodable
 	return nil
 }
 
-// oddContexts are contexts of requests that are not for this region, with what their errors must have.
+// oddContexts are contexts of requests that are not for this region, with what their errors must
+// have.
 func oddContexts() map[string]struct {
 	context *kvrpcpb.Context
 	wanted  func(e *errorpb.Error) bool
@@ -117,18 +125,24 @@ func oddContexts() map[string]struct {
 	}
 	return map[string]odd{
 		"no context": {nil, func(e *errorpb.Error) bool { return e != nil }},
-		"foreign region": {with(func(c *kvrpcpb.Context) { c.RegionId = 9 }), func(e *errorpb.Error) bool {
-			return e.GetRegionNotFound().GetRegionId() == 9
-		}},
-		"old epoch": {with(func(c *kvrpcpb.Context) { c.RegionEpoch.Version = 0 }), func(e *errorpb.Error) bool {
-			list := e.GetEpochNotMatch().GetCurrentRegions()
-			return len(list) == 1 && list[0].Id == 1 && list[0].EndKey[0] == 'm' &&
-				list[0].RegionEpoch.Version == 1 && list[0].Peers[0].StoreId == 1
-		}},
-		"unknown store": {with(func(c *kvrpcpb.Context) { c.Peer.StoreId = 5 }), func(e *errorpb.Error) bool {
-			return e.GetStoreNotMatch().GetRequestStoreId() == 5 && e.GetStoreNotMatch().GetActualStoreId() == 1
-		}},
-		"unknown peer": {with(func(c *kvrpcpb.Context) { c.Peer = &metapb.Peer{Id: 8, StoreId: 1} }),
+		"foreign region": {with(func(c *kvrpcpb.Context) { c.RegionId = 9 }),
+			func(e *errorpb.Error) bool {
+				return e.GetRegionNotFound().GetRegionId() == 9
+			}},
+		"old epoch": {with(func(c *kvrpcpb.Context) { c.RegionEpoch.Version = 0 }),
+			func(e *errorpb.Error) bool {
+				list := e.GetEpochNotMatch().GetCurrentRegions()
+				return len(list) == 1 && list[0].Id == 1 && list[0].EndKey[0] == 'm' &&
+					list[0].RegionEpoch.Version == 1 && list[0].Peers[0].StoreId == 1
+			}},
+		"unknown store": {with(func(c *kvrpcpb.Context) { c.Peer.StoreId = 5 }),
+			func(e *errorpb.Error) bool {
+				return e.GetStoreNotMatch().GetRequestStoreId() == 5 &&
+					e.GetStoreNotMatch().GetActualStoreId() == 1
+			}},
+		"unknown peer": {with(func(c *kvrpcpb.Context) {
+			c.Peer = &metapb.Peer{Id: 8, StoreId: 1}
+		}),
 			func(e *errorpb.Error) bool { return e != nil }},
 	}
 }
@@ -154,26 +168,30 @@ func startWire(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// Each RPC for a region says in a region error that the request is not for this one, or that its key is not there.
+// Each RPC for a region says in a region error that the request is not for this one, or that its
+// key is not there.
 func TestRequestsForOtherRegions(t *testing.T) {
 	conn := startWire(t)
 	before := content(t, conn)
 	for _, rpc := range regional() {
 		for name, odd := range oddContexts() {
 			resp := rpc.answer()
-			require.NoError(t, ask(t, conn, rpc.method, rpc.request(odd.context, "c"), resp), "%s, %s", rpc.method, name)
+			require.NoError(t, ask(t, conn, rpc.method, rpc.request(odd.context, "c"), resp),
+				"%s, %s", rpc.method, name)
 			require.True(t, odd.wanted(resp.GetRegionError()), "%s, %s: %v", rpc.method, name, resp)
 		}
 		if rpc.method != "RawChecksum" { // whose ranges are clipped
 			resp := rpc.answer()
-			require.NoError(t, ask(t, conn, rpc.method, rpc.request(goodContext(), "z"), resp), rpc.method)
+			require.NoError(t, ask(t, conn, rpc.method, rpc.request(goodContext(), "z"), resp),
+				rpc.method)
 			require.NotNil(t, resp.GetRegionError().GetKeyNotInRegion(), "%s: %v", rpc.method, resp)
 		}
 		require.Equal(t, before, content(t, conn), rpc.method)
 	}
 }
 
-// What is wrong with a request itself is said in the answer's message, or by the status where the answer has none.
+// What is wrong with a request itself is said in the answer's message, or by the status where the
+// answer has none.
 func TestRequestsThatAreWrong(t *testing.T) {
 	conn := startWire(t)
 	before := content(t, conn)
@@ -192,7 +210,8 @@ func TestRequestsThatAreWrong(t *testing.T) {
 			resp := rpc.answer()
 			err := ask(t, conn, rpc.method, req, resp)
 			if err != nil {
-				require.Equal(t, codes.InvalidArgument, status.Code(err), "%s, %s: %v", rpc.method, name, err)
+				require.Equal(t, codes.InvalidArgument, status.Code(err), "%s, %s: %v", rpc.method,
+					name, err)
 				continue
 			}
 			require.Nil(t, resp.GetRegionError(), "%s, %s", rpc.method, name)
@@ -246,7 +265,8 @@ func TestOddBatches(t *testing.T) {
 		}
 	}
 	require.Equal(t, 9, served)
-	for _, none := range []encoded{nil, batchOf(200, nil), batchOf(0x7fff, []byte("x"))} { // no command, unknown commands
+	// no command, unknown commands
+	for _, none := range []encoded{nil, batchOf(200, nil), batchOf(0x7fff, []byte("x"))} {
 		require.NoError(t, stream.SendMsg(&none))
 	}
 	data, err := (&kvrpcpb.RawGetRequest{Context: goodContext(), Key: []byte("c")}).Marshal()
@@ -257,7 +277,8 @@ func TestOddBatches(t *testing.T) {
 	require.Equal(t, before, content(t, conn))
 }
 
-// tagAndSize is what stands before the content of a message's first field: its number, and how many bytes that takes.
+// tagAndSize is what stands before the content of a message's first field: its number, and how many
+// bytes that takes.
 func tagAndSize(data []byte) (number uint64, n int) {
 	number, n = binary.Uvarint(data)
 	_, m := binary.Uvarint(data[n:])

@@ -19,11 +19,15 @@ import (
 )
 
 // CompareAndSwap implements storage.Conditional.
-func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *storage.Swap) (storage.Swapped, error) {
+func (s *Storage) CompareAndSwap(
+	ctx context.Context, c *kvrpcpb.Context, swap *storage.Swap,
+) (storage.Swapped, error) {
 	if err := s.checkContext(c); err != nil {
 		return storage.Swapped{}, err
 	}
-	req := &raft_cmdpb.CompareAndSwapRequest{Cf: string(swap.CF), Key: swap.Key, Value: swap.Value, Delete: swap.Delete}
+	req := &raft_cmdpb.CompareAndSwapRequest{
+		Cf: string(swap.CF), Key: swap.Key, Value: swap.Value, Delete: swap.Delete,
+	}
 	var decided func()
 	req.Now, decided = s.times.begin(c.RegionId)
 	if !swap.Delete {
@@ -33,9 +37,12 @@ func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *
 		req.Expected = &raft_cmdpb.ExpectedValue{Value: swap.Expected}
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c), Expiring: req.Ttl > 0,
+		Header: header(c), MinKey: swap.Key, MaxKey: swap.Key, Identity: identity(c),
+		Expiring: req.Ttl > 0,
 	}
-	done := &message.Answer{Swap: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent}}
+	done := &message.Answer{
+		Swap: &message.Swap{Swapped: true, Previous: swap.Expected, Found: !swap.ExpectAbsent},
+	}
 	w.Payload = message.AppendSwap(message.AppendWriteID(nil, w.Identity.ID), req)
 	res, err := s.alone(ctx, w, done, decided)
 	out := res.Swap()
@@ -43,18 +50,26 @@ func (s *Storage) CompareAndSwap(ctx context.Context, c *kvrpcpb.Context, swap *
 	case err != nil:
 		return storage.Swapped{}, err
 	case out == nil:
-		return storage.Swapped{}, errors.New("raftstorage: a compare-and-swap was answered without its outcome")
+		return storage.Swapped{},
+			errors.New("raftstorage: a compare-and-swap was answered without its outcome")
 	}
-	return storage.Swapped{Swapped: out.Swapped, Previous: out.Previous, Found: out.Found, Index: res.Index}, nil
+	return storage.Swapped{
+		Swapped: out.Swapped, Previous: out.Previous, Found: out.Found, Index: res.Index,
+	}, nil
 }
 
 // DeleteRange implements storage.Conditional.
-func (s *Storage) DeleteRange(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, start, end []byte) (uint64, error) {
+func (s *Storage) DeleteRange(
+	ctx context.Context, c *kvrpcpb.Context, cf engine.CF, start, end []byte,
+) (uint64, error) {
 	if err := s.checkContext(c); err != nil {
 		return 0, err
 	}
-	w := &message.Write{Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Identity: identity(c)}
-	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
+	w := &message.Write{
+		Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Identity: identity(c),
+	}
+	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf),
+		start, end)
 	res, err := s.alone(ctx, w, nil, func() {})
 	return res.Index, err
 }
@@ -72,17 +87,21 @@ func (s *Storage) DeleteRangeBound(
 		return
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
+		Header: header(c), MinKey: start, MaxKey: start, DeletesOnly: true,
+		Deadline: s.store.Due(deadline), Callback: cb,
 		Bound: true, Conditional: &message.Condition{Needs: feature.ConditionalOps},
 	}
 	w.Header.Term = b.Term
-	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf), start, end)
+	w.Payload = message.AppendDeleteRange(message.AppendWriteID(nil, w.Identity.ID), string(cf),
+		start, end)
 	s.store.Write(w)
 }
 
-// alone sends a conditional request to its region and waits for the answer; done answers a retry of what was done. decided is
-// called with the answer, which may come after the end of ctx.
-func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Answer, decided func()) (message.Result, error) {
+// alone sends a conditional request to its region and waits for the answer; done answers a retry of
+// what was done. decided is called with the answer, which may come after the end of ctx.
+func (s *Storage) alone(
+	ctx context.Context, w *message.Write, done *message.Answer, decided func(),
+) (message.Result, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -107,7 +126,8 @@ func (s *Storage) alone(ctx context.Context, w *message.Write, done *message.Ans
 // destroyPause is how long DestroyRange waits before it tries a region again.
 const destroyPause = 20 * time.Millisecond
 
-// DestroyRange implements storage.Conditional. A region that is split or loses its leader meanwhile is looked at again.
+// DestroyRange implements storage.Conditional. A region that is split or loses its leader meanwhile
+// is looked at again.
 func (s *Storage) DestroyRange(ctx context.Context, start, end []byte) error {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -163,8 +183,8 @@ func clip(r *metapb.Region, start, end []byte) (lower, upper []byte) {
 	return lower, upper
 }
 
-// moved tells whether a delete failed because of a change of its region, so that it is worth another look. Deleting twice
-// does no harm.
+// moved tells whether a delete failed because of a change of its region, so that it is worth
+// another look. Deleting twice does no harm.
 func moved(err error) bool {
 	var (
 		leader  *regionerr.NotLeaderError
@@ -174,6 +194,7 @@ func moved(err error) bool {
 		unknown *regionerr.UnknownError
 		lost    *regionerr.OverwrittenError
 	)
-	return errors.As(err, &leader) || errors.As(err, &epoch) || errors.As(err, &gone) || errors.As(err, &busy) ||
+	return errors.As(err, &leader) || errors.As(err, &epoch) || errors.As(err, &gone) ||
+		errors.As(err, &busy) ||
 		errors.As(err, &unknown) || errors.As(err, &lost)
 }

@@ -14,23 +14,26 @@ import (
 
 // Keys that expire: apply/expiry.go has what an entry does, this file what reads and proposers do.
 //
-// A reader's clock is its store's, or the region's expiry floor if that is ahead. A key that one leader has shown as expired
-// is shown again by the next one if that one's clock is behind, and for no longer than it is; not after a compare-and-swap has
-// met the key, and not after the sweep has come by, since the entries of both decide for all replicas.
+// A reader's clock is its store's, or the region's expiry floor if that is ahead. A key that one
+// leader has shown as expired is shown again by the next one if that one's clock is behind, and for
+// no longer than it is; not after a compare-and-swap has met the key, and not after the sweep has
+// come by, since the entries of both decide for all replicas.
 //
-// Swaps and reads under one leader are linearizable with the passing of time. A swap carries the time at which it began, and is
-// decided later. A reader that goes by a later time meanwhile would say that a key has expired which the swap then finds. So
-// readers go by the time of the oldest swap of their region that is not decided (times).
+// Swaps and reads under one leader are linearizable with the passing of time. A swap carries the
+// time at which it began, and is decided later. A reader that goes by a later time meanwhile would
+// say that a key has expired which the swap then finds. So readers go by the time of the oldest
+// swap of their region that is not decided (times).
 
 // times gives swaps and readers their times. Safe for concurrent use.
 //
-// Invariant: no reader has gone by a time later than that of a swap which is not decided, or has not begun.
+// Invariant: no reader has gone by a time later than that of a swap which is not decided, or has
+// not begun.
 type times struct {
 	millis func() uint64 // never falls
 	mu     struct {
 		sync.Mutex
-		// undecided are the swaps of a region that are under way, the oldest first; one that is decided stays until the older
-		// ones are.
+		// undecided are the swaps of a region that are under way, the oldest first; one that is
+		// decided stays until the older ones are.
 		undecided map[uint64][]*swapTime
 	}
 }
@@ -46,8 +49,8 @@ func newTimes(millis func() uint64) *times {
 	return t
 }
 
-// begin returns the time of a swap in a region. decided is to be called once, when the swap is applied or will not be under
-// this leader.
+// begin returns the time of a swap in a region. decided is to be called once, when the swap is
+// applied or will not be under this leader.
 func (t *times) begin(regionID uint64) (at uint64, decided func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -85,7 +88,9 @@ func (t *times) ofReader(regionID uint64) uint64 {
 func life(now, seconds uint64) message.Life { return message.Life{Now: now, TTL: seconds * 1000} }
 
 // getLiving is GetLocal in a region whose keys may expire: value and expiry are of one moment.
-func (s *Storage) getLiving(local *raftstore.LocalRead, cf engine.CF, key []byte) (value []byte, found, ok bool, err error) {
+func (s *Storage) getLiving(
+	local *raftstore.LocalRead, cf engine.CF, key []byte,
+) (value []byte, found, ok bool, err error) {
 	at := s.times.ofReader(local.Region.Id)
 	snap := s.engine.NewSnapshot()
 	if !local.Valid() {
@@ -99,7 +104,9 @@ func (s *Storage) getLiving(local *raftstore.LocalRead, cf engine.CF, key []byte
 }
 
 // TTL implements storage.Expirer.
-func (s *Storage) TTL(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) (seconds uint64, found bool, err error) {
+func (s *Storage) TTL(
+	ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte,
+) (seconds uint64, found bool, err error) {
 	v, _, err := s.read(ctx, c, key)
 	if err != nil {
 		return 0, false, err
@@ -108,8 +115,8 @@ func (s *Storage) TTL(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key
 	return v.TTL(cf, key)
 }
 
-// send sends a write to its region. The first one with a TTL follows an entry that prepares the region: readers must know that
-// its keys may expire before one can.
+// send sends a write to its region. The first one with a TTL follows an entry that prepares the
+// region: readers must know that its keys may expire before one can.
 func (s *Storage) send(w *message.Write) {
 	if !w.Expiring || s.store.MayExpire(w.Header) {
 		s.store.Write(w)
@@ -120,7 +127,8 @@ func (s *Storage) send(w *message.Write) {
 		Conditional: &message.Condition{Needs: feature.ConditionalOps | feature.TTL},
 		Payload:     message.AppendExpire(nil, &raft_cmdpb.ExpireRequest{Now: s.store.Millis()}),
 	}
-	// The apply worker's report, which raises the floor for the region's peer, lies before w in the peer's mailbox.
+	// The apply worker's report, which raises the floor for the region's peer, lies before w in the
+	// peer's mailbox.
 	prepare.Callback = message.NewCallbackFunc(func(r message.Result) {
 		if r.Err != nil {
 			w.Callback.Fail(r.Err)

@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTimesOfSwapsAndReaders: a reader does not go by a time later than that of a swap of its region which is not decided, and
-// a swap's time is not before what a reader went by.
+// TestTimesOfSwapsAndReaders: a reader does not go by a time later than that of a swap of its
+// region which is not decided, and a swap's time is not before what a reader went by.
 func TestTimesOfSwapsAndReaders(t *testing.T) {
 	for seed := range uint64(50) {
 		rng := rand.New(rand.NewPCG(seed, 1))

@@ -1,5 +1,5 @@
-// Package raftstorage is the replicated storage: it turns reads and writes into messages to the peers
-// of a raftstore.
+// Package raftstorage is the replicated storage: it turns reads and writes into messages to the
+// peers of a raftstore.
 package raftstorage
 
 import (
@@ -47,7 +47,9 @@ func New(store *raftstore.Store, e engine.Engine, timeout time.Duration) *Storag
 }
 
 func header(c *kvrpcpb.Context) message.Header {
-	return message.Header{RegionID: c.GetRegionId(), Peer: c.GetPeer(), Epoch: c.GetRegionEpoch(), Term: c.GetTerm()}
+	return message.Header{
+		RegionID: c.GetRegionId(), Peer: c.GetPeer(), Epoch: c.GetRegionEpoch(), Term: c.GetTerm(),
+	}
 }
 
 func (s *Storage) checkContext(c *kvrpcpb.Context) error {
@@ -55,13 +57,17 @@ func (s *Storage) checkContext(c *kvrpcpb.Context) error {
 		return &regionerr.ClusterNotMatchError{Request: id, Actual: s.store.ClusterID()}
 	}
 	if c == nil || c.RegionId == 0 || c.Peer == nil || c.RegionEpoch == nil {
-		return &regionerr.InvalidError{Reason: "the request's context needs region_id, region_epoch and peer"}
+		return &regionerr.InvalidError{
+			Reason: "the request's context needs region_id, region_epoch and peer",
+		}
 	}
 	return nil
 }
 
 // Get implements storage.Storage: with a lease it reads on the caller's goroutine.
-func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
+func (s *Storage) Get(
+	ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte,
+) ([]byte, bool, error) {
 	began := time.Now()
 	if value, found, ok, err := s.GetLocal(c, cf, key); ok {
 		trace.From(ctx).Add("read under the lease", began, time.Since(began))
@@ -76,9 +82,11 @@ func (s *Storage) Get(ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key
 	return r.Get(cf, key)
 }
 
-// GetLocal implements storage.LocalGetter: it answers while the lease holds, and refuses what is not for
-// this store.
-func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value []byte, found, ok bool, err error) {
+// GetLocal implements storage.LocalGetter: it answers while the lease holds, and refuses what is
+// not for this store.
+func (s *Storage) GetLocal(
+	c *kvrpcpb.Context, cf engine.CF, key []byte,
+) (value []byte, found, ok bool, err error) {
 	if err := s.checkContext(c); err != nil {
 		return nil, false, true, err
 	}
@@ -97,7 +105,9 @@ func (s *Storage) GetLocal(c *kvrpcpb.Context, cf engine.CF, key []byte) (value 
 }
 
 // Reader implements storage.Storage.
-func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, error) {
+func (s *Storage) Reader(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (storage.Reader, error) {
 	r, _, err := s.read(ctx, c, key)
 	if err != nil {
 		return nil, err
@@ -105,8 +115,11 @@ func (s *Storage) Reader(ctx context.Context, c *kvrpcpb.Context, key []byte) (s
 	return r, nil
 }
 
-// read returns a view, and the term in which this store led the region at that moment; 0 if it did not any more.
-func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (*storage.View, uint64, error) {
+// read returns a view, and the term in which this store led the region at that moment; 0 if it did
+// not any more.
+func (s *Storage) read(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (*storage.View, uint64, error) {
 	if err := s.checkContext(c); err != nil {
 		return nil, 0, err
 	}
@@ -116,7 +129,8 @@ func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (*st
 		return nil, 0, err
 	}
 	if local != nil {
-		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for itself.
+		// The lease must still hold when the snapshot exists; afterwards the snapshot stands for
+		// itself.
 		var at uint64
 		if local.Region.ExpiryFloor > 0 {
 			at = s.times.ofReader(h.RegionID)
@@ -131,7 +145,9 @@ func (s *Storage) read(ctx context.Context, c *kvrpcpb.Context, key []byte) (*st
 }
 
 // ReadLocal implements storage.LocalReader.
-func (s *Storage) ReadLocal(c *kvrpcpb.Context, key []byte) (r storage.LocalRead, ok bool, err error) {
+func (s *Storage) ReadLocal(
+	c *kvrpcpb.Context, key []byte,
+) (r storage.LocalRead, ok bool, err error) {
 	if err := s.checkContext(c); err != nil {
 		return storage.LocalRead{}, true, err
 	}
@@ -152,7 +168,9 @@ func (s *Storage) Leadership(c *kvrpcpb.Context) (uint64, error) {
 }
 
 // BoundReader implements storage.BoundStorage.
-func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+func (s *Storage) BoundReader(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (storage.Reader, uint64, error) {
 	r, term, err := s.read(ctx, c, key)
 	if err != nil {
 		return nil, 0, err
@@ -166,7 +184,8 @@ func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byt
 
 // WriteBound implements storage.BoundStorage.
 func (s *Storage) WriteBound(
-	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time,
+	done func(err error, known bool),
 ) {
 	s.write(c, b, mods, deadline, message.NewCallbackFunc(func(r message.Result) {
 		var unknown *regionerr.UnknownError
@@ -174,13 +193,18 @@ func (s *Storage) WriteBound(
 	}))
 }
 
-// confirmed proves leadership through the region's peer, then takes the view and checks the epoch on it.
-func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (*storage.View, uint64, error) {
+// confirmed proves leadership through the region's peer, then takes the view and checks the epoch
+// on it.
+func (s *Storage) confirmed(
+	ctx context.Context, h message.Header, key []byte,
+) (*storage.View, uint64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	end := trace.From(ctx).Begin("ask the majority whether this store leads")
-	read := &message.Read{Header: h, Deadline: s.store.Due(deadline), Callback: message.NewCallback()}
+	read := &message.Read{
+		Header: h, Deadline: s.store.Due(deadline), Callback: message.NewCallback(),
+	}
 	s.store.Read(read)
 	res, err := read.Callback.Wait(ctx)
 	if end(); err == nil {
@@ -200,20 +224,21 @@ func (s *Storage) confirmed(ctx context.Context, h message.Header, key []byte) (
 	return s.view(snap, region, at), read.Term, nil
 }
 
-// view shows a region, and reports what is read and which reads fail. at is the time before the snapshot was taken: by a later
-// one, a key would be hidden that has been put again since.
+// view shows a region, and reports what is read and which reads fail. at is the time before the
+// snapshot was taken: by a later one, a key would be hidden that has been put again since.
 func (s *Storage) view(snap engine.Snapshot, region *metapb.Region, at uint64) *storage.View {
 	id := region.Id
 	if region.ExpiryFloor == 0 {
 		at = 0
 	}
-	return storage.NewView(snap, region.StartKey, region.EndKey).HideExpired(max(at, region.ExpiryFloor)).
+	return storage.NewView(snap, region.StartKey,
+		region.EndKey).HideExpired(max(at, region.ExpiryFloor)).
 		Report(func(err error) { s.store.ReadFailed(id, err) }).
 		Count(func(keys, bytes int) { s.store.NoteRead(id, keys, bytes) })
 }
 
-// bound gives a request a deadline. One that has its own is waited for under it as it is: another context on
-// top would only be made, linked to the first and unlinked again, for every put.
+// bound gives a request a deadline. One that has its own is waited for under it as it is: another
+// context on top would only be made, linked to the first and unlinked again, for every put.
 func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx, func() {}
@@ -222,7 +247,9 @@ func (s *Storage) bound(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // Write implements storage.Storage.
-func (s *Storage) Write(ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify) (uint64, error) {
+func (s *Storage) Write(
+	ctx context.Context, c *kvrpcpb.Context, mods []storage.Modify,
+) (uint64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -249,21 +276,26 @@ func (s *Storage) record(rec *trace.Recorder, st *message.Stages) {
 }
 
 // WriteAsync implements storage.AsyncWriter.
-func (s *Storage) WriteAsync(c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(uint64, error)) {
-	s.write(c, storage.Bound{}, mods, deadline, message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
+func (s *Storage) WriteAsync(
+	c *kvrpcpb.Context, mods []storage.Modify, deadline time.Time, done func(uint64, error),
+) {
+	s.write(c, storage.Bound{}, mods, deadline,
+		message.NewCallbackFunc(func(r message.Result) { done(r.Index, r.Err) }))
 }
 
-// write sends a write to its region, bound to a term if b has one. The requests are encoded here, on the caller's
-// goroutine.
+// write sends a write to its region, bound to a term if b has one. The requests are encoded here,
+// on the caller's goroutine.
 func (s *Storage) write(
-	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time, cb *message.Callback,
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, deadline time.Time,
+	cb *message.Callback,
 ) {
 	if err := s.checkContext(c); err != nil || len(mods) == 0 {
 		cb.Fail(err)
 		return
 	}
 	w := &message.Write{
-		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true, Deadline: s.store.Due(deadline), Callback: cb,
+		Header: header(c), MinKey: mods[0].Key, MaxKey: mods[0].Key, DeletesOnly: true,
+		Deadline: s.store.Due(deadline), Callback: cb,
 	}
 	w.Identity, w.Traced = identity(c), b.Traced
 	if b.Term != 0 {
@@ -287,7 +319,8 @@ func (s *Storage) write(
 			w.Payload = message.AppendDelete(w.Payload, string(m.CF), m.Key)
 		case m.TTL > 0:
 			w.DeletesOnly, w.Expiring = false, true
-			w.Payload = message.AppendPutWithLife(w.Payload, string(m.CF), m.Key, m.Value, life(s.store.Millis(), m.TTL))
+			w.Payload = message.AppendPutWithLife(w.Payload, string(m.CF), m.Key, m.Value,
+				life(s.store.Millis(), m.TTL))
 		default:
 			w.DeletesOnly = b.Ends
 			w.Payload = message.AppendPut(w.Payload, string(m.CF), m.Key, m.Value)
@@ -327,7 +360,8 @@ func identity(c *kvrpcpb.Context) message.Identity {
 	}
 	for _, o := range c.WriteOrigins {
 		if o != nil {
-			id.Origins = append(id.Origins, message.Origin{RegionID: o.RegionId, Position: o.LogPosition})
+			id.Origins = append(id.Origins,
+				message.Origin{RegionID: o.RegionId, Position: o.LogPosition})
 		}
 	}
 	return id

@@ -1,5 +1,5 @@
-// Package standalone is the storage of one unreplicated store: the engine, synced at every write. It
-// ignores regions.
+// Package standalone is the storage of one unreplicated store: the engine, synced at every write.
+// It ignores regions.
 package standalone
 
 import (
@@ -32,7 +32,9 @@ var (
 func New(e engine.Engine) *Storage { return &Storage{engine: e} }
 
 // Get implements storage.Storage.
-func (s *Storage) Get(_ context.Context, _ *kvrpcpb.Context, cf engine.CF, key []byte) ([]byte, bool, error) {
+func (s *Storage) Get(
+	_ context.Context, _ *kvrpcpb.Context, cf engine.CF, key []byte,
+) ([]byte, bool, error) {
 	return s.engine.Get(engine.DataKey(cf, key))
 }
 
@@ -42,7 +44,9 @@ func (s *Storage) Reader(context.Context, *kvrpcpb.Context, []byte) (storage.Rea
 }
 
 // Write implements storage.Storage.
-func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Modify) (uint64, error) {
+func (s *Storage) Write(
+	_ context.Context, _ *kvrpcpb.Context, mods []storage.Modify,
+) (uint64, error) {
 	s.swapping.RLock()
 	defer s.swapping.RUnlock()
 	b := s.engine.NewBatch()
@@ -57,7 +61,9 @@ func (s *Storage) Write(_ context.Context, _ *kvrpcpb.Context, mods []storage.Mo
 }
 
 // CompareAndSwap implements storage.Conditional.
-func (s *Storage) CompareAndSwap(_ context.Context, _ *kvrpcpb.Context, swap *storage.Swap) (storage.Swapped, error) {
+func (s *Storage) CompareAndSwap(
+	_ context.Context, _ *kvrpcpb.Context, swap *storage.Swap,
+) (storage.Swapped, error) {
 	s.swapping.Lock()
 	defer s.swapping.Unlock()
 	key := engine.DataKey(swap.CF, swap.Key)
@@ -80,10 +86,13 @@ func (s *Storage) CompareAndSwap(_ context.Context, _ *kvrpcpb.Context, swap *st
 }
 
 // DeleteRange implements storage.Conditional.
-func (s *Storage) DeleteRange(_ context.Context, _ *kvrpcpb.Context, cf engine.CF, start, end []byte) (uint64, error) {
+func (s *Storage) DeleteRange(
+	_ context.Context, _ *kvrpcpb.Context, cf engine.CF, start, end []byte,
+) (uint64, error) {
 	s.swapping.RLock()
 	defer s.swapping.RUnlock()
-	if err := engine.ClearRange(s.engine, engine.DataKey(cf, start), engine.DataEndKey(cf, end)); err != nil {
+	if err := engine.ClearRange(s.engine, engine.DataKey(cf, start),
+		engine.DataEndKey(cf, end)); err != nil {
 		return 0, err
 	}
 	return 0, s.engine.Sync()
@@ -106,14 +115,17 @@ const onlyTerm = 1
 func (s *Storage) Leadership(*kvrpcpb.Context) (uint64, error) { return onlyTerm, nil }
 
 // BoundReader implements storage.BoundStorage.
-func (s *Storage) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+func (s *Storage) BoundReader(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (storage.Reader, uint64, error) {
 	r, err := s.Reader(ctx, c, key)
 	return r, onlyTerm, err
 }
 
 // WriteBound implements storage.BoundStorage. It waits for the disk.
 func (s *Storage) WriteBound(
-	c *kvrpcpb.Context, _ storage.Bound, mods []storage.Modify, _ time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, _ storage.Bound, mods []storage.Modify, _ time.Time,
+	done func(err error, known bool),
 ) {
 	_, err := s.Write(context.Background(), c, mods)
 	done(err, err == nil)
@@ -121,7 +133,8 @@ func (s *Storage) WriteBound(
 
 // DeleteRangeBound implements storage.BoundRangeDeleter. It waits for the disk.
 func (s *Storage) DeleteRangeBound(
-	c *kvrpcpb.Context, _ storage.Bound, cf engine.CF, start, end []byte, _ time.Time, done func(err error, known bool),
+	c *kvrpcpb.Context, _ storage.Bound, cf engine.CF, start, end []byte, _ time.Time,
+	done func(err error, known bool),
 ) {
 	_, err := s.DeleteRange(context.Background(), c, cf, start, end)
 	done(err, err == nil)

@@ -45,7 +45,8 @@ func choosing(st storage.BoundStorage, o *oracle) *Executor {
 func put(start uint64, keys ...string) *Prewrite {
 	p := &Prewrite{StartTS: start, Primary: []byte(keys[0]), TTL: 1, OnePC: true}
 	for _, k := range keys {
-		p.Mutations = append(p.Mutations, Mutation{Kind: mvcc.WriteKindPut, Key: []byte(k), Value: fmt.Append(nil, start)})
+		p.Mutations = append(p.Mutations,
+			Mutation{Kind: mvcc.WriteKindPut, Key: []byte(k), Value: fmt.Append(nil, start)})
 	}
 	return p
 }
@@ -64,7 +65,10 @@ var readers = map[string]func(ctx context.Context, e *Executor, ts uint64) (stri
 		return string(v.Data), err
 	},
 	"batch get": func(ctx context.Context, e *Executor, ts uint64) (s string, err error) {
-		err = e.BatchGet(ctx, nil, keys("j", "k"), At(ts), func(p Pair) error { s = string(p.Value); return p.Err })
+		err = e.BatchGet(ctx, nil, keys("j", "k"), At(ts), func(p Pair) error {
+			s = string(p.Value)
+			return p.Err
+		})
 		return s, err
 	},
 	"scan": func(ctx context.Context, e *Executor, ts uint64) (s string, err error) {
@@ -79,8 +83,8 @@ var readers = map[string]func(ctx context.Context, e *Executor, ts uint64) (stri
 	},
 }
 
-// TestReadsWaitForChosenCommits: a commit whose timestamp the store has chosen is under way. A read behind it waits and sees
-// it; one before it does not wait, and neither does one of another key.
+// TestReadsWaitForChosenCommits: a commit whose timestamp the store has chosen is under way. A read
+// behind it waits and sees it; one before it does not wait, and neither does one of another key.
 func TestReadsWaitForChosenCommits(t *testing.T) {
 	for name, read := range readers {
 		t.Run(name, func(t *testing.T) {
@@ -139,7 +143,8 @@ func TestReadsWaitForChosenCommits(t *testing.T) {
 	}
 }
 
-// TestListsOfLocksWait: a list of locks has those that are under way, and later ones commit behind it.
+// TestListsOfLocksWait: a list of locks has those that are under way, and later ones commit behind
+// it.
 func TestListsOfLocksWait(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e := choosing(l, &oracle{})
@@ -165,7 +170,9 @@ func TestListsOfLocksWait(t *testing.T) {
 		}
 		got <- locks
 	}()
-	require.Eventually(t, func() bool { return e.locks.MaxTS() == 100 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return e.locks.MaxTS() == 100
+	}, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -180,7 +187,8 @@ func TestListsOfLocksWait(t *testing.T) {
 	require.Equal(t, uint64(101), res.MinCommitTS)
 }
 
-// TestClaimsOfATermThatHasEnded: a commit whose outcome is never known holds up reads of its term, and nobody in the next.
+// TestClaimsOfATermThatHasEnded: a commit whose outcome is never known holds up reads of its term,
+// and nobody in the next.
 func TestClaimsOfATermThatHasEnded(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e := choosing(l, &oracle{})
@@ -200,7 +208,9 @@ func TestClaimsOfATermThatHasEnded(t *testing.T) {
 		_, err := e.Get(ctx, nil, []byte("k"), At(40))
 		waiting <- err
 	}()
-	require.Eventually(t, func() bool { return e.locks.MaxTS() == 40 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return e.locks.MaxTS() == 40
+	}, time.Minute, time.Millisecond)
 	l.set(func() { l.mu.term, l.outcome = 6, nil })
 	require.NoError(t, <-waiting)
 	require.Equal(t, keys("l"), e.locks.Keys())
@@ -239,8 +249,9 @@ func TestRefusedChoicesLeaveNoClaim(t *testing.T) {
 	require.Equal(t, Prewritten{}, res)
 }
 
-// TestFirstChoiceOfATerm: a store asks for a timestamp once in each of its terms before it chooses one, after the term has
-// begun; until it has got one, and until all stores know such locks, it leaves the choice to the client.
+// TestFirstChoiceOfATerm: a store asks for a timestamp once in each of its terms before it chooses
+// one, after the term has begun; until it has got one, and until all stores know such locks, it
+// leaves the choice to the client.
 func TestFirstChoiceOfATerm(t *testing.T) {
 	o := &oracle{}
 	o.at.Store(100)
@@ -277,7 +288,8 @@ func TestFirstChoiceOfATerm(t *testing.T) {
 	require.Equal(t, uint64(303), choose(17, "h"), "one timestamp for each of the two terms")
 }
 
-// TestTimestampsOfTheFuture: a read at a timestamp that nobody has given out is refused, and pushes nothing.
+// TestTimestampsOfTheFuture: a read at a timestamp that nobody has given out is refused, and pushes
+// nothing.
 func TestTimestampsOfTheFuture(t *testing.T) {
 	o := &oracle{}
 	e := choosing(storage.NewMemStorage().Storage(), o)
@@ -295,7 +307,8 @@ func TestTimestampsOfTheFuture(t *testing.T) {
 	var abort *AbortError
 	require.ErrorAs(t, get(1001_100), &abort)
 	require.Equal(t, int64(2), o.fetched.Load(), "it has asked again")
-	_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{Primary: []byte("k"), LockTS: 5, CurrentTS: mvcc.Timestamp(1009_000, 0)})
+	_, err := e.CheckTxnStatus(ctx, nil,
+		&StatusQuery{Primary: []byte("k"), LockTS: 5, CurrentTS: mvcc.Timestamp(1009_000, 0)})
 	require.ErrorAs(t, err, &abort)
 	_, err = e.ScanLocks(ctx, nil, mvcc.Timestamp(1009_000, 0), nil, nil, 1)
 	require.ErrorAs(t, err, &abort)
@@ -310,8 +323,8 @@ func TestTimestampsOfTheFuture(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestRecordsOfTheFuture: what would keep other transactions from a key until then is refused, and leaves nothing. What ends
-// transactions does not depend on the placement service.
+// TestRecordsOfTheFuture: what would keep other transactions from a key until then is refused, and
+// leaves nothing. What ends transactions does not depend on the placement service.
 func TestRecordsOfTheFuture(t *testing.T) {
 	o, mem := &oracle{}, storage.NewMemStorage()
 	e := choosing(mem.Storage(), o)
@@ -344,24 +357,28 @@ func TestRecordsOfTheFuture(t *testing.T) {
 	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
 
 	res, err := e.Prewrite(ctx, nil, &Prewrite{
-		StartTS: now, Primary: []byte("k"), TTL: 9, MinCommitTS: mvcc.Timestamp(1030_000, 0), Mutations: put(now, "k").Mutations,
+		StartTS: now, Primary: []byte("k"), TTL: 9, MinCommitTS: mvcc.Timestamp(1030_000, 0),
+		Mutations: put(now, "k").Mutations,
 	})
 	require.NoError(t, err)
 	require.Empty(t, res.InWay)
 	refused(e.Commit(ctx, nil, keys("k"), now, far))
 	o.broken.Store(true)
-	require.NoError(t, e.Commit(ctx, nil, keys("k"), now, mvcc.Timestamp(1030_000, 0)), "another store may have chosen it")
+	require.NoError(t, e.Commit(ctx, nil, keys("k"), now, mvcc.Timestamp(1030_000, 0)),
+		"another store may have chosen it")
 	fetched := o.fetched.Load()
 	require.NoError(t, e.Rollback(ctx, nil, keys("l"), far), "it is not known to be in the future")
 	require.Equal(t, fetched+1, o.fetched.Load(), "it has asked")
 }
 
-// TestChecksOfAbsenceAreReads: a check that a key does not exist holds for its timestamp, so no commit gets below it.
+// TestChecksOfAbsenceAreReads: a check that a key does not exist holds for its timestamp, so no
+// commit gets below it.
 func TestChecksOfAbsenceAreReads(t *testing.T) {
 	e := choosing(storage.NewMemStorage().Storage(), &oracle{})
 	ctx := context.Background()
 	_, err := e.Prewrite(ctx, nil, &Prewrite{
-		StartTS: 50, Primary: []byte("p"), Mutations: []Mutation{{Kind: mvcc.WriteKindLock, Key: []byte("k"), CheckOnly: true}},
+		StartTS: 50, Primary: []byte("p"),
+		Mutations: []Mutation{{Kind: mvcc.WriteKindLock, Key: []byte("k"), CheckOnly: true}},
 	})
 	require.NoError(t, err)
 	res, err := e.Prewrite(ctx, nil, put(20, "k"))
@@ -375,7 +392,9 @@ type slow struct {
 	wg sync.WaitGroup
 }
 
-func (s *slow) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool)) {
+func (s *slow) WriteBound(
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool),
+) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
@@ -384,8 +403,9 @@ func (s *slow) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Mo
 	}()
 }
 
-// TestReadsMissNoChosenCommit: transactions of both kinds and reads of all kinds side by side. Each read sees all commits up
-// to its timestamp, also those that were chosen and not written when it began.
+// TestReadsMissNoChosenCommit: transactions of both kinds and reads of all kinds side by side. Each
+// read sees all commits up to its timestamp, also those that were chosen and not written when it
+// began.
 func TestReadsMissNoChosenCommit(t *testing.T) {
 	o := &oracle{}
 	st := &slow{BoundStorage: storage.NewMemStorage().Storage()}
@@ -471,9 +491,12 @@ func TestReadsMissNoChosenCommit(t *testing.T) {
 	require.True(t, e.locks.Idle())
 }
 
-// partings are all ways in which the pessimistic lock of the transaction 105 on the key "k" goes without a record of a commit.
+// partings are all ways in which the pessimistic lock of the transaction 105 on the key "k" goes
+// without a record of a commit.
 var partings = map[string]func(ctx context.Context, e *Executor) error{
-	"release": func(ctx context.Context, e *Executor) error { return e.ReleaseLocks(ctx, nil, keys("k"), 105, 150) },
+	"release": func(ctx context.Context, e *Executor) error {
+		return e.ReleaseLocks(ctx, nil, keys("k"), 105, 150)
+	},
 	"release of all": func(ctx context.Context, e *Executor) error {
 		return e.ReleaseLocks(ctx, nil, nil, 105, 150)
 	},
@@ -483,18 +506,23 @@ var partings = map[string]func(ctx context.Context, e *Executor) error{
 	"release in the future": func(ctx context.Context, e *Executor) error {
 		return e.ReleaseLocks(ctx, nil, keys("k"), 105, mvcc.Timestamp(3600_000, 0))
 	},
-	"rollback": func(ctx context.Context, e *Executor) error { return e.Rollback(ctx, nil, keys("k"), 105) },
+	"rollback": func(ctx context.Context, e *Executor) error {
+		return e.Rollback(ctx, nil, keys("k"), 105)
+	},
 	"cleanup": func(ctx context.Context, e *Executor) error {
 		_, err := e.Cleanup(ctx, nil, []byte("k"), 105, 0)
 		return err
 	},
-	"resolving": func(ctx context.Context, e *Executor) error { return e.ResolveLocks(ctx, nil, Outcomes{105: 0}) },
+	"resolving": func(ctx context.Context, e *Executor) error {
+		return e.ResolveLocks(ctx, nil, Outcomes{105: 0})
+	},
 	"secondary": func(ctx context.Context, e *Executor) error {
 		_, err := e.CheckSecondaryLocks(ctx, nil, keys("k"), 105)
 		return err
 	},
 	"status": func(ctx context.Context, e *Executor) error {
-		_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{Primary: []byte("k"), LockTS: 105, CurrentTS: mvcc.TsMax})
+		_, err := e.CheckTxnStatus(ctx, nil,
+			&StatusQuery{Primary: []byte("k"), LockTS: 105, CurrentTS: mvcc.TsMax})
 		return err
 	},
 	"status of a pessimistic lock": func(ctx context.Context, e *Executor) error {
@@ -511,7 +539,8 @@ var partings = map[string]func(ctx context.Context, e *Executor) error{
 	},
 }
 
-// lockedOnce has the transaction 105 lock "k" at 110, in an executor that has chosen a timestamp before.
+// lockedOnce has the transaction 105 lock "k" at 110, in an executor that has chosen a timestamp
+// before.
 func lockedOnce(t *testing.T, e *Executor, o *oracle) {
 	t.Helper()
 	o.at.Store(100)
@@ -519,15 +548,16 @@ func lockedOnce(t *testing.T, e *Executor, o *oracle) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(103), res.CommitTS)
 	_, err = e.AcquireLocks(context.Background(), nil, &PessimisticLock{
-		Keys: []LockedKey{{Key: []byte("k")}}, Primary: []byte("p"), StartTS: 105, ForUpdateTS: 110, TTL: 1,
+		Keys: []LockedKey{{Key: []byte("k")}}, Primary: []byte("p"), StartTS: 105, ForUpdateTS: 110,
+		TTL: 1,
 	})
 	require.NoError(t, err)
 	o.at.Store(150)
 }
 
-// TestLocksThatGoPushLaterCommits: a transaction has locked a key, and then another one, in another store, at 150. Then the lock
-// goes. Who has waited for it commits behind 150, although this store has heard of no such timestamp; and the lock goes
-// although the placement service does not answer.
+// TestLocksThatGoPushLaterCommits: a transaction has locked a key, and then another one, in another
+// store, at 150. Then the lock goes. Who has waited for it commits behind 150, although this store
+// has heard of no such timestamp; and the lock goes although the placement service does not answer.
 func TestLocksThatGoPushLaterCommits(t *testing.T) {
 	for name, part := range partings {
 		t.Run(name, func(t *testing.T) {
@@ -556,7 +586,8 @@ func TestLocksThatGoPushLaterCommits(t *testing.T) {
 	}
 }
 
-// TestLocksThatGoMeanwhile: the lock goes after a commit has found max_ts large enough, while it waits for its latch.
+// TestLocksThatGoMeanwhile: the lock goes after a commit has found max_ts large enough, while it
+// waits for its latch.
 func TestLocksThatGoMeanwhile(t *testing.T) {
 	o := &oracle{}
 	l := newLeader(storage.NewMemStorage())
@@ -615,12 +646,16 @@ func TestDoubtDuringASync(t *testing.T) {
 	require.Equal(t, uint64(2), at)
 }
 
-// TestTenures: what was fetched counts for one version of the region in one term. A region of another version may have taken
-// another one in, with keys that other leaders have served, and from which they have removed versions.
+// TestTenures: what was fetched counts for one version of the region in one term. A region of
+// another version may have taken another one in, with keys that other leaders have served, and from
+// which they have removed versions.
 func TestTenures(t *testing.T) {
 	at := uint64(0)
 	s := NewTimestamps(func(context.Context) (uint64, error) { at++; return at, nil }, yes)
-	safe := NewSafePoints(func(context.Context) (txn, gc uint64, err error) { at++; return at, at, nil })
+	safe := NewSafePoints(func(context.Context) (txn, gc uint64, err error) {
+		at++
+		return at, at, nil
+	})
 	var locks memlock.Table
 	ctx := context.Background()
 	for i, next := range []tenure{{5, 1}, {5, 2}, {6, 2}, {7, 3}} {

@@ -24,7 +24,8 @@ type Policy struct {
 	MissingCommits bool
 	// Collapse: a rollback removes the unprotected one before it at the same key.
 	Collapse bool
-	// Validate is called with what a command is about to write and the keys whose latches it has; nil in servers.
+	// Validate is called with what a command is about to write and the keys whose latches it has;
+	// nil in servers.
 	Validate func(mods []storage.Modify, keys [][]byte)
 }
 
@@ -46,8 +47,8 @@ type Executor struct {
 	// locks are for commits whose timestamp this store chooses; it chooses none while times is nil.
 	locks *memlock.Table
 	times *Timestamps
-	// waiting are those who wait for locks. graph is who waits for whom in the cluster, at the store that keeps it, and
-	// detector the way to it.
+	// waiting are those who wait for locks. graph is who waits for whom in the cluster, at the
+	// store that keeps it, and detector the way to it.
 	waiting  *waiting.Queues
 	graph    *deadlock.Graph
 	detector Detector
@@ -58,13 +59,15 @@ func New(st storage.BoundStorage, policy Policy, timeout time.Duration) *Executo
 	graph := deadlock.NewGraph(nil)
 	local, _ := st.(storage.LocalReader)
 	return &Executor{
-		st: st, local: local, policy: policy, latches: new(latch.Table), barriers: new(latch.Barriers), locks: new(memlock.Table),
-		waiting: new(waiting.Queues), graph: graph, detector: localDetector{graph}, timeout: timeout,
+		st: st, local: local, policy: policy, latches: new(latch.Table),
+		barriers: new(latch.Barriers), locks: new(memlock.Table),
+		waiting: new(waiting.Queues), graph: graph, detector: localDetector{graph},
+		timeout: timeout,
 	}
 }
 
-// SetTimestamps lets the executor choose the timestamps at which transactions commit: by asynchronous commit and in one
-// phase. To be called before the first command.
+// SetTimestamps lets the executor choose the timestamps at which transactions commit: by
+// asynchronous commit and in one phase. To be called before the first command.
 func (e *Executor) SetTimestamps(s *Timestamps) { e.times = s }
 
 func (e *Executor) bound(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -114,7 +117,9 @@ type effect struct {
 var ends = effect{ends: true}
 
 // update has decide look at the region under the latches of keys, and carries out what it decides.
-func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision) error {
+func (e *Executor) update(
+	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, does effect, decide decision,
+) error {
 	if len(keys) == 0 { // nothing to do, but for another store to say so
 		_, err := e.st.Leadership(c)
 		return err
@@ -130,7 +135,8 @@ func (e *Executor) update(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 			return err
 		}
 		does := does
-		does.chooses = does.chooses && e.times.sync(ctx, e.locks, c.GetRegionId(), tenureOf(c, term))
+		does.chooses = does.chooses &&
+			e.times.sync(ctx, e.locks, c.GetRegionId(), tenureOf(c, term))
 		ended, err := e.updateIn(ctx, c, term, does, keys, decide)
 		if !ended {
 			return err
@@ -146,8 +152,8 @@ type termEnded struct{}
 
 func (termEnded) Error() string { return "the term of leadership has ended" }
 
-// updateIn is update under one leadership. ended: it was another one's by the time of the view, or max_ts is not known any
-// more to be large enough for a choice. Nothing was done.
+// updateIn is update under one leadership. ended: it was another one's by the time of the view, or
+// max_ts is not known any more to be large enough for a choice. Nothing was done.
 func (e *Executor) updateIn(
 	ctx context.Context, c *kvrpcpb.Context, term uint64, does effect, keys [][]byte, decide decision,
 ) (ended bool, err error) {
@@ -155,7 +161,9 @@ func (e *Executor) updateIn(
 	if err != nil {
 		return err == error(termEnded{}), err
 	}
-	view, at, err := e.view(keys, func(key []byte) (storage.Reader, uint64, error) { return e.st.BoundReader(ctx, c, key) })
+	view, at, err := e.view(keys, func(key []byte) (storage.Reader, uint64, error) {
+		return e.st.BoundReader(ctx, c, key)
+	})
 	if err != nil {
 		release()
 		return false, err
@@ -167,7 +175,9 @@ func (e *Executor) updateIn(
 		return true, nil
 	}
 	tx := e.txn(view, c, term, does)
-	tx.safePoint = func() (uint64, error) { return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at)) }
+	tx.safePoint = func() (uint64, error) {
+		return e.safe.txnIn(ctx, c.GetRegionId(), tenureOf(c, at))
+	}
 	tx.known = func(ts uint64, ahead time.Duration) error { return e.times.known(ctx, ts, ahead) }
 	err = decide(tx)
 	tx.Close()
@@ -180,16 +190,19 @@ func (e *Executor) updateIn(
 		release()
 		return false, err
 	}
-	return false, e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func(done bool) {
-		e.settle(tx, done, release)
-	})
+	return false,
+		e.write(ctx, c, storage.Bound{Term: term, Ends: does.ends}, tx.Modifies(), func(done bool) {
+			e.settle(tx, done, release)
+		})
 }
 
 // txn is what a decision in a term has to work with, over a view that stays the caller's.
 func (e *Executor) txn(view storage.Reader, c *kvrpcpb.Context, term uint64, does effect) *txn {
 	return &txn{
-		policy: e.policy, Reader: mvcc.NewReader(view, e.policy.Codec), Writer: mvcc.NewWriter(e.policy.Codec),
-		chooses: does.chooses, locks: e.locks, domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
+		policy: e.policy, Reader: mvcc.NewReader(view, e.policy.Codec),
+		Writer:  mvcc.NewWriter(e.policy.Codec),
+		chooses: does.chooses, locks: e.locks,
+		domain: latch.Domain{RegionID: c.GetRegionId(), Term: term}, times: e.times,
 	}
 }
 
@@ -212,12 +225,14 @@ var noWait = func() context.Context {
 // errWait: a command would have to wait for something.
 var errWait = abortf("it would have to wait")
 
-// updateNow is update of a command that neither ends transactions nor waits. False: nothing was done, and update must be asked.
-// Else answered is called once: with the decision's error, or with the outcome of the write, which may come later than
-// deadline, and on a goroutine that it must not hold up.
+// updateNow is update of a command that neither ends transactions nor waits. False: nothing was
+// done, and update must be asked. Else answered is called once: with the decision's error, or with
+// the outcome of the write, which may come later than deadline, and on a goroutine that it must not
+// hold up.
 //
-// It decides over a view that is not of one moment. The latches keep the keys as they are meanwhile. The lease, which is
-// compared afterwards, proves that no other store has led the region; a write is bound to the term besides.
+// It decides over a view that is not of one moment. The latches keep the keys as they are
+// meanwhile. The lease, which is compared afterwards, proves that no other store has led the
+// region; a write is bound to the term besides.
 func (e *Executor) updateNow(
 	c *kvrpcpb.Context, keys [][]byte, chooses bool, deadline time.Time, decide decision, answered func(error),
 ) bool {
@@ -249,12 +264,13 @@ func (e *Executor) updateNow(
 		answered(err)
 		return true
 	}
-	e.st.WriteBound(c, storage.Bound{Term: term}, tx.Modifies(), deadline, func(err error, known bool) {
-		if known {
-			e.settle(tx, err == nil, release)
-		}
-		answered(err)
-	})
+	e.st.WriteBound(c, storage.Bound{Term: term}, tx.Modifies(), deadline,
+		func(err error, known bool) {
+			if known {
+				e.settle(tx, err == nil, release)
+			}
+			answered(err)
+		})
 	return true
 }
 
@@ -276,7 +292,9 @@ func (e *Executor) decideNow(
 	}
 	tx := e.txn(view, c, term, effect{chooses: chooses})
 	tx.known = func(uint64, time.Duration) error { return errWait }
-	tx.safePoint = func() (uint64, error) { return e.safe.mustKnow(c.GetRegionId(), tenureOf(c, term)) }
+	tx.safePoint = func() (uint64, error) {
+		return e.safe.mustKnow(c.GetRegionId(), tenureOf(c, term))
+	}
 	err = errWait
 	if led == term {
 		err = decide(tx)
@@ -302,12 +320,17 @@ func (e *Executor) inTerm(c *kvrpcpb.Context, term uint64) func() error {
 }
 
 // exclude keeps all other commands of the region out, once those inside have left.
-func (e *Executor) exclude(ctx context.Context, c *kvrpcpb.Context, term uint64) (leave func(), err error) {
-	return e.barriers.Exclude(ctx, latch.Domain{RegionID: c.GetRegionId(), Term: term}, e.inTerm(c, term))
+func (e *Executor) exclude(
+	ctx context.Context, c *kvrpcpb.Context, term uint64,
+) (leave func(), err error) {
+	return e.barriers.Exclude(ctx, latch.Domain{RegionID: c.GetRegionId(), Term: term},
+		e.inTerm(c, term))
 }
 
 // acquire takes the latches of the keys.
-func (e *Executor) acquire(ctx context.Context, c *kvrpcpb.Context, term uint64, keys [][]byte) (release func(), err error) {
+func (e *Executor) acquire(
+	ctx context.Context, c *kvrpcpb.Context, term uint64, keys [][]byte,
+) (release func(), err error) {
 	domain, useless := latch.Domain{RegionID: c.GetRegionId(), Term: term}, e.inTerm(c, term)
 	leave, err := e.barriers.Enter(ctx, domain, useless)
 	if err != nil {
@@ -348,14 +371,16 @@ func (e *Executor) view(
 	view.Close()
 	if view, _, err = open(last); err == nil { // else it says which key is outside
 		view.Close()
-		err = abortf("the keys %v and %v are not of one region", redact.Key(least), redact.Key(most))
+		err = abortf("the keys %v and %v are not of one region", redact.Key(least),
+			redact.Key(most))
 	}
 	return nil, 0, err
 }
 
 // write waits for the outcome until ctx ends. The latches and the claim are kept until it is known.
 func (e *Executor) write(
-	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, release func(done bool),
+	ctx context.Context, c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify,
+	release func(done bool),
 ) error {
 	deadline, _ := ctx.Deadline()
 	done := make(chan error, 1)

@@ -34,7 +34,8 @@ type leader struct {
 }
 
 func (l *leader) DeleteRangeBound(
-	c *kvrpcpb.Context, b storage.Bound, cf engine.CF, start, end []byte, d time.Time, done func(error, bool),
+	c *kvrpcpb.Context, b storage.Bound, cf engine.CF, start, end []byte, d time.Time,
+	done func(error, bool),
 ) {
 	l.ranges = append(l.ranges, b.Term)
 	l.BoundStorage.(storage.BoundRangeDeleter).DeleteRangeBound(c, b, cf, start, end, d, done)
@@ -52,7 +53,9 @@ func (l *leader) Leadership(*kvrpcpb.Context) (uint64, error) {
 	return l.mu.term, l.mu.lost
 }
 
-func (l *leader) BoundReader(ctx context.Context, c *kvrpcpb.Context, key []byte) (storage.Reader, uint64, error) {
+func (l *leader) BoundReader(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (storage.Reader, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, _, err := l.BoundStorage.BoundReader(ctx, c, key)
@@ -76,7 +79,9 @@ func (l *leader) ReadLocal(c *kvrpcpb.Context, key []byte) (storage.LocalRead, b
 
 var errStale = errors.New("stale")
 
-func (l *leader) WriteBound(c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool)) {
+func (l *leader) WriteBound(
+	c *kvrpcpb.Context, b storage.Bound, mods []storage.Modify, d time.Time, done func(error, bool),
+) {
 	write := func() { l.BoundStorage.WriteBound(c, b, mods, d, func(error, bool) {}) }
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -102,13 +107,14 @@ func (l *leader) set(f func()) {
 
 func prewriteOne(ctx context.Context, e *Executor, key string, start uint64) ([]error, error) {
 	res, err := e.Prewrite(ctx, nil, &Prewrite{
-		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte(key), Value: []byte("v")}}, Primary: []byte(key), StartTS: start, TTL: 1,
+		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte(key), Value: []byte("v")}},
+		Primary:   []byte(key), StartTS: start, TTL: 1,
 	})
 	return res.InWay, err
 }
 
-// TestLatchesOutliveTheClient: a command whose client has given up keeps its latches until its write is known, so that the
-// next one does not decide on the state before it.
+// TestLatchesOutliveTheClient: a command whose client has given up keeps its latches until its
+// write is known, so that the next one does not decide on the state before it.
 func TestLatchesOutliveTheClient(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e := New(l, Disk(), time.Minute)
@@ -121,7 +127,8 @@ func TestLatchesOutliveTheClient(t *testing.T) {
 	short, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err = prewriteOne(short, e, "k", 20)
-	require.ErrorIs(t, err, context.DeadlineExceeded, "the latch is free although the write is not known")
+	require.ErrorIs(t, err, context.DeadlineExceeded,
+		"the latch is free although the write is not known")
 
 	type answer struct {
 		keyErrs []error
@@ -141,8 +148,8 @@ func TestLatchesOutliveTheClient(t *testing.T) {
 	require.Equal(t, uint64(10), locked.Ts)
 }
 
-// TestLatchesOfATermThatHasEnded: a write whose outcome is never known holds up nobody in the next term, and those who wait
-// for it are let go; without leadership, with the error that says so.
+// TestLatchesOfATermThatHasEnded: a write whose outcome is never known holds up nobody in the next
+// term, and those who wait for it are let go; without leadership, with the error that says so.
 func TestLatchesOfATermThatHasEnded(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e := New(l, Disk(), time.Minute)
@@ -179,7 +186,8 @@ func TestLatchesOfATermThatHasEnded(t *testing.T) {
 	require.ErrorIs(t, <-got, gone)
 }
 
-// TestViewOfAnotherTerm: the leadership changes between latch and view; the command begins again under the new one.
+// TestViewOfAnotherTerm: the leadership changes between latch and view; the command begins again
+// under the new one.
 func TestViewOfAnotherTerm(t *testing.T) {
 	mem := storage.NewMemStorage()
 	l := newLeader(mem)
@@ -197,8 +205,8 @@ func TestViewOfAnotherTerm(t *testing.T) {
 	require.NoError(t, e.Commit(context.Background(), nil, keys("k"), 10, 11))
 }
 
-// TestDeleteRangeIsAlone: it waits for a write that is under way, and commands wait for it, so that no lock or record is left
-// whose value it has deleted.
+// TestDeleteRangeIsAlone: it waits for a write that is under way, and commands wait for it, so that
+// no lock or record is left whose value it has deleted.
 func TestDeleteRangeIsAlone(t *testing.T) {
 	mem := storage.NewMemStorage()
 	l := newLeader(mem)
@@ -206,7 +214,9 @@ func TestDeleteRangeIsAlone(t *testing.T) {
 	ctx := context.Background()
 	l.hold = true
 	long := &Prewrite{
-		Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k"), Value: make([]byte, 300)}}, Primary: []byte("k"), StartTS: 10,
+		Mutations: []Mutation{
+			{Kind: mvcc.WriteKindPut, Key: []byte("k"), Value: make([]byte, 300)},
+		}, Primary: []byte("k"), StartTS: 10,
 	}
 	written := make(chan error, 1)
 	go func() {

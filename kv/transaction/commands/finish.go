@@ -11,7 +11,9 @@ import (
 )
 
 // Commit makes a transaction's changes of keys visible at commitTS: of all of them, or none.
-func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64) error {
+func (e *Executor) Commit(
+	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, commitTS uint64,
+) error {
 	if err := checkCommitTS(startTS, commitTS); err != nil {
 		return err
 	}
@@ -25,7 +27,8 @@ func (e *Executor) Commit(ctx context.Context, c *kvrpcpb.Context, keys [][]byte
 	})
 }
 
-// checkStartTS refuses what no transaction starts at: a record of a rollback there would be in the way of all others.
+// checkStartTS refuses what no transaction starts at: a record of a rollback there would be in the
+// way of all others.
 func checkStartTS(startTS uint64) error {
 	if startTS == 0 || startTS == mvcc.TsMax {
 		return abortf("InvalidTxnTso: a transaction cannot start at %d", startTS)
@@ -38,12 +41,14 @@ func checkCommitTS(startTS, commitTS uint64) error {
 		return err
 	}
 	if commitTS <= startTS || commitTS == mvcc.TsMax {
-		return abortf("InvalidTxnTso: a transaction that started at %d cannot commit at %d", startTS, commitTS)
+		return abortf("InvalidTxnTso: a transaction that started at %d cannot commit at %d",
+			startTS, commitTS)
 	}
 	return nil
 }
 
-// distinct drops keys that come again: a command reads the state before it, and would do the same to them twice.
+// distinct drops keys that come again: a command reads the state before it, and would do the same
+// to them twice.
 func distinct(keys [][]byte) [][]byte {
 	out := slices.Clone(keys)
 	slices.SortFunc(out, bytes.Compare)
@@ -65,7 +70,8 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 		case l == nil && !rec.RolledBack() && tx.policy.MissingCommits:
 			return nil
 		case !rec.RolledBack():
-			// Nothing is known of it. If it is too old, its record may have been removed, which can have been either.
+			// Nothing is known of it. If it is too old, its record may have been removed, which can
+			// have been either.
 			if err := tx.young(startTS); err != nil {
 				return err
 			}
@@ -73,14 +79,17 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 		return &LockNotFoundError{Key: key, StartTS: startTS}
 	}
 	if commitTS < l.MinCommitTS {
-		return &CommitTooEarlyError{Key: key, StartTS: startTS, CommitTS: commitTS, MinCommitTS: l.MinCommitTS}
+		return &CommitTooEarlyError{
+			Key: key, StartTS: startTS, CommitTS: commitTS, MinCommitTS: l.MinCommitTS,
+		}
 	}
 	if l.Kind != mvcc.WriteKindPessimistic { // a lock that was never prewritten changes nothing
 		if err := tx.known(commitTS, commitsAhead); err != nil {
 			return err
 		}
 		tx.PutWrite(key, commitTS, &mvcc.Write{
-			StartTS: startTS, Kind: l.Kind, ShortValue: l.ShortValue, LastChange: l.LastChange, TxnSource: l.TxnSource,
+			StartTS: startTS, Kind: l.Kind, ShortValue: l.ShortValue, LastChange: l.LastChange,
+			TxnSource:          l.TxnSource,
 			OverlappedRollback: slices.Contains(l.RollbackTS, commitTS),
 		})
 	}
@@ -88,9 +97,11 @@ func (tx *txn) commit(key []byte, startTS, commitTS uint64) error {
 	return nil
 }
 
-// Rollback ends a transaction's part in keys, so that it can not be prewritten there any more. It fails if one of them
-// is committed.
-func (e *Executor) Rollback(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64) error {
+// Rollback ends a transaction's part in keys, so that it can not be prewritten there any more. It
+// fails if one of them is committed.
+func (e *Executor) Rollback(
+	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64,
+) error {
 	if err := checkStartTS(startTS); err != nil {
 		return err
 	}
@@ -125,10 +136,13 @@ func (tx *txn) rollback(key []byte, startTS uint64) error {
 	return tx.rollbackMissing(key, startTS, l, rec, false)
 }
 
-// rollbackMissing is putRollback where the transaction has no lock; foreign is another one's, nil if there is none. A
-// foreign lock whose commit timestamp a store chooses may commit at startTS: it must know then that the place has a
-// rollback. A record in the future is refused: until then it would be in the way of all other transactions.
-func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, rec mvcc.Record, protected bool) error {
+// rollbackMissing is putRollback where the transaction has no lock; foreign is another one's, nil
+// if there is none. A foreign lock whose commit timestamp a store chooses may commit at startTS: it
+// must know then that the place has a rollback. A record in the future is refused: until then it
+// would be in the way of all other transactions.
+func (tx *txn) rollbackMissing(
+	key []byte, startTS uint64, foreign *mvcc.Lock, rec mvcc.Record, protected bool,
+) error {
 	if err := tx.known(startTS, drift); err != nil {
 		return err
 	}
@@ -141,11 +155,12 @@ func (tx *txn) rollbackMissing(key []byte, startTS uint64, foreign *mvcc.Lock, r
 }
 
 func committed(key []byte, rec mvcc.Record) error {
-	return abortf("Committed: key %v of the transaction %d is committed at %d", redact.Key(key), rec.Own.StartTS, rec.Own.CommitTS)
+	return abortf("Committed: key %v of the transaction %d is committed at %d", redact.Key(key),
+		rec.Own.StartTS, rec.Own.CommitTS)
 }
 
-// Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It returns the commit
-// timestamp of a transaction that is committed.
+// Cleanup is Rollback of one key, unless its lock lives at currentTS; 0 is the end of time. It
+// returns the commit timestamp of a transaction that is committed.
 func (e *Executor) Cleanup(
 	ctx context.Context, c *kvrpcpb.Context, key []byte, startTS, currentTS uint64,
 ) (commitTS uint64, err error) {
@@ -193,8 +208,8 @@ func (tx *txn) rollbackLock(key []byte, l *mvcc.Lock, rec mvcc.Record, protected
 	return tx.putRollback(key, l.Ts, rec, protected)
 }
 
-// putRollback writes that a transaction was rolled back at the key. Where another transaction's commit record has the
-// place, it stays, and the rollback is noted in it.
+// putRollback writes that a transaction was rolled back at the key. Where another transaction's
+// commit record has the place, it stays, and the rollback is noted in it.
 func (tx *txn) putRollback(key []byte, startTS uint64, rec mvcc.Record, protected bool) error {
 	switch o := rec.Overlapped; {
 	case o == nil:
@@ -208,8 +223,8 @@ func (tx *txn) putRollback(key []byte, startTS uint64, rec mvcc.Record, protecte
 	return tx.collapse(key, startTS)
 }
 
-// collapse removes the unprotected rollback before a record at ts: a late prewrite of that transaction meets the newer
-// record.
+// collapse removes the unprotected rollback before a record at ts: a late prewrite of that
+// transaction meets the newer record.
 func (tx *txn) collapse(key []byte, ts uint64) error {
 	if !tx.policy.Collapse || ts == 0 {
 		return nil

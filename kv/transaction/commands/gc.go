@@ -7,18 +7,19 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// SetSafePoints has the executor refuse transactions that are too old, and lets it collect garbage. To be called
-// before the first command.
+// SetSafePoints has the executor refuse transactions that are too old, and lets it collect garbage.
+// To be called before the first command.
 func (e *Executor) SetSafePoints(s *SafePoints) { e.safe = s }
 
 // errTooOld has the words by which programs recognize it.
 func errTooOld(startTS, safePoint uint64) error {
-	return abortf("GC life time is shorter than transaction duration: the transaction started at %d, "+
-		"the safe point is %d", startTS, safePoint)
+	return abortf(
+		"GC life time is shorter than transaction duration: the transaction started at %d, "+
+			"the safe point is %d", startTS, safePoint)
 }
 
-// readable refuses a read of versions that may be gone. It is asked after the view was taken: who removes versions
-// has raised what is known here before.
+// readable refuses a read of versions that may be gone. It is asked after the view was taken: who
+// removes versions has raised what is known here before.
 func (e *Executor) readable(ctx context.Context, c *kvrpcpb.Context, rd *Read) error {
 	if e.safe == nil || rd.TS == mvcc.TsMax { // the newest version is never removed
 		return nil
@@ -34,8 +35,8 @@ func (e *Executor) readable(ctx context.Context, c *kvrpcpb.Context, rd *Read) e
 	return err
 }
 
-// young refuses a transaction whose records may be gone: a request of it may be an old one, sent again. It is called
-// under latches.
+// young refuses a transaction whose records may be gone: a request of it may be an old one, sent
+// again. It is called under latches.
 func (tx *txn) young(startTS uint64) error {
 	safePoint, err := tx.safePoint()
 	if err == nil && safePoint > 0 && startTS <= safePoint {
@@ -44,18 +45,21 @@ func (tx *txn) young(startTS uint64) error {
 	return err
 }
 
-// OldLocks is ScanLocks of all transactions that began by a safe point, from a key on. The safe point must be in
-// force for transactions. None of those that began by then locks a key of the region any more once OldLocks has
-// begun.
+// OldLocks is ScanLocks of all transactions that began by a safe point, from a key on. The safe
+// point must be in force for transactions. None of those that began by then locks a key of the
+// region any more once OldLocks has begun.
 func (e *Executor) OldLocks(
 	ctx context.Context, c *kvrpcpb.Context, safePoint uint64, start, end []byte, limit int,
 ) ([]mvcc.KeyLock, error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	if err := e.safe.inForce(ctx, safePoint, func(txn, _ uint64) uint64 { return txn }); err != nil {
+	if err := e.safe.inForce(ctx, safePoint, func(txn, _ uint64) uint64 {
+		return txn
+	}); err != nil {
 		return nil, err
 	}
-	// Prewrites that were decided before this store knew of the safe point are in the view once all have left.
+	// Prewrites that were decided before this store knew of the safe point are in the view once all
+	// have left.
 	if err := e.quiesce(ctx, c); err != nil {
 		return nil, err
 	}
@@ -81,8 +85,8 @@ func (e *Executor) quiesce(ctx context.Context, c *kvrpcpb.Context) error {
 }
 
 const (
-	// collectRecords and collectKeys bound what one step of Collect reads, collectBytes and collectVersions what it
-	// writes.
+	// collectRecords and collectKeys bound what one step of Collect reads, collectBytes and
+	// collectVersions what it writes.
 	collectRecords  = 8192
 	collectKeys     = 512
 	collectBytes    = 32 << 10
@@ -93,18 +97,21 @@ const (
 type Collected struct {
 	// Next is where to go on; nil at the region's end.
 	Next []byte
-	// Versions are the records that were removed, Bytes what the deletes take in the log. Locked are keys that were
-	// left alone, because a transaction up to the safe point still has a lock on them.
+	// Versions are the records that were removed, Bytes what the deletes take in the log. Locked
+	// are keys that were left alone, because a transaction up to the safe point still has a lock on
+	// them.
 	Versions, Bytes, Locked int
 }
 
-// Collect removes, in one step, some of the records that no transaction can see which begins at safePoint or later,
-// from a key on. The safe point must be in force, and all locks of transactions that began by then must have been
-// resolved in the whole cluster: what became of a transaction is read from its primary's record, which may be
-// garbage.
+// Collect removes, in one step, some of the records that no transaction can see which begins at
+// safePoint or later, from a key on. The safe point must be in force, and all locks of transactions
+// that began by then must have been resolved in the whole cluster: what became of a transaction is
+// read from its primary's record, which may be garbage.
 //
 // The deletes go through the log like any write, so replicas stay equal.
-func (e *Executor) Collect(ctx context.Context, c *kvrpcpb.Context, from []byte, safePoint uint64) (Collected, error) {
+func (e *Executor) Collect(
+	ctx context.Context, c *kvrpcpb.Context, from []byte, safePoint uint64,
+) (Collected, error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
 	if err := e.safe.inForce(ctx, safePoint, func(_, gc uint64) uint64 { return gc }); err != nil {

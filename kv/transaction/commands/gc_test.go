@@ -72,19 +72,24 @@ func reads(t require.TestingT, e *Executor, ts uint64) string {
 	return out.String()
 }
 
-// TestCollectAgainstATwin: random histories; what reads at the safe point and later see is the same before and after, nothing is
-// left that they do not see, and values and records stay together.
+// TestCollectAgainstATwin: random histories; what reads at the safe point and later see is the same
+// before and after, nothing is left that they do not see, and values and records stay together.
 func TestCollectAgainstATwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		mem := storage.NewMemStorage()
 		e, p := collecting(newLeader(mem))
 		ctx := context.Background()
-		for ts := uint64(10); ts < 10*uint64(rapid.IntRange(2, 40).Draw(t, "transactions")); ts += 10 {
-			kind := rapid.SampledFrom([]mvcc.WriteKind{mvcc.WriteKindPut, mvcc.WriteKindPut, mvcc.WriteKindDelete, mvcc.WriteKindLock}).Draw(t, "kind")
-			names := keys(rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 3, rapid.ID).Draw(t, "keys")...)
+		for ts := uint64(10); ts < 10*uint64(rapid.IntRange(2, 40).Draw(t,
+			"transactions")); ts += 10 {
+			kind := rapid.SampledFrom([]mvcc.WriteKind{
+				mvcc.WriteKindPut, mvcc.WriteKindPut, mvcc.WriteKindDelete, mvcc.WriteKindLock,
+			}).Draw(t, "kind")
+			names := keys(rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 3,
+				rapid.ID).Draw(t, "keys")...)
 			pre := &Prewrite{StartTS: ts, Primary: names[0]}
 			for _, k := range names {
-				value := []byte(fmt.Sprint(ts, strings.Repeat("v", 300*rapid.IntRange(0, 1).Draw(t, "long"))))
+				value := []byte(fmt.Sprint(ts,
+					strings.Repeat("v", 300*rapid.IntRange(0, 1).Draw(t, "long"))))
 				pre.Mutations = append(pre.Mutations, Mutation{Kind: kind, Key: k, Value: value})
 			}
 			res, err := e.Prewrite(ctx, nil, pre)
@@ -96,7 +101,8 @@ func TestCollectAgainstATwin(t *testing.T) {
 				require.NoError(t, e.Rollback(ctx, nil, names[:1], ts))
 				require.NoError(t, e.ResolveLocks(ctx, nil, Outcomes{ts: 0}))
 			default:
-				require.NoError(t, e.Commit(ctx, nil, names, ts, ts+uint64(rapid.IntRange(1, 9).Draw(t, "later"))))
+				require.NoError(t,
+					e.Commit(ctx, nil, names, ts, ts+uint64(rapid.IntRange(1, 9).Draw(t, "later"))))
 			}
 		}
 		safePoint := rapid.Uint64Range(1, 420).Draw(t, "safe point")
@@ -114,7 +120,8 @@ func TestCollectAgainstATwin(t *testing.T) {
 	})
 }
 
-// requireLean: each key has at most one record up to the safe point, a Put, and each value has its record.
+// requireLean: each key has at most one record up to the safe point, a Put, and each value has its
+// record.
 func requireLean(t require.TestingT, mem *storage.MemStorage, safePoint uint64) {
 	view, err := mem.Reader(nil)
 	require.NoError(t, err)
@@ -145,15 +152,18 @@ func requireLean(t require.TestingT, mem *storage.MemStorage, safePoint uint64) 
 	require.Len(t, values, n)
 }
 
-// TestCollectInSteps: a key with many versions takes several steps, each of which leaves the same to be seen; its Delete goes
-// last.
+// TestCollectInSteps: a key with many versions takes several steps, each of which leaves the same
+// to be seen; its Delete goes last.
 func TestCollectInSteps(t *testing.T) {
 	mem := storage.NewMemStorage()
 	e, p := collecting(newLeader(mem))
 	ctx := context.Background()
 	const versions = 3000
 	for i := uint64(1); i <= versions; i++ {
-		pre := &Prewrite{StartTS: 10 * i, Primary: []byte("k"), Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k"), Value: []byte("v")}}}
+		pre := &Prewrite{
+			StartTS: 10 * i, Primary: []byte("k"),
+			Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k"), Value: []byte("v")}},
+		}
 		if i == versions {
 			pre.Mutations[0].Kind = mvcc.WriteKindDelete
 		}
@@ -180,7 +190,8 @@ func TestCollectInSteps(t *testing.T) {
 	require.Equal(t, "nothing\n", dump(t, mem, mvcc.CodecTiKV))
 }
 
-// TestCollectLeavesLockedKeys: while a transaction up to the safe point has a lock, its key keeps its records.
+// TestCollectLeavesLockedKeys: while a transaction up to the safe point has a lock, its key keeps
+// its records.
 func TestCollectLeavesLockedKeys(t *testing.T) {
 	mem := storage.NewMemStorage()
 	e, p := collecting(newLeader(mem))
@@ -204,8 +215,8 @@ func TestCollectLeavesLockedKeys(t *testing.T) {
 	require.Equal(t, 1, done.Versions)
 }
 
-// TestSafePointIsLearntInEachTerm: a store that leads anew asks before it decides about transactions that may be too old; and
-// refuses while it does not know.
+// TestSafePointIsLearntInEachTerm: a store that leads anew asks before it decides about
+// transactions that may be too old; and refuses while it does not know.
 func TestSafePointIsLearntInEachTerm(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e, p := collecting(l)
@@ -220,7 +231,8 @@ func TestSafePointIsLearntInEachTerm(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, e.Commit(ctx, nil, keys("k"), 10, 11))
 	p.publish(20)
-	// Within a term it raises what it knows before it removes anything; until then it need not know.
+	// Within a term it raises what it knows before it removes anything; until then it need not
+	// know.
 	_, err = prewriteOne(ctx, e, "old", 15)
 	require.NoError(t, err)
 	require.NoError(t, e.Rollback(ctx, nil, keys("old"), 15))
@@ -252,8 +264,8 @@ func TestSafePointIsLearntInEachTerm(t *testing.T) {
 	require.NoError(t, e.Commit(ctx, nil, keys("new"), 21, 23), "what has begun can end")
 }
 
-// TestOldCommits: of a transaction that is too old, and of which nothing is known, it is not said that it was rolled back: its
-// record may have been removed.
+// TestOldCommits: of a transaction that is too old, and of which nothing is known, it is not said
+// that it was rolled back: its record may have been removed.
 func TestOldCommits(t *testing.T) {
 	mem := storage.NewMemStorage()
 	l := newLeader(mem)
@@ -273,7 +285,8 @@ func TestOldCommits(t *testing.T) {
 	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 40, 41), &gone)
 }
 
-// TestUnpublishedSafePoints: nothing is removed up to a safe point that the placement service does not have.
+// TestUnpublishedSafePoints: nothing is removed up to a safe point that the placement service does
+// not have.
 func TestUnpublishedSafePoints(t *testing.T) {
 	e, p := collecting(newLeader(storage.NewMemStorage()))
 	p.txn.Store(50)
@@ -292,8 +305,8 @@ func TestUnpublishedSafePoints(t *testing.T) {
 	require.ErrorContains(t, err, "safe points")
 }
 
-// TestOldLocksSeesWhatIsUnderWay: a prewrite that was decided before the safe point was known is waited for, so that its lock is
-// not missed.
+// TestOldLocksSeesWhatIsUnderWay: a prewrite that was decided before the safe point was known is
+// waited for, so that its lock is not missed.
 func TestOldLocksSeesWhatIsUnderWay(t *testing.T) {
 	l := newLeader(storage.NewMemStorage())
 	e, p := collecting(l)

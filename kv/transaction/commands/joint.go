@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// joint carries out a call for several callers at once. Safe for concurrent use, once made by newJoint.
+// joint carries out a call for several callers at once. Safe for concurrent use, once made by
+// newJoint.
 type joint struct {
 	mu struct {
 		sync.Mutex
@@ -18,8 +19,8 @@ type joint struct {
 
 func newJoint() *joint { return &joint{running: make(chan struct{}, 1)} }
 
-// do returns after a call of f that has begun after it was asked, and has succeeded. Those who wait while one is under
-// way share the next.
+// do returns after a call of f that has begun after it was asked, and has succeeded. Those who wait
+// while one is under way share the next.
 func (j *joint) do(ctx context.Context, f func(ctx context.Context) error) error {
 	j.mu.Lock()
 	before := j.mu.started

@@ -126,12 +126,14 @@ type run struct {
 	all []string
 }
 
-// TestAgainstTheModel: random commands, old ones among them, with few keys and timestamps; writes that are refused because
-// the leader has changed, and writes whose answer is lost.
+// TestAgainstTheModel: random commands, old ones among them, with few keys and timestamps; writes
+// that are refused because the leader has changed, and writes whose answer is lost.
 func TestAgainstTheModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLeader(storage.NewMemStorage())
-		r := &run{t: t, l: l, e: New(l, Disk(), time.Minute), m: model{}, all: []string{"a", "b", "c"}}
+		r := &run{
+			t: t, l: l, e: New(l, Disk(), time.Minute), m: model{}, all: []string{"a", "b", "c"},
+		}
 		for _, k := range r.all {
 			r.m[k] = &modelKey{commit: map[uint64]modelVersion{}, rolled: map[uint64]bool{}}
 		}
@@ -143,7 +145,8 @@ func TestAgainstTheModel(t *testing.T) {
 	})
 }
 
-// faulty has the next write refused, or carried out without an answer, and tells whether it takes effect.
+// faulty has the next write refused, or carried out without an answer, and tells whether it takes
+// effect.
 func (r *run) faulty() (effect, answered bool) {
 	effect, answered = true, true
 	r.l.outcome = nil
@@ -172,14 +175,17 @@ func (r *run) command() {
 	before := r.m.clone()
 	switch rapid.IntRange(0, 4).Draw(r.t, "command") {
 	case 0:
-		kind := rapid.SampledFrom([]mvcc.WriteKind{mvcc.WriteKindPut, mvcc.WriteKindDelete, mvcc.WriteKindLock}).Draw(r.t, "kind")
+		kind := rapid.SampledFrom([]mvcc.WriteKind{
+			mvcc.WriteKindPut, mvcc.WriteKindDelete, mvcc.WriteKindLock,
+		}).Draw(r.t, "kind")
 		value := ""
 		if kind == mvcc.WriteKindPut {
 			value = fmt.Sprint(id, "-", string(make([]byte, 300*int(id%2))))
 		}
 		p := &Prewrite{StartTS: start, Primary: []byte("a"), TTL: 1}
 		for _, n := range names {
-			p.Mutations = append(p.Mutations, Mutation{Kind: kind, Key: []byte(n), Value: []byte(value)})
+			p.Mutations = append(p.Mutations,
+				Mutation{Kind: kind, Key: []byte(n), Value: []byte(value)})
 		}
 		var res Prewritten
 		res, err = r.e.Prewrite(ctx, nil, p)
@@ -225,7 +231,8 @@ func (r *run) command() {
 	default:
 		require.True(r.t, ok)
 		// Without anything to write no fault strikes.
-		require.True(r.t, effect && answered || r.m.equal(before), "a write that was refused was acknowledged")
+		require.True(r.t, effect && answered || r.m.equal(before),
+			"a write that was refused was acknowledged")
 	}
 }
 

@@ -17,12 +17,14 @@ type LockedKey struct {
 	Absent bool
 }
 
-// PessimisticLock has a transaction lock keys before it is committed. Nobody else can change them from then on.
+// PessimisticLock has a transaction lock keys before it is committed. Nobody else can change them
+// from then on.
 type PessimisticLock struct {
 	Keys         []LockedKey
 	Primary      []byte
 	StartTS, TTL uint64
-	// ForUpdateTS is the timestamp of this request: what was committed later than that is a conflict.
+	// ForUpdateTS is the timestamp of this request: what was committed later than that is a
+	// conflict.
 	ForUpdateTS uint64
 	// MinCommitTS is that of Prewrite.
 	MinCommitTS uint64
@@ -40,14 +42,16 @@ type PessimisticLock struct {
 
 // errLockNotFound has the words by which programs recognize it.
 func errLockNotFound(key []byte, startTS uint64) error {
-	return abortf("PessimisticLockNotFound: the transaction %d has lost its lock on key %v", startTS, redact.Key(key))
+	return abortf("PessimisticLockNotFound: the transaction %d has lost its lock on key %v",
+		startTS, redact.Key(key))
 }
 
 // mayReplace tells whether a mutation may take the place of the transaction's own pessimistic lock.
 func (m *Mutation) mayReplace(p *Prewrite, held *mvcc.Lock) error {
 	switch {
 	case p.ForUpdateTS == 0:
-		return abortf("LockTypeNotMatch: key %v has a pessimistic lock of the transaction %d", redact.Key(m.Key), p.StartTS)
+		return abortf("LockTypeNotMatch: key %v has a pessimistic lock of the transaction %d",
+			redact.Key(m.Key), p.StartTS)
 	case m.CheckOnly:
 		return abortf("key %v is locked, and cannot only be checked", redact.Key(m.Key))
 	case m.ExpectedForUpdateTS > 0 && held.ForUpdateTS != m.ExpectedForUpdateTS:
@@ -57,7 +61,9 @@ func (m *Mutation) mayReplace(p *Prewrite, held *mvcc.Lock) error {
 }
 
 // examinePessimistic is examine where a pessimistic transaction has no lock.
-func (tx *txn) examinePessimistic(p *Prewrite, m *Mutation, foreign *mvcc.Lock) (keyErr, err error) {
+func (tx *txn) examinePessimistic(
+	p *Prewrite, m *Mutation, foreign *mvcc.Lock,
+) (keyErr, err error) {
 	if m.CheckOnly {
 		return nil, abortf("a pessimistic transaction cannot only check key %v", redact.Key(m.Key))
 	}
@@ -76,7 +82,10 @@ func (tx *txn) examinePessimistic(p *Prewrite, m *Mutation, foreign *mvcc.Lock) 
 	case rec.Committed():
 		return conflict(p, m, rec.Own), nil // the caller finds the record
 	case rec.RolledBack():
-		e := &ConflictError{StartTS: p.StartTS, ConflictTS: p.StartTS, CommitTS: p.StartTS, Key: m.Key, Primary: p.Primary}
+		e := &ConflictError{
+			StartTS: p.StartTS, ConflictTS: p.StartTS, CommitTS: p.StartTS, Key: m.Key,
+			Primary: p.Primary,
+		}
 		e.Reason = ConflictRolledBack
 		return e, nil
 	case foreign != nil:
@@ -103,9 +112,9 @@ func (tx *txn) examinePessimistic(p *Prewrite, m *Mutation, foreign *mvcc.Lock) 
 	return tx.assertedStrictly(p, m)
 }
 
-// assertedStrictly checks a strict assertion of a pessimistic transaction, where nothing else of the mutation needs the
-// key's newest change. A key that was changed behind the transaction's locks explains why the assertion fails: then that is
-// the error.
+// assertedStrictly checks a strict assertion of a pessimistic transaction, where nothing else of
+// the mutation needs the key's newest change. A key that was changed behind the transaction's locks
+// explains why the assertion fails: then that is the error.
 func (tx *txn) assertedStrictly(p *Prewrite, m *Mutation) (keyErr, err error) {
 	if !m.Strict || m.Assert == AssertNothing {
 		return nil, nil
@@ -127,7 +136,8 @@ func (tx *txn) assertedStrictly(p *Prewrite, m *Mutation) (keyErr, err error) {
 	return keyErr, nil
 }
 
-// amend has a pessimistic lock that got lost be forgiven: nobody has written the key since the transaction began.
+// amend has a pessimistic lock that got lost be forgiven: nobody has written the key since the
+// transaction began.
 func (tx *txn) amend(p *Prewrite, m *Mutation, foreign *mvcc.Lock) (keyErr, err error) {
 	rec, err := tx.OwnRecord(m.Key, p.StartTS)
 	if err != nil {
@@ -157,14 +167,19 @@ func (tx *txn) changedBehind(key []byte, ts uint64) (*mvcc.Found, error) {
 	return nil, err
 }
 
-// AcquireLocks locks all keys, or none of them. It returns what ForUpdateTS shows of each key. Errors are *LockedError,
-// after the wait; *ConflictError, *ExistsError, *DeadlockError and *AbortError.
-func (e *Executor) AcquireLocks(ctx context.Context, c *kvrpcpb.Context, p *PessimisticLock) (values []Value, err error) {
+// AcquireLocks locks all keys, or none of them. It returns what ForUpdateTS shows of each key.
+// Errors are *LockedError, after the wait; *ConflictError, *ExistsError, *DeadlockError and
+// *AbortError.
+func (e *Executor) AcquireLocks(
+	ctx context.Context, c *kvrpcpb.Context, p *PessimisticLock,
+) (values []Value, err error) {
 	if err := checkStartTS(p.StartTS); err != nil {
 		return nil, err
 	}
 	if p.ForUpdateTS < p.StartTS || p.ForUpdateTS == mvcc.TsMax {
-		return nil, abortf("InvalidTxnTso: a transaction that started at %d cannot lock at %d", p.StartTS, p.ForUpdateTS)
+		return nil,
+			abortf("InvalidTxnTso: a transaction that started at %d cannot lock at %d", p.StartTS,
+				p.ForUpdateTS)
 	}
 	if err := e.raise(ctx, p.ForUpdateTS); err != nil {
 		return nil, err
@@ -210,7 +225,9 @@ func (tx *txn) lockEarly(p *PessimisticLock, k *LockedKey) (Value, error) {
 	own := l != nil && l.Ts == p.StartTS
 	switch {
 	case own && l.Kind != mvcc.WriteKindPessimistic:
-		return Value{}, abortf("LockTypeNotMatch: key %v of the transaction %d is prewritten", redact.Key(k.Key), p.StartTS)
+		return Value{},
+			abortf("LockTypeNotMatch: key %v of the transaction %d is prewritten",
+				redact.Key(k.Key), p.StartTS)
 	case l != nil && !own:
 		return Value{}, &LockedError{mvcc.KeyLock{Key: k.Key, Lock: *l}}
 	case !own:
@@ -226,7 +243,8 @@ func (tx *txn) lockEarly(p *PessimisticLock, k *LockedKey) (Value, error) {
 		return v, nil // it came again
 	}
 	next := &mvcc.Lock{
-		Primary: bytes.Clone(p.Primary), Ts: p.StartTS, Ttl: p.TTL, Kind: mvcc.WriteKindPessimistic, ForUpdateTS: p.ForUpdateTS,
+		Primary: bytes.Clone(p.Primary), Ts: p.StartTS, Ttl: p.TTL, Kind: mvcc.WriteKindPessimistic,
+		ForUpdateTS: p.ForUpdateTS,
 		MinCommitTS: p.MinCommitTS,
 	}
 	if own {
@@ -245,15 +263,17 @@ func (tx *txn) lockable(p *PessimisticLock, k *LockedKey) error {
 	case rec.Committed():
 		return committed(k.Key, rec)
 	case rec.RolledBack():
-		return abortf("PessimisticLockRolledBack: the transaction %d was rolled back at key %v", p.StartTS, redact.Key(k.Key))
+		return abortf("PessimisticLockRolledBack: the transaction %d was rolled back at key %v",
+			p.StartTS, redact.Key(k.Key))
 	}
 	newer, err := tx.changedBehind(k.Key, p.ForUpdateTS)
 	if err != nil || newer == nil {
 		return err
 	}
 	return &ConflictError{
-		StartTS: p.StartTS, ConflictTS: newer.StartTS, CommitTS: newer.CommitTS, Key: k.Key, Primary: bytes.Clone(p.Primary),
-		Reason: ConflictPessimistic,
+		StartTS: p.StartTS, ConflictTS: newer.StartTS, CommitTS: newer.CommitTS, Key: k.Key,
+		Primary: bytes.Clone(p.Primary),
+		Reason:  ConflictPessimistic,
 	}
 }
 
@@ -277,13 +297,15 @@ func (tx *txn) current(p *PessimisticLock, k *LockedKey) (Value, error) {
 	return v, err
 }
 
-// A transaction that has locked a key relies on it, from the timestamp of that lock up to the one of its newest lock,
-// wherever that is: what it has read is what was there then. If it writes the key, or commits it as locked, the record
-// keeps earlier timestamps away. Else, once the lock has gone, only max_ts does: another transaction may have taken its own
-// timestamp long ago, and have waited for the lock since.
+// A transaction that has locked a key relies on it, from the timestamp of that lock up to the one
+// of its newest lock, wherever that is: what it has read is what was there then. If it writes the
+// key, or commits it as locked, the record keeps earlier timestamps away. Else, once the lock has
+// gone, only max_ts does: another transaction may have taken its own timestamp long ago, and have
+// waited for the lock since.
 //
-// Invariant: the lock of a pessimistic transaction goes without a commit record only after max_ts is at the timestamp of
-// the transaction's newest lock, or later, or this store may not choose before it is (Timestamps.doubt).
+// Invariant: the lock of a pessimistic transaction goes without a commit record only after max_ts
+// is at the timestamp of the transaction's newest lock, or later, or this store may not choose
+// before it is (Timestamps.doubt).
 
 // letGo removes such a lock. What the newest one is is not known here.
 func (tx *txn) letGo(key []byte) {
@@ -291,9 +313,9 @@ func (tx *txn) letGo(key []byte) {
 	tx.DeleteLock(key)
 }
 
-// ReleaseLocks drops a transaction's pessimistic locks of keys, or of all the region without keys, that were taken at
-// forUpdateTS or before; it is to be the timestamp of the transaction's newest lock. No record is left: the transaction may
-// lock the keys again.
+// ReleaseLocks drops a transaction's pessimistic locks of keys, or of all the region without keys,
+// that were taken at forUpdateTS or before; it is to be the timestamp of the transaction's newest
+// lock. No record is left: the transaction may lock the keys again.
 func (e *Executor) ReleaseLocks(
 	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, forUpdateTS uint64,
 ) error {
@@ -308,9 +330,10 @@ func (e *Executor) ReleaseLocks(
 	}
 	var from []byte
 	for {
-		locks, _, err := e.someLocks(ctx, c, mvcc.Span{From: from}, resolveLocks, resolveBytes, func(l *mvcc.Lock) bool {
-			return l.Ts == startTS && l.Kind == mvcc.WriteKindPessimistic
-		})
+		locks, _, err := e.someLocks(ctx, c, mvcc.Span{From: from}, resolveLocks, resolveBytes,
+			func(l *mvcc.Lock) bool {
+				return l.Ts == startTS && l.Kind == mvcc.WriteKindPessimistic
+			})
 		if err != nil || len(locks) == 0 {
 			return err
 		}
@@ -325,14 +348,17 @@ func (e *Executor) ReleaseLocks(
 	}
 }
 
-func (e *Executor) release(ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, forUpdateTS uint64) error {
+func (e *Executor) release(
+	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS, forUpdateTS uint64,
+) error {
 	return e.update(ctx, c, keys, ends, func(tx *txn) error {
 		for _, k := range keys {
 			l, err := tx.Lock(k)
 			if err != nil {
 				return err
 			}
-			if l != nil && l.Ts == startTS && l.Kind == mvcc.WriteKindPessimistic && l.ForUpdateTS <= forUpdateTS {
+			if l != nil && l.Ts == startTS && l.Kind == mvcc.WriteKindPessimistic &&
+				l.ForUpdateTS <= forUpdateTS {
 				tx.DeleteLock(k)
 			}
 		}

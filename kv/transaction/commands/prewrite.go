@@ -40,7 +40,8 @@ type Mutation struct {
 	// CheckOnly: nothing is written, only what is in the way is said.
 	CheckOnly bool
 	Assert    Assertion
-	// Strict: the assertion is also checked where the transaction has locked the key before, and nothing else is read.
+	// Strict: the assertion is also checked where the transaction has locked the key before, and
+	// nothing else is read.
 	Strict bool
 	// Check is what a pessimistic transaction has checked at the key before.
 	Check PessimisticCheck
@@ -58,7 +59,8 @@ type PessimisticCheck int
 const (
 	// Unlocked: the key was not locked, and the client knows that nobody else has changed it.
 	Unlocked PessimisticCheck = iota
-	// LockedBefore: the key has a pessimistic lock, which may have got lost if nobody has changed it since.
+	// LockedBefore: the key has a pessimistic lock, which may have got lost if nobody has changed
+	// it since.
 	LockedBefore
 	// CheckConflict: the key was not locked, and is checked as in an optimistic transaction.
 	CheckConflict
@@ -69,22 +71,26 @@ type Prewrite struct {
 	Mutations    []Mutation
 	Primary      []byte
 	StartTS, TTL uint64
-	// TxnSize is about how many keys the transaction has locked; it tells those who resolve a lock what to expect.
+	// TxnSize is about how many keys the transaction has locked; it tells those who resolve a lock
+	// what to expect.
 	TxnSize uint64
-	// MinCommitTS is the least timestamp at which the transaction commits. A reader may raise that of the primary; 0
-	// says that none may.
+	// MinCommitTS is the least timestamp at which the transaction commits. A reader may raise that
+	// of the primary; 0 says that none may.
 	MinCommitTS uint64
 	// TxnSource is kept in lock and write record.
 	TxnSource uint64
-	// AsyncCommit: the transaction is committed once all its keys are locked, at the largest of the timestamps that
-	// stores choose. Secondaries are all its keys but the primary, in the request that has the primary.
+	// AsyncCommit: the transaction is committed once all its keys are locked, at the largest of the
+	// timestamps that stores choose. Secondaries are all its keys but the primary, in the request
+	// that has the primary.
 	AsyncCommit bool
 	Secondaries [][]byte
 	// OnePC: the mutations are all of the transaction, and it is committed with them at once.
 	OnePC bool
-	// MaxCommitTS is the largest timestamp that a store may choose; 0 is no limit. Beyond it all locks are plain ones.
+	// MaxCommitTS is the largest timestamp that a store may choose; 0 is no limit. Beyond it all
+	// locks are plain ones.
 	MaxCommitTS uint64
-	// ForUpdateTS is the timestamp of the newest lock of a pessimistic transaction; 0 is an optimistic one.
+	// ForUpdateTS is the timestamp of the newest lock of a pessimistic transaction; 0 is an
+	// optimistic one.
 	ForUpdateTS uint64
 	// Retry: an earlier attempt may have been carried out.
 	Retry bool
@@ -94,12 +100,15 @@ type Prewrite struct {
 type Prewritten struct {
 	// InWay says what is in the way, for each key of which it is true. Then nothing was done.
 	InWay []error
-	// MinCommitTS is the timestamp that was chosen for a transaction with asynchronous commit. 0 says that some of the
-	// locks are plain ones, so that the transaction is committed by its primary.
+	// MinCommitTS is the timestamp that was chosen for a transaction with asynchronous commit. 0
+	// says that some of the locks are plain ones, so that the transaction is committed by its
+	// primary.
 	MinCommitTS uint64
-	// CommitTS is the timestamp at which the request has committed the transaction in one phase; 0 if it has not.
+	// CommitTS is the timestamp at which the request has committed the transaction in one phase; 0
+	// if it has not.
 	CommitTS uint64
-	// Committed: the request is an old one. The transaction was committed at that timestamp, and nothing was done.
+	// Committed: the request is an old one. The transaction was committed at that timestamp, and
+	// nothing was done.
 	Committed uint64
 }
 
@@ -121,11 +130,14 @@ func lastOfEach(muts []Mutation) []Mutation {
 	return out
 }
 
-// Prewrite locks all keys and stores their values, or does nothing. What is in the way of that are *LockedError,
+// Prewrite locks all keys and stores their values, or does nothing. What is in the way of that are
+// *LockedError,
 // *ConflictError and *ExistsError, or *AssertionError if nothing else is.
 //
 // If the transaction asks for it, the store chooses the timestamp of its commit (memlock).
-func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, err error) {
+func (e *Executor) Prewrite(
+	ctx context.Context, c *kvrpcpb.Context, p *Prewrite,
+) (res Prewritten, err error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
 	if res, ok, err := e.prewriteSoon(ctx, c, p); ok {
@@ -153,7 +165,8 @@ func (e *Executor) Prewrite(ctx context.Context, c *kvrpcpb.Context, p *Prewrite
 // chooses tells whether the store is to choose the timestamp of the commit.
 func (p *Prewrite) chooses() bool { return p.AsyncCommit || p.OnePC }
 
-// todo are the mutations of the request, their keys, and whether one of them reads its key at the start timestamp.
+// todo are the mutations of the request, their keys, and whether one of them reads its key at the
+// start timestamp.
 func (p *Prewrite) todo() (muts []Mutation, keys [][]byte, reads bool) {
 	muts = lastOfEach(p.Mutations)
 	keys = make([][]byte, len(muts))
@@ -182,7 +195,9 @@ func (r *Prewritten) outcome(err error) (Prewritten, error) {
 }
 
 // prewriteSoon waits for the outcome of PrewriteNow until ctx ends, if that returns true.
-func (e *Executor) prewriteSoon(ctx context.Context, c *kvrpcpb.Context, p *Prewrite) (res Prewritten, ok bool, err error) {
+func (e *Executor) prewriteSoon(
+	ctx context.Context, c *kvrpcpb.Context, p *Prewrite,
+) (res Prewritten, ok bool, err error) {
 	if ctx.Err() != nil {
 		return Prewritten{}, true, ctx.Err()
 	}
@@ -192,7 +207,9 @@ func (e *Executor) prewriteSoon(ctx context.Context, c *kvrpcpb.Context, p *Prew
 	}
 	done := make(chan outcome, 1)
 	deadline, _ := ctx.Deadline()
-	if !e.PrewriteNow(c, p, deadline, func(res Prewritten, err error) { done <- outcome{res, err} }) {
+	if !e.PrewriteNow(c, p, deadline, func(res Prewritten, err error) {
+		done <- outcome{res, err}
+	}) {
 		return Prewritten{}, false, nil
 	}
 	select {
@@ -206,14 +223,16 @@ func (e *Executor) prewriteSoon(ctx context.Context, c *kvrpcpb.Context, p *Prew
 // maxNow is how many mutations PrewriteNow takes.
 const maxNow = 8
 
-// PrewriteNow is Prewrite if it returns true: done gets the outcome, exactly once, perhaps before PrewriteNow returns, on a
-// goroutine that it must not hold up. A write that was proposed by deadline may be answered later. False: nothing was done, and
-// Prewrite must be asked. It never waits: neither for latches, nor for the placement service, nor for a proof of leadership.
+// PrewriteNow is Prewrite if it returns true: done gets the outcome, exactly once, perhaps before
+// PrewriteNow returns, on a goroutine that it must not hold up. A write that was proposed by
+// deadline may be answered later. False: nothing was done, and Prewrite must be asked. It never
+// waits: neither for latches, nor for the placement service, nor for a proof of leadership.
 func (e *Executor) PrewriteNow(
 	c *kvrpcpb.Context, p *Prewrite, deadline time.Time, done func(Prewritten, error),
 ) bool {
 	if len(p.Mutations) == 0 || len(p.Mutations) > maxNow || checkStartTS(p.StartTS) != nil ||
-		!e.times.reachedNow(max(p.StartTS, p.ForUpdateTS), drift) || !e.times.reachedNow(p.MinCommitTS, commitsAhead) {
+		!e.times.reachedNow(max(p.StartTS, p.ForUpdateTS), drift) ||
+		!e.times.reachedNow(p.MinCommitTS, commitsAhead) {
 		return false
 	}
 	muts, keys, reads := p.todo()
@@ -227,7 +246,8 @@ func (e *Executor) PrewriteNow(
 	}, func(err error) { done(res.outcome(err)) })
 }
 
-// believe refuses timestamps of the future, since others would find the locks in their way until then.
+// believe refuses timestamps of the future, since others would find the locks in their way until
+// then.
 func (e *Executor) believe(ctx context.Context, p *Prewrite) error {
 	if err := e.times.plausible(ctx, max(p.StartTS, p.ForUpdateTS), drift); err != nil {
 		return err
@@ -267,7 +287,8 @@ func (tx *txn) prewriteAll(p *Prewrite, muts []Mutation) (res Prewritten, err er
 			asserted = keyErr
 			continue
 		}
-		// What is in the way may have come after this transaction was committed: the request is an old one.
+		// What is in the way may have come after this transaction was committed: the request is an
+		// old one.
 		rec, err := tx.OwnRecord(m.Key, p.StartTS)
 		if err != nil {
 			return Prewritten{}, err
@@ -318,8 +339,8 @@ func (tx *txn) carryOut(p *Prewrite, todo []*Mutation, own ownLocks) Prewritten 
 	return Prewritten{MinCommitTS: max(chosen, own.min)}
 }
 
-// choose chooses the least timestamp of the commit. 0 leaves it to the client: then all locks of the request are plain
-// ones. The claim that comes with it lasts until the write is applied.
+// choose chooses the least timestamp of the commit. 0 leaves it to the client: then all locks of
+// the request are plain ones. The claim that comes with it lasts until the write is applied.
 func (tx *txn) choose(p *Prewrite, todo []*Mutation, own ownLocks) uint64 {
 	// What an earlier attempt has left as it is must not be half of something else.
 	if !tx.chooses || len(todo) == 0 || own.plain || p.OnePC && own.any {
@@ -356,10 +377,12 @@ func (p *Prewrite) floor(todo []*Mutation) uint64 {
 func (tx *txn) lock(p *Prewrite, m *Mutation, chosen uint64) {
 	lock := &mvcc.Lock{
 		Primary: p.Primary, Ts: p.StartTS, Ttl: p.TTL, Kind: m.Kind,
-		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource, ForUpdateTS: p.ForUpdateTS,
+		TxnSize: p.TxnSize, MinCommitTS: p.MinCommitTS, TxnSource: p.TxnSource,
+		ForUpdateTS: p.ForUpdateTS,
 	}
 	if m.held != nil {
-		lock.Ttl, lock.MinCommitTS = max(lock.Ttl, m.held.Ttl), max(lock.MinCommitTS, m.held.MinCommitTS)
+		lock.Ttl, lock.MinCommitTS = max(lock.Ttl, m.held.Ttl),
+			max(lock.MinCommitTS, m.held.MinCommitTS)
 		lock.ForUpdateTS = max(lock.ForUpdateTS, m.held.ForUpdateTS)
 	}
 	if chosen > 0 {
@@ -387,7 +410,8 @@ func (tx *txn) commitAtOnce(p *Prewrite, m *Mutation, commitTS uint64) {
 	}
 }
 
-// examine decides about one key: mine is the lock that an earlier attempt has left, keyErr what is in the way.
+// examine decides about one key: mine is the lock that an earlier attempt has left, keyErr what is
+// in the way.
 func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err error) {
 	m.held = nil
 	l, err := tx.Lock(m.Key)
@@ -423,13 +447,14 @@ func (tx *txn) examine(p *Prewrite, m *Mutation) (mine *mvcc.Lock, keyErr, err e
 	return nil, keyErr, err
 }
 
-// inConflict tells whether the newest record of a key is in the way of a transaction. One that was committed at its very
-// start timestamp, which a store has chosen, is seen by it.
+// inConflict tells whether the newest record of a key is in the way of a transaction. One that was
+// committed at its very start timestamp, which a store has chosen, is seen by it.
 func inConflict(newest *mvcc.Found, startTS uint64) bool {
 	return newest.CommitTS > startTS || newest.CommitTS == startTS && rolledBackAt(newest)
 }
 
-// rolledBackAt tells whether a record says that the transaction that began at its timestamp was rolled back.
+// rolledBackAt tells whether a record says that the transaction that began at its timestamp was
+// rolled back.
 func rolledBackAt(r *mvcc.Found) bool {
 	return r.Kind == mvcc.WriteKindRollback || r.OverlappedRollback
 }
@@ -445,7 +470,8 @@ func conflict(p *Prewrite, m *Mutation, newest *mvcc.Found) error {
 	return e
 }
 
-// expected compares whether the key exists with what its mutation says of it. Nothing is newer than the transaction.
+// expected compares whether the key exists with what its mutation says of it. Nothing is newer than
+// the transaction.
 func (tx *txn) expected(p *Prewrite, m *Mutation, newest *mvcc.Found) (keyErr, err error) {
 	if !m.Insert && !m.CheckOnly && m.Assert == AssertNothing {
 		return nil, nil

@@ -11,13 +11,14 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// rangeOrder is the order in which a range is deleted. A crash in between leaves values without a record, which
-// nobody sees, but never a record or a lock without its value.
+// rangeOrder is the order in which a range is deleted. A crash in between leaves values without a
+// record, which nobody sees, but never a record or a lock without its value.
 var rangeOrder = []engine.CF{engine.CFLock, engine.CFWrite, engine.CFDefault}
 
-// DeleteRange removes all versions, locks and records of the keys of [start, end) in the region; an empty bound is
-// the end of the key space. It is no part of any transaction: readers of every timestamp lose the keys. No other
-// command of the region runs meanwhile, so that none decides on a state of which a part is gone.
+// DeleteRange removes all versions, locks and records of the keys of [start, end) in the region; an
+// empty bound is the end of the key space. It is no part of any transaction: readers of every
+// timestamp lose the keys. No other command of the region runs meanwhile, so that none decides on a
+// state of which a part is gone.
 func (e *Executor) DeleteRange(ctx context.Context, c *kvrpcpb.Context, start, end []byte) error {
 	st, ok := e.st.(storage.BoundRangeDeleter)
 	if !ok {
@@ -101,7 +102,9 @@ func deleteBound(
 	}
 	deadline, _ := ctx.Deadline()
 	done := make(chan outcome, 1)
-	st.DeleteRangeBound(c, b, cf, lower, upper, deadline, func(err error, known bool) { done <- outcome{err, known} })
+	st.DeleteRangeBound(c, b, cf, lower, upper, deadline, func(err error, known bool) {
+		done <- outcome{err, known}
+	})
 	select {
 	case o := <-done:
 		return o.known, o.err
@@ -114,7 +117,9 @@ func deleteBound(
 const maxInspect = 8 << 20
 
 // Inspect reads all that is stored of a key.
-func (e *Executor) Inspect(ctx context.Context, c *kvrpcpb.Context, key []byte) (*mvcc.Records, error) {
+func (e *Executor) Inspect(
+	ctx context.Context, c *kvrpcpb.Context, key []byte,
+) (*mvcc.Records, error) {
 	view, err := e.st.Reader(ctx, c, memcomparable.Encode(key))
 	if err != nil {
 		return nil, err
@@ -125,9 +130,11 @@ func (e *Executor) Inspect(ctx context.Context, c *kvrpcpb.Context, key []byte) 
 	return r.Records(key, maxInspect)
 }
 
-// InspectTxn reads all that is stored of a key of the region that the transaction has locked or written; nil if there
-// is none.
-func (e *Executor) InspectTxn(ctx context.Context, c *kvrpcpb.Context, startTS uint64) (*mvcc.Records, error) {
+// InspectTxn reads all that is stored of a key of the region that the transaction has locked or
+// written; nil if there is none.
+func (e *Executor) InspectTxn(
+	ctx context.Context, c *kvrpcpb.Context, startTS uint64,
+) (*mvcc.Records, error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
 	view, err := e.st.Reader(ctx, c, nil)
@@ -144,8 +151,8 @@ func (e *Executor) InspectTxn(ctx context.Context, c *kvrpcpb.Context, startTS u
 	return r.Records(key, maxInspect)
 }
 
-// DestroyRange removes all versions, locks and records of the keys of [start, end) in the regions that this store
-// leads. Nobody may use them any more.
+// DestroyRange removes all versions, locks and records of the keys of [start, end) in the regions
+// that this store leads. Nobody may use them any more.
 func (e *Executor) DestroyRange(ctx context.Context, start, end []byte) error {
 	st, ok := e.st.(storage.Conditional)
 	switch {

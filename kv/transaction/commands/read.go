@@ -18,11 +18,13 @@ type Isolation int
 
 // The levels.
 const (
-	// Snapshot sees what was committed by the read's timestamp; a lock that may hide some of it is an error.
+	// Snapshot sees what was committed by the read's timestamp; a lock that may hide some of it is
+	// an error.
 	Snapshot Isolation = iota
 	// ReadCommitted does not look at locks.
 	ReadCommitted
-	// ReadNewest fails with a *ConflictError where Snapshot would not see the newest version, or not know it.
+	// ReadNewest fails with a *ConflictError where Snapshot would not see the newest version, or
+	// not know it.
 	ReadNewest
 )
 
@@ -30,10 +32,11 @@ const (
 type Read struct {
 	TS        uint64
 	Isolation Isolation
-	// Ignore are start timestamps of transactions that are not committed by TS, and Through of those that are: their
-	// locks hide nothing.
+	// Ignore are start timestamps of transactions that are not committed by TS, and Through of
+	// those that are: their locks hide nothing.
 	Ignore, Through []uint64
-	// NeedCommitTS: a value that is seen through a lock is not enough, since its commit timestamp is not known.
+	// NeedCommitTS: a value that is seen through a lock is not enough, since its commit timestamp
+	// is not known.
 	NeedCommitTS bool
 }
 
@@ -51,11 +54,12 @@ func (rd *Read) look(key []byte, l *mvcc.Lock) mvcc.Sight {
 	return mvcc.Hidden
 }
 
-// blocks tells whether a lock keeps a read at version from knowing the key's value: its transaction may have
-// committed below version. A read of the newest value passes the lock on a primary, since that transaction is not
-// committed as long as this lock is there.
+// blocks tells whether a lock keeps a read at version from knowing the key's value: its transaction
+// may have committed below version. A read of the newest value passes the lock on a primary, since
+// that transaction is not committed as long as this lock is there.
 func blocks(key []byte, l *mvcc.Lock, version uint64) bool {
-	if l.Ts > version || l.MinCommitTS > version || l.Kind != mvcc.WriteKindPut && l.Kind != mvcc.WriteKindDelete {
+	if l.Ts > version || l.MinCommitTS > version ||
+		l.Kind != mvcc.WriteKindPut && l.Kind != mvcc.WriteKindDelete {
 		return false
 	}
 	return version != mvcc.TsMax || l.AsyncCommit || !bytes.Equal(key, l.Primary)
@@ -65,7 +69,8 @@ func blocks(key []byte, l *mvcc.Lock, version uint64) bool {
 func (rd *Read) hidden(key []byte, l *mvcc.Lock) error {
 	if rd.Isolation == ReadNewest {
 		return &ConflictError{
-			StartTS: rd.TS, ConflictTS: l.Ts, Key: bytes.Clone(key), Primary: l.Primary, Reason: ConflictNewest,
+			StartTS: rd.TS, ConflictTS: l.Ts, Key: bytes.Clone(key), Primary: l.Primary,
+			Reason: ConflictNewest,
 		}
 	}
 	return &LockedError{mvcc.KeyLock{Key: bytes.Clone(key), Lock: *l}}
@@ -84,7 +89,8 @@ func (e *Executor) reader(view storage.Reader, rd *Read) *mvcc.Reader {
 func (rd *Read) failed(err error) error {
 	if newer, ok := err.(*mvcc.NewerError); ok {
 		return &ConflictError{
-			StartTS: rd.TS, ConflictTS: newer.StartTS, CommitTS: newer.CommitTS, Key: newer.Key, Reason: ConflictNewest,
+			StartTS: rd.TS, ConflictTS: newer.StartTS, CommitTS: newer.CommitTS, Key: newer.Key,
+			Reason: ConflictNewest,
 		}
 	}
 	return err
@@ -136,9 +142,11 @@ func (e *Executor) raise(ctx context.Context, ts uint64) error {
 	return nil
 }
 
-// announce makes a read known to commits whose timestamp this store chooses, and waits for those that have chosen one
-// already and may be too early. It comes before the view of the read.
-func (e *Executor) announce(ctx context.Context, c *kvrpcpb.Context, rd *Read, of memlock.Search) error {
+// announce makes a read known to commits whose timestamp this store chooses, and waits for those
+// that have chosen one already and may be too early. It comes before the view of the read.
+func (e *Executor) announce(
+	ctx context.Context, c *kvrpcpb.Context, rd *Read, of memlock.Search,
+) error {
 	if err := e.raise(ctx, rd.TS); err != nil || rd.Isolation == ReadCommitted {
 		return err
 	}
@@ -158,7 +166,9 @@ func (e *Executor) await(ctx context.Context, c *kvrpcpb.Context, s memlock.Sear
 }
 
 // Get reads a key. A lock that is in the way is a *LockedError.
-func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd Read) (Value, error) {
+func (e *Executor) Get(
+	ctx context.Context, c *kvrpcpb.Context, key []byte, rd Read,
+) (Value, error) {
 	if v, ok, err := e.GetNow(c, key, rd); ok {
 		return v, err
 	}
@@ -178,14 +188,15 @@ func (e *Executor) Get(ctx context.Context, c *kvrpcpb.Context, key []byte, rd R
 	return rd.get(r, key)
 }
 
-// GetNow is Get if ok; else nothing is known yet and Get must be asked. It never waits: neither for a commit that is under way,
-// nor for the placement service, nor for other replicas.
+// GetNow is Get if ok; else nothing is known yet and Get must be asked. It never waits: neither for
+// a commit that is under way, nor for the placement service, nor for other replicas.
 //
-// What it reads is not of one moment: first the lock, then the version, then a long value. That is enough. A transaction that
-// locks the key after the lock was looked for commits behind the read, since the read was announced before. One whose lock was
-// there then is in the way, or not committed by the read's timestamp. One whose lock had gone by then has left its record. A
-// value that is missing may have been collected meanwhile: Get decides that, on one view. The safe point is compared last, since
-// what is removed lies below one that was known here before.
+// What it reads is not of one moment: first the lock, then the version, then a long value. That is
+// enough. A transaction that locks the key after the lock was looked for commits behind the read,
+// since the read was announced before. One whose lock was there then is in the way, or not
+// committed by the read's timestamp. One whose lock had gone by then has left its record. A value
+// that is missing may have been collected meanwhile: Get decides that, on one view. The safe point
+// is compared last, since what is removed lies below one that was known here before.
 func (e *Executor) GetNow(c *kvrpcpb.Context, key []byte, rd Read) (v Value, ok bool, err error) {
 	if e.local == nil || !e.raiseNow(rd.TS) {
 		return Value{}, false, nil
@@ -237,7 +248,8 @@ type Pair struct {
 	Err        error
 }
 
-// BatchGet hands those of the keys that exist, or are locked, to emit, all as of one moment. An error of emit ends it.
+// BatchGet hands those of the keys that exist, or are locked, to emit, all as of one moment. An
+// error of emit ends it.
 func (e *Executor) BatchGet(
 	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, rd Read, emit func(Pair) error,
 ) error {
@@ -285,8 +297,8 @@ func (e *Executor) BatchGet(
 // Scan says what a scan returns.
 type Scan struct {
 	Read
-	// Start and End bound the keys in the order of the walk: [Start, End) upwards, [End, Start) downwards. An empty
-	// one is the end of the key space.
+	// Start and End bound the keys in the order of the walk: [Start, End) upwards, [End, Start)
+	// downwards. An empty one is the end of the key space.
 	Start, End       []byte
 	Limit            int
 	Reverse, KeyOnly bool
@@ -304,11 +316,15 @@ func (s *Scan) span() mvcc.Span {
 	return mvcc.Span{From: from, To: to}
 }
 
-// Scan hands the first pairs of the region to emit, up to the limit, as a read sees them. Locked keys count. Fewer
-// than the limit mean that the region has no more of the range. An error of emit ends it.
-func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit func(Pair) error) error {
+// Scan hands the first pairs of the region to emit, up to the limit, as a read sees them. Locked
+// keys count. Fewer than the limit mean that the region has no more of the range. An error of emit
+// ends it.
+func (e *Executor) Scan(
+	ctx context.Context, c *kvrpcpb.Context, s *Scan, emit func(Pair) error,
+) error {
 	span := s.span()
-	if err := e.announce(ctx, c, &s.Read, memlock.Search{Range: true, From: span.From, To: span.To}); err != nil {
+	if err := e.announce(ctx, c, &s.Read,
+		memlock.Search{Range: true, From: span.From, To: span.To}); err != nil {
 		return err
 	}
 	view, err := e.scanView(ctx, c, s)
@@ -321,7 +337,8 @@ func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit f
 	}
 	r := e.reader(view, &s.Read)
 	defer r.Close()
-	sc := mvcc.NewScanner(r, s.TS, mvcc.ScanOptions{Span: span, Reverse: s.Reverse, KeyOnly: s.KeyOnly, Look: s.look})
+	sc := mvcc.NewScanner(r, s.TS,
+		mvcc.ScanOptions{Span: span, Reverse: s.Reverse, KeyOnly: s.KeyOnly, Look: s.look})
 	defer sc.Close()
 	for range s.Limit {
 		if ctx.Err() != nil {
@@ -345,8 +362,11 @@ func (e *Executor) Scan(ctx context.Context, c *kvrpcpb.Context, s *Scan, emit f
 	return nil
 }
 
-// scanView is of the region in which the scan begins: else the part in another one would pass for all of it.
-func (e *Executor) scanView(ctx context.Context, c *kvrpcpb.Context, s *Scan) (storage.Reader, error) {
+// scanView is of the region in which the scan begins: else the part in another one would pass for
+// all of it.
+func (e *Executor) scanView(
+	ctx context.Context, c *kvrpcpb.Context, s *Scan,
+) (storage.Reader, error) {
 	if !s.Reverse {
 		return e.st.Reader(ctx, c, memcomparable.Encode(s.Start))
 	}

@@ -7,21 +7,24 @@ import (
 
 // SafePoints is what a store knows of the cluster's safe points. Safe for concurrent use.
 //
-// Old versions of a region may have been removed by its leader of now, or by earlier ones. The one of now has raised
-// what is known here before it removed anything. What earlier ones have removed lay below the safe point that was in
-// force when the leader of now began to lead: so a store asks for the safe points once in each of its terms, before
-// it decides about transactions that may be too old. And it asks again when the region has another version: then it may have
-// taken another region in, whose leaders have removed versions, up to when that was frozen.
+// Old versions of a region may have been removed by its leader of now, or by earlier ones. The one
+// of now has raised what is known here before it removed anything. What earlier ones have removed
+// lay below the safe point that was in force when the leader of now began to lead: so a store asks
+// for the safe points once in each of its terms, before it decides about transactions that may be
+// too old. And it asks again when the region has another version: then it may have taken another
+// region in, whose leaders have removed versions, up to when that was frozen.
 type SafePoints struct {
 	// fetch asks the placement service.
 	fetch func(ctx context.Context) (txn, gc uint64, err error)
 	mu    struct {
 		sync.Mutex
-		// txn is the timestamp up to which no transaction may begin, gc the one below which versions may be removed.
+		// txn is the timestamp up to which no transaction may begin, gc the one below which
+		// versions may be removed.
 		//
 		// Invariant: both only grow.
 		txn, gc uint64
-		// asked are the tenures of regions for which the safe points were fetched after they had begun.
+		// asked are the tenures of regions for which the safe points were fetched after they had
+		// begun.
 		asked map[uint64]tenure
 	}
 	fetches *joint
@@ -34,7 +37,8 @@ func NewSafePoints(fetch func(ctx context.Context) (txn, gc uint64, err error)) 
 	return s
 }
 
-// txnIn is the timestamp up to which no transaction may begin, as of a moment after the region's tenure began.
+// txnIn is the timestamp up to which no transaction may begin, as of a moment after the region's
+// tenure began.
 func (s *SafePoints) txnIn(ctx context.Context, regionID uint64, at tenure) (uint64, error) {
 	if s == nil {
 		return 0, nil
@@ -82,7 +86,8 @@ func (s *SafePoints) Known() (txn, gc uint64) {
 	return s.mu.txn, s.mu.gc
 }
 
-// inForce fails unless a safe point is one that the placement service has published; of tells which.
+// inForce fails unless a safe point is one that the placement service has published; of tells
+// which.
 func (s *SafePoints) inForce(ctx context.Context, at uint64, of func(txn, gc uint64) uint64) error {
 	if s == nil {
 		return abortf("this store does not know of safe points")
@@ -113,8 +118,8 @@ func (s *SafePoints) refresh(ctx context.Context) error {
 	})
 }
 
-// SafePointError: the placement service has not said what the safe point is, without which old transactions cannot be
-// told from current ones. Nothing was done.
+// SafePointError: the placement service has not said what the safe point is, without which old
+// transactions cannot be distinguished from current ones. Nothing was done.
 type SafePointError struct{ Cause error }
 
 func (e *SafePointError) Error() string { return "the safe point is not known: " + e.Cause.Error() }

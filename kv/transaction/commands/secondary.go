@@ -7,16 +7,16 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// SecondaryLocks are the locks of a transaction with asynchronous commit at some of its keys. Without locks and commit
-// timestamp it is rolled back.
+// SecondaryLocks are the locks of a transaction with asynchronous commit at some of its keys.
+// Without locks and commit timestamp it is rolled back.
 type SecondaryLocks struct {
 	// Locks has one for each key, or none.
 	Locks    []mvcc.KeyLock
 	CommitTS uint64
 }
 
-// CheckSecondaryLocks finds out whether keys are locked, or already committed. One that is neither can not be locked by
-// the transaction any more, which is rolled back by that.
+// CheckSecondaryLocks finds out whether keys are locked, or already committed. One that is neither
+// can not be locked by the transaction any more, which is rolled back by that.
 func (e *Executor) CheckSecondaryLocks(
 	ctx context.Context, c *kvrpcpb.Context, keys [][]byte, startTS uint64,
 ) (res SecondaryLocks, err error) {
@@ -48,8 +48,11 @@ func (e *Executor) CheckSecondaryLocks(
 	return res, nil
 }
 
-// checkSecondary is CheckSecondaryLocks of one key. Without lock and commit timestamp the transaction is rolled back.
-func (tx *txn) checkSecondary(key []byte, startTS uint64) (own *mvcc.Lock, commitTS uint64, err error) {
+// checkSecondary is CheckSecondaryLocks of one key. Without lock and commit timestamp the
+// transaction is rolled back.
+func (tx *txn) checkSecondary(
+	key []byte, startTS uint64,
+) (own *mvcc.Lock, commitTS uint64, err error) {
 	l, err := tx.Lock(key)
 	if err != nil {
 		return nil, 0, err

@@ -16,7 +16,8 @@ const (
 	NoAction Action = iota
 	// TTLExpireRollback: the lock had expired, and the transaction is rolled back.
 	TTLExpireRollback
-	// LockNotExistRollback: nothing was known of the transaction, and now it can not be prewritten any more.
+	// LockNotExistRollback: nothing was known of the transaction, and now it can not be prewritten
+	// any more.
 	LockNotExistRollback
 	// MinCommitTSPushed: the transaction commits behind the caller, which need not wait for it.
 	MinCommitTSPushed
@@ -32,10 +33,11 @@ type StatusQuery struct {
 	LockTS  uint64
 	// CurrentTS is the time by which locks expire.
 	CurrentTS uint64
-	// CallerTS is the start timestamp of a reader that would pass the lock if the transaction committed behind it; 0
-	// is nobody.
+	// CallerTS is the start timestamp of a reader that would pass the lock if the transaction
+	// committed behind it; 0 is nobody.
 	CallerTS uint64
-	// RollbackIfMissing rolls back a transaction of which nothing is known; without it that is a *TxnNotFoundError.
+	// RollbackIfMissing rolls back a transaction of which nothing is known; without it that is a
+	// *TxnNotFoundError.
 	RollbackIfMissing bool
 	// ForceSyncCommit treats a lock of asynchronous commit as any other.
 	ForceSyncCommit bool
@@ -53,9 +55,12 @@ type Status struct {
 	Lock *mvcc.KeyLock
 }
 
-// CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has expired, or was never
-// there. One with asynchronous commit is not ended: CheckSecondaryLocks finds out what became of it.
-func (e *Executor) CheckTxnStatus(ctx context.Context, c *kvrpcpb.Context, q *StatusQuery) (st Status, err error) {
+// CheckTxnStatus looks at a transaction's primary key, and ends the transaction if its lock has
+// expired, or was never there. One with asynchronous commit is not ended: CheckSecondaryLocks finds
+// out what became of it.
+func (e *Executor) CheckTxnStatus(
+	ctx context.Context, c *kvrpcpb.Context, q *StatusQuery,
+) (st Status, err error) {
 	if err := checkStartTS(q.LockTS); err != nil {
 		return Status{}, err
 	}
@@ -103,7 +108,8 @@ func (tx *txn) checkStatus(q *StatusQuery) (Status, error) {
 	case q.Pessimistic:
 		return Status{Action: LockNotExistDoNothing}, nil
 	}
-	return Status{Action: LockNotExistRollback}, tx.rollbackMissing(q.Primary, q.LockTS, l, rec, true)
+	return Status{Action: LockNotExistRollback},
+		tx.rollbackMissing(q.Primary, q.LockTS, l, rec, true)
 }
 
 // lockedStatus is the status of a transaction whose primary is locked.
@@ -131,7 +137,8 @@ func (tx *txn) lockedStatus(q *StatusQuery, l *mvcc.Lock, rec mvcc.Record) (Stat
 	return alive(NoAction)
 }
 
-// expired compares milliseconds, the only part of timestamps that is a time. At the end of time every lock has expired.
+// expired compares milliseconds, the only part of timestamps that is a time. At the end of time
+// every lock has expired.
 func expired(l *mvcc.Lock, currentTS uint64) bool {
 	if currentTS == mvcc.TsMax {
 		return true
@@ -140,7 +147,8 @@ func expired(l *mvcc.Lock, currentTS uint64) bool {
 	return end > lives && end-lives > l.Ttl
 }
 
-// HeartBeat has the lock of a transaction that goes on live for at least ttl, and returns for how long it does.
+// HeartBeat has the lock of a transaction that goes on live for at least ttl, and returns for how
+// long it does.
 func (e *Executor) HeartBeat(
 	ctx context.Context, c *kvrpcpb.Context, primary []byte, startTS, ttl uint64,
 ) (lives uint64, err error) {

@@ -27,7 +27,8 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-// tell runs a story. With local, the storage can be read without waiting, so that what can be decided at once is.
+// tell runs a story. With local, the storage can be read without waiting, so that what can be
+// decided at once is.
 func tell(t *testing.T, path string, local bool) {
 	mem := storage.NewMemStorage()
 	var st storage.BoundStorage = mem.Storage()
@@ -40,9 +41,13 @@ func tell(t *testing.T, path string, local bool) {
 	}
 	s.e = New(st, s.policy, 10*time.Second)
 	if strings.Contains(path, "chosen") || strings.Contains(path, "pessimistic") {
-		s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) { return 1, nil }, func() bool { return true }))
+		s.e.SetTimestamps(NewTimestamps(func(context.Context) (uint64, error) {
+			return 1, nil
+		}, func() bool { return true }))
 	}
-	datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string { return s.run(t, d) })
+	datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+		return s.run(t, d)
+	})
 }
 
 type story struct {
@@ -93,8 +98,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "prewrite":
 		p := &Prewrite{
-			StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"), TxnSize: ts(t, d, "size"),
-			AsyncCommit: d.HasArg("async"), Secondaries: keysArg(d, "async"), OnePC: d.HasArg("one-phase"), MaxCommitTS: ts(t, d, "max"),
+			StartTS: start, Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"),
+			MinCommitTS: ts(t, d, "min"), TxnSize: ts(t, d, "size"),
+			AsyncCommit: d.HasArg("async"), Secondaries: keysArg(d, "async"),
+			OnePC: d.HasArg("one-phase"), MaxCommitTS: ts(t, d, "max"),
 			ForUpdateTS: ts(t, d, "f"), Retry: d.HasArg("retry"),
 		}
 		for _, line := range strings.Split(d.Input, "\n") {
@@ -106,14 +113,17 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 				f[0], check = op, CheckConflict
 			}
 			m := Mutation{Key: []byte(f[1]), Kind: map[string]mvcc.WriteKind{
-				"put": mvcc.WriteKindPut, "delete": mvcc.WriteKindDelete, "lock": mvcc.WriteKindLock,
+				"put": mvcc.WriteKindPut, "delete": mvcc.WriteKindDelete,
+				"lock":   mvcc.WriteKindLock,
 				"insert": mvcc.WriteKindPut, "check": mvcc.WriteKindPut,
 				"put-existing": mvcc.WriteKindPut, "put-absent": mvcc.WriteKindPut,
 			}[f[0]]}
 			m.Check, m.ExpectedForUpdateTS = check, ts(t, d, "expect")
 			m.Strict = d.HasArg("strict")
 			m.Insert, m.CheckOnly = f[0] == "insert", f[0] == "check"
-			m.Assert = map[string]Assertion{"put-existing": AssertExists, "put-absent": AssertAbsent}[f[0]]
+			m.Assert = map[string]Assertion{
+				"put-existing": AssertExists, "put-absent": AssertAbsent,
+			}[f[0]]
 			if len(f) > 2 {
 				m.Value = []byte(f[2])
 			}
@@ -127,7 +137,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		for _, f := range []struct {
 			name string
 			ts   uint64
-		}{{"chosen", res.MinCommitTS}, {"committed in one phase at", res.CommitTS}, {"was committed at", res.Committed}} {
+		}{
+			{"chosen", res.MinCommitTS}, {"committed in one phase at", res.CommitTS},
+			{"was committed at", res.Committed},
+		} {
 			if f.ts > 0 {
 				out = fmt.Sprintln(f.name, f.ts)
 			}
@@ -152,8 +165,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		return outcomeOf(s.resolve(ctx, d, start, commit))
 	case "status":
 		st, err := s.e.CheckTxnStatus(ctx, nil, &StatusQuery{
-			Primary: keysArg(d, "k")[0], LockTS: start, CurrentTS: ts(t, d, "now"), CallerTS: ts(t, d, "caller"),
-			RollbackIfMissing: !d.HasArg("ask-only"), ForceSyncCommit: d.HasArg("force-sync"), VerifyPrimary: d.HasArg("verify"), Pessimistic: d.HasArg("pessimistic"),
+			Primary: keysArg(d, "k")[0], LockTS: start, CurrentTS: ts(t, d, "now"),
+			CallerTS:          ts(t, d, "caller"),
+			RollbackIfMissing: !d.HasArg("ask-only"), ForceSyncCommit: d.HasArg("force-sync"),
+			VerifyPrimary: d.HasArg("verify"), Pessimistic: d.HasArg("pessimistic"),
 		})
 		if err != nil {
 			return outcomeOf(err)
@@ -171,7 +186,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		return out.String() + outcomeOf(err)
 	case "scan":
 		var out strings.Builder
-		scan := &Scan{Read: read(t, d), Limit: int(ts(t, d, "limit")), Reverse: d.HasArg("reverse"), KeyOnly: d.HasArg("key-only")}
+		scan := &Scan{
+			Read: read(t, d), Limit: int(ts(t, d, "limit")), Reverse: d.HasArg("reverse"),
+			KeyOnly: d.HasArg("key-only"),
+		}
 		for name, bound := range map[string]*[]byte{"from": &scan.Start, "to": &scan.End} {
 			if k := keysArg(d, name); len(k) > 0 {
 				*bound = k[0]
@@ -211,8 +229,10 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 // acquire takes pessimistic locks, and shows what was read.
 func (s *story) acquire(ctx context.Context, t *testing.T, d *datadriven.TestData) string {
 	p := &PessimisticLock{
-		StartTS: ts(t, d, "s"), ForUpdateTS: ts(t, d, "f"), Primary: keysArg(d, "primary")[0], TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"),
-		ReturnValues: d.HasArg("values"), Exists: d.HasArg("exists"), OnlyIfExists: d.HasArg("only-existing"),
+		StartTS: ts(t, d, "s"), ForUpdateTS: ts(t, d, "f"), Primary: keysArg(d, "primary")[0],
+		TTL: ts(t, d, "ttl"), MinCommitTS: ts(t, d, "min"),
+		ReturnValues: d.HasArg("values"), Exists: d.HasArg("exists"),
+		OnlyIfExists: d.HasArg("only-existing"),
 	}
 	for _, k := range keysArg(d, "k") {
 		p.Keys = append(p.Keys, LockedKey{Key: k, Absent: d.HasArg("absent")})
@@ -290,7 +310,8 @@ func dump(t *testing.T, mem *storage.MemStorage, codec mvcc.Codec) string {
 		require.NoError(t, err)
 		l, err := codec.DecodeLock(it.Value())
 		require.NoError(t, err)
-		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q", key, l.Kind, l.Ts, l.Primary, l.Ttl, l.ShortValue)
+		fmt.Fprintf(&out, "lock %s: %s s=%d primary=%s ttl=%d value=%q", key, l.Kind, l.Ts,
+			l.Primary, l.Ttl, l.ShortValue)
 		if l.MinCommitTS > 0 {
 			fmt.Fprintf(&out, " min=%d", l.MinCommitTS)
 		}
@@ -341,7 +362,10 @@ func TestBadTimestamps(t *testing.T) {
 	ctx := context.Background()
 	var abort *AbortError
 	for _, s := range []uint64{0, mvcc.TsMax} {
-		_, err := e.Prewrite(ctx, nil, &Prewrite{StartTS: s, Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k")}}})
+		_, err := e.Prewrite(ctx, nil,
+			&Prewrite{
+				StartTS: s, Mutations: []Mutation{{Kind: mvcc.WriteKindPut, Key: []byte("k")}},
+			})
 		require.ErrorAs(t, err, &abort)
 	}
 	require.ErrorAs(t, e.Commit(ctx, nil, keys("k"), 5, 5), &abort)

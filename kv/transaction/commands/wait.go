@@ -18,16 +18,18 @@ import (
 // Edge says that a transaction waits for another one's lock.
 type Edge = deadlock.Edge
 
-// Detector finds circles of transactions that wait for each other, in the whole cluster. Safe for concurrent use.
+// Detector finds circles of transactions that wait for each other, in the whole cluster. Safe for
+// concurrent use.
 type Detector interface {
-	// Detect adds an edge. It returns the other edges of a circle that it would close; then it is not added. Without an
-	// answer nothing is known, and the wait ends by its timeout.
+	// Detect adds an edge. It returns the other edges of a circle that it would close; then it is
+	// not added. Without an answer nothing is known, and the wait ends by its timeout.
 	Detect(ctx context.Context, e deadlock.Edge) (chain []deadlock.Edge, err error)
 	// Remove takes an edge back.
 	Remove(ctx context.Context, e deadlock.Edge)
 }
 
-// SetDetector replaces the detector, which knows of this store alone. To be called before the first command.
+// SetDetector replaces the detector, which knows of this store alone. To be called before the first
+// command.
 func (e *Executor) SetDetector(d Detector) { e.detector = d }
 
 // localDetector is one for a single store.
@@ -49,19 +51,22 @@ type DeadlockError struct {
 }
 
 func (e *DeadlockError) Error() string {
-	return fmt.Sprintf("Deadlock: key %v is locked by the transaction %d, which waits for this one", redact.Key(e.Key), e.HolderTS)
+	return fmt.Sprintf("Deadlock: key %v is locked by the transaction %d, which waits for this one",
+		redact.Key(e.Key), e.HolderTS)
 }
 
 const (
 	// MaxLockWait bounds the wait of one request for locks; clients ask again.
 	MaxLockWait = time.Second
-	// lookAgain is how often a waiter looks whether the lock is still there, and whether this store still leads.
+	// lookAgain is how often a waiter looks whether the lock is still there, and whether this store
+	// still leads.
 	lookAgain = 200 * time.Millisecond
 	// tellTimeout bounds a question to the detector.
 	tellTimeout = 300 * time.Millisecond
 )
 
-// LockWait is the wait that a request asks for by a number of milliseconds: 0 is the store's choice, a negative one none.
+// LockWait is the wait that a request asks for by a number of milliseconds: 0 is the store's
+// choice, a negative one none.
 func LockWait(ms int64) time.Duration {
 	switch most := MaxLockWait.Milliseconds(); {
 	case ms < 0:
@@ -83,7 +88,8 @@ type wait struct {
 	locked *LockedError
 }
 
-// lockOrWait tries until the keys are locked, or something other than a lock is in the way, or the time is over.
+// lockOrWait tries until the keys are locked, or something other than a lock is in the way, or the
+// time is over.
 func (e *Executor) lockOrWait(
 	ctx context.Context, c *kvrpcpb.Context, p *PessimisticLock, keys [][]byte, try func() ([]Value, error),
 ) ([]Value, error) {
@@ -102,7 +108,8 @@ func (e *Executor) lockOrWait(
 	defer w.leave()
 	for {
 		if !w.standAt(w.locked.Key) {
-			if values, err = try(); !errors.As(err, &w.locked) { // else it may have gone before this one stood in line
+			// else it may have gone before this one stood in line
+			if values, err = try(); !errors.As(err, &w.locked) {
 				return values, err
 			}
 			if !w.at(w.locked.Key) {
@@ -207,8 +214,9 @@ func (e *Executor) wake(mods []storage.Modify) {
 // Waits are who waits for whom, as far as this store keeps it for the cluster.
 func (e *Executor) Waits() []deadlock.Edge { return e.graph.Edges() }
 
-// DetectDeadlock is Detector.Detect, or Remove, for the cluster: asked at the store that leads the first region. What an
-// earlier leader has kept comes again, since requests that wait repeat themselves.
+// DetectDeadlock is Detector.Detect, or Remove, for the cluster: asked at the store that leads the
+// first region. What an earlier leader has kept comes again, since requests that wait repeat
+// themselves.
 func (e *Executor) DetectDeadlock(
 	ctx context.Context, c *kvrpcpb.Context, edge deadlock.Edge, remove bool,
 ) (chain []deadlock.Edge, err error) {
@@ -221,7 +229,8 @@ func (e *Executor) DetectDeadlock(
 	switch {
 	case len(start) > 0:
 		return nil, abortf("the store that leads the first region finds deadlocks")
-	case edge.Waiter == 0 || edge.Holder == 0 || edge.Waiter == mvcc.TsMax || edge.Waiter == edge.Holder:
+	case edge.Waiter == 0 || edge.Holder == 0 || edge.Waiter == mvcc.TsMax ||
+		edge.Waiter == edge.Holder:
 		return nil, abortf("the transaction %d cannot wait for %d", edge.Waiter, edge.Holder)
 	case remove:
 		e.graph.Remove(edge)

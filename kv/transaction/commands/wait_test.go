@@ -15,7 +15,10 @@ import (
 )
 
 func early(start uint64, wait time.Duration, keys ...string) *PessimisticLock {
-	p := &PessimisticLock{Primary: []byte(keys[0]), StartTS: start, ForUpdateTS: start, TTL: 1000, Wait: wait, ReturnValues: true}
+	p := &PessimisticLock{
+		Primary: []byte(keys[0]), StartTS: start, ForUpdateTS: start, TTL: 1000, Wait: wait,
+		ReturnValues: true,
+	}
 	for _, k := range keys {
 		p.Keys = append(p.Keys, LockedKey{Key: []byte(k)})
 	}
@@ -46,14 +49,24 @@ func acquireLater(t *testing.T, e *Executor, out chan<- acquired, key string, st
 	}
 }
 
-// TestWaitersTakeTheLock: a lock that goes is taken by the one that began first; one that is committed is a conflict to all.
+// TestWaitersTakeTheLock: a lock that goes is taken by the one that began first; one that is
+// committed is a conflict to all.
 func TestWaitersTakeTheLock(t *testing.T) {
 	for name, end := range map[string]func(ctx context.Context, e *Executor) error{
-		"rolled back": func(ctx context.Context, e *Executor) error { return e.Rollback(ctx, nil, keys("k"), 10) },
-		"released":    func(ctx context.Context, e *Executor) error { return e.ReleaseLocks(ctx, nil, keys("k"), 10, 10) },
-		"resolved":    func(ctx context.Context, e *Executor) error { return e.ResolveLocks(ctx, nil, Outcomes{10: 0}) },
+		"rolled back": func(ctx context.Context, e *Executor) error {
+			return e.Rollback(ctx, nil, keys("k"), 10)
+		},
+		"released": func(ctx context.Context, e *Executor) error {
+			return e.ReleaseLocks(ctx, nil, keys("k"), 10, 10)
+		},
+		"resolved": func(ctx context.Context, e *Executor) error {
+			return e.ResolveLocks(ctx, nil, Outcomes{10: 0})
+		},
 		"time is over": func(ctx context.Context, e *Executor) error {
-			_, err := e.CheckTxnStatus(ctx, nil, &StatusQuery{Primary: []byte("k"), LockTS: 10, CurrentTS: 2000 << 18, Pessimistic: true})
+			_, err := e.CheckTxnStatus(ctx, nil,
+				&StatusQuery{
+					Primary: []byte("k"), LockTS: 10, CurrentTS: 2000 << 18, Pessimistic: true,
+				})
 			return err
 		},
 	} {
@@ -121,7 +134,8 @@ func TestWaitsEnd(t *testing.T) {
 	require.Empty(t, e.Waits())
 }
 
-// TestDeadlocks: the one that would close the circle gets the error; when it ends, the others go on.
+// TestDeadlocks: the one that would close the circle gets the error; when it ends, the others go
+// on.
 func TestDeadlocks(t *testing.T) {
 	ctx := context.Background()
 	e := New(storage.NewMemStorage().Storage(), Disk(), time.Minute)
@@ -137,7 +151,10 @@ func TestDeadlocks(t *testing.T) {
 	require.ErrorAs(t, err, &dead)
 	require.Equal(t, uint64(10), dead.HolderTS)
 	require.Equal(t, "a", string(dead.Key))
-	require.Equal(t, []deadlock.Edge{{Waiter: 10, Holder: 11, Key: []byte("b")}, {Waiter: 11, Holder: 12, Key: []byte("c")}}, dead.Chain)
+	require.Equal(t,
+		[]deadlock.Edge{
+			{Waiter: 10, Holder: 11, Key: []byte("b")}, {Waiter: 11, Holder: 12, Key: []byte("c")},
+		}, dead.Chain)
 	require.NoError(t, e.Rollback(ctx, nil, keys("c"), 12))
 	require.Equal(t, acquired{start: 11}, <-out)
 	require.NoError(t, e.Rollback(ctx, nil, keys("b", "c"), 11))
@@ -178,8 +195,8 @@ func TestWithoutADetector(t *testing.T) {
 	require.ErrorAs(t, err, &locked)
 }
 
-// TestCountersUnderPessimisticLocks: many transactions raise the same counters, with locks taken first. No raise is lost, and
-// circles are broken.
+// TestCountersUnderPessimisticLocks: many transactions raise the same counters, with locks taken
+// first. No raise is lost, and circles are broken.
 func TestCountersUnderPessimisticLocks(t *testing.T) {
 	o := &oracle{}
 	e := choosing(storage.NewMemStorage().Storage(), o)
@@ -218,9 +235,15 @@ func TestCountersUnderPessimisticLocks(t *testing.T) {
 				break
 			}
 		}
-		p := &Prewrite{StartTS: start, Primary: []byte(order[0]), TTL: 1000, ForUpdateTS: o.at.Load(), OnePC: true}
+		p := &Prewrite{
+			StartTS: start, Primary: []byte(order[0]), TTL: 1000, ForUpdateTS: o.at.Load(),
+			OnePC: true,
+		}
 		for _, k := range order {
-			p.Mutations = append(p.Mutations, Mutation{Key: []byte(k), Kind: 1, Value: fmt.Append(nil, read[k]+1), Check: LockedBefore})
+			p.Mutations = append(p.Mutations,
+				Mutation{
+					Key: []byte(k), Kind: 1, Value: fmt.Append(nil, read[k]+1), Check: LockedBefore,
+				})
 		}
 		res, err := e.Prewrite(ctx, nil, p)
 		require.NoError(t, err)

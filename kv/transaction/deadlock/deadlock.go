@@ -1,5 +1,6 @@
-// Package deadlock knows which transaction waits for which, and finds circles. One store keeps it for the cluster; what it
-// knows is lost when another one takes over, and comes again, since those who wait repeat themselves.
+// Package deadlock knows which transaction waits for which, and finds circles. One store keeps it
+// for the cluster; what it knows is lost when another one takes over, and comes again, since those
+// who wait repeat themselves.
 package deadlock
 
 import (
@@ -13,7 +14,8 @@ const Lifetime = 3 * time.Second
 // maxEdges bounds what is kept; beyond it waits end by their timeouts.
 const maxEdges = 1 << 16
 
-// Edge says that a transaction waits for another one's lock on a key. Both are named by their start timestamps.
+// Edge says that a transaction waits for another one's lock on a key. Both are named by their start
+// timestamps.
 type Edge struct {
 	Waiter, Holder uint64
 	Key, Tag       []byte
@@ -24,7 +26,8 @@ type Graph struct {
 	now func() time.Time
 	mu  struct {
 		sync.Mutex
-		// edges are by waiter and holder. A transaction waits for several at a time if it sends several requests.
+		// edges are by waiter and holder. A transaction waits for several at a time if it sends
+		// several requests.
 		edges map[uint64]map[uint64]known
 		count int
 	}
@@ -45,7 +48,8 @@ func NewGraph(now func() time.Time) *Graph {
 	return g
 }
 
-// Detect adds an edge, unless it closes a circle: then the other edges of it are returned, from those of the holder on.
+// Detect adds an edge, unless it closes a circle: then the other edges of it are returned, from
+// those of the holder on.
 func (g *Graph) Detect(e Edge) (chain []Edge) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -110,8 +114,8 @@ func (g *Graph) Edges() (out []Edge) {
 	return out
 }
 
-// wayLocked is a shortest way from one transaction to another one; nil if there is none. Edges whose time is over are
-// dropped on the way.
+// wayLocked is a shortest way from one transaction to another one; nil if there is none. Edges
+// whose time is over are dropped on the way.
 func (g *Graph) wayLocked(from, to uint64) []Edge {
 	came := map[uint64]Edge{}
 	now := g.now()

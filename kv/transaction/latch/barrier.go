@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Barriers keep commands that touch some keys of a region apart from one that touches all of them. The zero value is
-// ready. Safe for concurrent use.
+// Barriers keep commands that touch some keys of a region apart from one that touches all of them.
+// The zero value is ready. Safe for concurrent use.
 type Barriers struct {
 	mu struct {
 		sync.Mutex
@@ -47,9 +47,11 @@ func (b *Barriers) changedLocked(d Domain, g *gate) {
 	}
 }
 
-// Enter lets a command in beside others of its kind, once no Exclude of the domain is under way. leave is to be
-// called once. useless is asked now and then during a wait, and its error ends it.
-func (b *Barriers) Enter(ctx context.Context, d Domain, useless func() error) (leave func(), err error) {
+// Enter lets a command in beside others of its kind, once no Exclude of the domain is under way.
+// leave is to be called once. useless is asked now and then during a wait, and its error ends it.
+func (b *Barriers) Enter(
+	ctx context.Context, d Domain, useless func() error,
+) (leave func(), err error) {
 	for {
 		b.mu.Lock()
 		g := b.gateLocked(d)
@@ -95,9 +97,11 @@ func (b *Barriers) waitUnlocking(ctx context.Context, g *gate, useless func() er
 	}
 }
 
-// Exclude lets a command in alone: it waits until those inside have left, while no other enters. leave is to be
-// called once.
-func (b *Barriers) Exclude(ctx context.Context, d Domain, useless func() error) (leave func(), err error) {
+// Exclude lets a command in alone: it waits until those inside have left, while no other enters.
+// leave is to be called once.
+func (b *Barriers) Exclude(
+	ctx context.Context, d Domain, useless func() error,
+) (leave func(), err error) {
 	for {
 		b.mu.Lock()
 		g := b.gateLocked(d)

@@ -45,7 +45,8 @@ func TestBarrierKeepsThemApart(t *testing.T) {
 	require.Empty(t, b.mu.gates)
 }
 
-// TestBarrierWaitsEnd: with the context, or when they make no sense any more; then the others go on.
+// TestBarrierWaitsEnd: with the context, or when they make no sense any more; then the others go
+// on.
 func TestBarrierWaitsEnd(t *testing.T) {
 	var b Barriers
 	d, other := Domain{RegionID: 1, Term: 2}, Domain{RegionID: 1, Term: 3}

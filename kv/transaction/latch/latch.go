@@ -1,8 +1,8 @@
-// Package latch orders the commands that read, decide and write the same keys within one store. A latch is in memory
-// only; an MVCC lock, which is data, is another thing.
+// Package latch orders the commands that read, decide and write the same keys within one store. A
+// latch is in memory only; an MVCC lock, which is data, is another thing.
 //
-// A command takes the latches of all its keys before it reads, and gives them back when the outcome of its write is
-// known: then no other command can decide on a state that it is about to change.
+// A command takes the latches of all its keys before it reads, and gives them back when the outcome
+// of its write is known: then no other command can decide on a state that it is about to change.
 package latch
 
 import (
@@ -39,8 +39,9 @@ type entry struct {
 
 type waiter struct{ granted chan struct{} }
 
-// Domain separates the latches of regions and of terms of leadership: a command of a later term need not wait for one
-// of an earlier term whose outcome is not known, since its view of the region holds what that one may have done.
+// Domain separates the latches of regions and of terms of leadership: a command of a later term
+// need not wait for one of an earlier term whose outcome is not known, since its view of the region
+// holds what that one may have done.
 type Domain struct{ RegionID, Term uint64 }
 
 // Hashes are the sorted latches of the keys; equal keys have one latch.
@@ -66,10 +67,12 @@ type Guard struct {
 // recheck is how often a wait asks whether it still makes sense.
 const recheck = 50 * time.Millisecond
 
-// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends first or if
-// useless, which is asked now and then during a wait, returns an error. Because all commands take latches in the same
-// order, no two wait for each other.
-func (t *Table) Acquire(ctx context.Context, hashes []uint64, useless func() error) (*Guard, error) {
+// Acquire takes all latches of hashes, which are sorted and without duplicates, or none if ctx ends
+// first or if useless, which is asked now and then during a wait, returns an error. Because all
+// commands take latches in the same order, no two wait for each other.
+func (t *Table) Acquire(
+	ctx context.Context, hashes []uint64, useless func() error,
+) (*Guard, error) {
 	for i, h := range hashes {
 		if err := t.take(ctx, h, useless); err != nil {
 			t.release(hashes[:i])
@@ -117,7 +120,9 @@ func (t *Table) take(ctx context.Context, hash uint64, useless func() error) err
 	default:
 	}
 	i = s.findLocked(hash)
-	s.mu.taken[i].waiters = slices.DeleteFunc(s.mu.taken[i].waiters, func(o *waiter) bool { return o == w })
+	s.mu.taken[i].waiters = slices.DeleteFunc(s.mu.taken[i].waiters, func(o *waiter) bool {
+		return o == w
+	})
 	s.mu.Unlock()
 	return err
 }

@@ -59,7 +59,9 @@ func TestALatchIsHandedOnInOrder(t *testing.T) {
 				g.Release()
 			}
 		}()
-		require.Eventually(t, func() bool { return table.waiting(h[0]) == i+1 }, time.Minute, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return table.waiting(h[0]) == i+1
+		}, time.Minute, time.Millisecond)
 	}
 	g.Release()
 	wg.Wait()
@@ -69,7 +71,8 @@ func TestALatchIsHandedOnInOrder(t *testing.T) {
 	require.Zero(t, table.taken())
 }
 
-// TestAnAbandonedWaitLeavesNothing: a command whose time is over while it waits gives back what it had.
+// TestAnAbandonedWaitLeavesNothing: a command whose time is over while it waits gives back what it
+// had.
 func TestAnAbandonedWaitLeavesNothing(t *testing.T) {
 	table := new(Table)
 	h := Hashes(Domain{}, keys("a", "b"))
@@ -81,7 +84,9 @@ func TestAnAbandonedWaitLeavesNothing(t *testing.T) {
 		_, err := table.Acquire(ctx, h, never)
 		done <- err
 	}()
-	require.Eventually(t, func() bool { return table.waiting(h[1]) == 1 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return table.waiting(h[1]) == 1
+	}, time.Minute, time.Millisecond)
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
 	require.Equal(t, 1, table.taken())
@@ -113,7 +118,8 @@ func TestDomainsAreApart(t *testing.T) {
 	require.Equal(t, 4, table.taken())
 }
 
-// TestExclusion: many commands with random keys, deadlines that strike, and counters that only latches protect.
+// TestExclusion: many commands with random keys, deadlines that strike, and counters that only
+// latches protect.
 func TestExclusion(t *testing.T) {
 	table := new(Table)
 	names := []string{"a", "b", "c", "d", "e"}
@@ -132,7 +138,8 @@ func TestExclusion(t *testing.T) {
 				for _, i := range mine {
 					k = append(k, []byte(names[i]))
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rng.IntN(2000))*time.Microsecond)
+				ctx, cancel := context.WithTimeout(context.Background(),
+					time.Duration(rng.IntN(2000))*time.Microsecond)
 				g, err := table.Acquire(ctx, Hashes(Domain{}, k), never)
 				if err == nil {
 					for _, i := range mine {

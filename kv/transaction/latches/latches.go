@@ -7,12 +7,13 @@ import (
 	"github.com/tinykv/tinykv/kv/transaction/mvcc"
 )
 
-// Latches are latches of keys. A command waits for the group of a key that another one has, and tries again. Safe for
-// concurrent use.
+// Latches are latches of keys. A command waits for the group of a key that another one has, and
+// tries again. Safe for concurrent use.
 type Latches struct {
 	latchMap   map[string]*sync.WaitGroup
 	latchGuard sync.Mutex
-	// Validation, if it is set, is called with what a command is about to write, and the keys that it has latched.
+	// Validation, if it is set, is called with what a command is about to write, and the keys that
+	// it has latched.
 	Validation func(txn *mvcc.MvccTxn, keys [][]byte)
 }
 

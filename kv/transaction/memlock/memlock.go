@@ -1,21 +1,23 @@
-// Package memlock holds what one store knows in memory of reads and of commits under way, so that it can choose the
-// timestamp at which a transaction commits.
+// Package memlock holds what one store knows in memory of reads and of commits under way, so that
+// it can choose the timestamp at which a transaction commits.
 //
-// A commit timestamp must be larger than that of each read that has not seen the commit. So the store keeps max_ts,
-// the largest timestamp of a read so far, and chooses a larger one. Between the choice and the moment at which the
-// write is in the engine, a read at a larger timestamp would miss it: so the transaction has a claim on its keys
-// meanwhile, for which such reads wait.
+// A commit timestamp must be larger than that of each read that has not seen the commit. So the
+// store keeps max_ts, the largest timestamp of a read so far, and chooses a larger one. Between the
+// choice and the moment at which the write is in the engine, a read at a larger timestamp would
+// miss it: so the transaction has a claim on its keys meanwhile, for which such reads wait.
 //
-// The order of each side's steps is what makes it right. A read raises max_ts, then looks for claims, then takes its
-// view. A writer claims its keys, then reads max_ts, and drops the claim when its write is applied. One of the two
-// always sees the other: either the read finds the claim, or the writer finds max_ts raised.
+// The order of each side's steps is what makes it right. A read raises max_ts, then looks for
+// claims, then takes its view. A writer claims its keys, then reads max_ts, and drops the claim
+// when its write is applied. One of the two always sees the other: either the read finds the claim,
+// or the writer finds max_ts raised.
 //
-// A transaction that locks what it reads relies on a key until its lock goes, as of its newest lock, which may be in another
-// store. So max_ts is at that timestamp, or later, before a commit that has waited for the lock chooses (package commands).
+// A transaction that locks what it reads relies on a key until its lock goes, as of its newest
+// lock, which may be in another store. So max_ts is at that timestamp, or later, before a commit
+// that has waited for the lock chooses (package commands).
 //
-// What reads other stores have served, which led the region before, is not known here. They had timestamps that were
-// given out before the leadership changed; so max_ts is raised to a new timestamp once in each term, before the first
-// choice in it.
+// What reads other stores have served, which led the region before, is not known here. They had
+// timestamps that were given out before the leadership changed; so max_ts is raised to a new
+// timestamp once in each term, before the first choice in it.
 package memlock
 
 import (
@@ -50,8 +52,8 @@ type shard struct {
 	}
 }
 
-// Claim says that a transaction is about to lock or to commit keys at a timestamp that this store chooses. It has one
-// owner, the command; readers wait on it.
+// Claim says that a transaction is about to lock or to commit keys at a timestamp that this store
+// chooses. It has one owner, the command; readers wait on it.
 type Claim struct {
 	t       *Table
 	domain  latch.Domain
@@ -66,8 +68,9 @@ type Claim struct {
 // MaxTS is the largest timestamp of a read.
 func (t *Table) MaxTS() uint64 { return t.maxTS.Load() }
 
-// Raise has all later choices be larger than ts. It is called before a read looks for claims. The end of time raises
-// nothing: a read at it sees what is there, and promises nothing about later commits.
+// Raise has all later choices be larger than ts. It is called before a read looks for claims. The
+// end of time raises nothing: a read at it sees what is there, and promises nothing about later
+// commits.
 func (t *Table) Raise(ts uint64) {
 	if ts == math.MaxUint64 {
 		return
@@ -84,11 +87,12 @@ func (t *Table) Idle() bool { return t.count.Load() == 0 }
 
 func (t *Table) shard(key []byte) *shard { return &t.shards[xxhash.Sum64(key)%shards] }
 
-// Claim claims keys for a transaction. Reads of them wait until Decide and, if they are behind what it has chosen,
-// until Drop.
+// Claim claims keys for a transaction. Reads of them wait until Decide and, if they are behind what
+// it has chosen, until Drop.
 func (t *Table) Claim(d latch.Domain, startTS uint64, keys [][]byte) *Claim {
 	c := &Claim{
-		t: t, domain: d, startTS: startTS, keys: keys, decided: make(chan struct{}), gone: make(chan struct{}),
+		t: t, domain: d, startTS: startTS, keys: keys, decided: make(chan struct{}),
+		gone: make(chan struct{}),
 	}
 	for _, k := range keys {
 		s := t.shard(k)
@@ -103,8 +107,8 @@ func (t *Table) Claim(d latch.Domain, startTS uint64, keys [][]byte) *Claim {
 	return c
 }
 
-// Decide chooses the least timestamp of the commit: at least floor, and larger than that of any read that has begun
-// before. To be called once.
+// Decide chooses the least timestamp of the commit: at least floor, and larger than that of any
+// read that has begun before. To be called once.
 func (c *Claim) Decide(floor uint64) uint64 {
 	c.min = max(floor, c.t.maxTS.Load()+1)
 	close(c.decided)
@@ -134,12 +138,13 @@ func (c *Claim) Drop() {
 // Search says which claims are in the way of a read.
 type Search struct {
 	RegionID uint64
-	// Keys are those that are read. With Range it is instead all of [From, To); an empty To is the end.
+	// Keys are those that are read. With Range it is instead all of [From, To); an empty To is the
+	// end.
 	Keys     [][]byte
 	Range    bool
 	From, To []byte
-	// TS is the timestamp of the read. With Begun, the claims of all transactions that began by TS are in the way,
-	// whenever they commit.
+	// TS is the timestamp of the read. With Begun, the claims of all transactions that began by TS
+	// are in the way, whenever they commit.
 	TS    uint64
 	Begun bool
 	// Ignore are the start timestamps of transactions that are not in the way.
@@ -151,11 +156,12 @@ type Search struct {
 // recheck is how often a wait asks for the term.
 const recheck = 50 * time.Millisecond
 
-// Await returns when no claim is in the way that was there at the call. max_ts must have been raised to TS before, and
-// the view of the read must be taken after it. An error is that of ctx, or of Term.
+// Await returns when no claim is in the way that was there at the call. max_ts must have been
+// raised to TS before, and the view of the read must be taken after it. An error is that of ctx, or
+// of Term.
 //
-// A claim of an earlier term than the present one is in nobody's way: its write is in any view that is taken from now
-// on, or will never be.
+// A claim of an earlier term than the present one is in nobody's way: its write is in any view that
+// is taken from now on, or will never be.
 func (t *Table) Await(ctx context.Context, s *Search) error {
 	if t.Idle() {
 		return nil
@@ -234,7 +240,8 @@ func (c *Claim) past(s *Search) (bool, error) {
 	return true, nil
 }
 
-// wait returns true once done is closed or the claim is dropped, and false when it is time to ask for the term.
+// wait returns true once done is closed or the claim is dropped, and false when it is time to ask
+// for the term.
 func (c *Claim) wait(ctx context.Context, done <-chan struct{}) (bool, error) {
 	select {
 	case <-done:
@@ -257,7 +264,8 @@ func (c *Claim) wait(ctx context.Context, done <-chan struct{}) (bool, error) {
 	}
 }
 
-// DropBefore drops the claims of earlier terms of a region: their owners will never know what became of them.
+// DropBefore drops the claims of earlier terms of a region: their owners will never know what
+// became of them.
 func (t *Table) DropBefore(regionID, term uint64) {
 	if t.Idle() {
 		return
@@ -268,7 +276,8 @@ func (t *Table) DropBefore(regionID, term uint64) {
 		sh.mu.Lock()
 		for _, claims := range sh.mu.claims {
 			for _, c := range claims {
-				if c.domain.RegionID == regionID && c.domain.Term < term && !slices.Contains(old, c) {
+				if c.domain.RegionID == regionID && c.domain.Term < term &&
+					!slices.Contains(old, c) {
 					old = append(old, c)
 				}
 			}

@@ -68,14 +68,17 @@ func TestChoices(t *testing.T) {
 	require.Empty(t, table.Keys())
 }
 
-// TestWhatIsInTheWay: of claims on the keys "b" and "c" of region 1, term 5, by the transaction 10 that commits at 20.
+// TestWhatIsInTheWay: of claims on the keys "b" and "c" of region 1, term 5, by the transaction 10
+// that commits at 20.
 func TestWhatIsInTheWay(t *testing.T) {
 	leads := &term{now: 5}
 	point := func(ts uint64, names ...string) *Search {
 		return &Search{RegionID: 1, Keys: keys(names...), TS: ts, Term: leads.get}
 	}
 	all := func(from, to string, ts uint64) *Search {
-		return &Search{RegionID: 1, Range: true, From: []byte(from), To: []byte(to), TS: ts, Term: leads.get}
+		return &Search{
+			RegionID: 1, Range: true, From: []byte(from), To: []byte(to), TS: ts, Term: leads.get,
+		}
 	}
 	with := func(s *Search, f func(s *Search)) *Search { f(s); return s }
 	for name, c := range map[string]struct {
@@ -88,14 +91,16 @@ func TestWhatIsInTheWay(t *testing.T) {
 		"another key":         {point(30, "a"), false},
 		"one of several keys": {point(30, "a", "c"), true},
 		"another region":      {with(point(30, "b"), func(s *Search) { s.RegionID = 2 }), false},
-		"ignored":             {with(point(30, "b"), func(s *Search) { s.Ignore = []uint64{9, 10} }), false},
-		"range":               {all("a", "c", 20), true},
-		"range before":        {all("a", "c", 19), false},
-		"range below":         {all("a", "b", 30), false},
-		"range above":         {all("d", "", 30), false},
-		"range without end":   {all("c", "", 30), true},
-		"begun":               {with(all("", "", 10), func(s *Search) { s.Begun = true }), true},
-		"begun later":         {with(all("", "", 9), func(s *Search) { s.Begun = true }), false},
+		"ignored": {
+			with(point(30, "b"), func(s *Search) { s.Ignore = []uint64{9, 10} }), false,
+		},
+		"range":             {all("a", "c", 20), true},
+		"range before":      {all("a", "c", 19), false},
+		"range below":       {all("a", "b", 30), false},
+		"range above":       {all("d", "", 30), false},
+		"range without end": {all("c", "", 30), true},
+		"begun":             {with(all("", "", 10), func(s *Search) { s.Begun = true }), true},
+		"begun later":       {with(all("", "", 9), func(s *Search) { s.Begun = true }), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var table Table
@@ -139,7 +144,8 @@ func TestUndecidedClaims(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
-// TestTermsEndWaits: a claim of an earlier term is in nobody's way; without leadership a wait ends with its error.
+// TestTermsEndWaits: a claim of an earlier term is in nobody's way; without leadership a wait ends
+// with its error.
 func TestTermsEndWaits(t *testing.T) {
 	leads := &term{now: 5}
 	var table Table
@@ -149,7 +155,8 @@ func TestTermsEndWaits(t *testing.T) {
 	for _, k := range []string{"b", "c"} {
 		leads.set(5, nil)
 		go func() {
-			done <- table.Await(context.Background(), &Search{RegionID: 1, Keys: keys(k), TS: 30, Term: leads.get})
+			done <- table.Await(context.Background(),
+				&Search{RegionID: 1, Keys: keys(k), TS: 30, Term: leads.get})
 		}()
 		leads.set(6, nil)
 		require.NoError(t, <-done)
@@ -159,7 +166,8 @@ func TestTermsEndWaits(t *testing.T) {
 	lost := errors.New("not leader")
 	table.Claim(of(1, 6), 13, keys("b"))
 	go func() {
-		done <- table.Await(context.Background(), &Search{RegionID: 1, Keys: keys("b"), TS: 30, Term: leads.get})
+		done <- table.Await(context.Background(),
+			&Search{RegionID: 1, Keys: keys("b"), TS: 30, Term: leads.get})
 	}()
 	leads.set(0, lost)
 	require.ErrorIs(t, <-done, lost)
@@ -172,7 +180,8 @@ func TestTermsEndWaits(t *testing.T) {
 	require.ErrorIs(t, table.Await(short, s), context.DeadlineExceeded)
 }
 
-// TestEitherSeesTheOther: reads and choices at the same time. Either the read waits for the claim, or the choice is behind it.
+// TestEitherSeesTheOther: reads and choices at the same time. Either the read waits for the claim,
+// or the choice is behind it.
 func TestEitherSeesTheOther(t *testing.T) {
 	leads := &term{now: 5}
 	var table Table
@@ -193,11 +202,14 @@ func TestEitherSeesTheOther(t *testing.T) {
 			c.Drop()
 		}()
 		table.Raise(ts)
-		require.NoError(t, table.Await(context.Background(), &Search{RegionID: 1, Keys: keys("k"), TS: ts, Term: leads.get}))
+		require.NoError(t,
+			table.Await(context.Background(),
+				&Search{RegionID: 1, Keys: keys("k"), TS: ts, Term: leads.get}))
 		mu.Lock()
 		seen := applied
 		mu.Unlock()
 		wg.Wait()
-		require.True(t, seen || chosen > ts, "round %d: a read at %d has missed a commit at %d", i, ts, chosen)
+		require.True(t, seen || chosen > ts, "round %d: a read at %d has missed a commit at %d", i,
+			ts, chosen)
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/redact"
 )
 
-// Codec turns locks and write records into bytes. Both codecs encode the keys of the default and the write family
-// alike.
+// Codec turns locks and write records into bytes. Both codecs encode the keys of the default and
+// the write family alike.
 type Codec interface {
 	// LockKey is the key's place in the lock family, and UserKey the way back.
 	LockKey(key []byte) []byte
@@ -18,12 +18,13 @@ type Codec interface {
 	DecodeLock(data []byte) (Lock, error)
 	EncodeWrite(w *Write) []byte
 	DecodeWrite(data []byte) (Write, error)
-	// InlineLimit is the length of the longest value that is stored in lock and write record; -1 if none is.
+	// InlineLimit is the length of the longest value that is stored in lock and write record; -1 if
+	// none is.
 	InlineLimit() int
 }
 
-// EncodeKey is a version's place in the default family (with its start timestamp) and in the write family (with its
-// commit timestamp). Newer versions sort first.
+// EncodeKey is a version's place in the default family (with its start timestamp) and in the write
+// family (with its commit timestamp). Newer versions sort first.
 func EncodeKey(key []byte, ts uint64) []byte {
 	return binary.BigEndian.AppendUint64(memcomparable.Encode(key), ^ts)
 }
@@ -32,7 +33,8 @@ func EncodeKey(key []byte, ts uint64) []byte {
 func SplitKey(encoded []byte) (key []byte, ts uint64, err error) {
 	key, rest, err := memcomparable.Decode(encoded)
 	if err != nil || len(rest) != 8 {
-		return nil, 0, fmt.Errorf("%w: %v is not a key with a timestamp", ErrCorrupt, redact.Key(encoded))
+		return nil, 0,
+			fmt.Errorf("%w: %v is not a key with a timestamp", ErrCorrupt, redact.Key(encoded))
 	}
 	return key, ^binary.BigEndian.Uint64(rest), nil
 }
@@ -54,7 +56,8 @@ func (tikvCodec) UserKey(lockKey []byte) ([]byte, error) {
 
 func (tikvCodec) InlineLimit() int { return 255 }
 
-// The kinds' bytes, and the flags before the optional fields; part of the on-disk format, do not change.
+// The kinds' bytes, and the flags before the optional fields; part of the on-disk format, do not
+// change.
 const (
 	flagShortValue  = 'v'
 	flagForUpdate   = 'f'
@@ -75,8 +78,12 @@ const (
 type kinds [WriteKindPessimistic + 1]byte
 
 var (
-	lockKinds  = kinds{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindPessimistic: 'S'}
-	writeKinds = kinds{WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindRollback: 'R'}
+	lockKinds = kinds{
+		WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindPessimistic: 'S',
+	}
+	writeKinds = kinds{
+		WriteKindPut: 'P', WriteKindDelete: 'D', WriteKindLock: 'L', WriteKindRollback: 'R',
+	}
 )
 
 func (k *kinds) of(b byte) (WriteKind, error) {

@@ -16,24 +16,56 @@ func TestRecordBytes(t *testing.T) {
 		write *Write
 		want  string
 	}{
-		"plain lock":         {lock: &Lock{Kind: WriteKindPut, Primary: []byte("pk"), Ts: 1, Ttl: 10}, want: "50 04 706b 01 0a"},
-		"pessimistic lock":   {lock: &Lock{Kind: WriteKindPessimistic, Primary: []byte("pk"), Ts: 300, Ttl: 0, ForUpdateTS: 2}, want: "53 04706b ac02 00 66 0000000000000002"},
-		"value inside":       {lock: &Lock{Kind: WriteKindPut, Primary: []byte("p"), Ts: 1, Ttl: 2, ShortValue: []byte("val")}, want: "50 0270 01 02 76 03 76616c"},
-		"empty value inside": {lock: &Lock{Kind: WriteKindPut, Primary: []byte("p"), Ts: 1, Ttl: 2, ShortValue: []byte{}}, want: "50 0270 01 02 76 00"},
+		"plain lock": {
+			lock: &Lock{Kind: WriteKindPut, Primary: []byte("pk"), Ts: 1, Ttl: 10},
+			want: "50 04 706b 01 0a",
+		},
+		"pessimistic lock": {
+			lock: &Lock{
+				Kind: WriteKindPessimistic, Primary: []byte("pk"), Ts: 300, Ttl: 0, ForUpdateTS: 2,
+			}, want: "53 04706b ac02 00 66 0000000000000002",
+		},
+		"value inside": {
+			lock: &Lock{
+				Kind: WriteKindPut, Primary: []byte("p"), Ts: 1, Ttl: 2, ShortValue: []byte("val"),
+			}, want: "50 0270 01 02 76 03 76616c",
+		},
+		"empty value inside": {
+			lock: &Lock{
+				Kind: WriteKindPut, Primary: []byte("p"), Ts: 1, Ttl: 2, ShortValue: []byte{},
+			}, want: "50 0270 01 02 76 00",
+		},
 		"async commit": {
-			lock: &Lock{Kind: WriteKindDelete, Primary: []byte("p"), Ts: 1, Ttl: 2, TxnSize: 1, MinCommitTS: 3, AsyncCommit: true, Secondaries: [][]byte{[]byte("s")}, RollbackTS: []uint64{9}},
+			lock: &Lock{
+				Kind: WriteKindDelete, Primary: []byte("p"), Ts: 1, Ttl: 2, TxnSize: 1,
+				MinCommitTS: 3, AsyncCommit: true, Secondaries: [][]byte{[]byte("s")},
+				RollbackTS: []uint64{9},
+			},
 			want: "44 0270 01 02 74 0000000000000001 63 0000000000000003 61 01 0273 72 01 0000000000000009",
 		},
 		"the rest of a lock": {
-			lock: &Lock{Kind: WriteKindLock, Primary: []byte("p"), Ts: 1, Ttl: 2, LastChange: LastChange{TS: 5, Versions: 2}, TxnSource: 1, LockedWithConflict: true, Generation: 4},
+			lock: &Lock{
+				Kind: WriteKindLock, Primary: []byte("p"), Ts: 1, Ttl: 2,
+				LastChange: LastChange{TS: 5, Versions: 2}, TxnSource: 1, LockedWithConflict: true,
+				Generation: 4,
+			},
 			want: "4c 0270 01 02 6c 0000000000000005 02 73 01 46 67 0000000000000004",
 		},
-		"put":                {write: &Write{Kind: WriteKindPut, StartTS: 300, ShortValue: []byte("v")}, want: "50 ac02 76 01 76"},
-		"delete":             {write: &Write{Kind: WriteKindDelete, StartTS: 1}, want: "44 01"},
-		"protected rollback": {write: &Write{Kind: WriteKindRollback, StartTS: 1, ShortValue: []byte("p")}, want: "52 01 76 01 70"},
+		"put": {
+			write: &Write{Kind: WriteKindPut, StartTS: 300, ShortValue: []byte("v")},
+			want:  "50 ac02 76 01 76",
+		},
+		"delete": {write: &Write{Kind: WriteKindDelete, StartTS: 1}, want: "44 01"},
+		"protected rollback": {
+			write: &Write{Kind: WriteKindRollback, StartTS: 1, ShortValue: []byte("p")},
+			want:  "52 01 76 01 70",
+		},
 		"written again": {
-			write: &Write{Kind: WriteKindPut, StartTS: 1, OverlappedRollback: true, Fence: &fence, LastChange: LastChange{Versions: 1}, TxnSource: 3},
-			want:  "50 01 52 46 0000000000000007 6c 0000000000000000 01 53 03",
+			write: &Write{
+				Kind: WriteKindPut, StartTS: 1, OverlappedRollback: true, Fence: &fence,
+				LastChange: LastChange{Versions: 1}, TxnSource: 3,
+			},
+			want: "50 01 52 46 0000000000000007 6c 0000000000000000 01 53 03",
 		},
 	} {
 		want, err := hex.DecodeString(stripSpaces(c.want))
@@ -62,7 +94,8 @@ func stripSpaces(s string) string {
 	return out
 }
 
-// TestUnknownFields: a write record may have fields of newer versions behind the known ones; a lock may not.
+// TestUnknownFields: a write record may have fields of newer versions behind the known ones; a lock
+// may not.
 func TestUnknownFields(t *testing.T) {
 	w, err := CodecTiKV.DecodeWrite([]byte{'P', 5, 'z', 1, 2, 3})
 	require.NoError(t, err)

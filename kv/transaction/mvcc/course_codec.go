@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// CodecCourse is the format of the course, for storages in memory: the fixed fields only, all values in the default
-// family, locks under the bare key.
+// CodecCourse is the format of the course, for storages in memory: the fixed fields only, all
+// values in the default family, locks under the bare key.
 var CodecCourse Codec = courseCodec{}
 
 type courseCodec struct{}

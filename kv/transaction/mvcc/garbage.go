@@ -7,12 +7,14 @@ import (
 	"github.com/tinykv/tinykv/pkg/memcomparable"
 )
 
-// Garbage lists records of a key that no read at safePoint or later sees, at most max of them. All may be removed at
-// once, and so may a part of them: a Delete is listed only together with the last of the records that it hides. more
-// says that there are others.
+// Garbage lists records of a key that no read at safePoint or later sees, at most max of them. All
+// may be removed at once, and so may a part of them: a Delete is listed only together with the last
+// of the records that it hides. more says that there are others.
 //
 // Of the records up to safePoint, the newest Put stays, and so does all behind safePoint.
-func (r *Reader) Garbage(key []byte, safePoint uint64, max int) (out []Found, more bool, err error) {
+func (r *Reader) Garbage(
+	key []byte, safePoint uint64, max int,
+) (out []Found, more bool, err error) {
 	var mark *Found
 	decided := false
 	f, err := r.SeekWrite(key, safePoint)
@@ -48,8 +50,8 @@ func (w *Writer) Remove(key []byte, f *Found) {
 	}
 }
 
-// Suspects lists keys from a key on, or from the region's start on, that may have garbage. It ends after so many
-// records or keys; next is where to go on, nil at the region's end.
+// Suspects lists keys from a key on, or from the region's start on, that may have garbage. It ends
+// after so many records or keys; next is where to go on, nil at the region's end.
 func (r *Reader) Suspects(
 	from []byte, safePoint uint64, maxRecords, maxKeys int,
 ) (keys [][]byte, next []byte, err error) {

@@ -60,8 +60,8 @@ func (r *Reader) Records(key []byte, maxBytes int) (*Records, error) {
 	return out, it.Err()
 }
 
-// KeyOf is a key that the transaction has locked or written; nil if there is none. It looks through the whole region;
-// goOn is asked now and then, and its error ends it.
+// KeyOf is a key that the transaction has locked or written; nil if there is none. It looks through
+// the whole region; goOn is asked now and then, and its error ends it.
 func (r *Reader) KeyOf(startTS uint64, goOn func() error) ([]byte, error) {
 	locks, _, err := r.Locks(Span{}, 1, 1, func(l *Lock) bool { return l.Ts == startTS })
 	if err != nil || len(locks) > 0 {

@@ -23,10 +23,12 @@ func courseTxn(t *testing.T, startTS uint64, fill func(m *storage.MemStorage)) *
 
 // TestKeysAndTimestamps4A: user keys ascend, timestamps descend.
 func TestKeysAndTimestamps4A(t *testing.T) {
-	require.Equal(t, []byte{0, 0, 0, 0, 0, 0, 0, 0, 247, 255, 255, 255, 255, 255, 255, 255, 255}, mvcc.EncodeKey(nil, 0))
+	require.Equal(t, []byte{0, 0, 0, 0, 0, 0, 0, 0, 247, 255, 255, 255, 255, 255, 255, 255, 255},
+		mvcc.EncodeKey(nil, 0))
 	require.Equal(t, []byte{42, 0, 5, 0, 0, 0, 0, 0, 250, 0, 0, 39, 154, 52, 120, 65, 255},
 		mvcc.EncodeKey([]byte{42, 0, 5}, ^uint64(43543258743295)))
-	require.Equal(t, []byte{42, 0, 5}, mvcc.DecodeUserKey(mvcc.EncodeKey([]byte{42, 0, 5}, 2342342355436234)))
+	require.Equal(t, []byte{42, 0, 5},
+		mvcc.DecodeUserKey(mvcc.EncodeKey([]byte{42, 0, 5}, 2342342355436234)))
 	require.Nil(t, mvcc.DecodeUserKey([]byte{1, 2}))
 	require.Less(t, string(mvcc.EncodeKey([]byte{1}, 5)), string(mvcc.EncodeKey([]byte{1}, 4)))
 	require.Less(t, string(mvcc.EncodeKey([]byte{1}, 0)), string(mvcc.EncodeKey([]byte{1, 0}, 9)))
@@ -44,8 +46,12 @@ func TestChangesOfATransaction4A(t *testing.T) {
 	txn.DeleteValue([]byte{1})
 	want := []any{
 		storage.Put{Cf: engine_util.CfLock, Key: []byte{1}, Value: lock.ToBytes()},
-		storage.Put{Cf: engine_util.CfWrite, Key: mvcc.EncodeKey([]byte{1}, 60), Value: write.ToBytes()},
-		storage.Put{Cf: engine_util.CfDefault, Key: mvcc.EncodeKey([]byte{1}, 42), Value: []byte{5}},
+		storage.Put{
+			Cf: engine_util.CfWrite, Key: mvcc.EncodeKey([]byte{1}, 60), Value: write.ToBytes(),
+		},
+		storage.Put{
+			Cf: engine_util.CfDefault, Key: mvcc.EncodeKey([]byte{1}, 42), Value: []byte{5},
+		},
 		storage.Delete{Cf: engine_util.CfLock, Key: []byte{1}},
 		storage.Delete{Cf: engine_util.CfDefault, Key: mvcc.EncodeKey([]byte{1}, 42)},
 	}
@@ -77,14 +83,17 @@ func TestWhatATransactionSees4A(t *testing.T) {
 		} {
 			m.Set(engine_util.CfWrite, mvcc.EncodeKey(key, w.commit), w.write.ToBytes())
 			if w.write.Kind == mvcc.WriteKindPut {
-				m.Set(engine_util.CfDefault, mvcc.EncodeKey(key, w.write.StartTS), []byte{byte(w.commit)})
+				m.Set(engine_util.CfDefault, mvcc.EncodeKey(key, w.write.StartTS),
+					[]byte{byte(w.commit)})
 			}
 		}
 	}
 	got, err := courseTxn(t, 42, fill).GetLock(key)
 	require.NoError(t, err)
 	require.Equal(t, &lock, got)
-	for at, want := range map[uint64][]byte{41: nil, 42: {42}, 50: {42}, 53: {42}, 54: {54}, 60: {54}, 61: nil, mvcc.TsMax: nil} {
+	for at, want := range map[uint64][]byte{
+		41: nil, 42: {42}, 50: {42}, 53: {42}, 54: {54}, 60: {54}, 61: nil, mvcc.TsMax: nil,
+	} {
 		value, err := courseTxn(t, at, fill).GetValue(key)
 		require.NoError(t, err)
 		require.Equal(t, want, value, "at %d", at)

@@ -11,8 +11,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/redact"
 )
 
-// Reader reads locks and versions from one view. It keeps one iterator over the write family, since opening it is most
-// of a read's cost. Not safe for concurrent use; Close it before the view.
+// Reader reads locks and versions from one view. It keeps one iterator over the write family, since
+// opening it is most of a read's cost. Not safe for concurrent use; Close it before the view.
 type Reader struct {
 	view   storage.Reader
 	codec  Codec
@@ -23,9 +23,12 @@ type Reader struct {
 }
 
 // NewReader returns a reader of view, which stays the caller's.
-func NewReader(view storage.Reader, codec Codec) *Reader { return &Reader{view: view, codec: codec} }
+func NewReader(view storage.Reader, codec Codec) *Reader {
+	return &Reader{view: view, codec: codec}
+}
 
-// Newest has reads fail with a *NewerError where a key has a version behind the timestamp of the read.
+// Newest has reads fail with a *NewerError where a key has a version behind the timestamp of the
+// read.
 func (r *Reader) Newest() { r.newest = true }
 
 // NewerError: a read that must see the newest version would miss it.
@@ -35,7 +38,8 @@ type NewerError struct {
 }
 
 func (e *NewerError) Error() string {
-	return fmt.Sprintf("write conflict: key %v has a newer version of the transaction %d at %d", redact.Key(e.Key), e.StartTS, e.CommitTS)
+	return fmt.Sprintf("write conflict: key %v has a newer version of the transaction %d at %d",
+		redact.Key(e.Key), e.StartTS, e.CommitTS)
 }
 
 // Close releases the iterator.
@@ -72,7 +76,8 @@ func (r *Reader) writeIter() storage.Iterator {
 	return r.writes
 }
 
-// SeekWrite is the key's newest write record with a commit timestamp of at most ts, of any kind; nil if there is none.
+// SeekWrite is the key's newest write record with a commit timestamp of at most ts, of any kind;
+// nil if there is none.
 func (r *Reader) SeekWrite(key []byte, ts uint64) (*Found, error) {
 	it := r.writeIter()
 	r.encoded = memcomparable.Append(r.encoded[:0], key)
@@ -148,7 +153,8 @@ func (r *Reader) Value(key []byte, f *Found) ([]byte, error) {
 	return r.stored(key, f.StartTS)
 }
 
-// LockedValue is what a transaction that holds the lock is about to write; found is false for a delete.
+// LockedValue is what a transaction that holds the lock is about to write; found is false for a
+// delete.
 func (r *Reader) LockedValue(key []byte, l *Lock) (value []byte, found bool, err error) {
 	switch {
 	case l.Kind != WriteKindPut:
@@ -170,17 +176,19 @@ func (r *Reader) stored(key []byte, startTS uint64) ([]byte, error) {
 }
 
 func errNoValue(key []byte, startTS uint64) error {
-	return fmt.Errorf("%w: DefaultNotFound: key %v has no value of the transaction %d", ErrCorrupt, redact.Key(key), startTS)
+	return fmt.Errorf("%w: DefaultNotFound: key %v has no value of the transaction %d", ErrCorrupt,
+		redact.Key(key), startTS)
 }
 
 // Record says what became of a transaction at a key.
 type Record struct {
 	// Own is the transaction's commit or rollback record; nil if there is none.
 	Own *Found
-	// Overlapped is another transaction's record whose commit timestamp is this transaction's start timestamp. If its
-	// OverlappedRollback is set, this transaction was rolled back.
+	// Overlapped is another transaction's record whose commit timestamp is this transaction's start
+	// timestamp. If its OverlappedRollback is set, this transaction was rolled back.
 	Overlapped *Found
-	// Newer is the commit timestamp of the oldest Put or Delete behind the transaction's start; 0 if there is none.
+	// Newer is the commit timestamp of the oldest Put or Delete behind the transaction's start; 0
+	// if there is none.
 	Newer uint64
 }
 
@@ -189,11 +197,12 @@ func (r *Record) Committed() bool { return r.Own != nil && r.Own.Kind != WriteKi
 
 // RolledBack tells whether it was rolled back.
 func (r *Record) RolledBack() bool {
-	return r.Own != nil && r.Own.Kind == WriteKindRollback || r.Overlapped != nil && r.Overlapped.OverlappedRollback
+	return r.Own != nil && r.Own.Kind == WriteKindRollback ||
+		r.Overlapped != nil && r.Overlapped.OverlappedRollback
 }
 
-// OwnRecord looks for what the transaction has left at the key. A commit record lies behind its start timestamp, so all
-// newer records are looked through.
+// OwnRecord looks for what the transaction has left at the key. A commit record lies behind its
+// start timestamp, so all newer records are looked through.
 func (r *Reader) OwnRecord(key []byte, startTS uint64) (Record, error) {
 	var rec Record
 	f, err := r.SeekWrite(key, TsMax)
@@ -238,9 +247,11 @@ func encodeBound(key []byte, encode func([]byte) []byte) []byte {
 	return encode(key)
 }
 
-// Locks lists locks of the span that match. It ends after max locks or once their keys and values have maxBytes,
-// whichever comes first; cut says that there may be more.
-func (r *Reader) Locks(span Span, max, maxBytes int, match func(*Lock) bool) (out []KeyLock, cut bool, err error) {
+// Locks lists locks of the span that match. It ends after max locks or once their keys and values
+// have maxBytes, whichever comes first; cut says that there may be more.
+func (r *Reader) Locks(
+	span Span, max, maxBytes int, match func(*Lock) bool,
+) (out []KeyLock, cut bool, err error) {
 	lower, upper := span.locks(r.codec)
 	it := r.view.Iterate(engine.CFLock, lower, upper)
 	defer it.Close()

@@ -32,7 +32,8 @@ func (w *twin) get(key string, ts uint64) (value string, found bool) {
 	var best *twinVersion
 	for i := range w.versions {
 		v := &w.versions[i]
-		if v.key == key && v.commit <= ts && v.write.Changes() && (best == nil || v.commit > best.commit) {
+		if v.key == key && v.commit <= ts && v.write.Changes() &&
+			(best == nil || v.commit > best.commit) {
 			best = v
 		}
 	}
@@ -81,25 +82,37 @@ func (w *twin) load(t require.TestingT, codec Codec, e engine.Engine) storage.Re
 
 func drawTwin(t *rapid.T) *twin {
 	w := &twin{locks: map[string]Lock{}}
-	keys := []string{"", "a", "a\x00", "ab", "aaaaaaaa", "aaaaaaaab", "b", "\xff\xff\xff\xff\xff\xff\xff\xff"}
+	keys := []string{
+		"", "a", "a\x00", "ab", "aaaaaaaa", "aaaaaaaab", "b", "\xff\xff\xff\xff\xff\xff\xff\xff",
+	}
 	for i, key := range keys {
-		commits := rapid.SliceOfNDistinct(rapid.Uint64Range(1, 30), 0, 12, rapid.ID).Draw(t, fmt.Sprint("commits", i))
+		commits := rapid.SliceOfNDistinct(rapid.Uint64Range(1, 30), 0, 12, rapid.ID).Draw(t,
+			fmt.Sprint("commits", i))
 		for j, c := range commits {
-			kind := rapid.SampledFrom([]WriteKind{WriteKindPut, WriteKindPut, WriteKindDelete, WriteKindRollback, WriteKindLock}).Draw(t, "kind")
-			v := twinVersion{key: key, commit: c, write: Write{StartTS: uint64(100*i + j), Kind: kind}}
+			kind := rapid.SampledFrom([]WriteKind{
+				WriteKindPut, WriteKindPut, WriteKindDelete, WriteKindRollback, WriteKindLock,
+			}).Draw(t, "kind")
+			v := twinVersion{
+				key: key, commit: c, write: Write{StartTS: uint64(100*i + j), Kind: kind},
+			}
 			if kind == WriteKindPut {
-				v.value = string(bytes.Repeat([]byte{byte(i), byte(c)}, rapid.SampledFrom([]int{0, 1, 127, 128}).Draw(t, "size")))
+				v.value = string(bytes.Repeat([]byte{byte(i), byte(c)},
+					rapid.SampledFrom([]int{0, 1, 127, 128}).Draw(t, "size")))
 			}
 			w.versions = append(w.versions, v)
 		}
 		if rapid.IntRange(0, 3).Draw(t, "lock") == 0 {
-			w.locks[key] = Lock{Kind: WriteKindPut, Primary: []byte("p"), Ts: rapid.Uint64Range(1, 30).Draw(t, "lockTS"), Ttl: 1}
+			w.locks[key] = Lock{
+				Kind: WriteKindPut, Primary: []byte("p"),
+				Ts: rapid.Uint64Range(1, 30).Draw(t, "lockTS"), Ttl: 1,
+			}
 		}
 	}
 	return w
 }
 
-// TestReadsAgreeWithTheTwin: gets, scans from every place, locks and records of transactions, in both formats.
+// TestReadsAgreeWithTheTwin: gets, scans from every place, locks and records of transactions, in
+// both formats.
 func TestReadsAgreeWithTheTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawTwin(t)
@@ -128,7 +141,8 @@ func TestReadsAgreeWithTheTwin(t *testing.T) {
 			to := rapid.SampledFrom(append(w.keys(), "", "nothing")).Draw(t, "to")
 			for _, reverse := range []bool{false, true} {
 				got, want := scanned(t, r, from, to, ts, reverse), w.scan(from, to, ts, reverse)
-				require.Equal(t, want, got, "scan of [%q, %q) at %d, reverse %v", from, to, ts, reverse)
+				require.Equal(t, want, got, "scan of [%q, %q) at %d, reverse %v", from, to, ts,
+					reverse)
 			}
 		}
 		for _, v := range w.versions {
@@ -143,13 +157,16 @@ func TestReadsAgreeWithTheTwin(t *testing.T) {
 	})
 }
 
-func scanned(t require.TestingT, r *Reader, from, to string, ts uint64, reverse bool) (out []string) {
-	opt := ScanOptions{Span: Span{From: []byte(from)}, Reverse: reverse, Look: func(_ []byte, l *Lock) Sight {
-		if l.Ts <= ts {
-			return Hidden
-		}
-		return Clear
-	}}
+func scanned(
+	t require.TestingT, r *Reader, from, to string, ts uint64, reverse bool,
+) (out []string) {
+	opt := ScanOptions{Span: Span{From: []byte(from)}, Reverse: reverse,
+		Look: func(_ []byte, l *Lock) Sight {
+			if l.Ts <= ts {
+				return Hidden
+			}
+			return Clear
+		}}
 	if to != "" {
 		opt.To = []byte(to)
 	}
@@ -184,7 +201,9 @@ func (w *twin) scan(from, to string, ts uint64, reverse bool) (out []string) {
 func TestLocksAreListedInPortions(t *testing.T) {
 	w := &twin{locks: map[string]Lock{}}
 	for i := range 10 {
-		w.locks[fmt.Sprintf("key%02d", i)] = Lock{Kind: WriteKindPut, Primary: []byte("p"), Ts: uint64(i % 2), Ttl: 1}
+		w.locks[fmt.Sprintf("key%02d", i)] = Lock{
+			Kind: WriteKindPut, Primary: []byte("p"), Ts: uint64(i % 2), Ttl: 1,
+		}
 	}
 	view := w.load(t, CodecTiKV, memengine.New())
 	defer view.Close()
@@ -220,7 +239,8 @@ func TestMissingValueIsDamage(t *testing.T) {
 	require.ErrorContains(t, err, "DefaultNotFound")
 }
 
-// TestFence: a record that was written again, after a newer version, is not seen by reads that should see that one.
+// TestFence: a record that was written again, after a newer version, is not seen by reads that
+// should see that one.
 func TestFence(t *testing.T) {
 	mem := storage.NewMemStorage()
 	fence := uint64(10)

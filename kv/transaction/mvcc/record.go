@@ -33,7 +33,8 @@ const (
 	WriteKindRollback WriteKind = 3
 	// WriteKindLock locks the key and changes nothing.
 	WriteKindLock WriteKind = 4
-	// WriteKindPessimistic is the kind of a lock that was taken before its transaction was prewritten.
+	// WriteKindPessimistic is the kind of a lock that was taken before its transaction was
+	// prewritten.
 	WriteKindPessimistic WriteKind = 5
 )
 
@@ -58,9 +59,11 @@ type Lock struct {
 	Primary []byte
 	Ts, Ttl uint64
 	Kind    WriteKind
-	// ShortValue is the value of a Put that is stored inline; nil means that it is not, an empty one is a value.
+	// ShortValue is the value of a Put that is stored inline; nil means that it is not, an empty
+	// one is a value.
 	ShortValue []byte
-	// The optional fields of TiKV's records. They are kept as they are where nothing here uses them.
+	// The optional fields of TiKV's records. They are kept as they are where nothing here uses
+	// them.
 	ForUpdateTS, TxnSize, MinCommitTS uint64
 	AsyncCommit                       bool
 	Secondaries                       [][]byte
@@ -79,12 +82,15 @@ type LastChange struct{ TS, Versions uint64 }
 type Write struct {
 	StartTS uint64
 	Kind    WriteKind
-	// ShortValue is the value of a Put if it is inline; of a rollback, "p" says that it is protected.
+	// ShortValue is the value of a Put if it is inline; of a rollback, "p" says that it is
+	// protected.
 	ShortValue []byte
-	// OverlappedRollback: the transaction with the start timestamp of this record's place was rolled back.
+	// OverlappedRollback: the transaction with the start timestamp of this record's place was
+	// rolled back.
 	OverlappedRollback bool
-	// Fence is set when the record was written again. A version of the key with a commit timestamp of *Fence existed by
-	// then, 0 if there was none; where it is missing, garbage collection took it, and this record with it.
+	// Fence is set when the record was written again. A version of the key with a commit timestamp
+	// of *Fence existed by then, 0 if there was none; where it is missing, garbage collection took
+	// it, and this record with it.
 	Fence      *uint64
 	LastChange LastChange
 	TxnSource  uint64
@@ -107,7 +113,9 @@ func (w *Write) Protected() bool {
 }
 
 // fencedOff tells whether a read at ts must not see the record.
-func (w *Write) fencedOff(ts uint64) bool { return w.Fence != nil && *w.Fence > 0 && *w.Fence <= ts }
+func (w *Write) fencedOff(ts uint64) bool {
+	return w.Fence != nil && *w.Fence > 0 && *w.Fence <= ts
+}
 
 // Changes tells whether the record is a version of its key.
 func (w *Write) Changes() bool { return w.Kind == WriteKindPut || w.Kind == WriteKindDelete }

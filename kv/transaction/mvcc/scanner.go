@@ -35,8 +35,9 @@ type ScanOptions struct {
 	Look func(key []byte, l *Lock) Sight
 }
 
-// Scanner walks the keys that a read at a timestamp sees, and the locks in its way. It goes through the lock and the
-// write family together, since a key may have a lock and no version yet. Not safe for concurrent use.
+// Scanner walks the keys that a read at a timestamp sees, and the locks in its way. It goes through
+// the lock and the write family together, since a key may have a lock and no version yet. Not safe
+// for concurrent use.
 type Scanner struct {
 	r   *Reader
 	ts  uint64
@@ -113,7 +114,8 @@ func (s *Scanner) Next() (*Item, error) {
 	}
 }
 
-// item is what the read sees of a key, nil if that is nothing; f is the version that it sees if the lock hides nothing.
+// item is what the read sees of a key, nil if that is nothing; f is the version that it sees if the
+// lock hides nothing.
 func (s *Scanner) item(key []byte, sight Sight, lock *Lock, f *Found) (*Item, error) {
 	item := &Item{Key: key}
 	switch sight {
@@ -145,7 +147,8 @@ func (s *Scanner) item(key []byte, sight Sight, lock *Lock, f *Found) (*Item, er
 	return item, nil
 }
 
-// value is that of a Put at the key that take was called for. In ascending order one iterator goes from value to value.
+// value is that of a Put at the key that take was called for. In ascending order one iterator goes
+// from value to value.
 func (s *Scanner) value(key []byte, f *Found) ([]byte, error) {
 	if f.ShortValue != nil || s.opt.Reverse {
 		return s.r.Value(key, f)
@@ -173,7 +176,8 @@ func (s *Scanner) step(it storage.Iterator) {
 	}
 }
 
-// nearest is the next key in the direction of the walk that either iterator stands on, and which of them do.
+// nearest is the next key in the direction of the walk that either iterator stands on, and which of
+// them do.
 func (s *Scanner) nearest() (key []byte, locked, written bool, err error) {
 	if s.locks.Valid() {
 		if key, err = s.r.codec.UserKey(s.locks.Key()); err != nil {
@@ -209,8 +213,8 @@ func (s *Scanner) nearest() (key []byte, locked, written bool, err error) {
 // maxSteps is how many records of a key are stepped over before the rest is jumped over.
 const maxSteps = 8
 
-// take moves the write iterator beyond all records of the key that it stands on. With look it returns the Put or Delete that
-// the read sees of it, nil if there is none, on the way.
+// take moves the write iterator beyond all records of the key that it stands on. With look it
+// returns the Put or Delete that the read sees of it, nil if there is none, on the way.
 func (s *Scanner) take(key []byte, look bool) (*Found, error) {
 	at := s.writes.Key()
 	s.encoded = append(s.encoded[:0], at[:len(at)-8]...)
@@ -231,7 +235,8 @@ func (s *Scanner) take(key []byte, look bool) (*Found, error) {
 	return f, err
 }
 
-// own is the commit timestamp of the record that the write iterator stands on, if it is one of the key of take.
+// own is the commit timestamp of the record that the write iterator stands on, if it is one of the
+// key of take.
 func (s *Scanner) own() (commitTS uint64, ok bool) {
 	if !s.writes.Valid() {
 		return 0, false

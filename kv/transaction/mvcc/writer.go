@@ -7,8 +7,8 @@ import (
 	"github.com/tinykv/tinykv/kv/storage"
 )
 
-// Writer gathers the changes of one command, in order. They are carried out together or not at all. Not safe for
-// concurrent use.
+// Writer gathers the changes of one command, in order. They are carried out together or not at all.
+// Not safe for concurrent use.
 type Writer struct {
 	codec Codec
 	mods  []storage.Modify
@@ -55,13 +55,15 @@ func (w *Writer) DeleteWrite(key []byte, commitTS uint64) {
 	w.del(engine.CFWrite, EncodeKey(key, commitTS))
 }
 
-// PutLockWithValue sets the lock of a transaction that puts value, inline if it is short. l is changed.
+// PutLockWithValue sets the lock of a transaction that puts value, inline if it is short. l is
+// changed.
 func (w *Writer) PutLockWithValue(key []byte, l *Lock, value []byte) {
 	l.ShortValue = w.PutOrInline(key, l.Ts, value)
 	w.PutLock(key, l)
 }
 
-// PutOrInline stores a value in the default family, unless it is short: then it returns what is to be stored inline.
+// PutOrInline stores a value in the default family, unless it is short: then it returns what is to
+// be stored inline.
 func (w *Writer) PutOrInline(key []byte, startTS uint64, value []byte) (short []byte) {
 	if len(value) <= w.codec.InlineLimit() {
 		return append([]byte{}, value...)

@@ -1,5 +1,6 @@
-// Package waiting has transactions wait for the locks of others, within one store. A waiter holds no latch, and nothing
-// that it waits for waits for it here; that of the locks it holds is a matter of package deadlock.
+// Package waiting has transactions wait for the locks of others, within one store. A waiter holds
+// no latch, and nothing that it waits for waits for it here; that of the locks it holds is a matter
+// of package deadlock.
 package waiting
 
 import (
@@ -28,12 +29,13 @@ type Waiter struct {
 	key     string
 	startTS uint64
 	woken   chan struct{}
-	// turn is open from the moment at which the waiter is woken until it has tried; nil else. Guarded by q.mu.
+	// turn is open from the moment at which the waiter is woken until it has tried; nil else.
+	// Guarded by q.mu.
 	turn chan struct{}
 }
 
-// Join enters the queue of a key. The caller must look once more whether the key is still locked: the lock may have
-// gone before.
+// Join enters the queue of a key. The caller must look once more whether the key is still locked:
+// the lock may have gone before.
 func (q *Queues) Join(key []byte, startTS uint64) *Waiter {
 	w := &Waiter{q: q, key: string(key), startTS: startTS, woken: make(chan struct{}, 1)}
 	q.mu.Lock()
@@ -95,9 +97,10 @@ func (w *Waiter) triedLocked() {
 	}
 }
 
-// Yield lets waiters that have just been woken try first, if they began before a transaction that is about to lock the
-// keys, but only for as long as they stand before other waiters. Without it a transaction that comes again at once,
-// having given its locks up, takes them from those it gave them up for: the next deadlock, and so on.
+// Yield lets waiters that have just been woken try first, if they began before a transaction that
+// is about to lock the keys, but only for as long as they stand before other waiters. Without it a
+// transaction that comes again at once, having given its locks up, takes them from those it gave
+// them up for: the next deadlock, and so on.
 func (q *Queues) Yield(ctx context.Context, startTS uint64, keys ...[]byte) {
 	if q.Idle() {
 		return
@@ -131,8 +134,8 @@ func (q *Queues) turn(key []byte, startTS uint64) <-chan struct{} {
 	return nil
 }
 
-// Wake tells those who wait for a key that its lock has gone: the transaction that began first at once, the others a
-// little later.
+// Wake tells those who wait for a key that its lock has gone: the transaction that began first at
+// once, the others a little later.
 func (q *Queues) Wake(key []byte) {
 	q.mu.Lock()
 	list := slices.Clone(q.mu.byKey[string(key)])

@@ -8,7 +8,8 @@ import (
 	"github.com/tinykv/tinykv/kv/vfs"
 )
 
-// FS tells the journal of all that is done through it. Below must be over the files of the system, as vfs.OS is.
+// FS tells the journal of all that is done through it. Below must be over the files of the system,
+// as vfs.OS is.
 func (j *Journal) FS(below vfs.FS) vfs.FS { return journaled{FS: below, j: j} }
 
 type journaled struct {

@@ -34,8 +34,9 @@ type record struct {
 	Kind  string `json:"kind"`
 	Inode uint64 `json:"inode,omitempty"`
 	Path  string `json:"path,omitempty"`
-	To    string `json:"to,omitempty"`    // new name
-	Aside string `json:"aside,omitempty"` // link that keeps what was removed or replaced; none if nothing was
+	To    string `json:"to,omitempty"` // new name
+	// link that keeps what was removed or replaced; none if nothing was
+	Aside string `json:"aside,omitempty"`
 	// Of a write: where, how long, how long the file was, and what of it lay in the range.
 	Off  int64  `json:"off,omitempty"`
 	Len  int64  `json:"len,omitempty"`
@@ -55,7 +56,8 @@ type Journal struct {
 	names []record // not durable yet, of this process: to drop their asides
 }
 
-// Open continues the journal in dir, or begins one. Everything that it records must be on dir's file system.
+// Open continues the journal in dir, or begins one. Everything that it records must be on dir's
+// file system.
 func Open(dir string) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -68,11 +70,13 @@ func Open(dir string) (*Journal, error) {
 	if len(recs) > 0 {
 		j.seq = recs[len(recs)-1].Seq
 	}
-	j.f, err = os.OpenFile(filepath.Join(dir, journalFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	j.f, err = os.OpenFile(filepath.Join(dir, journalFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND,
+		0o600)
 	return j, err
 }
 
-// read returns the records of a journal, none if there is no journal. A torn last line was not acted on.
+// read returns the records of a journal, none if there is no journal. A torn last line was not
+// acted on.
 func read(dir string) ([]record, error) {
 	f, err := os.Open(filepath.Join(dir, journalFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -185,7 +189,9 @@ func (j *Journal) SyncDir(dir string, do func() error) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if _, err := j.add(record{Kind: kindSyncDir, Path: filepath.Clean(dir), UpTo: upTo}); err != nil {
+	if _, err := j.add(record{
+		Kind: kindSyncDir, Path: filepath.Clean(dir), UpTo: upTo,
+	}); err != nil {
 		return err
 	}
 	left := j.names[:0]
@@ -220,7 +226,8 @@ func (j *Journal) Remove(path string, do func() error) error {
 
 // Rename lets do rename path, within one directory.
 func (j *Journal) Rename(path, to string, do func() error) error {
-	return j.name(record{Kind: kindRename, Path: filepath.Clean(path), To: filepath.Clean(to)}, to, do)
+	return j.name(record{Kind: kindRename, Path: filepath.Clean(path), To: filepath.Clean(to)}, to,
+		do)
 }
 
 // name records a change of names, and keeps the file called lost, if there is one.

@@ -23,8 +23,8 @@ func (l Lost) String() string {
 	return fmt.Sprintf("%d bytes of %d files and %d names", l.Bytes, l.Files, l.Names)
 }
 
-// Lose takes a random part of what was not durable away from the files below data, and ends the journal in dir. No process
-// may use either.
+// Lose takes a random part of what was not durable away from the files below data, and ends the
+// journal in dir. No process may use either.
 func Lose(dir, data string, rng *rand.Rand) (Lost, error) {
 	var lost Lost
 	recs, err := read(dir)
@@ -50,7 +50,10 @@ func Lose(dir, data string, rng *rand.Rand) (Lost, error) {
 	for ino := range writes {
 		inodes = append(inodes, ino)
 	}
-	slices.SortFunc(inodes, func(a, b uint64) int { return int(writes[a][0].Seq) - int(writes[b][0].Seq) }) // the seed decides, not the map
+	// the seed decides, not the map
+	slices.SortFunc(inodes, func(a, b uint64) int {
+		return int(writes[a][0].Seq) - int(writes[b][0].Seq)
+	})
 	for _, ino := range inodes {
 		path, ok := paths[ino]
 		if !ok {
@@ -78,7 +81,9 @@ func unsynced(recs []record) (names []record, writes map[uint64][]record) {
 		case kindWrite:
 			writes[rec.Inode] = append(writes[rec.Inode], rec)
 		case kindSync:
-			writes[rec.Inode] = slices.DeleteFunc(writes[rec.Inode], func(w record) bool { return w.Seq <= rec.UpTo })
+			writes[rec.Inode] = slices.DeleteFunc(writes[rec.Inode], func(w record) bool {
+				return w.Seq <= rec.UpTo
+			})
 			if len(writes[rec.Inode]) == 0 {
 				delete(writes, rec.Inode)
 			}
@@ -93,8 +98,8 @@ func unsynced(recs []record) (names []record, writes map[uint64][]record) {
 	return names, writes
 }
 
-// undoName takes a change of a name back. The process may have been killed between the record and the deed,
-// so that there is nothing to undo.
+// undoName takes a change of a name back. The process may have been killed between the record and
+// the deed, so that there is nothing to undo.
 func undoName(dir string, rec record) error {
 	aside := filepath.Join(dir, rec.Aside)
 	missing := func(err error) error {
@@ -107,7 +112,8 @@ func undoName(dir string, rec record) error {
 		if rec.Aside == "" {
 			return nil
 		}
-		if err := missing(os.Remove(to)); err != nil { // the same file still, when the deed was not done
+		// the same file still, when the deed was not done
+		if err := missing(os.Remove(to)); err != nil {
 			return err
 		}
 		return os.Link(aside, to)
@@ -148,16 +154,16 @@ func byInode(root string) (map[uint64]string, error) {
 	return paths, err
 }
 
-// undoWrites leaves each page of the file in the state after one of its writes, or before all of them,
-// and returns how many bytes it changed or cut.
+// undoWrites leaves each page of the file in the state after one of its writes, or before all of
+// them, and returns how many bytes it changed or cut.
 func undoWrites(path string, writes []record, rng *rand.Rand) (int64, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	// keep says how many of the writes page p still shows: for the file as a whole, where a write may end in the
-	// middle, or for each page.
+	// keep says how many of the writes page p still shows: for the file as a whole, where a write
+	// may end in the middle, or for each page.
 	cut := rng.IntN(len(writes) + 1)
 	torn := cut < len(writes) && rng.IntN(2) == 0
 	var tornAt int64 // pages of the write after the cut before this one are kept

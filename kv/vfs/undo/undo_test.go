@@ -17,13 +17,14 @@ import (
 
 const page = 4096
 
-// versions is a file of the model: what it held after each write since the last sync, that one first. Contents are
-// unique for each page and write.
+// versions is a file of the model: what it held after each write since the last sync, that one
+// first. Contents are unique for each page and write.
 type versions [][]byte
 
 func (v versions) last() []byte { return v[len(v)-1] }
 
-// allows tells whether each page of got is one that the file has had, and got is no shorter than what was synced.
+// allows tells whether each page of got is one that the file has had, and got is no shorter than
+// what was synced.
 func (v versions) allows(got []byte) error {
 	if len(got) < len(v[0]) || len(got) > len(v.last()) {
 		return fmt.Errorf("%d bytes, from %d to %d are allowed", len(got), len(v[0]), len(v.last()))
@@ -45,8 +46,8 @@ func (v versions) allows(got []byte) error {
 	return nil
 }
 
-// TestLose writes, syncs and renames at random, loses, and compares with what a disk may show. Later rounds go on with what is
-// left, as a process that is started again would.
+// TestLose writes, syncs and renames at random, loses, and compares with what a disk may show.
+// Later rounds go on with what is left, as a process that is started again would.
 func TestLose(t *testing.T) {
 	lostBytes, lostNames := int64(0), 0
 	for seed := range uint64(300) {
@@ -121,8 +122,8 @@ func step(t *testing.T, rng *rand.Rand, fs vfs.FS, data string, model map[string
 	}
 }
 
-// TestNames: what was renamed over or removed comes back, up to some point in time, and only if the directory was
-// not synced.
+// TestNames: what was renamed over or removed comes back, up to some point in time, and only if the
+// directory was not synced.
 func TestNames(t *testing.T) {
 	left := map[string]int{}
 	for seed := range uint64(200) {

@@ -1,5 +1,6 @@
-// Package slack executes a program again with a longer timer slack of its first thread, and so of the runtime's monitor thread
-// (package goruntime says what for). It imports nothing that takes long to initialize: package early needs it first.
+// Package slack executes a program again with a longer timer slack of its first thread, and so of
+// the runtime's monitor thread (package goruntime says what for). It imports nothing that takes
+// long to initialize: package early needs it first.
 package slack
 
 // The slacks, and the environment variable.
@@ -12,6 +13,7 @@ const (
 	Env = "TINYKV_TIMER_SLACK"
 	// Off in Env is for debuggers, which lose a process that executes itself.
 	Off = "off"
-	// Executed in Env tells the process that it has executed itself, so that it does not do it for ever.
+	// Executed in Env tells the process that it has executed itself, so that it does not do it for
+	// ever.
 	Executed = "executed"
 )

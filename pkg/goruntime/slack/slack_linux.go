@@ -6,9 +6,9 @@ import (
 	"syscall"
 )
 
-// Execute executes the program again, with the monitor's slack, and does not return then: same process id, arguments and
-// environment, with defaults (NAME=value) for variables that are not set. It returns where that has been done, is switched
-// off or is not possible.
+// Execute executes the program again, with the monitor's slack, and does not return then: same
+// process id, arguments and environment, with defaults (NAME=value) for variables that are not set.
+// It returns where that has been done, is switched off or is not possible.
 func Execute(defaults ...string) {
 	slack, err := Get()
 	// If Env says so and the slack is not there, the kernel or a sandbox has not kept it.
@@ -58,7 +58,8 @@ func Get() (int, error) {
 
 // Set sets the slack of the calling thread, in ns.
 func Set(ns int) error {
-	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetTimerSlack, uintptr(ns), 0, 0, 0, 0); errno != 0 {
+	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetTimerSlack, uintptr(ns), 0, 0, 0,
+		0); errno != 0 {
 		return errno
 	}
 	return nil

@@ -21,12 +21,17 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestClientOfNoServer: whatever answers that is no HTTP/2 server, callers soon get an error which says that nothing was sent.
+// TestClientOfNoServer: whatever answers that is no HTTP/2 server, callers soon get an error which
+// says that nothing was sent.
 func TestClientOfNoServer(t *testing.T) {
 	for name, say := range map[string]func(p *rpctest.Peer){
-		"closes":   func(p *rpctest.Peer) { _ = p.Conn.Close() },
-		"HTTP/1":   func(p *rpctest.Peer) { p.Write([]byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")) },
-		"garbage":  func(p *rpctest.Peer) { p.Write(bytes.Repeat([]byte("\x00\x00\x01\xee\x00garbage"), 20)) },
+		"closes": func(p *rpctest.Peer) { _ = p.Conn.Close() },
+		"HTTP/1": func(p *rpctest.Peer) {
+			p.Write([]byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"))
+		},
+		"garbage": func(p *rpctest.Peer) {
+			p.Write(bytes.Repeat([]byte("\x00\x00\x01\xee\x00garbage"), 20))
+		},
 		"silent":   func(*rpctest.Peer) {},
 		"a ping":   func(p *rpctest.Peer) { _ = p.Framer.WritePing(false, [8]byte{}) },
 		"an ack":   func(p *rpctest.Peer) { _ = p.Framer.WriteSettingsAck() },
@@ -38,7 +43,11 @@ func TestClientOfNoServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := rpctest.Listen(t)
-			c := client(t, l.Address(), Options{ConnectTimeout: 30 * time.Millisecond, MinBackoff: time.Minute, MaxBackoff: time.Hour})
+			c := client(t, l.Address(),
+				Options{
+					ConnectTimeout: 30 * time.Millisecond, MinBackoff: time.Minute,
+					MaxBackoff: time.Hour,
+				})
 			res := rpctest.Get(rpctest.Within(t), c, nil)
 			p := l.Silent()
 			say(p)
@@ -58,31 +67,49 @@ func TestClientOfNoServer(t *testing.T) {
 	}
 }
 
-// TestClientFatalFrames: frames that break the connection end it and the call under way, which may have been carried
-// out. The next call connects anew.
+// TestClientFatalFrames: frames that break the connection end it and the call under way, which may
+// have been carried out. The next call connects anew.
 func TestClientFatalFrames(t *testing.T) {
 	for name, say := range map[string]func(p *rpctest.Peer, id uint32){
-		"frame too large": func(p *rpctest.Peer, id uint32) { p.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0, byte(id)}) },
-		"push": func(p *rpctest.Peer, id uint32) {
-			_ = p.Framer.WritePushPromise(http2.PushPromiseParam{StreamID: id, PromiseID: 2, BlockFragment: []byte{0x88}, EndHeaders: true})
+		"frame too large": func(p *rpctest.Peer, id uint32) {
+			p.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0, byte(id)})
 		},
-		"window overflow": func(p *rpctest.Peer, _ uint32) { _ = p.Framer.WriteWindowUpdate(0, rpc.MaxWindow) },
+		"push": func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WritePushPromise(http2.PushPromiseParam{
+				StreamID: id, PromiseID: 2, BlockFragment: []byte{0x88}, EndHeaders: true,
+			})
+		},
+		"window overflow": func(p *rpctest.Peer, _ uint32) {
+			_ = p.Framer.WriteWindowUpdate(0, rpc.MaxWindow)
+		},
 		"settings overflow": func(p *rpctest.Peer, id uint32) {
 			_ = p.Framer.WriteWindowUpdate(id, 1<<20)
 			_ = p.Framer.WriteSettings(rpctest.Initial(rpc.MaxWindow))
 		},
-		"window of nothing": func(p *rpctest.Peer, _ uint32) { _ = p.Framer.WriteWindowUpdate(0, 0) },
-		"header compression": func(p *rpctest.Peer, id uint32) {
-			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0xff, 0xff}, EndHeaders: true})
+		"window of nothing": func(p *rpctest.Peer, _ uint32) {
+			_ = p.Framer.WriteWindowUpdate(0, 0)
 		},
-		"continuation": func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteContinuation(id, true, []byte{0x88}) },
+		"header compression": func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: []byte{0xff, 0xff}, EndHeaders: true,
+			})
+		},
+		"continuation": func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteContinuation(id, true, []byte{0x88})
+		},
 		"torn headers": func(p *rpctest.Peer, id uint32) {
-			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0x88}})
+			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: []byte{0x88},
+			})
 			_ = p.Framer.WritePing(false, [8]byte{})
 		},
-		"padding larger than the headers": func(p *rpctest.Peer, id uint32) { p.Write([]byte{0, 0, 2, 1, 0xc, 0, 0, 0, byte(id), 200, 0x88}) },
+		"padding larger than the headers": func(p *rpctest.Peer, id uint32) {
+			p.Write([]byte{0, 0, 2, 1, 0xc, 0, 0, 0, byte(id), 200, 0x88})
+		},
 		"endless headers": func(p *rpctest.Peer, id uint32) {
-			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0x88}})
+			_ = p.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: []byte{0x88},
+			})
 			for p.Framer.WriteContinuation(id, false, nil) == nil { // until the client has enough
 			}
 		},
@@ -99,7 +126,8 @@ func TestClientFatalFrames(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := rpctest.Listen(t)
-			c := client(t, l.Address(), Options{ConnWindow: rpc.InitialWindow, StreamWindow: 1 << 20, MaxBackoff: 1})
+			c := client(t, l.Address(),
+				Options{ConnWindow: rpc.InitialWindow, StreamWindow: 1 << 20, MaxBackoff: 1})
 			res := rpctest.Get(rpctest.Within(t), c, nil)
 			p := l.Greeted()
 			id, _ := p.Asked()
@@ -132,51 +160,93 @@ func TestClientBrokenAnswers(t *testing.T) {
 		code codes.Code
 		do   func(p *rpctest.Peer, id uint32)
 	}{
-		"data before headers": {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Data(id, answer, false) }},
+		"data before headers": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Data(id, answer, false)
+		}},
 		"two answers": {codes.Internal, func(p *rpctest.Peer, id uint32) {
 			p.Begin(id)
 			p.Data(id, append(bytes.Clone(answer), answer...), false)
 		}},
 		"no answer": {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.End(id) }},
 		"only an end": {codes.Internal, func(p *rpctest.Peer, id uint32) {
-			p.Headers(id, true, ":status", "200", "content-type", "application/grpc", "grpc-status", "0")
+			p.Headers(id, true, ":status", "200", "content-type", "application/grpc", "grpc-status",
+				"0")
 		}},
-		"half an answer": {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, answer[:6], false); p.End(id) }},
+		"half an answer": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Data(id, answer[:6], false)
+			p.End(id)
+		}},
 		"nonsense": {codes.Internal, func(p *rpctest.Peer, id uint32) {
 			p.Begin(id)
 			p.Data(id, []byte{0, 0, 0, 0, 1, 0xff}, false)
 			p.End(id)
 		}},
-		"no trailers":   {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, answer, true) }},
-		"headers twice": {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Begin(id) }},
+		"no trailers": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Data(id, answer, true)
+		}},
+		"headers twice": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Begin(id)
+		}},
 		"no status": {codes.Unknown, func(p *rpctest.Peer, id uint32) {
 			p.Begin(id)
 			p.Data(id, answer, false)
 			p.Headers(id, true, "x", "y")
 		}},
-		"odd status":     {codes.Unknown, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Headers(id, true, "grpc-status", "-1") }},
-		"unknown status": {codes.Code(77), func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Headers(id, true, "grpc-status", "77") }},
-		"404":            {codes.Unimplemented, func(p *rpctest.Peer, id uint32) { p.Headers(id, true, ":status", "404") }},
+		"odd status": {codes.Unknown, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Headers(id, true, "grpc-status", "-1")
+		}},
+		"unknown status": {codes.Code(77), func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Headers(id, true, "grpc-status", "77")
+		}},
+		"404": {codes.Unimplemented, func(p *rpctest.Peer, id uint32) {
+			p.Headers(id, true, ":status", "404")
+		}},
 		"503": {codes.Unavailable, func(p *rpctest.Peer, id uint32) {
 			p.Headers(id, false, ":status", "503")
 			p.Data(id, []byte("busy"), true)
 		}},
-		"no HTTP status": {codes.Unknown, func(p *rpctest.Peer, id uint32) { p.Headers(id, false, "content-type", "application/grpc") }},
+		"no HTTP status": {codes.Unknown, func(p *rpctest.Peer, id uint32) {
+			p.Headers(id, false, "content-type", "application/grpc")
+		}},
 		"a page": {codes.Unknown, func(p *rpctest.Peer, id uint32) {
 			p.Headers(id, false, ":status", "200", "content-type", "text/html")
 			p.Data(id, []byte("<html>"), true)
 		}},
-		"unknown flag":            {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, []byte{2, 0, 0, 0, 0}, false) }},
-		"not said how compressed": {codes.Internal, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, []byte{1, 0, 0, 0, 0}, false); p.End(id) }},
-		"compressed as nobody does": {codes.Unimplemented, func(p *rpctest.Peer, id uint32) {
-			p.Headers(id, false, ":status", "200", "content-type", "application/grpc", "grpc-encoding", "no-such")
+		"unknown flag": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Data(id, []byte{2, 0, 0, 0, 0}, false)
+		}},
+		"not said how compressed": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
 			p.Data(id, []byte{1, 0, 0, 0, 0}, false)
 			p.End(id)
 		}},
-		"window overflow":   {codes.Internal, func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteWindowUpdate(id, rpc.MaxWindow) }},
-		"too large":         {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, []byte{0, 0xff, 0, 0, 0}, false) }},
-		"headers too large": {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) { headerBomb(p, id, false) }},
-		"end too large":     {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) { p.Begin(id); p.Data(id, answer, false); headerBomb(p, id, true) }},
+		"compressed as nobody does": {codes.Unimplemented, func(p *rpctest.Peer, id uint32) {
+			p.Headers(id, false, ":status", "200", "content-type", "application/grpc",
+				"grpc-encoding", "no-such")
+			p.Data(id, []byte{1, 0, 0, 0, 0}, false)
+			p.End(id)
+		}},
+		"window overflow": {codes.Internal, func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteWindowUpdate(id, rpc.MaxWindow)
+		}},
+		"too large": {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Data(id, []byte{0, 0xff, 0, 0, 0}, false)
+		}},
+		"headers too large": {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) {
+			headerBomb(p, id, false)
+		}},
+		"end too large": {codes.ResourceExhausted, func(p *rpctest.Peer, id uint32) {
+			p.Begin(id)
+			p.Data(id, answer, false)
+			headerBomb(p, id, true)
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := rpctest.Listen(t)
@@ -197,7 +267,9 @@ func TestClientBrokenAnswers(t *testing.T) {
 func headerBomb(p *rpctest.Peer, id uint32, end bool) {
 	p.T.Helper()
 	p.Buf.Reset()
-	f := []string{":status", "200", "content-type", "application/grpc", "x", strings.Repeat("x", 3000)}
+	f := []string{
+		":status", "200", "content-type", "application/grpc", "x", strings.Repeat("x", 3000),
+	}
 	p.Headers(id, end, append(f, bytesOf(2000, f[4:])...)...)
 }
 
@@ -223,12 +295,14 @@ func TestClientIgnoredFrames(t *testing.T) {
 	p.Sync()
 	p.Reply(id, "v")
 	require.Equal(t, "v", string(rpctest.Wait(t, res, "the answer").Value))
-	_ = p.Framer.WriteRSTStream(id, http2.ErrCodeNo) // as servers do that have not seen the end of a request
+	// as servers do that have not seen the end of a request
+	_ = p.Framer.WriteRSTStream(id, http2.ErrCodeNo)
 	_ = p.Framer.WriteWindowUpdate(id, 1)
 	works(p, c, "next")
 }
 
-// TestClientFramesOfNoStream end the connection: of streams that were never opened, or that the server has ended (RFC 9113,
+// TestClientFramesOfNoStream end the connection: of streams that were never opened, or that the
+// server has ended (RFC 9113,
 // 5.1). What comes of a call that was cancelled was on its way.
 func TestClientFramesOfNoStream(t *testing.T) {
 	headers := func(p *rpctest.Peer, id uint32) { p.Headers(id, false, ":status", "200") }
@@ -237,13 +311,29 @@ func TestClientFramesOfNoStream(t *testing.T) {
 		do   func(p *rpctest.Peer, id uint32)
 		code http2.ErrCode
 	}{
-		"headers, even":     {func(p *rpctest.Peer, _ uint32) { headers(p, 2) }, http2.ErrCodeProtocol},
-		"headers, idle":     {func(p *rpctest.Peer, id uint32) { headers(p, id+2) }, http2.ErrCodeProtocol},
-		"data, idle":        {func(p *rpctest.Peer, id uint32) { data(p, id+2) }, http2.ErrCodeProtocol},
-		"window, idle":      {func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteWindowUpdate(id+2, 1) }, http2.ErrCodeProtocol},
-		"reset, idle":       {func(p *rpctest.Peer, id uint32) { _ = p.Framer.WriteRSTStream(id+2, http2.ErrCodeNo) }, http2.ErrCodeProtocol},
-		"headers after end": {func(p *rpctest.Peer, id uint32) { p.Reply(id, "v"); headers(p, id) }, http2.ErrCodeStreamClosed},
-		"data after end":    {func(p *rpctest.Peer, id uint32) { p.Reply(id, "v"); data(p, id) }, http2.ErrCodeStreamClosed},
+		"headers, even": {func(p *rpctest.Peer, _ uint32) {
+			headers(p, 2)
+		}, http2.ErrCodeProtocol},
+		"headers, idle": {func(p *rpctest.Peer, id uint32) {
+			headers(p, id+2)
+		}, http2.ErrCodeProtocol},
+		"data, idle": {func(p *rpctest.Peer, id uint32) {
+			data(p, id+2)
+		}, http2.ErrCodeProtocol},
+		"window, idle": {func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteWindowUpdate(id+2, 1)
+		}, http2.ErrCodeProtocol},
+		"reset, idle": {func(p *rpctest.Peer, id uint32) {
+			_ = p.Framer.WriteRSTStream(id+2, http2.ErrCodeNo)
+		}, http2.ErrCodeProtocol},
+		"headers after end": {func(p *rpctest.Peer, id uint32) {
+			p.Reply(id, "v")
+			headers(p, id)
+		}, http2.ErrCodeStreamClosed},
+		"data after end": {func(p *rpctest.Peer, id uint32) {
+			p.Reply(id, "v")
+			data(p, id)
+		}, http2.ErrCodeStreamClosed},
 		"data after reset": {func(p *rpctest.Peer, id uint32) {
 			_ = p.Framer.WriteRSTStream(id, http2.ErrCodeCancel)
 			data(p, id)
@@ -282,7 +372,8 @@ func TestClientFramesOfNoStream(t *testing.T) {
 	works(p, c, "next")
 }
 
-// TestClientForeignAnswers: the error has the beginning of an answer that is not gRPC, however long it is.
+// TestClientForeignAnswers: the error has the beginning of an answer that is not gRPC, however long
+// it is.
 func TestClientForeignAnswers(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})
@@ -319,10 +410,12 @@ func TestClientResets(t *testing.T) {
 	c := client(t, l.Address(), Options{})
 	var p *rpctest.Peer
 	for code, want := range map[http2.ErrCode]codes.Code{
-		http2.ErrCodeNo: codes.Internal, http2.ErrCodeProtocol: codes.Internal, http2.ErrCodeInternal: codes.Internal,
+		http2.ErrCodeNo: codes.Internal, http2.ErrCodeProtocol: codes.Internal,
+		http2.ErrCodeInternal:    codes.Internal,
 		http2.ErrCodeFlowControl: codes.Internal, http2.ErrCodeCancel: codes.Canceled,
-		http2.ErrCodeEnhanceYourCalm: codes.ResourceExhausted, http2.ErrCodeInadequateSecurity: codes.PermissionDenied,
-		http2.ErrCode(0xffff): codes.Internal,
+		http2.ErrCodeEnhanceYourCalm:    codes.ResourceExhausted,
+		http2.ErrCodeInadequateSecurity: codes.PermissionDenied,
+		http2.ErrCode(0xffff):           codes.Internal,
 	} {
 		res := rpctest.Get(rpctest.Within(t), c, nil)
 		if p == nil {
@@ -354,8 +447,8 @@ func TestClientResets(t *testing.T) {
 	require.True(t, NotSent(r.Err))
 }
 
-// TestClientGoAway: calls that the server has not looked at are made on another connection, the others end on theirs,
-// which ends then.
+// TestClientGoAway: calls that the server has not looked at are made on another connection, the
+// others end on theirs, which ends then.
 func TestClientGoAway(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})
@@ -382,7 +475,8 @@ func TestClientGoAway(t *testing.T) {
 	works(q, c, "newer")
 }
 
-// TestClientGoAwayOfACallThatIsCancelled: the connection ends with its last call, however that ends.
+// TestClientGoAwayOfACallThatIsCancelled: the connection ends with its last call, however that
+// ends.
 func TestClientGoAwayOfACallThatIsCancelled(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{KeepAlive: time.Hour}) // which would end it too
@@ -395,7 +489,9 @@ func TestClientGoAwayOfACallThatIsCancelled(t *testing.T) {
 	cancel()
 	require.Equal(t, codes.Canceled, status.Code(rpctest.Wait(t, res, "the call").Err))
 	p.Closed()
-	require.Eventually(t, func() bool { return len(c.allLinks()) == 0 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(c.allLinks()) == 0
+	}, rpctest.Patience, time.Millisecond)
 }
 
 // TestClientTrickle: a server may send a byte at a time.
@@ -415,7 +511,8 @@ func TestClientTrickle(t *testing.T) {
 	require.Equal(t, "a byte at a time", string(rpctest.Wait(t, res, "the answer").Value))
 }
 
-// TestClientOfAServerThatReadsNothing: callers return at their deadlines, and what they wanted does not fill the memory.
+// TestClientOfAServerThatReadsNothing: callers return at their deadlines, and what they wanted does
+// not fill the memory.
 func TestClientOfAServerThatReadsNothing(t *testing.T) {
 	const size, callers = 100_000, 8
 	l := rpctest.Listen(t)
@@ -488,7 +585,10 @@ func TestClientPings(t *testing.T) {
 	c := client(t, l.Address(), Options{})
 	res := rpctest.Get(rpctest.Within(t), c, nil)
 	p := l.Greeted()
-	p.Until("an ack", func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && s.IsAck() })
+	p.Until("an ack", func(f http2.Frame) bool {
+		s, ok := f.(*http2.SettingsFrame)
+		return ok && s.IsAck()
+	})
 	id, _ := p.Asked()
 	for i := range uint64(3) {
 		var data [8]byte
@@ -545,7 +645,8 @@ func TestClientOneAnswerToAStream(t *testing.T) {
 			c := client(t, l.Address(), Options{})
 			ended := make(chan error, 1)
 			go func() {
-				st, err := c.NewStream(rpctest.Within(t), &grpc.StreamDesc{ClientStreams: true}, "/s/collect")
+				st, err := c.NewStream(rpctest.Within(t), &grpc.StreamDesc{ClientStreams: true},
+					"/s/collect")
 				if err == nil {
 					err = st.SendMsg(&kvrpcpb.RawGetRequest{})
 				}
@@ -572,7 +673,8 @@ type lateContext struct{ context.Context }
 
 func (lateContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
 
-// TestClientCancelledAtTheDeadline: a server that cancels calls at their deadlines may be quicker than the client's timer.
+// TestClientCancelledAtTheDeadline: a server that cancels calls at their deadlines may be quicker
+// than the client's timer.
 func TestClientCancelledAtTheDeadline(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})

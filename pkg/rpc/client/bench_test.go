@@ -38,7 +38,8 @@ func batchKV() *rpctest.KV {
 				}
 				resp := new(kvrpcpb.BatchCommandsResponse)
 				for _, c := range req.Commands {
-					resp.Replies = append(resp.Replies, &kvrpcpb.BatchReply{Id: c.Id, Get: fixedAnswer})
+					resp.Replies = append(resp.Replies,
+						&kvrpcpb.BatchReply{Id: c.Id, Get: fixedAnswer})
 				}
 				if err := st.SendMsg(resp); err != nil {
 					return err
@@ -102,9 +103,10 @@ func (x *batcher) receive() {
 	}
 }
 
-// BenchmarkTogether has 128 callers that get 256 bytes each, over one connection, in one process with the server: one call
-// each through pkg/rpc, one call each through grpc-go, and batches on a stream through grpc-go, which is how clients make up
-// for what a call costs there. cpu-ns/op is the CPU of both sides.
+// BenchmarkTogether has 128 callers that get 256 bytes each, over one connection, in one process
+// with the server: one call each through pkg/rpc, one call each through grpc-go, and batches on a
+// stream through grpc-go, which is how clients make up for what a call costs there. cpu-ns/op is
+// the CPU of both sides.
 func BenchmarkTogether(b *testing.B) {
 	const callers = 128
 	k := batchKV()
@@ -128,7 +130,9 @@ func BenchmarkTogether(b *testing.B) {
 			_, addr := start(b, server.Options{}, k, fixedInline)
 			return unary(tinykvpb.NewTinyKvClient(client(b, addr, Options{})))
 		},
-		"grpc-go calls": func(b *testing.B) func() func() error { return unary(rpctest.DialKV(b, goAddr(b))) },
+		"grpc-go calls": func(b *testing.B) func() func() error {
+			return unary(rpctest.DialKV(b, goAddr(b)))
+		},
 		"grpc-go batches": func(b *testing.B) func() func() error {
 			x := newBatcher(b, rpctest.DialKV(b, goAddr(b)))
 			var ids sync.Mutex

@@ -22,11 +22,12 @@ import (
 //
 //   - l, method, stream, info and done do not change once the call has begun.
 //   - The goroutine that reads the connection owns the receiving half, from headed to hasAnswer.
-//   - The connection's lock guards mu. While gone is not set, the call is among the connection's calls. The one that takes it
-//     out, under the lock, ends it: it gives err by done, or the end to the stream's inbox, once.
-//   - A unary call that has ended without an error belongs to its caller, with answer and compressed: the reading goroutine
-//     has ended it, and does not look at it again. One that ended with an error may still be seen by that goroutine, and is
-//     left to the garbage collector.
+//   - The connection's lock guards mu. While gone is not set, the call is among the connection's
+//     calls. The one that takes it out, under the lock, ends it: it gives err by done, or the end
+//     to the stream's inbox, once.
+//   - A unary call that has ended without an error belongs to its caller, with answer and
+//     compressed: the reading goroutine has ended it, and does not look at it again. One that ended
+//     with an error may still be seen by that goroutine, and is left to the garbage collector.
 type clientCall struct {
 	l *link
 
@@ -83,7 +84,8 @@ func timeout(ctx context.Context) time.Duration {
 	return max(time.Until(d), 0)
 }
 
-// beginYielding opens a call: it waits for its turn and sends the headers. The lock is given up while it waits.
+// beginYielding opens a call: it waits for its turn and sends the headers. The lock is given up
+// while it waits.
 func (l *link) beginYielding(ctx context.Context, call *clientCall, method string) error {
 	own, ok := ctx.(*deadlineContext)
 	parent := ctx //nolint:contextcheck // or what it was made from
@@ -124,7 +126,10 @@ func (l *link) beginYielding(ctx context.Context, call *clientCall, method strin
 	call.l, call.method = l, method
 	l.mu.out.BeginLocked(&call.mu.Sender, l.mu.nextID, call)
 	if l.c.opts.Checksum {
-		call.check = rpc.Checksum{Sends: true, Prefixes: l.mu.enc.prefixes, Seed: rpc.ChecksumSeed(l.methodSumLocked(method), call.mu.ID)}
+		call.check = rpc.Checksum{
+			Sends: true, Prefixes: l.mu.enc.prefixes,
+			Seed: rpc.ChecksumSeed(l.methodSumLocked(method), call.mu.ID),
+		}
 	}
 	call.in = rpc.Inflow{Size: int64(l.c.opts.StreamWindow), Left: int64(l.c.opts.StreamWindow)}
 	l.mu.nextID += 2
@@ -142,9 +147,11 @@ func (l *link) mayCarryLocked(info *callInfo) error {
 	switch {
 	case info == nil:
 	case info.secret && !l.secure:
-		return status.Error(codes.Unauthenticated, "the call has credentials that must not be sent over a connection without TLS")
+		return status.Error(codes.Unauthenticated,
+			"the call has credentials that must not be sent over a connection without TLS")
 	case len(info.md) > 0 && rpc.MetadataSize(info.md)+headerRoom > int(l.mu.maxHeaders):
-		return status.Errorf(codes.Internal, "the metadata is larger than the server takes (%d)", l.mu.maxHeaders)
+		return status.Errorf(codes.Internal, "the metadata is larger than the server takes (%d)",
+			l.mu.maxHeaders)
 	}
 	return nil
 }
@@ -152,7 +159,8 @@ func (l *link) mayCarryLocked(info *callInfo) error {
 // headerRoom is what the protocol's headers take of the server's limit, at most but for long paths.
 const headerRoom = 512
 
-// methodSumLocked keeps the sum of the last call's method: most connections carry one most of the time.
+// methodSumLocked keeps the sum of the last call's method: most connections carry one most of the
+// time.
 func (l *link) methodSumLocked(method string) uint32 {
 	if l.mu.lastMethod != method {
 		l.mu.lastMethod, l.mu.lastSum = method, rpc.MethodSum(method)
@@ -188,15 +196,16 @@ func (l *link) invoke(ctx context.Context, info *callInfo, method string, args, 
 		<-call.done // it has ended at the same moment
 	}
 	if call.err != nil {
-		return orDeadline(ctx, call.err) // it may have been ended by others; then the reading goroutine may be at it still
+		// it may have been ended by others; then the reading goroutine may be at it still
+		return orDeadline(ctx, call.err)
 	}
 	err = call.decode(reply)
 	call.recycle()
 	return err
 }
 
-// orDeadline is the error of a call that ended with err. A server that ends calls at their deadlines cancels them, which
-// may be known before the client's own timer has fired.
+// orDeadline is the error of a call that ended with err. A server that ends calls at their
+// deadlines cancels them, which may be known before the client's own timer has fired.
 func orDeadline(ctx context.Context, err error) error {
 	if status.Code(err) == codes.Canceled {
 		if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
@@ -211,7 +220,8 @@ func (call *clientCall) decode(reply any) error {
 	body := call.answer
 	if call.compressed != 0 {
 		var err error
-		if body, err = rpc.Decompress(call.compressed, call.encoding, body, call.maxRecv()); err != nil {
+		if body, err = rpc.Decompress(call.compressed, call.encoding, body,
+			call.maxRecv()); err != nil {
 			return err
 		}
 	}
@@ -296,7 +306,8 @@ func (call *clientCall) maxSend() int {
 	return call.l.c.opts.MaxSend
 }
 
-// sendLocked encodes a message and sends it as far as the server's windows allow. last: it is all that is sent.
+// sendLocked encodes a message and sends it as far as the server's windows allow. last: it is all
+// that is sent.
 func (call *clientCall) sendLocked(m any, last bool) error {
 	l := call.l
 	g, ok := m.(codec.Message)

@@ -17,8 +17,9 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// callInfo is what the options and the context ask of a call. It does not change once the call begins, but for header and
-// trailer: those the connection's lock guards until the call is gone, and then they are its caller's.
+// callInfo is what the options and the context ask of a call. It does not change once the call
+// begins, but for header and trailer: those the connection's lock guards until the call is gone,
+// and then they are its caller's.
 type callInfo struct {
 	md               metadata.MD
 	maxRecv, maxSend int
@@ -37,9 +38,12 @@ type callInfo struct {
 	header, trailer metadata.MD
 }
 
-// newCallInfo reads context and options; nil if they ask for nothing. Options that are not mentioned have no effect; those
-// that would change what is on the wire, and are not supported, are refused. Errors are statuses.
-func (c *Client) newCallInfo(ctx context.Context, method string, opts []grpc.CallOption) (*callInfo, error) {
+// newCallInfo reads context and options; nil if they ask for nothing. Options that are not
+// mentioned have no effect; those that would change what is on the wire, and are not supported, are
+// refused. Errors are statuses.
+func (c *Client) newCallInfo(
+	ctx context.Context, method string, opts []grpc.CallOption,
+) (*callInfo, error) {
 	md, ok := metadata.FromOutgoingContext(ctx)
 	if !ok && len(opts) == 0 {
 		return nil, nil
@@ -98,12 +102,14 @@ func limitOf(n int) int {
 	return min(n, math.MaxInt32)
 }
 
-// checkSubtype refuses encodings of messages other than protocol buffers: a client encodes with Options.Codec.
+// checkSubtype refuses encodings of messages other than protocol buffers: a client encodes with
+// Options.Codec.
 func checkSubtype(subtype string) error {
 	if subtype == "" || strings.EqualFold(subtype, "proto") {
 		return nil
 	}
-	return status.Errorf(codes.Unimplemented, "messages are protocol buffers here: content-subtype %q is not supported", subtype)
+	return status.Errorf(codes.Unimplemented,
+		"messages are protocol buffers here: content-subtype %q is not supported", subtype)
 }
 
 func (info *callInfo) compress(name string) error {
@@ -117,7 +123,9 @@ func (info *callInfo) compress(name string) error {
 }
 
 // authenticate adds the credentials' metadata.
-func (info *callInfo) authenticate(ctx context.Context, addr, method string, creds credentials.PerRPCCredentials) error {
+func (info *callInfo) authenticate(
+	ctx context.Context, addr, method string, creds credentials.PerRPCCredentials,
+) error {
 	info.secret = info.secret || creds.RequireTransportSecurity()
 	service := method[:max(strings.LastIndexByte(method, '/'), 0)]
 	more, err := creds.GetRequestMetadata(ctx, "https://"+addr+service)
@@ -179,7 +187,8 @@ func (c *Client) ready(ctx context.Context, info *callInfo) (*link, error) {
 	}
 }
 
-// pause waits until another attempt to connect may be made, and returns the context's error if it ends before.
+// pause waits until another attempt to connect may be made, and returns the context's error if it
+// ends before.
 func (c *Client) pause(ctx context.Context) error {
 	c.mu.Lock()
 	left := time.Until(c.mu.retry)

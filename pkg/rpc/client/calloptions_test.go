@@ -27,7 +27,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// mirror sends metadata back: that of names with t- in the trailer, with h- in the headers. A key "fail" fails.
+// mirror sends metadata back: that of names with t- in the trailer, with h- in the headers. A key
+// "fail" fails.
 func mirror(ctx context.Context, key []byte) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	header, trailer := metadata.MD{}, metadata.MD{}
@@ -54,7 +55,9 @@ func mirror(ctx context.Context, key []byte) error {
 
 func mirrorKV() *rpctest.KV {
 	return &rpctest.KV{
-		Get: func(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+		Get: func(
+			ctx context.Context, req *kvrpcpb.RawGetRequest,
+		) (*kvrpcpb.RawGetResponse, error) {
 			return &kvrpcpb.RawGetResponse{Value: req.Key}, mirror(ctx, req.Key)
 		},
 		Stream: func(st grpc.ServerStream) error {
@@ -75,17 +78,24 @@ func kvBoth(t *testing.T, k *rpctest.KV, f func(t *testing.T, addr string)) {
 	t.Run("ours", func(t *testing.T) {
 		s, addr := start(t, server.Options{MaxRecv: 16 << 20, MaxSend: 16 << 20}, k, nil)
 		f(t, addr)
-		require.Eventually(t, func() bool { return s.Stats().Calls == 0 }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return s.Stats().Calls == 0
+		}, rpctest.Patience, time.Millisecond)
 	})
 	t.Run("grpc-go", func(t *testing.T) {
-		f(t, startGo(t, func(s grpc.ServiceRegistrar) { tinykvpb.RegisterTinyKvServer(s, k) }, codec.ServerOption()))
+		f(t,
+			startGo(t, func(s grpc.ServiceRegistrar) {
+				tinykvpb.RegisterTinyKvServer(s, k)
+			}, codec.ServerOption()))
 	})
 }
 
-// TestMetadata: what is sent with a call comes back, with answers and with errors, which have details.
+// TestMetadata: what is sent with a call comes back, with answers and with errors, which have
+// details.
 func TestMetadata(t *testing.T) {
 	sent := metadata.MD{
-		"h-a": {"x", "y"}, "h-b-bin": {"\x00\xff", ""}, "t-a": {"z"}, "t-b-bin": {"1234"}, "h-long": {strings.Repeat("l", 300)},
+		"h-a": {"x", "y"}, "h-b-bin": {"\x00\xff", ""}, "t-a": {"z"}, "t-b-bin": {"1234"},
+		"h-long": {strings.Repeat("l", 300)},
 	}
 	kvBoth(t, mirrorKV(), func(t *testing.T, addr string) {
 		c := tinykvpb.NewTinyKvClient(client(t, addr, Options{Checksum: true}))
@@ -110,7 +120,8 @@ func TestMetadata(t *testing.T) {
 			for _, key := range []string{"k", "fail"} {
 				ctx := metadata.NewOutgoingContext(rpctest.Within(t), sent)
 				var header, trailer metadata.MD
-				_, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte(key)}, grpc.Header(&header), grpc.Trailer(&trailer))
+				_, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte(key)},
+					grpc.Header(&header), grpc.Trailer(&trailer))
 				check(header, trailer, err, key == "fail")
 
 				header, trailer = nil, nil
@@ -141,12 +152,14 @@ func TestMetadataThatIsRefused(t *testing.T) {
 	c := client(t, l.Address(), Options{})
 	kv := tinykvpb.NewTinyKvClient(c)
 	for _, md := range []metadata.MD{{"bad key": {"x"}}, {"k": {"\x00"}}} {
-		_, err := kv.RawGet(metadata.NewOutgoingContext(rpctest.Within(t), md), new(kvrpcpb.RawGetRequest))
+		_, err := kv.RawGet(metadata.NewOutgoingContext(rpctest.Within(t), md),
+			new(kvrpcpb.RawGetRequest))
 		require.Equal(t, codes.Internal, status.Code(err))
 		_, err = kv.BatchCommands(metadata.NewOutgoingContext(rpctest.Within(t), md))
 		require.Equal(t, codes.Internal, status.Code(err))
 	}
-	large := metadata.NewOutgoingContext(rpctest.Within(t), metadata.Pairs("k", strings.Repeat("x", 2000)))
+	large := metadata.NewOutgoingContext(rpctest.Within(t),
+		metadata.Pairs("k", strings.Repeat("x", 2000)))
 	res := rpctest.Get(large, c, nil)
 	p := l.Greeted(http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 2000})
 	err := rpctest.Wait(t, res, "the call").Err
@@ -184,7 +197,8 @@ func TestCallCredentials(t *testing.T) {
 	kvBoth(t, mirrorKV(), func(t *testing.T, addr string) {
 		c := tinykvpb.NewTinyKvClient(client(t, addr, Options{}))
 		get := func(cr *creds) (header metadata.MD, err error) {
-			_, err = c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")}, grpc.PerRPCCredentials(cr), grpc.Header(&header))
+			_, err = c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")},
+				grpc.PerRPCCredentials(cr), grpc.Header(&header))
 			return header, err
 		}
 		good := &creds{}
@@ -206,7 +220,8 @@ func TestCallSizes(t *testing.T) {
 	kvBoth(t, &rpctest.KV{}, func(t *testing.T, addr string) {
 		c := tinykvpb.NewTinyKvClient(client(t, addr, Options{MaxRecv: 1 << 10, MaxSend: 1 << 10}))
 		get := func(n int, opts ...grpc.CallOption) codes.Code {
-			_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, n)}, opts...)
+			_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, n)},
+				opts...)
 			st, err2 := c.BatchCommands(rpctest.Within(t), opts...)
 			require.NoError(t, err2)
 			if err2 = st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, n)}); err2 == nil {
@@ -221,38 +236,54 @@ func TestCallSizes(t *testing.T) {
 		}
 		require.Equal(t, codes.OK, get(1000))
 		require.Equal(t, codes.ResourceExhausted, get(2000))
-		require.Equal(t, codes.ResourceExhausted, get(2000, grpc.MaxCallSendMsgSize(4000)), "the answer")
-		require.Equal(t, codes.ResourceExhausted, get(2000, grpc.MaxCallRecvMsgSize(4000)), "the request")
-		require.Equal(t, codes.OK, get(2000, grpc.MaxCallSendMsgSize(4000), grpc.MaxCallRecvMsgSize(4000)))
+		require.Equal(t, codes.ResourceExhausted, get(2000, grpc.MaxCallSendMsgSize(4000)),
+			"the answer")
+		require.Equal(t, codes.ResourceExhausted, get(2000, grpc.MaxCallRecvMsgSize(4000)),
+			"the request")
+		require.Equal(t, codes.OK,
+			get(2000, grpc.MaxCallSendMsgSize(4000), grpc.MaxCallRecvMsgSize(4000)))
 		require.Equal(t, codes.ResourceExhausted, get(10, grpc.MaxCallSendMsgSize(0)))
 	})
 }
 
 // TestCompressedRequests: the server unpacks them; what is not known is refused.
 func TestCompressedRequests(t *testing.T) {
-	register := func(s grpc.ServiceRegistrar) { grpc_testing.RegisterTestServiceServer(s, rpctest.NewTestService()) }
+	register := func(s grpc.ServiceRegistrar) {
+		grpc_testing.RegisterTestServiceServer(s, rpctest.NewTestService())
+	}
 	servers(t, register, func(t *testing.T, addr string) {
 		sums := grpc_testing.NewTestServiceClient(client(t, addr, Options{Checksum: true}))
-		_, err := sums.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty), grpc.UseCompressor("gzip"))
+		_, err := sums.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty),
+			grpc.UseCompressor("gzip"))
 		require.Equal(t, codes.Unimplemented, status.Code(err))
 		for range 2 {
 			c := grpc_testing.NewTestServiceClient(client(t, addr, Options{}))
 			st, err := c.StreamingInputCall(rpctest.Within(t), grpc.UseCompressor("gzip"))
 			require.NoError(t, err)
 			for range 3 {
-				require.NoError(t, st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(50_000)}))
+				require.NoError(t,
+					st.Send(&grpc_testing.StreamingInputCallRequest{
+						Payload: rpctest.Payload(50_000),
+					}))
 			}
 			resp, err := st.CloseAndRecv()
 			require.NoError(t, err)
 			require.EqualValues(t, 150_000, resp.AggregatedPayloadSize)
-			out, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{Payload: rpctest.Payload(1e5), ResponseSize: 7}, grpc.UseCompressor("gzip"))
+			out, err := c.UnaryCall(rpctest.Within(t),
+				&grpc_testing.SimpleRequest{Payload: rpctest.Payload(1e5), ResponseSize: 7},
+				grpc.UseCompressor("gzip"))
 			require.NoError(t, err)
 			require.Len(t, out.Payload.Body, 7)
-			for _, o := range []grpc.CallOption{grpc.UseCompressor("nothing"), grpc.CallContentSubtype("json"), grpc.ForceCodecV2(otherCodec{codec.New()})} {
+			for _, o := range []grpc.CallOption{
+				grpc.UseCompressor("nothing"), grpc.CallContentSubtype("json"),
+				grpc.ForceCodecV2(otherCodec{codec.New()}),
+			} {
 				_, err = c.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty), o)
-				require.Contains(t, []codes.Code{codes.Internal, codes.Unimplemented}, status.Code(err))
+				require.Contains(t, []codes.Code{codes.Internal, codes.Unimplemented},
+					status.Code(err))
 			}
-			_, err = c.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty), grpc.CallContentSubtype("proto"), codec.CallOption())
+			_, err = c.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty),
+				grpc.CallContentSubtype("proto"), codec.CallOption())
 			require.NoError(t, err)
 		}
 	})
@@ -263,20 +294,23 @@ type otherCodec struct{ encoding.CodecV2 }
 
 func (otherCodec) Name() string { return "json" }
 
-// TestWaitForReady: such a call waits for a server that cannot be reached, as long as its context allows.
+// TestWaitForReady: such a call waits for a server that cannot be reached, as long as its context
+// allows.
 func TestWaitForReady(t *testing.T) {
 	l := rpctest.Listen(t)
 	attempts := make(chan struct{}, 100)
 	up := make(chan struct{})
-	c := client(t, l.Address(), Options{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-		select {
-		case <-up:
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		default:
-			attempts <- struct{}{}
-			return nil, errors.New("down")
-		}
-	}})
+	c := client(t, l.Address(),
+		Options{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
+			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+				select {
+				case <-up:
+					return new(net.Dialer).DialContext(ctx, "tcp", addr)
+				default:
+					attempts <- struct{}{}
+					return nil, errors.New("down")
+				}
+			}})
 	kv := tinykvpb.NewTinyKvClient(c)
 	_, err := kv.RawGet(rpctest.Within(t), new(kvrpcpb.RawGetRequest))
 	require.Equal(t, codes.Unavailable, status.Code(err), "a call that does not wait")
@@ -285,14 +319,16 @@ func TestWaitForReady(t *testing.T) {
 	_, err = kv.BatchCommands(ctx, grpc.WaitForReady(true))
 	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
 	require.True(t, NotSent(err))
-	_, err = kv.RawGet(WithDeadline(context.Background(), time.Now().Add(10*time.Millisecond)), new(kvrpcpb.RawGetRequest), grpc.WaitForReady(true))
+	_, err = kv.RawGet(WithDeadline(context.Background(), time.Now().Add(10*time.Millisecond)),
+		new(kvrpcpb.RawGetRequest), grpc.WaitForReady(true))
 	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
 	for len(attempts) > 0 {
 		<-attempts
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := kv.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")}, grpc.WaitForReady(true))
+		_, err := kv.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")},
+			grpc.WaitForReady(true))
 		done <- err
 	}()
 	for range 3 {
@@ -308,13 +344,16 @@ func TestWaitForReady(t *testing.T) {
 // TestWaitForReadyEndsWithTheClient: Close does not wait for those who wait.
 func TestWaitForReadyEndsWithTheClient(t *testing.T) {
 	dialed := make(chan struct{}, 1)
-	c := client(t, "nowhere:1", Options{MinBackoff: time.Hour, MaxBackoff: time.Hour, Dial: func(context.Context, string) (net.Conn, error) {
-		dialed <- struct{}{}
-		return nil, errors.New("down")
-	}})
+	c := client(t, "nowhere:1",
+		Options{MinBackoff: time.Hour, MaxBackoff: time.Hour,
+			Dial: func(context.Context, string) (net.Conn, error) {
+				dialed <- struct{}{}
+				return nil, errors.New("down")
+			}})
 	done := make(chan error, 1)
 	go func() {
-		_, err := tinykvpb.NewTinyKvClient(c).RawGet(rpctest.Within(t), new(kvrpcpb.RawGetRequest), grpc.WaitForReady(true))
+		_, err := tinykvpb.NewTinyKvClient(c).RawGet(rpctest.Within(t), new(kvrpcpb.RawGetRequest),
+			grpc.WaitForReady(true))
 		done <- err
 	}()
 	rpctest.Wait(t, dialed, "the attempt")
@@ -329,7 +368,10 @@ func TestPeerAndOnFinish(t *testing.T) {
 		for key, want := range map[string]codes.Code{"k": codes.OK, "fail": codes.NotFound} {
 			var p peer.Peer
 			var ends []codes.Code
-			opts := []grpc.CallOption{grpc.Peer(&p), grpc.OnFinish(func(err error) { ends = append(ends, status.Code(err)) })}
+			opts := []grpc.CallOption{
+				grpc.Peer(&p),
+				grpc.OnFinish(func(err error) { ends = append(ends, status.Code(err)) }),
+			}
 			_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte(key)}, opts...)
 			require.Equal(t, want, status.Code(err))
 			require.Equal(t, []codes.Code{want}, ends)

@@ -91,9 +91,14 @@ func (f *flipper) pass(to, from net.Conn, d rpc.Direction) {
 	}
 }
 
-// exchange makes a few calls through addr, unary ones and a stream of several messages, and returns what came back.
+// exchange makes a few calls through addr, unary ones and a stream of several messages, and returns
+// what came back.
 func exchange(ctx context.Context, addr string, checksums bool, n int) (got []string, err error) {
-	c := New(addr, Options{Checksum: checksums, ConnectTimeout: 300 * time.Millisecond, MinBackoff: time.Hour, MaxBackoff: time.Hour})
+	c := New(addr,
+		Options{
+			Checksum: checksums, ConnectTimeout: 300 * time.Millisecond, MinBackoff: time.Hour,
+			MaxBackoff: time.Hour,
+		})
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	defer cancel()
@@ -124,8 +129,9 @@ func exchange(ctx context.Context, addr string, checksums bool, n int) (got []st
 
 func valueOf(i int) []byte { return fmt.Appendf(nil, "value-%d-%s", i, strings.Repeat("v", 20)) }
 
-// TestEveryFlippedBitIsNoticed flips one bit of each byte that passes, of both directions. No handler sees a key, and no
-// caller a value, that was not sent. Without checksums that happens (so the test can fail).
+// TestEveryFlippedBitIsNoticed flips one bit of each byte that passes, of both directions. No
+// handler sees a key, and no caller a value, that was not sent. Without checksums that happens (so
+// the test can fail).
 func TestEveryFlippedBitIsNoticed(t *testing.T) {
 	const n = 3
 	good := map[string]bool{}
@@ -139,18 +145,24 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 		}
 	}
 	var noticed atomic.Int64
-	k := &rpctest.KV{Get: func(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	k := &rpctest.KV{Get: func(
+		_ context.Context, req *kvrpcpb.RawGetRequest,
+	) (*kvrpcpb.RawGetResponse, error) {
 		look(string(req.Key))
 		return &kvrpcpb.RawGetResponse{Value: req.Key}, nil
 	}}
-	_, addr := start(t, server.Options{OnCorrupt: func(net.Addr, string) { noticed.Add(1) }, Handshake: time.Second}, k, nil)
+	_, addr := start(t,
+		server.Options{OnCorrupt: func(net.Addr, string) {
+			noticed.Add(1)
+		}, Handshake: time.Second}, k, nil)
 	through := newFlipper(t, addr, rpc.ToServer, -1)
 	got, err := exchange(t.Context(), through.Addr().String(), true, n)
 	require.NoError(t, err)
 	require.Len(t, got, 2*n)
 	size := [2]int64{through.passed[0].Load(), through.passed[1].Load()}
 
-	// wrong flips each byte, up to lanes at a time since some flips are waited for, and counts what was changed unnoticed.
+	// wrong flips each byte, up to lanes at a time since some flips are waited for, and counts what
+	// was changed unnoticed.
 	wrong := func(checksums bool) int64 {
 		foreign.Store(0)
 		lanes := make(chan struct{}, 32)
@@ -196,14 +208,15 @@ func newFlipperUnowned(t *testing.T, to string, d rpc.Direction, at int64) *flip
 	return f
 }
 
-// TestFlippedLengthEndsTheStream: a stream on which the length of a message was damaged ends at once, in either direction. It
-// would else take what follows for the rest of that message.
+// TestFlippedLengthEndsTheStream: a stream on which the length of a message was damaged ends at
+// once, in either direction. It would else take what follows for the rest of that message.
 func TestFlippedLengthEndsTheStream(t *testing.T) {
 	_, addr := start(t, server.Options{MaxRecv: 64 << 20, MaxSend: 64 << 20}, &rpctest.KV{}, nil)
 	for _, d := range []rpc.Direction{rpc.ToServer, rpc.ToClient} {
 		for bit := range int64(8 * rpc.PrefixSize) {
 			f := newFlipper(t, addr, d, -1)
-			c := client(t, f.Addr().String(), Options{Checksum: true, MaxRecv: 64 << 20, MaxSend: 64 << 20})
+			c := client(t, f.Addr().String(),
+				Options{Checksum: true, MaxRecv: 64 << 20, MaxSend: 64 << 20})
 			st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(rpctest.Within(t))
 			require.NoError(t, err)
 			resp := new(kvrpcpb.RawGetResponse)
@@ -213,15 +226,18 @@ func TestFlippedLengthEndsTheStream(t *testing.T) {
 			f.at.Store(f.passed[d].Load() + rpc.FrameHeader + bit/8)
 			require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: []byte("k")}))
 			err = st.RecvMsg(resp)
-			require.Equal(t, codes.Unavailable, status.Code(err), "direction %d, bit %d: %v", d, bit, err)
+			require.Equal(t, codes.Unavailable, status.Code(err), "direction %d, bit %d: %v", d,
+				bit, err)
 		}
 	}
 }
 
-// TestChecksumsAreAgreedUpon: clients that do not ask, and servers that do not know, exchange messages as ever.
+// TestChecksumsAreAgreedUpon: clients that do not ask, and servers that do not know, exchange
+// messages as ever.
 func TestChecksumsAreAgreedUpon(t *testing.T) {
 	_, addr := start(t, server.Options{}, &rpctest.KV{}, nil)
-	resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("grpc-go")})
+	resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t),
+		&kvrpcpb.RawGetRequest{Key: []byte("grpc-go")})
 	require.NoError(t, err)
 	require.Equal(t, "grpc-go", string(resp.Value))
 
@@ -252,10 +268,12 @@ func TestLargestMessageWithChecksum(t *testing.T) {
 	require.False(t, errors.Is(res.Err, io.EOF))
 }
 
-// TestFlippedBitsPassOver flips one bit of each byte that passes, of both directions. Whatever it hits, above all the
-// headers, whose tables remember it, the same client is served again soon.
+// TestFlippedBitsPassOver flips one bit of each byte that passes, of both directions. Whatever it
+// hits, above all the headers, whose tables remember it, the same client is served again soon.
 func TestFlippedBitsPassOver(t *testing.T) {
-	k := &rpctest.KV{Get: func(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	k := &rpctest.KV{Get: func(
+		_ context.Context, req *kvrpcpb.RawGetRequest,
+	) (*kvrpcpb.RawGetResponse, error) {
 		if string(req.Key) == "no" {
 			return nil, status.Error(codes.NotFound, "no")
 		}
@@ -276,8 +294,9 @@ func TestFlippedBitsPassOver(t *testing.T) {
 	}
 	rounds := func(f *flipper) bool {
 		c := New(f.Addr().String(), Options{
-			Checksum: true, ConnectTimeout: 300 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
-			KeepAlive: 200 * time.Millisecond, KeepAliveTimeout: 200 * time.Millisecond,
+			Checksum: true, ConnectTimeout: 300 * time.Millisecond, MinBackoff: time.Millisecond,
+			MaxBackoff: time.Millisecond,
+			KeepAlive:  200 * time.Millisecond, KeepAliveTimeout: 200 * time.Millisecond,
 		})
 		defer c.Close()
 		good := 0
@@ -310,14 +329,16 @@ func TestFlippedBitsPassOver(t *testing.T) {
 	wg.Wait()
 }
 
-// TestUnimplementedDoesNotHoldUpOthers: the connection is replaced, since the method's name may be damaged in its header
-// table, and the next call does not wait for it.
+// TestUnimplementedDoesNotHoldUpOthers: the connection is replaced, since the method's name may be
+// damaged in its header table, and the next call does not wait for it.
 func TestUnimplementedDoesNotHoldUpOthers(t *testing.T) {
 	_, addr := start(t, server.Options{}, &rpctest.KV{}, nil)
 	c := client(t, addr, Options{Checksum: true, MinBackoff: time.Hour, MaxBackoff: time.Hour})
 	for range 10 {
-		err := c.Invoke(rpctest.Within(t), "/no/such", new(kvrpcpb.RawGetRequest), new(kvrpcpb.RawGetResponse))
+		err := c.Invoke(rpctest.Within(t), "/no/such", new(kvrpcpb.RawGetRequest),
+			new(kvrpcpb.RawGetResponse))
 		require.Equal(t, codes.Unimplemented, status.Code(err))
-		require.NoError(t, rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, []byte("k")), "the next").Err)
+		require.NoError(t,
+			rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, []byte("k")), "the next").Err)
 	}
 }

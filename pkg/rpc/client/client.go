@@ -27,16 +27,16 @@ type OnCorrupt = rpc.OnCorrupt
 type Options struct {
 	// MaxRecv and MaxSend bound one message, in bytes (4 MiB each).
 	MaxRecv, MaxSend int
-	// StreamWindow and ConnWindow are how much the server may send ahead of a stream's receiver, and ahead of this
-	// client (4 and 8 MiB).
+	// StreamWindow and ConnWindow are how much the server may send ahead of a stream's receiver,
+	// and ahead of this client (4 and 8 MiB).
 	StreamWindow, ConnWindow uint32
 	// ConnectTimeout is how long it may take until the server has greeted (1 s).
 	ConnectTimeout time.Duration
-	// MinBackoff and MaxBackoff bound the pause after an attempt to connect that failed; it grows by half each time
-	// (20 ms, 1 s).
+	// MinBackoff and MaxBackoff bound the pause after an attempt to connect that failed; it grows
+	// by half each time (20 ms, 1 s).
 	MinBackoff, MaxBackoff time.Duration
-	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and KeepAliveTimeout how
-	// long that may take (10 s, 3 s).
+	// KeepAlive is how long the server may be silent before it is asked for a sign of life, and
+	// KeepAliveTimeout how long that may take (10 s, 3 s).
 	KeepAlive, KeepAliveTimeout time.Duration
 	// Dial replaces how the connection is made; nil is by TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
@@ -46,9 +46,10 @@ type Options struct {
 	Checksum bool
 	// OnCorrupt is called for messages that were damaged on their way; may be nil.
 	OnCorrupt OnCorrupt
-	// UnaryInterceptors and StreamInterceptors stand before all calls, the first outermost, as grpc.WithChainUnaryInterceptor
-	// has it. They get a grpc.ClientConn that has the client's target and is for nothing else. What a user of StreamOf sends
-	// and receives there passes by the stream that an interceptor has put around it.
+	// UnaryInterceptors and StreamInterceptors stand before all calls, the first outermost, as
+	// grpc.WithChainUnaryInterceptor has it. They get a grpc.ClientConn that has the client's
+	// target and is for nothing else. What a user of StreamOf sends and receives there passes by
+	// the stream that an interceptor has put around it.
 	UnaryInterceptors  []grpc.UnaryClientInterceptor
 	StreamInterceptors []grpc.StreamClientInterceptor
 }
@@ -75,8 +76,8 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// notSent is the error of a call of which the server has certainly carried out nothing. dialing: the call was still waiting
-// for a connection.
+// notSent is the error of a call of which the server has certainly carried out nothing. dialing:
+// the call was still waiting for a connection.
 type notSent struct {
 	st      *status.Status
 	dialing bool
@@ -90,24 +91,27 @@ func notSentf(format string, a ...any) error {
 	return &notSent{st: status.Newf(codes.Unavailable, format, a...)}
 }
 
-// NotSent tells whether err is that of a call of which the server has certainly carried out nothing: there was no
-// connection, or the server refused the call before it looked at it.
+// NotSent tells whether err is that of a call of which the server has certainly carried out
+// nothing: there was no connection, or the server refused the call before it looked at it.
 func NotSent(err error) bool {
 	var e *notSent
 	return errors.As(err, &e)
 }
 
-// NotConnected tells whether err is that of a call whose deadline passed while it waited for a connection to be made.
+// NotConnected tells whether err is that of a call whose deadline passed while it waited for a
+// connection to be made.
 func NotConnected(err error) bool {
 	var e *notSent
 	return errors.As(err, &e) && e.dialing && e.st.Code() == codes.DeadlineExceeded
 }
 
-// Client is a connection to one server, made when it is first needed and again when it was lost. It implements
-// grpc.ClientConnInterface, for generated code; calloptions.go has the call options. Safe for concurrent use.
+// Client is a connection to one server, made when it is first needed and again when it was lost. It
+// implements grpc.ClientConnInterface, for generated code; calloptions.go has the call options.
+// Safe for concurrent use.
 //
-// Errors are statuses. Unavailable: there is no connection, or it was lost; see NotSent. While the server cannot be
-// reached, calls between two attempts to connect fail at once, those during an attempt wait for it.
+// Errors are statuses. Unavailable: there is no connection, or it was lost; see NotSent. While the
+// server cannot be reached, calls between two attempts to connect fail at once, those during an
+// attempt wait for it.
 type Client struct {
 	addr string
 	opts Options
@@ -124,7 +128,8 @@ type Client struct {
 		sync.Mutex
 		closed  bool
 		attempt *attempt
-		// failures in a row; the last was because of err, and until retry there is no other attempt.
+		// failures in a row; the last was because of err, and until retry there is no other
+		// attempt.
 		failures int
 		err      error
 		retry    time.Time
@@ -215,7 +220,9 @@ func (c *Client) connected(ctx context.Context) (*link, error) {
 }
 
 func (c *Client) closedError() error {
-	return &notSent{st: status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed)}
+	return &notSent{
+		st: status.Newf(codes.Canceled, "connection to %s: %v", c.addr, errClientClosed),
+	}
 }
 
 // connect makes one attempt.
@@ -259,7 +266,8 @@ func (c *Client) failedLocked(err error) {
 	c.mu.err, c.mu.retry = err, time.Now().Add(pause*4/5+rand.N(pause*2/5+1))
 }
 
-// dial connects and waits for the server's greeting. The link's goroutines run afterwards, unless there is an error.
+// dial connects and waits for the server's greeting. The link's goroutines run afterwards, unless
+// there is an error.
 func (c *Client) dial() (*link, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.opts.ConnectTimeout)
 	defer cancel()
@@ -271,7 +279,9 @@ func (c *Client) dial() (*link, error) {
 	c.mu.Lock()
 	c.mu.links[l] = struct{}{}
 	c.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() { l.close(fmt.Errorf("no greeting: %w", context.Cause(ctx))) })
+	stop := context.AfterFunc(ctx, func() {
+		l.close(fmt.Errorf("no greeting: %w", context.Cause(ctx)))
+	})
 	greeted := make(chan struct{})
 	c.wg.Add(1)
 	// Owned by the client; ends with the connection.
@@ -288,8 +298,8 @@ func (c *Client) dial() (*link, error) {
 	return l, nil
 }
 
-// lost is called when a connection takes no further calls. One that was lost soon after it was made counts as one
-// that could not be made: callers would else connect again and again.
+// lost is called when a connection takes no further calls. One that was lost soon after it was made
+// counts as one that could not be made: callers would else connect again and again.
 func (c *Client) lost(l *link, err error) {
 	c.up.CompareAndSwap(l, nil)
 	c.mu.Lock()
@@ -298,7 +308,8 @@ func (c *Client) lost(l *link, err error) {
 	case !l.taken: // the attempt counts as a failure itself
 	case l.renewed.Load():
 	case time.Since(l.since) < c.opts.MaxBackoff:
-		c.failedLocked(notSentf("connection to %s: error while dialing: lost a moment ago: %v", c.addr, err))
+		c.failedLocked(notSentf("connection to %s: error while dialing: lost a moment ago: %v",
+			c.addr, err))
 	default:
 		c.mu.failures = 0
 	}
@@ -315,7 +326,9 @@ func (c *Client) forget(l *link) {
 const maxReplays = 3
 
 // invoke makes one unary call.
-func (c *Client) invoke(ctx context.Context, method string, args, reply any, opts []grpc.CallOption) error {
+func (c *Client) invoke(
+	ctx context.Context, method string, args, reply any, opts []grpc.CallOption,
+) error {
 	info, err := c.newCallInfo(ctx, method, opts)
 	if err != nil {
 		return err

@@ -34,7 +34,9 @@ func (c *Client) allLinks() (out []*link) {
 // onlyLink is the one connection of a client.
 func onlyLink(t testing.TB, c *Client) *link {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(c.allLinks()) == 1 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(c.allLinks()) == 1
+	}, rpctest.Patience, time.Millisecond)
 	return c.allLinks()[0]
 }
 
@@ -75,8 +77,9 @@ func TestClientSmoke(t *testing.T) {
 	wg.Wait()
 }
 
-// TestAllocationsOfAClientsCall: what client and server allocate together for one call: 18, as measured with Go 1.26, 19 with the race detector.
-// The server's part is inlineBudget; the answer's bytes are the generated code's.
+// TestAllocationsOfAClientsCall: what client and server allocate together for one call: 18, as
+// measured with Go 1.26, 19 with the race detector. The server's part is inlineBudget; the answer's
+// bytes are the generated code's.
 func TestAllocationsOfAClientsCall(t *testing.T) {
 	_, addr := start(t, server.Options{}, &rpctest.KV{}, fixedInline)
 	c := client(t, addr, Options{})

@@ -9,9 +9,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// WithDeadline returns a context for calls of a Client, which end with DeadlineExceeded at d or at the parent's deadline,
-// whichever is first. It costs no timer, since a connection has one for all its calls, and needs no cancelling. Nothing
-// else ends by it: Done is the parent's, although Err tells that the deadline has passed.
+// WithDeadline returns a context for calls of a Client, which end with DeadlineExceeded at d or at
+// the parent's deadline, whichever is first. It costs no timer, since a connection has one for all
+// its calls, and needs no cancelling. Nothing else ends by it: Done is the parent's, although Err
+// tells that the deadline has passed.
 func WithDeadline(parent context.Context, d time.Time) context.Context {
 	if p, ok := parent.Deadline(); ok && p.Before(d) {
 		d = p
@@ -43,8 +44,8 @@ func timed(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, func() {}
 }
 
-// sweep ends calls at their deadlines. It is due when the first of them may be: calls that end earlier do not touch the
-// timer, so that it fires about once in the time that calls are given.
+// sweep ends calls at their deadlines. It is due when the first of them may be: calls that end
+// earlier do not touch the timer, so that it fires about once in the time that calls are given.
 type sweep struct {
 	timer *time.Timer
 	// at is when the timer fires; zero if it does not.

@@ -29,8 +29,8 @@ func silent(t *testing.T) (*Client, *rpctest.Peer) {
 	return c, p
 }
 
-// TestConnectionEndsCallsAtTheirDeadlines: calls end in the order of their deadlines, whatever the order in which they
-// began, and those that have more time are left alone.
+// TestConnectionEndsCallsAtTheirDeadlines: calls end in the order of their deadlines, whatever the
+// order in which they began, and those that have more time are left alone.
 func TestConnectionEndsCallsAtTheirDeadlines(t *testing.T) {
 	c, p := silent(t)
 	now := time.Now()
@@ -39,11 +39,14 @@ func TestConnectionEndsCallsAtTheirDeadlines(t *testing.T) {
 	lateID, _ := p.Asked()
 	soon := rpctest.Get(WithDeadline(rpctest.Within(t), first), c, []byte("soon"))
 	soonID, _ := p.Asked()
-	long := rpctest.Get(WithDeadline(rpctest.Within(t), now.Add(rpctest.Patience)), c, []byte("long"))
+	long := rpctest.Get(WithDeadline(rpctest.Within(t), now.Add(rpctest.Patience)), c,
+		[]byte("long"))
 	longID, _ := p.Asked()
-	require.Equal(t, codes.DeadlineExceeded, status.Code(rpctest.Wait(t, soon, "the first deadline").Err))
+	require.Equal(t, codes.DeadlineExceeded,
+		status.Code(rpctest.Wait(t, soon, "the first deadline").Err))
 	require.False(t, time.Now().Before(first))
-	require.Equal(t, codes.DeadlineExceeded, status.Code(rpctest.Wait(t, late, "the second deadline").Err))
+	require.Equal(t, codes.DeadlineExceeded,
+		status.Code(rpctest.Wait(t, late, "the second deadline").Err))
 	require.False(t, time.Now().Before(second))
 	require.Equal(t, http2.ErrCodeCancel, p.Reset(soonID))
 	require.Equal(t, http2.ErrCodeCancel, p.Reset(lateID))
@@ -53,8 +56,10 @@ func TestConnectionEndsCallsAtTheirDeadlines(t *testing.T) {
 	require.NoError(t, r.Err)
 	require.Equal(t, "v", string(r.Value))
 
-	again := rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, []byte("again"))
-	require.Equal(t, codes.DeadlineExceeded, status.Code(rpctest.Wait(t, again, "the deadline after a pause").Err))
+	again := rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c,
+		[]byte("again"))
+	require.Equal(t, codes.DeadlineExceeded,
+		status.Code(rpctest.Wait(t, again, "the deadline after a pause").Err))
 }
 
 func TestDeadlineOfAParent(t *testing.T) {
@@ -65,13 +70,15 @@ func TestDeadlineOfAParent(t *testing.T) {
 	d, _ := ctx.Deadline()
 	want, _ := parent.Deadline()
 	require.Equal(t, want, d)
-	require.Equal(t, codes.DeadlineExceeded, status.Code(rpctest.Wait(t, rpctest.Get(ctx, c, []byte("k")), "the parent's deadline").Err))
+	require.Equal(t, codes.DeadlineExceeded,
+		status.Code(rpctest.Wait(t, rpctest.Get(ctx, c, []byte("k")), "the parent's deadline").Err))
 
 	parent, stop := context.WithCancel(rpctest.Within(t))
 	cancelled := rpctest.Get(WithDeadline(parent, time.Now().Add(rpctest.Patience)), c, []byte("k"))
 	_, _ = p.Asked()
 	stop()
-	require.Equal(t, codes.Canceled, status.Code(rpctest.Wait(t, cancelled, "the parent's end").Err))
+	require.Equal(t, codes.Canceled,
+		status.Code(rpctest.Wait(t, cancelled, "the parent's end").Err))
 }
 
 // TestDeadlineThatHasPassed: nothing is sent, and the caller can know.
@@ -95,7 +102,9 @@ func TestDeadlineWithoutAConnection(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	c := client(t, "nowhere:1", Options{Dial: dial, ConnectTimeout: rpctest.Patience})
-	err := rpctest.Wait(t, rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil), "the deadline").Err
+	err := rpctest.Wait(t,
+		rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil),
+		"the deadline").Err
 	require.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
 	require.True(t, NotSent(err))
 	require.True(t, NotConnected(err))
@@ -106,17 +115,21 @@ func TestDeadlineOfAStream(t *testing.T) {
 	h := newHanging()
 	_, addr := start(t, server.Options{MaxStreams: 1}, &h.KV, nil)
 	c := client(t, addr, Options{})
-	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(WithDeadline(rpctest.Within(t), time.Now().Add(rpctest.Patience/2)))
+	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(WithDeadline(rpctest.Within(t),
+		time.Now().Add(rpctest.Patience/2)))
 	require.NoError(t, err)
 	rpctest.Wait(t, h.left, "the stream's handler")
-	err = rpctest.Wait(t, rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil), "the call in the queue").Err
+	err = rpctest.Wait(t,
+		rpctest.Get(WithDeadline(rpctest.Within(t), time.Now().Add(20*time.Millisecond)), c, nil),
+		"the call in the queue").Err
 	require.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
 	require.True(t, NotSent(err))
 	require.False(t, NotConnected(err))
 	require.NoError(t, st.Context().Err())
 
 	c2 := client(t, addr, Options{})
-	st, err = tinykvpb.NewTinyKvClient(c2).BatchCommands(WithDeadline(rpctest.Within(t), time.Now().Add(30*time.Millisecond)))
+	st, err = tinykvpb.NewTinyKvClient(c2).BatchCommands(WithDeadline(rpctest.Within(t),
+		time.Now().Add(30*time.Millisecond)))
 	require.NoError(t, err)
 	require.Equal(t, codes.DeadlineExceeded, status.Code(st.RecvMsg(new(kvrpcpb.RawGetResponse))))
 }

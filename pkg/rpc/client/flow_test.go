@@ -21,7 +21,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestClientTinyWindows: requests come in as many pieces as the server's window asks for, none before there is one.
+// TestClientTinyWindows: requests come in as many pieces as the server's window asks for, none
+// before there is one.
 func TestClientTinyWindows(t *testing.T) {
 	for _, window := range []uint32{0, 1, 10} {
 		t.Run(fmt.Sprint(window), func(t *testing.T) {
@@ -73,17 +74,21 @@ func TestClientWindowsChangeDuringACall(t *testing.T) {
 	require.NoError(t, p.Framer.WriteSettings(rpctest.Initial(60)))
 	p.DataOf(id, 10)
 	require.NoError(t, p.Framer.WriteSettings(rpctest.Initial(10000)))
-	p.Until("the end", func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && d.StreamEnded() })
+	p.Until("the end", func(f http2.Frame) bool {
+		d, ok := f.(*http2.DataFrame)
+		return ok && d.StreamEnded()
+	})
 	p.Reply(id, "v")
 	require.NoError(t, rpctest.Wait(t, res, "the answer").Err)
 }
 
-// TestClientConnectionWindow: all calls share it, and none is forgotten. A call that has no window of its own does not
-// hold up others.
+// TestClientConnectionWindow: all calls share it, and none is forgotten. A call that has no window
+// of its own does not hold up others.
 func TestClientConnectionWindow(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})
-	big := rpctest.Get(rpctest.Within(t), c, bytes.Repeat([]byte{'b'}, 100_000)) // more than the connection's window
+	// more than the connection's window
+	big := rpctest.Get(rpctest.Within(t), c, bytes.Repeat([]byte{'b'}, 100_000))
 	p := l.Greeted(rpctest.Initial(1 << 20))
 	id := p.Opened().StreamID
 	p.DataOf(id, rpc.InitialWindow)
@@ -110,7 +115,10 @@ func TestClientConnectionWindow(t *testing.T) {
 	p.DataOf(stuckID, 10)
 	works(p, c, "x")
 	require.NoError(t, p.Framer.WriteWindowUpdate(stuckID, 1000))
-	p.Until("the end", func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && d.StreamEnded() })
+	p.Until("the end", func(f http2.Frame) bool {
+		d, ok := f.(*http2.DataFrame)
+		return ok && d.StreamEnded()
+	})
 	p.Reply(stuckID, "")
 	require.NoError(t, rpctest.Wait(t, stuck, "the call").Err)
 }
@@ -140,7 +148,11 @@ func TestClientMaxFrameSize(t *testing.T) {
 func TestClientLargeMessages(t *testing.T) {
 	const size = 8 << 20
 	kvServers(t, &rpctest.KV{}, func(t *testing.T, addr string) {
-		c := client(t, addr, Options{MaxRecv: 16 << 20, MaxSend: 16 << 20, StreamWindow: rpc.InitialWindow, ConnWindow: rpc.InitialWindow})
+		c := client(t, addr,
+			Options{
+				MaxRecv: 16 << 20, MaxSend: 16 << 20, StreamWindow: rpc.InitialWindow,
+				ConnWindow: rpc.InitialWindow,
+			})
 		key := bytes.Repeat([]byte("k"), size)
 		r := rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, key), "the answer")
 		require.NoError(t, r.Err)
@@ -148,13 +160,16 @@ func TestClientLargeMessages(t *testing.T) {
 	})
 }
 
-// TestClientBackpressure: a receiver that takes nothing bounds what the server can send, and holds up nobody else.
+// TestClientBackpressure: a receiver that takes nothing bounds what the server can send, and holds
+// up nobody else.
 func TestClientBackpressure(t *testing.T) {
 	const size, window, messages = 10_000, 65535, 100
 	sent := make(chan int, messages)
 	_, addr := start(t, server.Options{}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
 		for i := range messages {
-			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: bytes.Repeat([]byte{byte(i)}, size)}); err != nil {
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{
+				Value: bytes.Repeat([]byte{byte(i)}, size),
+			}); err != nil {
 				return err
 			}
 			sent <- i
@@ -182,18 +197,22 @@ func TestClientBackpressure(t *testing.T) {
 	require.Equal(t, io.EOF, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
 }
 
-// TestClientOnMessage: messages are seen in order, inline or by RecvMsg, and the windows are given back either way.
+// TestClientOnMessage: messages are seen in order, inline or by RecvMsg, and the windows are given
+// back either way.
 func TestClientOnMessage(t *testing.T) {
 	const messages, size = 400, 5000 // many times the window
 	_, addr := start(t, server.Options{}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
 		for i := range messages {
-			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: bytes.Repeat([]byte{byte(i)}, size)}); err != nil {
+			if err := st.SendMsg(&kvrpcpb.RawGetResponse{
+				Value: bytes.Repeat([]byte{byte(i)}, size),
+			}); err != nil {
 				return err
 			}
 		}
 		return nil
 	}}, nil)
-	st, err := tinykvpb.NewTinyKvClient(client(t, addr, Options{StreamWindow: rpc.InitialWindow})).BatchCommands(rpctest.Within(t))
+	st, err := tinykvpb.NewTinyKvClient(client(t, addr,
+		Options{StreamWindow: rpc.InitialWindow})).BatchCommands(rpctest.Within(t))
 	require.NoError(t, err)
 	var seen []byte // by one of the two at a time: the race detector would tell
 	StreamOf(st.Context()).OnMessage(func(msg []byte) bool {
@@ -218,7 +237,8 @@ func TestClientOnMessage(t *testing.T) {
 	}
 }
 
-// TestClientOnMessageAfterTheEnd: once RecvMsg has said that the stream ended, nothing is seen any more.
+// TestClientOnMessageAfterTheEnd: once RecvMsg has said that the stream ended, nothing is seen any
+// more.
 func TestClientOnMessageAfterTheEnd(t *testing.T) {
 	var q rpc.Inbox
 	q.Init(1000)
@@ -233,20 +253,27 @@ func TestClientOnMessageAfterTheEnd(t *testing.T) {
 	require.Nil(t, q.Inline())
 }
 
-// TestClientSendWaits for a window until the stream ends, by the server, its context, or the connection; what was not
-// sent is not said to be.
+// TestClientSendWaits for a window until the stream ends, by the server, its context, or the
+// connection; what was not sent is not said to be.
 func TestClientSendWaits(t *testing.T) {
 	for name, end := range map[string]struct {
 		how  func(p *rpctest.Peer, id uint32, cancel func())
 		code codes.Code
 	}{
-		"status": {func(p *rpctest.Peer, id uint32, _ func()) { p.Begin(id); p.Headers(id, true, "grpc-status", "9") }, codes.FailedPrecondition},
+		"status": {func(p *rpctest.Peer, id uint32, _ func()) {
+			p.Begin(id)
+			p.Headers(id, true, "grpc-status", "9")
+		}, codes.FailedPrecondition},
 		"reset": {func(p *rpctest.Peer, id uint32, _ func()) {
 			_ = p.Framer.WriteRSTStream(id, http2.ErrCodeEnhanceYourCalm)
 		}, codes.ResourceExhausted},
 		"context": {func(_ *rpctest.Peer, _ uint32, cancel func()) { cancel() }, codes.Canceled},
-		"close":   {func(p *rpctest.Peer, _ uint32, _ func()) { _ = p.Conn.Close() }, codes.Unavailable},
-		"goaway":  {func(p *rpctest.Peer, _ uint32, _ func()) { _ = p.Framer.WriteGoAway(0, http2.ErrCodeNo, nil) }, codes.Unavailable},
+		"close": {func(p *rpctest.Peer, _ uint32, _ func()) {
+			_ = p.Conn.Close()
+		}, codes.Unavailable},
+		"goaway": {func(p *rpctest.Peer, _ uint32, _ func()) {
+			_ = p.Framer.WriteGoAway(0, http2.ErrCodeNo, nil)
+		}, codes.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := rpctest.Listen(t)
@@ -277,7 +304,8 @@ func TestClientSendWaits(t *testing.T) {
 	}
 }
 
-// TestClientMaxStreams: callers wait for their turn, until their deadlines, and nothing of them is left then.
+// TestClientMaxStreams: callers wait for their turn, until their deadlines, and nothing of them is
+// left then.
 func TestClientMaxStreams(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})
@@ -318,7 +346,8 @@ func TestClientMaxStreams(t *testing.T) {
 	require.NoError(t, rpctest.Wait(t, fourth, "the fourth").Err)
 }
 
-// TestClientTrySend sends only what needs no waiting, in order with what SendMsg sends, and nothing of the rest.
+// TestClientTrySend sends only what needs no waiting, in order with what SendMsg sends, and nothing
+// of the rest.
 func TestClientTrySend(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{MaxSend: 40_000})
@@ -342,7 +371,9 @@ func TestClientTrySend(t *testing.T) {
 	st := o.st
 	p.Sync()
 
-	key := func(n int) *kvrpcpb.RawGetRequest { return &kvrpcpb.RawGetRequest{Key: make([]byte, n)} }
+	key := func(n int) *kvrpcpb.RawGetRequest {
+		return &kvrpcpb.RawGetRequest{Key: make([]byte, n)}
+	}
 	size := func(n int) int { return rpc.PrefixSize + key(n).Size() }
 	require.True(t, st.TrySend(key(40)))
 	p.DataOf(id, size(40))
@@ -378,7 +409,8 @@ func TestClientTrySend(t *testing.T) {
 // TestClientPaddingIsGivenBack: it takes part of the windows, though nobody ever takes it.
 func TestClientPaddingIsGivenBack(t *testing.T) {
 	l := rpctest.Listen(t)
-	c := client(t, l.Address(), Options{StreamWindow: rpc.InitialWindow, ConnWindow: rpc.InitialWindow})
+	c := client(t, l.Address(),
+		Options{StreamWindow: rpc.InitialWindow, ConnWindow: rpc.InitialWindow})
 	res := rpctest.Get(rpctest.Within(t), c, nil)
 	p := l.Greeted()
 	id, _ := p.Asked()

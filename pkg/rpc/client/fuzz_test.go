@@ -17,7 +17,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// answers are what a server may say after its SETTINGS to a client with a stream, 1, and a unary call, 3.
+// answers are what a server may say after its SETTINGS to a client with a stream, 1, and a unary
+// call, 3.
 func answers() [][]byte {
 	ok := []string{":status", "200", "content-type", "application/grpc"}
 	return [][]byte{
@@ -28,9 +29,11 @@ func answers() [][]byte {
 			for range 3 {
 				p.Data(1, bytes.Repeat(rpctest.EncodedAnswer([]byte("x")), 20), false)
 			}
-			_ = r.Framer.WriteDataPadded(1, false, rpctest.EncodedAnswer([]byte("in parts"))[:7], make([]byte, 3))
+			_ = r.Framer.WriteDataPadded(1, false, rpctest.EncodedAnswer([]byte("in parts"))[:7],
+				make([]byte, 3))
 			_ = r.Framer.WritePing(false, [8]byte{1})
-			_ = r.Framer.WriteSettings(rpctest.Initial(1), http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
+			_ = r.Framer.WriteSettings(rpctest.Initial(1),
+				http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
 			_ = r.Framer.WriteWindowUpdate(3, 100)
 			p.Headers(3, true, append(ok, "grpc-status", "5", "grpc-message", "not%20there")...)
 			p.End(1)
@@ -41,7 +44,9 @@ func answers() [][]byte {
 			p.Data(1, []byte{1, 0, 0, 0, 3, 1, 2, 3}, false)
 			_ = r.Framer.WriteRSTStream(3, http2.ErrCodeRefusedStream)
 			_ = r.Framer.WriteGoAway(1, http2.ErrCodeNo, nil)
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x40, 1, 'a'}})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1, BlockFragment: []byte{0x40, 1, 'a'},
+			})
 			_ = r.Framer.WriteContinuation(1, true, []byte{1, 'b'})
 		}),
 		rpctest.Script(func(r *rpctest.Raw) {
@@ -56,7 +61,8 @@ func answers() [][]byte {
 // say lets a script speak as a server.
 func say(r *rpctest.Raw) *rpctest.Peer { r.T = new(testing.T); return &rpctest.Peer{Raw: r} }
 
-// FuzzClient: whatever a server sends, nothing panics, all calls end when the server has closed, and nothing is left.
+// FuzzClient: whatever a server sends, nothing panics, all calls end when the server has closed,
+// and nothing is left.
 func FuzzClient(f *testing.F) {
 	for _, b := range answers() {
 		f.Add(b)
@@ -72,18 +78,23 @@ func FuzzClient(f *testing.F) {
 		run(func() { l.serve(greeted) })
 		_, _ = server.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0})
 		rpctest.Wait(t, greeted, "the greeting")
-		st, err := l.newStream(context.Background(), new(callInfo), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, rpctest.StreamPath)
+		st, err := l.newStream(context.Background(), new(callInfo),
+			&grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, rpctest.StreamPath)
 		require.NoError(t, err)
 		run(func() {
 			for st.RecvMsg(new(kvrpcpb.RawGetResponse)) == nil {
 			}
 		})
 		run(func() {
-			_ = l.invoke(context.Background(), nil, rpctest.GetPath, &kvrpcpb.RawGetRequest{}, new(kvrpcpb.RawGetResponse))
+			_ = l.invoke(context.Background(), nil, rpctest.GetPath, &kvrpcpb.RawGetRequest{},
+				new(kvrpcpb.RawGetResponse))
 		})
-		require.Eventually(t, func() bool { return l.open() == 2 }, rpctest.Patience, 10*time.Microsecond)
+		require.Eventually(t, func() bool {
+			return l.open() == 2
+		}, rpctest.Patience, 10*time.Microsecond)
 		_ = server.SetWriteDeadline(time.Now().Add(rpctest.Patience))
-		if _, err := server.Write(b); err != nil { // the client has had enough, but it reads until then
+		// the client has had enough, but it reads until then
+		if _, err := server.Write(b); err != nil {
 			require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 		}
 		_ = server.Close()

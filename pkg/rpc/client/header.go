@@ -15,19 +15,20 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// requestEncoder makes the header blocks of calls. Those of a method are always the same but for the timeout: once
-// their fields are in the server's table they are a few bytes, which are kept.
+// requestEncoder makes the header blocks of calls. Those of a method are always the same but for
+// the timeout: once their fields are in the server's table they are a few bytes, which are kept.
 type requestEncoder struct {
 	addr, scheme string
 	// checksum: calls ask for checksums; prefixes: and for those of prefixes.
 	checksum, prefixes bool
 	buf                bytes.Buffer
 	enc                *hpack.Encoder
-	// seen are the methods whose fields are in the table, with their block if it is kept. Invariant: a block is kept only
-	// as long as nothing enters the table, so that nothing in it moves.
+	// seen are the methods whose fields are in the table, with their block if it is kept.
+	// Invariant: a block is kept only as long as nothing enters the table, so that nothing in it
+	// moves.
 	seen map[string][]byte
-	// room is what is left in the table for paths. Nothing that is in it may be pushed out: a kept block names its fields
-	// by their places.
+	// room is what is left in the table for paths. Nothing that is in it may be pushed out: a kept
+	// block names its fields by their places.
 	room int
 	// small: the server's table has no room for all that.
 	small bool
@@ -48,8 +49,11 @@ func (e *requestEncoder) init(addr string, secure, checksum bool) {
 	e.prefixes = false
 }
 
-// setPrefixes follows the server's SettingPrefixSums. A server says it before the first call, or not at all.
-func (e *requestEncoder) setPrefixes(n uint32) { e.prefixes = n == 1 && e.checksum && len(e.seen) == 0 }
+// setPrefixes follows the server's SettingPrefixSums. A server says it before the first call, or
+// not at all.
+func (e *requestEncoder) setPrefixes(n uint32) {
+	e.prefixes = n == 1 && e.checksum && len(e.seen) == 0
+}
 
 // common are the fields after the path.
 func (e *requestEncoder) common() []hpack.HeaderField {
@@ -67,8 +71,9 @@ func (e *requestEncoder) common() []hpack.HeaderField {
 	return all[:]
 }
 
-// setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE. A table that was made smaller stays so: hpack's encoder
-// does not go back up by itself, and what was pushed out would come in again while blocks are kept.
+// setTableSize follows the server's SETTINGS_HEADER_TABLE_SIZE. A table that was made smaller stays
+// so: hpack's encoder does not go back up by itself, and what was pushed out would come in again
+// while blocks are kept.
 func (e *requestEncoder) setTableSize(n uint32) {
 	if n >= rpc.TableSize {
 		return
@@ -78,7 +83,8 @@ func (e *requestEncoder) setTableSize(n uint32) {
 	clear(e.seen)
 }
 
-// block is the header block of a call; it is valid until the next one. A timeout below zero means none.
+// block is the header block of a call; it is valid until the next one. A timeout below zero means
+// none.
 func (e *requestEncoder) block(method string, timeout time.Duration, info *callInfo) []byte {
 	kept, known := e.seen[method]
 	if kept == nil {
@@ -113,7 +119,9 @@ func (e *requestEncoder) block(method string, timeout time.Duration, info *callI
 		if name := info.encoding(); name != "" {
 			e.field(hpack.HeaderField{Name: "grpc-encoding", Value: name}, false)
 		}
-		rpc.EachHeader(info.md, func(name, value string) { e.field(hpack.HeaderField{Name: name, Value: value}, false) })
+		rpc.EachHeader(info.md, func(name, value string) {
+			e.field(hpack.HeaderField{Name: name, Value: value}, false)
+		})
 	}
 	return e.buf.Bytes()
 }
@@ -136,7 +144,8 @@ func (e *requestEncoder) literal(name, value string) {
 // responseHead is what the header block says that is being read.
 type responseHead struct {
 	dec *hpack.Decoder
-	// stream is the call whose block is being read, zero between blocks; end, that nothing comes after it.
+	// stream is the call whose block is being read, zero between blocks; end, that nothing comes
+	// after it.
 	stream uint32
 	end    bool
 	size   int
@@ -188,7 +197,8 @@ func (h *responseHead) check() *status.Status {
 	case h.size > maxHeaderBytes:
 		return status.New(codes.ResourceExhausted, "the server's headers are larger than the limit")
 	case h.httpStatus != "200":
-		return status.Newf(codeOfHTTP(h.httpStatus), "the server answered with HTTP status %q", h.httpStatus)
+		return status.Newf(codeOfHTTP(h.httpStatus), "the server answered with HTTP status %q",
+			h.httpStatus)
 	case !rpc.IsGRPCType(h.contentType):
 		return status.Newf(codes.Unknown, "the server answered with content-type %q", h.contentType)
 	case h.bad != nil:
@@ -199,7 +209,8 @@ func (h *responseHead) check() *status.Status {
 
 // isForeign tells whether the first headers are those of an answer that is not gRPC.
 func (h *responseHead) isForeign() bool {
-	return h.size <= maxHeaderBytes && h.httpStatus != "" && (h.httpStatus != "200" || !rpc.IsGRPCType(h.contentType))
+	return h.size <= maxHeaderBytes && h.httpStatus != "" &&
+		(h.httpStatus != "200" || !rpc.IsGRPCType(h.contentType))
 }
 
 // status is what the last headers of an answer say.
@@ -215,7 +226,8 @@ func (h *responseHead) status() *status.Status {
 	}
 	n, err := strconv.ParseUint(h.grpcStatus, 10, 31)
 	if err != nil {
-		return status.Newf(codes.Unknown, "the server ended the call with grpc-status %q", h.grpcStatus)
+		return status.Newf(codes.Unknown, "the server ended the call with grpc-status %q",
+			h.grpcStatus)
 	}
 	return rpc.DecodeDetails(status.New(codes.Code(n), rpc.DecodeMessage(h.message)), h.details)
 }
@@ -252,13 +264,14 @@ func codeOfReset(code http2.ErrCode) codes.Code {
 	return codes.Internal
 }
 
-// onHeaderBlock reads a header block, or a part of it. Blocks of calls that have ended are read too: the table must be the
-// server's.
+// onHeaderBlock reads a header block, or a part of it. Blocks of calls that have ended are read
+// too: the table must be the server's.
 func (l *link) onHeaderBlock(id uint32, fragment []byte, end, last bool) error {
 	if l.head.stream != id {
 		l.head.begin(id, end)
 	}
-	if l.head.sent += rpc.FrameHeader + len(fragment); l.head.sent > 4*maxHeaderBytes { // it might go on for ever
+	// it might go on for ever
+	if l.head.sent += rpc.FrameHeader + len(fragment); l.head.sent > 4*maxHeaderBytes {
 		return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
 	}
 	_, err := l.head.dec.Write(fragment)
@@ -334,8 +347,8 @@ func (l *link) keepMetadata(call *clientCall, end bool) {
 	}
 }
 
-// noteHead looks at the headers of an answer for damage that would stay in the header tables of this connection; true if
-// the connection is to end.
+// noteHead looks at the headers of an answer for damage that would stay in the header tables of
+// this connection; true if the connection is to end.
 func (l *link) noteHead(call *clientCall, end bool) (bool, error) {
 	if !call.check.Sends {
 		return false, nil

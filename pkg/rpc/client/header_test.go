@@ -30,8 +30,8 @@ func fields(t *testing.T, dec *hpack.Decoder, block []byte) map[string]string {
 	return out
 }
 
-// TestRequestHeaders: whatever methods, timeouts and table sizes come in whatever order, the server decodes what was
-// meant. Long paths and addresses do not fit into the table.
+// TestRequestHeaders: whatever methods, timeouts and table sizes come in whatever order, the server
+// decodes what was meant. Long paths and addresses do not fit into the table.
 func TestRequestHeaders(t *testing.T) {
 	for seed := range uint64(12) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
@@ -61,7 +61,8 @@ func TestRequestHeaders(t *testing.T) {
 			require.Equal(t, method, got[":path"], "seed %d", seed)
 			require.Equal(t, addr, got[":authority"], "seed %d", seed)
 			require.Equal(t, want, got["grpc-timeout"], "seed %d", seed)
-			require.Equal(t, "POST application/grpc trailers", got[":method"]+" "+got["content-type"]+" "+got["te"])
+			require.Equal(t, "POST application/grpc trailers",
+				got[":method"]+" "+got["content-type"]+" "+got["te"])
 		}
 	}
 }
@@ -80,7 +81,8 @@ func TestRequestHeadersAreSmall(t *testing.T) {
 	}
 }
 
-// TestClientHeadersOnTheWire is TestRequestHeaders through a connection whose server changes its mind.
+// TestClientHeadersOnTheWire is TestRequestHeaders through a connection whose server changes its
+// mind.
 func TestClientHeadersOnTheWire(t *testing.T) {
 	for _, first := range []uint32{0, 64, 4096} {
 		t.Run(fmt.Sprint(first), func(t *testing.T) {
@@ -93,10 +95,16 @@ func TestClientHeadersOnTheWire(t *testing.T) {
 			call := func(i int) string {
 				method := fmt.Sprintf("/s/method%d", i%24)
 				ctx, cancel := rpctest.Within(t), func() {}
-				if units := []time.Duration{0, 50 * time.Second, 30 * time.Minute, 40 * time.Hour, 40_000 * time.Hour, 2e6 * time.Hour}; i%6 > 0 {
+				if units := []time.Duration{
+					0, 50 * time.Second, 30 * time.Minute, 40 * time.Hour, 40_000 * time.Hour,
+					2e6 * time.Hour,
+				}; i%6 > 0 {
 					ctx, cancel = context.WithTimeout(context.Background(), units[i%6])
 				}
-				go func() { defer cancel(); res <- c.Invoke(ctx, method, new(emptyMessage), new(emptyMessage)) }()
+				go func() {
+					defer cancel()
+					res <- c.Invoke(ctx, method, new(emptyMessage), new(emptyMessage))
+				}()
 				return method
 			}
 			method := call(0)
@@ -118,7 +126,8 @@ func TestClientHeadersOnTheWire(t *testing.T) {
 					require.Contains(t, b.String(), string("xumSMH"[i%6])+"\n", "another unit")
 				}
 				if i%30 == 29 {
-					require.NoError(t, p.Framer.WriteSettings(size([]uint32{4096, 100, 0, 4096}[i/30])))
+					require.NoError(t,
+						p.Framer.WriteSettings(size([]uint32{4096, 100, 0, 4096}[i/30])))
 				}
 				p.Reply(h.StreamID, "")
 				require.NoError(t, rpctest.Wait(t, res, "the call"))

@@ -16,7 +16,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // start serves k until the test ends; inline, if not nil, sees gets first.
-func start(t testing.TB, o server.Options, k *rpctest.KV, inline server.InlineFunc) (*server.Server, string) {
+func start(
+	t testing.TB, o server.Options, k *rpctest.KV, inline server.InlineFunc,
+) (*server.Server, string) {
 	return startWith(t, o, func(s *server.Server) {
 		tinykvpb.RegisterTinyKvServer(s, k)
 		if inline != nil {
@@ -25,7 +27,9 @@ func start(t testing.TB, o server.Options, k *rpctest.KV, inline server.InlineFu
 	})
 }
 
-func startWith(t testing.TB, o server.Options, register func(*server.Server)) (*server.Server, string) {
+func startWith(
+	t testing.TB, o server.Options, register func(*server.Server),
+) (*server.Server, string) {
 	t.Helper()
 	s := server.New(o)
 	register(s)

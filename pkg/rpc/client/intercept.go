@@ -12,22 +12,29 @@ import (
 type interceptors struct {
 	unary  grpc.UnaryClientInterceptor
 	stream grpc.StreamClientInterceptor
-	// conn is for interceptors only, whose type asks for one: it has the client's target, and makes no connection unless an
-	// interceptor calls it.
+	// conn is for interceptors only, whose type asks for one: it has the client's target, and makes
+	// no connection unless an interceptor calls it.
 	conn *grpc.ClientConn
 }
 
-// newInterceptors chains those of the options; nil if there are none. err is that of a target that grpc-go does not read.
+// newInterceptors chains those of the options; nil if there are none. err is that of a target that
+// grpc-go does not read.
 func newInterceptors(addr string, o *Options) (*interceptors, error) {
 	if len(o.UnaryInterceptors) == 0 && len(o.StreamInterceptors) == 0 {
 		return nil, nil
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return o.Dial(ctx, addr) }))
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return o.Dial(ctx, addr)
+		}))
 	if err != nil {
 		return nil, err
 	}
-	return &interceptors{unary: chainUnary(o.UnaryInterceptors), stream: chainStream(o.StreamInterceptors), conn: conn}, nil
+	return &interceptors{
+		unary: chainUnary(o.UnaryInterceptors), stream: chainStream(o.StreamInterceptors),
+		conn: conn,
+	}, nil
 }
 
 // chainUnary makes one interceptor of several, of which the first is the outermost; nil of none.
@@ -73,9 +80,13 @@ func chainStream(list []grpc.StreamClientInterceptor) grpc.StreamClientIntercept
 }
 
 // Invoke implements grpc.ClientConnInterface: one unary call.
-func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+func (c *Client) Invoke(
+	ctx context.Context, method string, args, reply any, opts ...grpc.CallOption,
+) error {
 	if x := c.intercepts; x != nil && x.unary != nil {
-		last := func(ctx context.Context, method string, args, reply any, _ *grpc.ClientConn, opts ...grpc.CallOption) error {
+		last := func(
+			ctx context.Context, method string, args, reply any, _ *grpc.ClientConn, opts ...grpc.CallOption,
+		) error {
 			return c.invoke(ctx, method, args, reply, opts)
 		}
 		return x.unary(ctx, method, args, reply, x.conn, last, opts...)

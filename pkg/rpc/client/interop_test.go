@@ -39,14 +39,21 @@ func startGo(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.Se
 }
 
 // servers runs a test against each server that a client may meet.
-func servers(t *testing.T, register func(grpc.ServiceRegistrar), f func(t *testing.T, addr string)) {
+func servers(
+	t *testing.T, register func(grpc.ServiceRegistrar), f func(t *testing.T, addr string),
+) {
 	t.Run("ours", func(t *testing.T) {
-		s, addr := startWith(t, server.Options{MaxRecv: 16 << 20, MaxSend: 16 << 20}, func(s *server.Server) { register(s) })
+		s, addr := startWith(t, server.Options{MaxRecv: 16 << 20, MaxSend: 16 << 20},
+			func(s *server.Server) { register(s) })
 		f(t, addr)
-		require.Eventually(t, func() bool { return s.Stats().Calls == 0 }, rpctest.Patience, time.Millisecond, "calls are left")
+		require.Eventually(t, func() bool {
+			return s.Stats().Calls == 0
+		}, rpctest.Patience, time.Millisecond, "calls are left")
 	})
 	t.Run("grpc-go", func(t *testing.T) { f(t, startGo(t, register)) })
-	t.Run("grpc-go with our codec", func(t *testing.T) { f(t, startGo(t, register, codec.ServerOption())) })
+	t.Run("grpc-go with our codec", func(t *testing.T) {
+		f(t, startGo(t, register, codec.ServerOption()))
+	})
 }
 
 func kvServers(t *testing.T, k *rpctest.KV, f func(t *testing.T, addr string)) {
@@ -75,18 +82,23 @@ func TestClientSizes(t *testing.T) {
 	})
 }
 
-// TestClientLimits: a message of exactly the limit passes, one of a byte more does not, and the connection stays.
+// TestClientLimits: a message of exactly the limit passes, one of a byte more does not, and the
+// connection stays.
 func TestClientLimits(t *testing.T) {
 	const limit = 100_000
 	kvServers(t, &rpctest.KV{}, func(t *testing.T, addr string) {
-		for what, o := range map[string]Options{"receive": {MaxRecv: limit}, "send": {MaxSend: limit}} {
+		for what, o := range map[string]Options{
+			"receive": {MaxRecv: limit}, "send": {MaxSend: limit},
+		} {
 			t.Run(what, func(t *testing.T) {
 				c := client(t, addr, o)
 				for range 2 {
-					r := rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, ofSize(limit)), "the answer")
+					r := rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, ofSize(limit)),
+						"the answer")
 					require.NoError(t, r.Err)
 					require.Len(t, r.Value, len(ofSize(limit)))
-					r = rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, ofSize(limit+1)), "the answer")
+					r = rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, ofSize(limit+1)),
+						"the answer")
 					require.Equal(t, codes.ResourceExhausted, status.Code(r.Err), r.Err)
 				}
 				l := onlyLink(t, c)
@@ -122,13 +134,16 @@ func TestClientManyCallers(t *testing.T) {
 
 func TestClientStreamEcho(t *testing.T) {
 	kvServers(t, &rpctest.KV{}, func(t *testing.T, addr string) {
-		st, err := tinykvpb.NewTinyKvClient(client(t, addr, Options{})).BatchCommands(rpctest.Within(t))
+		st, err := tinykvpb.NewTinyKvClient(client(t, addr,
+			Options{})).BatchCommands(rpctest.Within(t))
 		require.NoError(t, err)
 		sizes := []int{0, 1, 16 << 10, 70_000, 5, 1 << 20, 3}
 		var g rpctest.Group
 		g.Go(func() error {
 			for i, n := range sizes {
-				if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: bytes.Repeat([]byte{byte(i)}, n)}); err != nil {
+				if err := st.SendMsg(&kvrpcpb.RawGetRequest{
+					Key: bytes.Repeat([]byte{byte(i)}, n),
+				}); err != nil {
 					return err
 				}
 			}
@@ -149,7 +164,9 @@ func TestClientStreamEcho(t *testing.T) {
 
 // testServers runs a test against the service of gRPC's interoperability tests.
 func testServers(t *testing.T, f func(t *testing.T, c grpc_testing.TestServiceClient, cc *Client)) {
-	servers(t, func(s grpc.ServiceRegistrar) { grpc_testing.RegisterTestServiceServer(s, rpctest.NewTestService()) },
+	servers(t, func(s grpc.ServiceRegistrar) {
+		grpc_testing.RegisterTestServiceServer(s, rpctest.NewTestService())
+	},
 		func(t *testing.T, addr string) {
 			cc := client(t, addr, Options{})
 			f(t, grpc_testing.NewTestServiceClient(cc), cc)
@@ -160,19 +177,22 @@ func TestClientKindsOfCalls(t *testing.T) {
 	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, _ *Client) {
 		_, err := c.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty))
 		require.NoError(t, err)
-		resp, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)})
+		resp, err := c.UnaryCall(rpctest.Within(t),
+			&grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)})
 		require.NoError(t, err)
 		require.Len(t, resp.Payload.Body, 314159)
 		in, err := c.StreamingInputCall(rpctest.Within(t))
 		require.NoError(t, err)
 		for _, n := range []int32{27182, 8, 1828, 45904} {
-			require.NoError(t, in.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(n)}))
+			require.NoError(t,
+				in.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(n)}))
 		}
 		sum, err := in.CloseAndRecv()
 		require.NoError(t, err)
 		require.EqualValues(t, 74922, sum.AggregatedPayloadSize)
 		sizes := []int32{31415, 9, 2653, 58979}
-		out, err := c.StreamingOutputCall(rpctest.Within(t), &grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(sizes...)})
+		out, err := c.StreamingOutputCall(rpctest.Within(t),
+			&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(sizes...)})
 		require.NoError(t, err)
 		for _, n := range sizes {
 			resp, err := out.Recv()
@@ -187,19 +207,29 @@ func TestClientKindsOfCalls(t *testing.T) {
 func TestClientStatus(t *testing.T) {
 	long := strings.Repeat("é%", 300)
 	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, _ *Client) {
-		for _, msg := range []string{"plain", "", "\t\nwhitespace\r\nand ☺ and 😈\n", "100% sure, %41 is no A", "%", "%2", long} {
+		for _, msg := range []string{
+			"plain", "", "\t\nwhitespace\r\nand ☺ and 😈\n", "100% sure, %41 is no A", "%", "%2",
+			long,
+		} {
 			want := &grpc_testing.EchoStatus{Code: int32(codes.DataLoss), Message: msg}
-			_, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseStatus: want})
+			_, err := c.UnaryCall(rpctest.Within(t),
+				&grpc_testing.SimpleRequest{ResponseStatus: want})
 			require.Equal(t, codes.DataLoss, status.Code(err))
 			require.Equal(t, msg, status.Convert(err).Message())
 			require.False(t, NotSent(err))
-			out, err := c.StreamingOutputCall(rpctest.Within(t), &grpc_testing.StreamingOutputCallRequest{ResponseStatus: want})
+			out, err := c.StreamingOutputCall(rpctest.Within(t),
+				&grpc_testing.StreamingOutputCallRequest{ResponseStatus: want})
 			require.NoError(t, err)
 			_, err = out.Recv()
 			require.Equal(t, msg, status.Convert(err).Message())
 		}
 		// Longer than a server sends: it may be cut, not more.
-		_, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseStatus: &grpc_testing.EchoStatus{Code: 5, Message: strings.Repeat("x", 20_000)}})
+		_, err := c.UnaryCall(rpctest.Within(t),
+			&grpc_testing.SimpleRequest{
+				ResponseStatus: &grpc_testing.EchoStatus{
+					Code: 5, Message: strings.Repeat("x", 20_000),
+				},
+			})
 		require.Equal(t, codes.NotFound, status.Code(err))
 		require.GreaterOrEqual(t, len(status.Convert(err).Message()), rpc.MaxMessageHeader)
 	})
@@ -209,20 +239,27 @@ func TestClientUnimplemented(t *testing.T) {
 	testServers(t, func(t *testing.T, c grpc_testing.TestServiceClient, cc *Client) {
 		_, err := c.UnimplementedCall(rpctest.Within(t), new(grpc_testing.Empty))
 		require.Equal(t, codes.Unimplemented, status.Code(err))
-		err = cc.Invoke(rpctest.Within(t), "/no/such", new(grpc_testing.Empty), new(grpc_testing.Empty))
+		err = cc.Invoke(rpctest.Within(t), "/no/such", new(grpc_testing.Empty),
+			new(grpc_testing.Empty))
 		require.Equal(t, codes.Unimplemented, status.Code(err))
 		require.False(t, NotSent(err))
 		// A stream of one request ends before that is sent: RecvMsg says so, not SendMsg.
-		st, err := cc.NewStream(rpctest.Within(t), &grpc.StreamDesc{ServerStreams: true}, "/no/such")
+		st, err := cc.NewStream(rpctest.Within(t), &grpc.StreamDesc{ServerStreams: true},
+			"/no/such")
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return onlyLink(t, cc).open() == 0 }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return onlyLink(t, cc).open() == 0
+		}, rpctest.Patience, time.Millisecond)
 		require.NoError(t, st.SendMsg(new(grpc_testing.Empty)))
 		require.NoError(t, st.CloseSend())
 		require.Equal(t, codes.Unimplemented, status.Code(st.RecvMsg(new(grpc_testing.Empty))))
 		// One of many says that it has ended.
-		st, err = cc.NewStream(rpctest.Within(t), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no/such")
+		st, err = cc.NewStream(rpctest.Within(t),
+			&grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/no/such")
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return onlyLink(t, cc).open() == 0 }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return onlyLink(t, cc).open() == 0
+		}, rpctest.Patience, time.Millisecond)
 		require.Equal(t, io.EOF, st.SendMsg(new(grpc_testing.Empty)))
 		require.Equal(t, codes.Unimplemented, status.Code(st.RecvMsg(new(grpc_testing.Empty))))
 	})
@@ -257,7 +294,10 @@ func TestClientDeadline(t *testing.T) {
 		cc := client(t, addr, Options{})
 		c := tinykvpb.NewTinyKvClient(cc)
 		for name, call := range map[string]func(ctx context.Context) error{
-			"unary": func(ctx context.Context) error { _, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{}); return err },
+			"unary": func(ctx context.Context) error {
+				_, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{})
+				return err
+			},
 			"stream": func(ctx context.Context) error {
 				st, err := c.BatchCommands(ctx)
 				if err != nil {
@@ -280,10 +320,12 @@ func TestClientDeadline(t *testing.T) {
 				defer cancel()
 				returned := make(chan error, 1)
 				go func() { returned <- call(ctx) }()
-				require.InDelta(t, time.Hour, rpctest.Wait(t, h.left, "the handler"), float64(rpctest.Patience))
+				require.InDelta(t, time.Hour, rpctest.Wait(t, h.left, "the handler"),
+					float64(rpctest.Patience))
 				cancel()
 				require.Equal(t, codes.Canceled, status.Code(rpctest.Wait(t, returned, "the call")))
-				require.ErrorIs(t, rpctest.Wait(t, h.ended, "the handler's context"), context.Canceled)
+				require.ErrorIs(t, rpctest.Wait(t, h.ended, "the handler's context"),
+					context.Canceled)
 			})
 		}
 	})
@@ -316,7 +358,8 @@ func TestClientCompressedAnswers(t *testing.T) {
 	require.Equal(t, io.EOF, st.RecvMsg(new(kvrpcpb.RawGetResponse)))
 }
 
-// TestClientAnswerBeforeTheEnd: a server that has heard enough ends a stream whose client still sends.
+// TestClientAnswerBeforeTheEnd: a server that has heard enough ends a stream whose client still
+// sends.
 func TestClientAnswerBeforeTheEnd(t *testing.T) {
 	enough := errors.New("enough")
 	kvServers(t, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
@@ -332,13 +375,14 @@ func TestClientAnswerBeforeTheEnd(t *testing.T) {
 			err = st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
 		}
 		require.Equal(t, io.EOF, err)
-		require.Equal(t, enough.Error(), status.Convert(st.RecvMsg(new(kvrpcpb.RawGetResponse))).Message())
+		require.Equal(t, enough.Error(),
+			status.Convert(st.RecvMsg(new(kvrpcpb.RawGetResponse))).Message())
 		require.Zero(t, onlyLink(t, cc).open())
 	})
 }
 
-// TestCancelBeforeTheAnswer: what was cancelled before CloseAndRecv is never answered well, although the server may be
-// quicker than the watch for the context's end.
+// TestCancelBeforeTheAnswer: what was cancelled before CloseAndRecv is never answered well,
+// although the server may be quicker than the watch for the context's end.
 func TestCancelBeforeTheAnswer(t *testing.T) {
 	servers(t, func(s grpc.ServiceRegistrar) {
 		svc := rpctest.NewTestService()

@@ -89,7 +89,8 @@ func TestClientLosesCallsUnderWay(t *testing.T) {
 
 // TestClientBackoff: the pause grows by half each time, up to a limit, give or take a fifth.
 func TestClientBackoff(t *testing.T) {
-	c := client(t, "127.0.0.1:1", Options{MinBackoff: 20 * time.Second, MaxBackoff: 100 * time.Second})
+	c := client(t, "127.0.0.1:1",
+		Options{MinBackoff: 20 * time.Second, MaxBackoff: 100 * time.Second})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, want := range []float64{20, 30, 45, 67.5, 100, 100, 100} {
@@ -109,7 +110,8 @@ func TestClientShortBackoff(t *testing.T) {
 	}
 }
 
-// TestClientOutOfIDs: a connection whose numbers are used up ends with its last call; others get another one.
+// TestClientOutOfIDs: a connection whose numbers are used up ends with its last call; others get
+// another one.
 func TestClientOutOfIDs(t *testing.T) {
 	l := rpctest.Listen(t)
 	c := client(t, l.Address(), Options{})
@@ -163,7 +165,9 @@ func TestClientOfAConnectionThatIsSoonLost(t *testing.T) {
 	p.Asked()
 	_ = p.Conn.Close()
 	require.False(t, NotSent(rpctest.Wait(t, res, "the call").Err))
-	require.Eventually(t, func() bool { return len(c.allLinks()) == 0 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(c.allLinks()) == 0
+	}, rpctest.Patience, time.Millisecond)
 	r := rpctest.Wait(t, rpctest.Get(rpctest.Within(t), c, nil), "the next call")
 	require.True(t, NotSent(r.Err))
 	require.Contains(t, r.Err.Error(), "lost a moment ago")
@@ -274,7 +278,8 @@ func TestClientKeepAlive(t *testing.T) {
 	isPing := func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && !p.IsAck() }
 	t.Run("silent", func(t *testing.T) {
 		l := rpctest.Listen(t)
-		c := client(t, l.Address(), Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 5 * time.Millisecond})
+		c := client(t, l.Address(),
+			Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 5 * time.Millisecond})
 		res := rpctest.Get(rpctest.Within(t), c, nil)
 		p := l.Greeted()
 		p.Until("a ping", isPing)
@@ -286,7 +291,11 @@ func TestClientKeepAlive(t *testing.T) {
 	})
 	t.Run("silent, and reads nothing", func(t *testing.T) {
 		l := rpctest.Listen(t)
-		c := client(t, l.Address(), Options{KeepAlive: 50 * time.Millisecond, KeepAliveTimeout: 50 * time.Millisecond, MaxSend: 64 << 20})
+		c := client(t, l.Address(),
+			Options{
+				KeepAlive: 50 * time.Millisecond, KeepAliveTimeout: 50 * time.Millisecond,
+				MaxSend: 64 << 20,
+			})
 		res := rpctest.Get(rpctest.Within(t), c, make([]byte, 32<<20))
 		p := l.Greeted(rpctest.Initial(rpc.MaxWindow))
 		require.NoError(t, p.Framer.WriteWindowUpdate(0, rpc.MaxWindow-rpc.InitialWindow))
@@ -294,7 +303,8 @@ func TestClientKeepAlive(t *testing.T) {
 	})
 	t.Run("alive", func(t *testing.T) {
 		l := rpctest.Listen(t)
-		c := client(t, l.Address(), Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 300 * time.Millisecond})
+		c := client(t, l.Address(),
+			Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 300 * time.Millisecond})
 		res := rpctest.Get(rpctest.Within(t), c, nil)
 		p := l.Greeted()
 		id, _ := p.Asked()
@@ -307,10 +317,13 @@ func TestClientKeepAlive(t *testing.T) {
 	})
 }
 
-// TestClientLosesNoAnswerOfGracefulStop: what the server took it answers, and what it refused was not sent.
+// TestClientLosesNoAnswerOfGracefulStop: what the server took it answers, and what it refused was
+// not sent.
 func TestClientLosesNoAnswerOfGracefulStop(t *testing.T) {
 	for range 10 {
-		half := func(call *server.Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+		half := func(call *server.Call, request []byte) bool {
+			return len(request)%2 == 0 && echoInline(call, request)
+		}
 		s, addr := start(t, server.Options{}, &rpctest.KV{}, half)
 		c := client(t, addr, Options{})
 		var g rpctest.Group

@@ -23,12 +23,13 @@ import (
 // maxHeaderBytes bounds the headers of an answer.
 const maxHeaderBytes = 64 << 10
 
-// link is one connection of a Client. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu
-// and to the goroutine that has set writing: a caller writes its request itself as far as that does not block, the writing
-// goroutine does the rest. What is named ...Locked holds mu until it returns; what gives it up in between is named
-// ...Yielding.
+// link is one connection of a Client. Its reading goroutine, serve, owns everything outside mu; the
+// output belongs to mu and to the goroutine that has set writing: a caller writes its request
+// itself as far as that does not block, the writing goroutine does the rest. What is named
+// ...Locked holds mu until it returns; what gives it up in between is named ...Yielding.
 //
-// Invariant (mu): calls has the calls that have begun and not ended. The one that removes a call from it tells its caller.
+// Invariant (mu): calls has the calls that have begun and not ended. The one that removes a call
+// from it tells its caller.
 type link struct {
 	c     *Client
 	nc    net.Conn
@@ -59,7 +60,8 @@ type link struct {
 		closed  error
 		calls   map[uint32]*clientCall
 		nextID  uint32
-		// max is how many calls the server takes at a time, maxHeaders how large their headers may be, in bytes.
+		// max is how many calls the server takes at a time, maxHeaders how large their headers may
+		// be, in bytes.
 		max, maxHeaders uint32
 		// acks are the answers to settings and pings in the output.
 		acks int
@@ -74,7 +76,10 @@ type link struct {
 }
 
 func newLink(c *Client, nc net.Conn) *link {
-	l := &link{c: c, nc: nc, try: newTryWriter(nc), since: time.Now(), wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	l := &link{
+		c: c, nc: nc, try: newTryWriter(nc), since: time.Now(), wake: make(chan struct{}, 1),
+		gone: make(chan struct{}),
+	}
 	l.in.Init(nc, c.opts.ConnWindow)
 	l.keep.Began = l.since
 	l.head.init()
@@ -88,8 +93,8 @@ func newLink(c *Client, nc net.Conn) *link {
 	return l
 }
 
-// awaitEnd waits for the end of a connection that takes no calls and has none: only then is it known as one that failed, and
-// another attempt would be made at once.
+// awaitEnd waits for the end of a connection that takes no calls and has none: only then is it
+// known as one that failed, and another attempt would be made at once.
 func (l *link) awaitEnd(ctx context.Context) {
 	l.mu.Lock()
 	ending := l.shut.Load() && len(l.mu.calls) == 0
@@ -188,7 +193,8 @@ func (l *link) readLoop() error {
 			l.keep.Read()
 			err = l.handle(f)
 		} else if se := (http2.StreamError{}); errors.As(err, &se) {
-			// The Framer has dropped the frame: if it had headers, the table is not the server's any more.
+			// The Framer has dropped the frame: if it had headers, the table is not the server's
+			// any more.
 			err = http2.ConnectionError(se.Code)
 		}
 		if err != nil {
@@ -200,11 +206,13 @@ func (l *link) readLoop() error {
 	}
 }
 
-// onError resets the stream that an error is about, or says why the connection ends and returns the error.
+// onError resets the stream that an error is about, or says why the connection ends and returns the
+// error.
 func (l *link) onError(err error) error {
 	var se http2.StreamError
 	if errors.As(err, &se) {
-		l.reset(se.StreamID, se.Code, status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
+		l.reset(se.StreamID, se.Code,
+			status.New(codes.Internal, "the server broke the protocol: "+se.Error()))
 		return nil
 	}
 	if de, ok := l.in.Why(err); ok {
@@ -216,8 +224,8 @@ func (l *link) onError(err error) error {
 // lastWords is how long a connection stays open for a server to take the reason why it ends.
 const lastWords = time.Second
 
-// sayWhy tells the server why the connection ends. It returns when that is written, by this goroutine or by the one that
-// writes at the moment, and after lastWords at the latest.
+// sayWhy tells the server why the connection ends. It returns when that is written, by this
+// goroutine or by the one that writes at the moment, and after lastWords at the latest.
 func (l *link) sayWhy(why *rpc.ConnError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +233,8 @@ func (l *link) sayWhy(why *rpc.ConnError) {
 		return
 	}
 	_ = l.mu.out.Framer.WriteGoAway(0, why.Code, []byte(why.Why))
-	_ = l.nc.SetWriteDeadline(time.Now().Add(lastWords)) // a writer that fails closes the connection
+	// a writer that fails closes the connection
+	_ = l.nc.SetWriteDeadline(time.Now().Add(lastWords))
 	l.flushYielding()
 	for (l.mu.writing || l.mu.out.Size > 0) && l.mu.closed == nil {
 		rpc.Wake(l.wake)
@@ -236,7 +245,8 @@ func (l *link) sayWhy(why *rpc.ConnError) {
 func (l *link) handle(f http2.Frame) error {
 	switch f := f.(type) {
 	case *http2.HeadersFrame:
-		return l.onHeaderBlock(f.StreamID, f.HeaderBlockFragment(), f.StreamEnded(), f.HeadersEnded())
+		return l.onHeaderBlock(f.StreamID, f.HeaderBlockFragment(), f.StreamEnded(),
+			f.HeadersEnded())
 	case *http2.ContinuationFrame:
 		return l.onHeaderBlock(f.StreamID, f.HeaderBlockFragment(), l.head.end, f.HeadersEnded())
 	case *http2.DataFrame:
@@ -291,8 +301,9 @@ func (l *link) onSettings(f *http2.SettingsFrame) error {
 	return err
 }
 
-// maxAcks bounds the answers to settings and pings that wait to be written: a server that does not read must not fill
-// the memory with them. The reading goroutine cannot wait, as the server's might do the same.
+// maxAcks bounds the answers to settings and pings that wait to be written: a server that does not
+// read must not fill the memory with them. The reading goroutine cannot wait, as the server's might
+// do the same.
 const maxAcks = 10_000
 
 func (l *link) ackedLocked() error {
@@ -319,7 +330,10 @@ func (l *link) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 		call := l.mu.calls[f.StreamID]
 		if call == nil {
 			if f.StreamID%2 == 0 || f.StreamID >= l.mu.nextID {
-				return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "the window of a stream that was never opened"}
+				return &rpc.ConnError{
+					Code: http2.ErrCodeProtocol,
+					Why:  "the window of a stream that was never opened",
+				}
 			}
 			return nil // it has ended
 		}
@@ -346,7 +360,10 @@ func (l *link) onGoAway(f *http2.GoAwayFrame) error {
 	l.wakeWaitersLocked()
 	for id, call := range l.mu.calls {
 		if id > f.LastStreamID {
-			l.endLocked(call, notSentf("connection to %s: the server is going away and has not looked at the call", l.c.addr))
+			l.endLocked(call,
+				notSentf(
+					"connection to %s: the server is going away and has not looked at the call",
+					l.c.addr))
 		}
 	}
 	if f.ErrCode != http2.ErrCodeNo {

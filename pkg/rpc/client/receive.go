@@ -39,31 +39,37 @@ func (l *link) reset(id uint32, code http2.ErrCode, st *status.Status) {
 	l.endIfDrainedLocked()
 }
 
-// call finds an open call for the reading goroutine; nil if it has ended. An error ends the connection: there was never such
-// a call.
+// call finds an open call for the reading goroutine; nil if it has ended. An error ends the
+// connection: there was never such a call.
 func (l *link) call(id uint32) (*clientCall, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.reading = true
 	call := l.mu.calls[id]
 	if call == nil && (id%2 == 0 || id >= l.mu.nextID) {
-		return nil, &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "a frame of a stream that was never opened"}
+		return nil,
+			&rpc.ConnError{
+				Code: http2.ErrCodeProtocol, Why: "a frame of a stream that was never opened",
+			}
 	}
 	return call, nil
 }
 
-// ends are the streams that the server has ended last, of which nothing more may come. Streams that were ended from here are
-// none of them: what still comes of those was on its way. Owned by the reading goroutine.
+// ends are the streams that the server has ended last, of which nothing more may come. Streams that
+// were ended from here are none of them: what still comes of those was on its way. Owned by the
+// reading goroutine.
 type ends struct {
 	ids  [16]uint32
 	next int
 }
 
-// note notes a frame of a call's answer; last: it ends the stream. An error ends the connection: the server had ended it
-// before.
+// note notes a frame of a call's answer; last: it ends the stream. An error ends the connection:
+// the server had ended it before.
 func (e *ends) note(id uint32, last bool) error {
 	if slices.Contains(e.ids[:], id) {
-		return &rpc.ConnError{Code: http2.ErrCodeStreamClosed, Why: "a frame of a stream that has ended"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeStreamClosed, Why: "a frame of a stream that has ended",
+		}
 	}
 	if last {
 		e.ids[e.next] = id
@@ -77,7 +83,8 @@ func (l *link) onReset(f *http2.RSTStreamFrame) error {
 	if err != nil {
 		return err
 	}
-	_ = l.ends.note(f.StreamID, true) // after its end a server may reset a stream whose request is not complete
+	// after its end a server may reset a stream whose request is not complete
+	_ = l.ends.note(f.StreamID, true)
 	if call == nil {
 		return nil
 	}
@@ -86,7 +93,8 @@ func (l *link) onReset(f *http2.RSTStreamFrame) error {
 	} else {
 		err = status.Errorf(codeOfReset(f.ErrCode), "the server reset the call: %v", f.ErrCode)
 	}
-	if call.check.Sends && (f.ErrCode == http2.ErrCodeProtocol || f.ErrCode == http2.ErrCodeInternal) {
+	if call.check.Sends &&
+		(f.ErrCode == http2.ErrCodeProtocol || f.ErrCode == http2.ErrCodeInternal) {
 		l.retire() // what the server does not understand may be in its header table
 	}
 	l.finish(call, err)
@@ -244,7 +252,8 @@ func (call *clientCall) onEnd(st *status.Status) {
 	l := call.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !call.mu.Gone && (!call.mu.Last || call.mu.Backlog() > 0) { // the server takes no more of what is being sent
+	// the server takes no more of what is being sent
+	if !call.mu.Gone && (!call.mu.Last || call.mu.Backlog() > 0) {
 		_ = l.mu.out.Framer.WriteRSTStream(call.mu.ID, http2.ErrCodeNo)
 	}
 	l.endLocked(call, err)

@@ -16,8 +16,9 @@ import (
 	"github.com/tinykv/tinykv/proto/codec"
 )
 
-// ClientStream is a stream under way. One goroutine may receive while another sends. It ends when the server ends it, or
-// with its context: a caller that does not receive until an error comes must cancel that.
+// ClientStream is a stream under way. One goroutine may receive while another sends. It ends when
+// the server ends it, or with its context: a caller that does not receive until an error comes must
+// cancel that.
 type Stream struct {
 	call *clientCall
 	ctx  context.Context
@@ -27,9 +28,11 @@ type Stream struct {
 	stop func() bool
 	// ended is what RecvMsg has returned at the end. Owned by the receiver.
 	ended error
-	// returned is what was given back to the server's window and the reading goroutine has not counted yet.
+	// returned is what was given back to the server's window and the reading goroutine has not
+	// counted yet.
 	returned atomic.Int64
-	// known is closed when there are headers, or will be none. isKnown says that it is, under the connection's lock.
+	// known is closed when there are headers, or will be none. isKnown says that it is, under the
+	// connection's lock.
 	known   chan struct{}
 	isKnown bool
 	in      rpc.Inbox
@@ -38,7 +41,9 @@ type Stream struct {
 var _ grpc.ClientStream = (*Stream)(nil)
 
 // newStream begins a stream.
-func (l *link) newStream(ctx context.Context, info *callInfo, desc *grpc.StreamDesc, method string) (*Stream, error) {
+func (l *link) newStream(
+	ctx context.Context, info *callInfo, desc *grpc.StreamDesc, method string,
+) (*Stream, error) {
 	st := &Stream{desc: desc, known: make(chan struct{})}
 	st.ctx = context.WithValue(ctx, clientStreamKey{}, st)
 	st.in.Init(int64(l.c.opts.StreamWindow))
@@ -59,17 +64,17 @@ func (l *link) newStream(ctx context.Context, info *callInfo, desc *grpc.StreamD
 
 type clientStreamKey struct{}
 
-// ClientStreamOf returns the stream that a stream's context belongs to, or nil if it is another client's. Generated
-// code hides it.
+// ClientStreamOf returns the stream that a stream's context belongs to, or nil if it is another
+// client's. Generated code hides it.
 func StreamOf(ctx context.Context) *Stream {
 	st, _ := ctx.Value(clientStreamKey{}).(*Stream)
 	return st
 }
 
-// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while somebody waits in
-// RecvMsg. f must not wait for anything and must not keep msg. If it returns false RecvMsg returns the message.
-// Messages are seen in order, by one of the two at a time. When the stream is cancelled f may be about to return as
-// RecvMsg does.
+// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while
+// somebody waits in RecvMsg. f must not wait for anything and must not keep msg. If it returns
+// false RecvMsg returns the message. Messages are seen in order, by one of the two at a time. When
+// the stream is cancelled f may be about to return as RecvMsg does.
 func (st *Stream) OnMessage(f func(msg []byte) bool) { st.in.OnMessage(f) }
 
 // offerInline has OnMessage see a message, if it may.
@@ -86,9 +91,9 @@ func (st *Stream) giveBack(n int64) {
 	st.call.windowUpdateLocked(n)
 }
 
-// RecvMsg implements grpc.ClientStream. After the server's last message it returns io.EOF, or the error with which the
-// server ended the stream. If there is one message only, as the answer to a stream of requests, it returns that when it
-// is known how the call ended.
+// RecvMsg implements grpc.ClientStream. After the server's last message it returns io.EOF, or the
+// error with which the server ended the stream. If there is one message only, as the answer to a
+// stream of requests, it returns that when it is known how the call ended.
 //
 // A stream whose context has ended before the server ended it never ends well.
 func (st *Stream) RecvMsg(v any) error {
@@ -113,8 +118,8 @@ func noEOF(err error) error {
 	return err
 }
 
-// outcome is what the end of a stream comes to; err is io.EOF if the server says that it went well. It may be seen before the
-// watch for the context's end has come to run.
+// outcome is what the end of a stream comes to; err is io.EOF if the server says that it went well.
+// It may be seen before the watch for the context's end has come to run.
 func (st *Stream) outcome(err error) error {
 	if late := st.contextError(); late != nil && err == io.EOF {
 		return late
@@ -171,18 +176,20 @@ func (st *Stream) decode(m rpc.Message, v any) error {
 	o := &st.call.l.c.opts
 	if m.Compressed != 0 {
 		var err error
-		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body, st.call.maxRecv()); err != nil {
+		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body,
+			st.call.maxRecv()); err != nil {
 			return err
 		}
 	}
 	return decode(o, m.Body, v)
 }
 
-// SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message, and io.EOF if the
-// stream has ended: RecvMsg says why. Another error is this side's, and ends the stream.
+// SendMsg implements grpc.ClientStream. It returns when the server's window has taken the message,
+// and io.EOF if the stream has ended: RecvMsg says why. Another error is this side's, and ends the
+// stream.
 //
-// For a stream of one request it returns nil where it would return io.EOF: generated code would take that for the call's
-// error, and not ask.
+// For a stream of one request it returns nil where it would return io.EOF: generated code would
+// take that for the call's error, and not ask.
 func (st *Stream) SendMsg(m any) error {
 	err := st.send(m, false)
 	if err == io.EOF && !st.desc.ClientStreams {
@@ -233,9 +240,9 @@ func (st *Stream) abortLocked(err error) {
 	l.endIfDrainedLocked()
 }
 
-// TrySend sends a message on the caller's time if that needs no waiting, neither for the server's windows nor for what is
-// to be written before it. If it returns false nothing was sent, and SendMsg will wait, or say why not. It may be called by
-// the goroutine that may call SendMsg.
+// TrySend sends a message on the caller's time if that needs no waiting, neither for the server's
+// windows nor for what is to be written before it. If it returns false nothing was sent, and
+// SendMsg will wait, or say why not. It may be called by the goroutine that may call SendMsg.
 func (st *Stream) TrySend(m codec.Message) bool {
 	call := st.call
 	l := call.l
@@ -244,7 +251,8 @@ func (st *Stream) TrySend(m codec.Message) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if call.mu.Gone || call.mu.Last || l.mu.closed != nil || l.mu.out.Size > 0 || l.try == nil ||
-		size > call.maxSend() || call.info.encoding() != "" || !l.mu.out.TakesLocked(&call.mu.Sender, total) {
+		size > call.maxSend() || call.info.encoding() != "" ||
+		!l.mu.out.TakesLocked(&call.mu.Sender, total) {
 		return false
 	}
 	if call.sendLocked(m, false) != nil {
@@ -258,7 +266,8 @@ var errSentAll = errors.New("rpc: SendMsg after CloseSend")
 
 // CloseSend implements grpc.ClientStream.
 func (st *Stream) CloseSend() error {
-	if err := st.send(nil, true); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errSentAll) {
+	if err := st.send(nil, true); err != nil && !errors.Is(err, io.EOF) &&
+		!errors.Is(err, errSentAll) {
 		return err
 	}
 	return nil
@@ -267,8 +276,8 @@ func (st *Stream) CloseSend() error {
 // Context implements grpc.ClientStream.
 func (st *Stream) Context() context.Context { return st.ctx }
 
-// Header implements grpc.ClientStream: it waits until the server has sent its headers, and returns the stream's error if it
-// ends without.
+// Header implements grpc.ClientStream: it waits until the server has sent its headers, and returns
+// the stream's error if it ends without.
 func (st *Stream) Header() (metadata.MD, error) {
 	select {
 	case <-st.known:
@@ -286,7 +295,8 @@ func (st *Stream) Header() (metadata.MD, error) {
 	return nil, st.contextError()
 }
 
-// Trailer implements grpc.ClientStream: the metadata that came with the end, once RecvMsg has returned that.
+// Trailer implements grpc.ClientStream: the metadata that came with the end, once RecvMsg has
+// returned that.
 func (st *Stream) Trailer() metadata.MD {
 	l := st.call.l
 	l.mu.Lock()

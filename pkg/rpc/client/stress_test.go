@@ -78,15 +78,18 @@ func stressSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// TestClientStress: calls and streams of all sizes, cancelled at any time, over connections that are cut. Whatever
-// succeeds has its own answer, whatever fails says why, and everything ends.
+// TestClientStress: calls and streams of all sizes, cancelled at any time, over connections that
+// are cut. Whatever succeeds has its own answer, whatever fails says why, and everything ends.
 func TestClientStress(t *testing.T) {
 	const workers, rounds = 16, 150
 	seed := stressSeed(t)
-	half := func(call *server.Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+	half := func(call *server.Call, request []byte) bool {
+		return len(request)%2 == 0 && echoInline(call, request)
+	}
 	s, addr := start(t, server.Options{}, &rpctest.KV{}, half)
 	p := cut(t, addr, rand.New(rand.NewPCG(seed, 0)))
-	cc := client(t, p.l.Addr().String(), Options{MinBackoff: 1, MaxBackoff: 1, StreamWindow: 100_000, ConnWindow: 200_000})
+	cc := client(t, p.l.Addr().String(),
+		Options{MinBackoff: 1, MaxBackoff: 1, StreamWindow: 100_000, ConnWindow: 200_000})
 	c := tinykvpb.NewTinyKvClient(cc)
 	var good atomic.Int64
 	var g rpctest.Group
@@ -95,7 +98,8 @@ func TestClientStress(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, worker+1))
 			for range rounds {
 				err := stressOnce(c, rnd)
-				for NotSent(err) && status.Code(err) == codes.Unavailable { // there was no connection
+				// there was no connection
+				for NotSent(err) && status.Code(err) == codes.Unavailable {
 					err = stressOnce(c, rnd)
 				}
 				if err == nil {
@@ -112,10 +116,14 @@ func TestClientStress(t *testing.T) {
 	require.NotZero(t, good.Load())
 	require.NotZero(t, p.cuts.Load())
 	for _, l := range cc.allLinks() {
-		require.Eventually(t, func() bool { return l.open() == 0 }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return l.open() == 0
+		}, rpctest.Patience, time.Millisecond)
 	}
 	rpctest.Returns(t, "Close", func() { _ = cc.Close() })
-	require.Eventually(t, func() bool { return s.Stats().Calls == 0 }, rpctest.Patience, time.Millisecond, "calls are left")
+	require.Eventually(t, func() bool {
+		return s.Stats().Calls == 0
+	}, rpctest.Patience, time.Millisecond, "calls are left")
 }
 
 // mayFail are the errors of connections that are cut and calls that are cancelled.

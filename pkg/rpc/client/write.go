@@ -26,7 +26,8 @@ func (l *link) kickLocked() {
 	}
 }
 
-// pushYielding writes the output. Calls of goroutines that can run now are put beside it, unless this is the only one.
+// pushYielding writes the output. Calls of goroutines that can run now are put beside it, unless
+// this is the only one.
 func (l *link) pushYielding() {
 	if l.mu.writing || l.mu.reading {
 		return
@@ -75,8 +76,8 @@ func (l *link) wroteLocked(err error) {
 	l.wakeWaitersLocked()
 }
 
-// flushYielding writes the output without the lock, as far as the kernel takes it at once. It leaves the rest to the
-// writer, and everything to a goroutine that writes already.
+// flushYielding writes the output without the lock, as far as the kernel takes it at once. It
+// leaves the rest to the writer, and everything to a goroutine that writes already.
 func (l *link) flushYielding() {
 	for rounds := 0; l.mu.out.Size > 0 && l.mu.closed == nil; rounds++ {
 		if l.mu.writing {
@@ -110,7 +111,9 @@ func (l *link) waitYielding(done <-chan struct{}) {
 		l.mu.Lock()
 	case <-done:
 		l.mu.Lock()
-		l.mu.waiters = slices.DeleteFunc(l.mu.waiters, func(w chan struct{}) bool { return w == ch })
+		l.mu.waiters = slices.DeleteFunc(l.mu.waiters, func(w chan struct{}) bool {
+			return w == ch
+		})
 	}
 }
 

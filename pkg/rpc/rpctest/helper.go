@@ -27,7 +27,8 @@ const (
 	// GetPath and StreamPath are the methods of KV.
 	GetPath    = "/tinykvpb.TinyKv/RawGet"
 	StreamPath = "/tinykvpb.TinyKv/BatchCommands"
-	// Patience is how long a test waits for what must happen; it is never waited out by a test that passes.
+	// Patience is how long a test waits for what must happen; it is never waited out by a test that
+	// passes.
 	Patience = 20 * time.Second
 	// prefix stands before a message; maxFrame is the largest frame that either side takes.
 	prefix, maxFrame = 5, 16 << 10
@@ -42,7 +43,9 @@ type KV struct {
 }
 
 // RawGet implements tinykvpb.TinyKvServer.
-func (k *KV) RawGet(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+func (k *KV) RawGet(
+	ctx context.Context, req *kvrpcpb.RawGetRequest,
+) (*kvrpcpb.RawGetResponse, error) {
 	if k.Get != nil {
 		return k.Get(ctx, req)
 	}
@@ -70,7 +73,8 @@ func (k *KV) BatchCommands(st tinykvpb.TinyKv_BatchCommandsServer) error {
 // Dial makes a client of grpc-go that lives as long as the test.
 func Dial(t testing.TB, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	opts = append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts...)
+	opts = append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		opts...)
 	cc, err := grpc.NewClient(addr, opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = cc.Close() })
@@ -79,7 +83,8 @@ func Dial(t testing.TB, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
 
 // DialKV is Dial for the service of KV, with the project's codec.
 func DialKV(t testing.TB, addr string, opts ...grpc.DialOption) tinykvpb.TinyKvClient {
-	return tinykvpb.NewTinyKvClient(Dial(t, addr, append(opts, grpc.WithDefaultCallOptions(codec.CallOption()))...))
+	return tinykvpb.NewTinyKvClient(Dial(t, addr,
+		append(opts, grpc.WithDefaultCallOptions(codec.CallOption()))...))
 }
 
 // Within is a context that ends when a test has waited for too long.
@@ -157,7 +162,8 @@ func (r *Raw) Write(b []byte) {
 // Block encodes the headers of a call.
 func (r *Raw) Block(path string, extra ...string) []byte {
 	r.Buf.Reset()
-	fields := append([]string{":method", "POST", ":scheme", "http", ":path", path, ":authority", "x",
+	fields := append([]string{":method", "POST", ":scheme", "http", ":path", path, ":authority",
+		"x",
 		"content-type", "application/grpc", "te", "trailers"}, extra...)
 	for i := 0; i < len(fields); i += 2 {
 		_ = r.Encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
@@ -259,7 +265,8 @@ func (r *Raw) Answer(id uint32) (a Reply) {
 		}
 		return false
 	})
-	if len(body) >= prefix && len(body) == prefix+int(binary.BigEndian.Uint32(body[1:])) { // all of it
+	// all of it
+	if len(body) >= prefix && len(body) == prefix+int(binary.BigEndian.Uint32(body[1:])) {
 		resp := new(kvrpcpb.RawGetResponse)
 		require.NoError(r.T, resp.Unmarshal(body[prefix:]))
 		a.Value = resp.Value
@@ -279,7 +286,10 @@ func (r *Raw) Works(id uint32, key string) {
 // GoAway reads until the server gives the connection up, and that it is closed then.
 func (r *Raw) GoAway() *http2.GoAwayFrame {
 	r.T.Helper()
-	f := *r.Until("GOAWAY", func(f http2.Frame) bool { _, ok := f.(*http2.GoAwayFrame); return ok }).(*http2.GoAwayFrame)
+	f := *r.Until("GOAWAY", func(f http2.Frame) bool {
+		_, ok := f.(*http2.GoAwayFrame)
+		return ok
+	}).(*http2.GoAwayFrame)
 	r.Closed()
 	return &f
 }
@@ -354,7 +364,8 @@ func Initial(n uint32) http2.Setting {
 	return http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}
 }
 
-// DataOf reads until n bytes have come for a call, and that nothing more comes until the server has seen all.
+// DataOf reads until n bytes have come for a call, and that nothing more comes until the server has
+// seen all.
 func (r *Raw) DataOf(id uint32, n int) {
 	r.T.Helper()
 	got := 0

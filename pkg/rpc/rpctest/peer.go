@@ -115,7 +115,10 @@ func EncodedAnswer(value []byte) []byte {
 // Opened reads until a call begins.
 func (p *Peer) Opened() *http2.MetaHeadersFrame {
 	p.T.Helper()
-	return p.Until("a call", func(f http2.Frame) bool { _, ok := f.(*http2.MetaHeadersFrame); return ok }).(*http2.MetaHeadersFrame)
+	return p.Until("a call", func(f http2.Frame) bool {
+		_, ok := f.(*http2.MetaHeadersFrame)
+		return ok
+	}).(*http2.MetaHeadersFrame)
 }
 
 // Asked reads a whole unary call.

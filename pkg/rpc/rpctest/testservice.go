@@ -1,5 +1,5 @@
-// Package rpctest has what the tests of pkg/rpc and its rooms share: a service, and clients and servers that say what they
-// like on the wire. No program links it.
+// Package rpctest has what the tests of pkg/rpc and its rooms share: a service, and clients and
+// servers that say what they like on the wire. No program links it.
 package rpctest
 
 import (
@@ -14,7 +14,8 @@ import (
 // TestService is what gRPC's interoperability tests call.
 type TestService struct {
 	grpc_testing.UnimplementedTestServiceServer
-	// Began gets each message of an input stream that was taken, cancelled each stream whose client went away.
+	// Began gets each message of an input stream that was taken, cancelled each stream whose client
+	// went away.
 	Began     chan struct{}
 	Cancelled chan error
 }
@@ -40,7 +41,9 @@ func (s *TestService) EmptyCall(context.Context, *grpc_testing.Empty) (*grpc_tes
 }
 
 // UnaryCall implements grpc_testing.TestServiceServer.
-func (s *TestService) UnaryCall(_ context.Context, req *grpc_testing.SimpleRequest) (*grpc_testing.SimpleResponse, error) {
+func (s *TestService) UnaryCall(
+	_ context.Context, req *grpc_testing.SimpleRequest,
+) (*grpc_testing.SimpleResponse, error) {
 	if err := echoStatus(req.ResponseStatus); err != nil {
 		return nil, err
 	}
@@ -48,12 +51,16 @@ func (s *TestService) UnaryCall(_ context.Context, req *grpc_testing.SimpleReque
 }
 
 // StreamingInputCall implements grpc_testing.TestServiceServer.
-func (s *TestService) StreamingInputCall(st grpc_testing.TestService_StreamingInputCallServer) error {
+func (s *TestService) StreamingInputCall(
+	st grpc_testing.TestService_StreamingInputCallServer,
+) error {
 	sum := 0
 	for {
 		req, err := st.Recv()
 		if err == io.EOF {
-			return st.SendAndClose(&grpc_testing.StreamingInputCallResponse{AggregatedPayloadSize: int32(sum)})
+			return st.SendAndClose(&grpc_testing.StreamingInputCallResponse{
+				AggregatedPayloadSize: int32(sum),
+			})
 		}
 		if err != nil {
 			s.Cancelled <- err
@@ -72,7 +79,9 @@ func (s *TestService) StreamingOutputCall(
 		return err
 	}
 	for _, p := range req.ResponseParameters {
-		if err := st.Send(&grpc_testing.StreamingOutputCallResponse{Payload: Payload(p.Size)}); err != nil {
+		if err := st.Send(&grpc_testing.StreamingOutputCallResponse{
+			Payload: Payload(p.Size),
+		}); err != nil {
 			return err
 		}
 	}

@@ -35,7 +35,8 @@ func (call *Call) Reply(m any) {
 	call.finishLocked(st)
 }
 
-// Fail answers with an error: a status, or one of a context; anything else is Unknown. It does not block.
+// Fail answers with an error: a status, or one of a context; anything else is Unknown. It does not
+// block.
 func (call *Call) Fail(err error) {
 	st, ok := status.FromError(err)
 	if !ok {
@@ -194,7 +195,9 @@ func (call *Call) DrainedLocked() {
 // onReset: the client does not want the answer any more.
 func (c *conn) onReset(f *http2.RSTStreamFrame) error {
 	if f.StreamID > c.lastID {
-		return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "reset of a stream that was never opened"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeProtocol, Why: "reset of a stream that was never opened",
+		}
 	}
 	if c.last != nil && c.last.mu.ID == f.StreamID {
 		c.last = nil // what still comes for it is against the rules
@@ -227,7 +230,8 @@ func (c *conn) dropLocked(id uint32) {
 	c.endIfDrainedLocked()
 }
 
-// dropLocked: nothing is sent or received any more; the handler, if there is one, learns it from its context.
+// dropLocked: nothing is sent or received any more; the handler, if there is one, learns it from
+// its context.
 func (call *Call) dropLocked() {
 	call.c.mu.out.DropLocked(&call.mu.Sender)
 	if call.mu.cancel != nil {
@@ -238,12 +242,13 @@ func (call *Call) dropLocked() {
 	}
 }
 
-// Method is the path of the call. With SetHeader, SendHeader and SetTrailer it makes a Call a grpc.ServerTransportStream,
-// which handlers find in their contexts by grpc's functions of these names.
+// Method is the path of the call. With SetHeader, SendHeader and SetTrailer it makes a Call a
+// grpc.ServerTransportStream, which handlers find in their contexts by grpc's functions of these
+// names.
 func (call *Call) Method() string { return call.m.path }
 
-// Metadata is what the client has sent with the call besides the protocol's headers; nil if that is nothing. It must not be
-// changed.
+// Metadata is what the client has sent with the call besides the protocol's headers; nil if that is
+// nothing. It must not be changed.
 func (call *Call) Metadata() metadata.MD {
 	if call.more == nil {
 		return nil
@@ -251,7 +256,8 @@ func (call *Call) Metadata() metadata.MD {
 	return call.more.md
 }
 
-// SetHeader adds to the metadata that is sent before the first message. It fails if that was sent, or cannot be.
+// SetHeader adds to the metadata that is sent before the first message. It fails if that was sent,
+// or cannot be.
 func (call *Call) SetHeader(md metadata.MD) error {
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()

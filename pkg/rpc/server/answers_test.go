@@ -28,7 +28,9 @@ func large(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetRespon
 func nothingWaits(t *testing.T, s *Server) {
 	t.Helper()
 	idle(t, s)
-	require.Eventually(t, func() bool { return s.Stats().AnswerBytes == 0 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Stats().AnswerBytes == 0
+	}, rpctest.Patience, time.Millisecond)
 	s.readers.mu.Lock()
 	defer s.readers.mu.Unlock()
 	require.Empty(t, s.readers.mu.conns)
@@ -41,15 +43,20 @@ func greedy(t *testing.T, addr string) *rpctest.Raw {
 	return r
 }
 
-// TestAnswersNotTakenAreBounded: with and without windows, clients that read nothing hold no more than the server may
-// hold. Others are served, and large answers are again when those were closed.
+// TestAnswersNotTakenAreBounded: with and without windows, clients that read nothing hold no more
+// than the server may hold. Others are served, and large answers are again when those were closed.
 func TestAnswersNotTakenAreBounded(t *testing.T) {
 	const limit = 8 * mib
 	for name, dial := range map[string]func(*testing.T, string) *rpctest.Raw{
-		"no window": func(t *testing.T, addr string) *rpctest.Raw { return rpctest.Greet(t, addr) }, "all windows": greedy,
+		"no window": func(t *testing.T, addr string) *rpctest.Raw {
+			return rpctest.Greet(t, addr)
+		},
+		"all windows": greedy,
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, addr := startBusy(t, Options{MaxSend: 2 * mib, MaxAnswers: limit, Stall: 300 * time.Millisecond}, &rpctest.KV{Get: large})
+			s, addr := startBusy(t,
+				Options{MaxSend: 2 * mib, MaxAnswers: limit, Stall: 300 * time.Millisecond},
+				&rpctest.KV{Get: large})
 			var last *rpctest.Raw
 			for range 20 {
 				last = dial(t, addr)
@@ -57,7 +64,9 @@ func TestAnswersNotTakenAreBounded(t *testing.T) {
 					last.Call(uint32(2*i+1), []byte("k"))
 				}
 			}
-			require.Eventually(t, func() bool { return s.Stats().BusyAnswers > 0 }, rpctest.Patience, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return s.Stats().BusyAnswers > 0
+			}, rpctest.Patience, time.Millisecond)
 			require.LessOrEqual(t, s.Stats().AnswerBytes, int64(limit+20*(freeAnswers+4*mib/100)))
 			c := rpctest.DialKV(t, addr)
 			resp, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("small")})
@@ -83,16 +92,21 @@ func TestAnswersNotTakenAreBounded(t *testing.T) {
 				id += 2
 				return false
 			}, rpctest.Patience, time.Millisecond)
-			require.Eventually(t, func() bool { return s.Stats().AnswerBytes == 0 }, rpctest.Patience, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return s.Stats().AnswerBytes == 0
+			}, rpctest.Patience, time.Millisecond)
 		})
 	}
 }
 
-// TestOneConnectionHoldsItsPart: it is refused more, before that is carried out, while another one has what it asks for.
+// TestOneConnectionHoldsItsPart: it is refused more, before that is carried out, while another one
+// has what it asks for.
 func TestOneConnectionHoldsItsPart(t *testing.T) {
 	carriedOut := make(chan struct{}, 100)
 	s, addr := startBusy(t, Options{MaxSend: 2 * mib, MaxAnswers: 8 * mib}, &rpctest.KV{
-		Get: func(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+		Get: func(
+			ctx context.Context, req *kvrpcpb.RawGetRequest,
+		) (*kvrpcpb.RawGetResponse, error) {
 			carriedOut <- struct{}{}
 			return large(ctx, req)
 		},
@@ -101,7 +115,9 @@ func TestOneConnectionHoldsItsPart(t *testing.T) {
 	for i := range 8 {
 		r.Call(uint32(2*i+1), []byte("k"))
 	}
-	require.Eventually(t, func() bool { return s.Stats().BusyAnswers >= 6 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Stats().BusyAnswers >= 6
+	}, rpctest.Patience, time.Millisecond)
 	require.False(t, only(t, s).full.Load(), "its client may be about to take them")
 	for range 8 {
 		rpctest.Wait(t, carriedOut, "the handler")
@@ -110,7 +126,8 @@ func TestOneConnectionHoldsItsPart(t *testing.T) {
 	r.Call(101, []byte("small"))
 	r.Sync()
 	require.Empty(t, carriedOut)
-	resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")})
+	resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t),
+		&kvrpcpb.RawGetRequest{Key: []byte("k")})
 	require.NoError(t, err)
 	require.Len(t, resp.Value, mib)
 	require.NoError(t, r.Framer.WriteSettings(rpctest.Initial(rpc.MaxWindow)))
@@ -144,17 +161,21 @@ func TestSlowReaderIsNotClosed(t *testing.T) {
 	require.Zero(t, s.Stats().StalledReaders)
 }
 
-// TestStreamThatIsNotRead: what a handler sends to a client that takes nothing ends with the connection.
+// TestStreamThatIsNotRead: what a handler sends to a client that takes nothing ends with the
+// connection.
 func TestStreamThatIsNotRead(t *testing.T) {
 	ended := make(chan error, 1)
-	s, addr := start(t, Options{Stall: time.Millisecond}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
-		for {
-			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: make([]byte, mib)}); err != nil {
-				ended <- err
-				return err
+	s, addr := start(t, Options{Stall: time.Millisecond},
+		&rpctest.KV{Stream: func(st grpc.ServerStream) error {
+			for {
+				if err := st.SendMsg(&kvrpcpb.RawGetResponse{
+					Value: make([]byte, mib),
+				}); err != nil {
+					ended <- err
+					return err
+				}
 			}
-		}
-	}}, nil)
+		}}, nil)
 	r := rpctest.Greet(t, addr)
 	r.Open(1, rpctest.StreamPath, false)
 	require.Error(t, rpctest.Wait(t, ended, "the handler"))

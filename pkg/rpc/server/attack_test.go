@@ -38,15 +38,25 @@ func (g *gate) get(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawG
 	return &kvrpcpb.RawGetResponse{Value: req.Key}, nil
 }
 
-// TestRapidReset: calls that are cancelled count until their handlers return (CVE-2023-44487), also if the client has
-// made the server cancel them (CVE-2025-8671).
+// TestRapidReset: calls that are cancelled count until their handlers return (CVE-2023-44487), also
+// if the client has made the server cancel them (CVE-2025-8671).
 func TestRapidReset(t *testing.T) {
 	for name, reset := range map[string]func(r *rpctest.Raw, id uint32){
-		"by the client":      func(r *rpctest.Raw, id uint32) { _ = r.Framer.WriteRSTStream(id, http2.ErrCodeCancel) },
-		"window of nothing":  func(r *rpctest.Raw, id uint32) { _ = r.Framer.WriteWindowUpdate(id, 0) },
-		"window overflow":    func(r *rpctest.Raw, id uint32) { _ = r.Framer.WriteWindowUpdate(id, rpc.MaxWindow) },
-		"data after the end": func(r *rpctest.Raw, id uint32) { _ = r.Framer.WriteData(id, false, nil) },
-		"depends on itself":  func(r *rpctest.Raw, id uint32) { _ = r.Framer.WritePriority(id, http2.PriorityParam{StreamDep: id}) },
+		"by the client": func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WriteRSTStream(id, http2.ErrCodeCancel)
+		},
+		"window of nothing": func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WriteWindowUpdate(id, 0)
+		},
+		"window overflow": func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WriteWindowUpdate(id, rpc.MaxWindow)
+		},
+		"data after the end": func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WriteData(id, false, nil)
+		},
+		"depends on itself": func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WritePriority(id, http2.PriorityParam{StreamDep: id})
+		},
 	} {
 		t.Run(name, func(t *testing.T) { rapidReset(t, reset) })
 	}
@@ -101,7 +111,8 @@ func TestRapidResetOfHalfCalls(t *testing.T) {
 	idle(t, s)
 }
 
-// TestAnswersThatWaitForWindowsAreBounded: a client that takes no answers makes no more than MaxStreams of them.
+// TestAnswersThatWaitForWindowsAreBounded: a client that takes no answers makes no more than
+// MaxStreams of them.
 func TestAnswersThatWaitForWindowsAreBounded(t *testing.T) {
 	s, addr := start(t, Options{MaxStreams: 8}, &rpctest.KV{}, echoInline)
 	r := rpctest.Greet(t, addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
@@ -111,7 +122,8 @@ func TestAnswersThatWaitForWindowsAreBounded(t *testing.T) {
 	r.Sync()
 	_, streams := only(t, s).counts()
 	require.Equal(t, 8, streams)
-	require.NoError(t, r.Framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000}))
+	require.NoError(t,
+		r.Framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000}))
 	for i := range uint32(8) {
 		require.Equal(t, "k", string(r.Answer(2*i+1).Value))
 	}
@@ -123,7 +135,8 @@ func TestContinuationFlood(t *testing.T) {
 	_, addr := start(t, Options{}, &rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
 	block := r.Block(rpctest.GetPath)
-	require.NoError(t, r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block}))
+	require.NoError(t,
+		r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block}))
 	var junk []byte
 	for i := range 200 { // literals that are not remembered
 		junk = append(junk, 0, 1, 'a'+byte(i%26), 60)
@@ -142,16 +155,22 @@ func TestContinuationFlood(t *testing.T) {
 
 // TestEndlessHeaders: headers that consist of nothing, for ever, are no sign of life.
 func TestEndlessHeaders(t *testing.T) {
-	_, addr := start(t, Options{KeepAlive: 10 * time.Millisecond, KeepAliveTimeout: 10 * time.Millisecond}, &rpctest.KV{}, nil)
+	_, addr := start(t,
+		Options{KeepAlive: 10 * time.Millisecond, KeepAliveTimeout: 10 * time.Millisecond},
+		&rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
-	require.NoError(t, r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.Block(rpctest.GetPath)}))
+	require.NoError(t,
+		r.Framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: 1, BlockFragment: r.Block(rpctest.GetPath),
+		}))
 	rpctest.Returns(t, "the connection was not closed", func() {
 		for r.Framer.WriteContinuation(1, false, nil) == nil {
 		}
 	})
 }
 
-// TestAnswersDoNotWaitForHeaders: headers that are not complete do not hold up the answers of other calls.
+// TestAnswersDoNotWaitForHeaders: headers that are not complete do not hold up the answers of other
+// calls.
 func TestAnswersDoNotWaitForHeaders(t *testing.T) {
 	_, addr := start(t, Options{}, &rpctest.KV{}, echoInline)
 	r := rpctest.Greet(t, addr)
@@ -162,7 +181,10 @@ func TestAnswersDoNotWaitForHeaders(t *testing.T) {
 	r.Framer.ReadMetaHeaders = rpctest.NewDecoder()
 	r.Call(1, []byte("first"))
 	block := r.Block(rpctest.GetPath)
-	require.NoError(t, r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: block[:3], EndStream: false}))
+	require.NoError(t,
+		r.Framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: 3, BlockFragment: block[:3], EndStream: false,
+		}))
 	r.Write(all.B)
 	require.Equal(t, "first", string(r.Answer(1).Value))
 	all.B = nil
@@ -185,18 +207,22 @@ func TestHeaderListTooLarge(t *testing.T) {
 	idle(t, s)
 }
 
-// TestMalformedHeaders: a call whose headers are nonsense is reset, and whatever else comes for it does no harm.
+// TestMalformedHeaders: a call whose headers are nonsense is reset, and whatever else comes for it
+// does no harm.
 func TestMalformedHeaders(t *testing.T) {
 	s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
 	// A stream that depends on itself.
-	require.NoError(t, r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 101, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
-		Priority: http2.PriorityParam{StreamDep: 101, Weight: 1}}))
+	require.NoError(t,
+		r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 101,
+			BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
+			Priority: http2.PriorityParam{StreamDep: 101, Weight: 1}}))
 	r.Data(101, []byte("abc"), false)
 	require.Equal(t, http2.ErrCodeProtocol, r.Answer(101).Code)
 	r.Works(103, "after")
 	for i, extra := range [][]string{
-		{"Upper-Case", "x"}, {":path", "/twice/twice"}, {":unknown", "x"}, {"connection", "close"}, {"te", "gzip"}, {"x", "a\nb"},
+		{"Upper-Case", "x"}, {":path", "/twice/twice"}, {":unknown", "x"}, {"connection", "close"},
+		{"te", "gzip"}, {"x", "a\nb"},
 	} {
 		id := uint32(4*i + 201)
 		r.Open(id, rpctest.GetPath, false, extra...)
@@ -314,14 +340,20 @@ func TestFatalFrames(t *testing.T) {
 			r.Open(1, rpctest.GetPath, false)
 			_ = r.Framer.WriteData(1, false, make([]byte, rpc.MaxFrameIn+1))
 		}},
-		"connection window overflow": {http2.ErrCodeFlowControl, func(r *rpctest.Raw) { big(r, 0, rpc.MaxWindow) }},
+		"connection window overflow": {http2.ErrCodeFlowControl, func(r *rpctest.Raw) {
+			big(r, 0, rpc.MaxWindow)
+		}},
 		"initial window overflow": {http2.ErrCodeFlowControl, func(r *rpctest.Raw) {
 			r.Open(1, rpctest.StreamPath, false)
 			big(r, 1, rpc.MaxWindow-rpc.InitialWindow)
-			_ = r.Framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: rpc.InitialWindow + 1})
+			_ = r.Framer.WriteSettings(http2.Setting{
+				ID: http2.SettingInitialWindowSize, Val: rpc.InitialWindow + 1,
+			})
 		}},
 		"initial window too large": {http2.ErrCodeFlowControl, func(r *rpctest.Raw) {
-			_ = r.Framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 31})
+			_ = r.Framer.WriteSettings(http2.Setting{
+				ID: http2.SettingInitialWindowSize, Val: 1 << 31,
+			})
 		}},
 		"maximal frame too small": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
 			_ = r.Framer.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 100})
@@ -333,20 +365,40 @@ func TestFatalFrames(t *testing.T) {
 			}
 			_ = r.Framer.WriteSettings(all...)
 		}},
-		"even stream":               {http2.ErrCodeProtocol, func(r *rpctest.Raw) { r.Open(2, rpctest.GetPath, true) }},
-		"stream that began already": {http2.ErrCodeStreamClosed, func(r *rpctest.Raw) { r.Open(5, rpctest.GetPath, true); r.Open(3, rpctest.GetPath, true) }},
-		"data on no stream":         {http2.ErrCodeProtocol, func(r *rpctest.Raw) { r.Data(1, []byte("x"), true) }},
-		"reset of no stream":        {http2.ErrCodeProtocol, func(r *rpctest.Raw) { _ = r.Framer.WriteRSTStream(1, http2.ErrCodeCancel) }},
-		"window of no stream":       {http2.ErrCodeProtocol, func(r *rpctest.Raw) { big(r, 1, 1) }},
-		"window of nothing":         {http2.ErrCodeProtocol, func(r *rpctest.Raw) { big(r, 0, 0) }},
+		"even stream": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
+			r.Open(2, rpctest.GetPath, true)
+		}},
+		"stream that began already": {http2.ErrCodeStreamClosed, func(r *rpctest.Raw) {
+			r.Open(5, rpctest.GetPath, true)
+			r.Open(3, rpctest.GetPath, true)
+		}},
+		"data on no stream": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
+			r.Data(1, []byte("x"), true)
+		}},
+		"reset of no stream": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
+			_ = r.Framer.WriteRSTStream(1, http2.ErrCodeCancel)
+		}},
+		"window of no stream": {http2.ErrCodeProtocol, func(r *rpctest.Raw) { big(r, 1, 1) }},
+		"window of nothing":   {http2.ErrCodeProtocol, func(r *rpctest.Raw) { big(r, 0, 0) }},
 		"push": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
-			_ = r.Framer.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
+			_ = r.Framer.WritePushPromise(http2.PushPromiseParam{
+				StreamID: 1, PromiseID: 2, EndHeaders: true,
+			})
 		}},
-		"continuation of nothing": {http2.ErrCodeProtocol, func(r *rpctest.Raw) { _ = r.Framer.WriteContinuation(1, true, nil) }},
+		"continuation of nothing": {http2.ErrCodeProtocol, func(r *rpctest.Raw) {
+			_ = r.Framer.WriteContinuation(1, true, nil)
+		}},
 		"headers that are no headers": {http2.ErrCodeCompression, func(r *rpctest.Raw) {
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, EndHeaders: true})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1,
+				BlockFragment: []byte{
+					0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+				}, EndHeaders: true,
+			})
 		}},
-		"ping with too few bytes": {http2.ErrCodeFrameSize, func(r *rpctest.Raw) { _ = r.Framer.WriteRawFrame(http2.FramePing, 0, 0, []byte{1}) }},
+		"ping with too few bytes": {http2.ErrCodeFrameSize, func(r *rpctest.Raw) {
+			_ = r.Framer.WriteRawFrame(http2.FramePing, 0, 0, []byte{1})
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, addr := start(t, Options{}, &rpctest.KV{}, nil)
@@ -397,14 +449,20 @@ func TestNoHandshake(t *testing.T) {
 func TestKeepAlive(t *testing.T) {
 	isPing := func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && !p.IsAck() }
 	t.Run("silent", func(t *testing.T) {
-		s, addr := start(t, Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 5 * time.Millisecond}, &rpctest.KV{}, nil)
+		s, addr := start(t,
+			Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 5 * time.Millisecond},
+			&rpctest.KV{}, nil)
 		r := rpctest.Greet(t, addr)
 		r.Until("a ping", isPing)
 		r.Closed()
-		require.Eventually(t, func() bool { return len(s.allConns()) == 0 }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return len(s.allConns()) == 0
+		}, rpctest.Patience, time.Millisecond)
 	})
 	t.Run("alive", func(t *testing.T) {
-		_, addr := start(t, Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 300 * time.Millisecond}, &rpctest.KV{}, nil)
+		_, addr := start(t,
+			Options{KeepAlive: 5 * time.Millisecond, KeepAliveTimeout: 300 * time.Millisecond},
+			&rpctest.KV{}, nil)
 		r := rpctest.Greet(t, addr)
 		for range 3 {
 			p := r.Until("a ping", isPing).(*http2.PingFrame)
@@ -424,17 +482,25 @@ func TestClientThatReadsNothing(t *testing.T) {
 				return err
 			}
 		}
-	}}, func(call *Call, _ []byte) bool { call.Reply(&kvrpcpb.RawGetResponse{Value: value}); return true })
-	r := rpctest.Greet(t, addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: rpc.MaxWindow})
+	}}, func(call *Call, _ []byte) bool {
+		call.Reply(&kvrpcpb.RawGetResponse{Value: value})
+		return true
+	})
+	r := rpctest.Greet(t, addr,
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: rpc.MaxWindow})
 	require.NoError(t, r.Framer.WriteWindowUpdate(0, rpc.MaxWindow-rpc.InitialWindow))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		r := &rpctest.Raw{T: t, Conn: r.Conn, Framer: r.Framer, Encoder: r.Encoder}
 		r.Encoder = rpctest.NewEncoder(&r.Buf)
-		_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true})
+		_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: 1, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true,
+		})
 		for id := uint32(3); ; id += 2 {
-			if r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true}) != nil {
+			if r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
+			}) != nil {
 				return
 			}
 			if r.Framer.WriteData(id, true, []byte{0, 0, 0, 0, 0}) != nil {
@@ -443,7 +509,8 @@ func TestClientThatReadsNothing(t *testing.T) {
 		}
 	}()
 	c := only(t, s)
-	// In the end a write hangs and nothing more is read; the output before that write may be in it, or not.
+	// In the end a write hangs and nothing more is read; the output before that write may be in it,
+	// or not.
 	var frames uint64
 	most, still := 0, 0
 	require.Eventually(t, func() bool {
@@ -476,7 +543,9 @@ func TestMemoryOfAnIdleConnection(t *testing.T) {
 			require.Zero(t, c.last.mu.Backlog())
 		})
 	}
-	for name, path := range map[string]string{"half a request": rpctest.GetPath, "half a message": rpctest.StreamPath} {
+	for name, path := range map[string]string{
+		"half a request": rpctest.GetPath, "half a message": rpctest.StreamPath,
+	} {
 		t.Run(name, func(t *testing.T) {
 			s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 			r := rpctest.Greet(t, addr)
@@ -494,12 +563,14 @@ func TestMemoryOfAnIdleConnection(t *testing.T) {
 	}
 }
 
-// TestIdleFramesAreBounded: frames that bring no call on end the connection when there are too many, and count; those that clients
-// send with their calls do not.
+// TestIdleFramesAreBounded: frames that bring no call on end the connection when there are too
+// many, and count; those that clients send with their calls do not.
 func TestIdleFramesAreBounded(t *testing.T) {
 	for name, send := range map[string]func(r *rpctest.Raw){
-		"settings":   func(r *rpctest.Raw) { _ = r.Framer.WriteSettings(rpctest.Initial(100)) },
-		"priorities": func(r *rpctest.Raw) { _ = r.Framer.WritePriority(1, http2.PriorityParam{StreamDep: 3}) },
+		"settings": func(r *rpctest.Raw) { _ = r.Framer.WriteSettings(rpctest.Initial(100)) },
+		"priorities": func(r *rpctest.Raw) {
+			_ = r.Framer.WritePriority(1, http2.PriorityParam{StreamDep: 3})
+		},
 		"empty data": func(r *rpctest.Raw) { _ = r.Framer.WriteData(1, false, nil) },
 		"unknown":    func(r *rpctest.Raw) { _ = r.Framer.WriteRawFrame(0x77, 0, 1, []byte("x")) },
 	} {

@@ -32,8 +32,8 @@ func BenchmarkInline(b *testing.B) {
 	}
 }
 
-// encoded is a client that allocates nothing: its frames are made beforehand, and answers are not looked at but for
-// the end of a call.
+// encoded is a client that allocates nothing: its frames are made beforehand, and answers are not
+// looked at but for the end of a call.
 type encoded struct {
 	nc     net.Conn
 	call   []byte
@@ -51,11 +51,15 @@ func newEncoded(t testing.TB, nc net.Conn) *encoded {
 	buf.WriteString(rpc.Preface)
 	_ = r.Framer.WriteSettings(rpctest.Initial(rpc.MaxWindow))
 	_ = r.Framer.WriteWindowUpdate(0, rpc.MaxWindow-rpc.InitialWindow)
-	_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: e.id, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true})
+	_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: e.id, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
+	})
 	_ = r.Framer.WriteData(e.id, true, rpctest.EncodedGet(make([]byte, 16)))
 	first := bytes.Clone(buf.Bytes())
 	buf.Reset()
-	_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true})
+	_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 3, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
+	})
 	_ = r.Framer.WriteData(3, true, rpctest.EncodedGet(make([]byte, 16)))
 	e.call = bytes.Clone(buf.Bytes())
 	go func() { _, _ = nc.Write(first) }() // over a pipe, the server writes before it has read all
@@ -69,7 +73,9 @@ func newEncoded(t testing.TB, nc net.Conn) *encoded {
 // once makes one call and reads its answer.
 func (e *encoded) once() error {
 	e.id += 2
-	putID := func(b []byte) { b[5], b[6], b[7], b[8] = byte(e.id>>24), byte(e.id>>16), byte(e.id>>8), byte(e.id) }
+	putID := func(b []byte) {
+		b[5], b[6], b[7], b[8] = byte(e.id>>24), byte(e.id>>16), byte(e.id>>8), byte(e.id)
+	}
 	putID(e.call)
 	putID(e.call[rpc.FrameHeader+(int(e.call[1])<<8|int(e.call[2])):])
 	if _, err := e.nc.Write(e.call); err != nil {
@@ -89,7 +95,8 @@ func (e *encoded) end() error {
 				break
 			}
 			at += n
-			if http2.FrameType(h[3]) == http2.FrameHeaders && http2.Flags(h[4]).Has(http2.FlagHeadersEndStream) {
+			if http2.FrameType(h[3]) == http2.FrameHeaders &&
+				http2.Flags(h[4]).Has(http2.FlagHeadersEndStream) {
 				e.got = copy(e.answer[:], e.answer[at:e.got])
 				return nil
 			}
@@ -105,11 +112,14 @@ func (e *encoded) end() error {
 	}
 }
 
-// BenchmarkServer is the server's part alone, and what the kernel takes for the connection, beside grpc-go's server with
-// the options that stores gave it.
+// BenchmarkServer is the server's part alone, and what the kernel takes for the connection, beside
+// grpc-go's server with the options that stores gave it.
 func BenchmarkServer(b *testing.B) {
 	for name, serve := range map[string]func() string{
-		"inline": func() string { _, addr := start(b, Options{}, &rpctest.KV{}, fixedInline); return addr },
+		"inline": func() string {
+			_, addr := start(b, Options{}, &rpctest.KV{}, fixedInline)
+			return addr
+		},
 		"goroutine": func() string {
 			_, addr := start(b, Options{}, &rpctest.KV{Get: fixedGet}, nil)
 			return addr
@@ -117,7 +127,8 @@ func BenchmarkServer(b *testing.B) {
 		"grpc-go": func() string {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(b, err)
-			s := grpc.NewServer(codec.ServerOption(), grpc.NumStreamWorkers(128), grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20))
+			s := grpc.NewServer(codec.ServerOption(), grpc.NumStreamWorkers(128),
+				grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20))
 			tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{Get: fixedGet})
 			go func() { _ = s.Serve(l) }() // ends with Stop
 			b.Cleanup(s.Stop)

@@ -24,16 +24,18 @@ import (
 // Each field has one owner, from the headers to the end of the call:
 //
 //   - c, m, began, deadline, encoding and more.md do not change once the headers are read.
-//   - The goroutine that reads the connection owns the receiving half. ended and stream it writes under the connection's
-//     lock, so that others may read them under it.
-//   - request goes from there to the handler, once, when the call is dispatched; then it is the handler's, as is room.
+//   - The goroutine that reads the connection owns the receiving half. ended and stream it writes
+//     under the connection's lock, so that others may read them under it.
+//   - request goes from there to the handler, once, when the call is dispatched; then it is the
+//     handler's, as is room.
 //   - The connection's lock guards mu: what is sent, and the end.
 //   - The intake's lock guards bill.
 //   - answered is set by the one that ends the call, which then calls finishLocked, once.
 type Call struct {
 	c *conn
-	// ended: the client has sent everything. discard: the messages broke a rule, or were too many; the rest is not
-	// looked at. The flags stand together: a call takes 288 bytes, and more would cost the next size.
+	// ended: the client has sent everything. discard: the messages broke a rule, or were too many;
+	// the rest is not looked at. The flags stand together: a call takes 288 bytes, and more would
+	// cost the next size.
 	ended, discard         bool
 	hasRequest, dispatched bool
 	// began is when the headers were read, by conn.micros.
@@ -48,7 +50,8 @@ type Call struct {
 	check rpc.Checksum
 	// request is the message of a unary call, once it is complete: hasRequest.
 	request []byte
-	// claim is the message that is coming, if it needs more than its first frame and what is reserved for a stream.
+	// claim is the message that is coming, if it needs more than its first frame and what is
+	// reserved for a stream.
 	claim *claim
 	// charged: the call has been charged for requests.
 	charged, answered atomic.Bool
@@ -79,7 +82,9 @@ type Call struct {
 func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	id := f.StreamID
 	if id%2 == 0 {
-		return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "a client's streams have odd numbers"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeProtocol, Why: "a client's streams have odd numbers",
+		}
 	}
 	if f.HasPriority() && f.Priority.StreamDep == id {
 		c.sawStream(id)
@@ -88,7 +93,9 @@ func (c *conn) onHeaders(f *http2.HeadersFrame) error {
 	if id <= c.lastID {
 		call := c.call(id)
 		if call == nil || call.ended { // no gRPC client sends headers twice
-			return &rpc.ConnError{Code: http2.ErrCodeStreamClosed, Why: "headers on a stream that has ended"}
+			return &rpc.ConnError{
+				Code: http2.ErrCodeStreamClosed, Why: "headers on a stream that has ended",
+			}
 		}
 		if !f.StreamEnded() {
 			return http2.StreamError{StreamID: id, Code: http2.ErrCodeProtocol}
@@ -147,7 +154,8 @@ func (c *conn) enter(call *Call, id uint32) error {
 	switch {
 	case c.mu.closed != nil:
 		return c.mu.closed
-	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams || len(c.mu.streams) >= int(c.s.opts.MaxStreams):
+	case c.mu.goingAway || c.mu.active >= c.s.opts.MaxStreams ||
+		len(c.mu.streams) >= int(c.s.opts.MaxStreams):
 		// Too many handlers run, or too many answers wait for the client's windows.
 		if !c.mu.goingAway {
 			c.s.stats.refusedCalls.Add(1)
@@ -164,7 +172,10 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	window := int64(c.s.opts.FirstWindow)
 	call := &Call{c: c, encoding: req.encoding, in: rpc.Inflow{Size: window, Left: window}}
 	if req.checksum {
-		call.check = rpc.Checksum{Sends: true, Checks: true, Prefixes: req.prefixes, Seed: rpc.ChecksumSeed(m.sumOf(req.path), id)}
+		call.check = rpc.Checksum{
+			Sends: true, Checks: true, Prefixes: req.prefixes,
+			Seed: rpc.ChecksumSeed(m.sumOf(req.path), id),
+		}
 	}
 	age := time.Since(c.keep.Began)
 	call.began = uint32(age.Microseconds())
@@ -177,8 +188,8 @@ func (c *conn) newCall(id uint32, m *method, req *request) *Call {
 	return call
 }
 
-// refuseHTTP answers a request that is not gRPC. A client that sends more with it has the answer when it has sent that, or
-// has used its window up: only clients of gRPC expect an answer before.
+// refuseHTTP answers a request that is not gRPC. A client that sends more with it has the answer
+// when it has sent that, or has used its window up: only clients of gRPC expect an answer before.
 func (call *Call) refuseHTTP(err error, httpStatus int, isHead, ended bool) error {
 	if call.more == nil {
 		call.more = &callMore{left: -1}
@@ -195,7 +206,8 @@ func (call *Call) refuseHTTP(err error, httpStatus int, isHead, ended bool) erro
 
 // callMore is what few calls have.
 type callMore struct {
-	// left is how many bytes of messages the client has still to send; negative if it has not said. md is its metadata.
+	// left is how many bytes of messages the client has still to send; negative if it has not said.
+	// md is its metadata.
 	left int64
 	md   metadata.MD
 	// refusal is the answer to a request that is not gRPC, with its HTTP status.
@@ -213,7 +225,8 @@ func (m *method) sumOf(path string) uint32 {
 	return m.sum
 }
 
-// method finds a method, and says why the connection may not call it; nil if it may. One that may not is not returned.
+// method finds a method, and says why the connection may not call it; nil if it may. One that may
+// not is not returned.
 func (c *conn) method(path string) (m *method, refused error) {
 	if m = c.s.methods[path]; m == nil {
 		return nil, c.s.unknown(path)
@@ -266,7 +279,8 @@ func (call *Call) onEnd() error {
 	return nil
 }
 
-// refuse ends a call whose messages break a rule; the handler of a stream does it, when it has seen those before.
+// refuse ends a call whose messages break a rule; the handler of a stream does it, when it has seen
+// those before.
 func (call *Call) refuse(err error) {
 	call.dropParts()
 	if call.stream != nil {
@@ -303,7 +317,8 @@ func (call *Call) runUnary() {
 		call.Fail(status.Error(codes.Canceled, "cancelled by the client"))
 		return
 	}
-	call.room = &Room{b: call.c.s.answers, keeps: call.c.s.unary == nil} // interceptors may keep the answer
+	// interceptors may keep the answer
+	call.room = &Room{b: call.c.s.answers, keeps: call.c.s.unary == nil}
 	ctx, traced := call.traced(WithRoom(ctx, call.room))
 	reply, err := call.m.unary(call.m.impl, ctx, call.decode, call.c.s.unary)
 	traced()
@@ -358,7 +373,8 @@ func (call *Call) onCancel(cancel context.CancelFunc) bool {
 func (call *Call) decode(v any) error {
 	request := call.request
 	call.request = nil
-	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(request)}, v); err != nil {
+	if err := call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(request)},
+		v); err != nil {
 		return status.Error(codes.Internal, err.Error())
 	}
 	return nil

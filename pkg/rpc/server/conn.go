@@ -22,12 +22,13 @@ const (
 	forever = 1<<31 - 1
 )
 
-// conn is one connection. Its reading goroutine, serve, owns everything outside mu; the output belongs to mu and to
-// the goroutine that has set writing. What is named ...Locked holds mu until it returns; what gives it up in between is named
-// ...Yielding.
+// conn is one connection. Its reading goroutine, serve, owns everything outside mu; the output
+// belongs to mu and to the goroutine that has set writing. What is named ...Locked holds mu until
+// it returns; what gives it up in between is named ...Yielding.
 //
-// Invariant (mu): active counts the calls whose handlers have not finished. streams has the calls that were not
-// cancelled and whose last frame is not in out yet: each of them is counted in active, or is in out.blocked.
+// Invariant (mu): active counts the calls whose handlers have not finished. streams has the calls
+// that were not cancelled and whose last frame is not in out yet: each of them is counted in
+// active, or is in out.blocked.
 type conn struct {
 	s  *Server
 	nc net.Conn
@@ -42,11 +43,13 @@ type conn struct {
 	// head is the header block that is being read. Owned by the reading goroutine.
 	head requestHead
 	keep rpc.KeepAlive
-	// idleFrames counts frames that bring no call on, see idleFrame. Owned by the reading goroutine.
+	// idleFrames counts frames that bring no call on, see idleFrame. Owned by the reading
+	// goroutine.
 	idleFrames uint64
 	// wake has the writer look for output.
 	wake chan struct{}
-	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of the class.
+	// place belongs to the server's lock. onTrial and internal are the reading goroutine's copy of
+	// the class.
 	place             place
 	onTrial, internal bool
 	grants            grants
@@ -67,7 +70,8 @@ type conn struct {
 		greeted bool
 		// drainTimer ends the wait for a client that does not answer drain's ping.
 		drainTimer *time.Timer
-		// ending: the output is the last. When it is written endBy is set: then the client has until then to close.
+		// ending: the output is the last. When it is written endBy is set: then the client has
+		// until then to close.
 		ending bool
 		endBy  time.Time
 		// reading: the reading goroutine is at work and will flush before it waits for more.
@@ -76,8 +80,9 @@ type conn struct {
 		active  uint32
 		enc     headerEncoder
 		pings   pingPolicy
-		// inWrite is what is being written, charged what the server counts of that, of out and of what waits for windows.
-		// wrote counts what was written, and was readerSeen at time readerMoved.
+		// inWrite is what is being written, charged what the server counts of that, of out and of
+		// what waits for windows. wrote counts what was written, and was readerSeen at time
+		// readerMoved.
 		inWrite           int
 		charged           int64
 		wrote, readerSeen uint64
@@ -171,7 +176,10 @@ func (c *conn) peer() *peer.Peer {
 }
 
 func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
-	return credentials.TLSInfo{State: state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
+	return credentials.TLSInfo{
+		State:          state,
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}
 }
 
 // refuseProtocol answers somebody who came with a browser or curl.
@@ -180,25 +188,29 @@ func (c *conn) refuseProtocol(begin string) error {
 		return errProtocol
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = io.WriteString(c.nc, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"+
-		"This port speaks gRPC (HTTP/2 without TLS) only.\n")
+	_, _ = io.WriteString(c.nc,
+		"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"+
+			"This port speaks gRPC (HTTP/2 without TLS) only.\n")
 	c.linger()
 	return errProtocol
 }
 
 var errProtocol = errors.New("client does not speak HTTP/2")
 
-// A client may send maxIdleFrames frames that bring no call on, and idleFramesPerCall more with each call. Of those that
-// clients send one or two come with a call; more than that only cost time.
+// A client may send maxIdleFrames frames that bring no call on, and idleFramesPerCall more with
+// each call. Of those that clients send one or two come with a call; more than that only cost time.
 const (
 	maxIdleFrames     = 1000
 	idleFramesPerCall = 20
 )
 
-// idleFrame counts a frame that brings no call on: data without a byte or an end, settings, priorities, unknown frames.
+// idleFrame counts a frame that brings no call on: data without a byte or an end, settings,
+// priorities, unknown frames.
 func (c *conn) idleFrame() error {
 	if c.idleFrames++; c.idleFrames > maxIdleFrames+idleFramesPerCall*uint64(c.lastID/2) {
-		return &rpc.ConnError{Code: http2.ErrCodeEnhanceYourCalm, Why: "too many frames that bring no call on"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeEnhanceYourCalm, Why: "too many frames that bring no call on",
+		}
 	}
 	return nil
 }
@@ -229,7 +241,8 @@ func (c *conn) readLoop() error {
 	}
 }
 
-// onError resets the stream that an error is about, or says why the connection ends and returns the error.
+// onError resets the stream that an error is about, or says why the connection ends and returns the
+// error.
 func (c *conn) onError(err error) error {
 	var se http2.StreamError
 	if !errors.As(err, &se) {
@@ -256,7 +269,8 @@ func (c *conn) sayWhy(err error) {
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(time.Second))
 	c.flushYielding()
-	for (c.mu.writing || c.mu.out.Size > 0) && c.mu.closed == nil { // by others; linger would cut them off
+	// by others; linger would cut them off
+	for (c.mu.writing || c.mu.out.Size > 0) && c.mu.closed == nil {
 		c.wakeWriter()
 		c.mu.space.Wait()
 	}
@@ -264,8 +278,8 @@ func (c *conn) sayWhy(err error) {
 	c.linger()
 }
 
-// linger waits until the client has seen the last words and closed: a close with unread input would reset the
-// connection, and the GOAWAY would be lost.
+// linger waits until the client has seen the last words and closed: a close with unread input would
+// reset the connection, and the GOAWAY would be lost.
 func (c *conn) linger() {
 	tc, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || tc.CloseWrite() != nil {
@@ -316,7 +330,8 @@ func (c *conn) handle(f http2.Frame) error {
 	case *http2.PingFrame:
 		return c.onPing(f)
 	case *http2.GoAwayFrame:
-		// The client takes no new streams from here, and there are none. It ends the connection when it likes.
+		// The client takes no new streams from here, and there are none. It ends the connection
+		// when it likes.
 		return nil
 	case *http2.PriorityFrame:
 		if f.StreamDep == f.StreamID {
@@ -374,8 +389,8 @@ func (c *conn) sendersLocked(yield func(*rpc.Sender) bool) {
 
 var errSilent = errors.New("client gave no sign of life")
 
-// pingPolicy finds clients that ping too often: each ping costs both sides a packet and a wake-up. As grpc's server
-// does, it forgives two, and forgets them whenever the server has sent something.
+// pingPolicy finds clients that ping too often: each ping costs both sides a packet and a wake-up.
+// As grpc's server does, it forgives two, and forgets them whenever the server has sent something.
 type pingPolicy struct {
 	min     time.Duration
 	last    time.Time
@@ -428,7 +443,9 @@ func (c *conn) onData(f *http2.DataFrame) error {
 	call := c.call(f.StreamID)
 	if call == nil {
 		if f.StreamID > c.lastID {
-			return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "data on a stream that was never opened"}
+			return &rpc.ConnError{
+				Code: http2.ErrCodeProtocol, Why: "data on a stream that was never opened",
+			}
 		}
 		return http2.StreamError{StreamID: f.StreamID, Code: http2.ErrCodeStreamClosed}
 	}
@@ -456,7 +473,9 @@ func (c *conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 		call := c.mu.streams[f.StreamID]
 		if call == nil {
 			if f.StreamID > c.lastID {
-				return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "window of a stream that was never opened"}
+				return &rpc.ConnError{
+					Code: http2.ErrCodeProtocol, Why: "window of a stream that was never opened",
+				}
 			}
 			return nil // it has ended from here
 		}

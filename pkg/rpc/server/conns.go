@@ -15,11 +15,12 @@ import (
 // errShed is why a connection ends that had no call when there was no room for others.
 var errShed = errors.New("rpc: idle while there were too many connections")
 
-// A connection is of one of three classes. Clients' connections are bounded together and for each host. When a limit
-// is reached, those go first that have no call and were silent for the longest time. Connections between stores make
-// calls of internal methods (Internal): they have a reserve of their own, so that clients cannot cut a store off. A
-// connection that comes when clients have no room is on trial: it may prove by its first call that it is internal, and
-// any other call ends it.
+// A connection is of one of three classes. Clients' connections are bounded together and for each
+// host. When a limit is reached, those go first that have no call and were silent for the longest
+// time. Connections between stores make calls of internal methods (Internal): they have a reserve
+// of their own, so that clients cannot cut a store off. A connection that comes when clients have
+// no room is on trial: it may prove by its first call that it is internal, and any other call ends
+// it.
 type connClass byte
 
 const (
@@ -28,13 +29,14 @@ const (
 	classInternal
 )
 
-// maxShed bounds how many idle connections end for one new one: a look at all of them should do for several.
+// maxShed bounds how many idle connections end for one new one: a look at all of them should do for
+// several.
 const maxShed = 64
 
 // registry is what a Server knows of its connections. Guarded by Server.mu.
 //
-// Invariant: classes counts the connections in conns, hosts those of classClient by address. The sum of classes is at
-// most Options.MaxConns.
+// Invariant: classes counts the connections in conns, hosts those of classClient by address. The
+// sum of classes is at most Options.MaxConns.
 type registry struct {
 	classes [3]int
 	hosts   map[string]int
@@ -68,9 +70,11 @@ func hostOf(nc net.Conn) string {
 	return ""
 }
 
-// admitLocked finds the class of a new connection from host, and the connections that must end for it. ok is false if
-// there is no room.
-func (s *Server) admitLocked(host string, now time.Time) (class connClass, victims []*conn, ok bool) {
+// admitLocked finds the class of a new connection from host, and the connections that must end for
+// it. ok is false if there is no room.
+func (s *Server) admitLocked(
+	host string, now time.Time,
+) (class connClass, victims []*conn, ok bool) {
 	r := &s.mu.registry
 	if len(s.mu.conns) >= s.opts.MaxConns*3/4 && now.Sub(r.looked) >= time.Second {
 		s.lookLocked(now)
@@ -92,12 +96,14 @@ func (s *Server) admitLocked(host string, now time.Time) (class connClass, victi
 	return classTrial, victims, len(victims) > 0
 }
 
-// slowAfter is how long a handshake takes at least until it may be ended for another one. Most take milliseconds.
+// slowAfter is how long a handshake takes at least until it may be ended for another one. Most take
+// milliseconds.
 const slowAfter = time.Second
 
-// roomToGreetLocked tells whether one more connection may begin its handshake. If too many are at it, the one that is at it
-// for the longest time has to end; it is returned, and its owner must end it. If that is short, the server is slow, not
-// the client, and there is no room: clients come again after a pause, and handshakes under way come to their end.
+// roomToGreetLocked tells whether one more connection may begin its handshake. If too many are at
+// it, the one that is at it for the longest time has to end; it is returned, and its owner must end
+// it. If that is short, the server is slow, not the client, and there is no room: clients come
+// again after a pause, and handshakes under way come to their end.
 func (s *Server) roomToGreetLocked(now time.Time) (slow []*conn, ok bool) {
 	if s.mu.registry.greeting < s.opts.MaxHandshakes {
 		return nil, true
@@ -137,8 +143,8 @@ func (s *Server) lookLocked(now time.Time) {
 	}
 }
 
-// since is how long a connection without a call was silent, as far as the looks tell. One that has never called was
-// silent from its beginning, whatever pings it has sent.
+// since is how long a connection without a call was silent, as far as the looks tell. One that has
+// never called was silent from its beginning, whatever pings it has sent.
 func (p *place) since() time.Time {
 	if !p.called {
 		return p.accepted
@@ -146,8 +152,9 @@ func (p *place) since() time.Time {
 	return p.active
 }
 
-// shedLocked takes at most n connections out that have no call, those first that are silent for the longest time. They
-// take no calls any more, and their owner must end them. At most a sixteenth of the candidates go, but one.
+// shedLocked takes at most n connections out that have no call, those first that are silent for the
+// longest time. They take no calls any more, and their owner must end them. At most a sixteenth of
+// the candidates go, but one.
 func (s *Server) shedLocked(of func(*conn) bool, n int) []*conn {
 	var idle []*conn
 	for c := range s.mu.conns {
@@ -157,7 +164,8 @@ func (s *Server) shedLocked(of func(*conn) bool, n int) []*conn {
 		}
 	}
 	slices.SortFunc(idle, func(a, b *conn) int {
-		return cmp.Or(a.place.since().Compare(b.place.since()), a.place.accepted.Compare(b.place.accepted))
+		return cmp.Or(a.place.since().Compare(b.place.since()),
+			a.place.accepted.Compare(b.place.accepted))
 	})
 	idle = idle[:min(len(idle), n, len(idle)/16+1)]
 	victims := idle[:0]
@@ -205,7 +213,8 @@ func (s *Server) leaveHostLocked(host string) {
 	}
 }
 
-// promote makes a connection internal if there is room for another one; then it does not count as a client's.
+// promote makes a connection internal if there is room for another one; then it does not count as a
+// client's.
 func (s *Server) promote(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,7 +231,8 @@ func (s *Server) promote(c *conn) bool {
 	return true
 }
 
-// classify is called for the first internal call of a connection, and for any call of one on trial. m may be nil.
+// classify is called for the first internal call of a connection, and for any call of one on trial.
+// m may be nil.
 func (c *conn) classify(m *method) error {
 	if m != nil && m.internal && c.s.promote(c) {
 		c.internal, c.onTrial = true, false
@@ -262,7 +272,8 @@ func (c *conn) retire() bool {
 	return true
 }
 
-// shed ends a retired connection. Its output is empty, so the last words fit into the socket: there is no wait.
+// shed ends a retired connection. Its output is empty, so the last words fit into the socket: there
+// is no wait.
 func (c *conn) shed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -33,7 +33,9 @@ func startInternal(t *testing.T, o Options) (*Server, string) {
 // stats waits until the server's figures are as they should be.
 func stats(t *testing.T, s *Server, ok func(st Stats) bool) {
 	t.Helper()
-	require.Eventually(t, func() bool { return ok(connStats(s)) }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return ok(connStats(s))
+	}, rpctest.Patience, time.Millisecond)
 }
 
 // connStats are the figures of connections.
@@ -46,13 +48,16 @@ func connStats(s *Server) Stats {
 // goesAway expects that the server ends the connection with a GOAWAY that says so.
 func goesAway(r *rpctest.Raw, code http2.ErrCode) {
 	r.T.Helper()
-	f := r.Until("a GOAWAY", func(f http2.Frame) bool { _, ok := f.(*http2.GoAwayFrame); return ok }).(*http2.GoAwayFrame)
+	f := r.Until("a GOAWAY", func(f http2.Frame) bool {
+		_, ok := f.(*http2.GoAwayFrame)
+		return ok
+	}).(*http2.GoAwayFrame)
 	require.Equal(r.T, code, f.ErrCode)
 	require.Contains(r.T, string(f.DebugData()), "too many connections")
 }
 
-// TestIdleConnectionsAreShed: when there is no room, the connection goes that is silent for the longest time, those with
-// calls stay, and the new one works.
+// TestIdleConnectionsAreShed: when there is no room, the connection goes that is silent for the
+// longest time, those with calls stay, and the new one works.
 func TestIdleConnectionsAreShed(t *testing.T) {
 	s, addr := startInternal(t, Options{MaxConns: 16, MaxConnsPerHost: 16}) // 14 for clients
 	busy := rpctest.Greet(t, addr)
@@ -72,7 +77,8 @@ func TestIdleConnectionsAreShed(t *testing.T) {
 	require.Equal(t, "b", string(busy.Answer(1).Value))
 }
 
-// TestSilentBeforeQuiet: a connection that was in use since the last look outlives one that was not, though it is older.
+// TestSilentBeforeQuiet: a connection that was in use since the last look outlives one that was
+// not, though it is older.
 func TestSilentBeforeQuiet(t *testing.T) {
 	s, addr := startInternal(t, Options{MaxConns: 4, MaxConnsPerHost: 4}) // 3 for clients
 	first, second, third := rpctest.Greet(t, addr), rpctest.Greet(t, addr), rpctest.Greet(t, addr)
@@ -122,8 +128,8 @@ func TestConnectionsPerHost(t *testing.T) {
 	require.Equal(t, Stats{Conns: 3, ConnsShed: 1}, connStats(s))
 }
 
-// TestStoresAreNotCutOff: with all connections of clients busy another client is refused, and a store is served. Its
-// connection does not count as a client's.
+// TestStoresAreNotCutOff: with all connections of clients busy another client is refused, and a
+// store is served. Its connection does not count as a client's.
 func TestStoresAreNotCutOff(t *testing.T) {
 	s, addr := startInternal(t, Options{MaxConns: 16, MaxConnsPerHost: 16})
 	var clients []*rpctest.Raw
@@ -146,7 +152,8 @@ func TestStoresAreNotCutOff(t *testing.T) {
 	require.Equal(t, Stats{Conns: 14, Internal: 1, ConnsRefused: 1}, connStats(s))
 	store.Works(3, "any call") // it has proved what it is
 
-	// Two that do not say what they are have the room that is left; the next takes the place of the older one.
+	// Two that do not say what they are have the room that is left; the next takes the place of the
+	// older one.
 	mute := rpctest.Greet(t, addr)
 	mute.Sync()
 	rpctest.Greet(t, addr)
@@ -175,7 +182,8 @@ func TestInternalConnectionsAreBounded(t *testing.T) {
 // that it sends again succeeds.
 func TestClientOutlivesShedding(t *testing.T) {
 	s, addr := startInternal(t, Options{MaxConns: 4, MaxConnsPerHost: 4})
-	c := client.New(addr, client.Options{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond})
+	c := client.New(addr,
+		client.Options{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond})
 	t.Cleanup(func() { _ = c.Close() })
 	k := tinykvpb.NewTinyKvClient(c)
 	for i := range 10 {
@@ -191,8 +199,8 @@ func TestClientOutlivesShedding(t *testing.T) {
 	require.GreaterOrEqual(t, s.Stats().ConnsShed, uint64(20))
 }
 
-// TestSlowHandshakesMakeRoom: connections that have not greeted are bounded. Those of the moment stay; one that takes its time
-// ends for a new one; one that has greeted is not among them.
+// TestSlowHandshakesMakeRoom: connections that have not greeted are bounded. Those of the moment
+// stay; one that takes its time ends for a new one; one that has greeted is not among them.
 func TestSlowHandshakesMakeRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Options{MaxHandshakes: 4, KeepAlive: time.Hour})
@@ -225,7 +233,8 @@ func TestSlowHandshakesMakeRoom(t *testing.T) {
 		require.Equal(t, Stats{Conns: 5, Greeting: 4, ConnsRefused: 1}, connStats(s))
 		time.Sleep(slowAfter - time.Millisecond)
 		late := come("")
-		require.Equal(t, Stats{Conns: 5, Greeting: 4, ConnsRefused: 1, SlowHandshakes: 1}, connStats(s))
+		require.Equal(t, Stats{Conns: 5, Greeting: 4, ConnsRefused: 1, SlowHandshakes: 1},
+			connStats(s))
 		require.True(t, ended(silent[0]))
 		time.Sleep(10 * time.Second) // the time of a handshake
 		synctest.Wait()

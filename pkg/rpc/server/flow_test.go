@@ -38,7 +38,10 @@ func TestTinyWindows(t *testing.T) {
 				total := len(rpctest.EncodedGet([]byte(key))) // the answer has the same size
 				got := 0
 				for got < total {
-					f := r.Until("data", func(f http2.Frame) bool { _, ok := f.(*http2.DataFrame); return ok }).(*http2.DataFrame)
+					f := r.Until("data", func(f http2.Frame) bool {
+						_, ok := f.(*http2.DataFrame)
+						return ok
+					}).(*http2.DataFrame)
 					require.LessOrEqual(t, len(f.Data()), int(window))
 					got += len(f.Data())
 					require.NoError(t, r.Framer.WriteWindowUpdate(1, uint32(len(f.Data()))))
@@ -105,7 +108,8 @@ func TestConnectionWindow(t *testing.T) {
 
 func TestMaxFrameSize(t *testing.T) {
 	s, addr := start(t, Options{}, &rpctest.KV{}, echoInline)
-	r := rpctest.Greet(t, addr, rpctest.Initial(1<<20), http2.Setting{ID: http2.SettingMaxFrameSize, Val: 50_000})
+	r := rpctest.Greet(t, addr, rpctest.Initial(1<<20),
+		http2.Setting{ID: http2.SettingMaxFrameSize, Val: 50_000})
 	r.Framer.SetMaxReadFrameSize(50_000)
 	require.NoError(t, r.Framer.WriteWindowUpdate(0, 1<<20))
 	for i, n := range []int{20_000, 45_000, 60_000} {
@@ -126,7 +130,8 @@ func TestHeaderTableSizeChanges(t *testing.T) {
 	for i := range uint32(60) {
 		if n := []uint32{0, 60, 104, 200, 256, 4096, 1 << 20}[rnd.IntN(7)]; rnd.IntN(3) == 0 {
 			// The server may use the new size as soon as it has it.
-			require.NoError(t, r.Framer.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: n}))
+			require.NoError(t,
+				r.Framer.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: n}))
 			r.Framer.ReadMetaHeaders.SetAllowedMaxDynamicTableSize(max(n, rpc.TableSize))
 		}
 		if rnd.IntN(4) == 0 {
@@ -139,20 +144,22 @@ func TestHeaderTableSizeChanges(t *testing.T) {
 	idle(t, s)
 }
 
-// TestStreamWindow: a client can send StreamWindow bytes ahead of a handler, and more when that takes them.
+// TestStreamWindow: a client can send StreamWindow bytes ahead of a handler, and more when that
+// takes them.
 func TestStreamWindow(t *testing.T) {
 	const window, size = 65535, 1000
 	take := make(chan int)
-	s, addr := start(t, Options{StreamWindow: window}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
-		for n := range take {
-			for range n {
-				if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); err != nil {
-					return err
+	s, addr := start(t, Options{StreamWindow: window},
+		&rpctest.KV{Stream: func(st grpc.ServerStream) error {
+			for n := range take {
+				for range n {
+					if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); err != nil {
+						return err
+					}
 				}
 			}
-		}
-		return nil
-	}}, nil)
+			return nil
+		}}, nil)
 	t.Cleanup(func() { close(take) })
 	r := rpctest.Greet(t, addr)
 	r.Open(1, rpctest.StreamPath, false)
@@ -179,14 +186,16 @@ func TestStreamWindow(t *testing.T) {
 	require.Equal(t, 1, active, "the handler does not know yet")
 }
 
-// TestQueueOfAStreamIsBounded: messages larger than the window may come, but not one after the other.
+// TestQueueOfAStreamIsBounded: messages larger than the window may come, but not one after the
+// other.
 func TestQueueOfAStreamIsBounded(t *testing.T) {
 	const window, limit = 65535, 1 << 20
 	open := make(chan struct{})
-	s, addr := start(t, Options{StreamWindow: window, MaxRecv: limit, MinPing: 1}, &rpctest.KV{Stream: func(grpc.ServerStream) error {
-		<-open
-		return nil
-	}}, nil)
+	s, addr := start(t, Options{StreamWindow: window, MaxRecv: limit, MinPing: 1},
+		&rpctest.KV{Stream: func(grpc.ServerStream) error {
+			<-open
+			return nil
+		}}, nil)
 	t.Cleanup(func() { close(open) })
 	r := rpctest.Greet(t, addr)
 	r.Open(1, rpctest.StreamPath, false)
@@ -195,7 +204,8 @@ func TestQueueOfAStreamIsBounded(t *testing.T) {
 	c.mu.Lock()
 	st := c.mu.streams[1].stream
 	c.mu.Unlock()
-	small, large := rpctest.EncodedGet(make([]byte, 32_000)), rpctest.EncodedGet(make([]byte, limit-10))
+	small, large := rpctest.EncodedGet(make([]byte, 32_000)),
+		rpctest.EncodedGet(make([]byte, limit-10))
 	r.Data(1, small, false)
 	r.Data(1, small[:1000], false)
 	r.Data(1, small[1000:], false)
@@ -239,27 +249,30 @@ func TestMessageLargerThanTheWindow(t *testing.T) {
 	idle(t, s)
 }
 
-// TestMessagesBehindAMessageThatWaits: what follows a message that nobody takes yet stops at the window, and goes on
-// once it was taken.
+// TestMessagesBehindAMessageThatWaits: what follows a message that nobody takes yet stops at the
+// window, and goes on once it was taken.
 func TestMessagesBehindAMessageThatWaits(t *testing.T) {
 	take := make(chan struct{})
-	s, addr := start(t, Options{StreamWindow: 65535}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
-		select {
-		case <-take:
-		case <-st.Context().Done():
-		}
-		for {
-			req := new(kvrpcpb.RawGetRequest)
-			if err := st.RecvMsg(req); err == io.EOF {
-				return nil
-			} else if err != nil {
-				return err
+	s, addr := start(t, Options{StreamWindow: 65535},
+		&rpctest.KV{Stream: func(st grpc.ServerStream) error {
+			select {
+			case <-take:
+			case <-st.Context().Done():
 			}
-			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: []byte(fmt.Sprint(len(req.Key)))}); err != nil {
-				return err
+			for {
+				req := new(kvrpcpb.RawGetRequest)
+				if err := st.RecvMsg(req); err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+				if err := st.SendMsg(&kvrpcpb.RawGetResponse{
+					Value: []byte(fmt.Sprint(len(req.Key))),
+				}); err != nil {
+					return err
+				}
 			}
-		}
-	}}, nil)
+		}}, nil)
 	c := rpctest.DialKV(t, addr)
 	st, err := c.BatchCommands(rpctest.Within(t))
 	require.NoError(t, err)
@@ -319,14 +332,20 @@ func TestPaddingIsGivenBack(t *testing.T) {
 // TestLargeMessages: 16 MiB both ways against the windows of 64 KiB that a client starts with.
 func TestLargeMessages(t *testing.T) {
 	const size = 16 << 20
-	limits := grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(size+1000), grpc.MaxCallSendMsgSize(size+1000))
-	s, _, c, _ := interop(t, Options{MaxRecv: size + 1000, MaxSend: size + 1000}, limits, grpc.WithInitialWindowSize(65535), grpc.WithInitialConnWindowSize(65535))
-	resp, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseSize: size, Payload: rpctest.Payload(size)})
+	limits := grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(size+1000),
+		grpc.MaxCallSendMsgSize(size+1000))
+	s, _, c, _ := interop(t, Options{MaxRecv: size + 1000, MaxSend: size + 1000}, limits,
+		grpc.WithInitialWindowSize(65535), grpc.WithInitialConnWindowSize(65535))
+	resp, err := c.UnaryCall(rpctest.Within(t),
+		&grpc_testing.SimpleRequest{ResponseSize: size, Payload: rpctest.Payload(size)})
 	require.NoError(t, err)
 	require.Len(t, resp.Payload.Body, size)
 	st, err := c.FullDuplexCall(rpctest.Within(t))
 	require.NoError(t, err)
-	require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(size), Payload: rpctest.Payload(size)}))
+	require.NoError(t,
+		st.Send(&grpc_testing.StreamingOutputCallRequest{
+			ResponseParameters: rpctest.Outputs(size), Payload: rpctest.Payload(size),
+		}))
 	out, err := st.Recv()
 	require.NoError(t, err)
 	require.Len(t, out.Payload.Body, size)
@@ -338,7 +357,9 @@ func TestLargeMessages(t *testing.T) {
 
 // TestManyCalls: random sizes, several connections, inline or not; everybody gets what is theirs.
 func TestManyCalls(t *testing.T) {
-	half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+	half := func(call *Call, request []byte) bool {
+		return len(request)%2 == 0 && echoInline(call, request)
+	}
 	s, addr := start(t, Options{StreamWindow: 100_000, ConnWindow: 200_000}, &rpctest.KV{}, half)
 	var g rpctest.Group
 	for conn := range uint64(3) {
@@ -373,12 +394,14 @@ func TestManyCalls(t *testing.T) {
 	idle(t, s)
 }
 
-// TestSmallWindows: a client sends 65,535 bytes before it knows what the server allows, and more afterwards.
+// TestSmallWindows: a client sends 65,535 bytes before it knows what the server allows, and more
+// afterwards.
 func TestSmallWindows(t *testing.T) {
 	s, addr := start(t, Options{StreamWindow: 1000, ConnWindow: 1000}, &rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
 	r.Works(1, strings.Repeat("k", rpc.InitialWindow-100))
-	_, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
+	_, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t),
+		&kvrpcpb.RawGetRequest{Key: make([]byte, 500_000)})
 	require.NoError(t, err)
 	require.EqualValues(t, rpc.MaxWindow/4, New(Options{StreamWindow: 1 << 31}).opts.StreamWindow)
 	idle(t, s)
@@ -442,7 +465,9 @@ func TestCancelOfEndlessAnswers(t *testing.T) {
 	}
 	more := func(n int64) {
 		from := total.Load()
-		require.Eventually(t, func() bool { return total.Load()-from > n }, rpctest.Patience, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return total.Load()-from > n
+		}, rpctest.Patience, time.Millisecond)
 	}
 	more(10 << 20)
 	from := total.Load()

@@ -18,7 +18,9 @@ import (
 
 func seeds() [][]byte {
 	call := func(r *rpctest.Raw, id uint32, path, key string) {
-		_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.Block(path), EndHeaders: true})
+		_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: id, BlockFragment: r.Block(path), EndHeaders: true,
+		})
 		_ = r.Framer.WriteData(id, true, rpctest.EncodedGet([]byte(key)))
 	}
 	return [][]byte{
@@ -27,19 +29,25 @@ func seeds() [][]byte {
 			call(r, 3, rpctest.GetPath, "later")
 			call(r, 5, rpctest.GetPath, "handler")
 		}),
-		rpctest.Script(func(r *rpctest.Raw) { call(r, 1, rpctest.StreamPath, "now"); call(r, 3, "/no/such", "x") }),
+		rpctest.Script(func(r *rpctest.Raw) {
+			call(r, 1, rpctest.StreamPath, "now")
+			call(r, 3, "/no/such", "x")
+		}),
 		rpctest.Script(func(r *rpctest.Raw) {
 			_ = r.Framer.WriteSettings(rpctest.Initial(3))
 			call(r, 1, rpctest.GetPath, "a long answer in many parts")
 			call(r, 3, rpctest.StreamPath, "another")
 			_ = r.Framer.WriteWindowUpdate(1, 5)
-			_ = r.Framer.WriteSettings(rpctest.Initial(1), http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
+			_ = r.Framer.WriteSettings(rpctest.Initial(1),
+				http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
 			_ = r.Framer.WriteWindowUpdate(3, 100)
 			_ = r.Framer.WriteRSTStream(1, http2.ErrCodeCancel)
 		}),
 		rpctest.Script(func(r *rpctest.Raw) {
 			block := r.Block(rpctest.GetPath, "grpc-timeout", "5m", "grpc-encoding", "gzip")
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:5]})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1, BlockFragment: block[:5],
+			})
 			_ = r.Framer.WriteContinuation(1, true, block[5:])
 			m := rpctest.EncodedGet([]byte("in parts"))
 			_ = r.Framer.WriteDataPadded(1, false, m[:2], make([]byte, 3))
@@ -49,11 +57,16 @@ func seeds() [][]byte {
 			_ = r.Framer.WriteGoAway(0, http2.ErrCodeNo, nil)
 		}),
 		rpctest.Script(func(r *rpctest.Raw) {
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true,
+			})
 			for range 3 {
 				_ = r.Framer.WriteData(1, false, bytes.Repeat(rpctest.EncodedGet([]byte("x")), 20))
 			}
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x40, 1, 'a', 1, 'b'}, EndHeaders: true, EndStream: true})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: 1, BlockFragment: []byte{0x40, 1, 'a', 1, 'b'}, EndHeaders: true,
+				EndStream: true,
+			})
 		}),
 	}
 }
@@ -70,13 +83,17 @@ func fuzzInline(call *Call, request []byte) bool {
 	return false
 }
 
-// FuzzConn: whatever a client sends, nothing panics, the connection ends when the client has closed, and nothing is left.
+// FuzzConn: whatever a client sends, nothing panics, the connection ends when the client has
+// closed, and nothing is left.
 func FuzzConn(f *testing.F) {
 	for _, b := range seeds() {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s := New(Options{MaxRecv: 1 << 16, MaxStreams: 4, MaxHeaderBytes: 4 << 10, StreamWindow: 1 << 16, ConnWindow: 1 << 17})
+		s := New(Options{
+			MaxRecv: 1 << 16, MaxStreams: 4, MaxHeaderBytes: 4 << 10, StreamWindow: 1 << 16,
+			ConnWindow: 1 << 17,
+		})
 		tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{})
 		s.HandleInline(rpctest.GetPath, fuzzInline)
 		client, server := net.Pipe()
@@ -90,7 +107,10 @@ func FuzzConn(f *testing.F) {
 		_ = client.Close()
 		rpctest.Returns(t, "serve", func() { <-served; <-drained })
 		s.Stop() // waits for the handlers
-		require.Eventually(t, func() bool { active, _ := c.counts(); return active == 0 }, rpctest.Patience, 100*time.Microsecond)
+		require.Eventually(t, func() bool {
+			active, _ := c.counts()
+			return active == 0
+		}, rpctest.Patience, 100*time.Microsecond)
 		_, streams := c.counts()
 		require.Zero(t, streams)
 	})

@@ -14,7 +14,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// TestGuard: who may not call a method gets the reason, the method is not run, and the connection serves on.
+// TestGuard: who may not call a method gets the reason, the method is not run, and the connection
+// serves on.
 func TestGuard(t *testing.T) {
 	s, addr := startWith(t, Options{}, func(s *Server) {
 		tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{})
@@ -40,17 +41,20 @@ func TestGuard(t *testing.T) {
 	require.False(t, only(t, s).internal, "a call that is refused proves nothing")
 }
 
-// TestAnswersThatAreAlwaysSent: what was carried out is answered, although there is no room for the answer.
+// TestAnswersThatAreAlwaysSent: what was carried out is answered, although there is no room for the
+// answer.
 func TestAnswersThatAreAlwaysSent(t *testing.T) {
 	for _, always := range []bool{false, true} {
-		s, addr := startWith(t, Options{MaxSend: 2 * mib, MaxAnswers: 8 * mib, Stall: time.Minute}, func(s *Server) {
-			tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{Get: large})
-			if always {
-				s.Always(rpctest.GetPath)
-			}
-		})
+		s, addr := startWith(t, Options{MaxSend: 2 * mib, MaxAnswers: 8 * mib, Stall: time.Minute},
+			func(s *Server) {
+				tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{Get: large})
+				if always {
+					s.Always(rpctest.GetPath)
+				}
+			})
 		s.Answers().Charge(8 * mib) // others hold it all
-		resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte("k")})
+		resp, err := rpctest.DialKV(t, addr).RawGet(rpctest.Within(t),
+			&kvrpcpb.RawGetRequest{Key: []byte("k")})
 		if always {
 			require.NoError(t, err)
 			require.Len(t, resp.Value, mib)

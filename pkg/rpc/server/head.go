@@ -14,15 +14,17 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// requestHead is what the header block says that is being read. Blocks of a kind that clients send again and again, but
-// for the timeout, are remembered: they are not decoded again. Owned by the reading goroutine.
+// requestHead is what the header block says that is being read. Blocks of a kind that clients send
+// again and again, but for the timeout, are remembered: they are not decoded again. Owned by the
+// reading goroutine.
 type requestHead struct {
 	dec   *hpack.Decoder
 	limit uint32
 	known []knownBlock
 	next  int // of known to be replaced
 
-	// frame is the block's first frame, nil between blocks; sent is what the block takes on the wire.
+	// frame is the block's first frame, nil between blocks; sent is what the block takes on the
+	// wire.
 	frame *http2.HeadersFrame
 	sent  int
 	headFields
@@ -45,7 +47,8 @@ type headFields struct {
 	timeouts  int
 }
 
-// knownBlock is a block whose fields are all in the table. Invariant: nothing has entered the table since.
+// knownBlock is a block whose fields are all in the table. Invariant: nothing has entered the table
+// since.
 type knownBlock struct {
 	block []byte
 	headFields
@@ -79,10 +82,14 @@ func (h *requestHead) begin(f *http2.HeadersFrame) {
 func (h *requestHead) read(fragment []byte, last bool) error {
 	whole := h.sent == 0 && last
 	if h.sent += rpc.FrameHeader + len(fragment); h.sent > 4*int(h.limit)+rpc.FrameHeader {
-		return &rpc.ConnError{Code: http2.ErrCodeEnhanceYourCalm, Why: "headers much larger than the limit"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeEnhanceYourCalm, Why: "headers much larger than the limit",
+		}
 	}
 	if !whole && (h.malformed || h.truncated) && len(fragment) > 0 {
-		return &rpc.ConnError{Code: http2.ErrCodeProtocol, Why: "more of headers that are refused already"}
+		return &rpc.ConnError{
+			Code: http2.ErrCodeProtocol, Why: "more of headers that are refused already",
+		}
 	}
 	indexed, timeout, simple := simpleBlock(fragment)
 	simple = simple && whole
@@ -206,8 +213,8 @@ func (h *requestHead) takeTimeout(v string) {
 	}
 }
 
-// request is what a complete block asks for; an error is what to end the call with. httpStatus is what to answer a client
-// that does not speak gRPC.
+// request is what a complete block asks for; an error is what to end the call with. httpStatus is
+// what to answer a client that does not speak gRPC.
 func (h *requestHead) request() (r request, httpStatus int, err error) {
 	const needed = hasPath | hasMethod | hasScheme
 	switch {
@@ -218,7 +225,8 @@ func (h *requestHead) request() (r request, httpStatus int, err error) {
 	case !h.isPost:
 		return h.req, 405, status.Error(codes.Internal, "a call is a POST")
 	case !h.isGRPC:
-		return h.req, 415, status.Error(codes.InvalidArgument, "content-type is not application/grpc")
+		return h.req, 415,
+			status.Error(codes.InvalidArgument, "content-type is not application/grpc")
 	case h.truncated:
 		return h.req, 0, status.Error(codes.ResourceExhausted, "headers larger than the limit")
 	}
@@ -284,8 +292,9 @@ const timeoutName = "grpc-timeout"
 
 func timeoutSize(v string) uint32 { return hpack.HeaderField{Name: timeoutName, Value: v}.Size() }
 
-// simpleBlock takes a block apart that has only fields of the table, each named by one byte (RFC 7541, 6.1), and perhaps
-// a timeout at the end that stays out of it (6.2.2). Such a block does not change the table.
+// simpleBlock takes a block apart that has only fields of the table, each named by one byte (RFC
+// 7541, 6.1), and perhaps a timeout at the end that stays out of it (6.2.2). Such a block does not
+// change the table.
 func simpleBlock(block []byte) (indexed []byte, timeout string, ok bool) {
 	n := 0
 	for n < len(block) && block[n] > 0x80 && block[n] < 0xff {

@@ -16,7 +16,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// oracle reads headers as the http2 package does, and makes a request of the fields one after the other.
+// oracle reads headers as the http2 package does, and makes a request of the fields one after the
+// other.
 func oracle(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
 	r.timeout, r.length = -1, -1
 	isGRPC, isPost, pseudo := false, false, map[string]bool{}
@@ -60,7 +61,8 @@ func oracle(f *http2.MetaHeadersFrame) (r request, httpStatus int, err error) {
 		pseudo[h.Name] = true
 	}
 	switch {
-	case !pseudo[":path"] || !pseudo[":method"] || !pseudo[":scheme"] || r.path == "" || pseudo[":status"]:
+	case !pseudo[":path"] || !pseudo[":method"] || !pseudo[":scheme"] || r.path == "" ||
+		pseudo[":status"]:
 		return r, 0, errMalformed
 	case !isPost:
 		return r, 405, status.Error(codes.Internal, "a call is a POST")
@@ -117,13 +119,15 @@ func compareHeads(t *testing.T, frames []byte) (recalled int) {
 			last := false
 			if first {
 				h.begin(hf)
-				last, gotErr = hf.HeadersEnded(), h.read(hf.HeaderBlockFragment(), hf.HeadersEnded())
+				last, gotErr = hf.HeadersEnded(),
+					h.read(hf.HeaderBlockFragment(), hf.HeadersEnded())
 			} else {
 				cf, ok := f.(*http2.ContinuationFrame)
 				if !ok {
 					return recalled
 				}
-				last, gotErr = cf.HeadersEnded(), h.read(cf.HeaderBlockFragment(), cf.HeadersEnded())
+				last, gotErr = cf.HeadersEnded(),
+					h.read(cf.HeaderBlockFragment(), cf.HeadersEnded())
 			}
 			if gotErr == nil && last {
 				if got, gotStatus, gotErr = h.request(); h.malformed {
@@ -137,11 +141,14 @@ func compareHeads(t *testing.T, frames []byte) (recalled int) {
 			return err == nil || err == errMalformed || isStatus
 		}
 		if !refused(wantErr) || !refused(gotErr) {
-			require.Equal(t, refused(wantErr), refused(gotErr), "block %d: %v, but http2 says %v", block, gotErr, wantErr)
+			require.Equal(t, refused(wantErr), refused(gotErr), "block %d: %v, but http2 says %v",
+				block, gotErr, wantErr)
 			return recalled
 		}
-		require.Equal(t, wantErr == errMalformed, gotErr == errMalformed, "block %d: %v, but http2 says %v", block, gotErr, wantErr)
-		require.Equal(t, status.Convert(wantErr).Message(), status.Convert(gotErr).Message(), "block %d", block)
+		require.Equal(t, wantErr == errMalformed, gotErr == errMalformed,
+			"block %d: %v, but http2 says %v", block, gotErr, wantErr)
+		require.Equal(t, status.Convert(wantErr).Message(), status.Convert(gotErr).Message(),
+			"block %d", block)
 		require.Equal(t, wantStatus, gotStatus, "block %d", block)
 		if wantErr == nil {
 			require.Equal(t, want, got, "block %d", block)
@@ -163,21 +170,28 @@ func randomHeads(rng *rand.Rand) []byte {
 			enc.SetMaxDynamicTableSize(uint32(rng.IntN(rpc.TableSize)))
 		}
 		field := func(name, value string) {
-			_ = enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: rng.IntN(60) == 0})
+			_ = enc.WriteField(hpack.HeaderField{
+				Name: name, Value: value, Sensitive: rng.IntN(60) == 0,
+			})
 		}
 		for _, f := range [][2]string{
-			{":method", "POST"}, {":scheme", "http"}, {":path", pick("/a/b", "/a/b", "/c/d", "/e/f", "/g/h", "/i/j")},
+			{":method", "POST"}, {":scheme", "http"},
+			{":path", pick("/a/b", "/a/b", "/c/d", "/e/f", "/g/h", "/i/j")},
 			{":authority", "host"}, {"content-type", "application/grpc"}, {"te", "trailers"},
 		} {
 			if !rare() {
 				field(f[0], f[1])
 			}
 			if rare() {
-				field(pick("content-length", "content-length", "x", "some-bin", "y"), pick("0", "17", "-1", "1", "YWI", "YWI="))
+				field(pick("content-length", "content-length", "x", "some-bin", "y"),
+					pick("0", "17", "-1", "1", "YWI", "YWI="))
 			}
 			if rare() {
-				field(pick(":path", ":method", ":scheme", ":status", ":protocol", "te", "x", "X-Big", "bad name", "connection", "grpc-encoding", "grpc-timeout", "content-type"),
-					pick("", "GET", "trailers", "gzip", "5S", "bad\x00value", "application/grpc+proto", string(make([]byte, 900))))
+				field(pick(":path", ":method", ":scheme", ":status", ":protocol", "te", "x",
+					"X-Big", "bad name", "connection", "grpc-encoding", "grpc-timeout",
+					"content-type"),
+					pick("", "GET", "trailers", "gzip", "5S", "bad\x00value",
+						"application/grpc+proto", string(make([]byte, 900))))
 			}
 		}
 		switch rng.IntN(6) {
@@ -196,7 +210,9 @@ func randomHeads(rng *rand.Rand) []byte {
 		if rng.IntN(8) == 0 {
 			n = rng.IntN(len(data) + 1)
 		}
-		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: data[:n], EndHeaders: n == len(data)})
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: id, BlockFragment: data[:n], EndHeaders: n == len(data),
+		})
 		if n < len(data) {
 			_ = fr.WriteContinuation(id, true, data[n:])
 		}
@@ -233,7 +249,8 @@ func fuzzHead(t *testing.T, frames []byte) {
 		}
 		switch f := f.(type) {
 		case *http2.HeadersFrame:
-			if bytes.Contains(f.HeaderBlockFragment(), []byte("trailer")) || len(f.HeaderBlockFragment()) > headLimit {
+			if bytes.Contains(f.HeaderBlockFragment(), []byte("trailer")) ||
+				len(f.HeaderBlockFragment()) > headLimit {
 				return // http2 counts the field trailer in its own way, and what is far too long
 			}
 		case *http2.ContinuationFrame:
@@ -247,7 +264,8 @@ func fuzzHead(t *testing.T, frames []byte) {
 	compareHeads(t, frames)
 }
 
-// TestKnownBlocksAreNotDecodedAgain: the calls of one client, but for their timeouts, until something enters the table.
+// TestKnownBlocksAreNotDecodedAgain: the calls of one client, but for their timeouts, until
+// something enters the table.
 func TestKnownBlocksAreNotDecodedAgain(t *testing.T) {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
@@ -255,7 +273,10 @@ func TestKnownBlocksAreNotDecodedAgain(t *testing.T) {
 	h.init(headLimit)
 	call := func(path, timeout string, more ...string) (decoded bool) {
 		block.Reset()
-		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", path}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+		for _, f := range [][2]string{
+			{":method", "POST"}, {":scheme", "http"}, {":path", path},
+			{"content-type", "application/grpc"}, {"te", "trailers"},
+		} {
 			require.NoError(t, enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
 		}
 		for _, name := range more {
@@ -294,29 +315,38 @@ func TestKnownBlocksKeepTheLimit(t *testing.T) {
 	enc := hpack.NewEncoder(&block)
 	var h requestHead
 	size := uint32(0)
-	for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/a/b"}, {"content-type", "application/grpc"}} {
+	for _, f := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":path", "/a/b"},
+		{"content-type", "application/grpc"},
+	} {
 		size += hpack.HeaderField{Name: f[0], Value: f[1]}.Size()
 	}
 	h.init(size + timeoutSize("1S"))
 	for range 3 {
 		for _, timeout := range []string{"1S", "10S"} {
 			block.Reset()
-			for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/a/b"}, {"content-type", "application/grpc"}} {
+			for _, f := range [][2]string{
+				{":method", "POST"}, {":scheme", "http"}, {":path", "/a/b"},
+				{"content-type", "application/grpc"},
+			} {
 				require.NoError(t, enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
 			}
 			block.WriteString("\x00\x0cgrpc-timeout" + string(rune(len(timeout))) + timeout)
 			h.begin(&http2.HeadersFrame{})
 			require.NoError(t, h.read(block.Bytes(), true))
 			_, _, err := h.request()
-			require.Equal(t, timeout == "10S", status.Code(err) == codes.ResourceExhausted, "%s: %v", timeout, err)
+			require.Equal(t, timeout == "10S", status.Code(err) == codes.ResourceExhausted,
+				"%s: %v", timeout, err)
 		}
 	}
 }
 
 func TestSimpleBlocks(t *testing.T) {
 	for block, want := range map[string]bool{
-		"\x83\x86": true, "\x83\xfe\x00\x0cgrpc-timeout\x021S": true, "\xc0\x00\x0cgrpc-timeout\x09123456789": true,
-		"": false, "\x80": false, "\x83\x40": false, "\x20\x83": false, "\x00\x0cgrpc-timeout\x021S": false,
+		"\x83\x86": true, "\x83\xfe\x00\x0cgrpc-timeout\x021S": true,
+		"\xc0\x00\x0cgrpc-timeout\x09123456789": true,
+		"":                                      false, "\x80": false, "\x83\x40": false,
+		"\x20\x83": false, "\x00\x0cgrpc-timeout\x021S": false,
 		// Field 127 of the table, in two bytes; the second looks like the beginning of a literal.
 		"\x83\xff\x00\x0cgrpc-timeout\x021S":     false,
 		"\x83\x00\x0cgrpc-timeout\x031S":         false, // too short

@@ -33,16 +33,16 @@ type request struct {
 // errMalformed: the headers are not those of any HTTP/2 request (RFC 9113, 8.2.2 and 8.3.1).
 var errMalformed = errors.New("malformed request")
 
-// headerEncoder makes the header blocks of answers. Those of a successful answer are always the same: once their
-// fields are in the client's table they are a few bytes, which are kept.
+// headerEncoder makes the header blocks of answers. Those of a successful answer are always the
+// same: once their fields are in the client's table they are a few bytes, which are kept.
 type headerEncoder struct {
 	buf  bytes.Buffer
 	enc  *hpack.Encoder
 	size uint32
 	// resized: no block has told the client of size yet.
 	resized bool
-	// seen: the fields of this block are in the table. Invariant: blocks are kept only when those of both are, since
-	// then nothing enters the table any more, and nothing in it moves.
+	// seen: the fields of this block are in the table. Invariant: blocks are kept only when those
+	// of both are, since then nothing enters the table any more, and nothing in it moves.
 	seen   [2]bool
 	blocks [2][]byte
 }
@@ -57,8 +57,9 @@ func (e *headerEncoder) init() {
 	e.size = rpc.TableSize
 }
 
-// setTableSize follows the client's SETTINGS_HEADER_TABLE_SIZE. Of several between two blocks the smallest counts:
-// hpack's decoder rejects a block that begins with two sizes, which the way down and up again would need.
+// setTableSize follows the client's SETTINGS_HEADER_TABLE_SIZE. Of several between two blocks the
+// smallest counts: hpack's decoder rejects a block that begins with two sizes, which the way down
+// and up again would need.
 func (e *headerEncoder) setTableSize(n uint32) {
 	if e.resized {
 		n = min(n, e.size)
@@ -83,7 +84,8 @@ func (e *headerEncoder) block(which int) []byte {
 	if which == blockHeaders {
 		e.field(":status", "200", false)
 		e.field("content-type", "application/grpc", false)
-		e.field(rpc.ChecksumHeader, rpc.ChecksumKind, false) // for clients that have asked; others do not mind
+		// for clients that have asked; others do not mind
+		e.field(rpc.ChecksumHeader, rpc.ChecksumKind, false)
 	} else {
 		e.field("grpc-status", "0", false)
 	}
@@ -93,7 +95,8 @@ func (e *headerEncoder) block(which int) []byte {
 	return e.buf.Bytes()
 }
 
-// field never fails: it writes to memory. Fields that are once kept out of the table do not push out the others.
+// field never fails: it writes to memory. Fields that are once kept out of the table do not push
+// out the others.
 func (e *headerEncoder) field(name, value string, once bool) {
 	_ = e.enc.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: once})
 }

@@ -39,14 +39,23 @@ func TestHeaderEncoder(t *testing.T) {
 				if only {
 					want = append(want, ":status", "200", "content-type", "application/grpc")
 				}
-				want = append(want, rpc.ChecksumHeader, rpc.ChecksumKind, "grpc-status", strconv.Itoa(int(code)))
+				want = append(want, rpc.ChecksumHeader, rpc.ChecksumKind, "grpc-status",
+					strconv.Itoa(int(code)))
 				if m != "" {
 					want = append(want, "grpc-message", m)
 				}
 			case 2, 3, 4:
-				block, want = e.block(blockHeaders), []string{":status", "200", "content-type", "application/grpc", rpc.ChecksumHeader, rpc.ChecksumKind}
+				block, want = e.block(blockHeaders),
+					[]string{
+						":status", "200", "content-type", "application/grpc", rpc.ChecksumHeader,
+						rpc.ChecksumKind,
+					}
 			case 5:
-				block, want = e.plain(405, 7), []string{":status", "405", "content-type", "text/plain", "content-length", "7", "allow", "POST"}
+				block, want = e.plain(405, 7),
+					[]string{
+						":status", "405", "content-type", "text/plain", "content-length", "7",
+						"allow", "POST",
+					}
 			default:
 				block, want = e.block(blockOK), []string{"grpc-status", "0"}
 			}

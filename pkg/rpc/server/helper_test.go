@@ -72,6 +72,8 @@ func idle(t testing.TB, s *Server) {
 // only is the one connection of a server.
 func only(t testing.TB, s *Server) *conn {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(s.allConns()) == 1 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return len(s.allConns()) == 1
+	}, rpctest.Patience, time.Millisecond)
 	return s.allConns()[0]
 }

@@ -26,7 +26,9 @@ func value(v string) *kvrpcpb.RawGetResponse { return &kvrpcpb.RawGetResponse{Va
 
 // TestInlineAnswers at once, later, with an error, twice, or not at all.
 func TestInlineAnswers(t *testing.T) {
-	handled := &rpctest.KV{Get: func(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+	handled := &rpctest.KV{Get: func(
+		_ context.Context, req *kvrpcpb.RawGetRequest,
+	) (*kvrpcpb.RawGetResponse, error) {
 		return value("handler: " + string(req.Key)), nil
 	}}
 	s, addr := start(t, Options{}, handled, func(call *Call, request []byte) bool {
@@ -55,13 +57,16 @@ func TestInlineAnswers(t *testing.T) {
 	})
 	c := rpctest.DialKV(t, addr)
 	for range 50 {
-		for key, want := range map[string]string{"now": "now", "later": "later", "twice": "first", "other": "handler: other"} {
+		for key, want := range map[string]string{
+			"now": "now", "later": "later", "twice": "first", "other": "handler: other",
+		} {
 			resp, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte(key)})
 			require.NoError(t, err)
 			require.Equal(t, want, string(resp.Value))
 		}
 		for key, want := range map[string]codes.Code{
-			"fail": codes.NotFound, "late failure": codes.DeadlineExceeded, "plain failure": codes.Unknown, "fail twice": codes.Aborted,
+			"fail": codes.NotFound, "late failure": codes.DeadlineExceeded,
+			"plain failure": codes.Unknown, "fail twice": codes.Aborted,
 		} {
 			_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: []byte(key)})
 			require.Equal(t, want, status.Code(err))
@@ -70,13 +75,17 @@ func TestInlineAnswers(t *testing.T) {
 	idle(t, s)
 }
 
-// TestInlineDeclines: the handler gets the request as it was, though the reader's memory is used again meanwhile.
+// TestInlineDeclines: the handler gets the request as it was, though the reader's memory is used
+// again meanwhile.
 func TestInlineDeclines(t *testing.T) {
 	g := newGate()
-	s, addr := start(t, Options{}, &rpctest.KV{Get: func(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
-		<-g.open
-		return g.get(ctx, req)
-	}}, func(*Call, []byte) bool { return false })
+	s, addr := start(t, Options{},
+		&rpctest.KV{Get: func(
+			ctx context.Context, req *kvrpcpb.RawGetRequest,
+		) (*kvrpcpb.RawGetResponse, error) {
+			<-g.open
+			return g.get(ctx, req)
+		}}, func(*Call, []byte) bool { return false })
 	r := rpctest.Greet(t, addr)
 	keys := []string{"first", "second", "third", "a longer key than those that were before it"}
 	for i, key := range keys {
@@ -156,7 +165,8 @@ func TestInlineCancelled(t *testing.T) {
 	idle(t, s)
 }
 
-// TestAnswerBeforeTheRequest: a call that is refused before all of it has come, and what comes then.
+// TestAnswerBeforeTheRequest: a call that is refused before all of it has come, and what comes
+// then.
 func TestAnswerBeforeTheRequest(t *testing.T) {
 	s, addr := start(t, Options{MaxRecv: 100}, &rpctest.KV{}, echoInline)
 	r := rpctest.Greet(t, addr)

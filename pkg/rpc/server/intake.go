@@ -12,20 +12,23 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// intake bounds the bytes of requests that a server holds: messages that are not complete, and complete ones until their
-// call is answered or, on a stream, until the handler has taken them. A message that comes in one frame is not charged:
-// its memory is that of the frame. A stream that has a window reserved is charged for larger messages only.
+// intake bounds the bytes of requests that a server holds: messages that are not complete, and
+// complete ones until their call is answered or, on a stream, until the handler has taken them. A
+// message that comes in one frame is not charged: its memory is that of the frame. A stream that
+// has a window reserved is charged for larger messages only.
 //
-// The life of a charged message. Its first window, Options.FirstWindow, comes unasked and is charged when the message
-// turns out to be incomplete. When half of that window is used, the whole rest is asked for at once: if it fits, the
-// client gets a window for all of it; else the claim waits, first come first served, and its client has no window. So a
-// message that has begun to be granted can always end, and no two messages wait for each other. The connection's window
-// is given back for all that comes, also for messages that wait: what waits is charged, and a connection never blocks
-// itself.
+// The life of a charged message. Its first window, Options.FirstWindow, comes unasked and is
+// charged when the message turns out to be incomplete. When half of that window is used, the whole
+// rest is asked for at once: if it fits, the client gets a window for all of it; else the claim
+// waits, first come first served, and its client has no window. So a message that has begun to be
+// granted can always end, and no two messages wait for each other. The connection's window is given
+// back for all that comes, also for messages that wait: what waits is charged, and a connection
+// never blocks itself.
 //
-// A quarter of the limit is kept for first windows, so that middling requests do not wait for large ones. A message that
-// makes no progress is given up: after Stall, or after stallPressed while others wait for its bytes. A unary call that
-// has waited for longer than MaxWait, or finds maxWaiting others, is answered as busy; nothing of it was carried out.
+// A quarter of the limit is kept for first windows, so that middling requests do not wait for large
+// ones. A message that makes no progress is given up: after Stall, or after stallPressed while
+// others wait for its bytes. A unary call that has waited for longer than MaxWait, or finds
+// maxWaiting others, is answered as busy; nothing of it was carried out.
 //
 // Lock order: conn.mu < intake.mu < inbox.mu. Owned by the Server.
 type intake struct {
@@ -37,7 +40,8 @@ type intake struct {
 	mu struct {
 		sync.Mutex
 		used int64
-		// live are the claims of incomplete messages; waiting those of them that have asked and were not granted.
+		// live are the claims of incomplete messages; waiting those of them that have asked and
+		// were not granted.
 		live    map[*claim]struct{}
 		waiting []*claim
 		timer   *time.Timer
@@ -65,30 +69,34 @@ type claim struct {
 	got atomic.Int64
 	// given: the rest was granted, its window is the client's or will be.
 	given atomic.Bool
-	// asked, window and counted belong to the reading goroutine: whether the rest was asked for, what window it takes, and
-	// whether the stream's window has that in it.
+	// asked, window and counted belong to the reading goroutine: whether the rest was asked for,
+	// what window it takes, and whether the stream's window has that in it.
 	asked, counted bool
 	window         int64
 
-	// The intake's lock guards these. charged is what the call is charged for the message. began, moved and queued are
-	// when it began, when it was last found to have come further, from seen, and since when it waits.
+	// The intake's lock guards these. charged is what the call is charged for the message. began,
+	// moved and queued are when it began, when it was last found to have come further, from seen,
+	// and since when it waits.
 	charged, seen        int64
 	granted              bool
 	began, moved, queued time.Time
 
-	// parts guards call.parts while the claim is its call's. done: the message is complete; dead: it was given up.
+	// parts guards call.parts while the claim is its call's. done: the message is complete; dead:
+	// it was given up.
 	parts      sync.Mutex
 	done, dead bool
 }
 
 func newIntake(o *Options, limit int64, stats *counters) *intake {
-	in := &intake{limit: limit, opts: o, refused: &stats.busyRequests, stalled: &stats.stalledRequests}
+	in := &intake{
+		limit: limit, opts: o, refused: &stats.busyRequests, stalled: &stats.stalledRequests,
+	}
 	in.mu.live = map[*claim]struct{}{}
 	return in
 }
 
-// fitsLocked tells whether n more bytes fit; large: beside what is kept for first windows. A message that could never fit
-// has its turn beside first windows only.
+// fitsLocked tells whether n more bytes fit; large: beside what is kept for first windows. A
+// message that could never fit has its turn beside first windows only.
 func (in *intake) fitsLocked(n int64, large bool) bool {
 	limit := in.limit
 	if large {
@@ -97,8 +105,8 @@ func (in *intake) fitsLocked(n int64, large bool) bool {
 	return in.mu.used+n <= limit || n > limit-in.limit/4 && in.mu.used <= in.limit/4
 }
 
-// begin charges the first window of an incomplete message. It returns nil if there is no room, or the call has ended. A
-// stream's message is charged all the same, since it cannot be refused alone.
+// begin charges the first window of an incomplete message. It returns nil if there is no room, or
+// the call has ended. A stream's message is charged all the same, since it cannot be refused alone.
 func (in *intake) begin(call *Call, need int64) *claim {
 	call.charged.Store(true) // before the look whether the call has ended: see finishLocked
 	in.mu.Lock()
@@ -169,8 +177,8 @@ func (in *intake) grantLocked(cl *claim) bool {
 	return true
 }
 
-// complete ends the claim of a message that has come. The call stays charged for charged bytes. window is what was given
-// for the message in advance.
+// complete ends the claim of a message that has come. The call stays charged for charged bytes.
+// window is what was given for the message in advance.
 func (in *intake) complete(cl *claim) (charged, window int64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -297,7 +305,8 @@ const (
 	claimLate
 )
 
-// judgeLocked says what becomes of a claim, and notes how far it has come. moving: its connection brings requests.
+// judgeLocked says what becomes of a claim, and notes how far it has come. moving: its connection
+// brings requests.
 func (in *intake) judgeLocked(cl *claim, now time.Time, moving bool) int {
 	if !cl.queued.IsZero() && !cl.granted { // it has no window
 		if cl.call.stream == nil && now.Sub(cl.queued) > in.opts.MaxWait {
@@ -334,8 +343,8 @@ const (
 	reasonStalled  = "the request did not go on for too long"
 )
 
-// giveUp ends the call of a message that will not end. Nothing of a unary call was carried out; the handler of a stream
-// has seen the messages before.
+// giveUp ends the call of a message that will not end. Nothing of a unary call was carried out; the
+// handler of a stream has seen the messages before.
 func (cl *claim) giveUp(count *atomic.Uint64, reason string) {
 	cl.parts.Lock()
 	if cl.done || cl.dead {
@@ -376,8 +385,8 @@ type grants struct {
 	list []*claim
 }
 
-// grant has the writer give a claim's window: the goroutine that frees bytes may hold the lock of another
-// connection.
+// grant has the writer give a claim's window: the goroutine that frees bytes may hold the lock of
+// another connection.
 func (c *conn) grant(cl *claim) {
 	c.grants.mu.Lock()
 	c.grants.list = append(c.grants.list, cl)

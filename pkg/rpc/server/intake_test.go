@@ -28,7 +28,9 @@ func startBusy(t *testing.T, o Options, k *rpctest.KV) (*Server, string) {
 	return startWith(t, o, func(s *Server) {
 		tinykvpb.RegisterTinyKvServer(s, k)
 		s.OnBusy(rpctest.GetPath, func(reason string) any {
-			return &kvrpcpb.RawGetResponse{RegionError: &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}}}
+			return &kvrpcpb.RawGetResponse{
+				RegionError: &errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{Reason: reason}},
+			}
 		})
 	})
 }
@@ -42,7 +44,9 @@ func sizeOf(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetRespo
 func nothingHeld(t *testing.T, s *Server) {
 	t.Helper()
 	idle(t, s)
-	require.Eventually(t, func() bool { return s.Stats().RequestBytes == 0 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Stats().RequestBytes == 0
+	}, rpctest.Patience, time.Millisecond)
 	for _, in := range s.intakes {
 		in.mu.Lock()
 		require.Empty(t, in.mu.live)
@@ -51,8 +55,8 @@ func nothingHeld(t *testing.T, s *Server) {
 	}
 }
 
-// TestLargeRequestsOverOneConnection: a connection does not block itself, whatever part of its requests must wait. With
-// our client and grpc's, as calls and as messages of streams.
+// TestLargeRequestsOverOneConnection: a connection does not block itself, whatever part of its
+// requests must wait. With our client and grpc's, as calls and as messages of streams.
 func TestLargeRequestsOverOneConnection(t *testing.T) {
 	k := &rpctest.KV{Get: sizeOf, Stream: func(st grpc.ServerStream) error {
 		for {
@@ -68,17 +72,21 @@ func TestLargeRequestsOverOneConnection(t *testing.T) {
 			}
 		}
 	}}
-	s, addr := startBusy(t, Options{MaxRecv: 16 << 20, MaxRequests: 32 << 20, MaxWait: time.Hour}, k)
+	s, addr := startBusy(t, Options{MaxRecv: 16 << 20, MaxRequests: 32 << 20, MaxWait: time.Hour},
+		k)
 	ours := client.New(addr, client.Options{MaxSend: 16 << 20, Checksum: true})
 	t.Cleanup(func() { _ = ours.Close() })
 	key := make([]byte, 15<<20)
-	for name, c := range map[string]tinykvpb.TinyKvClient{"ours": tinykvpb.NewTinyKvClient(ours), "grpc": rpctest.DialKV(t, addr)} {
+	for name, c := range map[string]tinykvpb.TinyKvClient{
+		"ours": tinykvpb.NewTinyKvClient(ours), "grpc": rpctest.DialKV(t, addr),
+	} {
 		t.Run(name, func(t *testing.T) {
 			var g rpctest.Group
 			for i := range 6 {
 				size := (8 + i%8) << 20
 				g.Go(func() error {
-					resp, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: key[:size]})
+					resp, err := c.RawGet(rpctest.Within(t),
+						&kvrpcpb.RawGetRequest{Key: key[:size]})
 					if err == nil && string(resp.Value) != fmt.Sprint(size) {
 						err = fmt.Errorf("%d bytes, got %s %v", size, resp.Value, resp.RegionError)
 					}
@@ -94,7 +102,8 @@ func TestLargeRequestsOverOneConnection(t *testing.T) {
 						if err := st.SendMsg(&kvrpcpb.RawGetRequest{Key: key[:n]}); err != nil {
 							return err
 						}
-						if err := st.RecvMsg(resp); err != nil || string(resp.Value) != fmt.Sprint(n) {
+						if err := st.RecvMsg(resp); err != nil ||
+							string(resp.Value) != fmt.Sprint(n) {
 							return fmt.Errorf("%d bytes, got %s, %w", n, resp.Value, err)
 						}
 					}
@@ -108,7 +117,8 @@ func TestLargeRequestsOverOneConnection(t *testing.T) {
 	}
 }
 
-// half opens calls of which only a part of the request comes: one that takes the first window, or all that is given.
+// half opens calls of which only a part of the request comes: one that takes the first window, or
+// all that is given.
 func half(t *testing.T, addr string, calls, size int) *rpctest.Raw {
 	t.Helper()
 	r := rpctest.Greet(t, addr)
@@ -121,11 +131,16 @@ func half(t *testing.T, addr string, calls, size int) *rpctest.Raw {
 	return r
 }
 
-// TestHalfRequestsAreBounded: whatever many clients begin, the server holds no more than it may, small calls are served,
-// and a whole large request has its turn when those that stand still were given up.
+// TestHalfRequestsAreBounded: whatever many clients begin, the server holds no more than it may,
+// small calls are served, and a whole large request has its turn when those that stand still were
+// given up.
 func TestHalfRequestsAreBounded(t *testing.T) {
 	const limit = 8 << 20
-	s, addr := startBusy(t, Options{MaxRecv: 4 << 20, MaxRequests: limit, Stall: 200 * time.Millisecond, MaxWait: time.Second}, &rpctest.KV{Get: sizeOf})
+	s, addr := startBusy(t,
+		Options{
+			MaxRecv: 4 << 20, MaxRequests: limit, Stall: 200 * time.Millisecond,
+			MaxWait: time.Second,
+		}, &rpctest.KV{Get: sizeOf})
 	for range 10 {
 		half(t, addr, 10, 4<<20-100)
 		require.LessOrEqual(t, s.Stats().RequestBytes, int64(limit))
@@ -143,18 +158,20 @@ func TestHalfRequestsAreBounded(t *testing.T) {
 	nothingHeld(t, s)
 	st := s.Stats()
 	require.Positive(t, st.StalledRequests)
-	require.GreaterOrEqual(t, st.StalledRequests+st.BusyRequests, uint64(100), "no half request was forgotten")
+	require.GreaterOrEqual(t, st.StalledRequests+st.BusyRequests, uint64(100),
+		"no half request was forgotten")
 }
 
-// TestStalledRequest: a request that does not go on is answered, its memory is given up, and its stream is reset. The
-// message of a stream ends that stream.
+// TestStalledRequest: a request that does not go on is answered, its memory is given up, and its
+// stream is reset. The message of a stream ends that stream.
 func TestStalledRequest(t *testing.T) {
 	ended := make(chan error, 1)
-	s, addr := startBusy(t, Options{Stall: time.Millisecond}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
-		err := st.RecvMsg(new(kvrpcpb.RawGetRequest))
-		ended <- err
-		return err
-	}})
+	s, addr := startBusy(t, Options{Stall: time.Millisecond},
+		&rpctest.KV{Stream: func(st grpc.ServerStream) error {
+			err := st.RecvMsg(new(kvrpcpb.RawGetRequest))
+			ended <- err
+			return err
+		}})
 	r := half(t, addr, 1, 1<<20)
 	require.Equal(t, reasonStalled, busyReason(t, r, 1))
 	r.Until("a reset", func(f http2.Frame) bool { _, ok := f.(*http2.RSTStreamFrame); return ok })
@@ -184,22 +201,27 @@ func busyReason(t *testing.T, r *rpctest.Raw, id uint32) (reason string) {
 	return reason
 }
 
-// occupy holds all that large requests may take, in calls whose handlers wait until the test ends them.
+// occupy holds all that large requests may take, in calls whose handlers wait until the test ends
+// them.
 func occupy(t *testing.T, o Options) (s *Server, addr string, free func()) {
 	open := make(chan struct{})
 	entered := make(chan struct{}, 10)
-	s, addr = startBusy(t, o, &rpctest.KV{Get: func(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
-		if bytes.HasPrefix(req.Key, []byte("hold")) {
-			entered <- struct{}{}
-			<-open
-		}
-		return sizeOf(ctx, req)
-	}})
+	s, addr = startBusy(t, o,
+		&rpctest.KV{Get: func(
+			ctx context.Context, req *kvrpcpb.RawGetRequest,
+		) (*kvrpcpb.RawGetResponse, error) {
+			if bytes.HasPrefix(req.Key, []byte("hold")) {
+				entered <- struct{}{}
+				<-open
+			}
+			return sizeOf(ctx, req)
+		}})
 	c := rpctest.DialKV(t, addr)
 	var g rpctest.Group
 	for range 3 {
 		g.Go(func() error {
-			_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: append([]byte("hold"), make([]byte, 2<<20-1000)...)})
+			_, err := c.RawGet(rpctest.Within(t),
+				&kvrpcpb.RawGetRequest{Key: append([]byte("hold"), make([]byte, 2<<20-1000)...)})
 			return err
 		})
 		rpctest.Wait(t, entered, "the handler")
@@ -216,12 +238,13 @@ func occupy(t *testing.T, o Options) (s *Server, addr string, free func()) {
 	return s, addr, free
 }
 
-// TestRequestsWaitForTheirTurn: a request waits until others were answered; one that waits too long gets the reason.
-// Middling requests do not wait for large ones.
+// TestRequestsWaitForTheirTurn: a request waits until others were answered; one that waits too long
+// gets the reason. Middling requests do not wait for large ones.
 func TestRequestsWaitForTheirTurn(t *testing.T) {
 	for name, wait := range map[string]time.Duration{"patient": time.Hour, "impatient": 1} {
 		t.Run(name, func(t *testing.T) {
-			s, addr, free := occupy(t, Options{MaxRecv: 2 << 20, MaxRequests: 8 << 20, MaxWait: wait})
+			s, addr, free := occupy(t,
+				Options{MaxRecv: 2 << 20, MaxRequests: 8 << 20, MaxWait: wait})
 			r := half(t, addr, 1, 1<<20)
 			r.Call(3, make([]byte, 40_000))
 			require.Equal(t, "40000", string(r.Answer(3).Value))
@@ -255,7 +278,8 @@ func TestWaitingCallsThatEnd(t *testing.T) {
 	nothingHeld(t, s)
 }
 
-// TestTooManyWaitingRequests: the queue is bounded, and a request that finds it full is refused with the reason.
+// TestTooManyWaitingRequests: the queue is bounded, and a request that finds it full is refused
+// with the reason.
 func TestTooManyWaitingRequests(t *testing.T) {
 	s, addr, _ := occupy(t, Options{MaxRecv: 20 << 20, MaxRequests: 64 << 20, MaxWait: time.Hour})
 	r := half(t, addr, 3, 18<<20)
@@ -271,10 +295,12 @@ func TestTooManyWaitingRequests(t *testing.T) {
 	require.Equal(t, "1", string(r.Answer(101).Value))
 }
 
-// TestIntakeStress: clients that begin, break off, stand still and finish at random; nothing is held at the end.
+// TestIntakeStress: clients that begin, break off, stand still and finish at random; nothing is
+// held at the end.
 func TestIntakeStress(t *testing.T) {
 	s, addr := startBusy(t, Options{
-		MaxRecv: 1 << 20, MaxRequests: 2 << 20, MaxStreamWindows: 1, Stall: 300 * time.Millisecond, MaxWait: 300 * time.Millisecond,
+		MaxRecv: 1 << 20, MaxRequests: 2 << 20, MaxStreamWindows: 1, Stall: 300 * time.Millisecond,
+		MaxWait: 300 * time.Millisecond,
 	}, &rpctest.KV{})
 	var g rpctest.Group
 	for i := range 8 {
@@ -287,7 +313,8 @@ func TestIntakeStress(t *testing.T) {
 		g.Go(func() error {
 			for range 60 {
 				key := make([]byte, rnd.IntN(900<<10))
-				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rnd.IntN(30)+1)*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(),
+					time.Duration(rnd.IntN(30)+1)*time.Millisecond)
 				if rnd.IntN(2) == 0 {
 					_, _ = c.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: key})
 				} else if st, err := c.BatchCommands(ctx); err == nil {
@@ -310,10 +337,12 @@ func TestIntakeStress(t *testing.T) {
 	require.Zero(t, s.windows[0].Used())
 }
 
-// TestStreamsShareTheRoom: messages that are larger than the window, sent one behind the other on streams whose windows
-// are small, all arrive, whatever must wait for others or for the handler.
+// TestStreamsShareTheRoom: messages that are larger than the window, sent one behind the other on
+// streams whose windows are small, all arrive, whatever must wait for others or for the handler.
 func TestStreamsShareTheRoom(t *testing.T) {
-	s, addr := startBusy(t, Options{MaxRecv: 400 << 10, MaxRequests: 1 << 20, MaxStreamWindows: 1, MaxWait: time.Hour}, &rpctest.KV{})
+	s, addr := startBusy(t,
+		Options{MaxRecv: 400 << 10, MaxRequests: 1 << 20, MaxStreamWindows: 1, MaxWait: time.Hour},
+		&rpctest.KV{})
 	var g rpctest.Group
 	for i := range 6 {
 		rnd := rand.New(rand.NewPCG(uint64(i), 2))
@@ -347,27 +376,30 @@ func TestStreamsShareTheRoom(t *testing.T) {
 	nothingHeld(t, s)
 }
 
-// TestLateHandlerIsNoStall: a message that has no window because the handler has not taken those before it is not given
-// up, however long that takes.
+// TestLateHandlerIsNoStall: a message that has no window because the handler has not taken those
+// before it is not given up, however long that takes.
 func TestLateHandlerIsNoStall(t *testing.T) {
 	take := make(chan struct{})
-	s, addr := startBusy(t, Options{MaxStreamWindows: 1}, &rpctest.KV{Stream: func(st grpc.ServerStream) error {
-		select {
-		case <-take:
-		case <-st.Context().Done():
-		}
-		for {
-			req := new(kvrpcpb.RawGetRequest)
-			if err := st.RecvMsg(req); err == io.EOF {
-				return nil
-			} else if err != nil {
-				return err
+	s, addr := startBusy(t, Options{MaxStreamWindows: 1},
+		&rpctest.KV{Stream: func(st grpc.ServerStream) error {
+			select {
+			case <-take:
+			case <-st.Context().Done():
 			}
-			if err := st.SendMsg(&kvrpcpb.RawGetResponse{Value: fmt.Append(nil, len(req.Key))}); err != nil {
-				return err
+			for {
+				req := new(kvrpcpb.RawGetRequest)
+				if err := st.RecvMsg(req); err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+				if err := st.SendMsg(&kvrpcpb.RawGetResponse{
+					Value: fmt.Append(nil, len(req.Key)),
+				}); err != nil {
+					return err
+				}
 			}
-		}
-	}})
+		}})
 	st, err := rpctest.DialKV(t, addr).BatchCommands(rpctest.Within(t))
 	require.NoError(t, err)
 	var g rpctest.Group
@@ -400,7 +432,8 @@ func TestLateHandlerIsNoStall(t *testing.T) {
 	nothingHeld(t, s)
 }
 
-// TestRequestsOfOneConnectionShareItsWay: while one of them comes, another one is not given up; when none does, all are.
+// TestRequestsOfOneConnectionShareItsWay: while one of them comes, another one is not given up;
+// when none does, all are.
 func TestRequestsOfOneConnectionShareItsWay(t *testing.T) {
 	s, addr := startBusy(t, Options{Stall: time.Hour, MinPing: 1}, &rpctest.KV{Get: sizeOf})
 	r := half(t, addr, 2, 1<<20)

@@ -24,7 +24,9 @@ import (
 )
 
 // interop starts a server of the test service and its client.
-func interop(t *testing.T, o Options, opts ...grpc.DialOption) (*Server, *rpctest.TestService, grpc_testing.TestServiceClient, *grpc.ClientConn) {
+func interop(
+	t *testing.T, o Options, opts ...grpc.DialOption,
+) (*Server, *rpctest.TestService, grpc_testing.TestServiceClient, *grpc.ClientConn) {
 	svc := rpctest.NewTestService()
 	s, addr := startWith(t, o, func(s *Server) { grpc_testing.RegisterTestServiceServer(s, svc) })
 	cc := rpctest.Dial(t, addr, opts...)
@@ -35,7 +37,8 @@ func TestInteropUnary(t *testing.T) {
 	s, _, c, _ := interop(t, Options{})
 	_, err := c.EmptyCall(rpctest.Within(t), new(grpc_testing.Empty))
 	require.NoError(t, err)
-	resp, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)})
+	resp, err := c.UnaryCall(rpctest.Within(t),
+		&grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)})
 	require.NoError(t, err)
 	require.Len(t, resp.Payload.Body, 314159)
 	idle(t, s)
@@ -46,7 +49,8 @@ func TestInteropClientStreaming(t *testing.T) {
 	st, err := c.StreamingInputCall(rpctest.Within(t))
 	require.NoError(t, err)
 	for _, n := range []int32{27182, 8, 1828, 45904} {
-		require.NoError(t, st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(n)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(n)}))
 	}
 	resp, err := st.CloseAndRecv()
 	require.NoError(t, err)
@@ -57,7 +61,8 @@ func TestInteropClientStreaming(t *testing.T) {
 func TestInteropServerStreaming(t *testing.T) {
 	s, _, c, _ := interop(t, Options{})
 	sizes := []int32{31415, 9, 2653, 58979}
-	st, err := c.StreamingOutputCall(rpctest.Within(t), &grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(sizes...)})
+	st, err := c.StreamingOutputCall(rpctest.Within(t),
+		&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(sizes...)})
 	require.NoError(t, err)
 	for _, n := range sizes {
 		resp, err := st.Recv()
@@ -75,7 +80,10 @@ func TestInteropPingPong(t *testing.T) {
 	require.NoError(t, err)
 	ask, get := []int32{27182, 8, 1828, 45904}, []int32{31415, 9, 2653, 58979}
 	for i := range ask {
-		require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(get[i]), Payload: rpctest.Payload(ask[i])}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingOutputCallRequest{
+				ResponseParameters: rpctest.Outputs(get[i]), Payload: rpctest.Payload(ask[i]),
+			}))
 		resp, err := st.Recv()
 		require.NoError(t, err)
 		require.Len(t, resp.Payload.Body, int(get[i]))
@@ -105,7 +113,8 @@ func TestInteropDeadlineOnASleepingServer(t *testing.T) {
 		// The client may notice the deadline first.
 		_ = st.Send(&grpc_testing.StreamingOutputCallRequest{Payload: rpctest.Payload(27182)})
 		_, err = st.Recv()
-		if code := status.Code(rpctest.Wait(t, svc.Cancelled, "the handler's context")); code != codes.DeadlineExceeded {
+		if code := status.Code(rpctest.Wait(t, svc.Cancelled,
+			"the handler's context")); code != codes.DeadlineExceeded {
 			require.Equal(t, codes.Canceled, code)
 		}
 	}
@@ -119,10 +128,12 @@ func TestInteropCancel(t *testing.T) {
 		ctx, cancel := context.WithCancel(rpctest.Within(t))
 		st, err := c.StreamingInputCall(ctx)
 		require.NoError(t, err)
-		require.NoError(t, st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(1)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(1)}))
 		rpctest.Wait(t, svc.Began, "the handler") // before that, a client may cancel without a word
 		cancel()
-		err = st.RecvMsg(new(grpc_testing.StreamingInputCallResponse)) // CloseAndRecv might end the stream first
+		// CloseAndRecv might end the stream first
+		err = st.RecvMsg(new(grpc_testing.StreamingInputCallResponse))
 		require.Equal(t, codes.Canceled, status.Code(err))
 		require.Equal(t, codes.Canceled, status.Code(rpctest.Wait(t, svc.Cancelled, "the handler")))
 	})
@@ -130,7 +141,10 @@ func TestInteropCancel(t *testing.T) {
 		ctx, cancel := context.WithCancel(rpctest.Within(t))
 		st, err := c.FullDuplexCall(ctx)
 		require.NoError(t, err)
-		require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(31415), Payload: rpctest.Payload(27182)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingOutputCallRequest{
+				ResponseParameters: rpctest.Outputs(31415), Payload: rpctest.Payload(27182),
+			}))
 		_, err = st.Recv()
 		require.NoError(t, err)
 		cancel()
@@ -143,7 +157,11 @@ func TestInteropCancel(t *testing.T) {
 
 func TestInteropStatus(t *testing.T) {
 	s, _, c, _ := interop(t, Options{})
-	for _, msg := range []string{"test status message", "", "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n", "100% sure, %41 is no A", "%"} {
+	for _, msg := range []string{
+		"test status message", "",
+		"\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n", "100% sure, %41 is no A",
+		"%",
+	} {
 		want := &grpc_testing.EchoStatus{Code: int32(codes.Unknown), Message: msg}
 		_, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseStatus: want})
 		require.Equal(t, codes.Unknown, status.Code(err))
@@ -162,10 +180,12 @@ func TestInteropUnimplemented(t *testing.T) {
 	s, _, c, cc := interop(t, Options{})
 	_, err := c.UnimplementedCall(rpctest.Within(t), new(grpc_testing.Empty))
 	require.Equal(t, codes.Unimplemented, status.Code(err))
-	err = cc.Invoke(rpctest.Within(t), "/grpc.testing.TestService/Nothing", new(grpc_testing.Empty), new(grpc_testing.Empty))
+	err = cc.Invoke(rpctest.Within(t), "/grpc.testing.TestService/Nothing", new(grpc_testing.Empty),
+		new(grpc_testing.Empty))
 	require.Equal(t, codes.Unimplemented, status.Code(err))
 	require.Contains(t, err.Error(), "unknown method Nothing")
-	_, err = grpc_testing.NewUnimplementedServiceClient(cc).UnimplementedCall(rpctest.Within(t), new(grpc_testing.Empty))
+	_, err = grpc_testing.NewUnimplementedServiceClient(cc).UnimplementedCall(rpctest.Within(t),
+		new(grpc_testing.Empty))
 	require.Equal(t, codes.Unimplemented, status.Code(err))
 	require.Contains(t, err.Error(), "unknown service")
 	idle(t, s)
@@ -174,19 +194,22 @@ func TestInteropUnimplemented(t *testing.T) {
 func TestInteropGzip(t *testing.T) {
 	s, _, c, _ := interop(t, Options{MaxRecv: 1 << 20})
 	zip := grpc.UseCompressor(gzip.Name)
-	resp, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)}, zip)
+	resp, err := c.UnaryCall(rpctest.Within(t),
+		&grpc_testing.SimpleRequest{ResponseSize: 314159, Payload: rpctest.Payload(271828)}, zip)
 	require.NoError(t, err)
 	require.Len(t, resp.Payload.Body, 314159)
 	st, err := c.StreamingInputCall(rpctest.Within(t), zip)
 	require.NoError(t, err)
 	for range 3 {
-		require.NoError(t, st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(100_000)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingInputCallRequest{Payload: rpctest.Payload(100_000)}))
 	}
 	sum, err := st.CloseAndRecv()
 	require.NoError(t, err)
 	require.EqualValues(t, 300_000, sum.AggregatedPayloadSize)
 	// What is small on its way must not become large here.
-	_, err = c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{Payload: rpctest.Payload(2 << 20)}, zip)
+	_, err = c.UnaryCall(rpctest.Within(t),
+		&grpc_testing.SimpleRequest{Payload: rpctest.Payload(2 << 20)}, zip)
 	require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	idle(t, s)
 }
@@ -194,25 +217,34 @@ func TestInteropGzip(t *testing.T) {
 func TestInteropMessageSizes(t *testing.T) {
 	s, _, c, _ := interop(t, Options{MaxRecv: 100_000, MaxSend: 200_000})
 	t.Run("unary", func(t *testing.T) {
-		_, err := c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{Payload: rpctest.Payload(100_001)})
+		_, err := c.UnaryCall(rpctest.Within(t),
+			&grpc_testing.SimpleRequest{Payload: rpctest.Payload(100_001)})
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		_, err = c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{ResponseSize: 200_001})
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
-		_, err = c.UnaryCall(rpctest.Within(t), &grpc_testing.SimpleRequest{Payload: rpctest.Payload(99_900), ResponseSize: 199_900})
+		_, err = c.UnaryCall(rpctest.Within(t),
+			&grpc_testing.SimpleRequest{Payload: rpctest.Payload(99_900), ResponseSize: 199_900})
 		require.NoError(t, err)
 	})
 	t.Run("stream", func(t *testing.T) {
 		st, err := c.FullDuplexCall(rpctest.Within(t))
 		require.NoError(t, err)
-		require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(10), Payload: rpctest.Payload(99_000)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingOutputCallRequest{
+				ResponseParameters: rpctest.Outputs(10), Payload: rpctest.Payload(99_000),
+			}))
 		_, err = st.Recv()
 		require.NoError(t, err)
-		require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{Payload: rpctest.Payload(100_001)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingOutputCallRequest{Payload: rpctest.Payload(100_001)}))
 		_, err = st.Recv()
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 		st, err = c.FullDuplexCall(rpctest.Within(t))
 		require.NoError(t, err)
-		require.NoError(t, st.Send(&grpc_testing.StreamingOutputCallRequest{ResponseParameters: rpctest.Outputs(200_001)}))
+		require.NoError(t,
+			st.Send(&grpc_testing.StreamingOutputCallRequest{
+				ResponseParameters: rpctest.Outputs(200_001),
+			}))
 		_, err = st.Recv()
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	})
@@ -251,10 +283,13 @@ func TestOtherClient(t *testing.T) {
 	tr := &http.Transport{Protocols: new(http.Protocols)}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	defer tr.CloseIdleConnections()
-	msg, err := proto.Marshal(&grpc_testing.SimpleRequest{ResponseSize: 100_000, Payload: rpctest.Payload(70_000)})
+	msg, err := proto.Marshal(&grpc_testing.SimpleRequest{
+		ResponseSize: 100_000, Payload: rpctest.Payload(70_000),
+	})
 	require.NoError(t, err)
 	body := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
-	req, err := http.NewRequestWithContext(rpctest.Within(t), http.MethodPost, "http://"+cc.Target()+"/grpc.testing.TestService/UnaryCall", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(rpctest.Within(t), http.MethodPost,
+		"http://"+cc.Target()+"/grpc.testing.TestService/UnaryCall", bytes.NewReader(body))
 	require.NoError(t, err)
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("Te", "trailers")
@@ -270,7 +305,8 @@ func TestOtherClient(t *testing.T) {
 	require.Len(t, out.Payload.Body, 100_000)
 
 	// A request that is not gRPC gets a sentence that says so.
-	req, err = http.NewRequestWithContext(rpctest.Within(t), http.MethodGet, "http://"+cc.Target()+"/", strings.NewReader(""))
+	req, err = http.NewRequestWithContext(rpctest.Within(t), http.MethodGet,
+		"http://"+cc.Target()+"/", strings.NewReader(""))
 	require.NoError(t, err)
 	resp, err = tr.RoundTrip(req)
 	require.NoError(t, err)

@@ -20,7 +20,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 )
 
-// mirror sends a call's metadata back, that of names with t- in the trailer, and fails if the key says so.
+// mirror sends a call's metadata back, that of names with t- in the trailer, and fails if the key
+// says so.
 func mirror(ctx context.Context, key []byte) error {
 	if p, ok := peer.FromContext(ctx); !ok || p.Addr.Network() != "tcp" {
 		return errors.New("no peer")
@@ -49,7 +50,9 @@ func mirror(ctx context.Context, key []byte) error {
 
 func mirrorKV() *rpctest.KV {
 	return &rpctest.KV{
-		Get: func(ctx context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+		Get: func(
+			ctx context.Context, req *kvrpcpb.RawGetRequest,
+		) (*kvrpcpb.RawGetResponse, error) {
 			return &kvrpcpb.RawGetResponse{Value: req.Key}, mirror(ctx, req.Key)
 		},
 		Stream: func(st grpc.ServerStream) error {
@@ -66,10 +69,12 @@ func mirrorKV() *rpctest.KV {
 }
 
 var mirrored = metadata.MD{
-	"h-a": {"x", "y"}, "h-b-bin": {"\x00\xff", ""}, "t-a": {"z"}, "t-b-bin": {"1234"}, "other": {"o"},
+	"h-a": {"x", "y"}, "h-b-bin": {"\x00\xff", ""}, "t-a": {"z"}, "t-b-bin": {"1234"},
+	"other": {"o"},
 }
 
-// TestMetadata: grpc-go's client gets back what it has sent, with answers and with errors, which have details.
+// TestMetadata: grpc-go's client gets back what it has sent, with answers and with errors, which
+// have details.
 func TestMetadata(t *testing.T) {
 	s, addr := start(t, Options{}, mirrorKV(), nil)
 	c := rpctest.DialKV(t, addr)
@@ -93,7 +98,8 @@ func TestMetadata(t *testing.T) {
 		for _, key := range []string{"k", "fail"} {
 			ctx := metadata.NewOutgoingContext(rpctest.Within(t), mirrored)
 			var header, trailer metadata.MD
-			_, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte(key)}, grpc.Header(&header), grpc.Trailer(&trailer))
+			_, err := c.RawGet(ctx, &kvrpcpb.RawGetRequest{Key: []byte(key)}, grpc.Header(&header),
+				grpc.Trailer(&trailer))
 			check(header, trailer, err, key == "fail")
 
 			st, err := c.BatchCommands(ctx)
@@ -117,27 +123,30 @@ func TestMetadata(t *testing.T) {
 
 // TestMetadataOfACall: what may be set when, and what an inline call sees.
 func TestMetadataOfACall(t *testing.T) {
-	_, addr := start(t, Options{MaxHeaderBytes: 4 << 10}, &rpctest.KV{}, func(call *Call, request []byte) bool {
-		require.Equal(t, rpctest.GetPath, call.Method())
-		if keyOf(request) == "none" {
-			require.Nil(t, call.Metadata())
-			call.Reply(value(""))
+	_, addr := start(t, Options{MaxHeaderBytes: 4 << 10}, &rpctest.KV{},
+		func(call *Call, request []byte) bool {
+			require.Equal(t, rpctest.GetPath, call.Method())
+			if keyOf(request) == "none" {
+				require.Nil(t, call.Metadata())
+				call.Reply(value(""))
+				return true
+			}
+			require.Equal(t, []string{"x", "y"}, call.Metadata()["h-a"])
+			require.Equal(t, codes.Internal, status.Code(call.SetHeader(metadata.MD{"Bad": {"x"}})))
+			require.Equal(t, codes.ResourceExhausted,
+				status.Code(call.SetTrailer(metadata.Pairs("a", strings.Repeat("x", 5<<10)))))
+			require.NoError(t, call.SetHeader(metadata.Pairs("h", "1")))
+			require.NoError(t, call.SendHeader(metadata.Pairs("h", "2")))
+			require.Equal(t, codes.Internal, status.Code(call.SetHeader(metadata.Pairs("h", "3"))))
+			require.NoError(t, call.SetTrailer(metadata.Pairs("t", "1")))
+			call.Reply(value("v"))
 			return true
-		}
-		require.Equal(t, []string{"x", "y"}, call.Metadata()["h-a"])
-		require.Equal(t, codes.Internal, status.Code(call.SetHeader(metadata.MD{"Bad": {"x"}})))
-		require.Equal(t, codes.ResourceExhausted, status.Code(call.SetTrailer(metadata.Pairs("a", strings.Repeat("x", 5<<10)))))
-		require.NoError(t, call.SetHeader(metadata.Pairs("h", "1")))
-		require.NoError(t, call.SendHeader(metadata.Pairs("h", "2")))
-		require.Equal(t, codes.Internal, status.Code(call.SetHeader(metadata.Pairs("h", "3"))))
-		require.NoError(t, call.SetTrailer(metadata.Pairs("t", "1")))
-		call.Reply(value("v"))
-		return true
-	})
+		})
 	c := rpctest.DialKV(t, addr)
 	for range 3 {
 		var header, trailer metadata.MD
-		resp, err := c.RawGet(metadata.NewOutgoingContext(rpctest.Within(t), mirrored), &kvrpcpb.RawGetRequest{},
+		resp, err := c.RawGet(metadata.NewOutgoingContext(rpctest.Within(t), mirrored),
+			&kvrpcpb.RawGetRequest{},
 			grpc.Header(&header), grpc.Trailer(&trailer))
 		require.NoError(t, err)
 		require.Equal(t, "v", string(resp.Value))
@@ -161,7 +170,8 @@ func TestMalformedBinaryMetadata(t *testing.T) {
 	idle(t, s)
 }
 
-// TestContentLength: a request that is longer or shorter than it says is malformed (RFC 9113, 8.1.1).
+// TestContentLength: a request that is longer or shorter than it says is malformed (RFC 9113,
+// 8.1.1).
 func TestContentLength(t *testing.T) {
 	s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 	msg := rpctest.EncodedGet([]byte("key"))
@@ -170,19 +180,40 @@ func TestContentLength(t *testing.T) {
 		send   func(r *rpctest.Raw, id uint32)
 		reset  bool
 	}{
-		"right":     {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) { r.Data(id, msg, true) }, false},
-		"in frames": {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) { r.Data(id, msg[:3], false); r.Data(id, msg[3:], true) }, false},
-		"padded":    {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) { _ = r.Framer.WriteDataPadded(id, true, msg, make([]byte, 9)) }, false},
-		"longer":    {[]string{"content-length", "9"}, func(r *rpctest.Raw, id uint32) { r.Data(id, msg, true) }, true},
-		"shorter":   {[]string{"content-length", "11"}, func(r *rpctest.Raw, id uint32) { r.Data(id, msg, true) }, true},
-		"nothing":   {[]string{"content-length", "1"}, func(r *rpctest.Raw, id uint32) { r.Data(id, nil, true) }, true},
+		"right": {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) {
+			r.Data(id, msg, true)
+		}, false},
+		"in frames": {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) {
+			r.Data(id, msg[:3], false)
+			r.Data(id, msg[3:], true)
+		}, false},
+		"padded": {[]string{"content-length", "10"}, func(r *rpctest.Raw, id uint32) {
+			_ = r.Framer.WriteDataPadded(id, true, msg, make([]byte, 9))
+		}, false},
+		"longer": {[]string{"content-length", "9"}, func(r *rpctest.Raw, id uint32) {
+			r.Data(id, msg, true)
+		}, true},
+		"shorter": {[]string{"content-length", "11"}, func(r *rpctest.Raw, id uint32) {
+			r.Data(id, msg, true)
+		}, true},
+		"nothing": {[]string{"content-length", "1"}, func(r *rpctest.Raw, id uint32) {
+			r.Data(id, nil, true)
+		}, true},
 		"trailers": {[]string{"content-length", "11"}, func(r *rpctest.Raw, id uint32) {
 			r.Data(id, msg, false)
-			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, EndStream: true})
+			_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, EndHeaders: true, EndStream: true,
+			})
 		}, true},
-		"twice":         {[]string{"content-length", "10", "content-length", "10"}, func(r *rpctest.Raw, id uint32) { r.Data(id, msg, true) }, false},
-		"contradiction": {[]string{"content-length", "10", "content-length", "11"}, func(*rpctest.Raw, uint32) {}, true},
-		"no number":     {[]string{"content-length", "+10"}, func(*rpctest.Raw, uint32) {}, true},
+		"twice": {
+			[]string{"content-length", "10", "content-length", "10"},
+			func(r *rpctest.Raw, id uint32) { r.Data(id, msg, true) }, false,
+		},
+		"contradiction": {
+			[]string{"content-length", "10", "content-length", "11"}, func(*rpctest.Raw, uint32) {},
+			true,
+		},
+		"no number": {[]string{"content-length", "+10"}, func(*rpctest.Raw, uint32) {}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Len(t, msg, 10)
@@ -205,7 +236,8 @@ func TestContentLength(t *testing.T) {
 	idle(t, s)
 }
 
-// TestNotGRPCIsAnsweredAtItsEnd: a request that is no call has its answer when it has ended, or has used its window up.
+// TestNotGRPCIsAnsweredAtItsEnd: a request that is no call has its answer when it has ended, or has
+// used its window up.
 func TestNotGRPCIsAnsweredAtItsEnd(t *testing.T) {
 	s, addr := start(t, Options{}, &rpctest.KV{}, nil)
 	r := rpctest.Greet(t, addr)
@@ -213,7 +245,10 @@ func TestNotGRPCIsAnsweredAtItsEnd(t *testing.T) {
 	open := func(id uint32, extra ...string) {
 		r.Buf.Reset()
 		block := r.Block(rpctest.GetPath, extra...)
-		require.NoError(t, r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}))
+		require.NoError(t,
+			r.Framer.WriteHeaders(http2.HeadersFrameParam{
+				StreamID: id, BlockFragment: block, EndHeaders: true,
+			}))
 	}
 	open(1, html...)
 	r.Data(1, []byte("some"), false)
@@ -244,12 +279,16 @@ func TestMetadataIsBounded(t *testing.T) {
 	for id := uint32(1); id < 100; id += 2 {
 		r.Open(id, []string{rpctest.GetPath, rpctest.StreamPath}[id/2%2], false, "k", large)
 	}
-	require.Eventually(t, func() bool { return s.Stats().BusyRequests >= 43 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Stats().BusyRequests >= 43
+	}, rpctest.Patience, time.Millisecond)
 	require.LessOrEqual(t, s.Stats().RequestBytes, int64(limit))
 	require.Equal(t, "8", r.Answer(99).Status)
 	rpctest.Greet(t, addr).Works(1, "k")
 	require.NoError(t, r.Conn.Close())
 	idle(t, s)
 	// A call does not count any more before the last of its bytes does not.
-	require.Eventually(t, func() bool { return s.Stats().RequestBytes == 0 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return s.Stats().RequestBytes == 0
+	}, rpctest.Patience, time.Millisecond)
 }

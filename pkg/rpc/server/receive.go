@@ -74,7 +74,8 @@ func (call *Call) intake() *intake {
 // freeMetadata is how much metadata a call may have uncharged, in bytes.
 const freeMetadata = 1 << 10
 
-// holdMetadata charges the call for metadata that is not small, until it ends; false if there is no room.
+// holdMetadata charges the call for metadata that is not small, until it ends; false if there is no
+// room.
 func (call *Call) holdMetadata() bool {
 	if call.more == nil || call.more.md == nil {
 		return true
@@ -115,7 +116,8 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 	return msg, kept, rest, err
 }
 
-// coming is the size of the message that is coming, 0 if there is none, and how much of it has come.
+// coming is the size of the message that is coming, 0 if there is none, and how much of it has
+// come.
 func (call *Call) coming() (need, got int64) {
 	if cl := call.claim; cl != nil {
 		return cl.need, cl.got.Load()
@@ -187,7 +189,8 @@ func (call *Call) moreWindow() int64 {
 	if cl.asked {
 		return 0
 	}
-	// The rest of the message beyond the window that the client has. What comes meanwhile takes from both.
+	// The rest of the message beyond the window that the client has. What comes meanwhile takes
+	// from both.
 	cl.asked, cl.window = true, need-got-call.in.Left
 	if cl.window <= 0 {
 		cl.window = 0
@@ -210,7 +213,8 @@ func (call *Call) windowUpdateLocked(n int64) {
 	}
 }
 
-// deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after it.
+// deliver takes a complete message. kept: it is the call's own memory. last: nothing comes after
+// it.
 func (call *Call) deliver(msg []byte, kept, last bool) error {
 	compressed := rpc.Compressed(msg)
 	size := int64(len(msg))
@@ -232,7 +236,8 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		}
 		call.hasRequest = true
 		if compressed != 0 {
-			if body, err = rpc.Decompress(compressed, call.encoding, body, call.c.s.opts.MaxRecv); err != nil {
+			if body, err = rpc.Decompress(compressed, call.encoding, body,
+				call.c.s.opts.MaxRecv); err != nil {
 				return err
 			}
 			kept = true
@@ -253,7 +258,9 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 	if !kept {
 		body = append([]byte(nil), body...)
 	}
-	call.stream.in.Push(rpc.Message{Body: body, Compressed: compressed, Owed: size, Charged: charged})
+	call.stream.in.Push(rpc.Message{
+		Body: body, Compressed: compressed, Owed: size, Charged: charged,
+	})
 	return nil
 }
 

@@ -9,17 +9,19 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// Answers that a client has not taken yet are bounded for the server, Options.MaxAnswers, and for each connection, a
-// quarter of that. What a connection holds is its output, what of it is being written, and messages that wait for the
-// client's windows. Less than freeAnswers is not counted: the usual answers leave at once.
+// Answers that a client has not taken yet are bounded for the server, Options.MaxAnswers, and for
+// each connection, a quarter of that. What a connection holds is its output, what of it is being
+// written, and messages that wait for the client's windows. Less than freeAnswers is not counted:
+// the usual answers leave at once.
 //
-// A large answer for which there is no room is not sent: its call is answered as busy, which for a read is as good as
-// not carried out. Handlers that gather much take room while they do (Room), so that many of them at once do not hold
-// more. Calls of a connection that holds as much as it may, or has taken nothing for idleReader, are refused before they
-// are carried out. The answers of writes are small and are always sent.
+// A large answer for which there is no room is not sent: its call is answered as busy, which for a
+// read is as good as not carried out. Handlers that gather much take room while they do (Room), so
+// that many of them at once do not hold more. Calls of a connection that holds as much as it may,
+// or has taken nothing for idleReader, are refused before they are carried out. The answers of
+// writes are small and are always sent.
 //
-// A connection that holds answers is closed if its client does not take largeOut of them in Options.Stall; in
-// stallPressed while the server has little room.
+// A connection that holds answers is closed if its client does not take largeOut of them in
+// Options.Stall; in stallPressed while the server has little room.
 
 const (
 	// freeAnswers is what a connection may hold uncounted.
@@ -71,9 +73,10 @@ func (c *conn) noteOutputLocked() {
 	}
 }
 
-// takeRoomLocked tells whether the call may answer with so many bytes, and takes what its handler has no room for: the
-// answer is encoded before the connection is charged for it, and others ask meanwhile. The caller gives it back. A
-// connection may always hold one answer, if the server has the room.
+// takeRoomLocked tells whether the call may answer with so many bytes, and takes what its handler
+// has no room for: the answer is encoded before the connection is charged for it, and others ask
+// meanwhile. The caller gives it back. A connection may always hold one answer, if the server has
+// the room.
 func (call *Call) takeRoomLocked(size int) (taken int64, ok bool) {
 	c := call.c
 	more := int64(size) - call.room.size()
@@ -163,8 +166,8 @@ func (r *readers) stop() {
 	}
 }
 
-// Room is what a handler has taken for an answer that it gathers. Owned by the handler's goroutine. The nil Room has no
-// limit.
+// Room is what a handler has taken for an answer that it gathers. Owned by the handler's goroutine.
+// The nil Room has no limit.
 type Room struct {
 	b *rpc.Budget
 	n int64
@@ -191,7 +194,8 @@ func (r *Room) Grow(n int64) bool {
 	return true
 }
 
-// Gather is Grow, in steps, for an answer of which size bytes are there. A small answer needs no room.
+// Gather is Grow, in steps, for an answer of which size bytes are there. A small answer needs no
+// room.
 func (r *Room) Gather(size int) bool {
 	if size <= largeAnswer {
 		return true
@@ -202,9 +206,9 @@ func (r *Room) Gather(size int) bool {
 // Keeps tells whether Keep may be called.
 func (r *Room) Keeps() bool { return r != nil && r.keeps && r.done == nil }
 
-// Keep has done called, once, when nothing refers to the answer of the handler any more: it was encoded, or is not sent.
-// The answer may be made of memory that is used again then. Only if Keeps, and not if the handler's answer was handed to
-// others.
+// Keep has done called, once, when nothing refers to the answer of the handler any more: it was
+// encoded, or is not sent. The answer may be made of memory that is used again then. Only if Keeps,
+// and not if the handler's answer was handed to others.
 func (r *Room) Keep(done func()) { r.done = done }
 
 // end gives everything back, after the answer.

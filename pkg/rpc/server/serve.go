@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Serve accepts connections until the server is stopped, then returns ErrStopped, or until the listener fails. It
-// closes the listener.
+// Serve accepts connections until the server is stopped, then returns ErrStopped, or until the
+// listener fails. It closes the listener.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	s.mu.Lock()
@@ -55,7 +55,8 @@ func (s *Server) start(nc net.Conn) {
 	}
 }
 
-// begin is start without what must not be done under the lock: it returns connections that are to be shed.
+// begin is start without what must not be done under the lock: it returns connections that are to
+// be shed.
 func (s *Server) begin(nc net.Conn) []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +120,8 @@ func (s *Server) GracefulStop() {
 	s.wg.Wait()
 }
 
-// Stop closes all connections, cancels the contexts of all handlers and returns when they have returned.
+// Stop closes all connections, cancels the contexts of all handlers and returns when they have
+// returned.
 func (s *Server) Stop() {
 	for _, c := range s.closeListeners() {
 		c.close(ErrStopped)
@@ -127,8 +129,8 @@ func (s *Server) Stop() {
 	s.wg.Wait()
 }
 
-// maxIdle is how many workers stay for the next unary call that cannot be answered inline: a new goroutine for each
-// would have to grow its stack again.
+// maxIdle is how many workers stay for the next unary call that cannot be answered inline: a new
+// goroutine for each would have to grow its stack again.
 const maxIdle = 128
 
 // run carries out a unary call on a goroutine.

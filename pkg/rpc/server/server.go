@@ -17,9 +17,10 @@ import (
 // ErrStopped is returned by Serve once Stop or GracefulStop was called.
 var ErrStopped = errors.New("rpc: stopped")
 
-// InlineFunc handles a unary call on the goroutine that reads its connection: it must not wait for anything, and
-// must not keep request, an encoded message, after it returns. If it returns true it has answered the call, or will
-// answer it, exactly once, from whatever goroutine. If it returns false the registered handler is called.
+// InlineFunc handles a unary call on the goroutine that reads its connection: it must not wait for
+// anything, and must not keep request, an encoded message, after it returns. If it returns true it
+// has answered the call, or will answer it, exactly once, from whatever goroutine. If it returns
+// false the registered handler is called.
 type InlineFunc func(call *Call, request []byte) bool
 
 // method is one RPC.
@@ -46,10 +47,12 @@ type method struct {
 	timing           Timing
 }
 
-// Server accepts connections and serves the registered services. Safe for concurrent use once it serves.
+// Server accepts connections and serves the registered services. Safe for concurrent use once it
+// serves.
 type Server struct {
 	opts Options
-	// methods by path, "/package.Service/Method"; services by name. Neither changes once Serve was called.
+	// methods by path, "/package.Service/Method"; services by name. Neither changes once Serve was
+	// called.
 	methods  map[string]*method
 	services map[string]grpc.ServiceInfo
 	// work hands unary calls to the workers that wait for one; idle counts those, quit ends them.
@@ -69,7 +72,8 @@ type Server struct {
 		registry  registry
 	}
 	stats counters
-	// intakes and windows bound what is held of requests: [0] for those of clients, [1] for those of other stores.
+	// intakes and windows bound what is held of requests: [0] for those of clients, [1] for those
+	// of other stores.
 	intakes [2]*intake
 	windows [2]*rpc.Budget
 	// answers bounds what clients have not taken, readers are the connections that hold some of it.
@@ -99,11 +103,12 @@ func New(o Options) *Server {
 	return s
 }
 
-// RegisterService implements grpc.ServiceRegistrar. It panics, as grpc.Server does, if impl does not implement the
-// service, if the service is there already, or if the server serves already.
+// RegisterService implements grpc.ServiceRegistrar. It panics, as grpc.Server does, if impl does
+// not implement the service, if the service is there already, or if the server serves already.
 func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	s.mustNotServe("RegisterService")
-	if want := reflect.TypeOf(sd.HandlerType).Elem(); impl != nil && !reflect.TypeOf(impl).Implements(want) {
+	if want := reflect.TypeOf(sd.HandlerType).Elem(); impl != nil &&
+		!reflect.TypeOf(impl).Implements(want) {
 		panic(fmt.Sprintf("rpc: %T does not implement %v", impl, want))
 	}
 	if _, ok := s.services[sd.ServiceName]; ok {
@@ -113,7 +118,8 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 	for _, m := range sd.Methods {
 		path := "/" + sd.ServiceName + "/" + m.MethodName
 		s.methods[path] = &method{
-			path: path, unary: m.Handler, impl: impl, sum: rpc.MethodSum(path), maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
+			path: path, unary: m.Handler, impl: impl, sum: rpc.MethodSum(path),
+			maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
 			timing: Timing{path: path, opts: &s.opts},
 		}
 		info.Methods = append(info.Methods, grpc.MethodInfo{Name: m.MethodName})
@@ -123,16 +129,21 @@ func (s *Server) RegisterService(sd *grpc.ServiceDesc, impl any) {
 		s.methods[path] = &method{
 			path: path, stream: m.Handler, impl: impl, sum: rpc.MethodSum(path),
 			maxRecv: s.opts.MaxRecv, maxSend: s.opts.MaxSend,
-			info: grpc.StreamServerInfo{FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams},
+			info: grpc.StreamServerInfo{
+				FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams,
+			},
 		}
 		info.Methods = append(info.Methods,
-			grpc.MethodInfo{Name: m.StreamName, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams})
+			grpc.MethodInfo{
+				Name: m.StreamName, IsClientStream: m.ClientStreams,
+				IsServerStream: m.ServerStreams,
+			})
 	}
 	s.services[sd.ServiceName] = info
 }
 
-// HandleInline has f see the calls of a registered unary method first, unless there is a unary interceptor. It panics if
-// there is no such method.
+// HandleInline has f see the calls of a registered unary method first, unless there is a unary
+// interceptor. It panics if there is no such method.
 func (s *Server) HandleInline(path string, f InlineFunc) {
 	s.mustNotServe("HandleInline")
 	m := s.methods[path]
@@ -144,7 +155,8 @@ func (s *Server) HandleInline(path string, f InlineFunc) {
 	}
 }
 
-// Limit gives a registered method its own bounds of one message. It panics if there is no such method.
+// Limit gives a registered method its own bounds of one message. It panics if there is no such
+// method.
 func (s *Server) Limit(path string, maxRecv, maxSend int) {
 	s.mustNotServe("Limit")
 	m := s.methods[path]
@@ -154,8 +166,8 @@ func (s *Server) Limit(path string, maxRecv, maxSend int) {
 	m.maxRecv, m.maxSend = maxRecv, maxSend
 }
 
-// Internal says that a registered method is called by other stores: connections that call it are counted apart from
-// those of clients. It panics if there is no such method.
+// Internal says that a registered method is called by other stores: connections that call it are
+// counted apart from those of clients. It panics if there is no such method.
 func (s *Server) Internal(path string) {
 	s.mustNotServe("Internal")
 	m := s.methods[path]
@@ -165,8 +177,9 @@ func (s *Server) Internal(path string) {
 	m.internal = true
 }
 
-// Always has the answers of a registered unary method sent although there is no room for them: to be called for methods that
-// change something and whose answers may be large. It panics if there is no such method.
+// Always has the answers of a registered unary method sent although there is no room for them: to
+// be called for methods that change something and whose answers may be large. It panics if there is
+// no such method.
 func (s *Server) Always(path string) {
 	s.mustNotServe("Always")
 	m := s.methods[path]
@@ -176,8 +189,8 @@ func (s *Server) Always(path string) {
 	m.always = true
 }
 
-// Guard has a function decide, by its connection, whether a call of a registered method is carried out; its error is the
-// answer of those that are not. It panics if there is no such method.
+// Guard has a function decide, by its connection, whether a call of a registered method is carried
+// out; its error is the answer of those that are not. It panics if there is no such method.
 func (s *Server) Guard(path string, may func(nc net.Conn) error) {
 	s.mustNotServe("Guard")
 	m := s.methods[path]
@@ -187,8 +200,9 @@ func (s *Server) Guard(path string, may func(nc net.Conn) error) {
 	m.guard = may
 }
 
-// OnBusy says how calls of a registered unary method are answered that were not carried out because the server holds as
-// much as it may; otherwise with the status ResourceExhausted. It panics if there is no such method.
+// OnBusy says how calls of a registered unary method are answered that were not carried out because
+// the server holds as much as it may; otherwise with the status ResourceExhausted. It panics if
+// there is no such method.
 func (s *Server) OnBusy(path string, answer func(reason string) any) {
 	s.mustNotServe("OnBusy")
 	m := s.methods[path]
@@ -215,8 +229,12 @@ func chainUnary(list []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor 
 		return nil
 	}
 	first, rest := list[0], chainUnary(list[1:])
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, last grpc.UnaryHandler) (any, error) {
-		return first(ctx, req, info, func(ctx context.Context, req any) (any, error) { return rest(ctx, req, info, last) })
+	return func(
+		ctx context.Context, req any, info *grpc.UnaryServerInfo, last grpc.UnaryHandler,
+	) (any, error) {
+		return first(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+			return rest(ctx, req, info, last)
+		})
 	}
 }
 
@@ -229,8 +247,12 @@ func chainStream(list []grpc.StreamServerInterceptor) grpc.StreamServerIntercept
 		return nil
 	}
 	first, rest := list[0], chainStream(list[1:])
-	return func(impl any, st grpc.ServerStream, info *grpc.StreamServerInfo, last grpc.StreamHandler) error {
-		return first(impl, st, info, func(impl any, st grpc.ServerStream) error { return rest(impl, st, info, last) })
+	return func(
+		impl any, st grpc.ServerStream, info *grpc.StreamServerInfo, last grpc.StreamHandler,
+	) error {
+		return first(impl, st, info, func(impl any, st grpc.ServerStream) error {
+			return rest(impl, st, info, last)
+		})
 	}
 }
 

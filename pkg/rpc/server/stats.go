@@ -20,25 +20,29 @@ type counters struct {
 
 // Stats is the state of a Server's limits.
 type Stats struct {
-	// Conns are the connections of clients, Internal those of other stores, Trial those that have not said which.
+	// Conns are the connections of clients, Internal those of other stores, Trial those that have
+	// not said which.
 	Conns, Internal, Trial int
 	// Calls are those whose handlers have not returned, or whose answers have not been sent.
 	Calls int
-	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there was none.
+	// ConnsShed counts idle connections that ended to make room, ConnsRefused those for which there
+	// was none.
 	ConnsShed, ConnsRefused uint64
-	// Greeting are the connections that have not greeted yet. SlowHandshakes counts those that ended, because they took their
-	// time, to make room for others.
+	// Greeting are the connections that have not greeted yet. SlowHandshakes counts those that
+	// ended, because they took their time, to make room for others.
 	Greeting       int
 	SlowHandshakes uint64
-	// Floods counts connections that ended because they sent too much of what brings no call on: pings, settings, empty frames,
-	// headers far above the limit. RefusedCalls counts calls beyond those that a connection may have.
+	// Floods counts connections that ended because they sent too much of what brings no call on:
+	// pings, settings, empty frames, headers far above the limit. RefusedCalls counts calls beyond
+	// those that a connection may have.
 	Floods, RefusedCalls uint64
-	// RequestBytes are held of clients' requests, InternalBytes of those of other stores. BusyRequests counts calls that
-	// were answered as busy because of them, StalledRequests messages that were given up because they did not go on.
+	// RequestBytes are held of clients' requests, InternalBytes of those of other stores.
+	// BusyRequests counts calls that were answered as busy because of them, StalledRequests
+	// messages that were given up because they did not go on.
 	RequestBytes, InternalBytes   int64
 	BusyRequests, StalledRequests uint64
-	// AnswerBytes are held of answers, BusyAnswers counts those for which there was no room, StalledReaders the
-	// connections that were closed because their clients did not take them.
+	// AnswerBytes are held of answers, BusyAnswers counts those for which there was no room,
+	// StalledReaders the connections that were closed because their clients did not take them.
 	AnswerBytes                 int64
 	BusyAnswers, StalledReaders uint64
 }
@@ -58,13 +62,15 @@ func (s *Server) Stats() Stats {
 	}
 	s.mu.Unlock()
 	return Stats{
-		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial], Calls: calls,
+		Conns: classes[classClient], Internal: classes[classInternal], Trial: classes[classTrial],
+		Calls:    calls,
 		Greeting: greeting, SlowHandshakes: s.stats.slowHandshakes.Load(),
 		Floods: s.stats.floods.Load(), RefusedCalls: s.stats.refusedCalls.Load(),
 		ConnsShed: s.stats.connsShed.Load(), ConnsRefused: s.stats.connsRefused.Load(),
 		RequestBytes: s.intakes[0].bytes(), InternalBytes: s.intakes[1].bytes(),
 		BusyRequests: s.stats.busyRequests.Load(), StalledRequests: s.stats.stalledRequests.Load(),
-		AnswerBytes: s.answers.Used(), BusyAnswers: s.answers.Refused(), StalledReaders: s.stats.stalledReaders.Load(),
+		AnswerBytes: s.answers.Used(), BusyAnswers: s.answers.Refused(),
+		StalledReaders: s.stats.stalledReaders.Load(),
 	}
 }
 
@@ -75,8 +81,8 @@ func (c *conn) calls() int {
 	return max(int(c.mu.active), len(c.mu.streams))
 }
 
-// Timing counts the calls of one method: how long those that succeeded took, and how others ended. Safe for concurrent use. A nil
-// Timing counts nothing.
+// Timing counts the calls of one method: how long those that succeeded took, and how others ended.
+// Safe for concurrent use. A nil Timing counts nothing.
 type Timing struct {
 	took   timing.Histogram
 	failed [codes.Unauthenticated + 1]atomic.Uint64
@@ -127,8 +133,9 @@ func (t *Timing) Read() Timed {
 	return out
 }
 
-// Timing is that of a registered unary method, by its path; nil if there is none. The server counts its calls; who serves the same
-// requests in another way, as on a stream of many, may count them too.
+// Timing is that of a registered unary method, by its path; nil if there is none. The server counts
+// its calls; who serves the same requests in another way, as on a stream of many, may count them
+// too.
 func (s *Server) Timing(path string) *Timing {
 	if m := s.methods[path]; m != nil && m.unary != nil {
 		return &m.timing

@@ -17,7 +17,8 @@ func TestTiming(t *testing.T) {
 	timing.End(codes.OK, time.Millisecond)
 	got := timing.Read()
 	require.Equal(t, 1700*time.Microsecond, got.Total)
-	require.Equal(t, map[codes.Code]uint64{codes.Unavailable: 1, codes.Unauthenticated: 1}, got.Failed)
+	require.Equal(t, map[codes.Code]uint64{codes.Unavailable: 1, codes.Unauthenticated: 1},
+		got.Failed)
 	var none *Timing
 	none.Note(time.Second, 1)
 	none.End(codes.Unknown, time.Second)
@@ -25,9 +26,11 @@ func TestTiming(t *testing.T) {
 
 func TestSlowCalls(t *testing.T) {
 	var slow []string
-	timing := Timing{path: "/s/M", opts: &Options{SlowAfter: time.Second, OnSlow: func(path string, took time.Duration, code codes.Code) {
-		slow = append(slow, path+" "+took.String()+" "+code.String())
-	}}}
+	timing := Timing{path: "/s/M",
+		opts: &Options{SlowAfter: time.Second,
+			OnSlow: func(path string, took time.Duration, code codes.Code) {
+				slow = append(slow, path+" "+took.String()+" "+code.String())
+			}}}
 	timing.End(codes.OK, time.Second-1)
 	timing.End(codes.OK, time.Second)
 	timing.End(codes.DeadlineExceeded, 2*time.Second)

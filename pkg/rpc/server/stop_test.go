@@ -22,7 +22,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
 )
 
-// stopping starts GracefulStop and returns when all connections know; the channel is closed when it has returned.
+// stopping starts GracefulStop and returns when all connections know; the channel is closed when it
+// has returned.
 func stopping(t *testing.T, s *Server) <-chan struct{} {
 	conns := s.allConns()
 	done := make(chan struct{})
@@ -65,7 +66,9 @@ func TestGracefulStop(t *testing.T) {
 		})
 	}
 	late := rpctest.Wait(t, began, "the inline call")
-	require.Eventually(t, func() bool { return g.running.Load() == 1 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return g.running.Load() == 1
+	}, rpctest.Patience, time.Millisecond)
 	done := stopping(t, s)
 	_, err = net.Dial("tcp", addr)
 	require.Error(t, err)
@@ -91,10 +94,13 @@ func TestGracefulStop(t *testing.T) {
 	rpctest.Wait(t, done, "GracefulStop")
 }
 
-// TestGracefulStopLosesNoAnswer: whatever a server took, it answers; what it refuses may be sent elsewhere.
+// TestGracefulStopLosesNoAnswer: whatever a server took, it answers; what it refuses may be sent
+// elsewhere.
 func TestGracefulStopLosesNoAnswer(t *testing.T) {
 	for range 20 {
-		half := func(call *Call, request []byte) bool { return len(request)%2 == 0 && echoInline(call, request) }
+		half := func(call *Call, request []byte) bool {
+			return len(request)%2 == 0 && echoInline(call, request)
+		}
 		s, addr := start(t, Options{}, &rpctest.KV{}, half)
 		var g rpctest.Group
 		var begun sync.WaitGroup
@@ -104,7 +110,8 @@ func TestGracefulStopLosesNoAnswer(t *testing.T) {
 				begun.Add(1)
 				g.Go(func() error {
 					for i := 0; ; i++ {
-						_, err := c.RawGet(rpctest.Within(t), &kvrpcpb.RawGetRequest{Key: make([]byte, i*worker*100%5000)})
+						_, err := c.RawGet(rpctest.Within(t),
+							&kvrpcpb.RawGetRequest{Key: make([]byte, i*worker*100%5000)})
 						if i == 5 {
 							begun.Done()
 						}
@@ -130,7 +137,9 @@ func TestGracefulStopLosesNoAnswer(t *testing.T) {
 // refused tells that a call was not begun: there was no connection to begin it on.
 func refused(err error) bool {
 	m := status.Convert(err).Message()
-	for _, part := range []string{"connection refused", "the connection is draining", "connection error", "closing"} {
+	for _, part := range []string{
+		"connection refused", "the connection is draining", "connection error", "closing",
+	} {
 		if strings.Contains(m, part) {
 			return true
 		}
@@ -146,7 +155,10 @@ func TestGracefulStopTakesWhatIsOnItsWay(t *testing.T) {
 	done := stopping(t, s)
 	isGoAway := func(f http2.Frame) bool { _, ok := f.(*http2.GoAwayFrame); return ok }
 	require.EqualValues(t, forever, r.Until("GOAWAY", isGoAway).(*http2.GoAwayFrame).LastStreamID)
-	ping := r.Until("a ping", func(f http2.Frame) bool { _, ok := f.(*http2.PingFrame); return ok }).(*http2.PingFrame)
+	ping := r.Until("a ping", func(f http2.Frame) bool {
+		_, ok := f.(*http2.PingFrame)
+		return ok
+	}).(*http2.PingFrame)
 	require.Equal(t, drainPing, ping.Data)
 	r.Open(5, rpctest.GetPath, false)
 	r.Works(3+4, "on its way")
@@ -180,11 +192,13 @@ func TestGracefulStopDuringTheHandshake(t *testing.T) {
 	rpctest.Wait(t, done, "GracefulStop")
 }
 
-// TestGracefulStopOfStubbornClients: those who do not answer its ping, or do not go but keep talking.
+// TestGracefulStopOfStubbornClients: those who do not answer its ping, or do not go but keep
+// talking.
 func TestGracefulStopOfStubbornClients(t *testing.T) {
 	for name, ack := range map[string]bool{"no answer to the ping": false, "does not close": true} {
 		t.Run(name, func(t *testing.T) {
-			s, addr := start(t, Options{KeepAliveTimeout: 50 * time.Millisecond}, &rpctest.KV{}, nil)
+			s, addr := start(t, Options{KeepAliveTimeout: 50 * time.Millisecond}, &rpctest.KV{},
+				nil)
 			r := rpctest.Greet(t, addr)
 			r.Works(1, "k")
 			done := stopping(t, s)
@@ -276,10 +290,14 @@ func TestStopWhileCallsBegin(t *testing.T) {
 		go func() {
 			defer close(done)
 			for id := uint32(1); id < 1000; id += 4 {
-				if r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true}) != nil {
+				if r.Framer.WriteHeaders(http2.HeadersFrameParam{
+					StreamID: id, BlockFragment: r.Block(rpctest.StreamPath), EndHeaders: true,
+				}) != nil {
 					return
 				}
-				_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id + 2, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true})
+				_ = r.Framer.WriteHeaders(http2.HeadersFrameParam{
+					StreamID: id + 2, BlockFragment: r.Block(rpctest.GetPath), EndHeaders: true,
+				})
 				_ = r.Framer.WriteData(id+2, true, []byte{0, 0, 0, 0, 0})
 			}
 		}()
@@ -330,14 +348,19 @@ func TestRegistration(t *testing.T) {
 	s := New(Options{})
 	require.Panics(t, func() {
 		tinykvpb.RegisterTinyKvServer(s, nil)
-		s.RegisterService(&grpc.ServiceDesc{ServiceName: "tinykvpb.TinyKv", HandlerType: (*any)(nil)}, nil)
+		s.RegisterService(&grpc.ServiceDesc{
+			ServiceName: "tinykvpb.TinyKv", HandlerType: (*any)(nil),
+		}, nil)
 	})
 	require.Panics(t, func() { s.HandleInline("/nothing", nil) })
 	require.Panics(t, func() { s.HandleInline(rpctest.StreamPath, nil) }, "a stream")
-	require.Panics(t, func() { s.RegisterService(&grpc.ServiceDesc{ServiceName: "x", HandlerType: (*error)(nil)}, 1) })
+	require.Panics(t, func() {
+		s.RegisterService(&grpc.ServiceDesc{ServiceName: "x", HandlerType: (*error)(nil)}, 1)
+	})
 	other := grpc.NewServer()
 	tinykvpb.RegisterTinyKvServer(other, &rpctest.KV{})
-	require.ElementsMatch(t, other.GetServiceInfo()["tinykvpb.TinyKv"].Methods, s.GetServiceInfo()["tinykvpb.TinyKv"].Methods)
+	require.ElementsMatch(t, other.GetServiceInfo()["tinykvpb.TinyKv"].Methods,
+		s.GetServiceInfo()["tinykvpb.TinyKv"].Methods)
 	s.Stop()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -345,8 +368,8 @@ func TestRegistration(t *testing.T) {
 	require.Panics(t, func() { s.HandleInline(rpctest.GetPath, nil) }, "too late")
 }
 
-// TestGracefulStopWithASlowReader: what the client still says while the last answers are on their way does not cut
-// them off.
+// TestGracefulStopWithASlowReader: what the client still says while the last answers are on their
+// way does not cut them off.
 func TestGracefulStopWithASlowReader(t *testing.T) {
 	const size = 200_000
 	s, addr := start(t, Options{}, &rpctest.KV{}, func(call *Call, _ []byte) bool {
@@ -360,7 +383,9 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 	c := only(t, s)
 	require.NoError(t, c.nc.(*net.TCPConn).SetWriteBuffer(1<<20))
 	r.Call(1, nil)
-	require.Eventually(t, func() bool { return c.keep.Count() >= 5 }, rpctest.Patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return c.keep.Count() >= 5
+	}, rpctest.Patience, time.Millisecond)
 	done := stopping(t, s)
 	require.NoError(t, r.Framer.WritePing(true, drainPing))
 	require.Eventually(t, func() bool {
@@ -370,8 +395,11 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 	}, rpctest.Patience, time.Millisecond)
 	for range 10 {
 		n := c.keep.Count()
-		require.NoError(t, r.Framer.WriteSettings()) // asks for an answer, but there is none any more
-		require.Eventually(t, func() bool { return c.keep.Count() > n }, rpctest.Patience, time.Millisecond)
+		// asks for an answer, but there is none any more
+		require.NoError(t, r.Framer.WriteSettings())
+		require.Eventually(t, func() bool {
+			return c.keep.Count() > n
+		}, rpctest.Patience, time.Millisecond)
 	}
 	a := r.Answer(1)
 	require.Len(t, a.Value, size)
@@ -384,14 +412,20 @@ func TestGracefulStopWithASlowReader(t *testing.T) {
 // TestGoAwayBehindAnotherWrite: the reason comes after what somebody else is just writing.
 func TestGoAwayBehindAnotherWrite(t *testing.T) {
 	later := make(chan *Call, 1)
-	s, _ := start(t, Options{}, &rpctest.KV{}, func(call *Call, _ []byte) bool { later <- call; return true })
+	s, _ := start(t, Options{}, &rpctest.KV{}, func(call *Call, _ []byte) bool {
+		later <- call
+		return true
+	})
 	client, server := net.Pipe() // nothing is written before it is read
 	s.start(server)
 	r := rpctest.NewRaw(t, client)
 	r.Write([]byte(rpc.Preface))
 	var g rpctest.Group
 	g.Go(func() error { return r.Framer.WriteSettings() })
-	r.Until("SETTINGS", func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && s.IsAck() })
+	r.Until("SETTINGS", func(f http2.Frame) bool {
+		s, ok := f.(*http2.SettingsFrame)
+		return ok && s.IsAck()
+	})
 	require.NoError(t, g.Wait())
 	r.Call(1, []byte("k"))
 	call := rpctest.Wait(t, later, "a call")
@@ -400,11 +434,14 @@ func TestGoAwayBehindAnotherWrite(t *testing.T) {
 		return func() bool { c.mu.Lock(); defer c.mu.Unlock(); return f() }
 	}
 	// Only when the reader waits for more does the writer write.
-	require.Eventually(t, locked(func() bool { return !c.mu.reading }), rpctest.Patience, time.Millisecond)
+	require.Eventually(t, locked(func() bool { return !c.mu.reading }), rpctest.Patience,
+		time.Millisecond)
 	call.Reply(value("k"))
-	require.Eventually(t, locked(func() bool { return c.mu.writing }), rpctest.Patience, time.Millisecond)
+	require.Eventually(t, locked(func() bool { return c.mu.writing }), rpctest.Patience,
+		time.Millisecond)
 	r.Open(2, rpctest.GetPath, true)
-	require.Eventually(t, locked(func() bool { return c.mu.out.Size > 0 || c.mu.closed != nil }), rpctest.Patience, time.Millisecond)
+	require.Eventually(t, locked(func() bool { return c.mu.out.Size > 0 || c.mu.closed != nil }),
+		rpctest.Patience, time.Millisecond)
 	require.Equal(t, "k", string(r.Answer(1).Value))
 	require.Equal(t, http2.ErrCodeProtocol, r.GoAway().ErrCode)
 }

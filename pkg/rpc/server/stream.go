@@ -13,7 +13,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/rpc"
 )
 
-// Stream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while another sends.
+// Stream is what the handler of a stream sees: a grpc.ServerStream. One goroutine may receive while
+// another sends.
 //
 // A handler may have the reading goroutine work its messages off, see OnMessage.
 type Stream struct {
@@ -21,9 +22,11 @@ type Stream struct {
 	ctx  context.Context
 	// sendable wakes the handler: something has left.
 	sendable chan struct{}
-	// returned is what was given back to the client's window and the reading goroutine has not counted yet.
+	// returned is what was given back to the client's window and the reading goroutine has not
+	// counted yet.
 	returned atomic.Int64
-	// reserved is the part of MaxStreamWindows that the stream's window has; 0 if it has the first window only.
+	// reserved is the part of MaxStreamWindows that the stream's window has; 0 if it has the first
+	// window only.
 	reserved int64
 	in       rpc.Inbox
 }
@@ -45,7 +48,8 @@ func (call *Call) startStream() {
 	st.ctx, cancel = call.context()
 	st.ctx = context.WithValue(st.ctx, streamKey{}, st)
 	call.c.mu.Lock()
-	call.stream, call.mu.cancel = st, cancel // if the connection was closed meanwhile, the context knows
+	// if the connection was closed meanwhile, the context knows
+	call.stream, call.mu.cancel = st, cancel
 	if st.reserved > 0 {
 		call.windowUpdateLocked(more)
 	}
@@ -84,20 +88,20 @@ func (st *Stream) wakeSender() { rpc.Wake(st.sendable) }
 
 type streamKey struct{}
 
-// StreamOf returns the stream that a handler's context belongs to, or nil if it comes from another server. Generated
-// code hides it from the handler.
+// StreamOf returns the stream that a handler's context belongs to, or nil if it comes from another
+// server. Generated code hides it from the handler.
 func StreamOf(ctx context.Context) *Stream {
 	st, _ := ctx.Value(streamKey{}).(*Stream)
 	return st
 }
 
-// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while the handler waits in
-// RecvMsg. f must not wait for anything and must not keep msg. If it returns false the handler receives the message.
-// Messages are seen in order, by one of the two at a time.
+// OnMessage has f see each message, encoded, on the goroutine that reads the connection, while the
+// handler waits in RecvMsg. f must not wait for anything and must not keep msg. If it returns false
+// the handler receives the message. Messages are seen in order, by one of the two at a time.
 func (st *Stream) OnMessage(f func(msg []byte) bool) { st.in.OnMessage(f) }
 
-// Offer is SendMsg for those who must not wait: what the client's window does not take yet is kept. Backlog says how
-// much that is.
+// Offer is SendMsg for those who must not wait: what the client's window does not take yet is kept.
+// Backlog says how much that is.
 func (st *Stream) Offer(m any) error {
 	c := st.call.c
 	c.mu.Lock()
@@ -158,7 +162,8 @@ func (st *Stream) decode(m rpc.Message, v any) error {
 	o := &st.call.c.s.opts
 	if m.Compressed != 0 {
 		var err error
-		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body, o.MaxRecv); err != nil {
+		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body,
+			o.MaxRecv); err != nil {
 			return err
 		}
 	}
@@ -224,5 +229,6 @@ func (st *Stream) SendHeader(md metadata.MD) error { return st.call.SendHeader(m
 // SetHeader implements grpc.ServerStream, see Call.SetHeader.
 func (st *Stream) SetHeader(md metadata.MD) error { return st.call.SetHeader(md) }
 
-// SetTrailer implements grpc.ServerStream. What cannot be sent is left out: there is no way to say so.
+// SetTrailer implements grpc.ServerStream. What cannot be sent is left out: there is no way to say
+// so.
 func (st *Stream) SetTrailer(md metadata.MD) { _ = st.call.SetTrailer(md) }

@@ -85,13 +85,17 @@ func speak(nc net.Conn, cfg *tls.Config, way int, at uint16, data []byte, stays 
 func tlsSeeds() [][]byte {
 	hello := []byte{0x16, 3, 1, 0, 5, 1, 0, 0, 1, 3}
 	return [][]byte{
-		nil, []byte(rpc.Preface), {0x16}, {0x16, 3, 1, 0xff, 0xff}, {0x16, 3, 1, 0, 0}, hello, {0x15, 3, 3, 0, 2, 2, 0}, {0x15, 3, 3, 0, 2, 1, 0},
-		{0x14, 3, 3, 0, 1, 1}, {0x17, 3, 3, 0x40, 0}, {0x17, 3, 3, 0, 0, 0x17, 3, 3, 0, 0}, {0x80, 0x2e, 1, 3, 1}, []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-		[]byte(rpc.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"), {0x16, 3, 0, 0, 4, 1, 0xff, 0xff, 0xff},
+		nil, []byte(rpc.Preface), {0x16}, {0x16, 3, 1, 0xff, 0xff}, {0x16, 3, 1, 0, 0}, hello,
+		{0x15, 3, 3, 0, 2, 2, 0}, {0x15, 3, 3, 0, 2, 1, 0},
+		{0x14, 3, 3, 0, 1, 1}, {0x17, 3, 3, 0x40, 0}, {0x17, 3, 3, 0, 0, 0x17, 3, 3, 0, 0},
+		{0x80, 0x2e, 1, 3, 1}, []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+		[]byte(rpc.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"),
+		{0x16, 3, 0, 0, 4, 1, 0xff, 0xff, 0xff},
 	}
 }
 
-// certificates are those of a server and a client. They are made in a bubble, whose clock begins years ago.
+// certificates are those of a server and a client. They are made in a bubble, whose clock begins
+// years ago.
 type certificates struct {
 	dir          string
 	once         sync.Once
@@ -107,12 +111,15 @@ func (c *certificates) make(t *testing.T) {
 		require.NoError(t, err)
 		return id
 	}
-	c.node = one(security.CertRequest{Name: "node", Role: security.RoleNode, Hosts: []string{"localhost"}})
+	c.node = one(security.CertRequest{
+		Name: "node", Role: security.RoleNode, Hosts: []string{"localhost"},
+	})
 	c.client = one(security.CertRequest{Name: "app", Role: security.RoleClient})
 }
 
-// FuzzTLS: whatever a client sends to a port with TLS, before, in or after the handshake, nothing panics; its connection
-// ends with it or, if it stays and says nothing, by the limits of handshakes and signs of life; and nothing is left.
+// FuzzTLS: whatever a client sends to a port with TLS, before, in or after the handshake, nothing
+// panics; its connection ends with it or, if it stays and says nothing, by the limits of handshakes
+// and signs of life; and nothing is left.
 func FuzzTLS(f *testing.F) {
 	for i, b := range tlsSeeds() {
 		for way := range ways {
@@ -120,13 +127,17 @@ func FuzzTLS(f *testing.F) {
 		}
 	}
 	for _, b := range seeds() {
-		f.Add(byte(withinTLS), uint16(24), false, true, append([]byte(rpc.Preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"), b...))
+		f.Add(byte(withinTLS), uint16(24), false, true,
+			append([]byte(rpc.Preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"), b...))
 	}
 	certs := &certificates{dir: f.TempDir() + "/certs"}
 	f.Fuzz(func(t *testing.T, way byte, at uint16, plain, stays bool, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			certs.once.Do(func() { certs.make(t) })
-			s := New(Options{MaxRecv: 1 << 16, MaxStreams: 4, MaxHeaderBytes: 4 << 10, StreamWindow: 1 << 16, ConnWindow: 1 << 17})
+			s := New(Options{
+				MaxRecv: 1 << 16, MaxStreams: 4, MaxHeaderBytes: 4 << 10, StreamWindow: 1 << 16,
+				ConnWindow: 1 << 17,
+			})
 			tinykvpb.RegisterTinyKvServer(s, &rpctest.KV{})
 			s.HandleInline(rpctest.GetPath, echoInline)
 			l := bufconn.Listen(64 << 10)
@@ -138,7 +149,8 @@ func FuzzTLS(f *testing.F) {
 			cfg.ServerName = "localhost"
 			began := time.Now()
 			speak(nc, cfg, int(way)%ways, at, data, stays)
-			// Handshake of TLS, greeting, silence, sign of life; and what was sent may have asked for as much again.
+			// Handshake of TLS, greeting, silence, sign of life; and what was sent may have asked
+			// for as much again.
 			require.Less(t, time.Since(began), 2*time.Minute, "the connection was held")
 			synctest.Wait()
 			s.mu.Lock()

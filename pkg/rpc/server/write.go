@@ -42,8 +42,9 @@ func (c *conn) writeLoop() {
 	}
 }
 
-// flushYielding writes the output without the lock, unless somebody does so already: then that one goes on with it. What
-// others add all the time is left to the writer: the reading goroutine would not read any more.
+// flushYielding writes the output without the lock, unless somebody does so already: then that one
+// goes on with it. What others add all the time is left to the writer: the reading goroutine would
+// not read any more.
 func (c *conn) flushYielding() { c.writeYielding(4) }
 
 // writeYielding is flushYielding for at most so many writes.
@@ -136,8 +137,9 @@ func (c *conn) closeLocked(err error) {
 	c.wakeWriter()
 }
 
-// drain tells the client that no new calls are wanted, in two steps so that none that is on its way gets lost: a
-// GOAWAY that refuses nothing, and when the client's answer shows that it has seen it, one that does.
+// drain tells the client that no new calls are wanted, in two steps so that none that is on its way
+// gets lost: a GOAWAY that refuses nothing, and when the client's answer shows that it has seen it,
+// one that does.
 func (c *conn) drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -180,9 +182,9 @@ func (c *conn) endIfDrainedLocked() {
 	}
 }
 
-// endLocked says that nothing more comes. The client closes, and the reader notices; a close from here could
-// overtake the last answers, if the client had just sent something. A client that is still reading them sends window
-// updates, and has longer.
+// endLocked says that nothing more comes. The client closes, and the reader notices; a close from
+// here could overtake the last answers, if the client had just sent something. A client that is
+// still reading them sends window updates, and has longer.
 func (c *conn) endLocked() {
 	now := time.Now()
 	if c.mu.endBy.IsZero() {

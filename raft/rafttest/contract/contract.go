@@ -1,9 +1,10 @@
 // Package contract checks that the Readys of a node come as doc.go of package raft promises: in
-// turn with Advance, without gaps, and with nothing sent that is not persisted. The simulator and the
-// transcripts let it watch every Ready of every node.
+// turn with Advance, without gaps, and with nothing sent that is not persisted. The simulator and
+// the transcripts let it watch every Ready of every node.
 //
-// The life of a Ready: View before it is taken, Ready when it is, before anything of it is persisted,
-// and Advance. Each broken clause is an error that starts with the clause's name; Clauses lists them.
+// The life of a Ready: View before it is taken, Ready when it is, before anything of it is
+// persisted, and Advance. Each broken clause is an error that starts with the clause's name;
+// Clauses lists them.
 package contract
 
 import (
@@ -168,7 +169,8 @@ func (c *Checker) states(v View, rd *raft.Ready) error {
 func (c *Checker) persists(v View, rd *raft.Ready, last uint64) (uint64, error) {
 	votes := v.Hard.Term != c.hard.Term || v.Hard.Vote != c.hard.Vote
 	snap := rd.Snapshot.Metadata
-	confs := v.Soft.RaftState == raft.StateLeader && c.hard.Commit < v.PendingConf && v.PendingConf <= v.Hard.Commit
+	confs := v.Soft.RaftState == raft.StateLeader && c.hard.Commit < v.PendingConf &&
+		v.PendingConf <= v.Hard.Commit
 	if want := votes || len(rd.Entries) > 0 || snap != nil || confs; rd.MustSync != want {
 		return 0, broken("sync", "MustSync is %v", rd.MustSync)
 	}
@@ -200,8 +202,9 @@ func (c *Checker) persists(v View, rd *raft.Ready, last uint64) (uint64, error) 
 	for i := range rd.Entries {
 		e := &rd.Entries[i]
 		if e.Index != at+uint64(i) || e.Term < prevTerm || e.Term > v.Hard.Term {
-			return 0, broken("entries", "%d of term %d at place %d from %d on, after term %d, in term %d",
-				e.Index, e.Term, i, at, prevTerm, v.Hard.Term)
+			return 0,
+				broken("entries", "%d of term %d at place %d from %d on, after term %d, in term %d",
+					e.Index, e.Term, i, at, prevTerm, v.Hard.Term)
 		}
 		prevTerm = e.Term
 	}
@@ -211,7 +214,8 @@ func (c *Checker) persists(v View, rd *raft.Ready, last uint64) (uint64, error) 
 func (c *Checker) snapshot(v View, rd *raft.Ready) error {
 	meta := rd.Snapshot.Metadata
 	if meta.Index <= c.handed || meta.Index > v.Hard.Commit {
-		return broken("snapshot", "of %d, handed out %d, committed %d", meta.Index, c.handed, v.Hard.Commit)
+		return broken("snapshot", "of %d, handed out %d, committed %d", meta.Index, c.handed,
+			v.Hard.Commit)
 	}
 	if len(rd.CommittedEntries) > 0 {
 		return broken("snapshot", "with entries to apply")

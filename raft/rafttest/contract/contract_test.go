@@ -13,8 +13,9 @@ import (
 	"github.com/tinykv/tinykv/raft/rafttest/contract"
 )
 
-// fixture is a leader of term 3 with a log up to 6, committed and applied up to 5, and a Ready that is
-// as it should be: an entry to persist, one to apply, and an append to send early. The tests forge it.
+// fixture is a leader of term 3 with a log up to 6, committed and applied up to 5, and a Ready that
+// is as it should be: an entry to persist, one to apply, and an append to send early. The tests
+// forge it.
 type fixture struct {
 	storage *raft.MemoryStorage
 	checker *contract.Checker
@@ -39,7 +40,8 @@ func newFixture(t *testing.T) *fixture {
 		Entries:          []eraftpb.Entry{{Index: 7, Term: 3}},
 		CommittedEntries: []eraftpb.Entry{{Index: 6, Term: 3}},
 		Messages: []eraftpb.Message{{
-			MsgType: eraftpb.MessageType_MsgAppend, From: 1, To: 2, Term: 3, Index: 6, LogTerm: 3, Commit: 6,
+			MsgType: eraftpb.MessageType_MsgAppend, From: 1, To: 2, Term: 3, Index: 6, LogTerm: 3,
+			Commit:  6,
 			Entries: []*eraftpb.Entry{{Index: 7, Term: 3}},
 		}},
 		ReadStates: []raft.ReadState{{ID: 1, Index: 6}},
@@ -74,7 +76,8 @@ func (f *fixture) snapshot(index uint64, members ...uint64) {
 	}}
 }
 
-// TestGoodReadyPasses: what the forged ones below start from, and the other good shapes, break nothing.
+// TestGoodReadyPasses: what the forged ones below start from, and the other good shapes, break
+// nothing.
 func TestGoodReadyPasses(t *testing.T) {
 	for name, change := range map[string]func(*fixture){
 		"leader":   func(*fixture) {},
@@ -92,14 +95,18 @@ func TestGoodReadyPasses(t *testing.T) {
 			f.rd.Entries = []eraftpb.Entry{{Index: 6, Term: 3}}
 		},
 		"acknowledgement": func(f *fixture) {
-			f.answer(eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppendResponse, Term: 3, Index: 7})
+			f.answer(eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgAppendResponse, Term: 3, Index: 7,
+			})
 		},
 		"question about the next term": func(f *fixture) {
 			f.answer(eraftpb.Message{MsgType: eraftpb.MessageType_MsgPreVote, Term: 4})
 		},
 		"a request handed on": func(f *fixture) {
 			f.follower()
-			f.rd.Messages = []eraftpb.Message{{MsgType: eraftpb.MessageType_MsgTransferLeader, From: 3, To: 2}}
+			f.rd.Messages = []eraftpb.Message{
+				{MsgType: eraftpb.MessageType_MsgTransferLeader, From: 3, To: 2},
+			}
 		},
 	} {
 		f := newFixture(t)
@@ -109,8 +116,8 @@ func TestGoodReadyPasses(t *testing.T) {
 	}
 }
 
-// TestEveryClauseBites forges a Ready for each way in which a clause can be broken; each clause has at
-// least one.
+// TestEveryClauseBites forges a Ready for each way in which a clause can be broken; each clause has
+// at least one.
 func TestEveryClauseBites(t *testing.T) {
 	bitten := map[string]bool{}
 	for _, tc := range forged() {
@@ -146,29 +153,45 @@ func forged() []forgery {
 
 func forgedStates() []forgery {
 	return []forgery{
-		{"turn", "two Readys", nothing, func(f *fixture) error { return f.checker.Ready(f.view, &f.rd) }},
+		{"turn", "two Readys", nothing, func(f *fixture) error {
+			return f.checker.Ready(f.view, &f.rd)
+		}},
 		{"turn", "two Advances", nothing, func(f *fixture) error {
 			return errors.Join(f.checker.Advance(&f.rd), f.checker.Advance(&f.rd))
 		}},
-		{"turn", "another Ready's Advance", nothing, func(f *fixture) error { return f.checker.Advance(&raft.Ready{}) }},
-		{"soft", "told and the same", func(f *fixture) { f.rd.SoftState = &raft.SoftState{Lead: 1, RaftState: raft.StateLeader} }, nil},
+		{"turn", "another Ready's Advance", nothing, func(f *fixture) error {
+			return f.checker.Advance(&raft.Ready{})
+		}},
+		{"soft", "told and the same", func(f *fixture) {
+			f.rd.SoftState = &raft.SoftState{Lead: 1, RaftState: raft.StateLeader}
+		}, nil},
 		{"soft", "not told", func(f *fixture) { f.view.Soft.Lead = 2 }, nil},
 		{"hard", "not told", func(f *fixture) { f.rd.HardState = eraftpb.HardState{} }, nil},
 		{"hard", "something else told", func(f *fixture) { f.rd.HardState.Term = 4 }, nil},
-		{"hard", "told again", func(f *fixture) { f.view.Hard.Commit, f.rd.HardState.Commit = 5, 5 }, nil},
-		{"back", "commit", func(f *fixture) { f.view.Hard.Commit, f.rd.HardState.Commit = 4, 4 }, nil},
+		{"hard", "told again", func(f *fixture) {
+			f.view.Hard.Commit, f.rd.HardState.Commit = 5, 5
+		}, nil},
+		{"back", "commit", func(f *fixture) {
+			f.view.Hard.Commit, f.rd.HardState.Commit = 4, 4
+		}, nil},
 		{"back", "term", func(f *fixture) { f.view.Hard.Term, f.rd.HardState.Term = 2, 2 }, nil},
-		{"back", "second vote", func(f *fixture) { f.view.Hard.Vote, f.rd.HardState.Vote = 2, 2 }, nil},
+		{"back", "second vote", func(f *fixture) {
+			f.view.Hard.Vote, f.rd.HardState.Vote = 2, 2
+		}, nil},
 		{"entries", "nil", func(f *fixture) { f.rd.Entries, f.rd.MustSync = nil, false }, nil},
 		{"entries", "gap behind the log", func(f *fixture) { f.rd.Entries[0].Index = 8 }, nil},
-		{"entries", "gap inside", func(f *fixture) { f.rd.Entries = []eraftpb.Entry{{Index: 7, Term: 3}, {Index: 9, Term: 3}} }, nil},
+		{"entries", "gap inside", func(f *fixture) {
+			f.rd.Entries = []eraftpb.Entry{{Index: 7, Term: 3}, {Index: 9, Term: 3}}
+		}, nil},
 		{"entries", "falling term", func(f *fixture) { f.rd.Entries[0].Term = 2 }, nil},
 		{"entries", "term to come", func(f *fixture) { f.rd.Entries[0].Term = 4 }, nil},
 		{"entries", "gap behind a snapshot", func(f *fixture) {
 			f.snapshot(9, 1)
 			f.rd.Entries = []eraftpb.Entry{{Index: 11, Term: 3}}
 		}, nil},
-		{"committed", "replaced", func(f *fixture) { f.rd.Entries = []eraftpb.Entry{{Index: 5, Term: 3}} }, nil},
+		{"committed", "replaced", func(f *fixture) {
+			f.rd.Entries = []eraftpb.Entry{{Index: 5, Term: 3}}
+		}, nil},
 		{"snapshot", "of the past", func(f *fixture) { f.snapshot(5, 1) }, nil},
 		{"snapshot", "beyond the commit index", func(f *fixture) { f.snapshot(10, 1) }, nil},
 		{"snapshot", "of a group without the node", func(f *fixture) { f.snapshot(9, 2, 3) }, nil},
@@ -185,22 +208,30 @@ func forgedStates() []forgery {
 			if err := f.storage.Append(f.rd.Entries); err != nil {
 				return fmt.Errorf("append: %w", err)
 			}
-			return f.checker.Ready(f.view, &raft.Ready{Entries: []eraftpb.Entry{}, CommittedEntries: f.rd.CommittedEntries})
+			return f.checker.Ready(f.view,
+				&raft.Ready{Entries: []eraftpb.Entry{}, CommittedEntries: f.rd.CommittedEntries})
 		}},
 		{"durable", "not committed", func(f *fixture) {
 			f.rd.CommittedEntries = []eraftpb.Entry{{Index: 6, Term: 3}, {Index: 7, Term: 3}}
 		}, nil},
 		{"durable", "not persisted", func(f *fixture) {
 			f.view.Hard.Commit, f.rd.HardState.Commit = 8, 8
-			f.rd.CommittedEntries = []eraftpb.Entry{{Index: 6, Term: 3}, {Index: 7, Term: 3}, {Index: 8, Term: 3}}
+			f.rd.CommittedEntries = []eraftpb.Entry{
+				{Index: 6, Term: 3}, {Index: 7, Term: 3}, {Index: 8, Term: 3},
+			}
 		}, nil},
-		{"durable", "another entry than is persisted", func(f *fixture) { f.rd.CommittedEntries[0].Term = 2 }, nil},
+		{"durable", "another entry than is persisted", func(f *fixture) {
+			f.rd.CommittedEntries[0].Term = 2
+		}, nil},
 		{"sync", "not asked for", func(f *fixture) { f.rd.MustSync = false }, nil},
 		{"sync", "not asked for a commit of a conf change", func(f *fixture) {
-			f.rd.Entries, f.rd.MustSync, f.view.PendingConf = []eraftpb.Entry{}, false, f.view.Hard.Commit
+			f.rd.Entries, f.rd.MustSync, f.view.PendingConf = []eraftpb.Entry{}, false,
+				f.view.Hard.Commit
 			f.view.Soft.RaftState = raft.StateLeader
 		}, nil},
-		{"sync", "asked for needlessly", func(f *fixture) { f.rd.Entries = []eraftpb.Entry{} }, nil},
+		{"sync", "asked for needlessly", func(f *fixture) {
+			f.rd.Entries = []eraftpb.Entry{}
+		}, nil},
 		{"read", "beyond the commit index", func(f *fixture) { f.rd.ReadStates[0].Index = 7 }, nil},
 	}
 }
@@ -211,22 +242,32 @@ func forgedMessages() []forgery {
 	return []forgery{
 		{"early", "before the term is persisted", func(f *fixture) {
 			f.view.Hard = eraftpb.HardState{Term: 4, Vote: 1, Commit: 6}
-		}, func(f *fixture) error { return f.checker.Split(f.view, f.rd.Messages, f.rd.Messages, nil) }},
-		{"early", "before the vote is persisted", func(f *fixture) { f.view.Hard.Vote = 2 }, func(f *fixture) error {
-			return f.checker.Split(f.view, f.rd.Messages, f.rd.Messages, nil)
-		}},
+		},
+			func(f *fixture) error {
+				return f.checker.Split(f.view, f.rd.Messages, f.rd.Messages, nil)
+			}},
+		{"early", "before the vote is persisted", func(f *fixture) { f.view.Hard.Vote = 2 },
+			func(f *fixture) error {
+				return f.checker.Split(f.view, f.rd.Messages, f.rd.Messages, nil)
+			}},
 		{"early", "of one who does not lead", (*fixture).follower, func(f *fixture) error {
-			early := []eraftpb.Message{{MsgType: eraftpb.MessageType_MsgAppend, From: 1, To: 2, Term: 3}}
+			early := []eraftpb.Message{
+				{MsgType: eraftpb.MessageType_MsgAppend, From: 1, To: 2, Term: 3},
+			}
 			return f.checker.Split(f.view, early, early, nil)
 		}},
 		{"early", "an answer", nothing, func(f *fixture) error {
-			early := []eraftpb.Message{{MsgType: eraftpb.MessageType_MsgAppendResponse, From: 1, To: 2, Term: 3}}
+			early := []eraftpb.Message{
+				{MsgType: eraftpb.MessageType_MsgAppendResponse, From: 1, To: 2, Term: 3},
+			}
 			return f.checker.Split(f.view, early, early, nil)
 		}},
 		{"split", "twice", nothing, func(f *fixture) error {
 			return f.checker.Split(f.view, f.rd.Messages, f.rd.Messages, f.rd.Messages)
 		}},
-		{"split", "lost", nothing, func(f *fixture) error { return f.checker.Split(f.view, f.rd.Messages, nil, nil) }},
+		{"split", "lost", nothing, func(f *fixture) error {
+			return f.checker.Split(f.view, f.rd.Messages, nil, nil)
+		}},
 		{"split", "another order", nothing, func(f *fixture) error {
 			a, b := f.rd.Messages[0], f.rd.Messages[0]
 			b.To = 3
@@ -237,7 +278,9 @@ func forgedMessages() []forgery {
 		{"sender", "to nobody", func(f *fixture) { f.message().To = 0 }, nil},
 		{"sender", "a term to come", func(f *fixture) { f.message().Term = 4 }, nil},
 		{"sender", "a request handed on to itself", func(f *fixture) {
-			*f.message() = eraftpb.Message{MsgType: eraftpb.MessageType_MsgTransferLeader, From: 2, To: 1}
+			*f.message() = eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgTransferLeader, From: 2, To: 1,
+			}
 		}, nil},
 		{"vote", "for somebody else", func(f *fixture) {
 			f.answer(eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVoteResponse, Term: 3})
@@ -248,13 +291,17 @@ func forgedMessages() []forgery {
 			f.answer(eraftpb.Message{MsgType: eraftpb.MessageType_MsgRequestVote, Term: 4})
 		}, nil},
 		{"ack", "of what is not persisted", func(f *fixture) {
-			f.answer(eraftpb.Message{MsgType: eraftpb.MessageType_MsgAppendResponse, Term: 3, Index: 8})
+			f.answer(eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgAppendResponse, Term: 3, Index: 8,
+			})
 		}, nil},
 		{"append", "entries behind a gap", func(f *fixture) { f.message().Index = 5 }, nil},
 		{"append", "falling terms", func(f *fixture) { f.message().Entries[0].Term = 2 }, nil},
 		{"append", "commit index to come", func(f *fixture) { f.message().Commit = 7 }, nil},
 		{"append", "a heartbeat's as well", func(f *fixture) {
-			*f.message() = eraftpb.Message{MsgType: eraftpb.MessageType_MsgHeartbeat, From: 1, To: 2, Term: 3, Commit: 7}
+			*f.message() = eraftpb.Message{
+				MsgType: eraftpb.MessageType_MsgHeartbeat, From: 1, To: 2, Term: 3, Commit: 7,
+			}
 		}, nil},
 	}
 }

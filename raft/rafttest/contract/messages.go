@@ -48,7 +48,8 @@ func (c *Checker) Split(v View, all, early, late []eraftpb.Message) error {
 
 // same tells messages apart as far as it matters for their order.
 func same(a, b *eraftpb.Message) bool {
-	return a.MsgType == b.MsgType && a.To == b.To && a.Term == b.Term && a.Index == b.Index && a.Round == b.Round
+	return a.MsgType == b.MsgType && a.To == b.To && a.Term == b.Term && a.Index == b.Index &&
+		a.Round == b.Round
 }
 
 func ofLeader(t eraftpb.MessageType) bool {
@@ -87,7 +88,8 @@ func (c *Checker) message(v View, m *eraftpb.Message, last uint64) error {
 		}
 	case eraftpb.MessageType_MsgHeartbeat:
 		if m.Commit > v.Hard.Commit {
-			return broken("append", "heartbeat with commit %d, committed %d", m.Commit, v.Hard.Commit)
+			return broken("append", "heartbeat with commit %d, committed %d", m.Commit,
+				v.Hard.Commit)
 		}
 	case eraftpb.MessageType_MsgAppend:
 		return appendMessage(v, m)
@@ -102,7 +104,8 @@ func appendMessage(v View, m *eraftpb.Message) error {
 	prev := m.LogTerm
 	for i, e := range m.Entries {
 		if e.Index != m.Index+1+uint64(i) || e.Term < prev || e.Term > m.Term {
-			return broken("append", "entry %d of term %d at place %d behind %d/%d", e.Index, e.Term, i, m.Index, m.LogTerm)
+			return broken("append", "entry %d of term %d at place %d behind %d/%d", e.Index, e.Term,
+				i, m.Index, m.LogTerm)
 		}
 		prev = e.Term
 	}

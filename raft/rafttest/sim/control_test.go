@@ -35,11 +35,15 @@ func TestSimNoticesLyingSync(t *testing.T) {
 	expectFound(t, 5, func(p *sim.Profile) { rough(p); p.LyingSync = 0.3 }, "I7")
 }
 
-// TestSimNoticesLostTail is the same without a look at the disks: entries that were acknowledged are
-// gone after a crash (trap B-3), and what comes of it is seen. A leader lacks what was committed, or a
-// state machine has something else; a restarted node is behind its own commit index.
+// TestSimNoticesLostTail is the same without a look at the disks: entries that were acknowledged
+// are gone after a crash (trap B-3), and what comes of it is seen. A leader lacks what was
+// committed, or a state machine has something else; a restarted node is behind its own commit
+// index.
 func TestSimNoticesLostTail(t *testing.T) {
-	expectFound(t, 30, func(p *sim.Profile) { rough(p); p.LostTail = 0.3 }, "lost", "I2", "I3", "I4", "I7")
+	expectFound(t, 30, func(p *sim.Profile) {
+		rough(p)
+		p.LostTail = 0.3
+	}, "lost", "I2", "I3", "I4", "I7")
 }
 
 // TestSimNoticesWipedRejoin: a node without its disk must not come back under its ID (trap B-4). It
@@ -67,18 +71,20 @@ func TestSimReplacesWipedNodes(t *testing.T) {
 	require.Zero(t, sum.BeyondRepair)
 }
 
-// TestSimSwizzles: nodes are cut off one after the other and let back in another order, and messages
-// that waited for them arrive.
+// TestSimSwizzles: nodes are cut off one after the other and let back in another order, and
+// messages that waited for them arrive.
 func TestSimSwizzles(t *testing.T) {
 	for seed := uint64(1); seed <= 20; seed++ {
-		res := sim.Run(seed, sim.Options{Events: events, Profile: func(p *sim.Profile) { p.FaultUS = 60_000 }})
+		res := sim.Run(seed,
+			sim.Options{Events: events, Profile: func(p *sim.Profile) { p.FaultUS = 60_000 }})
 		require.Nil(t, res.Violation, "seed %d", seed)
 		require.Positive(t, res.Counts.Swizzles, "seed %d", seed)
 	}
 }
 
-// TestSimOperationsHaveOneOutcome: proposals end applied, never or unknown; the run itself fails if one
-// ends twice or not at all (I13). Here: all three happen, and nothing takes long once all is well.
+// TestSimOperationsHaveOneOutcome: proposals end applied, never or unknown; the run itself fails if
+// one ends twice or not at all (I13). Here: all three happen, and nothing takes long once all is
+// well.
 func TestSimOperationsHaveOneOutcome(t *testing.T) {
 	var sum sim.Counts
 	for seed := uint64(1); seed <= 60; seed++ {

@@ -201,7 +201,8 @@ func (d *disk) crash(r *rng) {
 func (d *disk) reopen() {
 	d.kvNow = d.kvSynced
 	d.raftNow = d.raftSynced
-	d.raftNow.ents, d.raftNow.hashes = slices.Clone(d.raftSynced.ents), slices.Clone(d.raftSynced.hashes)
+	d.raftNow.ents, d.raftNow.hashes = slices.Clone(d.raftSynced.ents),
+		slices.Clone(d.raftSynced.hashes)
 }
 
 // recover finishes an installation that the crash interrupted: the state machine went first, so if

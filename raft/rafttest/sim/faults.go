@@ -8,7 +8,8 @@ import (
 )
 
 func describe(m *eraftpb.Message) string {
-	s := fmt.Sprintf("%v term=%d index=%d/%d commit=%d", m.MsgType, m.Term, m.Index, m.LogTerm, m.Commit)
+	s := fmt.Sprintf("%v term=%d index=%d/%d commit=%d", m.MsgType, m.Term, m.Index, m.LogTerm,
+		m.Commit)
 	if len(m.Entries) > 0 {
 		s += fmt.Sprintf(" entries=[%d..%d]", m.Entries[0].Index, m.Entries[len(m.Entries)-1].Index)
 	}
@@ -92,12 +93,13 @@ func (w *World) propose(n *node) {
 	}
 }
 
-// readWithoutProof is planted bug B6: who thinks it leads answers reads from what it has, which costs
-// nothing, so that every client does it.
+// readWithoutProof is planted bug B6: who thinks it leads answers reads from what it has, which
+// costs nothing, so that every client does it.
 func (w *World) readWithoutProof() {
 	for _, n := range w.free() {
 		if n.rn.State() == stateLeader && n.rn.Committed() < w.oracle.committed {
-			w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(), w.oracle.committed)
+			w.fail("I10", "node %d reads at %d, %d is committed", n.id, n.rn.Committed(),
+				w.oracle.committed)
 		}
 	}
 }
@@ -161,13 +163,16 @@ func (w *World) changeMembers(n *node) {
 	total := len(cs.Nodes) + len(cs.Learners)
 	switch k := w.rng.Intn(10); {
 	case k < 3 && len(cs.Learners) > 0:
-		cc.ChangeType, cc.NodeId = eraftpb.ConfChangeType_AddNode, cs.Learners[w.rng.Intn(len(cs.Learners))]
+		cc.ChangeType, cc.NodeId = eraftpb.ConfChangeType_AddNode,
+			cs.Learners[w.rng.Intn(len(cs.Learners))]
 	case k < 6 && total < 6 && len(w.nodes) < maxNodes-1:
-		cc.ChangeType = pick(&w.rng, eraftpb.ConfChangeType_AddNode, eraftpb.ConfChangeType_AddLearnerNode)
+		cc.ChangeType = pick(&w.rng, eraftpb.ConfChangeType_AddNode,
+			eraftpb.ConfChangeType_AddLearnerNode)
 		cc.NodeId = w.newMember(n)
 	case k == 6:
 		// Again: adding who is there, removing who is not.
-		cc.ChangeType = pick(&w.rng, eraftpb.ConfChangeType_AddNode, eraftpb.ConfChangeType_AddLearnerNode)
+		cc.ChangeType = pick(&w.rng, eraftpb.ConfChangeType_AddNode,
+			eraftpb.ConfChangeType_AddLearnerNode)
 		cc.NodeId = cs.Nodes[w.rng.Intn(len(cs.Nodes))]
 	case total > 1:
 		all := slices.Concat(cs.Nodes, cs.Learners)
@@ -200,8 +205,8 @@ func (w *World) proposeChange(n *node, change eraftpb.ConfChangeType, member uin
 	}
 }
 
-// newMember returns an empty node that is nobody's member: one whose adding failed, or a new one. An
-// ID is never used again once its node was a member.
+// newMember returns an empty node that is nobody's member: one whose adding failed, or a new one.
+// An ID is never used again once its node was a member.
 func (w *World) newMember(leader *node) uint64 {
 	for _, n := range w.nodes[1:] {
 		if n.alive && n.disk.kvNow.applied == 0 && !slices.Contains(leader.members().Nodes, n.id) &&

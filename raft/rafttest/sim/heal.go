@@ -13,7 +13,8 @@ type recovery struct {
 	// timeout is the longest election timeout by the slowest clock that there was.
 	timeout int64
 	start   int64
-	// moved is when the group made progress last, sum what it had then, confs how many conf changes.
+	// moved is when the group made progress last, sum what it had then, confs how many conf
+	// changes.
 	moved int64
 	sum   uint64
 	confs int
@@ -23,8 +24,8 @@ type recovery struct {
 	askedTerm uint64
 }
 
-// heal ends all mishaps after which the group must recover: a leader, every member up to date with it,
-// every operation answered, and then silence but for heartbeats.
+// heal ends all mishaps after which the group must recover: a leader, every member up to date with
+// it, every operation answered, and then silence but for heartbeats.
 func (w *World) heal() {
 	w.healing = true
 	w.healLinks()
@@ -33,8 +34,9 @@ func (w *World) heal() {
 	w.dropPlans()
 	w.collect()
 	for _, n := range w.nodes[1:] {
-		// Nothing is promised while one clock runs several times as fast as another: without pre-vote, a
-		// node that has missed many conf changes can then stay ahead of the only possible leader's term.
+		// Nothing is promised while one clock runs several times as fast as another: without
+		// pre-vote, a node that has missed many conf changes can then stay ahead of the only
+		// possible leader's term.
 		n.period = tickUS
 		n.disk.failing, n.disk.unavailable = false, false
 		switch {
@@ -50,8 +52,8 @@ func (w *World) heal() {
 		w: w, timeout: 2 * int64(w.prof.ElectionTick) * slowest, start: w.now, moved: w.now,
 		sum: w.progress(), confs: len(w.oracle.confs),
 	}
-	// Catching up may take long where the profile allows one entry a message: what may not be long is
-	// the time without progress.
+	// Catching up may take long where the profile allows one entry a message: what may not be long
+	// is the time without progress.
 	for w.now < r.moved+30*r.timeout && w.violation == nil && len(w.heap) > 0 {
 		w.dispatch()
 		if r.step() {
@@ -111,7 +113,8 @@ func (r *recovery) checkHang(lead *node) {
 	}
 	r.w.oracle.counts.MaxHangUS = max(r.w.oracle.counts.MaxHangUS, r.w.now-r.askedAt)
 	if r.w.now > r.askedAt+r.w.patience() {
-		r.w.fail("I13", "leader %d: no outcome %d election timeouts after healing: %s", lead.id, hangTimeouts, r.w.state())
+		r.w.fail("I13", "leader %d: no outcome %d election timeouts after healing: %s", lead.id,
+			hangTimeouts, r.w.state())
 	}
 }
 
@@ -155,14 +158,17 @@ func (w *World) theLeader() *node {
 }
 
 func (w *World) converged(lead *node) bool {
-	if lead.removed || lead.rn.Applied() != lead.rn.LastIndex() || len(lead.props)+len(lead.reads) > 0 {
+	if lead.removed || lead.rn.Applied() != lead.rn.LastIndex() ||
+		len(lead.props)+len(lead.reads) > 0 {
 		return false
 	}
 	ok := true
 	lead.rn.VisitProgress(func(id uint64, pr raft.Progress) {
 		n := w.nodes[id]
 		same := n.alive && n.rn.Term() == lead.rn.Term() && n.rn.Applied() == lead.rn.Applied()
-		if !same || id != lead.id && (pr.State != raft.ProgressReplicate || pr.Match != lead.rn.LastIndex()) {
+		if !same ||
+			id != lead.id &&
+				(pr.State != raft.ProgressReplicate || pr.Match != lead.rn.LastIndex()) {
 			ok = false
 		}
 	})
@@ -182,7 +188,8 @@ func (w *World) idle(timeout int64) {
 		w.dispatch()
 	}
 	// Without check-quorum a removed node that does not know it may depose a leader (thesis 4.2.3).
-	calm := w.prof.RateHi < 2 && w.prof.Transfer == 0 && (w.prof.CheckQuorum || w.prof.ConfChange == 0)
+	calm := w.prof.RateHi < 2 && w.prof.Transfer == 0 &&
+		(w.prof.CheckQuorum || w.prof.ConfChange == 0)
 	if w.violation == nil && w.theLeader() != lead && calm {
 		w.fail("I14", "the leader changed when nothing happened")
 	}
@@ -206,8 +213,10 @@ func (w *World) state() (detail string) {
 	for _, n := range w.nodes[1:] {
 		if n.alive {
 			st := n.rn.Status()
-			detail += fmt.Sprintf("\n  node %d %v term=%d lead=%d applied=%d commit=%d log=[%d,%d] props=%d",
-				n.id, st.State, st.Term, st.Lead, st.Applied, st.Commit, st.FirstIndex, st.LastIndex, len(n.props))
+			detail += fmt.Sprintf(
+				"\n  node %d %v term=%d lead=%d applied=%d commit=%d log=[%d,%d] props=%d",
+				n.id, st.State, st.Term, st.Lead, st.Applied, st.Commit, st.FirstIndex,
+				st.LastIndex, len(n.props))
 			if st.State == stateLeader {
 				n.rn.VisitProgress(func(id uint64, pr raft.Progress) {
 					detail += fmt.Sprintf("\n    %d: %v", id, &pr)

@@ -105,7 +105,8 @@ func (n *node) boot() {
 		MaxSizePerMsg: p.MaxSizePerMsg, MaxInflightMsgs: p.MaxInflightMsgs,
 		MaxInflightBytes: p.MaxInflightBytes, MaxUncommittedBytes: p.MaxUncommitted,
 		MaxCommittedBytesPerReady: p.MaxCommittedPerReady,
-		AckOnPersist:              p.Production, AsyncApply: p.Production, UnstableOnly: p.Production,
+		AckOnPersist:              p.Production, AsyncApply: p.Production,
+		UnstableOnly:  p.Production,
 		LazyCommit:    p.Production,
 		LogCacheBytes: p.LogCacheBytes,
 	}
@@ -231,14 +232,16 @@ func (n *node) step(in input) {
 			n.w.trace("%d -> %d %v", in.msg.From, n.id, describe(in.msg))
 		}
 		if hashMessage(in.msg) != in.hash {
-			n.w.fail("I12", "a %v from %d to %d changed on its way", in.msg.MsgType, in.msg.From, n.id)
+			n.w.fail("I12", "a %v from %d to %d changed on its way", in.msg.MsgType, in.msg.From,
+				n.id)
 			return
 		}
 		if err := n.rn.Step(*in.msg); err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) {
 			n.w.fail("step", "node %d refuses a %v: %v", n.id, in.msg.MsgType, err)
 		}
 		if lost := n.rn.Lost(); lost > 0 {
-			n.w.fail("lost", "node %d is said to have acknowledged %d, its log ends at %d", n.id, lost, n.rn.LastIndex())
+			n.w.fail("lost", "node %d is said to have acknowledged %d, its log ends at %d", n.id,
+				lost, n.rn.LastIndex())
 		}
 	}
 	n.noteRound()
@@ -249,7 +252,8 @@ const flushTicks = 16
 
 func (n *node) tick() {
 	if n.idleLimit && n.sentThisTick > 50 {
-		n.w.fail("I14", "node %d sends %d messages a tick when nothing happens", n.id, n.sentThisTick)
+		n.w.fail("I14", "node %d sends %d messages a tick when nothing happens", n.id,
+			n.sentThisTick)
 	}
 	n.sentThisTick = 0
 	if n.w.rng.Intn(flushTicks) == 0 {
@@ -263,9 +267,9 @@ func (n *node) tick() {
 	}
 }
 
-// linger ends a removed node soon: the leader that told it has the removal on disk. A leader that removed
-// itself stays until a voter that stays has, and a majority of them has heard of it: until then its
-// answers to votes may be the only way to learn of it (trap C3).
+// linger ends a removed node soon: the leader that told it has the removal on disk. A leader that
+// removed itself stays until a voter that stays has, and a majority of them has heard of it: until
+// then its answers to votes may be the only way to learn of it (trap C3).
 func (n *node) linger() {
 	known := true
 	if n.removedBySelf {
@@ -448,7 +452,8 @@ func (n *node) checkConfChanges(ents []eraftpb.Entry) {
 		log := &n.disk.raftNow
 		for j := max(n.rn.Applied(), log.trunc) + 1; j < e.Index && j <= log.last(); j++ {
 			if log.ents[j-log.trunc-1].EntryType == eraftpb.EntryType_EntryConfChange {
-				n.w.fail("I8", "leader %d appends conf change %d, %d is not applied", n.id, e.Index, j)
+				n.w.fail("I8", "leader %d appends conf change %d, %d is not applied", n.id, e.Index,
+					j)
 			}
 		}
 	}
@@ -458,10 +463,12 @@ func (n *node) checkConfChanges(ents []eraftpb.Entry) {
 func (n *node) writeSnapshot(s *eraftpb.Snapshot) bool {
 	meta := s.Metadata
 	kv := kvState{
-		applied: meta.Index, term: meta.Term, hash: getUint64(s.Data), conf: cloneConf(*meta.ConfState),
+		applied: meta.Index, term: meta.Term, hash: getUint64(s.Data),
+		conf: cloneConf(*meta.ConfState),
 	}
 	if kv.applied <= n.disk.kvNow.applied {
-		n.w.fail("I9", "node %d: snapshot %d takes back applied %d", n.id, kv.applied, n.disk.kvNow.applied)
+		n.w.fail("I9", "node %d: snapshot %d takes back applied %d", n.id, kv.applied,
+			n.disk.kvNow.applied)
 		return false
 	}
 	n.w.trace("node %d installs snapshot %d", n.id, kv.applied)
@@ -508,7 +515,8 @@ func (n *node) persisted() {
 	n.checkReads()
 	if len(rd.CommittedEntries) > 0 {
 		if n.w.prof.Production {
-			n.applyQ = append(n.applyQ, applyBatch{rd.CommittedEntries, hashEntries(rd.CommittedEntries)})
+			n.applyQ = append(n.applyQ,
+				applyBatch{rd.CommittedEntries, hashEntries(rd.CommittedEntries)})
 			n.planApply()
 		} else {
 			n.apply(rd.CommittedEntries)

@@ -130,7 +130,8 @@ func (w *World) sawLog(n *node, prev uint64, ents []eraftpb.Entry) []uint64 {
 		case at < 0:
 			w.oracle.logs[e.Index] = append(known, termHash{e.Term, prev})
 		case known[at].hash != prev:
-			w.fail("I2", "node %d: entry %d of term %d differs from another node's", n.id, e.Index, e.Term)
+			w.fail("I2", "node %d: entry %d of term %d differs from another node's", n.id, e.Index,
+				e.Term)
 		}
 	}
 	return hashes
@@ -165,7 +166,8 @@ func (w *World) sawCommit(n *node) {
 	hash, ok := n.disk.raftNow.hashAt(commit)
 	if !ok {
 		if commit > n.disk.raftNow.last() {
-			w.fail("I5", "node %d: commit %d is above its log %d", n.id, commit, n.disk.raftNow.last())
+			w.fail("I5", "node %d: commit %d is above its log %d", n.id, commit,
+				n.disk.raftNow.last())
 		}
 		return
 	}
@@ -182,9 +184,10 @@ func (w *World) checkDurable(n *node, commit, hash uint64) {
 	voters, have := 0, 0
 	n.visitVoters(func(id uint64) {
 		voters++
-		// What a node acknowledged before it lost its disk counts: without it there is no quorum that
-		// knows nothing of the entry.
-		if o := w.nodes[id]; o.disk.raftSynced.contains(commit, hash) || o.wiped && o.hadSynced.contains(commit, hash) {
+		// What a node acknowledged before it lost its disk counts: without it there is no quorum
+		// that knows nothing of the entry.
+		if o := w.nodes[id]; o.disk.raftSynced.contains(commit, hash) ||
+			o.wiped && o.hadSynced.contains(commit, hash) {
 			have++
 		}
 	})

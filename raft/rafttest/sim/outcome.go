@@ -17,8 +17,8 @@ type proposal struct {
 // read waits for its ReadState, from the leader of a term.
 type read struct{ id, need, term uint64 }
 
-// fate is what became of a proposal: the index it was applied at by anybody, and whether its node has
-// said that this will never happen.
+// fate is what became of a proposal: the index it was applied at by anybody, and whether its node
+// has said that this will never happen.
 type fate struct {
 	index   uint64
 	refused bool
@@ -62,7 +62,8 @@ func (w *World) sawEntry(e *eraftpb.Entry) {
 	case f.index != 0:
 		w.fail("I13", "proposal %d is applied at %d and at %d", id, f.index, e.Index)
 	case f.refused:
-		w.fail("I13", "proposal %d is applied at %d, and was answered as never applied", id, e.Index)
+		w.fail("I13", "proposal %d is applied at %d, and was answered as never applied", id,
+			e.Index)
 	}
 	f.index = e.Index
 }
@@ -81,7 +82,8 @@ func (n *node) answer(e *eraftpb.Entry) {
 		if p.term == e.Term {
 			c.OutcomeApplied++
 			if idOf(e) != p.id {
-				n.w.fail("I13", "node %d: proposal %d waits for %d, where %d is", n.id, p.id, e.Index, idOf(e))
+				n.w.fail("I13", "node %d: proposal %d waits for %d, where %d is", n.id, p.id,
+					e.Index, idOf(e))
 			}
 			return true
 		}
@@ -89,7 +91,8 @@ func (n *node) answer(e *eraftpb.Entry) {
 		f := &n.w.oracle.fates[p.id]
 		f.refused = true
 		if f.index != 0 {
-			n.w.fail("I13", "proposal %d was answered as never applied, and was applied at %d", p.id, f.index)
+			n.w.fail("I13", "proposal %d was answered as never applied, and was applied at %d",
+				p.id, f.index)
 		}
 		return true
 	})
@@ -102,8 +105,8 @@ func (n *node) loseProposals(upTo uint64) {
 	n.w.oracle.counts.OutcomeUnknown += before - len(n.props)
 }
 
-// expireProposals gives up those of terms that the node no longer leads, some time afterwards. Those
-// of a leader in office have no deadline: raft must give them an outcome.
+// expireProposals gives up those of terms that the node no longer leads, some time afterwards.
+// Those of a leader in office have no deadline: raft must give them an outcome.
 func (n *node) expireProposals() {
 	if len(n.props) == 0 {
 		return
@@ -129,7 +132,8 @@ func (w *World) patience() int64 {
 
 // noteTransfer notes the start, the replacement and the end of a transfer.
 func (n *node) noteTransfer() {
-	if target, term := n.rn.LeadTransferee(), n.rn.Term(); target != n.transferTo || term != n.transferTerm {
+	if target, term := n.rn.LeadTransferee(),
+		n.rn.Term(); target != n.transferTo || term != n.transferTerm {
 		n.transferTo, n.transferTerm, n.transferTicks = target, term, 0
 	}
 }
@@ -142,7 +146,8 @@ func (n *node) checkTransfer() {
 		return
 	}
 	if n.transferTicks++; n.transferTicks > n.w.prof.ElectionTick {
-		n.w.fail("I13", "node %d has been handing over to %d for %d ticks", n.id, n.transferTo, n.transferTicks)
+		n.w.fail("I13", "node %d has been handing over to %d for %d ticks", n.id, n.transferTo,
+			n.transferTicks)
 	}
 }
 
@@ -161,7 +166,8 @@ func (n *node) checkReads() {
 func (w *World) checkOutcomes() {
 	for _, n := range w.nodes[1:] {
 		if n.alive && len(n.props)+len(n.reads) > 0 {
-			w.fail("I13", "node %d: %d proposals and %d reads have no outcome", n.id, len(n.props), len(n.reads))
+			w.fail("I13", "node %d: %d proposals and %d reads have no outcome", n.id, len(n.props),
+				len(n.reads))
 		}
 	}
 	c := &w.oracle.counts

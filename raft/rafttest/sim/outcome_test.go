@@ -8,7 +8,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
 )
 
-// TestOutcomeChecksBite: each way in which an operation can have no outcome, or two, is a violation.
+// TestOutcomeChecksBite: each way in which an operation can have no outcome, or two, is a
+// violation.
 func TestOutcomeChecksBite(t *testing.T) {
 	entry := func(id, index, term uint64) *eraftpb.Entry {
 		return &eraftpb.Entry{Index: index, Term: term, Data: putUint64(nil, id)}

@@ -18,7 +18,8 @@ func TestSimFindsPlantedBugs(t *testing.T) {
 		bug    string
 		within uint64
 	}{
-		{"B1", 300}, {"B3", 100}, {"B4", 30}, {"B5", 10}, {"B6", 30}, {"B7", 100}, {"B8", 20}, {"B18", 150},
+		{"B1", 300}, {"B3", 100}, {"B4", 30}, {"B5", 10}, {"B6", 30}, {"B7", 100}, {"B8", 20},
+		{"B18", 150},
 	} {
 		t.Run(tc.bug, func(t *testing.T) {
 			sim.Plant(tc.bug)

@@ -9,8 +9,8 @@ type Profile struct {
 	Voters   int
 	Learners int
 
-	// Production: AckOnPersist, AsyncApply, UnstableOnly, LazyCommit as the raftstore sets them. Else the
-	// course's contract.
+	// Production: AckOnPersist, AsyncApply, UnstableOnly, LazyCommit as the raftstore sets them.
+	// Else the course's contract.
 	Production           bool
 	PreVote, CheckQuorum bool
 	ElectionTick         int
@@ -54,8 +54,8 @@ type Profile struct {
 	Wipe float64
 
 	// These break what raft rests on. No seed draws them: they are for tests which show that the
-	// invariants notice. LyingSync is the chance that a sync does nothing, LostTail that a crash takes
-	// entries that were synced. WipedRejoin lets a wiped node come back under its ID.
+	// invariants notice. LyingSync is the chance that a sync does nothing, LostTail that a crash
+	// takes entries that were synced. WipedRejoin lets a wiped node come back under its ID.
 	LyingSync, LostTail float64
 	WipedRejoin         bool
 
@@ -159,8 +159,8 @@ func drawClocks(p *Profile, r *rng) {
 	}
 }
 
-// storm is the weather that finds forgotten promises: few nodes, so that one of them matters, always
-// crashing and soon back, with elections all the time.
+// storm is the weather that finds forgotten promises: few nodes, so that one of them matters,
+// always crashing and soon back, with elections all the time.
 func storm(p *Profile, r *rng) {
 	p.Name, p.Voters, p.Learners = "storm", 3, 0
 	p.PreVote, p.CheckQuorum, p.Lease = false, false, false
@@ -171,8 +171,8 @@ func storm(p *Profile, r *rng) {
 	p.RateLo, p.RateHi = 1, 1
 }
 
-// exodus is the weather for what depends on the members: they change all the time, some nodes learn of
-// it late, and the network falls apart along the line between the old ones and the new ones.
+// exodus is the weather for what depends on the members: they change all the time, some nodes learn
+// of it late, and the network falls apart along the line between the old ones and the new ones.
 func exodus(p *Profile, r *rng) {
 	p.Name, p.Voters, p.Learners, p.Production = "exodus", r.between(2, 4), 0, true
 	p.PreVote, p.CheckQuorum, p.Lease = false, false, false
@@ -184,9 +184,12 @@ func exodus(p *Profile, r *rng) {
 }
 
 func (p Profile) String() string {
-	return fmt.Sprintf("%s voters=%d learners=%d production=%v prevote=%v checkquorum=%v loss=%.2f "+
-		"dup=%.2f delay=%d/%dus crash=%.3f sync=%dus apply=%dus confchange=%.2f transfer=%.3f "+
-		"slow-apply=%.1f/%dus compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v wipe=%.1f", p.Name, p.Voters, p.Learners, p.Production,
+	return fmt.Sprintf(
+		"%s voters=%d learners=%d production=%v prevote=%v checkquorum=%v loss=%.2f "+
+			"dup=%.2f delay=%d/%dus crash=%.3f sync=%dus apply=%dus confchange=%.2f transfer=%.3f "+
+			"slow-apply=%.1f/%dus compact=%.2f read=%.1f rates=%.2f-%.2f lease=%v wipe=%.1f",
+		p.Name, p.Voters, p.Learners, p.Production,
 		p.PreVote, p.CheckQuorum, p.Loss, p.Dup, p.DelayUS, p.TailUS, p.CrashPerReady, p.SyncUS,
-		p.ApplyUS, p.ConfChange, p.Transfer, p.SlowApply, p.SlowApplyUS, p.Compact, p.Read, p.RateLo, p.RateHi, p.Lease, p.Wipe)
+		p.ApplyUS, p.ConfChange, p.Transfer, p.SlowApply, p.SlowApplyUS, p.Compact, p.Read,
+		p.RateLo, p.RateHi, p.Lease, p.Wipe)
 }

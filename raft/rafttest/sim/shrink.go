@@ -78,7 +78,8 @@ func (c Cut) String() string {
 	return strings.Join(parts, ",")
 }
 
-// ParseCut reads names of weathers and spans, c3-7 of commands and f3-7 of faults, parted by commas.
+// ParseCut reads names of weathers and spans, c3-7 of commands and f3-7 of faults, parted by
+// commas.
 func ParseCut(text string) (c Cut, err error) {
 	for _, part := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' }) {
 		if slices.ContainsFunc(Weathers, func(w Weather) bool { return w.Name == part }) {
@@ -107,9 +108,9 @@ type shrinker struct {
 }
 
 // Shrink plays a seed that fails, and then smaller runs of it as long as there are tries: shorter
-// ones, with parts of the weather left out, with commands and faults left out by halves, quarters and
-// so on. It returns the smallest that breaks the same invariant, with the options that replay it, and
-// the result of the whole run if that breaks none.
+// ones, with parts of the weather left out, with commands and faults left out by halves, quarters
+// and so on. It returns the smallest that breaks the same invariant, with the options that replay
+// it, and the result of the whole run if that breaks none.
 func Shrink(seed uint64, opt Options, tries int) (Result, Options) {
 	s := &shrinker{seed: seed, opt: opt, tries: tries}
 	s.best = Run(seed, opt)
@@ -136,7 +137,8 @@ func (s *shrinker) try(opt Options) bool {
 	}
 	s.tries--
 	res := Run(s.seed, opt)
-	if res.Violation == nil || res.Violation.Invariant != s.best.Violation.Invariant || res.Size() > s.best.Size() {
+	if res.Violation == nil || res.Violation.Invariant != s.best.Violation.Invariant ||
+		res.Size() > s.best.Size() {
 		return false
 	}
 	s.best, s.opt = res, opt

@@ -9,9 +9,10 @@ import (
 	"github.com/tinykv/tinykv/raft/rafttest/sim"
 )
 
-// TestSimShrinks: of a run that fails a much smaller one is found that fails in the same way, and it
-// is found again by what the command line says. The failure is a disk that loses what was synced. Not
-// every run hangs on a few of its events: one of the first four must shrink to less than half.
+// TestSimShrinks: of a run that fails a much smaller one is found that fails in the same way, and
+// it is found again by what the command line says. The failure is a disk that loses what was
+// synced. Not every run hangs on a few of its events: one of the first four must shrink to less
+// than half.
 func TestSimShrinks(t *testing.T) {
 	opt := sim.Options{Events: events, Profile: func(p *sim.Profile) { rough(p); p.LostTail = 0.3 }}
 	var whole, small sim.Result
@@ -29,14 +30,17 @@ func TestSimShrinks(t *testing.T) {
 		}
 	}
 	require.NotNil(t, small.Violation, "no seed fails")
-	require.Less(t, 2*small.Size(), whole.Size(), "from %d events to %d", whole.Events, small.Events)
+	require.Less(t, 2*small.Size(), whole.Size(), "from %d events to %d", whole.Events,
+		small.Events)
 
 	again, err := sim.ParseCut(cut.Cut.String())
 	require.NoError(t, err)
 	replay := sim.Options{Events: cut.Events, Profile: opt.Profile, Cut: again}
 	require.Equal(t, small, sim.Run(whole.Seed, replay))
-	t.Logf("%d events, %d commands, %d faults; smallest: %d events, %d commands, %d faults: %s", whole.Events,
-		whole.Commands, whole.Faults, small.Events, small.Commands, small.Faults, sim.ReplayCommand(whole.Seed, replay))
+	t.Logf("%d events, %d commands, %d faults; smallest: %d events, %d commands, %d faults: %s",
+		whole.Events,
+		whole.Commands, whole.Faults, small.Events, small.Commands, small.Faults,
+		sim.ReplayCommand(whole.Seed, replay))
 }
 
 // TestSimShrinkLeavesGoodRunsAlone: where nothing fails there is nothing to look for.
@@ -48,8 +52,8 @@ func TestSimShrinkLeavesGoodRunsAlone(t *testing.T) {
 	require.Empty(t, left.Cut.String())
 }
 
-// TestSimDroppedCommandsAreNotCarriedOut: a cut leaves out what it names and nothing else, and reads as
-// it is written.
+// TestSimDroppedCommandsAreNotCarriedOut: a cut leaves out what it names and nothing else, and
+// reads as it is written.
 func TestSimDroppedCommandsAreNotCarriedOut(t *testing.T) {
 	whole := sim.Run(3, sim.Options{Events: 4000})
 	require.Greater(t, whole.Commands, 20)

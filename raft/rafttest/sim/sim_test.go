@@ -112,8 +112,8 @@ func TestSimLeaseNeedsGoodClocks(t *testing.T) {
 	t.Fatal("300 seeds with clocks ten times apart, and every lease read was right")
 }
 
-// TestSimRegressions keeps the seeds that found something, with what it was. Most of what they found
-// depends on the draws that came before, so a seed may show something else today.
+// TestSimRegressions keeps the seeds that found something, with what it was. Most of what they
+// found depends on the draws that came before, so a seed may show something else today.
 func TestSimRegressions(t *testing.T) {
 	for _, tc := range []struct {
 		seed uint64
@@ -124,7 +124,10 @@ func TestSimRegressions(t *testing.T) {
 		{269, "the same, with learners"},
 		{307, "every rejection of a window of overtaken appends started the window over"},
 		{327, "the same, at four million messages"},
-		{3272, "a removed voter ended when a learner knew of it, and the other voter forgot the commit in a crash"},
+		{
+			3272,
+			"a removed voter ended when a learner knew of it, and the other voter forgot the commit in a crash",
+		},
 		{600036, "a disk was lost while those who stay did not know of the last conf change"},
 		{529, "a new node's pre-vote refusal has term 0 and was refused itself"},
 	} {

@@ -4,8 +4,8 @@ package sim
 const maxHeld = 5000
 
 // swizzle cuts a random part of the nodes off, one after the other, and lets them back in another
-// order. What is sent meanwhile is lost, or held back and delivered on the return as by a connection
-// that stalls: then the messages of several leaders arrive together.
+// order. What is sent meanwhile is lost, or held back and delivered on the return as by a
+// connection that stalls: then the messages of several leaders arrive together.
 func (w *World) swizzle() {
 	ids := make([]uint64, 0, len(w.nodes))
 	for id := range w.nodes[1:] {

@@ -2,9 +2,9 @@ package sim
 
 import "slices"
 
-// wipe takes a node's whole disk. It never comes back under its ID: it is removed, and an empty node
-// with another ID is added (duty 7 in doc.go, traps B-3 and B-4). Only where the group can do without
-// it, as its operator would have to see to.
+// wipe takes a node's whole disk. It never comes back under its ID: it is removed, and an empty
+// node with another ID is added (duty 7 in doc.go, traps B-3 and B-4). Only where the group can do
+// without it, as its operator would have to see to.
 func (w *World) wipe(n *node) {
 	if !w.mayWipe(n) {
 		return
@@ -24,12 +24,13 @@ func (w *World) wipe(n *node) {
 	n.wiped, n.destroyed = true, true
 }
 
-// mayWipe: no other member is lost, enough voters are left, and they all know how many are enough: no
-// conf change is under way, and none is news to anybody who stays.
+// mayWipe: no other member is lost, enough voters are left, and they all know how many are enough:
+// no conf change is under way, and none is news to anybody who stays.
 func (w *World) mayWipe(n *node) bool {
 	last := w.oracle.confs[len(w.oracle.confs)-1]
 	member := slices.Contains(last.conf.Nodes, n.id) || slices.Contains(last.conf.Learners, n.id)
-	if !member || n.destroyed || w.missing > 0 || len(last.conf.Nodes) < 3 || len(w.nodes) > maxNodes-4 {
+	if !member || n.destroyed || w.missing > 0 || len(last.conf.Nodes) < 3 ||
+		len(w.nodes) > maxNodes-4 {
 		return false
 	}
 	for _, o := range w.nodes[1:] {
@@ -49,8 +50,8 @@ func (w *World) mayWipe(n *node) bool {
 	return true
 }
 
-// repair is what a placement service does about a lost disk: the node's removal first, as with it the
-// majority is smaller, then another one's adding. It says whether there is something to do.
+// repair is what a placement service does about a lost disk: the node's removal first, as with it
+// the majority is smaller, then another one's adding. It says whether there is something to do.
 func (w *World) repair(lead *node) bool {
 	if w.missing == 0 || w.prof.WipedRejoin || lead.rn.State() != stateLeader {
 		return false

@@ -82,8 +82,8 @@ type World struct {
 	clogged  [maxNodes]bool
 	held     []event
 	holdBack bool
-	// missing counts members that lost their disk and were not replaced, replacement is the ID of who
-	// is to come for one.
+	// missing counts members that lost their disk and were not replaced, replacement is the ID of
+	// who is to come for one.
 	missing     int
 	replacement uint64
 
@@ -287,8 +287,8 @@ func (w *World) dispatch() {
 	}
 }
 
-// act does something that has a number, and draws from a source of its own: what one does, or that it
-// is left out, does not change what the others want to do.
+// act does something that has a number, and draws from a source of its own: what one does, or that
+// it is left out, does not change what the others want to do.
 func (w *World) act(fault bool, number *int, do func()) {
 	n, kind := *number, 0
 	*number++
@@ -361,7 +361,9 @@ func (w *World) reportSnapshot(from *node, to uint64, ok bool) {
 	if ok {
 		v |= 1
 	}
-	w.plan(event{at: w.now + w.delay(true), kind: evReport, node: from.id, epoch: from.epoch, hash: v})
+	w.plan(event{
+		at: w.now + w.delay(true), kind: evReport, node: from.id, epoch: from.epoch, hash: v,
+	})
 }
 
 // checkMessage looks at what leaves a node: votes (I6) and sizes (I15).
@@ -384,7 +386,8 @@ func (w *World) checkMessage(from *node, m *eraftpb.Message) {
 			size += uint64(e.Size())
 		}
 		if size > w.prof.MaxSizePerMsg {
-			w.fail("I15", "node %d sends %d bytes of entries, limit %d", from.id, size, w.prof.MaxSizePerMsg)
+			w.fail("I15", "node %d sends %d bytes of entries, limit %d", from.id, size,
+				w.prof.MaxSizePerMsg)
 		}
 	}
 }

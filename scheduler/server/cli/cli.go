@@ -24,7 +24,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/config"
 )
 
-// instanceEnv is how a program that starts tinyscheduler gives it the name that it shows in its answers.
+// instanceEnv is how a program that starts tinyscheduler gives it the name that it shows in its
+// answers.
 const instanceEnv = "TINYKV_INSTANCE"
 
 type flags struct {
@@ -43,25 +44,36 @@ func newFlags() *flags {
 	s.SetOutput(io.Discard)
 	s.StringVar(&v.Name, "name", "", "name of this member (default pd-<hostname>)")
 	s.StringVar(&v.DataDir, "data-dir", "", "data directory (default default.<name>)")
-	s.StringVar(&v.ClientUrls, "client-urls", "", "URLs to serve clients on (default http://127.0.0.1:2379)")
-	s.StringVar(&v.AdvertiseClientUrls, "advertise-client-urls", "", "URLs told to clients (default client-urls)")
-	s.StringVar(&v.PeerUrls, "peer-urls", "", "URLs to serve other members on (default http://127.0.0.1:2380)")
-	s.StringVar(&v.AdvertisePeerUrls, "advertise-peer-urls", "", "URLs told to other members (default peer-urls)")
-	s.StringVar(&v.InitialCluster, "initial-cluster", "", "all members of a new cluster: name=peer-url,...")
+	s.StringVar(&v.ClientUrls, "client-urls", "",
+		"URLs to serve clients on (default http://127.0.0.1:2379)")
+	s.StringVar(&v.AdvertiseClientUrls, "advertise-client-urls", "",
+		"URLs told to clients (default client-urls)")
+	s.StringVar(&v.PeerUrls, "peer-urls", "",
+		"URLs to serve other members on (default http://127.0.0.1:2380)")
+	s.StringVar(&v.AdvertisePeerUrls, "advertise-peer-urls", "",
+		"URLs told to other members (default peer-urls)")
+	s.StringVar(&v.InitialCluster, "initial-cluster", "",
+		"all members of a new cluster: name=peer-url,...")
 	s.StringVar(&v.Join, "join", "", "client URLs of a running cluster to join")
-	s.StringVar(&v.Mode, "mode", "", "what a new cluster holds: raw keys or txn (transactions) (default raw)")
+	s.StringVar(&v.Mode, "mode", "",
+		"what a new cluster holds: raw keys or txn (transactions) (default raw)")
 	s.StringVar(&f.configFile, "config", "", "TOML configuration file")
 	s.BoolVar(&f.check, "config-check", false, "check the configuration and exit")
-	s.BoolVar(&f.sample, "print-sample-config", false, "print a configuration file with all defaults and exit")
-	s.StringVarP(&v.LogLevel, "log-level", "L", "", "debug, info, warn, error or fatal (default info)")
+	s.BoolVar(&f.sample, "print-sample-config", false,
+		"print a configuration file with all defaults and exit")
+	s.StringVarP(&v.LogLevel, "log-level", "L", "",
+		"debug, info, warn, error or fatal (default info)")
 	s.StringVar(&v.LogFile, "log-file", "", "log file (default standard error)")
 	s.StringVar(&v.Log.Format, "log-format", "", "text or json (default text)")
 	s.StringVar(&v.Security.CACertPath, "cacert", "", "file of the CA certificates for TLS")
 	s.StringVar(&v.Security.CertPath, "cert", "", "file of the certificate for TLS")
 	s.StringVar(&v.Security.KeyPath, "key", "", "file of the private key for TLS")
-	s.BoolVar(&v.Security.Insecure, "insecure", false, "accept that other machines are served without TLS")
-	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false, "start a new cluster of one member from this data directory")
-	s.StringVar(&v.Recover, "recover", "", "file of tinyctl recover scheduler: take over a cluster whose placement service is lost")
+	s.BoolVar(&v.Security.Insecure, "insecure", false,
+		"accept that other machines are served without TLS")
+	s.BoolVar(&v.ForceNewCluster, "force-new-cluster", false,
+		"start a new cluster of one member from this data directory")
+	s.StringVar(&v.Recover, "recover", "",
+		"file of tinyctl recover scheduler: take over a cluster whose placement service is lost")
 	s.BoolVarP(&f.version, "version", "V", false, "print the version and exit")
 	return f
 }
@@ -125,7 +137,8 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	f := newFlags()
 	if err := shared.Parse(f.set, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			printf(stdout, "Usage: tinyscheduler [flags]\n\nThe placement service of TinyKV.\n\n%s", f.set.FlagUsages())
+			printf(stdout, "Usage: tinyscheduler [flags]\n\nThe placement service of TinyKV.\n\n%s",
+				f.set.FlagUsages())
 			return shared.ExitOK
 		}
 		return complain(stderr, err, shared.ExitUsage)
@@ -181,7 +194,8 @@ func run(cfg *config.Config, private []string, stderr io.Writer) int {
 		return complain(stderr, err, shared.ExitFail)
 	}
 	s.SetLogLevel(level)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGQUIT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt,
+		syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	if err := s.Start(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -204,7 +218,8 @@ func run(cfg *config.Config, private []string, stderr io.Writer) int {
 	}
 }
 
-// tell reports to the service manager. A report that is not sent is logged only: the member serves without it.
+// tell reports to the service manager. A report that is not sent is logged only: the member serves
+// without it.
 func tell(logger *zap.Logger, report func() error) {
 	if err := report(); err != nil {
 		logger.Warn("could not notify the service manager", zap.Error(err))

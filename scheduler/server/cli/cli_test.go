@@ -36,14 +36,16 @@ func TestUsageErrors(t *testing.T) {
 		code, _, stderr := call(t, strings.Fields(tc.args)...)
 		require.Equal(t, shared.ExitUsage, code, tc.args)
 		require.Contains(t, stderr, tc.want, tc.args)
-		require.Len(t, strings.Split(strings.TrimSpace(stderr), "\n"), 2, "one line and a hint: %s", stderr)
+		require.Len(t, strings.Split(strings.TrimSpace(stderr), "\n"), 2, "one line and a hint: %s",
+			stderr)
 	}
 }
 
 func TestSingleDashSpellings(t *testing.T) {
 	f := newFlags()
 	require.NoError(t, shared.Parse(f.set, []string{
-		"-name", "a", "-client-urls=http://127.0.0.1:1", "-L", "debug", "-Lwarn", "-data-dir", "d", "-force-new-cluster",
+		"-name", "a", "-client-urls=http://127.0.0.1:1", "-L", "debug", "-Lwarn", "-data-dir", "d",
+		"-force-new-cluster",
 	}))
 	require.Equal(t, "a", f.values.Name)
 	require.Equal(t, "http://127.0.0.1:1", f.values.ClientUrls)
@@ -79,15 +81,18 @@ func TestSampleAndOverride(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "other", cfg.Name)
 
-	require.NoError(t, os.WriteFile(path, []byte("[schedule]\nmax-store-downtime = \"1m\"\n"), 0o600))
+	require.NoError(t,
+		os.WriteFile(path, []byte("[schedule]\nmax-store-downtime = \"1m\"\n"), 0o600))
 	code, _, stderr = call(t, "--config", path, "--config-check")
 	require.Equal(t, shared.ExitUsage, code)
-	require.Contains(t, stderr, `c.toml, line 2, column 1: unknown key "schedule.max-store-downtime", did you mean "schedule.max-store-down-time"?`)
+	require.Contains(t, stderr,
+		`c.toml, line 2, column 1: unknown key "schedule.max-store-downtime", did you mean "schedule.max-store-down-time"?`)
 
 	require.NoError(t, os.WriteFile(path, []byte("[replication]\n  max-replicas = 99\n"), 0o600))
 	code, _, stderr = call(t, "--config", path, "--config-check")
 	require.Equal(t, shared.ExitUsage, code)
-	require.Contains(t, stderr, "c.toml, line 2, column 3: replication.max-replicas: 99 is not between 1 and 15")
+	require.Contains(t, stderr,
+		"c.toml, line 2, column 3: replication.max-replicas: 99 is not between 1 and 15")
 
 	require.NoError(t, os.WriteFile(path, []byte("mode = \"x\"\n"), 0o600))
 	code, _, stderr = call(t, "--config", path, "--config-check", "--mode", "y")

@@ -7,7 +7,8 @@ import (
 
 // comments explain every key in Sample; a test sees that none is missing.
 func comments() map[string]string {
-	return tomlfile.Merged(rootComments, tomlfile.Prefixed("log.", log.Comments()), scheduleComments, otherComments)
+	return tomlfile.Merged(rootComments, tomlfile.Prefixed("log.", log.Comments()),
+		scheduleComments, otherComments)
 }
 
 var rootComments = map[string]string{

@@ -48,14 +48,14 @@ type Config struct {
 	InitialClusterToken string `toml:"initial-cluster-token"`
 	Join                string `toml:"join"`
 	ForceNewCluster     bool   `toml:"force-new-cluster"`
-	// Recover is a file of tinyctl recover scheduler: an empty data directory takes over the cluster that it describes
-	// instead of beginning a new one.
+	// Recover is a file of tinyctl recover scheduler: an empty data directory takes over the
+	// cluster that it describes instead of beginning a new one.
 	Recover string `toml:"recover"`
 	// Mode is what a new cluster holds: "raw" or "txn". One that exists keeps its mode.
 	Mode string `toml:"mode"`
 
-	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it. LeaseTTL
-	// is the same, finer, and wins unless it is 0.
+	// Lease is how long a leadership is valid without renewal, in seconds as TinyKV has it.
+	// LeaseTTL is the same, finer, and wins unless it is 0.
 	Lease    int64    `toml:"lease"`
 	LeaseTTL Duration `toml:"lease-ttl"`
 
@@ -65,11 +65,12 @@ type Config struct {
 	AutoCompactionRetention string   `toml:"auto-compaction-retention"`
 	TickInterval            Duration `toml:"tick-interval"`
 	ElectionInterval        Duration `toml:"election-interval"`
-	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no checks.
+	// EnableGRPCGateway keeps TinyKV's files readable. etcd's gateway is never served: it has no
+	// checks.
 	EnableGRPCGateway bool `toml:"enable-grpc-gateway"`
 
-	// MaxConnections bounds the connections to the client port, MaxConnectionsPerHost those from one address; more are
-	// refused.
+	// MaxConnections bounds the connections to the client port, MaxConnectionsPerHost those from
+	// one address; more are refused.
 	MaxConnections        int `toml:"max-connections"`
 	MaxConnectionsPerHost int `toml:"max-connections-per-host"`
 
@@ -87,8 +88,8 @@ type Config struct {
 	Storage     Storage     `toml:"storage"`
 	API         API         `toml:"api"`
 
-	// Instance, if set, is sent with every HTTP answer: it tells the starter of this process that it
-	// is this one that answers.
+	// Instance, if set, is sent with every HTTP answer: it tells the starter of this process that
+	// it is this one that answers.
 	Instance string `toml:"-"`
 	// Version is the release of this program; "" if it is not known.
 	Version string `toml:"-"`
@@ -133,12 +134,14 @@ type Security struct {
 	CACertPath string `toml:"cacert-path"`
 	CertPath   string `toml:"cert-path"`
 	KeyPath    string `toml:"key-path"`
-	// CertAllowedCN are the names of certificates that may connect to the client port; empty allows all of the
-	// authorities. Those of this cluster's servers may in any case.
+	// CertAllowedCN are the names of certificates that may connect to the client port; empty allows
+	// all of the authorities. Those of this cluster's servers may in any case.
 	CertAllowedCN []string `toml:"cert-allowed-cn"`
-	// AllowPlain serves connections without TLS on the client port too: for the time in which a cluster changes to TLS.
+	// AllowPlain serves connections without TLS on the client port too: for the time in which a
+	// cluster changes to TLS.
 	AllowPlain bool `toml:"allow-plain"`
-	// RedactKeys replaces keys in the log by hashes under a secret of the process; answers to clients stay as they are.
+	// RedactKeys replaces keys in the log by hashes under a secret of the process; answers to
+	// clients stay as they are.
 	RedactKeys bool `toml:"redact-keys"`
 }
 
@@ -189,7 +192,9 @@ func (c *Config) LoadFile(path string) error {
 // Load reads TOML over what is already in c.
 func (c *Config) Load(data string) error {
 	// The table of scheduler arguments is free-form.
-	return tomlfile.Decode(data, c, func(key string) bool { return strings.HasPrefix(key, "schedule.schedulers.") })
+	return tomlfile.Decode(data, c, func(key string) bool {
+		return strings.HasPrefix(key, "schedule.schedulers.")
+	})
 }
 
 // Adjust fills what depends on other values. Call it once after the file and the flags.
@@ -237,26 +242,31 @@ func (c *Config) TTL() time.Duration {
 // Validate reports every fault at once. Call it after Adjust.
 func (c *Config) Validate() error {
 	errs := []error{
-		c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster(), c.validateDoors(),
+		c.Log.Validate(), c.Schedule.Validate(), c.validateURLs(), c.validateInitialCluster(),
+		c.validateDoors(),
 	}
 	if c.MaxConnections < 8 {
 		errs = append(errs, fmt.Errorf("max-connections: %d is below 8", c.MaxConnections))
 	}
 	if c.MaxConnectionsPerHost < 1 {
-		errs = append(errs, fmt.Errorf("max-connections-per-host: %d is not positive", c.MaxConnectionsPerHost))
+		errs = append(errs,
+			fmt.Errorf("max-connections-per-host: %d is not positive", c.MaxConnectionsPerHost))
 	}
 	if _, err := clustermode.Parse(c.Mode); err != nil {
 		errs = append(errs, fmt.Errorf("mode: %w", err))
 	}
 	if c.Replication.MaxReplicas < 1 || c.Replication.MaxReplicas > 15 {
-		errs = append(errs, fmt.Errorf("replication.max-replicas: %d is not between 1 and 15", c.Replication.MaxReplicas))
+		errs = append(errs,
+			fmt.Errorf("replication.max-replicas: %d is not between 1 and 15",
+				c.Replication.MaxReplicas))
 	}
 	if c.TTL() < 100*time.Millisecond {
 		errs = append(errs, fmt.Errorf("lease: %v is shorter than 100ms", c.TTL()))
 	}
 	if c.TickInterval <= 0 || c.ElectionInterval < 5*c.TickInterval {
-		errs = append(errs, fmt.Errorf("election-interval: %v is less than 5 times tick-interval %v",
-			c.ElectionInterval.D(), c.TickInterval.D()))
+		errs = append(errs,
+			fmt.Errorf("election-interval: %v is less than 5 times tick-interval %v",
+				c.ElectionInterval.D(), c.TickInterval.D()))
 	}
 	switch c.Storage.Backend {
 	case "embedded", "memory":
@@ -265,13 +275,17 @@ func (c *Config) Validate() error {
 			errs = append(errs, errors.New("storage.endpoints: needed with backend \"etcd\""))
 		}
 	default:
-		errs = append(errs, fmt.Errorf("storage.backend: %q is not \"embedded\" or \"etcd\"", c.Storage.Backend))
+		errs = append(errs,
+			fmt.Errorf("storage.backend: %q is not \"embedded\" or \"etcd\"", c.Storage.Backend))
 	}
 	if c.InitialClusterState != "new" && c.InitialClusterState != "existing" {
-		errs = append(errs, fmt.Errorf("initial-cluster-state: %q is not \"new\" or \"existing\"", c.InitialClusterState))
+		errs = append(errs,
+			fmt.Errorf("initial-cluster-state: %q is not \"new\" or \"existing\"",
+				c.InitialClusterState))
 	}
 	if f := c.Log.File.Filename; f != "" && inside(f, c.DataDir) {
-		errs = append(errs, fmt.Errorf("log-file: %s lies inside the data directory %s", f, c.DataDir))
+		errs = append(errs,
+			fmt.Errorf("log-file: %s lies inside the data directory %s", f, c.DataDir))
 	}
 	return errors.Join(errs...)
 }
@@ -318,13 +332,18 @@ func (c *Config) validateDoors() error {
 			switch {
 			case strings.HasPrefix(p.Scheme, "unix"):
 			case u.listen:
-				errs = append(errs, security.CheckListen(u.key, p.Host, secure, c.Security.Insecure))
+				errs = append(errs,
+					security.CheckListen(u.key, p.Host, secure, c.Security.Insecure))
 			case security.AnyHost(p.Host):
-				errs = append(errs, fmt.Errorf("%s: nobody can connect to %s: give an address of this machine that the others "+
-					"reach with --%s", u.key, p.Host, u.key))
+				errs = append(errs,
+					fmt.Errorf(
+						"%s: nobody can connect to %s: give an address of this machine that the others "+
+							"reach with --%s", u.key, p.Host, u.key))
 			}
 			if secure && (c.Security.CertPath == "" || c.Security.KeyPath == "") {
-				errs = append(errs, fmt.Errorf("%s: %s needs a certificate: give --cert and --key", u.key, p.String()))
+				errs = append(errs,
+					fmt.Errorf("%s: %s needs a certificate: give --cert and --key", u.key,
+						p.String()))
 			}
 		}
 	}
@@ -365,7 +384,8 @@ func (c *Config) validateInitialCluster() error {
 		}
 		names[name] = true
 		if other, dup := seen[u]; dup {
-			errs = append(errs, fmt.Errorf("initial-cluster: %s is the address of both %q and %q", u, other, name))
+			errs = append(errs,
+				fmt.Errorf("initial-cluster: %s is the address of both %q and %q", u, other, name))
 		}
 		seen[u] = name
 		if _, err := ParseURLs(u); err != nil {
@@ -373,7 +393,9 @@ func (c *Config) validateInitialCluster() error {
 		}
 	}
 	if len(errs) == 0 && !names[c.Name] {
-		errs = append(errs, fmt.Errorf("initial-cluster: %q does not name this member %q", c.InitialCluster, c.Name))
+		errs = append(errs,
+			fmt.Errorf("initial-cluster: %q does not name this member %q", c.InitialCluster,
+				c.Name))
 	}
 	return errors.Join(errs...)
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/tinykv/tinykv/pkg/tomlfile"
 )
 
-// TestSampleIsTheDefault: a member that starts with the sample is the one that starts without a file. It used to have
-// another name, thus another data directory, and began a new cluster.
+// TestSampleIsTheDefault: a member that starts with the sample is the one that starts without a
+// file. It used to have another name, thus another data directory, and began a new cluster.
 func TestSampleIsTheDefault(t *testing.T) {
 	text, err := Sample()
 	require.NoError(t, err)
@@ -32,7 +32,8 @@ func TestSampleIsTheDefault(t *testing.T) {
 	require.True(t, strings.HasPrefix(fromFile.Name, "pd-"), fromFile.Name)
 }
 
-// TestEveryKeyIsExplained: the sample has each key, and there is a comment for each and for no other one.
+// TestEveryKeyIsExplained: the sample has each key, and there is a comment for each and for no
+// other one.
 func TestEveryKeyIsExplained(t *testing.T) {
 	text, err := Sample()
 	require.NoError(t, err)

@@ -15,8 +15,9 @@ type Schedule struct {
 	StoreDisconnect Duration `toml:"store-disconnect" json:"store-disconnect"`
 	// MaxStoreDownTime is the silence after which the replicas of a store are rebuilt elsewhere.
 	MaxStoreDownTime Duration `toml:"max-store-down-time" json:"max-store-down-time"`
-	// MaxPeerDownTime is for how long a peer may be silent although its store reports, before it is replaced on another
-	// store; at most MaxStoreDownTime. Stores report a peer as down after their own peer-down-after.
+	// MaxPeerDownTime is for how long a peer may be silent although its store reports, before it is
+	// replaced on another store; at most MaxStoreDownTime. Stores report a peer as down after their
+	// own peer-down-after.
 	MaxPeerDownTime Duration `toml:"max-peer-down-time" json:"max-peer-down-time"`
 
 	LeaderScheduleLimit  int `toml:"leader-schedule-limit" json:"leader-schedule-limit"`
@@ -25,11 +26,12 @@ type Schedule struct {
 
 	// MergeScheduleLimit is how many merges of small regions may be under way; 0 switches them off.
 	MergeScheduleLimit int `toml:"merge-schedule-limit" json:"merge-schedule-limit"`
-	// MaxMergeRegionSize, in MiB, and MaxMergeRegionKeys are what a region has at most that goes into its neighbour.
+	// MaxMergeRegionSize, in MiB, and MaxMergeRegionKeys are what a region has at most that goes
+	// into its neighbour.
 	MaxMergeRegionSize int64 `toml:"max-merge-region-size" json:"max-merge-region-size"`
 	MaxMergeRegionKeys int64 `toml:"max-merge-region-keys" json:"max-merge-region-keys"`
-	// SplitMergeInterval is for how long a region is not merged after its split, and none after a change of the placement
-	// leader.
+	// SplitMergeInterval is for how long a region is not merged after its split, and none after a
+	// change of the placement leader.
 	SplitMergeInterval Duration `toml:"split-merge-interval" json:"split-merge-interval"`
 
 	// StoreBytesInFlightMiB and StoreMovesInFlight bound what one store sends and receives at
@@ -121,15 +123,19 @@ func (s *Schedule) Validate() error {
 	positive("max-merge-region-size", s.MaxMergeRegionSize > 0)
 	positive("max-merge-region-keys", s.MaxMergeRegionKeys > 0)
 	positive("split-merge-interval", s.SplitMergeInterval > 0)
-	if s.LeaderScheduleLimit < 0 || s.RegionScheduleLimit < 0 || s.ReplicaScheduleLimit < 0 || s.MergeScheduleLimit < 0 {
+	if s.LeaderScheduleLimit < 0 || s.RegionScheduleLimit < 0 || s.ReplicaScheduleLimit < 0 ||
+		s.MergeScheduleLimit < 0 {
 		errs = append(errs, errors.New("schedule: limits must not be negative"))
 	}
 	if s.LowSpaceRatio < 0 || s.LowSpaceRatio >= 1 {
-		errs = append(errs, fmt.Errorf("schedule.low-space-ratio: %v is not in [0, 1)", s.LowSpaceRatio))
+		errs = append(errs,
+			fmt.Errorf("schedule.low-space-ratio: %v is not in [0, 1)", s.LowSpaceRatio))
 	}
 	for _, sc := range s.Schedulers {
 		if !known(SchedulerTypes, sc.Type) {
-			errs = append(errs, fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type, cli.DidYouMean("%q", sc.Type, SchedulerTypes)))
+			errs = append(errs,
+				fmt.Errorf("schedule.schedulers: unknown type %q%s", sc.Type,
+					cli.DidYouMean("%q", sc.Type, SchedulerTypes)))
 		}
 	}
 	return errors.Join(errs...)

@@ -141,7 +141,8 @@ func (c *BasicCluster) countsLocked(storeID uint64) StoreCounts {
 		return StoreCounts{}
 	}
 	n := StoreCounts{
-		LeaderCount: len(s.roles[roleLeader]), LeaderSize: s.size[roleLeader], PendingCount: len(s.pending),
+		LeaderCount: len(s.roles[roleLeader]), LeaderSize: s.size[roleLeader],
+		PendingCount: len(s.pending),
 	}
 	for ro := range s.roles {
 		n.RegionCount += len(s.roles[ro])
@@ -182,7 +183,9 @@ func (c *BasicCluster) GetLeadersWithLock(storeID uint64, visit func(RegionsCont
 }
 
 // withSet calls visit under the read lock; visit must not call back into the cluster.
-func (c *BasicCluster) withSet(storeID uint64, pick func(*storeSets) []*handle, visit func(RegionsContainer)) {
+func (c *BasicCluster) withSet(
+	storeID uint64, pick func(*storeSets) []*handle, visit func(RegionsContainer),
+) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	var items []*handle
@@ -203,7 +206,9 @@ func (rc RegionsContainer) At(i int) *RegionInfo { return rc.items[i].cur.Load()
 
 // RandomRegion returns a random member whose range starts in [start, end) and that the filter
 // accepts; nil if none was found among those looked at. A nil filter accepts all.
-func (rc RegionsContainer) RandomRegion(rng *rand.Rand, start, end []byte, accept func(*RegionInfo) bool) *RegionInfo {
+func (rc RegionsContainer) RandomRegion(
+	rng *rand.Rand, start, end []byte, accept func(*RegionInfo) bool,
+) *RegionInfo {
 	const tries, look = 10, 256
 	n := len(rc.items)
 	if n == 0 {
@@ -218,7 +223,8 @@ func (rc RegionsContainer) RandomRegion(rng *rand.Rand, start, end []byte, accep
 	// Few members are acceptable: look at a stretch of them before giving up.
 	from := rng.IntN(n)
 	for i := range min(look, n) {
-		if r := rc.items[(from+i)%n].cur.Load(); inRange(r, start, end) && (accept == nil || accept(r)) {
+		if r := rc.items[(from+i)%n].cur.Load(); inRange(r, start, end) &&
+			(accept == nil || accept(r)) {
 			return r
 		}
 	}

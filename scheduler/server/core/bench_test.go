@@ -37,9 +37,12 @@ func benchHeartbeat(i, n int) *schedulerpb.RegionHeartbeatRequest {
 		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
 	}
 	for j := range 3 {
-		m.Peers = append(m.Peers, &metapb.Peer{Id: uint64(3*i + j + 1), StoreId: uint64((i+j*7)%100 + 1)})
+		m.Peers = append(m.Peers,
+			&metapb.Peer{Id: uint64(3*i + j + 1), StoreId: uint64((i+j*7)%100 + 1)})
 	}
-	return &schedulerpb.RegionHeartbeatRequest{Region: m, Leader: m.Peers[i%3], ApproximateSize: 96 << 20, Term: 6}
+	return &schedulerpb.RegionHeartbeatRequest{
+		Region: m, Leader: m.Peers[i%3], ApproximateSize: 96 << 20, Term: 6,
+	}
 }
 
 func filled(b *testing.B) (*core.BasicCluster, int) {
@@ -56,7 +59,8 @@ func filled(b *testing.B) (*core.BasicCluster, int) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	b.Logf("%d regions, %.0f B of heap each", n, float64(after.HeapAlloc-before.HeapAlloc)/float64(n))
+	b.Logf("%d regions, %.0f B of heap each", n,
+		float64(after.HeapAlloc-before.HeapAlloc)/float64(n))
 	return c, n
 }
 
@@ -69,7 +73,8 @@ func BenchmarkMap(b *testing.B) {
 			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
 			do(b)
 			_ = syscall.Getrusage(syscall.RUSAGE_SELF, &after)
-			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+			cpu := after.Utime.Nano() +
+				after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
 			b.ReportMetric(float64(b.N)/(float64(cpu)/1e9), "op/core-s")
 		})
 	}
@@ -127,7 +132,8 @@ func TestAllocationsOfTheMap(t *testing.T) {
 	var keys [][]byte
 	for i := range n {
 		hbs = append(hbs, benchHeartbeat(i, n))
-		keys = append(keys, append(binary.BigEndian.AppendUint64(nil, uint64(i)), make([]byte, 17)...))
+		keys = append(keys,
+			append(binary.BigEndian.AppendUint64(nil, uint64(i)), make([]byte, 17)...))
 		_, err := c.PutRegion(core.RegionFromHeartbeat(hbs[i]))
 		require.NoError(t, err)
 	}

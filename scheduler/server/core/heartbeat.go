@@ -31,7 +31,8 @@ func (r *RegionInfo) Unchanged(hb *schedulerpb.RegionHeartbeatRequest) bool {
 	if r.pending != 0 || len(hb.PendingPeers) != 0 || len(r.down()) != 0 || len(hb.DownPeers) != 0 {
 		return false
 	}
-	if r.peers[r.leader].ID != hb.Leader.Id || r.size != sizeMiB(hb.ApproximateSize) || r.measured != hb.SizeMeasured {
+	if r.peers[r.leader].ID != hb.Leader.Id || r.size != sizeMiB(hb.ApproximateSize) ||
+		r.measured != hb.SizeMeasured {
 		return false
 	}
 	return r.sameFlow(hb) && r.samePeers(hb) && r.sameRange(hb)
@@ -70,13 +71,16 @@ func (r *RegionInfo) sameRange(hb *schedulerpb.RegionHeartbeatRequest) bool {
 // SameAs tells whether replacing r by n would change nothing that anybody can see.
 func (r *RegionInfo) SameAs(n *RegionInfo) bool {
 	if r.version != n.version || r.confVer != n.confVer || r.term != n.term ||
-		r.leader != n.leader || r.size != n.size || r.measured != n.measured || r.source != n.source {
+		r.leader != n.leader || r.size != n.size || r.measured != n.measured ||
+		r.source != n.source {
 		return false
 	}
-	if r.leader < 0 || r.pending != 0 || n.pending != 0 || len(r.down()) != 0 || len(n.down()) != 0 {
+	if r.leader < 0 || r.pending != 0 || n.pending != 0 || len(r.down()) != 0 ||
+		len(n.down()) != 0 {
 		return false
 	}
-	if len(r.peers) != len(n.peers) || !bytes.Equal(r.start, n.start) || !bytes.Equal(r.end, n.end) {
+	if len(r.peers) != len(n.peers) || !bytes.Equal(r.start, n.start) ||
+		!bytes.Equal(r.end, n.end) {
 		return false
 	}
 	for i := range r.peers {
@@ -84,7 +88,8 @@ func (r *RegionInfo) SameAs(n *RegionInfo) bool {
 			return false
 		}
 	}
-	return near(r.Flow().BytesWritten, n.Flow().BytesWritten) && near(r.Flow().BytesRead, n.Flow().BytesRead)
+	return near(r.Flow().BytesWritten, n.Flow().BytesWritten) &&
+		near(r.Flow().BytesRead, n.Flow().BytesRead)
 }
 
 // Validate refuses what must never enter the range tree: no id, an inverted or empty range, two
@@ -94,7 +99,8 @@ func (r *RegionInfo) Validate() error {
 		return fmt.Errorf("%w: id 0", ErrInvalidRegion)
 	}
 	if len(r.end) != 0 && bytes.Compare(r.start, r.end) >= 0 {
-		return fmt.Errorf("%w: region %d has range [%v, %v)", ErrInvalidRegion, r.id, redact.Key(r.start), redact.Key(r.end))
+		return fmt.Errorf("%w: region %d has range [%v, %v)", ErrInvalidRegion, r.id,
+			redact.Key(r.start), redact.Key(r.end))
 	}
 	if len(r.peers) > maxPeers {
 		return fmt.Errorf("%w: region %d has %d peers", ErrInvalidRegion, r.id, len(r.peers))

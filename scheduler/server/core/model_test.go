@@ -22,7 +22,8 @@ func inf(end []byte) []byte {
 }
 
 func share(a, b *core.RegionInfo) bool {
-	return bytes.Compare(a.StartKey(), inf(b.EndKey())) < 0 && bytes.Compare(b.StartKey(), inf(a.EndKey())) < 0
+	return bytes.Compare(a.StartKey(), inf(b.EndKey())) < 0 &&
+		bytes.Compare(b.StartKey(), inf(a.EndKey())) < 0
 }
 
 func (n *naive) put(r *core.RegionInfo) bool {
@@ -76,8 +77,11 @@ func drawRegion(t *rapid.T) *core.RegionInfo {
 		end++
 	}
 	m := &metapb.Region{
-		Id:          rapid.Uint64Range(1, 8).Draw(t, "id"),
-		RegionEpoch: &metapb.RegionEpoch{Version: rapid.Uint64Range(1, 4).Draw(t, "version"), ConfVer: rapid.Uint64Range(1, 3).Draw(t, "conf")},
+		Id: rapid.Uint64Range(1, 8).Draw(t, "id"),
+		RegionEpoch: &metapb.RegionEpoch{
+			Version: rapid.Uint64Range(1, 4).Draw(t, "version"),
+			ConfVer: rapid.Uint64Range(1, 3).Draw(t, "conf"),
+		},
 	}
 	if start > 0 {
 		m.StartKey = []byte{byte(start)}
@@ -85,11 +89,13 @@ func drawRegion(t *rapid.T) *core.RegionInfo {
 	if end < 12 {
 		m.EndKey = []byte{byte(end)}
 	}
-	stores := rapid.SliceOfNDistinct(rapid.Uint64Range(1, 9), 0, 7, rapid.ID[uint64]).Draw(t, "stores")
+	stores := rapid.SliceOfNDistinct(rapid.Uint64Range(1, 9), 0, 7, rapid.ID[uint64]).Draw(t,
+		"stores")
 	var pending []uint64
 	for i, s := range stores {
 		id := m.Id*100 + s
-		m.Peers = append(m.Peers, &metapb.Peer{Id: id, StoreId: s, Role: metapb.PeerRole(i % 4 / 3)})
+		m.Peers = append(m.Peers,
+			&metapb.Peer{Id: id, StoreId: s, Role: metapb.PeerRole(i % 4 / 3)})
 		if rapid.IntRange(0, 5).Draw(t, "pending") == 0 {
 			pending = append(pending, id)
 		}
@@ -99,7 +105,8 @@ func drawRegion(t *rapid.T) *core.RegionInfo {
 		leader = stores[0]
 	}
 	return core.NewRegion(m, nil, core.WithLeaderStore(leader), core.WithPending(pending...),
-		core.WithSize(rapid.Int64Range(1, 50).Draw(t, "size")), core.WithTerm(rapid.Uint64Range(1, 3).Draw(t, "term")))
+		core.WithSize(rapid.Int64Range(1, 50).Draw(t, "size")),
+		core.WithTerm(rapid.Uint64Range(1, 3).Draw(t, "term")))
 }
 
 // The map agrees with a naive list on every report, in whatever order they come; its indexes agree
@@ -161,7 +168,8 @@ func compare(c *core.BasicCluster, model *naive) error {
 	}
 	scan := c.ScanRegions(nil, nil, 0)
 	for i := 1; i < len(scan); i++ {
-		if bytes.Compare(scan[i-1].StartKey(), scan[i].StartKey()) >= 0 || share(scan[i-1], scan[i]) {
+		if bytes.Compare(scan[i-1].StartKey(), scan[i].StartKey()) >= 0 ||
+			share(scan[i-1], scan[i]) {
 			return fmt.Errorf("%v and %v out of order or overlapping", scan[i-1], scan[i])
 		}
 	}
@@ -210,7 +218,8 @@ func recount(c *core.BasicCluster, model *naive) error {
 			}
 		})
 		if followers != sets[id]["followers"] {
-			return fmt.Errorf("store %d: %d followers in the set, %d by recount", id, followers, sets[id]["followers"])
+			return fmt.Errorf("store %d: %d followers in the set, %d by recount", id, followers,
+				sets[id]["followers"])
 		}
 	}
 	return nil

@@ -27,7 +27,9 @@ func (p Peer) ToProto() *metapb.Peer {
 }
 
 func peerFromProto(p *metapb.Peer) Peer {
-	return Peer{ID: p.GetId(), StoreID: p.GetStoreId(), Learner: p.GetRole() == metapb.PeerRole_Learner}
+	return Peer{
+		ID: p.GetId(), StoreID: p.GetStoreId(), Learner: p.GetRole() == metapb.PeerRole_Learner,
+	}
 }
 
 // DownPeer is a peer that does not answer its leader.
@@ -56,8 +58,8 @@ type Flow struct {
 // RegionInfo is what is known about one region.
 //
 // Immutable once published. Invariant: leader is -1 or an index into peers; bit i of pending is
-// about peers[i]; what fits lies in peerBuf and keyBuf, so that a look at any of a million regions waits
-// for one place in memory instead of three.
+// about peers[i]; what fits lies in peerBuf and keyBuf, so that a look at any of a million regions
+// waits for one place in memory instead of three.
 type RegionInfo struct {
 	id, version, confVer uint64
 	start, end           []byte
@@ -127,7 +129,8 @@ func NewRegion(meta *metapb.Region, leader *metapb.Peer, opts ...RegionOption) *
 	return r
 }
 
-// pack brings peers and keys that are another record's or a message's into the record itself, if they fit.
+// pack brings peers and keys that are another record's or a message's into the record itself, if
+// they fit.
 func (r *RegionInfo) pack() {
 	if n := len(r.peers); n <= len(r.peerBuf) {
 		copy(r.peerBuf[:], r.peers)
@@ -160,7 +163,8 @@ func RegionFromHeartbeat(hb *schedulerpb.RegionHeartbeatRequest) *RegionInfo {
 		}
 	}
 	r.setExtra(down, Flow{
-		BytesWritten: hb.BytesWritten, BytesRead: hb.BytesRead, KeysWritten: hb.KeysWritten, KeysRead: hb.KeysRead,
+		BytesWritten: hb.BytesWritten, BytesRead: hb.BytesRead, KeysWritten: hb.KeysWritten,
+		KeysRead: hb.KeysRead,
 	})
 	return r
 }
@@ -287,8 +291,8 @@ func (r *RegionInfo) Size() int64 { return int64(r.size) }
 // Keys is the approximate number of keys.
 func (r *RegionInfo) Keys() int64 { return int64(r.keys) }
 
-// Measured tells whether the leader has measured size and keys. A leader that has just begun, or whose range has just changed,
-// reports what may be far too little.
+// Measured tells whether the leader has measured size and keys. A leader that has just begun, or
+// whose range has just changed, reports what may be far too little.
 func (r *RegionInfo) Measured() bool { return r.measured }
 
 // DownPeers returns the peers that do not answer their leader.
@@ -394,7 +398,8 @@ func (r *RegionInfo) Contains(key []byte) bool {
 	return bytes.Compare(r.start, key) <= 0 && (len(r.end) == 0 || bytes.Compare(key, r.end) < 0)
 }
 
-// CutBy tells whether a split at the key would leave two parts: it lies inside, and not at the start.
+// CutBy tells whether a split at the key would leave two parts: it lies inside, and not at the
+// start.
 func (r *RegionInfo) CutBy(key []byte) bool { return r.Contains(key) && !bytes.Equal(r.start, key) }
 
 // Epoch returns the wire form of the epoch.
@@ -402,8 +407,8 @@ func (r *RegionInfo) Epoch() *metapb.RegionEpoch {
 	return &metapb.RegionEpoch{Version: r.version, ConfVer: r.confVer}
 }
 
-// wire is a region's wire form in one piece: lookups are answered by the ten thousand, and six small
-// allocations each would be most of their cost.
+// wire is a region's wire form in one piece: lookups are answered by the ten thousand, and six
+// small allocations each would be most of their cost.
 type wire struct {
 	region metapb.Region
 	epoch  metapb.RegionEpoch
@@ -414,7 +419,9 @@ type wire struct {
 // Meta returns the wire form of the region.
 func (r *RegionInfo) Meta() *metapb.Region {
 	w := &wire{epoch: metapb.RegionEpoch{Version: r.version, ConfVer: r.confVer}}
-	w.region = metapb.Region{Id: r.id, StartKey: r.start, EndKey: r.end, RegionEpoch: &w.epoch, Peers: w.list[:0]}
+	w.region = metapb.Region{
+		Id: r.id, StartKey: r.start, EndKey: r.end, RegionEpoch: &w.epoch, Peers: w.list[:0],
+	}
 	for i, p := range r.peers {
 		if i >= len(w.peers) {
 			w.region.Peers = append(w.region.Peers, p.ToProto())

@@ -88,7 +88,8 @@ func newRegionMap() *RegionMap {
 }
 
 // headOf is the first eight bytes of a key as a number: it orders most keys without a look at the
-// record, which is rarely in the processor's cache. The comparison of equal heads is left to the keys.
+// record, which is rarely in the processor's cache. The comparison of equal heads is left to the
+// keys.
 func headOf(key []byte) uint64 {
 	if len(key) >= 8 {
 		return binary.BigEndian.Uint64(key)
@@ -216,8 +217,9 @@ func (m *RegionMap) overlapping(r *RegionInfo) []*handle {
 func (m *RegionMap) check(r *RegionInfo, old *RegionInfo) ([]*handle, error) {
 	if old != nil {
 		if staleAgainstSelf(r, old) {
-			return nil, fmt.Errorf("%w: region %d v%d/c%d term %d, known is v%d/c%d term %d", ErrStale,
-				r.id, r.version, r.confVer, r.term, old.version, old.confVer, old.term)
+			return nil,
+				fmt.Errorf("%w: region %d v%d/c%d term %d, known is v%d/c%d term %d", ErrStale,
+					r.id, r.version, r.confVer, r.term, old.version, old.confVer, old.term)
 		}
 		if bytes.Equal(r.start, old.start) && bytes.Equal(r.end, old.end) {
 			return nil, nil

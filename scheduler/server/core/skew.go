@@ -6,15 +6,17 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
-// Skew bounds how far another clock is ahead of this member's: between Low and High; below zero it is behind. The zero
-// Skew knows nothing.
+// Skew bounds how far another clock is ahead of this member's: between Low and High; below zero it
+// is behind. The zero Skew knows nothing.
 type Skew struct {
 	Low, High time.Duration
 	Known     bool
 }
 
 // Beyond tells whether the clocks are certainly further apart than the bound.
-func (s Skew) Beyond(bound time.Duration) bool { return s.Known && (s.Low > bound || s.High < -bound) }
+func (s Skew) Beyond(bound time.Duration) bool {
+	return s.Known && (s.Low > bound || s.High < -bound)
+}
 
 // Middle is the best guess.
 func (s Skew) Middle() time.Duration { return s.Low + (s.High-s.Low)/2 }
@@ -24,9 +26,10 @@ const maxRoundTrip = time.Hour
 
 // clockReading is what the store heartbeats tell of a store's clock.
 //
-// A report carries the store's clock at its sending. What that is ahead of this clock at its arrival is the skew less the
-// time on the way. The next report says how long the call took, answer included: the way took between nothing and that.
-// So each pair of reports bounds the skew, whatever the network did.
+// A report carries the store's clock at its sending. What that is ahead of this clock at its
+// arrival is the skew less the time on the way. The next report says how long the call took, answer
+// included: the way took between nothing and that. So each pair of reports bounds the skew,
+// whatever the network did.
 type clockReading struct {
 	ahead time.Duration // at the arrival of the last report
 	known bool

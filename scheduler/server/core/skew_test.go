@@ -10,8 +10,8 @@ import (
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 )
 
-// TestSkewIsBoundedByRoundTrips: a report that was long on its way says nothing by itself; with the next one it bounds the
-// skew from both sides.
+// TestSkewIsBoundedByRoundTrips: a report that was long on its way says nothing by itself; with the
+// next one it bounds the skew from both sides.
 func TestSkewIsBoundedByRoundTrips(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	const skew = 3 * time.Second
@@ -19,7 +19,10 @@ func TestSkewIsBoundedByRoundTrips(t *testing.T) {
 	report := func(onTheWay, tripBefore time.Duration) {
 		sent := now.Add(skew)
 		now = now.Add(onTheWay)
-		st = st.Clone(WithStats(&schedulerpb.StoreStats{StoreId: 1, Clock: sent.UnixNano(), RoundTrip: uint64(tripBefore)}, now))
+		st = st.Clone(
+			WithStats(&schedulerpb.StoreStats{
+				StoreId: 1, Clock: sent.UnixNano(), RoundTrip: uint64(tripBefore),
+			}, now))
 		now = now.Add(10 * time.Second)
 	}
 	report(2*time.Second, 0)
@@ -29,7 +32,8 @@ func TestSkewIsBoundedByRoundTrips(t *testing.T) {
 	require.True(t, st.Skew().Beyond(500*time.Millisecond))
 	require.False(t, st.Skew().Beyond(time.Second), "not for certain")
 	report(time.Millisecond, 0)
-	require.Equal(t, Skew{time.Second, 3500 * time.Millisecond, true}, st.Skew(), "the call before failed: nothing new")
+	require.Equal(t, Skew{time.Second, 3500 * time.Millisecond, true}, st.Skew(),
+		"the call before failed: nothing new")
 	report(0, 2*time.Millisecond)
 	require.Equal(t, Skew{skew - time.Millisecond, skew + time.Millisecond, true}, st.Skew())
 	require.Equal(t, skew, st.Skew().Middle())

@@ -15,7 +15,8 @@ type StoreCounts struct {
 	LeaderSize, RegionSize                 int64
 }
 
-// StoreLimit bounds what may be in flight to and from a store, each way; 0 means the general setting.
+// StoreLimit bounds what may be in flight to and from a store, each way; 0 means the general
+// setting.
 type StoreLimit struct {
 	Moves int   `json:"moves,omitempty"`
 	MiB   int64 `json:"mib,omitempty"`
@@ -26,18 +27,20 @@ type StoreInfo struct {
 	meta          *metapb.Store
 	stats         *schedulerpb.StoreStats // nil until the first store heartbeat
 	lastHeartbeat time.Time
-	earlier       time.Duration // silence before lastHeartbeat, for people only: see WithEarlierSilence
-	counts        StoreCounts
-	weight        float64
-	leaderWeight  float64 // 0: as weight
-	evictLeaders  bool
-	evictUntil    time.Time // zero: until somebody ends it
-	limit         StoreLimit
-	labels        map[string]string // set by an operator, over those the store brings; never changed
-	emptyBeats    int               // consecutive heartbeats with region_count == 0
-	unproven      string            // why it is not known that the store is where it says; "" if it is
-	clock         clockReading
-	slow          Slowness
+	// silence before lastHeartbeat, for people only: see WithEarlierSilence
+	earlier      time.Duration
+	counts       StoreCounts
+	weight       float64
+	leaderWeight float64 // 0: as weight
+	evictLeaders bool
+	evictUntil   time.Time // zero: until somebody ends it
+	limit        StoreLimit
+	labels       map[string]string // set by an operator, over those the store brings; never changed
+	emptyBeats   int               // consecutive heartbeats with region_count == 0
+	// why it is not known that the store is where it says; "" if it is
+	unproven string
+	clock    clockReading
+	slow     Slowness
 }
 
 // StoreOption changes a copy of a store.
@@ -88,11 +91,12 @@ func WithLastHeartbeat(t time.Time) StoreOption {
 	return func(s *StoreInfo) { s.lastHeartbeat, s.earlier = t, 0 }
 }
 
-// WithEarlierSilence notes for how much longer the store has been silent than DownTime says: a new leader listens itself
-// before it takes a store for dead. WithLastHeartbeat and WithStats end it.
+// WithEarlierSilence notes for how much longer the store has been silent than DownTime says: a new
+// leader listens itself before it takes a store for dead. WithLastHeartbeat and WithStats end it.
 func WithEarlierSilence(d time.Duration) StoreOption { return func(s *StoreInfo) { s.earlier = d } }
 
-// WithUnreadClock forgets what was known of the store's clock: it was read by another clock, or before others read it.
+// WithUnreadClock forgets what was known of the store's clock: it was read by another clock, or
+// before others read it.
 func WithUnreadClock() StoreOption { return func(s *StoreInfo) { s.clock = clockReading{} } }
 
 // WithCounts sets the counters.
@@ -104,7 +108,8 @@ func WithWeight(w float64) StoreOption { return func(s *StoreInfo) { s.weight = 
 // WithEvictLeaders makes leaders leave the store.
 func WithEvictLeaders(on bool) StoreOption { return func(s *StoreInfo) { s.evictLeaders = on } }
 
-// WithLeaderWeight sets the share of leaders this store should have relative to others; 0 is that of regions.
+// WithLeaderWeight sets the share of leaders this store should have relative to others; 0 is that
+// of regions.
 func WithLeaderWeight(w float64) StoreOption { return func(s *StoreInfo) { s.leaderWeight = w } }
 
 // WithEvictUntil sets when leaders may come back; zero is never by itself.
@@ -157,7 +162,8 @@ func (s *StoreInfo) IsTombstone() bool { return s.State() == metapb.StoreState_T
 // LastHeartbeat is when the store was last heard of.
 func (s *StoreInfo) LastHeartbeat() time.Time { return s.lastHeartbeat }
 
-// SilentSince is when the store was last heard of by any leader, as far as leaders have told each other.
+// SilentSince is when the store was last heard of by any leader, as far as leaders have told each
+// other.
 func (s *StoreInfo) SilentSince() time.Time { return s.lastHeartbeat.Add(-s.earlier) }
 
 // Skew bounds how far the store's clock is ahead of this member's.

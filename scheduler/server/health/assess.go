@@ -21,19 +21,25 @@ type assessment struct {
 func Assess(v *View) *Report {
 	a := &assessment{view: v, stores: v.storesByID(), out: &Report{
 		Time: v.Now, Conditions: []Condition{}, first: map[key]time.Time{},
-		Counts: Counts{Replicas: v.Replication.MaxReplicas, Regions: len(v.Regions), Members: len(v.Members)},
+		Counts: Counts{
+			Replicas: v.Replication.MaxReplicas, Regions: len(v.Regions), Members: len(v.Members),
+		},
 	}}
 	a.judgeMembers()
 	a.judgeStores()
 	a.judgeRegions()
 	a.judgeVersions()
-	slices.SortStableFunc(a.out.Conditions, func(x, y Condition) int { return cmp.Compare(rank(x.Code), rank(y.Code)) })
+	slices.SortStableFunc(a.out.Conditions, func(x, y Condition) int {
+		return cmp.Compare(rank(x.Code), rank(y.Code))
+	})
 	a.conclude()
 	return a.out
 }
 
 // raise adds a condition, unless it is within its grace. A zero since is when it was first seen.
-func (a *assessment) raise(code Code, subject string, since time.Time, count int, regions []uint64, detail string) {
+func (a *assessment) raise(
+	code Code, subject string, since time.Time, count int, regions []uint64, detail string,
+) {
 	kind, k := Table[rank(code)], key{code, subject}
 	if since.IsZero() {
 		since = a.firstSeen(k)
@@ -71,7 +77,8 @@ func (a *assessment) conclude() {
 	case !v.Bootstrapped:
 		out.Incomplete = "no store has joined"
 	case !v.Prepared:
-		out.Incomplete = fmt.Sprintf("the placement leader has led for %s and has reports of %d of %d regions that it knows",
+		out.Incomplete = fmt.Sprintf(
+			"the placement leader has led for %s and has reports of %d of %d regions that it knows",
 			v.Leading.Round(time.Second), out.Counts.Confirmed, out.Counts.Regions)
 	case len(v.Regions) == 0:
 		out.Incomplete = "no region is known"
@@ -111,7 +118,8 @@ func (a *assessment) judgeMembers() {
 
 func skewText(d time.Duration) string {
 	if d < 0 {
-		return fmt.Sprintf("its clock is %s behind the placement leader's", (-d).Round(time.Millisecond))
+		return fmt.Sprintf("its clock is %s behind the placement leader's",
+			(-d).Round(time.Millisecond))
 	}
 	return fmt.Sprintf("its clock is %s ahead of the placement leader's", d.Round(time.Millisecond))
 }

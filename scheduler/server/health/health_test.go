@@ -30,7 +30,8 @@ func newWorld(t *testing.T, stores int, seen map[health.Code]bool) *world {
 	schedule := config.DefaultSchedule()
 	w := &world{t: t, seen: seen, view: health.View{
 		Now: time.Unix(1_700_000_000, 0), Leading: time.Hour, Bootstrapped: true, Prepared: true,
-		Schedule: &schedule, Replication: &config.Replication{MaxReplicas: 3}, Members: []health.Member{{Name: "m1"}},
+		Schedule: &schedule, Replication: &config.Replication{MaxReplicas: 3},
+		Members: []health.Member{{Name: "m1"}},
 	}}
 	for i := range stores {
 		w.do(fmt.Sprintf("store %d", i+1))
@@ -108,13 +109,16 @@ func (w *world) assess() {
 	}
 }
 
-// store reads "3 silent=30s tombstone offline free=5 full slow version=2 zone=a damaged=33 diverged=1 starving=12 reads=2
-// skew=3s unreached": a store with 100 GiB, of which 90 are free. It replaces one of the same id.
+// store reads "3 silent=30s tombstone offline free=5 full slow version=2 zone=a damaged=33
+// diverged=1 starving=12 reads=2 skew=3s unreached": a store with 100 GiB, of which 90 are free. It
+// replaces one of the same id.
 func (w *world) store(words []string) {
 	m := &metapb.Store{Address: "host" + words[0] + ":1", Version: "1"}
 	_, err := fmt.Sscan(words[0], &m.Id)
 	require.NoError(w.t, err)
-	stats := &schedulerpb.StoreStats{StoreId: m.Id, RegionCount: 1, Capacity: 100 << 30, Available: 90 << 30}
+	stats := &schedulerpb.StoreStats{
+		StoreId: m.Id, RegionCount: 1, Capacity: 100 << 30, Available: 90 << 30,
+	}
 	silent, skew, unproven := time.Duration(0), time.Duration(0), ""
 	for _, f := range words[1:] {
 		name, value, _ := strings.Cut(f, "=")
@@ -153,7 +157,8 @@ func (w *world) store(words []string) {
 	}
 	stats.Clock, stats.RoundTrip = w.view.Now.Add(skew).UnixNano(), uint64(time.Millisecond)
 	beat := core.WithStats(stats, w.view.Now)
-	s := core.NewStore(m, w.view.Now).Clone(beat, beat, core.WithUnproven(unproven), core.WithCounts(core.StoreCounts{RegionCount: 1}),
+	s := core.NewStore(m, w.view.Now).Clone(beat, beat, core.WithUnproven(unproven),
+		core.WithCounts(core.StoreCounts{RegionCount: 1}),
 		core.WithLastHeartbeat(w.view.Now.Add(-silent)))
 	for i, old := range w.view.Stores {
 		if old.ID() == m.Id {
@@ -164,8 +169,9 @@ func (w *world) store(words []string) {
 	w.view.Stores = append(w.view.Stores, s)
 }
 
-// region reads "7 1* 2~ 3L 4! copy file": region 7 with peers 71, 72, ... on stores 1, 2, ...; the star leads, the tilde is
-// pending, L is a learner, ! does not answer its leader; copy: no leader has reported; file: it was read from the file.
+// region reads "7 1* 2~ 3L 4! copy file": region 7 with peers 71, 72, ... on stores 1, 2, ...; the
+// star leads, the tilde is pending, L is a learner, ! does not answer its leader; copy: no leader
+// has reported; file: it was read from the file.
 func (w *world) region(words []string) *core.RegionInfo {
 	m := &metapb.Region{RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
 	_, err := fmt.Sscan(words[0], &m.Id)
@@ -201,7 +207,8 @@ func (w *world) region(words []string) *core.RegionInfo {
 		}
 		m.Peers = append(m.Peers, p)
 	}
-	return core.NewRegion(m, nil, core.WithLeaderStore(leader), core.WithPending(pending...), core.WithDown(down...), core.WithSource(source))
+	return core.NewRegion(m, nil, core.WithLeaderStore(leader), core.WithPending(pending...),
+		core.WithDown(down...), core.WithSource(source))
 }
 
 // TestTranscripts has a case for each condition, and one for each state.

@@ -62,21 +62,34 @@ func (a *assessment) raiseTallies(t *regionTallies) {
 		{NoQuorum, &t.noQuorum, "have lost so many replicas that they serve nothing"},
 		{LeaderLost, &t.leaderLost, "have their leader on a store that is silent or gone"},
 		{NoLeader, &t.noLeader, "have no leader that has reported"},
-		{ReplicaSilent, &t.silent, "have a replica that does not answer its leader, though its store reports"},
-		{FewReplicas, &t.few, fmt.Sprintf("have fewer than %d complete replicas, the worst of them %d", a.view.Replication.MaxReplicas, t.least)},
-		{Starving, &t.starving, "have a follower that gets no further although its leader has committed more"},
+		{
+			ReplicaSilent, &t.silent,
+			"have a replica that does not answer its leader, though its store reports",
+		},
+		{
+			FewReplicas, &t.few,
+			fmt.Sprintf("have fewer than %d complete replicas, the worst of them %d",
+				a.view.Replication.MaxReplicas, t.least),
+		},
+		{
+			Starving, &t.starving,
+			"have a follower that gets no further although its leader has committed more",
+		},
 		{Misplaced, &t.misplaced, "have replicas in one location though there are others without"},
 	} {
 		if c.tally.count > 0 {
-			a.raise(c.code, "regions", time.Time{}, c.tally.count, c.tally.regions, fmt.Sprintf("%d of %d %s", c.tally.count, len(a.view.Regions), c.detail))
+			a.raise(c.code, "regions", time.Time{}, c.tally.count, c.tally.regions,
+				fmt.Sprintf("%d of %d %s", c.tally.count, len(a.view.Regions), c.detail))
 		}
 	}
 }
 
-// judgeRegion judges one region. Until the leader is prepared, what a copy says of a region may be old: then only those are
-// judged whose leader has reported, and the quorum of all that other members knew, since without one nobody would ever
-// report.
-func (a *assessment) judgeRegion(r *core.RegionInfo, t *regionTallies, starving map[uint64]bool, possible []int) {
+// judgeRegion judges one region. Until the leader is prepared, what a copy says of a region may be
+// old: then only those are judged whose leader has reported, and the quorum of all that other
+// members knew, since without one nobody would ever report.
+func (a *assessment) judgeRegion(
+	r *core.RegionInfo, t *regionTallies, starving map[uint64]bool, possible []int,
+) {
 	voters, healthy, good := 0, 0, 0
 	silent, starved := false, false
 	for _, p := range r.Peers() {
@@ -93,7 +106,8 @@ func (a *assessment) judgeRegion(r *core.RegionInfo, t *regionTallies, starving 
 			}
 		}
 		silent = silent || !lost && s.connected && r.IsDown(p.ID) && !damaged
-		// One that waits for a raft snapshot is counted as incomplete already; its turn may come late.
+		// One that waits for a raft snapshot is counted as incomplete already; its turn may come
+		// late.
 		starved = starved || !lost && s.connected && starving[p.ID] && !r.IsPending(p.ID)
 	}
 	if healthy < voters/2+1 && (a.view.Prepared || r.Source() != core.SourceFile) {

@@ -60,37 +60,76 @@ type Kind struct {
 	Code     Code
 	Severity Severity
 	Advice   string
-	// Grace is for how long it must have been seen before it counts: it passes by itself where all is well.
+	// Grace is for how long it must have been seen before it counts: it passes by itself where all
+	// is well.
 	Grace time.Duration
 }
 
 // leaderGrace covers an election, and the time between a split and the first report of its halves.
 const leaderGrace = 10 * time.Second
 
-// callGrace covers the time between a store's registration and the moment at which it is called back.
+// callGrace covers the time between a store's registration and the moment at which it is called
+// back.
 const callGrace = 3 * time.Second
 
 // Table has all kinds of conditions, the worst first. A report has its conditions in this order.
 var Table = []Kind{
-	{NoQuorum, SeverityCritical, "start the lost stores again; if they are lost for good: tinyctl recover regions", 0},
-	{LeaderLost, SeverityCritical, "start the store again; without a quorum of the others: tinyctl recover regions", 0},
-	{NoLeader, SeverityCritical, "look for the region at its stores' /regions and in their logs", leaderGrace},
-	{Diverged, SeverityCritical, "stop writing to the regions, find out which replica is right (tinyctl debug keys), remove the wrong one (tinyctl region remove-peer)", 0},
+	{
+		NoQuorum, SeverityCritical,
+		"start the lost stores again; if they are lost for good: tinyctl recover regions", 0,
+	},
+	{
+		LeaderLost, SeverityCritical,
+		"start the store again; without a quorum of the others: tinyctl recover regions", 0,
+	},
+	{
+		NoLeader, SeverityCritical, "look for the region at its stores' /regions and in their logs",
+		leaderGrace,
+	},
+	{
+		Diverged, SeverityCritical,
+		"stop writing to the regions, find out which replica is right (tinyctl debug keys), remove the wrong one (tinyctl region remove-peer)", 0,
+	},
 	{Alarm, SeverityCritical, "NOSPACE: tinyctl member reclaim; CORRUPT: replace the member", 0},
 	{DiskFull, SeverityCritical, "make room, delete data or add a store", 0},
-	{StoreSilent, SeverityWarning, "start the store again, or tinyctl store offline and bury, if it is lost for good", 0},
-	{ReplicaSilent, SeverityWarning, "look at the network between the stores; the replica is replaced after max-peer-down-time", 0},
-	{FewReplicas, SeverityWarning, "add a store, or wait for the replicas that are on their way: tinyctl operator list", 0},
-	{Starving, SeverityWarning, "look at the log of the follower's store and the network to it; if it stays: tinyctl region remove-peer", 0},
-	{Quarantined, SeverityWarning, "wait for the new replicas; look at the store's disk and its /status", 0},
+	{
+		StoreSilent, SeverityWarning,
+		"start the store again, or tinyctl store offline and bury, if it is lost for good", 0,
+	},
+	{
+		ReplicaSilent, SeverityWarning,
+		"look at the network between the stores; the replica is replaced after max-peer-down-time",
+		0,
+	},
+	{
+		FewReplicas, SeverityWarning,
+		"add a store, or wait for the replicas that are on their way: tinyctl operator list", 0,
+	},
+	{
+		Starving, SeverityWarning,
+		"look at the log of the follower's store and the network to it; if it stays: tinyctl region remove-peer", 0,
+	},
+	{
+		Quarantined, SeverityWarning,
+		"wait for the new replicas; look at the store's disk and its /status", 0,
+	},
 	{Misplaced, SeverityWarning, "tinyctl region move-peer, to a location without a replica", 0},
-	{MemberDead, SeverityWarning, "start the member again, or tinyctl member remove and let another one join", 0},
-	{StoreUnreached, SeverityWarning, "check the store's advertise-addr and the network to it", callGrace},
+	{
+		MemberDead, SeverityWarning,
+		"start the member again, or tinyctl member remove and let another one join", 0,
+	},
+	{
+		StoreUnreached, SeverityWarning, "check the store's advertise-addr and the network to it",
+		callGrace,
+	},
 	{LowDisk, SeverityWarning, "make room or add a store: no replicas are placed here", 0},
 	{SlowDisk, SeverityWarning, "look at the store's disk: no replicas are placed here", 0},
 	{ClockSkew, SeverityWarning, "synchronise the clock of the machine", 0},
 	{VersionsDiffer, SeverityWarning, "finish the upgrade", 0},
-	{ReadErrors, SeverityNotice, "look at the store's log; if it happens again, replace the disk", 0},
+	{
+		ReadErrors, SeverityNotice,
+		"look at the store's log; if it happens again, replace the disk", 0,
+	},
 	{StoreLeaving, SeverityNotice, "wait until it is empty: tinyctl store show", 0},
 }
 
@@ -106,7 +145,8 @@ type Condition struct {
 	Count int `json:"count"`
 	// Regions are some of the regions, at most examples.
 	Regions []uint64 `json:"regions,omitempty"`
-	// Since is when it began, as far as this leader and the one before know; Seconds is how long ago that is.
+	// Since is when it began, as far as this leader and the one before know; Seconds is how long
+	// ago that is.
 	Since   time.Time `json:"since"`
 	Seconds float64   `json:"for_seconds"`
 	Detail  string    `json:"detail"`
@@ -178,11 +218,13 @@ func (r *Report) Text() string {
 	}
 	switch r.Health {
 	case OK:
-		return fmt.Sprintf("All %d regions have %d replicas and a leader.", r.Counts.Regions, r.Counts.Replicas)
+		return fmt.Sprintf("All %d regions have %d replicas and a leader.", r.Counts.Regions,
+			r.Counts.Replicas)
 	case Unknown:
 		return "Not known yet: " + r.Incomplete + "."
 	}
-	text := fmt.Sprintf("Not healthy: critical conditions %d, warnings %d.", counts[SeverityCritical], counts[SeverityWarning])
+	text := fmt.Sprintf("Not healthy: critical conditions %d, warnings %d.",
+		counts[SeverityCritical], counts[SeverityWarning])
 	if r.Incomplete != "" {
 		text += " There may be more: " + r.Incomplete + "."
 	}

@@ -19,7 +19,8 @@ func (a *assessment) judgeStores() {
 		a.out.Counts.Stores++
 		subject := fmt.Sprintf("store %d", info.ID())
 		if info.IsOffline() {
-			a.raise(StoreLeaving, subject, time.Time{}, 1, nil, fmt.Sprintf("is being emptied, %d replicas are left", info.RegionCount()))
+			a.raise(StoreLeaving, subject, time.Time{}, 1, nil,
+				fmt.Sprintf("is being emptied, %d replicas are left", info.RegionCount()))
 		}
 		if !s.connected {
 			a.raise(StoreSilent, subject, info.SilentSince(), 1, nil, a.silence(info))
@@ -29,7 +30,8 @@ func (a *assessment) judgeStores() {
 			a.out.Counts.StoresUp++
 		}
 		if why := info.Unproven(); why != "" {
-			a.raise(StoreUnreached, subject, time.Time{}, 1, nil, fmt.Sprintf("is not reached at %s: %s", info.Address(), why))
+			a.raise(StoreUnreached, subject, time.Time{}, 1, nil,
+				fmt.Sprintf("is not reached at %s: %s", info.Address(), why))
 		}
 		a.judgeReport(subject, info)
 	}
@@ -48,7 +50,8 @@ func (a *assessment) silence(s *core.StoreInfo) string {
 // judgeReport judges what a store says of itself.
 func (a *assessment) judgeReport(subject string, info *core.StoreInfo) {
 	stats := info.Stats()
-	free := fmt.Sprintf("%s of %s are free", humanize.IBytes(info.Available()), humanize.IBytes(info.Capacity()))
+	free := fmt.Sprintf("%s of %s are free", humanize.IBytes(info.Available()),
+		humanize.IBytes(info.Capacity()))
 	switch {
 	case stats.GetIsDiskFull():
 		a.raise(DiskFull, subject, time.Time{}, 1, nil, "refuses writes: "+free)
@@ -56,19 +59,23 @@ func (a *assessment) judgeReport(subject string, info *core.StoreInfo) {
 		a.raise(LowDisk, subject, time.Time{}, 1, nil, free)
 	}
 	if slow := info.Slowness(); slow.Now() {
-		a.raise(SlowDisk, subject, slow.Since, 1, nil, fmt.Sprintf("syncs take %v, at other stores %v; leaders leave it",
-			slow.Takes.Round(time.Millisecond), slow.Usual.Round(time.Millisecond)))
+		a.raise(SlowDisk, subject, slow.Since, 1, nil,
+			fmt.Sprintf("syncs take %v, at other stores %v; leaders leave it",
+				slow.Takes.Round(time.Millisecond), slow.Usual.Round(time.Millisecond)))
 	} else if stats.GetIsSlow() {
-		a.raise(SlowDisk, subject, time.Time{}, 1, nil, "its disk is slow, or has failed to read more than once")
+		a.raise(SlowDisk, subject, time.Time{}, 1, nil,
+			"its disk is slow, or has failed to read more than once")
 	}
 	if n := len(stats.GetDamagedPeerIds()); n > 0 {
-		a.raise(Quarantined, subject, time.Time{}, n, few(stats.GetQuarantinedRegionIds()), replicas(n)+" damaged and not served")
+		a.raise(Quarantined, subject, time.Time{}, n, few(stats.GetQuarantinedRegionIds()),
+			replicas(n)+" damaged and not served")
 	}
 	if n := len(stats.GetDivergedRegionIds()); n > 0 {
 		a.raise(Diverged, subject, time.Time{}, n, few(stats.GetDivergedRegionIds()), undecided(n))
 	}
 	if n := stats.GetReadErrors(); n > 0 {
-		a.raise(ReadErrors, subject, time.Time{}, int(n), nil, fmt.Sprintf("%d reads have failed since its start", n))
+		a.raise(ReadErrors, subject, time.Time{}, int(n), nil,
+			fmt.Sprintf("%d reads have failed since its start", n))
 	}
 	if skew := info.Skew(); skew.Beyond(MaxSkew) {
 		a.raise(ClockSkew, subject, time.Time{}, 1, nil, skewText(skew.Middle()))
@@ -87,7 +94,8 @@ func undecided(n int) string {
 	if n == 1 {
 		return "leads 1 region whose replicas differ, and none of their data has a majority"
 	}
-	return fmt.Sprintf("leads %d regions whose replicas differ, and none of their data has a majority", n)
+	return fmt.Sprintf(
+		"leads %d regions whose replicas differ, and none of their data has a majority", n)
 }
 
 func few(regions []uint64) []uint64 { return regions[:min(len(regions), examples)] }

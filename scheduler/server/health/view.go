@@ -8,8 +8,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/filter"
 )
 
-// MaxSkew is how far a clock may be off before it is a condition. No clock decides about data; timestamps jump when
-// another member leads, and logs of several machines cannot be read together.
+// MaxSkew is how far a clock may be off before it is a condition. No clock decides about data;
+// timestamps jump when another member leads, and logs of several machines cannot be read together.
 const MaxSkew = 500 * time.Millisecond
 
 // Member is a member of the placement service as the leader sees it.
@@ -31,7 +31,8 @@ type View struct {
 	Now time.Time
 	// Leading is for how long the leader that took the picture has led.
 	Leading time.Duration
-	// Bootstrapped: the first store has joined. Prepared: the leader has enough reports of regions to plan.
+	// Bootstrapped: the first store has joined. Prepared: the leader has enough reports of regions
+	// to plan.
 	Bootstrapped, Prepared bool
 	Schedule               *config.Schedule
 	Replication            *config.Replication
@@ -41,8 +42,8 @@ type View struct {
 	Alarms                 []EtcdAlarm
 	// Before is the report before of the same leader, nil for its first one.
 	Before *Report
-	// Told is when conditions have begun, by Condition.Key, as the leader before has told. It counts while the leader of now
-	// has not led for as long as it takes to see them all again.
+	// Told is when conditions have begun, by Condition.Key, as the leader before has told. It
+	// counts while the leader of now has not led for as long as it takes to see them all again.
 	Told map[string]time.Time
 }
 
@@ -63,7 +64,10 @@ type store struct {
 func (v *View) storesByID() map[uint64]*store {
 	out := make(map[uint64]*store, len(v.Stores))
 	for _, s := range v.Stores {
-		st := &store{info: s, gone: s.IsTombstone(), connected: !s.IsTombstone() && filter.Connected(s, v.env())}
+		st := &store{
+			info: s, gone: s.IsTombstone(),
+			connected: !s.IsTombstone() && filter.Connected(s, v.env()),
+		}
 		place := ""
 		for _, label := range v.Replication.LocationLabels {
 			place += "/" + s.Label(label)

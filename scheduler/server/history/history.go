@@ -1,6 +1,7 @@
-// Package history keeps what happened in the cluster in the last hour, in slots of ten seconds: requests, how long they took,
-// sizes, leaders. The placement leader makes a point at the end of each slot from what the stores have reported; the other
-// members copy the points, so that they outlive it. Nothing is on disk.
+// Package history keeps what happened in the cluster in the last hour, in slots of ten seconds:
+// requests, how long they took, sizes, leaders. The placement leader makes a point at the end of
+// each slot from what the stores have reported; the other members copy the points, so that they
+// outlive it. Nothing is on disk.
 package history
 
 import (
@@ -22,8 +23,9 @@ const (
 
 // Requests are those of one kind.
 type Requests struct {
-	// PerSecond is their rate. P50 and P99 are how long they took at the stores, in microseconds: the classes that stores
-	// report are as wide as a factor of two, and the place in a class is estimated. 0 if there were none.
+	// PerSecond is their rate. P50 and P99 are how long they took at the stores, in microseconds:
+	// the classes that stores report are as wide as a factor of two, and the place in a class is
+	// estimated. 0 if there were none.
 	PerSecond float64 `json:"per_s"`
 	P50       float64 `json:"p50_us"`
 	P99       float64 `json:"p99_us"`
@@ -54,7 +56,8 @@ type Point struct {
 // Classes count requests by how long they took, as timing.Histogram does.
 type Classes [timing.Classes]uint64
 
-// classesOf reads what a store reports. One that reports fewer or more classes knows others, and is not understood.
+// classesOf reads what a store reports. One that reports fewer or more classes knows others, and is
+// not understood.
 func classesOf(list []uint64) (c Classes, ok bool) {
 	return c, copy(c[:], list) == len(c) && len(list) == len(c)
 }
@@ -75,7 +78,8 @@ func (r *rates) total() (sum float64) {
 	return sum
 }
 
-// quantile is the time in microseconds in which a share of the requests was answered. Within a class they are taken to lie evenly.
+// quantile is the time in microseconds in which a share of the requests was answered. Within a
+// class they are taken to lie evenly.
 func (r *rates) quantile(share float64) float64 {
 	left := share * r.total()
 	if left <= 0 {
@@ -124,8 +128,8 @@ func New() *History {
 	return h
 }
 
-// Beat takes in a store's report: the requests that it has answered since it was started. The first one of a run of the store says
-// nothing about a rate. Stores that report nothing are left out.
+// Beat takes in a store's report: the requests that it has answered since it was started. The first
+// one of a run of the store says nothing about a rate. Stores that report nothing are left out.
 func (h *History) Beat(store, run uint64, at time.Time, reads, writes []uint64) {
 	r, ok := classesOf(reads)
 	w, ok2 := classesOf(writes)
@@ -151,8 +155,8 @@ func rate(from, to *Classes, seconds float64) (out rates) {
 	return out
 }
 
-// Sample ends a slot: p has what the caller knows, with all stores that are up, and gets their requests. What a store has reported
-// counts until staleAfter has passed.
+// Sample ends a slot: p has what the caller knows, with all stores that are up, and gets their
+// requests. What a store has reported counts until staleAfter has passed.
 func (h *History) Sample(p Point, staleAfter time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -175,7 +179,9 @@ func (h *History) Sample(p Point, staleAfter time.Duration) {
 		}
 	}
 	if len(p.Stores) > maxStores {
-		slices.SortStableFunc(p.Stores, func(a, b Store) int { return int(b.Reads+b.Writes) - int(a.Reads+a.Writes) })
+		slices.SortStableFunc(p.Stores, func(a, b Store) int {
+			return int(b.Reads+b.Writes) - int(a.Reads+a.Writes)
+		})
 		p.Stores = p.Stores[:maxStores]
 	}
 	p.Reads, p.Writes = reads.requests(), writes.requests()
@@ -189,7 +195,8 @@ func (h *History) putLocked(p Point) {
 	h.mu.points = append(h.mu.points, p)
 }
 
-// Forget drops what stores have reported, when this member begins to lead: it is from a leadership before.
+// Forget drops what stores have reported, when this member begins to lead: it is from a leadership
+// before.
 func (h *History) Forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -51,7 +51,8 @@ func TestRatesOfStores(t *testing.T) {
 	h.Beat(1, 8, at(201), count(5000, time.Millisecond)[:3], none)
 	h.Beat(1, 8, at(210), count(5100, time.Millisecond), none)
 	h.Sample(Point{Time: at(211), Stores: []Store{{ID: 1}}}, time.Minute)
-	require.InDelta(t, 100.0/190, h.After(at(200))[0].Reads.PerSecond, 0.001, "a report that is not understood is left out")
+	require.InDelta(t, 100.0/190, h.After(at(200))[0].Reads.PerSecond, 0.001,
+		"a report that is not understood is left out")
 }
 
 func TestQuantiles(t *testing.T) {

@@ -38,7 +38,8 @@ type Leadership struct {
 // a process that was paused must not serve before it noticed. The wall clock is looked at too,
 // because the monotonic clock stands still while a machine is suspended.
 func (l *Leadership) Valid() bool {
-	return int64(time.Since(l.base)) < l.validUntil.Load() && time.Now().UnixNano() < l.wallUntil.Load()
+	return int64(time.Since(l.base)) < l.validUntil.Load() &&
+		time.Now().UnixNano() < l.wallUntil.Load()
 }
 
 // Remaining is how long the leadership is valid without another renewal.
@@ -70,8 +71,8 @@ type Elector struct {
 	storage storage.Storage
 	resign  chan string // the name of the member that should lead next, "" for any
 
-	// suspect is the revision of a leader record found silent. If it is still there after a campaign
-	// failed, its silence need not be waited for again. Owned by Run.
+	// suspect is the revision of a leader record found silent. If it is still there after a
+	// campaign failed, its silence need not be waited for again. Owned by Run.
 	suspect int64
 
 	mu struct {
@@ -235,9 +236,9 @@ func (e *Elector) observe(ctx context.Context, holdBack time.Duration) (int64, e
 
 // note takes in a value of the leader key. It returns true if this member may campaign against that
 // very record, after the given delay, because nobody leads: the last leader released the title (a
-// value without a member id, perhaps with the name of the one that should lead next), or the key names
-// this member although it is not leading (a record of a former life, or of a campaign whose answer was
-// lost).
+// value without a member id, perhaps with the name of the one that should lead next), or the key
+// names this member although it is not leading (a record of a former life, or of a campaign whose
+// answer was lost).
 //
 // named is true if this member was asked to lead next, however lately it resigned itself.
 func (e *Elector) note(value []byte) (vacant bool, delay time.Duration, named bool) {
@@ -363,7 +364,9 @@ func (e *Elector) renewUntilLost(ctx context.Context, l *Leadership, mine *int64
 	}
 }
 
-func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value []byte) (string, bool) {
+func (e *Elector) renew(
+	ctx context.Context, l *Leadership, mine *int64, value []byte,
+) (string, bool) {
 	ctx, cancel := context.WithTimeout(ctx, max(l.Remaining(), time.Millisecond))
 	defer cancel()
 	sent := time.Now()
@@ -377,7 +380,8 @@ func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value [
 		return "", false
 	case errors.Is(err, storage.ErrConflict):
 		// Either somebody else leads, or an earlier renewal whose answer was lost did arrive.
-		if kv, err := e.storage.Get(ctx, e.opts.Keys.Leader()); err == nil && string(kv.Value) == string(value) {
+		if kv, err := e.storage.Get(ctx, e.opts.Keys.Leader()); err == nil &&
+			string(kv.Value) == string(value) {
 			*mine = kv.ModRevision
 			return "", false // the fence decides at the next renewal
 		}
@@ -388,8 +392,9 @@ func (e *Elector) renew(ctx context.Context, l *Leadership, mine *int64, value [
 	}
 }
 
-// release gives the title back by a value without a member id, so that others need not wait for silence. It is not
-// a deletion: anybody can delete the key, but only the leader knows that it stopped being valid.
+// release gives the title back by a value without a member id, so that others need not wait for
+// silence. It is not a deletion: anybody can delete the key, but only the leader knows that it
+// stopped being valid.
 //
 // The fence alone is the condition: a renewal whose answer was lost may have changed the revision.
 // (One that is still on its way fails, because this write changes the revision for it.)

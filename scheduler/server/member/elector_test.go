@@ -79,7 +79,10 @@ func start(t *testing.T, mem *storage.Memory, n int) []*node {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			e.Run(ctx, func(ctx context.Context, _ *member.Leadership) error { <-ctx.Done(); return nil })
+			e.Run(ctx, func(ctx context.Context, _ *member.Leadership) error {
+				<-ctx.Done()
+				return nil
+			})
 		}()
 		nd := &node{elector: e, store: st, stop: sync.OnceFunc(func() { cancel(); <-done })}
 		t.Cleanup(nd.stop)
@@ -112,7 +115,8 @@ func TestOneLeaderAndHandOver(t *testing.T) {
 	began := time.Now()
 	first.stop()
 	second := leader(t, nodes, first)
-	require.Less(t, time.Since(began), ttl, "a stopped leader leaves at once, nobody waits for its silence")
+	require.Less(t, time.Since(began), ttl,
+		"a stopped leader leaves at once, nobody waits for its silence")
 	require.Greater(t, second.elector.Leadership().Term, term)
 }
 
@@ -125,7 +129,9 @@ func TestStalledLeaderLosesItself(t *testing.T) {
 	next := leader(t, nodes, old)
 	require.False(t, l.Valid())
 	old.store.set(false)
-	require.Never(t, func() bool { return old.elector.Leadership() != nil && next.elector.Leadership() != nil },
+	require.Never(t, func() bool {
+		return old.elector.Leadership() != nil && next.elector.Leadership() != nil
+	},
 		ttl, time.Millisecond)
 }
 
@@ -136,10 +142,14 @@ func TestDeposedLeaderWritesNothing(t *testing.T) {
 	old := leader(t, nodes, nil)
 	fence := old.elector.Leadership().Fence()
 	put := func() error {
-		_, err := mem.Txn(t.Context(), []storage.Cond{fence}, []storage.Op{storage.Put("/x", []byte("1"))})
+		_, err := mem.Txn(t.Context(), []storage.Cond{fence},
+			[]storage.Op{storage.Put("/x", []byte("1"))})
 		return err
 	}
-	ids := id.New(mem, keys.AllocID(), func() (storage.Cond, uint64, bool) { return fence, 1, true }) // it has not noticed
+	// it has not noticed
+	ids := id.New(mem, keys.AllocID(), func() (storage.Cond, uint64, bool) {
+		return fence, 1, true
+	})
 	clock := time.Now()
 	oracle := tso.New(mem, keys.Timestamp(), time.Second, func() time.Time { return clock })
 	require.NoError(t, oracle.Start(t.Context(), fence))
@@ -178,7 +188,8 @@ type world struct {
 
 // Two hundred leaderships, each of which keeps on working after it was replaced: ids and timestamps
 // are unique and increasing all the same, with clocks that differ by seconds. (An allocator that
-// keeps its window over leaderships, or a timestamp that starts at the clock, fails in a few rounds.)
+// keeps its window over leaderships, or a timestamp that starts at the clock, fails in a few
+// rounds.)
 func TestIDsAndTimestampsOver200Leaders3C(t *testing.T) {
 	mem := storage.NewMemory()
 	ctx := t.Context()
@@ -187,9 +198,13 @@ func TestIDsAndTimestampsOver200Leaders3C(t *testing.T) {
 	worlds := make([]*world, 3)
 	for i := range worlds {
 		w := &world{}
-		w.ids = id.New(mem, keys.AllocID(), func() (storage.Cond, uint64, bool) { return w.fence, w.term, w.term != 0 })
+		w.ids = id.New(mem, keys.AllocID(), func() (storage.Cond, uint64, bool) {
+			return w.fence, w.term, w.term != 0
+		})
 		skew := time.Duration(i-1) * 3 * time.Second
-		w.tso = tso.New(mem, keys.Timestamp(), 50*time.Millisecond, func() time.Time { return time.Now().Add(skew) })
+		w.tso = tso.New(mem, keys.Timestamp(), 50*time.Millisecond, func() time.Time {
+			return time.Now().Add(skew)
+		})
 		worlds[i] = w
 	}
 	use := func(w *world, must bool) {
@@ -220,7 +235,8 @@ func TestIDsAndTimestampsOver200Leaders3C(t *testing.T) {
 	}
 	for term := uint64(1); term <= 200; term++ {
 		w := worlds[term%3]
-		_, err := mem.Txn(ctx, nil, []storage.Op{storage.Put(keys.LeaderTerm(), storage.Uint64(term))})
+		_, err := mem.Txn(ctx, nil,
+			[]storage.Op{storage.Put(keys.LeaderTerm(), storage.Uint64(term))})
 		require.NoError(t, err)
 		w.term, w.fence = term, storage.ValueIs(keys.LeaderTerm(), storage.Uint64(term))
 		require.NoError(t, w.tso.Start(ctx, w.fence))

@@ -60,7 +60,8 @@ func procedures() []procedure {
 	var out []procedure
 	for service, info := range gs.GetServiceInfo() {
 		for _, m := range info.Methods {
-			out = append(out, procedure{"/" + service + "/" + m.Name, m.IsClientStream || m.IsServerStream})
+			out = append(out,
+				procedure{"/" + service + "/" + m.Name, m.IsClientStream || m.IsServerStream})
 		}
 	}
 	slices.SortFunc(out, func(a, b procedure) int { return strings.Compare(a.path, b.path) })
@@ -76,7 +77,9 @@ type member struct {
 func startMember(t testing.TB) *member {
 	t.Helper()
 	// A machine that is busy with other things must not cost it the leadership.
-	s := servertest.StartTest(t, func(c *config.Config) { c.LeaseTTL = config.Duration(30 * time.Second) })
+	s := servertest.StartTest(t, func(c *config.Config) {
+		c.LeaseTTL = config.Duration(30 * time.Second)
+	})
 	conn, err := grpc.NewClient("passthrough:///"+s.ClientAddr(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(bytesCodec{})))
@@ -109,8 +112,8 @@ func bootstrap(t testing.TB, s *server.Server) {
 	}
 }
 
-// header is the first field of a request: that it is for the member's cluster. Where it follows another one, both count as one
-// message, of which the last id counts.
+// header is the first field of a request: that it is for the member's cluster. Where it follows
+// another one, both count as one message, of which the last id counts.
 func (m *member) header() []byte {
 	id := binary.AppendUvarint([]byte{1 << 3}, m.ClusterID())
 	return append([]byte{1<<3 | 2, byte(len(id))}, id...)
@@ -122,7 +125,8 @@ func (m *member) call(ctx context.Context, p procedure, data encoded) (answers i
 		var resp encoded
 		return 1, m.conn.Invoke(ctx, p.path, &data, &resp)
 	}
-	stream, err := m.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, p.path)
+	stream, err := m.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		p.path)
 	if err != nil {
 		return 0, err
 	}
@@ -144,7 +148,8 @@ func (m *member) call(ctx context.Context, p procedure, data encoded) (answers i
 	}
 }
 
-// checkCall has a request of any bytes answered by a message, or by a status that says what is wrong.
+// checkCall has a request of any bytes answered by a message, or by a status that says what is
+// wrong.
 func (m *member) checkCall(t *testing.T, p procedure, data encoded) {
 	t.Helper()
 	limit := 20 * time.Second
@@ -162,7 +167,8 @@ func (m *member) checkCall(t *testing.T, p procedure, data encoded) {
 	case codes.Internal:
 		require.ErrorContains(t, err, "unmarshal", p.path)
 	case codes.Unknown: // as PD says it
-		require.Regexp(t, "invalid store ID .* not found|count must be between", err.Error(), p.path)
+		require.Regexp(t, "invalid store ID .* not found|count must be between", err.Error(),
+			p.path)
 	default:
 		t.Fatalf("%s: %v", p.path, err)
 	}
@@ -175,39 +181,94 @@ func requestSeeds() map[string][]interface{ Marshal() ([]byte, error) } {
 	scope := &pdpb.KeyspaceScope{Keyspace: &pdpb.KeyspaceScope_KeyspaceId{KeyspaceId: 5}}
 	ranges := []*pdpb.KeyRange{{StartKey: key}, {StartKey: []byte("z"), EndKey: key}}
 	return map[string]list{
-		"GetRegion":              {&pdpb.GetRegionRequest{RegionKey: key}, &pdpb.GetRegionRequest{Header: wrong}},
-		"GetPrevRegion":          {&pdpb.GetRegionRequest{RegionKey: key}, &pdpb.GetRegionRequest{}},
-		"GetRegionByID":          {&pdpb.GetRegionByIDRequest{RegionId: 1000}, &pdpb.GetRegionByIDRequest{RegionId: 1 << 63}},
-		"QueryRegion":            {&pdpb.QueryRegionRequest{Keys: [][]byte{nil, key}, PrevKeys: [][]byte{nil}, Ids: []uint64{0, 1000}}},
-		"ScanRegions":            {&pdpb.ScanRegionsRequest{StartKey: []byte("z"), EndKey: key, Limit: -1}, &pdpb.ScanRegionsRequest{Limit: 1}},
-		"BatchScanRegions":       {&pdpb.BatchScanRegionsRequest{Ranges: ranges}, &pdpb.BatchScanRegionsRequest{Ranges: ranges[:1], ContainAllKeyRange: true, Limit: 1}},
-		"GetStore":               {&pdpb.GetStoreRequest{StoreId: 1}, &pdpb.GetStoreRequest{StoreId: 1 << 63}, &pdpb.GetStoreRequest{}},
-		"AllocID":                {&pdpb.AllocIDRequest{Count: 1<<32 - 1}},
-		"GetOperator":            {&pdpb.GetOperatorRequest{RegionId: 1000}, &pdpb.GetOperatorRequest{RegionId: 1 << 63}},
-		"Tso":                    {&pdpb.TsoRequest{Count: 1}, &pdpb.TsoRequest{}, &pdpb.TsoRequest{Count: 1<<32 - 1}, &pdpb.TsoRequest{Header: wrong, Count: 1}},
-		"ScatterRegion":          {&pdpb.ScatterRegionRequest{}, &pdpb.ScatterRegionRequest{RegionsId: []uint64{1000, 1000, 0}}},
-		"SplitRegions":           {&pdpb.SplitRegionsRequest{}, &pdpb.SplitRegionsRequest{SplitKeys: [][]byte{nil, key, key, []byte("m")}}},
-		"SplitAndScatterRegions": {&pdpb.SplitAndScatterRegionsRequest{SplitKeys: [][]byte{[]byte("m"), []byte("m")}}},
-		"UpdateGCSafePoint":      {&pdpb.UpdateGCSafePointRequest{SafePoint: 5}},
-		"AdvanceGCSafePoint":     {&pdpb.AdvanceGCSafePointRequest{Target: 6}, &pdpb.AdvanceGCSafePointRequest{KeyspaceScope: scope}},
-		"AdvanceTxnSafePoint":    {&pdpb.AdvanceTxnSafePointRequest{Target: 9}, &pdpb.AdvanceTxnSafePointRequest{Target: 1}},
+		"GetRegion": {
+			&pdpb.GetRegionRequest{RegionKey: key}, &pdpb.GetRegionRequest{Header: wrong},
+		},
+		"GetPrevRegion": {
+			&pdpb.GetRegionRequest{RegionKey: key}, &pdpb.GetRegionRequest{},
+		},
+		"GetRegionByID": {
+			&pdpb.GetRegionByIDRequest{RegionId: 1000},
+			&pdpb.GetRegionByIDRequest{RegionId: 1 << 63},
+		},
+		"QueryRegion": {
+			&pdpb.QueryRegionRequest{
+				Keys: [][]byte{nil, key}, PrevKeys: [][]byte{nil}, Ids: []uint64{0, 1000},
+			},
+		},
+		"ScanRegions": {
+			&pdpb.ScanRegionsRequest{StartKey: []byte("z"), EndKey: key, Limit: -1},
+			&pdpb.ScanRegionsRequest{Limit: 1},
+		},
+		"BatchScanRegions": {
+			&pdpb.BatchScanRegionsRequest{Ranges: ranges},
+			&pdpb.BatchScanRegionsRequest{Ranges: ranges[:1], ContainAllKeyRange: true, Limit: 1},
+		},
+		"GetStore": {
+			&pdpb.GetStoreRequest{StoreId: 1}, &pdpb.GetStoreRequest{StoreId: 1 << 63},
+			&pdpb.GetStoreRequest{},
+		},
+		"AllocID": {&pdpb.AllocIDRequest{Count: 1<<32 - 1}},
+		"GetOperator": {
+			&pdpb.GetOperatorRequest{RegionId: 1000}, &pdpb.GetOperatorRequest{RegionId: 1 << 63},
+		},
+		"Tso": {
+			&pdpb.TsoRequest{Count: 1}, &pdpb.TsoRequest{}, &pdpb.TsoRequest{Count: 1<<32 - 1},
+			&pdpb.TsoRequest{Header: wrong, Count: 1},
+		},
+		"ScatterRegion": {
+			&pdpb.ScatterRegionRequest{},
+			&pdpb.ScatterRegionRequest{RegionsId: []uint64{1000, 1000, 0}},
+		},
+		"SplitRegions": {
+			&pdpb.SplitRegionsRequest{},
+			&pdpb.SplitRegionsRequest{SplitKeys: [][]byte{nil, key, key, []byte("m")}},
+		},
+		"SplitAndScatterRegions": {
+			&pdpb.SplitAndScatterRegionsRequest{SplitKeys: [][]byte{[]byte("m"), []byte("m")}},
+		},
+		"UpdateGCSafePoint": {&pdpb.UpdateGCSafePointRequest{SafePoint: 5}},
+		"AdvanceGCSafePoint": {
+			&pdpb.AdvanceGCSafePointRequest{Target: 6},
+			&pdpb.AdvanceGCSafePointRequest{KeyspaceScope: scope},
+		},
+		"AdvanceTxnSafePoint": {
+			&pdpb.AdvanceTxnSafePointRequest{Target: 9},
+			&pdpb.AdvanceTxnSafePointRequest{Target: 1},
+		},
 		"UpdateServiceGCSafePoint": {
-			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: 1<<63 - 1, SafePoint: 20},
+			&pdpb.UpdateServiceGCSafePointRequest{
+				ServiceId: []byte("s"), TTL: 1<<63 - 1, SafePoint: 20,
+			},
 			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: -1 << 63},
 			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("gc_worker"), TTL: 1},
-			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte{0xff}, TTL: 1 << 40, SafePoint: 20},
+			&pdpb.UpdateServiceGCSafePointRequest{
+				ServiceId: []byte{0xff}, TTL: 1 << 40, SafePoint: 20,
+			},
 		},
-		"SetGCBarrier":     {&pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 30, TtlSeconds: 9e9}, &pdpb.SetGCBarrierRequest{KeyspaceScope: scope}},
-		"DeleteGCBarrier":  {&pdpb.DeleteGCBarrierRequest{BarrierId: "b"}, &pdpb.DeleteGCBarrierRequest{}},
-		"GetGCState":       {&pdpb.GetGCStateRequest{KeyspaceScope: &pdpb.KeyspaceScope{}, IncludeGlobalGcBarriers: true}},
+		"SetGCBarrier": {
+			&pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 30, TtlSeconds: 9e9},
+			&pdpb.SetGCBarrierRequest{KeyspaceScope: scope},
+		},
+		"DeleteGCBarrier": {
+			&pdpb.DeleteGCBarrierRequest{BarrierId: "b"}, &pdpb.DeleteGCBarrierRequest{},
+		},
+		"GetGCState": {
+			&pdpb.GetGCStateRequest{
+				KeyspaceScope: &pdpb.KeyspaceScope{}, IncludeGlobalGcBarriers: true,
+			},
+		},
 		"LoadGlobalConfig": {&pdpb.LoadGlobalConfigRequest{Names: []string{"a", ""}}},
-		"LoadKeyspace":     {&keyspacepb.LoadKeyspaceRequest{Name: "DEFAULT"}, &keyspacepb.LoadKeyspaceRequest{Name: "x"}},
-		"GetAllKeyspaces":  {&keyspacepb.GetAllKeyspacesRequest{}},
+		"LoadKeyspace": {
+			&keyspacepb.LoadKeyspaceRequest{Name: "DEFAULT"},
+			&keyspacepb.LoadKeyspaceRequest{Name: "x"},
+		},
+		"GetAllKeyspaces": {&keyspacepb.GetAllKeyspacesRequest{}},
 	}
 }
 
-// FuzzFace: a request of any bytes to any RPC is answered, by a cluster with stores and by one without, and the member goes on
-// leading. own puts the member's cluster id into the request.
+// FuzzFace: a request of any bytes to any RPC is answered, by a cluster with stores and by one
+// without, and the member goes on leading. own puts the member's cluster id into the request.
 func FuzzFace(f *testing.F) {
 	rpcs, seeds := procedures(), requestSeeds()
 	for i, p := range rpcs {
@@ -243,7 +304,9 @@ func TestSeedsAreOfRPCs(t *testing.T) {
 	m, rpcs := startMember(t), procedures()
 	bootstrap(t, m.Server)
 	for name, list := range requestSeeds() {
-		i := slices.IndexFunc(rpcs, func(p procedure) bool { return strings.HasSuffix(p.path, "/"+name) })
+		i := slices.IndexFunc(rpcs, func(p procedure) bool {
+			return strings.HasSuffix(p.path, "/"+name)
+		})
 		require.GreaterOrEqual(t, i, 0, name)
 		ok := rpcs[i].silent()
 		for _, seed := range list {
@@ -261,17 +324,23 @@ func TestSeedsAreOfRPCs(t *testing.T) {
 	}
 }
 
-// A barrier whose id cannot be kept as it is would stay until it expires: it is refused, and nothing is set.
+// A barrier whose id cannot be kept as it is would stay until it expires: it is refused, and
+// nothing is set.
 func TestBarrierIDsAreText(t *testing.T) {
 	m := startMember(t)
 	bootstrap(t, m.Server)
 	for name, req := range map[string]interface{ Marshal() ([]byte, error) }{
-		"UpdateServiceGCSafePoint": &pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte{0xff}, TTL: 100, SafePoint: 20},
-		"SetGCBarrier":             &pdpb.SetGCBarrierRequest{BarrierId: "\xff", TtlSeconds: 100, BarrierTs: 20},
+		"UpdateServiceGCSafePoint": &pdpb.UpdateServiceGCSafePointRequest{
+			ServiceId: []byte{0xff}, TTL: 100, SafePoint: 20,
+		},
+		"SetGCBarrier": &pdpb.SetGCBarrierRequest{
+			BarrierId: "\xff", TtlSeconds: 100, BarrierTs: 20,
+		},
 	} {
 		data, err := req.Marshal()
 		require.NoError(t, err)
-		_, err = m.call(t.Context(), procedure{path: "/pdpb.PD/" + name}, append(data, m.header()...))
+		_, err = m.call(t.Context(), procedure{path: "/pdpb.PD/" + name},
+			append(data, m.header()...))
 		require.Equal(t, codes.InvalidArgument, status.Code(err), name)
 	}
 	req, got := encoded(m.header()), encoded{}

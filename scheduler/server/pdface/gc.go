@@ -21,7 +21,8 @@ type SafePoints interface {
 		ctx context.Context,
 		target uint64,
 	) (before, after uint64, blocker *Barrier, err error)
-	// AdvanceGC raises the point below which old versions may be removed, up to the first barrier. It never goes back.
+	// AdvanceGC raises the point below which old versions may be removed, up to the first barrier.
+	// It never goes back.
 	AdvanceGC(ctx context.Context, target uint64) (uint64, error)
 	// SetBarrier sets or moves a barrier.
 	SetBarrier(ctx context.Context, b Barrier) error
@@ -63,7 +64,8 @@ func NewBarrier(id string, ts uint64, ttl int64, now time.Time) Barrier {
 // gcWorker is the id under which old clients keep the transactions' safe point itself.
 const gcWorker = "gc_worker"
 
-// errBarrierID: barriers are kept as JSON, which would change the id, so that nobody could delete the barrier by it.
+// errBarrierID: barriers are kept as JSON, which would change the id, so that nobody could delete
+// the barrier by it.
 var errBarrierID = status.Error(codes.InvalidArgument, "the id of a barrier must be UTF-8")
 
 func (b *Barrier) proto(now time.Time) *pdpb.GCBarrierInfo {

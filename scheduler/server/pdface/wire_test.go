@@ -16,21 +16,27 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What a request to each RPC must have, and what becomes of it. All that is not here is Unimplemented.
+// What a request to each RPC must have, and what becomes of it. All that is not here is
+// Unimplemented.
 var (
 	// forTheCluster are answered if the request names the cluster.
 	forTheCluster = []string{
-		"Tso", "IsBootstrapped", "IsSnapshotRecovering", "AllocID", "GetGCSafePoint", "UpdateGCSafePoint",
-		"UpdateServiceGCSafePoint", "AdvanceGCSafePoint", "AdvanceTxnSafePoint", "SetGCBarrier", "DeleteGCBarrier",
+		"Tso", "IsBootstrapped", "IsSnapshotRecovering", "AllocID", "GetGCSafePoint",
+		"UpdateGCSafePoint",
+		"UpdateServiceGCSafePoint", "AdvanceGCSafePoint", "AdvanceTxnSafePoint", "SetGCBarrier",
+		"DeleteGCBarrier",
 		"GetGCState", "GetAllKeyspacesGCStates",
 	}
 	// forStores need a cluster with stores beside.
 	forStores = []string{
-		"GetStore", "GetAllStores", "GetRegion", "GetPrevRegion", "GetRegionByID", "QueryRegion", "ScanRegions",
-		"BatchScanRegions", "ScatterRegion", "SplitRegions", "SplitAndScatterRegions", "GetOperator",
+		"GetStore", "GetAllStores", "GetRegion", "GetPrevRegion", "GetRegionByID", "QueryRegion",
+		"ScanRegions",
+		"BatchScanRegions", "ScatterRegion", "SplitRegions", "SplitAndScatterRegions",
+		"GetOperator",
 	}
 	forAnyone = []string{
-		"GetMembers", "GetClusterInfo", "LoadGlobalConfig", "MetaStorage/Get", "LoadKeyspace", "GetAllKeyspaces",
+		"GetMembers", "GetClusterInfo", "LoadGlobalConfig", "MetaStorage/Get", "LoadKeyspace",
+		"GetAllKeyspaces",
 	}
 	silent  = []string{"WatchGlobalConfig", "MetaStorage/Watch"}
 	refused = []string{"StoreGlobalConfig", "MetaStorage/Put", "MetaStorage/Delete"}
@@ -63,41 +69,49 @@ func (m *member) first(t *testing.T, p procedure, data encoded) (encoded, error)
 	if !p.streams {
 		return resp, m.conn.Invoke(ctx, p.path, &data, &resp)
 	}
-	stream, err := m.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, p.path)
+	stream, err := m.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		p.path)
 	require.NoError(t, err)
 	require.NoError(t, stream.SendMsg(&data))
 	require.NoError(t, stream.CloseSend())
 	return resp, stream.RecvMsg(&resp)
 }
 
-// Each RPC of PD's services, without a header, with the id of another cluster, and where there are no stores.
+// Each RPC of PD's services, without a header, with the id of another cluster, and where there are
+// no stores.
 func TestRequestsForNobody(t *testing.T) {
 	empty, full := startMember(t), startMember(t)
 	bootstrap(t, full.Server)
 	otherCluster := field(1, []byte{1 << 3, 7})
 	for _, p := range procedures() {
-		for name, req := range map[string]encoded{"no header": nil, "another cluster": otherCluster} {
-			if in(silent, p) || len(req) > 0 && strings.HasSuffix(p.path, "GlobalConfig") { // no header
+		for name, req := range map[string]encoded{
+			"no header": nil, "another cluster": otherCluster,
+		} {
+			// no header
+			if in(silent, p) || len(req) > 0 && strings.HasSuffix(p.path, "GlobalConfig") {
 				continue
 			}
 			_, err := full.first(t, p, req)
 			switch {
 			case in(forTheCluster, p), in(forStores, p):
-				require.Equal(t, codes.FailedPrecondition, status.Code(err), "%s, %s: %v", p.path, name, err)
+				require.Equal(t, codes.FailedPrecondition, status.Code(err), "%s, %s: %v", p.path,
+					name, err)
 				require.ErrorContains(t, err, "mismatch cluster id, need", p.path)
 			case in(forAnyone, p):
 				require.NoError(t, err, p.path)
 			case in(refused, p):
 				require.Equal(t, codes.PermissionDenied, status.Code(err), p.path)
 			default: // clients look for the word
-				require.Equal(t, codes.Unimplemented, status.Code(err), "%s, %s: %v", p.path, name, err)
+				require.Equal(t, codes.Unimplemented, status.Code(err), "%s, %s: %v", p.path, name,
+					err)
 				require.Contains(t, err.Error(), "Unimplemented", p.path)
 			}
 		}
 		if in(forStores, p) {
 			answer, err := empty.first(t, p, empty.header())
 			require.NoError(t, err, p.path)
-			require.Equal(t, pdpb.ErrorType_NOT_BOOTSTRAPPED, headerError(t, answer).GetType(), p.path)
+			require.Equal(t, pdpb.ErrorType_NOT_BOOTSTRAPPED, headerError(t, answer).GetType(),
+				p.path)
 			require.Contains(t, headerError(t, answer).Message, "not bootstrapped", p.path)
 		}
 		if in(silent, p) { // which stay open, and say nothing
@@ -136,7 +150,8 @@ func (m *member) ask(t *testing.T, method string, req, resp message) error {
 // state is what odd requests must not change.
 func (m *member) state(t *testing.T) string {
 	t.Helper()
-	gc, regions, stores := new(pdpb.GetGCStateResponse), new(pdpb.ScanRegionsResponse), new(pdpb.GetAllStoresResponse)
+	gc, regions, stores := new(pdpb.GetGCStateResponse), new(pdpb.ScanRegionsResponse),
+		new(pdpb.GetAllStoresResponse)
 	require.NoError(t, m.ask(t, "GetGCState", &pdpb.GetGCStateRequest{}, gc))
 	require.NoError(t, m.ask(t, "ScanRegions", &pdpb.ScanRegionsRequest{}, regions))
 	require.NoError(t, m.ask(t, "GetAllStores", &pdpb.GetAllStoresRequest{}, stores))
@@ -151,7 +166,8 @@ func TestOddRegionsAndStores(t *testing.T) {
 	before := m.state(t)
 	region := new(pdpb.GetRegionResponse)
 	for _, id := range []uint64{0, 7, 1<<64 - 1} {
-		require.NoError(t, m.ask(t, "GetRegionByID", &pdpb.GetRegionByIDRequest{RegionId: id}, region))
+		require.NoError(t,
+			m.ask(t, "GetRegionByID", &pdpb.GetRegionByIDRequest{RegionId: id}, region))
 		require.Nil(t, region.Region)
 		require.Nil(t, region.Header.Error)
 		err := m.ask(t, "GetStore", &pdpb.GetStoreRequest{StoreId: id}, new(pdpb.GetStoreResponse))
@@ -161,7 +177,9 @@ func TestOddRegionsAndStores(t *testing.T) {
 		require.NoError(t, m.ask(t, "GetOperator", &pdpb.GetOperatorRequest{RegionId: id}, op))
 		require.Equal(t, pdpb.ErrorType_REGION_NOT_FOUND, op.Header.Error.GetType())
 		scattered := new(pdpb.ScatterRegionResponse)
-		require.NoError(t, m.ask(t, "ScatterRegion", &pdpb.ScatterRegionRequest{RegionsId: []uint64{id}}, scattered))
+		require.NoError(t,
+			m.ask(t, "ScatterRegion", &pdpb.ScatterRegionRequest{RegionsId: []uint64{id}},
+				scattered))
 		require.Equal(t, []uint64{id}, scattered.FailedRegionsId)
 		require.Zero(t, scattered.FinishedPercentage)
 		old := &pdpb.ScatterRegionRequest{RegionId: id}
@@ -190,7 +208,9 @@ func TestOddRegionsAndStores(t *testing.T) {
 	split := new(pdpb.SplitRegionsResponse)
 	require.NoError(t, m.ask(t, "SplitRegions", &pdpb.SplitRegionsRequest{}, split))
 	require.EqualValues(t, 100, split.FinishedPercentage)
-	require.NoError(t, m.ask(t, "SplitRegions", &pdpb.SplitRegionsRequest{SplitKeys: [][]byte{nil, []byte("m")}}, split))
+	require.NoError(t,
+		m.ask(t, "SplitRegions", &pdpb.SplitRegionsRequest{SplitKeys: [][]byte{nil, []byte("m")}},
+			split))
 	require.Equal(t, []uint64{1000, 1500}, split.RegionsId, "the regions that begin there already")
 	require.Equal(t, before, m.state(t))
 }
@@ -210,20 +230,69 @@ func TestOddSafePoints(t *testing.T) {
 		req, resp message
 		code      codes.Code
 	}{
-		{"AdvanceTxnSafePoint", &pdpb.AdvanceTxnSafePointRequest{Target: 99}, new(pdpb.AdvanceTxnSafePointResponse), codes.FailedPrecondition},
-		{"AdvanceGCSafePoint", &pdpb.AdvanceGCSafePointRequest{Target: 49}, new(pdpb.AdvanceGCSafePointResponse), codes.FailedPrecondition},
-		{"AdvanceGCSafePoint", &pdpb.AdvanceGCSafePointRequest{Target: 60, KeyspaceScope: elsewhere}, new(pdpb.AdvanceGCSafePointResponse), codes.InvalidArgument},
-		{"AdvanceTxnSafePoint", &pdpb.AdvanceTxnSafePointRequest{Target: 200, KeyspaceScope: elsewhere}, new(pdpb.AdvanceTxnSafePointResponse), codes.InvalidArgument},
-		{"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierTs: 200, TtlSeconds: 9}, new(pdpb.SetGCBarrierResponse), codes.InvalidArgument},
-		{"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 200}, new(pdpb.SetGCBarrierResponse), codes.InvalidArgument},
-		{"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierId: "gc_worker", BarrierTs: 200, TtlSeconds: 9}, new(pdpb.SetGCBarrierResponse), codes.InvalidArgument},
-		{"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 99, TtlSeconds: 9}, new(pdpb.SetGCBarrierResponse), codes.FailedPrecondition},
-		{"DeleteGCBarrier", &pdpb.DeleteGCBarrierRequest{BarrierId: "absent"}, new(pdpb.DeleteGCBarrierResponse), codes.OK},
-		{"UpdateGCSafePoint", &pdpb.UpdateGCSafePointRequest{SafePoint: 1}, new(pdpb.UpdateGCSafePointResponse), codes.OK},
-		{"UpdateServiceGCSafePoint", &pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("gc_worker"), TTL: 5, SafePoint: 200}, new(pdpb.UpdateServiceGCSafePointResponse), codes.InvalidArgument},
-		{"UpdateServiceGCSafePoint", &pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: 5, SafePoint: 99}, new(pdpb.UpdateServiceGCSafePointResponse), codes.OK},
-		{"UpdateServiceGCSafePoint", &pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: -5, SafePoint: 200}, new(pdpb.UpdateServiceGCSafePointResponse), codes.OK},
-		{"GetGCState", &pdpb.GetGCStateRequest{KeyspaceScope: elsewhere}, new(pdpb.GetGCStateResponse), codes.InvalidArgument},
+		{
+			"AdvanceTxnSafePoint", &pdpb.AdvanceTxnSafePointRequest{Target: 99},
+			new(pdpb.AdvanceTxnSafePointResponse), codes.FailedPrecondition,
+		},
+		{
+			"AdvanceGCSafePoint", &pdpb.AdvanceGCSafePointRequest{Target: 49},
+			new(pdpb.AdvanceGCSafePointResponse), codes.FailedPrecondition,
+		},
+		{
+			"AdvanceGCSafePoint",
+			&pdpb.AdvanceGCSafePointRequest{Target: 60, KeyspaceScope: elsewhere},
+			new(pdpb.AdvanceGCSafePointResponse), codes.InvalidArgument,
+		},
+		{
+			"AdvanceTxnSafePoint",
+			&pdpb.AdvanceTxnSafePointRequest{Target: 200, KeyspaceScope: elsewhere},
+			new(pdpb.AdvanceTxnSafePointResponse), codes.InvalidArgument,
+		},
+		{
+			"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierTs: 200, TtlSeconds: 9},
+			new(pdpb.SetGCBarrierResponse), codes.InvalidArgument,
+		},
+		{
+			"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 200},
+			new(pdpb.SetGCBarrierResponse), codes.InvalidArgument,
+		},
+		{
+			"SetGCBarrier",
+			&pdpb.SetGCBarrierRequest{BarrierId: "gc_worker", BarrierTs: 200, TtlSeconds: 9},
+			new(pdpb.SetGCBarrierResponse), codes.InvalidArgument,
+		},
+		{
+			"SetGCBarrier", &pdpb.SetGCBarrierRequest{BarrierId: "b", BarrierTs: 99, TtlSeconds: 9},
+			new(pdpb.SetGCBarrierResponse), codes.FailedPrecondition,
+		},
+		{
+			"DeleteGCBarrier", &pdpb.DeleteGCBarrierRequest{BarrierId: "absent"},
+			new(pdpb.DeleteGCBarrierResponse), codes.OK,
+		},
+		{
+			"UpdateGCSafePoint", &pdpb.UpdateGCSafePointRequest{SafePoint: 1},
+			new(pdpb.UpdateGCSafePointResponse), codes.OK,
+		},
+		{
+			"UpdateServiceGCSafePoint",
+			&pdpb.UpdateServiceGCSafePointRequest{
+				ServiceId: []byte("gc_worker"), TTL: 5, SafePoint: 200,
+			}, new(pdpb.UpdateServiceGCSafePointResponse), codes.InvalidArgument,
+		},
+		{
+			"UpdateServiceGCSafePoint",
+			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: 5, SafePoint: 99},
+			new(pdpb.UpdateServiceGCSafePointResponse), codes.OK,
+		},
+		{
+			"UpdateServiceGCSafePoint",
+			&pdpb.UpdateServiceGCSafePointRequest{ServiceId: []byte("s"), TTL: -5, SafePoint: 200},
+			new(pdpb.UpdateServiceGCSafePointResponse), codes.OK,
+		},
+		{
+			"GetGCState", &pdpb.GetGCStateRequest{KeyspaceScope: elsewhere},
+			new(pdpb.GetGCStateResponse), codes.InvalidArgument,
+		},
 	} {
 		err := m.ask(t, tc.method, tc.req, tc.resp)
 		require.Equal(t, tc.code, status.Code(err), "%s %v: %v", tc.method, tc.req, err)
@@ -231,15 +300,19 @@ func TestOddSafePoints(t *testing.T) {
 	}
 }
 
-// A stream goes on after a request about nothing, and ends with one that it may not answer; another one works.
+// A stream goes on after a request about nothing, and ends with one that it may not answer; another
+// one works.
 func TestOddRequestsOnStreams(t *testing.T) {
 	m := startMember(t)
 	bootstrap(t, m.Server)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	open := func(path string) (send func(req message, header []byte), receive func(resp message) error) {
+	open := func(
+		path string,
+	) (send func(req message, header []byte), receive func(resp message) error) {
 		t.Helper()
-		stream, err := m.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, path)
+		stream, err := m.conn.NewStream(ctx,
+			&grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, path)
 		require.NoError(t, err)
 		send = func(req message, header []byte) {
 			t.Helper()
@@ -293,7 +366,9 @@ func TestEachRPCIsDocumented(t *testing.T) {
 	require.NoError(t, err)
 	for _, p := range procedures() {
 		name, ours := strings.CutPrefix(p.path, "/pdpb.PD/")
-		if ours && (in(forTheCluster, p) || in(forStores, p) || in(forAnyone, p) || in(silent, p) || in(refused, p)) {
+		if ours &&
+			(in(forTheCluster, p) || in(forStores, p) || in(forAnyone, p) || in(silent, p) ||
+				in(refused, p)) {
 			require.Regexp(t, `(?m)^\|.*\b`+name+`\b.*\|`, string(page))
 		}
 	}

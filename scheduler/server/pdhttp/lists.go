@@ -11,8 +11,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/core"
 )
 
-// What PD's tools ask about all regions: the first of an order, those in a condition, histograms, holes; and the labels of
-// stores. All are functions of the regions, in the order of their keys, or of the stores.
+// What PD's tools ask about all regions: the first of an order, those in a condition, histograms,
+// holes; and the labels of stores. All are functions of the regions, in the order of their keys, or
+// of the stores.
 
 // Orders are the orders of regions, by the name in the path: the greatest number comes first.
 var Orders = map[string]func(r *core.RegionInfo) uint64{
@@ -56,12 +57,16 @@ var Checks = map[string]func(r *core.RegionInfo, f Facts) bool{
 	"learner-peer": func(r *core.RegionInfo, _ Facts) bool { return r.Voters() < len(r.Peers()) },
 	"empty-region": func(r *core.RegionInfo, _ Facts) bool { return r.Size() <= emptySize },
 	"offline-peer": func(r *core.RegionInfo, f Facts) bool {
-		return slices.ContainsFunc(r.Peers(), func(p core.Peer) bool { return f.Offline(p.StoreID) })
+		return slices.ContainsFunc(r.Peers(), func(p core.Peer) bool {
+			return f.Offline(p.StoreID)
+		})
 	},
 }
 
 // Check are the regions in a condition.
-func Check(regions []*core.RegionInfo, is func(*core.RegionInfo, Facts) bool, f Facts) []*core.RegionInfo {
+func Check(
+	regions []*core.RegionInfo, is func(*core.RegionInfo, Facts) bool, f Facts,
+) []*core.RegionInfo {
 	var out []*core.RegionInfo
 	for _, r := range regions {
 		if is(r, f) {
@@ -92,7 +97,8 @@ func Histogram(regions []*core.RegionInfo, by func(*core.RegionInfo) uint64, bou
 	return out
 }
 
-// Holes are the ranges [start, end) that no region has, in hexadecimal; an empty bound is that of all keys.
+// Holes are the ranges [start, end) that no region has, in hexadecimal; an empty bound is that of
+// all keys.
 func Holes(regions []*core.RegionInfo) [][2]string {
 	out := [][2]string{}
 	var end []byte
@@ -121,7 +127,8 @@ func Siblings(regions []*core.RegionInfo, of *core.RegionInfo) []*core.RegionInf
 	return out
 }
 
-// Labels are the different labels of stores, in order; names and values count without regard to capitals.
+// Labels are the different labels of stores, in order; names and values count without regard to
+// capitals.
 func Labels(stores []*core.StoreInfo) []*metapb.StoreLabel {
 	out, seen := []*metapb.StoreLabel{}, map[[2]string]bool{}
 	for _, st := range stores {

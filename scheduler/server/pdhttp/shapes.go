@@ -1,5 +1,6 @@
-// Package pdhttp has the answers of PD's HTTP interface in the form that PD's tools know: the names and the order of the
-// fields, sizes and durations as text. It only converts; package server finds out what to say.
+// Package pdhttp has the answers of PD's HTTP interface in the form that PD's tools know: the names
+// and the order of the fields, sizes and durations as text. It only converts; package server finds
+// out what to say.
 package pdhttp
 
 import (
@@ -84,16 +85,20 @@ func StateName(state string) string {
 	return strings.ToUpper(state[:1]) + state[1:]
 }
 
-// StoreOf shows a store. state is up, disconnected, down, offline or tombstone; score is what balancing makes equal.
+// StoreOf shows a store. state is up, disconnected, down, offline or tombstone; score is what
+// balancing makes equal.
 func StoreOf(st *core.StoreInfo, state string, score float64) Store {
 	c := st.Counts()
 	weight := st.Weight()
 	out := Store{
 		Store: MetaStore{pdface.Store(st.Meta()), StateName(state)},
 		Status: StoreStatus{
-			Capacity: Size(st.Capacity()), Available: Size(st.Available()), UsedSize: Size(st.Stats().GetUsedSize()),
-			LeaderCount: c.LeaderCount, LeaderWeight: st.LeaderWeight(), LeaderScore: float64(c.LeaderCount), LeaderSize: c.LeaderSize,
-			RegionCount: c.RegionCount, RegionWeight: weight, RegionScore: score, RegionSize: c.RegionSize,
+			Capacity: Size(st.Capacity()), Available: Size(st.Available()),
+			UsedSize:    Size(st.Stats().GetUsedSize()),
+			LeaderCount: c.LeaderCount, LeaderWeight: st.LeaderWeight(),
+			LeaderScore: float64(c.LeaderCount), LeaderSize: c.LeaderSize,
+			RegionCount: c.RegionCount, RegionWeight: weight, RegionScore: score,
+			RegionSize:       c.RegionSize,
 			PendingPeerCount: c.PendingCount, SendingSnapCount: st.Stats().GetSendingSnapCount(),
 			ReceivingSnapCount: st.Stats().GetReceivingSnapCount(), IsBusy: st.IsBusy(),
 		},
@@ -162,7 +167,8 @@ func RegionOf(r *core.RegionInfo) Region {
 	out := Region{
 		ID: r.ID(), StartKey: hexKey(r.StartKey()), EndKey: hexKey(r.EndKey()),
 		Epoch:        &metapb.RegionEpoch{Version: r.Version(), ConfVer: r.ConfVer()},
-		WrittenBytes: flow.BytesWritten, ReadBytes: flow.BytesRead, WrittenKeys: flow.KeysWritten, ReadKeys: flow.KeysRead,
+		WrittenBytes: flow.BytesWritten, ReadBytes: flow.BytesRead, WrittenKeys: flow.KeysWritten,
+		ReadKeys:        flow.KeysRead,
 		ApproximateSize: r.Size(), ApproximateKeys: r.Keys(),
 	}
 	for _, p := range r.Peers() {
@@ -215,7 +221,8 @@ type Replication struct {
 	IsolationLevel       string `json:"isolation-level"`
 }
 
-// Config is the part of PD's configuration that there is here. Schedule has the names of this program; most are PD's.
+// Config is the part of PD's configuration that there is here. Schedule has the names of this
+// program; most are PD's.
 type Config struct {
 	ClientUrls          string      `json:"client-urls"`
 	PeerUrls            string      `json:"peer-urls"`

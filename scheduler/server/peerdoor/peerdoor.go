@@ -1,6 +1,7 @@
-// Package peerdoor stands before the peer port of etcd where that has TLS. Etcd itself lets every certificate of its
-// authority in, also a client's, and reads its authorities once. The door lets in nodes only, and reads the files again when
-// they change. Behind it etcd listens on a socket in a directory that only this process's user may enter.
+// Package peerdoor stands before the peer port of etcd where that has TLS. Etcd itself lets every
+// certificate of its authority in, also a client's, and reads its authorities once. The door lets
+// in nodes only, and reads the files again when they change. Behind it etcd listens on a socket in
+// a directory that only this process's user may enter.
 package peerdoor
 
 import (
@@ -47,9 +48,12 @@ type Door struct {
 	}
 }
 
-// Open takes the addresses (host:port). Connections wait until etcd listens at Socket. The directory of the socket is made
-// in dataDir, or where its path is too long for a socket, in the directory for temporary files.
-func Open(ctx context.Context, addrs []string, id *security.Identity, dataDir string, logger *zap.Logger) (*Door, error) {
+// Open takes the addresses (host:port). Connections wait until etcd listens at Socket. The
+// directory of the socket is made in dataDir, or where its path is too long for a socket, in the
+// directory for temporary files.
+func Open(
+	ctx context.Context, addrs []string, id *security.Identity, dataDir string, logger *zap.Logger,
+) (*Door, error) {
 	d := &Door{identity: id, logger: logger, dir: filepath.Join(dataDir, "peer")}
 	d.mu.conns = map[net.Conn]struct{}{}
 	if abs, err := filepath.Abs(d.dir); err != nil {
@@ -76,7 +80,8 @@ func Open(ctx context.Context, addrs []string, id *security.Identity, dataDir st
 	}
 	for _, l := range d.mu.listeners {
 		d.wg.Add(1)
-		go func() { defer d.wg.Done(); d.accept(id.Listen(l, false, "http/1.1")) }() // ends with Close
+		// ends with Close
+		go func() { defer d.wg.Done(); d.accept(id.Listen(l, false, "http/1.1")) }()
 	}
 	return d, nil
 }
@@ -84,8 +89,8 @@ func Open(ctx context.Context, addrs []string, id *security.Identity, dataDir st
 // Socket is the path at which etcd has to listen.
 func (d *Door) Socket() string { return filepath.Join(d.dir, "etcd.sock") }
 
-// Close ends all connections, and returns when nothing of the door runs any more. Idempotent; a nil Door has nothing
-// to close.
+// Close ends all connections, and returns when nothing of the door runs any more. Idempotent; a nil
+// Door has nothing to close.
 func (d *Door) Close() {
 	if d == nil {
 		return
@@ -130,7 +135,8 @@ func (d *Door) accept(l net.Listener) {
 	}
 }
 
-// enter notes a connection, so that Close ends it; false if there is no room. member: it comes from outside.
+// enter notes a connection, so that Close ends it; false if there is no room. member: it comes from
+// outside.
 func (d *Door) enter(c net.Conn, member bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -160,18 +166,21 @@ func (d *Door) refused(c net.Conn, err error) {
 	defer d.mu.Unlock()
 	if now := time.Now(); !d.mu.closed && now.Sub(d.mu.warned) >= warnEvery {
 		d.mu.warned = now
-		d.logger.Warn("refused a connection to the peer port", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+		d.logger.Warn("refused a connection to the peer port",
+			zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
 	}
 }
 
-// serve lets a member in, and carries what both sides say until one has ended. The error says why somebody was not let in.
+// serve lets a member in, and carries what both sides say until one has ended. The error says why
+// somebody was not let in.
 func (d *Door) serve(c *security.Conn) error {
 	if err := c.Handshake(); err != nil {
 		return err
 	}
 	state := c.State()
 	if !security.May(state, security.RoleNode) {
-		return fmt.Errorf("the peer port is for members of the placement service; the certificate of %q is for something else",
+		return fmt.Errorf(
+			"the peer port is for members of the placement service; the certificate of %q is for something else",
 			state.PeerCertificates[0].Subject.CommonName)
 	}
 	inner, err := net.DialTimeout("unix", d.Socket(), stall)
@@ -194,7 +203,8 @@ func (d *Door) serve(c *security.Conn) error {
 	return nil
 }
 
-// carry copies until one side ends: HTTP/1.1 does not go on when half of a connection is closed. A side that takes nothing ends.
+// carry copies until one side ends: HTTP/1.1 does not go on when half of a connection is closed. A
+// side that takes nothing ends.
 func carry(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func identity(t *testing.T, dir, name string, role security.Role) *security.Identity {
 	t.Helper()
-	files, err := security.CreateCert(dir, security.CertRequest{Name: name, Role: role, Hosts: []string{"127.0.0.1"}})
+	files, err := security.CreateCert(dir,
+		security.CertRequest{Name: name, Role: role, Hosts: []string{"127.0.0.1"}})
 	require.NoError(t, err)
 	id, err := security.LoadIdentity(files, nil)
 	require.NoError(t, err)
@@ -77,7 +78,8 @@ func echoes(t *testing.T, addr string, cfg *tls.Config) bool {
 	return err == nil && string(got) == text
 }
 
-// TestDoor: nodes reach what is behind the door, others do not; the socket is for this user only; an end of the door ends all.
+// TestDoor: nodes reach what is behind the door, others do not; the socket is for this user only;
+// an end of the door ends all.
 func TestDoor(t *testing.T) {
 	dir := t.TempDir() + "/certs"
 	require.NoError(t, security.CreateCA(dir))
@@ -86,7 +88,8 @@ func TestDoor(t *testing.T) {
 		d, addr := open(t, node, dataDir)
 		require.True(t, echoes(t, addr, node.Client("http/1.1")))
 		for _, role := range []security.Role{security.RoleClient, security.RoleAdmin} {
-			files, err := security.CreateCert(dir, security.CertRequest{Name: fmt.Sprint(role, len(dataDir)), Role: role})
+			files, err := security.CreateCert(dir,
+				security.CertRequest{Name: fmt.Sprint(role, len(dataDir)), Role: role})
 			require.NoError(t, err)
 			id, err := security.LoadIdentity(files, nil)
 			require.NoError(t, err)

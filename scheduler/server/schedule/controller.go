@@ -21,7 +21,8 @@ import (
 const (
 	historySize = 10_000
 	recordTTL   = 10 * time.Minute
-	// timedOutTTL is for how long a store at which a region's replica did not arrive comes after others.
+	// timedOutTTL is for how long a store at which a region's replica did not arrive comes after
+	// others.
 	timedOutTTL = 5 * time.Minute
 	// leftTTL is how long a store is no target of balance for a region that has left it.
 	leftTTL = time.Hour
@@ -57,10 +58,11 @@ type Controller struct {
 		history []operator.Record          // ring
 		next    int                        // where history is written next once it is full
 		failed  map[failKey]failState
-		givenUp map[uint64]time.Time  // learners that did not catch up in time, by peer
-		left    map[failKey]time.Time // stores that replicas were moved away from without need, by region and store
-		cfg     *view.Settings
-		ended   map[string]uint64 // by desc and status
+		givenUp map[uint64]time.Time // learners that did not catch up in time, by peer
+		// stores that replicas were moved away from without need, by region and store
+		left  map[failKey]time.Time
+		cfg   *view.Settings
+		ended map[string]uint64 // by desc and status
 	}
 }
 
@@ -73,7 +75,9 @@ type failState struct {
 }
 
 // NewController returns a controller without operators.
-func NewController(regions *core.BasicCluster, send Sender, now func() time.Time, cfg *view.Settings) *Controller {
+func NewController(
+	regions *core.BasicCluster, send Sender, now func() time.Time, cfg *view.Settings,
+) *Controller {
 	c := &Controller{regions: regions, send: send, now: now}
 	c.mu.ops = make(map[uint64]*operator.Operator)
 	c.mu.records = make(map[uint64]operator.Record)
@@ -118,7 +122,9 @@ func (c *Controller) Running() []*operator.Operator {
 	for _, op := range c.mu.ops {
 		out = append(out, op)
 	}
-	slices.SortFunc(out, func(a, b *operator.Operator) int { return int(int64(a.RegionID()) - int64(b.RegionID())) })
+	slices.SortFunc(out, func(a, b *operator.Operator) int {
+		return int(int64(a.RegionID()) - int64(b.RegionID()))
+	})
 	return out
 }
 
@@ -153,8 +159,8 @@ func (c *Controller) Add(v *view.View, op *operator.Operator) error {
 	return nil
 }
 
-// AddPair admits the two operators of a merge, or neither. If one of them ends in another way than with success, so does the
-// other.
+// AddPair admits the two operators of a merge, or neither. If one of them ends in another way than
+// with success, so does the other.
 func (c *Controller) AddPair(v *view.View, merge, take *operator.Operator) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,7 +182,9 @@ func (c *Controller) AddPair(v *view.View, merge, take *operator.Operator) error
 	return nil
 }
 
-func (c *Controller) startLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time) {
+func (c *Controller) startLocked(
+	v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time,
+) {
 	if old := c.mu.ops[op.RegionID()]; old != nil {
 		c.endLocked(old, operator.Replaced, "replaced by "+op.Desc(), now)
 	}
@@ -190,7 +198,9 @@ func (c *Controller) startLocked(v *view.View, op *operator.Operator, r *core.Re
 	c.advanceLocked(v, op, r, now, true)
 }
 
-func (c *Controller) refusalLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time) string {
+func (c *Controller) refusalLocked(
+	v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time,
+) string {
 	if r == nil {
 		return "region not found"
 	}
@@ -211,7 +221,9 @@ func (c *Controller) refusalLocked(v *view.View, op *operator.Operator, r *core.
 	return ""
 }
 
-func (c *Controller) stepRefusalLocked(v *view.View, op *operator.Operator, s operator.Step, now time.Time) string {
+func (c *Controller) stepRefusalLocked(
+	v *view.View, op *operator.Operator, s operator.Step, now time.Time,
+) string {
 	target := targetOf(s)
 	if target == 0 {
 		return ""
@@ -224,11 +236,13 @@ func (c *Controller) stepRefusalLocked(v *view.View, op *operator.Operator, s op
 	if _, ok := s.(operator.TransferLeader); ok {
 		action = filter.LeaderTarget
 	}
-	if name, _ := filter.Refusal(store, action, v.Env()); name != "" && op.Kind()&operator.OpAdmin == 0 {
+	if name, _ := filter.Refusal(store, action, v.Env()); name != "" &&
+		op.Kind()&operator.OpAdmin == 0 {
 		return fmt.Sprintf("store %d is %s", target, name)
 	}
 	if f := c.mu.failed[failKey{op.RegionID(), target}]; f.count >= 3 && now.Before(f.until) {
-		return fmt.Sprintf("store %d timed out %d times, waiting until %s", target, f.count, f.until.Format(time.TimeOnly))
+		return fmt.Sprintf("store %d timed out %d times, waiting until %s", target, f.count,
+			f.until.Format(time.TimeOnly))
 	}
 	return ""
 }
@@ -278,7 +292,8 @@ func (c *Controller) Dispatch(v func() *view.View, r *core.RegionInfo) {
 	}
 }
 
-// RegionGone ends the operator of a region that left the map; by is the region that has its range now, nil if there is none.
+// RegionGone ends the operator of a region that left the map; by is the region that has its range
+// now, nil if there is none.
 func (c *Controller) RegionGone(regionID uint64, by *core.RegionInfo) {
 	if c.running.Load() == 0 {
 		return
@@ -297,9 +312,12 @@ func (c *Controller) RegionGone(regionID uint64, by *core.RegionInfo) {
 	c.endLocked(op, operator.Canceled, "region is gone", c.now())
 }
 
-// advanceLocked is the one place where a running operator changes. A record that no leader has reported, as that of a
-// half of a split, says nothing of which peers have their data: it moves nothing on.
-func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time, onHeartbeat bool) {
+// advanceLocked is the one place where a running operator changes. A record that no leader has
+// reported, as that of a half of a split, says nothing of which peers have their data: it moves
+// nothing on.
+func (c *Controller) advanceLocked(
+	v *view.View, op *operator.Operator, r *core.RegionInfo, now time.Time, onHeartbeat bool,
+) {
 	if !r.Confirmed() {
 		if now.After(op.Deadline(c.timeoutsLocked())) {
 			c.endLocked(op, operator.Timeout, "region has no confirmed leader", now)
@@ -332,9 +350,12 @@ func (c *Controller) advanceLocked(v *view.View, op *operator.Operator, r *core.
 	}
 }
 
-// overtaken says why a merge cannot take place any more: the stores have refused it, or one of the two regions is not as it was
-// when the merge was planned. A source that is frozen has one version more than then.
-func (c *Controller) overtaken(op *operator.Operator, step operator.Step, r *core.RegionInfo) string {
+// overtaken says why a merge cannot take place any more: the stores have refused it, or one of the
+// two regions is not as it was when the merge was planned. A source that is frozen has one version
+// more than then.
+func (c *Controller) overtaken(
+	op *operator.Operator, step operator.Step, r *core.RegionInfo,
+) string {
 	m, ok := op.Merge()
 	if !ok {
 		return ""
@@ -345,7 +366,8 @@ func (c *Controller) overtaken(op *operator.Operator, step operator.Step, r *cor
 		return "the merge was refused: a replica did not answer, or the target has changed"
 	case target == nil:
 		return fmt.Sprintf("region %d, the target, is gone", m.Target.GetId())
-	case target.Version() != m.Target.RegionEpoch.GetVersion() || target.ConfVer() != m.Target.RegionEpoch.GetConfVer():
+	case target.Version() != m.Target.RegionEpoch.GetVersion() ||
+		target.ConfVer() != m.Target.RegionEpoch.GetConfVer():
 		if c.regions.Region(op.RegionID()) == nil {
 			return "" // that was the merge: the source left the map before the target came into it
 		}
@@ -358,12 +380,16 @@ func (c *Controller) overtaken(op *operator.Operator, step operator.Step, r *cor
 
 func (c *Controller) timeoutsLocked() operator.Timeouts {
 	s := &c.mu.cfg.Schedule
-	return operator.Timeouts{Leader: s.LeaderStepTimeout.D(), Peer: s.PeerStepTimeout.D(), RateMiB: s.SnapshotRateMiB}
+	return operator.Timeouts{
+		Leader: s.LeaderStepTimeout.D(), Peer: s.PeerStepTimeout.D(), RateMiB: s.SnapshotRateMiB,
+	}
 }
 
 // unsafe re-validates the step under way: the cluster may have changed since it was planned. It is
 // the quorum guard of every membership change.
-func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.Step, r *core.RegionInfo) string {
+func (c *Controller) unsafe(
+	v *view.View, op *operator.Operator, step operator.Step, r *core.RegionInfo,
+) string {
 	switch s := step.(type) {
 	case operator.AddPeer, operator.AddLearner, operator.PromoteLearner:
 		store := v.Store(destination(step))
@@ -399,13 +425,16 @@ func (c *Controller) unsafe(v *view.View, op *operator.Operator, step operator.S
 		}
 	case operator.SplitRegion:
 		if len(s.Key) > 0 && !r.CutBy(s.Key) {
-			return fmt.Sprintf("key %v is not inside the region any more: it was split elsewhere", redact.Key(s.Key))
+			return fmt.Sprintf("key %v is not inside the region any more: it was split elsewhere",
+				redact.Key(s.Key))
 		}
 	}
 	return ""
 }
 
-func (c *Controller) sendLocked(v *view.View, op *operator.Operator, step operator.Step, r *core.RegionInfo, now time.Time) {
+func (c *Controller) sendLocked(
+	v *view.View, op *operator.Operator, step operator.Step, r *core.RegionInfo, now time.Time,
+) {
 	leader, ok := r.Leader()
 	if !ok {
 		return
@@ -438,7 +467,9 @@ func (c *Controller) sendLocked(v *view.View, op *operator.Operator, step operat
 	}
 }
 
-func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason string, now time.Time) {
+func (c *Controller) endLocked(
+	op *operator.Operator, st operator.Status, reason string, now time.Time,
+) {
 	switch st {
 	case operator.Timeout:
 		c.noteTimeoutLocked(op, now)
@@ -460,8 +491,10 @@ func (c *Controller) endLocked(op *operator.Operator, st operator.Status, reason
 	if c.onEnd != nil {
 		c.onEnd(rec)
 	}
-	if other := c.mu.ops[op.Partner()]; other != nil && other.Partner() == op.RegionID() && st != operator.Success {
-		c.endLocked(other, operator.Canceled, fmt.Sprintf("region %d: %s", op.RegionID(), cmp.Or(reason, st.String())), now)
+	if other := c.mu.ops[op.Partner()]; other != nil && other.Partner() == op.RegionID() &&
+		st != operator.Success {
+		c.endLocked(other, operator.Canceled,
+			fmt.Sprintf("region %d: %s", op.RegionID(), cmp.Or(reason, st.String())), now)
 	}
 }
 
@@ -572,8 +605,8 @@ func (c *Controller) GivenUp(peerID uint64) bool {
 	return ok
 }
 
-// LeftLately tells whether a region's replica was moved away from a store within the hour, by balance or to a better
-// location: balance does not bring one back.
+// LeftLately tells whether a region's replica was moved away from a store within the hour, by
+// balance or to a better location: balance does not bring one back.
 func (c *Controller) LeftLately(regionID, storeID uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -634,7 +667,9 @@ func (c *Controller) Records() []operator.Record {
 	for _, op := range c.mu.ops {
 		out = append(out, op.Record())
 	}
-	slices.SortFunc(out, func(a, b operator.Record) int { return int(int64(a.RegionID) - int64(b.RegionID)) })
+	slices.SortFunc(out, func(a, b operator.Record) int {
+		return int(int64(a.RegionID) - int64(b.RegionID))
+	})
 	return out
 }
 

@@ -35,10 +35,15 @@ type world struct {
 func newWorld(t *testing.T, stores, replicas int, version string) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Unix(1_700_000_000, 0), core: core.NewBasicCluster(), id: 100}
-	w.set = &view.Settings{Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: replicas}}
+	w.set = &view.Settings{
+		Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: replicas},
+	}
 	w.ctl = schedule.NewController(w.core, w, func() time.Time { return w.now }, w.set)
 	for i := range stores {
-		w.core.PutStore(core.NewStore(&metapb.Store{Id: uint64(i + 1), Address: fmt.Sprint(i + 1), Version: version}, w.now))
+		w.core.PutStore(
+			core.NewStore(&metapb.Store{
+				Id: uint64(i + 1), Address: fmt.Sprint(i + 1), Version: version,
+			}, w.now))
 	}
 	return w
 }
@@ -48,28 +53,35 @@ func (w *world) Send(store uint64, resp *schedulerpb.RegionHeartbeatResponse) {
 	text := ""
 	switch {
 	case resp.TransferLeader != nil:
-		text = fmt.Sprintf("transfer leader to %d@s%d", resp.TransferLeader.Peer.Id, resp.TransferLeader.Peer.StoreId)
+		text = fmt.Sprintf("transfer leader to %d@s%d", resp.TransferLeader.Peer.Id,
+			resp.TransferLeader.Peer.StoreId)
 	case resp.SplitRegion != nil:
 		text = fmt.Sprintf("split %q", resp.SplitRegion.Keys)
 	case resp.Merge != nil:
-		text = fmt.Sprintf("merge into region %d at v%d", resp.Merge.Target.Id, resp.Merge.Target.RegionEpoch.Version)
+		text = fmt.Sprintf("merge into region %d at v%d", resp.Merge.Target.Id,
+			resp.Merge.Target.RegionEpoch.Version)
 	default:
 		cp := resp.ChangePeer
-		text = fmt.Sprintf("%s %d@s%d", eraftpb.ConfChangeType_name[int32(cp.ChangeType)], cp.Peer.Id, cp.Peer.StoreId)
+		text = fmt.Sprintf("%s %d@s%d", eraftpb.ConfChangeType_name[int32(cp.ChangeType)],
+			cp.Peer.Id, cp.Peer.StoreId)
 	}
-	w.lines = append(w.lines, fmt.Sprintf("-> s%d: %s (v%d/c%d)", store, text, resp.RegionEpoch.Version, resp.RegionEpoch.ConfVer))
+	w.lines = append(w.lines,
+		fmt.Sprintf("-> s%d: %s (v%d/c%d)", store, text, resp.RegionEpoch.Version,
+			resp.RegionEpoch.ConfVer))
 }
 
 func (w *world) view() *view.View {
 	return view.New(view.View{
-		Now: w.now, Settings: w.set, Regions: w.core, Rand: rand.New(rand.NewPCG(1, 1)), Busy: w.ctl.Busy,
+		Now: w.now, Settings: w.set, Regions: w.core, Rand: rand.New(rand.NewPCG(1, 1)),
+		Busy:    w.ctl.Busy,
 		AllocID: func() (uint64, error) { w.id++; return w.id, nil },
 		GivenUp: w.ctl.GivenUp, TimedOut: w.ctl.TimedOut,
 	}, w.ctl.Running())
 }
 
 // region parses "1* 2 3~ 4L c=2 v=1 size=96 end=k": peers 11, 12, ... on stores 1, 2, ...; the star
-// leads, the tilde is pending, L is a learner; down=6 says that the peer before has not answered for 6 minutes. A peer may be given as ID@STORE.
+// leads, the tilde is pending, L is a learner; down=6 says that the peer before has not answered
+// for 6 minutes. A peer may be given as ID@STORE.
 func (w *world) region(line string) *core.RegionInfo {
 	m := &metapb.Region{Id: 1, RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
 	var leader uint64
@@ -124,7 +136,8 @@ func (w *world) region(line string) *core.RegionInfo {
 		}
 		m.Peers = append(m.Peers, p)
 	}
-	opts = append(opts, core.WithLeaderStore(leader), core.WithPending(pending...), core.WithDown(down...))
+	opts = append(opts, core.WithLeaderStore(leader), core.WithPending(pending...),
+		core.WithDown(down...))
 	return core.NewRegion(m, nil, opts...)
 }
 
@@ -161,21 +174,27 @@ func (w *world) do(line string) {
 		w.put(rest)
 		w.ctl.Dispatch(w.view, w.core.Region(w.region(rest).ID()))
 	case "move":
-		w.add(operator.CreateMovePeerOperator("move", r, operator.OpBalance, operator.Low, a, b, w.nextID(), false, leaders))
+		w.add(operator.CreateMovePeerOperator("move", r, operator.OpBalance, operator.Low, a, b,
+			w.nextID(), false, leaders))
 	case "move-learner":
-		w.add(operator.CreateMovePeerOperator("move", r, operator.OpBalance, operator.Low, a, b, w.nextID(), true, leaders))
+		w.add(operator.CreateMovePeerOperator("move", r, operator.OpBalance, operator.Low, a, b,
+			w.nextID(), true, leaders))
 	case "repair":
-		w.add(operator.CreateAddPeerOperator("repair", r, operator.OpReplica, operator.High, a, w.nextID(), false), nil)
+		w.add(operator.CreateAddPeerOperator("repair", r, operator.OpReplica, operator.High, a,
+			w.nextID(), false), nil)
 	case "remove":
-		w.add(operator.CreateRemovePeerOperator("remove", r, operator.OpReplica, operator.High, a, leaders))
+		w.add(operator.CreateRemovePeerOperator("remove", r, operator.OpReplica, operator.High, a,
+			leaders))
 	case "transfer":
-		w.add(operator.CreateTransferLeaderOperator("transfer", r, operator.OpBalance, operator.Low, a), nil)
+		w.add(operator.CreateTransferLeaderOperator("transfer", r, operator.OpBalance, operator.Low,
+			a), nil)
 	case "split":
 		var keys [][]byte
 		for key := range strings.FieldsSeq(rest) {
 			keys = append(keys, []byte(key))
 		}
-		w.add(operator.CreateSplitOperator("split", r, operator.OpAdmin, operator.Medium, keys), nil)
+		w.add(operator.CreateSplitOperator("split", r, operator.OpAdmin, operator.Medium, keys),
+			nil)
 	case "merge":
 		align := operator.Alignment{LearnerFirst: true}
 		for f := range strings.FieldsSeq(rest) { // 3>4: the replica on store 3 goes to store 4
@@ -186,7 +205,8 @@ func (w *world) do(line string) {
 			}
 			_, _ = fmt.Sscanf(f, "lead=%d", &align.Lead)
 		}
-		merge, take, err := operator.CreateMergeOperators("merge", r, w.core.Region(a), operator.OpMerge, operator.Low, align)
+		merge, take, err := operator.CreateMergeOperators("merge", r, w.core.Region(a),
+			operator.OpMerge, operator.Low, align)
 		if err == nil {
 			err = w.ctl.AddPair(w.view(), merge, take)
 		}
@@ -228,7 +248,8 @@ func (w *world) do(line string) {
 		w.ctl.Cancel(max(a, 1), "by hand")
 	case "operators":
 		for _, rec := range w.ctl.Records() {
-			w.lines = append(w.lines, fmt.Sprintf("r%d: %s", rec.RegionID, strings.Join(rec.Steps, "; ")))
+			w.lines = append(w.lines,
+				fmt.Sprintf("r%d: %s", rec.RegionID, strings.Join(rec.Steps, "; ")))
 		}
 	case "gone":
 		w.core.RemoveRegion(1)

@@ -16,11 +16,12 @@ import (
 )
 
 const (
-	patrolBatch   = 256  // regions checked per patrol turn
-	dirtyBatch    = 4096 // changed regions checked per turn
-	planBatch     = 64   // operators one scheduler may plan per turn
-	waitingRetry  = time.Second
-	patrolRest    = time.Second // between two rounds of the patrol: what changes is checked at once anyway
+	patrolBatch  = 256  // regions checked per patrol turn
+	dirtyBatch   = 4096 // changed regions checked per turn
+	planBatch    = 64   // operators one scheduler may plan per turn
+	waitingRetry = time.Second
+	// between two rounds of the patrol: what changes is checked at once anyway
+	patrolRest    = time.Second
 	pruneInterval = time.Minute
 )
 
@@ -121,7 +122,8 @@ func (p *Planner) MarkDirty(regionID uint64) {
 	p.stir()
 }
 
-// Wake makes Woken fire, and the patrol begin at once if it rests: something changed that may concern any region.
+// Wake makes Woken fire, and the patrol begin at once if it rests: something changed that may
+// concern any region.
 func (p *Planner) Wake() {
 	p.restless.Store(true)
 	p.stir()
@@ -231,14 +233,19 @@ func (p *Planner) MayMerge(v *view.View) merge.Refusal {
 	case p.merges == nil || !v.Settings.Schedule.Enabled(merge.Name):
 		return merge.Refusal{Rule: "switched-off", Detail: "the policy is disabled"}
 	case p.isPaused(merge.Name, v.Now):
-		return merge.Refusal{Rule: "paused", Detail: "until " + p.PausedUntil(merge.Name).UTC().Format(time.RFC3339)}
+		return merge.Refusal{
+			Rule: "paused", Detail: "until " + p.PausedUntil(merge.Name).UTC().Format(time.RFC3339),
+		}
 	case !p.prepared():
-		return merge.Refusal{Rule: "not-prepared", Detail: "the stores have not reported all their regions"}
+		return merge.Refusal{
+			Rule: "not-prepared", Detail: "the stores have not reported all their regions",
+		}
 	}
 	return p.merges.Cluster(v)
 }
 
-// merge lets small regions of the batch go into their neighbours, as far as nothing better is to be done with them.
+// merge lets small regions of the batch go into their neighbours, as far as nothing better is to be
+// done with them.
 func (p *Planner) merge(v *view.View, batch []*core.RegionInfo) {
 	if !p.merging.open {
 		return
@@ -264,7 +271,8 @@ func (p *Planner) merge(v *view.View, batch []*core.RegionInfo) {
 	}
 }
 
-// WillMerge tells whether a region is to go into a neighbour soon. Only the goroutine that calls Tick may call it.
+// WillMerge tells whether a region is to go into a neighbour soon. Only the goroutine that calls
+// Tick may call it.
 func (p *Planner) WillMerge(v *view.View, r *core.RegionInfo) bool {
 	return p.merging.open && p.merges.Wants(v, r, p.merging.limits)
 }
@@ -281,12 +289,15 @@ func (p *Planner) noteMerge(f merge.Refusal) {
 	p.merging.blocked[f.Rule]++
 }
 
-// publishMerges makes what the last round over all regions has found the decision of the policy "merge".
+// publishMerges makes what the last round over all regions has found the decision of the policy
+// "merge".
 func (p *Planner) publishMerges(v *view.View) {
 	if p.merges == nil {
 		return
 	}
-	d := Decision{Scheduler: merge.Name, At: v.Now, Result: "nothing to do", Refusals: p.merging.blocked}
+	d := Decision{
+		Scheduler: merge.Name, At: v.Now, Result: "nothing to do", Refusals: p.merging.blocked,
+	}
 	switch f := p.MayMerge(v); {
 	case !f.None():
 		d.Result = f.String()
@@ -316,9 +327,12 @@ func (p *Planner) note(res checker.Result) {
 	}
 }
 
-// publishRepair makes what the last round over all regions has found the decision of the policy "repair".
+// publishRepair makes what the last round over all regions has found the decision of the policy
+// "repair".
 func (p *Planner) publishRepair(v *view.View) {
-	d := Decision{Scheduler: "repair", At: v.Now, Result: "nothing to do", Refusals: p.repair.blocked}
+	d := Decision{
+		Scheduler: "repair", At: v.Now, Result: "nothing to do", Refusals: p.repair.blocked,
+	}
 	if len(p.waiting) > 0 || len(p.repair.blocked) > 0 {
 		d.Result = fmt.Sprintf("%d regions wait", len(p.waiting))
 	}
@@ -326,7 +340,8 @@ func (p *Planner) publishRepair(v *view.View) {
 		d.Lines = append(d.Lines, "last plan: "+p.repair.last)
 	}
 	if id := v.Unlabeled(); id != 0 {
-		d.Lines = append(d.Lines, fmt.Sprintf("store %d lacks a location label: nothing is moved for them", id))
+		d.Lines = append(d.Lines,
+			fmt.Sprintf("store %d lacks a location label: nothing is moved for them", id))
 	}
 	p.repair.blocked = nil
 	p.explained.Lock()
@@ -342,8 +357,11 @@ func (p *Planner) checkRegion(v *view.View, r *core.RegionInfo, id uint64) {
 	res := checker.Result{}
 	if busy := v.Busy(id); !busy || p.mayReplace(id) {
 		res = checker.Check(v, r)
-		// A move has one replica too many on its way: that is no defect. Nor is where it takes it from.
-		if busy && (res.Defect == checker.Extra || res.Defect == checker.Learner || res.Defect == checker.Misplaced) {
+		// A move has one replica too many on its way: that is no defect. Nor is where it takes it
+		// from.
+		if busy &&
+			(res.Defect == checker.Extra || res.Defect == checker.Learner ||
+				res.Defect == checker.Misplaced) {
 			res = checker.Result{}
 		}
 	}
@@ -417,7 +435,8 @@ func (p *Planner) planOne(v *view.View, s Scheduler) int {
 	}
 	p.explained.Lock()
 	p.explained.decisions[s.Name()] = Decision{
-		Scheduler: s.Name(), At: v.Now, Result: result, Lines: v.Trace.Lines, Refusals: v.Trace.Refusals,
+		Scheduler: s.Name(), At: v.Now, Result: result, Lines: v.Trace.Lines,
+		Refusals: v.Trace.Refusals,
 	}
 	p.explained.Unlock()
 	return planned

@@ -1,5 +1,5 @@
-// Package schedule decides and carries out: the planner asks checkers and schedulers what to do, the
-// controller admits their operators and sees them through.
+// Package schedule decides and carries out: the planner asks checkers and schedulers what to do,
+// the controller admits their operators and sees them through.
 //
 // The planner is one goroutine. It takes a view of the cluster, checks regions that changed, a
 // slice of the rest, and lets every scheduler whose time has come plan. Heartbeats are concurrent;

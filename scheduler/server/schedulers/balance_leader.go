@@ -29,12 +29,15 @@ func (*BalanceLeader) Name() string { return "balance-leader" }
 func (*BalanceLeader) GetMinInterval() time.Duration { return 10 * time.Millisecond }
 
 // GetNextInterval implements schedule.Scheduler.
-func (*BalanceLeader) GetNextInterval(i time.Duration) time.Duration { return schedule.NextInterval(i) }
+func (*BalanceLeader) GetNextInterval(i time.Duration) time.Duration {
+	return schedule.NextInterval(i)
+}
 
 // IsScheduleAllowed implements schedule.Scheduler.
 func (*BalanceLeader) IsScheduleAllowed(v *view.View, running func(operator.Kind) int) bool {
 	// Moves of replicas carry the leader bit too; only pure transfers count here.
-	pure := running(operator.OpLeader|operator.OpBalance) - running(operator.OpLeader|operator.OpBalance|operator.OpRegion)
+	pure := running(operator.OpLeader|operator.OpBalance) - running(
+		operator.OpLeader|operator.OpBalance|operator.OpRegion)
 	return pure < v.Settings.Schedule.LeaderScheduleLimit
 }
 
@@ -56,7 +59,9 @@ func (b *BalanceLeader) Schedule(v *view.View) *operator.Operator {
 	}
 	mean := total / weight
 	share := func(s *core.StoreInfo) float64 { return float64(v.Leaders(s)) / s.LeaderWeight() }
-	slices.SortStableFunc(stores, func(a, c *core.StoreInfo) int { return cmp.Compare(share(c), share(a)) })
+	slices.SortStableFunc(stores, func(a, c *core.StoreInfo) int {
+		return cmp.Compare(share(c), share(a))
+	})
 	tolerance := max(float64(v.Settings.Schedule.LeaderTolerance), mean/100)
 	v.Trace.Addf("mean %.1f leaders over %d stores", mean, len(stores))
 	for _, source := range stores {
@@ -102,7 +107,8 @@ func (b *BalanceLeader) fromSource(v *view.View, source *core.StoreInfo, stores 
 			v.Trace.Count("target", target.ID(), "no-region")
 			continue
 		}
-		return operator.CreateTransferLeaderOperator("balance-leader", found, operator.OpBalance, operator.Low,
+		return operator.CreateTransferLeaderOperator("balance-leader", found, operator.OpBalance,
+			operator.Low,
 			target.ID()).Because("store %d leads %d, store %d leads %d, mean %.1f",
 			source.ID(), v.Leaders(source), target.ID(), v.Leaders(target), mean)
 	}
@@ -159,7 +165,8 @@ func (*EvictLeader) Schedule(v *view.View) *operator.Operator {
 			})
 		})
 		if found != nil {
-			return operator.CreateTransferLeaderOperator("evict-leader", found, operator.OpAdmin, operator.Medium, to).
+			return operator.CreateTransferLeaderOperator("evict-leader", found, operator.OpAdmin,
+				operator.Medium, to).
 				Because("store %d sheds leaders", s.ID())
 		}
 	}

@@ -16,7 +16,9 @@ import (
 
 // Default returns all schedulers of a server.
 func Default() []schedule.Scheduler {
-	return []schedule.Scheduler{NewBalanceRegion(), NewBalanceLeader(), NewEvictLeader(), NewEvictSlowStore()}
+	return []schedule.Scheduler{
+		NewBalanceRegion(), NewBalanceLeader(), NewEvictLeader(), NewEvictSlowStore(),
+	}
 }
 
 const regionRetries = 10
@@ -26,8 +28,8 @@ const regionRetries = 10
 // The course's rule (sort suitable stores by size, take a pending, follower or leader region of the
 // biggest, move it to the smallest store without it, if the difference is more than twice the
 // region's size) looks at present sizes only and therefore aims hundreds of moves at one store
-// before the first has arrived: with six stores and a seventh it made 280 times the needed moves and
-// never came to rest. Two more rules settle it:
+// before the first has arrived: with six stores and a seventh it made 280 times the needed moves
+// and never came to rest. Two more rules settle it:
 //
 //   - sizes include the influence of running operators, so every admitted move lowers the sum of
 //     squares by a fixed amount and the process must end;
@@ -48,7 +50,9 @@ type departure struct{ region, store uint64 }
 const returnPause = time.Hour
 
 // NewBalanceRegion returns the scheduler.
-func NewBalanceRegion() *BalanceRegion { return &BalanceRegion{left: make(map[departure]time.Time)} }
+func NewBalanceRegion() *BalanceRegion {
+	return &BalanceRegion{left: make(map[departure]time.Time)}
+}
 
 // trim forgets old departures, so that memory is bounded by the moves of two hours.
 func (b *BalanceRegion) trim(now time.Time) {
@@ -70,7 +74,9 @@ func (*BalanceRegion) Name() string { return "balance-region" }
 func (*BalanceRegion) GetMinInterval() time.Duration { return 10 * time.Millisecond }
 
 // GetNextInterval implements schedule.Scheduler.
-func (*BalanceRegion) GetNextInterval(i time.Duration) time.Duration { return schedule.NextInterval(i) }
+func (*BalanceRegion) GetNextInterval(i time.Duration) time.Duration {
+	return schedule.NextInterval(i)
+}
 
 // IsScheduleAllowed implements schedule.Scheduler.
 func (*BalanceRegion) IsScheduleAllowed(v *view.View, running func(operator.Kind) int) bool {
@@ -148,7 +154,9 @@ func meanLoad(v *view.View, stores []*core.StoreInfo) float64 {
 	return size / weight
 }
 
-func (b *BalanceRegion) fromSource(v *view.View, source *core.StoreInfo, stores []*core.StoreInfo, mean float64) *operator.Operator {
+func (b *BalanceRegion) fromSource(
+	v *view.View, source *core.StoreInfo, stores []*core.StoreInfo, mean float64,
+) *operator.Operator {
 	for range regionRetries {
 		r := pickRegion(v, source.ID())
 		if r == nil {
@@ -175,29 +183,34 @@ func (b *BalanceRegion) fromSource(v *view.View, source *core.StoreInfo, stores 
 	return nil
 }
 
-// mergeSlackMiB is by how much a store's load may exceed the mean while regions that are to be merged are left alone.
+// mergeSlackMiB is by how much a store's load may exceed the mean while regions that are to be
+// merged are left alone.
 const mergeSlackMiB = 512
 
-// nearly tells whether a store's load is so close to the mean that moving a region which is to be merged soon is not worth
-// it: it would have to be moved again.
+// nearly tells whether a store's load is so close to the mean that moving a region which is to be
+// merged soon is not worth it: it would have to be moved again.
 func nearly(v *view.View, s *core.StoreInfo, mean float64) bool {
 	return v.Load(s)-mean <= max(mergeSlackMiB, mean/10)
 }
 
-func (b *BalanceRegion) move(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64) *operator.Operator {
+func (b *BalanceRegion) move(
+	v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64,
+) *operator.Operator {
 	id, err := v.AllocID()
 	if err != nil {
 		v.Trace.Addf("no peer id: %v", err)
 		return nil
 	}
-	op, err := operator.CreateMovePeerOperator("balance-region", r, operator.OpBalance, operator.Low,
+	op, err := operator.CreateMovePeerOperator("balance-region", r, operator.OpBalance,
+		operator.Low,
 		source.ID(), target.ID(), id, v.LearnerFirst(), v.NewLeader)
 	if err != nil {
 		v.Trace.Addf("%v", err)
 		return nil
 	}
 	b.left[departure{r.ID(), source.ID()}] = v.Now
-	return op.Because("load of store %d is %.0f MiB, of store %d %.0f MiB, mean %.0f MiB, region %d MiB",
+	return op.Because(
+		"load of store %d is %.0f MiB, of store %d %.0f MiB, mean %.0f MiB, region %d MiB",
 		source.ID(), v.Load(source), target.ID(), v.Load(target), mean, r.Size())
 }
 
@@ -206,7 +219,9 @@ func (b *BalanceRegion) move(v *view.View, r *core.RegionInfo, source, target *c
 func pickRegion(v *view.View, store uint64) *core.RegionInfo {
 	var found *core.RegionInfo
 	pick := func(rc core.RegionsContainer) {
-		found = rc.RandomRegion(v.Rand, nil, nil, func(r *core.RegionInfo) bool { return movable(v, r, store) })
+		found = rc.RandomRegion(v.Rand, nil, nil, func(r *core.RegionInfo) bool {
+			return movable(v, r, store)
+		})
 	}
 	v.Regions.GetPendingRegionsWithLock(store, pick)
 	if found == nil {
@@ -280,11 +295,13 @@ func (b *BalanceRegion) target(v *view.View, r *core.RegionInfo, source *core.St
 	return nil, false
 }
 
-// worthwhile is the rule that ends balancing: the difference must exceed twice the region's size, or
-// the move would be taken back, and neither store may cross the mean by more than half the region,
-// or the last moves would polish what nobody can see. Near-empty regions count as a quarter of the
-// average, so that clusters of mostly empty regions do not churn.
-func worthwhile(v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64) bool {
+// worthwhile is the rule that ends balancing: the difference must exceed twice the region's size,
+// or the move would be taken back, and neither store may cross the mean by more than half the
+// region, or the last moves would polish what nobody can see. Near-empty regions count as a quarter
+// of the average, so that clusters of mostly empty regions do not churn.
+func worthwhile(
+	v *view.View, r *core.RegionInfo, source, target *core.StoreInfo, mean float64,
+) bool {
 	size := max(float64(r.Size()), float64(v.AverageRegionSize())/4)
 	less, more := size/v.Weight(source), size/v.Weight(target)
 	from, to := v.Load(source), v.Load(target)

@@ -20,8 +20,8 @@ import (
 
 const regionSize = 10 // MiB
 
-// cluster is a map to plan on. Stores get their size by filler regions that no leader has confirmed,
-// so that balance counts them and leaves them alone.
+// cluster is a map to plan on. Stores get their size by filler regions that no leader has
+// confirmed, so that balance counts them and leaves them alone.
 type cluster struct {
 	t      *testing.T
 	core   *core.BasicCluster
@@ -34,8 +34,12 @@ type cluster struct {
 func newCluster(t *testing.T, replicas int) *cluster {
 	t.Helper()
 	return &cluster{
-		t: t, core: core.NewBasicCluster(), now: time.Unix(1_700_000_000, 0), nextID: 1000, busy: map[uint64]bool{},
-		set: view.Settings{Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: replicas}},
+		t: t, core: core.NewBasicCluster(), now: time.Unix(1_700_000_000, 0), nextID: 1000,
+		busy: map[uint64]bool{},
+		set: view.Settings{
+			Schedule:    config.DefaultSchedule(),
+			Replication: config.Replication{MaxReplicas: replicas},
+		},
 	}
 }
 
@@ -53,7 +57,8 @@ func (c *cluster) store(id uint64, regions int) {
 func (c *cluster) put(id, leader uint64, size int64, stores ...uint64) *core.RegionInfo {
 	key := fmt.Appendf(nil, "%010d", id)
 	m := &metapb.Region{
-		Id: id, StartKey: key, EndKey: append(key, 0), RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		Id: id, StartKey: key, EndKey: append(key, 0),
+		RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
 	}
 	for _, s := range stores {
 		m.Peers = append(m.Peers, &metapb.Peer{Id: c.id(), StoreId: s})
@@ -107,7 +112,8 @@ func TestBalanceRegionReplicas13C(t *testing.T) {
 	c.update(1, core.WithState(metapb.StoreState_Offline))
 	op := c.balanceRegion()
 	require.NotNil(t, op)
-	require.NotEqual(t, uint64(1), op.Steps()[0].(operator.AddPeer).ToStore, "an offline store is no target")
+	require.NotEqual(t, uint64(1), op.Steps()[0].(operator.AddPeer).ToStore,
+		"an offline store is no target")
 
 	c.set.Replication.MaxReplicas = 3
 	require.Nil(t, c.balanceRegion(), "a region with too few replicas is the checker's business")
@@ -170,7 +176,8 @@ func TestBalanceRegionStepsOfALeader3C(t *testing.T) {
 	require.Len(t, op.Steps(), 3, "%v", op)
 	transfer, ok := op.Steps()[1].(operator.TransferLeader)
 	require.True(t, ok)
-	require.Contains(t, []uint64{2, 3}, transfer.ToStore, "a leader goes to a follower that has the data")
+	require.Contains(t, []uint64{2, 3}, transfer.ToStore,
+		"a leader goes to a follower that has the data")
 }
 
 func TestBalanceRegionPendingFirst3C(t *testing.T) {
@@ -400,7 +407,8 @@ func TestEvictSlowStore(t *testing.T) {
 	slow := func(id uint64) {
 		for _, at := range []time.Duration{-2 * time.Second, 0} {
 			now := c.now.Add(at)
-			c.update(id, core.WithStats(&schedulerpb.StoreStats{SyncMicros: 200_000}, now), core.WithSyncs(2*time.Millisecond, now))
+			c.update(id, core.WithStats(&schedulerpb.StoreStats{SyncMicros: 200_000}, now),
+				core.WithSyncs(2*time.Millisecond, now))
 		}
 	}
 	slow(1)
@@ -415,5 +423,6 @@ func TestEvictSlowStore(t *testing.T) {
 	require.EqualValues(t, 3, op.RegionID())
 	require.Contains(t, []uint64{3, 4}, op.Steps()[0].(operator.TransferLeader).ToStore)
 	c.update(4, core.WithLastHeartbeat(c.now.Add(-time.Minute)))
-	require.Nil(t, schedulers.NewEvictSlowStore().Schedule(c.view()), "one of the two others is silent")
+	require.Nil(t, schedulers.NewEvictSlowStore().Schedule(c.view()),
+		"one of the two others is silent")
 }

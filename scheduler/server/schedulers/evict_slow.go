@@ -9,9 +9,9 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
-// EvictSlowStore moves leaders off stores whose disk is slower than those of the others (core.Slowness). It decides by
-// region: only one with a majority of voters on stores that are not slow gets quicker by it. While the store is held for slow,
-// no leader comes to it.
+// EvictSlowStore moves leaders off stores whose disk is slower than those of the others
+// (core.Slowness). It decides by region: only one with a majority of voters on stores that are not
+// slow gets quicker by it. While the store is held for slow, no leader comes to it.
 type EvictSlowStore struct{}
 
 // NewEvictSlowStore returns the scheduler.
@@ -53,19 +53,24 @@ func (*EvictSlowStore) Schedule(v *view.View) *operator.Operator {
 		})
 		if found == nil {
 			if s.LeaderCount() > 0 {
-				v.Trace.Addf("store %d is slow; no region that it leads has a better place for its leader", s.ID())
+				v.Trace.Addf(
+					"store %d is slow; no region that it leads has a better place for its leader",
+					s.ID())
 			}
 			continue
 		}
 		slow := s.Slowness()
-		return operator.CreateTransferLeaderOperator("evict-slow-store", found, operator.OpSlow, operator.Medium, to).
-			Because("syncs take %v at store %d and %v at others", slow.Takes.Round(time.Millisecond), s.ID(),
+		return operator.CreateTransferLeaderOperator("evict-slow-store", found, operator.OpSlow,
+			operator.Medium, to).
+			Because("syncs take %v at store %d and %v at others",
+				slow.Takes.Round(time.Millisecond), s.ID(),
 				slow.Usual.Round(time.Millisecond))
 	}
 	return nil
 }
 
-// quickMajority tells whether a region commits without waiting for a slow store, wherever it is led.
+// quickMajority tells whether a region commits without waiting for a slow store, wherever it is
+// led.
 func quickMajority(v *view.View, r *core.RegionInfo) bool {
 	voters, quick := 0, 0
 	for _, p := range r.Peers() {

@@ -49,7 +49,8 @@ func StartTest(t testing.TB, opts ...Option) *server.Server {
 	return Start(t, cfg, zap.NewNop())
 }
 
-// Start starts a member with the given configuration, waits for a leader and stops it with the test.
+// Start starts a member with the given configuration, waits for a leader and stops it with the
+// test.
 func Start(t testing.TB, cfg *config.Config, logger *zap.Logger) *server.Server {
 	t.Helper()
 	s, err := server.New(cfg, logger)
@@ -139,7 +140,8 @@ func FreeAddr(t testing.TB) string {
 // DirectClient returns a stub for one member, without leader discovery.
 func DirectClient(t testing.TB, addr string) schedulerpb.SchedulerClient {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(codec.CallOption()))
 	if err != nil {
 		t.Fatal(err)

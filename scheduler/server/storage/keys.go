@@ -43,7 +43,8 @@ func (k Keys) BootstrapTime() string { return k.root + "/raft/status/raft_bootst
 // that the same store, asking again after a lost answer, gets "yes" and not "somebody else did".
 func (k Keys) BootstrapStore() string { return k.root + "/raft/status/bootstrap_store" }
 
-// Features holds the features in force (8 bytes, big-endian; bits of pkg/feature). It only gains bits.
+// Features holds the features in force (8 bytes, big-endian; bits of pkg/feature). It only gains
+// bits.
 func (k Keys) Features() string { return k.root + "/raft/status/features" }
 
 // Stores is the prefix of all stores.
@@ -56,7 +57,9 @@ func (k Keys) Store(id uint64) string { return fmt.Sprintf("%s%020d", k.Stores()
 func (k Keys) StoreSettings() string { return k.root + "/schedule/store/" }
 
 // StoreSetting holds one store's settings as JSON.
-func (k Keys) StoreSetting(id uint64) string { return fmt.Sprintf("%s%020d", k.StoreSettings(), id) }
+func (k Keys) StoreSetting(id uint64) string {
+	return fmt.Sprintf("%s%020d", k.StoreSettings(), id)
+}
 
 // ScheduleConfig holds the schedule settings changed at run time, as JSON.
 func (k Keys) ScheduleConfig() string { return k.root + "/schedule/config" }
@@ -73,7 +76,8 @@ func (k Keys) GCSafePoint() string { return k.root + "/gc/safe_point" }
 // GCBarriers holds what keeps the safe points back.
 func (k Keys) GCBarriers() string { return k.root + "/gc/barriers" }
 
-// GCClient holds the time at which a client has raised a safe point, in milliseconds since 1970, in decimal.
+// GCClient holds the time at which a client has raised a safe point, in milliseconds since 1970, in
+// decimal.
 func (k Keys) GCClient() string { return k.root + "/gc/client" }
 
 // Members is the prefix of what is kept about members.

@@ -72,7 +72,8 @@ func (m *Memory) Txn(ctx context.Context, conds []Cond, ops []Op) (int64, error)
 	defer m.mu.Unlock()
 	for _, c := range conds {
 		kv, ok := m.mu.kvs[c.Key]
-		if c.ByRev && kv.ModRevision != c.Rev || !c.ByRev && (!ok || !bytes.Equal(kv.Value, c.Value)) {
+		if c.ByRev && kv.ModRevision != c.Rev ||
+			!c.ByRev && (!ok || !bytes.Equal(kv.Value, c.Value)) {
 			return 0, fmt.Errorf("%w: %s", ErrConflict, c.Key)
 		}
 	}

@@ -28,7 +28,8 @@ var (
 	ErrNotLeader = errors.New("tso: not the placement leader")
 	// ErrCount means a request for no timestamp or for too many.
 	ErrCount = fmt.Errorf("tso: count must be between 1 and %d", MaxCount)
-	// ErrWindow means that timestamps go faster than their bound can be saved; another try may succeed.
+	// ErrWindow means that timestamps go faster than their bound can be saved; another try may
+	// succeed.
 	ErrWindow = errors.New("tso: window used up faster than it can be saved")
 )
 
@@ -106,8 +107,9 @@ func (o *Oracle) save(ctx context.Context, fence storage.Cond, boundMs int64) er
 	return nil
 }
 
-// Extend saves a new bound when a third of the window is used up. The leader calls it regularly. While nobody
-// asks for timestamps the bound is left behind: each save is a synced write, and the next caller makes one.
+// Extend saves a new bound when a third of the window is used up. The leader calls it regularly.
+// While nobody asks for timestamps the bound is left behind: each save is a synced write, and the
+// next caller makes one.
 func (o *Oracle) Extend(ctx context.Context, fence storage.Cond) error {
 	o.mu.Lock()
 	used := o.mu.used
@@ -170,7 +172,9 @@ func (o *Oracle) Get(count uint32) (physical, logical int64, ok bool, err error)
 }
 
 // Generate is Get that extends the window when it has to.
-func (o *Oracle) Generate(ctx context.Context, fence storage.Cond, count uint32) (int64, int64, error) {
+func (o *Oracle) Generate(
+	ctx context.Context, fence storage.Cond, count uint32,
+) (int64, int64, error) {
 	for range 3 {
 		physical, logical, ok, err := o.Get(count)
 		if err != nil || ok {

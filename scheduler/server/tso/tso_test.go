@@ -10,8 +10,8 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/tso"
 )
 
-// While nobody asks for timestamps no bound is saved; who asks then gets the time of day, not what is left
-// below the old bound.
+// While nobody asks for timestamps no bound is saved; who asks then gets the time of day, not what
+// is left below the old bound.
 func TestBoundIsLeftBehindWhileNobodyAsks(t *testing.T) {
 	const key, window = "/timestamp", 3 * time.Second
 	mem := storage.NewMemory()

@@ -35,12 +35,14 @@ var clientgoCells = []cell{{"get", 128}, {"put", 128}}
 
 // txnCells are transactions: of one key each, and etcd's of a comparison and a put.
 var (
-	txnCells     = []cell{{"put", 1}, {"put", 32}, {"put", 128}, {"get", 1}, {"get", 128}, {"scan", 128}}
+	txnCells = []cell{
+		{"put", 1}, {"put", 32}, {"put", 128}, {"get", 1}, {"get", 128}, {"scan", 128},
+	}
 	etcdTxnCells = []cell{{"put", 1}, {"put", 32}, {"put", 128}}
 )
 
-// Values of up to 255 bytes lie in the records of their transactions; a longer one is a record of its own. The goals are for
-// the former; txnLongCells measure what the first long value costs.
+// Values of up to 255 bytes lie in the records of their transactions; a longer one is a record of
+// its own. The goals are for the former; txnLongCells measure what the first long value costs.
 const (
 	usualValue = 256
 	txnValue   = 200

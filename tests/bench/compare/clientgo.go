@@ -17,13 +17,14 @@ import (
 	"github.com/tinykv/tinykv/tests/bench/rig"
 )
 
-// TiKV's Go client is linked into a program of another module (tests/tikv), so that its libraries do not mix with this
-// module's. The program measures by the same rules and prints the same line.
+// TiKV's Go client is linked into a program of another module (tests/tikv), so that its libraries
+// do not mix with this module's. The program measures by the same rules and prints the same line.
 
 const clientgoName = "client-go"
 
-// besideName is the series of the native stream that is measured beside each cell of client-go: what a get costs depends on what
-// was written before it, so a cell that was measured earlier is none to compare with.
+// besideName is the series of the native stream that is measured beside each cell of client-go:
+// what a get costs depends on what was written before it, so a cell that was measured earlier is
+// none to compare with.
 const besideName = "stream beside"
 
 // clientgo measures TiKV's client and the native stream, in every second round the other way about.
@@ -51,8 +52,10 @@ func (b *bench) clientgo(ctx context.Context, s *rig.TinyKV) error {
 func (b *bench) clientgoCell(ctx context.Context, s *rig.TinyKV, c cell) error {
 	conf := b.config(s, c)
 	args := []string{
-		"-pd", s.Endpoints()[0], "-phase", c.phase, "-workers", fmt.Sprint(c.workers), "-keys", fmt.Sprint(conf.Keys),
-		"-value-size", fmt.Sprint(conf.ValueSize), "-warmup", conf.Warmup.String(), "-duration", conf.Duration.String(),
+		"-pd", s.Endpoints()[0], "-phase", c.phase, "-workers", fmt.Sprint(c.workers), "-keys",
+		fmt.Sprint(conf.Keys),
+		"-value-size", fmt.Sprint(conf.ValueSize), "-warmup", conf.Warmup.String(), "-duration",
+		conf.Duration.String(),
 		"-pids", strings.Trim(strings.ReplaceAll(fmt.Sprint(conf.PIDs), " ", ","), "[]"),
 	}
 	profiled := func() error { return nil }
@@ -78,9 +81,11 @@ func (b *bench) clientgoCell(ctx context.Context, s *rig.TinyKV, c cell) error {
 	return nil
 }
 
-// runClientgo runs the program and reads its result. onMeasure, which may be nil, is called in a goroutine of its own when
-// its warm-up ends.
-func runClientgo(ctx context.Context, program string, args []string, onMeasure func()) (res loadgen.Result, err error) {
+// runClientgo runs the program and reads its result. onMeasure, which may be nil, is called in a
+// goroutine of its own when its warm-up ends.
+func runClientgo(
+	ctx context.Context, program string, args []string, onMeasure func(),
+) (res loadgen.Result, err error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stderr = os.Stderr
 	cmd.WaitDelay = time.Second

@@ -14,19 +14,24 @@ import (
 )
 
 func TestOptions(t *testing.T) {
-	o, err := parseOptions([]string{"-rounds", "", "-quick", "", "-cells", "", "-systems", ""}, io.Discard)
+	o, err := parseOptions([]string{"-rounds", "", "-quick", "", "-cells", "", "-systems", ""},
+		io.Discard)
 	require.NoError(t, err, "a Makefile passes empty variables")
 	require.Equal(t, 3, o.rounds)
 	require.True(t, o.wants("put@128") && o.wants(extraIdle) && o.measures("echo"))
 
-	o, err = parseOptions([]string{"-rounds", "5", "-quick", "1", "-cells", "put@128,failover", "-systems", "tinykv"}, io.Discard)
+	o, err = parseOptions([]string{
+		"-rounds", "5", "-quick", "1", "-cells", "put@128,failover", "-systems", "tinykv",
+	}, io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, 5, o.rounds)
 	require.True(t, o.wants("put@128") && o.wants(extraFailover) && o.measures("tinykv"))
 	require.False(t, o.wants("put@32") || o.wants(extraIdle) || o.measures("etcd"))
 	require.False(t, o.only(extraFailover))
 
-	for _, bad := range [][]string{{"-rounds", "0"}, {"-rounds", "x"}, {"-cells", "put@2"}, {"-systems", "redis"}, {"-what"}} {
+	for _, bad := range [][]string{
+		{"-rounds", "0"}, {"-rounds", "x"}, {"-cells", "put@2"}, {"-systems", "redis"}, {"-what"},
+	} {
 		_, err := parseOptions(bad, io.Discard)
 		require.Error(t, err, bad)
 	}
@@ -57,7 +62,8 @@ func TestVerdict(t *testing.T) {
 	for v, want := range map[float64]string{0.45: "stretch met", 0.5: "goal met", 0.6: "MISSED"} {
 		require.Equal(t, want, down.verdict(v))
 	}
-	require.Equal(t, "goal met", goal{goal: 1.3, lower: true}.verdict(0.1), "without a stretch goal")
+	require.Equal(t, "goal met", goal{goal: 1.3, lower: true}.verdict(0.1),
+		"without a stretch goal")
 	require.Empty(t, goal{}.verdict(1))
 }
 
@@ -65,7 +71,8 @@ func TestVerdict(t *testing.T) {
 func TestGoalsNameFigures(t *testing.T) {
 	measured := map[string]bool{}
 	for _, series := range []string{
-		"etcd", "etcd-txn", "tinykv", "txn", "txn-long", "stream", besideName, clientgoName, "1region", "32regions", "ideal", "echo",
+		"etcd", "etcd-txn", "tinykv", "txn", "txn-long", "stream", besideName, clientgoName,
+		"1region", "32regions", "ideal", "echo",
 	} {
 		cells := matrix
 		switch series {
@@ -93,7 +100,8 @@ func TestGoalsNameFigures(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"etcd", "tinykv"} {
-		measured[s+"/idle/percent"], measured[s+"/start/first-put"], measured[s+"/failover/seconds"], measured[s+"/rss/mib"] = true, true, true, true
+		measured[s+"/idle/percent"], measured[s+"/start/first-put"], measured[s+
+			"/failover/seconds"], measured[s+"/rss/mib"] = true, true, true, true
 	}
 	measured["tinykv/start/replicas"], measured["tinykv+scheduler/rss/mib"] = true, true
 	for _, g := range goals {
@@ -107,8 +115,12 @@ func TestReport(t *testing.T) {
 	b := &bench{o: options{rounds: 2, keys: 10}, figures: figures{}}
 	for round, ops := range []float64{1000, 3000} {
 		b.round = round
-		b.note("etcd", cell{"put", 128}, loadgen.Result{OpsPerS: 500, P50Us: 1000, P99Us: 2000, OtherCPU: &cpu})
-		b.note("tinykv", cell{"put", 128}, loadgen.Result{OpsPerS: ops, P50Us: 1000, P99Us: 2000, ServerCPUPerKop: &cpu, Errors: 1})
+		b.note("etcd", cell{"put", 128},
+			loadgen.Result{OpsPerS: 500, P50Us: 1000, P99Us: 2000, OtherCPU: &cpu})
+		b.note("tinykv", cell{"put", 128},
+			loadgen.Result{
+				OpsPerS: ops, P50Us: 1000, P99Us: 2000, ServerCPUPerKop: &cpu, Errors: 1,
+			})
 	}
 	var out strings.Builder
 	require.NoError(t, b.report(&out))
@@ -120,7 +132,8 @@ func TestReport(t *testing.T) {
 	require.NotContains(t, text, "get @1")
 }
 
-// TestClientgoProgram: the end of the warm-up and the result are read from the program's output; what goes wrong is an error.
+// TestClientgoProgram: the end of the warm-up and the result are read from the program's output;
+// what goes wrong is an error.
 func TestClientgoProgram(t *testing.T) {
 	script := func(text string) string {
 		file := filepath.Join(t.TempDir(), "clientgo")
@@ -128,13 +141,17 @@ func TestClientgoProgram(t *testing.T) {
 		return file
 	}
 	measured := make(chan struct{}, 2)
-	res, err := runClientgo(t.Context(), script(`test "$1" = -x && echo measuring && echo '{"phase":"get","ops_per_s":5,"p99_us":7}'`),
+	res, err := runClientgo(t.Context(),
+		script(
+			`test "$1" = -x && echo measuring && echo '{"phase":"get","ops_per_s":5,"p99_us":7}'`),
 		[]string{"-x"}, func() { measured <- struct{}{} })
 	require.NoError(t, err)
 	require.Equal(t, loadgen.Result{Phase: "get", OpsPerS: 5, P99Us: 7}, res)
 	<-measured
 	require.Empty(t, measured)
-	for _, bad := range []string{"exit 0", "echo measuring", "echo no json", `echo '{"ops":1}'; exit 1`} {
+	for _, bad := range []string{
+		"exit 0", "echo measuring", "echo no json", `echo '{"ops":1}'; exit 1`,
+	} {
 		_, err := runClientgo(t.Context(), script(bad), nil, nil)
 		require.Error(t, err, bad)
 	}

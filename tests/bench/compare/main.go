@@ -1,6 +1,7 @@
-// Command compare measures TinyKV beside etcd and beside two yardsticks on one machine, in alternating
-// rounds, and prints the ratios with the goals for them. Every round starts fresh clusters; only one of
-// them runs at a time, so that an idle one does not disturb. See docs/benchmarks.md.
+// Command compare measures TinyKV beside etcd and beside two yardsticks on one machine, in
+// alternating rounds, and prints the ratios with the goals for them. Every round starts fresh
+// clusters; only one of them runs at a time, so that an idle one does not disturb. See
+// docs/benchmarks.md.
 package main
 
 import (
@@ -52,8 +53,8 @@ func main() {
 	}
 }
 
-// parseOptions reads the command line; what is empty there means the default, so that a Makefile may
-// pass its variables on as they are.
+// parseOptions reads the command line; what is empty there means the default, so that a Makefile
+// may pass its variables on as they are.
 func parseOptions(args []string, stderr io.Writer) (options, error) {
 	var o options
 	f := flag.NewFlagSet("compare", flag.ContinueOnError)
@@ -62,14 +63,17 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	rounds := f.String("rounds", "", "alternating rounds (default 3)")
 	quick := f.String("quick", "", "not empty: one short round with 20,000 keys")
 	cells := f.String("cells", "", "only these, comma separated: "+strings.Join(cellNames(), " "))
-	systems := f.String("systems", "", "only these, comma separated: "+strings.Join(allSystems, " "))
-	f.StringVar(&o.profile, "profile", "", "directory for CPU profiles of TinyKV's leader during each cell")
+	systems := f.String("systems", "",
+		"only these, comma separated: "+strings.Join(allSystems, " "))
+	f.StringVar(&o.profile, "profile", "",
+		"directory for CPU profiles of TinyKV's leader during each cell")
 	f.StringVar(&o.json, "json", "", "file for one line per result")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	o.bins, o.clientgo = rig.DefaultBins(*bin), filepath.Join(*bin, "bench", "clientgo")
-	o.rounds, o.keys, o.warmup, o.duration, o.idle = 3, 100_000, 500*time.Millisecond, 2*time.Second, 5*time.Second
+	o.rounds, o.keys, o.warmup, o.duration, o.idle = 3, 100_000, 500*time.Millisecond,
+		2*time.Second, 5*time.Second
 	if *quick != "" {
 		o.rounds, o.keys, o.duration, o.idle = 1, 20_000, time.Second, 2*time.Second
 	}
@@ -103,7 +107,9 @@ func choose(list string, known []string) ([]string, error) {
 	return items, nil
 }
 
-func (o options) wants(cell string) bool { return len(o.cells) == 0 || slices.Contains(o.cells, cell) }
+func (o options) wants(cell string) bool {
+	return len(o.cells) == 0 || slices.Contains(o.cells, cell)
+}
 
 // only tells whether a cell is all that is to be measured.
 func (o options) only(cell string) bool { return len(o.cells) == 1 && o.cells[0] == cell }

@@ -27,14 +27,15 @@ type bench struct {
 	other    []float64 // cores that other processes used, per cell
 }
 
-// oneRound measures each system once; every other round goes the other way about, so that a machine that
-// gets slower does not favour one.
+// oneRound measures each system once; every other round goes the other way about, so that a machine
+// that gets slower does not favour one.
 func (b *bench) oneRound(ctx context.Context) error {
 	steps := []struct {
 		name string
 		run  func(context.Context) error
 	}{
-		{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"txn", b.txn}, {"ideal", b.ideal}, {"echo", b.echo},
+		{"etcd", b.etcd}, {"tinykv", b.tinykv}, {"txn", b.txn}, {"ideal", b.ideal},
+		{"echo", b.echo},
 		{"etcd", b.etcdFailover}, {"tinykv", b.tinykvFailover},
 	}
 	if b.round%2 == 1 {
@@ -42,7 +43,8 @@ func (b *bench) oneRound(ctx context.Context) error {
 	}
 	const lastLoad = 4 // failovers follow
 	for i, s := range steps {
-		if !b.o.measures(s.name) || i > lastLoad && !b.o.wants(extraFailover) || i <= lastLoad && b.o.only(extraFailover) {
+		if !b.o.measures(s.name) || i > lastLoad && !b.o.wants(extraFailover) ||
+			i <= lastLoad && b.o.only(extraFailover) {
 			continue
 		}
 		fmt.Fprintf(b.progress, "round %d of %d: %s\n", b.round+1, b.o.rounds, s.name)
@@ -129,13 +131,16 @@ func (b *bench) load(ctx context.Context, s rig.System) error {
 
 func (b *bench) config(s rig.System, c cell) loadgen.Config {
 	return loadgen.Config{
-		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: b.value, ScanLimit: 100,
-		Warmup: b.o.warmup, Duration: b.o.duration, PIDs: s.PIDs(),
+		Phase: c.phase, Workers: c.workers, Keys: b.o.keys, KeySize: 16, ValueSize: b.value,
+		ScanLimit: 100,
+		Warmup:    b.o.warmup, Duration: b.o.duration, PIDs: s.PIDs(),
 	}
 }
 
 // cells runs loads one after another; series names them in the figures.
-func (b *bench) cells(ctx context.Context, s rig.System, series, prefix string, m rig.Mode, cells []cell) error {
+func (b *bench) cells(
+	ctx context.Context, s rig.System, series, prefix string, m rig.Mode, cells []cell,
+) error {
 	for _, c := range cells {
 		if !b.o.wants(prefix + c.String()) {
 			continue
@@ -180,7 +185,8 @@ func (b *bench) note(series string, c cell, res loadgen.Result) {
 	add(float64(res.P99Us)/float64(max(1, res.P50Us)), "p99/p50")
 	add(float64(res.Errors), "errors")
 	if res.ServerCPUPerKop != nil {
-		add(*res.ServerCPUPerKop*1000, "cpu") // seconds per thousand are milliseconds per one: to microseconds
+		// seconds per thousand are milliseconds per one: to microseconds
+		add(*res.ServerCPUPerKop*1000, "cpu")
 	}
 	if res.OtherCPU != nil {
 		b.other = append(b.other, *res.OtherCPU)
@@ -196,18 +202,22 @@ func (b *bench) note(series string, c cell, res loadgen.Result) {
 }
 
 // profile makes the hook that begins a profile of the leader, and the wait for it.
-func (b *bench) profile(ctx context.Context, t *rig.TinyKV, series string, c cell) (hook func(), wait func() error, err error) {
+func (b *bench) profile(
+	ctx context.Context, t *rig.TinyKV, series string, c cell,
+) (hook func(), wait func() error, err error) {
 	store, err := t.Leader(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	file := filepath.Join(b.o.profile, fmt.Sprintf("%s-%s-round%d.pprof", series, c, b.round+1))
 	done := make(chan error, 1)
-	return func() { done <- rig.Profile(ctx, store, b.o.duration, file) }, func() error { return <-done }, nil
+	return func() { done <- rig.Profile(ctx, store, b.o.duration, file) }, func() error {
+		return <-done
+	}, nil
 }
 
-// failover starts a system without data, kills the leader's process under four writers, and measures how
-// soon a write succeeds that began after it.
+// failover starts a system without data, kills the leader's process under four writers, and
+// measures how soon a write succeeds that began after it.
 func (b *bench) failover(ctx context.Context, s rig.System) error {
 	defer s.Stop()
 	sctx, cancelStart := context.WithTimeout(ctx, startLimit)
@@ -240,7 +250,9 @@ func (b *bench) failover(ctx context.Context, s rig.System) error {
 }
 
 // killLeader measures under four writers the time from the kill to the first success.
-func killLeader(ctx context.Context, d loadgen.Driver, leader *localcluster.Process) (time.Duration, error) {
+func killLeader(
+	ctx context.Context, d loadgen.Driver, leader *localcluster.Process,
+) (time.Duration, error) {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var killed atomic.Int64 // nanoseconds since began; 0: not yet

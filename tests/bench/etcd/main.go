@@ -1,5 +1,5 @@
-// Command etcd is the etcd server of a pinned version, with etcd's own flags: what TinyKV is compared
-// with. It is a module of its own, so that its dependencies do not mix with TinyKV's.
+// Command etcd is the etcd server of a pinned version, with etcd's own flags: what TinyKV is
+// compared with. It is a module of its own, so that its dependencies do not mix with TinyKV's.
 package main
 
 import (

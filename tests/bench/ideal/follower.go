@@ -83,7 +83,9 @@ func (f *follower) BatchCommands(s tinykvpb.TinyKv_BatchCommandsServer) error {
 			return err
 		}
 		last := &kvrpcpb.BatchReply{Id: cmds[len(cmds)-1].Id}
-		if err := s.Send(&kvrpcpb.BatchCommandsResponse{Replies: []*kvrpcpb.BatchReply{last}}); err != nil {
+		if err := s.Send(&kvrpcpb.BatchCommandsResponse{
+			Replies: []*kvrpcpb.BatchReply{last},
+		}); err != nil {
 			return err
 		}
 	}
@@ -108,7 +110,9 @@ func (*echo) RawGet(context.Context, *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetRes
 }
 
 // RawScan implements tinykvpb.TinyKvServer: as many pairs as asked for, all the same.
-func (*echo) RawScan(_ context.Context, req *kvrpcpb.RawScanRequest) (*kvrpcpb.RawScanResponse, error) {
+func (*echo) RawScan(
+	_ context.Context, req *kvrpcpb.RawScanRequest,
+) (*kvrpcpb.RawScanResponse, error) {
 	resp := &kvrpcpb.RawScanResponse{}
 	for range req.Limit {
 		resp.Kvs = append(resp.Kvs, &kvrpcpb.KvPair{Key: req.StartKey, Value: echoValue})

@@ -48,28 +48,33 @@ func run(t *testing.T, o options) (addr string, stop func()) {
 
 func connect(t *testing.T, addr string) tinykvpb.TinyKvClient {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(codec.CallOption()))
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(codec.CallOption()))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return tinykvpb.NewTinyKvClient(conn)
 }
 
-// TestReplicates: what was answered is in the files of a majority, also when one of three is gone; with
-// two gone nothing is answered.
+// TestReplicates: what was answered is in the files of a majority, also when one of three is gone;
+// with two gone nothing is answered.
 func TestReplicates(t *testing.T) {
 	dir := t.TempDir()
 	var followers []string
 	var stops []func()
 	for i := range 2 {
-		addr, stop := run(t, options{mode: "follower", file: filepath.Join(dir, fmt.Sprint("follower", i))})
+		addr, stop := run(t,
+			options{mode: "follower", file: filepath.Join(dir, fmt.Sprint("follower", i))})
 		followers, stops = append(followers, addr), append(stops, stop)
 	}
-	addr, _ := run(t, options{mode: "leader", file: filepath.Join(dir, "leader"), followers: followers})
+	addr, _ := run(t,
+		options{mode: "leader", file: filepath.Join(dir, "leader"), followers: followers})
 	c := connect(t, addr)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	put := func(key string) error {
-		_, err := c.RawPut(ctx, &kvrpcpb.RawPutRequest{Key: []byte(key), Value: []byte("value of " + key)})
+		_, err := c.RawPut(ctx,
+			&kvrpcpb.RawPutRequest{Key: []byte(key), Value: []byte("value of " + key)})
 		return err
 	}
 	copies := func(key string) (n int) {
@@ -117,12 +122,16 @@ func TestReplicates(t *testing.T) {
 
 // TestLogBeginsAgain at the end of its file.
 func TestLogBeginsAgain(t *testing.T) {
-	svc, stop, err := newService(t.Context(), options{mode: "follower", file: filepath.Join(t.TempDir(), "log"), fileSize: 1000})
+	svc, stop, err := newService(t.Context(),
+		options{mode: "follower", file: filepath.Join(t.TempDir(), "log"), fileSize: 1000})
 	require.NoError(t, err)
 	defer stop()
 	w := svc.(*follower).wal
 	for range 20 {
-		require.NoError(t, w.append([]*kvrpcpb.BatchCommand{{Id: 1, Put: &kvrpcpb.RawPutRequest{Key: []byte("k"), Value: make([]byte, 300)}}}))
+		require.NoError(t,
+			w.append([]*kvrpcpb.BatchCommand{
+				{Id: 1, Put: &kvrpcpb.RawPutRequest{Key: []byte("k"), Value: make([]byte, 300)}},
+			}))
 		require.LessOrEqual(t, w.off, w.size)
 	}
 	size, err := w.f.Size()
@@ -144,5 +153,6 @@ func TestEcho(t *testing.T) {
 }
 
 func TestUnknownMode(t *testing.T) {
-	require.Error(t, serve(t.Context(), options{mode: "x", file: filepath.Join(t.TempDir(), "f")}, nil))
+	require.Error(t,
+		serve(t.Context(), options{mode: "x", file: filepath.Join(t.TempDir(), "f")}, nil))
 }

@@ -55,8 +55,10 @@ func newLeader(ctx context.Context, w *wal, followers []string) (*leader, error)
 	l.data.tree = btree.NewG(64, func(a, b pair) bool { return bytes.Compare(a.key, b.key) < 0 })
 	l.mu.acked = make([]uint64, 1+len(followers))
 	for i, addr := range followers {
-		conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true), grpc.MaxCallSendMsgSize(64<<20)))
+		conn, err := grpc.NewClient("passthrough:///"+addr,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true),
+				grpc.MaxCallSendMsgSize(64<<20)))
 		if err != nil {
 			return nil, err
 		}
@@ -161,7 +163,9 @@ func (l *leader) ack(replica int, id uint64) {
 }
 
 // RawPut implements tinykvpb.TinyKvServer.
-func (l *leader) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpcpb.RawPutResponse, error) {
+func (l *leader) RawPut(
+	ctx context.Context, req *kvrpcpb.RawPutRequest,
+) (*kvrpcpb.RawPutResponse, error) {
 	p := proposal{cmd: &kvrpcpb.BatchCommand{Put: req}, done: make(chan error, 1)}
 	select {
 	case l.queue <- p:
@@ -179,7 +183,9 @@ func (l *leader) RawPut(ctx context.Context, req *kvrpcpb.RawPutRequest) (*kvrpc
 }
 
 // RawGet implements tinykvpb.TinyKvServer.
-func (l *leader) RawGet(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb.RawGetResponse, error) {
+func (l *leader) RawGet(
+	_ context.Context, req *kvrpcpb.RawGetRequest,
+) (*kvrpcpb.RawGetResponse, error) {
 	l.data.RLock()
 	kv, ok := l.data.tree.Get(pair{key: req.Key})
 	l.data.RUnlock()
@@ -187,7 +193,9 @@ func (l *leader) RawGet(_ context.Context, req *kvrpcpb.RawGetRequest) (*kvrpcpb
 }
 
 // RawScan implements tinykvpb.TinyKvServer.
-func (l *leader) RawScan(_ context.Context, req *kvrpcpb.RawScanRequest) (*kvrpcpb.RawScanResponse, error) {
+func (l *leader) RawScan(
+	_ context.Context, req *kvrpcpb.RawScanRequest,
+) (*kvrpcpb.RawScanResponse, error) {
 	resp := &kvrpcpb.RawScanResponse{}
 	l.data.RLock()
 	defer l.data.RUnlock()

@@ -1,10 +1,10 @@
-// Command ideal is a yardstick for benchmarks, not a database: the least that a replicated store must do
-// for a request, so that the figures of a real one can be held against it.
+// Command ideal is a yardstick for benchmarks, not a database: the least that a replicated store
+// must do for a request, so that the figures of a real one can be held against it.
 //
 // With --mode echo it answers every call at once. With --mode leader it serves unary puts, gets and
-// scans like a store: a put goes into one log of its own and of two followers (--mode follower), each a
-// preallocated file with one fdatasync per batch, and is answered when two of the three have it. There
-// are no elections, no recovery and no second log; everything is lost with the process.
+// scans like a store: a put goes into one log of its own and of two followers (--mode follower),
+// each a preallocated file with one fdatasync per batch, and is answered when two of the three have
+// it. There are no elections, no recovery and no second log; everything is lost with the process.
 package main
 
 import (
@@ -36,8 +36,10 @@ func main() {
 	flag.StringVar(&o.mode, "mode", "echo", "echo, leader or follower")
 	flag.StringVar(&o.addr, "addr", "127.0.0.1:0", "address to serve on")
 	flag.StringVar(&o.file, "file", "", "log file of a leader or follower")
-	flag.Int64Var(&o.fileSize, "file-size", 128<<20, "bytes of the log file, which is written over and over")
-	followers := flag.String("followers", "", "addresses of the leader's followers, comma separated")
+	flag.Int64Var(&o.fileSize, "file-size", 128<<20,
+		"bytes of the log file, which is written over and over")
+	followers := flag.String("followers", "",
+		"addresses of the leader's followers, comma separated")
 	flag.Parse()
 	if *followers != "" {
 		o.followers = strings.Split(*followers, ",")
@@ -62,8 +64,10 @@ func serve(ctx context.Context, o options, ready chan<- string) error {
 	if err != nil {
 		return err
 	}
-	s := grpc.NewServer(codec.ServerOption(), grpc.MaxRecvMsgSize(64<<20), grpc.MaxSendMsgSize(64<<20),
-		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20), grpc.MaxConcurrentStreams(4096))
+	s := grpc.NewServer(codec.ServerOption(), grpc.MaxRecvMsgSize(64<<20),
+		grpc.MaxSendMsgSize(64<<20),
+		grpc.InitialWindowSize(4<<20), grpc.InitialConnWindowSize(8<<20),
+		grpc.MaxConcurrentStreams(4096))
 	tinykvpb.RegisterTinyKvServer(s, svc)
 	// Ends with ctx, which serve's caller ends.
 	go func() { <-ctx.Done(); s.Stop() }()
@@ -74,7 +78,9 @@ func serve(ctx context.Context, o options, ready chan<- string) error {
 }
 
 // newService makes the service of a mode; stop ends what it started, after ctx has ended.
-func newService(ctx context.Context, o options) (svc tinykvpb.TinyKvServer, stop func(), err error) {
+func newService(
+	ctx context.Context, o options,
+) (svc tinykvpb.TinyKvServer, stop func(), err error) {
 	if o.mode == "echo" {
 		return &echo{}, func() {}, nil
 	}

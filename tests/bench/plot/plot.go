@@ -1,5 +1,6 @@
-// Package plot draws line charts as SVG: a logarithmic x axis, a linear or logarithmic y axis, a few
-// series with a label at the end of each line. It knows no more than the benchmarks' pages need.
+// Package plot draws line charts as SVG: a logarithmic x axis, a linear or logarithmic y axis, a
+// few series with a label at the end of each line. It knows no more than the benchmarks' pages
+// need.
 package plot
 
 import (
@@ -20,7 +21,8 @@ type Series struct {
 	Points []Point
 }
 
-// Chart is a line chart. X values are positive and are all labelled; if LogY is set, Y values are positive.
+// Chart is a line chart. X values are positive and are all labelled; if LogY is set, Y values are
+// positive.
 type Chart struct {
 	Title, XLabel, YLabel string
 	Note                  string // small print below the title
@@ -45,7 +47,8 @@ var colours = [maxSeries]string{"#0b62b8", "#c2410c", "#15803d", "#7c3aed"}
 
 var errNoPoints = errors.New("plot: a chart needs one to four series, each with points")
 
-// WriteTo draws the chart. It fails for a chart without points, or with numbers that cannot be drawn.
+// WriteTo draws the chart. It fails for a chart without points, or with numbers that cannot be
+// drawn.
 func (c Chart) WriteTo(w io.Writer) (int64, error) {
 	if len(c.Series) == 0 || len(c.Series) > maxSeries {
 		return 0, errNoPoints
@@ -55,7 +58,8 @@ func (c Chart) WriteTo(w io.Writer) (int64, error) {
 			return 0, errNoPoints
 		}
 		for _, p := range s.Points {
-			if !(p.X > 0) || math.IsInf(p.X, 0) || !(p.Y >= 0) || math.IsInf(p.Y, 0) || c.LogY && p.Y == 0 {
+			if !(p.X > 0) || math.IsInf(p.X, 0) || !(p.Y >= 0) || math.IsInf(p.Y, 0) ||
+				c.LogY && p.Y == 0 {
 				return 0, fmt.Errorf("plot: cannot draw the point %v of %q", p, s.Name)
 			}
 		}
@@ -143,18 +147,21 @@ func (d *drawing) printf(format string, a ...any) { fmt.Fprintf(&d.b, format, a.
 
 // text writes one string; anchor is start, middle or end.
 func (d *drawing) text(x, y float64, anchor, colour string, size int, s string) {
-	d.printf(`<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d">`, x, y, anchor, colour, size)
+	d.printf(`<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d">`, x, y, anchor,
+		colour, size)
 	_ = xml.EscapeText(&d.b, []byte(s)) // a Builder does not fail
 	d.printf("</text>\n")
 }
 
 func (d *drawing) line(x1, y1, x2, y2 float64, colour string) {
-	d.printf(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`+"\n", x1, y1, x2, y2, colour)
+	d.printf(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`+"\n", x1, y1, x2, y2,
+		colour)
 }
 
 // frame draws everything but the series.
 func (d *drawing) frame() {
-	d.printf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif">`+"\n", width, height, width, height)
+	d.printf(
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif">`+"\n", width, height, width, height)
 	d.printf(`<rect width="%d" height="%d" fill="%s"/>`+"\n", width, height, background)
 	d.text(left, 26, "start", ink, 17, d.c.Title)
 	d.text(left, 46, "start", faint, 12, d.c.Note)
@@ -194,10 +201,14 @@ func (d *drawing) lines() {
 		for _, p := range s.Points {
 			path = append(path, fmt.Sprintf("%.1f,%.1f", d.x(p.X), d.y(p.Y)))
 		}
-		d.printf(`<polyline points="%s" fill="none" stroke="%s" stroke-width="2.5"/>`+"\n", strings.Join(path, " "), colours[i])
+		d.printf(`<polyline points="%s" fill="none" stroke="%s" stroke-width="2.5"/>`+"\n",
+			strings.Join(path, " "), colours[i])
 		for _, p := range s.Points {
-			d.printf(`<circle cx="%.1f" cy="%.1f" r="4" fill="%s"><title>`, d.x(p.X), d.y(p.Y), colours[i])
-			_ = xml.EscapeText(&d.b, []byte(fmt.Sprintf("%s, %s: %s", s.Name, d.formatX(p.X), Number(p.Y)))) // as above
+			d.printf(`<circle cx="%.1f" cy="%.1f" r="4" fill="%s"><title>`, d.x(p.X), d.y(p.Y),
+				colours[i])
+			// as above
+			_ = xml.EscapeText(&d.b,
+				[]byte(fmt.Sprintf("%s, %s: %s", s.Name, d.formatX(p.X), Number(p.Y))))
 			d.printf("</title></circle>\n")
 		}
 		last := s.Points[len(s.Points)-1]

@@ -50,10 +50,12 @@ func TestChart(t *testing.T) {
 		for _, label := range []string{">1<", ">8<", ">64<", ">put<", ">get<", ">note<"} {
 			require.Contains(t, svg, label)
 		}
-		for _, m := range regexp.MustCompile(`<circle cx="([\d.]+)" cy="([\d.]+)"`).FindAllStringSubmatch(svg, -1) {
+		for _, m := range regexp.MustCompile(
+			`<circle cx="([\d.]+)" cy="([\d.]+)"`).FindAllStringSubmatch(svg, -1) {
 			x, _ := strconv.ParseFloat(m[1], 64)
 			y, _ := strconv.ParseFloat(m[2], 64)
-			require.True(t, x >= left && x <= plotRight && y >= top && y <= plotBottom, "%v is outside", m)
+			require.True(t, x >= left && x <= plotRight && y >= top && y <= plotBottom,
+				"%v is outside", m)
 		}
 	}
 }
@@ -77,7 +79,8 @@ func TestScales(t *testing.T) {
 func TestNamesApart(t *testing.T) {
 	svg := draw(t, chart())
 	var ys []float64
-	for _, m := range regexp.MustCompile(`<text x="[\d.]+" y="([\d.]+)"[^>]*>(put|get)<`).FindAllStringSubmatch(svg, -1) {
+	for _, m := range regexp.MustCompile(
+		`<text x="[\d.]+" y="([\d.]+)"[^>]*>(put|get)<`).FindAllStringSubmatch(svg, -1) {
 		y, err := strconv.ParseFloat(m[1], 64)
 		require.NoError(t, err)
 		ys = append(ys, y)
@@ -115,7 +118,9 @@ func TestCannotDraw(t *testing.T) {
 }
 
 func TestNumber(t *testing.T) {
-	for v, want := range map[float64]string{0: "0", 7: "7", 950: "950", 1500: "1.5k", 20_000: "20k", 3e6: "3M", 2.5e9: "2.5G"} {
+	for v, want := range map[float64]string{
+		0: "0", 7: "7", 950: "950", 1500: "1.5k", 20_000: "20k", 3e6: "3M", 2.5e9: "2.5G",
+	} {
 		require.Equal(t, want, Number(v))
 	}
 }

@@ -1,5 +1,5 @@
-// Command plots measures TinyKV's throughput by number of regions and by size of values, and draws both
-// as SVG.
+// Command plots measures TinyKV's throughput by number of regions and by size of values, and draws
+// both as SVG.
 package main
 
 import (
@@ -33,7 +33,8 @@ func main() {
 	o := options{progress: os.Stderr}
 	bin := flag.String("bin", "bin", "directory with the programs, as the Makefile builds them")
 	flag.StringVar(&o.out, "out", "docs", "directory for the pictures")
-	flag.DurationVar(&o.duration, "duration", 4*time.Second, "measured time of each point, after a second of warm-up")
+	flag.DurationVar(&o.duration, "duration", 4*time.Second,
+		"measured time of each point, after a second of warm-up")
 	flag.IntVar(&o.workers, "workers", 128, "concurrent clients")
 	flag.IntVar(&o.keys, "keys", 50_000, "number of keys; fewer for large values")
 	flag.Parse()
@@ -63,7 +64,9 @@ func newLines() lines {
 }
 
 // measure adds a point per phase at x.
-func (l lines) measure(ctx context.Context, o options, s *rig.TinyKV, x float64, c loadgen.Config) error {
+func (l lines) measure(
+	ctx context.Context, o options, s *rig.TinyKV, x float64, c loadgen.Config,
+) error {
 	d, err := s.Open(ctx, rig.Mode{})
 	if err != nil {
 		return err
@@ -83,7 +86,9 @@ func (l lines) measure(ctx context.Context, o options, s *rig.TinyKV, x float64,
 		if res.OtherCPU != nil {
 			other = *res.OtherCPU
 		}
-		fmt.Fprintf(o.progress, "%s at %g: %.0f ops/s, %.1f MiB/s, p99 %.2f ms (other processes: %.2f cores)\n", phase, x, res.OpsPerS,
+		fmt.Fprintf(o.progress,
+			"%s at %g: %.0f ops/s, %.1f MiB/s, p99 %.2f ms (other processes: %.2f cores)\n", phase,
+			x, res.OpsPerS,
 			res.OpsPerS*float64(c.ValueSize)/(1<<20), float64(res.P99Us)/1000, other)
 	}
 	return nil
@@ -91,7 +96,8 @@ func (l lines) measure(ctx context.Context, o options, s *rig.TinyKV, x float64,
 
 func (o options) config(s *rig.TinyKV) loadgen.Config {
 	return loadgen.Config{
-		Workers: o.workers, Keys: o.keys, KeySize: 16, ValueSize: 256, ScanLimit: 100, Warmup: time.Second, Duration: o.duration, PIDs: s.PIDs(),
+		Workers: o.workers, Keys: o.keys, KeySize: 16, ValueSize: 256, ScanLimit: 100,
+		Warmup: time.Second, Duration: o.duration, PIDs: s.PIDs(),
 	}
 }
 
@@ -132,8 +138,10 @@ func byRegions(ctx context.Context, o options) error {
 		}
 	}
 	return write(filepath.Join(o.out, "bench-regions.svg"), plot.Chart{
-		Title: "Throughput by number of regions", XLabel: "regions (logarithmic)", YLabel: "operations per second",
-		Note:   fmt.Sprintf("3 stores and all clients on one machine, %d workers, values of 256 B", o.workers),
+		Title: "Throughput by number of regions", XLabel: "regions (logarithmic)",
+		YLabel: "operations per second",
+		Note: fmt.Sprintf("3 stores and all clients on one machine, %d workers, values of 256 B",
+			o.workers),
 		Series: l,
 	})
 }
@@ -157,8 +165,10 @@ func bySize(ctx context.Context, o options) error {
 		}
 	}
 	return write(filepath.Join(o.out, "bench-value-size.svg"), plot.Chart{
-		Title: "Throughput by size of values", XLabel: "bytes per value (logarithmic)", YLabel: "operations per second (logarithmic)",
-		Note: fmt.Sprintf("3 stores and all clients on one machine, one region, %d workers", o.workers),
+		Title: "Throughput by size of values", XLabel: "bytes per value (logarithmic)",
+		YLabel: "operations per second (logarithmic)",
+		Note: fmt.Sprintf("3 stores and all clients on one machine, one region, %d workers",
+			o.workers),
 		LogY: true, FormatX: sizeName, Series: l,
 	})
 }

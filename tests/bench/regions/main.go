@@ -1,5 +1,5 @@
-// Command regions measures what many regions cost when nobody uses them: CPU and memory of all servers,
-// and how long a restart takes until every region serves again.
+// Command regions measures what many regions cost when nobody uses them: CPU and memory of all
+// servers, and how long a restart takes until every region serves again.
 package main
 
 import (
@@ -144,7 +144,9 @@ func (f *figures) idle(ctx context.Context, s *rig.TinyKV, took time.Duration) e
 }
 
 // restarted stops all stores in order, starts them, and reads from every region until it answers.
-func (f *figures) restarted(ctx context.Context, s *rig.TinyKV, regions int, progress io.Writer) error {
+func (f *figures) restarted(
+	ctx context.Context, s *rig.TinyKV, regions int, progress io.Writer,
+) error {
 	fmt.Fprintln(progress, "restarting the stores")
 	for _, p := range s.Stores {
 		p.Stop(30 * time.Second)
@@ -158,7 +160,8 @@ func (f *figures) restarted(ctx context.Context, s *rig.TinyKV, regions int, pro
 		return err
 	}
 	defer d.Close()
-	keys := append([][]byte{{0}}, loadgen.SplitKeys(regions, 16)...) // the first key of every region but the first
+	// the first key of every region but the first
+	keys := append([][]byte{{0}}, loadgen.SplitKeys(regions, 16)...)
 	var next, first atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup

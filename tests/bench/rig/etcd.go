@@ -38,8 +38,10 @@ func NewEtcd(b Bins) (*Etcd, error) {
 		addr := strings.TrimPrefix(client, "http://")
 		e.endpoints = append(e.endpoints, addr)
 		e.procs = append(e.procs, localcluster.Command(e.dir, name, b.Etcd, addr,
-			"--name", name, "--data-dir", filepath.Join(e.dir, name), "--listen-client-urls", client, "--advertise-client-urls", client,
-			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", strings.Join(cluster, ","),
+			"--name", name, "--data-dir", filepath.Join(e.dir, name), "--listen-client-urls",
+			client, "--advertise-client-urls", client,
+			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster",
+			strings.Join(cluster, ","),
 			"--log-level", "warn"))
 	}
 	return e, nil

@@ -40,7 +40,10 @@ func NewIdeal(b Bins, echo bool) (*Ideal, error) {
 	s.addr = addr(0)
 	if echo {
 		s.name = "echo"
-		s.procs = []*localcluster.Process{localcluster.Command(s.dir, "echo", b.Ideal, addr(0), "--mode", "echo", "--addr", addr(0))}
+		s.procs = []*localcluster.Process{
+			localcluster.Command(s.dir, "echo", b.Ideal, addr(0), "--mode", "echo", "--addr",
+				addr(0)),
+		}
 		return s, nil
 	}
 	for i, mode := range []string{"leader", "follower", "follower"} {
@@ -68,9 +71,12 @@ func (s *Ideal) Open(_ context.Context, m Mode) (loadgen.Driver, error) {
 	}
 	d.loads = fill.New(m.Conns)
 	for range m.Conns {
-		conn, err := grpc.NewClient("passthrough:///"+s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20), // as kv/client
-			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+		conn, err := grpc.NewClient("passthrough:///"+s.addr,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			// as kv/client
+			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
+			grpc.WithDefaultCallOptions(codec.CallOption(), grpc.WaitForReady(true),
+				grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
 		if err != nil {
 			d.Close()
 			return nil, err

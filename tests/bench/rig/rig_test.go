@@ -17,7 +17,10 @@ func TestKeysInside(t *testing.T) {
 	for _, c := range []struct {
 		start, end    string
 		inside, after int
-	}{{"", "", 3, 0}, {"", "b", 0, 3}, {"b", "", 2, 0}, {"a", "e", 2, 1}, {"b", "f", 1, 1}, {"x", "", 0, 0}} {
+	}{
+		{"", "", 3, 0}, {"", "b", 0, 3}, {"b", "", 2, 0}, {"a", "e", 2, 1}, {"b", "f", 1, 1},
+		{"x", "", 0, 0},
+	} {
 		inside, after := keysInside(keys, []byte(c.start), []byte(c.end))
 		require.Len(t, inside, c.inside, c)
 		require.Len(t, after, c.after, c)

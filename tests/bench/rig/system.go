@@ -21,13 +21,19 @@ type Bins struct {
 
 // DefaultBins are the places that the Makefile builds to, under dir.
 func DefaultBins(dir string) Bins {
-	return Bins{TinyKV: dir, Etcd: filepath.Join(dir, "bench", "etcd"), Ideal: filepath.Join(dir, "bench", "ideal")}
+	return Bins{
+		TinyKV: dir, Etcd: filepath.Join(dir, "bench", "etcd"),
+		Ideal: filepath.Join(dir, "bench", "ideal"),
+	}
 }
 
 // Check tells which programs are missing.
 func (b Bins) Check() error {
 	var errs []error
-	for _, p := range []string{filepath.Join(b.TinyKV, "tinykv-server"), filepath.Join(b.TinyKV, "tinyscheduler"), b.Etcd, b.Ideal} {
+	for _, p := range []string{
+		filepath.Join(b.TinyKV, "tinykv-server"), filepath.Join(b.TinyKV, "tinyscheduler"), b.Etcd,
+		b.Ideal,
+	} {
 		if _, err := os.Stat(p); err != nil {
 			errs = append(errs, fmt.Errorf("%s is missing: use make", p))
 		}
@@ -114,8 +120,8 @@ func byAddr(procs []*localcluster.Process, addr string) (*localcluster.Process, 
 	return nil, fmt.Errorf("no process serves %s", addr)
 }
 
-// poll repeats f until it succeeds or ctx ends; then the last error is returned. If f takes long, it is
-// asked less often, so that looking does not become a load of its own.
+// poll repeats f until it succeeds or ctx ends; then the last error is returned. If f takes long,
+// it is asked less often, so that looking does not become a load of its own.
 func poll(ctx context.Context, every time.Duration, f func() error) error {
 	for {
 		began := time.Now()

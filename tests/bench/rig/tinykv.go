@@ -48,7 +48,8 @@ func newTinyKV(b Bins, o localcluster.Options) (*TinyKV, error) {
 
 // NewTinyKVTxn is NewTinyKV in mode txn: each operation of its drivers is a transaction.
 func NewTinyKVTxn(b Bins, stores int) (*TinyKV, error) {
-	t, err := newTinyKV(b, localcluster.Options{Stores: stores, SchedulerConfig: "mode = \"txn\"\n"})
+	t, err := newTinyKV(b,
+		localcluster.Options{Stores: stores, SchedulerConfig: "mode = \"txn\"\n"})
 	if err == nil {
 		t.txn = true
 	}
@@ -191,7 +192,8 @@ func (t *TinyKV) WaitReplicas(ctx context.Context, n int) error {
 			}
 			for _, r := range regions {
 				if r.Voters() < n || len(r.PendingPeers) > 0 || r.Leader.GetId() == 0 {
-					return fmt.Errorf("region %d has %d voters, %d pending", r.Meta.Id, r.Voters(), len(r.PendingPeers))
+					return fmt.Errorf("region %d has %d voters, %d pending", r.Meta.Id, r.Voters(),
+						len(r.PendingPeers))
 				}
 			}
 			return nil
@@ -199,8 +201,8 @@ func (t *TinyKV) WaitReplicas(ctx context.Context, n int) error {
 	})
 }
 
-// WaitSettled returns when no region has changed its leader or its peers for the time quiet, or when limit
-// is over.
+// WaitSettled returns when no region has changed its leader or its peers for the time quiet, or
+// when limit is over.
 func (t *TinyKV) WaitSettled(ctx context.Context, quiet, limit time.Duration) error {
 	return t.withPlacement(ctx, func(p *placement.Client) error {
 		end := time.Now().Add(limit)
@@ -228,14 +230,15 @@ func (t *TinyKV) WaitSettled(ctx context.Context, quiet, limit time.Duration) er
 // askAgain is how long a split may take before it is asked for again.
 const askAgain = 3 * time.Second
 
-// Split splits regions at keys, which are in order, and returns when all of them are borders. A store cuts
-// a region in two at a time, so that each region is cut at the middle one of its keys.
+// Split splits regions at keys, which are in order, and returns when all of them are borders. A
+// store cuts a region in two at a time, so that each region is cut at the middle one of its keys.
 func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
 	type ask struct {
 		version uint64
 		at      time.Time
 	}
-	asked := map[uint64]ask{} // by region: it is asked once per version, and again if nothing comes of it
+	// by region: it is asked once per version, and again if nothing comes of it
+	asked := map[uint64]ask{}
 	return t.withPlacement(ctx, func(p *placement.Client) error {
 		return poll(ctx, 100*time.Millisecond, func() error {
 			regions, err := allRegions(ctx, p)
@@ -249,13 +252,15 @@ func (t *TinyKV) Split(ctx context.Context, keys [][]byte) error {
 				rest = after
 				left += len(inside)
 				id, version := r.Meta.Id, r.Meta.GetRegionEpoch().GetVersion()
-				if last := asked[id]; len(inside) > 0 && (last.version != version || time.Since(last.at) > askAgain) {
+				if last := asked[id]; len(inside) > 0 &&
+					(last.version != version || time.Since(last.at) > askAgain) {
 					asked[id] = ask{version, time.Now()}
 					err = errors.Join(err, t.askSplit(ctx, id, inside[len(inside)/2]))
 				}
 			}
 			if left > 0 || len(regions) <= len(keys) {
-				return errors.Join(err, fmt.Errorf("%d regions, %d splits to do", len(regions), left))
+				return errors.Join(err,
+					fmt.Errorf("%d regions, %d splits to do", len(regions), left))
 			}
 			return nil
 		})
@@ -277,12 +282,14 @@ func keysInside(keys [][]byte, start, end []byte) (inside, after [][]byte) {
 
 // askSplit plans a split. A region that is busy with another plan is asked again by the caller.
 func (t *TinyKV) askSplit(ctx context.Context, region uint64, key []byte) error {
-	return t.Post(ctx, fmt.Sprintf("/regions/%d/split", region), map[string][]string{"keys": {hex.EncodeToString(key)}})
+	return t.Post(ctx, fmt.Sprintf("/regions/%d/split", region),
+		map[string][]string{"keys": {hex.EncodeToString(key)}})
 }
 
 // TransferLeader plans a change of a region's leader.
 func (t *TinyKV) TransferLeader(ctx context.Context, region, store uint64) error {
-	return t.Post(ctx, fmt.Sprintf("/regions/%d/transfer-leader", region), map[string]uint64{"to": store})
+	return t.Post(ctx, fmt.Sprintf("/regions/%d/transfer-leader", region),
+		map[string]uint64{"to": store})
 }
 
 // Post asks the placement service's API for a change.
@@ -291,7 +298,8 @@ func (t *TinyKV) Post(ctx context.Context, path string, body any) error {
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+t.Endpoints()[0]+"/api/v1"+path, bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost,
+		"http://"+t.Endpoints()[0]+"/api/v1"+path, bytes.NewReader(data))
 	if err != nil {
 		return err
 	}
@@ -309,8 +317,11 @@ func (t *TinyKV) Post(ctx context.Context, path string, body any) error {
 }
 
 // Profile takes a CPU profile of a store over the given time and writes it to file.
-func Profile(ctx context.Context, store *localcluster.Process, took time.Duration, file string) error {
-	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", store.Status, max(1, int(took.Seconds())))
+func Profile(
+	ctx context.Context, store *localcluster.Process, took time.Duration, file string,
+) error {
+	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", store.Status,
+		max(1, int(took.Seconds())))
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

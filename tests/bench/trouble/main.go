@@ -1,6 +1,7 @@
-// Command trouble measures how the latency of puts suffers from what happens in a cluster: snapshots,
-// restarts, changes of leaders, compactions. The load is half of what the cluster can take, and latencies
-// count from when a put was due, so that a stall is felt by every put that it delays.
+// Command trouble measures how the latency of puts suffers from what happens in a cluster:
+// snapshots, restarts, changes of leaders, compactions. The load is half of what the cluster can
+// take, and latencies count from when a put was due, so that a stall is felt by every put that it
+// delays.
 package main
 
 import (
@@ -85,7 +86,9 @@ func run(ctx context.Context, o options, progress io.Writer) ([]row, error) {
 }
 
 // cluster measures some troubles in a fresh cluster.
-func cluster(ctx context.Context, o options, config string, troubles []trouble, progress io.Writer) ([]row, error) {
+func cluster(
+	ctx context.Context, o options, config string, troubles []trouble, progress io.Writer,
+) ([]row, error) {
 	s, err := rig.NewTinyKV(o.bins, 3, config)
 	if err != nil {
 		return nil, err
@@ -102,7 +105,8 @@ func cluster(ctx context.Context, o options, config string, troubles []trouble, 
 	}
 	defer d.Close()
 	c := loadgen.Config{
-		Phase: "load", Workers: o.workers, Keys: o.keys, KeySize: 16, ValueSize: o.value, ScanLimit: 1, Warmup: time.Second, Duration: o.duration,
+		Phase: "load", Workers: o.workers, Keys: o.keys, KeySize: 16, ValueSize: o.value,
+		ScanLimit: 1, Warmup: time.Second, Duration: o.duration,
 	}
 	if _, err := loadgen.Run(ctx, d, c); err != nil {
 		return nil, err
@@ -113,7 +117,8 @@ func cluster(ctx context.Context, o options, config string, troubles []trouble, 
 		return nil, err
 	}
 	c.Rate = full.OpsPerS / 2
-	fmt.Fprintf(progress, "the cluster takes %.0f puts a second; the load is half of it\n", full.OpsPerS)
+	fmt.Fprintf(progress, "the cluster takes %.0f puts a second; the load is half of it\n",
+		full.OpsPerS)
 	var rows []row
 	for _, t := range troubles {
 		fmt.Fprintln(progress, t.name)
@@ -150,8 +155,11 @@ func prepare(ctx context.Context, o options, s *rig.TinyKV) error {
 	return s.WaitSettled(ctx, 2*time.Second, 15*time.Second)
 }
 
-// troubled runs the load while a trouble goes on, from the end of the warm-up to the end of the load.
-func troubled(ctx context.Context, d loadgen.Driver, c loadgen.Config, s *rig.TinyKV, t trouble) (row, error) {
+// troubled runs the load while a trouble goes on, from the end of the warm-up to the end of the
+// load.
+func troubled(
+	ctx context.Context, d loadgen.Driver, c loadgen.Config, s *rig.TinyKV, t trouble,
+) (row, error) {
 	tctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type outcome struct {
@@ -174,15 +182,18 @@ func troubled(ctx context.Context, d loadgen.Driver, c loadgen.Config, s *rig.Ti
 
 func report(w io.Writer, rows []row) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(tw, "PUTS AT HALF LOAD WHILE\tOPS/S\tERRORS\tP50 MS\tP99 MS\tMAX MS\tCALM P99 MS\tP99 / CALM\tOTHER CORES\tMEANWHILE\t")
+	fmt.Fprintln(tw,
+		"PUTS AT HALF LOAD WHILE\tOPS/S\tERRORS\tP50 MS\tP99 MS\tMAX MS\tCALM P99 MS\tP99 / CALM\tOTHER CORES\tMEANWHILE\t")
 	for _, r := range rows {
 		ratio := float64(r.result.P99Us) / float64(max(1, r.calm.P99Us))
 		other := "n/a"
 		if r.calm.OtherCPU != nil {
 			other = fmt.Sprintf("%.2f", *r.calm.OtherCPU)
 		}
-		fmt.Fprintf(tw, "%s\t%.0f\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.1fx\t%s\t%s\t\n", r.name, r.result.OpsPerS, r.result.Errors,
-			float64(r.result.P50Us)/1000, float64(r.result.P99Us)/1000, float64(r.result.MaxUs)/1000, float64(r.calm.P99Us)/1000, ratio, other, r.what)
+		fmt.Fprintf(tw, "%s\t%.0f\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.1fx\t%s\t%s\t\n", r.name,
+			r.result.OpsPerS, r.result.Errors,
+			float64(r.result.P50Us)/1000, float64(r.result.P99Us)/1000,
+			float64(r.result.MaxUs)/1000, float64(r.calm.P99Us)/1000, ratio, other, r.what)
 	}
 	return tw.Flush()
 }

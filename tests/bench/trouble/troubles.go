@@ -28,14 +28,15 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// snapshots takes a follower away from one region after another; the placement service puts a new one in
-// its place, which gets a snapshot.
+// snapshots takes a follower away from one region after another; the placement service puts a new
+// one in its place, which gets a snapshot.
 func snapshots(ctx context.Context, s *rig.TinyKV) (string, error) {
 	removed := 0
 	for n := 0; ; n++ {
 		regions, err := s.Regions(ctx)
 		if ctx.Err() != nil {
-			return fmt.Sprintf("%d replicas replaced", removed), nil //nolint:nilerr // the time is over
+			return fmt.Sprintf("%d replicas replaced", removed),
+				nil //nolint:nilerr // the time is over
 		}
 		if err != nil {
 			return "", err
@@ -43,7 +44,8 @@ func snapshots(ctx context.Context, s *rig.TinyKV) (string, error) {
 		r := regions[n%len(regions)]
 		if store := follower(r); store != 0 && r.Voters() == 3 && len(r.PendingPeers) == 0 {
 			// Refused while the region has another plan.
-			if s.Post(ctx, fmt.Sprintf("/regions/%d/remove-peer", r.Meta.Id), map[string]uint64{"from": store}) == nil {
+			if s.Post(ctx, fmt.Sprintf("/regions/%d/remove-peer", r.Meta.Id),
+				map[string]uint64{"from": store}) == nil {
 				removed++
 			}
 		}
@@ -71,7 +73,8 @@ func transfers(ctx context.Context, s *rig.TinyKV) (string, error) {
 	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
-			return fmt.Sprintf("%d planned, %d refused, %d seen done in %.1f s", planned, refused, moved, time.Since(began).Seconds()), nil
+			return fmt.Sprintf("%d planned, %d refused, %d seen done in %.1f s", planned, refused,
+				moved, time.Since(began).Seconds()), nil
 		case <-tick.C:
 		}
 		regions, err := s.Regions(ctx)
@@ -116,7 +119,8 @@ func restart(ctx context.Context, s *rig.TinyKV) (string, error) {
 	if err := p.WaitReady(context.WithoutCancel(ctx)); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("stopped in %.1f s, back after %.1f s", stopped.Seconds(), time.Since(began).Seconds()), nil
+	return fmt.Sprintf("stopped in %.1f s, back after %.1f s", stopped.Seconds(),
+		time.Since(began).Seconds()), nil
 }
 
 // kill ends a store without warning and starts it again after a while.

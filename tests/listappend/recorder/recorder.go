@@ -36,7 +36,9 @@ func (r *Recorder) now() int64 { return int64(time.Since(r.began)) }
 var kinds = []txn.Commits{txn.Fastest, txn.NoOnePhase, txn.TwoPhases}
 
 // begin starts a transaction and its record.
-func (r *Recorder) begin(ctx context.Context, cl *txn.Client, locking bool) (*txn.Txn, *listappend.Txn, error) {
+func (r *Recorder) begin(
+	ctx context.Context, cl *txn.Client, locking bool,
+) (*txn.Txn, *listappend.Txn, error) {
 	rec := &listappend.Txn{Begun: r.now(), Outcome: listappend.Unknown, Locking: locking}
 	begin := cl.Begin
 	if locking {
@@ -64,7 +66,8 @@ func (r *Recorder) end(ctx context.Context, x *txn.Txn, rec *listappend.Txn) err
 	return err
 }
 
-// Run carries out one transaction of one to four steps. An error says that it has not happened, or may not have.
+// Run carries out one transaction of one to four steps. An error says that it has not happened, or
+// may not have.
 func (r *Recorder) Run(ctx context.Context, cl *txn.Client, rng *rand.Rand) error {
 	locking := rng.IntN(4) == 0
 	x, rec, err := r.begin(ctx, cl, locking)
@@ -121,7 +124,9 @@ func (r *Recorder) LockAndRead(ctx context.Context, cl *txn.Client, rng *rand.Ra
 }
 
 // step reads a list, and appends to it.
-func (r *Recorder) step(ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool) error {
+func (r *Recorder) step(
+	ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool,
+) error {
 	data, _, err := x.Get(ctx, key)
 	if err != nil {
 		return err
@@ -139,9 +144,11 @@ func (r *Recorder) step(ctx context.Context, x *txn.Txn, rec *listappend.Txn, ke
 	return nil
 }
 
-// lockedStep is step at a key that is locked first. All that is locked stays as it is until the end, so what was read is
-// what was there at the newest lock's timestamp.
-func (r *Recorder) lockedStep(ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool) error {
+// lockedStep is step at a key that is locked first. All that is locked stays as it is until the
+// end, so what was read is what was there at the newest lock's timestamp.
+func (r *Recorder) lockedStep(
+	ctx context.Context, x *txn.Txn, rec *listappend.Txn, key []byte, appends bool,
+) error {
 	values, err := x.LockKeys(ctx, key)
 	if err != nil {
 		return err

@@ -1,9 +1,9 @@
-// Package forgetful is a file system for tests that forgets what was not synced, for real processes: it
-// lives in this process's memory and is mounted through FUSE.
+// Package forgetful is a file system for tests that forgets what was not synced, for real
+// processes: it lives in this process's memory and is mounted through FUSE.
 //
 // A file's content is durable after fsync or fdatasync of the file, and a name, of a file or of a
-// directory, after fsync of the directory that holds it: no more than POSIX promises. Lose takes the
-// rest away: what lies below a name that was not durable is gone, whatever was synced in it.
+// directory, after fsync of the directory that holds it: no more than POSIX promises. Lose takes
+// the rest away: what lies below a name that was not durable is gone, whatever was synced in it.
 //
 // The life of a power loss: PowerOff ends everything at one moment, as every later change or sync
 // fails; the test kills the processes; Unmount drops the kernel's page cache; Lose; Mount again.
@@ -37,8 +37,8 @@ type item struct {
 	mtime time.Time
 	// Of a directory.
 	names, durable map[string]*item
-	// Of a file: its content, how long the durable one is, and the old content of each durable page that
-	// has been written since the last sync.
+	// Of a file: its content, how long the durable one is, and the old content of each durable page
+	// that has been written since the last sync.
 	data   []byte
 	synced int64
 	undo   map[int64][]byte
@@ -114,9 +114,9 @@ func (it *item) sync() {
 	clear(it.undo)
 }
 
-// Lose takes away what was not durable and turns the power on again. With a random source it keeps the
-// changes of some directories and the content of some files, as a disk may; without one it keeps
-// none. Nothing may be mounted.
+// Lose takes away what was not durable and turns the power on again. With a random source it keeps
+// the changes of some directories and the content of some files, as a disk may; without one it
+// keeps none. Nothing may be mounted.
 func (d *Disk) Lose(rng *rand.Rand) Lost {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -27,7 +27,8 @@ func (d *Disk) Mount(dir string) (unmount func() error, err error) {
 	server, err := fs.Mount(dir, &node{disk: d, it: d.root}, &fs.Options{
 		EntryTimeout: &long, AttrTimeout: &long,
 		MountOptions: fuse.MountOptions{
-			DirectMountStrict: true, FsName: "forgetful", Name: "forgetful", DisableXAttrs: true, MaxWrite: 1 << 20,
+			DirectMountStrict: true, FsName: "forgetful", Name: "forgetful", DisableXAttrs: true,
+			MaxWrite: 1 << 20,
 		},
 	})
 	if err != nil {
@@ -88,10 +89,13 @@ func (it *item) attr(out *fuse.Attr) {
 
 func (n *node) inode(ctx context.Context, it *item, out *fuse.EntryOut) *fs.Inode {
 	it.attr(&out.Attr)
-	return n.NewInode(ctx, &node{disk: n.disk, it: it}, fs.StableAttr{Mode: it.mode & syscall.S_IFMT, Ino: it.id})
+	return n.NewInode(ctx, &node{disk: n.disk, it: it},
+		fs.StableAttr{Mode: it.mode & syscall.S_IFMT, Ino: it.id})
 }
 
-func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+func (n *node) Lookup(
+	ctx context.Context, name string, out *fuse.EntryOut,
+) (*fs.Inode, syscall.Errno) {
 	n.disk.mu.Lock()
 	defer n.disk.mu.Unlock()
 	it, ok := n.it.names[name]
@@ -108,7 +112,9 @@ func (n *node) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) sy
 	return 0
 }
 
-func (n *node) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+func (n *node) Setattr(
+	_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut,
+) syscall.Errno {
 	return n.change(func() syscall.Errno {
 		if size, ok := in.GetSize(); ok {
 			n.it.truncate(int64(size))
@@ -132,7 +138,9 @@ func (n *node) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
 }
 
 // add makes a new item in the directory.
-func (n *node) add(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (child *fs.Inode, errno syscall.Errno) {
+func (n *node) add(
+	ctx context.Context, name string, mode uint32, out *fuse.EntryOut,
+) (child *fs.Inode, errno syscall.Errno) {
 	errno = n.change(func() syscall.Errno {
 		if n.it.names[name] != nil {
 			return syscall.EEXIST
@@ -146,16 +154,22 @@ func (n *node) add(ctx context.Context, name string, mode uint32, out *fuse.Entr
 	return child, errno
 }
 
-func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+func (n *node) Mkdir(
+	ctx context.Context, name string, mode uint32, out *fuse.EntryOut,
+) (*fs.Inode, syscall.Errno) {
 	return n.add(ctx, name, syscall.S_IFDIR|mode&0o7777, out)
 }
 
-func (n *node) Create(ctx context.Context, name string, _, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+func (n *node) Create(
+	ctx context.Context, name string, _, mode uint32, out *fuse.EntryOut,
+) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	child, errno := n.add(ctx, name, syscall.S_IFREG|mode&0o7777, out)
 	return child, nil, fuse.FOPEN_KEEP_CACHE, errno
 }
 
-func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (child *fs.Inode, errno syscall.Errno) {
+func (n *node) Link(
+	ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut,
+) (child *fs.Inode, errno syscall.Errno) {
 	errno = n.change(func() syscall.Errno {
 		it := target.(*node).it
 		n.it.names[name] = it
@@ -182,7 +196,9 @@ func (n *node) Rmdir(_ context.Context, name string) syscall.Errno {
 	})
 }
 
-func (n *node) Rename(_ context.Context, name string, newParent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+func (n *node) Rename(
+	_ context.Context, name string, newParent fs.InodeEmbedder, newName string, flags uint32,
+) syscall.Errno {
 	if flags != 0 {
 		return syscall.EINVAL
 	}
@@ -201,7 +217,9 @@ func (n *node) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Err
 	return nil, fuse.FOPEN_KEEP_CACHE, 0
 }
 
-func (n *node) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+func (n *node) Read(
+	_ context.Context, _ fs.FileHandle, dest []byte, off int64,
+) (fuse.ReadResult, syscall.Errno) {
 	n.disk.mu.Lock()
 	defer n.disk.mu.Unlock()
 	size := int64(len(n.it.data))
@@ -209,7 +227,9 @@ func (n *node) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) 
 	return fuse.ReadResultData(dest[:copy(dest, n.it.data[off:])]), 0
 }
 
-func (n *node) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+func (n *node) Write(
+	_ context.Context, _ fs.FileHandle, data []byte, off int64,
+) (uint32, syscall.Errno) {
 	errno := n.change(func() syscall.Errno {
 		n.it.write(data, off)
 		return 0
@@ -217,7 +237,9 @@ func (n *node) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64)
 	return uint32(len(data)), errno
 }
 
-func (n *node) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+func (n *node) Allocate(
+	_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32,
+) syscall.Errno {
 	return n.change(func() syscall.Errno {
 		switch {
 		case mode == unix.FALLOC_FL_KEEP_SIZE:

@@ -1,5 +1,6 @@
-// Command clientgo measures puts or gets by TiKV's Go client and prints the line that `tinyctl bench --format json` prints.
-// Before it a line with the word "measuring" says that the warm-up has ended. `make bench-compare` runs it.
+// Command clientgo measures puts or gets by TiKV's Go client and prints the line that `tinyctl
+// bench --format json` prints. Before it a line with the word "measuring" says that the warm-up has
+// ended. `make bench-compare` runs it.
 package main
 
 import (

@@ -1,8 +1,10 @@
-// Package load puts the load of `tinyctl bench` on a cluster by way of TiKV's Go client: the same keys, values and clock, and
-// the same line of JSON as the result. It is part of the module of that client, so that the comparison (tests/bench) can run
-// it as a program of its own. A worker has one request under way at a time.
+// Package load puts the load of `tinyctl bench` on a cluster by way of TiKV's Go client: the same
+// keys, values and clock, and the same line of JSON as the result. It is part of the module of that
+// client, so that the comparison (tests/bench) can run it as a program of its own. A worker has one
+// request under way at a time.
 //
-// What is counted are the operations that end within the measured time. A get that finds nothing is an error.
+// What is counted are the operations that end within the measured time. A get that finds nothing is
+// an error.
 package load
 
 import (
@@ -80,7 +82,8 @@ func Run(ctx context.Context, cl Client, c Config) (Result, error) {
 	}
 	began := time.Now()
 	p := &phase{Config: c, cl: cl, from: began.Add(c.Warmup), to: began.Add(c.Warmup + c.Duration)}
-	// The end cancels. After a deadline the client takes the store for dead, and its next requests wait for a second.
+	// The end cancels. After a deadline the client takes the store for dead, and its next requests
+	// wait for a second.
 	pctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer time.AfterFunc(time.Until(p.to), cancel).Stop()
@@ -108,7 +111,8 @@ func (p *phase) work(ctx context.Context, worker int, hist *hdrhistogram.Histogr
 	seed := uint64(p.from.UnixNano()) + uint64(worker)*spread
 	var fill [32]byte
 	binary.LittleEndian.PutUint64(fill[:], seed)
-	numbers, bytes, value := rand.New(rand.NewPCG(seed, spread)), rand.NewChaCha8(fill), make([]byte, p.ValueSize)
+	numbers, bytes, value := rand.New(rand.NewPCG(seed, spread)), rand.NewChaCha8(fill),
+		make([]byte, p.ValueSize)
 	for ctx.Err() == nil {
 		key := Key(numbers.Uint64N(uint64(p.Keys)))
 		if p.Phase == "put" {
@@ -123,7 +127,8 @@ func (p *phase) work(ctx context.Context, worker int, hist *hdrhistogram.Histogr
 			p.errs.Add(1)
 			p.first.CompareAndSwap(nil, &err)
 		default:
-			_ = hist.RecordValue(min(end.Sub(began).Microseconds(), maxLatencyUs)) // in range by min
+			// in range by min
+			_ = hist.RecordValue(min(end.Sub(began).Microseconds(), maxLatencyUs))
 		}
 	}
 }

@@ -40,13 +40,14 @@ func (m *memory) Get(_ context.Context, key []byte, _ ...rawkv.RawOption) ([]byt
 	return nil, m.fails
 }
 
-// TestRun: puts have values of the size asked for and keys of the key space; what fails and what is missing is counted, and a
-// load without one success is an error.
+// TestRun: puts have values of the size asked for and keys of the key space; what fails and what is
+// missing is counted, and a load without one success is an error.
 func TestRun(t *testing.T) {
 	m := &memory{pairs: map[string]string{}}
 	c := load.Config{
-		Phase: "put", Workers: 3, Keys: 8, ValueSize: 33, Warmup: 5 * time.Millisecond, Duration: 50 * time.Millisecond,
-		PIDs: []int{os.Getpid()},
+		Phase: "put", Workers: 3, Keys: 8, ValueSize: 33, Warmup: 5 * time.Millisecond,
+		Duration: 50 * time.Millisecond,
+		PIDs:     []int{os.Getpid()},
 	}
 	res, err := load.Run(t.Context(), m, c)
 	require.NoError(t, err)
@@ -79,7 +80,9 @@ func TestRun(t *testing.T) {
 	cancel()
 	_, err = load.Run(ctx, m, c)
 	require.ErrorIs(t, err, context.Canceled)
-	for _, bad := range []load.Config{{}, {Phase: "scan", Workers: 1, Keys: 1, ValueSize: 1, Duration: 1}} {
+	for _, bad := range []load.Config{
+		{}, {Phase: "scan", Workers: 1, Keys: 1, ValueSize: 1, Duration: 1},
+	} {
 		_, err = load.Run(t.Context(), m, bad)
 		require.Error(t, err)
 	}

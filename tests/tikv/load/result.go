@@ -10,8 +10,8 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Result is the outcome of one phase: the line that `tinyctl bench --format json` prints, without what is not measured here.
-// Latencies are microseconds.
+// Result is the outcome of one phase: the line that `tinyctl bench --format json` prints, without
+// what is not measured here. Latencies are microseconds.
 type Result struct {
 	Driver    string  `json:"driver"`
 	Phase     string  `json:"phase"`
@@ -29,7 +29,8 @@ type Result struct {
 	P99Us     int64   `json:"p99_us"`
 	P999Us    int64   `json:"p999_us"`
 	MaxUs     int64   `json:"max_us"`
-	// ServerCPUPerKop and ClientCPUPerKop are CPU seconds of all servers and of this process per 1,000 operations.
+	// ServerCPUPerKop and ClientCPUPerKop are CPU seconds of all servers and of this process per
+	// 1,000 operations.
 	ServerCPUPerKop *float64 `json:"server_cpu_s_per_kop,omitempty"`
 	ServerRSS       *int64   `json:"server_rss_bytes,omitempty"`
 	ClientCPUPerKop *float64 `json:"client_cpu_s_per_kop,omitempty"`
@@ -47,9 +48,12 @@ func (p *phase) result(hists []*hdrhistogram.Histogram, usage [2]sample) (Result
 		all.Merge(h)
 	}
 	r := Result{
-		Driver: DriverName, Phase: p.Phase, Workers: p.Workers, Keys: p.Keys, KeySize: keySize, ValueSize: p.ValueSize,
-		Seconds: p.Duration.Seconds(), Ops: all.TotalCount(), Errors: p.errs.Load(), MeanUs: all.Mean(),
-		P50Us: all.ValueAtQuantile(50), P95Us: all.ValueAtQuantile(95), P99Us: all.ValueAtQuantile(99),
+		Driver: DriverName, Phase: p.Phase, Workers: p.Workers, Keys: p.Keys, KeySize: keySize,
+		ValueSize: p.ValueSize,
+		Seconds:   p.Duration.Seconds(), Ops: all.TotalCount(), Errors: p.errs.Load(),
+		MeanUs: all.Mean(),
+		P50Us:  all.ValueAtQuantile(50), P95Us: all.ValueAtQuantile(95),
+		P99Us:  all.ValueAtQuantile(99),
 		P999Us: all.ValueAtQuantile(99.9), MaxUs: all.Max(),
 	}
 	r.OpsPerS = float64(r.Ops) / r.Seconds
@@ -77,7 +81,8 @@ func (r *Result) setUsage(from, to sample, seconds float64) {
 	r.OtherCPU = &other
 }
 
-// sample is what processes have used up to a moment, in seconds of CPU time; negative where it is not known.
+// sample is what processes have used up to a moment, in seconds of CPU time; negative where it is
+// not known.
 type sample struct {
 	self, servers, machine float64
 	rss                    int64
@@ -108,8 +113,9 @@ func takeSample(pids []int) sample {
 	return s
 }
 
-// processUsage is a process's CPU time and resident bytes. The name in /proc/PID/stat may hold anything; what follows it are
-// numbers: user and system time at 14 and 15, resident pages at 24, counted from 1.
+// processUsage is a process's CPU time and resident bytes. The name in /proc/PID/stat may hold
+// anything; what follows it are numbers: user and system time at 14 and 15, resident pages at 24,
+// counted from 1.
 func processUsage(pid int) (cpu float64, rss int64, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -124,11 +130,12 @@ func processUsage(pid int) (cpu float64, rss int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	return (numbers[0] + numbers[1]) / ticksPerSecond, int64(numbers[2]) * int64(os.Getpagesize()), nil
+	return (numbers[0] + numbers[1]) / ticksPerSecond, int64(numbers[2]) * int64(os.Getpagesize()),
+		nil
 }
 
-// machineBusy is the time that all cores together were not idle: the first line of /proc/stat without its fourth and fifth
-// number, and without guests, which count as user time already.
+// machineBusy is the time that all cores together were not idle: the first line of /proc/stat
+// without its fourth and fifth number, and without guests, which count as user time already.
 func machineBusy() (float64, error) {
 	data, err := os.ReadFile("/proc/stat")
 	if err != nil {

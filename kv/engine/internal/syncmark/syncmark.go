@@ -1,9 +1,9 @@
-// Package syncmark keeps the promise of Sync honest over a restart: a small file says up to where an
-// engine's log was synced, so that a log found shorter than that is damage and not an early end.
+// Package syncmark keeps the promise of Sync honest over a restart: a small file says up to where
+// an engine's log was synced, so that a log found shorter than that is damage and not an early end.
 //
-// Log formats tell a torn tail from damage as long as something valid lies behind the damage. Damage
-// to the last record is the case they cannot tell, and that record may have been synced, and the
-// raft log truncated because of it.
+// Log formats tell a torn tail from damage as long as something valid lies behind the damage.
+// Damage to the last record is the case they cannot tell, and that record may have been synced, and
+// the raft log truncated because of it.
 //
 // The mark is written after each sync and not synced itself: after a power loss it may say too
 // little, never too much. Both engine backends use it.
@@ -64,11 +64,13 @@ func Open(f File) *Mark {
 		if _, err := f.ReadAt(b[:], slot*spacing); err != nil {
 			continue
 		}
-		if string(b[:4]) != magic || crc32.Checksum(b[8:], castagnoli) != binary.LittleEndian.Uint32(b[4:]) {
+		if string(b[:4]) != magic ||
+			crc32.Checksum(b[8:], castagnoli) != binary.LittleEndian.Uint32(b[4:]) {
 			continue
 		}
 		s := State{
-			Commit: binary.LittleEndian.Uint64(b[8:]), Position: binary.LittleEndian.Uint64(b[16:]), Clean: b[24] == 1,
+			Commit: binary.LittleEndian.Uint64(b[8:]), Position: binary.LittleEndian.Uint64(b[16:]),
+			Clean: b[24] == 1,
 		}
 		if s.Commit >= m.mu.state.Commit {
 			m.mu.state, m.mu.slot = s, slot
@@ -119,8 +121,8 @@ func (m *Mark) Set(s State, durable bool) error {
 // Close closes the file.
 func (m *Mark) Close() error { return m.f.Close() }
 
-// Group lets callers share syncs: a caller that comes while one runs is served by the next, which they
-// share. A sync serves only those who came before it began.
+// Group lets callers share syncs: a caller that comes while one runs is served by the next, which
+// they share. A sync serves only those who came before it began.
 type Group struct {
 	turn sync.Mutex // held by the caller whose sync runs
 	mu   struct {

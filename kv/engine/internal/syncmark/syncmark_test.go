@@ -24,7 +24,8 @@ func TestMark(t *testing.T) {
 	if s := m.State(); s != (syncmark.State{}) {
 		t.Fatalf("new mark: %+v", s)
 	}
-	if err := errors.Join(m.Set(syncmark.State{Commit: 1, Clean: true}, true), fs.SyncDir("dir")); err != nil {
+	if err := errors.Join(m.Set(syncmark.State{Commit: 1, Clean: true}, true),
+		fs.SyncDir("dir")); err != nil {
 		t.Fatal(err)
 	}
 	for i := uint64(2); i < 50; i++ {

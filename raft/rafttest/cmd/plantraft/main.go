@@ -1,5 +1,6 @@
-// Command plantraft writes an overlay for the go command that builds package raft with known bugs in it, to be switched on
-// one at a time by sim.Plant. The package's own sources know nothing of them. It prints the path of the overlay.
+// Command plantraft writes an overlay for the go command that builds package raft with known bugs
+// in it, to be switched on one at a time by sim.Plant. The package's own sources know nothing of
+// them. It prints the path of the overlay.
 package main
 
 import (
@@ -15,23 +16,29 @@ type edit struct{ file, old, new string }
 
 var edits = []edit{
 	{ // B2: an entry of an older term is committed by counting
-		"replication.go", "	if !r.RaftLog.matchTerm(index, r.Term) {\n", "	if !r.RaftLog.matchTerm(index, r.Term) && planted != \"B2\" {\n",
+		"replication.go", "	if !r.RaftLog.matchTerm(index, r.Term) {\n",
+		"	if !r.RaftLog.matchTerm(index, r.Term) && planted != \"B2\" {\n",
 	},
 	{ // B3: the commit index in a heartbeat is not bounded by the match
-		"replication.go", "	if match := r.Prs[to].Match; match > r.RaftLog.committed && to != r.id {\n",
+		"replication.go",
+		"	if match := r.Prs[to].Match; match > r.RaftLog.committed && to != r.id {\n",
 		"	if planted == \"B3\" {\n		m.Commit = r.RaftLog.committed\n	}\n	if match := r.Prs[to].Match; match > r.RaftLog.committed && to != r.id {\n",
 	},
 	{ // B7: reads are answered before a commit of the own term
-		"read.go", "	if !r.committedOwnTerm() {\n		r.reads.waiting", "	if !r.committedOwnTerm() && planted != \"B7\" {\n		r.reads.waiting",
+		"read.go", "	if !r.committedOwnTerm() {\n		r.reads.waiting",
+		"	if !r.committedOwnTerm() && planted != \"B7\" {\n		r.reads.waiting",
 	},
 	{ // B8: two conf changes in flight
-		"replication.go", "r.PendingConfIndex > r.RaftLog.applied {\n", "r.PendingConfIndex > r.RaftLog.applied && planted != \"B8\" {\n",
+		"replication.go", "r.PendingConfIndex > r.RaftLog.applied {\n",
+		"r.PendingConfIndex > r.RaftLog.applied && planted != \"B8\" {\n",
 	},
 	{ // B9: a campaign with an unapplied conf change
-		"election.go", "	if r.RaftLog.hasUnappliedConfChange() {\n", "	if planted != \"B9\" && r.RaftLog.hasUnappliedConfChange() {\n",
+		"election.go", "	if r.RaftLog.hasUnappliedConfChange() {\n",
+		"	if planted != \"B9\" && r.RaftLog.hasUnappliedConfChange() {\n",
 	},
 	{ // B18: the log is truncated in place
-		"log.go", "		keep = append(make([]eraftpb.Entry, 0, len(keep)+4), keep...)\n		l.dead = 0\n",
+		"log.go",
+		"		keep = append(make([]eraftpb.Entry, 0, len(keep)+4), keep...)\n		l.dead = 0\n",
 		"		if planted != \"B18\" {\n			keep = append(make([]eraftpb.Entry, 0, len(keep)+4), keep...)\n			l.dead = 0\n		}\n",
 	},
 }

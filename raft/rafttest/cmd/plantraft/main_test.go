@@ -11,6 +11,7 @@ import (
 func TestOverlayBuilds(t *testing.T) {
 	path, err := overlay("../../..", t.TempDir())
 	require.NoError(t, err)
-	out, err := exec.CommandContext(t.Context(), "go", "vet", "-overlay", path, "-tags", "planted", "../../sim").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "vet", "-overlay", path, "-tags", "planted",
+		"../../sim").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }

@@ -1,4 +1,5 @@
-// Command raftsim plays seeds of the raft simulator and stops at the first that breaks an invariant.
+// Command raftsim plays seeds of the raft simulator and stops at the first that breaks an
+// invariant.
 package main
 
 import (
@@ -21,7 +22,8 @@ func main() {
 	one := flag.Int64("seed", -1, "play this seed only")
 	events := flag.Int("events", 20000, "events a seed, before healing")
 	verbose := flag.Bool("v", false, "print every event (with -seed) or every seed")
-	planted := flag.String("planted", "", "measure a planted bug (B1..B9, B18, all); needs make sim-planted's overlay")
+	planted := flag.String("planted", "",
+		"measure a planted bug (B1..B9, B18, all); needs make sim-planted's overlay")
 	tries := flag.Int("tries", 10, "tries for -planted")
 	keep := flag.Bool("k", false, "go on after a violation")
 	shrink := flag.Bool("shrink", false, "with -seed: look for the smallest run that fails")
@@ -61,7 +63,8 @@ func runShrink(out io.Writer, seed uint64, opt sim.Options, plant string) int {
 		what string
 		res  sim.Result
 	}{{"whole run", whole}, {"smallest found", res}} {
-		fmt.Fprintf(out, "%-14s %6d events %5d commands %3d faults\n", r.what, r.res.Events, r.res.Commands, r.res.Faults)
+		fmt.Fprintf(out, "%-14s %6d events %5d commands %3d faults\n", r.what, r.res.Events,
+			r.res.Commands, r.res.Faults)
 	}
 	replay := sim.ReplayCommand(seed, opt)
 	if plant != "" {
@@ -108,7 +111,8 @@ func runMany(out io.Writer, start uint64, seeds, events int, verbose, keep bool)
 		}
 	}
 	took := time.Since(began)
-	fmt.Fprintf(out, "%d seeds, %d events in %v: %.0f events/s, %.0fx real time, %d violations\n%+v\n",
+	fmt.Fprintf(out,
+		"%d seeds, %d events in %v: %.0f events/s, %.0fx real time, %d violations\n%+v\n",
 		seeds, total, took.Round(time.Millisecond), float64(total)/took.Seconds(),
 		float64(virtual)/1e6/took.Seconds(), bad, counts)
 	if bad > 0 {

@@ -9,17 +9,20 @@ import (
 	"github.com/tinykv/tinykv/scheduler/server/schedule/view"
 )
 
-// checkMisplaced moves a replica to where it is further apart from the others: labels came late, or a zone was
-// away when the replicas were placed. It comes after all repairs, with the budget of balance.
+// checkMisplaced moves a replica to where it is further apart from the others: labels came late, or
+// a zone was away when the replicas were placed. It comes after all repairs, with the budget of
+// balance.
 //
-// It ends, and nothing is moved to and fro: each move makes the isolation of its region, a whole number with an upper
-// bound, greater. Repair picks targets by isolation first, balance never lowers it, so with labels that do not change
-// every region is moved a bounded number of times. For the same reason nothing is moved while a store lacks a label:
-// each label that comes would make other places look better.
+// It ends, and nothing is moved to and fro: each move makes the isolation of its region, a whole
+// number with an upper bound, greater. Repair picks targets by isolation first, balance never
+// lowers it, so with labels that do not change every region is moved a bounded number of times. For
+// the same reason nothing is moved while a store lacks a label: each label that comes would make
+// other places look better.
 func checkMisplaced(v *view.View, r *core.RegionInfo, _ operator.Priority) Result {
 	labels := v.Settings.Replication.LocationLabels
 	stores := v.StoresOf(r)
-	if len(labels) == 0 || r.Voters() != v.MaxReplicas() || len(stores) != r.Voters() || len(r.Peers()) != r.Voters() {
+	if len(labels) == 0 || r.Voters() != v.MaxReplicas() || len(stores) != r.Voters() ||
+		len(r.Peers()) != r.Voters() {
 		return Result{}
 	}
 	if filter.Isolation(labels, stores) >= v.BestIsolation(len(stores)) {
@@ -44,7 +47,8 @@ func checkMisplaced(v *view.View, r *core.RegionInfo, _ operator.Priority) Resul
 	if err != nil {
 		return Result{Defect: Misplaced, Blocked: err.Error()}
 	}
-	op, err := operator.CreateMovePeerOperator("better-location", r, operator.OpReplica, operator.Low,
+	op, err := operator.CreateMovePeerOperator("better-location", r, operator.OpReplica,
+		operator.Low,
 		best.from.ID(), best.to.ID(), id, v.LearnerFirst(), v.NewLeader)
 	if err != nil {
 		return Result{Defect: Misplaced, Blocked: err.Error()}
@@ -52,8 +56,8 @@ func checkMisplaced(v *view.View, r *core.RegionInfo, _ operator.Priority) Resul
 	return Result{Defect: Misplaced, Op: op.Because("isolation rises by %d", best.gain)}
 }
 
-// Improvable tells whether a region waits for a better location: balance leaves it alone until then, or it would
-// take it from where it has to come back.
+// Improvable tells whether a region waits for a better location: balance leaves it alone until
+// then, or it would take it from where it has to come back.
 func Improvable(v *view.View, r *core.RegionInfo) bool {
 	stores := v.StoresOf(r)
 	isolation := filter.Isolation(v.Settings.Replication.LocationLabels, stores)
@@ -73,9 +77,9 @@ type swap struct {
 	returns  bool // the region has left the target within the hour
 }
 
-// bestSwap is the move that raises the isolation most; of several, one to a store that the region has not left
-// lately, even if that has to wait; then one that may begin now, to the store with the smallest load, from the one
-// with the largest.
+// bestSwap is the move that raises the isolation most; of several, one to a store that the region
+// has not left lately, even if that has to wait; then one that may begin now, to the store with the
+// smallest load, from the one with the largest.
 func bestSwap(v *view.View, r *core.RegionInfo, stores []*core.StoreInfo) (best swap, found bool) {
 	labels := v.Settings.Replication.LocationLabels
 	without := make([]int, len(stores))

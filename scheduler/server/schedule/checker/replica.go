@@ -37,8 +37,8 @@ type Result struct {
 }
 
 // Check plans the repair of one region. Only confirmed regions are touched: on a record that no
-// leader told us, nothing is moved. Replicas are counted by their votes: a learner counts once it is
-// promoted.
+// leader told us, nothing is moved. Replicas are counted by their votes: a learner counts once it
+// is promoted.
 func Check(v *view.View, r *core.RegionInfo) Result {
 	if !r.Confirmed() {
 		return Result{}
@@ -48,7 +48,8 @@ func Check(v *view.View, r *core.RegionInfo) Result {
 		prio = operator.Urgent
 	}
 	for _, check := range []func(*view.View, *core.RegionInfo, operator.Priority) Result{
-		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra, checkLearner,
+		checkUselessLearner, checkDown, checkDamaged, checkMissing, checkOffline, checkExtra,
+		checkLearner,
 		checkMisplaced,
 	} {
 		if res := check(v, r, prio); res.Defect != None {
@@ -75,8 +76,8 @@ func lost(v *view.View, p core.Peer) bool {
 	return s == nil || s.IsTombstone() || filter.Down(s, v.Env())
 }
 
-// silence is for how long a peer has not answered its leader, as far as that counts it as down, whatever its store
-// does.
+// silence is for how long a peer has not answered its leader, as far as that counts it as down,
+// whatever its store does.
 func silence(r *core.RegionInfo, p core.Peer) time.Duration {
 	for _, d := range r.DownPeers() {
 		if d.PeerID == p.ID {
@@ -86,11 +87,11 @@ func silence(r *core.RegionInfo, p core.Peer) time.Duration {
 	return 0
 }
 
-// checkDown replaces a peer that has been silent for too long, or whose store has. The new replica comes
-// first; only when there are enough without it is the lost one removed (by checkExtra, which prefers
-// it). A peer that is silent on a live store may only be out of its leader's reach: it is replaced sooner, since
-// somebody else can have it at once, but if no other store is left it goes first only after the longer time. Then a
-// new one can come there.
+// checkDown replaces a peer that has been silent for too long, or whose store has. The new replica
+// comes first; only when there are enough without it is the lost one removed (by checkExtra, which
+// prefers it). A peer that is silent on a live store may only be out of its leader's reach: it is
+// replaced sooner, since somebody else can have it at once, but if no other store is left it goes
+// first only after the longer time. Then a new one can come there.
 func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
 	long := v.Env().Schedule.MaxStoreDownTime.D()
 	soon := min(v.Env().Schedule.MaxPeerDownTime.D(), long)
@@ -108,9 +109,9 @@ func checkDown(v *view.View, r *core.RegionInfo, prio operator.Priority) Result 
 	return Result{}
 }
 
-// checkDamaged replaces a peer whose store does not serve it because its replica is damaged. If no other store may have
-// the new replica, the damaged one is removed first, as far as the others are a healthy majority; then its store takes the
-// new one.
+// checkDamaged replaces a peer whose store does not serve it because its replica is damaged. If no
+// other store may have the new replica, the damaged one is removed first, as far as the others are
+// a healthy majority; then its store takes the new one.
 func checkDamaged(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
 	for _, p := range r.Peers() {
 		s := v.Store(p.StoreID)
@@ -127,7 +128,9 @@ func checkDamaged(v *view.View, r *core.RegionInfo, prio operator.Priority) Resu
 }
 
 // replaceVoter replaces a voter that is no good, or removes it if there are enough without it.
-func replaceVoter(v *view.View, r *core.RegionInfo, d Defect, prio operator.Priority, store uint64) Result {
+func replaceVoter(
+	v *view.View, r *core.RegionInfo, d Defect, prio operator.Priority, store uint64,
+) Result {
 	if r.Voters() > v.MaxReplicas() {
 		return remove(v, r, d, "remove-"+string(d), prio, store)
 	}
@@ -149,7 +152,8 @@ func checkMissing(v *view.View, r *core.RegionInfo, prio operator.Priority) Resu
 	if err != nil {
 		return Result{Defect: Missing, Blocked: err.Error()}
 	}
-	op := operator.CreateAddPeerOperator("make-up-replica", r, operator.OpReplica, prio, target.ID(), id,
+	op := operator.CreateAddPeerOperator("make-up-replica", r, operator.OpReplica, prio,
+		target.ID(), id,
 		v.LearnerFirst())
 	return Result{Defect: Missing, Op: op.Because("%d of %d replicas", r.Voters(), v.MaxReplicas())}
 }
@@ -214,9 +218,9 @@ func less(a, b [3]float64) bool {
 	return false
 }
 
-// checkUselessLearner removes a learner that will not become the voter it was added for: its store is
-// lost, leaving or has its replica for damaged, it does not answer, or it did not catch up in the time that it had. So
-// is one more than is of use. It has no vote, so nothing depends on it.
+// checkUselessLearner removes a learner that will not become the voter it was added for: its store
+// is lost, leaving or has its replica for damaged, it does not answer, or it did not catch up in
+// the time that it had. So is one more than is of use. It has no vote, so nothing depends on it.
 func checkUselessLearner(v *view.View, r *core.RegionInfo, prio operator.Priority) Result {
 	learners := len(r.Peers()) - r.Voters()
 	useful := max(1, v.MaxReplicas()-r.Voters())
@@ -235,12 +239,15 @@ func checkUselessLearner(v *view.View, r *core.RegionInfo, prio operator.Priorit
 		if why == "" {
 			continue
 		}
-		op, err := operator.CreateRemovePeerOperator("remove-learner", r, operator.OpReplica, prio, p.StoreID,
+		op, err := operator.CreateRemovePeerOperator("remove-learner", r, operator.OpReplica, prio,
+			p.StoreID,
 			v.NewLeader)
 		if err != nil {
 			return Result{Defect: Learner, Blocked: err.Error()}
 		}
-		return Result{Defect: Learner, Op: op.Because("learner %d on store %d: %s", p.ID, p.StoreID, why)}
+		return Result{
+			Defect: Learner, Op: op.Because("learner %d on store %d: %s", p.ID, p.StoreID, why),
+		}
 	}
 	return Result{}
 }
@@ -263,9 +270,9 @@ func useless(v *view.View, r *core.RegionInfo, p core.Peer) string {
 	return ""
 }
 
-// checkLearner completes what an interrupted operator, perhaps of a former placement leader, has left
-// behind: the learner gets its vote, if need be once it has caught up, and then a replica is too many. Should it not
-// catch up by the operator's deadline, checkUselessLearner removes it.
+// checkLearner completes what an interrupted operator, perhaps of a former placement leader, has
+// left behind: the learner gets its vote, if need be once it has caught up, and then a replica is
+// too many. Should it not catch up by the operator's deadline, checkUselessLearner removes it.
 func checkLearner(_ *view.View, r *core.RegionInfo, prio operator.Priority) Result {
 	if p, ok := learner(r); ok {
 		return promote(r, prio, p)
@@ -273,8 +280,8 @@ func checkLearner(_ *view.View, r *core.RegionInfo, prio operator.Priority) Resu
 	return Result{}
 }
 
-// learner returns a learner of the region, one that has its data before one that waits for it. It is called after
-// checkUselessLearner: all that are left are of use.
+// learner returns a learner of the region, one that has its data before one that waits for it. It
+// is called after checkUselessLearner: all that are left are of use.
 func learner(r *core.RegionInfo) (core.Peer, bool) {
 	var best core.Peer
 	for _, p := range r.Peers() {
@@ -291,7 +298,9 @@ func promote(r *core.RegionInfo, prio operator.Priority, p core.Peer) Result {
 	return Result{Defect: Learner, Op: op.Because("learner %d is there", p.ID)}
 }
 
-func replace(v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64) Result {
+func replace(
+	v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64,
+) Result {
 	to, id, why := successor(v, r, source)
 	if to == 0 {
 		return Result{Defect: d, Blocked: why}
@@ -304,8 +313,8 @@ func replace(v *view.View, r *core.RegionInfo, d Defect, desc string, prio opera
 	return Result{Defect: d, Op: op.Because("store %d is %s", source, d)}
 }
 
-// successor picks the peer that comes instead of the one on source: a learner that is there already, or a new peer on
-// the best store.
+// successor picks the peer that comes instead of the one on source: a learner that is there
+// already, or a new peer on the best store.
 func successor(v *view.View, r *core.RegionInfo, source uint64) (store, peer uint64, why string) {
 	if p, ok := learner(r); ok {
 		return p.StoreID, p.ID, ""
@@ -321,11 +330,14 @@ func successor(v *view.View, r *core.RegionInfo, source uint64) (store, peer uin
 	return target.ID(), id, ""
 }
 
-func remove(v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64) Result {
+func remove(
+	v *view.View, r *core.RegionInfo, d Defect, desc string, prio operator.Priority, source uint64,
+) Result {
 	if !SafeToRemove(v, r, source) {
 		return Result{Defect: d, Blocked: "quorum"}
 	}
-	op, err := operator.CreateRemovePeerOperator(desc, r, operator.OpReplica, prio, source, v.NewLeader)
+	op, err := operator.CreateRemovePeerOperator(desc, r, operator.OpReplica, prio, source,
+		v.NewLeader)
 	if err != nil {
 		return Result{Defect: d, Blocked: err.Error()}
 	}
@@ -353,8 +365,8 @@ func SafeToRemove(v *view.View, r *core.RegionInfo, source uint64) bool {
 }
 
 // SafeToAdd is the quorum guard of an addition: while the new voter has no data, the healthy ones
-// must be a majority of one voter more. With a single or a last healthy majority the only way out of
-// danger is to add, so there the old majority is enough.
+// must be a majority of one voter more. With a single or a last healthy majority the only way out
+// of danger is to add, so there the old majority is enough.
 func SafeToAdd(v *view.View, r *core.RegionInfo) bool {
 	healthy, voters := 0, 0
 	for _, p := range r.Peers() {
@@ -366,5 +378,7 @@ func SafeToAdd(v *view.View, r *core.RegionInfo) bool {
 			healthy++
 		}
 	}
-	return healthy >= (voters+1)/2+1 || healthy >= voters/2+1 && voters%2 == 1 && healthy == voters/2+1 || voters == 1 && healthy == 1
+	return healthy >= (voters+1)/2+1 ||
+		healthy >= voters/2+1 && voters%2 == 1 && healthy == voters/2+1 ||
+		voters == 1 && healthy == 1
 }

@@ -39,23 +39,35 @@ type Rule struct {
 
 var (
 	notUp     = Rule{"not-up", false, func(s *core.StoreInfo, _ Env) bool { return !s.IsUp() }}
-	tombstone = Rule{"tombstone", false, func(s *core.StoreInfo, _ Env) bool { return s.IsTombstone() }}
-	down      = Rule{"down", false, func(s *core.StoreInfo, e Env) bool {
+	tombstone = Rule{"tombstone", false, func(s *core.StoreInfo, _ Env) bool {
+		return s.IsTombstone()
+	}}
+	down = Rule{"down", false, func(s *core.StoreInfo, e Env) bool {
 		return s.DownTime(e.Now) > e.Schedule.MaxStoreDownTime.D()
 	}}
 	disconnected = Rule{"disconnected", true, func(s *core.StoreInfo, e Env) bool {
 		return s.DownTime(e.Now) > e.Schedule.StoreDisconnect.D()
 	}}
 	busy     = Rule{"busy", true, func(s *core.StoreInfo, _ Env) bool { return s.IsBusy() }}
-	slowDisk = Rule{"slow-disk", true, func(s *core.StoreInfo, e Env) bool { return s.IsSlow(e.Now) }}
-	// Replicas only keep away while the disk is slow: one that is missing cannot wait for as long as leaders do.
-	slowNow  = Rule{"slow-disk", true, func(s *core.StoreInfo, _ Env) bool { return s.Slowness().Now() }}
+	slowDisk = Rule{"slow-disk", true, func(s *core.StoreInfo, e Env) bool {
+		return s.IsSlow(e.Now)
+	}}
+	// Replicas only keep away while the disk is slow: one that is missing cannot wait for as long
+	// as leaders do.
+	slowNow = Rule{"slow-disk", true, func(s *core.StoreInfo, _ Env) bool {
+		return s.Slowness().Now()
+	}}
 	lowSpace = Rule{"low-space", false, func(s *core.StoreInfo, e Env) bool {
 		return s.LowSpace(e.Schedule.LowSpaceRatio)
 	}}
-	// A store of which nobody knows whether it is where it says would keep its new peers pending for ever.
-	unproven = Rule{"address-unproven", false, func(s *core.StoreInfo, _ Env) bool { return s.Unproven() != "" }}
-	evicting = Rule{"evict-leader", false, func(s *core.StoreInfo, _ Env) bool { return s.EvictLeaders() }}
+	// A store of which nobody knows whether it is where it says would keep its new peers pending
+	// for ever.
+	unproven = Rule{"address-unproven", false, func(s *core.StoreInfo, _ Env) bool {
+		return s.Unproven() != ""
+	}}
+	evicting = Rule{"evict-leader", false, func(s *core.StoreInfo, _ Env) bool {
+		return s.EvictLeaders()
+	}}
 )
 
 // Rules is the policy.

@@ -14,7 +14,8 @@ func Isolation(labels []string, stores []*core.StoreInfo) int {
 	return score
 }
 
-// Apart is how far a store is from the others of a list: Isolation is half the sum of it over all of them.
+// Apart is how far a store is from the others of a list: Isolation is half the sum of it over all
+// of them.
 func Apart(labels []string, s *core.StoreInfo, stores []*core.StoreInfo) int {
 	score := 0
 	for _, o := range stores {
@@ -25,8 +26,8 @@ func Apart(labels []string, s *core.StoreInfo, stores []*core.StoreInfo) int {
 	return score
 }
 
-// Best is an upper bound of the isolation of n stores if the first label has so many values: as many pairs as possible
-// in different ones, the others different in the next label.
+// Best is an upper bound of the isolation of n stores if the first label has so many values: as
+// many pairs as possible in different ones, the others different in the next label.
 func Best(labels []string, values, n int) int {
 	if len(labels) == 0 || values == 0 {
 		return 0

@@ -17,8 +17,8 @@ const MaxHolds = 1024
 // maxHoldText bounds the keys and the reason of a hold, in bytes.
 const maxHoldText = 1 << 10
 
-// Hold keeps the regions that share keys with [Start, End) from being merged; an empty End is +inf. The JSON form is part of the
-// on-disk format; do not change.
+// Hold keeps the regions that share keys with [Start, End) from being merged; an empty End is +inf.
+// The JSON form is part of the on-disk format; do not change.
 type Hold struct {
 	Start []byte    `json:"start"`
 	End   []byte    `json:"end"`
@@ -47,12 +47,15 @@ func (h *Hold) sameRange(o *Hold) bool {
 	return bytes.Equal(h.Start, o.Start) && bytes.Equal(h.End, o.End)
 }
 
-// With is a list of holds with one more, instead of that of the same range if there is one, without those that have ended.
+// With is a list of holds with one more, instead of that of the same range if there is one, without
+// those that have ended.
 func With(list []Hold, h Hold, now time.Time) ([]Hold, error) {
 	if err := h.Validate(); err != nil {
 		return nil, err
 	}
-	out := slices.DeleteFunc(slices.Clone(list), func(o Hold) bool { return o.sameRange(&h) || !now.Before(o.Until) })
+	out := slices.DeleteFunc(slices.Clone(list), func(o Hold) bool {
+		return o.sameRange(&h) || !now.Before(o.Until)
+	})
 	if len(out) >= MaxHolds {
 		return nil, fmt.Errorf("there are %d holds already", len(out))
 	}
@@ -61,7 +64,8 @@ func With(list []Hold, h Hold, now time.Time) ([]Hold, error) {
 	return out, nil
 }
 
-// Without is a list of holds without the one of a range, and without those that have ended. found: there was one.
+// Without is a list of holds without the one of a range, and without those that have ended. found:
+// there was one.
 func Without(list []Hold, start, end []byte, now time.Time) (out []Hold, found bool) {
 	h := Hold{Start: start, End: end}
 	out = slices.DeleteFunc(slices.Clone(list), func(o Hold) bool {
@@ -82,7 +86,9 @@ func (p *Policy) SetHolds(list []Hold) {
 func (p *Policy) Holds(now time.Time) []Hold {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(p.mu.holds), func(h Hold) bool { return !now.Before(h.Until) })
+	return slices.DeleteFunc(slices.Clone(p.mu.holds), func(h Hold) bool {
+		return !now.Before(h.Until)
+	})
 }
 
 // held returns a hold that covers the region; ok is false if there is none.

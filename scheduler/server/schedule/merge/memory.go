@@ -11,7 +11,8 @@ import (
 
 // Policy is described in the package comment. It is owned by the cluster; the planner asks it.
 //
-// Invariant: mu.splits has every region that was split within the interval while this member led, of those that are known.
+// Invariant: mu.splits has every region that was split within the interval while this member led,
+// of those that are known.
 type Policy struct {
 	// allowed says why the cluster merges no regions, "" if it does.
 	allowed func() string
@@ -26,7 +27,8 @@ type Policy struct {
 	}
 }
 
-// pair are two regions, whichever of them is to go into the other one: what keeps it from that keeps the other one too.
+// pair are two regions, whichever of them is to go into the other one: what keeps it from that
+// keeps the other one too.
 type pair struct{ a, b uint64 }
 
 func pairOf(source, target uint64) pair { return pair{min(source, target), max(source, target)} }
@@ -43,12 +45,14 @@ const (
 	maxPause   = time.Hour
 )
 
-// until is when the pair is tried again. The first pause is a minute, or the split-merge-interval if that is shorter.
+// until is when the pair is tried again. The first pause is a minute, or the split-merge-interval
+// if that is shorter.
 func (f failure) until(interval time.Duration) time.Time {
 	return f.at.Add(min(min(firstPause, interval)<<min(f.count-1, 10), maxPause))
 }
 
-// New returns a policy that remembers nothing. allowed says why the cluster as a whole merges no regions, "" if it does.
+// New returns a policy that remembers nothing. allowed says why the cluster as a whole merges no
+// regions, "" if it does.
 func New(now time.Time, allowed func() string) *Policy {
 	p := &Policy{allowed: allowed}
 	p.Reset(now)
@@ -63,9 +67,10 @@ func (p *Policy) Reset(now time.Time) {
 	p.mu.splits, p.mu.failed = map[uint64]time.Time{}, map[pair]failure{}
 }
 
-// Note takes a report of a region in, and with it what was known before of the region (nil: nothing) and of others that it has
-// displaced. A region that has lost keys was split. One that was not known is a part of another one, if not all regions are new
-// to this member; then it is not merged for the interval anyway.
+// Note takes a report of a region in, and with it what was known before of the region (nil:
+// nothing) and of others that it has displaced. A region that has lost keys was split. One that was
+// not known is a part of another one, if not all regions are new to this member; then it is not
+// merged for the interval anyway.
 func (p *Policy) Note(r, old *core.RegionInfo, displaced []*core.RegionInfo, now time.Time) {
 	switch {
 	case r.Source() == core.SourceSync || r.Source() == core.SourceFile:
@@ -86,7 +91,8 @@ func (p *Policy) Note(r, old *core.RegionInfo, displaced []*core.RegionInfo, now
 // within tells whether all keys of a region are another one's.
 func within(r, other *core.RegionInfo) bool {
 	return bytes.Compare(other.StartKey(), r.StartKey()) <= 0 &&
-		(len(other.EndKey()) == 0 || len(r.EndKey()) > 0 && bytes.Compare(r.EndKey(), other.EndKey()) <= 0)
+		(len(other.EndKey()) == 0 ||
+			len(r.EndKey()) > 0 && bytes.Compare(r.EndKey(), other.EndKey()) <= 0)
 }
 
 // shrunk tells whether a region has lost keys to another one.
@@ -106,7 +112,9 @@ func (p *Policy) Ended(rec operator.Record) {
 		delete(p.mu.splits, rec.RegionID)
 		return
 	}
-	p.mu.failed[key] = failure{p.mu.failed[key].count + 1, rec.Finished, rec.Status.String() + ": " + rec.Reason}
+	p.mu.failed[key] = failure{
+		p.mu.failed[key].count + 1, rec.Finished, rec.Status.String() + ": " + rec.Reason,
+	}
 }
 
 // Merged counts the merges that have ended well since this process began.
@@ -116,8 +124,8 @@ func (p *Policy) Merged() uint64 {
 	return p.mu.merged
 }
 
-// Prune forgets splits and failures that are older than they count. A pair that fails again within an hour of its pause waits
-// longer than before.
+// Prune forgets splits and failures that are older than they count. A pair that fails again within
+// an hour of its pause waits longer than before.
 func (p *Policy) Prune(now time.Time, interval time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -148,7 +156,9 @@ func (p *Policy) leadsSince() time.Time {
 }
 
 // failure is the last one of a pair; waits tells whether it is too early for another attempt.
-func (p *Policy) failure(source, target uint64, now time.Time, interval time.Duration) (f failure, waits bool) {
+func (p *Policy) failure(
+	source, target uint64, now time.Time, interval time.Duration,
+) (f failure, waits bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f, ok := p.mu.failed[pairOf(source, target)]

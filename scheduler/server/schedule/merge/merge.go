@@ -30,7 +30,8 @@ func refuse(rule, format string, args ...any) Refusal {
 	return Refusal{rule, fmt.Sprintf(format, args...)}
 }
 
-// Result is what came of looking at a region. Neither operators nor a rule: the region is too large to be merged, as most are.
+// Result is what came of looking at a region. Neither operators nor a rule: the region is too large
+// to be merged, as most are.
 type Result struct {
 	Merge, Take *operator.Operator
 	// Refusal is the first rule in the way, of the neighbour for which most rules are kept.
@@ -40,20 +41,22 @@ type Result struct {
 const (
 	// defaultSplitMiB is at what size stores split their regions that do not say it.
 	defaultSplitMiB = 96
-	// A source has at most a fifth of the size at which regions are split, a joined region three fifths.
+	// A source has at most a fifth of the size at which regions are split, a joined region three
+	// fifths.
 	sourceShare, joinedShare = 0.2, 0.6
 )
 
 // Limits are the sizes that a merge keeps to, in MiB and keys.
 type Limits struct {
-	// Source is the size of a region that goes into another one, at most, and Keys its keys; Joined is the size of both.
+	// Source is the size of a region that goes into another one, at most, and Keys its keys; Joined
+	// is the size of both.
 	Source, Joined int64
 	Keys           int64
 }
 
-// LimitsOf are those of a cluster: the settings, and below them what the smallest size allows at which a store splits regions.
-// Sizes are known by the MiB, of which even an empty region counts for one: where regions are split at less than 4 MiB, none is
-// merged.
+// LimitsOf are those of a cluster: the settings, and below them what the smallest size allows at
+// which a store splits regions. Sizes are known by the MiB, of which even an empty region counts
+// for one: where regions are split at less than 4 MiB, none is merged.
 func LimitsOf(v *view.View) Limits {
 	split := int64(-1)
 	for _, s := range v.Stores() {
@@ -85,7 +88,8 @@ func (p *Policy) Cluster(v *view.View) Refusal {
 		return refuse("not-allowed", "%s", why)
 	}
 	if led := v.Now.Sub(p.leadsSince()); led < cfg.SplitMergeInterval.D() {
-		return refuse("young", "this member leads for %v: what was split before is known after split-merge-interval, %v",
+		return refuse("young",
+			"this member leads for %v: what was split before is known after split-merge-interval, %v",
 			led.Round(time.Second), cfg.SplitMergeInterval.D())
 	}
 	return Refusal{}
@@ -106,8 +110,9 @@ func (p *Policy) Plan(v *view.View, r *core.RegionInfo, lim Limits) Result {
 	return p.operators(v, r, best)
 }
 
-// Wants tells whether a region is to go into a neighbour, now, once stores have room for the moves, or once an hour has passed
-// since balance has moved it. If balance moved it again meanwhile, that hour would begin anew.
+// Wants tells whether a region is to go into a neighbour, now, once stores have room for the moves,
+// or once an hour has passed since balance has moved it. If balance moved it again meanwhile, that
+// hour would begin anew.
 func (p *Policy) Wants(v *view.View, r *core.RegionInfo, lim Limits) bool {
 	if r.Size() > lim.Source || r.Keys() > lim.Keys || !p.region(v, r).None() {
 		return false
@@ -116,8 +121,8 @@ func (p *Policy) Wants(v *view.View, r *core.RegionInfo, lim Limits) bool {
 	return f.None() || f.Rule == "budget" || f.Rule == "balance"
 }
 
-// best is the better of the two neighbours. If there is none, the refusal is of the one that comes first in the order of
-// candidates.
+// best is the better of the two neighbours. If there is none, the refusal is of the one that comes
+// first in the order of candidates.
 func (p *Policy) best(v *view.View, r *core.RegionInfo, lim Limits) (candidate, Refusal) {
 	var list []candidate
 	why := refuse("no-neighbour", "no region is known beside it")
@@ -133,20 +138,24 @@ func (p *Policy) best(v *view.View, r *core.RegionInfo, lim Limits) (candidate, 
 		return candidate{}, why
 	}
 	return slices.MinFunc(list, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(len(a.align.Moves), len(b.align.Moves)), cmp.Compare(a.target.Size(), b.target.Size()),
+		return cmp.Or(cmp.Compare(len(a.align.Moves), len(b.align.Moves)),
+			cmp.Compare(a.target.Size(), b.target.Size()),
 			cmp.Compare(a.target.Keys(), b.target.Keys()))
 	}), Refusal{}
 }
 
-// neighbours are the regions that end where r starts and start where it ends, as far as they are known.
+// neighbours are the regions that end where r starts and start where it ends, as far as they are
+// known.
 func neighbours(v *view.View, r *core.RegionInfo) (out []*core.RegionInfo) {
-	if prev := v.Regions.PrevRegion(r.StartKey()); prev != nil && bytes.Equal(prev.EndKey(), r.StartKey()) {
+	if prev := v.Regions.PrevRegion(r.StartKey()); prev != nil &&
+		bytes.Equal(prev.EndKey(), r.StartKey()) {
 		out = append(out, prev)
 	}
 	if len(r.EndKey()) == 0 {
 		return out
 	}
-	if next := v.Regions.RegionByKey(r.EndKey()); next != nil && bytes.Equal(next.StartKey(), r.EndKey()) {
+	if next := v.Regions.RegionByKey(r.EndKey()); next != nil &&
+		bytes.Equal(next.StartKey(), r.EndKey()) {
 		out = append(out, next)
 	}
 	return out
@@ -160,12 +169,14 @@ func (p *Policy) operators(v *view.View, r *core.RegionInfo, c candidate) Result
 		}
 		c.align.Moves[i].PeerID = id
 	}
-	merge, take, err := operator.CreateMergeOperators("merge-region", r, c.target, 0, operator.Low, c.align)
+	merge, take, err := operator.CreateMergeOperators("merge-region", r, c.target, 0, operator.Low,
+		c.align)
 	if err != nil {
 		return Result{Refusal: refuse("not-planned", "%v", err)}
 	}
 	return Result{
-		Merge: merge.Because("%d MiB and %d keys, region %d has %d MiB, %d replicas to move", r.Size(), r.Keys(),
+		Merge: merge.Because("%d MiB and %d keys, region %d has %d MiB, %d replicas to move",
+			r.Size(), r.Keys(),
 			c.target.ID(), c.target.Size(), len(c.align.Moves)),
 		Take: take.Because("region %d comes, %d MiB", r.ID(), r.Size()),
 	}
@@ -183,19 +194,24 @@ func (p *Policy) region(v *view.View, r *core.RegionInfo) Refusal {
 		return refuse("operator", "region %d has an operator", r.ID())
 	}
 	if h, ok := p.held(r, v.Now); ok {
-		return refuse("held", "region %d is in a range that is held until %s%s", r.ID(), h.Until.UTC().Format(time.RFC3339), reason(h.Why))
+		return refuse("held", "region %d is in a range that is held until %s%s", r.ID(),
+			h.Until.UTC().Format(time.RFC3339), reason(h.Why))
 	}
 	if at, ok := p.splitAt(r.ID()); ok && v.Now.Sub(at) < interval {
-		return refuse("split-lately", "region %d was split %v ago, less than split-merge-interval, %v", r.ID(),
+		return refuse("split-lately",
+			"region %d was split %v ago, less than split-merge-interval, %v", r.ID(),
 			v.Now.Sub(at).Round(time.Second), interval)
 	}
 	if r.Voters() != v.MaxReplicas() || len(r.Peers()) != r.Voters() {
-		return refuse("replicas", "region %d has %d voters of %d, and %d learners", r.ID(), r.Voters(), v.MaxReplicas(),
+		return refuse("replicas", "region %d has %d voters of %d, and %d learners", r.ID(),
+			r.Voters(), v.MaxReplicas(),
 			len(r.Peers())-r.Voters())
 	}
 	for _, peer := range r.Peers() {
 		if !v.Healthy(r, peer) {
-			return refuse("unhealthy", "the replica of region %d on store %d is pending, down or damaged", r.ID(), peer.StoreID)
+			return refuse("unhealthy",
+				"the replica of region %d on store %d is pending, down or damaged", r.ID(),
+				peer.StoreID)
 		}
 	}
 	if res := checker.Check(v, r); res.Defect != checker.None {
@@ -220,13 +236,17 @@ type candidate struct {
 // pair has the rules of a source and a target.
 func (p *Policy) pair(v *view.View, r, target *core.RegionInfo, lim Limits) (candidate, Refusal) {
 	if sum := r.Size() + target.Size(); sum > lim.Joined {
-		return candidate{}, refuse("no-room", "region %d has %d MiB, both together %d, more than %d", target.ID(), target.Size(),
-			sum, lim.Joined)
+		return candidate{},
+			refuse("no-room", "region %d has %d MiB, both together %d, more than %d", target.ID(),
+				target.Size(),
+				sum, lim.Joined)
 	}
 	interval := v.Settings.Schedule.SplitMergeInterval.D()
 	if f, waits := p.failure(r.ID(), target.ID(), v.Now, interval); waits {
-		return candidate{}, refuse("failed-lately", "the merge into region %d ended %d times in a row, at last as %s; it waits until %s",
-			target.ID(), f.count, f.reason, f.until(interval).UTC().Format(time.RFC3339))
+		return candidate{},
+			refuse("failed-lately",
+				"the merge into region %d ended %d times in a row, at last as %s; it waits until %s",
+				target.ID(), f.count, f.reason, f.until(interval).UTC().Format(time.RFC3339))
 	}
 	if f := p.region(v, target); !f.None() {
 		return candidate{}, f
@@ -235,8 +255,8 @@ func (p *Policy) pair(v *view.View, r, target *core.RegionInfo, lim Limits) (can
 	return candidate{target, align}, f
 }
 
-// align plans the moves that bring a region's replicas to the stores of the target. Each one leaves the replicas at least as far
-// apart as they are, and the leader's own comes last.
+// align plans the moves that bring a region's replicas to the stores of the target. Each one leaves
+// the replicas at least as far apart as they are, and the leader's own comes last.
 func align(v *view.View, r, target *core.RegionInfo) (a operator.Alignment, f Refusal) {
 	labels := v.Settings.Replication.LocationLabels
 	stores := v.StoresOf(r)
@@ -259,7 +279,10 @@ func align(v *view.View, r, target *core.RegionInfo) (a operator.Alignment, f Re
 	for len(from) > 0 {
 		i, j, after := nextMove(labels, stores, from, to, r.LeaderStore())
 		if isolation := filter.Isolation(labels, after); isolation < least {
-			return a, refuse("isolation", "on the way to the stores of region %d the replicas would be closer together", target.ID())
+			return a,
+				refuse("isolation",
+					"on the way to the stores of region %d the replicas would be closer together",
+					target.ID())
 		}
 		if f := movable(v, r, from[i], to[j]); !f.None() {
 			return a, f
@@ -271,8 +294,11 @@ func align(v *view.View, r, target *core.RegionInfo) (a operator.Alignment, f Re
 	return a, Refusal{}
 }
 
-// nextMove picks the move after which the replicas are furthest apart; of several, one of a replica that does not lead.
-func nextMove(labels []string, stores, from, to []*core.StoreInfo, leader uint64) (i, j int, after []*core.StoreInfo) {
+// nextMove picks the move after which the replicas are furthest apart; of several, one of a replica
+// that does not lead.
+func nextMove(
+	labels []string, stores, from, to []*core.StoreInfo, leader uint64,
+) (i, j int, after []*core.StoreInfo) {
 	best := [2]int{-1, 0}
 	for x, f := range from {
 		for y, t := range to {
@@ -290,28 +316,33 @@ func nextMove(labels []string, stores, from, to []*core.StoreInfo, leader uint64
 	return i, j, after
 }
 
-// movable says what keeps a replica from being moved now. Balance comes first: its budgets count, and what it has moved away
-// does not come back within the hour.
+// movable says what keeps a replica from being moved now. Balance comes first: its budgets count,
+// and what it has moved away does not come back within the hour.
 func movable(v *view.View, r *core.RegionInfo, from, to *core.StoreInfo) Refusal {
 	switch name, _ := filter.Refusal(to, filter.RegionTarget, v.Env()); {
 	case name != "":
-		return refuse("store", "a replica of region %d would have to go to store %d, which is %s", r.ID(), to.ID(), name)
+		return refuse("store", "a replica of region %d would have to go to store %d, which is %s",
+			r.ID(), to.ID(), name)
 	case v.CameFrom(r.ID(), to.ID()):
-		return refuse("balance", "a replica of region %d was moved away from store %d within the hour", r.ID(), to.ID())
+		return refuse("balance",
+			"a replica of region %d was moved away from store %d within the hour", r.ID(), to.ID())
 	case v.Late(r.ID(), to.ID()):
-		return refuse("timed-out", "a replica of region %d did not arrive at store %d lately", r.ID(), to.ID())
+		return refuse("timed-out", "a replica of region %d did not arrive at store %d lately",
+			r.ID(), to.ID())
 	case !v.HasBudget(to.ID(), true, false) || !v.HasBudget(from.ID(), false, false):
-		return refuse("budget", "stores %d and %d take part in as many moves as they may", from.ID(), to.ID())
+		return refuse("budget", "stores %d and %d take part in as many moves as they may",
+			from.ID(), to.ID())
 	}
 	return Refusal{}
 }
 
-// nextLeader is the store that leads instead of one that the region leaves: one that both have, with the fewest leaders. 0 if
-// there is none.
+// nextLeader is the store that leads instead of one that the region leaves: one that both have,
+// with the fewest leaders. 0 if there is none.
 func nextLeader(v *view.View, r, target *core.RegionInfo) uint64 {
 	var best *core.StoreInfo
 	for _, s := range v.StoresOf(r) {
-		if _, stays := target.StorePeer(s.ID()); stays && filter.Allows(s, filter.LeaderTarget, v.Env()) &&
+		if _, stays := target.StorePeer(s.ID()); stays &&
+			filter.Allows(s, filter.LeaderTarget, v.Env()) &&
 			(best == nil || v.Leaders(s) < v.Leaders(best)) {
 			best = s
 		}
@@ -330,10 +361,14 @@ func (p *Policy) Explain(v *view.View, r *core.RegionInfo) []string {
 		lines = append(lines, "no region is merged now: "+f.String())
 	}
 	if r.Size() > lim.Source || r.Keys() > lim.Keys {
-		return append(lines, fmt.Sprintf("too large to go into another one: a region of at most %d MiB and %d keys does",
-			lim.Source, lim.Keys))
+		return append(lines,
+			fmt.Sprintf(
+				"too large to go into another one: a region of at most %d MiB and %d keys does",
+				lim.Source, lim.Keys))
 	}
-	lines = append(lines, fmt.Sprintf("small enough to go into another one: at most %d MiB and %d keys", lim.Source, lim.Keys))
+	lines = append(lines,
+		fmt.Sprintf("small enough to go into another one: at most %d MiB and %d keys", lim.Source,
+			lim.Keys))
 	if f := p.region(v, r); !f.None() {
 		return append(lines, f.String())
 	}
@@ -344,9 +379,12 @@ func (p *Policy) Explain(v *view.View, r *core.RegionInfo) []string {
 		case !f.None():
 			line += f.String()
 		case len(c.align.Moves) == 0:
-			line += fmt.Sprintf("nothing is against it, %d MiB together of at most %d", r.Size()+n.Size(), lim.Joined)
+			line += fmt.Sprintf("nothing is against it, %d MiB together of at most %d",
+				r.Size()+n.Size(), lim.Joined)
 		default:
-			line += fmt.Sprintf("nothing is against it after %d moves, %d MiB together of at most %d", len(c.align.Moves),
+			line += fmt.Sprintf(
+				"nothing is against it after %d moves, %d MiB together of at most %d",
+				len(c.align.Moves),
 				r.Size()+n.Size(), lim.Joined)
 		}
 		lines = append(lines, line)
@@ -363,5 +401,6 @@ func describe(r *core.RegionInfo) string {
 	for _, p := range r.Peers() {
 		stores = append(stores, fmt.Sprint(p.StoreID))
 	}
-	return fmt.Sprintf("region %d, %d MiB, %d keys, on stores %s", r.ID(), r.Size(), r.Keys(), strings.Join(stores, " "))
+	return fmt.Sprintf("region %d, %d MiB, %d keys, on stores %s", r.ID(), r.Size(), r.Keys(),
+		strings.Join(stores, " "))
 }

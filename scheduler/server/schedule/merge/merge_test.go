@@ -38,13 +38,19 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), core: core.NewBasicCluster(), busy: map[uint64]bool{}, id: 100}
-	w.set = &view.Settings{Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: 3}}
+	w := &world{
+		t: t, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), core: core.NewBasicCluster(),
+		busy: map[uint64]bool{}, id: 100,
+	}
+	w.set = &view.Settings{
+		Schedule: config.DefaultSchedule(), Replication: config.Replication{MaxReplicas: 3},
+	}
 	w.policy = merge.New(w.now, func() string { return w.allowed })
 	for i := range uint64(6) {
-		m := &metapb.Store{Id: i + 1, Address: fmt.Sprint(i + 1), Version: "1", Labels: []*metapb.StoreLabel{{
-			Key: "zone", Value: fmt.Sprint(i % 3),
-		}}}
+		m := &metapb.Store{Id: i + 1, Address: fmt.Sprint(i + 1), Version: "1",
+			Labels: []*metapb.StoreLabel{{
+				Key: "zone", Value: fmt.Sprint(i % 3),
+			}}}
 		w.core.PutStore(core.NewStore(m, w.now))
 		w.beat(i+1, 0)
 	}
@@ -53,7 +59,8 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) beat(store, split uint64) {
 	w.core.UpdateStore(store, core.WithStats(&schedulerpb.StoreStats{
-		StoreId: store, Capacity: 1 << 40, Available: 1 << 40, RegionSplitSize: split<<20 | min(split, 1)<<19,
+		StoreId: store, Capacity: 1 << 40, Available: 1 << 40,
+		RegionSplitSize: split<<20 | min(split, 1)<<19,
 	}, w.now))
 }
 
@@ -65,8 +72,8 @@ func (w *world) view() *view.View {
 	}, nil)
 }
 
-// region parses "1 a..m 1* 2 3~ size=3 keys=9 v=2": region 1 with peers on stores 1, 2 and 3. The star leads, the tilde is
-// pending; guess: its size is not measured.
+// region parses "1 a..m 1* 2 3~ size=3 keys=9 v=2": region 1 with peers on stores 1, 2 and 3. The
+// star leads, the tilde is pending; guess: its size is not measured.
 func (w *world) region(line string) {
 	fields := strings.Fields(line)
 	m := &metapb.Region{RegionEpoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1}}
@@ -153,14 +160,16 @@ func (w *world) do(line string) {
 			st = operator.Success
 		}
 		w.policy.Ended(operator.Record{
-			RegionID: a, Into: b, Kind: operator.OpMerge, Status: st, Reason: "the merge was refused", Finished: w.now,
+			RegionID: a, Into: b, Kind: operator.OpMerge, Status: st,
+			Reason: "the merge was refused", Finished: w.now,
 		})
 	case "hold": // a..m 2h
 		f := strings.Fields(rest)
 		start, end, _ := strings.Cut(f[0], "..")
 		d, err := time.ParseDuration(f[1])
 		require.NoError(w.t, err)
-		list, err := merge.With(w.policy.Holds(w.now), merge.Hold{Start: []byte(start), End: []byte(end), Until: w.now.Add(d)}, w.now)
+		list, err := merge.With(w.policy.Holds(w.now),
+			merge.Hold{Start: []byte(start), End: []byte(end), Until: w.now.Add(d)}, w.now)
 		require.NoError(w.t, err)
 		w.policy.SetHolds(list)
 	case "release":
@@ -171,7 +180,10 @@ func (w *world) do(line string) {
 	case "leader-changed":
 		w.policy.Reset(w.now)
 	case "zones":
-		w.set = &view.Settings{Schedule: w.set.Schedule, Replication: config.Replication{MaxReplicas: 3, LocationLabels: []string{"zone"}}}
+		w.set = &view.Settings{
+			Schedule:    w.set.Schedule,
+			Replication: config.Replication{MaxReplicas: 3, LocationLabels: []string{"zone"}},
+		}
 	case "allowed":
 		w.allowed = rest
 	case "offline":
@@ -197,13 +209,16 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-// TestAlignment: whatever stores two regions are on, the moves bring the source's replicas to the target's stores, one at a time,
-// never bring one to a store that has one, and never move more than need be. The leader's own replica comes last.
+// TestAlignment: whatever stores two regions are on, the moves bring the source's replicas to the
+// target's stores, one at a time, never bring one to a store that has one, and never move more than
+// need be. The leader's own replica comes last.
 func TestAlignment(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
 		w.now = w.now.Add(2 * time.Hour)
-		pick := func(name string) []int { return rapid.Permutation([]int{1, 2, 3, 4, 5, 6}).Draw(rt, name)[:3] }
+		pick := func(name string) []int {
+			return rapid.Permutation([]int{1, 2, 3, 4, 5, 6}).Draw(rt, name)[:3]
+		}
 		source, target := pick("source"), pick("target")
 		w.region(fmt.Sprintf("1 ..m %d* %d %d", source[0], source[1], source[2]))
 		w.region(fmt.Sprintf("2 m.. %d* %d %d", target[0], target[1], target[2]))
@@ -227,7 +242,8 @@ func TestAlignment(t *testing.T) {
 			switch st := st.(type) {
 			case operator.AddLearner:
 				if at[int(st.ToStore)] || len(at) != 3 {
-					rt.Fatalf("a replica comes to store %d while they are on %v: %v", st.ToStore, at, res.Merge)
+					rt.Fatalf("a replica comes to store %d while they are on %v: %v", st.ToStore,
+						at, res.Merge)
 				}
 				at[int(st.ToStore)] = true
 				moves++
@@ -238,7 +254,9 @@ func TestAlignment(t *testing.T) {
 				}
 			case operator.RemovePeer:
 				if int(st.FromStore) == leader || len(at) != 4 {
-					rt.Fatalf("the replica of store %d is removed, store %d leads, they are on %v: %v", st.FromStore, leader, at, res.Merge)
+					rt.Fatalf(
+						"the replica of store %d is removed, store %d leads, they are on %v: %v",
+						st.FromStore, leader, at, res.Merge)
 				}
 				delete(at, int(st.FromStore))
 			}
@@ -255,7 +273,10 @@ func TestHolds(t *testing.T) {
 	var list []merge.Hold
 	var err error
 	for i := range merge.MaxHolds {
-		list, err = merge.With(list, merge.Hold{Start: fmt.Append(nil, i), End: fmt.Append(nil, i, "x"), Until: now.Add(time.Hour)}, now)
+		list, err = merge.With(list,
+			merge.Hold{
+				Start: fmt.Append(nil, i), End: fmt.Append(nil, i, "x"), Until: now.Add(time.Hour),
+			}, now)
 		require.NoError(t, err)
 	}
 	_, err = merge.With(list, merge.Hold{Until: now.Add(time.Hour)}, now)

@@ -64,7 +64,8 @@ func CreateRemovePeerOperator(desc string, r *core.RegionInfo, kind Kind, prio P
 	if r.LeaderStore() == source {
 		to, ok := leaders(r, source)
 		if !ok {
-			return nil, fmt.Errorf("operator: no store can take the leadership of region %d", r.ID())
+			return nil,
+				fmt.Errorf("operator: no store can take the leadership of region %d", r.ID())
 		}
 		steps = append(steps, TransferLeader{FromStore: source, ToStore: to})
 		kind |= OpLeader
@@ -84,14 +85,17 @@ func CreateAddPeerOperator(desc string, r *core.RegionInfo, kind Kind, prio Prio
 func CreateTransferLeaderOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority,
 	target uint64,
 ) *Operator {
-	return New(desc, r, kind|OpLeader, prio, TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
+	return New(desc, r, kind|OpLeader, prio,
+		TransferLeader{FromStore: r.LeaderStore(), ToStore: target})
 }
 
 // Alignment brings the replicas of a region that is to be merged to the stores of the other one.
 type Alignment struct {
-	// Moves are carried out one after the other. Invariant: the region's stores after all of them are the target's.
+	// Moves are carried out one after the other. Invariant: the region's stores after all of them
+	// are the target's.
 	Moves []Move
-	// Lead is the store that leads before the leader's own replica is moved; 0 is the last store that a replica comes to.
+	// Lead is the store that leads before the leader's own replica is moved; 0 is the last store
+	// that a replica comes to.
 	Lead         uint64
 	LearnerFirst bool
 }
@@ -99,25 +103,29 @@ type Alignment struct {
 // Move is a replica that goes from one store to another, where its peer has the id.
 type Move struct{ From, To, PeerID uint64 }
 
-// CreateMergeOperators let a region go into a neighbour. The second operator is of the neighbour: it waits, and keeps others
-// from changing it. Both regions must have healthy voters and nothing else; on the same stores, or the alignment brings the
-// first one's there.
+// CreateMergeOperators let a region go into a neighbour. The second operator is of the neighbour:
+// it waits, and keeps others from changing it. Both regions must have healthy voters and nothing
+// else; on the same stores, or the alignment brings the first one's there.
 func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kind, prio Priority, align Alignment,
 ) (merge, take *Operator, err error) {
 	switch {
 	case source.ID() == target.ID():
 		return nil, nil, fmt.Errorf("operator: region %d cannot go into itself", source.ID())
 	case !endsAt(source, target) && !endsAt(target, source):
-		return nil, nil, fmt.Errorf("operator: regions %d and %d are not neighbours", source.ID(), target.ID())
+		return nil, nil,
+			fmt.Errorf("operator: regions %d and %d are not neighbours", source.ID(), target.ID())
 	}
 	for _, r := range []*core.RegionInfo{source, target} {
 		if r.HasPending() || len(r.DownPeers()) > 0 || r.Voters() != len(r.Peers()) {
-			return nil, nil, fmt.Errorf("operator: region %d has a replica that is a learner, down or pending", r.ID())
+			return nil, nil,
+				fmt.Errorf("operator: region %d has a replica that is a learner, down or pending",
+					r.ID())
 		}
 	}
 	if !slices.Equal(storesAfter(source, align.Moves), storesAfter(target, nil)) {
-		return nil, nil, fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
-			source.ID(), target.ID())
+		return nil, nil,
+			fmt.Errorf("operator: regions %d and %d do not have their replicas on the same stores",
+				source.ID(), target.ID())
 	}
 	steps, err := align.steps(source)
 	if err != nil {
@@ -129,7 +137,8 @@ func CreateMergeOperators(desc string, source, target *core.RegionInfo, kind Kin
 	steps = append(steps, MergeRegion{Target: target.Meta(), Version: source.Version()})
 	merge = New(desc, source, kind|OpMerge, prio, steps...)
 	take = New(desc, target, kind&^OpRegion|OpMerge, prio, TakeRegion{
-		Source: source.ID(), Version: target.Version(), Moves: len(align.Moves), Size: source.Size(),
+		Source: source.ID(), Version: target.Version(), Moves: len(align.Moves),
+		Size: source.Size(),
 	})
 	merge.partner, take.partner = target.ID(), source.ID()
 	return merge, take, nil
@@ -150,7 +159,8 @@ func storesAfter(r *core.RegionInfo, moves []Move) []uint64 {
 	return out
 }
 
-// steps are those of moves one by one: a replica is added before one is removed, and a leader goes before its replica.
+// steps are those of moves one by one: a replica is added before one is removed, and a leader goes
+// before its replica.
 func (a *Alignment) steps(r *core.RegionInfo) (out []Step, err error) {
 	for _, m := range a.Moves {
 		old, ok := r.StorePeer(m.From)
@@ -176,9 +186,11 @@ func endsAt(left, right *core.RegionInfo) bool {
 	return len(left.EndKey()) > 0 && bytes.Equal(left.EndKey(), right.StartKey())
 }
 
-// CreateSplitOperator cuts a region at keys inside it (in any order, doubles count once), or without any where
-// its leader thinks best.
-func CreateSplitOperator(desc string, r *core.RegionInfo, kind Kind, prio Priority, keys [][]byte) *Operator {
+// CreateSplitOperator cuts a region at keys inside it (in any order, doubles count once), or
+// without any where its leader thinks best.
+func CreateSplitOperator(
+	desc string, r *core.RegionInfo, kind Kind, prio Priority, keys [][]byte,
+) *Operator {
 	if len(keys) == 0 {
 		return New(desc, r, kind|OpSplit, prio, SplitRegion{Version: r.Version()})
 	}

@@ -24,7 +24,9 @@ const (
 	OpMerge
 )
 
-var kindNames = []string{"leader", "region", "replica", "balance", "admin", "scatter", "split", "slow", "merge"}
+var kindNames = []string{
+	"leader", "region", "replica", "balance", "admin", "scatter", "split", "slow", "merge",
+}
 
 func (k Kind) String() string {
 	var parts []string
@@ -69,7 +71,9 @@ const (
 )
 
 func (s Status) String() string {
-	return [...]string{"created", "running", "success", "timeout", "canceled", "replaced", "expired"}[min(s, Expired)]
+	return [...]string{
+		"created", "running", "success", "timeout", "canceled", "replaced", "expired",
+	}[min(s, Expired)]
 }
 
 // Final is true once nothing more will happen.
@@ -89,7 +93,8 @@ type Operator struct {
 	steps    []Step
 	why      string
 	size     int64
-	// partner is the other region of a merge, whose operator ends with this one; 0 in other operators.
+	// partner is the other region of a merge, whose operator ends with this one; 0 in other
+	// operators.
 	partner uint64
 
 	status    Status
@@ -213,7 +218,8 @@ func (o *Operator) Deadline(t Timeouts) time.Time {
 	case MergeRegion:
 		return o.stepStart.Add(t.Peer) // it may be refused, which takes the stores seconds
 	case TakeRegion: // it ends with the other one; this is for one that has none any more
-		return o.stepStart.Add(t.Peer + time.Duration(3*s.Moves)*t.move(s.Size) + time.Duration(s.Moves)*t.Leader)
+		return o.stepStart.Add(t.Peer + time.Duration(3*s.Moves)*t.move(s.Size) +
+			time.Duration(s.Moves)*t.Leader)
 	}
 	if s == nil || !s.conf() {
 		return o.stepStart.Add(t.Leader)
@@ -292,5 +298,6 @@ func (o *Operator) String() string {
 	for i, s := range o.steps {
 		parts[i] = s.String()
 	}
-	return fmt.Sprintf("%s r%d (%s, %s): %s", o.desc, o.regionID, o.kind, o.priority, strings.Join(parts, "; "))
+	return fmt.Sprintf("%s r%d (%s, %s): %s", o.desc, o.regionID, o.kind, o.priority,
+		strings.Join(parts, "; "))
 }

@@ -41,26 +41,31 @@ type PromoteLearner struct{ ToStore, PeerID uint64 }
 // RemovePeer removes a replica. PeerID 0 means whatever peer is on the store.
 type RemovePeer struct{ FromStore, PeerID uint64 }
 
-// SplitRegion cuts a region at a key that lies inside it, or without one where its leader thinks best. The
-// region keeps what is left of the key, so an operator with several keys has a step for each, the greatest first.
+// SplitRegion cuts a region at a key that lies inside it, or without one where its leader thinks
+// best. The region keeps what is left of the key, so an operator with several keys has a step for
+// each, the greatest first.
 type SplitRegion struct {
 	Key []byte
 	// Version is that of the region when the step was planned.
 	Version uint64
 }
 
-// MergeRegion lets a region go into its neighbour, as that was when the step was planned. The end of it is that the region is
-// gone (Controller.RegionGone); it is refused if the region has gone on.
+// MergeRegion lets a region go into its neighbour, as that was when the step was planned. The end
+// of it is that the region is gone (Controller.RegionGone); it is refused if the region has gone
+// on.
 type MergeRegion struct {
 	Target *metapb.Region
-	// Version is the region's when the step was planned. Stores add one when they begin, and another one if it is refused.
+	// Version is the region's when the step was planned. Stores add one when they begin, and
+	// another one if it is refused.
 	Version uint64
 }
 
-// TakeRegion waits for another region to come, or to be refused: either gives this one another version.
+// TakeRegion waits for another region to come, or to be refused: either gives this one another
+// version.
 type TakeRegion struct {
 	Source, Version uint64
-	// Moves is how many replicas of the source are moved before, Size its size in MiB: so long it may take.
+	// Moves is how many replicas of the source are moved before, Size its size in MiB: so long it
+	// may take.
 	Moves int
 	Size  int64
 }
@@ -76,7 +81,9 @@ func (s TransferLeader) Done(r *core.RegionInfo) bool { return r.LeaderStore() =
 func (s TransferLeader) ConfChanges(*core.RegionInfo) int { return 0 }
 
 // Command implements Step.
-func (s TransferLeader) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+func (s TransferLeader) Command(
+	r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse,
+) bool {
 	p, ok := r.StorePeer(s.ToStore)
 	if !ok {
 		return false
@@ -97,7 +104,9 @@ func (s TransferLeader) influence(r *core.RegionInfo, inf Influence) {
 	inf.Of(s.ToStore).Leaders++
 }
 
-func (s AddPeer) String() string { return fmt.Sprintf("add peer %d on store %d", s.PeerID, s.ToStore) }
+func (s AddPeer) String() string {
+	return fmt.Sprintf("add peer %d on store %d", s.PeerID, s.ToStore)
+}
 
 // Done implements Step.
 func (s AddPeer) Done(r *core.RegionInfo) bool {
@@ -116,7 +125,8 @@ func (s AddPeer) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatRe
 	if _, ok := r.StorePeer(s.ToStore); ok {
 		return false
 	}
-	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode, core.Peer{ID: s.PeerID, StoreID: s.ToStore})
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode,
+		core.Peer{ID: s.PeerID, StoreID: s.ToStore})
 	return true
 }
 
@@ -172,12 +182,15 @@ func (s PromoteLearner) ConfChanges(r *core.RegionInfo) int {
 }
 
 // Command implements Step. The controller sends it only once the learner is healthy.
-func (s PromoteLearner) Command(r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse) bool {
+func (s PromoteLearner) Command(
+	r *core.RegionInfo, resp *schedulerpb.RegionHeartbeatResponse,
+) bool {
 	p, ok := r.StorePeer(s.ToStore)
 	if !ok || p.ID != s.PeerID || !p.Learner {
 		return false
 	}
-	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode, core.Peer{ID: s.PeerID, StoreID: s.ToStore})
+	resp.ChangePeer = changePeer(eraftpb.ConfChangeType_AddNode,
+		core.Peer{ID: s.PeerID, StoreID: s.ToStore})
 	return true
 }
 
@@ -251,7 +264,9 @@ func (s SplitRegion) conf() bool { return false }
 
 func (s SplitRegion) influence(*core.RegionInfo, Influence) {}
 
-func (s MergeRegion) String() string { return fmt.Sprintf("merge into region %d", s.Target.GetId()) }
+func (s MergeRegion) String() string {
+	return fmt.Sprintf("merge into region %d", s.Target.GetId())
+}
 
 // Done implements Step: a region that is there has not been merged.
 func (s MergeRegion) Done(*core.RegionInfo) bool { return false }

@@ -37,11 +37,14 @@ type View struct {
 	AllocID func() (uint64, error)
 	// GivenUp tells whether a learner did not catch up in the time that it had; nil: none.
 	GivenUp func(peerID uint64) bool
-	// LeftLately tells whether a replica of the region was moved away from the store within the hour; nil: none.
+	// LeftLately tells whether a replica of the region was moved away from the store within the
+	// hour; nil: none.
 	LeftLately func(regionID, storeID uint64) bool
-	// TimedOut tells whether replicas of the region have lately failed to arrive at the store; nil: none.
+	// TimedOut tells whether replicas of the region have lately failed to arrive at the store; nil:
+	// none.
 	TimedOut func(regionID, storeID uint64) bool
-	// Merges tells whether the region is to go into a neighbour soon; nil: none is. Only the planner's goroutine calls it.
+	// Merges tells whether the region is to go into a neighbour soon; nil: none is. Only the
+	// planner's goroutine calls it.
 	Merges func(v *View, r *core.RegionInfo) bool
 
 	stores    []*core.StoreInfo
@@ -152,7 +155,9 @@ func (v *View) Influence(id uint64) operator.StoreInfluence { return v.influence
 func (v *View) Admitted(op *operator.Operator, r *core.RegionInfo) { v.influence.Add(op, r) }
 
 // Size is the store's size once all running operators are done, in MiB.
-func (v *View) Size(s *core.StoreInfo) int64 { return s.RegionSize() + v.influence.Get(s.ID()).Size }
+func (v *View) Size(s *core.StoreInfo) int64 {
+	return s.RegionSize() + v.influence.Get(s.ID()).Size
+}
 
 // Leaders is the number of leaders once all running operators are done.
 func (v *View) Leaders(s *core.StoreInfo) int {
@@ -214,8 +219,8 @@ func (v *View) LearnerFirst() bool {
 	return true
 }
 
-// Healthy tells whether a peer counts for a quorum: it is not catching up, its leader has answers from it, and its
-// store has reported lately, without calling the replica damaged.
+// Healthy tells whether a peer counts for a quorum: it is not catching up, its leader has answers
+// from it, and its store has reported lately, without calling the replica damaged.
 func (v *View) Healthy(r *core.RegionInfo, p core.Peer) bool {
 	s := v.byID[p.StoreID]
 	return !r.IsPending(p.ID) && !r.IsDown(p.ID) && s != nil && filter.Connected(s, v.Env()) &&
@@ -226,9 +231,9 @@ func (v *View) Healthy(r *core.RegionInfo, p core.Peer) bool {
 const NoStore = "no-store"
 
 // Target picks the store for a new replica of a region, without the replica on exclude (0: none).
-// Stores are ranked by isolation, then by load; one where the region's replica did not arrive lately
-// comes after all others. If the best store is refused only for the moment, no
-// store is returned: waiting is better than placing badly.
+// Stores are ranked by isolation, then by load; one where the region's replica did not arrive
+// lately comes after all others. If the best store is refused only for the moment, no store is
+// returned: waiting is better than placing badly.
 func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.StoreInfo, string) {
 	labels := v.Settings.Replication.LocationLabels
 	var rest []*core.StoreInfo
@@ -258,7 +263,10 @@ func (v *View) Target(r *core.RegionInfo, exclude uint64, repair bool) (*core.St
 		if name == "" && !v.HasBudget(s.ID(), true, repair) {
 			name = "budget"
 		}
-		c := candidate{store: s, isolation: filter.Isolation(labels, append(slices.Clip(rest), s)), refusal: name}
+		c := candidate{
+			store: s, isolation: filter.Isolation(labels, append(slices.Clip(rest), s)),
+			refusal: name,
+		}
 		if v.Late(r.ID(), s.ID()) {
 			c.late = 1
 		}
@@ -287,13 +295,14 @@ func (v *View) Late(regionID, storeID uint64) bool {
 	return v.TimedOut != nil && v.TimedOut(regionID, storeID)
 }
 
-// CameFrom tells whether a replica of the region was moved away from the store within the hour, without need.
+// CameFrom tells whether a replica of the region was moved away from the store within the hour,
+// without need.
 func (v *View) CameFrom(regionID, storeID uint64) bool {
 	return v.LeftLately != nil && v.LeftLately(regionID, storeID)
 }
 
-// NewLeader picks the store that should lead a region instead of exclude: a healthy voter on a store
-// that may lead, the one with the fewest leaders.
+// NewLeader picks the store that should lead a region instead of exclude: a healthy voter on a
+// store that may lead, the one with the fewest leaders.
 func (v *View) NewLeader(r *core.RegionInfo, exclude uint64) (uint64, bool) {
 	var best *core.StoreInfo
 	for _, p := range r.Peers() {
