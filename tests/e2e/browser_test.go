@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,6 +99,9 @@ func visit(t *testing.T, chromium string, targets []pageTarget) pageReport {
 	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu",
 		"--disable-dev-shm-usage",
 		"--remote-debugging-port=0", "--user-data-dir="+t.TempDir(), site.URL+"/")
+	// Its helper processes end with it: all are in a group of their own.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	require.NoError(t, cmd.Start())
 	defer func() { cancel(); _ = cmd.Wait() }() // it does not end by itself
 	select {
