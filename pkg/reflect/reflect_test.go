@@ -1,5 +1,7 @@
 package reflect_test
 
+//lint:file-ignore SA1019 old clients ask in v1alpha, which is what is tested
+
 import (
 	"context"
 	"net"
