@@ -47,7 +47,7 @@ func TestReadmeSession(t *testing.T) {
 	out.waitFor(t, "Ctrl-C stops everything.")
 	prints := map[string]string{
 		"put": "", "get": "world\n", "scan": "hello", "cas": "", "status": "replicas and a leader",
-		"region": "LEADER", "bench": "put",
+		"region": "LEADER", "trace": "append-log", "bench": "put",
 	}
 	for _, words := range commands[1:] {
 		want, known := prints[words[0]]
