@@ -81,3 +81,6 @@ func (f *features) keep(set feature.Set) error {
 	f.logger.Info("features came into force", zap.Stringer("features", added))
 	return nil
 }
+
+// Settled tells whether all features that this program knows are in force.
+func (n *Node) Settled() bool { return n.features.inForce().Has(n.features.known) }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/runner"
+	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
@@ -279,13 +280,18 @@ type storeReporter struct {
 // answer it learns which features are in force.
 const firstReports = time.Second
 
+// settling is when a store reports again after its first report was answered, if some features are
+// not in force: in a new cluster they come with the first report of the last store. The time doubles
+// with each such report, up to the usual interval.
+const settling = 50 * time.Millisecond
+
 // run reports the store to the placement service. Only the first report is repeated soon if it
 // fails; of the others, the next one says more.
 func (sr *storeReporter) run() {
 	interval := sr.s.cfg.Raftstore.StoreHeartbeatInterval.Duration
-	ticker := time.NewTicker(min(interval, firstReports))
-	defer ticker.Stop()
-	last, answered := sr.s.clock.Now(), false
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	last, answered, settle := sr.s.clock.Now(), false, settling
 	var roundTrip time.Duration
 	for {
 		stats := sr.collect(last)
@@ -303,18 +309,23 @@ func (sr *storeReporter) run() {
 			sr.s.logger.Warn("store heartbeat failed", zap.Error(err))
 		}
 		if err == nil {
-			if !answered {
-				answered = true
-				ticker.Reset(interval)
-			}
+			answered = true
 			sr.releaseQuarantine(sr.s.ctx)
 			sr.checkClock()
 		}
+		wait := interval
+		switch {
+		case !answered:
+			wait = min(interval, firstReports)
+		case settle < interval && !sr.s.features().Has(feature.Supported):
+			wait, settle = settle, 2*settle
+		}
+		timer.Reset(wait)
 		select {
 		case <-sr.s.ctx.Done():
 			return
 		case <-sr.s.reportNow:
-		case <-ticker.C:
+		case <-timer.C:
 		}
 	}
 }

@@ -261,6 +261,9 @@ func (c *Cluster) waitServing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.waitFeatures(ctx); err != nil {
+		return err
+	}
 	if clustermode.Mode(cfg.GetMode()) != clustermode.Txn {
 		return cl.Delete(ctx, []byte{0})
 	}
@@ -270,6 +273,26 @@ func (c *Cluster) waitServing(ctx context.Context) error {
 		_, _, err := x.Get(ctx, []byte{0})
 		return err
 	})
+}
+
+// waitFeatures waits until each store may use what all of them can do.
+func (c *Cluster) waitFeatures(ctx context.Context) error {
+	for {
+		settled := true
+		for _, s := range c.stores {
+			s.mu.Lock()
+			settled = settled && s.mu.node.Settled()
+			s.mu.Unlock()
+		}
+		if settled {
+			return nil
+		}
+		select {
+		case <-time.After(time.Millisecond): // polls a condition
+		case <-ctx.Done():
+			return fmt.Errorf("features are not in force: %w", ctx.Err())
+		}
+	}
 }
 
 // TxnClient returns a client of transactions; the caller closes it.
