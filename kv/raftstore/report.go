@@ -281,8 +281,8 @@ type storeReporter struct {
 const firstReports = time.Second
 
 // settling is when a store reports again after its first report was answered, if some features are
-// not in force: in a new cluster they come with the first report of the last store. The time doubles
-// with each such report, up to the usual interval.
+// not in force: in a new cluster they come with the first report of the last store. The time
+// doubles with each such report, up to the usual interval.
 const settling = 50 * time.Millisecond
 
 // run reports the store to the placement service. Only the first report is repeated soon if it
