@@ -546,6 +546,14 @@ func TestCommandLine(t *testing.T) {
 	_, code = run("cas", "c", "2", "3")
 	require.Equal(t, 1, code)
 	commandLineOfTraces(t, run)
+	script := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "shell",
+		"--history", "", "--scheduler", c.Endpoints()[0])
+	script.Stdin = strings.NewReader("put 'in a shell' v\nget 'in a shell'\nget none\ncount\n")
+	said, err := script.Output()
+	require.Error(t, err, "get none fails")
+	require.Equal(t, 1, script.ProcessState.ExitCode())
+	require.Equal(t, "v\n", string(said))
+	must("", "delete", "in a shell")
 	for _, key := range []string{"r1", "r2", "r3", "s1"} {
 		must("", "put", key, "v")
 	}

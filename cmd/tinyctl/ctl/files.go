@@ -423,7 +423,8 @@ var lastExpiry = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
 // exportPairs asks when the pairs expire and writes them. One that is gone meanwhile is left out.
 func exportPairs(
-	ctx context.Context, c *client.Client, w io.Writer, batch []client.KV, workers int, st *importStats,
+	ctx context.Context, c *client.Client, w io.Writer, batch []client.KV, workers int,
+	st *importStats,
 ) error {
 	lines := make([]*fileLine, len(batch))
 	places := make([]int, len(batch))

@@ -3,6 +3,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -11,13 +12,17 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/tinykv/tinykv/cmd/tinyctl/shell"
 	"github.com/tinykv/tinykv/kv/client"
 	"github.com/tinykv/tinykv/pkg/cli"
 	"github.com/tinykv/tinykv/pkg/security"
@@ -143,8 +148,74 @@ func (a *app) root() *cobra.Command {
 		a.explainCmd(),
 		a.recoverCmd(), a.debugCmd(), a.checkCmd(), a.certCmd(), a.doctorCmd(), a.txnCmd(),
 		a.mvccCmd(), a.lockCmd(), a.gcCmd(), keyspaceCmd(a), ttlCmd(a), checksumCmd(a), countCmd(a),
-		traceCmd(a), topCmd(a))
+		traceCmd(a), topCmd(a), shellCmd(a))
 	return root
+}
+
+// shellCmd runs commands line by line. Those of this command line's flags that all commands have
+// hold for each of them.
+func shellCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "shell", Args: args(cobra.NoArgs),
+		Short: "Run commands line by line, at a terminal or as a script; a script ends with the first " +
+			"command that fails",
+	}
+	usual := ""
+	if home, err := os.UserHomeDir(); err == nil {
+		usual = filepath.Join(home, ".tinyctl_history")
+	}
+	history := cmd.Flags().String("history", usual, "file of former lines; empty: none")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var shared []string
+		cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Changed {
+				shared = append(shared, "--"+f.Name+"="+f.Value.String())
+			}
+		})
+		stdin := a.stdin
+		if !shell.IsTerminal(stdin) {
+			stdin = noInput{}
+		}
+		code := shell.Run(shell.Options{
+			Run: func(words []string) int {
+				return Main(append(slices.Clone(shared), words...), stdin, a.stdout, a.stderr)
+			},
+			Complete: completions,
+			In:       a.stdin, Out: a.stdout, Err: a.stderr, History: *history,
+		})
+		if code != exitOK {
+			return &codeError{code, errSilent}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// noInput is the input of commands in a script, which is the script's.
+type noInput struct{}
+
+func (noInput) Read([]byte) (int, error) {
+	return 0, errors.New("the input is a script of commands, a command cannot read it")
+}
+
+// completions are what may follow words, each of which begins with partial.
+func completions(words []string, partial string) []string {
+	var out bytes.Buffer
+	asked := append([]string{cobra.ShellCompNoDescRequestCmd}, append(words, partial)...)
+	if Main(asked, strings.NewReader(""), &out, io.Discard) != exitOK {
+		return nil
+	}
+	var found []string
+	for line := range strings.Lines(out.String()) {
+		line = strings.TrimRight(line, "\n")
+		if strings.HasPrefix(line, ":") {
+			break // cobra's directive ends the list
+		}
+		if strings.HasPrefix(line, partial) {
+			found = append(found, line)
+		}
+	}
+	return found
 }
 
 // args makes a wrong number of arguments a usage error.
