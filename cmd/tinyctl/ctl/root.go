@@ -157,8 +157,7 @@ func (a *app) root() *cobra.Command {
 func shellCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "shell", Args: args(cobra.NoArgs),
-		Short: "Run commands line by line, at a terminal or as a script, which ends with the first " +
-			"that fails",
+		Short: "Run commands line by line, at a terminal or as a script, which ends when one fails",
 	}
 	usual := ""
 	if home, err := os.UserHomeDir(); err == nil {
