@@ -317,6 +317,13 @@ func manualStores(t *testing.T, m *manual) {
 	s.k.until(1, "few-replicas: regions: 1 of 1")
 	s.eventually("tinyctl region check miss-peer", region)
 	s.run(0, "tinyctl operator list", "STATUS")
+	s.in["KEY"], s.in["VALUE"] = "k", "v"
+	for _, stage := range []string{"queue", "wait", "append-log", "commit", "apply-wait", "apply"} {
+		s.run(0, "tinyctl trace put KEY VALUE", "RawPut", stage)
+	}
+	code, out := m.try(t, "tinyctl top", s.in, "-s", s.endpoints(), "--once")
+	require.Zero(t, code, out)
+	require.Contains(t, out, "WRITES/S")
 
 	closed, err := localcluster.FreePorts(1)
 	require.NoError(t, err)
