@@ -80,7 +80,7 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		}
 	}()
 	if sec := cfg.Security; sec.CertPath != "" {
-		id, err := security.LoadIdentity(sec.Files(), sec.CertAllowedCN)
+		id, err := security.LoadNamed(sec.Files(), sec.CertAllowedCN, sec.Names())
 		if err != nil {
 			return nil, fmt.Errorf("security: %w", err)
 		}

@@ -177,11 +177,10 @@ func (d *Door) serve(c *security.Conn) error {
 	if err := c.Handshake(); err != nil {
 		return err
 	}
-	state := c.State()
-	if !security.May(state, security.RoleNode) {
+	if !security.MayConn(c, security.RoleNode) {
 		return fmt.Errorf(
 			"the peer port is for members of the placement service; the certificate of %q is for something else",
-			state.PeerCertificates[0].Subject.CommonName)
+			c.State().PeerCertificates[0].Subject.CommonName)
 	}
 	inner, err := net.DialTimeout("unix", d.Socket(), stall)
 	if err != nil {
