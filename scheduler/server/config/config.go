@@ -359,7 +359,8 @@ func (c *Config) validateDoors() error {
 	}
 	if names := c.Security.Names(); !names.Empty() && c.Security.CertPath == "" {
 		errs = append(errs, errors.New(
-			"security: cert-node-cn, cert-admin-cn and cert-client-cn need a certificate (cert-path)"))
+			"security: cert-node-cn, cert-admin-cn and cert-client-cn need a certificate "+
+				"(cert-path)"))
 	}
 	if err := c.Security.Names().Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("security: %w", err))

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,7 +38,9 @@ type Door struct {
 	logger   *zap.Logger
 	dir      string
 	wg       sync.WaitGroup
-	mu       struct {
+	// full counts the connections that there was no room for.
+	full atomic.Uint64
+	mu   struct {
 		sync.Mutex
 		listeners []net.Listener
 		// conns are those of both sides. Invariant: none is added once closed.
@@ -140,7 +143,11 @@ func (d *Door) accept(l net.Listener) {
 func (d *Door) enter(c net.Conn, member bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.mu.closed || member && d.mu.count >= maxConns {
+	if d.mu.closed {
+		return false
+	}
+	if member && d.mu.count >= maxConns {
+		d.full.Add(1)
 		return false
 	}
 	d.mu.conns[c] = struct{}{}
@@ -158,6 +165,25 @@ func (d *Door) leave(c net.Conn, member bool) {
 	if member {
 		d.mu.count--
 	}
+}
+
+// Conns is how many connections from outside there are, and Full how many there was no room for
+// since the start. A nil Door has none. Safe for concurrent use.
+func (d *Door) Conns() int {
+	if d == nil {
+		return 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.count
+}
+
+// Full is documented at Conns.
+func (d *Door) Full() uint64 {
+	if d == nil {
+		return 0
+	}
+	return d.full.Load()
 }
 
 // refused logs why a connection was not served, now and then.
