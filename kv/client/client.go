@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -51,6 +52,13 @@ type Options struct {
 	MaxMessage int
 	// Unary sends every request as an RPC of its own, instead of sharing a stream per connection.
 	Unary bool
+	// UnaryInterceptors and StreamInterceptors stand before the RPCs to stores, the first
+	// outermost; those to the placement service have none. A retry is an RPC of its own. With a
+	// unary one the client is Unary, so that each request passes through it. With stream ones
+	// alone, the stream that requests share passes once for each connection; what is sent on it
+	// passes by.
+	UnaryInterceptors  []grpc.UnaryClientInterceptor
+	StreamInterceptors []grpc.StreamClientInterceptor
 	// TLS is how Open connects to the placement service, if its endpoints are https, and how stores
 	// are reached that serve TLS.
 	TLS *tls.Config
@@ -69,6 +77,7 @@ func (o *Options) ensureDefaults() {
 	if o.AttemptTimeout <= 0 {
 		o.AttemptTimeout = time.Second
 	}
+	o.Unary = o.Unary || len(o.UnaryInterceptors) > 0
 	if o.Conns <= 0 {
 		o.Conns = 2
 	}
@@ -758,7 +767,9 @@ func (p *pool) dial(addr string) *storeConn {
 	for range p.opts.Conns {
 		conn := rpc.New(addr, rpc.Options{
 			MaxRecv: p.opts.MaxMessage, MaxSend: p.opts.MaxMessage, Checksum: true,
-			Dial: p.dialer(),
+			Dial:               p.dialer(),
+			UnaryInterceptors:  p.opts.UnaryInterceptors,
+			StreamInterceptors: p.opts.StreamInterceptors,
 		})
 		s.conns = append(s.conns, conn)
 		s.stubs = append(s.stubs, tinykvpb.NewTinyKvClient(conn))

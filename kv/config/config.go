@@ -65,6 +65,11 @@ type Security struct {
 	// CertAllowedCN are the names of certificates that may connect; empty allows all of the
 	// authorities. Those of this cluster's servers may in any case.
 	CertAllowedCN []string `toml:"cert-allowed-cn"`
+	// CertNodeCN, CertAdminCN and CertClientCN give roles by common names to certificates without
+	// a role URI. Once one is set, a certificate with neither is refused.
+	CertNodeCN   []string `toml:"cert-node-cn"`
+	CertAdminCN  []string `toml:"cert-admin-cn"`
+	CertClientCN []string `toml:"cert-client-cn"`
 	// AllowPlain serves connections without TLS too: for the time in which a cluster changes to
 	// TLS.
 	AllowPlain bool `toml:"allow-plain"`
@@ -81,6 +86,11 @@ type Security struct {
 // Files are what the placement service's client needs.
 func (s *Security) Files() security.Files {
 	return security.Files{CA: s.CAPath, Cert: s.CertPath, Key: s.KeyPath}
+}
+
+// Names are the roles by common names.
+func (s *Security) Names() *security.Names {
+	return &security.Names{Node: s.CertNodeCN, Admin: s.CertAdminCN, Client: s.CertClientCN}
 }
 
 // TLS tells whether the store serves TLS.
@@ -291,8 +301,12 @@ func (c *Config) Validate() error {
 		if err := c.Security.Files().CheckServer(); err != nil {
 			bad("security: %v", err)
 		}
-	case len(c.Security.CertAllowedCN) > 0 || c.Security.AllowPlain:
-		bad("security: cert-allowed-cn and allow-plain need a certificate (cert-path)")
+	case len(c.Security.CertAllowedCN) > 0 || c.Security.AllowPlain || !c.Security.Names().Empty():
+		bad("security: cert-allowed-cn, cert-node-cn, cert-admin-cn, cert-client-cn and " +
+			"allow-plain need a certificate (cert-path)")
+	}
+	if err := c.Security.Names().Validate(); err != nil {
+		bad("security: %w", err)
 	}
 	checkAddr(bad, "addr", c.Addr)
 	if c.AdvertiseAddr != "" {

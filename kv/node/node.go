@@ -137,8 +137,8 @@ func (n *Node) Start(ctx context.Context) (err error) {
 				"and change all data", zap.Strings("addresses", open))
 	}
 	if n.cfg.Security.TLS() {
-		if n.identity, err = security.LoadIdentity(n.cfg.Security.Files(),
-			n.cfg.Security.CertAllowedCN); err != nil {
+		if n.identity, err = security.LoadNamed(n.cfg.Security.Files(),
+			n.cfg.Security.CertAllowedCN, n.cfg.Security.Names()); err != nil {
 			return fmt.Errorf("security: %w", err)
 		}
 	}

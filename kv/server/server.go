@@ -147,7 +147,8 @@ func Register(g *rpc.Server, svc *Server) {
 
 // storesOnly refuses what a certificate is not for.
 func storesOnly(nc net.Conn) error {
-	if cs := security.StateOf(nc); !security.May(cs, security.RoleNode) {
+	if !security.MayConn(nc, security.RoleNode) {
+		cs := security.StateOf(nc)
 		return status.Errorf(codes.PermissionDenied,
 			"this is for stores; the certificate of %q is for something else",
 			cs.PeerCertificates[0].Subject.CommonName)

@@ -34,6 +34,8 @@ type Guard struct {
 	// Origins are the web origins (scheme://host[:port]) whose pages may read and change, beside
 	// those that come from this port.
 	Origins []string
+	// Names, if set, give roles to certificates that have no URI of one.
+	Names *Names
 	// Sessions, if set, are logins of browsers, which stand for the token: see Login. They need a
 	// Token.
 	Sessions *Sessions
@@ -100,7 +102,7 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 // page can have made them.
 func (g *Guard) Admin(next http.Handler) http.Handler {
 	return g.demand(next, func(r *http.Request) *Refusal {
-		if !certified(r) && !g.inSession(r) {
+		if !g.certified(r) && !g.inSession(r) {
 			if f := g.checkAdmin(r); f != nil || g.Token != "" {
 				return f
 			}
@@ -198,7 +200,7 @@ var (
 // LoggedIn tells whether a request is one of the admin: by a session, by the token or by a
 // certificate.
 func (g *Guard) LoggedIn(r *http.Request) bool {
-	return certified(r) || g.inSession(r) ||
+	return g.certified(r) || g.inSession(r) ||
 		g.Token != "" && r.Header.Get("Authorization") != "" && g.CheckToken(r) == nil
 }
 
@@ -243,11 +245,11 @@ func (g *Guard) PassOn(in, out *http.Request) {
 
 // certified tells whether a request comes with the certificate of an admin, or of a node, which
 // passes on what it has checked.
-func certified(r *http.Request) bool {
+func (g *Guard) certified(r *http.Request) bool {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return false
 	}
-	roles := RolesOf(r.TLS.PeerCertificates[0])
+	roles := g.Names.RolesOf(r.TLS.PeerCertificates[0])
 	return slices.Contains(roles, RoleAdmin) || slices.Contains(roles, RoleNode)
 }
 
@@ -255,7 +257,7 @@ func (g *Guard) checkAdmin(r *http.Request) *Refusal {
 	switch {
 	case g.Token != "":
 		return g.CheckToken(r)
-	case r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && !May(r.TLS, RoleAdmin):
+	case r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && !g.Names.May(r.TLS, RoleAdmin):
 		return &Refusal{
 			http.StatusForbidden, "no-admin",
 			"a change needs the certificate of an admin, and this one is for something else",

@@ -20,6 +20,7 @@ import (
 type Identity struct {
 	files   Files
 	allowed []string
+	names   *Names // nil: roles are those of the URIs
 	mu      struct {
 		sync.Mutex
 		checked time.Time
@@ -43,13 +44,28 @@ const recheck = time.Second
 // and without CA trusts the system's. allowedCN, if not empty, are the common names of certificates
 // that may connect.
 func LoadIdentity(files Files, allowedCN []string) (*Identity, error) {
-	i := &Identity{files: files, allowed: allowedCN}
+	return LoadNamed(files, allowedCN, nil)
+}
+
+// LoadNamed is LoadIdentity for a server that gives roles by common names, too. Names with a role
+// may connect as allowedCN may. The server's own certificate must be one of a node.
+func LoadNamed(files Files, allowedCN []string, names *Names) (*Identity, error) {
+	i := &Identity{files: files, allowed: allowedCN, names: names}
 	i.mu.read, i.mu.checked = files.hash(), time.Now()
 	var err error
-	if i.mu.loaded, err = files.load(); err != nil {
+	if i.mu.loaded, err = i.load(); err != nil {
 		return nil, err
 	}
 	return i, nil
+}
+
+// load reads the files, and refuses a certificate that this cluster's servers would refuse.
+func (i *Identity) load() (*material, error) {
+	m, err := i.files.load()
+	if err != nil {
+		return nil, err
+	}
+	return m, i.names.checkOwn(m.pair)
 }
 
 // hash is of what the files hold. Times of files are too coarse to tell whether they have changed.
@@ -94,7 +110,7 @@ func (i *Identity) readLocked() error {
 	if read == i.mu.read {
 		return nil
 	}
-	m, err := i.files.load()
+	m, err := i.load()
 	if err == nil {
 		i.mu.loaded, i.mu.read = m, read
 	}
@@ -161,14 +177,19 @@ func (i *Identity) checkName(cs tls.ConnectionState) error {
 		return nil
 	}
 	cert := cs.PeerCertificates[0]
-	roles := RolesOf(cert)
-	if u := roleName(cert); u != "" && len(roles) == 0 {
+	u, roles := roleName(cert), i.names.RolesOf(cert)
+	if u == "" && len(roles) == 0 && !i.names.Empty() {
+		return fmt.Errorf("the certificate of %.80q has no role: it has no URI of one, and "+
+			"its name is none of [security] cert-node-cn, cert-admin-cn and cert-client-cn",
+			cert.Subject.CommonName)
+	}
+	if u != "" && len(roles) == 0 {
 		return fmt.Errorf(
 			"the certificate of %.80q has the name %.80q, which is none of a role: node, client or admin",
 			cert.Subject.CommonName, u)
 	}
 	if len(i.allowed) == 0 || slices.Contains(i.allowed, cert.Subject.CommonName) ||
-		slices.Contains(roles, RoleNode) {
+		slices.Contains(roles, RoleNode) || u == "" && len(roles) > 0 {
 		return nil
 	}
 	return fmt.Errorf("the certificate's name %.80q is none of [security] cert-allowed-cn",
@@ -233,12 +254,4 @@ func roleName(cert *x509.Certificate) string {
 
 // May tells whether the other side of a connection may act in a role. A certificate that names no
 // role may act in all: its authority has decided that. An admin may do what a client may.
-func May(cs *tls.ConnectionState, role Role) bool {
-	if cs == nil || len(cs.PeerCertificates) == 0 {
-		return true // without TLS the port's address decides who connects
-	}
-	cert := cs.PeerCertificates[0]
-	roles := RolesOf(cert)
-	return roleName(cert) == "" || slices.Contains(roles, role) ||
-		role == RoleClient && len(roles) > 0
-}
+func May(cs *tls.ConnectionState, role Role) bool { return (*Names)(nil).May(cs, role) }

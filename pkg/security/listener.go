@@ -22,13 +22,14 @@ var ErrPlain = errors.New("security: a connection without TLS, which this port d
 // in which a cluster changes to TLS. A connection's handshake takes place when it is first read or
 // written, on that goroutine; who only accepts is not held up.
 func (i *Identity) Listen(l net.Listener, plain bool, protocols ...string) net.Listener {
-	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain}
+	return &listener{Listener: l, cfg: i.Server(protocols...), plain: plain, names: i.names}
 }
 
 type listener struct {
 	net.Listener
 	cfg   *tls.Config
 	plain bool
+	names *Names
 }
 
 func (l *listener) Accept() (net.Conn, error) {

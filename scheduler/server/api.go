@@ -155,6 +155,7 @@ func (s *Server) named(next http.Handler) http.Handler {
 func newGuard(cfg *config.Config) *security.Guard {
 	g := &security.Guard{
 		Token: cfg.API.Token, Sessions: security.NewSessions(time.Now),
+		Names:    cfg.Security.Names(),
 		Attempts: security.NewAttempts(time.Now),
 		Loopback: true, Hosts: cfg.API.AllowedHosts, Origins: cfg.API.AllowedOrigins,
 		Refuse: func(w http.ResponseWriter, f *security.Refusal) {

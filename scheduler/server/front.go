@@ -25,6 +25,7 @@ import (
 
 const (
 	sniffTimeout = 10 * time.Second // for a handshake and the first bytes of a connection
+	answerStall  = 30 * time.Second // for a part of an answer over HTTP to be taken
 	frontStop    = time.Second      // for answers under way when the member stops
 )
 
@@ -50,6 +51,10 @@ type front struct {
 	limit, perHost int
 	open           atomic.Int64
 	refused, slow  atomic.Uint64
+	// stall is how long a part of an answer over HTTP may go unread; unread counts the connections
+	// that ended so.
+	stall  time.Duration
+	unread atomic.Uint64
 
 	mu struct {
 		sync.Mutex
@@ -66,6 +71,7 @@ type front struct {
 func newFront(limit, perHost int, secure *tls.Config, plain bool) *front {
 	f := &front{
 		failed: make(chan error, 1), limit: limit, perHost: perHost, tls: secure, plain: plain,
+		stall: answerStall,
 	}
 	f.mu.sniffed, f.mu.hosts = map[net.Conn]time.Time{}, map[string]int{}
 	return f
@@ -80,7 +86,7 @@ func listenFront(ctx context.Context, cfg *config.Config) (_ *front, err error) 
 		}
 	}()
 	if sec := cfg.Security; sec.CertPath != "" {
-		id, err := security.LoadIdentity(sec.Files(), sec.CertAllowedCN)
+		id, err := security.LoadNamed(sec.Files(), sec.CertAllowedCN, sec.Names())
 		if err != nil {
 			return nil, fmt.Errorf("security: %w", err)
 		}
@@ -251,6 +257,37 @@ type counted struct {
 	f    *front
 	host string
 	once sync.Once
+	// bounded has each part of an answer end the connection if the client does not take it within
+	// f.stall. Set before the connection is handed to HTTP/1; gRPC has its own keepalive.
+	bounded bool
+}
+
+// answerPart is how much of an answer has f.stall, so that a slow client that reads has its time.
+const answerPart = 64 << 10
+
+// Write implements net.Conn.
+func (c *counted) Write(p []byte) (n int, err error) {
+	for c.bounded && len(p)-n > answerPart {
+		m, err := c.writePart(p[n : n+answerPart])
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	m, err := c.writePart(p[n:])
+	return n + m, err
+}
+
+func (c *counted) writePart(p []byte) (int, error) {
+	if c.bounded {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.f.stall)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := c.Conn.Write(p)
+	if ne := net.Error(nil); c.bounded && errors.As(err, &ne) && ne.Timeout() {
+		c.f.unread.Add(1)
+	}
+	return n, err
 }
 
 // Close implements net.Conn.
@@ -285,6 +322,7 @@ func (f *front) sniff(raw net.Conn) {
 	if h2 {
 		f.h2.hand(conn)
 	} else {
+		raw.(*counted).bounded = true // nobody else has the connection yet
 		f.h1.hand(conn)
 	}
 }

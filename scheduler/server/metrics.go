@@ -66,6 +66,12 @@ var (
 	descConns   = desc("tinykv_client_port_connections", "Connections to the client port.")
 	descRefused = desc("tinykv_client_port_refused_connections_total",
 		"Connections to the client port that there was no room for.")
+	descUnread = desc("tinykv_client_port_unread_answers_total",
+		"Connections that ended because the client did not take an answer over HTTP.")
+	descPeers = desc("tinykv_peer_port_connections",
+		"Connections to the peer port with TLS; 0 without.")
+	descPeersRefused = desc("tinykv_peer_port_refused_connections_total",
+		"Connections to the peer port with TLS that there was no room for.")
 	descSlow = desc("tinykv_client_port_slow_handshakes_total",
 		"Connections that ended in their handshakes because too many others came.")
 	descLogins = desc("tinykv_failed_logins_total",
@@ -86,7 +92,8 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition,
 		descSkew,
-		descConns, descRefused, descSlow, descExpiry, descLogins, descMerges, descHolds,
+		descConns, descRefused, descSlow, descUnread, descPeers, descPeersRefused, descExpiry,
+		descLogins, descMerges, descHolds,
 	} {
 		ch <- d
 	}
@@ -113,11 +120,16 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(descConns, float64(f.open.Load()))
 		counter(descRefused, f.refused.Load())
 		counter(descSlow, f.slow.Load())
+		counter(descUnread, f.unread.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")
 	counter(descLogins, m.s.guard.Attempts.Refused(), "refused")
 	if id := m.s.identity; id != nil {
 		gauge(descExpiry, float64(id.Expires().Unix()))
+	}
+	if n, ok := m.s.node.(*node); ok {
+		gauge(descPeers, float64(n.door.Conns()))
+		counter(descPeersRefused, n.door.Full())
 	}
 	if m.s.node != nil {
 		for _, a := range m.s.node.alarms() {

@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/tinykv/tinykv/pkg/durable"
-	"github.com/tinykv/tinykv/pkg/security"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server/config"
@@ -142,9 +141,9 @@ func openPeerDoor(
 	if len(addrs) < len(ec.ListenPeerUrls) {
 		return nil, fmt.Errorf("peer-urls: %s is with TLS in part", cfg.PeerUrls)
 	}
-	id, err := security.LoadIdentity(cfg.Security.Files(), cfg.Security.CertAllowedCN)
+	id, err := memberIdentity(cfg.Security)
 	if err != nil {
-		return nil, fmt.Errorf("security: %w", err)
+		return nil, err
 	}
 	door, err := peerdoor.Open(ctx, addrs, id, cfg.DataDir, logger)
 	if err != nil {

@@ -61,7 +61,7 @@ func (c roleCheck) check(ctx context.Context, method string) error {
 		len(metadata.ValueFromIncomingContext(ctx, authorization)) > 0
 	switch {
 	case certified &&
-		(security.May(&info.State, role) || security.May(&info.State, security.RoleNode)):
+		(c.guard.Names.May(&info.State, role) || c.guard.Names.May(&info.State, security.RoleNode)):
 		return nil
 	case role == security.RoleAdmin && (!certified || hasToken):
 		return c.checkAdmin(ctx, p.Addr.String(), method)
@@ -70,7 +70,7 @@ func (c roleCheck) check(ctx context.Context, method string) error {
 	}
 	return status.Errorf(codes.PermissionDenied,
 		"%s needs a certificate of the role %s; that of %q is for %s",
-		method, role, info.State.PeerCertificates[0].Subject.CommonName, rolesText(&info.State))
+		method, role, info.State.PeerCertificates[0].Subject.CommonName, c.rolesText(&info.State))
 }
 
 // authorization is the metadata that carries "Bearer <token>".
@@ -109,9 +109,9 @@ func (c roleCheck) passOn(ctx context.Context, method string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, authorization, "Bearer "+c.guard.Token)
 }
 
-func rolesText(cs *tls.ConnectionState) string {
+func (c roleCheck) rolesText(cs *tls.ConnectionState) string {
 	var out []string
-	for _, r := range security.RolesOf(cs.PeerCertificates[0]) {
+	for _, r := range c.guard.Names.RolesOf(cs.PeerCertificates[0]) {
 		out = append(out, string(r))
 	}
 	return strings.Join(out, ", ")

@@ -15,7 +15,7 @@ func memberIdentity(sec config.Security) (*security.Identity, error) {
 	if sec.CertPath == "" {
 		return nil, nil
 	}
-	id, err := security.LoadIdentity(sec.Files(), sec.CertAllowedCN)
+	id, err := security.LoadNamed(sec.Files(), sec.CertAllowedCN, sec.Names())
 	if err != nil {
 		return nil, fmt.Errorf("security: %w", err)
 	}

@@ -105,6 +105,10 @@ var otherComments = map[string]string{
 	"security.key-path":    "File of the certificate's private key.",
 	"security.cert-allowed-cn": "Names of certificates that may connect; empty: all of the authorities. " +
 		"Servers of the cluster always may.",
+	"security.cert-node-cn": "Names of servers of the cluster, where certificates have no URI " +
+		"of a role. Once one of these lists is set, such a certificate needs to be in one.",
+	"security.cert-admin-cn":  "Names of admins, in the same way.",
+	"security.cert-client-cn": "Names of clients, in the same way.",
 	"security.allow-plain": "Serve connections without TLS on the client port too, while a cluster changes to " +
 		"TLS.",
 	"security.redact-keys": "Write hashes of keys to the log instead of keys.",

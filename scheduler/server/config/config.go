@@ -137,6 +137,11 @@ type Security struct {
 	// CertAllowedCN are the names of certificates that may connect to the client port; empty allows
 	// all of the authorities. Those of this cluster's servers may in any case.
 	CertAllowedCN []string `toml:"cert-allowed-cn"`
+	// CertNodeCN, CertAdminCN and CertClientCN give roles by common names to certificates without
+	// a role URI. Once one is set, a certificate with neither is refused.
+	CertNodeCN   []string `toml:"cert-node-cn"`
+	CertAdminCN  []string `toml:"cert-admin-cn"`
+	CertClientCN []string `toml:"cert-client-cn"`
 	// AllowPlain serves connections without TLS on the client port too: for the time in which a
 	// cluster changes to TLS.
 	AllowPlain bool `toml:"allow-plain"`
@@ -148,6 +153,11 @@ type Security struct {
 // Files are the paths.
 func (s *Security) Files() security.Files {
 	return security.Files{CA: s.CACertPath, Cert: s.CertPath, Key: s.KeyPath}
+}
+
+// Names are the roles by common names.
+func (s *Security) Names() *security.Names {
+	return &security.Names{Node: s.CertNodeCN, Admin: s.CertAdminCN, Client: s.CertClientCN}
 }
 
 // Default returns a configuration that works with no flag at all.
@@ -346,6 +356,14 @@ func (c *Config) validateDoors() error {
 						p.String()))
 			}
 		}
+	}
+	if names := c.Security.Names(); !names.Empty() && c.Security.CertPath == "" {
+		errs = append(errs, errors.New(
+			"security: cert-node-cn, cert-admin-cn and cert-client-cn need a certificate "+
+				"(cert-path)"))
+	}
+	if err := c.Security.Names().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("security: %w", err))
 	}
 	for _, o := range c.API.AllowedOrigins {
 		if err := security.ValidOrigin(o); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,7 +38,9 @@ type Door struct {
 	logger   *zap.Logger
 	dir      string
 	wg       sync.WaitGroup
-	mu       struct {
+	// full counts the connections that there was no room for.
+	full atomic.Uint64
+	mu   struct {
 		sync.Mutex
 		listeners []net.Listener
 		// conns are those of both sides. Invariant: none is added once closed.
@@ -140,7 +143,11 @@ func (d *Door) accept(l net.Listener) {
 func (d *Door) enter(c net.Conn, member bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.mu.closed || member && d.mu.count >= maxConns {
+	if d.mu.closed {
+		return false
+	}
+	if member && d.mu.count >= maxConns {
+		d.full.Add(1)
 		return false
 	}
 	d.mu.conns[c] = struct{}{}
@@ -160,6 +167,25 @@ func (d *Door) leave(c net.Conn, member bool) {
 	}
 }
 
+// Conns is how many connections from outside there are, and Full how many there was no room for
+// since the start. A nil Door has none. Safe for concurrent use.
+func (d *Door) Conns() int {
+	if d == nil {
+		return 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.count
+}
+
+// Full is documented at Conns.
+func (d *Door) Full() uint64 {
+	if d == nil {
+		return 0
+	}
+	return d.full.Load()
+}
+
 // refused logs why a connection was not served, now and then.
 func (d *Door) refused(c net.Conn, err error) {
 	d.mu.Lock()
@@ -177,11 +203,10 @@ func (d *Door) serve(c *security.Conn) error {
 	if err := c.Handshake(); err != nil {
 		return err
 	}
-	state := c.State()
-	if !security.May(state, security.RoleNode) {
+	if !security.MayConn(c, security.RoleNode) {
 		return fmt.Errorf(
 			"the peer port is for members of the placement service; the certificate of %q is for something else",
-			state.PeerCertificates[0].Subject.CommonName)
+			c.State().PeerCertificates[0].Subject.CommonName)
 	}
 	inner, err := net.DialTimeout("unix", d.Socket(), stall)
 	if err != nil {

@@ -57,6 +57,37 @@ func open(t *testing.T, id *security.Identity, dataDir string) (*peerdoor.Door, 
 	return d, addr
 }
 
+// TestFloodOfPeers: connections above the limit are refused and counted, and members come in again
+// when the others have gone.
+func TestFloodOfPeers(t *testing.T) {
+	const limit = 256
+	dir := t.TempDir() + "/certs"
+	require.NoError(t, security.CreateCA(dir))
+	node := identity(t, dir, "node", security.RoleNode)
+	d, addr := open(t, node, t.TempDir())
+	var flood []net.Conn
+	defer func() {
+		for _, nc := range flood {
+			_ = nc.Close()
+		}
+	}()
+	for range limit {
+		nc, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		flood = append(flood, nc)
+	}
+	require.Eventually(t, func() bool { return d.Conns() == limit }, 20*time.Second,
+		time.Millisecond)
+	require.Zero(t, d.Full())
+	require.False(t, echoes(t, addr, node.Client("http/1.1")), "no room")
+	require.EqualValues(t, 1, d.Full())
+	for _, nc := range flood {
+		require.NoError(t, nc.Close())
+	}
+	require.Eventually(t, func() bool { return d.Conns() == 0 }, 20*time.Second, time.Millisecond)
+	require.True(t, echoes(t, addr, node.Client("http/1.1")))
+}
+
 // echoes tells whether what is behind the door answers.
 func echoes(t *testing.T, addr string, cfg *tls.Config) bool {
 	t.Helper()
