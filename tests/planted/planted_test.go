@@ -482,13 +482,20 @@ var bugs = []bug{
 	{
 		name: "txn-view-of-another-term", file: executorFile, pkg: commandsPkg,
 		run: "TestViewOfAnotherTerm", tries: 1,
-		change: [][2]string{{"	if at != term || does.chooses && ", "	if does.chooses && "}},
+		change: [][2]string{
+			{"	if at != term || does.chooses && ", "	if does.chooses && "},
+			{"	if led == term {\n", "	if led == term || true {\n"},
+		},
 	},
 	{
 		name: "txn-latch-released-at-the-deadline", file: executorFile, pkg: commandsPkg,
 		run: "TestLatchesOutliveTheClient", tries: 1,
 		change: [][2]string{
 			{"	case <-ctx.Done():\n", "	case <-ctx.Done():\n		release(false)\n"},
+			{
+				"	e.st.WriteBound(c, storage.Bound{Term: term}, tx.Modifies(), deadline,\n",
+				"	time.AfterFunc(time.Until(deadline), release)\n	e.st.WriteBound(c, storage.Bound{Term: term}, tx.Modifies(), deadline,\n",
+			},
 		},
 	},
 	{
@@ -789,7 +796,10 @@ var bugs = []bug{
 	{
 		name: "txn-checks-of-absence-are-no-reads", file: prewriteFile, pkg: commandsPkg,
 		run: "TestChecksOfAbsenceAreReads", tries: 1,
-		change: [][2]string{{"	if reads { // they", "	if false { // they"}},
+		change: [][2]string{
+			{"	if reads { // they", "	if reads && false { // they"},
+			{"	if reads && !e.raiseNow(p.StartTS) {\n", "	if reads && false {\n"},
+		},
 	},
 	{
 		name: "txn-client-timestamp-ignored", file: prewriteFile, pkg: commandsPkg,
