@@ -248,7 +248,7 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
-	if compressed == 0 && call.stream.offerInline(body) {
+	if compressed == 0 && call.stream.offerInline(body, charged) {
 		call.uncharge(charged)
 		if give := call.stream.in.Took(size); give > 0 {
 			call.stream.giveBack(give)
