@@ -12,6 +12,9 @@ type Assembler struct {
 	Need int
 	// Early is how many bytes of an answer were given back to the server's window already.
 	Early int64
+	// Waits: there is no room for the whole message yet. Memory follows what has come, at most
+	// twice that.
+	Waits bool
 }
 
 // Started tells whether a part of a message has come and the rest has not.
@@ -45,8 +48,12 @@ func (a *Assembler) Add(
 		a.Msg = append(make([]byte, 0, min(a.Need, 64<<10)), a.Msg...)
 	}
 	n := min(a.Need-len(a.Msg), len(data))
-	if len(a.Msg)+n > cap(a.Msg) { // it was charged for
-		a.Msg = append(make([]byte, 0, a.Need), a.Msg...)
+	if len(a.Msg)+n > cap(a.Msg) {
+		size := a.Need
+		if a.Waits {
+			size = min(size, 2*(len(a.Msg)+n))
+		}
+		a.Msg = append(make([]byte, 0, size), a.Msg...)
 	}
 	a.Msg = append(a.Msg, data[:n]...)
 	if len(a.Msg) < a.Need {

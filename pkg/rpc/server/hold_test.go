@@ -78,6 +78,7 @@ func TestMessageIsChargedUntilItIsGivenBack(t *testing.T) {
 		defer in.mu.Unlock()
 		return len(in.mu.waiting) == 1
 	}, rpctest.Patience, time.Millisecond)
+	require.Less(t, s.Stats().RequestBytes, int64(size+100<<10), "what waits is not charged whole")
 	first.hold.Give(size / 2)
 	require.Less(t, first.hold.Left(), int64(size/2+100))
 	first.hold.Give(size) // more than is left

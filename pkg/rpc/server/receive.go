@@ -104,6 +104,7 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 			call.discard = true
 			return nil, false, nil, nil
 		}
+		call.parts.Waits = !cl.given.Load() // a stream's window is larger than what was charged
 	}
 	msg, kept, rest, err = call.parts.Add(data, limit, &call.check)
 	if cl != nil {
