@@ -12,19 +12,17 @@ type Assembler struct {
 	Need int
 	// Early is how many bytes of an answer were given back to the server's window already.
 	Early int64
-	// Waits: there is no room for the whole message yet. Memory follows what has come, at most
-	// twice that.
-	Waits bool
 }
 
 // Started tells whether a part of a message has come and the rest has not.
 func (a *Assembler) Started() bool { return len(a.Msg) > 0 }
 
 // Add takes bytes from data. When a message is complete it is returned with its prefix: within
-// data, or kept, in memory of its own. k is the call's checksum. Errors are statuses, or
-// ErrCorrupt.
+// data, or kept, in memory of its own. waits: there is no room for the whole message
+// yet; memory follows what has come, at most twice that. k is the call's checksum. Errors are
+// statuses, or ErrCorrupt.
 func (a *Assembler) Add(
-	data []byte, limit int, k *Checksum,
+	data []byte, limit int, waits bool, k *Checksum,
 ) (msg []byte, kept bool, rest []byte, err error) {
 	if len(a.Msg) < PrefixSize {
 		if len(a.Msg) == 0 && len(data) >= PrefixSize {
@@ -50,7 +48,7 @@ func (a *Assembler) Add(
 	n := min(a.Need-len(a.Msg), len(data))
 	if len(a.Msg)+n > cap(a.Msg) {
 		size := a.Need
-		if a.Waits {
+		if waits {
 			size = min(size, 2*(len(a.Msg)+n))
 		}
 		a.Msg = append(make([]byte, 0, size), a.Msg...)

@@ -104,9 +104,9 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 			call.discard = true
 			return nil, false, nil, nil
 		}
-		call.parts.Waits = !cl.given.Load() // a stream's window is larger than what was charged
 	}
-	msg, kept, rest, err = call.parts.Add(data, limit, &call.check)
+	waits := cl != nil && !cl.given.Load() // a stream's window is larger than what was charged
+	msg, kept, rest, err = call.parts.Add(data, limit, waits, &call.check)
 	if cl != nil {
 		cl.got.Store(int64(len(call.parts.Msg)))
 		cl.done = msg != nil
