@@ -18,10 +18,11 @@ type Assembler struct {
 func (a *Assembler) Started() bool { return len(a.Msg) > 0 }
 
 // Add takes bytes from data. When a message is complete it is returned with its prefix: within
-// data, or kept, in memory of its own. k is the call's checksum. Errors are statuses, or
-// ErrCorrupt.
+// data, or kept, in memory of its own. waits: there is no room for the whole message
+// yet; memory follows what has come, at most twice that. k is the call's checksum. Errors are
+// statuses, or ErrCorrupt.
 func (a *Assembler) Add(
-	data []byte, limit int, k *Checksum,
+	data []byte, limit int, waits bool, k *Checksum,
 ) (msg []byte, kept bool, rest []byte, err error) {
 	if len(a.Msg) < PrefixSize {
 		if len(a.Msg) == 0 && len(data) >= PrefixSize {
@@ -45,8 +46,12 @@ func (a *Assembler) Add(
 		a.Msg = append(make([]byte, 0, min(a.Need, 64<<10)), a.Msg...)
 	}
 	n := min(a.Need-len(a.Msg), len(data))
-	if len(a.Msg)+n > cap(a.Msg) { // it was charged for
-		a.Msg = append(make([]byte, 0, a.Need), a.Msg...)
+	if len(a.Msg)+n > cap(a.Msg) {
+		size := a.Need
+		if waits {
+			size = min(size, 2*(len(a.Msg)+n))
+		}
+		a.Msg = append(make([]byte, 0, size), a.Msg...)
 	}
 	a.Msg = append(a.Msg, data[:n]...)
 	if len(a.Msg) < a.Need {

@@ -51,7 +51,7 @@ func TestAssembler(t *testing.T) {
 			stream = stream[len(chunk):]
 			var got [][]byte
 			for data := chunk; len(data) > 0; {
-				msg, _, rest, err := a.Add(data, 100_000, new(Checksum))
+				msg, _, rest, err := a.Add(data, 100_000, false, new(Checksum))
 				require.NoError(t, err)
 				if msg != nil {
 					got = append(got, bytes.Clone(msg))
@@ -77,7 +77,7 @@ func TestAssemblerLimits(t *testing.T) {
 				prefix[:cut], append(bytes.Clone(prefix[cut:]), 1, 2, 3),
 			} {
 				if err == nil && len(part) > 0 {
-					_, _, _, err = a.Add(part, 10, new(Checksum))
+					_, _, _, err = a.Add(part, 10, false, new(Checksum))
 				}
 			}
 			require.Error(t, err)
@@ -85,7 +85,7 @@ func TestAssemblerLimits(t *testing.T) {
 	}
 	// A size alone costs little.
 	var a Assembler
-	_, _, _, err := a.Add([]byte{0, 0x40, 0, 0, 0, 1}, 1<<30, new(Checksum))
+	_, _, _, err := a.Add([]byte{0, 0x40, 0, 0, 0, 1}, 1<<30, false, new(Checksum))
 	require.NoError(t, err)
 	require.LessOrEqual(t, cap(a.Msg), 64<<10)
 }

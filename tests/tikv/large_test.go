@@ -31,11 +31,11 @@ func mostResident(t *testing.T, pid int) int {
 }
 
 // largeBatch sends puts of 1 MiB in one message of 128 MiB, and then a get. It returns how many
-// puts were carried out and how many refused because the store was busy; all else, a stream that
-// ends among it, is an error.
+// puts were carried out and how many refused, because the store was busy or the region has been
+// split meanwhile; all else, a stream that ends among it, is an error.
 func largeBatch(
 	ctx context.Context, store tikvpb.TikvClient, rc *kvrpcpb.Context, id, puts int,
-) (done, busy int, err error) {
+) (done, refused int, err error) {
 	stream, err := store.BatchCommands(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -61,15 +61,16 @@ func largeBatch(
 	for answered := 0; answered < puts; {
 		resp, err := stream.Recv()
 		if err != nil {
-			return done, busy, fmt.Errorf("after %d answers: %w", answered, err)
+			return done, refused, fmt.Errorf("after %d answers: %w", answered, err)
 		}
 		for _, r := range resp.Responses {
 			answered++
 			switch put := r.GetRawPut(); {
-			case put.GetRegionError().GetServerIsBusy().GetReason() != "":
-				busy++
+			case put.GetRegionError().GetServerIsBusy().GetReason() != "",
+				put.GetRegionError().GetEpochNotMatch() != nil:
+				refused++
 			case put == nil || put.RegionError != nil || put.Error != "":
-				return done, busy, fmt.Errorf("answered by %v", r)
+				return done, refused, fmt.Errorf("answered by %v", r)
 			default:
 				done++
 			}
@@ -82,21 +83,29 @@ func largeBatch(
 			{Cmd: &tikvpb.BatchCommandsRequest_Request_RawGet{RawGet: get}},
 		},
 	}); err != nil {
-		return done, busy, err
+		return done, refused, err
 	}
 	resp, err := stream.Recv()
-	if err == nil && string(resp.Responses[0].GetRawGet().GetValue()) != "v" {
+	if err != nil {
+		return done, refused, err
+	}
+	got := resp.Responses[0].GetRawGet()
+	if string(got.GetValue()) != "v" && got.GetRegionError().GetEpochNotMatch() == nil {
 		err = fmt.Errorf("the get was answered by %v", resp)
 	}
-	return done, busy, err
+	return done, refused, err
 }
 
 // Clients put no limit on the bytes of a batch. 128 puts of 1 MiB in one message are carried out,
 // or refused because the store is busy, and the stream goes on. ATTACK=1: ten clients do so at the
-// same time; what the store takes for them is logged, and has no bound that could be required yet
-// (docs/roadmap.md).
+// same time; a store takes their messages one after another.
+//
+// The bound of both forms: one message is larger than max-request-bytes, so it is held alone, in
+// four copies at most (as it came, decoded, as commands, in the raft log). Garbage is as much
+// again. The rest, 256 MiB, is for the engine and what the store takes without clients.
 func TestLargeBatches(t *testing.T) {
 	clients, puts := 1, 128
+	bound := 2*4*puts + 256 // MiB
 	if os.Getenv("ATTACK") != "" {
 		clients = 10
 	}
@@ -112,27 +121,28 @@ func TestLargeBatches(t *testing.T) {
 	before := mostResident(t, c.stores[0].cmd.Process.Pid)
 	began := time.Now()
 	var wg sync.WaitGroup
-	dones, busies := make([]int, clients), make([]int, clients)
+	dones, refusals := make([]int, clients), make([]int, clients)
 	for id := range clients {
 		own := tikvpb.NewTikvClient(dial(t, c.stores[0].addr))
 		wg.Add(1)
 		go func() { // ends with ctx
 			defer wg.Done()
 			var err error
-			if dones[id], busies[id], err = largeBatch(ctx, own, rc, id, puts); err != nil {
+			if dones[id], refusals[id], err = largeBatch(ctx, own, rc, id, puts); err != nil {
 				t.Errorf("client %d: %v", id, err)
 			}
 		}()
 	}
 	wg.Wait()
 	most := mostResident(t, c.stores[0].cmd.Process.Pid)
-	t.Logf("%d clients: carried out %v, busy %v, %v; %d MiB at most, %d before", clients, dones,
-		busies, time.Since(began), most, before)
+	t.Logf("%d clients: carried out %v, refused %v, %v; %d MiB at most, %d before", clients,
+		dones, refusals, time.Since(began), most, before)
 	for id := range clients {
-		require.Equal(t, puts, dones[id]+busies[id])
+		require.Equal(t, puts, dones[id]+refusals[id])
 	}
 	if clients == 1 {
 		require.Equal(t, puts, dones[0], "nobody else kept the store busy")
-		require.Less(t, most, 1024, "MiB")
+		bound = 1024
 	}
+	require.Less(t, most, bound, "MiB")
 }

@@ -49,6 +49,7 @@ func (s *Service) batchCommands(stream grpc.ServerStream) error {
 		b.send()
 	}()
 	if b.rpc != nil {
+		b.rpc.KeepCharges()
 		b.rpc.OnMessage(b.inline)
 	}
 	err := b.receive()
@@ -100,6 +101,8 @@ type batchStream struct {
 	slots    chan struct{}
 	handlers sync.WaitGroup
 	wake     chan struct{}
+	// held are the charges of commands whose message was charged.
+	held held
 	// inlining is held while inline runs; once ended, it begins nothing any more.
 	inlining sync.Mutex
 	ended    bool
@@ -130,7 +133,16 @@ func (b *batchStream) receive() error {
 		if err := b.stream.RecvMsg(m); err != nil {
 			return err
 		}
+		if b.rpc != nil {
+			hold := b.rpc.Hold()
+			if b.ctx.Err() != nil {
+				hold.End()
+				return status.FromContextError(b.ctx.Err()).Err()
+			}
+			b.held.keep(hold, m.Requests)
+		}
 		if err := b.beginAll(m); err != nil {
+			b.held.giveAll(m.Requests)
 			return err
 		}
 		b.flush() // waits while the client does not take what there is
@@ -195,6 +207,7 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 		return false
 	}
 	if b.answerNow(id, req) {
+		b.held.give(req)
 		_, get = req.Cmd.(*tikvpb.BatchCommandsRequest_Request_RawGet)
 		return get
 	}
@@ -203,12 +216,14 @@ func (b *batchStream) beginOne(id uint64, req *request, began time.Time) (get bo
 			b.reply(id, req, &response{Cmd: &tikvpb.BatchCommandsResponse_Response_Get{Get: resp}},
 				err, nil)
 			b.count(req, began, err)
+			b.held.give(req)
 			return false
 		}
 	}
 	select {
 	case b.slots <- struct{}{}: // a client that sends more than it may waits
 	case <-b.ctx.Done():
+		b.held.give(req)
 		return false
 	}
 	if b.service.async == nil || !b.startWrite(id, req, began) {
@@ -475,6 +490,7 @@ func (b *batchStream) reply(
 func (b *batchStream) finish(
 	id uint64, req *request, resp *response, err error, room *rpc.Room,
 ) {
+	b.held.give(req)
 	b.reply(id, req, resp, err, room)
 	b.wakeSender()
 	<-b.slots

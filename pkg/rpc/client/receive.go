@@ -157,7 +157,8 @@ func (l *link) onData(f *http2.DataFrame) error {
 	data := f.Data()
 	padding := n - int64(len(data))
 	for len(data) > 0 {
-		msg, kept, rest, err := call.parts.Add(data, call.maxRecv()+call.check.Slack(), &call.check)
+		limit := call.maxRecv() + call.check.Slack()
+		msg, kept, rest, err := call.parts.Add(data, limit, false, &call.check)
 		if err == nil && msg != nil {
 			err = call.deliver(msg, kept)
 		}

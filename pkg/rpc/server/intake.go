@@ -13,7 +13,8 @@ import (
 )
 
 // intake bounds the bytes of requests that a server holds: messages that are not complete, and
-// complete ones until their call is answered or, on a stream, until the handler has taken them. A
+// complete ones until their call is answered or, on a stream, until the handler has taken them or
+// gives back their Hold. A
 // message that comes in one frame is not charged: its memory is that of the frame. A stream that
 // has a window reserved is charged for larger messages only.
 //
@@ -223,6 +224,62 @@ func (in *intake) release(call *Call) {
 	}
 	in.giveLocked(call, call.bill.held)
 }
+
+// Hold is what a message of a stream stays charged while its handler works on it. It outlives its
+// call. Safe for concurrent use; the nil Hold holds nothing.
+//
+// Invariant: left >= 0, and the intake's used has left in it.
+type Hold struct {
+	in   *intake
+	left atomic.Int64
+}
+
+// lend has a handler hold bytes that a call is charged for; nil if the call has ended, which has
+// given them back.
+func (in *intake) lend(call *Call, n int64) *Hold {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	n = min(n, call.bill.held)
+	if n == 0 {
+		return nil
+	}
+	call.bill.held -= n
+	h := &Hold{in: in}
+	h.left.Store(n)
+	return h
+}
+
+// Left is how many bytes are held.
+func (h *Hold) Left() int64 {
+	if h == nil {
+		return 0
+	}
+	return h.left.Load()
+}
+
+// Give gives n bytes back, or what is left if that is less.
+func (h *Hold) Give(n int64) {
+	if h == nil || n <= 0 {
+		return
+	}
+	for {
+		left := h.left.Load()
+		n = min(n, left)
+		if n == 0 {
+			return
+		}
+		if h.left.CompareAndSwap(left, left-n) {
+			break
+		}
+	}
+	h.in.mu.Lock()
+	defer h.in.mu.Unlock()
+	h.in.mu.used -= n
+	h.in.serveLocked()
+}
+
+// End gives everything back.
+func (h *Hold) End() { h.Give(h.Left()) }
 
 // abandon takes back what a message is charged that will not end.
 func (in *intake) abandon(cl *claim) {

@@ -105,7 +105,8 @@ func (call *Call) assemble(data []byte) (msg []byte, kept bool, rest []byte, err
 			return nil, false, nil, nil
 		}
 	}
-	msg, kept, rest, err = call.parts.Add(data, limit, &call.check)
+	waits := cl != nil && !cl.given.Load() // a stream's window is larger than what was charged
+	msg, kept, rest, err = call.parts.Add(data, limit, waits, &call.check)
 	if cl != nil {
 		cl.got.Store(int64(len(call.parts.Msg)))
 		cl.done = msg != nil
@@ -248,7 +249,7 @@ func (call *Call) deliver(msg []byte, kept, last bool) error {
 		call.request = body
 		return nil
 	}
-	if compressed == 0 && call.stream.offerInline(body) {
+	if compressed == 0 && call.stream.offerInline(body, charged) {
 		call.uncharge(charged)
 		if give := call.stream.in.Took(size); give > 0 {
 			call.stream.giveBack(give)

@@ -29,6 +29,9 @@ type Stream struct {
 	// window only.
 	reserved int64
 	in       rpc.Inbox
+	// keeps and hold belong to the goroutine that receives: see KeepCharges.
+	keeps bool
+	hold  *Hold
 }
 
 // startStream calls the handler on a goroutine.
@@ -123,10 +126,11 @@ func (st *Stream) Backlog() int {
 	return st.call.mu.Backlog()
 }
 
-// offerInline has the handler's OnMessage see a message, if it may.
-func (st *Stream) offerInline(msg []byte) bool {
-	f := st.in.Inline()
-	if f == nil {
+// offerInline has the handler's OnMessage see a message, if it may. One whose charge the handler
+// keeps goes through RecvMsg.
+func (st *Stream) offerInline(msg []byte, charged int64) bool {
+	f := st.in.Inline() // the handler waits in RecvMsg: it has set keeps
+	if f == nil || charged > 0 && st.keeps {
 		return false
 	}
 	c := st.call.c
@@ -141,11 +145,15 @@ func (st *Stream) RecvMsg(v any) error {
 	for {
 		m, give, ok, end := st.in.Pop()
 		if ok {
-			st.call.uncharge(m.Charged)
+			st.takeCharge(m.Charged)
 			if give > 0 {
 				st.giveBack(give)
 			}
-			return st.decode(m, v)
+			if err := st.decode(m, v); err != nil {
+				st.Hold().End()
+				return err
+			}
+			return nil
 		}
 		if end != nil {
 			return end
@@ -155,6 +163,32 @@ func (st *Stream) RecvMsg(v any) error {
 		case <-st.ctx.Done():
 			return status.FromContextError(st.ctx.Err()).Err()
 		}
+	}
+}
+
+// KeepCharges has messages stay charged after RecvMsg has returned them, until the handler gives
+// back what Hold returns. OnMessage does not see messages that are charged then. For the goroutine
+// that receives, before its first RecvMsg.
+func (st *Stream) KeepCharges() { st.keeps = true }
+
+// Hold returns what the message is charged that RecvMsg has returned last, once; nil if it is
+// charged nothing. The handler gives it back, also after the call has ended. For the goroutine that
+// receives.
+func (st *Stream) Hold() *Hold {
+	h := st.hold
+	st.hold = nil
+	return h
+}
+
+// takeCharge ends the charge of a message that the handler takes, or has the handler hold it.
+func (st *Stream) takeCharge(charged int64) {
+	st.Hold().End() // one that the handler has not asked for
+	switch {
+	case charged == 0:
+	case st.keeps:
+		st.hold = st.call.intake().lend(st.call, charged)
+	default:
+		st.call.uncharge(charged)
 	}
 }
 
