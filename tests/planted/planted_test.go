@@ -862,7 +862,8 @@ var bugs = []bug{
 		pkg: "./kv/client/txn", run: "TestAnswersThatNeverCome", tries: 1,
 		change: [][2]string{
 			{
-				"	// Nothing is rolled back here: if all keys are locked, the transaction has happened.\n", "	m.cleanUp()\n",
+				"	// Nothing is rolled back here: if all keys are locked, the transaction has happened.\n",
+				"	m.cleanUp()\n	if true {\n		return &UnknownError{err}\n	}\n",
 			},
 		},
 	},

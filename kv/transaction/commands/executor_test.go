@@ -59,22 +59,41 @@ func (l *leader) BoundReader(
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, _, err := l.BoundStorage.BoundReader(ctx, c, key)
-	term := l.mu.term
+	return r, l.viewedLocked(), err
+}
+
+// viewedLocked is the term of a view.
+func (l *leader) viewedLocked() uint64 {
 	if l.mu.viewTerm != 0 {
-		term, l.mu.term, l.mu.viewTerm = l.mu.viewTerm, l.mu.viewTerm, 0
+		l.mu.term, l.mu.viewTerm = l.mu.viewTerm, 0
 	}
-	return r, term, err
+	return l.mu.term
 }
 
 // ReadLocal implements storage.LocalReader.
 func (l *leader) ReadLocal(c *kvrpcpb.Context, key []byte) (storage.LocalRead, bool, error) {
-	term, err := l.Leadership(c)
-	if err != nil {
+	if _, err := l.Leadership(c); err != nil {
 		return storage.LocalRead{}, false, nil
 	}
+	var term uint64
+	l.set(func() { term = l.viewedLocked() })
 	r, err := l.Reader(context.Background(), c, key)
 	valid := func() bool { now, err := l.Leadership(c); return err == nil && now == term }
 	return storage.LocalRead{Reader: r, Term: term, Valid: valid}, true, err
+}
+
+// eitherWay runs a test of prewrites that try the way without waits first, and of those that
+// cannot.
+func eitherWay(t *testing.T, test func(t *testing.T, executor func(l *leader) *Executor)) {
+	t.Run("without a wait", func(t *testing.T) {
+		test(t, func(l *leader) *Executor { return New(l, Disk(), time.Minute) })
+	})
+	t.Run("with one", func(t *testing.T) {
+		test(t, func(l *leader) *Executor {
+			noLocalReads := struct{ storage.BoundStorage }{l}
+			return New(noLocalReads, Disk(), time.Minute)
+		})
+	})
 }
 
 var errStale = errors.New("stale")
@@ -116,93 +135,99 @@ func prewriteOne(ctx context.Context, e *Executor, key string, start uint64) ([]
 // TestLatchesOutliveTheClient: a command whose client has given up keeps its latches until its
 // write is known, so that the next one does not decide on the state before it.
 func TestLatchesOutliveTheClient(t *testing.T) {
-	l := newLeader(storage.NewMemStorage())
-	e := New(l, Disk(), time.Minute)
-	l.hold = true
-	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	_, err := prewriteOne(short, e, "k", 10)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	l.set(func() { l.hold = false })
-	short, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	_, err = prewriteOne(short, e, "k", 20)
-	require.ErrorIs(t, err, context.DeadlineExceeded,
-		"the latch is free although the write is not known")
+	eitherWay(t, func(t *testing.T, executor func(l *leader) *Executor) {
+		l := newLeader(storage.NewMemStorage())
+		e := executor(l)
+		l.hold = true
+		short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		_, err := prewriteOne(short, e, "k", 10)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		l.set(func() { l.hold = false })
+		short, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		_, err = prewriteOne(short, e, "k", 20)
+		require.ErrorIs(t, err, context.DeadlineExceeded,
+			"the latch is free although the write is not known")
 
-	type answer struct {
-		keyErrs []error
-		err     error
-	}
-	got := make(chan answer)
-	go func() {
-		keyErrs, err := prewriteOne(context.Background(), e, "k", 30)
-		got <- answer{keyErrs, err}
-	}()
-	l.set(func() { l.mu.held[0]() })
-	a := <-got
-	require.NoError(t, a.err)
-	require.Len(t, a.keyErrs, 1)
-	var locked *LockedError
-	require.ErrorAs(t, a.keyErrs[0], &locked)
-	require.Equal(t, uint64(10), locked.Ts)
+		type answer struct {
+			keyErrs []error
+			err     error
+		}
+		got := make(chan answer)
+		go func() {
+			keyErrs, err := prewriteOne(context.Background(), e, "k", 30)
+			got <- answer{keyErrs, err}
+		}()
+		l.set(func() { l.mu.held[0]() })
+		a := <-got
+		require.NoError(t, a.err)
+		require.Len(t, a.keyErrs, 1)
+		var locked *LockedError
+		require.ErrorAs(t, a.keyErrs[0], &locked)
+		require.Equal(t, uint64(10), locked.Ts)
+	})
 }
 
 // TestLatchesOfATermThatHasEnded: a write whose outcome is never known holds up nobody in the next
 // term, and those who wait for it are let go; without leadership, with the error that says so.
 func TestLatchesOfATermThatHasEnded(t *testing.T) {
-	l := newLeader(storage.NewMemStorage())
-	e := New(l, Disk(), time.Minute)
-	l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
-	_, err := prewriteOne(context.Background(), e, "k", 10)
-	require.ErrorContains(t, err, "unknown")
-	l.outcome = nil
-	got := make(chan error)
-	begin := func(start uint64) {
+	eitherWay(t, func(t *testing.T, executor func(l *leader) *Executor) {
+		l := newLeader(storage.NewMemStorage())
+		e := executor(l)
+		l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
+		_, err := prewriteOne(context.Background(), e, "k", 10)
+		require.ErrorContains(t, err, "unknown")
+		l.outcome = nil
+		got := make(chan error)
+		begin := func(start uint64) {
+			go func() {
+				_, err := prewriteOne(context.Background(), e, "k", start)
+				got <- err
+			}()
+		}
+		begin(20)
+		select {
+		case err := <-got:
+			t.Fatalf("it does not wait: %v", err)
+		case <-time.After(20 * time.Millisecond): // may pass wrongly, never fail wrongly
+		}
+		l.set(func() { l.mu.term = 6 })
+		require.NoError(t, <-got)
+
+		l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
+		_, err = prewriteOne(context.Background(), e, "q", 10)
+		require.ErrorContains(t, err, "unknown")
+		l.outcome = nil
+		gone := errors.New("not leader")
 		go func() {
-			_, err := prewriteOne(context.Background(), e, "k", start)
+			_, err := prewriteOne(context.Background(), e, "q", 30)
 			got <- err
 		}()
-	}
-	begin(20)
-	select {
-	case err := <-got:
-		t.Fatalf("it does not wait: %v", err)
-	case <-time.After(20 * time.Millisecond): // may pass wrongly, never fail wrongly
-	}
-	l.set(func() { l.mu.term = 6 })
-	require.NoError(t, <-got)
-
-	l.outcome = func(func()) (error, bool) { return errors.New("unknown"), false }
-	_, err = prewriteOne(context.Background(), e, "q", 10)
-	require.ErrorContains(t, err, "unknown")
-	l.outcome = nil
-	gone := errors.New("not leader")
-	go func() {
-		_, err := prewriteOne(context.Background(), e, "q", 30)
-		got <- err
-	}()
-	l.set(func() { l.mu.lost = gone })
-	require.ErrorIs(t, <-got, gone)
+		l.set(func() { l.mu.lost = gone })
+		require.ErrorIs(t, <-got, gone)
+	})
 }
 
 // TestViewOfAnotherTerm: the leadership changes between latch and view; the command begins again
 // under the new one.
 func TestViewOfAnotherTerm(t *testing.T) {
-	mem := storage.NewMemStorage()
-	l := newLeader(mem)
-	l.mu.viewTerm = 9
-	e := New(l, Disk(), time.Minute)
-	keyErrs, err := prewriteOne(context.Background(), e, "k", 10)
-	require.NoError(t, err)
-	require.Empty(t, keyErrs)
-	require.Equal(t, 1, mem.Len("lock"))
-	// And between view and write: it is refused.
-	l.outcome = func(func()) (error, bool) { return errStale, true }
-	require.ErrorIs(t, e.Commit(context.Background(), nil, keys("k"), 10, 11), errStale)
-	require.Equal(t, 1, mem.Len("lock"))
-	l.outcome = nil
-	require.NoError(t, e.Commit(context.Background(), nil, keys("k"), 10, 11))
+	eitherWay(t, func(t *testing.T, executor func(l *leader) *Executor) {
+		mem := storage.NewMemStorage()
+		l := newLeader(mem)
+		l.mu.viewTerm = 9
+		e := executor(l)
+		keyErrs, err := prewriteOne(context.Background(), e, "k", 10)
+		require.NoError(t, err)
+		require.Empty(t, keyErrs)
+		require.Equal(t, 1, mem.Len("lock"))
+		// And between view and write: it is refused.
+		l.outcome = func(func()) (error, bool) { return errStale, true }
+		require.ErrorIs(t, e.Commit(context.Background(), nil, keys("k"), 10, 11), errStale)
+		require.Equal(t, 1, mem.Len("lock"))
+		l.outcome = nil
+		require.NoError(t, e.Commit(context.Background(), nil, keys("k"), 10, 11))
+	})
 }
 
 // TestDeleteRangeIsAlone: it waits for a write that is under way, and commands wait for it, so that
