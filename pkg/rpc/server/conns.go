@@ -272,8 +272,8 @@ func (c *conn) retire() bool {
 	return true
 }
 
-// shed ends a retired connection. Its output is empty, so the last words fit into the socket: there
-// is no wait.
+// shed ends a retired connection. Its output is empty, so the last words fit into the socket. It
+// waits for another goroutine that is writing at the moment, and that writes them too.
 func (c *conn) shed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -281,6 +281,9 @@ func (c *conn) shed() {
 		_ = c.mu.out.Framer.WriteGoAway(c.lastID, http2.ErrCodeNo, []byte("too many connections"))
 		_ = c.nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		c.flushYielding()
+		for (c.mu.writing || c.mu.out.Size > 0) && c.mu.closed == nil {
+			c.mu.space.Wait() // a write that fails, as at the deadline, closes the connection
+		}
 	}
 	c.closeLocked(errShed)
 }
