@@ -248,12 +248,40 @@ type checksumJSON struct {
 	Bytes    uint64 `json:"bytes"`
 }
 
-// countCmd counts the pairs of a range at the stores: nothing of them is sent.
+// countCmd counts the pairs of a range.
 func countCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "count [START [END]]", Short: "Count the pairs of [START, END)"}
+	return sumUp(a, cmd, func(sum client.Sum) error {
+		if a.output == "json" {
+			return a.json(map[string]uint64{"pairs": sum.Pairs, "bytes": sum.Bytes})
+		}
+		_, err := fmt.Fprintln(a.stdout, sum.Pairs)
+		return err
+	})
+}
+
+func checksumCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "count [START [END]]", Args: args(cobra.MaximumNArgs(2)),
-		Short: "Count the pairs of [START, END)",
+		Use: "checksum [START [END]]",
+		Short: "Sum up the pairs of [START, END): the CRC-64/XZ of each key and value, exclusive or; " +
+			"how many; their bytes",
 	}
+	return sumUp(a, cmd, func(sum client.Sum) error {
+		out := checksumJSON{
+			Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes,
+		}
+		if a.output == "json" {
+			return a.json(out)
+		}
+		_, err := fmt.Fprintf(a.stdout, "%s, %d pairs, %d bytes\n",
+			out.Checksum, out.Pairs, out.Bytes)
+		return err
+	})
+}
+
+// sumUp completes a command that shows what the stores say of a range: its pairs are not sent.
+func sumUp(a *app, cmd *cobra.Command, show func(sum client.Sum) error) *cobra.Command {
+	cmd.Args = args(cobra.MaximumNArgs(2))
 	a.keyFlags(cmd)
 	prefix := cmd.Flags().String("prefix", "", "only keys that begin with this")
 	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
@@ -281,44 +309,7 @@ func countCmd(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if a.output == "json" {
-			return a.json(map[string]uint64{"pairs": sum.Pairs, "bytes": sum.Bytes})
-		}
-		fmt.Fprintln(a.stdout, sum.Pairs)
-		return nil
-	}
-	return cmd
-}
-
-func checksumCmd(a *app) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "checksum [START [END]]", Args: args(cobra.MaximumNArgs(2)),
-		Short: "Sum up the pairs of [START, END): the CRC-64/XZ of each key and value, exclusive or; how many; their bytes",
-	}
-	a.keyFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
-		bounds, err := a.decodeAll(argv)
-		if err != nil {
-			return err
-		}
-		bounds = append(bounds, nil, nil)
-		c, err := a.open(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		sum, err := c.Checksum(cmd.Context(), bounds[0], bounds[1])
-		if err != nil {
-			return err
-		}
-		out := checksumJSON{
-			Checksum: fmt.Sprintf("%016x", sum.Checksum), Pairs: sum.Pairs, Bytes: sum.Bytes,
-		}
-		if a.output == "json" {
-			return a.json(out)
-		}
-		fmt.Fprintf(a.stdout, "%s, %d pairs, %d bytes\n", out.Checksum, out.Pairs, out.Bytes)
-		return nil
+		return show(sum)
 	}
 	return cmd
 }

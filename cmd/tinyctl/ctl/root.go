@@ -86,8 +86,8 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	if err ==
-		context.Canceled { //nolint:errorlint // what is wrapped tells more, such as an unknown outcome
+	// What wraps it tells more, such as an unknown outcome.
+	if err == context.Canceled { //nolint:errorlint // see above
 		err = errors.New("interrupted")
 	}
 	if !errors.Is(err, errSilent) {

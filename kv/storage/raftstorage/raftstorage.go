@@ -68,9 +68,10 @@ func (s *Storage) checkContext(c *kvrpcpb.Context) error {
 func (s *Storage) Get(
 	ctx context.Context, c *kvrpcpb.Context, cf engine.CF, key []byte,
 ) ([]byte, bool, error) {
-	began := time.Now()
-	if value, found, ok, err := s.GetLocal(c, cf, key); ok {
-		trace.From(ctx).Add("read under the lease", began, time.Since(began))
+	rec := trace.From(ctx)
+	end := rec.Begin("try to read under the lease")
+	value, found, ok, err := s.GetLocal(c, cf, key)
+	if end(); ok {
 		return value, found, err
 	}
 	r, _, err := s.confirmed(ctx, header(c), key)
@@ -78,7 +79,7 @@ func (s *Storage) Get(
 		return nil, false, err
 	}
 	defer r.Close()
-	defer trace.From(ctx).Begin("read")()
+	defer rec.Begin("read")()
 	return r.Get(cf, key)
 }
 

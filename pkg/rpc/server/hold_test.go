@@ -102,21 +102,33 @@ func TestSmallMessagesHoldNothing(t *testing.T) {
 	require.Zero(t, s.Stats().RequestBytes)
 }
 
-// TestHoldIsNotAskedFor: a handler that keeps charges and does not ask for them loses nothing.
+// TestHoldIsNotAskedFor: a handler that keeps charges and does not ask for them gives each back with
+// its next RecvMsg.
 func TestHoldIsNotAskedFor(t *testing.T) {
+	var s *Server
+	received, left := 0, make(chan int64, 1)
 	s, addr := startBusy(t, Options{MaxStreamWindows: 1}, &rpctest.KV{
 		Stream: func(st grpc.ServerStream) error {
 			StreamOf(st.Context()).KeepCharges()
-			for {
+			for ; ; received++ {
 				if err := st.RecvMsg(new(kvrpcpb.RawGetRequest)); err != nil {
+					left <- s.Stats().RequestBytes
 					return err
+				}
+				if s.Stats().RequestBytes == 0 {
+					t.Error("a message that was taken is not charged any more")
 				}
 			}
 		},
 	})
-	require.NoError(t, sendOn(t, addr, rpctest.Within(t), 100_000).Wait())
-	st, err := rpctest.DialKV(t, addr).BatchCommands(rpctest.Within(t))
+	c := client.New(addr, client.Options{})
+	t.Cleanup(func() { _ = c.Close() })
+	st, err := tinykvpb.NewTinyKvClient(c).BatchCommands(rpctest.Within(t))
 	require.NoError(t, err)
+	for range 3 {
+		require.NoError(t, st.SendMsg(&kvrpcpb.RawGetRequest{Key: make([]byte, 100_000)}))
+	}
 	require.NoError(t, st.CloseSend())
-	_ = s
+	require.Zero(t, rpctest.Wait(t, left, "the end of the stream"))
+	require.Equal(t, 3, received)
 }

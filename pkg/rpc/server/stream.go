@@ -156,6 +156,7 @@ func (st *Stream) RecvMsg(v any) error {
 			return nil
 		}
 		if end != nil {
+			st.Hold().End() // of the last message, if the handler has not asked for it
 			return end
 		}
 		select {
