@@ -20,6 +20,7 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/storage/raftstorage"
@@ -82,11 +83,14 @@ func newReplicatedWith(t testing.TB, o raftstore.Options) *Server {
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
+	// The store takes requests once what it publishes names the leader, which is later than the
+	// election.
 	require.Eventually(t, func() bool {
-		p, err := store.Peer(context.Background(), 1)
-		return err == nil && p.IsLeader
-	},
-		10*time.Second, time.Millisecond)
+		_, err := store.LocalRead(message.Header{
+			RegionID: 1, Peer: self, Epoch: &metapb.RegionEpoch{Version: 1, ConfVer: 1},
+		}, nil)
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
 	return New(cfg, raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration), store, snaps,
 		zap.NewNop())
 }

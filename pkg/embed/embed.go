@@ -20,7 +20,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,6 +33,7 @@ import (
 	storeconfig "github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/node"
 	"github.com/tinykv/tinykv/pkg/clustermode"
+	"github.com/tinykv/tinykv/pkg/freeport"
 	placement "github.com/tinykv/tinykv/scheduler/client"
 	"github.com/tinykv/tinykv/scheduler/server"
 	schedulerconfig "github.com/tinykv/tinykv/scheduler/server/config"
@@ -113,15 +113,6 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	return c, nil
 }
 
-// freeAddr is an address of the loopback interface that nobody listens on at the moment.
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
 // layoutFile names the addresses under which the members of the placement service know each other:
 // they have to be the same when a directory is taken up.
 const layoutFile = "embed.json"
@@ -145,12 +136,8 @@ func (c *Cluster) peerAddrs() ([]string, error) {
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}
-	for range c.cfg.Schedulers {
-		addr, err := freeAddr()
-		if err != nil {
-			return nil, err
-		}
-		addrs = append(addrs, addr)
+	if addrs, err = freeport.Addrs(c.cfg.Schedulers); err != nil {
+		return nil, err
 	}
 	if data, err = json.Marshal(addrs); err != nil {
 		return nil, err

@@ -12,12 +12,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/freeport"
 )
 
 // TestServiceManagerIsNotified: units of Type=notify are up when the server serves, and not before.
 func TestServiceManagerIsNotified(t *testing.T) {
-	ports, err := localcluster.FreePorts(4)
+	ports, err := freeport.Find(4)
 	require.NoError(t, err)
 	url := func(i int) string { return fmt.Sprintf("http://127.0.0.1:%d", ports[i]) }
 	dir := t.TempDir()

@@ -24,6 +24,7 @@ import (
 	"github.com/tinykv/tinykv/kv/engine"
 	"github.com/tinykv/tinykv/kv/engine/engines"
 	"github.com/tinykv/tinykv/kv/node"
+	"github.com/tinykv/tinykv/pkg/freeport"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 )
 
@@ -146,7 +147,7 @@ const (
 // and fast reports.
 func (s *site) store(command, name string, replace map[string]string) *localcluster.Process {
 	s.Helper()
-	ports, err := localcluster.FreePorts(2)
+	ports, err := freeport.Find(2)
 	require.NoError(s, err)
 	dir := s.TempDir()
 	conf := filepath.Join(dir, "fast.toml")
@@ -250,7 +251,7 @@ func manualStarts(t *testing.T, m *manual) {
 		require.Zero(t, code, out)
 		require.Contains(t, out, "[")
 	}
-	ports, err := localcluster.FreePorts(2)
+	ports, err := freeport.Find(2)
 	require.NoError(t, err)
 	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	bin, args := m.args(t, "tinyscheduler --mode txn", nil)
@@ -325,7 +326,7 @@ func manualStores(t *testing.T, m *manual) {
 	require.Zero(t, code, out)
 	require.Contains(t, out, "WRITES/S")
 
-	closed, err := localcluster.FreePorts(1)
+	closed, err := freeport.Find(1)
 	require.NoError(t, err)
 	nowhere := fmt.Sprintf("127.0.0.1:%d", closed[0])
 	third := s.store(startStore, "third", map[string]string{"h5:20160": nowhere})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,7 +23,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	rpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
-	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/freeport"
 )
 
 // output collects what a process prints. Safe for concurrent use.
@@ -57,13 +58,20 @@ func (o *output) waitFor(t *testing.T, text string) {
 func freeBase(t *testing.T) int {
 	t.Helper()
 	for range 50 {
-		ports, err := localcluster.FreePorts(1)
+		ports, err := freeport.Find(1)
 		require.NoError(t, err)
-		if ports[0] < 60000 {
+		free := true
+		for _, p := range []int{1, 100, 101} {
+			l, err := net.Listen("tcp", freeport.Addr(ports[0]+p))
+			if free = free && err == nil; err == nil {
+				require.NoError(t, l.Close())
+			}
+		}
+		if free {
 			return ports[0]
 		}
 	}
-	t.Fatal("no free port below 60000")
+	t.Fatal("no base with free ports")
 	return 0
 }
 
@@ -166,7 +174,7 @@ func childNamed(t *testing.T, parent int, part string) int {
 // port.
 func TestTinyKVSpellings(t *testing.T) {
 	c := start(t, 1)
-	ports, err := localcluster.FreePorts(2)
+	ports, err := freeport.Find(2)
 	require.NoError(t, err)
 	addr, status := fmt.Sprintf("127.0.0.1:%d", ports[0]), fmt.Sprintf("127.0.0.1:%d", ports[1])
 	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "-scheduler",
@@ -249,7 +257,7 @@ func TestStandalone(t *testing.T) {
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "c.toml")
 	require.NoError(t, os.WriteFile(conf, []byte("[storage]\nraft = false\n"), 0o600))
-	ports, err := localcluster.FreePorts(1)
+	ports, err := freeport.Find(1)
 	require.NoError(t, err)
 	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
 	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinykv-server"), "--config",

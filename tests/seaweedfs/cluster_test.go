@@ -3,6 +3,7 @@ package seaweedfs
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -109,15 +110,17 @@ type cluster struct {
 	filers    []*process
 }
 
-// freeAddrs returns addresses that nobody listens on right now.
+// freeAddrs returns addresses that nothing listens on right now. Their ports lie below those that
+// the system gives to outgoing connections, which could take them before the server listens.
 func freeAddrs(t *testing.T, n int) []string {
 	t.Helper()
 	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close()
-		out = append(out, l.Addr().String())
+	for len(out) < n {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			defer l.Close()
+			out = append(out, addr)
+		}
 	}
 	return out
 }

@@ -13,13 +13,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/server/v3/embed"
 
-	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/freeport"
 )
 
 // startEtcd runs one member in this process.
 func startEtcd(t *testing.T) string {
 	t.Helper()
-	ports, err := localcluster.FreePorts(2)
+	ports, err := freeport.Find(2)
 	require.NoError(t, err)
 	at := func(i int) url.URL {
 		return url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", ports[i])}

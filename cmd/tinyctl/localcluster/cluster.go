@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	mrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tinykv/tinykv/pkg/freeport"
 	"github.com/tinykv/tinykv/pkg/security"
 )
 
@@ -134,7 +134,7 @@ func choosePorts(o Options) (portPlan, error) {
 		}
 		return p, nil
 	}
-	free, err := FreePorts(2*o.Schedulers + 2*o.Stores)
+	free, err := freeport.Find(2*o.Schedulers + 2*o.Stores)
 	if err != nil {
 		return p, err
 	}
@@ -143,34 +143,6 @@ func choosePorts(o Options) (portPlan, error) {
 	p.store, p.status = free[:o.Stores], free[o.Stores:]
 	return p, nil
 }
-
-// FreePorts returns ports that nobody listens on right now. They lie below those that the system
-// gives to outgoing connections: else one of these could take the port of a process that is down
-// for a while.
-func FreePorts(n int) ([]int, error) {
-	var ports []int
-	var held []net.Listener
-	defer func() {
-		for _, l := range held {
-			_ = l.Close()
-		}
-	}()
-	for try := 0; len(ports) < n; try++ {
-		port := 10_000 + mrand.IntN(22_000)
-		l, err := net.Listen("tcp", local(port))
-		if err != nil && try < 100*n {
-			continue // somebody else's
-		}
-		if err != nil {
-			return nil, err
-		}
-		held = append(held, l)
-		ports = append(ports, port)
-	}
-	return ports, nil
-}
-
-func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 func (c *Cluster) layOut(ports portPlan) error {
 	o := &c.opts
@@ -185,12 +157,13 @@ func (c *Cluster) layOut(ports portPlan) error {
 	var members []string
 	for i, port := range ports.client {
 		name := fmt.Sprintf("scheduler-%d", i+1)
-		p, err := c.process(name, "tinyscheduler", local(port), "", "--name", name, "--config",
+		p, err := c.process(name, "tinyscheduler", freeport.Addr(port), "", "--name", name,
+			"--config",
 			schedConf)
 		if err != nil {
 			return err
 		}
-		peer, err := c.advertise(name, local(ports.peer[i]))
+		peer, err := c.advertise(name, freeport.Addr(ports.peer[i]))
 		if err != nil {
 			return err
 		}
@@ -198,19 +171,21 @@ func (c *Cluster) layOut(ports portPlan) error {
 		members = append(members, fmt.Sprintf("%s=%s%s", name, scheme, peer))
 		p.args = append(p.args, "--client-urls", scheme+p.Listen, "--advertise-client-urls",
 			scheme+p.Addr,
-			"--peer-urls", scheme+local(ports.peer[i]), "--advertise-peer-urls", scheme+peer)
+			"--peer-urls", scheme+freeport.Addr(ports.peer[i]), "--advertise-peer-urls",
+			scheme+peer)
 		p.args = append(p.args, c.certs.args("--cacert")...)
 		p.tls = c.certs.client
-		p.ports = append(p.ports, local(ports.peer[i]))
+		p.ports = append(p.ports, freeport.Addr(ports.peer[i]))
 		c.Schedulers = append(c.Schedulers, p)
 	}
 	for _, p := range c.Schedulers {
 		p.first = []string{"--initial-cluster", strings.Join(members, ",")}
 	}
 	for j, port := range ports.store {
-		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", local(port),
-			local(ports.status[j]),
-			"--config", kvConf, "--addr", local(port), "--status-addr", local(ports.status[j]),
+		p, err := c.process(fmt.Sprintf("store-%d", j+1), "tinykv-server", freeport.Addr(port),
+			freeport.Addr(ports.status[j]),
+			"--config", kvConf, "--addr", freeport.Addr(port), "--status-addr",
+			freeport.Addr(ports.status[j]),
 			"--scheduler", strings.Join(c.Endpoints(), ","))
 		if err != nil {
 			return err

@@ -73,8 +73,8 @@ func TestEveryWriteFails(t *testing.T) {
 		return
 	}
 	const batches = 260 // about a MiB: several logs
-	run := func(f *failAt) (mem *vfs.MemFS, synced int, reported chan error, err error) {
-		mem = vfs.NewCrashableMem()
+	run := func(f *failAt) (mem *crashMem, synced int, reported chan error, err error) {
+		mem = newCrashMem()
 		opts := options()
 		reported = make(chan error, 1)
 		opts.OnFailure = func(err error) { reported <- err }

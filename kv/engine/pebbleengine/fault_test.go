@@ -2,7 +2,9 @@ package pebbleengine_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -19,6 +21,76 @@ func options() engine.Options {
 	return engine.Options{Dir: "a/b/db", CacheBytes: 1 << 20, MemTableBytes: 256 << 10}
 }
 
+// crashMem is a file system in memory that can be cloned as a crash would leave it, also while an
+// engine uses it. [vfs.MemFS] takes its lock for clones twice in Link and in ReuseForWrite: a clone
+// that begins between the two and the operation would wait for each other.
+type crashMem struct {
+	*vfs.MemFS
+	twice sync.RWMutex // read-locked by the operations that take MemFS's lock twice
+}
+
+func newCrashMem() *crashMem { return &crashMem{MemFS: vfs.NewCrashableMem()} }
+
+func (m *crashMem) Link(oldname, newname string) error {
+	m.twice.RLock()
+	defer m.twice.RUnlock()
+	return m.MemFS.Link(oldname, newname)
+}
+
+func (m *crashMem) ReuseForWrite(
+	oldname, newname string, category vfs.DiskWriteCategory,
+) (vfs.File, error) {
+	m.twice.RLock()
+	defer m.twice.RUnlock()
+	return m.MemFS.ReuseForWrite(oldname, newname, category)
+}
+
+func (m *crashMem) CrashClone(cfg vfs.CrashCloneCfg) *vfs.MemFS {
+	m.twice.Lock()
+	defer m.twice.Unlock()
+	return m.MemFS.CrashClone(cfg)
+}
+
+// TestCloneMeetsDoubleLock clones while other goroutines link and reuse files.
+func TestCloneMeetsDoubleLock(t *testing.T) {
+	mem := newCrashMem()
+	f, err := mem.Create("f", vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	// Ends with its last file.
+	go func() {
+		for i := range 2000 {
+			if err := mem.Link("f", "g"); err != nil {
+				done <- err
+				return
+			}
+			f, err := mem.ReuseForWrite("g", fmt.Sprint("h", i), vfs.WriteCategoryUnspecified)
+			if err != nil {
+				done <- err
+				return
+			}
+			_ = f.Close()
+		}
+		close(done)
+	}()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		default:
+			mem.CrashClone(vfs.CrashCloneCfg{})
+		}
+	}
+}
+
 // TestPowerLoss drops what was not synced, in whole or in part: what remains is whole batches, a
 // prefix, and not less than what was synced.
 func TestPowerLoss(t *testing.T) {
@@ -29,7 +101,7 @@ func TestPowerLoss(t *testing.T) {
 	short := 0
 	for seed := range rounds {
 		rng := rand.New(rand.NewPCG(seed, 9))
-		mem := vfs.NewCrashableMem()
+		mem := newCrashMem()
 		e, err := pebbleengine.OpenFS(options(), mem)
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +165,7 @@ func TestDiskFull(t *testing.T) {
 	if !enginetest.InChild(t) {
 		return
 	}
-	mem, full := vfs.NewCrashableMem(), &diskFull{}
+	mem, full := newCrashMem(), &diskFull{}
 	opts := options()
 	failed := make(chan error, 1)
 	opts.OnFailure = func(err error) { failed <- err }

@@ -26,6 +26,7 @@ import (
 	"github.com/tinykv/tinykv/kv/faultfs"
 	"github.com/tinykv/tinykv/kv/raftlog"
 	"github.com/tinykv/tinykv/kv/raftstore"
+	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/kv/raftstore/snap"
 	"github.com/tinykv/tinykv/kv/server/gate"
@@ -101,9 +102,13 @@ func replicatedWith(t testing.TB, start, end []byte, o raftstore.Options) storag
 	})
 	require.NoError(t, store.Start(context.Background()))
 	t.Cleanup(func() { store.Stop(); require.NoError(t, log.Close()) })
+	// The store takes requests once what it publishes names the leader, which is later than the
+	// election.
 	require.Eventually(t, func() bool {
-		p, err := store.Peer(context.Background(), 1)
-		return err == nil && p.IsLeader
+		_, err := store.LocalRead(message.Header{
+			RegionID: 1, Peer: self, Epoch: &ownmeta.RegionEpoch{Version: 1, ConfVer: 1},
+		}, nil)
+		return err == nil
 	}, 10*time.Second, time.Millisecond)
 	return raftstorage.New(store, e, cfg.Server.RequestTimeout.Duration)
 }

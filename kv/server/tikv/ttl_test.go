@@ -44,12 +44,12 @@ func newTTLFace(t *testing.T, features feature.Set) *ttlFace {
 
 func (f *ttlFace) seconds(n int) { f.clock.ahead.Add(int64(time.Duration(n) * time.Second)) }
 
-type message interface {
+type wireMessage interface {
 	Marshal() ([]byte, error)
 	Unmarshal(b []byte) error
 }
 
-func (f *ttlFace) call(method string, req, resp message) {
+func (f *ttlFace) call(method string, req, resp wireMessage) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

@@ -5,7 +5,6 @@ package servertest
 import (
 	"context"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tinykv/tinykv/pkg/freeport"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/schedulerpb"
 	"github.com/tinykv/tinykv/scheduler/server"
@@ -118,23 +118,14 @@ func StartCluster(t testing.TB, n int, opts ...Option) []*server.Server {
 	return out
 }
 
-// given are the addresses that FreeAddr has returned: the system may offer a port again at once.
-var given sync.Map
-
 // FreeAddr returns a host:port that nobody listens on right now, and another one with each call.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		_ = l.Close()
-		if _, before := given.LoadOrStore(addr, true); !before {
-			return addr
-		}
+	addrs, err := freeport.Addrs(1)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return addrs[0]
 }
 
 // DirectClient returns a stub for one member, without leader discovery.

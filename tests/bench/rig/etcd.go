@@ -8,6 +8,7 @@ import (
 
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
+	"github.com/tinykv/tinykv/pkg/freeport"
 )
 
 // Etcd is three members with the default configuration.
@@ -24,7 +25,7 @@ func NewEtcd(b Bins) (*Etcd, error) {
 		return nil, err
 	}
 	const members = 3
-	ports, err := localcluster.FreePorts(2 * members)
+	ports, err := freeport.Find(2 * members)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/cmd/tinyctl/loadgen"
 	"github.com/tinykv/tinykv/cmd/tinyctl/localcluster"
 	"github.com/tinykv/tinykv/kv/client/fill"
+	"github.com/tinykv/tinykv/pkg/freeport"
 	"github.com/tinykv/tinykv/proto/codec"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/tinykvpb"
@@ -32,7 +33,7 @@ func NewIdeal(b Bins, echo bool) (*Ideal, error) {
 	if s.base, err = newBase("ideal"); err != nil {
 		return nil, err
 	}
-	ports, err := localcluster.FreePorts(3)
+	ports, err := freeport.Find(3)
 	if err != nil {
 		return nil, err
 	}
