@@ -10,7 +10,7 @@ N ?= 10
 SEED ?=
 SEEDS ?= 300
 
-.PHONY: dist deploy-check test-seaweedfs attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
+.PHONY: dist deploy-check tikv tikv-207 tikv-85 test-seaweedfs attack conformance lint-full cover build kv scheduler ctl demo test test-race lint fmt-check tidy-check proto proto-check \
 	project2 project2a project2b project2c project3 project3a project3b project3c project4 project4a project4b project4c stress-suites sim sim-planted sim-sched sched-kills crash errors power model corrupt chaos planted fuzz ci clean help \
 	bench-build bench-compare bench-regions bench-plots bench-trouble
 
@@ -175,15 +175,22 @@ fmt-check: ## fail if gofmt would change a file
 tidy-check: ## fail if go mod tidy would change a file
 	$(GO) mod tidy -diff
 	cd proto/gen && $(GO) mod tidy -diff
-	cd tests/tikv && $(GO) mod tidy -diff
+	cd tests/tikv && $(GO) mod tidy -diff && $(GO) mod tidy -modfile=client85.mod -diff
 	cd tests/conformance && $(GO) mod tidy -diff
 	cd tests/deploy && $(GO) mod tidy -diff
 
 deploy-check: ## units, images and manifests of deploy/ against their schemas and the servers' options
 	cd tests/deploy && $(GO) vet ./... && $(GO) test -count=1 -v ./...
 
-tikv: ## TiKV's Go client against real processes
+tikv: ## TiKV's Go client against real processes: release 2.0.7 and the version of TiDB 8.5
+	$(MAKE) -j2 --output-sync=target tikv-207 tikv-85
+
+tikv-207: ## the older of them
 	cd tests/tikv && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+CLIENT85 = -modfile=client85.mod -tags client85
+tikv-85: ## the newer of them
+	cd tests/tikv && $(GO) vet $(CLIENT85) ./... && $(GO) test -count=1 $(CLIENT85) ./...
 
 test-seaweedfs: ## SeaweedFS with its filers on a cluster, end to end; the first build takes minutes and about 3 GB of modules
 	cd tests/seaweedfs && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) test -count=1 -timeout 20m -v ./...

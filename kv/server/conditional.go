@@ -83,3 +83,31 @@ func deleteRange(
 	}
 	return cond.DeleteRange(ctx, req.Context, cf, req.StartKey, req.EndKey)
 }
+
+// DestroyRange implements tinykvpb.TinyKvServer.
+func (s *Server) DestroyRange(
+	ctx context.Context, req *kvrpcpb.DestroyRangeRequest,
+) (*kvrpcpb.DestroyRangeResponse, error) {
+	var err error = errNotConditional
+	if d, ok := s.storage.(storage.Destroyer); ok {
+		err = d.DestroyIn(ctx, req.Context, req.StartKey, req.EndKey)
+	}
+	resp := &kvrpcpb.DestroyRangeResponse{}
+	var rpc error
+	resp.RegionError, resp.Error, rpc = outcome(err)
+	return resp, rpc
+}
+
+// others are the other stores, to which a range that is to be destroyed belongs too.
+type others struct{ peers Peers }
+
+// DestroyIn implements storage.Others.
+func (o others) DestroyIn(
+	ctx context.Context, storeID uint64, req *kvrpcpb.DestroyRangeRequest,
+) (*kvrpcpb.DestroyRangeResponse, error) {
+	peer, err := o.peers.Peer(ctx, storeID)
+	if err != nil {
+		return nil, err
+	}
+	return peer.DestroyRange(ctx, req)
+}

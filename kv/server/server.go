@@ -65,7 +65,12 @@ func New(
 }
 
 // SetPeers lets the service pass requests on to other stores. To be called before it serves.
-func (s *Server) SetPeers(p Peers) { s.forward.peers = p }
+func (s *Server) SetPeers(p Peers) {
+	s.forward.peers = p
+	if d, ok := s.storage.(storage.Destroyer); ok {
+		d.SetOthers(others{p})
+	}
+}
 
 // Gate is what decides which gets are answered at once; the store's other face shares it.
 func (s *Server) Gate() *gate.Gate { return s.gate }
@@ -122,7 +127,7 @@ func Register(g *rpc.Server, svc *Server) {
 		g.Internal("/tinykvpb.TinyKv/" + m)
 	}
 	for _, m := range []string{
-		"Raft", "RaftBatch", "Snapshot", "CollectGarbage", "DetectDeadlock",
+		"Raft", "RaftBatch", "Snapshot", "CollectGarbage", "DetectDeadlock", "DestroyRange",
 	} {
 		g.Guard("/tinykvpb.TinyKv/"+m, storesOnly)
 	}

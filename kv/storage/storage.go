@@ -104,9 +104,27 @@ type Conditional interface {
 	DeleteRange(
 		ctx context.Context, c *kvrpcpb.Context, cf engine.CF, start, end []byte,
 	) (index uint64, err error)
-	// DestroyRange deletes the keys of [start, end) in all column families, in all regions that
-	// this store leads.
+	// DestroyRange deletes the keys of [start, end) in all column families, in all regions of which
+	// this store has a replica. Nothing may be written to the range meanwhile.
 	DestroyRange(ctx context.Context, start, end []byte) error
+}
+
+// Destroyer is a Conditional with replicas elsewhere.
+type Destroyer interface {
+	// SetOthers lets DestroyRange reach the regions that other stores lead. To be called before it
+	// serves.
+	SetOthers(o Others)
+	// DestroyIn deletes the keys of [start, end), which must lie in the request's region, in all
+	// column families; this store must lead the region.
+	DestroyIn(ctx context.Context, c *kvrpcpb.Context, start, end []byte) error
+}
+
+// Others are the other stores.
+type Others interface {
+	// DestroyIn has another store carry out Destroyer's DestroyIn. Its errors are those of gRPC.
+	DestroyIn(
+		ctx context.Context, storeID uint64, req *kvrpcpb.DestroyRangeRequest,
+	) (*kvrpcpb.DestroyRangeResponse, error)
 }
 
 // BoundStorage is a Storage whose writes can be bound to the leadership under which the reads were

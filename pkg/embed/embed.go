@@ -217,7 +217,11 @@ func (c *Cluster) startStores(ctx context.Context) error {
 	for i := range c.cfg.Stores {
 		cfg := storeconfig.Default()
 		cfg.Scheduler = c.Endpoints()
-		cfg.Addr, cfg.StatusAddr = "127.0.0.1:0", "127.0.0.1:0"
+		addrs, err := freeport.Addrs(2) // a store that comes back has the same
+		if err != nil {
+			return err
+		}
+		cfg.Addr, cfg.StatusAddr = addrs[0], addrs[1]
 		cfg.DataDir = filepath.Join(c.dir, fmt.Sprintf("store-%d", i+1))
 		cfg.Storage.ReserveSpace = 0
 		cfg.Storage.Cache, cfg.Storage.MemTable = 8*storeconfig.MiB, 4*storeconfig.MiB

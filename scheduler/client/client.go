@@ -198,11 +198,13 @@ func (c *Client) call(ctx context.Context, name string,
 		if errors.Is(err, ErrClosed) || c.ctx.Err() != nil {
 			return ErrClosed
 		}
-		last = err
+		if last == nil || ctx.Err() == nil { // else it says no more than ctx does
+			last = err
+		}
 		if ctx.Err() != nil || pause(ctx, jitter(wait)) != nil {
 			return fmt.Errorf("%s: %w (last: %v)", name, ctx.Err(), last)
 		}
-		if err := c.discover(ctx, leader.version); err != nil {
+		if err := c.discover(ctx, leader.version); err != nil && ctx.Err() == nil {
 			last = err
 		}
 	}

@@ -566,6 +566,12 @@ func (s *stub) RawCAS(
 	return call(ctx, s, in, (*server.Server).RawCAS)
 }
 
+func (s *stub) DestroyRange(
+	ctx context.Context, in *kvrpcpb.DestroyRangeRequest, _ ...grpc.CallOption,
+) (*kvrpcpb.DestroyRangeResponse, error) {
+	return call(ctx, s, in, (*server.Server).DestroyRange)
+}
+
 func (s *stub) RawDeleteRange(
 	ctx context.Context, in *kvrpcpb.RawDeleteRangeRequest, _ ...grpc.CallOption,
 ) (*kvrpcpb.RawDeleteRangeResponse, error) {

@@ -104,7 +104,7 @@ func (b *bank) look(ctx context.Context, n int) (total int, err error) {
 	case 2:
 		it, err = txn.Iter([]byte("account"), []byte("b"))
 	default:
-		it, err = txn.IterReverse([]byte("b"))
+		it, err = iterReverse(txn, []byte("b"))
 	}
 	if err != nil {
 		return 0, err

@@ -25,7 +25,7 @@ func way(
 	}
 	require.NoError(t, txn.Commit(context.Background()))
 	probe := transaction.TxnProbe{KVTxn: txn}
-	require.Greater(t, probe.GetCommitTS(), txn.StartTS())
+	require.Greater(t, commitTSOf(probe), txn.StartTS())
 	switch c := probe.GetCommitter(); {
 	case c.IsOnePC():
 		how = "one phase"
@@ -34,7 +34,7 @@ func way(
 	default:
 		how = "two phases"
 	}
-	return how, probe.GetCommitTS()
+	return how, commitTSOf(probe)
 }
 
 // fast waits until the stores choose commit timestamps: they do once all have said that they can.

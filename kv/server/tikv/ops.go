@@ -122,8 +122,7 @@ func (s *Service) checkBounds(start, end []byte) error {
 
 // UnsafeDestroyRange implements tikvpb.Tikv. TiKV removes the files of a range on each store, past
 // the raft log; clients send it to all stores and must not use the range any more. Here each store
-// deletes the range in the regions that it leads, by their logs. A region that changes its leader
-// between two stores' answers may keep its part.
+// sees to it that the range is deleted in all regions of which it has a replica, by their logs.
 func (s *Service) UnsafeDestroyRange(
 	ctx context.Context,
 	req *kvrpcpb.UnsafeDestroyRangeRequest,

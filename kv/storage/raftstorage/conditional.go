@@ -1,10 +1,8 @@
 package raftstorage
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/tinykv/tinykv/kv/engine"
@@ -14,7 +12,6 @@ import (
 	"github.com/tinykv/tinykv/pkg/feature"
 	"github.com/tinykv/tinykv/pkg/trace"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
-	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	"github.com/tinykv/tinykv/proto/pkg/raft_cmdpb"
 )
 
@@ -121,80 +118,4 @@ func (s *Storage) alone(
 		err = res.Err
 	}
 	return res, err
-}
-
-// destroyPause is how long DestroyRange waits before it tries a region again.
-const destroyPause = 20 * time.Millisecond
-
-// DestroyRange implements storage.Conditional. A region that is split or loses its leader meanwhile
-// is looked at again.
-func (s *Storage) DestroyRange(ctx context.Context, start, end []byte) error {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
-	for {
-		again, err := s.destroyOnce(ctx, start, end)
-		if err != nil || !again {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(destroyPause):
-		}
-	}
-}
-
-// destroyOnce deletes what this store leads now; again says that some of it has changed meanwhile.
-func (s *Storage) destroyOnce(ctx context.Context, start, end []byte) (again bool, err error) {
-	peers, err := s.store.Peers(ctx)
-	if err != nil {
-		return false, err
-	}
-	for i := range peers {
-		r := peers[i].Region
-		lower, upper := clip(r, start, end)
-		if !peers[i].IsLeader || len(upper) > 0 && bytes.Compare(lower, upper) >= 0 {
-			continue
-		}
-		c := &kvrpcpb.Context{RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: peers[i].Peer}
-		for _, cf := range engine.CFs {
-			_, err := s.DeleteRange(ctx, c, cf, lower, upper)
-			switch {
-			case err == nil:
-			case moved(err):
-				again = true
-			default:
-				return false, fmt.Errorf("region %d: %w", r.Id, err)
-			}
-		}
-	}
-	return again, nil
-}
-
-// clip is the part of [start, end) that lies in a region; empty ends are the end of the key space.
-func clip(r *metapb.Region, start, end []byte) (lower, upper []byte) {
-	lower, upper = start, end
-	if bytes.Compare(r.StartKey, lower) > 0 {
-		lower = r.StartKey
-	}
-	if len(r.EndKey) > 0 && (len(upper) == 0 || bytes.Compare(r.EndKey, upper) < 0) {
-		upper = r.EndKey
-	}
-	return lower, upper
-}
-
-// moved tells whether a delete failed because of a change of its region, so that it is worth
-// another look. Deleting twice does no harm.
-func moved(err error) bool {
-	var (
-		leader  *regionerr.NotLeaderError
-		epoch   *regionerr.EpochNotMatchError
-		gone    *regionerr.RegionNotFoundError
-		busy    *regionerr.BusyError
-		unknown *regionerr.UnknownError
-		lost    *regionerr.OverwrittenError
-	)
-	return errors.As(err, &leader) || errors.As(err, &epoch) || errors.As(err, &gone) ||
-		errors.As(err, &busy) ||
-		errors.As(err, &unknown) || errors.As(err, &lost)
 }

@@ -25,6 +25,7 @@ type Storage struct {
 	engine  engine.Engine
 	timeout time.Duration
 	times   *times
+	others  storage.Others // nil: there are none
 }
 
 var (
@@ -39,6 +40,7 @@ var (
 
 	_ storage.BoundRangeDeleter = (*Storage)(nil)
 	_ storage.Expirer           = (*Storage)(nil)
+	_ storage.Destroyer         = (*Storage)(nil)
 )
 
 // New returns a storage; timeout bounds requests whose context has no deadline.

@@ -152,7 +152,7 @@ func (e *Executor) InspectTxn(
 }
 
 // DestroyRange removes all versions, locks and records of the keys of [start, end) in the regions
-// that this store leads. Nobody may use them any more.
+// of which this store has a replica. Nothing may use them any more.
 func (e *Executor) DestroyRange(ctx context.Context, start, end []byte) error {
 	st, ok := e.st.(storage.Conditional)
 	switch {
