@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/storage"
 	"github.com/tinykv/tinykv/kv/transaction/commands"
 	rpc "github.com/tinykv/tinykv/pkg/rpc/server"
@@ -77,7 +78,7 @@ func inlinePrewrite(s *Server, call *rpc.Call, request []byte) bool {
 		return false // the usual handler says so
 	}
 	var res commands.Prewritten
-	deadline := s.deadline(call)
+	deadline := deadlineOf(call, s.cfg)
 	w := &asyncWrite{}
 	w.done = func(_ uint64, err error) {
 		var out commands.Prewritten
@@ -122,7 +123,7 @@ func (s *Server) inlinePut(call *rpc.Call, request []byte) bool {
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	s.rawPutAsync(req, s.deadline(call), func(resp *kvrpcpb.RawPutResponse, err error) {
+	s.rawPutAsync(req, deadlineOf(call, s.cfg), func(resp *kvrpcpb.RawPutResponse, err error) {
 		answer(call, resp, err)
 	})
 	return true
@@ -133,7 +134,8 @@ func (s *Server) inlineDelete(call *rpc.Call, request []byte) bool {
 	if req.Unmarshal(request) != nil {
 		return false
 	}
-	s.rawDeleteAsync(req, s.deadline(call), func(resp *kvrpcpb.RawDeleteResponse, err error) {
+	deadline := deadlineOf(call, s.cfg)
+	s.rawDeleteAsync(req, deadline, func(resp *kvrpcpb.RawDeleteResponse, err error) {
 		answer(call, resp, err)
 	})
 	return true
@@ -147,12 +149,12 @@ func answer(call *rpc.Call, resp any, err error) {
 	call.Reply(resp)
 }
 
-// deadline is the client's, or what the configuration gives to those who have none.
-func (s *Server) deadline(call *rpc.Call) time.Time {
+// deadlineOf is the client's deadline, or what the configuration gives to those who have none.
+func deadlineOf(call *rpc.Call, cfg *config.Config) time.Time {
 	if t, ok := call.Deadline(); ok {
 		return t
 	}
-	return time.Now().Add(s.cfg.Server.RequestTimeout.Duration)
+	return time.Now().Add(cfg.Server.RequestTimeout.Duration)
 }
 
 // rawPutAsync is RawPut for a storage that writes asynchronously: done is called with the answer,
