@@ -14,6 +14,11 @@ import (
 // goroutines shrink, to grow again with the next request. With a floor, a cycle begins when the
 // heap reaches the floor or has doubled, whichever is later.
 
+// A heap of more than large is allowed less garbage than what is alive: large and a quarter. What
+// makes a store's heap large are requests of many megabytes; to mark their bytes costs nothing, and
+// as much garbage again would be most of what the process takes.
+const large = 64 << 20
+
 // ServerHeap is a floor that was measured (docs/benchmarks.md); a load generator only has to leave
 // the CPU to the servers.
 //
@@ -103,10 +108,14 @@ func (f *HeapFloor) adjust() bool {
 }
 
 // percent of scanned bytes which, added to live, make floor; scanned is what the collector reckons
-// growth from. It stays below what would put the beginning of the first cycle beyond the floor.
+// growth from. It stays below what would put the beginning of the first cycle beyond the floor. For
+// a large heap it is what large and a quarter of live are of live.
 func percent(floor, live, scanned uint64) int {
 	most := floor * normal / leastHeap
-	if live >= floor || scanned == 0 || most < normal {
+	switch {
+	case live > large*4/3:
+		return int((large + live/4) * normal / live)
+	case live >= floor || scanned == 0 || most < normal:
 		return normal
 	}
 	return int(min(max((floor-live)*normal/scanned, normal), most))

@@ -18,7 +18,9 @@ func TestPercent(t *testing.T) {
 		{24 * mib, 6 * mib, 6 * mib, 300}, {24 * mib, 4 * mib, 8 * mib, 250},
 		{24 * mib, 8 * mib, 8 * mib, 200},
 		{24 * mib, 12 * mib, 12 * mib, 100}, {24 * mib, 20 * mib, 20 * mib, 100},
-		{24 * mib, 40 * mib, 40 * mib, 100},
+		{24 * mib, 40 * mib, 40 * mib, 100}, {24 * mib, 85 * mib, 90 * mib, 100},
+		{24 * mib, 128 * mib, 130 * mib, 75}, {24 * mib, 256 * mib, 260 * mib, 50},
+		{24 * mib, 1024 * mib, 1030 * mib, 31},
 		{24 * mib, 1, 1, 600}, {24 * mib, 0, 0, 100}, {2 * mib, 1, 1, 100},
 	} {
 		require.Equal(t, c.want, percent(c.floor, c.live, c.scanned), "%+v", c)
@@ -52,22 +54,24 @@ func TestFloor(t *testing.T) {
 		"one cycle for each floor of garbage, and some until it has settled")
 	require.Greater(t, without, 2*with)
 
-	// A large heap doubles as ever.
-	held := make([][]byte, 128)
-	for i := range held {
-		held[i] = make([]byte, 1<<20)
-	}
-	for i := 0; i < 100; i++ {
-		runtime.GC()
-		f.mu.Lock()
-		p := f.percent
-		f.mu.Unlock()
-		if p == normal {
-			break
+	// A heap beyond the floor doubles; a large one grows by less.
+	for _, c := range []struct{ mib, low, high int }{{70, normal, normal}, {256, 40, 51}} {
+		held := make([][]byte, c.mib)
+		for i := range held {
+			held[i] = make([]byte, 1<<20)
 		}
-		require.Less(t, i, 99, "still %d", p)
+		for i := 0; i < 100; i++ {
+			runtime.GC()
+			f.mu.Lock()
+			p := f.percent
+			f.mu.Unlock()
+			if p >= c.low && p <= c.high {
+				break
+			}
+			require.Less(t, i, 99, "still %d with %d MiB", p, c.mib)
+		}
+		runtime.KeepAlive(held)
 	}
-	runtime.KeepAlive(held)
 	f.Stop()
 	require.Equal(t, normal, debug.SetGCPercent(normal))
 }

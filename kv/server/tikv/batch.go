@@ -40,6 +40,10 @@ func (s *Service) batchCommands(stream grpc.ServerStream) error {
 		service: s, stream: stream, rpc: rpc.StreamOf(stream.Context()),
 		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxInflight),
 	}
+	if b.rpc == nil {
+		return status.Error(codes.Internal, "the stream is not one of this project's server")
+	}
+	b.held.less = make(chan struct{}, 1)
 	var cancel context.CancelFunc
 	b.ctx, cancel = context.WithCancel(stream.Context())
 	sent := make(chan struct{})
@@ -48,10 +52,8 @@ func (s *Service) batchCommands(stream grpc.ServerStream) error {
 		defer close(sent)
 		b.send()
 	}()
-	if b.rpc != nil {
-		b.rpc.KeepCharges()
-		b.rpc.OnMessage(b.inline)
-	}
+	b.rpc.KeepCharges()
+	b.rpc.OnMessage(b.inline)
 	err := b.receive()
 	b.inlining.Lock()
 	b.ended = true
@@ -94,7 +96,7 @@ func (b *batchStream) finishAll() bool {
 type batchStream struct {
 	service *Service
 	stream  grpc.ServerStream
-	// rpc is the same stream; nil if another gRPC server runs it.
+	// rpc is the same stream.
 	rpc *rpc.Stream
 	ctx context.Context
 	// slots are held by requests that are not answered yet, handlers counts those on goroutines.
@@ -124,42 +126,6 @@ type batchAnswer struct {
 	resp *response
 	size int
 	room *rpc.Room
-}
-
-// receive takes messages until the client ends the stream.
-func (b *batchStream) receive() error {
-	for {
-		m := new(tikvpb.BatchCommandsRequest)
-		if err := b.stream.RecvMsg(m); err != nil {
-			return err
-		}
-		if b.rpc != nil {
-			hold := b.rpc.Hold()
-			if b.ctx.Err() != nil {
-				hold.End()
-				return status.FromContextError(b.ctx.Err()).Err()
-			}
-			b.held.keep(hold, m.Requests)
-		}
-		if err := b.beginAll(m); err != nil {
-			b.held.giveAll(m.Requests)
-			return err
-		}
-		b.flush() // waits while the client does not take what there is
-	}
-}
-
-func (b *batchStream) beginAll(m *tikvpb.BatchCommandsRequest) error {
-	if len(m.Requests) != len(m.RequestIds) {
-		return status.Errorf(
-			codes.InvalidArgument,
-			"a batch of %d requests with %d ids",
-			len(m.Requests),
-			len(m.RequestIds),
-		)
-	}
-	b.begin(m)
-	return nil
 }
 
 // begin begins the requests of a message. The time of those that are answered at once, gets, is

@@ -142,6 +142,20 @@ func (st *Stream) offerInline(msg []byte, charged int64) bool {
 
 // RecvMsg implements grpc.ServerStream. After the client's last message it returns io.EOF.
 func (st *Stream) RecvMsg(v any) error {
+	body, err := st.RecvBytes()
+	if err == nil {
+		err = st.call.c.s.opts.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(body)}, v)
+		if err != nil {
+			err = status.Error(codes.Internal, err.Error())
+			st.Hold().End()
+		}
+	}
+	return err
+}
+
+// RecvBytes is RecvMsg without decoding: a handler may decode a large message in parts. The message
+// is the handler's own. Errors are those of RecvMsg.
+func (st *Stream) RecvBytes() ([]byte, error) {
 	for {
 		m, give, ok, end := st.in.Pop()
 		if ok {
@@ -149,20 +163,20 @@ func (st *Stream) RecvMsg(v any) error {
 			if give > 0 {
 				st.giveBack(give)
 			}
-			if err := st.decode(m, v); err != nil {
+			body, err := st.plain(m)
+			if err != nil {
 				st.Hold().End()
-				return err
 			}
-			return nil
+			return body, err
 		}
 		if end != nil {
 			st.Hold().End() // of the last message, if the handler has not asked for it
-			return end
+			return nil, end
 		}
 		select {
 		case <-st.in.Ready:
 		case <-st.ctx.Done():
-			return status.FromContextError(st.ctx.Err()).Err()
+			return nil, status.FromContextError(st.ctx.Err()).Err()
 		}
 	}
 }
@@ -193,19 +207,12 @@ func (st *Stream) takeCharge(charged int64) {
 	}
 }
 
-func (st *Stream) decode(m rpc.Message, v any) error {
-	o := &st.call.c.s.opts
-	if m.Compressed != 0 {
-		var err error
-		if m.Body, err = rpc.Decompress(m.Compressed, st.call.encoding, m.Body,
-			o.MaxRecv); err != nil {
-			return err
-		}
+// plain is a message without its compression.
+func (st *Stream) plain(m rpc.Message) ([]byte, error) {
+	if m.Compressed == 0 {
+		return m.Body, nil
 	}
-	if err := o.Codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(m.Body)}, v); err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	return nil
+	return rpc.Decompress(m.Compressed, st.call.encoding, m.Body, st.call.c.s.opts.MaxRecv)
 }
 
 func (st *Stream) giveBack(n int64) {
