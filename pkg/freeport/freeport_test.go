@@ -19,35 +19,66 @@ func TestFind(t *testing.T) {
 			seen[p] = true
 			require.Less(t, p, 32_768)
 			l, err := net.Listen("tcp", Addr(p))
-			if err != nil {
-				continue // taken by another process since
-			}
+			require.NoError(t, err)
 			require.NoError(t, l.Close())
 		}
 	}
 }
 
-// TestFindSkipsTaken does not return a port that is listened on.
-func TestFindSkipsTaken(t *testing.T) {
-	ports, err := Find(200)
-	require.NoError(t, err)
-	taken := map[int]bool{}
-	for _, p := range ports {
-		if l, err := net.Listen("tcp", Addr(p)); err == nil {
-			t.Cleanup(func() { _ = l.Close() })
-			taken[p] = true
-		}
-	}
-	given.Lock()
-	given.ports = nil // as another process
-	given.Unlock()
-	for range 50 {
-		ports, err := Find(100)
+// TestPoolsShareNothing has several pools, as of several processes, find ports that are not
+// listened on: none is found twice, as long as its pool is there. Taken ports are left out.
+func TestPoolsShareNothing(t *testing.T) {
+	seen := map[int]bool{}
+	for range 5 {
+		p := &pool{}
+		t.Cleanup(func() { require.NoError(t, p.closeAll()) })
+		first, err := p.find(1)
 		require.NoError(t, err)
-		for _, p := range ports {
-			require.False(t, taken[p], "port %d is taken", p)
+		l, err := net.Listen("tcp", Addr(first[0]+1)) // the next of the block
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, l.Close()) })
+		ports, err := p.find(2 * block)
+		require.NoError(t, err)
+		require.NotContains(t, ports, first[0]+1)
+		for _, port := range append(ports, first...) {
+			require.False(t, seen[port], "port %d twice", port)
+			seen[port] = true
 		}
 	}
+}
+
+// TestRun returns ports that follow one another, none of which comes again.
+func TestRun(t *testing.T) {
+	p := &pool{}
+	defer func() { require.NoError(t, p.closeAll()) }()
+	one, err := p.find(1)
+	require.NoError(t, err)
+	l, err := net.Listen("tcp", Addr(one[0]+60))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.Close()) }()
+	seen := map[int]bool{one[0]: true, one[0] + 60: true}
+	for range 5 {
+		first, err := p.run(110)
+		require.NoError(t, err)
+		for port := first; port < first+110; port++ {
+			require.False(t, seen[port], "port %d", port)
+			seen[port] = true
+		}
+	}
+	_, err = p.run(block + 1)
+	require.Error(t, err)
+}
+
+// TestPortsComeAgain once the pool has all the blocks that it may have.
+func TestPortsComeAgain(t *testing.T) {
+	p := &pool{}
+	defer func() { require.NoError(t, p.closeAll()) }()
+	_, err := p.find(maxBlocks*block - block/2)
+	require.NoError(t, err)
+	ports, err := p.find(block)
+	require.NoError(t, err)
+	require.Len(t, ports, block)
+	require.Len(t, p.blocks, maxBlocks)
 }
 
 // TestAddrs are addresses that net understands.

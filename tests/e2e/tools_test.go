@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -57,22 +56,9 @@ func (o *output) waitFor(t *testing.T, text string) {
 // freeBase finds a base port such that the ports of a small playground are free.
 func freeBase(t *testing.T) int {
 	t.Helper()
-	for range 50 {
-		ports, err := freeport.Find(1)
-		require.NoError(t, err)
-		free := true
-		for _, p := range []int{1, 100, 101} {
-			l, err := net.Listen("tcp", freeport.Addr(ports[0]+p))
-			if free = free && err == nil; err == nil {
-				require.NoError(t, l.Close())
-			}
-		}
-		if free {
-			return ports[0]
-		}
-	}
-	t.Fatal("no base with free ports")
-	return 0
+	base, err := freeport.Run(120)
+	require.NoError(t, err)
+	return base
 }
 
 // TestPlayground: the banner comes, its commands work, a child that dies is named, Ctrl-C ends

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -110,15 +111,37 @@ type cluster struct {
 	filers    []*process
 }
 
+// ports are those of blocks that this process has to itself, as by the package freeport of the main
+// module: the UDP port with the number of the first one says so.
+var ports struct {
+	sync.Mutex
+	blocks []net.PacketConn // open until the process ends
+	next   []int
+}
+
 // freeAddrs returns addresses that nothing listens on right now. Their ports lie below those that
-// the system gives to outgoing connections, which could take them before the server listens.
+// the system gives to outgoing connections, which could take them while a server is down.
 func freeAddrs(t *testing.T, n int) []string {
 	t.Helper()
+	ports.Lock()
+	defer ports.Unlock()
 	var out []string
 	for len(out) < n {
-		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000))
+		if len(ports.next) == 0 {
+			first := 10_000 + 200*rand.IntN(110)
+			c, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", first))
+			if err != nil {
+				continue // of another process
+			}
+			ports.blocks = append(ports.blocks, c)
+			for port := first; port < first+200; port++ {
+				ports.next = append(ports.next, port)
+			}
+		}
+		addr := fmt.Sprintf("127.0.0.1:%d", ports.next[0])
+		ports.next = ports.next[1:]
 		if l, err := net.Listen("tcp", addr); err == nil {
-			defer l.Close()
+			_ = l.Close()
 			out = append(out, addr)
 		}
 	}
