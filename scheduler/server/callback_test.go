@@ -44,6 +44,7 @@ func storeOf(t *testing.T, s *server.Server, id string) map[string]any {
 // TestNewStoresAreCalledBack: a store gets regions once this very store was reached at the address
 // that it tells.
 func TestNewStoresAreCalledBack(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.VerifyStores = true })
 	leader, _ := leaderOf(t, members)
 	c, err := client.New(t.Context(), []string{leader.ClientURL()})

@@ -60,6 +60,7 @@ func ask(
 // TestEtcdIsClosed: nothing of etcd's API on the client port writes, watches or reads more than the
 // safe point and the members, over its gateway or gRPC, at the leader or a follower.
 func TestEtcdIsClosed(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 1)
@@ -194,6 +195,7 @@ const safePoint = "/tidb/store/gcworker/saved_safe_point"
 
 // TestWhatTiKVClientsReadOfEtcd: the safe point and the members, by etcd's own client.
 func TestWhatTiKVClientsReadOfEtcd(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	for _, s := range []*server.Server{leader, followers[0]} {
@@ -223,6 +225,7 @@ func TestWhatTiKVClientsReadOfEtcd(t *testing.T) {
 // TestForeignPages: what a page of another site can have a browser do is refused by every member,
 // before a follower passes it on.
 func TestForeignPages(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
 		c.API.AllowedOrigins, c.API.AllowedHosts = []string{"https://tools.example"},
 			[]string{"placement.example"}
@@ -274,6 +277,7 @@ func TestForeignPages(t *testing.T) {
 // TestChangesNeedTheAdmin: with a token only its bearers change anything; without one nobody does
 // on a port that other machines reach.
 func TestChangesNeedTheAdmin(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	leader, followers := leaderOf(t, members)
 	open := servertest.StartTest(t, func(c *config.Config) {
@@ -410,6 +414,7 @@ func testBounded(t *testing.T, limit int, change func(c *config.Config)) {
 // TestLogin: with a token the page asks for it; a session does what the token does, at every
 // member, and needs a proof of its origin; a flood of wrong tokens is bounded and counted.
 func TestLogin(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	_, followers := leaderOf(t, members)
 	s := followers[0]
@@ -513,6 +518,7 @@ func askOnce(
 // change over HTTP needs, also through a follower; the safe point of TiKV's clients stays open to
 // them.
 func TestAdminCallsInTheClear(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) { c.API.Token = "secret" })
 	leader, followers := leaderOf(t, members)
 	bootstrapped(t, leader, 1)

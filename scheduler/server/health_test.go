@@ -58,6 +58,7 @@ func replicated(c *client.Client, first *metapb.Region) *schedulerpb.RegionHeart
 
 // TestConditionsOutliveTheLeader: a new leader knows since when a condition holds.
 func TestConditionsOutliveTheLeader(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
@@ -92,6 +93,7 @@ func TestConditionsOutliveTheLeader(t *testing.T) {
 // TestHealthOfStores: a new leader cannot tell, then all is well; what stores report shows in the
 // API and the metrics, and it goes away again.
 func TestHealthOfStores(t *testing.T) {
+	t.Parallel()
 	logs, seen := observer.New(zap.InfoLevel)
 	s := servertest.Start(t, servertest.Config(t), zap.New(logs))
 	becomes(t, s, "unknown")
@@ -140,6 +142,7 @@ func TestHealthOfStores(t *testing.T) {
 // TestHealthOfClocks: a clock that is off is measured by the heartbeats of its store, and one line
 // of the log says so.
 func TestHealthOfClocks(t *testing.T) {
+	t.Parallel()
 	logs, seen := observer.New(zap.WarnLevel)
 	s := servertest.Start(t, servertest.Config(t), zap.New(logs))
 	c, first := bootstrapped(t, s, 3)
@@ -166,6 +169,7 @@ func TestHealthOfClocks(t *testing.T) {
 // TestHealthOfLostStores: two of three stores are lost, then buried. It is never fine, at no
 // leader.
 func TestHealthOfLostStores(t *testing.T) {
+	t.Parallel()
 	s := servertest.StartTest(t, func(c *config.Config) {
 		c.Schedule.StoreDisconnect = config.Duration(2 * time.Second)
 	})
@@ -201,6 +205,7 @@ func TestHealthOfLostStores(t *testing.T) {
 // TestHealthOfMembers: every member gives the leader's report; a member that is dead is named, and
 // not any more once it is back or removed. A new leader knows for how long a store has been silent.
 func TestHealthOfMembers(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
 		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(2*time.Second),
 			config.Duration(time.Second)
@@ -245,6 +250,7 @@ func TestHealthOfMembers(t *testing.T) {
 
 // TestHealthOfTheRest creates each condition of the table that the other tests here do not.
 func TestHealthOfTheRest(t *testing.T) {
+	t.Parallel()
 	s := servertest.StartTest(t, func(c *config.Config) {
 		c.VerifyStores, c.Replication.LocationLabels, c.Schedule.Schedulers = true,
 			[]string{"zone"}, nil

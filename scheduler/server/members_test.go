@@ -44,6 +44,7 @@ func leaderOf(t *testing.T, members []*server.Server) (*server.Server, []*server
 
 // A client that only ever reaches a follower is served all the same.
 func TestFollowersForward(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
@@ -89,6 +90,7 @@ func TestFollowersForward(t *testing.T) {
 // Followers know the regions before they lead: after a change of leader no request is answered "no
 // region".
 func TestFollowersAreWarm(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
@@ -117,6 +119,7 @@ func TestFollowersAreWarm(t *testing.T) {
 
 // What happened stays known: a new leader has the events and the ended operators of the one before.
 func TestEventsOutliveTheLeader(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	c, first := bootstrapped(t, leader, 3)
@@ -165,6 +168,7 @@ func TestEventsOutliveTheLeader(t *testing.T) {
 
 // Ids and timestamps are unique and only grow, over many changes of leader.
 func TestIDsAndTimestampsAcrossLeaders(t *testing.T) {
+	t.Parallel()
 	rounds := 10
 	if testing.Short() {
 		rounds = 3
@@ -227,6 +231,7 @@ func TestIDsAndTimestampsAcrossLeaders(t *testing.T) {
 }
 
 func TestLeaderTransferToANamedMember(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	for range 3 {
 		leader, followers := leaderOf(t, members)
@@ -239,6 +244,7 @@ func TestLeaderTransferToANamedMember(t *testing.T) {
 
 // A member joins a running cluster as a learner and becomes a voter by itself; it can be removed.
 func TestJoinAndRemove(t *testing.T) {
+	t.Parallel()
 	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
 	cfg := fixedPorts(t, "m2")
 	cfg.Join = first.ClientURL()
@@ -275,6 +281,7 @@ func TestJoinAndRemove(t *testing.T) {
 // Members that join at the same time all get in: the cluster takes one after the other, and they
 // wait.
 func TestJoinsAtTheSameTime(t *testing.T) {
+	t.Parallel()
 	first := servertest.Start(t, fixedPorts(t, "m1"), nil)
 	ended := make(chan error, 3)
 	for _, name := range []string{"m2", "m3", "m4"} {

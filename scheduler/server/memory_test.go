@@ -18,6 +18,7 @@ import (
 // TestSilenceOutlivesTheLeader: leaders that follow each other faster than max-store-down-time take
 // a dead store for dead all the same, and never one that lives.
 func TestSilenceOutlivesTheLeader(t *testing.T) {
+	t.Parallel()
 	const down = 4 * time.Second
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
 		c.Schedule.MaxStoreDownTime, c.Schedule.StoreDisconnect = config.Duration(down),
@@ -78,6 +79,7 @@ func TestSilenceOutlivesTheLeader(t *testing.T) {
 
 // TestPausesOutliveTheLeader: what a person has paused stays so.
 func TestPausesOutliveTheLeader(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, _ := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 1)
@@ -105,6 +107,7 @@ func nextLeader(t *testing.T, members []*server.Server, leader *server.Server) *
 // TestEvictionsEndInTime: a store sheds its leaders for as long as was asked for, no matter who
 // leads.
 func TestEvictionsEndInTime(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, _ := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 2)
@@ -134,6 +137,7 @@ func TestEvictionsEndInTime(t *testing.T) {
 // TestLeaderWeightIsKept: the share of leaders is apart from that of data, also for the next
 // leader.
 func TestLeaderWeightIsKept(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, _ := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 2)

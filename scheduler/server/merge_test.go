@@ -12,6 +12,7 @@ import (
 // TestHolds: ranges that are held are listed, kept by the leaders that follow, and released by
 // name.
 func TestHolds(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, rest := leaderOf(t, members)
 	_, _ = bootstrapped(t, leader, 1)

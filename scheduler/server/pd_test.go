@@ -51,6 +51,7 @@ func twoRegions(t *testing.T, s *server.Server, first *metapb.Region) {
 
 // Clients of TiKV find regions and stores at any member.
 func TestPDFace(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	leader, followers := leaderOf(t, members)
 	_, first := bootstrapped(t, leader, 3)

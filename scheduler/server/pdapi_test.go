@@ -205,6 +205,7 @@ func checkErrors(t *testing.T, s *server.Server) {
 
 // TestPDsInterfaceOnFollowers: they pass on what only the leader knows, and answer for themselves.
 func TestPDsInterfaceOnFollowers(t *testing.T) {
+	t.Parallel()
 	members := servertest.StartCluster(t, 3)
 	var leader, follower *server.Server
 	for _, m := range members {

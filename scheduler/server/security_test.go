@@ -26,6 +26,7 @@ import (
 // With TLS and a token everything between members is secured too: what a follower passes on, by
 // gRPC and by HTTP, and the copy of the regions, which only members of the cluster get.
 func TestMembersWithTLS(t *testing.T) {
+	t.Parallel()
 	sec, secure := servertest.Certificate(t)
 	members := servertest.StartCluster(t, 3, func(c *config.Config) {
 		c.Security, c.API.Token = sec, "secret"

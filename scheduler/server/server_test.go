@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const waitFor, tick = 10 * time.Second, 5 * time.Millisecond
+const waitFor, tick = 30 * time.Second, 5 * time.Millisecond
 
 func newClient(t *testing.T, endpoints ...string) *client.Client {
 	t.Helper()
