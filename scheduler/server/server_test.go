@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -21,6 +22,11 @@ import (
 // TestMain looks for leaked goroutines for a while: connections between etcd members end only with
 // their read timeout of five seconds.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// The tests that run side by side wait most of the time, for members and leases.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	var leak error
 	for end := time.Now().Add(waitFor); code == 0 && time.Now().Before(end); {
