@@ -148,6 +148,14 @@ func older(a, b *metapb.RegionEpoch) bool {
 	return a.GetConfVer() < b.GetConfVer()
 }
 
+// within tells whether another region has all of this one's range. If its version is greater as
+// well, this one went into it.
+func (r *cachedRegion) within(m *metapb.Region) bool {
+	end := m.EndKey
+	return bytes.Compare(m.StartKey, r.meta.StartKey) <= 0 && (len(end) == 0 ||
+		len(r.meta.EndKey) > 0 && bytes.Compare(r.meta.EndKey, end) <= 0)
+}
+
 // insert adds a region unless something newer covers a part of its range. Without a leader the
 // known one is kept if it is still a member, else the first voter is tried.
 func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {

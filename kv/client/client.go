@@ -503,7 +503,8 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 		newer := false
 		for _, m := range e.EpochNotMatch.CurrentRegions {
 			if m != nil && len(m.Peers) > 0 {
-				newer = newer || m.Id == r.meta.Id && older(r.meta.RegionEpoch, m.RegionEpoch)
+				newer = newer || (m.Id == r.meta.Id || r.within(m)) &&
+					older(r.meta.RegionEpoch, m.RegionEpoch)
 				leader := r.leader
 				var hint *metapb.Peer
 				for _, p := range m.Peers {

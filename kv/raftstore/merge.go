@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -24,6 +25,7 @@ import (
 // decides.
 //
 //	propose       S's leader proposes PrepareMerge, with T's epoch T0
+//	              (from here on its writes wait: holdWrite)
 //	onNewVersion  it is applied, as entry P: S is frozen. It serves nothing, and no other entry takes effect
 //	ack           each frozen replica tells S's leader once it has published that, and again in each mergeInterval
 //	sendReady     all have: the leader tells T's replicas, and again in each mergeInterval
@@ -56,6 +58,9 @@ const (
 	// answer. Clients wait.
 	mergeAckLimit   = time.Second
 	mergeReadyLimit = 5 * time.Second
+	// mergeHoldLimit bounds for how long a write to a frozen region waits. One that has waited for
+	// that long is refused, and its client may have something else to do.
+	mergeHoldLimit = time.Second
 )
 
 // errMerging answers commands to a frozen region.
@@ -81,9 +86,37 @@ type merger struct {
 	nonce            uint64
 	answered         map[uint64]bool
 
+	// early are acknowledgements that came before this leader was frozen itself: the entry that
+	// each peer names. At most one for each peer of the region.
+	early map[uint64]uint64
+
+	mergeProposals
+}
+
+// mergeProposals is what a leader, of the source or of the target, has under way. It outlives the
+// freeze.
+type mergeProposals struct {
 	// The target's leader: its newest CommitMerge or RefuseMerge, and the term in which it proposed
 	// that.
 	order, orderTerm uint64
+	// The source's leader: the same of its newest PrepareMerge.
+	prepare, prepareTerm uint64
+	// urgent is the newest of these entries while not all others are told that it is committed. No
+	// one waits for a tick to learn that.
+	urgent uint64
+
+	// held are writes that wait for the end of the merge, in the order in which they came.
+	//
+	// Invariant: what waits here has not been proposed; it is checked anew when the wait ends, its
+	// deadline too.
+	held      []mergeHeld
+	heldBytes int
+}
+
+// mergeHeld is a write that waits, and until when.
+type mergeHeld struct {
+	write *message.Write
+	until time.Time
 }
 
 // resume begins a peer's life, frozen if it was. Nobody reads its handle yet.
@@ -94,15 +127,20 @@ func (mg *merger) resume(state *rspb.MergingState, now time.Time) {
 }
 
 func (mg *merger) freeze(state *rspb.MergingState, now time.Time) {
+	acks := map[uint64]bool{}
+	for peer, commit := range mg.early {
+		if commit == state.Commit {
+			acks[peer] = true
+		}
+	}
 	*mg = merger{
-		p: mg.p, state: state, since: now, acks: map[uint64]bool{}, order: mg.order,
-		orderTerm: mg.orderTerm,
+		p: mg.p, state: state, since: now, acks: acks, mergeProposals: mg.mergeProposals,
 	}
 	mg.p.store.ranges.freeze(frozenRegion{region: mg.p.region(), peer: mg.p.self, state: state})
 }
 
 func (mg *merger) thaw() {
-	*mg = merger{p: mg.p, order: mg.order, orderTerm: mg.orderTerm}
+	*mg = merger{p: mg.p, mergeProposals: mg.mergeProposals}
 	mg.p.store.ranges.thaw(mg.p.regionID)
 }
 
@@ -146,8 +184,98 @@ func (mg *merger) propose(a *message.Admin) error {
 		CmdType:      raft_cmdpb.AdminCmdType_PrepareMerge,
 		PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: target},
 	}
-	p.proposeAdmin(&c)
+	if p.proposeAdmin(&c) {
+		mg.prepare, mg.prepareTerm = p.rn.LastIndex(), p.rn.Term()
+		mg.urgent = mg.prepare
+	}
 	return nil
+}
+
+// freezing tells whether this leader has a PrepareMerge under way. What it proposed behind it
+// would be refused when it is applied.
+func (mg *merger) freezing() bool {
+	return mg.prepare > mg.p.appliedIndex && mg.p.leadsIn(mg.prepareTerm)
+}
+
+// holdWrite keeps a write to a region that is frozen, or is about to be, until the merge has ended:
+// its client is then sent to the joined region, or the write is proposed here. err is what is to be
+// said to it otherwise. False: it does not wait, or too much waits already.
+func (mg *merger) holdWrite(w *message.Write, err error) bool {
+	cfg := &mg.p.store.cfg.Raftstore
+	if !(errors.Is(err, errMerging) || err == nil && mg.freezing()) || mg.p.removed != nil ||
+		len(mg.held) >= cfg.MaxPendingPerRegion ||
+		mg.heldBytes+len(w.Payload) > int(cfg.MaxUncommitted) {
+		return false
+	}
+	mg.held = append(mg.held,
+		mergeHeld{write: w, until: mg.p.store.clock.Now().Add(mergeHoldLimit)})
+	mg.heldBytes += len(w.Payload)
+	return true
+}
+
+// hasHeldEnded tells whether writes have waited long enough: all of them, or the oldest.
+func (mg *merger) hasHeldEnded() bool {
+	return len(mg.held) > 0 && (mg.state == nil && !mg.freezing() || !mg.p.isLeader() ||
+		!mg.p.store.clock.Now().Before(mg.held[0].until))
+}
+
+// resumeWrites carries on with the writes whose wait has ended.
+func (mg *merger) resumeWrites() {
+	if !mg.hasHeldEnded() {
+		return
+	}
+	if mg.p.isLeader() && (mg.state != nil || mg.freezing()) {
+		for now := mg.p.store.clock.Now(); len(mg.held) > 0 && !now.Before(mg.held[0].until); {
+			w := mg.held[0].write
+			mg.held[0] = mergeHeld{}
+			mg.held, mg.heldBytes = mg.held[1:], mg.heldBytes-len(w.Payload)
+			mg.p.refuseWrite(w, errMerging)
+		}
+		return
+	}
+	held := mg.held
+	mg.held, mg.heldBytes = nil, 0
+	for _, h := range held {
+		mg.p.onWrite(h.write)
+	}
+}
+
+// dropWrites refuses the writes that wait: the peer ends.
+func (mg *merger) dropWrites(cause error) {
+	for _, h := range mg.held {
+		mg.p.refuseWrite(h.write, cause)
+	}
+	mg.held, mg.heldBytes = nil, 0
+}
+
+// tellCommitted has the others learn that an entry of a merge is committed as soon as each has it:
+// all of them have to apply it, and clients wait.
+func (mg *merger) tellCommitted() {
+	if mg.urgent != 0 && mg.p.rn.TellCommit(mg.urgent) {
+		mg.urgent = 0
+	}
+}
+
+// refuseBehind answers the proposals of a frozen replica whose region has gone into another one, so
+// that RollbackMerge takes effect never: nothing behind the entry that froze it has had, or will
+// have, any. What was proposed before it has been handed to the apply worker.
+func (mg *merger) refuseBehind(cause error) {
+	p, kept := mg.p, 0
+	if mg.state == nil {
+		return
+	}
+	for i := range p.proposals {
+		prop := &p.proposals[i]
+		if prop.Index() <= mg.state.Commit {
+			p.proposals[kept] = *prop
+			kept++
+			continue
+		}
+		p.store.inflight.Add(-int64(prop.Size()))
+		prop.RefusedAtApply(cause)
+	}
+	clear(p.proposals[kept:])
+	p.proposals = p.proposals[:kept]
 }
 
 // replicasFollow tells whether every other peer has taken entries of this leader's log, in this
@@ -171,6 +299,7 @@ func (mg *merger) replicasFollow() bool {
 func (mg *merger) onNewVersion(res message.NewVersion) {
 	p := mg.p
 	p.once.noteVersion(res.Index, res.Region.RegionEpoch.Version)
+	mg.urgent = max(mg.urgent, res.Index)
 	switch {
 	case res.Merging != nil:
 		p.logger.Info("region is frozen, to be merged",
@@ -266,6 +395,7 @@ func (mg *merger) look(t *turn) bool {
 		// or is gone.
 		mg.p.logger.Info("destroying a replica whose region went into another one",
 			zap.Uint64("target-region-id", mg.state.Target.Id))
+		mg.refuseBehind(&regionerr.RegionNotFoundError{RegionID: mg.p.regionID})
 		mg.p.destroy(t, mg.p.region(), nil)
 		return false
 	}
@@ -405,6 +535,9 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 		mg.onOrder(m)
 		return
 	}
+	if m.Kind == rspb.MergeMessage_Ack {
+		mg.noteEarly(rm)
+	}
 	if mg.state == nil || m.Commit != mg.state.Commit || m.TargetId != mg.state.Target.Id ||
 		regions.PeerByID(mg.p.region(), rm.FromPeer.Id) == nil {
 		return // of an earlier attempt: the entry names it
@@ -427,6 +560,19 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 		}
 	}
 	mg.tick(t, mg.p.store.clock.Now())
+}
+
+// noteEarly remembers an acknowledgement of an entry that is not applied here yet. An index of what
+// is applied on one store is one entry on all, so it names the attempt.
+func (mg *merger) noteEarly(rm *rspb.RaftMessage) {
+	if rm.Merge.Commit <= mg.p.appliedIndex ||
+		regions.PeerByID(mg.p.region(), rm.FromPeer.Id) == nil {
+		return
+	}
+	if mg.early == nil {
+		mg.early = map[uint64]uint64{}
+	}
+	mg.early[rm.FromPeer.Id] = rm.Merge.Commit
 }
 
 // onOrder proposes what the source's leader asks for, if this peer leads the target, which has not
@@ -464,6 +610,7 @@ func (mg *merger) onOrder(m *rspb.MergeMessage) {
 	p.flushWrites()
 	if p.proposeAdmin(&message.Admin{Request: req}) {
 		mg.order, mg.orderTerm = p.rn.LastIndex(), p.rn.Term()
+		mg.urgent = mg.order
 	}
 }
 
@@ -477,8 +624,8 @@ func (mg *merger) onDone(res message.MergeDone) {
 	p.setRegion(res.Region)
 	p.stats.sizeKnown, p.stats.counted = false, message.Counted{} // the next check measures it
 	p.times.splitCheck = p.store.clock.Now()
+	mg.urgent = max(mg.urgent, res.Index)
 	if p.isLeader() {
-		p.rn.BroadcastHeartbeat() // tells the commit index
 		p.report.send()
 	}
 }
@@ -529,6 +676,7 @@ func (mg *merger) onAbsorbed(t *turn, m *message.Absorbed) {
 			RegionID: p.regionID, Regions: []*metapb.Region{m.Into},
 		}
 	}
+	mg.refuseBehind(cause)
 	p.endCommands(cause)
 	p.lease.end()
 	p.publish()
