@@ -113,16 +113,19 @@ func TestMergeConfChangeSnapshotUnreliableRecoverPartition(t *testing.T) {
 // counts, for acknowledgements the last.
 type mergeTimes struct {
 	sync.Mutex
-	frozen, acked, ordered time.Time
+	frozen, acked, ordered, proposed time.Time
 }
 
 func (m *mergeTimes) note(_ uint64, rm *rspb.RaftMessage) {
-	if rm.Merge == nil {
-		return
-	}
 	m.Lock()
 	defer m.Unlock()
 	now := time.Now()
+	if cluster.CommitsMerge(rm) && m.proposed.IsZero() {
+		m.proposed = now
+	}
+	if rm.Merge == nil {
+		return
+	}
 	switch rm.Merge.Kind {
 	case rspb.MergeMessage_Ack:
 		if m.frozen.IsZero() {
@@ -184,35 +187,43 @@ func BenchmarkMergeStall(b *testing.B) {
 			}
 		}()
 	}
-	next := func() { // waits for two more writes of each writer
+	anew := func() {
+		now := time.Now()
+		since.Store(&now)
+		for i := range slowest {
+			slowest[i].Store(0)
+		}
+	}
+	next := func(n int64) { // waits for n more writes of each writer
 		for i := range writers {
-			for before := done[i].Load(); done[i].Load() < before+2; {
+			for before := done[i].Load(); done[i].Load() < before+n; {
 				runtime.Gosched()
 			}
 		}
 	}
-	var source, target, frozen, acked, ordered, merged []time.Duration
+	var calm, source, target, frozen, acked, ordered, proposed, merged []time.Duration
 	c.WaitLeader(cluster.FirstRegionID)
 	for b.Loop() {
 		c.Split([]byte("m"))
 		s, t := regionAt(b, c, "x"), regionAt(b, c, "a")
 		c.TransferLeader(s, cluster.OnStore(c.Placement.Region(s), 1))
 		c.TransferLeader(t, cluster.OnStore(c.Placement.Region(t), 2))
-		next()
-		now := time.Now()
-		since.Store(&now)
-		for i := range slowest {
-			slowest[i].Store(0)
+		next(2)
+		anew()
+		next(8)
+		for i := range writers {
+			calm = append(calm, time.Duration(slowest[i].Load()))
 		}
+		anew()
 		var times mergeTimes
 		c.Net.Tap(times.note)
 		begun := time.Now()
 		c.Merge(s, t)
 		times.Lock()
-		ended := times.ordered
+		ended := times.proposed
 		times.Unlock()
 		c.Net.Tap(nil)
-		next()
+		next(2)
 		for i := range writers {
 			took := time.Duration(slowest[i].Load())
 			if i%2 == 1 {
@@ -224,13 +235,14 @@ func BenchmarkMergeStall(b *testing.B) {
 		frozen = append(frozen, times.frozen.Sub(begun))
 		acked = append(acked, times.acked.Sub(times.frozen))
 		ordered = append(ordered, times.ordered.Sub(times.acked))
+		proposed = append(proposed, times.proposed.Sub(times.ordered))
 		merged = append(merged, time.Since(ended))
 	}
 	cancel()
 	wg.Wait()
-	b.Logf("%d merges; slowest write of the source: %s; of the target: %s", len(frozen),
-		spread(source), spread(target))
+	b.Logf("%d merges; slowest of some ten writes before it: %s; slowest during it, of the "+
+		"source: %s; of the target: %s", len(frozen), spread(calm), spread(source), spread(target))
 	b.Logf("proposed to first acknowledgement: %s; to the last: %s; to the order: %s; "+
-		"to what is written after the joined region is reported: %s",
-		spread(frozen), spread(acked), spread(ordered), spread(merged))
+		"to CommitMerge: %s; until all have written to the joined region: %s",
+		spread(frozen), spread(acked), spread(ordered), spread(proposed), spread(merged))
 }

@@ -300,6 +300,20 @@ func (m *rangeMap) withNeighbours(r *metapb.Region) []*metapb.Region {
 	return out
 }
 
+// at returns the region of this store that has a key, nil if none does.
+func (m *rangeMap) at(key []byte) *metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found *metapb.Region
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: key}, func(r *metapb.Region) bool {
+		if regions.CheckKey(r, key) == nil {
+			found = r
+		}
+		return false
+	})
+	return found
+}
+
 // Regions returns all regions of the store, initialized or not.
 func (m *rangeMap) all() []*metapb.Region {
 	m.mu.Lock()
