@@ -54,10 +54,10 @@ const (
 	// mergeInterval is how often a frozen replica looks how the merge stands, and says what it has
 	// to say again.
 	mergeInterval = 200 * time.Millisecond
-	// mergeAckLimit bounds the wait for the acknowledgements, mergeReadyLimit that for the target's
-	// answer. Clients wait.
-	mergeAckLimit   = time.Second
-	mergeReadyLimit = 5 * time.Second
+	// mergeLimit is for how long the source's leader waits, for the acknowledgements and for the
+	// target's answer together, until it asks the target to refuse. Writes wait meanwhile, and a
+	// merge is never urgent. With the way out it is less than a second if the target has a quorum.
+	mergeLimit = 700 * time.Millisecond
 	// mergeHoldLimit bounds for how long a write to a frozen region waits. One that has waited for
 	// that long is refused, and its client may have something else to do.
 	mergeHoldLimit = time.Second
@@ -78,13 +78,14 @@ type merger struct {
 	// on another store.
 	refused, beyond, merged bool
 
-	// A leader's, of its term: since when it waits, and since when all have acknowledged; its
+	// A leader's, of its term: since when it waits, and whether it has sent an order; its
 	// RollbackMerge; the second question, and who has answered it.
-	term             uint64
-	since, readySent time.Time
-	rollback         uint64
-	nonce            uint64
-	answered         map[uint64]bool
+	term      uint64
+	since     time.Time
+	readySent bool
+	rollback  uint64
+	nonce     uint64
+	answered  map[uint64]bool
 
 	// early are acknowledgements that came before this leader was frozen itself: the entry that
 	// each peer names. At most one for each peer of the region.
@@ -348,6 +349,12 @@ func (mg *merger) tick(t *turn, now time.Time) {
 	}
 }
 
+// lookNow is what a frozen replica does when the target has changed on its store.
+func (mg *merger) lookNow(t *turn) {
+	mg.next = time.Time{}
+	mg.tick(t, mg.p.store.clock.Now())
+}
+
 // describe says how the merge of a frozen region stands, for people.
 func (mg *merger) describe() string {
 	what := "waits for the target"
@@ -426,7 +433,7 @@ func mergeVerdict(target, source *rspb.RegionLocalState) rspb.MergeMessage_Verdi
 func (mg *merger) lead(t *turn, now time.Time) {
 	p := mg.p
 	if term := p.rn.Term(); mg.term != term {
-		mg.term, mg.since, mg.readySent, mg.rollback = term, now, time.Time{}, 0
+		mg.term, mg.since, mg.readySent, mg.rollback = term, now, false, 0
 		mg.nonce, mg.answered = 0, nil
 	}
 	if p.appliedTerm != mg.term || mg.rollback > p.appliedIndex {
@@ -437,14 +444,10 @@ func (mg *merger) lead(t *turn, now time.Time) {
 		mg.proposeRollback()
 		return
 	}
-	late := now.Sub(mg.since) >= mergeAckLimit
-	if mg.allAcked() {
-		if mg.readySent.IsZero() {
-			mg.readySent = now
-		}
-		if late = now.Sub(mg.readySent) >= mergeReadyLimit; !late {
-			mg.toTarget(t, rspb.MergeMessage_Ready)
-		}
+	late := now.Sub(mg.since) >= mergeLimit
+	if mg.allAcked() && !late {
+		mg.readySent = true
+		mg.toTarget(t, rspb.MergeMessage_Ready)
 	}
 	if late {
 		mg.toTarget(t, rspb.MergeMessage_Cancel)
@@ -545,7 +548,7 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 	switch m.Kind {
 	case rspb.MergeMessage_Ack:
 		mg.acks[rm.FromPeer.Id] = true
-		if mg.allAcked() && mg.readySent.IsZero() {
+		if mg.allAcked() && !mg.readySent {
 			mg.next = time.Time{}
 		}
 	case rspb.MergeMessage_Answer:

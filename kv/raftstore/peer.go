@@ -225,7 +225,9 @@ func (p *peer) peerOf(id uint64) *metapb.Peer {
 // raft's storage, the range map and the read handle change together.
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
-	p.store.ranges.setRegion(r, p.self.Id)
+	for _, source := range p.store.ranges.setRegion(r, p.self.Id) {
+		_ = p.store.router.send(source, &message.Wake{}) // it looks by itself, later
+	}
 	if self := regions.PeerByID(r, p.self.Id); self != nil {
 		p.self = self
 	}
@@ -354,6 +356,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		}
 	case *message.SnapshotInstalled:
 		p.onInstalled(t, m)
+	case *message.Wake:
+		p.merge.lookNow(t)
 	case *message.Absorbed:
 		p.merge.onAbsorbed(t, m)
 	case *message.SplitChecked:

@@ -57,11 +57,18 @@ func newRangeMap() *rangeMap {
 	return m
 }
 
-// setRegion replaces what is known of a region. The new range must be free or the region's own.
-func (m *rangeMap) setRegion(r *metapb.Region, peerID uint64) {
+// setRegion replaces what is known of a region. The new range must be free or the region's own. It
+// returns the frozen regions that wait for the region to change.
+func (m *rangeMap) setRegion(r *metapb.Region, peerID uint64) (waiting []uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.setRegionLocked(r, peerID)
+	for id, f := range m.mu.frozen {
+		if f.state.GetTarget().GetId() == r.Id {
+			waiting = append(waiting, id)
+		}
+	}
+	return waiting
 }
 
 func (m *rangeMap) setRegionLocked(r *metapb.Region, peerID uint64) {
