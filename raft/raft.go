@@ -390,8 +390,8 @@ func (r *Raft) tickLeader() {
 	}
 	for _, id := range r.sortedIDs() {
 		pr := r.Prs[id]
-		if r.lazyCommit {
-			r.tellCommit(id)
+		if r.lazyCommit && id != r.id && pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
+			r.sendAppend(id)
 		}
 		if pr.State != ProgressSnapshot {
 			continue

@@ -309,7 +309,7 @@ func (rn *RawNode) TellCommit(index uint64) bool {
 	for _, id := range r.sortedIDs() {
 		if pr := r.Prs[id]; id != r.id && pr.toldCommit < index {
 			if pr.Match >= index {
-				r.tellCommit(id)
+				r.sendAppend(id)
 			}
 			all = all && pr.toldCommit >= index
 		}

@@ -97,13 +97,6 @@ func (r *Raft) commitAndTell() {
 	}
 }
 
-// tellCommit sends a member the commit index as far as it has the log, unless it was sent already.
-func (r *Raft) tellCommit(id uint64) {
-	if pr := r.Prs[id]; id != r.id && pr.toldCommit < min(pr.Match, r.RaftLog.committed) {
-		r.sendAppend(id)
-	}
-}
-
 // maybeCommit commits what a majority of the voters has, and says whether that was news. Only an
 // entry of the leader's own term is counted; those before it follow (thesis 3.6.2, figure 3.7: a
 // majority of an old term's entry can still be overwritten).

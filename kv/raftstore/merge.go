@@ -102,8 +102,8 @@ type mergeProposals struct {
 	order, orderTerm uint64
 	// The source's leader: the same of its newest PrepareMerge.
 	prepare, prepareTerm uint64
-	// urgent is the newest of these entries while not all others are told that it is committed. No
-	// one waits for a tick to learn that.
+	// urgent is the newest of these entries while a follower may not know that it is committed; it
+	// learns that without waiting for a tick (tellCommitted).
 	urgent uint64
 
 	// held are writes that wait for the end of the merge, in the order in which they came.

@@ -45,7 +45,7 @@ func (s *Store) Write(w *message.Write) {
 	w.Came(s.age())
 	if err := s.router.send(w.Header.RegionID, w); err != nil {
 		s.inflight.Add(-size)
-		w.Callback.Fail(s.goneElse(err, w.Header, w.MinKey))
+		w.Callback.Fail(goneElse(s.ranges, err, w.Header, w.MinKey))
 	}
 }
 
