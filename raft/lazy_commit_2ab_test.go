@@ -54,6 +54,37 @@ func TestLazyCommitWaitsForEntriesOrTick2AB(t *testing.T) {
 	equal(t, "appends of the next tick", len(appends(r)), 0)
 }
 
+// TellCommit does not wait: who has the entry learns that it is committed, once; who has it later
+// then.
+func TestTellCommit2AB(t *testing.T) {
+	r := lazyLeader(t)
+	rn := &RawNode{Raft: r}
+	mustStep(t, r, eraftpb.Message{MsgType: tProp, Entries: []*eraftpb.Entry{{Data: []byte("a")}}})
+	appends(r)
+	last := r.RaftLog.LastIndex()
+	equal(t, "done before it is committed", rn.TellCommit(last), false)
+	equal(t, "appends before it is committed", len(appends(r)), 0)
+
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 2, Term: r.Term, Index: last})
+	equal(t, "done while 3 may not have it", rn.TellCommit(last), false)
+	told := appends(r)
+	equal(t, "appends", len(told), 1)
+	equal(t, "to whom has the entry", told[0].To, uint64(2))
+	equal(t, "commit index", told[0].Commit, last)
+	equal(t, "done while 3 has not answered", rn.TellCommit(last), false)
+	equal(t, "appends", len(appends(r)), 0)
+
+	mustStep(t, r, eraftpb.Message{MsgType: tAppResp, From: 3, Term: r.Term, Index: last})
+	equal(t, "done once all have it", rn.TellCommit(last), true)
+	told = appends(r)
+	equal(t, "appends", len(told), 1)
+	equal(t, "to whom has it now", told[0].To, uint64(3))
+	equal(t, "done", rn.TellCommit(last), true)
+	equal(t, "appends", len(appends(r)), 0)
+	r.State = StateFollower
+	equal(t, "done by who does not lead", rn.TellCommit(last+1), true)
+}
+
 // The commit of a conf change is sent at once all the same.
 func TestLazyCommitTellsConfChangeAtOnce2AB(t *testing.T) {
 	r := lazyLeader(t)

@@ -294,6 +294,29 @@ func (rn *RawNode) BroadcastHeartbeat() {
 	}
 }
 
+// TellCommit sends the others now, if this node leads, what LazyCommit keeps for the next append or
+// tick: that an index is committed. True: nothing is left to do for that index. False: it is not
+// committed, or a member is not known to have the log up to it; call again when more is known.
+func (rn *RawNode) TellCommit(index uint64) bool {
+	r := rn.Raft
+	if r.State != StateLeader {
+		return true
+	}
+	if r.RaftLog.committed < index {
+		return false
+	}
+	all := true
+	for _, id := range r.sortedIDs() {
+		if pr := r.Prs[id]; id != r.id && pr.toldCommit < index {
+			if pr.Match >= index {
+				r.sendAppend(id)
+			}
+			all = all && pr.toldCommit >= index
+		}
+	}
+	return all
+}
+
 // HeartbeatRound is the round that was broadcast last in this term, 0 for none.
 func (rn *RawNode) HeartbeatRound() uint64 { return rn.Raft.reads.round }
 

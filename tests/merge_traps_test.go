@@ -14,6 +14,7 @@ import (
 	"github.com/tinykv/tinykv/kv/config"
 	"github.com/tinykv/tinykv/kv/raftstore/meta"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/errorpb"
 	"github.com/tinykv/tinykv/proto/pkg/kvrpcpb"
 	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
@@ -395,6 +396,55 @@ func (m *merging) refusesReads(store uint64, r *metapb.Region, peer *metapb.Peer
 		require.NoError(m.t, err)
 		require.NotNil(m.t, refused, "a frozen region is read")
 	}
+}
+
+// TestMergeHoldsWrites: a write to a frozen region waits for the end of the merge, and its client
+// learns then who has the key. So does who comes when the source is gone.
+func TestMergeHoldsWrites(t *testing.T) {
+	m := newMerging(t, cluster.Options{Stores: 3})
+	m.hold(rspb.MergeMessage_Ready, rspb.MergeMessage_Cancel)
+	m.freeze()
+	frozen := cluster.PeerOf(m.c, 1, m.source).Region
+	answers := make(chan *errorpb.Error, 1)
+	put := func() { answers <- cluster.RawPutOn(m.c, 1, frozen, []byte("x"), []byte("new")) }
+	begun := time.Now()
+	go put() // ends with its answer
+	m.c.Eventually(20*time.Second, func() string {
+		if info := cluster.PeerOf(m.c, 1, m.source); info != nil && info.Held == 1 ||
+			len(answers) > 0 {
+			return ""
+		}
+		return "the write does not wait"
+	})
+	m.release()
+	answer := <-answers
+	for answer.GetServerIsBusy() != nil {
+		// The machine is slow: the write has waited for as long as any may.
+		require.GreaterOrEqual(t, time.Since(begun), time.Second)
+		begun = time.Now()
+		put()
+		answer = <-answers
+	}
+	has := func(e *errorpb.Error) {
+		t.Helper()
+		require.NotNil(t, e.GetEpochNotMatch(), "%v", e)
+		var ids []uint64
+		for _, r := range e.GetEpochNotMatch().CurrentRegions {
+			ids = append(ids, r.Id)
+		}
+		require.Contains(t, ids, m.target, "%v", e)
+	}
+	has(answer)
+	m.awaitMerged()
+	put()
+	has(<-answers)
+	_, refused, err := cluster.GetFrom(t.Context(), m.c, 1, &kvrpcpb.Context{
+		RegionId: m.source, RegionEpoch: frozen.RegionEpoch, Peer: cluster.OnStore(frozen, 1),
+	}, []byte("x"))
+	require.NoError(t, err)
+	has(refused)
+	m.c.CheckConsistency()
+	m.check("a", "x")
 }
 
 // TestMergeLateOrder: the source's leader has waited for too long and is to give up, but only the

@@ -148,9 +148,32 @@ func older(a, b *metapb.RegionEpoch) bool {
 	return a.GetConfVer() < b.GetConfVer()
 }
 
+// peerOn is the peer of another region on the store of this one's leader, nil if there is none.
+func (r *cachedRegion) peerOn(m *metapb.Region) *metapb.Peer {
+	for _, p := range m.Peers {
+		if r.leader != nil && p.StoreId == r.leader.StoreId {
+			return p
+		}
+	}
+	return nil
+}
+
+// within tells whether another region has all of this one's range. If its version is greater as
+// well, this one went into it.
+func (r *cachedRegion) within(m *metapb.Region) bool {
+	end := m.EndKey
+	return bytes.Compare(m.StartKey, r.meta.StartKey) <= 0 && (len(end) == 0 ||
+		len(r.meta.EndKey) > 0 && bytes.Compare(r.meta.EndKey, end) <= 0)
+}
+
 // insert adds a region unless something newer covers a part of its range. Without a leader the
 // known one is kept if it is still a member, else the first voter is tried.
 func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
+	c.place(meta, leader, nil)
+}
+
+// place is insert; of a region whose leader is not known, guess is tried first.
+func (c *regionCache) place(meta *metapb.Region, leader, guess *metapb.Peer) {
 	c.learn(meta.Peers)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,8 +222,10 @@ func (c *regionCache) insert(meta *metapb.Region, leader *metapb.Peer) {
 		entry.position = new(atomic.Uint64)
 	}
 	if entry.leader.GetId() == 0 {
-		entry.leader = nil
-		entry.leader, _ = entry.nextPeer()
+		if entry.leader = guess; guess.GetId() == 0 {
+			entry.leader = nil
+			entry.leader, _ = entry.nextPeer()
+		}
 	}
 	c.mu.tree.ReplaceOrInsert(itemOf(entry))
 }

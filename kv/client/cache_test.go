@@ -51,3 +51,44 @@ func TestAllocationsOfALookup(t *testing.T) {
 		i++
 	}), 0.0)
 }
+
+// TestRegionWithinAnother: a region that went into another one lies within it; the store that said
+// so is not taken for the leader of a region whose leader is known.
+func TestRegionWithinAnother(t *testing.T) {
+	at := func(start, end string) *metapb.Region {
+		return &metapb.Region{StartKey: []byte(start), EndKey: []byte(end)}
+	}
+	for _, c := range []struct {
+		name         string
+		inner, outer *metapb.Region
+		want         bool
+	}{
+		{"the same", at("b", "d"), at("b", "d"), true},
+		{"left half", at("b", "c"), at("b", "d"), true},
+		{"right half", at("c", "d"), at("b", "d"), true},
+		{"of all keys", at("c", "d"), at("", ""), true},
+		{"to the end", at("c", ""), at("b", ""), true},
+		{"wider on the left", at("a", "d"), at("b", "d"), false},
+		{"wider on the right", at("b", "e"), at("b", "d"), false},
+		{"without an end", at("b", ""), at("b", "d"), false},
+		{"beside it", at("d", "f"), at("b", "d"), false},
+	} {
+		require.Equal(t, c.want, (&cachedRegion{meta: c.inner}).within(c.outer), c.name)
+	}
+
+	c := newRegionCache(nil, func([]*metapb.Peer) {})
+	peers := []*metapb.Peer{{Id: 1, StoreId: 1}, {Id: 2, StoreId: 2}}
+	region := func(version uint64, end string) *metapb.Region {
+		return &metapb.Region{
+			Id: 7, EndKey: []byte(end), Peers: peers,
+			RegionEpoch: &metapb.RegionEpoch{Version: version, ConfVer: 1},
+		}
+	}
+	c.place(region(1, "m"), nil, peers[1])
+	require.Equal(t, peers[1], c.lookup([]byte("a")).leader, "a guess is better than nothing")
+	c.place(region(2, ""), nil, peers[0])
+	require.Equal(t, peers[1], c.lookup([]byte("a")).leader, "what is known is better than a guess")
+	require.Equal(t, peers[0], (&cachedRegion{leader: &metapb.Peer{Id: 9, StoreId: 1}}).
+		peerOn(region(2, "")))
+	require.Nil(t, (&cachedRegion{leader: &metapb.Peer{Id: 9, StoreId: 3}}).peerOn(region(2, "")))
+}

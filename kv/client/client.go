@@ -503,15 +503,16 @@ func (c *Client) onRegionError(r *cachedRegion, e *errorpb.Error) *verdict {
 		newer := false
 		for _, m := range e.EpochNotMatch.CurrentRegions {
 			if m != nil && len(m.Peers) > 0 {
-				newer = newer || m.Id == r.meta.Id && older(r.meta.RegionEpoch, m.RegionEpoch)
-				leader := r.leader
-				var hint *metapb.Peer
-				for _, p := range m.Peers {
-					if leader != nil && p.StoreId == leader.StoreId {
-						hint = p // the store that answered leads most likely
-					}
+				newer = newer || (m.Id == r.meta.Id || r.within(m)) &&
+					older(r.meta.RegionEpoch, m.RegionEpoch)
+				// The store that answered leads what it was asked for, and most likely a region
+				// of which no leader is known.
+				answered := r.peerOn(m)
+				if m.Id == r.meta.Id {
+					c.cache.insert(m, answered)
+				} else {
+					c.cache.place(m, nil, answered)
 				}
-				c.cache.insert(m, hint)
 			}
 		}
 		v.pause = !newer // the store lags behind what we know

@@ -130,7 +130,7 @@ func (p *peer) refuse(m message.Msg) {
 	switch m := m.(type) {
 	case *message.Write:
 		p.store.inflight.Add(-int64(len(m.Payload)))
-		m.Callback.Fail(&regionerr.RegionNotFoundError{RegionID: p.regionID})
+		m.Callback.Fail(goneError(p.store.ranges, m.Header, m.MinKey))
 	case *message.BecomeSplit:
 		// The old peer is still being cleared away; the store worker tries again.
 		p.store.creator.postpone(m)

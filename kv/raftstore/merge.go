@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -24,6 +25,7 @@ import (
 // decides.
 //
 //	propose       S's leader proposes PrepareMerge, with T's epoch T0
+//	              (from here on its writes wait: holdWrite)
 //	onNewVersion  it is applied, as entry P: S is frozen. It serves nothing, and no other entry takes effect
 //	ack           each frozen replica tells S's leader once it has published that, and again in each mergeInterval
 //	sendReady     all have: the leader tells T's replicas, and again in each mergeInterval
@@ -52,10 +54,13 @@ const (
 	// mergeInterval is how often a frozen replica looks how the merge stands, and says what it has
 	// to say again.
 	mergeInterval = 200 * time.Millisecond
-	// mergeAckLimit bounds the wait for the acknowledgements, mergeReadyLimit that for the target's
-	// answer. Clients wait.
-	mergeAckLimit   = time.Second
-	mergeReadyLimit = 5 * time.Second
+	// mergeLimit is for how long the source's leader waits, for the acknowledgements and for the
+	// target's answer together, until it asks the target to refuse. Writes wait meanwhile, and a
+	// merge is never urgent. With the way out it is less than a second if the target has a quorum.
+	mergeLimit = 700 * time.Millisecond
+	// mergeHoldLimit bounds for how long a write to a frozen region waits. One that has waited for
+	// that long is refused, and its client may have something else to do.
+	mergeHoldLimit = time.Second
 )
 
 // errMerging answers commands to a frozen region.
@@ -73,17 +78,46 @@ type merger struct {
 	// on another store.
 	refused, beyond, merged bool
 
-	// A leader's, of its term: since when it waits, and since when all have acknowledged; its
+	// A leader's, of its term: since when it waits, and whether it has sent an order; its
 	// RollbackMerge; the second question, and who has answered it.
-	term             uint64
-	since, readySent time.Time
-	rollback         uint64
-	nonce            uint64
-	answered         map[uint64]bool
+	term      uint64
+	since     time.Time
+	readySent bool
+	rollback  uint64
+	nonce     uint64
+	answered  map[uint64]bool
 
+	// early are acknowledgements that came before this leader was frozen itself: the entry that
+	// each peer names. At most one for each peer of the region.
+	early map[uint64]uint64
+
+	mergeProposals
+}
+
+// mergeProposals is what a leader, of the source or of the target, has under way. It outlives the
+// freeze.
+type mergeProposals struct {
 	// The target's leader: its newest CommitMerge or RefuseMerge, and the term in which it proposed
 	// that.
 	order, orderTerm uint64
+	// The source's leader: the same of its newest PrepareMerge.
+	prepare, prepareTerm uint64
+	// urgent is the newest of these entries while a follower may not know that it is committed; it
+	// learns that without waiting for a tick (tellCommitted).
+	urgent uint64
+
+	// held are writes that wait for the end of the merge, in the order in which they came.
+	//
+	// Invariant: what waits here has not been proposed; it is checked anew when the wait ends, its
+	// deadline too.
+	held      []mergeHeld
+	heldBytes int
+}
+
+// mergeHeld is a write that waits, and until when.
+type mergeHeld struct {
+	write *message.Write
+	until time.Time
 }
 
 // resume begins a peer's life, frozen if it was. Nobody reads its handle yet.
@@ -94,15 +128,20 @@ func (mg *merger) resume(state *rspb.MergingState, now time.Time) {
 }
 
 func (mg *merger) freeze(state *rspb.MergingState, now time.Time) {
+	acks := map[uint64]bool{}
+	for peer, commit := range mg.early {
+		if commit == state.Commit {
+			acks[peer] = true
+		}
+	}
 	*mg = merger{
-		p: mg.p, state: state, since: now, acks: map[uint64]bool{}, order: mg.order,
-		orderTerm: mg.orderTerm,
+		p: mg.p, state: state, since: now, acks: acks, mergeProposals: mg.mergeProposals,
 	}
 	mg.p.store.ranges.freeze(frozenRegion{region: mg.p.region(), peer: mg.p.self, state: state})
 }
 
 func (mg *merger) thaw() {
-	*mg = merger{p: mg.p, order: mg.order, orderTerm: mg.orderTerm}
+	*mg = merger{p: mg.p, mergeProposals: mg.mergeProposals}
 	mg.p.store.ranges.thaw(mg.p.regionID)
 }
 
@@ -146,8 +185,98 @@ func (mg *merger) propose(a *message.Admin) error {
 		CmdType:      raft_cmdpb.AdminCmdType_PrepareMerge,
 		PrepareMerge: &raft_cmdpb.PrepareMergeRequest{Target: target},
 	}
-	p.proposeAdmin(&c)
+	if p.proposeAdmin(&c) {
+		mg.prepare, mg.prepareTerm = p.rn.LastIndex(), p.rn.Term()
+		mg.urgent = mg.prepare
+	}
 	return nil
+}
+
+// freezing tells whether this leader has a PrepareMerge under way. What it proposed behind it
+// would be refused when it is applied.
+func (mg *merger) freezing() bool {
+	return mg.prepare > mg.p.appliedIndex && mg.p.leadsIn(mg.prepareTerm)
+}
+
+// holdWrite keeps a write to a region that is frozen, or is about to be, until the merge has ended:
+// its client is then sent to the joined region, or the write is proposed here. err is what is to be
+// said to it otherwise. False: it does not wait, or too much waits already.
+func (mg *merger) holdWrite(w *message.Write, err error) bool {
+	cfg := &mg.p.store.cfg.Raftstore
+	if !(errors.Is(err, errMerging) || err == nil && mg.freezing()) || mg.p.removed != nil ||
+		len(mg.held) >= cfg.MaxPendingPerRegion ||
+		mg.heldBytes+len(w.Payload) > int(cfg.MaxUncommitted) {
+		return false
+	}
+	mg.held = append(mg.held,
+		mergeHeld{write: w, until: mg.p.store.clock.Now().Add(mergeHoldLimit)})
+	mg.heldBytes += len(w.Payload)
+	return true
+}
+
+// hasHeldEnded tells whether writes have waited long enough: all of them, or the oldest.
+func (mg *merger) hasHeldEnded() bool {
+	return len(mg.held) > 0 && (mg.state == nil && !mg.freezing() || !mg.p.isLeader() ||
+		!mg.p.store.clock.Now().Before(mg.held[0].until))
+}
+
+// resumeWrites carries on with the writes whose wait has ended.
+func (mg *merger) resumeWrites() {
+	if !mg.hasHeldEnded() {
+		return
+	}
+	if mg.p.isLeader() && (mg.state != nil || mg.freezing()) {
+		for now := mg.p.store.clock.Now(); len(mg.held) > 0 && !now.Before(mg.held[0].until); {
+			w := mg.held[0].write
+			mg.held[0] = mergeHeld{}
+			mg.held, mg.heldBytes = mg.held[1:], mg.heldBytes-len(w.Payload)
+			mg.p.refuseWrite(w, errMerging)
+		}
+		return
+	}
+	held := mg.held
+	mg.held, mg.heldBytes = nil, 0
+	for _, h := range held {
+		mg.p.onWrite(h.write)
+	}
+}
+
+// dropWrites refuses the writes that wait: the peer ends.
+func (mg *merger) dropWrites(cause error) {
+	for _, h := range mg.held {
+		mg.p.refuseWrite(h.write, cause)
+	}
+	mg.held, mg.heldBytes = nil, 0
+}
+
+// tellCommitted has the others learn that an entry of a merge is committed as soon as each has it:
+// all of them have to apply it, and clients wait.
+func (mg *merger) tellCommitted() {
+	if mg.urgent != 0 && mg.p.rn.TellCommit(mg.urgent) {
+		mg.urgent = 0
+	}
+}
+
+// refuseBehind answers the proposals of a frozen replica whose region has gone into another one, so
+// that RollbackMerge takes effect never: nothing behind the entry that froze it has had, or will
+// have, any. What was proposed before it has been handed to the apply worker.
+func (mg *merger) refuseBehind(cause error) {
+	p, kept := mg.p, 0
+	if mg.state == nil {
+		return
+	}
+	for i := range p.proposals {
+		prop := &p.proposals[i]
+		if prop.Index() <= mg.state.Commit {
+			p.proposals[kept] = *prop
+			kept++
+			continue
+		}
+		p.store.inflight.Add(-int64(prop.Size()))
+		prop.RefusedAtApply(cause)
+	}
+	clear(p.proposals[kept:])
+	p.proposals = p.proposals[:kept]
 }
 
 // replicasFollow tells whether every other peer has taken entries of this leader's log, in this
@@ -171,6 +300,7 @@ func (mg *merger) replicasFollow() bool {
 func (mg *merger) onNewVersion(res message.NewVersion) {
 	p := mg.p
 	p.once.noteVersion(res.Index, res.Region.RegionEpoch.Version)
+	mg.urgent = max(mg.urgent, res.Index)
 	switch {
 	case res.Merging != nil:
 		p.logger.Info("region is frozen, to be merged",
@@ -217,6 +347,12 @@ func (mg *merger) tick(t *turn, now time.Time) {
 		mg.send(t, leader,
 			&rspb.MergeMessage{Kind: rspb.MergeMessage_Answer, Verdict: rspb.MergeMessage_Refused})
 	}
+}
+
+// lookNow is what a frozen replica does when the target has changed on its store.
+func (mg *merger) lookNow(t *turn) {
+	mg.next = time.Time{}
+	mg.tick(t, mg.p.store.clock.Now())
 }
 
 // describe says how the merge of a frozen region stands, for people.
@@ -266,6 +402,7 @@ func (mg *merger) look(t *turn) bool {
 		// or is gone.
 		mg.p.logger.Info("destroying a replica whose region went into another one",
 			zap.Uint64("target-region-id", mg.state.Target.Id))
+		mg.refuseBehind(&regionerr.RegionNotFoundError{RegionID: mg.p.regionID})
 		mg.p.destroy(t, mg.p.region(), nil)
 		return false
 	}
@@ -296,7 +433,7 @@ func mergeVerdict(target, source *rspb.RegionLocalState) rspb.MergeMessage_Verdi
 func (mg *merger) lead(t *turn, now time.Time) {
 	p := mg.p
 	if term := p.rn.Term(); mg.term != term {
-		mg.term, mg.since, mg.readySent, mg.rollback = term, now, time.Time{}, 0
+		mg.term, mg.since, mg.readySent, mg.rollback = term, now, false, 0
 		mg.nonce, mg.answered = 0, nil
 	}
 	if p.appliedTerm != mg.term || mg.rollback > p.appliedIndex {
@@ -307,14 +444,10 @@ func (mg *merger) lead(t *turn, now time.Time) {
 		mg.proposeRollback()
 		return
 	}
-	late := now.Sub(mg.since) >= mergeAckLimit
-	if mg.allAcked() {
-		if mg.readySent.IsZero() {
-			mg.readySent = now
-		}
-		if late = now.Sub(mg.readySent) >= mergeReadyLimit; !late {
-			mg.toTarget(t, rspb.MergeMessage_Ready)
-		}
+	late := now.Sub(mg.since) >= mergeLimit
+	if mg.allAcked() && !late {
+		mg.readySent = true
+		mg.toTarget(t, rspb.MergeMessage_Ready)
 	}
 	if late {
 		mg.toTarget(t, rspb.MergeMessage_Cancel)
@@ -405,6 +538,9 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 		mg.onOrder(m)
 		return
 	}
+	if m.Kind == rspb.MergeMessage_Ack {
+		mg.noteEarly(rm)
+	}
 	if mg.state == nil || m.Commit != mg.state.Commit || m.TargetId != mg.state.Target.Id ||
 		regions.PeerByID(mg.p.region(), rm.FromPeer.Id) == nil {
 		return // of an earlier attempt: the entry names it
@@ -412,7 +548,7 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 	switch m.Kind {
 	case rspb.MergeMessage_Ack:
 		mg.acks[rm.FromPeer.Id] = true
-		if mg.allAcked() && mg.readySent.IsZero() {
+		if mg.allAcked() && !mg.readySent {
 			mg.next = time.Time{}
 		}
 	case rspb.MergeMessage_Answer:
@@ -427,6 +563,19 @@ func (mg *merger) onMessage(t *turn, rm *rspb.RaftMessage) {
 		}
 	}
 	mg.tick(t, mg.p.store.clock.Now())
+}
+
+// noteEarly remembers an acknowledgement of an entry that is not applied here yet. An index of what
+// is applied on one store is one entry on all, so it names the attempt.
+func (mg *merger) noteEarly(rm *rspb.RaftMessage) {
+	if rm.Merge.Commit <= mg.p.appliedIndex ||
+		regions.PeerByID(mg.p.region(), rm.FromPeer.Id) == nil {
+		return
+	}
+	if mg.early == nil {
+		mg.early = map[uint64]uint64{}
+	}
+	mg.early[rm.FromPeer.Id] = rm.Merge.Commit
 }
 
 // onOrder proposes what the source's leader asks for, if this peer leads the target, which has not
@@ -464,6 +613,7 @@ func (mg *merger) onOrder(m *rspb.MergeMessage) {
 	p.flushWrites()
 	if p.proposeAdmin(&message.Admin{Request: req}) {
 		mg.order, mg.orderTerm = p.rn.LastIndex(), p.rn.Term()
+		mg.urgent = mg.order
 	}
 }
 
@@ -477,8 +627,8 @@ func (mg *merger) onDone(res message.MergeDone) {
 	p.setRegion(res.Region)
 	p.stats.sizeKnown, p.stats.counted = false, message.Counted{} // the next check measures it
 	p.times.splitCheck = p.store.clock.Now()
+	mg.urgent = max(mg.urgent, res.Index)
 	if p.isLeader() {
-		p.rn.BroadcastHeartbeat() // tells the commit index
 		p.report.send()
 	}
 }
@@ -529,6 +679,7 @@ func (mg *merger) onAbsorbed(t *turn, m *message.Absorbed) {
 			RegionID: p.regionID, Regions: []*metapb.Region{m.Into},
 		}
 	}
+	mg.refuseBehind(cause)
 	p.endCommands(cause)
 	p.lease.end()
 	p.publish()

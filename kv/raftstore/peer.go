@@ -225,7 +225,9 @@ func (p *peer) peerOf(id uint64) *metapb.Peer {
 // raft's storage, the range map and the read handle change together.
 func (p *peer) setRegion(r *metapb.Region) {
 	p.ps.region = r
-	p.store.ranges.setRegion(r, p.self.Id)
+	for _, source := range p.store.ranges.setRegion(r, p.self.Id) {
+		_ = p.store.router.send(source, &message.Wake{}) // it looks by itself, later
+	}
 	if self := regions.PeerByID(r, p.self.Id); self != nil {
 		p.self = self
 	}
@@ -284,13 +286,15 @@ func isVote(m *eraftpb.Message) bool {
 func (p *peer) wantsTurn() bool {
 	// A read that fails is tried again with the next message or tick.
 	return !p.stopped &&
-		(len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded())
+		(len(p.writes) > 0 || p.ps.readErr == nil && p.rn.HasReady() || p.transfer.hasEnded() ||
+			p.merge.hasHeldEnded())
 }
 
 // awaitsApplied tells whether something waits for the apply worker's next report, so that it must
 // be worked off at once even if it only says how far the worker has come.
 func (p *peer) awaitsApplied() bool {
 	return len(p.reads.confirmed) > 0 || len(p.once.held) > 0 || p.split.index != 0 ||
+		len(p.merge.held) > 0 ||
 		p.installing != 0 || p.removed != nil ||
 		p.rn.LeadTransferee() != raft.None
 }
@@ -307,7 +311,9 @@ func (p *peer) handleMessages(t *turn, msgs []message.Msg) {
 	if p.stopped {
 		return
 	}
+	p.merge.tellCommitted()
 	p.transfer.resume()
+	p.merge.resumeWrites()
 	p.once.resume()
 	p.flushWrites()
 	p.reads.ask()
@@ -350,6 +356,8 @@ func (p *peer) handleMessage(t *turn, m message.Msg) {
 		}
 	case *message.SnapshotInstalled:
 		p.onInstalled(t, m)
+	case *message.Wake:
+		p.merge.lookNow(t)
 	case *message.Absorbed:
 		p.merge.onAbsorbed(t, m)
 	case *message.SplitChecked:

@@ -57,11 +57,18 @@ func newRangeMap() *rangeMap {
 	return m
 }
 
-// setRegion replaces what is known of a region. The new range must be free or the region's own.
-func (m *rangeMap) setRegion(r *metapb.Region, peerID uint64) {
+// setRegion replaces what is known of a region. The new range must be free or the region's own. It
+// returns the frozen regions that wait for the region to change.
+func (m *rangeMap) setRegion(r *metapb.Region, peerID uint64) (waiting []uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.setRegionLocked(r, peerID)
+	for id, f := range m.mu.frozen {
+		if f.state.GetTarget().GetId() == r.Id {
+			waiting = append(waiting, id)
+		}
+	}
+	return waiting
 }
 
 func (m *rangeMap) setRegionLocked(r *metapb.Region, peerID uint64) {
@@ -298,6 +305,20 @@ func (m *rangeMap) withNeighbours(r *metapb.Region) []*metapb.Region {
 		}
 	}
 	return out
+}
+
+// at returns the region of this store that has a key, nil if none does.
+func (m *rangeMap) at(key []byte) *metapb.Region {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found *metapb.Region
+	m.mu.ranges.DescendLessOrEqual(&metapb.Region{StartKey: key}, func(r *metapb.Region) bool {
+		if regions.CheckKey(r, key) == nil {
+			found = r
+		}
+		return false
+	})
+	return found
 }
 
 // Regions returns all regions of the store, initialized or not.

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -357,11 +358,11 @@ func (s *Store) LocalRead(h message.Header, key []byte) (*LocalRead, error) {
 func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, error) {
 	box := s.router.get(h.RegionID)
 	if box == nil {
-		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, goneError(s.ranges, h, key)
 	}
 	hd := box.handle.Load()
 	if hd == nil {
-		return nil, nil, &regionerr.RegionNotFoundError{RegionID: h.RegionID}
+		return nil, nil, goneError(s.ranges, h, key)
 	}
 	if err := hd.check(s, h, key); err != nil {
 		if isNotLeader(err) && box.asleep.Load() {
@@ -371,6 +372,30 @@ func (s *Store) handleFor(h message.Header, key []byte) (*mailbox, *readHandle, 
 		return nil, nil, err
 	}
 	return box, hd, nil
+}
+
+// goneError answers a request for a region that is not here. If another one of this store has its
+// key at a greater version, the region that was meant has lost the key, most likely by a merge, and
+// the client learns at once who has it. A nil key tells nothing.
+func goneError(ranges *rangeMap, h message.Header, key []byte) error {
+	if key != nil && h.Epoch != nil {
+		if r := ranges.at(key); r != nil && r.Id != h.RegionID &&
+			r.RegionEpoch.GetVersion() > h.Epoch.Version {
+			return &regionerr.EpochNotMatchError{
+				RegionID: h.RegionID, Regions: ranges.withNeighbours(r),
+			}
+		}
+	}
+	return &regionerr.RegionNotFoundError{RegionID: h.RegionID}
+}
+
+// goneElse is goneError if that is what err says, else err.
+func goneElse(ranges *rangeMap, err error, h message.Header, key []byte) error {
+	var gone *regionerr.RegionNotFoundError
+	if errors.As(err, &gone) {
+		return goneError(ranges, h, key)
+	}
+	return err
 }
 
 // check is the check order of a request: store, peer, leader, term, epoch, key.

@@ -118,6 +118,7 @@ func (p *peer) afterPersist(t *turn) {
 	soft := rd.SoftState
 	p.rn.Advance(*rd)
 	p.rd = raft.Ready{}
+	p.merge.tellCommitted()
 	if soft != nil {
 		p.onRoleChange()
 	}

@@ -79,7 +79,7 @@ func (sl *sleeper) isQuiet() bool {
 	return sl.p.sick.err == nil && sl.p.merge.state == nil && sl.p.removed == nil &&
 		sl.p.installing == 0 && sl.p.split.index == 0 &&
 		len(sl.p.proposals) == 0 && len(sl.p.writes) == 0 && len(sl.p.transfer.writes) == 0 &&
-		len(sl.p.once.held) == 0 &&
+		len(sl.p.once.held) == 0 && len(sl.p.merge.held) == 0 &&
 		len(sl.p.reads.arrived) == 0 && len(sl.p.reads.asked) == 0 &&
 		len(sl.p.reads.confirmed) == 0 &&
 		!st.checkingSplit && !st.askingSplit && st.sizeKnown && len(sl.p.report.reported) == 0 &&

@@ -36,6 +36,7 @@ func (v *PeerView) Info() PeerInfo {
 		LastTerm:       p.lastTerm(),
 		TruncatedIndex: p.ps.truncated.Index, Size: p.stats.size, Keys: p.stats.keys,
 		Installing: p.installing != 0, Proposals: len(p.proposals),
+		Held:   len(p.merge.held) + len(p.transfer.writes),
 		Asleep: p.sleep.asleep && !p.box.dormant.Load(),
 	}
 	if m := p.merge.state; m != nil {
@@ -66,6 +67,8 @@ type PeerInfo struct {
 	Pending        []uint64       `json:"pending,omitempty"`
 	Installing     bool           `json:"installing,omitempty"`
 	Proposals      int            `json:"proposals,omitempty"`
+	// Held are writes that wait for the end of a merge or for the next leader.
+	Held int `json:"held,omitempty"`
 	// Asleep is a sleep that leader and followers agreed on, not that since the store's start.
 	Asleep bool `json:"asleep,omitempty"`
 	// MergingInto is the region into which this one, frozen, is to go; 0 if it is not frozen. Merge

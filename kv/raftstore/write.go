@@ -23,7 +23,8 @@ import (
 // proposals, to the apply worker, which carries it out and answers.
 //
 // Other writes take side ways: retries wait for what is applied (exactly_once.go), writes that come
-// while leadership changes wait for the next leader (transfer.go).
+// while leadership changes wait for the next leader (transfer.go), and writes to a region that is
+// going into another one for the end of that (merge.go).
 //
 // Invariant: inflight counts the payload of every write between Store.Write and its answer.
 
@@ -44,7 +45,7 @@ func (s *Store) Write(w *message.Write) {
 	w.Came(s.age())
 	if err := s.router.send(w.Header.RegionID, w); err != nil {
 		s.inflight.Add(-size)
-		w.Callback.Fail(err)
+		w.Callback.Fail(goneElse(s.ranges, err, w.Header, w.MinKey))
 	}
 }
 
@@ -131,7 +132,7 @@ func (p *peer) onWrite(w *message.Write) {
 		p.refuseWrite(w, err)
 		return
 	}
-	if p.transfer.hold(w, err) {
+	if p.transfer.hold(w, err) || p.merge.holdWrite(w, err) {
 		return
 	}
 	if err == nil {
@@ -336,6 +337,7 @@ func (p *peer) endCommands(cause error) {
 	}
 	p.writes, p.writeSize, p.transfer.writes = nil, 0, nil
 	p.once.drop(cause)
+	p.merge.dropWrites(cause)
 	p.store.endUnknown(p.proposals, cause)
 	p.proposals = nil
 	for _, t := range p.heldApply {

@@ -13,6 +13,7 @@ import (
 	"github.com/tinykv/tinykv/kv/raftstore/message"
 	"github.com/tinykv/tinykv/kv/regionerr"
 	"github.com/tinykv/tinykv/proto/pkg/eraftpb"
+	"github.com/tinykv/tinykv/proto/pkg/metapb"
 	rspb "github.com/tinykv/tinykv/proto/pkg/raft_serverpb"
 )
 
@@ -159,4 +160,57 @@ func TestRefusedForCertain(t *testing.T) {
 		message.CallbackOf(m).Fail(&regionerr.RegionNotFoundError{RegionID: 1})
 	}
 	require.ErrorAs(t, put(s, trio(), "closed").wait(t), &gone)
+}
+
+// frozenPeer is a peer of trio that waits for nobody, with what it has applied.
+func frozenPeer(applied uint64) *peer {
+	p := &peer{
+		store: &Store{ranges: newRangeMap()}, regionID: 1, self: trio().Peers[0],
+		ps: &peerStorage{region: trio()}, appliedIndex: applied,
+	}
+	p.merge.p = p
+	return p
+}
+
+// TestOutcomeWhenTheRegionWentIntoAnother: what was proposed behind the entry that froze the region
+// had no effect, which is certain once the merge has taken place. What lies before it is the apply
+// worker's to answer.
+func TestOutcomeWhenTheRegionWentIntoAnother(t *testing.T) {
+	p := frozenPeer(10)
+	before, behind := pending{message.NewCallback()}, pending{message.NewCallback()}
+	p.proposals = []message.Proposal{
+		message.NewProposal(10, 6, 3, before.cb), message.NewProposal(11, 6, 5, behind.cb),
+	}
+	p.store.inflight.Store(8)
+	cause := &regionerr.EpochNotMatchError{RegionID: 1}
+	p.merge.refuseBehind(cause)
+	require.Len(t, p.proposals, 2, "a region that is not frozen may go on")
+
+	p.merge.state = &rspb.MergingState{Commit: 10}
+	p.merge.refuseBehind(cause)
+	require.Equal(t, error(cause), behind.wait(t))
+	require.Len(t, p.proposals, 1)
+	require.Equal(t, uint64(10), p.proposals[0].Index())
+	require.Equal(t, int64(3), p.store.inflight.Load())
+}
+
+// TestEarlyAcknowledgements: replicas may be frozen before their leader is. What they say then
+// counts when it names the entry that freezes the leader, and never otherwise.
+func TestEarlyAcknowledgements(t *testing.T) {
+	p := frozenPeer(5)
+	ack := func(peer, commit uint64) {
+		p.merge.noteEarly(&rspb.RaftMessage{
+			FromPeer: &metapb.Peer{Id: peer}, Merge: &rspb.MergeMessage{Commit: commit},
+		})
+	}
+	other := trio().Peers
+	ack(other[1].Id, 5) // of an earlier attempt
+	require.Empty(t, p.merge.early)
+	ack(other[1].Id, 6) // of one that this replica has not come to
+	ack(other[2].Id, 7)
+	ack(99, 7) // of no member
+	p.merge.freeze(&rspb.MergingState{Commit: 7}, time.Time{})
+	require.Equal(t, map[uint64]bool{other[2].Id: true}, p.merge.acks)
+	p.merge.thaw()
+	require.Empty(t, p.merge.early)
 }

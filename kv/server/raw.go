@@ -39,7 +39,7 @@ func failure(err error) (region *errorpb.Error, msg string, rpc error) {
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, "",
 			status.Error(codes.DeadlineExceeded,
-				"deadline exceeded; a write may still be carried out")
+				"deadline exceeded; the outcome is unknown: a write may still be carried out")
 	case errors.Is(err, context.Canceled):
 		return nil, "", status.Error(codes.Canceled, err.Error())
 	case errors.Is(err, regionerr.ErrStopping), errors.Is(err, regionerr.ErrFailed),

@@ -8,12 +8,14 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/pingcap/kvproto/pkg/errorpb"
 	"github.com/pingcap/kvproto/pkg/kvrpcpb"
 	"github.com/pingcap/kvproto/pkg/pdpb"
 	"github.com/pingcap/kvproto/pkg/tikvpb"
+	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -159,6 +161,17 @@ func failed(e *errorpb.Error, text string) tikvOutcome {
 	return tikvOutcome{
 		err: errors.New(text), unknown: strings.Contains(text, "the outcome is unknown"),
 	}
+}
+
+// TestOutcomesOfBatchedWrites: a write whose deadline has passed is of unknown outcome, also within
+// a batch, where a message is all that says so. A history in which it took effect later would else
+// count as not linearizable.
+func TestOutcomesOfBatchedWrites(t *testing.T) {
+	late := "deadline exceeded; the outcome is unknown: a write may still be carried out"
+	require.True(t, failed(nil, late).unknown)
+	require.False(t, failed(nil, "the key is empty").unknown)
+	require.False(t, failed(&errorpb.Error{ServerIsBusy: &errorpb.ServerIsBusy{}}, "").unknown)
+	require.True(t, failed(&errorpb.Error{StaleCommand: &errorpb.StaleCommand{}}, "").unknown)
 }
 
 // swap carries out a compare-and-swap, which TiKV's clients send as a call of its own.

@@ -223,16 +223,21 @@ func PeerOf(c *Cluster, store, region uint64) *raftstore.PeerInfo {
 // RawPutWith sends a put made for a given version of a region to that region's leader.
 func RawPutWith(c *Cluster, r *metapb.Region, key, value []byte) *errorpb.Error {
 	c.t.Helper()
-	leader := c.WaitLeader(r.Id)
-	s := &stub{c: c, id: leader.ID}
+	return RawPutOn(c, c.WaitLeader(r.Id).ID, r, key, value)
+}
+
+// RawPutOn is RawPutWith, sent to a store of which nothing is asked before.
+func RawPutOn(c *Cluster, store uint64, r *metapb.Region, key, value []byte) *errorpb.Error {
+	s := &stub{c: c, id: store}
 	resp, err := s.RawPut(context.Background(), &kvrpcpb.RawPutRequest{
 		Context: &kvrpcpb.Context{
-			RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: regions.PeerOnStore(r, leader.ID),
+			RegionId: r.Id, RegionEpoch: r.RegionEpoch, Peer: regions.PeerOnStore(r, store),
 		},
 		Key: key, Value: value,
 	})
 	if err != nil {
-		c.t.Fatalf("put: %v", err)
+		c.t.Errorf("put: %v", err)
+		return nil
 	}
 	return resp.RegionError
 }

@@ -76,6 +76,21 @@ var bugs = []bug{
 		"TestMergeNeedsEveryReplica", [2]string{
 			"	if mg.state == nil || m.Commit != mg.state.Commit ||", "	if mg.state == nil ||",
 		}),
+	{
+		name: "merge-counts-any-early-ack", file: "kv/raftstore/merge.go",
+		pkg: "./kv/raftstore", run: "TestEarlyAcknowledgements", tries: 1,
+		change: [][2]string{{"		if commit == state.Commit {\n", "		if commit > 0 {\n"}},
+	},
+	{
+		name: "merge-refuses-what-was-applied", file: "kv/raftstore/merge.go",
+		pkg: "./kv/raftstore", run: "TestOutcomeWhenTheRegionWentIntoAnother", tries: 1,
+		change: [][2]string{
+			{"prop.Index() <= mg.state.Commit {\n", "prop.Index() < mg.state.Commit {\n"},
+		},
+	},
+	merges("merge-refuses-writes", "kv/raftstore/write.go", "TestMergeHoldsWrites", [2]string{
+		"p.transfer.hold(w, err) || p.merge.holdWrite(w, err) {", "p.transfer.hold(w, err) {",
+	}),
 	merges("merge-rolled-back-without-proof", "kv/raftstore/merge.go", "TestMergeLateOrder",
 		[2]string{
 			"		mg.toTarget(t, rspb.MergeMessage_Cancel)\n		mg.ask(t)\n",

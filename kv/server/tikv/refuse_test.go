@@ -1,6 +1,7 @@
 package tikv
 
 import (
+	"context"
 	"fmt"
 	"reflect"
 	"strings"
@@ -49,6 +50,16 @@ func TestRefuseEveryKind(t *testing.T) {
 		}
 	}
 	require.Nil(t, refuse(&request{}, errNotServed))
+}
+
+// TestRefuseAtTheDeadline: a write within a batch whose deadline has passed is answered with words
+// from which its client can tell that the outcome is unknown: there is no status.
+func TestRefuseAtTheDeadline(t *testing.T) {
+	_, _, late := outcome(context.DeadlineExceeded)
+	resp := refuse(&request{Cmd: &tikvpb.BatchCommandsRequest_Request_RawPut{
+		RawPut: &kvrpcpb.RawPutRequest{},
+	}}, late)
+	require.Contains(t, resp.GetRawPut().GetError(), "the outcome is unknown")
 }
 
 // TestRefuseBusy: the answers that can be large say in their region error that there was no room.
