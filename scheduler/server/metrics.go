@@ -68,6 +68,8 @@ var (
 		"Connections to the client port that there was no room for.")
 	descUnread = desc("tinykv_client_port_unread_answers_total",
 		"Connections that ended because the client did not take an answer over HTTP.")
+	descBodies = desc("tinykv_client_port_refused_bodies_total",
+		"Bodies over HTTP that were too large, or did not arrive in time.")
 	descPeers = desc("tinykv_peer_port_connections",
 		"Connections to the peer port.")
 	descPeersRefused = desc("tinykv_peer_port_refused_connections_total",
@@ -94,7 +96,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		descRunning, descTSO,
 		descLeader, descLease, descPrepared, descAlarm, descKnown, descHealthy, descCondition,
 		descSkew,
-		descConns, descRefused, descSlow, descUnread, descPeers, descPeersRefused,
+		descConns, descRefused, descSlow, descUnread, descBodies, descPeers, descPeersRefused,
 		descPeerRequests, descExpiry,
 		descLogins, descMerges, descHolds,
 	} {
@@ -124,6 +126,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(descRefused, f.refused.Load())
 		counter(descSlow, f.slow.Load())
 		counter(descUnread, f.unread.Load())
+		counter(descBodies, m.s.bodies.Load())
 	}
 	counter(descLogins, m.s.guard.Attempts.Failed(), "wrong")
 	counter(descLogins, m.s.guard.Attempts.Refused(), "refused")

@@ -473,6 +473,14 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.ChainStreamInterceptor(roleCheck{s.guard}.stream))
 }
 
+const (
+	// maxCalls bounds the calls of one connection that are under way. A follower passes all that it
+	// gets on over one connection.
+	maxCalls = 4096
+	// maxCallHeaders bounds the headers of a call, in bytes.
+	maxCallHeaders = 64 << 10
+)
+
 // transportOptions bound what connections hold. Clients and stores connect again by themselves.
 func transportOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
@@ -490,6 +498,8 @@ func transportOptions() []grpc.ServerOption {
 		grpc.InitialWindowSize(1 << 20),
 		grpc.InitialConnWindowSize(8 << 20),
 		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.MaxHeaderListSize(maxCallHeaders),
 	}
 }
 
