@@ -181,6 +181,54 @@ func TestSecuredCluster(t *testing.T) {
 	})
 }
 
+// TestClusterWithRolesByName: a cluster of which no certificate has the URI of a role, so that the
+// lists of names alone say who is a server, an admin or a client.
+func TestClusterWithRolesByName(t *testing.T) {
+	dir := t.TempDir()
+	certs := filepath.Join(dir, "certs")
+	require.NoError(t, security.CreateCA(certs))
+	for _, r := range []security.CertRequest{
+		{Name: "node", Hosts: []string{"127.0.0.1"}}, {Name: "admin"}, {Name: "client"},
+		{Name: "printer"},
+	} {
+		_, err := security.CreateCert(certs, r)
+		require.NoError(t, err)
+	}
+	const lists = "\n[security]\ncert-node-cn = [\"node\"]\n" +
+		"cert-admin-cn = [\"admin\"]\ncert-client-cn = [\"client\"]\n"
+	c, err := localcluster.New(localcluster.Options{
+		BinDir: binDir, Dir: dir, Stores: 3, Schedulers: 1, TLS: true,
+		StoreConfig: fastStores + lists, SchedulerConfig: lists,
+		OnExit: func(p *localcluster.Process, err error) {
+			t.Errorf("%s ended by itself (%s): %s", p.Name, localcluster.ExitText(err),
+				p.LastWords())
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(c.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, c.Start(ctx))
+	cl := openAs(t, c, filesOf(certs, "client"))
+	require.NoError(t, cl.Put(t.Context(), []byte("k"), []byte("v")))
+	waitSecuredReplicas(t, cl, 3) // stores send each other messages of raft, and snapshots
+
+	err = cl.Placement().PutStore(t.Context(), &metapb.Store{Id: 99, Address: "127.0.0.1:1"})
+	require.ErrorContains(t, err, "needs a certificate of the role node")
+	cluster, err := cl.Placement().GetClusterConfig(t.Context())
+	require.NoError(t, err)
+	require.ErrorContains(t, cl.Placement().PutClusterConfig(t.Context(), cluster),
+		"needs a certificate of the role admin")
+	admin := openAs(t, c, filesOf(certs, "admin"))
+	require.NoError(t, admin.Placement().PutClusterConfig(t.Context(), cluster))
+	refused(t, "in no list", c.Stores[0].Addr, identityOf(t, filesOf(certs, "printer")).Client)
+
+	out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, "tinyctl"), "cert", "check",
+		"--certs-dir", certs, "--config", filepath.Join(dir, "tinykv-server.toml")).CombinedOutput()
+	require.Error(t, err, "one certificate is in no list")
+	require.Equal(t, 1, strings.Count(string(out), "has no role"), "%s", out)
+}
+
 // refused expects that a store does not serve a get.
 func refused(t *testing.T, name, store string, as func(...string) *tls.Config) {
 	t.Helper()
